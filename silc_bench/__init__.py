@@ -1,0 +1,3 @@
+"""silc-bench: how good is this image-text checkpoint, exactly - and does SILC help on my data."""
+
+__version__ = "0.1.0"

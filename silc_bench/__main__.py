@@ -1,0 +1,3 @@
+from silc_bench.cli import main
+
+main()

@@ -1,0 +1,52 @@
+"""Files that are either the old one or the new one, never half of each (standard library only)."""
+
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from silc_bench.errors import UserError
+
+
+def check_writable(folder: Path) -> None:
+    """Before work whose result goes into ``folder``: it is a folder to write in, or could be made. Makes nothing itself.
+
+    Raises:
+        UserError: a file is in its place or above it, or nothing may be written there; names what is in the way.
+    """
+    nearest = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    if not nearest.is_dir():
+        raise UserError(f"cannot write to {folder}: {nearest} is not a folder; choose another one")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise UserError(f"cannot write to {folder}: no permission to write in {nearest}; choose another folder")
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; on a clean exit flush it to disk and move it into place.
+
+    On any error the temporary file is removed and ``path`` is untouched: a full disk costs the new file, not the old one.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    temporary.touch(exist_ok=False)  # unlike tempfile's, with the permissions that the user's umask gives a file
+    try:
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def write_text_atomic(path: Path, text: str) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

@@ -1,0 +1,249 @@
+"""The command line: parses, calls, prints. ``silc-bench train | eval | leaderboard | tasks | demo``.
+
+Exit codes: 0 done, 1 the run failed, 2 the user's input was wrong. Torch is imported by the commands that compute, not here.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Column, Table
+from rich.text import Text
+
+from silc_bench import __version__
+from silc_bench.atomic import check_writable
+from silc_bench.errors import RunError, UserError
+
+if TYPE_CHECKING:
+    from silc_bench.results import Record
+
+app = typer.Typer(
+    help="How good is this image-text checkpoint, exactly - and does SILC help on my data.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+console = Console(emoji=False)
+
+Results = Annotated[Path, typer.Option(help="Folder of records.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+
+
+def answering(command: Callable[..., None]) -> Callable[..., None]:
+    """A mistake or a failure is one sentence and an exit code, never a traceback."""
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except BrokenPipeError:  # `silc-bench tasks | head`: nobody reads on, which Typer answers
+            raise
+        except (UserError, RunError, OSError) as error:  # OSError: a full disk, a file that may not be read
+            _complain("error:", str(error))
+            raise typer.Exit(2 if isinstance(error, UserError) else 1) from None
+        except KeyboardInterrupt:
+            _complain("stopped", "by Ctrl-C; everything that was finished is saved")
+            raise typer.Exit(1) from None
+
+    return wrapped
+
+
+def _complain(verdict: str, words: str) -> None:
+    """One line on the error stream. ``words`` may quote a file: no markup, no terminal codes."""
+    line = "".join(letter if letter.isprintable() else " " for letter in words)
+    Console(stderr=True).print(Text.assemble((verdict, "bold red"), " ", line), soft_wrap=True)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"silc-bench {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    pass
+
+
+@app.command()
+@answering
+def train(
+    preset: Annotated[str, typer.Option(help="shapes_tiny, cifar_tiny, b16, l16, so400m or g16.")] = "shapes_tiny",
+    data: Annotated[
+        str | None, typer.Option(help='"shapes", or webdataset shards: "DIR/{000..009}.tar", "DIR/*.tar", "A B".')
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run; runs/PRESET-OBJECTIVE if not given.")] = None,
+    objective: Annotated[str, typer.Option(help="silc, contrastive+views or contrastive: the steps of the ablation.")] = "silc",
+    samples: Annotated[int | None, typer.Option(help="Images seen in the whole run.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of weights, views and data order.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="field=value, as in optim.lr=3e-4; may be repeated.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out, bit for bit.")] = False,
+    device: Device = "auto",
+    show_config: Annotated[bool, typer.Option("--show-config", help="Print every field, how sure it is, and stop.")] = False,
+) -> None:
+    """Train SILC, or a step of its ablation."""
+    from trainer.presets import configure
+
+    config = configure(preset, objective, data=data, samples=samples, seed=seed, sets=set_ or ())
+    if show_config:
+        _print_config(config)
+        return
+    from silc_bench.features import choose_device
+    from trainer.train import run_training
+
+    run = out or Path("runs") / config.name
+    check_writable(run)
+    path = run_training(config, run, resume=resume, device=choose_device(device), console=console)
+    tasks = "shapes" if config.data.source == "shapes" else "zeroshot --data-root DIR"
+    print(f"done: {path}\nnext: silc-bench eval --ckpt {run} --tasks {tasks}")
+
+
+def _print_config(config: Any) -> None:
+    from trainer.config import flatten
+    from trainer.presets import provenance_of
+
+    table = _table("field", "value", "how sure the recipe is of it", title=config.name)
+    is_recipe = config.preset not in ("shapes_tiny", "cifar_tiny")
+    for field, value in flatten(config).items():
+        table.add_row(field, Text(str(value)), provenance_of(field) if is_recipe else "")
+    console.print(table)
+
+
+def _table(*heads: str, title: str | None = None) -> Table:
+    """In a narrow terminal the names keep their line, and long words go on in the next one instead of being cut."""
+    columns = [Column(head, no_wrap=head is heads[0], overflow="fold") for head in heads]
+    return Table(*columns, title=title, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+
+
+@app.command("eval")
+@answering
+def evaluate_command(
+    ckpt: Annotated[list[str], typer.Option(help="Run or checkpoint file, also with :student or :teacher; repeatable.")],
+    tasks: Annotated[str, typer.Option(help="Names, families, datasets, groups or globs, separated by commas.")],
+    data_root: Annotated[Path | None, typer.Option(help="Folder that holds the datasets.")] = None,
+    results: Results = Path("results"),
+    limit: Annotated[int | None, typer.Option(min=1, help="Pictures a split; such records are marked and never rank.")] = None,
+    device: Device = "auto",
+    precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures a forward pass.")] = 256,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that decode pictures; 0: in this one.")] = 0,
+    existing: Annotated[str, typer.Option(help="What to do with measurements that exist: skip, overwrite or error.")] = "skip",
+) -> None:
+    """Measure checkpoints on tasks; one record a task, written as soon as it ends."""
+    from silc_bench.registry import select
+
+    words = [word.strip() for word in tasks.split(",") if word.strip()]
+    chosen = select(words)
+    if data_root is None:  # a family or a glob means what can be measured here; a task named in full is an error if it cannot
+        left_out = [task for task in chosen if getattr(task, "needs_data_root", False) and task.name not in words]
+        chosen = [task for task in chosen if task not in left_out] or chosen
+        if left_out and left_out[0] not in chosen:
+            print(f"left out without --data-root: {', '.join(task.name for task in left_out)}")
+    from silc_bench.evaluate import evaluate
+    from silc_bench.models import load_model
+
+    check_writable(results)
+    models = [(spec, load_model(spec)) for spec in ckpt]
+    for spec, model in models:
+        evaluate(
+            model,
+            chosen,
+            model_source=spec,
+            data_root=data_root,
+            results_dir=results,
+            limit=limit,
+            device=device,
+            precision=precision,
+            batch_size=batch_size,
+            num_workers=workers,
+            existing=existing,
+            progress=console.is_terminal,
+            on_result=_print_record,
+        )
+    print(f"records in {results}; silc-bench leaderboard --results {results}")
+
+
+def _print_record(record: Record, is_new: bool) -> None:
+    name = record.task.main_metric
+    error = f" ± {100 * record.stderr[name]:.1f}" if name in record.stderr else ""
+    known = "" if is_new else "  (known, not measured again)"
+    limited = f"  (limited to {record.limit}, never ranks)" if record.limit else ""
+    print(
+        f"{record.model.name:34} {record.task.name:28} {name} {100 * record.metrics[name]:5.1f}{error} %"
+        f"  chance {100 * record.task.chance:.1f} %  n {record.n:,}{limited}{known}",
+        flush=True,
+    )
+
+
+@app.command()
+@answering
+def leaderboard(
+    results: Results = Path("results"),
+    out: Annotated[Path | None, typer.Option(help="Also write leaderboard.md, .csv and .html here.")] = None,
+) -> None:
+    """Tables from the records; with --out also as Markdown, CSV and a self-contained page."""
+    from silc_bench import leaderboard as boards
+
+    if out:
+        check_writable(out)
+    board = boards.build(results)
+    console.print(boards.to_terminal(board))
+    for path in boards.write(board, out) if out else ():
+        print(f"wrote {path}")
+
+
+@app.command("tasks")
+@answering
+def list_tasks(
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """What can be measured."""
+    from silc_bench.registry import all_tasks
+
+    known = all_tasks().values()
+    if as_json:
+        rows = [
+            {
+                "name": t.name,
+                "version": t.version,
+                "group": t.group,
+                "main_metric": t.main_metric,
+                "requires": sorted(t.requires),
+            }
+            for t in known
+        ]
+        print(json.dumps(rows, indent=1))
+        return
+    table = _table("task", "group", "main metric", "needs")
+    for task in known:
+        table.add_row(task.name, task.group, task.main_metric, " ".join(sorted(task.requires)))
+    console.print(table)
+
+
+@app.command()
+@answering
+def demo(
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for runs, records, pictures and the page; demo, or demo/fast, if not given.")
+    ] = None,
+    fast: Annotated[bool, typer.Option("--fast", help="A minute: every part runs, the numbers mean little.")] = False,
+) -> None:
+    """Train SILC and its contrastive twin on generated scenes, evaluate both, and show what self-distillation changed."""
+    from silc_bench.demo import run_demo
+
+    folder = out or Path("demo/fast" if fast else "demo")
+    check_writable(folder)
+    run_demo(folder, is_fast=fast, console=console, on_result=_print_record)
+
+
+def main() -> None:
+    app(prog_name="silc-bench")

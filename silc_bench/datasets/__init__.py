@@ -1,0 +1,74 @@
+"""Named, checked data for evaluation: pictures, labels, captions and masks that tasks read by index (no torch).
+
+Tasks call the loaders directly: ``shapes.Shapes("val", 1000)`` or ``cifar.load_cifar100(root, "test")`` -> an ImageDataset.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+from silc_bench.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL import Image
+
+IGNORE = 255  # mask value of pixels that are never scored
+
+
+@runtime_checkable
+class ImageDataset(Protocol):
+    """N samples read by index, always in the same order. What a dataset lacks is None or empty, never invented."""
+
+    name: str  # "shapes"
+    split: str  # "val"
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits over everything that is scored: equal data, equal fingerprint, wherever it lies."""
+        ...
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of ``labels``."""
+        ...
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """[N] int64."""
+        ...
+
+    @property
+    def captions(self) -> Sequence[tuple[str, ...]] | None:
+        """Several a picture."""
+        ...
+
+    @property
+    def mask_names(self) -> tuple[str, ...]:
+        """Names of mask values 0..C-1; IGNORE is not scored."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def image(self, index: int) -> Image.Image:
+        """The picture, RGB."""
+        ...
+
+    def mask(self, index: int) -> np.ndarray:
+        """[H, W] uint8, the picture's size."""
+        ...
+
+
+def spread(n: int, limit: int | None) -> list[int]:
+    """Indices of ``limit`` samples spread evenly over 0..n-1, all of them without a limit: a part that looks like the whole.
+
+    The first samples would not: data sorted by class would leave classes out.
+
+    Raises:
+        UserError: a limit below 1.
+    """
+    if limit is not None and limit < 1:
+        raise UserError(f"a limit of {limit} leaves no sample; give 1 or more")
+    count = n if limit is None else min(limit, n)
+    return [i * n // count for i in range(count)]

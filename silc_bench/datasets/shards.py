@@ -1,0 +1,247 @@
+"""Webdataset tar shards, read at random: samples are found once, then read one by one in any order (no torch).
+
+Flow: ``expand("data/{000..009}.tar")`` -> files -> ``index_shard(file)`` -> samples with the place of each member ->
+``read_member(file, place)`` -> bytes -> ``decode_image``. Nothing is extracted, and as reading keeps no file position
+(``os.pread``) the same index serves any number of threads and forked workers.
+
+Damage never passes in silence and never stops a training run: what is whole is kept, the rest is counted in a ``Damage``.
+"""
+
+from __future__ import annotations
+
+import glob
+import io
+import os
+import re
+import struct
+import tarfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeAlias
+
+from PIL import Image
+
+from silc_bench.errors import UserError
+
+Place: TypeAlias = tuple[int, int]  # offset and size in bytes
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+BROKEN_TAR = (tarfile.TarError, ValueError, OverflowError, MemoryError)  # tarfile lets nonsense sizes through to read()
+MAX_PIXELS = 64_000_000  # a picture that claims more is taken for a decompression bomb
+
+
+class DamagedImageError(ValueError):
+    """Bytes that are no usable picture. ``cause`` is short and the same for all of a kind, to count by."""
+
+    def __init__(self, cause: str, detail: str) -> None:
+        super().__init__(f"{cause}: {detail}")
+        self.cause = cause
+
+
+@dataclass
+class Damage:
+    """What had to be left out: how often, by cause, with the first example of each."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+    first: dict[str, str] = field(default_factory=dict)
+
+    def add(self, cause: str, where: str, count: int = 1) -> None:
+        self.counts[cause] = self.counts.get(cause, 0) + count
+        self.first.setdefault(cause, where)
+
+    def merge(self, other: Damage) -> None:
+        for cause, count in other.counts.items():
+            self.add(cause, other.first[cause], count)
+
+    @property
+    def total(self) -> int:
+        return sum(self.counts.values())
+
+    def summary(self) -> str:
+        """One line: "3 damaged: 2 corrupt image (first: a.tar:000017), 1 truncated member (first: ...)"."""
+        if not self.counts:
+            return "no damage"
+        causes = sorted(self.counts.items(), key=lambda pair: (-pair[1], pair[0]))
+        return f"{self.total} damaged: " + ", ".join(f"{n} {cause} (first: {self.first[cause]})" for cause, n in causes)
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Members that share a key: the path up to the first dot of the file name; the rest, lower-cased, is the extension."""
+
+    key: str
+    members: dict[str, Place]  # by extension: "jpg", "txt", "cls"
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    path: Path
+    samples: tuple[Sample, ...]  # in the order of the file
+    damage: Damage
+
+
+# ---- finding the files ----
+
+_BRACES = re.compile(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}")
+
+
+def expand(pattern: str) -> list[Path]:
+    """Shard files named by paths, folders (their ``*.tar``), globs and braces (``{000..009}``, ``{a,b}``), in that order.
+
+    Several patterns are separated by spaces or by "::"; a path that exists is never split. A file is listed once.
+
+    Raises:
+        UserError: a pattern or a brace alternative that matches no file; a missing shard is never passed over.
+    """
+    parts = [pattern] if Path(pattern).exists() else [part for part in re.split(r"::|\s+", pattern) if part]
+    if not parts:
+        raise UserError("no shards named; give a path, a folder or a pattern such as 'data/{000..009}.tar'")
+    files = [file for part in parts for one in _alternatives(part) for file in _matches(one, pattern)]
+    return list(dict.fromkeys(files))
+
+
+def _alternatives(pattern: str) -> Iterator[str]:
+    """Bash's brace expansion, leftmost braces first."""
+    braces = _BRACES.search(pattern)
+    if braces is None:
+        yield pattern
+        return
+    first, last, words = braces.groups()
+    if words is None:
+        low, high = int(first), int(last)
+        width = max(len(first), len(last)) if first.startswith("0") or last.startswith("0") else 0
+        options = [f"{i:0{width}d}" for i in range(low, high + 1)] or [f"{i:0{width}d}" for i in range(low, high - 1, -1)]
+    else:
+        options = words.split(",")
+    for option in options:
+        yield from _alternatives(pattern[: braces.start()] + option + pattern[braces.end() :])
+
+
+def _matches(name: str, pattern: str) -> list[Path]:
+    path = Path(name).expanduser()
+    if path.is_dir():
+        found = sorted(path.glob("*.tar"))
+        looked_for = f"*.tar in the folder {path}"
+    elif path.exists():
+        return [path]
+    else:
+        found = sorted(Path(match) for match in glob.glob(str(path), recursive=True))
+        looked_for = str(path.absolute())
+    if not found:
+        raise UserError(f"no shard found for {pattern!r}: there is no {looked_for}")
+    return found
+
+
+# ---- reading a file ----
+
+
+def index_shard(path: Path) -> ShardIndex:
+    """Find the samples of one tar file by reading its headers only, grouped as webdataset groups them.
+
+    Raises:
+        UserError: the file cannot be opened or is not an uncompressed tar at all. Damage further on is counted instead.
+    """
+    damage = Damage()
+    samples: list[Sample] = []
+    try:
+        with open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            size = os.fstat(file.fileno()).st_size
+            for name, place in _members(tar, size, path, damage):
+                _add_member(samples, name, place, path, damage)
+    except OSError as error:
+        raise UserError(f"cannot read the shard {path}: {error.strerror or error}") from error
+    except BROKEN_TAR as error:
+        raise UserError(f"{path} is not a tar shard: {_what_it_is(path)}") from error
+    return ShardIndex(path, tuple(samples), damage)
+
+
+def _members(tar: tarfile.TarFile, size: int, path: Path, damage: Damage) -> Iterator[tuple[str, Place]]:
+    """Whole regular members; then look at how the archive ends, as tarfile stops at a broken header without a word."""
+    is_broken = False
+    try:
+        for member in tar:
+            if member.size < 0:  # tarfile would walk backwards
+                is_broken = True
+                break
+            if member.offset_data + member.size > size:
+                damage.add("truncated member", f"{path}:{member.name}")
+                return
+            if member.isreg() and not member.issparse():
+                yield member.name, (member.offset_data, member.size)
+    except BROKEN_TAR:
+        is_broken = True
+    assert tar.fileobj is not None
+    tar.fileobj.seek(min(max(tar.offset, 0), size))
+    block = tar.fileobj.read(tarfile.BLOCKSIZE)
+    if not block:
+        damage.add("archive without an end (cut off?)", str(path))
+    elif is_broken or block.strip(b"\0"):
+        damage.add("unreadable header, rest of the shard lost", f"{path} at byte {tar.offset:,}")
+
+
+def _add_member(samples: list[Sample], name: str, place: Place, path: Path, damage: Damage) -> None:
+    folder, slash, file = name.rpartition("/")
+    stem, dot, extension = file.partition(".")
+    if not stem or not dot or re.match(r"__[^/]*__($|/)", name):
+        return  # no key (hidden files), or webdataset's own notes
+    key, extension = f"{folder}{slash}{stem}", extension.lower()
+    if not samples or samples[-1].key != key:
+        samples.append(Sample(key, {}))
+    if extension in samples[-1].members:
+        damage.add("second member of the same name", f"{path}:{name}")
+        return
+    samples[-1].members[extension] = place
+
+
+def _what_it_is(path: Path) -> str:
+    with open(path, "rb") as file:
+        start = file.read(64)
+    if not start:
+        return "the file is empty"
+    if start.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")):
+        return "it is compressed, and reading at random needs a plain tar; decompress it first"
+    if start.startswith(b"version https://git-lfs"):
+        return "it is a Git LFS pointer; fetch the file with `git lfs pull`"
+    return f"it starts with {start[:16]!r}"
+
+
+def read_member(path: Path, place: Place) -> bytes:
+    """The bytes of one member. Safe in threads and forked workers.
+
+    Raises:
+        UserError: the file is gone or has become shorter since it was indexed.
+    """
+    offset, size = place
+    try:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            data = os.pread(handle, size, offset)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        raise UserError(f"cannot read the shard {path}: {error.strerror}") from error
+    if len(data) != size:
+        raise UserError(f"{path} changed while it was in use: {len(data)} of {size} bytes at {offset}")
+    return data
+
+
+def decode_image(data: bytes) -> Image.Image:
+    """A picture as RGB, decoded completely.
+
+    Raises:
+        DamagedImageError: not a picture, a broken one, one of more than MAX_PIXELS, or one whose values do not fit 8 bits.
+    """
+    try:
+        image = Image.open(io.BytesIO(data))
+        if image.width * image.height > MAX_PIXELS:
+            raise DamagedImageError("oversized image", f"{image.width} x {image.height} pixels")
+        if image.mode in ("F", "I") or image.mode.startswith("I;"):
+            raise DamagedImageError("image of more than 8 bits", f"mode {image.mode}")
+        return image.convert("RGB")
+    except DamagedImageError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise DamagedImageError("oversized image", str(error)) from error
+    except (OSError, ValueError, SyntaxError, EOFError, IndexError, struct.error, zlib.error) as error:
+        raise DamagedImageError("corrupt image", str(error) or type(error).__name__) from error

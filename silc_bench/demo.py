@@ -1,0 +1,93 @@
+"""The whole idea in minutes: train SILC and its contrastive-only twin, evaluate both, compare them in tables and pictures.
+
+Flow: two runs on generated scenes -> every ``shapes`` task -> records -> pictures -> leaderboard.html. Everything goes
+through the same functions as the commands; stopping it loses nothing, and calling it again goes on where it stopped.
+
+Run it: ``silc-bench demo``, or ``silc-bench demo --fast`` to see every part in about a minute.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from silc_bench import leaderboard, metrics
+from silc_bench.atomic import write_text_atomic
+from silc_bench.datasets import IGNORE
+from silc_bench.datasets.shapes import SHAPES, Shapes
+from silc_bench.evaluate import evaluate
+from silc_bench.features import Extractor, choose_device
+from silc_bench.models import DenseModel, load_model
+from silc_bench.pictures import class_colors, figure, pca_colors
+from silc_bench.probes import upsample
+from silc_bench.registry import select
+from silc_bench.results import Record
+from tasks.segmentation import without_background
+from tasks.sources import own_templates
+from tasks.zeroshot import class_embeddings
+from trainer import checkpoint
+from trainer.presets import configure
+from trainer.train import run_training
+
+PRESET, OBJECTIVES = "shapes_tiny", ("contrastive", "silc")
+SAMPLES, FAST_SAMPLES = 48_000, 2_560  # at the preset's 38,400 a contrastive run was seen still telling colours only
+SHOWN = 6  # pictures in the figure
+
+
+def run_demo(out: Path, *, is_fast: bool, console: Console, on_result: Callable[[Record, bool], None]) -> Path:
+    """Train, evaluate and show below ``out``; the page's path. Raises as training and evaluation do."""
+    device = choose_device("auto")
+    results = out / "results"
+    specs = []
+    for objective in OBJECTIVES:
+        config = configure(PRESET, objective, samples=FAST_SAMPLES if is_fast else SAMPLES)
+        run = out / "runs" / config.name
+        run_training(config, run, resume=bool(checkpoint.all_in(run)), device=device, console=console)
+        specs.append(f"{run}:student")
+    models = [load_model(spec) for spec in specs]
+    for spec, model in zip(specs, models, strict=True):
+        evaluate(
+            model,
+            select(["shapes/*"]),
+            model_source=spec,
+            data_root=None,
+            results_dir=results,
+            progress=console.is_terminal,
+            on_result=on_result,
+        )
+    draw_dense(models, results / "pictures" / "dense_features.png", device)
+    board = leaderboard.build(results)
+    console.print(leaderboard.to_terminal(board))
+    page = next(path for path in leaderboard.write(board, out) if path.suffix == ".html")
+    print(f"open {page} in a browser: tables, intervals and pictures")
+    return page
+
+
+def draw_dense(models: Sequence[DenseModel], path: Path, device: torch.device) -> None:
+    """Zero-shot masks and patch PCA of each model on the first test scenes -> PNG, with its caption beside it."""
+    dataset = Shapes("test", 64)
+    shown = range(SHOWN)
+    truth = [without_background(dataset.mask(index)) for index in shown]
+    headers = ["picture", "truth"]
+    columns = [[np.asarray(dataset.image(index)) for index in shown], [class_colors(mask, mask != IGNORE) for mask in truth]]
+    for model in models:
+        extract = Extractor(model, device=device, precision="fp32", batch_size=64, num_workers=0, progress=False)
+        features = extract({"test": dataset})
+        classes = class_embeddings(features, SHAPES, own_templates("shapes_segmentation"))
+        joint = np.concatenate(list(features.dense("test", joint=True)))
+        patches = np.concatenate(list(features.dense("test", joint=False)))
+        masks = [upsample(metrics.normalize(joint[i]) @ classes.T, *truth[i].shape).argmax(axis=-1) for i in shown]
+        columns.append([class_colors(mask, truth[i] != IGNORE) for i, mask in enumerate(masks)])
+        columns.append(list(pca_colors(patches)[:SHOWN]))
+        objective = model.name.partition("-")[2].partition(":")[0]
+        headers += [f"{objective}\nzero-shot mask", f"{objective}\npatch PCA"]
+    figure(headers, list(zip(*columns, strict=True)), SHAPES, path)
+    write_text_atomic(
+        path.with_suffix(".txt"),
+        "Dense features of the two models on six test scenes. Zero-shot masks: the nearest shape name for each pixel, strong"
+        " where it is scored, pale on the background. Patch PCA: three principal components of the patch features.\n",
+    )

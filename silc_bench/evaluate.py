@@ -1,0 +1,153 @@
+"""Measure one model on some tasks: refuse first, skip what is known, encode once, save each record as soon as it exists.
+
+Flow: ``evaluate(load_model("runs/a:teacher"), select(["zeroshot", "dense"]), ...)`` -> check what the model can do -> load and
+fingerprint all data -> drop the measurements that ``results_dir`` already holds -> for each task left: encode what is not
+encoded yet, score, save. Whatever can be wrong with the input is found before the first picture is encoded.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from silc_bench import results
+from silc_bench.datasets import ImageDataset
+from silc_bench.errors import RunError, UserError, unknown_name
+from silc_bench.features import Extractor, choose_device, choose_precision
+from silc_bench.models import ImageTextModel
+from silc_bench.protocol import Protocol
+from silc_bench.registry import Task
+from silc_bench.results import Record
+
+EXISTING = ("skip", "overwrite", "error")
+_METHODS = {
+    "image": ("preprocess", "encode_image"),
+    "text": ("tokenize", "encode_text"),
+    "dense": ("preprocess", "encode_dense"),
+}
+
+
+def evaluate(
+    model: ImageTextModel,
+    tasks: Sequence[Task],
+    *,
+    model_source: str,
+    data_root: Path | None,
+    results_dir: Path,
+    limit: int | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    batch_size: int = 256,
+    num_workers: int = 0,
+    existing: str = "skip",
+    progress: bool = False,
+    on_result: Callable[[Record, bool], None] = lambda record, is_new: None,
+) -> list[Record]:
+    """The records of all ``tasks``, in their order; those that were known are read, not measured.
+
+    Args:
+        model_source: what the user asked for, kept in the records.
+        limit: pictures a split, evenly spread; the records say so and never rank.
+        existing: what to do about a measurement that is known: "skip" it, "overwrite" it, or "error" before any work.
+        on_result: called with each record and whether it was measured now.
+
+    Raises:
+        UserError: the model cannot do a task, data is missing or damaged, an option is unknown, ``existing="error"``.
+        RunError: some tasks failed. As after a damaged picture (UserError), the records of the other tasks are saved.
+    """
+    if existing not in EXISTING:
+        raise unknown_name("--existing", existing, EXISTING)
+    if batch_size < 1:
+        raise UserError(f"--batch-size must be 1 or more, not {batch_size}")
+    chosen_device = choose_device(device)
+    chosen_precision = choose_precision(precision, chosen_device)
+    for task in tasks:
+        check_supported(model, task)
+    plans = [_plan(model, task, task.load(data_root, limit), chosen_precision, limit, results_dir) for task in tasks]
+    if existing == "error" and any(plan.known for plan in plans):
+        names = ", ".join(plan.task.name for plan in plans if plan.known)
+        raise UserError(f"already measured in {results_dir}: {names}; use --existing skip or overwrite")
+
+    extract = Extractor(
+        model,
+        device=chosen_device,
+        precision=chosen_precision,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        progress=progress,
+    )
+    records: list[Record] = []
+    failures: dict[str, Exception] = {}
+    for plan in plans:
+        if plan.known is not None and existing == "skip":
+            records.append(plan.known)
+            on_result(plan.known, False)
+            continue
+        try:
+            record = _measure(model, plan, extract, model_source=model_source, limit=limit)
+        except Exception as error:  # whatever it is, the other tasks' measurements are not lost over it
+            failures[plan.task.name] = error
+            continue
+        results.save(record, results_dir)
+        records.append(record)
+        on_result(record, True)
+    if failures:
+        reasons = "; ".join(f"{name}: {type(error).__name__}: {error}" for name, error in failures.items())
+        is_input = all(isinstance(error, UserError) for error in failures.values())
+        summary = f"{len(failures)} of {len(tasks)} tasks failed - {reasons}"
+        raise (UserError if is_input else RunError)(summary) from next(iter(failures.values()))
+    return records
+
+
+def check_supported(model: ImageTextModel, task: Task) -> None:
+    """Raises UserError when the model lacks what the task asks for, and names it."""
+    for capability in sorted(task.requires):
+        missing = [method for method in _METHODS[capability] if not callable(getattr(model, method, None))]
+        if missing:
+            raise UserError(
+                f"{task.name} needs {capability} features, which {model.name} cannot give (no {' and no '.join(missing)});"
+                " leave this task out"
+            )
+
+
+@dataclass(frozen=True)
+class _Plan:
+    task: Task
+    data: Mapping[str, ImageDataset]
+    protocol: Protocol
+    known: Record | None  # measured before, under the same key
+
+
+def _plan(
+    model: ImageTextModel, task: Task, data: Mapping[str, ImageDataset], precision: str, limit: int | None, results_dir: Path
+) -> _Plan:
+    protocol = Protocol.of(model, task, precision)
+    # the record names the scored data; what was learned from is part of how it was measured
+    pools = {role: pool.fingerprint for role, pool in data.items() if role != "test"}
+    protocol = replace(protocol, task={**protocol.task, **({"pools": pools} if pools else {})})
+    key = results.key(task.name, task.version, protocol.hash, data["test"].fingerprint, limit)
+    return _Plan(task, data, protocol, results.find(results_dir, model.name, model.revision, task.name, key))
+
+
+def _measure(model: ImageTextModel, plan: _Plan, extract: Extractor, *, model_source: str, limit: int | None) -> Record:
+    started = time.perf_counter()
+    scores = plan.task.score(extract(plan.data))
+    return Record.create(
+        model,
+        plan.task,
+        plan.data["test"],
+        scores,
+        plan.protocol,
+        model_source=model_source,
+        device=_device_name(extract.device),
+        limit=limit,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

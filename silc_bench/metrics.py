@@ -1,0 +1,110 @@
+"""Scores from arrays: pure functions, numpy in, numbers out; nothing is read, stored or drawn.
+
+Flow: logits or embeddings -> rank of the right answer -> fraction of ranks below k; masks -> areas -> intersection over union.
+Everything that can be right or wrong is counted through ranks, and one rule holds for all of them: **a tie is not a hit**.
+A wrong answer that scores as much as the right one (or scores NaN) stands before it, so a model that gives every class
+the same score gets 0, not the share that an index order would hand it.
+
+Shapes: N pictures, C classes, D embedding, Q queries, G gallery items, H x W pixels.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from silc_bench.datasets import IGNORE
+
+CHUNK_CELLS = 1 << 24  # similarities held at once by retrieval_ranks: 64 MiB of fp32
+
+
+def class_ranks(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """How many wrong classes score at least as much as the right one: logits [N, C], labels [N] -> [N] int64, 0 is best."""
+    assert labels.shape == logits.shape[:1], (logits.shape, labels.shape)
+    right = np.take_along_axis(logits, labels[:, None], axis=1)
+    return (~(logits < right)).sum(axis=1) - 1  # the right class is not less than itself; NaN is not less than anything
+
+
+def recall_at(ranks: np.ndarray, k: int) -> float:
+    """Fraction of ``ranks`` [N] below k: top-k accuracy of class ranks, any-hit recall@k of retrieval ranks."""
+    return float(np.mean(ranks < k))
+
+
+def median_rank(ranks: np.ndarray) -> float:
+    """Median of ``ranks`` [N], counted from 1 as the field reports it."""
+    return float(np.median(ranks)) + 1.0
+
+
+def mean_per_class_recall(hits: np.ndarray, labels: np.ndarray) -> float:
+    """Mean over classes of the fraction hit: hits [N] bool, labels [N]. Classes without a sample are not averaged.
+
+    Equal to scikit-learn's ``balanced_accuracy_score`` of the predictions behind ``hits``.
+    """
+    _, inverse, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    return float(np.mean(np.bincount(inverse, weights=hits) / counts))
+
+
+def retrieval_ranks(queries: np.ndarray, gallery: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Rank of the best right answer of each query by cosine similarity: [Q, D], [G, D] -> [Q] int64, 0 is best.
+
+    ``right`` [P, 2] lists (query, gallery item) pairs, one or more a query, so that one function serves both ways: pictures
+    with several right captions (any-hit recall, as CLIP-like papers report it) and captions with their picture. The rank
+    counts the wrong items that score at least as much as the best right one. The right score is read from the same product
+    as the wrong ones: a second sum could differ in its last bit. Memory is bounded by ``CHUNK_CELLS`` whatever Q x G.
+    """
+    queries, gallery = normalize(queries), normalize(gallery)
+    ranks = np.empty(len(queries), dtype=np.int64)
+    chunk = max(1, CHUNK_CELLS // max(1, len(gallery)))
+    for start in range(0, len(queries), chunk):
+        similarities = queries[start : start + chunk] @ gallery.T
+        here = right[(right[:, 0] >= start) & (right[:, 0] < start + chunk)]
+        is_right = np.zeros(similarities.shape, dtype=bool)
+        is_right[here[:, 0] - start, here[:, 1]] = True
+        assert is_right.any(axis=1).all(), "a query has no right answer in the gallery"
+        best = np.where(is_right, similarities, -np.inf).max(axis=1, keepdims=True)
+        ranks[start : start + chunk] = (~(similarities < best) & ~is_right).sum(axis=1)
+    return ranks
+
+
+def normalize(features: np.ndarray) -> np.ndarray:
+    """Unit length along the last axis; a zero vector stays zero (and so ties with everything)."""
+    norms = np.linalg.norm(features, axis=-1, keepdims=True)
+    return features / np.where(norms > 0, norms, 1)
+
+
+def areas(prediction: np.ndarray, mask: np.ndarray, num_classes: int) -> np.ndarray:
+    """Pixels per class of one picture: prediction and mask [H, W] -> [3, C] int64: intersection, predicted, true.
+
+    Pixels whose mask is IGNORE count nowhere. Areas of many pictures add up; the scores below take the sum.
+    """
+    valid = mask != IGNORE
+    truth, guess = mask[valid].astype(np.int64), prediction[valid].astype(np.int64)
+    assert not len(truth) or max(truth.max(), guess.max()) < num_classes, "a class index beyond num_classes"
+    intersection = np.bincount(truth[truth == guess], minlength=num_classes)
+    return np.stack([intersection, np.bincount(guess, minlength=num_classes), np.bincount(truth, minlength=num_classes)])
+
+
+def class_iou(areas: np.ndarray) -> np.ndarray:
+    """[..., 3, C] -> [..., C] intersection over union; NaN for a class that is neither true nor predicted anywhere."""
+    intersection, predicted, truth = np.moveaxis(np.asarray(areas, dtype=np.float64), -2, 0)
+    return _ratio(intersection, predicted + truth - intersection)
+
+
+def mean_iou(areas: np.ndarray) -> np.ndarray:
+    """[..., 3, C] -> [...] mIoU. A class absent from truth *and* prediction is not averaged; one only predicted counts as 0."""
+    return np.nanmean(class_iou(areas), axis=-1)
+
+
+def pixel_accuracy(areas: np.ndarray) -> np.ndarray:
+    """[..., 3, C] -> [...] fraction of scored pixels whose class is right."""
+    intersection, _, truth = np.moveaxis(np.asarray(areas, dtype=np.float64), -2, 0)
+    return _ratio(intersection.sum(-1), truth.sum(-1))
+
+
+def mean_class_accuracy(areas: np.ndarray) -> np.ndarray:
+    """[..., 3, C] -> [...] mean over the classes that occur in the truth of the fraction of their pixels found."""
+    intersection, _, truth = np.moveaxis(np.asarray(areas, dtype=np.float64), -2, 0)
+    return np.nanmean(_ratio(intersection, truth), axis=-1)
+
+
+def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    return np.divide(part, whole, out=np.full_like(whole, np.nan), where=whole > 0)

@@ -1,0 +1,140 @@
+"""Models trained here: RUN or RUN/checkpoints/step_N.pt, with ``:student`` (the default) or ``:teacher``.
+
+The teacher is the EMA of the vision tower; its texts are read by the student's text tower, the only one there is (SILC's
+teacher has no text tower, 2310.13355). The only place where the evaluation imports the trainer, and only when asked.
+
+Shapes: B pictures or texts, L tokens, D embedding, h x w patches.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2 import functional as tv
+
+from silc_bench.errors import UserError, unknown_name
+from trainer import checkpoint
+from trainer.config import TextConfig, from_dict
+from trainer.model import Student, VisionTower, count_parameters
+from trainer.teacher import Teacher
+from trainer.tokenizer import Tokenizer
+
+BRANCHES = ("student", "teacher")
+MEAN, STD = 0.5, 0.5
+
+
+class NativeModel:
+    """A DenseModel over one branch of a checkpoint."""
+
+    def __init__(self, name: str, student: Student, vision: VisionTower, tokenizer: Tokenizer):
+        config = student.config
+        self.name = name
+        self.vision, self.text, self.tokenizer = vision.eval(), student.text.eval(), tokenizer
+        self.embed_dim = config.vision.width
+        self.image_size = config.vision.image_size
+        self.patch_size = config.vision.patch_size
+        self.num_params = count_parameters(vision) + count_parameters(student.text)
+        self.logit_scale = student.log_scale.exp().item()
+        self.logit_bias = student.logit_bias.item()
+        self.revision = revision_of({"vision": vision, "text": student.text})
+        self.image_protocol = {
+            "resize": "squash",
+            "size": self.image_size,
+            "interpolation": "bicubic",
+            "antialias": True,
+            "crop": "none",
+            "mean": [MEAN] * 3,
+            "std": [STD] * 3,
+        }
+        self.text_protocol = {
+            "cleaning": tokenizer.cleaning,
+            "length": config.text.context_length,
+            "tokenizer": hashlib.sha256(tokenizer.to_json().encode()).hexdigest()[:16],
+        }
+
+    def preprocess(self, image: Image.Image) -> Tensor:
+        """Whole picture squashed to the square -> [3, H, W] in [-1, 1]."""
+        size = (self.image_size, self.image_size)
+        image = image.convert("RGB")  # before the resize: Pillow takes the nearest pixel of a palette picture
+        if image.size != size:
+            image = image.resize(size, Image.Resampling.BICUBIC)
+        return tv.pil_to_tensor(image).float().div_(255).sub_(MEAN).div_(STD)
+
+    def tokenize(self, texts: list[str]) -> Tensor:
+        return self.tokenizer(texts)
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        return self.vision(images).float()
+
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        return self.text(tokens).float()
+
+    def encode_dense(self, images: Tensor, joint: bool) -> Tensor:
+        return self.vision.dense(images, joint).float()
+
+    def to(self, device: torch.device) -> NativeModel:
+        self.vision.to(device)
+        self.text.to(device)
+        return self
+
+
+def load(path: Path, branch: str = "student") -> NativeModel:
+    """The student or teacher of a run's newest checkpoint, or of a checkpoint file.
+
+    Raises:
+        UserError: no such file, a damaged or foreign one, an unknown branch, or parts that do not fit together:
+            configuration, tokenizer, weights.
+    """
+    if branch not in BRANCHES:
+        raise unknown_name("branch", branch, BRANCHES)
+    file = checkpoint.find(path)
+    payload = checkpoint.load(file)
+    try:
+        config = from_dict(_read_json(payload["config"]))
+        tokenizer = Tokenizer.from_json(payload["tokenizer"])
+        _check_pairing(tokenizer, config.text)
+    except UserError as error:
+        raise UserError(f"checkpoint {file}: {error}") from None
+    try:
+        with torch.device("meta"):  # nothing is allocated for sizes that only the file claims
+            student = Student(config)
+            teacher = Teacher(student, config.distillation)
+        student.load_state_dict(payload["student"], assign=True)
+        teacher.load_state_dict(payload["teacher"], assign=True)
+        vision = student.vision if branch == "student" else teacher.vision
+        return NativeModel(f"{config.name}:{branch}", student.float(), vision.float(), tokenizer)
+    except (TypeError, RuntimeError) as error:
+        reason = textwrap.shorten(str(error), 300, placeholder=" ...")
+        raise UserError(f"checkpoint {file}: its weights do not fit its own configuration ({reason})") from None
+
+
+def _read_json(text: Any) -> Any:
+    try:
+        return json.loads(text)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UserError(f"its config is not JSON ({error})") from None
+
+
+def _check_pairing(tokenizer: Tokenizer, text: TextConfig) -> None:
+    if tokenizer.context_length != text.context_length or tokenizer.vocab_size > text.vocab_size:
+        raise UserError(
+            f"its tokenizer makes {tokenizer.context_length} tokens of {tokenizer.vocab_size} kinds,"
+            f" its text tower reads {text.context_length} of {text.vocab_size}"
+        )
+
+
+def revision_of(modules: dict[str, torch.nn.Module]) -> str:
+    """Hash of names, shapes and values of the weights behind the embeddings, 16 hex digits; dtype and device do not count."""
+    digest = hashlib.sha256()
+    for prefix, module in sorted(modules.items()):
+        for name, value in sorted(module.state_dict().items()):
+            digest.update(f"{prefix}.{name} {tuple(value.shape)}".encode())
+            digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,181 @@
+"""What frozen features know: closed-form probes and nearest neighbours, the same numbers on every run.
+
+``ridge`` on k-shot samples (``shot_indices``), ``knn_ranks``, and ``segmentation_ridge`` on patch features against masks at
+full resolution. The logistic regression of the linear probe stands in `silc_bench.logistic`.
+
+Shapes: N samples, D features, C classes, h x w patches, H x W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from silc_bench.datasets import IGNORE
+from silc_bench.metrics import class_ranks, normalize
+
+BIAS_COLUMN = 100.0  # large, so that the penalty hardly touches the bias
+STD_EPSILON = 1e-5
+BATCH_NORM_EPSILON = 1e-5
+CHUNK_CELLS = 1 << 24  # similarities held at once by knn_ranks: 64 MiB of fp32
+
+
+@dataclass(frozen=True)
+class LinearMap:
+    """features @ weight + bias: weight [D, C], bias [C], float64."""
+
+    weight: np.ndarray
+    bias: np.ndarray
+
+    def __call__(self, features: np.ndarray) -> np.ndarray:
+        return features @ self.weight + self.bias
+
+
+def moments(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and deviation of each feature, [N, D] -> [D], [D] float64: what every probe standardises by."""
+    features = features.astype(np.float64)
+    return features.mean(axis=0), features.std(axis=0) + STD_EPSILON
+
+
+def shot_indices(labels: np.ndarray, shots: int, seed: int, num_classes: int) -> np.ndarray:
+    """Which samples are the k shots: labels [N] -> [<= C * shots] indices, by class.
+
+    The draw of big_vision's ``fewshot_lsr``: one generator a seed, one permutation a class, of which the first ``shots`` are
+    taken - so that 5 shots hold the 1 shot. Only the dataset's labels and the seed decide, never a model or a global generator.
+    """
+    rng = np.random.default_rng(seed)
+    by_class = [rng.permutation(np.flatnonzero(labels == c)) for c in range(num_classes)]
+    return np.concatenate([indices[:shots] for indices in by_class])
+
+
+def ridge(features: np.ndarray, labels: np.ndarray, num_classes: int, l2: float) -> LinearMap:
+    """Least squares with targets +1 for the class and -1 for the others, in closed form (big_vision ``fewshot_lsr``).
+
+    Minimises |X W - Y|^2 + l2 |W|^2 where X [N, D + 1] is standardised with the training statistics and has a constant last
+    column of 100, whose weight is penalised like any other. Standardisation is folded into the map that is returned.
+    """
+    mean, std = moments(features)
+    x = np.pad((features - mean) / std, ((0, 0), (0, 1)), constant_values=BIAS_COLUMN)
+    y = 2.0 * (labels[:, None] == np.arange(num_classes)) - 1.0
+    num_samples, dim = x.shape
+    if num_samples >= dim:
+        solution = np.linalg.solve(x.T @ x + l2 * np.eye(dim), x.T @ y)
+    else:
+        solution = x.T @ np.linalg.solve(x @ x.T + l2 * np.eye(num_samples), y)
+    weight = solution[:-1] / std[:, None]
+    return LinearMap(weight, BIAS_COLUMN * solution[-1] - mean @ weight)
+
+
+def knn_ranks(
+    train: np.ndarray,
+    train_labels: np.ndarray,
+    test: np.ndarray,
+    test_labels: np.ndarray,
+    ks: Sequence[int],
+    temperature: float,
+) -> dict[int, np.ndarray]:
+    """Weighted nearest neighbours (DINO, appendix F.1): rank [N] of the right class among the votes, for each k.
+
+    Each of the k nearest training samples by cosine votes for its class with weight exp(cosine / temperature). Memory is
+    bounded by ``CHUNK_CELLS`` whatever the sizes.
+    """
+    train, test = normalize(train), normalize(test)
+    num_classes = int(max(train_labels.max(), test_labels.max())) + 1
+    most = min(max(ks), len(train))
+    ranks = {k: np.empty(len(test), dtype=np.int64) for k in ks}
+    chunk = max(1, CHUNK_CELLS // max(len(train), num_classes))
+    for start in range(0, len(test), chunk):
+        similarities = test[start : start + chunk] @ train.T
+        nearest = np.argpartition(-similarities, most - 1, axis=1)[:, :most]
+        cosines = np.take_along_axis(similarities, nearest, axis=1)
+        order = np.argsort(-cosines, axis=1, kind="stable")
+        nearest, cosines = np.take_along_axis(nearest, order, axis=1), np.take_along_axis(cosines, order, axis=1)
+        # exp((cosine - 1) / t) is the same vote up to a factor, and cannot overflow
+        weights, classes = np.exp((cosines.astype(np.float64) - 1) / temperature), train_labels[nearest]
+        rows = np.arange(len(similarities))[:, None]
+        for k in ks:
+            votes = np.zeros((len(similarities), num_classes))
+            np.add.at(votes, (rows, classes[:, :k]), weights[:, :k])
+            ranks[k][start : start + chunk] = class_ranks(votes, test_labels[start : start + chunk])
+    return ranks
+
+
+def segmentation_ridge(batches: Iterable[tuple[np.ndarray, Sequence[np.ndarray]]], num_classes: int, l2: float) -> LinearMap:
+    """A linear map from patch features to classes whose up-sampled logits fit the masks best, in one pass over the data.
+
+    Batch norm and a 1x1 convolution, solved instead of descended: minimises, over all pixels p that are not IGNORE,
+
+        mean_p |up(Z W + b)_p - onehot(mask_p)|^2 + l2 |W|^2        (b is free)
+
+    where Z are the patch features standardised by their moments over all training patches (variance + 1e-5, as batch norm) and
+    ``up`` is bilinear to the mask's own size (align_corners=False). Up-sampling is linear, F -> U F, so the normal equations
+    only need U^T U over the valid pixels [hw, hw] and U^T Y [hw, C] of each picture: no feature is ever up-sampled and no
+    mask ever reduced. Standardisation is folded into the map that is returned. Float64 throughout.
+
+    Args:
+        batches: patch features [B, h, w, D] with the B masks [H, W] of the same pictures.
+        num_classes: mask values are below it, or IGNORE.
+        l2: penalty per pixel.
+    """
+    gram = target = total = square = np.zeros(())  # of [D + 1, D + 1], [D + 1, C], [D] and [D] from the first picture on
+    patches = 0
+    for features, masks in batches:
+        for feature, mask in zip(features.astype(np.float64), masks, strict=True):
+            height, width, dim = feature.shape
+            flat = np.pad(feature.reshape(-1, dim), ((0, 0), (0, 1)), constant_values=1)  # up-sampling keeps the ones
+            pixels = _upsampled_products((mask != IGNORE).astype(np.float64), height, width)
+            classes = _downsampled_classes(mask, num_classes, height, width)
+            gram = gram + flat.T @ (pixels @ flat)
+            target = target + flat.T @ classes
+            total = total + flat[:, :-1].sum(axis=0)
+            square = square + (flat[:, :-1] ** 2).sum(axis=0)
+            patches += len(flat)
+    assert patches, "no picture to learn from"
+    mean = total / patches
+    std = np.sqrt(np.maximum(square / patches - mean**2, 0) + BATCH_NORM_EPSILON)
+    # [z, 1] = [f, 1] @ fold, so the sums over standardised features follow from those over raw ones
+    fold = np.block([[np.diag(1 / std), np.zeros((len(std), 1))], [-(mean / std)[None], np.ones((1, 1))]])
+    penalty = l2 * gram[-1, -1] * np.diag([*np.ones(len(std)), 0.0])
+    solution = fold @ np.linalg.solve(fold.T @ gram @ fold + penalty, fold.T @ target)
+    return LinearMap(solution[:-1], solution[-1])
+
+
+def upsample(grid: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Bilinear, align_corners=False, as torch's ``interpolate``: [h, w, C] -> [height, width, C]."""
+    rows = np.tensordot(_bilinear(height, grid.shape[0]), grid, axes=1)
+    return np.einsum("xj,yjc->yxc", _bilinear(width, grid.shape[1]), rows, optimize=True)
+
+
+@lru_cache(maxsize=64)
+def _bilinear(size: int, cells: int) -> np.ndarray:
+    """[size, cells]: how much each cell gives to each of ``size`` positions."""
+    center = np.maximum((np.arange(size) + 0.5) * cells / size - 0.5, 0)
+    low = np.minimum(center.astype(np.int64), cells - 1)
+    high = np.minimum(low + 1, cells - 1)
+    matrix = np.zeros((size, cells))
+    np.add.at(matrix, (np.arange(size), low), 1 - (center - low))
+    np.add.at(matrix, (np.arange(size), high), center - low)
+    return matrix
+
+
+@lru_cache(maxsize=64)
+def _bilinear_pairs(size: int, cells: int) -> np.ndarray:
+    """[size, cells * cells]: products of the weights of two cells at each position."""
+    matrix = _bilinear(size, cells)
+    return (matrix[:, :, None] * matrix[:, None, :]).reshape(size, -1)
+
+
+def _upsampled_products(valid: np.ndarray, height: int, width: int) -> np.ndarray:
+    """U^T diag(valid) U: [H, W] -> [hw, hw], by the two axes apart (U is their Kronecker product)."""
+    pairs = _bilinear_pairs(valid.shape[0], height).T @ valid @ _bilinear_pairs(valid.shape[1], width)
+    return pairs.reshape(height, height, width, width).transpose(0, 2, 1, 3).reshape(height * width, height * width)
+
+
+def _downsampled_classes(mask: np.ndarray, num_classes: int, height: int, width: int) -> np.ndarray:
+    """U^T onehot(mask): [H, W] -> [hw, C]. IGNORE is no class."""
+    onehot = (mask == np.arange(num_classes)[:, None, None]).astype(np.float64)
+    cells = _bilinear(mask.shape[0], height).T @ onehot @ _bilinear(mask.shape[1], width)
+    return cells.reshape(num_classes, -1).T

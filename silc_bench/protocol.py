@@ -1,0 +1,63 @@
+"""What exactly was measured, named and hashed: two numbers may share a column only if their protocols hash alike (no torch).
+
+Flow: ``Protocol.of(model, task, precision)`` -> ``.hash`` decides, with the data, whether a record exists -> ``.as_dict()``
+goes into it whole, so that the leaderboard can say which field differs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from silc_bench.models import ImageTextModel
+    from silc_bench.registry import Task
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Every choice that can move a number. The three dicts hold JSON only; a NaN or an array in them is a ValueError."""
+
+    name: str  # "native": the checkpoint's own preprocessing
+    image: dict[str, Any]  # ImageTextModel.image_protocol
+    text: dict[str, Any]  # ImageTextModel.text_protocol; empty where no text is encoded
+    task: dict[str, Any]  # Task.protocol()
+    task_version: int
+    main_metric: str
+    feature_point: str  # "pooled" or "dense"
+    precision: str  # of the forward pass: "fp32", "bf16"
+
+    @classmethod
+    def of(cls, model: ImageTextModel, task: Task, precision: str) -> Protocol:
+        """The native protocol of this model on this task."""
+        return cls(
+            name="native",
+            image=model.image_protocol,
+            text=model.text_protocol if "text" in task.requires else {},
+            task=task.protocol(),
+            task_version=task.version,
+            main_metric=task.main_metric,
+            feature_point="dense" if "dense" in task.requires else "pooled",
+            precision=precision,
+        )
+
+    def __post_init__(self) -> None:
+        _canonical(asdict(self))
+
+    @property
+    def hash(self) -> str:
+        """First 16 hex digits of the SHA-256 of the canonical JSON: any field counts, the order of keys does not."""
+        return hashlib.sha256(_canonical(asdict(self)).encode()).hexdigest()[:16]
+
+    def as_dict(self) -> dict[str, Any]:
+        """All fields and the hash, as plain JSON (tuples have become lists), keys sorted."""
+        return json.loads(_canonical({**asdict(self), "hash": self.hash}))
+
+
+def _canonical(value: dict[str, Any]) -> str:
+    try:
+        return json.dumps(value, sort_keys=True, allow_nan=False, separators=(",", ":"))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"protocol: every field must be plain JSON, but {error}: {value!r:.200}") from error

@@ -1,0 +1,118 @@
+"""Tasks by name: ours and third parties' (entry-point group ``silc_bench.tasks``). No torch: listing tasks is instant.
+
+A task is one measurement on one dataset: it loads data, says which features it needs, and scores them.
+``select(["zeroshot", "shapes/*", "cifar100/knn"])`` resolves families, groups, globs and exact names.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from silc_bench.errors import UserError, unknown_name
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from silc_bench.datasets import ImageDataset
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a task found. Metrics are fractions; a standard error stands beside each metric that has one."""
+
+    metrics: dict[str, float]
+    stderr: dict[str, float]
+    n: int  # samples scored
+    chance: float  # expected main metric of a model that knows nothing, on exactly these samples
+    details: dict[str, Any] = field(default_factory=dict)  # per-class values, chosen hyper-parameters: JSON only
+
+
+class Features(Protocol):
+    """Encoded data, by role of the split ("train", "test"). Each is encoded at most once, however many tasks ask.
+
+    N samples, D embedding, h x w patches. fp32 and not normalised, in the dataset's order.
+    """
+
+    data: Mapping[str, ImageDataset]
+
+    def image(self, role: str) -> np.ndarray:
+        """[N, D] pooled image embeddings."""
+        ...
+
+    def text(self, texts: Sequence[str]) -> np.ndarray:
+        """[len(texts), D]."""
+        ...
+
+    def dense(self, role: str, joint: bool) -> Iterator[np.ndarray]:
+        """Batches [b, h, w, D] in order; bounded memory. ``joint``: in the space shared with text."""
+        ...
+
+
+@runtime_checkable
+class Task(Protocol):
+    name: str  # "cifar100/zeroshot": dataset/family
+    version: int  # bumped by any change that moves a number
+    group: str  # heading of the leaderboard: "zero-shot", "dense", ...
+    main_metric: str
+    requires: frozenset[str]  # of {"image", "text", "dense"}
+
+    def load(self, data_root: Path | None, limit: int | None) -> dict[str, ImageDataset]:
+        """Datasets by role; "test" is the one that is scored."""
+        ...
+
+    def protocol(self) -> dict[str, Any]:
+        """Everything the task itself decides (prompts, shots, seeds, l2 ...), as JSON: part of what is hashed."""
+        ...
+
+    def score(self, features: Features) -> Scores:
+        """Pure: the same features give the same scores."""
+        ...
+
+
+_TASKS: dict[str, Task] = {}
+
+
+def register(task: Task) -> Task:
+    assert task.name not in _TASKS, f"task {task.name!r} is registered twice"
+    assert task.name.count("/") == 1, f"task {task.name!r} is not dataset/family"
+    _TASKS[task.name] = task
+    return task
+
+
+def all_tasks() -> dict[str, Task]:
+    """Every registered task by name. Our own families come from the package ``tasks``; others from entry points."""
+    import tasks  # noqa: F401  registers on import
+
+    for entry in entry_points(group="silc_bench.tasks"):
+        entry.load()
+    return dict(sorted(_TASKS.items()))
+
+
+def select(patterns: Iterable[str]) -> list[Task]:
+    """Tasks named by exact name, family ("zeroshot"; "segmentation" covers "segmentation_*"), dataset, group or glob.
+
+    Raises:
+        UserError: a pattern that matches nothing; the nearest names are given.
+    """
+    known = all_tasks()
+    chosen: dict[str, Task] = {}
+    for pattern in patterns:
+        found = {name: task for name, task in known.items() if _matches(pattern, task)}
+        if not found:
+            words = set(known) | {part for name in known for part in name.split("/")} | {t.group for t in known.values()}
+            raise unknown_name("task", pattern, words)
+        chosen |= found
+    if not chosen:
+        raise UserError("no task was named; `silc-bench tasks` lists them")
+    return [chosen[name] for name in sorted(chosen)]
+
+
+def _matches(pattern: str, task: Task) -> bool:
+    dataset, family = task.name.split("/")
+    words = (task.name, dataset, family, family.split("_")[0], task.group)
+    return pattern in words or fnmatch.fnmatchcase(task.name, pattern)

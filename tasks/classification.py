@@ -1,0 +1,52 @@
+"""What all classification families share: scores from ranks, and what a model that knows nothing would score."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from silc_bench import metrics, stats
+from silc_bench.registry import Scores
+
+if TYPE_CHECKING:
+    from silc_bench.datasets import ImageDataset
+
+
+def labels_of(dataset: ImageDataset) -> np.ndarray:
+    """[N] int64."""
+    assert dataset.labels is not None, f"{dataset.name}/{dataset.split} has no labels"
+    return dataset.labels
+
+
+def classification_scores(ranks: np.ndarray, labels: np.ndarray, chance: float, details: dict[str, Any]) -> Scores:
+    """acc1, acc5 and mean_per_class_recall from the rank [N] of the right class among all."""
+    hits = ranks < 1
+    return Scores(
+        metrics={
+            "acc1": metrics.recall_at(ranks, 1),
+            "acc5": metrics.recall_at(ranks, 5),
+            "mean_per_class_recall": metrics.mean_per_class_recall(hits, labels),
+        },
+        stderr={
+            "acc1": stats.accuracy_stderr(hits),
+            "acc5": stats.accuracy_stderr(ranks < 5),
+            "mean_per_class_recall": stats.mean_per_class_stderr(hits, labels),
+        },
+        n=len(labels),
+        chance=chance,
+        details=details,
+    )
+
+
+def uniform_chance(train_labels: np.ndarray, labels: np.ndarray) -> float:
+    """Accuracy of guessing evenly among the classes that occur in training: what equal shots of noise lead to."""
+    known = np.unique(train_labels)
+    return float(np.isin(labels, known).mean() / len(known))
+
+
+def frequency_chance(train_labels: np.ndarray, labels: np.ndarray) -> float:
+    """Accuracy of guessing classes as often as they occur in training: sum over classes of p_train * p_test."""
+    num_classes = int(max(train_labels.max(), labels.max())) + 1
+    frequencies = [np.bincount(values, minlength=num_classes) / len(values) for values in (train_labels, labels)]
+    return float(frequencies[0] @ frequencies[1])

@@ -1,0 +1,72 @@
+"""Image-text retrieval by cosine, both ways: which caption belongs to a picture, which picture to a caption.
+
+``text_retrieval_recall@k`` (picture -> captions): is one of the picture's own captions among the k nearest.
+``image_retrieval_recall@k`` (caption -> pictures): is a picture with this caption among the k nearest.
+Captions are compared by their words: one that describes several pictures is right for each of them, and stands in the gallery
+once. Where no caption repeats, as nearly none does in COCO, this is the protocol of CLIP and clip_benchmark.
+
+The main metric is text retrieval at 1: a picture tells its most detailed caption, while a short caption ("a circle") fits more
+pictures than the ones it was written for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from silc_bench import metrics, stats
+from silc_bench.registry import Features, Scores, register
+from tasks.sources import SourcedTask, shapes
+
+if TYPE_CHECKING:
+    from silc_bench.datasets import ImageDataset
+
+KS = (1, 5, 10)
+
+
+@dataclass(kw_only=True, eq=False)
+class Retrieval(SourcedTask):
+    version: int = 1
+    group: str = "retrieval"
+    main_metric: str = "text_retrieval_recall@1"
+    requires: frozenset[str] = frozenset({"image", "text"})
+
+    def protocol(self) -> dict[str, Any]:
+        return {"k": list(KS), "recall": "any hit", "captions": "all of a picture; equal ones are one"}
+
+    def score(self, features: Features) -> Scores:
+        test = features.data["test"]
+        pictures, texts, captions = captions_of(test)
+        right = np.stack([pictures, texts], axis=1)
+        images, embeddings = features.image("test"), features.text(captions)
+        text_ranks = metrics.retrieval_ranks(images, embeddings, right)
+        image_ranks = metrics.retrieval_ranks(embeddings, images, right[:, ::-1])[texts]  # a query for each caption of each
+
+        values: dict[str, float] = {}
+        errors: dict[str, float] = {}
+        for way, ranks, asked_by in (("text", text_ranks, np.arange(len(test))), ("image", image_ranks, pictures)):
+            for k in KS:
+                values[f"{way}_retrieval_recall@{k}"] = metrics.recall_at(ranks, k)
+                errors[f"{way}_retrieval_recall@{k}"] = _recall_stderr(ranks < k, asked_by)
+            values[f"{way}_retrieval_median_rank"] = metrics.median_rank(ranks)
+        chance = float(np.bincount(pictures).mean() / len(captions))
+        return Scores(values, errors, n=len(test), chance=chance, details={"distinct_captions": len(captions)})
+
+
+def captions_of(dataset: ImageDataset) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """(picture, index of its caption) for each caption of each picture, [P] and [P], and the distinct captions."""
+    assert dataset.captions is not None, f"{dataset.name}/{dataset.split} has no captions"
+    pairs = [(picture, text) for picture, own in enumerate(dataset.captions) for text in dict.fromkeys(own)]
+    captions, texts = np.unique([text for _, text in pairs], return_inverse=True)
+    return np.array([picture for picture, _ in pairs]), texts, captions.tolist()
+
+
+def _recall_stderr(hits: np.ndarray, asked_by: np.ndarray) -> float:
+    """Over the pictures that asked: the captions of one picture are hit or missed together."""
+    counts = np.stack([np.bincount(asked_by, weights=hits), np.bincount(asked_by)], axis=1)
+    return stats.bootstrap_stderr(counts, lambda sums: sums[:, 0] / sums[:, 1])
+
+
+register(Retrieval(name="shapes/retrieval", sources={"test": shapes("test", 1000)}))

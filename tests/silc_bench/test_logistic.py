@@ -1,0 +1,73 @@
+"""The logistic sweep against scikit-learn's optimum and the objective written out."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from silc_bench import logistic
+from silc_bench.logistic import fit_logistic
+from silc_bench.probes import moments
+
+COSTS = (1e-5, 1e-3, 1e-1, 10.0)
+
+
+def clustered(rng, num_samples, dim, num_classes, spread=1.0):
+    """Features of very different scales around a centre a class."""
+    labels = rng.integers(0, num_classes, size=num_samples)
+    labels[:num_classes] = np.arange(num_classes)
+    centers = rng.normal(size=(num_classes, dim))
+    features = (centers[labels] + spread * rng.normal(size=(num_samples, dim))) @ (
+        rng.normal(size=(dim, dim)) * np.logspace(0, -2, dim)
+    ) + 3
+    return features.astype(np.float32), labels
+
+
+@pytest.mark.parametrize("spread", [3.0, 0.5], ids=["overlapping", "separable"])
+def test_logistic_reaches_sklearns_optimum_at_every_cost(spread):
+    from sklearn.linear_model import LogisticRegression
+
+    x, labels = clustered(np.random.default_rng(6), 300, 12, 5, spread)
+    mean, std = moments(x)
+    x = (x - mean) / std
+    fit = fit_logistic(x, labels, COSTS)
+    assert fit.converged.all()
+
+    def loss(weight, bias, cost):
+        logits = x @ weight + bias
+        shifted = logits - logits.max(axis=1, keepdims=True)
+        log_loss = np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(len(x)), labels]
+        return log_loss.mean() + (weight**2).sum() / (2 * cost * len(x))
+
+    for k, cost in enumerate(COSTS):
+        ours = loss(fit.weight[k], fit.bias[k], cost)
+        assert fit.loss[k] == pytest.approx(ours, rel=1e-9), "the loss it reports is the loss it reached"
+        peer = LogisticRegression(C=cost, tol=1e-8, max_iter=5000).fit(x, labels)
+        theirs = loss(peer.coef_.T, peer.intercept_, cost)
+        assert ours <= theirs * (1 + 1e-6)
+
+
+def test_logistic_without_standardisation_and_in_any_chunks(monkeypatch):
+    x, labels = clustered(np.random.default_rng(7), 200, 6, 3, 2.0)
+    x = (x * np.logspace(0, 3, 6)).astype(np.float32)  # badly scaled, far from centred
+    losses = []
+    for cells in (1, 1000, 1 << 20):
+        monkeypatch.setattr(logistic, "_CHUNK_CELLS", cells)
+        fit = fit_logistic(x, labels, (1e-2, 1.0))
+        assert fit.converged.all()
+        losses.append(fit.loss)
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-6)
+    np.testing.assert_allclose(losses[2], losses[0], rtol=1e-6)
+
+
+def test_logistic_says_when_it_is_cut_short(monkeypatch):
+    monkeypatch.setattr(logistic, "MAX_STEPS", 3)
+    x, labels = clustered(np.random.default_rng(8), 100, 6, 3)
+    assert not fit_logistic(x, labels, (10.0,)).converged.any()
+
+
+def test_logistic_with_one_class_and_with_a_gap():
+    fit = fit_logistic(np.ones((4, 2)), np.zeros(4, dtype=np.int64), (1.0,))
+    assert fit.converged.all()
+    with pytest.raises(AssertionError, match="without gaps"):
+        fit_logistic(np.ones((2, 2)), np.array([0, 2]), (1.0,))

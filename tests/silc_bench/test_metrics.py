@@ -1,0 +1,178 @@
+"""Metrics against loops written from their definitions, against peer libraries, and on tables worked by hand."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import types
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from silc_bench import metrics
+from silc_bench.datasets import IGNORE
+
+
+@pytest.fixture(scope="module")
+def clip_benchmark():
+    """Its metric functions; it imports ``requests`` for downloads, which need not be installed."""
+    with pytest.MonkeyPatch.context() as patch:
+        if importlib.util.find_spec("requests") is None:
+            patch.setitem(sys.modules, "requests", types.ModuleType("requests"))
+        from clip_benchmark.metrics import zeroshot_classification, zeroshot_retrieval
+    return zeroshot_classification, zeroshot_retrieval
+
+
+# ---- classification ----
+
+
+def test_class_ranks_by_hand():
+    logits = np.array([[3.0, 1.0, 2.0], [0.0, 0.0, 5.0], [1.0, 1.0, 1.0], [np.nan, 2.0, 1.0], [0.0, np.nan, 1.0]])
+    labels = np.array([0, 1, 0, 1, 1])
+    # first; tied with class 0 behind class 2; tied with both; NaN stands before; a NaN of its own is last
+    assert metrics.class_ranks(logits, labels).tolist() == [0, 2, 2, 1, 2]
+
+
+@given(st.integers(0, 10**6))
+def test_class_ranks_equal_a_loop_also_with_ties(seed):
+    rng = np.random.default_rng(seed)
+    logits, labels = rng.integers(0, 4, size=(7, 5)).astype(np.float32), rng.integers(0, 5, size=7)
+    expected = [sum(row[c] >= row[label] for c in range(5) if c != label) for row, label in zip(logits, labels, strict=True)]
+    assert metrics.class_ranks(logits, labels).tolist() == expected
+
+
+def test_equal_logits_score_nothing():
+    labels = np.arange(10)
+    ranks = metrics.class_ranks(np.zeros((10, 10)), labels)
+    assert metrics.recall_at(ranks, 1) == 0
+    assert metrics.recall_at(ranks, 9) == 0
+
+
+def test_accuracy_equals_clip_benchmark(clip_benchmark, monkeypatch):
+    classification, _ = clip_benchmark
+    # it calls float() on arrays of one element, which numpy 2.4 refuses
+    monkeypatch.setattr(classification, "float", lambda value: float(np.asarray(value).item()), raising=False)
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(size=(200, 12)).astype(np.float32), rng.integers(0, 12, size=200)
+    theirs = classification.accuracy(torch.from_numpy(logits), torch.from_numpy(labels), topk=(1, 5))
+    ranks = metrics.class_ranks(logits, labels)
+    assert [metrics.recall_at(ranks, k) for k in (1, 5)] == pytest.approx(theirs, abs=0)
+
+
+def test_mean_per_class_recall_equals_sklearn_with_absent_classes():
+    from sklearn.metrics import balanced_accuracy_score
+
+    rng = np.random.default_rng(1)
+    labels = rng.choice([0, 1, 4, 7], p=[0.6, 0.2, 0.15, 0.05], size=300)
+    predictions = np.where(rng.random(300) < 0.5, labels, rng.choice([0, 1, 4, 7], size=300))
+    ours = metrics.mean_per_class_recall(predictions == labels, labels)
+    assert ours == pytest.approx(balanced_accuracy_score(labels, predictions), abs=1e-12)
+
+
+# ---- retrieval ----
+
+
+def several_captions(rng, num_images=23, dim=6):
+    counts = rng.integers(1, 6, size=num_images)
+    pictures = np.repeat(np.arange(num_images), counts)
+    shuffled = rng.permutation(len(pictures))
+    right = np.stack([pictures[shuffled], np.arange(len(pictures))], axis=1)
+    images = rng.normal(size=(num_images, dim)).astype(np.float32)
+    texts = images[right[:, 0]] + 1.5 * rng.normal(size=(len(pictures), dim)).astype(np.float32)
+    return images, texts.astype(np.float32), right
+
+
+def test_retrieval_equals_clip_benchmark_both_ways(clip_benchmark):
+    _, retrieval = clip_benchmark
+    images, texts, right = several_captions(np.random.default_rng(2))
+    scores = torch.nn.functional.normalize(torch.from_numpy(texts)) @ torch.nn.functional.normalize(torch.from_numpy(images)).T
+    positive = torch.zeros_like(scores, dtype=torch.bool)
+    positive[right[:, 1], right[:, 0]] = True
+    text_ranks = metrics.retrieval_ranks(images, texts, right)
+    image_ranks = metrics.retrieval_ranks(texts, images, right[:, ::-1])
+    for k in (1, 5, 10):
+        theirs = [(retrieval.recall_at_k(s, p, k) > 0).float().mean() for s, p in ((scores.T, positive.T), (scores, positive))]
+        ours = [metrics.recall_at(ranks, k) for ranks in (text_ranks, image_ranks)]
+        assert ours == pytest.approx([float(value) for value in theirs], abs=1e-7)
+
+
+@pytest.mark.parametrize("cells", [1, 40, 1 << 24])
+def test_retrieval_ranks_equal_a_loop_in_any_chunks(cells, monkeypatch):
+    monkeypatch.setattr(metrics, "CHUNK_CELLS", cells)
+    images, texts, right = several_captions(np.random.default_rng(3))
+    own = {(int(q), int(g)) for q, g in right}
+    expected = []
+    for q, image in enumerate(images.astype(np.float64)):
+        cosine = [image @ t / np.linalg.norm(image) / np.linalg.norm(t) for t in texts.astype(np.float64)]
+        best = max(c for g, c in enumerate(cosine) if (q, g) in own)
+        expected.append(sum(c >= best for g, c in enumerate(cosine) if (q, g) not in own))
+    assert metrics.retrieval_ranks(images, texts, right).tolist() == expected
+
+
+def test_retrieval_ties_and_collapse_are_not_hits():
+    same = np.ones((4, 3), dtype=np.float32)
+    right = np.stack([np.arange(4), np.arange(4)], axis=1)
+    assert metrics.retrieval_ranks(same, same, right).tolist() == [3, 3, 3, 3]
+    assert metrics.retrieval_ranks(0 * same, same, right).tolist() == [3, 3, 3, 3]
+
+
+def test_several_right_answers_do_not_stand_in_each_others_way():
+    image, texts = np.array([[1.0, 0.0]]), np.array([[1.0, 0.1], [1.0, 0.2], [1.0, 0.3], [1.0, 0.0]])
+    assert metrics.retrieval_ranks(image, texts, np.array([[0, 1], [0, 2]])).tolist() == [2]
+    assert metrics.median_rank(np.array([0, 2, 4])) == 3.0
+
+
+def test_a_query_without_an_answer_is_a_mistake_of_ours():
+    with pytest.raises(AssertionError, match="no right answer"):
+        metrics.retrieval_ranks(np.eye(2), np.eye(2), np.array([[0, 0]]))
+
+
+# ---- segmentation ----
+
+
+def test_areas_and_scores_by_hand():
+    truth = np.array([[0, 0, 1], [1, IGNORE, IGNORE]])
+    guess = np.array([[0, 1, 1], [1, 2, 0]])
+    found = metrics.areas(guess, truth, 4)
+    assert found.tolist() == [[1, 2, 0, 0], [1, 3, 0, 0], [2, 2, 0, 0]]
+    assert metrics.class_iou(found)[:2].tolist() == [1 / 2, 2 / 3]
+    assert np.isnan(metrics.class_iou(found)[2:]).all()
+    assert metrics.mean_iou(found) == pytest.approx((1 / 2 + 2 / 3) / 2), "absent from truth and prediction: not averaged"
+    assert metrics.pixel_accuracy(found) == 3 / 4
+    assert metrics.mean_class_accuracy(found) == pytest.approx((1 / 2 + 1) / 2)
+    only_predicted = metrics.areas(np.array([[0, 2]]), np.array([[0, 0]]), 4)
+    assert metrics.mean_iou(only_predicted) == pytest.approx((1 / 2 + 0) / 2), "predicted but never true: counts as 0"
+
+
+def test_iou_equals_torchmetrics_over_several_pictures():
+    from torchmetrics import JaccardIndex
+    from torchmetrics.classification import MulticlassAccuracy
+
+    rng = np.random.default_rng(4)
+    truth = rng.choice([0, 1, 2, 3, IGNORE], size=(6, 16, 20))
+    guess = np.where(rng.random(truth.shape) < 0.5, truth, rng.integers(0, 4, size=truth.shape))
+    guess[guess == IGNORE] = 2
+    total = sum(metrics.areas(g, t, 4) for g, t in zip(guess, truth, strict=True))
+    tensors = torch.from_numpy(guess), torch.from_numpy(truth)
+    peers = {
+        metrics.mean_iou: JaccardIndex("multiclass", num_classes=4, ignore_index=IGNORE),
+        metrics.pixel_accuracy: MulticlassAccuracy(4, average="micro", ignore_index=IGNORE),
+        metrics.mean_class_accuracy: MulticlassAccuracy(4, average="macro", ignore_index=IGNORE),
+    }
+    for ours, theirs in peers.items():
+        assert ours(total) == pytest.approx(float(theirs(*tensors)), abs=1e-6)
+
+
+def test_scores_work_on_stacks_of_areas():
+    stack = np.random.default_rng(5).integers(1, 9, size=(7, 3, 4))
+    stack[:, 0] = np.minimum(stack[:, 1], stack[:, 2]) // 2
+    for score in (metrics.mean_iou, metrics.pixel_accuracy, metrics.mean_class_accuracy):
+        assert score(stack).tolist() == [score(one) for one in stack]
+
+
+def test_a_class_beyond_the_count_is_a_mistake_of_ours():
+    with pytest.raises(AssertionError, match="beyond num_classes"):
+        metrics.areas(np.array([[0]]), np.array([[5]]), 4)

@@ -1,0 +1,132 @@
+"""Every registered task keeps the contract, and tasks are found by the names people use."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from silc_bench import registry
+from silc_bench.errors import UserError
+from silc_bench.registry import Task, all_tasks, register, select
+
+TASKS = all_tasks()
+SHAPES = {
+    "shapes/fewshot",
+    "shapes/knn",
+    "shapes/linear",
+    "shapes/retrieval",
+    "shapes/segmentation_linear",
+    "shapes/segmentation_zeroshot",
+    "shapes/zeroshot",
+    "shapes/zeroshot_unseen",
+}
+CIFAR = {"cifar100/fewshot", "cifar100/knn", "cifar100/linear", "cifar100/zeroshot"}
+
+
+def names(*patterns):
+    return {task.name for task in select(patterns)}
+
+
+def test_what_is_registered():
+    assert set(TASKS) == SHAPES | CIFAR
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_contract(name):
+    task = TASKS[name]
+    assert isinstance(task, Task)
+    assert task.name == name
+    assert task.version >= 1
+    assert task.requires
+    assert task.requires <= {"image", "text", "dense"}
+    assert json.loads(json.dumps(task.protocol(), allow_nan=False)) == task.protocol(), "JSON, and nothing that JSON changes"
+
+
+@pytest.mark.parametrize("name", sorted(SHAPES))
+def test_loading_is_repeatable_limited_and_scores_the_role_test(name):
+    task = TASKS[name]
+    whole, again, part = task.load(None, None), task.load(None, None), task.load(None, 10)
+    assert "test" in whole
+    for role, dataset in whole.items():
+        assert dataset.fingerprint == again[role].fingerprint
+        assert dataset.fingerprint != part[role].fingerprint
+        assert len(part[role]) == 10 < len(dataset)
+
+
+def test_pools_that_are_learned_from_are_not_scored():
+    for task in TASKS.values():
+        if task.name.startswith("shapes/"):
+            splits = {role: dataset.split for role, dataset in task.load(None, 10).items()}
+            assert splits.get("train", "train") == "train"
+            assert splits["test"] in ("test", "unseen")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("shapes/zeroshot", {"shapes/zeroshot"}),
+        ("zeroshot", {"shapes/zeroshot", "shapes/zeroshot_unseen", "cifar100/zeroshot"}),
+        ("segmentation", {"shapes/segmentation_linear", "shapes/segmentation_zeroshot"}),
+        ("segmentation_linear", {"shapes/segmentation_linear"}),
+        ("dense", {"shapes/segmentation_linear", "shapes/segmentation_zeroshot"}),
+        ("cifar100", CIFAR),
+        ("cifar100/*", CIFAR),
+        ("*/knn", {"cifar100/knn", "shapes/knn"}),
+        ("*", SHAPES | CIFAR),
+    ],
+)
+def test_select(pattern, expected):
+    assert names(pattern) == expected
+
+
+def test_select_joins_and_sorts():
+    assert [task.name for task in select(["shapes/zeroshot", "*/knn", "knn"])] == [
+        "cifar100/knn",
+        "shapes/knn",
+        "shapes/zeroshot",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "hint"),
+    [
+        ("zeroshoot", "zeroshot"),
+        ("cifar10/zeroshot", "cifar100/zeroshot"),
+        ("Shapes", "shapes"),
+        ("imagenet/*", "known: |did you mean"),
+    ],
+)
+def test_unknown_names_give_the_nearest(pattern, hint):
+    with pytest.raises(UserError, match=hint):
+        select(["shapes/zeroshot", pattern])
+
+
+def test_no_name_at_all():
+    with pytest.raises(UserError, match="no task was named"):
+        select([])
+
+
+def test_a_name_is_registered_once_and_is_dataset_and_family(monkeypatch):
+    monkeypatch.setattr(registry, "_TASKS", dict(registry._TASKS))
+    with pytest.raises(AssertionError, match="registered twice"):
+        register(TASKS["shapes/knn"])
+
+    class Misnamed:
+        name = "knn"
+
+    with pytest.raises(AssertionError, match="not dataset/family"):
+        register(Misnamed())
+
+
+def test_other_packages_register_through_an_entry_point(monkeypatch):
+    monkeypatch.setattr(registry, "_TASKS", dict(registry._TASKS))
+
+    class Entry:
+        def load(self):
+            from tasks.knn import Knn
+
+            register(Knn(name="birds/knn", sources={}))
+
+    monkeypatch.setattr(registry, "entry_points", lambda group: [Entry()] if group == "silc_bench.tasks" else [])
+    assert "birds/knn" in all_tasks()

@@ -1,0 +1,80 @@
+"""Models whose scores are known beforehand: one that knows the answers, and one that knows nothing.
+
+Both recognise a picture by its pixels, as a real model would have to; none is told an index.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+
+class LookupModel:
+    """A DenseModel that looks everything up: ``image`` and ``text`` give [D], ``dense`` gives [h, w, D]."""
+
+    name, revision = "lookup", "0" * 16
+    num_params, logit_scale, logit_bias = 1, 1.0, 0.0
+
+    def __init__(
+        self,
+        embed_dim: int,
+        image: Callable[[bytes], np.ndarray] | None = None,
+        text: Callable[[str], np.ndarray] | None = None,
+        dense: Callable[[bytes, bool], np.ndarray] | None = None,
+        patch_size: int = 8,
+    ) -> None:
+        self.embed_dim, self.image_size, self.patch_size = embed_dim, 64, patch_size
+        self.image_protocol, self.text_protocol = {"resize": "none"}, {"cleaning": "none"}
+        self._image, self._text, self._dense = image, text, dense
+        self._seen: list[str] = []
+
+    def preprocess(self, image: Image.Image) -> Tensor:
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1).float()
+
+    def tokenize(self, texts: list[str]) -> Tensor:
+        self._seen += texts
+        return torch.arange(len(self._seen) - len(texts), len(self._seen))[:, None]
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        return torch.stack([torch.from_numpy(self._image(pixels(picture))).float() for picture in images])
+
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        return torch.stack([torch.from_numpy(self._text(self._seen[row])).float() for row in tokens[:, 0].tolist()])
+
+    def encode_dense(self, images: Tensor, joint: bool) -> Tensor:
+        return torch.stack([torch.from_numpy(self._dense(pixels(picture), joint)).float() for picture in images])
+
+    def to(self, device: torch.device) -> LookupModel:
+        return self
+
+
+def pixels(picture: Tensor) -> bytes:
+    """The key of a picture: its RGB bytes."""
+    return picture.permute(1, 2, 0).to(torch.uint8).numpy().tobytes()
+
+
+def _noise(key: bytes, *shape: int) -> np.ndarray:
+    seed = int.from_bytes(hashlib.sha256(key).digest()[:8], "little")
+    return np.random.default_rng(seed).normal(size=shape)
+
+
+@pytest.fixture(scope="session")
+def lookup_model() -> type[LookupModel]:
+    return LookupModel
+
+
+@pytest.fixture(scope="session")
+def random_model() -> LookupModel:
+    """Features that have nothing to do with the picture or the text, but are the same each time."""
+    return LookupModel(
+        64,
+        image=lambda key: _noise(key, 64),
+        text=lambda text: _noise(text.encode(), 64),
+        dense=lambda key, joint: _noise(key + bytes([joint]), 8, 8, 64),
+    )

@@ -1,0 +1,196 @@
+"""What each family decides by itself: prompts, shots, penalties, captions that repeat, chance."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from silc_bench import metrics
+from silc_bench.errors import UserError
+from silc_bench.registry import select
+from tasks.classification import frequency_chance, uniform_chance
+from tasks.linear import COSTS, Linear
+from tasks.retrieval import Retrieval, captions_of
+from tasks.segmentation import constant_miou, uniform_miou, without_background
+from tasks.sources import openai_templates, own_templates
+from tasks.zeroshot import class_embeddings
+
+
+class GivenFeatures:
+    """Features from arrays instead of a model: ``images`` by role, ``texts`` by text."""
+
+    def __init__(self, data, images=None, texts=None):
+        self.data, self._images, self._texts = data, images, texts
+        self.asked = []
+
+    def image(self, role):
+        return self._images[role]
+
+    def text(self, texts):
+        self.asked += texts
+        return np.stack([self._texts[text] for text in texts])
+
+
+class Labelled:
+    name, split, fingerprint = "given", "test", "0" * 16
+
+    def __init__(self, labels=None, class_names=(), captions=None):
+        self.labels, self.class_names, self.captions = labels, class_names, captions
+
+    def __len__(self):
+        return len(self.labels if self.labels is not None else self.captions)
+
+
+# ---- zero-shot ----
+
+
+def test_class_embeddings_are_normalised_means_of_normalised_prompts():
+    rng = np.random.default_rng(0)
+    texts = {f"{template} {name}": rng.normal(size=4) * 10 for name in ("cat", "dog") for template in ("a", "the", "my")}
+    features = GivenFeatures({}, texts=texts)
+    ours = class_embeddings(features, ["cat", "dog"], ["a {c}", "the {c}", "my {c}"])
+    for row, name in zip(ours, ("cat", "dog"), strict=True):
+        unit = [texts[f"{template} {name}"] / np.linalg.norm(texts[f"{template} {name}"]) for template in ("a", "the", "my")]
+        mean = sum(unit) / 3
+        np.testing.assert_allclose(row, mean / np.linalg.norm(mean), atol=1e-12)
+
+
+def test_prompts():
+    assert len(openai_templates("cifar100")) == 18
+    assert openai_templates("cifar100")[0] == "a photo of a {c}."
+    for template in (*openai_templates("cifar100"), *own_templates("shapes")):
+        assert template.format(c="red circle").count("red circle") == 1
+
+
+def test_prompts_of_shapes_are_how_its_captions_begin():
+    from silc_bench.datasets.shapes import Shapes
+
+    dataset = Shapes("test", 200)
+    said = {caption for own in dataset.captions for caption in own}
+    prompts = {template.format(c=name) for template in own_templates("shapes") for name in dataset.class_names}
+    assert len(prompts & said) > 10, "a single object is described by exactly its prompt"
+
+
+# ---- chance ----
+
+
+@pytest.mark.parametrize("chance", [uniform_chance, frequency_chance])
+def test_chance_of_classification_by_simulation(chance):
+    rng = np.random.default_rng(1)
+    train, test = rng.choice([0, 2, 3], p=[0.7, 0.2, 0.1], size=500), rng.choice([0, 1, 2], p=[0.5, 0.2, 0.3], size=400)
+    pool = np.unique(train) if chance is uniform_chance else train
+    guesses = rng.choice(pool, size=(500, 400))
+    assert chance(train, test) == pytest.approx((guesses == test).mean(), abs=0.005)
+
+
+# ---- linear probe ----
+
+
+def test_linear_chooses_on_training_pictures_only_and_never_answers_an_unseen_class():
+    rng = np.random.default_rng(2)
+    centers = rng.normal(size=(4, 6))
+    train, test = np.repeat([0, 1, 3], 20), np.array([0, 1, 2, 3] * 10)
+    order = rng.permutation(60)
+    images = {
+        "train": (centers[train] + 0.4 * rng.normal(size=(60, 6)))[order],
+        "test": centers[test] + 0.4 * rng.normal(size=(40, 6)),
+    }
+    names = ("a", "b", "c", "d")
+    data = {"train": Labelled(train[order], names), "test": Labelled(test, names)}
+    task = Linear(name="given/linear", sources={})
+    scores = task.score(GivenFeatures(data, images))
+    assert scores.metrics["acc1"] == 0.75, "all but the class that training does not hold"
+    assert scores.details["cost"] in COSTS
+    assert scores.details["converged"] == [True] * (len(COSTS) + 1)
+    held_out = scores.details["held_out_acc1"]
+
+    data["test"] = Labelled(test[::-1].copy(), names)
+    other = task.score(GivenFeatures(data, images))
+    assert other.details["held_out_acc1"] == held_out, "the test labels decide nothing but the score"
+
+
+def test_linear_needs_enough_to_hold_some_out():
+    data = {"train": Labelled(np.array([0, 1, 0, 1]), ("a", "b")), "test": Labelled(np.array([0]), ("a", "b"))}
+    with pytest.raises(UserError, match="needs 5 training pictures or more"):
+        Linear(name="given/linear", sources={}).score(GivenFeatures(data, {"train": np.eye(4), "test": np.eye(4)[:1]}))
+
+
+# ---- retrieval ----
+
+
+def test_captions_that_repeat_stand_once_in_the_gallery_and_are_right_for_each_picture():
+    dataset = Labelled(captions=[("x", "y"), ("y", "z", "z"), ("w",)])
+    pictures, texts, captions = captions_of(dataset)
+    assert captions == ["w", "x", "y", "z"]
+    assert list(zip(pictures.tolist(), texts.tolist(), strict=True)) == [(0, 1), (0, 2), (1, 2), (1, 3), (2, 0)]
+
+    images = np.eye(4)[:3]
+    embeddings = {"x": images[0], "y": images[0] + 0.9 * images[1], "z": images[2], "w": images[2]}
+    scores = Retrieval(name="given/retrieval", sources={}).score(GivenFeatures({"test": dataset}, {"test": images}, embeddings))
+    # picture 1 asks for "y", and finds it; picture 2 finds "w" tied with "z", which is not a hit
+    assert scores.metrics["text_retrieval_recall@1"] == pytest.approx(2 / 3)
+    # "x" and, for both of its pictures, "y" find one; "z" finds picture 2, and "w" too, of which one is right
+    assert scores.metrics["image_retrieval_recall@1"] == pytest.approx(4 / 5)
+    assert scores.chance == pytest.approx((2 / 4 + 2 / 4 + 1 / 4) / 3)
+
+
+def test_retrieval_without_repeats_is_the_usual_recall():
+    rng = np.random.default_rng(3)
+    captions = [tuple(f"{picture} {k}" for k in range(5)) for picture in range(30)]
+    images = rng.normal(size=(30, 8))
+    embeddings = {text: images[p] + rng.normal(size=8) for p, own in enumerate(captions) for text in own}
+    features = GivenFeatures({"test": Labelled(captions=captions)}, {"test": images}, embeddings)
+    scores = Retrieval(name="given/retrieval", sources={}).score(features)
+    texts = np.stack([embeddings[text] for own in captions for text in own])
+    right = np.stack([np.repeat(np.arange(30), 5), np.arange(150)], axis=1)
+    for k in (1, 5, 10):
+        for way, ranks in (
+            ("text", metrics.retrieval_ranks(images, texts, right)),
+            ("image", metrics.retrieval_ranks(texts, images, right[:, ::-1])),
+        ):
+            assert scores.metrics[f"{way}_retrieval_recall@{k}"] == pytest.approx(metrics.recall_at(ranks, k), abs=1e-12)
+    assert scores.chance == pytest.approx(5 / 150)
+    assert scores.stderr["image_retrieval_recall@1"] > 0
+
+
+# ---- segmentation ----
+
+
+def test_without_background():
+    mask = np.array([[0, 1], [8, 255]], dtype=np.uint8)
+    assert without_background(mask).tolist() == [[255, 0], [7, 255]]
+
+
+def test_chance_of_segmentation_by_simulation():
+    rng = np.random.default_rng(4)
+    truth = rng.choice([0, 1, 2], p=[0.9, 0.08, 0.02], size=200_000)
+    counts = np.bincount(truth, minlength=4)  # the fourth class does not occur
+    even = metrics.areas(rng.integers(0, 4, size=truth.shape), truth, 4)
+    assert uniform_miou(counts) == pytest.approx(metrics.mean_iou(even), abs=0.001)
+    constant = metrics.areas(np.zeros_like(truth), truth, 4)
+    assert constant_miou(counts) == pytest.approx(metrics.mean_iou(constant), abs=1e-12)
+
+
+# ---- CIFAR-100 ----
+
+DATA = os.environ.get("SILC_BENCH_TEST_DATA")
+
+
+@pytest.mark.skipif(DATA is None, reason="SILC_BENCH_TEST_DATA names no folder with cifar100/")
+@pytest.mark.parametrize("task", select(["cifar100"]), ids=lambda task: task.name)
+def test_cifar100_on_real_pictures(task, random_model):
+    import torch
+
+    from silc_bench.features import Extractor
+
+    data = task.load(Path(str(DATA)), 600)
+    extract = Extractor(
+        random_model, device=torch.device("cpu"), precision="fp32", batch_size=256, num_workers=0, progress=False
+    )
+    scores = task.score(extract(data))
+    assert scores.n == 600
+    assert scores.chance == pytest.approx(0.01, abs=0.002)
+    assert abs(scores.metrics[task.main_metric] - scores.chance) < 4 * max(scores.stderr[task.main_metric], 0.003)

@@ -1,0 +1,84 @@
+"""The real training path at the size of a test: towers of width 32, pictures of 16 pixels, batches of 8."""
+
+import io
+import tarfile
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from trainer.config import (
+    Config,
+    DataConfig,
+    DistillationConfig,
+    OptimConfig,
+    TextConfig,
+    ViewsConfig,
+    VisionConfig,
+    apply_objective,
+    validate,
+)
+
+TOWER = {"width": 32, "depth": 1, "num_heads": 2, "mlp_dim": 48}
+BATCH = 8
+
+
+def tiny_config(objective: str = "silc", *, steps: int = 4, **changes) -> Config:
+    """``changes``: fields of the configuration, or {field: value} for its sections."""
+    config = Config(
+        preset="tiny",
+        vision=VisionConfig(image_size=16, patch_size=8, **TOWER),
+        text=TextConfig(vocab_size=300, context_length=12, **TOWER),
+        views=ViewsConfig(global_size=16, local_size=8, num_local=2),
+        data=DataConfig(decode_size=32),
+        distillation=DistillationConfig(num_prototypes=64, hidden_dim=32, bottleneck_dim=16, ema_momentum=0.9),
+        optim=OptimConfig(schedule="cosine", warmup_fraction=0.1),
+        batch_size=BATCH,
+        samples=BATCH * steps,
+        log_every=2,
+        checkpoint_every=3,
+    )
+    config = apply_objective(config, objective)
+    for name, change in changes.items():
+        config = replace(config, **{name: replace(getattr(config, name), **change) if isinstance(change, dict) else change})
+    return validate(config)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread():
+    """At this size a second thread only waits for the first: many times as long where the machine is busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    return tiny_config
+
+
+@pytest.fixture
+def few_captions(monkeypatch):
+    """A tokenizer from 50 captions instead of 20,000."""
+    monkeypatch.setattr("trainer.train.TOKENIZER_CAPTIONS", 50)
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory):
+    """Patterns of two shards of 12 and 9 pairs; one picture of the first is cut in half."""
+    folder = tmp_path_factory.mktemp("shards")
+    rng = np.random.default_rng(0)
+    for number, count in enumerate((12, 9)):
+        with tarfile.open(folder / f"{number:03}.tar", "w") as tar:
+            for index in range(count):
+                file = io.BytesIO()
+                Image.fromarray(rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(file, "PNG")
+                picture = file.getvalue()[: 200 if (number, index) == (0, 5) else None]
+                for suffix, data in ((".png", picture), (".txt", f"picture {index} of shard {number}".encode())):
+                    header = tarfile.TarInfo(f"{number}{index:03}{suffix}")
+                    header.size = len(data)
+                    tar.addfile(header, io.BytesIO(data))
+    return str(folder / "{000..001}.tar")

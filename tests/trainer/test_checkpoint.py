@@ -1,0 +1,328 @@
+"""Checkpoints: all or nothing on the disk, two kept, and nothing executed or believed of a file that is not one."""
+
+import errno
+import json
+import os
+import pickle
+import random
+import resource
+import shutil
+import warnings
+import zipfile
+from contextlib import contextmanager
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from silc_bench.errors import RunError, UserError
+from silc_bench.models import native
+from trainer import checkpoint
+from trainer.config import to_dict
+from trainer.presets import shapes_tiny
+from trainer.tokenizer import Tokenizer
+from trainer.train import TrainState, save_checkpoint
+
+
+def payload(step=3):
+    generator = torch.Generator().manual_seed(step)
+    return {
+        "config": json.dumps(to_dict(shapes_tiny())),
+        "tokenizer": "{}",
+        "student": {"weight": torch.randn(30, 20, generator=generator), "half": torch.randn(4, generator=generator).bfloat16()},
+        "teacher": {"center": torch.randn(7, generator=generator)},
+        "optimizer": {"state": {0: {"step": torch.tensor(3.0), "exp_avg": torch.ones(5)}}, "param_groups": [{"lr": 0.1}]},
+        "step": step,
+        "samples_seen": 8 * step,
+        "position": 8 * step + 1,
+    }
+
+
+def equal(one, other):
+    if isinstance(one, torch.Tensor):
+        return one.dtype == other.dtype and torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(equal(value, other[key]) for key, value in one.items())
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(equal, one, other))
+    return one == other
+
+
+def refused(path):
+    """The one sentence that ``path`` is answered with."""
+    with pytest.raises(UserError) as caught:
+        checkpoint.load(checkpoint.find(path))
+    message = str(caught.value)
+    assert message.startswith(f"checkpoint {path}")
+    assert "\n" not in message
+    assert "expected a" in message or "no such file" in message
+    return message
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory):
+    return checkpoint.save(tmp_path_factory.mktemp("good"), payload())
+
+
+# --- what is written -----------------------------------------------------------------------------------------------------
+
+
+def test_round_trip(tmp_path):
+    path = checkpoint.save(tmp_path, payload())
+    assert path == tmp_path / "checkpoints" / "step_00000003.pt"
+    assert equal(checkpoint.load(path), {"format": checkpoint.FORMAT, **payload()})
+    assert not equal(checkpoint.load(path), {"format": checkpoint.FORMAT, **payload(4)})
+
+
+def test_the_words_beside_it(tmp_path):
+    words = json.loads(checkpoint.save(tmp_path, payload()).with_suffix(".json").read_text())
+    assert (words["step"], words["samples_seen"], words["position"], words["format"]) == (3, 24, 25, checkpoint.FORMAT)
+    assert words["config"]["preset"] == "shapes_tiny"
+
+
+def test_the_newest_two_are_kept(tmp_path):
+    for step in (8, 9, 10, 11):
+        checkpoint.save(tmp_path, payload(step))
+        assert checkpoint.find(tmp_path).name == f"step_{step:08d}.pt"
+    names = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
+    assert names == [f"step_{step:08d}.{kind}" for step in (10, 11) for kind in ("json", "pt")]
+
+
+def test_find_takes_a_run_its_checkpoints_or_a_file(tmp_path):
+    old, new = (checkpoint.save(tmp_path, payload(step)) for step in (9, 100))
+    assert checkpoint.find(tmp_path) == checkpoint.find(tmp_path / "checkpoints") == new
+    assert checkpoint.find(old) == old
+
+
+# --- a disk that fills up ------------------------------------------------------------------------------------------------
+
+
+def half_a_file(payload, path):
+    """What torch.save leaves when the disk is full."""
+    path.write_bytes(b"half a checkpoint")
+    raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+
+def listing(folder):
+    return {p.name: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_and_nothing_else(tmp_path, monkeypatch):
+    checkpoint.save(tmp_path, payload(1))
+    before = listing(tmp_path)
+    monkeypatch.setattr(torch, "save", half_a_file)
+    with pytest.raises(OSError, match="No space left"):
+        checkpoint.save(tmp_path, payload(2))
+    assert listing(tmp_path) == before
+    assert equal(checkpoint.load(checkpoint.find(tmp_path)), {"format": checkpoint.FORMAT, **payload(1)})
+
+
+@contextmanager
+def small_files():
+    """No file of this process may grow beyond 8,000 bytes: the system call fails as on a full disk, inside torch's writer.
+
+    Held around the one call only: pytest's own progress may be going to a file too.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8_000, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.fixture
+def state(tiny):
+    return TrainState.create(tiny(), Tokenizer.train(["a red circle"] * 3, 300, 12), torch.device("cpu"))
+
+
+def test_a_write_that_fails_names_the_last_good_checkpoint(tmp_path, state):
+    said = r"step 0: the checkpoint could not be written to .*; there is none yet"
+    with pytest.raises(RunError, match=said), small_files():
+        save_checkpoint(state, tmp_path)
+    assert listing(tmp_path) == {}
+
+
+def test_a_write_that_fails_keeps_the_one_before(tmp_path, state):
+    kept = save_checkpoint(state, tmp_path)
+    before = listing(tmp_path)
+    state.step = 1
+    with pytest.raises(RunError) as caught, small_files():
+        save_checkpoint(state, tmp_path)
+    assert str(caught.value).endswith(f"the last good one is {kept}")
+    assert listing(tmp_path) == before
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next_save(tmp_path):
+    path = checkpoint.save(tmp_path, payload(1))
+    left = path.parent / ".step_00000002.pt.abc.tmp"
+    left.write_bytes(b"half")
+    assert checkpoint.find(tmp_path) == path
+    checkpoint.save(tmp_path, payload(2))
+    assert not left.exists()
+
+
+# --- files that are none -------------------------------------------------------------------------------------------------
+
+
+class Shell:
+    """Unpickling it runs a command."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.marker}",)
+
+
+@pytest.mark.parametrize("kind", ["zip", "legacy", "pickle", "inside"])
+def test_nothing_is_executed(tmp_path, kind):
+    marker, path = tmp_path / "marker", tmp_path / "step_00000001.pt"
+    if kind == "pickle":
+        path.write_bytes(pickle.dumps(Shell(marker)))
+    else:
+        hostile = {"format": checkpoint.FORMAT, **payload(), "optimizer": Shell(marker)} if kind == "inside" else Shell(marker)
+        torch.save(hostile, path, _use_new_zipfile_serialization=kind != "legacy")
+    message = refused(path)
+    assert not marker.exists()
+    if kind in ("zip", "inside"):
+        assert "nothing was executed" in message
+        assert "system" in message
+    torch.load(path, weights_only=False) if kind != "pickle" else pickle.loads(path.read_bytes())
+    assert marker.exists(), "the payload was harmless: this test tests nothing"
+
+
+def a_zip_of_words(path):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("readme.txt", "hello")
+
+
+def an_empty_archive(path):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", "")
+
+
+def another_programs(path):
+    torch.save({"state_dict": {"w": torch.zeros(3)}, "epoch": 3}, path)
+
+
+def another_version(path):
+    torch.save({**payload(), "format": "silc-bench-checkpoint/0"}, path)
+
+
+def missing_fields(path):
+    torch.save({"format": checkpoint.FORMAT, "student": {}}, path)
+
+
+@pytest.mark.parametrize(
+    ("write", "words"),
+    [
+        (lambda p: p.write_bytes(b""), "an empty file"),
+        (lambda p: p.write_text("these are not weights\n"), "(22 bytes: File is not a zip file)"),
+        (a_zip_of_words, "of another kind"),
+        (an_empty_archive, "of another kind"),
+        (lambda p: torch.save(torch.zeros(3), p), "another program's file (it holds Tensor)"),
+        (another_programs, "another program's file (it holds ['epoch', 'state_dict'])"),
+        (another_version, "format silc-bench-checkpoint/1"),
+        (missing_fields, "another program's file (it holds ['format', 'student'])"),
+    ],
+)
+def test_a_foreign_file_says_what_it_is(tmp_path, write, words):
+    path = tmp_path / "x.pt"
+    write(path)
+    assert words in refused(path)
+
+
+def test_a_scripted_model_is_refused(tmp_path):
+    path = tmp_path / "x.pt"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)), str(path))
+        refused(path)
+
+
+def test_what_is_not_there(tmp_path):
+    assert "no such file or folder" in refused(tmp_path / "nowhere")
+    assert "a folder without checkpoints" in refused(tmp_path)
+    with pytest.raises(UserError, match="cannot be read"):
+        checkpoint.load(tmp_path / "nowhere.pt")
+    with pytest.raises(UserError, match="cannot be read"):
+        checkpoint.load(tmp_path)
+
+
+def test_a_truncated_file_is_refused_wherever_it_ends(tmp_path, good):
+    whole, path = good.read_bytes(), tmp_path / "cut.pt"
+    for length in sorted({1, len(whole) - 1, *random.Random(0).sample(range(1, len(whole)), 100)}):
+        path.write_bytes(whole[:length])
+        assert "truncated" in refused(path)
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_a_flipped_bit_is_noticed_or_harmless(tmp_path_factory, good, data):
+    """Every byte of the tensors and of the pickle is under a checksum; padding between them may change."""
+    whole = bytearray(good.read_bytes())
+    place = data.draw(st.integers(0, len(whole) - 1))
+    whole[place] ^= 1 << data.draw(st.integers(0, 7))
+    path = tmp_path_factory.getbasetemp() / "flipped.pt"
+    path.write_bytes(whole)
+    try:
+        found = checkpoint.load(path)
+    except UserError:
+        return
+    assert equal(found, checkpoint.load(good))
+
+
+def test_a_flipped_weight_names_the_checksum(tmp_path, good):
+    whole, weight = good.read_bytes(), checkpoint.load(good)["student"]["weight"]
+    place = whole.index(weight.numpy().tobytes()) + 40
+    path = tmp_path / "flipped.pt"
+    path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+    assert "wrong checksum" in refused(path)
+
+
+# --- as a model to be measured -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run(tmp_path, state):
+    with torch.no_grad():
+        for p in state.teacher.vision.parameters():
+            p.add_(0.01)
+    save_checkpoint(state, tmp_path)
+    return tmp_path
+
+
+def test_student_and_teacher_are_loaded_as_they_were(run, state):
+    images = torch.randn(2, 3, 16, 16)
+    tokens = state.tokenizer(["a red circle", "a blue square"])
+    for branch, vision in (("student", state.student.vision), ("teacher", state.teacher.vision)):
+        model = native.load(run, branch)
+        assert model.name == f"tiny-silc:{branch}"
+        with torch.no_grad():
+            assert torch.equal(model.encode_image(images), vision(images))
+            assert torch.equal(model.encode_dense(images, joint=True), vision.dense(images, joint=True))
+            assert torch.equal(model.encode_text(model.tokenize(["a red circle", "a blue square"])), state.student.text(tokens))
+        assert model.logit_scale == pytest.approx(10.0)
+    assert native.load(run).revision == native.load(run / "checkpoints" / "step_00000000.pt", "student").revision
+    assert native.load(run, "teacher").revision != native.load(run).revision
+
+
+def test_a_foreign_model_is_a_users_error(run, tmp_path_factory):
+    with pytest.raises(UserError, match=r"'studnet'; did you mean student"):
+        native.load(run, "studnet")
+    path = tmp_path_factory.mktemp("foreign") / "x.pt"
+    shutil.copy(checkpoint.find(run), path)
+    saved = checkpoint.load(path)
+    for change, words in (
+        ({"student": {}}, "do not fit its own configuration"),
+        ({"student": 3}, "do not fit its own configuration"),
+        ({"config": "{"}, "config is not JSON"),
+        ({"config": None}, "config is not JSON"),
+        ({"config": "{}"}, "not a configuration of this version"),
+        ({"tokenizer": "{}"}, "tokenizer is damaged"),
+    ):
+        torch.save({**saved, **change}, path)
+        with pytest.raises(UserError, match=words):
+            native.load(path)

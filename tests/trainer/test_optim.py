@@ -1,0 +1,106 @@
+"""AdamW against its formula in float64, which parameters decay and by how much, and the clipping of gradients."""
+
+import math
+
+import pytest
+import torch
+
+from trainer.config import Config, ContrastiveConfig, DistillationConfig, OptimConfig, TextConfig, VisionConfig
+from trainer.model import Student, init_weights
+from trainer.optim import clip_gradients, make_optimizer, set_lr
+
+SIZE = {"width": 16, "depth": 1, "num_heads": 2, "mlp_dim": 24}
+OPTIM = OptimConfig(lr=1e-2, weight_decay=0.05)
+
+
+def student(loss="sigmoid", weight=1.0):
+    config = Config(
+        preset="tiny",
+        vision=VisionConfig(image_size=16, patch_size=8, **SIZE),
+        text=TextConfig(vocab_size=300, context_length=8, **SIZE),
+        contrastive=ContrastiveConfig(loss=loss),
+        distillation=DistillationConfig(weight=weight, num_prototypes=20, hidden_dim=24, bottleneck_dim=8),
+    )
+    model = Student(config)
+    init_weights(model, seed=0)
+    return model
+
+
+def give_gradients(model, seed, size=1.0):
+    generator = torch.Generator().manual_seed(seed)
+    for p in model.parameters():
+        p.grad = size * torch.randn(p.shape, generator=generator) if p.requires_grad else None
+
+
+@pytest.mark.parametrize(("loss", "weight"), [("sigmoid", 1.0), ("sigmoid", 0.0), ("softmax", 1.0)])
+def test_matrices_decay_and_nothing_else_does(loss, weight):
+    """Each parameter that may move is in one group, once."""
+    model = student(loss, weight)
+    decaying, others = (group["params"] for group in make_optimizer(model, OPTIM).param_groups)
+    names = {id(p): name for name, p in model.named_parameters()}
+    assert sorted(names[id(p)] for p in [*decaying, *others]) == sorted(
+        n for n, p in model.named_parameters() if p.requires_grad
+    )
+    not_matrices = (
+        "bias",
+        "positions",
+        "probe",
+        "log_scale",
+        "norm1.weight",
+        "norm2.weight",
+        "norm.weight",
+        "embedding.weight",
+    )
+    assert sorted(names[id(p)] for p in others) == sorted(
+        n for n, p in model.named_parameters() if n.endswith(not_matrices) and p.requires_grad
+    )
+    assert ("head.prototypes" in {names[id(p)] for p in decaying}) == (weight > 0)
+    assert all(p.dim() >= 2 for p in decaying)
+
+
+@pytest.mark.parametrize("share", [1.0, 0.25])
+def test_decay_is_big_visions(share):
+    """Without a gradient a matrix loses weight_decay of itself a step at the peak rate, and less with the rate."""
+    model = student()
+    optimizer = make_optimizer(model, OPTIM)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    give_gradients(model, seed=0, size=0.0)
+    set_lr(optimizer, share * OPTIM.lr)
+    optimizer.step()
+    for name, p in model.named_parameters():
+        is_matrix = any(p is q for q in optimizer.param_groups[0]["params"])
+        torch.testing.assert_close(p.detach(), before[name] * (1 - share * 0.05 if is_matrix else 1.0), rtol=1e-6, atol=0)
+
+
+def test_steps_equal_the_formula_in_float64():
+    """Loshchilov & Hutter 1711.05101, algorithm 2, at a rate that changes."""
+    model, rates = student(), [1e-3, 1e-2, 4e-3, 1e-3]
+    optimizer = make_optimizer(model, OPTIM)
+    matrices = {id(p) for p in optimizer.param_groups[0]["params"]}
+    weights = {name: p.detach().double() for name, p in model.named_parameters()}
+    first, second = ({name: torch.zeros_like(w) for name, w in weights.items()} for _ in range(2))
+    for step, rate in enumerate(rates):
+        give_gradients(model, seed=step)
+        set_lr(optimizer, rate)
+        for name, p in model.named_parameters():
+            gradient = p.grad.double()
+            first[name] = 0.9 * first[name] + 0.1 * gradient
+            second[name] = 0.95 * second[name] + 0.05 * gradient**2
+            mean, square = first[name] / (1 - 0.9 ** (step + 1)), second[name] / (1 - 0.95 ** (step + 1))
+            decay = rate / OPTIM.lr * 0.05 if id(p) in matrices else 0.0
+            weights[name] = weights[name] - decay * weights[name] - rate * mean / (square.sqrt() + 1e-8)
+        optimizer.step()
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(p.detach().double(), weights[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("max_norm", "is_clipped"), [(1e-3, True), (1e6, False)])
+def test_gradients_are_clipped_by_their_global_norm(max_norm, is_clipped):
+    model = student()
+    give_gradients(model, seed=0)
+    before = {name: p.grad.clone() for name, p in model.named_parameters()}
+    norm = math.sqrt(sum(g.double().square().sum().item() for g in before.values()))
+    found = clip_gradients(model, max_norm)
+    assert found.item() == pytest.approx(norm, rel=1e-5)
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(p.grad, before[name] * (max_norm / norm if is_clipped else 1.0), rtol=1e-4, atol=0)

@@ -1,0 +1,95 @@
+"""Presets: the numbers of the recipe, their provenance, and how a run's configuration is put together."""
+
+from dataclasses import fields, is_dataclass
+
+import pytest
+
+from silc_bench.errors import UserError
+from trainer.config import Config, flatten, validate
+from trainer.presets import PRESETS, PROVENANCE, configure, make_preset, provenance_of
+
+REAL = ("b16", "l16", "so400m", "g16")
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_is_valid_and_knows_its_name(name):
+    config = make_preset(name)
+    assert config.preset == name
+    assert validate(config) is config
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_the_recipe(name):
+    """Naeem et al. 2310.13355, as far as it is known."""
+    config = make_preset(name)
+    views, distillation, optim = config.views, config.distillation, config.optim
+    assert (views.num_global, views.num_local) == (2, 8)
+    assert (views.global_area, views.local_area) == ((0.4, 1.0), (0.05, 0.4))
+    assert (views.global_size, views.local_size) == (256, 96)
+    assert (distillation.num_prototypes, distillation.student_temp, distillation.teacher_temp) == (65_536, 0.1, 0.04)
+    assert (distillation.center_momentum, distillation.ema_momentum) == (0.9, 0.966)
+    assert (distillation.hidden_dim, distillation.bottleneck_dim, distillation.weight) == (2048, 256, 1.0)
+    assert (config.contrastive.loss, config.contrastive.images) == ("sigmoid", "global")
+    assert (config.contrastive.init_scale, config.contrastive.init_bias) == (10.0, -10.0)
+    assert (config.batch_size, config.samples) == (16_384, 20_000_000_000)
+    assert (optim.lr, optim.schedule, optim.beta2, optim.weight_decay, optim.clip_norm) == (1e-3, "rsqrt", 0.95, 1e-4, 1.0)
+    assert round(optim.warmup_fraction * config.num_steps) == round(optim.cooldown_fraction * config.num_steps) == 50_000
+    assert (config.text.vocab_size, config.text.context_length) == (32_000, 64)
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_the_two_towers_have_the_same_shape(name):
+    config = make_preset(name)
+    shape = ("width", "depth", "num_heads", "mlp_dim")
+    assert [getattr(config.vision, f) for f in shape] == [getattr(config.text, f) for f in shape]
+
+
+def test_provenance_speaks_of_fields_that_exist():
+    groups = {f.name for f in fields(Config)}
+    known = set(flatten(make_preset("b16"))) | groups
+    assert set(PROVENANCE) <= known
+    assert all(words.split(":")[0].split()[0] in ("sure", "likely", "open") for words in PROVENANCE.values())
+
+
+def test_every_number_of_the_recipe_has_a_provenance():
+    """The groups of the recipe say how sure each of their fields is; our own affairs say nothing."""
+    own = {"preset", "objective", "seed", "precision", "log_every", "checkpoint_every"}
+    config = make_preset("b16")
+    for path in flatten(config):
+        is_own = path in own or path in ("data.source", "data.num_workers", "data.seed")
+        assert bool(provenance_of(path)) == (not is_own), path
+    assert provenance_of("views.num_local") == "sure"
+    assert provenance_of("views.flip_prob") == PROVENANCE["views"]
+    assert all(is_dataclass(getattr(config, group)) for group in {path.split(".")[0] for path in PROVENANCE if "." in path})
+
+
+def test_an_unknown_preset_names_the_nearest():
+    with pytest.raises(UserError, match=r"preset 'b61'; did you mean .*b16"):
+        make_preset("b61")
+    with pytest.raises(UserError, match=r"shapes_tiny"):
+        make_preset("shapes-tiny")
+    with pytest.raises(UserError, match=r"known: b16, .*so400m"):
+        make_preset("resnet")
+
+
+def test_configure_lets_the_user_speak_last():
+    config = configure("cifar_tiny", "contrastive", data="x.tar", samples=1000, seed=3, sets=["optim.lr=2e-3", "samples=2000"])
+    assert (config.preset, config.objective, config.contrastive.images) == ("cifar_tiny", "contrastive", "original")
+    assert (config.data.source, config.samples, config.optim.lr) == ("x.tar", 2000, 2e-3)
+    assert (config.seed, config.data.seed) == (3, 3)
+
+
+def test_the_seed_names_the_whole_run():
+    """0 is a seed too, not the absence of one."""
+    assert configure("shapes_tiny", "silc", seed=0) == configure("shapes_tiny", "silc")
+    assert configure("shapes_tiny", "silc", seed=7).data.seed == 7
+
+
+def test_only_shapes_tiny_brings_its_data():
+    assert {name for name in PRESETS if configure(name, "silc").data.source} == {"shapes_tiny"}
+
+
+@pytest.mark.parametrize(("samples", "words"), [(0, "samples must be at least 1"), (63, "samples must be at least batch_size")])
+def test_configure_checks_the_whole(samples, words):
+    with pytest.raises(UserError, match=words):
+        configure("shapes_tiny", "silc", samples=samples)

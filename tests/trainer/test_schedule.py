@@ -1,0 +1,93 @@
+"""The learning rate: published points of both schedules, and what holds at every step of any of them."""
+
+import itertools
+import math
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trainer.config import OptimConfig
+from trainer.presets import make_preset
+from trainer.schedule import lr_at
+
+PEAK = 1e-3
+RSQRT = OptimConfig(lr=PEAK, schedule="rsqrt", warmup_fraction=0.1, cooldown_fraction=0.2)
+COSINE = OptimConfig(lr=PEAK, schedule="cosine", warmup_fraction=0.1)
+
+
+def rates(num_steps, config):
+    return [lr_at(step, num_steps, config) for step in range(num_steps)]
+
+
+@pytest.mark.parametrize("config", [RSQRT, COSINE])
+def test_warm_up_is_a_straight_line_to_the_peak(config):
+    found = rates(1000, config)
+    assert found[:100] == pytest.approx([PEAK * (i + 1) / 100 for i in range(100)])
+    assert max(found) == found[99] == PEAK
+
+
+def test_rsqrt_halves_when_the_steps_are_four_times_as_many():
+    found = rates(1000, RSQRT)
+    assert found[399] == pytest.approx(PEAK / 2)
+    assert [rate**2 * (i + 100) for i, rate in enumerate(found[99:800])] == pytest.approx([PEAK**2 * 100] * 701)
+
+
+def test_rsqrt_cools_down_in_a_straight_line_to_nothing():
+    """The factor on top of 1/sqrt falls by the same amount each step and would be 0 one step after the last."""
+    found = rates(1000, RSQRT)
+    factors = [found[i] / (PEAK * math.sqrt(100 / (i + 1))) for i in range(799, 1000)]
+    assert factors[0] == pytest.approx(1.0)
+    assert [a - b for a, b in itertools.pairwise(factors)] == pytest.approx([1 / 201] * 200)
+    assert factors[-1] == pytest.approx(1 / 201)
+
+
+def test_cosine_is_half_a_cosine():
+    found = rates(1000, COSINE)
+    middle = 99 + (1001 - 100) / 2  # where the update number is half way from the peak to one after the last
+    assert (found[math.floor(middle)] + found[math.ceil(middle)]) / 2 == pytest.approx(PEAK / 2, rel=1e-6)
+    expected = [PEAK * (1 + math.cos(math.pi * k / 901)) / 2 for k in range(901)]
+    assert found[99:] == pytest.approx(expected)
+    assert found[-1] < PEAK * 1e-5
+
+
+def test_the_real_recipe():
+    """50,000 steps of warm-up and of cool-down in 1.22 million: the peak, the 1/sqrt law between, nearly nothing at the end."""
+    config = make_preset("b16")
+    steps, optim = config.num_steps, config.optim
+    assert lr_at(49_999, steps, optim) == 1e-3
+    assert lr_at(24_999, steps, optim) == pytest.approx(5e-4)
+    assert lr_at(199_999, steps, optim) == pytest.approx(5e-4)
+    assert lr_at(steps - 1, steps, optim) < 1e-8
+    assert lr_at(steps - 25_000, steps, optim) == pytest.approx(1e-3 * math.sqrt(50_000 / (steps - 25_000)) / 2, rel=1e-3)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    num_steps=st.integers(1, 400),
+    warmup=st.floats(0, 1),
+    cooldown=st.floats(0, 1),
+    schedule=st.sampled_from(["rsqrt", "cosine"]),
+)
+def test_every_rate_is_positive_at_most_the_peak_and_next_to_its_neighbour(num_steps, warmup, cooldown, schedule):
+    config = OptimConfig(lr=PEAK, schedule=schedule, warmup_fraction=warmup, cooldown_fraction=cooldown * (1 - warmup))
+    found = rates(num_steps, config)
+    assert all(0 < rate <= PEAK for rate in found)
+    # warm-up climbs peak / steps a step, the cool-down falls as fast, 1/sqrt after a one-step warm-up by 0.3 of the peak
+    steepest = max(1 / max(1, round(warmup * num_steps)), 2 / (round(config.cooldown_fraction * num_steps) + 1))
+    if schedule == "cosine":
+        steepest = max(steepest, math.pi / 2 / max(1, num_steps + 1 - round(warmup * num_steps)))
+    else:
+        steepest += 0.5 / max(1, round(warmup * num_steps))
+    assert all(abs(a - b) <= PEAK * steepest * 1.001 for a, b in itertools.pairwise(found))
+    peak = found.index(max(found))
+    assert found[: peak + 1] == sorted(found[: peak + 1])
+    assert found[peak:] == sorted(found[peak:], reverse=True)
+
+
+def test_the_rate_is_a_function_of_its_arguments_alone():
+    forwards = rates(50, RSQRT)
+    backwards = [lr_at(step, 50, replace(RSQRT)) for step in reversed(range(50))]
+    assert forwards == backwards[::-1]
+    assert lr_at(3, 50, replace(RSQRT, lr=2 * PEAK)) == pytest.approx(2 * forwards[3])

@@ -1,0 +1,220 @@
+"""Views against torchvision's per-sample chain, and the promises about randomness."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as peer
+
+from trainer import views
+from trainer.config import ViewsConfig
+
+CONFIG = ViewsConfig(num_global=3, global_size=40, num_local=2, local_size=16)
+CANVAS = 48
+
+
+def pictures(count, sizes=None, *, seed=0, padding=0):
+    """uint8 canvases [count, 3, CANVAS, CANVAS] and their sizes; smooth enough to have all hues, noisy enough to alias."""
+    rng = np.random.default_rng(seed)
+    sizes = rng.integers(12, CANVAS + 1, (count, 2)) if sizes is None else np.broadcast_to(sizes, (count, 2)).copy()
+    images = np.full((count, 3, CANVAS, CANVAS), padding, dtype=np.uint8)
+    for image, (height, width) in zip(images, sizes, strict=True):
+        image[:, :height, :width] = rng.integers(0, 256, (3, height, width))
+        image[:, : height // 2, : width // 3] = rng.integers(0, 256, (3, 1, 1))  # flat, and some of it grey
+        image[:, height // 2 :, : width // 4] = rng.integers(0, 256)
+    return torch.from_numpy(images), torch.from_numpy(sizes)
+
+
+def same(mine, theirs, tolerance=1e-5):
+    torch.testing.assert_close(mine, theirs, rtol=0, atol=tolerance)
+
+
+def test_whole_view_is_torchvisions_chain():
+    """The operations meet the right samples, in DINO's order, with the parameters that were drawn."""
+    images, sizes = pictures(32)
+    made = views.make_views(images, sizes, CONFIG, seed=3, step=11)
+    for view, (crops, size) in enumerate([(crop, 40) for crop in made.global_crops] + [(c, 16) for c in made.local_crops]):
+        params = views.draw(sizes, CONFIG, 3, 11, view)
+        same(crops, torch.stack([reference_view(images, params, row, size) for row in range(32)]), 5e-5)
+
+
+def reference_view(images, params, row, size):
+    top, left, height, width = params.boxes[row].tolist()
+    image = peer.resized_crop(images[row].float() / 255, top, left, height, width, [size, size], antialias=True)
+    if params.flips[row]:
+        image = peer.horizontal_flip(image)
+    if row in params.jitter_rows:
+        factors = params.jitter_factors[:, params.jitter_rows.tolist().index(row)].tolist()
+        by_index = [peer.adjust_brightness, peer.adjust_contrast, peer.adjust_saturation, peer.adjust_hue]
+        for index in params.jitter_order:
+            image = by_index[index](image, factors[index])
+    if row in params.gray_rows:
+        image = peer.rgb_to_grayscale(image, num_output_channels=3)
+    if row in params.blur_rows:
+        sigma = params.blur_sigmas[params.blur_rows.tolist().index(row)].item()
+        image = peer.gaussian_blur(image, [2 * max(1, int(np.ceil(6 * size / 224))) + 1] * 2, [sigma] * 2)
+    if row in params.solarize_rows:
+        image = peer.solarize(image, threshold=0.5)
+    return peer.normalize(image, [0.5] * 3, [0.5] * 3)
+
+
+def test_original_is_the_whole_picture_squashed():
+    images, sizes = pictures(7)
+    original = views.make_views(images, sizes, CONFIG, 0, 0, needs={"original"}).original
+    for index, (height, width) in enumerate(sizes.tolist()):
+        expected = peer.resize(images[index, :, :height, :width].float() / 255, [40, 40], antialias=True)
+        same(original[index], expected * 2 - 1)
+
+
+# --- randomness ---------------------------------------------------------------------------------------------------------
+
+
+def statistic(first, second):
+    """Kolmogorov-Smirnov distance between two samples."""
+    grid = np.sort(np.concatenate([first, second]))
+    ranks = [np.searchsorted(np.sort(sample), grid, side="right") / len(sample) for sample in (first, second)]
+    return np.abs(ranks[0] - ranks[1]).max()
+
+
+@pytest.mark.parametrize("area", [(0.4, 1.0), (0.05, 0.4)])
+@pytest.mark.parametrize("size", [(64, 64), (40, 64), (64, 24)])
+def test_boxes_have_random_resized_crops_distribution(size, area):
+    count = 4000
+    torch.manual_seed(1)
+    crop = v2.RandomResizedCrop(8, scale=area)
+    blank = [torch.zeros(3, *size)]
+    theirs = np.array([list(crop.make_params(blank).values()) for _ in range(count)])
+    config = dataclasses.replace(CONFIG, global_area=area)
+    params = views.draw(torch.tensor([size]).expand(count, 2), config, seed=0, step=0, view=0)
+    mine = params.boxes.numpy()
+    assert (mine[:, :2] >= 0).all()
+    assert (mine[:, :2] + mine[:, 2:] <= size).all()
+    bound = 2.2 * np.sqrt(2 / count)  # a true match exceeds this about once in 15,000
+    for column in range(4):
+        assert statistic(mine[:, column], theirs[:, column]) < bound
+    for measure in (lambda b: b[:, 2] * b[:, 3], lambda b: np.log(b[:, 3] / b[:, 2]), lambda b: b[:, 0] - b[:, 1]):
+        assert statistic(measure(mine), measure(theirs)) < bound
+    assert abs(params.flips.double().mean() - 0.5) < 0.04
+
+
+@pytest.mark.parametrize("size", [(4, 64), (64, 3)])
+def test_a_thin_picture_falls_back_to_the_centre(size):
+    boxes = views.draw(torch.tensor([size]).expand(50, 2), dataclasses.replace(CONFIG, global_area=(1.0, 1.0)), 0, 0, 0).boxes
+    crop = v2.RandomResizedCrop(8, scale=(1.0, 1.0))
+    assert (boxes == torch.tensor(list(crop.make_params([torch.zeros(3, *size)]).values()))).all()
+
+
+def test_each_operation_is_drawn_as_often_as_configured():
+    count, sizes = 20_000, torch.full((20_000, 2), CANVAS)
+    rates = {
+        "jitter_rows": [0.8] * 4,
+        "gray_rows": [0.2] * 4,
+        "blur_rows": [1, 0.1, 0.1, 0.5],
+        "solarize_rows": [0, 0.2, 0.2, 0],
+    }
+    for view in range(4):
+        params = views.draw(sizes, CONFIG, 0, 0, view)
+        for name, expected in rates.items():
+            rate = len(getattr(params, name)) / count
+            assert abs(rate - expected[view]) < 5 * np.sqrt(0.25 / count), (name, view)
+        # uniform on 0.6..1.4, 0.6..1.4, 0.8..1.2 and -0.1..0.1, and independent of each other
+        factors = (params.jitter_factors.double() - torch.tensor([[1.0, 1, 1, 0]]).T) / torch.tensor([[0.4, 0.4, 0.2, 0.1]]).T
+        assert factors.abs().max() <= 1 + 1e-6
+        torch.testing.assert_close(torch.cov(factors), torch.eye(4).double() / 3, atol=0.02, rtol=0)
+    orders = {tuple(views.draw(sizes[:1], CONFIG, 0, step, 0).jitter_order) for step in range(300)}
+    assert len(orders) == 24
+
+
+def test_views_are_a_pure_function_of_seed_step_and_view():
+    images, sizes = pictures(8)
+    torch.manual_seed(5)
+    first = views.make_views(images, sizes, CONFIG, seed=1, step=2)
+    state = torch.random.get_rng_state()
+    again = views.make_views(images, sizes, CONFIG, seed=1, step=2)
+    assert torch.equal(state, torch.random.get_rng_state())  # the global generator is left alone
+    fewer = views.make_views(images, sizes, CONFIG, seed=1, step=2, needs={"local_crops"})
+    smaller = views.make_views(images, sizes, dataclasses.replace(CONFIG, num_local=1), seed=1, step=2)
+    assert fewer.global_crops is None
+    assert fewer.original is None
+    assert torch.equal(first.global_crops, again.global_crops)
+    assert torch.equal(first.local_crops, fewer.local_crops)
+    assert torch.equal(first.local_crops[:1], smaller.local_crops)
+    for seed, step in ((1, 3), (2, 2)):
+        other = views.make_views(images, sizes, CONFIG, seed=seed, step=step).global_crops
+        assert not torch.isclose(other, first.global_crops).flatten(2).all(-1).any()
+    crops = first.global_crops
+    assert not torch.isclose(crops[0], crops[1]).flatten(1).all(-1).any()
+
+
+def test_a_sample_does_not_depend_on_the_rest_of_the_batch():
+    images, sizes = pictures(8)
+    whole = views.make_views(images, sizes, CONFIG, 0, 0)
+    part = views.make_views(images[:5], sizes[:5], CONFIG, 0, 0)
+    same(part.global_crops, whole.global_crops[:, :5])
+    same(part.local_crops, whole.local_crops[:, :5])
+
+
+# --- promises about the tensors ---------------------------------------------------------------------------------------
+
+
+def test_padding_never_reaches_a_view():
+    black, sizes = pictures(16, seed=4, padding=0)
+    white, _ = pictures(16, seed=4, padding=255)
+    assert not torch.equal(black, white)
+    for first, second in zip(
+        *[dataclasses.astuple(views.make_views(i, sizes, CONFIG, 0, 0)) for i in (black, white)], strict=True
+    ):
+        assert torch.equal(first, second)
+
+
+def test_outputs_are_plain_contiguous_fp32_in_range_without_gradient():
+    images, sizes = pictures(4)
+    before = images.clone()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        made = views.make_views(images, sizes, CONFIG, 0, 0)
+    assert torch.equal(images, before)
+    assert made.global_crops.shape == (3, 4, 3, 40, 40)
+    assert made.local_crops.shape == (2, 4, 3, 16, 16)
+    assert made.original.shape == (4, 3, 40, 40)
+    for tensor in dataclasses.astuple(made):
+        assert tensor.dtype == torch.float32
+        assert tensor.is_contiguous()
+        assert not tensor.requires_grad
+        assert -1.00001 <= tensor.min() < -0.5
+        assert 0.5 < tensor.max() <= 1.00001
+    assert torch.equal(made.original, views.make_views(images, sizes, CONFIG, 0, 0).original)  # autocast changed nothing
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_makes_the_same_views():
+    images, sizes = pictures(16)
+    here, there = views.make_views(images, sizes, CONFIG, 0, 0), views.make_views(images.cuda(), sizes, CONFIG, 0, 0)
+    for mine, theirs in zip(dataclasses.astuple(there), dataclasses.astuple(here), strict=True):
+        assert mine.is_cuda
+        same(mine.cpu(), theirs, 1e-4)
+
+
+def test_no_local_views_and_one_pixel_pictures_work():
+    images, sizes = pictures(3, 1)
+    made = views.make_views(images, sizes, dataclasses.replace(CONFIG, num_local=0), 0, 0)
+    assert made.local_crops.shape == (0, 3, 3, 16, 16)
+    assert made.global_crops.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"needs": {"globals"}}, "known: global_crops"),
+        ({"images": torch.zeros(4, 3, CANVAS, CANVAS)}, "uint8"),
+        ({"images": torch.zeros(4, 3, CANVAS, 8, dtype=torch.uint8)}, "must be uint8"),
+        ({"sizes": torch.full((4, 2), CANVAS + 1)}, "canvas"),
+        ({"sizes": torch.zeros(4, 2, dtype=torch.int64)}, "canvas"),
+    ],
+)
+def test_wrong_input_is_refused(change, message):
+    images, sizes = pictures(4)
+    arguments = {"images": images, "sizes": sizes, "config": CONFIG, "seed": 0, "step": 0} | change
+    with pytest.raises(ValueError, match=message):
+        views.make_views(**arguments)

@@ -1,0 +1,258 @@
+"""One frozen configuration for a run: what is built, what it sees, what is minimised, for how long.
+
+A preset (``trainer.presets``) makes a Config, ``apply_objective`` turns it into a step of the ablation, ``trainer.overrides``
+applies the user's ``--set field=value``. The resolved configuration is saved in every checkpoint (``to_dict``) and read back
+from it (``from_dict``).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import typing
+from dataclasses import dataclass, field
+from typing import Any
+
+from silc_bench.errors import UserError, unknown_name
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """Vision transformer with MAP pooling; the embedding is as wide as the tower."""
+
+    image_size: int = 256  # pixels a side of a global crop
+    patch_size: int = 16
+    width: int = 768
+    depth: int = 12
+    num_heads: int = 12
+    mlp_dim: int = 3072
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """Text transformer, SigLIP style: no causal mask, last position pooled, then a linear head to the embedding."""
+
+    vocab_size: int = 32_000
+    context_length: int = 64
+    width: int = 768
+    depth: int = 12
+    num_heads: int = 12
+    mlp_dim: int = 3072
+
+
+@dataclass(frozen=True)
+class ViewsConfig:
+    """What the student and the teacher see of a picture. Areas are fractions of the picture, sizes pixels a side."""
+
+    num_global: int = 2
+    global_size: int = 256
+    global_area: tuple[float, float] = (0.4, 1.0)
+    num_local: int = 8
+    local_size: int = 96
+    local_area: tuple[float, float] = (0.05, 0.4)
+    flip_prob: float = 0.5
+    jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)  # brightness, contrast, saturation, hue
+    jitter_prob: float = 0.8
+    gray_prob: float = 0.2
+    blur_probs: tuple[float, float, float] = (1.0, 0.1, 0.5)  # first global view, every other global view, local views
+    blur_sigma: tuple[float, float] = (0.1, 2.0)  # pixels at a view of 224 px; scaled with the view's size
+    solarize_prob: float = 0.2  # every global view but the first
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    source: str = "shapes"  # "shapes", or webdataset shards: braces, globs, several separated by spaces
+    decode_size: int = 512  # longer side of a decoded picture, pixels
+    num_workers: int = 0
+    seed: int = 0  # order of the samples and which caption of a picture is read
+
+
+@dataclass(frozen=True)
+class ContrastiveConfig:
+    loss: str = "sigmoid"  # "sigmoid" (SigLIP) or "softmax" (CLIP)
+    images: str = "global"  # which pictures meet the text: "global" (every global view), "original", "original+global"
+    init_scale: float = 10.0
+    init_bias: float = -10.0  # sigmoid only
+
+
+@dataclass(frozen=True)
+class DistillationConfig:
+    weight: float = 1.0  # 0: neither head nor teacher forward nor local views are computed
+    pairs: str = "local"  # "local": teacher global -> student local; "local+global": also the student's other global views
+    num_prototypes: int = 65_536
+    hidden_dim: int = 2048
+    bottleneck_dim: int = 256
+    student_temp: float = 0.1
+    teacher_temp: float = 0.04
+    center_momentum: float = 0.9
+    ema_momentum: float = 0.966  # fixed; one value for the whole run
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    lr: float = 1e-3  # peak
+    schedule: str = "rsqrt"  # "rsqrt" (warm-up, 1/sqrt(step), linear cool-down) or "cosine" (warm-up, cosine to 0)
+    warmup_fraction: float = 0.04  # of all steps
+    cooldown_fraction: float = 0.04  # of all steps; rsqrt only
+    beta1: float = 0.9
+    beta2: float = 0.95
+    weight_decay: float = 1e-4  # a step at the peak rate shrinks a matrix by this fraction (big_vision)
+    clip_norm: float = 1.0
+
+
+@dataclass(frozen=True)
+class Config:
+    preset: str
+    vision: VisionConfig
+    text: TextConfig
+    views: ViewsConfig = field(default_factory=ViewsConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)
+    distillation: DistillationConfig = field(default_factory=DistillationConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    objective: str = "silc"
+    batch_size: int = 16_384
+    samples: int = 20_000_000_000  # images seen in the whole run
+    seed: int = 0  # weights and views
+    precision: str = "bf16"  # "bf16" (autocast; head, softmax, centre and EMA stay fp32) or "fp32"
+    log_every: int = 50  # steps
+    checkpoint_every: int = 1000  # steps
+
+    @property
+    def num_steps(self) -> int:
+        return max(1, self.samples // self.batch_size)
+
+    @property
+    def view_kinds(self) -> set[str]:
+        """Fields of trainer.views.Views that a step makes."""
+        is_distilled = self.distillation.weight > 0
+        kinds = {"global_crops"} if is_distilled or "global" in self.contrastive.images else set()
+        kinds |= {"local_crops"} if is_distilled and self.views.num_local else set()
+        return kinds | ({"original"} if "original" in self.contrastive.images else set())
+
+    @property
+    def name(self) -> str:
+        return f"{self.preset}-{self.objective}"
+
+
+OBJECTIVES = ("silc", "contrastive+views", "contrastive")
+CHOICES = {
+    "contrastive.loss": ("sigmoid", "softmax"),
+    "contrastive.images": ("global", "original", "original+global"),
+    "distillation.pairs": ("local", "local+global"),
+    "optim.schedule": ("rsqrt", "cosine"),
+    "precision": ("bf16", "fp32"),
+}
+LABELS = ("preset", "objective")  # what the other fields were derived from
+MAY_BE_ZERO = ("views.num_local", "data.num_workers", "data.seed", "seed")  # every other whole number is at least 1
+
+
+def apply_objective(config: Config, objective: str) -> Config:
+    """The steps of the ablation: "contrastive" -> "contrastive+views" -> "silc", each the next one with a part taken away."""
+    if objective not in OBJECTIVES:
+        raise unknown_name("objective", objective, OBJECTIVES)
+    config = dataclasses.replace(config, objective=objective)
+    if objective != "silc":
+        config = dataclasses.replace(config, distillation=dataclasses.replace(config.distillation, weight=0.0))
+    if objective == "contrastive":
+        config = dataclasses.replace(config, contrastive=dataclasses.replace(config.contrastive, images="original"))
+    return config
+
+
+def validate(config: Config) -> Config:
+    """The same configuration, or a UserError that names the first field that cannot work and why."""
+    for path, allowed in CHOICES.items():
+        value = config
+        for part in path.split("."):
+            value = getattr(value, part)
+        if value not in allowed:
+            raise unknown_name(path, str(value), allowed)
+    for path, value in flatten(config).items():
+        least = 0 if path in MAY_BE_ZERO else 1
+        if isinstance(value, int) and value < least:
+            raise UserError(f"configuration: {path} must be at least {least}, not {value}")
+        numbers = value if isinstance(value, tuple) else (value,)
+        if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
+            raise UserError(f"configuration: {path} must be finite, not {value}")
+    for holds, message in _rules(config):
+        if not holds:
+            raise UserError(f"configuration: {message}")
+    return config
+
+
+def _rules(config: Config) -> list[tuple[bool, str]]:
+    vision, views, distil, optim = config.vision, config.views, config.distillation, config.optim
+    probabilities = (views.flip_prob, views.jitter_prob, views.gray_prob, views.solarize_prob, *views.blur_probs)
+    return [
+        (vision.image_size % vision.patch_size == 0, "vision.image_size must be a multiple of vision.patch_size"),
+        (views.global_size % vision.patch_size == 0, "views.global_size must be a multiple of vision.patch_size"),
+        (views.local_size % vision.patch_size == 0, "views.local_size must be a multiple of vision.patch_size"),
+        (vision.width % vision.num_heads == 0, "vision.width must be a multiple of vision.num_heads"),
+        (vision.width % 4 == 0, "vision.width must be a multiple of 4"),
+        (config.text.width % config.text.num_heads == 0, "text.width must be a multiple of text.num_heads"),
+        (
+            distil.weight == 0 or views.num_local >= 1 or (distil.pairs == "local+global" and views.num_global >= 2),
+            "distillation needs views.num_local >= 1, or distillation.pairs=local+global and views.num_global >= 2",
+        ),
+        (
+            all(0 < a <= b <= 1 for a, b in (views.global_area, views.local_area)),
+            "views.*_area must lie in (0, 1], low first",
+        ),
+        (all(0 <= p <= 1 for p in probabilities), "views.*_prob and views.blur_probs must lie in [0, 1]"),
+        (0 < views.blur_sigma[0] <= views.blur_sigma[1], "views.blur_sigma must be positive, low first"),
+        (config.contrastive.init_scale > 0, "contrastive.init_scale must be positive"),
+        (distil.weight >= 0, "distillation.weight must not be negative"),
+        (0 <= distil.ema_momentum <= 1, "distillation.ema_momentum must lie in [0, 1]"),
+        (0 <= distil.center_momentum <= 1, "distillation.center_momentum must lie in [0, 1]"),
+        (distil.student_temp > 0 and distil.teacher_temp > 0, "distillation temperatures must be positive"),
+        (optim.lr > 0 and optim.clip_norm > 0, "optim.lr and optim.clip_norm must be positive"),
+        (optim.weight_decay >= 0, "optim.weight_decay must not be negative"),
+        (0 <= optim.beta1 < 1 and 0 <= optim.beta2 < 1, "optim.beta1 and optim.beta2 must lie in [0, 1)"),
+        (
+            min(optim.warmup_fraction, optim.cooldown_fraction) >= 0 and optim.warmup_fraction + optim.cooldown_fraction <= 1,
+            "optim.warmup_fraction and optim.cooldown_fraction must not be negative, and sum to at most 1",
+        ),
+        (config.batch_size >= 2, "batch_size must be at least 2: a contrastive loss needs a negative"),
+        (config.samples >= config.batch_size, "samples must be at least batch_size"),
+    ]
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    return dataclasses.asdict(config)
+
+
+def flatten(config: Config) -> dict[str, Any]:
+    """{"optim.lr": 0.001, ...}, in the order of the fields."""
+    flat: dict[str, Any] = {}
+    for name, value in to_dict(config).items():
+        flat |= {f"{name}.{inner}": v for inner, v in value.items()} if isinstance(value, dict) else {name: value}
+    return flat
+
+
+def from_dict(data: dict[str, Any]) -> Config:
+    """The configuration saved in a checkpoint. Unknown or missing fields are a UserError: the file is of another version."""
+    return validate(_build(Config, data, "config"))
+
+
+def _build(cls: Any, data: Any, path: str) -> Any:
+    hints = typing.get_type_hints(cls)
+    if not isinstance(data, dict) or set(data) != set(hints):
+        differ = sorted(set(data) ^ set(hints)) if isinstance(data, dict) else type(data).__name__
+        raise UserError(f"{path}: not a configuration of this version of silc-bench (differs in: {differ})")
+    return cls(**{name: _read(data[name], hint, f"{path}.{name}") for name, hint in hints.items()})
+
+
+def _read(value: Any, hint: Any, path: str) -> Any:
+    """A value of JSON as its field's type; nothing is converted that means something else."""
+    if dataclasses.is_dataclass(hint):
+        return _build(hint, value, path)
+    kinds = typing.get_args(hint)
+    if kinds and isinstance(value, list | tuple) and len(value) == len(kinds):
+        return tuple(_read(part, kind, path) for part, kind in zip(value, kinds, strict=True))
+    if kinds or not (type(value) is hint or (hint is float and type(value) is int)):
+        raise wrong_type(value, hint, path)
+    return hint(value)
+
+
+def wrong_type(value: Any, hint: Any, path: str) -> UserError:
+    return UserError(f"{path}: {value!r} is not of type {hint if typing.get_args(hint) else hint.__name__}")

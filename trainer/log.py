@@ -1,0 +1,88 @@
+"""What a run says while it runs: log.jsonl and TensorBoard curves in its folder, a progress line with time left for people.
+
+``RunLog`` is opened at the step where training starts; rows that a killed run wrote beyond that step are dropped, so
+a resumed log reads as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from silc_bench.atomic import write_text_atomic
+
+QUIET_SECONDS = 15.0  # between two progress lines when the output is not a terminal
+
+
+class RunLog:
+    """Rows of numbers by step. Use as a context manager: leaving it closes the files and the progress bar."""
+
+    def __init__(self, run: Path, step: int, num_steps: int, console: Console):
+        from torch.utils.tensorboard import SummaryWriter
+
+        path = run / "log.jsonl"
+        write_text_atomic(path, "".join(_rows_up_to(path, step)))
+        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115  closed in __exit__
+        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+        self._num_steps = num_steps
+        self._console = console
+        self._last_line = 0.0
+        self._bar = Progress(
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            BarColumn(),
+            TextColumn("{task.fields[words]}"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task("", total=num_steps, completed=step, words="")
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._bar.stop()
+        self._file.close()
+        self._board.close()
+
+    def advance(self, step: int) -> None:
+        self._bar.update(self._task, completed=step)
+
+    def write(self, step: int, row: dict[str, float]) -> None:
+        """Keep a row: ``loss``, ``images_per_second`` and ``seconds_left`` are shown, everything is kept."""
+        self._file.write(json.dumps({"step": step, **row}) + "\n")
+        self._file.flush()
+        for name, value in row.items():
+            self._board.add_scalar(name, value, step)
+        parts = [f"{name} {row[name]:.3f}" for name in ("loss", "contrastive", "distillation") if name in row]
+        words = " · ".join([*parts, f"{row['images_per_second']:.0f} images/s"])
+        self._bar.update(self._task, words=words)
+        now = time.monotonic()
+        if not self._console.is_terminal and (now - self._last_line > QUIET_SECONDS or step == self._num_steps):
+            self._last_line = now
+            self._console.print(
+                f"step {step}/{self._num_steps} · {words} · {row['seconds_left']:.0f} s left", highlight=False, soft_wrap=True
+            )
+
+
+def _rows_up_to(path: Path, step: int) -> list[str]:
+    """Whole rows of steps <= ``step``; a row cut off by a kill is dropped too."""
+    if not path.exists():
+        return []
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            break
+        if line.endswith("\n") and row["step"] <= step:
+            kept.append(line)
+    return kept

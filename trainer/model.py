@@ -1,0 +1,283 @@
+"""The two towers and the student: ViT with MAP pooling, SigLIP-style text transformer, DINO-style head.
+
+Flow: ``Student(config)(views, tokens)`` -> embeddings and head logits; ``VisionTower.dense`` for patch features.
+Layout and parameter counts follow SigLIP (2303.15343; big_vision's and transformers' towers); the head follows DINO.
+
+Shapes: B pictures or texts, N patches, L text tokens, W width, D embedding (= W), K prototypes, V views.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trainer.config import Config, DistillationConfig, TextConfig, VisionConfig
+from trainer.views import Views
+
+LN_EPS = 1e-6
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v over [B, heads, N, d].
+
+    Written out on the CPU: there the fused kernel is 4 times slower forward and backward at our lengths (64 patches, bf16)
+    and materialising [N, N] is cheap; on a GPU the fused kernel wins.
+    """
+    if q.device.type != "cpu":
+        return F.scaled_dot_product_attention(q, k, v)
+    return torch.softmax((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2), dim=-1) @ v
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over [B, N, W], no mask."""
+
+    def __init__(self, width: int, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, N, W = x.shape
+        q, k, v = self.qkv(x).view(B, N, 3, self.num_heads, W // self.num_heads).permute(2, 0, 3, 1, 4)
+        return self.out(attend(q, k, v).transpose(1, 2).reshape(B, N, W))
+
+
+class Mlp(nn.Module):
+    def __init__(self, width: int, hidden: int):
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block."""
+
+    def __init__(self, width: int, num_heads: int, mlp_dim: int):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=LN_EPS)
+        self.attention = Attention(width, num_heads)
+        self.norm2 = nn.LayerNorm(width, eps=LN_EPS)
+        self.mlp = Mlp(width, mlp_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class MapPooling(nn.Module):
+    """Multi-head attention pooling: one learned query attends to all patches, then a residual MLP."""
+
+    def __init__(self, width: int, num_heads: int, mlp_dim: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.probe = nn.Parameter(torch.empty(1, 1, width))
+        self.q = nn.Linear(width, width)
+        self.kv = nn.Linear(width, 2 * width)
+        self.out = nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width, eps=LN_EPS)
+        self.mlp = Mlp(width, mlp_dim)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """[B, N, W] -> [B, W]."""
+        B, N, W = tokens.shape
+        heads = (self.num_heads, W // self.num_heads)
+        q = self.q(self.probe).view(1, 1, *heads).transpose(1, 2).expand(B, -1, -1, -1)
+        k, v = self.kv(tokens).view(B, N, 2, *heads).permute(2, 0, 3, 1, 4)
+        pooled = attend(q, k, v).transpose(1, 2).reshape(B, W)
+        return self._finish(pooled)
+
+    def per_patch(self, tokens: Tensor) -> Tensor:
+        """[B, N, W] -> [B, N, W]: what pooling would return if all its attention lay on one patch (the value path).
+
+        Averaging the values with the pooling weights before the output layer gives ``forward`` exactly: attention is
+        linear in its values. This is MaskCLIP's idea (2112.01071) for a MAP head.
+        """
+        return self._finish(self.kv(tokens)[..., tokens.shape[-1] :])
+
+    def _finish(self, values: Tensor) -> Tensor:
+        values = self.out(values)
+        return values + self.mlp(self.norm(values))
+
+
+class VisionTower(nn.Module):
+    """[B, 3, H, W] pixels in [-1, 1] -> [B, D]. Any size that is a multiple of the patch: positions are interpolated."""
+
+    def __init__(self, config: VisionConfig):
+        super().__init__()
+        self.patch_size = config.patch_size
+        self.grid = config.image_size // config.patch_size
+        self.patch = nn.Conv2d(3, config.width, config.patch_size, config.patch_size)
+        self.positions = nn.Parameter(torch.empty(1, self.grid**2, config.width))
+        self.blocks = nn.ModuleList(Block(config.width, config.num_heads, config.mlp_dim) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(config.width, eps=LN_EPS)
+        self.pool = MapPooling(config.width, config.num_heads, config.mlp_dim)
+
+    def tokens(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, N, W], after the last norm, row by row."""
+        B, _, H, W = images.shape
+        P = self.patch_size
+        if H % P or W % P:
+            raise ValueError(f"pictures of {H} x {W} pixels do not divide into patches of {P}")
+        h, w = H // P, W // P
+        patches = images.view(B, 3, h, P, w, P).permute(0, 2, 4, 1, 3, 5).reshape(B, h * w, 3 * P * P)
+        x = F.linear(patches, self.patch.weight.flatten(1), self.patch.bias)  # a convolution without overlap is a matmul
+        x = x + self.positions_for(h, w).to(x.dtype)
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)
+
+    def positions_for(self, h: int, w: int) -> Tensor:
+        """[1, h * w, W] position embeddings, resized (antialiased bilinear, as big_vision) from the trained grid."""
+        if (h, w) == (self.grid, self.grid):
+            return self.positions
+        grid = self.positions.view(1, self.grid, self.grid, -1).permute(0, 3, 1, 2)
+        grid = F.interpolate(grid, size=(h, w), mode="bilinear", antialias=True, align_corners=False)
+        return grid.flatten(2).transpose(1, 2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.pool(self.tokens(images))
+
+    def dense(self, images: Tensor, joint: bool) -> Tensor:
+        """[B, 3, H, W] -> [B, h, w, D]; ``joint``: in the space of the text embeddings, through the pooling head."""
+        x = self.tokens(images)
+        x = self.pool.per_patch(x) if joint else x
+        return x.view(len(x), images.shape[2] // self.patch_size, images.shape[3] // self.patch_size, -1)
+
+
+class TextTower(nn.Module):
+    """[B, L] token ids, padded to L -> [B, D]. The last position is pooled; padding is attended to, as in SigLIP."""
+
+    def __init__(self, config: TextConfig, embed_dim: int):
+        super().__init__()
+        self.embedding = nn.Embedding(config.vocab_size, config.width)
+        self.positions = nn.Parameter(torch.empty(1, config.context_length, config.width))
+        self.blocks = nn.ModuleList(Block(config.width, config.num_heads, config.mlp_dim) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(config.width, eps=LN_EPS)
+        self.head = nn.Linear(config.width, embed_dim)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embedding(tokens) + self.positions
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.norm(x[:, -1]))
+
+
+class Head(nn.Module):
+    """DINO's projection head, always in fp32: 3 linear layers, l2-norm, prototypes of unit length. [B, D] -> [B, K]."""
+
+    def __init__(self, embed_dim: int, config: DistillationConfig):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(embed_dim, config.hidden_dim),
+            nn.GELU(),
+            nn.Linear(config.hidden_dim, config.hidden_dim),
+            nn.GELU(),
+            nn.Linear(config.hidden_dim, config.bottleneck_dim),
+        )
+        self.prototypes = nn.Parameter(torch.empty(config.num_prototypes, config.bottleneck_dim))
+
+    def forward(self, features: Tensor) -> Tensor:
+        with torch.autocast(features.device.type, enabled=False):
+            x = F.normalize(self.layers(features.float()), dim=-1)
+            return F.linear(x, F.normalize(self.prototypes, dim=-1))  # weight normalisation with its gain fixed to 1
+
+
+class StudentOutput(NamedTuple):
+    image_features: Tensor  # [V, B, D] the views that meet the text
+    text_features: Tensor  # [B, D]
+    logits: Tensor | None  # [S, B, K] fp32: local views, after the global ones where these are distilled too
+
+
+class Student(nn.Module):
+    """Towers, head and the two scalars of the contrastive loss: everything the optimiser moves."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.config = config
+        self.vision = VisionTower(config.vision)
+        self.text = TextTower(config.text, embed_dim=config.vision.width)
+        self.log_scale = nn.Parameter(torch.empty(()))
+        # a bias cancels in a softmax: it would be a parameter without a gradient
+        self.logit_bias = nn.Parameter(torch.empty(()), requires_grad=config.contrastive.loss == "sigmoid")
+        self.head = Head(config.vision.width, config.distillation) if config.distillation.weight > 0 else None
+
+    def forward(self, views: Views, tokens: Tensor) -> StudentOutput:
+        """Encode each view once: those that meet the text, and those that the head shows to the teacher's targets."""
+        config = self.config
+        features: dict[str, Tensor] = {}
+        shows_globals = self.head is not None and config.distillation.pairs == "local+global"
+        if "global" in config.contrastive.images or shows_globals:
+            assert views.global_crops is not None
+            features["global"] = self._encode(views.global_crops)
+        if "original" in config.contrastive.images:
+            assert views.original is not None
+            features["original"] = self._encode(views.original.unsqueeze(0))
+        meets_text = torch.cat([features[kind] for kind in config.contrastive.images.split("+")])
+        logits = None
+        if self.head is not None:
+            shown = [features["global"]] if shows_globals else []
+            shown += [] if views.local_crops is None else [self._encode(views.local_crops)]
+            logits = self.head(torch.cat(shown))
+        return StudentOutput(meets_text, self.text(tokens), logits)
+
+    def _encode(self, views: Tensor) -> Tensor:
+        """[V, B, 3, s, s] -> [V, B, D]."""
+        return self.vision(views.flatten(0, 1)).view(*views.shape[:2], -1)
+
+
+def init_weights(student: Student, seed: int) -> None:
+    """Fill every parameter from ``seed`` alone, towers before head, so that the objective does not change the towers.
+
+    Xavier-uniform matrices as big_vision, biases zero; positions of patches sines and cosines, of tokens normal with std
+    1/sqrt(width); head as DINO (normal, std 0.02).
+    """
+    contrastive = student.config.contrastive
+    nn.init.constant_(student.log_scale, math.log(contrastive.init_scale))
+    nn.init.constant_(student.logit_bias, contrastive.init_bias if contrastive.loss == "sigmoid" else 0.0)
+    generator = torch.Generator().manual_seed(seed)
+    for name, module in student.named_modules():
+        if isinstance(module, nn.Linear):
+            if name.startswith("head."):
+                nn.init.trunc_normal_(module.weight, std=0.02, generator=generator)
+            elif name.endswith((".qkv", ".kv")):  # q, k and v are three matrices stacked: each has its own fan
+                for part in module.weight.data.split(module.in_features):
+                    nn.init.xavier_uniform_(part, generator=generator)
+            else:
+                nn.init.xavier_uniform_(module.weight, generator=generator)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Conv2d):
+            nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5, generator=generator)
+            assert module.bias is not None
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm):
+            module.reset_parameters()
+        elif isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=module.embedding_dim**-0.5, generator=generator)
+        elif isinstance(module, VisionTower):
+            module.positions.data.copy_(sincos_positions(module.grid, module.positions.shape[-1]))
+        elif isinstance(module, TextTower):
+            nn.init.normal_(module.positions, std=module.positions.shape[-1] ** -0.5, generator=generator)
+        elif isinstance(module, MapPooling):
+            nn.init.xavier_uniform_(module.probe.data[0], generator=generator)
+        elif isinstance(module, Head):
+            nn.init.trunc_normal_(module.prototypes, std=0.02, generator=generator)
+
+
+def sincos_positions(grid: int, width: int) -> Tensor:
+    """[1, grid * grid, width]: sine and cosine of row and column at width / 4 frequencies, 1 down to 1/10,000 (2205.01580)."""
+    frequencies = 10_000.0 ** -torch.linspace(0, 1, width // 4)
+    rows, columns = torch.meshgrid(torch.arange(grid), torch.arange(grid), indexing="ij")
+    y, x = rows.reshape(-1, 1) * frequencies, columns.reshape(-1, 1) * frequencies
+    return torch.cat([x.sin(), x.cos(), y.sin(), y.cos()], dim=1).unsqueeze(0)
+
+
+def count_parameters(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
