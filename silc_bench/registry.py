@@ -30,6 +30,15 @@ class Scores:
     n: int  # samples scored
     chance: float  # expected main metric of a model that knows nothing, on exactly these samples
     details: dict[str, Any] = field(default_factory=dict)  # per-class values, chosen hyper-parameters: JSON only
+    outcomes: dict[str, np.ndarray] = field(default_factory=dict, compare=False, repr=False)
+    """What each sample scored, in the dataset's order: ``metrics`` and ``stderr`` follow from it, and two models can be paired.
+
+    - a metric's own name: its hits [N] bool, or [N, S] for S draws of the training shots;
+    - "labels" [N]: beside hits whose mean over classes is a metric too;
+    - "text_retrieval_rank" [N] and "image_retrieval_rank" [Q], 0 is best, with "image_retrieval_picture" [Q], the picture
+      whose caption asked;
+    - "areas" [N, 3, C]: pixels of each class: in both, predicted, true.
+    """
 
 
 class Features(Protocol):

@@ -36,6 +36,7 @@ def classification_scores(ranks: np.ndarray, labels: np.ndarray, chance: float, 
         n=len(labels),
         chance=chance,
         details=details,
+        outcomes={"acc1": hits, "acc5": ranks < 5, "labels": labels},
     )
 
 

@@ -42,13 +42,14 @@ class FewShot(SourcedTask):
     def score(self, features: Features) -> Scores:
         train, labels = labels_of(features.data["train"]), labels_of(features.data["test"])
         num_classes = len(features.data["train"].class_names)
-        metrics, stderr, by_seed = {}, {}, {}
+        metrics, stderr, by_seed, outcomes = {}, {}, {}, {}
         for shots in SHOTS:
             hits = np.stack([self._hits(features, train, labels, num_classes, shots, seed) for seed in SEEDS])
             name = f"acc1_{shots}shot"
             metrics[name] = float(hits.mean())
             stderr[name] = stats.seeds_stderr(hits)
             by_seed[name] = hits.mean(axis=1).tolist()
+            outcomes[name] = hits.T
         counts = np.bincount(train, minlength=num_classes)
         details = {
             "by_seed": by_seed,
@@ -57,7 +58,8 @@ class FewShot(SourcedTask):
             "fewest_pictures_of_a_class": int(counts[counts > 0].min()),
             "classes_without_pictures": int((counts == 0).sum()),
         }
-        return Scores(metrics, stderr, n=len(labels), chance=uniform_chance(train, labels), details=details)
+        chance = uniform_chance(train, labels)
+        return Scores(metrics, stderr, n=len(labels), chance=chance, details=details, outcomes=outcomes)
 
     def _hits(
         self, features: Features, train: np.ndarray, labels: np.ndarray, num_classes: int, shots: int, seed: int

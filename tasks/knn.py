@@ -34,6 +34,7 @@ class Knn(SourcedTask):
             stderr={f"acc1_{k}nn": stats.accuracy_stderr(ranks < 1) for k, ranks in by_k.items()},
             n=len(labels),
             chance=frequency_chance(train, labels),
+            outcomes={f"acc1_{k}nn": ranks < 1 for k, ranks in by_k.items()},
         )
 
 

@@ -52,7 +52,18 @@ class Retrieval(SourcedTask):
                 errors[f"{way}_retrieval_recall@{k}"] = _recall_stderr(ranks < k, asked_by)
             values[f"{way}_retrieval_median_rank"] = metrics.median_rank(ranks)
         chance = float(np.bincount(pictures).mean() / len(captions))
-        return Scores(values, errors, n=len(test), chance=chance, details={"distinct_captions": len(captions)})
+        return Scores(
+            values,
+            errors,
+            n=len(test),
+            chance=chance,
+            details={"distinct_captions": len(captions)},
+            outcomes={
+                "text_retrieval_rank": text_ranks,
+                "image_retrieval_rank": image_ranks,
+                "image_retrieval_picture": pictures,
+            },
+        )
 
 
 def captions_of(dataset: ImageDataset) -> tuple[np.ndarray, np.ndarray, list[str]]:

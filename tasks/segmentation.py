@@ -130,6 +130,7 @@ def _scores(areas: np.ndarray, names: tuple[str, ...], chance: float) -> Scores:
         n=len(areas),
         chance=chance,
         details={"iou": {name: None if np.isnan(value) else float(value) for name, value in zip(names, iou, strict=True)}},
+        outcomes={"areas": areas},
     )
 
 

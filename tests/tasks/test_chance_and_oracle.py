@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from silc_bench import metrics
 from silc_bench.datasets.shapes import PAIRS, SHAPES
 from silc_bench.errors import UserError
 from silc_bench.evaluate import evaluate
@@ -197,3 +198,31 @@ def test_a_handful_of_pictures_is_scored_or_refused(name, limit, random_model):
     else:
         scores = score(task, random_model, data)
         assert all(np.isfinite(value) for value in [*scores.metrics.values(), *scores.stderr.values(), scores.chance])
+
+
+# ---- outcomes ----
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_metrics_follow_from_the_outcomes_of_each_sample(name, random_model):
+    task = TASKS[name]
+    scores = score(task, random_model, task.load(None, 100))
+    outcomes, again = scores.outcomes, {}
+    if "areas" in outcomes:
+        again = {"mIoU": metrics.mean_iou(outcomes["areas"].sum(axis=0))}
+        assert outcomes["areas"].shape[0] == scores.n
+    elif "text_retrieval_rank" in outcomes:
+        assert len(outcomes["text_retrieval_rank"]) == scores.n
+        assert len(outcomes["image_retrieval_picture"]) == len(outcomes["image_retrieval_rank"])
+        for way in ("text", "image"):
+            ranks = outcomes[f"{way}_retrieval_rank"]
+            again |= {f"{way}_retrieval_recall@{k}": (ranks < k).mean() for k in (1, 5, 10)}
+            again[f"{way}_retrieval_median_rank"] = np.median(ranks) + 1
+        assert again.keys() == scores.metrics.keys()
+    else:
+        again = {name: hits.mean() for name, hits in outcomes.items() if name != "labels"}
+        assert all(hits.dtype == bool and len(hits) == scores.n for name, hits in outcomes.items() if name != "labels")
+        if "labels" in outcomes:
+            again["mean_per_class_recall"] = metrics.mean_per_class_recall(outcomes["acc1"], outcomes["labels"])
+        assert again.keys() == scores.metrics.keys()
+    assert again == pytest.approx({name: scores.metrics[name] for name in again}, abs=1e-12)
