@@ -127,8 +127,13 @@ def _table(*heads: str, title: str | None = None) -> Table:
 @app.command("eval")
 @answering
 def evaluate_command(
-    ckpt: Annotated[list[str], typer.Option(help="Run or checkpoint file, also with :student or :teacher; repeatable.")],
+    ckpt: Annotated[
+        list[str],
+        typer.Option(help="RUN[:student|:teacher], open_clip:ARCH/TAG, hf:NAME, timm:NAME, big_vision:FILE, FILE; repeatable."),
+    ],
     tasks: Annotated[str, typer.Option(help="Names, families, datasets, groups or globs, separated by commas.")],
+    arch: Annotated[str | None, typer.Option(help="Of a file of weights alone: open_clip:NAME, hf:NAME, silc:PRESET.")] = None,
+    feature_point: Annotated[str, typer.Option(help="pooled, pre_projection or mean_patch.")] = "pooled",
     data_root: Annotated[Path | None, typer.Option(help="Folder that holds the datasets.")] = None,
     results: Results = Path("results"),
     limit: Annotated[int | None, typer.Option(min=1, help="Pictures a split; such records are marked and never rank.")] = None,
@@ -152,7 +157,7 @@ def evaluate_command(
     from silc_bench.models import load_model
 
     check_writable(results)
-    models = [(spec, load_model(spec)) for spec in ckpt]
+    models = [(spec, load_model(spec, arch)) for spec in ckpt]
     for spec, model in models:
         evaluate(
             model,
@@ -163,6 +168,7 @@ def evaluate_command(
             limit=limit,
             device=device,
             precision=precision,
+            feature_point=feature_point,
             batch_size=batch_size,
             num_workers=workers,
             existing=existing,

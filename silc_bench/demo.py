@@ -21,7 +21,7 @@ from silc_bench.datasets import IGNORE
 from silc_bench.datasets.shapes import SHAPES, Shapes
 from silc_bench.evaluate import evaluate
 from silc_bench.features import Extractor, choose_device
-from silc_bench.models import DenseModel, load_model
+from silc_bench.models import ImageModel, load_model
 from silc_bench.pictures import class_colors, figure, pca_colors
 from silc_bench.probes import upsample
 from silc_bench.registry import select
@@ -67,7 +67,7 @@ def run_demo(out: Path, *, is_fast: bool, console: Console, on_result: Callable[
     return page
 
 
-def draw_dense(models: Sequence[DenseModel], path: Path, device: torch.device) -> None:
+def draw_dense(models: Sequence[ImageModel], path: Path, device: torch.device) -> None:
     """Zero-shot masks and patch PCA of each model on the first test scenes -> PNG, with its caption beside it."""
     dataset = Shapes("test", 64)
     shown = range(SHOWN)

@@ -18,7 +18,7 @@ from silc_bench import results
 from silc_bench.datasets import ImageDataset
 from silc_bench.errors import RunError, UserError, unknown_name
 from silc_bench.features import Extractor, choose_device, choose_precision
-from silc_bench.models import ImageTextModel
+from silc_bench.models import FEATURE_POINTS, ImageModel
 from silc_bench.protocol import Protocol
 from silc_bench.registry import Task
 from silc_bench.results import Record
@@ -32,7 +32,7 @@ _METHODS = {
 
 
 def evaluate(
-    model: ImageTextModel,
+    model: ImageModel,
     tasks: Sequence[Task],
     *,
     model_source: str,
@@ -41,6 +41,7 @@ def evaluate(
     limit: int | None = None,
     device: str = "auto",
     precision: str = "auto",
+    feature_point: str = "pooled",
     batch_size: int = 256,
     num_workers: int = 0,
     existing: str = "skip",
@@ -51,6 +52,7 @@ def evaluate(
 
     Args:
         model_source: what the user asked for, kept in the records.
+        feature_point: where image embeddings are read (models.FEATURE_POINTS); tasks that compare them with text need "pooled".
         limit: pictures a split, evenly spread; the records say so and never rank.
         existing: what to do about a measurement that is known: "skip" it, "overwrite" it, or "error" before any work.
         on_result: called with each record and whether it was measured now.
@@ -66,8 +68,13 @@ def evaluate(
     chosen_device = choose_device(device)
     chosen_precision = choose_precision(precision, chosen_device)
     for task in tasks:
-        check_supported(model, task)
-    plans = [_plan(model, task, task.load(data_root, limit), chosen_precision, limit, results_dir) for task in tasks]
+        check_supported(model, task, feature_point)
+
+    def plan_of(task: Task) -> _Plan:
+        protocol = Protocol.of(model, task, chosen_precision, feature_point)
+        return _plan(model, task, task.load(data_root, limit), protocol, limit, results_dir)
+
+    plans = [plan_of(task) for task in tasks]
     if existing == "error" and any(plan.known for plan in plans):
         names = ", ".join(plan.task.name for plan in plans if plan.known)
         raise UserError(f"already measured in {results_dir}: {names}; use --existing skip or overwrite")
@@ -76,6 +83,7 @@ def evaluate(
         model,
         device=chosen_device,
         precision=chosen_precision,
+        feature_point=feature_point,
         batch_size=batch_size,
         num_workers=num_workers,
         progress=progress,
@@ -103,7 +111,7 @@ def evaluate(
     return records
 
 
-def check_supported(model: ImageTextModel, task: Task) -> None:
+def check_supported(model: ImageModel, task: Task, feature_point: str = "pooled") -> None:
     """Raises UserError when the model lacks what the task asks for, and names it."""
     for capability in sorted(task.requires):
         missing = [method for method in _METHODS[capability] if not callable(getattr(model, method, None))]
@@ -112,6 +120,15 @@ def check_supported(model: ImageTextModel, task: Task) -> None:
                 f"{task.name} needs {capability} features, which {model.name} cannot give (no {' and no '.join(missing)});"
                 " leave this task out"
             )
+    if feature_point not in FEATURE_POINTS:
+        raise unknown_name("feature point", feature_point, FEATURE_POINTS)
+    if feature_point not in model.feature_points:
+        raise UserError(f"{model.name} has no feature point {feature_point!r}; it has {', '.join(model.feature_points)}")
+    if feature_point != "pooled" and {"image", "text"} <= task.requires:
+        raise UserError(
+            f"{task.name} compares pictures with text, which only the feature point 'pooled' allows, not {feature_point!r};"
+            " leave this task out"
+        )
 
 
 @dataclass(frozen=True)
@@ -123,9 +140,13 @@ class _Plan:
 
 
 def _plan(
-    model: ImageTextModel, task: Task, data: Mapping[str, ImageDataset], precision: str, limit: int | None, results_dir: Path
+    model: ImageModel,
+    task: Task,
+    data: Mapping[str, ImageDataset],
+    protocol: Protocol,
+    limit: int | None,
+    results_dir: Path,
 ) -> _Plan:
-    protocol = Protocol.of(model, task, precision)
     # the record names the scored data; what was learned from is part of how it was measured
     pools = {role: pool.fingerprint for role, pool in data.items() if role != "test"}
     protocol = replace(protocol, task={**protocol.task, **({"pools": pools} if pools else {})})
@@ -133,7 +154,7 @@ def _plan(
     return _Plan(task, data, protocol, results.find(results_dir, model.name, model.revision, task.name, key))
 
 
-def _measure(model: ImageTextModel, plan: _Plan, extract: Extractor, *, model_source: str, limit: int | None) -> Record:
+def _measure(model: ImageModel, plan: _Plan, extract: Extractor, *, model_source: str, limit: int | None) -> Record:
     started = time.perf_counter()
     scores = plan.task.score(extract(plan.data))
     return Record.create(

@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from silc_bench.datasets import ImageDataset
 from silc_bench.errors import RunError, UserError, unknown_name
-from silc_bench.models import DenseModel, ImageTextModel
+from silc_bench.models import DenseModel, ImageModel, ImageTextModel
 
 Encode = Callable[[Tensor], Tensor]
 DEVICES = ("auto", "cpu", "cuda")
@@ -58,10 +58,11 @@ class Extractor:
 
     def __init__(
         self,
-        model: ImageTextModel,
+        model: ImageModel,
         *,
         device: torch.device,
         precision: str,
+        feature_point: str = "pooled",
         batch_size: int,
         num_workers: int,
         progress: bool,
@@ -69,6 +70,7 @@ class Extractor:
         self.model = model.to(device)
         self.device = device
         self.precision = precision
+        self.feature_point = feature_point
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.progress = progress
@@ -82,8 +84,10 @@ class Extractor:
         """[N, D] fp32, in the dataset's order."""
         key = (dataset.name, dataset.split, dataset.fingerprint)
         if key not in self._images:
-            features = np.full((len(dataset), self.model.embed_dim), np.nan, dtype=np.float32)
-            for indices, batch in self._batches(dataset, "image", self.model.encode_image):
+            width = self.model.feature_points[self.feature_point]
+            features = np.full((len(dataset), width), np.nan, dtype=np.float32)
+            encode = partial(self.model.encode_image, point=self.feature_point)
+            for indices, batch in self._batches(dataset, "image", encode):
                 features[indices] = batch
             self._images[key] = features
         return self._images[key]
@@ -96,11 +100,12 @@ class Extractor:
 
     def text(self, texts: Sequence[str]) -> np.ndarray:
         """[len(texts), D] fp32; equal texts are encoded once."""
+        model = cast(ImageTextModel, self.model)
         missing = sorted(set(texts) - self._texts.keys(), key=lambda text: (len(text), text))
         with _bar(self.progress, "texts", len(missing)) as advance:
             for start in range(0, len(missing), self.batch_size):
                 batch = missing[start : start + self.batch_size]
-                features = self._encode(self.model.encode_text, self.model.tokenize(batch))
+                features = self._encode(model.encode_text, model.tokenize(batch))
                 bad = _first_not_finite(features)
                 if bad is not None:
                     raise RunError(f"{self.model.name} gives a text embedding that is not finite: {batch[bad]!r}")
@@ -154,7 +159,7 @@ class DatasetFeatures:
 class _Preprocessed(Dataset):
     """(index, [3, H, W]) as the model wants its pictures."""
 
-    def __init__(self, model: ImageTextModel, dataset: ImageDataset) -> None:
+    def __init__(self, model: ImageModel, dataset: ImageDataset) -> None:
         self.model = model
         self.dataset = dataset
 

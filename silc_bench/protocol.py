@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from silc_bench.models import ImageTextModel
+    from silc_bench.models import ImageModel
     from silc_bench.registry import Task
 
 
@@ -26,20 +26,20 @@ class Protocol:
     task: dict[str, Any]  # Task.protocol()
     task_version: int
     main_metric: str
-    feature_point: str  # "pooled" or "dense"
+    feature_point: str  # of models.FEATURE_POINTS, or "dense"
     precision: str  # of the forward pass: "fp32", "bf16"
 
     @classmethod
-    def of(cls, model: ImageTextModel, task: Task, precision: str) -> Protocol:
-        """The native protocol of this model on this task."""
+    def of(cls, model: ImageModel, task: Task, precision: str, feature_point: str = "pooled") -> Protocol:
+        """The native protocol of this model on this task; ``feature_point`` is where image embeddings are read."""
         return cls(
             name="native",
             image=model.image_protocol,
-            text=model.text_protocol if "text" in task.requires else {},
+            text=model.text_protocol if "text" in task.requires else {},  # type: ignore[attr-defined]  # check_supported
             task=task.protocol(),
             task_version=task.version,
             main_metric=task.main_metric,
-            feature_point="dense" if "dense" in task.requires else "pooled",
+            feature_point="dense" if "dense" in task.requires else feature_point,
             precision=precision,
         )
 

@@ -28,7 +28,7 @@ from silc_bench.schema import COUNT, HEX, METRICS, NAME, TASK_NAME, check, objec
 
 if TYPE_CHECKING:
     from silc_bench.datasets import ImageDataset
-    from silc_bench.models import ImageTextModel
+    from silc_bench.models import ImageModel
     from silc_bench.protocol import Protocol
     from silc_bench.registry import Scores, Task
 
@@ -124,7 +124,7 @@ class Record:
     @classmethod
     def create(
         cls,
-        model: ImageTextModel,
+        model: ImageModel,
         task: Task,
         dataset: ImageDataset,
         scores: Scores,

@@ -1,8 +1,8 @@
 """Any checkpoint behind one protocol: preprocessing and tokenizer belong to the model; a wrong pairing cannot be written.
 
-Flow: ``load_model("runs/a:teacher")`` -> an ImageTextModel -> ``features``. One small file a kind of checkpoint.
+Flow: ``load_model("open_clip:ViT-B-32/openai")`` -> a model -> ``features``. One small file a kind of checkpoint (``KINDS``).
 
-Shapes: B images or texts, L tokens, D embedding, H x W pixels, h x w patches.
+Shapes: B images or texts, L tokens, D embedding, W width of the tower, H x W pixels, h x w patches.
 """
 
 from __future__ import annotations
@@ -11,51 +11,73 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from silc_bench.errors import UserError
+from silc_bench.errors import UserError, unknown_name
 
 if TYPE_CHECKING:
     import torch
     from PIL import Image
     from torch import Tensor
 
+    from silc_bench.models.images import ImagePipeline
+
+FEATURE_POINTS = {
+    "pooled": "the embedding that the model itself gives: where it meets text, if it does",
+    "pre_projection": "the pooled feature before the linear map into the space shared with text",
+    "mean_patch": "the mean over patches of the tokens that leave the tower",
+}
+KINDS = {
+    "open_clip": "ARCH/TAG, ARCH/PATH or ARCH/random",
+    "hf": "NAME or FOLDER",
+    "timm": "NAME, NAME/PATH or NAME/random",
+    "big_vision": "FILE.npz",
+}
+
 
 @runtime_checkable
-class ImageTextModel(Protocol):
+class ImageModel(Protocol):
     """What every evaluation asks of a checkpoint. Embeddings are fp32 and not normalised."""
 
     name: str  # row of the leaderboard: "shapes_tiny-silc:student"
-    revision: str  # hash of the weights, 16 hex digits
+    revision: str  # hash of the weights, 16 hex digits (models/revision.py)
     embed_dim: int  # D
     image_size: int  # pixels a side that preprocess makes
     num_params: int
-    logit_scale: float  # multiplies the cosine similarity (already exponentiated)
-    logit_bias: float
-    image_protocol: dict[str, Any]  # resize, crop, interpolation, mean, std, size: all that preprocess does, as JSON
-    text_protocol: dict[str, Any]  # cleaning, length: all that tokenize does, as JSON
+    feature_points: dict[str, int]  # of FEATURE_POINTS, those that exist here, with their widths; "pooled" always
+    pipeline: ImagePipeline  # what preprocess does
+    image_protocol: dict[str, Any]  # the same as JSON
 
     def preprocess(self, image: Image.Image) -> Tensor:
         """One picture -> [3, H, W] fp32."""
         ...
 
-    def tokenize(self, texts: list[str]) -> Tensor:
-        """Texts -> [B, L] int64."""
+    def encode_image(self, images: Tensor, point: str = "pooled") -> Tensor:
+        """[B, 3, H, W] -> [B, feature_points[point]]."""
         ...
 
-    def encode_image(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, D]."""
+    def to(self, device: torch.device) -> ImageModel:
+        """The same model on another device."""
+        ...
+
+
+@runtime_checkable
+class ImageTextModel(ImageModel, Protocol):
+    """A model that also reads."""
+
+    logit_scale: float  # multiplies the cosine similarity (already exponentiated)
+    logit_bias: float
+    text_protocol: dict[str, Any]  # cleaning, length: all that tokenize does, as JSON
+
+    def tokenize(self, texts: list[str]) -> Tensor:
+        """Texts -> [B, L] int64."""
         ...
 
     def encode_text(self, tokens: Tensor) -> Tensor:
         """[B, L] -> [B, D]."""
         ...
 
-    def to(self, device: torch.device) -> ImageTextModel:
-        """The same model on another device."""
-        ...
-
 
 @runtime_checkable
-class DenseModel(ImageTextModel, Protocol):
+class DenseModel(ImageModel, Protocol):
     """A model that also places its features on the picture."""
 
     patch_size: int
@@ -65,17 +87,71 @@ class DenseModel(ImageTextModel, Protocol):
         ...
 
 
-def load_model(spec: str) -> DenseModel:
-    """``PATH`` or ``PATH:student|teacher`` of a run or checkpoint made by `silc-bench train` -> a model on the CPU.
+def load_model(spec: str, arch: str | None = None) -> ImageModel:
+    """A checkpoint -> a model on the CPU, ready to be measured.
+
+    Args:
+        spec: ``KIND:...`` for the libraries in ``KINDS``, or a path: a run made by `silc-bench train` (also with ``:student``
+            or ``:teacher``), or a file of weights.
+        arch: what a file of weights alone does not say: ``open_clip:NAME``, ``hf:NAME``, ``silc:PRESET``.
 
     Raises:
-        UserError: nothing there, not a checkpoint, or a branch that does not exist.
+        UserError: nothing there, not a checkpoint, an architecture or branch that does not exist or does not fit.
     """
+    if not spec:
+        raise UserError("an empty name is no checkpoint; name a run's folder, a file, or " + _kinds())
+    kind, colon, rest = spec.partition(":")
+    if colon and kind in KINDS:
+        if not rest:
+            raise UserError(f"{spec!r} names no checkpoint; write {kind}:{KINDS[kind]}")
+        if arch is not None and kind != "big_vision":
+            raise UserError(f"--arch says what a file of weights alone does not; {spec!r} names its architecture itself")
+        return _load_kind(kind, rest, arch)
+    path, _, named = spec.rpartition(":")
+    branch: str | None = named
+    if not os.path.exists(path) or os.path.exists(spec):  # the colon, if any, is part of the path
+        path, branch = spec, None
+    if not os.path.exists(path):
+        _refuse_missing(spec)
+    return _load_path(Path(path), branch, arch)
+
+
+def _load_kind(kind: str, rest: str, arch: str | None) -> ImageModel:
+    if kind == "open_clip":
+        from silc_bench.models import open_clip
+
+        return open_clip.load(rest)
+    if kind == "hf":
+        from silc_bench.models import hf
+
+        return hf.load(rest)
+    if kind == "timm":
+        from silc_bench.models import timm
+
+        return timm.load(rest)
+    from silc_bench.models import big_vision
+
+    return big_vision.load(Path(rest), arch)
+
+
+def _load_path(path: Path, branch: str | None, arch: str | None) -> ImageModel:
     from silc_bench.models import native
 
-    if not spec:
-        raise UserError("an empty name is no checkpoint; name a run's folder, or a file in its checkpoints/")
-    path, _, branch = spec.rpartition(":")
-    if not os.path.exists(path) or os.path.exists(spec):  # the colon, if any, is part of the path
-        path, branch = spec, "student"
-    return native.load(Path(path), branch)
+    if arch is None and native.is_ours(path):
+        return native.load(path, "student" if branch is None else branch)
+    if branch is not None:
+        raise UserError(f"{path}:{branch}: only checkpoints made by `silc-bench train` have branches, and this is none")
+    from silc_bench.models import raw
+
+    return raw.load_raw(path, arch)
+
+
+def _refuse_missing(spec: str) -> None:
+    kind, colon, rest = spec.partition(":")
+    if kind and rest and "/" not in kind and "." not in kind:  # "openclip:ViT-B-32" is a misspelt kind, not a path
+        raise unknown_name("kind of checkpoint", kind, KINDS)
+    raise UserError(f"checkpoint {spec}: no such file or folder; checkpoints of other libraries are written {_kinds()}")
+
+
+def _kinds() -> str:
+    return ", ".join(f"{kind}:{form.split(',')[0]}" for kind, form in KINDS.items())

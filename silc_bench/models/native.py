@@ -11,15 +11,18 @@ from __future__ import annotations
 import hashlib
 import json
 import textwrap
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2 import functional as tv
 
 from silc_bench.errors import UserError, unknown_name
+from silc_bench.models.images import ImagePipeline
+from silc_bench.models.revision import revision_of
 from trainer import checkpoint
 from trainer.config import TextConfig, from_dict
 from trainer.model import Student, VisionTower, count_parameters
@@ -44,15 +47,9 @@ class NativeModel:
         self.logit_scale = student.log_scale.exp().item()
         self.logit_bias = student.logit_bias.item()
         self.revision = revision_of({"vision": vision, "text": student.text})
-        self.image_protocol = {
-            "resize": "squash",
-            "size": self.image_size,
-            "interpolation": "bicubic",
-            "antialias": True,
-            "crop": "none",
-            "mean": [MEAN] * 3,
-            "std": [STD] * 3,
-        }
+        self.feature_points = {"pooled": self.embed_dim, "mean_patch": self.embed_dim}
+        self.pipeline = ImagePipeline(self.image_size, mean=(MEAN,) * 3, std=(STD,) * 3)  # the whole picture, squashed
+        self.image_protocol = self.pipeline.as_dict()
         self.text_protocol = {
             "cleaning": tokenizer.cleaning,
             "length": config.text.context_length,
@@ -60,17 +57,14 @@ class NativeModel:
         }
 
     def preprocess(self, image: Image.Image) -> Tensor:
-        """Whole picture squashed to the square -> [3, H, W] in [-1, 1]."""
-        size = (self.image_size, self.image_size)
-        image = image.convert("RGB")  # before the resize: Pillow takes the nearest pixel of a palette picture
-        if image.size != size:
-            image = image.resize(size, Image.Resampling.BICUBIC)
-        return tv.pil_to_tensor(image).float().div_(255).sub_(MEAN).div_(STD)
+        return self.pipeline(image)
 
     def tokenize(self, texts: list[str]) -> Tensor:
         return self.tokenizer(texts)
 
-    def encode_image(self, images: Tensor) -> Tensor:
+    def encode_image(self, images: Tensor, point: str = "pooled") -> Tensor:
+        if point == "mean_patch":
+            return self.encode_dense(images, joint=False).mean(dim=(1, 2))
         return self.vision(images).float()
 
     def encode_text(self, tokens: Tensor) -> Tensor:
@@ -83,6 +77,18 @@ class NativeModel:
         self.vision.to(device)
         self.text.to(device)
         return self
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a folder holds, or a file is, a checkpoint of `silc-bench train`, whole or damaged; nothing is unpickled."""
+    if path.is_dir():
+        return bool(checkpoint.all_in(path) or list(path.glob("step_*.pt")))
+    try:
+        with zipfile.ZipFile(path) as archive:
+            pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+            return bool(pickles) and checkpoint.FORMAT.split("/")[0].encode() in archive.read(pickles[0])
+    except (OSError, ValueError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error):
+        return False  # whatever it is, its reader says so
 
 
 def load(path: Path, branch: str = "student") -> NativeModel:
@@ -128,13 +134,3 @@ def _check_pairing(tokenizer: Tokenizer, text: TextConfig) -> None:
             f"its tokenizer makes {tokenizer.context_length} tokens of {tokenizer.vocab_size} kinds,"
             f" its text tower reads {text.context_length} of {text.vocab_size}"
         )
-
-
-def revision_of(modules: dict[str, torch.nn.Module]) -> str:
-    """Hash of names, shapes and values of the weights behind the embeddings, 16 hex digits; dtype and device do not count."""
-    digest = hashlib.sha256()
-    for prefix, module in sorted(modules.items()):
-        for name, value in sorted(module.state_dict().items()):
-            digest.update(f"{prefix}.{name} {tuple(value.shape)}".encode())
-            digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]

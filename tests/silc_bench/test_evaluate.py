@@ -20,6 +20,7 @@ class CountingModel:
     embed_dim, image_size, num_params, logit_scale, logit_bias = 3, 64, 7, 1.0, 0.0
 
     def __init__(self):
+        self.feature_points = {"pooled": 3}
         self.image_protocol, self.text_protocol = {"resize": "none"}, {"cleaning": "none"}
         self.pictures = self.texts = 0
 
@@ -29,7 +30,7 @@ class CountingModel:
     def tokenize(self, texts):
         return torch.tensor([[len(text), text.count("e"), 1] for text in texts])
 
-    def encode_image(self, images):
+    def encode_image(self, images, point="pooled"):
         self.pictures += len(images)
         return images.mean(dim=(2, 3)) - 0.5
 
@@ -42,7 +43,7 @@ class CountingModel:
 
 
 class VisionModel:
-    name = "vision-only"
+    name, feature_points = "vision-only", {"pooled": 3}
     preprocess = encode_image = staticmethod(lambda images: images)
 
 
@@ -191,7 +192,7 @@ def test_a_score_that_is_not_a_number_is_not_written(tmp_path):
 
 def test_features_that_are_not_finite_name_the_model_and_the_picture(tmp_path):
     class Diverged(CountingModel):
-        def encode_image(self, images):
+        def encode_image(self, images, point="pooled"):
             features = super().encode_image(images)
             if self.pictures > 16:
                 features[3] = torch.nan
@@ -203,7 +204,7 @@ def test_features_that_are_not_finite_name_the_model_and_the_picture(tmp_path):
 
 def test_interruption_is_not_swallowed(tmp_path):
     class Interrupted(CountingModel):
-        def encode_image(self, images):
+        def encode_image(self, images, point="pooled"):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -36,6 +36,7 @@ class Grey:
     name, revision, embed_dim, image_size, patch_size = "grey", "0" * 16, 2, 4, 2
 
     def __init__(self):
+        self.feature_points = {"pooled": 2, "mean_patch": 3}
         self.pictures = self.texts = 0
         self.matrix = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, -1.0]])
         self.dtype = None
@@ -46,8 +47,10 @@ class Grey:
     def tokenize(self, texts):
         return torch.tensor([[len(text)] for text in texts])
 
-    def encode_image(self, images):
+    def encode_image(self, images, point="pooled"):
         self.pictures += len(images)
+        if point == "mean_patch":
+            return images.mean(dim=(2, 3))
         features = images.mean(dim=(2, 3)) @ self.matrix.T
         self.dtype = features.dtype
         return features
@@ -67,6 +70,13 @@ class Grey:
 def extractor(model, **options):
     defaults = {"device": torch.device("cpu"), "precision": "fp32", "batch_size": 4, "num_workers": 0, "progress": False}
     return Extractor(model, **{**defaults, **options})
+
+
+def test_the_feature_point_decides_what_is_encoded():
+    data = Pictures(3, base=200)
+    features = extractor(Grey(), feature_point="mean_patch")({"test": data}).image("test")
+    expected = [np.array(data.image(i), np.float32).mean(axis=(0, 1)) for i in range(3)]
+    np.testing.assert_allclose(features, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("options", [{}, {"batch_size": 1}, {"batch_size": 100}, {"num_workers": 2}, {"progress": True}])
@@ -133,7 +143,7 @@ def test_gradients_are_not_kept():
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_features_that_are_not_finite_stop_the_run(value):
     class Diverged(Grey):
-        def encode_image(self, images):
+        def encode_image(self, images, point="pooled"):
             features = super().encode_image(images)
             features[images.mean(dim=(1, 2, 3)) == 42, 1] = value  # the seventh picture
             return features

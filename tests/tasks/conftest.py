@@ -30,6 +30,7 @@ class LookupModel:
         patch_size: int = 8,
     ) -> None:
         self.embed_dim, self.image_size, self.patch_size = embed_dim, 64, patch_size
+        self.feature_points = {"pooled": embed_dim}
         self.image_protocol, self.text_protocol = {"resize": "none"}, {"cleaning": "none"}
         self._image, self._text, self._dense = image, text, dense
         self._seen: list[str] = []
@@ -41,7 +42,7 @@ class LookupModel:
         self._seen += texts
         return torch.arange(len(self._seen) - len(texts), len(self._seen))[:, None]
 
-    def encode_image(self, images: Tensor) -> Tensor:
+    def encode_image(self, images: Tensor, point: str = "pooled") -> Tensor:
         return torch.stack([torch.from_numpy(self._image(pixels(picture))).float() for picture in images])
 
     def encode_text(self, tokens: Tensor) -> Tensor:
