@@ -26,9 +26,9 @@ from silc_bench.pictures import class_colors, figure, pca_colors
 from silc_bench.probes import upsample
 from silc_bench.registry import select
 from silc_bench.results import Record
+from tasks.prompts import Prompts, class_embeddings
 from tasks.segmentation import without_background
 from tasks.sources import own_templates
-from tasks.zeroshot import class_embeddings
 from trainer import checkpoint
 from trainer.presets import configure
 from trainer.train import run_training
@@ -77,7 +77,7 @@ def draw_dense(models: Sequence[ImageModel], path: Path, device: torch.device) -
     for model in models:
         extract = Extractor(model, device=device, precision="fp32", batch_size=64, num_workers=0, progress=False)
         features = extract({"test": dataset})
-        classes = class_embeddings(features, SHAPES, own_templates("shapes_segmentation"))
+        classes = class_embeddings(features, SHAPES, Prompts("shapes_segmentation", own_templates("shapes_segmentation")))
         joint = np.concatenate(list(features.dense("test", joint=True)))
         patches = np.concatenate(list(features.dense("test", joint=False)))
         masks = [upsample(metrics.normalize(joint[i]) @ classes.T, *truth[i].shape).argmax(axis=-1) for i in shown]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,8 +20,10 @@ def labels_of(dataset: ImageDataset) -> np.ndarray:
     return dataset.labels
 
 
-def classification_scores(ranks: np.ndarray, labels: np.ndarray, chance: float, details: dict[str, Any]) -> Scores:
-    """acc1, acc5 and mean_per_class_recall from the rank [N] of the right class among all."""
+def classification_scores(
+    ranks: np.ndarray, labels: np.ndarray, class_names: Sequence[str], chance: float, details: dict[str, Any]
+) -> Scores:
+    """acc1, acc5 and mean_per_class_recall from the rank [N] of the right class among all; each class's acc1 as a detail."""
     hits = ranks < 1
     return Scores(
         metrics={
@@ -35,9 +38,16 @@ def classification_scores(ranks: np.ndarray, labels: np.ndarray, chance: float, 
         },
         n=len(labels),
         chance=chance,
-        details=details,
+        details={**details, "acc1_by_class": _by_class(hits, labels, class_names)},
         outcomes={"acc1": hits, "acc5": ranks < 5, "labels": labels},
     )
+
+
+def _by_class(hits: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -> list[list[Any]]:
+    """[name, fraction hit] of each class in order, None without a sample. Names can repeat: no dict."""
+    counts = np.bincount(labels, minlength=len(class_names))
+    right = np.bincount(labels, weights=hits, minlength=len(class_names))
+    return [[name, float(right[c] / counts[c]) if counts[c] else None] for c, name in enumerate(class_names)]
 
 
 def uniform_chance(train_labels: np.ndarray, labels: np.ndarray) -> float:

@@ -57,7 +57,9 @@ class Linear(SourcedTask):
             "held_out_acc1": {f"{cost:g}": value for cost, value in zip(COSTS, right, strict=True)},
             "converged": [*converged, last_converged],
         }
-        return classification_scores(ranks, labels, chance=frequency_chance(train, labels), details=details)
+        return classification_scores(
+            ranks, labels, features.data["train"].class_names, chance=frequency_chance(train, labels), details=details
+        )
 
 
 def _fit(x: np.ndarray, labels: np.ndarray, costs: tuple[float, ...], num_classes: int) -> tuple[list[LinearMap], list[bool]]:

@@ -22,8 +22,8 @@ from silc_bench.datasets import IGNORE
 from silc_bench.metrics import normalize
 from silc_bench.probes import segmentation_ridge, upsample
 from silc_bench.registry import Features, Scores, register
+from tasks.prompts import Prompts, class_embeddings
 from tasks.sources import SourcedTask, own_templates, shapes
-from tasks.zeroshot import class_embeddings
 
 if TYPE_CHECKING:
     from silc_bench.datasets import ImageDataset
@@ -51,7 +51,7 @@ class LinearSegmentation(SourcedTask):
 
 @dataclass(kw_only=True, eq=False)
 class ZeroShotSegmentation(SourcedTask):
-    templates: tuple[str, ...]  # "{c}" stands for the class name
+    prompts: Prompts
     version: int = 1
     group: str = "dense"
     main_metric: str = "mIoU"
@@ -59,15 +59,14 @@ class ZeroShotSegmentation(SourcedTask):
 
     def protocol(self) -> dict[str, Any]:
         return {
-            "templates": list(self.templates),
-            "ensemble": "normalised mean of normalised prompt embeddings",
+            **self.prompts.protocol(),
             "background": "not scored",
             "logits": "cosine, bilinear at full resolution",
         }
 
     def score(self, features: Features) -> Scores:
         names = features.data["test"].mask_names[1:]  # mask value 0 is the background
-        classes = class_embeddings(features, names, self.templates)
+        classes = class_embeddings(features, names, self.prompts)
         dense = features.dense("test", joint=True)
         areas = _areas(
             dense, features.data["test"], lambda patches: normalize(patches) @ classes.T, len(names), without_background
@@ -143,6 +142,6 @@ register(
     ZeroShotSegmentation(
         name="shapes/segmentation_zeroshot",
         sources={"test": shapes("test", 1000)},
-        templates=own_templates("shapes_segmentation"),
+        prompts=Prompts("shapes_segmentation", own_templates("shapes_segmentation")),
     )
 )

@@ -15,8 +15,6 @@ from tasks.classification import frequency_chance, uniform_chance
 from tasks.linear import COSTS, Linear
 from tasks.retrieval import Retrieval, captions_of
 from tasks.segmentation import constant_miou, uniform_miou, without_background
-from tasks.sources import openai_templates, own_templates
-from tasks.zeroshot import class_embeddings
 
 
 class GivenFeatures:
@@ -42,36 +40,6 @@ class Labelled:
 
     def __len__(self):
         return len(self.labels if self.labels is not None else self.captions)
-
-
-# ---- zero-shot ----
-
-
-def test_class_embeddings_are_normalised_means_of_normalised_prompts():
-    rng = np.random.default_rng(0)
-    texts = {f"{template} {name}": rng.normal(size=4) * 10 for name in ("cat", "dog") for template in ("a", "the", "my")}
-    features = GivenFeatures({}, texts=texts)
-    ours = class_embeddings(features, ["cat", "dog"], ["a {c}", "the {c}", "my {c}"])
-    for row, name in zip(ours, ("cat", "dog"), strict=True):
-        unit = [texts[f"{template} {name}"] / np.linalg.norm(texts[f"{template} {name}"]) for template in ("a", "the", "my")]
-        mean = sum(unit) / 3
-        np.testing.assert_allclose(row, mean / np.linalg.norm(mean), atol=1e-12)
-
-
-def test_prompts():
-    assert len(openai_templates("cifar100")) == 18
-    assert openai_templates("cifar100")[0] == "a photo of a {c}."
-    for template in (*openai_templates("cifar100"), *own_templates("shapes")):
-        assert template.format(c="red circle").count("red circle") == 1
-
-
-def test_prompts_of_shapes_are_how_its_captions_begin():
-    from silc_bench.datasets.shapes import Shapes
-
-    dataset = Shapes("test", 200)
-    said = {caption for own in dataset.captions for caption in own}
-    prompts = {template.format(c=name) for template in own_templates("shapes") for name in dataset.class_names}
-    assert len(prompts & said) > 10, "a single object is described by exactly its prompt"
 
 
 # ---- chance ----
