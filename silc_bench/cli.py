@@ -1,25 +1,20 @@
-"""The command line: parses, calls, prints. ``silc-bench train | eval | leaderboard | tasks | demo``.
+"""The command line: parses, calls, prints. ``silc-bench train | eval | leaderboard | tasks | cache | demo``.
 
 Exit codes: 0 done, 1 the run failed, 2 the user's input was wrong. Torch is imported by the commands that compute, not here.
 """
 
 from __future__ import annotations
 
-import functools
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich import box
-from rich.console import Console
-from rich.table import Column, Table
 from rich.text import Text
 
-from silc_bench import __version__
+from silc_bench import __version__, cli_cache
 from silc_bench.atomic import check_writable
-from silc_bench.errors import RunError, UserError
+from silc_bench.terminal import answering, console, table_of
 
 if TYPE_CHECKING:
     from silc_bench.results import Record
@@ -30,35 +25,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-console = Console(emoji=False)
 
 Results = Annotated[Path, typer.Option(help="Folder of records.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
-
-
-def answering(command: Callable[..., None]) -> Callable[..., None]:
-    """A mistake or a failure is one sentence and an exit code, never a traceback."""
-
-    @functools.wraps(command)
-    def wrapped(*args: Any, **kwargs: Any) -> None:
-        try:
-            command(*args, **kwargs)
-        except BrokenPipeError:  # `silc-bench tasks | head`: nobody reads on, which Typer answers
-            raise
-        except (UserError, RunError, OSError) as error:  # OSError: a full disk, a file that may not be read
-            _complain("error:", str(error))
-            raise typer.Exit(2 if isinstance(error, UserError) else 1) from None
-        except KeyboardInterrupt:
-            _complain("stopped", "by Ctrl-C; everything that was finished is saved")
-            raise typer.Exit(1) from None
-
-    return wrapped
-
-
-def _complain(verdict: str, words: str) -> None:
-    """One line on the error stream. ``words`` may quote a file: no markup, no terminal codes."""
-    line = "".join(letter if letter.isprintable() else " " for letter in words)
-    Console(stderr=True).print(Text.assemble((verdict, "bold red"), " ", line), soft_wrap=True)
 
 
 def _version(wanted: bool) -> None:
@@ -111,17 +80,11 @@ def _print_config(config: Any) -> None:
     from trainer.config import flatten
     from trainer.presets import provenance_of
 
-    table = _table("field", "value", "how sure the recipe is of it", title=config.name)
+    table = table_of("field", "value", "how sure the recipe is of it", title=config.name)
     is_recipe = config.preset not in ("shapes_tiny", "cifar_tiny")
     for field, value in flatten(config).items():
         table.add_row(field, Text(str(value)), provenance_of(field) if is_recipe else "")
     console.print(table)
-
-
-def _table(*heads: str, title: str | None = None) -> Table:
-    """In a narrow terminal the names keep their line, and long words go on in the next one instead of being cut."""
-    columns = [Column(head, no_wrap=head is heads[0], overflow="fold") for head in heads]
-    return Table(*columns, title=title, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
 
 
 @app.command("eval")
@@ -142,6 +105,7 @@ def evaluate_command(
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures a forward pass.")] = 256,
     workers: Annotated[int, typer.Option(min=0, help="Processes that decode pictures; 0: in this one.")] = 0,
     existing: Annotated[str, typer.Option(help="What to do with measurements that exist: skip, overwrite or error.")] = "skip",
+    cache: Annotated[str | None, typer.Option(help="Folder that keeps embeddings between commands, or off.")] = None,
 ) -> None:
     """Measure checkpoints on tasks; one record a task, written as soon as it ends."""
     from silc_bench.registry import select
@@ -155,8 +119,12 @@ def evaluate_command(
             print(f"left out without --data-root: {', '.join(task.name for task in left_out)}")
     from silc_bench.evaluate import evaluate
     from silc_bench.models import load_model
+    from silc_bench.store import Store, default_folder
 
+    store = None if cache == "off" else Store(Path(cache) if cache else default_folder())
     check_writable(results)
+    if store is not None:
+        check_writable(store.folder)
     models = [(spec, load_model(spec, arch)) for spec in ckpt]
     for spec, model in models:
         evaluate(
@@ -173,6 +141,7 @@ def evaluate_command(
             num_workers=workers,
             existing=existing,
             progress=console.is_terminal,
+            store=store,
             on_result=_print_record,
         )
     print(f"records in {results}; silc-bench leaderboard --results {results}")
@@ -229,7 +198,7 @@ def list_tasks(
         ]
         print(json.dumps(rows, indent=1))
         return
-    table = _table("task", "group", "main metric", "needs")
+    table = table_of("task", "group", "main metric", "needs")
     for task in known:
         table.add_row(task.name, task.group, task.main_metric, " ".join(sorted(task.requires)))
     console.print(table)
@@ -249,6 +218,9 @@ def demo(
     folder = out or Path("demo/fast" if fast else "demo")
     check_writable(folder)
     run_demo(folder, is_fast=fast, console=console, on_result=_print_record)
+
+
+app.add_typer(cli_cache.app, name="cache")
 
 
 def main() -> None:

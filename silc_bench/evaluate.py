@@ -22,6 +22,7 @@ from silc_bench.models import FEATURE_POINTS, ImageModel
 from silc_bench.protocol import Protocol
 from silc_bench.registry import Task
 from silc_bench.results import Record
+from silc_bench.store import Store
 
 EXISTING = ("skip", "overwrite", "error")
 _METHODS = {
@@ -46,6 +47,7 @@ def evaluate(
     num_workers: int = 0,
     existing: str = "skip",
     progress: bool = False,
+    store: Store | None = None,
     on_result: Callable[[Record, bool], None] = lambda record, is_new: None,
 ) -> list[Record]:
     """The records of all ``tasks``, in their order; those that were known are read, not measured.
@@ -55,6 +57,7 @@ def evaluate(
         feature_point: where image embeddings are read (models.FEATURE_POINTS); tasks that compare them with text need "pooled".
         limit: pictures a split, evenly spread; the records say so and never rank.
         existing: what to do about a measurement that is known: "skip" it, "overwrite" it, or "error" before any work.
+        store: where embeddings outlive the command.
         on_result: called with each record and whether it was measured now.
 
     Raises:
@@ -87,6 +90,7 @@ def evaluate(
         batch_size=batch_size,
         num_workers=num_workers,
         progress=progress,
+        store=store,
     )
     records: list[Record] = []
     failures: dict[str, Exception] = {}

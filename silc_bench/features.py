@@ -1,10 +1,11 @@
-"""Encode once, score many times: a model's features for every task of one command.
+"""Encode once, score many times: a model's features for every task of one command, and of the commands after it.
 
 Flow: ``extract = Extractor(model, device=...)`` once a command; ``features = extract(task.load(...))`` for each task; the task
 asks ``features.image("test")``, ``.text(prompts)``, ``.dense("test", joint=True)`` and nothing is encoded before that.
 
 - Pooled image embeddings are kept by the *content* of the dataset (its fingerprint), text embeddings by the text itself:
   tasks that share pictures or prompts share the encoding. An Extractor belongs to one model, whose weights do not change.
+- A `silc_bench.store.Store` keeps both on disk, part by part: what was finished is never encoded again, after a kill neither.
 - Dense features are streamed in batches and not kept: one pass each is all that the tasks ask, and they are large.
 - Pictures are decoded and preprocessed by ``num_workers`` processes (0: in this one).
 
@@ -16,22 +17,24 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from silc_bench.datasets import ImageDataset
 from silc_bench.errors import RunError, UserError, unknown_name
 from silc_bench.models import DenseModel, ImageModel, ImageTextModel
+from silc_bench.store import Entry, Store, text_hash
 
 Encode = Callable[[Tensor], Tensor]
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("auto", "fp32", "bf16")
+PART_ROWS = 1024  # about what the store writes at a time: a few seconds of work
 
 
 def choose_device(name: str) -> torch.device:
@@ -54,7 +57,12 @@ def choose_precision(name: str, device: torch.device) -> str:
 
 
 class Extractor:
-    """Encodes for one model and keeps what it encoded; called with a task's data it gives that task's Features."""
+    """Encodes for one model and keeps what it encoded; called with a task's data it gives that task's Features.
+
+    Args:
+        feature_point: where image embeddings are read (models.FEATURE_POINTS).
+        store: where embeddings outlive the command; None: nowhere.
+    """
 
     def __init__(
         self,
@@ -66,6 +74,7 @@ class Extractor:
         batch_size: int,
         num_workers: int,
         progress: bool,
+        store: Store | None = None,
     ) -> None:
         self.model = model.to(device)
         self.device = device
@@ -74,6 +83,7 @@ class Extractor:
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.progress = progress
+        self.store = store
         self._images: dict[tuple[str, str, str], np.ndarray] = {}
         self._texts: dict[str, np.ndarray] = {}
 
@@ -81,16 +91,34 @@ class Extractor:
         return DatasetFeatures(self, data)
 
     def image(self, dataset: ImageDataset) -> np.ndarray:
-        """[N, D] fp32, in the dataset's order."""
+        """[N, D] fp32, in the dataset's order. What the store holds is not encoded; each finished part goes into it."""
         key = (dataset.name, dataset.split, dataset.fingerprint)
         if key not in self._images:
-            width = self.model.feature_points[self.feature_point]
-            features = np.full((len(dataset), width), np.nan, dtype=np.float32)
-            encode = partial(self.model.encode_image, point=self.feature_point)
-            for indices, batch in self._batches(dataset, "image", encode):
-                features[indices] = batch
-            self._images[key] = features
+            entry = self._entry(
+                kind="image",
+                image=self.model.image_protocol,
+                feature_point=self.feature_point,
+                dataset={"name": dataset.name, "split": dataset.split, "fingerprint": dataset.fingerprint},
+            )
+            self._images[key] = self._encoded(dataset, self.model.feature_points[self.feature_point], entry)
         return self._images[key]
+
+    def _encoded(self, dataset: ImageDataset, width: int, entry: Entry | None) -> np.ndarray:
+        num_rows = len(dataset)
+        features, is_known = np.full((num_rows, width), np.nan, np.float32), np.zeros(num_rows, bool)
+        if entry is not None:
+            features, is_known = entry.rows(num_rows, width)
+        # whole batches a part: an extraction that goes on encodes the same batches, and so the same bits
+        size = self.batch_size * max(1, PART_ROWS // self.batch_size)
+        missing = [start for start in range(0, num_rows, size) if not is_known[start : start + size].all()]
+        indices = [index for start in missing for index in range(start, min(start + size, num_rows))]
+        encode = partial(self.model.encode_image, point=self.feature_point)
+        for done, batch in self._batches(dataset, "image", encode, indices):
+            features[done] = batch
+            start, stop = int(done[0]) // size * size, int(done[-1]) + 1
+            if entry is not None and (stop - start == size or stop == num_rows):
+                entry.save(start, features[start:stop])
+        return features
 
     def dense(self, dataset: ImageDataset, joint: bool) -> Iterator[np.ndarray]:
         """Batches [B, h, w, D] fp32, in the dataset's order."""
@@ -101,36 +129,58 @@ class Extractor:
     def text(self, texts: Sequence[str]) -> np.ndarray:
         """[len(texts), D] fp32; equal texts are encoded once."""
         model = cast(ImageTextModel, self.model)
-        missing = sorted(set(texts) - self._texts.keys(), key=lambda text: (len(text), text))
-        with _bar(self.progress, "texts", len(missing)) as advance:
-            for start in range(0, len(missing), self.batch_size):
-                batch = missing[start : start + self.batch_size]
+        missing = set(texts) - self._texts.keys()
+        if missing:
+            entry = self._entry(kind="text", text=model.text_protocol)
+            if entry is not None:
+                known = entry.texts(model.embed_dim)
+                self._texts |= {text: known[text_hash(text)] for text in missing if text_hash(text) in known}
+            self._encode_texts(model, sorted(missing - self._texts.keys(), key=lambda text: (len(text), text)), entry)
+        return np.stack([self._texts[text] for text in texts])
+
+    def _encode_texts(self, model: ImageTextModel, texts: list[str], entry: Entry | None) -> None:
+        with _bar(self.progress, "texts", len(texts)) as advance:
+            for start in range(0, len(texts), self.batch_size):
+                batch = texts[start : start + self.batch_size]
                 features = self._encode(model.encode_text, model.tokenize(batch))
                 bad = _first_not_finite(features)
                 if bad is not None:
-                    raise RunError(f"{self.model.name} gives a text embedding that is not finite: {batch[bad]!r}")
+                    raise RunError(f"{model.name} gives a text embedding that is not finite: {batch[bad]!r}")
                 self._texts.update(zip(batch, features, strict=True))
+                if entry is not None:
+                    entry.save_texts(batch, features)
                 advance(len(batch))
-        return np.stack([self._texts[text] for text in texts])
 
-    def _batches(self, dataset: ImageDataset, kind: str, encode: Encode) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def _entry(self, **what: Any) -> Entry | None:
+        """Where the store keeps embeddings of this kind: named by everything that can change one of their bits."""
+        if self.store is None:
+            return None
+        self.store.trim()
+        how = {"precision": self.precision, "device": self.device.type, "torch": torch.__version__}
+        return self.store.entry({"model": self.model.name, "revision": self.model.revision, **how, **what})
+
+    def _batches(
+        self, dataset: ImageDataset, kind: str, encode: Encode, indices: Sequence[int] | None = None
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        chosen = range(len(dataset)) if indices is None else indices
         loader = DataLoader(
-            _Preprocessed(self.model, dataset),
+            Subset(_Preprocessed(self.model, dataset), chosen),
             batch_size=self.batch_size,
-            num_workers=self.num_workers,
+            num_workers=self.num_workers if chosen else 0,
             pin_memory=self.device.type == "cuda",
         )
         with _bar(self.progress, f"{dataset.name}/{dataset.split} {kind}", len(dataset)) as advance:
-            for indices, images in loader:
+            advance(len(dataset) - len(chosen))
+            for done, images in loader:
                 features = self._encode(encode, images)
                 bad = _first_not_finite(features)
                 if bad is not None:
                     raise RunError(
-                        f"{self.model.name} gives {kind} features that are not finite for picture {int(indices[bad])}"
+                        f"{self.model.name} gives {kind} features that are not finite for picture {int(done[bad])}"
                         f" of {dataset.name}/{dataset.split} ({self.precision} on {self.device})"
                     )
-                yield indices.numpy(), features
-                advance(len(indices))
+                yield done.numpy(), features
+                advance(len(done))
 
     def _encode(self, encode: Encode, inputs: Tensor) -> np.ndarray:
         bf16 = torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")

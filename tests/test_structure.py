@@ -17,10 +17,10 @@ NAMES = [path.relative_to(ROOT).as_posix() for path in FILES]
 MAX_LINES = 300
 
 # What needs neither torch nor a model: names, records, tables.
-PLAIN_NAMES = ["atomic", "board", "changes", "errors", "leaderboard", "protocol", "registry", "reported", "results", "schema"]
+PLAIN_NAMES = ["atomic", "board", "changes", "errors", "leaderboard", "protocol", "registry", "reported", "results", "schema", "terminal"]
 PLAIN = {"silc_bench", *(f"silc_bench.{name}" for name in PLAIN_NAMES)}
 # What puts everything together.
-COMMANDS = {"silc_bench.__main__", "silc_bench.cli", "silc_bench.demo"}
+COMMANDS = {"silc_bench.__main__", "silc_bench.cli", "silc_bench.cli_cache", "silc_bench.demo"}
 # Upward imports that the design names: our own tasks register when they are listed; one loader reads the trainer's checkpoints.
 ALLOWED = {("silc_bench.registry", "tasks"), ("silc_bench.models.native", "trainer")}
 

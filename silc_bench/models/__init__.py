@@ -147,7 +147,7 @@ def _load_path(path: Path, branch: str | None, arch: str | None) -> ImageModel:
 
 
 def _refuse_missing(spec: str) -> None:
-    kind, colon, rest = spec.partition(":")
+    kind, _, rest = spec.partition(":")
     if kind and rest and "/" not in kind and "." not in kind:  # "openclip:ViT-B-32" is a misspelt kind, not a path
         raise unknown_name("kind of checkpoint", kind, KINDS)
     raise UserError(f"checkpoint {spec}: no such file or folder; checkpoints of other libraries are written {_kinds()}")

@@ -46,7 +46,8 @@ class NativeModel:
         self.num_params = count_parameters(vision) + count_parameters(student.text)
         self.logit_scale = student.log_scale.exp().item()
         self.logit_bias = student.logit_bias.item()
-        self.revision = revision_of({"vision": vision, "text": student.text})
+        heads = {"vision_heads": config.vision.num_heads, "text_heads": config.text.num_heads}  # no weight tells them
+        self.revision = revision_of({"vision": vision, "text": student.text}, heads)
         self.feature_points = {"pooled": self.embed_dim, "mean_patch": self.embed_dim}
         self.pipeline = ImagePipeline(self.image_size, mean=(MEAN,) * 3, std=(STD,) * 3)  # the whole picture, squashed
         self.image_protocol = self.pipeline.as_dict()

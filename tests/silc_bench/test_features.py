@@ -37,6 +37,7 @@ class Grey:
 
     def __init__(self):
         self.feature_points = {"pooled": 2, "mean_patch": 3}
+        self.image_protocol, self.text_protocol = {"resize": "none"}, {"cleaning": "none"}
         self.pictures = self.texts = 0
         self.matrix = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, -1.0]])
         self.dtype = None

@@ -1,0 +1,182 @@
+"""Encoded once, kept by content: features found again by whoever encodes the same data with the same weights in the same way.
+
+Flow: ``store = Store(folder)``; ``entry = store.entry({...what decides the numbers...})``; ``entry.rows(n, width)`` says
+what is there, ``entry.save(start, rows)`` adds a finished part; ``entry.texts(width)`` and ``entry.save_texts(texts, rows)``.
+``silc-bench cache ls | prune`` looks at it and empties it.
+
+A folder an entry, named by the hash of its description (``entry.json``); in it a ``.npy`` a part, written whole or not at all.
+Parts are what makes an interrupted extraction go on: each that was finished counts, whoever wrote it. Two processes with the
+same work write the same bytes to the same names. What is damaged, or vanishes because another process prunes, is
+encoded again: the store can lose, never lie.
+
+Shapes: N samples, D features.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from silc_bench.atomic import atomic_path, write_text_atomic
+from silc_bench.errors import UserError
+
+VERSION = 1  # part of every description: raised when the same description would mean other numbers
+DESCRIPTION = "entry.json"
+LIMIT = 20 * 2**30  # bytes
+IN_USE = 3600.0  # seconds since its last use in which an entry is not pruned to make room
+_ROWS = re.compile(r"rows-(\d{9})-(\d{9})\.npy")
+
+
+def default_folder() -> Path:
+    """``$SILC_BENCH_CACHE``, or silc-bench/features in the user's cache folder (XDG base directory specification)."""
+    given = os.environ.get("SILC_BENCH_CACHE")
+    if given:
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "silc-bench" / "features"
+
+
+@dataclass(frozen=True)
+class Store:
+    """Entries below ``folder``, at most ``limit`` bytes of them."""
+
+    folder: Path
+    limit: int = LIMIT
+
+    def entry(self, description: Mapping[str, Any]) -> Entry:
+        """The entry of exactly this work: JSON of all that decides its numbers. Nothing is written yet."""
+        text = json.dumps({"store": VERSION, **description}, sort_keys=True, indent=1)
+        name = hashlib.sha256(text.encode()).hexdigest()[:32]
+        return Entry(self, self.folder / name, text)
+
+    def listing(self) -> list[Listed]:
+        """All entries, the least recently used first. Folders of other programs are left alone and not listed."""
+        found = []
+        for path in self.folder.glob(f"*/{DESCRIPTION}"):
+            with contextlib.suppress(OSError, ValueError):  # pruned meanwhile, or not ours
+                description = json.loads(path.read_text(encoding="utf-8"))
+                if not isinstance(description, dict) or "store" not in description:
+                    continue
+                size = sum(file.stat().st_size for file in path.parent.iterdir() if file.is_file())
+                found.append(Listed(path.parent, description, size, path.stat().st_mtime))
+        return sorted(found, key=lambda listed: (listed.used, listed.folder))
+
+    def trim(self) -> None:
+        """Keep the limit; entries in use stay."""
+        self.prune(self.limit, keep_used_after=time.time() - IN_USE)
+
+    def prune(self, limit: int, keep_used_after: float = float("inf")) -> list[Listed]:
+        """Remove the least recently used entries until at most ``limit`` bytes are left; what was removed.
+
+        Args:
+            keep_used_after: time (seconds since the epoch); entries used later stay, whatever the limit.
+        """
+        entries = self.listing()
+        size = sum(listed.bytes for listed in entries)
+        removed = []
+        for listed in entries:
+            if size <= limit or listed.used > keep_used_after:
+                break
+            shutil.rmtree(listed.folder, ignore_errors=True)  # a writer may add a part meanwhile: its next use mends that
+            size -= listed.bytes
+            removed.append(listed)
+        return removed
+
+
+@dataclass(frozen=True)
+class Listed:
+    folder: Path
+    description: dict[str, Any]
+    bytes: int
+    used: float  # seconds since the epoch
+
+
+@dataclass(frozen=True)
+class Entry:
+    store: Store
+    folder: Path
+    description: str
+
+    def rows(self, num_rows: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+        """What is known: features [N, D] fp32 with NaN in the gaps, and which rows are there [N] bool."""
+        features = np.full((num_rows, width), np.nan, dtype=np.float32)
+        is_known = np.zeros(num_rows, dtype=bool)
+        for path in self._parts("rows-*.npy"):
+            match = _ROWS.fullmatch(path.name)
+            if match is None:
+                continue
+            start, stop = int(match[1]), int(match[2])
+            part = _load(path)
+            if part is not None and part.shape == (stop - start, width) and stop <= num_rows:
+                features[start:stop] = part
+                is_known[start:stop] = True
+        return features, is_known
+
+    def save(self, start: int, rows: np.ndarray) -> None:
+        """Rows [n, D] from ``start`` on. Raises UserError when the store cannot be written."""
+        self._write(f"rows-{start:09d}-{start + len(rows):09d}.npy", rows.astype(np.float32, copy=False))
+
+    def texts(self, width: int) -> dict[str, np.ndarray]:
+        """Hash of a text (``text_hash``) -> its embedding [D] fp32."""
+        known: dict[str, np.ndarray] = {}
+        for path in self._parts("texts-*.npy"):
+            part = _load(path, np.dtype([("hash", "S32"), ("features", np.float32, (width,))]))
+            if part is not None:
+                known.update(zip((name.decode() for name in part["hash"].tolist()), part["features"], strict=True))
+        return known
+
+    def save_texts(self, texts: Sequence[str], rows: np.ndarray) -> None:
+        """Embeddings [n, D] of n texts. Raises UserError when the store cannot be written."""
+        part = np.empty(len(texts), dtype=[("hash", "S32"), ("features", np.float32, (rows.shape[1],))])
+        part["hash"] = [text_hash(text).encode() for text in texts]
+        part["features"] = rows
+        self._write(f"texts-{text_hash(' '.join(map(text_hash, texts)))}.npy", part)
+
+    def _parts(self, pattern: str) -> Iterator[Path]:
+        if self.folder.is_dir():
+            with contextlib.suppress(OSError):  # pruned meanwhile
+                os.utime(self.folder / DESCRIPTION)  # used now
+            yield from sorted(self.folder.glob(pattern))
+
+    def _write(self, name: str, part: np.ndarray) -> None:
+        try:
+            if not (self.folder / DESCRIPTION).exists():
+                self.folder.mkdir(parents=True, exist_ok=True)
+                write_text_atomic(self.folder / DESCRIPTION, self.description + "\n")
+            buffer = io.BytesIO()
+            np.save(buffer, part, allow_pickle=False)
+            with atomic_path(self.folder / name) as temporary:
+                temporary.write_bytes(buffer.getvalue() + hashlib.sha256(buffer.getvalue()).digest())
+        except OSError as error:
+            raise UserError(
+                f"the feature store {self.store.folder} cannot be written ({error.strerror or error}); free some space"
+                " (silc-bench cache prune), give --cache another folder, or --cache off"
+            ) from None
+
+
+def text_hash(text: str) -> str:
+    """32 hex digits."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+def _load(path: Path, dtype: np.dtype | type = np.float32) -> np.ndarray | None:
+    """The array, or None where the file is gone, damaged (its checksum stands at its end), or of another type."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    if hashlib.sha256(content[:-32]).digest() != content[-32:]:
+        return None
+    part = np.load(io.BytesIO(content[:-32]), allow_pickle=False)
+    return part if part.dtype == dtype else None

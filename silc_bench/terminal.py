@@ -1,0 +1,48 @@
+"""What every command of the command line shares: one sentence for a mistake, one look for tables (no torch)."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Column, Table
+from rich.text import Text
+
+from silc_bench.errors import RunError, UserError
+
+console = Console(emoji=False)
+
+
+def answering(command: Callable[..., None]) -> Callable[..., None]:
+    """A mistake or a failure is one sentence and an exit code, never a traceback."""
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except BrokenPipeError:  # `silc-bench tasks | head`: nobody reads on, which Typer answers
+            raise
+        except (UserError, RunError, OSError) as error:  # OSError: a full disk, a file that may not be read
+            _complain("error:", str(error))
+            raise typer.Exit(2 if isinstance(error, UserError) else 1) from None
+        except KeyboardInterrupt:
+            _complain("stopped", "by Ctrl-C; everything that was finished is saved")
+            raise typer.Exit(1) from None
+
+    return wrapped
+
+
+def _complain(verdict: str, words: str) -> None:
+    """One line on the error stream. ``words`` may quote a file: no markup, no terminal codes."""
+    line = "".join(letter if letter.isprintable() else " " for letter in words)
+    Console(stderr=True).print(Text.assemble((verdict, "bold red"), " ", line), soft_wrap=True)
+
+
+def table_of(*heads: str, title: str | None = None) -> Table:
+    """In a narrow terminal the names keep their line, and long words go on in the next one instead of being cut."""
+    columns = [Column(head, no_wrap=head is heads[0], overflow="fold") for head in heads]
+    return Table(*columns, title=title, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
