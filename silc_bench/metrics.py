@@ -3,9 +3,9 @@
 Flow: logits or embeddings -> rank of the right answer -> fraction of ranks below k; masks -> areas -> intersection over union.
 Everything that can be right or wrong is counted through ranks, and one rule holds for all of them: **a tie is not a hit**.
 A wrong answer that scores as much as the right one (or scores NaN) stands before it, so a model that gives every class
-the same score gets 0, not the share that an index order would hand it.
+the same score gets 0, not the share that an index order would hand it. Ranks of retrieval stand in `silc_bench.retrieval`.
 
-Shapes: N pictures, C classes, D embedding, Q queries, G gallery items, H x W pixels.
+Shapes: N pictures, C classes, D embedding, H x W pixels.
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ from __future__ import annotations
 import numpy as np
 
 from silc_bench.datasets import IGNORE
-
-CHUNK_CELLS = 1 << 24  # similarities held at once by retrieval_ranks: 64 MiB of fp32
 
 
 def class_ranks(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -41,28 +39,6 @@ def mean_per_class_recall(hits: np.ndarray, labels: np.ndarray) -> float:
     """
     _, inverse, counts = np.unique(labels, return_inverse=True, return_counts=True)
     return float(np.mean(np.bincount(inverse, weights=hits) / counts))
-
-
-def retrieval_ranks(queries: np.ndarray, gallery: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Rank of the best right answer of each query by cosine similarity: [Q, D], [G, D] -> [Q] int64, 0 is best.
-
-    ``right`` [P, 2] lists (query, gallery item) pairs, one or more a query, so that one function serves both ways: pictures
-    with several right captions (any-hit recall, as CLIP-like papers report it) and captions with their picture. The rank
-    counts the wrong items that score at least as much as the best right one. The right score is read from the same product
-    as the wrong ones: a second sum could differ in its last bit. Memory is bounded by ``CHUNK_CELLS`` whatever Q x G.
-    """
-    queries, gallery = normalize(queries), normalize(gallery)
-    ranks = np.empty(len(queries), dtype=np.int64)
-    chunk = max(1, CHUNK_CELLS // max(1, len(gallery)))
-    for start in range(0, len(queries), chunk):
-        similarities = queries[start : start + chunk] @ gallery.T
-        here = right[(right[:, 0] >= start) & (right[:, 0] < start + chunk)]
-        is_right = np.zeros(similarities.shape, dtype=bool)
-        is_right[here[:, 0] - start, here[:, 1]] = True
-        assert is_right.any(axis=1).all(), "a query has no right answer in the gallery"
-        best = np.where(is_right, similarities, -np.inf).max(axis=1, keepdims=True)
-        ranks[start : start + chunk] = (~(similarities < best) & ~is_right).sum(axis=1)
-    return ranks
 
 
 def normalize(features: np.ndarray) -> np.ndarray:
