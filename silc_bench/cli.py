@@ -97,6 +97,9 @@ def evaluate_command(
     tasks: Annotated[str, typer.Option(help="Names, families, datasets, groups or globs, separated by commas.")],
     arch: Annotated[str | None, typer.Option(help="Of a file of weights alone: open_clip:NAME, hf:NAME, silc:PRESET.")] = None,
     feature_point: Annotated[str, typer.Option(help="pooled, pre_projection or mean_patch.")] = "pooled",
+    protocol: Annotated[str, typer.Option(help="native, openai80, openai7, single or bigvision.")] = "native",
+    prompts: Annotated[Path | None, typer.Option(help="Prompts per class instead: JSON {class: [prompt, ...]}.")] = None,
+    prompt_average: Annotated[str | None, typer.Option(help="Over the prompts of a class: embeddings or logits.")] = None,
     data_root: Annotated[Path | None, typer.Option(help="Folder that holds the datasets.")] = None,
     results: Results = Path("results"),
     limit: Annotated[int | None, typer.Option(min=1, help="Pictures a split; such records are marked and never rank.")] = None,
@@ -120,7 +123,10 @@ def evaluate_command(
     from silc_bench.evaluate import evaluate
     from silc_bench.models import load_model
     from silc_bench.store import Store, default_folder
+    from tasks.prompts import read_per_class
+    from tasks.protocols import choose
 
+    named = choose(protocol, read_per_class(prompts) if prompts else None, prompt_average)
     store = None if cache == "off" else Store(Path(cache) if cache else default_folder())
     check_writable(results)
     if store is not None:
@@ -137,6 +143,7 @@ def evaluate_command(
             device=device,
             precision=precision,
             feature_point=feature_point,
+            protocol=named,
             batch_size=batch_size,
             num_workers=workers,
             existing=existing,

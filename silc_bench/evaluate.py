@@ -8,9 +8,11 @@ encoded yet, score, save. Whatever can be wrong with the input is found before t
 from __future__ import annotations
 
 import time
+import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,6 +21,7 @@ from silc_bench.datasets import ImageDataset
 from silc_bench.errors import RunError, UserError, unknown_name
 from silc_bench.features import Extractor, choose_device, choose_precision
 from silc_bench.models import FEATURE_POINTS, ImageModel
+from silc_bench.models.images import ImagePipeline
 from silc_bench.protocol import Protocol
 from silc_bench.registry import Task
 from silc_bench.results import Record
@@ -43,6 +46,7 @@ def evaluate(
     device: str = "auto",
     precision: str = "auto",
     feature_point: str = "pooled",
+    protocol: NamedProtocol | None = None,
     batch_size: int = 256,
     num_workers: int = 0,
     existing: str = "skip",
@@ -55,6 +59,7 @@ def evaluate(
     Args:
         model_source: what the user asked for, kept in the records.
         feature_point: where image embeddings are read (models.FEATURE_POINTS); tasks that compare them with text need "pooled".
+        protocol: whose prompts and preprocessing; None: native.
         limit: pictures a split, evenly spread; the records say so and never rank.
         existing: what to do about a measurement that is known: "skip" it, "overwrite" it, or "error" before any work.
         store: where embeddings outlive the command.
@@ -73,11 +78,8 @@ def evaluate(
     for task in tasks:
         check_supported(model, task, feature_point)
 
-    def plan_of(task: Task) -> _Plan:
-        protocol = Protocol.of(model, task, chosen_precision, feature_point)
-        return _plan(model, task, task.load(data_root, limit), protocol, limit, results_dir)
-
-    plans = [plan_of(task) for task in tasks]
+    choices = _Choices(chosen_precision, feature_point, protocol, limit)
+    plans = [_plan(model, task, task.load(data_root, limit), choices, results_dir) for task in tasks]
     if existing == "error" and any(plan.known for plan in plans):
         names = ", ".join(plan.task.name for plan in plans if plan.known)
         raise UserError(f"already measured in {results_dir}: {names}; use --existing skip or overwrite")
@@ -135,32 +137,53 @@ def check_supported(model: ImageModel, task: Task, feature_point: str = "pooled"
         )
 
 
+class NamedProtocol(typing.Protocol):
+    """A protocol of `tasks.protocols`, which stands above this file."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def version(self) -> int: ...
+    def task(self, task: Task) -> Task: ...
+    def pipeline(self, model: ImageModel, task: Task) -> ImagePipeline | None: ...
+    def changes(self, task: Task) -> bool: ...
+
+
+@dataclass(frozen=True)
+class _Choices:
+    precision: str
+    feature_point: str
+    protocol: NamedProtocol | None
+    limit: int | None
+
+
 @dataclass(frozen=True)
 class _Plan:
     task: Task
     data: Mapping[str, ImageDataset]
     protocol: Protocol
+    pipeline: ImagePipeline | None  # instead of the model's own preprocessing
     known: Record | None  # measured before, under the same key
 
 
-def _plan(
-    model: ImageModel,
-    task: Task,
-    data: Mapping[str, ImageDataset],
-    protocol: Protocol,
-    limit: int | None,
-    results_dir: Path,
-) -> _Plan:
+def _plan(model: ImageModel, task: Task, data: Mapping[str, ImageDataset], choices: _Choices, results_dir: Path) -> _Plan:
+    named, pipeline = choices.protocol, None
+    what: dict[str, Any] = {}
+    if named is not None and named.changes(task):
+        task, pipeline = named.task(task), named.pipeline(model, task)
+        what = {"name": named.name, "version": named.version, "image": pipeline.as_dict() if pipeline else None}
+    protocol = Protocol.of(model, task, choices.precision, feature_point=choices.feature_point, **what)
     # the record names the scored data; what was learned from is part of how it was measured
     pools = {role: pool.fingerprint for role, pool in data.items() if role != "test"}
     protocol = replace(protocol, task={**protocol.task, **({"pools": pools} if pools else {})})
-    key = results.key(task.name, task.version, protocol.hash, data["test"].fingerprint, limit)
-    return _Plan(task, data, protocol, results.find(results_dir, model.name, model.revision, task.name, key))
+    key = results.key(task.name, task.version, protocol.hash, data["test"].fingerprint, choices.limit)
+    known = results.find(results_dir, model.name, model.revision, task.name, key)
+    return _Plan(task, data, protocol, pipeline, known)
 
 
 def _measure(model: ImageModel, plan: _Plan, extract: Extractor, *, model_source: str, limit: int | None) -> Record:
     started = time.perf_counter()
-    scores = plan.task.score(extract(plan.data))
+    scores = plan.task.score(extract(plan.data, plan.pipeline))
     return Record.create(
         model,
         plan.task,

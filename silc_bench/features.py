@@ -14,6 +14,7 @@ Shapes: N pictures or texts, B of them in a batch, D embedding, h x w patches.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -21,6 +22,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
@@ -29,6 +31,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from silc_bench.datasets import ImageDataset
 from silc_bench.errors import RunError, UserError, unknown_name
 from silc_bench.models import DenseModel, ImageModel, ImageTextModel
+from silc_bench.models.images import ImagePipeline
 from silc_bench.store import Entry, Store, text_hash
 
 Encode = Callable[[Tensor], Tensor]
@@ -84,27 +87,30 @@ class Extractor:
         self.num_workers = num_workers
         self.progress = progress
         self.store = store
-        self._images: dict[tuple[str, str, str], np.ndarray] = {}
+        self._images: dict[tuple[str, ...], np.ndarray] = {}
         self._texts: dict[str, np.ndarray] = {}
 
-    def __call__(self, data: Mapping[str, ImageDataset]) -> DatasetFeatures:
-        return DatasetFeatures(self, data)
+    def __call__(self, data: Mapping[str, ImageDataset], pipeline: ImagePipeline | None = None) -> DatasetFeatures:
+        """A task's Features; ``pipeline`` is done to the pictures instead of the model's own preprocessing."""
+        return DatasetFeatures(self, data, pipeline)
 
-    def image(self, dataset: ImageDataset) -> np.ndarray:
+    def image(self, dataset: ImageDataset, pipeline: ImagePipeline | None = None) -> np.ndarray:
         """[N, D] fp32, in the dataset's order. What the store holds is not encoded; each finished part goes into it."""
-        key = (dataset.name, dataset.split, dataset.fingerprint)
+        preprocess = pipeline or self.model.preprocess
+        image = pipeline.as_dict() if pipeline else self.model.image_protocol
+        key = (json.dumps(image, sort_keys=True), dataset.name, dataset.split, dataset.fingerprint)
         if key not in self._images:
             entry = self._entry(
                 kind="image",
-                image=self.model.image_protocol,
+                image=image,
                 feature_point=self.feature_point,
                 dataset={"name": dataset.name, "split": dataset.split, "fingerprint": dataset.fingerprint},
             )
-            self._images[key] = self._encoded(dataset, self.model.feature_points[self.feature_point], entry)
+            self._images[key] = self._encoded(_Preprocessed(preprocess, dataset), entry)
         return self._images[key]
 
-    def _encoded(self, dataset: ImageDataset, width: int, entry: Entry | None) -> np.ndarray:
-        num_rows = len(dataset)
+    def _encoded(self, pictures: _Preprocessed, entry: Entry | None) -> np.ndarray:
+        num_rows, width = len(pictures), self.model.feature_points[self.feature_point]
         features, is_known = np.full((num_rows, width), np.nan, np.float32), np.zeros(num_rows, bool)
         if entry is not None:
             features, is_known = entry.rows(num_rows, width)
@@ -113,7 +119,7 @@ class Extractor:
         missing = [start for start in range(0, num_rows, size) if not is_known[start : start + size].all()]
         indices = [index for start in missing for index in range(start, min(start + size, num_rows))]
         encode = partial(self.model.encode_image, point=self.feature_point)
-        for done, batch in self._batches(dataset, "image", encode, indices):
+        for done, batch in self._batches(pictures, "image", encode, indices):
             features[done] = batch
             start, stop = int(done[0]) // size * size, int(done[-1]) + 1
             if entry is not None and (stop - start == size or stop == num_rows):
@@ -123,7 +129,8 @@ class Extractor:
     def dense(self, dataset: ImageDataset, joint: bool) -> Iterator[np.ndarray]:
         """Batches [B, h, w, D] fp32, in the dataset's order."""
         encode = partial(cast(DenseModel, self.model).encode_dense, joint=joint)
-        for _, batch in self._batches(dataset, "dense", encode):
+        pictures = _Preprocessed(self.model.preprocess, dataset)
+        for _, batch in self._batches(pictures, "dense", encode, range(len(dataset))):
             yield batch
 
     def text(self, texts: Sequence[str]) -> np.ndarray:
@@ -160,24 +167,24 @@ class Extractor:
         return self.store.entry({"model": self.model.name, "revision": self.model.revision, **how, **what})
 
     def _batches(
-        self, dataset: ImageDataset, kind: str, encode: Encode, indices: Sequence[int] | None = None
+        self, pictures: _Preprocessed, kind: str, encode: Encode, indices: Sequence[int]
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        chosen = range(len(dataset)) if indices is None else indices
         loader = DataLoader(
-            Subset(_Preprocessed(self.model, dataset), chosen),
+            Subset(pictures, indices),
             batch_size=self.batch_size,
-            num_workers=self.num_workers if chosen else 0,
+            num_workers=self.num_workers if indices else 0,
             pin_memory=self.device.type == "cuda",
         )
-        with _bar(self.progress, f"{dataset.name}/{dataset.split} {kind}", len(dataset)) as advance:
-            advance(len(dataset) - len(chosen))
+        title = f"{pictures.dataset.name}/{pictures.dataset.split}"
+        with _bar(self.progress, f"{title} {kind}", len(pictures)) as advance:
+            advance(len(pictures) - len(indices))
             for done, images in loader:
                 features = self._encode(encode, images)
                 bad = _first_not_finite(features)
                 if bad is not None:
                     raise RunError(
                         f"{self.model.name} gives {kind} features that are not finite for picture {int(done[bad])}"
-                        f" of {dataset.name}/{dataset.split} ({self.precision} on {self.device})"
+                        f" of {title} ({self.precision} on {self.device})"
                     )
                 yield done.numpy(), features
                 advance(len(done))
@@ -192,12 +199,13 @@ class Extractor:
 class DatasetFeatures:
     """What `silc_bench.registry.Features` promises: one task's data beside the extractor that encodes it."""
 
-    def __init__(self, extractor: Extractor, data: Mapping[str, ImageDataset]) -> None:
+    def __init__(self, extractor: Extractor, data: Mapping[str, ImageDataset], pipeline: ImagePipeline | None) -> None:
         self.data = data
         self._extractor = extractor
+        self._pipeline = pipeline
 
     def image(self, role: str) -> np.ndarray:
-        return self._extractor.image(self.data[role])
+        return self._extractor.image(self.data[role], self._pipeline)
 
     def text(self, texts: Sequence[str]) -> np.ndarray:
         return self._extractor.text(texts)
@@ -207,17 +215,17 @@ class DatasetFeatures:
 
 
 class _Preprocessed(Dataset):
-    """(index, [3, H, W]) as the model wants its pictures."""
+    """(index, [3, H, W]) as the model sees its pictures."""
 
-    def __init__(self, model: ImageModel, dataset: ImageDataset) -> None:
-        self.model = model
+    def __init__(self, preprocess: Callable[[Image.Image], Tensor], dataset: ImageDataset) -> None:
+        self.preprocess = preprocess
         self.dataset = dataset
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> tuple[int, Tensor]:
-        return index, self.model.preprocess(self.dataset.image(index))
+        return index, self.preprocess(self.dataset.image(index))
 
 
 def _first_not_finite(features: np.ndarray) -> int | None:

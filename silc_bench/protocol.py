@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 class Protocol:
     """Every choice that can move a number. The three dicts hold JSON only; a NaN or an array in them is a ValueError."""
 
-    name: str  # "native": the checkpoint's own preprocessing
+    name: str  # of tasks.protocols; "native": the checkpoint's own preprocessing and the dataset's own prompts
+    version: int  # of what the name means
     image: dict[str, Any]  # ImageTextModel.image_protocol
     text: dict[str, Any]  # ImageTextModel.text_protocol; empty where no text is encoded
     task: dict[str, Any]  # Task.protocol()
@@ -30,11 +31,28 @@ class Protocol:
     precision: str  # of the forward pass: "fp32", "bf16"
 
     @classmethod
-    def of(cls, model: ImageModel, task: Task, precision: str, feature_point: str = "pooled") -> Protocol:
-        """The native protocol of this model on this task; ``feature_point`` is where image embeddings are read."""
+    def of(
+        cls,
+        model: ImageModel,
+        task: Task,
+        precision: str,
+        *,
+        feature_point: str = "pooled",
+        name: str = "native",
+        version: int = 1,
+        image: dict[str, Any] | None = None,
+    ) -> Protocol:
+        """What measuring ``task`` on ``model`` means.
+
+        Args:
+            feature_point: where image embeddings are read.
+            name, version: of the named protocol; its prompts are the task's by now.
+            image: preprocessing, where it is not the model's own.
+        """
         return cls(
-            name="native",
-            image=model.image_protocol,
+            name=name,
+            version=version,
+            image=model.image_protocol if image is None else image,
             text=model.text_protocol if "text" in task.requires else {},  # type: ignore[attr-defined]  # check_supported
             task=task.protocol(),
             task_version=task.version,

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from silc_bench.protocol import Protocol
 
 BASE = Protocol(
+    version=1,
     name="native",
     image={"size": 64, "resize": "squash", "mean": [0.5, 0.5, 0.5]},
     text={"length": 32, "clean": "canonical"},

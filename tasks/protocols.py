@@ -1,0 +1,103 @@
+"""Named protocols: the choices that papers make silently, each set of them under one name and version.
+
+Flow: ``choose("bigvision")`` -> NamedProtocol; ``.task(task)`` is the task asked in its words, ``.pipeline(model, task)`` what is
+done to the pictures instead of the model's own preprocessing. A protocol that changes nothing of a task (kNN asks in no
+words) leaves it "native", so that it is not measured twice under two names.
+
+- native: the checkpoint's own preprocessing, the prompts that belong to the dataset.
+- openai80, openai7, single: CLIP's 80 ImageNet templates, the 7 of them that a greedy search kept, or "a photo of a {c}."
+  alone, on every dataset (CLIP, notebooks/Prompt_Engineering_for_ImageNet). Pictures as in native.
+- bigvision: the 80 templates, canonicalised as a whole (lower case, no punctuation); pictures with the shorter side resized to
+  size / 0.875, then the centre crop, in the model's own interpolation and normalisation, for classification and
+  its probes (big_vision, evaluators of image_text and fewshot_lsr). Retrieval keeps the model's own preprocessing, as there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, TypeVar
+
+from silc_bench.errors import UserError, unknown_name
+from tasks.prompts import Prompts, asks_in_words, named_prompts, with_prompts
+
+if TYPE_CHECKING:
+    from silc_bench.models import ImageModel
+    from silc_bench.models.images import ImagePipeline
+    from silc_bench.registry import Task
+
+AnyTask = TypeVar("AnyTask")
+CROP_FRACTION = 0.875
+CROPPED_GROUPS = ("zero-shot", "few-shot", "linear", "knn")
+
+
+@dataclass(frozen=True)
+class NamedProtocol:
+    name: str
+    version: int = 1  # raised when the name comes to mean something else
+    prompts: Prompts | None = None  # None: the task's own
+    is_cropped: bool = False  # classification sees the centre of a larger picture
+
+    def task(self, task: AnyTask) -> AnyTask:
+        """The same task in this protocol's words; itself where it asks in none. Segmentation keeps its own."""
+        if self.prompts is None or not self._is_classification(task) or not asks_in_words(task):
+            return task
+        return with_prompts(task, self.prompts)
+
+    def pipeline(self, model: ImageModel, task: Task) -> ImagePipeline | None:
+        """What is done to the pictures instead of the model's own preprocessing; None: that.
+
+        Raises:
+            UserError: the model's preprocessing has no fixed size to crop to.
+        """
+        if not self.is_cropped or not self._is_classification(task):
+            return None
+        from silc_bench.models.images import ImagePipeline
+
+        own = model.pipeline
+        if not isinstance(own, ImagePipeline):
+            raise UserError(f"protocol {self.name} crops to a fixed size, which {model.name} has not; use --protocol native")
+        return replace(own, resize="shortest", resize_size=int(own.size / CROP_FRACTION), crop="center")
+
+    def changes(self, task: Task) -> bool:
+        """Whether a measurement of ``task`` differs from the native one."""
+        is_asked = self.prompts is not None and asks_in_words(task)
+        return self._is_classification(task) and (is_asked or self.is_cropped)
+
+    @staticmethod
+    def _is_classification(task: object) -> bool:
+        return getattr(task, "group", None) in CROPPED_GROUPS
+
+
+def choose(name: str, prompts: Prompts | None = None, average: str | None = None) -> NamedProtocol:
+    """A protocol by name, or one of the user's own making from it.
+
+    Args:
+        prompts: instead of the protocol's; the name then says whose they are.
+        average: over prompts, instead of the protocol's: "embeddings" or "logits".
+
+    Raises:
+        UserError: an unknown name, or a choice that the protocol leaves to the tasks.
+    """
+    known = {protocol.name: protocol for protocol in _protocols()}
+    if name not in known:
+        raise unknown_name("protocol", name, known)
+    chosen = known[name]
+    if prompts is not None:
+        chosen = replace(chosen, name=f"{name}+{prompts.name}", prompts=replace(prompts, average=average or prompts.average))
+    elif average is not None and average != "embeddings":
+        if chosen.prompts is None:
+            raise UserError(
+                f"protocol {name!r} has no prompts of its own to average by {average}; name openai80, openai7 or single"
+            )
+        chosen = replace(chosen, name=f"{name}+{average}", prompts=replace(chosen.prompts, average=average))
+    return chosen
+
+
+def _protocols() -> tuple[NamedProtocol, ...]:
+    sets = named_prompts()
+    canonical = replace(sets["openai80"], text_cleaning="bigvision")
+    return (
+        NamedProtocol("native"),
+        *(NamedProtocol(name, prompts=sets[name]) for name in ("openai80", "openai7", "single")),
+        NamedProtocol("bigvision", prompts=canonical, is_cropped=True),
+    )

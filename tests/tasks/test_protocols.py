@@ -1,0 +1,121 @@
+"""Named protocols: what a name means, that each choice reaches the hash, and that nothing is measured twice under two names."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+
+from silc_bench.errors import UserError
+from silc_bench.evaluate import evaluate
+from silc_bench.models.images import ImagePipeline
+from silc_bench.protocol import Protocol
+from silc_bench.registry import select
+from tasks.prompts import Prompts
+from tasks.protocols import choose
+
+NAMES = ("native", "openai80", "openai7", "single", "bigvision")
+PIPELINE = ImagePipeline(64, (0.5,) * 3, (0.5,) * 3)
+MODEL = SimpleNamespace(
+    name="m", image_protocol=PIPELINE.as_dict(), text_protocol={"length": 8}, pipeline=PIPELINE, feature_points={"pooled": 4}
+)
+
+
+def task_of(name):
+    return select([name])[0]
+
+
+def protocol_of(named, task, **options):
+    pipeline = named.pipeline(MODEL, task)
+    image = pipeline.as_dict() if pipeline else None
+    return Protocol.of(MODEL, named.task(task), "fp32", name=named.name, version=named.version, image=image, **options)
+
+
+def test_what_the_names_mean():
+    task = task_of("shapes/zeroshot")
+    asked = {name: choose(name).task(task).prompts for name in NAMES}
+    assert asked["native"] is task.prompts
+    assert {name: len(prompts.templates) for name, prompts in asked.items() if name != "native"} == {
+        "openai80": 80, "openai7": 7, "single": 1, "bigvision": 80,
+    }  # fmt: skip
+    assert set(asked["openai7"].templates) < set(asked["openai80"].templates)
+    assert asked["single"].texts(["red circle"]) == [["a photo of a red circle."]]
+    assert asked["bigvision"].texts(["Red_circle"])[0][0] == "a bad photo of a red circle"
+    assert asked["openai80"].texts(["Red_circle"])[0][0] == "a bad photo of a Red_circle."
+
+
+def test_bigvision_crops_classification_and_its_probes_only():
+    named = choose("bigvision")
+    expected = replace(PIPELINE, resize="shortest", resize_size=73, crop="center")
+    for name in ("shapes/zeroshot", "shapes/fewshot", "shapes/linear", "shapes/knn"):
+        assert named.pipeline(MODEL, task_of(name)) == expected
+    for name in ("shapes/retrieval", "shapes/segmentation_linear", "shapes/segmentation_zeroshot"):
+        assert named.pipeline(MODEL, task_of(name)) is None
+        assert not named.changes(task_of(name))
+    for size, resized in ((224, 256), (256, 292), (384, 438)):
+        model = SimpleNamespace(name="m", pipeline=replace(PIPELINE, size=size))
+        assert named.pipeline(model, task_of("shapes/knn")).resize_size == resized
+
+
+def test_a_model_without_a_fixed_size_is_refused():
+    model = SimpleNamespace(name="naflex", pipeline=object())
+    with pytest.raises(UserError, match="protocol bigvision crops to a fixed size, which naflex has not"):
+        choose("bigvision").pipeline(model, task_of("shapes/knn"))
+
+
+def test_every_choice_changes_the_hash():
+    task = task_of("shapes/zeroshot")
+    hashes = [protocol_of(choose(name), task).hash for name in NAMES]
+    hashes.append(protocol_of(choose("openai80", average="logits"), task).hash)
+    hashes.append(protocol_of(choose("native", Prompts("mine", ("my {c}",))), task).hash)
+    hashes.append(protocol_of(choose("native", Prompts("mine", ("my {c}",)), "logits"), task).hash)
+    hashes.append(protocol_of(choose("native", Prompts("mine", ("my {c}",), text_cleaning="bigvision")), task).hash)
+    hashes.append(protocol_of(replace(choose("native"), version=2), task).hash)
+    hashes.append(protocol_of(choose("native"), task, feature_point="mean_patch").hash)
+    assert len(set(hashes)) == len(hashes)
+
+
+def test_a_protocol_that_changes_nothing_is_native():
+    for name in ("openai80", "openai7", "single"):
+        assert not choose(name).changes(task_of("shapes/knn"))
+        assert choose(name).task(task_of("shapes/knn")) is task_of("shapes/knn")
+        assert choose(name).changes(task_of("shapes/zeroshot"))
+    assert choose("bigvision").changes(task_of("shapes/knn"))
+    assert not any(choose("native").changes(task) for task in select(["shapes/*"]))
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (("openai8",), "unknown protocol 'openai8'; did you mean openai80"),
+        (("native", None, "logits"), "protocol 'native' has no prompts of its own"),
+        (("single", None, "mean"), "unknown average over prompts 'mean'"),
+    ],
+)
+def test_what_cannot_be_chosen(args, words):
+    with pytest.raises(UserError, match=words):
+        choose(*args)
+
+
+def test_records_under_protocols_stand_side_by_side(tmp_path, random_model):
+    """One model, three protocols: zero-shot thrice, kNN under its native name once and cropped once."""
+    random_model.name, random_model.revision, random_model.num_params = "random", "0" * 16, 1
+    random_model.pipeline = PIPELINE
+    measured = {}
+    for name in ("native", "openai7", "bigvision"):
+        evaluate(
+            random_model,
+            select(["shapes/zeroshot", "shapes/knn"]),
+            model_source="random",
+            data_root=None,
+            results_dir=tmp_path,
+            limit=30,
+            device="cpu",
+            protocol=choose(name),
+            on_result=lambda record, is_new, name=name: measured.__setitem__((name, record.task.name), (record, is_new)),
+        )
+    names = {key: record.protocol["name"] for key, (record, _) in measured.items()}
+    assert names["openai7", "shapes/knn"] == "native"
+    assert not measured["openai7", "shapes/knn"][1], "known already"
+    assert names["bigvision", "shapes/knn"] == names["bigvision", "shapes/zeroshot"] == "bigvision"
+    assert measured["bigvision", "shapes/zeroshot"][0].protocol["image"]["crop"] == "center"
+    assert len({record.protocol["hash"] for record, _ in measured.values()}) == 5
