@@ -171,13 +171,17 @@ def _print_record(record: Record, is_new: bool) -> None:
 def leaderboard(
     results: Results = Path("results"),
     out: Annotated[Path | None, typer.Option(help="Also write leaderboard.md, .csv and .html here.")] = None,
+    across_protocols: Annotated[
+        bool,
+        typer.Option("--across-protocols", help="One column a task; each value is marked with its protocol, none is best."),
+    ] = False,
 ) -> None:
     """Tables from the records; with --out also as Markdown, CSV and a self-contained page."""
     from silc_bench import leaderboard as boards
 
     if out:
         check_writable(out)
-    board = boards.build(results)
+    board = boards.build(results, across_protocols=across_protocols)
     console.print(boards.to_terminal(board))
     for path in boards.write(board, out) if out else ():
         print(f"wrote {path}")

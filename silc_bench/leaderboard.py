@@ -3,17 +3,15 @@
 Flow: ``build("results")`` -> Board -> ``to_terminal``, ``to_markdown``, ``to_csv``, ``to_html``; ``write(board, out)`` makes
 the three files. Run: ``silc-bench leaderboard --results results --out results``.
 
-What never happens: an average over gaps; two protocols, datasets or task versions in one column; a limited or a published
-number among ranked ones.
+What never happens: an average over gaps; two protocols in one column unless asked for and then marked; two datasets or task
+versions in one column; a limited or a published number among ranked ones.
 """
 
 from __future__ import annotations
 
 import base64
-import hashlib
-import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +24,7 @@ from silc_bench.errors import UserError
 from silc_bench.reported import ReportedRow, load_reported
 from silc_bench.results import Record, load_all
 from silc_bench.schema import is_fraction
+from silc_bench.variants import protocols_section, with_variants
 
 __all__ = ["Board", "build", "to_csv", "to_html", "to_markdown", "to_terminal", "write"]
 
@@ -33,15 +32,16 @@ GROUPS = ("zero-shot", "few-shot", "linear", "knn", "retrieval", "dense")  # hea
 SHOWN = r"(?:acc1|mIoU)(?:_.*)?|(?:image|text)_retrieval_recall@1"  # in the tables, beside each main metric
 COMPARED = r"(?:image|text)_retrieval_recall@1"  # between twins, beside each main metric
 ROW = ["model", "revision", "params", "image_size"]
-COLUMN = ["task", "metric", "protocol", "fingerprint"]
+COLUMN = ["task", "metric", "variant", "fingerprint"]
 
 
-def build(results_dir: Path, pictures: Path | None = None) -> Board:
+def build(results_dir: Path, pictures: Path | None = None, *, across_protocols: bool = False) -> Board:
     """Read every record, published row and picture below ``results_dir``.
 
     Args:
         pictures: folder of ``*.png`` and ``*.svg``, each with an optional caption in a ``.txt`` beside it;
             ``results_dir/pictures`` if not given.
+        across_protocols: one column a task, whatever the protocols; each value is marked with its own, and none is called best.
 
     Raises:
         UserError: no such folder, a damaged file (named), or nothing at all to show.
@@ -53,13 +53,14 @@ def build(results_dir: Path, pictures: Path | None = None) -> Board:
         raise UserError(f"no records in {results_dir}; `silc-bench eval --results {results_dir}` writes them")
     scores = _scores(records, reported)
     ranked = scores[scores.kind == "ranked"].sort_values(["group", "task"], key=_heading_order, kind="stable")
+    ranked = with_variants(ranked, across_protocols)
     protocols = {record.protocol["hash"]: record.protocol for record in records}
     sections = [
         _measured(_with_main(ranked, SHOWN), superseded=int(scores[scores.kind == "superseded"].task.nunique())),
         Section("What self-distillation changed", changes.NOTE, changes.change_tables(_with_main(ranked, COMPARED))),
         Section("Pictures", "", pictures=_pictures(pictures or results_dir / "pictures")),
         _limited(scores[scores.kind == "limited"]),
-        _protocols(ranked, protocols),
+        protocols_section(ranked, protocols),
         _reported(scores[scores.kind == "reported"]),
     ]
     return Board(tuple(part for part in sections if part.tables or part.pictures or part is sections[0]), scores)
@@ -141,7 +142,8 @@ def _ranking(group: str, part: pd.DataFrame) -> Table:
     best: dict[tuple, float | None] = {}
     for column, low in zip(columns, lower_is_better, strict=True):
         values = wide[column].dropna()
-        best[column] = None if len(values) < 2 else values.min() if low else values.max()
+        is_mixed = column[2] == ""  # under different protocols no value is better than another
+        best[column] = None if len(values) < 2 or is_mixed else values.min() if low else values.max()
         heads.append(_ranked_head(column, [score for (_, other), score in scores.items() if other == column], part))
     rows = []
     for row in wide.index:
@@ -155,14 +157,14 @@ def _ranking(group: str, part: pd.DataFrame) -> Table:
 
 
 def _ranked_head(column: tuple[str, str, str, str], scores: Sequence[Any], part: pd.DataFrame) -> Head:
-    task, metric, protocol, fingerprint = column
+    task, metric, variant, fingerprint = column
     details = [metric]
     chances = sorted({_percent(score.chance, metric) for score in scores if score.is_main})
     if chances:
         details.append(f"chance {'–'.join(chances)}")
     variants = part[part.task == task]
     if variants.protocol.nunique() > 1:
-        details.append(f"protocol {protocol[:8]}")
+        details.append(f"protocol {variant[:8]}" if variant else "protocols differ (#)")
     if variants.fingerprint.nunique() > 1:
         details.append(f"data {fingerprint[:8]}")
     return Head(task, tuple(details))
@@ -174,7 +176,8 @@ def _ranked_cell(score: Any, is_best: bool) -> Cell:
         chance = score.chance if score.is_main else 0.0
         share = min(max((score.value - chance) / (1 - chance), 0.0), 1.0) if chance < 1 else None
     hint = f"n = {score.n}, {score.precision}, protocol {score.protocol[:8]}, data {score.fingerprint[:8]}"
-    return Cell(_percent(score.value, score.metric), _plus_minus(score), is_best, share, hint)
+    mark = "" if score.variant else f" #{score.protocol[:8]}"
+    return Cell(_percent(score.value, score.metric), _plus_minus(score) + mark, is_best, share, hint)
 
 
 def _limited(limited: pd.DataFrame) -> Section:
@@ -192,24 +195,6 @@ def _limited(limited: pd.DataFrame) -> Section:
     )
     tables = (Table("limited", (*heads, Head("value"), Head("limit")), rows),) if rows else ()
     return Section("Limited runs", note, tables)
-
-
-def _protocols(ranked: pd.DataFrame, protocols: Mapping[str, dict[str, Any]]) -> Section:
-    """Where one task has several columns: the fields of protocol and dataset in which they differ."""
-    tables = []
-    for task, part in ranked.groupby("task"):
-        variants = sorted(set(zip(part.protocol, part.fingerprint, strict=True)))
-        if len(variants) < 2:
-            continue
-        fields = [{**_flat(protocols[protocol]), "dataset.fingerprint": data} for protocol, data in variants]
-        names = sorted(set().union(*fields))
-        differing = [name for name in names if len({field.get(name) for field in fields}) > 1]
-        heads = [Head("field", is_numeric=False)]
-        heads += [Head(f"protocol {protocol[:8]}", (f"data {data[:8]}",), is_numeric=False) for protocol, data in variants]
-        rows = [(Cell(name), *(Cell(field.get(name, "")) for field in fields)) for name in differing]
-        tables.append(Table(str(task), tuple(heads), tuple(rows)))
-    note = "One task measured in more than one way: each way has its own column above. This is where they differ."
-    return Section("Protocols that differ", note, tuple(tables))
 
 
 def _reported(reported: pd.DataFrame) -> Section:
@@ -241,22 +226,6 @@ def _pictures(folder: Path) -> tuple[Picture, ...]:
         data = base64.b64encode(path.read_bytes()).decode()
         pictures.append(Picture(path.stem.replace("_", " "), text, f"data:{types[path.suffix]};base64,{data}"))
     return tuple(pictures)
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, str]:
-    """A protocol as dotted fields with printable values; long ones become their length and a hash."""
-    if isinstance(value, dict):
-        return {
-            name: text
-            for key, item in value.items()
-            if prefix or key != "hash"
-            for name, text in _flat(item, f"{prefix}.{key}" if prefix else key).items()
-        }
-    text = json.dumps(value)
-    if len(text) > 60:
-        text = f"{len(value)} {'entries' if isinstance(value, list) else 'characters'}, "
-        text += hashlib.sha256(json.dumps(value).encode()).hexdigest()[:8]
-    return {prefix: text}
 
 
 def _percent(value: float, metric: str) -> str:

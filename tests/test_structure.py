@@ -17,7 +17,7 @@ NAMES = [path.relative_to(ROOT).as_posix() for path in FILES]
 MAX_LINES = 300
 
 # What needs neither torch nor a model: names, records, tables.
-PLAIN_NAMES = ["atomic", "board", "changes", "errors", "leaderboard", "protocol", "registry", "reported", "results", "schema", "terminal"]
+PLAIN_NAMES = ["atomic", "board", "changes", "errors", "leaderboard", "protocol", "registry", "reported", "results", "schema", "terminal", "variants"]
 PLAIN = {"silc_bench", *(f"silc_bench.{name}" for name in PLAIN_NAMES)}
 # What puts everything together.
 COMMANDS = {"silc_bench.__main__", "silc_bench.cli", "silc_bench.cli_cache", "silc_bench.demo"}

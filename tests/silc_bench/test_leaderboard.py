@@ -174,6 +174,29 @@ def test_two_protocols_or_datasets_never_share_a_column(tmp_path):
     assert all(hash8 in terminal(board, 200) and hash8 in to_markdown(board) and hash8 in to_html(board) for hash8 in hashes)
 
 
+def test_protocols_share_a_column_only_when_asked_and_are_marked(tmp_path):
+    put(tmp_path, "a", 0.1, size=64)
+    put(tmp_path, "b", 0.2, size=224)
+    put(tmp_path, "c", 0.3, size=224, fingerprint="1" * 16)
+    put(tmp_path, "a", 0.5, "shapes/knn", group="knn")
+    put(tmp_path, "b", 0.6, "shapes/knn", group="knn", size=64)
+    columns = ranked(board := build(tmp_path, across_protocols=True))
+    mixed = next(column for head, column in columns.items() if "protocols differ (#)" in head)
+    marks = {name: re.search(r" #([0-9a-f]{8})$", cell.detail) for name, cell in mixed.items() if cell.text}
+    assert set(marks) == {"a", "b"}, "other data stay apart"
+    assert marks["a"][1] != marks["b"][1]
+    assert not any(cell.is_best for cell in mixed.values())
+    knn = next(column for head, column in columns.items() if head[0] == "shapes/knn")
+    assert [knn["b"].is_best, "#" in knn["b"].detail] == [True, False], "one protocol is no mixture"
+    assert {row[0].text for row in section(board, "Protocols that differ").tables[0].rows} == {
+        "image.size",
+        "dataset.fingerprint",
+    }
+    put(tmp_path, "a", 0.11, size=96)
+    heads = ranked(build(tmp_path, across_protocols=True))
+    assert not any("protocols differ (#)" in head for head in heads), "a model with two values keeps two columns"
+
+
 RUNS = st.tuples(
     st.sampled_from("abc"),
     st.sampled_from(["d/zeroshot", "d/knn"]),
