@@ -122,9 +122,9 @@ def check_supported(model: ImageModel, task: Task, feature_point: str = "pooled"
     for capability in sorted(task.requires):
         missing = [method for method in _METHODS[capability] if not callable(getattr(model, method, None))]
         if missing:
+            reason = getattr(model, "lacking", {}).get(capability, f"no {' and no '.join(missing)}")
             raise UserError(
-                f"{task.name} needs {capability} features, which {model.name} cannot give (no {' and no '.join(missing)});"
-                " leave this task out"
+                f"{task.name} needs {capability} features, which {model.name} cannot give ({reason}); leave this task out"
             )
     if feature_point not in FEATURE_POINTS:
         raise unknown_name("feature point", feature_point, FEATURE_POINTS)
