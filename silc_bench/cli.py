@@ -1,4 +1,4 @@
-"""The command line: parses, calls, prints. ``silc-bench train | eval | leaderboard | tasks | cache | demo``.
+"""The command line: parses, calls, prints. ``silc-bench train | eval | leaderboard | tasks | data | cache | demo``.
 
 Exit codes: 0 done, 1 the run failed, 2 the user's input was wrong. Torch is imported by the commands that compute, not here.
 """
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
-from silc_bench import __version__, cli_cache
+from silc_bench import __version__, cli_cache, cli_data
 from silc_bench.atomic import check_writable
 from silc_bench.terminal import answering, console, table_of
 
@@ -111,15 +111,12 @@ def evaluate_command(
     cache: Annotated[str | None, typer.Option(help="Folder that keeps embeddings between commands, or off.")] = None,
 ) -> None:
     """Measure checkpoints on tasks; one record a task, written as soon as it ends."""
-    from silc_bench.registry import select
+    from silc_bench.registry import measurable, select, words_of
 
-    words = [word.strip() for word in tasks.split(",") if word.strip()]
-    chosen = select(words)
-    if data_root is None:  # a family or a glob means what can be measured here; a task named in full is an error if it cannot
-        left_out = [task for task in chosen if getattr(task, "needs_data_root", False) and task.name not in words]
-        chosen = [task for task in chosen if task not in left_out] or chosen
-        if left_out and left_out[0] not in chosen:
-            print(f"left out without --data-root: {', '.join(task.name for task in left_out)}")
+    words = words_of(tasks)
+    chosen, left_out = measurable(select(words), words, data_root)
+    for reason in dict.fromkeys(left_out.values()):
+        print(f"left out {reason}: {', '.join(name for name in left_out if left_out[name] == reason)}")
     from silc_bench.evaluate import evaluate
     from silc_bench.models import load_model
     from silc_bench.store import Store, default_folder
@@ -232,6 +229,7 @@ def demo(
 
 
 app.add_typer(cli_cache.app, name="cache")
+app.add_typer(cli_data.app, name="data")
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ A task is one measurement on one dataset: it loads data, says which features it 
 from __future__ import annotations
 
 import fnmatch
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
@@ -103,14 +104,27 @@ def all_tasks() -> dict[str, Task]:
 
 
 def select(patterns: Iterable[str]) -> list[Task]:
-    """Tasks named by exact name, family ("zeroshot"; "segmentation" covers "segmentation_*"), dataset, group or glob.
+    """Tasks named by exact name, family ("zeroshot"; "segmentation" covers "segmentation_*"), dataset, group or glob, and
+    tasks of the user's own data: "folder:PATH", "captions:FILE", "wds:PATTERN", with "#family" one of them (tasks/own_data.py).
 
     Raises:
-        UserError: a pattern that matches nothing; the nearest names are given.
+        UserError: a pattern that matches nothing (the nearest names are given), or two sets that would share a name.
     """
+    from tasks.own_data import own_tasks
+
     known = all_tasks()
     chosen: dict[str, Task] = {}
+    named_by: dict[str, str] = {}
     for pattern in patterns:
+        own = own_tasks(pattern)
+        if own is not None:
+            for task in own:
+                word = pattern.rpartition("#")[0] or pattern
+                if task.name in known or named_by.setdefault(task.name, word) != word:
+                    other = named_by.get(task.name, "a registered task")
+                    raise UserError(f"{word} would be called {task.name}, as is {other}; rename its folder or file")
+                chosen[task.name] = task
+            continue
         found = {name: task for name, task in known.items() if _matches(pattern, task)}
         if not found:
             words = set(known) | {part for name in known for part in name.split("/")} | {t.group for t in known.values()}
@@ -119,6 +133,30 @@ def select(patterns: Iterable[str]) -> list[Task]:
     if not chosen:
         raise UserError("no task was named; `silc-bench tasks` lists them")
     return [chosen[name] for name in sorted(chosen)]
+
+
+def measurable(tasks: Sequence[Task], patterns: Sequence[str], data_root: Path | None) -> tuple[list[Task], dict[str, str]]:
+    """(tasks whose data can be there, why each other one is left out, by name).
+
+    A family, a dataset or a glob means what can be measured here. A task named in full is kept, to fail with what it lacks, and
+    so are all when nothing would remain.
+    """
+    left_out: dict[str, str] = {}
+    for task in tasks:
+        if task.name in patterns or not getattr(task, "needs_data_root", False):
+            continue
+        if data_root is None:
+            left_out[task.name] = "without --data-root"
+        elif (missing := getattr(task, "missing", None)) and missing(data_root):
+            left_out[task.name] = f"as not found under {data_root}"
+    kept = [task for task in tasks if task.name not in left_out]
+    return (kept, left_out) if kept else (list(tasks), {})
+
+
+def words_of(text: str) -> list[str]:
+    """The patterns of a command line, separated by commas; commas in braces ("wds:{a,b}.tar") separate nothing."""
+    words = re.split(r",(?![^{}]*\})", text)
+    return [word.strip() for word in words if word.strip()]
 
 
 def _matches(pattern: str, task: Task) -> bool:

@@ -1,8 +1,9 @@
 """The measurements, one file a family; importing this package registers them all (no torch until one is scored).
 
-A dataset more is one ``register(...)`` at the foot of each family's file that can use it, with a source from ``sources.py``.
+What needs no files and CIFAR-100 is registered at the foot of each family's file; ``catalog.py`` registers every other named
+set, and ``own_data.py`` makes tasks of the user's own data when a command names it.
 """
 
-from tasks import fewshot, knn, linear, retrieval, segmentation, zeroshot
+from tasks import catalog, fewshot, knn, linear, retrieval, segmentation, zeroshot
 
-__all__ = ["fewshot", "knn", "linear", "retrieval", "segmentation", "zeroshot"]
+__all__ = ["catalog", "fewshot", "knn", "linear", "retrieval", "segmentation", "zeroshot"]

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from silc_bench.datasets import ImageDataset
+    from silc_bench.datasets.own import OwnData
 
 Source = Callable[[Path | None, int | None], "ImageDataset"]
 
@@ -32,6 +33,40 @@ class SourcedTask:
     def load(self, data_root: Path | None, limit: int | None) -> dict[str, ImageDataset]:
         return {role: source(data_root, limit) for role, source in self.sources.items()}
 
+    def missing(self, data_root: Path) -> str | None:
+        """What the data root does not hold, as "imagenet1k/train"; None when all is there, whatever may be wrong with it."""
+        for source in self.sources.values():
+            if isinstance(source, NamedSource) and not source.is_there(data_root):
+                return f"{source.name}/{source.split}"
+        return None
+
+
+@dataclass(frozen=True)
+class NamedSource:
+    """A split of a named set (silc_bench.datasets.named), counted in whole before ``limit`` pictures of it are taken."""
+
+    name: str
+    split: str
+
+    def __call__(self, data_root: Path | None, limit: int | None) -> ImageDataset:
+        return _load_named(self.name, self.split, data_root, limit)
+
+    def is_there(self, data_root: Path) -> bool:
+        from silc_bench.datasets.places import NotFoundError, find
+
+        try:
+            find(self.name, self.split, data_root)
+        except NotFoundError:
+            return False
+        return True
+
+
+@lru_cache(maxsize=4)  # to hash a set takes seconds or minutes, and the families of a command ask for the same
+def _load_named(name: str, split: str, data_root: Path | None, limit: int | None) -> ImageDataset:
+    from silc_bench.datasets.named import load
+
+    return load(name, split, data_root, limit)
+
 
 def shapes(split: str, num_samples: int) -> Source:
     """Generated scenes at 64 pixels."""
@@ -44,17 +79,23 @@ def shapes(split: str, num_samples: int) -> Source:
     return load
 
 
-@cache
 def cifar100(split: str) -> Source:
     """Real photographs, 32 pixels, read from the data root."""
+    return NamedSource("cifar100", split)
 
-    @lru_cache(maxsize=1)  # to hash 25,000 pictures takes seconds, and four tasks of a command ask for the same
+
+def own_data(own: OwnData, split: str) -> Source:
+    """The user's own pictures; the data root does not matter."""
+
     def load(data_root: Path | None, limit: int | None) -> ImageDataset:
-        from silc_bench.datasets.cifar import load_cifar100
-
-        return load_cifar100(data_root, split, limit)
+        return _load_own(own, split, limit)
 
     return load
+
+
+@lru_cache(maxsize=2)
+def _load_own(own: OwnData, split: str, limit: int | None) -> ImageDataset:
+    return own.load(split, limit)
 
 
 def own_templates(name: str) -> tuple[str, ...]:

@@ -142,18 +142,23 @@ def index_shard(path: Path) -> ShardIndex:
     Raises:
         UserError: the file cannot be opened or is not an uncompressed tar at all. Damage further on is counted instead.
     """
-    damage = Damage()
+    members, damage = list_members(path)
     samples: list[Sample] = []
+    for name, place in members:
+        _add_member(samples, name, place, path, damage)
+    return ShardIndex(path, tuple(samples), damage)
+
+
+def list_members(path: Path) -> tuple[list[tuple[str, Place]], Damage]:
+    """Name and place of every whole regular member of a tar file, in order. Raises UserError as ``index_shard`` does."""
+    damage = Damage()
     try:
         with open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            size = os.fstat(file.fileno()).st_size
-            for name, place in _members(tar, size, path, damage):
-                _add_member(samples, name, place, path, damage)
+            return list(_members(tar, os.fstat(file.fileno()).st_size, path, damage)), damage
     except OSError as error:
         raise UserError(f"cannot read the shard {path}: {error.strerror or error}") from error
     except BROKEN_TAR as error:
         raise UserError(f"{path} is not a tar shard: {_what_it_is(path)}") from error
-    return ShardIndex(path, tuple(samples), damage)
 
 
 def _members(tar: tarfile.TarFile, size: int, path: Path, damage: Damage) -> Iterator[tuple[str, Place]]:

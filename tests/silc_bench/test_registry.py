@@ -21,7 +21,11 @@ SHAPES = {
     "shapes/zeroshot",
     "shapes/zeroshot_unseen",
 }
-CIFAR = {"cifar100/fewshot", "cifar100/knn", "cifar100/linear", "cifar100/zeroshot"}
+LEARNED = {"fewshot", "knn", "linear", "zeroshot"}
+CIFAR = {f"cifar100/{family}" for family in LEARNED}
+ZEROSHOT = {f"{name}/zeroshot" for name in ("imagenet_v2", "imagenet_a", "imagenet_r", "imagenet_sketch", "objectnet")}
+NAMED = {f"{name}/{family}" for name in ("cifar10", "imagenet1k") for family in LEARNED} | ZEROSHOT
+NAMED |= {"coco/retrieval", "flickr30k/retrieval"}
 
 
 def names(*patterns):
@@ -29,7 +33,7 @@ def names(*patterns):
 
 
 def test_what_is_registered():
-    assert set(TASKS) == SHAPES | CIFAR
+    assert set(TASKS) == SHAPES | CIFAR | NAMED
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -66,14 +70,15 @@ def test_pools_that_are_learned_from_are_not_scored():
     ("pattern", "expected"),
     [
         ("shapes/zeroshot", {"shapes/zeroshot"}),
-        ("zeroshot", {"shapes/zeroshot", "shapes/zeroshot_unseen", "cifar100/zeroshot"}),
+        ("zeroshot", {name for name in SHAPES | CIFAR | NAMED if "/zeroshot" in name}),
         ("segmentation", {"shapes/segmentation_linear", "shapes/segmentation_zeroshot"}),
         ("segmentation_linear", {"shapes/segmentation_linear"}),
         ("dense", {"shapes/segmentation_linear", "shapes/segmentation_zeroshot"}),
         ("cifar100", CIFAR),
         ("cifar100/*", CIFAR),
-        ("*/knn", {"cifar100/knn", "shapes/knn"}),
-        ("*", SHAPES | CIFAR),
+        ("*/knn", {"cifar10/knn", "cifar100/knn", "imagenet1k/knn", "shapes/knn"}),
+        ("imagenet_*", ZEROSHOT - {"objectnet/zeroshot"}),
+        ("*", SHAPES | CIFAR | NAMED),
     ],
 )
 def test_select(pattern, expected):
@@ -82,7 +87,9 @@ def test_select(pattern, expected):
 
 def test_select_joins_and_sorts():
     assert [task.name for task in select(["shapes/zeroshot", "*/knn", "knn"])] == [
+        "cifar10/knn",
         "cifar100/knn",
+        "imagenet1k/knn",
         "shapes/knn",
         "shapes/zeroshot",
     ]
@@ -92,9 +99,10 @@ def test_select_joins_and_sorts():
     ("pattern", "hint"),
     [
         ("zeroshoot", "zeroshot"),
-        ("cifar10/zeroshot", "cifar100/zeroshot"),
+        ("cifar1000/zeroshot", "cifar100/zeroshot"),
         ("Shapes", "shapes"),
         ("imagenet/*", "known: |did you mean"),
+        ("folders:/data", "known: |did you mean"),
     ],
 )
 def test_unknown_names_give_the_nearest(pattern, hint):

@@ -1,0 +1,160 @@
+"""What lies at a path, is it the set it should be, and if not, which one line mends it. Reads only; writes nothing anywhere.
+
+Flow: ``check("imagenet1k", Path("/data/imagenet"))`` or ``check("folder:/data/pets")`` -> for each split: find, read, count,
+decode a spread part, hash -> a ``Report``: what was found, and each problem with its fix.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import track
+
+from silc_bench.datasets import spread
+from silc_bench.datasets.expected import EXPECTED, Expected, check_counts
+from silc_bench.datasets.named import READERS, splits
+from silc_bench.datasets.own import KINDS, OwnData, parse
+from silc_bench.datasets.picture_set import DataError, Found, Picture, fingerprint
+from silc_bench.datasets.places import SETS, NotFoundError, Site, find
+from silc_bench.errors import UserError, unknown_name
+
+DECODED = 500  # pictures a split that are decoded, unless all are asked for
+SHOWN = 3  # sizes that are shown
+
+
+@dataclass(frozen=True)
+class Problem:
+    what: str
+    fix: str  # one line; empty where the problem says what to do
+
+
+@dataclass(frozen=True)
+class Report:
+    found: list[str]  # lines for people
+    problems: list[Problem]
+
+
+def check(name: str, path: Path | None = None, every_picture: bool = False) -> Report:
+    """Look at a named set at ``path`` (its folder, or the data root it lies under), or at the user's own data.
+
+    ``every_picture``: decode them all, not only DECODED of each split.
+
+    Raises:
+        UserError: an unknown name, or a name without a path. What is wrong with the data is in the report, not raised.
+    """
+    own = parse(name)
+    if own is not None:
+        if path is not None:
+            raise UserError(f"{name} says already where the data lies; leave {path} out")
+        return _report(_own_readers(own), own.word, every_picture)
+    if name not in SETS:
+        raise unknown_name("dataset", name, [*SETS, *(f"{kind}:" for kind in KINDS)])
+    if path is None:
+        raise UserError(f"where is {name}? Write: silc-bench data check {name} PATH")
+    if not path.exists():
+        raise UserError(f"{path} does not exist")
+    return _report(_named_readers(name, path), name, every_picture)
+
+
+Reader = Callable[[], Found]
+
+
+def _own_readers(own: OwnData) -> Iterator[tuple[str, Reader]]:
+    yield from ((split, lambda split=split: own.read(split)) for split in own.splits())
+
+
+def _named_readers(name: str, path: Path) -> Iterator[tuple[str, Reader]]:
+    """The splits that are there; the test split also where it is not, to say so."""
+
+    def read(split: str) -> Found:
+        found = READERS[name](name, split, _find(name, split, path))
+        check_counts(name, split, found)
+        return found
+
+    for split in sorted(splits(name)):
+        if split != "test":
+            try:
+                _find(name, split, path)
+            except NotFoundError:
+                continue  # only tasks that learn from it need it
+            except DataError:
+                pass  # it is there and wrong, which reading it will say
+        yield split, lambda split=split: read(split)  # type: ignore[misc]
+
+
+def _find(name: str, split: str, path: Path) -> Site:
+    """As the commands find it under a data root; else the path is the set's folder under whatever name."""
+    try:
+        return find(name, split, path)
+    except NotFoundError:
+        return find(name, split, path, is_the_set=True)
+
+
+def _report(readers: Iterator[tuple[str, Reader]], title: str, every_picture: bool) -> Report:
+    report = Report([], [])
+    try:
+        for split, read in readers:
+            _look_at(split, read, title, every_picture, report)
+    except UserError as error:  # no split at all
+        report.problems.append(_problem(error))
+    return report
+
+
+def _look_at(split: str, read: Reader, title: str, every_picture: bool, report: Report) -> None:
+    try:
+        found = read()
+    except UserError as error:
+        report.problems.append(_problem(error))
+        return
+    count = len(found.pictures)
+    report.found.append(f"{title} {split}: {found.layout} in {found.folder}")
+    report.found.extend(_contents(found, EXPECTED.get((title, split))))
+    report.found.extend(f"  {note}" for note in found.notes)
+    chosen = [found.pictures[i] for i in spread(count, None if every_picture else DECODED)]
+    sizes, damaged = _decode(chosen, f"decoding {title} {split}")
+    common = ", ".join(f"{width} x {height} ({n})" for (width, height), n in sizes.most_common(SHOWN))
+    report.found.append(f"  {len(chosen):,} of {count:,} pictures decoded; commonest sizes: {common or 'none'}")
+    if damaged:
+        what = f"{len(damaged)} of {len(chosen)} pictures cannot be decoded; the first: {damaged[0].problem}"
+        report.problems.append(Problem(what, damaged[0].fix))
+    report.found.append(f"  fingerprint {fingerprint(found.class_names, found.pictures, f'{title} {split}')}")
+
+
+def _contents(found: Found, expected: Expected | None) -> Iterator[str]:
+    pictures = found.pictures
+    line = f"  {len(pictures):,} pictures"
+    if found.class_names:
+        counts = Counter(picture.label for picture in pictures)
+        line += f", {len(found.class_names):,} classes of {min(counts.values()):,} to {max(counts.values()):,} pictures"
+    captions = [len(picture.captions) for picture in pictures]
+    if any(captions):
+        line += f", {sum(captions):,} captions ({min(captions)} to {max(captions)} a picture)"
+    if expected is not None:
+        is_whole = len(pictures) == expected.pictures
+        line += ", as many as the set has" if is_whole else f": a known part of the set's {expected.pictures:,}"
+    yield line
+    if found.class_names and expected is None:
+        shown = ", ".join(found.class_names[:5]) + (", ..." if len(found.class_names) > 5 else "")
+        yield f"  classes in label order: {shown}"
+        if all(not any(letter.isalpha() for letter in name) for name in found.class_names):
+            yield "  the names are no words, and zero-shot asks for them: give classnames.txt, a name a line in this order"
+
+
+def _decode(pictures: list[Picture], title: str) -> tuple[Counter[tuple[int, int]], list[DataError]]:
+    sizes: Counter[tuple[int, int]] = Counter()
+    damaged = []
+    console = Console(stderr=True)
+    for picture in track(pictures, title, console=console, transient=True, disable=not console.is_terminal):
+        try:
+            sizes[picture.decode().size] += 1
+        except DataError as error:
+            damaged.append(error)
+    return sizes, damaged
+
+
+def _problem(error: UserError) -> Problem:
+    return Problem(error.problem, error.fix) if isinstance(error, DataError) else Problem(str(error), "")

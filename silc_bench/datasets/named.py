@@ -1,0 +1,48 @@
+"""The named sets, read and checked: ``load("imagenet_v2", "test", Path("/data"))`` -> a PictureSet, or a sentence and no score.
+
+Flow: find the place -> read it -> count it against what the set has -> take ``limit`` pictures of the whole -> fingerprint.
+A dataset more is a line in ``places.SETS``, in ``expected.EXPECTED`` and in ``READERS``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from silc_bench.datasets.cifar import read_cifar
+from silc_bench.datasets.expected import EXPECTED, check_counts
+from silc_bench.datasets.imagenet import read_imagenet
+from silc_bench.datasets.karpathy import read_karpathy
+from silc_bench.datasets.objectnet import read_objectnet
+from silc_bench.datasets.picture_set import Found, PictureSet
+from silc_bench.datasets.places import Site, find
+
+READERS: dict[str, Callable[[str, str, Site], Found]] = {
+    "imagenet1k": read_imagenet,
+    "imagenet_v2": read_imagenet,
+    "imagenet_a": read_imagenet,
+    "imagenet_r": read_imagenet,
+    "imagenet_sketch": read_imagenet,
+    "objectnet": read_objectnet,
+    "cifar10": read_cifar,
+    "cifar100": read_cifar,
+    "coco": read_karpathy,
+    "flickr30k": read_karpathy,
+}
+
+
+def splits(name: str) -> tuple[str, ...]:
+    """ "train" and "test", or "test" alone."""
+    return tuple(split for known, split in EXPECTED if known == name)
+
+
+def load(name: str, split: str, data_root: Path | None, limit: int | None = None) -> PictureSet:
+    """A split of a named set, whole, or ``limit`` pictures of a set that is there in whole.
+
+    Raises:
+        UserError: it is not found, not readable, not whole, or labelled in another order.
+    """
+    site = find(name, split, data_root)
+    found = READERS[name](name, split, site)
+    check_counts(name, split, found)
+    return PictureSet(name, split, found, limit)

@@ -1,0 +1,179 @@
+"""The user's own data: ``folder:PATH``, ``captions:FILE`` and ``wds:PATTERN``, with as little to learn as possible.
+
+    folder:pets                 pets/<class>/*.jpg, or pets/test/<class>/... with pets/train/<class>/...
+    wds:pets                    pets/test/*.tar with pets/train/*.tar (clip_benchmark's layout), or pets/*.tar
+    wds:'a/{000..009}.tar'      these shards; .cls is a label, and where there is none .txt holds captions, one a line
+    captions:list.csv           see captions_file.py
+
+Classes are named after their folders ("_" is a space), or by ``classnames.txt`` (one a line, in label order) or
+``classnames.json`` (a list, or {folder: name}) beside them; ``zeroshot_classification_templates.txt`` there gives the prompts.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from silc_bench.datasets.captions_file import read_captions_file
+from silc_bench.datasets.class_folders import read_class_folders
+from silc_bench.datasets.files import Listing, by_number, listing, subfolders
+from silc_bench.datasets.labelled_shards import has_member, read_captioned, read_labelled, read_names, shards_in
+from silc_bench.datasets.picture_set import DataError, Found, PictureSet
+from silc_bench.datasets.shards import expand
+from silc_bench.errors import UserError
+
+KINDS = ("folder", "captions", "wds")
+TRAIN, TEST = ("train",), ("test", "val", "validation")
+TEMPLATES = "zeroshot_classification_templates.txt"
+_SAYS_NOTHING = ("meta", "metadata", "captions", "annotations", "test", "val", "validation", "train", "images", "data")
+
+
+@dataclass(frozen=True)
+class OwnData:
+    """One set of the user's; equal words give equal sets."""
+
+    kind: str
+    where: str
+
+    @property
+    def word(self) -> str:
+        return f"{self.kind}:{self.where}"
+
+    @property
+    def name(self) -> str:
+        """The last part of the path that says something, in letters that a record's name may have."""
+        parts = [part for part in Path(self.where).expanduser().absolute().parts if not set(part) & set("*?[{")]
+        stems = [Path(part).stem if Path(part).suffix in (".jsonl", ".csv", ".tsv", ".tar") else part for part in parts]
+        stem = next((stem for stem in reversed(stems) if stem.lower() not in _SAYS_NOTHING), "own")
+        return re.sub(r"[^A-Za-z0-9_.+-]+", "_", stem).lstrip("_.+-") or "own"
+
+    @property
+    def path(self) -> Path:
+        return Path(self.where).expanduser()
+
+    def splits(self) -> dict[str, Path]:
+        """Folders of "test" and, where there is one, "train". Raises UserError: nothing there, or a train folder alone."""
+        if self.kind == "captions" or not self.path.is_dir():
+            if self.kind == "folder":
+                raise UserError(f"{self.word}: no such folder; give one that holds a folder a class")
+            return {"test": self.path}
+        names = subfolders(self.path)
+        test = next((name for name in TEST if name in names), None)
+        if test is None and "train" not in names:
+            return {"test": self.path}
+        if test is None or (self.kind == "folder" and set(names) - {*TRAIN, *TEST}):
+            other = ", ".join(sorted(set(names) - {*TRAIN, *TEST})) or "nothing else"
+            problem = f"{self.path} holds {' and '.join(sorted({*TRAIN, *TEST} & set(names)))} and {other}"
+            raise DataError(
+                problem, f"put the pictures to be scored into {self.path / 'test'} and those to learn from into train/"
+            )
+        return {"test": self.path / test, **({"train": self.path / "train"} if "train" in names else {})}
+
+    def has_labels(self) -> bool:
+        """Whether pictures have classes; else they have captions."""
+        return self.kind == "folder" or (self.kind == "wds" and has_member(self._shards("test"), "cls"))
+
+    def templates(self) -> tuple[str, ...]:
+        """Prompts that lie beside the data, "{c}" for the class name; empty where none do."""
+        path = next((home / TEMPLATES for home in self._homes() if (home / TEMPLATES).is_file()), None)
+        return tuple(read_names(path)) if path else ()
+
+    def load(self, split: str, limit: int | None = None) -> PictureSet:
+        """ "test" or "train". Raises UserError for whatever is wrong with the data."""
+        return PictureSet(self.name, split, self.read(split), limit)
+
+    def read(self, split: str) -> Found:
+        if self.kind == "captions":
+            pictures, notes = read_captions_file(self.path)
+            return Found(pictures, self.path, f"list of captions {self.path.suffix}", notes=notes)
+        return self._from_folders(split) if self.kind == "folder" else self._from_shards(split)
+
+    def _from_folders(self, split: str) -> Found:
+        places = self.splits()
+        found = {role: listing(path) for role, path in places.items()}
+        folders = found["train" if "train" in places else "test"].folders
+        if len(folders) < 2:
+            raise DataError(
+                f"{self.path} holds {len(folders)} class folders", "a class is a folder of pictures; two are needed"
+            )
+        ordered = sorted(folders, key=by_number if all(name.isdecimal() for name in folders) else None)
+        labels = {folder: label for label, folder in enumerate(ordered)}
+        mine = found[split]
+        absent = sorted(set(labels) - set(mine.folders)) if split == "test" else []
+        mine = Listing(mine.path, mine.files, [*mine.folders, *absent], mine.stray, mine.other)
+        pictures, notes = read_class_folders(mine, labels, self.word)
+        empty = sorted(set(labels.values()) - {picture.label for picture in pictures if picture.label is not None})
+        for label in empty:
+            if ordered[label] not in absent:
+                raise DataError(f"{mine.path / ordered[label]} holds no pictures", "fill the class or remove its folder")
+        if absent:
+            notes.append(f"{len(absent)} classes to learn are not scored: {absent[0]} has no pictures in {mine.path}")
+        names = self._names(ordered) or tuple(folder.replace("_", " ") for folder in ordered)
+        return Found(pictures, mine.path, "class folders", names, self.templates(), notes)
+
+    def _shards(self, split: str) -> list[Path]:
+        path = self.splits()[split]
+        paths = shards_in(path) if path.is_dir() else expand(self.where)
+        if not paths:
+            raise DataError(f"{path} holds no *.tar", f"give wds:PATTERN, such as 'wds:{path}/{{000..009}}.tar'")
+        return paths
+
+    def _from_shards(self, split: str) -> Found:
+        paths = self._shards(split)
+        names: tuple[str, ...] = ()
+        if not self.has_labels():
+            pictures, layout = read_captioned(paths), "webdataset shards with captions"
+        else:
+            given = self._names(None)
+            if given is None:
+                fix = "write the names of the classes in label order, one a line, into classnames.txt beside the shards"
+                raise DataError(f"{self.word} has labels, which are numbers, and no names for them", fix)
+            pictures, layout, names = read_labelled(paths, len(given)), "webdataset shards with labels", given
+        if not pictures:
+            raise DataError(f"{self.word} holds no samples", "a sample is a picture with a .cls or a .txt of the same name")
+        return Found(pictures, paths[0].parent, layout, names, self.templates())
+
+    def _homes(self) -> list[Path]:
+        """Folders in which lists beside the data may lie."""
+        if self.path.is_dir():
+            return [self.path, self.path.parent] if self.path.name in (*TRAIN, *TEST) else [self.path]
+        folder = expand(self.where)[0].parent
+        return [folder, folder.parent]
+
+    def _names(self, folders: list[str] | None) -> tuple[str, ...] | None:
+        for home in self._homes():
+            for path in (home / "classnames.json", home / "classnames.txt"):
+                if path.is_file():
+                    return _names_from(path, folders)
+        return None
+
+
+def _names_from(path: Path, folders: list[str] | None) -> tuple[str, ...]:
+    content = None
+    if path.suffix == ".json" and folders is not None:
+        try:
+            content = json.loads(path.read_text(encoding="utf-8-sig"))
+        except ValueError as error:
+            raise DataError(f"{path} is not JSON: {error}", "write {folder: name}, or a list in label order") from error
+    if isinstance(content, dict):
+        assert folders is not None
+        lacking = [folder for folder in folders if not isinstance(content.get(folder), str)]
+        if lacking:
+            raise DataError(f"{path} names no class for the folder {lacking[0]!r}", "add it")
+        return tuple(content[folder] for folder in folders)
+    names = tuple(read_names(path))
+    if folders is not None and len(names) != len(folders):
+        raise DataError(f"{path} names {len(names)} classes, and there are {len(folders)} folders", "name each folder's class")
+    return names
+
+
+def parse(word: str) -> OwnData | None:
+    """The set that a word such as "folder:/data/pets" names, None for other words. Raises UserError for an empty path."""
+    kind, colon, where = word.partition(":")
+    if not colon or kind not in KINDS:
+        return None
+    if not where:
+        raise UserError(f"{word!r} names no data; write {kind}:{'FILE' if kind == 'captions' else 'PATH'}")
+    return OwnData(kind, where)

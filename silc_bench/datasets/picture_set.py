@@ -1,0 +1,134 @@
+"""A dataset whose pictures stay in their files until asked for: what every reader of real data gives back.
+
+Flow: a reader finds ``Picture``s (where the bytes lie, the label, the captions) -> ``Found`` says how they lay there -> the
+counts are checked -> ``PictureSet`` takes ``limit`` of them, evenly spread, and hashes everything that is scored.
+
+In an evaluation set damage is an error: a score over fewer samples than were promised is no score.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from rich.console import Console
+from rich.progress import Progress
+
+from silc_bench.datasets import spread
+from silc_bench.datasets.shards import DamagedImageError, Place, decode_image, read_member
+from silc_bench.errors import UserError
+
+LONG = 256 << 20  # bytes: to hash more takes a second or longer, and says so
+
+
+class DataError(UserError):
+    """What is wrong with the data, and the one line that mends it."""
+
+    def __init__(self, problem: str, fix: str) -> None:
+        super().__init__(f"{problem}; {fix}")
+        self.problem, self.fix = problem, fix
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """One sample: encoded bytes in a file, or pixels [H, W, 3] uint8 where the format stores them raw."""
+
+    path: Path
+    place: Place
+    where: str  # for messages: file, or shard:key
+    label: int | None = None
+    captions: tuple[str, ...] = ()
+    pixels: np.ndarray | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        return self.place[1]
+
+    def read(self) -> bytes:
+        return read_member(self.path, self.place) if self.pixels is None else self.pixels.tobytes()
+
+    def decode(self) -> Image.Image:
+        """RGB. Raises DataError for bytes that are no whole picture, naming the file."""
+        if self.pixels is not None:
+            return Image.fromarray(self.pixels)
+        try:
+            return decode_image(self.read())
+        except DamagedImageError as error:
+            raise DataError(
+                f"{self.where} is damaged: {error}", "fetch that file again; a set with a hole is not scored"
+            ) from error
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a reader found, in the order that is scored."""
+
+    pictures: Sequence[Picture]
+    folder: Path
+    layout: str  # "class folders", for people
+    class_names: tuple[str, ...] = ()
+    templates: tuple[str, ...] = ()  # prompts that lay beside the data
+    notes: list[str] = field(default_factory=list)  # what was passed over
+
+
+class PictureSet:
+    """The samples as an ImageDataset."""
+
+    mask_names: tuple[str, ...] = ()
+
+    def __init__(self, name: str, split: str, found: Found, limit: int | None = None) -> None:
+        self.name, self.split = name, split
+        self.class_names = found.class_names
+        self.pictures = [found.pictures[i] for i in spread(len(found.pictures), limit)]
+        labels = [picture.label for picture in self.pictures if picture.label is not None]
+        assert len(labels) in (0, len(self.pictures)), "all have a label, or none"
+        self.labels = np.array(labels, np.int64) if labels else None
+        without = [picture for picture in self.pictures if not picture.captions]
+        if 0 < len(without) < len(self.pictures):
+            having = len(self.pictures) - len(without)
+            raise UserError(f"{having} of {len(self.pictures)} samples have a caption; {without[0].where} has none")
+        self.captions = [picture.captions for picture in self.pictures] if not without and self.pictures else None
+        self.fingerprint = fingerprint(self.class_names, self.pictures, f"{name} {split}")
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def image(self, index: int) -> Image.Image:
+        """Raises DataError for a picture that cannot be decoded, naming it."""
+        try:
+            return self.pictures[index].decode()
+        except DataError as error:
+            raise DataError(f"{self.name} {self.split} cannot be scored, {error.problem}", error.fix) from error
+
+    def mask(self, index: int) -> np.ndarray:
+        raise ValueError(f"{self.name} has no masks")
+
+
+def fingerprint(class_names: Iterable[str], pictures: Sequence[Picture], title: str) -> str:
+    """16 hex digits over class names, labels, captions and encoded pictures in order: file names and layout do not count.
+
+    Runs at the speed of the disk, with a progress bar on the error stream where that takes a while.
+    """
+    digest = hashlib.sha256(json.dumps(list(class_names)).encode())
+    for picture in _with_progress(pictures, f"hashing {title}"):
+        content = picture.read()
+        # a single caption is written as itself, none as null
+        captions = list(picture.captions) if len(picture.captions) > 1 else next(iter(picture.captions), None)
+        digest.update(json.dumps([picture.label, captions, len(content)]).encode())
+        digest.update(content)
+    return digest.hexdigest()[:16]
+
+
+def _with_progress(pictures: Sequence[Picture], title: str) -> Iterator[Picture]:
+    console = Console(stderr=True)
+    total = sum(picture.num_bytes for picture in pictures)
+    with Progress(console=console, transient=True, disable=total < LONG or not console.is_terminal) as bar:
+        task = bar.add_task(title, total=total)
+        for picture in pictures:
+            yield picture
+            bar.advance(task, picture.num_bytes)

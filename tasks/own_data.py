@@ -1,0 +1,58 @@
+"""Tasks of the user's own data: ``own_tasks("folder:pets")`` -> pets/zeroshot, with a train folder the learned families too.
+
+``folder:PATH#knn`` takes one family. Nothing is registered: such tasks belong to the command that names them.
+"""
+
+from __future__ import annotations
+
+from silc_bench.datasets.own import OwnData, parse
+from silc_bench.errors import UserError, unknown_name
+from silc_bench.registry import Task
+from tasks.fewshot import FewShot
+from tasks.knn import Knn
+from tasks.linear import Linear
+from tasks.prompts import Prompts, named_prompts
+from tasks.retrieval import Retrieval
+from tasks.sources import own_data
+from tasks.zeroshot import ZeroShot
+
+FAMILIES = ("zeroshot", "fewshot", "linear", "knn", "retrieval")
+
+
+def own_tasks(word: str) -> list[Task] | None:
+    """The tasks that "folder:", "captions:" and "wds:" words name, None for any other word.
+
+    Raises:
+        UserError: nothing is there, or the data does not allow the family.
+    """
+    data, _, family = word.rpartition("#")
+    if not data:
+        data, family = word, ""
+    own = parse(data)
+    if own is None:
+        return None
+    if family and family not in FAMILIES:
+        raise unknown_name(f"family in {word}: it", family, FAMILIES)
+    tasks = _tasks(own)
+    chosen = [task for task in tasks if family in ("", task.name.split("/")[1])]
+    if not chosen:
+        allowed = ", ".join(task.name.split("/")[1] for task in tasks)
+        lacks = " without a folder train/" if own.kind != "captions" and "fewshot" not in allowed else ""
+        raise UserError(f"{own.word} does not allow {family}{lacks}; it allows {allowed}")
+    return chosen
+
+
+def _tasks(own: OwnData) -> list[Task]:
+    splits = own.splits()
+    sources = {split: own_data(own, split) for split in splits}
+    test = {"test": sources["test"]}
+    if not own.has_labels():
+        return [Retrieval(name=f"{own.name}/retrieval", sources=test)]
+    templates = own.templates()
+    prompts = Prompts("own", templates) if templates else named_prompts()["single"]
+    tasks: list[Task] = [ZeroShot(name=f"{own.name}/zeroshot", sources=test, prompts=prompts)]
+    if "train" in splits:
+        tasks.append(FewShot(name=f"{own.name}/fewshot", sources=sources))
+        tasks.append(Linear(name=f"{own.name}/linear", sources=sources))
+        tasks.append(Knn(name=f"{own.name}/knn", sources=sources))
+    return tasks
