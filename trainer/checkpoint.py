@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import pickle
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import torch
 
 from silc_bench.atomic import atomic_path, write_text_atomic
 from silc_bench.errors import UserError
+from silc_bench.models import pickles
 
 FORMAT = "silc-bench-checkpoint/1"
 FIELDS = ("format", "config", "tokenizer", "student", "teacher", "optimizer", "step", "samples_seen", "position")
@@ -62,24 +62,18 @@ def find(path: Path) -> Path:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read a checkpoint on the CPU. Only tensors and plain values are unpickled (``weights_only``).
+    """Read a checkpoint on the CPU. Only tensors and plain values are unpickled (``silc_bench.models.pickles``).
 
     Raises:
         UserError: missing, empty, truncated, or not one of ours; says what was found and what was expected.
     """
     expected = "expected a checkpoint written by `silc-bench train`"
     try:
-        with zipfile.ZipFile(path) as archive:
-            broken = archive.testzip()  # torch.load looks at no checksum: a flipped bit would become a weight
-        if broken is not None:
-            raise zipfile.BadZipFile(f"wrong checksum of {broken}")
-        payload = torch.load(path, map_location="cpu", weights_only=True)
+        payload = pickles.load_zip(path)
     except OSError as error:
         raise UserError(f"checkpoint {path}: cannot be read ({error.strerror or error}); {expected}") from None
     except pickle.UnpicklingError as error:
-        reason = next(
-            (line.strip() for line in str(error).splitlines() if "GLOBAL" in line or "Unsupported" in line), "unreadable pickle"
-        )
+        reason = pickles.needed_global(error)
         raise UserError(f"checkpoint {path}: refused, nothing was executed: {reason}; {expected}") from None
     except Exception as error:  # on a damaged file zipfile and the unpickler raise nearly anything
         size = path.stat().st_size
