@@ -99,7 +99,8 @@ class DenseTimmModel(TimmModel):
 
     def _features(self, images: Tensor) -> Any:
         height, width = images.shape[-2:]
-        if _is_tokens(self.network) and (height % self.patch_size or width % self.patch_size):
+        has_rest = height % self.patch_size or width % self.patch_size
+        if has_rest and _is_tokens(self.network) and not self.is_fixed_size:
             raise UserError(
                 f"{self.name} cuts pictures into patches of {self.patch_size} pixels; {height} x {width} is no multiple of that"
             )
@@ -159,11 +160,15 @@ def _check_name(timm: ModuleType, name: str) -> None:
 def _create(timm: ModuleType, name: str, pretrained: bool = False) -> Network:
     """Without the classifier; open to other picture sizes where the architecture can be (bicubic, antialiased positions)."""
     try:
-        return timm.create_model(name, pretrained=pretrained, num_classes=0, dynamic_img_size=True)
+        network = timm.create_model(name, pretrained=pretrained, num_classes=0, dynamic_img_size=True)
     except TypeError as error:
         if "dynamic_img_size" not in str(error):
             raise
         return timm.create_model(name, pretrained=pretrained, num_classes=0)
+    patch = getattr(getattr(network, "patch_embed", None), "patch_size", (1, 1))
+    if _config(network)["input_size"][-1] % patch[-1]:  # SigLIP So400m/14 at 384: open to other sizes, it refuses its own
+        return timm.create_model(name, pretrained=pretrained, num_classes=0, dynamic_img_size=False)
+    return network
 
 
 def _download(timm: ModuleType, name: str) -> Network:

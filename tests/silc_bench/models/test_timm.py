@@ -122,6 +122,28 @@ def test_convolutions_take_any_size(models):
         assert models("test_resnet")[0].encode_dense(torch.zeros(1, 3, 97, 130), joint=False).shape[1:3] == (4, 5)
 
 
+def test_patches_that_leave_a_rest_are_taken_at_the_trained_size(monkeypatch):
+    """As in SigLIP So400m/14, where 27 patches of 14 see 378 of 384 pixels; here 3 of 14 see 42 of 45."""
+    registry = sys.modules["timm.models._registry"]._model_entrypoints
+    original = registry["test_vit"]
+
+    def with_rest(pretrained=False, **given):
+        about = {"pretrained_cfg_overlay": {"input_size": (3, 45, 45)}, "img_size": 45, "patch_size": 14}
+        return original(pretrained, **{"dynamic_img_size": False, **given, **about})
+
+    monkeypatch.setitem(registry, "test_vit", with_rest)
+    ours = load_model("timm:test_vit/random")
+    pixels = ours.preprocess(picture(90, 70))[None]
+    theirs = timm.create_model("test_vit", num_classes=0).eval()
+    theirs.load_state_dict(ours.network.state_dict())
+    with torch.no_grad():
+        assert pixels.shape[-1] == 45
+        assert ours.encode_dense(pixels, joint=False).shape[1:3] == (3, 3)
+        assert close(ours.encode_image(pixels), theirs(pixels))
+    with pytest.raises(UserError, match="45 x 45 pixels only"):
+        ours.encode_image(torch.zeros(1, 3, 56, 56))
+
+
 @pytest.mark.parametrize(
     ("name", "size", "words"),
     [("test_vit", (160, 170), "patches of 16 pixels"), ("test_vit_relpos", (192, 192), "160 x 160 pixels only, not 192 x 192")],
