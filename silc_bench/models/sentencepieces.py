@@ -1,0 +1,148 @@
+"""Tokenizers of SigLIP and SigLIP 2 from the file that defines them, cut and padded as big_vision does in training.
+
+Flow: ``find_tokenizer(folder, vocab_size, length)`` -> a ``PieceTokenizer`` or, where no file is there, None.
+
+big_vision, pp/ops_text.py and pp/proj/paligemma/ops.py; the configurations are those of its SigLIP and SigLIP 2 demos:
+
+- pieces of the text, then one end-of-sentence token, and no token at the beginning;
+- a longer text is cut to the length with its end-of-sentence token kept last (``eos="sticky"``), a shorter one is padded:
+  SigLIP (c4_en, mc4) with the end-of-sentence token (id 1), SigLIP 2 (Gemma) with the padding token (id 0). The text tower
+  reads its last position;
+- cleaning of SigLIP: lower case, no ASCII punctuation, single spaces. big_vision itself does that to the prompts of its
+  zero-shot evaluation only; transformers and open_clip do it to every text of these models, and so does this file. SigLIP 2:
+  lower case of ASCII letters (`tf.strings.lower`), punctuation stays.
+
+Shapes: B texts, L tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import string
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from silc_bench.errors import UserError
+
+SENTENCEPIECE_FILES = (
+    "tokenizer.model",
+    "sentencepiece.model",
+    "spiece.model",
+    "c4_en.model",
+    "mc4.model",
+    "gemma_tokenizer.model",
+)
+FILES = (*SENTENCEPIECE_FILES, "tokenizer.json")
+EXTRA_IDS = 100  # T5's releases append so many pieces that no text contains
+
+
+@dataclass(frozen=True)
+class PieceTokenizer:
+    """Texts -> token ids of one length."""
+
+    encode: Callable[[str], list[int]]  # the pieces alone
+    clean: Callable[[str], str]
+    cleaning: str  # what ``clean`` does, in words for the protocol
+    eos: int
+    padding: int
+    length: int  # L
+    digest: str  # of the file, 16 hex digits
+
+    def __call__(self, texts: list[str]) -> Tensor:
+        """[B, L] int64."""
+        rows = [self._row(text) for text in texts]
+        return torch.tensor(rows, dtype=torch.int64).view(len(texts), self.length)
+
+    def _row(self, text: str) -> list[int]:
+        ids = self.encode(self.clean(text))[: self.length - 1] + [self.eos]
+        return ids + [self.padding] * (self.length - len(ids))
+
+
+def find_tokenizer(folder: Path, vocab_size: int, length: int) -> PieceTokenizer | None:
+    """The first of ``FILES`` in a folder.
+
+    Raises:
+        UserError: it is damaged, or of another vocabulary than the text tower's ``vocab_size``.
+    """
+    for name in FILES:
+        path = folder / name
+        if path.is_file():
+            return _read(path, vocab_size, length)
+    return None
+
+
+def canonicalize(text: str) -> str:
+    """Lower case without ASCII punctuation, runs of white space as one space."""
+    return re.sub(r"\s+", " ", text.lower().translate(str.maketrans("", "", string.punctuation))).strip()
+
+
+def lower_ascii(text: str) -> str:
+    return text.translate(str.maketrans(string.ascii_uppercase, string.ascii_lowercase))
+
+
+def _read(path: Path, vocab_size: int, length: int) -> PieceTokenizer:
+    read = _read_json if path.suffix == ".json" else _read_pieces
+    encode, id_of, count = read(path)
+    if not vocab_size <= count <= vocab_size + EXTRA_IDS:
+        raise UserError(f"{path} has {count:,} pieces, the text tower {vocab_size:,}: it is the tokenizer of another model")
+    gemma = id_of("<eos>")
+    eos = id_of("</s>") if gemma is None else gemma
+    if eos is None:
+        raise UserError(f"{path} has neither </s> (SigLIP) nor <eos> (SigLIP 2), one of which ends every text")
+    padding = eos
+    if gemma is not None:
+        pad = id_of("<pad>")
+        if pad is None:
+            raise UserError(f"{path} has no <pad>, with which SigLIP 2 fills up short texts")
+        padding = pad
+    return PieceTokenizer(
+        encode=encode,
+        clean=canonicalize if gemma is None else lower_ascii,
+        cleaning="canonicalize" if gemma is None else "lower_ascii",
+        eos=eos,
+        padding=padding,
+        length=length,
+        digest=hashlib.sha256(path.read_bytes()).hexdigest()[:16],
+    )
+
+
+Pieces = tuple[Callable[[str], list[int]], Callable[[str], int | None], int]
+
+
+def _read_pieces(path: Path) -> Pieces:
+    try:
+        import sentencepiece
+    except ModuleNotFoundError:
+        raise UserError(f"{path} needs the package sentencepiece: pip install 'silc-bench[big_vision]'") from None
+    processor = sentencepiece.SentencePieceProcessor()
+    try:
+        processor.LoadFromSerializedProto(path.read_bytes())
+    except RuntimeError as error:
+        raise UserError(f"{path} is no sentencepiece model: {' '.join(str(error).split())[:200]}") from None
+
+    def id_of(piece: str) -> int | None:
+        found = processor.PieceToId(piece)
+        return found if processor.IdToPiece(found) == piece else None  # an unknown piece has the id of <unk>
+
+    return processor.EncodeAsIds, id_of, processor.GetPieceSize()
+
+
+def _read_json(path: Path) -> Pieces:
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
+    except Exception as error:  # the library raises bare Exception
+        raise UserError(f"{path} is no tokenizer: {' '.join(str(error).split())[:200]}") from None
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+
+    def encode(text: str) -> list[int]:
+        return tokenizer.encode(text, add_special_tokens=False).ids
+
+    return encode, tokenizer.token_to_id, tokenizer.get_vocab_size()
