@@ -26,6 +26,7 @@ from silc_bench.errors import UserError
 from silc_bench.models.images import ImagePipeline
 from silc_bench.models.open_clip_build import build, fill, state_of, tokenizer_of
 from silc_bench.models.open_clip_checkpoints import Checkpoint, find
+from silc_bench.models.open_clip_text import encoder_of
 from silc_bench.models.open_clip_towers import Tower, tower_of
 from silc_bench.models.revision import revision_of
 
@@ -50,6 +51,7 @@ class OpenClipModel:
         modules = _modules(network)
         self.name = name
         self.network, self.tower, self.tokenizer, self.settings = network, tower, tokenizer, settings
+        self._encode_text = encoder_of(network)
         self.revision = revision_of(modules, settings)
         self.embed_dim = int(settings["embed_dim"])
         self.image_size, self.patch_size = pipeline.size, tower.patch_size
@@ -80,7 +82,7 @@ class OpenClipModel:
         return encode(images).float()
 
     def encode_text(self, tokens: Tensor) -> Tensor:
-        return self.network.encode_text(tokens, normalize=False).float()
+        return self._encode_text(tokens).float()
 
     def encode_dense(self, images: Tensor, joint: bool) -> Tensor:
         """[B, 3, H, W] -> [B, h, w, D or W].

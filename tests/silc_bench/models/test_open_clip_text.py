@@ -1,0 +1,62 @@
+"""Causal text towers are cut where no text of the batch goes on; the answer is the library's, the work is less."""
+
+import pytest
+import torch
+
+from silc_bench.models.open_clip_text import encoder_of
+
+open_clip = pytest.importorskip("open_clip")
+VISION = {"image_size": 32, "layers": 1, "width": 32, "patch_size": 16, "head_width": 16}
+TEXT = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
+EOS = 49407
+
+
+def network(kind, **text):
+    torch.manual_seed(0)
+    builders = {"clip": open_clip.CLIP, "custom": open_clip.CustomTextCLIP}
+    model = builders[kind](16, VISION, {**TEXT, **text}).eval()
+    torch.nn.init.normal_(model.text.positional_embedding if kind == "custom" else model.positional_embedding)
+    return model
+
+
+def lengths_seen(model):
+    seen = []
+    tower = getattr(model, "text", model)
+    tower.transformer.register_forward_pre_hook(lambda module, args: seen.append(args[0].shape[1]))
+    return seen
+
+
+def tokens_of(*lengths):
+    """Texts of so many words: start, words, end, padding."""
+    generator = torch.Generator().manual_seed(1)
+    tokens = torch.zeros(len(lengths), 77, dtype=torch.long)
+    for row, length in zip(tokens, lengths, strict=True):
+        row[0], row[1 : length + 1], row[length + 1] = EOS - 1, torch.randint(1, 40_000, (length,), generator=generator), EOS
+    return tokens
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [("clip", {}), ("clip", {"pool_type": "eos", "eos_id": EOS}), ("custom", {}), ("custom", {"proj_bias": True})],
+)
+def test_causal_towers_read_no_padding(kind, text):
+    model = network(kind, **text)
+    encode, seen = encoder_of(model), lengths_seen(model)
+    for lengths in ((3, 9, 0), (75, 1), (0,)):
+        tokens = tokens_of(*lengths)
+        with torch.inference_mode():
+            ours, theirs = encode(tokens), model.encode_text(tokens)
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+        assert seen[-2:] == [max(lengths) + 2, 77]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [{"no_causal_mask": True}, {"pool_type": "last"}, {"embed_cls": True}],
+)
+def test_towers_that_see_their_padding_are_left_whole(text):
+    model = network("custom", **text)
+    encode, seen, tokens = encoder_of(model), lengths_seen(model), tokens_of(3, 9)
+    with torch.inference_mode():
+        assert torch.equal(encode(tokens), model.encode_text(tokens))
+    assert min(seen) >= 77
