@@ -94,7 +94,12 @@ def evaluate_command(
         list[str],
         typer.Option(help="RUN[:student|:teacher], open_clip:ARCH/TAG, hf:NAME, timm:NAME, big_vision:FILE, FILE; repeatable."),
     ],
-    tasks: Annotated[str, typer.Option(help="Names, families, datasets, groups or globs, separated by commas.")],
+    tasks: Annotated[
+        str,
+        typer.Option(
+            help="Names, families, datasets, groups, globs, or folder:PATH, captions:FILE, wds:PATTERN; commas between."
+        ),
+    ],
     arch: Annotated[str | None, typer.Option(help="Of a file of weights alone: open_clip:NAME, hf:NAME, silc:PRESET.")] = None,
     feature_point: Annotated[str, typer.Option(help="pooled, pre_projection or mean_patch.")] = "pooled",
     protocol: Annotated[str, typer.Option(help="native, openai80, openai7, single or bigvision.")] = "native",
