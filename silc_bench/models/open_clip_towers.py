@@ -144,7 +144,7 @@ class TimmTower:
         self.visual, self.trunk = visual, trunk
         self.is_tokens = hasattr(trunk, "num_prefix_tokens") and hasattr(trunk, "blocks")
         self.patch_size = int(trunk.feature_info[-1]["reduction"])
-        is_open = hasattr(trunk, "dynamic_img_size")
+        is_open = self.is_tokens and hasattr(trunk, "dynamic_img_size")  # windows (Swin) are cut for one size
         if is_open:
             _open_to_any_size(trunk)
         self.is_fixed_size = not is_open and bool(trunk.pretrained_cfg.get("fixed_input_size"))

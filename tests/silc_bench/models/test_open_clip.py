@@ -73,6 +73,14 @@ def small_gap(pretrained=False, **others):
     return _create_vision_transformer("test_vit2", **{**SMALL, "global_pool": "avg", "fc_norm": False, **others})
 
 
+def small_swin(pretrained=False, **others):
+    """A Swin transformer: its map has channels last, and its windows are cut for one size."""
+    from timm.models.swin_transformer import _create_swin_transformer
+
+    sizes = {"img_size": 32, "patch_size": 4, "window_size": 4, "embed_dim": 24, "depths": (1, 2), "num_heads": (2, 4)}
+    return _create_swin_transformer("swin_tiny_patch4_window7_224", **{**sizes, **others})
+
+
 def small_eva(pretrained=False, **others):
     """timm's EVA02 tower, small: rotary positions beside learned ones, gated layers, norms inside."""
     from timm.models.eva import _create_eva
@@ -119,6 +127,8 @@ def configs(reader):
         "tiny-eva": {**base, "vision_cfg": timm_tower("small_eva", "token", None), "custom_text": True},
         "tiny-gap": {**base, "vision_cfg": timm_tower("small_gap", "", "linear")},
         "tiny-convnext": {**base, "vision_cfg": timm_tower("test_convnext", "", "mlp", 128)},
+        "tiny-swin": {**base, "vision_cfg": timm_tower("small_swin", "", "linear")},
+        "tiny-max": {**base, "vision_cfg": timm_tower("small_gap", "max", "linear")},
         "tiny-roberta": {**base, "vision_cfg": VIT, "text_cfg": hf_text},
     }
 
@@ -155,7 +165,7 @@ def home(tmp_path_factory):
     """A folder with the configurations, known to open_clip while this file is tested, as the small towers are to timm."""
     import timm
 
-    for small in (small_map, small_gap, small_eva):
+    for small in (small_map, small_gap, small_swin, small_eva):
         timm.models.register_model(small)
     reads = open_clip.factory.SimpleTokenizer
     open_clip.factory.SimpleTokenizer = functools.cache(reads)  # the same vocabulary, parsed once instead of thirty times
@@ -344,7 +354,7 @@ def test_joint_maps_of_other_blocks_see_each_token_alone(models):
     assert close(ours.encode_dense(images, joint=True).flatten(1, 2), trunk.head(trunk.norm(x)))
 
 
-@pytest.mark.parametrize("arch", ["tiny-clipa", "tiny-coca", "tiny-siglip", "tiny-gap", "tiny-convnext"])
+@pytest.mark.parametrize("arch", ["tiny-clipa", "tiny-coca", "tiny-siglip", "tiny-gap", "tiny-convnext", "tiny-swin"])
 @torch.no_grad()
 def test_a_joint_patch_is_what_pooling_gives_where_all_patches_are_that_one(models, arch):
     ours, theirs = models(arch)
@@ -354,6 +364,8 @@ def test_a_joint_patch_is_what_pooling_gives_where_all_patches_are_that_one(mode
         token = patches[:, row, column]
         if arch == "tiny-convnext":
             pooled = visual.head(visual.trunk.forward_head(token[:, :, None, None].expand(-1, -1, 5, 5)))
+        elif arch == "tiny-swin":
+            pooled = visual.head(visual.trunk.forward_head(token[:, None, None].expand(-1, 5, 5, -1)))
         elif hasattr(visual, "trunk"):
             pooled = visual.head(visual.trunk.forward_head(token[:, None].expand(-1, 6, -1)))
         else:
@@ -435,6 +447,17 @@ def test_a_size_that_does_not_divide_is_refused(models):
     for call in (ours.encode_image, lambda images: ours.encode_dense(images, joint=True)):
         with pytest.raises(UserError, match="patches of 8 pixels; 36 x 32"):
             call(torch.zeros(1, 3, 36, 32))
+
+
+@torch.no_grad()
+def test_what_a_tower_cannot_do_is_refused_with_the_reason(models):
+    swin, _ = models("tiny-swin")
+    with pytest.raises(UserError, match="pictures of 32 x 32 pixels only, not 40 x 40"):
+        swin.encode_image(noise(swin, more=(1, 1)))
+    ours, _ = models("tiny-max")
+    assert ours.encode_dense(noise(ours), joint=False).shape == (2, 4, 4, 48)
+    with pytest.raises(UserError, match="pooling 'max' over blocks of the kind Block has no path for a patch alone"):
+        ours.encode_dense(noise(ours), joint=True)
 
 
 @pytest.mark.parametrize("arch", ["tiny-vit", "tiny-siglip", "tiny-eva", "tiny-resnet"])
