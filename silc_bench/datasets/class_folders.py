@@ -27,7 +27,7 @@ def read_class_folders(
     outside = [file for file in found.files if "/" not in file.name]
     by_key: dict[str, list[File]] = {key: [] for key in found.folders} if is_folder else {}
     for file in found.files:
-        if file not in outside:
+        if "/" in file.name:
             by_key.setdefault(file.name.split("/")[0] if is_folder else file.folder, []).append(file)
     keys: dict[str, str] = {}
     for key in sorted(by_key):

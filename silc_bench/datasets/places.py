@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from silc_bench.datasets.files import PICTURE_EXTENSIONS, is_stray, subfolders
+from silc_bench.datasets.files import PICTURE_EXTENSIONS, by_number, is_stray, subfolders
 from silc_bench.datasets.picture_set import DataError
 from silc_bench.errors import unknown_name
 
@@ -201,16 +201,17 @@ def _listed(base: Path, root: Path, known: Known) -> Site | None:
 
 def _split_shards(base: Path, split: str, known: Known) -> Site | None:
     """Shards of all splits in one folder, told apart by a word in their names."""
-    names = [path.name for path in base.glob("*.tar") if re.search(_SPLIT_WORDS[split], path.stem)]
-    return Site(base, "shards", base) if names and len(known.folders) > 1 else None
+    site = Site(base, "shards", base)
+    return site if len(known.folders) > 1 and split_tars(site, split) else None
 
 
 def split_tars(site: Site, split: str) -> list[Path] | None:
     """The shards of a split where those of several lie in one folder, else None."""
     if site.path != site.base:
         return None
-    own = [path for path in site.path.glob("*.tar") if re.search(_SPLIT_WORDS[split], path.stem)]
-    return own or None
+    tars = [path for path in site.path.glob("*.tar") if not is_stray(path.name)]
+    own = [path for path in tars if re.search(_SPLIT_WORDS[split], path.stem)]
+    return sorted(own, key=lambda path: by_number(path.name)) or None
 
 
 def _unpack(name: str, root: Path) -> str | None:

@@ -137,7 +137,9 @@ def test_the_other_layouts(make, tmp_path):
     make.tree(tmp_path / "folders/cifar-10/test", [(f"{name}/0.png", make.picture(i)) for i, name in enumerate(CIFAR10_NAMES)])
     make.shard(tmp_path / "shards/wds_vtab-cifar10/test/0.tar", range(10))
     make.shard(tmp_path / "nested/wds/vtab/cifar10/test/0.tar", range(10))
-    make.shard(tmp_path / "flat/cifar10/cifar10-test-000.tar", range(10))
+    for shard in (10, 9, 2):  # parts of 2, of 5 and of 3 pictures
+        make.shard(tmp_path / f"flat/cifar10/cifar10-test-{shard}.tar", {2: range(3), 9: range(3, 8), 10: range(8, 10)}[shard])
+    (tmp_path / "flat/cifar10/._cifar10-test-0.tar").write_bytes(b"left by a Mac")
     make.shard(tmp_path / "flat/cifar10/cifar10-train-000.tar", [*range(10)] * 5)
     sets = [load("cifar10", "test", tmp_path / layout) for layout in ("folders", "shards", "nested", "flat")]
     assert len({data.fingerprint for data in sets}) == 1

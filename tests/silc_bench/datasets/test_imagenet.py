@@ -8,6 +8,7 @@ import hashlib
 import importlib.util
 import io
 import json
+import os
 import shutil
 import tarfile
 from pathlib import Path
@@ -188,7 +189,7 @@ def test_two_hundred_classes_keep_their_own_names(make, tmp_path, name):
 
 @pytest.fixture
 def val(make, layouts, tmp_path):
-    shutil.copytree(layouts / "torchvision/imagenet", tmp_path / "imagenet")
+    shutil.copytree(layouts / "torchvision/imagenet", tmp_path / "imagenet", copy_function=os.link)
     return tmp_path / "imagenet/val"
 
 
