@@ -68,10 +68,11 @@ class HfModel:
         self.feature_points = tower.feature_points
         self.embed_dim = tower.feature_points["pooled"]
         self.image_size = pipeline.size
-        self.num_params = sum(parameter.numel() for parameter in network.parameters())
+        modules = dict(network.named_children())  # towers and projections, without scale and bias
+        self.num_params = sum(parameter.numel() for module in modules.values() for parameter in module.parameters())
         self.logit_scale = network.logit_scale.exp().item()
         self.logit_bias = network.logit_bias.item() if hasattr(network, "logit_bias") else 0.0
-        self.revision = revision_of(dict(network.named_children()), _settings(network.config))
+        self.revision = revision_of(modules, _settings(network.config))
         self.pipeline = pipeline
         self.image_protocol = pipeline.as_dict()
         self.text_protocol = reader.protocol()
