@@ -68,7 +68,7 @@ def text(options: argparse.Namespace) -> None:
 
     def theirs() -> np.ndarray:
         is_bf16 = options.precision == "bf16"
-        weights = zero_shot_classifier(model.model, model.tokenize, data.class_names, list(templates), "cpu", amp=is_bf16)
+        weights = zero_shot_classifier(model.network, model.tokenize, data.class_names, list(templates), "cpu", amp=is_bf16)
         return weights.float().numpy().T
 
     def ours() -> np.ndarray:
@@ -89,7 +89,7 @@ def images(options: argparse.Namespace) -> None:
 
     def forward() -> np.ndarray:
         with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=options.precision == "bf16"):
-            return np.concatenate([model.model.encode_image(batch).float().numpy() for batch in batches])
+            return np.concatenate([model.network.encode_image(batch).float().numpy() for batch in batches])
 
     def ours() -> np.ndarray:
         return extractor(model, options, batch_size=64)({"test": data}).image("test")
