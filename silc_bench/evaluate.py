@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from silc_bench import results
+from silc_bench import outcomes, results
 from silc_bench.datasets import ImageDataset
 from silc_bench.errors import RunError, UserError, unknown_name
 from silc_bench.features import Extractor, choose_device, choose_precision
@@ -102,10 +102,11 @@ def evaluate(
             on_result(plan.known, False)
             continue
         try:
-            record = _measure(model, plan, extract, model_source=model_source, limit=limit)
+            record, samples = _measure(model, plan, extract, model_source=model_source, limit=limit)
         except Exception as error:  # whatever it is, the other tasks' measurements are not lost over it
             failures[plan.task.name] = error
             continue
+        outcomes.save(samples, record, results_dir)  # first: no record without its samples
         results.save(record, results_dir)
         records.append(record)
         on_result(record, True)
@@ -181,10 +182,13 @@ def _plan(model: ImageModel, task: Task, data: Mapping[str, ImageDataset], choic
     return _Plan(task, data, protocol, pipeline, known)
 
 
-def _measure(model: ImageModel, plan: _Plan, extract: Extractor, *, model_source: str, limit: int | None) -> Record:
+def _measure(
+    model: ImageModel, plan: _Plan, extract: Extractor, *, model_source: str, limit: int | None
+) -> tuple[Record, bytes]:
+    """The record, and what each sample scored, packed."""
     started = time.perf_counter()
     scores = plan.task.score(extract(plan.data, plan.pipeline))
-    return Record.create(
+    record = Record.create(
         model,
         plan.task,
         plan.data["test"],
@@ -195,6 +199,7 @@ def _measure(model: ImageModel, plan: _Plan, extract: Extractor, *, model_source
         limit=limit,
         seconds=time.perf_counter() - started,
     )
+    return record, outcomes.pack(scores.outcomes, record)
 
 
 def _device_name(device: torch.device) -> str:

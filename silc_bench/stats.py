@@ -1,16 +1,22 @@
-"""How far a measured score may lie from the one on infinitely many pictures: the standard error beside each metric.
+"""How far a measured score may lie from the one on infinitely many pictures, and whether two models differ on the same ones.
 
 Closed forms where the samples are independent; a bootstrap over *pictures* where they are not (the captions or the pixels
 of one picture are wrong together, so counting them as independent would promise too much).
+
+Two models: ``paired_bootstrap`` (and ``draws_variance``) -> standard error of their difference -> ``paired_p``, or ``mcnemar``
+where a picture is hit or missed -> ``holm`` over all the tests of one report.
+
+Shapes: N pictures, S draws of the training shots, R resamples, M tests.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 NUM_RESAMPLES = 1000
+PAIRED_RESAMPLES = 10_000  # p-values hang on it: the error's own error is 0.7 %, not 2.2 %
 _CHUNK = 1 << 22  # drawn indices held at once
 
 
@@ -59,3 +65,95 @@ def bootstrap_stderr(per_picture: np.ndarray, statistic: Callable[[np.ndarray], 
         times = np.bincount(drawn.ravel(), minlength=rows * num_pictures).reshape(rows, num_pictures)
         sums[start : start + rows] = times @ flat
     return float(np.std(statistic(sums.reshape(NUM_RESAMPLES, *per_picture.shape[1:])), ddof=1))
+
+
+def paired_bootstrap(a: np.ndarray, b: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], seed: int = 0) -> float:
+    """Standard deviation of statistic(b) - statistic(a) when the pictures are drawn anew, the same for both (Efron, 1979).
+
+    Pictures with equal counts are drawn together, by how many of them there are (the multinomial distribution of the same
+    resamples): hits take four numbers a draw however many pictures there are, and the pictures' order has no part in it.
+
+    Args:
+        a, b: [N, ...] counts of each picture by the two models.
+        statistic: sums [R, ...] -> [R], for R draws at once.
+        seed: of the draws; the same counts give the same error.
+    """
+    assert a.shape == b.shape, (a.shape, b.shape)
+    num_pictures = len(a)
+    both = np.concatenate([a.reshape(num_pictures, -1), b.reshape(num_pictures, -1)], axis=1).astype(np.float64)
+    kinds, times = np.unique(both, axis=0, return_counts=True)
+    rng = np.random.default_rng(seed)
+    differences = np.empty(PAIRED_RESAMPLES)
+    chunk = max(1, _CHUNK // len(kinds))
+    for start in range(0, PAIRED_RESAMPLES, chunk):
+        rows = min(chunk, PAIRED_RESAMPLES - start)
+        sums = rng.multinomial(num_pictures, times / num_pictures, size=rows) @ kinds
+        sums_a, sums_b = (half.reshape(rows, *a.shape[1:]) for half in np.split(sums, 2, axis=1))
+        differences[start : start + rows] = statistic(sums_b) - statistic(sums_a)
+    return float(np.std(differences, ddof=1))
+
+
+def draws_variance(hits_a: np.ndarray, hits_b: np.ndarray) -> float:
+    """What the draw of the shots adds to the variance of a difference in mean accuracy: hits [N, S].
+
+    Draw s is the same for both: the variance over draws of the difference, / S, as in ``seeds_stderr``; 0 for a single draw.
+    """
+    differences = hits_b.mean(axis=0) - hits_a.mean(axis=0)
+    return float(differences.var(ddof=1) / len(differences)) if len(differences) > 1 else 0.0
+
+
+def pooled_dof(variances: Sequence[float], dofs: Sequence[int]) -> float:
+    """Degrees of freedom of a sum of independent variances, (sum v)^2 / sum(v^2 / dof) (Satterthwaite, 1946).
+
+    Variances of 0 do not count.
+    """
+    parts = [(variance, dof) for variance, dof in zip(variances, dofs, strict=True) if variance > 0]
+    if not parts:
+        return float(max(1, *dofs))
+    return sum(variance for variance, _ in parts) ** 2 / sum(variance**2 / dof for variance, dof in parts)
+
+
+def half_interval(stderr: float, dof: float, level: float = 0.95) -> float:
+    """Half the width of the confidence interval, by Student's t."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(dof, (1 + level) / 2)) * stderr
+
+
+def paired_p(difference: float, stderr: float, dof: float, num_differing: int) -> float:
+    """Two-sided p-value of a difference, by Student's t.
+
+    It is never less than 2 / 2^n over the n pictures on which the models differ: what the sign test gives when all n favour
+    the same model. So a few pictures that agree by chance, whose error is 0, prove nothing.
+    """
+    from scipy.special import stdtr
+
+    if difference == 0:
+        return 1.0
+    by_t = 2 * float(stdtr(dof, -abs(difference) / stderr)) if stderr > 0 else 0.0
+    return min(1.0, max(by_t, 2.0 ** (1 - num_differing)))
+
+
+def mcnemar(hits_a: np.ndarray, hits_b: np.ndarray) -> float:
+    """Two-sided exact p-value that two models hit equally often: hits [N] bool on the same pictures (McNemar, 1947).
+
+    Only pictures that one model alone hits speak. If the models are equally good, each such picture is a fair coin, so
+    p = 2 P(X <= min(only a, only b)) with X ~ Binomial(only a + only b, 1/2), at most 1.
+    """
+    from scipy.special import bdtr
+
+    only_a, only_b = int(np.sum(hits_a & ~hits_b)), int(np.sum(hits_b & ~hits_a))
+    return min(1.0, 2 * float(bdtr(min(only_a, only_b), only_a + only_b, 0.5)))
+
+
+def holm(p: Sequence[float]) -> np.ndarray:
+    """p-values [M] -> [M] adjusted for M tests, in the same order (Holm, 1979, "A simple sequentially rejective procedure").
+
+    The i-th smallest, from 0, is multiplied by M - i, and none may be smaller than one before it. Calling those below 0.05
+    different is wrong anywhere among the M with probability 0.05 at most, whatever the tests have in common.
+    """
+    values = np.asarray(p, dtype=np.float64)
+    order = np.argsort(values, kind="stable")
+    adjusted = np.empty(len(values))
+    adjusted[order] = np.minimum(1, np.maximum.accumulate(values[order] * (len(values) - np.arange(len(values)))))
+    return adjusted

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from silc_bench import outcomes, results
 from silc_bench.errors import RunError, UserError
 from silc_bench.evaluate import check_supported, evaluate
 from silc_bench.registry import Scores, select
@@ -180,6 +181,40 @@ def test_a_failing_task_costs_only_itself(tmp_path, outcome, error):
         )
     (path,) = tmp_path.rglob("*.json")
     assert json.loads(path.read_text())["task"]["name"] == "shapes/zeroshot"
+
+
+def test_what_each_sample_scored_lies_beside_the_record_and_comes_first(tmp_path, monkeypatch):
+    (record,) = run(CountingModel(), ["shapes/zeroshot"], tmp_path)
+    kept = outcomes.load(record, tmp_path)
+    assert kept["acc1"].mean() == record.metrics["acc1"]
+    assert len(kept["labels"]) == record.n
+    (path,) = tmp_path.rglob("*.npz")
+    assert path == outcomes.path_of(record, tmp_path)
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(results, "save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(CountingModel(), ["shapes/knn"], tmp_path)
+    assert [file.name.split(".")[0] for file in sorted(tmp_path.rglob("*.npz"))] == ["knn", "zeroshot"]
+    assert len(list(tmp_path.rglob("*.json"))) == 1, "no record without its samples"
+
+
+def test_samples_that_do_not_give_the_score_cost_only_their_task(tmp_path):
+    (zeroshot,) = select(["shapes/zeroshot"])
+    wrong = Scores({"acc1": 0.5}, {}, n=20, chance=0.5, outcomes={"acc1": np.zeros(20, bool)})
+    with pytest.raises(RunError, match=r"shapes/broken: .*acc1 is 0.000000 by them and 0.500000 by the record"):
+        evaluate(
+            CountingModel(),
+            [Broken(zeroshot.load, wrong), zeroshot],
+            model_source="x",
+            data_root=None,
+            results_dir=tmp_path,
+            limit=20,
+            device="cpu",
+        )
+    assert [path.name.split(".")[0] for path in tmp_path.rglob("*.npz")] == ["zeroshot"]
 
 
 def test_a_score_that_is_not_a_number_is_not_written(tmp_path):

@@ -1,0 +1,268 @@
+"""What each sample scored, kept: round trips, size, and every way in which a file may not belong to its record."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import zipfile
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from silc_bench import outcomes
+from silc_bench.errors import UserError
+from silc_bench.protocol import Protocol
+from silc_bench.registry import Scores
+from silc_bench.results import Record, load_all, save
+
+N = 60
+RNG = np.random.default_rng(0)
+LABELS = np.repeat([0, 1, 2], [30, 20, 10])
+HITS = RNG.random(N) < 0.6
+RANKS = RNG.integers(0, 40, N)
+PICTURE = np.repeat(np.arange(N), 3)  # three captions each
+ASKED = RNG.integers(0, 40, len(PICTURE))
+INTERSECTION = RNG.integers(1, 2000, (N, 4))
+AREAS = np.stack([INTERSECTION, INTERSECTION + 9, INTERSECTION + 50], axis=1)
+
+CASES = {
+    "classification": (
+        {"acc1": HITS, "labels": LABELS},
+        {"acc1": HITS.mean(), "mean_per_class_recall": np.mean([HITS[label == LABELS].mean() for label in range(3)])},
+    ),
+    "few-shot": (
+        {"acc1_1shot": np.stack([HITS, ~HITS, HITS], axis=1)},
+        {"acc1_1shot": (2 * HITS.sum() + (~HITS).sum()) / (3 * N)},
+    ),
+    "retrieval": (
+        {"text_retrieval_rank": RANKS, "image_retrieval_rank": ASKED, "image_retrieval_picture": PICTURE},
+        {
+            "text_retrieval_recall@1": (RANKS < 1).mean(),
+            "text_retrieval_recall@10": (RANKS < 10).mean(),
+            "image_retrieval_recall@5": (ASKED < 5).mean(),
+            "text_retrieval_median_rank": np.median(RANKS) + 1,
+        },
+    ),
+    "segmentation": (
+        {"areas": AREAS},
+        {
+            "mIoU": np.mean(AREAS[:, 0].sum(0) / (AREAS[:, 1] + AREAS[:, 2] - AREAS[:, 0]).sum(0)),
+            "pixel_accuracy": AREAS[:, 0].sum() / AREAS[:, 2].sum(),
+            "mean_class_accuracy": np.mean(AREAS[:, 0].sum(0) / AREAS[:, 2].sum(0)),
+        },
+    ),
+}
+
+
+def make(metrics, *, n=N, revision="0123456789abcdef", limit=None):
+    main = next(iter(metrics))
+    model = SimpleNamespace(
+        name="a:student", revision=revision, num_params=7, image_size=64, image_protocol={}, text_protocol={}
+    )
+    task = SimpleNamespace(
+        name="made/up", version=1, group="zero-shot", main_metric=main, requires=frozenset(), protocol=dict
+    )  # fmt: skip
+    data = SimpleNamespace(name="made", split="test", fingerprint="0" * 16)
+    scores = Scores({name: float(value) for name, value in metrics.items()}, {}, n, chance=0.1)
+    return Record.create(
+        model, task, data, scores, Protocol.of(model, task, "fp32"), model_source="x", device="cpu", limit=limit, seconds=1
+    )
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_what_is_kept_comes_back_and_gives_the_metrics(kind, tmp_path):
+    arrays, metrics = CASES[kind]
+    record = make(metrics)
+    outcomes.save(outcomes.pack(arrays, record), record, tmp_path)
+    path = save(record, tmp_path)
+    assert [file.name for file in sorted(path.parent.iterdir())] == [f"up.{record.key}.json", f"up.{record.key}.outcomes.npz"]
+    again = outcomes.load(record, tmp_path)
+    assert again.keys() == arrays.keys()
+    for name, array in arrays.items():
+        assert np.array_equal(again[name], array)
+        assert again[name].dtype == bool if array.dtype == bool else again[name].dtype.kind == "u"
+    for metric, value in metrics.items():
+        parts = outcomes.per_picture(again, metric)
+        if "median" in metric:
+            assert parts is None
+        else:
+            assert len(parts.counts) == N
+            assert parts.statistic(parts.counts.sum(axis=0)[None])[0] == pytest.approx(value, abs=1e-12)
+    assert load_all(tmp_path) == [record], "the leaderboard reads records and nothing else"
+
+
+def test_hits_have_a_bitmap_where_a_picture_is_hit_or_missed():
+    arrays = CASES["retrieval"][0]
+    assert np.array_equal(outcomes.per_picture(arrays, "text_retrieval_recall@5").hits, RANKS[:, None] < 5)
+    assert outcomes.per_picture(arrays, "image_retrieval_recall@5").hits is None, "captions of a picture are not independent"
+    assert outcomes.per_picture(CASES["few-shot"][0], "acc1_1shot").hits.shape == (N, 3)
+    assert outcomes.per_picture(CASES["classification"][0], "acc5") is None
+
+
+def test_it_is_small():
+    for hits, most in ((np.random.default_rng(1).random(50_000) < 0.5, 7_000), (np.ones(50_000, bool), 1_000)):
+        record = make({"acc1": hits.mean()}, n=50_000)
+        assert len(outcomes.pack({"acc1": hits}, record)) < most
+    ranks = np.random.default_rng(2).integers(0, 25_000, 5_000)
+    record = make({"text_retrieval_recall@1": (ranks < 1).mean()}, n=5_000)
+    assert len(outcomes.pack({"text_retrieval_rank": ranks}, record)) < 2 * 5_000 + 1_000
+
+
+def test_the_same_outcomes_are_the_same_bytes():
+    arrays, metrics = CASES["segmentation"]
+    assert outcomes.pack(arrays, make(metrics)) == outcomes.pack(arrays, make(metrics))
+
+
+def test_without_outcomes_nothing_is_written_and_older_ones_go(tmp_path):
+    arrays, metrics = CASES["classification"]
+    record = make(metrics)
+    assert outcomes.load(record, tmp_path) is None
+    outcomes.save(outcomes.pack({}, record), record, tmp_path)
+    assert not list(tmp_path.rglob("*"))
+    outcomes.save(outcomes.pack(arrays, record), record, tmp_path)
+    outcomes.save(outcomes.pack({}, record), record, tmp_path)
+    assert outcomes.load(record, tmp_path) is None
+
+
+def test_a_failing_write_leaves_the_old_file(tmp_path, monkeypatch):
+    arrays, metrics = CASES["classification"]
+    record = make(metrics)
+    outcomes.save(outcomes.pack(arrays, record), record, tmp_path)
+
+    def full_disk(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        outcomes.save(b"new", record, tmp_path)
+    assert np.array_equal(outcomes.load(record, tmp_path)["acc1"], HITS)
+    assert len(list(outcomes.path_of(record, tmp_path).parent.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"acc1": HITS[:-1]}, r"'acc1' must be bool, \[60\].*got bool \[59\]"),
+        ({"acc1": HITS.astype(int)}, "'acc1' must be bool"),
+        ({"acc1": ~HITS}, "acc1 is 0.* by them and 0.* by the record"),
+        ({"acc9": HITS}, "'acc9' names no metric"),
+        ({"labels": LABELS - 1}, "none negative"),
+        ({"labels": LABELS[1:]}, "'labels' must be"),
+        ({"text_retrieval_rank": RANKS / 2}, "must hold integers"),
+        ({"image_retrieval_rank": ASKED}, "must name a picture for each"),
+        ({"image_retrieval_rank": ASKED, "image_retrieval_picture": PICTURE + 1}, "must name each of 60 pictures"),
+        ({"areas": AREAS[:, :2]}, r"'areas' must be \[60, 3, classes\]"),
+    ],
+)
+def test_what_a_task_must_not_hand_over(arrays, message):
+    with pytest.raises(ValueError, match=message):
+        outcomes.pack(arrays, make({"acc1": HITS.mean()}))
+
+
+# ---- files that do not belong, or are damaged ----
+
+
+@pytest.fixture
+def kept(tmp_path):
+    arrays, metrics = CASES["classification"]
+    record = make(metrics)
+    outcomes.save(outcomes.pack(arrays, record), record, tmp_path)
+    return record, outcomes.path_of(record, tmp_path), tmp_path
+
+
+def refusal(record, folder):
+    with pytest.raises(UserError) as caught:
+        outcomes.load(record, folder)
+    assert str(caught.value).startswith(f"{outcomes.path_of(record, folder)}: ")
+    assert "measure made/up again" in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK", b"not a zip", b"\x93NUMPY" + b"x" * 40])
+def test_a_file_that_is_no_archive(kept, content):
+    record, path, folder = kept
+    path.write_bytes(content)
+    assert "cannot be read" in refusal(record, folder)
+
+
+PACKED = outcomes.pack(CASES["classification"][0], make(CASES["classification"][1]))
+
+
+@given(position=st.integers(0, len(PACKED) - 1), value=st.integers(0, 255), length=st.integers(0, len(PACKED)))
+@settings(max_examples=150, deadline=None)
+def test_a_damaged_file_is_named_or_says_the_same(tmp_path_factory, position, value, length):
+    record = make(CASES["classification"][1])
+    folder = tmp_path_factory.mktemp("damaged")
+    path = outcomes.path_of(record, folder)
+    path.parent.mkdir(parents=True)
+    for content in (PACKED[:position] + bytes([value]) + PACKED[position + 1 :], PACKED[:length]):
+        path.write_bytes(content)
+        try:
+            again = outcomes.load(record, folder)
+        except UserError:
+            refusal(record, folder)
+        else:  # a date, or another field that says nothing
+            assert np.array_equal(again["acc1"], HITS)
+
+
+def archive(**members):
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **members)
+    return buffer.getvalue()
+
+
+def header(record, **changes):
+    fields = {"schema": "outcomes/1", "revision": record.model.revision, "key": record.key, "bits": {"acc1": [N]}, **changes}
+    return np.frombuffer(json.dumps(fields).encode(), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("changes", "acc1", "message"),
+    [
+        ({"schema": "outcomes/2"}, np.packbits(HITS), "not a 'outcomes/1' file"),
+        ({"key": "0" * 8}, np.packbits(HITS), "not to the record beside it"),
+        ({"bits": {"acc1": [N + 8]}}, np.packbits(HITS), "cannot hold"),
+        ({"bits": {"acc1": ["x"]}}, np.packbits(HITS), "cannot be read"),
+        ({"bits": {"acc1": [-N]}}, np.packbits(HITS), "cannot"),
+        ({"bits": {}}, np.packbits(HITS), "must be bool"),
+        ({}, np.packbits(~HITS), "by the record"),
+        ({}, np.array([{"a": 1}], dtype=object), "allow_pickle"),
+    ],
+)
+def test_an_archive_that_is_not_ours(kept, changes, acc1, message):
+    record, path, folder = kept
+    path.write_bytes(archive(header=header(record, **changes), acc1=acc1))
+    assert message in refusal(record, folder)
+
+
+def test_members_that_are_missing_foreign_or_enormous(kept, monkeypatch):
+    record, path, folder = kept
+    path.write_bytes(archive(acc1=np.packbits(HITS)))
+    assert "header" in refusal(record, folder)
+    with zipfile.ZipFile(path, "w") as plain:
+        plain.writestr("header", "text")
+    refusal(record, folder)
+    monkeypatch.setattr(outcomes, "MAX_BYTES", 1 << 16)
+    path.write_bytes(archive(header=header(record), acc1=np.zeros(1 << 16, np.uint8)))
+    assert path.stat().st_size < 2000
+    assert "claims 65," in refusal(record, folder)
+
+
+def test_outcomes_of_another_record_are_refused(kept):
+    _, path, folder = kept
+    other = make(CASES["classification"][1], limit=N)
+    outcomes.path_of(other, folder).write_bytes(path.read_bytes())
+    assert "not to the record beside it" in refusal(other, folder)
+    weights = make(CASES["classification"][1], revision="01234567" + "f" * 8)
+    assert "belongs to revision 0123456789abcdef" in refusal(weights, folder)
+
+
+def test_a_record_that_was_replaced_alone_no_longer_fits(kept):
+    record, _, folder = kept
+    changed = make({"acc1": HITS.mean() + 1 / N, "mean_per_class_recall": record.metrics["mean_per_class_recall"]})
+    assert changed.key == record.key
+    assert "acc1 is" in refusal(changed, folder)
