@@ -20,7 +20,7 @@ POOLS = ("argmax", "eos")  # at the end of the text: the largest id, or a given 
 
 def encoder_of(network: Network) -> Callable[[Tensor], Tensor]:
     """[B, L] -> [B, D], as ``network.encode_text(tokens, normalize=False)``."""
-    tower = getattr(network, "text", network)
+    tower: Any = getattr(network, "text", network)
     pool = getattr(tower, "text_pool_type", None) or getattr(tower, "pool_type", None)
     eos_id = getattr(tower, "text_eos_id", None) if tower is network else getattr(tower, "eos_id", None)
     sees_padding = getattr(tower, "cls_emb", None) is not None or getattr(tower, "use_pad_mask", False)
@@ -28,7 +28,7 @@ def encoder_of(network: Network) -> Callable[[Tensor], Tensor]:
         return lambda tokens: network.encode_text(tokens, normalize=False)
 
     def encode(tokens: Tensor) -> Tensor:
-        ends = tokens.argmax(dim=-1) if pool == "argmax" else (tokens == eos_id).int().argmax(dim=-1)
+        ends = tokens.argmax(dim=-1) if pool == "argmax" else tokens.eq(eos_id).int().argmax(dim=-1)
         length = int(ends.max()) + 1
         x = tower.token_embedding(tokens[:, :length]) + tower.positional_embedding[:length]
         x = tower.transformer(x, attn_mask=tower.attn_mask[:length, :length])
