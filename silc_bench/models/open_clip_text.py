@@ -22,7 +22,7 @@ def encoder_of(network: Network) -> Callable[[Tensor], Tensor]:
     """[B, L] -> [B, D], as ``network.encode_text(tokens, normalize=False)``."""
     tower: Any = getattr(network, "text", network)
     pool = getattr(tower, "text_pool_type", None) or getattr(tower, "pool_type", None)
-    eos_id = getattr(tower, "text_eos_id", None) if tower is network else getattr(tower, "eos_id", None)
+    eos_id: Any = getattr(tower, "text_eos_id", None) if tower is network else getattr(tower, "eos_id", None)
     sees_padding = getattr(tower, "cls_emb", None) is not None or getattr(tower, "use_pad_mask", False)
     if pool not in POOLS or sees_padding or getattr(tower, "attn_mask", None) is None:
         return lambda tokens: network.encode_text(tokens, normalize=False)
