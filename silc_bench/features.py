@@ -201,6 +201,7 @@ class DatasetFeatures:
 
     def __init__(self, extractor: Extractor, data: Mapping[str, ImageDataset], pipeline: ImagePipeline | None) -> None:
         self.data = data
+        self.device = str(extractor.device)
         self._extractor = extractor
         self._pipeline = pipeline
 

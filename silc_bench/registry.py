@@ -49,6 +49,7 @@ class Features(Protocol):
     """
 
     data: Mapping[str, ImageDataset]
+    device: str  # where a probe may compute: "cpu", "cuda"
 
     def image(self, role: str) -> np.ndarray:
         """[N, D] pooled image embeddings."""

@@ -7,7 +7,7 @@ tables below, beside its lines in `silc_bench.datasets`.
 from __future__ import annotations
 
 from silc_bench.registry import register
-from tasks.fewshot import FewShot
+from tasks.fewshot import FewShot, FewShotLogistic
 from tasks.knn import Knn
 from tasks.linear import Linear
 from tasks.prompts import Prompts, named_prompts
@@ -37,6 +37,7 @@ for _name, _prompts in ZEROSHOT.items():
 for _name in LEARNED:
     _sources = {split: NamedSource(_name, split) for split in ("train", "test")}
     register(FewShot(name=f"{_name}/fewshot", needs_data_root=True, sources=_sources))
+    register(FewShotLogistic(name=f"{_name}/fewshot_logistic", needs_data_root=True, sources=_sources))
     register(Linear(name=f"{_name}/linear", needs_data_root=True, sources=_sources))
     register(Knn(name=f"{_name}/knn", needs_data_root=True, sources=_sources))
 for _name in RETRIEVED:

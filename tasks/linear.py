@@ -7,6 +7,7 @@ all of them -> score the test pictures once.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +26,7 @@ HELD_OUT = 5  # every fifth
 
 @dataclass(kw_only=True, eq=False)
 class Linear(SourcedTask):
-    version: int = 1
+    version: int = 2  # the last fit starts from the sweep's and stops elsewhere within the same tolerance
     group: str = "linear"
     main_metric: str = "acc1"
     requires: frozenset[str] = frozenset({"image"})
@@ -41,33 +42,47 @@ class Linear(SourcedTask):
         train, labels = labels_of(features.data["train"]), labels_of(features.data["test"])
         if len(train) < HELD_OUT:
             raise UserError(f"{self.name} needs {HELD_OUT} training pictures or more to choose its penalty, not {len(train)}")
-        num_classes = len(features.data["train"].class_names)
-        mean, std = moments(features.image("train"))
-        x = (features.image("train") - mean) / std
-
+        names = features.data["train"].class_names
         held_out = np.arange(len(train)) % HELD_OUT == HELD_OUT - 1
-        sweep, converged = _fit(x[~held_out], train[~held_out], COSTS, num_classes)
-        right = [float(np.mean(class_ranks(probe(x[held_out]), train[held_out]) < 1)) for probe in sweep]
-        best = int(np.argmax(right))
-        (probe,), (last_converged,) = _fit(x, train, COSTS[best : best + 1], num_classes)
-
-        ranks = class_ranks(probe((features.image("test") - mean) / std), labels)
-        details = {
-            "cost": COSTS[best],
-            "held_out_acc1": {f"{cost:g}": value for cost, value in zip(COSTS, right, strict=True)},
-            "converged": [*converged, last_converged],
-        }
-        return classification_scores(
-            ranks, labels, features.data["train"].class_names, chance=frequency_chance(train, labels), details=details
-        )
+        probe, details = logistic_probe(features.image("train"), train, held_out, len(names), COSTS, features.device)
+        ranks = class_ranks(probe(features.image("test")), labels)
+        return classification_scores(ranks, labels, names, chance=frequency_chance(train, labels), details=details)
 
 
-def _fit(x: np.ndarray, labels: np.ndarray, costs: tuple[float, ...], num_classes: int) -> tuple[list[LinearMap], list[bool]]:
+def logistic_probe(
+    features: np.ndarray, labels: np.ndarray, held_out: np.ndarray, num_classes: int, costs: Sequence[float], device: str
+) -> tuple[LinearMap, dict[str, Any]]:
+    """Logits of all classes from raw features, with the cost that does best on the samples of ``held_out`` [N] bool.
+
+    The details name the cost, the accuracy of each on the held-out samples, and which fits converged (the last fit, too).
+    """
+    mean, std = moments(features)
+    x = (features - mean) / std
+    sweep, converged = _fit(x[~held_out], labels[~held_out], costs, num_classes, device)
+    right = [float(np.mean(class_ranks(probe(x[held_out]), labels[held_out]) < 1)) for probe in sweep]
+    best = int(np.argmax(right))
+    (probe,), (last_converged,) = _fit(x, labels, costs[best : best + 1], num_classes, device, start=sweep[best])
+    details = {
+        "cost": costs[best],
+        "held_out_acc1": {f"{cost:g}": value for cost, value in zip(costs, right, strict=True)},
+        "converged": [*converged, last_converged],
+    }
+    weight = probe.weight / std[:, None]
+    return LinearMap(weight, probe.bias - mean @ weight), details
+
+
+def _fit(
+    x: np.ndarray, labels: np.ndarray, costs: Sequence[float], num_classes: int, device: str, start: LinearMap | None = None
+) -> tuple[list[LinearMap], list[bool]]:
     """A map to all classes for each cost; a class that does not occur in training gets -inf and is never the answer."""
     from silc_bench.logistic import fit_logistic
 
     known, numbered = np.unique(labels, return_inverse=True)
-    fit = fit_logistic(x, numbered, costs)
+    near = None
+    if start is not None:  # a class that it did not know begins as its least likely one
+        bias = start.bias[known]
+        near = start.weight[:, known], np.where(np.isfinite(bias), bias, bias[np.isfinite(bias)].min())
+    fit = fit_logistic(x, numbered, costs, start=near, device=device)
     maps = []
     for weight, bias in zip(fit.weight, fit.bias, strict=True):
         full = LinearMap(np.zeros((x.shape[1], num_classes)), np.full(num_classes, -np.inf))

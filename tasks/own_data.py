@@ -8,7 +8,7 @@ from __future__ import annotations
 from silc_bench.datasets.own import OwnData, parse
 from silc_bench.errors import UserError, unknown_name
 from silc_bench.registry import Task
-from tasks.fewshot import FewShot
+from tasks.fewshot import FewShot, FewShotLogistic
 from tasks.knn import Knn
 from tasks.linear import Linear
 from tasks.prompts import Prompts, named_prompts
@@ -16,7 +16,7 @@ from tasks.retrieval import Retrieval
 from tasks.sources import own_data
 from tasks.zeroshot import ZeroShot
 
-FAMILIES = ("zeroshot", "fewshot", "linear", "knn", "retrieval")
+FAMILIES = ("zeroshot", "fewshot", "fewshot_logistic", "linear", "knn", "retrieval")
 
 
 def own_tasks(word: str) -> list[Task] | None:
@@ -53,6 +53,7 @@ def _tasks(own: OwnData) -> list[Task]:
     tasks: list[Task] = [ZeroShot(name=f"{own.name}/zeroshot", sources=test, prompts=prompts)]
     if "train" in splits:
         tasks.append(FewShot(name=f"{own.name}/fewshot", sources=sources))
+        tasks.append(FewShotLogistic(name=f"{own.name}/fewshot_logistic", sources=sources))
         tasks.append(Linear(name=f"{own.name}/linear", sources=sources))
         tasks.append(Knn(name=f"{own.name}/knn", sources=sources))
     return tasks

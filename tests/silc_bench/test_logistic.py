@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from silc_bench import logistic
 from silc_bench.logistic import fit_logistic
@@ -23,14 +24,18 @@ def clustered(rng, num_samples, dim, num_classes, spread=1.0):
     return features.astype(np.float32), labels
 
 
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))]
+
+
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("spread", [3.0, 0.5], ids=["overlapping", "separable"])
-def test_logistic_reaches_sklearns_optimum_at_every_cost(spread):
+def test_logistic_reaches_sklearns_optimum_at_every_cost(spread, device):
     from sklearn.linear_model import LogisticRegression
 
     x, labels = clustered(np.random.default_rng(6), 300, 12, 5, spread)
     mean, std = moments(x)
     x = (x - mean) / std
-    fit = fit_logistic(x, labels, COSTS)
+    fit = fit_logistic(x, labels, COSTS, device=device)
     assert fit.converged.all()
 
     def loss(weight, bias, cost):
@@ -58,6 +63,27 @@ def test_logistic_without_standardisation_and_in_any_chunks(monkeypatch):
         losses.append(fit.loss)
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-6)
     np.testing.assert_allclose(losses[2], losses[0], rtol=1e-6)
+
+
+def test_neither_the_order_of_the_costs_nor_the_start_moves_the_optimum():
+    rng = np.random.default_rng(9)
+    x, labels = clustered(rng, 200, 8, 4, 2.0)
+    costs = (1e-3, 1e-1, 10.0)
+    fit = fit_logistic(x, labels, costs)
+    other = fit_logistic(x, labels, costs[::-1])
+    np.testing.assert_allclose(other.loss[::-1], fit.loss, rtol=1e-6)
+    far = rng.normal(size=(8, 4)), rng.normal(size=4)
+    np.testing.assert_allclose(fit_logistic(x, labels, costs, start=far).loss, fit.loss, rtol=1e-6)
+
+
+def test_a_start_at_the_optimum_is_where_it_stays(monkeypatch):
+    x, labels = clustered(np.random.default_rng(10), 200, 8, 4, 2.0)
+    fit = fit_logistic(x, labels, (1.0,))
+    monkeypatch.setattr(logistic, "MAX_STEPS", 1)
+    again = fit_logistic(x, labels, (1.0,), start=(fit.weight[0], fit.bias[0]))
+    assert again.converged.all()
+    np.testing.assert_allclose(again.loss, fit.loss, rtol=1e-9)
+    assert not fit_logistic(x, labels, (1.0,)).converged.any()
 
 
 def test_logistic_says_when_it_is_cut_short(monkeypatch):

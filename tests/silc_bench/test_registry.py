@@ -13,6 +13,7 @@ from silc_bench.registry import Task, all_tasks, register, select
 TASKS = all_tasks()
 SHAPES = {
     "shapes/fewshot",
+    "shapes/fewshot_logistic",
     "shapes/knn",
     "shapes/linear",
     "shapes/retrieval",
@@ -21,7 +22,7 @@ SHAPES = {
     "shapes/zeroshot",
     "shapes/zeroshot_unseen",
 }
-LEARNED = {"fewshot", "knn", "linear", "zeroshot"}
+LEARNED = {"fewshot", "fewshot_logistic", "knn", "linear", "zeroshot"}
 CIFAR = {f"cifar100/{family}" for family in LEARNED}
 ZEROSHOT = {f"{name}/zeroshot" for name in ("imagenet_v2", "imagenet_a", "imagenet_r", "imagenet_sketch", "objectnet")}
 NAMED = {f"{name}/{family}" for name in ("cifar10", "imagenet1k") for family in LEARNED} | ZEROSHOT

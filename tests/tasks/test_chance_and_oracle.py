@@ -192,8 +192,10 @@ def test_every_task_writes_a_record_that_can_be_read(random_model, tmp_path):
 def test_a_handful_of_pictures_is_scored_or_refused(name, limit, random_model):
     task = TASKS[name]
     data = task.load(None, limit)
-    if name == "shapes/linear" and limit < 5:
-        with pytest.raises(UserError, match="5 training pictures"):
+    too_few = {"shapes/linear": ("5 training pictures", 5), "shapes/fewshot_logistic": ("two training pictures of a class", 8)}
+    message, enough = too_few.get(name, ("", 0))
+    if limit < enough:
+        with pytest.raises(UserError, match=message):
             score(task, random_model, data)
     else:
         scores = score(task, random_model, data)

@@ -10,9 +10,11 @@ import pytest
 
 from silc_bench import metrics
 from silc_bench.errors import UserError
+from silc_bench.probes import shot_indices
 from silc_bench.registry import select
 from silc_bench.retrieval import retrieval_ranks
 from tasks.classification import frequency_chance, uniform_chance
+from tasks.fewshot import FewShot, FewShotLogistic, held_out_shots
 from tasks.linear import COSTS, Linear
 from tasks.retrieval import Retrieval, captions_of
 from tasks.segmentation import constant_miou, uniform_miou, without_background
@@ -20,6 +22,8 @@ from tasks.segmentation import constant_miou, uniform_miou, without_background
 
 class GivenFeatures:
     """Features from arrays instead of a model: ``images`` by role, ``texts`` by text."""
+
+    device = "cpu"
 
     def __init__(self, data, images=None, texts=None):
         self.data, self._images, self._texts = data, images, texts
@@ -85,6 +89,42 @@ def test_linear_needs_enough_to_hold_some_out():
     data = {"train": Labelled(np.array([0, 1, 0, 1]), ("a", "b")), "test": Labelled(np.array([0]), ("a", "b"))}
     with pytest.raises(UserError, match="needs 5 training pictures or more"):
         Linear(name="given/linear", sources={}).score(GivenFeatures(data, {"train": np.eye(4), "test": np.eye(4)[:1]}))
+
+
+# ---- few-shot ----
+
+
+def test_shots_are_held_out_by_class_and_one_shot_is_kept():
+    labels = np.array([3, 3, 3, 3, 3, 0, 1, 1, *[4] * 11])
+    held_out = held_out_shots(labels)
+    assert np.flatnonzero(held_out).tolist() == [4, 7, 17, 18]
+
+
+@pytest.mark.parametrize("family", [FewShot, FewShotLogistic])
+def test_few_shots_are_learned_from_the_shots_alone(family):
+    rng = np.random.default_rng(5)
+    centers = rng.normal(size=(3, 6))
+    train, test = rng.integers(0, 3, size=200), rng.integers(0, 3, size=60)
+    images = {
+        role: centers[labels] + 0.7 * rng.normal(size=(len(labels), 6)) for role, labels in (("train", train), ("test", test))
+    }
+    data = {"train": Labelled(train, ("a", "b", "c")), "test": Labelled(test, ("a", "b", "c"))}
+    task = family(name="given/fewshot", sources={})
+    scores = task.score(GivenFeatures(data, images))
+    assert 0.5 < scores.metrics["acc1_5shot"] <= scores.metrics["acc1_25shot"] + 0.1
+
+    used = np.unique(np.concatenate([shot_indices(train, 25, seed, 3) for seed in (0, 1, 2)]))
+    images["train"][np.setdiff1d(np.arange(200), used)] = 1e6
+    again = task.score(GivenFeatures(data, images))
+    assert again.metrics == scores.metrics, "pictures that no draw holds do not matter"
+    data["test"] = Labelled((test + 1) % 3, ("a", "b", "c"))
+    assert task.score(GivenFeatures(data, images)).details.get("cost_by_seed") == scores.details.get("cost_by_seed")
+
+
+def test_a_shot_of_each_class_cannot_choose_a_penalty():
+    data = {"train": Labelled(np.arange(3), ("a", "b", "c")), "test": Labelled(np.arange(3), ("a", "b", "c"))}
+    with pytest.raises(UserError, match="needs two training pictures of a class"):
+        FewShotLogistic(name="given/f", sources={}).score(GivenFeatures(data, {"train": np.eye(3), "test": np.eye(3)}))
 
 
 # ---- retrieval ----
