@@ -1,6 +1,7 @@
-"""Files that are either the old one or the new one, never half of each (standard library only)."""
+"""Files and folders that are either the old one or the new one, never half of each (standard library only)."""
 
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,11 +41,38 @@ def atomic_path(path: Path) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
+    _flush(path.parent)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """The same for a folder of files, where ``path`` is missing or empty; on any error nothing of it is left.
+
+    Raises:
+        OSError: also where ``path`` has got files of its own in the meantime.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    temporary.mkdir()
     try:
-        os.fsync(folder)
+        yield temporary
+        for file in (*temporary.iterdir(), temporary):
+            _flush(file)
+        os.rename(temporary, path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    _flush(path.parent)
+
+
+def _flush(path: Path) -> None:
+    """A file or a folder -> the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
     finally:
-        os.close(folder)
+        os.close(descriptor)
 
 
 def write_text_atomic(path: Path, text: str) -> None:

@@ -107,13 +107,23 @@ def load_model(spec: str, arch: str | None = None) -> ImageModel:
         if arch is not None and kind != "big_vision":
             raise UserError(f"--arch says what a file of weights alone does not; {spec!r} names its architecture itself")
         return _load_kind(kind, rest, arch)
+    path, branch = find_path(spec)
+    return _load_path(path, branch, arch)
+
+
+def find_path(spec: str) -> tuple[Path, str | None]:
+    """A checkpoint that is there, and the branch asked for: "RUN:teacher" -> (RUN, "teacher"), "RUN" -> (RUN, None).
+
+    Raises:
+        UserError: nothing there.
+    """
     path, _, named = spec.rpartition(":")
     branch: str | None = named
     if not os.path.exists(path) or os.path.exists(spec):  # the colon, if any, is part of the path
         path, branch = spec, None
     if not os.path.exists(path):
         _refuse_missing(spec)
-    return _load_path(Path(path), branch, arch)
+    return Path(path), branch
 
 
 def _load_kind(kind: str, rest: str, arch: str | None) -> ImageModel:
@@ -138,7 +148,7 @@ def _load_path(path: Path, branch: str | None, arch: str | None) -> ImageModel:
     from silc_bench.models import native
 
     if arch is None and native.is_ours(path):
-        return native.load(path, "student" if branch is None else branch)
+        return native.load(path, branch)
     if branch is not None:
         raise UserError(f"{path}:{branch}: only checkpoints made by `silc-bench train` have branches, and this is none")
     from silc_bench.models import raw

@@ -1,4 +1,7 @@
-"""Models trained here: RUN or RUN/checkpoints/step_N.pt, with ``:student`` (the default) or ``:teacher``.
+"""Models trained here: RUN or RUN/checkpoints/step_N.pt, with ``:student`` (the default) or ``:teacher``; or a branch exported.
+
+An export (`silc-bench export --to safetensors`) is one branch in one file: its tensors by the names of ``Student``, and texts
+beside them: format, branch, the whole configuration and the tokenizer, both as JSON. Nothing else is needed to load it.
 
 The teacher is the EMA of the vision tower; its texts are read by the student's text tower, the only one there is (SILC's
 teacher has no text tower, 2310.13355). The only place where the evaluation imports the trainer, and only when asked.
@@ -13,6 +16,8 @@ import json
 import textwrap
 import zipfile
 import zlib
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +26,20 @@ from PIL import Image
 from torch import Tensor
 
 from silc_bench.errors import UserError, unknown_name
+from silc_bench.models import tensor_files
 from silc_bench.models.images import ImagePipeline
 from silc_bench.models.revision import revision_of
+from silc_bench.models.weights import load_into, metadata_of, read_weights
 from trainer import checkpoint
-from trainer.config import TextConfig, from_dict
+from trainer.config import Config, TextConfig, from_dict, to_dict
 from trainer.model import Student, VisionTower, count_parameters
+from trainer.presets import PRESETS, make_preset
 from trainer.teacher import Teacher
 from trainer.tokenizer import Tokenizer
 
 BRANCHES = ("student", "teacher")
+MAX_DEPTH = 1000  # blocks; the largest preset has 48
+EXPORTED = "silc-bench"  # metadata "format" of an exported file
 MEAN, STD = 0.5, 0.5
 
 
@@ -38,12 +48,13 @@ class NativeModel:
 
     def __init__(self, name: str, student: Student, vision: VisionTower, tokenizer: Tokenizer):
         config = student.config
-        self.name = name
+        self.name, self.config = name, config
         self.vision, self.text, self.tokenizer = vision.eval(), student.text.eval(), tokenizer
         self.embed_dim = config.vision.width
         self.image_size = config.vision.image_size
         self.patch_size = config.vision.patch_size
         self.num_params = count_parameters(vision) + count_parameters(student.text)
+        self.log_scale = student.log_scale.item()
         self.logit_scale = student.log_scale.exp().item()
         self.logit_bias = student.logit_bias.item()
         heads = {"vision_heads": config.vision.num_heads, "text_heads": config.text.num_heads}  # no weight tells them
@@ -81,45 +92,161 @@ class NativeModel:
 
 
 def is_ours(path: Path) -> bool:
-    """Whether a folder holds, or a file is, a checkpoint of `silc-bench train`, whole or damaged; nothing is unpickled."""
+    """Whether a folder holds, or a file is, what `train` or `export` wrote, whole or damaged; nothing is unpickled."""
     if path.is_dir():
         return bool(checkpoint.all_in(path) or list(path.glob("step_*.pt")))
+    if not path.is_file():  # a pipe would be waited for
+        return False
     try:
         with zipfile.ZipFile(path) as archive:
             pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
-            return bool(pickles) and checkpoint.FORMAT.split("/")[0].encode() in archive.read(pickles[0])
+            if not pickles:
+                return False
+            with archive.open(pickles[0]) as file:  # the format comes first; what claims to be large is not unpacked
+                return checkpoint.FORMAT.split("/")[0].encode() in file.read(2**20)
     except (OSError, ValueError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error):
-        return False  # whatever it is, its reader says so
+        return is_exported(path)  # whatever else it is, its reader says so
 
 
-def load(path: Path, branch: str = "student") -> NativeModel:
-    """The student or teacher of a run's newest checkpoint, or of a checkpoint file.
+def is_exported(path: Path) -> bool:
+    """Whether a file says in its header that it is an export of a model trained here."""
+    try:
+        return path.is_file() and tensor_files.read_metadata(path).get("format") == EXPORTED
+    except (OSError, ValueError, RecursionError):
+        return False
+
+
+def load(path: Path, branch: str | None = None) -> NativeModel:
+    """The student or teacher of a run's newest checkpoint, or of a checkpoint file; or the branch that was exported.
+
+    Args:
+        branch: None: the student, or the one that an exported file holds.
 
     Raises:
         UserError: no such file, a damaged or foreign one, an unknown branch, or parts that do not fit together:
             configuration, tokenizer, weights.
     """
-    if branch not in BRANCHES:
+    if branch is not None and branch not in BRANCHES:
         raise unknown_name("branch", branch, BRANCHES)
+    if is_exported(path):
+        model = load_safetensors(path)
+        if branch is not None and not model.name.endswith(f":{branch}"):
+            raise UserError(f"{path}:{branch}: this export is {model.name} and holds nothing else; leave out :{branch}")
+        return model
     file = checkpoint.find(path)
     payload = checkpoint.load(file)
+    config, tokenizer = _read_words(file, payload)
     try:
-        config = from_dict(_read_json(payload["config"]))
-        tokenizer = Tokenizer.from_json(payload["tokenizer"])
-        _check_pairing(tokenizer, config.text)
-    except UserError as error:
-        raise UserError(f"checkpoint {file}: {error}") from None
-    try:
-        with torch.device("meta"):  # nothing is allocated for sizes that only the file claims
-            student = Student(config)
+        student = _empty(config)
+        with torch.device("meta"):
             teacher = Teacher(student, config.distillation)
         student.load_state_dict(payload["student"], assign=True)
         teacher.load_state_dict(payload["teacher"], assign=True)
-        vision = student.vision if branch == "student" else teacher.vision
-        return NativeModel(f"{config.name}:{branch}", student.float(), vision.float(), tokenizer)
-    except (TypeError, RuntimeError) as error:
-        reason = textwrap.shorten(str(error), 300, placeholder=" ...")
-        raise UserError(f"checkpoint {file}: its weights do not fit its own configuration ({reason})") from None
+        vision = student.vision if branch != "teacher" else teacher.vision
+        return NativeModel(f"{config.name}:{branch or BRANCHES[0]}", student.float(), vision.float(), tokenizer)
+    except (TypeError, OverflowError, RuntimeError) as error:
+        raise _misfit(file, error) from None
+
+
+def load_safetensors(path: Path) -> NativeModel:
+    """What ``metadata`` and ``tensors`` of a model gave, in one file: the same name, revision and embeddings.
+
+    Raises:
+        UserError: damaged, not an export of a model trained here, or parts that do not fit together.
+    """
+    words = metadata_of(path)
+    if words.get("format") != EXPORTED or words.get("branch") not in BRANCHES:
+        raise UserError(f"{path}: not written by `silc-bench export --to safetensors` (its header names no format and branch)")
+    config, tokenizer = _read_words(path, words)
+    weights = read_weights(path)
+    try:
+        towers = _empty(replace(config, distillation=replace(config.distillation, weight=0.0)))  # no head
+        towers.load_state_dict(weights, assign=True)
+        towers.config = config
+        return NativeModel(f"{config.name}:{words['branch']}", towers.float(), towers.vision, tokenizer)
+    except (TypeError, OverflowError, RuntimeError) as error:
+        raise _misfit(path, error) from None
+
+
+def load_state(path: Path, preset: str) -> NativeModel:
+    """A student's weights alone, in the towers of a preset; the tokenizer is that of the file's header.
+
+    Raises:
+        UserError: an unknown preset, no tokenizer, weights that do not fit; says how to export a run with all it needs.
+    """
+    config = _towers_of(preset)
+    text = metadata_of(path).get("tokenizer")
+    if text is None:
+        raise UserError(
+            f"checkpoint {path}: weights without the tokenizer they were trained with, which silc:{preset} does not tell;"
+            " export the run itself: silc-bench export RUN --to safetensors"
+        )
+    config, tokenizer = _read_words(path, {"config": json.dumps(to_dict(config)), "tokenizer": text})
+    with torch.device("meta"):
+        student = Student(config)
+    weights = {name: value for name, value in read_weights(path).items() if not name.startswith("head.")}
+    load_into(student, weights, f"checkpoint {path} as silc:{preset}")
+    return NativeModel(f"silc:{preset}/{path.stem}", student, student.vision, tokenizer)
+
+
+def fitting_presets(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """Presets whose towers have exactly these tensors; the head of a distilled student is left out."""
+    found = []
+    for preset in PRESETS if "vision.patch.weight" in shapes else ():
+        config = _towers_of(preset)
+        if config.vision.width == shapes["vision.patch.weight"][0]:
+            with torch.device("meta"):
+                towers = {name: tuple(value.shape) for name, value in Student(config).state_dict().items()}
+            if towers == {name: shape for name, shape in shapes.items() if not name.startswith("head.")}:
+                found.append(preset)
+    return found
+
+
+def _towers_of(preset: str) -> Config:
+    config = make_preset(preset)
+    return replace(config, distillation=replace(config.distillation, weight=0.0))
+
+
+def tensors(model: NativeModel) -> dict[str, Tensor]:
+    """All that ``load_safetensors`` needs of the weights: fp32, by the names of ``Student``, without its head."""
+    towers = {"vision": model.vision, "text": model.text}
+    weights = {f"{part}.{name}": value for part, tower in towers.items() for name, value in tower.state_dict().items()}
+    return weights | {"log_scale": torch.tensor(model.log_scale), "logit_bias": torch.tensor(model.logit_bias)}
+
+
+def metadata(model: NativeModel) -> dict[str, str]:
+    """All that it needs beside them, and the name, for people."""
+    return {
+        "format": EXPORTED,
+        "name": model.name,
+        "branch": model.name.rpartition(":")[2],
+        "config": json.dumps(to_dict(model.config)),
+        "tokenizer": model.tokenizer.to_json(),
+    }
+
+
+def _empty(config: Config) -> Student:
+    """A student to load tensors into: nothing is allocated, and not much done, for sizes that only the configuration claims."""
+    depth = max(config.vision.depth, config.text.depth)
+    if depth > MAX_DEPTH:
+        raise RuntimeError(f"towers of {depth:,} blocks; at most {MAX_DEPTH:,} are built")
+    with torch.device("meta"):
+        return Student(config)
+
+
+def _misfit(file: Path, error: Exception) -> UserError:
+    reason = textwrap.shorten(str(error), 300, placeholder=" ...")
+    return UserError(f"checkpoint {file}: its weights do not fit its own configuration ({reason})")
+
+
+def _read_words(file: Path, words: dict[str, Any]) -> tuple[Config, Tokenizer]:
+    try:
+        config = from_dict(_read_json(words.get("config")))
+        tokenizer = Tokenizer.from_json(words.get("tokenizer", ""))
+        _check_pairing(tokenizer, config.text)
+    except UserError as error:
+        raise UserError(f"checkpoint {file}: {error}") from None
+    return config, tokenizer
 
 
 def _read_json(text: Any) -> Any:
