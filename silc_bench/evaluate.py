@@ -52,6 +52,7 @@ def evaluate(
     existing: str = "skip",
     progress: bool = False,
     store: Store | None = None,
+    is_compiled: bool = False,
     on_result: Callable[[Record, bool], None] = lambda record, is_new: None,
 ) -> list[Record]:
     """The records of all ``tasks``, in their order; those that were known are read, not measured.
@@ -63,6 +64,7 @@ def evaluate(
         limit: pictures a split, evenly spread; the records say so and never rank.
         existing: what to do about a measurement that is known: "skip" it, "overwrite" it, or "error" before any work.
         store: where embeddings outlive the command.
+        is_compiled: pictures through torch.compile, which changes last bits at most.
         on_result: called with each record and whether it was measured now.
 
     Raises:
@@ -93,6 +95,7 @@ def evaluate(
         num_workers=num_workers,
         progress=progress,
         store=store,
+        is_compiled=is_compiled,
     )
     records: list[Record] = []
     failures: dict[str, Exception] = {}

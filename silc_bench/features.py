@@ -65,6 +65,7 @@ class Extractor:
     Args:
         feature_point: where image embeddings are read (models.FEATURE_POINTS).
         store: where embeddings outlive the command; None: nowhere.
+        is_compiled: pictures through torch.compile: pays off from some thousand pictures on.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class Extractor:
         num_workers: int,
         progress: bool,
         store: Store | None = None,
+        is_compiled: bool = False,
     ) -> None:
         self.model = model.to(device)
         self.device = device
@@ -87,6 +89,7 @@ class Extractor:
         self.num_workers = num_workers
         self.progress = progress
         self.store = store
+        self.is_compiled = is_compiled
         self._images: dict[tuple[str, ...], np.ndarray] = {}
         self._texts: dict[str, np.ndarray] = {}
 
@@ -118,7 +121,7 @@ class Extractor:
         size = self.batch_size * max(1, PART_ROWS // self.batch_size)
         missing = [start for start in range(0, num_rows, size) if not is_known[start : start + size].all()]
         indices = [index for start in missing for index in range(start, min(start + size, num_rows))]
-        encode = partial(self.model.encode_image, point=self.feature_point)
+        encode = self._compiled(partial(self.model.encode_image, point=self.feature_point))
         for done, batch in self._batches(pictures, "image", encode, indices):
             features[done] = batch
             start, stop = int(done[0]) // size * size, int(done[-1]) + 1
@@ -128,7 +131,7 @@ class Extractor:
 
     def dense(self, dataset: ImageDataset, joint: bool) -> Iterator[np.ndarray]:
         """Batches [B, h, w, D] fp32, in the dataset's order."""
-        encode = partial(cast(DenseModel, self.model).encode_dense, joint=joint)
+        encode = self._compiled(partial(cast(DenseModel, self.model).encode_dense, joint=joint))
         pictures = _Preprocessed(self.model.preprocess, dataset)
         for _, batch in self._batches(pictures, "dense", encode, range(len(dataset))):
             yield batch
@@ -163,7 +166,8 @@ class Extractor:
         if self.store is None:
             return None
         self.store.trim()
-        how = {"precision": self.precision, "device": self.device.type, "torch": torch.__version__}
+        compiled = "compiled " if self.is_compiled else ""
+        how = {"precision": self.precision, "device": self.device.type, "torch": f"{compiled}{torch.__version__}"}
         return self.store.entry({"model": self.model.name, "revision": self.model.revision, **how, **what})
 
     def _batches(
@@ -188,6 +192,20 @@ class Extractor:
                     )
                 yield done.numpy(), features
                 advance(len(done))
+
+    def _compiled(self, encode: Encode) -> Encode:
+        if not self.is_compiled:
+            return encode
+        compiled = torch.compile(lambda images: encode(images))
+
+        def checked(images: Tensor) -> Tensor:
+            try:
+                return compiled(images)
+            except torch._dynamo.exc.TorchDynamoException as error:  # no C++ compiler, or an operation that it cannot take
+                reason = str(error).strip().splitlines()[0][:200]
+                raise UserError(f"{self.model.name} cannot be compiled here ({reason}); leave --compile out") from error
+
+        return checked
 
     def _encode(self, encode: Encode, inputs: Tensor) -> np.ndarray:
         bf16 = torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")

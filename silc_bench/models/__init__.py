@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
-    from silc_bench.models.images import ImagePipeline
-
 FEATURE_POINTS = {
     "pooled": "the embedding that the model itself gives: where it meets text, if it does",
     "pre_projection": "the pooled feature before the linear map into the space shared with text",
@@ -43,7 +41,7 @@ class ImageModel(Protocol):
     image_size: int  # pixels a side that preprocess makes
     num_params: int
     feature_points: dict[str, int]  # of FEATURE_POINTS, those that exist here, with their widths; "pooled" always
-    pipeline: ImagePipeline  # what preprocess does
+    pipeline: Any  # what preprocess does: an ImagePipeline, or, where pictures keep their shape, something with its as_dict
     image_protocol: dict[str, Any]  # the same as JSON
 
     def preprocess(self, image: Image.Image) -> Tensor:

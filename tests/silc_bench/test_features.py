@@ -181,3 +181,33 @@ def test_a_gpu_that_is_not_there():
     with pytest.raises(UserError, match="finds no GPU here; use --device cpu"):
         choose_device("cuda")
     assert choose_device("auto") == torch.device("cpu")
+
+
+def test_compiled_features_are_the_same(monkeypatch):
+    """Of the plumbing: what a compiler does to the last bits of a real tower is its own affair."""
+    real, seen = torch.compile, []
+
+    def compile_eagerly(encode):
+        seen.append(encode)
+        return real(encode, backend="eager")
+
+    monkeypatch.setattr(torch, "compile", compile_eagerly)
+    data = {"test": Pictures(10, base=200)}
+    plain, compiled = (extractor(Grey(), is_compiled=flag)(data) for flag in (False, True))
+    assert np.array_equal(plain.image("test"), compiled.image("test"))
+    assert np.array_equal(
+        np.concatenate(list(plain.dense("test", joint=True))), np.concatenate(list(compiled.dense("test", True)))
+    )
+    assert len(seen) == 2, "pooled and dense, of the compiled one"
+
+
+def test_what_cannot_be_compiled_is_said(monkeypatch):
+    def refusing(encode):
+        def refuse(images):
+            raise torch._dynamo.exc.BackendCompilerFailed(refusing, RuntimeError("no working C++ compiler"), None)
+
+        return refuse
+
+    monkeypatch.setattr(torch, "compile", refusing)
+    with pytest.raises(UserError, match=r"grey cannot be compiled here .*leave --compile out"):
+        extractor(Grey(), is_compiled=True)({"test": Pictures(10, base=200)}).image("test")
