@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
-from silc_bench import __version__, cli_cache, cli_data, cli_export
+from silc_bench import __version__, cli_cache, cli_data, cli_doctor, cli_export
 from silc_bench.atomic import check_writable
 from silc_bench.terminal import answering, console, table_of
 
@@ -235,6 +235,7 @@ def demo(
 
 app.add_typer(cli_cache.app, name="cache")
 app.add_typer(cli_data.app, name="data")
+app.command()(cli_doctor.doctor)
 app.command()(cli_export.export)
 
 

@@ -20,7 +20,7 @@ MAX_LINES = 300
 PLAIN_NAMES = ["atomic", "board", "changes", "errors", "leaderboard", "protocol", "registry", "reported", "results", "schema", "terminal", "variants"]
 PLAIN = {"silc_bench", *(f"silc_bench.{name}" for name in PLAIN_NAMES)}
 # What puts everything together.
-COMMANDS = {"silc_bench.__main__", "silc_bench.cli", "silc_bench.cli_cache", "silc_bench.cli_data", "silc_bench.demo"}
+COMMANDS = {f"silc_bench.{name}" for name in ("__main__", "cli", "cli_cache", "cli_data", "cli_doctor", "demo")}
 # Upward imports that the design names: our own tasks register when they are listed; one loader reads the trainer's checkpoints.
 ALLOWED = {("silc_bench.registry", "tasks"), ("silc_bench.models.native", "trainer")}
 

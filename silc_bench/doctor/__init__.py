@@ -1,0 +1,90 @@
+"""Is this checkpoint loaded as it was trained: ``examine(load_model("open_clip:ViT-B-32/openai"))``, without any data.
+
+Flow: what was loaded (``facts``) -> checks on generated pictures and texts (``image_checks``, ``text_checks``) -> what is
+known of a public checkpoint of that name (``known``). Every check answers, and a failure names its likely cause and the fix.
+Whether a model is any good is no question here: that takes data (`silc-bench eval`).
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from silc_bench.doctor import known
+from silc_bench.doctor.cards import pixel_hash
+from silc_bench.doctor.facts import activation_of, facts_of
+from silc_bench.doctor.image_checks import IMAGE_CHECKS
+from silc_bench.doctor.subject import FAILED, NOT_APPLICABLE, OK, Answer, Finding, Subject
+from silc_bench.doctor.text_checks import TEXT_CHECKS, ignores_case, text_tower
+from silc_bench.models import ImageModel
+
+KNOWN = "known checkpoint"
+__all__ = ["FAILED", "NOT_APPLICABLE", "OK", "Examination", "Finding", "examine"]
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What was loaded, and what each check found."""
+
+    facts: dict[str, Any]
+    findings: list[Finding]
+    seconds: float
+
+    @property
+    def failed(self) -> list[Finding]:
+        return [finding for finding in self.findings if finding.verdict == FAILED]
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON."""
+        findings = [{key: value for key, value in asdict(finding).items() if value} for finding in self.findings]
+        return {"facts": self.facts, "findings": findings, "passed": not self.failed, "seconds": round(self.seconds, 1)}
+
+
+@torch.no_grad()
+def examine(model: ImageModel) -> Examination:
+    """All checks that apply to a model on the CPU; a ViT-B takes half a minute on two cores."""
+    started = time.perf_counter()
+    subject = Subject(model)
+    digest = pixel_hash(model.preprocess)
+    found = facts_of(subject, digest, known.pipeline_named(digest))
+    checks = {**IMAGE_CHECKS, "text tower": text_tower, **(TEXT_CHECKS if subject.reads else {})}
+    findings = [_named(name, _answer(check, subject)) for name, check in checks.items()]
+    findings += [_named(KNOWN, answer) for answer in known.compare(model.name, _expected_facts(subject))]
+    return Examination(found, findings, time.perf_counter() - started)
+
+
+def _named(check: str, answer: Answer) -> Finding:
+    return Finding(**vars(answer), check=check)
+
+
+def _answer(check: Callable[[Subject], Answer], subject: Subject) -> Answer:
+    try:
+        return check(subject)
+    except Exception as error:  # whatever a broken checkpoint or library raises is what this command is there to tell
+        says = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        fix = "check that the weights, the configuration and the tokenizer are of the same model"
+        return Answer(FAILED, says, "the parts of this checkpoint do not fit each other", fix)
+
+
+def _expected_facts(subject: Subject) -> dict[str, Callable[[], Any]]:
+    """How each word of the table of expectations is looked up."""
+    model, pixels = subject.model, subject.model.image_protocol
+    found: dict[str, Callable[[], Any]] = {
+        "parameters": lambda: model.num_params,
+        "image_size": lambda: model.image_size,
+        **{name: functools.partial(pixels.get, name) for name in ("mean", "std", "resize", "interpolation")},
+        "activation": lambda: activation_of(subject),
+    }
+    if subject.reads:
+        found |= {
+            "context_length": lambda: model.text_protocol.get("length"),
+            "ignores_case": lambda: ignores_case(subject),
+            "has_bias": lambda: model.logit_bias != 0,
+            "logit_scale": lambda: model.logit_scale,
+        }
+    return found
