@@ -141,8 +141,8 @@ def to_markdown(board: Board) -> str:
     for section in board.sections:
         lines += ["", f"## {section.title}", *(["", section.note] if section.note else [])]
         for table in section.tables:
-            lines += ["", f"### {_escaped(table.title)}", ""]
-            heads = ("<br>".join(_escaped(text) for text in (head.text, *head.details)) for head in table.heads)
+            lines += ["", f"### {escaped(table.title)}", ""]
+            heads = ("<br>".join(escaped(text) for text in (head.text, *head.details)) for head in table.heads)
             lines.append(f"| {' | '.join(heads)} |")
             lines.append(f"|{'|'.join('---:' if head.is_numeric else '---' for head in table.heads)}|")
             lines += [f"| {' | '.join(_markdown_cell(cell) for cell in row)} |" for row in table.rows]
@@ -200,13 +200,13 @@ def _chart(changes: tuple[Change, ...]) -> dict[str, Any]:
 
 
 def _markdown_cell(cell: Cell) -> str:
-    text = _escaped(cell.text)
+    text = escaped(cell.text)
     text = f"**{text}**" if cell.is_best else text
     text = f"[{text}](<{cell.url}>)" if cell.url else text
-    return text + _escaped(cell.detail)
+    return text + escaped(cell.detail)
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
     """Markdown that shows ``text`` as it is: no tags, links, emphasis or table borders; an underscore inside a word is safe."""
     text = re.sub(r"([\\`*\[\]|~$#])", r"\\\1", html.escape(text, quote=False).replace("\n", " "))
     return re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", text)

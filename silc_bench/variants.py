@@ -29,7 +29,7 @@ def protocols_section(ranked: pd.DataFrame, protocols: Mapping[str, dict[str, An
         variants = sorted(set(zip(part.protocol, part.fingerprint, strict=True)))
         if len(variants) < 2:
             continue
-        fields = [{**_flat(protocols[protocol]), "dataset.fingerprint": data} for protocol, data in variants]
+        fields = [{**flat_fields(protocols[protocol]), "dataset.fingerprint": data} for protocol, data in variants]
         names = sorted(set().union(*fields))
         differing = [name for name in names if len({field.get(name) for field in fields}) > 1]
         heads = [Head("field", is_numeric=False)]
@@ -40,14 +40,14 @@ def protocols_section(ranked: pd.DataFrame, protocols: Mapping[str, dict[str, An
     return Section("Protocols that differ", note, tuple(tables))
 
 
-def _flat(value: Any, prefix: str = "") -> dict[str, str]:
-    """A protocol as dotted fields with printable values; long ones become their length and a hash."""
+def flat_fields(value: Any, prefix: str = "") -> dict[str, str]:
+    """A protocol as dotted fields with printable values, its hash left out; long ones become their length and a hash."""
     if isinstance(value, dict):
         return {
             name: text
             for key, item in value.items()
             if prefix or key != "hash"
-            for name, text in _flat(item, f"{prefix}.{key}" if prefix else key).items()
+            for name, text in flat_fields(item, f"{prefix}.{key}" if prefix else key).items()
         }
     text = json.dumps(value)
     if len(text) > 60:

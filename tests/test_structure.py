@@ -17,10 +17,13 @@ NAMES = [path.relative_to(ROOT).as_posix() for path in FILES]
 MAX_LINES = 300
 
 # What needs neither torch nor a model: names, records, tables.
-PLAIN_NAMES = ["atomic", "board", "changes", "errors", "leaderboard", "protocol", "registry", "reported", "results", "schema", "terminal", "variants"]
+PLAIN_NAMES = [
+    "atomic", "board", "changes", "compare", "compare_files", "datasets", "errors", "forest", "leaderboard", "metrics",
+    "outcomes", "pairing", "protocol", "registry", "reported", "results", "schema", "stats", "terminal", "variants",
+]  # fmt: skip
 PLAIN = {"silc_bench", *(f"silc_bench.{name}" for name in PLAIN_NAMES)}
 # What puts everything together.
-COMMANDS = {f"silc_bench.{name}" for name in ("__main__", "cli", "cli_cache", "cli_data", "cli_doctor", "demo")}
+COMMANDS = {f"silc_bench.{name}" for name in ("__main__", "cli", "cli_cache", "cli_compare", "cli_data", "cli_doctor", "demo")}
 # Upward imports that the design names: our own tasks register when they are listed; one loader reads the trainer's checkpoints.
 ALLOWED = {("silc_bench.registry", "tasks"), ("silc_bench.models.native", "trainer")}
 
