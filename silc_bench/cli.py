@@ -1,4 +1,4 @@
-"""The command line: parses, calls, prints. ``silc-bench train | eval | leaderboard | tasks | data | cache | demo``.
+"""The command line: parses, calls, prints. ``silc-bench train | eval | leaderboard | compare | ...``.
 
 Exit codes: 0 done, 1 the run failed, 2 the user's input was wrong. Torch is imported by the commands that compute, not here.
 """
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
-from silc_bench import __version__, cli_cache, cli_data, cli_doctor, cli_export
+from silc_bench import __version__, cli_cache, cli_compare, cli_data, cli_doctor, cli_export
 from silc_bench.atomic import check_writable
 from silc_bench.terminal import answering, console, table_of
 
@@ -235,6 +235,7 @@ def demo(
 
 app.add_typer(cli_cache.app, name="cache")
 app.add_typer(cli_data.app, name="data")
+app.command()(cli_compare.compare)
 app.command()(cli_doctor.doctor)
 app.command()(cli_export.export)
 
