@@ -12,7 +12,8 @@ give the same numbers, then times them alternately, ``--repeats`` times -> ratio
 - tasks: five tasks of one dataset in one command against five commands.
 - retrieval: recall@1, 5, 10 both ways at 5,000 x 25,000 (D = 512); memory is what a process holds at its peak beyond the
   embeddings, measured in processes of their own.
-- logistic: ten penalties, 1,000 classes, 10 shots, D = 768, against scikit-learn's ``LogisticRegression`` (lbfgs).
+- logistic: ten penalties, 1,000 classes, 10 shots, D = 768, against scikit-learn's ``LogisticRegression`` (lbfgs) with the
+  loosest tolerance that brings it within 1e-6 of the optimum; the features' variances fall as embeddings' do.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ import torch
 import torch.nn.functional as F
 
 SPEC = "open_clip:ViT-B-32/random"
-COSTS = tuple(10.0 ** np.linspace(-5, -0.5, 10))
+COSTS = tuple(10.0 ** np.linspace(-5, 0, 10))
 
 
 def main() -> None:
@@ -50,6 +51,7 @@ def main() -> None:
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
     parser.add_argument("--sizes", default="5000,25000,512", help="of retrieval: images, texts, D")
     parser.add_argument("--shots", default="1000,10,768", help="of logistic: classes, shots, D")
+    parser.add_argument("--decay", type=float, default=1.0, help="of logistic: the k-th variance is k ** -decay")
     options = parser.parse_args()
     print(f"$ OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', '')} python {shlex.join(sys.argv)}")
     print(f"{platform.machine()}, torch {torch.__version__}, {torch.get_num_threads()} threads, {options.precision}")
@@ -209,37 +211,39 @@ def logistic(options: argparse.Namespace) -> None:
     num_classes, shots, dim = map(int, options.shots.split(","))
     rng = np.random.default_rng(0)
     labels = np.repeat(np.arange(num_classes), shots)
-    x = rng.normal(size=(num_classes, dim))[labels] + 3 * rng.normal(size=(len(labels), dim))
+    spread = np.arange(1, dim + 1) ** (-options.decay / 2)  # embeddings have few strong directions and many weak ones
+    rotation = np.linalg.qr(rng.normal(size=(dim, dim)))[0]
+    x = (rng.normal(size=(num_classes, dim))[labels] + rng.normal(size=(len(labels), dim))) * spread @ rotation
     x = (x - x.mean(0)) / x.std(0)
-
-    def ours() -> np.ndarray:
-        fit = fit_logistic(x, labels, COSTS)
-        assert fit.converged.all(), fit.converged
-        return fit.loss
-
-    def theirs() -> np.ndarray:
-        losses = []
-        for cost in COSTS:  # gtol and ftol so that the loss is within 1e-6 of the optimum; it stops later with less
-            fit = LogisticRegression(C=cost, tol=1e-5 * cost, max_iter=2000).fit(x, labels)
-            losses.append(loss_of(fit.coef_.T, fit.intercept_, cost))
-        return np.array(losses)
-
-    def loss_of(weight: np.ndarray, bias: np.ndarray, cost: float) -> float:
-        logits = torch.from_numpy(x @ weight + bias)
-        data = F.cross_entropy(logits, torch.from_numpy(labels)).item()
-        return data + (weight**2).sum() / 2 / (cost * len(labels))
+    warm = slice(0, 20 * shots)
+    fit_logistic(x[warm], labels[warm], COSTS[:1])
 
     our_seconds, their_seconds = [], []
     for _ in range(max(1, options.repeats - 2)):
-        for side, seconds in ((ours, our_seconds), (theirs, their_seconds)):
-            started = time.perf_counter()
-            losses = side()
-            seconds.append(time.perf_counter() - started)
-            if side is ours:
-                found = losses
-        difference = (found / losses - 1).max()
-        print(f"logistic: our loss above scikit-learn's, largest over the costs, relative: {difference:.1e} (at most 1e-6)")
-        assert difference < 1e-6
+        started = time.perf_counter()
+        fit = fit_logistic(x, labels, COSTS)
+        our_seconds.append(time.perf_counter() - started)
+        assert fit.converged.all(), fit.converged
+        taken, above = 0.0, []
+        for cost, loss in zip(COSTS, fit.loss, strict=True):
+            for tol in (1e-4, 1e-5, 1e-6, 1e-7, 1e-8):  # the loosest that reaches the optimum; only its time counts
+                started = time.perf_counter()
+                theirs = LogisticRegression(C=cost, tol=tol, max_iter=10_000).fit(x, labels)
+                seconds = time.perf_counter() - started
+                logits = torch.from_numpy(x @ theirs.coef_.T + theirs.intercept_)
+                their_loss = F.cross_entropy(logits, torch.from_numpy(labels)).item()
+                their_loss += (theirs.coef_**2).sum() / 2 / (cost * len(labels))
+                if their_loss / loss - 1 < 1e-6:
+                    break
+            taken += seconds
+            above.append(loss / their_loss - 1)
+            print(
+                f"  C {cost:.1e}: tol {tol:.0e}, {theirs.n_iter_[0]} steps, {seconds:.1f} s, {their_loss / loss - 1:+.1e}",
+                flush=True,
+            )
+        their_seconds.append(taken)
+        print(f"logistic: our loss above scikit-learn's, largest over the costs, relative: {max(above):.1e} (at most 1e-6)")
+        assert max(above) < 1e-6
     report(f"logistic {options.shots}, 10 costs", our_seconds, their_seconds)
 
 
