@@ -64,7 +64,8 @@ def compare(name: str, found: dict[str, Callable[[], Any]]) -> list[Answer]:
     for key, expected in expect.items():
         value = found[key]()
         if not _fits(key, value, expected):
-            says = f"{key.replace('_', ' ')} is {value}, expected {expected} of {entry['names'][0]} ({entry['source']})"
+            shown = f"{value:.6g}" if isinstance(value, float) else value
+            says = f"{key.replace('_', ' ')} is {shown}, expected {expected} of {entry['names'][0]} ({entry['source']})"
             cause, _, fix = CAUSES[key].partition("; ")
             answers.append(Answer(FAILED, says, cause, fix or "compare the file with the one published"))
     return answers or [Answer(OK, f"as expected of {entry['names'][0]}: {', '.join(expect).replace('_', ' ')}")]

@@ -81,7 +81,7 @@ OTHER_NAMES = {  # the same weights in transformers and big_vision
     "ViT-B-16-SigLIP2-256/webli": ["hf:siglip2-base-patch16-256"],
     "ViT-L-16-SigLIP2-256/webli": ["hf:siglip2-large-patch16-256"],
 }
-CLIPPED = "its logit scale ends at 100, where CLIP clips it (2103.00020, section 2.5)"
+CLIPPED = "its logit scale: CLIP clips it at 100, 2103.00020, section 2.5"
 
 
 def main() -> None:

@@ -326,6 +326,25 @@ def test_what_is_spoilt_is_named(model, how):
     assert any(word in says for says in found.values()), found
 
 
+@pytest.mark.parametrize(
+    ("named", "verdict"), [("whitespace", OK), ("lower", OK), ("lower, no ASCII punctuation", OK), ("none", NOT_APPLICABLE)]
+)
+def test_a_cleaning_is_held_to_its_name(model, named, verdict):
+    answers = {
+        finding.check: finding
+        for finding in examine(spoilt(model, text_protocol={**model.text_protocol, "cleaning": named})).findings
+    }
+    assert answers["text cleaning"].verdict == verdict
+    assert "ignores upper case, punctuation, double spaces" in answers["text cleaning"].says
+
+
+@pytest.mark.parametrize(
+    ("scale", "verdict"), [(2.3026, FAILED), (4.6052, FAILED), (8.0, OK), (100.0, OK), (117.3, OK), (1.0, FAILED)]
+)
+def test_scales_of_trained_models_pass(model, scale, verdict):
+    assert verdicts(examine(spoilt(model, logit_scale=scale)))["logit scale"] == verdict
+
+
 def test_weights_before_the_first_step_are_named(runs):
     found = failed(load_model(str(runs / "fresh")))
     assert "never trained" in found["weights"]
