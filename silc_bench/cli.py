@@ -113,6 +113,9 @@ def evaluate_command(
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures a forward pass.")] = 256,
     workers: Annotated[int, typer.Option(min=0, help="Processes that decode pictures; 0: in this one.")] = 0,
     existing: Annotated[str, typer.Option(help="What to do with measurements that exist: skip, overwrite or error.")] = "skip",
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="torch.compile the picture tower; for thousands of pictures.")
+    ] = False,
     cache: Annotated[str | None, typer.Option(help="Folder that keeps embeddings between commands, or off.")] = None,
 ) -> None:
     """Measure checkpoints on tasks; one record a task, written as soon as it ends."""
@@ -151,6 +154,7 @@ def evaluate_command(
             existing=existing,
             progress=console.is_terminal,
             store=store,
+            is_compiled=compiled,
             on_result=_print_record,
         )
     print(f"records in {results}; silc-bench leaderboard --results {results}")

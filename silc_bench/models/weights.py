@@ -168,7 +168,9 @@ def _without_prefixes(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 def _read_folder(folder: Path) -> dict[str, Tensor]:
     name = next((name for name in IN_FOLDER if (folder / name).exists()), None)
     if name is None:
-        raise refused(folder, f"a folder without {', '.join(IN_FOLDER[:2])} or {IN_FOLDER[3]}")
+        raise refused(
+            folder, f"a folder without checkpoints/step_*.pt of a run, or {', '.join(IN_FOLDER[:2])} or {IN_FOLDER[3]}"
+        )
     if not name.endswith(".json"):
         return read_weights(folder / name)
     index = folder / name

@@ -293,8 +293,8 @@ def test_overwrite_measures_again(run, tmp_path):
         (["--tasks", " , "], "no task was named; `silc-bench tasks` lists them"),
         (["--ckpt", "{run}:best"], "unknown branch 'best'; known: student, teacher."),
         (["--ckpt", "{tmp}/none"], "checkpoint {tmp}/none: no such file or folder"),
-        (["--ckpt", "{tmp}"], "checkpoint {tmp}: a folder without checkpoints/step_*.pt; expected a run"),
-        (["--ckpt", "{run}/log.jsonl"], "checkpoint {run}/log.jsonl: truncated, damaged or of another kind"),
+        (["--ckpt", "{tmp}"], "checkpoint {tmp}: a folder without checkpoints/step_*.pt of a run, or model.safetensors"),
+        (["--ckpt", "{run}/log.jsonl"], "checkpoint {run}/log.jsonl: a JSON text; a model with a JSON index is named by its folder"),
         (["--ckpt", ""], "an empty name is no checkpoint; name a run's folder"),
         (["--device", "cud"], "unknown device 'cud'; did you mean cuda"),
         (["--precision", "fp8"], "unknown precision 'fp8'; did you mean fp32?"),
@@ -465,5 +465,5 @@ def test_an_end_is_one_line_as_it_was_written(monkeypatch, error, code, said):
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch):
-    monkeypatch.setattr("silc_bench.leaderboard.build", lambda results: 1 / 0)
+    monkeypatch.setattr("silc_bench.leaderboard.build", lambda results, **options: 1 / 0)
     assert isinstance(call("leaderboard").exception, ZeroDivisionError)

@@ -24,7 +24,7 @@ from silc_bench.results import load_all
 from trainer import presets, train
 
 STEPS, BATCH = 3, 8
-TASKS = 8
+TASKS = 9
 SMALL = {"train": 700, "test": 40}  # pictures of each role
 
 
@@ -74,9 +74,9 @@ def patched():
         def counted_evaluate(model, *args, **kwargs):
             forward = model.encode_image
 
-            def counted(images):
+            def counted(images, point="pooled"):
                 counts["batches"] += 1
-                return forward(images)
+                return forward(images, point)
 
             model.encode_image = counted
             return encode(model, *args, **kwargs)
@@ -168,6 +168,7 @@ class Oracle:
     name, revision, embed_dim, image_size, patch_size = "oracle-silc:student", "0" * 16, len(SHAPES), 64, 1
 
     def __init__(self):
+        self.text_protocol = {"cleaning": "none"}
         dataset = demo.Shapes("test", 64)
         self.truth = {dataset.image(i).tobytes(): demo.without_background(dataset.mask(i)) for i in range(64)}
         self.texts = []
