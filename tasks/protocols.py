@@ -1,8 +1,8 @@
 """Named protocols: the choices that papers make silently, each set of them under one name and version.
 
-Flow: ``choose("bigvision")`` -> NamedProtocol; ``.task(task)`` is the task asked in its words, ``.pipeline(model, task)`` what is
-done to the pictures instead of the model's own preprocessing. A protocol that changes nothing of a task (kNN asks in no
-words) leaves it "native", so that it is not measured twice under two names.
+Flow: ``choose("bigvision")`` -> NamedProtocol; ``.task(task)`` is the task asked in its words, and ``.pipeline(model, task)``
+what is done to the pictures instead of the model's own preprocessing. A protocol that changes nothing of a task (kNN asks
+in no words) leaves it "native", so that it is not measured twice under two names.
 
 - native: the checkpoint's own preprocessing, the prompts that belong to the dataset.
 - openai80, openai7, single: CLIP's 80 ImageNet templates, the 7 of them that a greedy search kept, or "a photo of a {c}."

@@ -294,7 +294,7 @@ def test_overwrite_measures_again(run, tmp_path):
         (["--ckpt", "{run}:best"], "unknown branch 'best'; known: student, teacher."),
         (["--ckpt", "{tmp}/none"], "checkpoint {tmp}/none: no such file or folder"),
         (["--ckpt", "{tmp}"], "checkpoint {tmp}: a folder without checkpoints/step_*.pt of a run, or model.safetensors"),
-        (["--ckpt", "{run}/log.jsonl"], "checkpoint {run}/log.jsonl: a JSON text; a model with a JSON index is named by its folder"),
+        (["--ckpt", "{run}/log.jsonl"], "checkpoint {run}/log.jsonl: a JSON text; a model with a JSON index"),
         (["--ckpt", ""], "an empty name is no checkpoint; name a run's folder"),
         (["--device", "cud"], "unknown device 'cud'; did you mean cuda"),
         (["--precision", "fp8"], "unknown precision 'fp8'; did you mean fp32?"),

@@ -345,7 +345,7 @@ def test_a_shard_is_read_as_carefully_as_a_file(tmp_path):
 
 def test_a_folder_without_weights(tmp_path):
     (tmp_path / "model").mkdir()
-    refused(tmp_path / "model", "a folder without checkpoints/step_*.pt of a run, or model.safetensors")
+    refused(tmp_path / "model", r"a folder without checkpoints/step_\*\.pt of a run, or model\.safetensors")
 
 
 def test_a_link_that_leads_to_itself(tmp_path):

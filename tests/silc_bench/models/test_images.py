@@ -73,7 +73,7 @@ def test_what_cannot_be_is_refused():
         {"resize": "shortest"},
         {"resize_size": 30},
     ):
-        with pytest.raises(ValueError, match="picture must be squashed|no such image pipeline"):
+        with pytest.raises(ValueError, match=r"picture must be squashed|no such image pipeline"):
             ImagePipeline(24, MEAN, STD, **wrong)
 
 
