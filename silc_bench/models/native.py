@@ -19,7 +19,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from PIL import Image
@@ -40,55 +40,64 @@ from trainer.tokenizer import Tokenizer
 BRANCHES = ("student", "teacher")
 MAX_DEPTH = 1000  # blocks; the largest preset has 48
 EXPORTED = "silc-bench"  # metadata "format" of an exported file
+TOKENIZER_FILE = "tokenizer.json"  # beside weights alone
 MEAN, STD = 0.5, 0.5
 
 
-class NativeModel:
-    """A DenseModel over one branch of a checkpoint."""
+class NativeImageModel:
+    """A DenseModel over one branch: its image side. The text tower counts for revision and size."""
 
-    def __init__(self, name: str, student: Student, vision: VisionTower, tokenizer: Tokenizer):
+    def __init__(self, name: str, student: Student, vision: VisionTower, lacking: Mapping[str, str] | None = None):
         config = student.config
-        self.name, self.config = name, config
-        self.vision, self.text, self.tokenizer = vision.eval(), student.text.eval(), tokenizer
+        self.name, self.config, self.lacking = name, config, dict(lacking or {})
+        self.vision, self.text = vision.eval(), student.text.eval()
         self.embed_dim = config.vision.width
         self.image_size = config.vision.image_size
         self.patch_size = config.vision.patch_size
         self.num_params = count_parameters(vision) + count_parameters(student.text)
-        self.log_scale = student.log_scale.item()
-        self.logit_scale = student.log_scale.exp().item()
-        self.logit_bias = student.logit_bias.item()
         heads = {"vision_heads": config.vision.num_heads, "text_heads": config.text.num_heads}  # no weight tells them
         self.revision = revision_of({"vision": vision, "text": student.text}, heads)
         self.feature_points = {"pooled": self.embed_dim, "mean_patch": self.embed_dim}
         self.pipeline = ImagePipeline(self.image_size, mean=(MEAN,) * 3, std=(STD,) * 3)  # the whole picture, squashed
         self.image_protocol = self.pipeline.as_dict()
-        self.text_protocol = {
-            "cleaning": tokenizer.cleaning,
-            "length": config.text.context_length,
-            "tokenizer": hashlib.sha256(tokenizer.to_json().encode()).hexdigest()[:16],
-        }
 
     def preprocess(self, image: Image.Image) -> Tensor:
         return self.pipeline(image)
-
-    def tokenize(self, texts: list[str]) -> Tensor:
-        return self.tokenizer(texts)
 
     def encode_image(self, images: Tensor, point: str = "pooled") -> Tensor:
         if point == "mean_patch":
             return self.encode_dense(images, joint=False).mean(dim=(1, 2))
         return self.vision(images).float()
 
-    def encode_text(self, tokens: Tensor) -> Tensor:
-        return self.text(tokens).float()
-
     def encode_dense(self, images: Tensor, joint: bool) -> Tensor:
         return self.vision.dense(images, joint).float()
 
-    def to(self, device: torch.device) -> NativeModel:
+    def to(self, device: torch.device) -> Self:
         self.vision.to(device)
         self.text.to(device)
         return self
+
+
+class NativeModel(NativeImageModel):
+    """An ImageTextModel: both towers, with the tokenizer they were trained with."""
+
+    def __init__(self, name: str, student: Student, vision: VisionTower, tokenizer: Tokenizer):
+        super().__init__(name, student, vision)
+        self.tokenizer = tokenizer
+        self.log_scale = student.log_scale.item()
+        self.logit_scale = student.log_scale.exp().item()
+        self.logit_bias = student.logit_bias.item()
+        self.text_protocol = {
+            "cleaning": tokenizer.cleaning,
+            "length": self.config.text.context_length,
+            "tokenizer": hashlib.sha256(tokenizer.to_json().encode()).hexdigest()[:16],
+        }
+
+    def tokenize(self, texts: list[str]) -> Tensor:
+        return self.tokenizer(texts)
+
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        return self.text(tokens).float()
 
 
 def is_ours(path: Path) -> bool:
@@ -168,25 +177,39 @@ def load_safetensors(path: Path) -> NativeModel:
         raise _misfit(path, error) from None
 
 
-def load_state(path: Path, preset: str) -> NativeModel:
-    """A student's weights alone, in the towers of a preset; the tokenizer is that of the file's header.
+def load_state(path: Path, preset: str) -> NativeImageModel:
+    """A student's weights alone, in the towers of a preset; the tokenizer is that of the file's header, else ``TOKENIZER_FILE``
+    beside it (what ``Tokenizer.to_json`` gives). Without either it is an image model, and ``lacking`` names the file to bring.
 
     Raises:
-        UserError: an unknown preset, no tokenizer, weights that do not fit; says how to export a run with all it needs.
+        UserError: an unknown preset, a damaged tokenizer, weights or a tokenizer that do not fit.
     """
-    config = _towers_of(preset)
-    text = metadata_of(path).get("tokenizer")
-    if text is None:
-        raise UserError(
-            f"checkpoint {path}: weights without the tokenizer they were trained with, which silc:{preset} does not tell;"
-            " export the run itself: silc-bench export RUN --to safetensors"
-        )
-    config, tokenizer = _read_words(path, {"config": json.dumps(to_dict(config)), "tokenizer": text})
+    config, words, tokenizer = _towers_of(preset), _tokenizer_of(path), None
+    if words is not None:
+        config, tokenizer = _read_words(path, {"config": json.dumps(to_dict(config)), "tokenizer": words})
     with torch.device("meta"):
         student = Student(config)
     weights = {name: value for name, value in read_weights(path).items() if not name.startswith("head.")}
     load_into(student, weights, f"checkpoint {path} as silc:{preset}")
-    return NativeModel(f"silc:{preset}/{path.stem}", student, student.vision, tokenizer)
+    name = f"silc:{preset}/{path.stem}"
+    if tokenizer is not None:
+        return NativeModel(name, student, student.vision, tokenizer)
+    bring = (
+        f"weights without the tokenizer they were trained with: put it beside {path} as {TOKENIZER_FILE} (the text `tokenizer`"
+        " of the run's checkpoint), or export the run itself: silc-bench export RUN --to safetensors"
+    )
+    return NativeImageModel(name, student, student.vision, {"text": bring})
+
+
+def _tokenizer_of(path: Path) -> str | None:
+    words = metadata_of(path).get("tokenizer")
+    file = (path if path.is_dir() else path.parent) / TOKENIZER_FILE
+    if words is not None or not file.is_file():
+        return words
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: the tokenizer beside the weights cannot be read ({error})") from None
 
 
 def fitting_presets(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:

@@ -13,9 +13,11 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+from typer.testing import CliRunner
 
+from silc_bench import cli
 from silc_bench.errors import UserError
-from silc_bench.models import architectures, load_model, native
+from silc_bench.models import ImageTextModel, architectures, load_model, native
 from silc_bench.models.weights import read_weights
 from trainer.model import Student, init_weights
 from trainer.presets import make_preset
@@ -89,12 +91,40 @@ def test_weights_that_do_not_fit_the_preset(saved):
     assert "its tokenizer makes 16 tokens" in answer(saved(), "silc:b16")
 
 
+@pytest.mark.parametrize("write", [torch.save, safetensors.torch.save_file], ids=["pt", "safetensors"])
+def test_the_tokenizer_may_lie_beside_the_weights(student, tokenizer, tmp_path, write):
+    path = tmp_path / "student.bin"
+    write({name: value.detach().clone() for name, value in student.state_dict().items()}, path)
+    blind = load_model(str(path), "silc:cifar_tiny")
+    images, tokens = torch.randn(2, 3, blind.image_size, blind.image_size), tokenizer(CAPTIONS)
+    assert not isinstance(blind, ImageTextModel)
+    assert f"put it beside {path} as tokenizer.json" in blind.lacking["text"]
+    (tmp_path / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
+    model = load_model(str(path), "silc:cifar_tiny")
+    assert isinstance(model, ImageTextModel)
+    with torch.no_grad():
+        assert torch.equal(blind.encode_image(images), student.vision(images))
+        assert torch.equal(model.encode_image(images), student.vision(images))
+        assert torch.equal(model.tokenize(CAPTIONS), tokens)
+        assert torch.equal(model.encode_text(tokens), student.text(tokens))
+    assert model.revision == blind.revision
+    for damage in (b"{}", b"\xff"):
+        (tmp_path / "tokenizer.json").write_bytes(damage)
+        assert "tokenizer" in answer(path, "silc:cifar_tiny")
+
+
+def test_tasks_with_text_name_the_missing_tokenizer(saved, tmp_path):
+    words = ["eval", "--ckpt", str(saved(metadata={"format": "pt"})), "--arch", "silc:cifar_tiny", "--tasks", "shapes/zeroshot"]
+    done = CliRunner().invoke(cli.app, [*words, "--limit", "10", "--results", str(tmp_path / "results")])
+    assert done.exit_code == 2
+    assert "tokenizer.json" in done.stderr
+
+
 def test_what_a_preset_does_not_tell(saved, tmp_path):
-    assert "silc-bench export" in answer(saved(metadata={"format": "pt"}), "silc:cifar_tiny")
     assert "tokenizer is damaged" in answer(saved(metadata={"tokenizer": "{}"}), "silc:cifar_tiny")
     assert "did you mean cifar_tiny" in answer(saved(), "silc:cifar-tiny")
     torch.save({"a": torch.ones(2)}, tmp_path / "x.pt")
-    assert "silc-bench export" in answer(tmp_path / "x.pt", "silc:cifar_tiny")
+    assert "its weights do not fit" in answer(tmp_path / "x.pt", "silc:cifar_tiny")
 
 
 @pytest.mark.parametrize(
