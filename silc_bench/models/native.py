@@ -29,7 +29,7 @@ from silc_bench.errors import UserError, unknown_name
 from silc_bench.models import tensor_files
 from silc_bench.models.images import ImagePipeline
 from silc_bench.models.revision import revision_of
-from silc_bench.models.weights import load_into, metadata_of, read_weights
+from silc_bench.models.weights import check_tensors, load_into, metadata_of, read_weights
 from trainer import checkpoint
 from trainer.config import Config, TextConfig, from_dict, to_dict
 from trainer.model import Student, VisionTower, count_parameters
@@ -151,6 +151,8 @@ def load(path: Path, branch: str | None = None) -> NativeModel:
             teacher = Teacher(student, config.distillation)
         student.load_state_dict(payload["student"], assign=True)
         teacher.load_state_dict(payload["teacher"], assign=True)
+        for part in BRANCHES:  # here and not where a run is resumed, which may have to be looked into
+            check_tensors(file, {f"{part}.{name}": value for name, value in payload[part].items()})
         vision = student.vision if branch != "teacher" else teacher.vision
         return NativeModel(f"{config.name}:{branch or BRANCHES[0]}", student.float(), vision.float(), tokenizer)
     except (TypeError, OverflowError, RuntimeError) as error:

@@ -1,7 +1,8 @@
 """Weights alone, without a configuration: ``--arch`` says what they belong to, and the adapter of that library loads them.
 
 Flow: FILE with ``--arch open_clip:NAME``, ``hf:FOLDER_OR_NAME`` (configuration and tokenizer come from there) or
-``silc:PRESET`` (tokenizer: the file's header, or tokenizer.json beside it) -> the adapter. Without ``--arch`` nothing is guessed: the answer names the architectures that the shapes fit.
+``silc:PRESET`` (tokenizer: the file's header, or tokenizer.json beside it) -> the adapter. Without ``--arch`` nothing is
+guessed: the answer names the architectures that the shapes fit.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         return _read_folder(path)
     kind, content = _read(path)
     weights = content if kind in ("safetensors", "npz") else _unwrap(path, content)
-    _check(path, weights)
+    check_tensors(path, weights)
     return weights if kind == "npz" else _without_prefixes(weights)
 
 
@@ -101,6 +101,29 @@ def load_into(module: nn.Module, weights: Mapping[str, Tensor], source: str) -> 
     module.float()
 
 
+def check_tensors(path: Path, weights: Mapping[str, Tensor]) -> None:
+    """Dense, of a dtype for weights, no larger than the file, finite.
+
+    Raises:
+        UserError: names the file and the first tensor that is not.
+    """
+    size = path.stat().st_size
+    for name, value in weights.items():
+        if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
+            raise refused(path, f"{name} is not a plain tensor in memory ({value.layout}, {value.dtype}, {value.device})")
+        words = name.replace("/", ".").split(".")
+        is_weight = value.ndim > 1 and words[-1] in ("weight", "kernel", "bias", "proj", "in_proj_weight")
+        if value.dtype not in FLOATS and (is_weight or value.dtype not in COUNTS):
+            raise refused(path, f"{name} is of {str(value.dtype).removeprefix('torch.')}: weights of that kind are not read")
+        if value.numel() * value.element_size() > max(pickles.SMALL, pickles.MAX_RATIO * size):
+            raise refused(path, f"{name} claims the shape {list(value.shape)}, more than {size:,} bytes can hold")
+        if value.dtype in FLOATS and not value.isfinite().all():
+            bad = value.numel() - int(value.isfinite().sum())
+            raise refused(path, f"{name} is not finite ({bad:,} of {value.numel():,} values are NaN or infinite)")
+    if not any(value.dtype in FLOATS for value in weights.values()):
+        raise refused(path, f"no weights among its {len(weights)} tensors: none is of a floating-point dtype")
+
+
 def _some(what: str, names: list[str], shown: int = 3) -> str:
     """ "2 missing (a, b)", or "" where there are none."""
     more = ", ..." if len(names) > shown else ""
@@ -140,25 +163,6 @@ def _unwrap(path: Path, content: Any) -> dict[str, Tensor]:
     return {name: value.detach() for name, value in content.items()}
 
 
-def _check(path: Path, weights: dict[str, Tensor]) -> None:
-    """Dense, of a dtype for weights, no larger than the file, finite."""
-    size = path.stat().st_size
-    for name, value in weights.items():
-        if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
-            raise refused(path, f"{name} is not a plain tensor in memory ({value.layout}, {value.dtype}, {value.device})")
-        words = name.replace("/", ".").split(".")
-        is_weight = value.ndim > 1 and words[-1] in ("weight", "kernel", "bias", "proj", "in_proj_weight")
-        if value.dtype not in FLOATS and (is_weight or value.dtype not in COUNTS):
-            raise refused(path, f"{name} is of {str(value.dtype).removeprefix('torch.')}: weights of that kind are not read")
-        if value.numel() * value.element_size() > max(pickles.SMALL, pickles.MAX_RATIO * size):
-            raise refused(path, f"{name} claims the shape {list(value.shape)}, more than {size:,} bytes can hold")
-        if value.dtype in FLOATS and not value.isfinite().all():
-            bad = value.numel() - int(value.isfinite().sum())
-            raise refused(path, f"{name} is not finite ({bad:,} of {value.numel():,} values are NaN or infinite)")
-    if not any(value.dtype in FLOATS for value in weights.values()):
-        raise refused(path, f"no weights among its {len(weights)} tensors: none is of a floating-point dtype")
-
-
 def _without_prefixes(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     while prefix := next((p for p in PREFIXES if all(name.startswith(p) and name != p for name in weights)), None):
         weights = {name.removeprefix(prefix): value for name, value in weights.items()}
@@ -181,7 +185,7 @@ def _read_folder(folder: Path) -> dict[str, Tensor]:
             raise refused(folder, f"{name} names {shard}, which is not there; fetch it too")
         kind, content = _read(folder / shard)
         part = content if kind in ("safetensors", "npz") else _unwrap(folder / shard, content)
-        _check(folder / shard, part)
+        check_tensors(folder / shard, part)
         weights |= part
     differ = sorted(shards.keys() ^ weights.keys())
     if differ:

@@ -6,6 +6,7 @@ import copy
 import json
 import pickle
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -329,6 +330,27 @@ def test_parts_that_do_not_fit_are_named_with_the_file(changed, fields, words):
         load_model(path)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize("part", ["student", "teacher"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_diverged_run_is_named_with_its_tensor_but_can_be_resumed(run, changed, part, value):
+    state = payload_of(run)[part]
+    name = next(name for name in state if name.endswith("norm.weight"))
+    state[name] = state[name].clone()
+    state[name][0] = value
+    path = changed(**{part: state})
+    with pytest.raises(UserError, match=rf"^checkpoint {path}: {part}\.{name} is not finite \(1 of"):
+        load_model(path)
+    assert not checkpoint.load(Path(path))[part][name].isfinite().all()
+
+
+def test_a_run_of_sparse_weights_is_refused(run, changed):
+    state = payload_of(run)["student"]
+    name = next(name for name in state if name.endswith("fc1.weight"))
+    path = changed(student=state | {name: state[name].to_sparse()})
+    with pytest.raises(UserError, match=f"^checkpoint {path}: "):
+        load_model(path)
 
 
 @pytest.mark.parametrize(
