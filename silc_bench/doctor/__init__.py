@@ -50,11 +50,11 @@ def examine(model: ImageModel) -> Examination:
     """All checks that apply to a model on the CPU; a ViT-B takes half a minute on two cores."""
     started = time.perf_counter()
     subject = Subject(model)
-    digest = pixel_hash(model.preprocess)
-    found = facts_of(subject, digest, known.pipeline_named(digest))
+    found, fault = _facts(subject)
     checks = {**IMAGE_CHECKS, "text tower": text_tower, **(TEXT_CHECKS if subject.reads else {})}
-    findings = [_named(name, _answer(check, subject)) for name, check in checks.items()]
-    findings += [_named(KNOWN, answer) for answer in known.compare(model.name, _expected_facts(subject))]
+    findings = [_named(name, answer) for name, check in checks.items() for answer in _answers(check, subject)]
+    findings += [_named(KNOWN, answer) for answer in _answers(_compare, subject)]
+    findings = fault + findings
     return Examination(found, findings, time.perf_counter() - started)
 
 
@@ -62,13 +62,30 @@ def _named(check: str, answer: Answer) -> Finding:
     return Finding(**vars(answer), check=check)
 
 
-def _answer(check: Callable[[Subject], Answer], subject: Subject) -> Answer:
+def _facts(subject: Subject) -> tuple[dict[str, Any], list[Finding]]:
+    """What was loaded; of a model that cannot say it, its name and what it raised."""
+    found: dict[str, Any] = {"name": subject.model.name}
+
+    def read(subject: Subject) -> list[Answer]:
+        digest = pixel_hash(subject.model.preprocess)
+        found.update(facts_of(subject, digest, known.pipeline_named(digest)))
+        return []
+
+    return found, [_named("what was loaded", answer) for answer in _answers(read, subject)]
+
+
+def _compare(subject: Subject) -> list[Answer]:
+    return known.compare(subject.model.name, _expected_facts(subject))
+
+
+def _answers(check: Callable[[Subject], Answer | list[Answer]], subject: Subject) -> list[Answer]:
     try:
-        return check(subject)
+        found = check(subject)
+        return found if isinstance(found, list) else [found]
     except Exception as error:  # whatever a broken checkpoint or library raises is what this command is there to tell
         says = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         fix = "check that the weights, the configuration and the tokenizer are of the same model"
-        return Answer(FAILED, says, "the parts of this checkpoint do not fit each other", fix)
+        return [Answer(FAILED, says, "the parts of this checkpoint do not fit each other", fix)]
 
 
 def _expected_facts(subject: Subject) -> dict[str, Callable[[], Any]]:

@@ -119,8 +119,16 @@ def load(path: Path, arch: str | None) -> BigVisionModel:
     tokenizer = find_tokenizer(path.parent, shape.vocab_size, shape.context_length)
     if tokenizer is None:
         return BigVisionModel(name, shape, network, {"text": _bring_tokenizer(path, shape)})
-    logit_bias = params["b"].item() if "b" in params else 0.0
-    return BigVisionTextModel(name, shape, network, tokenizer, params["t"].exp().item(), logit_bias)
+    logit_bias = _number(params["b"], "b, the bias", path) if "b" in params else 0.0
+    logit_scale = _number(params["t"].exp(), "exp(t), the scale", path)
+    return BigVisionTextModel(name, shape, network, tokenizer, logit_scale, logit_bias)
+
+
+def _number(array: Tensor, what: str, path: Path) -> float:
+    if array.numel() != 1 or not array.isfinite().all():
+        found = f"has the shape {list(array.shape)}" if array.numel() != 1 else f"is {array.item()}"
+        raise UserError(f"{path}: {what} {found}; it must be one finite number")
+    return array.item()
 
 
 def _bring_tokenizer(path: Path, shape: Shape) -> str:

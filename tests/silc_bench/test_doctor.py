@@ -359,6 +359,21 @@ def test_a_text_tower_without_its_tokenizer_is_a_fault(model):
     assert verdicts(examination)["dense map pools to the embedding"] == NOT_APPLICABLE
 
 
+def test_pictures_that_cannot_be_read_are_a_fault_and_no_traceback(model):
+    def preprocess(image):
+        raise ZeroDivisionError("a picture of no width")
+
+    examination = examine(spoilt(model, preprocess=preprocess))
+    assert "ZeroDivisionError: a picture of no width" in examination.failed[0].says
+    assert (examination.failed[0].check, examination.facts["name"]) == ("what was loaded", model.name)
+    assert verdicts(examination)["tokens"] == verdicts(examination)["logit scale"] == OK
+
+
+def test_a_protocol_that_says_nothing_is_a_fault_and_no_traceback(open_clip_models):
+    examination = examine(spoilt(open_clip_models["doctor-vit"], image_protocol=None, name="open_clip:ViT-B-32/openai"))
+    assert {"what was loaded", "preprocessing", KNOWN} == {finding.check for finding in examination.failed}
+
+
 def test_wrong_preprocessing_under_a_known_name(open_clip_models):
     model = open_clip_models["doctor-vit"]
     pipeline = replace(model.pipeline, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))

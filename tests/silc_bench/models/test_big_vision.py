@@ -238,6 +238,23 @@ def test_bfloat16_arrays_are_read_as_jax_saves_them(theirs, arrays, write):
         assert ours.encode_image(random_pixels()).dtype == torch.float32
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("t", np.ones(2), r"exp\(t\), the scale has the shape \[2\]"),
+        ("t", np.ones(0), r"has the shape \[0\]"),
+        ("t", np.array(200.0), r"exp\(t\), the scale is inf"),
+        ("b", np.ones((3, 1)), r"b, the bias has the shape \[3, 1\]"),
+    ],
+)
+def test_a_scale_or_bias_that_is_no_number(arrays, write, name, value, words):
+    path = write({**arrays, name: value.astype(np.float32)})
+    with pytest.raises(UserError, match=f"^{path}: .*{words}.*; it must be one finite number"):
+        load_model(f"big_vision:{path}")
+    held = load_model(f"big_vision:{write({**arrays, 't': np.full(1, 2.0, np.float32)})}")
+    assert held.logit_scale == pytest.approx(np.exp(2.0))
+
+
 def test_dense_features_pool_back_and_take_the_value_path(theirs, arrays, write):
     ours = load_model(f"big_vision:{write(arrays)}")
     pixels = random_pixels()
