@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -26,10 +27,12 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
     """Say what was loaded and check it: preprocessing, tokens, masks, embeddings, scale, dense path, known checkpoints."""
+    started = time.perf_counter()
     from silc_bench.doctor import examine
     from silc_bench.models import load_model
 
-    examination = examine(load_model(ckpt, arch))
+    model = load_model(ckpt, arch)
+    examination = examine(model, loading=time.perf_counter() - started)
     if as_json:
         print(json.dumps(_finite(examination.as_dict()), indent=1))
     else:

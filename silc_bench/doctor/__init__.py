@@ -33,7 +33,7 @@ class Examination:
 
     facts: dict[str, Any]
     findings: list[Finding]
-    seconds: float
+    seconds: float  # with loading
 
     @property
     def failed(self) -> list[Finding]:
@@ -46,8 +46,12 @@ class Examination:
 
 
 @torch.no_grad()
-def examine(model: ImageModel) -> Examination:
-    """All checks that apply to a model on the CPU; a ViT-B takes half a minute on two cores."""
+def examine(model: ImageModel, loading: float = 0.0) -> Examination:
+    """All checks that apply to a model on the CPU; a ViT-B takes half a minute on two cores.
+
+    Args:
+        loading: seconds that loading it took; they are counted.
+    """
     started = time.perf_counter()
     subject = Subject(model)
     found, fault = _facts(subject)
@@ -55,7 +59,7 @@ def examine(model: ImageModel) -> Examination:
     findings = [_named(name, answer) for name, check in checks.items() for answer in _answers(check, subject)]
     findings += [_named(KNOWN, answer) for answer in _answers(_compare, subject)]
     findings = fault + findings
-    return Examination(found, findings, time.perf_counter() - started)
+    return Examination(found, findings, loading + time.perf_counter() - started)
 
 
 def _named(check: str, answer: Answer) -> Finding:

@@ -10,7 +10,7 @@ import math
 
 import torch
 
-from silc_bench.doctor.image_checks import embeddings
+from silc_bench.doctor.image_checks import embeddings, looked_at
 from silc_bench.doctor.subject import FAILED, NOT_APPLICABLE, OK, SAME, Answer, Subject, distance
 
 SHORT = "a cat"
@@ -97,7 +97,7 @@ def text_embeddings(subject: Subject) -> Answer:
     if found.verdict == OK and subject.texts.shape[1] != subject.images.shape[1]:
         says = f"texts have {subject.texts.shape[1]} dimensions, pictures {subject.images.shape[1]}"
         return Answer(FAILED, says, "a projection was left out", "return embeddings of the shared space")
-    return found
+    return looked_at(found, len(subject.texts), len(subject.tokens), subject.first_text[1])
 
 
 def scale(subject: Subject) -> Answer:

@@ -164,6 +164,49 @@ def test_a_vision_model_passes_what_applies():
     assert "image encoders only" in examination.facts["text"]
 
 
+class Clock:
+    """Seconds that pass only while a slow model works."""
+
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.mark.parametrize(
+    ("picture", "text", "counts"), [(0.5, 0.2, (32, 32)), (2.0, 0.2, (10, 32)), (6.0, 1.0, (4, 10)), (90.0, 90.0, (4, 4))]
+)
+def test_slow_models_are_looked_at_less_and_it_is_said(model, monkeypatch, picture, text, counts):
+    clock, seen = Clock(), {"picture": 0, "text": 0}
+    monkeypatch.setattr("silc_bench.doctor.subject.perf_counter", clock)
+
+    def slow(encode, thing, each):
+        def encoded(things, *point):
+            seen[thing] += len(things)
+            clock.now += each * len(things)
+            return encode(things, *point)
+
+        return encoded
+
+    encoders = {
+        "encode_image": slow(model.encode_image, "picture", picture),
+        "encode_text": slow(model.encode_text, "text", text),
+    }
+    examination = examine(spoilt(model, **encoders))
+    assert not examination.failed
+    says = {finding.check: finding.says for finding in examination.findings}
+    for thing, each, count in zip(("image", "text"), (picture, text), counts, strict=True):
+        reduced = f"; {count} of 32, as one takes {each:.1f} s"
+        assert says[f"{thing} embeddings"].endswith(reduced) == (count < 32)
+        assert f" {count} {'picture' if thing == 'image' else 'text'}s differ" in says[f"{thing} embeddings"]
+    assert seen["picture"] <= counts[0] + 4, "one alone, again, its mean_patch, and one patch"
+    assert seen["text"] <= counts[1] + 9, "one alone, and the check of short texts beside long ones"
+
+
+def test_loading_is_counted(model):
+    assert examine(model, loading=1000.0).seconds > 1000
+
+
 # ---- spoilt models ----
 
 
