@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import string
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ from silc_bench.models.hf_files import read_json
 from silc_bench.models.sentencepieces import canonicalize
 
 PROBES = ("A photo of a CAT, don't you think?", "  Straße 123\n café ÀÉ 東京 \U0001f600", "")
+CASE_PROBE = "a photo of two cats"
 SIGLIP = ("SiglipTokenizer",)
 GEMMA = ("GemmaTokenizer", "Siglip2Tokenizer")  # SigLIP 2
 OLD_EOS = 2  # what old configurations of CLIP say, though its end-of-text token is another one
@@ -113,14 +115,26 @@ def read_tokenizer(folder: Path, length: int, vocab_size: int, is_masked: bool, 
     if tokenizer.pad_token_id is None:
         raise UserError(f"the tokenizer of {folder} has no padding token; bring its tokenizer_config.json")
     tokenizer.padding_side = settings.get("padding_side", "right")  # trained so; a class of the library says "left"
-    cleaning = "none"
-    if is_siglip:
-        name = str(settings.get("tokenizer_class", type(tokenizer).__name__)).removesuffix("Fast")
-        if name in SIGLIP:
-            cleaning = "lower, no ASCII punctuation" if settings.get("do_lower_case", True) else "none"
-        elif name in GEMMA or type(tokenizer).__name__.removesuffix("Fast") in GEMMA:
-            cleaning = "lower"
+    cleaning = _cleaning_of_siglip(tokenizer, settings, folder) if is_siglip else "none"
     return Reader(tokenizer, cleaning, length, vocab_size, is_masked)
+
+
+def _cleaning_of_siglip(tokenizer: Any, settings: dict[str, Any], folder: Path) -> str:
+    """By the tokenizer's class; one of another class must lower texts by itself, as our exports do in tokenizer.json."""
+    name = str(settings.get("tokenizer_class", type(tokenizer).__name__)).removesuffix("Fast")
+    if name in SIGLIP:
+        is_lower = settings.get("do_lower_case", True)
+        return "lower, no ASCII punctuation" if is_lower else "no ASCII punctuation"
+    if name in GEMMA or type(tokenizer).__name__.removesuffix("Fast") in GEMMA:
+        return "lower"
+    upper, lower = (tokenizer(text)["input_ids"] for text in (CASE_PROBE.upper(), CASE_PROBE))
+    if upper != lower and settings.get("do_lower_case", True):
+        raise UserError(
+            f"the tokenizer of {folder} is a {name} that tells capitals apart, but SigLIP read lower-cased text: bring the"
+            " published tokenizer_config.json (SiglipTokenizer, GemmaTokenizer), or, if it was trained with capitals, write"
+            ' "do_lower_case": false there'
+        )
+    return "none"
 
 
 def check_end_of_text(reader: Reader, eos_token_id: int, folder: Path) -> None:
@@ -138,6 +152,11 @@ def check_end_of_text(reader: Reader, eos_token_id: int, folder: Path) -> None:
         )
 
 
+def _without_punctuation(text: str) -> str:
+    """What SiglipTokenizer does with ``do_lower_case`` false."""
+    return " ".join(text.translate(str.maketrans("", "", string.punctuation)).split())
+
+
 def _lower(text: str) -> str:
     """Letter by letter, as the library's tokenizers do: Python alone would look at a sigma's neighbours."""
     return "".join(letter.lower() for letter in text)
@@ -146,5 +165,6 @@ def _lower(text: str) -> str:
 CLEANINGS: dict[str, Callable[[str], str]] = {
     "none": lambda text: text,
     "lower": _lower,
+    "no ASCII punctuation": _without_punctuation,
     "lower, no ASCII punctuation": canonicalize,
 }

@@ -114,6 +114,7 @@ def _xlmr_tokenizer(folder: Path) -> tuple[int, dict[str, int]]:
 def _t5_tokenizer(folder: Path) -> tuple[int, dict[str, int]]:
     """Pieces as SigLIP's, in the library's JSON; the real one is a sentencepiece file."""
     tokenizer = Tokenizer(models.Unigram())
+    tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     special = ["<pad>", "</s>", "<unk>"]
     tokenizer.train_from_iterator(CORPUS, trainers.UnigramTrainer(vocab_size=80, special_tokens=special, unk_token="<unk>"))

@@ -301,6 +301,22 @@ def test_siglip_texts_are_canonical(tmp_path):
     ours = load_model(f"hf:{folder}")
     assert torch.equal(ours.tokenize(TEXTS), library_tokens("siglip", folder, TEXTS)["input_ids"])
     assert torch.equal(ours.tokenize(["A photo, of a CAT!"]), ours.tokenize(["a  photo of a cat"]))
+    change(folder / "tokenizer_config.json", do_lower_case=False)
+    cased = load_model(f"hf:{folder}")
+    assert cased.text_protocol["cleaning"] == "no ASCII punctuation"
+    assert torch.equal(cased.tokenize(TEXTS), library_tokens("siglip", folder, TEXTS)["input_ids"])
+    assert not torch.equal(cased.tokenize(["a CAT"]), cased.tokenize(["a cat"]))
+
+
+def test_a_siglip_whose_tokenizer_keeps_capitals_is_refused_unless_it_says_so(copy):
+    folder = copy("siglip")
+    assert load_model(f"hf:{folder}").text_protocol["cleaning"] == "none", "its own normaliser lowers"
+    change(folder / "tokenizer.json", normalizer=None)
+    with pytest.raises(UserError, match="a PreTrainedTokenizer that tells capitals apart, but SigLIP read lower-cased text"):
+        load_model(f"hf:{folder}")
+    change(folder / "tokenizer_config.json", do_lower_case=False)
+    cased = load_model(f"hf:{folder}")
+    assert not torch.equal(cased.tokenize(["a CAT"]), cased.tokenize(["a cat"]))
 
 
 def test_clip_pools_the_end_of_text_in_old_configurations_too(models):
