@@ -3,7 +3,8 @@
 The rule: SHA-256 over every tensor of the modules behind the embeddings - name, shape, value as fp32 - in the order of their
 names, then over ``settings``: what changes the embeddings without being a weight (activation, heads, epsilon of a norm).
 The dtype of the file and the device do not count. Names are those of the library that runs the model, so the same
-weights loaded through two libraries are two revisions, with equal metrics.
+weights loaded through two libraries are two revisions; their metrics are equal where pixels, tokens and activation agree,
+which they do not for every model (docs/checkpoints.md, "Known traps").
 """
 
 from __future__ import annotations
