@@ -26,6 +26,7 @@ from silc_bench.errors import UserError
 from silc_bench.models.images import ImagePipeline
 from silc_bench.models.open_clip_build import build, fill, state_of, tokenizer_of
 from silc_bench.models.open_clip_checkpoints import Checkpoint, find
+from silc_bench.models.open_clip_code import refuse_code, without_code
 from silc_bench.models.open_clip_text import encoder_of
 from silc_bench.models.open_clip_towers import Tower, tower_of
 from silc_bench.models.revision import revision_of
@@ -123,8 +124,11 @@ def load(rest: str, weights: Path | None = None) -> OpenClipModel:
     """
     _library()
     checkpoint = find(rest, weights)
+    refuse_code(checkpoint)
     state, quick_gelu = state_of(checkpoint)
-    network = build(checkpoint, quick_gelu)
+    with without_code():
+        network = build(checkpoint, quick_gelu)
+        tokenizer = tokenizer_of(checkpoint)
     if state is not None:
         fill(network, state, checkpoint)
     network.eval().requires_grad_(False)
@@ -134,7 +138,7 @@ def load(rest: str, weights: Path | None = None) -> OpenClipModel:
     except UserError as error:
         raise UserError(f"{checkpoint.name}: {error}") from None
     settings = _settings(network, checkpoint.config, quick_gelu)
-    return OpenClipModel(checkpoint.name, network, tower, pipeline, tokenizer_of(checkpoint), settings)
+    return OpenClipModel(checkpoint.name, network, tower, pipeline, tokenizer, settings)
 
 
 def _library() -> ModuleType:

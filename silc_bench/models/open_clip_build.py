@@ -87,8 +87,10 @@ def tokenizer_of(checkpoint: Checkpoint) -> Any:
     """The library's own, with the length it was trained with."""
     import open_clip
 
+    # said where transformers makes the tokenizer; open_clip's own classes do not know the word
+    refusal = {"trust_remote_code": False} if checkpoint.config["text_cfg"].get("hf_tokenizer_name") else {}
     try:
-        return open_clip.get_tokenizer(checkpoint.library_name)
+        return open_clip.get_tokenizer(checkpoint.library_name, **refusal)
     except ImportError as error:
         raise UserError(
             f"the tokenizer of {checkpoint.name} needs transformers: pip install 'silc-bench[hf]' ({error})"
