@@ -144,10 +144,12 @@ class TimmTower:
         self.visual, self.trunk = visual, trunk
         self.is_tokens = hasattr(trunk, "num_prefix_tokens") and hasattr(trunk, "blocks")
         self.patch_size = int(trunk.feature_info[-1]["reduction"])
-        is_open = self.is_tokens and hasattr(trunk, "dynamic_img_size")  # windows (Swin) are cut for one size
+        # windows (Swin) are cut for one size, and what does not divide into patches (So400m/14 at 384) is taken at its own only
+        is_cut = self.is_tokens and not _divides(trunk)
+        is_open = self.is_tokens and not is_cut and hasattr(trunk, "dynamic_img_size")
         if is_open:
             _open_to_any_size(trunk)
-        self.is_fixed_size = not is_open and bool(trunk.pretrained_cfg.get("fixed_input_size"))
+        self.is_fixed_size = is_cut or (not is_open and bool(trunk.pretrained_cfg.get("fixed_input_size")))
         self.joint, self.reason = _joint_path(visual, self.is_tokens)
         self.points = {"mean_patch": trunk.num_features}
         has_projection = bool(visual.head) or isinstance(trunk.get_classifier(), torch.nn.Linear)
@@ -230,6 +232,14 @@ def _joint_path(visual: Network, is_tokens: bool) -> tuple[str, str]:
         return "class token", ""
     kind = type(trunk.blocks[-1]).__name__
     return "", f"pooling {trunk.global_pool!r} over blocks of the kind {kind} has no path for a patch alone"
+
+
+def _divides(trunk: Network) -> bool:
+    """Whether the trained size is a whole number of patches; timm drops the rest of it, at the trained size alone."""
+    patches = trunk.patch_embed
+    if getattr(patches, "img_size", None) is None or not hasattr(patches, "patch_size"):
+        return True
+    return not any(side % patch for side, patch in zip(patches.img_size, patches.patch_size, strict=True))
 
 
 def _open_to_any_size(trunk: Network) -> None:

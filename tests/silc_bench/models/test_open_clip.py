@@ -66,6 +66,11 @@ def small_map(pretrained=False, **others):
     return _create_vision_transformer("vit_base_patch16_siglip_224", **{**SMALL, "class_token": False, **others})
 
 
+def small_rest(pretrained=False, **others):
+    """The same, trained at a size that is no whole number of patches."""
+    return small_map(**{"img_size": 34, **others})
+
+
 def small_gap(pretrained=False, **others):
     """A ViT of timm with a class token that is left out of the mean, and its norm before."""
     from timm.models.vision_transformer import _create_vision_transformer
@@ -124,6 +129,12 @@ def configs(reader):
             "custom_text": True,
             "init_logit_bias": -10,
         },
+        "tiny-rest": {
+            "embed_dim": 48,
+            "vision_cfg": timm_tower("small_rest", "map", "none", 34),
+            "text_cfg": TEXT,
+            "custom_text": True,
+        },
         "tiny-eva": {**base, "vision_cfg": timm_tower("small_eva", "token", None), "custom_text": True},
         "tiny-gap": {**base, "vision_cfg": timm_tower("small_gap", "", "linear")},
         "tiny-convnext": {**base, "vision_cfg": timm_tower("test_convnext", "", "mlp", 128)},
@@ -165,7 +176,7 @@ def home(tmp_path_factory):
     """A folder with the configurations, known to open_clip while this file is tested, as the small towers are to timm."""
     import timm
 
-    for small in (small_map, small_gap, small_swin, small_eva):
+    for small in (small_map, small_rest, small_gap, small_swin, small_eva):
         timm.models.register_model(small)
     reads = open_clip.factory.SimpleTokenizer
     open_clip.factory.SimpleTokenizer = functools.cache(reads)  # the same vocabulary, parsed once instead of thirty times
@@ -288,7 +299,7 @@ def test_feature_points_have_their_widths(models, arch):
         assert ours.encode_image(images, point).shape == (2, width)
     assert close(ours.encode_image(images, "mean_patch"), ours.encode_dense(images, joint=False).mean(dim=(1, 2)))
     if "pre_projection" not in ours.feature_points:
-        assert arch == "tiny-siglip"  # pooled as it is
+        assert arch in ("tiny-siglip", "tiny-rest")  # pooled as it is
         return
     before, visual = ours.encode_image(images, "pre_projection"), theirs.visual
     if hasattr(visual, "trunk"):
@@ -447,6 +458,23 @@ def test_a_size_that_does_not_divide_is_refused(models):
     for call in (ours.encode_image, lambda images: ours.encode_dense(images, joint=True)):
         with pytest.raises(UserError, match="patches of 8 pixels; 36 x 32"):
             call(torch.zeros(1, 3, 36, 32))
+
+
+@torch.no_grad()
+def test_a_trained_size_that_does_not_divide_is_taken_as_it_is_and_no_other(models):
+    """As So400m/14 at 384 pixels: the rest of 6 belongs to no patch."""
+    ours, theirs = models("tiny-rest")
+    assert (ours.image_size, ours.patch_size) == (34, 8)
+    images = torch.randn(2, 3, 34, 34, generator=torch.Generator().manual_seed(3))
+    assert torch.equal(ours.encode_image(images), theirs.encode_image(images))
+    patches = ours.encode_dense(images, joint=False)
+    assert close(patches.flatten(1, 2), theirs.visual.trunk.forward_features(images))
+    assert patches.shape == (2, 4, 4, 48)
+    assert ours.encode_dense(images, joint=True).shape == (2, 4, 4, 48)
+    assert ours.encode_image(images, "mean_patch").shape == (2, 48)
+    for side in (32, 40):
+        with pytest.raises(UserError, match=f"pictures of 34 x 34 pixels only, not {side} x {side}"):
+            ours.encode_image(torch.zeros(1, 3, side, side))
 
 
 @torch.no_grad()
