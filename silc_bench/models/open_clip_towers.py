@@ -35,6 +35,8 @@ class VitTower:
     is_fixed_size = False
 
     def __init__(self, visual: Network):
+        if getattr(visual, "attn_pool_contrastive", None) is not None:  # a second pooling, of which patches would see one
+            raise UserError(f"an image tower pooled twice (attentional_pool {visual.attn_pool_type!r}) is not supported")
         if visual.pool_type == "none":
             raise UserError("an image tower that gives tokens instead of one embedding (pool_type 'none') is not supported")
         self.visual = visual
