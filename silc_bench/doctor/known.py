@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 import json
+import re
 from collections.abc import Callable
 from functools import cache
 from importlib.resources import files
@@ -50,8 +51,9 @@ def hash_declared(protocol: dict[str, Any]) -> str | None:
 
 
 def expectation(name: str) -> dict[str, Any] | None:
-    """The entry of a model's name ("open_clip:ViT-B-32/openai"), upper and lower case alike."""
+    """The entry of a model's name ("open_clip:ViT-B-32/openai", also with a file's suffix), upper and lower case alike."""
     entries = read_table("expected")["checkpoints"]
+    name = re.sub(r"\.(safetensors|bin|pth|pt)$", "", name)
     return next((e for e in entries if any(fnmatch.fnmatchcase(name.lower(), pattern.lower()) for pattern in e["names"])), None)
 
 

@@ -77,7 +77,8 @@ def find(rest: str, weights: Path | None = None) -> Checkpoint:
 
 
 def _from_file(arch: str, config: dict[str, Any], path: Path) -> Checkpoint:
-    return Checkpoint(f"open_clip:{arch}/{path.stem}", arch, config, _agreed_preprocess(arch), path)
+    # with its suffix: openai.pt is not the released row of that name
+    return Checkpoint(f"open_clip:{arch}/{path.name}", arch, config, _agreed_preprocess(arch), path)
 
 
 def _from_tag(arch: str, config: dict[str, Any], tag: str) -> Checkpoint:

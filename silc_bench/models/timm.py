@@ -127,7 +127,7 @@ def load(rest: str) -> TimmModel:
     elif slash:
         network = _create(timm, name)
         _fill(network, name, Path(path))
-        label = f"timm:{name}/{Path(path).stem}"
+        label = f"timm:{name}/{Path(path).name}"  # with its suffix: random.pt is not the row /random
     else:
         network = _download(timm, name)
         config = _config(network)

@@ -455,6 +455,7 @@ def test_names_are_told_apart():
     assert known.expectation("hf:clip-vit-base-patch32")["expect"]["activation"] == "quick_gelu"
     assert known.expectation("big_vision:webli_en_b16_224_63724782")["expect"]["parameters"] == 203155968
     assert known.expectation("hf:clip-vit-base-patch32-mine") is None
+    assert known.expectation("open_clip:ViT-B-32/ViT-B-32.pth") == known.expectation("open_clip:ViT-B-32/openai") is not None
 
 
 def test_expectations_are_the_libraries_own():

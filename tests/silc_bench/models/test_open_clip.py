@@ -287,7 +287,7 @@ def test_protocols_say_what_decides_pixels_and_tokens(models):
     assert siglip.text_protocol["padding"] == 1
     assert siglip.text_protocol["vocabulary"] != clip.text_protocol["vocabulary"]
     assert siglip.logit_bias != 0
-    assert siglip.name == "open_clip:tiny-siglip/tiny-siglip"
+    assert siglip.name == "open_clip:tiny-siglip/tiny-siglip.pt"
 
 
 @pytest.mark.parametrize("arch", ARCHS)
@@ -538,6 +538,23 @@ def test_a_tag_brings_its_preprocessing_and_activation_and_a_file_what_all_tags_
     message = refused("open_clip:tiny-vit", "mine", "other", "random", "PATH")
     assert message.startswith("open_clip:tiny-vit names no weights")
     refused("open_clip:tiny-vit/mime", "mine")
+
+
+@pytest.mark.parametrize("kind", ["parallel", "cascade"])
+def test_a_tower_pooled_twice_is_refused(home, tmp_path, kind):
+    config = json.loads((home / "archs" / "tiny-vit.json").read_text())
+    config["vision_cfg"] |= {**COCA, "attentional_pool": kind}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
+    vision = {**config["vision_cfg"], "output_tokens": False}
+    torch.save(open_clip.CLIP(24, vision, TEXT).state_dict(), tmp_path / "open_clip_pytorch_model.bin")
+    refused(f"open_clip:{tmp_path}", f"pooled twice (attentional_pool '{kind}')")
+
+
+def test_a_file_is_never_named_as_a_released_checkpoint(models, home):
+    models("tiny-vit")
+    for name in ("openai.pt", "random.pt"):
+        (home / name).write_bytes((home / "tiny-vit.pt").read_bytes())
+        assert load_model(f"open_clip:tiny-vit/{home / name}").name == f"open_clip:tiny-vit/{name}"
 
 
 def test_random_is_reproducible_named_so_and_leaves_the_generator_alone(home):

@@ -197,7 +197,7 @@ def test_local_weights_with_and_without_a_classifier(tmp_path):
     torch.save({f"module.{key}": value for key, value in trained.state_dict().items()}, tmp_path / "ddp.pth")
     torch.save(bare, tmp_path / "bare.pth")
     full, ddp, headless = (load_model(f"timm:test_vit/{tmp_path}/{name}.pth") for name in ("full", "ddp", "bare"))
-    assert full.name == "timm:test_vit/full"
+    assert full.name == "timm:test_vit/full.pth"
     assert full.revision == ddp.revision == headless.revision != load_model("timm:test_vit/random").revision
     pixels = full.preprocess(picture(90, 70))[None]
     with torch.no_grad():
