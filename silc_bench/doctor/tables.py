@@ -64,7 +64,7 @@ PIPELINES: dict[str, ImagePipeline | NaflexPipeline] = {
     "AugReg ViT 224 of timm": ImagePipeline(224, mean=HALF[0], std=HALF[1], **CENTER, resize_size=248),
 }
 TAGS = ("openai", "laion2b", "datacomp_xl", "dfn", "metaclip_", "webli")  # how the tags begin whose checkpoints are listed
-OPENAI_FILES = {"ViT-L-14-336": "ViT-L-14-336px"}  # what OpenAI calls its file, where that is not the architecture
+OPENAI_FILES = {"ViT-L-14-336": "ViT-L-14-336px"}  # what OpenAI calls its file (converted: it is TorchScript), if not as here
 OTHER_NAMES = {  # the same weights in transformers and big_vision
     "ViT-B-32/openai": ["hf:clip-vit-base-patch32"],
     "ViT-B-16/openai": ["hf:clip-vit-base-patch16"],
@@ -137,7 +137,7 @@ def _add(entries: dict[str, dict[str, Any]], names: list[str], expect: dict[str,
 
 
 def _names(arch: str, tag: str, about: dict[str, Any]) -> list[str]:
-    """How the model may be called when it is loaded: by tag, from the hub, from OpenAI's own file."""
+    """How the model may be called when it is loaded: by tag, from the hub, as OpenAI's own file (without suffix)."""
     import open_clip
 
     archs = [arch] + [f"{arch}-quickgelu"] * (f"{arch}-quickgelu" in open_clip.list_models() and bool(about.get("quick_gelu")))
