@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 TOLERANCE = 1e-9  # leaves the loss within 1e-6 of the optimum, relative, also where axes are badly scaled or classes separable
-COARSE_TOLERANCE = 1e-8  # of the steps in fp32
+COARSE_TOLERANCE = 1e-5  # of the steps in fp32
 MAX_STEPS = 1000
 MEMORY = 20  # pairs that approximate the Hessian
 _MAX_HALVINGS = 10

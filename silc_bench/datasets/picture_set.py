@@ -29,8 +29,8 @@ LONG = 256 << 20  # bytes: to hash more takes a second or longer, and says so
 class DataError(UserError):
     """What is wrong with the data, and the one line that mends it."""
 
-    def __init__(self, problem: str, fix: str) -> None:
-        super().__init__(f"{problem}; {fix}")
+    def __init__(self, problem: str, fix: str = "") -> None:  # made again from its message alone where a worker raised it
+        super().__init__(f"{problem}; {fix}" if fix else problem)
         self.problem, self.fix = problem, fix
 
 

@@ -18,6 +18,7 @@ from tasks.fewshot import FewShot, FewShotLogistic, held_out_shots
 from tasks.linear import COSTS, Linear
 from tasks.retrieval import Retrieval, captions_of
 from tasks.segmentation import constant_miou, uniform_miou, without_background
+from tasks.zeroshot import ranks_among_namesakes
 
 
 class GivenFeatures:
@@ -201,3 +202,18 @@ def test_cifar100_on_real_pictures(task, random_model):
     assert scores.n == 600
     assert scores.chance == pytest.approx(0.01, abs=0.002)
     assert abs(scores.metrics[task.main_metric] - scores.chance) < 4 * max(scores.stderr[task.main_metric], 0.003)
+
+
+def test_classes_of_one_name_are_ranked_as_an_argmax_ranks_them():
+    """Two ImageNet classes are both a missile: the first of them is the answer, as in a peer that takes the largest."""
+    rng = np.random.default_rng(0)
+    texts = [["a cat"], ["a missile"], ["a dog"], ["a missile"], ["a bird"]]
+    logits = rng.normal(size=(300, 5))
+    logits[:, 3] = logits[:, 1] + 1e-9 * rng.normal(size=300)  # equal up to the order of a sum
+    labels = rng.integers(5, size=300)
+    ranks = ranks_among_namesakes(logits, labels, texts)
+    logits[:, 3] = logits[:, 1]
+    order = np.argsort(-logits, axis=1, kind="stable")  # of equals the lowest label first
+    assert ranks.tolist() == [row.tolist().index(label) for row, label in zip(order, labels, strict=True)]
+    assert (ranks[labels == 1] == 0).any()
+    assert not (ranks[labels == 3] == 0).any()

@@ -155,3 +155,10 @@ def test_fewer_pictures_than_promised_are_no_set(make, tmp_path):
     (tmp_path / "cifar10/classnames.txt").write_text("\n".join(reversed(CIFAR10_NAMES)))
     with pytest.raises(UserError, match="class 0 is 'truck', in CIFAR-10 it is 'airplane'"):
         load("cifar10", "test", tmp_path)
+
+
+def test_what_a_worker_raises_arrives_as_what_it_was():
+    """Torch makes the error of a data worker again from its message alone."""
+    error = DataError("the picture is damaged", "get it again")
+    again = type(error)(f"Caught in worker: {error}")
+    assert "the picture is damaged; get it again" in str(again)
