@@ -49,10 +49,12 @@ def run_demo(out: Path, *, is_fast: bool, console: Console, on_result: Callable[
         run_training(config, run, resume=bool(checkpoint.all_in(run)), device=device, console=console)
         specs.append(f"{run}:student")
     models = [load_model(spec) for spec in specs]
+    # few-shot by logistic regression says what the ridge says, in half a minute a model
+    tasks = [task for task in select(["shapes/*"]) if task.name != "shapes/fewshot_logistic"]
     for spec, model in zip(specs, models, strict=True):
         evaluate(
             model,
-            select(["shapes/*"]),
+            tasks,
             model_source=spec,
             data_root=None,
             results_dir=results,
