@@ -28,6 +28,7 @@ from silc_bench.models.hf_naflex import NaflexPipeline, NaflexTower, naflex_pipe
 from silc_bench.models.hf_text import Reader, check_end_of_text, read_tokenizer
 from silc_bench.models.hf_towers import ClsTower, MapTower, embedding_of
 from silc_bench.models.images import ImagePipeline
+from silc_bench.models.library import library
 from silc_bench.models.revision import revision_of
 
 
@@ -123,7 +124,7 @@ def load(rest: str, weights: Path | None = None) -> HfModel:
     Raises:
         UserError: files missing, damaged or of another kind of model, weights that do not fit, packages missing.
     """
-    transformers = _library()
+    transformers = library("transformers", "hf")
     folder = find_folder(rest, needs_weights=weights is None)
     content = read_json(folder / "config.json")
     model_type = content.get("model_type")
@@ -208,16 +209,6 @@ def _settings(config: Any) -> dict[str, Any]:
     if config.model_type == "clip":
         settings["text"]["eos_token_id"] = config.text_config.eos_token_id
     return {"model_type": config.model_type, **settings}
-
-
-def _library() -> Any:
-    try:
-        import transformers
-    except ModuleNotFoundError as error:
-        if error.name != "transformers":
-            raise
-        raise UserError("hf: checkpoints need the package transformers: pip install 'silc-bench[hf]'") from None
-    return transformers
 
 
 @contextmanager

@@ -15,7 +15,6 @@ import dataclasses
 import hashlib
 import json
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 
 from silc_bench.errors import UserError
 from silc_bench.models.images import ImagePipeline
+from silc_bench.models.library import library
 from silc_bench.models.open_clip_build import build, fill, state_of, tokenizer_of
 from silc_bench.models.open_clip_checkpoints import Checkpoint, find
 from silc_bench.models.open_clip_code import refuse_code, without_code
@@ -122,7 +122,7 @@ def load(rest: str, weights: Path | None = None) -> OpenClipModel:
     Raises:
         UserError: open_clip is not installed; an architecture, tag or file that does not exist, does not fit, or cannot be had.
     """
-    _library()
+    library("open_clip", "open_clip")
     checkpoint = find(rest, weights)
     refuse_code(checkpoint)
     state, quick_gelu = state_of(checkpoint)
@@ -139,16 +139,6 @@ def load(rest: str, weights: Path | None = None) -> OpenClipModel:
         raise UserError(f"{checkpoint.name}: {error}") from None
     settings = _settings(network, checkpoint.config, quick_gelu)
     return OpenClipModel(checkpoint.name, network, tower, pipeline, tokenizer, settings)
-
-
-def _library() -> ModuleType:
-    try:
-        import open_clip
-    except ModuleNotFoundError as error:
-        if error.name != "open_clip":
-            raise
-        raise UserError("open_clip: checkpoints need the package open_clip: pip install 'silc-bench[open_clip]'") from None
-    return open_clip
 
 
 def _pipeline(checkpoint: Checkpoint, image_size: int | tuple[int, int]) -> ImagePipeline:

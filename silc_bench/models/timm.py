@@ -26,6 +26,7 @@ from torch import Tensor
 
 from silc_bench.errors import UserError, unknown_name
 from silc_bench.models.images import INTERPOLATIONS, ImagePipeline
+from silc_bench.models.library import library
 from silc_bench.models.revision import revision_of
 
 Network = Any  # a torch module with timm's forward_features and forward_head, which its base class does not declare
@@ -114,7 +115,7 @@ def load(rest: str) -> TimmModel:
         UserError: timm is not installed, no such architecture, tag or file, weights that do not fit or cannot be had, or an
             evaluation transform that is more than resize, centre crop, normalise.
     """
-    timm = _library()
+    timm = library("timm", "timm")
     name, slash, path = rest.partition("/")
     _check_name(timm, name)
     if slash and not path:
@@ -133,16 +134,6 @@ def load(rest: str) -> TimmModel:
         config = _config(network)
         label = f"timm:{'.'.join(word for word in (config['architecture'], config.get('tag')) if word)}"
     return _adapt(timm, label, network.eval().requires_grad_(False))
-
-
-def _library() -> ModuleType:
-    try:
-        import timm
-    except ModuleNotFoundError as error:
-        if error.name != "timm":
-            raise
-        raise UserError("timm: checkpoints need the package timm: pip install 'silc-bench[timm]'") from None
-    return timm
 
 
 def _check_name(timm: ModuleType, name: str) -> None:
