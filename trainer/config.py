@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import typing
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field
 from typing import Any
 
 from silc_bench.errors import UserError, unknown_name
@@ -114,7 +114,7 @@ class Config:
     batch_size: int = 16_384
     samples: int = 20_000_000_000  # images seen in the whole run
     seed: int = 0  # weights and views
-    precision: str = "bf16"  # "bf16" (autocast; head, softmax, centre and EMA stay fp32) or "fp32"
+    precision: str = "auto"  # "bf16" (autocast; head, softmax, centre and EMA stay fp32), "fp32", or what is native here
     log_every: int = 50  # steps
     checkpoint_every: int = 1000  # steps
 
@@ -141,7 +141,7 @@ CHOICES = {
     "contrastive.images": ("global", "original", "original+global"),
     "distillation.pairs": ("local", "local+global"),
     "optim.schedule": ("rsqrt", "cosine"),
-    "precision": ("bf16", "fp32"),
+    "precision": ("auto", "bf16", "fp32"),
 }
 LABELS = ("preset", "objective")  # what the other fields were derived from
 MAY_BE_ZERO = ("views.num_local", "data.num_workers", "data.seed", "seed")  # every other whole number is at least 1
@@ -230,16 +230,22 @@ def flatten(config: Config) -> dict[str, Any]:
 
 
 def from_dict(data: dict[str, Any]) -> Config:
-    """The configuration saved in a checkpoint. Unknown or missing fields are a UserError: the file is of another version."""
+    """The configuration saved in a checkpoint. Unknown fields are a UserError: the file is of a later version.
+
+    A field that an earlier version did not save takes its default, so a new field's default is what every run did before it.
+    """
     return validate(_build(Config, data, "config"))
 
 
 def _build(cls: Any, data: Any, path: str) -> Any:
     hints = typing.get_type_hints(cls)
-    if not isinstance(data, dict) or set(data) != set(hints):
-        differ = sorted(set(data) ^ set(hints)) if isinstance(data, dict) else type(data).__name__
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: not a configuration of this version of silc-bench (found: {type(data).__name__})")
+    needed = {f.name for f in dataclasses.fields(cls) if f.default is MISSING and f.default_factory is MISSING}
+    differ = sorted((set(data) - set(hints)) | (needed - set(data)))
+    if differ:
         raise UserError(f"{path}: not a configuration of this version of silc-bench (differs in: {differ})")
-    return cls(**{name: _read(data[name], hint, f"{path}.{name}") for name, hint in hints.items()})
+    return cls(**{name: _read(value, hints[name], f"{path}.{name}") for name, value in data.items()})
 
 
 def _read(value: Any, hint: Any, path: str) -> Any:

@@ -31,6 +31,7 @@ from trainer.log import RunLog
 from trainer.losses import distillation_loss, sigmoid_loss, softmax_loss
 from trainer.model import Student, StudentOutput, init_weights
 from trainer.optim import clip_gradients, make_optimizer, set_lr
+from trainer.precision import resolve
 from trainer.schedule import lr_at
 from trainer.teacher import Teacher
 from trainer.tokenizer import Tokenizer
@@ -54,6 +55,7 @@ class TrainState:
 
     @classmethod
     def create(cls, config: Config, tokenizer: Tokenizer, device: torch.device) -> TrainState:
+        config = resolve(config, device)
         student = Student(config)
         init_weights(student, config.seed)
         student.to(device)
@@ -163,6 +165,8 @@ def run_training(config: Config, run: Path, *, resume: bool, device: torch.devic
     payload = checkpoint.load(path)
     saved, wanted = flatten(from_dict(json.loads(payload["config"]))), flatten(config)
     wanted["data.num_workers"] = saved["data.num_workers"]  # changes nothing but speed
+    if config.precision == "auto":
+        wanted["precision"] = saved["precision"]  # what was native where the run began
     differ = [f"{name} {saved[name]!r} -> {wanted[name]!r}" for name in saved if saved[name] != wanted[name]]
     if differ:
         raise UserError(
@@ -188,7 +192,7 @@ def train(config: Config, run: Path, device: torch.device, console: Console, pay
         state = TrainState.create(config, tokenizer, device)
     else:
         state = TrainState.restore(payload, device)
-    where = f"from {source.describe()} on {device}"
+    where = f"from {source.describe()} on {device} in {state.config.precision}"
     console.print(f"{config.name}: {config.num_steps:,} steps of {config.batch_size:,} {where}", markup=False, soft_wrap=True)
     try:
         with RunLog(run, state.step, config.num_steps, console) as log, _signals() as received:

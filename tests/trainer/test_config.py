@@ -14,6 +14,7 @@ from trainer.config import (
     CHOICES,
     OBJECTIVES,
     Config,
+    DistillationConfig,
     TextConfig,
     ViewsConfig,
     VisionConfig,
@@ -271,9 +272,9 @@ def test_round_trip_through_json(preset, objective):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda d: d.pop("seed"), ["seed"]),
+        (lambda d: d.pop("vision"), ["vision"]),
+        (lambda d: d["optim"].update(lr_=1), ["config.optim", "lr_"]),
         (lambda d: d.update(gain=1), ["gain"]),
-        (lambda d: d["optim"].pop("lr"), ["config.optim", "lr"]),
         (lambda d: d.update(optim=3), ["config.optim", "int"]),
         (lambda d: d["optim"].update(lr="fast"), ["config.optim.lr", "'fast'", "float"]),
         (lambda d: d["optim"].update(lr=None), ["config.optim.lr", "None", "float"]),
@@ -292,6 +293,15 @@ def test_a_foreign_configuration_is_a_users_error(change, words):
     with pytest.raises(UserError) as caught:
         from_dict(data)
     assert all(word in str(caught.value) for word in words), caught.value
+
+
+def test_a_field_that_an_older_checkpoint_lacks_takes_its_default():
+    """Of every field that has one; the others stay as they were saved."""
+    data = json.loads(json.dumps(to_dict(replace(BASE, seed=3, optim=replace(BASE.optim, lr=0.5)))))
+    del data["precision"], data["optim"]["clip_norm"], data["distillation"]
+    back = from_dict(data)
+    assert (back.precision, back.optim.clip_norm, back.distillation) == ("auto", 1.0, DistillationConfig())
+    assert (back.seed, back.optim.lr) == (3, 0.5)
 
 
 def test_a_whole_number_is_a_float_in_json():
