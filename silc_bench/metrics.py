@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from silc_bench.datasets import IGNORE
+from silc_bench.datasets import ignore_of
 
 
 def class_ranks(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -50,9 +50,9 @@ def normalize(features: np.ndarray) -> np.ndarray:
 def areas(prediction: np.ndarray, mask: np.ndarray, num_classes: int) -> np.ndarray:
     """Pixels per class of one picture: prediction and mask [H, W] -> [3, C] int64: intersection, predicted, true.
 
-    Pixels whose mask is IGNORE count nowhere. Areas of many pictures add up; the scores below take the sum.
+    Pixels whose mask is ``ignore_of(mask)`` count nowhere. Areas of many pictures add up; the scores below take the sum.
     """
-    valid = mask != IGNORE
+    valid = mask != ignore_of(mask)
     truth, guess = mask[valid].astype(np.int64), prediction[valid].astype(np.int64)
     assert not len(truth) or max(truth.max(), guess.max()) < num_classes, "a class index beyond num_classes"
     intersection = np.bincount(truth[truth == guess], minlength=num_classes)

@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+import numpy as np
+
 from silc_bench.errors import UserError
 
 if TYPE_CHECKING:
-    import numpy as np
     from PIL import Image
 
 IGNORE = 255  # mask value of pixels that are never scored
@@ -46,7 +47,12 @@ class ImageDataset(Protocol):
 
     @property
     def mask_names(self) -> tuple[str, ...]:
-        """Names of mask values 0..C-1; IGNORE is not scored."""
+        """Names of mask values 0..C-1; what ``ignore_of`` says is not scored."""
+        ...
+
+    @property
+    def has_background(self) -> bool:
+        """Whether mask value 0 is all that no class names: a value of the masks, but no word for a picture."""
         ...
 
     def __len__(self) -> int: ...
@@ -56,8 +62,13 @@ class ImageDataset(Protocol):
         ...
 
     def mask(self, index: int) -> np.ndarray:
-        """[H, W] uint8, the picture's size."""
+        """[H, W] uint8, or uint16 for more than 254 classes; the picture's size."""
         ...
+
+
+def ignore_of(mask: np.ndarray) -> int:
+    """The value in ``mask`` of pixels that are never scored: IGNORE, and 65,535 in masks of 16 bits, where 255 is a class."""
+    return int(np.iinfo(np.uint16).max) if mask.dtype == np.uint16 else IGNORE
 
 
 def spread(n: int, limit: int | None) -> list[int]:

@@ -80,6 +80,7 @@ class PictureSet:
     """The samples as an ImageDataset."""
 
     mask_names: tuple[str, ...] = ()
+    has_background = False
 
     def __init__(self, name: str, split: str, found: Found, limit: int | None = None) -> None:
         self.name, self.split = name, split

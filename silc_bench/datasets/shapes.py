@@ -179,6 +179,7 @@ class Shapes:
     name = "shapes"
     class_names = PAIRS
     mask_names = ("background", *SHAPES)
+    has_background = True
 
     def __init__(self, split: str, num_samples: int, size: int = 64, seed: int = 0, limit: int | None = None) -> None:
         if num_samples < 1:

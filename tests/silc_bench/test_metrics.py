@@ -112,6 +112,13 @@ def test_iou_equals_torchmetrics_over_several_pictures():
         assert ours(total) == pytest.approx(float(theirs(*tensors)), abs=1e-6)
 
 
+def test_masks_of_16_bits_have_a_class_255():
+    mask = np.array([[0, 255, 300, 65535]], np.uint16)
+    found = metrics.areas(np.array([[0, 255, 7, 7]]), mask, 847)
+    assert found[:, [0, 7, 255, 300]].tolist() == [[1, 0, 1, 0], [1, 1, 1, 0], [1, 0, 1, 1]]
+    assert found.sum(axis=1).tolist() == [2, 3, 3]
+
+
 def test_scores_work_on_stacks_of_areas():
     stack = np.random.default_rng(5).integers(1, 9, size=(7, 3, 4))
     stack[:, 0] = np.minimum(stack[:, 1], stack[:, 2]) // 2

@@ -150,6 +150,7 @@ class Reordered:
         self._dataset, self._order = dataset, np.random.default_rng(seed).permutation(len(dataset))
         self.name, self.split, self.fingerprint = dataset.name, dataset.split, f"{seed:016x}"
         self.class_names, self.mask_names = dataset.class_names, dataset.mask_names
+        self.has_background = dataset.has_background
         self.labels = dataset.labels[self._order]
         self.captions = [dataset.captions[i] for i in self._order]
 

@@ -34,6 +34,7 @@ class StandIn:
     fingerprint: str = "0" * 16
     class_names: tuple[str, ...] = NAMES
     mask_names: tuple[str, ...] = ("background", *NAMES)
+    has_background: bool = True
 
     def __len__(self):
         return len(self.labels)
