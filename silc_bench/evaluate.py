@@ -12,18 +12,19 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from silc_bench import outcomes, results
 from silc_bench.datasets import ImageDataset
+from silc_bench.dense import image_protocol
 from silc_bench.errors import RunError, UserError, unknown_name
 from silc_bench.features import Extractor, choose_device, choose_precision
-from silc_bench.models import FEATURE_POINTS, ImageModel
+from silc_bench.models import FEATURE_POINTS, DenseModel, ImageModel
 from silc_bench.models.images import ImagePipeline
 from silc_bench.protocol import Protocol
-from silc_bench.registry import Task
+from silc_bench.registry import DenseTask, Task
 from silc_bench.results import Record
 from silc_bench.store import Store
 
@@ -76,11 +77,9 @@ def evaluate(
     if batch_size < 1:
         raise UserError(f"--batch-size must be 1 or more, not {batch_size}")
     chosen_device = choose_device(device)
-    chosen_precision = choose_precision(precision, chosen_device)
+    choices = _Choices(choose_precision(precision, chosen_device), feature_point, protocol, limit)
     for task in tasks:
-        check_supported(model, task, feature_point)
-
-    choices = _Choices(chosen_precision, feature_point, protocol, limit)
+        check_supported(model, choices.task(task), feature_point)
     plans = [_plan(model, task, task.load(data_root, limit), choices, results_dir) for task in tasks]
     if existing == "error" and any(plan.known for plan in plans):
         names = ", ".join(plan.task.name for plan in plans if plan.known)
@@ -89,7 +88,7 @@ def evaluate(
     extract = Extractor(
         model,
         device=chosen_device,
-        precision=chosen_precision,
+        precision=choices.precision,
         feature_point=feature_point,
         batch_size=batch_size,
         num_workers=num_workers,
@@ -97,26 +96,51 @@ def evaluate(
         store=store,
         is_compiled=is_compiled,
     )
+
+    wanted = [plan for plan in plans if plan.known is None or existing != "skip"]
+    for plan in wanted:
+        if isinstance(plan.task, DenseTask):
+            for role, methods in plan.task.dense_needs().items():
+                extract.grids.expect(plan.data[role], plan.task.view, methods)
+
+    def save(record: Record, samples: bytes) -> None:
+        outcomes.save(samples, record, results_dir)  # first: no record without its samples
+        results.save(record, results_dir)
+
+    def measure(plan: _Plan) -> tuple[Record, bytes]:
+        return _measure(model, plan, extract, model_source=model_source, limit=limit)
+
+    return _each(plans, wanted, measure, save, on_result)
+
+
+def _each(
+    plans: Sequence[_Plan],
+    wanted: Sequence[_Plan],
+    measure: Callable[[_Plan], tuple[Record, bytes]],
+    save: Callable[[Record, bytes], None],
+    on_result: Callable[[Record, bool], None],
+) -> list[Record]:
+    """Records in the order of ``plans``, each saved as soon as it exists. A task that fails stops no other."""
     records: list[Record] = []
     failures: dict[str, Exception] = {}
     for plan in plans:
-        if plan.known is not None and existing == "skip":
+        if plan not in wanted:
+            assert plan.known is not None
             records.append(plan.known)
             on_result(plan.known, False)
             continue
         try:
-            record, samples = _measure(model, plan, extract, model_source=model_source, limit=limit)
+            record, samples = measure(plan)
         except Exception as error:  # whatever it is, the other tasks' measurements are not lost over it
             failures[plan.task.name] = error
             continue
-        outcomes.save(samples, record, results_dir)  # first: no record without its samples
-        results.save(record, results_dir)
+        save(record, samples)
         records.append(record)
         on_result(record, True)
     if failures:
         reasons = "; ".join(f"{name}: {type(error).__name__}: {error}" for name, error in failures.items())
         is_input = all(isinstance(error, UserError) for error in failures.values())
-        summary = f"{len(failures)} of {len(tasks)} tasks failed - {reasons}"
+        summary = f"{len(failures)} of {len(plans)} tasks failed - {reasons}"
         raise (UserError if is_input else RunError)(summary) from next(iter(failures.values()))
     return records
 
@@ -130,6 +154,11 @@ def check_supported(model: ImageModel, task: Task, feature_point: str = "pooled"
             raise UserError(
                 f"{task.name} needs {capability} features, which {model.name} cannot give ({reason}); leave this task out"
             )
+    if isinstance(task, DenseTask):
+        lacking = {method for methods in task.dense_needs().values() for method in methods} - set(model.dense_methods)  # type: ignore[attr-defined]
+        for method in sorted(lacking):
+            known = ", ".join(model.dense_methods)  # type: ignore[attr-defined]
+            raise UserError(f"{task.name} needs the dense method {method!r}, which {model.name} has not; it has {known}")
     if feature_point not in FEATURE_POINTS:
         raise unknown_name("feature point", feature_point, FEATURE_POINTS)
     if feature_point not in model.feature_points:
@@ -160,8 +189,12 @@ class _Choices:
     protocol: NamedProtocol | None
     limit: int | None
 
+    def task(self, task: Task) -> Task:
+        """The task in the words of the protocol, where that changes it."""
+        return self.protocol.task(task) if self.protocol is not None and self.protocol.changes(task) else task
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class _Plan:
     task: Task
     data: Mapping[str, ImageDataset]
@@ -174,8 +207,10 @@ def _plan(model: ImageModel, task: Task, data: Mapping[str, ImageDataset], choic
     named, pipeline = choices.protocol, None
     what: dict[str, Any] = {}
     if named is not None and named.changes(task):
-        task, pipeline = named.task(task), named.pipeline(model, task)
+        task, pipeline = choices.task(task), named.pipeline(model, task)
         what = {"name": named.name, "version": named.version, "image": pipeline.as_dict() if pipeline else None}
+    if isinstance(task, DenseTask):
+        what["image"] = image_protocol(cast(DenseModel, model), task.view)
     protocol = Protocol.of(model, task, choices.precision, feature_point=choices.feature_point, **what)
     # the record names the scored data; what was learned from is part of how it was measured
     pools = {role: pool.fingerprint for role, pool in data.items() if role != "test"}

@@ -29,10 +29,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from silc_bench.datasets import ImageDataset
+from silc_bench.dense import DenseFeatures, DensePicture
 from silc_bench.errors import RunError, UserError, unknown_name
 from silc_bench.models import DenseModel, ImageModel, ImageTextModel
 from silc_bench.models.images import ImagePipeline
 from silc_bench.store import Entry, Store, text_hash
+from silc_bench.windows import View
 
 Encode = Callable[[Tensor], Tensor]
 DEVICES = ("auto", "cpu", "cuda")
@@ -92,6 +94,17 @@ class Extractor:
         self.is_compiled = is_compiled
         self._images: dict[tuple[str, ...], np.ndarray] = {}
         self._texts: dict[str, np.ndarray] = {}
+        self._dense: dict[tuple[str, ...], Callable[[Tensor], Any]] = {}
+        self.grids = DenseFeatures(
+            cast(DenseModel, model),
+            self._encode_windows,
+            lambda what: self._entry(kind="dense", **what),
+            partial(_bar, progress),
+            batch_size,
+            num_workers,
+            device.type,
+            None if store is None else store.limit,
+        )
 
     def __call__(self, data: Mapping[str, ImageDataset], pipeline: ImagePipeline | None = None) -> DatasetFeatures:
         """A task's Features; ``pipeline`` is done to the pictures instead of the model's own preprocessing."""
@@ -193,12 +206,12 @@ class Extractor:
                 yield done.numpy(), features
                 advance(len(done))
 
-    def _compiled(self, encode: Encode) -> Encode:
+    def _compiled(self, encode: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
         if not self.is_compiled:
             return encode
         compiled = torch.compile(lambda images: encode(images))
 
-        def checked(images: Tensor) -> Tensor:
+        def checked(images: Tensor) -> Any:
             try:
                 return compiled(images)
             except torch._dynamo.exc.TorchDynamoException as error:  # no C++ compiler, or an operation that it cannot take
@@ -207,11 +220,20 @@ class Extractor:
 
         return checked
 
+    def _encode_windows(self, windows: Tensor, methods: Sequence[str]) -> dict[str, np.ndarray]:
+        names = tuple(methods)
+        if names not in self._dense:
+            self._dense[names] = self._compiled(partial(cast(Any, self.model).encode_dense, methods=names))
+        features = self._run(self._dense[names], windows)
+        return {name: part.float().cpu().numpy() for name, part in features.items()}
+
     def _encode(self, encode: Encode, inputs: Tensor) -> np.ndarray:
+        return self._run(encode, inputs).float().cpu().numpy()
+
+    def _run(self, encode: Callable[[Tensor], Any], inputs: Tensor) -> Any:
         bf16 = torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
         with torch.inference_mode(), bf16:
-            features = encode(inputs.to(self.device, non_blocking=True))
-        return features.float().cpu().numpy()
+            return encode(inputs.to(self.device, non_blocking=True))
 
 
 class DatasetFeatures:
@@ -231,6 +253,9 @@ class DatasetFeatures:
 
     def dense(self, role: str, joint: bool) -> Iterator[np.ndarray]:
         return self._extractor.dense(self.data[role], joint)
+
+    def grids(self, role: str, view: View | None, method: str) -> Iterator[DensePicture]:
+        return self._extractor.grids(self.data[role], view, method)
 
 
 class _Preprocessed(Dataset):

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from silc_bench.datasets import ImageDataset
+    from silc_bench.dense import DensePicture
+    from silc_bench.windows import View
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,11 @@ class Features(Protocol):
         """Batches [b, h, w, D] in order; bounded memory. ``joint``: in the space shared with text."""
         ...
 
+    def grids(self, role: str, view: View | None, method: str) -> Iterator[DensePicture]:
+        """Every picture's dense features by a ``method`` of models.towers, shown as ``view`` says (None: the model's own), in
+        order; bounded memory. Calling it again gives the same again."""
+        ...
+
 
 @runtime_checkable
 class Task(Protocol):
@@ -82,6 +89,17 @@ class Task(Protocol):
 
     def score(self, features: Features) -> Scores:
         """Pure: the same features give the same scores."""
+        ...
+
+
+@runtime_checkable
+class DenseTask(Task, Protocol):
+    """A task that reads ``features.grids``."""
+
+    view: View | None  # how its pictures are shown; None: the model's own
+
+    def dense_needs(self) -> Mapping[str, Sequence[str]]:
+        """The methods of models.towers that it reads, by role: what tasks of one command share is encoded once."""
         ...
 
 

@@ -37,6 +37,7 @@ DESCRIPTION = "entry.json"
 LIMIT = 20 * 2**30  # bytes
 IN_USE = 3600.0  # seconds since its last use in which an entry is not pruned to make room
 _ROWS = re.compile(r"rows-(\d{9})-(\d{9})\.npy")
+_GRID = re.compile(r"grid-(\d{9})-(\d+)x(\d+)\.npy")
 
 
 def default_folder() -> Path:
@@ -127,6 +128,21 @@ class Entry:
         """Rows [n, D] from ``start`` on. Raises UserError when the store cannot be written."""
         self._write(f"rows-{start:09d}-{start + len(rows):09d}.npy", rows.astype(np.float32, copy=False))
 
+    def grids(self) -> dict[int, tuple[int, int]]:
+        """Pictures whose dense features are there, each with the sides (height, width) it was resized to."""
+        matches = [_GRID.fullmatch(path.name) for path in self._parts("grid-*.npy")]
+        return {int(match[1]): (int(match[2]), int(match[3])) for match in matches if match}
+
+    def grid(self, index: int, sides: tuple[int, int]) -> np.ndarray | None:
+        """fp16 [gh, gw, D] of a picture, None where it is not there whole."""
+        part = _load(self.folder / _grid_name(index, sides), np.float16)
+        return part if part is not None and part.ndim == 3 else None
+
+    def save_grid(self, index: int, sides: tuple[int, int], grid: np.ndarray) -> None:
+        """fp16 [gh, gw, D] of a picture. Raises UserError when the store cannot be written."""
+        assert grid.dtype == np.float16, grid.dtype
+        self._write(_grid_name(index, sides), grid)
+
     def texts(self, width: int) -> dict[str, np.ndarray]:
         """Hash of a text (``text_hash``) -> its embedding [D] fp32."""
         known: dict[str, np.ndarray] = {}
@@ -168,6 +184,10 @@ class Entry:
 def text_hash(text: str) -> str:
     """32 hex digits."""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+def _grid_name(index: int, sides: tuple[int, int]) -> str:
+    return f"grid-{index:09d}-{sides[0]}x{sides[1]}.npy"
 
 
 def _load(path: Path, dtype: np.dtype | type = np.float32) -> np.ndarray | None:
