@@ -67,7 +67,7 @@ def train(
         _print_config(config)
         return
     from silc_bench.features import choose_device
-    from trainer.train import run_training
+    from trainer.loop import run_training
 
     run = out or Path("runs") / config.name
     check_writable(run)

@@ -30,8 +30,8 @@ from tasks.prompts import Prompts, class_embeddings
 from tasks.segmentation import without_background
 from tasks.sources import own_templates
 from trainer import checkpoint
+from trainer.loop import run_training
 from trainer.presets import configure
-from trainer.train import run_training
 
 PRESET, OBJECTIVES = "shapes_tiny", ("contrastive", "silc")
 SAMPLES, FAST_SAMPLES = 48_000, 2_560  # at the preset's 38,400 a contrastive run was seen still telling colours only

@@ -69,7 +69,7 @@ def run(tmp_path_factory):
     """The folder of a run of three steps."""
     folder = tmp_path_factory.mktemp("runs") / "tiny"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("trainer.train.TOKENIZER_CAPTIONS", 50)
+        patch.setattr("trainer.loop.TOKENIZER_CAPTIONS", 50)
         said = succeed("train", "--out", folder, "--samples", 24, "--device", "cpu", *SETS)
     assert f"done: {folder}/checkpoints/step_00000003.pt\n" in said
     assert f"next: silc-bench eval --ckpt {folder} --tasks shapes\n" in said

@@ -21,7 +21,7 @@ from silc_bench.errors import RunError, UserError
 from silc_bench.pictures import CELL, GAP, HEADER, LEGEND, MARGIN, PALETTE
 from silc_bench.registry import select
 from silc_bench.results import load_all
-from trainer import presets, train
+from trainer import loop, presets
 
 STEPS, BATCH = 3, 8
 TASKS = 8
@@ -62,10 +62,10 @@ def patched():
     with pytest.MonkeyPatch.context() as patch:
         tiny = tiny_preset()
         patch.setitem(presets.PRESETS, "shapes_tiny", lambda: tiny)
-        patch.setattr(train, "TOKENIZER_CAPTIONS", 50)
+        patch.setattr(loop, "TOKENIZER_CAPTIONS", 50)
         patch.setattr(demo, "FAST_SAMPLES", STEPS * BATCH)
         patch.setattr(demo, "select", small_tasks)
-        step, encode = train.train_step, demo.evaluate
+        step, encode = loop.train_step, demo.evaluate
 
         def counted_step(*args):
             counts["steps"] += 1
@@ -81,7 +81,7 @@ def patched():
             model.encode_image = counted
             return encode(model, *args, **kwargs)
 
-        patch.setattr(train, "train_step", counted_step)
+        patch.setattr(loop, "train_step", counted_step)
         patch.setattr(demo, "evaluate", counted_evaluate)
         yield counts
 
@@ -214,7 +214,7 @@ def test_a_second_call_trains_and_measures_nothing(finished, counts):
 
 @pytest.mark.parametrize("stopped_after", [1, STEPS + 1])
 def test_a_demo_stopped_while_it_trains_goes_on(finished, counts, tmp_path, monkeypatch, stopped_after):
-    step = train.train_step
+    step = loop.train_step
 
     def interrupted(*args):
         values = step(*args)
@@ -223,7 +223,7 @@ def test_a_demo_stopped_while_it_trains_goes_on(finished, counts, tmp_path, monk
         return values
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, "train_step", interrupted)
+        patch.setattr(loop, "train_step", interrupted)
         with pytest.raises(RunError, match=r"stopped by SIGINT after step 1; .* is saved"):
             run_demo(tmp_path)
     assert counts["steps"] == stopped_after

@@ -25,8 +25,9 @@ from silc_bench.doctor.subject import Subject
 from silc_bench.models import load_model
 from silc_bench.models.images import ImagePipeline
 from trainer.config import Config, DistillationConfig, TextConfig, ViewsConfig, VisionConfig
+from trainer.loop import save_checkpoint
 from trainer.tokenizer import Tokenizer
-from trainer.train import TrainState, save_checkpoint
+from trainer.train import TrainState
 
 TOWER = {"width": 32, "depth": 1, "num_heads": 2, "mlp_dim": 48}
 CONFIG = Config(

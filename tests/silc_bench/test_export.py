@@ -29,10 +29,11 @@ from silc_bench.models import load_model, native, tensor_files
 from silc_bench.models.native import NativeModel
 from trainer import checkpoint
 from trainer.config import Config, ContrastiveConfig, DistillationConfig, TextConfig, ViewsConfig, VisionConfig
+from trainer.loop import save_checkpoint
 from trainer.model import Student
 from trainer.presets import make_preset
 from trainer.tokenizer import Tokenizer
-from trainer.train import TrainState, save_checkpoint
+from trainer.train import TrainState
 
 UNEVEN = Config(  # every size differs between the towers, and no MLP is a whole multiple of its width
     preset="uneven",

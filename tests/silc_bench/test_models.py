@@ -19,8 +19,9 @@ from silc_bench.models import DenseModel, ImageTextModel, load_model, native
 from silc_bench.models.revision import revision_of
 from trainer import checkpoint
 from trainer.config import Config, DistillationConfig, TextConfig, ViewsConfig, VisionConfig, to_dict
+from trainer.loop import save_checkpoint
 from trainer.tokenizer import Tokenizer
-from trainer.train import TrainState, save_checkpoint
+from trainer.train import TrainState
 
 TOWER = {"width": 32, "depth": 1, "num_heads": 2, "mlp_dim": 48}
 CONFIG = Config(

@@ -63,7 +63,7 @@ def tiny():
 @pytest.fixture
 def few_captions(monkeypatch):
     """A tokenizer from 50 captions instead of 20,000."""
-    monkeypatch.setattr("trainer.train.TOKENIZER_CAPTIONS", 50)
+    monkeypatch.setattr("trainer.loop.TOKENIZER_CAPTIONS", 50)
 
 
 @pytest.fixture(scope="session")

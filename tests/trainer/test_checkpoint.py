@@ -20,9 +20,10 @@ from silc_bench.errors import RunError, UserError
 from silc_bench.models import native
 from trainer import checkpoint
 from trainer.config import to_dict
+from trainer.loop import save_checkpoint
 from trainer.presets import shapes_tiny
 from trainer.tokenizer import Tokenizer
-from trainer.train import TrainState, save_checkpoint
+from trainer.train import TrainState
 
 
 def payload(step=3):

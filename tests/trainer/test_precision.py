@@ -10,9 +10,10 @@ from rich.console import Console
 
 from silc_bench.errors import UserError
 from trainer import checkpoint
+from trainer.loop import run_training
 from trainer.precision import resolve
 from trainer.presets import PRESETS
-from trainer.train import run_training, train_step
+from trainer.train import train_step
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 X86 = {"architecture": "x86_64", "avx2": True, "avx512_f": False, "avx512_bf16": False, "amx_bf16": False, "amx_fp16": True}
@@ -61,7 +62,7 @@ def test_a_run_keeps_the_precision_it_began_in(tiny, tmp_path, monkeypatch):
 
     def run(folder, steps, *, resume, **changes):
         config = tiny(checkpoint_every=2, log_every=2, samples=8 * 4, **changes)
-        monkeypatch.setattr("trainer.train.train_step", stop_after(steps))
+        monkeypatch.setattr("trainer.loop.train_step", stop_after(steps))
         with contextlib.suppress(KeyboardInterrupt):
             run_training(config, folder, resume=resume, device=CPU, console=Console(file=io.StringIO()))
         return checkpoint.load(checkpoint.find(folder))

@@ -18,9 +18,9 @@ import torch
 from rich.console import Console
 
 from silc_bench.errors import RunError, UserError
-from trainer import checkpoint, train
+from trainer import checkpoint, loop
 from trainer.config import to_dict
-from trainer.train import run_training
+from trainer.loop import run_training
 
 pytestmark = pytest.mark.usefixtures("few_captions")
 CPU = torch.device("cpu")
@@ -33,12 +33,12 @@ from pathlib import Path
 import torch
 import torch.utils.tensorboard
 from rich.console import Console
-from trainer import checkpoint, train
+from trainer import checkpoint, loop
 from trainer.config import from_dict
 from trainer.log import RunLog
 from trainer.teacher import Teacher
 
-train.TOKENIZER_CAPTIONS = 50
+loop.TOKENIZER_CAPTIONS = 50
 
 
 def die(*args, **kwargs):
@@ -89,7 +89,7 @@ def signal_to_the_group(*args):
 
 save = torch.save
 PLACES = {
-    "before a step": lambda n: at(n, train, "train_step", die),
+    "before a step": lambda n: at(n, loop, "train_step", die),
     "between weights and teacher": lambda n: at(n, Teacher, "update", die),
     "between teacher and centre": lambda n: at(n, Teacher, "update_center", die),
     "before a checkpoint": lambda n: at(n, checkpoint, "save", die),
@@ -97,8 +97,8 @@ PLACES = {
     "between a checkpoint and its words": lambda n: at(n, checkpoint, "write_text_atomic", die),
     "before a file is removed": lambda n: at(n, Path, "unlink", die),
     "inside a row of the log": lambda n: at(n, RunLog, "write", half_a_row),
-    "two signals": lambda n: at(n, train, "train_step", two_signals),
-    "signal to the group": lambda n: at(n, train, "train_step", signal_to_the_group),
+    "two signals": lambda n: at(n, loop, "train_step", two_signals),
+    "signal to the group": lambda n: at(n, loop, "train_step", signal_to_the_group),
 }
 for job in json.load(sys.stdin):
     child = os.fork()
@@ -108,7 +108,7 @@ for job in json.load(sys.stdin):
         if job["place"] is not None:
             PLACES[job["place"]](job["count"])
         config, console = from_dict(job["config"]), Console(file=io.StringIO())
-        train.run_training(config, Path(job["run"]), resume=job["resume"], device=torch.device("cpu"), console=console)
+        loop.run_training(config, Path(job["run"]), resume=job["resume"], device=torch.device("cpu"), console=console)
         os._exit(0)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 '''
@@ -185,7 +185,7 @@ def runs(configs, tmp_path_factory):
         input=json.dumps(jobs),
         capture_output=True,
         text=True,
-        env=os.environ | {"PYTHONPATH": str(Path(train.__file__).parents[1])},
+        env=os.environ | {"PYTHONPATH": str(Path(loop.__file__).parents[1])},
         timeout=240,
     )
     assert answer.returncode == 0, answer.stderr
@@ -229,11 +229,11 @@ def test_killed_before_the_first_checkpoint_it_starts_anew(configs, tmp_path, mo
             raise KeyboardInterrupt
         return real(state, batch)
 
-    real = train.train_step
-    monkeypatch.setattr(train, "train_step", stop)
+    real = loop.train_step
+    monkeypatch.setattr(loop, "train_step", stop)
     with pytest.raises(KeyboardInterrupt):
         run_training(config, tmp_path, resume=False, device=CPU, console=Console(file=io.StringIO()))
-    monkeypatch.setattr(train, "train_step", real)
+    monkeypatch.setattr(loop, "train_step", real)
     assert checkpoint.all_in(tmp_path) == []
     with pytest.raises(UserError, match="leave --resume out to start anew"):
         run_training(config, tmp_path, resume=True, device=CPU, console=Console(file=io.StringIO()))
@@ -246,19 +246,19 @@ def test_killed_before_the_first_checkpoint_it_starts_anew(configs, tmp_path, mo
 
 def interrupted(config, run, kind, step, monkeypatch):
     """Start ``config``, send this process ``kind`` inside optimiser step ``step``; what was printed and what was raised."""
-    real, console = train.train_step, Console(file=io.StringIO(), width=200)
+    real, console = loop.train_step, Console(file=io.StringIO(), width=200)
 
     def signalled(state, batch):
         if state.step + 1 == step:
             os.kill(os.getpid(), kind)
         return real(state, batch)
 
-    monkeypatch.setattr(train, "train_step", signalled)
+    monkeypatch.setattr(loop, "train_step", signalled)
     try:
         with pytest.raises(RunError) as caught:
             run_training(config, run, resume=False, device=CPU, console=console)
     finally:
-        monkeypatch.setattr(train, "train_step", real)
+        monkeypatch.setattr(loop, "train_step", real)
     return console.file.getvalue(), str(caught.value)
 
 
@@ -292,14 +292,14 @@ def test_the_other_objectives_resume_as_well(tiny, tmp_path, monkeypatch, object
 
 
 def test_a_signal_at_the_last_step_changes_nothing(configs, runs, tmp_path, monkeypatch):
-    real = train.train_step
+    real = loop.train_step
 
     def signalled(state, batch):
         if state.step + 1 == STEPS:
             os.kill(os.getpid(), signal.SIGTERM)
         return real(state, batch)
 
-    monkeypatch.setattr(train, "train_step", signalled)
+    monkeypatch.setattr(loop, "train_step", signalled)
     run_training(configs["shapes"], tmp_path, resume=False, device=CPU, console=Console(file=io.StringIO()))
     same_run(tmp_path, runs[0]["shapes", None])
 

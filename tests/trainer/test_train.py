@@ -12,14 +12,15 @@ import torch.nn.functional as F
 from rich.console import Console
 
 from silc_bench.errors import RunError, UserError
-from trainer import checkpoint, train
+from trainer import checkpoint, loop, train
 from trainer.config import apply_objective
 from trainer.data import open_source
+from trainer.loop import run_training
 from trainer.losses import distillation_loss
 from trainer.model import Student, init_weights
 from trainer.schedule import lr_at
 from trainer.tokenizer import Tokenizer
-from trainer.train import TrainState, run_training, train_step
+from trainer.train import TrainState, train_step
 from trainer.views import make_views
 
 pytestmark = pytest.mark.usefixtures("few_captions")
@@ -310,7 +311,7 @@ def test_a_rate_that_is_far_too_high_stops_the_run(tiny, tmp_path):
 def finished(tiny, tmp_path_factory):
     folder = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "TOKENIZER_CAPTIONS", 50)
+        patch.setattr(loop, "TOKENIZER_CAPTIONS", 50)
         path, printed = run(tiny(steps=5), folder)
     return folder, path, printed
 
@@ -406,7 +407,7 @@ def test_a_full_disk_names_the_last_good_checkpoint(tiny, tmp_path, monkeypatch)
         run(config, tmp_path)
     assert [p.name for p in (tmp_path / "checkpoints").iterdir() if p.suffix != ".json"] == ["step_00000002.pt"]
     monkeypatch.undo()
-    monkeypatch.setattr(train, "TOKENIZER_CAPTIONS", 50)
+    monkeypatch.setattr(loop, "TOKENIZER_CAPTIONS", 50)
     path, _ = run(config, tmp_path, resume=True)
     assert path.name == "step_00000009.pt"
 
