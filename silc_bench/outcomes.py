@@ -33,13 +33,14 @@ MAX_BYTES = 1 << 30  # unpacked; ImageNet-1k's hits and labels are 0.1 MB
 TOLERANCE = 1e-9  # between a metric of the record and the same from the outcomes
 
 LABELS, ASKED_BY = "labels", "image_retrieval_picture"  # the same for every model
-_AREAS = "areas"
+_AREAS, _BOUNDARY = "areas", "boundary_areas"
 _RANKS = {"text": "text_retrieval_rank", "image": "image_retrieval_rank"}
 _RECALL = re.compile(r"(text|image)_retrieval_recall@([1-9]\d*)")
-_OF_AREAS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "mIoU": metrics.mean_iou,
-    "pixel_accuracy": metrics.pixel_accuracy,
-    "mean_class_accuracy": metrics.mean_class_accuracy,
+_OF_AREAS: dict[str, tuple[str, Callable[[np.ndarray], np.ndarray]]] = {
+    "mIoU": (_AREAS, metrics.mean_iou),
+    "pixel_accuracy": (_AREAS, metrics.pixel_accuracy),
+    "mean_class_accuracy": (_AREAS, metrics.mean_class_accuracy),
+    "boundary_mIoU": (_BOUNDARY, metrics.mean_iou),
 }
 _DAMAGE = (zipfile.BadZipFile, zlib.error, ValueError, KeyError, TypeError, EOFError, OSError, RuntimeError, MemoryError)
 
@@ -118,8 +119,9 @@ def per_picture(outcomes: Mapping[str, np.ndarray], metric: str) -> PerPicture |
         return _of_hits(outcomes[metric].reshape(len(outcomes[metric]), -1))
     if metric == "mean_per_class_recall" and {"acc1", LABELS} <= set(outcomes):
         return _of_weighted_hits(outcomes["acc1"], outcomes[LABELS])
-    if _AREAS in outcomes and metric in _OF_AREAS:
-        return PerPicture(outcomes[_AREAS], _OF_AREAS[metric], None)
+    kept, statistic = _OF_AREAS.get(metric, ("", None))
+    if kept in outcomes and statistic is not None:
+        return PerPicture(outcomes[kept], statistic, None)
     recall = _RECALL.fullmatch(metric)
     if recall is None or _RANKS[recall[1]] not in outcomes:
         return None
@@ -199,10 +201,10 @@ def _problem(outcomes: Mapping[str, np.ndarray], record: Record) -> str:
 
 def _shape_problem(name: str, array: np.ndarray, record: Record) -> str:
     n = record.n
-    if name in (LABELS, _AREAS, ASKED_BY, *_RANKS.values()):
+    if name in (LABELS, _AREAS, _BOUNDARY, ASKED_BY, *_RANKS.values()):
         if array.dtype.kind not in "iu" or (array.size and array.min() < 0):
             return "must hold integers, none negative"
-        if name == _AREAS:
+        if name in (_AREAS, _BOUNDARY):
             return "" if array.ndim == 3 and array.shape[:2] == (n, 3) else f"must be [{n}, 3, classes]"
         if name in (LABELS, _RANKS["text"]):
             return "" if array.shape == (n,) else f"must be [{n}]"

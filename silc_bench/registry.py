@@ -40,7 +40,7 @@ class Scores:
     - "labels" [N]: beside hits whose mean over classes is a metric too;
     - "text_retrieval_rank" [N] and "image_retrieval_rank" [Q], 0 is best, with "image_retrieval_picture" [Q], the picture
       whose caption asked;
-    - "areas" [N, 3, C]: pixels of each class: in both, predicted, true.
+    - "areas" [N, 3, C]: pixels of each class: in both, predicted, true; "boundary_areas" [N, 3, C]: of those near contours.
     """
 
 

@@ -4,6 +4,6 @@ What needs no files and CIFAR-100 is registered at the foot of each family's fil
 set, and ``own_data.py`` makes tasks of the user's own data when a command names it.
 """
 
-from tasks import catalog, fewshot, knn, linear, retrieval, segmentation, zeroshot
+from tasks import catalog, fewshot, knn, linear, retrieval, segmentation, segmentation_linear, zeroshot
 
-__all__ = ["catalog", "fewshot", "knn", "linear", "retrieval", "segmentation", "zeroshot"]
+__all__ = ["catalog", "fewshot", "knn", "linear", "retrieval", "segmentation", "segmentation_linear", "zeroshot"]

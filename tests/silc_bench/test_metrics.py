@@ -119,6 +119,50 @@ def test_masks_of_16_bits_have_a_class_255():
     assert found.sum(axis=1).tolist() == [2, 3, 3]
 
 
+def boundary_by_erosion(mask, num_classes):
+    """[C, H, W] bool by the paper's words: each class, less what is left of it after d erosions by 3 x 3."""
+    from scipy.ndimage import binary_erosion
+
+    distance = max(1, round(0.02 * np.sqrt(mask.shape[0] ** 2 + mask.shape[1] ** 2)))
+    classes = mask == np.arange(num_classes)[:, None, None]
+    inner = [binary_erosion(one, np.ones((3, 3)), iterations=distance, border_value=0) for one in classes]
+    return classes & ~np.array(inner)
+
+
+@pytest.mark.parametrize("size", [(40, 31), (150, 120), (1, 1), (3, 90)])
+@pytest.mark.parametrize("ignored", [0.0, 0.3])
+def test_boundary_areas_equal_erosion_of_each_class(size, ignored):
+    rng = np.random.default_rng(6)
+
+    def blobs():
+        coarse = rng.integers(0, 4, size=(-(-size[0] // 15), -(-size[1] // 15)))
+        return np.kron(coarse, np.ones((15, 15), int))[: size[0], : size[1]]
+
+    truth, guess = blobs(), blobs()
+    truth[np.kron(rng.random((10, 8)) < ignored, np.ones((15, 15), bool))[: size[0], : size[1]]] = IGNORE
+    valid = truth != IGNORE
+    true_band, guessed_band = (boundary_by_erosion(mask, 5) & valid for mask in (truth, np.where(valid, guess, IGNORE)))
+    expected = [(true_band & guessed_band).sum((1, 2)), guessed_band.sum((1, 2)), true_band.sum((1, 2))]
+    assert metrics.boundary_areas(guess, truth.astype(np.uint8), 5).tolist() == np.array(expected).tolist()
+
+
+def test_a_prediction_that_is_right_where_it_counts_has_the_right_boundary():
+    rng = np.random.default_rng(7)
+    truth = np.kron(rng.choice([0, 1, 2, IGNORE], size=(6, 6)), np.ones((9, 9), int))
+    guess = np.where(truth == IGNORE, rng.integers(0, 3, size=truth.shape), truth)
+    assert metrics.mean_iou(metrics.boundary_areas(guess, truth, 3)) == 1.0
+
+
+def test_boundary_by_hand():
+    truth = np.zeros((50, 50), int)  # the diagonal is 70.7, 2 % of it 1.4: one pixel
+    truth[10:20, 10:20] = 1
+    found = metrics.boundary_areas(np.roll(truth, 1, axis=1), truth, 2)
+    ring = 10 * 10 - 8 * 8
+    # of class 1 the rows above and below meet in 9 pixels each; the columns one beside the other do not
+    assert found[:, 1].tolist() == [18, ring, ring]
+    assert found[2, 0] == 50 * 50 - 48 * 48 + 12 * 12 - 10 * 10
+
+
 def test_scores_work_on_stacks_of_areas():
     stack = np.random.default_rng(5).integers(1, 9, size=(7, 3, 4))
     stack[:, 0] = np.minimum(stack[:, 1], stack[:, 2]) // 2

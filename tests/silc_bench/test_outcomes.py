@@ -28,6 +28,7 @@ PICTURE = np.repeat(np.arange(N), 3)  # three captions each
 ASKED = RNG.integers(0, 40, len(PICTURE))
 INTERSECTION = RNG.integers(1, 2000, (N, 4))
 AREAS = np.stack([INTERSECTION, INTERSECTION + 9, INTERSECTION + 50], axis=1)
+HALVED = (AREAS // 2).sum(axis=0)
 
 CASES = {
     "classification": (
@@ -48,11 +49,12 @@ CASES = {
         },
     ),
     "segmentation": (
-        {"areas": AREAS},
+        {"areas": AREAS, "boundary_areas": AREAS // 2},
         {
             "mIoU": np.mean(AREAS[:, 0].sum(0) / (AREAS[:, 1] + AREAS[:, 2] - AREAS[:, 0]).sum(0)),
             "pixel_accuracy": AREAS[:, 0].sum() / AREAS[:, 2].sum(),
             "mean_class_accuracy": np.mean(AREAS[:, 0].sum(0) / AREAS[:, 2].sum(0)),
+            "boundary_mIoU": np.mean(HALVED[0] / (HALVED[1] + HALVED[2] - HALVED[0])),
         },
     ),
 }

@@ -109,7 +109,7 @@ def test_zeroshot_segmentation_of_the_right_pixels_scores_one(lookup_model):
     task = TASKS["shapes/segmentation_zeroshot"]
     data = task.load(None, 60)
     scores = score(task, knows_masks(lookup_model, data, patch_size=1), data)
-    assert scores.metrics == {"mIoU": 1.0, "pixel_accuracy": 1.0, "mean_class_accuracy": 1.0}
+    assert scores.metrics == {"mIoU": 1.0, "pixel_accuracy": 1.0, "mean_class_accuracy": 1.0, "boundary_mIoU": 1.0}
 
 
 def test_zeroshot_segmentation_of_the_right_patches_is_limited_by_their_size_alone(lookup_model):

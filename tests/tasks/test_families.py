@@ -17,7 +17,8 @@ from tasks.classification import frequency_chance, uniform_chance
 from tasks.fewshot import FewShot, FewShotLogistic, held_out_shots
 from tasks.linear import COSTS, Linear
 from tasks.retrieval import Retrieval, captions_of
-from tasks.segmentation import constant_miou, uniform_miou, without_background
+from tasks.segmentation import without_background
+from tasks.segmentation_scores import constant_miou, uniform_miou
 from tasks.zeroshot import ranks_among_namesakes
 
 
