@@ -1,20 +1,21 @@
 """What lies at a path, is it the set it should be, and if not, which one line mends it. Reads only; writes nothing anywhere.
 
 Flow: ``check("imagenet1k", Path("/data/imagenet"))`` or ``check("folder:/data/pets")`` -> for each split: find, read, count,
-decode a spread part, hash -> a ``Report``: what was found, and each problem with its fix.
+decode a spread part of the pictures and every mask, hash -> a ``Report``: what was found, and each problem with its fix.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from silc_bench.datasets import spread
+from silc_bench.datasets import ignore_of, spread
 from silc_bench.datasets.expected import EXPECTED, Expected, check_counts
 from silc_bench.datasets.named import READERS, splits
 from silc_bench.datasets.own import KINDS, OwnData, parse
@@ -121,7 +122,9 @@ def _look_at(split: str, read: Reader, title: str, every_picture: bool, report: 
     if damaged:
         what = f"{len(damaged)} of {len(chosen)} pictures cannot be decoded; the first: {damaged[0].problem}"
         report.problems.append(Problem(what, damaged[0].fix))
-    report.found.append(f"  fingerprint {fingerprint(found.class_names, found.pictures, f'{title} {split}')}")
+    if found.mask_names and not _masks_are_right(found, f"reading masks of {title} {split}", report):
+        return  # what cannot be read cannot be hashed
+    report.found.append(f"  fingerprint {fingerprint(found.names, found.pictures, f'{title} {split}')}")
 
 
 def _contents(found: Found, expected: Expected | None) -> Iterator[str]:
@@ -144,16 +147,50 @@ def _contents(found: Found, expected: Expected | None) -> Iterator[str]:
             yield "  the names are no words, and zero-shot asks for them: give classnames.txt, a name a line in this order"
 
 
+def _masks_are_right(found: Found, title: str, report: Report) -> bool:
+    """Reads every mask: says which classes they show, or how many are wrong and what is wrong with the first."""
+    pixels, not_scored = np.zeros(len(found.mask_names), np.int64), 0
+    wrong: list[DataError] = []
+    for picture in _tracked(found.pictures, title):
+        try:
+            labels = picture.labels()
+        except DataError as error:
+            wrong.append(error)
+            continue
+        counts = np.bincount(labels.ravel(), minlength=ignore_of(labels) + 1)
+        pixels += counts[: len(pixels)]
+        not_scored += int(counts[ignore_of(labels)])
+    if wrong:
+        what = f"{len(wrong):,} of {len(found.pictures):,} masks are wrong; the first: {wrong[0].problem}"
+        report.problems.append(Problem(what, wrong[0].fix))
+        return False
+    total = int(pixels.sum()) + not_scored
+    policy = found.mask_policy
+    report.found.append(
+        f"  {len(found.pictures):,} masks of {len(pixels)} classes; background: {policy['background']};"
+        f" not scored: {policy['not_scored']}, {100 * not_scored / total:.1f} % of the pixels"
+    )
+    absent = [name for name, count in zip(found.mask_names, pixels, strict=True) if not count]
+    if absent:
+        shown = ", ".join(absent[:SHOWN]) + (", ..." if len(absent) > SHOWN else "")
+        report.found.append(f"  {len(absent)} of the classes are in no mask: {shown}")
+    return True
+
+
 def _decode(pictures: list[Picture], title: str) -> tuple[Counter[tuple[int, int]], list[DataError]]:
     sizes: Counter[tuple[int, int]] = Counter()
     damaged = []
-    console = Console(stderr=True)
-    for picture in track(pictures, title, console=console, transient=True, disable=not console.is_terminal):
+    for picture in _tracked(pictures, title):
         try:
             sizes[picture.decode().size] += 1
         except DataError as error:
             damaged.append(error)
     return sizes, damaged
+
+
+def _tracked(pictures: Sequence[Picture], title: str) -> Iterable[Picture]:
+    console = Console(stderr=True)
+    return track(pictures, title, console=console, transient=True, disable=not console.is_terminal)
 
 
 def _problem(error: UserError) -> Problem:

@@ -3,7 +3,9 @@
 Sources of the counts: ILSVRC 2012 (Russakovsky et al., 2015); ImageNet-V2 matched frequency (Recht et al., 2019); -A
 (Hendrycks et al., 2021); -R (Hendrycks et al., 2021); -Sketch (Wang et al., 2019: 50 queries a class, 50,889 pictures
 released); ObjectNet (Barbu et al., 2019: the 113 classes that ImageNet has too); CIFAR (Krizhevsky, 2009); COCO and Flickr30k
-in the split of Karpathy and Fei-Fei (2015).
+in the split of Karpathy and Fei-Fei (2015); Pascal VOC 2012's ImageSets/Segmentation; Pascal Context as mmsegmentation's
+converter splits it; ADE20K as ADEChallengeData2016, and as MaskFormer splits the full set; Cityscapes' fine annotations
+(Cordts et al., 2016); COCO 2017; CamVid as SegNet splits it (Badrinarayanan et al., 2017).
 """
 
 from __future__ import annotations
@@ -24,6 +26,8 @@ class Expected:
     classes: int = 0
     per_class: int = 0  # pictures of each class, 0 where that differs
     captions: int = 0  # a picture
+    labels: int = 0  # classes of the pixels
+    content: str = ""  # fingerprint of a set that is known by its content alone
 
 
 EXPECTED = {
@@ -42,6 +46,27 @@ EXPECTED = {
     ("cifar100", "test"): Expected(10_000, classes=100, per_class=100),
     ("coco", "test"): Expected(5_000, captions=5),
     ("flickr30k", "test"): Expected(1_000, captions=5),
+    ("voc21", "test"): Expected(1_449, labels=21),  # of VOC and Context, val: their test labels are not public
+    ("voc21", "train"): Expected(1_464, labels=21),
+    ("voc20", "test"): Expected(1_449, labels=20),
+    ("voc20", "train"): Expected(1_464, labels=20),
+    ("pc60", "test"): Expected(5_104, labels=60),
+    ("pc60", "train"): Expected(4_996, labels=60),
+    ("pc59", "test"): Expected(5_104, labels=59),
+    ("pc59", "train"): Expected(4_996, labels=59),
+    ("ade20k150", "test"): Expected(2_000, labels=150),
+    ("ade20k150", "train"): Expected(20_210, labels=150),
+    ("ade20k847", "test"): Expected(2_000, labels=847),
+    ("ade20k847", "train"): Expected(25_574, labels=847),
+    ("cityscapes", "test"): Expected(500, labels=19),
+    ("cityscapes", "train"): Expected(2_975, labels=19),
+    ("cocostuff", "test"): Expected(5_000, labels=171),
+    ("cocostuff", "train"): Expected(118_287, labels=171),
+    ("coco_object", "test"): Expected(5_000, labels=81),
+    ("camvid", "test"): Expected(233, labels=11),
+    ("camvid", "train"): Expected(367, labels=11),
+    ("camvid_mini", "test"): Expected(20, labels=11, content="48dd8d4c3e1ecee5"),
+    ("camvid_mini", "train"): Expected(46, labels=11, content="4e31f079867da654"),
 }
 
 # Published parts of a set that are scored as they are, known by their content: {(name, split): {pictures: fingerprint}}.
@@ -59,6 +84,15 @@ LABEL_ORDER = {
     "imagenet names": "571ae1c583b4be7da87519494c52bf405a46af05d5815627c7a0dee997068b60",
     "cifar10 names": "bb3914949cecedee6d1257f7f5fdb8f43fa3b2c8095fd1763161caf1b873fe59",
     "cifar100 names": "60ae3a3ac1355fcfec19c0ea3cb5fde15203ecf3b537cabcf6d5d54688ee9a4d",
+    # of datasets/mask_names.json, whose sources stand in mask_sets.py
+    "voc21 masks": "301e5e4e2a9a7ab6bfd6c7e2b1d381d4dd465ddedf787b4b4ed802b3366deb6c",
+    "pc60 masks": "e29ff1a0eaea71eb3e090f0ff6abdbcc592fa17f74b4a17ecc6d33c5a9daea4e",
+    "ade20k150 masks": "f9dbd8a75a0722c971d8c82db76dc205e06cb422d98153f4e5bbf90408ef5438",
+    "ade20k847 masks": "ee311c5f3b780a16a58f40726927f6c41149860a5fca6c1116ea1dca129efd8b",
+    "cityscapes masks": "5995d02d6c574d515fa02371c8c2b5367f55cba8a732fed0567427c093f95adf",
+    "cocostuff masks": "8ea44449837dceb30923012b201fe0152adc612160d0d040c9cfcd77e95f6801",
+    "coco_object masks": "1f17b53017e442257cad2025ab981ddeb28d048af00dcac8ae810bc25a6a9a77",
+    "camvid masks": "97a8b28971b6f83cf8181955e4f98f58c3596d92fd170af6a011d24f281f36cc",
 }
 
 
@@ -66,7 +100,9 @@ LABEL_ORDER = {
 def checked_order(title: str, names: tuple[str, ...]) -> tuple[str, ...]:
     """The same names. Raises DataError when they are not the list that the labels were numbered by."""
     if hashlib.sha256("\n".join(names).encode()).hexdigest() != LABEL_ORDER[title]:
-        fix = "install the version that constraints.txt names: pip install clip-benchmark==1.6.2"
+        ours = title.endswith(" masks")
+        package = "silc-bench" if ours else "clip-benchmark==1.6.2"
+        fix = f"install it again: pip install --force-reinstall {package}"
         raise DataError(f"the list of {title} is not the one that labels are numbered by ({len(names)} names)", fix)
     return names
 
@@ -85,12 +121,16 @@ def check_counts(name: str, split: str, found: Found) -> None:
             fault += _worst_class(found, expected)
         fix = "fetch what is missing" if here < wanted else "remove what does not belong to the set"
         own = "folder:PATH, wds:PATTERN" if expected.classes else "captions:FILE"
+        own = "seg:IMAGES,MASKS,CLASSES.json" if expected.labels else own
         raise DataError(fault, f"{fix}; a part of your own is scored under its own name with --tasks {own}")
     if here == wanted and expected.classes:
         counts = _counts(found, expected.classes)
         if (counts == 0).any() or (expected.per_class and (counts != expected.per_class).any()):
             fault = f"{name} {split} in {found.folder} has {here:,} pictures, but not of the right classes"
             raise DataError(fault + _worst_class(found, expected), "fetch the set again")
+    if expected.content and fingerprint(found.names, found.pictures, f"{name} {split}") != expected.content:
+        fault = f"{name} {split} in {found.folder} has {here:,} pictures, but not those of this part of the set"
+        raise DataError(fault, "a part of your own is scored under its own name with --tasks seg:IMAGES,MASKS,CLASSES.json")
     few = next((picture for picture in found.pictures if len(picture.captions) < expected.captions), None)
     if few is not None:
         fault = f"{few.where} has {len(few.captions)} captions, and every picture of {name} has {expected.captions}"
@@ -99,7 +139,7 @@ def check_counts(name: str, split: str, found: Found) -> None:
 
 def _is_known_part(name: str, split: str, found: Found) -> bool:
     known = PARTS.get((name, split), {}).get(len(found.pictures))
-    return known is not None and fingerprint(found.class_names, found.pictures, f"{name} {split}") == known
+    return known is not None and fingerprint(found.names, found.pictures, f"{name} {split}") == known
 
 
 def _counts(found: Found, num_classes: int) -> np.ndarray:

@@ -1,7 +1,7 @@
 """The named sets, read and checked: ``load("imagenet_v2", "test", Path("/data"))`` -> a PictureSet, or a sentence and no score.
 
 Flow: find the place -> read it -> count it against what the set has -> take ``limit`` pictures of the whole -> fingerprint.
-A dataset more is a line in ``places.SETS``, in ``expected.EXPECTED`` and in ``READERS``.
+A dataset more is a line in ``places.SETS`` (with masks: in ``mask_sets.SETS``), in ``expected.EXPECTED`` and in ``READERS``.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ from silc_bench.datasets.cifar import read_cifar
 from silc_bench.datasets.expected import EXPECTED, check_counts
 from silc_bench.datasets.imagenet import read_imagenet
 from silc_bench.datasets.karpathy import read_karpathy
+from silc_bench.datasets.mask_sets import SETS as MASK_SETS
 from silc_bench.datasets.objectnet import read_objectnet
 from silc_bench.datasets.picture_set import Found, PictureSet
 from silc_bench.datasets.places import Site, find
+from silc_bench.datasets.segmentation import read_segmentation
 
 READERS: dict[str, Callable[[str, str, Site], Found]] = {
     "imagenet1k": read_imagenet,
@@ -28,6 +30,7 @@ READERS: dict[str, Callable[[str, str, Site], Found]] = {
     "cifar100": read_cifar,
     "coco": read_karpathy,
     "flickr30k": read_karpathy,
+    **dict.fromkeys(MASK_SETS, read_segmentation),
 }
 
 

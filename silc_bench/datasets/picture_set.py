@@ -9,10 +9,12 @@ In an evaluation set damage is an error: a score over fewer samples than were pr
 from __future__ import annotations
 
 import hashlib
+import io
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
@@ -20,9 +22,10 @@ from rich.console import Console
 from rich.progress import Progress
 
 from silc_bench.datasets import spread
-from silc_bench.datasets.shards import DamagedImageError, Place, decode_image, read_member
+from silc_bench.datasets.shards import BROKEN_IMAGE, DamagedImageError, Place, decode_image, read_member
 from silc_bench.errors import UserError
 
+FETCH_AGAIN = "fetch that file again; a set with a hole is not scored"
 LONG = 256 << 20  # bytes: to hash more takes a second or longer, and says so
 
 
@@ -32,6 +35,19 @@ class DataError(UserError):
     def __init__(self, problem: str, fix: str = "") -> None:  # made again from its message alone where a worker raised it
         super().__init__(f"{problem}; {fix}" if fix else problem)
         self.problem, self.fix = problem, fix
+
+
+class Mask(Protocol):
+    """Where the labels of a picture's pixels come from (silc_bench.datasets.masks)."""
+
+    @property
+    def where(self) -> str:
+        """For messages."""
+        ...
+
+    def labels(self) -> np.ndarray:
+        """[H, W] uint8 or uint16. Raises DataError for what is no mask of the set, naming it."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +60,7 @@ class Picture:
     label: int | None = None
     captions: tuple[str, ...] = ()
     pixels: np.ndarray | None = None
+    mask: Mask | None = None
 
     @property
     def num_bytes(self) -> int:
@@ -59,9 +76,22 @@ class Picture:
         try:
             return decode_image(self.read())
         except DamagedImageError as error:
-            raise DataError(
-                f"{self.where} is damaged: {error}", "fetch that file again; a set with a hole is not scored"
-            ) from error
+            raise DataError(f"{self.where} is damaged: {error}", FETCH_AGAIN) from error
+
+    def labels(self) -> np.ndarray:
+        """Of each pixel, [H, W]. Raises DataError for a mask that cannot be read, or is not of the picture's size."""
+        assert self.mask is not None, f"{self.where} has no mask"
+        labels = self.mask.labels()
+        try:
+            with Image.open(io.BytesIO(self.read())) as image:
+                width, height = image.size
+        except BROKEN_IMAGE as error:
+            raise DataError(f"{self.where} is damaged: {error}", FETCH_AGAIN) from error
+        if labels.shape != (height, width):
+            own = f"{labels.shape[1]:,} x {labels.shape[0]:,}"
+            problem = f"{self.mask.where} is {own} pixels, and its picture {self.where} {width:,} x {height:,}"
+            raise DataError(problem, "a mask says what each pixel of its picture is: save it at the picture's size")
+        return labels
 
 
 @dataclass(frozen=True)
@@ -74,17 +104,23 @@ class Found:
     class_names: tuple[str, ...] = ()
     templates: tuple[str, ...] = ()  # prompts that lay beside the data
     notes: list[str] = field(default_factory=list)  # what was passed over
+    mask_names: tuple[str, ...] = ()  # of labels 0..C-1 in the masks
+    has_background: bool = False  # whether label 0 is all that no class names
+    mask_policy: Mapping[str, str] = field(default_factory=dict)  # what is not scored, for the protocol
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of classes, then of mask labels: those that the fingerprint hashes."""
+        return (*self.class_names, *self.mask_names)
 
 
 class PictureSet:
     """The samples as an ImageDataset."""
 
-    mask_names: tuple[str, ...] = ()
-    has_background = False
-
     def __init__(self, name: str, split: str, found: Found, limit: int | None = None) -> None:
         self.name, self.split = name, split
-        self.class_names = found.class_names
+        self.class_names, self.mask_names = found.class_names, found.mask_names
+        self.has_background, self.mask_policy = found.has_background, found.mask_policy
         self.pictures = [found.pictures[i] for i in spread(len(found.pictures), limit)]
         labels = [picture.label for picture in self.pictures if picture.label is not None]
         assert len(labels) in (0, len(self.pictures)), "all have a label, or none"
@@ -94,7 +130,7 @@ class PictureSet:
             having = len(self.pictures) - len(without)
             raise UserError(f"{having} of {len(self.pictures)} samples have a caption; {without[0].where} has none")
         self.captions = [picture.captions for picture in self.pictures] if not without and self.pictures else None
-        self.fingerprint = fingerprint(self.class_names, self.pictures, f"{name} {split}")
+        self.fingerprint = fingerprint(found.names, self.pictures, f"{name} {split}")
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -104,24 +140,41 @@ class PictureSet:
         try:
             return self.pictures[index].decode()
         except DataError as error:
-            raise DataError(f"{self.name} {self.split} cannot be scored, {error.problem}", error.fix) from error
+            raise self._cannot_be_scored(error) from error
 
     def mask(self, index: int) -> np.ndarray:
-        raise ValueError(f"{self.name} has no masks")
+        """[H, W] labels. Raises DataError for a mask that cannot be read or does not fit its picture, naming it."""
+        if not self.mask_names:
+            raise ValueError(f"{self.name} has no masks")
+        try:
+            return self.pictures[index].labels()
+        except DataError as error:
+            raise self._cannot_be_scored(error) from error
+
+    def _cannot_be_scored(self, error: DataError) -> DataError:
+        return DataError(f"{self.name} {self.split} cannot be scored, {error.problem}", error.fix)
 
 
-def fingerprint(class_names: Iterable[str], pictures: Sequence[Picture], title: str) -> str:
-    """16 hex digits over class names, labels, captions and encoded pictures in order: file names and layout do not count.
+def fingerprint(names: Iterable[str], pictures: Sequence[Picture], title: str) -> str:
+    """16 hex digits over names, labels, captions, encoded pictures and what their masks say, in order.
 
-    Runs at the speed of the disk, with a progress bar on the error stream where that takes a while.
+    File names and layout do not count, nor how masks are stored. Pictures are read at the speed of the disk; masks are decoded,
+    and so each is checked. A progress bar on the error stream where that takes a while.
+
+    Raises:
+        DataError: a mask that cannot be read, has a value without a class, or is not of its picture's size.
     """
-    digest = hashlib.sha256(json.dumps(list(class_names)).encode())
+    digest = hashlib.sha256(json.dumps(list(names)).encode())
     for picture in _with_progress(pictures, f"hashing {title}"):
         content = picture.read()
         # a single caption is written as itself, none as null
         captions = list(picture.captions) if len(picture.captions) > 1 else next(iter(picture.captions), None)
         digest.update(json.dumps([picture.label, captions, len(content)]).encode())
         digest.update(content)
+        if picture.mask is not None:
+            labels = picture.labels()
+            digest.update(json.dumps([labels.shape, labels.dtype.name]).encode())
+            digest.update(np.ascontiguousarray(labels, labels.dtype.newbyteorder("<")).tobytes())
     return digest.hexdigest()[:16]
 
 

@@ -13,7 +13,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from silc_bench.datasets import mask_sets
 from silc_bench.datasets.files import PICTURE_EXTENSIONS, by_number, is_stray, subfolders
+from silc_bench.datasets.mask_sets import MaskLayout, MaskSet
 from silc_bench.datasets.picture_set import DataError
 from silc_bench.errors import unknown_name
 
@@ -25,8 +27,9 @@ class NotFoundError(DataError):
 @dataclass(frozen=True)
 class Site:
     path: Path
-    kind: str  # folders: of classes; flat: pictures; shards: tars in a folder; tar: one file; pickles; json: a list of captions
+    kind: str  # folders: of classes; flat: pictures; shards: tars in a folder; tar: one file; pickles; json: captions; masks
     base: Path  # the set's folder, beside which lists and names may lie
+    layout: MaskLayout | None = None  # of pictures and masks
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class Known:
     needed: str  # the layouts, for messages; {split} stands for the split's folder
     tars: tuple[str, ...] = ()  # of its pictures, beside it under the data root
     lists: tuple[str, ...] = ()  # files that name the pictures of a retrieval set
+    masks: MaskSet | None = None  # a set of pictures with masks
 
 
 _KAGGLE = ("ILSVRC/Data/CLS-LOC", "Data/CLS-LOC", "CLS-LOC")
@@ -102,6 +106,12 @@ SETS = {
         lists=("dataset_flickr30k.json",),
     ),
 }
+SETS |= {
+    name: Known(
+        known.names, {split: (one[0].listed or one[0].masks,) for split, one in known.splits.items()}, known.needed, masks=known
+    )
+    for name, known in mask_sets.SETS.items()
+}
 LIST_FOLDERS = ("", "annotations", "karpathy", "caption_datasets")
 _SPLIT_WORDS = {"train": r"(^|[-_.])train([-_.\d]|$)", "test": r"(^|[-_.])(val|validation|test)([-_.\d]|$)"}
 
@@ -119,7 +129,7 @@ def find(name: str, split: str, data_root: Path | None, is_the_set: bool = False
     known = SETS[name]
     if split not in known.folders:
         raise unknown_name(f"split of {name}", split, known.folders)
-    needed = known.needed.format(split=split)
+    needed = known.needed.replace("{split}", split)
     if data_root is None:
         raise NotFoundError(f"{name} is read from files", f"give --data-root DIR with {needed}")
     root = Path(data_root)
@@ -133,11 +143,16 @@ def find(name: str, split: str, data_root: Path | None, is_the_set: bool = False
         first = known.folders[split][0]
         looked = dict.fromkeys(base / first for base in (root / name, *_bases(name, root, is_the_set)))
         where = " and ".join(map(str, looked))
-        raise NotFoundError(f"no {name} {split} data: looked in {where}", _unpack(name, root) or f"needed: {needed}")
+        hint = _hint(known, _bases(name, root, is_the_set))
+        raise NotFoundError(f"no {name} {split} data: looked in {where}", _unpack(name, root) or hint or f"needed: {needed}")
     return found[0]
 
 
 def _sites(name: str, split: str, root: Path, is_the_set: bool) -> Iterator[Site]:
+    if SETS[name].masks is not None:
+        sites = (_masks(SETS[name].masks, split, base) for base in _bases(name, root, is_the_set))  # type: ignore[arg-type]
+        yield from {site.path.resolve(): site for site in sites if site is not None}.values()
+        return
     if is_the_set and root.suffix == ".tar" and root.is_file():
         yield Site(root, "tar", root.parent)
         return
@@ -167,6 +182,31 @@ def _bases(name: str, root: Path, is_the_set: bool) -> list[Path]:
         if parent.is_dir():
             bases += [parent / child for child in subfolders(parent) if _plain(child) in known.names]
     return bases
+
+
+def _masks(known: MaskSet, split: str, base: Path) -> Site | None:
+    """The first layout whose masks are there, and the list of the split where it needs one."""
+    for inner in known.inner:
+        for layout in known.splits[split]:
+            home = base / inner
+            path = home / layout.masks
+            if layout.not_beside and (home / layout.not_beside).is_dir():
+                continue
+            if layout.listed and not (home / layout.listed).is_file():
+                continue
+            if path.is_file() or (path.is_dir() and next(path.rglob(f"*{layout.mask_end}"), None) is not None):
+                return Site(path, "masks", home, layout)
+    return None
+
+
+def _hint(known: Known, bases: list[Path]) -> str | None:
+    """The line that makes masks of what lies there instead of them."""
+    if known.masks is None:
+        return None
+    for path, fix in known.masks.hints:
+        if any((base / inner / path).is_file() for base in bases for inner in known.masks.inner):
+            return fix
+    return None
 
 
 def _recognise(base: Path, folder: str, known: Known) -> Site | None:

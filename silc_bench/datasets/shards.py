@@ -28,6 +28,7 @@ from silc_bench.errors import UserError
 Place: TypeAlias = tuple[int, int]  # offset and size in bytes
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 BROKEN_TAR = (tarfile.TarError, ValueError, OverflowError, MemoryError)  # tarfile lets nonsense sizes through to read()
+BROKEN_IMAGE = (OSError, ValueError, SyntaxError, EOFError, IndexError, struct.error, zlib.error)  # what Pillow lets through
 MAX_PIXELS = 64_000_000  # a picture that claims more is taken for a decompression bomb
 
 
@@ -248,5 +249,5 @@ def decode_image(data: bytes) -> Image.Image:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DamagedImageError("oversized image", str(error)) from error
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError, struct.error, zlib.error) as error:
+    except BROKEN_IMAGE as error:
         raise DamagedImageError("corrupt image", str(error) or type(error).__name__) from error

@@ -1,0 +1,168 @@
+"""Masks as they are stored and what their values mean: a file -> the label of each pixel, or a sentence and no score.
+
+Flow: ``read_values(data, where)`` -> the numbers of a grey or palette picture -> ``MaskRule.labels`` -> labels 0..C-1, with the
+pixels that are not scored marked as `silc_bench.datasets.ignore_of` says. A palette's indices are the labels, as in Pascal VOC.
+Colours are refused: which colour would be which class is not in the file.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from silc_bench.datasets import IGNORE
+from silc_bench.datasets.picture_set import FETCH_AGAIN, DataError
+from silc_bench.datasets.shards import BROKEN_IMAGE, MAX_PIXELS, read_member
+
+MOST_IN_8_BITS = 254  # classes
+FORMATS = ("PNG", "TIFF", "BMP", "PPM", "GIF")  # that keep each value as it was
+MASK_EXTENSIONS = ("png", "tif", "tiff", "bmp", "pgm", "gif")
+_GREY = {"1", "L", "P"}
+_GREY_16 = {"I;16", "I;16B", "I;16L", "I;16N", "I"}
+_SCALED = {"L;2": 85, "L;4": 17}  # Pillow spreads grey of 2 and 4 bits over 0 to 255
+SAVE_AS_GREY = "save the number of each pixel's class as a grey PNG (Pillow mode L)"
+
+
+@dataclass(frozen=True)
+class MaskRule:
+    """What the values of a set's masks mean.
+
+    Attributes:
+        names: of labels 0..C-1.
+        has_background: whether label 0 is all that no class names.
+        stored: the value of each class in the files, in label order; empty: 0..C-1.
+        ignored: values of pixels that are not scored.
+        not_scored: the same in words, for the protocol.
+        fix: what to do about other values.
+    """
+
+    names: tuple[str, ...]
+    has_background: bool = False
+    stored: tuple[int, ...] = ()
+    ignored: tuple[int, ...] = (IGNORE,)
+    not_scored: str = "value 255"
+    fix: str = "fetch the masks again, or look whether they are those of another set"
+
+    @property
+    def values(self) -> tuple[int, ...]:
+        return self.stored or tuple(range(len(self.names)))
+
+    def policy(self) -> dict[str, str]:
+        """For the protocol: what is a class although nobody names it, and what is not scored."""
+        return {"background": "label 0" if self.has_background else "none", "not_scored": self.not_scored}
+
+    def labels(self, values: np.ndarray, where: str) -> np.ndarray:
+        """[H, W] stored values -> [H, W] labels, uint8 or, for more than 254 classes, uint16.
+
+        Raises:
+            DataError: a value that is neither a class nor ignored, with the file, the value and how many pixels have it.
+        """
+        assert len(self.values) == len(self.names), (len(self.values), len(self.names))
+        dtype = np.uint8 if len(self.names) <= MOST_IN_8_BITS else np.uint16
+        size = 256 if values.dtype.itemsize == 1 else 65536
+        table, is_known = np.full(size, np.iinfo(dtype).max, dtype), np.zeros(size, bool)
+        for label, value in enumerate(self.values):
+            if value < size:
+                table[value], is_known[value] = label, True
+        is_known[[value for value in self.ignored if value < size]] = True
+        counts = np.bincount(values.ravel(), minlength=size)
+        unknown = np.flatnonzero((counts > 0) & ~is_known)
+        if len(unknown):
+            raise DataError(self._problem(where, unknown, counts), self.fix)
+        return table[values]
+
+    def _problem(self, where: str, unknown: np.ndarray, counts: np.ndarray) -> str:
+        first = int(unknown[0])
+        others = f" (and {len(unknown) - 1} other values)" if len(unknown) > 1 else ""
+        allowed = f"{len(self.names)} classes have the values {_ranges(self.values)}"
+        ignored = f", and {_ranges(self.ignored)} is not scored" if self.ignored else ""
+        return f"{where} has the value {first}{others} in {counts[first]:,} pixels: the {allowed}{ignored}"
+
+
+@dataclass(frozen=True, slots=True)
+class MaskFile:
+    """A mask in a file of its own."""
+
+    path: Path
+    rule: MaskRule
+
+    @property
+    def where(self) -> str:
+        return str(self.path)
+
+    def labels(self) -> np.ndarray:
+        """[H, W]. Raises DataError for what is no mask of the set."""
+        size = self.path.stat().st_size
+        return self.rule.labels(read_values(read_member(self.path, (0, size)), self.where), self.where)
+
+
+def read_values(data: bytes, where: str) -> np.ndarray:
+    """[H, W] uint8 or uint16: the numbers that a mask's file holds, not what a viewer would show.
+
+    Raises:
+        DataError: no picture, a damaged one, one in colours, or a format that does not keep values.
+    """
+    try:
+        image = Image.open(io.BytesIO(data))
+        if image.width * image.height > MAX_PIXELS:
+            raise DataError(f"{where} claims {image.width:,} x {image.height:,} pixels", FETCH_AGAIN)
+        _check_kind(image, where)
+        scale = _SCALED.get(_raw_mode(image), 1)
+        values = np.asarray(image)
+    except DataError:
+        raise
+    except (Image.DecompressionBombError, *BROKEN_IMAGE) as error:
+        raise DataError(f"{where} is damaged: {error}", FETCH_AGAIN) from error
+    if values.dtype == np.bool_:
+        return values.astype(np.uint8)
+    if values.dtype.itemsize > 2:
+        if values.min() < 0 or values.max() > 65535:
+            raise DataError(f"{where} has values from {values.min()} to {values.max()}, beyond 16 bits", SAVE_AS_GREY)
+        return values.astype(np.uint16)
+    return values // scale if scale > 1 else values
+
+
+def check_names(names: Sequence[str], source: str) -> tuple[str, ...]:
+    """Names of labels, stripped. Raises DataError: none, an empty one, one twice, more than 16 bits tell apart."""
+    stripped = tuple(name.strip() for name in names)
+    if not stripped or not all(stripped):
+        raise DataError(f"{source} has {'no names' if not stripped else 'an empty name'}", "give each class a name")
+    twice = next((name for name in stripped if stripped.count(name) > 1), None)
+    if twice is not None:
+        raise DataError(f"{source} names {twice!r} twice", "classes of one name cannot be told apart: rename one")
+    if len(stripped) > 65535:
+        raise DataError(f"{source} names {len(stripped):,} classes", "masks of 16 bits tell 65,535 apart")
+    return stripped
+
+
+def _check_kind(image: Image.Image, where: str) -> None:
+    if image.format not in FORMATS:
+        problem = f"{where} is a {image.format} file, which does not keep values as they were"
+        raise DataError(problem, "save masks as PNG from their source: this file has lost them")
+    if image.mode not in _GREY | _GREY_16:
+        kind = "an alpha channel" if image.mode in ("LA", "PA", "La") else f"colours ({image.mode})"
+        raise DataError(f"{where} has {kind}, and a mask has one number a pixel", SAVE_AS_GREY)
+
+
+def _raw_mode(image: Image.Image) -> str:
+    """How the file packs its pixels, such as "L;4"."""
+    tile = getattr(image, "tile", None)
+    args = tile[0][3] if tile else ""
+    return args if isinstance(args, str) else str(args[0]) if isinstance(args, tuple) and args else ""
+
+
+def _ranges(values: Sequence[int]) -> str:
+    """ "0 to 18", "7, 8, 11 to 13"."""
+    parts: list[list[int]] = []
+    for value in sorted(values):
+        if parts and value == parts[-1][1] + 1:
+            parts[-1][1] = value
+        else:
+            parts.append([value, value])
+    shown = [str(low) if low == high else f"{low} to {high}" for low, high in parts]
+    return ", ".join(shown[:6]) + (", ..." if len(shown) > 6 else "")
