@@ -117,6 +117,7 @@ class Config:
     precision: str = "auto"  # "bf16" (autocast; head, softmax, centre and EMA stay fp32), "fp32", or what is native here
     log_every: int = 50  # steps
     checkpoint_every: int = 1000  # steps
+    checkpoint_minutes: float = 30.0  # since the last checkpoint, whatever the step; 0: by steps alone
 
     @property
     def num_steps(self) -> int:
@@ -212,6 +213,7 @@ def _rules(config: Config) -> list[tuple[bool, str]]:
             min(optim.warmup_fraction, optim.cooldown_fraction) >= 0 and optim.warmup_fraction + optim.cooldown_fraction <= 1,
             "optim.warmup_fraction and optim.cooldown_fraction must not be negative, and sum to at most 1",
         ),
+        (config.checkpoint_minutes >= 0, "checkpoint_minutes must not be negative"),
         (config.batch_size >= 2, "batch_size must be at least 2: a contrastive loss needs a negative"),
         (config.samples >= config.batch_size, "samples must be at least batch_size"),
     ]

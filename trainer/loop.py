@@ -7,11 +7,12 @@ Run it: ``silc-bench train --preset shapes_tiny --data shapes --out runs/first``
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ from trainer.tokenizer import Tokenizer
 from trainer.train import TrainState, train_step
 
 TOKENIZER_CAPTIONS = 20_000  # captions that the tokenizer is trained on
+FREE_ON_RESUME = ("data.num_workers", "checkpoint_every", "checkpoint_minutes")  # no part of what the run ends with
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # Ctrl-C, and what schedulers send before they take a machine away
 
 
 def run_training(config: Config, run: Path, *, resume: bool, device: torch.device, console: Console) -> Path:
@@ -46,10 +49,12 @@ def run_training(config: Config, run: Path, *, resume: bool, device: torch.devic
         return train(config, run, device, console)
     if not checkpoint.all_in(run):
         raise UserError(f"--resume: {run} holds no checkpoints/step_*.pt to continue from; leave --resume out to start anew")
-    path = checkpoint.find(run)
-    payload = checkpoint.load(path)
+    path, payload, damaged = checkpoint.load_newest(run)
+    for sentence in damaged:
+        console.print(f"{sentence}; going on from {path}", style="yellow", markup=False, highlight=False, soft_wrap=True)
     saved, wanted = flatten(from_dict(json.loads(payload["config"]))), flatten(config)
-    wanted["data.num_workers"] = saved["data.num_workers"]  # changes nothing but speed
+    for name in FREE_ON_RESUME:
+        wanted[name] = saved[name]
     if config.precision == "auto":
         wanted["precision"] = saved["precision"]  # what was native where the run began
     differ = [f"{name} {saved[name]!r} -> {wanted[name]!r}" for name in saved if saved[name] != wanted[name]]
@@ -77,6 +82,8 @@ def train(config: Config, run: Path, device: torch.device, console: Console, pay
         state = TrainState.create(config, tokenizer, device)
     else:
         state = TrainState.restore(payload, device)
+        rhythm = {name: getattr(config, name) for name in ("checkpoint_every", "checkpoint_minutes")}
+        state.config = dataclasses.replace(state.config, **rhythm)
     where = f"from {source.describe()} on {device} in {state.config.precision}"
     console.print(f"{config.name}: {config.num_steps:,} steps of {config.batch_size:,} {where}", markup=False, soft_wrap=True)
     try:
@@ -88,10 +95,9 @@ def train(config: Config, run: Path, device: torch.device, console: Console, pay
 
 
 def _loop(state: TrainState, source: Source, run: Path, log: RunLog, received: list[int]) -> Path:
-    config, path = state.config, None
-    batches = source.batches(config.batch_size, start=state.position)
-    mark, mark_step, waited = time.perf_counter(), state.step, 0.0
-    try:
+    config = state.config
+    mark, mark_step, waited, saved = time.perf_counter(), state.step, 0.0, time.monotonic()
+    with closing(source.batches(config.batch_size, start=state.position)) as batches, checkpoint.Writer(run) as writer:
         while state.step < config.num_steps:
             before = time.perf_counter()
             batch = next(batches)
@@ -103,15 +109,16 @@ def _loop(state: TrainState, source: Source, run: Path, log: RunLog, received: l
                 seconds, steps = time.perf_counter() - mark, state.step - mark_step
                 log.write(state.step, _row(state, values, seconds / steps, waited / seconds))
                 mark, mark_step, waited = time.perf_counter(), state.step, 0.0
-            if state.step % config.checkpoint_every == 0 or is_last or received:
-                path = save_checkpoint(state, run)
+            writer.check()
+            is_due = 0 < config.checkpoint_minutes * 60 <= time.monotonic() - saved
+            if state.step % config.checkpoint_every == 0 or is_due or is_last or received:
+                writer.write(state.payload())
+                saved = time.monotonic()
             if received and not is_last:
                 name = signal.Signals(received[0]).name
-                raise RunError(f"stopped by {name} after step {state.step}; {path} is saved, continue with --resume")
-    finally:
-        batches.close()
-    assert path is not None, "a run of at least one step ends with a checkpoint"
-    return path
+                raise RunError(f"stopped by {name} after step {state.step}; {writer.wait()} is saved, continue with --resume")
+    assert writer.path is not None, "a run of at least one step ends with a checkpoint"
+    return writer.path
 
 
 def _row(state: TrainState, values: dict[str, Tensor], seconds_per_step: float, wait_share: float) -> dict[str, float]:
@@ -128,20 +135,11 @@ def _row(state: TrainState, values: dict[str, Tensor], seconds_per_step: float, 
     }
 
 
-def save_checkpoint(state: TrainState, run: Path) -> Path:
-    try:
-        return checkpoint.save(run, state.payload())
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-        kept = checkpoint.all_in(run)
-        last = f"the last good one is {kept[-1]}" if kept else "there is none yet"
-        raise RunError(f"step {state.step}: the checkpoint could not be written to {run} ({error}); {last}") from error
-
-
 @contextmanager
 def _signals() -> Iterator[list[int]]:
-    """SIGINT and SIGTERM are noted and answered after the step; a second one acts at once, as it always did."""
+    """Signals that stop a run are noted and answered after the step; a second one acts at once, as it always did."""
     received: list[int] = []
-    old = {kind: signal.getsignal(kind) for kind in (signal.SIGINT, signal.SIGTERM)}
+    old = {kind: signal.getsignal(kind) for kind in STOPPING}
 
     def note(kind: int, frame: object) -> None:
         received.append(kind)

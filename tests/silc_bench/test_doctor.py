@@ -24,8 +24,8 @@ from silc_bench.doctor import FAILED, KNOWN, NOT_APPLICABLE, OK, Examination, ca
 from silc_bench.doctor.subject import Subject
 from silc_bench.models import load_model
 from silc_bench.models.images import ImagePipeline
+from trainer import checkpoint
 from trainer.config import Config, DistillationConfig, TextConfig, ViewsConfig, VisionConfig
-from trainer.loop import save_checkpoint
 from trainer.tokenizer import Tokenizer
 from trainer.train import TrainState
 
@@ -70,9 +70,9 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     captions = [*cards.TEXTS, "a photo, of a cat"]
     state = TrainState.create(CONFIG, Tokenizer.train(captions, 300, 24), torch.device("cpu"))
-    save_checkpoint(state, folder / "fresh")
+    checkpoint.save(folder / "fresh", state.payload())
     draw(state.student)
-    save_checkpoint(state, folder / "trained")
+    checkpoint.save(folder / "trained", state.payload())
     return folder
 
 

@@ -29,7 +29,6 @@ from silc_bench.models import load_model, native, tensor_files
 from silc_bench.models.native import NativeModel
 from trainer import checkpoint
 from trainer.config import Config, ContrastiveConfig, DistillationConfig, TextConfig, ViewsConfig, VisionConfig
-from trainer.loop import save_checkpoint
 from trainer.model import Student
 from trainer.presets import make_preset
 from trainer.tokenizer import Tokenizer
@@ -102,7 +101,7 @@ def run(tmp_path_factory):
         for parameter in state.teacher.parameters():
             parameter.mul_(0.9)
     folder = tmp_path_factory.mktemp("runs") / "a"
-    save_checkpoint(state, folder)
+    checkpoint.save(folder, state.payload())
     return folder
 
 
@@ -209,7 +208,7 @@ def test_an_export_can_be_exported(exported, tmp_path):
 def test_the_softmax_loss_has_no_bias(tmp_path):
     config = replace(UNEVEN, contrastive=ContrastiveConfig(loss="softmax"))
     state = TrainState.create(config, Tokenizer.train(CAPTIONS, 300, 12), torch.device("cpu"))
-    save_checkpoint(state, tmp_path / "run")
+    checkpoint.save(tmp_path / "run", state.payload())
     export(load_trained(str(tmp_path / "run")), "hf", tmp_path / "hf")
     weights = tensor_files.read_safetensors(tmp_path / "hf" / "model.safetensors")
     assert weights["logit_bias"].tolist() == [0.0]

@@ -19,7 +19,6 @@ from silc_bench.models import DenseModel, ImageTextModel, load_model, native
 from silc_bench.models.revision import revision_of
 from trainer import checkpoint
 from trainer.config import Config, DistillationConfig, TextConfig, ViewsConfig, VisionConfig, to_dict
-from trainer.loop import save_checkpoint
 from trainer.tokenizer import Tokenizer
 from trainer.train import TrainState
 
@@ -44,7 +43,7 @@ def run(tmp_path_factory):
         for parameter in state.teacher.parameters():
             parameter.mul_(0.9)
     folder = tmp_path_factory.mktemp("runs") / "a"
-    save_checkpoint(state, folder)
+    checkpoint.save(folder, state.payload())
     return folder
 
 

@@ -1,12 +1,15 @@
 """Checkpoints: all or nothing on the disk, two kept, and nothing executed or believed of a file that is not one."""
 
 import errno
+import hashlib
 import json
 import os
 import pickle
 import random
+import re
 import resource
 import shutil
+import threading
 import warnings
 import zipfile
 from contextlib import contextmanager
@@ -20,7 +23,6 @@ from silc_bench.errors import RunError, UserError
 from silc_bench.models import native
 from trainer import checkpoint
 from trainer.config import to_dict
-from trainer.loop import save_checkpoint
 from trainer.presets import shapes_tiny
 from trainer.tokenizer import Tokenizer
 from trainer.train import TrainState
@@ -138,21 +140,150 @@ def state(tiny):
     return TrainState.create(tiny(), Tokenizer.train(["a red circle"] * 3, 300, 12), torch.device("cpu"))
 
 
+def write_fails(run, state):
+    """The sentence that a failing write of ``state`` ends the run with."""
+    with checkpoint.Writer(run) as writer:
+        with small_files():
+            writer.write(state.payload())
+            assert writer._pending.exception(timeout=60) is not None
+        with pytest.raises(RunError) as caught:
+            writer.check()
+    return str(caught.value)
+
+
 def test_a_write_that_fails_names_the_last_good_checkpoint(tmp_path, state):
-    said = r"step 0: the checkpoint could not be written to .*; there is none yet"
-    with pytest.raises(RunError, match=said), small_files():
-        save_checkpoint(state, tmp_path)
+    message = write_fails(tmp_path, state)
+    assert re.fullmatch(r"step 0: the checkpoint could not be written to .*; there is none yet", message)
     assert listing(tmp_path) == {}
 
 
 def test_a_write_that_fails_keeps_the_one_before(tmp_path, state):
-    kept = save_checkpoint(state, tmp_path)
+    kept = checkpoint.save(tmp_path, state.payload())
     before = listing(tmp_path)
     state.step = 1
-    with pytest.raises(RunError) as caught, small_files():
-        save_checkpoint(state, tmp_path)
-    assert str(caught.value).endswith(f"the last good one is {kept}")
+    assert write_fails(tmp_path, state).endswith(f"the last good one is {kept}")
     assert listing(tmp_path) == before
+
+
+# --- written while the run goes on ---------------------------------------------------------------------------------------
+
+
+def test_the_writer_copies_before_it_returns(tmp_path, monkeypatch):
+    """What training does to the state while the file is being written is not in the file."""
+    go_on, real = threading.Event(), checkpoint.save
+
+    def held(*args):
+        assert go_on.wait(60)
+        return real(*args)
+
+    monkeypatch.setattr(checkpoint, "save", held)
+    moving = payload()
+    with checkpoint.Writer(tmp_path) as writer:
+        writer.write(moving)
+        writer.check()  # under way: nothing to notice, nothing to wait for
+        assert writer.path is None
+        moving["student"]["weight"].zero_()
+        moving["optimizer"]["state"][0]["exp_avg"].zero_()
+        go_on.set()
+    assert writer.path == checkpoint.find(tmp_path)
+    assert equal(checkpoint.load(writer.path), {"format": checkpoint.FORMAT, **payload()})
+
+
+def test_the_writer_writes_in_order_and_ends_with_the_last(tmp_path):
+    with checkpoint.Writer(tmp_path) as writer:
+        for step in range(1, 6):
+            writer.write(payload(step))
+        assert writer.wait().name == "step_00000005.pt"
+    assert [p.name for p in checkpoint.all_in(tmp_path)] == ["step_00000004.pt", "step_00000005.pt"]
+
+
+def test_an_error_of_the_run_is_not_hidden_by_that_of_a_write(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "save", half_a_file)
+
+    def fail():
+        with checkpoint.Writer(tmp_path) as writer:
+            writer.write(payload())
+            raise KeyError("the run's own")
+
+    with pytest.raises(KeyError, match="the run's own"):
+        fail()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("checkpoint")]
+
+
+# --- the best one, and damaged ones --------------------------------------------------------------------------------------
+
+
+def test_the_best_stays_beside_the_newest(tmp_path):
+    for step, score in enumerate([0.1, 0.5, None, 0.5, 0.2, None, None, 0.4]):
+        checkpoint.save(tmp_path, payload(step), score)
+    assert [p.name for p in checkpoint.all_in(tmp_path)] == [f"step_{step:08d}.pt" for step in (3, 6, 7)]
+    assert checkpoint.best_in(tmp_path).name == "step_00000003.pt"
+    checkpoint.save(tmp_path, payload(8), 0.6)
+    assert [p.name for p in checkpoint.all_in(tmp_path)] == ["step_00000007.pt", "step_00000008.pt"]
+    assert sorted(p.suffix for p in (tmp_path / "checkpoints").iterdir()) == [".json", ".json", ".pt", ".pt"]
+
+
+def test_without_scores_none_is_best(tmp_path):
+    checkpoint.save(tmp_path, payload())
+    assert checkpoint.best_in(tmp_path) is None
+
+
+def test_the_words_hold_the_checksum_before_the_checkpoint_is_there(tmp_path, monkeypatch):
+    path = checkpoint.save(tmp_path, payload())
+    words = json.loads(path.with_suffix(".json").read_text())
+    assert words["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    monkeypatch.setattr(os, "replace", lambda *args: (_ for _ in ()).throw(OSError("planted")))
+    with pytest.raises(OSError, match="planted"):
+        checkpoint.save(tmp_path, payload(4))
+    monkeypatch.undo()
+    assert [p.name for p in checkpoint.all_in(tmp_path)] == ["step_00000003.pt"]
+
+
+def test_padding_that_no_archive_checks_is_under_the_checksum(tmp_path):
+    """The one place where the archive's own checksums are blind."""
+    path = checkpoint.save(tmp_path, payload())
+    whole = bytearray(path.read_bytes())
+    alone = tmp_path / "alone.pt"
+    for place in range(len(whole)):
+        whole[place] ^= 1
+        alone.write_bytes(whole)
+        try:
+            checkpoint.load(alone)
+            break
+        except UserError:
+            whole[place] ^= 1
+    else:
+        pytest.fail("every byte is checked by the archive: this test tests nothing")
+    path.write_bytes(whole)
+    assert "its sha256 is not that of step_00000003.json" in refused(path)
+
+
+def test_a_damaged_newest_falls_back_to_the_one_before_and_is_told(tmp_path):
+    for step in (1, 2):
+        checkpoint.save(tmp_path, payload(step))
+    newest = checkpoint.find(tmp_path)
+    newest.write_bytes(newest.read_bytes()[:-100])
+    path, found, damaged = checkpoint.load_newest(tmp_path)
+    assert path.name == "step_00000001.pt"
+    assert found["step"] == 1
+    assert len(damaged) == 1
+    assert damaged[0].startswith(f"checkpoint {newest}: damaged")
+    checkpoint.save(tmp_path, payload(1))
+    assert not newest.exists(), "else it would count as one of the newest"
+
+
+def test_nothing_whole_to_fall_back_to(tmp_path):
+    path = checkpoint.save(tmp_path, payload())
+    path.write_bytes(b"")
+    with pytest.raises(checkpoint.DamagedCheckpointError, match="sha256"):
+        checkpoint.load_newest(tmp_path)
+
+
+def test_a_foreign_newest_is_not_passed_over(tmp_path):
+    checkpoint.save(tmp_path, payload(1))
+    another_programs(tmp_path / "checkpoints" / "step_00000002.pt")
+    with pytest.raises(UserError, match="another program's file"):
+        checkpoint.load_newest(tmp_path)
 
 
 def test_what_a_killed_process_left_is_removed_by_the_next_save(tmp_path):
@@ -291,7 +422,7 @@ def run(tmp_path, state):
     with torch.no_grad():
         for p in state.teacher.vision.parameters():
             p.add_(0.01)
-    save_checkpoint(state, tmp_path)
+    checkpoint.save(tmp_path, state.payload())
     return tmp_path
 
 

@@ -5,6 +5,7 @@ with the place of death that ``LIVES`` names; only the files that the dead leave
 """
 
 import io
+import itertools
 import json
 import os
 import signal
@@ -87,17 +88,25 @@ def signal_to_the_group(*args):
     os.waitpid(sender, 0)
 
 
-save = torch.save
+def written_at_once(writer, payload):
+    """So that the place of death alone says which checkpoints there are."""
+    write(writer, payload)
+    writer.wait()
+
+
+save, write = torch.save, checkpoint.Writer.write
 PLACES = {
     "before a step": lambda n: at(n, loop, "train_step", die),
     "between weights and teacher": lambda n: at(n, Teacher, "update", die),
     "between teacher and centre": lambda n: at(n, Teacher, "update_center", die),
     "before a checkpoint": lambda n: at(n, checkpoint, "save", die),
     "inside a checkpoint": lambda n: at(n, torch, "save", half_a_checkpoint),
-    "between a checkpoint and its words": lambda n: at(n, checkpoint, "write_text_atomic", die),
+    "between a checkpoint's file and its words": lambda n: at(n, checkpoint, "write_text_atomic", die),
+    "between words and their checkpoint": lambda n: at(2 * n, os, "replace", die),
     "before a file is removed": lambda n: at(n, Path, "unlink", die),
     "inside a row of the log": lambda n: at(n, RunLog, "write", half_a_row),
     "two signals": lambda n: at(n, loop, "train_step", two_signals),
+    "warned": lambda n: at(n, loop, "train_step", lambda *args: os.kill(os.getpid(), signal.SIGUSR1)),
     "signal to the group": lambda n: at(n, loop, "train_step", signal_to_the_group),
 }
 for job in json.load(sys.stdin):
@@ -105,6 +114,8 @@ for job in json.load(sys.stdin):
     if child == 0:
         os.setsid()
         torch.set_num_threads(job["threads"])
+        if job["is_waiting"]:
+            checkpoint.Writer.write = written_at_once
         if job["place"] is not None:
             PLACES[job["place"]](job["count"])
         config, console = from_dict(job["config"]), Console(file=io.StringIO())
@@ -118,16 +129,22 @@ LIVES = {
     "dies in a step": [("before a step", 4), ("between weights and teacher", 4), ("between teacher and centre", 5)],
     "dies saving": [
         ("inside a checkpoint", 2),
-        ("between a checkpoint and its words", 1),
+        ("between a checkpoint's file and its words", 1),
+        ("between words and their checkpoint", 2),
         ("before a checkpoint", 2),
         ("inside a checkpoint", 2),
     ],
+    "dies of a scheduler's warning, twice": [("warned", 3), ("warned", 2)],
     "dies tidying up": [("before a file is removed", 1), ("before a file is removed", 2)],
     "dies logging, then of two signals": [("inside a row of the log", 1), ("two signals", 4)],
     "dies, then is told to stop": [("before a step", 4), ("signal to the group", 3)],
 }
-HOW = {"two signals": -signal.SIGTERM, "signal to the group": 1}  # exit status; every other place is one of SIGKILL
-SOURCES = {"shapes": list(LIVES)[:4], "shards": ["dies in a step", "dies, then is told to stop"]}
+HOW = {
+    "two signals": -signal.SIGTERM,
+    "signal to the group": 1,
+    "warned": 1,
+}  # exit status; every other place is one of SIGKILL
+SOURCES = {"shapes": list(LIVES)[:5], "shards": ["dies in a step", "dies, then is told to stop"]}
 CASES = [(source, life) for source, lives in SOURCES.items() for life in lives]
 
 
@@ -178,6 +195,7 @@ def runs(configs, tmp_path_factory):
                 workers = 1 if place == "signal to the group" else 0  # how many read the data is no part of the result
                 used = replace(config, data=replace(config.data, num_workers=workers))
                 job = {"config": to_dict(used), "run": str(root / source / str(life)), "resume": number > 0}
+                job["is_waiting"] = life != "dies saving"  # there the main thread trains on while the writer dies
                 jobs.append(job | {"place": place, "count": count, "threads": torch.get_num_threads()})
                 owners.append((source, life))
     answer = subprocess.run(
@@ -211,13 +229,58 @@ def test_another_process_and_this_one_agree(runs, configs, tmp_path, source):
 
 def test_a_stopped_process_says_so(runs):
     """Nothing but the one answer: no worker died on the way."""
-    assert runs[2].count("Traceback") == 1
-    assert "stopped by SIGTERM after step 5" in runs[2].splitlines()[-1]
+    said = [line.partition(";")[0] for line in runs[2].splitlines() if line.startswith("silc_bench.errors.RunError")]
+    assert [words.rpartition("stopped by ")[2] for words in said] == [
+        "SIGUSR1 after step 3",
+        "SIGUSR1 after step 5",
+        "SIGTERM after step 5",
+    ]
+    assert runs[2].count("Traceback") == 3
 
 
 def test_no_half_file_is_left(runs):
     for folder in runs[0].values():
         assert {p.suffix for p in (folder / "checkpoints").iterdir()} == {".json", ".pt"}
+
+
+def test_a_damaged_newest_checkpoint_costs_its_steps_and_nothing_else(runs, configs, tmp_path, monkeypatch):
+    """The run goes on from the one before, says so, and ends as if nothing had happened."""
+    interrupted(configs["shards"], tmp_path, signal.SIGTERM, 5, monkeypatch)
+    newest = checkpoint.find(tmp_path)
+    whole = bytearray(newest.read_bytes())
+    whole[len(whole) // 2] ^= 1
+    newest.write_bytes(whole)
+    console = Console(file=io.StringIO(), width=200)
+    run_training(configs["shards"], tmp_path, resume=True, device=CPU, console=console)
+    (line,) = [line for line in console.file.getvalue().splitlines() if "sha256" in line]
+    assert line.startswith(f"checkpoint {newest}: damaged")
+    assert line.endswith(f"going on from {tmp_path / 'checkpoints' / 'step_00000004.pt'}")
+    same_run(tmp_path, runs[0]["shards", None])
+
+
+def test_minutes_are_a_rhythm_of_their_own_and_change_nothing_else(runs, configs, tmp_path, monkeypatch):
+    """With a clock that advances a minute at each look: every third step, besides the last."""
+    clock, saved = itertools.count(step=60), []
+    monkeypatch.setattr(loop.time, "monotonic", lambda: float(next(clock)))
+    real = checkpoint.save
+    monkeypatch.setattr(
+        checkpoint, "save", lambda run, payload, score: saved.append(payload["step"]) or real(run, payload, score)
+    )
+    config = replace(configs["shapes"], checkpoint_every=1000, checkpoint_minutes=3.0)
+    run_training(config, tmp_path, resume=False, device=CPU, console=Console(file=io.StringIO()))
+    assert len(saved) > 2
+    assert saved[-1] == STEPS
+    ends = [checkpoint.load(checkpoint.find(run)) for run in (tmp_path, runs[0]["shapes", None])]
+    assert [name for name in ends[0] if name != "config" and not equal(ends[0][name], ends[1][name])] == []
+    assert rows(tmp_path) == rows(runs[0]["shapes", None])
+
+
+def test_another_rhythm_of_checkpoints_is_no_other_run(configs, runs, tmp_path, monkeypatch):
+    interrupted(configs["shapes"], tmp_path, signal.SIGTERM, 4, monkeypatch)
+    changed = replace(configs["shapes"], checkpoint_every=1, checkpoint_minutes=0.0)
+    run_training(changed, tmp_path, resume=True, device=CPU, console=Console(file=io.StringIO()))
+    assert [p.name for p in checkpoint.all_in(tmp_path)] == ["step_00000008.pt", "step_00000009.pt"]
+    assert rows(tmp_path) == rows(runs[0]["shapes", None])
 
 
 def test_killed_before_the_first_checkpoint_it_starts_anew(configs, tmp_path, monkeypatch):
@@ -263,16 +326,16 @@ def interrupted(config, run, kind, step, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("source", "kind", "step"), [("shapes", signal.SIGTERM, 5), ("shards", signal.SIGINT, 4), ("shards", signal.SIGTERM, 3)]
+    ("source", "kind", "step"), [("shapes", signal.SIGTERM, 5), ("shards", signal.SIGINT, 4), ("shards", signal.SIGUSR1, 3)]
 )
 def test_a_signal_is_answered_with_a_checkpoint(runs, configs, tmp_path, monkeypatch, source, kind, step):
     """The step that is under way is finished, saved, and the run continues from exactly there."""
-    handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    handlers = [signal.getsignal(s) for s in loop.STOPPING]
     printed, message = interrupted(configs[source], tmp_path, kind, step, monkeypatch)
     newest = tmp_path / "checkpoints" / f"step_{step:08d}.pt"
     assert message == f"stopped by {kind.name} after step {step}; {newest} is saved, continue with --resume"
     assert checkpoint.load(checkpoint.find(tmp_path))["step"] == step
-    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert [signal.getsignal(s) for s in loop.STOPPING] == handlers
     assert ("left out:" in printed) == (source == "shards"), "what was left out is said of a stopped run too"
     run_training(configs[source], tmp_path, resume=True, device=CPU, console=Console(file=io.StringIO()))
     same_run(tmp_path, runs[0][source, None])
