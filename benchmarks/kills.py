@@ -31,7 +31,7 @@ from trainer import checkpoint, loop
 from trainer.config import Config
 from trainer.presets import configure
 
-STEPS = 30
+STEPS = 24
 CLOCKS = ("images_per_second", "data_wait_share", "seconds_left", "mfu")
 
 
@@ -66,9 +66,11 @@ def main() -> None:
 
 
 def tiny_config() -> Config:
-    """SILC with distillation; checkpoints every third step, large enough that a write takes a while."""
-    sets = ["precision=fp32", "batch_size=8", f"samples={8 * STEPS}", "checkpoint_every=3", "log_every=5"]
-    sets += ["distillation.num_prototypes=8192", "vision.depth=1", "text.depth=1", "views.num_local=2"]
+    """SILC with distillation; checkpoints every second step, large enough that a write takes a while."""
+    tower = ("depth=1", "width=32", "num_heads=2", "mlp_dim=48")
+    sets = [f"{side}.{field}" for side in ("vision", "text") for field in tower]
+    sets += ["precision=fp32", "batch_size=4", f"samples={4 * STEPS}", "checkpoint_every=2", "log_every=4"]
+    sets += ["views.num_local=2", "distillation.num_prototypes=8192", "data.decode_size=48"]
     config = configure("shapes_tiny", "silc", sets=sets)
     return replace(config, preset="kills")
 
