@@ -144,7 +144,8 @@ class Extractor:
 
     def dense(self, dataset: ImageDataset, joint: bool) -> Iterator[np.ndarray]:
         """Batches [B, h, w, D] fp32, in the dataset's order."""
-        encode = self._compiled(partial(cast(DenseModel, self.model).encode_dense, joint=joint))
+        model, method = cast(DenseModel, self.model), "maskclip" if joint else "tokens"
+        encode = self._compiled(lambda images: model.encode_dense(images, (method,))[method])
         pictures = _Preprocessed(self.model.preprocess, dataset)
         for _, batch in self._batches(pictures, "dense", encode, range(len(dataset))):
             yield batch

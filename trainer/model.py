@@ -1,6 +1,6 @@
 """The two towers and the student: ViT with MAP pooling, SigLIP-style text transformer, DINO-style head.
 
-Flow: ``Student(config)(views, tokens)`` -> embeddings and head logits; ``VisionTower.dense`` for patch features.
+Flow: ``Student(config)(views, tokens)`` -> embeddings and head logits; ``VisionTower.tokens`` for patch features.
 Layout and parameter counts follow SigLIP (2303.15343; big_vision's and transformers' towers); the head follows DINO.
 
 Shapes: B pictures or texts, N patches, L text tokens, W width, D embedding (= W), K prototypes, V views.
@@ -122,6 +122,13 @@ class VisionTower(nn.Module):
 
     def tokens(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, N, W], after the last norm, row by row."""
+        x = self.embed(images)
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, N, W], patches with their positions, as they enter the first block."""
         B, _, H, W = images.shape
         P = self.patch_size
         if H % P or W % P:
@@ -129,10 +136,7 @@ class VisionTower(nn.Module):
         h, w = H // P, W // P
         patches = images.view(B, 3, h, P, w, P).permute(0, 2, 4, 1, 3, 5).reshape(B, h * w, 3 * P * P)
         x = F.linear(patches, self.patch.weight.flatten(1), self.patch.bias)  # a convolution without overlap is a matmul
-        x = x + self.positions_for(h, w).to(x.dtype)
-        for block in self.blocks:
-            x = block(x)
-        return self.norm(x)
+        return x + self.positions_for(h, w).to(x.dtype)
 
     def positions_for(self, h: int, w: int) -> Tensor:
         """[1, h * w, W] position embeddings, resized (antialiased bilinear, as big_vision) from the trained grid."""
@@ -144,12 +148,6 @@ class VisionTower(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.pool(self.tokens(images))
-
-    def dense(self, images: Tensor, joint: bool) -> Tensor:
-        """[B, 3, H, W] -> [B, h, w, D]; ``joint``: in the space of the text embeddings, through the pooling head."""
-        x = self.tokens(images)
-        x = self.pool.per_patch(x) if joint else x
-        return x.view(len(x), images.shape[2] // self.patch_size, images.shape[3] // self.patch_size, -1)
 
 
 class TextTower(nn.Module):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from silc_bench.doctor import known
 from silc_bench.doctor.cards import cards, pixel_hash
-from silc_bench.doctor.facts import PATCHES_ALONE, pooling_of
+from silc_bench.doctor.facts import ATTENTION, PATCHES_ALONE, pooling_of
 from silc_bench.doctor.subject import FAILED, NOT_APPLICABLE, OK, SAME, Answer, Subject, distance
 from silc_bench.errors import UserError
 
@@ -131,7 +131,8 @@ def patch_mean(subject: Subject) -> Answer:
     if not subject.is_dense or "mean_patch" not in model.feature_points:
         return Answer(NOT_APPLICABLE, _lacks_dense(subject))
     one = subject.pixels[:1]
-    share = distance(model.encode_image(one, "mean_patch")[0], model.encode_dense(one, joint=False).mean(dim=(1, 2))[0])
+    tokens = model.encode_dense(one, ("tokens",))["tokens"]
+    share = distance(model.encode_image(one, "mean_patch")[0], tokens.mean(dim=(1, 2))[0])
     if share > SAME:
         cause = "one of the two includes class tokens, or leaves out the final norm"
         return Answer(FAILED, f"they differ by {share:.1e} of the norm", cause, "take both from the same tokens")
@@ -146,10 +147,10 @@ def one_patch(subject: Subject) -> Answer:
     pooling = pooling_of(subject)
     if pooling not in PATCHES_ALONE:
         return Answer(NOT_APPLICABLE, f"pooling is {pooling}: more than patches meets in the embedding")
-    side = model.patch_size
+    side, method = model.patch_size, "maskclip" if pooling == ATTENTION else "plain"
     patch = subject.pixels[:1, :, :side, :side]
     try:
-        alone, pooled = model.encode_dense(patch, joint=True), model.encode_image(patch)
+        alone, pooled = model.encode_dense(patch, (method,))[method], model.encode_image(patch)
     except UserError as error:
         return Answer(NOT_APPLICABLE, str(error))
     if alone.shape[1:3] != (1, 1):

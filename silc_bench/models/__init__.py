@@ -8,6 +8,7 @@ Shapes: B images or texts, L tokens, D embedding, W width of the tower, H x W pi
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -79,9 +80,14 @@ class DenseModel(ImageModel, Protocol):
     """A model that also places its features on the picture."""
 
     patch_size: int
+    dense_methods: tuple[str, ...]  # of those in models/towers.py, what this checkpoint can do; "tokens" always
 
-    def encode_dense(self, images: Tensor, joint: bool) -> Tensor:
-        """[B, 3, H, W] -> [B, h, w, D]: in the space shared with text (``joint``) or as the patch tokens leave the tower."""
+    def encode_dense(self, images: Tensor, methods: Sequence[str]) -> dict[str, Tensor]:
+        """[B, 3, H, W] -> {method: [B, h, w, D]} fp32, W instead of D where the method gives tokens; one pass for all methods.
+
+        Raises:
+            UserError: a method that this checkpoint cannot do, a size that does not divide into patches.
+        """
         ...
 
 

@@ -14,6 +14,7 @@ Shapes: B pictures or texts, D embedding, W width (= D), L tokens, h x w patches
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from silc_bench.models.hf_towers import MapTower
 from silc_bench.models.images import ImagePipeline
 from silc_bench.models.revision import revision_of
 from silc_bench.models.sentencepieces import FILES, PieceTokenizer, find_tokenizer
+from silc_bench.models.towers import check_methods, dense
 
 VARIANTS = {  # big_vision, models/vit.py: width, depth, MLP, heads
     "Ti": TowerShape(192, 12, 768, 3),
@@ -57,7 +59,7 @@ class BigVisionModel:
         self.num_params = sum(p.numel() for part in self.parts.values() for p in part.parameters())
         self.revision = revision_of(self.parts, settings)
         self.feature_points = self.tower.feature_points
-        self.lacking = lacking
+        self.dense_methods, self.lacking = self.tower.dense_methods, {**self.tower.lacking, **lacking}
         self.pipeline = ImagePipeline(self.image_size, mean=(0.5,) * 3, std=(0.5,) * 3)
         self.image_protocol = self.pipeline.as_dict()
 
@@ -67,8 +69,9 @@ class BigVisionModel:
     def encode_image(self, images: Tensor, point: str = "pooled") -> Tensor:
         return self.tower.encode(images, point).float()
 
-    def encode_dense(self, images: Tensor, joint: bool) -> Tensor:
-        return self.tower.dense(images, joint).float()
+    def encode_dense(self, images: Tensor, methods: Sequence[str]) -> dict[str, Tensor]:
+        check_methods(self.name, methods, self.dense_methods, self.lacking)
+        return dense(self.tower, images, methods)
 
     def to(self, device: torch.device) -> BigVisionModel:
         for part in self.parts.values():

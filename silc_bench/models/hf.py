@@ -12,7 +12,7 @@ Shapes: B pictures or texts, L tokens, D embedding, W width of the tower, N patc
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +30,7 @@ from silc_bench.models.hf_towers import ClsTower, MapTower, embedding_of
 from silc_bench.models.images import ImagePipeline
 from silc_bench.models.library import library
 from silc_bench.models.revision import revision_of
+from silc_bench.models.towers import check_methods, dense
 
 
 @dataclass(frozen=True)
@@ -105,14 +106,16 @@ class DenseHfModel(HfModel):
     def __init__(self, name: str, network: Any, tower: ClsTower | MapTower, reader: Reader, pipeline: ImagePipeline):
         super().__init__(name, network, tower, reader, pipeline)
         self.patch_size = tower.patch_size
+        self.dense_methods, self.lacking = tower.dense_methods, tower.lacking
 
-    def encode_dense(self, images: Tensor, joint: bool) -> Tensor:
-        """[B, 3, H, W] -> [B, h, w, D] or, unless ``joint``, [B, h, w, W].
+    def encode_dense(self, images: Tensor, methods: Sequence[str]) -> dict[str, Tensor]:
+        """[B, 3, H, W] -> {method: [B, h, w, D or W]}.
 
         Raises:
-            UserError: a size that does not divide into patches.
+            UserError: a size that does not divide into patches, or a method that this tower cannot do.
         """
-        return self.tower.dense(images, joint).float()
+        check_methods(self.name, methods, self.dense_methods, self.lacking)
+        return dense(self.tower, images, methods)
 
 
 def load(rest: str, weights: Path | None = None) -> HfModel:

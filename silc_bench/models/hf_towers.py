@@ -16,43 +16,48 @@ from torch import Tensor, nn
 
 from silc_bench.errors import UserError
 from silc_bench.models.positions import resize_positions
-from silc_bench.models.towers import value_path
+from silc_bench.models.towers import heads_of, joint_methods, methods_of, value_path, without_heads
 
 
 class ClsTower:
     """CLIP, AltCLIP, Chinese-CLIP: a class token is normalised and projected."""
+
+    num_prefix = 1
+    is_attention_pooled = False
 
     def __init__(self, network: Any):
         self.vision, self.projection = network.vision_model, network.visual_projection
         self.patch_size = int(self.vision.config.patch_size)
         width = self.vision.config.hidden_size
         self.feature_points = {"pooled": self.projection.out_features, "pre_projection": width, "mean_patch": width}
+        self.block = HfBlock(self.vision.encoder.layers[-1])
+        joint, self.lacking = joint_methods(self.is_attention_pooled, self.block, "layer")
+        self.dense_methods = methods_of(len(self.vision.encoder.layers), joint)
 
     def encode(self, images: Tensor, point: str) -> Tensor:
         """[B, 3, H, W] -> [B, D] or [B, W]."""
-        tokens, _ = self._tokens(images)
-        tokens = _through(self.vision.encoder.layers, tokens)
+        (tokens,), _, _ = self.enter(images, 1)
+        tokens = self.last(tokens, None)
         if point == "mean_patch":
             return self.vision.post_layernorm(tokens[:, 1:]).mean(dim=1)
         pooled = self.vision.post_layernorm(tokens[:, 0])
         return pooled if point == "pre_projection" else self.projection(pooled)
 
-    def dense(self, images: Tensor, joint: bool) -> Tensor:
-        """[B, 3, H, W] -> [B, h, w, D]: the last block with each patch looking at itself alone (2112.01071), final norm,
-        projection; else [B, h, w, W] after the final norm, which the library gives to the class token only."""
-        tokens, grid = self._tokens(images)
-        *blocks, last = self.vision.encoder.layers
-        tokens = _through(blocks, tokens)
-        if joint:
-            patches = tokens[:, 1:]
-            patches = patches + last.self_attn.out_proj(last.self_attn.v_proj(last.layer_norm1(patches)))
-            patches = patches + last.mlp(last.layer_norm2(patches))
-            patches = self.projection(self.vision.post_layernorm(patches))
-        else:
-            patches = self.vision.post_layernorm(_through([last], tokens)[:, 1:])
-        return patches.unflatten(1, grid)
+    def enter(self, images: Tensor, count: int) -> tuple[list[Tensor], None, tuple[int, int]]:
+        tokens, grid = self._embedded(images)
+        return _entered(self.vision.encoder.layers, tokens, count), None, grid
 
-    def _tokens(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+    def last(self, tokens: Tensor, rope: None) -> Tensor:
+        return _through(self.vision.encoder.layers[-1], tokens)
+
+    def normed(self, patches: Tensor) -> Tensor:
+        """The final norm, which the library gives to the class token only."""
+        return self.vision.post_layernorm(patches)
+
+    def joint(self, patches: Tensor) -> Tensor:
+        return self.projection(self.vision.post_layernorm(patches))
+
+    def _embedded(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """[B, 1 + N, W] that enter the first block, and (h, w)."""
         embeddings = self.vision.embeddings
         patches, grid = _patches(embeddings, images)
@@ -65,33 +70,64 @@ class ClsTower:
 class MapTower:
     """SigLIP, and SigLIP 2 of one resolution: a learned query pools the patches; nothing is projected after it."""
 
+    num_prefix = 0
+    is_attention_pooled = True
+
     def __init__(self, network: Any):
         self.vision = network.vision_model
         self.patch_size = int(self.vision.config.patch_size)
         width = self.vision.config.hidden_size
         self.feature_points = {"pooled": width, "mean_patch": width}
+        self.block = HfBlock(self.vision.encoder.layers[-1])
+        joint, self.lacking = joint_methods(self.is_attention_pooled, self.block, "layer")
+        self.dense_methods = methods_of(len(self.vision.encoder.layers), joint)
 
     def encode(self, images: Tensor, point: str) -> Tensor:
         """[B, 3, H, W] -> [B, W]."""
-        tokens, _ = self._tokens(images)
+        (tokens,), _, _ = self.enter(images, 1)
+        tokens = self.normed(self.last(tokens, None))
         return tokens.mean(dim=1) if point == "mean_patch" else self.vision.head(tokens)
 
-    def dense(self, images: Tensor, joint: bool) -> Tensor:
-        """[B, 3, H, W] -> [B, h, w, W]: the pooling head as if all its attention lay on one patch, or the tokens themselves."""
-        tokens, grid = self._tokens(images)
-        if joint:
-            head = self.vision.head
-            tokens = value_path(head.attention, tokens)
-            tokens = tokens + head.mlp(head.layernorm(tokens))
-        return tokens.unflatten(1, grid)
+    def enter(self, images: Tensor, count: int) -> tuple[list[Tensor], None, tuple[int, int]]:
+        tokens, grid = self._embedded(images)
+        return _entered(self.vision.encoder.layers, tokens, count), None, grid
 
-    def _tokens(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """[B, N, W] after the final norm, and (h, w)."""
+    def last(self, tokens: Tensor, rope: None) -> Tensor:
+        return _through(self.vision.encoder.layers[-1], tokens)
+
+    def normed(self, patches: Tensor) -> Tensor:
+        return self.vision.post_layernorm(patches)
+
+    def joint(self, patches: Tensor) -> Tensor:
+        head = self.vision.head
+        patches = value_path(head.attention, self.vision.post_layernorm(patches))
+        return patches + head.mlp(head.layernorm(patches))
+
+    def _embedded(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """[B, N, W] that enter the first block, and (h, w)."""
         embeddings = self.vision.embeddings
         patches, grid = _patches(embeddings, images)
         resized = resize_positions(embeddings.position_embedding.weight, _trained_grid(embeddings), *grid)
-        tokens = _through(self.vision.encoder.layers, patches + resized)
-        return self.vision.post_layernorm(tokens), grid
+        return patches + resized, grid
+
+
+class HfBlock:
+    """A layer of one of these towers taken apart."""
+
+    def __init__(self, layer: Any):
+        self.layer = layer
+
+    def split(self, tokens: Tensor, rope: None) -> tuple[Tensor, Tensor, Tensor]:
+        attention, seen = self.layer.self_attn, self.layer.layer_norm1(tokens)
+        q, k, v = attention.q_proj(seen), attention.k_proj(seen), attention.v_proj(seen)
+        return heads_of(q, attention.num_heads), heads_of(k, attention.num_heads), heads_of(v, attention.num_heads)
+
+    def join(self, tokens: Tensor, values: Tensor) -> Tensor:
+        return self.layer.self_attn.out_proj(without_heads(values))
+
+    def finish(self, tokens: Tensor, added: Tensor) -> Tensor:
+        tokens = tokens + added
+        return tokens + self.layer.mlp(self.layer.layer_norm2(tokens))
 
 
 def embedding_of(output: Any) -> Tensor:
@@ -99,11 +135,17 @@ def embedding_of(output: Any) -> Tensor:
     return output if isinstance(output, Tensor) else output.pooler_output
 
 
-def _through(blocks: Any, tokens: Tensor) -> Tensor:
-    for block in blocks:
-        tokens = tokens + block.self_attn(block.layer_norm1(tokens))[0]
-        tokens = tokens + block.mlp(block.layer_norm2(tokens))
-    return tokens
+def _entered(layers: Any, tokens: Tensor, count: int) -> list[Tensor]:
+    """The tokens that enter each of the last ``count`` layers."""
+    entered = [tokens]
+    for layer in layers[:-1]:
+        entered = [*entered, _through(layer, entered[-1])][-count:]
+    return entered
+
+
+def _through(layer: Any, tokens: Tensor) -> Tensor:
+    tokens = tokens + layer.self_attn(layer.layer_norm1(tokens))[0]
+    return tokens + layer.mlp(layer.layer_norm2(tokens))
 
 
 def _patches(embeddings: Any, images: Tensor) -> tuple[Tensor, tuple[int, int]]:

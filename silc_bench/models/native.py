@@ -16,7 +16,7 @@ import json
 import textwrap
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -28,7 +28,9 @@ from torch import Tensor
 from silc_bench.errors import UserError, unknown_name
 from silc_bench.models import tensor_files
 from silc_bench.models.images import ImagePipeline
+from silc_bench.models.native_tower import NativeTower
 from silc_bench.models.revision import revision_of
+from silc_bench.models.towers import check_methods, dense
 from silc_bench.models.weights import check_tensors, load_into, metadata_of, read_weights
 from trainer import checkpoint
 from trainer.config import Config, TextConfig, from_dict, to_dict
@@ -49,8 +51,10 @@ class NativeImageModel:
 
     def __init__(self, name: str, student: Student, vision: VisionTower, lacking: Mapping[str, str] | None = None):
         config = student.config
-        self.name, self.config, self.lacking = name, config, dict(lacking or {})
+        self.name, self.config = name, config
         self.vision, self.text = vision.eval(), student.text.eval()
+        self.tower = NativeTower(self.vision)
+        self.dense_methods, self.lacking = self.tower.dense_methods, {**self.tower.lacking, **(lacking or {})}
         self.embed_dim = config.vision.width
         self.image_size = config.vision.image_size
         self.patch_size = config.vision.patch_size
@@ -66,11 +70,12 @@ class NativeImageModel:
 
     def encode_image(self, images: Tensor, point: str = "pooled") -> Tensor:
         if point == "mean_patch":
-            return self.encode_dense(images, joint=False).mean(dim=(1, 2))
+            return self.encode_dense(images, ("tokens",))["tokens"].mean(dim=(1, 2))
         return self.vision(images).float()
 
-    def encode_dense(self, images: Tensor, joint: bool) -> Tensor:
-        return self.vision.dense(images, joint).float()
+    def encode_dense(self, images: Tensor, methods: Sequence[str]) -> dict[str, Tensor]:
+        check_methods(self.name, methods, self.dense_methods, self.lacking)
+        return dense(self.tower, images, methods)
 
     def to(self, device: torch.device) -> Self:
         self.vision.to(device)

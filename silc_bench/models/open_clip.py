@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from silc_bench.models.open_clip_code import refuse_code, without_code
 from silc_bench.models.open_clip_text import encoder_of
 from silc_bench.models.open_clip_towers import Tower, tower_of
 from silc_bench.models.revision import revision_of
+from silc_bench.models.towers import check_methods
 
 Network = Any  # a CLIP, CustomTextCLIP or CoCa of open_clip
 NO_EFFECT = {  # fields of the two configurations that change no embedding, or that its weights or its protocol tell
@@ -58,6 +60,7 @@ class OpenClipModel:
         self.image_size, self.patch_size = pipeline.size, tower.patch_size
         self.num_params = sum(parameter.numel() for module in modules.values() for parameter in module.parameters())
         self.feature_points = {"pooled": self.embed_dim, **tower.points}
+        self.dense_methods, self.lacking = tower.dense_methods, tower.lacking
         self.pipeline = pipeline
         self.image_protocol = pipeline.as_dict()
         self.text_protocol = _text_protocol(tokenizer)
@@ -77,7 +80,7 @@ class OpenClipModel:
             UserError: a size that does not divide into patches, or that this architecture does not take.
         """
         if point == "mean_patch":
-            return self.encode_dense(images, joint=False).mean(dim=(1, 2))
+            return self.encode_dense(images, ("tokens",))["tokens"].mean(dim=(1, 2))
         self._check_size(images)
         encode = self.tower.pooled if point == "pooled" else self.tower.pre_projection
         return encode(images).float()
@@ -85,14 +88,15 @@ class OpenClipModel:
     def encode_text(self, tokens: Tensor) -> Tensor:
         return self._encode_text(tokens).float()
 
-    def encode_dense(self, images: Tensor, joint: bool) -> Tensor:
-        """[B, 3, H, W] -> [B, h, w, D or W].
+    def encode_dense(self, images: Tensor, methods: Sequence[str]) -> dict[str, Tensor]:
+        """[B, 3, H, W] -> {method: [B, h, w, D or W]}.
 
         Raises:
-            UserError: as ``encode_image``, and ``joint`` where the pooling leaves no value path for a patch alone.
+            UserError: as ``encode_image``, and a method that this tower cannot do.
         """
         self._check_size(images)
-        return self.tower.patches(images, joint).float()
+        check_methods(self.name, methods, self.dense_methods, self.lacking)
+        return self.tower.dense(images, methods)
 
     def to(self, device: torch.device) -> OpenClipModel:
         self.network.to(device)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import difflib
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -28,6 +29,8 @@ from silc_bench.errors import UserError, unknown_name
 from silc_bench.models.images import INTERPOLATIONS, ImagePipeline
 from silc_bench.models.library import library
 from silc_bench.models.revision import revision_of
+from silc_bench.models.timm_tokens import is_known_course
+from silc_bench.models.towers import JOINT, check_methods, methods_of, num_layers
 
 Network = Any  # a torch module with timm's forward_features and forward_head, which its base class does not declare
 FORMS = "timm:NAME, timm:NAME.TAG, timm:NAME/PATH or timm:NAME/random"
@@ -81,22 +84,35 @@ class DenseTimmModel(TimmModel):
         super().__init__(name, network, pipeline, embed_dim)
         self.patch_size = patch_size
         self.feature_points = {"pooled": embed_dim, "mean_patch": width}
+        self.blocks = list(network.blocks) if is_known_course(network) else []
+        self.dense_methods = methods_of(len(self.blocks), ())
+        reason = "it has no text tower, so no space shared with text"
+        self.lacking = {"text": self.lacking["text"], **dict.fromkeys(JOINT, reason)}
 
     def encode_image(self, images: Tensor, point: str = "pooled") -> Tensor:
         if point == "mean_patch":
-            return self.encode_dense(images, joint=False).mean(dim=(1, 2))
+            return self.encode_dense(images, ("tokens",))["tokens"].mean(dim=(1, 2))
         return super().encode_image(images, point)
 
-    def encode_dense(self, images: Tensor, joint: bool) -> Tensor:
-        """[B, 3, H, W] -> [B, h, w, W].
+    def encode_dense(self, images: Tensor, methods: Sequence[str]) -> dict[str, Tensor]:
+        """[B, 3, H, W] -> {method: [B, h, w, W]}, [B, h, w, N * W] for "tokens:N".
 
         Raises:
-            UserError: ``joint`` (there is no text to share a space with), or a size that the network does not take.
+            UserError: a method in the space shared with text (there is no text), or a size that the network does not take.
         """
-        if joint:
-            raise UserError(f"{self.name} has no text tower, so no space shared with text; only its own patch features")
+        check_methods(self.name, methods, self.dense_methods, self.lacking)
+        left: list[Tensor] = []  # by the blocks before the last one
+        seen = self.blocks[-max(map(num_layers, methods)) : -1]
+        handles = [block.register_forward_hook(lambda _, inputs, output: left.append(output)) for block in seen]
+        try:
+            features = self._features(images)
+        finally:
+            for handle in handles:
+                handle.remove()
         height, width = images.shape[-2:]
-        return _positions(self.network, self._features(images), height, width, self.patch_size).float()
+        layers = [*(self.network.norm(tokens) for tokens in left), features]
+        layers = [_positions(self.network, layer, height, width, self.patch_size) for layer in layers]
+        return {method: torch.cat(layers[-num_layers(method) :], dim=-1).float() for method in methods}
 
     def _features(self, images: Tensor) -> Any:
         height, width = images.shape[-2:]

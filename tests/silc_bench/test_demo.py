@@ -186,9 +186,10 @@ class Oracle:
     def encode_text(self, tokens):
         return torch.tensor([[float(shape in self.texts[row].split()) for shape in SHAPES] for row in tokens[:, 0].tolist()])
 
-    def encode_dense(self, images, joint):
+    def encode_dense(self, images, methods):
         masks = [self.truth[image.permute(1, 2, 0).numpy().tobytes()] for image in images]
-        return torch.from_numpy(np.eye(len(SHAPES))[np.where(np.stack(masks) == IGNORE, 0, masks)]).float()
+        known = torch.from_numpy(np.eye(len(SHAPES))[np.where(np.stack(masks) == IGNORE, 0, masks)]).float()
+        return dict.fromkeys(methods, known)
 
 
 def test_masks_are_the_nearest_names(tmp_path):

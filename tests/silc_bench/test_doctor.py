@@ -280,7 +280,11 @@ def halves(model):
 
 
 def doubled_joint(model):
-    return spoilt(model, encode_dense=lambda images, joint: model.encode_dense(images, joint) * (2 if joint else 1))
+    def encode_dense(images, methods):
+        found = model.encode_dense(images, methods)
+        return {method: patches * (1 if method == "tokens" else 2) for method, patches in found.items()}
+
+    return spoilt(model, encode_dense=encode_dense)
 
 
 def other_tokens(model):

@@ -60,9 +60,10 @@ class Grey:
         self.texts += len(tokens)
         return torch.stack([tokens[:, 0], torch.ones(len(tokens))], dim=1).float()
 
-    def encode_dense(self, images, joint):
+    def encode_dense(self, images, methods):
         self.pictures += len(images)
-        return images[:, :2, ::2, ::2].permute(0, 2, 3, 1) * (2 if joint else 1)
+        patches = images[:, :2, ::2, ::2].permute(0, 2, 3, 1)
+        return {method: patches * (1 if method == "tokens" else 2) for method in methods}
 
     def to(self, device):
         return self
@@ -149,8 +150,8 @@ def test_features_that_are_not_finite_stop_the_run(value):
             features[images.mean(dim=(1, 2, 3)) == 42, 1] = value  # the seventh picture
             return features
 
-        def encode_dense(self, images, joint):
-            return self.encode_image(images)[:, None, None]
+        def encode_dense(self, images, methods):
+            return dict.fromkeys(methods, self.encode_image(images)[:, None, None])
 
         def encode_text(self, tokens):
             return torch.where(tokens == 3, value, 1.0).expand(-1, 2)

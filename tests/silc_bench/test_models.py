@@ -91,9 +91,9 @@ def test_shapes_and_fp32_also_under_autocast(model, precision):
         outputs = {
             (3, 32): model.encode_image(images),
             (2, 32): model.encode_text(model.tokenize(CAPTIONS)),
-            (3, 2, 2, 32): model.encode_dense(images, joint=True),
+            (3, 2, 2, 32): model.encode_dense(images, ["maskclip"])["maskclip"],
         }
-        patches = model.encode_dense(images, joint=False)
+        patches = model.encode_dense(images, ["tokens"])["tokens"]
     assert patches.shape == (3, 2, 2, 32)
     assert not torch.equal(patches, outputs[3, 2, 2, 32])
     for shape, output in outputs.items():

@@ -6,7 +6,7 @@ Both recognise a picture by its pixels, as a real model would have to; none is t
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -20,6 +20,7 @@ class LookupModel:
 
     name, revision = "lookup", "0" * 16
     num_params, logit_scale, logit_bias = 1, 1.0, 0.0
+    dense_methods = ("tokens", "plain", "maskclip")
 
     def __init__(
         self,
@@ -48,8 +49,12 @@ class LookupModel:
     def encode_text(self, tokens: Tensor) -> Tensor:
         return torch.stack([torch.from_numpy(self._text(self._seen[row])).float() for row in tokens[:, 0].tolist()])
 
-    def encode_dense(self, images: Tensor, joint: bool) -> Tensor:
-        return torch.stack([torch.from_numpy(self._dense(pixels(picture), joint)).float() for picture in images])
+    def encode_dense(self, images: Tensor, methods: Sequence[str]) -> dict[str, Tensor]:
+        found = {}
+        for method in methods:
+            grids = [self._dense(pixels(picture), not method.startswith("tokens")) for picture in images]
+            found[method] = torch.stack([torch.from_numpy(grid).float() for grid in grids])
+        return found
 
     def to(self, device: torch.device) -> LookupModel:
         return self

@@ -434,7 +434,8 @@ def test_student_and_teacher_are_loaded_as_they_were(run, state):
         assert model.name == f"tiny-silc:{branch}"
         with torch.no_grad():
             assert torch.equal(model.encode_image(images), vision(images))
-            assert torch.equal(model.encode_dense(images, joint=True), vision.dense(images, joint=True))
+            patches = model.encode_dense(images, ["tokens"])["tokens"].flatten(1, 2)
+            assert torch.equal(patches, vision.tokens(images))
             assert torch.equal(model.encode_text(model.tokenize(["a red circle", "a blue square"])), state.student.text(tokens))
         assert model.logit_scale == pytest.approx(10.0)
     assert native.load(run).revision == native.load(run / "checkpoints" / "step_00000000.pt", "student").revision

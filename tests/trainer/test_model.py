@@ -235,14 +235,14 @@ def test_positions_at_another_size_are_pillows_bilinear_resize(tower, h, w):
 def test_any_size_of_whole_patches_is_encoded(tower, height, width):
     """A tower built for that size whose positions are the resized ones gives the same patches, row by row."""
     images = torch.randn(B, 3, height, width)
-    dense = tower.dense(images, joint=False)
-    assert dense.shape == (B, height // 8, width // 8, VISION.width)
+    tokens = tower.tokens(images)
+    assert tokens.shape == (B, height // 8 * (width // 8), VISION.width)
     patches = F.conv2d(images, tower.patch.weight, tower.patch.bias, stride=8)
     x = patches.flatten(2).transpose(1, 2) + tower.positions_for(height // 8, width // 8)
     for block in tower.blocks:
         x = block(x)
-    same(dense.flatten(1, 2), tower.norm(x), tolerance=1e-4)
-    same(tower(images), tower.pool(dense.flatten(1, 2)))
+    same(tokens, tower.norm(x), tolerance=1e-4)
+    same(tower(images), tower.pool(tokens))
 
 
 def test_a_picture_that_does_not_divide_into_patches_is_refused(tower):
@@ -268,11 +268,10 @@ def test_patches_weighted_by_the_pooling_attention_give_the_pooled_embedding(tow
 
 
 def test_a_patch_alone_is_what_the_pool_returns_for_it(tower):
-    images = torch.randn(B, 3, 24, 32)
-    x, dense = tower.tokens(images), tower.dense(images, joint=True)
-    assert dense.shape == (B, 3, 4, VISION.width)
+    x = tower.tokens(torch.randn(B, 3, 24, 32))
+    alone = tower.pool.per_patch(x)
     for index in range(12):
-        same(dense.flatten(1, 2)[:, index], tower.pool(x[:, index : index + 1]))
+        same(alone[:, index], tower.pool(x[:, index : index + 1]))
 
 
 @pytest.mark.parametrize(("queries", "keys"), [(7, 7), (1, 20), (64, 64)])

@@ -260,11 +260,11 @@ def test_dense_features_pool_back_and_take_the_value_path(theirs, arrays, write)
     pixels = random_pixels()
     with torch.no_grad():
         tokens = theirs.vision_model(pixel_values=pixels).last_hidden_state
-        patches = ours.encode_dense(pixels, joint=False)
+        patches = ours.encode_dense(pixels, ["tokens"])["tokens"]
         assert patches.shape == (3, 3, 3, WIDTH)
         assert torch.allclose(patches.flatten(1, 2), tokens, atol=1e-5)
         assert torch.allclose(ours.encode_image(pixels, "mean_patch"), tokens.mean(dim=1), atol=1e-5)
-        joint = ours.encode_dense(pixels, joint=True).flatten(1, 2)
+        joint = ours.encode_dense(pixels, ["maskclip"])["maskclip"].flatten(1, 2)
         for i in range(tokens.shape[1]):  # the head sees one patch at a time: all attention lies on it
             assert torch.allclose(joint[:, i], theirs.vision_model.head(tokens[:, i : i + 1]), atol=1e-5)
 
@@ -273,7 +273,7 @@ def test_any_multiple_of_the_patch_size(arrays, write):
     ours = load_model(f"big_vision:{write(arrays)}")
     with torch.no_grad():
         assert ours.encode_image(random_pixels(40, 16)).shape == (3, WIDTH)
-        assert ours.encode_dense(random_pixels(40, 16), joint=True).shape == (3, 5, 2, WIDTH)
+        assert ours.encode_dense(random_pixels(40, 16), ["maskclip"])["maskclip"].shape == (3, 5, 2, WIDTH)
     with pytest.raises(UserError, match="24 x 20 pixels do not divide into patches of 8"):
         ours.encode_image(random_pixels(24, 20))
 
@@ -456,4 +456,4 @@ def test_patches_that_leave_a_rest(theirs, write, monkeypatch):
         assert pixels.shape[-1] == ours.image_size == 29
         with torch.no_grad():
             assert torch.equal(ours.encode_image(pixels), ours.encode_image(pixels[..., :24, :24]))
-            assert ours.encode_dense(pixels, joint=False).shape[1:3] == (3, 3)
+            assert ours.encode_dense(pixels, ["tokens"])["tokens"].shape[1:3] == (3, 3)

@@ -164,7 +164,7 @@ def test_feature_points_of_a_class_token(kind, models):
     assert close(ours.encode_image(images, "pre_projection"), vision.pooler_output)
     assert close(ours.encode_image(images, "pooled"), theirs.visual_projection(vision.pooler_output))
     patches = theirs.vision_model.post_layernorm(vision.last_hidden_state[:, 1:])
-    assert close(ours.encode_dense(images, joint=False).flatten(1, 2), patches)
+    assert close(ours.encode_dense(images, ["tokens"])["tokens"].flatten(1, 2), patches)
     assert close(ours.encode_image(images, "mean_patch"), patches.mean(dim=1))
 
 
@@ -173,7 +173,7 @@ def test_feature_points_of_a_pooling_head(kind, models):
     ours, theirs = models(kind)
     images = noise(3, 3, SIZE, SIZE)
     patches = theirs.vision_model(pixel_values=images).last_hidden_state
-    assert close(ours.encode_dense(images, joint=False).flatten(1, 2), patches)
+    assert close(ours.encode_dense(images, ["tokens"])["tokens"].flatten(1, 2), patches)
     assert close(ours.encode_image(images, "mean_patch"), patches.mean(dim=1))
 
 
@@ -211,7 +211,7 @@ def test_joint_features_are_what_the_library_says_of_a_patch_left_alone(kind, mo
             output = last(entering[0][:, i : i + 1], *masks)
             output = output if torch.is_tensor(output) else output[0]
             expected.append(theirs.visual_projection(vision.post_layernorm(output[:, 0])))
-    dense = ours.encode_dense(images, joint=True)
+    dense = ours.encode_dense(images, ["maskclip"])["maskclip"]
     assert dense.shape == (2, SIZE // 8, SIZE // 8, ours.embed_dim)
     assert close(dense.flatten(1, 2), torch.stack(expected, dim=1))
 
@@ -229,8 +229,8 @@ def test_other_sizes_keep_positions_where_they_are(kind, folders):
     with torch.no_grad():
         expected = embedding_of(theirs.get_image_features(pixel_values=images, interpolate_pos_encoding=True))
     assert close(ours.encode_image(images), expected)
-    for joint in (True, False):
-        assert ours.encode_dense(images, joint).shape[:3] == (2, 6, 9)
+    for features in ours.encode_dense(images, ours.dense_methods).values():
+        assert features.shape[:3] == (2, 6, 9)
 
 
 @pytest.mark.parametrize("kind", ["clip", "siglip"])
@@ -251,7 +251,7 @@ def test_the_trained_size_need_not_divide(tmp_path):
     images = noise(2, 3, 36, 36)
     with torch.no_grad():
         assert close(ours.encode_image(images), embedding_of(theirs.get_image_features(pixel_values=images)))
-    assert ours.encode_dense(images, joint=True).shape[1:3] == (4, 4)
+    assert ours.encode_dense(images, ["maskclip"])["maskclip"].shape[1:3] == (4, 4)
 
 
 # ---- traps ----

@@ -297,7 +297,7 @@ def test_feature_points_have_their_widths(models, arch):
     images = noise(ours)
     for point, width in ours.feature_points.items():
         assert ours.encode_image(images, point).shape == (2, width)
-    assert close(ours.encode_image(images, "mean_patch"), ours.encode_dense(images, joint=False).mean(dim=(1, 2)))
+    assert close(ours.encode_image(images, "mean_patch"), ours.encode_dense(images, ["tokens"])["tokens"].mean(dim=(1, 2)))
     if "pre_projection" not in ours.feature_points:
         assert arch in ("tiny-siglip", "tiny-rest")  # pooled as it is
         return
@@ -321,7 +321,7 @@ def test_patches_are_the_librarys_last_features(models, arch):
     )
     if arch == "tiny-convnext":  # its intermediates pass a norm that its features do not
         last = {"image_intermediates": [theirs.visual.trunk.forward_features(images)]}
-    assert close(ours.encode_dense(images, joint=False), last["image_intermediates"][-1].permute(0, 2, 3, 1))
+    assert close(ours.encode_dense(images, ["tokens"])["tokens"], last["image_intermediates"][-1].permute(0, 2, 3, 1))
 
 
 @pytest.mark.parametrize("arch", ["tiny-vit", "tiny-vit-quickgelu"])
@@ -345,7 +345,7 @@ def test_joint_map_of_a_class_token_is_the_value_path_of_its_last_block(models, 
     gate = torch.sigmoid(1.702 * hidden) if arch.endswith("quickgelu") else 0.5 * (1 + torch.erf(hidden / 2**0.5))
     x = x + (hidden * gate) @ w[last + "mlp.c_proj.weight"].T + w[last + "mlp.c_proj.bias"]
     expected = norm(x, "ln_post") @ w["proj"]
-    assert close(ours.encode_dense(images, joint=True), expected.unflatten(1, (4, 4)).float())
+    assert close(ours.encode_dense(images, ["maskclip"])["maskclip"], expected.unflatten(1, (4, 4)).float())
 
 
 @torch.no_grad()
@@ -354,7 +354,7 @@ def test_joint_maps_of_other_blocks_see_each_token_alone(models):
     images, visual = noise(ours), theirs.visual
     x = visual.transformer.resblocks[0](visual._embeds(images))
     x = visual.transformer.resblocks[1](x.reshape(-1, 1, 32)).view_as(x)[:, 1:]
-    assert close(ours.encode_dense(images, joint=True).flatten(1, 2), visual.ln_post(x) @ visual.proj)
+    assert close(ours.encode_dense(images, ["maskclip"])["maskclip"].flatten(1, 2), visual.ln_post(x) @ visual.proj)
     ours, theirs = models("tiny-eva")
     images, trunk = noise(ours), theirs.visual.trunk
     inputs = []
@@ -362,7 +362,7 @@ def test_joint_maps_of_other_blocks_see_each_token_alone(models):
     trunk(images)
     handle.remove()
     x = trunk.blocks[-1](inputs[0].reshape(-1, 1, 48), rope=None).view_as(inputs[0])[:, 1:]
-    assert close(ours.encode_dense(images, joint=True).flatten(1, 2), trunk.head(trunk.norm(x)))
+    assert close(ours.encode_dense(images, ["maskclip"])["maskclip"].flatten(1, 2), trunk.head(trunk.norm(x)))
 
 
 @pytest.mark.parametrize("arch", ["tiny-clipa", "tiny-coca", "tiny-siglip", "tiny-gap", "tiny-convnext", "tiny-swin"])
@@ -370,7 +370,9 @@ def test_joint_maps_of_other_blocks_see_each_token_alone(models):
 def test_a_joint_patch_is_what_pooling_gives_where_all_patches_are_that_one(models, arch):
     ours, theirs = models(arch)
     images, visual = noise(ours, batch=1), theirs.visual
-    patches, joint = ours.encode_dense(images, joint=False), ours.encode_dense(images, joint=True)
+    method = "maskclip" if arch in ("tiny-coca", "tiny-siglip") else "plain"
+    features = ours.encode_dense(images, ["tokens", method])
+    patches, joint = features["tokens"], features[method]
     for row, column in ((0, 0), (1, 3), (3, 2)):
         token = patches[:, row, column]
         if arch == "tiny-convnext":
@@ -388,7 +390,7 @@ def test_a_joint_patch_is_what_pooling_gives_where_all_patches_are_that_one(mode
 def test_map_pooling_is_the_mean_of_the_values_as_its_heads_weigh_them(models):
     ours, _ = models("tiny-siglip")
     images, pool = noise(ours), ours.network.visual.trunk.attn_pool
-    tokens = ours.encode_dense(images, joint=False).flatten(1, 2)
+    tokens = ours.encode_dense(images, ["tokens"])["tokens"].flatten(1, 2)
     heads, d = pool.num_heads, 48 // pool.num_heads
     q = pool.q(pool.latent)[0, 0].view(heads, d)
     k, v = pool.kv(tokens).view(2, 16, 2, heads, d).unbind(2)
@@ -401,26 +403,52 @@ def test_map_pooling_is_the_mean_of_the_values_as_its_heads_weigh_them(models):
 
     pooled = torch.einsum("bhn,bnhd->bhd", weights, v).flatten(1)
     assert close(finish(pooled), ours.encode_image(images))
-    assert close(finish(v.flatten(2)), ours.encode_dense(images, joint=True).flatten(1, 2))
+    assert close(finish(v.flatten(2)), ours.encode_dense(images, ["maskclip"])["maskclip"].flatten(1, 2))
 
 
 @torch.no_grad()
 def test_resnet_pooling_is_the_mean_of_the_values_as_its_heads_weigh_them(models):
     ours, _ = models("tiny-resnet")
     images, pool = noise(ours), ours.network.visual.attnpool
-    locations = ours.encode_dense(images, joint=False).flatten(1, 2)
+    locations = ours.encode_dense(images, ["tokens"])["tokens"].flatten(1, 2)
     x = torch.cat([locations.mean(1, keepdim=True), locations], 1) + pool.positional_embedding
     heads, d = pool.num_heads, 256 // pool.num_heads
     q, k, v = (f(x).unflatten(2, (heads, d)) for f in (pool.q_proj, pool.k_proj, pool.v_proj))
     weights = torch.einsum("bhd,bnhd->bhn", q[:, 0], k).mul(d**-0.5).softmax(-1)
     assert close(pool.c_proj(torch.einsum("bhn,bnhd->bhd", weights, v).flatten(1)), ours.encode_image(images))
-    assert close(pool.c_proj(v.flatten(2))[:, 1:], ours.encode_dense(images, joint=True).flatten(1, 2))
+    assert close(pool.c_proj(v.flatten(2))[:, 1:], ours.encode_dense(images, ["maskclip"])["maskclip"].flatten(1, 2))
 
 
 @torch.no_grad()
 def test_a_mean_of_joint_patches_is_the_embedding_where_the_norm_comes_first(models):
     ours, _ = models("tiny-gap")
-    assert close(ours.encode_dense(noise(ours), joint=True).mean(dim=(1, 2)), ours.encode_image(noise(ours)))
+    assert close(ours.encode_dense(noise(ours), ["plain"])["plain"].mean(dim=(1, 2)), ours.encode_image(noise(ours)))
+
+
+@pytest.mark.parametrize("arch", ["tiny-coca", "tiny-siglip", "tiny-eva", "tiny-gap"])
+@torch.no_grad()
+def test_all_methods_share_one_pass(models, arch):
+    ours, _ = models(arch)
+    images, visual = noise(ours), ours.network.visual
+    blocks = visual.trunk.blocks if hasattr(visual, "trunk") else visual.transformer.resblocks
+    calls = []
+    handle = blocks[0].register_forward_pre_hook(lambda *_: calls.append(1))
+    together = ours.encode_dense(images, ours.dense_methods)
+    handle.remove()
+    assert len(calls) == 1
+    assert ("plain" in together) == (arch in ("tiny-eva", "tiny-gap"))
+    for method, features in together.items():
+        assert close(features, ours.encode_dense(images, [method])[method])
+    joint = [features for method, features in together.items() if "tokens" not in method]
+    assert len({features.sum().item() for features in joint}) == len(joint) >= 4
+
+
+@torch.no_grad()
+def test_a_map_has_one_path_to_text(models):
+    ours, _ = models("tiny-convnext")
+    assert ours.dense_methods == ("tokens", "plain")
+    with pytest.raises(UserError, match="'maskclip': it pools the mean of a map and has no attention to change; ask for plain"):
+        ours.encode_dense(noise(ours), ["maskclip"])
 
 
 @pytest.mark.parametrize("arch", GRIDS)
@@ -437,8 +465,8 @@ def test_another_size_is_what_open_clip_gives_when_built_for_it(models, home, ar
     assert close(ours.encode_image(images), bigger.encode_image(images, normalize=False), 2e-5)
     wide = noise(ours, more=(1, 3))
     h, w = wide.shape[2] // ours.patch_size, wide.shape[3] // ours.patch_size
-    for joint in (False, True):
-        assert ours.encode_dense(wide, joint).shape[:3] == (2, h, w)
+    for features in ours.encode_dense(wide, ours.dense_methods).values():
+        assert features.shape[:3] == (2, h, w)
     assert torch.equal(ours.encode_image(noise(ours)), at_home)
 
 
@@ -447,7 +475,8 @@ def test_another_size_is_what_open_clip_gives_when_built_for_it(models, home, ar
 def test_maps_take_other_sizes_too(models, arch):
     ours, _ = models(arch)
     at_home, side = ours.encode_image(noise(ours)), ours.image_size // 32
-    assert ours.encode_dense(noise(ours, more=(1, 2)), joint=True).shape == (2, side + 1, side + 2, 24)
+    method = ours.dense_methods[-1]
+    assert ours.encode_dense(noise(ours, more=(1, 2)), [method])[method].shape == (2, side + 1, side + 2, 24)
     assert ours.encode_image(noise(ours, more=(1, 2))).isfinite().all()
     assert torch.equal(ours.encode_image(noise(ours)), at_home)
 
@@ -455,7 +484,7 @@ def test_maps_take_other_sizes_too(models, arch):
 @torch.no_grad()
 def test_a_size_that_does_not_divide_is_refused(models):
     ours, _ = models("tiny-vit")
-    for call in (ours.encode_image, lambda images: ours.encode_dense(images, joint=True)):
+    for call in (ours.encode_image, lambda images: ours.encode_dense(images, ["maskclip"])["maskclip"]):
         with pytest.raises(UserError, match="patches of 8 pixels; 36 x 32"):
             call(torch.zeros(1, 3, 36, 32))
 
@@ -467,10 +496,10 @@ def test_a_trained_size_that_does_not_divide_is_taken_as_it_is_and_no_other(mode
     assert (ours.image_size, ours.patch_size) == (34, 8)
     images = torch.randn(2, 3, 34, 34, generator=torch.Generator().manual_seed(3))
     assert torch.equal(ours.encode_image(images), theirs.encode_image(images))
-    patches = ours.encode_dense(images, joint=False)
+    patches = ours.encode_dense(images, ["tokens"])["tokens"]
     assert close(patches.flatten(1, 2), theirs.visual.trunk.forward_features(images))
     assert patches.shape == (2, 4, 4, 48)
-    assert ours.encode_dense(images, joint=True).shape == (2, 4, 4, 48)
+    assert ours.encode_dense(images, ["maskclip"])["maskclip"].shape == (2, 4, 4, 48)
     assert ours.encode_image(images, "mean_patch").shape == (2, 48)
     for side in (32, 40):
         with pytest.raises(UserError, match=f"pictures of 34 x 34 pixels only, not {side} x {side}"):
@@ -483,16 +512,16 @@ def test_what_a_tower_cannot_do_is_refused_with_the_reason(models):
     with pytest.raises(UserError, match="pictures of 32 x 32 pixels only, not 40 x 40"):
         swin.encode_image(noise(swin, more=(1, 1)))
     ours, _ = models("tiny-max")
-    assert ours.encode_dense(noise(ours), joint=False).shape == (2, 4, 4, 48)
-    with pytest.raises(UserError, match="pooling 'max' over blocks of the kind Block has no path for a patch alone"):
-        ours.encode_dense(noise(ours), joint=True)
+    assert ours.encode_dense(noise(ours), ["tokens"])["tokens"].shape == (2, 4, 4, 48)
+    with pytest.raises(UserError, match=r"tiny-max\.pt cannot give dense .* its pooling 'max' says nothing of a patch alone"):
+        ours.encode_dense(noise(ours), ["maskclip"])["maskclip"]
 
 
 @pytest.mark.parametrize("arch", ["tiny-vit", "tiny-siglip", "tiny-eva", "tiny-resnet"])
 @torch.no_grad()
 def test_bf16_autocast_changes_little(models, arch):
     ours, _ = models(arch)
-    for call in (ours.encode_image, lambda images: ours.encode_dense(images, joint=True)):
+    for call in (ours.encode_image, lambda images: ours.encode_dense(images, ["maskclip"])["maskclip"]):
         exact = call(noise(ours))
         with torch.autocast("cpu", torch.bfloat16):
             half = call(noise(ours))

@@ -68,7 +68,7 @@ def test_dense_features_of_tokens_are_the_patches_that_leave_the_tower(models, n
     ours, theirs = models(name)
     pixels = torch.stack([ours.preprocess(picture(*size)) for size in SIZES])
     with torch.no_grad():
-        dense = ours.encode_dense(pixels, joint=False)
+        dense = ours.encode_dense(pixels, ["tokens"])["tokens"]
         maps = theirs.forward_intermediates(pixels, indices=1, norm=True, intermediates_only=True)[0]
         pooled = ours.encode_image(pixels, "mean_patch")
     assert close(dense, maps.permute(0, 2, 3, 1))
@@ -82,7 +82,7 @@ def test_a_norm_after_pooling_is_not_applied_to_patches(models):
     ours, _ = models("test_vit2")
     pixels = ours.preprocess(picture(50, 60))[None]
     with torch.no_grad():
-        dense = ours.encode_dense(pixels, joint=False)
+        dense = ours.encode_dense(pixels, ["tokens"])["tokens"]
         normed = ours.network.fc_norm(ours.encode_image(pixels, "mean_patch"))
     assert dense.mean(dim=-1).abs().max() > 1e-3, "normed tokens have mean 0"
     assert close(ours.encode_image(pixels), normed), "averaged first, normed then"
@@ -93,7 +93,7 @@ def test_dense_features_of_maps_keep_their_places(models, name):
     ours, theirs = models(name)
     pixels = torch.stack([ours.preprocess(picture(*size)) for size in SIZES[:2]])
     with torch.no_grad():
-        dense = ours.encode_dense(pixels, joint=False)
+        dense = ours.encode_dense(pixels, ["tokens"])["tokens"]
         features = theirs.forward_features(pixels)
     channels_first = features if name != "test_mambaout" else features.permute(0, 3, 1, 2)
     for row, column in ((0, 0), (0, dense.shape[2] - 1), (dense.shape[1] - 1, 1)):
@@ -113,13 +113,13 @@ def test_any_multiple_of_the_patch_size_equals_timms_own_resizing(name):
     theirs.set_input_size(img_size=(height, width))
     pixels = torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        assert ours.encode_dense(pixels, joint=False).shape[:3] == (2, 5, 8)
+        assert ours.encode_dense(pixels, ["tokens"])["tokens"].shape[:3] == (2, 5, 8)
         assert close(ours.encode_image(pixels), theirs(pixels))
 
 
 def test_convolutions_take_any_size(models):
     with torch.no_grad():
-        assert models("test_resnet")[0].encode_dense(torch.zeros(1, 3, 97, 130), joint=False).shape[1:3] == (4, 5)
+        assert models("test_resnet")[0].encode_dense(torch.zeros(1, 3, 97, 130), ["tokens"])["tokens"].shape[1:3] == (4, 5)
 
 
 def test_patches_that_leave_a_rest_are_taken_at_the_trained_size(monkeypatch):
@@ -138,7 +138,7 @@ def test_patches_that_leave_a_rest_are_taken_at_the_trained_size(monkeypatch):
     theirs.load_state_dict(ours.network.state_dict())
     with torch.no_grad():
         assert pixels.shape[-1] == 45
-        assert ours.encode_dense(pixels, joint=False).shape[1:3] == (3, 3)
+        assert ours.encode_dense(pixels, ["tokens"])["tokens"].shape[1:3] == (3, 3)
         assert close(ours.encode_image(pixels), theirs(pixels))
     with pytest.raises(UserError, match="45 x 45 pixels only"):
         ours.encode_image(torch.zeros(1, 3, 56, 56))
@@ -150,16 +150,28 @@ def test_patches_that_leave_a_rest_are_taken_at_the_trained_size(monkeypatch):
 )
 def test_a_size_that_does_not_fit_is_a_sentence(models, name, size, words):
     ours, _ = models(name)
-    for encode in (ours.encode_image, lambda images: ours.encode_dense(images, joint=False)):
+    for encode in (ours.encode_image, lambda images: ours.encode_dense(images, ["tokens"])["tokens"]):
         with pytest.raises(UserError, match=words):
             encode(torch.zeros(1, 3, *size))
+
+
+def test_tokens_of_several_blocks_are_the_librarys_intermediates(models):
+    ours, theirs = models("test_vit")
+    pixels = torch.randn(2, 3, 160, 160, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        last = theirs.forward_intermediates(pixels, indices=3, norm=True, intermediates_only=True, output_fmt="NLC")
+        found = ours.encode_dense(pixels, ["tokens:3", "tokens"])
+    torch.testing.assert_close(found["tokens:3"], torch.cat(last, dim=-1).unflatten(1, (10, 10)))
+    assert torch.equal(found["tokens"], found["tokens:3"][..., -last[0].shape[-1] :])
+    assert ours.dense_methods[-1] == f"tokens:{len(theirs.blocks)}"
+    assert models("test_resnet")[0].dense_methods == ("tokens",)
 
 
 def test_no_text_no_joint_space_and_no_places_where_there_are_none(models):
     ours, _ = models("test_vit")
     assert not isinstance(ours, ImageTextModel)
-    with pytest.raises(UserError, match="no text tower"):
-        ours.encode_dense(torch.zeros(1, 3, 160, 160), joint=True)
+    with pytest.raises(UserError, match="'maskclip': it has no text tower, so no space shared with text"):
+        ours.encode_dense(torch.zeros(1, 3, 160, 160), ["maskclip"])
     two_scales, _ = models("crossvit_tiny_240")
     assert not isinstance(two_scales, DenseModel)
     assert list(two_scales.feature_points) == ["pooled"]

@@ -123,10 +123,11 @@ def test_pixels_tokens_and_embeddings_are_equal(pair):
 @pytest.mark.parametrize("size", [(32, 32), (64, 64), (48, 24)])
 def test_dense_features_are_equal_at_any_size(pair, size):
     images = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
-    for joint in (True, False):
-        left, right = (model.encode_dense(images, joint) for model in pair)
-        assert left.shape == right.shape
-        assert close(left, right)
+    left, right = (model.encode_dense(images, model.dense_methods) for model in pair)
+    assert list(left) == list(right) == ["tokens", "tokens:2", "plain", "maskclip", "sclip", "naclip", "clearclip"]
+    for method in left:
+        assert left[method].shape == right[method].shape
+        assert close(left[method], right[method])
 
 
 def test_records_have_equal_metrics_and_different_sources(pair, tmp_path):
