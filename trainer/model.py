@@ -3,7 +3,7 @@
 Flow: ``Student(config)(views, tokens)`` -> embeddings and head logits; ``VisionTower.tokens`` for patch features.
 Layout and parameter counts follow SigLIP (2303.15343; big_vision's and transformers' towers); the head follows DINO.
 
-Shapes: B pictures or texts, N patches, L text tokens, W width, D embedding (= W), K prototypes, V views.
+Shapes: B pictures or texts, N patches, L text tokens, W width, D embedding (= W), d bottleneck, K prototypes, V and S views.
 """
 
 from __future__ import annotations
@@ -169,7 +169,10 @@ class TextTower(nn.Module):
 
 
 class Head(nn.Module):
-    """DINO's projection head, always in fp32: 3 linear layers, l2-norm, prototypes of unit length. [B, D] -> [B, K]."""
+    """DINO's projection head, always in fp32: 3 linear layers, l2-norm, prototypes of unit length. [B, D] -> [B, K].
+
+    Training never makes the K logits: ``trainer.distillation`` takes ``project`` and ``unit_prototypes``.
+    """
 
     def __init__(self, embed_dim: int, config: DistillationConfig):
         super().__init__()
@@ -184,14 +187,25 @@ class Head(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         with torch.autocast(features.device.type, enabled=False):
-            x = F.normalize(self.layers(features.float()), dim=-1)
-            return F.linear(x, F.normalize(self.prototypes, dim=-1))  # weight normalisation with its gain fixed to 1
+            return F.linear(self.project(features), self.unit_prototypes())
+
+    def project(self, features: Tensor) -> Tensor:
+        """[..., D] -> [..., d]: the bottleneck, of unit length."""
+        with torch.autocast(features.device.type, enabled=False):
+            return F.normalize(self.layers(features.to(self.prototypes.dtype)), dim=-1)
+
+    def unit_prototypes(self) -> Tensor:
+        """[K, d]: weight normalisation with its gain fixed to 1."""
+        return F.normalize(self.prototypes, dim=-1)
 
 
 class StudentOutput(NamedTuple):
     image_features: Tensor  # [V, B, D] the views that meet the text
     text_features: Tensor  # [B, D]
-    logits: Tensor | None  # [S, B, K] fp32: local views, after the global ones where these are distilled too
+    scale: Tensor  # of the contrastive logits, exponentiated
+    bias: Tensor
+    projections: Tensor | None  # [S, B, d] fp32: local views, after the global ones where these are distilled too
+    prototypes: Tensor | None  # [K, d] fp32
 
 
 class Student(nn.Module):
@@ -219,12 +233,12 @@ class Student(nn.Module):
             assert views.original is not None
             features["original"] = self._encode(views.original.unsqueeze(0))
         meets_text = torch.cat([features[kind] for kind in config.contrastive.images.split("+")])
-        logits = None
+        projections = prototypes = None
         if self.head is not None:
             shown = [features["global"]] if shows_globals else []
             shown += [] if views.local_crops is None else [self._encode(views.local_crops)]
-            logits = self.head(torch.cat(shown))
-        return StudentOutput(meets_text, self.text(tokens), logits)
+            projections, prototypes = self.head.project(torch.cat(shown)), self.head.unit_prototypes()
+        return StudentOutput(meets_text, self.text(tokens), self.log_scale.exp(), self.logit_bias, projections, prototypes)
 
     def _encode(self, views: Tensor) -> Tensor:
         """[V, B, 3, s, s] -> [V, B, D]."""

@@ -3,7 +3,7 @@
 The teacher follows the student after every optimiser step with a *fixed* momentum: SILC never schedules it to 1, else the
 teacher would stop learning from the text loss (2310.13355). Weights, centre and arithmetic are fp32.
 
-Shapes: T views, B pictures, K prototypes.
+Shapes: T views, B pictures of this rank, K prototypes.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from trainer.config import DistillationConfig
+from trainer.distillation import Targets, log_sum_exp
+from trainer.distributed import mean_over_ranks
 from trainer.model import Student
 from trainer.views import Views
 
@@ -35,13 +37,16 @@ class Teacher(nn.Module):
         self.register_buffer("center", torch.zeros(config.num_prototypes) if student.head is not None else None)
 
     @torch.no_grad()
-    def targets(self, views: Views) -> tuple[Tensor, Tensor]:
-        """Of the global crops: probabilities softmax((logits - centre) / temp) and the logits, both [T, B, K] fp32."""
+    def targets(self, views: Views) -> Targets:
+        """Of the global crops: the distributions softmax((logits - centre) / temp) over [T, B, K], factored, fp32."""
         assert self.head is not None, "targets need a head: distillation.weight is 0"
         assert views.global_crops is not None, "targets need global crops"
         T, B = views.global_crops.shape[:2]
-        logits = self.head(self.vision(views.global_crops.flatten(0, 1))).view(T, B, -1)
-        return torch.softmax((logits - self.center) / self.temp, dim=-1), logits
+        features = self.head.project(self.vision(views.global_crops.flatten(0, 1))).view(T, B, -1)
+        prototypes, offsets = self.head.unit_prototypes(), self.center.clone()
+        with torch.autocast(features.device.type, enabled=False):
+            normalizers = log_sum_exp(features, prototypes, self.temp, offsets)
+        return Targets(features, prototypes, offsets, normalizers, self.temp)
 
     @torch.no_grad()
     def update(self, student: Student) -> None:
@@ -50,6 +55,10 @@ class Teacher(nn.Module):
         self._lerp(list(self.parameters()), theirs, 0)
 
     @torch.no_grad()
-    def update_center(self, logits: Tensor) -> None:
-        """centre <- m * centre + (1 - m) * mean of the logits [T, B, K] over views and the global batch."""
-        self.center.lerp_(logits.flatten(0, -2).mean(0), 1 - self.center_momentum)
+    def update_center(self, targets: Targets) -> None:
+        """centre <- m * centre + (1 - m) * mean of the logits over views and the global batch.
+
+        A logit is linear in the feature, so the mean of the logits is the logit of the mean: no table of [T, B, K].
+        """
+        mean = mean_over_ranks(targets.features.flatten(0, 1).mean(0))
+        self.center.lerp_(targets.prototypes @ mean, 1 - self.center_momentum)

@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from silc_bench.errors import RunError, UserError
 from trainer.config import Config, from_dict, to_dict
 from trainer.data import Batch
-from trainer.losses import distillation_loss, sigmoid_loss, softmax_loss
+from trainer.distillation import Targets, distillation_loss
+from trainer.distributed import first_of, mean_over_ranks, parallel
+from trainer.losses import sigmoid_loss, softmax_loss
 from trainer.model import Student, StudentOutput, init_weights
 from trainer.optim import clip_gradients, make_optimizer, set_lr
 from trainer.precision import resolve
@@ -37,6 +39,7 @@ class TrainState:
     teacher: Teacher
     optimizer: torch.optim.Optimizer
     tokenizer: Tokenizer
+    forward: nn.Module  # the student, or what stands before it where there are several processes
     step: int = 0  # optimiser updates done
     samples_seen: int = 0
     position: int = 0  # where the data continues
@@ -48,7 +51,7 @@ class TrainState:
         init_weights(student, config.seed)
         student.to(device)
         teacher = Teacher(student, config.distillation)
-        return cls(config, student, teacher, make_optimizer(student, config.optim), tokenizer)
+        return cls(config, student, teacher, make_optimizer(student, config.optim), tokenizer, parallel(student))
 
     @classmethod
     def restore(cls, payload: dict[str, Any], device: torch.device) -> TrainState:
@@ -79,47 +82,59 @@ class TrainState:
 
 
 def train_step(state: TrainState, batch: Batch) -> dict[str, Tensor]:
-    """One optimiser update. Returns the losses and the gradient norm as scalars on the device."""
+    """One optimiser update on this rank's ``batch``. Returns losses and gradient norm of the global one, on the device."""
     config, student, teacher = state.config, state.student, state.teacher
-    device = student.log_scale.device
+    device, first = student.log_scale.device, first_of(len(batch.texts))
     set_lr(state.optimizer, lr_at(state.step, config.num_steps, config.optim))
-    views = make_views(batch.images.to(device), batch.sizes, config.views, config.seed, state.step, needs=config.view_kinds)
+    views = make_views(
+        batch.images.to(device), batch.sizes, config.views, config.seed, state.step, first=first, needs=config.view_kinds
+    )
     tokens = state.tokenizer(batch.texts).to(device)
     with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-        targets, teacher_logits = teacher.targets(views) if student.head is not None else (None, None)
-        out = student(views, tokens)
-    losses = {"contrastive": contrastive(out, student, config)}
-    if out.logits is not None and targets is not None:
-        num_skipped = config.views.num_global if config.distillation.pairs == "local+global" else 0
-        losses["distillation"] = distillation_loss(out.logits, targets, config.distillation.student_temp, num_skipped)
+        targets = teacher.targets(views) if teacher.head is not None else None
+        out = state.forward(views, tokens)  # of the student, all at once
+    losses = {"contrastive": contrastive(out, config)}
+    if targets is not None:
+        losses["distillation"] = distillation(out, targets, config)
     loss = losses["contrastive"] + config.distillation.weight * losses.get("distillation", 0.0)
     state.optimizer.zero_grad()
     loss.backward()
     gradient_norm = clip_gradients(student, config.optim.clip_norm)
-    stop_if_not_finite(state.step, losses | {"gradient_norm": gradient_norm}, config)
+    values = global_values({"loss": loss, **losses, "gradient_norm": gradient_norm})
+    stop_if_not_finite(state.step, values, config)
     state.optimizer.step()
     teacher.update(student)
-    if teacher_logits is not None:
-        teacher.update_center(teacher_logits)
-    state.step, state.samples_seen, state.position = state.step + 1, state.samples_seen + len(batch.texts), batch.position
-    return {"loss": loss.detach(), **{k: v.detach() for k, v in losses.items()}, "gradient_norm": gradient_norm}
+    if targets is not None:
+        teacher.update_center(targets)
+    state.step, state.samples_seen, state.position = state.step + 1, state.samples_seen + config.batch_size, batch.position
+    return values
 
 
-def contrastive(out: StudentOutput, student: Student, config: Config) -> Tensor:
-    """The image-text loss, averaged over the views that meet the text; each view meets the whole batch of texts."""
-    scale = student.log_scale.exp()
+def contrastive(out: StudentOutput, config: Config) -> Tensor:
+    """The image-text loss, averaged over the views that meet the text; each view meets the texts of the global batch."""
     if config.contrastive.loss == "sigmoid":
-        parts = [sigmoid_loss(view, out.text_features, scale, student.logit_bias) for view in out.image_features]
-    else:
-        parts = [softmax_loss(view, out.text_features, scale) for view in out.image_features]
-    return torch.stack(parts).mean()
+        return sigmoid_loss(out.image_features, out.text_features, out.scale, out.bias)
+    return softmax_loss(out.image_features, out.text_features, out.scale)
+
+
+def distillation(out: StudentOutput, targets: Targets, config: Config) -> Tensor:
+    """Cross-entropy of the student's views with the teacher's, but for a view with itself."""
+    assert out.projections is not None
+    assert out.prototypes is not None
+    num_skipped = config.views.num_global if config.distillation.pairs == "local+global" else 0
+    return distillation_loss(out.projections, out.prototypes, targets, config.distillation.student_temp, num_skipped)
+
+
+def global_values(shares: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Means over the ranks: what is not finite on one of them is so on all, and every rank stops at the same step."""
+    return dict(zip(shares, mean_over_ranks(torch.stack([v.detach().float() for v in shares.values()])), strict=True))
 
 
 def stop_if_not_finite(step: int, values: dict[str, Tensor], config: Config) -> None:
     """Raise before the weights are touched, naming the first value that is not finite and the likely cause."""
-    if bool(torch.isfinite(torch.stack([v.detach().float() for v in values.values()])).all()):
+    if bool(torch.isfinite(torch.stack(list(values.values()))).all()):
         return
-    numbers = {name: value.item() for name, value in values.items()}
+    numbers = {name: value.item() for name, value in values.items() if name != "loss"}
     name = next(name for name, number in numbers.items() if not math.isfinite(number))
     causes = {
         "contrastive": f"the features overflowed or a picture was not a number; try a lower optim.lr (now {config.optim.lr:g})",

@@ -5,8 +5,8 @@ solarise; normalise). The order, probabilities and strengths are DINO's (2104.14
 
     views = make_views(batch.images, batch.sizes, ViewsConfig(), seed=0, step=7, needs={"global_crops", "local_crops"})
 
-A view is a pure function of (seed, step, view index): nothing to checkpoint, and asking for fewer views changes none of the
-others. What a sample gets does not depend on the rest of the batch, but for the order of the colour operations.
+A view is a pure function of (seed, step, view index, place in the global batch): nothing to checkpoint, asking for fewer views
+changes none of the others, and any number of processes draws the same. The order of the colour operations is a view's own.
 
 Shapes: B pictures, S canvas pixels a side, G global views of g pixels, L local views of l pixels, n samples of a view that
 an operation was drawn for.
@@ -45,11 +45,19 @@ KINDS = frozenset(field.name for field in fields(Views))
 
 @torch.no_grad()
 def make_views(
-    images: Tensor, sizes: Tensor, config: ViewsConfig, seed: int, step: int, *, needs: Collection[str] = KINDS
+    images: Tensor,
+    sizes: Tensor,
+    config: ViewsConfig,
+    seed: int,
+    step: int,
+    *,
+    first: int = 0,
+    needs: Collection[str] = KINDS,
 ) -> Views:
     """The views of one step, on the device of ``images``.
 
     ``images`` uint8 [B, 3, S, S]: each picture top-left on its canvas; ``sizes`` int64 [B, 2]: its height and width in pixels.
+    ``first`` is the place of the first picture in the global batch, of which ``images`` may be a part.
     ``needs`` names the fields of Views to make. ValueError for an unknown name, or sizes that do not fit the canvas.
     """
     if not set(needs) <= KINDS:
@@ -67,7 +75,7 @@ def make_views(
         def stack(indices: range, size: int) -> Tensor:
             crops = torch.empty(len(indices), len(sizes), 3, size, size, device=images.device)
             for index, out in zip(indices, crops, strict=True):
-                augment(pixels, draw(sizes, config, seed, step, index), out)
+                augment(pixels, draw(sizes, config, seed, step, index, first), out)
             return crops
 
         num_views = config.num_global + config.num_local
@@ -127,8 +135,11 @@ class ViewParams:
     solarize_rows: Tensor
 
 
-def draw(sizes: Tensor, config: ViewsConfig, seed: int, step: int, view: int) -> ViewParams:
-    """What view ``view`` (globals first, then locals) of a step does to pictures of ``sizes`` int64 [B, 2]."""
+def draw(sizes: Tensor, config: ViewsConfig, seed: int, step: int, view: int, first: int = 0) -> ViewParams:
+    """What view ``view`` (globals first, then locals) of a step does to pictures of ``sizes`` int64 [B, 2].
+
+    ``first``: the place of the first of them in the global batch.
+    """
     if view < config.num_global:
         size, area, blur_prob = config.global_size, config.global_area, config.blur_probs[0 if view == 0 else 1]
     else:
@@ -141,7 +152,7 @@ def draw(sizes: Tensor, config: ViewsConfig, seed: int, step: int, view: int) ->
     order = torch.randperm(4, generator=generator).tolist()
     # A row of numbers for each sample, so that a sample's do not depend on how many others there are.
     counts = [1, 1, 1, 1, 1, 4, 1, 2 + 2 * CROP_TRIES]
-    numbers = torch.rand(len(sizes), sum(counts), generator=generator, dtype=torch.float64).T
+    numbers = torch.rand(first + len(sizes), sum(counts), generator=generator, dtype=torch.float64)[first:].T
     (flip,), (jitter,), (gray,), (blur,), (solarize,), factors, (sigma,), box = numbers.split(counts)
 
     jitter_rows, blur_rows = rows_below(jitter, config.jitter_prob), rows_below(blur, blur_prob)

@@ -1,8 +1,10 @@
 """The real training path at the size of a test: towers of width 32, pictures of 16 pixels, batches of 8."""
 
 import io
+import sys
 import tarfile
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,6 +23,7 @@ from trainer.config import (
     validate,
 )
 
+sys.path.insert(0, str(Path(__file__).parent))  # gloo_pool, on_ranks
 TOWER = {"width": 32, "depth": 1, "num_heads": 2, "mlp_dim": 48}
 BATCH = 8
 

@@ -345,7 +345,7 @@ def test_student_shows_each_view_where_it_belongs(images, pairs):
     crops = [student.vision(v) for v in views.global_crops]
     same(out.image_features, torch.stack(originals + (crops if "global" in images else [])), tolerance=1e-4)
     shown = (crops if pairs == "local+global" else []) + [student.vision(v) for v in views.local_crops]
-    same(out.logits, torch.stack([student.head(x) for x in shown]), tolerance=1e-4)
+    same(out.projections @ out.prototypes.T, torch.stack([student.head(x) for x in shown]), tolerance=1e-4)
     same(out.text_features, student.text(tokens()))
 
 
@@ -355,7 +355,8 @@ def test_without_distillation_there_is_no_head(objective):
     student = initialised(config)
     assert student.head is None
     out = student(views_of(config), tokens())
-    assert out.logits is None
+    assert out.projections is None
+    assert out.prototypes is None
     assert out.image_features.shape == ({"contrastive": 1, "contrastive+views": 2}[objective], B, VISION.width)
 
 
@@ -365,8 +366,9 @@ def test_every_parameter_that_may_move_gets_a_gradient(objective, loss):
     config = tiny(objective, contrastive={"loss": loss})
     student = initialised(config)
     out = student(views_of(config), tokens())
-    total = out.image_features.square().sum() + out.text_features.square().sum() + student.log_scale
-    total = total + (student.logit_bias if loss == "sigmoid" else 0) + (0 if out.logits is None else (out.logits**3).sum())
+    total = out.image_features.square().sum() + out.text_features.square().sum() + out.scale
+    total = total + (out.bias if loss == "sigmoid" else 0)
+    total = total + (0 if out.projections is None else ((out.projections @ out.prototypes.T) ** 3).sum())
     total.backward()
     assert [n for n, p in student.named_parameters() if p.requires_grad and p.grad is None] == []
     assert [n for n, p in student.named_parameters() if not p.requires_grad] == ([] if loss == "sigmoid" else ["logit_bias"])
@@ -378,8 +380,8 @@ def test_bf16_is_close_to_fp32():
     exact = student(views, tokens())
     with torch.autocast("cpu", torch.bfloat16):
         rough = student(views, tokens())
-    assert rough.logits.dtype == torch.float32
-    for name in ("image_features", "text_features", "logits"):
+    assert rough.projections.dtype == rough.prototypes.dtype == torch.float32
+    for name in ("image_features", "text_features", "projections"):
         one, other = getattr(exact, name).float(), getattr(rough, name).float()
         assert (one - other).norm() < 0.03 * one.norm(), name
 
@@ -454,4 +456,4 @@ def test_weights_survive_a_copy():
     student = initialised(tiny())
     twin = copy.deepcopy(student)
     views = views_of(tiny())
-    assert torch.equal(student(views, tokens()).logits, twin(views, tokens()).logits)
+    assert torch.equal(student(views, tokens()).projections, twin(views, tokens()).projections)

@@ -136,11 +136,10 @@ def test_a_slow_teacher_moves_under_autocast():
 def test_targets_are_the_centred_softmax_of_the_global_crops():
     _, teacher = pair(teacher_temp=0.07)
     teacher.center.copy_(torch.randn(50) / 10)
-    probs, logits = teacher.targets(VIEWS)
-    assert probs.shape == logits.shape == (2, 3, 50)
+    probs = teacher.targets(VIEWS).probabilities()
+    assert probs.shape == (2, 3, 50)
     for t in range(2):
         alone = teacher.head(teacher.vision(VIEWS.global_crops[t]))
-        torch.testing.assert_close(logits[t], alone, rtol=1e-5, atol=1e-5)
         for b in range(3):
             powers = torch.exp((alone[b].double() - teacher.center.double()) / 0.07)
             torch.testing.assert_close(probs[t, b].double(), powers / powers.sum(), rtol=1e-4, atol=1e-6)
@@ -148,10 +147,11 @@ def test_targets_are_the_centred_softmax_of_the_global_crops():
 
 def test_targets_in_bf16_are_fp32_and_sum_to_one():
     _, teacher = pair()
-    exact, _ = teacher.targets(VIEWS)
+    exact = teacher.targets(VIEWS).probabilities()
     with torch.autocast("cpu", torch.bfloat16):
-        probs, logits = teacher.targets(VIEWS)
-    assert probs.dtype == logits.dtype == torch.float32
+        targets = teacher.targets(VIEWS)
+    assert {x.dtype for x in targets[:4]} == {torch.float32}
+    probs = targets.probabilities()
     torch.testing.assert_close(probs.sum(-1), torch.ones(2, 3))
     assert (probs - exact).abs().sum(-1).max() < 0.1
 
@@ -160,22 +160,36 @@ def test_asking_for_targets_changes_no_state_and_draws_no_random_numbers():
     _, teacher = pair()
     teacher.center.copy_(torch.randn(50))
     before, random_state = state(teacher), torch.get_rng_state()
-    first, _ = teacher.targets(VIEWS)
-    again, _ = teacher.targets(VIEWS)
-    assert torch.equal(first, again)
+    first, again = teacher.targets(VIEWS), teacher.targets(VIEWS)
+    assert all(torch.equal(one, other) for one, other in zip(first[:4], again[:4], strict=True))
     assert changed(teacher, before) == set()
     assert torch.equal(torch.get_rng_state(), random_state)
 
 
+def test_targets_stay_when_the_teacher_moves():
+    """They are made before the step and read after it, for the centre."""
+    student, teacher = pair()
+    targets = teacher.targets(VIEWS)
+    before = [x.clone() for x in targets[:4]]
+    shake(student, seed=1)
+    teacher.update(student)
+    teacher.update_center(targets)
+    assert all(torch.equal(one, other) for one, other in zip(before, targets[:4], strict=True))
+
+
 @pytest.mark.parametrize("momentum", [0.0, 0.9, 1.0])
 def test_center_is_the_formula(momentum):
-    _, teacher = pair(center_momentum=momentum)
+    """The mean of the logits themselves, of views, pictures and steps that differ."""
+    student, teacher = pair(center_momentum=momentum)
     center = torch.zeros(50, dtype=torch.float64)
     for seed in range(5):
-        logits = torch.randn(2, 3, 50, generator=torch.Generator().manual_seed(seed))
+        shake(student, seed)
+        teacher.update(student)
+        targets = teacher.targets(VIEWS)
         before = state(teacher)
-        teacher.update_center(logits)
+        teacher.update_center(targets)
         assert changed(teacher, before) <= {"center"}
+        logits = teacher.head(teacher.vision(VIEWS.global_crops.flatten(0, 1))).view(2, 3, 50)
         mean = sum(logits[t, b].double() for t in range(2) for b in range(3)) / 6
         center = momentum * center + (1 - momentum) * mean
     torch.testing.assert_close(teacher.center.double(), center, rtol=1e-5, atol=1e-6)
@@ -186,10 +200,12 @@ def test_center_and_targets_equal_lightlys():
     student, teacher = pair(center_momentum=0.8)
     peer = DINOLoss(50, teacher_temp=0.04, student_temp=0.1, center_momentum=0.8)
     for step in range(4):
-        probs, logits = teacher.targets(VIEWS)
-        torch.testing.assert_close(probs, torch.softmax((logits - peer.center) / 0.04, -1), rtol=1e-4, atol=1e-6)
+        targets = teacher.targets(VIEWS)
+        logits = targets.features @ targets.prototypes.T
+        expected = torch.softmax((logits - peer.center) / 0.04, -1)
+        torch.testing.assert_close(targets.probabilities(), expected, rtol=1e-4, atol=1e-6)
         peer(list(logits), [*logits, torch.randn(3, 50)])
-        teacher.update_center(logits)
+        teacher.update_center(targets)
         torch.testing.assert_close(teacher.center, peer.center.flatten(), rtol=1e-5, atol=1e-7)
         shake(student, seed=step)
         teacher.update(student)
@@ -200,15 +216,14 @@ def test_center_and_targets_equal_lightlys():
 
 def test_teacher_gets_no_gradient_and_is_not_optimised():
     student, teacher = pair()
-    probs, logits = teacher.targets(VIEWS)
-    assert not probs.requires_grad
-    assert not logits.requires_grad
+    targets = teacher.targets(VIEWS)
+    assert not any(x.requires_grad for x in targets[:4])
     assert not any(p.requires_grad for p in teacher.parameters())
     optimised = {id(p) for group in make_optimizer(student, CONFIG.optim).param_groups for p in group["params"]}
     assert optimised == {id(p) for p in student.parameters()}
     assert not optimised & {id(p) for p in teacher.parameters()}
     out = student.head(student.vision(VIEWS.global_crops[0]))
-    (out * probs[0]).sum().backward()
+    (out * targets.probabilities()[0]).sum().backward()
     assert all(p.grad is None for p in teacher.parameters())
 
 
@@ -216,11 +231,11 @@ def test_everything_is_saved():
     student, teacher = pair()
     shake(student, seed=5)
     teacher.update(student)
-    teacher.update_center(torch.randn(2, 3, 50))
+    teacher.update_center(teacher.targets(VIEWS))
     _, other = pair()
     other.load_state_dict(copy.deepcopy(teacher.state_dict()))
     assert "center" in teacher.state_dict()
-    assert all(torch.equal(a, b) for a, b in zip(other.targets(VIEWS), teacher.targets(VIEWS), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(other.targets(VIEWS)[:4], teacher.targets(VIEWS)[:4], strict=True))
 
 
 def test_without_a_head_it_is_the_average_of_the_tower():

@@ -159,6 +159,15 @@ def test_a_sample_does_not_depend_on_the_rest_of_the_batch():
 # --- promises about the tensors ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("first", [1, 5])
+def test_a_part_of_the_global_batch_gets_the_views_that_the_whole_would_give_it(first):
+    images, sizes = pictures(8)
+    whole = views.make_views(images, sizes, CONFIG, seed=1, step=2)
+    part = views.make_views(images[first:7], sizes[first:7], CONFIG, seed=1, step=2, first=first)
+    same(part.global_crops, whole.global_crops[:, first:7])
+    same(part.local_crops, whole.local_crops[:, first:7])
+
+
 def test_padding_never_reaches_a_view():
     black, sizes = pictures(16, seed=4, padding=0)
     white, _ = pictures(16, seed=4, padding=255)

@@ -1,0 +1,74 @@
+"""The processes of one command: torchrun starts them, each is a rank, and without torchrun there is one.
+
+Flow: ``with joined(device): ...`` around the whole command; inside, ``rank()`` and ``num_ranks()`` say who we are, ``summed``
+and ``any_of`` agree. With one process each of them answers at once and nothing is started.
+
+    torchrun --nproc-per-node 2 -m silc_bench train --preset b16 ...
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from silc_bench.errors import RunError, UserError
+
+FAILURE = "silc_bench/failure"  # key of the store that all ranks see; the first to write it speaks for all
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def num_ranks() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+@contextmanager
+def joined(device: torch.device) -> Iterator[None]:
+    """The group of all ranks (gloo on CPUs, nccl on GPUs: one GPU a rank), where torchrun started this process; else nothing.
+
+    Raises:
+        the error of the block. Of all ranks only the first that fails says why, with its number; the others exit in silence.
+        RunError: another rank was killed.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield
+        return
+    if device.type == "cuda":
+        local, found = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if local >= found:
+            raise UserError(f"torchrun started more processes than there are GPUs ({found}): --nproc-per-node {found}")
+        torch.cuda.set_device(local)
+    store, number, count = next(dist.rendezvous("env://"))
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=store, rank=number, world_size=count)
+    try:
+        yield
+    except Exception as error:
+        name = f"rank {number} of {count}"
+        if store.compare_set(FAILURE, "", name).decode() != name:
+            raise SystemExit(1) from None
+        if isinstance(error, UserError | RunError):
+            raise type(error)(f"{name}: {error}") from error
+        if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error)):
+            raise RunError(f"{name}: lost another rank, which torchrun names below ({str(error)[:200]})") from error
+        error.add_note(f"on {name}")
+        raise
+    dist.destroy_process_group()  # not after an error: the others would wait for it
+
+
+def summed(values: Tensor) -> Tensor:
+    """``values``, in place, summed over the ranks; equal on each of them to the last bit."""
+    if num_ranks() > 1:
+        dist.all_reduce(values)
+    return values
+
+
+def any_of(flag: bool, device: torch.device) -> bool:
+    """Whether it is true on any rank; every rank must ask."""
+    return flag if num_ranks() == 1 else bool(summed(torch.tensor(float(flag), device=device)))

@@ -1,0 +1,70 @@
+"""A few processes that answer as ranks of a gloo group, started once for all tests (seconds) and used many times.
+
+``pool.run(3, function, *args)`` -> [result of rank 0, of rank 1, of rank 2]. Functions and arguments are pickled, so a function
+must be at the top of a module that a new process finds: of this folder, as the pool puts it on the path.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+SECONDS = 240  # a rank that does not answer by then hangs
+
+
+class GlooPool:
+    def __init__(self, size):
+        if str(Path(__file__).parent) not in sys.path:
+            sys.path.insert(0, str(Path(__file__).parent))  # the processes start with this path
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["trainer.train", "torch._dynamo"])  # imported once for all of them
+        self._pipes, self._processes = [], []
+        for _ in range(size):
+            mine, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(theirs,), daemon=True)
+            process.start()
+            self._pipes.append(mine)
+            self._processes.append(process)
+
+    def run(self, world, function, *args, **kwargs):
+        """AssertionError with the traceback of each rank that failed."""
+        with tempfile.TemporaryDirectory() as folder:
+            for rank, pipe in enumerate(self._pipes[:world]):
+                pipe.send((f"{folder}/store", rank, world, function, args, kwargs))
+            answers = []
+            for rank, pipe in enumerate(self._pipes[:world]):
+                assert pipe.poll(SECONDS), f"rank {rank} of {world} hangs"
+                answers.append(pipe.recv())
+        failed = [f"rank {rank}: {words}" for rank, (is_good, words) in enumerate(answers) if not is_good]
+        assert not failed, "\n".join(failed)
+        return [answer for _, answer in answers]
+
+    def close(self):
+        for pipe, process in zip(self._pipes, self._processes, strict=True):
+            pipe.close()
+            process.join(5)
+            process.kill()
+
+
+def _serve(pipe):
+    torch.set_num_threads(1)
+    while True:
+        try:
+            file, rank, world, function, args, kwargs = pipe.recv()
+        except EOFError:
+            return
+        try:
+            dist.init_process_group("gloo", store=dist.FileStore(file, world), rank=rank, world_size=world)
+            answer = True, function(*args, **kwargs)
+            dist.destroy_process_group()
+        except Exception:
+            answer = False, traceback.format_exc()
+            if dist.is_initialized():
+                dist.destroy_process_group()
+        pipe.send(answer)

@@ -1,0 +1,83 @@
+"""What the ranks of a GlooPool are asked to do; with one process each of these does the same without a group."""
+
+import copy
+from functools import partial
+from unittest import mock
+
+import torch
+
+from silc_bench.ranks import num_ranks, rank
+from trainer.data import Batch
+from trainer.distributed import first_of, gather, mean_over_ranks
+from trainer.losses import sigmoid_loss, softmax_loss
+from trainer.train import TrainState, train_step
+from trainer.views import Views, make_views
+
+
+def rows_of(batch):
+    """This rank's part of a global batch."""
+    share = len(batch.texts) // num_ranks()
+    mine = slice(first_of(share), first_of(share) + share)
+    return Batch(batch.images[mine], batch.sizes[mine], batch.texts[mine], batch.position)
+
+
+def train(config, tokenizer, batches, dtype=torch.float32, plant=None):
+    """Values and gradients of every step, and all that the run holds at its end. ``plant``: a rank whose weights get a NaN."""
+    torch.set_default_dtype(dtype)  # of the weights
+    try:
+        state = TrainState.create(config, tokenizer, torch.device("cpu"))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    if plant == rank():
+        state.student.text.head.weight.data[0] = torch.nan
+    values, gradients = [], []
+    for batch in batches:
+        with mock.patch("trainer.train.make_views", partial(views_as, dtype)):
+            row = train_step(state, rows_of(batch))
+        values.append({name: value.item() for name, value in row.items()})
+        gradients.append({n: p.grad.clone() for n, p in state.student.named_parameters() if p.requires_grad})
+    counters = state.step, state.samples_seen, state.position
+    return copy.deepcopy((values, gradients, state.student.state_dict(), state.teacher.state_dict(), counters))
+
+
+def views_as(dtype, *args, **kwargs):
+    made = make_views(*args, **kwargs)
+    return Views(*(None if part is None else part.to(dtype) for part in (made.global_crops, made.local_crops, made.original)))
+
+
+def message_of_train(*args, **kwargs):
+    """The error that the step ends with."""
+    try:
+        train(*args, **kwargs)
+    except Exception as error:
+        return type(error).__name__, str(error)
+    return None
+
+
+def losses(images, texts):
+    """Mean value over the ranks and this rank's gradients of both image-text losses; float64 [V, B, D] and [B, D]."""
+    share = len(texts) // num_ranks()
+    mine = slice(first_of(share), first_of(share) + share)
+    answer = []
+    for loss in (sigmoid_loss, softmax_loss):
+        leaves = [images[:, mine].clone().requires_grad_(), texts[mine].clone().requires_grad_()]
+        scalars = [torch.tensor(10.0, dtype=torch.float64, requires_grad=True) for _ in range(2 if loss is sigmoid_loss else 1)]
+        value = loss(*leaves, *scalars)
+        gradients = torch.autograd.grad(value, [*leaves, *scalars])
+        answer.append((mean_over_ranks(value.detach()), [g / num_ranks() for g in gradients]))
+    return answer
+
+
+def gathered(rows):
+    """gather of this rank's row, and the gradient of sum(weights * gathered) with this rank's weights."""
+    row = rows[rank()].clone().requires_grad_()
+    everyone = gather(row[None])
+    weights = torch.arange(everyone.numel(), dtype=row.dtype).view_as(everyone) + 100 * rank()
+    (gradient,) = torch.autograd.grad((weights * everyone).sum(), row)
+    return everyone.detach(), gradient
+
+
+def views(config, images, sizes, step):
+    share = len(sizes) // num_ranks()
+    mine = slice(first_of(share), first_of(share) + share)
+    return make_views(images[mine], sizes[mine], config, 5, step, first=first_of(share))
