@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import Console
 from rich.text import Text
 
 from silc_bench import __version__, cli_cache, cli_compare, cli_data, cli_doctor, cli_export
@@ -67,13 +68,17 @@ def train(
         _print_config(config)
         return
     from silc_bench.features import choose_device
+    from silc_bench.ranks import joined, rank
     from trainer.loop import run_training
 
-    run = out or Path("runs") / config.name
+    run, chosen = out or Path("runs") / config.name, choose_device(device)
     check_writable(run)
-    path = run_training(config, run, resume=resume, device=choose_device(device), console=console)
-    tasks = "shapes" if config.data.source == "shapes" else "zeroshot --data-root DIR"
-    print(f"done: {path}\nnext: silc-bench eval --ckpt {run} --tasks {tasks}")
+    with joined(chosen):
+        said = console if rank() == 0 else Console(quiet=True)
+        path = run_training(config, run, resume=resume, device=chosen, console=said)
+        tasks = "shapes" if config.data.source == "shapes" else "zeroshot --data-root DIR"
+        if rank() == 0:
+            print(f"done: {path}\nnext: silc-bench eval --ckpt {run} --tasks {tasks}")
 
 
 def _print_config(config: Any) -> None:

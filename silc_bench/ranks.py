@@ -1,7 +1,7 @@
 """The processes of one command: torchrun starts them, each is a rank, and without torchrun there is one.
 
-Flow: ``with joined(device): ...`` around the whole command; inside, ``rank()`` and ``num_ranks()`` say who we are, ``summed``
-and ``any_of`` agree. With one process each of them answers at once and nothing is started.
+Flow: ``with joined(device): ...`` around the whole command; inside, ``rank()`` and ``num_ranks()`` say who we are, ``summed``,
+``any_of`` and ``of_first`` agree. With one process each of them answers at once and nothing is started.
 
     torchrun --nproc-per-node 2 -m silc_bench train --preset b16 ...
 """
@@ -9,7 +9,7 @@ and ``any_of`` agree. With one process each of them answers at once and nothing 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -69,6 +69,25 @@ def summed(values: Tensor) -> Tensor:
     return values
 
 
-def any_of(flag: bool, device: torch.device) -> bool:
+def any_of(flag: bool) -> bool:
     """Whether it is true on any rank; every rank must ask."""
-    return flag if num_ranks() == 1 else bool(summed(torch.tensor(float(flag), device=device)))
+    return flag if num_ranks() == 1 else bool(summed(torch.tensor(float(flag), device=_device())))
+
+
+def of_first(make: Callable[[], str]) -> str:
+    """What the first rank makes, on every rank; the others make nothing."""
+    box = [make() if rank() == 0 else None]
+    if num_ranks() > 1:
+        dist.broadcast_object_list(box, device=_device())
+    assert box[0] is not None, "the first rank sends what it made"
+    return box[0]
+
+
+def meet() -> None:
+    """Wait until every rank is here."""
+    if num_ranks() > 1:
+        dist.barrier()
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")

@@ -87,7 +87,7 @@ def save(run: Path, payload: dict[str, Any], score: float | None = None) -> Path
     than N was found damaged when the run was resumed, and is removed.
     """
     assert set(payload) | {"format"} == set(FIELDS), f"checkpoint fields differ: {set(payload) ^ set(FIELDS)}"
-    path = run / "checkpoints" / f"step_{payload['step']:08d}.pt"
+    path = path_of(run, payload["step"])
     for left in path.parent.glob(".step_*.tmp"):  # by a process that was killed while it wrote
         left.unlink()
     with atomic_path(path) as temporary:
@@ -104,6 +104,10 @@ def save(run: Path, payload: dict[str, Any], score: float | None = None) -> Path
         if not words_file.with_suffix(".pt").exists():
             words_file.unlink()
     return path
+
+
+def path_of(run: Path, step: int) -> Path:
+    return run / "checkpoints" / f"step_{step:08d}.pt"
 
 
 def best_in(run: Path) -> Path | None:

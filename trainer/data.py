@@ -81,8 +81,10 @@ class Source:
                 continue  # counted when a batch meets it
         return texts
 
-    def batches(self, batch_size: int, start: int) -> Generator[Batch, None, None]:
+    def batches(self, batch_size: int, start: int, rank: int = 0, num_ranks: int = 1) -> Generator[Batch, None, None]:
         """Endless batches of exactly ``batch_size`` pairs from position ``start``; closing the generator ends its workers.
+
+        Of ``num_ranks`` processes each gets its own part of the same batches, in the order of the ranks.
 
         Raises:
             UserError: nothing at all can be read, or a shard disappeared.
@@ -96,13 +98,19 @@ class Source:
                     if error.where not in self._left_out:
                         self._left_out.add(error.where)
                         self.damage.add(error.cause, error.where)
-                yield batch
+                yield _part(batch, rank, num_ranks)
 
     def _load(self, ranges: Iterator[range]) -> Iterator[_Chunk | UserError]:
         loader = _Loader(self._reader, self._config.decode_size)
         if self._config.num_workers == 0:
             return map(loader.__getitem__, ranges)
         return _load_in_workers(loader, ranges, self._config.num_workers)
+
+
+def _part(batch: Batch, rank: int, num_ranks: int) -> Batch:
+    share = len(batch.texts) // num_ranks
+    rows = slice(rank * share, (rank + 1) * share)
+    return Batch(batch.images[rows], batch.sizes[rows], batch.texts[rows], batch.position)
 
 
 # ---- from entries to batches ----

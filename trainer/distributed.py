@@ -24,7 +24,7 @@ def parallel(student: nn.Module) -> nn.Module:
     """What is called instead of ``student``: DDP, which averages the gradients while they are made, or itself."""
     if num_ranks() == 1:
         return student
-    return DistributedDataParallel(student, broadcast_buffers=False, gradient_as_bucket_view=True)
+    return DistributedDataParallel(student, gradient_as_bucket_view=True)
 
 
 def share_of(batch_size: int) -> int:

@@ -11,7 +11,7 @@ import dataclasses
 import json
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,11 @@ from rich.console import Console
 from torch import Tensor
 
 from silc_bench.errors import RunError, UserError
+from silc_bench.ranks import any_of, meet, num_ranks, of_first, rank
 from trainer import checkpoint
 from trainer.config import Config, flatten, from_dict
-from trainer.data import Source, open_source
+from trainer.data import Batch, Source, open_source
+from trainer.distributed import share_of
 from trainer.log import RunLog
 from trainer.schedule import lr_at
 from trainer.tokenizer import Tokenizer
@@ -75,35 +77,58 @@ def train(config: Config, run: Path, device: torch.device, console: Console, pay
     Raises:
         RunError: a loss that is not finite, a checkpoint that cannot be written, or a signal (after a checkpoint).
     """
+    share_of(config.batch_size)
     source = open_source(config.data)
     if payload is None:
-        captions = source.captions(TOKENIZER_CAPTIONS)
-        tokenizer = Tokenizer.train(captions, config.text.vocab_size, config.text.context_length)
-        state = TrainState.create(config, tokenizer, device)
+        state = TrainState.create(config, Tokenizer.from_json(of_first(lambda: _tokenizer_json(source, config))), device)
     else:
         state = TrainState.restore(payload, device)
         rhythm = {name: getattr(config, name) for name in ("checkpoint_every", "checkpoint_minutes")}
         state.config = dataclasses.replace(state.config, **rhythm)
-    where = f"from {source.describe()} on {device} in {state.config.precision}"
+    processes = f"{num_ranks()} processes on " if num_ranks() > 1 else ""
+    where = f"from {source.describe()} on {processes}{device} in {state.config.precision}"
     console.print(f"{config.name}: {config.num_steps:,} steps of {config.batch_size:,} {where}", markup=False, soft_wrap=True)
     try:
-        with RunLog(run, state.step, config.num_steps, console) as log, _signals() as received:
-            return _loop(state, source, run, log, received)
+        with _signals() as received:
+            if rank() > 0:
+                return _follow(state, source, run, received)
+            with RunLog(run, state.step, config.num_steps, console) as log:
+                return _loop(state, source, run, log, received)
     finally:
         if source.damage.total:
             console.print(f"left out: {source.damage.summary()}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
+def _tokenizer_json(source: Source, config: Config) -> str:
+    captions = source.captions(TOKENIZER_CAPTIONS)
+    return Tokenizer.train(captions, config.text.vocab_size, config.text.context_length).to_json()
+
+
+def _follow(state: TrainState, source: Source, run: Path, received: list[int]) -> Path:
+    """What every rank but the first does: the same steps; log, checkpoints and probes are the first one's."""
+    with closing(_my_batches(state, source)) as batches:
+        while state.step < state.config.num_steps:
+            train_step(state, next(batches))
+            if any_of(bool(received)) and state.step < state.config.num_steps:
+                meet()
+                raise RunError(f"stopped after step {state.step}; continue with --resume")
+    return checkpoint.path_of(run, state.step)
+
+
+def _my_batches(state: TrainState, source: Source) -> Generator[Batch, None, None]:
+    return source.batches(state.config.batch_size, state.position, rank(), num_ranks())
+
+
 def _loop(state: TrainState, source: Source, run: Path, log: RunLog, received: list[int]) -> Path:
     config = state.config
     mark, mark_step, waited, saved = time.perf_counter(), state.step, 0.0, time.monotonic()
-    with closing(source.batches(config.batch_size, start=state.position)) as batches, checkpoint.Writer(run) as writer:
+    with closing(_my_batches(state, source)) as batches, checkpoint.Writer(run) as writer:
         while state.step < config.num_steps:
             before = time.perf_counter()
             batch = next(batches)
             waited += time.perf_counter() - before
             values = train_step(state, batch)
-            is_last = state.step == config.num_steps
+            is_last, is_stopped = state.step == config.num_steps, any_of(bool(received))
             log.advance(state.step)
             if state.step % config.log_every == 0 or is_last:
                 seconds, steps = time.perf_counter() - mark, state.step - mark_step
@@ -111,12 +136,13 @@ def _loop(state: TrainState, source: Source, run: Path, log: RunLog, received: l
                 mark, mark_step, waited = time.perf_counter(), state.step, 0.0
             writer.check()
             is_due = 0 < config.checkpoint_minutes * 60 <= time.monotonic() - saved
-            if state.step % config.checkpoint_every == 0 or is_due or is_last or received:
+            if state.step % config.checkpoint_every == 0 or is_due or is_last or is_stopped:
                 writer.write(state.payload())
                 saved = time.monotonic()
-            if received and not is_last:
-                name = signal.Signals(received[0]).name
-                raise RunError(f"stopped by {name} after step {state.step}; {writer.wait()} is saved, continue with --resume")
+            if is_stopped and not is_last:
+                name, path = signal.Signals(received[0]).name if received else "another process", writer.wait()
+                meet()  # the others would end before it is saved, and torchrun us with them
+                raise RunError(f"stopped by {name} after step {state.step}; {path} is saved, continue with --resume")
     assert writer.path is not None, "a run of at least one step ends with a checkpoint"
     return writer.path
 

@@ -7,6 +7,8 @@ must be at the top of a module that a new process finds: of this folder, as the 
 from __future__ import annotations
 
 import multiprocessing
+import os
+import socket
 import sys
 import tempfile
 import traceback
@@ -33,10 +35,20 @@ class GlooPool:
             self._processes.append(process)
 
     def run(self, world, function, *args, **kwargs):
-        """AssertionError with the traceback of each rank that failed."""
-        with tempfile.TemporaryDirectory() as folder:
+        """``function`` in a group of the first ``world`` processes. AssertionError with the tracebacks of the ranks that failed."""
+        return self._run(world, True, function, args, kwargs)
+
+    def run_as_torchrun(self, world, function, *args, **kwargs):
+        """The same with torchrun's variables set and no group yet."""
+        return self._run(world, False, function, args, kwargs)
+
+    def _run(self, world, has_group, function, args, kwargs):
+        with tempfile.TemporaryDirectory() as folder, socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            place = f"{folder}/store" if has_group else free.getsockname()[1]
+            free.close()
             for rank, pipe in enumerate(self._pipes[:world]):
-                pipe.send((f"{folder}/store", rank, world, function, args, kwargs))
+                pipe.send((place, rank, world, function, args, kwargs))
             answers = []
             for rank, pipe in enumerate(self._pipes[:world]):
                 assert pipe.poll(SECONDS), f"rank {rank} of {world} hangs"
@@ -56,15 +68,20 @@ def _serve(pipe):
     torch.set_num_threads(1)
     while True:
         try:
-            file, rank, world, function, args, kwargs = pipe.recv()
+            place, rank, world, function, args, kwargs = pipe.recv()
         except EOFError:
             return
+        variables = {"WORLD_SIZE": world, "RANK": rank, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": place}
         try:
-            dist.init_process_group("gloo", store=dist.FileStore(file, world), rank=rank, world_size=world)
+            if isinstance(place, str):
+                dist.init_process_group("gloo", store=dist.FileStore(place, world), rank=rank, world_size=world)
+            else:
+                os.environ.update({name: str(value) for name, value in variables.items()})
             answer = True, function(*args, **kwargs)
-            dist.destroy_process_group()
         except Exception:
             answer = False, traceback.format_exc()
-            if dist.is_initialized():
-                dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        for name in variables:
+            os.environ.pop(name, None)
         pipe.send(answer)

@@ -1,14 +1,21 @@
 """What the ranks of a GlooPool are asked to do; with one process each of these does the same without a group."""
 
 import copy
+import io
+import os
+import signal
 from functools import partial
 from unittest import mock
 
 import torch
+import torch.distributed as dist
+from rich.console import Console
 
-from silc_bench.ranks import num_ranks, rank
+from silc_bench.errors import UserError
+from silc_bench.ranks import joined, num_ranks, rank
 from trainer.data import Batch
 from trainer.distributed import first_of, gather, mean_over_ranks
+from trainer.loop import run_training
 from trainer.losses import sigmoid_loss, softmax_loss
 from trainer.train import TrainState, train_step
 from trainer.views import Views, make_views
@@ -81,3 +88,44 @@ def views(config, images, sizes, step):
     share = len(sizes) // num_ranks()
     mine = slice(first_of(share), first_of(share) + share)
     return make_views(images[mine], sizes[mine], config, 5, step, first=first_of(share))
+
+
+# --- a whole run, as torchrun starts it ------------------------------------------------------------------------------------
+
+
+def run(config, folder, *, resume=False, at=None, event=None):
+    """run_training inside ``joined``: the path, or what this rank raised. ``at``: the rank and step of ``event``."""
+
+    def stepped(state, batch):
+        if at == (rank(), state.step + 1):
+            event()
+        return train_step(state, batch)
+
+    said = Console(file=io.StringIO(), width=200)
+    try:
+        with (
+            mock.patch("trainer.loop.TOKENIZER_CAPTIONS", 50),
+            mock.patch("trainer.loop.train_step", stepped),
+            joined(torch.device("cpu")),
+        ):
+            return str(run_training(config, folder, resume=resume, device=torch.device("cpu"), console=said))
+    except (Exception, SystemExit) as error:
+        return type(error).__name__, str(error)
+
+
+def sigterm():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def refuse():
+    raise UserError("the picture is missing")
+
+
+def break_down():
+    raise ZeroDivisionError("a mistake of ours")
+
+
+def leave():
+    """As a kill does: the connections close, and nobody says why."""
+    dist.destroy_process_group()
+    raise SystemExit(9)

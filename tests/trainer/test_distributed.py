@@ -1,12 +1,15 @@
 """Two and three gloo ranks against one process on the same global batch: losses, gradients, centre, teacher, weights."""
 
+import json
+import re
+
 import on_ranks
 import pytest
 import torch
 from gloo_pool import GlooPool
 
 from silc_bench.errors import UserError
-from trainer import distributed
+from trainer import checkpoint, distributed
 from trainer.config import ViewsConfig
 from trainer.data import open_source
 from trainer.distributed import share_of
@@ -151,3 +154,75 @@ def test_a_batch_that_does_not_divide_is_refused(monkeypatch, world, batch, near
     with pytest.raises(UserError, match=f"batch_size {batch} does not divide among {world} .*--set batch_size={near}"):
         share_of(batch)
     assert share_of(near) == near // world
+
+
+# --- a whole run, as torchrun starts it --------------------------------------------------------------------------------------
+
+
+def whole(tiny, **changes):
+    return tiny(steps=4, precision="fp32", checkpoint_every=2, log_every=1, **changes)
+
+
+def files_in(folder):
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file() and "tensorboard" not in str(p))
+
+
+def test_a_run_of_two_is_the_run_of_one(tiny, pool, tmp_path):
+    """Files, log and final weights; the tokenizer is trained once, and only the first rank writes."""
+    alone = on_ranks.run(whole(tiny), tmp_path / "one")
+    assert pool.run_as_torchrun(2, on_ranks.run, whole(tiny), tmp_path / "two") == [alone.replace("one", "two")] * 2
+    assert files_in(tmp_path / "two") == files_in(tmp_path / "one")
+    logs = [[json.loads(line) for line in (tmp_path / n / "log.jsonl").read_text().splitlines()] for n in ("one", "two")]
+    assert len(list((tmp_path / "two" / "tensorboard").iterdir())) == 1
+    for one, two in zip(*logs, strict=True):
+        for name in ("step", "loss", "distillation", "gradient_norm", "samples_seen", "logit_scale"):
+            assert two[name] == pytest.approx(one[name], rel=1e-4)
+    ends = [checkpoint.load(checkpoint.find(tmp_path / name)) for name in ("one", "two")]
+    assert (ends[0]["tokenizer"], ends[0]["position"]) == (ends[1]["tokenizer"], ends[1]["position"])
+    close(ends[1]["teacher"]["center"], ends[0]["teacher"]["center"], 1e-5)
+
+
+def test_shards_with_damage_are_shared_as_one_process_reads_them(tiny, pool, tmp_path, shards):
+    config = whole(tiny, data={"source": shards})
+    on_ranks.run(config, tmp_path / "one")
+    pool.run_as_torchrun(2, on_ranks.run, config, tmp_path / "two")
+    ends = [checkpoint.load(checkpoint.find(tmp_path / name)) for name in ("one", "two")]
+    assert (ends[0]["step"], ends[0]["position"]) == (ends[1]["step"], ends[1]["position"])
+    close(ends[1]["student"]["text.head.weight"], ends[0]["student"]["text.head.weight"], 1e-4)
+
+
+@pytest.mark.parametrize("receiver", [0, 1])
+def test_a_signal_to_one_rank_stops_all_after_the_same_step(tiny, pool, tmp_path, receiver):
+    answers = pool.run_as_torchrun(2, on_ranks.run, whole(tiny), tmp_path, at=(receiver, 3), event=on_ranks.sigterm)
+    spoken = [answer for answer in answers if answer[0] == "RunError"]
+    assert len(spoken) == 1
+    assert ("SystemExit", "1") in answers
+    assert re.search("stopped .*after step 3", spoken[0][1])
+    assert checkpoint.load(checkpoint.find(tmp_path))["step"] == 3
+    done = pool.run_as_torchrun(2, on_ranks.run, whole(tiny), tmp_path, resume=True)
+    assert done == [str(tmp_path / "checkpoints" / "step_00000004.pt")] * 2
+
+
+@pytest.mark.parametrize(
+    ("event", "kind", "words"),
+    [
+        (on_ranks.refuse, "UserError", "rank 1 of 2: the picture is missing"),
+        (on_ranks.break_down, "ZeroDivisionError", "a mistake of ours"),
+    ],
+)
+def test_a_rank_that_fails_names_itself_and_the_others_end(tiny, pool, tmp_path, event, kind, words):
+    """The failing one speaks; the other, which waits for it in the middle of a step, is silent."""
+    answers = pool.run_as_torchrun(2, on_ranks.run, whole(tiny), tmp_path, at=(1, 2), event=event)
+    assert answers == [("SystemExit", "1"), (kind, words)]
+
+
+def test_a_rank_that_is_killed_is_missed(tiny, pool, tmp_path):
+    answers = pool.run_as_torchrun(2, on_ranks.run, whole(tiny), tmp_path, at=(1, 2), event=on_ranks.leave)
+    assert answers[0][0] == "RunError"
+    assert answers[0][1].startswith("rank 0 of 2: lost another rank, which torchrun names below")
+
+
+def test_a_batch_that_cannot_be_shared_stops_before_anything_is_read(tiny, pool, tmp_path):
+    answers = pool.run_as_torchrun(3, on_ranks.run, whole(tiny, data={"source": "nowhere/*.tar"}), tmp_path)
+    assert sorted(kind for kind, _ in answers) == ["SystemExit", "SystemExit", "UserError"]
+    assert any("of 3: batch_size 8 does not divide among 3 processes" in words for _, words in answers)
