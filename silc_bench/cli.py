@@ -102,7 +102,8 @@ def evaluate_command(
     tasks: Annotated[
         str,
         typer.Option(
-            help="Names, families, datasets, groups, globs, or folder:PATH, captions:FILE, wds:PATTERN; commas between."
+            help="Names, families, datasets, groups, globs, or folder:PATH, captions:FILE, wds:PATTERN,"
+            " seg:IMAGES,MASKS,CLASSES.json; commas between."
         ),
     ],
     arch: Annotated[str | None, typer.Option(help="Of a file of weights alone: open_clip:NAME, hf:NAME, silc:PRESET.")] = None,

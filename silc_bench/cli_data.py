@@ -21,7 +21,9 @@ def data() -> None:
 @app.command()
 @answering
 def check(
-    name: Annotated[str, typer.Argument(help="imagenet1k, cifar10, coco ... or folder:PATH, captions:FILE, wds:PATTERN.")],
+    name: Annotated[
+        str, typer.Argument(help="imagenet1k, voc20 ... or folder:PATH, captions:FILE, wds:PATTERN, seg:A,B,C.json.")
+    ],
     path: Annotated[Path | None, typer.Argument(help="Folder of a named set, or the data root it lies under.")] = None,
     every_picture: Annotated[bool, typer.Option("--every-picture", help="Decode all pictures, not 500 a split.")] = False,
 ) -> None:

@@ -214,7 +214,9 @@ def _plan(model: ImageModel, task: Task, data: Mapping[str, ImageDataset], choic
     protocol = Protocol.of(model, task, choices.precision, feature_point=choices.feature_point, **what)
     # the record names the scored data; what was learned from is part of how it was measured
     pools = {role: pool.fingerprint for role, pool in data.items() if role != "test"}
-    protocol = replace(protocol, task={**protocol.task, **({"pools": pools} if pools else {})})
+    masks = dict(data["test"].mask_policy) if "dense" in task.requires else {}
+    decided = {**({"pools": pools} if pools else {}), **({"masks": masks} if masks else {})}
+    protocol = replace(protocol, task={**protocol.task, **decided})
     key = results.key(task.name, task.version, protocol.hash, data["test"].fingerprint, choices.limit)
     known = results.find(results_dir, model.name, model.revision, task.name, key)
     return _Plan(task, data, protocol, pipeline, known)

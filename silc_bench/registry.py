@@ -124,7 +124,8 @@ def all_tasks() -> dict[str, Task]:
 
 def select(patterns: Iterable[str]) -> list[Task]:
     """Tasks named by exact name, family ("zeroshot"; "segmentation" covers "segmentation_*"), dataset, group or glob, and
-    tasks of the user's own data: "folder:PATH", "captions:FILE", "wds:PATTERN", with "#family" one of them (tasks/own_data.py).
+    tasks of the user's own data: "folder:PATH", "captions:FILE", "wds:PATTERN", "seg:IMAGES,MASKS,CLASSES.json", with
+    "#family" one of them (tasks/own_data.py).
 
     Raises:
         UserError: a pattern that matches nothing (the nearest names are given), or two sets that would share a name.
@@ -173,9 +174,15 @@ def measurable(tasks: Sequence[Task], patterns: Sequence[str], data_root: Path |
 
 
 def words_of(text: str) -> list[str]:
-    """The patterns of a command line, separated by commas; commas in braces ("wds:{a,b}.tar") separate nothing."""
-    words = re.split(r",(?![^{}]*\})", text)
-    return [word.strip() for word in words if word.strip()]
+    """The patterns of a command line, separated by commas; commas in braces ("wds:{a,b}.tar") separate nothing, nor do the two
+    in "seg:IMAGES,MASKS,CLASSES.json"."""
+    parts = [part.strip() for part in re.split(r",(?![^{}]*\})", text)]
+    words = []
+    while parts:
+        count = 3 if parts[0].startswith("seg:") else 1
+        words.append(",".join(parts[:count]))
+        parts = parts[count:]
+    return [word for word in words if word]
 
 
 def _matches(pattern: str, task: Task) -> bool:

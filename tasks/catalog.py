@@ -12,6 +12,7 @@ from tasks.knn import Knn
 from tasks.linear import Linear
 from tasks.prompts import Prompts, named_prompts
 from tasks.retrieval import Retrieval
+from tasks.segmented import segmentation_tasks
 from tasks.sources import NamedSource, openai_templates
 from tasks.zeroshot import ZeroShot
 
@@ -29,6 +30,19 @@ ZEROSHOT = {
 }
 LEARNED = ("cifar10", "imagenet1k")  # with a train split
 RETRIEVED = ("coco", "flickr30k")
+SEGMENTED = {  # and the splits that are measured
+    "voc20": ("test", "train"),
+    "voc21": ("test", "train"),
+    "pc59": ("test", "train"),
+    "pc60": ("test", "train"),
+    "ade20k150": ("test", "train"),
+    "ade20k847": ("test",),  # asked for in words; nobody learns it from frozen features
+    "cityscapes": ("test", "train"),
+    "cocostuff": ("test", "train"),
+    "coco_object": ("test",),
+    "camvid": ("test", "train"),
+    "camvid_mini": ("test", "train"),
+}
 
 for _name, _prompts in ZEROSHOT.items():
     register(
@@ -42,3 +56,6 @@ for _name in LEARNED:
     register(Knn(name=f"{_name}/knn", needs_data_root=True, sources=_sources))
 for _name in RETRIEVED:
     register(Retrieval(name=f"{_name}/retrieval", needs_data_root=True, sources={"test": NamedSource(_name, "test")}))
+for _name, _splits in SEGMENTED.items():
+    for _task in segmentation_tasks(_name, {split: NamedSource(_name, split) for split in _splits}, needs_data_root=True):
+        register(_task)

@@ -1,4 +1,5 @@
 """Tasks of the user's own data: ``own_tasks("folder:pets")`` -> pets/zeroshot, with a train folder the learned families too.
+``seg:IMAGES,MASKS,CLASSES.json`` gives those of segmentation.
 
 ``folder:PATH#knn`` takes one family. Nothing is registered: such tasks belong to the command that names them.
 """
@@ -6,8 +7,10 @@
 from __future__ import annotations
 
 from silc_bench.datasets.own import OwnData, parse
+from silc_bench.datasets.own_masks import OwnMasks, read_classes
 from silc_bench.errors import UserError, unknown_name
 from silc_bench.registry import Task
+from tasks import segmented
 from tasks.fewshot import FewShot, FewShotLogistic
 from tasks.knn import Knn
 from tasks.linear import Linear
@@ -20,7 +23,7 @@ FAMILIES = ("zeroshot", "fewshot", "fewshot_logistic", "linear", "knn", "retriev
 
 
 def own_tasks(word: str) -> list[Task] | None:
-    """The tasks that "folder:", "captions:" and "wds:" words name, None for any other word.
+    """The tasks that "folder:", "captions:", "wds:" and "seg:" words name, None for any other word.
 
     Raises:
         UserError: nothing is there, or the data does not allow the family.
@@ -31,15 +34,24 @@ def own_tasks(word: str) -> list[Task] | None:
     own = parse(data)
     if own is None:
         return None
-    if family and family not in FAMILIES:
-        raise unknown_name(f"family in {word}: it", family, FAMILIES)
-    tasks = _tasks(own)
+    known = segmented.families() if isinstance(own, OwnMasks) else FAMILIES
+    if family and family not in known:
+        raise unknown_name(f"family in {word}: it", family, known)
+    tasks = _segmentation(own) if isinstance(own, OwnMasks) else _tasks(own)
     chosen = [task for task in tasks if family in ("", task.name.split("/")[1])]
     if not chosen:
         allowed = ", ".join(task.name.split("/")[1] for task in tasks)
-        lacks = " without a folder train/" if own.kind != "captions" and "fewshot" not in allowed else ""
+        can_learn = isinstance(own, OwnMasks) or own.kind != "captions"
+        lacks = " without a folder train/" if can_learn and len(tasks) == 1 else ""
         raise UserError(f"{own.word} does not allow {family}{lacks}; it allows {allowed}")
     return chosen
+
+
+def _segmentation(own: OwnMasks) -> list[Task]:
+    sources = {split: own_data(own, split) for split in own.splits()}
+    classes = read_classes(own.classes)
+    prompts = segmented.prompts_of_words(classes.rule.names, classes.words) if classes.words else None
+    return segmented.segmentation_tasks(own.name, sources, prompts)
 
 
 def _tasks(own: OwnData) -> list[Task]:

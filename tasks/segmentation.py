@@ -40,12 +40,12 @@ class ZeroShotSegmentation(SourcedTask):
         }
 
     def score(self, features: Features) -> Scores:
-        names = features.data["test"].mask_names[1:]  # mask value 0 is the background
+        test = features.data["test"]
+        names = test.mask_names[1:] if test.has_background else test.mask_names
+        relabel = without_background if test.has_background else lambda mask: mask
         classes = class_embeddings(features, names, self.prompts)
         dense = features.dense("test", joint=True)
-        areas = predicted_areas(
-            dense, features.data["test"], lambda patches: normalize(patches) @ classes.T, len(names), without_background
-        )
+        areas = predicted_areas(dense, test, lambda patches: normalize(patches) @ classes.T, len(names), relabel)
         return areas.scores(names, chance=uniform_miou(areas.truth))
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from silc_bench.datasets import ImageDataset
     from silc_bench.datasets.own import OwnData
+    from silc_bench.datasets.own_masks import OwnMasks
 
 Source = Callable[[Path | None, int | None], "ImageDataset"]
 
@@ -84,7 +85,7 @@ def cifar100(split: str) -> Source:
     return NamedSource("cifar100", split)
 
 
-def own_data(own: OwnData, split: str) -> Source:
+def own_data(own: OwnData | OwnMasks, split: str) -> Source:
     """The user's own pictures; the data root does not matter."""
 
     def load(data_root: Path | None, limit: int | None) -> ImageDataset:
@@ -94,7 +95,7 @@ def own_data(own: OwnData, split: str) -> Source:
 
 
 @lru_cache(maxsize=2)
-def _load_own(own: OwnData, split: str, limit: int | None) -> ImageDataset:
+def _load_own(own: OwnData | OwnMasks, split: str, limit: int | None) -> ImageDataset:
     return own.load(split, limit)
 
 

@@ -5,7 +5,7 @@ Tasks call the loaders directly: ``shapes.Shapes("val", 1000)`` or ``cifar.load_
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
@@ -53,6 +53,11 @@ class ImageDataset(Protocol):
     @property
     def has_background(self) -> bool:
         """Whether mask value 0 is all that no class names: a value of the masks, but no word for a picture."""
+        ...
+
+    @property
+    def mask_policy(self) -> Mapping[str, str]:
+        """For the protocol: whether the "background" is a label, and what is "not_scored". Empty without masks."""
         ...
 
     def __len__(self) -> int: ...

@@ -18,7 +18,7 @@ from rich.progress import track
 from silc_bench.datasets import ignore_of, spread
 from silc_bench.datasets.expected import EXPECTED, Expected, check_counts
 from silc_bench.datasets.named import READERS, splits
-from silc_bench.datasets.own import KINDS, OwnData, parse
+from silc_bench.datasets.own import KINDS, OwnData, OwnMasks, parse
 from silc_bench.datasets.picture_set import DataError, Found, Picture, fingerprint
 from silc_bench.datasets.places import SETS, NotFoundError, Site, find
 from silc_bench.errors import UserError, unknown_name
@@ -64,7 +64,7 @@ def check(name: str, path: Path | None = None, every_picture: bool = False) -> R
 Reader = Callable[[], Found]
 
 
-def _own_readers(own: OwnData) -> Iterator[tuple[str, Reader]]:
+def _own_readers(own: OwnData | OwnMasks) -> Iterator[tuple[str, Reader]]:
     yield from ((split, lambda split=split: own.read(split)) for split in own.splits())
 
 

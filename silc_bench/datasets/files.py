@@ -17,6 +17,7 @@ from silc_bench.datasets.picture_set import DataError
 from silc_bench.datasets.shards import IMAGE_EXTENSIONS, Place, list_members
 
 PICTURE_EXTENSIONS = (*IMAGE_EXTENSIONS, "bmp", "ppm", "pgm", "tif", "tiff")
+TRAIN, TEST = ("train",), ("test", "val", "validation")  # folders of splits
 _STRAY_FILES = ("thumbs.db", "desktop.ini", "ehthumbs.db")
 _STRAY_FOLDERS = ("__macosx", "@eadir", "$recycle.bin")
 
@@ -91,6 +92,19 @@ def by_number(name: str | Path) -> list[tuple[int, int, str]]:
 def subfolders(path: Path) -> list[str]:
     """Names of the folders directly in a folder, sorted, without those of the system."""
     return sorted(entry.name for entry in os.scandir(path) if not is_stray(entry.name) and entry.is_dir())
+
+
+def split_folders(path: Path, may_hold_others: bool = False) -> dict[str, Path]:
+    """Its folders "test" and "train", or itself as "test". Raises DataError: a train folder alone, others beside them."""
+    names = subfolders(path)
+    test = next((name for name in TEST if name in names), None)
+    if test is None and "train" not in names:
+        return {"test": path}
+    if test is None or (not may_hold_others and set(names) - {*TRAIN, *TEST}):
+        other = ", ".join(sorted(set(names) - {*TRAIN, *TEST})) or "nothing else"
+        problem = f"{path} holds {' and '.join(sorted({*TRAIN, *TEST} & set(names)))} and {other}"
+        raise DataError(problem, f"put the pictures to be scored into {path / 'test'} and those to learn from into train/")
+    return {"test": path / test, **({"train": path / "train"} if "train" in names else {})}
 
 
 def _in_folder(path: Path, found: Listing) -> Iterable[File]:

@@ -1,9 +1,10 @@
-"""The user's own data: ``folder:PATH``, ``captions:FILE`` and ``wds:PATTERN``, with as little to learn as possible.
+"""The user's own data: ``folder:PATH``, ``captions:FILE``, ``wds:PATTERN`` and ``seg:``, with as little to learn as possible.
 
     folder:pets                 pets/<class>/*.jpg, or pets/test/<class>/... with pets/train/<class>/...
     wds:pets                    pets/test/*.tar with pets/train/*.tar (clip_benchmark's layout), or pets/*.tar
     wds:'a/{000..009}.tar'      these shards; .cls is a label, and where there is none .txt holds captions, one a line
     captions:list.csv           see captions_file.py
+    seg:images,masks,names.json see own_masks.py
 
 Classes are named after their folders ("_" is a space), or by ``classnames.txt`` (one a line, in label order) or
 ``classnames.json`` (a list, or {folder: name}) beside them; ``zeroshot_classification_templates.txt`` there gives the prompts.
@@ -18,16 +19,16 @@ from pathlib import Path
 
 from silc_bench.datasets.captions_file import read_captions_file
 from silc_bench.datasets.class_folders import read_class_folders
-from silc_bench.datasets.files import Listing, by_number, listing, subfolders
+from silc_bench.datasets.files import TEST, TRAIN, Listing, by_number, listing, split_folders
 from silc_bench.datasets.labelled_shards import has_member, read_captioned, read_labelled, read_names, shards_in
+from silc_bench.datasets.own_masks import WRITTEN, OwnMasks
 from silc_bench.datasets.picture_set import DataError, Found, PictureSet
 from silc_bench.datasets.shards import expand
 from silc_bench.errors import UserError
 
-KINDS = ("folder", "captions", "wds")
-TRAIN, TEST = ("train",), ("test", "val", "validation")
+KINDS = ("folder", "captions", "wds", "seg")
 TEMPLATES = "zeroshot_classification_templates.txt"
-_SAYS_NOTHING = ("meta", "metadata", "captions", "annotations", "test", "val", "validation", "train", "images", "data")
+_SAYS_NOTHING = ("meta", "metadata", "captions", "annotations", "test", "val", "validation", "train", "images", "data", "img")
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,7 @@ class OwnData:
 
     @property
     def name(self) -> str:
-        """The last part of the path that says something, in letters that a record's name may have."""
-        parts = [part for part in Path(self.where).expanduser().absolute().parts if not set(part) & set("*?[{")]
-        stems = [Path(part).stem if Path(part).suffix in (".jsonl", ".csv", ".tsv", ".tar") else part for part in parts]
-        stem = next((stem for stem in reversed(stems) if stem.lower() not in _SAYS_NOTHING), "own")
-        return re.sub(r"[^A-Za-z0-9_.+-]+", "_", stem).lstrip("_.+-") or "own"
+        return name_of(self.where)
 
     @property
     def path(self) -> Path:
@@ -59,17 +56,7 @@ class OwnData:
             if self.kind == "folder":
                 raise UserError(f"{self.word}: no such folder; give one that holds a folder a class")
             return {"test": self.path}
-        names = subfolders(self.path)
-        test = next((name for name in TEST if name in names), None)
-        if test is None and "train" not in names:
-            return {"test": self.path}
-        if test is None or (self.kind == "folder" and set(names) - {*TRAIN, *TEST}):
-            other = ", ".join(sorted(set(names) - {*TRAIN, *TEST})) or "nothing else"
-            problem = f"{self.path} holds {' and '.join(sorted({*TRAIN, *TEST} & set(names)))} and {other}"
-            raise DataError(
-                problem, f"put the pictures to be scored into {self.path / 'test'} and those to learn from into train/"
-            )
-        return {"test": self.path / test, **({"train": self.path / "train"} if "train" in names else {})}
+        return split_folders(self.path, may_hold_others=self.kind != "folder")
 
     def has_labels(self) -> bool:
         """Whether pictures have classes; else they have captions."""
@@ -150,6 +137,14 @@ class OwnData:
         return None
 
 
+def name_of(where: str) -> str:
+    """The last part of a path that says something, in letters that a record's name may have."""
+    parts = [part for part in Path(where).expanduser().absolute().parts if not set(part) & set("*?[{")]
+    stems = [Path(part).stem if Path(part).suffix in (".jsonl", ".csv", ".tsv", ".tar") else part for part in parts]
+    stem = next((stem for stem in reversed(stems) if stem.lower() not in _SAYS_NOTHING), "own")
+    return re.sub(r"[^A-Za-z0-9_.+-]+", "_", stem).lstrip("_.+-") or "own"
+
+
 def _names_from(path: Path, folders: list[str] | None) -> tuple[str, ...]:
     content = None
     if path.suffix == ".json" and folders is not None:
@@ -169,11 +164,17 @@ def _names_from(path: Path, folders: list[str] | None) -> tuple[str, ...]:
     return names
 
 
-def parse(word: str) -> OwnData | None:
+def parse(word: str) -> OwnData | OwnMasks | None:
     """The set that a word such as "folder:/data/pets" names, None for other words. Raises UserError for an empty path."""
     kind, colon, where = word.partition(":")
     if not colon or kind not in KINDS:
         return None
+    if kind == "seg":
+        paths = [Path(path.strip()).expanduser() for path in where.split(",") if path.strip()]
+        if len(paths) != 3:
+            raise UserError(f"{word!r} names {len(paths)} of three paths; write {WRITTEN}")
+        images, masks, classes = paths
+        return OwnMasks(images, masks, classes, name_of(str(images)))
     if not where:
         raise UserError(f"{word!r} names no data; write {kind}:{'FILE' if kind == 'captions' else 'PATH'}")
     return OwnData(kind, where)

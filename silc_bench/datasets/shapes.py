@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from types import MappingProxyType
 
 import numpy as np
 from PIL import Image
@@ -180,6 +181,7 @@ class Shapes:
     class_names = PAIRS
     mask_names = ("background", *SHAPES)
     has_background = True
+    mask_policy: Mapping[str, str] = MappingProxyType({"background": "label 0", "not_scored": "nothing"})
 
     def __init__(self, split: str, num_samples: int, size: int = 64, seed: int = 0, limit: int | None = None) -> None:
         if num_samples < 1:

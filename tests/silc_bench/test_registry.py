@@ -27,6 +27,11 @@ CIFAR = {f"cifar100/{family}" for family in LEARNED}
 ZEROSHOT = {f"{name}/zeroshot" for name in ("imagenet_v2", "imagenet_a", "imagenet_r", "imagenet_sketch", "objectnet")}
 NAMED = {f"{name}/{family}" for name in ("cifar10", "imagenet1k") for family in LEARNED} | ZEROSHOT
 NAMED |= {"coco/retrieval", "flickr30k/retrieval"}
+MASKED = ("ade20k150", "camvid", "camvid_mini", "cityscapes", "cocostuff", "pc59", "pc60", "voc20", "voc21")
+SEGMENTED = {f"{name}/segmentation_zeroshot" for name in (*MASKED, "ade20k847", "coco_object")}
+SEGMENTED |= {f"{name}/segmentation_linear" for name in MASKED}
+NAMED |= SEGMENTED
+SEGMENTED |= {"shapes/segmentation_linear", "shapes/segmentation_zeroshot"}
 
 
 def names(*patterns):
@@ -72,9 +77,9 @@ def test_pools_that_are_learned_from_are_not_scored():
     [
         ("shapes/zeroshot", {"shapes/zeroshot"}),
         ("zeroshot", {name for name in SHAPES | CIFAR | NAMED if "/zeroshot" in name}),
-        ("segmentation", {"shapes/segmentation_linear", "shapes/segmentation_zeroshot"}),
-        ("segmentation_linear", {"shapes/segmentation_linear"}),
-        ("dense", {"shapes/segmentation_linear", "shapes/segmentation_zeroshot"}),
+        ("segmentation", SEGMENTED),
+        ("segmentation_linear", {name for name in SEGMENTED if name.endswith("_linear")}),
+        ("dense", SEGMENTED),
         ("cifar100", CIFAR),
         ("cifar100/*", CIFAR),
         ("*/knn", {"cifar10/knn", "cifar100/knn", "imagenet1k/knn", "shapes/knn"}),

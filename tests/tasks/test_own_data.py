@@ -93,6 +93,8 @@ def test_own_prompts(pets):
 def test_words_are_separated_by_commas_outside_braces():
     assert words_of("a/b, knn,wds:x/{a,b}/{0..3}.tar,") == ["a/b", "knn", "wds:x/{a,b}/{0..3}.tar"]
     assert words_of(" , ") == []
+    assert words_of("seg:a,b/c, d.json#segmentation_linear,knn") == ["seg:a,b/c,d.json#segmentation_linear", "knn"]
+    assert words_of("knn,seg:a") == ["knn", "seg:a"]
 
 
 # ---- what can be measured ----
@@ -143,3 +145,67 @@ def test_the_known_part_of_cifar100_is_accepted_by_its_content(monkeypatch):
     with pytest.raises(UserError, match=r"2,000 pictures .* and the set has 10,000"):
         all_tasks()["cifar100/zeroshot"].load(Path(REAL), 100)
     assert np.unique(data.labels).size == 100
+
+
+# ---- pictures with masks ----
+
+
+@pytest.fixture(scope="module")
+def town(tmp_path_factory) -> Path:
+    """Two pictures to learn from and two to be scored: the picture's brightness is its class."""
+    root = tmp_path_factory.mktemp("masks") / "town"
+    for split in ("train", "test"):
+        for kind in ("images", "masks"):
+            (root / kind / split).mkdir(parents=True)
+        for i in range(2):
+            mask = np.random.default_rng(i).integers(0, 3, (40, 50), dtype=np.uint8)
+            Image.fromarray(mask).save(root / f"masks/{split}/{i}.png")
+            Image.fromarray(np.stack([mask * 90 + i] * 3, axis=-1)).save(root / f"images/{split}/{i}.png")
+    (root / "classes.json").write_text('{"names": ["background", "road", "tree"], "synonyms": {"tree": ["tree", "bush"]}}')
+    return root
+
+
+def seg(town, images="images", masks="masks"):
+    return f"seg:{town}/{images},{town}/{masks},{town}/classes.json"
+
+
+def test_the_families_of_pictures_with_masks(town):
+    assert names(seg(town)) == ["town/segmentation_linear", "town/segmentation_zeroshot"]
+    assert names(f"{seg(town)}#segmentation_linear") == ["town/segmentation_linear"]
+    only = seg(town, "images/test", "masks/test")
+    assert names(only) == ["town/segmentation_zeroshot"]
+    with pytest.raises(
+        UserError, match="does not allow segmentation_linear without a folder train/; it allows segmentation_zero"
+    ):
+        select([f"{only}#segmentation_linear"])
+    with pytest.raises(UserError, match=r"unknown family in .* 'knn'"):
+        select([f"{only}#knn"])
+
+
+def test_synonyms_are_asked_for(town):
+    (task,) = select([f"{seg(town)}#segmentation_zeroshot"])
+    road, tree = task.prompts.texts(["road", "tree"])
+    assert len(tree) == 2 * len(road)
+    assert any("bush" in prompt for prompt in tree)
+
+
+def test_pictures_with_masks_are_measured_and_their_records_say_what_is_scored(town, tmp_path, random_model):
+    tasks = select([seg(town)])
+    written = evaluate(random_model, tasks, model_source="random", data_root=None, results_dir=tmp_path, device="cpu")
+    assert [record.task.name for record in written] == [task.name for task in tasks]
+    assert {record.task.name: record for record in load_all(tmp_path)} == {record.task.name: record for record in written}
+    for record in written:
+        assert record.protocol["task"]["masks"] == {"background": "label 0", "not_scored": "values 255"}
+    assert list(written[1].details["iou"]) == ["road", "tree"]
+
+
+@pytest.mark.skipif(REAL is None, reason="SILC_BENCH_TEST_DATA is not set: no real photographs")
+def test_real_streets_are_measured(tmp_path, random_model):
+    (task,) = select(["camvid_mini/segmentation_zeroshot"])
+    (record,) = evaluate(
+        random_model, [task], model_source="random", data_root=Path(str(REAL)), results_dir=tmp_path, limit=3, device="cpu"
+    )
+    assert (record.dataset.name, record.n) == ("camvid_mini", 3)
+    left, out = measurable(select(["camvid_mini", "camvid", "voc20"]), ["camvid_mini", "camvid", "voc20"], Path(str(REAL)))
+    assert {task.name.split("/")[0] for task in left} == {"camvid_mini"}
+    assert {name.split("/")[0] for name in out} == {"camvid", "voc20"}
