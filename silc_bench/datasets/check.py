@@ -137,7 +137,7 @@ def _contents(found: Found, expected: Expected | None) -> Iterator[str]:
     if any(captions):
         line += f", {sum(captions):,} captions ({min(captions)} to {max(captions)} a picture)"
     if expected is not None:
-        is_whole = len(pictures) == expected.pictures
+        is_whole = len(pictures) in (expected.pictures, expected.also)
         line += ", as many as the set has" if is_whole else f": a known part of the set's {expected.pictures:,}"
     yield line
     if found.class_names and expected is None:

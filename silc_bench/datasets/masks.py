@@ -70,10 +70,9 @@ class MaskRule:
             if value < size:
                 table[value], is_known[value] = label, True
         is_known[[value for value in self.ignored if value < size]] = True
-        counts = np.bincount(values.ravel(), minlength=size)
-        unknown = np.flatnonzero((counts > 0) & ~is_known)
-        if len(unknown):
-            raise DataError(self._problem(where, unknown, counts), self.fix)
+        if not is_known[values].all():
+            counts = np.bincount(values.ravel(), minlength=size)
+            raise DataError(self._problem(where, np.flatnonzero((counts > 0) & ~is_known), counts), self.fix)
         return table[values]
 
     def _problem(self, where: str, unknown: np.ndarray, counts: np.ndarray) -> str:

@@ -361,6 +361,15 @@ def test_fewer_pictures_than_the_set_has(camvid):
     )
 
 
+def test_context_goes_round_in_two_sizes(make, tmp_path, monkeypatch):
+    layout = next(known for known in LAYOUTS if known[0] == "pc60")
+    monkeypatch.setitem(EXPECTED, ("pc60", "test"), replace(EXPECTED["pc60", "test"], pictures=2, also=3))
+    assert len(load("pc60", "test", write(tmp_path, layout, make))) == 3
+    monkeypatch.setitem(EXPECTED, ("pc60", "test"), replace(EXPECTED["pc60", "test"], pictures=2, also=4))
+    with pytest.raises(DataError, match=r"3 pictures .* and the set has 2"):
+        load("pc60", "test", tmp_path)
+
+
 def test_masks_without_pictures(camvid):
     (camvid.parent / "test").rename(camvid.parent / "tset")
     refused(camvid, "testannot is there, and its pictures are not: looked in .*CamVid/test; fetch the set's pictures too")
