@@ -1,6 +1,6 @@
 """CIFAR-10 and CIFAR-100 (Krizhevsky, 2009) from webdataset shards, image folders or the original python files.
 
-Layouts, each in ``cifar100/`` under the data root (CIFAR-100 also directly under it):
+Layouts, each in ``cifar100/`` under the data root (which may itself be the folder of that name):
 
     {train,test}/*.tar                  members .png or .jpg, .cls (label 0..99), optional .txt (caption)
     {train,test}/<class name>/*.png     labels from the folder names

@@ -173,11 +173,7 @@ def _bases(name: str, root: Path, is_the_set: bool) -> list[Path]:
     if not root.is_dir():
         return []
     known = SETS[name]
-    is_another = any(_plain(root.resolve().name) in other.names for key, other in SETS.items() if key != name)
-    # CIFAR-100 may lie directly under a root of any name
-    bases = (
-        [root] if is_the_set or _plain(root.resolve().name) in known.names or (name == "cifar100" and not is_another) else []
-    )
+    bases = [root] if is_the_set or _plain(root.resolve().name) in known.names else []
     for parent in (root, root / "wds", root / "vtab", root / "wds/vtab"):
         if parent.is_dir():
             bases += [parent / child for child in subfolders(parent) if _plain(child) in known.names]

@@ -80,7 +80,7 @@ def test_shards_become_a_dataset(shards):
         data.mask(0)
 
 
-def test_shards_may_lie_directly_under_the_root(shards):
+def test_the_root_may_be_the_folder_of_the_set(shards):
     direct = load_cifar100(shards / "cifar100", "test")
     assert direct.fingerprint == load_cifar100(shards, "test").fingerprint
 
@@ -90,7 +90,7 @@ def test_folders_become_a_dataset_with_the_fingerprint_of_equal_shards(folders, 
     np.testing.assert_array_equal(data.labels, np.arange(100))
     assert data.captions is None
     assert data.image(42).getpixel((0, 0)) == (42, 84, 213)
-    write_shard(tmp_path / "train/a.tar", labelled(list(range(100)), caption=None))
+    write_shard(tmp_path / "cifar100/train/a.tar", labelled(list(range(100)), caption=None))
     assert load_cifar100(tmp_path, "train").fingerprint == data.fingerprint
 
 
@@ -115,9 +115,9 @@ def test_limit_takes_evenly_spread_samples(folders):
 def test_fingerprint_follows_labels_order_pictures_and_captions(shards, tmp_path, samples):
     (shards / "cifar100/test/001.tar").unlink()
     before = load_cifar100(shards, "test").fingerprint
-    write_shard(tmp_path / "other/test/a.tar", samples)
+    write_shard(tmp_path / "other/cifar100/test/a.tar", samples)
     assert load_cifar100(tmp_path / "other", "test").fingerprint != before
-    write_shard(tmp_path / "same/test/renamed.tar", labelled([3, 99, 0]))
+    write_shard(tmp_path / "same/cifar100/test/renamed.tar", labelled([3, 99, 0]))
     assert load_cifar100(tmp_path / "same", "test").fingerprint == before
 
 
@@ -128,12 +128,22 @@ def test_nothing_found_says_where_it_looked_and_what_fits(tmp_path):
     (tmp_path / "test").mkdir()
     with pytest.raises(UserError) as caught:
         load_cifar100(tmp_path, "test")
-    for part in (str(tmp_path / "cifar100" / "test"), str(tmp_path / "test"), "*.tar", "<class name>/*.png"):
+    for part in (str(tmp_path / "cifar100" / "test"), "*.tar", "<class name>/*.png"):
         assert part in str(caught.value)
     with pytest.raises(UserError, match="--data-root"):
         load_cifar100(None, "test")
     with pytest.raises(UserError, match="did you mean test"):
         load_cifar100(tmp_path, "tests")
+
+
+def test_a_foreign_folder_named_test_is_no_cifar(tmp_path):
+    """What lies under a root of any other name is not ours: it would be counted, and blamed, as CIFAR-100."""
+    write_shard(tmp_path / "test/0.tar", labelled([5]))
+    (tmp_path / "train/cats").mkdir(parents=True)
+    (tmp_path / "meta").write_bytes(b"")
+    for split in ("train", "test"):
+        with pytest.raises(UserError, match=f"no cifar100 {split} data"):
+            load_cifar100(tmp_path, split)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +161,7 @@ def test_nothing_found_says_where_it_looked_and_what_fits(tmp_path):
     ],
 )
 def test_incomplete_samples_are_refused(tmp_path, sample, sentence):
-    write_shard(tmp_path / "test/0.tar", [*labelled([5]), sample])
+    write_shard(tmp_path / "cifar100/test/0.tar", [*labelled([5]), sample])
     with pytest.raises(UserError, match=sentence):
         load_cifar100(tmp_path, "test")
 
@@ -166,7 +176,7 @@ def test_a_damaged_shard_is_no_evaluation_set(shards):
 def test_a_corrupt_picture_is_named(tmp_path):
     samples = labelled([5, 6])
     samples[1]["png"] = samples[1]["png"][:40]
-    write_shard(tmp_path / "test/0.tar", samples)
+    write_shard(tmp_path / "cifar100/test/0.tar", samples)
     data = load_cifar100(tmp_path, "test")
     data.image(0)
     with pytest.raises(UserError, match=r"0\.tar:0-0001 is damaged: corrupt image"):
@@ -174,7 +184,7 @@ def test_a_corrupt_picture_is_named(tmp_path):
 
 
 def test_an_empty_set_is_refused(tmp_path):
-    write_shard(tmp_path / "test/0.tar", [])
+    write_shard(tmp_path / "cifar100/test/0.tar", [])
     with pytest.raises(UserError, match="no samples"):
         load_cifar100(tmp_path, "test")
 
