@@ -77,13 +77,15 @@ PARTS = {
 }
 
 # sha256 of the lines, one a label in order. ImageNet: clip_benchmark/datasets (builder.py, en_classnames.json of version
-# 1.6.2; the names are OpenAI's, as in open_clip); CIFAR: the names in the sets' own files, "_" as a space.
+# 1.6.2; the names are OpenAI's, as in open_clip); CIFAR: the names in the sets' own files, "_" as a space; ObjectNet: the
+# mappings of its release (as in mlfoundations/wise-ft, src/datasets/objectnet_metadata), in the order of the folders.
 LABEL_ORDER = {
     "imagenet wnids": "385e0240499426c022b773be1ae4da780f057b89c9694c7f47199f62746b6edd",
     "imagenet_a wnids": "f6aa4b23244554d9b864fd715ae20048f6a9686388911b2dfbf1ada01bf0f520",
     "imagenet_r wnids": "e19a59d84e3746fafd34d2ccf6ae604a44e9a0500a596f343c878a89e30ce624",
     "imagenet names": "571ae1c583b4be7da87519494c52bf405a46af05d5815627c7a0dee997068b60",
     "cifar10 names": "bb3914949cecedee6d1257f7f5fdb8f43fa3b2c8095fd1763161caf1b873fe59",
+    "objectnet names": "6f31c7eebfd7cd1d19bf0640ec17f649e2b6bce48f13a142224bc0fa327e659e",
     "cifar100 names": "60ae3a3ac1355fcfec19c0ea3cb5fde15203ecf3b537cabcf6d5d54688ee9a4d",
     # of datasets/mask_names.json, whose sources stand in mask_sets.py
     "voc21 masks": "301e5e4e2a9a7ab6bfd6c7e2b1d381d4dd465ddedf787b4b4ed802b3366deb6c",
@@ -98,12 +100,11 @@ LABEL_ORDER = {
 
 
 @cache
-def checked_order(title: str, names: tuple[str, ...]) -> tuple[str, ...]:
-    """The same names. Raises DataError when they are not the list that the labels were numbered by."""
+def checked_order(title: str, names: tuple[str, ...], fix: str = "") -> tuple[str, ...]:
+    """The same names. Raises DataError, with ``fix`` if they come from the user's data, when they are not the list that the labels were numbered by."""
     if hashlib.sha256("\n".join(names).encode()).hexdigest() != LABEL_ORDER[title]:
-        ours = title.endswith(" masks")
-        package = "silc-bench" if ours else "clip-benchmark==1.6.2"
-        fix = f"install it again: pip install --force-reinstall {package}"
+        package = "silc-bench" if title.endswith(" masks") else "clip-benchmark==1.6.2"
+        fix = fix or f"install it again: pip install --force-reinstall {package}"
         raise DataError(f"the list of {title} is not the one that labels are numbered by ({len(names)} names)", fix)
     return names
 

@@ -2,7 +2,8 @@
 
 ``mappings/folder_to_objectnet_label.json`` names each folder, ``mappings/objectnet_to_imagenet_1k.json`` lists the names that
 ImageNet knows. As in clip_benchmark the labels are those folders in sorted order, the class names ObjectNet's own in lower
-case, and all 113 compete, not ImageNet's 1,000; the red border of one pixel stays on the pictures.
+case, and all 113 compete, not ImageNet's 1,000; the red border of one pixel stays on the pictures. Whatever gives the names,
+they must be the list whose hash is committed (`expected.LABEL_ORDER`).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import json
 from pathlib import Path
 
 from silc_bench.datasets.class_folders import read_class_folders
-from silc_bench.datasets.expected import EXPECTED
+from silc_bench.datasets.expected import EXPECTED, checked_order
 from silc_bench.datasets.files import Listing, listing
 from silc_bench.datasets.labelled_shards import read_labelled, read_names, shards_in
 from silc_bench.datasets.picture_set import DataError, Found
@@ -28,18 +29,12 @@ def read_objectnet(name: str, split: str, site: Site) -> Found:
         names_file = site.base / "classnames.txt"
         if not names_file.exists():
             raise DataError(f"{names_file} is missing: shards hold numbers only", "fetch the set's classnames.txt too")
-        names = tuple(read_names(names_file))
-        if len(names) != num_classes:
-            raise DataError(
-                f"{names_file} names {len(names)} classes, not {num_classes}", "fetch the set's classnames.txt again"
-            )
+        fix = f"fetch the set's {names_file} again"
+        names = checked_order("objectnet names", tuple(text.lower() for text in read_names(names_file)), fix)
         return Found(read_labelled(paths, num_classes), site.path, "webdataset shards", names)
     name_of = _overlapping(site)
-    if len(name_of) != num_classes:
-        raise DataError(
-            f"the mappings beside {site.path} give {len(name_of)} classes that ImageNet has, not {num_classes}",
-            "fetch the set's mappings/ again",
-        )
+    class_names = tuple(name_of[folder].lower() for folder in sorted(name_of))
+    checked_order("objectnet names", class_names, f"fetch the mappings/ beside {site.path} again")
     everything = listing(site.path)
     mine = [file for file in everything.files if file.name.split("/")[0] in name_of]
     labels = {folder: label for label, folder in enumerate(sorted(name_of))}
@@ -48,9 +43,7 @@ def read_objectnet(name: str, split: str, site: Site) -> Found:
     )
     pictures, notes = read_class_folders(part, labels, name)
     notes.append(f"left {len(everything.files) - len(mine):,} pictures of classes that ImageNet does not have")
-    return Found(
-        pictures, site.path, "class folders", tuple(name_of[folder].lower() for folder in sorted(name_of)), notes=notes
-    )
+    return Found(pictures, site.path, "class folders", class_names, notes=notes)
 
 
 def _overlapping(site: Site) -> dict[str, str]:

@@ -7,7 +7,6 @@ import csv
 import hashlib
 import importlib.util
 import io
-import json
 import os
 import shutil
 import tarfile
@@ -332,33 +331,3 @@ def test_an_archive_is_to_be_unpacked(tmp_path):
         with pytest.raises(DataError) as caught:
             load(name, "test", tmp_path)
         assert caught.value.fix == "unpack it first: " + line.format(tmp=tmp_path)
-
-
-# ---- ObjectNet ----
-
-
-def test_objectnet_takes_the_classes_of_its_own_mappings(make, tmp_path, monkeypatch):
-    monkeypatch.setitem(EXPECTED, ("objectnet", "test"), Expected(4, classes=2))
-    root = tmp_path / "objectnet-1.0"
-    folders = {"alarm_clock": "Alarm clock", "air_freshener": "Air freshener", "banana": "Banana"}
-    overlap = {"Banana": "banana", "Alarm clock": "analog clock; digital clock"}
-    make.tree(
-        root / "images",
-        [
-            (f"{folder}/{i}.png", make.picture(label))
-            for label, folder in enumerate(("alarm_clock", "banana", "air_freshener"))
-            for i in range(2)
-        ],
-    )
-    (root / "mappings").mkdir()
-    (root / "mappings/folder_to_objectnet_label.json").write_text(json.dumps(folders))
-    (root / "mappings/objectnet_to_imagenet_1k.json").write_text(json.dumps(overlap))
-    data = load("objectnet", "test", tmp_path)
-    assert data.class_names == ("alarm clock", "banana")
-    assert data.labels.tolist() == [0, 0, 1, 1] == [make.label_of(data.image(i)) for i in range(4)]
-    shutil.rmtree(root / "images/banana")
-    with pytest.raises(DataError, match="lacks 1 of the 2 class folders, such as 'banana'"):
-        load("objectnet", "test", tmp_path)
-    shutil.rmtree(root / "mappings")
-    with pytest.raises(DataError, match="copy the folder mappings/"):
-        load("objectnet", "test", tmp_path)
