@@ -156,16 +156,20 @@ def select(patterns: Iterable[str]) -> list[Task]:
 
 
 def measurable(tasks: Sequence[Task], patterns: Sequence[str], data_root: Path | None) -> tuple[list[Task], dict[str, str]]:
-    """(tasks whose data can be there, why each other one is left out, by name).
+    """(tasks whose data can be there and is enough, why each other one is left out, by name).
 
     A family, a dataset or a glob means what can be measured here. A task named in full is kept, to fail with what it lacks, and
     so are all when nothing would remain.
     """
     left_out: dict[str, str] = {}
     for task in tasks:
-        if task.name in patterns or not getattr(task, "needs_data_root", False):
+        if task.name in patterns:
             continue
-        if data_root is None:
+        if (shortage := getattr(task, "shortage", None)) and (reason := shortage()):
+            left_out[task.name] = f"as {reason}"
+        elif not getattr(task, "needs_data_root", False):
+            continue
+        elif data_root is None:
             left_out[task.name] = "without --data-root"
         elif (missing := getattr(task, "missing", None)) and missing(data_root):
             left_out[task.name] = f"as not found under {data_root}"

@@ -16,7 +16,7 @@ from tasks.knn import Knn
 from tasks.linear import Linear
 from tasks.prompts import Prompts, named_prompts
 from tasks.retrieval import Retrieval
-from tasks.sources import own_data
+from tasks.sources import OwnSource
 from tasks.zeroshot import ZeroShot
 
 FAMILIES = ("zeroshot", "fewshot", "fewshot_logistic", "linear", "knn", "retrieval")
@@ -48,7 +48,7 @@ def own_tasks(word: str) -> list[Task] | None:
 
 
 def _segmentation(own: OwnMasks) -> list[Task]:
-    sources = {split: own_data(own, split) for split in own.splits()}
+    sources = {split: OwnSource(own, split) for split in own.splits()}
     classes = read_classes(own.classes)
     prompts = segmented.prompts_of_words(classes.rule.names, classes.words) if classes.words else None
     return segmented.segmentation_tasks(own.name, sources, prompts)
@@ -56,7 +56,7 @@ def _segmentation(own: OwnMasks) -> list[Task]:
 
 def _tasks(own: OwnData) -> list[Task]:
     splits = own.splits()
-    sources = {split: own_data(own, split) for split in splits}
+    sources = {split: OwnSource(own, split) for split in splits}
     test = {"test": sources["test"]}
     if not own.has_labels():
         return [Retrieval(name=f"{own.name}/retrieval", sources=test)]

@@ -64,9 +64,9 @@ class NamedSource:
 
 @lru_cache(maxsize=4)  # to hash a set takes seconds or minutes, and the families of a command ask for the same
 def _load_named(name: str, split: str, data_root: Path | None, limit: int | None) -> ImageDataset:
-    from silc_bench.datasets.named import load
+    from silc_bench.datasets.named import find_set
 
-    return load(name, split, data_root, limit)
+    return find_set(name, split, data_root, limit)
 
 
 def shapes(split: str, num_samples: int) -> Source:
@@ -85,16 +85,18 @@ def cifar100(split: str) -> Source:
     return NamedSource("cifar100", split)
 
 
-def own_data(own: OwnData | OwnMasks, split: str) -> Source:
-    """The user's own pictures; the data root does not matter."""
+@dataclass(frozen=True)
+class OwnSource:
+    """A split of the user's own pictures; the data root does not matter."""
 
-    def load(data_root: Path | None, limit: int | None) -> ImageDataset:
-        return _load_own(own, split, limit)
+    own: OwnData | OwnMasks
+    split: str
 
-    return load
+    def __call__(self, data_root: Path | None, limit: int | None) -> ImageDataset:
+        return _load_own(self.own, self.split, limit)
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=4)
 def _load_own(own: OwnData | OwnMasks, split: str, limit: int | None) -> ImageDataset:
     return own.load(split, limit)
 

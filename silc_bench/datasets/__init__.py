@@ -76,6 +76,15 @@ def ignore_of(mask: np.ndarray) -> int:
     return int(np.iinfo(np.uint16).max) if mask.dtype == np.uint16 else IGNORE
 
 
+@runtime_checkable
+class Pool(ImageDataset, Protocol):
+    """A dataset of which a part can be taken before anything in it is hashed."""
+
+    def part(self, indices: Sequence[int]) -> ImageDataset:
+        """These samples, in this order."""
+        ...
+
+
 def spread(n: int, limit: int | None) -> list[int]:
     """Indices of ``limit`` samples spread evenly over 0..n-1, all of them without a limit: a part that looks like the whole.
 

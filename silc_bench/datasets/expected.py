@@ -101,7 +101,11 @@ LABEL_ORDER = {
 
 @cache
 def checked_order(title: str, names: tuple[str, ...], fix: str = "") -> tuple[str, ...]:
-    """The same names. Raises DataError, with ``fix`` if they come from the user's data, when they are not the list that the labels were numbered by."""
+    """The same names. ``fix``: of names that come from the user's data.
+
+    Raises:
+        DataError: they are not the list that the labels were numbered by.
+    """
     if hashlib.sha256("\n".join(names).encode()).hexdigest() != LABEL_ORDER[title]:
         package = "silc-bench" if title.endswith(" masks") else "clip-benchmark==1.6.2"
         fix = fix or f"install it again: pip install --force-reinstall {package}"

@@ -1,6 +1,6 @@
 """The named sets, read and checked: ``load("imagenet_v2", "test", Path("/data"))`` -> a PictureSet, or a sentence and no score.
 
-Flow: find the place -> read it -> count it against what the set has -> take ``limit`` pictures of the whole -> fingerprint.
+Flow: find the place -> list it -> count it against what the set has -> take ``limit`` pictures of the whole -> fingerprint.
 A dataset more is a line in ``places.SETS`` (with masks: in ``mask_sets.SETS``), in ``expected.EXPECTED`` and in ``READERS``.
 """
 
@@ -40,11 +40,16 @@ def splits(name: str) -> tuple[str, ...]:
 
 
 def load(name: str, split: str, data_root: Path | None, limit: int | None = None) -> PictureSet:
-    """A split of a named set, whole, or ``limit`` pictures of a set that is there in whole.
+    """A split of a named set, whole, or ``limit`` pictures of a set that is there in whole; every one of them read and hashed.
 
     Raises:
         UserError: it is not found, not readable, not whole, or labelled in another order.
     """
+    return find_set(name, split, data_root, limit).hashed()
+
+
+def find_set(name: str, split: str, data_root: Path | None, limit: int | None = None) -> PictureSet:
+    """The same, read and hashed only when its fingerprint is asked for."""
     site = find(name, split, data_root)
     found = READERS[name](name, split, site)
     check_counts(name, split, found)

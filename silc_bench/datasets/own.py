@@ -68,7 +68,7 @@ class OwnData:
         return tuple(read_names(path)) if path else ()
 
     def load(self, split: str, limit: int | None = None) -> PictureSet:
-        """ "test" or "train". Raises UserError for whatever is wrong with the data."""
+        """ "test" or "train", hashed when its fingerprint is asked for. Raises UserError for whatever is wrong."""
         return PictureSet(self.name, split, self.read(split), limit)
 
     def read(self, split: str) -> Found:

@@ -68,7 +68,7 @@ class OwnMasks:
 
     def load(self, split: str, limit: int | None = None) -> PictureSet:
         """ "test" or "train". Raises UserError for whatever is wrong with the data."""
-        return PictureSet(self.name, split, self.read(split), limit)
+        return PictureSet(self.name, split, self.read(split), limit).hashed()
 
     def read(self, split: str) -> Found:
         folder = self.splits()[split]

@@ -1,7 +1,7 @@
 """A dataset whose pictures stay in their files until asked for: what every reader of real data gives back.
 
 Flow: a reader finds ``Picture``s (where the bytes lie, the label, the captions) -> ``Found`` says how they lay there -> the
-counts are checked -> ``PictureSet`` takes ``limit`` of them, evenly spread, and hashes everything that is scored.
+counts are checked -> ``PictureSet`` takes ``limit`` of them, evenly spread; asked for its fingerprint, it hashes all of those.
 
 In an evaluation set damage is an error: a score over fewer samples than were promised is no score.
 """
@@ -12,7 +12,8 @@ import hashlib
 import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -119,7 +120,7 @@ class PictureSet:
 
     def __init__(self, name: str, split: str, found: Found, limit: int | None = None) -> None:
         self.name, self.split = name, split
-        self.class_names, self.mask_names = found.class_names, found.mask_names
+        self.found, self.class_names, self.mask_names = found, found.class_names, found.mask_names
         self.has_background, self.mask_policy = found.has_background, found.mask_policy
         self.pictures = [found.pictures[i] for i in spread(len(found.pictures), limit)]
         labels = [picture.label for picture in self.pictures if picture.label is not None]
@@ -130,10 +131,24 @@ class PictureSet:
             having = len(self.pictures) - len(without)
             raise UserError(f"{having} of {len(self.pictures)} samples have a caption; {without[0].where} has none")
         self.captions = [picture.captions for picture in self.pictures] if not without and self.pictures else None
-        self.fingerprint = fingerprint(found.names, self.pictures, f"{name} {split}")
 
     def __len__(self) -> int:
         return len(self.pictures)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """See `fingerprint`. Reads every picture, so it is made when it is first asked for."""
+        return fingerprint(self.found.names, self.pictures, f"{self.name} {self.split}")
+
+    def hashed(self) -> PictureSet:
+        """The same, with every picture read once: what is damaged or gone is found now."""
+        assert self.fingerprint
+        return self
+
+    def part(self, indices: Sequence[int]) -> PictureSet:
+        """These samples, in this order."""
+        pictures = [self.pictures[i] for i in indices]
+        return PictureSet(self.name, self.split, replace(self.found, pictures=pictures))
 
     def image(self, index: int) -> Image.Image:
         """Raises DataError for a picture that cannot be decoded, naming it."""

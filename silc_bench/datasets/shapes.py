@@ -187,13 +187,20 @@ class Shapes:
         if num_samples < 1:
             raise UserError(f"shapes needs at least one sample, not {num_samples}")
         scene(seed, split, num_samples - 1)  # a wrong split or seed is refused now, not at the first picture
-        self.split, self.size, self.seed = split, size, seed
+        self.split, self.num_samples, self.size, self.seed = split, num_samples, size, seed
         self._indices = spread(num_samples, limit)
         key = [VERSION, seed, split, num_samples, len(self._indices), size]
         self.fingerprint = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
 
     def __len__(self) -> int:
         return len(self._indices)
+
+    def part(self, indices: Sequence[int]) -> Shapes:
+        """These samples, in this order."""
+        taken = Shapes(self.split, self.num_samples, self.size, self.seed)
+        taken._indices = [self._indices[i] for i in indices]
+        taken.fingerprint = hashlib.sha256(json.dumps([self.fingerprint, taken._indices]).encode()).hexdigest()[:16]
+        return taken
 
     @cached_property
     def labels(self) -> np.ndarray:

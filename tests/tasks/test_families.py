@@ -13,9 +13,10 @@ from silc_bench.errors import UserError
 from silc_bench.probes import shot_indices
 from silc_bench.registry import select
 from silc_bench.retrieval import retrieval_ranks
+from tasks import fewshot, shots
 from tasks.classification import frequency_chance, uniform_chance
-from tasks.fewshot import FewShot, FewShotLogistic, held_out_shots
-from tasks.linear import COSTS, Linear
+from tasks.fewshot import FewShot, FewShotLogistic
+from tasks.linear import COSTS, Linear, held_out_fifth
 from tasks.retrieval import Retrieval, captions_of
 from tasks.segmentation import without_background
 from tasks.segmentation_scores import constant_miou, uniform_miou
@@ -70,8 +71,8 @@ def test_linear_chooses_on_training_pictures_only_and_never_answers_an_unseen_cl
     train, test = np.repeat([0, 1, 3], 20), np.array([0, 1, 2, 3] * 10)
     order = rng.permutation(60)
     images = {
-        "train": (centers[train] + 0.4 * rng.normal(size=(60, 6)))[order],
-        "test": centers[test] + 0.4 * rng.normal(size=(40, 6)),
+        "train": (centers[train] + 0.2 * rng.normal(size=(60, 6)))[order],
+        "test": centers[test] + 0.2 * rng.normal(size=(40, 6)),
     }
     names = ("a", "b", "c", "d")
     data = {"train": Labelled(train[order], names), "test": Labelled(test, names)}
@@ -88,22 +89,88 @@ def test_linear_chooses_on_training_pictures_only_and_never_answers_an_unseen_cl
 
 
 def test_linear_needs_enough_to_hold_some_out():
-    data = {"train": Labelled(np.array([0, 1, 0, 1]), ("a", "b")), "test": Labelled(np.array([0]), ("a", "b"))}
-    with pytest.raises(UserError, match="needs 5 training pictures or more"):
-        Linear(name="given/linear", sources={}).score(GivenFeatures(data, {"train": np.eye(4), "test": np.eye(4)[:1]}))
+    data = {"train": Labelled(np.array([0, 1]), ("a", "b")), "test": Labelled(np.array([0]), ("a", "b"))}
+    with pytest.raises(UserError, match="needs two training pictures of a class"):
+        Linear(name="given/linear", sources={}).score(GivenFeatures(data, {"train": np.eye(2), "test": np.eye(2)[:1]}))
+
+
+@pytest.mark.parametrize("num_classes", [2, 5, 10])
+@pytest.mark.parametrize("order", ["sorted by class", "the classes take turns", "at random"])
+def test_a_fifth_of_each_class_is_held_out_in_any_order(num_classes, order):
+    """Where five classes take turns, every fifth picture of the set is of one class."""
+    labels = np.repeat(np.arange(num_classes), 20)
+    if order == "the classes take turns":
+        labels = np.tile(np.arange(num_classes), 20)
+    elif order == "at random":
+        labels = np.random.default_rng(num_classes).permutation(labels)
+    held_out = held_out_fifth(labels)
+    assert np.bincount(labels[held_out]).tolist() == [4] * num_classes
+    assert np.array_equal(held_out, held_out_fifth(7 - labels)), "what the classes are called does not matter"
+    for label in range(num_classes):
+        assert np.flatnonzero(held_out[labels == label]).tolist() == [4, 9, 14, 19]
+
+
+def test_small_classes_hold_one_out_and_keep_one():
+    labels = np.array([3, 3, 3, 3, 3, 0, 1, 1, 2, 2, 2, *[4] * 11])
+    assert np.flatnonzero(held_out_fifth(labels)).tolist() == [4, 7, 10, 15, 20]
 
 
 # ---- few-shot ----
 
 
-def test_shots_are_held_out_by_class_and_one_shot_is_kept():
-    labels = np.array([3, 3, 3, 3, 3, 0, 1, 1, *[4] * 11])
-    held_out = held_out_shots(labels)
-    assert np.flatnonzero(held_out).tolist() == [4, 7, 17, 18]
+@pytest.fixture
+def few_fits(monkeypatch):
+    """What holds does not hang on how many penalties are tried, or how often shots are drawn."""
+    monkeypatch.setattr(fewshot, "COSTS", (1e-2, 1.0))
+    monkeypatch.setattr(fewshot, "SEEDS", (0, 1))
+    monkeypatch.setattr(shots, "POOL", 10)  # pictures of a class, under a limit
+
+
+@pytest.mark.usefixtures("few_fits")
+@pytest.mark.parametrize(("family", "first"), [(FewShot, 1), (FewShotLogistic, 5)])
+@pytest.mark.parametrize("fewest", [10, 24, 25])
+def test_no_number_of_shots_is_scored_that_a_class_does_not_have(family, first, fewest):
+    rng = np.random.default_rng(fewest)
+    train, test = np.repeat([0, 1, 3], [40, fewest, 30]), rng.choice([0, 1, 3], size=30)
+    images = {
+        role: np.eye(4)[labels] + 0.1 * rng.normal(size=(len(labels), 4)) for role, labels in (("train", train), ("test", test))
+    }
+    names = ("ant", "bee", "none of these", "cow")
+    data = {"train": Labelled(train, names), "test": Labelled(test, names)}
+    scores = family(name="given/fewshot", sources={}).score(GivenFeatures(data, images))
+    scored = [f"acc1_{k}shot" for k in (1, 5, 10, 25) if first <= k <= fewest]
+    assert list(scores.metrics) == list(scores.stderr) == list(scores.outcomes) == list(scores.details["by_seed"]) == scored
+    left_out = {} if fewest == 25 else {"acc1_25shot": f"'bee' has {fewest} training pictures"}
+    assert scores.details["left_out"] == left_out
+    assert scores.details["fewest_pictures_of_a_class"] == fewest
+    assert scores.details["classes_without_pictures"] == 1
 
 
 @pytest.mark.parametrize("family", [FewShot, FewShotLogistic])
-def test_few_shots_are_learned_from_the_shots_alone(family):
+def test_without_ten_shots_of_each_class_few_shot_is_refused(family):
+    train = np.repeat([0, 1], [9, 30])
+    data = {"train": Labelled(train, ("ant", "bee")), "test": Labelled(np.arange(2), ("ant", "bee"))}
+    with pytest.raises(UserError, match=r"given/f: 'ant' has 9 training pictures, and acc1_10shot needs 10 of each class; add"):
+        family(name="given/f", sources={}).score(GivenFeatures(data, {"train": np.eye(2)[train], "test": np.eye(2)}))
+
+
+@pytest.mark.parametrize("family", ["fewshot", "fewshot_logistic"])
+def test_a_limit_thins_out_the_scored_pictures_and_keeps_the_shots(family):
+    (task,) = select([f"shapes/{family}"])
+    data, whole = task.load(None, 20), task.load(None, None)
+    assert len(data["test"]) == 20
+    counts = np.bincount(whole["train"].labels, minlength=64)
+    assert np.bincount(data["train"].labels, minlength=64).tolist() == np.minimum(counts, 25).tolist()
+    assert len({data["train"].fingerprint, whole["train"].fingerprint, data["test"].fingerprint}) == 3
+    kept = [np.array(data["train"].image(i)) for i in range(3)]
+    originals = [np.array(whole["train"].image(i)) for i in range(40)]
+    assert all(any(np.array_equal(mine, theirs) for theirs in originals) for mine in kept)
+
+
+@pytest.mark.usefixtures("few_fits")
+@pytest.mark.parametrize("family", [FewShot, FewShotLogistic])
+def test_few_shots_are_learned_from_the_shots_alone(family, monkeypatch):
+    monkeypatch.setattr(fewshot, "SHOTS", (1, 5, 10))
     rng = np.random.default_rng(5)
     centers = rng.normal(size=(3, 6))
     train, test = rng.integers(0, 3, size=200), rng.integers(0, 3, size=60)
@@ -113,20 +180,14 @@ def test_few_shots_are_learned_from_the_shots_alone(family):
     data = {"train": Labelled(train, ("a", "b", "c")), "test": Labelled(test, ("a", "b", "c"))}
     task = family(name="given/fewshot", sources={})
     scores = task.score(GivenFeatures(data, images))
-    assert 0.5 < scores.metrics["acc1_5shot"] <= scores.metrics["acc1_25shot"] + 0.1
+    assert 0.5 < scores.metrics["acc1_5shot"] <= scores.metrics["acc1_10shot"] + 0.1
 
-    used = np.unique(np.concatenate([shot_indices(train, 25, seed, 3) for seed in (0, 1, 2)]))
+    used = np.unique(np.concatenate([shot_indices(train, 10, seed, 3) for seed in (0, 1)]))
     images["train"][np.setdiff1d(np.arange(200), used)] = 1e6
     again = task.score(GivenFeatures(data, images))
     assert again.metrics == scores.metrics, "pictures that no draw holds do not matter"
     data["test"] = Labelled((test + 1) % 3, ("a", "b", "c"))
     assert task.score(GivenFeatures(data, images)).details.get("cost_by_seed") == scores.details.get("cost_by_seed")
-
-
-def test_a_shot_of_each_class_cannot_choose_a_penalty():
-    data = {"train": Labelled(np.arange(3), ("a", "b", "c")), "test": Labelled(np.arange(3), ("a", "b", "c"))}
-    with pytest.raises(UserError, match="needs two training pictures of a class"):
-        FewShotLogistic(name="given/f", sources={}).score(GivenFeatures(data, {"train": np.eye(3), "test": np.eye(3)}))
 
 
 # ---- retrieval ----
@@ -188,6 +249,7 @@ def test_chance_of_segmentation_by_simulation():
 DATA = os.environ.get("SILC_BENCH_TEST_DATA")
 
 
+@pytest.mark.usefixtures("few_fits")
 @pytest.mark.skipif(DATA is None, reason="SILC_BENCH_TEST_DATA names no folder with cifar100/")
 @pytest.mark.parametrize("task", select(["cifar100"]), ids=lambda task: task.name)
 def test_cifar100_on_real_pictures(task, random_model):

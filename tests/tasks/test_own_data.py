@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from silc_bench.errors import UserError
 from silc_bench.evaluate import evaluate
 from silc_bench.registry import all_tasks, measurable, select, words_of
 from silc_bench.results import load_all
+from tasks import fewshot
 
 REAL = os.environ.get("SILC_BENCH_TEST_DATA")
 LEARNED = tuple(name.split("/")[1] for name in all_tasks() if name.startswith("cifar10/") and name != "cifar10/zeroshot")
@@ -29,7 +31,7 @@ def picture(value: int) -> bytes:
 @pytest.fixture(scope="module")
 def pets(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("own") / "my pets"
-    for split, count in (("train", 6), ("test", 3)):
+    for split, count in (("train", 10), ("test", 3)):
         for label, name in enumerate(("cat", "dog")):
             (root / split / name).mkdir(parents=True)
             for i in range(count):
@@ -74,7 +76,9 @@ def test_no_two_sets_share_a_name(pets, tmp_path):
         select([f"folder:{pets}", f"folder:{tmp_path}/my pets"])
 
 
-def test_own_data_is_measured_and_its_records_can_be_read(pets, tmp_path, random_model):
+def test_own_data_is_measured_and_its_records_can_be_read(pets, tmp_path, random_model, monkeypatch):
+    monkeypatch.setattr(fewshot, "COSTS", (1e-2, 1.0))
+    monkeypatch.setattr(fewshot, "SEEDS", (0, 1))
     tasks = select([f"folder:{pets}", f"captions:{pets}/words.jsonl"])
     written = evaluate(random_model, tasks, model_source="random", data_root=None, results_dir=tmp_path, device="cpu")
     assert [record.task.name for record in written] == [task.name for task in tasks]
@@ -98,6 +102,18 @@ def test_words_are_separated_by_commas_outside_braces():
 
 
 # ---- what can be measured ----
+
+
+def test_few_shot_is_left_out_where_a_class_has_too_few_pictures(pets, tmp_path):
+    shutil.copytree(pets, tmp_path / "pets")
+    (tmp_path / "pets/train/dog/0.png").unlink()
+    word = f"folder:{tmp_path}/pets"
+    kept, left_out = measurable(select([word]), [word], None)
+    reason = "as 'dog' has 9 training pictures, and acc1_10shot needs 10 of each class"
+    assert left_out == {"pets/fewshot": reason, "pets/fewshot_logistic": reason}
+    assert [task.name for task in kept] == ["pets/knn", "pets/linear", "pets/zeroshot"]
+    alone = select([f"{word}#fewshot"])
+    assert measurable(alone, [f"{word}#fewshot"], None) == (alone, {}), "asked for alone, it stays, to be refused"
 
 
 def test_without_a_data_root_only_what_needs_none():
