@@ -4,7 +4,7 @@ Flow: ``build("results")`` -> Board -> ``to_terminal``, ``to_markdown``, ``to_cs
 the three files. Run: ``silc-bench leaderboard --results results --out results``.
 
 What never happens: an average over gaps; two protocols in one column unless asked for and then marked; two datasets or task
-versions in one column; a limited or a published number among ranked ones.
+versions in one column; a limited, an outdated or a published number among ranked ones.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from silc_bench import changes
 from silc_bench.atomic import write_text_atomic
 from silc_bench.board import Board, Cell, Head, Picture, Section, Table, to_csv, to_html, to_markdown, to_terminal
 from silc_bench.errors import UserError
+from silc_bench.registry import current_version
 from silc_bench.reported import ReportedRow, load_reported
 from silc_bench.results import Record, load_all
 from silc_bench.schema import is_fraction
@@ -56,10 +57,11 @@ def build(results_dir: Path, pictures: Path | None = None, *, across_protocols: 
     ranked = with_variants(ranked, across_protocols)
     protocols = {record.protocol["hash"]: record.protocol for record in records}
     sections = [
-        _measured(_with_main(ranked, SHOWN), superseded=int(scores[scores.kind == "superseded"].task.nunique())),
+        _measured(_with_main(ranked, SHOWN)),
         Section("What self-distillation changed", changes.NOTE, changes.change_tables(_with_main(ranked, COMPARED))),
         Section("Pictures", "", pictures=_pictures(pictures or results_dir / "pictures")),
         _limited(scores[scores.kind == "limited"]),
+        _outdated(scores[scores.kind == "outdated"]),
         protocols_section(ranked, protocols),
         _reported(scores[scores.kind == "reported"]),
     ]
@@ -76,15 +78,18 @@ def write(board: Board, out_dir: Path) -> list[Path]:
 
 
 def _scores(records: Sequence[Record], reported: Sequence[ReportedRow]) -> pd.DataFrame:
-    """One row per record and metric. ``kind``: ranked, limited, superseded (an older task version) or reported."""
-    newest: dict[str, int] = {}
+    """One row per record and metric. ``kind``: ranked, limited, outdated (an older task version) or reported.
+
+    The newest version of a task is that of the program or of a whole run, whichever is higher.
+    """
+    newest = {record.task.name: current_version(record.task.name) or 0 for record in records}
     for record in records:
         if record.limit is None:
-            newest[record.task.name] = max(record.task.version, newest.get(record.task.name, 0))
+            newest[record.task.name] = max(record.task.version, newest[record.task.name])
     rows: list[dict[str, Any]] = []
     for record in records:
-        is_newest = record.task.version == newest.get(record.task.name)
-        kind = "limited" if record.limit is not None else "ranked" if is_newest else "superseded"
+        is_newest = record.task.version == newest[record.task.name]
+        kind = "limited" if record.limit is not None else "ranked" if is_newest else "outdated"
         change = {"kind": kind} if record.source == "measured" else {"kind": "reported", "group": "records"}
         rows += [{**_score(record, metric), **change} for metric in record.metrics]
     for row in reported:
@@ -111,13 +116,11 @@ def _score(record: Record, metric: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _measured(ranked: pd.DataFrame, superseded: int) -> Section:
+def _measured(ranked: pd.DataFrame) -> Section:
     if ranked.empty:
         return Section("Measured here", "Nothing yet: `silc-bench eval` measures a model.")
     counts = f"{_counted(ranked.groupby(['model', 'revision']).ngroups, 'model')}, {_counted(ranked.task.nunique(), 'task')}"
     note = f"{counts}. Percent ± one standard error; **bold** is the best of a column, an empty cell was not measured."
-    if superseded:
-        note += f" Results of older task versions are left out ({_counted(superseded, 'task')})."
     tables = tuple(_ranking(str(group), part) for group, part in ranked.groupby("group", sort=False))
     return Section("Measured here", note, tables)
 
@@ -182,6 +185,19 @@ def _ranked_cell(score: Any, is_best: bool) -> Cell:
 
 def _limited(limited: pd.DataFrame) -> Section:
     note = "Run with `--limit`: quick looks at part of the data. They never rank and share no column with whole runs."
+    return _listed("Limited runs", note, "limited", limited, "limit")
+
+
+def _outdated(outdated: pd.DataFrame) -> Section:
+    note = (
+        "Measured by an older version of their task, which gives other numbers today. They never rank; the same `silc-bench"
+        " eval` measures them anew."
+    )
+    return _listed("Outdated", note, "outdated", outdated, "version")
+
+
+def _listed(title: str, note: str, name: str, scores: pd.DataFrame, field: str) -> Section:
+    """The main metric of each record in a row of its own, with what sets it apart."""
     heads = [Head("model", is_numeric=False), Head("task", is_numeric=False), Head("metric", is_numeric=False)]
     rows = tuple(
         (
@@ -189,12 +205,12 @@ def _limited(limited: pd.DataFrame) -> Section:
             Cell(score.task),
             Cell(score.metric),
             Cell(_percent(score.value, score.metric), _plus_minus(score)),
-            Cell(str(score.limit)),
+            Cell(str(getattr(score, field))),
         )
-        for score in limited[limited.is_main.astype(bool)].sort_values(["task", *ROW, "limit"], kind="stable").itertuples()
+        for score in scores[scores.is_main.astype(bool)].sort_values(["task", *ROW, field], kind="stable").itertuples()
     )
-    tables = (Table("limited", (*heads, Head("value"), Head("limit")), rows),) if rows else ()
-    return Section("Limited runs", note, tables)
+    tables = (Table(name, (*heads, Head("value"), Head(field)), rows),) if rows else ()
+    return Section(title, note, tables)
 
 
 def _reported(reported: pd.DataFrame) -> Section:

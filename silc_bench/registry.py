@@ -122,6 +122,15 @@ def all_tasks() -> dict[str, Task]:
     return dict(sorted(_TASKS.items()))
 
 
+def current_version(name: str) -> int | None:
+    """The version that a task of this name has today; of the user's own data, its family's. None: a task that is not known."""
+    known = all_tasks()
+    if name in known:
+        return known[name].version
+    family = {task.version for other, task in known.items() if other.split("/")[1] == name.split("/")[1]}
+    return family.pop() if len(family) == 1 else None
+
+
 def select(patterns: Iterable[str]) -> list[Task]:
     """Tasks named by exact name, family ("zeroshot"; "segmentation" covers "segmentation_*"), dataset, group or glob, and
     tasks of the user's own data: "folder:PATH", "captions:FILE", "wds:PATTERN", "seg:IMAGES,MASKS,CLASSES.json", with

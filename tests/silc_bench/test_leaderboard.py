@@ -25,11 +25,19 @@ from silc_bench.board import Change, _chart
 from silc_bench.errors import UserError
 from silc_bench.leaderboard import build, to_csv, to_html, to_markdown, to_terminal, write
 from silc_bench.protocol import Protocol
-from silc_bench.registry import Scores
+from silc_bench.registry import Scores, current_version
 from silc_bench.reported import load_reported
 from silc_bench.results import Record, save
 
 ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_version_of_today():
+    """These records are made up: the program knows no newer version of their tasks."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("silc_bench.leaderboard.current_version", lambda name: None)
+        yield
 
 
 def put(
@@ -252,8 +260,29 @@ def test_only_the_newest_task_version_is_shown(tmp_path):
     board = build(tmp_path)
     (column,) = ranked(board).values()
     assert set(column) == {"new"}
-    assert "older task versions are left out (1 task)" in section(board, "Measured here").note
-    assert set(board.scores[board.scores.model == "old"].kind) == {"superseded"}
+    (table,) = section(board, "Outdated").tables
+    assert [[cell.text for cell in row] for row in table.rows] == [["old", "shapes/zeroshot", "acc1", "90.0", "1"]]
+    assert set(board.scores[board.scores.model == "old"].kind) == {"outdated"}
+
+
+def test_what_the_program_measures_otherwise_today_does_not_rank(tmp_path, monkeypatch):
+    """Also while nobody has measured anew: two old records would be compared by a rule that was given up."""
+    monkeypatch.setattr("silc_bench.leaderboard.current_version", current_version)
+    today = current_version("shapes/fewshot")
+    for name, task, version in (
+        ("old", "shapes/fewshot", today - 1),
+        ("older", "shapes/fewshot", today - 2),
+        ("own", "my_pets/fewshot", today - 1),
+        ("now", "my_dogs/fewshot", today),
+        ("later", "shapes/zeroshot", 99),
+        ("theirs", "theirs/something", 1),
+    ):
+        put(tmp_path, name, 0.5, task, main="acc1_10shot", version=version)
+    kinds = dict(build(tmp_path).scores[["model", "kind"]].itertuples(index=False))
+    assert kinds == {
+        **dict.fromkeys(("old", "older", "own"), "outdated"),
+        **dict.fromkeys(("now", "later", "theirs"), "ranked"),
+    }
 
 
 # Published numbers.
