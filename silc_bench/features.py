@@ -33,7 +33,7 @@ from silc_bench.dense import DenseFeatures, DensePicture
 from silc_bench.errors import RunError, UserError, unknown_name
 from silc_bench.models import DenseModel, ImageModel, ImageTextModel
 from silc_bench.models.images import ImagePipeline
-from silc_bench.store import Entry, Store, text_hash
+from silc_bench.store import Entry, Store, releases, text_hash
 from silc_bench.windows import View
 
 Encode = Callable[[Tensor], Tensor]
@@ -182,6 +182,7 @@ class Extractor:
         self.store.trim()
         compiled = "compiled " if self.is_compiled else ""
         how = {"precision": self.precision, "device": self.device.type, "torch": f"{compiled}{torch.__version__}"}
+        how |= releases("pillow", *getattr(self.model, "libraries", ()))
         return self.store.entry({"model": self.model.name, "revision": self.model.revision, **how, **what})
 
     def _batches(

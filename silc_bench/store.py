@@ -24,6 +24,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ import numpy as np
 from silc_bench.atomic import atomic_path, write_text_atomic
 from silc_bench.errors import UserError
 
-VERSION = 1  # part of every description: raised when the same description would mean other numbers
+VERSION = 2  # part of every description: raised when the same description would mean other numbers (2: it names libraries)
 DESCRIPTION = "entry.json"
 LIMIT = 20 * 2**30  # bytes
 IN_USE = 3600.0  # seconds since its last use in which an entry is not pruned to make room
@@ -179,6 +180,16 @@ class Entry:
                 f"the feature store {self.store.folder} cannot be written ({error.strerror or error}); free some space"
                 " (silc-bench cache prune), give --cache another folder, or --cache off"
             ) from None
+
+
+def releases(*names: str) -> dict[str, str]:
+    """Of installed distributions, of which another release may give other pixels, tokens or embeddings; else "none"."""
+    found = {}
+    for name in names:
+        found[name] = "none"
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def text_hash(text: str) -> str:

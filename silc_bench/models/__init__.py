@@ -34,7 +34,10 @@ KINDS = {
 
 @runtime_checkable
 class ImageModel(Protocol):
-    """What every evaluation asks of a checkpoint. Embeddings are fp32 and not normalised."""
+    """What every evaluation asks of a checkpoint. Embeddings are fp32 and not normalised.
+
+    Where a library runs the model, ``libraries`` names its distributions: their versions are part of what the store goes by.
+    """
 
     name: str  # row of the leaderboard: "shapes_tiny-silc:student"
     revision: str  # hash of the weights, 16 hex digits (models/revision.py)

@@ -48,6 +48,8 @@ VARIANTS = {  # big_vision, models/vit.py: width, depth, MLP, heads
 class BigVisionModel:
     """A DenseModel: the image side of a checkpoint. The text tower, if any, counts for revision and size."""
 
+    libraries = ("transformers", "tokenizers")  # its towers, and the tokenizer of a tokenizer.json
+
     def __init__(self, name: str, shape: Shape, network: Network, lacking: dict[str, str]):
         self.parts = {"vision": network.vision_model} | ({} if shape.text is None else {"text": network.text_model})
         settings = {"activation": ACTIVATION, "epsilon": EPS, "pooling": "map", "shape": asdict(shape)}

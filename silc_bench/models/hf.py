@@ -57,6 +57,8 @@ SETTINGS = ("hidden_act", "num_attention_heads", "layer_norm_eps", "image_size",
 class HfModel:
     """An ImageTextModel over a network of transformers."""
 
+    libraries = ("transformers", "tokenizers")
+
     def __init__(
         self,
         name: str,

@@ -39,6 +39,8 @@ FORMS = "timm:NAME, timm:NAME.TAG, timm:NAME/PATH or timm:NAME/random"
 class TimmModel:
     """An ImageModel over a timm network of any shape; it has no text tower."""
 
+    libraries = ("timm",)
+
     def __init__(self, name: str, network: Network, pipeline: ImagePipeline, embed_dim: int):
         config = _config(network)
         self.name = name

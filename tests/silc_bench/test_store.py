@@ -209,6 +209,23 @@ def test_another_measurement_finds_nothing(store, model, options, data):
     assert other.pictures == 20
 
 
+@pytest.mark.parametrize(("library", "is_used"), [("pillow", True), ("timm", True), ("transformers", False)])
+def test_another_release_of_a_library_finds_nothing(store, monkeypatch, library, is_used):
+    """It may resize, tokenize or pool otherwise; of a library that the model does not use, it may not."""
+    installed = {"pillow": "12.0.0", "timm": "1.0.31", "transformers": "5.0.0"}
+    monkeypatch.setattr("silc_bench.store.version", installed.__getitem__)
+    extractor(Counting(libraries=("timm",)), store)({"test": Pictures(20)}).image("test")
+    installed[library] = "99.0"
+    other = Counting(libraries=("timm",))
+    extractor(other, store)({"test": Pictures(20)}).image("test")
+    assert other.pictures == (20 if is_used else 0)
+
+
+def test_a_library_that_is_not_installed_is_said_so(store):
+    extractor(Counting(libraries=("no-such-library",)), store)({"test": Pictures(20)}).image("test")
+    assert store.listing()[0].description["no-such-library"] == "none"
+
+
 def test_an_interrupted_extraction_goes_on_where_it_was(store, monkeypatch):
     monkeypatch.setattr("silc_bench.features.PART_ROWS", 16)
     data = {"test": Pictures(100)}
