@@ -179,7 +179,7 @@ class NamedProtocol(typing.Protocol):
     def version(self) -> int: ...
     def task(self, task: Task) -> Task: ...
     def pipeline(self, model: ImageModel, task: Task) -> ImagePipeline | None: ...
-    def changes(self, task: Task) -> bool: ...
+    def changes(self, model: ImageModel, task: Task) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -190,8 +190,8 @@ class _Choices:
     limit: int | None
 
     def task(self, task: Task) -> Task:
-        """The task in the words of the protocol, where that changes it."""
-        return self.protocol.task(task) if self.protocol is not None and self.protocol.changes(task) else task
+        """The task in the words of the protocol."""
+        return task if self.protocol is None else self.protocol.task(task)
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,11 +206,12 @@ class _Plan:
 def _plan(model: ImageModel, task: Task, data: Mapping[str, ImageDataset], choices: _Choices, results_dir: Path) -> _Plan:
     named, pipeline = choices.protocol, None
     what: dict[str, Any] = {}
-    if named is not None and named.changes(task):
+    if named is not None and named.changes(model, task):
         task, pipeline = choices.task(task), named.pipeline(model, task)
         what = {"name": named.name, "version": named.version, "image": pipeline.as_dict() if pipeline else None}
     if isinstance(task, DenseTask):
         what["image"] = image_protocol(cast(DenseModel, model), task.view)
+    what["class_names"] = data["test"].mask_names if "dense" in task.requires else data["test"].class_names
     protocol = Protocol.of(model, task, choices.precision, feature_point=choices.feature_point, **what)
     # the record names the scored data; what was learned from is part of how it was measured
     pools = {role: pool.fingerprint for role, pool in data.items() if role != "test"}

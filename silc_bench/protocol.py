@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +19,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Protocol:
-    """Every choice that can move a number. The three dicts hold JSON only; a NaN or an array in them is a ValueError."""
+    """Every choice that can move a number. The dicts hold JSON only; a NaN or an array in them is a ValueError."""
 
     name: str  # of tasks.protocols; "native": the checkpoint's own preprocessing and the dataset's own prompts
     version: int  # of what the name means
     image: dict[str, Any]  # ImageTextModel.image_protocol
     text: dict[str, Any]  # ImageTextModel.text_protocol; empty where no text is encoded
+    class_names: dict[str, Any]  # how many names are asked for, and their hash; empty where no text is encoded
     task: dict[str, Any]  # Task.protocol()
     task_version: int
     main_metric: str
@@ -41,6 +43,7 @@ class Protocol:
         name: str = "native",
         version: int = 1,
         image: dict[str, Any] | None = None,
+        class_names: Sequence[str] = (),
     ) -> Protocol:
         """What measuring ``task`` on ``model`` means.
 
@@ -48,12 +51,15 @@ class Protocol:
             feature_point: where image embeddings are read.
             name, version: of the named protocol; its prompts are the task's by now.
             image: preprocessing, where it is not the model's own.
+            class_names: of the scored data, in label order; they count where text is encoded.
         """
+        has_text = "text" in task.requires
         return cls(
             name=name,
             version=version,
             image=model.image_protocol if image is None else image,
-            text=model.text_protocol if "text" in task.requires else {},  # type: ignore[attr-defined]  # check_supported
+            text=model.text_protocol if has_text else {},  # type: ignore[attr-defined]  # check_supported
+            class_names=_names(class_names) if has_text and class_names else {},
             task=task.protocol(),
             task_version=task.version,
             main_metric=task.main_metric,
@@ -72,6 +78,11 @@ class Protocol:
     def as_dict(self) -> dict[str, Any]:
         """All fields and the hash, as plain JSON (tuples have become lists), keys sorted."""
         return json.loads(_canonical({**asdict(self), "hash": self.hash}))
+
+
+def _names(class_names: Sequence[str]) -> dict[str, Any]:
+    content = json.dumps(list(class_names)).encode()
+    return {"count": len(class_names), "sha256": hashlib.sha256(content).hexdigest()[:16]}
 
 
 def _canonical(value: dict[str, Any]) -> str:

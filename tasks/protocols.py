@@ -1,8 +1,9 @@
 """Named protocols: the choices that papers make silently, each set of them under one name and version.
 
 Flow: ``choose("bigvision")`` -> NamedProtocol; ``.task(task)`` is the task asked in its words, and ``.pipeline(model, task)``
-what is done to the pictures instead of the model's own preprocessing. A protocol that changes nothing of a task (kNN asks
-in no words) leaves it "native", so that it is not measured twice under two names.
+what is done to the pictures instead of the model's own preprocessing. The rule of names: a measurement whose words and
+pictures are the native ones is called native, whatever was asked for, so that nothing is measured twice under two names.
+Under openai80 kNN is native, which asks in no words, and so is ImageNet's zero-shot, whose own prompts are those 80.
 
 - native: the checkpoint's own preprocessing, the prompts that belong to the dataset.
 - openai80, openai7, single: CLIP's 80 ImageNet templates, the 7 of them that a greedy search kept, or "a photo of a {c}."
@@ -58,10 +59,11 @@ class NamedProtocol:
             raise UserError(f"protocol {self.name} crops to a fixed size, which {model.name} has not; use --protocol native")
         return replace(own, resize="shortest", resize_size=int(own.size / CROP_FRACTION), crop="center")
 
-    def changes(self, task: Task) -> bool:
-        """Whether a measurement of ``task`` differs from the native one."""
-        is_asked = self.prompts is not None and asks_in_words(task)
-        return self._is_classification(task) and (is_asked or self.is_cropped)
+    def changes(self, model: ImageModel, task: Task) -> bool:
+        """Whether a measurement of ``task`` on ``model`` differs from the native one, in its words or in its pictures."""
+        pipeline = self.pipeline(model, task)
+        sees_others = pipeline is not None and pipeline.as_dict() != model.image_protocol
+        return sees_others or self.task(task).protocol() != task.protocol()
 
     @staticmethod
     def _is_classification(task: object) -> bool:

@@ -85,6 +85,7 @@ class Reader:
             "length": self.length,
             "padding": f"{self.tokenizer.pad_token} on the {self.tokenizer.padding_side}",
             "padding_is_masked": self.is_masked,
+            "truncation": f"on the {self.tokenizer.truncation_side}",
             "tokenizer": self._digest(),
         }
 

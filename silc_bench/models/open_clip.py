@@ -12,8 +12,6 @@ Shapes: B pictures or texts, L tokens, D embedding, H x W pixels, h x w patches.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +26,7 @@ from silc_bench.models.library import library
 from silc_bench.models.open_clip_build import build, fill, state_of, tokenizer_of
 from silc_bench.models.open_clip_checkpoints import Checkpoint, find
 from silc_bench.models.open_clip_code import refuse_code, without_code
-from silc_bench.models.open_clip_text import encoder_of
+from silc_bench.models.open_clip_text import encoder_of, text_protocol
 from silc_bench.models.open_clip_towers import Tower, tower_of
 from silc_bench.models.revision import revision_of
 from silc_bench.models.towers import check_methods
@@ -48,6 +46,8 @@ READER_FIELDS = (  # the same of a text tower of transformers, by all the names 
 class OpenClipModel:
     """A DenseModel that also reads."""
 
+    libraries = ("open_clip_torch", "timm", "transformers")  # towers of the latter two occur in it
+
     def __init__(
         self, name: str, network: Network, tower: Tower, pipeline: ImagePipeline, tokenizer: Any, settings: dict[str, Any]
     ):
@@ -63,7 +63,7 @@ class OpenClipModel:
         self.dense_methods, self.lacking = tower.dense_methods, tower.lacking
         self.pipeline = pipeline
         self.image_protocol = pipeline.as_dict()
-        self.text_protocol = _text_protocol(tokenizer)
+        self.text_protocol = text_protocol(tokenizer)
         self.logit_scale = network.logit_scale.exp().item()
         self.logit_bias = 0.0 if network.logit_bias is None else network.logit_bias.item()
 
@@ -193,17 +193,3 @@ def _modules(network: Network) -> dict[str, nn.Module]:
     if isinstance(network.text_projection, nn.Module):
         modules["text.text_projection"] = network.text_projection
     return {"visual": network.visual, "text": nn.ParameterDict(parts), **modules}
-
-
-def _text_protocol(tokenizer: Any) -> dict[str, Any]:
-    """All that ``tokenize`` does, as JSON."""
-    inner = getattr(tokenizer, "tokenizer", None)  # of transformers
-    vocabulary = tokenizer.encoder if inner is None else inner.get_vocab()
-    clean = getattr(tokenizer, "clean_fn", None)
-    return {
-        "cleaning": clean.__name__.removeprefix("_clean_") if clean else "canonicalize",
-        "length": tokenizer.context_length,
-        "tokenizer": type(inner or tokenizer).__name__,
-        "vocabulary": hashlib.sha256(json.dumps(sorted(vocabulary.items())).encode()).hexdigest()[:16],
-        "padding": 0 if inner is None else inner.pad_token_id,
-    }

@@ -1,4 +1,4 @@
-"""Text towers of open_clip without the padding that no answer depends on.
+"""Texts of open_clip: what its tokenizers do, as JSON, and its text towers without the padding that no answer depends on.
 
 A causal tower reads left to right and is pooled at the end of the text: what stands behind the longest text of a batch changes
 nothing. A batch is cut there (77 tokens to a dozen, for prompts), exactly; towers that see their padding are left whole.
@@ -8,11 +8,15 @@ Shapes: B texts, L tokens, W width, D embedding.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from silc_bench.models.hf_text import PROBES
 
 Network = Any  # a CLIP, CustomTextCLIP or CoCa of open_clip
 POOLS = ("argmax", "eos")  # at the end of the text: the largest id, or a given one
@@ -39,3 +43,29 @@ def encoder_of(network: Network) -> Callable[[Tensor], Tensor]:
         return projection(x) if isinstance(projection, nn.Linear) else x @ projection
 
     return encode
+
+
+def text_protocol(tokenizer: Any) -> dict[str, Any]:
+    """All that ``tokenize`` does, as JSON: the options by their names, and, in "reads", by what comes out.
+
+    Some leave no trace but that (a language that changes the special tokens, the library's own release).
+    """
+    inner = getattr(tokenizer, "tokenizer", None)  # of transformers
+    vocabulary = tokenizer.encoder if inner is None else inner.get_vocab()
+    clean, reduce = getattr(tokenizer, "clean_fn", None), getattr(tokenizer, "reduction_fn", None)
+    ids = tokenizer([*PROBES, "a text that is too long " * tokenizer.context_length]).tolist()
+    return {
+        "cleaning": clean.__name__.removeprefix("_clean_") if clean else "canonicalize",
+        "length": tokenizer.context_length,
+        "tokenizer": type(inner or tokenizer).__name__,
+        "vocabulary": _digest(sorted(vocabulary.items())),
+        "padding": 0 if inner is None else inner.pad_token_id,
+        "mode": getattr(tokenizer, "tokenizer_mode", ""),
+        "strip_sep_token": bool(getattr(tokenizer, "strip_sep_token", False)),
+        "reduction": reduce.__name__ if reduce else "end of text kept",
+        "reads": _digest(ids),
+    }
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]

@@ -17,6 +17,7 @@ BASE = Protocol(
     name="native",
     image={"size": 64, "resize": "squash", "mean": [0.5, 0.5, 0.5]},
     text={"length": 32, "clean": "canonical"},
+    class_names={"count": 2, "sha256": "0" * 16},
     task={"templates": ["a {}", "the {}"], "l2": 1024.0},
     task_version=1,
     main_metric="acc1",
@@ -81,5 +82,8 @@ def test_as_dict_is_plain_json_and_shares_nothing_with_the_protocol():
 def test_of_takes_each_part_from_its_owner(requires, feature_point, has_text):
     model = SimpleNamespace(image_protocol=BASE.image, text_protocol=BASE.text)
     task = SimpleNamespace(requires=frozenset(requires), protocol=lambda: BASE.task, version=1, main_metric="acc1")
-    expected = replace(BASE, feature_point=feature_point, text=BASE.text if has_text else {})
-    assert Protocol.of(model, task, "fp32") == expected
+    plain = replace(BASE, feature_point=feature_point, text=BASE.text if has_text else {}, class_names={})
+    assert Protocol.of(model, task, "fp32") == plain
+    named = Protocol.of(model, task, "fp32", class_names=("cat", "dog"))
+    sha256 = hashlib.sha256(b'["cat", "dog"]').hexdigest()[:16]
+    assert named == replace(plain, class_names={"count": 2, "sha256": sha256} if has_text else {})

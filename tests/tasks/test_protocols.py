@@ -12,6 +12,7 @@ from silc_bench.protocol import Protocol
 from silc_bench.registry import select
 from tasks.prompts import Prompts
 from tasks.protocols import choose
+from tasks.sources import own_templates
 
 NAMES = ("native", "openai80", "openai7", "single", "bigvision")
 PIPELINE = ImagePipeline(64, (0.5,) * 3, (0.5,) * 3)
@@ -50,7 +51,7 @@ def test_bigvision_crops_classification_and_its_probes_only():
         assert named.pipeline(MODEL, task_of(name)) == expected
     for name in ("shapes/retrieval", "shapes/segmentation_linear", "shapes/segmentation_zeroshot"):
         assert named.pipeline(MODEL, task_of(name)) is None
-        assert not named.changes(task_of(name))
+        assert not named.changes(MODEL, task_of(name))
     for size, resized in ((224, 256), (256, 292), (384, 438)):
         model = SimpleNamespace(name="m", pipeline=replace(PIPELINE, size=size))
         assert named.pipeline(model, task_of("shapes/knn")).resize_size == resized
@@ -74,13 +75,73 @@ def test_every_choice_changes_the_hash():
     assert len(set(hashes)) == len(hashes)
 
 
+OTHERS = {
+    "image path": {"model": {"image_protocol": {**MODEL.image_protocol, "interpolation": "bilinear"}}},
+    "text cleaning of the model": {"model": {"text_protocol": {"length": 8, "cleaning": "lower"}}},
+    "token length": {"model": {"text_protocol": {"length": 9}}},
+    "prompts": {"task": {"prompts": Prompts("mine", ("my {c}",))}},
+    "text cleaning of the prompts": {
+        "task": {"prompts": Prompts("shapes", own_templates("shapes"), text_cleaning="bigvision")}
+    },
+    "average": {"task": {"prompts": Prompts("shapes", own_templates("shapes"), average="logits")}},
+    "metric": {"task": {"main_metric": "acc5"}},
+    "task version": {"task": {"version": 99}},
+    "class names": {"how": {"class_names": ("red disc", "blue square")}},
+    "order of the class names": {"how": {"class_names": ("blue square", "red circle")}},
+    "feature point": {"how": {"feature_point": "mean_patch"}},
+    "precision": {"precision": "bf16"},
+    "protocol": {"how": {"name": "single"}},
+    "version of the protocol": {"how": {"version": 2}},
+}
+
+
+def hash_with(model=None, task=None, precision="fp32", how=None):
+    changed = SimpleNamespace(**{**vars(MODEL), **(model or {})})
+    names = {"class_names": ("red circle", "blue square"), **(how or {})}
+    return Protocol.of(changed, replace(task_of("shapes/zeroshot"), **(task or {})), precision, **names).hash
+
+
+def test_what_is_changed_is_another_measurement():
+    hashes = {"as it is": hash_with(), **{what: hash_with(**change) for what, change in OTHERS.items()}}
+    assert len(set(hashes.values())) == len(hashes), hashes
+    assert hash_with(how={"class_names": ["red circle", "blue square"]}) == hashes["as it is"]
+
+
+def test_class_names_count_where_they_are_asked_for(tmp_path, random_model):
+    names = select(["shapes/zeroshot", "shapes/knn"])
+    knn, zeroshot = evaluate(
+        random_model, sorted(names, key=lambda task: task.name), model_source="x", data_root=None, results_dir=tmp_path,
+        limit=20, device="cpu",
+    )  # fmt: skip
+    assert zeroshot.protocol["class_names"]["count"] == 64
+    assert knn.protocol["class_names"] == {}
+
+
+def test_imagenets_own_prompts_are_native_by_whatever_name_they_are_asked_for():
+    for name in ("imagenet1k/zeroshot", "imagenet_a/zeroshot"):
+        assert not choose("openai80").changes(MODEL, task_of(name))
+        assert choose("openai80", average="logits").changes(MODEL, task_of(name))
+        for other in ("openai7", "single", "bigvision"):
+            assert choose(other).changes(MODEL, task_of(name))
+    assert choose("openai80").changes(MODEL, task_of("cifar10/zeroshot"))
+    own = task_of("shapes/zeroshot").prompts
+    assert not choose("native", own).changes(MODEL, task_of("shapes/zeroshot")), "a file that says the same"
+
+
+def test_a_model_that_crops_so_by_itself_is_native():
+    crops = replace(PIPELINE, resize="shortest", resize_size=73, crop="center")
+    model = SimpleNamespace(**{**vars(MODEL), "pipeline": crops, "image_protocol": crops.as_dict()})
+    assert not choose("bigvision").changes(model, task_of("shapes/knn"))
+    assert choose("bigvision").changes(model, task_of("shapes/zeroshot")), "its words are others"
+
+
 def test_a_protocol_that_changes_nothing_is_native():
     for name in ("openai80", "openai7", "single"):
-        assert not choose(name).changes(task_of("shapes/knn"))
+        assert not choose(name).changes(MODEL, task_of("shapes/knn"))
         assert choose(name).task(task_of("shapes/knn")) is task_of("shapes/knn")
-        assert choose(name).changes(task_of("shapes/zeroshot"))
-    assert choose("bigvision").changes(task_of("shapes/knn"))
-    assert not any(choose("native").changes(task) for task in select(["shapes/*"]))
+        assert choose(name).changes(MODEL, task_of("shapes/zeroshot"))
+    assert choose("bigvision").changes(MODEL, task_of("shapes/knn"))
+    assert not any(choose("native").changes(MODEL, task) for task in select(["shapes/*"]))
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,11 @@
-"""Causal text towers are cut where no text of the batch goes on; the answer is the library's, the work is less."""
+"""Causal text towers are cut where no text of the batch goes on; the protocol of texts names every option of a tokenizer."""
+
+import json
 
 import pytest
 import torch
 
-from silc_bench.models.open_clip_text import encoder_of
+from silc_bench.models.open_clip_text import encoder_of, text_protocol
 
 open_clip = pytest.importorskip("open_clip")
 VISION = {"image_size": 32, "layers": 1, "width": 32, "patch_size": 16, "head_width": 16}
@@ -60,3 +62,64 @@ def test_towers_that_see_their_padding_are_left_whole(text):
     with torch.inference_mode():
         assert torch.equal(encode(tokens), model.encode_text(tokens))
     assert min(seen) >= 77
+
+
+# ---- what the tokenizer does ----
+
+
+def test_every_option_of_the_librarys_own_tokenizer_is_another_protocol():
+    options = [
+        {},
+        {"context_length": 32},
+        {"clean": "whitespace"},
+        {"clean": "canonicalize"},
+        {"reduction_mask": "simple"},
+        {"additional_special_tokens": ["<image>"]},
+    ]
+    protocols = [json.dumps(text_protocol(open_clip.SimpleTokenizer(**own))) for own in options]
+    assert len(set(protocols)) == len(protocols)
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory):
+    """A tokenizer of transformers: words to numbers, with the special tokens of BERT and of a language."""
+    tokenizers, transformers = pytest.importorskip("tokenizers"), pytest.importorskip("transformers")
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[BOS]", "[EOS]"]
+    vocabulary = {
+        word: number for number, word in enumerate([*special, "A", "a", "photo", "of", "text", "that", "is", "too", "long"])
+    }
+    inner = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="[UNK]"))
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    inner.post_processor = tokenizers.processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    folder = tmp_path_factory.mktemp("words")
+    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    wrapped = transformers.PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="[BOS]", eos_token="[EOS]", **names)
+    wrapped.save_pretrained(folder)
+    return str(folder)
+
+
+def test_every_option_of_a_tokenizer_of_transformers_is_another_protocol(words):
+    options = [
+        {},
+        {"context_length": 8},
+        {"clean": "lower"},
+        {"clean": "canonicalize"},
+        {"strip_sep_token": True},
+        {"tokenizer_mode": "clips"},
+        {"truncation_side": "left"},
+        {"padding_side": "left"},
+    ]
+    protocols = [
+        json.dumps(text_protocol(open_clip.tokenizer.HFTokenizer(words, **{"context_length": 16, **own}))) for own in options
+    ]
+    assert len(set(protocols)) == len(protocols)
+
+
+def test_a_language_that_leaves_no_trace_but_in_the_tokens_is_another_protocol(words):
+    plain, spoken = (open_clip.tokenizer.HFTokenizer(words, context_length=16) for _ in range(2))
+    backend = spoken.tokenizer.backend_tokenizer  # as set_src_lang_special_tokens does
+    backend.post_processor = type(backend.post_processor)(single="[BOS] $A [SEP]", special_tokens=[("[BOS]", 4), ("[SEP]", 3)])
+    differing = {key for key, value in text_protocol(plain).items() if text_protocol(spoken)[key] != value}
+    assert differing == {"reads"}
