@@ -49,7 +49,8 @@ def options(
 def train(
     preset: Annotated[str, typer.Option(help="shapes_tiny, cifar_tiny, b16, l16, so400m or g16.")] = "shapes_tiny",
     data: Annotated[
-        str | None, typer.Option(help='"shapes", or webdataset shards: "DIR/{000..009}.tar", "DIR/*.tar", "A B".')
+        str | None,
+        typer.Option(help='"shapes", shards ("DIR/{000..009}.tar", "s3://..."), LIST.jsonl, a folder, or "3 * A | 1 * B".'),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run; runs/PRESET-OBJECTIVE if not given.")] = None,
     objective: Annotated[str, typer.Option(help="silc, contrastive+views or contrastive: the steps of the ablation.")] = "silc",

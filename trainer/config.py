@@ -61,7 +61,10 @@ class ViewsConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    source: str = "shapes"  # "shapes", or webdataset shards: braces, globs, several separated by spaces
+    source: str = "shapes"  # what trainer.sources reads: "shapes", shards, lists of captions; "3 * A | 1 * B" mixes
+    filters: str = ""  # conditions that every sample must meet (trainer.filters): "text>=5 side>=64 similarity>=0.28"
+    shuffle_shards: int = 8  # of a remote source: so many shards are shuffled together; local ones all
+    mirror_gb: float = 50.0  # local copies of remote shards, at most
     decode_size: int = 512  # longer side of a decoded picture, pixels
     num_workers: int = 0
     seed: int = 0  # order of the samples and which caption of a picture is read
@@ -213,6 +216,7 @@ def _rules(config: Config) -> list[tuple[bool, str]]:
             min(optim.warmup_fraction, optim.cooldown_fraction) >= 0 and optim.warmup_fraction + optim.cooldown_fraction <= 1,
             "optim.warmup_fraction and optim.cooldown_fraction must not be negative, and sum to at most 1",
         ),
+        (config.data.mirror_gb > 0, "data.mirror_gb must be positive"),
         (config.checkpoint_minutes >= 0, "checkpoint_minutes must not be negative"),
         (config.batch_size >= 2, "batch_size must be at least 2: a contrastive loss needs a negative"),
         (config.samples >= config.batch_size, "samples must be at least batch_size"),

@@ -1,10 +1,10 @@
-"""Picture-text pairs for training: generated scenes or webdataset shards, one endless stream with an exact position.
+"""Picture-text pairs for training: whatever ``trainer.sources`` opens, as one endless stream with an exact position.
 
 Flow: ``open_source(config.data)`` -> Source -> ``source.batches(batch_size, start=position)`` -> Batch, whose ``position``
 goes into the checkpoint: starting there continues with the very next pair, whatever had been read ahead by how many workers.
 
 Entry p of the stream is a pure function of (seed, p): scene p of ``shapes``, or sample p mod n of the p div n-th shuffle of
-the n samples in the shards. An entry that cannot be read is left out, counted in ``source.damage`` when its batch is handed
+the n samples of a source. An entry that cannot be read is left out, counted in ``source.damage`` when its batch is handed
 over, and the batch is filled with the entries after it, so that ``position`` may advance by more than the batch size.
 
 Shapes: B pairs a batch, S = decode_size pixels a side of a canvas.
@@ -27,9 +27,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from silc_bench.datasets.shards import Damage
-from silc_bench.errors import UserError
+from silc_bench.errors import RunError, UserError
 from trainer.config import DataConfig
-from trainer.readers import Reader, ShapesReader, ShardsReader, UnreadableError
+from trainer.readers import Reader, UnreadableError
+from trainer.sources import open_reader
 
 BATCHES_AHEAD = 2  # made in the background while the trainer computes
 T = TypeVar("T")
@@ -45,17 +46,12 @@ class Batch:
 
 
 def open_source(config: DataConfig) -> Source:
-    """The stream that ``config.source`` names: "shapes", or patterns of shards.
-
-    Raises:
-        UserError: no such shard, a file that is none, or shards without a single picture-text pair.
-    """
+    """The stream that ``config.source`` names. Raises UserError and RunError as ``open_reader`` does."""
     for name, lowest in (("decode_size", 1), ("num_workers", 0), ("seed", 0)):
         if getattr(config, name) < lowest:
             raise UserError(f"data.{name}={getattr(config, name)} is too small; it starts at {lowest}")
     damage = Damage()
-    reader = ShapesReader(config) if config.source == "shapes" else ShardsReader.open(config, damage)
-    return Source(reader, config, damage)
+    return Source(open_reader(config, damage), config, damage)
 
 
 class Source:
@@ -88,6 +84,7 @@ class Source:
 
         Raises:
             UserError: nothing at all can be read, or a shard disappeared.
+            RunError: a remote shard could not be fetched.
         """
         assert batch_size > 0
         assert start >= 0
@@ -100,7 +97,7 @@ class Source:
                         self.damage.add(error.cause, error.where)
                 yield _part(batch, rank, num_ranks)
 
-    def _load(self, ranges: Iterator[range]) -> Iterator[_Chunk | UserError]:
+    def _load(self, ranges: Iterator[range]) -> Iterator[_Chunk | UserError | RunError]:
         loader = _Loader(self._reader, self._config.decode_size)
         if self._config.num_workers == 0:
             return map(loader.__getitem__, ranges)
@@ -127,15 +124,15 @@ class _Chunk:
 
 
 class _Loader(Dataset):
-    """``loader[range]`` reads the range. An error of the user's is returned: a worker would bury it in a traceback."""
+    """``loader[range]`` reads the range. An error that ends the run is returned: a worker would bury it in a traceback."""
 
     def __init__(self, reader: Reader, decode_size: int) -> None:
         self._reader, self._decode_size = reader, decode_size
 
-    def __getitem__(self, positions: range) -> _Chunk | UserError:
+    def __getitem__(self, positions: range) -> _Chunk | UserError | RunError:
         try:
             return self._read(positions)
-        except UserError as error:
+        except (UserError, RunError) as error:
             return error
 
     def _read(self, positions: range) -> _Chunk:
@@ -155,7 +152,7 @@ class _Loader(Dataset):
         return chunk
 
 
-def _load_in_workers(loader: _Loader, ranges: Iterator[range], num_workers: int) -> Iterator[_Chunk | UserError]:
+def _load_in_workers(loader: _Loader, ranges: Iterator[range], num_workers: int) -> Iterator[_Chunk | UserError | RunError]:
     """The same chunks in the same order, read by ``num_workers`` processes that end with the iterator."""
     return iter(
         DataLoader(
@@ -179,11 +176,11 @@ def _leave_the_group(worker: int) -> None:
     os.setsid()
 
 
-def _entries(chunks: Iterator[_Chunk | UserError]) -> Generator[tuple[int, Pair | UnreadableError], None, None]:
+def _entries(chunks: Iterator[_Chunk | UserError | RunError]) -> Generator[tuple[int, Pair | UnreadableError], None, None]:
     """Each position with its pair, or why it has none."""
     try:
         for chunk in chunks:
-            if isinstance(chunk, UserError):
+            if isinstance(chunk, UserError | RunError):
                 raise chunk
             pairs = zip(chunk.images, chunk.sizes, chunk.texts, strict=False)  # the rows after the last pair are blank
             for position, error in chunk.outcomes:

@@ -32,7 +32,7 @@ from trainer.tokenizer import Tokenizer
 from trainer.train import TrainState, train_step
 
 TOKENIZER_CAPTIONS = 20_000  # captions that the tokenizer is trained on
-FREE_ON_RESUME = ("data.num_workers", "checkpoint_every", "checkpoint_minutes")  # no part of what the run ends with
+FREE_ON_RESUME = ("data.num_workers", "data.mirror_gb", "checkpoint_every", "checkpoint_minutes")  # the end is the same
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # Ctrl-C, and what schedulers send before they take a machine away
 
 

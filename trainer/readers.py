@@ -1,23 +1,24 @@
-"""Picture-text pairs by position: generated scenes, or the samples of webdataset shards in shuffled epochs.
+"""Picture-text pairs by position: what every reader promises, the order of an epoch, and generated scenes.
 
 Flow: ``reader.text(p)`` and ``reader.picture(p)`` give entry p of an endless stream, a pure function of (seed, p), in any
-order and in any process; ``trainer.data`` makes batches of them.
+order and in any process; ``trainer.data`` makes batches of them. Readers: here, ``shard_pairs``, ``listed_pairs``, ``mixture``.
 
 Shapes: S = decode_size pixels, the longest side a picture may have; a picture is [h, w, 3].
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from collections.abc import Sequence
 from functools import lru_cache
-from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from silc_bench.datasets import shapes, shards
-from silc_bench.errors import UserError
 from trainer.config import DataConfig
+
+ORDER, CAPTION, MIXTURE = range(3)  # what random words are drawn for: no use ever sees another's
 
 
 class UnreadableError(ValueError):
@@ -32,7 +33,9 @@ class Reader(Protocol):
     """Entries by position. It is copied to worker processes, so it holds no open files."""
 
     @property
-    def num_samples(self) -> int | None: ...
+    def num_samples(self) -> int | None:
+        """Of an epoch; None: it never repeats."""
+        ...
 
     def describe(self) -> str: ...
 
@@ -56,7 +59,7 @@ class ShapesReader:
 
     def text(self, position: int) -> str:
         captions = shapes.captions(_scene(self._seed, position))
-        return captions[int(_random_words(self._seed, position, 1)[0] % len(captions))]
+        return captions[int(random_words(self._seed, ORDER, position, 1)[0] % len(captions))]
 
     def picture(self, position: int) -> np.ndarray:
         return shapes.render(_scene(self._seed, position), self._size)[0]
@@ -67,75 +70,76 @@ def _scene(seed: int, position: int) -> shapes.Scene:
     return shapes.scene(seed, "train", position)
 
 
-@dataclass(frozen=True)
-class ShardsReader:
-    """Entries are epochs of all samples, each epoch in an order of its own."""
+# ---- what is random: raw Philox words stay the same in every release of numpy, its distributions may not ----
 
-    paths: list[Path]
-    places: np.ndarray  # int64 [num_samples, 5]: shard; offset and size in bytes of the picture, then of the text
-    seed: int
-    decode_size: int
 
-    @classmethod
-    def open(cls, config: DataConfig, damage: shards.Damage) -> ShardsReader:
-        """Index every shard; what is damaged or incomplete there is added to ``damage`` once."""
-        paths = shards.expand(config.source)
-        places = []
-        for number, path in enumerate(paths):
-            index = shards.index_shard(path)
-            damage.merge(index.damage)
-            for sample in index.samples:
-                picture = next((sample.members[e] for e in shards.IMAGE_EXTENSIONS if e in sample.members), None)
-                text = sample.members.get("txt")
-                if picture is None:
-                    damage.add("sample without a picture", f"{path}:{sample.key}")
-                elif text is None:
-                    damage.add("sample without a text", f"{path}:{sample.key}")
-                else:
-                    places.append((number, *picture, *text))
-        if not places:
-            wanted = ", ".join(f".{extension}" for extension in shards.IMAGE_EXTENSIONS)
-            raise UserError(f"{config.source} holds no pair of a picture ({wanted}) and a .txt: {damage.summary()}")
-        return cls(paths, np.array(places, np.int64), config.seed, config.decode_size)
+def random_words(seed: int, use: int, counter: int, count: int, inner: int = 0) -> np.ndarray:
+    """uint64 [count]."""
+    return np.random.Philox(key=(seed, use), counter=(0, 0, inner, counter)).random_raw(count)
 
-    @property
-    def num_samples(self) -> int:
-        return len(self.places)
 
-    def describe(self) -> str:
-        return f"{self.num_samples:,} pairs in {len(self.paths):,} shards"
+def shuffled(seed: int, epoch: int, num_samples: int, groups: np.ndarray | None = None) -> np.ndarray:
+    """int64 [num_samples]: a permutation, the same on every machine; by ascending ``groups`` [num_samples] where given."""
+    words = random_words(seed, ORDER, epoch, num_samples)
+    return np.argsort(words, kind="stable") if groups is None else np.lexsort((words, groups))
 
-    def text(self, position: int) -> str:
-        path, _, place = self._find(position)
+
+def choose_caption(captions: Sequence[str], seed: int, epoch: int, index: int) -> str:
+    """The caption that sample ``index`` has in an epoch: f(seed, epoch, index)."""
+    if len(captions) == 1:
+        return captions[0]
+    return captions[int(random_words(seed, CAPTION, epoch, 1, inner=index)[0] % len(captions))]
+
+
+# ---- from bytes to a pair ----
+
+
+def captions_of(text: bytes | None, columns: dict[str, Any] | None, where: str) -> list[str]:
+    """The captions of a sample: the list "captions" of its JSON; else its text, a caption a line; else "caption" of its JSON.
+
+    A text with a JSON beside it is one caption whatever its lines, as img2dataset writes them.
+    """
+    listed = (columns or {}).get("captions")
+    if isinstance(listed, list):
+        found = [str(caption) for caption in listed]
+    elif text is not None:
         try:
-            text = shards.read_member(path, place).decode("utf-8").strip()
+            words = text.decode("utf-8")
         except UnicodeDecodeError as error:
-            raise UnreadableError("text that is not UTF-8", f"{path} at byte {place[0]:,}") from error
-        if not text:
-            raise UnreadableError("empty text", f"{path} at byte {place[0]:,}")
-        return text
-
-    def picture(self, position: int) -> np.ndarray:
-        path, place, _ = self._find(position)
-        try:
-            image = shards.decode_image(shards.read_member(path, place))
-        except shards.DamagedImageError as error:
-            raise UnreadableError(error.cause, f"{path} at byte {place[0]:,}") from error
-        image.thumbnail((self.decode_size, self.decode_size))  # keeps the aspect and never enlarges: views do that
-        return np.asarray(image)
-
-    def _find(self, position: int) -> tuple[Path, shards.Place, shards.Place]:
-        epoch, place = divmod(position, self.num_samples)
-        shard, *places = self.places[_epoch_order(self.seed, epoch, self.num_samples)[place]].tolist()
-        return self.paths[shard], (places[0], places[1]), (places[2], places[3])
+            raise UnreadableError("text that is not UTF-8", where) from error
+        found = words.splitlines() if columns is None else [words]
+    else:
+        found = [str((columns or {}).get("caption") or "")]
+    kept = [caption.strip() for caption in found if caption.strip()]
+    if not kept:
+        raise UnreadableError("empty text", where)
+    return kept
 
 
-@lru_cache(maxsize=2)  # a range of positions may lie across two epochs
-def _epoch_order(seed: int, epoch: int, num_samples: int) -> np.ndarray:
-    """int64 [num_samples]: a permutation, the same on every machine."""
-    return np.argsort(_random_words(seed, epoch, num_samples), kind="stable")
+def columns_of(data: bytes, where: str) -> dict[str, Any]:
+    """A sample's JSON."""
+    try:
+        columns = json.loads(data)
+    except ValueError as error:
+        raise UnreadableError("JSON that cannot be read", where) from error
+    if not isinstance(columns, dict):
+        raise UnreadableError("JSON that cannot be read", where)
+    return columns
 
 
-def _random_words(seed: int, counter: int, count: int) -> np.ndarray:
-    """uint64 [count]. Raw Philox words stay the same in every release of numpy, its distributions may not."""
-    return np.random.Philox(key=(seed, 0), counter=(0, 0, 0, counter)).random_raw(count)
+def with_sizes(columns: dict[str, Any], picture: bytes, where: str) -> dict[str, Any]:
+    """``columns`` with "width", "height" and "side" of the picture as it lies there, read from its header."""
+    try:
+        width, height = shards.image_size(picture)
+    except shards.DamagedImageError as error:
+        raise UnreadableError(error.cause, where) from error
+    return {**columns, "width": width, "height": height, "side": min(width, height)}
+
+
+def decoded(data: bytes, decode_size: int, where: str) -> np.ndarray:
+    try:
+        image = shards.decode_image(data)
+    except shards.DamagedImageError as error:
+        raise UnreadableError(error.cause, where) from error
+    image.thumbnail((decode_size, decode_size))  # keeps the aspect and never enlarges: views do that
+    return np.asarray(image)

@@ -28,20 +28,11 @@ def read_captions_file(path: Path) -> tuple[list[Picture], list[str]]:
         DataError: unknown columns, an unreadable line, a row without caption, pictures that are not there.
         UserError: no such file, or of an unknown kind.
     """
-    if path.suffix.lower() not in ENDINGS:
-        raise UserError(f"{path}: a list of captions is a file {', '.join(ENDINGS)}, not {path.suffix or 'one without ending'}")
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file; captions:FILE names a list of pictures and captions") from error
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path} is not UTF-8 (byte {error.start:,})", f"iconv -f LATIN1 -t UTF-8 {path} > utf8{path.suffix}"
-        ) from error
+    text = read_text(path)
     captions: dict[Path, list[str]] = {}
     repeated = 0
-    for number, name, own in _rows(path, text):
-        picture = _locate(path, name)
+    for number, name, own, _ in rows(path, text):
+        picture = locate(path, name)
         known = captions.setdefault(picture, [])
         if not own or not all(own):
             raise DataError(f"{path}:{number}: {name} has an empty caption", "write one, or remove the row")
@@ -59,11 +50,25 @@ def read_captions_file(path: Path) -> tuple[list[Picture], list[str]]:
     ], notes
 
 
-def _rows(path: Path, text: str) -> Iterator[tuple[int, str, list[str]]]:
-    """(line, name of the picture, captions) of each row."""
-    rows = _json_rows(path, text) if path.suffix.lower() == ".jsonl" else _csv_rows(path, text)
+def read_text(path: Path) -> str:
+    """Raises DataError for what is not UTF-8, UserError for no such file or one of an unknown kind."""
+    if path.suffix.lower() not in ENDINGS:
+        raise UserError(f"{path}: a list of captions is a file {', '.join(ENDINGS)}, not {path.suffix or 'one without ending'}")
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file; captions:FILE names a list of pictures and captions") from error
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path} is not UTF-8 (byte {error.start:,})", f"iconv -f LATIN1 -t UTF-8 {path} > utf8{path.suffix}"
+        ) from error
+
+
+def rows(path: Path, text: str) -> Iterator[tuple[int, str, list[str], dict[str, Any]]]:
+    """(line, name of the picture, captions, the whole row) of each row. Raises DataError as ``read_captions_file`` does."""
+    found = _json_rows(path, text) if path.suffix.lower() == ".jsonl" else _csv_rows(path, text)
     columns: tuple[str, str] | None = None
-    for number, row in rows:
+    for number, row in found:
         columns = columns or _columns(path, row)
         picture_column, caption_column = columns
         name, own = row.get(picture_column), row.get(caption_column)
@@ -71,7 +76,7 @@ def _rows(path: Path, text: str) -> Iterator[tuple[int, str, list[str]]]:
         if not isinstance(name, str) or not isinstance(own, list) or not all(isinstance(caption, str) for caption in own):
             fix = "every row has a file name and a caption, or a list of captions"
             raise DataError(f"{path}:{number}: {picture_column!r} or {caption_column!r} is missing or no text", fix)
-        yield number, name.strip(), [caption.strip() for caption in own]
+        yield number, name.strip(), [caption.strip() for caption in own], row
 
 
 def _columns(path: Path, row: dict[str, Any]) -> tuple[str, str]:
@@ -112,7 +117,8 @@ def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
         raise DataError(f"{path}:{rows.line_num} cannot be read: {error}", "quote fields as CSV does") from error
 
 
-def _locate(path: Path, name: str) -> Path:
+def locate(path: Path, name: str) -> Path:
+    """Where a list's picture lies: relative to the list, or to ``images/`` beside it."""
     direct = path.parent / name
     beside = path.parent / "images" / name
     return beside if not direct.is_file() and beside.is_file() else direct

@@ -98,11 +98,11 @@ def expand(pattern: str) -> list[Path]:
     parts = [pattern] if Path(pattern).exists() else [part for part in re.split(r"::|\s+", pattern) if part]
     if not parts:
         raise UserError("no shards named; give a path, a folder or a pattern such as 'data/{000..009}.tar'")
-    files = [file for part in parts for one in _alternatives(part) for file in _matches(one, pattern)]
+    files = [file for part in parts for one in alternatives(part) for file in _matches(one, pattern)]
     return list(dict.fromkeys(files))
 
 
-def _alternatives(pattern: str) -> Iterator[str]:
+def alternatives(pattern: str) -> Iterator[str]:
     """Bash's brace expansion, leftmost braces first."""
     braces = _BRACES.search(pattern)
     if braces is None:
@@ -116,7 +116,7 @@ def _alternatives(pattern: str) -> Iterator[str]:
     else:
         options = words.split(",")
     for option in options:
-        yield from _alternatives(pattern[: braces.start()] + option + pattern[braces.end() :])
+        yield from alternatives(pattern[: braces.start()] + option + pattern[braces.end() :])
 
 
 def _matches(name: str, pattern: str) -> list[Path]:
@@ -230,6 +230,14 @@ def read_member(path: Path, place: Place) -> bytes:
     if len(data) != size:
         raise UserError(f"{path} changed while it was in use: {len(data)} of {size} bytes at {offset}")
     return data
+
+
+def image_size(data: bytes) -> tuple[int, int]:
+    """Width and height from a picture's header alone. Raises DamagedImageError where it has none."""
+    try:
+        return Image.open(io.BytesIO(data)).size
+    except BROKEN_IMAGE as error:
+        raise DamagedImageError("corrupt image", str(error) or type(error).__name__) from error
 
 
 def decode_image(data: bytes) -> Image.Image:

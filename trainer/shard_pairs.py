@@ -1,0 +1,243 @@
+"""Pairs in webdataset shards, on disks or behind URLs, as they are: a picture with a ``.txt``, a ``.json``, or both.
+
+Flow: ``ShardsReader.open(word, config, damage)`` finds every sample once (of a remote shard, which is fetched for that, the
+result is kept) -> ``text(p)`` and ``picture(p)`` read one sample each.
+
+Local shards are shuffled as a whole. Remote ones are read in groups of ``shuffle_shards``: an epoch takes the shards in an
+order of its own, so many at a time, and shuffles the samples of a group together; the next group is fetched while one is read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from silc_bench.atomic import write_text_atomic
+from silc_bench.datasets import remote, shards
+from silc_bench.errors import UserError
+from silc_bench.store import default_folder
+from trainer import filters as conditions
+from trainer.config import DataConfig
+from trainer.filters import Filters
+from trainer.readers import (
+    ORDER,
+    UnreadableError,
+    captions_of,
+    choose_caption,
+    columns_of,
+    decoded,
+    random_words,
+    shuffled,
+    with_sizes,
+)
+
+ABSENT = (0, -1)  # the place of a member that is not there
+INDEX_VERSION = 1  # of what is kept of a remote shard
+
+
+@dataclass(frozen=True)
+class ShardsReader:
+    """Entries are epochs of all samples, each epoch in an order of its own."""
+
+    files: list[Path | tuple[str, remote.Stamp]]
+    places: np.ndarray  # int64 [num_samples, 7]: shard; offset and size in bytes of picture, text, JSON; sorted by shard
+    config: DataConfig
+    filters: Filters
+    left_out: Counter[str]  # by the filters, by reason
+    mirror: remote.Mirror
+    _orders: dict[int, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict, compare=False, repr=False)
+    _group: list[tuple[int, int]] = field(default_factory=list, compare=False, repr=False)  # epoch and group read last
+
+    @classmethod
+    def open(cls, word: str, config: DataConfig, damage: shards.Damage) -> ShardsReader:
+        """Index every shard; what is damaged or incomplete there is added to ``damage`` once.
+
+        Raises:
+            UserError: no such shard, one that is none, or shards without a single pair.
+            RunError: a remote shard that cannot be fetched.
+        """
+        filters = conditions.parse(config.filters)
+        mirror = remote.Mirror(default_folder().parent / "shards", int(config.mirror_gb * 2**30))
+        found = _expand(word)
+        rows, left_out = [], Counter[str]()
+        for number, shard in enumerate(found):
+            index = _index_local(shard, filters) if isinstance(shard, Path) else _index_remote(*shard, filters, mirror)
+            rows += [(number, *row) for row in index.rows]
+            damage.merge(index.damage)
+            left_out += index.left_out
+        if not rows:
+            wanted = ", ".join(f".{extension}" for extension in shards.IMAGE_EXTENSIONS)
+            reasons = f"; filters left out {_by_reason(left_out)}" if left_out else ""
+            raise UserError(f"{word} holds no pair of a picture ({wanted}) and a .txt or .json: {damage.summary()}{reasons}")
+        reader = cls(found, np.array(rows, np.int64), config, filters, left_out, mirror)
+        reader._check_room()
+        return reader
+
+    @property
+    def num_samples(self) -> int:
+        return len(self.places)
+
+    def describe(self) -> str:
+        left_out = f" (filters left out {_by_reason(self.left_out)})" if self.left_out else ""
+        return f"{self.num_samples:,} pairs in {len(self.files):,} shards{left_out}"
+
+    def text(self, position: int) -> str:
+        epoch, index = self.find(position)
+        captions = self.filters.captions(self.captions(index))
+        return choose_caption(captions, self.config.seed, epoch, index)
+
+    def picture(self, position: int) -> np.ndarray:
+        _, index = self.find(position)
+        return decoded(self.read(index, 1), self.config.decode_size, self.where(index))
+
+    # ---- by the number of the sample ----
+
+    def captions(self, index: int) -> list[str]:
+        text = self.read(index, 3) if self.places[index, 4] >= 0 else None
+        return captions_of(text, self.columns(index), self.where(index, 3))
+
+    def columns(self, index: int) -> dict[str, Any] | None:
+        """Its JSON; None where it has none."""
+        return columns_of(self.read(index, 5), self.where(index, 5)) if self.places[index, 6] >= 0 else None
+
+    def read(self, index: int, column: int) -> bytes:
+        """A member of the sample; ``column`` of ``places`` says which: 1 picture, 3 text, 5 JSON."""
+        offset, size = self.places[index, column : column + 2].tolist()
+        shard = self.files[self.places[index, 0]]
+        if isinstance(shard, Path):
+            return shards.read_member(shard, (offset, size))
+        path = self.mirror.path(*shard)
+        try:
+            return shards.read_member(path, (offset, size))
+        except UserError:
+            if path.exists():
+                raise
+            return shards.read_member(self.mirror.path(*shard), (offset, size))  # another process made room in between
+
+    def where(self, index: int, column: int = 1) -> str:
+        shard = self.files[self.places[index, 0]]
+        return f"{shard if isinstance(shard, Path) else shard[0]} at byte {self.places[index, column]:,}"
+
+    # ---- the order ----
+
+    def find(self, position: int) -> tuple[int, int]:
+        """(epoch, number of the sample) of an entry."""
+        epoch, place = divmod(position, self.num_samples)
+        if epoch not in self._orders:
+            for old in sorted(self._orders)[:-1]:  # a range of positions may lie across two epochs
+                del self._orders[old]
+            self._orders[epoch] = self._order(epoch)
+        order, group_ends = self._orders[epoch]
+        if len(group_ends):
+            self._fetch_ahead(epoch, int(np.searchsorted(group_ends, place, side="right")))
+        return epoch, int(order[place])
+
+    def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """The samples' order, and where each group of remote shards ends in it; local shards have no groups."""
+        seed = self.config.seed
+        if all(isinstance(shard, Path) for shard in self.files):
+            return shuffled(seed, epoch, self.num_samples), np.zeros(0, np.int64)
+        groups = self.groups(epoch)[self.places[:, 0]]
+        return shuffled(seed, epoch, self.num_samples, groups), np.cumsum(np.bincount(groups))
+
+    def groups(self, epoch: int) -> np.ndarray:
+        """int64 [number of shards]: which group of the epoch each shard is read in."""
+        words = random_words(self.config.seed, ORDER, epoch, len(self.files), inner=1)
+        ranks = np.empty(len(self.files), np.int64)
+        ranks[np.argsort(words, kind="stable")] = np.arange(len(self.files))
+        return ranks // self.config.shuffle_shards
+
+    def _fetch_ahead(self, epoch: int, group: int) -> None:
+        if self._group == [(epoch, group)]:
+            return
+        self._group[:] = [(epoch, group)]
+        numbers = np.flatnonzero(self.groups(epoch) == group + 1)
+        self.mirror.fetch_ahead([shard for n in numbers if not isinstance(shard := self.files[n], Path)])
+
+    def _check_room(self) -> None:
+        sizes = sorted((shard[1].size for shard in self.files if not isinstance(shard, Path)), reverse=True)
+        needed = sum(sizes[: 2 * self.config.shuffle_shards])
+        if needed > self.mirror.limit:
+            raise UserError(
+                f"two groups of {self.config.shuffle_shards} shards take {needed / 2**30:.1f} GiB, and data.mirror_gb is"
+                f" {self.config.mirror_gb:g}; raise it, or lower data.shuffle_shards"
+            )
+
+
+# ---- finding the samples of a shard ----
+
+
+@dataclass
+class _Index:
+    rows: list[tuple[int, ...]]  # six numbers a sample: places of picture, text, JSON
+    damage: shards.Damage
+    left_out: Counter[str]
+
+
+def _expand(word: str) -> list[Path | tuple[str, remote.Stamp]]:
+    words = word.split()
+    if not any(map(remote.is_remote, words)):
+        return [*shards.expand(word)]
+    urls = [url for part in words if remote.is_remote(part) for url in remote.expand(part)]
+    local = [path for part in words if not remote.is_remote(part) for path in shards.expand(part)]
+    return [*local, *zip(urls, remote.stamps_of(urls), strict=True)]
+
+
+def _index_local(path: Path, filters: Filters) -> _Index:
+    shard = shards.index_shard(path)
+    index = _Index([], shard.damage, Counter())
+    for sample in shard.samples:
+        picture = next((sample.members[e] for e in shards.IMAGE_EXTENSIONS if e in sample.members), None)
+        text, columns = sample.members.get("txt", ABSENT), sample.members.get("json", ABSENT)
+        where = f"{path}:{sample.key}"
+        if picture is None:
+            index.damage.add("sample without a picture", where)
+        elif text == columns == ABSENT:
+            index.damage.add("sample without a text", where)
+        elif reason := _reason(path, (picture, text, columns), filters, where):
+            index.left_out[reason] += 1
+        else:
+            index.rows.append((*picture, *text, *columns))
+    return index
+
+
+def _reason(path: Path, places: tuple[shards.Place, ...], filters: Filters, where: str) -> str | None:
+    """Why the filters leave a sample out. What cannot be read is no matter of filters: it is counted when it is met."""
+    if not filters.conditions:
+        return None
+    picture, text, columns = places
+    try:
+        found = None if columns == ABSENT else columns_of(shards.read_member(path, columns), where)
+        captions = captions_of(None if text == ABSENT else shards.read_member(path, text), found, where)
+        known = found or {}
+        if filters.needs_size:
+            known = with_sizes(known, shards.read_member(path, picture), where)
+    except UnreadableError:
+        return None
+    return filters.reason(captions, known)
+
+
+def _index_remote(url: str, stamp: remote.Stamp, filters: Filters, mirror: remote.Mirror) -> _Index:
+    """As kept from an earlier run under the same filters; else the shard is fetched and looked through."""
+    text = " ".join(sorted(f"{c.name}{c.sign}{c.value}" for c in filters.conditions))
+    name = remote.Stamp(stamp.size, f"{stamp.etag}\n{text}\n{INDEX_VERSION}").key(url)
+    path = mirror.folder / "indexes" / f"{name}.json"
+    if path.is_file():
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        damage = shards.Damage(kept["damage"], kept["first"])
+        return _Index([tuple(row) for row in kept["rows"]], damage, Counter(kept["left_out"]))
+    local = mirror.path(url, stamp)
+    index = _index_local(local, filters)
+    index.damage.first = {cause: where.replace(str(local), url) for cause, where in index.damage.first.items()}
+    kept = {"rows": index.rows, "damage": index.damage.counts, "first": index.damage.first, "left_out": index.left_out}
+    write_text_atomic(path, json.dumps(kept))
+    return index
+
+
+def _by_reason(left_out: Counter[str]) -> str:
+    return f"{left_out.total():,}: " + ", ".join(f"{count:,} {reason}" for reason, count in left_out.most_common())
