@@ -1,11 +1,11 @@
-"""``silc-bench cache ls | prune``: what the feature store holds, and making room."""
+"""``silc-bench cache ls | prune``: what the feature store holds - embeddings, fingerprints of data - and making room."""
 
 from __future__ import annotations
 
 import re
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.text import Text
@@ -13,7 +13,7 @@ from rich.text import Text
 from silc_bench.errors import UserError
 from silc_bench.terminal import answering, console, table_of
 
-app = typer.Typer(help="Embeddings kept between commands.", no_args_is_help=True)
+app = typer.Typer(help="Embeddings, and fingerprints of data, kept between commands.", no_args_is_help=True)
 Folder = Annotated[Path | None, typer.Option("--cache", help="The folder; the one that eval uses if not given.")]
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
@@ -28,13 +28,9 @@ def ls(cache: Folder = None) -> None:
     entries = store.listing()
     table = table_of("model", "what", "size", "last used")
     for listed in entries:
-        description = listed.description
-        data = description.get("dataset")
-        what = f"{data['name']}/{data['split']} {description['feature_point']}" if data else "texts"
         age = time.strftime("%Y-%m-%d %H:%M", time.localtime(listed.used))
-        table.add_row(
-            Text(str(description.get("model"))), Text(f"{what}, {description.get('precision')}"), _size(listed.bytes), age
-        )
+        model = str(listed.description.get("model", "any"))
+        table.add_row(Text(model), Text(_what(listed.description)), _size(listed.bytes), age)
     console.print(table)
     print(f"{len(entries)} entries, {_size(sum(listed.bytes for listed in entries))} in {store.folder}")
 
@@ -50,6 +46,16 @@ def prune(
 
     removed = Store(cache or default_folder()).prune(_bytes(max_size))
     print(f"removed {len(removed)} entries, {_size(sum(listed.bytes for listed in removed))}")
+
+
+def _what(description: dict[str, Any]) -> str:
+    """ "cifar100/test pooled, fp32", "texts, fp32", "fingerprint of cifar100 test"."""
+    if description.get("kind") == "fingerprint":
+        return f"fingerprint of {description.get('title')}"
+    data = description.get("dataset")
+    place = description.get("feature_point") or description.get("kind")
+    what = f"{data['name']}/{data['split']} {place}" if data else "texts"
+    return f"{what}, {description.get('precision')}"
 
 
 def _bytes(words: str) -> int:

@@ -18,6 +18,7 @@ import torch
 
 from silc_bench import outcomes, results
 from silc_bench.datasets import ImageDataset
+from silc_bench.datasets.fingerprints import remembered
 from silc_bench.dense import image_protocol
 from silc_bench.errors import RunError, UserError, unknown_name
 from silc_bench.features import Extractor, choose_device, choose_precision
@@ -64,7 +65,7 @@ def evaluate(
         protocol: whose prompts and preprocessing; None: native.
         limit: pictures a split, evenly spread; the records say so and never rank.
         existing: what to do about a measurement that is known: "skip" it, "overwrite" it, or "error" before any work.
-        store: where embeddings outlive the command.
+        store: where embeddings, and fingerprints of data, outlive the command.
         is_compiled: pictures through torch.compile, which changes last bits at most.
         on_result: called with each record and whether it was measured now.
 
@@ -80,7 +81,8 @@ def evaluate(
     choices = _Choices(choose_precision(precision, chosen_device), feature_point, protocol, limit)
     for task in tasks:
         check_supported(model, choices.task(task), feature_point)
-    plans = [_plan(model, task, task.load(data_root, limit), choices, results_dir) for task in tasks]
+    with remembered(store):
+        plans = [_plan(model, task, task.load(data_root, limit), choices, results_dir) for task in tasks]
     if existing == "error" and any(plan.known for plan in plans):
         names = ", ".join(plan.task.name for plan in plans if plan.known)
         raise UserError(f"already measured in {results_dir}: {names}; use --existing skip or overwrite")

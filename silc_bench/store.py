@@ -1,7 +1,8 @@
 """Encoded once, kept by content: features found again by whoever encodes the same data with the same weights in the same way.
 
 Flow: ``store = Store(folder)``; ``entry = store.entry({...what decides the numbers...})``; ``entry.rows(n, width)`` says
-what is there, ``entry.save(start, rows)`` adds a finished part; ``entry.texts(width)`` and ``entry.save_texts(texts, rows)``.
+what is there, ``entry.save(start, rows)`` adds a finished part; ``entry.texts(width)`` and ``entry.save_texts(texts, rows)``;
+``entry.word()`` and ``entry.save_word(word)`` for what is as short as a fingerprint.
 ``silc-bench cache ls | prune`` looks at it and empties it.
 
 A folder an entry, named by the hash of its description (``entry.json``); in it a ``.npy`` a part, written whole or not at all.
@@ -36,7 +37,7 @@ from silc_bench.errors import UserError
 VERSION = 2  # part of every description: raised when the same description would mean other numbers (2: it names libraries)
 DESCRIPTION = "entry.json"
 LIMIT = 20 * 2**30  # bytes
-IN_USE = 3600.0  # seconds since its last use in which an entry is not pruned to make room
+IN_USE = 3600.0  # seconds since a part was read or written in which an entry is not pruned to make room
 _ROWS = re.compile(r"rows-(\d{9})-(\d{9})\.npy")
 _GRID = re.compile(r"grid-(\d{9})-(\d+)x(\d+)\.npy")
 
@@ -160,11 +161,24 @@ class Entry:
         part["features"] = rows
         self._write(f"texts-{text_hash(' '.join(map(text_hash, texts)))}.npy", part)
 
+    def word(self) -> str | None:
+        """What ``save_word`` kept; None where nothing was, or it is damaged."""
+        part = next((_load(path, np.dtype("S64")) for path in self._parts("word.npy")), None)
+        return None if part is None or part.shape != () else part.item().decode()
+
+    def save_word(self, word: str) -> None:
+        """Up to 64 ASCII characters. Raises UserError when the store cannot be written."""
+        self._write("word.npy", np.array(word.encode(), dtype="S64"))
+
     def _parts(self, pattern: str) -> Iterator[Path]:
         if self.folder.is_dir():
-            with contextlib.suppress(OSError):  # pruned meanwhile
-                os.utime(self.folder / DESCRIPTION)  # used now
+            self._touch()
             yield from sorted(self.folder.glob(pattern))
+
+    def _touch(self) -> None:
+        """Used now: whoever makes room takes others first, and none that is in use."""
+        with contextlib.suppress(OSError):  # pruned meanwhile
+            os.utime(self.folder / DESCRIPTION)
 
     def _write(self, name: str, part: np.ndarray) -> None:
         try:
@@ -175,6 +189,7 @@ class Entry:
             np.save(buffer, part, allow_pickle=False)
             with atomic_path(self.folder / name) as temporary:
                 temporary.write_bytes(buffer.getvalue() + hashlib.sha256(buffer.getvalue()).digest())
+            self._touch()
         except OSError as error:
             raise UserError(
                 f"the feature store {self.store.folder} cannot be written ({error.strerror or error}); free some space"

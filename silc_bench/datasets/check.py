@@ -17,9 +17,10 @@ from rich.progress import track
 
 from silc_bench.datasets import ignore_of, spread
 from silc_bench.datasets.expected import EXPECTED, Expected, check_counts
+from silc_bench.datasets.fingerprints import fingerprint
 from silc_bench.datasets.named import READERS, splits
 from silc_bench.datasets.own import KINDS, OwnData, OwnMasks, parse
-from silc_bench.datasets.picture_set import DataError, Found, Picture, fingerprint
+from silc_bench.datasets.picture_set import DataError, Found, Picture
 from silc_bench.datasets.places import SETS, NotFoundError, Site, find
 from silc_bench.errors import UserError, unknown_name
 

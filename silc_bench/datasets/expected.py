@@ -17,7 +17,8 @@ from functools import cache
 
 import numpy as np
 
-from silc_bench.datasets.picture_set import DataError, Found, fingerprint
+from silc_bench.datasets.fingerprints import known_fingerprint
+from silc_bench.datasets.picture_set import DataError, Found
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ def check_counts(name: str, split: str, found: Found) -> None:
         if (counts == 0).any() or (expected.per_class and (counts != expected.per_class).any()):
             fault = f"{name} {split} in {found.folder} has {here:,} pictures, but not of the right classes"
             raise DataError(fault + _worst_class(found, expected), "fetch the set again")
-    if expected.content and fingerprint(found.names, found.pictures, f"{name} {split}") != expected.content:
+    if expected.content and known_fingerprint(found.names, found.pictures, f"{name} {split}") != expected.content:
         fault = f"{name} {split} in {found.folder} has {here:,} pictures, but not those of this part of the set"
         raise DataError(fault, "a part of your own is scored under its own name with --tasks seg:IMAGES,MASKS,CLASSES.json")
     few = next((picture for picture in found.pictures if len(picture.captions) < expected.captions), None)
@@ -145,7 +146,7 @@ def check_counts(name: str, split: str, found: Found) -> None:
 
 def _is_known_part(name: str, split: str, found: Found) -> bool:
     known = PARTS.get((name, split), {}).get(len(found.pictures))
-    return known is not None and fingerprint(found.names, found.pictures, f"{name} {split}") == known
+    return known is not None and known_fingerprint(found.names, found.pictures, f"{name} {split}") == known
 
 
 def _counts(found: Found, num_classes: int) -> np.ndarray:

@@ -8,10 +8,8 @@ In an evaluation set damage is an error: a score over fewer samples than were pr
 
 from __future__ import annotations
 
-import hashlib
 import io
-import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,15 +17,13 @@ from typing import Protocol
 
 import numpy as np
 from PIL import Image
-from rich.console import Console
-from rich.progress import Progress
 
 from silc_bench.datasets import spread
+from silc_bench.datasets.fingerprints import known_fingerprint
 from silc_bench.datasets.shards import BROKEN_IMAGE, DamagedImageError, Place, decode_image, read_member
 from silc_bench.errors import UserError
 
 FETCH_AGAIN = "fetch that file again; a set with a hole is not scored"
-LONG = 256 << 20  # bytes: to hash more takes a second or longer, and says so
 
 
 class DataError(UserError):
@@ -137,8 +133,8 @@ class PictureSet:
 
     @cached_property
     def fingerprint(self) -> str:
-        """See `fingerprint`. Reads every picture, so it is made when it is first asked for."""
-        return fingerprint(self.found.names, self.pictures, f"{self.name} {self.split}")
+        """See `silc_bench.datasets.fingerprints`. It can take reading every picture, so it is made when it is asked for."""
+        return known_fingerprint(self.found.names, self.pictures, f"{self.name} {self.split}")
 
     def hashed(self) -> PictureSet:
         """The same, with every picture read once: what is damaged or gone is found now."""
@@ -168,36 +164,3 @@ class PictureSet:
 
     def _cannot_be_scored(self, error: DataError) -> DataError:
         return DataError(f"{self.name} {self.split} cannot be scored, {error.problem}", error.fix)
-
-
-def fingerprint(names: Iterable[str], pictures: Sequence[Picture], title: str) -> str:
-    """16 hex digits over names, labels, captions, encoded pictures and what their masks say, in order.
-
-    File names and layout do not count, nor how masks are stored. Pictures are read at the speed of the disk; masks are decoded,
-    and so each is checked. A progress bar on the error stream where that takes a while.
-
-    Raises:
-        DataError: a mask that cannot be read, has a value without a class, or is not of its picture's size.
-    """
-    digest = hashlib.sha256(json.dumps(list(names)).encode())
-    for picture in _with_progress(pictures, f"hashing {title}"):
-        content = picture.read()
-        # a single caption is written as itself, none as null
-        captions = list(picture.captions) if len(picture.captions) > 1 else next(iter(picture.captions), None)
-        digest.update(json.dumps([picture.label, captions, len(content)]).encode())
-        digest.update(content)
-        if picture.mask is not None:
-            labels = picture.labels()
-            digest.update(json.dumps([labels.shape, labels.dtype.name]).encode())
-            digest.update(np.ascontiguousarray(labels, labels.dtype.newbyteorder("<")).tobytes())
-    return digest.hexdigest()[:16]
-
-
-def _with_progress(pictures: Sequence[Picture], title: str) -> Iterator[Picture]:
-    console = Console(stderr=True)
-    total = sum(picture.num_bytes for picture in pictures)
-    with Progress(console=console, transient=True, disable=total < LONG or not console.is_terminal) as bar:
-        task = bar.add_task(title, total=total)
-        for picture in pictures:
-            yield picture
-            bar.advance(task, picture.num_bytes)

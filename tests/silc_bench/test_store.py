@@ -152,6 +152,20 @@ def test_pruning_takes_the_least_recently_used_first(store, rows):
     assert store.listing() == []
 
 
+def test_an_entry_is_in_use_while_it_is_written(store, rows):
+    """An extraction of hours writes a part now and then: whoever makes room meanwhile leaves the parts that are there."""
+    entry = store.entry(DESCRIPTIONS)
+    entry.save(0, rows[:25])
+    os.utime(entry.folder / DESCRIPTION, (time.time() - 2 * store_module.IN_USE,) * 2)  # the first part was written long ago
+    entry.save(25, rows[25:])
+    Store(store.folder, limit=0).trim()
+    assert entry.rows(50, 8)[1].all()
+    os.utime(entry.folder / DESCRIPTION, (time.time() - 2 * store_module.IN_USE,) * 2)
+    entry.save_texts(["a"], rows[:1])
+    Store(store.folder, limit=0).trim()
+    assert len(store.listing()) == 1
+
+
 def test_foreign_folders_are_left_alone(store, rows):
     foreign = store.folder / "photos"
     foreign.mkdir(parents=True)
@@ -308,18 +322,20 @@ def test_features_that_are_not_finite_are_not_kept(store):
 
 
 def test_the_command_lists_and_prunes(store, rows):
+    store.entry({"kind": "fingerprint", "title": "cifar100 test", "files": "0"}).save_word("0123456789abcdef")
     extractor(Counting(), store)({"test": Pictures(20)}).image("test")
     extractor(Counting(), store)({"test": Pictures(20)}).text(["a"])
     listed = CliRunner().invoke(app, ["cache", "ls", "--cache", str(store.folder)], terminal_width=200)
     assert listed.exit_code == 0
     assert "pictures/test pooled" in listed.output
-    assert "2 entries" in listed.output
+    assert "fingerprint of cifar100 test" in listed.output
+    assert "3 entries" in listed.output
     for wrong in ("5 apples", "-1", "GB"):
         refused = CliRunner().invoke(app, ["cache", "prune", "--cache", str(store.folder), f"--max-size={wrong}"])
         assert refused.exit_code == 2
         assert "is not a size" in refused.output
     pruned = CliRunner().invoke(app, ["cache", "prune", "--max-size", "0", "--cache", str(store.folder)])
-    assert "removed 2 entries" in pruned.output
+    assert "removed 3 entries" in pruned.output
     assert store.listing() == []
 
 
