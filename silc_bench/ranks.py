@@ -46,8 +46,8 @@ def joined(device: torch.device) -> Iterator[None]:
             raise UserError(f"torchrun started more processes than there are GPUs ({found}): --nproc-per-node {found}")
         torch.cuda.set_device(local)
     store, number, count = next(dist.rendezvous("env://"))
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=store, rank=number, world_size=count)
     try:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=store, rank=number, world_size=count)
         yield
     except Exception as error:
         name = f"rank {number} of {count}"
@@ -55,7 +55,7 @@ def joined(device: torch.device) -> Iterator[None]:
             raise SystemExit(1) from None
         if isinstance(error, UserError | RunError):
             raise type(error)(f"{name}: {error}") from error
-        if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error)):
+        if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error).lower()):
             raise RunError(f"{name}: lost another rank, which torchrun names below ({str(error)[:200]})") from error
         error.add_note(f"on {name}")
         raise

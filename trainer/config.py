@@ -88,17 +88,22 @@ class DistillationConfig:
     student_temp: float = 0.1
     teacher_temp: float = 0.04
     center_momentum: float = 0.9
-    ema_momentum: float = 0.966  # fixed; one value for the whole run
+    centering: str = "mean"  # "mean" (a running centre is subtracted) or "sinkhorn" (each batch is balanced over prototypes)
+    ema_momentum: float = 0.966  # of the teacher
+    ema_schedule: str = "fixed"  # "fixed" (one value for the whole run) or "cosine" (half a cosine from there to 1)
+    ema_batch: int = 0  # batch that ema_momentum is meant for: 1 - m is scaled with batch_size; 0: never scaled
 
 
 @dataclass(frozen=True)
 class OptimConfig:
+    kind: str = "adamw"  # "adamw" or "adafactor" (big_vision's)
     lr: float = 1e-3  # peak
-    schedule: str = "rsqrt"  # "rsqrt" (warm-up, 1/sqrt(step), linear cool-down) or "cosine" (warm-up, cosine to 0)
+    schedule: str = "rsqrt"  # "rsqrt" (warm-up, 1/sqrt(step), linear cool-down), "cosine" (to 0) or "wsd" (constant between)
     warmup_fraction: float = 0.04  # of all steps
-    cooldown_fraction: float = 0.04  # of all steps; rsqrt only
+    cooldown_fraction: float = 0.04  # of all steps; rsqrt and wsd
     beta1: float = 0.9
-    beta2: float = 0.95
+    beta2: float = 0.95  # adamw only
+    layer_decay: float = 1.0  # each layer's rate over that of the layer above it
     weight_decay: float = 1e-4  # a step at the peak rate shrinks a matrix by this fraction (big_vision)
     clip_norm: float = 1.0
 
@@ -144,11 +149,20 @@ CHOICES = {
     "contrastive.loss": ("sigmoid", "softmax"),
     "contrastive.images": ("global", "original", "original+global"),
     "distillation.pairs": ("local", "local+global"),
-    "optim.schedule": ("rsqrt", "cosine"),
+    "distillation.centering": ("mean", "sinkhorn"),
+    "distillation.ema_schedule": ("fixed", "cosine"),
+    "optim.kind": ("adamw", "adafactor"),
+    "optim.schedule": ("rsqrt", "cosine", "wsd"),
     "precision": ("auto", "bf16", "fp32"),
 }
 LABELS = ("preset", "objective")  # what the other fields were derived from
-MAY_BE_ZERO = ("views.num_local", "data.num_workers", "data.seed", "seed")  # every other whole number is at least 1
+MAY_BE_ZERO = (  # every other whole number is at least 1
+    "distillation.ema_batch",
+    "views.num_local",
+    "data.num_workers",
+    "data.seed",
+    "seed",
+)
 
 
 def apply_objective(config: Config, objective: str) -> Config:
@@ -210,6 +224,7 @@ def _rules(config: Config) -> list[tuple[bool, str]]:
         (0 <= distil.center_momentum <= 1, "distillation.center_momentum must lie in [0, 1]"),
         (distil.student_temp > 0 and distil.teacher_temp > 0, "distillation temperatures must be positive"),
         (optim.lr > 0 and optim.clip_norm > 0, "optim.lr and optim.clip_norm must be positive"),
+        (0 < optim.layer_decay <= 1, "optim.layer_decay must lie in (0, 1]"),
         (optim.weight_decay >= 0, "optim.weight_decay must not be negative"),
         (0 <= optim.beta1 < 1 and 0 <= optim.beta2 < 1, "optim.beta1 and optim.beta2 must lie in [0, 1)"),
         (

@@ -18,7 +18,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from trainer.distributed import log_sum_exp_over_ranks
+
 CHUNK = 2**24  # logits made at a time (64 MB)
+SINKHORN_STEPS = 3
 
 
 class Targets(NamedTuple):
@@ -29,7 +32,7 @@ class Targets(NamedTuple):
 
     features: Tensor  # [T, B, d] of unit length
     prototypes: Tensor  # [K, d] of unit length
-    offsets: Tensor  # [K]: the centre
+    offsets: Tensor  # [K]: the centre, or what balances the prototypes
     normalizers: Tensor  # [T, B]
     temp: float
 
@@ -54,6 +57,24 @@ def log_sum_exp(features: Tensor, prototypes: Tensor, temp: float, offsets: Tens
             logits.sub_(offsets[columns])
         parts.append(torch.logsumexp(logits.div_(temp), dim=-1))
     return torch.logsumexp(torch.stack(parts), dim=0)
+
+
+def sinkhorn_targets(features: Tensor, prototypes: Tensor, temp: float) -> Targets:
+    """Distributions of [T, B, d] features that use every prototype equally over the views and the global batch.
+
+    Sinkhorn-Knopp (SwAV, 2006.09882; DINOv2 in the place of a centre): exp(logits / temp) is divided by the sums of its
+    columns, then of its rows, SINKHORN_STEPS times. Only the factors are kept: logarithms of sums of columns and rows.
+    """
+    T, B, _ = features.shape
+    sums = torch.zeros(len(prototypes), dtype=features.dtype, device=features.device)  # of columns, over all ranks
+    normalizers = torch.zeros(T, B, dtype=features.dtype, device=features.device)
+    for _ in range(SINKHORN_STEPS):
+        for columns in chunks(len(prototypes), T * B):
+            logits = (features @ prototypes[columns].T).div_(temp).sub_(normalizers.unsqueeze(-1))
+            sums[columns] = torch.logsumexp(logits.flatten(0, 1), dim=0)
+        sums = log_sum_exp_over_ranks(sums)
+        normalizers = log_sum_exp(features, prototypes, temp, temp * sums)
+    return Targets(features, prototypes, temp * sums, normalizers, temp)
 
 
 def distillation_loss(

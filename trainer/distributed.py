@@ -3,7 +3,7 @@
 Rank r of W takes rows r * b to (r + 1) * b of a global batch of B = W * b. Every loss is the rank's share, whose mean over the
 ranks is the loss of the global batch; DDP takes the same mean of the gradients, so each step equals that of one process.
 
-Flow: ``parallel(student)`` -> forward; ``gather`` inside the contrastive losses; ``mean_over_ranks`` for centre and log.
+Flow: ``parallel(student)`` -> forward; ``gather`` inside the contrastive losses; the rest for centre and log.
 With one process each of them returns what it was given. ``silc_bench.ranks`` starts and ends the group.
 """
 
@@ -49,6 +49,16 @@ def gather(share: Tensor) -> Tensor:
 def mean_over_ranks(values: Tensor) -> Tensor:
     """The mean over the ranks of a tensor without gradient, equal on each of them to the last bit."""
     return values if num_ranks() == 1 else summed(values.clone()) / num_ranks()
+
+
+@torch.no_grad()
+def log_sum_exp_over_ranks(values: Tensor) -> Tensor:
+    """log of the sum over the ranks of exp(values), element by element."""
+    if num_ranks() == 1:
+        return values
+    high = values.clone()
+    dist.all_reduce(high, dist.ReduceOp.MAX)
+    return summed((values - high).exp()).log() + high
 
 
 class _Gather(torch.autograd.Function):

@@ -32,6 +32,7 @@ def b16() -> Config:
         vision=VisionConfig(),
         text=TextConfig(),
         data=DataConfig(source=""),
+        distillation=DistillationConfig(ema_batch=16_384),
         optim=OptimConfig(warmup_fraction=50_000 / 1_220_703, cooldown_fraction=50_000 / 1_220_703),
     )
 

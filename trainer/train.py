@@ -24,7 +24,7 @@ from trainer.losses import sigmoid_loss, softmax_loss
 from trainer.model import Student, StudentOutput, init_weights
 from trainer.optim import clip_gradients, make_optimizer, set_lr
 from trainer.precision import resolve
-from trainer.schedule import lr_at
+from trainer.schedule import ema_at, lr_at
 from trainer.teacher import Teacher
 from trainer.tokenizer import Tokenizer
 from trainer.views import make_views
@@ -103,7 +103,7 @@ def train_step(state: TrainState, batch: Batch) -> dict[str, Tensor]:
     values = global_values({"loss": loss, **losses, "gradient_norm": gradient_norm})
     stop_if_not_finite(state.step, values, config)
     state.optimizer.step()
-    teacher.update(student)
+    teacher.update(student, ema_at(state.step, config.num_steps, config.distillation, config.batch_size))
     if targets is not None:
         teacher.update_center(targets)
     state.step, state.samples_seen, state.position = state.step + 1, state.samples_seen + config.batch_size, batch.position

@@ -35,7 +35,7 @@ class GlooPool:
             self._processes.append(process)
 
     def run(self, world, function, *args, **kwargs):
-        """``function`` in a group of the first ``world`` processes. AssertionError with the tracebacks of the ranks that failed."""
+        """``function`` in a group of the first ``world`` processes. AssertionError with the tracebacks of ranks that failed."""
         return self._run(world, True, function, args, kwargs)
 
     def run_as_torchrun(self, world, function, *args, **kwargs):

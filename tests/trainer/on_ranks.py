@@ -14,6 +14,7 @@ from rich.console import Console
 from silc_bench.errors import UserError
 from silc_bench.ranks import joined, num_ranks, rank
 from trainer.data import Batch
+from trainer.distillation import sinkhorn_targets
 from trainer.distributed import first_of, gather, mean_over_ranks
 from trainer.loop import run_training
 from trainer.losses import sigmoid_loss, softmax_loss
@@ -82,6 +83,12 @@ def gathered(rows):
     weights = torch.arange(everyone.numel(), dtype=row.dtype).view_as(everyone) + 100 * rank()
     (gradient,) = torch.autograd.grad((weights * everyone).sum(), row)
     return everyone.detach(), gradient
+
+
+def sinkhorn(features, prototypes):
+    share = features.shape[1] // num_ranks()
+    mine = slice(first_of(share), first_of(share) + share)
+    return sinkhorn_targets(features[:, mine], prototypes, 0.07).probabilities()
 
 
 def views(config, images, sizes, step):

@@ -161,10 +161,12 @@ BROKEN = [  # changes, and words of the message they meet
     ("optim.lr=0", "optim.lr"),
     ("optim.clip_norm=0", "optim.clip_norm"),
     ("optim.weight_decay=-1", "optim.weight_decay"),
+    ("optim.layer_decay=0", "optim.layer_decay"),
     ("optim.beta1=1", "optim.beta1"),
     ("optim.beta2=-0.1", "optim.beta2"),
     ("optim.warmup_fraction=-0.1", "optim.warmup_fraction"),
     ("optim.warmup_fraction=0.97", "sum to at most 1"),
+    ("checkpoint_minutes=-1", "checkpoint_minutes"),
     ("batch_size=1", "a contrastive loss needs a negative"),
     ("samples=127", "samples must be at least batch_size"),
 ]
@@ -184,7 +186,7 @@ def test_no_rule_is_left_untested():
 @pytest.mark.parametrize("path", [path for path, value in FIELDS.items() if isinstance(value, int)])
 def test_whole_numbers_have_a_least_value(path):
     """0 patches, heads or steps would divide by zero; 0 workers, local views and the seed 0 are meant."""
-    may_be_zero = path in ("views.num_local", "data.num_workers", "data.seed", "seed")
+    may_be_zero = path in module.MAY_BE_ZERO
     assert f"{path} must be at least {0 if may_be_zero else 1}" in refused(f"{path}=-1")
     if not may_be_zero:
         assert f"{path} must be at least 1" in refused(f"{path}=0")

@@ -6,6 +6,7 @@ import re
 import on_ranks
 import pytest
 import torch
+import torch.nn.functional as F
 from gloo_pool import GlooPool
 
 from silc_bench.errors import UserError
@@ -134,6 +135,15 @@ def test_gather_is_in_the_order_of_the_ranks_and_its_gradient_goes_home(pool, wo
         assert torch.equal(everyone, rows)
         weights = torch.arange(world * 2.0).view(world, 2)[number]
         assert torch.equal(gradient, world * weights + 100 * sum(range(world)))
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_sinkhorn_balances_the_global_batch(pool, world):
+    generator = torch.Generator().manual_seed(0)
+    features = F.normalize(torch.randn(2, 6, 5, generator=generator, dtype=torch.float64), dim=-1)
+    prototypes = F.normalize(torch.randn(9, 5, generator=generator, dtype=torch.float64), dim=-1)
+    parts = pool.run(world, on_ranks.sinkhorn, features, prototypes)
+    close(torch.cat(parts, dim=1), on_ranks.sinkhorn(features, prototypes), 1e-12)
 
 
 @pytest.mark.parametrize("world", WORLDS)

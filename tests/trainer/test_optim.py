@@ -7,7 +7,7 @@ import torch
 
 from trainer.config import Config, ContrastiveConfig, DistillationConfig, OptimConfig, TextConfig, VisionConfig
 from trainer.model import Student, init_weights
-from trainer.optim import clip_gradients, make_optimizer, set_lr
+from trainer.optim import clip_gradients, make_optimizer, set_lr, state_bytes
 
 SIZE = {"width": 16, "depth": 1, "num_heads": 2, "mlp_dim": 24}
 OPTIM = OptimConfig(lr=1e-2, weight_decay=0.05)
@@ -104,3 +104,46 @@ def test_gradients_are_clipped_by_their_global_norm(max_norm, is_clipped):
     assert found.item() == pytest.approx(norm, rel=1e-5)
     for name, p in model.named_parameters():
         torch.testing.assert_close(p.grad, before[name] * (max_norm / norm if is_clipped else 1.0), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("kind", ["adamw", "adafactor"])
+def test_layers_further_from_the_end_move_less(kind):
+    """BEiT's rule: blocks of a tower of depth 3 at 0.5, 0.25, 0.125 of the rate, what embeds at 0.0625, the rest at 1."""
+    config = Config(
+        preset="deep",
+        vision=VisionConfig(image_size=16, patch_size=8, **SIZE | {"depth": 3}),
+        text=TextConfig(vocab_size=300, context_length=8, **SIZE),
+        distillation=DistillationConfig(num_prototypes=20, hidden_dim=24, bottleneck_dim=8),
+    )
+    model = Student(config)
+    init_weights(model, seed=0)
+    optimizer = make_optimizer(model, OptimConfig(lr=1e-2, layer_decay=0.5, kind=kind))
+    set_lr(optimizer, 4e-3)
+    names = {id(p): name for name, p in model.named_parameters()}
+    rates = {names[id(p)]: group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert rates.keys() == {name for name, p in model.named_parameters() if p.requires_grad}
+    expected = {"vision.blocks.2.": 0.5, "vision.blocks.1.": 0.25, "vision.blocks.0.": 0.125, "vision.patch.": 0.0625}
+    expected |= {"vision.positions": 0.0625, "text.blocks.0.": 0.5, "text.embedding.": 0.25, "text.positions": 0.25}
+    for name, rate in rates.items():
+        scale = next((scale for start, scale in expected.items() if name.startswith(start)), 1.0)
+        assert rate == pytest.approx(4e-3 * scale), name
+
+
+def test_without_layer_decay_there_are_the_groups_of_ever(tmp_path):
+    """A run begun before rates had layers goes on: two groups, and a saved one without its share takes the whole rate."""
+    optimizer = make_optimizer(student(), OPTIM)
+    assert len(optimizer.param_groups) == 2
+    for group in optimizer.param_groups:
+        del group["lr_scale"]
+    set_lr(optimizer, 0.25)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.25, 0.25]
+
+
+@pytest.mark.parametrize("kind", ["adamw", "adafactor"])
+def test_the_state_weighs_what_is_reported(kind):
+    model, config = student(), OptimConfig(kind=kind)
+    optimizer = make_optimizer(model, config)
+    give_gradients(model, seed=0)
+    optimizer.step()
+    tensors = [x for state in optimizer.state.values() for name, x in state.items() if name != "step"]
+    assert sum(x.numel() * x.element_size() for x in tensors) == state_bytes(model, config)

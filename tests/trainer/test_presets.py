@@ -53,7 +53,7 @@ def test_provenance_speaks_of_fields_that_exist():
 
 def test_every_number_of_the_recipe_has_a_provenance():
     """The groups of the recipe say how sure each of their fields is; our own affairs say nothing."""
-    own = {"preset", "objective", "seed", "precision", "log_every", "checkpoint_every"}
+    own = {"preset", "objective", "seed", "precision", "log_every", "checkpoint_every", "checkpoint_minutes"}
     config = make_preset("b16")
     for path in flatten(config):
         is_own = path in own or path in ("data.source", "data.num_workers", "data.seed")
