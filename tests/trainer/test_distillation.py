@@ -104,9 +104,7 @@ def test_any_shape(teachers, students, batch, prototypes, skipped, temp, chunk):
         patch.setattr(distillation, "CHUNK", chunk)
         mine = value_and_gradients(lambda h, w: distillation_loss(h, w, targets, temp, skipped), *inputs)
     theirs = value_and_gradients(lambda h, w: plain(h, w, probs, temp, skipped), *inputs, dtype=torch.float64)
-    same(
-        mine, theirs, value=1e-5, gradient=1e-5, floor=1 / temp
-    )  # a logit of 25 has an ulp of 2e-6
+    same(mine, theirs, value=1e-5, gradient=1e-5, floor=1 / temp)  # a logit of 25 has an ulp of 2e-6
 
 
 @pytest.mark.parametrize("num_skipped", [0, 2])
