@@ -146,6 +146,8 @@ def _check_kind(image: Image.Image, where: str) -> None:
     if image.mode not in _GREY | _GREY_16:
         kind = "an alpha channel" if image.mode in ("LA", "PA", "La") else f"colours ({image.mode})"
         raise DataError(f"{where} has {kind}, and a mask has one number a pixel", SAVE_AS_GREY)
+    if _raw_mode(image).endswith(("L;I", "1;I")):
+        raise DataError(f"{where} is stored inverted (white is 0), so its numbers may be meant either way", SAVE_AS_GREY)
 
 
 def _raw_mode(image: Image.Image) -> str:

@@ -80,12 +80,12 @@ def folder(name, split):
     return first if split == "test" else second
 
 
-def encoded(array, kind="PNG", mode=None, palette=False):
+def encoded(array, kind="PNG", mode=None, palette=False, **options):
     image = Image.fromarray(array) if mode is None else Image.fromarray(array, mode)
     if palette:
         image.putpalette([value for i in range(256) for value in (i * 37 % 256, i * 91 % 256, 255 - i)])
     buffer = io.BytesIO()
-    image.save(buffer, kind)
+    image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
@@ -272,6 +272,7 @@ def test_a_mask_of_another_size(camvid):
         (lambda labels: encoded(np.stack([labels] * 2, axis=-1), mode="LA"), "has an alpha channel"),
         (lambda labels: encoded(labels, "JPEG"), "is a JPEG file, which does not keep values as they were"),
         (lambda labels: encoded(labels, "WEBP"), "is a WEBP file"),
+        (lambda labels: encoded(labels, "TIFF", tiffinfo={262: 0}), r"is stored inverted \(white is 0\)"),
         (lambda labels: encoded(labels)[:60], "a10.png is damaged"),
         (lambda labels: b"", "a10.png is damaged: cannot identify"),
         (lambda labels: encoded(labels.astype(np.int32) + 70_000, "TIFF"), "has values from 70000 to 70010, beyond 16 bits"),
