@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from silc_bench import logistic
+from silc_bench import logistic, logistic_problem
 from silc_bench.logistic import fit_logistic
+from silc_bench.logistic_problem import Problem
 from silc_bench.probes import moments
 
 COSTS = (1e-5, 1e-3, 1e-1, 10.0)
@@ -29,10 +30,12 @@ DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.i
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("spread", [3.0, 0.5], ids=["overlapping", "separable"])
-def test_logistic_reaches_sklearns_optimum_at_every_cost(spread, device):
+@pytest.mark.parametrize(("num_samples", "dim", "num_classes"), [(300, 12, 5), (60, 90, 20)], ids=["N > D", "N < D"])
+def test_logistic_reaches_sklearns_optimum_at_every_cost(num_samples, dim, num_classes, spread, device):
+    """Also where classes have more samples than the curvature keeps apart, or one alone."""
     from sklearn.linear_model import LogisticRegression
 
-    x, labels = clustered(np.random.default_rng(6), 300, 12, 5, spread)
+    x, labels = clustered(np.random.default_rng(6), num_samples, dim, num_classes, spread)
     mean, std = moments(x)
     x = (x - mean) / std
     fit = fit_logistic(x, labels, COSTS, device=device)
@@ -46,7 +49,7 @@ def test_logistic_reaches_sklearns_optimum_at_every_cost(spread, device):
 
     for k, cost in enumerate(COSTS):
         ours = loss(fit.weight[k], fit.bias[k], cost)
-        assert fit.loss[k] == pytest.approx(ours, rel=1e-9), "the loss it reports is the loss it reached"
+        assert fit.loss[k] == pytest.approx(ours, rel=1e-7), "the loss it reports is the loss it reached"
         peer = LogisticRegression(C=cost, tol=1e-8, max_iter=5000).fit(x, labels)
         theirs = loss(peer.coef_.T, peer.intercept_, cost)
         assert ours <= theirs * (1 + 1e-6)
@@ -57,12 +60,58 @@ def test_logistic_without_standardisation_and_in_any_chunks(monkeypatch):
     x = (x * np.logspace(0, 3, 6)).astype(np.float32)  # badly scaled, far from centred
     losses = []
     for cells in (1, 1000, 1 << 20):
-        monkeypatch.setattr(logistic, "_CHUNK_CELLS", cells)
+        monkeypatch.setattr(logistic_problem, "CHUNK_CELLS", cells)
         fit = fit_logistic(x, labels, (1e-2, 1.0))
         assert fit.converged.all()
         losses.append(fit.loss)
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-6)
     np.testing.assert_allclose(losses[2], losses[0], rtol=1e-6)
+
+
+def test_where_fp32_is_not_enough_float64_finishes(monkeypatch):
+    x, labels = clustered(np.random.default_rng(11), 200, 8, 4, 2.0)
+    fit = fit_logistic(x, labels, COSTS)
+    precisions = []
+    called = Problem.__call__
+    monkeypatch.setattr(Problem, "__call__", lambda self, x: precisions.append(x.dtype) or called(self, x))
+    monkeypatch.setattr(Problem, "rounding", lambda *_: np.inf)
+    exact = fit_logistic(x, labels, COSTS)
+    assert precisions.count(torch.float64) >= len(COSTS)
+    assert exact.converged.all()
+    np.testing.assert_allclose(exact.loss, fit.loss, rtol=1e-6)
+
+
+def test_rounding_is_the_difference_to_float64():
+    x, labels = clustered(np.random.default_rng(12), 50, 6, 3)
+    problem = Problem(x, labels, 3, torch.device("cpu"))
+    parameters = torch.randn(3, 7, generator=torch.Generator().manual_seed(0))
+    state = problem(parameters)
+    assert problem.rounding(parameters, state) < 1e-6
+    state.losses.add_(0.5)
+    assert problem.rounding(parameters, state) == pytest.approx(0.5, abs=1e-6)
+
+
+@pytest.mark.parametrize("own_rows", [3, 32])
+def test_the_model_of_the_curvature_is_divided_by_exactly(own_rows, monkeypatch):
+    """Against the dense matrix of each class; classes of unequal sizes, some with more samples than are kept apart."""
+    monkeypatch.setattr(logistic_problem, "OWN_ROWS", own_rows)
+    x, labels = clustered(np.random.default_rng(13), 24, 5, 4)
+    problem = Problem(x, labels, 4, torch.device("cpu"))
+    parameters = torch.randn(4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) / 10
+    gradient = torch.randn(4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    solved = problem.curvature(problem(parameters), 0.1).solve(gradient)
+
+    rows = np.pad((x - x.mean(axis=0, dtype=np.float64)) @ problem.axes.numpy(), ((0, 0), (0, 1)), constant_values=1)
+    logits = rows @ parameters.numpy().T
+    p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    covariance = np.diag([*np.linalg.eigvalsh(np.cov(x.astype(np.float64).T, bias=True)), 1.0])
+    for c in range(4):
+        apart = np.flatnonzero(labels == c)[:own_rows]
+        others = np.setdiff1d(np.arange(len(x)), apart)
+        weight = p[:, c] * (1 - p[:, c]) / len(x)
+        hessian = weight[others].sum() * covariance + np.diag([0.1] * 5 + [0.0])
+        hessian += (rows[apart].T * weight[apart]) @ rows[apart]
+        np.testing.assert_allclose(solved[c].numpy(), np.linalg.solve(hessian, gradient[c].numpy()), rtol=1e-4)
 
 
 def test_neither_the_order_of_the_costs_nor_the_start_moves_the_optimum():
