@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from silc_bench import __version__, cli_cache, cli_compare, cli_data, cli_doctor, cli_export
+from silc_bench import __version__, cli_cache, cli_compare, cli_data, cli_doctor, cli_export, cli_show
 from silc_bench.atomic import check_writable
 from silc_bench.terminal import answering, console, table_of
 
@@ -249,6 +249,7 @@ app.add_typer(cli_data.app, name="data")
 app.command()(cli_compare.compare)
 app.command()(cli_doctor.doctor)
 app.command()(cli_export.export)
+app.command()(cli_show.show)
 
 
 def main() -> None:

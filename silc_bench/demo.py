@@ -15,17 +15,18 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from silc_bench import leaderboard, metrics
+from silc_bench import leaderboard
 from silc_bench.atomic import write_text_atomic
 from silc_bench.datasets import IGNORE
 from silc_bench.datasets.shapes import SHAPES, Shapes
 from silc_bench.evaluate import evaluate
 from silc_bench.features import Extractor, choose_device
 from silc_bench.models import ImageModel, load_model
-from silc_bench.pictures import class_colors, figure, pca_colors
-from silc_bench.probes import upsample
+from silc_bench.pictures import class_colors
 from silc_bench.registry import select
 from silc_bench.results import Record
+from silc_bench.sheet import Panel, figure
+from silc_bench.show import METHOD, component_maps, cosine_maps
 from tasks.prompts import Prompts, class_embeddings
 from tasks.segmentation import without_background
 from tasks.sources import own_templates
@@ -71,25 +72,30 @@ def run_demo(out: Path, *, is_fast: bool, console: Console, on_result: Callable[
 
 def draw_dense(models: Sequence[ImageModel], path: Path, device: torch.device) -> None:
     """Zero-shot masks and patch PCA of each model on the first test scenes -> PNG, with its caption beside it."""
-    dataset = Shapes("test", 64)
-    shown = range(SHOWN)
-    truth = [without_background(dataset.mask(index)) for index in shown]
-    headers = ["picture", "truth"]
-    columns = [[np.asarray(dataset.image(index)) for index in shown], [class_colors(mask, mask != IGNORE) for mask in truth]]
+    dataset = Shapes("test", SHOWN)
+    truth = [without_background(dataset.mask(index)) for index in range(SHOWN)]
+    sizes = [mask.shape for mask in truth]
+    groups = [("", 2)]
+    rows = [[Panel(np.asarray(dataset.image(i)), "picture"), _mask(mask, mask, "truth")] for i, mask in enumerate(truth)]
     for model in models:
         extract = Extractor(model, device=device, precision="fp32", batch_size=64, num_workers=0, progress=False)
+        extract.grids.expect(dataset, None, (METHOD, "tokens"))
         features = extract({"test": dataset})
         classes = class_embeddings(features, SHAPES, Prompts("shapes_segmentation", own_templates("shapes_segmentation")))
-        joint = np.concatenate(list(features.dense("test", joint=True)))
-        patches = np.concatenate(list(features.dense("test", joint=False)))
-        masks = [upsample(metrics.normalize(joint[i]) @ classes.T, *truth[i].shape).argmax(axis=-1) for i in shown]
-        columns.append([class_colors(mask, truth[i] != IGNORE) for i, mask in enumerate(masks)])
-        columns.append(list(pca_colors(patches)[:SHOWN]))
-        objective = model.name.partition("-")[2].partition(":")[0]
-        headers += [f"{objective}\nzero-shot mask", f"{objective}\npatch PCA"]
-    figure(headers, list(zip(*columns, strict=True)), SHAPES, path)
+        cosines = cosine_maps(features.grids("test", None, METHOD), classes, sizes)
+        parts = component_maps(features.grids("test", None, "tokens"), sizes)
+        groups.append((model.name.partition("-")[2].partition(":")[0], 2))
+        for index, row in enumerate(rows):
+            row.append(_mask(cosines[index].argmax(axis=-1), truth[index], "zero-shot mask"))
+            row.append(Panel(parts[index], "patch PCA"))
+    figure(groups, rows, SHAPES, path)
     write_text_atomic(
         path.with_suffix(".txt"),
         "Dense features of the two models on six test scenes. Zero-shot masks: the nearest shape name for each pixel, strong"
-        " where it is scored, pale on the background. Patch PCA: three principal components of the patch features.\n",
+        " where it is scored, pale on the background. Patch PCA: three principal components of the patch features over the six"
+        " scenes.\n",
     )
+
+
+def _mask(classes: np.ndarray, truth: np.ndarray, title: str) -> Panel:
+    return Panel(class_colors(classes, truth != IGNORE), title)

@@ -23,7 +23,8 @@ PLAIN_NAMES = [
 ]  # fmt: skip
 PLAIN = {"silc_bench", *(f"silc_bench.{name}" for name in PLAIN_NAMES)}
 # What puts everything together.
-COMMANDS = {f"silc_bench.{name}" for name in ("__main__", "cli", "cli_cache", "cli_compare", "cli_data", "cli_doctor", "demo")}
+COMMAND_NAMES = ["__main__", "cli", "cli_cache", "cli_compare", "cli_data", "cli_doctor", "cli_show", "demo", "show"]
+COMMANDS = {f"silc_bench.{name}" for name in COMMAND_NAMES}
 # Upward imports that the design names: our own tasks register when they are listed; one loader reads the trainer's checkpoints.
 ALLOWED = {("silc_bench.registry", "tasks"), ("silc_bench.models.native", "trainer")}
 

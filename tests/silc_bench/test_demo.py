@@ -18,9 +18,11 @@ from silc_bench import demo
 from silc_bench.datasets import IGNORE
 from silc_bench.datasets.shapes import SHAPES
 from silc_bench.errors import RunError, UserError
-from silc_bench.pictures import CELL, GAP, HEADER, LEGEND, MARGIN, PALETTE
+from silc_bench.models.images import ImagePipeline
+from silc_bench.pictures import PALETTE
 from silc_bench.registry import select
 from silc_bench.results import load_all
+from silc_bench.sheet import CELL, GAP, GROUP_GAP, LINE, MARGIN
 from trainer import loop, presets
 
 STEPS, BATCH = 3, 8
@@ -143,11 +145,12 @@ def test_the_page_holds_tables_and_pictures(finished):
 
 
 def columns_of(path, count):
-    """The sheet's cells [SHOWN, CELL, CELL, 3] of each column."""
-    sheet = Image.open(path)
-    assert sheet.size == (2 * MARGIN + count * (CELL + GAP) - GAP, 2 * MARGIN + HEADER + demo.SHOWN * (CELL + GAP) + LEGEND)
-    pixels, top = np.asarray(sheet)[MARGIN + HEADER :, MARGIN:], range(0, demo.SHOWN * (CELL + GAP), CELL + GAP)
-    return [np.stack([pixels[y : y + CELL, x * (CELL + GAP) :][:, :CELL] for y in top]) for x in range(count)]
+    """The sheet's cells [SHOWN, CELL, CELL, 3] of each column; columns stand in pairs, each row below its titles."""
+    pixels, start, step = np.asarray(Image.open(path)), MARGIN + 2 * (LINE + GAP), CELL + LINE + 3 * GAP
+    assert pixels.shape[1] == 2 * MARGIN + count * (CELL + GAP) - GAP + (count // 2 - 1) * (GROUP_GAP - GAP)
+    lefts = [MARGIN + column * (CELL + GAP) + column // 2 * (GROUP_GAP - GAP) for column in range(count)]
+    tops = [start + row * step for row in range(demo.SHOWN)]
+    return [np.stack([pixels[top : top + CELL, left : left + CELL] for top in tops]) for left in lefts]
 
 
 def test_the_picture_has_scenes_truth_and_two_columns_a_model(finished):
@@ -167,17 +170,16 @@ class Oracle:
 
     name, revision, embed_dim, image_size, patch_size = "oracle-silc:student", "0" * 16, len(SHAPES), 64, 1
 
+    dense_methods, pipeline = ("tokens", "maskclip"), ImagePipeline(64, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+
     def __init__(self):
         self.text_protocol = {"cleaning": "none"}
-        dataset = demo.Shapes("test", 64)
-        self.truth = {dataset.image(i).tobytes(): demo.without_background(dataset.mask(i)) for i in range(64)}
+        dataset = demo.Shapes("test", demo.SHOWN)
+        self.truth = {dataset.image(i).tobytes(): demo.without_background(dataset.mask(i)) for i in range(demo.SHOWN)}
         self.texts = []
 
     def to(self, device):
         return self
-
-    def preprocess(self, image):
-        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
     def tokenize(self, texts):
         self.texts = texts
@@ -187,7 +189,8 @@ class Oracle:
         return torch.tensor([[float(shape in self.texts[row].split()) for shape in SHAPES] for row in tokens[:, 0].tolist()])
 
     def encode_dense(self, images, methods):
-        masks = [self.truth[image.permute(1, 2, 0).numpy().tobytes()] for image in images]
+        pixels = (255 * images).round().byte().permute(0, 2, 3, 1).numpy()
+        masks = [self.truth[image.tobytes()] for image in pixels]
         known = torch.from_numpy(np.eye(len(SHAPES))[np.where(np.stack(masks) == IGNORE, 0, masks)]).float()
         return dict.fromkeys(methods, known)
 
