@@ -25,7 +25,7 @@ from torch import Tensor
 from silc_bench.errors import UserError, unknown_name
 from silc_bench.models.hf_files import find_folder, pipeline_of, read_json, read_preprocessor
 from silc_bench.models.hf_naflex import NaflexPipeline, NaflexTower, naflex_pipeline
-from silc_bench.models.hf_text import Reader, check_end_of_text, read_tokenizer
+from silc_bench.models.hf_text import Reader, check_end_of_text, read_tokenizer, without_padding
 from silc_bench.models.hf_towers import ClsTower, MapTower, embedding_of
 from silc_bench.models.images import ImagePipeline
 from silc_bench.models.library import library
@@ -41,10 +41,11 @@ class Family:
     processor: str  # of pictures, where the files do not name it
     length: int | None  # tokens that it was trained on; None: as many as it has positions
     is_masked: bool = False  # whether its text tower must not see the padding
+    is_causal: bool = False  # whether its text tower sees nothing behind the end of text
 
 
 FAMILIES = {
-    "clip": Family("CLIPModel", "CLIPImageProcessor", None),
+    "clip": Family("CLIPModel", "CLIPImageProcessor", None, is_causal=True),
     "siglip": Family("SiglipModel", "SiglipImageProcessor", None),  # and SigLIP 2 of one resolution
     "siglip2": Family("Siglip2Model", "Siglip2ImageProcessor", None),  # NaFlex
     "altclip": Family("AltCLIPModel", "CLIPImageProcessor", 77, is_masked=True),
@@ -80,6 +81,7 @@ class HfModel:
         self.pipeline = pipeline
         self.image_protocol = pipeline.as_dict()
         self.text_protocol = reader.protocol()
+        self._is_causal = FAMILIES[network.config.model_type].is_causal
 
     def preprocess(self, image: Image.Image) -> Tensor:
         return self.pipeline(image)
@@ -91,6 +93,8 @@ class HfModel:
         return self.tower.encode(images, point).float()
 
     def encode_text(self, tokens: Tensor) -> Tensor:
+        if self._is_causal:
+            tokens = without_padding(tokens, self.network.config.text_config.eos_token_id)
         mask = self.reader.attention_mask(tokens)
         masked = {} if mask is None else {"attention_mask": mask}
         return embedding_of(self.network.get_text_features(input_ids=tokens, **masked)).float()

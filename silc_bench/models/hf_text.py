@@ -9,7 +9,8 @@ What goes wrong silently elsewhere is fixed here, once:
 - SigLIP read lower-cased text without ASCII punctuation, SigLIP 2 lower-cased text. Which of the library's tokenizers does so
   depends on its release and on the model's type (`Siglip2Tokenizer` of transformers 5 lower-cases, `GemmaTokenizer`, which also
   the fixed-resolution SigLIP 2 names, never does); it is done before any of them, and doing it twice changes nothing.
-- CLIP pools the first end-of-text token, or, where the configuration is old, the highest id.
+- CLIP pools the first end-of-text token, or, where the configuration is old, the highest id. Its tower is causal, so a batch is
+  cut there: 77 tokens become a dozen, for prompts, and the answer is the same.
 - BERT and XLM-R towers (Chinese-CLIP, AltCLIP) must not see the padding: ``attention_mask``.
 
 Shapes: B texts, L tokens.
@@ -151,6 +152,12 @@ def check_end_of_text(reader: Reader, eos_token_id: int, folder: Path) -> None:
             f"the tokenizer of {folder} ends texts with token {eos}, but its config.json (eos_token_id {eos_token_id}) pools"
             " another one: tokenizer and weights are of different models"
         )
+
+
+def without_padding(tokens: Tensor, eos_token_id: int) -> Tensor:
+    """[B, L] -> [B, l]: cut behind the last end of text that CLIP pools; its causal tower sees nothing of what follows."""
+    is_end = tokens == (tokens.amax(dim=1, keepdim=True) if eos_token_id == OLD_EOS else eos_token_id)
+    return tokens[:, : int(is_end.int().argmax(dim=1).max()) + 1]
 
 
 def _without_punctuation(text: str) -> str:

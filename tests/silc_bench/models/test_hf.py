@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import sys
+from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -27,6 +28,7 @@ from silc_bench import cli
 from silc_bench.errors import UserError
 from silc_bench.models import DenseModel, ImageTextModel, hf, load_model
 from silc_bench.models.hf_naflex import naflex_grid, unpack
+from silc_bench.models.hf_text import without_padding
 from silc_bench.models.hf_towers import embedding_of
 
 transformers = pytest.importorskip("transformers")
@@ -317,6 +319,47 @@ def test_a_siglip_whose_tokenizer_keeps_capitals_is_refused_unless_it_says_so(co
     change(folder / "tokenizer_config.json", do_lower_case=False)
     cased = load_model(f"hf:{folder}")
     assert not torch.equal(cased.tokenize(["a CAT"]), cased.tokenize(["a cat"]))
+
+
+@pytest.mark.parametrize("kind", ["clip", "clip_old_eos"])
+@torch.no_grad()
+def test_clips_causal_tower_reads_no_padding(kind, models):
+    """Cut behind the longest text of the batch: the library's answer at full length, from less work."""
+    ours, theirs = models(kind)
+    seen = []
+    handle = ours.network.text_model.register_forward_pre_hook(
+        lambda module, args, keywords: seen.append((keywords.get("input_ids", args[0] if args else None)).shape[1]),
+        with_kwargs=True,
+    )
+    try:
+        for texts in (["a cat"], ["a", "a red ring"], [""], TEXTS):
+            tokens = ours.tokenize(texts)
+            assert tokens.shape[1] == LENGTH
+            whole = embedding_of(theirs.get_text_features(input_ids=tokens))
+            torch.testing.assert_close(ours.encode_text(tokens), whole, rtol=1e-6, atol=1e-6)
+            exact = deepcopy(ours.network).double()  # in twice the digits, to twice the digits
+            cut = without_padding(tokens, theirs.config.text_config.eos_token_id)
+            long, short = (embedding_of(exact.get_text_features(input_ids=ids)) for ids in (tokens, cut))
+            torch.testing.assert_close(short, long, rtol=0, atol=1e-13)
+    finally:
+        handle.remove()
+    read = seen[::3]  # the copies for the exact answers carry the hook along
+    assert read[0] < LENGTH
+    assert read[2:] == [2, LENGTH], "start and end alone; and texts of which some are cut to the length"
+
+
+@pytest.mark.parametrize("kind", ["siglip", "altclip", "chinese_clip"])
+@torch.no_grad()
+def test_towers_that_are_not_causal_are_left_whole(kind, models):
+    ours, _ = models(kind)
+    tokens, seen = ours.tokenize(["a cat"]), []
+    with pytest.MonkeyPatch.context() as patch:
+        real = ours.network.get_text_features
+        patch.setattr(
+            ours.network, "get_text_features", lambda input_ids, **rest: seen.append(input_ids) or real(input_ids, **rest)
+        )
+        ours.encode_text(tokens)
+    assert seen[0].shape[1] == LENGTH
 
 
 def test_clip_pools_the_end_of_text_in_old_configurations_too(models):
