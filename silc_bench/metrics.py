@@ -104,6 +104,12 @@ def mean_class_accuracy(areas: np.ndarray) -> np.ndarray:
     return np.nanmean(_ratio(intersection, truth), axis=-1)
 
 
+def mean_class_rate(counts: np.ndarray) -> np.ndarray:
+    """[..., 2, C] -> [...] mean over the classes that were asked for of hits / asked: counts of both, of each class."""
+    hits, asked = np.moveaxis(np.asarray(counts, dtype=np.float64), -2, 0)
+    return np.nanmean(_ratio(hits, asked), axis=-1)
+
+
 def _near_contours(labels: np.ndarray, distance: int) -> np.ndarray:
     """[H, W] -> bool: is there another label, or no picture, among the pixels up to ``distance`` rows and columns away?"""
     near, inner = np.ones(labels.shape, dtype=bool), slice(distance, -distance)

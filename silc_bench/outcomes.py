@@ -34,8 +34,10 @@ TOLERANCE = 1e-9  # between a metric of the record and the same from the outcome
 
 LABELS, ASKED_BY = "labels", "image_retrieval_picture"  # the same for every model
 _AREAS, _BOUNDARY = "areas", "boundary_areas"
+_FOREGROUND = "foreground_areas"
 _RANKS = {"text": "text_retrieval_rank", "image": "image_retrieval_rank"}
 _RECALL = re.compile(r"(text|image)_retrieval_recall@([1-9]\d*)")
+_PATCH_RECALL = re.compile(r"patch_recall@[1-9]\d*")
 _OF_AREAS: dict[str, tuple[str, Callable[[np.ndarray], np.ndarray]]] = {
     "mIoU": (_AREAS, metrics.mean_iou),
     "pixel_accuracy": (_AREAS, metrics.pixel_accuracy),
@@ -122,6 +124,10 @@ def per_picture(outcomes: Mapping[str, np.ndarray], metric: str) -> PerPicture |
     kept, statistic = _OF_AREAS.get(metric, ("", None))
     if kept in outcomes and statistic is not None:
         return PerPicture(outcomes[kept], statistic, None)
+    if metric in outcomes:
+        return PerPicture(outcomes[metric], metrics.mean_class_rate, None)
+    if metric == "foreground_iou" and _FOREGROUND in outcomes:
+        return _of_shares(outcomes[_FOREGROUND])
     recall = _RECALL.fullmatch(metric)
     if recall is None or _RANKS[recall[1]] not in outcomes:
         return None
@@ -144,6 +150,11 @@ def _of_queries(hits: np.ndarray, asked_by: np.ndarray) -> PerPicture:
     """Of the captions that ask, [Q] and [Q]: those of one picture are drawn together."""
     counts = np.stack([np.bincount(asked_by, weights=hits), np.bincount(asked_by)], axis=1)
     return PerPicture(counts, lambda sums: sums[..., 0] / sums[..., 1], None)
+
+
+def _of_shares(counts: np.ndarray) -> PerPicture:
+    """The mean over pictures of part / whole: counts [N, 2]."""
+    return PerPicture(counts[:, :1] / counts[:, 1:], lambda sums: sums[..., 0] / len(counts), None)
 
 
 def _smallest(array: np.ndarray) -> np.ndarray:
@@ -201,15 +212,22 @@ def _problem(outcomes: Mapping[str, np.ndarray], record: Record) -> str:
 
 def _shape_problem(name: str, array: np.ndarray, record: Record) -> str:
     n = record.n
-    if name in (LABELS, _AREAS, _BOUNDARY, ASKED_BY, *_RANKS.values()):
+    if name in (LABELS, _AREAS, _BOUNDARY, _FOREGROUND, ASKED_BY, *_RANKS.values()):
         if array.dtype.kind not in "iu" or (array.size and array.min() < 0):
             return "must hold integers, none negative"
         if name in (_AREAS, _BOUNDARY):
             return "" if array.ndim == 3 and array.shape[:2] == (n, 3) else f"must be [{n}, 3, classes]"
+        if name == _FOREGROUND:
+            is_share = array.shape == (n, 2) and bool((array[:, 1] > 0).all())
+            return "" if is_share else f"must be [{n}, 2], the whole 1 or more"
         if name in (LABELS, _RANKS["text"]):
             return "" if array.shape == (n,) else f"must be [{n}]"
         return "" if array.ndim == 1 else "must be [captions]"
     if name not in record.metrics:
         return "names no metric of the record"
+    if _PATCH_RECALL.fullmatch(name):
+        is_counts = array.dtype.kind in "iu" and array.ndim == 3 and array.shape[:2] == (n, 2)
+        is_kept = is_counts and bool((array[:, 0] <= array[:, 1]).all())
+        return "" if is_kept else f"must hold counts, [{n}, 2, classes], no more hits than asked for"
     fits = array.dtype == bool and array.ndim in (1, 2) and len(array) == n and array.size
     return "" if fits else f"must be bool, [{n}] or [{n}, draws]"

@@ -1,20 +1,19 @@
 """What frozen features know: closed-form probes and nearest neighbours, the same numbers on every run.
 
-``ridge`` on k-shot samples (``shot_indices``), ``knn_ranks``, and ``segmentation_ridge`` on patch features against masks at
-full resolution. The logistic regression of the linear probe stands in `silc_bench.logistic`.
+``ridge`` on k-shot samples (``shot_indices``), and ``knn_ranks``. The logistic regression of the linear probe stands in
+`silc_bench.logistic`; the probes of patch features in `silc_bench.dense_ridge`, `dense_sgd` and `dense_knn`.
 
 Shapes: N samples, D features, C classes, h x w patches, H x W pixels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
-from silc_bench.datasets import IGNORE
 from silc_bench.metrics import class_ranks, normalize
 
 BIAS_COLUMN = 100.0  # large, so that the penalty hardly touches the bias
@@ -103,46 +102,6 @@ def knn_ranks(
     return ranks
 
 
-def segmentation_ridge(batches: Iterable[tuple[np.ndarray, Sequence[np.ndarray]]], num_classes: int, l2: float) -> LinearMap:
-    """A linear map from patch features to classes whose up-sampled logits fit the masks best, in one pass over the data.
-
-    Batch norm and a 1x1 convolution, solved instead of descended: minimises, over all pixels p that are not IGNORE,
-
-        mean_p |up(Z W + b)_p - onehot(mask_p)|^2 + l2 |W|^2        (b is free)
-
-    where Z are the patch features standardised by their moments over all training patches (variance + 1e-5, as batch norm) and
-    ``up`` is bilinear to the mask's own size (align_corners=False). Up-sampling is linear, F -> U F, so the normal equations
-    only need U^T U over the valid pixels [hw, hw] and U^T Y [hw, C] of each picture: no feature is ever up-sampled and no
-    mask ever reduced. Standardisation is folded into the map that is returned. Float64 throughout.
-
-    Args:
-        batches: patch features [B, h, w, D] with the B masks [H, W] of the same pictures.
-        num_classes: mask values are below it, or IGNORE.
-        l2: penalty per pixel.
-    """
-    gram = target = total = square = np.zeros(())  # of [D + 1, D + 1], [D + 1, C], [D] and [D] from the first picture on
-    patches = 0
-    for features, masks in batches:
-        for feature, mask in zip(features.astype(np.float64), masks, strict=True):
-            height, width, dim = feature.shape
-            flat = np.pad(feature.reshape(-1, dim), ((0, 0), (0, 1)), constant_values=1)  # up-sampling keeps the ones
-            pixels = _upsampled_products((mask != IGNORE).astype(np.float64), height, width)
-            classes = _downsampled_classes(mask, num_classes, height, width)
-            gram = gram + flat.T @ (pixels @ flat)
-            target = target + flat.T @ classes
-            total = total + flat[:, :-1].sum(axis=0)
-            square = square + (flat[:, :-1] ** 2).sum(axis=0)
-            patches += len(flat)
-    assert patches, "no picture to learn from"
-    mean = total / patches
-    std = np.sqrt(np.maximum(square / patches - mean**2, 0) + BATCH_NORM_EPSILON)
-    # [z, 1] = [f, 1] @ fold, so the sums over standardised features follow from those over raw ones
-    fold = np.block([[np.diag(1 / std), np.zeros((len(std), 1))], [-(mean / std)[None], np.ones((1, 1))]])
-    penalty = l2 * gram[-1, -1] * np.diag([*np.ones(len(std)), 0.0])
-    solution = fold @ np.linalg.solve(fold.T @ gram @ fold + penalty, fold.T @ target)
-    return LinearMap(solution[:-1], solution[-1])
-
-
 def upsample(grid: np.ndarray, height: int, width: int) -> np.ndarray:
     """Bilinear, align_corners=False, as torch's ``interpolate``: [h, w, C] -> [height, width, C]."""
     rows = np.tensordot(_bilinear(height, grid.shape[0]), grid, axes=1)
@@ -159,23 +118,3 @@ def _bilinear(size: int, cells: int) -> np.ndarray:
     np.add.at(matrix, (np.arange(size), low), 1 - (center - low))
     np.add.at(matrix, (np.arange(size), high), center - low)
     return matrix
-
-
-@lru_cache(maxsize=64)
-def _bilinear_pairs(size: int, cells: int) -> np.ndarray:
-    """[size, cells * cells]: products of the weights of two cells at each position."""
-    matrix = _bilinear(size, cells)
-    return (matrix[:, :, None] * matrix[:, None, :]).reshape(size, -1)
-
-
-def _upsampled_products(valid: np.ndarray, height: int, width: int) -> np.ndarray:
-    """U^T diag(valid) U: [H, W] -> [hw, hw], by the two axes apart (U is their Kronecker product)."""
-    pairs = _bilinear_pairs(valid.shape[0], height).T @ valid @ _bilinear_pairs(valid.shape[1], width)
-    return pairs.reshape(height, height, width, width).transpose(0, 2, 1, 3).reshape(height * width, height * width)
-
-
-def _downsampled_classes(mask: np.ndarray, num_classes: int, height: int, width: int) -> np.ndarray:
-    """U^T onehot(mask): [H, W] -> [hw, C]. IGNORE is no class."""
-    onehot = (mask == np.arange(num_classes)[:, None, None]).astype(np.float64)
-    cells = _bilinear(mask.shape[0], height).T @ onehot @ _bilinear(mask.shape[1], width)
-    return cells.reshape(num_classes, -1).T

@@ -4,6 +4,32 @@ What needs no files and CIFAR-100 is registered at the foot of each family's fil
 set, and ``own_data.py`` makes tasks of the user's own data when a command names it.
 """
 
-from tasks import catalog, fewshot, knn, linear, retrieval, segmentation, segmentation_linear, zeroshot
+from tasks import (
+    catalog,
+    correspondence,
+    discovery,
+    fewshot,
+    knn,
+    linear,
+    retrieval,
+    segmentation,
+    segmentation_knn,
+    segmentation_linear,
+    segmentation_sgd,
+    zeroshot,
+)
 
-__all__ = ["catalog", "fewshot", "knn", "linear", "retrieval", "segmentation", "segmentation_linear", "zeroshot"]
+__all__ = [
+    "catalog",
+    "correspondence",
+    "discovery",
+    "fewshot",
+    "knn",
+    "linear",
+    "retrieval",
+    "segmentation",
+    "segmentation_knn",
+    "segmentation_linear",
+    "segmentation_sgd",
+    "zeroshot",
+]

@@ -6,6 +6,7 @@ tables below, beside its lines in `silc_bench.datasets`.
 
 from __future__ import annotations
 
+from silc_bench.datasets.mask_sets import rule_of
 from silc_bench.registry import register
 from tasks.fewshot import FewShot, FewShotLogistic
 from tasks.knn import Knn
@@ -57,5 +58,6 @@ for _name in LEARNED:
 for _name in RETRIEVED:
     register(Retrieval(name=f"{_name}/retrieval", needs_data_root=True, sources={"test": NamedSource(_name, "test")}))
 for _name, _splits in SEGMENTED.items():
-    for _task in segmentation_tasks(_name, {split: NamedSource(_name, split) for split in _splits}, needs_data_root=True):
+    _sources = {split: NamedSource(_name, split) for split in _splits}
+    for _task in segmentation_tasks(_name, _sources, rule_of(_name, "labels").has_background, needs_data_root=True):
         register(_task)

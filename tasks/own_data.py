@@ -42,7 +42,8 @@ def own_tasks(word: str) -> list[Task] | None:
     if not chosen:
         allowed = ", ".join(task.name.split("/")[1] for task in tasks)
         can_learn = isinstance(own, OwnMasks) or own.kind != "captions"
-        lacks = " without a folder train/" if can_learn and len(tasks) == 1 else ""
+        lacks = " without a folder train/" if can_learn and "train" not in own.splits() else ""
+        lacks = " without a background among its classes" if family == "discovery" else lacks
         raise UserError(f"{own.word} does not allow {family}{lacks}; it allows {allowed}")
     return chosen
 
@@ -51,7 +52,7 @@ def _segmentation(own: OwnMasks) -> list[Task]:
     sources = {split: OwnSource(own, split) for split in own.splits()}
     classes = read_classes(own.classes)
     prompts = segmented.prompts_of_words(classes.rule.names, classes.words) if classes.words else None
-    return segmented.segmentation_tasks(own.name, sources, prompts)
+    return segmented.segmentation_tasks(own.name, sources, classes.rule.has_background, prompts)
 
 
 def _tasks(own: OwnData) -> list[Task]:

@@ -7,7 +7,8 @@ prediction is not averaged. Standard errors are a bootstrap over pictures.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -39,17 +40,19 @@ class PictureAreas:
         """[C] true pixels of each class."""
         return np.sum(self._areas, axis=0)[2]
 
-    def scores(self, names: Sequence[str], chance: float) -> Scores:
+    def scores(self, names: Sequence[str], chance: float, details: Mapping[str, Any] | None = None) -> Scores:
         areas, boundary = np.stack(self._areas), np.stack(self._boundary)
         total = areas.sum(axis=0)
         found = {name: (areas, measure) for name, measure in MEASURES.items()} | {"boundary_mIoU": (boundary, metrics.mean_iou)}
-        iou = metrics.class_iou(total)
+        iou = {
+            name: None if np.isnan(value) else float(value) for name, value in zip(names, metrics.class_iou(total), strict=True)
+        }
         return Scores(
             metrics={name: float(measure(counts.sum(axis=0))) for name, (counts, measure) in found.items()},
             stderr={name: stats.bootstrap_stderr(counts, measure) for name, (counts, measure) in found.items()},
             n=len(areas),
             chance=chance,
-            details={"iou": {name: None if np.isnan(value) else float(value) for name, value in zip(names, iou, strict=True)}},
+            details={"iou": iou, **(details or {})},
             outcomes={"areas": areas, "boundary_areas": boundary},
         )
 

@@ -7,9 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from silc_bench.registry import Task
+from tasks.correspondence import Correspondence
+from tasks.discovery import Discovery
 from tasks.prompts import Prompts, named_prompts
 from tasks.segmentation import ZeroShotSegmentation
+from tasks.segmentation_knn import KnnSegmentation
 from tasks.segmentation_linear import LinearSegmentation
+from tasks.segmentation_sgd import SgdSegmentation
 from tasks.sources import Source
 
 if TYPE_CHECKING:
@@ -17,16 +21,32 @@ if TYPE_CHECKING:
 
 
 def segmentation_tasks(
-    name: str, sources: Mapping[str, Source], prompts: Prompts | None = None, needs_data_root: bool = False
+    name: str,
+    sources: Mapping[str, Source],
+    has_background: bool,
+    prompts: Prompts | None = None,
+    needs_data_root: bool = False,
 ) -> list[Task]:
-    """Zero-shot of "test"; with "train" also what is learned. ``prompts``: instead of OpenAI's 80, which SCLIP takes."""
+    """What needs "test" alone, objects where the first label is a background; with "train" also what is learned.
+
+    ``prompts``: instead of OpenAI's 80, which SCLIP takes.
+    """
     asked = prompts or named_prompts()["openai80"]
     test = {"test": sources["test"]}
     tasks: list[Task] = [
-        ZeroShotSegmentation(name=f"{name}/segmentation_zeroshot", needs_data_root=needs_data_root, sources=test, prompts=asked)
+        ZeroShotSegmentation(
+            name=f"{name}/segmentation_zeroshot", needs_data_root=needs_data_root, sources=test, prompts=asked
+        ),
+        Correspondence(name=f"{name}/correspondence", needs_data_root=needs_data_root, sources=test),
     ]
+    if has_background:
+        tasks.append(Discovery(name=f"{name}/discovery", needs_data_root=needs_data_root, sources=test))
     if "train" in sources:
-        tasks.append(LinearSegmentation(name=f"{name}/segmentation_linear", needs_data_root=needs_data_root, sources=sources))
+        tasks += [
+            LinearSegmentation(name=f"{name}/segmentation_linear", needs_data_root=needs_data_root, sources=sources),
+            SgdSegmentation(name=f"{name}/segmentation_sgd", needs_data_root=needs_data_root, sources=sources),
+            KnnSegmentation(name=f"{name}/segmentation_knn", needs_data_root=needs_data_root, sources=sources),
+        ]
     return tasks
 
 
@@ -36,7 +56,7 @@ def families() -> tuple[str, ...]:
     def nothing(data_root: Path | None, limit: int | None) -> ImageDataset:
         raise AssertionError("never loaded")
 
-    return tuple(task.name.split("/")[1] for task in segmentation_tasks("any", {"test": nothing, "train": nothing}))
+    return tuple(task.name.split("/")[1] for task in segmentation_tasks("any", {"test": nothing, "train": nothing}, True))
 
 
 def prompts_of_words(names: Sequence[str], words: Sequence[Sequence[str]]) -> Prompts:

@@ -26,7 +26,7 @@ from silc_bench.sheet import CELL, GAP, GROUP_GAP, LINE, MARGIN
 from trainer import loop, presets
 
 STEPS, BATCH = 3, 8
-TASKS = 8
+TASKS = 10
 SMALL = {"train": 700, "test": 40}  # pictures of each role
 
 

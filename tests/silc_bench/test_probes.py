@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 
 from silc_bench import probes
-from silc_bench.datasets import IGNORE
 
 
 def clustered(rng, num_samples, dim, num_classes, spread=1.0):
@@ -99,34 +98,3 @@ def test_upsample_equals_torch(grid, size):
     values = np.random.default_rng(9).normal(size=(*grid, 3))
     theirs = F.interpolate(torch.from_numpy(values).permute(2, 0, 1)[None], size=size, mode="bilinear", align_corners=False)
     np.testing.assert_allclose(probes.upsample(values, *size), theirs[0].permute(1, 2, 0).numpy(), atol=1e-12)
-
-
-@pytest.mark.parametrize("size", [(12, 16), (9, 7)], ids=["multiple", "odd"])
-def test_segmentation_ridge_equals_least_squares_on_every_pixel(size):
-    rng = np.random.default_rng(10)
-    features = (5 + 2 * rng.normal(size=(6, 3, 4, 5))).astype(np.float32)
-    masks = rng.choice([0, 0, 0, 1, 2, IGNORE], size=(6, *size)).astype(np.uint8)
-    masks[3] = 1
-    features[:, :, :, 2] *= 100
-    features[:, :, :, 3] = (features[:, :, :, 3] - 5) / 1000  # so small that the epsilon under the root matters
-
-    patches = torch.from_numpy(features.astype(np.float64))
-    normed = F.batch_norm(patches.reshape(-1, 5), None, None, training=True, eps=1e-5).reshape(patches.shape)
-    up = F.interpolate(normed.permute(0, 3, 1, 2), size=size, mode="bilinear", align_corners=False).permute(0, 2, 3, 1)
-    valid = masks != IGNORE
-    x, y = up.numpy()[valid], np.eye(3)[masks[valid]]
-    x = np.concatenate([x, np.ones((len(x), 1))], axis=1)
-    penalty = 0.01 * len(x) * np.diag([1.0] * 5 + [0.0])
-    expected = normed.numpy() @ (solution := np.linalg.inv(x.T @ x + penalty) @ x.T @ y)[:-1] + solution[-1]
-
-    whole = probes.segmentation_ridge([(features, masks)], 3, 0.01)
-    np.testing.assert_allclose(whole(features), expected, atol=1e-8)
-    streamed = probes.segmentation_ridge([(features[:1], masks[:1]), (features[1:], masks[1:])], 3, 0.01)
-    np.testing.assert_array_equal(streamed.weight, whole.weight)
-
-
-def test_segmentation_ridge_takes_masks_of_different_sizes():
-    rng = np.random.default_rng(11)
-    features = rng.normal(size=(2, 2, 2, 3))
-    masks = [rng.integers(0, 2, size=(4, 6)), rng.integers(0, 2, size=(5, 5))]
-    assert probes.segmentation_ridge([(features, masks)], 2, 0.1).weight.shape == (3, 2)

@@ -12,12 +12,16 @@ from silc_bench.registry import Task, all_tasks, register, select
 
 TASKS = all_tasks()
 SHAPES = {
+    "shapes/correspondence",
+    "shapes/discovery",
     "shapes/fewshot",
     "shapes/fewshot_logistic",
     "shapes/knn",
     "shapes/linear",
     "shapes/retrieval",
+    "shapes/segmentation_knn",
     "shapes/segmentation_linear",
+    "shapes/segmentation_sgd",
     "shapes/segmentation_zeroshot",
     "shapes/zeroshot",
     "shapes/zeroshot_unseen",
@@ -29,9 +33,12 @@ NAMED = {f"{name}/{family}" for name in ("cifar10", "imagenet1k") for family in 
 NAMED |= {"coco/retrieval", "flickr30k/retrieval"}
 MASKED = ("ade20k150", "camvid", "camvid_mini", "cityscapes", "cocostuff", "pc59", "pc60", "voc20", "voc21")
 SEGMENTED = {f"{name}/segmentation_zeroshot" for name in (*MASKED, "ade20k847", "coco_object")}
-SEGMENTED |= {f"{name}/segmentation_linear" for name in MASKED}
-NAMED |= SEGMENTED
-SEGMENTED |= {"shapes/segmentation_linear", "shapes/segmentation_zeroshot"}
+SEGMENTED |= {f"{name}/segmentation_{probe}" for name in MASKED for probe in ("linear", "sgd", "knn")}
+OBJECTS = {f"{name}/discovery" for name in ("voc21", "pc60", "coco_object")}
+OBJECTS |= {f"{name}/correspondence" for name in (*MASKED, "ade20k847", "coco_object")}
+NAMED |= SEGMENTED | OBJECTS
+SEGMENTED |= {name for name in SHAPES if "/segmentation" in name}
+OBJECTS |= {"shapes/correspondence", "shapes/discovery"}
 
 
 def names(*patterns):
@@ -80,7 +87,7 @@ def test_pools_that_are_learned_from_are_not_scored():
         ("zeroshot", {name for name in SHAPES | CIFAR | NAMED if "/zeroshot" in name}),
         ("segmentation", SEGMENTED),
         ("segmentation_linear", {name for name in SEGMENTED if name.endswith("_linear")}),
-        ("dense", SEGMENTED),
+        ("dense", SEGMENTED | OBJECTS),
         ("cifar100", CIFAR),
         ("cifar100/*", CIFAR),
         ("*/knn", {"cifar10/knn", "cifar100/knn", "imagenet1k/knn", "shapes/knn"}),

@@ -14,6 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from silc_bench.models.images import ImagePipeline
+
 
 class LookupModel:
     """A DenseModel that looks everything up: ``image`` and ``text`` give [D], ``dense`` gives [h, w, D]."""
@@ -32,6 +34,7 @@ class LookupModel:
     ) -> None:
         self.embed_dim, self.image_size, self.patch_size = embed_dim, 64, patch_size
         self.feature_points = {"pooled": embed_dim}
+        self.pipeline = ImagePipeline(64, mean=(0.0,) * 3, std=(1 / 255,) * 3)  # windows arrive as the pixels they are
         self.image_protocol, self.text_protocol = {"resize": "none"}, {"cleaning": "none"}
         self._image, self._text, self._dense = image, text, dense
         self._seen: list[str] = []
@@ -62,7 +65,7 @@ class LookupModel:
 
 def pixels(picture: Tensor) -> bytes:
     """The key of a picture: its RGB bytes."""
-    return picture.permute(1, 2, 0).to(torch.uint8).numpy().tobytes()
+    return picture.permute(1, 2, 0).round().to(torch.uint8).numpy().tobytes()
 
 
 def _noise(key: bytes, *shape: int) -> np.ndarray:
