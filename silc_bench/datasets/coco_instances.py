@@ -29,10 +29,16 @@ FETCH_AGAIN = "fetch annotations_trainval2017.zip again"
 class DrawnMask:
     """One picture's objects; ``labels`` of its pixels are drawn anew each time."""
 
-    where: str
+    path: Path
+    rule: MaskRule
+    number: int  # of the picture
     height: int
     width: int
     outlines: tuple[tuple[int, bool, float, Any], ...]  # (label, is crowd, area, polygons or run lengths)
+
+    @property
+    def where(self) -> str:
+        return f"{self.path}: image {self.number}"
 
     def labels(self) -> np.ndarray:
         """[H, W] uint8. Raises DataError for an outline that pycocotools cannot draw."""
@@ -79,7 +85,7 @@ def read_instances(path: Path, folder: Path, rule: MaskRule) -> list[Picture]:
         if not picture.is_file():
             missing.append(picture)
             continue
-        mask = DrawnMask(f"{path}: image {number}", height, width, tuple(outlines[number]))
+        mask = DrawnMask(path, rule, number, height, width, tuple(outlines[number]))
         pictures.append(Picture(picture, (0, picture.stat().st_size), str(picture), mask=mask))
     if missing:
         problem = f"{len(missing):,} of the {len(images):,} pictures of {path} are missing, such as {missing[0]}"

@@ -4,8 +4,9 @@ Flow: ``fingerprint(names, pictures, title)`` reads everything. ``with remembere
 looks the files up by what the file system says of them - path, device, inode, size, times of the last change of content and
 of the file's own entry (which no program can set back) - and reads only what it has not seen in exactly this state.
 
-What was not read is not known to be whole: ``data check`` always reads. Not remembered: sets with masks, which are decoded to
-be checked; pixels that were read already; files changed in the last seconds, which can change again within a tick of the clock.
+What was not read is not known to be whole: ``data check`` always reads. Not remembered: pixels that were read already; files
+changed in the last seconds, which can change again within a tick of the clock. Masks that are remembered were right when they
+were read, under the same rule of what their values mean.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def remembered(store: Store | None) -> Iterator[None]:
 def known_fingerprint(names: Iterable[str], pictures: Sequence[Picture], title: str) -> str:
     """`fingerprint`, without reading the files where ``remembered`` knows them as they are now."""
     names, store = list(names), _STORE.get()
-    if store is None or not pictures or any(picture.pixels is not None or picture.mask is not None for picture in pictures):
+    if store is None or not pictures or any(picture.pixels is not None for picture in pictures):
         return fingerprint(names, pictures, title)
     before = _state(pictures)
     entry = None
@@ -95,7 +96,8 @@ def _state(pictures: Sequence[Picture]) -> dict[Path, list[int]] | None:
     """
     state = {}
     now = time.time()
-    for path in dict.fromkeys(picture.path for picture in pictures):
+    masks = [picture.mask.path for picture in pictures if picture.mask is not None]
+    for path in dict.fromkeys([*(picture.path for picture in pictures), *masks]):
         try:
             stat = os.stat(path)
         except OSError as error:
@@ -109,8 +111,12 @@ def _state(pictures: Sequence[Picture]) -> dict[Path, list[int]] | None:
 def _digest(names: Sequence[str], pictures: Sequence[Picture], state: dict[Path, list[int]]) -> str:
     """Of all that the fingerprint follows from, with the state of the files in place of their content."""
     digest = hashlib.sha256(json.dumps(list(names)).encode())
+    rules = dict.fromkeys(picture.mask.rule for picture in pictures if picture.mask is not None)
+    digest.update("".join(map(repr, rules)).encode())
     for picture in pictures:
         own = [picture.label, picture.captions, picture.place, os.path.abspath(picture.path), state[picture.path]]
+        if picture.mask is not None:
+            own += [picture.mask.where, os.path.abspath(picture.mask.path), state[picture.mask.path]]
         digest.update(json.dumps(own).encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 

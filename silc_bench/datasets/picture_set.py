@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from PIL import Image
@@ -22,6 +22,9 @@ from silc_bench.datasets import spread
 from silc_bench.datasets.fingerprints import known_fingerprint
 from silc_bench.datasets.shards import BROKEN_IMAGE, DamagedImageError, Place, decode_image, read_member
 from silc_bench.errors import UserError
+
+if TYPE_CHECKING:
+    from silc_bench.datasets.masks import MaskRule
 
 FETCH_AGAIN = "fetch that file again; a set with a hole is not scored"
 
@@ -39,7 +42,17 @@ class Mask(Protocol):
 
     @property
     def where(self) -> str:
-        """For messages."""
+        """For messages; no two masks of a set have the same."""
+        ...
+
+    @property
+    def path(self) -> Path:
+        """The file that they are read from, or drawn from."""
+        ...
+
+    @property
+    def rule(self) -> MaskRule:
+        """What the file's values mean."""
         ...
 
     def labels(self) -> np.ndarray:

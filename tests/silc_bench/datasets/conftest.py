@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -17,6 +18,14 @@ from PIL import Image
 def picture(label: int, size: int = 4) -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (size, size), (label // 256, label % 256, 7)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def mask(seed: int, value: int = 1) -> bytes:
+    """A grey picture of 0 and ``value``."""
+    buffer = io.BytesIO()
+    labels = np.random.default_rng(seed).integers(0, 2, (6, 7), dtype=np.uint8)
+    Image.fromarray(labels * np.uint8(value)).save(buffer, "PNG")
     return buffer.getvalue()
 
 
@@ -56,4 +65,4 @@ def write_shard(path: Path, labels: Iterable[int]) -> Path:
 
 @pytest.fixture(scope="session")
 def make() -> SimpleNamespace:
-    return SimpleNamespace(picture=picture, label_of=label_of, tar=write_tar, tree=write_tree, shard=write_shard)
+    return SimpleNamespace(picture=picture, mask=mask, label_of=label_of, tar=write_tar, tree=write_tree, shard=write_shard)

@@ -10,7 +10,7 @@ import pytest
 from silc_bench.datasets import fingerprints
 from silc_bench.datasets.check import check
 from silc_bench.datasets.fingerprints import remembered
-from silc_bench.datasets.own import OwnData
+from silc_bench.datasets.own import OwnData, parse
 from silc_bench.errors import UserError
 from silc_bench.store import Store
 
@@ -43,7 +43,7 @@ def hashed(monkeypatch, tmp_path):
             patch.setattr(
                 fingerprints, "_with_progress", lambda pictures, title: read.extend(pictures) or real(pictures, title)
             )
-            fingerprint = OwnData(*word.split(":")).load("test").fingerprint
+            fingerprint = parse(word).load("test").fingerprint
         return fingerprint, len(read)
 
     return made
@@ -54,6 +54,42 @@ def test_files_are_read_once(hashed, pets, shards):
         first, again, never = hashed(word), hashed(word), hashed(word, None)
         assert first == never == (first[0], count)
         assert again == (first[0], 0)
+
+
+@pytest.fixture
+def town(make, tmp_path):
+    """Two pictures with masks, and the word for them."""
+    pictures = [(f"{kind}/{i}.png", make.mask(i)) for kind in ("images", "masks") for i in (0, 1)]
+    make.tree(tmp_path / "town", [*pictures, ("classes.json", b'["sky", "road"]')])
+    return f"seg:{tmp_path}/town/images,{tmp_path}/town/masks,{tmp_path}/town/classes.json"
+
+
+def test_masks_are_read_once(hashed, town):
+    first = hashed(town)
+    assert (first[1], hashed(town)) == (2, (first[0], 0))
+
+
+@pytest.mark.parametrize("change", ["another file in its place", "touched", "another rule"])
+def test_a_change_of_a_mask_is_noticed(hashed, town, tmp_path, make, change):
+    before, _ = hashed(town)
+    mask = tmp_path / "town/masks/1.png"
+    if change == "another rule":
+        (tmp_path / "town/classes.json").write_text('{"names": ["sky", "road"], "ignore": [7]}')
+    elif change == "touched":
+        os.utime(mask)
+    else:
+        (tmp_path / "other").write_bytes(make.mask(2))
+        os.replace(tmp_path / "other", mask)
+    after, num_read = hashed(town)
+    assert num_read == 2
+    assert (after == before) == (change != "another file in its place")
+
+
+def test_a_mask_that_became_wrong_is_refused(hashed, town, tmp_path, make):
+    hashed(town)
+    (tmp_path / "town/masks/1.png").write_bytes(make.mask(1, 7))
+    with pytest.raises(UserError, match=r"masks/1.png has the value 7"):
+        hashed(town)
 
 
 def rewrite(path):
