@@ -109,7 +109,14 @@ def evaluate_command(
     ],
     arch: Annotated[str | None, typer.Option(help="Of a file of weights alone: open_clip:NAME, hf:NAME, silc:PRESET.")] = None,
     feature_point: Annotated[str, typer.Option(help="pooled, pre_projection or mean_patch.")] = "pooled",
-    protocol: Annotated[str, typer.Option(help="native, openai80, openai7, single or bigvision.")] = "native",
+    protocol: Annotated[
+        str,
+        typer.Option(help="native, openai80, openai7, single, bigvision; of segmentation tcl, sclip, naclip or clearclip."),
+    ] = "native",
+    dense_method: Annotated[
+        str | None,
+        typer.Option(help="Of zero-shot segmentation, instead of the protocol's: plain, maskclip, sclip, naclip or clearclip."),
+    ] = None,
     prompts: Annotated[Path | None, typer.Option(help="Prompts per class instead: JSON {class: [prompt, ...]}.")] = None,
     prompt_average: Annotated[str | None, typer.Option(help="Over the prompts of a class: embeddings or logits.")] = None,
     data_root: Annotated[Path | None, typer.Option(help="Folder that holds the datasets.")] = None,
@@ -138,7 +145,7 @@ def evaluate_command(
     from tasks.prompts import read_per_class
     from tasks.protocols import choose
 
-    named = choose(protocol, read_per_class(prompts) if prompts else None, prompt_average)
+    named = choose(protocol, read_per_class(prompts) if prompts else None, prompt_average, dense_method)
     store = None if cache == "off" else Store(Path(cache) if cache else default_folder())
     check_writable(results)
     if store is not None:

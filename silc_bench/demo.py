@@ -28,7 +28,7 @@ from silc_bench.results import Record
 from silc_bench.sheet import Panel, figure
 from silc_bench.show import METHOD, component_maps, cosine_maps
 from tasks.prompts import Prompts, class_embeddings
-from tasks.segmentation import without_background
+from tasks.segmentation_scores import without_background
 from tasks.sources import own_templates
 from trainer import checkpoint
 from trainer.loop import run_training

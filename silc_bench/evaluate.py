@@ -24,6 +24,7 @@ from silc_bench.errors import RunError, UserError, unknown_name
 from silc_bench.features import Extractor, choose_device, choose_precision
 from silc_bench.models import FEATURE_POINTS, DenseModel, ImageModel
 from silc_bench.models.images import ImagePipeline
+from silc_bench.models.towers import check_methods
 from silc_bench.protocol import Protocol
 from silc_bench.registry import DenseTask, Task
 from silc_bench.results import Record
@@ -157,10 +158,9 @@ def check_supported(model: ImageModel, task: Task, feature_point: str = "pooled"
                 f"{task.name} needs {capability} features, which {model.name} cannot give ({reason}); leave this task out"
             )
     if isinstance(task, DenseTask):
-        lacking = {method for methods in task.dense_needs().values() for method in methods} - set(model.dense_methods)  # type: ignore[attr-defined]
-        for method in sorted(lacking):
-            known = ", ".join(model.dense_methods)  # type: ignore[attr-defined]
-            raise UserError(f"{task.name} needs the dense method {method!r}, which {model.name} has not; it has {known}")
+        wanted = sorted({method for methods in task.dense_needs().values() for method in methods})
+        can = model.dense_methods  # type: ignore[attr-defined]
+        check_methods(f"{task.name}: {model.name}", wanted, can, getattr(model, "lacking", {}))
     if feature_point not in FEATURE_POINTS:
         raise unknown_name("feature point", feature_point, FEATURE_POINTS)
     if feature_point not in model.feature_points:

@@ -34,7 +34,7 @@ TOLERANCE = 1e-9  # between a metric of the record and the same from the outcome
 
 LABELS, ASKED_BY = "labels", "image_retrieval_picture"  # the same for every model
 _AREAS, _BOUNDARY = "areas", "boundary_areas"
-_FOREGROUND = "foreground_areas"
+_FOREGROUND, _NAMED = "foreground_areas", "named_areas"
 _RANKS = {"text": "text_retrieval_rank", "image": "image_retrieval_rank"}
 _RECALL = re.compile(r"(text|image)_retrieval_recall@([1-9]\d*)")
 _PATCH_RECALL = re.compile(r"patch_recall@[1-9]\d*")
@@ -43,6 +43,7 @@ _OF_AREAS: dict[str, tuple[str, Callable[[np.ndarray], np.ndarray]]] = {
     "pixel_accuracy": (_AREAS, metrics.pixel_accuracy),
     "mean_class_accuracy": (_AREAS, metrics.mean_class_accuracy),
     "boundary_mIoU": (_BOUNDARY, metrics.mean_iou),
+    "mIoU_foreground": (_NAMED, metrics.mean_iou),
 }
 _DAMAGE = (zipfile.BadZipFile, zlib.error, ValueError, KeyError, TypeError, EOFError, OSError, RuntimeError, MemoryError)
 
@@ -212,10 +213,10 @@ def _problem(outcomes: Mapping[str, np.ndarray], record: Record) -> str:
 
 def _shape_problem(name: str, array: np.ndarray, record: Record) -> str:
     n = record.n
-    if name in (LABELS, _AREAS, _BOUNDARY, _FOREGROUND, ASKED_BY, *_RANKS.values()):
+    if name in (LABELS, _AREAS, _BOUNDARY, _NAMED, _FOREGROUND, ASKED_BY, *_RANKS.values()):
         if array.dtype.kind not in "iu" or (array.size and array.min() < 0):
             return "must hold integers, none negative"
-        if name in (_AREAS, _BOUNDARY):
+        if name in (_AREAS, _BOUNDARY, _NAMED):
             return "" if array.ndim == 3 and array.shape[:2] == (n, 3) else f"must be [{n}, 3, classes]"
         if name == _FOREGROUND:
             is_share = array.shape == (n, 2) and bool((array[:, 1] > 0).all())

@@ -41,6 +41,7 @@ class Scores:
     - "text_retrieval_rank" [N] and "image_retrieval_rank" [Q], 0 is best, with "image_retrieval_picture" [Q], the picture
       whose caption asked;
     - "areas" [N, 3, C]: pixels of each class: in both, predicted, true; "boundary_areas" [N, 3, C]: of those near contours;
+    - "named_areas" [N, 3, C]: as "areas", without the background, which is neither predicted nor scored;
     - "foreground_areas" [N, 2]: pixels in both, and in either, of the found and the true foreground;
     - "patch_recall@k" [N, 2, C]: of each class's patches those that found it, and those that asked.
     """

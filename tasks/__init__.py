@@ -12,10 +12,10 @@ from tasks import (
     knn,
     linear,
     retrieval,
-    segmentation,
     segmentation_knn,
     segmentation_linear,
     segmentation_sgd,
+    segmentation_zeroshot,
     zeroshot,
 )
 
@@ -27,9 +27,9 @@ __all__ = [
     "knn",
     "linear",
     "retrieval",
-    "segmentation",
     "segmentation_knn",
     "segmentation_linear",
     "segmentation_sgd",
+    "segmentation_zeroshot",
     "zeroshot",
 ]

@@ -11,6 +11,8 @@ Under openai80 kNN is native, which asks in no words, and so is ImageNet's zero-
 - bigvision: the 80 templates, canonicalised as a whole (lower case, no punctuation); pictures with the shorter side resized to
   size / 0.875, then the centre crop, in the model's own interpolation and normalisation, for classification and
   its probes (big_vision, evaluators of image_text and fewshot_lsr). Retrieval keeps the model's own preprocessing, as there.
+- tcl, sclip, naclip, clearclip: of zero-shot segmentation alone (tasks.segmentation_rules); another dense method in place of
+  the protocol's gives it another name, "tcl+sclip".
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 from silc_bench.errors import UserError, unknown_name
 from tasks.prompts import Prompts, asks_in_words, named_prompts, with_prompts
+from tasks.segmentation_rules import protocol_names, rule_of
+from tasks.segmentation_zeroshot import ZeroShotSegmentation
 
 if TYPE_CHECKING:
     from silc_bench.models import ImageModel
@@ -37,9 +41,13 @@ class NamedProtocol:
     version: int = 1  # raised when the name comes to mean something else
     prompts: Prompts | None = None  # None: the task's own
     is_cropped: bool = False  # classification sees the centre of a larger picture
+    segmentation: str | None = None  # a protocol of tasks.segmentation_rules; None: the task's own rule
+    dense_method: str | None = None  # instead of the rule's
 
     def task(self, task: AnyTask) -> AnyTask:
-        """The same task in this protocol's words; itself where it asks in none. Segmentation keeps its own."""
+        """The same task in this protocol's words; itself where it asks in none, or they are not for it."""
+        if isinstance(task, ZeroShotSegmentation):
+            return self._segmented(task)  # type: ignore[return-value]  # of the same type
         if self.prompts is None or not self._is_classification(task) or not asks_in_words(task):
             return task
         return with_prompts(task, self.prompts)
@@ -65,17 +73,27 @@ class NamedProtocol:
         sees_others = pipeline is not None and pipeline.as_dict() != model.image_protocol
         return sees_others or self.task(task).protocol() != task.protocol()
 
+    def _segmented(self, task: ZeroShotSegmentation) -> ZeroShotSegmentation:
+        rule, prompts = task.rule, task.prompts
+        if self.segmentation is not None:
+            rule = rule_of(self.segmentation, task.name.partition("/")[0])
+            prompts = self.prompts or rule.prompts or prompts
+        return replace(task, rule=replace(rule, method=self.dense_method or rule.method), prompts=prompts)
+
     @staticmethod
     def _is_classification(task: object) -> bool:
         return getattr(task, "group", None) in CROPPED_GROUPS
 
 
-def choose(name: str, prompts: Prompts | None = None, average: str | None = None) -> NamedProtocol:
+def choose(
+    name: str, prompts: Prompts | None = None, average: str | None = None, dense_method: str | None = None
+) -> NamedProtocol:
     """A protocol by name, or one of the user's own making from it.
 
     Args:
         prompts: instead of the protocol's; the name then says whose they are.
         average: over prompts, instead of the protocol's: "embeddings" or "logits".
+        dense_method: of zero-shot segmentation, instead of the protocol's.
 
     Raises:
         UserError: an unknown name, or a choice that the protocol leaves to the tasks.
@@ -92,6 +110,12 @@ def choose(name: str, prompts: Prompts | None = None, average: str | None = None
                 f"protocol {name!r} has no prompts of its own to average by {average}; name openai80, openai7 or single"
             )
         chosen = replace(chosen, name=f"{name}+{average}", prompts=replace(chosen.prompts, average=average))
+    if dense_method is not None:
+        from silc_bench.models.towers import JOINT
+
+        if dense_method not in JOINT:
+            raise unknown_name("dense method", dense_method, JOINT)
+        chosen = replace(chosen, name=f"{chosen.name}+{dense_method}", dense_method=dense_method)
     return chosen
 
 
@@ -102,4 +126,5 @@ def _protocols() -> tuple[NamedProtocol, ...]:
         NamedProtocol("native"),
         *(NamedProtocol(name, prompts=sets[name]) for name in ("openai80", "openai7", "single")),
         NamedProtocol("bigvision", prompts=canonical, is_cropped=True),
+        *(NamedProtocol(name, segmentation=name) for name in protocol_names()),
     )

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from silc_bench import metrics, stats
+from silc_bench.datasets import ignore_of
 from silc_bench.registry import Scores
 
 MEASURES = {
@@ -40,6 +41,11 @@ class PictureAreas:
         """[C] true pixels of each class."""
         return np.sum(self._areas, axis=0)[2]
 
+    @property
+    def predicted(self) -> np.ndarray:
+        """[C] predicted pixels of each class, of those that are scored."""
+        return np.sum(self._areas, axis=0)[1]
+
     def scores(self, names: Sequence[str], chance: float, details: Mapping[str, Any] | None = None) -> Scores:
         areas, boundary = np.stack(self._areas), np.stack(self._boundary)
         total = areas.sum(axis=0)
@@ -63,7 +69,12 @@ def constant_miou(truth: np.ndarray) -> float:
     return float(metrics.mean_iou(np.stack([truth * guess, truth.sum() * guess, truth])))
 
 
-def uniform_miou(truth: np.ndarray) -> float:
-    """mIoU of guessing all C classes evenly, which finds 1 / C of each: true pixels [C] of each class."""
-    share = 1 / len(truth)
-    return float(metrics.mean_iou(np.stack([truth * share, np.full(len(truth), truth.sum() * share), truth])))
+def shares_miou(truth: np.ndarray, shares: np.ndarray) -> float:
+    """mIoU of guessing each class with its share [C] of all pixels, whatever they show: true pixels [C] of each class."""
+    return float(metrics.mean_iou(np.stack([truth * shares, truth.sum() * shares, truth])))
+
+
+def without_background(mask: np.ndarray) -> np.ndarray:
+    """Mask value 0 is not scored; the first class becomes 0."""
+    ignore = ignore_of(mask)
+    return np.where((mask == 0) | (mask == ignore), ignore, mask - 1).astype(mask.dtype)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from silc_bench.registry import Task
 from tasks.correspondence import Correspondence
 from tasks.discovery import Discovery
 from tasks.prompts import Prompts, named_prompts
-from tasks.segmentation import ZeroShotSegmentation
 from tasks.segmentation_knn import KnnSegmentation
 from tasks.segmentation_linear import LinearSegmentation
 from tasks.segmentation_sgd import SgdSegmentation
+from tasks.segmentation_zeroshot import ZeroShotSegmentation
 from tasks.sources import Source
 
 if TYPE_CHECKING:
@@ -32,20 +32,19 @@ def segmentation_tasks(
     ``prompts``: instead of OpenAI's 80, which SCLIP takes.
     """
     asked = prompts or named_prompts()["openai80"]
+    home: dict[str, Any] = {"needs_data_root": needs_data_root}
     test = {"test": sources["test"]}
-    tasks: list[Task] = [
-        ZeroShotSegmentation(
-            name=f"{name}/segmentation_zeroshot", needs_data_root=needs_data_root, sources=test, prompts=asked
-        ),
-        Correspondence(name=f"{name}/correspondence", needs_data_root=needs_data_root, sources=test),
+    tasks: list[Task] = [  # zero-shot chooses a background's threshold on "train" where it is there
+        ZeroShotSegmentation(name=f"{name}/segmentation_zeroshot", sources=sources, prompts=asked, **home),
+        Correspondence(name=f"{name}/correspondence", sources=test, **home),
     ]
     if has_background:
-        tasks.append(Discovery(name=f"{name}/discovery", needs_data_root=needs_data_root, sources=test))
+        tasks.append(Discovery(name=f"{name}/discovery", sources=test, **home))
     if "train" in sources:
         tasks += [
-            LinearSegmentation(name=f"{name}/segmentation_linear", needs_data_root=needs_data_root, sources=sources),
-            SgdSegmentation(name=f"{name}/segmentation_sgd", needs_data_root=needs_data_root, sources=sources),
-            KnnSegmentation(name=f"{name}/segmentation_knn", needs_data_root=needs_data_root, sources=sources),
+            LinearSegmentation(name=f"{name}/segmentation_linear", sources=sources, **home),
+            SgdSegmentation(name=f"{name}/segmentation_sgd", sources=sources, **home),
+            KnnSegmentation(name=f"{name}/segmentation_knn", sources=sources, **home),
         ]
     return tasks
 

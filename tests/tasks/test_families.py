@@ -18,8 +18,7 @@ from tasks.classification import frequency_chance, uniform_chance
 from tasks.fewshot import FewShot, FewShotLogistic
 from tasks.linear import COSTS, Linear, held_out_fifth
 from tasks.retrieval import Retrieval, captions_of
-from tasks.segmentation import without_background
-from tasks.segmentation_scores import constant_miou, uniform_miou
+from tasks.segmentation_scores import constant_miou, shares_miou, without_background
 from tasks.zeroshot import ranks_among_namesakes
 
 
@@ -239,7 +238,7 @@ def test_chance_of_segmentation_by_simulation():
     truth = rng.choice([0, 1, 2], p=[0.9, 0.08, 0.02], size=200_000)
     counts = np.bincount(truth, minlength=4)  # the fourth class does not occur
     even = metrics.areas(rng.integers(0, 4, size=truth.shape), truth, 4)
-    assert uniform_miou(counts) == pytest.approx(metrics.mean_iou(even), abs=0.001)
+    assert shares_miou(counts, np.full(len(counts), 1 / len(counts))) == pytest.approx(metrics.mean_iou(even), abs=0.001)
     constant = metrics.areas(np.zeros_like(truth), truth, 4)
     assert constant_miou(counts) == pytest.approx(metrics.mean_iou(constant), abs=1e-12)
 

@@ -216,7 +216,8 @@ def test_pictures_with_masks_are_measured_and_their_records_say_what_is_scored(t
     assert {record.task.name: record for record in load_all(tmp_path)} == {record.task.name: record for record in written}
     for record in written:
         assert record.protocol["task"]["masks"] == {"background": "label 0", "not_scored": "values 255"}
-    assert list(written[-1].details["iou"]) == ["road", "tree"]
+    assert list(written[-1].details["iou"]) == ["background", "road", "tree"]
+    assert list(written[-1].details["iou_foreground"]) == ["road", "tree"]
 
 
 @pytest.mark.skipif(REAL is None, reason="SILC_BENCH_TEST_DATA is not set: no real photographs")

@@ -12,7 +12,7 @@ from silc_bench.errors import UserError
 from silc_bench.registry import all_tasks
 from tasks.knn import Knn
 from tasks.prompts import Prompts, asks_in_words, class_embeddings, named_prompts, read_per_class, with_prompts
-from tasks.segmentation import ZeroShotSegmentation
+from tasks.segmentation_zeroshot import ZeroShotSegmentation
 from tasks.sources import openai_templates, own_templates
 from tasks.zeroshot import ZeroShot
 

@@ -1,0 +1,174 @@
+"""Zero-shot segmentation: the cosine of each patch with the words of each class, shown in windows, up-sampled to the mask.
+
+Flow: ``features.grids`` in the view and by the method of the task's rule -> cosines with the prompts of each word -> the best
+word of each pixel, by bilinear up-sampling of each window and the mean over windows (silc_bench.windows) -> areas -> mIoU.
+
+A class may have several words; the best of them counts, as in SCLIP. What a set calls background is either not scored
+(``scores_background=False``: pixels of label 0 count nowhere, and "mIoU" is over the classes), or it is predicted where the
+confidence lies below a threshold (tasks.segmentation_background): "mIoU" then counts it as a class, and "mIoU_foreground",
+which needs no threshold, stands beside it. A threshold that the rule does not fix is swept on pictures that are not scored:
+``SWEPT`` of the train split where there is one, else every ``HELD_OUT``-th of the test split.
+
+Chance is exact for a model whose features know nothing of the picture: each word is then the best as often as each other one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from silc_bench.errors import UserError
+from silc_bench.registry import Features, Scores, register
+from silc_bench.windows import View, predict
+from tasks.class_words import class_words
+from tasks.prompts import Prompts, class_embeddings
+from tasks.segmentation_background import Sweep, decided
+from tasks.segmentation_rules import Rule
+from tasks.segmentation_scores import PictureAreas, shares_miou, without_background
+from tasks.sources import NamedSource, SourcedTask, own_templates, shapes
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from silc_bench.datasets import ImageDataset
+    from silc_bench.dense import DensePicture
+
+SWEPT = 200  # training pictures, evenly spread, that choose a threshold
+HELD_OUT = 10
+
+
+@dataclass(kw_only=True, eq=False)
+class ZeroShotSegmentation(SourcedTask):
+    prompts: Prompts
+    rule: Rule = field(default_factory=lambda: Rule("native"))
+    scores_background: bool = True  # of a set that has one
+    version: int = 3  # 3: windows over the picture in its own shape; 2: with boundary_mIoU
+    group: str = "dense"
+    main_metric: str = "mIoU"
+    requires: frozenset[str] = frozenset({"dense", "text"})
+
+    @property
+    def view(self) -> View | None:
+        return self.rule.view
+
+    def dense_needs(self) -> Mapping[str, tuple[str, ...]]:
+        return {"test": (self.rule.method,)}
+
+    def missing(self, data_root: Path) -> str | None:
+        """What is scored and not there; a train split only serves to choose a threshold."""
+        source = self.sources["test"]
+        is_missing = isinstance(source, NamedSource) and not source.is_there(data_root)
+        return f"{source.name}/{source.split}" if is_missing else None  # type: ignore[attr-defined]
+
+    def load(self, data_root: Path | None, limit: int | None) -> dict[str, ImageDataset]:
+        """The train split too, where a threshold is swept on it."""
+        data = {"test": self.sources["test"](data_root, limit)}
+        source = self.sources.get("train")
+        if source is None or not self._is_swept(data["test"]):
+            return data
+        if isinstance(source, NamedSource) and (data_root is None or not source.is_there(data_root)):
+            return data
+        return {**data, "train": source(data_root, SWEPT if limit is None else min(limit, SWEPT))}
+
+    def protocol(self) -> dict[str, Any]:
+        background = {} if self.scores_background else {"background_if": "never: its pixels are not scored"}
+        return {**self.prompts.protocol(), **self.rule.as_dict(), **background}
+
+    def score(self, features: Features) -> Scores:
+        test = features.data["test"]
+        if test.has_background and self.scores_background:
+            return self._with_background(features)
+        names = test.mask_names[1:] if test.has_background else test.mask_names
+        relabel: Callable[[np.ndarray], np.ndarray] = without_background if test.has_background else lambda mask: mask
+        words = self._words(test)[1 if test.has_background else 0 :]
+        logits, owner = self._asked(features, words)
+        areas = PictureAreas(len(names))
+        for picture in features.grids("test", self.view, self.rule.method):
+            mask = test.mask(picture.index)
+            areas.add(owner[predict(logits, picture.grid, picture.layout, *mask.shape)], relabel(mask))
+        return areas.scores(names, chance=shares_miou(areas.truth, np.bincount(owner) / len(owner)))
+
+    def _with_background(self, features: Features) -> Scores:
+        test = features.data["test"]
+        words = self._words(test)
+        logits, owner = self._asked(features, words if self.rule.has_background_words else [(), *words[1:]])
+
+        def decide(role: str) -> Iterator[tuple[DensePicture, np.ndarray, tuple[np.ndarray, np.ndarray, np.ndarray]]]:
+            for picture in features.grids(role, self.view, self.rule.method):
+                mask = features.data[role].mask(picture.index)
+                yield picture, mask, decided(logits, owner, self.rule.scale, picture, *mask.shape)
+
+        threshold, about = self.rule.threshold, {}
+        sweep = Sweep(len(test.mask_names), -1.0 if self.rule.scale is None else 0.0, 1.0)
+        is_held_out = self._is_swept(test) and "train" not in features.data
+        if is_held_out and len(test) < 2:
+            raise UserError(f"{self.name}: of one picture none is left to choose the threshold of the background; give more")
+        if self._is_swept(test):
+            for picture, mask, (label, _, confidence) in decide("test" if is_held_out else "train"):
+                if not is_held_out or picture.index % HELD_OUT == 0:
+                    sweep.add(label, confidence, mask)
+            threshold, reached = sweep.best()
+            held_out = f"every {HELD_OUT}th test picture, which is not scored"
+            source = held_out if is_held_out else f"{len(features.data['train'])} pictures of train"
+            about = {"threshold_from": source, "threshold_mIoU": reached}
+        assert threshold is not None
+        whole, named = PictureAreas(len(test.mask_names)), PictureAreas(len(test.mask_names) - 1)
+        for picture, mask, (label, best_named, confidence) in decide("test"):
+            if not is_held_out or picture.index % HELD_OUT != 0:
+                whole.add(np.where(confidence < threshold, 0, label), mask)
+                named.add(best_named - 1, without_background(mask))
+        return self._scores(test.mask_names, owner, whole, named, {"threshold": threshold, **about})
+
+    def _scores(
+        self, names: tuple[str, ...], owner: np.ndarray, whole: PictureAreas, named: PictureAreas, about: dict[str, Any]
+    ) -> Scores:
+        """mIoU with the background, mIoU_foreground beside it. At chance background is as frequent as it was predicted."""
+        per_label = np.bincount(owner, minlength=len(names)).astype(float)
+        per_label[0] = 0
+        background = whole.predicted[0] / whole.predicted.sum()
+        shares = (1 - background) * per_label / per_label.sum()
+        shares[0] = background
+        scores = whole.scores(names, chance=shares_miou(whole.truth, shares))
+        beside = named.scores(names[1:], chance=0.0)
+        scores.metrics["mIoU_foreground"] = beside.metrics["mIoU"]
+        scores.stderr["mIoU_foreground"] = beside.stderr["mIoU"]
+        scores.details.update(about, iou_foreground=beside.details["iou"])
+        scores.details["chance_foreground"] = shares_miou(named.truth, per_label[1:] / per_label.sum())
+        scores.outcomes["named_areas"] = beside.outcomes["areas"]
+        return scores
+
+    def _is_swept(self, test: ImageDataset) -> bool:
+        return test.has_background and self.scores_background and self.rule.threshold is None
+
+    def _words(self, dataset: ImageDataset) -> list[tuple[str, ...]]:
+        """Of each label."""
+        is_named_set = self.needs_data_root and self.prompts.per_class is None  # and not the user's own of the same name
+        words = class_words(dataset.name, self.rule.protocol) if is_named_set else None
+        if words is None:
+            return [(name,) for name in dataset.mask_names]
+        assert len(words) == len(dataset.mask_names), (dataset.name, self.rule.protocol)
+        return list(words)
+
+    def _asked(self, features: Features, words: list[tuple[str, ...]]) -> tuple[Callable[[Tensor], Tensor], np.ndarray]:
+        """Cells [n, D] -> cosines [n, W], and the place in ``words`` that each of the W belongs to."""
+        import torch
+        from torch.nn.functional import normalize
+
+        owner = np.repeat(np.arange(len(words)), [len(own) for own in words])
+        asked = class_embeddings(features, [word for own in words for word in own], self.prompts)
+        weights = torch.from_numpy(np.ascontiguousarray(asked.T, dtype=np.float32))
+        return lambda cells: normalize(cells, dim=-1) @ weights, owner
+
+
+register(
+    ZeroShotSegmentation(
+        name="shapes/segmentation_zeroshot",
+        sources={"test": shapes("test", 1000)},
+        prompts=Prompts("shapes_segmentation", own_templates("shapes_segmentation")),
+        scores_background=False,
+    )
+)
