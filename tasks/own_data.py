@@ -51,8 +51,7 @@ def own_tasks(word: str) -> list[Task] | None:
 def _segmentation(own: OwnMasks) -> list[Task]:
     sources = {split: OwnSource(own, split) for split in own.splits()}
     classes = read_classes(own.classes)
-    prompts = segmented.prompts_of_words(classes.rule.names, classes.words) if classes.words else None
-    return segmented.segmentation_tasks(own.name, sources, classes.rule.has_background, prompts)
+    return segmented.segmentation_tasks(own.name, sources, classes.rule.has_background, classes.words)
 
 
 def _tasks(own: OwnData) -> list[Task]:

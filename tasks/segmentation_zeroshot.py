@@ -46,6 +46,7 @@ class ZeroShotSegmentation(SourcedTask):
     prompts: Prompts
     rule: Rule = field(default_factory=lambda: Rule("native"))
     scores_background: bool = True  # of a set that has one
+    words: tuple[tuple[str, ...], ...] | None = None  # of each label, whatever the protocol; None: the protocol's for the set
     version: int = 3  # 3: windows over the picture in its own shape; 2: with boundary_mIoU
     group: str = "dense"
     main_metric: str = "mIoU"
@@ -76,7 +77,8 @@ class ZeroShotSegmentation(SourcedTask):
 
     def protocol(self) -> dict[str, Any]:
         background = {} if self.scores_background else {"background_if": "never: its pixels are not scored"}
-        return {**self.prompts.protocol(), **self.rule.as_dict(), **background}
+        words = {} if self.words is None else {"words": [list(own) for own in self.words]}
+        return {**self.prompts.protocol(), **self.rule.as_dict(), **background, **words}
 
     def score(self, features: Features) -> Scores:
         test = features.data["test"]
@@ -146,6 +148,8 @@ class ZeroShotSegmentation(SourcedTask):
 
     def _words(self, dataset: ImageDataset) -> list[tuple[str, ...]]:
         """Of each label."""
+        if self.words is not None:
+            return list(self.words)
         is_named_set = self.needs_data_root and self.prompts.per_class is None  # and not the user's own of the same name
         words = class_words(dataset.name, self.rule.protocol) if is_named_set else None
         if words is None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from silc_bench.registry import Task
 from tasks.correspondence import Correspondence
 from tasks.discovery import Discovery
-from tasks.prompts import Prompts, named_prompts
+from tasks.prompts import named_prompts
 from tasks.segmentation_knn import KnnSegmentation
 from tasks.segmentation_linear import LinearSegmentation
 from tasks.segmentation_sgd import SgdSegmentation
@@ -24,18 +24,19 @@ def segmentation_tasks(
     name: str,
     sources: Mapping[str, Source],
     has_background: bool,
-    prompts: Prompts | None = None,
+    words: tuple[tuple[str, ...], ...] | None = None,
     needs_data_root: bool = False,
 ) -> list[Task]:
     """What needs "test" alone, objects where the first label is a background; with "train" also what is learned.
 
-    ``prompts``: instead of OpenAI's 80, which SCLIP takes.
+    Args:
+        words: of each label, asked for instead of its name.
     """
-    asked = prompts or named_prompts()["openai80"]
+    prompts = named_prompts()["openai80"]
     home: dict[str, Any] = {"needs_data_root": needs_data_root}
     test = {"test": sources["test"]}
     tasks: list[Task] = [  # zero-shot chooses a background's threshold on "train" where it is there
-        ZeroShotSegmentation(name=f"{name}/segmentation_zeroshot", sources=sources, prompts=asked, **home),
+        ZeroShotSegmentation(name=f"{name}/segmentation_zeroshot", sources=sources, prompts=prompts, words=words, **home),
         Correspondence(name=f"{name}/correspondence", sources=test, **home),
     ]
     if has_background:
@@ -56,13 +57,3 @@ def families() -> tuple[str, ...]:
         raise AssertionError("never loaded")
 
     return tuple(task.name.split("/")[1] for task in segmentation_tasks("any", {"test": nothing, "train": nothing}, True))
-
-
-def prompts_of_words(names: Sequence[str], words: Sequence[Sequence[str]]) -> Prompts:
-    """OpenAI's 80 prompts with each of a class's words: the class is the mean of all of them."""
-    templates = named_prompts()["openai80"].templates
-    per_class = {
-        name: tuple(template.replace("{c}", word) for word in own for template in templates)
-        for name, own in zip(names, words, strict=True)
-    }
-    return Prompts("openai80_of_words", per_class=per_class)

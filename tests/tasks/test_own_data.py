@@ -18,6 +18,7 @@ from silc_bench.evaluate import evaluate
 from silc_bench.registry import all_tasks, measurable, select, words_of
 from silc_bench.results import load_all
 from tasks import fewshot
+from tasks.protocols import choose
 
 REAL = os.environ.get("SILC_BENCH_TEST_DATA")
 LEARNED = tuple(name.split("/")[1] for name in all_tasks() if name.startswith("cifar10/") and name != "cifar10/zeroshot")
@@ -201,11 +202,12 @@ def test_the_families_of_pictures_with_masks(town):
         select([f"{only}#knn"])
 
 
-def test_synonyms_are_asked_for(town):
-    (task,) = select([f"{seg(town)}#segmentation_zeroshot"])
-    road, tree = task.prompts.texts(["road", "tree"])
-    assert len(tree) == 2 * len(road)
-    assert any("bush" in prompt for prompt in tree)
+def test_synonyms_are_asked_for_under_every_protocol(town):
+    (native,) = select([f"{seg(town)}#segmentation_zeroshot"])
+    for name in ("native", "tcl", "sclip"):
+        task = choose(name).task(native)
+        assert task.words == (("background",), ("road",), ("tree", "bush"))
+        assert task.protocol()["words"] == [["background"], ["road"], ["tree", "bush"]]
 
 
 def test_pictures_with_masks_are_measured_and_their_records_say_what_is_scored(town, tmp_path, random_model, monkeypatch):
