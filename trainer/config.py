@@ -120,6 +120,7 @@ class Config:
     optim: OptimConfig = field(default_factory=OptimConfig)
     objective: str = "silc"
     batch_size: int = 16_384
+    micro_batch: int = 0  # pairs that a process encodes at a time, with the same result; 0: all of its batch
     samples: int = 20_000_000_000  # images seen in the whole run
     seed: int = 0  # weights and views
     precision: str = "auto"  # "bf16" (autocast; head, softmax, centre and EMA stay fp32), "fp32", or what is native here
@@ -158,6 +159,7 @@ CHOICES = {
 LABELS = ("preset", "objective")  # what the other fields were derived from
 MAY_BE_ZERO = (  # every other whole number is at least 1
     "distillation.ema_batch",
+    "micro_batch",
     "views.num_local",
     "data.num_workers",
     "data.seed",

@@ -37,12 +37,13 @@ class Teacher(nn.Module):
         self.register_buffer("center", torch.zeros(config.num_prototypes) if student.head is not None else None)
 
     @torch.no_grad()
-    def targets(self, views: Views) -> Targets:
+    def targets(self, views: Views, micro_batch: int = 0) -> Targets:
         """Of the global crops: over [T, B, K], factored, fp32: softmax((logits - centre) / temp), or Sinkhorn's."""
         assert self.head is not None, "targets need a head: distillation.weight is 0"
         assert views.global_crops is not None, "targets need global crops"
         T, B = views.global_crops.shape[:2]
-        features = self.head.project(self.vision(views.global_crops.flatten(0, 1))).view(T, B, -1)
+        crops = views.global_crops.split(micro_batch or B, dim=1)
+        features = torch.cat([self.head.project(self.vision(c.flatten(0, 1))).view(T, c.shape[1], -1) for c in crops], dim=1)
         prototypes, offsets = self.head.unit_prototypes(), self.center.clone()
         with torch.autocast(features.device.type, enabled=False):
             if self.is_sinkhorn:

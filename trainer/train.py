@@ -21,6 +21,7 @@ from trainer.data import Batch
 from trainer.distillation import Targets, distillation_loss
 from trainer.distributed import first_of, mean_over_ranks, parallel
 from trainer.losses import sigmoid_loss, softmax_loss
+from trainer.micro_batches import MicroBatches
 from trainer.model import Student, StudentOutput, init_weights
 from trainer.optim import clip_gradients, make_optimizer, set_lr
 from trainer.precision import resolve
@@ -39,7 +40,7 @@ class TrainState:
     teacher: Teacher
     optimizer: torch.optim.Optimizer
     tokenizer: Tokenizer
-    forward: nn.Module  # the student, or what stands before it where there are several processes
+    forward: nn.Module  # the student, or what stands before it: micro-batches, several processes
     step: int = 0  # optimiser updates done
     samples_seen: int = 0
     position: int = 0  # where the data continues
@@ -51,7 +52,8 @@ class TrainState:
         init_weights(student, config.seed)
         student.to(device)
         teacher = Teacher(student, config.distillation)
-        return cls(config, student, teacher, make_optimizer(student, config.optim), tokenizer, parallel(student))
+        forward = parallel(MicroBatches(student, config.micro_batch) if config.micro_batch else student)
+        return cls(config, student, teacher, make_optimizer(student, config.optim), tokenizer, forward)
 
     @classmethod
     def restore(cls, payload: dict[str, Any], device: torch.device) -> TrainState:
@@ -91,7 +93,7 @@ def train_step(state: TrainState, batch: Batch) -> dict[str, Tensor]:
     )
     tokens = state.tokenizer(batch.texts).to(device)
     with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-        targets = teacher.targets(views) if teacher.head is not None else None
+        targets = teacher.targets(views, config.micro_batch) if teacher.head is not None else None
         out = state.forward(views, tokens)  # of the student, all at once
     losses = {"contrastive": contrastive(out, config)}
     if targets is not None:

@@ -15,7 +15,7 @@ an operation was drawn for.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -38,6 +38,14 @@ class Views:
     global_crops: Tensor | None = None  # [G, B, 3, g, g]
     local_crops: Tensor | None = None  # [L, B, 3, l, l]
     original: Tensor | None = None  # [B, 3, g, g]: the whole picture squashed to the square, not augmented
+
+    def split(self, size: int) -> Iterator[Views]:
+        """The same views of ``size`` pictures at a time."""
+        made = [(self.global_crops, 1), (self.local_crops, 1), (self.original, 0)]
+        count = next(crops.shape[dim] for crops, dim in made if crops is not None)
+        for start in range(0, count, size):
+            num = min(size, count - start)
+            yield Views(*(None if crops is None else crops.narrow(dim, start, num) for crops, dim in made))
 
 
 KINDS = frozenset(field.name for field in fields(Views))

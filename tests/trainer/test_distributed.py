@@ -48,6 +48,7 @@ VARIANTS = {
     "local+global, both images": {"distillation": {"pairs": "local+global"}, "contrastive": {"images": "original+global"}},
     "softmax": {"contrastive": {"loss": "softmax"}},
     "contrastive": {"objective": "contrastive"},
+    "micro-batches": {"micro_batch": 3},
 }
 
 

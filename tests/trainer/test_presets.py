@@ -53,10 +53,10 @@ def test_provenance_speaks_of_fields_that_exist():
 
 def test_every_number_of_the_recipe_has_a_provenance():
     """The groups of the recipe say how sure each of their fields is; our own affairs say nothing."""
-    own = {"preset", "objective", "seed", "precision", "log_every", "checkpoint_every", "checkpoint_minutes"}
+    own = {"preset", "objective", "seed", "precision", "micro_batch", "log_every", "checkpoint_every", "checkpoint_minutes"}
     config = make_preset("b16")
     for path in flatten(config):
-        is_own = path in own or path in ("data.source", "data.num_workers", "data.seed")
+        is_own = path in own or (path.startswith("data.") and path != "data.decode_size")
         assert bool(provenance_of(path)) == (not is_own), path
     assert provenance_of("views.num_local") == "sure"
     assert provenance_of("views.flip_prob") == PROVENANCE["views"]

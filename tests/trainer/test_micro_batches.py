@@ -1,0 +1,74 @@
+"""k micro-batches of b pairs equal one batch of k x b: loss, gradients, centre, teacher; and keep few activations."""
+
+import pytest
+import torch
+from on_ranks import train
+
+from trainer.data import open_source
+from trainer.micro_batches import MicroBatches
+from trainer.tokenizer import Tokenizer
+from trainer.train import TrainState
+from trainer.views import make_views
+
+STEPS = 3
+
+
+def setup(config):
+    source = open_source(config.data)
+    tokenizer = Tokenizer.train(source.captions(50), config.text.vocab_size, config.text.context_length)
+    stream = source.batches(config.batch_size, 0)
+    batches = [next(stream) for _ in range(STEPS)]
+    stream.close()
+    return tokenizer, batches
+
+
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"distillation": {"pairs": "local+global"}, "contrastive": {"images": "original+global"}},
+        {"distillation": {"centering": "sinkhorn"}, "contrastive": {"loss": "softmax"}},
+        {"distillation": {"weight": 0.0}},
+    ],
+    ids=["all views", "sinkhorn", "contrastive"],
+)
+def test_k_times_b_equals_one_batch(tiny, changes, size):
+    """In float64, after three steps; batches of 8, also in parts that do not divide it."""
+    tokenizer, batches = setup(tiny(precision="fp32"))
+    one, many = (
+        train(tiny(precision="fp32", micro_batch=n, **changes), tokenizer, batches, dtype=torch.float64) for n in (0, size)
+    )
+    for mine, theirs in zip(many[0], one[0], strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-6)
+    for mine, theirs in zip((*many[1], *many[2:4]), (*one[1], *one[2:4]), strict=True):
+        for name in theirs:
+            torch.testing.assert_close(mine[name], theirs[name], rtol=1e-9, atol=1e-9)
+    assert many[4] == one[4]
+
+
+def test_the_activations_of_a_micro_batch_are_not_kept(tiny):
+    """Of 8 pairs one at a time: a tenth of the tensors that one forward pass saves."""
+    config = tiny(precision="fp32")
+    tokenizer, (batch, *_) = setup(config)
+    state = TrainState.create(config, tokenizer, torch.device("cpu"))
+    views, tokens = make_views(batch.images, batch.sizes, config.views, 0, 0), tokenizer(batch.texts)
+    kept = {}
+    for name, forward in (("whole", state.student), ("parts", MicroBatches(state.student, 1))):
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x, sizes=sizes: sizes.append(x.numel()) or x, lambda x: x):
+            out = forward(views, tokens)
+        kept[name] = sum(sizes)
+        assert out.image_features.shape[:2] == (2, 8)
+    assert kept["parts"] < kept["whole"] / 10
+
+
+@pytest.mark.parametrize("size", [1, 3, 8, 9])
+def test_views_are_split_by_pictures(tiny, size):
+    config = tiny()
+    _, (batch, *_) = setup(config)
+    views = make_views(batch.images, batch.sizes, config.views, 0, 0)
+    parts = list(views.split(size))
+    assert torch.equal(torch.cat([p.global_crops for p in parts], dim=1), views.global_crops)
+    assert torch.equal(torch.cat([p.local_crops for p in parts], dim=1), views.local_crops)
+    assert torch.equal(torch.cat([p.original for p in parts]), views.original)
+    assert max(len(p.original) for p in parts) == min(size, 8)
