@@ -57,6 +57,11 @@ CASES = {
             "boundary_mIoU": np.mean(HALVED[0] / (HALVED[1] + HALVED[2] - HALVED[0])),
         },
     ),
+    "discovery": ({"foreground_areas": AREAS[:, :2, 0]}, {"foreground_iou": (AREAS[:, 0, 0] / AREAS[:, 1, 0]).mean()}),
+    "correspondence": (
+        {f"patch_recall@{k}": np.stack([INTERSECTION // 9 * k, INTERSECTION], axis=1) for k in (1, 5)},
+        {f"patch_recall@{k}": ((INTERSECTION // 9 * k).sum(0) / INTERSECTION.sum(0)).mean() for k in (1, 5)},
+    ),
 }
 
 
@@ -158,11 +163,18 @@ def test_a_failing_write_leaves_the_old_file(tmp_path, monkeypatch):
         ({"image_retrieval_rank": ASKED}, "must name a picture for each"),
         ({"image_retrieval_rank": ASKED, "image_retrieval_picture": PICTURE + 1}, "must name each of 60 pictures"),
         ({"areas": AREAS[:, :2]}, r"'areas' must be \[60, 3, classes\]"),
+        ({"foreground_areas": np.zeros((N, 2), int)}, r"'foreground_areas' must be \[60, 2\], the whole 1 or more"),
     ],
 )
 def test_what_a_task_must_not_hand_over(arrays, message):
     with pytest.raises(ValueError, match=message):
         outcomes.pack(arrays, make({"acc1": HITS.mean()}))
+
+
+@pytest.mark.parametrize("array", [AREAS[:, ::-2], AREAS, AREAS[1:, :2], AREAS[:, :2] > 1, AREAS[:, :2, 0]])
+def test_what_correspondence_must_not_hand_over(array):
+    with pytest.raises(ValueError, match=r"'patch_recall@1' must hold counts, \[60, 2, classes\], no more hits than asked for"):
+        outcomes.pack({"patch_recall@1": array}, make({"patch_recall@1": 0.5}))
 
 
 # ---- files that do not belong, or are damaged ----

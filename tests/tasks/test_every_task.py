@@ -80,6 +80,7 @@ def few_fits(monkeypatch):
     monkeypatch.setattr(fewshot, "COSTS", (1e-2, 1.0))
     monkeypatch.setattr(dense_sgd, "PASSES", 1)
     monkeypatch.setattr(dense_sgd, "MIN_STEPS", 40)
+    monkeypatch.setattr(dense_sgd, "LEARNING_RATE", 1e-2)  # so that few are enough
     monkeypatch.setattr(dense_knn, "MAX_CELLS", 2000)
 
 
