@@ -29,7 +29,7 @@ class Correspondence(CellsTask):
 
     def protocol(self) -> dict[str, Any]:
         return {
-            "features": self.method,
+            **super().protocol(),
             "k": list(KS),
             "patch": "class of most of its pixels",
             "pairs": "for each class but a background, the next picture that holds it, in the order of the masks' SHA-256",

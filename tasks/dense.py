@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -29,6 +29,9 @@ class CellsTask(SourcedTask):
     requires: frozenset[str] = frozenset({"dense"})
     view: View | None = None  # how pictures are shown; None: as the model's own size says
     method: str = "tokens"  # "tokens:4" joins those of the last four blocks
+
+    def protocol(self) -> dict[str, Any]:
+        return {"features": self.method, "view": "the model's own" if self.view is None else self.view.as_dict()}
 
     def dense_needs(self) -> Mapping[str, Sequence[str]]:
         return dict.fromkeys(self.sources, (self.method,))

@@ -29,7 +29,7 @@ class Discovery(CellsTask):
 
     def protocol(self) -> dict[str, Any]:
         return {
-            "features": self.method,
+            **super().protocol(),
             "foreground": "smaller side of the Fiedler vector of the patches' positive cosines, cut at 0, then up-sampled",
             "scored": "mean over pictures with an object and a background of the foreground's IoU",
         }

@@ -11,8 +11,8 @@ Under openai80 kNN is native, which asks in no words, and so is ImageNet's zero-
 - bigvision: the 80 templates, canonicalised as a whole (lower case, no punctuation); pictures with the shorter side resized to
   size / 0.875, then the centre crop, in the model's own interpolation and normalisation, for classification and
   its probes (big_vision, evaluators of image_text and fewshot_lsr). Retrieval keeps the model's own preprocessing, as there.
-- tcl, sclip, naclip, clearclip: of zero-shot segmentation alone (tasks.segmentation_rules); another dense method in place of
-  the protocol's gives it another name, "tcl+sclip".
+- tcl, sclip, naclip, clearclip: of zero-shot segmentation (tasks.segmentation_rules); another dense method in place of the
+  protocol's gives it another name, "tcl+sclip". What else reads patches (tasks.dense) sees the same windows: encoded once.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from silc_bench.errors import UserError, unknown_name
+from tasks.dense import CellsTask
 from tasks.prompts import Prompts, asks_in_words, named_prompts, with_prompts
 from tasks.segmentation_rules import protocol_names, rule_of
 from tasks.segmentation_zeroshot import ZeroShotSegmentation
@@ -48,6 +49,8 @@ class NamedProtocol:
         """The same task in this protocol's words; itself where it asks in none, or they are not for it."""
         if isinstance(task, ZeroShotSegmentation):
             return self._segmented(task)  # type: ignore[return-value]  # of the same type
+        if isinstance(task, CellsTask) and self.segmentation is not None:
+            return replace(task, view=rule_of(self.segmentation, task.name.partition("/")[0]).view)
         if self.prompts is None or not self._is_classification(task) or not asks_in_words(task):
             return task
         return with_prompts(task, self.prompts)

@@ -20,7 +20,7 @@ class KnnSegmentation(CellsTask):
         from silc_bench.dense_knn import MAX_CELLS
 
         return {
-            "features": self.method,
+            **super().protocol(),
             "k": K,
             "vote": "shares of the mask's classes in the patch, weighing softmax(cosine / temperature), up-sampled bilinearly",
             "temperature": TEMPERATURE,

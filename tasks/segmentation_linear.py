@@ -27,7 +27,7 @@ class LinearSegmentation(CellsTask):
         from silc_bench.dense_ridge import FOLDS, SAMPLE
 
         return {
-            "features": self.method,
+            **super().protocol(),
             "probe": "linear discriminant of standardised, bilinearly up-sampled patch features, within-class covariance + l2",
             "l2": list(PENALTIES),
             "chosen_by": f"mIoU of up to {SAMPLE} training patches, {FOLDS} folds of pictures left out in turn",

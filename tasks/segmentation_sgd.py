@@ -24,7 +24,7 @@ class SgdSegmentation(CellsTask):
         from silc_bench import dense_sgd as sgd
 
         return {
-            "features": self.method,
+            **super().protocol(),
             "probe": "batch norm and 1x1 convolution, cross-entropy of bilinear logits at full resolution, no augmentation",
             "optimizer": {"name": "AdamW", "lr": sgd.LEARNING_RATE, "weight_decay": sgd.WEIGHT_DECAY, "betas": list(sgd.BETAS)},
             "schedule": f"linear to 0 after a linear warm-up of {sgd.WARMUP:.2%} of the steps",

@@ -57,6 +57,20 @@ def test_bigvision_crops_classification_and_its_probes_only():
         assert named.pipeline(model, task_of("shapes/knn")).resize_size == resized
 
 
+@pytest.mark.parametrize(
+    "family", ["segmentation_linear", "segmentation_sgd", "segmentation_knn", "discovery", "correspondence"]
+)
+def test_what_reads_patches_sees_the_windows_of_a_segmentation_protocol(family):
+    task = task_of(f"shapes/{family}")
+    zeroshot = choose("sclip").task(task_of("shapes/segmentation_zeroshot"))
+    asked = choose("sclip").task(task)
+    assert asked.view == zeroshot.view != task.view
+    assert task.view is None, "the registered task is left as it is"
+    assert asked.protocol() == {**task.protocol(), "view": zeroshot.view.as_dict()}
+    assert choose("sclip").changes(MODEL, task)
+    assert choose("openai80").task(task) is task
+
+
 def test_a_model_without_a_fixed_size_is_refused():
     model = SimpleNamespace(name="naflex", pipeline=object())
     with pytest.raises(UserError, match="protocol bigvision crops to a fixed size, which naflex has not"):
