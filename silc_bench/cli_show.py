@@ -25,9 +25,12 @@ def show(
     ] = None,
     classes: Annotated[str | None, typer.Option(help='Class names with commas between: "cat,grass".')] = None,
     out: Annotated[Path, typer.Option(help="The picture, a PNG.")] = Path("show.png"),
-    method: Annotated[
-        str, typer.Option(help="How patches meet text: maskclip, sclip, naclip, clearclip or plain.")
-    ] = "maskclip",
+    protocol: Annotated[
+        str, typer.Option(help="Windows, prompts and method: native, tcl, sclip, naclip or clearclip.")
+    ] = "native",
+    dense_method: Annotated[
+        str | None, typer.Option(help="Instead of the protocol's: plain, maskclip, sclip, naclip or clearclip.")
+    ] = None,
     results: Annotated[
         Path | None, typer.Option(help="Put it, with a caption, among the pictures of this folder's leaderboard page.")
     ] = None,
@@ -42,22 +45,21 @@ def show(
     if any(path.exists() and target.exists() and path.samefile(target) for path in images):
         raise UserError(f"--out {target} is one of the pictures to show; choose another name")
     from silc_bench import show as shows
+    from silc_bench import shown as pictures
     from silc_bench.models import load_model
 
-    class_names = shows.read_classes(classes)
-    shown = shows.read_pictures(images)
+    rule, class_names = shows.choose_rule(protocol, dense_method), pictures.read_classes(classes)
+    shown = pictures.read_pictures(images)
     looks = []
     for spec in specs:
         model = load_model(spec, arch)
-        one = shows.look(
-            model, shown, class_names, method=method, device=device, precision=precision, progress=console.is_terminal
-        )
+        one = shows.look(model, shown, class_names, rule=rule, device=device, precision=precision, progress=console.is_terminal)
         looks.append(one)
         if one.missing:
             print(f"{model.name}: patch PCA only, for its patches meet no text ({one.missing})")
-    for sentence in shows.replaced(class_names):
+    for sentence in pictures.replaced(class_names):
         print(sentence)
-    caption = shows.caption(shown, looks, method)
+    caption = shows.caption(shown, looks, rule)
     width, height = shows.draw(shown, looks, class_names, target, caption)
     print(f"wrote {target}, {width} x {height} pixels")
     if results is not None:

@@ -1,8 +1,8 @@
 """What checkpoints see on some pictures: zero-shot classes, the similarity of each class, principal components of the patches.
 
-Flow: ``read_pictures(paths)`` -> for each model ``look(model, shown, class_names)`` -> a Look -> ``draw(shown, looks, ...)``
-puts them side by side into one PNG. Windows, methods and class embeddings are those of the evaluation; classes are predicted
-at the size that is drawn, as for a mask of that size.
+Flow: pictures and names of `silc_bench.shown` -> for each model ``look(model, shown, class_names)`` -> a Look -> ``draw(shown,
+looks, ...)`` puts them side by side into one PNG. Windows, methods and class embeddings are those of the evaluation; classes
+are predicted at the size that is drawn, as for a mask of that size.
 
 Shapes: N pictures, gh x gw cells of all windows, D features, C classes, H x W pixels of a panel.
 """
@@ -10,41 +10,29 @@ Shapes: N pictures, gh x gw cells of all windows, D features, C classes, H x W p
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
-from PIL import Image
 
-from silc_bench.datasets.picture_set import Found, Picture, PictureSet
-from silc_bench.datasets.shards import DamagedImageError, decode_image
 from silc_bench.dense import DensePicture, native_view
 from silc_bench.errors import UserError, unknown_name
 from silc_bench.features import Extractor, choose_device, choose_precision
-from silc_bench.lettering import drawable
 from silc_bench.metrics import normalize
 from silc_bench.models import DenseModel, ImageModel
 from silc_bench.models.towers import JOINT, check_methods
 from silc_bench.pictures import PALETTE, heat_colors, overlay, pca_colors
-from silc_bench.sheet import Panel, figure, panel_size
+from silc_bench.sheet import Panel, figure
+from silc_bench.shown import Shown
 from silc_bench.windows import MAX_WINDOWS, View, pixel_logits
 from tasks.prompts import class_embeddings, named_prompts
+from tasks.segmentation_rules import Rule, protocol_names, rule_of
 
 METHOD = "maskclip"
 COLUMNS = 7  # panels beside the picture, of all models together, where each then has two at least
-PROMPTS = named_prompts()["single"]
-
-
-@dataclass(frozen=True)
-class Shown:
-    """The user's pictures: as data, and as they are drawn."""
-
-    data: PictureSet
-    names: tuple[str, ...]
-    sizes: tuple[tuple[int, int], ...]  # height and width
-    panels: tuple[np.ndarray, ...]  # uint8 [H, W, 3]
+NATIVE = Rule("native", method=METHOD, prompts=named_prompts()["single"])
 
 
 @dataclass(frozen=True)
@@ -59,51 +47,17 @@ class Look:
     missing: str = ""  # why there are none
 
 
-def read_pictures(paths: Sequence[Path]) -> Shown:
-    """Decode every picture once.
+def choose_rule(protocol: str, method: str | None) -> Rule:
+    """View, method and prompts of a protocol of zero-shot segmentation; "native": the model's own view, "a photo of a {c}.".
 
-    Raises:
-        UserError: no pictures, or one that is not there, a folder, or nothing that can be decoded; names it.
+    ``method``: instead of the protocol's. Raises UserError for an unknown one, or an unknown protocol.
     """
-    if not paths:
-        raise UserError("no pictures to show; name them after the checkpoint: silc-bench show CKPT cat.jpg dog.jpg")
-    sizes, panels = [], []
-    for path in paths:
-        if path.is_dir():
-            raise UserError(f"{path} is a folder, not a picture; name the pictures in it, as in {path}/*.jpg")
-        if not path.exists():
-            raise UserError(f"picture {path}: no such file")
-        try:
-            image = decode_image(path.read_bytes())
-        except DamagedImageError as error:
-            raise UserError(f"{path} is not a picture that can be read: {error}") from error
-        height, width = panel_size(image.height, image.width)
-        sizes.append((image.height, image.width))
-        panels.append(np.array(image.resize((width, height), Image.Resampling.LANCZOS)))
-    pictures = [Picture(path, (0, path.stat().st_size), str(path)) for path in paths]
-    data = PictureSet("pictures", "shown", Found(pictures, paths[0].parent, "files"))
-    return Shown(data, tuple(path.name for path in paths), tuple(sizes), tuple(panels))
-
-
-def read_classes(words: str | None) -> list[str]:
-    """ "cat, grass" -> ["cat", "grass"]; nothing -> [].
-
-    Raises:
-        UserError: an empty or repeated name, one with control characters, or more names than there are colours.
-    """
-    if words is None:
-        return []
-    names = [" ".join(name.split()) for name in words.split(",")]
-    for name in names:
-        if not name:
-            raise UserError(f"--classes {words!r} holds an empty name; write them with one comma between, as in cat,grass")
-        if any(ord(letter) < 32 or 127 <= ord(letter) < 160 for letter in name):
-            raise UserError(f"the class name {name!r} holds a control character; write it without")
-        if names.count(name) > 1:
-            raise UserError(f"--classes names {name!r} {names.count(name)} times; once is enough")
-    if len(names) > len(PALETTE):
-        raise UserError(f"{len(names)} classes are more than the {len(PALETTE)} colours that can be told apart; name fewer")
-    return names
+    if method is not None and method not in JOINT:
+        raise unknown_name("dense method", method, JOINT)
+    if protocol not in ("native", *protocol_names()):
+        raise unknown_name("protocol", protocol, ("native", *protocol_names()))
+    rule = NATIVE if protocol == "native" else rule_of(protocol, "pictures")
+    return replace(rule, method=method or rule.method)
 
 
 def look(
@@ -111,7 +65,7 @@ def look(
     shown: Shown,
     class_names: Sequence[str],
     *,
-    method: str = METHOD,
+    rule: Rule = NATIVE,
     device: str = "auto",
     precision: str = "auto",
     batch_size: int = 64,
@@ -120,23 +74,21 @@ def look(
     """Encode every picture once and compare its patches with the class names.
 
     Raises:
-        UserError: no such method, or the model cannot do it; no dense features; no class names for a model that reads; a
-            picture too long and thin for its windows.
+        UserError: the model cannot do the method, has no dense features, or reads and there are no class names; a picture is
+            too long and thin for its windows.
         RunError: a feature is not finite.
     """
     if not callable(getattr(model, "encode_dense", None)):
         reason = getattr(model, "lacking", {}).get("dense", "its features have no places on the picture")
         raise UserError(f"{model.name} has no dense features to show ({reason})")
     dense = cast(DenseModel, model)
-    view = native_view(dense)
-    if method not in JOINT:
-        raise unknown_name("method", method, JOINT)
+    view = rule.view or native_view(dense)
     missing = _why_without_classes(model)
-    methods = ["tokens"] if missing else ["tokens", method]
+    methods = ["tokens"] if missing else ["tokens", rule.method]
     if not missing:
         if not class_names:
             raise UserError(f'{model.name} reads text, and no classes are named; add them, as in --classes "cat,grass"')
-        check_methods(model.name, [method], dense.dense_methods, getattr(model, "lacking", {}))
+        check_methods(model.name, [rule.method], dense.dense_methods, getattr(model, "lacking", {}))
     _check_shapes(dense, view, shown)
     chosen = choose_device(device)
     extract = Extractor(
@@ -152,8 +104,9 @@ def look(
     sizes = [panel.shape[:2] for panel in shown.panels]
     cosines = None
     if not missing:
-        classes = class_embeddings(features, class_names, PROMPTS)
-        cosines = cosine_maps(features.grids("shown", view, method), classes, sizes)
+        assert rule.prompts is not None, rule
+        classes = class_embeddings(features, class_names, rule.prompts)
+        cosines = cosine_maps(features.grids("shown", view, rule.method), classes, sizes)
     parts = component_maps(features.grids("shown", view, "tokens"), sizes)
     return Look(model.name, model.revision, view, parts, cosines, missing)
 
@@ -201,26 +154,24 @@ def draw(shown: Shown, looks: Sequence[Look], class_names: Sequence[str], path: 
     return figure(groups, rows, class_names if has_classes else (), path, note, has_heat=has_classes)
 
 
-def caption(shown: Shown, looks: Sequence[Look], method: str) -> str:
+def caption(shown: Shown, looks: Sequence[Look], rule: Rule) -> str:
     """What the picture shows and how it was made, in sentences; names stand in it as they are."""
-    models = "; ".join(f"{one.name} @{one.revision[:8]} (windows of {one.view.window} px)" for one in looks)
+    models = "; ".join(
+        f"{one.name} @{one.revision[:8]}"
+        f" (shorter side {one.view.size} px, windows of {one.view.window} every {one.view.stride})"
+        for one in looks
+    )
     words = [f"{', '.join(shown.names)}, as seen by {models}."]
     if any(one.cosines is not None for one in looks):
+        assert rule.prompts is not None, rule
+        templates = rule.prompts.templates
+        asked = f'prompt "{templates[0]}"' if len(templates) == 1 else f"{len(templates)} prompts"
         words.append(
-            f'Zero-shot classes: each pixel has the class of largest cosine (method {method}, prompt "{PROMPTS.templates[0]}").'
-            " Each class's map is stretched between its own ends."
+            f"Zero-shot classes: each pixel has the class of largest cosine (protocol {rule.protocol}, method {rule.method},"
+            f" {asked}). Each class's map is stretched between its own ends."
         )
     words.append("Patch PCA: three principal components of a model's patch features as red, green and blue.")
     return " ".join(words)
-
-
-def replaced(class_names: Sequence[str]) -> list[str]:
-    """A sentence for each class name that cannot be drawn as it is."""
-    return [
-        f"class {number}, {name!r}, is drawn as {drawable(name)!r}: Pillow's own font has no other letters"
-        for number, name in enumerate(class_names, 1)
-        if drawable(name) != name
-    ]
 
 
 def _panels(one: Look, shown: Shown, index: int, class_names: Sequence[str]) -> list[Panel]:

@@ -18,6 +18,7 @@ from silc_bench.dense import DensePicture
 from silc_bench.models.images import ImagePipeline
 from silc_bench.pictures import HEAT, INK, PALETTE, STRENGTH
 from silc_bench.sheet import CELL, GAP, GROUP_GAP, MARGIN
+from silc_bench.shown import read_pictures
 from silc_bench.windows import View
 
 SIZE, PATCH = 32, 8
@@ -170,13 +171,26 @@ def test_names_titles_ranges_and_the_way_it_was_made_are_written(flag, tmp_path,
     assert "3" not in drawn, "which blue has none of"
     assert any(words.endswith(" to 1.000") for words in drawn)
     note = " ".join(drawn[-4:])
-    assert 'method maskclip, prompt "a photo of a {c}."' in note
-    assert "windows of 32 px" in note
+    assert 'protocol native, method maskclip, prompt "a photo of a {c}."' in note
+    assert "shorter side 32 px, windows of 32 every 16" in note
+
+
+def test_a_protocol_brings_its_windows_prompts_and_method(flag, tmp_path):
+    model, shown = Eyes(), read_pictures([flag])
+    model.dense_methods = (*model.dense_methods, "sclip")
+    look = show.look(model, shown, ["red", "green"], rule=show.choose_rule("sclip", None))
+    assert (look.view.size, look.view.window, look.view.stride) == (336, 224, 112)
+    assert {methods for _, methods in model.asked} == {("sclip", "tokens")}
+    assert len(model.texts) == 2 * 80
+    assert (look.cosines[0].argmax(axis=-1)[:, [9, -9]] == [0, 1]).all()
+    assert show.choose_rule("tcl", "naclip").method == "naclip"
+    words = refused("eyes", flag, "--classes", "red", "--protocol", "scilp", "--out", tmp_path / "x.png")
+    assert words.startswith("unknown protocol 'scilp'; did you mean sclip")
 
 
 def test_one_forward_pass_serves_classes_and_components_of_all_pictures(flag):
     model = Eyes()
-    shown = show.read_pictures([flag, flag])
+    shown = read_pictures([flag, flag])
     show.look(model, shown, ["red", "green"])
     assert model.asked == [(6, ("maskclip", "tokens"))], "two pictures of 32 x 64 in three windows each"
     assert sorted(model.texts) == ["a photo of a green.", "a photo of a red."]
@@ -352,9 +366,11 @@ def test_places_where_it_cannot_be_written(flag, tmp_path):
 def test_models_and_methods_that_cannot_be(flag, tmp_path):
     out = (flag, "--classes", "red", "--out", tmp_path / "x.png")
     assert refused("pooled", *out) == "pooled has no dense features to show (its last features are one vector)"
-    assert refused("eyes", *out, "--method", "maskclop").startswith("unknown method 'maskclop'; did you mean maskclip ")
-    assert refused("eyes", *out, "--method", "tokens").startswith("unknown method 'tokens'; ")
-    assert refused("eyes", *out, "--method", "sclip") == (
+    assert refused("eyes", *out, "--dense-method", "maskclop").startswith(
+        "unknown dense method 'maskclop'; did you mean maskclip "
+    )
+    assert refused("eyes", *out, "--dense-method", "tokens").startswith("unknown dense method 'tokens'; ")
+    assert refused("eyes", *out, "--dense-method", "sclip") == (
         "eyes:student cannot give dense features by 'sclip'; it can do tokens, plain, maskclip"
     )
 
@@ -370,6 +386,6 @@ def test_the_picture_shows_pixels_as_they_are_read(tmp_path):
     image = Image.new("P", (500, 250), 1)
     image.putpalette([0, 0, 0, 250, 0, 0, 0, 250, 0])
     image.save(tmp_path / "a.png")
-    shown = show.read_pictures([tmp_path / "a.png"])
+    shown = read_pictures([tmp_path / "a.png"])
     assert shown.sizes == ((250, 500),)
     np.testing.assert_array_equal(shown.panels[0], np.full((CELL // 2, CELL, 3), (250, 0, 0)))
