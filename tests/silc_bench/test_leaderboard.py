@@ -25,7 +25,7 @@ from silc_bench.board import Change, _chart
 from silc_bench.errors import UserError
 from silc_bench.leaderboard import build, to_csv, to_html, to_markdown, to_terminal, write
 from silc_bench.protocol import Protocol
-from silc_bench.registry import Scores, current_version
+from silc_bench.registry import Scores, all_tasks, current_version
 from silc_bench.reported import load_reported
 from silc_bench.results import Record, save
 
@@ -286,6 +286,19 @@ def test_what_the_program_measures_otherwise_today_does_not_rank(tmp_path, monke
 
 
 # Published numbers.
+
+
+def test_published_numbers_bear_our_names_and_a_source():
+    """A name of our own for each, so that they stand beside what is measured; open-vocabulary heads are not measured here."""
+    rows = load_reported(ROOT / "results/reported")
+    assert len(rows) >= 130
+    assert all(row.url.startswith("https://") and row.where for row in rows)
+    unknown = {task for row in rows for task in row.values} - set(all_tasks())
+    assert {task.split("/")[1] for task in unknown} == {"segmentation_open_vocabulary"}
+    metrics = {(task.split("/")[1], metric) for row in rows for task, values in row.values.items() for metric in values}
+    retrieval = {("retrieval", f"{way}_retrieval_recall@1") for way in ("image", "text")}
+    segmentation = {("segmentation_zeroshot", "mIoU"), ("segmentation_open_vocabulary", "mIoU")}
+    assert metrics == {("zeroshot", "acc1"), ("fewshot", "acc1_10shot")} | retrieval | segmentation
 
 
 def publish(folder, rows, name="papers"):
