@@ -14,6 +14,8 @@ Chance is exact for a model whose features know nothing of the picture: each wor
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -77,8 +79,11 @@ class ZeroShotSegmentation(SourcedTask):
 
     def protocol(self) -> dict[str, Any]:
         background = {} if self.scores_background else {"background_if": "never: its pixels are not scored"}
-        words = {} if self.words is None else {"words": [list(own) for own in self.words]}
-        return {**self.prompts.protocol(), **self.rule.as_dict(), **background, **words}
+        words = self._words_of(self.name.partition("/")[0])
+        listed: dict[str, Any] = {} if self.words is None else {"words": [list(own) for own in self.words]}
+        if words is not None:
+            listed["words_sha256"] = hashlib.sha256(json.dumps(words).encode()).hexdigest()[:16]
+        return {**self.prompts.protocol(), **self.rule.as_dict(), **background, **listed}
 
     def score(self, features: Features) -> Scores:
         test = features.data["test"]
@@ -148,14 +153,18 @@ class ZeroShotSegmentation(SourcedTask):
 
     def _words(self, dataset: ImageDataset) -> list[tuple[str, ...]]:
         """Of each label."""
-        if self.words is not None:
-            return list(self.words)
-        is_named_set = self.needs_data_root and self.prompts.per_class is None  # and not the user's own of the same name
-        words = class_words(dataset.name, self.rule.protocol) if is_named_set else None
+        words = self._words_of(dataset.name)
         if words is None:
             return [(name,) for name in dataset.mask_names]
         assert len(words) == len(dataset.mask_names), (dataset.name, self.rule.protocol)
         return list(words)
+
+    def _words_of(self, dataset: str) -> tuple[tuple[str, ...], ...] | None:
+        """The task's own, or the protocol's for a named set, not for the user's own of that name; None: the set's names."""
+        if self.words is not None:
+            return self.words
+        is_named_set = self.needs_data_root and self.prompts.per_class is None
+        return class_words(dataset, self.rule.protocol) if is_named_set else None
 
     def _asked(self, features: Features, words: list[tuple[str, ...]]) -> tuple[Callable[[Tensor], Tensor], np.ndarray]:
         """Cells [n, D] -> cosines [n, W], and the place in ``words`` that each of the W belongs to."""

@@ -301,6 +301,9 @@ def test_words_of_named_sets_are_the_protocols_and_those_of_own_data_their_names
     named = replace(task(), needs_data_root=True, rule=rule_of("sclip", "voc21"))
     assert named._words(data) == list(class_words("voc21", "sclip"))
     assert task(rule=rule_of("sclip", "voc21"))._words(data) == [(name,) for name in names]
+    listed = {rule: replace(named, name="voc21/x", rule=rule_of(rule, "voc21")).protocol() for rule in ("sclip", "clearclip")}
+    assert listed["sclip"]["words_sha256"] != listed["clearclip"]["words_sha256"], "the words themselves are hashed"
+    assert "words_sha256" not in task().protocol()
 
 
 @pytest.mark.parametrize("has_words", [True, False])
