@@ -63,7 +63,7 @@ def build(results_dir: Path, pictures: Path | None = None, *, across_protocols: 
         _limited(scores[scores.kind == "limited"]),
         _outdated(scores[scores.kind == "outdated"]),
         protocols_section(ranked, protocols),
-        _reported(scores[scores.kind == "reported"]),
+        _reported(scores[scores.kind == "reported"], ranked),
     ]
     return Board(tuple(part for part in sections if part.tables or part.pictures or part is sections[0]), scores)
 
@@ -213,8 +213,12 @@ def _listed(title: str, note: str, name: str, scores: pd.DataFrame, field: str) 
     return Section(title, note, tables)
 
 
-def _reported(reported: pd.DataFrame) -> Section:
-    note = "What others published, under their own protocols: not measured here, never ranked with the tables above."
+def _reported(reported: pd.DataFrame, ranked: pd.DataFrame) -> Section:
+    """Tables of published numbers; below them what was measured here of the same columns."""
+    note = (
+        "What others published, under their own protocols: not measured here, never ranked with the tables above. What was"
+        " measured here of the same tasks stands below in the same columns, marked."
+    )
     family = reported.task.str.split("/").str[1]
     tables = []
     for (collection, name), part in reported.groupby(["group", family]):
@@ -229,8 +233,27 @@ def _reported(reported: pd.DataFrame) -> Section:
             cells = [Cell(model), Cell(_count(first.params)), *(Cell(values.get(column, "")) for column in columns)]
             url = source.removeprefix("reported(").removesuffix(")")
             rows.append((*cells, Cell(first["where"] or url, url=url), Cell(first.note)))
+        rows += _measured_beside(ranked, columns)
         tables.append(Table(f"published ({collection}): {name}", tuple(heads), tuple(rows)))
     return Section("Published numbers", note, tuple(tables), is_reference=True)
+
+
+def _measured_beside(ranked: pd.DataFrame, columns: Sequence[tuple[str, str]]) -> list[tuple[Cell, ...]]:
+    """A row for each model measured in one of the columns; each value bears its protocol, and a second one has a second row."""
+    is_ours = pd.Series(
+        [column in columns for column in zip(ranked.task, ranked.metric, strict=True)], ranked.index, dtype=bool
+    )
+    rows = []
+    for (model, revision), scores in ranked[is_ours].groupby(["model", "revision"]):
+        ways = {column: [s for s in scores.itertuples() if (s.task, s.metric) == column] for column in columns}
+        for number in range(max(map(len, ways.values()))):
+            cells = [Cell(model, f"@{revision[:8]}"), Cell(_count(scores.iloc[0].params))]
+            for column in columns:
+                score = ways[column][number] if number < len(ways[column]) else None
+                detail = "" if score is None else f"{_plus_minus(score)} #{score.protocol[:8]}"
+                cells.append(Cell("" if score is None else _percent(score.value, score.metric), detail))
+            rows.append((*cells, Cell("measured here"), Cell()))
+    return rows
 
 
 def _pictures(folder: Path) -> tuple[Picture, ...]:

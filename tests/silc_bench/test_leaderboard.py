@@ -327,6 +327,25 @@ def test_published_numbers_stand_apart_with_their_source(tmp_path):
     assert published.source == "reported(https://arxiv.org/abs/2310.13355)"
 
 
+def test_what_was_measured_stands_beside_what_was_published(tmp_path):
+    put(tmp_path, "a", 0.1, stderr=0.02)
+    put(tmp_path, "a", 0.3, size=96)
+    put(tmp_path, "a", 0.5, "other/zeroshot")
+    put(tmp_path, "limited", 0.9, limit=10)
+    put(tmp_path, "knn", 0.9, "shapes/knn")
+    publish(tmp_path, [row(), row(model="two", values={"other/zeroshot": {"acc1": 0.7}})])
+    (table,) = section(build(tmp_path), "Published numbers").tables
+    assert [head.text for head in table.heads[2:4]] == ["other", "shapes"]
+    cells = [[cell.text for cell in line] for line in table.rows]
+    assert cells[:2] == [["paper", "", "", "99.0", "table 1", ""], ["two", "", "70.0", "", "table 1", ""]]
+    assert [line[0] for line in cells[2:]] == ["a", "a"], "neither limited runs nor other tasks"
+    assert {line[4] for line in cells[2:]} == {"measured here"}
+    assert sorted(line[3] for line in cells[2:]) == ["10.0", "30.0"], "a second protocol has a second row"
+    assert sorted(line[2] for line in cells[2:]) == ["", "50.0"]
+    details = {line[3].text: line[3].detail for line in table.rows[2:]}
+    assert re.fullmatch(r" ±2\.0 #[0-9a-f]{8}", details["10.0"])
+
+
 def test_a_record_that_says_it_was_reported_does_not_rank(tmp_path):
     path = put(tmp_path, "a", 0.9)
     path.write_text(path.read_text().replace('"measured"', '"reported(https://example.org/x)"'))
