@@ -119,6 +119,30 @@ def test_masks_of_16_bits_have_a_class_255():
     assert found.sum(axis=1).tolist() == [2, 3, 3]
 
 
+def test_iou_of_pictures_of_odd_sizes_equals_torchmetrics_and_a_loop_over_pixels():
+    """Class 3 is never true but predicted, class 4 true but never predicted, class 5 neither."""
+    from torchmetrics import JaccardIndex
+
+    rng = np.random.default_rng(8)
+    peer, found, counts = JaccardIndex("multiclass", num_classes=6, ignore_index=IGNORE), 0, np.zeros((3, 6))
+    for size in ((7, 13), (1, 1), (1, 40), (31, 2), (16, 20)):
+        truth = rng.choice([0, 1, 2, 4, IGNORE], p=[0.5, 0.2, 0.1, 0.1, 0.1], size=size).astype(np.uint8)
+        guess = rng.choice([0, 1, 2, 3], size=size)
+        found = found + metrics.areas(guess, truth, 6)
+        peer.update(torch.from_numpy(guess)[None], torch.from_numpy(truth.astype(np.int64))[None])
+        for t, g in zip(truth.ravel().tolist(), guess.ravel().tolist(), strict=True):
+            if t != IGNORE:
+                counts[0, t] += t == g
+                counts[1, g] += 1
+                counts[2, t] += 1
+    assert found.tolist() == counts.tolist()
+    unions = counts[1] + counts[2] - counts[0]
+    assert metrics.mean_iou(found) == pytest.approx(
+        np.mean([counts[0, c] / unions[c] for c in range(6) if unions[c]]), abs=1e-12
+    )
+    assert metrics.mean_iou(found) == pytest.approx(float(peer.compute()), abs=1e-6)
+
+
 def boundary_by_erosion(mask, num_classes):
     """[C, H, W] bool by the paper's words: each class, less what is left of it after d erosions by 3 x 3."""
     from scipy.ndimage import binary_erosion
