@@ -61,7 +61,7 @@ def partners(classes: Sequence[np.ndarray], order: np.ndarray) -> list[dict[int,
 
 def ranks(queries: np.ndarray, others: np.ndarray, is_right: np.ndarray) -> np.ndarray:
     """How many wrong patches are at least as near as the nearest right one: [n, D], [m, D], bool [m] -> [n] int64."""
-    similarity = normalize(queries) @ normalize(others).T
+    similarity = normalize(queries.astype(np.float32)) @ normalize(others.astype(np.float32)).T
     best = similarity[:, is_right].max(axis=1)
     return (~(similarity[:, ~is_right] < best[:, None])).sum(axis=1)
 

@@ -68,7 +68,7 @@ class Correspondence(CellsTask):
         )
 
     def _chosen(self, features: Features) -> tuple[list[np.ndarray], list[np.ndarray], np.ndarray]:
-        """Cells [n, D] and their classes [n] of each picture that takes part, and the order of these pictures."""
+        """Cells fp16 [n, D] and their classes [n] of each picture that takes part, and the order of these pictures."""
         from silc_bench.correspondence import cell_classes, order_by_mask
 
         dataset = features.data["test"]
@@ -80,7 +80,7 @@ class Correspondence(CellsTask):
         for number, (grid, layout, mask) in enumerate(self.labelled(features, "test")):
             if number in chosen:
                 places[number] = len(cells)
-                cells.append(grid.reshape(-1, grid.shape[-1]))
+                cells.append(grid.reshape(-1, grid.shape[-1]).astype(np.float16))  # what they were rounded to
                 classes.append(cell_classes(mask, layout))
         return cells, classes, np.array([places[number] for number in order.tolist()])
 
