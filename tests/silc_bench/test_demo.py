@@ -27,7 +27,7 @@ from trainer import loop, presets
 
 STEPS, BATCH = 3, 8
 TASKS = 10
-SMALL = {"train": 700, "test": 40}  # pictures of each role
+SMALL = {"train": 2000, "test": 40}  # pictures of each role: ten of a class to learn from
 
 
 def tiny_preset():
@@ -35,7 +35,7 @@ def tiny_preset():
     full = presets.shapes_tiny()
     return replace(
         full,
-        vision=replace(full.vision, image_size=16, patch_size=8, **tower),
+        vision=replace(full.vision, image_size=16, patch_size=4, **tower),
         text=replace(full.text, vocab_size=300, **tower),
         views=replace(full.views, global_size=16, local_size=8, num_local=2),
         distillation=replace(full.distillation, num_prototypes=64, hidden_dim=32, bottleneck_dim=16),
