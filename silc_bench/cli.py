@@ -140,7 +140,9 @@ def evaluate_command(
     for reason in dict.fromkeys(left_out.values()):
         print(f"left out {reason}: {', '.join(name for name in left_out if left_out[name] == reason)}")
     from silc_bench.evaluate import evaluate
+    from silc_bench.features import choose_device
     from silc_bench.models import load_model
+    from silc_bench.ranks import joined, rank
     from silc_bench.store import Store, default_folder
     from tasks.prompts import read_per_class
     from tasks.protocols import choose
@@ -150,28 +152,30 @@ def evaluate_command(
     check_writable(results)
     if store is not None:
         check_writable(store.folder)
-    models = [(spec, load_model(spec, arch)) for spec in ckpt]
-    for spec, model in models:
-        evaluate(
-            model,
-            chosen,
-            model_source=spec,
-            data_root=data_root,
-            results_dir=results,
-            limit=limit,
-            device=device,
-            precision=precision,
-            feature_point=feature_point,
-            protocol=named,
-            batch_size=batch_size,
-            num_workers=workers,
-            existing=existing,
-            progress=console.is_terminal,
-            store=store,
-            is_compiled=compiled,
-            on_result=_print_record,
-        )
-    print(f"records in {results}; silc-bench leaderboard --results {results}")
+    with joined(choose_device(device)):
+        models = [(spec, load_model(spec, arch)) for spec in ckpt]
+        for spec, model in models:
+            evaluate(
+                model,
+                chosen,
+                model_source=spec,
+                data_root=data_root,
+                results_dir=results,
+                limit=limit,
+                device=device,
+                precision=precision,
+                feature_point=feature_point,
+                protocol=named,
+                batch_size=batch_size,
+                num_workers=workers,
+                existing=existing,
+                progress=console.is_terminal and rank() == 0,
+                store=store,
+                is_compiled=compiled,
+                on_result=_print_record if rank() == 0 else lambda record, is_new: None,
+            )
+        if rank() == 0:
+            print(f"records in {results}; silc-bench leaderboard --results {results}")
 
 
 def _print_record(record: Record, is_new: bool) -> None:

@@ -26,8 +26,10 @@ from silc_bench.models import FEATURE_POINTS, DenseModel, ImageModel
 from silc_bench.models.images import ImagePipeline
 from silc_bench.models.towers import check_methods
 from silc_bench.protocol import Protocol
+from silc_bench.ranks import meet, num_ranks, rank
 from silc_bench.registry import DenseTask, Task
 from silc_bench.results import Record
+from silc_bench.shared_features import SharedExtractor
 from silc_bench.store import Store
 
 EXISTING = ("skip", "overwrite", "error")
@@ -79,16 +81,18 @@ def evaluate(
     if batch_size < 1:
         raise UserError(f"--batch-size must be 1 or more, not {batch_size}")
     chosen_device = choose_device(device)
+    store = store if rank() == 0 else None
     choices = _Choices(choose_precision(precision, chosen_device), feature_point, protocol, limit)
     for task in tasks:
         check_supported(model, choices.task(task), feature_point)
     with remembered(store):
         plans = [_plan(model, task, task.load(data_root, limit), choices, results_dir) for task in tasks]
+    meet()  # what was known is known before the first rank saves anything
     if existing == "error" and any(plan.known for plan in plans):
         names = ", ".join(plan.task.name for plan in plans if plan.known)
         raise UserError(f"already measured in {results_dir}: {names}; use --existing skip or overwrite")
 
-    extract = Extractor(
+    extract = (Extractor if num_ranks() == 1 else SharedExtractor)(
         model,
         device=chosen_device,
         precision=choices.precision,
@@ -107,6 +111,8 @@ def evaluate(
                 extract.grids.expect(plan.data[role], plan.task.view, methods)
 
     def save(record: Record, samples: bytes) -> None:
+        if rank() > 0:
+            return
         outcomes.save(samples, record, results_dir)  # first: no record without its samples
         results.save(record, results_dir)
 

@@ -136,3 +136,18 @@ def leave():
     """As a kill does: the connections close, and nobody says why."""
     dist.destroy_process_group()
     raise SystemExit(9)
+
+
+def evaluate_run(run, results, batch_size, store=None):
+    """Metrics of two tasks of a trained run; records below ``results``."""
+    from silc_bench.evaluate import evaluate
+    from silc_bench.models import load_model
+    from silc_bench.registry import select
+    from silc_bench.store import Store
+
+    model = load_model(str(run))
+    kept = None if store is None else Store(store)
+    tasks = select(["shapes/zeroshot", "shapes/knn"])
+    how = {"model_source": "run", "data_root": None, "results_dir": results, "limit": 77, "batch_size": batch_size}
+    records = evaluate(model, tasks, device="cpu", store=kept, existing="overwrite", **how)
+    return [record.metrics for record in records]

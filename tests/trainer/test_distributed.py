@@ -237,3 +237,31 @@ def test_a_batch_that_cannot_be_shared_stops_before_anything_is_read(tiny, pool,
     answers = pool.run_as_torchrun(3, on_ranks.run, whole(tiny, data={"source": "nowhere/*.tar"}), tmp_path)
     assert sorted(kind for kind, _ in answers) == ["SystemExit", "SystemExit", "UserError"]
     assert any("of 3: batch_size 8 does not divide among 3 processes" in words for _, words in answers)
+
+
+# --- evaluation --------------------------------------------------------------------------------------------------------------
+
+
+def written(folder):
+    """{file: its bytes; of a record without what a clock says}."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.suffix == ".json":
+            record = json.loads(path.read_text())
+            for name in ("seconds", "created", "outcomes"):
+                record.pop(name, None)
+            found[path.relative_to(folder).as_posix()] = json.dumps(record)
+        elif path.is_file():
+            found[path.relative_to(folder).as_posix()] = path.read_bytes()
+    return found
+
+
+def test_records_of_several_processes_are_those_of_one(tiny, pool, tmp_path):
+    """77 pictures in batches of 10: neither divides. With a store, again from it, and with another number of ranks."""
+    run = tmp_path / "run"
+    on_ranks.run(whole(tiny), run)
+    expected = on_ranks.evaluate_run(run, tmp_path / "one", 10)
+    assert pool.run(2, on_ranks.evaluate_run, run, tmp_path / "two", 10, tmp_path / "store") == [expected] * 2
+    assert pool.run(3, on_ranks.evaluate_run, run, tmp_path / "three", 10, tmp_path / "store") == [expected] * 3
+    assert len(written(tmp_path / "one")) >= 4
+    assert written(tmp_path / "two") == written(tmp_path / "one") == written(tmp_path / "three")

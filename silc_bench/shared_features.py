@@ -1,0 +1,62 @@
+"""Features of pictures encoded by several processes, each its share, with the bits that one process would get.
+
+Flow: ``SharedExtractor`` stands in for ``Extractor`` where torchrun started several ranks: they take turns at the batches that
+one process would encode, place them by index into zeros, and the sum over the ranks is everything (no gather, no padding).
+Texts and dense features are encoded by every rank. The first rank alone reads and writes the store.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import torch
+
+from silc_bench.errors import RunError
+from silc_bench.features import PART_ROWS, Extractor, _Preprocessed
+from silc_bench.ranks import any_of, num_ranks, rank, summed
+from silc_bench.store import Entry
+
+
+class SharedExtractor(Extractor):
+    """Called with the same data in the same order by every rank; each gets all features."""
+
+    def _encoded(self, pictures: _Preprocessed, entry: Entry | None) -> np.ndarray:
+        num_rows, width = len(pictures), self.model.feature_points[self.feature_point]
+        features, is_known = np.zeros((num_rows, width), np.float32), np.zeros(num_rows, bool)
+        if entry is not None:
+            assert rank() == 0, "one store, one process"
+            features, is_known = entry.rows(num_rows, width)
+        is_known = self._sum(is_known.astype(np.float32)) > 0  # by the store of the first rank
+        size = self.batch_size * max(1, PART_ROWS // self.batch_size)
+        parts = [slice(start, min(start + size, num_rows)) for start in range(0, num_rows, size)]
+        missing = [part for part in parts if not is_known[part].all()]
+        for part in missing:
+            features[part] = 0
+        self._encode_share(pictures, missing, features)
+        features = self._sum(features)
+        if entry is not None:
+            for part in missing:
+                entry.save(part.start, features[part])
+        return features
+
+    def _encode_share(self, pictures: _Preprocessed, parts: list[slice], features: np.ndarray) -> None:
+        """Every W-th batch of ``parts`` into its rows. RunError on every rank where one fails."""
+        batches = [
+            range(start, min(start + self.batch_size, part.stop))
+            for part in parts
+            for start in range(part.start, part.stop, self.batch_size)
+        ]
+        mine = [index for batch in batches[rank() :: num_ranks()] for index in batch]
+        encode = self._compiled(partial(self.model.encode_image, point=self.feature_point))
+        failure: Exception | None = None
+        try:
+            for done, batch in self._batches(pictures, "image", encode, mine):
+                features[done] = batch
+        except Exception as error:  # the others wait below
+            failure = error
+        if any_of(failure is not None):
+            raise failure or RunError("another process could not encode its share of the pictures")
+
+    def _sum(self, values: np.ndarray) -> np.ndarray:
+        return summed(torch.from_numpy(values).to(self.device)).cpu().numpy()
