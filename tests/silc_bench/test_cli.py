@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from silc_bench import __version__, cli
@@ -360,6 +361,22 @@ def test_real_photographs(run, tmp_path):
     assert "shapes_tiny-silc:student" in succeed(*args, "--tasks", "cifar100/zeroshot", "--limit", 20)
     (record,) = load_all(tmp_path)
     assert (record.task.name, record.n, record.task.chance) == ("cifar100/zeroshot", 20, pytest.approx(0.01))
+
+
+# ---- show ----
+
+
+def test_show_draws_what_two_branches_of_a_run_see(run, tmp_path):
+    Image.new("RGB", (90, 40), (200, 30, 30)).save(tmp_path / "a[x].png")
+    both = ("--ckpt", f"{run}:student", "--ckpt", f"{run}:teacher", tmp_path / "a[x].png", "--device", "cpu")
+    said = succeed("show", *both, "--classes", "red [/x],ring", "--dense-method", "naclip", "--out", tmp_path / "out.png")
+    with Image.open(tmp_path / "out.png") as sheet:
+        assert said == f"wrote {tmp_path}/out.png, {sheet.width} x {sheet.height} pixels\n"
+    said = fail(
+        "show", run, tmp_path / "a[x].png", "--classes", "ring", "--dense-method", "plain", "--out", tmp_path / "no.png"
+    )
+    assert "cannot give dense features by 'plain': its patches meet text through attention pooling" in said
+    assert not (tmp_path / "no.png").exists()
 
 
 # ---- leaderboard and tasks ----
