@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--data-root", type=Path, help="folder that holds cifar100/; text, images and tasks need it")
     parser.add_argument("--parts", default=",".join(REPEATS))
     parser.add_argument("--repeats", type=int, help=f"of every part; without it {REPEATS}, and scikit-learn's sweep once")
-    parser.add_argument("--images", type=int, default=128, help="photographs a split")
+    parser.add_argument("--images", type=int, default=256, help="photographs a split")
     parser.add_argument("--classes", type=int, default=100, help="of text: the first ones")
     parser.add_argument("--sizes", default="5000,25000,512", help="of retrieval: images, texts, D")
     parser.add_argument("--shots", default="1000,10,768", help="of logistic: classes, shots, D")
