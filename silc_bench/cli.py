@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from silc_bench import __version__, cli_cache, cli_compare, cli_data, cli_doctor, cli_export, cli_show
+from silc_bench import __version__, cli_cache, cli_compare, cli_data, cli_doctor, cli_export, cli_report, cli_show
 from silc_bench.atomic import check_writable
 from silc_bench.terminal import answering, console, table_of
 
@@ -59,6 +59,8 @@ def train(
     set_: Annotated[list[str] | None, typer.Option("--set", help="field=value, as in optim.lr=3e-4; may be repeated.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out, bit for bit.")] = False,
     device: Device = "auto",
+    on_collapse: Annotated[str, typer.Option(help="warn or stop, when the run's health says that it has collapsed.")] = "warn",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what it would cost on this device, and stop.")] = False,
     show_config: Annotated[bool, typer.Option("--show-config", help="Print every field, how sure it is, and stop.")] = False,
 ) -> None:
     """Train SILC, or a step of its ablation."""
@@ -70,16 +72,40 @@ def train(
         return
     from silc_bench.features import choose_device
     from silc_bench.ranks import joined, rank
+
+    if dry_run:
+        _print_estimate(config, choose_device(device))
+        return
     from trainer.loop import run_training
 
     run, chosen = out or Path("runs") / config.name, choose_device(device)
     check_writable(run)
     with joined(chosen):
         said = console if rank() == 0 else Console(quiet=True)
-        path = run_training(config, run, resume=resume, device=chosen, console=said)
+        path = run_training(config, run, resume=resume, device=chosen, console=said, on_collapse=on_collapse)
         tasks = "shapes" if config.data.source == "shapes" else "zeroshot --data-root DIR"
         if rank() == 0:
             print(f"done: {path}\nnext: silc-bench eval --ckpt {run} --tasks {tasks}")
+
+
+def _print_estimate(config: Any, device: Any) -> None:
+    from trainer.estimate import REACHED, estimate
+
+    found = estimate(config, device)
+    table = table_of("of a step on one device", "", title=config.name)
+    for name, count in found.parameters.items():
+        table.add_row(f"parameters, {name}", f"{count / 1e6:,.1f} M")
+    for name, size in found.bytes_by_part.items():
+        table.add_row(f"memory, {name}", f"{size / 2**30:,.2f} GiB")
+    table.add_row("memory, all of it", f"{sum(found.bytes_by_part.values()) / 2**30:,.2f} GiB")
+    table.add_row("FLOPs a picture, counted", f"{found.flops_per_image / 1e9:,.2f} G")
+    table.add_row(f"matrix products on {device}, measured", f"{found.matmul_rate / 1e12:,.3f} TFLOP/s")
+    for share in REACHED:
+        speed = share * found.images_per_second
+        table.add_row(
+            f"at {100 * share:.0f} % of that", f"{speed:,.0f} images/s, {found.hours / share:,.1f} hours on one device"
+        )
+    console.print(table)
 
 
 def _print_config(config: Any) -> None:
@@ -261,6 +287,7 @@ app.command()(cli_compare.compare)
 app.command()(cli_doctor.doctor)
 app.command()(cli_export.export)
 app.command()(cli_show.show)
+app.command()(cli_report.report)
 
 
 def main() -> None:

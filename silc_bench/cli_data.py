@@ -1,16 +1,20 @@
-"""``silc-bench data check NAME PATH``: is this the data it should be. Exit codes: 0 yes, 2 no, with the line that mends it."""
+"""``silc-bench data check | stats | pack``: is evaluation data what it should be; what training data holds; own shards.
+
+Exit codes of ``check``: 0 yes, 2 no, with the line that mends it.
+"""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from silc_bench.errors import UserError
-from silc_bench.terminal import answering
+from silc_bench.terminal import answering, console, table_of
 
-app = typer.Typer(help="Look at evaluation data before measuring on it.", no_args_is_help=True)
+app = typer.Typer(help="Look at data before measuring or training on it; write shards.", no_args_is_help=True)
 
 
 @app.callback()
@@ -40,6 +44,52 @@ def check(
     if report.problems:
         raise UserError(f"{name} cannot be measured as it is")
     print("ready to be measured")
+
+
+@app.command()
+@answering
+def stats(
+    source: Annotated[str, typer.Argument(help="What `silc-bench train --data` takes.")],
+    count: Annotated[int, typer.Option(min=1, help="Pairs to look at, in the order of training.")] = 1000,
+    filters: Annotated[str, typer.Option(help='Conditions, as in --set data.filters="text>=5 side>=64".')] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """Read training data as a run would: how much there is, sizes, lengths of captions, and what is damaged, by cause."""
+    from trainer.config import DataConfig
+    from trainer.pack import QUANTILES, look
+
+    found = look(DataConfig(source=source, filters=filters, decode_size=10_000), count)
+    if as_json:
+        print(json.dumps(found, indent=1))
+        return
+    print(_plain(found["source"]))
+    table = table_of(f"of {found['looked_at']:,} looked at", *(f"{100 * q:g} %" for q in QUANTILES))
+    for name, values in found["quantiles"].items():
+        table.add_row(name, *(f"{value:g}" for value in values))
+    console.print(table)
+    caption = found["most_frequent_caption"]
+    print(_plain(f"most frequent caption, {caption['times']:,} times: {caption['text'][:80]}"))
+    for cause, number in found["damage"].items():
+        print(_plain(f"left out: {number:,} {cause}, first {found['damage_first'][cause]}"))
+    if not found["damage"]:
+        print("nothing is damaged")
+
+
+@app.command()
+@answering
+def pack(
+    source: Annotated[Path, typer.Argument(help="A list of captions, or a folder of pictures with NAME.txt beside NAME.jpg.")],
+    out: Annotated[Path, typer.Argument(help="A new folder for the shards.")],
+    per_shard: Annotated[int, typer.Option(min=1, help="Pairs a shard.")] = 10_000,
+) -> None:
+    """Write webdataset shards of own pictures; every picture is decoded once, and its bytes are kept."""
+    from trainer.pack import pack as write
+
+    count, num_shards, damage = write(source, out, per_shard)
+    print(f"wrote {count:,} pairs in {num_shards:,} shards to {out}")
+    if damage.total:
+        print(_plain(f"left out: {damage.summary()}"))
+    print(f'next: silc-bench data stats "{out}/*.tar"')
 
 
 def _plain(line: str) -> str:

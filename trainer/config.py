@@ -71,6 +71,16 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
+class ProbeConfig:
+    """A small evaluation while the run goes on (trainer.probe)."""
+
+    every: int = 0  # steps; 0: never
+    tasks: str = "shapes/knn,shapes/zeroshot,shapes/segmentation_zeroshot"  # as `silc-bench eval --tasks`
+    limit: int = 256  # pictures a split
+    data_root: str = ""  # where the data of other tasks lies
+
+
+@dataclass(frozen=True)
 class ContrastiveConfig:
     loss: str = "sigmoid"  # "sigmoid" (SigLIP) or "softmax" (CLIP)
     images: str = "global"  # which pictures meet the text: "global" (every global view), "original", "original+global"
@@ -126,6 +136,7 @@ class Config:
     precision: str = "auto"  # "bf16" (autocast; head, softmax, centre and EMA stay fp32), "fp32", or what is native here
     log_every: int = 50  # steps
     checkpoint_every: int = 1000  # steps
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
     checkpoint_minutes: float = 30.0  # since the last checkpoint, whatever the step; 0: by steps alone
 
     @property
@@ -164,6 +175,7 @@ MAY_BE_ZERO = (  # every other whole number is at least 1
     "data.num_workers",
     "data.seed",
     "seed",
+    "probe.every",
 )
 
 

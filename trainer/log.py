@@ -1,4 +1,4 @@
-"""What a run says while it runs: log.jsonl and TensorBoard curves in its folder, a progress line with time left for people.
+"""What a run says while it runs: log.jsonl, probes.jsonl and TensorBoard curves in its folder, a progress line for people.
 
 ``RunLog`` is opened at the step where training starts; rows that a killed run wrote beyond that step are dropped, so
 a resumed log reads as if nothing had happened.
@@ -10,7 +10,7 @@ import json
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -26,9 +26,7 @@ class RunLog:
     def __init__(self, run: Path, step: int, num_steps: int, console: Console):
         from torch.utils.tensorboard import SummaryWriter
 
-        path = run / "log.jsonl"
-        write_text_atomic(path, "".join(_rows_up_to(path, step)))
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115  closed in __exit__
+        self._file, self._probes = _opened(run / "log.jsonl", step), _opened(run / "probes.jsonl", step)
         self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
         self._num_steps = num_steps
         self._console = console
@@ -51,6 +49,7 @@ class RunLog:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._bar.stop()
         self._file.close()
+        self._probes.close()
         self._board.close()
 
     def advance(self, step: int) -> None:
@@ -71,6 +70,21 @@ class RunLog:
             self._console.print(
                 f"step {step}/{self._num_steps} · {words} · {row['seconds_left']:.0f} s left", highlight=False, soft_wrap=True
             )
+
+    def write_probe(self, step: int, found: dict[str, float]) -> None:
+        """Keep what a probe measured: a row of its own in probes.jsonl, curves, and a line for people."""
+        self._probes.write(json.dumps({"step": step, **found}) + "\n")
+        self._probes.flush()
+        for name, value in found.items():
+            self._board.add_scalar(name, value, step)
+        words = " · ".join(f"{name.removeprefix('probe/')} {100 * value:.1f} %" for name, value in found.items())
+        self._console.print(f"step {step}/{self._num_steps} · {words}", highlight=False, soft_wrap=True)
+
+
+def _opened(path: Path, step: int) -> TextIO:
+    """To append to, after the rows up to ``step``."""
+    write_text_atomic(path, "".join(_rows_up_to(path, step)))
+    return open(path, "a", encoding="utf-8")
 
 
 def _rows_up_to(path: Path, step: int) -> list[str]:

@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from torch import Tensor
 
 from silc_bench.errors import RunError, UserError
 from silc_bench.ranks import any_of, meet, num_ranks, of_first, rank
@@ -27,36 +26,42 @@ from trainer.config import Config, flatten, from_dict
 from trainer.data import Batch, Source, open_source
 from trainer.distributed import share_of
 from trainer.log import RunLog
-from trainer.schedule import lr_at
+from trainer.probe import Probe
 from trainer.tokenizer import Tokenizer
 from trainer.train import TrainState, train_step
+from trainer.watch import Watch, check_on_collapse
 
 TOKENIZER_CAPTIONS = 20_000  # captions that the tokenizer is trained on
-FREE_ON_RESUME = ("data.num_workers", "data.mirror_gb", "checkpoint_every", "checkpoint_minutes")  # the end is the same
+FREE_ON_RESUME = ("data.num_workers", "data.mirror_gb", "checkpoint_every", "checkpoint_minutes", "probe.")  # prefixes
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # Ctrl-C, and what schedulers send before they take a machine away
 
 
-def run_training(config: Config, run: Path, *, resume: bool, device: torch.device, console: Console) -> Path:
+def run_training(
+    config: Config, run: Path, *, resume: bool, device: torch.device, console: Console, on_collapse: str = "warn"
+) -> Path:
     """A new run in an empty folder, or the continuation of one with the same configuration; the final checkpoint's path.
 
+    ``on_collapse``: "warn" says what ``trainer.health`` finds and goes on, "stop" ends the run with it.
+
     Raises:
-        UserError: the folder already holds a run, holds none to resume, or holds one of another configuration.
+        UserError: an unknown word, no data; the folder already holds a run, holds none to resume, or one of another
+            configuration.
         RunError: as ``train``.
     """
+    check_on_collapse(on_collapse)
     if not config.data.source:
         raise UserError(f"preset {config.preset} brings no data: name your shards, as in --data 'DIR/*.tar'")
     if not resume:
         if checkpoint.all_in(run):
             raise UserError(f"{run} already holds a run; continue it with --resume, or choose another --out")
-        return train(config, run, device, console)
+        return train(config, run, device, console, on_collapse=on_collapse)
     if not checkpoint.all_in(run):
         raise UserError(f"--resume: {run} holds no checkpoints/step_*.pt to continue from; leave --resume out to start anew")
     path, payload, damaged = checkpoint.load_newest(run)
     for sentence in damaged:
         console.print(f"{sentence}; going on from {path}", style="yellow", markup=False, highlight=False, soft_wrap=True)
     saved, wanted = flatten(from_dict(json.loads(payload["config"]))), flatten(config)
-    for name in FREE_ON_RESUME:
-        wanted[name] = saved[name]
+    wanted |= {name: value for name, value in saved.items() if name.startswith(FREE_ON_RESUME)}  # the run ends as it would
     if config.precision == "auto":
         wanted["precision"] = saved["precision"]  # what was native where the run began
     differ = [f"{name} {saved[name]!r} -> {wanted[name]!r}" for name in saved if saved[name] != wanted[name]]
@@ -68,14 +73,22 @@ def run_training(config: Config, run: Path, *, resume: bool, device: torch.devic
     if payload["step"] >= config.num_steps:
         console.print(f"{run} is already complete", markup=False, soft_wrap=True)
         return path
-    return train(config, run, device, console, payload)
+    return train(config, run, device, console, payload, on_collapse)
 
 
-def train(config: Config, run: Path, device: torch.device, console: Console, payload: dict[str, Any] | None = None) -> Path:
+def train(
+    config: Config,
+    run: Path,
+    device: torch.device,
+    console: Console,
+    payload: dict[str, Any] | None = None,
+    on_collapse: str = "warn",
+) -> Path:
     """Train to the end of ``config``, or on from ``payload`` (of ``checkpoint.load``); the final checkpoint's path.
 
     Raises:
-        RunError: a loss that is not finite, a checkpoint that cannot be written, or a signal (after a checkpoint).
+        RunError: a loss that is not finite, a collapse that is to stop it, a checkpoint that cannot be written, or a signal
+            (after a checkpoint).
     """
     share_of(config.batch_size)
     source = open_source(config.data)
@@ -83,7 +96,7 @@ def train(config: Config, run: Path, device: torch.device, console: Console, pay
         state = TrainState.create(config, Tokenizer.from_json(of_first(lambda: _tokenizer_json(source, config))), device)
     else:
         state = TrainState.restore(payload, device)
-        rhythm = {name: getattr(config, name) for name in ("checkpoint_every", "checkpoint_minutes")}
+        rhythm = {name: getattr(config, name) for name in ("checkpoint_every", "checkpoint_minutes", "probe")}
         state.config = dataclasses.replace(state.config, **rhythm)
     processes = f"{num_ranks()} processes on " if num_ranks() > 1 else ""
     where = f"from {source.describe()} on {processes}{device} in {state.config.precision}"
@@ -93,7 +106,7 @@ def train(config: Config, run: Path, device: torch.device, console: Console, pay
             if rank() > 0:
                 return _follow(state, source, run, received)
             with RunLog(run, state.step, config.num_steps, console) as log:
-                return _loop(state, source, run, log, received)
+                return _loop(state, source, run, log, received, Watch(state.config, device, console, on_collapse))
     finally:
         if source.damage.total:
             console.print(f"left out: {source.damage.summary()}", style="yellow", markup=False, highlight=False, soft_wrap=True)
@@ -119,25 +132,37 @@ def _my_batches(state: TrainState, source: Source) -> Generator[Batch, None, Non
     return source.batches(state.config.batch_size, state.position, rank(), num_ranks())
 
 
-def _loop(state: TrainState, source: Source, run: Path, log: RunLog, received: list[int]) -> Path:
+def _loop(state: TrainState, source: Source, run: Path, log: RunLog, received: list[int], watch: Watch) -> Path:
     config = state.config
+    probe = Probe(config.probe, state.student.log_scale.device) if config.probe.every else None
     mark, mark_step, waited, saved = time.perf_counter(), state.step, 0.0, time.monotonic()
     with closing(_my_batches(state, source)) as batches, checkpoint.Writer(run) as writer:
         while state.step < config.num_steps:
             before = time.perf_counter()
             batch = next(batches)
             waited += time.perf_counter() - before
+            is_last = state.step + 1 == config.num_steps
+            is_row = is_last or (state.step + 1) % config.log_every == 0
+            is_probe = probe is not None and (is_last or (state.step + 1) % config.probe.every == 0)
+            if is_row:
+                watch.before_step(state)
             values = train_step(state, batch)
-            is_last, is_stopped = state.step == config.num_steps, any_of(bool(received))
+            is_stopped, score = any_of(bool(received)), None
             log.advance(state.step)
-            if state.step % config.log_every == 0 or is_last:
+            if is_row:
                 seconds, steps = time.perf_counter() - mark, state.step - mark_step
-                log.write(state.step, _row(state, values, seconds / steps, waited / seconds))
+                row = watch.row(state, batch, values, seconds / steps, waited / seconds)
+                log.write(state.step, row)
+                watch.judge(state, row)
                 mark, mark_step, waited = time.perf_counter(), state.step, 0.0
+            if probe is not None and is_probe:
+                found = probe(state)
+                log.write_probe(state.step, found)
+                score = sum(found.values()) / len(found)
             writer.check()
             is_due = 0 < config.checkpoint_minutes * 60 <= time.monotonic() - saved
-            if state.step % config.checkpoint_every == 0 or is_due or is_last or is_stopped:
-                writer.write(state.payload())
+            if state.step % config.checkpoint_every == 0 or is_due or is_last or is_stopped or is_probe:
+                writer.write(state.payload(), score)
                 saved = time.monotonic()
             if is_stopped and not is_last:
                 name, path = signal.Signals(received[0]).name if received else "another process", writer.wait()
@@ -145,20 +170,6 @@ def _loop(state: TrainState, source: Source, run: Path, log: RunLog, received: l
                 raise RunError(f"stopped by {name} after step {state.step}; {path} is saved, continue with --resume")
     assert writer.path is not None, "a run of at least one step ends with a checkpoint"
     return writer.path
-
-
-def _row(state: TrainState, values: dict[str, Tensor], seconds_per_step: float, wait_share: float) -> dict[str, float]:
-    config = state.config
-    return {
-        **{name: float(value) for name, value in values.items()},
-        "lr": lr_at(state.step - 1, config.num_steps, config.optim),
-        "logit_scale": state.student.log_scale.exp().item(),
-        "logit_bias": state.student.logit_bias.item(),
-        "samples_seen": state.samples_seen,
-        "images_per_second": config.batch_size / seconds_per_step,
-        "data_wait_share": wait_share,
-        "seconds_left": seconds_per_step * (config.num_steps - state.step),
-    }
 
 
 @contextmanager

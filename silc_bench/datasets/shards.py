@@ -240,6 +240,14 @@ def image_size(data: bytes) -> tuple[int, int]:
         raise DamagedImageError("corrupt image", str(error) or type(error).__name__) from error
 
 
+def image_format(data: bytes) -> str:
+    """ "JPEG", "PNG", ... from a picture's header alone. Raises DamagedImageError where it has none."""
+    try:
+        return Image.open(io.BytesIO(data)).format or ""
+    except BROKEN_IMAGE as error:
+        raise DamagedImageError("corrupt image", str(error) or type(error).__name__) from error
+
+
 def decode_image(data: bytes) -> Image.Image:
     """A picture as RGB, decoded completely.
 

@@ -26,7 +26,7 @@ from trainer.loop import run_training
 pytestmark = pytest.mark.usefixtures("few_captions")
 CPU = torch.device("cpu")
 STEPS = 9  # a checkpoint after every second, a row of the log after every third
-TIMING = ("images_per_second", "data_wait_share", "seconds_left")
+TIMING = ("images_per_second", "data_wait_share", "seconds_left", "mfu")
 
 SERVER = '''
 import io, json, os, signal, sys
@@ -88,9 +88,9 @@ def signal_to_the_group(*args):
     os.waitpid(sender, 0)
 
 
-def written_at_once(writer, payload):
+def written_at_once(writer, payload, score):
     """So that the place of death alone says which checkpoints there are."""
-    write(writer, payload)
+    write(writer, payload, score)
     writer.wait()
 
 

@@ -1,0 +1,273 @@
+"""Health: numbers against loops, planted failures named with their setting, and a run that does not know it is watched."""
+
+import copy
+import io
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from torch.utils.flop_counter import FlopCounterMode
+
+from silc_bench.errors import RunError, UserError
+from trainer import checkpoint, estimate, health
+from trainer.data import open_source
+from trainer.health import Health, effective_rank
+from trainer.loop import run_training
+from trainer.teacher import Teacher
+from trainer.tokenizer import Tokenizer
+from trainer.train import TrainState, train_step
+from trainer.views import make_views
+
+pytestmark = pytest.mark.usefixtures("few_captions")
+CPU = torch.device("cpu")
+
+
+def watched(config, run, **options):
+    """What a run printed, its rows, and the sentence it was stopped with."""
+    console, stopped = Console(file=io.StringIO(), width=400), ""
+    try:
+        run_training(config, run, resume=False, device=CPU, console=console, **options)
+    except RunError as error:
+        stopped = str(error)
+    rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return console.file.getvalue(), rows, stopped
+
+
+def start(config):
+    source = open_source(config.data)
+    tokenizer = Tokenizer.train(source.captions(50), config.text.vocab_size, config.text.context_length)
+    return TrainState.create(config, tokenizer, CPU), source.batches(config.batch_size, 0)
+
+
+# --- planted failures ----------------------------------------------------------------------------------------------------
+
+SENTENCES = {
+    "teacher stands still": r"lower distillation.ema_momentum (now 1;",
+    "teacher is uniform": r"lower distillation.teacher_temp (now 1; the recipe's is 0.04)",
+    "centre stands still": r"lower distillation.center_momentum (now 1; the recipe's is 0.9)",
+    "steps too large": r"optim.lr=0.1 is far too high",
+    "head in half precision": r"keep head, centre and average in fp32",
+}
+PLANTED = {
+    "teacher stands still": {"distillation": {"ema_momentum": 1.0}},
+    "teacher is uniform": {"distillation": {"teacher_temp": 1.0}, "batch_size": 32, "samples": 32 * 40, "log_every": 5},
+    "centre stands still": {"distillation": {"center_momentum": 1.0}},
+    "steps too large": {"optim": {"lr": 0.1}},  # a hundred times the preset's
+    "head in half precision": {},
+}
+
+
+def round_the_head(teacher, student, momentum, real=Teacher.update):
+    """A head that is kept in fp16: what is smaller than its steps is lost after each update."""
+    with torch.no_grad():
+        for parameter in student.head.parameters():
+            parameter.copy_(parameter.half().float())
+    real(teacher, student, momentum)
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_a_planted_failure_is_named_with_the_setting_to_change(tiny, tmp_path, monkeypatch, name):
+    if name == "head in half precision":
+        monkeypatch.setattr(Teacher, "update", round_the_head)
+    config = tiny(**{"steps": 16, "precision": "fp32", "log_every": 2, "checkpoint_every": 100} | PLANTED[name])
+    printed, rows, _ = watched(config, tmp_path)
+    (line,) = [line for line in printed.splitlines() if f": {name}: " in line]
+    assert SENTENCES[name] in line
+    assert rows[-1]["step"] == config.num_steps, "warned of, and run to its end"
+    others = [other for other in SENTENCES if other != name and f": {other}: " in printed]
+    assert others == [], "the others are not accused"
+
+
+def test_a_healthy_run_is_accused_of_nothing(tiny, tmp_path):
+    config = tiny(steps=16, precision="fp32", log_every=4, checkpoint_every=100, distillation={"bottleneck_dim": 64})
+    printed, rows, stopped = watched(config, tmp_path)
+    assert not [name for name in [*SENTENCES, "one prototype", "one direction", "one-hot"] if name in printed]
+    assert stopped == ""
+    assert rows[0]["update_ratio"] < 0.05
+
+
+def test_stop_ends_the_run_with_the_sentence(tiny, tmp_path):
+    config = tiny(steps=16, precision="fp32", log_every=2, checkpoint_every=2, **PLANTED["teacher stands still"])
+    _, rows, stopped = watched(config, tmp_path, on_collapse="stop")
+    assert stopped.startswith("stopped at step 4: teacher stands still: ")
+    assert stopped.endswith("Earlier checkpoints are intact.")
+    assert [row["step"] for row in rows] == [2, 4]
+
+
+def test_an_unknown_answer_to_a_collapse(tiny, tmp_path):
+    with pytest.raises(UserError, match=r"unknown --on-collapse 'stopp'; did you mean stop"):
+        run_training(tiny(), tmp_path, resume=False, device=CPU, console=Console(file=io.StringIO()), on_collapse="stopp")
+
+
+def row(**changes):
+    return {"feature_rank": 20.0, "teacher_entropy": 0.5, "teacher_entropy_at_recipe": 0.5, "prototypes_in_use": 9.0} | changes
+
+
+@pytest.mark.parametrize(
+    ("changes", "name", "words"),
+    [
+        ({"feature_rank": 1.1}, "embeddings are one direction", "lower optim.lr (now 0.001)"),
+        ({"teacher_entropy": 0.0, "prototypes_in_use": 1.0}, "one prototype", "the other 63 are dead"),
+        ({"teacher_entropy": 0.001}, "teacher is one-hot", "raise distillation.teacher_temp (now 0.04"),
+        ({"teacher_entropy": 0.999, "teacher_entropy_at_recipe": 0.999}, "teacher is uniform", "lower optim.lr"),
+        ({}, None, ""),
+    ],
+)
+def test_a_collapse_needs_several_rows(tiny, changes, name, words):
+    config = tiny(steps=100)
+    found = health._collapses(config, row(**changes))
+    assert list(found) == ([name] if name else [])
+    state, batches = start(config)
+    batches.close()
+    state.step = 50
+    watch = Health(config, CPU)
+    full = row(**changes) | {"update_ratio": 0.01, "center_error": 0.0}
+    answers = [watch.verdicts(state, full) for _ in range(health.PATIENCE)]
+    assert answers[:-1] == [{}] * (health.PATIENCE - 1)
+    if name:
+        assert words in answers[-1][name]
+    assert watch.verdicts(state, row() | {"update_ratio": 0.01, "center_error": 0.0}) == {}
+    assert watch.verdicts(state, full) == {}, "an interruption begins the count anew"
+
+
+def test_before_the_end_of_the_warm_up_nothing_is_called_a_collapse(tiny):
+    config = tiny(steps=100)
+    state, batches = start(config)
+    batches.close()
+    watch = Health(config, CPU)
+    full = row(feature_rank=1.0) | {"update_ratio": 0.01, "center_error": 0.0}
+    assert [watch.verdicts(state, full) for _ in range(5)] == [{}] * 5
+
+
+# --- the numbers ---------------------------------------------------------------------------------------------------------
+
+
+def test_numbers_equal_loops_in_float64(tiny):
+    config = tiny(precision="fp32")
+    state, batches = start(config)
+    batch = next(batches)
+    train_step(state, batch)
+    batch = next(batches)
+    batches.close()
+    before = {name: p.detach().clone() for name, p in state.student.named_parameters()}
+    watch = Health(config, CPU)
+    watch.before_step(state)
+    norm = float(train_step(state, batch)["gradient_norm"])
+    found = watch.row(state, batch, norm, images_per_second=100.0)
+
+    crops = make_views(batch.images, batch.sizes, config.views, config.seed, 1, needs={"global_crops"}).global_crops
+    entropies, divergences, winners = [], [], set()
+    with torch.no_grad():
+        for crop in crops.flatten(0, 1):
+            logits = state.teacher.head(state.teacher.vision(crop[None]))[0].double() - state.teacher.center.double()
+            p = torch.softmax(logits / config.distillation.teacher_temp, -1).numpy()
+            answer = state.student.head(state.student.vision(crop[None]))[0].double() / config.distillation.student_temp
+            q = torch.softmax(answer, -1).numpy()
+            entropies.append(-sum(x * math.log(x) for x in p if x > 0) / math.log(64))
+            divergences.append(sum(x * math.log(x / y) for x, y in zip(p, q, strict=True) if x > 0))
+            winners.add(int(p.argmax()))
+    assert found["teacher_entropy"] == pytest.approx(np.mean(entropies), rel=1e-4)
+    assert found["student_teacher_kl"] == pytest.approx(np.mean(divergences), rel=1e-3)
+    assert found["prototypes_in_use"] == len(winners)
+    change = [
+        float((p.detach() - before[name]).norm() / before[name].norm())
+        for name, p in state.student.named_parameters()
+        if name.endswith("mlp.fc1.weight") and ".pool." not in name
+    ]
+    assert found["update_ratio"] == pytest.approx(max(change), rel=1e-5)
+    pairs = zip(state.student.vision.parameters(), state.teacher.vision.parameters(), strict=True)
+    apart = sum(float(((a - b) ** 2).detach().sum()) for a, b in pairs)
+    size = sum(float((a**2).detach().sum()) for a in state.student.vision.parameters())
+    assert found["ema_distance"] == pytest.approx(math.sqrt(apart / size), rel=1e-4)
+    parts = [found[f"gradient_norm_{part}"] for part in ("vision", "text", "head")]
+    assert math.sqrt(sum(part**2 for part in parts)) == pytest.approx(norm, rel=1e-2)  # less scale and bias
+    assert 0 < found["mfu"] < 10
+
+
+def test_effective_rank():
+    assert effective_rank(torch.ones(9, 4)) == pytest.approx(1.0, abs=1e-3)
+    assert effective_rank(torch.eye(6)) == pytest.approx(6.0, rel=1e-4)
+    two = torch.tensor([[1.0, 0.0], [0.0, 1.0]]).repeat(8, 2)
+    assert effective_rank(two) == pytest.approx(2.0, rel=1e-4)
+    assert effective_rank(1000 * torch.eye(6)) == pytest.approx(6.0, rel=1e-4), "lengths play no part"
+
+
+def test_without_a_head_there_is_no_teacher_to_judge(tiny, tmp_path):
+    _, rows, _ = watched(tiny("contrastive", steps=4), tmp_path)
+    assert {"feature_rank", "ema_distance", "update_ratio", "gradient_norm_vision", "mfu"} <= set(rows[0])
+    assert "teacher_entropy" not in rows[0]
+
+
+# --- it changes nothing --------------------------------------------------------------------------------------------------
+
+
+def test_looking_draws_nothing_and_touches_nothing(tiny):
+    config = tiny(precision="fp32")
+    state, batches = start(config)
+    batch = next(batches)
+    watch = Health(config, CPU)
+    watch.before_step(state)
+    train_step(state, batch)
+    batches.close()
+    before, generator = copy.deepcopy(state.payload()), torch.get_rng_state()
+    gradients = [p.grad.clone() for p in state.student.parameters() if p.grad is not None]
+    watch.verdicts(state, watch.row(state, batch, 1.0, 1.0))
+    assert torch.equal(torch.get_rng_state(), generator)
+    after = state.payload()
+    for part in ("student", "teacher"):
+        assert all(torch.equal(value, after[part][name]) for name, value in before[part].items())
+    assert all(map(torch.equal, gradients, [p.grad for p in state.student.parameters() if p.grad is not None]))
+    assert state.student.training
+
+
+def test_rows_and_probes_leave_the_run_as_it_is(tiny, tmp_path):
+    """The weights of a run that looks at every step and probes every second one are those of a run that never looks."""
+    probe = {"every": 2, "tasks": "shapes/knn,shapes/zeroshot", "limit": 24}
+    ends = []
+    for name, changes in (("often", {"log_every": 1, "probe": probe}), ("never", {"log_every": 100})):
+        config = tiny(steps=5, precision="fp32", **changes)
+        path = run_training(config, tmp_path / name, resume=False, device=CPU, console=Console(file=io.StringIO(), width=200))
+        ends.append(torch.load(path, weights_only=True))
+    for part in ("student", "teacher"):
+        assert all(torch.equal(value, ends[1][part][name]) for name, value in ends[0][part].items())
+    found = [json.loads(line) for line in (tmp_path / "often" / "probes.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in found] == [2, 4, 5]
+    assert all(set(line) == {"step", "probe/shapes/knn", "probe/shapes/zeroshot"} for line in found)
+
+    best = max(found, key=lambda line: (line["probe/shapes/knn"] + line["probe/shapes/zeroshot"], line["step"]))
+    assert checkpoint.best_in(tmp_path / "often").name == f"step_{best['step']:08d}.pt"
+
+
+# --- the estimate --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("changes", [{}, {"distillation": {"pairs": "local+global"}}, {"objective": "contrastive"}])
+def test_counted_flops_are_those_of_a_step(tiny, changes):
+    """Of the real step under torch's counter, less the products that resize its pictures."""
+    config = tiny(**{"precision": "fp32"} | changes)
+    state, batches = start(config)
+    batch = next(batches)
+    batches.close()
+    with FlopCounterMode(display=False) as counter:
+        train_step(state, batch)
+    with FlopCounterMode(display=False) as views:
+        make_views(batch.images, batch.sizes, config.views, config.seed, 0, needs=config.view_kinds)
+    counted = counter.get_total_flops() - views.get_total_flops()
+    assert estimate.flops_per_image(config) * config.batch_size == pytest.approx(counted, rel=0.12)
+
+
+def test_the_estimate_counts_the_model_it_will_build(tiny):
+    config = tiny(precision="fp32")
+    state, batches = start(config)
+    batches.close()
+    found = estimate.estimate(config, CPU)
+    assert sum(found.parameters.values()) + 2 == sum(p.numel() for p in state.student.parameters())
+    train = found.bytes_by_part
+    assert train["weights"] == train["gradients"] == pytest.approx(train["optimiser state"] / 2, rel=1e-3)
+    assert train["teacher"] == 4 * sum(p.numel() for p in state.teacher.parameters())
+    assert found.images_per_second * found.flops_per_image == pytest.approx(found.matmul_rate)
+    assert found.hours == pytest.approx(config.samples / found.images_per_second / 3600)
+    assert estimate.estimate(config, CPU, num_ranks=2).bytes_by_part["activations"] == train["activations"] / 2

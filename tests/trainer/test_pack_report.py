@@ -1,0 +1,101 @@
+"""Own pictures -> shards -> what a look at them says; and the page of a run."""
+
+import itertools
+import json
+from contextlib import closing
+
+import pytest
+
+from silc_bench.errors import UserError
+from trainer.config import DataConfig
+from trainer.data import open_source
+from trainer.pack import look, pack
+from trainer.report import write_report
+
+from test_data import encoded, numbers  # isort: skip
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for n in range(7):
+        (folder / f"{n}.png").write_bytes(encoded(n))
+        (folder / f"{n}.txt").write_text(f"number {n}\n")
+    (folder / "6.png").write_bytes(b"no picture")
+    (folder / "7.png").write_bytes(encoded(7))
+    (folder / "8.bmp").write_bytes(encoded(8, kind="BMP"))
+    (folder / "8.txt").write_text("number 8")
+    return folder
+
+
+def test_packed_pictures_are_those_of_the_folder_byte_for_byte(photos, tmp_path):
+    count, num_shards, damage = pack(photos, tmp_path / "shards", per_shard=4)
+    assert (count, num_shards) == (6, 2)
+    assert damage.counts == {
+        "picture without a text": 1,
+        "corrupt image": 1,
+        "picture of another format than JPEG, PNG and WebP": 1,
+    }
+    stream = open_source(DataConfig(source=str(tmp_path / "shards" / "*.tar"), decode_size=16))
+    with closing(stream.batches(1, 0)) as batches:
+        assert sorted(numbers(itertools.islice(batches, 6))) == list(range(6))
+    assert stream.damage.total == 0
+    packed = b"".join(path.read_bytes() for path in (tmp_path / "shards").iterdir())
+    assert all(encoded(n) in packed for n in range(6))
+    again = pack(photos, tmp_path / "again", per_shard=4)
+    assert again[:2] == (6, 2)
+    assert packed == b"".join(path.read_bytes() for path in (tmp_path / "again").iterdir()), "the same shards each time"
+
+
+def test_several_captions_and_columns_are_kept(photos, tmp_path):
+    rows = [
+        {"file": "0.png", "captions": ["a  red\nthing", "b"], "score": 0.5},
+        {"file": "1.png", "captions": ["c"], "score": 0.1},
+    ]
+    (photos / "list.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    pack(photos / "list.jsonl", tmp_path / "shards")
+    stream = open_source(DataConfig(source=str(tmp_path / "shards"), decode_size=16, filters="score>0.3 width=12"))
+    with closing(stream.batches(1, 0)) as batches:
+        assert {batch.texts[0] for batch in itertools.islice(batches, 20)} == {"a red thing", "b"}
+
+
+def test_nothing_is_overwritten_and_nothing_left_of_a_failure(photos, tmp_path):
+    pack(photos, tmp_path / "shards")
+    with pytest.raises(UserError, match="is not empty"):
+        pack(photos, tmp_path / "shards")
+    for n in range(9):
+        (photos / f"{n}.png").write_bytes(b"broken")
+    (photos / "8.bmp").unlink()
+    with pytest.raises(UserError, match="holds no pair that can be read"):
+        pack(photos, tmp_path / "other")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["photos", "shards"]
+
+
+def test_a_look_says_what_training_would_see(photos):
+    found = look(DataConfig(source=str(photos), decode_size=10_000), 100)
+    assert found["pairs"] == 8
+    assert found["quantiles"]["width"] == [12, 12, 12, 12, 12]
+    assert found["quantiles"]["words of a caption"][0] == 2
+    assert found["damage"] == {"picture without a text": 1, "corrupt image": 1}
+
+
+def test_the_page_has_a_curve_of_each_number_and_asks_the_net_for_nothing(tmp_path):
+    rows = [{"step": step, "loss": 1 / step, "teacher_entropy": 0.5, "<b>own": 1.0} for step in range(1, 9)]
+    (tmp_path / "log.jsonl").write_text("\n".join(map(json.dumps, rows)) + '\n{"step": 9, "lo')
+    (tmp_path / "probes.jsonl").write_text(json.dumps({"step": 4, "probe/shapes/knn": 0.25}) + "\n")
+    page = write_report(tmp_path).read_text()
+    for words in ("loss", "teacher_entropy", "both are a collapse", "probe/shapes/knn", "steps 1 to 8", "&lt;b&gt;own"):
+        assert words in page
+    assert page.count("<polyline") == 4
+    assert "<b>own" not in page
+    assert "http" not in page
+    assert "src=" not in page
+
+
+def test_a_page_of_nothing(tmp_path):
+    with pytest.raises(UserError, match=r"has no rows in log.jsonl"):
+        write_report(tmp_path)
+    (tmp_path / "log.jsonl").write_text('{"step"\n{"step": 2}\n')
+    with pytest.raises(UserError, match=r"log.jsonl:1 is no row of a log"):
+        write_report(tmp_path)

@@ -1,0 +1,172 @@
+"""What a configuration will cost, before it does: parameters, FLOPs, memory by part, images a second, hours.
+
+FLOPs and saved activations are counted on the model itself, built without memory; the rate of matrix products is measured on
+the device in a fraction of a second. Nothing here changes a run.
+
+    silc-bench train --preset b16 --data "DIR/*.tar" --dry-run
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from trainer.config import Config
+from trainer.model import Head, Student, count_parameters
+from trainer.optim import state_bytes
+from trainer.precision import resolve
+
+MATRIX = {"cuda": 4096, "cpu": 512}  # rows and columns of the products that are timed
+REACHED = (1.0, 0.5)  # shares of the measured rate that the hours are given for: the bound, and what a tuned run reaches
+
+
+@dataclass(frozen=True)
+class Estimate:
+    parameters: dict[str, int]  # by part
+    flops_per_image: int  # of a step, forward, backward and teacher, of one pair: model FLOPs, without recomputation
+    bytes_by_part: dict[str, int]  # of a step on one device
+    matmul_rate: float  # FLOP/s, measured
+    images_per_second: float  # if all time were matrix products at that rate
+    hours: float  # of the whole run at it
+
+
+def estimate(config: Config, device: torch.device, num_ranks: int = 1) -> Estimate:
+    """For ``num_ranks`` devices like this one, which share each batch."""
+    config = resolve(config, device)
+    with torch.device("meta"):
+        student = Student(config)
+    flops, rate = flops_per_image(config, student), matmul_rate(device, config.precision)
+    images_per_second = num_ranks * rate / flops
+    return Estimate(
+        parts_of(student),
+        flops,
+        memory(config, student, config.batch_size // num_ranks),
+        rate,
+        images_per_second,
+        config.samples / images_per_second / 3600,
+    )
+
+
+def parts_of(student: Student) -> dict[str, int]:
+    parts = {"vision tower": student.vision, "text tower": student.text}
+    return {name: count_parameters(module) for name, module in parts.items()} | (
+        {"head": count_parameters(student.head)} if student.head is not None else {}
+    )
+
+
+def flops_per_image(config: Config, student: Student | None = None) -> int:
+    """Of one pair of a step, forward and backward (twice the forward pass), with the teacher; counted, not derived."""
+    if student is None:
+        with torch.device("meta"):
+            student = Student(config)
+    (num_global, global_flops), (num_local, local_flops) = _views(config, student)
+    tokens = torch.zeros(1, config.text.context_length, dtype=torch.long, device="meta")
+    meets_text = _meets_text(config)
+    forward = num_global * global_flops + num_local * local_flops + _flops(lambda: student.text(tokens))
+    forward += meets_text * 2 * config.batch_size * config.vision.width  # the logits of a picture with every text
+    teacher = 0
+    if student.head is not None:
+        head = _head_flops(student.head, config)
+        shown = num_local + (config.views.num_global if config.distillation.pairs == "local+global" else 0)
+        forward += shown * head
+        teacher = config.views.num_global * (global_flops + head)
+    return 3 * forward + teacher
+
+
+def memory(config: Config, student: Student, batch_size: int) -> dict[str, int]:
+    """Bytes by part on one device: what stays, then what a step saves for its backward pass."""
+    own = sum(parts_of(student).values())
+    teacher = sum(count for name, count in parts_of(student).items() if name != "text tower")
+    (num_global, _), (num_local, _) = _views(config, student)
+    pixels = num_global * config.views.global_size**2 + num_local * config.views.local_size**2
+    half = 2 if config.precision == "bf16" else 1  # autocast keeps the large ones in bf16
+    saved = num_global * _saved(student.vision, _picture(config.views.global_size)) if num_global else 0
+    saved += num_local * _saved(student.vision, _picture(config.views.local_size)) if num_local else 0
+    saved += _saved(student.text, torch.zeros(1, config.text.context_length, dtype=torch.long, device="meta"))
+    here = config.micro_batch or batch_size  # pairs whose activations are there at the same time
+    return {
+        "weights": 4 * own,
+        "gradients": 4 * own,
+        "optimiser state": state_bytes(student, config.optim),
+        "teacher": 4 * teacher,
+        "activations": here * saved // half,
+        "contrastive logits": 4 * 2 * _meets_text(config) * batch_size * config.batch_size,
+        "pictures and views": 3 * batch_size * (config.data.decode_size**2 + 4 * pixels),
+    }
+
+
+@lru_cache(maxsize=8)
+def matmul_rate(device: torch.device, precision: str) -> float:
+    """FLOP/s of square matrix products in the run's precision, the best of three."""
+    size = MATRIX.get(device.type, MATRIX["cpu"])
+    matrix = torch.ones(size, size, dtype=torch.bfloat16 if precision == "bf16" else torch.float32, device=device)
+    seconds = []
+    for _ in range(4):  # the first one warms up
+        _wait(device)
+        started = time.perf_counter()
+        matrix @ matrix
+        _wait(device)
+        seconds.append(time.perf_counter() - started)
+    return 2 * size**3 / min(seconds[1:])
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _meets_text(config: Config) -> int:
+    kinds = config.contrastive.images.split("+")
+    return ("global" in kinds) * config.views.num_global + ("original" in kinds)
+
+
+def _views(config: Config, student: Student) -> tuple[tuple[int, int], tuple[int, int]]:
+    """((views of the global size that the student encodes, FLOPs of one), (the same of the local size))."""
+    kinds = set(config.contrastive.images.split("+"))
+    if student.head is not None and config.distillation.pairs == "local+global":
+        kinds.add("global")
+    num_global = ("global" in kinds) * config.views.num_global + ("original" in kinds)
+    num_local = config.views.num_local if student.head is not None else 0
+    return (
+        (num_global, _flops(lambda: student.vision(_picture(config.views.global_size)))),
+        (num_local, _flops(lambda: student.vision(_picture(config.views.local_size)))),
+    )
+
+
+def _picture(size: int) -> Tensor:
+    return torch.empty(1, 3, size, size, device="meta")
+
+
+def _head_flops(head: Head, config: Config) -> int:
+    """Its layers and the products with all prototypes; ``head`` itself names its device to autocast, which knows no meta."""
+    return _flops(lambda: F.linear(head.layers(torch.empty(1, config.vision.width, device="meta")), head.prototypes))
+
+
+def _flops(forward: Callable[[], Tensor]) -> int:
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        forward()
+    return counter.get_total_flops()
+
+
+def _saved(module: nn.Module, inputs: Tensor) -> int:
+    """Bytes in fp32 that autograd keeps of one sample's forward pass, each storage once, weights left out."""
+    weights = {parameter.untyped_storage()._cdata for parameter in module.parameters()}
+    found: dict[int, tuple[Tensor, int]] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights:
+            found[storage._cdata] = (tensor, storage.nbytes())  # held, so that no other storage gets its address
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = module(inputs)
+    del output
+    return sum(size for _, size in found.values())

@@ -1,0 +1,43 @@
+"""A small evaluation while a run goes on, through the same code as ``silc-bench eval``: same tasks, same features, same scores.
+
+``--set probe.every=1000`` measures the student on ``probe.tasks`` (generated scenes by default) and saves a checkpoint; the
+one with the best mean of the main metrics is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from silc_bench.datasets import ImageDataset
+from silc_bench.features import Extractor
+from silc_bench.models.native import NativeModel
+from silc_bench.registry import Task, select, words_of
+from trainer.config import ProbeConfig
+from trainer.train import TrainState
+
+BATCH_SIZE = 128
+
+
+class Probe:
+    """Loads its data once. UserError for an unknown task, or data that is not there."""
+
+    def __init__(self, config: ProbeConfig, device: torch.device) -> None:
+        root = Path(config.data_root) if config.data_root else None
+        self._device = device
+        self._tasks: list[tuple[Task, Mapping[str, ImageDataset]]] = [
+            (task, task.load(root, config.limit)) for task in select(words_of(config.tasks))
+        ]
+
+    def __call__(self, state: TrainState) -> dict[str, float]:
+        """{"probe/DATASET/FAMILY": main metric} of the student as it is; nothing of the run is touched."""
+        student = state.student
+        model = NativeModel(f"{state.config.name}:student", student, student.vision, state.tokenizer)
+        extract = Extractor(
+            model, device=self._device, precision="fp32", batch_size=BATCH_SIZE, num_workers=0, progress=False, store=None
+        )
+        found = {f"probe/{task.name}": task.score(extract(data)).metrics[task.main_metric] for task, data in self._tasks}
+        student.train()
+        return found

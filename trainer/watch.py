@@ -1,0 +1,75 @@
+"""What a run says of itself at the rows of its log: the numbers, and in words what is wrong with them.
+
+Flow: ``before_step`` -> the step -> ``row`` -> the log -> ``judge``, which warns once of each thing it finds, or stops the run.
+"""
+
+from __future__ import annotations
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from silc_bench.errors import RunError, unknown_name
+from silc_bench.ranks import num_ranks
+from trainer.config import Config
+from trainer.data import Batch
+from trainer.health import Health
+from trainer.schedule import lr_at
+from trainer.train import TrainState
+
+ON_COLLAPSE = ("warn", "stop")
+MAX_WAIT = 0.1  # of the time, for data
+
+
+def check_on_collapse(word: str) -> str:
+    if word not in ON_COLLAPSE:
+        raise unknown_name("--on-collapse", word, ON_COLLAPSE)
+    return word
+
+
+class Watch:
+    def __init__(self, config: Config, device: torch.device, console: Console, on_collapse: str) -> None:
+        self._health = Health(config, device, num_ranks())
+        self._console, self._on_collapse = console, on_collapse
+        self._said: set[str] = set()
+
+    def before_step(self, state: TrainState) -> None:
+        self._health.before_step(state)
+
+    def row(
+        self, state: TrainState, batch: Batch, values: dict[str, Tensor], seconds_per_step: float, wait_share: float
+    ) -> dict[str, float]:
+        config, numbers = state.config, {name: float(value) for name, value in values.items()}
+        images_per_second = config.batch_size / seconds_per_step
+        return {
+            **numbers,
+            "lr": lr_at(state.step - 1, config.num_steps, config.optim),
+            "logit_scale": state.student.log_scale.exp().item(),
+            "logit_bias": state.student.logit_bias.item(),
+            "samples_seen": state.samples_seen,
+            "images_per_second": images_per_second,
+            "data_wait_share": wait_share,
+            "seconds_left": seconds_per_step * (config.num_steps - state.step),
+            **self._health.row(state, batch, numbers["gradient_norm"], images_per_second),
+        }
+
+    def judge(self, state: TrainState, row: dict[str, float]) -> None:
+        """Raises RunError for a collapse where a run is to stop of it."""
+        if row["data_wait_share"] > MAX_WAIT:
+            workers = state.config.data.num_workers
+            self._say(
+                "data",
+                f"step {state.step}: {100 * row['data_wait_share']:.0f} % of the time was spent waiting for data; raise"
+                f" data.num_workers (now {workers}), or lower data.decode_size (now {state.config.data.decode_size})",
+            )
+        verdicts = self._health.verdicts(state, row)
+        for name, sentence in verdicts.items():
+            self._say(name, f"step {state.step}: {name}: {sentence}")
+        if verdicts and self._on_collapse == "stop":
+            name, sentence = next(iter(verdicts.items()))
+            raise RunError(f"stopped at step {state.step}: {name}: {sentence}. Earlier checkpoints are intact.")
+
+    def _say(self, name: str, sentence: str) -> None:
+        if name not in self._said:
+            self._said.add(name)
+            self._console.print(sentence, style="yellow", markup=False, highlight=False, soft_wrap=True)
