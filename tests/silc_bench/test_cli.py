@@ -196,7 +196,7 @@ def test_show_config_says_how_sure_the_recipe_is(tmp_path, monkeypatch):
     assert rows["distillation.weight"][0] == "0.0"
     for field, status in (("vision.width", "likely"), ("views.num_local", "sure"), ("distillation.pairs", "open")):
         assert rows[field][1].startswith(status)
-    assert rows["precision"] == ["bf16", ""], "our own affair"
+    assert rows["precision"] == ["auto", ""], "our own affair"
     assert not list(tmp_path.iterdir()), "it only shows"
     tiny = succeed("train", "--show-config")
     assert "likely" not in tiny

@@ -167,6 +167,7 @@ BROKEN = [  # changes, and words of the message they meet
     ("optim.warmup_fraction=-0.1", "optim.warmup_fraction"),
     ("optim.warmup_fraction=0.97", "sum to at most 1"),
     ("checkpoint_minutes=-1", "checkpoint_minutes"),
+    ("data.mirror_gb=0", "data.mirror_gb"),
     ("batch_size=1", "a contrastive loss needs a negative"),
     ("samples=127", "samples must be at least batch_size"),
 ]
