@@ -30,6 +30,7 @@ PATIENCE = 3  # rows in a row after the warm-up, before what a healthy run may p
 UNIFORM, CERTAIN, ONE_HOT = 0.99, 0.05, 0.002  # teacher entropy / ln K
 SAME = 1.5  # effective rank below which all embeddings are one direction
 LEAP = 0.15  # of a matrix's own size in one step
+SETTLED = 5.0  # time constants of the centre, before which one prototype may win everywhere because it starts at 0
 RECIPE_TEMP = 0.04
 
 
@@ -96,6 +97,8 @@ class Health:
         found = self._at_once(state, row)
         config, is_warm = state.config, state.step >= state.config.optim.warmup_fraction * state.config.num_steps
         suspected = _collapses(config, row) if is_warm else {}
+        if round(state.step * (1 - config.distillation.center_momentum), 6) < SETTLED:
+            suspected.pop("one prototype", None)
         for name in list(self._strikes):
             if name not in suspected:
                 del self._strikes[name]

@@ -142,6 +142,16 @@ def test_before_the_end_of_the_warm_up_nothing_is_called_a_collapse(tiny):
     assert [watch.verdicts(state, full) for _ in range(5)] == [{}] * 5
 
 
+def test_one_prototype_is_no_collapse_before_the_centre_has_settled(tiny):
+    config = tiny(steps=100)
+    state, batches = start(config)
+    batches.close()
+    full = row(teacher_entropy=0.0, prototypes_in_use=1.0) | {"update_ratio": 0.01, "center_error": 0.0}
+    for step, is_named in ((49, False), (50, True)):  # five times 1 / (1 - 0.9)
+        state.step, watch = step, Health(config, CPU)
+        assert any("one prototype" in watch.verdicts(state, full) for _ in range(5)) == is_named
+
+
 # --- the numbers ---------------------------------------------------------------------------------------------------------
 
 
