@@ -56,7 +56,7 @@ def test_every_number_of_the_recipe_has_a_provenance():
     own = {"preset", "objective", "seed", "precision", "micro_batch", "log_every", "checkpoint_every", "checkpoint_minutes"}
     config = make_preset("b16")
     for path in flatten(config):
-        is_own = path in own or (path.startswith("data.") and path != "data.decode_size")
+        is_own = path in own or path.startswith("probe.") or (path.startswith("data.") and path != "data.decode_size")
         assert bool(provenance_of(path)) == (not is_own), path
     assert provenance_of("views.num_local") == "sure"
     assert provenance_of("views.flip_prob") == PROVENANCE["views"]
