@@ -32,6 +32,7 @@ MAX_WINDOWS = 4096  # of a picture; more is a strip, not a picture
 TILE_LOGITS = 1 << 20  # logits of pixels held at once: 4 MiB of fp32, about a core's cache
 CELL_LOGITS = 1 << 26  # logits of cells held at once: 256 MiB of fp32
 GROUP = 32  # classes whose maximum is taken first
+NEVER = -1e30  # a logit; infinite, it would be no number where it weighs nothing
 
 
 @dataclass(frozen=True)
@@ -198,7 +199,7 @@ def _tiles(
     side = max(8, min(128, math.isqrt(TILE_LOGITS // num_classes)))
     strips = _bands(layout.rows(height), side)
     columns = _bands(layout.cols(width), side)
-    memory = cells.new_empty(side * side * num_classes)
+    memory = cells.new_empty(side * side * (num_classes + GROUP))
     for rows, down, row_cells in strips:
         strip = cells[row_cells]
         for cols, along, column_cells in columns:
@@ -207,6 +208,8 @@ def _tiles(
                 part = logits(part.flatten(0, 1)).unflatten(0, part.shape[:2])
             kept = _can_win(part) if is_winner else None
             part = part if kept is None else part[..., kept]
+            if is_winner and part.shape[-1] > 4 * GROUP:  # to whole groups, with classes that never win
+                part = torch.nn.functional.pad(part, (0, -part.shape[-1] % GROUP), value=NEVER)
             half = (down @ part.flatten(1)).unflatten(1, part.shape[1:])  # [rows, column cells, C]
             shape = (len(down), len(along), part.shape[-1])
             yield rows, cols, torch.matmul(along, half, out=memory[: math.prod(shape)].view(shape)), kept
@@ -236,14 +239,10 @@ def _argmax(tile: Tensor) -> Tensor:
     """[r, c, C] -> [r, c], the first of equal ones. Groups first: torch vectorises amax, and argmax it does not."""
     import torch
 
-    num_groups = tile.shape[-1] // GROUP
-    if num_groups < 4:
+    if tile.shape[-1] % GROUP:
         return tile.argmax(dim=-1)
-    grouped, rest = tile[..., : num_groups * GROUP].unflatten(-1, (num_groups, GROUP)), tile[..., num_groups * GROUP :]
-    top, group = grouped.amax(dim=-1).max(dim=-1)
-    members = grouped.take_along_dim(group[..., None, None], dim=-2)[..., 0, :]
-    winner = group * GROUP + members.argmax(dim=-1)
-    if rest.shape[-1]:
-        top_rest, place = rest.max(dim=-1)
-        winner = torch.where(top_rest > top, num_groups * GROUP + place, winner)
-    return winner
+    grouped = tile.view(-1, tile.shape[-1] // GROUP, GROUP)
+    group = grouped.amax(dim=-1).argmax(dim=-1)
+    places = torch.arange(len(group), device=tile.device) * grouped.shape[1] + group
+    winner = group * GROUP + grouped.view(-1, GROUP).index_select(0, places).argmax(dim=-1)
+    return winner.view(tile.shape[:2])
