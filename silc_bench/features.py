@@ -1,15 +1,15 @@
 """Encode once, score many times: a model's features for every task of one command, and of the commands after it.
 
 Flow: ``extract = Extractor(model, device=...)`` once a command; ``features = extract(task.load(...))`` for each task; the task
-asks ``features.image("test")``, ``.text(prompts)``, ``.dense("test", joint=True)`` and nothing is encoded before that.
+asks ``features.image("test")``, ``.text(prompts)``, ``.grids("test", view, method)`` and nothing is encoded before that.
 
 - Pooled image embeddings are kept by the *content* of the dataset (its fingerprint), text embeddings by the text itself:
   tasks that share pictures or prompts share the encoding. An Extractor belongs to one model, whose weights do not change.
 - A `silc_bench.store.Store` keeps both on disk, part by part: what was finished is never encoded again, after a kill neither.
-- Dense features are streamed in batches and not kept: one pass each is all that the tasks ask, and they are large.
+- Dense features come picture by picture from `silc_bench.dense`.
 - Pictures are decoded and preprocessed by ``num_workers`` processes (0: in this one).
 
-Shapes: N pictures or texts, B of them in a batch, D embedding, h x w patches.
+Shapes: N pictures or texts, B of them in a batch, D embedding.
 """
 
 from __future__ import annotations
@@ -125,30 +125,26 @@ class Extractor:
             self._images[key] = self._encoded(_Preprocessed(preprocess, dataset), entry)
         return self._images[key]
 
+    @property
+    def part_size(self) -> int:
+        """Rows a part: whole batches, so that an extraction that goes on encodes the same batches, and so the same bits."""
+        return self.batch_size * max(1, PART_ROWS // self.batch_size)
+
     def _encoded(self, pictures: _Preprocessed, entry: Entry | None) -> np.ndarray:
         num_rows, width = len(pictures), self.model.feature_points[self.feature_point]
         features, is_known = np.full((num_rows, width), np.nan, np.float32), np.zeros(num_rows, bool)
         if entry is not None:
             features, is_known = entry.rows(num_rows, width)
-        # whole batches a part: an extraction that goes on encodes the same batches, and so the same bits
-        size = self.batch_size * max(1, PART_ROWS // self.batch_size)
+        size = self.part_size
         missing = [start for start in range(0, num_rows, size) if not is_known[start : start + size].all()]
         indices = [index for start in missing for index in range(start, min(start + size, num_rows))]
         encode = self._compiled(partial(self.model.encode_image, point=self.feature_point))
-        for done, batch in self._batches(pictures, "image", encode, indices):
+        for done, batch in self._batches(pictures, encode, indices):
             features[done] = batch
             start, stop = int(done[0]) // size * size, int(done[-1]) + 1
             if entry is not None and (stop - start == size or stop == num_rows):
                 entry.save(start, features[start:stop])
         return features
-
-    def dense(self, dataset: ImageDataset, joint: bool) -> Iterator[np.ndarray]:
-        """Batches [B, h, w, D] fp32, in the dataset's order."""
-        model, method = cast(DenseModel, self.model), "maskclip" if joint else "tokens"
-        encode = self._compiled(lambda images: model.encode_dense(images, (method,))[method])
-        pictures = _Preprocessed(self.model.preprocess, dataset)
-        for _, batch in self._batches(pictures, "dense", encode, range(len(dataset))):
-            yield batch
 
     def text(self, texts: Sequence[str]) -> np.ndarray:
         """[len(texts), D] fp32; equal texts are encoded once."""
@@ -186,7 +182,7 @@ class Extractor:
         return self.store.entry({"model": self.model.name, "revision": self.model.revision, **how, **what})
 
     def _batches(
-        self, pictures: _Preprocessed, kind: str, encode: Encode, indices: Sequence[int]
+        self, pictures: _Preprocessed, encode: Encode, indices: Sequence[int]
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         loader = DataLoader(
             Subset(pictures, indices),
@@ -195,14 +191,14 @@ class Extractor:
             pin_memory=self.device.type == "cuda",
         )
         title = f"{pictures.dataset.name}/{pictures.dataset.split}"
-        with _bar(self.progress, f"{title} {kind}", len(pictures)) as advance:
+        with _bar(self.progress, f"{title} image", len(pictures)) as advance:
             advance(len(pictures) - len(indices))
             for done, images in loader:
                 features = self._encode(encode, images)
                 bad = _first_not_finite(features)
                 if bad is not None:
                     raise RunError(
-                        f"{self.model.name} gives {kind} features that are not finite for picture {int(done[bad])}"
+                        f"{self.model.name} gives image features that are not finite for picture {int(done[bad])}"
                         f" of {title} ({self.precision} on {self.device})"
                     )
                 yield done.numpy(), features
@@ -252,9 +248,6 @@ class DatasetFeatures:
 
     def text(self, texts: Sequence[str]) -> np.ndarray:
         return self._extractor.text(texts)
-
-    def dense(self, role: str, joint: bool) -> Iterator[np.ndarray]:
-        return self._extractor.dense(self.data[role], joint)
 
     def grids(self, role: str, view: View | None, method: str) -> Iterator[DensePicture]:
         return self._extractor.grids(self.data[role], view, method)

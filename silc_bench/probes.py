@@ -3,14 +3,13 @@
 ``ridge`` on k-shot samples (``shot_indices``), and ``knn_ranks``. The logistic regression of the linear probe stands in
 `silc_bench.logistic`; the probes of patch features in `silc_bench.dense_ridge`, `dense_sgd` and `dense_knn`.
 
-Shapes: N samples, D features, C classes, h x w patches, H x W pixels.
+Shapes: N samples, D features, C classes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 
@@ -100,21 +99,3 @@ def knn_ranks(
             np.add.at(votes, (rows, classes[:, :k]), weights[:, :k])
             ranks[k][start : start + chunk] = class_ranks(votes, test_labels[start : start + chunk])
     return ranks
-
-
-def upsample(grid: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Bilinear, align_corners=False, as torch's ``interpolate``: [h, w, C] -> [height, width, C]."""
-    rows = np.tensordot(_bilinear(height, grid.shape[0]), grid, axes=1)
-    return np.einsum("xj,yjc->yxc", _bilinear(width, grid.shape[1]), rows, optimize=True)
-
-
-@lru_cache(maxsize=64)
-def _bilinear(size: int, cells: int) -> np.ndarray:
-    """[size, cells]: how much each cell gives to each of ``size`` positions."""
-    center = np.maximum((np.arange(size) + 0.5) * cells / size - 0.5, 0)
-    low = np.minimum(center.astype(np.int64), cells - 1)
-    high = np.minimum(low + 1, cells - 1)
-    matrix = np.zeros((size, cells))
-    np.add.at(matrix, (np.arange(size), low), 1 - (center - low))
-    np.add.at(matrix, (np.arange(size), high), center - low)
-    return matrix

@@ -64,10 +64,6 @@ class Features(Protocol):
         """[len(texts), D]."""
         ...
 
-    def dense(self, role: str, joint: bool) -> Iterator[np.ndarray]:
-        """Batches [b, h, w, D] in order; bounded memory. ``joint``: in the space shared with text."""
-        ...
-
     def grids(self, role: str, view: View | None, method: str) -> Iterator[DensePicture]:
         """Every picture's dense features by a ``method`` of models.towers, shown as ``view`` says (None: the model's own), in
         order; bounded memory. Calling it again gives the same again."""

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from silc_bench.errors import RunError
-from silc_bench.features import PART_ROWS, Extractor, _Preprocessed
+from silc_bench.features import Extractor, _Preprocessed
 from silc_bench.ranks import any_of, num_ranks, rank, summed
 from silc_bench.store import Entry
 
@@ -28,8 +28,7 @@ class SharedExtractor(Extractor):
             assert rank() == 0, "one store, one process"
             features, is_known = entry.rows(num_rows, width)
         is_known = self._sum(is_known.astype(np.float32)) > 0  # by the store of the first rank
-        size = self.batch_size * max(1, PART_ROWS // self.batch_size)
-        parts = [slice(start, min(start + size, num_rows)) for start in range(0, num_rows, size)]
+        parts = [slice(start, min(start + self.part_size, num_rows)) for start in range(0, num_rows, self.part_size)]
         missing = [part for part in parts if not is_known[part].all()]
         for part in missing:
             features[part] = 0
@@ -51,7 +50,7 @@ class SharedExtractor(Extractor):
         encode = self._compiled(partial(self.model.encode_image, point=self.feature_point))
         failure: Exception | None = None
         try:
-            for done, batch in self._batches(pictures, "image", encode, mine):
+            for done, batch in self._batches(pictures, encode, mine):
                 features[done] = batch
         except Exception as error:  # the others wait below
             failure = error

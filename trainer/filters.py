@@ -43,10 +43,6 @@ class Filters:
     conditions: tuple[Condition, ...]
 
     @property
-    def needs_columns(self) -> bool:
-        return any(condition.name != "text" for condition in self.conditions)
-
-    @property
     def needs_size(self) -> bool:
         return any(condition.name in SIZES for condition in self.conditions)
 

@@ -9,6 +9,7 @@ from PIL import Image
 
 from silc_bench.errors import RunError, UserError
 from silc_bench.features import Extractor, choose_device, choose_precision
+from silc_bench.models.images import ImagePipeline
 
 
 class Pictures:
@@ -34,6 +35,7 @@ class Grey:
     """Embeds a picture as (grey, -grey) and a text as (length, 1); counts, and records the dtype it computed in."""
 
     name, revision, embed_dim, image_size, patch_size = "grey", "0" * 16, 2, 4, 2
+    pipeline = ImagePipeline(4, mean=(0.0,) * 3, std=(1 / 255,) * 3)  # the greys themselves
 
     def __init__(self):
         self.feature_points = {"pooled": 2, "mean_patch": 3}
@@ -119,12 +121,12 @@ def test_texts_are_encoded_once_and_returned_in_the_order_asked():
 
 def test_dense_features_come_in_batches_when_they_are_taken():
     model = Grey()
-    batches = extractor(model)({"test": Pictures(10)}).dense("test", joint=True)
+    pictures = extractor(model)({"test": Pictures(10)}).grids("test", None, "maskclip")
     assert model.pictures == 0
-    first = next(batches)
+    first = next(pictures)
     assert model.pictures == 4
-    assert first.shape == (4, 2, 2, 2)
-    rest = np.concatenate([first, *batches])
+    assert first.grid.shape == (2, 2, 2)
+    rest = np.stack([picture.grid for picture in (first, *pictures)])
     assert rest[:, 0, 0, 0].tolist() == [2 * grey for grey in Pictures(10).greys]
 
 
@@ -147,7 +149,7 @@ def test_features_that_are_not_finite_stop_the_run(value):
     class Diverged(Grey):
         def encode_image(self, images, point="pooled"):
             features = super().encode_image(images)
-            features[images.mean(dim=(1, 2, 3)) == 42, 1] = value  # the seventh picture
+            features[images.mean(dim=(1, 2, 3)).round() == 42, 1] = value  # the seventh picture
             return features
 
         def encode_dense(self, images, methods):
@@ -159,8 +161,9 @@ def test_features_that_are_not_finite_stop_the_run(value):
     features = extractor(Diverged())({"test": Pictures(10)})
     with pytest.raises(RunError, match="grey gives image features that are not finite for picture 6 of greys/test"):
         features.image("test")
-    with pytest.raises(RunError, match="grey gives dense features that are not finite for picture 6 of greys/test"):
-        list(features.dense("test", joint=False))
+    dense = "grey gives tokens features that are not finite, or beyond fp16, for picture 6 of greys/test"
+    with pytest.raises(RunError, match=dense):
+        list(features.grids("test", None, "tokens"))
     with pytest.raises(RunError, match="not finite: 'ccc'"):
         features.text(["a", "ccc"])
 
@@ -196,9 +199,8 @@ def test_compiled_features_are_the_same(monkeypatch):
     data = {"test": Pictures(10, base=200)}
     plain, compiled = (extractor(Grey(), is_compiled=flag)(data) for flag in (False, True))
     assert np.array_equal(plain.image("test"), compiled.image("test"))
-    assert np.array_equal(
-        np.concatenate(list(plain.dense("test", joint=True))), np.concatenate(list(compiled.dense("test", True)))
-    )
+    dense = [np.stack([picture.grid for picture in one.grids("test", None, "maskclip")]) for one in (plain, compiled)]
+    assert np.array_equal(*dense)
     assert len(seen) == 2, "pooled and dense, of the compiled one"
 
 

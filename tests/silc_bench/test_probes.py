@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 
 from silc_bench import probes
 
@@ -88,13 +87,3 @@ def test_knn_of_the_training_samples_themselves_and_of_an_unknown_class():
     assert (probes.knn_ranks(train, labels, train, labels, (1,), 0.07)[1] == 0).all()
     unknown = probes.knn_ranks(train, labels, train[:2], np.array([5, 5]), (1,), 0.07)[1]
     assert (unknown > 0).all()
-
-
-# ---- segmentation ----
-
-
-@pytest.mark.parametrize(("grid", "size"), [((4, 3), (16, 15)), ((5, 7), (13, 9)), ((1, 2), (4, 4)), ((6, 6), (4, 5))])
-def test_upsample_equals_torch(grid, size):
-    values = np.random.default_rng(9).normal(size=(*grid, 3))
-    theirs = F.interpolate(torch.from_numpy(values).permute(2, 0, 1)[None], size=size, mode="bilinear", align_corners=False)
-    np.testing.assert_allclose(probes.upsample(values, *size), theirs[0].permute(1, 2, 0).numpy(), atol=1e-12)

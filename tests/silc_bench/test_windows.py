@@ -72,6 +72,15 @@ def test_bilinear_is_torchs(size, cells):
     np.testing.assert_allclose(bilinear(size, cells) @ x[0, 0].numpy(), expected.numpy(), atol=1e-12)
 
 
+@pytest.mark.parametrize(("grid", "size"), [((4, 3), (16, 15)), ((5, 7), (13, 9)), ((1, 2), (4, 4)), ((6, 6), (4, 5))])
+def test_both_axes_are_torchs_upsampling(grid, size):
+    values = np.random.default_rng(9).normal(size=(*grid, 3))
+    theirs = F.interpolate(torch.from_numpy(values).permute(2, 0, 1)[None], size=size, mode="bilinear", align_corners=False)
+    rows, cols = (bilinear(*sides).toarray() for sides in zip(size, grid, strict=True))
+    ours = np.einsum("yj,jkc,xk->yxc", rows, values, cols)
+    np.testing.assert_allclose(ours, theirs[0].permute(1, 2, 0).numpy(), atol=1e-12)
+
+
 def test_one_window_is_the_plain_path():
     view = View(12, 12, 4)
     layout = view.layout(12, 12, PATCH)

@@ -63,9 +63,6 @@ class Given:
     def text(self, texts):
         return np.stack([self.words(text) for text in texts])
 
-    def dense(self, role, joint):
-        yield from np.array_split(self.patches[role], 3)
-
     def grids(self, role, view, method):
         layout = View(SIDE, SIDE, SIDE).layout(SIDE, SIDE, 1)
         for index, grid in enumerate(self.patches[role]):
