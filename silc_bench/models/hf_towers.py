@@ -19,29 +19,17 @@ from silc_bench.models.positions import resize_positions
 from silc_bench.models.towers import heads_of, joint_methods, methods_of, value_path, without_heads
 
 
-class ClsTower:
-    """CLIP, AltCLIP, Chinese-CLIP: a class token is normalised and projected."""
+class LayeredTower:
+    """What both kinds share: the library's layers one after the other."""
 
-    num_prefix = 1
-    is_attention_pooled = False
+    is_attention_pooled: bool
 
-    def __init__(self, network: Any):
-        self.vision, self.projection = network.vision_model, network.visual_projection
-        self.patch_size = int(self.vision.config.patch_size)
-        width = self.vision.config.hidden_size
-        self.feature_points = {"pooled": self.projection.out_features, "pre_projection": width, "mean_patch": width}
+    def __init__(self, vision: Any):
+        self.vision = vision
+        self.patch_size = int(vision.config.patch_size)
         self.block = HfBlock(self.vision.encoder.layers[-1])
         joint, self.lacking = joint_methods(self.is_attention_pooled, self.block, "layer")
         self.dense_methods = methods_of(len(self.vision.encoder.layers), joint)
-
-    def encode(self, images: Tensor, point: str) -> Tensor:
-        """[B, 3, H, W] -> [B, D] or [B, W]."""
-        (tokens,), _, _ = self.enter(images, 1)
-        tokens = self.last(tokens, None)
-        if point == "mean_patch":
-            return self.vision.post_layernorm(tokens[:, 1:]).mean(dim=1)
-        pooled = self.vision.post_layernorm(tokens[:, 0])
-        return pooled if point == "pre_projection" else self.projection(pooled)
 
     def enter(self, images: Tensor, count: int) -> tuple[list[Tensor], None, tuple[int, int]]:
         tokens, grid = self._embedded(images)
@@ -51,8 +39,34 @@ class ClsTower:
         return _through(self.vision.encoder.layers[-1], tokens)
 
     def normed(self, patches: Tensor) -> Tensor:
-        """The final norm, which the library gives to the class token only."""
+        """The final norm, which a library that pools a class token gives to that alone."""
         return self.vision.post_layernorm(patches)
+
+    def _embedded(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """The tokens that enter the first block, and (h, w)."""
+        raise NotImplementedError
+
+
+class ClsTower(LayeredTower):
+    """CLIP, AltCLIP, Chinese-CLIP: a class token is normalised and projected."""
+
+    num_prefix = 1
+    is_attention_pooled = False
+
+    def __init__(self, network: Any):
+        super().__init__(network.vision_model)
+        self.projection = network.visual_projection
+        width = self.vision.config.hidden_size
+        self.feature_points = {"pooled": self.projection.out_features, "pre_projection": width, "mean_patch": width}
+
+    def encode(self, images: Tensor, point: str) -> Tensor:
+        """[B, 3, H, W] -> [B, D] or [B, W]."""
+        (tokens,), _, _ = self.enter(images, 1)
+        tokens = self.last(tokens, None)
+        if point == "mean_patch":
+            return self.vision.post_layernorm(tokens[:, 1:]).mean(dim=1)
+        pooled = self.vision.post_layernorm(tokens[:, 0])
+        return pooled if point == "pre_projection" else self.projection(pooled)
 
     def joint(self, patches: Tensor) -> Tensor:
         return self.projection(self.vision.post_layernorm(patches))
@@ -67,36 +81,22 @@ class ClsTower:
         return self.vision.pre_layrnorm(torch.cat([first, patches + resized], dim=1)), grid
 
 
-class MapTower:
+class MapTower(LayeredTower):
     """SigLIP, and SigLIP 2 of one resolution: a learned query pools the patches; nothing is projected after it."""
 
     num_prefix = 0
     is_attention_pooled = True
 
     def __init__(self, network: Any):
-        self.vision = network.vision_model
-        self.patch_size = int(self.vision.config.patch_size)
+        super().__init__(network.vision_model)
         width = self.vision.config.hidden_size
         self.feature_points = {"pooled": width, "mean_patch": width}
-        self.block = HfBlock(self.vision.encoder.layers[-1])
-        joint, self.lacking = joint_methods(self.is_attention_pooled, self.block, "layer")
-        self.dense_methods = methods_of(len(self.vision.encoder.layers), joint)
 
     def encode(self, images: Tensor, point: str) -> Tensor:
         """[B, 3, H, W] -> [B, W]."""
         (tokens,), _, _ = self.enter(images, 1)
         tokens = self.normed(self.last(tokens, None))
         return tokens.mean(dim=1) if point == "mean_patch" else self.vision.head(tokens)
-
-    def enter(self, images: Tensor, count: int) -> tuple[list[Tensor], None, tuple[int, int]]:
-        tokens, grid = self._embedded(images)
-        return _entered(self.vision.encoder.layers, tokens, count), None, grid
-
-    def last(self, tokens: Tensor, rope: None) -> Tensor:
-        return _through(self.vision.encoder.layers[-1], tokens)
-
-    def normed(self, patches: Tensor) -> Tensor:
-        return self.vision.post_layernorm(patches)
 
     def joint(self, patches: Tensor) -> Tensor:
         head = self.vision.head
