@@ -106,9 +106,7 @@ def evaluate(
 
     wanted = [plan for plan in plans if plan.known is None or existing != "skip"]
     for plan in wanted:
-        if isinstance(plan.task, DenseTask):
-            for role, methods in plan.task.dense_needs().items():
-                extract.grids.expect(plan.data[role], plan.task.view, methods)
+        extract.expect(plan.task, plan.data)
 
     def save(record: Record, samples: bytes) -> None:
         if rank() > 0:

@@ -33,6 +33,7 @@ from silc_bench.dense import DenseFeatures, DensePicture
 from silc_bench.errors import RunError, UserError, unknown_name
 from silc_bench.models import DenseModel, ImageModel, ImageTextModel
 from silc_bench.models.images import ImagePipeline
+from silc_bench.registry import DenseTask, Task
 from silc_bench.store import Entry, Store, releases, text_hash
 from silc_bench.windows import View
 
@@ -109,6 +110,12 @@ class Extractor:
     def __call__(self, data: Mapping[str, ImageDataset], pipeline: ImagePipeline | None = None) -> DatasetFeatures:
         """A task's Features; ``pipeline`` is done to the pictures instead of the model's own preprocessing."""
         return DatasetFeatures(self, data, pipeline)
+
+    def expect(self, task: Task, data: Mapping[str, ImageDataset]) -> None:
+        """``task`` will be scored on ``data``: dense features that several tasks read are then encoded in one pass."""
+        if isinstance(task, DenseTask):
+            for role, methods in task.dense_needs().items():
+                self.grids.expect(data[role], task.view, methods)
 
     def image(self, dataset: ImageDataset, pipeline: ImagePipeline | None = None) -> np.ndarray:
         """[N, D] fp32, in the dataset's order. What the store holds is not encoded; each finished part goes into it."""

@@ -38,6 +38,8 @@ class Probe:
         extract = Extractor(
             model, device=self._device, precision="fp32", batch_size=BATCH_SIZE, num_workers=0, progress=False, store=None
         )
+        for task, data in self._tasks:
+            extract.expect(task, data)
         found = {f"probe/{task.name}": task.score(extract(data)).metrics[task.main_metric] for task, data in self._tasks}
         student.train()
         return found
