@@ -13,13 +13,24 @@ from rich.console import Console
 
 from silc_bench.errors import UserError
 from silc_bench.ranks import joined, num_ranks, rank
-from trainer.data import Batch
+from trainer.data import Batch, open_source
 from trainer.distillation import sinkhorn_targets
 from trainer.distributed import first_of, gather, mean_over_ranks
 from trainer.loop import run_training
 from trainer.losses import sigmoid_loss, softmax_loss
+from trainer.tokenizer import Tokenizer
 from trainer.train import TrainState, train_step
 from trainer.views import Views, make_views
+
+
+def first_batches(config, count):
+    """A tokenizer, and the first ``count`` global batches."""
+    source = open_source(config.data)
+    tokenizer = Tokenizer.train(source.captions(50), config.text.vocab_size, config.text.context_length)
+    stream = source.batches(config.batch_size, 0)
+    batches = [next(stream) for _ in range(count)]
+    stream.close()
+    return tokenizer, batches
 
 
 def rows_of(batch):

@@ -12,9 +12,7 @@ from gloo_pool import GlooPool
 from silc_bench.errors import UserError
 from trainer import checkpoint, distributed
 from trainer.config import ViewsConfig
-from trainer.data import open_source
 from trainer.distributed import share_of
-from trainer.tokenizer import Tokenizer
 
 STEPS, BATCH = 5, 12
 WORLDS = (2, 3)
@@ -25,16 +23,6 @@ def pool():
     pool = GlooPool(max(WORLDS))
     yield pool
     pool.close()
-
-
-def setup(config):
-    """A tokenizer and STEPS global batches."""
-    source = open_source(config.data)
-    tokenizer = Tokenizer.train(source.captions(50), config.text.vocab_size, config.text.context_length)
-    stream = source.batches(config.batch_size, 0)
-    batches = [next(stream) for _ in range(STEPS)]
-    stream.close()
-    return tokenizer, batches
 
 
 def close(one, other, tolerance=1e-6):
@@ -56,7 +44,7 @@ def both(tiny, pool, world, variant, dtype):
     """What one process and what rank 0 of ``world`` end with; the ranks equal each other bit for bit."""
     changes = {"objective": "silc", "precision": "fp32", "batch_size": BATCH, "samples": BATCH * STEPS} | VARIANTS[variant]
     config = tiny(changes.pop("objective"), **changes)
-    tokenizer, batches = setup(config)
+    tokenizer, batches = on_ranks.first_batches(config, STEPS)
     one = on_ranks.train(config, tokenizer, batches, dtype=dtype)
     first, *others = pool.run(world, on_ranks.train, config, tokenizer, batches, dtype=dtype)
     for other in others:
@@ -102,7 +90,7 @@ def test_ranks_equal_one_process_in_fp32(tiny, pool, world):
 @pytest.mark.parametrize("world", WORLDS)
 def test_what_is_not_finite_on_one_rank_stops_all_at_the_same_step(tiny, pool, world):
     config = tiny(batch_size=BATCH, samples=BATCH * STEPS, precision="fp32")
-    tokenizer, batches = setup(config)
+    tokenizer, batches = on_ranks.first_batches(config, STEPS)
     answers = pool.run(world, on_ranks.message_of_train, config, tokenizer, batches, plant=world - 1)
     assert len(set(answers)) == 1
     assert answers[0][0] == "RunError"

@@ -2,24 +2,13 @@
 
 import pytest
 import torch
-from on_ranks import train
+from on_ranks import first_batches, train
 
-from trainer.data import open_source
 from trainer.micro_batches import MicroBatches
-from trainer.tokenizer import Tokenizer
 from trainer.train import TrainState
 from trainer.views import make_views
 
 STEPS = 3
-
-
-def setup(config):
-    source = open_source(config.data)
-    tokenizer = Tokenizer.train(source.captions(50), config.text.vocab_size, config.text.context_length)
-    stream = source.batches(config.batch_size, 0)
-    batches = [next(stream) for _ in range(STEPS)]
-    stream.close()
-    return tokenizer, batches
 
 
 @pytest.mark.parametrize("size", [1, 3])
@@ -34,7 +23,7 @@ def setup(config):
 )
 def test_k_times_b_equals_one_batch(tiny, changes, size):
     """In float64, after three steps; batches of 8, also in parts that do not divide it."""
-    tokenizer, batches = setup(tiny(precision="fp32"))
+    tokenizer, batches = first_batches(tiny(precision="fp32"), STEPS)
     one, many = (
         train(tiny(precision="fp32", micro_batch=n, **changes), tokenizer, batches, dtype=torch.float64) for n in (0, size)
     )
@@ -49,7 +38,7 @@ def test_k_times_b_equals_one_batch(tiny, changes, size):
 def test_the_activations_of_a_micro_batch_are_not_kept(tiny):
     """Of 8 pairs one at a time: a tenth of the tensors that one forward pass saves."""
     config = tiny(precision="fp32")
-    tokenizer, (batch, *_) = setup(config)
+    tokenizer, (batch, *_) = first_batches(config, STEPS)
     state = TrainState.create(config, tokenizer, torch.device("cpu"))
     views, tokens = make_views(batch.images, batch.sizes, config.views, 0, 0), tokenizer(batch.texts)
     kept = {}
@@ -65,7 +54,7 @@ def test_the_activations_of_a_micro_batch_are_not_kept(tiny):
 @pytest.mark.parametrize("size", [1, 3, 8, 9])
 def test_views_are_split_by_pictures(tiny, size):
     config = tiny()
-    _, (batch, *_) = setup(config)
+    _, (batch, *_) = first_batches(config, STEPS)
     views = make_views(batch.images, batch.sizes, config.views, 0, 0)
     parts = list(views.split(size))
     assert torch.equal(torch.cat([p.global_crops for p in parts], dim=1), views.global_crops)
