@@ -17,7 +17,7 @@ from PIL import Image
 
 from silc_bench.datasets import IGNORE
 from silc_bench.datasets.picture_set import FETCH_AGAIN, DataError
-from silc_bench.datasets.shards import BROKEN_IMAGE, MAX_PIXELS, read_member
+from silc_bench.datasets.shards import BROKEN_IMAGE, MAX_PIXELS, read_member, what_broke
 
 MOST_IN_8_BITS = 254  # classes
 FORMATS = ("PNG", "TIFF", "BMP", "PPM", "GIF")  # that keep each value as it was
@@ -116,7 +116,7 @@ def read_values(data: bytes, where: str) -> np.ndarray:
     except DataError:
         raise
     except (Image.DecompressionBombError, *BROKEN_IMAGE) as error:
-        raise DataError(f"{where} is damaged: {error}", FETCH_AGAIN) from error
+        raise DataError(f"{where} is damaged: {what_broke(error)}", FETCH_AGAIN) from error
     if values.dtype == np.bool_:
         return values.astype(np.uint8)
     if values.dtype.itemsize > 2:

@@ -8,7 +8,6 @@ In an evaluation set damage is an error: a score over fewer samples than were pr
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -20,7 +19,7 @@ from PIL import Image
 
 from silc_bench.datasets import spread
 from silc_bench.datasets.fingerprints import known_fingerprint
-from silc_bench.datasets.shards import BROKEN_IMAGE, DamagedImageError, Place, decode_image, read_member
+from silc_bench.datasets.shards import DamagedImageError, Place, decode_image, image_size, read_member
 from silc_bench.errors import UserError
 
 if TYPE_CHECKING:
@@ -93,9 +92,8 @@ class Picture:
         assert self.mask is not None, f"{self.where} has no mask"
         labels = self.mask.labels()
         try:
-            with Image.open(io.BytesIO(self.read())) as image:
-                width, height = image.size
-        except BROKEN_IMAGE as error:
+            width, height = image_size(self.read())
+        except DamagedImageError as error:
             raise DataError(f"{self.where} is damaged: {error}", FETCH_AGAIN) from error
         if labels.shape != (height, width):
             own = f"{labels.shape[1]:,} x {labels.shape[0]:,}"

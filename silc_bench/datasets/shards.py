@@ -232,20 +232,26 @@ def read_member(path: Path, place: Place) -> bytes:
     return data
 
 
+def what_broke(error: Exception) -> str:
+    """One of BROKEN_IMAGE in words; Pillow names the buffer that it read by its address, which is nobody's picture."""
+    return re.sub(r" <_io\.BytesIO object at 0x[0-9a-f]+>", "", str(error)) or type(error).__name__
+
+
 def image_size(data: bytes) -> tuple[int, int]:
     """Width and height from a picture's header alone. Raises DamagedImageError where it has none."""
-    try:
-        return Image.open(io.BytesIO(data)).size
-    except BROKEN_IMAGE as error:
-        raise DamagedImageError("corrupt image", str(error) or type(error).__name__) from error
+    return _header(data).size
 
 
 def image_format(data: bytes) -> str:
     """ "JPEG", "PNG", ... from a picture's header alone. Raises DamagedImageError where it has none."""
+    return _header(data).format or ""
+
+
+def _header(data: bytes) -> Image.Image:
     try:
-        return Image.open(io.BytesIO(data)).format or ""
+        return Image.open(io.BytesIO(data))
     except BROKEN_IMAGE as error:
-        raise DamagedImageError("corrupt image", str(error) or type(error).__name__) from error
+        raise DamagedImageError("corrupt image", what_broke(error)) from error
 
 
 def decode_image(data: bytes) -> Image.Image:
@@ -266,4 +272,4 @@ def decode_image(data: bytes) -> Image.Image:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DamagedImageError("oversized image", str(error)) from error
     except BROKEN_IMAGE as error:
-        raise DamagedImageError("corrupt image", str(error) or type(error).__name__) from error
+        raise DamagedImageError("corrupt image", what_broke(error)) from error

@@ -23,6 +23,8 @@ from silc_bench.datasets.shards import (
     ShardIndex,
     decode_image,
     expand,
+    image_format,
+    image_size,
     index_shard,
     read_member,
 )
@@ -349,3 +351,9 @@ def test_broken_pictures_raise_nothing_else(kind, flips, keep):
     except DamagedImageError:
         return
     assert image.mode == "RGB"
+
+
+def test_a_damaged_picture_is_described_without_the_address_of_a_buffer():
+    for read in (decode_image, image_size, image_format):
+        with pytest.raises(DamagedImageError, match=r"^corrupt image: cannot identify image file$"):
+            read(b"no picture")
