@@ -78,16 +78,14 @@ def segment(model, view, method, weights, picture):  # type: ignore[no-untyped-d
     """int64 [HEIGHT, WIDTH], as ``tasks.segmentation_zeroshot`` predicts it."""
     import torch
 
+    from silc_bench.dense import cosines_with
     from silc_bench.features import Extractor
     from silc_bench.windows import predict
-
-    def logits(cells):  # type: ignore[no-untyped-def]
-        return torch.nn.functional.normalize(cells, dim=-1) @ weights.T
 
     settings = {"precision": "fp32", "batch_size": 256, "num_workers": 0, "progress": False}
     extract = Extractor(model, device=torch.device("cpu"), **settings)
     (seen,) = extract({"test": picture}).grids("test", view, method)
-    return predict(logits, seen.grid, seen.layout, HEIGHT, WIDTH)
+    return predict(cosines_with(weights.numpy()), seen.grid, seen.layout, HEIGHT, WIDTH)
 
 
 def forward(model, view, picture) -> int:  # type: ignore[no-untyped-def]

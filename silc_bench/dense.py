@@ -21,6 +21,7 @@ from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -29,7 +30,7 @@ from silc_bench.errors import RunError, UserError
 from silc_bench.models import DenseModel
 from silc_bench.models.images import ImagePipeline
 from silc_bench.store import Entry
-from silc_bench.windows import Layout, View
+from silc_bench.windows import Layout, Logits, View
 
 MEMORY = 1 << 30  # bytes of grids kept in memory where there is no store
 STORE_SHARE = 0.25  # of the store's limit, for one dataset seen in one way
@@ -54,6 +55,12 @@ def native_view(model: DenseModel) -> View:
     cells = model.image_size // model.patch_size
     window = cells * model.patch_size  # So400m/14 at 384 sees 378
     return View(window, window, max(1, cells // 2) * model.patch_size)
+
+
+def cosines_with(classes: np.ndarray) -> Logits:
+    """Cells fp32 [n, D] -> their cosines with ``classes`` [C, D] of unit length: fp32 [n, C]."""
+    weights = torch.from_numpy(np.ascontiguousarray(classes.T, dtype=np.float32))
+    return lambda cells: F.normalize(cells, dim=-1) @ weights
 
 
 def image_protocol(model: DenseModel, view: View | None) -> dict[str, Any]:

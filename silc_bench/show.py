@@ -15,12 +15,10 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import torch
 
-from silc_bench.dense import DensePicture, native_view
+from silc_bench.dense import DensePicture, cosines_with, native_view
 from silc_bench.errors import UserError, unknown_name
 from silc_bench.features import Extractor, choose_device, choose_precision
-from silc_bench.metrics import normalize
 from silc_bench.models import DenseModel, ImageModel
 from silc_bench.models.towers import JOINT, check_methods
 from silc_bench.pictures import PALETTE, heat_colors, overlay, pca_colors
@@ -89,7 +87,8 @@ def look(
         if not class_names:
             raise UserError(f'{model.name} reads text, and no classes are named; add them, as in --classes "cat,grass"')
         check_methods(model.name, [rule.method], dense.dense_methods, getattr(model, "lacking", {}))
-    _check_shapes(dense, view, shown)
+    view.layout(view.window, view.window, dense.patch_size)  # refuses windows that are no whole number of patches
+    _check_shapes(view, shown)
     chosen = choose_device(device)
     extract = Extractor(
         model,
@@ -113,14 +112,10 @@ def look(
 
 def cosine_maps(pictures: Iterable[DensePicture], classes: np.ndarray, sizes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
     """fp32 [H, W, C] of each picture, H and W of ``sizes``: its patches' cosines with ``classes`` [C, D], up-sampled."""
-    texts = torch.from_numpy(np.ascontiguousarray(classes, np.float32))
-    maps = []
+    logits, maps = cosines_with(classes), []
     for picture, (height, width) in zip(pictures, sizes, strict=True):
         found = np.empty((height, width, len(classes)), np.float32)
-        tiles = pixel_logits(
-            lambda cells: torch.from_numpy(normalize(cells.numpy())) @ texts.T, picture.grid, picture.layout, height, width
-        )
-        for rows, cols, tile in tiles:
+        for rows, cols, tile in pixel_logits(logits, picture.grid, picture.layout, height, width):
             found[rows, cols] = tile.numpy()
         maps.append(found)
     return maps
@@ -202,10 +197,9 @@ def _why_without_classes(model: Any) -> str:
     return ""
 
 
-def _check_shapes(model: DenseModel, view: View, shown: Shown) -> None:
+def _check_shapes(view: View, shown: Shown) -> None:
     for name, (height, width) in zip(shown.names, shown.sizes, strict=True):
-        layout = view.layout(*view.resized_sides(height, width), model.patch_size)
-        count = len(layout.tops) * len(layout.lefts)
+        count = view.num_windows(height, width)
         if count > MAX_WINDOWS:
             raise UserError(
                 f"{name}, {width:,} x {height:,} pixels, becomes {count:,} windows of {view.window}, more than {MAX_WINDOWS:,}:"

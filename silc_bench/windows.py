@@ -57,13 +57,22 @@ class View:
         short = min(height, width)
         return int(height * self.size / short + 0.5), int(width * self.size / short + 0.5)
 
+    def num_windows(self, height: int, width: int) -> int:
+        """Of a picture of these sides."""
+        return math.prod(len(self._offsets(side)) for side in self.resized_sides(height, width))
+
     def resized(self, image: Image.Image, interpolation: str) -> np.ndarray:
-        """uint8 [h, w, 3]; untouched where it has the size already."""
+        """uint8 [h, w, 3]; untouched where it has the size already. UserError for a strip of more than MAX_WINDOWS."""
         from silc_bench.models.images import INTERPOLATIONS
 
         image = image.convert("RGB")
         height, width = self.resized_sides(image.height, image.width)
-        self._check(height, width, f"a picture of {image.width:,} x {image.height:,} pixels")
+        count = self.num_windows(image.height, image.width)
+        if count > MAX_WINDOWS:
+            raise UserError(
+                f"a picture of {image.width:,} x {image.height:,} pixels becomes {count:,} windows of {self.window} pixels,"
+                f" more than {MAX_WINDOWS:,}: too long and thin for a view that keeps the aspect; cut it, or leave it out"
+            )
         if image.size != (width, height):
             image = image.resize((width, height), INTERPOLATIONS[self.interpolation or interpolation])
         return np.array(image)
@@ -83,14 +92,6 @@ class View:
     def _offsets(self, side: int) -> tuple[int, ...]:
         count = math.ceil((side - self.window) / self.stride) + 1
         return tuple(min(i * self.stride, side - self.window) for i in range(count))
-
-    def _check(self, height: int, width: int, what: str) -> None:
-        count = len(self._offsets(height)) * len(self._offsets(width))
-        if count > MAX_WINDOWS:
-            raise UserError(
-                f"{what} becomes {count:,} windows of {self.window} pixels, more than {MAX_WINDOWS:,}: too long and thin for"
-                " a view that keeps the aspect; cut it, or leave it out"
-            )
 
 
 @dataclass(frozen=True)

@@ -168,13 +168,11 @@ class ZeroShotSegmentation(SourcedTask):
 
     def _asked(self, features: Features, words: list[tuple[str, ...]]) -> tuple[Callable[[Tensor], Tensor], np.ndarray]:
         """Cells [n, D] -> cosines [n, W], and the place in ``words`` that each of the W belongs to."""
-        import torch
-        from torch.nn.functional import normalize
+        from silc_bench.dense import cosines_with
 
         owner = np.repeat(np.arange(len(words)), [len(own) for own in words])
         asked = class_embeddings(features, [word for own in words for word in own], self.prompts)
-        weights = torch.from_numpy(np.ascontiguousarray(asked.T, dtype=np.float32))
-        return lambda cells: normalize(cells, dim=-1) @ weights, owner
+        return cosines_with(asked), owner
 
 
 register(
