@@ -1,11 +1,12 @@
-"""What each part of SILC changes on ``shapes``: contrastive -> contrastive+views -> silc, at equal images and at equal compute.
+"""What each part of SILC changes: contrastive -> contrastive+views -> silc, at equal images and at equal cost.
 
-Flow: for each seed and arm a training run and every ``shapes`` task on its student and teacher -> records -> the mean over the
-seeds with a 95 % interval (Student's t), and paired differences from the contrastive arm. An arm at equal compute sees as
-many more pictures as its step costs fewer counted FLOPs than silc's. Runs and records are kept: the script goes on where it
-stopped, and prints the tables again when all is done.
+Flow: for each seed and arm a training run and the study's tasks on its student and teacher -> records -> the mean over the
+seeds with a 95 % interval (Student's t), and paired differences from the contrastive arm. An arm at equal cost sees as many
+more pictures as its step costs less than silc's: in counted FLOPs on ``shapes``, in measured seconds on CIFAR-100. Runs and
+records are kept: the script goes on where it stopped, and prints the tables again when all is done.
 
     python benchmarks/ablation.py --out runs/ablation --seeds 5 --processes 2
+    python benchmarks/ablation.py --study cifar100 --data-root DATA --out runs/cifar100 --samples 50000 --seeds 3
 """
 
 from __future__ import annotations
@@ -16,111 +17,198 @@ import os
 import platform
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
+from typing import Any
 
 import numpy as np
 from scipy import stats as scipy_stats
 
-ARMS = {  # name: (objective, at equal compute)
+ARMS = {  # name: (objective, at equal cost)
     "contrastive": ("contrastive", False),
     "contrastive+views": ("contrastive+views", False),
     "silc": ("silc", False),
-    "contrastive, equal compute": ("contrastive", True),
-    "contrastive+views, equal compute": ("contrastive+views", True),
+    "contrastive, equal cost": ("contrastive", True),
+    "contrastive+views, equal cost": ("contrastive+views", True),
 }
-METRICS = {
-    "zero-shot": ("shapes/zeroshot", "acc1"),
-    "unseen pairs": ("shapes/zeroshot_unseen", "acc1"),
-    "retrieval I2T R@1": ("shapes/retrieval", "text_retrieval_recall@1"),
-    "retrieval T2I R@1": ("shapes/retrieval", "image_retrieval_recall@1"),
-    "10-shot": ("shapes/fewshot", "acc1_10shot"),
-    "kNN": ("shapes/knn", "acc1_20nn"),
-    "linear segmentation mIoU": ("shapes/segmentation_linear", "mIoU"),
-    "zero-shot segmentation mIoU": ("shapes/segmentation_zeroshot", "mIoU"),
+
+
+@dataclass(frozen=True)
+class Study:
+    preset: str
+    source: str  # under --data-root, where there is one
+    tasks: str
+    metrics: dict[str, tuple[str, str]]  # column: (task, metric)
+    cost: str  # "FLOPs" (counted) or "seconds" (measured): what is equal in the arms of equal cost
+
+
+STUDIES = {
+    "shapes": Study(
+        "shapes_tiny",
+        "",
+        "shapes/*",
+        {
+            "zero-shot": ("shapes/zeroshot", "acc1"),
+            "unseen pairs": ("shapes/zeroshot_unseen", "acc1"),
+            "retrieval I2T R@1": ("shapes/retrieval", "text_retrieval_recall@1"),
+            "retrieval T2I R@1": ("shapes/retrieval", "image_retrieval_recall@1"),
+            "10-shot": ("shapes/fewshot", "acc1_10shot"),
+            "kNN": ("shapes/knn", "acc1_20nn"),
+            "linear segmentation mIoU": ("shapes/segmentation_linear", "mIoU"),
+            "zero-shot segmentation mIoU": ("shapes/segmentation_zeroshot", "mIoU"),
+        },
+        "FLOPs",
+    ),
+    "cifar100": Study(
+        "cifar_tiny",
+        "cifar100/train/*.tar",
+        "cifar100/zeroshot,cifar100/knn,cifar100/linear,shapes/segmentation_linear,camvid_mini/segmentation_linear,"
+        "camvid_mini/segmentation_zeroshot,camvid_mini/correspondence",
+        {
+            "zero-shot": ("cifar100/zeroshot", "acc1"),
+            "kNN": ("cifar100/knn", "acc1_20nn"),
+            "linear": ("cifar100/linear", "acc1"),
+            "shapes linear mIoU": ("shapes/segmentation_linear", "mIoU"),
+            "CamVid linear mIoU": ("camvid_mini/segmentation_linear", "mIoU"),
+            "CamVid zero-shot mIoU": ("camvid_mini/segmentation_zeroshot", "mIoU"),
+            "CamVid patch R@1": ("camvid_mini/correspondence", "patch_recall@1"),
+        },
+        "seconds",
+    ),
 }
+TIMED_STEPS = 30  # of each objective, in turn
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--study", choices=STUDIES, default="shapes")
+    parser.add_argument("--data-root", type=Path, help="folder of cifar100/ and camvid/; cifar100 needs it")
     parser.add_argument("--out", type=Path, default=Path("runs/ablation"))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--samples", type=int, help="images of the silc arm; the preset's if not given")
     parser.add_argument("--processes", type=int, default=2, help="runs at a time, one thread each")
     parser.add_argument("--set", action="append", default=[], dest="sets", help="field=value for every arm")
-    parser.add_argument("--arms", default=",".join(ARMS), help="names, separated by ','")
+    parser.add_argument("--arms", default=";".join(ARMS), help="names, separated by ';'")
     args = parser.parse_args()
-    arms = [name.strip() for name in args.arms.replace(", equal", "; equal").split(",")]
-    arms = [name.replace("; equal", ", equal") for name in arms]
+    if args.study == "cifar100" and args.data_root is None:
+        parser.error("--study cifar100 needs --data-root, the folder that holds cifar100/ and camvid/")
+    arms = [name.strip() for name in args.arms.split(";")]
+    steps_of = costs(args, [ARMS[arm][0] for arm in arms if ARMS[arm][1]])
     jobs = [(arm, seed) for seed in range(args.seeds) for arm in arms]
     with ThreadPoolExecutor(args.processes) as pool:  # each job is a process of its own; the threads only wait for it
-        list(pool.map(lambda job: run_arm(args, *job), jobs))
+        list(pool.map(lambda job: run_arm(args, *job, steps_of), jobs))
     print(report(args, arms))
 
 
-def run_arm(args: argparse.Namespace, arm: str, seed: int) -> None:
+def run_arm(args: argparse.Namespace, arm: str, seed: int, cost: dict[str, float]) -> None:
     """Train and evaluate one arm in processes with one thread each; done parts are skipped."""
-    objective, has_equal_compute = ARMS[arm]
-    samples = samples_of(args, objective, has_equal_compute)
+    study, (objective, has_equal_cost) = STUDIES[args.study], ARMS[arm]
+    config = configured(args, "silc")
+    ratio = cost["silc"] / cost[objective] if has_equal_cost else 1.0
+    samples = round(config.samples * ratio / config.batch_size) * config.batch_size if has_equal_cost else config.samples
     run = args.out / "runs" / f"{arm.replace(', ', '-').replace(' ', '-')}-{seed}"
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    root = [] if args.data_root is None else ["--data-root", str(args.data_root)]
     sets = [word for item in args.sets for word in ("--set", item)]
-    train = ["train", "--preset", "shapes_tiny", "--objective", objective, "--samples", str(samples), "--seed", str(seed)]
-    train += ["--out", str(run), *sets, *(["--resume"] if list(run.glob("checkpoints/*.pt")) else [])]
+    train = ["train", "--preset", study.preset, "--objective", objective, "--samples", str(samples), "--seed", str(seed)]
+    train += ["--data", config.data.source, "--out", str(run), *sets]
+    train += ["--resume"] if list(run.glob("checkpoints/*.pt")) else []
     # the results of an arm lie in a folder of their own: two arms differ in their runs' lengths, not in their names
     checkpoints = [word for branch in ("student", "teacher") for word in ("--ckpt", f"{run}:{branch}")]
-    evaluate = ["eval", *checkpoints, "--tasks", "shapes/*", "--results", str(run / "results")]
+    evaluate = ["eval", *checkpoints, "--tasks", study.tasks, *root, "--results", str(run / "results")]
     for command in (train, evaluate):
         subprocess.run([sys.executable, "-m", "silc_bench", *command], check=True, env=environment, stdout=subprocess.DEVNULL)
     print(f"{arm}, seed {seed}: done", file=sys.stderr, flush=True)
 
 
-def samples_of(args: argparse.Namespace, objective: str, has_equal_compute: bool) -> int:
+def configured(args: argparse.Namespace, objective: str) -> Any:
     from trainer.presets import configure
 
-    config = configure("shapes_tiny", "silc", samples=args.samples, sets=args.sets)
-    if not has_equal_compute:
-        return config.samples
-    ratio = step_flops("silc", args.sets) / step_flops(objective, args.sets)
-    return round(config.samples * ratio / config.batch_size) * config.batch_size
+    study = STUDIES[args.study]
+    source = str(args.data_root / study.source) if study.source else "shapes"
+    return configure(study.preset, objective, data=source, samples=args.samples, sets=args.sets)
 
 
-def step_flops(objective: str, sets: list[str]) -> int:
-    """Counted matrix FLOPs of one training step, forward and backward, teacher included."""
+def costs(args: argparse.Namespace, objectives: list[str]) -> dict[str, float]:
+    """Of a training step of silc and of each of ``objectives``: FLOPs, or the median of its seconds. Kept with the runs."""
+    kept = args.out / "cost_of_a_step.json"
+    if not objectives:
+        return {}
+    found = json.loads(kept.read_text()) if kept.exists() else {}
+    if not {"silc", *objectives} <= set(found):
+        steps = {objective: steps_of(args, objective) for objective in dict.fromkeys(["silc", *objectives])}
+        found = flops(steps) if STUDIES[args.study].cost == "FLOPs" else seconds(steps)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.write_text(json.dumps(found))
+    return dict(found)
+
+
+def steps_of(args: argparse.Namespace, objective: str) -> Callable[[], object]:
+    """One training step of a new state, on the same batch each time."""
     import torch
-    from torch.utils.flop_counter import FlopCounterMode
 
     from trainer.data import open_source
-    from trainer.presets import configure
     from trainer.tokenizer import Tokenizer
     from trainer.train import TrainState, train_step
 
-    config = configure("shapes_tiny", objective, sets=sets)
+    config = configured(args, objective)
     source = open_source(config.data)
     tokenizer = Tokenizer.train(source.captions(1000), config.text.vocab_size, config.text.context_length)
     state = TrainState.create(config, tokenizer, torch.device("cpu"))
     batches = source.batches(config.batch_size, start=0)
-    with FlopCounterMode(display=False) as counter:
-        train_step(state, next(batches))
+    batch = next(batches)
     batches.close()
-    return counter.get_total_flops()
+    return lambda: train_step(state, batch)
+
+
+def flops(steps: dict[str, Callable[[], object]]) -> dict[str, float]:
+    """Counted matrix FLOPs, forward and backward, teacher included."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    found = {}
+    for objective, step in steps.items():
+        with FlopCounterMode(display=False) as counter:
+            step()
+        found[objective] = float(counter.get_total_flops())
+    return found
+
+
+def seconds(steps: dict[str, Callable[[], object]]) -> dict[str, float]:
+    """Medians over TIMED_STEPS, the objectives in turn and one thread, as the runs."""
+    import torch
+
+    torch.set_num_threads(1)
+    found: dict[str, list[float]] = {objective: [] for objective in steps}
+    for step in steps.values():
+        step()  # what a first call costs, once
+    for _ in range(TIMED_STEPS):
+        for objective, step in steps.items():
+            start = time.perf_counter()
+            step()
+            found[objective].append(time.perf_counter() - start)
+    return {objective: median(values) for objective, values in found.items()}
 
 
 def report(args: argparse.Namespace, arms: list[str]) -> str:
     """Markdown: a table a branch, then the paired differences of the students."""
     import torch
 
+    metrics = STUDIES[args.study].metrics
     values = {(arm, branch): read_arm(args, arm, branch) for arm in arms for branch in ("student", "teacher")}
     lines = [f"`python {' '.join(sys.argv)}` · {platform.processor() or platform.machine()}, torch {torch.__version__}"]
-    header = ["arm", "images", "training s", *METRICS]
+    header = ["arm", "images", "training s", *metrics]
     for branch in ("student", "teacher"):
         lines += ["", f"{branch.capitalize()}, {args.seeds} seeds, percent, mean ± half of the 95 % interval:", "", row(header)]
         lines.append(row(["---"] * len(header)))
         for arm in arms:
             table, seconds, samples = values[arm, branch]
             lines.append(row([arm, f"{samples:,}", f"{seconds:.0f}", *(interval(column) for column in table.T)]))
-    lines += ["", "Student of silc minus the student of each other arm, same seeds, points:", "", row(["arm", *METRICS])]
-    lines.append(row(["---"] * (1 + len(METRICS))))
+    lines += ["", "Student of silc minus the student of each other arm, same seeds, points:", "", row(["arm", *metrics])]
+    lines.append(row(["---"] * (1 + len(metrics))))
     for arm in arms:
         if arm != "silc" and "silc" in arms:
             difference = values["silc", "student"][0] - values[arm, "student"][0]
@@ -136,7 +224,7 @@ def read_arm(args: argparse.Namespace, arm: str, branch: str) -> tuple[np.ndarra
     for seed in range(args.seeds):
         run = args.out / "runs" / f"{arm.replace(', ', '-').replace(' ', '-')}-{seed}"
         records = {r.task.name: r for r in load_all(run / "results") if r.model.name.endswith(f":{branch}")}
-        rows.append([100 * records[task].metrics[metric] for task, metric in METRICS.values()])
+        rows.append([100 * records[task].metrics[metric] for task, metric in STUDIES[args.study].metrics.values()])
         log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
         samples = log[-1]["samples_seen"]
         shares = np.diff([0] + [entry["samples_seen"] for entry in log])
