@@ -123,15 +123,37 @@ class _Distillation(torch.autograd.Function):
         features, prototypes, toward, num_met, normalizers = ctx.saved_tensors
         targets, own = ctx.targets, ctx.own
         with torch.autocast(features.device.type, enabled=False):
-            meets = features.sum(0).repeat(len(targets.features), 1, 1)  # [T, B, d]: over the student views that it meets
-            meets[:own] -= features[:own]
+            factor = gradient / (ctx.temp * ctx.count)
+            scaled = features * factor  # here and not in the end: a pass over [K, d] less
+            meets = scaled.sum(0).repeat(len(targets.features), 1, 1)  # [T, B, d]: over the student views that it meets
+            meets[:own] -= scaled[:own]
             for_features, for_prototypes = -toward, torch.empty_like(prototypes)
             for columns in chunks(len(prototypes), features[..., 0].numel()):
                 rows = prototypes[columns]
                 probs = (features @ rows.T).div_(ctx.temp).sub_(normalizers.unsqueeze(-1)).exp_().mul_(num_met)
                 for_features += probs @ rows
                 taught = targets.probabilities(columns).flatten(0, 1)
-                torch.mm(probs.flatten(0, 1).T, features.flatten(0, 1), out=for_prototypes[columns])
+                torch.mm(probs.flatten(0, 1).T, scaled.flatten(0, 1), out=for_prototypes[columns])
                 for_prototypes[columns].addmm_(taught.T, meets.flatten(0, 1), alpha=-1)
-            factor = gradient / (ctx.temp * ctx.count)
-        return for_features * factor, for_prototypes * factor, None, None, None
+        return for_features * factor, for_prototypes, None, None, None
+
+
+def unit_rows(rows: Tensor) -> Tensor:
+    """[K, d] at unit length: ``F.normalize``, whose gradient takes several passes over all of it, in two."""
+    return _UnitRows.apply(rows)
+
+
+class _UnitRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        lengths = torch.linalg.vector_norm(rows, dim=-1, keepdim=True).clamp_min_(1e-12)
+        unit = rows / lengths
+        ctx.save_for_backward(unit, lengths)
+        return unit
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        """What of the gradient is along a row changes its length only, which is 1 whatever the row's is."""
+        unit, lengths = ctx.saved_tensors
+        along = torch.einsum("kd,kd->k", gradient, unit).unsqueeze(-1)
+        return torch.addcmul(gradient, unit, along, value=-1).div_(lengths)

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.config import Config, DistillationConfig, TextConfig, VisionConfig
+from trainer.distillation import unit_rows
 from trainer.views import Views
 
 LN_EPS = 1e-6
@@ -196,7 +197,7 @@ class Head(nn.Module):
 
     def unit_prototypes(self) -> Tensor:
         """[K, d]: weight normalisation with its gain fixed to 1."""
-        return F.normalize(self.prototypes, dim=-1)
+        return unit_rows(self.prototypes)
 
 
 class StudentOutput(NamedTuple):

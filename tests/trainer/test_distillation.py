@@ -216,3 +216,16 @@ def test_it_changes_no_state_and_draws_no_random_numbers():
     assert torch.equal(before[1], h)
     assert torch.equal(before[2], w)
     assert torch.equal(torch.get_rng_state(), random_state)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rows_of_unit_length_and_their_gradient_are_torchs_own(dtype):
+    """Rows of very different lengths, and one of zeros, which stays zero."""
+    generator = torch.Generator().manual_seed(3)
+    matrix = torch.randn(50, 8, generator=generator, dtype=dtype) * torch.logspace(-3, 3, 50, dtype=dtype).unsqueeze(1)
+    weights = torch.randn(50, 8, generator=generator, dtype=dtype)
+    mine = value_and_gradients(lambda x: (distillation.unit_rows(x) ** 3 * weights).sum(), matrix)
+    same(mine, value_and_gradients(lambda x: (F.normalize(x, dim=-1) ** 3 * weights).sum(), matrix))
+    assert not distillation.unit_rows(torch.zeros(1, 8)).any()
+    if dtype == torch.float64:
+        assert torch.autograd.gradcheck(distillation.unit_rows, matrix[20:30].clone().requires_grad_())
