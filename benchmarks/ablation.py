@@ -1,12 +1,12 @@
 """What each part of SILC changes: contrastive -> contrastive+views -> silc, at equal images and at equal cost.
 
-Flow: for each seed and arm a training run and the study's tasks on its student and teacher -> records -> the mean over the
-seeds with a 95 % interval (Student's t), and paired differences from the contrastive arm. An arm at equal cost sees as many
-more pictures as its step costs less than silc's: in counted FLOPs on ``shapes``, in measured seconds on CIFAR-100. Runs and
-records are kept: the script goes on where it stopped, and prints the tables again when all is done.
+Flow: for each seed and arm a training run and the study's tasks on its student (on ``shapes`` on its teacher too) -> records
+-> the mean over the seeds with a 95 % interval (Student's t), and paired differences from the contrastive arm. An arm at equal
+cost sees as many more pictures as its step costs less than silc's: in counted FLOPs on ``shapes``, in measured seconds on
+CIFAR-100. Runs and records are kept: the script goes on where it stopped, and prints the tables again when all is done.
 
     python benchmarks/ablation.py --out runs/ablation --seeds 5 --processes 2
-    python benchmarks/ablation.py --study cifar100 --data-root DATA --out runs/cifar100 --samples 50000 --seeds 3
+    python benchmarks/ablation.py --study cifar100 --data-root DATA --out runs/cifar100 --samples 40000 --seeds 3
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ class Study:
     source: str  # under --data-root, where there is one
     tasks: str
     metrics: dict[str, tuple[str, str]]  # column: (task, metric)
+    branches: tuple[str, ...]
     cost: str  # "FLOPs" (counted) or "seconds" (measured): what is equal in the arms of equal cost
 
 
@@ -61,6 +62,7 @@ STUDIES = {
             "linear segmentation mIoU": ("shapes/segmentation_linear", "mIoU"),
             "zero-shot segmentation mIoU": ("shapes/segmentation_zeroshot", "mIoU"),
         },
+        ("student", "teacher"),
         "FLOPs",
     ),
     "cifar100": Study(
@@ -77,6 +79,7 @@ STUDIES = {
             "CamVid zero-shot mIoU": ("camvid_mini/segmentation_zeroshot", "mIoU"),
             "CamVid patch R@1": ("camvid_mini/correspondence", "patch_recall@1"),
         },
+        ("student",),
         "seconds",
     ),
 }
@@ -118,7 +121,7 @@ def run_arm(args: argparse.Namespace, arm: str, seed: int, cost: dict[str, float
     train += ["--data", config.data.source, "--out", str(run), *sets]
     train += ["--resume"] if list(run.glob("checkpoints/*.pt")) else []
     # the results of an arm lie in a folder of their own: two arms differ in their runs' lengths, not in their names
-    checkpoints = [word for branch in ("student", "teacher") for word in ("--ckpt", f"{run}:{branch}")]
+    checkpoints = [word for branch in study.branches for word in ("--ckpt", f"{run}:{branch}")]
     evaluate = ["eval", *checkpoints, "--tasks", study.tasks, *root, "--results", str(run / "results")]
     for command in (train, evaluate):
         subprocess.run([sys.executable, "-m", "silc_bench", *command], check=True, env=environment, stdout=subprocess.DEVNULL)
@@ -197,18 +200,18 @@ def report(args: argparse.Namespace, arms: list[str]) -> str:
     """Markdown: a table a branch, then the paired differences of the students."""
     import torch
 
-    metrics = STUDIES[args.study].metrics
-    values = {(arm, branch): read_arm(args, arm, branch) for arm in arms for branch in ("student", "teacher")}
+    study = STUDIES[args.study]
+    values = {(arm, branch): read_arm(args, arm, branch) for arm in arms for branch in study.branches}
     lines = [f"`python {' '.join(sys.argv)}` · {platform.processor() or platform.machine()}, torch {torch.__version__}"]
-    header = ["arm", "images", "training s", *metrics]
-    for branch in ("student", "teacher"):
+    header = ["arm", "images", "training s", *study.metrics]
+    for branch in study.branches:
         lines += ["", f"{branch.capitalize()}, {args.seeds} seeds, percent, mean ± half of the 95 % interval:", "", row(header)]
         lines.append(row(["---"] * len(header)))
         for arm in arms:
             table, seconds, samples = values[arm, branch]
             lines.append(row([arm, f"{samples:,}", f"{seconds:.0f}", *(interval(column) for column in table.T)]))
-    lines += ["", "Student of silc minus the student of each other arm, same seeds, points:", "", row(["arm", *metrics])]
-    lines.append(row(["---"] * (1 + len(metrics))))
+    lines += ["", "Student of silc minus the student of each other arm, same seeds, points:", "", row(["arm", *study.metrics])]
+    lines.append(row(["---"] * (1 + len(study.metrics))))
     for arm in arms:
         if arm != "silc" and "silc" in arms:
             difference = values["silc", "student"][0] - values[arm, "student"][0]
