@@ -36,6 +36,7 @@ from silc_bench.logistic_problem import Curvature, Pass, Problem, mean_loss
 TOLERANCE = 5e-7  # of the loss
 PROMISE = 1e-9  # of the loss: a decrease so small ends the descent too, where the penalty is too weak to bound anything
 MAX_STEPS = 1000
+STALE = 5  # steps in a row that lower the loss by no more than PROMISE: round-off is all that is left
 MEMORY = 8  # pairs that correct it
 _MAX_HALVINGS = 10
 
@@ -130,10 +131,14 @@ def _descend(problem: Problem, decay: float, point: _Point, pairs: list[Pair]) -
     """L-BFGS in the precision of ``point``: the last point, the pairs, and whether it converged."""
     dtype = point.x.dtype
     curvature, is_cautious = problem.curvature(point.state, decay), False
+    lowest, num_stale = math.inf, 0
     for _ in range(MAX_STEPS):
         value, gradient = point.value(decay), point.gradient(decay)
         if _possible_gain(curvature, decay, gradient) <= TOLERANCE * value and not is_cautious:
             return point, pairs, True
+        lowest, num_stale = (value, 0) if value < lowest * (1 - PROMISE) else (lowest, num_stale + 1)
+        if num_stale == STALE:
+            break
         pairs = [(s.to(dtype), y.to(dtype)) for s, y in pairs if _dot(s, y) > 0][-MEMORY:]
         direction = -_solve(curvature, pairs, gradient)
         promise = _dot(gradient, direction)  # negative

@@ -81,6 +81,29 @@ def test_where_fp32_is_not_enough_float64_finishes(monkeypatch):
     np.testing.assert_allclose(exact.loss, fit.loss, rtol=1e-6)
 
 
+def test_fp32_is_left_soon_where_it_gains_nothing(monkeypatch):
+    """Gradients with an error that does not shrink, as of many samples of collinear features: steps lead nowhere for ever."""
+    x, labels = clustered(np.random.default_rng(11), 200, 8, 4, 2.0)
+    fit = fit_logistic(x, labels, COSTS)
+    precisions = []
+    called = Problem.__call__
+
+    generator = torch.Generator().manual_seed(0)
+
+    def inexact(problem, parameters):
+        precisions.append(parameters.dtype)
+        state = called(problem, parameters)
+        if parameters.dtype == torch.float32:
+            state.gradient.add_(torch.randn(state.gradient.shape, generator=generator), alpha=1e-5)
+        return state
+
+    monkeypatch.setattr(Problem, "__call__", inexact)
+    exact = fit_logistic(x, labels, COSTS)
+    assert exact.converged.all()
+    np.testing.assert_allclose(exact.loss, fit.loss, rtol=1e-6)
+    assert precisions.count(torch.float32) < 100 * len(COSTS), precisions.count(torch.float32)
+
+
 def test_rounding_is_the_difference_to_float64():
     x, labels = clustered(np.random.default_rng(12), 50, 6, 3)
     problem = Problem(x, labels, 3, torch.device("cpu"))
