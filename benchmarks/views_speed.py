@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from trainer.config import ViewsConfig
+from trainer.sections import ViewsConfig
 from trainer.views import BLUR_REACH, BLUR_REFERENCE, make_views
 
 CROPS = frozenset({"global_crops", "local_crops"})

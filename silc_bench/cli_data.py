@@ -55,8 +55,8 @@ def stats(
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
     """Read training data as a run would: how much there is, sizes, lengths of captions, and what is damaged, by cause."""
-    from trainer.config import DataConfig
     from trainer.pack import QUANTILES, look
+    from trainer.sections import DataConfig
 
     found = look(DataConfig(source=source, filters=filters, decode_size=10_000), count)
     if as_json:

@@ -28,8 +28,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from silc_bench.datasets.shards import Damage
 from silc_bench.errors import RunError, UserError
-from trainer.config import DataConfig
 from trainer.readers import Reader, UnreadableError
+from trainer.sections import DataConfig
 from trainer.sources import open_reader
 
 BATCHES_AHEAD = 2  # made in the background while the trainer computes

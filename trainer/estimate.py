@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from trainer.config import Config
-from trainer.model import Head, Student, count_parameters
+from trainer.head import Head
+from trainer.model import Student, count_parameters
 from trainer.optim import state_bytes
 from trainer.precision import resolve
 

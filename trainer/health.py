@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from trainer.config import Config
 from trainer.data import Batch
 from trainer.estimate import flops_per_image, matmul_rate
-from trainer.model import Block, TextTower, VisionTower
+from trainer.layers import Block
+from trainer.model import TextTower, VisionTower
 from trainer.train import TrainState
 from trainer.views import make_views
 

@@ -18,9 +18,9 @@ from silc_bench.datasets.files import PICTURE_EXTENSIONS
 from silc_bench.datasets.shards import Damage
 from silc_bench.errors import UserError
 from trainer import filters as conditions
-from trainer.config import DataConfig
 from trainer.filters import Filters
 from trainer.readers import UnreadableError, captions_of, choose_caption, columns_of, decoded, shuffled, with_sizes
+from trainer.sections import DataConfig
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
-"""The two towers and the student: ViT with MAP pooling, SigLIP-style text transformer, DINO-style head.
+"""The two towers and the student: ViT with MAP pooling, SigLIP-style text transformer; their weights at the start.
 
 Flow: ``Student(config)(views, tokens)`` -> embeddings and head logits; ``VisionTower.tokens`` for patch features.
-Layout and parameter counts follow SigLIP (2303.15343; big_vision's and transformers' towers); the head follows DINO.
+Layout and parameter counts follow SigLIP (2303.15343; big_vision's and transformers' towers).
 
 Shapes: B pictures or texts, N patches, L text tokens, W width, D embedding (= W), d bottleneck, K prototypes, V and S views.
 """
@@ -15,97 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer.config import Config, DistillationConfig, TextConfig, VisionConfig
-from trainer.distillation import unit_rows
+from trainer.config import Config
+from trainer.head import Head
+from trainer.layers import LN_EPS, Block, MapPooling
+from trainer.sections import TextConfig, VisionConfig
 from trainer.views import Views
-
-LN_EPS = 1e-6
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v over [B, heads, N, d].
-
-    Written out on the CPU: there the fused kernel is 4 times slower forward and backward at our lengths (64 patches, bf16)
-    and materialising [N, N] is cheap; on a GPU the fused kernel wins.
-    """
-    if q.device.type != "cpu":
-        return F.scaled_dot_product_attention(q, k, v)
-    return torch.softmax((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2), dim=-1) @ v
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention over [B, N, W], no mask."""
-
-    def __init__(self, width: int, num_heads: int):
-        super().__init__()
-        self.num_heads = num_heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        B, N, W = x.shape
-        q, k, v = self.qkv(x).view(B, N, 3, self.num_heads, W // self.num_heads).permute(2, 0, 3, 1, 4)
-        return self.out(attend(q, k, v).transpose(1, 2).reshape(B, N, W))
-
-
-class Mlp(nn.Module):
-    def __init__(self, width: int, hidden: int):
-        super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
-
-
-class Block(nn.Module):
-    """Pre-norm transformer block."""
-
-    def __init__(self, width: int, num_heads: int, mlp_dim: int):
-        super().__init__()
-        self.norm1 = nn.LayerNorm(width, eps=LN_EPS)
-        self.attention = Attention(width, num_heads)
-        self.norm2 = nn.LayerNorm(width, eps=LN_EPS)
-        self.mlp = Mlp(width, mlp_dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attention(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
-
-
-class MapPooling(nn.Module):
-    """Multi-head attention pooling: one learned query attends to all patches, then a residual MLP."""
-
-    def __init__(self, width: int, num_heads: int, mlp_dim: int):
-        super().__init__()
-        self.num_heads = num_heads
-        self.probe = nn.Parameter(torch.empty(1, 1, width))
-        self.q = nn.Linear(width, width)
-        self.kv = nn.Linear(width, 2 * width)
-        self.out = nn.Linear(width, width)
-        self.norm = nn.LayerNorm(width, eps=LN_EPS)
-        self.mlp = Mlp(width, mlp_dim)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """[B, N, W] -> [B, W]."""
-        B, N, W = tokens.shape
-        heads = (self.num_heads, W // self.num_heads)
-        q = self.q(self.probe).view(1, 1, *heads).transpose(1, 2).expand(B, -1, -1, -1)
-        k, v = self.kv(tokens).view(B, N, 2, *heads).permute(2, 0, 3, 1, 4)
-        pooled = attend(q, k, v).transpose(1, 2).reshape(B, W)
-        return self._finish(pooled)
-
-    def per_patch(self, tokens: Tensor) -> Tensor:
-        """[B, N, W] -> [B, N, W]: what pooling would return if all its attention lay on one patch (the value path).
-
-        Averaging the values with the pooling weights before the output layer gives ``forward`` exactly: attention is
-        linear in its values. This is MaskCLIP's idea (2112.01071) for a MAP head.
-        """
-        return self._finish(self.kv(tokens)[..., tokens.shape[-1] :])
-
-    def _finish(self, values: Tensor) -> Tensor:
-        values = self.out(values)
-        return values + self.mlp(self.norm(values))
 
 
 class VisionTower(nn.Module):
@@ -167,37 +81,6 @@ class TextTower(nn.Module):
         for block in self.blocks:
             x = block(x)
         return self.head(self.norm(x[:, -1]))
-
-
-class Head(nn.Module):
-    """DINO's projection head, always in fp32: 3 linear layers, l2-norm, prototypes of unit length. [B, D] -> [B, K].
-
-    Training never makes the K logits: ``trainer.distillation`` takes ``project`` and ``unit_prototypes``.
-    """
-
-    def __init__(self, embed_dim: int, config: DistillationConfig):
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.Linear(embed_dim, config.hidden_dim),
-            nn.GELU(),
-            nn.Linear(config.hidden_dim, config.hidden_dim),
-            nn.GELU(),
-            nn.Linear(config.hidden_dim, config.bottleneck_dim),
-        )
-        self.prototypes = nn.Parameter(torch.empty(config.num_prototypes, config.bottleneck_dim))
-
-    def forward(self, features: Tensor) -> Tensor:
-        with torch.autocast(features.device.type, enabled=False):
-            return F.linear(self.project(features), self.unit_prototypes())
-
-    def project(self, features: Tensor) -> Tensor:
-        """[..., D] -> [..., d]: the bottleneck, of unit length."""
-        with torch.autocast(features.device.type, enabled=False):
-            return F.normalize(self.layers(features.to(self.prototypes.dtype)), dim=-1)
-
-    def unit_prototypes(self) -> Tensor:
-        """[K, d]: weight normalisation with its gain fixed to 1."""
-        return unit_rows(self.prototypes)
 
 
 class StudentOutput(NamedTuple):

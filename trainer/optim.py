@@ -9,8 +9,8 @@ from torch import nn
 
 from trainer import adafactor
 from trainer.adafactor import Adafactor
-from trainer.config import OptimConfig
 from trainer.model import Student
+from trainer.sections import OptimConfig
 
 
 def make_optimizer(student: Student, config: OptimConfig) -> torch.optim.Optimizer:

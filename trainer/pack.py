@@ -24,9 +24,9 @@ from silc_bench.atomic import atomic_folder
 from silc_bench.datasets import shards
 from silc_bench.datasets.shards import Damage
 from silc_bench.errors import UserError
-from trainer.config import DataConfig
 from trainer.listed_pairs import Listed, read_pairs
 from trainer.readers import UnreadableError
+from trainer.sections import DataConfig
 from trainer.sources import open_reader
 
 SUFFIXES = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}

@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from silc_bench.errors import unknown_name
-from trainer.config import (
-    Config,
+from trainer.config import Config, apply_objective
+from trainer.overrides import apply_sets
+from trainer.sections import (
     ContrastiveConfig,
     DataConfig,
     DistillationConfig,
@@ -20,9 +21,7 @@ from trainer.config import (
     TextConfig,
     ViewsConfig,
     VisionConfig,
-    apply_objective,
 )
-from trainer.overrides import apply_sets
 
 
 def b16() -> Config:

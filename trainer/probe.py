@@ -15,7 +15,7 @@ from silc_bench.datasets import ImageDataset
 from silc_bench.features import Extractor
 from silc_bench.models.native import NativeModel
 from silc_bench.registry import Task, select, words_of
-from trainer.config import ProbeConfig
+from trainer.sections import ProbeConfig
 from trainer.train import TrainState
 
 BATCH_SIZE = 128

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from silc_bench.datasets import shapes, shards
-from trainer.config import DataConfig
+from trainer.sections import DataConfig
 
 ORDER, CAPTION, MIXTURE = range(3)  # what random words are drawn for: no use ever sees another's
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from trainer.config import DistillationConfig, OptimConfig
+from trainer.sections import DistillationConfig, OptimConfig
 
 
 def lr_at(step: int, num_steps: int, config: OptimConfig) -> float:

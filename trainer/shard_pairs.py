@@ -22,7 +22,6 @@ from silc_bench.datasets import remote, shards
 from silc_bench.errors import UserError
 from silc_bench.store import default_folder
 from trainer import filters as conditions
-from trainer.config import DataConfig
 from trainer.filters import Filters
 from trainer.readers import (
     ORDER,
@@ -35,6 +34,7 @@ from trainer.readers import (
     shuffled,
     with_sizes,
 )
+from trainer.sections import DataConfig
 
 ABSENT = (0, -1)  # the place of a member that is not there
 INDEX_VERSION = 1  # of what is kept of a remote shard

@@ -17,10 +17,10 @@ from pathlib import Path
 from silc_bench.datasets.captions_file import ENDINGS
 from silc_bench.datasets.shards import Damage
 from silc_bench.errors import UserError
-from trainer.config import DataConfig
 from trainer.listed_pairs import ListedReader
 from trainer.mixture import MixedReader
 from trainer.readers import Reader, ShapesReader
+from trainer.sections import DataConfig
 from trainer.shard_pairs import ShardsReader
 
 

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from trainer.config import DistillationConfig
 from trainer.distillation import Targets, log_sum_exp, sinkhorn_targets
 from trainer.distributed import mean_over_ranks
 from trainer.model import Student
+from trainer.sections import DistillationConfig
 from trainer.views import Views
 
 

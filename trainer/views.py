@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from trainer import image_ops
-from trainer.config import ViewsConfig
+from trainer.sections import ViewsConfig
 
 ASPECT = (3 / 4, 4 / 3)  # width / height of a crop, log-uniform
 CROP_TRIES = 10  # then the largest centred crop of an allowed aspect, as RandomResizedCrop does

@@ -33,9 +33,10 @@ from silc_bench.models.revision import revision_of
 from silc_bench.models.towers import check_methods, dense
 from silc_bench.models.weights import check_tensors, load_into, metadata_of, read_weights
 from trainer import checkpoint
-from trainer.config import Config, TextConfig, from_dict, to_dict
+from trainer.config import Config, from_dict, to_dict
 from trainer.model import Student, VisionTower, count_parameters
 from trainer.presets import PRESETS, make_preset
+from trainer.sections import TextConfig
 from trainer.teacher import Teacher
 from trainer.tokenizer import Tokenizer
 

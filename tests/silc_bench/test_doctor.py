@@ -25,7 +25,8 @@ from silc_bench.doctor.subject import Subject
 from silc_bench.models import load_model
 from silc_bench.models.images import ImagePipeline
 from trainer import checkpoint
-from trainer.config import Config, DistillationConfig, TextConfig, ViewsConfig, VisionConfig
+from trainer.config import Config
+from trainer.sections import DistillationConfig, TextConfig, ViewsConfig, VisionConfig
 from trainer.tokenizer import Tokenizer
 from trainer.train import TrainState
 

@@ -28,9 +28,10 @@ from silc_bench.export import export, load_trained, open_clip, tensor_file
 from silc_bench.models import load_model, native, tensor_files
 from silc_bench.models.native import NativeModel
 from trainer import checkpoint
-from trainer.config import Config, ContrastiveConfig, DistillationConfig, TextConfig, ViewsConfig, VisionConfig
+from trainer.config import Config
 from trainer.model import Student
 from trainer.presets import make_preset
+from trainer.sections import ContrastiveConfig, DistillationConfig, TextConfig, ViewsConfig, VisionConfig
 from trainer.tokenizer import Tokenizer
 from trainer.train import TrainState
 

@@ -18,7 +18,8 @@ from silc_bench.errors import UserError
 from silc_bench.models import DenseModel, ImageTextModel, load_model, native
 from silc_bench.models.revision import revision_of
 from trainer import checkpoint
-from trainer.config import Config, DistillationConfig, TextConfig, ViewsConfig, VisionConfig, to_dict
+from trainer.config import Config, to_dict
+from trainer.sections import DistillationConfig, TextConfig, ViewsConfig, VisionConfig
 from trainer.tokenizer import Tokenizer
 from trainer.train import TrainState
 

@@ -11,17 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from trainer.config import (
-    Config,
-    DataConfig,
-    DistillationConfig,
-    OptimConfig,
-    TextConfig,
-    ViewsConfig,
-    VisionConfig,
-    apply_objective,
-    validate,
-)
+from trainer.config import Config, apply_objective, validate
+from trainer.sections import DataConfig, DistillationConfig, OptimConfig, TextConfig, ViewsConfig, VisionConfig
 
 sys.path.insert(0, str(Path(__file__).parent))  # gloo_pool, on_ranks
 TOWER = {"width": 32, "depth": 1, "num_heads": 2, "mlp_dim": 48}

@@ -10,22 +10,10 @@ from hypothesis import strategies as st
 
 from silc_bench.errors import UserError
 from trainer import config as module
-from trainer.config import (
-    CHOICES,
-    OBJECTIVES,
-    Config,
-    DistillationConfig,
-    TextConfig,
-    ViewsConfig,
-    VisionConfig,
-    apply_objective,
-    flatten,
-    from_dict,
-    to_dict,
-    validate,
-)
+from trainer.config import CHOICES, OBJECTIVES, Config, apply_objective, flatten, from_dict, to_dict, validate
 from trainer.overrides import apply_sets
 from trainer.presets import PRESETS
+from trainer.sections import DistillationConfig, TextConfig, ViewsConfig, VisionConfig
 
 TOWER = {"width": 128, "depth": 4, "num_heads": 4, "mlp_dim": 512}
 BASE = Config(

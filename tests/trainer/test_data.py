@@ -19,8 +19,8 @@ from PIL import Image
 
 from silc_bench.datasets import shapes
 from silc_bench.errors import UserError
-from trainer.config import DataConfig
 from trainer.data import open_source
+from trainer.sections import DataConfig
 
 SIDE = 16
 
@@ -338,7 +338,7 @@ def test_closing_ends_the_thread_and_the_workers(clean, workers):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_program_that_never_closes_still_ends(workers):
     code = f"""
-from trainer.config import DataConfig
+from trainer.sections import DataConfig
 from trainer.data import open_source
 batches = open_source(DataConfig(source="shapes", decode_size=16, num_workers={workers})).batches(4, 0)
 print(next(batches).position, next(batches).position)

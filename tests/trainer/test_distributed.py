@@ -11,8 +11,8 @@ from gloo_pool import GlooPool
 
 from silc_bench.errors import UserError
 from trainer import checkpoint, distributed
-from trainer.config import ViewsConfig
 from trainer.distributed import share_of
+from trainer.sections import ViewsConfig
 
 STEPS, BATCH = 5, 12
 WORLDS = (2, 3)

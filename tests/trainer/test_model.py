@@ -13,9 +13,12 @@ from PIL import Image
 from torch import nn
 from transformers import SiglipConfig, SiglipModel, SiglipTextConfig, SiglipTextModel, SiglipVisionConfig, SiglipVisionModel
 
-from trainer.config import Config, DistillationConfig, TextConfig, ViewsConfig, VisionConfig, apply_objective
-from trainer.model import Head, Student, TextTower, VisionTower, attend, count_parameters, init_weights
+from trainer.config import Config, apply_objective
+from trainer.head import Head
+from trainer.layers import attend
+from trainer.model import Student, TextTower, VisionTower, count_parameters, init_weights
 from trainer.presets import make_preset
+from trainer.sections import DistillationConfig, TextConfig, ViewsConfig, VisionConfig
 from trainer.views import Views
 
 VISION = VisionConfig(image_size=32, patch_size=8, width=48, depth=2, num_heads=3, mlp_dim=80)

@@ -7,10 +7,10 @@ from contextlib import closing
 import pytest
 
 from silc_bench.errors import UserError
-from trainer.config import DataConfig
 from trainer.data import open_source
 from trainer.pack import look, pack
 from trainer.report import write_report
+from trainer.sections import DataConfig
 
 from test_data import encoded, numbers  # isort: skip
 

@@ -13,8 +13,8 @@ import pytest
 
 from silc_bench.datasets import remote
 from silc_bench.errors import RunError, UserError
-from trainer.config import DataConfig
 from trainer.data import open_source
+from trainer.sections import DataConfig
 
 sys.path.insert(0, str(Path(__file__).parent))
 from faulty_server import FaultyServer

@@ -17,9 +17,9 @@ from PIL import Image
 from silc_bench.datasets.shards import Damage
 from silc_bench.errors import UserError
 from trainer import mixture
-from trainer.config import DataConfig
 from trainer.data import open_source
 from trainer.readers import choose_caption
+from trainer.sections import DataConfig
 from trainer.shard_pairs import ShardsReader
 
 from test_data import encoded, numbers, whole, write_shard  # isort: skip

@@ -7,9 +7,10 @@ import pytest
 import torch
 from lightly.loss import DINOLoss
 
-from trainer.config import Config, DistillationConfig, TextConfig, VisionConfig, apply_objective
+from trainer.config import Config, apply_objective
 from trainer.model import Student, init_weights
 from trainer.optim import make_optimizer
+from trainer.sections import DistillationConfig, TextConfig, VisionConfig
 from trainer.teacher import Teacher
 from trainer.views import Views
 

@@ -9,7 +9,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as peer
 
 from trainer import views
-from trainer.config import ViewsConfig
+from trainer.sections import ViewsConfig
 
 CONFIG = ViewsConfig(num_global=3, global_size=40, num_local=2, local_size=16)
 CANVAS = 48

@@ -12,8 +12,8 @@ from silc_bench.errors import UserError
 from silc_bench.models.blocks import block_of
 from silc_bench.models.native_tower import NativeTower
 from silc_bench.models.towers import check_methods, dense, neighbourhood
-from trainer.config import VisionConfig
 from trainer.model import VisionTower
+from trainer.sections import VisionConfig
 
 W, HEADS = 32, 4
 GRID = (3, 5)  # rows and columns that cannot be taken for each other
