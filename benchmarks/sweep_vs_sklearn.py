@@ -49,6 +49,7 @@ def logistic(shots: str, decay: float, repeats: int, peer_repeats: int, warm: bo
             seconds, theirs, model, tolerances[k] = peer_fit(x, labels, cost, ours, tolerances[k], model if warm else None)
             taken += seconds
             above.append(ours / theirs - 1)
+            print(f"  scikit-learn so far {taken:.1f} s, {taken / np.median(our_seconds):.1f} times our ten", flush=True)
         print(f"  our loss above scikit-learn's, largest over the penalties, relative: {max(above):.1e} (at most 1e-6)")
         assert max(above) < 1e-6
         their_seconds.append(taken)
