@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from silc_bench.errors import RunError, UserError
 
+T = TypeVar("T")
 FAILURE = "silc_bench/failure"  # key of the store that all ranks see; the first to write it speaks for all
 
 
@@ -81,6 +83,15 @@ def of_first(make: Callable[[], str]) -> str:
         dist.broadcast_object_list(box, device=_device())
     assert box[0] is not None, "the first rank sends what it made"
     return box[0]
+
+
+def concatenated(values: list[T]) -> list[T]:
+    """The lists of all ranks, one after the other; anything that pickles. Costs one number where all are empty."""
+    if num_ranks() == 1 or not any_of(bool(values)):
+        return values
+    parts: list[list[T]] = [[] for _ in range(num_ranks())]
+    dist.all_gather_object(parts, values)
+    return [value for part in parts for value in part]
 
 
 def meet() -> None:

@@ -4,43 +4,40 @@ Flow: ``open_source(config.data)`` -> Source -> ``source.batches(batch_size, sta
 goes into the checkpoint: starting there continues with the very next pair, whatever had been read ahead by how many workers.
 
 Entry p of the stream is a pure function of (seed, p): scene p of ``shapes``, or sample p mod n of the p div n-th shuffle of
-the n samples of a source. An entry that cannot be read is left out, counted in ``source.damage`` when its batch is handed
-over, and the batch is filled with the entries after it, so that ``position`` may advance by more than the batch size.
+the n samples of a source. A batch is the next B entries that can be read. One that cannot is left out, counted in
+``source.damage`` when its batch is handed over, and ``position`` advances by one more than the batch size for it.
 
-Shapes: B pairs a batch, S = decode_size pixels a side of a canvas.
+Several processes read one stream, each its own part of every batch. Which part that is depends on what the others could not
+read, so they tell each other: one number a batch, and where it is not zero the entries that failed. Each of these moves the
+rows after it up by one, and those ranks read one entry more, for this batch and for each that was begun by then. So W ranks
+read at most B + BATCHES_AHEAD * d * W entries for a batch with d failures, and B for one without.
+
+Shapes: B pairs a batch, of which a process has b; S = decode_size pixels a side of a canvas.
 """
 
 from __future__ import annotations
 
-import itertools
-import os
 from collections import deque
-from collections.abc import Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from typing import TypeAlias, TypeVar
 
-import numpy as np
-import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from silc_bench.datasets.shards import Damage
-from silc_bench.errors import RunError, UserError
+from silc_bench.errors import UserError
+from silc_bench.ranks import concatenated
+from trainer.read_ahead import Failures, ReadAhead
 from trainer.readers import Reader, UnreadableError
 from trainer.sections import DataConfig
 from trainer.sources import open_reader
 
 BATCHES_AHEAD = 2  # made in the background while the trainer computes
-T = TypeVar("T")
-Pair: TypeAlias = tuple[Tensor, tuple[int, int], str]  # canvas [3, S, S], height and width, text
 
 
 @dataclass(frozen=True)
 class Batch:
-    images: Tensor  # uint8 [B, 3, S, S]: each picture top-left on a black canvas
-    sizes: Tensor  # int64 [B, 2]: height and width of the pictures
+    images: Tensor  # uint8 [b, 3, S, S]: each picture top-left on a black canvas
+    sizes: Tensor  # int64 [b, 2]: height and width of the pictures
     texts: list[str]
     position: int  # where the stream goes on after this batch
 
@@ -55,7 +52,7 @@ def open_source(config: DataConfig) -> Source:
 
 
 class Source:
-    """An endless stream of pairs. ``damage`` counts what was left out of the batches handed over so far."""
+    """An endless stream of pairs. ``damage`` counts what was left out of the batches handed over so far, by all processes."""
 
     def __init__(self, reader: Reader, config: DataConfig, damage: Damage) -> None:
         self.damage = damage
@@ -77,149 +74,67 @@ class Source:
                 continue  # counted when a batch meets it
         return texts
 
-    def batches(self, batch_size: int, start: int, rank: int = 0, num_ranks: int = 1) -> Generator[Batch, None, None]:
+    def batches(
+        self,
+        batch_size: int,
+        start: int,
+        rank: int = 0,
+        num_ranks: int = 1,
+        tell: Callable[[Failures], Failures] = concatenated,
+    ) -> Generator[Batch, None, None]:
         """Endless batches of exactly ``batch_size`` pairs from position ``start``; closing the generator ends its workers.
 
-        Of ``num_ranks`` processes each gets its own part of the same batches, in the order of the ranks.
+        Of ``num_ranks`` processes each gets its own part of the same batches, in the order of the ranks. All of them have to
+        take the same number of batches: each batch asks ``tell``, which makes of every rank's list the list of all.
 
         Raises:
             UserError: nothing at all can be read, or a shard disappeared.
-            RunError: a remote shard could not be fetched.
+            RunError: a remote shard could not be fetched, or a worker was killed.
         """
-        assert batch_size > 0
         assert start >= 0
-        ranges = (range(first, first + batch_size) for first in itertools.count(start, batch_size))
-        with closing(_read_ahead(_fill(_entries(self._load(ranges)), batch_size, self.num_samples))) as filled:
-            for batch, left_out in filled:
-                for error in left_out:
-                    if error.where not in self._left_out:
-                        self._left_out.add(error.where)
-                        self.damage.add(error.cause, error.where)
-                yield _part(batch, rank, num_ranks)
+        assert batch_size > 0
+        assert batch_size % num_ranks == 0
+        share = batch_size // num_ranks
 
-    def _load(self, ranges: Iterator[range]) -> Iterator[_Chunk | UserError | RunError]:
-        loader = _Loader(self._reader, self._config.decode_size)
-        if self._config.num_workers == 0:
-            return map(loader.__getitem__, ranges)
-        return _load_in_workers(loader, ranges, self._config.num_workers)
+        def own(first: int) -> range:
+            """Positions that this process has of a batch that begins at ``first``, where none of its entries is left out."""
+            return range(first + rank * share, first + (rank + 1) * share)
 
-
-def _part(batch: Batch, rank: int, num_ranks: int) -> Batch:
-    share = len(batch.texts) // num_ranks
-    rows = slice(rank * share, (rank + 1) * share)
-    return Batch(batch.images[rows], batch.sizes[rows], batch.texts[rows], batch.position)
-
-
-# ---- from entries to batches ----
-
-
-@dataclass(frozen=True)
-class _Chunk:
-    """A range of positions, read: the n pairs that could be, and what became of each position."""
-
-    images: Tensor  # uint8 [n, 3, S, S]
-    sizes: list[tuple[int, int]]
-    texts: list[str]
-    outcomes: list[tuple[int, UnreadableError | None]]  # position; why it was left out, if it was
-
-
-class _Loader(Dataset):
-    """``loader[range]`` reads the range. An error that ends the run is returned: a worker would bury it in a traceback."""
-
-    def __init__(self, reader: Reader, decode_size: int) -> None:
-        self._reader, self._decode_size = reader, decode_size
-
-    def __getitem__(self, positions: range) -> _Chunk | UserError | RunError:
-        try:
-            return self._read(positions)
-        except (UserError, RunError) as error:
-            return error
-
-    def _read(self, positions: range) -> _Chunk:
-        images = np.zeros((len(positions), 3, self._decode_size, self._decode_size), np.uint8)
-        chunk = _Chunk(torch.from_numpy(images), [], [], [])
-        for position in positions:
-            try:
-                text, picture = self._reader.text(position), self._reader.picture(position)
-            except UnreadableError as error:
-                chunk.outcomes.append((position, error))
-                continue
-            height, width, _ = picture.shape
-            images[len(chunk.texts), :, :height, :width] = picture.transpose(2, 0, 1)
-            chunk.sizes.append((height, width))
-            chunk.texts.append(text)
-            chunk.outcomes.append((position, None))
-        return chunk
-
-
-def _load_in_workers(loader: _Loader, ranges: Iterator[range], num_workers: int) -> Iterator[_Chunk | UserError | RunError]:
-    """The same chunks in the same order, read by ``num_workers`` processes that end with the iterator."""
-    return iter(
-        DataLoader(
-            loader,
-            batch_size=None,
-            sampler=ranges,
-            num_workers=num_workers,
-            collate_fn=_unchanged,
-            worker_init_fn=_leave_the_group,
-            generator=torch.Generator(),  # else it would draw a seed from the global one: not the run without workers
-        )
-    )
-
-
-def _unchanged(chunk: T) -> T:
-    return chunk
-
-
-def _leave_the_group(worker: int) -> None:
-    """Ctrl-C and a scheduler's SIGTERM reach the whole process group; the trainer answers them, and still needs its batches."""
-    os.setsid()
-
-
-def _entries(chunks: Iterator[_Chunk | UserError | RunError]) -> Generator[tuple[int, Pair | UnreadableError], None, None]:
-    """Each position with its pair, or why it has none."""
-    try:
-        for chunk in chunks:
-            if isinstance(chunk, UserError | RunError):
-                raise chunk
-            pairs = zip(chunk.images, chunk.sizes, chunk.texts, strict=False)  # the rows after the last pair are blank
-            for position, error in chunk.outcomes:
-                yield position, error or next(pairs)
-    finally:
-        del chunks  # the last reference, so worker processes end now and not when an error's traceback is collected
-
-
-def _fill(
-    entries: Generator[tuple[int, Pair | UnreadableError], None, None], batch_size: int, num_samples: int | None
-) -> Generator[tuple[Batch, list[UnreadableError]], None, None]:
-    """Batches of exactly ``batch_size`` pairs, each with the entries left out on its way."""
-    pairs: list[Pair] = []
-    left_out: list[UnreadableError] = []
-    num_failing = 0  # without a success between
-    with closing(entries):
-        for position, entry in entries:
-            if isinstance(entry, UnreadableError):
-                left_out.append(entry)
-                num_failing += 1
-                if num_failing == num_samples:
-                    raise UserError(f"none of {num_samples:,} pairs can be read; the last: {entry.cause} in {entry.where}")
-                continue
-            num_failing = 0
-            pairs.append(entry)
-            if len(pairs) == batch_size:
-                images, sizes, texts = zip(*pairs, strict=True)
-                yield Batch(torch.stack(images), torch.tensor(sizes), list(texts), position + 1), left_out
-                pairs, left_out = [], []
-
-
-def _read_ahead(items: Generator[T, None, None]) -> Generator[T, None, None]:
-    """The same items, made by a thread while the caller is busy with the ones before."""
-    with ThreadPoolExecutor(1, thread_name_prefix="data") as thread, closing(items):
-        coming = deque(thread.submit(next, items) for _ in range(BATCHES_AHEAD))
-        try:
+        with ReadAhead(self._reader, self._config.decode_size, self._config.num_workers) as ahead:
+            coming = deque(ahead.ask(own(start + number * batch_size)) for number in range(BATCHES_AHEAD))
             while True:
-                item = coming.popleft().result()
-                coming.append(thread.submit(next, items))
-                yield item
-        finally:
-            thread.shutdown(cancel_futures=True)
+                asked = coming.popleft()
+                rows, failures, num_new, num_failing = asked.rows(), Failures(), batch_size, 0
+                while found := tell(rows.failures):
+                    num_failing = num_failing + num_new if len(found) == num_new else 0  # in a row, up to the newest
+                    self._stop_if_all(num_failing, found)
+                    failures, num_new = failures + found, len(found)
+                    asked = ahead.ask(_members(start, batch_size, failures)[rank * share : (rank + 1) * share], asked)
+                    rows = asked.rows()
+                start += batch_size + len(failures)
+                if failures:
+                    coming = deque(ahead.ask(own(start + number * batch_size), old) for number, old in enumerate(coming))
+                coming.append(ahead.ask(own(start + len(coming) * batch_size)))
+                self._count(failures)
+                yield Batch(rows.images, rows.sizes, rows.texts, start)
+
+    def _stop_if_all(self, num_failing: int, found: Failures) -> None:
+        if self.num_samples is not None and num_failing >= 2 * self.num_samples:  # so many hold a whole epoch
+            _, last = max(found, key=_position_of)
+            raise UserError(f"none of {self.num_samples:,} pairs can be read; the last: {last.cause} in {last.where}")
+
+    def _count(self, failures: Failures) -> None:
+        for _, error in sorted(failures, key=_position_of):
+            if error.where not in self._left_out:
+                self._left_out.add(error.where)
+                self.damage.add(error.cause, error.where)
+
+
+def _members(start: int, count: int, failures: Failures) -> list[int]:
+    """The first ``count`` positions from ``start`` that are not known to fail."""
+    failed = {position for position, _ in failures}
+    return [position for position in range(start, start + count + len(failed)) if position not in failed]
+
+
+def _position_of(failure: tuple[int, UnreadableError]) -> int:
+    return failure[0]
