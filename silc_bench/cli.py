@@ -56,6 +56,9 @@ def train(
     objective: Annotated[str, typer.Option(help="silc, contrastive+views or contrastive: the steps of the ablation.")] = "silc",
     samples: Annotated[int | None, typer.Option(help="Images seen in the whole run.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of weights, views and data order.")] = None,
+    init: Annotated[
+        str | None, typer.Option(help="Start from these weights: RUN[:student|:teacher], FILE, hf:, open_clip:, big_vision:.")
+    ] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="field=value, as in optim.lr=3e-4; may be repeated.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out, bit for bit.")] = False,
     device: Device = "auto",
@@ -66,7 +69,7 @@ def train(
     """Train SILC, or a step of its ablation."""
     from trainer.presets import configure
 
-    config = configure(preset, objective, data=data, samples=samples, seed=seed, sets=set_ or ())
+    config = configure(preset, objective, data=data, samples=samples, seed=seed, init=init, sets=set_ or ())
     if show_config:
         _print_config(config)
         return

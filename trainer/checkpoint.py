@@ -26,6 +26,7 @@ from silc_bench.models import pickles
 
 FORMAT = "silc-bench-checkpoint/1"
 FIELDS = ("format", "config", "tokenizer", "student", "teacher", "optimizer", "step", "samples_seen", "position")
+OPTIONAL = ("start",)  # of a run that started from other weights: what is known of them, as JSON text
 KEEP = 2  # newest checkpoints that stay; the one with the best score stays besides
 
 
@@ -86,7 +87,7 @@ def save(run: Path, payload: dict[str, Any], score: float | None = None) -> Path
     The words come first, so that a checkpoint in its place always has its checksum beside it. A checkpoint of a later step
     than N was found damaged when the run was resumed, and is removed.
     """
-    assert set(payload) | {"format"} == set(FIELDS), f"checkpoint fields differ: {set(payload) ^ set(FIELDS)}"
+    assert _is_whole({"format": FORMAT, **payload}), f"checkpoint fields differ: {set(payload) ^ set(FIELDS)}"
     path = path_of(run, payload["step"])
     for left in path.parent.glob(".step_*.tmp"):  # by a process that was killed while it wrote
         left.unlink()
@@ -182,10 +183,14 @@ def load(path: Path) -> dict[str, Any]:
         reason = next(iter(str(error).splitlines()), type(error).__name__)[:200]
         kind = f"truncated, damaged or of another kind ({size:,} bytes: {reason})" if size else "an empty file"
         raise DamagedCheckpointError(f"checkpoint {path}: {kind}; {expected}") from None
-    if not isinstance(payload, dict) or payload.get("format") != FORMAT or set(payload) != set(FIELDS):
+    if not isinstance(payload, dict) or payload.get("format") != FORMAT or not _is_whole(payload):
         found = sorted(map(str, payload))[:6] if isinstance(payload, dict) else type(payload).__name__
         raise UserError(f"checkpoint {path}: another program's file (it holds {found}); {expected}, format {FORMAT}")
     return payload
+
+
+def _is_whole(payload: dict[str, Any]) -> bool:
+    return set(payload) - set(OPTIONAL) == set(FIELDS)
 
 
 def _words(path: Path) -> dict[str, Any]:

@@ -37,6 +37,7 @@ class Config:
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     objective: str = "silc"
+    init: str = ""  # the checkpoint whose weights the run starts from (trainer.start); "": drawn from the seed
     batch_size: int = 16_384
     micro_batch: int = 0  # pairs that a process encodes at a time, with the same result; 0: all of its batch
     samples: int = 20_000_000_000  # images seen in the whole run
@@ -66,6 +67,8 @@ class Config:
 
 OBJECTIVES = ("silc", "contrastive+views", "contrastive")
 CHOICES = {
+    "vision.gelu": ("tanh", "exact"),
+    "text.gelu": ("tanh", "exact"),
     "contrastive.loss": ("sigmoid", "softmax"),
     "contrastive.images": ("global", "original", "original+global"),
     "distillation.pairs": ("local", "local+global"),

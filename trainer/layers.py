@@ -39,24 +39,25 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    def __init__(self, width: int, hidden: int):
+    def __init__(self, width: int, hidden: int, gelu: str):
         super().__init__()
+        self.approximate = {"tanh": "tanh", "exact": "none"}[gelu]
         self.fc1 = nn.Linear(width, hidden)
         self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+        return self.fc2(F.gelu(self.fc1(x), approximate=self.approximate))
 
 
 class Block(nn.Module):
     """Pre-norm transformer block."""
 
-    def __init__(self, width: int, num_heads: int, mlp_dim: int):
+    def __init__(self, width: int, num_heads: int, mlp_dim: int, gelu: str):
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=LN_EPS)
         self.attention = Attention(width, num_heads)
         self.norm2 = nn.LayerNorm(width, eps=LN_EPS)
-        self.mlp = Mlp(width, mlp_dim)
+        self.mlp = Mlp(width, mlp_dim, gelu)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attention(self.norm1(x))
@@ -66,7 +67,7 @@ class Block(nn.Module):
 class MapPooling(nn.Module):
     """Multi-head attention pooling: one learned query attends to all patches, then a residual MLP."""
 
-    def __init__(self, width: int, num_heads: int, mlp_dim: int):
+    def __init__(self, width: int, num_heads: int, mlp_dim: int, gelu: str):
         super().__init__()
         self.num_heads = num_heads
         self.probe = nn.Parameter(torch.empty(1, 1, width))
@@ -74,7 +75,7 @@ class MapPooling(nn.Module):
         self.kv = nn.Linear(width, 2 * width)
         self.out = nn.Linear(width, width)
         self.norm = nn.LayerNorm(width, eps=LN_EPS)
-        self.mlp = Mlp(width, mlp_dim)
+        self.mlp = Mlp(width, mlp_dim, gelu)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """[B, N, W] -> [B, W]."""

@@ -27,6 +27,7 @@ from trainer.data import Batch, Source, open_source
 from trainer.distributed import share_of
 from trainer.log import RunLog
 from trainer.probe import Probe
+from trainer.start import read_start
 from trainer.tokenizer import Tokenizer
 from trainer.train import TrainState, train_step
 from trainer.watch import Watch, check_on_collapse
@@ -93,7 +94,7 @@ def train(
     share_of(config.batch_size)
     source = open_source(config.data)
     if payload is None:
-        state = TrainState.create(config, Tokenizer.from_json(of_first(lambda: _tokenizer_json(source, config))), device)
+        state = _created(config, source, device, console)
     else:
         state = TrainState.restore(payload, device)
         rhythm = {name: getattr(config, name) for name in ("checkpoint_every", "checkpoint_minutes", "probe")}
@@ -110,6 +111,16 @@ def train(
     finally:
         if source.damage.total:
             console.print(f"left out: {source.damage.summary()}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+
+def _created(config: Config, source: Source, device: torch.device, console: Console) -> TrainState:
+    """A run before its first step."""
+    if not config.init:
+        return TrainState.create(config, Tokenizer.from_json(of_first(lambda: _tokenizer_json(source, config))), device)
+    start = read_start(config)
+    for sentence in start.said:
+        console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+    return TrainState.create(config, start.tokenizer, device, start)
 
 
 def _tokenizer_json(source: Source, config: Config) -> str:

@@ -31,9 +31,10 @@ class VisionTower(nn.Module):
         self.grid = config.image_size // config.patch_size
         self.patch = nn.Conv2d(3, config.width, config.patch_size, config.patch_size)
         self.positions = nn.Parameter(torch.empty(1, self.grid**2, config.width))
-        self.blocks = nn.ModuleList(Block(config.width, config.num_heads, config.mlp_dim) for _ in range(config.depth))
+        sizes = (config.width, config.num_heads, config.mlp_dim, config.gelu)
+        self.blocks = nn.ModuleList(Block(*sizes) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.width, eps=LN_EPS)
-        self.pool = MapPooling(config.width, config.num_heads, config.mlp_dim)
+        self.pool = MapPooling(*sizes)
 
     def tokens(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, N, W], after the last norm, row by row."""
@@ -72,7 +73,8 @@ class TextTower(nn.Module):
         super().__init__()
         self.embedding = nn.Embedding(config.vocab_size, config.width)
         self.positions = nn.Parameter(torch.empty(1, config.context_length, config.width))
-        self.blocks = nn.ModuleList(Block(config.width, config.num_heads, config.mlp_dim) for _ in range(config.depth))
+        sizes = (config.width, config.num_heads, config.mlp_dim, config.gelu)
+        self.blocks = nn.ModuleList(Block(*sizes) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.width, eps=LN_EPS)
         self.head = nn.Linear(config.width, embed_dim)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from typing import Any
 
 from silc_bench.errors import unknown_name
 from trainer.config import Config, apply_objective
@@ -38,21 +39,21 @@ def b16() -> Config:
 
 def l16() -> Config:
     base = b16()
-    tower = {"width": 1024, "depth": 24, "num_heads": 16, "mlp_dim": 4096}
+    tower: dict[str, Any] = {"width": 1024, "depth": 24, "num_heads": 16, "mlp_dim": 4096}
     return replace(base, preset="l16", vision=replace(base.vision, **tower), text=replace(base.text, **tower))
 
 
 def so400m() -> Config:
     """The shape-optimised tower of 2305.13035, here with 16-pixel patches so that the views stay those of b16."""
     base = b16()
-    tower = {"width": 1152, "depth": 27, "num_heads": 16, "mlp_dim": 4304}
+    tower: dict[str, Any] = {"width": 1152, "depth": 27, "num_heads": 16, "mlp_dim": 4304}
     return replace(base, preset="so400m", vision=replace(base.vision, **tower), text=replace(base.text, **tower))
 
 
 def g16() -> Config:
     """ViT-G of 2106.04560 for both towers."""
     base = b16()
-    tower = {"width": 1664, "depth": 48, "num_heads": 16, "mlp_dim": 8192}
+    tower: dict[str, Any] = {"width": 1664, "depth": 48, "num_heads": 16, "mlp_dim": 8192}
     return replace(base, preset="g16", vision=replace(base.vision, **tower), text=replace(base.text, **tower))
 
 
@@ -64,7 +65,7 @@ def shapes_tiny() -> Config:
     with the softmax loss and a peak of 2e-3, and needs a slower teacher than batch 16k (EMA 0.99) and far fewer prototypes.
     Local views keep the recipe's share of a global one (4 of 36 patches).
     """
-    tower = {"width": 96, "num_heads": 6, "mlp_dim": 384}
+    tower: dict[str, Any] = {"width": 96, "num_heads": 6, "mlp_dim": 384}
     return Config(
         preset="shapes_tiny",
         vision=VisionConfig(image_size=48, patch_size=8, depth=3, **tower),
@@ -151,6 +152,7 @@ def configure(
     data: str | None = None,
     samples: int | None = None,
     seed: int | None = None,
+    init: str | None = None,
     sets: Iterable[str] = (),
 ) -> Config:
     """A preset, a step of the ablation, and the user's changes, in this order; checked as a whole.
@@ -161,6 +163,8 @@ def configure(
     config = apply_objective(make_preset(preset), objective)
     if data is not None:
         config = replace(config, data=replace(config.data, source=data))
+    if init is not None:
+        config = replace(config, init=init)
     if samples is not None:
         config = replace(config, samples=samples)
     if seed is not None:

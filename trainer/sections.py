@@ -15,6 +15,7 @@ class VisionConfig:
     depth: int = 12
     num_heads: int = 12
     mlp_dim: int = 3072
+    gelu: str = "tanh"  # "tanh" (big_vision's approximation) or "exact" (most of open_clip's SigLIPs)
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class TextConfig:
     depth: int = 12
     num_heads: int = 12
     mlp_dim: int = 3072
+    gelu: str = "tanh"  # "tanh" (big_vision's approximation) or "exact" (most of open_clip's SigLIPs)
 
 
 @dataclass(frozen=True)

@@ -20,14 +20,15 @@ from trainer.config import Config, from_dict, to_dict
 from trainer.data import Batch
 from trainer.distillation import Targets, distillation_loss
 from trainer.distributed import first_of, mean_over_ranks, parallel
+from trainer.foreign_tokenizer import AnyTokenizer, read_tokenizer
 from trainer.losses import sigmoid_loss, softmax_loss
 from trainer.micro_batches import MicroBatches
 from trainer.model import Student, StudentOutput, init_weights
 from trainer.optim import clip_gradients, make_optimizer, set_lr
 from trainer.precision import resolve
 from trainer.schedule import ema_at, lr_at
+from trainer.start import Start
 from trainer.teacher import Teacher
-from trainer.tokenizer import Tokenizer
 from trainer.views import make_views
 
 
@@ -39,32 +40,40 @@ class TrainState:
     student: Student
     teacher: Teacher
     optimizer: torch.optim.Optimizer
-    tokenizer: Tokenizer
+    tokenizer: AnyTokenizer
     forward: nn.Module  # the student, or what stands before it: micro-batches, several processes
     step: int = 0  # optimiser updates done
     samples_seen: int = 0
     position: int = 0  # where the data continues
+    start: dict[str, Any] | None = None  # of a run that started from other weights: what is known of them
 
     @classmethod
-    def create(cls, config: Config, tokenizer: Tokenizer, device: torch.device) -> TrainState:
+    def create(cls, config: Config, tokenizer: AnyTokenizer, device: torch.device, start: Start | None = None) -> TrainState:
+        """A run's state before its first step, its weights drawn from the seed, or those of ``start``."""
         config = resolve(config, device)
         student = Student(config)
         init_weights(student, config.seed)
+        if start is not None:
+            start.fill(student)
         student.to(device)
         teacher = Teacher(student, config.distillation)
+        if start is not None and start.center is not None:
+            teacher.center.copy_(start.center)
         forward = parallel(MicroBatches(student, config.micro_batch) if config.micro_batch else student)
-        return cls(config, student, teacher, make_optimizer(student, config.optim), tokenizer, forward)
+        known = None if start is None else {"name": start.name}
+        return cls(config, student, teacher, make_optimizer(student, config.optim), tokenizer, forward, start=known)
 
     @classmethod
     def restore(cls, payload: dict[str, Any], device: torch.device) -> TrainState:
         """From ``checkpoint.load``'s answer. UserError when the file's parts do not fit together."""
         try:
             config = from_dict(json.loads(payload["config"]))
-            state = cls.create(config, Tokenizer.from_json(payload["tokenizer"]), device)
+            state = cls.create(config, read_tokenizer(payload["tokenizer"]), device)
             state.student.load_state_dict(payload["student"])
             state.teacher.load_state_dict(payload["teacher"])
             state.optimizer.load_state_dict(payload["optimizer"])
             state.step, state.samples_seen, state.position = (int(payload[k]) for k in ("step", "samples_seen", "position"))
+            state.start = json.loads(payload["start"]) if "start" in payload else None
         except (ValueError, TypeError, KeyError, RuntimeError) as error:
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise UserError(f"--resume: the checkpoint's parts do not fit together ({reason})") from None
@@ -80,6 +89,7 @@ class TrainState:
             "step": self.step,
             "samples_seen": self.samples_seen,
             "position": self.position,
+            **({} if self.start is None else {"start": json.dumps(self.start)}),
         }
 
 

@@ -62,6 +62,11 @@ def export(model: NativeModel, target: str, out: Path) -> None:
     """
     check_target(target, out)
     _check_finite(model)
+    if target in FOLDERS and model.has_foreign_tokenizer:
+        raise UserError(
+            f"{model.name} is not exported to {target}: its tokenizer is another library's, kept from what the run started from"
+            f" (cleaning {model.tokenizer.cleaning!r}); --to safetensors keeps it"
+        )
     try:
         if target == "safetensors":
             with atomic_path(out) as temporary:

@@ -1,8 +1,8 @@
 """A folder that ``transformers.AutoModel``, ``AutoTokenizer`` and ``AutoImageProcessor`` load: a SiglipModel.
 
-SigLIP's towers there and ours are the same computation: pre-norm blocks, GELU by its tanh, LayerNorm with epsilon 1e-6, MAP
-pooling, last token pooled, no mask. Ours keep q, k and v stacked; a text tower of another width than the vision tower has its
-head's width in ``projection_size``. Needs transformers 4.51 or newer to be read.
+SigLIP's towers there and ours are the same computation: pre-norm blocks, GELU by its tanh or exact, LayerNorm with epsilon
+1e-6, MAP pooling, last token pooled, no mask. Ours keep q, k and v stacked; a text tower of another width than the vision tower
+has its head's width in ``projection_size``. Needs transformers 4.51 or newer to be read.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def _tower(size: Any, eps: float) -> dict[str, Any]:
         "num_hidden_layers": size.depth,
         "num_attention_heads": size.num_heads,
         "intermediate_size": size.mlp_dim,
-        "hidden_act": "gelu_pytorch_tanh",
+        "hidden_act": "gelu_pytorch_tanh" if size.gelu == "tanh" else "gelu",
         "layer_norm_eps": eps,
     }
 

@@ -104,7 +104,7 @@ def _config(model: NativeModel, final: Path) -> dict[str, Any]:
                 "no_causal_mask": True,
                 "pool_type": "last",
                 "proj_bias": True,
-                "act_kwargs": {"approximate": "tanh"},
+                "act_kwargs": {"approximate": "tanh" if text.gelu == "tanh" else "none"},
                 "norm_kwargs": {"eps": model.text.norm.eps},
             },
         },
@@ -134,7 +134,7 @@ def _timm_config(model: NativeModel) -> dict[str, Any]:
             "depth": vision.depth,
             "num_heads": vision.num_heads,
             "mlp_ratio": ratio(vision.mlp_dim, vision.width),
-            "act_layer": "gelu_tanh",
+            "act_layer": "gelu_tanh" if vision.gelu == "tanh" else "gelu",
         },
         "pretrained_cfg": {
             "input_size": [3, vision.image_size, vision.image_size],

@@ -34,11 +34,11 @@ from silc_bench.models.towers import check_methods, dense
 from silc_bench.models.weights import check_tensors, load_into, metadata_of, read_weights
 from trainer import checkpoint
 from trainer.config import Config, from_dict, to_dict
+from trainer.foreign_tokenizer import AnyTokenizer, ForeignTokenizer, read_tokenizer
 from trainer.model import Student, VisionTower, count_parameters
 from trainer.presets import PRESETS, make_preset
 from trainer.sections import TextConfig
 from trainer.teacher import Teacher
-from trainer.tokenizer import Tokenizer
 
 BRANCHES = ("student", "teacher")
 MAX_DEPTH = 1000  # blocks; the largest preset has 48
@@ -60,8 +60,10 @@ class NativeImageModel:
         self.image_size = config.vision.image_size
         self.patch_size = config.vision.patch_size
         self.num_params = count_parameters(vision) + count_parameters(student.text)
-        heads = {"vision_heads": config.vision.num_heads, "text_heads": config.text.num_heads}  # no weight tells them
-        self.revision = revision_of({"vision": vision, "text": student.text}, heads)
+        towers: dict[str, Any] = {"vision": config.vision, "text": config.text}
+        settings: dict[str, Any] = {f"{side}_heads": tower.num_heads for side, tower in towers.items()}  # no weight tells them
+        settings |= {f"{side}_gelu": tower.gelu for side, tower in towers.items() if tower.gelu != "tanh"}
+        self.revision = revision_of({"vision": vision, "text": student.text}, settings)
         self.feature_points = {"pooled": self.embed_dim, "mean_patch": self.embed_dim}
         self.pipeline = ImagePipeline(self.image_size, mean=(MEAN,) * 3, std=(STD,) * 3)  # the whole picture, squashed
         self.image_protocol = self.pipeline.as_dict()
@@ -87,9 +89,10 @@ class NativeImageModel:
 class NativeModel(NativeImageModel):
     """An ImageTextModel: both towers, with the tokenizer they were trained with."""
 
-    def __init__(self, name: str, student: Student, vision: VisionTower, tokenizer: Tokenizer):
+    def __init__(self, name: str, student: Student, vision: VisionTower, tokenizer: AnyTokenizer):
         super().__init__(name, student, vision)
         self.tokenizer = tokenizer
+        self.has_foreign_tokenizer = isinstance(tokenizer, ForeignTokenizer)  # of what the run started from
         self.log_scale = student.log_scale.item()
         self.logit_scale = student.log_scale.exp().item()
         self.logit_bias = student.logit_bias.item()
@@ -149,7 +152,13 @@ def load(path: Path, branch: str | None = None) -> NativeModel:
             raise UserError(f"{path}:{branch}: this export is {model.name} and holds nothing else; leave out :{branch}")
         return model
     file = checkpoint.find(path)
-    payload = checkpoint.load(file)
+    return from_payload(file, checkpoint.load(file), branch)
+
+
+def from_payload(file: Path, payload: dict[str, Any], branch: str | None = None) -> NativeModel:
+    """``load`` of a checkpoint file that has been read: ``payload`` is ``checkpoint.load(file)``."""
+    if branch is not None and branch not in BRANCHES:
+        raise unknown_name("branch", branch, BRANCHES)
     config, tokenizer = _read_words(file, payload)
     try:
         student = _empty(config)
@@ -270,10 +279,10 @@ def _misfit(file: Path, error: Exception) -> UserError:
     return UserError(f"checkpoint {file}: its weights do not fit its own configuration ({reason})")
 
 
-def _read_words(file: Path, words: dict[str, Any]) -> tuple[Config, Tokenizer]:
+def _read_words(file: Path, words: dict[str, Any]) -> tuple[Config, AnyTokenizer]:
     try:
         config = from_dict(_read_json(words.get("config")))
-        tokenizer = Tokenizer.from_json(words.get("tokenizer", ""))
+        tokenizer = read_tokenizer(words.get("tokenizer", ""))
         _check_pairing(tokenizer, config.text)
     except UserError as error:
         raise UserError(f"checkpoint {file}: {error}") from None
@@ -287,7 +296,7 @@ def _read_json(text: Any) -> Any:
         raise UserError(f"its config is not JSON ({error})") from None
 
 
-def _check_pairing(tokenizer: Tokenizer, text: TextConfig) -> None:
+def _check_pairing(tokenizer: AnyTokenizer, text: TextConfig) -> None:
     if tokenizer.context_length != text.context_length or tokenizer.vocab_size > text.vocab_size:
         raise UserError(
             f"its tokenizer makes {tokenizer.context_length} tokens of {tokenizer.vocab_size} kinds,"

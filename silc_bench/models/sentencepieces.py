@@ -52,6 +52,7 @@ class PieceTokenizer:
     padding: int
     length: int  # L
     digest: str  # of the file, 16 hex digits
+    file: Path
 
     def __call__(self, texts: list[str]) -> Tensor:
         """[B, L] int64."""
@@ -108,6 +109,7 @@ def _read(path: Path, vocab_size: int, length: int) -> PieceTokenizer:
         padding=padding,
         length=length,
         digest=hashlib.sha256(path.read_bytes()).hexdigest()[:16],
+        file=path,
     )
 
 
