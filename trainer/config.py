@@ -75,6 +75,7 @@ CHOICES = {
     "distillation.centering": ("mean", "sinkhorn"),
     "distillation.ema_schedule": ("fixed", "cosine"),
     "optim.kind": ("adamw", "adafactor"),
+    "optim.locked": ("", "vision", "text"),
     "optim.schedule": ("rsqrt", "cosine", "wsd"),
     "precision": ("auto", "bf16", "fp32"),
 }
@@ -150,6 +151,11 @@ def _rules(config: Config) -> list[tuple[bool, str]]:
         (distil.student_temp > 0 and distil.teacher_temp > 0, "distillation temperatures must be positive"),
         (optim.lr > 0 and optim.clip_norm > 0, "optim.lr and optim.clip_norm must be positive"),
         (0 < optim.layer_decay <= 1, "optim.layer_decay must lie in (0, 1]"),
+        (
+            optim.locked != "vision" or distil.weight == 0,
+            "optim.locked=vision leaves self-distillation no tower to teach; take --objective contrastive or"
+            " contrastive+views, or lock the text tower",
+        ),
         (optim.weight_decay >= 0, "optim.weight_decay must not be negative"),
         (0 <= optim.beta1 < 1 and 0 <= optim.beta2 < 1, "optim.beta1 and optim.beta2 must lie in [0, 1)"),
         (

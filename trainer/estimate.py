@@ -70,15 +70,17 @@ def flops_per_image(config: Config, student: Student | None = None) -> int:
     (num_global, global_flops), (num_local, local_flops) = _views(config, student)
     tokens = torch.zeros(1, config.text.context_length, dtype=torch.long, device="meta")
     meets_text = _meets_text(config)
-    forward = num_global * global_flops + num_local * local_flops + _flops(lambda: student.text(tokens))
-    forward += meets_text * 2 * config.batch_size * config.vision.width  # the logits of a picture with every text
-    teacher = 0
+    locked = config.optim.locked  # it runs forward alone, and the logits pass it no gradient
+    total = (1 if locked == "vision" else 3) * (num_global * global_flops + num_local * local_flops)
+    total += (1 if locked == "text" else 3) * _flops(lambda: student.text(tokens))
+    logits = meets_text * 2 * config.batch_size * config.vision.width  # of a picture with every text
+    total += (2 if locked else 3) * logits
     if student.head is not None:
         head = _head_flops(student.head, config)
         shown = num_local + (config.views.num_global if config.distillation.pairs == "local+global" else 0)
-        forward += shown * head
-        teacher = config.views.num_global * (global_flops + head)
-    return 3 * forward + teacher
+        total += 3 * shown * head
+        total += config.views.num_global * (global_flops + head)  # the teacher's
+    return total
 
 
 def memory(config: Config, student: Student, batch_size: int) -> dict[str, int]:
@@ -94,7 +96,7 @@ def memory(config: Config, student: Student, batch_size: int) -> dict[str, int]:
     here = config.micro_batch or batch_size  # pairs whose activations are there at the same time
     return {
         "weights": 4 * own,
-        "gradients": 4 * own,
+        "gradients": sum(4 * p.numel() for p in student.parameters() if p.requires_grad),
         "optimiser state": state_bytes(student, config.optim),
         "teacher": 4 * teacher,
         "activations": here * saved // half,

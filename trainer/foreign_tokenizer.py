@@ -21,6 +21,7 @@ from torch import Tensor
 from silc_bench.errors import UserError
 from silc_bench.models.hf_text import CLEANINGS
 from silc_bench.models.sentencepieces import canonicalize, lower_ascii
+from trainer.sections import TextConfig
 from trainer.tokenizer import Tokenizer
 
 FORMAT = "silc-bench-foreign-tokenizer/1"
@@ -96,6 +97,15 @@ def read_tokenizer(text: Any) -> AnyTokenizer:
     """The tokenizer of a checkpoint, whichever kind it is. UserError where it is neither."""
     is_foreign = isinstance(text, str) and f'"{FORMAT}"' in text[:100]  # the first field
     return ForeignTokenizer.from_json(text) if is_foreign else Tokenizer.from_json(text)
+
+
+def check_pairing(tokenizer: AnyTokenizer, text: TextConfig) -> None:
+    """UserError where a text tower cannot read what the tokenizer writes."""
+    if tokenizer.context_length != text.context_length or tokenizer.vocab_size > text.vocab_size:
+        raise UserError(
+            f"its tokenizer makes {tokenizer.context_length} tokens of {tokenizer.vocab_size} kinds,"
+            f" its text tower reads {text.context_length} of {text.vocab_size}"
+        )
 
 
 def of_transformers(tokenizer: Any, cleaning: str, length: int, vocab_size: int) -> ForeignTokenizer:

@@ -24,7 +24,15 @@ class MicroBatches(nn.Module):
 
     def forward(self, views: Views, tokens: Tensor) -> StudentOutput:
         outs: list[StudentOutput] = [
-            checkpoint(self.student, part, words, use_reentrant=False, preserve_rng_state=False)  # nothing is random in it
+            # nothing is random in it; a locked tower is outside of what is computed again
+            checkpoint(
+                self.student,
+                part,
+                words,
+                self.student.of_locked(part, words),
+                use_reentrant=False,
+                preserve_rng_state=False,
+            )
             for part, words in zip(views.split(self.size), tokens.split(self.size), strict=True)
         ]
         return StudentOutput(

@@ -106,10 +106,19 @@ class Student(nn.Module):
         # a bias cancels in a softmax: it would be a parameter without a gradient
         self.logit_bias = nn.Parameter(torch.empty(()), requires_grad=config.contrastive.loss == "sigmoid")
         self.head = Head(config.vision.width, config.distillation) if config.distillation.weight > 0 else None
+        if config.optim.locked:
+            self.get_submodule(config.optim.locked).requires_grad_(False)
 
-    def forward(self, views: Views, tokens: Tensor) -> StudentOutput:
-        """Encode each view once: those that meet the text, and those that the head shows to the teacher's targets."""
+    def forward(self, views: Views, tokens: Tensor, locked: Tensor | None = None) -> StudentOutput:
+        """Encode each view once: those that meet the text, and those that the head shows to the teacher's targets.
+
+        ``locked``: what ``of_locked`` gave for them, where it is known already.
+        """
         config = self.config
+        locked = self.of_locked(views, tokens) if locked is None else locked
+        if config.optim.locked == "vision":
+            assert locked is not None
+            return StudentOutput(locked, self.text(tokens), self.log_scale.exp(), self.logit_bias, None, None)
         features: dict[str, Tensor] = {}
         shows_globals = self.head is not None and config.distillation.pairs == "local+global"
         if "global" in config.contrastive.images or shows_globals:
@@ -124,7 +133,20 @@ class Student(nn.Module):
             shown = [features["global"]] if shows_globals else []
             shown += [] if views.local_crops is None else [self._encode(views.local_crops)]
             projections, prototypes = self.head.project(torch.cat(shown)), self.head.unit_prototypes()
-        return StudentOutput(meets_text, self.text(tokens), self.log_scale.exp(), self.logit_bias, projections, prototypes)
+        texts = self.text(tokens) if locked is None else locked
+        return StudentOutput(meets_text, texts, self.log_scale.exp(), self.logit_bias, projections, prototypes)
+
+    @torch.no_grad()
+    def of_locked(self, views: Views, tokens: Tensor) -> Tensor | None:
+        """Without a graph, what the locked tower gives: texts [B, D], or views that meet them [V, B, D]; None if none is."""
+        if self.config.optim.locked == "text":
+            return self.text(tokens)
+        if self.config.optim.locked == "vision":
+            original = None if views.original is None else views.original.unsqueeze(0)
+            kinds = {"global": views.global_crops, "original": original}
+            shown = [kinds[kind] for kind in self.config.contrastive.images.split("+")]
+            return torch.cat([self._encode(crops) for crops in shown if crops is not None])
+        return None
 
     def _encode(self, views: Tensor) -> Tensor:
         """[V, B, 3, s, s] -> [V, B, D]."""

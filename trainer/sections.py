@@ -104,6 +104,7 @@ class OptimConfig:
     cooldown_fraction: float = 0.04  # of all steps; rsqrt and wsd
     beta1: float = 0.9
     beta2: float = 0.95  # adamw only
+    locked: str = ""  # "vision" or "text": this tower stays as it started (LiT, 2111.07991); "": both learn
     layer_decay: float = 1.0  # each layer's rate over that of the layer above it
     weight_decay: float = 1e-4  # a step at the peak rate shrinks a matrix by this fraction (big_vision)
     clip_norm: float = 1.0

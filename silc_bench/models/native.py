@@ -34,10 +34,9 @@ from silc_bench.models.towers import check_methods, dense
 from silc_bench.models.weights import check_tensors, load_into, metadata_of, read_weights
 from trainer import checkpoint
 from trainer.config import Config, from_dict, to_dict
-from trainer.foreign_tokenizer import AnyTokenizer, ForeignTokenizer, read_tokenizer
+from trainer.foreign_tokenizer import AnyTokenizer, ForeignTokenizer, check_pairing, read_tokenizer
 from trainer.model import Student, VisionTower, count_parameters
 from trainer.presets import PRESETS, make_preset
-from trainer.sections import TextConfig
 from trainer.teacher import Teacher
 
 BRANCHES = ("student", "teacher")
@@ -144,8 +143,6 @@ def load(path: Path, branch: str | None = None) -> NativeModel:
         UserError: no such file, a damaged or foreign one, an unknown branch, or parts that do not fit together:
             configuration, tokenizer, weights.
     """
-    if branch is not None and branch not in BRANCHES:
-        raise unknown_name("branch", branch, BRANCHES)
     if is_exported(path):
         model = load_safetensors(path)
         if branch is not None and not model.name.endswith(f":{branch}"):
@@ -283,7 +280,7 @@ def _read_words(file: Path, words: dict[str, Any]) -> tuple[Config, AnyTokenizer
     try:
         config = from_dict(_read_json(words.get("config")))
         tokenizer = read_tokenizer(words.get("tokenizer", ""))
-        _check_pairing(tokenizer, config.text)
+        check_pairing(tokenizer, config.text)
     except UserError as error:
         raise UserError(f"checkpoint {file}: {error}") from None
     return config, tokenizer
@@ -294,11 +291,3 @@ def _read_json(text: Any) -> Any:
         return json.loads(text)
     except (TypeError, ValueError, RecursionError) as error:
         raise UserError(f"its config is not JSON ({error})") from None
-
-
-def _check_pairing(tokenizer: AnyTokenizer, text: TextConfig) -> None:
-    if tokenizer.context_length != text.context_length or tokenizer.vocab_size > text.vocab_size:
-        raise UserError(
-            f"its tokenizer makes {tokenizer.context_length} tokens of {tokenizer.vocab_size} kinds,"
-            f" its text tower reads {text.context_length} of {text.vocab_size}"
-        )
