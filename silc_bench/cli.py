@@ -113,12 +113,12 @@ def _print_estimate(config: Any, device: Any) -> None:
 
 def _print_config(config: Any) -> None:
     from trainer.config import flatten
-    from trainer.presets import provenance_of
+    from trainer.provenance import provenance_of
 
     table = table_of("field", "value", "how sure the recipe is of it", title=config.name)
     is_recipe = config.preset not in ("shapes_tiny", "cifar_tiny")
     for field, value in flatten(config).items():
-        table.add_row(field, Text(str(value)), provenance_of(field) if is_recipe else "")
+        table.add_row(field, Text(str(value)), provenance_of(field, config.preset) if is_recipe else "")
     console.print(table)
 
 

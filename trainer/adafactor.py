@@ -7,7 +7,8 @@ For a gradient g at update t (from 1), with the decay rate d = min(0.999, 1 - t^
     momentum <- 0.9 momentum + 0.1 u                                     not corrected for its start at zero
     weight <- weight - lr (weight_decay weight + momentum)
 
-Neither updates nor rates are scaled by the weights, and nothing is clipped here (Shazeer & Stern 1804.04235 do both). A matrix
+Neither updates nor rates are scaled by the weights, and nothing is clipped here (Shazeer & Stern 1804.04235 do both). What
+gets its first gradient later than the others counts t from there. A matrix
 of n x m takes 2 n m + 4 (n + m) bytes of state, against 8 n m of AdamW: ``state_bytes``.
 """
 
@@ -36,12 +37,14 @@ class Adafactor(torch.optim.Optimizer):
         assert closure is None, "no step evaluates a loss here"
         for group in self.param_groups:
             group["step"] += 1
-            decay = min(MAX_DECAY, 1 - group["step"] ** -DECAY_POWER)
             for weight in group["params"]:
                 if weight.grad is None:
                     continue
                 state = self.state[weight]
-                update = _scaled(weight.grad, state, decay)
+                if not state and group["step"] > 1:
+                    state["missed"] = group["step"] - 1
+                updates = group["step"] - state.get("missed", 0)
+                update = _scaled(weight.grad, state, min(MAX_DECAY, 1 - updates**-DECAY_POWER))
                 if "momentum" not in state:
                     state["momentum"] = torch.zeros_like(weight, dtype=torch.bfloat16)
                 update.lerp_(state["momentum"].to(update.dtype), group["beta1"])

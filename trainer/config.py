@@ -18,6 +18,7 @@ from trainer.sections import (
     ContrastiveConfig,
     DataConfig,
     DistillationConfig,
+    MaskedConfig,
     OptimConfig,
     ProbeConfig,
     TextConfig,
@@ -35,6 +36,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
+    masked: MaskedConfig = field(default_factory=MaskedConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     objective: str = "silc"
     init: str = ""  # the checkpoint whose weights the run starts from (trainer.start); "": drawn from the seed
@@ -53,11 +55,28 @@ class Config:
         return max(1, self.samples // self.batch_size)
 
     @property
+    def start_step(self) -> int:
+        """Optimiser updates done before the teacher teaches."""
+        return round(self.distillation.start_fraction * self.num_steps)
+
+    def is_taught_at(self, step: int) -> bool:
+        """Whether update number ``step`` (from 0) learns from a teacher, of views or of masked patches."""
+        return (self.distillation.weight > 0 or self.masked.weight > 0) and step >= self.start_step
+
+    @property
+    def num_masked(self) -> int:
+        """Patches that are masked in each global view."""
+        return round(self.masked.ratio * (self.views.global_size // self.vision.patch_size) ** 2)
+
+    @property
     def view_kinds(self) -> set[str]:
-        """Fields of trainer.views.Views that a step makes."""
-        is_distilled = self.distillation.weight > 0
-        kinds = {"global_crops"} if is_distilled or "global" in self.contrastive.images else set()
-        kinds |= {"local_crops"} if is_distilled and self.views.num_local else set()
+        """Fields of trainer.views.Views that a step makes, once the teacher teaches."""
+        return self.view_kinds_at(self.start_step)
+
+    def view_kinds_at(self, step: int) -> set[str]:
+        is_taught = self.is_taught_at(step)
+        kinds = {"global_crops"} if is_taught or "global" in self.contrastive.images else set()
+        kinds |= {"local_crops"} if is_taught and self.distillation.weight > 0 and self.views.num_local else set()
         return kinds | ({"original"} if "original" in self.contrastive.images else set())
 
     @property
@@ -97,10 +116,19 @@ def apply_objective(config: Config, objective: str) -> Config:
         raise unknown_name("objective", objective, OBJECTIVES)
     config = dataclasses.replace(config, objective=objective)
     if objective != "silc":
-        config = dataclasses.replace(config, distillation=dataclasses.replace(config.distillation, weight=0.0))
+        config = without_heads(config)
     if objective == "contrastive":
         config = dataclasses.replace(config, contrastive=dataclasses.replace(config.contrastive, images="original"))
     return config
+
+
+def without_heads(config: Config) -> Config:
+    """The same towers with nothing that a teacher teaches."""
+    return dataclasses.replace(
+        config,
+        distillation=dataclasses.replace(config.distillation, weight=0.0),
+        masked=dataclasses.replace(config.masked, weight=0.0),
+    )
 
 
 def validate(config: Config) -> Config:
@@ -125,7 +153,7 @@ def validate(config: Config) -> Config:
 
 
 def _rules(config: Config) -> list[tuple[bool, str]]:
-    vision, views, distil, optim = config.vision, config.views, config.distillation, config.optim
+    vision, views, distil, masked, optim = config.vision, config.views, config.distillation, config.masked, config.optim
     probabilities = (views.flip_prob, views.jitter_prob, views.gray_prob, views.solarize_prob, *views.blur_probs)
     return [
         (vision.image_size % vision.patch_size == 0, "vision.image_size must be a multiple of vision.patch_size"),
@@ -145,14 +173,23 @@ def _rules(config: Config) -> list[tuple[bool, str]]:
         (all(0 <= p <= 1 for p in probabilities), "views.*_prob and views.blur_probs must lie in [0, 1]"),
         (0 < views.blur_sigma[0] <= views.blur_sigma[1], "views.blur_sigma must be positive, low first"),
         (config.contrastive.init_scale > 0, "contrastive.init_scale must be positive"),
-        (distil.weight >= 0, "distillation.weight must not be negative"),
+        (distil.weight >= 0 and masked.weight >= 0, "distillation.weight and masked.weight must not be negative"),
+        (0 <= distil.start_fraction < 1, "distillation.start_fraction must lie in [0, 1)"),
+        (
+            config.start_step < config.num_steps,
+            f"distillation.start_fraction={distil.start_fraction:g} leaves none of the {config.num_steps} steps to distil in",
+        ),
+        (
+            masked.weight == 0 or 1 <= config.num_masked < (views.global_size // vision.patch_size) ** 2,
+            f"masked.ratio={masked.ratio:g} must mask at least one patch of a global view and leave one",
+        ),
         (0 <= distil.ema_momentum <= 1, "distillation.ema_momentum must lie in [0, 1]"),
         (0 <= distil.center_momentum <= 1, "distillation.center_momentum must lie in [0, 1]"),
         (distil.student_temp > 0 and distil.teacher_temp > 0, "distillation temperatures must be positive"),
         (optim.lr > 0 and optim.clip_norm > 0, "optim.lr and optim.clip_norm must be positive"),
         (0 < optim.layer_decay <= 1, "optim.layer_decay must lie in (0, 1]"),
         (
-            optim.locked != "vision" or distil.weight == 0,
+            optim.locked != "vision" or distil.weight == masked.weight == 0,
             "optim.locked=vision leaves self-distillation no tower to teach; take --objective contrastive or"
             " contrastive+views, or lock the text tower",
         ),

@@ -31,7 +31,8 @@ REACHED = (1.0, 0.5)  # shares of the measured rate that the hours are given for
 @dataclass(frozen=True)
 class Estimate:
     parameters: dict[str, int]  # by part
-    flops_per_image: int  # of a step, forward, backward and teacher, of one pair: model FLOPs, without recomputation
+    flops_per_image: int  # of a step, forward, backward and teacher, of one pair: model FLOPs, without recomputation; where
+    # the teacher begins late the mean over the run
     bytes_by_part: dict[str, int]  # of a step on one device
     matmul_rate: float  # FLOP/s, measured
     images_per_second: float  # if all time were matrix products at that rate
@@ -43,7 +44,9 @@ def estimate(config: Config, device: torch.device, num_ranks: int = 1) -> Estima
     config = resolve(config, device)
     with torch.device("meta"):
         student = Student(config)
-    flops, rate = flops_per_image(config, student), matmul_rate(device, config.precision)
+    late = config.start_step / config.num_steps
+    flops = round((1 - late) * flops_per_image(config, student) + late * flops_per_image(config, student, is_taught=False))
+    rate = matmul_rate(device, config.precision)
     images_per_second = num_ranks * rate / flops
     return Estimate(
         parts_of(student),
@@ -56,18 +59,22 @@ def estimate(config: Config, device: torch.device, num_ranks: int = 1) -> Estima
 
 
 def parts_of(student: Student) -> dict[str, int]:
-    parts = {"vision tower": student.vision, "text tower": student.text}
-    return {name: count_parameters(module) for name, module in parts.items()} | (
-        {"head": count_parameters(student.head)} if student.head is not None else {}
-    )
+    parts: dict[str, nn.Module] = {"vision tower": student.vision, "text tower": student.text}
+    heads = {"head": student.head, "patch head": student.patch_head}
+    parts |= {name: head for name, head in heads.items() if head is not None}
+    return {name: count_parameters(module) for name, module in parts.items()}
 
 
-def flops_per_image(config: Config, student: Student | None = None) -> int:
-    """Of one pair of a step, forward and backward (twice the forward pass), with the teacher; counted, not derived."""
+def flops_per_image(config: Config, student: Student | None = None, *, is_taught: bool = True) -> int:
+    """Of one pair of a step, forward and backward (twice the forward pass), with the teacher; counted, not derived.
+
+    ``is_taught``: False: of a step before the teacher teaches.
+    """
     if student is None:
         with torch.device("meta"):
             student = Student(config)
-    (num_global, global_flops), (num_local, local_flops) = _views(config, student)
+    is_taught = is_taught and config.is_taught_at(config.start_step)
+    (num_global, global_flops), (num_local, local_flops) = _views(config, student, is_taught)
     tokens = torch.zeros(1, config.text.context_length, dtype=torch.long, device="meta")
     meets_text = _meets_text(config)
     locked = config.optim.locked  # it runs forward alone, and the logits pass it no gradient
@@ -75,31 +82,44 @@ def flops_per_image(config: Config, student: Student | None = None) -> int:
     total += (1 if locked == "text" else 3) * _flops(lambda: student.text(tokens))
     logits = meets_text * 2 * config.batch_size * config.vision.width  # of a picture with every text
     total += (2 if locked else 3) * logits
+    if not is_taught:
+        return total
+    total += config.views.num_global * global_flops  # the teacher's
     if student.head is not None:
         head = _head_flops(student.head, config)
         shown = num_local + (config.views.num_global if config.distillation.pairs == "local+global" else 0)
-        total += 3 * shown * head
-        total += config.views.num_global * (global_flops + head)  # the teacher's
+        total += (3 * shown + config.views.num_global) * head  # the student's, and the teacher's once
+    if student.patch_head is not None:
+        masked_view = _flops(lambda: student.vision.tokens(_picture(config.views.global_size)))
+        patches = config.num_masked * _head_flops(student.patch_head, config)
+        total += config.views.num_global * (3 * (masked_view + patches) + patches)
     return total
 
 
 def memory(config: Config, student: Student, batch_size: int) -> dict[str, int]:
-    """Bytes by part on one device: what stays, then what a step saves for its backward pass."""
+    """Bytes by part on one device: what stays, then what a step with a teacher saves for its backward pass."""
     own = sum(parts_of(student).values())
     teacher = sum(count for name, count in parts_of(student).items() if name != "text tower")
-    (num_global, _), (num_local, _) = _views(config, student)
-    pixels = num_global * config.views.global_size**2 + num_local * config.views.local_size**2
+    (num_global, _), (num_local, _) = _views(config, student, config.is_taught_at(config.start_step))
+    made = config.view_kinds
+    squares = ("global_crops" in made) * config.views.num_global + ("original" in made)
+    pixels = squares * config.views.global_size**2 + num_local * config.views.local_size**2
     half = 2 if config.precision == "bf16" else 1  # autocast keeps the large ones in bf16
     saved = num_global * _saved(student.vision, _picture(config.views.global_size)) if num_global else 0
     saved += num_local * _saved(student.vision, _picture(config.views.local_size)) if num_local else 0
     saved += _saved(student.text, torch.zeros(1, config.text.context_length, dtype=torch.long, device="meta"))
+    of_head = 0
+    if student.patch_head is not None:
+        saved += config.views.num_global * _saved(student.vision, _picture(config.views.global_size))
+        rows = torch.empty(config.num_masked, config.vision.width, device="meta")
+        of_head = config.views.num_global * _saved(student.patch_head.layers, rows)  # in fp32 whatever the towers run in
     here = config.micro_batch or batch_size  # pairs whose activations are there at the same time
     return {
         "weights": 4 * own,
         "gradients": sum(4 * p.numel() for p in student.parameters() if p.requires_grad),
         "optimiser state": state_bytes(student, config.optim),
         "teacher": 4 * teacher,
-        "activations": here * saved // half,
+        "activations": here * (saved // half + of_head),
         "contrastive logits": 4 * 2 * _meets_text(config) * batch_size * config.batch_size,
         "pictures and views": 3 * batch_size * (config.data.decode_size**2 + 4 * pixels),
     }
@@ -130,13 +150,13 @@ def _meets_text(config: Config) -> int:
     return ("global" in kinds) * config.views.num_global + ("original" in kinds)
 
 
-def _views(config: Config, student: Student) -> tuple[tuple[int, int], tuple[int, int]]:
+def _views(config: Config, student: Student, is_taught: bool) -> tuple[tuple[int, int], tuple[int, int]]:
     """((views of the global size that the student encodes, FLOPs of one), (the same of the local size))."""
-    kinds = set(config.contrastive.images.split("+"))
-    if student.head is not None and config.distillation.pairs == "local+global":
+    kinds, is_distilled = set(config.contrastive.images.split("+")), is_taught and student.head is not None
+    if is_distilled and config.distillation.pairs == "local+global":
         kinds.add("global")
     num_global = ("global" in kinds) * config.views.num_global + ("original" in kinds)
-    num_local = config.views.num_local if student.head is not None else 0
+    num_local = config.views.num_local if is_distilled else 0
     return (
         (num_global, _flops(lambda: student.vision(_picture(config.views.global_size)))),
         (num_local, _flops(lambda: student.vision(_picture(config.views.local_size)))),

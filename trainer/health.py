@@ -22,6 +22,7 @@ from trainer.config import Config
 from trainer.data import Batch
 from trainer.estimate import flops_per_image, matmul_rate
 from trainer.layers import Block
+from trainer.masking import draw_masked, take
 from trainer.model import TextTower, VisionTower
 from trainer.train import TrainState
 from trainer.views import make_views
@@ -33,6 +34,9 @@ SAME = 1.5  # effective rank below which all embeddings are one direction
 LEAP = 0.15  # of a matrix's own size in one step
 SETTLED = 5.0  # time constants of the centre, before which one prototype may win everywhere because it starts at 0
 RECIPE_TEMP = 0.04
+ONE_DIRECTION = "embeddings are one direction"
+PATCH = "patch_"  # begins the names of numbers of masked patches
+WHOSE = {"": "", PATCH: "of patches "}  # how the sentences name a teacher's targets
 
 
 @dataclass
@@ -47,7 +51,8 @@ class Health:
     _center: Tensor | None = None
     _student: Tensor | None = None
     _strikes: Counter[str] = field(default_factory=Counter)
-    _flops: int = 0
+    _patch_center: Tensor | None = None
+    _flops: dict[bool, int] = field(default_factory=dict)  # by whether the teacher teaches
 
     def before_step(self, state: TrainState) -> None:
         self._before = [weight.detach().clone() for weight in _watched(state)]
@@ -57,14 +62,16 @@ class Health:
         """The row's numbers of a step that ``before_step`` came before."""
         changes = [(now - old).norm() / old.norm() for now, old in zip(_watched(state), self._before, strict=True)]
         self._before = []
-        self._flops = self._flops or flops_per_image(state.config)
+        is_taught = state.config.is_taught_at(state.step - 1)
+        if is_taught not in self._flops:
+            self._flops[is_taught] = flops_per_image(state.config, is_taught=is_taught)
         peak = self.num_ranks * matmul_rate(self.device, state.config.precision)
         return {
             **self._of_pictures(state, batch),
             "ema_distance": _distance(state.student.vision, state.teacher.vision),
             "update_ratio": float(torch.stack(changes).max()),
             **_gradient_norms(state, gradient_norm),
-            "mfu": images_per_second * self._flops / peak,
+            "mfu": images_per_second * self._flops[is_taught] / peak,
         }
 
     def _of_pictures(self, state: TrainState, batch: Batch) -> dict[str, float]:
@@ -75,21 +82,21 @@ class Health:
         crops = views.global_crops.flatten(0, 1)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             features = student.vision(crops)
-            logits = teacher.head(teacher.vision(crops)) if teacher.head is not None else None
-            answers = student.head(features) if student.head is not None else None
-        found = {"feature_rank": effective_rank(features[: len(images)].float())}
-        if logits is None or answers is None:
-            return found
-        centered = logits - teacher.center
-        log_teacher = F.log_softmax(centered / config.distillation.teacher_temp, dim=-1)
-        log_student = F.log_softmax(answers / config.distillation.student_temp, dim=-1)
-        return found | {
-            "teacher_entropy": _entropy(log_teacher),
-            "teacher_entropy_at_recipe": _entropy(F.log_softmax(centered / RECIPE_TEMP, dim=-1)),
-            "student_teacher_kl": float((log_teacher.exp() * (log_teacher - log_student)).sum(-1).mean()),
-            "prototypes_in_use": float(len(log_teacher.argmax(-1).unique())),
-            "center_error": float((logits.mean(0) - teacher.center).norm() / logits.mean(0).norm()),
-        }
+            found = {"feature_rank": effective_rank(features[: len(images)].float())}
+            if not config.is_taught_at(state.step - 1):
+                return found
+            tokens = teacher.vision.tokens(crops)
+            if teacher.head is not None and student.head is not None:
+                logits = teacher.head(teacher.vision.pool(tokens))
+                found |= _compared(logits, student.head(features), teacher.center, config)
+            if teacher.patch_head is not None and student.patch_head is not None:
+                places = draw_masked(config, len(images), state.step - 1).flatten(0, 1).to(self.device)
+                one = places[:, :1]  # of each view a patch is looked at
+                guessed = take(student.vision.tokens(crops, places, student.mask_token), one)
+                logits, answers = teacher.patch_head(take(tokens, one)), student.patch_head(guessed)
+                of_patches = _compared(logits.flatten(0, 1), answers.flatten(0, 1), teacher.patch_center, config)
+                found |= {f"{PATCH}{name}": value for name, value in of_patches.items()}
+        return found
 
     # ---- what the numbers mean ----
 
@@ -98,8 +105,11 @@ class Health:
         found = self._at_once(state, row)
         config, is_warm = state.config, state.step >= state.config.optim.warmup_fraction * state.config.num_steps
         suspected = _collapses(config, row) if is_warm else {}
-        if round(state.step * (1 - config.distillation.center_momentum), 6) < SETTLED:
-            suspected.pop("one prototype", None)
+        taught_for = state.step - config.start_step
+        if taught_for < config.optim.warmup_fraction * config.num_steps:  # the heads began late, and are as young
+            suspected = {name: words for name, words in suspected.items() if name == ONE_DIRECTION}
+        if round(taught_for * (1 - config.distillation.center_momentum), 6) < SETTLED:
+            suspected = {name: words for name, words in suspected.items() if not name.startswith("one prototype")}
         for name in list(self._strikes):
             if name not in suspected:
                 del self._strikes[name]
@@ -112,7 +122,7 @@ class Health:
     def _at_once(self, state: TrainState, row: dict[str, float]) -> dict[str, str]:
         """What one row shows: weights that stand still while the student's move, that were rounded, or that leap."""
         found: dict[str, str] = {}
-        config, head = state.config.distillation, state.student.head
+        config = state.config.distillation
         teacher, student = (_matrix(tower, -1).detach() for tower in (state.teacher.vision, state.student.vision))
         has_learned = self._student is not None and not torch.equal(student, self._student)
         if has_learned and self._teacher is not None and torch.equal(teacher, self._teacher):
@@ -120,20 +130,22 @@ class Health:
                 "the teacher has not moved since the last row though the student has, so its targets stay what they were;"
                 f" lower distillation.ema_momentum (now {config.ema_momentum:g}; the recipe's is 0.966 at batch 16k)"
             )
-        if head is not None and (kind := _rounded_to(head.prototypes)) is not None:
+        heads = [head for head in (state.student.head, state.student.patch_head) if head is not None]
+        if kind := next((kind for head in heads if (kind := _rounded_to(head.prototypes)) is not None), None):
             found["head in half precision"] = (
                 f"the weights of the head hold no more than {kind}: small updates are lost and the teacher's average stops"
                 " moving; keep head, centre and average in fp32, and set precision=fp32 or auto"
             )
-        if head is not None and config.centering == "mean":
-            center = state.teacher.center
-            if has_learned and self._center is not None and torch.equal(center, self._center) and row["center_error"] > 0.1:
-                found["centre stands still"] = (
+        centers = {"": (state.teacher.center, self._center), PATCH: (state.teacher.patch_center, self._patch_center)}
+        for prefix, (center, before) in centers.items():
+            is_still = has_learned and before is not None and torch.equal(center, before)
+            if is_still and config.centering == "mean" and row.get(f"{prefix}center_error", 0.0) > 0.1:
+                found[f"centre {WHOSE[prefix]}stands still"] = (
                     "the centre has not moved since the last row though the teacher's outputs have another mean: nothing keeps"
                     " the teacher from giving all pictures one prototype; lower distillation.center_momentum"
                     f" (now {config.center_momentum:g}; the recipe's is 0.9)"
                 )
-            self._center = center.clone()
+        self._center, self._patch_center = (None if c is None else c.clone() for c, _ in centers.values())
         if row["update_ratio"] > LEAP:
             lr = state.config.optim.lr
             found["steps too large"] = (
@@ -146,34 +158,56 @@ class Health:
 
 def _collapses(config: Config, row: dict[str, float]) -> dict[str, str]:
     """What a healthy run may show for a moment, but not for long."""
-    found, distil, lr = {}, config.distillation, config.optim.lr
+    found, lr = {}, config.optim.lr
     if row["feature_rank"] < SAME:
-        found["embeddings are one direction"] = (
+        found[ONE_DIRECTION] = (
             f"all pictures have the same embedding (effective rank {row['feature_rank']:.2f}): lower optim.lr (now {lr:g}) or"
             f" lengthen optim.warmup_fraction (now {config.optim.warmup_fraction:g})"
         )
-    if "teacher_entropy" not in row or distil.centering == "sinkhorn":  # which balances the prototypes whatever the outputs are
-        return found
-    entropy = f"entropy {row['teacher_entropy']:.4f} of ln K"
-    if row["teacher_entropy"] > UNIFORM:
-        is_temp = row["teacher_entropy_at_recipe"] < UNIFORM or distil.teacher_temp > distil.student_temp
+    if config.distillation.centering != "sinkhorn":  # which balances the prototypes whatever the outputs are
+        for prefix in WHOSE:
+            if f"{prefix}teacher_entropy" in row:
+                found |= _of_targets(config, row, prefix)
+    return found
+
+
+def _of_targets(config: Config, row: dict[str, float], prefix: str) -> dict[str, str]:
+    """Of the targets for views (prefix "") or for masked patches."""
+    found, distil, lr, whose = {}, config.distillation, config.optim.lr, WHOSE[prefix]
+    entropy = f"entropy {row[f'{prefix}teacher_entropy']:.4f} of ln K"
+    if row[f"{prefix}teacher_entropy"] > UNIFORM:
+        is_temp = row[f"{prefix}teacher_entropy_at_recipe"] < UNIFORM or distil.teacher_temp > distil.student_temp
         setting = (
             f"lower distillation.teacher_temp (now {distil.teacher_temp:g}; the recipe's is {RECIPE_TEMP:g})"
             if is_temp
             else f"its outputs are alike at any temperature; lower optim.lr (now {lr:g})"
         )
-        found["teacher is uniform"] = f"the teacher's targets are uniform ({entropy}) and teach nothing: {setting}"
-    if row["prototypes_in_use"] == 1 and row["teacher_entropy"] < CERTAIN:
-        found["one prototype"] = (
+        found[f"teacher {whose}is uniform"] = f"the teacher's targets are uniform ({entropy}) and teach nothing: {setting}"
+    if row[f"{prefix}prototypes_in_use"] == 1 and row[f"{prefix}teacher_entropy"] < CERTAIN:
+        found[f"one prototype {whose}".strip()] = (
             f"the teacher gives all pictures one prototype, the other {distil.num_prototypes - 1:,} are dead ({entropy}): lower"
             f" distillation.center_momentum (now {distil.center_momentum:g}), or optim.lr (now {lr:g})"
         )
-    elif row["teacher_entropy"] < ONE_HOT:
-        found["teacher is one-hot"] = (
-            f"the teacher is certain of one prototype a picture ({entropy}): raise distillation.teacher_temp"
-            f" (now {distil.teacher_temp:g}; the recipe's is {RECIPE_TEMP:g})"
+    elif row[f"{prefix}teacher_entropy"] < ONE_HOT:
+        found[f"teacher {whose}is one-hot"] = (
+            f"the teacher is certain of one prototype a {'patch' if prefix else 'picture'} ({entropy}): raise"
+            f" distillation.teacher_temp (now {distil.teacher_temp:g}; the recipe's is {RECIPE_TEMP:g})"
         )
     return found
+
+
+def _compared(logits: Tensor, answers: Tensor, center: Tensor, config: Config) -> dict[str, float]:
+    """Teacher's logits and student's answers [H, K] to the same pictures, or patches of them."""
+    centered = logits - center
+    log_teacher = F.log_softmax(centered / config.distillation.teacher_temp, dim=-1)
+    log_student = F.log_softmax(answers / config.distillation.student_temp, dim=-1)
+    return {
+        "teacher_entropy": _entropy(log_teacher),
+        "teacher_entropy_at_recipe": _entropy(F.log_softmax(centered / RECIPE_TEMP, dim=-1)),
+        "student_teacher_kl": float((log_teacher.exp() * (log_teacher - log_student)).sum(-1).mean()),
+        "prototypes_in_use": float(len(log_teacher.argmax(-1).unique())),
+        "center_error": float((logits.mean(0) - center).norm() / logits.mean(0).norm()),
+    }
 
 
 def effective_rank(features: Tensor) -> float:
@@ -200,6 +234,7 @@ def _gradient_norms(state: TrainState, gradient_norm: float) -> dict[str, float]
     """By part, before clipping, which scaled all of them alike; the optimiser leaves them as they were."""
     student = state.student
     parts: dict[str, nn.Module | None] = {"vision": student.vision, "text": student.text, "head": student.head}
+    parts["patch_head"] = student.patch_head
     squares = {}
     for name, module in parts.items():
         gradients = [p.grad for p in module.parameters() if p.grad is not None] if module is not None else []

@@ -61,7 +61,7 @@ class RunLog:
         self._file.flush()
         for name, value in row.items():
             self._board.add_scalar(name, value, step)
-        parts = [f"{name} {row[name]:.3f}" for name in ("loss", "contrastive", "distillation") if name in row]
+        parts = [f"{name} {row[name]:.3f}" for name in ("loss", "contrastive", "distillation", "masked") if name in row]
         words = " · ".join([*parts, f"{row['images_per_second']:.0f} images/s"])
         self._bar.update(self._task, words=words)
         now = time.monotonic()

@@ -22,29 +22,31 @@ class MicroBatches(nn.Module):
         super().__init__()
         self.student, self.size = student, size
 
-    def forward(self, views: Views, tokens: Tensor) -> StudentOutput:
+    def forward(self, views: Views, tokens: Tensor, masked: Tensor | None = None, is_taught: bool = True) -> StudentOutput:
+        words = tokens.split(self.size)
+        places = [None] * len(words) if masked is None else masked.split(self.size, dim=1)
         outs: list[StudentOutput] = [
             # nothing is random in it; a locked tower is outside of what is computed again
             checkpoint(
                 self.student,
-                part,
-                words,
-                self.student.of_locked(part, words),
+                *part,
+                is_taught,
+                self.student.of_locked(*part[:2]),
                 use_reentrant=False,
                 preserve_rng_state=False,
             )
-            for part, words in zip(views.split(self.size), tokens.split(self.size), strict=True)
+            for part in zip(views.split(self.size), words, places, strict=True)
         ]
-        return StudentOutput(
-            torch.cat([out.image_features for out in outs], dim=1),
-            torch.cat([out.text_features for out in outs]),
-            outs[0].scale,
-            outs[0].bias,
-            None if outs[0].projections is None else torch.cat([_there(out.projections) for out in outs], dim=1),
-            outs[0].prototypes,
+        return outs[0]._replace(
+            image_features=torch.cat([out.image_features for out in outs], dim=1),
+            text_features=torch.cat([out.text_features for out in outs]),
+            projections=_joined([out.projections for out in outs]),
+            patch_projections=_joined([out.patch_projections for out in outs]),
         )
 
 
-def _there(projections: Tensor | None) -> Tensor:
-    assert projections is not None
-    return projections
+def _joined(parts: list[Tensor | None]) -> Tensor | None:
+    """Along the pictures; None where there is none of them."""
+    there = [part for part in parts if part is not None]
+    assert len(there) in (0, len(parts))
+    return torch.cat(there, dim=1) if there else None

@@ -18,8 +18,11 @@ from torch import Tensor, nn
 from trainer.config import Config
 from trainer.head import Head
 from trainer.layers import LN_EPS, Block, MapPooling
+from trainer.masking import take
 from trainer.sections import TextConfig, VisionConfig
 from trainer.views import Views
+
+TAUGHT = ("head.", "patch_head.", "mask_token")  # names of what only a teacher's targets move begin so
 
 
 class VisionTower(nn.Module):
@@ -36,15 +39,19 @@ class VisionTower(nn.Module):
         self.norm = nn.LayerNorm(config.width, eps=LN_EPS)
         self.pool = MapPooling(*sizes)
 
-    def tokens(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, N, W], after the last norm, row by row."""
-        x = self.embed(images)
+    def tokens(self, images: Tensor, masked: Tensor | None = None, mask_token: Tensor | None = None) -> Tensor:
+        """[B, 3, H, W] -> [B, N, W], after the last norm, row by row. ``masked``, ``mask_token``: as ``embed``."""
+        x = self.embed(images, masked, mask_token)
         for block in self.blocks:
             x = block(x)
         return self.norm(x)
 
-    def embed(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, N, W], patches with their positions, as they enter the first block."""
+    def embed(self, images: Tensor, masked: Tensor | None = None, mask_token: Tensor | None = None) -> Tensor:
+        """[B, 3, H, W] -> [B, N, W], patches with their positions, as they enter the first block.
+
+        ``mask_token`` [W] stands in the places ``masked`` (int64 [B, n]) before positions are added, so that what is hidden
+        is the content of a patch and not where it is (iBOT, DINOv2).
+        """
         B, _, H, W = images.shape
         P = self.patch_size
         if H % P or W % P:
@@ -52,6 +59,10 @@ class VisionTower(nn.Module):
         h, w = H // P, W // P
         patches = images.view(B, 3, h, P, w, P).permute(0, 2, 4, 1, 3, 5).reshape(B, h * w, 3 * P * P)
         x = F.linear(patches, self.patch.weight.flatten(1), self.patch.bias)  # a convolution without overlap is a matmul
+        if masked is not None:
+            assert mask_token is not None
+            places = masked.unsqueeze(-1).expand(-1, -1, x.shape[-1])
+            x = x.scatter(1, places, mask_token.to(x.dtype).expand_as(places))
         return x + self.positions_for(h, w).to(x.dtype)
 
     def positions_for(self, h: int, w: int) -> Tensor:
@@ -92,10 +103,12 @@ class StudentOutput(NamedTuple):
     bias: Tensor
     projections: Tensor | None  # [S, B, d] fp32: local views, after the global ones where these are distilled too
     prototypes: Tensor | None  # [K, d] fp32
+    patch_projections: Tensor | None = None  # [T, B, n, d] fp32: of the masked places of the masked global views
+    patch_prototypes: Tensor | None = None  # [K, d] fp32
 
 
 class Student(nn.Module):
-    """Towers, head and the two scalars of the contrastive loss: everything the optimiser moves."""
+    """Towers, heads, mask token and the two scalars of the contrastive loss: everything the optimiser moves."""
 
     def __init__(self, config: Config):
         super().__init__()
@@ -106,13 +119,30 @@ class Student(nn.Module):
         # a bias cancels in a softmax: it would be a parameter without a gradient
         self.logit_bias = nn.Parameter(torch.empty(()), requires_grad=config.contrastive.loss == "sigmoid")
         self.head = Head(config.vision.width, config.distillation) if config.distillation.weight > 0 else None
+        has_masked = config.masked.weight > 0
+        self.patch_head = Head(config.vision.width, config.distillation) if has_masked else None
+        self.mask_token = nn.Parameter(torch.empty(config.vision.width)) if has_masked else None
         if config.optim.locked:
             self.get_submodule(config.optim.locked).requires_grad_(False)
 
-    def forward(self, views: Views, tokens: Tensor, locked: Tensor | None = None) -> StudentOutput:
+    def taught_parameters(self) -> list[nn.Parameter]:
+        """What only a teacher's targets move."""
+        return [parameter for name, parameter in self.named_parameters() if name.startswith(TAUGHT)]
+
+    def forward(
+        self,
+        views: Views,
+        tokens: Tensor,
+        masked: Tensor | None = None,
+        is_taught: bool = True,
+        locked: Tensor | None = None,
+    ) -> StudentOutput:
         """Encode each view once: those that meet the text, and those that the head shows to the teacher's targets.
 
-        ``locked``: what ``of_locked`` gave for them, where it is known already.
+        Args:
+            masked: int64 [T, B, n], the patches that are hidden when the global views are encoded once more (``masking``).
+            is_taught: False: the teacher does not teach yet, and only what meets the text is encoded.
+            locked: what ``of_locked`` gave for the views and tokens, where it is known already.
         """
         config = self.config
         locked = self.of_locked(views, tokens) if locked is None else locked
@@ -120,7 +150,7 @@ class Student(nn.Module):
             assert locked is not None
             return StudentOutput(locked, self.text(tokens), self.log_scale.exp(), self.logit_bias, None, None)
         features: dict[str, Tensor] = {}
-        shows_globals = self.head is not None and config.distillation.pairs == "local+global"
+        shows_globals = is_taught and self.head is not None and config.distillation.pairs == "local+global"
         if "global" in config.contrastive.images or shows_globals:
             assert views.global_crops is not None
             features["global"] = self._encode(views.global_crops)
@@ -128,13 +158,33 @@ class Student(nn.Module):
             assert views.original is not None
             features["original"] = self._encode(views.original.unsqueeze(0))
         meets_text = torch.cat([features[kind] for kind in config.contrastive.images.split("+")])
-        projections = prototypes = None
-        if self.head is not None:
+        projections = prototypes = patch_projections = patch_prototypes = None
+        if is_taught and self.head is not None:
             shown = [features["global"]] if shows_globals else []
             shown += [] if views.local_crops is None else [self._encode(views.local_crops)]
             projections, prototypes = self.head.project(torch.cat(shown)), self.head.unit_prototypes()
-        texts = self.text(tokens) if locked is None else locked
-        return StudentOutput(meets_text, texts, self.log_scale.exp(), self.logit_bias, projections, prototypes)
+        if masked is not None:
+            assert views.global_crops is not None
+            assert self.patch_head is not None
+            patch_projections = self.project_masked(views.global_crops, masked)
+            patch_prototypes = self.patch_head.unit_prototypes()
+        return StudentOutput(
+            meets_text,
+            self.text(tokens) if locked is None else locked,
+            self.log_scale.exp(),
+            self.logit_bias,
+            projections,
+            prototypes,
+            patch_projections,
+            patch_prototypes,
+        )
+
+    def project_masked(self, views: Tensor, masked: Tensor) -> Tensor:
+        """[T, B, 3, s, s], int64 [T, B, n] -> [T, B, n, d]: what the student says of the patches that it does not see."""
+        assert self.patch_head is not None
+        places = masked.flatten(0, 1)
+        tokens = self.vision.tokens(views.flatten(0, 1), places, self.mask_token)
+        return self.patch_head.project(take(tokens, places)).unflatten(0, masked.shape[:2])
 
     @torch.no_grad()
     def of_locked(self, views: Views, tokens: Tensor) -> Tensor | None:
@@ -154,18 +204,20 @@ class Student(nn.Module):
 
 
 def init_weights(student: Student, seed: int) -> None:
-    """Fill every parameter from ``seed`` alone, towers before head, so that the objective does not change the towers.
+    """Fill every parameter from ``seed`` alone, towers before heads, so that the objective does not change the towers.
 
     Xavier-uniform matrices as big_vision, biases zero; positions of patches sines and cosines, of tokens normal with std
-    1/sqrt(width); head as DINO (normal, std 0.02).
+    1/sqrt(width); heads as DINO (normal, std 0.02); the mask token zero, as iBOT and DINOv2.
     """
+    if student.mask_token is not None:
+        nn.init.zeros_(student.mask_token)
     contrastive = student.config.contrastive
     nn.init.constant_(student.log_scale, math.log(contrastive.init_scale))
     nn.init.constant_(student.logit_bias, contrastive.init_bias if contrastive.loss == "sigmoid" else 0.0)
     generator = torch.Generator().manual_seed(seed)
     for name, module in student.named_modules():
         if isinstance(module, nn.Linear):
-            if name.startswith("head."):
+            if name.startswith(("head.", "patch_head.")):
                 nn.init.trunc_normal_(module.weight, std=0.02, generator=generator)
             elif name.endswith((".qkv", ".kv")):  # q, k and v are three matrices stacked: each has its own fan
                 for part in module.weight.data.split(module.in_features):

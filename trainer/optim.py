@@ -14,7 +14,7 @@ from trainer.sections import OptimConfig
 
 
 def make_optimizer(student: Student, config: OptimConfig) -> torch.optim.Optimizer:
-    """Weights of linear layers, patches and prototypes decay; biases, norms, positions, embeddings do not.
+    """Weights of linear layers, patches and prototypes decay; biases, norms, positions, embeddings, the mask token do not.
 
     ``weight_decay`` is big_vision's: per step the weight shrinks by weight_decay * lr / peak, so 1e-4 there is
     1e-4 / peak in PyTorch's convention, where the factor is lr * weight_decay.
@@ -22,7 +22,7 @@ def make_optimizer(student: Student, config: OptimConfig) -> torch.optim.Optimiz
     With ``layer_decay`` below 1 a layer's rate is layer_decay^n, n the layers of its tower above it (BEiT, 2106.08254).
     """
     matrices = {f"{name}.weight" for name, m in student.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
-    matrices.add("head.prototypes")
+    matrices |= {"head.prototypes", "patch_head.prototypes"}
     groups: dict[tuple[bool, float], list[nn.Parameter]] = {(True, 1.0): [], (False, 1.0): []}
     for name, parameter in student.named_parameters():
         if parameter.requires_grad:

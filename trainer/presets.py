@@ -1,9 +1,4 @@
-"""Presets are functions: a variant calls its base and changes a field.
-
-``PROVENANCE`` says of each number of the real presets how sure it is: "sure" (read from the paper), "likely" (the value
-of the code it builds on, or widely repeated), "open" (not established; our choice, named). ``silc-bench train --preset b16
---show-config`` prints both.
-"""
+"""Presets are functions: a variant calls its base and changes a field. ``trainer.provenance`` says how sure each number is."""
 
 from __future__ import annotations
 
@@ -18,6 +13,7 @@ from trainer.sections import (
     ContrastiveConfig,
     DataConfig,
     DistillationConfig,
+    MaskedConfig,
     OptimConfig,
     TextConfig,
     ViewsConfig,
@@ -55,6 +51,42 @@ def g16() -> Config:
     base = b16()
     tower: dict[str, Any] = {"width": 1664, "depth": 48, "num_heads": 16, "mlp_dim": 8192}
     return replace(base, preset="g16", vision=replace(base.vision, **tower), text=replace(base.text, **tower))
+
+
+def siglip2_dense() -> Config:
+    """SigLIP 2 (2502.14786) at ViT-B/16, without its captioning decoder.
+
+    SILC's loss and masked patches join at 80 % of training. One global view teaches 8 local ones and the masked patches of
+    itself; texts meet the original picture. Weights 1 and 0.25, times 0.25 at this size (L 0.5, So400m 1, g 0.5).
+    """
+    base, size_factor = b16(), 0.25
+    return replace(
+        base,
+        preset="siglip2_dense",
+        views=replace(base.views, num_global=1),
+        contrastive=replace(base.contrastive, images="original"),
+        distillation=replace(base.distillation, weight=size_factor, start_fraction=0.8),
+        masked=MaskedConfig(weight=0.25 * size_factor, ratio=0.5),
+        optim=replace(base.optim, schedule="cosine", warmup_fraction=20_000 / 1_220_703),
+        batch_size=32_768,
+        samples=40_000_000_000,
+    )
+
+
+def tips() -> Config:
+    """TIPS (2410.16512) at ViT-B/16, with one caption a picture: CLIP's loss, distillation and masked patches from the start.
+
+    Views are cropped and flipped only.
+    """
+    base = b16()
+    return replace(
+        base,
+        preset="tips",
+        views=replace(base.views, jitter_prob=0.0, gray_prob=0.0, blur_probs=(0.0, 0.0, 0.0), solarize_prob=0.0),
+        contrastive=replace(base.contrastive, loss="softmax"),
+        distillation=replace(base.distillation, num_prototypes=32_768, teacher_temp=0.07),
+        masked=MaskedConfig(weight=2.0),
+    )
 
 
 def shapes_tiny() -> Config:
@@ -110,33 +142,8 @@ def cifar_tiny() -> Config:
     )
 
 
-PRESETS: dict[str, Callable[[], Config]] = {f.__name__: f for f in (shapes_tiny, cifar_tiny, b16, l16, so400m, g16)}
-
-PROVENANCE = {
-    "vision": "likely: SigLIP's tower of this name, 256 px; g16 and the patch of so400m: open",
-    "text": "likely: same width and depth as the vision tower, 32k vocabulary, 64 tokens; so400m, g16: open",
-    "views.num_global": "sure",
-    "views.num_local": "sure",
-    "views.global_area": "sure",
-    "views.local_area": "sure",
-    "views.global_size": "likely",
-    "views.local_size": "likely",
-    "views": "likely: DINO's augmentation",
-    "contrastive.loss": "sure: both losses are in the paper",
-    "contrastive.images": "sure: every global view meets the text",
-    "contrastive": "sure: SigLIP's initial scale 10 and bias -10",
-    "distillation.weight": "likely: plain sum",
-    "distillation.pairs": "open: the paper draws global -> local only; DINO adds the other global view",
-    "distillation.num_prototypes": "sure",
-    "distillation.hidden_dim": "likely: DINO's head",
-    "distillation.bottleneck_dim": "likely: DINO's head",
-    "distillation.ema_momentum": "sure that it is fixed; likely 0.966 at batch 16k, and 1 - m shrinks with the batch",
-    "distillation": "likely: DINO's temperatures and centre momentum",
-    "optim": "likely: rsqrt, peak 1e-3, 50k steps of warm-up and cool-down, beta2 0.95, decay 1e-4, clip 1.0",
-    "batch_size": "likely",
-    "samples": "likely: 20 billion",
-    "data.decode_size": "open",
-}
+_ALL = (shapes_tiny, cifar_tiny, b16, l16, so400m, g16, siglip2_dense, tips)
+PRESETS: dict[str, Callable[[], Config]] = {f.__name__: f for f in _ALL}
 
 
 def make_preset(name: str) -> Config:
@@ -170,10 +177,3 @@ def configure(
     if seed is not None:
         config = replace(config, seed=seed, data=replace(config.data, seed=seed))
     return apply_sets(config, sets)
-
-
-def provenance_of(field: str) -> str:
-    """How sure the recipe is of a field such as "views.local_size"; "" for the fields that are our own affair."""
-    while field not in PROVENANCE and "." in field:
-        field = field.rpartition(".")[0]
-    return PROVENANCE.get(field, "")

@@ -14,23 +14,35 @@ from silc_bench.atomic import write_text_atomic
 from silc_bench.errors import UserError
 
 GROUPS = {
-    "Losses": ("loss", "contrastive", "distillation", "lr", "logit_scale", "logit_bias"),
+    "Losses": ("loss", "contrastive", "distillation", "masked", "lr", "logit_scale", "logit_bias"),
     "Health": (
         "teacher_entropy",
         "student_teacher_kl",
         "prototypes_in_use",
+        "patch_teacher_entropy",
+        "patch_student_teacher_kl",
+        "patch_prototypes_in_use",
         "feature_rank",
         "ema_distance",
         "center_error",
         "update_ratio",
     ),
-    "Gradients": ("gradient_norm", "gradient_norm_vision", "gradient_norm_text", "gradient_norm_head"),
+    "Gradients": (
+        "gradient_norm",
+        "gradient_norm_vision",
+        "gradient_norm_text",
+        "gradient_norm_head",
+        "gradient_norm_patch_head",
+    ),
     "Speed": ("images_per_second", "mfu", "data_wait_share"),
 }
 MEANINGS = {
     "teacher_entropy": "of ln K: 0 is one prototype, 1 is uniform; both are a collapse",
     "student_teacher_kl": "nats, of the same global view",
     "prototypes_in_use": "different winners among the pictures looked at",
+    "patch_teacher_entropy": "the same of masked patches",
+    "patch_student_teacher_kl": "nats, of patches that the student does not see",
+    "patch_prototypes_in_use": "of one masked patch a view",
     "feature_rank": "effective rank of the embeddings; 1 is one direction",
     "ema_distance": "of the student's own size",
     "center_error": "of the mean output's own size",

@@ -81,7 +81,8 @@ class ContrastiveConfig:
 
 @dataclass(frozen=True)
 class DistillationConfig:
-    weight: float = 1.0  # 0: neither head nor teacher forward nor local views are computed
+    weight: float = 1.0  # 0: neither head nor local views are computed, nor a teacher's forward but for masked patches
+    start_fraction: float = 0.0  # of all steps, done before the teacher teaches (views and masked patches): trainer.train
     pairs: str = "local"  # "local": teacher global -> student local; "local+global": also the student's other global views
     num_prototypes: int = 65_536
     hidden_dim: int = 2048
@@ -93,6 +94,14 @@ class DistillationConfig:
     ema_momentum: float = 0.966  # of the teacher
     ema_schedule: str = "fixed"  # "fixed" (one value for the whole run) or "cosine" (half a cosine from there to 1)
     ema_batch: int = 0  # batch that ema_momentum is meant for: 1 - m is scaled with batch_size; 0: never scaled
+
+
+@dataclass(frozen=True)
+class MaskedConfig:
+    """Patches that the student sees as a mask token; the head's sizes, temperatures and centring are distillation's."""
+
+    weight: float = 0.0  # 0: nothing of it is computed
+    ratio: float = 0.5  # of the patches of each global view
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from trainer.config import Config
 from trainer.foreign import towers_of
 from trainer.foreign_tokenizer import AnyTokenizer
 from trainer.foreign_towers import Towers
-from trainer.model import Student, VisionTower
+from trainer.model import TAUGHT, Student, VisionTower
 from trainer.presets import PRESETS, make_preset
 
 READ = (  # what both tokenizers must read alike before a run begins
@@ -48,10 +48,10 @@ class Start:
     said: list[str] = field(default_factory=list)  # sentences for people
 
     def fill(self, student: Student) -> None:
-        """Every parameter but those of a fresh head, which stay as they were."""
+        """Every parameter but those of fresh heads and the mask token, which stay as they were."""
         missing, unexpected = student.load_state_dict(self.weights, strict=False)
         assert not unexpected, unexpected
-        assert all(name.startswith("head.") for name in missing), missing
+        assert all(name.startswith(TAUGHT) for name in missing), missing
 
 
 def read_start(config: Config) -> Start:

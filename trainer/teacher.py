@@ -1,14 +1,15 @@
-"""The EMA teacher of the vision tower and head, its centre, and its targets. State changes in two named methods only.
+"""The EMA teacher of the vision tower and heads, its centres, and its targets. State changes in two named methods only.
 
-The teacher follows the student after every optimiser step, with the momentum of ``schedule.ema_at``. Weights, centre and
+The teacher follows the student after every optimiser step, with the momentum of ``schedule.ema_at``. Weights, centres and
 arithmetic are fp32.
 
-Shapes: T views, B pictures of this rank, K prototypes.
+Shapes: T views, B pictures of this rank, N patches of a view, n of them masked for the student, d bottleneck, K prototypes.
 """
 
 from __future__ import annotations
 
 import copy
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,35 +17,67 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from trainer.distillation import Targets, log_sum_exp, sinkhorn_targets
 from trainer.distributed import mean_over_ranks
+from trainer.head import Head
+from trainer.masking import take
 from trainer.model import Student
 from trainer.sections import DistillationConfig
 from trainer.views import Views
 
 
+class Taught(NamedTuple):
+    """What the teacher says of a batch; None for what its student does not learn."""
+
+    views: Targets | None  # of the global views, [T, B, K]
+    patches: Targets | None  # of their masked places, [1, T * B * n, K]
+
+
 class Teacher(nn.Module):
-    """``targets`` reads, ``update`` and ``update_center`` write. Without a head (weight 0) it is the EMA of the tower."""
+    """``targets`` reads, ``update`` and ``update_center`` write. Without heads (weights 0) it is the EMA of the tower."""
 
     center: Tensor
+    patch_center: Tensor
 
     def __init__(self, student: Student, config: DistillationConfig):
         super().__init__()
         self.vision = copy.deepcopy(student.vision)
         self.head = copy.deepcopy(student.head)
+        self.patch_head = copy.deepcopy(student.patch_head)
         self.requires_grad_(False)
         self.temp = config.teacher_temp
         self.center_momentum = config.center_momentum
         self.is_sinkhorn = config.centering == "sinkhorn"
-        self.register_buffer("center", torch.zeros(config.num_prototypes) if student.head is not None else None)
+        for name, head in (("center", self.head), ("patch_center", self.patch_head)):
+            self.register_buffer(name, torch.zeros(config.num_prototypes) if head is not None else None)
 
     @torch.no_grad()
-    def targets(self, views: Views, micro_batch: int = 0) -> Targets:
-        """Of the global crops: over [T, B, K], factored, fp32: softmax((logits - centre) / temp), or Sinkhorn's."""
-        assert self.head is not None, "targets need a head: distillation.weight is 0"
+    def targets(self, views: Views, masked: Tensor | None = None, micro_batch: int = 0) -> Taught:
+        """Of the global crops and, where the student does not see them, of their patches ``masked`` (int64 [T, B, n]).
+
+        Factored, fp32: softmax((logits - centre) / temp), or Sinkhorn's over the views, and over all masked patches, of the
+        global batch. The teacher sees every patch.
+        """
+        assert self.head is not None or masked is not None, "targets need a head: distillation.weight is 0"
         assert views.global_crops is not None, "targets need global crops"
         T, B = views.global_crops.shape[:2]
-        crops = views.global_crops.split(micro_batch or B, dim=1)
-        features = torch.cat([self.head.project(self.vision(c.flatten(0, 1))).view(T, c.shape[1], -1) for c in crops], dim=1)
-        prototypes, offsets = self.head.unit_prototypes(), self.center.clone()
+        of_views, of_patches = [], []
+        for start in range(0, B, micro_batch or B):
+            part = slice(start, start + (micro_batch or B))
+            tokens = self.vision.tokens(views.global_crops[:, part].flatten(0, 1))
+            if self.head is not None:
+                of_views.append(self.head.project(self.vision.pool(tokens)).unflatten(0, (T, -1)))
+            if masked is not None:
+                assert self.patch_head is not None
+                hidden = take(tokens, masked[:, part].flatten(0, 1))
+                of_patches.append(self.patch_head.project(hidden).unflatten(0, (T, -1)))
+        patches = torch.cat(of_patches, dim=1).flatten(0, 2).unsqueeze(0) if of_patches else None
+        return Taught(
+            self._of(torch.cat(of_views, dim=1), self.head, self.center) if self.head is not None else None,
+            self._of(patches, self.patch_head, self.patch_center) if patches is not None else None,
+        )
+
+    def _of(self, features: Tensor, head: Head | None, center: Tensor) -> Targets:
+        assert head is not None
+        prototypes, offsets = head.unit_prototypes(), center.clone()
         with torch.autocast(features.device.type, enabled=False):
             if self.is_sinkhorn:
                 return sinkhorn_targets(features, prototypes, self.temp)
@@ -53,17 +86,22 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def update(self, student: Student, momentum: float) -> None:
-        """teacher <- momentum * teacher + (1 - momentum) * student, once an optimiser step."""
-        theirs = [*student.vision.parameters(), *(student.head.parameters() if student.head is not None else ())]
+        """teacher <- momentum * teacher + (1 - momentum) * student, once an optimiser step; with 0 it becomes the student."""
+        theirs = [*student.vision.parameters()]
+        for head in (student.head, student.patch_head):
+            theirs += head.parameters() if head is not None else ()
         get_ema_multi_avg_fn(momentum)(list(self.parameters()), theirs, 0)
 
     @torch.no_grad()
-    def update_center(self, targets: Targets) -> None:
+    def update_center(self, taught: Taught) -> None:
         """centre <- m * centre + (1 - m) * mean of the logits over views and the global batch; Sinkhorn's targets have none.
 
-        A logit is linear in the feature, so the mean of the logits is the logit of the mean: no table of [T, B, K].
+        Patches have a centre of their own (iBOT). A logit is linear in the feature, so the mean of the logits is the logit of
+        the mean: no table of [T, B, K].
         """
         if self.is_sinkhorn:
             return
-        mean = mean_over_ranks(targets.features.flatten(0, 1).mean(0))
-        self.center.lerp_(targets.prototypes @ mean, 1 - self.center_momentum)
+        for targets, center in ((taught.views, self.center), (taught.patches, self.patch_center)):
+            if targets is not None:
+                mean = mean_over_ranks(targets.features.flatten(0, 1).mean(0))
+                center.lerp_(targets.prototypes @ mean, 1 - self.center_momentum)

@@ -22,13 +22,14 @@ from trainer.distillation import Targets, distillation_loss
 from trainer.distributed import first_of, mean_over_ranks, parallel
 from trainer.foreign_tokenizer import AnyTokenizer, read_tokenizer
 from trainer.losses import sigmoid_loss, softmax_loss
+from trainer.masking import draw_masked
 from trainer.micro_batches import MicroBatches
 from trainer.model import Student, StudentOutput, init_weights
 from trainer.optim import clip_gradients, make_optimizer, set_lr
 from trainer.precision import resolve
 from trainer.schedule import ema_at, lr_at
 from trainer.start import Start
-from trainer.teacher import Teacher
+from trainer.teacher import Taught, Teacher
 from trainer.views import make_views
 
 
@@ -59,9 +60,26 @@ class TrainState:
         teacher = Teacher(student, config.distillation)
         if start is not None and start.center is not None:
             teacher.center.copy_(start.center)
-        forward = parallel(MicroBatches(student, config.micro_batch) if config.micro_batch else student)
         known = None if start is None else {"name": start.name}
-        return cls(config, student, teacher, make_optimizer(student, config.optim), tokenizer, forward, start=known)
+        state = cls(config, student, teacher, make_optimizer(student, config.optim), tokenizer, student, start=known)
+        state.connect()
+        return state
+
+    def connect(self) -> None:
+        """Make ``forward`` for the steps from here on.
+
+        Before the teacher teaches, heads and mask token ask for no gradient: the optimiser leaves them as they started, and
+        DDP does not wait for them.
+        """
+        for parameter in self.student.taught_parameters():
+            parameter.requires_grad_(self.config.is_taught_at(self.step))
+        micro_batch = self.config.micro_batch
+        self.forward = parallel(MicroBatches(self.student, micro_batch) if micro_batch else self.student)
+
+    def start_teaching(self) -> None:
+        """The teacher becomes a copy of the student, heads and centres are as they started (SigLIP 2, 2502.14786)."""
+        self.teacher.update(self.student, 0.0)
+        self.connect()
 
     @classmethod
     def restore(cls, payload: dict[str, Any], device: torch.device) -> TrainState:
@@ -74,6 +92,8 @@ class TrainState:
             state.optimizer.load_state_dict(payload["optimizer"])
             state.step, state.samples_seen, state.position = (int(payload[k]) for k in ("step", "samples_seen", "position"))
             state.start = json.loads(payload["start"]) if "start" in payload else None
+            if state.step >= config.start_step > 0:
+                state.connect()
         except (ValueError, TypeError, KeyError, RuntimeError) as error:
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise UserError(f"--resume: the checkpoint's parts do not fit together ({reason})") from None
@@ -98,17 +118,23 @@ def train_step(state: TrainState, batch: Batch) -> dict[str, Tensor]:
     config, student, teacher = state.config, state.student, state.teacher
     device, first = student.log_scale.device, first_of(len(batch.texts))
     set_lr(state.optimizer, lr_at(state.step, config.num_steps, config.optim))
-    views = make_views(
-        batch.images.to(device), batch.sizes, config.views, config.seed, state.step, first=first, needs=config.view_kinds
-    )
+    is_taught, needs = config.is_taught_at(state.step), config.view_kinds_at(state.step)
+    if is_taught and state.step == config.start_step > 0:
+        state.start_teaching()
+    views = make_views(batch.images.to(device), batch.sizes, config.views, config.seed, state.step, first=first, needs=needs)
+    is_masked = is_taught and config.masked.weight > 0
+    masked = draw_masked(config, len(batch.texts), state.step, first).to(device) if is_masked else None
     tokens = state.tokenizer(batch.texts).to(device)
     with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-        targets = teacher.targets(views, config.micro_batch) if teacher.head is not None else None
-        out = state.forward(views, tokens)  # of the student, all at once
+        taught = teacher.targets(views, masked, config.micro_batch) if is_taught else Taught(None, None)
+        out = state.forward(views, tokens, masked, is_taught)  # of the student, all at once
     losses = {"contrastive": contrastive(out, config)}
-    if targets is not None:
-        losses["distillation"] = distillation(out, targets, config)
+    if taught.views is not None:
+        losses["distillation"] = distillation(out, taught.views, config)
+    if taught.patches is not None:
+        losses["masked"] = masked_patches(out, taught.patches, config)
     loss = losses["contrastive"] + config.distillation.weight * losses.get("distillation", 0.0)
+    loss = loss + config.masked.weight * losses.get("masked", 0.0)
     state.optimizer.zero_grad()
     loss.backward()
     gradient_norm = clip_gradients(student, config.optim.clip_norm)
@@ -116,8 +142,7 @@ def train_step(state: TrainState, batch: Batch) -> dict[str, Tensor]:
     stop_if_not_finite(state.step, values, config)
     state.optimizer.step()
     teacher.update(student, ema_at(state.step, config.num_steps, config.distillation, config.batch_size))
-    if targets is not None:
-        teacher.update_center(targets)
+    teacher.update_center(taught)
     state.step, state.samples_seen, state.position = state.step + 1, state.samples_seen + config.batch_size, batch.position
     return values
 
@@ -137,6 +162,14 @@ def distillation(out: StudentOutput, targets: Targets, config: Config) -> Tensor
     return distillation_loss(out.projections, out.prototypes, targets, config.distillation.student_temp, num_skipped)
 
 
+def masked_patches(out: StudentOutput, targets: Targets, config: Config) -> Tensor:
+    """Cross-entropy with the teacher's at the masked places alone, averaged over them (iBOT, 2111.07832)."""
+    assert out.patch_projections is not None
+    assert out.patch_prototypes is not None
+    patches = out.patch_projections.flatten(0, 2).unsqueeze(0)
+    return distillation_loss(patches, out.patch_prototypes, targets, config.distillation.student_temp)
+
+
 def global_values(shares: dict[str, Tensor]) -> dict[str, Tensor]:
     """Means over the ranks: what is not finite on one of them is so on all, and every rank stops at the same step."""
     return dict(zip(shares, mean_over_ranks(torch.stack([v.detach().float() for v in shares.values()])), strict=True))
@@ -152,6 +185,9 @@ def stop_if_not_finite(step: int, values: dict[str, Tensor], config: Config) -> 
         "contrastive": f"the features overflowed or a picture was not a number; try a lower optim.lr (now {config.optim.lr:g})",
         "distillation": f"a temperature is too small (student {config.distillation.student_temp:g}, "
         f"teacher {config.distillation.teacher_temp:g}) or optim.lr too high (now {config.optim.lr:g})",
+        "masked": f"a temperature is too small (student {config.distillation.student_temp:g}, "
+        f"teacher {config.distillation.teacher_temp:g}) or masked.weight (now {config.masked.weight:g}) or optim.lr too high "
+        f"(now {config.optim.lr:g})",
         "gradient_norm": f"the losses are finite but a gradient overflowed; try a lower optim.lr (now {config.optim.lr:g}), "
         "a longer optim.warmup_fraction, or precision=fp32",
     }

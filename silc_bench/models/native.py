@@ -17,7 +17,6 @@ import textwrap
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -33,9 +32,9 @@ from silc_bench.models.revision import revision_of
 from silc_bench.models.towers import check_methods, dense
 from silc_bench.models.weights import check_tensors, load_into, metadata_of, read_weights
 from trainer import checkpoint
-from trainer.config import Config, from_dict, to_dict
+from trainer.config import Config, from_dict, to_dict, without_heads
 from trainer.foreign_tokenizer import AnyTokenizer, ForeignTokenizer, check_pairing, read_tokenizer
-from trainer.model import Student, VisionTower, count_parameters
+from trainer.model import TAUGHT, Student, VisionTower, count_parameters
 from trainer.presets import PRESETS, make_preset
 from trainer.teacher import Teacher
 
@@ -183,7 +182,7 @@ def load_safetensors(path: Path) -> NativeModel:
     config, tokenizer = _read_words(path, words)
     weights = read_weights(path)
     try:
-        towers = _empty(replace(config, distillation=replace(config.distillation, weight=0.0)))  # no head
+        towers = _empty(without_heads(config))
         towers.load_state_dict(weights, assign=True)
         towers.config = config
         return NativeModel(f"{config.name}:{words['branch']}", towers.float(), towers.vision, tokenizer)
@@ -203,7 +202,7 @@ def load_state(path: Path, preset: str) -> NativeImageModel:
         config, tokenizer = _read_words(path, {"config": json.dumps(to_dict(config)), "tokenizer": words})
     with torch.device("meta"):
         student = Student(config)
-    weights = {name: value for name, value in read_weights(path).items() if not name.startswith("head.")}
+    weights = {name: value for name, value in read_weights(path).items() if not name.startswith(TAUGHT)}
     load_into(student, weights, f"checkpoint {path} as silc:{preset}")
     name = f"silc:{preset}/{path.stem}"
     if tokenizer is not None:
@@ -227,21 +226,21 @@ def _tokenizer_of(path: Path) -> str | None:
 
 
 def fitting_presets(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
-    """Presets whose towers have exactly these tensors; the head of a distilled student is left out."""
-    found = []
-    for preset in PRESETS if "vision.patch.weight" in shapes else ():
+    """Presets whose towers have exactly these tensors, of those with the same towers the first; heads are left out."""
+    found: list[str] = []
+    different = {(config.vision, config.text): config.preset for config in map(_towers_of, reversed(PRESETS))}
+    for preset in different.values() if "vision.patch.weight" in shapes else ():
         config = _towers_of(preset)
         if config.vision.width == shapes["vision.patch.weight"][0]:
             with torch.device("meta"):
                 towers = {name: tuple(value.shape) for name, value in Student(config).state_dict().items()}
-            if towers == {name: shape for name, shape in shapes.items() if not name.startswith("head.")}:
+            if towers == {name: shape for name, shape in shapes.items() if not name.startswith(TAUGHT)}:
                 found.append(preset)
     return found
 
 
 def _towers_of(preset: str) -> Config:
-    config = make_preset(preset)
-    return replace(config, distillation=replace(config.distillation, weight=0.0))
+    return without_heads(make_preset(preset))
 
 
 def tensors(model: NativeModel) -> dict[str, Tensor]:

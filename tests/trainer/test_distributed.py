@@ -39,6 +39,9 @@ VARIANTS = {
     "micro-batches": {"micro_batch": 3},
     "locked text, micro-batches": {"optim": {"locked": "text"}, "micro_batch": 3},
     "locked vision": {"objective": "contrastive", "optim": {"locked": "vision"}},
+    "masked": {"masked": {"weight": 0.5}, "micro_batch": 2},
+    "masked, balanced": {"masked": {"weight": 0.5}, "distillation": {"centering": "sinkhorn"}},
+    "masked, late": {"masked": {"weight": 0.5}, "distillation": {"start_fraction": 0.4}},
 }
 
 
@@ -68,7 +71,10 @@ def test_ranks_equal_one_process(tiny, pool, world, variant):
         assert {value.dtype for value in mine.values()} == {torch.float64}
         for name in theirs:
             close(mine[name], theirs[name], 1e-9)
-    assert variant in ("contrastive", "locked vision") or one[3]["center"].abs().max() > 1e-3
+    centers = [name for name in one[3] if "center" in name and "balanced" not in variant]
+    numbers = {"contrastive": 0, "locked vision": 0, "masked": 2, "masked, balanced": 0, "masked, late": 2}
+    assert len(centers) == numbers.get(variant, 1)
+    assert all(one[3][name].abs().max() > 1e-3 for name in centers)
 
 
 @pytest.mark.parametrize("world", WORLDS)

@@ -133,6 +133,32 @@ def test_a_collapse_needs_several_rows(tiny, changes, name, words):
     assert watch.verdicts(state, full) == {}, "an interruption begins the count anew"
 
 
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"patch_teacher_entropy": 0.0, "patch_prototypes_in_use": 1.0}, "one prototype of patches"),
+        ({"patch_teacher_entropy": 0.001}, "teacher of patches is one-hot"),
+        ({"patch_teacher_entropy": 0.999}, "teacher of patches is uniform"),
+        ({}, None),
+    ],
+)
+def test_a_collapse_of_masked_patches_is_named_as_theirs(tiny, changes, name):
+    of_patches = {"patch_teacher_entropy": 0.5, "patch_teacher_entropy_at_recipe": 0.5, "patch_prototypes_in_use": 9.0}
+    found = health._collapses(tiny(masked={"weight": 0.5}), row(**of_patches | changes))
+    assert list(found) == ([name] if name else [])
+
+
+def test_heads_that_begin_late_are_young_then(tiny):
+    """What a run may show in its first steps, heads may show in theirs; the embeddings are judged as ever."""
+    config = tiny(steps=100, distillation={"start_fraction": 0.5}, optim={"warmup_fraction": 0.2})
+    state, batches = start(config)
+    batches.close()
+    full = row(teacher_entropy=0.001, feature_rank=1.0) | {"update_ratio": 0.01, "center_error": 0.0}
+    for step, names in ((65, {"embeddings are one direction"}), (70, {"embeddings are one direction", "teacher is one-hot"})):
+        state.step, watch = step, Health(config, CPU)
+        assert {name for _ in range(5) for name in watch.verdicts(state, full)} == names
+
+
 def test_before_the_end_of_the_warm_up_nothing_is_called_a_collapse(tiny):
     config = tiny(steps=100)
     state, batches = start(config)
@@ -254,7 +280,16 @@ def test_rows_and_probes_leave_the_run_as_it_is(tiny, tmp_path):
 # --- the estimate --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("changes", [{}, {"distillation": {"pairs": "local+global"}}, {"objective": "contrastive"}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"distillation": {"pairs": "local+global"}},
+        {"objective": "contrastive"},
+        {"masked": {"weight": 0.5}},
+        {"masked": {"weight": 0.5}, "distillation": {"weight": 0.0}},
+    ],
+)
 def test_counted_flops_are_those_of_a_step(tiny, changes):
     """Of the real step under torch's counter, less the products that resize its pictures."""
     config = tiny(**{"precision": "fp32"} | changes)

@@ -18,8 +18,9 @@ STEPS = 3
         {"distillation": {"pairs": "local+global"}, "contrastive": {"images": "original+global"}},
         {"distillation": {"centering": "sinkhorn"}, "contrastive": {"loss": "softmax"}},
         {"distillation": {"weight": 0.0}},
+        {"masked": {"weight": 0.5}, "contrastive": {"images": "original"}},
     ],
-    ids=["all views", "sinkhorn", "contrastive"],
+    ids=["all views", "sinkhorn", "contrastive", "masked"],
 )
 def test_k_times_b_equals_one_batch(tiny, changes, size):
     """In float64, after three steps; batches of 8, also in parts that do not divide it."""

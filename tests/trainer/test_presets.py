@@ -6,7 +6,8 @@ import pytest
 
 from silc_bench.errors import UserError
 from trainer.config import Config, flatten, validate
-from trainer.presets import PRESETS, PROVENANCE, configure, make_preset, provenance_of
+from trainer.presets import PRESETS, configure, make_preset
+from trainer.provenance import PROVENANCE, PROVENANCE_OF, provenance_of
 
 REAL = ("b16", "l16", "so400m", "g16")
 
@@ -37,6 +38,36 @@ def test_the_recipe(name):
     assert (config.text.vocab_size, config.text.context_length) == (32_000, 64)
 
 
+def test_siglip2_dense():
+    """Tschannen et al. 2502.14786 at ViT-B/16, as far as it is known: the factor of this size is 0.25."""
+    config = make_preset("siglip2_dense")
+    assert (config.views.num_global, config.views.num_local, config.contrastive.images) == (1, 8, "original")
+    assert (config.contrastive.loss, config.masked.ratio, config.num_masked) == ("sigmoid", 0.5, 128)
+    assert (config.distillation.weight, config.masked.weight) == (0.25 * 1, 0.25 * 0.25)
+    assert config.start_step == round(0.8 * config.num_steps) == 976_562
+    assert config.view_kinds == {"global_crops", "local_crops", "original"}
+    assert config.view_kinds_at(config.start_step - 1) == {"original"}
+
+
+def test_tips():
+    """Maninis et al. 2410.16512 at ViT-B/16, as far as it is known."""
+    config = make_preset("tips")
+    distillation, views = config.distillation, config.views
+    assert (config.contrastive.loss, distillation.weight, config.masked.weight) == ("softmax", 1.0, 2.0)
+    assert (distillation.num_prototypes, distillation.teacher_temp, config.start_step) == (32_768, 0.07, 0)
+    assert (views.jitter_prob, views.gray_prob, views.blur_probs, views.solarize_prob) == (0, 0, (0, 0, 0), 0)
+
+
+@pytest.mark.parametrize("name", PROVENANCE_OF)
+def test_a_neighbour_says_of_each_field_that_departs_how_sure_it_is(name):
+    """And never that SILC's paper is sure of a value that is not SILC's."""
+    base, config = flatten(make_preset("b16")), flatten(make_preset(name))
+    for path in [path for path, value in config.items() if value != base[path] and path != "preset"]:
+        own = {path, path.rpartition(".")[0]} & set(PROVENANCE_OF[name])
+        assert own, path
+        assert provenance_of(path, name) != provenance_of(path)
+
+
 @pytest.mark.parametrize("name", REAL)
 def test_the_two_towers_have_the_same_shape(name):
     config = make_preset(name)
@@ -47,8 +78,10 @@ def test_the_two_towers_have_the_same_shape(name):
 def test_provenance_speaks_of_fields_that_exist():
     groups = {f.name for f in fields(Config)}
     known = set(flatten(make_preset("b16"))) | groups
-    assert set(PROVENANCE) <= known
-    assert all(words.split(":")[0].split()[0] in ("sure", "likely", "open") for words in PROVENANCE.values())
+    for table in (PROVENANCE, *PROVENANCE_OF.values()):
+        assert set(table) <= known
+        assert all(words.split(":")[0].split()[0] in ("sure", "likely", "open") for words in table.values())
+    assert set(PROVENANCE_OF) <= set(PRESETS)
 
 
 def test_every_number_of_the_recipe_has_a_provenance():

@@ -120,7 +120,7 @@ def test_a_slow_teacher_moves_under_autocast():
 def test_targets_are_the_centred_softmax_of_the_global_crops():
     _, teacher = pair(teacher_temp=0.07)
     teacher.center.copy_(torch.randn(50) / 10)
-    probs = teacher.targets(VIEWS).probabilities()
+    probs = teacher.targets(VIEWS).views.probabilities()
     assert probs.shape == (2, 3, 50)
     for t in range(2):
         alone = teacher.head(teacher.vision(VIEWS.global_crops[t]))
@@ -131,11 +131,11 @@ def test_targets_are_the_centred_softmax_of_the_global_crops():
 
 def test_targets_in_bf16_are_fp32_and_sum_to_one():
     _, teacher = pair()
-    exact = teacher.targets(VIEWS).probabilities()
+    exact = teacher.targets(VIEWS).views.probabilities()
     with torch.autocast("cpu", torch.bfloat16):
         targets = teacher.targets(VIEWS)
-    assert {x.dtype for x in targets[:4]} == {torch.float32}
-    probs = targets.probabilities()
+    assert {x.dtype for x in targets.views[:4]} == {torch.float32}
+    probs = targets.views.probabilities()
     torch.testing.assert_close(probs.sum(-1), torch.ones(2, 3))
     assert (probs - exact).abs().sum(-1).max() < 0.1
 
@@ -145,7 +145,7 @@ def test_asking_for_targets_changes_no_state_and_draws_no_random_numbers():
     teacher.center.copy_(torch.randn(50))
     before, random_state = state(teacher), torch.get_rng_state()
     first, again = teacher.targets(VIEWS), teacher.targets(VIEWS)
-    assert all(torch.equal(one, other) for one, other in zip(first[:4], again[:4], strict=True))
+    assert all(torch.equal(one, other) for one, other in zip(first.views[:4], again.views[:4], strict=True))
     assert changed(teacher, before) == set()
     assert torch.equal(torch.get_rng_state(), random_state)
 
@@ -154,11 +154,11 @@ def test_targets_stay_when_the_teacher_moves():
     """They are made before the step and read after it, for the centre."""
     student, teacher = pair()
     targets = teacher.targets(VIEWS)
-    before = [x.clone() for x in targets[:4]]
+    before = [x.clone() for x in targets.views[:4]]
     shake(student, seed=1)
     teacher.update(student, 0.9)
     teacher.update_center(targets)
-    assert all(torch.equal(one, other) for one, other in zip(before, targets[:4], strict=True))
+    assert all(torch.equal(one, other) for one, other in zip(before, targets.views[:4], strict=True))
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9, 1.0])
@@ -185,9 +185,9 @@ def test_center_and_targets_equal_lightlys():
     peer = DINOLoss(50, teacher_temp=0.04, student_temp=0.1, center_momentum=0.8)
     for step in range(4):
         targets = teacher.targets(VIEWS)
-        logits = targets.features @ targets.prototypes.T
+        logits = targets.views.features @ targets.views.prototypes.T
         expected = torch.softmax((logits - peer.center) / 0.04, -1)
-        torch.testing.assert_close(targets.probabilities(), expected, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(targets.views.probabilities(), expected, rtol=1e-4, atol=1e-6)
         peer(list(logits), [*logits, torch.randn(3, 50)])
         teacher.update_center(targets)
         torch.testing.assert_close(teacher.center, peer.center.flatten(), rtol=1e-5, atol=1e-7)
@@ -199,13 +199,13 @@ def test_sinkhorn_balances_the_prototypes():
     """Against a table that is divided by its columns and rows in float64; there is no centre to keep."""
     _, teacher = pair(centering="sinkhorn", teacher_temp=0.07)
     targets = teacher.targets(VIEWS)
-    table = torch.exp((targets.features.double() @ targets.prototypes.double().T).flatten(0, 1) / 0.07)
+    table = torch.exp((targets.views.features.double() @ targets.views.prototypes.double().T).flatten(0, 1) / 0.07)
     table /= table.sum()
     for _ in range(3):
         table = table / table.sum(0, keepdim=True) / table.shape[1]
         table = table / table.sum(1, keepdim=True) / table.shape[0]
     table *= table.shape[0]
-    torch.testing.assert_close(targets.probabilities().flatten(0, 1).double(), table, rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(targets.views.probabilities().flatten(0, 1).double(), table, rtol=1e-4, atol=1e-7)
     before = state(teacher)
     teacher.update_center(targets)
     assert changed(teacher, before) == set()
@@ -217,13 +217,13 @@ def test_sinkhorn_balances_the_prototypes():
 def test_teacher_gets_no_gradient_and_is_not_optimised():
     student, teacher = pair()
     targets = teacher.targets(VIEWS)
-    assert not any(x.requires_grad for x in targets[:4])
+    assert not any(x.requires_grad for x in targets.views[:4])
     assert not any(p.requires_grad for p in teacher.parameters())
     optimised = {id(p) for group in make_optimizer(student, CONFIG.optim).param_groups for p in group["params"]}
     assert optimised == {id(p) for p in student.parameters()}
     assert not optimised & {id(p) for p in teacher.parameters()}
     out = student.head(student.vision(VIEWS.global_crops[0]))
-    (out * targets.probabilities()[0]).sum().backward()
+    (out * targets.views.probabilities()[0]).sum().backward()
     assert all(p.grad is None for p in teacher.parameters())
 
 
@@ -235,7 +235,7 @@ def test_everything_is_saved():
     _, other = pair()
     other.load_state_dict(copy.deepcopy(teacher.state_dict()))
     assert "center" in teacher.state_dict()
-    assert all(torch.equal(a, b) for a, b in zip(other.targets(VIEWS)[:4], teacher.targets(VIEWS)[:4], strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(other.targets(VIEWS).views[:4], teacher.targets(VIEWS).views[:4], strict=True))
 
 
 def test_without_a_head_it_is_the_average_of_the_tower():
