@@ -128,7 +128,7 @@ def test_the_recipes_prototypes_in_bf16(monkeypatch, num_skipped):
 
 
 def test_nothing_of_k_columns_is_kept_or_made():
-    """Saved for the backward pass: a hundredth of one table of logits. Made at any time: less than one of the four tables."""
+    """Saved for the backward pass: a hundredth of one table of logits. Made at any time: less than the table."""
     views, batch, prototypes, dim = 4, 32, 65_536, 16
     targets, table = make_targets(2, batch, prototypes, dim), views * batch * prototypes
     h, w = rows(views, batch, dim, seed=5).requires_grad_(), rows(prototypes, dim, seed=6).requires_grad_()
@@ -148,8 +148,7 @@ def test_nothing_of_k_columns_is_kept_or_made():
         loss.backward()
     own = {x.data_ptr(): x.numel() for x in saved if x.data_ptr() not in (h.data_ptr(), w.data_ptr())}
     assert sum(own.values()) < table / 100
-    assert largest[0] <= distillation.CHUNK == 2**24 < 3 * table
-    assert distillation.CHUNK >= largest[0] > prototypes * dim
+    assert prototypes * dim < largest[0] <= distillation.CHUNK < table
 
 
 def test_no_pair_is_dropped_where_the_student_holds_local_views_only():
