@@ -56,5 +56,10 @@ def compare(
 def report(name: str, ours: list[float], theirs: list[float]) -> None:
     """Seconds or bytes of either side, and how many times ours the other is, repeat by repeat."""
     ratios = [their / our for our, their in zip(ours, theirs, strict=True)]
-    words = [f"{min(x):.3g} / {statistics.median(x):.3g} / {max(x):.3g}" for x in (ours, theirs, ratios)]
+    words = [spread(x) for x in (ours, theirs, ratios)]
     print(f"{name} (min / median / max of {len(ours)}): ours {words[0]}, the other {words[1]}, RATIO {words[2]}", flush=True)
+
+
+def spread(values: list[float]) -> str:
+    """Smallest / median / largest."""
+    return f"{min(values):.3g} / {statistics.median(values):.3g} / {max(values):.3g}"

@@ -90,6 +90,10 @@ class PerSampleViews(Dataset):
     def __getitem__(self, index: int) -> list[Tensor]:
         return [view(self.images[index % len(self.images)]) for view in self.transforms]
 
+    def one_batch(self) -> list[list[Tensor]]:
+        """The views of each picture once, in this process."""
+        return [self[index] for index in range(len(self.images))]
+
 
 def transform(config: ViewsConfig, is_global: bool, blur_prob: float, solarize_prob: float) -> v2.Compose:
     size, area = (config.global_size, config.global_area) if is_global else (config.local_size, config.local_area)
