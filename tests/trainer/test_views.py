@@ -106,6 +106,73 @@ def test_a_thin_picture_falls_back_to_the_centre(size):
     assert (boxes == torch.tensor(list(crop.make_params([torch.zeros(3, *size)]).values()))).all()
 
 
+def test_jitter_and_blur_are_drawn_as_torchvision_draws_them():
+    """Factors, order and sigma of its own transforms; the shares of jittered and blurred samples are tested below."""
+    count = 3000
+    torch.manual_seed(2)
+    jitter, blur = v2.ColorJitter(*CONFIG.jitter), v2.GaussianBlur(5, sigma=CONFIG.blur_sigma)
+    theirs = [jitter.make_params([]) for _ in range(count)]
+    config = dataclasses.replace(CONFIG, global_size=views.BLUR_REFERENCE, jitter_prob=1.0)  # sigma in torchvision's pixels
+    params = views.draw(torch.full((count, 2), CANVAS), config, seed=4, step=0, view=0)
+    bound = 2.2 * np.sqrt(2 / count)
+    for index, name in enumerate(("brightness_factor", "contrast_factor", "saturation_factor", "hue_factor")):
+        assert statistic(params.jitter_factors[index].numpy(), np.array([float(p[name]) for p in theirs])) < bound, name
+    sigmas = np.array([float(blur.make_params([])["sigma"][0]) for _ in range(count)])
+    assert statistic(params.blur_sigmas.numpy(), sigmas) < bound
+
+
+def test_finished_views_have_the_distribution_of_torchvisions():
+    """One picture, hundreds of views through either chain: means of channels, contrast, sharpness, difference of halves."""
+    count, size = 700, 24
+    image = pictures(1, CANVAS, seed=8)[0][0]
+    config = dataclasses.replace(CONFIG, num_global=2, global_size=size, blur_probs=(1.0, 0.5, 0.5))
+    made = views.make_views(
+        image.expand(count, 3, -1, -1), torch.full((count, 2), CANVAS), config, 7, 0, needs={"global_crops"}
+    )
+    torch.manual_seed(3)
+    low, high = (sigma * size / views.BLUR_REFERENCE for sigma in config.blur_sigma)
+    chain = v2.Compose([
+        v2.RandomResizedCrop(size, scale=config.global_area, antialias=True),
+        v2.RandomHorizontalFlip(config.flip_prob),
+        v2.RandomApply([v2.ColorJitter(*config.jitter)], config.jitter_prob),
+        v2.RandomGrayscale(config.gray_prob),
+        v2.RandomApply([v2.GaussianBlur(2 * max(1, int(np.ceil(3 * high))) + 1, (low, high))], 0.5),
+        v2.RandomSolarize(0.5, config.solarize_prob),
+    ])  # fmt: skip
+    theirs = torch.stack([chain(image.float() / 255) for _ in range(count)])
+    mine = (made.global_crops[1] + 1) / 2
+    measures = {
+        "red": lambda x: x[:, 0].mean((1, 2)),
+        "green": lambda x: x[:, 1].mean((1, 2)),
+        "blue": lambda x: x[:, 2].mean((1, 2)),
+        "contrast": lambda x: x.std((1, 2, 3)),
+        "sharpness": lambda x: x.diff(dim=-1).abs().mean((1, 2, 3)),
+        "colourfulness": lambda x: (x[:, 0] - x[:, 2]).abs().mean((1, 2)),
+        "left minus right": lambda x: (x[..., : size // 2] - x[..., size // 2 :]).mean((1, 2, 3)),
+    }
+    bound = 2.0 * np.sqrt(2 / count)
+    found = {name: statistic(measure(mine).numpy(), measure(theirs).numpy()) for name, measure in measures.items()}
+    assert {name: value for name, value in found.items() if value >= bound} == {}
+    other = views.make_views(
+        image.expand(count, 3, -1, -1), torch.full((count, 2), CANVAS), dataclasses.replace(config, solarize_prob=0.0), 7, 0
+    )
+    halves = (other.global_crops[1] + 1) / 2  # what the test can tell apart: without solarisation it fails
+    assert max(statistic(measure(halves).numpy(), measure(theirs).numpy()) for measure in measures.values()) > bound
+
+
+def test_a_reduced_view_is_antialiased():
+    """Stripes of one pixel become their grey; reading every third pixel would make them black and white."""
+    images = torch.zeros(2, 3, CANVAS, CANVAS, dtype=torch.uint8)
+    images[0, :, :, ::2] = 255
+    images[1, :, ::2] = 255
+    config = dataclasses.replace(CONFIG, global_size=16, jitter_prob=0, gray_prob=0, blur_probs=(0, 0, 0), solarize_prob=0)
+    made = views.make_views(images, torch.full((2, 2), CANVAS), dataclasses.replace(config, global_area=(1.0, 1.0)), 0, 0)
+    inside = made.global_crops[..., 1:-1, 1:-1]  # a kernel that a border cuts sees more of one stripe
+    assert inside.abs().max() < 0.15
+    aliased = peer.resize(images.float() / 127.5 - 1, [16, 16], antialias=False)
+    assert aliased.abs().max() > 0.9
+
+
 def test_each_operation_is_drawn_as_often_as_configured():
     count, sizes = 20_000, torch.full((20_000, 2), CANVAS)
     rates = {
