@@ -51,7 +51,7 @@ def compare_memory(state: TrainState, num_prototypes: int) -> None:
     exact = exact_loss(teacher, student, weights, d)
     print(f"its value: {my_loss:.6f}, plain {their_loss:.6f}, in float64 {exact:.6f}")
     assert abs(my_loss - exact) <= 1e-5 * exact, "the loss is wrong"
-    assert abs(their_loss - exact) <= 5e-3 * exact, "the plain loss is another one"  # it adds B * K terms up in fp32
+    assert abs(their_loss - exact) <= 5e-2 * exact, "the plain loss is another one"  # it adds B * K terms up in fp32
     rows = f"{views.num_global} and {views.num_global + views.num_local} views x {config.batch_size} x {num_prototypes:,}"
     print(f"loss memory, {rows}: {mine / 1e6:,.0f} MB against {theirs / 1e6:,.0f} MB, of each", end="")
     print(

@@ -45,6 +45,7 @@ class Config:
     samples: int = 20_000_000_000  # images seen in the whole run
     seed: int = 0  # weights and views
     precision: str = "auto"  # "bf16" (autocast; head, softmax, centre and EMA stay fp32), "fp32", or what is native here
+    checkpointing: str = "none"  # of activations; "blocks": a backward pass computes each block anew, with the same result
     log_every: int = 50  # steps
     checkpoint_every: int = 1000  # steps
     probe: ProbeConfig = field(default_factory=ProbeConfig)
@@ -97,6 +98,7 @@ CHOICES = {
     "optim.locked": ("", "vision", "text"),
     "optim.schedule": ("rsqrt", "cosine", "wsd"),
     "precision": ("auto", "bf16", "fp32"),
+    "checkpointing": ("none", "blocks"),
 }
 LABELS = ("preset", "objective")  # what the other fields were derived from
 MAY_BE_ZERO = (  # every other whole number is at least 1

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from trainer.config import Config
 from trainer.head import Head
-from trainer.model import Student, count_parameters
+from trainer.model import Student, TextTower, VisionTower, count_parameters
 from trainer.optim import state_bytes
 from trainer.precision import resolve
 
@@ -100,17 +100,12 @@ def memory(config: Config, student: Student, batch_size: int) -> dict[str, int]:
     """Bytes by part on one device: what stays, then what a step with a teacher saves for its backward pass."""
     own = sum(parts_of(student).values())
     teacher = sum(count for name, count in parts_of(student).items() if name != "text tower")
-    (num_global, _), (num_local, _) = _views(config, student, config.is_taught_at(config.start_step))
+    (_, _), (num_local, _) = _views(config, student, config.is_taught_at(config.start_step))
     made = config.view_kinds
     squares = ("global_crops" in made) * config.views.num_global + ("original" in made)
     pixels = squares * config.views.global_size**2 + num_local * config.views.local_size**2
-    half = 2 if config.precision == "bf16" else 1  # autocast keeps the large ones in bf16
-    saved = num_global * _saved(student.vision, _picture(config.views.global_size)) if num_global else 0
-    saved += num_local * _saved(student.vision, _picture(config.views.local_size)) if num_local else 0
-    saved += _saved(student.text, torch.zeros(1, config.text.context_length, dtype=torch.long, device="meta"))
     of_head = 0
     if student.patch_head is not None:
-        saved += config.views.num_global * _saved(student.vision, _picture(config.views.global_size))
         rows = torch.empty(config.num_masked, config.vision.width, device="meta")
         of_head = config.views.num_global * _saved(student.patch_head.layers, rows)  # in fp32 whatever the towers run in
     here = config.micro_batch or batch_size  # pairs whose activations are there at the same time
@@ -119,10 +114,39 @@ def memory(config: Config, student: Student, batch_size: int) -> dict[str, int]:
         "gradients": sum(4 * p.numel() for p in student.parameters() if p.requires_grad),
         "optimiser state": state_bytes(student, config.optim),
         "teacher": 4 * teacher,
-        "activations": here * (saved // half + of_head),
+        "activations": here * (_activations(config, student) + of_head),
         "contrastive logits": 4 * 2 * _meets_text(config) * batch_size * config.batch_size,
         "pictures and views": 3 * batch_size * (config.data.decode_size**2 + 4 * pixels),
     }
+
+
+def _activations(config: Config, student: Student) -> int:
+    """Bytes that the student's forward passes through its towers keep of one pair."""
+    half = 2 if config.precision == "bf16" else 1  # autocast keeps the large ones in bf16
+    (num_global, _), (num_local, _) = _views(config, student, config.is_taught_at(config.start_step))
+    if student.patch_head is not None:
+        num_global += config.views.num_global  # the masked ones
+    tokens = torch.zeros(1, config.text.context_length, dtype=torch.long, device="meta")
+    passes: list[tuple[int, VisionTower | TextTower, Tensor]] = [
+        (1, student.text, tokens),
+        (num_global, student.vision, _picture(config.views.global_size)),
+        (num_local, student.vision, _picture(config.views.local_size)),
+    ]
+    kept = sum(count * _saved(tower, inputs) // half for count, tower, inputs in passes if count)  # of blocks anew nothing
+    anew = 0  # the block whose activations are there while the backward pass is in it
+    for count, tower, inputs in passes:
+        if tower.blocks.is_checkpointed and tower.positions.requires_grad:
+            entered = _entering(tower, inputs)
+            kept += count * len(tower.blocks) * 4 * entered.numel()  # the sums of a tower stay fp32
+            anew = max(anew, count * _saved(tower.blocks[0], entered) // half)
+    return kept + anew
+
+
+def _entering(tower: VisionTower | TextTower, inputs: Tensor) -> Tensor:
+    """[1, N, W] with a gradient: what its blocks get of one sample."""
+    if isinstance(tower, TextTower):
+        return torch.empty(*inputs.shape, tower.positions.shape[-1], device="meta", requires_grad=True)
+    return tower.embed(inputs).detach().requires_grad_()
 
 
 @lru_cache(maxsize=8)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 LN_EPS = 1e-6
 
@@ -62,6 +63,22 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attention(self.norm1(x))
         return x + self.mlp(self.norm2(x))
+
+
+class Blocks(nn.ModuleList):
+    """The blocks of a tower in a row, [B, N, W] -> [B, N, W].
+
+    ``is_checkpointed``: of a forward pass only what enters each block is kept, and the backward pass computes the block anew,
+    to the same bits.
+    """
+
+    is_checkpointed = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        is_anew = self.is_checkpointed and torch.is_grad_enabled()
+        for block in self:
+            x = checkpoint(block, x, use_reentrant=False, preserve_rng_state=False) if is_anew else block(x)
+        return x
 
 
 class MapPooling(nn.Module):

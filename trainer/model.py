@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from trainer.config import Config
 from trainer.head import Head
-from trainer.layers import LN_EPS, Block, MapPooling
+from trainer.layers import LN_EPS, Block, Blocks, MapPooling
 from trainer.masking import take
 from trainer.sections import TextConfig, VisionConfig
 from trainer.views import Views
@@ -35,16 +35,13 @@ class VisionTower(nn.Module):
         self.patch = nn.Conv2d(3, config.width, config.patch_size, config.patch_size)
         self.positions = nn.Parameter(torch.empty(1, self.grid**2, config.width))
         sizes = (config.width, config.num_heads, config.mlp_dim, config.gelu)
-        self.blocks = nn.ModuleList(Block(*sizes) for _ in range(config.depth))
+        self.blocks = Blocks(Block(*sizes) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.width, eps=LN_EPS)
         self.pool = MapPooling(*sizes)
 
     def tokens(self, images: Tensor, masked: Tensor | None = None, mask_token: Tensor | None = None) -> Tensor:
         """[B, 3, H, W] -> [B, N, W], after the last norm, row by row. ``masked``, ``mask_token``: as ``embed``."""
-        x = self.embed(images, masked, mask_token)
-        for block in self.blocks:
-            x = block(x)
-        return self.norm(x)
+        return self.norm(self.blocks(self.embed(images, masked, mask_token)))
 
     def embed(self, images: Tensor, masked: Tensor | None = None, mask_token: Tensor | None = None) -> Tensor:
         """[B, 3, H, W] -> [B, N, W], patches with their positions, as they enter the first block.
@@ -85,14 +82,12 @@ class TextTower(nn.Module):
         self.embedding = nn.Embedding(config.vocab_size, config.width)
         self.positions = nn.Parameter(torch.empty(1, config.context_length, config.width))
         sizes = (config.width, config.num_heads, config.mlp_dim, config.gelu)
-        self.blocks = nn.ModuleList(Block(*sizes) for _ in range(config.depth))
+        self.blocks = Blocks(Block(*sizes) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.width, eps=LN_EPS)
         self.head = nn.Linear(config.width, embed_dim)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        x = self.embedding(tokens) + self.positions
-        for block in self.blocks:
-            x = block(x)
+        x = self.blocks(self.embedding(tokens) + self.positions)
         return self.head(self.norm(x[:, -1]))
 
 
@@ -115,6 +110,7 @@ class Student(nn.Module):
         self.config = config
         self.vision = VisionTower(config.vision)
         self.text = TextTower(config.text, embed_dim=config.vision.width)
+        self.vision.blocks.is_checkpointed = self.text.blocks.is_checkpointed = config.checkpointing == "blocks"
         self.log_scale = nn.Parameter(torch.empty(()))
         # a bias cancels in a softmax: it would be a parameter without a gradient
         self.logit_bias = nn.Parameter(torch.empty(()), requires_grad=config.contrastive.loss == "sigmoid")
