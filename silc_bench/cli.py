@@ -47,7 +47,9 @@ def options(
 @app.command()
 @answering
 def train(
-    preset: Annotated[str, typer.Option(help="shapes_tiny, cifar_tiny, b16, l16, so400m or g16.")] = "shapes_tiny",
+    preset: Annotated[
+        str, typer.Option(help="shapes_tiny, cifar_tiny, b16, l16, so400m, g16, siglip2_dense, tips, silc_star.")
+    ] = "shapes_tiny",
     data: Annotated[
         str | None,
         typer.Option(help='"shapes", shards ("DIR/{000..009}.tar", "s3://..."), LIST.jsonl, a folder, or "3 * A | 1 * B".'),

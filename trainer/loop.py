@@ -26,6 +26,7 @@ from trainer.config import Config, flatten, from_dict
 from trainer.data import Batch, Source, open_source
 from trainer.distributed import share_of
 from trainer.log import RunLog
+from trainer.presets import SECOND_PHASES
 from trainer.probe import Probe
 from trainer.start import read_start
 from trainer.tokenizer import Tokenizer
@@ -52,6 +53,8 @@ def run_training(
     check_on_collapse(on_collapse)
     if not config.data.source:
         raise UserError(f"preset {config.preset} brings no data: name your shards, as in --data 'DIR/*.tar'")
+    if config.preset in SECOND_PHASES and not config.init:
+        raise UserError(f"preset {config.preset} goes on from a finished run: name it, as in --init runs/b16 (or RUN:teacher)")
     if not resume:
         if checkpoint.all_in(run):
             raise UserError(f"{run} already holds a run; continue it with --resume, or choose another --out")

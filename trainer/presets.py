@@ -89,6 +89,20 @@ def tips() -> Config:
     )
 
 
+def silc_star() -> Config:
+    """SILC*: a finished b16, one billion pairs more on a cleaner set of 100 million; only with --init."""
+    base = b16()
+    return replace(
+        base,
+        preset="silc_star",
+        samples=1_000_000_000,
+        optim=replace(base.optim, lr=1e-4, warmup_fraction=0.04, cooldown_fraction=0.04),
+    )
+
+
+SECOND_PHASES = ("silc_star",)  # nothing to start with but a checkpoint of the first
+
+
 def shapes_tiny() -> Config:
     """The demo: two small towers on generated scenes, minutes on two cores.
 
@@ -142,7 +156,7 @@ def cifar_tiny() -> Config:
     )
 
 
-_ALL = (shapes_tiny, cifar_tiny, b16, l16, so400m, g16, siglip2_dense, tips)
+_ALL = (shapes_tiny, cifar_tiny, b16, l16, so400m, g16, siglip2_dense, tips, silc_star)
 PRESETS: dict[str, Callable[[], Config]] = {f.__name__: f for f in _ALL}
 
 

@@ -46,6 +46,13 @@ _TEACHER = {  # of both neighbours
     "masked.ratio": "open",
 }
 PROVENANCE_OF = {  # where a preset departs from SILC, or SILC's value is all that is known
+    "silc_star": {
+        "samples": "likely: 1 billion pairs more, on a cleaner subset of 100 million that is not public",
+        "optim.lr": "open: a tenth of the first phase's peak",
+        "optim.schedule": "open: as in the first phase",
+        "optim.warmup_fraction": "open",
+        "optim.cooldown_fraction": "open",
+    },
     "siglip2_dense": _TEACHER
     | {
         "views.num_global": "sure: one global view",

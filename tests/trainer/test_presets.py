@@ -84,9 +84,29 @@ def test_provenance_speaks_of_fields_that_exist():
     assert set(PROVENANCE_OF) <= set(PRESETS)
 
 
+def test_the_second_phase_is_b16_but_for_its_length_and_rate():
+    first, second = flatten(make_preset("b16")), flatten(make_preset("silc_star"))
+    differ = {path for path in first if first[path] != second[path]} - {"preset"}
+    assert differ == {"samples", "optim.lr", "optim.warmup_fraction", "optim.cooldown_fraction"}
+    assert differ < set(PROVENANCE_OF["silc_star"])
+    assert second["samples"] == 1_000_000_000
+    assert provenance_of("optim.lr", "silc_star").startswith("open")
+    assert provenance_of("optim.lr", "b16").startswith("likely")
+
+
 def test_every_number_of_the_recipe_has_a_provenance():
     """The groups of the recipe say how sure each of their fields is; our own affairs say nothing."""
-    own = {"preset", "objective", "seed", "precision", "micro_batch", "log_every", "checkpoint_every", "checkpoint_minutes"}
+    own = {
+        "init",
+        "preset",
+        "objective",
+        "seed",
+        "precision",
+        "micro_batch",
+        "log_every",
+        "checkpoint_every",
+        "checkpoint_minutes",
+    }
     config = make_preset("b16")
     for path in flatten(config):
         is_own = path in own or path.startswith("probe.") or (path.startswith("data.") and path != "data.decode_size")

@@ -26,6 +26,7 @@ from silc_bench.errors import UserError
 from silc_bench.export import export
 from silc_bench.models import load_model, native
 from trainer import checkpoint, foreign
+from trainer.config import flatten
 from trainer.foreign_tokenizer import ForeignTokenizer, read_tokenizer
 from trainer.loop import run_training
 from trainer.overrides import apply_sets
@@ -367,3 +368,24 @@ def test_a_token_without_an_embedding_is_named(tiny, tmp_path):
     )
     with pytest.raises(UserError, match=r"'the sea' has the token .* but the text tower knows 3"):
         ForeignTokenizer({**described, "vocab_size": 3})(["the sea"])
+
+
+def test_silc_star_is_a_second_phase(uneven, tmp_path):
+    """From a finished run on a cleaner set, with the preset's own schedule; without one it says what it needs."""
+    from trainer.presets import configure
+
+    shrunk = [f"{path}={value}" for path, value in flatten(uneven).items() if path.startswith(("vision.", "text."))]
+    shrunk += ["views.global_size=24", "views.local_size=8", "views.num_local=2", "batch_size=8", "data.decode_size=32"]
+    shrunk += ["distillation.num_prototypes=64", "distillation.hidden_dim=32", "distillation.bottleneck_dim=16"]
+    options = {"data": "shapes", "samples": 32, "sets": shrunk}
+    with pytest.raises(UserError, match="preset silc_star goes on from a finished run: name it, as in --init"):
+        trained(configure("silc_star", "silc", **options), tmp_path / "star")
+    run = random_run(uneven, tmp_path / "first")
+    said = trained(configure("silc_star", "silc", init=f"{run}:teacher", **options), tmp_path / "star")
+    assert "starts from tiny-silc:teacher@" in said
+    assert "its head for self-distillation and the centre are taken over" in said
+    payload = checkpoint.load(checkpoint.find(tmp_path / "star"))
+    before = checkpoint.load(checkpoint.find(run))["teacher"]
+    assert payload["step"] == 4
+    assert not torch.equal(payload["teacher"]["vision.patch.weight"], before["vision.patch.weight"]), "it really learns on"
+    assert (payload["student"]["vision.patch.weight"] - before["vision.patch.weight"]).abs().max() < 1e-3, "from there"
