@@ -65,6 +65,7 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out, bit for bit.")] = False,
     device: Device = "auto",
     on_collapse: Annotated[str, typer.Option(help="warn or stop, when the run's health says that it has collapsed.")] = "warn",
+    wandb: Annotated[str | None, typer.Option(help="[ENTITY/]PROJECT of W&B, which gets the log's rows too.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what it would cost on this device, and stop.")] = False,
     show_config: Annotated[bool, typer.Option("--show-config", help="Print every field, how sure it is, and stop.")] = False,
 ) -> None:
@@ -87,7 +88,7 @@ def train(
     check_writable(run)
     with joined(chosen):
         said = console if rank() == 0 else Console(quiet=True)
-        path = run_training(config, run, resume=resume, device=chosen, console=said, on_collapse=on_collapse)
+        path = run_training(config, run, resume=resume, device=chosen, console=said, on_collapse=on_collapse, wandb=wandb)
         tasks = "shapes" if config.data.source == "shapes" else "zeroshot --data-root DIR"
         if rank() == 0:
             print(f"done: {path}\nnext: silc-bench eval --ckpt {run} --tasks {tasks}")
@@ -146,7 +147,9 @@ def evaluate_command(
     ] = "native",
     dense_method: Annotated[
         str | None,
-        typer.Option(help="Of zero-shot segmentation, instead of the protocol's: plain, maskclip, sclip, naclip or clearclip."),
+        typer.Option(
+            help="Of zero-shot segmentation: plain, maskclip, sclip, naclip, clearclip; of probes: tokens:N, of N blocks."
+        ),
     ] = None,
     prompts: Annotated[Path | None, typer.Option(help="Prompts per class instead: JSON {class: [prompt, ...]}.")] = None,
     prompt_average: Annotated[str | None, typer.Option(help="Over the prompts of a class: embeddings or logits.")] = None,

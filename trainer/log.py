@@ -16,18 +16,20 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from silc_bench.atomic import write_text_atomic
+from trainer.wandb_log import WandbLog
 
 QUIET_SECONDS = 15.0  # between two progress lines when the output is not a terminal
 
 
 class RunLog:
-    """Rows of numbers by step. Use as a context manager: leaving it closes the files and the progress bar."""
+    """Rows of numbers by step, ``online`` too where it is given. Use as a context manager: leaving it closes everything."""
 
-    def __init__(self, run: Path, step: int, num_steps: int, console: Console):
+    def __init__(self, run: Path, step: int, num_steps: int, console: Console, online: WandbLog | None = None):
         from torch.utils.tensorboard import SummaryWriter
 
         self._file, self._probes = _opened(run / "log.jsonl", step), _opened(run / "probes.jsonl", step)
         self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+        self._online = online
         self._num_steps = num_steps
         self._console = console
         self._last_line = 0.0
@@ -51,16 +53,15 @@ class RunLog:
         self._file.close()
         self._probes.close()
         self._board.close()
+        if self._online is not None:
+            self._online.finish(has_failed=error is not None)
 
     def advance(self, step: int) -> None:
         self._bar.update(self._task, completed=step)
 
     def write(self, step: int, row: dict[str, float]) -> None:
         """Keep a row: ``loss``, ``images_per_second`` and ``seconds_left`` are shown, everything is kept."""
-        self._file.write(json.dumps({"step": step, **row}) + "\n")
-        self._file.flush()
-        for name, value in row.items():
-            self._board.add_scalar(name, value, step)
+        self._keep(self._file, step, row)
         parts = [f"{name} {row[name]:.3f}" for name in ("loss", "contrastive", "distillation", "masked") if name in row]
         words = " · ".join([*parts, f"{row['images_per_second']:.0f} images/s"])
         self._bar.update(self._task, words=words)
@@ -73,12 +74,17 @@ class RunLog:
 
     def write_probe(self, step: int, found: dict[str, float]) -> None:
         """Keep what a probe measured: a row of its own in probes.jsonl, curves, and a line for people."""
-        self._probes.write(json.dumps({"step": step, **found}) + "\n")
-        self._probes.flush()
-        for name, value in found.items():
-            self._board.add_scalar(name, value, step)
+        self._keep(self._probes, step, found)
         words = " · ".join(f"{name.removeprefix('probe/')} {100 * value:.1f} %" for name, value in found.items())
         self._console.print(f"step {step}/{self._num_steps} · {words}", highlight=False, soft_wrap=True)
+
+    def _keep(self, file: TextIO, step: int, row: dict[str, float]) -> None:
+        file.write(json.dumps({"step": step, **row}) + "\n")
+        file.flush()
+        for name, value in row.items():
+            self._board.add_scalar(name, value, step)
+        if self._online is not None:
+            self._online.log(step, row)
 
 
 def _opened(path: Path, step: int) -> TextIO:

@@ -31,6 +31,7 @@ from trainer.probe import Probe
 from trainer.start import read_start
 from trainer.tokenizer import Tokenizer
 from trainer.train import TrainState, train_step
+from trainer.wandb_log import WandbLog, check_installed
 from trainer.watch import Watch, check_on_collapse
 
 TOKENIZER_CAPTIONS = 20_000  # captions that the tokenizer is trained on
@@ -39,11 +40,19 @@ STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # Ctrl-C, and what s
 
 
 def run_training(
-    config: Config, run: Path, *, resume: bool, device: torch.device, console: Console, on_collapse: str = "warn"
+    config: Config,
+    run: Path,
+    *,
+    resume: bool,
+    device: torch.device,
+    console: Console,
+    on_collapse: str = "warn",
+    wandb: str | None = None,
 ) -> Path:
     """A new run in an empty folder, or the continuation of one with the same configuration; the final checkpoint's path.
 
     ``on_collapse``: "warn" says what ``trainer.health`` finds and goes on, "stop" ends the run with it.
+    ``wandb``: [ENTITY/]PROJECT that gets the rows of the log too (trainer.wandb_log).
 
     Raises:
         UserError: an unknown word, no data; the folder already holds a run, holds none to resume, or one of another
@@ -51,6 +60,8 @@ def run_training(
         RunError: as ``train``.
     """
     check_on_collapse(on_collapse)
+    if wandb:
+        check_installed()
     if not config.data.source:
         raise UserError(f"preset {config.preset} brings no data: name your shards, as in --data 'DIR/*.tar'")
     if config.preset in SECOND_PHASES and not config.init:
@@ -58,7 +69,7 @@ def run_training(
     if not resume:
         if checkpoint.all_in(run):
             raise UserError(f"{run} already holds a run; continue it with --resume, or choose another --out")
-        return train(config, run, device, console, on_collapse=on_collapse)
+        return train(config, run, device, console, on_collapse=on_collapse, wandb=wandb)
     if not checkpoint.all_in(run):
         raise UserError(f"--resume: {run} holds no checkpoints/step_*.pt to continue from; leave --resume out to start anew")
     path, payload, damaged = checkpoint.load_newest(run)
@@ -77,7 +88,7 @@ def run_training(
     if payload["step"] >= config.num_steps:
         console.print(f"{run} is already complete", markup=False, soft_wrap=True)
         return path
-    return train(config, run, device, console, payload, on_collapse)
+    return train(config, run, device, console, payload, on_collapse, wandb)
 
 
 def train(
@@ -87,6 +98,7 @@ def train(
     console: Console,
     payload: dict[str, Any] | None = None,
     on_collapse: str = "warn",
+    wandb: str | None = None,
 ) -> Path:
     """Train to the end of ``config``, or on from ``payload`` (of ``checkpoint.load``); the final checkpoint's path.
 
@@ -109,7 +121,8 @@ def train(
         with _signals() as received:
             if rank() > 0:
                 return _follow(state, source, run, received)
-            with RunLog(run, state.step, config.num_steps, console) as log:
+            online = WandbLog(wandb, run, flatten(state.config), state.step > 0, console) if wandb else None
+            with RunLog(run, state.step, config.num_steps, console, online) as log:
                 return _loop(state, source, run, log, received, Watch(state.config, device, console, on_collapse))
     finally:
         if source.damage.total:
