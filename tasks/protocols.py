@@ -12,11 +12,13 @@ Under openai80 kNN is native, which asks in no words, and so is ImageNet's zero-
   size / 0.875, then the centre crop, in the model's own interpolation and normalisation, for classification and
   its probes (big_vision, evaluators of image_text and fewshot_lsr). Retrieval keeps the model's own preprocessing, as there.
 - tcl, sclip, naclip, clearclip: of zero-shot segmentation (tasks.segmentation_rules); another dense method in place of the
-  protocol's gives it another name, "tcl+sclip". What else reads patches (tasks.dense) sees the same windows: encoded once.
+  protocol's gives it another name, "tcl+sclip". What else reads patches (tasks.dense) sees the same windows: encoded once;
+  "tokens:4" gives it those of the last four blocks.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
@@ -43,14 +45,16 @@ class NamedProtocol:
     prompts: Prompts | None = None  # None: the task's own
     is_cropped: bool = False  # classification sees the centre of a larger picture
     segmentation: str | None = None  # a protocol of tasks.segmentation_rules; None: the task's own rule
-    dense_method: str | None = None  # instead of the rule's
+    dense_method: str | None = None  # of zero-shot segmentation, instead of the rule's
+    probe_method: str | None = None  # of what learns from patches or compares them, instead of the task's
 
     def task(self, task: AnyTask) -> AnyTask:
         """The same task in this protocol's words; itself where it asks in none, or they are not for it."""
         if isinstance(task, ZeroShotSegmentation):
             return self._segmented(task)  # type: ignore[return-value]  # of the same type
-        if isinstance(task, CellsTask) and self.segmentation is not None:
-            return replace(task, view=rule_of(self.segmentation, task.name.partition("/")[0]).view)
+        if isinstance(task, CellsTask) and (self.segmentation or self.probe_method):
+            view = rule_of(self.segmentation, task.name.partition("/")[0]).view if self.segmentation else task.view
+            return replace(task, view=view, method=self.probe_method or task.method)
         if self.prompts is None or not self._is_classification(task) or not asks_in_words(task):
             return task
         return with_prompts(task, self.prompts)
@@ -96,7 +100,8 @@ def choose(
     Args:
         prompts: instead of the protocol's; the name then says whose they are.
         average: over prompts, instead of the protocol's: "embeddings" or "logits".
-        dense_method: of zero-shot segmentation, instead of the protocol's.
+        dense_method: of zero-shot segmentation, instead of the protocol's; or "tokens:N", and whatever learns from patches or
+            compares them reads those of the last N blocks side by side.
 
     Raises:
         UserError: an unknown name, or a choice that the protocol leaves to the tasks.
@@ -116,9 +121,11 @@ def choose(
     if dense_method is not None:
         from silc_bench.models.towers import JOINT
 
-        if dense_method not in JOINT:
-            raise unknown_name("dense method", dense_method, JOINT)
-        chosen = replace(chosen, name=f"{chosen.name}+{dense_method}", dense_method=dense_method)
+        is_joint = dense_method in JOINT
+        if not is_joint and not re.fullmatch(r"tokens:([2-9]|[1-9]\d+)", dense_method):
+            raise unknown_name("dense method", dense_method, (*JOINT, "tokens:2", "tokens:4"))
+        chosen = replace(chosen, name=f"{chosen.name}+{dense_method}")
+        chosen = replace(chosen, dense_method=dense_method) if is_joint else replace(chosen, probe_method=dense_method)
     return chosen
 
 

@@ -194,3 +194,22 @@ def test_records_under_protocols_stand_side_by_side(tmp_path, random_model):
     assert names["bigvision", "shapes/knn"] == names["bigvision", "shapes/zeroshot"] == "bigvision"
     assert measured["bigvision", "shapes/zeroshot"][0].protocol["image"]["crop"] == "center"
     assert len({record.protocol["hash"] for record, _ in measured.values()}) == 5
+
+
+def test_blocks_side_by_side_are_for_what_reads_patches():
+    """`tokens:4` reaches the hash and the name of probes, and leaves everything else as it is."""
+    chosen = choose("native", dense_method="tokens:4")
+    assert chosen.name == "native+tokens:4"
+    for name in ("segmentation_linear", "segmentation_knn", "discovery", "correspondence"):
+        task = task_of(f"shapes/{name}")
+        asked = chosen.task(task)
+        assert asked.dense_needs() == dict.fromkeys(task.sources, ("tokens:4",))
+        assert protocol_of(chosen, task).hash != protocol_of(choose("native"), task).hash
+        assert chosen.changes(MODEL, task)
+    both = choose("sclip", dense_method="tokens:2").task(task_of("shapes/segmentation_linear"))
+    assert (both.method, both.view) == ("tokens:2", choose("sclip").task(task_of("shapes/segmentation_linear")).view)
+    for name in ("zeroshot", "knn", "retrieval", "segmentation_zeroshot"):
+        assert chosen.task(task_of(f"shapes/{name}")).protocol() == task_of(f"shapes/{name}").protocol()
+    for word in ("tokens", "tokens:1", "tokens:x", "tokens:04"):
+        with pytest.raises(UserError, match=f"unknown dense method '{word}'"):
+            choose("native", dense_method=word)
