@@ -32,6 +32,14 @@ ATTEMPTS = 6  # requests in a row that bring no new byte
 STALL_SECONDS = 60.0  # for one request
 WAIT_SECONDS = 1.0  # after the first failure in a row, doubled after each
 AT_ONCE = 16  # sources asked for their stamps at the same time
+PACKAGES = {  # by scheme, with our extra that brings it
+    "http": ("aiohttp", "remote"),
+    "https": ("aiohttp", "remote"),
+    "s3": ("s3fs", "s3"),
+    "gs": ("gcsfs", "gs"),
+    "gcs": ("gcsfs", "gs"),
+    "hf": ("huggingface_hub", "hf"),
+}
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://")
 
 
@@ -202,8 +210,9 @@ def _file_system(url: str) -> tuple[Any, str]:
         return fsspec.core.url_to_fs(url)
     except ImportError as error:
         scheme = url.partition("://")[0]
-        package = {"http": "aiohttp", "https": "aiohttp", "s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "hf": "huggingface_hub"}
-        raise UserError(f"{url}: reading {scheme}:// needs a package; pip install {package.get(scheme, scheme)}") from error
+        package, extra = PACKAGES.get(scheme, (scheme, None))
+        line = f"pip install 'silc-bench[{extra}]'" if extra else f"pip install {package}"
+        raise UserError(f"{url}: reading {scheme}:// needs the package {package}; {line}") from error
     except ValueError as error:
         raise UserError(f"{url}: {error}") from None
 

@@ -1,0 +1,183 @@
+"""Shards in a bucket: s3://, gs:// and hf:// as their file systems answer, and fsspec's own memory://."""
+
+import importlib
+import itertools
+import random
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+fsspec = pytest.importorskip("fsspec", reason="the package fsspec is not installed")
+
+from fsspec.asyn import AsyncFileSystem  # noqa: E402
+from fsspec.implementations.memory import MemoryFileSystem  # noqa: E402
+
+from silc_bench.datasets import remote  # noqa: E402
+from silc_bench.errors import RunError, UserError  # noqa: E402
+from trainer.config import DataConfig  # noqa: E402
+from trainer.data import open_source  # noqa: E402
+
+sys.path.insert(0, str(Path(__file__).parent))
+from test_data import numbers, whole, write_shard  # noqa: E402
+
+REGISTRY = importlib.import_module("fsspec.registry")._registry  # {scheme: file system}, of those asked for so far
+VERSION_NAMES = {"s3": "ETag", "gs": "etag", "hf": "blob_id"}  # what s3fs, gcsfs and huggingface_hub call it
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """30 pairs in 3 shards."""
+    folder = tmp_path_factory.mktemp("shards")
+    for number in range(3):
+        members = itertools.chain.from_iterable(whole(i) for i in range(10 * number, 10 * number + 10))
+        write_shard(folder / f"{number:03}.tar", members)
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+@pytest.fixture(autouse=True)
+def _own_mirror_and_no_waiting(tmp_path, monkeypatch):
+    monkeypatch.setenv("SILC_BENCH_CACHE", str(tmp_path / "cache" / "features"))
+    monkeypatch.setattr(remote, "WAIT_SECONDS", 0.0)
+    monkeypatch.setattr(remote, "CHUNK", 8192)
+    monkeypatch.setattr(remote, "MIN_CHUNK", 1024)
+
+
+class Bucket(AsyncFileSystem):
+    """``files`` of a bucket behind an asynchronous file system, as s3fs is; ``fault(path)`` may raise."""
+
+    cachable = False
+    files, version_name = {}, "ETag"
+
+    @staticmethod
+    def fault(path):
+        pass
+
+    async def _info(self, path, **kwargs):
+        if path in self.files:
+            version = f"version {sum(self.files[path]) % 1000}"
+            return {"name": path, "size": len(self.files[path]), "type": "file", self.version_name: version}
+        if any(name.startswith(f"{path}/") for name in self.files):
+            return {"name": path, "size": 0, "type": "directory"}
+        raise FileNotFoundError(path)
+
+    async def _ls(self, path, detail=True, **kwargs):
+        found = [await self._info(name) for name in sorted(self.files) if name.rpartition("/")[0] == path.rstrip("/")]
+        return found if detail else [entry["name"] for entry in found]
+
+    async def _cat_file(self, path, start=None, end=None, **kwargs):
+        self.fault(path)
+        return self.files[path][start:end]
+
+
+@pytest.fixture
+def bucket(files, monkeypatch):
+    """``bucket(scheme)``: the file system that fsspec then has for it, with the shards in SCHEME://place/set/."""
+
+    def install(scheme, fault=lambda path: None):
+        body = {
+            "protocol": scheme,
+            "files": {f"place/set/{name}": data for name, data in files.items()},
+            "version_name": VERSION_NAMES[scheme],
+            "fault": staticmethod(fault),
+        }
+        kind = type("Bucket", (Bucket,), body)
+        monkeypatch.setitem(REGISTRY, scheme, kind)
+        return kind
+
+    return install
+
+
+def read(source, count=30, **fields):
+    config = DataConfig(source=source, decode_size=16, shuffle_shards=2, **fields)
+    with closing(open_source(config).batches(1, 0)) as batches:
+        return numbers(itertools.islice(batches, count))
+
+
+@pytest.mark.parametrize("scheme", VERSION_NAMES)
+def test_braces_and_globs_name_the_same_shards(bucket, scheme):
+    bucket(scheme)
+    found = read(f"{scheme}://place/set/{{000..002}}.tar")
+    assert sorted(found) == list(range(30))
+    assert read(f"{scheme}://place/set/*.tar") == found
+    assert remote.stamp_of(f"{scheme}://place/set/000.tar").etag.startswith("version ")
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_workers_read_from_what_was_fetched(bucket):
+    bucket("s3")
+    assert read("s3://place/set/*.tar", num_workers=2) == read("s3://place/set/*.tar")
+
+
+def test_a_bucket_that_throttles_and_drops_loses_nothing(bucket):
+    rng, failed = random.Random(0), []
+
+    def fault(path):
+        if rng.random() < 0.4:
+            failed.append(path)
+            raise OSError("SlowDown: please reduce your request rate")
+
+    bucket("s3", fault)
+    assert sorted(read("s3://place/set/*.tar")) == list(range(30))
+    assert len(failed) > 2
+
+
+def test_a_new_version_in_the_bucket_is_fetched_anew(bucket, files):
+    kind = bucket("gs")
+    read("gs://place/set/*.tar")
+    kind.files["place/set/002.tar"] = files["001.tar"]
+    assert sorted(read("gs://place/set/*.tar")) == sorted([*range(20), *range(10, 20)])
+
+
+def test_what_no_second_attempt_mends_is_the_users_error(bucket):
+    def refuse(path):
+        raise PermissionError("Access Denied")
+
+    bucket("s3", refuse)
+    with pytest.raises(UserError, match=r"s3://place/set/000.tar: the source does not let you read it \(Access Denied\)"):
+        read("s3://place/set/*.tar")
+    with pytest.raises(UserError, match=r"s3://place/set/003.tar: there is no such file"):
+        read("s3://place/set/{000..003}.tar")
+    with pytest.raises(UserError, match=r"no shard found: there is no s3://place/other/\*.tar"):
+        read("s3://place/other/*.tar")
+
+
+def test_a_bucket_that_never_answers_is_named(bucket):
+    def silent(path):
+        raise OSError("connection timed out")
+
+    bucket("s3", silent)
+    with pytest.raises(RunError, match=r"s3://place/set/000.tar: stopped at byte 0 of .* after 6 attempts"):
+        read("s3://place/set/*.tar")
+
+
+def test_memory_is_read_as_any_other(files, monkeypatch):
+    """A file system that is not asynchronous and knows no versions."""
+    monkeypatch.setattr(MemoryFileSystem, "store", {})
+    monkeypatch.setattr(MemoryFileSystem, "pseudo_dirs", [""])
+    system = fsspec.filesystem("memory")
+    for name, data in files.items():
+        system.pipe_file(f"/place/{name}", data)
+    found = read("memory://place/{000..002}.tar")
+    assert sorted(found) == list(range(30))
+    assert sorted(read("memory://place/*.tar")) == list(range(30))
+    with pytest.raises(UserError, match=r"memory://place/003.tar: there is no such file"):
+        read("memory://place/{000..003}.tar")
+
+
+@pytest.mark.parametrize(
+    ("scheme", "module", "line"),
+    [
+        ("s3", "s3fs", r"pip install 'silc-bench\[s3\]'"),
+        ("gs", "gcsfs", r"pip install 'silc-bench\[gs\]'"),
+        ("hf", "huggingface_hub", r"pip install 'silc-bench\[hf\]'"),
+        ("https", "aiohttp", r"pip install 'silc-bench\[remote\]'"),
+    ],
+)
+def test_a_missing_package_is_one_sentence_with_the_line_that_mends_it(monkeypatch, scheme, module, line):
+    monkeypatch.delitem(REGISTRY, scheme, raising=False)
+    monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.delitem(sys.modules, "fsspec.implementations.http", raising=False)
+    with pytest.raises(UserError, match=rf"^{scheme}://place/000.tar: reading {scheme}:// needs the package {module}; {line}$"):
+        read(f"{scheme}://place/000.tar")
