@@ -66,7 +66,9 @@ class ProbeConfig:
     """A small evaluation while the run goes on (trainer.probe)."""
 
     every: int = 0  # steps; 0: never
-    tasks: str = "shapes/knn,shapes/zeroshot,shapes/segmentation_zeroshot"  # as `silc-bench eval --tasks`
+    tasks: str = (  # as `silc-bench eval --tasks`
+        "shapes/knn,shapes/zeroshot,shapes/segmentation_zeroshot,shapes/discovery,shapes/correspondence"
+    )
     limit: int = 256  # pictures a split
     data_root: str = ""  # where the data of other tasks lies
 

@@ -1,0 +1,53 @@
+"""What a probe logs while a run goes on is what `silc-bench eval` measures of the checkpoint saved with it."""
+
+import io
+import json
+
+import pytest
+import torch
+from rich.console import Console
+
+from silc_bench.evaluate import evaluate
+from silc_bench.models import load_model
+from silc_bench.registry import select, words_of
+from trainer.loop import run_training
+from trainer.report import write_report
+from trainer.sections import ProbeConfig
+
+LIMIT = 128  # so that a class occurs twice
+
+
+@pytest.fixture(scope="module")
+def run(tiny, tmp_path_factory):
+    """A run of four steps that probes after two and at its end, of all that is probed by default."""
+    folder, config = tmp_path_factory.mktemp("probed") / "run", tiny(precision="fp32", probe={"every": 2, "limit": LIMIT})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("trainer.loop.TOKENIZER_CAPTIONS", 50)
+        console = Console(file=io.StringIO(), width=200)
+        run_training(config, folder, resume=False, device=torch.device("cpu"), console=console)
+    return folder
+
+
+def test_classes_words_and_patches_are_probed_by_default(run):
+    rows = [json.loads(line) for line in (run / "probes.jsonl").read_text().splitlines()]
+    names = {f"probe/shapes/{family}" for family in ("knn", "zeroshot", "segmentation_zeroshot", "discovery", "correspondence")}
+    assert [row["step"] for row in rows] == [2, 4]
+    assert all(set(row) - {"step"} == names for row in rows)
+    assert {task.name for task in select(words_of(ProbeConfig().tasks))} == {name.removeprefix("probe/") for name in names}
+
+
+def test_a_probe_is_an_evaluation(run, tmp_path):
+    """Bit for bit, of every task."""
+    last = json.loads((run / "probes.jsonl").read_text().splitlines()[-1])
+    tasks = select(words_of(ProbeConfig().tasks))
+    how = {"model_source": str(run), "data_root": None, "results_dir": tmp_path, "limit": LIMIT, "device": "cpu"}
+    records = evaluate(load_model(str(run)), tasks, precision="fp32", batch_size=128, existing="overwrite", **how)
+    measured = {f"probe/{record.task.name}": record.metrics[record.task.main_metric] for record in records}
+    assert measured == {name: value for name, value in last.items() if name != "step"}
+
+
+def test_the_report_draws_every_probe(run):
+    page = write_report(run).read_text()
+    for name in json.loads((run / "probes.jsonl").read_text().splitlines()[0]):
+        assert (name in page) or name == "step"
+    assert page.count("probe/shapes/") >= 5
