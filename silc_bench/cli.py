@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.text import Text
 
-from silc_bench import __version__, cli_cache, cli_compare, cli_data, cli_doctor, cli_export, cli_report, cli_show
+from silc_bench import __version__, cli_cache, cli_compare, cli_data, cli_doctor, cli_export, cli_report, cli_show, cli_train
 from silc_bench.atomic import check_writable
 from silc_bench.terminal import answering, console, table_of
 
@@ -74,13 +73,13 @@ def train(
 
     config = configure(preset, objective, data=data, samples=samples, seed=seed, init=init, sets=set_ or ())
     if show_config:
-        _print_config(config)
+        cli_train.print_config(config)
         return
     from silc_bench.features import choose_device
     from silc_bench.ranks import joined, rank
 
     if dry_run:
-        _print_estimate(config, choose_device(device))
+        cli_train.print_estimate(config, choose_device(device))
         return
     from trainer.loop import run_training
 
@@ -92,37 +91,6 @@ def train(
         tasks = "shapes" if config.data.source == "shapes" else "zeroshot --data-root DIR"
         if rank() == 0:
             print(f"done: {path}\nnext: silc-bench eval --ckpt {run} --tasks {tasks}")
-
-
-def _print_estimate(config: Any, device: Any) -> None:
-    from trainer.estimate import REACHED, estimate
-
-    found = estimate(config, device)
-    table = table_of("of a step on one device", "", title=config.name)
-    for name, count in found.parameters.items():
-        table.add_row(f"parameters, {name}", f"{count / 1e6:,.1f} M")
-    for name, size in found.bytes_by_part.items():
-        table.add_row(f"memory, {name}", f"{size / 2**30:,.2f} GiB")
-    table.add_row("memory, all of it", f"{sum(found.bytes_by_part.values()) / 2**30:,.2f} GiB")
-    table.add_row("FLOPs a picture, counted", f"{found.flops_per_image / 1e9:,.2f} G")
-    table.add_row(f"matrix products on {device}, measured", f"{found.matmul_rate / 1e12:,.3f} TFLOP/s")
-    for share in REACHED:
-        speed = share * found.images_per_second
-        table.add_row(
-            f"at {100 * share:.0f} % of that", f"{speed:,.0f} images/s, {found.hours / share:,.1f} hours on one device"
-        )
-    console.print(table)
-
-
-def _print_config(config: Any) -> None:
-    from trainer.config import flatten
-    from trainer.provenance import provenance_of
-
-    table = table_of("field", "value", "how sure the recipe is of it", title=config.name)
-    is_recipe = config.preset not in ("shapes_tiny", "cifar_tiny")
-    for field, value in flatten(config).items():
-        table.add_row(field, Text(str(value)), provenance_of(field, config.preset) if is_recipe else "")
-    console.print(table)
 
 
 @app.command("eval")

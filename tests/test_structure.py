@@ -24,7 +24,8 @@ PLAIN_NAMES = [
 PLAIN = {"silc_bench", *(f"silc_bench.{name}" for name in PLAIN_NAMES)}
 # What puts everything together.
 COMMAND_NAMES = [
-    "__main__", "cli", "cli_cache", "cli_compare", "cli_data", "cli_doctor", "cli_report", "cli_show", "demo", "show",
+    "__main__", "cli", "cli_cache", "cli_compare", "cli_data", "cli_doctor", "cli_report", "cli_show", "cli_train", "demo",
+    "show",
 ]  # fmt: skip
 COMMANDS = {f"silc_bench.{name}" for name in COMMAND_NAMES}
 # Upward imports that the design names: our own tasks register when they are listed; one loader reads the trainer's checkpoints.
