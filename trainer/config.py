@@ -46,6 +46,7 @@ class Config:
     seed: int = 0  # weights and views
     precision: str = "auto"  # "bf16" (autocast; head, softmax, centre and EMA stay fp32), "fp32", or what is native here
     checkpointing: str = "none"  # of activations; "blocks": a backward pass computes each block anew, with the same result
+    compile: bool = False  # torch.compile each block: other roundings, fewer passes over memory
     log_every: int = 50  # steps
     checkpoint_every: int = 1000  # steps
     probe: ProbeConfig = field(default_factory=ProbeConfig)
@@ -143,7 +144,7 @@ def validate(config: Config) -> Config:
             raise unknown_name(path, str(value), allowed)
     for path, value in flatten(config).items():
         least = 0 if path in MAY_BE_ZERO else 1
-        if isinstance(value, int) and value < least:
+        if type(value) is int and value < least:
             raise UserError(f"configuration: {path} must be at least {least}, not {value}")
         numbers = value if isinstance(value, tuple) else (value,)
         if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):

@@ -98,7 +98,6 @@ def flops_per_image(config: Config, student: Student | None = None, *, is_taught
 
 def memory(config: Config, student: Student, batch_size: int) -> dict[str, int]:
     """Bytes by part on one device: what stays, then what a step with a teacher saves for its backward pass."""
-    own = sum(parts_of(student).values())
     teacher = sum(count for name, count in parts_of(student).items() if name != "text tower")
     (_, _), (num_local, _) = _views(config, student, config.is_taught_at(config.start_step))
     made = config.view_kinds
@@ -110,7 +109,7 @@ def memory(config: Config, student: Student, batch_size: int) -> dict[str, int]:
         of_head = config.views.num_global * _saved(student.patch_head.layers, rows)  # in fp32 whatever the towers run in
     here = config.micro_batch or batch_size  # pairs whose activations are there at the same time
     return {
-        "weights": 4 * own,
+        "weights": 4 * count_parameters(student),
         "gradients": sum(4 * p.numel() for p in student.parameters() if p.requires_grad),
         "optimiser state": state_bytes(student, config.optim),
         "teacher": 4 * teacher,
@@ -121,7 +120,7 @@ def memory(config: Config, student: Student, batch_size: int) -> dict[str, int]:
 
 
 def _activations(config: Config, student: Student) -> int:
-    """Bytes that the student's forward passes through its towers keep of one pair."""
+    """Bytes that the student's forward passes through its towers keep of one pair: a bound where blocks are compiled."""
     half = 2 if config.precision == "bf16" else 1  # autocast keeps the large ones in bf16
     (num_global, _), (num_local, _) = _views(config, student, config.is_taught_at(config.start_step))
     if student.patch_head is not None:

@@ -49,13 +49,15 @@ def _hint(node: Any, name: str) -> Any:
 
 
 def parse_value(text: str, hint: Any, path: str) -> Any:
-    """Text -> int, float, str or a tuple of them, as the field's annotation says."""
+    """Text -> int, float, bool, str or a tuple of them, as the field's annotation says."""
     try:
         if isinstance(hint, types.GenericAlias) or typing.get_origin(hint) is tuple:
             kinds, words = typing.get_args(hint), text.strip("()[] ").split(",")
             if len(kinds) != len(words):
                 raise ValueError
             return tuple(parse_value(word.strip(), kind, path) for word, kind in zip(words, kinds, strict=True))
+        if hint is bool:
+            return ("false", "true").index(text.lower()) == 1
         if hint is int:
             return int(text.replace("_", "")) if "e" not in text.lower() else _whole(float(text))
         if hint is float:

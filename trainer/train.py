@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from silc_bench.errors import RunError, UserError
+from trainer.compilation import compile_blocks
 from trainer.config import Config, from_dict, to_dict
 from trainer.data import Batch
 from trainer.distillation import Targets, distillation_loss
@@ -60,6 +61,8 @@ class TrainState:
         teacher = Teacher(student, config.distillation)
         if start is not None and start.center is not None:
             teacher.center.copy_(start.center)
+        if config.compile:
+            compile_blocks(student, teacher)
         known = None if start is None else {"name": start.name}
         state = cls(config, student, teacher, make_optimizer(student, config.optim), tokenizer, student, start=known)
         state.connect()

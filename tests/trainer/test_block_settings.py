@@ -1,4 +1,9 @@
-"""Activation checkpointing changes no bit of a step and keeps less of it."""
+"""Settings that make a step cheaper and change no result: activation checkpointing to the bit, torch.compile to a rounding."""
+
+import copy
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -6,6 +11,7 @@ from on_ranks import first_batches, train
 
 from trainer import estimate
 from trainer.model import Student
+from trainer.overrides import parse_value
 from trainer.train import TrainState, train_step
 from trainer.views import make_views
 
@@ -69,3 +75,48 @@ def test_the_teacher_computes_nothing_twice(tiny):
     train_step(state, batch)
     assert calls.count("teacher") == 1
     assert calls.count("student") == 4  # global and local crops, forward and anew
+
+
+@pytest.mark.timeout(900)  # three graphs through a C++ compiler: 40 s of one core
+def test_compiled_blocks_change_roundings_only_and_resume_to_the_bit(tiny):
+    config = tiny("silc", precision="fp32")
+    compiled = tiny("silc", precision="fp32", compile=True)
+    tokenizer, batches = first_batches(config, 2)
+    plain, fast = train(config, tokenizer, batches), train(compiled, tokenizer, batches)
+    for mine, theirs in zip(fast[0], plain[0], strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-5)
+    for mine, theirs in zip(fast[1], plain[1], strict=True):
+        for name in theirs:
+            torch.testing.assert_close(mine[name], theirs[name], rtol=1e-5, atol=1e-5)
+    assert fast[2].keys() == plain[2].keys()
+
+    state = TrainState.create(compiled, tokenizer, CPU)
+    assert state.student.vision.blocks[0]._compiled_call_impl is not None
+    assert state.teacher.vision.blocks[0]._compiled_call_impl is not None
+    train_step(state, batches[0])
+    resumed = TrainState.restore(copy.deepcopy(state.payload()), CPU)
+    train_step(resumed, batches[1])
+    for name, weight in fast[2].items():
+        assert torch.equal(resumed.student.state_dict()[name], weight), name
+    for name, weight in fast[3].items():
+        assert torch.equal(resumed.teacher.state_dict()[name], weight), name
+
+
+@pytest.mark.timeout(900)
+def test_without_a_compiler_the_sentence_says_what_to_install(tmp_path):
+    command = [sys.executable, "-m", "silc_bench", "train", "--set", "compile=true", "--samples", "64", "--device", "cpu"]
+    nowhere = {"CXX": "/nowhere/g++", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache"), "PATH": str(tmp_path)}
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path / "run")], env=os.environ | nowhere, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode != 0
+    assert "compile=true: torch.compile does not work on this machine" in done.stderr
+    assert "install a C++ compiler" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_true_and_false_are_the_only_words_of_a_switch():
+    assert parse_value("true", bool, "compile") is True
+    assert parse_value("False", bool, "compile") is False
+    with pytest.raises(ValueError, match="compile"):
+        parse_value("1", bool, "compile")
