@@ -25,6 +25,7 @@ from trainer import checkpoint
 from trainer.config import Config, flatten, from_dict
 from trainer.data import Batch, Source, open_source
 from trainer.distributed import share_of
+from trainer.guard import destroyed, remembered
 from trainer.log import RunLog
 from trainer.presets import SECOND_PHASES
 from trainer.probe import Probe
@@ -162,6 +163,10 @@ def _my_batches(state: TrainState, source: Source) -> Generator[Batch, None, Non
 def _loop(state: TrainState, source: Source, run: Path, log: RunLog, received: list[int], watch: Watch) -> Path:
     config = state.config
     probe = Probe(config.probe, state.student.log_scale.device) if config.probe.every else None
+    if probe is not None and state.start is not None and state.step == 0:
+        found = probe(state)
+        log.write_probe(0, found)
+        state.start["probes"] = remembered(found, probe.errors)
     mark, mark_step, waited, saved = time.perf_counter(), state.step, 0.0, time.monotonic()
     with closing(_my_batches(state, source)) as batches, checkpoint.Writer(run) as writer:
         while state.step < config.num_steps:
@@ -174,7 +179,7 @@ def _loop(state: TrainState, source: Source, run: Path, log: RunLog, received: l
             if is_row:
                 watch.before_step(state)
             values = train_step(state, batch)
-            is_stopped, score = any_of(bool(received)), None
+            is_stopped, score, fallen = any_of(bool(received)), None, None
             log.advance(state.step)
             if is_row:
                 seconds, steps = time.perf_counter() - mark, state.step - mark_step
@@ -186,11 +191,14 @@ def _loop(state: TrainState, source: Source, run: Path, log: RunLog, received: l
                 found = probe(state)
                 log.write_probe(state.step, found)
                 score = sum(found.values()) / len(found)
+                fallen = destroyed(state.start, found, probe.errors, config.optim)
             writer.check()
             is_due = 0 < config.checkpoint_minutes * 60 <= time.monotonic() - saved
             if state.step % config.checkpoint_every == 0 or is_due or is_last or is_stopped or is_probe:
                 writer.write(state.payload(), score)
                 saved = time.monotonic()
+            if fallen:
+                watch.alarm(state, "zero-shot is lost", fallen)
             if is_stopped and not is_last:
                 name, path = signal.Signals(received[0]).name if received else "another process", writer.wait()
                 meet()  # the others would end before it is saved, and torchrun us with them

@@ -27,6 +27,7 @@ class Probe:
     def __init__(self, config: ProbeConfig, device: torch.device) -> None:
         root = Path(config.data_root) if config.data_root else None
         self._device = device
+        self.errors: dict[str, float] = {}  # of what the last call found, where a task gives them
         self._tasks: list[tuple[Task, Mapping[str, ImageDataset]]] = [
             (task, task.load(root, config.limit)) for task in select(words_of(config.tasks))
         ]
@@ -40,6 +41,11 @@ class Probe:
         )
         for task, data in self._tasks:
             extract.expect(task, data)
-        found = {f"probe/{task.name}": task.score(extract(data)).metrics[task.main_metric] for task, data in self._tasks}
+        scores = [(task, task.score(extract(data))) for task, data in self._tasks]
         student.train()
-        return found
+        self.errors = {
+            f"probe/{task.name}": scored.stderr[task.main_metric]
+            for task, scored in scores
+            if task.main_metric in scored.stderr
+        }
+        return {f"probe/{task.name}": scored.metrics[task.main_metric] for task, scored in scores}

@@ -69,6 +69,12 @@ class Watch:
             name, sentence = next(iter(verdicts.items()))
             raise RunError(f"stopped at step {state.step}: {name}: {sentence}. Earlier checkpoints are intact.")
 
+    def alarm(self, state: TrainState, name: str, sentence: str) -> None:
+        """What a probe showed. Raises RunError where a run is to stop of it."""
+        self._say(name, f"step {state.step}: {name}: {sentence}")
+        if self._on_collapse == "stop":
+            raise RunError(f"stopped at step {state.step}: {name}: {sentence}. Its checkpoint and earlier ones are intact.")
+
     def _say(self, name: str, sentence: str) -> None:
         if name not in self._said:
             self._said.add(name)
