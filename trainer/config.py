@@ -180,11 +180,11 @@ def _rules(config: Config) -> list[tuple[bool, str]]:
         (0 <= distil.start_fraction < 1, "distillation.start_fraction must lie in [0, 1)"),
         (
             config.start_step < config.num_steps,
-            f"distillation.start_fraction={distil.start_fraction:g} leaves none of the {config.num_steps} steps to distil in",
+            "distillation.start_fraction leaves no step of the run to distil in; lower it, or raise samples",
         ),
         (
             masked.weight == 0 or 1 <= config.num_masked < (views.global_size // vision.patch_size) ** 2,
-            f"masked.ratio={masked.ratio:g} must mask at least one patch of a global view and leave one",
+            "masked.ratio must mask at least one patch of a global view and leave one",
         ),
         (0 <= distil.ema_momentum <= 1, "distillation.ema_momentum must lie in [0, 1]"),
         (0 <= distil.center_momentum <= 1, "distillation.center_momentum must lie in [0, 1]"),

@@ -81,7 +81,7 @@ def test_every_place_is_masked_equally_often(config):
 
 @pytest.mark.parametrize("ratio", [0.0, 0.03, 0.99, 1.0])
 def test_a_share_that_masks_nothing_or_everything_is_refused(tiny, ratio):
-    with pytest.raises(UserError, match=rf"masked.ratio={ratio:g} must mask at least one patch"):
+    with pytest.raises(UserError, match=r"masked.ratio must mask at least one patch"):
         tiny(**copy.deepcopy(MASKED) | {"masked": {"weight": 0.5, "ratio": ratio}})
 
 
