@@ -162,7 +162,7 @@ def _my_batches(state: TrainState, source: Source) -> Generator[Batch, None, Non
 
 def _loop(state: TrainState, source: Source, run: Path, log: RunLog, received: list[int], watch: Watch) -> Path:
     config = state.config
-    probe = Probe(config.probe, state.student.log_scale.device) if config.probe.every else None
+    probe = Probe(config.probe, state.student.log_scale.device, watch.say) if config.probe.every else None
     if probe is not None and state.start is not None and state.step == 0:
         found = probe(state)
         log.write_probe(0, found)
@@ -190,7 +190,7 @@ def _loop(state: TrainState, source: Source, run: Path, log: RunLog, received: l
             if probe is not None and is_probe:
                 found = probe(state)
                 log.write_probe(state.step, found)
-                score = sum(found.values()) / len(found)
+                score = sum(found.values()) / len(found) if found else None
                 fallen = destroyed(state.start, found, probe.errors, config.optim)
             writer.check()
             is_due = 0 < config.checkpoint_minutes * 60 <= time.monotonic() - saved

@@ -6,15 +6,16 @@ one with the best mean of the main metrics is kept.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 
 from silc_bench.datasets import ImageDataset
+from silc_bench.errors import UserError
 from silc_bench.features import Extractor
 from silc_bench.models.native import NativeModel
-from silc_bench.registry import Task, select, words_of
+from silc_bench.registry import Scores, Task, select, words_of
 from trainer.sections import ProbeConfig
 from trainer.train import TrainState
 
@@ -22,11 +23,15 @@ BATCH_SIZE = 128
 
 
 class Probe:
-    """Loads its data once. UserError for an unknown task, or data that is not there."""
+    """Loads its data once. UserError for an unknown task, or data that is not there.
 
-    def __init__(self, config: ProbeConfig, device: torch.device) -> None:
+    A task that cannot be scored on what ``limit`` leaves of its data is left out from then on, which ``say`` is told in a
+    sentence: a run of days does not end over it.
+    """
+
+    def __init__(self, config: ProbeConfig, device: torch.device, say: Callable[[str], None]) -> None:
         root = Path(config.data_root) if config.data_root else None
-        self._device = device
+        self._device, self._say = device, say
         self.errors: dict[str, float] = {}  # of what the last call found, where a task gives them
         self._tasks: list[tuple[Task, Mapping[str, ImageDataset]]] = [
             (task, task.load(root, config.limit)) for task in select(words_of(config.tasks))
@@ -41,7 +46,13 @@ class Probe:
         )
         for task, data in self._tasks:
             extract.expect(task, data)
-        scores = [(task, task.score(extract(data))) for task, data in self._tasks]
+        scores: list[tuple[Task, Scores]] = []
+        for task, data in list(self._tasks):
+            try:
+                scores.append((task, task.score(extract(data))))
+            except UserError as error:
+                self._tasks.remove((task, data))
+                self._say(f"step {state.step}: {task.name} is left out of probe.tasks from here on: {error}")
         student.train()
         self.errors = {
             f"probe/{task.name}": scored.stderr[task.main_metric]

@@ -75,7 +75,10 @@ class Watch:
         if self._on_collapse == "stop":
             raise RunError(f"stopped at step {state.step}: {name}: {sentence}. Its checkpoint and earlier ones are intact.")
 
+    def say(self, sentence: str) -> None:
+        self._console.print(sentence, style="yellow", markup=False, highlight=False, soft_wrap=True)
+
     def _say(self, name: str, sentence: str) -> None:
         if name not in self._said:
             self._said.add(name)
-            self._console.print(sentence, style="yellow", markup=False, highlight=False, soft_wrap=True)
+            self.say(sentence)

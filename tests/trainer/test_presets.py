@@ -106,6 +106,8 @@ def test_every_number_of_the_recipe_has_a_provenance():
         "log_every",
         "checkpoint_every",
         "checkpoint_minutes",
+        "checkpointing",
+        "compile",
     }
     config = make_preset("b16")
     for path in flatten(config):

@@ -51,3 +51,17 @@ def test_the_report_draws_every_probe(run):
     for name in json.loads((run / "probes.jsonl").read_text().splitlines()[0]):
         assert (name in page) or name == "step"
     assert page.count("probe/shapes/") >= 5
+
+
+def test_a_task_that_cannot_be_scored_is_left_out_in_a_sentence_and_the_run_goes_on(tiny, tmp_path, monkeypatch):
+    """Too few pictures for a class to occur twice."""
+    monkeypatch.setattr("trainer.loop.TOKENIZER_CAPTIONS", 50)
+    tasks = "shapes/knn,shapes/correspondence"
+    config = tiny(precision="fp32", probe={"every": 2, "limit": 16, "tasks": tasks})
+    console = Console(file=io.StringIO(), width=200)
+    run_training(config, tmp_path / "run", resume=False, device=torch.device("cpu"), console=console)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "probes.jsonl").read_text().splitlines()]
+    assert [set(row) for row in rows] == [{"step", "probe/shapes/knn"}] * 2
+    said = [line for line in console.file.getvalue().splitlines() if "left out" in line]
+    assert len(said) == 1
+    assert said[0].startswith("step 2: shapes/correspondence is left out of probe.tasks from here on: ")
