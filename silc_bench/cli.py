@@ -98,7 +98,9 @@ def train(
 def evaluate_command(
     ckpt: Annotated[
         list[str],
-        typer.Option(help="RUN[:student|:teacher], open_clip:ARCH/TAG, hf:NAME, timm:NAME, big_vision:FILE, FILE; repeatable."),
+        typer.Option(
+            help="RUN[:student|:teacher|:average], open_clip:ARCH/TAG, hf:NAME, timm:NAME, big_vision:FILE, FILE; repeatable."
+        ),
     ],
     tasks: Annotated[
         str,

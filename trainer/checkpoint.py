@@ -26,7 +26,7 @@ from silc_bench.models import pickles
 
 FORMAT = "silc-bench-checkpoint/1"
 FIELDS = ("format", "config", "tokenizer", "student", "teacher", "optimizer", "step", "samples_seen", "position")
-OPTIONAL = ("start",)  # of a run that started from other weights: what is known of them, as JSON text
+OPTIONAL = ("start", "average")  # what is known of the weights that the run started from, as JSON text; averaged weights
 KEEP = 2  # newest checkpoints that stay; the one with the best score stays besides
 
 

@@ -41,6 +41,7 @@ class Config:
     objective: str = "silc"
     init: str = ""  # the checkpoint whose weights the run starts from (trainer.start); "": drawn from the seed
     batch_size: int = 16_384
+    average_momentum: float = 0.0  # of an average of the weights that is kept for evaluation (trainer.averaging); 0: none
     micro_batch: int = 0  # pairs that a process encodes at a time, with the same result; 0: all of its batch
     samples: int = 20_000_000_000  # images seen in the whole run
     seed: int = 0  # weights and views
@@ -187,6 +188,7 @@ def _rules(config: Config) -> list[tuple[bool, str]]:
             "masked.ratio must mask at least one patch of a global view and leave one",
         ),
         (0 <= distil.ema_momentum <= 1, "distillation.ema_momentum must lie in [0, 1]"),
+        (0 <= config.average_momentum < 1, "average_momentum must lie in [0, 1)"),
         (0 <= distil.center_momentum <= 1, "distillation.center_momentum must lie in [0, 1]"),
         (distil.student_temp > 0 and distil.teacher_temp > 0, "distillation temperatures must be positive"),
         (optim.lr > 0 and optim.clip_norm > 0, "optim.lr and optim.clip_norm must be positive"),
@@ -197,6 +199,10 @@ def _rules(config: Config) -> list[tuple[bool, str]]:
             " contrastive+views, or lock the text tower",
         ),
         (optim.weight_decay >= 0, "optim.weight_decay must not be negative"),
+        (
+            optim.kind != "adafactor" or optim.beta2 == OptimConfig.beta2,
+            "optim.beta2 has no meaning with optim.kind=adafactor, whose second moments fade by the step; leave it out",
+        ),
         (0 <= optim.beta1 < 1 and 0 <= optim.beta2 < 1, "optim.beta1 and optim.beta2 must lie in [0, 1)"),
         (
             min(optim.warmup_fraction, optim.cooldown_fraction) >= 0 and optim.warmup_fraction + optim.cooldown_fraction <= 1,

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from trainer.averaging import averaged
 from trainer.config import Config
 from trainer.head import Head
 from trainer.model import Student, TextTower, VisionTower, count_parameters
@@ -113,6 +114,7 @@ def memory(config: Config, student: Student, batch_size: int) -> dict[str, int]:
         "gradients": sum(4 * p.numel() for p in student.parameters() if p.requires_grad),
         "optimiser state": state_bytes(student, config.optim),
         "teacher": 4 * teacher,
+        **({"average": 4 * sum(p.numel() for p in averaged(student).values())} if config.average_momentum else {}),
         "activations": here * (_activations(config, student) + of_head),
         "contrastive logits": 4 * 2 * _meets_text(config) * batch_size * config.batch_size,
         "pictures and views": 3 * batch_size * (config.data.decode_size**2 + 4 * pixels),

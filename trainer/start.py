@@ -107,7 +107,7 @@ def _of_run(path: Any, branch: str | None) -> tuple[Towers, dict[str, Tensor], T
         file = checkpoint.find(path)
         payload = checkpoint.load(file)
         model = native.from_payload(file, payload, branch)
-        part = payload[branch or native.BRANCHES[0]]
+        part = payload["teacher" if branch == "teacher" else "student"]  # an average has no head of its own
         head = {name: value.float() for name, value in part.items() if name.startswith("head.")}
         center = payload["teacher"].get("center")
     vision, text = dataclasses.asdict(model.config.vision), dataclasses.asdict(model.config.text)

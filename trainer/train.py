@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from silc_bench.errors import RunError, UserError
+from trainer.averaging import Average, average_at
 from trainer.compilation import compile_blocks
 from trainer.config import Config, from_dict, to_dict
 from trainer.data import Batch
@@ -48,6 +49,7 @@ class TrainState:
     samples_seen: int = 0
     position: int = 0  # where the data continues
     start: dict[str, Any] | None = None  # of a run that started from other weights: what is known of them
+    average: Average | None = None  # of the student's weights, for evaluation alone
 
     @classmethod
     def create(cls, config: Config, tokenizer: AnyTokenizer, device: torch.device, start: Start | None = None) -> TrainState:
@@ -65,6 +67,7 @@ class TrainState:
             compile_blocks(student, teacher)
         known = None if start is None else {"name": start.name}
         state = cls(config, student, teacher, make_optimizer(student, config.optim), tokenizer, student, start=known)
+        state.average = Average(student) if config.average_momentum else None
         state.connect()
         return state
 
@@ -95,6 +98,8 @@ class TrainState:
             state.optimizer.load_state_dict(payload["optimizer"])
             state.step, state.samples_seen, state.position = (int(payload[k]) for k in ("step", "samples_seen", "position"))
             state.start = json.loads(payload["start"]) if "start" in payload else None
+            if state.average is not None:
+                state.average.load(payload["average"])
             if state.step >= config.start_step > 0:
                 state.connect()
         except (ValueError, TypeError, KeyError, RuntimeError) as error:
@@ -113,6 +118,7 @@ class TrainState:
             "samples_seen": self.samples_seen,
             "position": self.position,
             **({} if self.start is None else {"start": json.dumps(self.start)}),
+            **({} if self.average is None else {"average": self.average.weights}),
         }
 
 
@@ -146,6 +152,8 @@ def train_step(state: TrainState, batch: Batch) -> dict[str, Tensor]:
     state.optimizer.step()
     teacher.update(student, ema_at(state.step, config.num_steps, config.distillation, config.batch_size))
     teacher.update_center(taught)
+    if state.average is not None:
+        state.average.update(student, average_at(state.step, config.average_momentum))
     state.step, state.samples_seen, state.position = state.step + 1, state.samples_seen + config.batch_size, batch.position
     return values
 

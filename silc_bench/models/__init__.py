@@ -98,8 +98,8 @@ def load_model(spec: str, arch: str | None = None) -> ImageModel:
     """A checkpoint -> a model on the CPU, ready to be measured.
 
     Args:
-        spec: ``KIND:...`` for the libraries in ``KINDS``, or a path: a run made by `silc-bench train` (also with ``:student``
-            or ``:teacher``), or a file of weights.
+        spec: ``KIND:...`` for the libraries in ``KINDS``, or a path: a run made by `silc-bench train` (also with ``:student``,
+            ``:teacher`` or ``:average``), or a file of weights.
         arch: what a file of weights alone does not say: ``open_clip:NAME``, ``hf:NAME``, ``silc:PRESET``.
 
     Raises:

@@ -1,4 +1,5 @@
-"""Models trained here: RUN or RUN/checkpoints/step_N.pt, with ``:student`` (the default) or ``:teacher``; or a branch exported.
+"""Models trained here: RUN or RUN/checkpoints/step_N.pt, with ``:student`` (the default), ``:teacher`` or ``:average`` of its
+weights; or a branch exported.
 
 An export (`silc-bench export --to safetensors`) is one branch in one file: its tensors by the names of ``Student``, and texts
 beside them: format, branch, the whole configuration and the tokenizer, both as JSON. Nothing else is needed to load it.
@@ -38,7 +39,7 @@ from trainer.model import TAUGHT, Student, VisionTower, count_parameters
 from trainer.presets import PRESETS, make_preset
 from trainer.teacher import Teacher
 
-BRANCHES = ("student", "teacher")
+BRANCHES = ("student", "teacher", "average")  # the last where the run kept one
 MAX_DEPTH = 1000  # blocks; the largest preset has 48
 EXPORTED = "silc-bench"  # metadata "format" of an exported file
 TOKENIZER_FILE = "tokenizer.json"  # beside weights alone
@@ -133,7 +134,7 @@ def is_exported(path: Path) -> bool:
 
 
 def load(path: Path, branch: str | None = None) -> NativeModel:
-    """The student or teacher of a run's newest checkpoint, or of a checkpoint file; or the branch that was exported.
+    """The student, teacher or average of a run's newest checkpoint, or of a checkpoint file; or the branch that was exported.
 
     Args:
         branch: None: the student, or the one that an exported file holds.
@@ -155,6 +156,8 @@ def from_payload(file: Path, payload: dict[str, Any], branch: str | None = None)
     """``load`` of a checkpoint file that has been read: ``payload`` is ``checkpoint.load(file)``."""
     if branch is not None and branch not in BRANCHES:
         raise unknown_name("branch", branch, BRANCHES)
+    if branch == "average" and "average" not in payload:
+        raise UserError(f"checkpoint {file} keeps no average of its weights; train with --set average_momentum=0.999 for one")
     config, tokenizer = _read_words(file, payload)
     try:
         student = _empty(config)
@@ -162,8 +165,12 @@ def from_payload(file: Path, payload: dict[str, Any], branch: str | None = None)
             teacher = Teacher(student, config.distillation)
         student.load_state_dict(payload["student"], assign=True)
         teacher.load_state_dict(payload["teacher"], assign=True)
-        for part in BRANCHES:  # here and not where a run is resumed, which may have to be looked into
+        for part in [
+            name for name in BRANCHES if name in payload
+        ]:  # here and not where a run is resumed, which may have to be looked into
             check_tensors(file, {f"{part}.{name}": value for name, value in payload[part].items()})
+        if branch == "average":
+            student.load_state_dict(student.state_dict() | payload["average"], assign=True)
         vision = student.vision if branch != "teacher" else teacher.vision
         return NativeModel(f"{config.name}:{branch or BRANCHES[0]}", student.float(), vision.float(), tokenizer)
     except (TypeError, OverflowError, RuntimeError) as error:

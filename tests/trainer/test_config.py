@@ -157,6 +157,8 @@ BROKEN = [  # changes, and words of the message they meet
     ("optim.locked=vision", "optim.locked"),
     ("optim.beta1=1", "optim.beta1"),
     ("optim.beta2=-0.1", "optim.beta2"),
+    ("optim.kind=adafactor optim.beta2=0.99", "optim.beta2 has no meaning"),
+    ("average_momentum=1.0", "average_momentum"),
     ("optim.warmup_fraction=-0.1", "optim.warmup_fraction"),
     ("optim.warmup_fraction=0.97", "sum to at most 1"),
     ("checkpoint_minutes=-1", "checkpoint_minutes"),

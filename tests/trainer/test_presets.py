@@ -106,6 +106,7 @@ def test_every_number_of_the_recipe_has_a_provenance():
         "log_every",
         "checkpoint_every",
         "checkpoint_minutes",
+        "average_momentum",
         "checkpointing",
         "compile",
     }
