@@ -292,7 +292,7 @@ def test_overwrite_measures_again(run, tmp_path):
         (["--tasks", "shapes/zeroshoot"], "unknown task 'shapes/zeroshoot'; did you mean shapes/zeroshot"),
         (["--tasks", "cifar1/*"], "unknown task 'cifar1/*'; did you mean cifar10"),
         (["--tasks", " , "], "no task was named; `silc-bench tasks` lists them"),
-        (["--ckpt", "{run}:best"], "unknown branch 'best'; known: student, teacher."),
+        (["--ckpt", "{run}:best"], "unknown branch 'best'; known: average, student, teacher."),
         (["--ckpt", "{tmp}/none"], "checkpoint {tmp}/none: no such file or folder"),
         (["--ckpt", "{tmp}"], "checkpoint {tmp}: a folder without checkpoints/step_*.pt of a run, or model.safetensors"),
         (["--ckpt", "{run}/log.jsonl"], "checkpoint {run}/log.jsonl: a JSON text; a model with a JSON index"),

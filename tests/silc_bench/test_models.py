@@ -358,8 +358,8 @@ def test_a_run_of_sparse_weights_is_refused(run, changed):
     ("spec", "words"),
     [
         ("{run}:techer", "unknown branch 'techer'; did you mean teacher?"),
-        ("{run}:best", "unknown branch 'best'; known: student, teacher."),
-        ("{run}:", "unknown branch ''; known: student, teacher."),
+        ("{run}:best", "unknown branch 'best'; known: average, student, teacher."),
+        ("{run}:", "unknown branch ''; known: average, student, teacher."),
         ("{run}/nope:teacher", "checkpoint {run}/nope:teacher: no such file or folder"),
         ("openclip:ViT-B-32", "unknown kind of checkpoint 'openclip'; did you mean open_clip?"),
         (":teacher", "checkpoint :teacher: no such file or folder"),
