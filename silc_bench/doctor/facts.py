@@ -23,7 +23,7 @@ ACTIVATIONS = {
     "SiLU": "silu",
     "ReLU": "relu",
 }
-OURS = "trainer.model"  # whose towers call GELU as a function
+OURS = "trainer.layers"  # whose towers call GELU as a function
 ATTENTION, MEAN, TOKEN = "attention over the patches", "mean of the patches", "class token"
 PATCHES_ALONE = (ATTENTION, MEAN)  # poolings that have nothing but patches to pool
 
@@ -68,7 +68,7 @@ def activation_of(subject: Subject) -> str:
         elif kind.__name__ in ACTIVATIONS:
             kinds[ACTIVATIONS[kind.__name__]] = None
         elif kind.__module__ == OURS and kind.__name__ == "Mlp":
-            kinds["gelu_tanh"] = None
+            kinds["gelu_tanh" if layer.approximate == "tanh" else "gelu"] = None
     return ", ".join(kinds) or "not told"
 
 

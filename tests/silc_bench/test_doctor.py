@@ -138,6 +138,14 @@ def test_a_run_passes_everything(model):
     assert shown["mean"] == [0.5, 0.5, 0.5]
 
 
+def test_a_run_with_the_exact_gelu_says_so(tmp_path):
+    """As one that started from a SigLIP of open_clip has."""
+    config = replace(CONFIG, vision=replace(CONFIG.vision, gelu="exact"), text=replace(CONFIG.text, gelu="exact"))
+    state = TrainState.create(config, Tokenizer.train(["a photo of a cat"], 300, 24), torch.device("cpu"))
+    checkpoint.save(tmp_path, state.payload())
+    assert examine(load_model(str(tmp_path))).facts["activation"] == "gelu"
+
+
 @pytest.mark.parametrize(
     ("arch", "pooling", "activation", "is_pooled"),
     [

@@ -45,7 +45,7 @@ def test_the_sentence_names_the_deepest_fall_and_the_settings():
 class ScriptedProbe:
     """0.5 before the first step and 0.2 after the second."""
 
-    def __init__(self, config, device):
+    def __init__(self, config, device, say):
         self.errors = {ZEROSHOT: 0.01, KNN: 0.01}
 
     def __call__(self, state):
