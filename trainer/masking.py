@@ -11,11 +11,11 @@ Shapes: T global views, B pictures, N patches of a view, n of them masked, W wid
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from trainer.config import Config
+from trainer.views import seeded
 
 STREAM = 1  # beside (seed, step, view), which trainer.views draws from
 
@@ -28,9 +28,7 @@ def draw_masked(config: Config, count: int, step: int, first: int = 0) -> Tensor
     num_patches = (config.views.global_size // config.vision.patch_size) ** 2
     drawn = []
     for view in range(config.views.num_global):
-        generator = torch.Generator()
-        (word,) = np.random.SeedSequence((config.seed, step, view, STREAM)).generate_state(1, np.uint64).tolist()
-        generator.manual_seed(word >> 1)
+        generator = seeded(config.seed, step, view, STREAM)
         numbers = torch.rand(first + count, num_patches, generator=generator, dtype=torch.float64)[first:]
         drawn.append(numbers.argsort(dim=1, stable=True)[:, : config.num_masked])
     return torch.stack(drawn)

@@ -154,9 +154,7 @@ def draw(sizes: Tensor, config: ViewsConfig, seed: int, step: int, view: int, fi
         size, area, blur_prob = config.local_size, config.local_area, config.blur_probs[2]
     solarize_prob = config.solarize_prob if 0 < view < config.num_global else 0.0
 
-    generator = torch.Generator()
-    (word,) = np.random.SeedSequence((seed, step, view)).generate_state(1, np.uint64).tolist()
-    generator.manual_seed(word >> 1)
+    generator = seeded(seed, step, view)
     order = torch.randperm(4, generator=generator).tolist()
     # A row of numbers for each sample, so that a sample's do not depend on how many others there are.
     counts = [1, 1, 1, 1, 1, 4, 1, 2 + 2 * CROP_TRIES]
@@ -180,6 +178,12 @@ def draw(sizes: Tensor, config: ViewsConfig, seed: int, step: int, view: int, fi
         blur_radius=min(max(1, math.ceil(BLUR_REACH * high)), size - 1),  # a border reflects at most the whole view
         solarize_rows=rows_below(solarize, solarize_prob),
     )
+
+
+def seeded(*words: int) -> torch.Generator:
+    """A generator of its own for each sequence of numbers."""
+    (word,) = np.random.SeedSequence(words).generate_state(1, np.uint64).tolist()
+    return torch.Generator().manual_seed(word >> 1)
 
 
 def rows_below(numbers: Tensor, probability: float) -> Tensor:

@@ -76,3 +76,14 @@ def shards(tmp_path_factory):
                     header.size = len(data)
                     tar.addfile(header, io.BytesIO(data))
     return str(folder / "{000..001}.tar")
+
+
+@pytest.fixture
+def small_mirror(tmp_path, monkeypatch):
+    """Remote shards in a mirror of the test's own, in small pieces and without waiting between attempts."""
+    from silc_bench.datasets import remote
+
+    monkeypatch.setenv("SILC_BENCH_CACHE", str(tmp_path / "cache" / "features"))
+    monkeypatch.setattr(remote, "WAIT_SECONDS", 0.0)
+    monkeypatch.setattr(remote, "CHUNK", 8192)
+    monkeypatch.setattr(remote, "MIN_CHUNK", 1024)

@@ -36,12 +36,7 @@ def files(tmp_path_factory):
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-@pytest.fixture(autouse=True)
-def _own_mirror_and_no_waiting(tmp_path, monkeypatch):
-    monkeypatch.setenv("SILC_BENCH_CACHE", str(tmp_path / "cache" / "features"))
-    monkeypatch.setattr(remote, "WAIT_SECONDS", 0.0)
-    monkeypatch.setattr(remote, "CHUNK", 8192)
-    monkeypatch.setattr(remote, "MIN_CHUNK", 1024)
+pytestmark = pytest.mark.usefixtures("small_mirror")
 
 
 class Bucket(AsyncFileSystem):

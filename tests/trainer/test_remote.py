@@ -35,11 +35,7 @@ def files(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def _own_mirror_and_no_waiting(tmp_path, monkeypatch):
-    monkeypatch.setenv("SILC_BENCH_CACHE", str(tmp_path / "cache" / "features"))
-    monkeypatch.setattr(remote, "WAIT_SECONDS", 0.0)
-    monkeypatch.setattr(remote, "CHUNK", 8192)
-    monkeypatch.setattr(remote, "MIN_CHUNK", 1024)
+def _own_mirror_and_no_waiting(small_mirror, monkeypatch):
     monkeypatch.setattr(remote, "STALL_SECONDS", 0.3)
 
 
