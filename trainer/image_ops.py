@@ -9,54 +9,99 @@ Shapes: n samples, [n, 3, h, w] fp32 in [0, 1], channels red, green, blue.
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import channel_shuffle, embedding_bag
 
 GRAY = (0.2989, 0.587, 0.114)  # luma of red, green and blue, in torchvision's digits
 
 
+def empty(*shape: int, device: torch.device) -> Tensor:
+    """fp32, not initialised. On a CPU by numpy, which asks for huge pages: the first touch of small ones takes long."""
+    if device.type != "cpu":
+        return torch.empty(shape, device=device)
+    return torch.from_numpy(np.empty(shape, dtype=np.float32))
+
+
 def to_pixels(images: Tensor) -> Tensor:
-    """uint8 [n, 3, h, w] -> fp32 in [0, 1], laid out in memory as [n, h, 3, w], which makes ``resample`` two plain matmuls."""
-    return images.transpose(1, 2).to(torch.float32, memory_format=torch.contiguous_format).div_(255).transpose(1, 2)
+    """uint8 [n, 3, h, w] -> fp32 in [0, 1], in memory as [n, w, 3, h]: each column together, as ``resample`` wants it."""
+    count, channels, height, width = images.shape
+    pixels = empty(count, width, channels, height, device=images.device)
+    return pixels.copy_(images.permute(0, 3, 1, 2)).div_(255).permute(0, 2, 3, 1)
 
 
-def resample(pixels: Tensor, boxes: Tensor, flips: Tensor, size: int) -> Tensor:
-    """Crop, antialiased bilinear resize and horizontal flip: [n, 3, h, w] of ``to_pixels`` -> [n, 3, size, size].
+def resampling_taps(boxes: Tensor, flips: Tensor, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """What ``resample`` reads: which columns and which rows, int64 [2, n, size, t], and their weights, fp32, of sum 1.
 
-    ``boxes`` int64 [n, 4] (top, left, height, width), ``flips`` bool [n]. Separable, so it is rows @ picture @ columns^T with
-    one matrix of weights a sample and an axis. Equals ``resized_crop(antialias=True)``: nothing outside the box contributes.
+    ``boxes`` int64 [n, 4] (top, left, height, width) and ``flips`` bool [n] on the CPU. The weights are a triangle as wide as
+    an output pixel, and at least as wide as an input pixel: the antialias filter of Pillow and torch.
     """
-    count, _, height, width = pixels.shape
-    top, left, box_height, box_width = boxes.to(pixels.device).T
-    flips = flips.to(pixels.device)
-    rows = resampling_weights(top, box_height, torch.zeros_like(flips), height, size)
-    columns = resampling_weights(left, box_width, flips, width, size)
-    low = torch.bmm(rows, pixels.transpose(1, 2).reshape(count, height, 3 * width))
-    small = torch.bmm(low.view(count, size * 3, width), columns.mT)
-    return small.view(count, size, 3, size).transpose(1, 2)
+    taps = math.ceil(2 * max(1, boxes[:, 2:].max().item() / size))  # so many pixels at most have their centre in a triangle
+    starts, lengths = (boxes[:, [last, first]].T.to(device)[:, :, None, None] for first, last in ((0, 1), (2, 3)))
+    backwards = torch.stack([flips, torch.zeros_like(flips)]).to(device)[:, :, None, None]
+    scale = lengths.double() / size  # input pixels an output pixel
+    reach = scale.clamp_min(1)
+    centers = torch.arange(size, device=device, dtype=torch.float64)[:, None] + 0.5
+    centers = torch.where(backwards, size - centers, centers) * scale
+    first = torch.ceil(centers - reach - 0.5)
+    index = torch.arange(taps, device=device)
+    weights = (((first + 0.5 - centers) / reach).float() + index / reach.float()).abs_().neg_().add_(1).clamp_min_(0)
+    places = first.long() + index
+    inside = places.clamp_min(0).minimum(lengths - 1)
+    weights.masked_fill_(inside != places, 0)
+    return inside.add_(starts), weights.div_(weights.sum(-1, keepdim=True))
 
 
-def resampling_weights(starts: Tensor, lengths: Tensor, backwards: Tensor, extent: int, size: int) -> Tensor:
-    """fp32 [n, size, extent]: rows of weights (sum 1) that make ``size`` pixels of ``lengths`` pixels beginning at ``starts``.
+def resample(pixels: Tensor, which: Tensor, places: Tensor, weights: Tensor) -> Tensor:
+    """Crop, antialiased bilinear resize and horizontal flip: [N, 3, h, w] of ``to_pixels`` -> [n, 3, size, size].
 
-    A triangle as wide as an output pixel, and at least as wide as an input pixel: the antialias filter of Pillow and torch.
+    ``which`` int64 [n] are the pictures to take, ``places`` and ``weights`` their ``resampling_taps``. Separable: sums of
+    columns, then of rows. Equals ``resized_crop(antialias=True)``: nothing outside the box contributes.
     """
-    index = torch.arange(max(size, extent), device=starts.device, dtype=torch.float64) + 0.5
-    scale = lengths[:, None] / size  # input pixels an output pixel
-    centers = torch.where(backwards[:, None], index[:size].flip(0), index[:size]) * scale
-    places = index[:extent] - starts[:, None]
-    places = torch.where((places > 0) & (places < lengths[:, None]), places, torch.inf)  # infinitely far away: weight 0
-    width = scale.clamp_min(1)
-    weights = (places / width).float()[:, None, :] - (centers / width).float()[:, :, None]
-    weights.abs_().neg_().add_(1).relu_()
-    return weights.div_(weights.sum(-1, keepdim=True))
+    (_, _, height, width), (_, count, size, _) = pixels.shape, places.shape
+    table = pixels.permute(0, 3, 1, 2).reshape(-1, 3 * height)
+    narrow = weighted_sums(table, places[0] + width * which[:, None, None], weights[0])  # [n, size, 3 * h]
+    upright = transposed(narrow).view(-1, size)
+    return weighted_sums(upright, *by_plane(places[1], weights[1], height)).view(count, 3, size, size)
+
+
+def weighted_sums(table: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
+    """Sums of rows of ``table`` [r, f]: indices [..., t] and weights [..., t] -> [..., f].
+
+    A value costs t multiplications; as a product with a matrix that is zero but for t values a row it would cost r.
+    """
+    sums = embedding_bag(rows.flatten(0, -2), table, mode="sum", per_sample_weights=weights.flatten(0, -2))
+    return sums.unflatten(0, rows.shape[:-1])
+
+
+def by_plane(rows: Tensor, weights: Tensor, height: int) -> tuple[Tensor, Tensor]:
+    """Rows of a picture and their weights, [n, s, t] -> rows of a table of n pictures of three planes: [n, 3, s, t]."""
+    first = height * torch.arange(3 * len(rows), device=rows.device).view(-1, 3, 1, 1)
+    places = rows[:, None] + first
+    return places, weights[:, None].expand_as(places)
+
+
+def transposed(matrices: Tensor) -> Tensor:
+    """[n, a, b] -> [n, b, a], contiguous.
+
+    On a CPU as a shuffle of a * b channels in a groups, which is the same, and which torch does by blocks in registers: two to
+    five times faster than its copy.
+    """
+    if matrices.is_cuda:
+        return matrices.mT.contiguous()
+    count, rows, columns = matrices.shape
+    channels_last = matrices.view(1, count, 1, rows * columns).permute(0, 3, 1, 2)
+    return channel_shuffle(channels_last, rows).permute(0, 2, 3, 1).reshape(count, columns, rows)
 
 
 def jitter_colors(images: Tensor, factors: Tensor, order: list[int]) -> Tensor:
-    """Brightness, contrast and saturation by a factor, hue by a shift: ``factors`` [4, n], applied in ``order``."""
+    """Brightness, contrast and saturation by a factor, hue by a shift: ``factors`` [n, 4], applied in ``order``."""
     operations = (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue)
     for index in order:
-        operations[index](images, factors[index].view(-1, 1, 1, 1))
+        operations[index](images, factors[:, index].reshape(-1, 1, 1, 1))
     return images
 
 
@@ -74,7 +119,7 @@ def adjust_contrast(images: Tensor, factor: Tensor) -> Tensor:
 def adjust_saturation(images: Tensor, factor: Tensor) -> Tensor:
     """Away from the grey of each pixel."""
     gray = luma(images)
-    return images.mul_(factor).add_(gray.mul_(1 - factor)).clamp_(0, 1)
+    return images.lerp_(gray, 1 - factor).clamp_(0, 1)
 
 
 def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
@@ -84,17 +129,16 @@ def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
     green 1/3, blue 2/3), that channel is v up to d = 1/6, v - c from d = 1/3 on, and linear between.
     """
     red, green, blue = images.unbind(1)
-    high = torch.maximum(torch.maximum(red, green), blue)
-    low = torch.minimum(torch.minimum(red, green), blue)
+    high, low = images.amax(1), images.amin(1)
     chroma = high - low
-    # |hue| = (1 + g + b - r) / 6 with the channels scaled to 0..1, and green's side is the positive one: the six cases of
-    # the textbook in one, without a branch a pixel. Grey has no hue and any will do, as its chroma is 0.
+    # |hue| = (1 + g + b - r) / 6 with the channels scaled to 0..1, and green's side is the positive one: the six cases of the
+    # textbook in one, without a branch a pixel. Grey has no hue and any will do, as its chroma is 0.
     hue = (green + blue).sub_(red).add_(high).sub_(low, alpha=2).div_(chroma.clamp_min(1e-30).mul_(6))
     hue.copysign_(green - blue).add_(shift[:, 0])
-    own = torch.arange(3, device=images.device).view(3, 1, 1) / 3
+    own = torch.arange(3, device=images.device).view(3, 1, 1) / 3 - 2.5  # differences are positive, and none is at 1/2
     torch.sub(hue[:, None], own, out=images)
-    images.sub_(images.round()).abs_().mul_(6).sub_(1).clamp_(0, 1)
-    return images.mul_(chroma.neg_()[:, None]).add_(high[:, None])
+    torch.add(images.new_tensor(-3), images.frac_(), alpha=6, out=images).abs_().sub_(1).clamp_(0, 1)
+    return torch.addcmul(high[:, None], images, chroma[:, None], value=-1, out=images)
 
 
 def to_gray(images: Tensor) -> Tensor:
@@ -111,15 +155,14 @@ def luma(images: Tensor) -> Tensor:
 def blur(images: Tensor, sigmas: Tensor, radius: int) -> Tensor:
     """Gaussian blur with ``sigmas`` [n] in pixels, 2 * radius + 1 taps and reflected borders (radius < h = w)."""
     size = images.shape[-1]
-    index = torch.arange(size, device=images.device)
-    taps = torch.arange(-radius, radius + 1, device=images.device)
-    source = (index + taps[:, None]).abs()  # where a tap of an output pixel reads, reflected at both borders
-    source = size - 1 - (size - 1 - source).abs()
-    reads = (source[:, :, None] == index).to(images).flatten(1)  # [taps, size * size]
-    kernels = torch.softmax(-((taps / sigmas[:, None]) ** 2) / 2, dim=1)  # [n, taps]
-    matrices = (kernels @ reads).view(-1, size, size)
-    across = torch.bmm(images.flatten(1, 2), matrices.mT).view_as(images)
-    return torch.matmul(matrices[:, None], across, out=images)
+    index, taps = (torch.arange(low, high, device=images.device) for low, high in ((0, size), (-radius, radius + 1)))
+    rows = (index[:, None] + taps).abs()  # where a tap of an output pixel reads, reflected at both borders
+    rows = (size - 1 - (size - 1 - rows).abs()).expand(len(images), -1, -1)
+    kernels = torch.softmax(-((taps / sigmas[:, None]) ** 2) / 2, dim=1)[:, None].expand_as(rows)
+    down = weighted_sums(images.view(-1, size), *by_plane(rows, kernels, size)).view(len(images), 3 * size, size)
+    first = size * torch.arange(len(images), device=images.device)[:, None, None]
+    across = weighted_sums(transposed(down).view(-1, 3 * size), rows + first, kernels)
+    return images.copy_(transposed(across).view_as(images))
 
 
 def solarize(images: Tensor) -> Tensor:

@@ -8,15 +8,15 @@ solarise; normalise). The order, probabilities and strengths are DINO's (2104.14
 A view is a pure function of (seed, step, view index, place in the global batch): nothing to checkpoint, asking for fewer views
 changes none of the others, and any number of processes draws the same. The order of the colour operations is a view's own.
 
-Shapes: B pictures, S canvas pixels a side, G global views of g pixels, L local views of l pixels, n samples of a view that
-an operation was drawn for.
+Shapes: B pictures, S canvas pixels a side, G global views of g pixels, L local views of l pixels.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from trainer.sections import ViewsConfig
 ASPECT = (3 / 4, 4 / 3)  # width / height of a crop, log-uniform
 CROP_TRIES = 10  # then the largest centred crop of an allowed aspect, as RandomResizedCrop does
 BLUR_REFERENCE = 224  # pixels of the view that ViewsConfig.blur_sigma is meant for
+CACHED_PIXELS = 4 * 256**2  # of a view at a time on a CPU: about what its caches hold, and what malloc hands out again
 BLUR_REACH = 3  # the kernel ends at so many sigmas of the widest blur
 
 
@@ -81,7 +82,7 @@ def make_views(
         pixels = image_ops.to_pixels(images)
 
         def stack(indices: range, size: int) -> Tensor:
-            crops = torch.empty(len(indices), len(sizes), 3, size, size, device=images.device)
+            crops = image_ops.empty(len(indices), len(sizes), 3, size, size, device=images.device)
             for index, out in zip(indices, crops, strict=True):
                 augment(pixels, draw(sizes, config, seed, step, index, first), out)
             return crops
@@ -96,32 +97,55 @@ def make_views(
 
 def augment(pixels: Tensor, params: ViewParams, out: Tensor) -> None:
     """Write one view of ``pixels`` to ``out`` [B, 3, g, g]. Only the samples that an operation was drawn for go through it."""
-    device = pixels.device
-    out.copy_(image_ops.resample(pixels, params.boxes, params.flips, out.shape[-1]))
-    for operation, rows, arguments in (
-        (image_ops.jitter_colors, params.jitter_rows, (params.jitter_factors.to(device), params.jitter_order)),
-        (image_ops.to_gray, params.gray_rows, ()),
-        (image_ops.blur, params.blur_rows, (params.blur_sigmas.to(device), params.blur_radius)),
-        (image_ops.solarize, params.solarize_rows, ()),
-    ):
-        if len(rows) == len(out):
-            operation(out, *arguments)
-        elif len(rows):
-            on_device = rows.to(device)
-            out.index_copy_(0, on_device, operation(out.index_select(0, on_device), *arguments))
-    normalize(out)
+    (count, _, size, _), device = out.shape, pixels.device
+    places, weights = image_ops.resampling_taps(params.boxes, params.flips, size, device)
+    factors, sigmas = params.jitter_factors.to(device), params.blur_sigmas.to(device)
+    # Jittered samples lie together, and blurred ones too, so that most parts go through an operation whole or not at all.
+    order = torch.where(params.jitter, params.blur.byte(), 3 - params.blur.byte()).argsort(stable=True)
+    for some in order.split(count if pixels.is_cuda else max(1, CACHED_PIXELS // size**2)):
+        on_device = some.to(device)
+        images = image_ops.resample(pixels, on_device, places[:, on_device], weights[:, on_device])
+        apply(image_ops.jitter_colors, images, params.jitter[some], factors[on_device], order=params.jitter_order)
+        apply(image_ops.to_gray, images, params.gray[some])
+        apply(image_ops.blur, images, params.blur[some], sigmas[on_device], radius=params.blur_radius)
+        apply(image_ops.solarize, images, params.solarize[some])
+        put(normalize(images), out, some)
+
+
+def apply(operation: Callable[..., Tensor], images: Tensor, drawn: Tensor, *arguments: Tensor, **settings: Any) -> None:
+    """Change those of ``images`` that ``drawn`` (bool, on the CPU) says; ``arguments`` have a row for each image."""
+    rows = drawn.nonzero()[:, 0]
+    if not len(rows):
+        return
+    start, stop = rows[0].item(), rows[-1].item() + 1
+    if stop - start == len(rows):
+        operation(images[start:stop], *(argument[start:stop] for argument in arguments), **settings)
+    else:
+        some = rows.to(images.device)
+        changed = operation(images.index_select(0, some), *(argument[some] for argument in arguments), **settings)
+        put(changed, images, rows)
+
+
+def put(images: Tensor, out: Tensor, rows: Tensor) -> None:
+    """out[rows] = images. On a CPU torch's own index_copy_ goes value by value."""
+    if images.is_cuda:
+        out.index_copy_(0, rows.to(out.device), images)
+    else:
+        for row, image in zip(rows.tolist(), images, strict=True):
+            out[row].copy_(image)
 
 
 def squash(pixels: Tensor, sizes: Tensor, size: int) -> Tensor:
     """The whole pictures, normalised: [B, 3, size, size]."""
     whole = torch.cat([torch.zeros_like(sizes), sizes], dim=1)
     unflipped = torch.zeros(len(sizes), dtype=torch.bool)
-    return normalize(image_ops.resample(pixels, whole, unflipped, size).contiguous())
+    taps = image_ops.resampling_taps(whole, unflipped, size, pixels.device)
+    return normalize(image_ops.resample(pixels, torch.arange(len(pixels), device=pixels.device), *taps))
 
 
 def normalize(images: Tensor) -> Tensor:
     """[0, 1] -> [-1, 1], in place: mean and standard deviation 0.5."""
-    return images.mul_(2).sub_(1)
+    return torch.add(images.new_tensor(-1), images, alpha=2, out=images)
 
 
 # ---- what is random, on the CPU so that every device gets the same ----
@@ -129,18 +153,18 @@ def normalize(images: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class ViewParams:
-    """One view of a batch. ``*_rows`` int64 [n]: the samples that the operation was drawn for."""
+    """One view of a batch, on the CPU. ``jitter``, ``gray``, ``blur``, ``solarize`` bool [B]: which samples go through it."""
 
     boxes: Tensor  # [B, 4] int64: top, left, height, width
     flips: Tensor  # [B] bool
-    jitter_rows: Tensor
+    jitter: Tensor
     jitter_order: list[int]  # a permutation of brightness, contrast, saturation, hue: one for the view
-    jitter_factors: Tensor  # [4, n] fp32: three factors, then the shift of the hue in turns
-    gray_rows: Tensor
-    blur_rows: Tensor
-    blur_sigmas: Tensor  # [n] fp32, pixels of the view
+    jitter_factors: Tensor  # [B, 4] fp32: three factors, then the shift of the hue in turns
+    gray: Tensor
+    blur: Tensor
+    blur_sigmas: Tensor  # [B] fp32, pixels of the view
     blur_radius: int  # pixels of the view
-    solarize_rows: Tensor
+    solarize: Tensor
 
 
 def draw(sizes: Tensor, config: ViewsConfig, seed: int, step: int, view: int, first: int = 0) -> ViewParams:
@@ -161,22 +185,21 @@ def draw(sizes: Tensor, config: ViewsConfig, seed: int, step: int, view: int, fi
     numbers = torch.rand(first + len(sizes), sum(counts), generator=generator, dtype=torch.float64)[first:].T
     (flip,), (jitter,), (gray,), (blur,), (solarize,), factors, (sigma,), box = numbers.split(counts)
 
-    jitter_rows, blur_rows = rows_below(jitter, config.jitter_prob), rows_below(blur, blur_prob)
     neutral, reach = torch.tensor([(1, 1, 1, 0), config.jitter], dtype=torch.float64)[:, :, None]
-    jitter_factors = (neutral + reach * (2 * factors[:, jitter_rows] - 1)).float()
-    jitter_factors[:3].clamp_min_(0)
+    factors = neutral + reach * (2 * factors - 1)
+    factors[:3].clamp_min_(0)
     low, high = (pixels * size / BLUR_REFERENCE for pixels in config.blur_sigma)
     return ViewParams(
         boxes=draw_boxes(sizes, area, box),
         flips=flip < config.flip_prob,
-        jitter_rows=jitter_rows,
+        jitter=jitter < config.jitter_prob,
         jitter_order=order,
-        jitter_factors=jitter_factors,
-        gray_rows=rows_below(gray, config.gray_prob),
-        blur_rows=blur_rows,
-        blur_sigmas=(low + (high - low) * sigma[blur_rows]).float(),
+        jitter_factors=factors.T.float(),
+        gray=gray < config.gray_prob,
+        blur=blur < blur_prob,
+        blur_sigmas=(low + (high - low) * sigma).float(),
         blur_radius=min(max(1, math.ceil(BLUR_REACH * high)), size - 1),  # a border reflects at most the whole view
-        solarize_rows=rows_below(solarize, solarize_prob),
+        solarize=solarize < solarize_prob,
     )
 
 
@@ -184,10 +207,6 @@ def seeded(*words: int) -> torch.Generator:
     """A generator of its own for each sequence of numbers."""
     (word,) = np.random.SeedSequence(words).generate_state(1, np.uint64).tolist()
     return torch.Generator().manual_seed(word >> 1)
-
-
-def rows_below(numbers: Tensor, probability: float) -> Tensor:
-    return (numbers < probability).nonzero()[:, 0]
 
 
 def draw_boxes(sizes: Tensor, area: tuple[float, float], numbers: Tensor) -> Tensor:

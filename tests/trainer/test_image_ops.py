@@ -30,6 +30,11 @@ def random_boxes(count, side, rng):
     return torch.from_numpy(np.concatenate([rng.integers(0, side - lengths + 1), lengths], axis=1))
 
 
+def resample(images, boxes, flips, size):
+    taps = image_ops.resampling_taps(boxes, flips, size, images.device)
+    return image_ops.resample(images, torch.arange(len(images)), *taps)
+
+
 def same(mine, theirs, tolerance=1e-5):
     torch.testing.assert_close(mine, theirs, rtol=0, atol=tolerance)
 
@@ -39,7 +44,7 @@ def same(mine, theirs, tolerance=1e-5):
 def test_resample_is_resized_crop_and_flip(size, side, seed):
     images, rng = pictures(6, seed, side), np.random.default_rng(seed)
     boxes, flips = random_boxes(6, side, rng), torch.as_tensor(rng.random(6) < 0.5)
-    mine = image_ops.resample(images, boxes, flips, size)
+    mine = resample(images, boxes, flips, size)
     for index, (top, left, height, width) in enumerate(boxes.tolist()):
         theirs = peer.resized_crop(images[index].contiguous(), top, left, height, width, [size, size], antialias=True)
         same(mine[index], peer.horizontal_flip(theirs) if flips[index] else theirs)
@@ -47,7 +52,7 @@ def test_resample_is_resized_crop_and_flip(size, side, seed):
 
 def test_resample_keeps_its_precision_on_large_canvases():
     images, boxes = pictures(2, side=512), torch.tensor([[3, 5, 509, 480], [100, 37, 256, 471]])
-    mine = image_ops.resample(images, boxes, torch.zeros(2, dtype=torch.bool), 224)
+    mine = resample(images, boxes, torch.zeros(2, dtype=torch.bool), 224)
     for index, (top, left, height, width) in enumerate(boxes.tolist()):
         image = images[index].double().contiguous()
         exact = peer.resized_crop(image, top, left, height, width, [224, 224], antialias=True)
@@ -80,12 +85,12 @@ def test_hue_keeps_grey_black_white_and_primaries():
 
 
 def test_jitter_applies_the_operations_in_the_order_drawn():
-    images, factors = floats(), torch.tensor([[1.4, 0.6, 0.8, 0.1]]).T.repeat(1, 9)
+    images, factors = floats(), torch.tensor([[1.4, 0.6, 0.8, 0.1]]).repeat(9, 1)
     by_index = [peer.adjust_brightness, peer.adjust_contrast, peer.adjust_saturation, peer.adjust_hue]
     for order in ([0, 1, 2, 3], [3, 2, 1, 0], [1, 3, 0, 2]):
         expected = images
         for index in order:
-            expected = by_index[index](expected, factors[index, 0].item())
+            expected = by_index[index](expected, factors[0, index].item())
         same(image_ops.jitter_colors(images.clone(), factors, order), expected)
 
 
