@@ -6,13 +6,16 @@ What counts is the peak of forward and backward pass beyond what goes in: featur
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 
 import torch
 from plain_silc import dino_loss
 from torch import Tensor
 from torch.nn import functional as F
+from torch.profiler import ProfilerActivity, profile
 
 from trainer.config import DistillationConfig
 from trainer.distillation import Targets, distillation_loss, log_sum_exp
@@ -43,10 +46,7 @@ def compare_memory(state: TrainState, num_prototypes: int) -> None:
     found = []
     for loss in (ours, plain):
         h, w = student.clone().requires_grad_(), weights.clone().requires_grad_()
-        before = reset_peak(device)
-        value = loss(h, w)
-        value.backward()
-        found.append((peak(device) - before, value.item()))
+        found.append(allocated(lambda loss=loss, h=h, w=w: loss_and_gradients(loss, h, w), device))
     (mine, my_loss), (theirs, their_loss) = found
     exact = exact_loss(teacher, student, weights, d)
     print(f"its value: {my_loss:.6f}, plain {their_loss:.6f}, in float64 {exact:.6f}")
@@ -58,6 +58,25 @@ def compare_memory(state: TrainState, num_prototypes: int) -> None:
         f" {4 * weights.numel() / 1e6:,.0f} MB the prototypes' gradient; RATIO {mine / theirs:.3f} (goal: at most 0.25)",
         flush=True,
     )
+
+
+def loss_and_gradients(loss: Callable[[Tensor, Tensor], Tensor], h: Tensor, w: Tensor) -> float:
+    value = loss(h, w)
+    value.backward()
+    return value.item()
+
+
+def allocated(work: Callable[[], float], device: torch.device) -> tuple[int, float]:
+    """The most bytes of tensors alive at once beyond those before, and what ``work`` returns."""
+    if device.type == "cuda":
+        before = reset_peak(device)
+        value = work()
+        return peak(device) - before, value
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        value = work()
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    changes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    return max(accumulate(changes)), value
 
 
 def exact_loss(teacher: Tensor, student: Tensor, weights: Tensor, config: DistillationConfig) -> float:
@@ -73,7 +92,7 @@ def exact_loss(teacher: Tensor, student: Tensor, weights: Tensor, config: Distil
 
 
 def reset_peak(device: torch.device) -> int:
-    """Bytes in use now, from which on the peak counts; resident ones on a CPU (Linux, glibc)."""
+    """Bytes in use now, from which on ``peak`` counts; on a CPU resident ones (Linux, glibc), of which malloc may keep more."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated()
