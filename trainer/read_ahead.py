@@ -16,7 +16,7 @@ import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Self, TypeAlias, TypeVar
 
@@ -87,7 +87,9 @@ class ReadAhead:
             if isinstance(answer, UserError | RunError):
                 raise answer
         parts = [answer for answer in answers if isinstance(answer, Rows)]
-        return _rows_of(positions, parts if known is None else [known.rows(), *parts])
+        rows = _rows_of(positions, parts if known is None else [known.rows(), *parts])
+        # Page-locked, a batch goes to the GPU while it works; locking takes long, so it is done here and not before a step.
+        return replace(rows, images=rows.images.pin_memory()) if torch.cuda.is_initialized() else rows
 
     def _next(self) -> Rows | UserError | RunError:
         assert self._answers is not None

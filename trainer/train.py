@@ -130,7 +130,8 @@ def train_step(state: TrainState, batch: Batch) -> dict[str, Tensor]:
     is_taught, needs = config.is_taught_at(state.step), config.view_kinds_at(state.step)
     if is_taught and state.step == config.start_step > 0:
         state.start_teaching()
-    views = make_views(batch.images.to(device), batch.sizes, config.views, config.seed, state.step, first=first, needs=needs)
+    images = batch.images.to(device, non_blocking=True)  # page-locked by trainer.read_ahead
+    views = make_views(images, batch.sizes, config.views, config.seed, state.step, first=first, needs=needs)
     is_masked = is_taught and config.masked.weight > 0
     masked = draw_masked(config, len(batch.texts), state.step, first).to(device) if is_masked else None
     tokens = state.tokenizer(batch.texts).to(device)

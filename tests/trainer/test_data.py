@@ -119,6 +119,22 @@ def test_each_pair_once_an_epoch_in_an_order_of_its_own(clean, workers):
     assert other != epochs[0]
 
 
+@pytest.mark.parametrize("name", ["clean", "damaged"])
+def test_where_a_gpu_is_in_use_batches_are_page_locked(name, request, monkeypatch):
+    locked, plain = [], take(source(request.getfixturevalue(name)), 5, 0, 6)
+
+    def pin_memory(images):
+        assert threading.current_thread() is not threading.main_thread()  # it takes as long as a copy
+        locked.append(images.clone())
+        return locked[-1]
+
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin_memory)
+    batches = take(source(request.getfixturevalue(name)), 5, 0, 6)
+    assert_equal(batches, plain)
+    assert all(any(batch.images is images for images in locked) for batch in batches)
+
+
 @pytest.mark.parametrize("name", ["clean", "damaged", "shapes"])
 def test_resuming_anywhere_with_other_workers_continues_exactly(name, request):
     pattern = "shapes" if name == "shapes" else request.getfixturevalue(name)
