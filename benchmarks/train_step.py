@@ -6,6 +6,7 @@ Flow: one batch of noise -> the parts named by ``--parts``; sides alternate, and
     plain     seconds of the plain step, views included / seconds of ours; first the losses and gradient norms must be equal
     memory    bytes at the peak of the distillation loss and its backward pass, beyond what goes in; ``--prototypes`` of them
     views     pictures a second of the batched views / of torchvision v2, a sample at a time, in this process; DINO's recipe
+    compile   seconds of a silc step / of one with compile=true, after two steps that compile; not part of the default
     run       with ``--data`` shards: steps of a real run with decoding; images/s, MFU, memory and the share of waiting for data
 
     OMP_NUM_THREADS=1 python benchmarks/train_step.py                                         # cifar_tiny
@@ -79,10 +80,12 @@ def main() -> None:
             compare_memory(state, options.prototypes)
         elif part == "views":
             compare_views(config, batch, options.repeats)
+        elif part == "compile":
+            compare_compiled(config, tokenizer, batch, options.repeats)
         elif part == "run" and options.data:
             measure_run(config, options.data, options.run_steps)
         else:
-            raise SystemExit(f"--parts: {part!r} is none of {', '.join(PARTS)}, or run together with --data")
+            raise SystemExit(f"--parts: {part!r} is none of {', '.join(PARTS)}, compile, or run together with --data")
 
 
 def make_batch(config: Config, canvas: int) -> tuple[Batch, Tokenizer]:
@@ -137,6 +140,18 @@ def compare_views(config: Config, batch: Batch, repeats: int) -> None:
         f"views: {spread(rates[0])} pictures/s batched, {spread(rates[1])} one by one; RATIO {spread(ratios)} (goal: 5)",
         flush=True,
     )
+
+
+def compare_compiled(config: Config, tokenizer: Tokenizer, batch: Batch, repeats: int) -> None:
+    eager, compiled = (TrainState.create(replace(config, compile=value), tokenizer, DEVICE) for value in (False, True))
+    start = time.perf_counter()
+    for _ in range(2):
+        train_step(compiled, batch)
+    warm_up = time.perf_counter() - start
+    plain, faster = alternate([lambda state=state: train_step(state, batch) for state in (eager, compiled)], repeats)
+    ratios = [theirs / ours for theirs, ours in zip(plain, faster, strict=True)]
+    print(f"compile=true: {spread(faster)} s a step against {spread(plain)}; RATIO {spread(ratios)}; ", end="")
+    print(f"its first two steps took {warm_up:.0f} s", flush=True)
 
 
 def measure_run(config: Config, data: str, num_steps: int) -> None:
