@@ -58,7 +58,7 @@ def stats(
     from trainer.pack import QUANTILES, look
     from trainer.sections import DataConfig
 
-    found = look(DataConfig(source=source, filters=filters, decode_size=10_000), count)
+    found = look(DataConfig(source=source, filters=filters, decode_size=10_000), count, progress=console.is_terminal)
     if as_json:
         print(json.dumps(found, indent=1))
         return
@@ -85,8 +85,8 @@ def pack(
     """Write webdataset shards of own pictures; every picture is decoded once, and its bytes are kept."""
     from trainer.pack import pack as write
 
-    count, num_shards, damage = write(source, out, per_shard)
-    print(f"wrote {count:,} pairs in {num_shards:,} shards to {out}")
+    count, num_shards, damage = write(source, out, per_shard, progress=console.is_terminal)
+    print(f"wrote {count:,} pairs in {num_shards:,} shard{'' if num_shards == 1 else 's'} to {out}")
     if damage.total:
         print(_plain(f"left out: {damage.summary()}"))
     print(f'next: silc-bench data stats "{out}/*.tar"')

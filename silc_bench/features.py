@@ -16,15 +16,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from functools import partial
 from typing import Any, cast
 
 import numpy as np
 import torch
 from PIL import Image
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
@@ -35,6 +32,7 @@ from silc_bench.models import DenseModel, ImageModel, ImageTextModel
 from silc_bench.models.images import ImagePipeline
 from silc_bench.registry import DenseTask, Task
 from silc_bench.store import Entry, Store, releases, text_hash
+from silc_bench.terminal import progress_bar
 from silc_bench.windows import View
 
 Encode = Callable[[Tensor], Tensor]
@@ -100,7 +98,7 @@ class Extractor:
             cast(DenseModel, model),
             self._encode_windows,
             lambda what: self._entry(kind="dense", **what),
-            partial(_bar, progress),
+            partial(progress_bar, progress),
             batch_size,
             num_workers,
             device.type,
@@ -166,7 +164,7 @@ class Extractor:
         return np.stack([self._texts[text] for text in texts])
 
     def _encode_texts(self, model: ImageTextModel, texts: list[str], entry: Entry | None) -> None:
-        with _bar(self.progress, "texts", len(texts)) as advance:
+        with progress_bar(self.progress, "texts", len(texts)) as advance:
             for start in range(0, len(texts), self.batch_size):
                 batch = texts[start : start + self.batch_size]
                 features = self._encode(model.encode_text, model.tokenize(batch))
@@ -198,7 +196,7 @@ class Extractor:
             pin_memory=self.device.type == "cuda",
         )
         title = f"{pictures.dataset.name}/{pictures.dataset.split}"
-        with _bar(self.progress, f"{title} image", len(pictures)) as advance:
+        with progress_bar(self.progress, f"{title} image", len(pictures)) as advance:
             advance(len(pictures) - len(indices))
             for done, images in loader:
                 features = self._encode(encode, images)
@@ -277,23 +275,3 @@ class _Preprocessed(Dataset):
 def _first_not_finite(features: np.ndarray) -> int | None:
     bad = ~np.isfinite(features).reshape(len(features), -1).all(axis=1)
     return int(bad.argmax()) if bad.any() else None
-
-
-@contextmanager
-def _bar(enabled: bool, title: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar on the error stream with pictures a second and the time left; yields the function that advances it."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not enabled or not total) as bar:
-        task_id = bar.add_task(title, total=total, rate="")
-
-        def advance(count: int) -> None:
-            speed = bar.tasks[task_id].speed
-            bar.update(task_id, advance=count, rate=f"{speed:.0f}/s" if speed else "")
-
-        yield advance

@@ -1,14 +1,16 @@
-"""What every command of the command line shares: one sentence for a mistake, one look for tables (no torch)."""
+"""What every command of the command line shares: one sentence for a mistake, one look for tables and bars (no torch)."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import typer
 from rich import box
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 from rich.text import Text
 
@@ -46,3 +48,23 @@ def table_of(*heads: str, title: str | None = None) -> Table:
     """In a narrow terminal the names keep their line, and long words go on in the next one instead of being cut."""
     columns = [Column(head, no_wrap=head is heads[0], overflow="fold") for head in heads]
     return Table(*columns, title=title, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+
+
+@contextmanager
+def progress_bar(is_shown: bool, title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar on the error stream with the number a second and the time left; yields the function that advances it by a count."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not is_shown or not total) as bar:
+        task_id = bar.add_task(title, total=total, rate="")
+
+        def advance(count: int) -> None:
+            speed = bar.tasks[task_id].speed
+            bar.update(task_id, advance=count, rate=f"{speed:.0f}/s" if speed else "")
+
+        yield advance

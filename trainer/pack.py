@@ -14,7 +14,7 @@ import io
 import json
 import tarfile
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from silc_bench.atomic import atomic_folder
 from silc_bench.datasets import shards
 from silc_bench.datasets.shards import Damage
 from silc_bench.errors import UserError
+from silc_bench.terminal import progress_bar
 from trainer.listed_pairs import Listed, read_pairs
 from trainer.readers import UnreadableError
 from trainer.sections import DataConfig
@@ -33,10 +34,11 @@ SUFFIXES = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 QUANTILES = (0.0, 0.05, 0.5, 0.95, 1.0)
 
 
-def pack(source: Path, out: Path, per_shard: int = 10_000) -> tuple[int, int, Damage]:
+def pack(source: Path, out: Path, per_shard: int = 10_000, *, progress: bool = False) -> tuple[int, int, Damage]:
     """(pairs, shards written, what was left out). The order is a fixed shuffle by file name, so that each shard is a mixture.
 
     A sample is its picture as it is, ``.txt`` with a caption a line, and ``.json`` with the captions and the other columns.
+    ``progress`` shows a bar.
 
     Raises:
         UserError: nothing to pack, pictures of a format that no shard holds, or ``out`` is in use.
@@ -47,8 +49,8 @@ def pack(source: Path, out: Path, per_shard: int = 10_000) -> tuple[int, int, Da
     pairs = read_pairs(source, damage)
     pairs.sort(key=lambda pair: hashlib.sha256(str(pair.path.name).encode()).digest())
     count = num_shards = 0
-    with atomic_folder(out) as folder:
-        whole = _checked(pairs, damage)
+    with atomic_folder(out) as folder, progress_bar(progress, "picture", len(pairs)) as advance:
+        whole = _checked(pairs, damage, advance)
         while part := [sample for _, sample in zip(range(per_shard), whole, strict=False)]:
             with tarfile.open(folder / f"{num_shards:05}.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
                 for key, members in enumerate(part, start=count):
@@ -62,9 +64,10 @@ def pack(source: Path, out: Path, per_shard: int = 10_000) -> tuple[int, int, Da
     return count, num_shards, damage
 
 
-def _checked(pairs: Iterable[Listed], damage: Damage) -> Iterable[list[tuple[str, bytes]]]:
+def _checked(pairs: Iterable[Listed], damage: Damage, advance: Callable[[int], None]) -> Iterable[list[tuple[str, bytes]]]:
     """The members of each sample whose picture decodes."""
     for pair in pairs:
+        advance(1)
         try:
             data = pair.read()
             suffix = SUFFIXES.get(shards.image_format(data), "")
@@ -87,8 +90,10 @@ def _checked(pairs: Iterable[Listed], damage: Damage) -> Iterable[list[tuple[str
         ]
 
 
-def look(config: DataConfig, count: int) -> dict[str, Any]:
+def look(config: DataConfig, count: int, *, progress: bool = False) -> dict[str, Any]:
     """What training would see in the first ``count`` entries of a source, as JSON: sizes, captions, damage by cause.
+
+    ``progress`` shows a bar.
 
     Raises UserError and RunError as ``open_reader`` does.
     """
@@ -97,17 +102,19 @@ def look(config: DataConfig, count: int) -> dict[str, Any]:
     num_entries = count if reader.num_samples is None else min(count, reader.num_samples)
     widths, heights, letters, words = [], [], [], []
     repeated: Counter[str] = Counter()
-    for position in range(num_entries):
-        try:
-            text, picture = reader.text(position), reader.picture(position)
-        except UnreadableError as error:
-            damage.add(error.cause, error.where)
-            continue
-        heights.append(picture.shape[0])
-        widths.append(picture.shape[1])
-        letters.append(len(text))
-        words.append(len(text.split()))
-        repeated[text] += 1
+    with progress_bar(progress, "pair", num_entries) as advance:
+        for position in range(num_entries):
+            advance(1)
+            try:
+                text, picture = reader.text(position), reader.picture(position)
+            except UnreadableError as error:
+                damage.add(error.cause, error.where)
+                continue
+            heights.append(picture.shape[0])
+            widths.append(picture.shape[1])
+            letters.append(len(text))
+            words.append(len(text.split()))
+            repeated[text] += 1
     if not letters:
         raise UserError(f"{config.source}: none of {num_entries:,} pairs can be read: {damage.summary()}")
     numbers = {"width": widths, "height": heights, "letters of a caption": letters, "words of a caption": words}

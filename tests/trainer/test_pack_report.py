@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from contextlib import closing
+from contextlib import closing, contextmanager
 
 import pytest
 
@@ -46,6 +46,20 @@ def test_packed_pictures_are_those_of_the_folder_byte_for_byte(photos, tmp_path)
     again = pack(photos, tmp_path / "again", per_shard=4)
     assert again[:2] == (6, 2)
     assert packed == b"".join(path.read_bytes() for path in (tmp_path / "again").iterdir()), "the same shards each time"
+
+
+def test_a_bar_counts_each_picture_broken_ones_too(photos, tmp_path, monkeypatch):
+    seen = []
+
+    @contextmanager
+    def bar(is_shown, title, total):
+        seen.append([is_shown, total, 0])
+        yield lambda count: seen[-1].__setitem__(2, seen[-1][2] + count)
+
+    monkeypatch.setattr("trainer.pack.progress_bar", bar)
+    pack(photos, tmp_path / "shards", progress=True)
+    look(DataConfig(source=str(photos), decode_size=16), 5, progress=True)
+    assert seen == [[True, 8, 8], [True, 5, 5]]
 
 
 def test_several_captions_and_columns_are_kept(photos, tmp_path):
