@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import time
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from silc_bench.atomic import write_text_atomic
 from trainer.wandb_log import WandbLog
@@ -38,7 +39,6 @@ class RunLog:
             MofNCompleteColumn(),
             BarColumn(),
             TextColumn("{task.fields[words]}"),
-            TimeRemainingColumn(),
             console=console,
             disable=not console.is_terminal,
         )
@@ -63,14 +63,13 @@ class RunLog:
         """Keep a row: ``loss``, ``images_per_second`` and ``seconds_left`` are shown, everything is kept."""
         self._keep(self._file, step, row)
         parts = [f"{name} {row[name]:.3f}" for name in ("loss", "contrastive", "distillation", "masked") if name in row]
-        words = " · ".join([*parts, f"{row['images_per_second']:.0f} images/s"])
+        left = timedelta(seconds=round(row["seconds_left"]))
+        words = " · ".join([*parts, f"{row['images_per_second']:.0f} images/s", f"{left} left"])
         self._bar.update(self._task, words=words)
         now = time.monotonic()
         if not self._console.is_terminal and (now - self._last_line > QUIET_SECONDS or step == self._num_steps):
             self._last_line = now
-            self._console.print(
-                f"step {step}/{self._num_steps} · {words} · {row['seconds_left']:.0f} s left", highlight=False, soft_wrap=True
-            )
+            self._console.print(f"step {step}/{self._num_steps} · {words}", highlight=False, soft_wrap=True)
 
     def write_probe(self, step: int, found: dict[str, float]) -> None:
         """Keep what a probe measured: a row of its own in probes.jsonl, curves, and a line for people."""

@@ -115,9 +115,7 @@ def train(
         state = TrainState.restore(payload, device)
         rhythm = {name: getattr(config, name) for name in ("checkpoint_every", "checkpoint_minutes", "probe")}
         state.config = dataclasses.replace(state.config, **rhythm)
-    processes = f"{num_ranks()} processes on " if num_ranks() > 1 else ""
-    where = f"from {source.describe()} on {processes}{device} in {state.config.precision}"
-    console.print(f"{config.name}: {config.num_steps:,} steps of {config.batch_size:,} {where}", markup=False, soft_wrap=True)
+    console.print(_plan(state, source, device), markup=False, highlight=False, soft_wrap=True)
     try:
         with _signals() as received:
             if rank() > 0:
@@ -128,6 +126,20 @@ def train(
     finally:
         if source.damage.total:
             console.print(f"left out: {source.damage.summary()}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+
+def _plan(state: TrainState, source: Source, device: torch.device) -> str:
+    """What the run is about to do, in a line."""
+    config = state.config
+    epochs = f", {config.samples / source.num_samples:,.1f} epochs" if source.num_samples else ""
+    late = config.start_step if config.is_taught_at(config.start_step) else 0
+    taught = f", the teacher from step {late + 1:,} on" if late else ""
+    begun = f", going on after step {state.step:,}" if state.step else ""
+    processes = f"{num_ranks()} processes on " if num_ranks() > 1 else ""
+    return (
+        f"{config.name}: {config.num_steps:,} steps of {config.batch_size:,}{epochs}{taught}{begun}, from {source.describe()}"
+        f" on {processes}{device} in {config.precision}"
+    )
 
 
 def _created(config: Config, source: Source, device: torch.device, console: Console) -> TrainState:

@@ -13,6 +13,7 @@ from silc_bench.errors import RunError, unknown_name
 from silc_bench.ranks import num_ranks
 from trainer.config import Config
 from trainer.data import Batch
+from trainer.estimate import flops_per_image
 from trainer.health import Health
 from trainer.schedule import lr_at
 from trainer.train import TrainState
@@ -32,6 +33,9 @@ class Watch:
         self._health = Health(config, device, num_ranks())
         self._console, self._on_collapse = console, on_collapse
         self._said: set[str] = set()
+        self._growth = 1.0  # of a step's cost once the teacher teaches
+        if config.start_step and config.is_taught_at(config.start_step):
+            self._growth = flops_per_image(config) / flops_per_image(config, is_taught=False)
 
     def before_step(self, state: TrainState) -> None:
         self._health.before_step(state)
@@ -49,9 +53,15 @@ class Watch:
             "samples_seen": state.samples_seen,
             "images_per_second": images_per_second,
             "data_wait_share": wait_share,
-            "seconds_left": seconds_per_step * (config.num_steps - state.step),
+            "seconds_left": seconds_per_step * self._steps_left(state),
             **self._health.row(state, batch, numbers["gradient_norm"], images_per_second),
         }
+
+    def _steps_left(self, state: TrainState) -> float:
+        """Counted in steps like those so far: those with the teacher cost more than the ones before it."""
+        config = state.config
+        taught = config.num_steps - max(state.step, config.start_step)
+        return max(config.start_step - state.step, 0) + taught * (self._growth if state.step <= config.start_step else 1)
 
     def judge(self, state: TrainState, row: dict[str, float]) -> None:
         """Raises RunError for a collapse where a run is to stop of it."""

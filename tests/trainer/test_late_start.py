@@ -18,6 +18,7 @@ from silc_bench.models import native
 from trainer import checkpoint, train
 from trainer.adafactor import Adafactor
 from trainer.config import from_dict, to_dict, without_heads
+from trainer.estimate import flops_per_image
 from trainer.loop import run_training
 from trainer.model import TAUGHT, Student, init_weights
 from trainer.presets import configure
@@ -114,6 +115,18 @@ def test_at_the_start_the_teacher_is_the_student_and_the_heads_are_fresh(tiny, m
         train_step(state, batch)
     assert seen == [3, 4, 5]
     assert not torch.equal(state.teacher.vision.patch.weight, state.student.vision.patch.weight)
+
+
+def test_the_time_left_knows_that_taught_steps_cost_more(tiny, tmp_path):
+    """In units of the mean of the steps since the last row, which ``images_per_second`` gives."""
+    config, said = late(tiny, log_every=1), io.StringIO()
+    run_training(config, tmp_path, resume=False, device=CPU, console=Console(file=said))
+    assert f"{STEPS} steps of 8, the teacher from step {START + 1} on" in " ".join(said.getvalue().split())
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    growth = flops_per_image(config) / flops_per_image(config, is_taught=False)
+    assert growth > 1.5
+    left = [row["seconds_left"] * row["images_per_second"] / config.batch_size for row in rows]
+    assert left == pytest.approx([2 + 3 * growth, 1 + 3 * growth, 3 * growth, 2, 1, 0])
 
 
 @pytest.mark.parametrize("kind", ["adamw", "adafactor"])

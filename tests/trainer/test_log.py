@@ -11,7 +11,7 @@ from trainer.log import RunLog
 
 
 def row(value, **more):
-    return {"loss": value, "contrastive": value / 2, "images_per_second": 1234.0, "seconds_left": 5.0, **more}
+    return {"loss": value, "contrastive": value / 2, "images_per_second": 1234.0, "seconds_left": 3605.0, **more}
 
 
 def write(run, steps, *, start=0, num_steps=10, terminal=False, value=0.0):
@@ -73,13 +73,13 @@ def test_a_log_file_gets_a_line_now_and_then_and_the_last_one(tmp_path):
     """The first row, the last, and none between within a quarter of a minute."""
     lines = write(tmp_path, range(1, 11)).splitlines()
     assert [line.split(" · ")[0] for line in lines] == ["step 1/10", "step 10/10"]
-    assert lines[-1] == "step 10/10 · loss 10.000 · contrastive 5.000 · 1234 images/s · 5 s left"
+    assert lines[-1] == "step 10/10 · loss 10.000 · contrastive 5.000 · 1234 images/s · 1:00:05 left"
 
 
 def test_a_terminal_gets_a_bar(tmp_path):
     shown = write(tmp_path, range(1, 11), terminal=True)
     assert "10/10" in shown
-    assert "1234 images/s" in shown
+    assert "1234 images/s · 1:00:05 left" in shown
     assert "━" in shown
 
 

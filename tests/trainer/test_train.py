@@ -325,7 +325,7 @@ def test_a_run_leaves_checkpoints_and_a_log(tiny, finished):
     assert expected <= set(rows[0])
     assert [row["lr"] for row in rows] == [lr_at(step - 1, 5, tiny().optim) for step in (2, 4, 5)]
     assert [row["samples_seen"] for row in rows] == [16, 32, 40]
-    assert "tiny-silc: 5 steps of 8 from shapes" in printed
+    assert "tiny-silc: 5 steps of 8, from shapes" in printed
     assert "step 5/5" in printed
 
 
@@ -384,7 +384,7 @@ def test_a_damaged_checkpoint_is_not_resumed(tiny, finished, tmp_path):
 def test_what_a_shard_lacks_is_reported(tiny, tmp_path, shards):
     """Two epochs of 20 readable pairs and one that is cut in half."""
     _, printed = run(tiny("contrastive", steps=5, data={"source": shards}), tmp_path)
-    assert "21 pairs in 2 shards" in printed
+    assert "5 steps of 8, 1.9 epochs, from 21 pairs in 2 shards" in printed
     assert "left out:" in printed
     assert "1 " in printed.partition("left out:")[2]
 
