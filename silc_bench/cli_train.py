@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
 from silc_bench.terminal import console, table_of
 
+if TYPE_CHECKING:
+    from trainer.config import Config
+
 
 def print_estimate(config: Any, device: Any) -> None:
-    from trainer.estimate import REACHED, estimate
+    from trainer.estimate import REACHED, estimate, memory_of
 
     found = estimate(config, device)
     table = table_of("of a step on one device", "", title=config.name)
@@ -23,10 +26,25 @@ def print_estimate(config: Any, device: Any) -> None:
     table.add_row(f"matrix products on {device}, measured", f"{found.matmul_rate / 1e12:,.3f} TFLOP/s")
     for share in REACHED:
         speed = share * found.images_per_second
-        table.add_row(
-            f"at {100 * share:.0f} % of that", f"{speed:,.0f} images/s, {found.hours / share:,.1f} hours on one device"
-        )
+        rate = f"{speed:,.0f}" if speed >= 10 else f"{speed:.2g}"
+        table.add_row(f"at {100 * share:.0f} % of that", f"{rate} images/s, {found.hours / share:,.1f} hours on one device")
     console.print(table)
+    if too_large := too_large_for(found.bytes_by_part, config, memory_of(device)):
+        console.print(f"{too_large}.", style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+
+def too_large_for(bytes_by_part: dict[str, int], config: Config, room: int) -> str | None:
+    """In words, with what helps, that a step needs more than ``room`` bytes; None where it does not."""
+    needed, activations = sum(bytes_by_part.values()), bytes_by_part["activations"]
+    if needed <= room:
+        return None
+    says = f"a step needs {needed / 2**30:,.2f} GiB and this device has {room / 2**30:,.2f}"
+    a_pair = activations / (config.micro_batch or config.batch_size)
+    pairs = int((0.9 * room - (needed - activations)) / a_pair)  # the rest for what is not counted
+    if pairs < 1:
+        return f"{says}: lower batch_size, or share each batch among more devices (torchrun)"
+    fits = 2 ** (pairs.bit_length() - 1)
+    return f"{says}: --set micro_batch={fits} fits, --set checkpointing=blocks needs less, and so does a smaller batch_size"
 
 
 def print_config(config: Any) -> None:

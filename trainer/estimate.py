@@ -8,6 +8,7 @@ the device in a fraction of a second. Nothing here changes a run.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -119,6 +120,13 @@ def memory(config: Config, student: Student, batch_size: int) -> dict[str, int]:
         "contrastive logits": 4 * 2 * _meets_text(config) * batch_size * config.batch_size,
         "pictures and views": 3 * batch_size * (config.data.decode_size**2 + 4 * pixels),
     }
+
+
+def memory_of(device: torch.device) -> int:
+    """Bytes that the device has in all."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _activations(config: Config, student: Student) -> int:

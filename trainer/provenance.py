@@ -28,6 +28,8 @@ PROVENANCE = {
     "distillation.ema_momentum": "sure that it is fixed; likely 0.966 at batch 16k, and 1 - m shrinks with the batch",
     "distillation": "likely: DINO's temperatures and centre momentum",
     "masked": "sure that SILC has none: weight 0",
+    "optim.locked": "sure: both towers learn",
+    "optim.layer_decay": "likely: all layers at one rate",
     "optim": "likely: rsqrt, peak 1e-3, 50k steps of warm-up and cool-down, beta2 0.95, decay 1e-4, clip 1.0",
     "batch_size": "likely",
     "samples": "likely: 20 billion",

@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 from torch.utils.flop_counter import FlopCounterMode
 
+from silc_bench.cli_train import too_large_for
 from silc_bench.errors import RunError, UserError
 from trainer import checkpoint, estimate, health
 from trainer.data import open_source
@@ -316,3 +317,15 @@ def test_the_estimate_counts_the_model_it_will_build(tiny):
     assert found.images_per_second * found.flops_per_image == pytest.approx(found.matmul_rate)
     assert found.hours == pytest.approx(config.samples / found.images_per_second / 3600)
     assert estimate.estimate(config, CPU, num_ranks=2).bytes_by_part["activations"] == train["activations"] / 2
+
+
+def test_a_step_too_large_for_the_device_is_told_what_fits(tiny):
+    """8 pairs of 10 GiB and 4 GiB beside them: 2 pairs at a time fit into nine tenths of 30, 1 into 20, none into 8."""
+    config, parts = tiny(batch_size=8), {"weights": 4 << 30, "activations": 80 << 30}
+    assert too_large_for(parts, config, 84 << 30) is None
+    assert "needs 84.00 GiB and this device has 30.00: --set micro_batch=2 fits" in too_large_for(parts, config, 30 << 30)
+    assert "micro_batch=1 fits" in too_large_for(parts, config, 20 << 30)
+    assert "lower batch_size, or share" in too_large_for(parts, config, 8 << 30)
+    half = {"weights": 4 << 30, "activations": 40 << 30}
+    assert "micro_batch=2 fits" in too_large_for(half, tiny(batch_size=8, micro_batch=4), 30 << 30)
+    assert estimate.memory_of(CPU) > 2**30
