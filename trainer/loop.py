@@ -29,6 +29,7 @@ from trainer.guard import destroyed, remembered
 from trainer.log import RunLog
 from trainer.presets import SECOND_PHASES
 from trainer.probe import Probe
+from trainer.read_ahead import crowding
 from trainer.start import read_start
 from trainer.tokenizer import Tokenizer
 from trainer.train import TrainState, train_step
@@ -116,6 +117,8 @@ def train(
         rhythm = {name: getattr(config, name) for name in ("checkpoint_every", "checkpoint_minutes", "probe")}
         state.config = dataclasses.replace(state.config, **rhythm)
     console.print(_plan(state, source, device), markup=False, highlight=False, soft_wrap=True)
+    if crowd := crowding(config.data.num_workers, num_ranks()):
+        console.print(crowd, style="yellow", markup=False, highlight=False, soft_wrap=True)
     try:
         with _signals() as received:
             if rank() > 0:
@@ -136,9 +139,10 @@ def _plan(state: TrainState, source: Source, device: torch.device) -> str:
     taught = f", the teacher from step {late + 1:,} on" if late else ""
     begun = f", going on after step {state.step:,}" if state.step else ""
     processes = f"{num_ranks()} processes on " if num_ranks() > 1 else ""
+    compiled = "; the first steps compile the blocks, for a minute or more" if config.compile else ""
     return (
         f"{config.name}: {config.num_steps:,} steps of {config.batch_size:,}{epochs}{taught}{begun}, from {source.describe()}"
-        f" on {processes}{device} in {config.precision}"
+        f" on {processes}{device} in {config.precision}{compiled}"
     )
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -150,16 +151,29 @@ def _rows_of(positions: Sequence[int], parts: list[Rows]) -> Rows:
 
 def _in_workers(loader: _Loader, queue: deque[Sequence[int]], num_workers: int) -> Iterator[Rows | UserError | RunError | None]:
     """Answers in the order of the queue, and None where it was empty, from processes that end with the iterator."""
-    return iter(
-        DataLoader(
-            loader,
-            batch_size=None,
-            sampler=_Sampler(queue),
-            num_workers=num_workers,
-            collate_fn=_unchanged,
-            worker_init_fn=_leave_the_group,
-            generator=torch.Generator(),  # else it would draw a seed from the global one: not the run without workers
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="This DataLoader will create")  # ``crowding`` says it in a sentence, once
+        return iter(
+            DataLoader(
+                loader,
+                batch_size=None,
+                sampler=_Sampler(queue),
+                num_workers=num_workers,
+                collate_fn=_unchanged,
+                worker_init_fn=_leave_the_group,
+                generator=torch.Generator(),  # else it would draw a seed from the global one: not the run without workers
+            )
         )
+
+
+def crowding(num_workers: int, num_ranks: int) -> str | None:
+    """In words, that the processes of one machine want more cores for decoding than they may use; else None."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if num_workers * num_ranks <= cores:
+        return None
+    return (
+        f"data.num_workers={num_workers} starts {num_workers * num_ranks} processes that decode, and this run may use"
+        f" {cores} core{'' if cores == 1 else 's'}: more of them than cores decode no faster"
     )
 
 

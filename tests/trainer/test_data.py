@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tarfile
 import threading
+import warnings
 from contextlib import closing
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from PIL import Image
 from silc_bench.datasets import shapes
 from silc_bench.errors import UserError
 from trainer.data import open_source
+from trainer.read_ahead import crowding
 from trainer.sections import DataConfig
 
 SIDE = 16
@@ -161,6 +163,17 @@ def test_the_global_generator_is_left_alone(clean):
         before = torch.random.get_rng_state()
         take(source(clean, num_workers=workers), 4, 0, 2)
         assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_more_workers_than_cores_is_one_sentence_of_ours(clean, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 3})
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        take(source(clean, num_workers=3), 4, 0, 2)
+    assert [str(warning.message) for warning in caught if "worker" in str(warning.message)] == []
+    assert crowding(2, 1) is None
+    assert crowding(0, 8) is None
+    assert "data.num_workers=2 starts 4 processes that decode, and this run may use 2 cores" in crowding(2, 2)
 
 
 # --- contents -----------------------------------------------------------------------------------------------------------
