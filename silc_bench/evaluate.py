@@ -145,11 +145,16 @@ def _each(
         records.append(record)
         on_result(record, True)
     if failures:
-        reasons = "; ".join(f"{name}: {type(error).__name__}: {error}" for name, error in failures.items())
+        reasons = "; ".join(f"{name}: {_reason(error)}" for name, error in failures.items())
         is_input = all(isinstance(error, UserError) for error in failures.values())
         summary = f"{len(failures)} of {len(plans)} tasks failed - {reasons}"
         raise (UserError if is_input else RunError)(summary) from next(iter(failures.values()))
     return records
+
+
+def _reason(error: Exception) -> str:
+    """A sentence that was written for people stands alone; any other error goes with its kind."""
+    return str(error) if isinstance(error, UserError | RunError) else f"{type(error).__name__}: {error}"
 
 
 def check_supported(model: ImageModel, task: Task, feature_point: str = "pooled") -> None:

@@ -25,7 +25,7 @@ from silc_bench.errors import UserError
 if TYPE_CHECKING:
     from silc_bench.datasets.masks import MaskRule
 
-FETCH_AGAIN = "fetch that file again; a set with a hole is not scored"
+FETCH_AGAIN = "fetch that file again, or take it out of a list of your own; a set with a hole is not scored"
 
 
 class DataError(UserError):
