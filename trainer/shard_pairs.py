@@ -1,7 +1,7 @@
 """Pairs in webdataset shards, on disks or behind URLs, as they are: a picture with a ``.txt``, a ``.json``, or both.
 
-Flow: ``ShardsReader.open(word, config, damage)`` finds every sample once (of a remote shard, which is fetched for that, the
-result is kept) -> ``text(p)`` and ``picture(p)`` read one sample each.
+Flow: ``ShardsReader.open(word, config, damage)`` finds every sample (``trainer.shard_index``) -> ``text(p)`` and ``picture(p)``
+read one sample each.
 
 Local shards are shuffled as a whole. Remote ones are read in groups of ``shuffle_shards``: an epoch takes the shards in an
 order of its own, so many at a time, and shuffles the samples of a group together; the next group is fetched while one is read.
@@ -9,7 +9,6 @@ order of its own, so many at a time, and shuffles the samples of a group togethe
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from silc_bench.atomic import write_text_atomic
 from silc_bench.datasets import remote, shards
 from silc_bench.errors import UserError
 from silc_bench.store import default_folder
@@ -25,26 +23,22 @@ from trainer import filters as conditions
 from trainer.filters import Filters
 from trainer.readers import (
     ORDER,
-    UnreadableError,
     captions_of,
     choose_caption,
     columns_of,
     decoded,
     random_words,
     shuffled,
-    with_sizes,
 )
 from trainer.sections import DataConfig
-
-ABSENT = (0, -1)  # the place of a member that is not there
-INDEX_VERSION = 1  # of what is kept of a remote shard
+from trainer.shard_index import Shard, expand, index_all
 
 
 @dataclass(frozen=True)
 class ShardsReader:
     """Entries are epochs of all samples, each epoch in an order of its own."""
 
-    files: list[Path | tuple[str, remote.Stamp]]
+    files: list[Shard]
     places: np.ndarray  # int64 [num_samples, 7]: shard; offset and size in bytes of picture, text, JSON; sorted by shard
     config: DataConfig
     filters: Filters
@@ -55,7 +49,7 @@ class ShardsReader:
 
     @classmethod
     def open(cls, word: str, config: DataConfig, damage: shards.Damage) -> ShardsReader:
-        """Index every shard; what is damaged or incomplete there is added to ``damage`` once.
+        """Every rank opens it; what is damaged or incomplete in a shard is added to ``damage`` once.
 
         Raises:
             UserError: no such shard, one that is none, or shards without a single pair.
@@ -63,18 +57,19 @@ class ShardsReader:
         """
         filters = conditions.parse(config.filters)
         mirror = remote.Mirror(default_folder().parent / "shards", int(config.mirror_gb * 2**30))
-        found = _expand(word)
-        rows, left_out = [], Counter[str]()
-        for number, shard in enumerate(found):
-            index = _index_local(shard, filters) if isinstance(shard, Path) else _index_remote(*shard, filters, mirror)
-            rows += [(number, *row) for row in index.rows]
+        found = expand(word)
+        indexes = index_all(found, filters, mirror)
+        left_out = Counter[str]()
+        for index in indexes:
             damage.merge(index.damage)
             left_out += index.left_out
-        if not rows:
+        numbers = np.repeat(np.arange(len(found)), [len(index.rows) for index in indexes])
+        places = np.column_stack([numbers, np.concatenate([index.rows for index in indexes])])
+        if not len(places):
             wanted = ", ".join(f".{extension}" for extension in shards.IMAGE_EXTENSIONS)
             reasons = f"; filters left out {_by_reason(left_out)}" if left_out else ""
             raise UserError(f"{word} holds no pair of a picture ({wanted}) and a .txt or .json: {damage.summary()}{reasons}")
-        reader = cls(found, np.array(rows, np.int64), config, filters, left_out, mirror)
+        reader = cls(found, places, config, filters, left_out, mirror)
         reader._check_room()
         return reader
 
@@ -167,76 +162,6 @@ class ShardsReader:
                 f"two groups of {self.config.shuffle_shards} shards take {needed / 2**30:.1f} GiB, and data.mirror_gb is"
                 f" {self.config.mirror_gb:g}; raise it, or lower data.shuffle_shards"
             )
-
-
-# ---- finding the samples of a shard ----
-
-
-@dataclass
-class _Index:
-    rows: list[tuple[int, ...]]  # six numbers a sample: places of picture, text, JSON
-    damage: shards.Damage
-    left_out: Counter[str]
-
-
-def _expand(word: str) -> list[Path | tuple[str, remote.Stamp]]:
-    words = word.split()
-    if not any(map(remote.is_remote, words)):
-        return [*shards.expand(word)]
-    urls = [url for part in words if remote.is_remote(part) for url in remote.expand(part)]
-    local = [path for part in words if not remote.is_remote(part) for path in shards.expand(part)]
-    return [*local, *zip(urls, remote.stamps_of(urls), strict=True)]
-
-
-def _index_local(path: Path, filters: Filters) -> _Index:
-    shard = shards.index_shard(path)
-    index = _Index([], shard.damage, Counter())
-    for sample in shard.samples:
-        picture = next((sample.members[e] for e in shards.IMAGE_EXTENSIONS if e in sample.members), None)
-        text, columns = sample.members.get("txt", ABSENT), sample.members.get("json", ABSENT)
-        where = f"{path}:{sample.key}"
-        if picture is None:
-            index.damage.add("sample without a picture", where)
-        elif text == columns == ABSENT:
-            index.damage.add("sample without a text", where)
-        elif reason := _reason(path, (picture, text, columns), filters, where):
-            index.left_out[reason] += 1
-        else:
-            index.rows.append((*picture, *text, *columns))
-    return index
-
-
-def _reason(path: Path, places: tuple[shards.Place, ...], filters: Filters, where: str) -> str | None:
-    """Why the filters leave a sample out. What cannot be read is no matter of filters: it is counted when it is met."""
-    if not filters.conditions:
-        return None
-    picture, text, columns = places
-    try:
-        found = None if columns == ABSENT else columns_of(shards.read_member(path, columns), where)
-        captions = captions_of(None if text == ABSENT else shards.read_member(path, text), found, where)
-        known = found or {}
-        if filters.needs_size:
-            known = with_sizes(known, shards.read_member(path, picture), where)
-    except UnreadableError:
-        return None
-    return filters.reason(captions, known)
-
-
-def _index_remote(url: str, stamp: remote.Stamp, filters: Filters, mirror: remote.Mirror) -> _Index:
-    """As kept from an earlier run under the same filters; else the shard is fetched and looked through."""
-    text = " ".join(sorted(f"{c.name}{c.sign}{c.value}" for c in filters.conditions))
-    name = remote.Stamp(stamp.size, f"{stamp.etag}\n{text}\n{INDEX_VERSION}").key(url)
-    path = mirror.folder / "indexes" / f"{name}.json"
-    if path.is_file():
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        damage = shards.Damage(kept["damage"], kept["first"])
-        return _Index([tuple(row) for row in kept["rows"]], damage, Counter(kept["left_out"]))
-    local = mirror.path(url, stamp)
-    index = _index_local(local, filters)
-    index.damage.first = {cause: where.replace(str(local), url) for cause, where in index.damage.first.items()}
-    kept = {"rows": index.rows, "damage": index.damage.counts, "first": index.damage.first, "left_out": index.left_out}
-    write_text_atomic(path, json.dumps(kept))
-    return index
 
 
 def _by_reason(left_out: Counter[str]) -> str:

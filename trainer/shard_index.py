@@ -1,0 +1,212 @@
+"""Where the samples of shards lie: each shard is looked through once, by several processes, and what was found is kept.
+
+Flow: ``expand(word)`` -> shards -> ``index_all(shards, filters, mirror)`` -> a ShardIndex each, out of the folder ``indexes``
+of the mirror where an earlier run, or another rank of this one, has put it. A shard is known by its path, size and time of
+change, or by its URL, size and ETag; the filters belong to it, since they decide what is left out.
+
+A sample costs about 0.1 ms to find and 48 bytes to keep, so a billion pairs are looked through in a day of one core, once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import multiprocessing
+import os
+import signal
+import uuid
+import zipfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from silc_bench.datasets import remote, shards
+from silc_bench.errors import RunError, UserError
+from trainer.filters import Filters
+from trainer.readers import UnreadableError, captions_of, columns_of, with_sizes
+
+ABSENT = (0, -1)  # the place of a member that is not there
+VERSION = 2  # of what is kept
+MANY = 16  # new shards, from which on processes look through them
+MOST_PROCESSES = 16
+Shard: TypeAlias = Path | tuple[str, remote.Stamp]
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    rows: np.ndarray  # int64 [num_samples, 6]: offset and size in bytes of picture, text, JSON
+    damage: shards.Damage
+    left_out: Counter[str]  # by the filters, by reason
+
+
+def expand(word: str) -> list[Shard]:
+    """Local shards first, then remote ones. Raises UserError where a pattern finds nothing."""
+    words = word.split()
+    if not any(map(remote.is_remote, words)):
+        return [*shards.expand(word)]
+    urls = [url for part in words if remote.is_remote(part) for url in remote.expand(part)]
+    local = [path for part in words if not remote.is_remote(part) for path in shards.expand(part)]
+    return [*local, *zip(urls, remote.stamps_of(urls), strict=True)]
+
+
+def index_all(found: Sequence[Shard], filters: Filters, mirror: remote.Mirror) -> list[ShardIndex]:
+    """The index of each; every rank calls it, and of the new ones each looks through its own part.
+
+    Raises:
+        UserError: one that is no shard, or cannot be read.
+        RunError: a remote one that cannot be fetched.
+    """
+    from silc_bench.ranks import concatenated, num_ranks, rank  # brings torch, which the processes below do without
+
+    kept = [_kept_at(shard, filters, mirror) for shard in found]
+    new = [(shard, place) for shard, place in zip(found, kept, strict=True) if not place.is_file()]
+    made: dict[Path, ShardIndex] = {}
+    errors: list[UserError | RunError] = []
+    try:
+        for place, index in _look_through(new[rank() :: num_ranks()], filters, mirror, is_shown=rank() == 0):
+            made[place] = index
+    except (UserError, RunError) as error:
+        errors.append(error)
+    if errors := concatenated(errors):  # else the others would wait for this rank
+        raise errors[0]
+    if rank() == 0 and not all(place.is_file() for place in made):
+        where = mirror.folder / "indexes"
+        Console(stderr=True).print(f"cannot write to {where}: the next start looks through all shards again", markup=False)
+    return [
+        made.get(place) or _load(place) or _look_at(shard, place, filters, mirror)
+        for shard, place in zip(found, kept, strict=True)
+    ]
+
+
+def _look_through(
+    new: Sequence[tuple[Shard, Path]], filters: Filters, mirror: remote.Mirror, is_shown: bool
+) -> Iterator[tuple[Path, ShardIndex]]:
+    console = Console(stderr=True)
+    columns = TextColumn("looking through new shards"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=console, transient=True, disable=len(new) < 2 or not is_shown) as bar:
+        if len(new) >= MANY and is_shown and not console.is_terminal:
+            console.print(f"looking through {len(new):,} new shards; what is found is kept for the next start")
+        local = [(shard, place) for shard, place in new if isinstance(shard, Path)]
+        others = [(shard, place) for shard, place in new if not isinstance(shard, Path)]
+        task = bar.add_task("", total=len(new))
+        for (_, place), index in zip(local, _in_processes(local, filters, mirror), strict=True):
+            yield place, index
+            bar.advance(task)
+        for shard, place in others:  # each is fetched, so that the network is what takes the time
+            yield place, _look_at(shard, place, filters, mirror)
+            bar.advance(task)
+
+
+def _in_processes(local: Sequence[tuple[Shard, Path]], filters: Filters, mirror: remote.Mirror) -> Iterator[ShardIndex]:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    processes = min(MOST_PROCESSES, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    if len(local) < MANY or processes < 2:
+        yield from (_look_at(shard, place, filters, mirror) for shard, place in local)
+        return
+    context = multiprocessing.get_context("spawn")  # a fork would copy locks that another thread holds
+    with ProcessPoolExecutor(processes, context, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
+        futures = [pool.submit(_look_at, shard, place, filters, mirror) for shard, place in local]
+        try:
+            yield from (future.result() for future in futures)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+# ---- one shard ----
+
+
+def _look_at(shard: Shard, place: Path, filters: Filters, mirror: remote.Mirror) -> ShardIndex:
+    """Find its samples, and keep what was found at ``place``."""
+    path = shard if isinstance(shard, Path) else mirror.path(*shard)
+    index = _index(path, filters)
+    if not isinstance(shard, Path):  # a user knows its URL, not where its copy lies
+        named = {cause: where.replace(str(path), shard[0]) for cause, where in index.damage.first.items()}
+        index = ShardIndex(index.rows, shards.Damage(index.damage.counts, named), index.left_out)
+    _keep(index, place)
+    return index
+
+
+def _index(path: Path, filters: Filters) -> ShardIndex:
+    shard = shards.index_shard(path)
+    rows, left_out = [], Counter[str]()
+    for sample in shard.samples:
+        picture = next((sample.members[e] for e in shards.IMAGE_EXTENSIONS if e in sample.members), None)
+        text, columns = sample.members.get("txt", ABSENT), sample.members.get("json", ABSENT)
+        where = f"{path}:{sample.key}"
+        if picture is None:
+            shard.damage.add("sample without a picture", where)
+        elif text == columns == ABSENT:
+            shard.damage.add("sample without a text", where)
+        elif reason := _reason(path, (picture, text, columns), filters, where):
+            left_out[reason] += 1
+        else:
+            rows.append((*picture, *text, *columns))
+    return ShardIndex(np.array(rows, np.int64).reshape(-1, 6), shard.damage, left_out)
+
+
+def _reason(path: Path, places: tuple[shards.Place, ...], filters: Filters, where: str) -> str | None:
+    """Why the filters leave a sample out. What cannot be read is no matter of filters: it is counted when it is met."""
+    if not filters.conditions:
+        return None
+    picture, text, columns = places
+    try:
+        found = None if columns == ABSENT else columns_of(shards.read_member(path, columns), where)
+        captions = captions_of(None if text == ABSENT else shards.read_member(path, text), found, where)
+        known = found or {}
+        if filters.needs_size:
+            known = with_sizes(known, shards.read_member(path, picture), where)
+    except UnreadableError:
+        return None
+    return filters.reason(captions, known)
+
+
+# ---- what is kept of it ----
+
+
+def _kept_at(shard: Shard, filters: Filters, mirror: remote.Mirror) -> Path:
+    """Where the index of exactly this version of the shard lies, if anywhere."""
+    if isinstance(shard, Path):
+        try:
+            found = shard.stat()
+        except OSError as error:
+            raise UserError(f"cannot read the shard {shard}: {error.strerror or error}") from error
+        version = f"{shard.resolve()}\n{found.st_size}\n{found.st_mtime_ns}"
+    else:
+        version = f"{shard[0]}\n{shard[1].size}\n{shard[1].etag}"
+    conditions = " ".join(sorted(f"{c.name}{c.sign}{c.value}" for c in filters.conditions))
+    name = hashlib.sha256(f"{version}\n{conditions}\n{VERSION}".encode()).hexdigest()[:24]
+    return mirror.folder / "indexes" / f"{name}.npz"
+
+
+def _load(place: Path) -> ShardIndex | None:
+    """None where it is not there, or not whole: then the shard is looked through again."""
+    try:
+        with np.load(place) as kept:
+            notes = json.loads(kept["notes"].tobytes())
+            return ShardIndex(kept["rows"], shards.Damage(notes["damage"], notes["first"]), Counter(notes["left_out"]))
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+
+
+def _keep(index: ShardIndex, place: Path) -> None:
+    """As a file that is there whole or not at all, but for a power cut, after which ``_load`` will not take it."""
+    notes = {"damage": index.damage.counts, "first": index.damage.first, "left_out": index.left_out}
+    data = io.BytesIO()
+    np.savez(data, rows=index.rows, notes=np.frombuffer(json.dumps(notes).encode(), np.uint8))
+    temporary = place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(data.getvalue())
+        os.replace(temporary, place)
+    except OSError:  # a full or read-only disk costs the next start its time, not this run; index_all says so
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
