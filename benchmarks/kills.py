@@ -66,10 +66,12 @@ def main() -> None:
 
 
 def tiny_config() -> Config:
-    """SILC with distillation; checkpoints every second step, large enough that a write takes a while."""
+    """All that a run can carry on: masked patches, averaged weights, a teacher that begins at a third of it. Checkpoints every
+    second step, large enough that a write takes a while."""
     tower = ("depth=1", "width=32", "num_heads=2", "mlp_dim=48")
     sets = [f"{side}.{field}" for side in ("vision", "text") for field in tower]
     sets += ["precision=fp32", "batch_size=4", f"samples={4 * STEPS}", "checkpoint_every=2", "log_every=4"]
+    sets += ["masked.weight=1", "average_momentum=0.9", "distillation.start_fraction=0.33"]
     sets += ["views.num_local=2", "distillation.num_prototypes=8192", "data.decode_size=48"]
     config = configure("shapes_tiny", "silc", sets=sets)
     return replace(config, preset="kills")

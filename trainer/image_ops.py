@@ -137,7 +137,7 @@ def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
     hue.copysign_(green - blue).add_(shift[:, 0])
     own = torch.arange(3, device=images.device).view(3, 1, 1) / 3 - 2.5  # differences are positive, and none is at 1/2
     torch.sub(hue[:, None], own, out=images)
-    torch.add(images.new_tensor(-3), images.frac_(), alpha=6, out=images).abs_().sub_(1).clamp_(0, 1)
+    torch.add(torch.tensor(-3.0), images.frac_(), alpha=6, out=images).abs_().sub_(1).clamp_(0, 1)
     return torch.addcmul(high[:, None], images, chroma[:, None], value=-1, out=images)
 
 

@@ -145,7 +145,7 @@ def squash(pixels: Tensor, sizes: Tensor, size: int) -> Tensor:
 
 def normalize(images: Tensor) -> Tensor:
     """[0, 1] -> [-1, 1], in place: mean and standard deviation 0.5."""
-    return torch.add(images.new_tensor(-1), images, alpha=2, out=images)
+    return torch.add(torch.tensor(-1.0), images, alpha=2, out=images)
 
 
 # ---- what is random, on the CPU so that every device gets the same ----
