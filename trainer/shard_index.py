@@ -127,12 +127,20 @@ def _in_processes(local: Sequence[tuple[Shard, Path]], filters: Filters, mirror:
 def _look_at(shard: Shard, place: Path, filters: Filters, mirror: remote.Mirror) -> ShardIndex:
     """Find its samples, and keep what was found at ``place``."""
     path = shard if isinstance(shard, Path) else mirror.path(*shard)
-    index = _index(path, filters)
-    if not isinstance(shard, Path):  # a user knows its URL, not where its copy lies
-        named = {cause: where.replace(str(path), shard[0]) for cause, where in index.damage.first.items()}
+    try:
+        index = _index(path, filters)
+    except UserError as error:
+        raise UserError(str(error).replace(str(path), _name_of(shard))) from error
+    if not isinstance(shard, Path):
+        named = {cause: where.replace(str(path), _name_of(shard)) for cause, where in index.damage.first.items()}
         index = ShardIndex(index.rows, shards.Damage(index.damage.counts, named), index.left_out)
     _keep(index, place)
     return index
+
+
+def _name_of(shard: Shard) -> str:
+    """A user knows its URL, not where its copy lies."""
+    return str(shard) if isinstance(shard, Path) else shard[0]
 
 
 def _index(path: Path, filters: Filters) -> ShardIndex:

@@ -15,31 +15,23 @@ import hashlib
 import os
 import re
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from silc_bench.datasets.remote_source import ATTEMPTS, ask, file_system, raise_if_final, scheme_of, wait, words_of
 from silc_bench.datasets.shards import alternatives
 from silc_bench.errors import RunError, UserError
 
 CHUNK = 8 * 2**20  # bytes asked for at once; halved where they do not arrive, down to MIN_CHUNK
 MIN_CHUNK = 64 * 2**10
-ATTEMPTS = 6  # requests in a row that bring no new byte
 STALL_SECONDS = 60.0  # for one request
-WAIT_SECONDS = 1.0  # after the first failure in a row, doubled after each
 AT_ONCE = 16  # sources asked for their stamps at the same time
-PACKAGES = {  # by scheme, with our extra that brings it
-    "http": ("aiohttp", "remote"),
-    "https": ("aiohttp", "remote"),
-    "s3": ("s3fs", "s3"),
-    "gs": ("gcsfs", "gs"),
-    "gcs": ("gcsfs", "gs"),
-    "hf": ("huggingface_hub", "hf"),
-}
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://")
 
 
@@ -59,7 +51,12 @@ def is_remote(word: str) -> bool:
 
 
 def expand(word: str) -> list[str]:
-    """URLs named by braces, and by globs where the source can be listed. Raises UserError where a glob finds nothing."""
+    """URLs named by braces, and by globs where the source can be listed.
+
+    Raises:
+        UserError: a glob that finds nothing, or a source that cannot be listed.
+        RunError: a listing that gets no answer.
+    """
     urls: list[str] = []
     for url in alternatives(word):
         if not re.search(r"[*?\[]", url.partition("://")[2]):
@@ -67,12 +64,41 @@ def expand(word: str) -> list[str]:
             continue
         if url.startswith("http"):
             raise UserError(f"{url}: a web server has no list of its files; name them by braces, as in {{00000..00099}}.tar")
-        fs, path = _file_system(url)
-        found = [f"{url.partition('://')[0]}://{name}" for name in sorted(fs.glob(path))]
+        found = [f"{scheme_of(url)}://{name}" for name in _listed(url)]
         if not found:
             raise UserError(f"no shard found: there is no {url}")
         urls += found
     return urls
+
+
+def _listed(url: str) -> list[str]:
+    """The files that a glob names, in order.
+
+    Folder by folder, as fsspec's own ``glob`` passes over a folder whose listing fails, and its shards with it.
+    """
+    fs, path = file_system(url)
+    parts = path.split("/")
+    first = next(i for i, part in enumerate(parts) if re.search(r"[*?\[]", part))
+    folders, files = ["/".join(parts[:first])], list[str]()
+    for number, part in enumerate(parts[first:], first):
+        if part == "**":
+            raise UserError(f"{url}: ** is not understood here; name each level of folders by *")
+        entries = [entry for folder in folders for entry in ask(url, partial(_entries, fs, folder))]
+        entries = [entry for entry in entries if fnmatchcase(entry["name"].rstrip("/").rpartition("/")[2], part)]
+        folders = [entry["name"].rstrip("/") for entry in entries if entry["type"] == "directory"]
+        files = [entry["name"] for entry in entries if entry["type"] != "directory"] if number == len(parts) - 1 else []
+    return sorted(files)
+
+
+def _entries(fs: Any, folder: str) -> list[dict[str, Any]]:
+    fs.invalidate_cache()
+    try:
+        found: list[dict[str, Any]] = fs.ls(folder, detail=True)
+    except FileNotFoundError as error:
+        if error.__cause__ is not None:  # no bucket, say
+            raise
+        return []
+    return found
 
 
 def stamps_of(urls: Sequence[str]) -> list[Stamp]:
@@ -88,22 +114,19 @@ def stamp_of(url: str) -> Stamp:
         UserError: no such file, no permission, or a source that tells no size, so that nothing could be verified.
         RunError: no answer after several attempts.
     """
-    fs, path = _file_system(url)
-    for attempt in range(ATTEMPTS):
-        try:
-            fs.invalidate_cache()
-            info = fs.info(path)
-        except Exception as error:  # each file system raises what its own library does
-            _raise_if_final(url, error)
-            if attempt == ATTEMPTS - 1:
-                raise RunError(f"{url}: no answer in {ATTEMPTS} attempts (last: {_words(error)})") from error
-            time.sleep(WAIT_SECONDS * 2**attempt)
-            continue
-        if not isinstance(info.get("size"), int):
-            raise UserError(f"{url}: the source does not tell how large the file is, so what arrives cannot be verified")
-        etag = next((str(info[name]) for name in ("ETag", "etag", "blob_id", "md5Hash", "Last-Modified") if info.get(name)), "")
-        return Stamp(info["size"], etag)
-    raise AssertionError("the last attempt returns or raises")
+    fs, path = file_system(url)
+
+    def question() -> dict[str, Any]:
+        fs.invalidate_cache()
+        return fs.info(path)
+
+    info = ask(url, question)
+    if info.get("type") == "directory":
+        raise UserError(f"{url} is a folder; name the shards in it, as in {url.rstrip('/')}/*.tar")
+    if not isinstance(info.get("size"), int):
+        raise UserError(f"{url}: the source does not tell how large the file is, so what arrives cannot be verified")
+    etag = next((str(info[name]) for name in ("ETag", "etag", "blob_id", "md5Hash", "Last-Modified") if info.get(name)), "")
+    return Stamp(info["size"], etag)
 
 
 @dataclass(frozen=True)
@@ -157,7 +180,7 @@ def fetch(url: str, stamp: Stamp, path: Path) -> None:
     """The file at ``url``, whole, at ``path``: by ranges beside it, going on where an earlier attempt or process stopped."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
-    fs, inner = _file_system(url)
+    fs, inner = file_system(url)
     chunk, failures = CHUNK, 0
     with open(part, "ab") as file:
         while (have := file.tell()) < stamp.size:
@@ -165,14 +188,14 @@ def fetch(url: str, stamp: Stamp, path: Path) -> None:
             try:
                 data = _read_range(fs, inner, have, wanted, stamp.size)
             except Exception as error:  # each file system raises what its own library does
-                _raise_if_final(url, error)
+                raise_if_final(url, error)
                 failures, chunk = failures + 1, max(MIN_CHUNK, chunk // 2)
                 if failures == ATTEMPTS:
                     raise RunError(
                         f"{url}: stopped at byte {have:,} of {stamp.size:,} after {ATTEMPTS} attempts that brought nothing"
-                        f" (last: {_words(error)}); what has arrived is kept, and the run goes on from there"
+                        f" (last: {words_of(error)}); what has arrived is kept, and the run goes on from there"
                     ) from error
-                time.sleep(WAIT_SECONDS * 2 ** (failures - 1))
+                wait(failures - 1)
                 continue
             file.write(data)
             failures, chunk = 0, min(CHUNK, 2 * chunk)
@@ -201,34 +224,6 @@ def _read_range(fs: Any, path: str, start: int, count: int, size: int) -> bytes:
     if not 0 < len(data) <= count:
         raise OSError(f"{len(data):,} bytes came for a range of {count:,}")
     return data
-
-
-def _file_system(url: str) -> tuple[Any, str]:
-    import fsspec
-
-    try:
-        return fsspec.core.url_to_fs(url)
-    except ImportError as error:
-        scheme = url.partition("://")[0]
-        package, extra = PACKAGES.get(scheme, (scheme, None))
-        line = f"pip install 'silc-bench[{extra}]'" if extra else f"pip install {package}"
-        raise UserError(f"{url}: reading {scheme}:// needs the package {package}; {line}") from error
-    except ValueError as error:
-        raise UserError(f"{url}: {error}") from None
-
-
-def _raise_if_final(url: str, error: Exception) -> None:
-    """Errors that no second attempt mends. fsspec calls a web server's every failure "not found"; its cause knows better."""
-    cause = error.__cause__ or error
-    status = getattr(cause, "status", None)
-    if status in (404, 410) or (status is None and isinstance(cause, FileNotFoundError)):
-        raise UserError(f"{url}: there is no such file") from error
-    if isinstance(error, PermissionError) or status in (401, 403):
-        raise UserError(f"{url}: the source does not let you read it ({_words(error)}); check your credentials") from error
-
-
-def _words(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), "")[:200] or type(error).__name__
 
 
 def _name_of(url: str) -> str:

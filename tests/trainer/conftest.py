@@ -81,9 +81,9 @@ def shards(tmp_path_factory):
 @pytest.fixture
 def small_mirror(tmp_path, monkeypatch):
     """Remote shards in a mirror of the test's own, in small pieces and without waiting between attempts."""
-    from silc_bench.datasets import remote
+    from silc_bench.datasets import remote, remote_source
 
     monkeypatch.setenv("SILC_BENCH_CACHE", str(tmp_path / "cache" / "features"))
-    monkeypatch.setattr(remote, "WAIT_SECONDS", 0.0)
+    monkeypatch.setattr(remote_source, "WAIT_SECONDS", 0.0)
     monkeypatch.setattr(remote, "CHUNK", 8192)
     monkeypatch.setattr(remote, "MIN_CHUNK", 1024)

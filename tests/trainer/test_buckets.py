@@ -2,6 +2,7 @@
 
 import importlib
 import itertools
+import json
 import random
 import sys
 from contextlib import closing
@@ -49,6 +50,10 @@ class Bucket(AsyncFileSystem):
     def fault(path):
         pass
 
+    @staticmethod
+    def listing_fault(path):
+        pass
+
     async def _info(self, path, **kwargs):
         if path in self.files:
             version = f"version {sum(self.files[path]) % 1000}"
@@ -58,7 +63,10 @@ class Bucket(AsyncFileSystem):
         raise FileNotFoundError(path)
 
     async def _ls(self, path, detail=True, **kwargs):
-        found = [await self._info(name) for name in sorted(self.files) if name.rpartition("/")[0] == path.rstrip("/")]
+        self.listing_fault(path)
+        above = f"{path.rstrip('/')}/".lstrip("/")
+        names = {above + name.removeprefix(above).partition("/")[0] for name in self.files if name.startswith(above)}
+        found = [await self._info(name) for name in sorted(names)]
         return found if detail else [entry["name"] for entry in found]
 
     async def _cat_file(self, path, start=None, end=None, **kwargs):
@@ -70,12 +78,13 @@ class Bucket(AsyncFileSystem):
 def bucket(files, monkeypatch):
     """``bucket(scheme)``: the file system that fsspec then has for it, with the shards in SCHEME://place/set/."""
 
-    def install(scheme, fault=lambda path: None):
+    def install(scheme, fault=lambda path: None, listing_fault=lambda path: None):
         body = {
             "protocol": scheme,
             "files": {f"place/set/{name}": data for name, data in files.items()},
             "version_name": VERSION_NAMES[scheme],
             "fault": staticmethod(fault),
+            "listing_fault": staticmethod(listing_fault),
         }
         kind = type("Bucket", (Bucket,), body)
         monkeypatch.setitem(REGISTRY, scheme, kind)
@@ -145,6 +154,145 @@ def test_a_bucket_that_never_answers_is_named(bucket):
     bucket("s3", silent)
     with pytest.raises(RunError, match=r"s3://place/set/000.tar: stopped at byte 0 of .* after 6 attempts"):
         read("s3://place/set/*.tar")
+
+
+# --- globs ---------------------------------------------------------------------------------------------------------------
+
+
+def two_sets(kind, files):
+    kind.files |= {"place/other/000.tar": files["000.tar"], "place/other/notes.txt": b"", "place/000.tar": files["000.tar"]}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("place/*/*.tar", ["other/000", "set/000", "set/001", "set/002"]),
+        ("place/*/00[12].tar", ["set/001", "set/002"]),
+        ("place/?et/000.tar", ["set/000"]),
+        ("pl*/other/*.tar", ["other/000"]),
+        ("place/*.tar", ["000"]),
+        ("place/set/{000..001}.t*", ["set/000", "set/001"]),
+    ],
+)
+def test_a_glob_names_files_at_its_depth(bucket, files, pattern, names):
+    two_sets(bucket("s3"), files)
+    assert remote.expand(f"s3://{pattern}") == [f"s3://place/{name}.tar" for name in names]
+
+
+def test_a_listing_that_fails_is_asked_for_again_and_never_passed_over(bucket, files):
+    """fsspec's own glob takes the folder for an empty one."""
+    asked = []
+
+    def once(path):
+        asked.append(path)
+        if asked.count("place/set") == 1 and path == "place/set":
+            raise OSError("SlowDown: please reduce your request rate")
+
+    two_sets(bucket("s3", listing_fault=once), files)
+    assert len(remote.expand("s3://place/*/*.tar")) == 4
+    assert asked.count("place/set") == 2
+
+    def always(path):
+        if path == "place/set":
+            raise OSError("SlowDown: please reduce your request rate")
+
+    two_sets(bucket("s3", listing_fault=always), files)
+    with pytest.raises(
+        RunError, match=r"s3://place/\*/\*.tar: no answer in 6 attempts \(last: SlowDown.*\); see that the address"
+    ):
+        remote.expand("s3://place/*/*.tar")
+
+
+def test_a_folder_and_two_stars_are_refused_with_what_to_write(bucket):
+    bucket("s3")
+    with pytest.raises(UserError, match=r"s3://place/set is a folder; name the shards in it, as in s3://place/set/\*.tar"):
+        read("s3://place/set")
+    with pytest.raises(UserError, match=r"\*\* is not understood here; name each level of folders by \*"):
+        read("s3://place/**/000.tar")
+
+
+# --- what the libraries raise --------------------------------------------------------------------------------------------
+
+
+class S3Error(Exception):
+    """botocore's ClientError, as far as it is looked at; s3fs makes it the cause of its own."""
+
+    def __init__(self, status, code):
+        super().__init__(f"{status} {code}")
+        self.response = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}
+
+
+class GoogleError(Exception):
+    """gcsfs's HttpError."""
+
+    def __init__(self, code, words):
+        super().__init__(f"{words}, {code}")
+        self.code = code
+
+
+def because(error, cause):
+    error.__cause__ = cause
+    return error
+
+
+def named(name, words):
+    return type(name, (Exception,), {})(words)
+
+
+FINAL = [
+    ("s3", because(FileNotFoundError("gone"), S3Error(404, "NoSuchBucket")), r"there is no bucket place; check its name"),
+    ("s3", because(FileNotFoundError("gone"), S3Error(404, "NoSuchKey")), r"there is no such file; check the name"),
+    ("s3", because(PermissionError("Forbidden"), S3Error(403, "403")), r"does not let you read it .* AWS_ACCESS_KEY_ID"),
+    ("s3", named("NoCredentialsError", "Unable to locate credentials"), r"no credentials .* AWS_ACCESS_KEY_ID"),
+    ("s3", named("ProfileNotFound", "The config profile (me) could not be found"), r"no credentials .*\(me\)"),
+    ("s3", ValueError("Invalid endpoint: nonsense"), r"cannot be asked for \(Invalid endpoint: nonsense\)"),
+    ("gs", OSError("Forbidden: https://place\nno access"), r"does not let you read it .* GOOGLE_APPLICATION_CREDENTIALS"),
+    ("gs", GoogleError(401, "Invalid Credentials"), r"does not let you read it .* GOOGLE_APPLICATION_CREDENTIALS"),
+    ("gs", named("DefaultCredentialsError", "not found"), r"no credentials .* GOOGLE_APPLICATION_CREDENTIALS"),
+]
+
+
+@pytest.mark.parametrize(("scheme", "error", "words"), FINAL, ids=[str(error) for _, error, _ in FINAL])
+def test_a_mistake_is_one_sentence_at_the_first_attempt(bucket, scheme, error, words):
+    attempts = []
+
+    def fail(path):
+        attempts.append(path)
+        raise error
+
+    for source in ("000.tar", "*.tar"):
+        bucket(scheme, fail, fail if source == "*.tar" else lambda path: None)
+        with pytest.raises(UserError, match=rf"^{scheme}://place/set/.*: .*{words}"):
+            read(f"{scheme}://place/set/{source}")
+    assert len(attempts) == 2
+
+
+@pytest.mark.parametrize("error", [S3Error(503, "SlowDown"), GoogleError(503, "backend"), json.JSONDecodeError("cut", "{", 1)])
+def test_what_may_pass_is_asked_for_again(bucket, error):
+    attempts = []
+
+    def fail_once(path):
+        attempts.append(path)
+        if attempts.count(path) == 1:
+            raise error
+
+    bucket("s3", fail_once)
+    assert sorted(read("s3://place/set/*.tar")) == list(range(30))
+
+
+@pytest.mark.parametrize(("data", "words"), [(b"", "the file is empty"), (b"<html>", "it starts with b'<html>'")])
+def test_what_is_no_shard_is_named_by_its_url(bucket, data, words):
+    bucket("s3").files["place/set/001.tar"] = data
+    with pytest.raises(UserError, match=rf"^s3://place/set/001.tar is not a tar shard: {words}"):
+        read("s3://place/set/*.tar")
+
+
+def test_a_shard_that_was_uploaded_in_part_is_counted(bucket, files):
+    bucket("s3").files["place/set/001.tar"] = files["001.tar"][: len(files["001.tar"]) // 2]
+    source = open_source(DataConfig(source="s3://place/set/*.tar", decode_size=16))
+    assert 20 < source.num_samples < 30
+    assert source.damage.total > 0
+    assert all("s3://place/set/001.tar" in where for where in source.damage.first.values())
 
 
 def test_memory_is_read_as_any_other(files, monkeypatch):
