@@ -40,5 +40,6 @@ def export(
     model = exports.load_trained(ckpt)
     exports.export(model, to, out)
     print(f"wrote {out}: {model.name}@{model.revision[:8]}\nload it with: {LOADING[to].format(out=out.resolve())}")
+    print(f"check it with: silc-bench doctor {'' if to == 'safetensors' else f'{to}:'}{out}")
     if to in NOTES:
         print(NOTES[to])

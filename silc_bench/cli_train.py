@@ -20,14 +20,16 @@ def print_estimate(config: Any, device: Any) -> None:
     for name, count in found.parameters.items():
         table.add_row(f"parameters, {name}", f"{count / 1e6:,.1f} M")
     for name, size in found.bytes_by_part.items():
-        table.add_row(f"memory, {name}", f"{size / 2**30:,.2f} GiB")
-    table.add_row("memory, all of it", f"{sum(found.bytes_by_part.values()) / 2**30:,.2f} GiB")
+        table.add_row(f"memory, {name}", _size(size))
+    table.add_row("memory, all of it", _size(sum(found.bytes_by_part.values())))
     table.add_row("FLOPs a picture, counted", f"{found.flops_per_image / 1e9:,.2f} G")
     table.add_row(f"matrix products on {device}, measured", f"{found.matmul_rate / 1e12:,.3f} TFLOP/s")
     for share in REACHED:
         speed = share * found.images_per_second
         rate = f"{speed:,.0f}" if speed >= 10 else f"{speed:.2g}"
-        table.add_row(f"at {100 * share:.0f} % of that", f"{rate} images/s, {found.hours / share:,.1f} hours on one device")
+        hours = found.hours / share
+        words = f"{hours:,.1f} hours" if hours >= 1 else f"{60 * hours:.0f} minutes"
+        table.add_row(f"at {100 * share:.0f} % of that", f"{rate} images/s, {words} on one device")
     console.print(table)
     if too_large := too_large_for(found.bytes_by_part, config, memory_of(device)):
         console.print(f"{too_large}.", style="yellow", markup=False, highlight=False, soft_wrap=True)
@@ -38,13 +40,17 @@ def too_large_for(bytes_by_part: dict[str, int], config: Config, room: int) -> s
     needed, activations = sum(bytes_by_part.values()), bytes_by_part["activations"]
     if needed <= room:
         return None
-    says = f"a step needs {needed / 2**30:,.2f} GiB and this device has {room / 2**30:,.2f}"
+    says = f"a step needs {_size(needed)} and this device has {_size(room)}"
     a_pair = activations / (config.micro_batch or config.batch_size)
     pairs = int((0.9 * room - (needed - activations)) / a_pair)  # the rest for what is not counted
     if pairs < 1:
         return f"{says}: lower batch_size, or share each batch among more devices (torchrun)"
     fits = 2 ** (pairs.bit_length() - 1)
     return f"{says}: --set micro_batch={fits} fits, --set checkpointing=blocks needs less, and so does a smaller batch_size"
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 2**30:,.2f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:,.1f} MiB"
 
 
 def print_config(config: Any) -> None:

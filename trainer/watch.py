@@ -66,11 +66,12 @@ class Watch:
     def judge(self, state: TrainState, row: dict[str, float]) -> None:
         """Raises RunError for a collapse where a run is to stop of it."""
         if row["data_wait_share"] > MAX_WAIT:
-            workers = state.config.data.num_workers
+            data, needed = state.config.data, state.config.views.global_size
+            smaller = f", or lower data.decode_size (now {data.decode_size}, views have {needed})"
             self._say(
                 "data",
                 f"step {state.step}: {100 * row['data_wait_share']:.0f} % of the time was spent waiting for data; raise"
-                f" data.num_workers (now {workers}), or lower data.decode_size (now {state.config.data.decode_size})",
+                f" data.num_workers (now {data.num_workers}){smaller if data.decode_size > needed else ''}",
             )
         verdicts = self._health.verdicts(state, row)
         for name, sentence in verdicts.items():

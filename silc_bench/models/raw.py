@@ -56,7 +56,7 @@ def _unnamed(path: Path) -> UserError:
     if path.is_dir():
         for kind, config in (("open_clip", "open_clip_config.json"), ("hf", "config.json")):
             if (path / config).is_file():
-                return UserError(f"checkpoint {path}: a folder with a {config}; write {kind}:{path}")
+                return UserError(f"checkpoint {path}: a folder with {config}; write {kind}:{path}")
     shapes = {name: tuple(value.shape) for name, value in read_weights(path).items()}
     if any("/" in name for name in shapes):
         return UserError(f"checkpoint {path}: arrays in the layout of big_vision; write big_vision:{path}")

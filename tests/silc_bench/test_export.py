@@ -329,6 +329,8 @@ def test_the_command_says_how_to_load_what_it_wrote(run, tmp_path, monkeypatch, 
     assert done.exit_code == 0, done.output
     assert "uneven-silc:teacher@" in done.output
     assert str(tmp_path / out) in done.output
+    (checked,) = re.findall(r"check it with: silc-bench doctor (\S+)", done.output)
+    assert load_model(checked, None).name
     assert [path.name for path in Path("new").iterdir()] == [out.name], "no temporary file is left"
     if target == "open_clip":
         settings = json.loads((out / "open_clip_config.json").read_text())

@@ -21,6 +21,7 @@ from trainer.teacher import Teacher
 from trainer.tokenizer import Tokenizer
 from trainer.train import TrainState, train_step
 from trainer.views import make_views
+from trainer.watch import Watch
 
 pytestmark = pytest.mark.usefixtures("few_captions")
 CPU = torch.device("cpu")
@@ -319,11 +320,26 @@ def test_the_estimate_counts_the_model_it_will_build(tiny):
     assert estimate.estimate(config, CPU, num_ranks=2).bytes_by_part["activations"] == train["activations"] / 2
 
 
+@pytest.mark.parametrize(("decode_size", "is_smaller_of_use"), [(24, True), (16, False)])
+def test_waiting_for_data_is_answered_by_what_can_help(tiny, monkeypatch, decode_size, is_smaller_of_use):
+    """Pictures decoded at the size of a view are not to be made smaller."""
+    config = tiny(precision="fp32", data={"decode_size": decode_size})
+    assert config.views.global_size == 16
+    state, batches = start(config)
+    batches.close()
+    said = io.StringIO()
+    watching = Watch(config, CPU, Console(file=said, width=300), "warn")
+    monkeypatch.setattr(watching._health, "verdicts", lambda state, row: {})
+    watching.judge(state, {"data_wait_share": 0.46})
+    assert "46 % of the time was spent waiting for data; raise data.num_workers (now 0)" in said.getvalue()
+    assert ("or lower data.decode_size (now 24, views have 16)" in said.getvalue()) == is_smaller_of_use
+
+
 def test_a_step_too_large_for_the_device_is_told_what_fits(tiny):
     """8 pairs of 10 GiB and 4 GiB beside them: 2 pairs at a time fit into nine tenths of 30, 1 into 20, none into 8."""
     config, parts = tiny(batch_size=8), {"weights": 4 << 30, "activations": 80 << 30}
     assert too_large_for(parts, config, 84 << 30) is None
-    assert "needs 84.00 GiB and this device has 30.00: --set micro_batch=2 fits" in too_large_for(parts, config, 30 << 30)
+    assert "needs 84.00 GiB and this device has 30.00 GiB: --set micro_batch=2 fits" in too_large_for(parts, config, 30 << 30)
     assert "micro_batch=1 fits" in too_large_for(parts, config, 20 << 30)
     assert "lower batch_size, or share" in too_large_for(parts, config, 8 << 30)
     half = {"weights": 4 << 30, "activations": 40 << 30}
