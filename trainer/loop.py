@@ -204,7 +204,9 @@ def _loop(state: TrainState, source: Source, run: Path, log: RunLog, received: l
                 watch.judge(state, row)
                 mark, mark_step, waited = time.perf_counter(), state.step, 0.0
             if probe is not None and is_probe:
+                before = time.perf_counter()
                 found = probe(state)
+                mark += time.perf_counter() - before  # the speed of a row is that of its steps
                 log.write_probe(state.step, found)
                 score = sum(found.values()) / len(found) if found else None
                 fallen = destroyed(state.start, found, probe.errors, config.optim)

@@ -2,6 +2,8 @@
 
 import io
 import json
+from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from silc_bench.registry import select, words_of
 from trainer.loop import run_training
 from trainer.report import write_report
 from trainer.sections import ProbeConfig
+from trainer.train import train_step
 
 LIMIT = 128  # so that a class occurs twice
 
@@ -65,3 +68,31 @@ def test_a_task_that_cannot_be_scored_is_left_out_in_a_sentence_and_the_run_goes
     said = [line for line in console.file.getvalue().splitlines() if "left out" in line]
     assert len(said) == 1
     assert said[0].startswith("step 2: shapes/correspondence is left out of probe.tasks from here on: ")
+
+
+def test_the_speed_of_a_row_is_that_of_its_steps_without_the_probe(tiny, tmp_path, monkeypatch):
+    """By a clock on which a step takes a second and a probe a hundred."""
+    clock = [0.0]
+
+    def step(state, batch):
+        clock[0] += 1
+        return train_step(state, batch)
+
+    class SlowProbe:
+        errors: ClassVar[dict[str, float]] = {}
+
+        def __init__(self, *_):
+            pass
+
+        def __call__(self, state):
+            clock[0] += 100
+            return {"probe/x": 0.5}
+
+    monkeypatch.setattr("trainer.loop.TOKENIZER_CAPTIONS", 50)
+    monkeypatch.setattr("trainer.loop.train_step", step)
+    monkeypatch.setattr("trainer.loop.Probe", SlowProbe)
+    monkeypatch.setattr("trainer.loop.time", SimpleNamespace(perf_counter=lambda: clock[0], monotonic=lambda: clock[0]))
+    config = tiny(precision="fp32", steps=6, log_every=2, probe={"every": 3})
+    run_training(config, tmp_path, resume=False, device=torch.device("cpu"), console=Console(file=io.StringIO()))
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["images_per_second"], row["seconds_left"]) for row in rows] == [(2, 8, 4), (4, 8, 2), (6, 8, 0)]
