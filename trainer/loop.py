@@ -181,6 +181,8 @@ def _loop(state: TrainState, source: Source, run: Path, log: RunLog, received: l
     probe = Probe(config.probe, state.student.log_scale.device, watch.say) if config.probe.every else None
     if probe is not None and state.start is not None and state.step == 0:
         found = probe(state)
+        if probe.diverged:
+            raise RunError(f"--init {config.init} cannot be measured: {probe.diverged}")
         log.write_probe(0, found)
         state.start["probes"] = remembered(found, probe.errors)
     mark, mark_step, waited, saved = time.perf_counter(), state.step, 0.0, time.monotonic()
@@ -208,13 +210,15 @@ def _loop(state: TrainState, source: Source, run: Path, log: RunLog, received: l
                 found = probe(state)
                 mark += time.perf_counter() - before  # the speed of a row is that of its steps
                 log.write_probe(state.step, found)
-                score = sum(found.values()) / len(found) if found else None
+                score = sum(found.values()) / len(found) if found and not probe.diverged else None
                 fallen = destroyed(state.start, found, probe.errors, config.optim)
             writer.check()
             is_due = 0 < config.checkpoint_minutes * 60 <= time.monotonic() - saved
             if state.step % config.checkpoint_every == 0 or is_due or is_last or is_stopped or is_probe:
                 writer.write(state.payload(), score)
                 saved = time.monotonic()
+            if is_probe and probe is not None and probe.diverged:
+                watch.alarm(state, "the student cannot be measured", probe.diverged)
             if fallen:
                 watch.alarm(state, "zero-shot is lost", fallen)
             if is_stopped and not is_last:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from silc_bench.datasets import ImageDataset
-from silc_bench.errors import UserError
+from silc_bench.errors import RunError, UserError
 from silc_bench.features import Extractor
 from silc_bench.models.native import NativeModel
 from silc_bench.registry import Scores, Task, select, words_of
@@ -26,13 +26,15 @@ class Probe:
     """Loads its data once. UserError for an unknown task, or data that is not there.
 
     A task that cannot be scored on what ``limit`` leaves of its data is left out from then on, which ``say`` is told in a
-    sentence: a run of days does not end over it.
+    sentence: a run of days does not end over it. Where the student's features are not finite, ``diverged`` says so until the
+    next call, and what could be scored is returned.
     """
 
     def __init__(self, config: ProbeConfig, device: torch.device, say: Callable[[str], None]) -> None:
         root = Path(config.data_root) if config.data_root else None
         self._device, self._say = device, say
         self.errors: dict[str, float] = {}  # of what the last call found, where a task gives them
+        self.diverged: str | None = None  # why the last call could not score all
         self._tasks: list[tuple[Task, Mapping[str, ImageDataset]]] = [
             (task, task.load(root, config.limit)) for task in select(words_of(config.tasks))
         ]
@@ -47,12 +49,15 @@ class Probe:
         for task, data in self._tasks:
             extract.expect(task, data)
         scores: list[tuple[Task, Scores]] = []
+        self.diverged = None
         for task, data in list(self._tasks):
             try:
                 scores.append((task, task.score(extract(data))))
             except UserError as error:
                 self._tasks.remove((task, data))
                 self._say(f"step {state.step}: {task.name} is left out of probe.tasks from here on: {error}")
+            except RunError as error:
+                self.diverged = f"{error}; lower optim.lr (now {state.config.optim.lr:g}), or start from an earlier checkpoint"
         student.train()
         self.errors = {
             f"probe/{task.name}": scored.stderr[task.main_metric]

@@ -9,9 +9,11 @@ import pytest
 import torch
 from rich.console import Console
 
+from silc_bench.errors import RunError
 from silc_bench.evaluate import evaluate
 from silc_bench.models import load_model
 from silc_bench.registry import select, words_of
+from trainer import checkpoint
 from trainer.loop import run_training
 from trainer.report import write_report
 from trainer.sections import ProbeConfig
@@ -70,6 +72,32 @@ def test_a_task_that_cannot_be_scored_is_left_out_in_a_sentence_and_the_run_goes
     assert said[0].startswith("step 2: shapes/correspondence is left out of probe.tasks from here on: ")
 
 
+@pytest.mark.parametrize("on_collapse", ["warn", "stop"])
+def test_a_student_that_cannot_be_measured_is_named_and_the_checkpoint_kept(tiny, tmp_path, monkeypatch, on_collapse):
+    """Its features outgrow fp16 at step 2; what a probe cannot encode must not end a run that is only to be warned."""
+
+    def step(state, batch):
+        values = train_step(state, batch)
+        with torch.no_grad():
+            state.student.vision.pool.mlp.fc2.weight *= 1e6 if state.step == 2 else 1.0
+        return values
+
+    monkeypatch.setattr("trainer.loop.TOKENIZER_CAPTIONS", 50)
+    monkeypatch.setattr("trainer.loop.train_step", step)
+    tasks = "shapes/segmentation_zeroshot"
+    config = tiny(precision="fp32", steps=3, log_every=9, probe={"every": 1, "limit": LIMIT, "tasks": tasks})
+    console, device = Console(file=io.StringIO(), width=400), torch.device("cpu")
+    if on_collapse == "stop":
+        with pytest.raises(RunError, match=r"stopped at step 2: the student cannot be measured: .*not finite.*lower optim.lr"):
+            run_training(config, tmp_path, resume=False, device=device, console=console, on_collapse="stop")
+    else:
+        run_training(config, tmp_path, resume=False, device=device, console=console)
+    assert "step 2: the student cannot be measured: tiny-silc:student gives" in console.file.getvalue()
+    assert "step_00000002.pt" in [path.name for path in checkpoint.all_in(tmp_path)]
+    assert checkpoint.best_in(tmp_path).name == "step_00000001.pt", "what was not measured is not the best"
+    assert [row["step"] for row in map(json.loads, (tmp_path / "probes.jsonl").read_text().splitlines()) if len(row) > 1] == [1]
+
+
 def test_the_speed_of_a_row_is_that_of_its_steps_without_the_probe(tiny, tmp_path, monkeypatch):
     """By a clock on which a step takes a second and a probe a hundred."""
     clock = [0.0]
@@ -80,6 +108,7 @@ def test_the_speed_of_a_row_is_that_of_its_steps_without_the_probe(tiny, tmp_pat
 
     class SlowProbe:
         errors: ClassVar[dict[str, float]] = {}
+        diverged = None
 
         def __init__(self, *_):
             pass
