@@ -28,7 +28,7 @@ def print_estimate(config: Any, device: Any) -> None:
         speed = share * found.images_per_second
         rate = f"{speed:,.0f}" if speed >= 10 else f"{speed:.2g}"
         hours = found.hours / share
-        words = f"{hours:,.1f} hours" if hours >= 1 else f"{60 * hours:.0f} minutes"
+        words = f"{hours:,.{0 if hours >= 100 else 1}f} hours" if hours >= 1 else f"{60 * hours:.0f} minutes"
         table.add_row(f"at {100 * share:.0f} % of that", f"{rate} images/s, {words} on one device")
     console.print(table)
     if too_large := too_large_for(found.bytes_by_part, config, memory_of(device)):

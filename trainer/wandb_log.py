@@ -38,6 +38,7 @@ class WandbLog:
         entity, _, project = place.rpartition("/")
         kept = _kept(run / KEPT) if is_resumed else None
         number = kept or secrets.token_hex(4)
+        run.mkdir(parents=True, exist_ok=True)  # else W&B warns that a git root is missing
         try:
             self._run: Any = wandb.init(
                 entity=entity or None,

@@ -134,18 +134,20 @@ def test_without_the_option_nothing_is_imported(tiny, tmp_path, few_captions, mo
     assert not (tmp_path / "run" / "wandb.json").exists()
 
 
-def test_the_real_package_without_a_network(tmp_path, monkeypatch):
+def test_the_real_package_without_a_network(tmp_path, monkeypatch, capfd):
     pytest.importorskip("wandb", reason="the package wandb is not installed")
     monkeypatch.setenv("WANDB_MODE", "offline")
+    run = tmp_path / "run"  # not there yet
     for is_resumed in (False, True):
         said = io.StringIO()
-        log = WandbLog("project", tmp_path, {"optim.lr": 1e-3}, is_resumed, Console(file=said, width=300))
+        log = WandbLog("project", run, {"optim.lr": 1e-3}, is_resumed, Console(file=said, width=300))
         log.log(1, {"loss": 2.0})
         log.log(1, {"probe/shapes/knn": 0.5})
         log.finish(has_failed=False)
-        assert said.getvalue() == f"W&B: kept in {tmp_path / 'wandb'}, for `wandb sync`\n"
-    number = json.loads((tmp_path / "wandb.json").read_text())["id"]
-    kept = list((tmp_path / "wandb").glob("offline-run-*"))
+        assert said.getvalue() == f"W&B: kept in {run / 'wandb'}, for `wandb sync`\n"
+    number = json.loads((run / "wandb.json").read_text())["id"]
+    assert "WARNING" not in capfd.readouterr().err
+    kept = list((run / "wandb").glob("offline-run-*"))
     assert kept
     assert all(folder.name.endswith(number) for folder in kept)
     assert all((folder / f"run-{number}.wandb").stat().st_size > 0 for folder in kept)
