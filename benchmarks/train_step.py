@@ -36,6 +36,7 @@ from views_speed import CROPS, PerSampleViews
 from silc_bench.features import choose_device
 from trainer.config import Config, ViewsConfig, apply_objective
 from trainer.data import Batch
+from trainer.host_memory import keep_freed_memory
 from trainer.loop import run_training
 from trainer.presets import make_preset
 from trainer.tokenizer import Tokenizer
@@ -59,6 +60,8 @@ def main() -> None:
     parser.add_argument("--run-steps", type=int, default=200)
     parser.add_argument("--parts", default=",".join(PARTS))
     options = parser.parse_args()
+    if DEVICE.type == "cpu":
+        keep_freed_memory()  # as `silc-bench train` does; both sides run in this process
     config = replace(make_preset(options.preset), batch_size=options.batch_size, precision=options.precision)
     if options.depth:
         towers = {"vision": replace(config.vision, depth=options.depth), "text": replace(config.text, depth=options.depth)}

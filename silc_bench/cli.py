@@ -81,10 +81,13 @@ def train(
     if dry_run:
         cli_train.print_estimate(config, choose_device(device))
         return
+    from trainer.host_memory import keep_freed_memory
     from trainer.loop import run_training
 
     run, chosen = out or Path("runs") / config.name, choose_device(device)
     check_writable(run)
+    if chosen.type == "cpu":
+        keep_freed_memory()
     with joined(chosen):
         said = console if rank() == 0 else Console(quiet=True)
         path = run_training(config, run, resume=resume, device=chosen, console=said, on_collapse=on_collapse, wandb=wandb)
