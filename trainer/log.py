@@ -15,6 +15,7 @@ from typing import Self, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Column
 
 from silc_bench.atomic import write_text_atomic
 from trainer.wandb_log import WandbLog
@@ -37,12 +38,14 @@ class RunLog:
         self._bar = Progress(
             TextColumn("step"),
             MofNCompleteColumn(),
-            BarColumn(),
-            TextColumn("{task.fields[words]}"),
+            TextColumn("{task.fields[left]}"),
+            BarColumn(bar_width=10),
+            TextColumn("{task.fields[words]}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
+            expand=True,  # where the terminal is narrow, the words alone are cut
             console=console,
             disable=not console.is_terminal,
         )
-        self._task = self._bar.add_task("", total=num_steps, completed=step, words="")
+        self._task = self._bar.add_task("", total=num_steps, completed=step, words="", left="")
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -64,12 +67,12 @@ class RunLog:
         self._keep(self._file, step, row)
         parts = [f"{name} {row[name]:.3f}" for name in ("loss", "contrastive", "distillation", "masked") if name in row]
         left = timedelta(seconds=round(row["seconds_left"]))
-        words = " · ".join([*parts, f"{row['images_per_second']:.0f} images/s", f"{left} left"])
-        self._bar.update(self._task, words=words)
+        words = " · ".join([*parts, f"{row['images_per_second']:.0f} images/s"])
+        self._bar.update(self._task, words=words, left=f"{left} left")
         now = time.monotonic()
         if not self._console.is_terminal and (now - self._last_line > QUIET_SECONDS or step == self._num_steps):
             self._last_line = now
-            self._console.print(f"step {step}/{self._num_steps} · {words}", highlight=False, soft_wrap=True)
+            self._console.print(f"step {step}/{self._num_steps} · {words} · {left} left", highlight=False, soft_wrap=True)
 
     def write_probe(self, step: int, found: dict[str, float]) -> None:
         """Keep what a probe measured: a row of its own in probes.jsonl, curves, and a line for people."""
