@@ -79,7 +79,8 @@ class ShardsReader:
 
     def describe(self) -> str:
         left_out = f" (filters left out {_by_reason(self.left_out)})" if self.left_out else ""
-        return f"{self.num_samples:,} pairs in {len(self.files):,} shards{left_out}"
+        files = "1 shard" if len(self.files) == 1 else f"{len(self.files):,} shards"
+        return f"{self.num_samples:,} pairs in {files}{left_out}"
 
     def text(self, position: int) -> str:
         epoch, index = self.find(position)

@@ -296,7 +296,7 @@ def test_weights_are_shares_of_the_stream(two):
 def test_without_weights_sources_are_as_large_as_they_are(two):
     texts = take(f"{two[0]} | {two[1]}", 1000)
     assert sum(text.startswith("one") for text in texts) == 750
-    assert stream(f"{two[0]} | {two[1]}").describe() == "75 % 30 pairs in 1 shards + 25 % 10 pairs in 1 shards"
+    assert stream(f"{two[0]} | {two[1]}").describe() == "75 % 30 pairs in 1 shard + 25 % 10 pairs in 1 shard"
 
 
 def test_scenes_can_be_mixed_in(two):
