@@ -15,6 +15,7 @@ from trainer.config import Config
 from trainer.data import Batch
 from trainer.estimate import flops_per_image
 from trainer.health import Health
+from trainer.read_ahead import crowding
 from trainer.schedule import lr_at
 from trainer.train import TrainState
 
@@ -66,13 +67,8 @@ class Watch:
     def judge(self, state: TrainState, row: dict[str, float]) -> None:
         """Raises RunError for a collapse where a run is to stop of it."""
         if row["data_wait_share"] > MAX_WAIT:
-            data, needed = state.config.data, state.config.views.global_size
-            smaller = f", or lower data.decode_size (now {data.decode_size}, views have {needed})"
-            self._say(
-                "data",
-                f"step {state.step}: {100 * row['data_wait_share']:.0f} % of the time was spent waiting for data; raise"
-                f" data.num_workers (now {data.num_workers}){smaller if data.decode_size > needed else ''}",
-            )
+            waited = f"step {state.step}: {100 * row['data_wait_share']:.0f} % of the time was spent waiting for data"
+            self._say("data", f"{waited}; {_faster_data(state.config)}")
         verdicts = self._health.verdicts(state, row)
         for name, sentence in verdicts.items():
             self._say(name, f"step {state.step}: {name}: {sentence}")
@@ -93,3 +89,14 @@ class Watch:
         if name not in self._said:
             self._said.add(name)
             self.say(sentence)
+
+
+def _faster_data(config: Config) -> str:
+    """What can help a run that waits for its data."""
+    data, needed = config.data, config.views.global_size
+    ways = []
+    if crowding(data.num_workers + 1, num_ranks()) is None:
+        ways.append(f"raise data.num_workers (now {data.num_workers})")
+    if data.decode_size > needed:
+        ways.append(f"lower data.decode_size (now {data.decode_size}, views have {needed})")
+    return ", or ".join(ways) or "every core decodes already: pack smaller pictures, or give it more cores"
