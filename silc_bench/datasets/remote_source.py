@@ -8,6 +8,7 @@ HTTP status, by error code (S3), and by the name of their class.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -15,6 +16,7 @@ from typing import Any, TypeVar
 from silc_bench.errors import RunError, UserError
 
 ATTEMPTS = 6  # requests in a row that bring nothing new
+PATIENCE_SECONDS = 60.0  # for one answer: some libraries try for longer than that in each attempt
 WAIT_SECONDS = 1.0  # after the first failure in a row, doubled after each
 PACKAGES = {  # by scheme, with our extra that brings it
     "http": ("aiohttp", "remote"),
@@ -44,6 +46,7 @@ def file_system(url: str) -> tuple[Any, str]:
     """fsspec's file system for a URL, and the path in it. Raises UserError where its package is missing."""
     import fsspec
 
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # logs a traceback of each attempt, which we get as an error
     try:
         return fsspec.core.url_to_fs(url)
     except ImportError as error:
@@ -62,14 +65,15 @@ def ask(url: str, question: Callable[[], Answer]) -> Answer:
         UserError: what no second attempt mends.
         RunError: no answer after several attempts.
     """
+    start = time.monotonic()
     for attempt in range(ATTEMPTS):
         try:
             return question()
         except Exception as error:  # each file system raises what its own library does
             raise_if_final(url, error)
-            if attempt == ATTEMPTS - 1:
+            if attempt == ATTEMPTS - 1 or time.monotonic() - start > PATIENCE_SECONDS:
                 raise RunError(
-                    f"{url}: no answer in {ATTEMPTS} attempts (last: {words_of(error)});"
+                    f"{url}: no answer in {attempt + 1} attempts (last: {words_of(error)});"
                     " see that the address is right and that the source is up, then give the command again"
                 ) from error
             wait(attempt)

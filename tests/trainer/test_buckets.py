@@ -3,6 +3,7 @@
 import importlib
 import itertools
 import json
+import logging
 import random
 import sys
 from contextlib import closing
@@ -15,7 +16,7 @@ fsspec = pytest.importorskip("fsspec", reason="the package fsspec is not install
 from fsspec.asyn import AsyncFileSystem  # noqa: E402
 from fsspec.implementations.memory import MemoryFileSystem  # noqa: E402
 
-from silc_bench.datasets import remote  # noqa: E402
+from silc_bench.datasets import remote, remote_source  # noqa: E402
 from silc_bench.errors import RunError, UserError  # noqa: E402
 from trainer.config import DataConfig  # noqa: E402
 from trainer.data import open_source  # noqa: E402
@@ -278,6 +279,22 @@ def test_what_may_pass_is_asked_for_again(bucket, error):
 
     bucket("s3", fail_once)
     assert sorted(read("s3://place/set/*.tar")) == list(range(30))
+
+
+def test_a_library_that_tries_for_long_by_itself_is_not_asked_six_times(bucket, monkeypatch):
+    """And what it logs of each attempt is no output of ours."""
+    attempts = []
+
+    def fail(path):
+        attempts.append(path)
+        raise OSError("connection refused")
+
+    monkeypatch.setattr(remote_source, "PATIENCE_SECONDS", -1.0)
+    bucket("gs", listing_fault=fail)
+    with pytest.raises(RunError, match=r"no answer in 1 attempts \(last: connection refused\)"):
+        remote.expand("gs://place/set/*.tar")
+    assert len(attempts) == 1
+    assert not logging.getLogger("gcsfs").isEnabledFor(logging.ERROR)
 
 
 @pytest.mark.parametrize(("data", "words"), [(b"", "the file is empty"), (b"<html>", "it starts with b'<html>'")])
