@@ -204,12 +204,12 @@ def _what_it_is(path: Path) -> str:
     with open(path, "rb") as file:
         start = file.read(64)
     if not start:
-        return "the file is empty"
+        return "the file is empty; pack or upload it anew"
     if start.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")):
         return "it is compressed, and reading at random needs a plain tar; decompress it first"
     if start.startswith(b"version https://git-lfs"):
         return "it is a Git LFS pointer; fetch the file with `git lfs pull`"
-    return f"it starts with {start[:16]!r}"
+    return f"it starts with {start[:16]!r}; pack or upload it anew"
 
 
 def read_member(path: Path, place: Place) -> bytes:
