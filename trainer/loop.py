@@ -134,7 +134,8 @@ def train(
 def _plan(state: TrainState, source: Source, device: torch.device) -> str:
     """What the run is about to do, in a line."""
     config = state.config
-    epochs = f", {config.samples / source.num_samples:,.1f} epochs" if source.num_samples else ""
+    epoch = None if "|" in config.data.source else source.num_samples  # each part of a mixture ends at a time of its own
+    epochs = f", {config.samples / epoch:,.1f} epochs" if epoch else ""
     late = config.start_step if config.is_taught_at(config.start_step) else 0
     taught = f", the teacher from step {late + 1:,} on" if late else ""
     begun = f", going on after step {state.step:,}" if state.step else ""

@@ -389,6 +389,12 @@ def test_what_a_shard_lacks_is_reported(tiny, tmp_path, shards):
     assert "1 " in printed.partition("left out:")[2]
 
 
+def test_a_mixture_has_no_epochs(tiny, tmp_path, shards):
+    """Each source ends at a time of its own."""
+    _, printed = run(tiny("contrastive", steps=1, data={"source": f"3 * {shards} | 1 * {shards}"}), tmp_path)
+    assert "1 steps of 8, from 75 % 21 pairs in 2 shards + 25 % 21 pairs in 2 shards" in printed
+
+
 def test_a_full_disk_names_the_last_good_checkpoint(tiny, tmp_path, monkeypatch):
     real, config = torch.save, tiny(steps=9, checkpoint_every=2)
 
