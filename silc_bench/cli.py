@@ -91,9 +91,8 @@ def train(
     with joined(chosen):
         said = console if rank() == 0 else Console(quiet=True)
         path = run_training(config, run, resume=resume, device=chosen, console=said, on_collapse=on_collapse, wandb=wandb)
-        tasks = "shapes" if config.data.source == "shapes" else "zeroshot --data-root DIR"
         if rank() == 0:
-            print(f"done: {path}\nnext: silc-bench eval --ckpt {run} --tasks {tasks}")
+            print(f"done: {path}\nnext: silc-bench eval --ckpt {run} --tasks {cli_train.tasks_for(config.data.source)}")
 
 
 @app.command("eval")

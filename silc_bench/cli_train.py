@@ -1,11 +1,13 @@
-"""What ``silc-bench train --dry-run`` and ``--show-config`` print."""
+"""What ``silc-bench train`` says around a run: ``--dry-run``, ``--show-config``, and what to do next."""
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
+from silc_bench.datasets.captions_file import ENDINGS
 from silc_bench.terminal import console, table_of
 
 if TYPE_CHECKING:
@@ -51,6 +53,15 @@ def too_large_for(bytes_by_part: dict[str, int], config: Config, room: int) -> s
 
 def _size(num_bytes: int) -> str:
     return f"{num_bytes / 2**30:,.2f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:,.1f} MiB"
+
+
+def tasks_for(source: str) -> str:
+    """What to measure first after training on ``source``: options of ``silc-bench eval``."""
+    if source == "shapes":
+        return "shapes"
+    if source.lower().endswith(ENDINGS) and "|" not in source and "*" not in source:
+        return shlex.quote(f"captions:{source}")
+    return "zeroshot --data-root DIR"
 
 
 def print_config(config: Any) -> None:
