@@ -193,7 +193,8 @@ def fetch(url: str, stamp: Stamp, path: Path) -> None:
                 if failures == ATTEMPTS:
                     raise RunError(
                         f"{url}: stopped at byte {have:,} of {stamp.size:,} after {ATTEMPTS} attempts that brought nothing"
-                        f" (last: {words_of(error)}); what has arrived is kept, and the run goes on from there"
+                        f" (last: {words_of(error)}); what has arrived is kept:"
+                        " once the source answers, give the command again (train: with --resume)"
                     ) from error
                 wait(failures - 1)
                 continue
