@@ -20,6 +20,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,6 @@ from typing import TypeAlias
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from silc_bench.datasets import remote, shards
 from silc_bench.errors import RunError, UserError
@@ -68,11 +68,12 @@ def index_all(found: Sequence[Shard], filters: Filters, mirror: remote.Mirror) -
     from silc_bench.ranks import concatenated, num_ranks, rank  # brings torch, which the processes below do without
 
     kept = [_kept_at(shard, filters, mirror) for shard in found]
-    new = [(shard, place) for shard, place in zip(found, kept, strict=True) if not place.is_file()]
+    own = list(zip(found, kept, strict=True))[rank() :: num_ranks()]
+    new = [(shard, place) for shard, place in own if not place.is_file()]
     made: dict[Path, ShardIndex] = {}
     errors: list[UserError | RunError] = []
     try:
-        for place, index in _look_through(new[rank() :: num_ranks()], filters, mirror, is_shown=rank() == 0):
+        for place, index in _look_through(new, filters, mirror, is_shown=rank() == 0):
             made[place] = index
     except (UserError, RunError) as error:
         errors.append(error)
@@ -90,20 +91,20 @@ def index_all(found: Sequence[Shard], filters: Filters, mirror: remote.Mirror) -
 def _look_through(
     new: Sequence[tuple[Shard, Path]], filters: Filters, mirror: remote.Mirror, is_shown: bool
 ) -> Iterator[tuple[Path, ShardIndex]]:
+    from silc_bench.terminal import progress_bar  # the command line's, which the processes below do without
+
     console = Console(stderr=True)
-    columns = TextColumn("looking through new shards"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=console, transient=True, disable=len(new) < 2 or not is_shown) as bar:
-        if len(new) >= MANY and is_shown and not console.is_terminal:
-            console.print(f"looking through {len(new):,} new shards; what is found is kept for the next start")
-        local = [(shard, place) for shard, place in new if isinstance(shard, Path)]
-        others = [(shard, place) for shard, place in new if not isinstance(shard, Path)]
-        task = bar.add_task("", total=len(new))
+    if len(new) >= MANY and is_shown and not console.is_terminal:
+        console.print(f"looking through {len(new):,} new shards; what is found is kept for the next start")
+    local = [(shard, place) for shard, place in new if isinstance(shard, Path)]
+    others = [(shard, place) for shard, place in new if not isinstance(shard, Path)]
+    with progress_bar(is_shown and console.is_terminal and len(new) > 1, "looking through new shards", len(new)) as advance:
         for (_, place), index in zip(local, _in_processes(local, filters, mirror), strict=True):
             yield place, index
-            bar.advance(task)
+            advance(1)
         for shard, place in others:  # each is fetched, so that the network is what takes the time
             yield place, _look_at(shard, place, filters, mirror)
-            bar.advance(task)
+            advance(1)
 
 
 def _in_processes(local: Sequence[tuple[Shard, Path]], filters: Filters, mirror: remote.Mirror) -> Iterator[ShardIndex]:
@@ -117,6 +118,11 @@ def _in_processes(local: Sequence[tuple[Shard, Path]], filters: Filters, mirror:
         futures = [pool.submit(_look_at, shard, place, filters, mirror) for shard, place in local]
         try:
             yield from (future.result() for future in futures)
+        except BrokenProcessPool as error:
+            raise RunError(
+                "a process that looks through shards was killed, most often for want of memory; what was found is kept, so"
+                ' start again (in a script of your own, what it runs belongs under `if __name__ == "__main__":`)'
+            ) from error
         finally:
             pool.shutdown(cancel_futures=True)
 

@@ -196,7 +196,7 @@ def fetch(url: str, stamp: Stamp, path: Path) -> None:
                         f" (last: {words_of(error)}); what has arrived is kept:"
                         " once the source answers, give the command again (train: with --resume)"
                     ) from error
-                wait(failures - 1)
+                wait(url, error, failures - 1)
                 continue
             file.write(data)
             failures, chunk = 0, min(CHUNK, 2 * chunk)

@@ -9,15 +9,19 @@ HTTP status, by error code (S3), and by the name of their class.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
+
+from rich.console import Console
 
 from silc_bench.errors import RunError, UserError
 
 ATTEMPTS = 6  # requests in a row that bring nothing new
 PATIENCE_SECONDS = 60.0  # for one answer: some libraries try for longer than that in each attempt
 WAIT_SECONDS = 1.0  # after the first failure in a row, doubled after each
+SAID_EVERY = 1.0  # seconds between two lines about attempts: many shards may wait for the same source
 PACKAGES = {  # by scheme, with our extra that brings it
     "http": ("aiohttp", "remote"),
     "https": ("aiohttp", "remote"),
@@ -40,6 +44,7 @@ NO_CREDENTIALS = (  # classes of botocore and google-auth
     "DefaultCredentialsError",
 )
 Answer = TypeVar("Answer")
+_said = -math.inf  # when the last line about an attempt was printed
 
 
 def file_system(url: str) -> tuple[Any, str]:
@@ -76,13 +81,19 @@ def ask(url: str, question: Callable[[], Answer]) -> Answer:
                     f"{url}: no answer in {attempt + 1} attempts (last: {words_of(error)});"
                     " see that the address is right and that the source is up, then give the command again"
                 ) from error
-            wait(attempt)
+            wait(url, error, attempt)
     raise AssertionError("the last attempt returns or raises")
 
 
-def wait(failures: int) -> None:
-    """Before the next attempt, after so many failures in a row before the last one."""
-    time.sleep(WAIT_SECONDS * 2**failures)
+def wait(url: str, error: Exception, failures: int) -> None:
+    """Before the next attempt, after so many failures in a row before the last one. Says so, for one of several at a time."""
+    global _said
+    seconds = WAIT_SECONDS * 2**failures
+    if time.monotonic() - _said > SAID_EVERY:
+        _said = time.monotonic()
+        line = f"{url}: {words_of(error)}; attempt {failures + 2} of {ATTEMPTS} in {seconds:.0f} s"
+        Console(stderr=True).print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
+    time.sleep(seconds)
 
 
 def raise_if_final(url: str, error: Exception) -> None:

@@ -1,6 +1,7 @@
 """Shards behind a URL: whatever a server does to the bytes, the pairs are those of the files, or the run says what it lacks."""
 
 import itertools
+import math
 import multiprocessing
 import os
 import random
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from silc_bench.datasets import remote
+from silc_bench.datasets import remote, remote_source
 from silc_bench.errors import RunError, UserError
 from trainer.data import open_source
 from trainer.sections import DataConfig
@@ -124,6 +125,16 @@ def test_a_server_that_never_answers_is_named(files):
         url = server.url
     with pytest.raises(RunError, match=r"no answer in 6 attempts"):
         remote.stamp_of(f"{url}/000.tar")
+
+
+def test_waiting_for_a_server_is_said_once_for_many_shards(files, capsys, monkeypatch):
+    monkeypatch.setattr(remote_source, "_said", -math.inf)
+    monkeypatch.setattr(remote_source, "SAID_EVERY", 3600.0)
+    with FaultyServer(files, lambda name, start, count: "error") as server, pytest.raises(RunError):
+        open_source(config(server))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "/00" in line
+    assert line.endswith("; attempt 2 of 6 in 0 s")
 
 
 def test_a_web_server_cannot_be_listed():

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import tarfile
 import threading
 
@@ -11,7 +12,7 @@ from test_data import source, take, whole, write_shard
 from test_shares import Ranks
 
 from silc_bench.datasets import remote, shards
-from silc_bench.errors import UserError
+from silc_bench.errors import RunError, UserError
 from trainer import filters, shard_index
 
 
@@ -118,6 +119,18 @@ def test_many_shards_are_looked_through_by_processes(folder, monkeypatch, looked
     assert looked_at == []  # not in this process
     (folder / "1.tar").write_bytes(b"no shard at all")
     with pytest.raises(UserError, match=r"1\.tar is not a tar shard"):
+        indexed(folder)
+
+
+def dies(*arguments):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_process_that_is_killed_is_an_error_in_words(folder, monkeypatch):
+    monkeypatch.setattr(shard_index, "MANY", 2)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1}, raising=False)
+    monkeypatch.setattr(shard_index, "_look_at", dies)
+    with pytest.raises(RunError, match="was killed, most often for want of memory"):
         indexed(folder)
 
 
