@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -40,6 +41,7 @@ def export(
     model = exports.load_trained(ckpt)
     exports.export(model, to, out)
     print(f"wrote {out}: {model.name}@{model.revision[:8]}\nload it with: {LOADING[to].format(out=out.resolve())}")
-    print(f"check it with: silc-bench doctor {'' if to == 'safetensors' else f'{to}:'}{out}")
+    exported = str(out) if to == "safetensors" else f"{to}:{out}"
+    print(f"check it with: silc-bench doctor {shlex.quote(exported)}")
     if to in NOTES:
         print(NOTES[to])

@@ -43,12 +43,16 @@ def too_large_for(bytes_by_part: dict[str, int], config: Config, room: int) -> s
     if needed <= room:
         return None
     says = f"a step needs {_size(needed)} and this device has {_size(room)}"
+    rest = needed - activations
+    if rest > room:
+        return f"{says}, less than model and optimiser alone, {_size(rest)}: it takes a larger device or a smaller model"
+    saves = "--set checkpointing=blocks needs less" if config.checkpointing == "none" else ""
     a_pair = activations / (config.micro_batch or config.batch_size)
-    pairs = int((0.9 * room - (needed - activations)) / a_pair)  # the rest for what is not counted
+    pairs = int((0.9 * room - rest) / a_pair)  # the rest for what is not counted
     if pairs < 1:
-        return f"{says}: lower batch_size, or share each batch among more devices (torchrun)"
-    fits = 2 ** (pairs.bit_length() - 1)
-    return f"{says}: --set micro_batch={fits} fits, --set checkpointing=blocks needs less, and so does a smaller batch_size"
+        return f"{says}, not enough for one pair at a time{saves and ': ' + saves}"
+    fits = f"--set micro_batch={2 ** (pairs.bit_length() - 1)} fits"
+    return f"{says}: " + ", ".join(filter(None, [fits, saves, "a smaller batch_size needs less too"]))
 
 
 def _size(num_bytes: int) -> str:

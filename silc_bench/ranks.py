@@ -31,6 +31,11 @@ def num_ranks() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def num_local_ranks() -> int:
+    """Those on this machine, which share its cores."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", num_ranks()))
+
+
 @contextmanager
 def joined(device: torch.device) -> Iterator[None]:
     """The group of all ranks (gloo on CPUs, nccl on GPUs: one GPU a rank), where torchrun started this process; else nothing.

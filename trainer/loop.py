@@ -20,7 +20,7 @@ import torch
 from rich.console import Console
 
 from silc_bench.errors import RunError, UserError
-from silc_bench.ranks import any_of, meet, num_ranks, of_first, rank
+from silc_bench.ranks import any_of, meet, num_local_ranks, num_ranks, of_first, rank
 from trainer import checkpoint
 from trainer.config import Config, flatten, from_dict
 from trainer.data import Batch, Source, open_source
@@ -117,7 +117,7 @@ def train(
         rhythm = {name: getattr(config, name) for name in ("checkpoint_every", "checkpoint_minutes", "probe")}
         state.config = dataclasses.replace(state.config, **rhythm)
     console.print(_plan(state, source, device), markup=False, highlight=False, soft_wrap=True)
-    if crowd := crowding(config.data.num_workers, num_ranks()):
+    if crowd := crowding(config.data.num_workers, num_local_ranks()):
         console.print(crowd, style="yellow", markup=False, highlight=False, soft_wrap=True)
     try:
         with _signals() as received:
@@ -210,7 +210,8 @@ def _loop(state: TrainState, source: Source, run: Path, log: RunLog, received: l
                 before = time.perf_counter()
                 found = probe(state)
                 mark += time.perf_counter() - before  # the speed of a row is that of its steps
-                log.write_probe(state.step, found)
+                if found:  # nothing could be scored of a student that diverged
+                    log.write_probe(state.step, found)
                 score = sum(found.values()) / len(found) if found and not probe.diverged else None
                 fallen = destroyed(state.start, found, probe.errors, config.optim)
             writer.check()

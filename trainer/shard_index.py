@@ -38,6 +38,7 @@ ABSENT = (0, -1)  # the place of a member that is not there
 VERSION = 2  # of what is kept
 MANY = 16  # new shards, from which on processes look through them
 MOST_PROCESSES = 16
+ATTEMPTS = 5  # at a remote shard that the mirror drops while it is looked through
 Shard: TypeAlias = Path | tuple[str, remote.Stamp]
 
 
@@ -69,7 +70,7 @@ def index_all(found: Sequence[Shard], filters: Filters, mirror: remote.Mirror) -
 
     kept = [_kept_at(shard, filters, mirror) for shard in found]
     own = list(zip(found, kept, strict=True))[rank() :: num_ranks()]
-    new = [(shard, place) for shard, place in own if not place.is_file()]
+    new = [(shard, place) for shard, place in own if not _is_kept(place)]
     made: dict[Path, ShardIndex] = {}
     errors: list[UserError | RunError] = []
     try:
@@ -79,18 +80,20 @@ def index_all(found: Sequence[Shard], filters: Filters, mirror: remote.Mirror) -
         errors.append(error)
     if errors := concatenated(errors):  # else the others would wait for this rank
         raise errors[0]
-    if rank() == 0 and not all(place.is_file() for place in made):
+    if rank() == 0 and not all(map(_is_kept, made)):
         where = mirror.folder / "indexes"
         Console(stderr=True).print(f"cannot write to {where}: the next start looks through all shards again", markup=False)
-    return [
-        made.get(place) or _load(place) or _look_at(shard, place, filters, mirror)
-        for shard, place in zip(found, kept, strict=True)
-    ]
+    loaded = {place: _load(place) for place in kept if place not in made}
+    made |= {place: index for place, index in loaded.items() if index is not None}
+    rest = [(shard, place) for shard, place in zip(found, kept, strict=True) if place not in made]  # by ranks elsewhere
+    made |= _look_through(rest, filters, mirror, is_shown=rank() == 0)
+    return [made[place] for place in kept]
 
 
 def _look_through(
     new: Sequence[tuple[Shard, Path]], filters: Filters, mirror: remote.Mirror, is_shown: bool
 ) -> Iterator[tuple[Path, ShardIndex]]:
+    from silc_bench.ranks import num_local_ranks
     from silc_bench.terminal import progress_bar  # the command line's, which the processes below do without
 
     console = Console(stderr=True)
@@ -99,7 +102,7 @@ def _look_through(
     local = [(shard, place) for shard, place in new if isinstance(shard, Path)]
     others = [(shard, place) for shard, place in new if not isinstance(shard, Path)]
     with progress_bar(is_shown and console.is_terminal and len(new) > 1, "looking through new shards", len(new)) as advance:
-        for (_, place), index in zip(local, _in_processes(local, filters, mirror), strict=True):
+        for (_, place), index in zip(local, _in_processes(local, filters, mirror, num_local_ranks()), strict=True):
             yield place, index
             advance(1)
         for shard, place in others:  # each is fetched, so that the network is what takes the time
@@ -107,9 +110,11 @@ def _look_through(
             advance(1)
 
 
-def _in_processes(local: Sequence[tuple[Shard, Path]], filters: Filters, mirror: remote.Mirror) -> Iterator[ShardIndex]:
+def _in_processes(
+    local: Sequence[tuple[Shard, Path]], filters: Filters, mirror: remote.Mirror, num_local_ranks: int
+) -> Iterator[ShardIndex]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    processes = min(MOST_PROCESSES, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    processes = min(MOST_PROCESSES, cores // num_local_ranks)
     if len(local) < MANY or processes < 2:
         yield from (_look_at(shard, place, filters, mirror) for shard, place in local)
         return
@@ -132,11 +137,15 @@ def _in_processes(local: Sequence[tuple[Shard, Path]], filters: Filters, mirror:
 
 def _look_at(shard: Shard, place: Path, filters: Filters, mirror: remote.Mirror) -> ShardIndex:
     """Find its samples, and keep what was found at ``place``."""
-    path = shard if isinstance(shard, Path) else mirror.path(*shard)
-    try:
-        index = _index(path, filters)
-    except UserError as error:
-        raise UserError(str(error).replace(str(path), _name_of(shard))) from error
+    for attempt in range(ATTEMPTS):
+        path = shard if isinstance(shard, Path) else mirror.path(*shard)
+        try:
+            index = _index(path, filters)
+            break
+        except UserError as error:
+            if isinstance(shard, Path) or path.exists() or attempt == ATTEMPTS - 1:
+                raise UserError(str(error).replace(str(path), _name_of(shard))) from error
+            # else another process made room in the mirror for a shard of its own
     if not isinstance(shard, Path):
         named = {cause: where.replace(str(path), _name_of(shard)) for cause, where in index.damage.first.items()}
         index = ShardIndex(index.rows, shards.Damage(index.damage.counts, named), index.left_out)
@@ -193,12 +202,19 @@ def _kept_at(shard: Shard, filters: Filters, mirror: remote.Mirror) -> Path:
             found = shard.stat()
         except OSError as error:
             raise UserError(f"cannot read the shard {shard}: {error.strerror or error}") from error
-        version = f"{shard.resolve()}\n{found.st_size}\n{found.st_mtime_ns}"
+        version = f"{shard.resolve()}\n{found.st_size}\n{found.st_mtime_ns}\n{found.st_ctime_ns}"
     else:
         version = f"{shard[0]}\n{shard[1].size}\n{shard[1].etag}"
-    conditions = " ".join(sorted(f"{c.name}{c.sign}{c.value}" for c in filters.conditions))
+    conditions = " ".join(f"{c.name}{c.sign}{c.value}" for c in filters.conditions)  # the first that fails is the reason
     name = hashlib.sha256(f"{version}\n{conditions}\n{VERSION}".encode()).hexdigest()[:24]
     return mirror.folder / "indexes" / f"{name}.npz"
+
+
+def _is_kept(place: Path) -> bool:
+    try:
+        return place.is_file()
+    except OSError:  # in a folder that this user may not look into
+        return False
 
 
 def _load(place: Path) -> ShardIndex | None:
@@ -207,7 +223,7 @@ def _load(place: Path) -> ShardIndex | None:
         with np.load(place) as kept:
             notes = json.loads(kept["notes"].tobytes())
             return ShardIndex(kept["rows"], shards.Damage(notes["damage"], notes["first"]), Counter(notes["left_out"]))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile):  # what zipfile and numpy let through
         return None
 
 

@@ -9,8 +9,9 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from silc_bench.datasets.remote import is_remote
 from silc_bench.errors import RunError, unknown_name
-from silc_bench.ranks import num_ranks
+from silc_bench.ranks import num_local_ranks, num_ranks
 from trainer.config import Config
 from trainer.data import Batch
 from trainer.estimate import flops_per_image
@@ -95,8 +96,10 @@ def _faster_data(config: Config) -> str:
     """What can help a run that waits for its data."""
     data, needed = config.data, config.views.global_size
     ways = []
-    if crowding(data.num_workers + 1, num_ranks()) is None:
+    if crowding(data.num_workers + 1, num_local_ranks()) is None:
         ways.append(f"raise data.num_workers (now {data.num_workers})")
     if data.decode_size > needed:
         ways.append(f"lower data.decode_size (now {data.decode_size}, views have {needed})")
+    if any(map(is_remote, data.source.split())):
+        ways.append("look for what slows the source down")
     return ", or ".join(ways) or "every core decodes already: pack smaller pictures, or give it more cores"

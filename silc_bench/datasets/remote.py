@@ -83,10 +83,12 @@ def _listed(url: str) -> list[str]:
     for number, part in enumerate(parts[first:], first):
         if part == "**":
             raise UserError(f"{url}: ** is not understood here; name each level of folders by *")
+        above = {folder.strip("/") for folder in folders}  # a file is listed as what is in it
         entries = [entry for folder in folders for entry in ask(url, partial(_entries, fs, folder))]
         entries = [entry for entry in entries if fnmatchcase(entry["name"].rstrip("/").rpartition("/")[2], part)]
         folders = [entry["name"].rstrip("/") for entry in entries if entry["type"] == "directory"]
         files = [entry["name"] for entry in entries if entry["type"] != "directory"] if number == len(parts) - 1 else []
+        files = [name for name in files if name.strip("/") not in above]
     return sorted(files)
 
 

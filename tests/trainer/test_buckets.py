@@ -322,6 +322,8 @@ def test_memory_is_read_as_any_other(files, monkeypatch):
     found = read("memory://place/{000..002}.tar")
     assert sorted(found) == list(range(30))
     assert sorted(read("memory://place/*.tar")) == list(range(30))
+    with pytest.raises(UserError, match=r"there is no memory://place/000.tar/\*.tar"):
+        read("memory://place/000.tar/*.tar")  # a listing of a file is that file
     with pytest.raises(UserError, match=r"memory://place/003.tar: there is no such file"):
         read("memory://place/{000..003}.tar")
 

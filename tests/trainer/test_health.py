@@ -353,7 +353,9 @@ def test_a_step_too_large_for_the_device_is_told_what_fits(tiny):
     assert too_large_for(parts, config, 84 << 30) is None
     assert "needs 84.00 GiB and this device has 30.00 GiB: --set micro_batch=2 fits" in too_large_for(parts, config, 30 << 30)
     assert "micro_batch=1 fits" in too_large_for(parts, config, 20 << 30)
-    assert "lower batch_size, or share" in too_large_for(parts, config, 8 << 30)
+    assert "not enough for one pair at a time: --set checkpointing=blocks" in too_large_for(parts, config, 8 << 30)
+    assert "checkpointing" not in too_large_for(parts, tiny(batch_size=8, checkpointing="blocks"), 20 << 30)
+    assert "less than model and optimiser alone, 4.00 GiB" in too_large_for(parts, config, 3 << 30)
     half = {"weights": 4 << 30, "activations": 40 << 30}
     assert "micro_batch=2 fits" in too_large_for(half, tiny(batch_size=8, micro_batch=4), 30 << 30)
     assert estimate.memory_of(CPU) > 2**30

@@ -5,6 +5,7 @@ import shutil
 import signal
 import tarfile
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -91,11 +92,16 @@ def test_filters_have_an_index_of_their_own(folder, looked_at):
     assert looked_at == []
 
 
-@pytest.mark.parametrize("damage", [b"", b"PK\x03\x04 but no more", None])
+@pytest.mark.parametrize("damage", [b"", b"PK\x03\x04 but no more", None, "flags"])
 def test_a_damaged_index_is_made_anew(folder, looked_at, damage):
     first = indexed(folder)
     for path in (folder / "kept" / "indexes").glob("*.npz"):
-        path.write_bytes(path.read_bytes()[:-40] if damage is None else damage)
+        whole = path.read_bytes()
+        if damage == "flags":  # zipfile takes it for an encrypted one
+            start = whole.index(b"PK\x01\x02") + 8
+            path.write_bytes(whole[:start] + bytes([whole[start] | 1]) + whole[start + 1 :])
+        else:
+            path.write_bytes(whole[:-40] if damage is None else damage)
     looked_at.clear()
     assert_same(indexed(folder), first)
     assert len(looked_at) == 3
@@ -103,10 +109,34 @@ def test_a_damaged_index_is_made_anew(folder, looked_at, damage):
     assert len(looked_at) == 3  # mended
 
 
-def test_where_nothing_can_be_kept_the_run_begins_all_the_same(folder, looked_at):
+def test_where_nothing_can_be_kept_the_run_begins_all_the_same(folder, looked_at, capsys):
     (folder / "kept").write_text("a file is in the place of the folder")
     assert_same(indexed(folder), indexed(folder))
     assert len(looked_at) == 6
+    assert capsys.readouterr().err.replace("\n", " ").count("the next start looks through all shards again") == 2
+
+
+def test_a_folder_that_may_not_be_looked_into_costs_time_only(folder, looked_at, monkeypatch):
+    first, is_file = indexed(folder), Path.is_file
+
+    def forbidden(path):
+        if path.suffix == ".npz":
+            raise PermissionError(13, "Permission denied", str(path))
+        return is_file(path)
+
+    monkeypatch.setattr(Path, "is_file", forbidden)
+    assert_same(indexed(folder), first)
+    assert len(looked_at) == 6
+
+
+def test_a_remote_shard_that_makes_room_while_it_is_looked_at_is_fetched_again(folder, monkeypatch):
+    """Another rank's shard may take its place at any moment."""
+    calls, path, gone = [], folder / "0.tar", folder / "gone.tar"
+    monkeypatch.setattr(remote.Mirror, "path", lambda *which: calls.append(which) or (gone if len(calls) < 3 else path))
+    shard, mirror = ("memory://b/0.tar", remote.Stamp(1, "tag")), remote.Mirror(folder / "kept", 2**30)
+    (index,) = shard_index.index_all([shard], filters.parse(""), mirror)
+    assert len(index.rows) == 5
+    assert len(calls) == 3
 
 
 def test_many_shards_are_looked_through_by_processes(folder, monkeypatch, looked_at):
