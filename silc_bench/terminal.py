@@ -17,6 +17,7 @@ from rich.text import Text
 from silc_bench.errors import RunError, UserError
 
 console = Console(emoji=False)
+notes = Console(stderr=True, emoji=False)  # bars, and lines between them: of two consoles neither knows where the other stands
 
 
 def answering(command: Callable[..., None]) -> Callable[..., None]:
@@ -60,7 +61,7 @@ def progress_bar(is_shown: bool, title: str, total: int) -> Iterator[Callable[[i
         TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not is_shown or not total) as bar:
+    with Progress(*columns, console=notes, transient=True, disable=not is_shown or not total) as bar:
         task_id = bar.add_task(title, total=total, rate="")
 
         def advance(count: int) -> None:

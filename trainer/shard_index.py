@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
-from rich.console import Console
 
 from silc_bench.datasets import remote, shards
 from silc_bench.errors import RunError, UserError
@@ -67,6 +66,7 @@ def index_all(found: Sequence[Shard], filters: Filters, mirror: remote.Mirror) -
         RunError: a remote one that cannot be fetched.
     """
     from silc_bench.ranks import concatenated, num_ranks, rank  # brings torch, which the processes below do without
+    from silc_bench.terminal import notes
 
     kept = [_kept_at(shard, filters, mirror) for shard in found]
     own = list(zip(found, kept, strict=True))[rank() :: num_ranks()]
@@ -82,7 +82,7 @@ def index_all(found: Sequence[Shard], filters: Filters, mirror: remote.Mirror) -
         raise errors[0]
     if rank() == 0 and not all(map(_is_kept, made)):
         where = mirror.folder / "indexes"
-        Console(stderr=True).print(f"cannot write to {where}: the next start looks through all shards again", markup=False)
+        notes.print(f"cannot write to {where}: the next start looks through all shards again", markup=False)
     loaded = {place: _load(place) for place in kept if place not in made}
     made |= {place: index for place, index in loaded.items() if index is not None}
     rest = [(shard, place) for shard, place in zip(found, kept, strict=True) if place not in made]  # by ranks elsewhere
@@ -94,14 +94,13 @@ def _look_through(
     new: Sequence[tuple[Shard, Path]], filters: Filters, mirror: remote.Mirror, is_shown: bool
 ) -> Iterator[tuple[Path, ShardIndex]]:
     from silc_bench.ranks import num_local_ranks
-    from silc_bench.terminal import progress_bar  # the command line's, which the processes below do without
+    from silc_bench.terminal import notes, progress_bar  # the command line's, which the processes below do without
 
-    console = Console(stderr=True)
-    if len(new) >= MANY and is_shown and not console.is_terminal:
-        console.print(f"looking through {len(new):,} new shards; what is found is kept for the next start")
+    if len(new) >= MANY and is_shown and not notes.is_terminal:
+        notes.print(f"looking through {len(new):,} new shards; what is found is kept for the next start")
     local = [(shard, place) for shard, place in new if isinstance(shard, Path)]
     others = [(shard, place) for shard, place in new if not isinstance(shard, Path)]
-    with progress_bar(is_shown and console.is_terminal and len(new) > 1, "looking through new shards", len(new)) as advance:
+    with progress_bar(is_shown and notes.is_terminal and len(new) > 1, "looking through new shards", len(new)) as advance:
         for (_, place), index in zip(local, _in_processes(local, filters, mirror, num_local_ranks()), strict=True):
             yield place, index
             advance(1)

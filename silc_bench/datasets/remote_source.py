@@ -14,8 +14,6 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from rich.console import Console
-
 from silc_bench.errors import RunError, UserError
 
 ATTEMPTS = 6  # requests in a row that bring nothing new
@@ -87,12 +85,14 @@ def ask(url: str, question: Callable[[], Answer]) -> Answer:
 
 def wait(url: str, error: Exception, failures: int) -> None:
     """Before the next attempt, after so many failures in a row before the last one. Says so, for one of several at a time."""
+    from silc_bench.terminal import notes
+
     global _said
     seconds = WAIT_SECONDS * 2**failures
     if time.monotonic() - _said > SAID_EVERY:
         _said = time.monotonic()
         line = f"{url}: {words_of(error)}; attempt {failures + 2} of {ATTEMPTS} in {seconds:.0f} s"
-        Console(stderr=True).print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
+        notes.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
     time.sleep(seconds)
 
 
