@@ -36,6 +36,11 @@ def num_local_ranks() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", num_ranks()))
 
 
+def num_cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @contextmanager
 def joined(device: torch.device) -> Iterator[None]:
     """The group of all ranks (gloo on CPUs, nccl on GPUs: one GPU a rank), where torchrun started this process; else nothing.

@@ -42,7 +42,7 @@ def answering(command: Callable[..., None]) -> Callable[..., None]:
 def _complain(verdict: str, words: str) -> None:
     """One line on the error stream. ``words`` may quote a file: no markup, no terminal codes."""
     line = "".join(letter if letter.isprintable() else " " for letter in words)
-    Console(stderr=True).print(Text.assemble((verdict, "bold red"), " ", line), soft_wrap=True)
+    notes.print(Text.assemble((verdict, "bold red"), " ", line), soft_wrap=True)
 
 
 def table_of(*heads: str, title: str | None = None) -> Table:

@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from silc_bench.errors import RunError, UserError
+from silc_bench.ranks import num_cores
 from trainer.readers import Reader, UnreadableError
 
 PIECES = 4  # of what is asked for, a worker: none waits long for another, and few tensors are sent
@@ -168,7 +169,7 @@ def _in_workers(loader: _Loader, queue: deque[Sequence[int]], num_workers: int) 
 
 def crowding(num_workers: int, num_ranks: int) -> str | None:
     """In words, that the processes of one machine want more cores for decoding than they may use; else None."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = num_cores()
     if num_workers * num_ranks <= cores:
         return None
     return (

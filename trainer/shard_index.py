@@ -93,7 +93,6 @@ def index_all(found: Sequence[Shard], filters: Filters, mirror: remote.Mirror) -
 def _look_through(
     new: Sequence[tuple[Shard, Path]], filters: Filters, mirror: remote.Mirror, is_shown: bool
 ) -> Iterator[tuple[Path, ShardIndex]]:
-    from silc_bench.ranks import num_local_ranks
     from silc_bench.terminal import notes, progress_bar  # the command line's, which the processes below do without
 
     if len(new) >= MANY and is_shown and not notes.is_terminal:
@@ -101,7 +100,7 @@ def _look_through(
     local = [(shard, place) for shard, place in new if isinstance(shard, Path)]
     others = [(shard, place) for shard, place in new if not isinstance(shard, Path)]
     with progress_bar(is_shown and notes.is_terminal and len(new) > 1, "looking through new shards", len(new)) as advance:
-        for (_, place), index in zip(local, _in_processes(local, filters, mirror, num_local_ranks()), strict=True):
+        for (_, place), index in zip(local, _in_processes(local, filters, mirror), strict=True):
             yield place, index
             advance(1)
         for shard, place in others:  # each is fetched, so that the network is what takes the time
@@ -109,11 +108,10 @@ def _look_through(
             advance(1)
 
 
-def _in_processes(
-    local: Sequence[tuple[Shard, Path]], filters: Filters, mirror: remote.Mirror, num_local_ranks: int
-) -> Iterator[ShardIndex]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    processes = min(MOST_PROCESSES, cores // num_local_ranks)
+def _in_processes(local: Sequence[tuple[Shard, Path]], filters: Filters, mirror: remote.Mirror) -> Iterator[ShardIndex]:
+    from silc_bench.ranks import num_cores, num_local_ranks
+
+    processes = min(MOST_PROCESSES, num_cores() // num_local_ranks())
     if len(local) < MANY or processes < 2:
         yield from (_look_at(shard, place, filters, mirror) for shard, place in local)
         return
