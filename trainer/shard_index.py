@@ -22,7 +22,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -37,7 +37,6 @@ ABSENT = (0, -1)  # the place of a member that is not there
 VERSION = 2  # of what is kept
 MANY = 16  # new shards, from which on processes look through them
 MOST_PROCESSES = 16
-ATTEMPTS = 5  # at a remote shard that the mirror drops while it is looked through
 Shard: TypeAlias = Path | tuple[str, remote.Stamp]
 
 
@@ -134,25 +133,18 @@ def _in_processes(local: Sequence[tuple[Shard, Path]], filters: Filters, mirror:
 
 def _look_at(shard: Shard, place: Path, filters: Filters, mirror: remote.Mirror) -> ShardIndex:
     """Find its samples, and keep what was found at ``place``."""
-    for attempt in range(ATTEMPTS):
-        path = shard if isinstance(shard, Path) else mirror.path(*shard)
-        try:
-            index = _index(path, filters)
-            break
-        except UserError as error:
-            if isinstance(shard, Path) or path.exists() or attempt == ATTEMPTS - 1:
-                raise UserError(str(error).replace(str(path), _name_of(shard))) from error
-            # else another process made room in the mirror for a shard of its own
-    if not isinstance(shard, Path):
-        named = {cause: where.replace(str(path), _name_of(shard)) for cause, where in index.damage.first.items()}
-        index = ShardIndex(index.rows, shards.Damage(index.damage.counts, named), index.left_out)
+    if isinstance(shard, Path):
+        index = _index(shard, filters)
+    else:
+        index = mirror.read(*shard, lambda path: _named(_index(path, filters), path, shard[0]))
     _keep(index, place)
     return index
 
 
-def _name_of(shard: Shard) -> str:
-    """A user knows its URL, not where its copy lies."""
-    return str(shard) if isinstance(shard, Path) else shard[0]
+def _named(index: ShardIndex, path: Path, url: str) -> ShardIndex:
+    """With the URL of a shard, which its user knows, and not the place of its copy."""
+    first = {cause: where.replace(str(path), url) for cause, where in index.damage.first.items()}
+    return replace(index, damage=replace(index.damage, first=first))
 
 
 def _index(path: Path, filters: Filters) -> ShardIndex:

@@ -105,15 +105,14 @@ class ShardsReader:
         """A member of the sample; ``column`` of ``places`` says which: 1 picture, 3 text, 5 JSON."""
         offset, size = self.places[index, column : column + 2].tolist()
         shard = self.files[self.places[index, 0]]
-        if isinstance(shard, Path):
-            return shards.read_member(shard, (offset, size))
-        path = self.mirror.path(*shard)
-        try:
+
+        def member(path: Path) -> bytes:
             return shards.read_member(path, (offset, size))
-        except UserError:
-            if path.exists():
-                raise
-            return shards.read_member(self.mirror.path(*shard), (offset, size))  # another process made room in between
+
+        if isinstance(shard, Path):
+            return member(shard)
+        url, stamp = shard
+        return self.mirror.read(url, stamp, member)
 
     def where(self, index: int, column: int = 1) -> str:
         shard = self.files[self.places[index, 0]]

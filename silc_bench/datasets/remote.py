@@ -1,9 +1,9 @@
 """Files behind a URL (http, s3, gs, hf: whatever fsspec reads), each fetched whole and verified before it is read.
 
-Flow: ``expand(word)`` -> URLs -> ``stamp_of(url)`` (size and ETag) -> ``Mirror.path(url, stamp)`` -> a local file, to be read
-as any other. What has arrived stays where a connection drops, stalls or ends early, and the next request goes on at that byte;
-size and ETag are asked for again at the end, so that two versions of a file are never joined. Nothing is passed over: a source
-that gives up is an error that names the byte.
+Flow: ``expand(word)`` -> URLs -> ``stamp_of(url)`` (size and ETag) -> ``Mirror.read(url, stamp, look)`` -> what ``look`` makes
+of a local copy. What has arrived stays where a connection drops, stalls or ends early, and the next request goes on at that
+byte; size and ETag are asked for again at the end, so that two versions of a file are never joined. Nothing is passed over: a
+source that gives up is an error that names the byte.
 
 The mirror keeps the files used last, up to its limit. Any number of processes share it: one fetches, the others wait.
 """
@@ -15,14 +15,14 @@ import hashlib
 import os
 import re
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from silc_bench.datasets.remote_source import ATTEMPTS, ask, file_system, raise_if_final, scheme_of, wait, words_of
 from silc_bench.datasets.shards import alternatives
@@ -32,6 +32,8 @@ CHUNK = 8 * 2**20  # bytes asked for at once; halved where they do not arrive, d
 MIN_CHUNK = 64 * 2**10
 STALL_SECONDS = 60.0  # for one request
 AT_ONCE = 16  # sources asked for their stamps at the same time
+READS = 5  # of a copy that other processes remove meanwhile
+T = TypeVar("T")
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://")
 
 
@@ -153,6 +155,25 @@ class Mirror:
                     self._make_room(path)
         return path
 
+    def read(self, url: str, stamp: Stamp, look: Callable[[Path], T]) -> T:
+        """What ``look`` makes of the local copy, fetched again where another process makes room of it before ``look`` ends.
+
+        Raises:
+            UserError: as ``path``; what ``look`` complains of, in the name of the URL; a copy that never stays.
+            RunError: as ``path``.
+        """
+        for _ in range(READS):
+            path = self.path(url, stamp)
+            try:
+                return look(path)
+            except UserError as error:
+                if not isinstance(error.__cause__, FileNotFoundError):
+                    raise UserError(str(error).replace(str(path), url)) from error
+        raise UserError(
+            f"{url}: its copy in {self.folder} was removed {READS} times while it was read, to make room for other shards;"
+            " raise data.mirror_gb of all runs that share the folder"
+        )
+
     def fetch_ahead(self, files: Sequence[tuple[str, Stamp]]) -> None:
         """Begin to fetch in the background. What fails is left to ``path``, which is asked for the file when it is needed."""
 
@@ -166,7 +187,7 @@ class Mirror:
         threading.Thread(target=run, name="fetch-ahead", daemon=True).start()
 
     def _make_room(self, newest: Path) -> None:
-        """Remove what was fetched first; a reader that misses it fetches it again."""
+        """Remove what was fetched first; ``read`` fetches it again where it is missed."""
         with _locked(self.folder / ".room.lock"):
             files = [path for path in self.folder.glob("*-*") if not path.name.startswith(".")]
             files.sort(key=lambda path: path.stat().st_mtime_ns)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from silc_bench.datasets import remote, remote_source
+from silc_bench.datasets.shards import index_shard, read_member
 from silc_bench.errors import RunError, UserError
 from trainer.data import open_source
 from trainer.sections import DataConfig
@@ -191,6 +192,54 @@ def test_the_index_of_a_shard_is_kept_when_the_shard_is_not(files):
         assert open_source(config(server)).num_samples == 57
         assert server.bytes_sent.total() == 0
         assert read(server) == found
+
+
+def dropping(look, times):
+    """``look`` at a copy that is gone by then, so many times."""
+    paths = []
+
+    def looking(path):
+        paths.append(path)
+        if len(paths) <= times:
+            path.unlink()
+        return look(path)
+
+    return looking, paths
+
+
+def test_a_copy_that_makes_room_while_it_is_read_is_fetched_again(files, tmp_path):
+    mirror, member = remote.Mirror(tmp_path, 2**30), (512, 20)
+    with FaultyServer(files) as server:
+        url = f"{server.url}/000.tar"
+        looking, paths = dropping(lambda path: read_member(path, member), remote.READS - 1)
+        assert mirror.read(url, remote.stamp_of(url), looking) == files["000.tar"][512:532]
+        assert len(paths) == remote.READS
+        assert server.bytes_sent["000.tar"] == remote.READS * len(files["000.tar"])
+
+
+def test_a_copy_that_never_stays_is_said(files, tmp_path):
+    mirror = remote.Mirror(tmp_path, 2**30)
+    with FaultyServer(files) as server:
+        url = f"{server.url}/000.tar"
+        looking, paths = dropping(index_shard, 99)
+        with pytest.raises(UserError, match=rf"^{url}: its copy in {tmp_path} was removed 5 times .*raise data\.mirror_gb"):
+            mirror.read(url, remote.stamp_of(url), looking)
+    assert len(paths) == 5
+
+
+def test_a_copy_that_is_damaged_is_complained_of_in_the_name_of_its_url(files):
+    """And not fetched again, which would mend what should not happen and hide it."""
+    with FaultyServer(files) as server:
+        source = open_source(config(server))
+        for path in (Path(os.environ["SILC_BENCH_CACHE"]).parent / "shards").glob("*.tar"):
+            path.write_bytes(path.read_bytes()[:600])
+        server.bytes_sent.clear()
+        with (
+            pytest.raises(UserError, match=rf"^{server.url}/00\d\.tar changed while it was in use: \d+ of \d+ bytes"),
+            closing(source.batches(1, 0)) as batches,
+        ):
+            next(batches)
+        assert server.bytes_sent.total() == 0
 
 
 # --- the order -----------------------------------------------------------------------------------------------------------
