@@ -42,7 +42,7 @@ def too_large_for(bytes_by_part: dict[str, int], config: Config, room: int) -> s
     needed, activations = sum(bytes_by_part.values()), bytes_by_part["activations"]
     if needed <= room:
         return None
-    says = f"a step needs {_size(needed)} and this device has {_size(room)}"
+    says = f"a step needs {_size(needed)} and this process may use {_size(room)}"
     rest = needed - activations
     if rest > room:
         return f"{says}, less than model and optimiser alone, {_size(rest)}: it takes a larger device or a smaller model"

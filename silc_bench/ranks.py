@@ -8,6 +8,7 @@ Flow: ``with joined(device): ...`` around the whole command; inside, ``rank()`` 
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from silc_bench.cgroups import core_limit
 from silc_bench.errors import RunError, UserError
 
 T = TypeVar("T")
@@ -37,8 +39,9 @@ def num_local_ranks() -> int:
 
 
 def num_cores() -> int:
-    """Those that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Those that this process may use, also in a container with a quota; a share of a core counts as one."""
+    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return math.ceil(min(found, core_limit()))
 
 
 @contextmanager

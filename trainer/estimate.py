@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from silc_bench.cgroups import memory_limit
 from trainer.averaging import averaged
 from trainer.config import Config
 from trainer.head import Head
@@ -123,10 +124,10 @@ def memory(config: Config, student: Student, batch_size: int) -> dict[str, int]:
 
 
 def memory_of(device: torch.device) -> int:
-    """Bytes that the device has in all."""
+    """Bytes that the device has in all, or that this process may use of them."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return int(min(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), memory_limit()))
 
 
 def _activations(config: Config, student: Student) -> int:

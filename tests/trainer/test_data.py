@@ -166,7 +166,7 @@ def test_the_global_generator_is_left_alone(clean):
 
 
 def test_more_workers_than_cores_is_one_sentence_of_ours(clean, monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 3})
+    monkeypatch.setattr("trainer.read_ahead.num_cores", lambda: 2)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         take(source(clean, num_workers=3), 4, 0, 2)

@@ -4,7 +4,6 @@ import copy
 import io
 import json
 import math
-import os
 
 import numpy as np
 import pytest
@@ -335,7 +334,7 @@ def test_the_estimate_counts_the_model_it_will_build(tiny):
 )
 def test_waiting_for_data_is_answered_by_what_can_help(tiny, monkeypatch, data, advice):
     """On one core. Pictures decoded at the size of a view are not to be made smaller."""
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0})
+    monkeypatch.setattr("trainer.read_ahead.num_cores", lambda: 1)
     config = tiny(precision="fp32", data=data)
     assert config.views.global_size == 16
     state, batches = start(config)
@@ -351,7 +350,9 @@ def test_a_step_too_large_for_the_device_is_told_what_fits(tiny):
     """8 pairs of 10 GiB and 4 GiB beside them: 2 pairs at a time fit into nine tenths of 30, 1 into 20, none into 8."""
     config, parts = tiny(batch_size=8), {"weights": 4 << 30, "activations": 80 << 30}
     assert too_large_for(parts, config, 84 << 30) is None
-    assert "needs 84.00 GiB and this device has 30.00 GiB: --set micro_batch=2 fits" in too_large_for(parts, config, 30 << 30)
+    assert "needs 84.00 GiB and this process may use 30.00 GiB: --set micro_batch=2 fits" in too_large_for(
+        parts, config, 30 << 30
+    )
     assert "micro_batch=1 fits" in too_large_for(parts, config, 20 << 30)
     assert "not enough for one pair at a time: --set checkpointing=blocks" in too_large_for(parts, config, 8 << 30)
     assert "checkpointing" not in too_large_for(parts, tiny(batch_size=8, checkpointing="blocks"), 20 << 30)
