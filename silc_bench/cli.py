@@ -65,7 +65,7 @@ def train(
     device: Device = "auto",
     on_collapse: Annotated[str, typer.Option(help="warn or stop, when the run's health says that it has collapsed.")] = "warn",
     wandb: Annotated[str | None, typer.Option(help="[ENTITY/]PROJECT of W&B, which gets the log's rows too.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what it would cost on this device, and stop.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check --init, print what it costs here, and stop.")] = False,
     show_config: Annotated[bool, typer.Option("--show-config", help="Print every field, how sure it is, and stop.")] = False,
 ) -> None:
     """Train SILC, or a step of its ablation."""
@@ -79,6 +79,8 @@ def train(
     from silc_bench.ranks import joined, rank
 
     if dry_run:
+        if config.init and not resume:  # which has its weights already
+            cli_train.print_start(config)
         cli_train.print_estimate(config, choose_device(device))
         return
     from trainer.host_memory import keep_freed_memory

@@ -37,6 +37,14 @@ def print_estimate(config: Any, device: Any) -> None:
         console.print(f"{too_large}.", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
+def print_start(config: Any) -> None:
+    """What ``--init`` brings, as the run would say it. Raises UserError where it would be refused."""
+    from trainer.start import read_start
+
+    for sentence in read_start(config).said:
+        console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+
+
 def too_large_for(bytes_by_part: dict[str, int], config: Config, room: int) -> str | None:
     """In words, with what helps, that a step needs more than ``room`` bytes; None where it does not."""
     needed, activations = sum(bytes_by_part.values()), bytes_by_part["activations"]

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
+from typer.testing import CliRunner
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: nothing is looked up
 sys.path.insert(0, str(Path(__file__).parents[1] / "silc_bench" / "models"))
@@ -22,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "silc_bench" / "models"))
 import hf_folders
 from test_big_vision import flax_arrays, pieces, theirs  # noqa: F401
 
+from silc_bench.cli import app
 from silc_bench.errors import UserError
 from silc_bench.export import export
 from silc_bench.models import load_model, native
@@ -305,6 +307,54 @@ def test_what_is_not_there(uneven, tmp_path):
     run = random_run(uneven, tmp_path / "run")
     with pytest.raises(UserError, match="unknown branch 'techer'; did you mean teacher"):
         read_start(replace(uneven, init=f"{run}:techer"))
+
+
+# ---- the dry run ----
+
+
+@pytest.fixture
+def dry_run(uneven):
+    """The command with the sizes of ``uneven``, which are no preset's."""
+    named = ("vision.", "text.", "views.", "distillation.", "batch_size", "samples", "contrastive.loss")
+    sets = [f"--set={path}={value}".replace(" ", "") for path, value in flatten(uneven).items() if path.startswith(named)]
+
+    def run(*options):
+        return CliRunner().invoke(app, ["train", "--preset=shapes_tiny", *sets, "--dry-run", *options], terminal_width=400)
+
+    return run
+
+
+def test_the_dry_run_says_what_the_start_would_say(dry_run, uneven, tmp_path):
+    spec, changed = f"{random_run(uneven, tmp_path / 'run')}:teacher", "distillation.num_prototypes=32"
+    done = dry_run(f"--init={spec}", f"--set={changed}")
+    said = read_start(apply_sets(replace(uneven, init=spec), [changed])).said
+    assert done.exit_code == 0
+    assert done.output.splitlines()[: len(said)] == said
+    assert len(said) == 2
+    assert "memory, all of it" in done.output
+
+
+@pytest.mark.parametrize("mistake", ["name", "branch", "cut", "sizes", "library"])
+def test_the_dry_run_refuses_what_the_start_refuses(mistake, dry_run, uneven, tmp_path):
+    run = random_run(uneven, tmp_path / "run")
+    spec = {"name": "nowhere", "branch": f"{run}:techer", "library": f"hf:{tmp_path}"}.get(mistake, str(run))
+    config = replace(uneven, init=spec)
+    if mistake == "cut":
+        os.truncate(checkpoint.find(run), 5000)
+    if mistake == "sizes":
+        config = replace(config, text=replace(config.text, depth=5))
+    with pytest.raises(UserError) as refused:
+        read_start(config)
+    done = dry_run(f"--init={spec}", f"--set=text.depth={config.text.depth}")
+    assert done.exit_code == 2
+    assert done.stdout == ""
+    assert done.stderr == f"error: {refused.value}\n"
+
+
+def test_a_run_that_goes_on_reads_no_source_in_a_dry_run_either(dry_run):
+    done = dry_run("--init=nowhere", "--resume")
+    assert done.exit_code == 0
+    assert "memory, all of it" in done.output
 
 
 # ---- the run itself ----
