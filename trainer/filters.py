@@ -53,7 +53,7 @@ class Filters:
 
     def reason(self, captions: Sequence[str], columns: Mapping[str, Any]) -> str | None:
         """Why a sample is left out, in words that are the same for all of a kind; None: it stays."""
-        if captions and not self.captions(captions):
+        if not self.captions(captions):
             return "length of text"
         for condition in self.conditions:
             if condition.name == "text":

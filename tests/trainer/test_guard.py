@@ -26,6 +26,16 @@ def test_the_rule_is_twice_the_error_of_a_difference(now, falls):
     assert (destroyed(start, {ZEROSHOT: now}, {ZEROSHOT: 0.04}, OptimConfig()) is not None) == falls
 
 
+def test_what_stays_perfect_or_cannot_be_compared_has_not_fallen():
+    """Every picture right, at the start and now, has an error of 0; a task may give no error, or drop out of the probe."""
+    start = {"probes": remembered({ZEROSHOT: 1.0}, {ZEROSHOT: 0.0})}
+    assert destroyed(start, {ZEROSHOT: 1.0}, {ZEROSHOT: 0.0}, OptimConfig()) is None
+    assert destroyed(start, {ZEROSHOT: 0.9}, {ZEROSHOT: 0.0}, OptimConfig()) is not None
+    assert destroyed(start, {ZEROSHOT: 0.9}, {}, OptimConfig()) is None
+    assert destroyed(start, {}, {}, OptimConfig()) is None
+    assert remembered({ZEROSHOT: 1.0}, {}) == {}
+
+
 def test_the_sentence_names_the_deepest_fall_and_the_settings():
     names = {ZEROSHOT: 0.5, "probe/coco/retrieval": 0.6, KNN: 0.9}
     errors = dict.fromkeys(names, 0.01)

@@ -18,6 +18,7 @@ from silc_bench.datasets.shards import Damage
 from silc_bench.errors import UserError
 from trainer import mixture
 from trainer.data import open_source
+from trainer.filters import parse
 from trainer.readers import choose_caption
 from trainer.sections import DataConfig
 from trainer.shard_pairs import ShardsReader
@@ -252,7 +253,31 @@ def test_a_list_is_filtered_by_its_columns(pictures):
         stream(pictures, filters="quality>1")
 
 
-@pytest.mark.parametrize("words", ["text>>3", "text>=many", "score>=x", "side=wide", "=3", "text"])
+@pytest.mark.parametrize(
+    ("words", "kept", "left_out"),
+    [
+        ("n>=3", (3, 3.5, "3"), (2.9, "2")),
+        ("n>3", (3.1, "4"), (3, "3.0")),
+        ("n<=3", (3, 2, "3"), (3.1, "4")),
+        ("n<3", (2.9, "2"), (3, "3.0")),
+        ("exif.iso-speed<800", (100,), (800,)),
+        ("lang=en|de", ("en", "DE", " de\n"), ("fr", "e", "en|de")),
+    ],
+)
+def test_a_condition_at_its_bound(words, kept, left_out):
+    """Columns of a list of captions are words; they compare as numbers too."""
+    filters = parse(words)
+    (condition,) = filters.conditions
+    reasons = [filters.reason(["a caption"], {condition.name: value}) for value in (*kept, *left_out)]
+    assert [reason is None for reason in reasons] == [True] * len(kept) + [False] * len(left_out)
+
+
+@pytest.mark.parametrize("value", ["high", "", [3]])
+def test_a_column_that_is_no_number_leaves_its_sample_out_and_not_the_run(value):
+    assert parse("score>=3").reason(["a caption"], {"score": value}) == "score that is no number"
+
+
+@pytest.mark.parametrize("words", ["text>>3", "text>=many", "text=many", "score>=x", "side=wide", "=3", "text"])
 def test_what_is_no_filter(tmp_path, words):
     with pytest.raises(UserError, match=r"data.filters: "):
         stream(shard(tmp_path / "a.tar", SAMPLES), filters=words)
