@@ -11,7 +11,6 @@ DIR                                     without shards: a list in it, or picture
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from pathlib import Path
 
 from silc_bench.datasets.captions_file import ENDINGS
@@ -64,7 +63,6 @@ def _weighted(part: str, source: str) -> tuple[float | None, str]:
 
 
 def _open(word: str, config: DataConfig, damage: Damage) -> Reader:
-    config = replace(config, source=word)
     if word == "shapes":
         return ShapesReader(config)
     path = Path(word).expanduser()

@@ -196,6 +196,8 @@ def test_all_five_captions_of_shapes_are_read_about_equally():
     ranks = [shapes.captions(shapes.scene(2, "train", index)).index(text) for index, text in enumerate(texts)]
     assert (np.bincount(ranks, minlength=5) > 70).all()
     assert texts == source("shapes", seed=2).captions(500)
+    others = source("shapes", seed=3).captions(500)
+    assert ranks != [shapes.captions(shapes.scene(3, "train", index)).index(text) for index, text in enumerate(others)]
 
 
 def test_pictures_keep_their_aspect_and_are_never_enlarged(tmp_path):

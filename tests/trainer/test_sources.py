@@ -19,7 +19,17 @@ from silc_bench.errors import UserError
 from trainer import mixture
 from trainer.data import open_source
 from trainer.filters import parse
-from trainer.readers import choose_caption
+from trainer.readers import (
+    CAPTION,
+    MIXTURE,
+    ORDER,
+    UnreadableError,
+    captions_of,
+    choose_caption,
+    columns_of,
+    random_words,
+    shuffled,
+)
 from trainer.sections import DataConfig
 from trainer.shard_pairs import ShardsReader
 
@@ -125,6 +135,37 @@ def test_a_choice_needs_no_other_choice():
     assert choose_caption(["one"], 0, 0, 0) == "one"
 
 
+def test_no_use_of_random_words_sees_anothers():
+    """Of three uses, epochs and samples, eight words each; and they stay what they are, or no run could be resumed later."""
+    uses, numbers = (ORDER, CAPTION, MIXTURE), range(3)
+    words = [random_words(7, use, counter, 8, inner) for use in uses for counter in numbers for inner in numbers]
+    assert len(set(np.concatenate(words).tolist())) == 27 * 8
+    assert not set(random_words(8, ORDER, 0, 8).tolist()) & set(words[0].tolist())
+    assert shuffled(7, 1, 10).tolist() == [2, 5, 7, 8, 1, 9, 3, 4, 0, 6]
+    assert choose_caption("abcdefg", 7, 1, 2) == "b"
+
+
+@pytest.mark.parametrize(
+    ("text", "columns", "captions"),
+    [
+        (b" a ring \r\n \n\nred\n", None, ["a ring", "red"]),
+        (b" a ring\nred\n", {}, ["a ring\nred"]),
+        (b"ring", {"captions": [" one", "", "two "], "caption": "three"}, ["one", "two"]),
+        (b"ring", {"captions": "no list", "caption": "three"}, ["ring"]),
+        (None, {"caption": " three "}, ["three"]),
+    ],
+)
+def test_what_the_captions_of_a_sample_are(text, columns, captions):
+    assert captions_of(text, columns, "a.tar") == captions
+
+
+@pytest.mark.parametrize("data", [b"[1]", b'"en"', b"{", b"\xff{}"])
+def test_a_json_without_columns_cannot_be_read(data):
+    with pytest.raises(UnreadableError) as caught:
+        columns_of(data, "a.tar")
+    assert (caught.value.cause, caught.value.where) == ("JSON that cannot be read", "a.tar")
+
+
 def test_img2dataset_is_read_as_it_is(tmp_path):
     """.jpg, .txt and .json a sample: the text is one caption whatever its lines; without a .txt it stands in the JSON."""
     columns = {"url": "http://x", "caption": "two\nlines", "status": "success", "width": 12, "height": 9, "similarity": 0.31}
@@ -172,6 +213,12 @@ def test_a_list_of_captions(pictures):
     assert take(pictures / "list.csv", 2) == ["zero", "zero"]
     with pytest.raises(UserError, match=r"holds 2 lists of captions, such as list.csv; name one"):
         stream(pictures)
+
+
+def test_a_list_at_home_in_capitals(pictures, monkeypatch):
+    (pictures / "LIST.CSV").write_text("file,caption\n0.png,zero\n")
+    monkeypatch.setenv("HOME", str(pictures))
+    assert take("~/LIST.CSV", 1) == ["zero"]
 
 
 def test_a_folder_with_texts_beside_the_pictures(pictures):
@@ -234,6 +281,7 @@ SAMPLES = [
         ("width<10 height=20", range(2), {"width": 8}),
         ("lang=EN|fr", range(1, 10, 2), {"lang": 5}),
         ("score>=0.3 lang=de", (4, 6, 8), {"score": 3, "lang": 4}),
+        ("side>=12 lang=de", (4, 6, 8), {"side": 4, "lang": 3}),
     ],
 )
 def test_filters_leave_out_and_say_why(tmp_path, filters, kept, reasons):
@@ -315,13 +363,21 @@ def test_weights_are_shares_of_the_stream(two):
     assert len(mine) == 750
     assert all(len(set(mine[30 * e : 30 * e + 30])) == 30 for e in range(25)), "each source goes through whole epochs"
     assert texts[400:500] == take(f"3 * {two[0]} | 1 * {two[1]}", 100, start=400)
-    assert texts[:3] != [f"one {n}" for n in range(3)]
+    assert [text.split()[0] for text in texts] != [
+        text.split()[0] for text in take(f"3 * {two[0]} | 1 * {two[1]}", 1000, seed=1)
+    ]
 
 
 def test_without_weights_sources_are_as_large_as_they_are(two):
     texts = take(f"{two[0]} | {two[1]}", 1000)
     assert sum(text.startswith("one") for text in texts) == 750
     assert stream(f"{two[0]} | {two[1]}").describe() == "75 % 30 pairs in 1 shard + 25 % 10 pairs in 1 shard"
+
+
+def test_a_pattern_that_begins_with_a_number_is_no_weight(tmp_path, monkeypatch):
+    shard(tmp_path / "00.tar", [{"png": encoded(0), "txt": "zero"}])
+    monkeypatch.chdir(tmp_path)
+    assert take("0*.tar", 1) == take("2.5 * 0*.tar", 1) == ["zero"]
 
 
 def test_scenes_can_be_mixed_in(two):
