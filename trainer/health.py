@@ -259,7 +259,7 @@ def _matrix(tower: VisionTower | TextTower, block: int) -> Tensor:
 def _rounded_to(weights: Tensor) -> str | None:
     """The half precision that represents all of these weights exactly: a few thousand of fp32 never are."""
     some = weights.detach()[:256].float()
-    for dtype in (torch.float16, torch.bfloat16):
+    for dtype in (torch.bfloat16, torch.float16):  # float16 holds most of what was rounded to bfloat16, and not the reverse
         if torch.equal(some, some.to(dtype).float()):
             return str(dtype).removeprefix("torch.")
     return None

@@ -17,6 +17,7 @@ from trainer import checkpoint, estimate, health
 from trainer.data import open_source
 from trainer.health import Health, effective_rank
 from trainer.loop import run_training
+from trainer.masking import draw_masked
 from trainer.teacher import Teacher
 from trainer.tokenizer import Tokenizer
 from trainer.train import TrainState, train_step
@@ -136,6 +137,86 @@ def test_a_collapse_needs_several_rows(tiny, changes, name, words):
 
 
 @pytest.mark.parametrize(
+    ("changes", "names"),
+    [
+        ({"feature_rank": 1.49}, ["embeddings are one direction"]),
+        ({"feature_rank": 1.51}, []),
+        ({"teacher_entropy": 0.991, "teacher_entropy_at_recipe": 0.991}, ["teacher is uniform"]),
+        ({"teacher_entropy": 0.989, "teacher_entropy_at_recipe": 0.989}, []),
+        ({"teacher_entropy": 0.049, "prototypes_in_use": 1.0}, ["one prototype"]),
+        ({"teacher_entropy": 0.051, "prototypes_in_use": 1.0}, []),
+        ({"teacher_entropy": 0.049, "prototypes_in_use": 2.0}, []),
+        ({"teacher_entropy": 0.0019}, ["teacher is one-hot"]),
+        ({"teacher_entropy": 0.0021}, []),
+    ],
+)
+def test_where_a_collapse_begins(tiny, changes, names):
+    """Sinkhorn balances the prototypes whatever the outputs are; embeddings are judged with it too."""
+    assert list(health._collapses(tiny(), row(**changes))) == names
+    balanced = health._collapses(tiny(distillation={"centering": "sinkhorn"}), row(**changes))
+    assert list(balanced) == [name for name in names if name == "embeddings are one direction"]
+
+
+@pytest.mark.parametrize(
+    ("at_recipe", "teacher_temp", "setting"),
+    [
+        (0.5, 0.08, "lower distillation.teacher_temp (now 0.08"),
+        (0.999, 0.11, "lower distillation.teacher_temp (now 0.11"),  # above the student's, no recipe's
+        (0.999, 0.09, "its outputs are alike at any temperature; lower optim.lr"),
+    ],
+)
+def test_a_uniform_teacher_is_one_of_its_temperature_or_of_its_outputs(tiny, at_recipe, teacher_temp, setting):
+    uniform = row(teacher_entropy=0.999, teacher_entropy_at_recipe=at_recipe)
+    assert setting in health._collapses(tiny(distillation={"teacher_temp": teacher_temp}), uniform)["teacher is uniform"]
+
+
+@pytest.mark.parametrize(("update_ratio", "is_named"), [(0.149, False), (0.151, True)])
+def test_how_large_a_step_is_too_large(tiny, update_ratio, is_named):
+    state, batches = start(tiny())
+    batches.close()
+    found = Health(state.config, CPU).verdicts(state, row(update_ratio=update_ratio))
+    assert ("steps too large" in found) == is_named
+
+
+@pytest.mark.parametrize(
+    ("errors", "changes", "names"),
+    [
+        ({"center_error": 0.11, "patch_center_error": 0.0}, {}, {"centre stands still"}),
+        ({"center_error": 0.09, "patch_center_error": 0.11}, {}, {"centre of patches stands still"}),
+        ({"center_error": 0.11, "patch_center_error": 0.11}, {"distillation": {"centering": "sinkhorn"}}, set()),
+    ],
+)
+def test_a_centre_that_stands_still_is_named_where_the_mean_has_moved_away(tiny, errors, changes, names):
+    """Not while the student stands still too, nor where nothing reads the centre."""
+    state, batches = start(tiny(steps=100, masked={"weight": 0.5}, **changes))
+    batches.close()
+    watch, full = Health(state.config, CPU), row(update_ratio=0.01, **errors)
+    assert [watch.verdicts(state, full), watch.verdicts(state, full)] == [{}, {}]
+    with torch.no_grad():
+        state.student.vision.blocks[-1].mlp.fc1.weight.add_(0.01)
+        state.teacher.vision.blocks[-1].mlp.fc1.weight.add_(0.01)
+    assert set(watch.verdicts(state, full)) == names
+    with torch.no_grad():
+        state.student.vision.blocks[-1].mlp.fc1.weight.add_(0.01)
+        state.teacher.vision.blocks[-1].mlp.fc1.weight.add_(0.01)
+        state.teacher.center.add_(0.01)
+        state.teacher.patch_center.add_(0.01)
+    assert watch.verdicts(state, full) == {}
+
+
+@pytest.mark.parametrize("head", ["head", "patch_head"])
+@pytest.mark.parametrize("kind", ["float16", "bfloat16"])
+def test_a_head_that_was_rounded_is_named_with_its_precision(tiny, head, kind):
+    state, batches = start(tiny(masked={"weight": 0.5}))
+    batches.close()
+    prototypes = getattr(state.student, head).prototypes
+    with torch.no_grad():
+        prototypes.copy_(prototypes.to(getattr(torch, kind)).float())
+    found = Health(state.config, CPU).verdicts(state, row(update_ratio=0.01))
+    assert f"hold no more than {kind}:" in found["head in half precision"]
+
+
+@pytest.mark.parametrize(
     ("changes", "name"),
     [
         ({"patch_teacher_entropy": 0.0, "patch_prototypes_in_use": 1.0}, "one prototype of patches"),
@@ -165,9 +246,10 @@ def test_before_the_end_of_the_warm_up_nothing_is_called_a_collapse(tiny):
     config = tiny(steps=100)
     state, batches = start(config)
     batches.close()
-    watch = Health(config, CPU)
     full = row(feature_rank=1.0) | {"update_ratio": 0.01, "center_error": 0.0}
-    assert [watch.verdicts(state, full) for _ in range(5)] == [{}] * 5
+    for step, is_named in ((9, False), (10, True)):
+        state.step, watch = step, Health(config, CPU)
+        assert any(watch.verdicts(state, full) for _ in range(5)) == is_named
 
 
 def test_one_prototype_is_no_collapse_before_the_centre_has_settled(tiny):
@@ -183,46 +265,92 @@ def test_one_prototype_is_no_collapse_before_the_centre_has_settled(tiny):
 # --- the numbers ---------------------------------------------------------------------------------------------------------
 
 
-def test_numbers_equal_loops_in_float64(tiny):
-    config = tiny(precision="fp32")
+def looped(logits, answers, center, config):
+    """Teacher's [H, K] against the student's, a picture and a prototype at a time, in float64."""
+    d, found = config.distillation, {"teacher_entropy": [], "teacher_entropy_at_recipe": [], "student_teacher_kl": []}
+    winners, logits, answers, center = set(), logits.double(), answers.double(), center.double()
+    for logit, answer in zip(logits, answers, strict=True):
+        p, sharp, q = (
+            torch.softmax(x, -1).tolist()
+            for x in ((logit - center) / d.teacher_temp, (logit - center) / 0.04, answer / d.student_temp)
+        )
+        found["teacher_entropy"].append(-sum(x * math.log(x) for x in p if x > 0) / math.log(len(p)))
+        found["teacher_entropy_at_recipe"].append(-sum(x * math.log(x) for x in sharp if x > 0) / math.log(len(p)))
+        found["student_teacher_kl"].append(sum(x * math.log(x / y) for x, y in zip(p, q, strict=True) if x > 0))
+        winners.add(int(np.argmax(p)))
+    mean = logits.mean(0)
+    error = float((mean - center).square().sum().sqrt() / mean.square().sum().sqrt())
+    return {name: np.mean(values) for name, values in found.items()} | {
+        "prototypes_in_use": len(winners),
+        "center_error": error,
+    }
+
+
+@pytest.mark.parametrize("clip_norm", [0.5, 1e4])  # below the norm of the gradient, and above
+def test_numbers_equal_loops_in_float64(tiny, monkeypatch, clip_norm):
+    """Of views and of masked patches, of which the first of each view is looked at."""
+    towers = {"vision": {"image_size": 32, "depth": 2}, "text": {"depth": 2}, "views": {"global_size": 32, "local_size": 16}}
+    distillation = {"teacher_temp": 0.07, "center_momentum": 0.5}
+    config = tiny(precision="fp32", masked={"weight": 0.5}, distillation=distillation, optim={"clip_norm": clip_norm}, **towers)
+    monkeypatch.setattr(health, "matmul_rate", lambda device, precision: 1e9)
     state, batches = start(config)
-    batch = next(batches)
-    train_step(state, batch)
+    train_step(state, next(batches))
     batch = next(batches)
     batches.close()
     before = {name: p.detach().clone() for name, p in state.student.named_parameters()}
-    watch = Health(config, CPU)
+    watch = Health(config, CPU, num_ranks=3)
     watch.before_step(state)
     norm = float(train_step(state, batch)["gradient_norm"])
+    assert 0.5 < norm < 1e4
+    with torch.no_grad():
+        state.student.text.blocks[1].mlp.fc1.weight.add_(0.3)  # the largest change is in one of four matrices
+        state.teacher.center.add_(0.02 * torch.randn(64, generator=torch.Generator().manual_seed(0)))
     found = watch.row(state, batch, norm, images_per_second=100.0)
 
+    student, teacher = state.student, state.teacher
     crops = make_views(batch.images, batch.sizes, config.views, config.seed, 1, needs={"global_crops"}).global_crops
-    entropies, divergences, winners = [], [], set()
+    places = draw_masked(config, 8, 1).flatten(0, 1)
     with torch.no_grad():
-        for crop in crops.flatten(0, 1):
-            logits = state.teacher.head(state.teacher.vision(crop[None]))[0].double() - state.teacher.center.double()
-            p = torch.softmax(logits / config.distillation.teacher_temp, -1).numpy()
-            answer = state.student.head(state.student.vision(crop[None]))[0].double() / config.distillation.student_temp
-            q = torch.softmax(answer, -1).numpy()
-            entropies.append(-sum(x * math.log(x) for x in p if x > 0) / math.log(64))
-            divergences.append(sum(x * math.log(x / y) for x, y in zip(p, q, strict=True) if x > 0))
-            winners.add(int(p.argmax()))
-    assert found["teacher_entropy"] == pytest.approx(np.mean(entropies), rel=1e-4)
-    assert found["student_teacher_kl"] == pytest.approx(np.mean(divergences), rel=1e-3)
-    assert found["prototypes_in_use"] == len(winners)
+        crops = crops.flatten(0, 1)
+        of_views = looped(teacher.head(teacher.vision(crops)), student.head(student.vision(crops)), teacher.center, config)
+        rows, first = torch.arange(len(crops)), places[:, 0]
+        seen = teacher.patch_head(teacher.vision.tokens(crops)[rows, first])
+        guessed = student.patch_head(student.vision.tokens(crops, places, student.mask_token)[rows, first])
+        of_patches = looped(seen, guessed, teacher.patch_center, config)
+        values = torch.linalg.svdvals(torch.nn.functional.normalize(student.vision(crops[:8]).double(), dim=-1))
+    for prefix, expected in (("", of_views), ("patch_", of_patches)):
+        assert {name: found[f"{prefix}{name}"] for name in expected} == pytest.approx(expected, rel=1e-3), prefix
+    shares = (values / values.sum()).tolist()
+    assert found["feature_rank"] == pytest.approx(math.exp(-sum(x * math.log(x) for x in shares)), rel=1e-3)
     change = [
         float((p.detach() - before[name]).norm() / before[name].norm())
         for name, p in state.student.named_parameters()
         if name.endswith("mlp.fc1.weight") and ".pool." not in name
     ]
     assert found["update_ratio"] == pytest.approx(max(change), rel=1e-5)
-    pairs = zip(state.student.vision.parameters(), state.teacher.vision.parameters(), strict=True)
+    pairs = zip(student.vision.parameters(), teacher.vision.parameters(), strict=True)
     apart = sum(float(((a - b) ** 2).detach().sum()) for a, b in pairs)
-    size = sum(float((a**2).detach().sum()) for a in state.student.vision.parameters())
+    size = sum(float((a**2).detach().sum()) for a in student.vision.parameters())
     assert found["ema_distance"] == pytest.approx(math.sqrt(apart / size), rel=1e-4)
-    parts = [found[f"gradient_norm_{part}"] for part in ("vision", "text", "head")]
-    assert math.sqrt(sum(part**2 for part in parts)) == pytest.approx(norm, rel=1e-2)  # less scale and bias
-    assert 0 < found["mfu"] < 10
+    parts = [found[f"gradient_norm_{part}"] for part in ("vision", "text", "head", "patch_head")]
+    assert math.sqrt(sum(part**2 for part in parts)) == pytest.approx(norm, rel=1e-2)  # less scale, bias and mask token
+    assert found["mfu"] == pytest.approx(100.0 * estimate.flops_per_image(config) / 3e9)
+
+
+def test_before_the_teacher_teaches_a_step_is_counted_without_it(tiny, monkeypatch):
+    """The step before the first taught one, and that one."""
+    monkeypatch.setattr(health, "matmul_rate", lambda device, precision: 1e9)
+    config = tiny(precision="fp32", distillation={"start_fraction": 0.5})
+    state, batches = start(config)
+    watch = Health(config, CPU)
+    for is_taught in (False, False, True, True):
+        watch.before_step(state)
+        batch = next(batches)
+        train_step(state, batch)
+        found = watch.row(state, batch, 1.0, images_per_second=1.0)
+        assert found["mfu"] == pytest.approx(estimate.flops_per_image(config, is_taught=is_taught) / 1e9)
+        assert ("teacher_entropy" in found) == is_taught
+    batches.close()
 
 
 def test_effective_rank():
