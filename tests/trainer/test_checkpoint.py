@@ -157,6 +157,19 @@ def test_a_write_that_fails_names_the_last_good_checkpoint(tmp_path, state):
     assert listing(tmp_path) == {}
 
 
+def test_a_write_that_failed_is_told_before_the_next_one_begins(tmp_path, monkeypatch):
+    """And the last good one is the newest of those that are there."""
+    kept = [checkpoint.save(tmp_path, payload(step)) for step in (1, 2)]
+    monkeypatch.setattr(torch, "save", half_a_file)
+    with checkpoint.Writer(tmp_path) as writer:
+        writer.write(payload(3))
+        with pytest.raises(RunError, match=rf"step 3: the checkpoint could not be written .*the last good one is {kept[1]}$"):
+            writer.write(payload(4))
+        monkeypatch.undo()
+        writer.write(payload(5), score=0.5)
+        assert writer.wait() == checkpoint.best_in(tmp_path) == checkpoint.path_of(tmp_path, 5)
+
+
 def test_a_write_that_fails_keeps_the_one_before(tmp_path, state):
     kept = checkpoint.save(tmp_path, state.payload())
     before = listing(tmp_path)
@@ -228,15 +241,22 @@ def test_without_scores_none_is_best(tmp_path):
     assert checkpoint.best_in(tmp_path) is None
 
 
-def test_the_words_hold_the_checksum_before_the_checkpoint_is_there(tmp_path, monkeypatch):
+def test_the_words_hold_the_checksum(tmp_path):
     path = checkpoint.save(tmp_path, payload())
     words = json.loads(path.with_suffix(".json").read_text())
     assert words["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
-    monkeypatch.setattr(os, "replace", lambda *args: (_ for _ in ()).throw(OSError("planted")))
-    with pytest.raises(OSError, match="planted"):
-        checkpoint.save(tmp_path, payload(4))
-    monkeypatch.undo()
-    assert [p.name for p in checkpoint.all_in(tmp_path)] == ["step_00000003.pt"]
+
+
+def test_words_come_first_and_a_checkpoint_needs_none(tmp_path, monkeypatch):
+    """So no moment has a checkpoint without its checksum; where the words are lost the archive has checksums of its own."""
+    placed, real = [], os.replace
+    monkeypatch.setattr(os, "replace", lambda old, new: placed.append(os.path.basename(new)) or real(old, new))
+    path = checkpoint.save(tmp_path, payload(), score=0.5)
+    assert placed == ["step_00000003.json", "step_00000003.pt"]
+    for words in ("", "{", "[1]", "3"):
+        path.with_suffix(".json").write_text(words)
+        assert equal(checkpoint.load(path), {"format": checkpoint.FORMAT, **payload()})
+        assert checkpoint.best_in(tmp_path) is None
 
 
 def test_padding_that_no_archive_checks_is_under_the_checksum(tmp_path):
@@ -347,6 +367,10 @@ def missing_fields(path):
     torch.save({"format": checkpoint.FORMAT, "student": {}}, path)
 
 
+def later_fields(path):
+    torch.save({"format": checkpoint.FORMAT, **payload(), "zebra": 1}, path)
+
+
 @pytest.mark.parametrize(
     ("write", "words"),
     [
@@ -358,6 +382,7 @@ def missing_fields(path):
         (another_programs, "another program's file (it holds ['epoch', 'state_dict'])"),
         (another_version, "format silc-bench-checkpoint/1"),
         (missing_fields, "another program's file (it holds ['format', 'student'])"),
+        (later_fields, "another program's file (it holds ['config', 'format', "),
     ],
 )
 def test_a_foreign_file_says_what_it_is(tmp_path, write, words):
