@@ -106,6 +106,29 @@ def test_a_thin_picture_falls_back_to_the_centre(size):
     assert (boxes == torch.tensor(list(crop.make_params([torch.zeros(3, *size)]).values()))).all()
 
 
+@pytest.mark.parametrize("side", [1, 2, 3])
+def test_a_crop_of_a_few_pixels_has_one_at_least(side):
+    """A twentieth of them would be none."""
+    config = dataclasses.replace(CONFIG, num_global=0, local_area=(0.01, 0.1))
+    boxes = views.draw(torch.full((500, 2), side), config, 0, 0, 0).boxes
+    assert boxes[:, 2:].min() == 1
+    assert (boxes[:, :2] >= 0).all()
+    assert (boxes[:, :2] + boxes[:, 2:] <= side).all()
+
+
+def test_settings_beyond_the_recipe_stay_within_what_the_operations_can():
+    """A factor is no less than 0, as torchvision has it, and a blur reflects the view once at most."""
+    images, sizes = pictures(6)
+    config = dataclasses.replace(CONFIG, jitter=(2.0, 1.5, 1.2, 0.5), blur_sigma=(90.0, 100.0))
+    params = views.draw(torch.full((500, 2), CANVAS), config, 0, 0, 0)
+    assert (params.jitter_factors[:, :3] == 0).any(0).all()
+    assert (params.jitter_factors[:, :3] >= 0).all()
+    assert params.jitter_factors[:, 3].min() < -0.4
+    assert params.blur_radius == 39
+    made = views.make_views(images, sizes, config, 0, 0, needs={"global_crops"}).global_crops
+    assert made.abs().max() <= 1.00001
+
+
 def test_jitter_and_blur_are_drawn_as_torchvision_draws_them():
     """Factors, order and sigma of its own transforms; the shares of jittered and blurred samples are tested below."""
     count = 3000
