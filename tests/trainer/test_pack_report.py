@@ -9,7 +9,7 @@ import pytest
 from silc_bench.errors import UserError
 from trainer.data import open_source
 from trainer.pack import look, pack
-from trainer.report import write_report
+from trainer.report import GROUPS, MEANINGS, write_report
 from trainer.sections import DataConfig
 
 from test_data import encoded, numbers  # isort: skip
@@ -113,3 +113,51 @@ def test_a_page_of_nothing(tmp_path):
     (tmp_path / "log.jsonl").write_text('{"step"\n{"step": 2}\n')
     with pytest.raises(UserError, match=r"log.jsonl:1 is no row of a log"):
         write_report(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "line", [b"5", b'{"loss": 1.0}', b'{"step": 2, "loss": "x"}', b'{"step": "2"}', b"\xff\xfe", b'{"step": 2, "loss": [1]}']
+)
+def test_a_line_that_is_no_row_is_named(tmp_path, line):
+    (tmp_path / "log.jsonl").write_bytes(b'{"step": 1, "loss": 1.0}\n' + line + b'\n{"step": 3, "loss": 1.0}\n')
+    with pytest.raises(UserError, match=r"log.jsonl:2 is no row of a log; expected a run made by"):
+        write_report(tmp_path)
+
+
+def test_numbers_that_are_not_finite_leave_the_rest_of_their_curve(tmp_path):
+    rows = [{"step": step, "loss": value} for step, value in enumerate((2.0, float("inf"), 1.0, float("nan")))]
+    (tmp_path / "log.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    page = write_report(tmp_path).read_text()
+    assert 'points="0.00,5.00 100.00,95.00"' in page
+    assert "1 to 2, steps 0 to 2" in page
+    assert "<span>nan</span>" in page
+
+
+def test_a_single_row_is_a_dot(tmp_path):
+    (tmp_path / "log.jsonl").write_text('{"step": 7, "loss": 2.5}')
+    page = write_report(tmp_path).read_text()
+    assert 'points="50,50 50,50"' in page
+    assert "stroke-linecap:round" in page, "without round ends a line of no length is not drawn"
+
+
+def test_the_page_does_without_a_checkpoints_damaged_words(tmp_path):
+    (tmp_path / "log.jsonl").write_text('{"step": 7, "loss": 2.5}')
+    (tmp_path / "checkpoints").mkdir()
+    whole = '{"score": 0.5, "config": {"preset": "b16", "objective": "silc"}}'
+    for step, words in ((5, whole), (6, '{"score": 0.'), (7, "3")):
+        (tmp_path / "checkpoints" / f"step_{step}.json").write_text(words)
+    page = write_report(tmp_path).read_text()
+    assert "best checkpoint: step_5" in page
+    assert "<h1>b16-silc</h1>" in page
+
+
+def test_a_folder_in_the_place_of_the_page_is_named(tmp_path):
+    (tmp_path / "log.jsonl").write_text('{"step": 7, "loss": 2.5}')
+    with pytest.raises(UserError, match=r"is a folder; name a file for the page, as in --out .*report.html"):
+        write_report(tmp_path, tmp_path)
+
+
+def test_every_number_of_a_group_that_needs_words_has_them():
+    """But for the gradients' parts, whose names say it."""
+    named = {name for names in GROUPS.values() for name in names if not name.startswith("gradient_norm_")}
+    assert named == set(MEANINGS)
