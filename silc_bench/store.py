@@ -19,11 +19,12 @@ import contextlib
 import hashlib
 import io
 import json
+import math
 import os
 import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -50,6 +51,11 @@ def default_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "silc-bench" / "features"
 
 
+def shards_folder() -> Path:
+    """Beside the default folder: where training keeps copies of remote shards, and indexes of all shards."""
+    return default_folder().parent / "shards"
+
+
 @dataclass(frozen=True)
 class Store:
     """Entries below ``folder``, at most ``limit`` bytes of them."""
@@ -73,36 +79,45 @@ class Store:
                     continue
                 size = sum(file.stat().st_size for file in path.parent.iterdir() if file.is_file())
                 found.append(Listed(path.parent, description, size, path.stat().st_mtime))
-        return sorted(found, key=lambda listed: (listed.used, listed.folder))
+        return least_used_first(found)
 
     def trim(self) -> None:
         """Keep the limit; entries in use stay."""
-        self.prune(self.limit, keep_used_after=time.time() - IN_USE)
-
-    def prune(self, limit: int, keep_used_after: float = float("inf")) -> list[Listed]:
-        """Remove the least recently used entries until at most ``limit`` bytes are left; what was removed.
-
-        Args:
-            keep_used_after: time (seconds since the epoch); entries used later stay, whatever the limit.
-        """
-        entries = self.listing()
-        size = sum(listed.bytes for listed in entries)
-        removed = []
-        for listed in entries:
-            if size <= limit or listed.used > keep_used_after:
-                break
-            shutil.rmtree(listed.folder, ignore_errors=True)  # a writer may add a part meanwhile: its next use mends that
-            size -= listed.bytes
-            removed.append(listed)
-        return removed
+        prune(self.listing(), self.limit, keep_used_after=time.time() - IN_USE)
 
 
 @dataclass(frozen=True)
 class Listed:
-    folder: Path
+    path: Path  # a folder, or a file
     description: dict[str, Any]
     bytes: int
     used: float  # seconds since the epoch
+
+
+def least_used_first(entries: Iterable[Listed]) -> list[Listed]:
+    """By when, not how often."""
+    return sorted(entries, key=lambda listed: (listed.used, listed.path))
+
+
+def prune(entries: Iterable[Listed], limit: int, keep_used_after: float = math.inf) -> list[Listed]:
+    """Remove the least recently used entries until at most ``limit`` bytes are left; what was removed.
+
+    Args:
+        keep_used_after: time (seconds since the epoch); entries used later stay, whatever the limit.
+    """
+    entries = least_used_first(entries)
+    size = sum(listed.bytes for listed in entries)
+    removed = []
+    for listed in entries:
+        if size <= limit or listed.used > keep_used_after:
+            break
+        if listed.path.is_dir():
+            shutil.rmtree(listed.path, ignore_errors=True)  # a writer may add a part meanwhile: its next use mends that
+        else:
+            listed.path.unlink(missing_ok=True)
+        size -= listed.bytes
+        removed.append(listed)
+    return removed
 
 
 @dataclass(frozen=True)

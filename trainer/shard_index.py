@@ -1,50 +1,34 @@
 """Where the samples of shards lie: each shard is looked through once, by several processes, and what was found is kept.
 
-Flow: ``expand(word)`` -> shards -> ``index_all(shards, filters, mirror)`` -> a ShardIndex each, out of the folder ``indexes``
-of the mirror where an earlier run, or another rank of this one, has put it. A shard is known by its path, size and time of
-change, or by its URL, size and ETag; the filters belong to it, since they decide what is left out.
+Flow: ``expand(word)`` -> shards -> ``index_all(shards, filters, mirror)`` -> a ShardIndex each, read where an earlier run, or
+another rank of this one, has kept it (``trainer.kept_indexes``).
 
 A sample costs about 0.1 ms to find and 48 bytes to keep, so a billion pairs are looked through in a day of one core, once.
 """
 
 from __future__ import annotations
 
-import hashlib
-import io
-import json
 import multiprocessing
-import os
 import signal
-import uuid
-import zipfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TypeAlias
 
 import numpy as np
 
 from silc_bench.datasets import remote, shards
 from silc_bench.errors import RunError, UserError
+from trainer import kept_indexes
 from trainer.filters import Filters
+from trainer.kept_indexes import Shard, ShardIndex
 from trainer.readers import UnreadableError, captions_of, columns_of, with_sizes
 
 ABSENT = (0, -1)  # the place of a member that is not there
-VERSION = 2  # of what is kept
 MANY = 16  # new shards, from which on processes look through them
 MOST_PROCESSES = 16
-Shard: TypeAlias = Path | tuple[str, remote.Stamp]
-
-
-@dataclass(frozen=True)
-class ShardIndex:
-    rows: np.ndarray  # int64 [num_samples, 6]: offset and size in bytes of picture, text, JSON
-    damage: shards.Damage
-    left_out: Counter[str]  # by the filters, by reason
 
 
 def expand(word: str) -> list[Shard]:
@@ -67,9 +51,9 @@ def index_all(found: Sequence[Shard], filters: Filters, mirror: remote.Mirror) -
     from silc_bench.ranks import concatenated, num_ranks, rank  # brings torch, which the processes below do without
     from silc_bench.terminal import notes
 
-    kept = [_kept_at(shard, filters, mirror) for shard in found]
+    kept = [kept_indexes.kept_at(shard, filters, mirror.folder) for shard in found]
     own = list(zip(found, kept, strict=True))[rank() :: num_ranks()]
-    new = [(shard, place) for shard, place in own if not _is_kept(place)]
+    new = [(shard, place) for shard, place in own if not kept_indexes.is_kept(place)]
     made: dict[Path, ShardIndex] = {}
     errors: list[UserError | RunError] = []
     try:
@@ -79,10 +63,10 @@ def index_all(found: Sequence[Shard], filters: Filters, mirror: remote.Mirror) -
         errors.append(error)
     if errors := concatenated(errors):  # else the others would wait for this rank
         raise errors[0]
-    if rank() == 0 and not all(map(_is_kept, made)):
-        where = mirror.folder / "indexes"
+    if rank() == 0 and not all(map(kept_indexes.is_kept, made)):
+        where = kept_indexes.folder_of(mirror.folder)
         notes.print(f"cannot write to {where}: the next start looks through all shards again", markup=False)
-    loaded = {place: _load(place) for place in kept if place not in made}
+    loaded = {place: kept_indexes.load(place) for place in kept if place not in made}
     made |= {place: index for place, index in loaded.items() if index is not None}
     rest = [(shard, place) for shard, place in zip(found, kept, strict=True) if place not in made]  # by ranks elsewhere
     made |= _look_through(rest, filters, mirror, is_shown=rank() == 0)
@@ -137,7 +121,7 @@ def _look_at(shard: Shard, place: Path, filters: Filters, mirror: remote.Mirror)
         index = _index(shard, filters)
     else:
         index = mirror.read(*shard, lambda path: _named(_index(path, filters), path, shard[0]))
-    _keep(index, place)
+    kept_indexes.keep(index, shard, place)
     return index
 
 
@@ -179,53 +163,3 @@ def _reason(path: Path, places: tuple[shards.Place, ...], filters: Filters, wher
     except UnreadableError:
         return None
     return filters.reason(captions, known)
-
-
-# ---- what is kept of it ----
-
-
-def _kept_at(shard: Shard, filters: Filters, mirror: remote.Mirror) -> Path:
-    """Where the index of exactly this version of the shard lies, if anywhere."""
-    if isinstance(shard, Path):
-        try:
-            found = shard.stat()
-        except OSError as error:
-            raise UserError(f"cannot read the shard {shard}: {error.strerror or error}") from error
-        version = f"{shard.resolve()}\n{found.st_size}\n{found.st_mtime_ns}\n{found.st_ctime_ns}"
-    else:
-        version = f"{shard[0]}\n{shard[1].size}\n{shard[1].etag}"
-    conditions = " ".join(f"{c.name}{c.sign}{c.value}" for c in filters.conditions)  # the first that fails is the reason
-    name = hashlib.sha256(f"{version}\n{conditions}\n{VERSION}".encode()).hexdigest()[:24]
-    return mirror.folder / "indexes" / f"{name}.npz"
-
-
-def _is_kept(place: Path) -> bool:
-    try:
-        return place.is_file()
-    except OSError:  # in a folder that this user may not look into
-        return False
-
-
-def _load(place: Path) -> ShardIndex | None:
-    """None where it is not there, or not whole: then the shard is looked through again."""
-    try:
-        with np.load(place) as kept:
-            notes = json.loads(kept["notes"].tobytes())
-            return ShardIndex(kept["rows"], shards.Damage(notes["damage"], notes["first"]), Counter(notes["left_out"]))
-    except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile):  # what zipfile and numpy let through
-        return None
-
-
-def _keep(index: ShardIndex, place: Path) -> None:
-    """As a file that is there whole or not at all, but for a power cut, after which ``_load`` will not take it."""
-    notes = {"damage": index.damage.counts, "first": index.damage.first, "left_out": index.left_out}
-    data = io.BytesIO()
-    np.savez(data, rows=index.rows, notes=np.frombuffer(json.dumps(notes).encode(), np.uint8))
-    temporary = place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(data.getvalue())
-        os.replace(temporary, place)
-    except OSError:  # a full or read-only disk costs the next start its time, not this run; index_all says so
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)

@@ -18,9 +18,10 @@ import numpy as np
 
 from silc_bench.datasets import remote, shards
 from silc_bench.errors import UserError
-from silc_bench.store import default_folder
+from silc_bench.store import shards_folder
 from trainer import filters as conditions
 from trainer.filters import Filters
+from trainer.kept_indexes import Shard
 from trainer.readers import (
     ORDER,
     captions_of,
@@ -31,7 +32,7 @@ from trainer.readers import (
     shuffled,
 )
 from trainer.sections import DataConfig
-from trainer.shard_index import Shard, expand, index_all
+from trainer.shard_index import expand, index_all
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class ShardsReader:
             RunError: a remote shard that cannot be fetched.
         """
         filters = conditions.parse(config.filters)
-        mirror = remote.Mirror(default_folder().parent / "shards", int(config.mirror_gb * 2**30))
+        mirror = remote.Mirror(shards_folder(), int(config.mirror_gb * 2**30))
         found = expand(word)
         indexes = index_all(found, filters, mirror)
         left_out = Counter[str]()

@@ -106,7 +106,7 @@ def test_the_store_keeps_them_between_commands_and_notices_damage(tmp_path):
     store, data = Store(tmp_path), Noise()
     first = [p.grid for p in extractor(Patches(), store=store)({"test": data}).grids("test", None, "tokens")]
     for entry in store.listing():
-        (damaged, *_), gone = sorted(entry.folder.glob("grid-000000001-*.npy")), next(entry.folder.glob("grid-000000004-*.npy"))
+        (damaged, *_), gone = sorted(entry.path.glob("grid-000000001-*.npy")), next(entry.path.glob("grid-000000004-*.npy"))
         damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
         gone.unlink()
     model = Patches()

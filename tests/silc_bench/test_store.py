@@ -16,7 +16,7 @@ from silc_bench import store as store_module
 from silc_bench.cli import app
 from silc_bench.errors import RunError, UserError
 from silc_bench.features import Extractor
-from silc_bench.store import DESCRIPTION, Store, default_folder, text_hash
+from silc_bench.store import DESCRIPTION, Store, default_folder, prune, text_hash
 
 DESCRIPTIONS = {"model": "m", "revision": "0" * 16, "precision": "fp32"}
 
@@ -143,12 +143,12 @@ def test_pruning_takes_the_least_recently_used_first(store, rows):
         os.utime(entry.folder / DESCRIPTION, (time.time() - age * 3600,) * 2)
     entries[0].rows(50, 8)  # used now
     size = store.listing()[0].bytes
-    removed = store.prune(2 * size)
+    removed = prune(store.listing(), 2 * size)
     assert [listed.description["model"] for listed in removed] == ["1", "2"]
     assert [listed.description["model"] for listed in store.listing()] == ["3", "0"]
     Store(store.folder, limit=0).trim()
     assert [listed.description["model"] for listed in store.listing()] == ["0"], "what is in use stays"
-    assert len(store.prune(0)) == 1
+    assert len(prune(store.listing(), 0)) == 1
     assert store.listing() == []
 
 
@@ -173,7 +173,7 @@ def test_foreign_folders_are_left_alone(store, rows):
     (store.folder / "loose.npy").write_bytes(b"x")
     store.entry(DESCRIPTIONS).save(0, rows)
     assert len(store.listing()) == 1
-    store.prune(0)
+    prune(store.listing(), 0)
     assert sorted(path.name for path in store.folder.iterdir()) == ["loose.npy", "photos"]
 
 
