@@ -11,24 +11,31 @@ import time
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TextIO
+from typing import Any, Self, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Column
 
 from silc_bench.atomic import write_text_atomic
+from silc_bench.errors import RunError, UserError
 from trainer.wandb_log import WandbLog
 
 QUIET_SECONDS = 15.0  # between two progress lines when the output is not a terminal
 
 
 class RunLog:
-    """Rows of numbers by step, ``online`` too where it is given. Use as a context manager: leaving it closes everything."""
+    """Rows of numbers by step, ``online`` too where it is given. Use as a context manager: leaving it closes everything.
+
+    Raises:
+        UserError: a new run would take the place of a log that is not one of ours.
+        RunError: a row cannot be written.
+    """
 
     def __init__(self, run: Path, step: int, num_steps: int, console: Console, online: WandbLog | None = None):
         from torch.utils.tensorboard import SummaryWriter
 
+        self._run = run
         self._file, self._probes = _opened(run / "log.jsonl", step), _opened(run / "probes.jsonl", step)
         self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
         self._online = online
@@ -53,9 +60,12 @@ class RunLog:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._bar.stop()
-        self._file.close()
-        self._probes.close()
-        self._board.close()
+        for opened in (self._file, self._probes, self._board):
+            try:
+                opened.close()
+            except OSError as failure:  # what could not be written before cannot be now, and was said
+                if error is None:
+                    raise self._unwritten(failure) from failure
         if self._online is not None:
             self._online.finish(has_failed=error is not None)
 
@@ -81,30 +91,52 @@ class RunLog:
         self._console.print(f"step {step}/{self._num_steps} · {words}", highlight=False, soft_wrap=True)
 
     def _keep(self, file: TextIO, step: int, row: dict[str, float]) -> None:
-        file.write(json.dumps({"step": step, **row}) + "\n")
-        file.flush()
-        for name, value in row.items():
-            self._board.add_scalar(name, value, step)
+        try:
+            file.write(json.dumps({"step": step, **row}) + "\n")
+            file.flush()
+            for name, value in row.items():
+                self._board.add_scalar(name, value, step)
+        except OSError as error:
+            raise self._unwritten(error) from error
         if self._online is not None:
             self._online.log(step, row)
+
+    def _unwritten(self, error: OSError) -> RunError:
+        return RunError(
+            f"the log could not be written to {self._run} ({error.strerror or error}); make room, and continue with --resume"
+            " where a checkpoint was written"
+        )
 
 
 def _opened(path: Path, step: int) -> TextIO:
     """To append to, after the rows up to ``step``."""
-    write_text_atomic(path, "".join(_rows_up_to(path, step)))
+    kept = _rows_up_to(path, step)
+    write_text_atomic(path, "".join(kept))
     return open(path, "a", encoding="utf-8")
 
 
 def _rows_up_to(path: Path, step: int) -> list[str]:
-    """Whole rows of steps <= ``step``; a row cut off by a kill is dropped too."""
+    """Whole rows of steps <= ``step``; a row cut off by a kill is dropped too.
+
+    A new run, for which all of them are dropped, refuses lines that no run can have written; a resumed one leaves them out.
+    """
     if not path.exists():
         return []
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            break
-        if line.endswith("\n") and row["step"] <= step:
-            kept.append(line)
+    lines = path.read_bytes().splitlines(keepends=True)
+    for number, line in enumerate(lines, start=1):
+        row = _row(line)
+        if row is None and step == 0 and number < len(lines):
+            raise UserError(f"{path}:{number} is no row of a run's log, and a new run would overwrite it; choose another --out")
+        if row is not None and row["step"] <= step:
+            kept.append(line.decode())
     return kept
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    """What the line holds; None where it is no whole row of a log."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if line.endswith(b"\n") and isinstance(row, dict) and type(row.get("step")) is int else None

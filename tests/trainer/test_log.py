@@ -3,11 +3,13 @@
 import io
 import json
 import re
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from silc_bench.errors import RunError, UserError
 from trainer.log import RunLog
 
 
@@ -105,3 +107,33 @@ def test_everything_is_closed_when_the_run_fails(tmp_path):
         fail()
     assert opened[0]._file.closed
     assert [r["step"] for r in rows(tmp_path)] == [1]
+
+
+@pytest.mark.parametrize("line", ['{"a": 1}', "some words", "3", '{"step": "2"}'])
+def test_a_log_of_something_else_is_not_overwritten(tmp_path, line):
+    path = tmp_path / "log.jsonl"
+    path.write_text(f'{{"step": 1, "loss": 2.0}}\n{line}\n{{"step": 3}}\n')
+    before = path.read_bytes()
+    with pytest.raises(UserError, match=r"log.jsonl:2 is no row of a run's log, and a new run would overwrite it; choose anot"):
+        write(tmp_path, [2])
+    assert path.read_bytes() == before
+
+
+def test_a_resumed_log_goes_on_without_a_damaged_line(tmp_path):
+    write(tmp_path, [2, 4, 6])
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(path.read_bytes().replace(b'{"step": 4', b"\xff\x00"))
+    write(tmp_path, [8], start=6)
+    assert [r["step"] for r in rows(tmp_path)] == [2, 6, 8]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
+def test_a_full_disk_is_a_sentence_with_the_place(tmp_path):
+    def fill():
+        with RunLog(tmp_path, 0, 10, Console(file=io.StringIO())) as log:
+            log._file.close()
+            log._file = open("/dev/full", "a")  # noqa: SIM115
+            log.write(1, row(1.0))
+
+    with pytest.raises(RunError, match=rf"the log could not be written to {tmp_path} \(No space left on device\); make room"):
+        fill()
