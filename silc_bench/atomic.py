@@ -1,5 +1,6 @@
 """Files and folders that are either the old one or the new one, never half of each (standard library only)."""
 
+import errno
 import os
 import shutil
 import uuid
@@ -32,14 +33,15 @@ def atomic_path(path: Path) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    temporary.touch(exist_ok=False)  # unlike tempfile's, with the permissions that the user's umask gives a file
     try:
+        temporary.touch()  # unlike tempfile's, with the permissions that the user's umask gives a file
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        _name(error, temporary, path)
         raise
     _flush(path.parent)
 
@@ -60,10 +62,20 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         for file in (*temporary.iterdir(), temporary):
             _flush(file)
         os.rename(temporary, path)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        _name(error, temporary, path)
         raise
     _flush(path.parent)
+
+
+def _name(error: BaseException, temporary: Path, path: Path) -> None:
+    """Let the error be about ``path``: a write to a full disk names no file, and others one that is gone by now."""
+    if not isinstance(error, OSError) or not error.errno:
+        return
+    is_full = error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if is_full or str(error.filename).startswith(str(temporary)):
+        error.filename, error.filename2 = str(path), None
 
 
 def _flush(path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import functools
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +18,7 @@ from rich.text import Text
 
 from silc_bench.errors import RunError, UserError
 
+NO_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory")  # of torch: CUDA, and allocators of a CPU
 console = Console(emoji=False)
 notes = Console(stderr=True, emoji=False)  # bars, and lines between them: of two consoles neither knows where the other stands
 
@@ -29,14 +32,36 @@ def answering(command: Callable[..., None]) -> Callable[..., None]:
             command(*args, **kwargs)
         except BrokenPipeError:  # `silc-bench tasks | head`: nobody reads on, which Typer answers
             raise
-        except (UserError, RunError, OSError) as error:  # OSError: a full disk, a file that may not be read
+        except (UserError, RunError) as error:
             _complain("error:", str(error))
             raise typer.Exit(2 if isinstance(error, UserError) else 1) from None
+        except (OSError, MemoryError, RuntimeError) as error:
+            words = _of_the_system(error)
+            if words is None:
+                raise
+            _complain("error:", words)
+            raise typer.Exit(1) from None
         except KeyboardInterrupt:
             _complain("stopped", "by Ctrl-C; everything that was finished is saved")
             raise typer.Exit(1) from None
 
     return wrapped
+
+
+def _of_the_system(error: OSError | MemoryError | RuntimeError) -> str | None:
+    """In words: a full disk, a file that may not be read, no memory left on CPU or GPU. None for other errors."""
+    if isinstance(error, OSError):
+        where = " -> ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
+        room = "; make room there, and start the command again" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        return f"{where}: {error.strerror or error}{room}" if where else f"{error.strerror or error}{room}"
+    first = next(iter(str(error).splitlines()), "")
+    if isinstance(error, MemoryError) or NO_MEMORY.search(first):  # torch has a class of its own for GPUs only
+        return (
+            f"out of memory ({first or 'no allocation of its own'}). A training step needs less with --set micro_batch=N or"
+            " --set checkpointing=blocks, and `silc-bench train --dry-run` counts it by part; an evaluation with a smaller"
+            " --batch-size"
+        )
+    return None
 
 
 def _complain(verdict: str, words: str) -> None:

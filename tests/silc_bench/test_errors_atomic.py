@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from silc_bench.atomic import atomic_path, check_writable, write_text_atomic
+from silc_bench.atomic import atomic_folder, atomic_path, check_writable, write_text_atomic
 from silc_bench.errors import RunError, UserError, unknown_name
 
 
@@ -57,6 +57,23 @@ def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path, error, has_old)
         write_half()
     assert names_in(tmp_path) == (["a.txt"] if has_old else [])
     assert not has_old or path.read_text() == "old"
+
+
+@pytest.mark.parametrize("made", [atomic_path, atomic_folder])
+def test_a_full_disk_names_the_place_that_was_asked_for_and_another_file_its_own(tmp_path, made):
+    def fail(*error):
+        with made(tmp_path / "a") as temporary:
+            raise OSError(*(str(temporary) if word == "temporary" else word for word in error))
+
+    for words, named in (
+        ((28, "No space left on device"), tmp_path / "a"),
+        ((13, "Permission denied", "temporary"), tmp_path / "a"),
+        ((5, "Input/output error"), None),
+        ((2, "No such file", "source.tmp"), "source.tmp"),
+    ):
+        with pytest.raises(OSError, match=words[1]) as found:
+            fail(*words)
+        assert found.value.filename == (None if named is None else str(named))
 
 
 @pytest.mark.parametrize("step", ["fsync", "replace"])
