@@ -106,6 +106,8 @@ def read_pairs(path: Path, damage: Damage) -> list[Listed]:
         if len(lists) > 1:
             raise UserError(f"{path} holds {len(lists)} lists of captions, such as {lists[0].name}; name one of them")
         return _from_list(lists[0], damage) if lists else _from_folder(path, damage)
+    if not path.exists():
+        raise UserError(f"{path}: no such file or folder; expected a list of captions or a folder of pictures")
     return _from_list(path, damage)
 
 

@@ -16,8 +16,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from silc_bench.datasets import shapes, shards
+from silc_bench.errors import UserError
 from trainer.sections import DataConfig
 
+LARGEST_SCENE, SMALLEST_SCENE = 512, 16  # pixels a side: more shows nothing more, less does not tell the shapes apart
 ORDER, CAPTION, MIXTURE = range(3)  # what random words are drawn for: no use ever sees another's
 
 
@@ -47,12 +49,19 @@ class Reader(Protocol):
 
 
 class ShapesReader:
-    """Entry p is scene p of the split "train", with one of its five captions."""
+    """Entry p is scene p of the split "train", with one of its five captions. UserError for what scenes cannot be."""
 
     num_samples = None
 
     def __init__(self, config: DataConfig) -> None:
-        self._seed, self._size = config.seed, config.decode_size
+        if config.filters:
+            raise UserError(
+                f"data.filters={config.filters!r} cannot be met by shapes: scenes are generated as they come, without columns;"
+                " leave the filters out, or shapes"
+            )
+        if config.decode_size < SMALLEST_SCENE:
+            raise UserError(f"data.decode_size={config.decode_size} is too small for shapes: at least {SMALLEST_SCENE}")
+        self._seed, self._size = config.seed, min(config.decode_size, LARGEST_SCENE)
 
     def describe(self) -> str:
         return f"shapes (generated, endless, seed {self._seed})"

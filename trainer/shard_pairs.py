@@ -69,7 +69,8 @@ class ShardsReader:
         if not len(places):
             wanted = ", ".join(f".{extension}" for extension in shards.IMAGE_EXTENSIONS)
             reasons = f"; filters left out {_by_reason(left_out)}" if left_out else ""
-            raise UserError(f"{word} holds no pair of a picture ({wanted}) and a .txt or .json: {damage.summary()}{reasons}")
+            why = damage.summary() if damage.total or left_out else "no sample at all"
+            raise UserError(f"{word} holds no pair of a picture ({wanted}) and a .txt or .json: {why}{reasons}")
         reader = cls(found, places, config, filters, left_out, mirror)
         reader._check_room()
         return reader

@@ -52,12 +52,13 @@ def read_captions_file(path: Path) -> tuple[list[Picture], list[str]]:
 
 def read_text(path: Path) -> str:
     """Raises DataError for what is not UTF-8, UserError for no such file or one of an unknown kind."""
+    kinds = ", ".join(ENDINGS)
+    if not path.exists():
+        raise UserError(f"{path}: no such file; expected a list of pictures and captions ({kinds})")
     if path.suffix.lower() not in ENDINGS:
-        raise UserError(f"{path}: a list of captions is a file {', '.join(ENDINGS)}, not {path.suffix or 'one without ending'}")
+        raise UserError(f"{path}: a list of captions is a file {kinds}, not {path.suffix or 'one without ending'}")
     try:
         return path.read_bytes().decode("utf-8-sig")
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file; captions:FILE names a list of pictures and captions") from error
     except UnicodeDecodeError as error:
         raise DataError(
             f"{path} is not UTF-8 (byte {error.start:,})", f"iconv -f LATIN1 -t UTF-8 {path} > utf8{path.suffix}"

@@ -334,7 +334,7 @@ def test_a_cut_shard_gives_what_is_whole(tmp_path):
     [
         ([("a.png", encoded(1))], r"no pair of a picture.*1 sample without a text"),
         ([("a.txt", b"x"), ("a.gif", b"x")], r"no pair of a picture.*1 sample without a picture"),
-        ([], "no pair of a picture"),
+        ([], "no pair of a picture.*: no sample at all$"),
     ],
 )
 def test_shards_without_pairs_are_refused(tmp_path, members, message):
@@ -349,6 +349,15 @@ def test_wrong_configurations_are_refused(tmp_path):
             source("shapes", **{name: value})
     with pytest.raises(UserError, match="nowhere"):
         source(str(tmp_path / "nowhere-{0..3}.tar"))
+    with pytest.raises(UserError, match=r"data.decode_size=15 is too small for shapes: at least 16"):
+        source("shapes", decode_size=15)
+
+
+@pytest.mark.parametrize("name", ["shapes", "1 * {clean} | 1 * shapes"])
+@pytest.mark.parametrize("filters", ["text>=5", "nonsense"])
+def test_filters_that_shapes_cannot_meet_are_refused(clean, name, filters):
+    with pytest.raises(UserError, match=r"cannot be met by shapes|is no condition"):
+        source(name.format(clean=clean), filters=filters)
 
 
 # --- ends ---------------------------------------------------------------------------------------------------------------

@@ -94,6 +94,16 @@ def test_a_look_says_what_training_would_see(photos):
     assert found["damage"] == {"picture without a text": 1, "corrupt image": 1}
 
 
+def test_a_look_at_generated_scenes_does_not_draw_them_as_large_as_pictures_may_be():
+    found = look(DataConfig(source="shapes", decode_size=10_000), 3)
+    assert found["quantiles"]["width"] == [512] * 5
+
+
+def test_what_is_not_there_is_not_a_list_of_another_kind(tmp_path):
+    with pytest.raises(UserError, match=r"nowhere: no such file or folder; expected a list of captions or a folder of pic"):
+        pack(tmp_path / "nowhere", tmp_path / "shards")
+
+
 def test_the_page_has_a_curve_of_each_number_and_asks_the_net_for_nothing(tmp_path):
     rows = [{"step": step, "loss": 1 / step, "teacher_entropy": 0.5, "<b>own": 1.0} for step in range(1, 9)]
     (tmp_path / "log.jsonl").write_text("\n".join(map(json.dumps, rows)) + '\n{"step": 9, "lo')
