@@ -60,7 +60,7 @@ class TrainState:
         if start is not None:
             start.fill(student)
         student.to(device)
-        teacher = Teacher(student, config.distillation)
+        teacher = Teacher(student, config.distillation).to(device)
         if start is not None and start.center is not None:
             teacher.center.copy_(start.center)
         if config.compile:

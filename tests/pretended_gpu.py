@@ -1,0 +1,181 @@
+"""A GPU that is only pretended: tensors that say ``cuda:0`` and are computed on the CPU, to try what runs on a GPU without one.
+
+    with pretended_gpu() as gpu:
+        ...                    # anything that computes on torch.device("cuda")
+    gpu.waits                  # where the host would have waited for the device, with the line that did
+
+Three things are seen that a run on a CPU hides: an operation that mixes tensors of both (AssertionError, as a GPU would
+refuse it), the branches for a GPU (their numbers are real), and where the host waits. Not seen: speed, bf16, compilation, and
+the kernels of a GPU themselves.
+"""
+
+from __future__ import annotations
+
+import linecache
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+ROOT = Path(__file__).parents[1]
+CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
+MAY_MIX = {"copy_", "_foreach_copy_", "index", "index_put_"}  # an index on the CPU is taken over, which waits
+WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "equal"}  # their answer is the host's
+to, group_tensors = nn.Module.to, torch._C._group_tensors_by_device_and_dtype
+
+
+class OnGpu(Tensor):
+    """``inner`` is on the CPU. To torch's own code in C++ it is on the device "meta", which needs no driver."""
+
+    inner: Tensor
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @staticmethod
+    def __new__(cls, inner: Tensor) -> OnGpu:
+        made = torch.Tensor._make_wrapper_subclass(
+            cls,
+            inner.shape,
+            strides=inner.stride(),
+            storage_offset=inner.storage_offset(),
+            dtype=inner.dtype,
+            device=torch.device("meta"),
+        )
+        made.inner = inner
+        return made
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        raise AssertionError(f"{func} of a pretended GPU's tensor after the GPU is gone")
+
+    @property
+    def device(self) -> torch.device:
+        return CUDA
+
+    @property
+    def is_cuda(self) -> bool:
+        return True
+
+    @property
+    def is_meta(self) -> bool:
+        return False
+
+    def __repr__(self) -> str:
+        return f"OnGpu({self.inner!r})"
+
+
+class Gpu(TorchDispatchMode):
+    """Computes on ``inner``, and writes down the lines where the host would wait."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waits: list[str] = []
+        self.events: list[Event] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        ours, others = [t for t in tensors if isinstance(t, OnGpu)], [t for t in tensors if not isinstance(t, OnGpu)]
+        target = kwargs.get("device")
+        goes_here = target is not None and torch.device(target).type in ("cuda", "meta")
+        if not ours and not goes_here:
+            return func(*args, **kwargs)
+        name = func.overloadpacket.__name__
+        others = [t for t in others if t.ndim > 0]  # one number may come from the CPU: it is passed to the kernel
+        assert not (ours and others) or name in MAY_MIX, f"{name} mixes tensors of CPU and GPU, at {_line()}"
+        goes_away = target is not None and torch.device(target).type == "cpu"
+        is_async = bool(kwargs.get("non_blocking") or (name == "copy_" and args[2:] and args[2]))
+        is_pinned = all(getattr(t, "pretends_pinned", False) for t in others)
+        is_copy = (name == "_to_copy" and (goes_away or not ours)) or (name in MAY_MIX and bool(others))
+        indices = args[1] if name in ("index", "index_put_") else ()
+        by_mask = any(isinstance(i, Tensor) and i.dtype in (torch.bool, torch.uint8) for i in indices)
+        if name in WAITS or by_mask or (is_copy and not (is_async and is_pinned)):
+            self.waits.append(f"{name} at {_line()}")
+        if target is not None:
+            kwargs["device"] = CPU
+        out = func(*tree_map(_inner, args), **tree_map(_inner, kwargs))
+        if goes_away:
+            return out
+        known = {id(t.inner): t for t in ours}  # of an operation in place
+        return tree_map(lambda leaf: known.get(id(leaf), OnGpu(leaf)) if isinstance(leaf, Tensor) else leaf, out)
+
+
+class Event:
+    """A torch.cuda.Event of a GPU that is always done."""
+
+    def __init__(self, enable_timing: bool = False) -> None:
+        self.is_recorded = self.is_waited_for = False
+
+    def record(self) -> None:
+        self.is_recorded = True
+
+    def synchronize(self) -> None:
+        assert self.is_recorded, "nothing was recorded"
+        self.is_waited_for = True
+
+    def elapsed_time(self, later: Event) -> float:
+        assert self.is_recorded, "nothing was recorded"
+        assert later.is_waited_for, "the later event may not have happened yet"
+        return 0.0
+
+
+@contextmanager
+def pretended_gpu() -> Iterator[Gpu]:
+    def pinned(tensor: Tensor) -> Tensor:
+        made = tensor.clone()
+        made.pretends_pinned = True  # type: ignore[attr-defined]
+        return made
+
+    def grouped(*args: Any) -> dict[tuple[torch.device, torch.dtype], Any]:
+        return {(CUDA if d.type == "meta" else d, dtype): found for (d, dtype), found in group_tensors(*args).items()}
+
+    def moved(module: nn.Module, device: torch.device) -> nn.Module:
+        if any(
+            (tensor.device.type == "cuda") != (device.type == "cuda") for tensor in (*module.parameters(), *module.buffers())
+        ):
+            torch.__future__.set_overwrite_module_params_on_conversion(
+                True
+            )  # a tensor of ours cannot be put into one of torch's
+            try:
+                return to(module, device)
+            finally:
+                torch.__future__.set_overwrite_module_params_on_conversion(False)
+        return module
+
+    with (
+        mock.patch.object(nn.Module, "to", moved),
+        mock.patch.object(torch.cuda, "_lazy_init"),
+        mock.patch.object(torch.cuda, "is_initialized", return_value=True),
+        mock.patch.object(torch.cuda, "is_bf16_supported", return_value=False),
+        mock.patch.object(torch.cuda, "synchronize"),
+        mock.patch.object(torch.cuda, "get_device_name", return_value="pretended GPU"),
+        mock.patch.object(torch.cuda, "Event", Event),
+        mock.patch.object(Tensor, "pin_memory", pinned),
+        mock.patch.object(torch._C, "_group_tensors_by_device_and_dtype", grouped),
+        sdpa_kernel(SDPBackend.MATH),
+        Gpu() as gpu,
+    ):
+        yield gpu
+
+
+def _inner(leaf: Any) -> Any:
+    return leaf.inner if isinstance(leaf, OnGpu) else leaf
+
+
+def _line() -> str:
+    """The innermost of ours that is running."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        path = Path(frame.f_code.co_filename)
+        if path.is_relative_to(ROOT) and "tests" not in path.parts and ".venv" not in path.parts:
+            line = linecache.getline(str(path), frame.f_lineno).strip()
+            return f"{path.relative_to(ROOT)}:{frame.f_lineno} {line}"
+        frame = frame.f_back  # type: ignore[assignment]
+    return "no line of ours"
