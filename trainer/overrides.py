@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from silc_bench.errors import UserError, unknown_name
@@ -29,6 +29,37 @@ def apply_sets(config: Config, sets: Iterable[str]) -> Config:
             raise UserError(f"--set {item}: only a label here, it changes nothing; use --{path.strip()} {value.strip()}")
         config = _set(config, path.strip().split("."), value.strip(), path.strip())
     return validate(config)
+
+
+IDLE: tuple[tuple[tuple[str, ...], Callable[[Config], bool], str], ...] = (  # fields, when they do nothing, and why
+    (("optim.cooldown_fraction",), lambda c: c.optim.schedule == "cosine", "optim.schedule=cosine has no cool-down"),
+    (("contrastive.init_bias",), lambda c: c.contrastive.loss == "softmax", "contrastive.loss=softmax has no bias"),
+    (
+        ("distillation.center_momentum",),
+        lambda c: c.distillation.centering == "sinkhorn",
+        "distillation.centering=sinkhorn has no centre",
+    ),
+    (("masked.ratio",), lambda c: c.objective == "silc" and c.masked.weight == 0, "masked.weight is 0"),
+    (("views.jitter",), lambda c: c.views.jitter_prob == 0, "views.jitter_prob is 0"),
+    (("views.blur_sigma",), lambda c: not any(c.views.blur_probs), "views.blur_probs are 0"),
+    (
+        ("views.solarize_prob",),
+        lambda c: c.views.num_global == 1,
+        "the first global view is never solarised, and views.num_global is 1",
+    ),
+    (("probe.tasks", "probe.limit", "probe.data_root"), lambda c: c.probe.every == 0, "probe.every is 0"),
+)
+
+
+def refuse_idle(config: Config, sets: Iterable[str]) -> None:
+    """UserError for a change that does nothing beside the others of ``config``, but for those that an objective leaves idle.
+
+    The arms of an ablation share their changes, so what belongs to a teacher may be set without one.
+    """
+    for path in (item.partition("=")[0].strip() for item in sets):
+        for fields, is_idle, why in IDLE:
+            if path in fields and is_idle(config):
+                raise UserError(f"--set {path} would do nothing: {why}; leave it out, or change that")
 
 
 def _set(node: Any, parts: list[str], value: str, path: str) -> Any:

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
-from silc_bench.errors import unknown_name
+from silc_bench.errors import UserError, unknown_name
 from trainer.config import Config, apply_objective
-from trainer.overrides import apply_sets
+from trainer.overrides import apply_sets, refuse_idle
 from trainer.sections import (
     ContrastiveConfig,
     DataConfig,
@@ -179,7 +179,7 @@ def configure(
     """A preset, a step of the ablation, and the user's changes, in this order; checked as a whole.
 
     Raises:
-        UserError: an unknown name, a value of the wrong type, or a configuration that cannot work.
+        UserError: an unknown name, a value of the wrong type, a configuration that cannot work, or a change without effect.
     """
     config = apply_objective(make_preset(preset), objective)
     if data is not None:
@@ -190,4 +190,34 @@ def configure(
         config = replace(config, samples=samples)
     if seed is not None:
         config = replace(config, seed=seed, data=replace(config.data, seed=seed))
-    return apply_sets(config, sets)
+    sets = list(sets)
+    config = apply_sets(config, sets)
+    refuse_idle(config, sets)
+    _check_meaning(config)
+    return config
+
+
+def _check_meaning(config: Config) -> None:
+    """What would run, but not as its names say. Checkpoints of such runs are still read."""
+    is_taught = config.distillation.weight > 0 or config.masked.weight > 0
+    if is_taught and config.objective != "silc":
+        raise UserError(
+            f"objective {config.objective} has no teacher, and distillation.weight={config.distillation.weight:g},"
+            f" masked.weight={config.masked.weight:g} ask for one; take --objective silc, or leave the weights out"
+        )
+    if not is_taught and config.objective == "silc":
+        raise UserError(
+            "objective silc without distillation.weight and masked.weight has nothing of SILC; take --objective"
+            " contrastive+views, or contrastive"
+        )
+    if config.objective == "contrastive" and config.contrastive.images != "original":
+        raise UserError(
+            f"objective contrastive is without views, and contrastive.images={config.contrastive.images} asks for them; take"
+            " --objective contrastive+views"
+        )
+    trained, measured = config.views.global_size, config.vision.image_size
+    if trained != measured:
+        raise UserError(
+            f"views.global_size={trained} and vision.image_size={measured} differ: pictures would be trained at {trained} px"
+            f" and measured at {measured}; set both"
+        )

@@ -1,11 +1,12 @@
 """Presets: the numbers of the recipe, their provenance, and how a run's configuration is put together."""
 
+import re
 from dataclasses import fields, is_dataclass
 
 import pytest
 
 from silc_bench.errors import UserError
-from trainer.config import Config, flatten, validate
+from trainer.config import OBJECTIVES, Config, flatten, validate
 from trainer.presets import PRESETS, configure, make_preset
 from trainer.provenance import PROVENANCE, PROVENANCE_OF, provenance_of
 
@@ -149,3 +150,50 @@ def test_only_shapes_tiny_brings_its_data():
 def test_configure_checks_the_whole(samples, words):
     with pytest.raises(UserError, match=words):
         configure("shapes_tiny", "silc", samples=samples)
+
+
+IDLE = [  # preset, changes of which the last does nothing, and a change beside which it does something
+    ("b16", "optim.schedule=cosine optim.cooldown_fraction=0.1", "optim.schedule=wsd"),
+    ("b16", "contrastive.loss=softmax contrastive.init_bias=-5", "contrastive.loss=sigmoid"),
+    ("b16", "distillation.centering=sinkhorn distillation.center_momentum=0.5", "distillation.centering=mean"),
+    ("b16", "masked.ratio=0.3", "masked.weight=0.5"),
+    ("shapes_tiny", "views.jitter=0.2,0.2,0.2,0.1", "views.jitter_prob=0.5"),
+    ("shapes_tiny", "views.blur_sigma=0.2,1", "views.blur_probs=0,0,0.5"),
+    ("siglip2_dense", "views.solarize_prob=0.1", "views.num_global=2"),
+    ("b16", "probe.tasks=shapes/knn", "probe.every=10"),
+    ("b16", "probe.limit=10", "probe.every=10"),
+]
+
+
+@pytest.mark.parametrize(("preset", "sets", "other"), IDLE)
+def test_a_change_that_would_do_nothing_is_refused(preset, sets, other):
+    *_, idle = sets.split()
+    with pytest.raises(UserError, match=f"^--set {idle.partition('=')[0]} would do nothing: "):
+        configure(preset, "silc", sets=sets.split())
+    configure(preset, "silc", sets=[*sets.split(), other])
+
+
+def test_the_arms_of_an_ablation_may_share_what_belongs_to_a_teacher():
+    for objective in OBJECTIVES:
+        configure("siglip2_dense", objective, sets=["masked.ratio=0.3", "distillation.teacher_temp=0.05"])
+
+
+@pytest.mark.parametrize(
+    ("objective", "sets", "words"),
+    [
+        ("contrastive", "distillation.weight=1", "objective contrastive has no teacher, and distillation.weight=1"),
+        ("contrastive+views", "masked.weight=1", "has no teacher, and distillation.weight=0, masked.weight=1"),
+        ("silc", "distillation.weight=0", "objective silc without distillation.weight and masked.weight"),
+        ("contrastive", "contrastive.images=global", "objective contrastive is without views"),
+        ("silc", "vision.image_size=384", "views.global_size=256 and vision.image_size=384 differ"),
+    ],
+)
+def test_a_run_that_is_not_what_its_name_says_is_refused(objective, sets, words):
+    with pytest.raises(UserError, match=re.escape(words)):
+        configure("b16", objective, sets=sets.split())
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_every_preset_and_objective_is_what_its_name_says(preset, objective):
+    assert configure(preset, objective).name == f"{preset}-{objective}"
