@@ -293,9 +293,10 @@ def test_a_damaged_newest_falls_back_to_the_one_before_and_is_told(tmp_path):
 
 
 def test_nothing_whole_to_fall_back_to(tmp_path):
-    path = checkpoint.save(tmp_path, payload())
-    path.write_bytes(b"")
-    with pytest.raises(checkpoint.DamagedCheckpointError, match="sha256"):
+    """The newest is the one that is told of."""
+    for step in (1, 2):
+        checkpoint.save(tmp_path, payload(step)).write_bytes(b"")
+    with pytest.raises(checkpoint.DamagedCheckpointError, match=r"step_00000002\.pt: damaged: its sha256 is not that of"):
         checkpoint.load_newest(tmp_path)
 
 

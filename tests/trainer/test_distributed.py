@@ -210,6 +210,12 @@ def test_a_signal_to_one_rank_stops_all_after_the_same_step(tiny, pool, tmp_path
     assert done == [str(tmp_path / "checkpoints" / "step_00000004.pt")] * 2
 
 
+def test_a_signal_in_the_last_step_changes_nothing(tiny, pool, tmp_path):
+    """The rank that gets it saves nothing, and so would have nothing to say."""
+    done = pool.run_as_torchrun(2, on_ranks.run, whole(tiny), tmp_path, at=(1, 4), event=on_ranks.sigterm)
+    assert done == [str(tmp_path / "checkpoints" / "step_00000004.pt")] * 2
+
+
 @pytest.mark.parametrize(
     ("event", "kind", "words"),
     [

@@ -404,6 +404,8 @@ def test_rows_and_probes_leave_the_run_as_it_is(tiny, tmp_path):
 
     best = max(found, key=lambda line: (line["probe/shapes/knn"] + line["probe/shapes/zeroshot"], line["step"]))
     assert checkpoint.best_in(tmp_path / "often").name == f"step_{best['step']:08d}.pt"
+    words = json.loads(checkpoint.path_of(tmp_path / "often", 5).with_suffix(".json").read_text())
+    assert words["score"] == pytest.approx((found[-1]["probe/shapes/knn"] + found[-1]["probe/shapes/zeroshot"]) / 2)
 
 
 # --- the estimate --------------------------------------------------------------------------------------------------------

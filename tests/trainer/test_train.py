@@ -416,5 +416,24 @@ def test_a_full_disk_names_the_last_good_checkpoint(tiny, tmp_path, monkeypatch)
     assert path.name == "step_00000009.pt"
 
 
+def test_a_write_that_failed_ends_the_run_at_the_next_step(tiny, tmp_path, monkeypatch):
+    """And not at the next checkpoint, which may be hours away."""
+    calls, write, step = [], checkpoint.Writer.write, loop.train_step
+
+    def failed(run, payload, score):
+        raise OSError(28, "No space left on device")
+
+    def written(writer, payload, score):
+        write(writer, payload, score)
+        assert writer._pending.exception(timeout=60)
+
+    monkeypatch.setattr(checkpoint, "save", failed)
+    monkeypatch.setattr(checkpoint.Writer, "write", written)
+    monkeypatch.setattr(loop, "train_step", lambda *args: calls.append(1) or step(*args))
+    with pytest.raises(RunError, match="step 2: the checkpoint could not be written"):
+        run(tiny(steps=9, checkpoint_every=2), tmp_path)
+    assert len(calls) == 3
+
+
 def test_the_objective_is_part_of_the_runs_name(tiny):
     assert apply_objective(replace(tiny(), preset="b16"), "contrastive").name == "b16-contrastive"
