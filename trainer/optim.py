@@ -32,7 +32,6 @@ def make_optimizer(student: Student, config: OptimConfig) -> torch.optim.Optimiz
     described = [
         {"params": group, "weight_decay": decay if is_matrix else 0.0, "lr_scale": scale}
         for (is_matrix, scale), group in groups.items()
-        if group or scale == 1.0
     ]
     if config.kind == "adafactor":
         return Adafactor(described, config.lr, config.beta1)

@@ -20,7 +20,7 @@ def lr_at(step: int, num_steps: int, config: OptimConfig) -> float:
     if position < warmup:
         return config.lr * position / warmup
     if config.schedule == "cosine":
-        progress = (position - warmup) / max(1, num_steps + 1 - warmup)
+        progress = (position - warmup) / (num_steps + 1 - warmup)
         return config.lr * 0.5 * (1 + math.cos(math.pi * progress))
     left = min(1.0, (num_steps + 1 - position) / (cooldown + 1))
     if config.schedule == "wsd":

@@ -112,9 +112,13 @@ def test_a_resumed_one_goes_on_bit_for_bit():
     assert {state["momentum"].dtype for state in other.state.values()} == {torch.bfloat16}
 
 
-def test_what_has_no_gradient_stays():
+def test_what_has_no_gradient_stays_and_holds_nobody_up():
     weights, optimizer = start()
-    before = weights[0].detach().clone()
+    before = [weight.detach().clone() for weight in weights]
     optimizer.step()
-    assert torch.equal(weights[0], before)
+    assert all(map(torch.equal, weights, before))
     assert not optimizer.state
+    weights[1].grad = torch.ones_like(weights[1])
+    optimizer.step()
+    assert [torch.equal(weight, old) for weight, old in zip(weights, before, strict=True)] == [True, False, *[True] * 5]
+    assert set(optimizer.state) == {weights[1]}

@@ -127,6 +127,14 @@ def test_the_recipes_prototypes_in_bf16(monkeypatch, num_skipped):
     )
 
 
+def test_autocast_changes_no_bit_forward_or_backward():
+    targets, inputs = make_targets(2, 3, 50), [rows(4, 3, 8, seed=5), rows(50, 8, seed=6)]
+    plainly = value_and_gradients(lambda h, w: distillation_loss(h, w, targets, TEMP, 1), *inputs)
+    with torch.autocast("cpu", torch.bfloat16):
+        under = value_and_gradients(lambda h, w: distillation_loss(h, w, targets, TEMP, 1), *inputs)
+    assert all(map(torch.equal, under, plainly))
+
+
 def test_nothing_of_k_columns_is_kept_or_made():
     """Saved for the backward pass: a hundredth of one table of logits. Made at any time: less than the table."""
     views, batch, prototypes, dim = 4, 32, 65_536, 16

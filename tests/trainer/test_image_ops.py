@@ -75,8 +75,10 @@ def test_color_operation_is_torchvisions(operation, theirs, low, high):
     same(operation(images.clone(), factors.view(-1, 1, 1, 1)), expected)
 
 
-def test_hue_keeps_grey_black_white_and_primaries():
-    colors = torch.tensor([[0, 0, 0], [1, 1, 1], [0.3, 0.3, 0.3], [1, 0, 0], [0, 1, 0], [1, 1, 0], [0.2, 0.2, 0.7]])
+def test_hue_keeps_grey_black_white_and_primaries_and_turns_what_is_nearly_grey():
+    colors = torch.tensor(
+        [[0, 0, 0], [1, 1, 1], [0.3, 0.3, 0.3], [1, 0, 0], [0, 1, 0], [1, 1, 0], [0.2, 0.2, 0.7], [0.5, 0.502, 0.499]]
+    )
     images = colors[:, :, None, None].contiguous()
     expected = torch.stack([peer.adjust_hue(image, 1 / 3) for image in images])
     turned = image_ops.adjust_hue(images.clone(), torch.full((len(images), 1, 1, 1), 1 / 3))

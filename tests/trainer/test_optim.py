@@ -1,6 +1,7 @@
 """AdamW against its formula in float64, which parameters decay and by how much, and the clipping of gradients."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,19 +9,20 @@ import torch
 from trainer.config import Config
 from trainer.model import Student, init_weights
 from trainer.optim import clip_gradients, make_optimizer, set_lr, state_bytes
-from trainer.sections import ContrastiveConfig, DistillationConfig, OptimConfig, TextConfig, VisionConfig
+from trainer.sections import ContrastiveConfig, DistillationConfig, MaskedConfig, OptimConfig, TextConfig, VisionConfig
 
 SIZE = {"width": 16, "depth": 1, "num_heads": 2, "mlp_dim": 24}
 OPTIM = OptimConfig(lr=1e-2, weight_decay=0.05)
 
 
-def student(loss="sigmoid", weight=1.0):
+def student(loss="sigmoid", weight=1.0, masked=0.0):
     config = Config(
         preset="tiny",
         vision=VisionConfig(image_size=16, patch_size=8, **SIZE),
         text=TextConfig(vocab_size=300, context_length=8, **SIZE),
         contrastive=ContrastiveConfig(loss=loss),
         distillation=DistillationConfig(weight=weight, num_prototypes=20, hidden_dim=24, bottleneck_dim=8),
+        masked=MaskedConfig(weight=masked),
     )
     model = Student(config)
     init_weights(model, seed=0)
@@ -33,10 +35,12 @@ def give_gradients(model, seed, size=1.0):
         p.grad = size * torch.randn(p.shape, generator=generator) if p.requires_grad else None
 
 
-@pytest.mark.parametrize(("loss", "weight"), [("sigmoid", 1.0), ("sigmoid", 0.0), ("softmax", 1.0)])
-def test_matrices_decay_and_nothing_else_does(loss, weight):
+@pytest.mark.parametrize(
+    ("loss", "weight", "masked"), [("sigmoid", 1.0, 0.0), ("sigmoid", 0.0, 0.0), ("softmax", 1.0, 0.0), ("sigmoid", 1.0, 0.5)]
+)
+def test_matrices_decay_and_nothing_else_does(loss, weight, masked):
     """Each parameter that may move is in one group, once."""
-    model = student(loss, weight)
+    model = student(loss, weight, masked)
     decaying, others = (group["params"] for group in make_optimizer(model, OPTIM).param_groups)
     names = {id(p): name for name, p in model.named_parameters()}
     assert sorted(names[id(p)] for p in [*decaying, *others]) == sorted(
@@ -51,11 +55,13 @@ def test_matrices_decay_and_nothing_else_does(loss, weight):
         "norm2.weight",
         "norm.weight",
         "embedding.weight",
+        "mask_token",
     )
     assert sorted(names[id(p)] for p in others) == sorted(
         n for n, p in model.named_parameters() if n.endswith(not_matrices) and p.requires_grad
     )
     assert ("head.prototypes" in {names[id(p)] for p in decaying}) == (weight > 0)
+    assert ("patch_head.prototypes" in {names[id(p)] for p in decaying}) == (masked > 0)
     assert all(p.dim() >= 2 for p in decaying)
 
 
@@ -73,26 +79,28 @@ def test_decay_is_big_visions(share):
         torch.testing.assert_close(p.detach(), before[name] * (1 - share * 0.05 if is_matrix else 1.0), rtol=1e-6, atol=0)
 
 
-def test_steps_equal_the_formula_in_float64():
-    """Loshchilov & Hutter 1711.05101, algorithm 2, at a rate that changes."""
-    model, rates = student(), [1e-3, 1e-2, 4e-3, 1e-3]
-    optimizer = make_optimizer(model, OPTIM)
+@pytest.mark.parametrize("size", [1.0, 1e-7])  # of the gradients; 1e-8 is added to a root
+def test_steps_equal_the_formula_in_float64(size):
+    """Loshchilov & Hutter 1711.05101, algorithm 2, at a rate that changes and at momenta that are not the default."""
+    model, rates, config = student(), [1e-3, 1e-2, 4e-3, 1e-3], replace(OPTIM, beta1=0.8, beta2=0.99)
+    optimizer = make_optimizer(model, config)
     matrices = {id(p) for p in optimizer.param_groups[0]["params"]}
     weights = {name: p.detach().double() for name, p in model.named_parameters()}
     first, second = ({name: torch.zeros_like(w) for name, w in weights.items()} for _ in range(2))
     for step, rate in enumerate(rates):
-        give_gradients(model, seed=step)
+        give_gradients(model, seed=step, size=size)
         set_lr(optimizer, rate)
         for name, p in model.named_parameters():
             gradient = p.grad.double()
-            first[name] = 0.9 * first[name] + 0.1 * gradient
-            second[name] = 0.95 * second[name] + 0.05 * gradient**2
-            mean, square = first[name] / (1 - 0.9 ** (step + 1)), second[name] / (1 - 0.95 ** (step + 1))
+            first[name] = 0.8 * first[name] + 0.2 * gradient
+            second[name] = 0.99 * second[name] + 0.01 * gradient**2
+            mean, square = first[name] / (1 - 0.8 ** (step + 1)), second[name] / (1 - 0.99 ** (step + 1))
             decay = rate / OPTIM.lr * 0.05 if id(p) in matrices else 0.0
             weights[name] = weights[name] - decay * weights[name] - rate * mean / (square.sqrt() + 1e-8)
         optimizer.step()
     for name, p in model.named_parameters():
         torch.testing.assert_close(p.detach().double(), weights[name], rtol=1e-5, atol=1e-6)
+    assert {group["beta1"] for group in make_optimizer(model, replace(config, kind="adafactor")).param_groups} == {0.8}
 
 
 @pytest.mark.parametrize(("max_norm", "is_clipped"), [(1e-3, True), (1e6, False)])
@@ -148,3 +156,6 @@ def test_the_state_weighs_what_is_reported(kind):
     optimizer.step()
     tensors = [x for state in optimizer.state.values() for name, x in state.items() if name != "step"]
     assert sum(x.numel() * x.element_size() for x in tensors) == state_bytes(model, config)
+    locked = model.text.embedding.weight.requires_grad_(False)
+    kept = [x for p, state in optimizer.state.items() if p is not locked for name, x in state.items() if name != "step"]
+    assert sum(x.numel() * x.element_size() for x in kept) == state_bytes(model, config)

@@ -142,6 +142,10 @@ def test_jitter_and_blur_are_drawn_as_torchvision_draws_them():
         assert statistic(params.jitter_factors[:, index].numpy(), np.array([float(p[name]) for p in theirs])) < bound, name
     sigmas = np.array([float(blur.make_params([])["sigma"][0]) for _ in range(count)])
     assert statistic(params.blur_sigmas.numpy(), sigmas) < bound
+    small = views.draw(torch.full((count, 2), CANVAS), dataclasses.replace(config, global_size=112), seed=4, step=0, view=0)
+    assert 0.05 <= small.blur_sigmas.min() < 0.06, "half of 0.1 to 2 pixels where a view has half of 224"
+    assert 0.99 < small.blur_sigmas.max() <= 1
+    assert [p.blur_radius for p in (params, small, views.draw(torch.tensor([[9, 9]]), CONFIG, 0, 0, 0))] == [6, 3, 2]
 
 
 def test_finished_views_have_the_distribution_of_torchvisions():
@@ -198,14 +202,16 @@ def test_a_reduced_view_is_antialiased():
 
 def test_each_operation_is_drawn_as_often_as_configured():
     count, sizes = 20_000, torch.full((20_000, 2), CANVAS)
+    config = dataclasses.replace(CONFIG, flip_prob=0.3)
     rates = {
+        "flips": [0.3] * 4,
         "jitter": [0.8] * 4,
         "gray": [0.2] * 4,
         "blur": [1, 0.1, 0.1, 0.5],
         "solarize": [0, 0.2, 0.2, 0],
     }
     for view in range(4):
-        params = views.draw(sizes, CONFIG, 0, 0, view)
+        params = views.draw(sizes, config, 0, 0, view)
         for name, expected in rates.items():
             rate = getattr(params, name).double().mean()
             assert abs(rate - expected[view]) < 5 * np.sqrt(0.25 / count), (name, view)
@@ -244,6 +250,14 @@ def test_a_sample_does_not_depend_on_the_rest_of_the_batch():
     part = views.make_views(images[:5], sizes[:5], CONFIG, 0, 0)
     same(part.global_crops, whole.global_crops[:, :5])
     same(part.local_crops, whole.local_crops[:, :5])
+
+
+@pytest.mark.parametrize("drawn", [[0, 0, 0, 0, 0], [1, 1, 1, 1, 1], [0, 1, 1, 0, 0], [1, 0, 0, 1, 0], [0, 0, 1, 0, 1]])
+def test_an_operation_changes_the_rows_it_was_drawn_for_with_their_own_parameters(drawn):
+    """None, all, a run of them, and scattered."""
+    images, drawn, factors = torch.ones(5, 3, 2, 2), torch.tensor(drawn).bool(), torch.arange(2.0, 7.0)
+    views.apply(lambda images, factor, power: images.mul_(factor.view(-1, 1, 1, 1) ** power), images, drawn, factors, power=2)
+    assert torch.equal(images, torch.where(drawn, factors**2, torch.ones(5)).view(5, 1, 1, 1).expand(5, 3, 2, 2))
 
 
 @pytest.mark.parametrize("pixels", [1, 3 * 40**2])
