@@ -67,7 +67,8 @@ def _scaled(gradient: Tensor, state: dict[str, Tensor], decay: float) -> Tensor:
 
 
 def _moved(moment: Tensor | None, value: Tensor, decay: float) -> Tensor:
-    return value * (1 - decay) if moment is None else moment.lerp_(value, 1 - decay)
+    """At the first update the decay rate is 0."""
+    return value if moment is None else moment.lerp_(value, 1 - decay)
 
 
 def factored_dims(shape: torch.Size) -> tuple[int, int] | None:

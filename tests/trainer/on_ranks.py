@@ -15,7 +15,7 @@ from silc_bench.errors import UserError
 from silc_bench.ranks import joined, num_ranks, rank
 from trainer.data import Batch, open_source
 from trainer.distillation import sinkhorn_targets
-from trainer.distributed import first_of, gather, mean_over_ranks
+from trainer.distributed import first_of, gather, log_sum_exp_over_ranks, mean_over_ranks
 from trainer.loop import run_training
 from trainer.losses import sigmoid_loss, softmax_loss
 from trainer.tokenizer import Tokenizer
@@ -88,12 +88,20 @@ def losses(images, texts):
 
 
 def gathered(rows):
-    """gather of this rank's row, and the gradient of sum(weights * gathered) with this rank's weights."""
+    """gather of this rank's row, and the gradients of sum(weights * (gathered + other)) with this rank's weights."""
     row = rows[rank()].clone().requires_grad_()
     everyone = gather(row[None])
+    other = torch.zeros_like(everyone).requires_grad_()
     weights = torch.arange(everyone.numel(), dtype=row.dtype).view_as(everyone) + 100 * rank()
-    (gradient,) = torch.autograd.grad((weights * everyone).sum(), row)
-    return everyone.detach(), gradient
+    mine, others = torch.autograd.grad((weights * (everyone + other)).sum(), [row, other])
+    assert torch.equal(others, weights), "a gradient that others see too was summed"
+    return everyone.detach(), mine
+
+
+def reduced(rows):
+    """This rank's row, its mean over the ranks and its log-sum-exp over them."""
+    row = rows[rank()].clone()
+    return mean_over_ranks(row), log_sum_exp_over_ranks(row), row
 
 
 def sinkhorn(features, prototypes):
@@ -128,7 +136,7 @@ def run(config, folder, *, resume=False, at=None, event=None):
         ):
             return str(run_training(config, folder, resume=resume, device=torch.device("cpu"), console=said))
     except (Exception, SystemExit) as error:
-        return type(error).__name__, str(error)
+        return type(error).__name__, " ".join([str(error), *getattr(error, "__notes__", ())])
 
 
 def sigterm():

@@ -50,6 +50,16 @@ def test_resample_is_resized_crop_and_flip(size, side, seed):
         same(mine[index], peer.horizontal_flip(theirs) if flips[index] else theirs)
 
 
+def test_a_canvas_need_not_be_square():
+    images = image_ops.to_pixels(
+        torch.randint(0, 256, (3, 3, 20, 31), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    )
+    boxes = torch.tensor([[0, 0, 20, 31], [3, 11, 17, 20], [5, 2, 4, 9]])
+    mine = resample(images, boxes, torch.zeros(3, dtype=torch.bool), 12)
+    for image, (top, left, height, width), found in zip(images, boxes.tolist(), mine, strict=True):
+        same(found, peer.resized_crop(image.contiguous(), top, left, height, width, [12, 12], antialias=True))
+
+
 def test_resample_keeps_its_precision_on_large_canvases():
     images, boxes = pictures(2, side=512), torch.tensor([[3, 5, 509, 480], [100, 37, 256, 471]])
     mine = resample(images, boxes, torch.zeros(2, dtype=torch.bool), 224)

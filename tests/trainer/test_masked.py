@@ -14,7 +14,7 @@ from silc_bench.errors import UserError
 from trainer import distillation, train
 from trainer.masking import draw_masked, take
 from trainer.train import TrainState, train_step
-from trainer.views import make_views
+from trainer.views import make_views, seeded
 
 CPU = torch.device("cpu")
 MASKED = {"views": {"global_size": 32, "local_size": 16}, "vision": {"image_size": 32}, "masked": {"weight": 0.5}}
@@ -72,6 +72,12 @@ def test_masks_depend_on_seed_step_view_and_picture_and_on_nothing_else(config):
     assert not torch.equal(one, draw_masked(replace(config, seed=1), 6, 5))
     assert not torch.equal(one[0], one[1])
     assert not torch.equal(one[0, 0], one[0, 1])
+    assert torch.equal(one, draw_masked(replace(config, vision=replace(config.vision, image_size=64)), 6, 5))
+
+
+def test_masks_see_none_of_the_numbers_that_views_are_drawn_from(config):
+    numbers = torch.rand(6, 16, generator=seeded(config.seed, 5, 0), dtype=torch.float64)
+    assert not torch.equal(draw_masked(config, 6, 5)[0], numbers.argsort(dim=1, stable=True)[:, :8])
 
 
 def test_every_place_is_masked_equally_often(config):
@@ -83,6 +89,11 @@ def test_every_place_is_masked_equally_often(config):
 def test_a_share_that_masks_nothing_or_everything_is_refused(tiny, ratio):
     with pytest.raises(UserError, match=r"masked.ratio must mask at least one patch"):
         tiny(**copy.deepcopy(MASKED) | {"masked": {"weight": 0.5, "ratio": ratio}})
+
+
+def test_tokens_are_taken_in_the_order_of_the_places():
+    tokens, places = torch.arange(24.0).view(2, 4, 3), torch.tensor([[3, 0], [1, 2]])
+    assert torch.equal(take(tokens, places), torch.stack([tokens[0, [3, 0]], tokens[1, [1, 2]]]))
 
 
 # --- the loss ------------------------------------------------------------------------------------------------------------
