@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from silc_bench.datasets.shards import Damage
-from silc_bench.errors import UserError
+from silc_bench.errors import RunError, UserError
 from trainer.data import BATCHES_AHEAD, Source
 from trainer.readers import UnreadableError, shuffled
 from trainer.sections import DataConfig
@@ -167,3 +167,35 @@ def test_a_source_that_is_all_damage_ends_every_rank():
 def test_one_readable_sample_is_enough():
     answers, _ = read([Numbers(9, range(8)) for _ in range(2)], 4, 0, 2)
     assert {text.split()[1] for part in itertools.chain(*answers) for text in part.texts} == {"8"}
+
+
+class Gone(Numbers):
+    """Ends the run at its fourth sample."""
+
+    def __init__(self, error):
+        super().__init__(9)
+        self.error = error
+
+    def picture(self, position):
+        if position == 3:
+            raise self.error
+        return super().picture(position)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("kind", [UserError, RunError])
+def test_an_error_that_ends_the_run_comes_as_it_was_raised_and_when_its_batch_is_due(kind, workers):
+    """Also out of a worker, which would bury it in a traceback."""
+    source = Source(Gone(kind("the bucket is gone")), DataConfig(decode_size=SIDE, num_workers=workers), Damage())
+    with closing(source.batches(2, 0)) as batches:
+        assert len(next(batches).texts) == 2
+        with pytest.raises(kind, match=r"^the bucket is gone$"):
+            next(batches)
+
+
+def test_damage_is_reported_in_the_order_of_the_stream():
+    """The first example of a cause is the first one met, whichever rank met it and when."""
+    damaged = {1, 3, 5, 7, 9, 11}
+    first = next(sample for sample in map(Numbers(40).sample, range(40)) if sample in damaged)
+    _, sources = read([Numbers(40, damaged) for _ in range(3)], 33, 0, 1)
+    assert [source.damage.first for source in sources] == [{"empty text": f"sample {first}"}] * 3
