@@ -135,6 +135,13 @@ def test_autocast_changes_no_bit_forward_or_backward():
     assert all(map(torch.equal, under, plainly))
 
 
+def test_a_weighted_loss_has_weighted_gradients():
+    targets, inputs = make_targets(2, 3, 50), [rows(4, 3, 8, seed=5), rows(50, 8, seed=6)]
+    once = value_and_gradients(lambda h, w: distillation_loss(h, w, targets, TEMP, 1), *inputs)
+    weighted = value_and_gradients(lambda h, w: -2.5 * distillation_loss(h, w, targets, TEMP, 1), *inputs)
+    same(weighted, [-2.5 * x for x in once])
+
+
 def test_nothing_of_k_columns_is_kept_or_made():
     """Saved for the backward pass: a hundredth of one table of logits. Made at any time: less than the table."""
     views, batch, prototypes, dim = 4, 32, 65_536, 16
