@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import re
 import shutil
@@ -209,6 +210,38 @@ def test_what_only_the_numbers_tell_is_refused(tiny, tmp_path, monkeypatch):
         read_start(config)
 
 
+def with_weight(towers, name, value):
+    return replace(towers, weights={**towers.weights, name: torch.full_like(towers.weights[name], value)})
+
+
+def with_another_token(towers):
+    def tokenizer(texts):
+        tokens = towers.tokenizer(texts).clone()
+        tokens[texts.index("two  dogs\tand\n3.14 cats"), 0] += 1
+        return tokens
+
+    return replace(towers, tokenizer=tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (
+            with_another_token,
+            r"its tokenizer cannot be kept .*: 'two  dogs\\tand\\n3.14 cats' would be read as \[",
+        ),
+        (lambda towers: with_weight(towers, "vision.patch.bias", math.nan), "its embeddings of pictures come out otherwise"),
+        (lambda towers: with_weight(towers, "text.head.bias", 0.01), "its embeddings of texts come out otherwise"),
+    ],
+)
+def test_what_is_kept_is_proved_on_pictures_texts_and_tokens(tiny, tmp_path, monkeypatch, change, reason):
+    """Whatever a reader of another library's model gets wrong."""
+    folder = hf_folders.write("siglip", tmp_path / "hf")
+    monkeypatch.setattr("trainer.start.towers_of", lambda model: change(foreign.towers_of(model)))
+    with pytest.raises(UserError, match=f"--init hf:{folder}: {reason}"):
+        read_start(replace(tiny(), init=f"hf:{folder}"))
+
+
 def test_norms_of_another_epsilon_and_other_pixels_are_refused(tiny, tmp_path):
     folder = hf_folders.write("siglip", tmp_path / "hf")
     hf_folders.change(folder / "preprocessor_config.json", **hf_folders.OPENAI)
@@ -263,6 +296,7 @@ def test_a_run_without_self_distillation_takes_no_head(uneven, tmp_path):
     run = random_run(uneven, tmp_path / "run")
     config = replace(uneven, init=str(run), distillation=replace(uneven.distillation, weight=0.0))
     assert started(config).student.head is None
+    assert read_start(config).said == [f"starts from {native.load(run).name}@{native.load(run).revision[:8]}"]
 
 
 def test_pictures_of_another_size_interpolate_the_positions_and_say_so(uneven, tmp_path):
