@@ -125,7 +125,8 @@ def train(
                 return _follow(state, source, run, received)
             online = WandbLog(wandb, run, flatten(state.config), state.step > 0, console) if wandb else None
             with RunLog(run, state.step, config.num_steps, console, online) as log:
-                return _loop(state, source, run, log, received, Watch(state.config, device, console, on_collapse))
+                watch = Watch(state.config, device, console, on_collapse, source.damage)
+                return _loop(state, source, run, log, received, watch)
     finally:
         if source.damage.total:
             console.print(f"left out: {source.damage.summary()}", style="yellow", markup=False, highlight=False, soft_wrap=True)

@@ -38,7 +38,7 @@ GROUPS = {
         "gradient_norm_head",
         "gradient_norm_patch_head",
     ),
-    "Speed": ("images_per_second", "mfu", "data_wait_share"),
+    "Speed and data": ("images_per_second", "mfu", "data_wait_share", "left_out"),
 }
 MEANINGS = {
     "loss": "what is minimised: the parts below, each times its weight",
@@ -64,6 +64,7 @@ MEANINGS = {
     "gradient_norm": "of all weights, before clipping",
     "images_per_second": "pairs, by all processes together",
     "mfu": "of the device's measured rate of matrix products",
+    "left_out": "pairs that could not be read, as often as they were met",
     "data_wait_share": "of the time; above 0.1 the data is too slow",
 }
 

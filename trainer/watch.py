@@ -10,6 +10,7 @@ from rich.console import Console
 from torch import Tensor
 
 from silc_bench.datasets.remote import is_remote
+from silc_bench.datasets.shards import Damage
 from silc_bench.errors import RunError, unknown_name
 from silc_bench.ranks import num_local_ranks, num_ranks
 from trainer.config import Config
@@ -22,6 +23,7 @@ from trainer.train import TrainState
 
 ON_COLLAPSE = ("warn", "stop")
 MAX_WAIT = 0.1  # of the time, for data
+MAX_LEFT_OUT = 0.1  # of the pairs that were read
 
 
 def check_on_collapse(word: str) -> str:
@@ -31,9 +33,10 @@ def check_on_collapse(word: str) -> str:
 
 
 class Watch:
-    def __init__(self, config: Config, device: torch.device, console: Console, on_collapse: str) -> None:
+    def __init__(self, config: Config, device: torch.device, console: Console, on_collapse: str, damage: Damage) -> None:
+        """``damage``: what the run's source leaves out, counted there as it goes on."""
         self._health = Health(config, device, num_ranks())
-        self._console, self._on_collapse = console, on_collapse
+        self._console, self._on_collapse, self._damage = console, on_collapse, damage
         self._said: set[str] = set()
         self._growth = 1.0  # of a step's cost once the teacher teaches
         if config.start_step and config.is_taught_at(config.start_step):
@@ -53,6 +56,7 @@ class Watch:
             "logit_scale": state.student.log_scale.exp().item(),
             "logit_bias": state.student.logit_bias.item(),
             "samples_seen": state.samples_seen,
+            "left_out": state.position - state.samples_seen,  # as often as they were met: the same after any --resume
             "images_per_second": images_per_second,
             "data_wait_share": wait_share,
             "seconds_left": seconds_per_step * self._steps_left(state),
@@ -70,6 +74,11 @@ class Watch:
         if row["data_wait_share"] > MAX_WAIT:
             waited = f"step {state.step}: {100 * row['data_wait_share']:.0f} % of the time was spent waiting for data"
             self._say("data", f"{waited}; {_faster_data(state.config)}")
+        for cause, where in self._damage.first.items():
+            self._say(f"left out: {cause}", f"step {state.step}: left out: {cause}, first {where}; counted at the end")
+        if row["left_out"] > MAX_LEFT_OUT * state.position:
+            share = f"step {state.step}: {100 * row['left_out'] / state.position:.0f} % of the pairs could not be read"
+            self._say("left out", f"{share}; `silc-bench data stats` counts them by cause")
         verdicts = self._health.verdicts(state, row)
         for name, sentence in verdicts.items():
             self._say(name, f"step {state.step}: {name}: {sentence}")

@@ -12,6 +12,7 @@ from rich.console import Console
 from torch.utils.flop_counter import FlopCounterMode
 
 from silc_bench.cli_train import too_large_for
+from silc_bench.datasets.shards import Damage
 from silc_bench.errors import RunError, UserError
 from trainer import checkpoint, estimate, health
 from trainer.data import open_source
@@ -469,9 +470,9 @@ def test_waiting_for_data_is_answered_by_what_can_help(tiny, monkeypatch, data, 
     state, batches = start(config)
     batches.close()
     said = io.StringIO()
-    watching = Watch(config, CPU, Console(file=said, width=300), "warn")
+    watching = Watch(config, CPU, Console(file=said, width=300), "warn", Damage())
     monkeypatch.setattr(watching._health, "verdicts", lambda state, row: {})
-    watching.judge(state, {"data_wait_share": 0.46})
+    watching.judge(state, {"data_wait_share": 0.46, "left_out": 0})
     assert said.getvalue() == f"step 0: 46 % of the time was spent waiting for data; {advice}\n"
 
 
@@ -489,3 +490,29 @@ def test_a_step_too_large_for_the_device_is_told_what_fits(tiny):
     half = {"weights": 4 << 30, "activations": 40 << 30}
     assert "micro_batch=2 fits" in too_large_for(half, tiny(batch_size=8, micro_batch=4), 30 << 30)
     assert estimate.memory_of(CPU) > 2**30
+
+
+def test_what_is_left_out_is_in_the_rows_and_its_cause_is_said_once(tiny, tmp_path, shards):
+    """Of the 20 readable pairs and the broken one the log counts each time that it was met, the summary the pair once."""
+    config = tiny(precision="fp32", data={"source": shards}, batch_size=4, samples=64, log_every=1)
+    said, rows, _ = watched(config, tmp_path)
+    (cause,) = {line.split(", first ")[0] for line in said.splitlines() if ": left out: " in line}
+    met = next(row["step"] for row in rows if row["left_out"])
+    assert cause == f"step {met}: left out: corrupt image"
+    assert [row["left_out"] for row in rows] == sorted(row["left_out"] for row in rows)
+    final = checkpoint.load(checkpoint.find(tmp_path))
+    assert rows[-1]["left_out"] == final["position"] - final["samples_seen"] > 0
+    assert "could not be read" not in said, "one in 21 is no alarm"
+
+
+def test_a_source_of_which_much_cannot_be_read_is_named(tiny, monkeypatch):
+    config = tiny(precision="fp32")
+    state, batches = start(config)
+    batches.close()
+    said = io.StringIO()
+    watching = Watch(config, CPU, Console(file=said, width=300), "warn", Damage())
+    monkeypatch.setattr(watching._health, "verdicts", lambda state, row: {})
+    state.position = 100
+    for left_out in (10, 11, 12):
+        watching.judge(state, {"data_wait_share": 0.0, "left_out": left_out})
+    assert said.getvalue() == "step 0: 11 % of the pairs could not be read; `silc-bench data stats` counts them by cause\n"
