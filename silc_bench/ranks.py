@@ -22,6 +22,7 @@ from silc_bench.cgroups import core_limit
 from silc_bench.errors import RunError, UserError
 
 T = TypeVar("T")
+BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
 FAILURE = "silc_bench/failure"  # key of the store that all ranks see; the first to write it speaks for all
 
 
@@ -46,7 +47,10 @@ def num_cores() -> int:
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[None]:
-    """The group of all ranks (gloo on CPUs, nccl on GPUs: one GPU a rank), where torchrun started this process; else nothing.
+    """The group of all ranks, where torchrun started this process; else nothing.
+
+    Tensors of GPUs (one a rank) go by nccl. Those of CPUs, and all that the hosts say to each other, go by gloo: a host that
+    asked by nccl would wait until its GPU has done all that it was asked for before.
 
     Raises:
         the error of the block. Of all ranks only the first that fails says why, with its number; the others exit in silence.
@@ -62,7 +66,7 @@ def joined(device: torch.device) -> Iterator[None]:
         torch.cuda.set_device(local)
     store, number, count = next(dist.rendezvous("env://"))
     try:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=store, rank=number, world_size=count)
+        dist.init_process_group(BACKENDS[device.type], store=store, rank=number, world_size=count)
         yield
     except Exception as error:
         name = f"rank {number} of {count}"
@@ -86,14 +90,14 @@ def summed(values: Tensor) -> Tensor:
 
 def any_of(flag: bool) -> bool:
     """Whether it is true on any rank; every rank must ask."""
-    return flag if num_ranks() == 1 else bool(summed(torch.tensor(float(flag), device=_device())))
+    return flag if num_ranks() == 1 else bool(summed(torch.tensor(float(flag))))
 
 
 def of_first(make: Callable[[], str]) -> str:
     """What the first rank makes, on every rank; the others make nothing."""
     box = [make() if rank() == 0 else None]
     if num_ranks() > 1:
-        dist.broadcast_object_list(box, device=_device())
+        dist.broadcast_object_list(box, device=torch.device("cpu"))
     assert box[0] is not None, "the first rank sends what it made"
     return box[0]
 
@@ -109,9 +113,4 @@ def concatenated(values: list[T]) -> list[T]:
 
 def meet() -> None:
     """Wait until every rank is here."""
-    if num_ranks() > 1:
-        dist.barrier()
-
-
-def _device() -> torch.device:
-    return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
+    any_of(False)

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from silc_bench.errors import RunError
 from trainer.config import Config
 from trainer.data import Batch
 from trainer.estimate import flops_per_image, matmul_rate
@@ -59,7 +60,7 @@ class Health:
 
     @torch.no_grad()
     def row(self, state: TrainState, batch: Batch, gradient_norm: float, images_per_second: float) -> dict[str, float]:
-        """The row's numbers of a step that ``before_step`` came before."""
+        """The row's numbers of a step that ``before_step`` came before. RunError where the step overflowed the student."""
         changes = [(now - old).norm() / old.norm() for now, old in zip(_watched(state), self._before, strict=True)]
         self._before = []
         is_taught = state.config.is_taught_at(state.step - 1)
@@ -82,6 +83,11 @@ class Health:
         crops = views.global_crops.flatten(0, 1)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             features = student.vision(crops)
+            if not torch.isfinite(features).all():
+                raise RunError(
+                    f"step {state.step}: after its update the features of its own pictures are not finite; try a lower optim.lr"
+                    f" (now {config.optim.lr:g}) or a longer optim.warmup_fraction. Earlier checkpoints are intact."
+                )
             found = {"feature_rank": effective_rank(features[: len(images)].float())}
             if not config.is_taught_at(state.step - 1):
                 return found

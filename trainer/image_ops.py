@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import channel_shuffle, embedding_bag
 
+from trainer.transfer import send
+
 GRAY = (0.2989, 0.587, 0.114)  # luma of red, green and blue, in torchvision's digits
 
 
@@ -40,8 +42,8 @@ def resampling_taps(boxes: Tensor, flips: Tensor, size: int, device: torch.devic
     an output pixel, and at least as wide as an input pixel: the antialias filter of Pillow and torch.
     """
     taps = math.ceil(2 * max(1, boxes[:, 2:].max().item() / size))  # so many pixels at most have their centre in a triangle
-    starts, lengths = (boxes[:, [last, first]].T.to(device)[:, :, None, None] for first, last in ((0, 1), (2, 3)))
-    backwards = torch.stack([flips, torch.zeros_like(flips)]).to(device)[:, :, None, None]
+    starts, lengths = (send(boxes[:, [last, first]].T, device)[:, :, None, None] for first, last in ((0, 1), (2, 3)))
+    backwards = send(torch.stack([flips, torch.zeros_like(flips)]), device)[:, :, None, None]
     scale = lengths.double() / size  # input pixels an output pixel
     reach = scale.clamp_min(1)
     centers = torch.arange(size, device=device, dtype=torch.float64)[:, None] + 0.5

@@ -33,6 +33,7 @@ from trainer.read_ahead import crowding
 from trainer.start import read_start
 from trainer.tokenizer import Tokenizer
 from trainer.train import TrainState, train_step
+from trainer.transfer import DataWait
 from trainer.wandb_log import WandbLog, check_installed
 from trainer.watch import Watch, check_on_collapse
 
@@ -187,12 +188,11 @@ def _loop(state: TrainState, source: Source, run: Path, log: RunLog, received: l
             raise RunError(f"--init {config.init} cannot be measured: {probe.diverged}")
         log.write_probe(0, found)
         state.start["probes"] = remembered(found, probe.errors)
-    mark, mark_step, waited, saved = time.perf_counter(), state.step, 0.0, time.monotonic()
+    mark, mark_step, saved = time.perf_counter(), state.step, time.monotonic()
+    wait = DataWait(state.student.log_scale.device)
     with closing(_my_batches(state, source)) as batches, checkpoint.Writer(run) as writer:
         while state.step < config.num_steps:
-            before = time.perf_counter()
-            batch = next(batches)
-            waited += time.perf_counter() - before
+            batch = wait.next(batches)
             is_last = state.step + 1 == config.num_steps
             is_row = is_last or (state.step + 1) % config.log_every == 0
             is_probe = probe is not None and (is_last or (state.step + 1) % config.probe.every == 0)
@@ -201,12 +201,14 @@ def _loop(state: TrainState, source: Source, run: Path, log: RunLog, received: l
             values = train_step(state, batch)
             is_stopped, score, fallen = any_of(bool(received)), None, None
             log.advance(state.step)
+            if is_row or is_probe:
+                state.confirm()
             if is_row:
                 seconds, steps = time.perf_counter() - mark, state.step - mark_step
-                row = watch.row(state, batch, values, seconds / steps, waited / seconds)
+                row = watch.row(state, batch, values, seconds / steps, wait.seconds() / seconds)
                 log.write(state.step, row)
                 watch.judge(state, row)
-                mark, mark_step, waited = time.perf_counter(), state.step, 0.0
+                mark, mark_step = time.perf_counter(), state.step
             if probe is not None and is_probe:
                 before = time.perf_counter()
                 found = probe(state)

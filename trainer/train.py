@@ -32,6 +32,7 @@ from trainer.precision import resolve
 from trainer.schedule import ema_at, lr_at
 from trainer.start import Start
 from trainer.teacher import Taught, Teacher
+from trainer.transfer import Answer, send
 from trainer.views import make_views
 
 
@@ -50,6 +51,7 @@ class TrainState:
     position: int = 0  # where the data continues
     start: dict[str, Any] | None = None  # of a run that started from other weights: what is known of them
     average: Average | None = None  # of the student's weights, for evaluation alone
+    unchecked: Answer | None = None  # values of the last step, still on their way from a GPU
 
     @classmethod
     def create(cls, config: Config, tokenizer: AnyTokenizer, device: torch.device, start: Start | None = None) -> TrainState:
@@ -107,7 +109,14 @@ class TrainState:
             raise UserError(f"--resume: the checkpoint's parts do not fit together ({reason})") from None
         return state
 
+    def confirm(self) -> None:
+        """Raises RunError where the last step's values are not finite. On a GPU the host waits for them."""
+        answer, self.unchecked = self.unchecked, None
+        if answer is not None:
+            stop_if_not_finite(answer, self.config)
+
     def payload(self) -> dict[str, Any]:
+        self.confirm()
         return {
             "config": json.dumps(to_dict(self.config)),
             "tokenizer": self.tokenizer.to_json(),
@@ -133,8 +142,8 @@ def train_step(state: TrainState, batch: Batch) -> dict[str, Tensor]:
     images = batch.images.to(device, non_blocking=True)  # page-locked by trainer.read_ahead
     views = make_views(images, batch.sizes, config.views, config.seed, state.step, first=first, needs=needs)
     is_masked = is_taught and config.masked.weight > 0
-    masked = draw_masked(config, len(batch.texts), state.step, first).to(device) if is_masked else None
-    tokens = state.tokenizer(batch.texts).to(device)
+    masked = send(draw_masked(config, len(batch.texts), state.step, first), device) if is_masked else None
+    tokens = send(state.tokenizer(batch.texts), device)
     with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
         taught = teacher.targets(views, masked, config.micro_batch) if is_taught else Taught(None, None)
         out = state.forward(views, tokens, masked, is_taught)  # of the student, all at once
@@ -148,8 +157,11 @@ def train_step(state: TrainState, batch: Batch) -> dict[str, Tensor]:
     state.optimizer.zero_grad()
     loss.backward()
     gradient_norm = clip_gradients(student, config.optim.clip_norm)
-    values = global_values({"loss": loss, **losses, "gradient_norm": gradient_norm})
-    stop_if_not_finite(state.step, values, config)
+    values = global_values({**losses, "loss": loss, "gradient_norm": gradient_norm})
+    state.confirm()  # the step before, while a GPU is busy with this one
+    state.unchecked = Answer(state.step, values)
+    if state.unchecked.is_here:
+        state.confirm()  # before the weights are touched
     state.optimizer.step()
     teacher.update(student, ema_at(state.step, config.num_steps, config.distillation, config.batch_size))
     teacher.update_center(taught)
@@ -187,12 +199,12 @@ def global_values(shares: dict[str, Tensor]) -> dict[str, Tensor]:
     return dict(zip(shares, mean_over_ranks(torch.stack([v.detach().float() for v in shares.values()])), strict=True))
 
 
-def stop_if_not_finite(step: int, values: dict[str, Tensor], config: Config) -> None:
-    """Raise before the weights are touched, naming the first value that is not finite and the likely cause."""
-    if bool(torch.isfinite(torch.stack(list(values.values()))).all()):
+def stop_if_not_finite(answer: Answer, config: Config) -> None:
+    """Raise RunError that names the first value that is not finite and the likely cause."""
+    numbers = answer.wait()
+    name = next((name for name, number in numbers.items() if not math.isfinite(number)), None)
+    if name is None:
         return
-    numbers = {name: value.item() for name, value in values.items() if name != "loss"}
-    name = next(name for name, number in numbers.items() if not math.isfinite(number))
     causes = {
         "contrastive": f"the features overflowed or a picture was not a number; try a lower optim.lr (now {config.optim.lr:g})",
         "distillation": f"a temperature is too small (student {config.distillation.student_temp:g}, "
@@ -202,8 +214,10 @@ def stop_if_not_finite(step: int, values: dict[str, Tensor], config: Config) -> 
         f"(now {config.optim.lr:g})",
         "gradient_norm": f"the losses are finite but a gradient overflowed; try a lower optim.lr (now {config.optim.lr:g}), "
         "a longer optim.warmup_fraction, or precision=fp32",
+        "loss": f"the weighted losses add up to more than a number holds; lower distillation.weight (now "
+        f"{config.distillation.weight:g}) or masked.weight (now {config.masked.weight:g})",
     }
-    found = ", ".join(f"{k} {number:g}" for k, number in numbers.items())
+    found = ", ".join(f"{k} {number:g}" for k, number in numbers.items() if k != "loss")
     raise RunError(
-        f"step {step + 1}: {name} is not finite ({found}). Likely cause: {causes[name]}. Earlier checkpoints are intact."
+        f"step {answer.step + 1}: {name} is not finite ({found}). Likely cause: {causes[name]}. Earlier checkpoints are intact."
     )

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from trainer import image_ops
 from trainer.sections import ViewsConfig
+from trainer.transfer import send
 
 ASPECT = (3 / 4, 4 / 3)  # width / height of a crop, log-uniform
 CROP_TRIES = 10  # then the largest centred crop of an allowed aspect, as RandomResizedCrop does
@@ -99,11 +100,11 @@ def augment(pixels: Tensor, params: ViewParams, out: Tensor) -> None:
     """Write one view of ``pixels`` to ``out`` [B, 3, g, g]. Only the samples that an operation was drawn for go through it."""
     (count, _, size, _), device = out.shape, pixels.device
     places, weights = image_ops.resampling_taps(params.boxes, params.flips, size, device)
-    factors, sigmas = params.jitter_factors.to(device), params.blur_sigmas.to(device)
+    factors, sigmas = send(params.jitter_factors, device), send(params.blur_sigmas, device)
     # Jittered samples lie together, and blurred ones too, so that most parts go through an operation whole or not at all.
     order = torch.where(params.jitter, params.blur.byte(), 3 - params.blur.byte()).argsort(stable=True)
     for some in order.split(count if pixels.is_cuda else max(1, CACHED_PIXELS // size**2)):
-        on_device = some.to(device)
+        on_device = send(some, device)
         images = image_ops.resample(pixels, on_device, places[:, on_device], weights[:, on_device])
         apply(image_ops.jitter_colors, images, params.jitter[some], factors[on_device], order=params.jitter_order)
         apply(image_ops.to_gray, images, params.gray[some])
@@ -121,7 +122,7 @@ def apply(operation: Callable[..., Tensor], images: Tensor, drawn: Tensor, *argu
     if stop - start == len(rows):
         operation(images[start:stop], *(argument[start:stop] for argument in arguments), **settings)
     else:
-        some = rows.to(images.device)
+        some = send(rows, images.device)
         changed = operation(images.index_select(0, some), *(argument[some] for argument in arguments), **settings)
         put(changed, images, rows)
 
@@ -129,7 +130,7 @@ def apply(operation: Callable[..., Tensor], images: Tensor, drawn: Tensor, *argu
 def put(images: Tensor, out: Tensor, rows: Tensor) -> None:
     """out[rows] = images. On a CPU torch's own index_copy_ goes value by value."""
     if images.is_cuda:
-        out.index_copy_(0, rows.to(out.device), images)
+        out.index_copy_(0, send(rows, out.device), images)
     else:
         for row, image in zip(rows.tolist(), images, strict=True):
             out[row].copy_(image)

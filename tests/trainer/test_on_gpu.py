@@ -1,8 +1,11 @@
-"""Training on a pretended GPU: the numbers of a CPU, no tensor left behind on the host."""
+"""Training on a pretended GPU: the numbers of a CPU, no tensor left behind on the host, and a host that waits for nothing."""
 
+import copy
 import io
 import json
+import math
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -12,10 +15,13 @@ from rich.console import Console
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from pretended_gpu import CPU, CUDA, pretended_gpu
 
+from silc_bench.errors import RunError
+from trainer import checkpoint
 from trainer.data import open_source
 from trainer.loop import run_training
 from trainer.tokenizer import Tokenizer
 from trainer.train import TrainState, train_step
+from trainer.transfer import DataWait
 
 pytestmark = pytest.mark.usefixtures("few_captions")
 MASKED = {"masked": {"weight": 1.0}}
@@ -53,6 +59,60 @@ def test_steps_on_a_gpu_are_those_on_a_cpu(tiny, objective, changes):
         assert row == pytest.approx(other, rel=1e-5)
     for name, tensor in weights.items():
         torch.testing.assert_close(ours[name], tensor, rtol=1e-4, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def started(config):
+    """A state on the GPU, and its batches."""
+    source = open_source(config.data)
+    tokenizer = Tokenizer.train(source.captions(50), config.text.vocab_size, config.text.context_length)
+    return TrainState.create(config, tokenizer, CUDA), source.batches(config.batch_size, 0)
+
+
+@pytest.mark.parametrize("changes", [{"average_momentum": 0.9, **MASKED}, {"micro_batch": 4, "optim": {"kind": "adafactor"}}])
+def test_the_host_waits_for_nothing_in_a_step(tiny, changes):
+    """It would leave the GPU with nothing to do while the host prepares what comes next."""
+    augmented = {"gray_prob": 0.5, "blur_probs": (0.5, 0.5, 0.5), "solarize_prob": 0.5}
+    with pretended_gpu() as gpu:
+        state, batches = started(tiny("silc", views=augmented, **changes))
+        with closing(batches):
+            train_step(state, next(batches))
+            gpu.waits.clear()
+            train_step(state, next(batches))
+        assert gpu.waits == []
+        state.student.log_scale.item()
+        assert len(gpu.waits) == 1, "a wait is not seen"
+
+
+def test_what_is_not_finite_on_a_gpu_is_known_a_step_later_and_not_saved(tiny):
+    with pretended_gpu():
+        state, batches = started(tiny(steps=9))
+        with closing(batches):
+            train_step(state, next(batches))
+            state.confirm()
+            state.teacher.center.fill_(math.nan)
+            train_step(state, next(batches))
+            with pytest.raises(RunError, match=r"^step 2: distillation is not finite"):
+                copy.copy(state).payload()
+            with pytest.raises(RunError, match=r"^step 2: distillation is not finite"):
+                train_step(state, next(batches))
+            assert state.step == 2
+
+
+def test_a_run_on_a_gpu_that_goes_wrong_ends_before_it_is_said_or_saved(tiny, tmp_path):
+    config = tiny(steps=9, checkpoint_every=1, log_every=2, optim={"lr": 1e30, "warmup_fraction": 0.0})
+    with pretended_gpu(), pytest.raises(RunError, match="step 2: contrastive is not finite"):
+        run_training(config, tmp_path, resume=False, device=CUDA, console=Console(file=io.StringIO()))
+    assert rows_of(tmp_path) == []
+    assert [path.name for path in checkpoint.all_in(tmp_path)] == ["step_00000001.pt"]
+
+
+def test_waiting_for_data_is_what_the_gpu_stood_still(monkeypatch):
+    with pretended_gpu():
+        monkeypatch.setattr(torch.cuda.Event, "elapsed_time", lambda before, after: 1500.0)
+        wait = DataWait(CUDA)
+        assert [wait.next(iter([batch])) for batch in "ab"] == ["a", "b"]
+        assert wait.seconds() == 3.0
+        assert wait.seconds() == 0.0
 
 
 def rows_of(folder):

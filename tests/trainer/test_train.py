@@ -294,12 +294,26 @@ def test_a_value_that_is_not_finite_stops_before_the_weights_are_touched(tiny, p
     batches.close()
 
 
+def test_losses_that_are_finite_but_not_in_sum_are_named(tiny):
+    state, batches = start(tiny(distillation={"weight": 3e38}))
+    with pytest.raises(RunError, match=r"step 1: loss is not finite .*lower distillation.weight \(now 3e\+38\)"):
+        train_step(state, next(batches))
+    batches.close()
+
+
 def test_a_rate_that_is_far_too_high_stops_the_run(tiny, tmp_path):
     config = tiny(steps=9, checkpoint_every=1, optim={"lr": 1e30, "warmup_fraction": 0.0})
     with pytest.raises(RunError, match=r"step 2: contrastive is not finite .*try a lower optim.lr \(now 1e\+30\)"):
         run(config, tmp_path)
     assert [p.name for p in checkpoint.all_in(tmp_path)] == ["step_00000001.pt"]
     assert checkpoint.load(checkpoint.find(tmp_path))["step"] == 1
+
+
+def test_a_row_of_a_step_that_overflowed_the_student_is_a_sentence(tiny, tmp_path):
+    config = tiny(steps=9, log_every=1, optim={"lr": 1e30, "warmup_fraction": 0.0})
+    with pytest.raises(RunError, match=r"step 1: after its update the features .*try a lower optim.lr \(now 1e\+30\)"):
+        run(config, tmp_path)
+    assert checkpoint.all_in(tmp_path) == []
 
 
 # --- a run and its folder ------------------------------------------------------------------------------------------------
