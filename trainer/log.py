@@ -1,4 +1,4 @@
-"""What a run says while it runs: log.jsonl, probes.jsonl and TensorBoard curves in its folder, a progress line for people.
+"""What a run says while it runs: log.jsonl, probes.jsonl, notes.jsonl and TensorBoard curves in its folder, a progress line.
 
 ``RunLog`` is opened at the step where training starts; rows that a killed run wrote beyond that step are dropped, so
 a resumed log reads as if nothing had happened.
@@ -36,7 +36,8 @@ class RunLog:
         from torch.utils.tensorboard import SummaryWriter
 
         self._run = run
-        self._file, self._probes = _opened(run / "log.jsonl", step), _opened(run / "probes.jsonl", step)
+        self._step = step
+        self._file, self._probes, self._notes = (_opened(run / f"{name}.jsonl", step) for name in ("log", "probes", "notes"))
         self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
         self._online = online
         self._num_steps = num_steps
@@ -60,7 +61,7 @@ class RunLog:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._bar.stop()
-        for opened in (self._file, self._probes, self._board):
+        for opened in (self._file, self._probes, self._notes, self._board):
             try:
                 opened.close()
             except OSError as failure:  # what could not be written before cannot be now, and was said
@@ -70,6 +71,7 @@ class RunLog:
             self._online.finish(has_failed=error is not None)
 
     def advance(self, step: int) -> None:
+        self._step = step
         self._bar.update(self._task, completed=step)
 
     def write(self, step: int, row: dict[str, float]) -> None:
@@ -90,16 +92,26 @@ class RunLog:
         words = " · ".join(f"{name.removeprefix('probe/')} {100 * value:.1f} %" for name, value in found.items())
         self._console.print(f"step {step}/{self._num_steps} · {words}", highlight=False, soft_wrap=True)
 
+    def write_note(self, sentence: str) -> None:
+        """Keep a sentence that people were told: a row of its own in notes.jsonl."""
+        self._append(self._notes, {"step": self._step, "note": sentence})
+
     def _keep(self, file: TextIO, step: int, row: dict[str, float]) -> None:
+        self._append(file, {"step": step, **row})
         try:
-            file.write(json.dumps({"step": step, **row}) + "\n")
-            file.flush()
             for name, value in row.items():
                 self._board.add_scalar(name, value, step)
         except OSError as error:
             raise self._unwritten(error) from error
         if self._online is not None:
             self._online.log(step, row)
+
+    def _append(self, file: TextIO, row: dict[str, Any]) -> None:
+        try:
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+        except OSError as error:
+            raise self._unwritten(error) from error
 
     def _unwritten(self, error: OSError) -> RunError:
         return RunError(

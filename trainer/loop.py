@@ -126,7 +126,7 @@ def train(
                 return _follow(state, source, run, received)
             online = WandbLog(wandb, run, flatten(state.config), state.step > 0, console) if wandb else None
             with RunLog(run, state.step, config.num_steps, console, online) as log:
-                watch = Watch(state.config, device, console, on_collapse, source.damage)
+                watch = Watch(state.config, device, console, on_collapse, source.damage, log.write_note)
                 return _loop(state, source, run, log, received, watch)
     finally:
         if source.damage.total:

@@ -107,6 +107,7 @@ def write_report(run: Path, out: Path | None = None) -> Path:
         num_steps=max(1, config.get("samples", 0) // max(1, config.get("batch_size", 1))),
         samples=int(rows[-1].get("samples_seen", 0)),
         best=max(scored)[1] if scored else "",
+        notes=_notes(run / "notes.jsonl"),
         groups=[group for group in groups if group["charts"]],
         config=[(f"{a}.{b}", v) for a, inner in config.items() if isinstance(inner, dict) for b, v in inner.items()]
         + [(name, value) for name, value in config.items() if not isinstance(value, dict)],
@@ -152,6 +153,17 @@ def _rows(path: Path) -> list[dict[str, Any]]:
                 " remove the line)"
             )
     return rows
+
+
+def _notes(path: Path) -> list[str]:
+    """What the run said of itself, each sentence once however often it was resumed; whole lines alone."""
+    found = []
+    for line in path.read_bytes().splitlines() if path.is_file() else ():
+        try:
+            found.append(str(json.loads(line)["note"]))
+        except (ValueError, KeyError, TypeError):
+            continue
+    return list(dict.fromkeys(found))
 
 
 def _row(line: bytes) -> dict[str, Any] | None:

@@ -5,6 +5,8 @@ Flow: ``before_step`` -> the step -> ``row`` -> the log -> ``judge``, which warn
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from rich.console import Console
 from torch import Tensor
@@ -33,10 +35,18 @@ def check_on_collapse(word: str) -> str:
 
 
 class Watch:
-    def __init__(self, config: Config, device: torch.device, console: Console, on_collapse: str, damage: Damage) -> None:
-        """``damage``: what the run's source leaves out, counted there as it goes on."""
+    def __init__(
+        self,
+        config: Config,
+        device: torch.device,
+        console: Console,
+        on_collapse: str,
+        damage: Damage,
+        keep: Callable[[str], None],
+    ) -> None:
+        """``damage``: what the run's source leaves out, counted there as it goes on. ``keep``: gets what is said."""
         self._health = Health(config, device, num_ranks())
-        self._console, self._on_collapse, self._damage = console, on_collapse, damage
+        self._console, self._on_collapse, self._damage, self._keep = console, on_collapse, damage, keep
         self._said: set[str] = set()
         self._growth = 1.0  # of a step's cost once the teacher teaches
         if config.start_step and config.is_taught_at(config.start_step):
@@ -93,6 +103,7 @@ class Watch:
             raise RunError(f"stopped at step {state.step}: {name}: {sentence}. Its checkpoint and earlier ones are intact.")
 
     def say(self, sentence: str) -> None:
+        self._keep(sentence)
         self._console.print(sentence, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
     def _say(self, name: str, sentence: str) -> None:

@@ -49,7 +49,7 @@ class Damage:
 
     def add(self, cause: str, where: str, count: int = 1) -> None:
         self.counts[cause] = self.counts.get(cause, 0) + count
-        self.first.setdefault(cause, where)
+        self.first.setdefault(cause, where.encode("utf-8", "backslashreplace").decode())  # names may hold any bytes
 
     def merge(self, other: Damage) -> None:
         for cause, count in other.counts.items():

@@ -81,6 +81,9 @@ def test_a_planted_failure_is_named_with_the_setting_to_change(tiny, tmp_path, m
     (line,) = [line for line in printed.splitlines() if f": {name}: " in line]
     assert SENTENCES[name] in line
     assert rows[-1]["step"] == config.num_steps, "warned of, and run to its end"
+    notes = [json.loads(kept) for kept in (tmp_path / "notes.jsonl").read_text().splitlines()]
+    assert line in [note["note"] for note in notes]
+    assert all(note["note"].startswith(f"step {note['step']}: ") for note in notes)
     others = [other for other in SENTENCES if other != name and f": {other}: " in printed]
     assert others == [], "the others are not accused"
 
@@ -469,8 +472,8 @@ def test_waiting_for_data_is_answered_by_what_can_help(tiny, monkeypatch, data, 
     assert config.views.global_size == 16
     state, batches = start(config)
     batches.close()
-    said = io.StringIO()
-    watching = Watch(config, CPU, Console(file=said, width=300), "warn", Damage())
+    said, kept = io.StringIO(), []
+    watching = Watch(config, CPU, Console(file=said, width=300), "warn", Damage(), kept.append)
     monkeypatch.setattr(watching._health, "verdicts", lambda state, row: {})
     watching.judge(state, {"data_wait_share": 0.46, "left_out": 0})
     assert said.getvalue() == f"step 0: 46 % of the time was spent waiting for data; {advice}\n"
@@ -509,10 +512,11 @@ def test_a_source_of_which_much_cannot_be_read_is_named(tiny, monkeypatch):
     config = tiny(precision="fp32")
     state, batches = start(config)
     batches.close()
-    said = io.StringIO()
-    watching = Watch(config, CPU, Console(file=said, width=300), "warn", Damage())
+    said, kept = io.StringIO(), []
+    watching = Watch(config, CPU, Console(file=said, width=300), "warn", Damage(), kept.append)
     monkeypatch.setattr(watching._health, "verdicts", lambda state, row: {})
     state.position = 100
     for left_out in (10, 11, 12):
         watching.judge(state, {"data_wait_share": 0.0, "left_out": left_out})
+    assert kept == said.getvalue().splitlines()
     assert said.getvalue() == "step 0: 11 % of the pairs could not be read; `silc-bench data stats` counts them by cause\n"

@@ -137,3 +137,15 @@ def test_a_full_disk_is_a_sentence_with_the_place(tmp_path):
 
     with pytest.raises(RunError, match=rf"the log could not be written to {tmp_path} \(No space left on device\); make room"):
         fill()
+
+
+def test_notes_are_kept_by_step_and_those_of_a_killed_run_dropped(tmp_path):
+    for start, steps in ((0, (2, 4, 6)), (4, (5, 7))):
+        with RunLog(tmp_path, start, 10, Console(file=io.StringIO())) as log:
+            log.write_note(f"begun at {start}")
+            for step in steps:
+                log.advance(step)
+                log.write_note(f"said at {step}")
+    notes = [json.loads(line) for line in (tmp_path / "notes.jsonl").read_text().splitlines()]
+    words = [(0, "begun at 0"), (2, "said at 2"), (4, "said at 4"), (4, "begun at 4"), (5, "said at 5"), (7, "said at 7")]
+    assert notes == [{"step": step, "note": note} for step, note in words]

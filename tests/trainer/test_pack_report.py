@@ -2,10 +2,12 @@
 
 import itertools
 import json
+import os
 from contextlib import closing, contextmanager
 
 import pytest
 
+from silc_bench.datasets.shards import Damage
 from silc_bench.errors import UserError
 from trainer.data import open_source
 from trainer.pack import look, pack
@@ -159,6 +161,22 @@ def test_the_page_does_without_a_checkpoints_damaged_words(tmp_path):
     page = write_report(tmp_path).read_text()
     assert "best checkpoint: step_5" in page
     assert "<h1>b16-silc</h1>" in page
+
+
+def test_the_page_begins_with_what_the_run_said(tmp_path):
+    (tmp_path / "log.jsonl").write_text('{"step": 7, "loss": 2.5}')
+    assert "What the run said" not in write_report(tmp_path).read_text()
+    notes = [{"step": 1, "note": "step 1: <b>one</b>"}, {"step": 1, "note": "step 1: <b>one</b>"}, {"step": 2, "note": "two"}]
+    (tmp_path / "notes.jsonl").write_text("\n".join(map(json.dumps, notes)) + '\n{"step": 3, "no')
+    page = write_report(tmp_path).read_text()
+    assert "<ul><li>step 1: &lt;b&gt;one&lt;/b&gt;</li><li>two</li></ul>" in page
+    assert page.index("What the run said") < page.index("Losses")
+
+
+def test_a_name_of_any_bytes_is_damage_that_can_be_said():
+    damage = Damage()
+    damage.add("corrupt image", os.fsdecode(b"photos/\xff.jpg"))
+    assert damage.summary().encode() == rb"1 damaged: 1 corrupt image (first: photos/\udcff.jpg)"
 
 
 def test_a_folder_in_the_place_of_the_page_is_named(tmp_path):
