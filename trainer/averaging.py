@@ -21,9 +21,10 @@ class Average:
 
     @torch.no_grad()
     def load(self, weights: dict[str, Tensor]) -> None:
-        """Those of a checkpoint. KeyError or RuntimeError where they do not fit."""
-        if set(weights) != set(self.weights):
-            raise KeyError(f"average of {sorted(set(weights) ^ set(self.weights))[:3]}")
+        """Those of a checkpoint. KeyError where names or shapes are others."""
+        theirs, ours = ({(name, value.shape) for name, value in one.items()} for one in (weights, self.weights))
+        if theirs != ours:
+            raise KeyError(f"average of {sorted({name for name, _ in theirs ^ ours})[:3]}")
         for name, value in self.weights.items():
             value.copy_(weights[name])
 

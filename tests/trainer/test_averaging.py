@@ -60,6 +60,24 @@ def test_it_changes_nothing_of_the_run_and_is_absent_without_it(tiny):
         assert torch.equal(value, with_average["student"][name])
 
 
+def test_weights_of_another_average_are_refused_before_any_is_taken(tiny):
+    """One name too many, one too few, and a shape that would be spread over the tensor in its place."""
+    average = Average(Student(tiny()))
+    whole = {name: torch.full_like(value, 3.0) for name, value in average.weights.items()}
+    before = {name: value.clone() for name, value in average.weights.items()}
+    name = "text.head.weight"
+    for other in (
+        whole | {"text.extra": torch.ones(1)},
+        {n: v for n, v in whole.items() if n != name},
+        whole | {name: torch.ones(1)},
+    ):
+        with pytest.raises(KeyError, match=r"average of \['text\.(extra|head\.weight)'\]"):
+            average.load(other)
+    assert all(torch.equal(value, before[name]) for name, value in average.weights.items())
+    average.load(whole)
+    assert all((value == 3).all() for value in average.weights.values())
+
+
 def test_it_warms_up():
     assert [average_at(step, 0.999) for step in (0, 1, 90)] == [1 / 10, 2 / 11, 91 / 100]
     assert average_at(10**6, 0.999) == 0.999
