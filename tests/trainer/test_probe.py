@@ -13,7 +13,7 @@ from silc_bench.errors import RunError
 from silc_bench.evaluate import evaluate
 from silc_bench.models import load_model
 from silc_bench.registry import select, words_of
-from trainer import checkpoint
+from trainer import checkpoint, loop
 from trainer.loop import run_training
 from trainer.report import write_report
 from trainer.sections import ProbeConfig
@@ -95,16 +95,21 @@ def test_a_student_that_cannot_be_measured_is_named_and_the_checkpoint_kept(tiny
     assert "step 2: the student cannot be measured: tiny-silc:student gives" in console.file.getvalue()
     assert "step_00000002.pt" in [path.name for path in checkpoint.all_in(tmp_path)]
     assert checkpoint.best_in(tmp_path).name == "step_00000001.pt", "what was not measured is not the best"
-    assert [row["step"] for row in map(json.loads, (tmp_path / "probes.jsonl").read_text().splitlines()) if len(row) > 1] == [1]
+    assert [json.loads(line)["step"] for line in (tmp_path / "probes.jsonl").read_text().splitlines()] == [1]
 
 
 def test_the_speed_of_a_row_is_that_of_its_steps_without_the_probe(tiny, tmp_path, monkeypatch):
-    """By a clock on which a step takes a second and a probe a hundred."""
+    """By a clock on which a step takes a second, its data another quarter and a probe a hundred."""
     clock = [0.0]
 
     def step(state, batch):
         clock[0] += 1
         return train_step(state, batch)
+
+    def data(state, source, real=loop._my_batches):
+        for batch in real(state, source):
+            clock[0] += 0.25
+            yield batch
 
     class SlowProbe:
         errors: ClassVar[dict[str, float]] = {}
@@ -120,8 +125,10 @@ def test_the_speed_of_a_row_is_that_of_its_steps_without_the_probe(tiny, tmp_pat
     monkeypatch.setattr("trainer.loop.TOKENIZER_CAPTIONS", 50)
     monkeypatch.setattr("trainer.loop.train_step", step)
     monkeypatch.setattr("trainer.loop.Probe", SlowProbe)
+    monkeypatch.setattr("trainer.loop._my_batches", data)
     monkeypatch.setattr("trainer.loop.time", SimpleNamespace(perf_counter=lambda: clock[0], monotonic=lambda: clock[0]))
     config = tiny(precision="fp32", steps=6, log_every=2, probe={"every": 3})
     run_training(config, tmp_path, resume=False, device=torch.device("cpu"), console=Console(file=io.StringIO()))
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert [(row["step"], row["images_per_second"], row["seconds_left"]) for row in rows] == [(2, 8, 4), (4, 8, 2), (6, 8, 0)]
+    names = ("step", "images_per_second", "seconds_left", "data_wait_share")
+    assert [tuple(row[name] for name in names) for row in rows] == [(2, 6.4, 5, 0.2), (4, 6.4, 2.5, 0.2), (6, 6.4, 0, 0.2)]
