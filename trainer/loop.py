@@ -34,8 +34,8 @@ from trainer.start import read_start
 from trainer.tokenizer import Tokenizer
 from trainer.train import TrainState, train_step
 from trainer.transfer import DataWait
-from trainer.wandb_log import WandbLog, check_installed
-from trainer.watch import Watch, check_on_collapse
+from trainer.wandb_log import WandbLog, check_place
+from trainer.watch import Watch, check_on_collapse, repeating
 
 TOKENIZER_CAPTIONS = 20_000  # captions that the tokenizer is trained on
 FREE_ON_RESUME = ("data.num_workers", "data.mirror_gb", "checkpoint_every", "checkpoint_minutes", "probe.")  # prefixes
@@ -63,8 +63,8 @@ def run_training(
         RunError: as ``train``.
     """
     check_on_collapse(on_collapse)
-    if wandb:
-        check_installed()
+    if wandb is not None:
+        check_place(wandb)
     if not config.data.source:
         raise UserError(f"preset {config.preset} brings no data: name your shards, as in --data 'DIR/*.tar'")
     if config.preset in SECOND_PHASES and not config.init:
@@ -118,8 +118,9 @@ def train(
         rhythm = {name: getattr(config, name) for name in ("checkpoint_every", "checkpoint_minutes", "probe")}
         state.config = dataclasses.replace(state.config, **rhythm)
     console.print(_plan(state, source, device), markup=False, highlight=False, soft_wrap=True)
-    if crowd := crowding(config.data.num_workers, num_local_ranks()):
-        console.print(crowd, style="yellow", markup=False, highlight=False, soft_wrap=True)
+    doubts = crowding(config.data.num_workers, num_local_ranks()), repeating(config, source.num_samples)
+    for sentence in filter(None, doubts):
+        console.print(sentence, style="yellow", markup=False, highlight=False, soft_wrap=True)
     try:
         with _signals() as received:
             if rank() > 0:

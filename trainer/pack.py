@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -47,7 +48,7 @@ def pack(source: Path, out: Path, per_shard: int = 10_000, *, progress: bool = F
         raise UserError(f"{out} is not empty; choose another folder for the shards")
     damage = Damage()
     pairs = read_pairs(source, damage)
-    pairs.sort(key=lambda pair: hashlib.sha256(str(pair.path.name).encode()).digest())
+    pairs.sort(key=lambda pair: hashlib.sha256(os.fsencode(pair.path.name)).digest())
     count = num_shards = 0
     with atomic_folder(out) as folder, progress_bar(progress, "picture", len(pairs)) as advance:
         whole = _checked(pairs, damage, advance)

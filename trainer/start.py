@@ -34,6 +34,7 @@ READ = (  # what both tokenizers must read alike before a run begins
     "two  dogs\tand\n3.14 cats",
     "\u0130stanbul na\u00efve \u03a3\u038a\u03a3\u03a5\u03a6\u039f\u03a3",
 )
+UNMEASURED = "whether it keeps what it can do without training is not measured; --set probe.every=500 does, and warns"
 EXACT = 1e-4  # largest difference of an embedding over its largest number: fp32 in another order, and nothing else
 
 
@@ -75,6 +76,8 @@ def read_start(config: Config) -> Start:
             f"its positions, {grid} x {grid} for pictures of {towers.vision['image_size']} px, are interpolated to {wanted} x"
             f" {wanted} for {config.vision.image_size} px"
         )
+    if config.probe.every == 0:
+        said.append(UNMEASURED)
     if config.distillation.weight > 0:
         is_taken = _takes_head(config, head, said)
         weights |= head if is_taken else {}

@@ -1,6 +1,6 @@
 """The rows of a run in Weights & Biases too, where ``silc-bench train --wandb PROJECT`` asks for it.
 
-Flow: ``check_installed`` before anything else -> ``WandbLog(place, run, ...)`` -> ``log`` a row -> ``finish``. The files in the
+Flow: ``check_place`` before anything else -> ``WandbLog(place, run, ...)`` -> ``log`` a row -> ``finish``. The files in the
 run's folder stay the whole truth: W&B gets copies, of the first process only, and what goes wrong there ends the copies and
 not the run. ``wandb.json`` in the folder keeps the id, so that ``--resume`` goes on in the same curves; rows after the last
 checkpoint, which a killed run had sent and a resumed one makes again, W&B leaves as they are.
@@ -23,7 +23,10 @@ from silc_bench.errors import UserError
 KEPT = "wandb.json"  # in the run's folder
 
 
-def check_installed() -> None:
+def check_place(place: str) -> None:
+    """UserError where it names no project, or W&B is not installed."""
+    if not place.rpartition("/")[2].strip():
+        raise UserError(f"--wandb {place!r} names no project; write PROJECT or ENTITY/PROJECT")
     if find_spec("wandb") is None:
         raise UserError("--wandb: the package wandb is missing; pip install 'silc-bench[wandb]'")
 

@@ -112,6 +112,16 @@ class Watch:
             self.say(sentence)
 
 
+def repeating(config: Config, num_samples: int | None) -> str | None:
+    """In words, that batches are larger than an epoch; None where they are not, or where nothing ever repeats."""
+    if num_samples is None or config.batch_size <= num_samples:
+        return None
+    return (
+        f"a batch of {config.batch_size:,} holds pairs several times, of {num_samples:,} in all, and the loss takes a pair's"
+        f" other places for wrong texts; lower batch_size to {num_samples:,} or less"
+    )
+
+
 def _faster_data(config: Config) -> str:
     """What can help a run that waits for its data."""
     data, needed = config.data, config.views.global_size

@@ -23,7 +23,7 @@ from trainer.teacher import Teacher
 from trainer.tokenizer import Tokenizer
 from trainer.train import TrainState, train_step
 from trainer.views import make_views
-from trainer.watch import Watch
+from trainer.watch import Watch, repeating
 
 pytestmark = pytest.mark.usefixtures("few_captions")
 CPU = torch.device("cpu")
@@ -520,3 +520,17 @@ def test_a_source_of_which_much_cannot_be_read_is_named(tiny, monkeypatch):
         watching.judge(state, {"data_wait_share": 0.0, "left_out": left_out})
     assert kept == said.getvalue().splitlines()
     assert said.getvalue() == "step 0: 11 % of the pairs could not be read; `silc-bench data stats` counts them by cause\n"
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "num_samples", "is_said"), [(8, 8, False), (9, 8, True), (9, 10**6, False), (9, None, False)]
+)
+def test_a_batch_that_holds_a_pair_twice_is_named(tiny, batch_size, num_samples, is_said):
+    sentence = repeating(tiny(batch_size=batch_size, samples=64), num_samples)
+    assert (sentence is not None) == is_said
+    assert not is_said or "lower batch_size to 8 or less" in sentence
+
+
+def test_a_run_says_that_its_batches_repeat_pairs(tiny, tmp_path, shards):
+    said, _, _ = watched(tiny(precision="fp32", data={"source": shards}, batch_size=32, samples=32), tmp_path)
+    assert "a batch of 32 holds pairs several times, of 21 in all" in said

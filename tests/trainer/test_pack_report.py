@@ -50,6 +50,15 @@ def test_packed_pictures_are_those_of_the_folder_byte_for_byte(photos, tmp_path)
     assert packed == b"".join(path.read_bytes() for path in (tmp_path / "again").iterdir()), "the same shards each time"
 
 
+def test_pictures_whose_names_are_no_utf8_are_packed(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for suffix, data in ((b".png", encoded(1)), (b".txt", b"number 1")):
+        (folder / os.fsdecode(b"\xff" + suffix)).write_bytes(data)
+    count, _, damage = pack(folder, tmp_path / "shards")
+    assert (count, damage.total) == (1, 0)
+
+
 def test_a_bar_counts_each_picture_broken_ones_too(photos, tmp_path, monkeypatch):
     seen = []
 

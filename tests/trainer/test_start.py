@@ -33,7 +33,7 @@ from trainer.config import flatten
 from trainer.foreign_tokenizer import ForeignTokenizer, read_tokenizer
 from trainer.loop import run_training
 from trainer.overrides import apply_sets
-from trainer.start import READ, read_start
+from trainer.start import READ, UNMEASURED, read_start
 from trainer.tokenizer import Tokenizer
 from trainer.train import TrainState
 
@@ -296,7 +296,9 @@ def test_a_run_without_self_distillation_takes_no_head(uneven, tmp_path):
     run = random_run(uneven, tmp_path / "run")
     config = replace(uneven, init=str(run), distillation=replace(uneven.distillation, weight=0.0))
     assert started(config).student.head is None
-    assert read_start(config).said == [f"starts from {native.load(run).name}@{native.load(run).revision[:8]}"]
+    begins = f"starts from {native.load(run).name}@{native.load(run).revision[:8]}"
+    assert read_start(config).said == [begins, UNMEASURED]
+    assert read_start(replace(config, probe=replace(config.probe, every=500))).said == [begins]
 
 
 def test_pictures_of_another_size_interpolate_the_positions_and_say_so(uneven, tmp_path):

@@ -122,6 +122,9 @@ def test_what_is_wrong_at_the_start_is_the_users_error(tiny, tmp_path, fake, few
     (tmp_path / "wandb.json").write_text("[]")
     with pytest.raises(UserError, match=r"wandb.json holds no id of a W&B run; remove it"):
         WandbLog("project", tmp_path, {}, True, Console(file=io.StringIO()))
+    for place in ("", "team/", " "):
+        with pytest.raises(UserError, match=rf"--wandb '{place}' names no project; write PROJECT or ENTITY/PROJECT"):
+            train(tiny(data={"source": "nowhere/*.tar"}), tmp_path / "other", wandb=place)
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UserError, match=r"the package wandb is missing; pip install 'silc-bench\[wandb\]'"):
         train(tiny(data={"source": "nowhere/*.tar"}), tmp_path / "other")
