@@ -366,7 +366,7 @@ def test_the_dry_run_says_what_the_start_would_say(dry_run, uneven, tmp_path):
     said = read_start(apply_sets(replace(uneven, init=spec), [changed])).said
     assert done.exit_code == 0
     assert done.output.splitlines()[: len(said)] == said
-    assert len(said) == 2
+    assert len(said) == 3
     assert "memory, all of it" in done.output
 
 
