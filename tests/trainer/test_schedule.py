@@ -35,6 +35,16 @@ def test_rsqrt_halves_when_the_steps_are_four_times_as_many():
     assert [rate**2 * (i + 100) for i, rate in enumerate(found[99:800])] == pytest.approx([PEAK**2 * 100] * 701)
 
 
+def test_rsqrt_is_big_visions_with_the_warm_up_as_its_time_scale():
+    """Its rate after the warm-up is peak / sqrt(1 + (update - warmup) / timescale), at 10,000 steps half of ours in the end."""
+    steps, warmup = 1_220_703, 50_000
+    b16 = make_preset("b16").optim
+    for update in (warmup, 4 * warmup, steps - warmup):
+        found = lr_at(update - 1, steps, b16)
+        assert found == pytest.approx(b16.lr / math.sqrt(1 + (update - warmup) / warmup))
+    assert 0.44 < b16.lr / math.sqrt(1 + (update - warmup) / 10_000) / found < 0.5
+
+
 def test_rsqrt_cools_down_in_a_straight_line_to_nothing():
     """The factor on top of 1/sqrt falls by the same amount each step and would be 0 one step after the last."""
     found = rates(1000, RSQRT)
