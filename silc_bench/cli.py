@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 the run failed, 2 the user's input was wrong. Torch is imp
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -94,7 +95,8 @@ def train(
         said = console if rank() == 0 else Console(quiet=True)
         path = run_training(config, run, resume=resume, device=chosen, console=said, on_collapse=on_collapse, wandb=wandb)
         if rank() == 0:
-            print(f"done: {path}\nnext: silc-bench eval --ckpt {run} --tasks {cli_train.tasks_for(config.data.source)}")
+            print(f"done: {path}")
+            print(f"next: silc-bench eval --ckpt {shlex.quote(str(run))} --tasks {cli_train.tasks_for(config.data.source)}")
 
 
 @app.command("eval")

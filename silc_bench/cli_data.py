@@ -6,6 +6,7 @@ Exit codes of ``check``: 0 yes, 2 no, with the line that mends it.
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -89,7 +90,7 @@ def pack(
     print(f"wrote {count:,} pairs in {num_shards:,} shard{'' if num_shards == 1 else 's'} to {out}")
     if damage.total:
         print(_plain(f"left out: {damage.summary()}"))
-    print(f'next: silc-bench data stats "{out}/*.tar"')
+    print(f"next: silc-bench data stats {shlex.quote(f'{out}/*.tar')}")
 
 
 def _plain(line: str) -> str:

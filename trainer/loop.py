@@ -7,7 +7,6 @@ Run it: ``silc-bench train --preset shapes_tiny --data shapes --out runs/first``
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import signal
 import time
@@ -22,7 +21,7 @@ from rich.console import Console
 from silc_bench.errors import RunError, UserError
 from silc_bench.ranks import any_of, meet, num_local_ranks, num_ranks, of_first, rank
 from trainer import checkpoint
-from trainer.config import Config, flatten, from_dict
+from trainer.config import Config, flatten, from_dict, to_dict
 from trainer.data import Batch, Source, open_source
 from trainer.distributed import share_of
 from trainer.guard import destroyed, remembered
@@ -38,7 +37,8 @@ from trainer.wandb_log import WandbLog, check_place
 from trainer.watch import Watch, check_on_collapse, repeating
 
 TOKENIZER_CAPTIONS = 20_000  # captions that the tokenizer is trained on
-FREE_ON_RESUME = ("data.num_workers", "data.mirror_gb", "checkpoint_every", "checkpoint_minutes", "probe.")  # prefixes
+OF_THE_MACHINE = ("checkpoint_every", "checkpoint_minutes", "probe", "checkpointing", "micro_batch")  # no part of the result
+FREE_ON_RESUME = ("data.num_workers", "data.mirror_gb", *OF_THE_MACHINE)  # prefixes
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # Ctrl-C, and what schedulers send before they take a machine away
 
 
@@ -114,9 +114,8 @@ def train(
     if payload is None:
         state = _created(config, source, device, console)
     else:
-        state = TrainState.restore(payload, device)
-        rhythm = {name: getattr(config, name) for name in ("checkpoint_every", "checkpoint_minutes", "probe")}
-        state.config = dataclasses.replace(state.config, **rhythm)
+        wanted = {name: value for name, value in to_dict(config).items() if name in OF_THE_MACHINE}
+        state = TrainState.restore({**payload, "config": json.dumps(json.loads(payload["config"]) | wanted)}, device)
     console.print(_plan(state, source, device), markup=False, highlight=False, soft_wrap=True)
     doubts = crowding(config.data.num_workers, num_local_ranks()), repeating(config, source.num_samples)
     for sentence in filter(None, doubts):

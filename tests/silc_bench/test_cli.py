@@ -78,6 +78,17 @@ def run(tmp_path_factory):
     return folder
 
 
+def test_the_command_that_comes_next_can_be_typed_as_it_stands(tmp_path, monkeypatch):
+    monkeypatch.setattr("trainer.loop.run_training", lambda config, run, **options: run / "step_1.pt")
+    out = tmp_path / "my runs"
+    assert succeed("train", "--out", out).splitlines()[1] == f"next: silc-bench eval --ckpt '{out}' --tasks shapes"
+    photos, out = tmp_path / "photos", tmp_path / "my shards"
+    photos.mkdir()
+    Image.new("RGB", (8, 8)).save(photos / "a.png")
+    (photos / "a.txt").write_text("black")
+    assert succeed("data", "pack", photos, out).splitlines()[1] == f"next: silc-bench data stats '{out}/*.tar'"
+
+
 @pytest.fixture(scope="module")
 def results(run, tmp_path_factory):
     """Records of student and teacher on a whole task and on part of another."""

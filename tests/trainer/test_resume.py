@@ -21,6 +21,7 @@ from silc_bench.errors import RunError, UserError
 from trainer import checkpoint, loop
 from trainer.config import to_dict
 from trainer.loop import run_training
+from trainer.micro_batches import MicroBatches
 
 pytestmark = pytest.mark.usefixtures("few_captions")
 CPU = torch.device("cpu")
@@ -282,6 +283,22 @@ def test_another_rhythm_of_checkpoints_is_no_other_run(configs, runs, tmp_path, 
     run_training(changed, tmp_path, resume=True, device=CPU, console=Console(file=io.StringIO()))
     assert [p.name for p in checkpoint.all_in(tmp_path)] == ["step_00000005.pt", "step_00000009.pt"]
     assert rows(tmp_path) == rows(runs[0]["shapes", None])
+
+
+@pytest.mark.parametrize(("changes", "allowed"), [({"checkpointing": "blocks"}, 0.0), ({"micro_batch": 3}, 1e-4)], ids=str)
+def test_what_a_step_keeps_in_memory_may_change(configs, runs, tmp_path, monkeypatch, changes, allowed):
+    """Blocks computed anew end to the bit; parts of a batch at a time add in another order. Both are really in use."""
+    interrupted(configs["shapes"], tmp_path, signal.SIGTERM, 4, monkeypatch)
+    states, real = [], loop._loop
+    monkeypatch.setattr(loop, "_loop", lambda state, *rest: states.append(state) or real(state, *rest))
+    changed = replace(configs["shapes"], **changes)
+    run_training(changed, tmp_path, resume=True, device=CPU, console=Console(file=io.StringIO()))
+    (state,) = states
+    assert state.student.vision.blocks.is_checkpointed == ("checkpointing" in changes)
+    assert isinstance(state.forward, MicroBatches) == ("micro_batch" in changes)
+    ours, theirs = (checkpoint.load(checkpoint.find(run))["student"] for run in (tmp_path, runs[0]["shapes", None]))
+    for name, weight in theirs.items():
+        assert torch.allclose(ours[name], weight, atol=allowed, rtol=0), name
 
 
 def test_killed_before_the_first_checkpoint_it_starts_anew(configs, tmp_path, monkeypatch):
