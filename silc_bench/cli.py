@@ -15,6 +15,7 @@ from rich.console import Console
 
 from silc_bench import __version__, cli_cache, cli_compare, cli_data, cli_doctor, cli_export, cli_report, cli_show, cli_train
 from silc_bench.atomic import check_writable
+from silc_bench.errors import UserError
 from silc_bench.terminal import answering, console, table_of
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ def train(
     on_collapse: Annotated[str, typer.Option(help="warn or stop, when the run's health says that it has collapsed.")] = "warn",
     wandb: Annotated[str | None, typer.Option(help="[ENTITY/]PROJECT of W&B, which gets the log's rows too.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check --init, print what it costs here, and stop.")] = False,
+    devices: Annotated[int | None, typer.Option(min=1, help="Of --dry-run: so many like this one share each batch.")] = None,
     show_config: Annotated[bool, typer.Option("--show-config", help="Print every field, how sure it is, and stop.")] = False,
 ) -> None:
     """Train SILC, or a step of its ablation."""
@@ -82,8 +84,10 @@ def train(
     if dry_run:
         if config.init and not resume:  # which has its weights already
             cli_train.print_start(config)
-        cli_train.print_estimate(config, choose_device(device))
+        cli_train.print_estimate(config, choose_device(device), devices or 1)
         return
+    if devices is not None:
+        raise UserError("--devices belongs to --dry-run; torchrun --nproc-per-node N -m silc_bench train starts a run on N")
     from trainer.host_memory import keep_freed_memory
     from trainer.loop import run_training
 

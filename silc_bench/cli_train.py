@@ -8,17 +8,26 @@ from typing import TYPE_CHECKING, Any
 from rich.text import Text
 
 from silc_bench.datasets.captions_file import ENDINGS
+from silc_bench.errors import UserError
 from silc_bench.terminal import console, table_of
 
 if TYPE_CHECKING:
     from trainer.config import Config
 
 
-def print_estimate(config: Any, device: Any) -> None:
+OF_MODEL = ("weights", "gradients", "optimiser state", "teacher", "average")  # parts of memory, whatever the batch
+
+
+def print_estimate(config: Any, device: Any, devices: int = 1) -> None:
+    """On ``devices`` like this one. UserError where they cannot share its batch."""
     from trainer.estimate import REACHED, estimate, memory_of
 
-    found = estimate(config, device)
-    table = table_of("of a step on one device", "", title=config.name)
+    if config.batch_size % devices:
+        near = max(1, config.batch_size // devices) * devices
+        raise UserError(f"batch_size {config.batch_size} does not divide among {devices} devices; try --set batch_size={near}")
+    found = estimate(config, device, devices)
+    where = "one device" if devices == 1 else f"{devices:,} devices"
+    table = table_of("of a step on one device" if devices == 1 else f"of a step on one of {where}", "", title=config.name)
     for name, count in found.parameters.items():
         table.add_row(f"parameters, {name}", f"{count / 1e6:,.1f} M")
     for name, size in found.bytes_by_part.items():
@@ -31,9 +40,9 @@ def print_estimate(config: Any, device: Any) -> None:
         rate = f"{speed:,.0f}" if speed >= 10 else f"{speed:.2g}"
         hours = found.hours / share
         words = f"{hours:,.{0 if hours >= 100 else 1}f} hours" if hours >= 1 else f"{60 * hours:.0f} minutes"
-        table.add_row(f"at {100 * share:.0f} % of that", f"{rate} images/s, {words} on one device")
+        table.add_row(f"at {100 * share:.0f} % of that", f"{rate} images/s, {words} on {where}")
     console.print(table)
-    if too_large := too_large_for(found.bytes_by_part, config, memory_of(device)):
+    if too_large := too_large_for(found.bytes_by_part, config, memory_of(device), devices):
         console.print(f"{too_large}.", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
@@ -45,17 +54,23 @@ def print_start(config: Any) -> None:
         console.print(sentence, markup=False, highlight=False, soft_wrap=True)
 
 
-def too_large_for(bytes_by_part: dict[str, int], config: Config, room: int) -> str | None:
-    """In words, with what helps, that a step needs more than ``room`` bytes; None where it does not."""
+def too_large_for(bytes_by_part: dict[str, int], config: Config, room: int, devices: int = 1) -> str | None:
+    """In words, with what helps, that a step needs more than ``room`` bytes of each device; None where it does not."""
     needed, activations = sum(bytes_by_part.values()), bytes_by_part["activations"]
     if needed <= room:
         return None
     says = f"a step needs {_size(needed)} and this process may use {_size(room)}"
-    rest = needed - activations
+    of_model = sum(bytes_by_part.get(part, 0) for part in OF_MODEL)
+    if of_model > room:
+        return f"{says}, less than model and optimiser alone, {_size(of_model)}: it takes a larger device or a smaller model"
+    rest, share = needed - activations, config.batch_size // devices
     if rest > room:
-        return f"{says}, less than model and optimiser alone, {_size(rest)}: it takes a larger device or a smaller model"
+        return (
+            f"{says}, less than the pictures and logits of {share:,} pairs and the model, {_size(rest)}: it takes more devices"
+            " (--devices counts for them) or a smaller batch_size"
+        )
     saves = "--set checkpointing=blocks needs less" if config.checkpointing == "none" else ""
-    a_pair = activations / (config.micro_batch or config.batch_size)
+    a_pair = activations / (config.micro_batch or share)
     pairs = int((0.9 * room - rest) / a_pair)  # the rest for what is not counted
     if pairs < 1:
         return f"{says}, not enough for one pair at a time{saves and ': ' + saves}"

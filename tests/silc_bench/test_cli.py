@@ -89,6 +89,21 @@ def test_the_command_that_comes_next_can_be_typed_as_it_stands(tmp_path, monkeyp
     assert succeed("data", "pack", photos, out).splitlines()[1] == f"next: silc-bench data stats '{out}/*.tar'"
 
 
+def test_the_cost_of_a_run_on_several_devices():
+    """Each has its share of the pictures; the weights are whole on each."""
+    one, four = (succeed("train", "--dry-run", "--device", "cpu", *devices) for devices in ((), ("--devices", 4)))
+    assert "of a step on one device" in one
+    assert "of a step on one of 4 devices" in four
+
+    def size_of(what, output):
+        return float(re.search(rf"memory, {what} +([0-9.]+) MiB", output)[1])
+
+    assert size_of("pictures and views", four) == pytest.approx(size_of("pictures and views", one) / 4, abs=0.1)
+    assert size_of("weights", four) == size_of("weights", one)
+    assert fail("train", "--dry-run", "--devices", 7).startswith("batch_size 64 does not divide among 7 devices; try --set")
+    assert fail("train", "--devices", 2).startswith("--devices belongs to --dry-run; torchrun --nproc-per-node N")
+
+
 @pytest.fixture(scope="module")
 def results(run, tmp_path_factory):
     """Records of student and teacher on a whole task and on part of another."""

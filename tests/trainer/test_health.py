@@ -490,6 +490,11 @@ def test_a_step_too_large_for_the_device_is_told_what_fits(tiny):
     assert "not enough for one pair at a time: --set checkpointing=blocks" in too_large_for(parts, config, 8 << 30)
     assert "checkpointing" not in too_large_for(parts, tiny(batch_size=8, checkpointing="blocks"), 20 << 30)
     assert "less than model and optimiser alone, 4.00 GiB" in too_large_for(parts, config, 3 << 30)
+    batch = {**parts, "pictures and views": 16 << 30}
+    assert "less than the pictures and logits of 4 pairs and the model, 20.00 GiB: it takes more devices" in too_large_for(
+        batch, config, 19 << 30, devices=2
+    )
+    assert "micro_batch=1 fits" in too_large_for(parts, config, 30 << 30, devices=2)  # 4 pairs of 20 GiB
     half = {"weights": 4 << 30, "activations": 40 << 30}
     assert "micro_batch=2 fits" in too_large_for(half, tiny(batch_size=8, micro_batch=4), 30 << 30)
     assert estimate.memory_of(CPU) > 2**30
