@@ -136,18 +136,16 @@ def pretended_gpu() -> Iterator[Gpu]:
     def grouped(*args: Any) -> dict[tuple[torch.device, torch.dtype], Any]:
         return {(CUDA if d.type == "meta" else d, dtype): found for (d, dtype), found in group_tensors(*args).items()}
 
-    def moved(module: nn.Module, device: torch.device) -> nn.Module:
-        if any(
-            (tensor.device.type == "cuda") != (device.type == "cuda") for tensor in (*module.parameters(), *module.buffers())
-        ):
-            torch.__future__.set_overwrite_module_params_on_conversion(
-                True
-            )  # a tensor of ours cannot be put into one of torch's
-            try:
-                return to(module, device)
-            finally:
-                torch.__future__.set_overwrite_module_params_on_conversion(False)
-        return module
+    def moved(module: nn.Module, device: torch.device | str) -> nn.Module:
+        kind = torch.device(device).type
+        if all(tensor.device.type == kind for tensor in (*module.parameters(), *module.buffers())):
+            return module
+        # Else torch would put a tensor of ours into one of its own.
+        torch.__future__.set_overwrite_module_params_on_conversion(True)
+        try:
+            return to(module, device)
+        finally:
+            torch.__future__.set_overwrite_module_params_on_conversion(False)
 
     with (
         mock.patch.object(nn.Module, "to", moved),

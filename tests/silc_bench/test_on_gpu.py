@@ -1,0 +1,52 @@
+"""An evaluation on a pretended GPU: tasks of the generated scenes give the numbers of a CPU."""
+
+import io
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from pretended_gpu import CUDA, pretended_gpu
+
+from silc_bench.evaluate import evaluate
+from silc_bench.models import load_model
+from silc_bench.registry import select
+from trainer.loop import run_training
+from trainer.presets import configure
+
+FAMILIES = ("zeroshot", "knn", "linear", "correspondence", "segmentation_linear", "segmentation_knn", "segmentation_sgd")
+TASKS = [f"shapes/{family}" for family in FAMILIES]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    run = tmp_path_factory.mktemp("run")
+    sets = ["batch_size=8", "vision.depth=1", "text.depth=1", "distillation.num_prototypes=64"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("trainer.loop.TOKENIZER_CAPTIONS", 50)
+        config = configure("shapes_tiny", "silc", sets=sets, samples=8)
+        run_training(config, run, resume=False, device=torch.device("cpu"), console=Console(file=io.StringIO()))
+    return str(run)
+
+
+def test_tasks_on_a_gpu_score_as_on_a_cpu(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr("silc_bench.dense_sgd.MAX_STEPS", 5)
+
+    def scores(device):
+        monkeypatch.setenv("SILC_BENCH_CACHE", str(tmp_path / device / "cache"))  # else the second takes features of the first
+        model, tasks = load_model(trained), select(TASKS)
+        options = {"results_dir": tmp_path / device, "limit": 24, "device": device, "precision": "fp32"}
+        found = evaluate(model, tasks, model_source=trained, data_root=None, **options)
+        return {record.task.name: record.metrics for record in found}
+
+    wanted = scores("cpu")
+    assert len(wanted) == len(TASKS)
+    monkeypatch.setattr("silc_bench.evaluate.choose_device", lambda name: CUDA)
+    with pretended_gpu():
+        found = scores("cuda")
+    assert found.keys() == wanted.keys()
+    for name, metrics in wanted.items():
+        assert found[name] == pytest.approx(metrics, abs=1e-6, nan_ok=True), name
