@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from trainer.config import Config
-from trainer.views import seeded
+from trainer.views import seeded, table
 
 STREAM = 1  # beside (seed, step, view), which trainer.views draws from
 
@@ -28,8 +28,8 @@ def draw_masked(config: Config, count: int, step: int, first: int = 0) -> Tensor
     num_patches = (config.views.global_size // config.vision.patch_size) ** 2
     drawn = []
     for view in range(config.views.num_global):
-        generator = seeded(config.seed, step, view, STREAM)
-        numbers = torch.rand(first + count, num_patches, generator=generator, dtype=torch.float64)[first:]
+        words = (config.seed, step, view, STREAM)
+        numbers = table(first, count, num_patches, seeded(*words), words)
         drawn.append(numbers.argsort(dim=1, stable=True)[:, : config.num_masked])
     return torch.stack(drawn)
 

@@ -30,6 +30,8 @@ ASPECT = (3 / 4, 4 / 3)  # width / height of a crop, log-uniform
 CROP_TRIES = 10  # then the largest centred crop of an allowed aspect, as RandomResizedCrop does
 BLUR_REFERENCE = 224  # pixels of the view that ViewsConfig.blur_sigma is meant for
 CACHED_PIXELS = 4 * 256**2  # of a view at a time on a CPU: about what its caches hold, and what malloc hands out again
+BLOCK = 4096  # pictures that one generator draws for
+STREAM = 0  # beside (seed, step, view), of blocks after the first
 BLUR_REACH = 3  # the kernel ends at so many sigmas of the widest blur
 
 
@@ -183,7 +185,7 @@ def draw(sizes: Tensor, config: ViewsConfig, seed: int, step: int, view: int, fi
     order = torch.randperm(4, generator=generator).tolist()
     # A row of numbers for each sample, so that a sample's do not depend on how many others there are.
     counts = [1, 1, 1, 1, 1, 4, 1, 2 + 2 * CROP_TRIES]
-    numbers = torch.rand(first + len(sizes), sum(counts), generator=generator, dtype=torch.float64)[first:].T
+    numbers = table(first, len(sizes), sum(counts), generator, (seed, step, view, STREAM)).T
     (flip,), (jitter,), (gray,), (blur,), (solarize,), factors, (sigma,), box = numbers.split(counts)
 
     neutral, reach = torch.tensor([(1, 1, 1, 0), config.jitter], dtype=torch.float64)[:, :, None]
@@ -208,6 +210,20 @@ def seeded(*words: int) -> torch.Generator:
     """A generator of its own for each sequence of numbers."""
     (word,) = np.random.SeedSequence(words).generate_state(1, np.uint64).tolist()
     return torch.Generator().manual_seed(word >> 1)
+
+
+def table(first: int, count: int, columns: int, generator: torch.Generator, words: tuple[int, ...]) -> Tensor:
+    """Rows ``first`` to ``first + count`` of an endless table of uniform numbers on [0, 1): float64 [count, columns].
+
+    ``generator`` draws its first BLOCK rows, and generators of ``words`` and its number each further block: of a large global
+    batch a process draws little more than its own part.
+    """
+    parts = []
+    for block in range(first // BLOCK, -(-(first + count) // BLOCK)):
+        start, stop = (min(max(row - block * BLOCK, 0), BLOCK) for row in (first, first + count))
+        source = seeded(*words, block) if block else generator
+        parts.append(torch.rand(stop, columns, generator=source, dtype=torch.float64)[start:])
+    return torch.cat(parts)
 
 
 def draw_boxes(sizes: Tensor, area: tuple[float, float], numbers: Tensor) -> Tensor:

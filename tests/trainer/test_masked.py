@@ -57,8 +57,10 @@ def test_every_view_masks_the_stated_share(config, ratio, count):
     assert all(len(set(row.tolist())) == count and set(row.tolist()) <= set(range(16)) for row in places.flatten(0, 1))
 
 
+@pytest.mark.parametrize("block", [4096, 5])
 @pytest.mark.parametrize("shares", [(12,), (6, 6), (4, 4, 4), (1, 11)])
-def test_any_number_of_ranks_draws_the_same(config, shares):
+def test_any_number_of_ranks_draws_the_same(config, shares, block, monkeypatch):
+    monkeypatch.setattr("trainer.views.BLOCK", block)
     starts = [sum(shares[:number]) for number in range(len(shares))]
     parts = [draw_masked(config, share, 5, start) for share, start in zip(shares, starts, strict=True)]
     assert torch.equal(torch.cat(parts, dim=1), draw_masked(config, 12, 5))

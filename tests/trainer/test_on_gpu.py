@@ -121,7 +121,7 @@ def rows_of(folder):
 
 
 def test_a_run_on_a_gpu_goes_on_from_its_checkpoint_and_says_what_one_on_a_cpu_says(tiny, tmp_path):
-    config = tiny(steps=4, probe={"every": 4, "limit": 16, "tasks": "shapes/knn"}, **MASKED)
+    config = tiny(steps=4, probe={"every": 4, "limit": 16, "tasks": "shapes/knn"}, average_momentum=0.9, **MASKED)
     quiet = Console(file=io.StringIO())
     run_training(config, tmp_path / "cpu", resume=False, device=CPU, console=quiet)
     with pretended_gpu():

@@ -273,13 +273,27 @@ def test_views_do_not_depend_on_how_many_are_made_at_a_time(monkeypatch, pixels)
 # --- promises about the tensors ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("block", [4096, 3, 1])
 @pytest.mark.parametrize("first", [1, 5])
-def test_a_part_of_the_global_batch_gets_the_views_that_the_whole_would_give_it(first):
+def test_a_part_of_the_global_batch_gets_the_views_that_the_whole_would_give_it(first, block, monkeypatch):
+    monkeypatch.setattr(views, "BLOCK", block)
     images, sizes = pictures(8)
     whole = views.make_views(images, sizes, CONFIG, seed=1, step=2)
     part = views.make_views(images[first:7], sizes[first:7], CONFIG, seed=1, step=2, first=first)
     same(part.global_crops, whole.global_crops[:, first:7])
     same(part.local_crops, whole.local_crops[:, first:7])
+
+
+def test_random_numbers_of_a_block_are_drawn_for_those_who_ask_for_it(monkeypatch):
+    monkeypatch.setattr(views, "BLOCK", 4)
+    drawn = []
+    monkeypatch.setattr(torch, "rand", lambda *shape, rand=torch.rand, **rest: drawn.append(shape) or rand(*shape, **rest))
+    whole = views.table(0, 11, 5, views.seeded(1), (1, 2))
+    assert drawn == [(4, 5), (4, 5), (3, 5)]
+    assert len(whole.unique()) == whole.numel(), "no two blocks draw the same"
+    drawn.clear()
+    assert torch.equal(views.table(9, 1, 5, views.seeded(1), (1, 2)), whole[9:10])
+    assert drawn == [(2, 5)], "and nothing of the blocks before"
 
 
 def test_padding_never_reaches_a_view():
