@@ -86,7 +86,7 @@ class Health:
             if not torch.isfinite(features).all():
                 raise RunError(
                     f"step {state.step}: after its update the features of its own pictures are not finite; try a lower optim.lr"
-                    f" (now {config.optim.lr:g}) or a longer optim.warmup_fraction. Earlier checkpoints are intact."
+                    f" (now {config.optim.lr:g}) or a longer optim.warmup_fraction. Checkpoints that were written are intact."
                 )
             found = {"feature_rank": effective_rank(features[: len(images)].float())}
             if not config.is_taught_at(state.step - 1):

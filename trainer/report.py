@@ -41,7 +41,7 @@ GROUPS = {
     "Speed and data": ("images_per_second", "mfu", "data_wait_share", "left_out"),
 }
 MEANINGS = {
-    "loss": "what is minimised: the parts below, each times its weight",
+    "loss": "what is minimised: the losses beside it, each times its weight",
     "contrastive": "pictures against texts",
     "distillation": "student against teacher; it may rise while the teacher grows less certain",
     "masked": "patches that the student does not see, against the teacher",

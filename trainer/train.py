@@ -219,5 +219,6 @@ def stop_if_not_finite(answer: Answer, config: Config) -> None:
     }
     found = ", ".join(f"{k} {number:g}" for k, number in numbers.items() if k != "loss")
     raise RunError(
-        f"step {answer.step + 1}: {name} is not finite ({found}). Likely cause: {causes[name]}. Earlier checkpoints are intact."
+        f"step {answer.step + 1}: {name} is not finite ({found}). Likely cause: {causes[name]}."
+        " Checkpoints that were written are intact."
     )

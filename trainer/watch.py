@@ -94,7 +94,7 @@ class Watch:
             self._say(name, f"step {state.step}: {name}: {sentence}")
         if verdicts and self._on_collapse == "stop":
             name, sentence = next(iter(verdicts.items()))
-            raise RunError(f"stopped at step {state.step}: {name}: {sentence}. Earlier checkpoints are intact.")
+            raise RunError(f"stopped at step {state.step}: {name}: {sentence}. Checkpoints that were written are intact.")
 
     def alarm(self, state: TrainState, name: str, sentence: str) -> None:
         """What a probe showed. Raises RunError where a run is to stop of it."""

@@ -100,7 +100,7 @@ def test_stop_ends_the_run_with_the_sentence(tiny, tmp_path):
     config = tiny(steps=16, precision="fp32", log_every=2, checkpoint_every=2, **PLANTED["teacher stands still"])
     _, rows, stopped = watched(config, tmp_path, on_collapse="stop")
     assert stopped.startswith("stopped at step 4: teacher stands still: ")
-    assert stopped.endswith("Earlier checkpoints are intact.")
+    assert stopped.endswith("Checkpoints that were written are intact.")
     assert [row["step"] for row in rows] == [2, 4]
 
 
