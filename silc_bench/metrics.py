@@ -89,7 +89,7 @@ def class_iou(areas: np.ndarray) -> np.ndarray:
 
 def mean_iou(areas: np.ndarray) -> np.ndarray:
     """[..., 3, C] -> [...] mIoU. A class absent from truth *and* prediction is not averaged; one only predicted counts as 0."""
-    return np.nanmean(class_iou(areas), axis=-1)
+    return _mean_of_known(class_iou(areas))
 
 
 def pixel_accuracy(areas: np.ndarray) -> np.ndarray:
@@ -101,13 +101,13 @@ def pixel_accuracy(areas: np.ndarray) -> np.ndarray:
 def mean_class_accuracy(areas: np.ndarray) -> np.ndarray:
     """[..., 3, C] -> [...] mean over the classes that occur in the truth of the fraction of their pixels found."""
     intersection, _, truth = np.moveaxis(np.asarray(areas, dtype=np.float64), -2, 0)
-    return np.nanmean(_ratio(intersection, truth), axis=-1)
+    return _mean_of_known(_ratio(intersection, truth))
 
 
 def mean_class_rate(counts: np.ndarray) -> np.ndarray:
     """[..., 2, C] -> [...] mean over the classes that were asked for of hits / asked: counts of both, of each class."""
     hits, asked = np.moveaxis(np.asarray(counts, dtype=np.float64), -2, 0)
-    return np.nanmean(_ratio(hits, asked), axis=-1)
+    return _mean_of_known(_ratio(hits, asked))
 
 
 def _near_contours(labels: np.ndarray, distance: int) -> np.ndarray:
@@ -126,6 +126,12 @@ def _any_of(flags: np.ndarray, count: int, axis: int) -> np.ndarray:
     along = before.swapaxes(0, axis)  # a view, with the axis first
     np.cumsum(flags, axis=axis, out=along[1:].swapaxes(0, axis))
     return (along[count:] != along[:-count]).swapaxes(0, axis)
+
+
+def _mean_of_known(values: np.ndarray) -> np.ndarray:
+    """[..., C] -> [...], NaN where no class is known."""
+    known = ~np.isnan(values)
+    return _ratio(np.where(known, values, 0).sum(-1), known.sum(-1).astype(np.float64))
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:

@@ -49,6 +49,8 @@ def seeds_stderr(hits: np.ndarray) -> float:
 def bootstrap_stderr(per_picture: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], seed: int = 0) -> float:
     """Standard deviation of a statistic of summed counts when the pictures are drawn anew, with replacement (Efron, 1979).
 
+    Of few pictures a draw may hold none that the statistic is about; it is NaN there, and such draws do not count.
+
     Args:
         per_picture: [N, ...] counts of each picture (areas [3, C], or hits and queries [2]).
         statistic: sums [R, ...] -> [R], for R draws at once.
@@ -64,7 +66,7 @@ def bootstrap_stderr(per_picture: np.ndarray, statistic: Callable[[np.ndarray], 
         drawn = rng.integers(num_pictures, size=(rows, num_pictures)) + num_pictures * np.arange(rows)[:, None]
         times = np.bincount(drawn.ravel(), minlength=rows * num_pictures).reshape(rows, num_pictures)
         sums[start : start + rows] = times @ flat
-    return float(np.std(statistic(sums.reshape(NUM_RESAMPLES, *per_picture.shape[1:])), ddof=1))
+    return float(np.nanstd(statistic(sums.reshape(NUM_RESAMPLES, *per_picture.shape[1:])), ddof=1))
 
 
 def paired_bootstrap(a: np.ndarray, b: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], seed: int = 0) -> float:
@@ -72,6 +74,7 @@ def paired_bootstrap(a: np.ndarray, b: np.ndarray, statistic: Callable[[np.ndarr
 
     Pictures with equal counts are drawn together, by how many of them there are (the multinomial distribution of the same
     resamples): hits take four numbers a draw however many pictures there are, and the pictures' order has no part in it.
+    Draws where either statistic is NaN do not count.
 
     Args:
         a, b: [N, ...] counts of each picture by the two models.
@@ -90,7 +93,7 @@ def paired_bootstrap(a: np.ndarray, b: np.ndarray, statistic: Callable[[np.ndarr
         sums = rng.multinomial(num_pictures, times / num_pictures, size=rows) @ kinds
         sums_a, sums_b = (half.reshape(rows, *a.shape[1:]) for half in np.split(sums, 2, axis=1))
         differences[start : start + rows] = statistic(sums_b) - statistic(sums_a)
-    return float(np.std(differences, ddof=1))
+    return float(np.nanstd(differences, ddof=1))
 
 
 def draws_variance(hits_a: np.ndarray, hits_b: np.ndarray) -> float:

@@ -58,6 +58,16 @@ def test_bootstrap_of_miou_by_simulation():
     assert claimed == pytest.approx(spread, rel=0.12)
 
 
+@pytest.mark.filterwarnings("error")
+def test_draws_in_which_no_class_was_asked_for_do_not_count():
+    """A third of the draws of three pictures, of which one is asked about, hold nothing: (2/3)^3."""
+    counts = np.zeros((3, 2, 1))
+    counts[0] = [[1], [2]]
+    assert stats.bootstrap_stderr(counts, metrics.mean_class_rate) == 0
+    assert stats.paired_bootstrap(counts, counts, metrics.mean_class_rate) == 0
+    assert np.isnan(metrics.mean_iou(np.zeros((3, 2))))
+
+
 def test_bootstrap_does_not_depend_on_the_chunks(monkeypatch):
     counts = np.random.default_rng(5).integers(0, 9, size=(30, 2)) + 1
     errors = set()
