@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 the run failed, 2 the user's input was wrong. Torch is imp
 from __future__ import annotations
 
 import json
+import os
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -68,13 +69,15 @@ def train(
     on_collapse: Annotated[str, typer.Option(help="warn or stop, when the run's health says that it has collapsed.")] = "warn",
     wandb: Annotated[str | None, typer.Option(help="[ENTITY/]PROJECT of W&B, which gets the log's rows too.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check --init, print what it costs here, and stop.")] = False,
-    devices: Annotated[int | None, typer.Option(min=1, help="Of --dry-run: so many like this one share each batch.")] = None,
+    devices: Annotated[int | None, typer.Option(min=1, help="Of --dry-run: so many share each batch.")] = None,
     show_config: Annotated[bool, typer.Option("--show-config", help="Print every field, how sure it is, and stop.")] = False,
 ) -> None:
     """Train SILC, or a step of its ablation."""
     from trainer.presets import configure
 
     config = configure(preset, objective, data=data, samples=samples, seed=seed, init=init, sets=set_ or ())
+    if (show_config or dry_run) and os.environ.get("RANK", "0") != "0":  # of torchrun's processes the first one speaks
+        return
     if show_config:
         cli_train.print_config(config)
         return
@@ -84,7 +87,7 @@ def train(
     if dry_run:
         if config.init and not resume:  # which has its weights already
             cli_train.print_start(config)
-        cli_train.print_estimate(config, choose_device(device), devices or 1)
+        cli_train.print_estimate(config, choose_device(device), devices or int(os.environ.get("WORLD_SIZE", "1")))
         return
     if devices is not None:
         raise UserError("--devices belongs to --dry-run; torchrun --nproc-per-node N -m silc_bench train starts a run on N")

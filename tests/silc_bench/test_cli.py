@@ -89,6 +89,15 @@ def test_the_command_that_comes_next_can_be_typed_as_it_stands(tmp_path, monkeyp
     assert succeed("data", "pack", photos, out).splitlines()[1] == f"next: silc-bench data stats '{out}/*.tar'"
 
 
+def test_of_the_processes_that_torchrun_starts_one_says_what_they_cost(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    for number, word in (("1", "--dry-run"), ("3", "--show-config")):
+        monkeypatch.setenv("RANK", number)
+        assert succeed("train", word, "--device", "cpu") == ""
+    monkeypatch.setenv("RANK", "0")
+    assert "of a step on one of 4 devices" in succeed("train", "--dry-run", "--device", "cpu")
+
+
 def test_the_cost_of_a_run_on_several_devices():
     """Each has its share of the pictures; the weights are whole on each."""
     one, four = (succeed("train", "--dry-run", "--device", "cpu", *devices) for devices in ((), ("--devices", 4)))
