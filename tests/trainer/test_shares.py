@@ -161,7 +161,9 @@ def test_a_rank_reads_nothing_of_what_the_others_have():
 
 def test_a_source_that_is_all_damage_ends_every_rank():
     answers, _ = read([Numbers(9, range(9)) for _ in range(3)], 6, 0, 1)
-    assert [str(answer)[:31] for answer in answers] == ["none of 9 pairs can be read; th"] * 3
+    last = Numbers(9).sample(17)  # two epochs hold every sample, wherever they begin
+    cause = "empty text" if last % 2 else "corrupt image"
+    assert [str(answer) for answer in answers] == [f"none of 9 pairs can be read; the last: {cause} in sample {last}"] * 3
 
 
 def test_one_readable_sample_is_enough():
