@@ -97,12 +97,14 @@ class ReadAhead:
         assert self._answers is not None
         try:
             return next(answer for answer in self._answers if answer is not None)
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+        except (RuntimeError, EOFError, ConnectionError) as error:  # the last two where it is not seen to be dead yet
+            is_sent = str(error).startswith("Caught ")  # by a worker that lives, of a mistake of ours
+            if is_sent or (isinstance(error, RuntimeError) and "DataLoader worker (pid" not in str(error)):
                 raise
+            words = next(iter(str(error).splitlines()), type(error).__name__)
             raise RunError(
                 "a process that reads data was killed, most often for want of memory; lower data.num_workers or"
-                f" data.decode_size, and continue with --resume ({next(iter(str(error).splitlines()))})"
+                f" data.decode_size, and continue with --resume ({words})"
             ) from error
 
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from silc_bench.datasets.shards import Damage
 from silc_bench.errors import RunError, UserError
 from trainer.data import BATCHES_AHEAD, Source
+from trainer.read_ahead import ReadAhead
 from trainer.readers import UnreadableError, shuffled
 from trainer.sections import DataConfig
 
@@ -193,6 +194,30 @@ def test_an_error_that_ends_the_run_comes_as_it_was_raised_and_when_its_batch_is
         assert len(next(batches).texts) == 2
         with pytest.raises(kind, match=r"^the bucket is gone$"):
             next(batches)
+
+
+@pytest.mark.parametrize(
+    ("error", "is_killed"),
+    [
+        (RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly"), True),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), True),
+        (EOFError(), True),  # its tensors go before it is seen to be dead
+        (ConnectionResetError(104, "Connection reset by peer"), True),
+        (RuntimeError("Caught RuntimeError in DataLoader worker process 0.\nOriginal Traceback"), False),
+        (ConnectionError("Caught ConnectionError in DataLoader worker process 0.\nOriginal Traceback"), False),
+        (RuntimeError("a mistake of ours"), False),
+    ],
+)
+def test_which_errors_mean_that_a_worker_was_killed(error, is_killed):
+    def answers():
+        raise error
+        yield
+
+    with ReadAhead(Numbers(9), SIDE, 0) as ahead:
+        ahead._answers = answers()
+        with pytest.raises(type(error) if not is_killed else RunError) as caught:
+            ahead._next()
+    assert ("a process that reads data was killed" in str(caught.value)) == is_killed
 
 
 def test_damage_is_reported_in_the_order_of_the_stream():
