@@ -216,7 +216,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_one_line(tmp_path):
 
 
 def test_train_writes_a_run(run):
-    assert {path.name for path in run.iterdir()} == {"checkpoints", "log.jsonl", "probes.jsonl", "tensorboard"}
+    assert {path.name for path in run.iterdir()} == {"checkpoints", "log.jsonl", "notes.jsonl", "probes.jsonl", "tensorboard"}
     rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3]
     saved = json.loads((run / "checkpoints" / "step_00000003.json").read_text())["config"]
