@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -154,9 +155,10 @@ def _rows_of(positions: Sequence[int], parts: list[Rows]) -> Rows:
 
 def _in_workers(loader: _Loader, queue: deque[Sequence[int]], num_workers: int) -> Iterator[Rows | UserError | RunError | None]:
     """Answers in the order of the queue, and None where it was empty, from processes that end with the iterator."""
+    handler = signal.getsignal(signal.SIGCHLD)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="This DataLoader will create")  # ``crowding`` says it in a sentence, once
-        return iter(
+        answers = iter(
             DataLoader(
                 loader,
                 batch_size=None,
@@ -167,6 +169,10 @@ def _in_workers(loader: _Loader, queue: deque[Sequence[int]], num_workers: int) 
                 generator=torch.Generator(),  # else it would draw a seed from the global one: not the run without workers
             )
         )
+    if signal.getsignal(signal.SIGCHLD) is not handler:
+        # torch's would raise the death of a worker out of whatever the main thread does then: a step, or a checkpoint
+        signal.signal(signal.SIGCHLD, handler)
+    return answers
 
 
 def crowding(num_workers: int, num_ranks: int) -> str | None:

@@ -5,6 +5,7 @@ import itertools
 import multiprocessing
 import os
 import random
+import signal
 import subprocess
 import sys
 import tarfile
@@ -373,6 +374,15 @@ def test_closing_ends_the_thread_and_the_workers(clean, workers):
     batches.close()
     assert {t for t in threading.enumerate() if t.name.startswith("data")} <= threads
     assert set(multiprocessing.active_children()) == children
+
+
+def test_the_death_of_a_worker_interrupts_nothing(clean, monkeypatch):
+    """Who waits for its batch is told; torch's handler would raise in the main thread, whatever that is doing."""
+    monkeypatch.setattr("torch.utils.data._utils.signal_handling._SIGCHLD_handler_set", False)
+    handler = signal.getsignal(signal.SIGCHLD)
+    with closing(source(clean, num_workers=1).batches(4, 0)) as batches:
+        next(batches)
+        assert signal.getsignal(signal.SIGCHLD) is handler
 
 
 @pytest.mark.parametrize("workers", [0, 2])
