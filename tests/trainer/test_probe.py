@@ -126,7 +126,9 @@ def test_the_speed_of_a_row_is_that_of_its_steps_without_the_probe(tiny, tmp_pat
     monkeypatch.setattr("trainer.loop.train_step", step)
     monkeypatch.setattr("trainer.loop.Probe", SlowProbe)
     monkeypatch.setattr("trainer.loop._my_batches", data)
-    monkeypatch.setattr("trainer.loop.time", SimpleNamespace(perf_counter=lambda: clock[0], monotonic=lambda: clock[0]))
+    for module in ("loop", "transfer"):
+        stands_still = SimpleNamespace(perf_counter=lambda: clock[0], monotonic=lambda: clock[0])
+        monkeypatch.setattr(f"trainer.{module}.time", stands_still)
     config = tiny(precision="fp32", steps=6, log_every=2, probe={"every": 3})
     run_training(config, tmp_path, resume=False, device=torch.device("cpu"), console=Console(file=io.StringIO()))
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
