@@ -237,6 +237,12 @@ def test_the_student_sees_nothing_of_a_masked_patch_and_the_teacher_everything(c
     assert not torch.equal(one, two)
 
 
+def test_the_teacher_shares_no_weight_with_the_student(config, first):
+    state = TrainState.create(config, first[0], CPU)
+    students = {parameter.data_ptr() for parameter in state.student.parameters()}
+    assert [name for name, parameter in state.teacher.named_parameters() if parameter.data_ptr() in students] == []
+
+
 def test_with_weight_zero_there_is_no_head_token_or_centre(tiny, first):
     state = TrainState.create(tiny(precision="fp32"), first[0], CPU)
     names = [*state.student.state_dict(), *state.teacher.state_dict()]
