@@ -12,6 +12,7 @@ import signal
 import time
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,8 @@ from trainer.wandb_log import WandbLog, check_place
 from trainer.watch import Watch, check_on_collapse, repeating
 
 TOKENIZER_CAPTIONS = 20_000  # captions that the tokenizer is trained on
-OF_THE_MACHINE = ("checkpoint_every", "checkpoint_minutes", "probe", "checkpointing", "micro_batch")  # no part of the result
+# No part of the result:
+OF_THE_MACHINE = ("checkpoint_every", "checkpoint_minutes", "log_every", "probe", "checkpointing", "micro_batch")
 FREE_ON_RESUME = ("data.num_workers", "data.mirror_gb", *OF_THE_MACHINE)  # prefixes
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # Ctrl-C, and what schedulers send before they take a machine away
 
@@ -188,9 +190,10 @@ def _loop(state: TrainState, source: Source, run: Path, log: RunLog, received: l
             raise RunError(f"--init {config.init} cannot be measured: {probe.diverged}")
         log.write_probe(0, found)
         state.start["probes"] = remembered(found, probe.errors)
-    mark, mark_step, saved = time.perf_counter(), state.step, time.monotonic()
     wait = DataWait(state.student.log_scale.device)
-    with closing(_my_batches(state, source)) as batches, checkpoint.Writer(run) as writer:
+    with closing(_my_batches(state, source)) as opened, checkpoint.Writer(run) as writer:
+        batches = chain([next(opened)], opened)  # the first takes what opening the source takes, which is no part of the speed
+        mark, mark_step, saved = time.perf_counter(), state.step, time.monotonic()
         while state.step < config.num_steps:
             batch = wait.next(batches)
             is_last = state.step + 1 == config.num_steps

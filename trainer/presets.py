@@ -15,6 +15,7 @@ from trainer.sections import (
     DistillationConfig,
     MaskedConfig,
     OptimConfig,
+    ProbeConfig,
     TextConfig,
     ViewsConfig,
     VisionConfig,
@@ -30,6 +31,7 @@ def b16() -> Config:
         data=DataConfig(source=""),
         distillation=DistillationConfig(ema_batch=16_384),
         optim=OptimConfig(warmup_fraction=50_000 / 1_220_703, cooldown_fraction=50_000 / 1_220_703),
+        probe=ProbeConfig(every=5_000),
     )
 
 

@@ -160,8 +160,8 @@ IDLE = [  # preset, changes of which the last does nothing, and a change beside 
     ("shapes_tiny", "views.jitter=0.2,0.2,0.2,0.1", "views.jitter_prob=0.5"),
     ("shapes_tiny", "views.blur_sigma=0.2,1", "views.blur_probs=0,0,0.5"),
     ("siglip2_dense", "views.solarize_prob=0.1", "views.num_global=2"),
-    ("b16", "probe.tasks=shapes/knn", "probe.every=10"),
-    ("b16", "probe.limit=10", "probe.every=10"),
+    ("shapes_tiny", "probe.tasks=shapes/knn", "probe.every=10"),
+    ("shapes_tiny", "probe.limit=10", "probe.every=10"),
 ]
 
 
