@@ -209,6 +209,8 @@ def _what_it_is(path: Path) -> str:
         return "it is compressed, and reading at random needs a plain tar; decompress it first"
     if start.startswith(b"version https://git-lfs"):
         return "it is a Git LFS pointer; fetch the file with `git lfs pull`"
+    if start.startswith((b"\xff\xd8\xff", b"\x89PNG", b"RIFF")):
+        return f"it is a picture; name its folder ({path.parent}) instead of the pictures in it"
     return f"it starts with {start[:16]!r}; pack or upload it anew"
 
 

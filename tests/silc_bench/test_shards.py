@@ -224,6 +224,7 @@ def seal_header(data: bytearray, start: int) -> None:
         (b"", "empty"),
         (b"\x1f\x8b" + bytes(600), "compressed"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "git lfs pull"),
+        (b"\xff\xd8\xff\xe0\x00\x10JFIF", "name its folder"),
         (b"<!DOCTYPE html><html>not found</html>" * 40, "DOCTYPE"),
         (bytes(range(256)) * 4, "starts with"),
     ],
