@@ -164,6 +164,7 @@ def measure_run(config: Config, data: str, num_steps: int) -> None:
         data=replace(config.data, source=data, num_workers=config.data.num_workers or 8 * (DEVICE.type == "cuda")),
         samples=num_steps * config.batch_size,
         log_every=max(1, num_steps // 4),
+        probe=replace(config.probe, every=0),
     )
     reset_peak(DEVICE)
     with tempfile.TemporaryDirectory() as folder:
