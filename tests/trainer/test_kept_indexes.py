@@ -11,6 +11,7 @@ from test_data import source, take, whole, write_shard
 from test_shard_index import assert_same, looked_at  # noqa: F401
 from typer.testing import CliRunner
 
+from silc_bench import terminal
 from silc_bench.cli import app
 from silc_bench.datasets import remote
 from silc_bench.store import IN_USE, Store, default_folder, shards_folder
@@ -21,6 +22,7 @@ from trainer.kept_indexes import listing
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("SILC_BENCH_CACHE", str(tmp_path / "cache" / "features"))
+    monkeypatch.setattr(terminal.console, "_width", 300)  # else that of whoever imported it first
 
 
 @pytest.fixture
@@ -38,7 +40,7 @@ def indexed(folder):
 
 
 def cache(*words):
-    done = CliRunner().invoke(app, ["cache", *words], terminal_width=300, env={"COLUMNS": "300"})
+    done = CliRunner().invoke(app, ["cache", *words])
     assert done.exit_code == 0, done.output
     return done.stdout
 
