@@ -13,7 +13,7 @@ from trainer import checkpoint
 from trainer.averaging import Average, average_at
 from trainer.estimate import memory
 from trainer.loop import run_training
-from trainer.model import Student
+from trainer.model import Student, init_weights
 from trainer.train import TrainState, train_step
 
 CPU = torch.device("cpu")
@@ -62,7 +62,9 @@ def test_it_changes_nothing_of_the_run_and_is_absent_without_it(tiny):
 
 def test_weights_of_another_average_are_refused_before_any_is_taken(tiny):
     """One name too many, one too few, and a shape that would be spread over the tensor in its place."""
-    average = Average(Student(tiny()))
+    student = Student(tiny())
+    init_weights(student, 0)
+    average = Average(student)
     whole = {name: torch.full_like(value, 3.0) for name, value in average.weights.items()}
     before = {name: value.clone() for name, value in average.weights.items()}
     name = "text.head.weight"
