@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from rich.text import Text
 
 from silc_bench.datasets.captions_file import ENDINGS
-from silc_bench.errors import UserError
 from silc_bench.terminal import console, table_of
 
 if TYPE_CHECKING:
@@ -20,11 +19,10 @@ OF_MODEL = ("weights", "gradients", "optimiser state", "teacher", "average")  # 
 
 def print_estimate(config: Any, device: Any, devices: int = 1) -> None:
     """On ``devices`` like this one. UserError where they cannot share its batch."""
+    from trainer.distributed import share_of
     from trainer.estimate import REACHED, estimate, memory_of
 
-    if config.batch_size % devices:
-        near = max(1, config.batch_size // devices) * devices
-        raise UserError(f"batch_size {config.batch_size} does not divide among {devices} devices; try --set batch_size={near}")
+    share_of(config.batch_size, devices, "devices")
     found = estimate(config, device, devices)
     where = "one device" if devices == 1 else f"{devices:,} devices"
     table = table_of("of a step on one device" if devices == 1 else f"of a step on one of {where}", "", title=config.name)

@@ -27,12 +27,13 @@ def parallel(student: nn.Module) -> nn.Module:
     return DistributedDataParallel(student, gradient_as_bucket_view=True)
 
 
-def share_of(batch_size: int) -> int:
-    """Pairs of the global batch that each rank takes. UserError where they do not divide."""
-    if batch_size % num_ranks():
-        near = max(1, batch_size // num_ranks()) * num_ranks()
-        raise UserError(f"batch_size {batch_size} does not divide among {num_ranks()} processes; try --set batch_size={near}")
-    return batch_size // num_ranks()
+def share_of(batch_size: int, count: int | None = None, sharers: str = "processes") -> int:
+    """Pairs of the global batch that each of ``count`` takes, or each rank. UserError where they do not divide."""
+    count = count or num_ranks()
+    if batch_size % count:
+        near = max(1, batch_size // count) * count
+        raise UserError(f"batch_size {batch_size} does not divide among {count} {sharers}; try --set batch_size={near}")
+    return batch_size // count
 
 
 def first_of(share: int) -> int:

@@ -137,7 +137,7 @@ def _rows_up_to(path: Path, step: int) -> list[str]:
     kept = []
     lines = path.read_bytes().splitlines(keepends=True)
     for number, line in enumerate(lines, start=1):
-        row = _row(line)
+        row = row_of(line) if line.endswith(b"\n") else None
         if row is None and step == 0 and number < len(lines):
             raise UserError(f"{path}:{number} is no row of a run's log, and a new run would overwrite it; choose another --out")
         if row is not None and row["step"] <= step:
@@ -145,10 +145,10 @@ def _rows_up_to(path: Path, step: int) -> list[str]:
     return kept
 
 
-def _row(line: bytes) -> dict[str, Any] | None:
-    """What the line holds; None where it is no whole row of a log."""
+def row_of(line: bytes) -> dict[str, Any] | None:
+    """What a line of a log holds; None where it is no row, with a step."""
     try:
         row = json.loads(line)
     except ValueError:
         return None
-    return row if line.endswith(b"\n") and isinstance(row, dict) and type(row.get("step")) is int else None
+    return row if isinstance(row, dict) and type(row.get("step")) is int else None

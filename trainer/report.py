@@ -13,6 +13,7 @@ import jinja2
 
 from silc_bench.atomic import write_text_atomic
 from silc_bench.errors import UserError
+from trainer.log import row_of
 
 GROUPS = {
     "Losses": ("loss", "contrastive", "distillation", "masked", "lr", "logit_scale", "logit_bias"),
@@ -168,12 +169,8 @@ def _notes(path: Path) -> list[str]:
 
 def _row(line: bytes) -> dict[str, Any] | None:
     """A step and numbers; None for anything else."""
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
-    is_row = isinstance(row, dict) and type(row.get("step")) is int
-    return row if is_row and all(type(value) in (int, float) for value in row.values()) else None
+    row = row_of(line)
+    return row if row is not None and all(type(value) in (int, float) for value in row.values()) else None
 
 
 def _checkpoints(run: Path) -> list[tuple[str, dict[str, Any]]]:

@@ -112,7 +112,7 @@ def augment(pixels: Tensor, params: ViewParams, out: Tensor) -> None:
         apply(image_ops.to_gray, images, params.gray[some])
         apply(image_ops.blur, images, params.blur[some], sigmas[on_device], radius=params.blur_radius)
         apply(image_ops.solarize, images, params.solarize[some])
-        put(normalize(images), out, some)
+        put(normalize(images), out, on_device)
 
 
 def apply(operation: Callable[..., Tensor], images: Tensor, drawn: Tensor, *arguments: Tensor, **settings: Any) -> None:
@@ -126,13 +126,13 @@ def apply(operation: Callable[..., Tensor], images: Tensor, drawn: Tensor, *argu
     else:
         some = send(rows, images.device)
         changed = operation(images.index_select(0, some), *(argument[some] for argument in arguments), **settings)
-        put(changed, images, rows)
+        put(changed, images, some)
 
 
 def put(images: Tensor, out: Tensor, rows: Tensor) -> None:
-    """out[rows] = images. On a CPU torch's own index_copy_ goes value by value."""
+    """out[rows] = images, all on one device. On a CPU torch's own index_copy_ goes value by value."""
     if images.is_cuda:
-        out.index_copy_(0, send(rows, out.device), images)
+        out.index_copy_(0, rows, images)
     else:
         for row, image in zip(rows.tolist(), images, strict=True):
             out[row].copy_(image)

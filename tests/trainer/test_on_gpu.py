@@ -28,11 +28,16 @@ MASKED = {"masked": {"weight": 1.0}}
 TAKEN_TIME = {"images_per_second", "data_wait_share", "seconds_left", "mfu"}
 
 
-def two_steps(config, device):
-    """What two steps reported, and the state after them; on the CPU."""
+def started(config, device):
+    """A state before its first step, and its batches."""
     source = open_source(config.data)
     tokenizer = Tokenizer.train(source.captions(50), config.text.vocab_size, config.text.context_length)
-    state, batches = TrainState.create(config, tokenizer, device), source.batches(config.batch_size, 0)
+    return TrainState.create(config, tokenizer, device), source.batches(config.batch_size, 0)
+
+
+def two_steps(config, device):
+    """What two steps reported, and the state after them; on the CPU."""
+    state, batches = started(config, device)
     rows = [train_step(state, next(batches)) for _ in range(2)]
     batches.close()
     average = state.average.weights if state.average else {}
@@ -61,19 +66,12 @@ def test_steps_on_a_gpu_are_those_on_a_cpu(tiny, objective, changes):
         torch.testing.assert_close(ours[name], tensor, rtol=1e-4, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
 
 
-def started(config):
-    """A state on the GPU, and its batches."""
-    source = open_source(config.data)
-    tokenizer = Tokenizer.train(source.captions(50), config.text.vocab_size, config.text.context_length)
-    return TrainState.create(config, tokenizer, CUDA), source.batches(config.batch_size, 0)
-
-
 @pytest.mark.parametrize("changes", [{"average_momentum": 0.9, **MASKED}, {"micro_batch": 4, "optim": {"kind": "adafactor"}}])
 def test_the_host_waits_for_nothing_in_a_step(tiny, changes):
     """It would leave the GPU with nothing to do while the host prepares what comes next."""
     augmented = {"gray_prob": 0.5, "blur_probs": (0.5, 0.5, 0.5), "solarize_prob": 0.5}
     with pretended_gpu() as gpu:
-        state, batches = started(tiny("silc", views=augmented, **changes))
+        state, batches = started(tiny("silc", views=augmented, **changes), CUDA)
         with closing(batches):
             train_step(state, next(batches))
             gpu.waits.clear()
@@ -85,7 +83,7 @@ def test_the_host_waits_for_nothing_in_a_step(tiny, changes):
 
 def test_what_is_not_finite_on_a_gpu_is_known_a_step_later_and_not_saved(tiny):
     with pretended_gpu():
-        state, batches = started(tiny(steps=9))
+        state, batches = started(tiny(steps=9), CUDA)
         with closing(batches):
             train_step(state, next(batches))
             state.confirm()
