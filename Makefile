@@ -1,14 +1,29 @@
-# make demo | make test | make check: each makes .venv first, if it is missing
+# make demo | test | test-fast | test-timing | test-slow | fuzz | check: each makes .venv first, if it is missing
 PYTHON ?= python3
+MINUTES ?= 20
 BIN := .venv/bin
+# Two processes share two cores; one thread each, because at the size of a test a second thread only waits for the first.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
-.PHONY: demo test check
+.PHONY: demo test test-fast test-timing test-slow fuzz check
 
 demo: .venv/core
 	$(BIN)/silc-bench demo --out demo
 
-test: .venv/dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+test: .venv/dev  # everything but what is slow by nature
+	$(PYTEST) -m "not slow"
+
+test-fast: .venv/dev  # for the inner loop: one part at a time, no whole runs, no other processes
+	$(PYTEST) -m "not slow and not timing and not broad"
+
+test-timing: .venv/dev  # what uses signals, kills, threads or processes
+	$(PYTEST) -m "timing and not slow"
+
+test-slow: .venv/dev  # compilation, models of real size, the demo from end to end, kills in series
+	$(PYTEST) -m slow
+
+fuzz: .venv/dev  # property tests with new examples, for MINUTES
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz.py --minutes $(MINUTES)
 
 check: .venv/dev
 	$(BIN)/ruff check .
