@@ -31,6 +31,7 @@ def tiny_config(objective: str = "silc", *, steps: int = 4, **changes) -> Config
         optim=OptimConfig(schedule="cosine", warmup_fraction=0.1),
         batch_size=BATCH,
         samples=BATCH * steps,
+        precision="fp32",  # "auto" is bf16 on some machines, and other numbers
         log_every=2,
         checkpoint_every=3,
     )
