@@ -427,7 +427,7 @@ def test_a_run_from_foreign_weights_is_whole_without_them(tiny, tmp_path):
 def test_a_resumed_run_ends_bit_for_bit_and_does_not_read_the_source_again(uneven, tmp_path, monkeypatch, few_captions):
     config = replace(uneven, init=str(random_run(uneven, tmp_path / "source")), checkpoint_every=2)
     trained(config, tmp_path / "whole")
-    trained(config, tmp_path / "part")
+    shutil.copytree(tmp_path / "whole", tmp_path / "part")
     (tmp_path / "part" / "checkpoints" / "step_00000004.pt").unlink()
     shutil.rmtree(tmp_path / "source")
     trained(config, tmp_path / "part", resume=True)
@@ -463,6 +463,7 @@ def test_silc_star_is_a_second_phase(uneven, tmp_path):
     shrunk = [f"{path}={value}" for path, value in flatten(uneven).items() if path.startswith(("vision.", "text."))]
     shrunk += ["views.global_size=24", "views.local_size=8", "views.num_local=2", "batch_size=8", "data.decode_size=32"]
     shrunk += ["distillation.num_prototypes=64", "distillation.hidden_dim=32", "distillation.bottleneck_dim=16"]
+    shrunk += ["precision=fp32", "probe.tasks=shapes/zeroshot", "probe.limit=16"]
     options = {"data": "shapes", "samples": 32, "sets": shrunk}
     with pytest.raises(UserError, match="preset silc_star goes on from a finished run: name it, as in --init"):
         trained(configure("silc_star", "silc", **options), tmp_path / "star")
