@@ -92,9 +92,13 @@ def test_merges_are_learned_within_the_vocabulary():
         assert Tokenizer.train(CAPTIONS, asked, LENGTH).vocab_size <= asked
 
 
-def test_training_is_deterministic_in_any_order_and_process(tokenizer):
+def test_training_is_deterministic_in_any_order(tokenizer):
     again = Tokenizer.train(iter(reversed(CAPTIONS)), 400, LENGTH).to_json()
     assert again == tokenizer.to_json()
+
+
+@pytest.mark.slow
+def test_training_is_deterministic_in_any_process(tokenizer):
     code = "import json, sys; from trainer.tokenizer import Tokenizer\n"
     code += f"sys.stdout.write(json.dumps(Tokenizer.train(json.load(sys.stdin), 400, {LENGTH}).to_json()))"
     done = subprocess.run([sys.executable, "-c", code], input=json.dumps(CAPTIONS), capture_output=True, text=True, check=True)
