@@ -255,8 +255,8 @@ def test_coco_photographs_with_five_captions_each():
     source = stream(Path(os.environ["SILC_BENCH_TEST_DATA"], "coco_mini", "meta.jsonl"), decode_size=64)
     assert source.num_samples == 159
     with closing(source.batches(53, 0)) as batches:
-        epochs = [[text for batch in itertools.islice(batches, 3) for text in batch.texts] for _ in range(3)]
-    assert len({tuple(sorted(epoch)) for epoch in epochs}) == 3
+        epochs = [[text for batch in itertools.islice(batches, 3) for text in batch.texts] for _ in range(2)]
+    assert len({tuple(sorted(epoch)) for epoch in epochs}) == 2
     assert source.damage.total == 0
 
 
