@@ -107,9 +107,9 @@ def test_any_shape(teachers, students, batch, prototypes, skipped, temp, chunk):
     same(mine, theirs, value=1e-5, gradient=1e-5, floor=1 / temp)  # a logit of 25 has an ulp of 2e-6
 
 
-@pytest.mark.parametrize("num_skipped", [0, 2])
-def test_the_recipes_prototypes_in_bf16(monkeypatch, num_skipped):
+def test_the_recipes_prototypes_in_bf16(monkeypatch):
     """K = 65,536 in 16 chunks, inputs in bf16: only their rounding is lost, whatever autocast says."""
+    num_skipped = 2  # and 0, in chunks too, at the small sizes above: which pairs meet has no part in the rounding
     monkeypatch.setattr(distillation, "CHUNK", 2**14 * 3)
     targets = make_targets(2, 3, 65_536, dim=64)
     inputs = [x.bfloat16() for x in (rows(4, 3, 64, seed=5), rows(65_536, 64, seed=6))]
