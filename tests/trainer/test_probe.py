@@ -20,6 +20,7 @@ from trainer.sections import ProbeConfig
 from trainer.train import train_step
 
 LIMIT = 128  # so that a class occurs twice
+FEW = 16
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,7 @@ def test_a_task_that_cannot_be_scored_is_left_out_in_a_sentence_and_the_run_goes
     """Too few pictures for a class to occur twice."""
     monkeypatch.setattr("trainer.loop.TOKENIZER_CAPTIONS", 50)
     tasks = "shapes/knn,shapes/correspondence"
-    config = tiny(precision="fp32", probe={"every": 2, "limit": 16, "tasks": tasks})
+    config = tiny(precision="fp32", probe={"every": 2, "limit": FEW, "tasks": tasks})
     console = Console(file=io.StringIO(), width=200)
     run_training(config, tmp_path / "run", resume=False, device=torch.device("cpu"), console=console)
     rows = [json.loads(line) for line in (tmp_path / "run" / "probes.jsonl").read_text().splitlines()]
@@ -85,7 +86,7 @@ def test_a_student_that_cannot_be_measured_is_named_and_the_checkpoint_kept(tiny
     monkeypatch.setattr("trainer.loop.TOKENIZER_CAPTIONS", 50)
     monkeypatch.setattr("trainer.loop.train_step", step)
     tasks = "shapes/segmentation_zeroshot"
-    config = tiny(precision="fp32", steps=3, log_every=9, probe={"every": 1, "limit": LIMIT, "tasks": tasks})
+    config = tiny(precision="fp32", steps=3, log_every=9, probe={"every": 1, "limit": FEW, "tasks": tasks})
     console, device = Console(file=io.StringIO(), width=400), torch.device("cpu")
     if on_collapse == "stop":
         with pytest.raises(RunError, match=r"stopped at step 2: the student cannot be measured: .*not finite.*lower optim.lr"):
