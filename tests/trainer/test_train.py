@@ -409,7 +409,7 @@ def test_a_mixture_has_no_epochs(tiny, tmp_path, shards):
 
 
 def test_a_full_disk_names_the_last_good_checkpoint(tiny, tmp_path, monkeypatch):
-    real, config = torch.save, tiny(steps=9, checkpoint_every=2)
+    real, config = torch.save, tiny(steps=5, checkpoint_every=2)
 
     def fills_up(payload, path):
         if payload["step"] == 4:
@@ -426,7 +426,7 @@ def test_a_full_disk_names_the_last_good_checkpoint(tiny, tmp_path, monkeypatch)
     monkeypatch.undo()
     monkeypatch.setattr(loop, "TOKENIZER_CAPTIONS", 50)
     path, _ = run(config, tmp_path, resume=True)
-    assert path.name == "step_00000009.pt"
+    assert path.name == "step_00000005.pt"
 
 
 def test_a_write_that_failed_ends_the_run_at_the_next_step(tiny, tmp_path, monkeypatch):
