@@ -63,10 +63,13 @@ class ScriptedProbe:
         return {ZEROSHOT: 0.5 if state.step < 3 else 0.2, KNN: 0.5}
 
 
-@pytest.fixture
-def source(tiny, tmp_path, few_captions):
-    run_training(tiny(steps=1), tmp_path / "source", resume=False, device=CPU, console=Console(file=io.StringIO()))
-    return tmp_path / "source"
+@pytest.fixture(scope="module")
+def source(tiny, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("source") / "source"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("trainer.loop.TOKENIZER_CAPTIONS", 50)
+        run_training(tiny(steps=1), folder, resume=False, device=CPU, console=Console(file=io.StringIO()))
+    return folder
 
 
 def probed(tiny, source, run, *, resume=False, on_collapse="warn", every=2, limit=256, tasks="shapes/zeroshot,shapes/knn"):
