@@ -193,7 +193,33 @@ def test_what_is_no_siglip_is_refused_with_what_can_be_used(kind, reason, tiny, 
         read_start(replace(tiny(), init=f"hf:{folder}"))
 
 
-@pytest.mark.parametrize("spec", ["open_clip:ViT-B-32/random", "open_clip:RN50/random", "timm:vit_tiny_patch16_224/random"])
+TEXT_OF_CLIP = {"context_length": 12, "vocab_size": 49_408, "width": 32, "heads": 2, "layers": 1}
+SMALL_CLIPS = {
+    "small-clip": {"image_size": 32, "patch_size": 16, "width": 64, "layers": 1},
+    "small-resnet": {"image_size": 32, "width": 8, "layers": [1, 1, 1, 1]},
+}
+
+
+@pytest.fixture
+def small_clips(tmp_path):
+    """SMALL_CLIPS are known to open_clip as its own ViT-B-32 and RN50 are, of which they are small copies."""
+    import open_clip
+
+    folder = tmp_path / "archs"
+    folder.mkdir()
+    for name, vision in SMALL_CLIPS.items():
+        hf_folders.write_json(folder / f"{name}.json", {"embed_dim": 32, "vision_cfg": vision, "text_cfg": TEXT_OF_CLIP})
+    open_clip.add_model_config(folder)
+    yield
+    open_clip.factory._MODEL_CONFIG_PATHS.remove(folder)
+    for name in SMALL_CLIPS:
+        del open_clip.factory._MODEL_CONFIGS[name]
+
+
+@pytest.mark.usefixtures("small_clips")
+@pytest.mark.parametrize(
+    "spec", ["open_clip:small-clip/random", "open_clip:small-resnet/random", "timm:vit_tiny_patch16_224/random"]
+)
 def test_other_libraries_models_that_are_no_siglip(spec, tiny):
     reason = "it reads no texts" if spec.startswith("timm") else "it is no SigLIP"
     with pytest.raises(UserError, match=rf"--init {spec}: {reason}"):
