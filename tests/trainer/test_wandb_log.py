@@ -5,6 +5,7 @@ import io
 import json
 import sys
 import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,11 +21,11 @@ CPU = torch.device("cpu")
 class FakeWandb(types.ModuleType):
     """The part of the package that is used; ``fails_at``: the step whose row it refuses."""
 
-    def __init__(self, fails_at=None, init_error=None):
+    def __init__(self, fails_at=None, init_error=None, offline=False):
         super().__init__("wandb")
         self.__spec__ = importlib.machinery.ModuleSpec("wandb", None)
         self.begun, self.rows, self.ended, self.fails_at, self.init_error = [], [], [], fails_at, init_error
-        self.offline, self.url = False, "https://wandb.example/run"
+        self.offline, self.url = offline, "https://wandb.example/run"
 
     def Settings(self, **kwargs):  # noqa: N802
         return kwargs
@@ -32,6 +33,7 @@ class FakeWandb(types.ModuleType):
     def init(self, **kwargs):
         if self.init_error:
             raise self.init_error
+        assert Path(kwargs["dir"]).is_dir(), "W&B would warn of it"
         self.begun.append(kwargs)
         return self
 
@@ -137,6 +139,15 @@ def test_without_the_option_nothing_is_imported(tiny, tmp_path, few_captions, mo
     assert not (tmp_path / "run" / "wandb.json").exists()
 
 
+def test_without_a_network_it_says_where_the_run_is_kept(tmp_path, fake):
+    wandb, run, said = fake(offline=True), tmp_path / "run", io.StringIO()
+    WandbLog("project", run, {"optim.lr": 1e-3}, False, Console(file=said, width=300))
+    assert said.getvalue() == f"W&B: kept in {run / 'wandb'}, for `wandb sync`\n"
+    (begun,) = wandb.begun
+    assert (begun["entity"], begun["project"], begun["settings"]) == (None, "project", {"silent": True, "console": "off"})
+
+
+@pytest.mark.slow
 def test_the_real_package_without_a_network(tmp_path, monkeypatch, capfd):
     pytest.importorskip("wandb", reason="the package wandb is not installed")
     monkeypatch.setenv("WANDB_MODE", "offline")
