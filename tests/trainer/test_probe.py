@@ -19,7 +19,7 @@ from trainer.report import write_report
 from trainer.sections import ProbeConfig
 from trainer.train import train_step
 
-LIMIT = 128  # so that a class occurs twice
+LIMIT = 48  # so that a class occurs twice
 FEW = 16
 
 
