@@ -187,9 +187,9 @@ def test_bf16_keeps_weights_and_average_in_fp32(tiny):
 
 
 def test_it_learns(tiny):
-    """Fifty steps on the real path bring the contrastive loss down by a third, and the student away from the teacher."""
-    state, rows = steps(tiny(steps=50, optim={"lr": 3e-3}), 50)
-    assert rows[-1]["contrastive"] < rows[0]["contrastive"] / 1.5
+    """25 steps on the real path bring the contrastive loss down by half, and the student away from the teacher."""
+    state, rows = steps(tiny(steps=25, optim={"lr": 3e-3}), 25)
+    assert rows[-1]["contrastive"] < rows[0]["contrastive"] / 2
     assert differing(state.student.vision, state.teacher.vision) == set(state.student.vision.state_dict())
 
 
