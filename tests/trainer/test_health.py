@@ -57,7 +57,7 @@ SENTENCES = {
 }
 PLANTED = {
     "teacher stands still": {"distillation": {"ema_momentum": 1.0}},
-    "teacher is uniform": {"distillation": {"teacher_temp": 1.0}, "batch_size": 32, "samples": 32 * 40, "log_every": 5},
+    "teacher is uniform": {"distillation": {"teacher_temp": 1.0}},
     "centre stands still": {"distillation": {"center_momentum": 1.0}},
     "steps too large": {"optim": {"lr": 0.1}},  # a hundred times the preset's
     "head in half precision": {},
