@@ -24,7 +24,7 @@ TASKS = [f"shapes/{family}" for family in FAMILIES]
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     run = tmp_path_factory.mktemp("run")
-    sets = ["batch_size=8", "vision.depth=1", "text.depth=1", "distillation.num_prototypes=64"]
+    sets = ["precision=fp32", "batch_size=8", "vision.depth=1", "text.depth=1", "distillation.num_prototypes=64"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("trainer.loop.TOKENIZER_CAPTIONS", 50)
         config = configure("shapes_tiny", "silc", sets=sets, samples=8)
