@@ -1,6 +1,7 @@
 """The real training path at the size of a test: towers of width 32, pictures of 16 pixels, batches of 8."""
 
 import io
+import random
 import sys
 import tarfile
 from dataclasses import replace
@@ -48,6 +49,17 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def _global_state():
+    """Each test begins with the same global generators, whatever ran before it, and leaves torch's settings to the next."""
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002
+    torch.manual_seed(0)
+    yield
+    assert torch.get_default_dtype() == torch.float32
+    assert torch.get_num_threads() == 1
 
 
 @pytest.fixture(scope="session")
