@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lightly.loss import DINOLoss
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from trainer import distillation
@@ -190,6 +189,8 @@ def test_it_is_least_at_the_teachers_own_distribution():
 @pytest.mark.parametrize(("num_global", "num_local"), [(2, 0), (2, 6), (1, 3), (3, 1)])
 def test_it_equals_lightly_where_identical_views_are_skipped(num_global, num_local):
     """DINO's pairing: the student shows every view, the teacher the global ones, the first views of the student."""
+    from lightly.loss import DINOLoss
+
     targets = make_targets(num_global, 4, 64)
     inputs = [rows(num_global + num_local, 4, 8, seed=7), rows(64, 8, seed=8)]
     peer = DINOLoss(64, teacher_temp=TEACHER_TEMP, student_temp=TEMP)

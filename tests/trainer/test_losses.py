@@ -6,8 +6,6 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from open_clip.loss import ClipLoss, SigLipLoss
-from transformers import SiglipConfig, SiglipModel
 
 from trainer.losses import sigmoid_loss, softmax_loss
 
@@ -75,6 +73,8 @@ def test_softmax_value_and_gradient_equal_the_loop(batch, scale):
 
 @pytest.mark.parametrize("batch", [2, 32])
 def test_sigmoid_equals_open_clip(batch):
+    from open_clip.loss import SigLipLoss
+
     inputs = [*features(batch, 16, seed=0), torch.tensor(10.0), torch.tensor(-10.0)]
 
     def peer(images, texts, scale, bias):
@@ -85,6 +85,8 @@ def test_sigmoid_equals_open_clip(batch):
 
 @pytest.mark.parametrize("batch", [2, 32])
 def test_softmax_equals_open_clip(batch):
+    from open_clip.loss import ClipLoss
+
     inputs = [*features(batch, 16, seed=0), torch.tensor(14.0)]
 
     def peer(images, texts, scale):
@@ -95,6 +97,8 @@ def test_softmax_equals_open_clip(batch):
 
 def test_sigmoid_equals_transformers():
     """SiglipModel's own loss; the embeddings it met give the same value, the gradients of scale and bias agree."""
+    from transformers import SiglipConfig, SiglipModel
+
     torch.manual_seed(0)
     tower = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
     model = SiglipModel(

@@ -8,10 +8,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from lightly.models.modules.heads import DINOProjectionHead
 from PIL import Image
 from torch import nn
-from transformers import SiglipConfig, SiglipModel, SiglipTextConfig, SiglipTextModel, SiglipVisionConfig, SiglipVisionModel
 
 from trainer.config import Config, apply_objective
 from trainer.head import Head
@@ -147,6 +145,8 @@ def siglip_size(config):
 
 @pytest.fixture(scope="module")
 def vision_pair():
+    from transformers import SiglipVisionConfig, SiglipVisionModel
+
     peer_config = SiglipVisionConfig(**siglip_size(VISION), image_size=VISION.image_size, patch_size=VISION.patch_size)
     peer, mine = randomised(SiglipVisionModel(peer_config).eval()), VisionTower(VISION)
     copy_weights(peer, mine, VISION_TABLE)
@@ -173,6 +173,8 @@ def test_vision_tower_equals_transformers(vision_pair):
 
 def test_text_tower_equals_transformers():
     """No causal mask, padding attended to, the last position pooled, then the linear head - to another width here."""
+    from transformers import SiglipTextConfig, SiglipTextModel
+
     peer_config = SiglipTextConfig(
         **siglip_size(TEXT), vocab_size=TEXT.vocab_size, max_position_embeddings=TEXT.context_length, projection_size=48
     )
@@ -189,6 +191,8 @@ def test_text_tower_equals_transformers():
 @pytest.mark.parametrize("name", ["b16", "l16", "so400m", "g16"])
 def test_parameter_counts_of_the_real_presets(name):
     """Towers, scale and bias together are SigLIP's at 256 px, patch 16, 32,000 words, 64 tokens: to the last parameter."""
+    from transformers import SiglipConfig, SiglipModel
+
     config = apply_objective(make_preset(name), "contrastive")
     with torch.device("meta"):
         mine = Student(config)
@@ -310,6 +314,8 @@ def test_head_equals_weight_normalisation_with_unit_gain():
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated:FutureWarning")
 def test_head_equals_lightlys():
+    from lightly.models.modules.heads import DINOProjectionHead
+
     head, peer = randomised(Head(20, HEAD)), DINOProjectionHead(20, HEAD.hidden_dim, HEAD.bottleneck_dim, HEAD.num_prototypes)
     with torch.no_grad():
         theirs = [p for name, p in peer.named_parameters() if not name.endswith(("weight_g", "original0"))]

@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from lightly.loss import DINOLoss
 
 from trainer.config import Config, apply_objective
 from trainer.model import Student, init_weights
@@ -181,6 +180,8 @@ def test_center_is_the_formula(momentum):
 
 def test_center_and_targets_equal_lightlys():
     """Step after step: the targets of a step are made with the centre before it."""
+    from lightly.loss import DINOLoss
+
     student, teacher = pair(center_momentum=0.8)
     peer = DINOLoss(50, teacher_temp=0.04, student_temp=0.1, center_momentum=0.8)
     for step in range(4):
