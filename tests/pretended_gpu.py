@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import linecache
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
 
 ROOT = Path(__file__).parents[1]
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
@@ -81,8 +80,18 @@ class Gpu(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
-        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        ours, others = [t for t in tensors if isinstance(t, OnGpu)], [t for t in tensors if not isinstance(t, OnGpu)]
+        ours: list[OnGpu] = []
+        others: list[Tensor] = []
+
+        def inner(value: Any) -> Any:
+            if isinstance(value, OnGpu):
+                ours.append(value)
+                return value.inner
+            if isinstance(value, Tensor):
+                others.append(value)
+            return value
+
+        inner_args, inner_kwargs = _mapped(inner, args), {name: _mapped(inner, value) for name, value in kwargs.items()}
         target = kwargs.get("device")
         goes_here = target is not None and torch.device(target).type in ("cuda", "meta")
         if not ours and not goes_here:
@@ -99,12 +108,18 @@ class Gpu(TorchDispatchMode):
         if name in WAITS or by_mask or (is_copy and not (is_async and is_pinned)):
             self.waits.append(f"{name} at {_line()}")
         if target is not None:
-            kwargs["device"] = CPU
-        out = func(*tree_map(_inner, args), **tree_map(_inner, kwargs))
+            inner_kwargs["device"] = CPU
+        out = func(*inner_args, **inner_kwargs)
         if goes_away:
             return out
         known = {id(t.inner): t for t in ours}  # of an operation in place
-        return tree_map(lambda leaf: known.get(id(leaf), OnGpu(leaf)) if isinstance(leaf, Tensor) else leaf, out)
+
+        def outer(value: Any) -> Any:
+            if not isinstance(value, Tensor):
+                return value
+            return known[id(value)] if id(value) in known else OnGpu(value)
+
+        return _mapped(outer, out)
 
 
 class Event:
@@ -163,8 +178,11 @@ def pretended_gpu() -> Iterator[Gpu]:
         yield gpu
 
 
-def _inner(leaf: Any) -> Any:
-    return leaf.inner if isinstance(leaf, OnGpu) else leaf
+def _mapped(function: Callable[[Any], Any], value: Any) -> Any:
+    """``function`` of all that an operator takes or gives, in lists and tuples too; torch's tree_map takes a lot longer."""
+    if isinstance(value, list | tuple):
+        return type(value)([_mapped(function, part) for part in value])
+    return function(value)
 
 
 def _line() -> str:
