@@ -95,6 +95,7 @@ def test_every_order_is_a_permutation_that_any_number_of_ranks_divides(sizes, gr
             assert of == sorted(of)
 
 
+@pytest.mark.timing
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 @settings(max_examples=6, deadline=None)
 @given(workers=st.sampled_from([0, 1, 2]), batch=st.integers(1, 7), resume=st.integers(0, 40))

@@ -408,6 +408,7 @@ def test_a_mixture_has_no_epochs(tiny, tmp_path, shards):
     assert "1 steps of 8, from 75 % 21 pairs in 2 shards + 25 % 21 pairs in 2 shards" in printed
 
 
+@pytest.mark.timing
 def test_a_full_disk_names_the_last_good_checkpoint(tiny, tmp_path, monkeypatch):
     real, config = torch.save, tiny(steps=5, checkpoint_every=2)
 
@@ -429,6 +430,7 @@ def test_a_full_disk_names_the_last_good_checkpoint(tiny, tmp_path, monkeypatch)
     assert path.name == "step_00000005.pt"
 
 
+@pytest.mark.timing
 def test_a_write_that_failed_ends_the_run_at_the_next_step(tiny, tmp_path, monkeypatch):
     """And not at the next checkpoint, which may be hours away."""
     calls, write, step = [], checkpoint.Writer.write, loop.train_step
