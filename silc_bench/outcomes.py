@@ -4,18 +4,15 @@ Flow: ``pack(scores.outcomes, record)`` -> bytes -> ``save``, always before the 
 ``per_picture(outcomes, metric)`` -> counts that add up to the metric. Hits are bitmaps, ranks and areas the smallest unsigned
 integers that hold them: 50,000 hits are 6 KB. `Scores.outcomes` in `silc_bench.registry` says which arrays there are.
 
-The arrays must give the metrics that the record states. This binds the two files, whatever happened between them.
+The arrays must give the metrics that the record states. This binds the two files, whatever happened between them. The header
+says which arrays belong to the file (``silc_bench.archives``): a metric whose array is lost is not told without a word.
 
 Shapes: N pictures, Q captions that ask, S draws of the training shots, C classes, R resamples.
 """
 
 from __future__ import annotations
 
-import io
-import json
 import re
-import zipfile
-import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,12 +20,12 @@ from typing import Any
 
 import numpy as np
 
-from silc_bench import metrics
+from silc_bench import archives, metrics
 from silc_bench.atomic import atomic_path
 from silc_bench.errors import UserError
 from silc_bench.results import Record, record_path
 
-SCHEMA_VERSION = "outcomes/1"
+SCHEMA_VERSION = "outcomes/2"
 MAX_BYTES = 1 << 30  # unpacked; ImageNet-1k's hits and labels are 0.1 MB
 TOLERANCE = 1e-9  # between a metric of the record and the same from the outcomes
 
@@ -45,7 +42,6 @@ _OF_AREAS: dict[str, tuple[str, Callable[[np.ndarray], np.ndarray]]] = {
     "boundary_mIoU": (_BOUNDARY, metrics.mean_iou),
     "mIoU_foreground": (_NAMED, metrics.mean_iou),
 }
-_DAMAGE = (zipfile.BadZipFile, zlib.error, ValueError, KeyError, TypeError, EOFError, OSError, RuntimeError, MemoryError)
 
 
 @dataclass(frozen=True)
@@ -74,13 +70,11 @@ def pack(outcomes: Mapping[str, np.ndarray], record: Record) -> bytes:
     if problem := _problem(outcomes, record):
         raise ValueError(f"outcomes of {record.task.name}: {problem}")
     bits = {name: list(array.shape) for name, array in outcomes.items() if array.dtype == bool}
-    arrays: dict[str, Any] = {}
+    arrays: dict[str, np.ndarray] = {}
     for name, array in outcomes.items():
         arrays[name] = np.packbits(array) if name in bits else _smallest(array)
-    header = {"schema": SCHEMA_VERSION, "revision": record.model.revision, "key": record.key, "bits": bits}
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, header=np.frombuffer(json.dumps(header).encode(), np.uint8), **arrays)
-    return buffer.getvalue()
+    header = {"revision": record.model.revision, "key": record.key, "bits": bits}
+    return archives.pack(SCHEMA_VERSION, header, arrays, is_compressed=True)
 
 
 def save(packed: bytes, record: Record, results_dir: Path) -> None:
@@ -97,18 +91,20 @@ def load(record: Record, results_dir: Path) -> dict[str, np.ndarray] | None:
     """The arrays as the task gave them (bool, or unsigned integers); None if none were kept.
 
     Raises:
-        UserError: the file is damaged, or is another record's; names the file and what is wrong.
+        UserError: the file is damaged (an array is missing, foreign or altered), or is another record's; names the file and
+            what is wrong.
     """
     path = path_of(record, results_dir)
     if not path.exists():
         return None
     try:
-        header, arrays = _read(path)
+        header, arrays = archives.unpack(SCHEMA_VERSION, path.read_bytes(), MAX_BYTES)
         problem = _foreign(header, record)
         if not problem:
-            outcomes = {name: _unpacked(array, header["bits"].get(name)) for name, array in arrays.items()}
+            shapes = dict(header["bits"])
+            outcomes = {name: _unpacked(array, shapes.get(name)) for name, array in arrays.items()}
             problem = _problem(outcomes, record)
-    except _DAMAGE as error:
+    except archives.DAMAGE as error:
         problem = f"cannot be read ({type(error).__name__}: {error})"
     if problem:
         mend = f"measure {record.task.name} again with `silc-bench eval --existing overwrite`"
@@ -160,19 +156,6 @@ def _of_shares(counts: np.ndarray) -> PerPicture:
 
 def _smallest(array: np.ndarray) -> np.ndarray:
     return array.astype(np.min_scalar_type(int(array.max(initial=0))))
-
-
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    with zipfile.ZipFile(path) as archive:
-        size = sum(member.file_size for member in archive.infolist())
-    if size > MAX_BYTES:
-        raise ValueError(f"claims {size:,} bytes")
-    with np.load(path, allow_pickle=False) as archive:
-        arrays = {name: np.asarray(archive[name]) for name in archive.files}
-    header = json.loads(arrays.pop("header").tobytes())
-    if not isinstance(header, dict) or header.get("schema") != SCHEMA_VERSION or not isinstance(header.get("bits"), dict):
-        raise ValueError(f"not a {SCHEMA_VERSION!r} file")
-    return header, arrays
 
 
 def _foreign(header: Mapping[str, Any], record: Record) -> str:

@@ -18,8 +18,9 @@ MAX_LINES = 300
 
 # What needs neither torch nor a model: names, records, tables.
 PLAIN_NAMES = [
-    "atomic", "board", "cgroups", "changes", "compare", "compare_files", "datasets", "errors", "forest", "leaderboard",
-    "metrics", "outcomes", "pairing", "protocol", "registry", "reported", "results", "schema", "stats", "terminal", "variants",
+    "archives", "atomic", "board", "cgroups", "changes", "checksums", "compare", "compare_files", "datasets", "errors",
+    "forest", "leaderboard", "metrics", "outcomes", "pairing", "protocol", "registry", "reported", "results", "schema",
+    "stats", "terminal", "variants",
 ]  # fmt: skip
 PLAIN = {"silc_bench", *(f"silc_bench.{name}" for name in PLAIN_NAMES)}
 # What puts everything together.
