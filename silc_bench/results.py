@@ -1,7 +1,8 @@
 """The record: one measurement in one JSON file - typed, versioned, written whole or not at all (standard library only).
 
 Flow: ``Record.create(...)`` -> ``save(record, results_dir)``; before measuring, ``find(...)`` says whether it is known;
-``load_all(results_dir)`` feeds the leaderboard. ``SCHEMA`` is the law: ``validate`` adds what it cannot say.
+``load_all(results_dir)`` feeds the leaderboard. ``SCHEMA`` is the law: ``validate`` adds what it cannot say. In the file each
+field has a checksum: a record is written by the program only, and one digit that changed is noticed.
 ``python -m silc_bench.results > docs/record.schema.json`` publishes it.
 """
 
@@ -23,6 +24,7 @@ from urllib.parse import quote
 
 import silc_bench
 from silc_bench.atomic import write_text_atomic
+from silc_bench.checksums import CHECKSUMS, differences, json_checksums, sealed
 from silc_bench.errors import UserError
 from silc_bench.schema import COUNT, HEX, METRICS, NAME, TASK_NAME, check, object_of
 
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     from silc_bench.protocol import Protocol
     from silc_bench.registry import Scores, Task
 
-SCHEMA_VERSION = "record/1"
+SCHEMA_VERSION = "record/2"
 
 SCHEMA: dict[str, Any] = {
     "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -57,6 +59,7 @@ SCHEMA: dict[str, Any] = {
         seconds={"type": "number", "minimum": 0},
         created={"type": "string", "pattern": r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$"},
         source={"type": "string", "pattern": r"^(measured|reported\(https?://[^\s()]+\))$"},
+        checksums={"type": "object", "patternProperties": {"": {"type": "string", "pattern": "^[0-9a-f]{16}$"}}},
     ),
 }
 
@@ -160,8 +163,8 @@ class Record:
             "source": "measured",
         }
         where = f"{task.name} on {model.name}"
-        validate(data, where)
-        return cls.from_json(json.dumps(data), where)
+        validate({**data, CHECKSUMS: {}}, where)
+        return cls.from_json(json.dumps(sealed(data)), where)
 
     @property
     def key(self) -> str:
@@ -170,8 +173,8 @@ class Record:
     def to_json(self) -> str:
         """Indented JSON, fields in the order of the schema. Raises UserError rather than write an invalid record."""
         data = asdict(self)
-        validate(data)
-        return json.dumps(data, indent=2, allow_nan=False) + "\n"
+        validate({**data, CHECKSUMS: {}})
+        return json.dumps(sealed(data), indent=2, allow_nan=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str, where: str = "record") -> Record:
@@ -181,13 +184,9 @@ class Record:
         except (ValueError, RecursionError) as error:
             raise UserError(f"{where}: not JSON ({error}); delete it and measure again") from error
         validate(data, where)
-        nested = {
-            "task": MeasuredTask,
-            "model": MeasuredModel,
-            "dataset": MeasuredDataset,
-            "code": Code,
-            "env": Environment,
-        }
+        if problem := differences(data.pop(CHECKSUMS), json_checksums(data)):
+            raise UserError(f"{where}: {problem} since the program wrote it; delete it and measure again")
+        nested = {"task": MeasuredTask, "model": MeasuredModel, "dataset": MeasuredDataset, "code": Code, "env": Environment}
         return cls(**{name: nested[name](**value) if name in nested else value for name, value in data.items()})
 
 
@@ -251,7 +250,7 @@ def validate(data: Any, where: str = "record") -> None:
     """
     if isinstance(data, dict) and data.get("schema") != SCHEMA_VERSION:
         found = f"schema is {data['schema']!r}" if "schema" in data else "it has no schema field"
-        raise UserError(f"{where}: not a {SCHEMA_VERSION!r} file ({found}); was another program or version its author?")
+        raise UserError(f"{where}: not a {SCHEMA_VERSION!r} file ({found}); another program or version wrote it: measure again")
     check(data, SCHEMA, where)
     if data["task"]["main_metric"] not in data["metrics"]:
         raise UserError(f"{where}: task.main_metric {data['task']['main_metric']!r} is not among metrics")

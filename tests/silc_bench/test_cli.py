@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -315,11 +316,11 @@ def test_overwrite_measures_again(run, tmp_path):
     again = ("eval", "--ckpt", run, *ONE_TASK, "--results", tmp_path)
     first = succeed(*again)
     (path,) = tmp_path.rglob("*.json")
-    record = json.loads(path.read_text())
-    path.write_text(json.dumps({**record, "seconds": 12345.0}))
+    record = Record.from_json(path.read_text())
+    path.write_text(replace(record, seconds=12345.0).to_json())
     assert succeed(*again, "--existing", "overwrite") == first
     assert Record.from_json(path.read_text()).seconds != 12345.0
-    assert Record.from_json(path.read_text()).metrics == record["metrics"]
+    assert Record.from_json(path.read_text()).metrics == record.metrics
 
 
 @pytest.mark.parametrize(
@@ -436,7 +437,7 @@ def test_leaderboard_prints_and_writes_the_same_bytes_again(results, tmp_path):
         (lambda path: path.write_text("{"), "not JSON"),
         (lambda path: path.write_text("[]"), "expected object, got []"),
         (lambda path: path.write_bytes(b"\xff\xfe"), "cannot be read"),
-        (lambda path: path.write_text('{"a": 1}'), "not a 'record/1' file"),
+        (lambda path: path.write_text('{"a": 1}'), "not a 'record/2' file"),
         (lambda path: path.rename(path.with_name("zeroshot.00000000.json")), "was moved, copied or edited"),
     ],
     ids=["cut", "no object", "no text", "foreign", "moved"],

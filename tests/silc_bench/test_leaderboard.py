@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -348,7 +349,8 @@ def test_what_was_measured_stands_beside_what_was_published(tmp_path):
 
 def test_a_record_that_says_it_was_reported_does_not_rank(tmp_path):
     path = put(tmp_path, "a", 0.9)
-    path.write_text(path.read_text().replace('"measured"', '"reported(https://example.org/x)"'))
+    record = Record.from_json(path.read_text())
+    path.write_text(replace(record, source="reported(https://example.org/x)").to_json())
     put(tmp_path, "b", 0.2)
     board = build(tmp_path)
     (column,) = ranked(board).values()
