@@ -7,8 +7,9 @@ what is there, ``entry.save(start, rows)`` adds a finished part; ``entry.texts(w
 
 A folder an entry, named by the hash of its description (``entry.json``); in it a ``.npy`` a part, written whole or not at all.
 Parts are what makes an interrupted extraction go on: each that was finished counts, whoever wrote it. Two processes with the
-same work write the same bytes to the same names. What is damaged, or vanishes because another process prunes, is
-encoded again: the store can lose, never lie.
+same work write the same bytes to the same names. At the end of a part stands the checksum of its entry's description, its name
+and its content: what is altered, renamed or brought from another entry is not served. What is damaged, or vanishes because
+another process prunes, is encoded again: the store can lose, never lie.
 
 Shapes: N samples, D features.
 """
@@ -33,9 +34,10 @@ from typing import Any
 import numpy as np
 
 from silc_bench.atomic import atomic_path, write_text_atomic
+from silc_bench.checksums import DIGITS, Bytes, checksum
 from silc_bench.errors import UserError
 
-VERSION = 2  # part of every description: raised when the same description would mean other numbers (2: it names libraries)
+VERSION = 3  # part of every description: raised when the same description would mean other numbers or another layout
 DESCRIPTION = "entry.json"
 LIMIT = 20 * 2**30  # bytes
 IN_USE = 3600.0  # seconds since a part was read or written in which an entry is not pruned to make room
@@ -135,7 +137,7 @@ class Entry:
             if match is None:
                 continue
             start, stop = int(match[1]), int(match[2])
-            part = _load(path)
+            part = self._load(path.name)
             if part is not None and part.shape == (stop - start, width) and stop <= num_rows:
                 features[start:stop] = part
                 is_known[start:stop] = True
@@ -152,7 +154,7 @@ class Entry:
 
     def grid(self, index: int, sides: tuple[int, int]) -> np.ndarray | None:
         """fp16 [gh, gw, D] of a picture, None where it is not there whole."""
-        part = _load(self.folder / _grid_name(index, sides), np.float16)
+        part = self._load(_grid_name(index, sides), np.float16)
         return part if part is not None and part.ndim == 3 else None
 
     def save_grid(self, index: int, sides: tuple[int, int], grid: np.ndarray) -> None:
@@ -164,7 +166,7 @@ class Entry:
         """Hash of a text (``text_hash``) -> its embedding [D] fp32."""
         known: dict[str, np.ndarray] = {}
         for path in self._parts("texts-*.npy"):
-            part = _load(path, np.dtype([("hash", "S32"), ("features", np.float32, (width,))]))
+            part = self._load(path.name, np.dtype([("hash", "S32"), ("features", np.float32, (width,))]))
             if part is not None:
                 known.update(zip((name.decode() for name in part["hash"].tolist()), part["features"], strict=True))
         return known
@@ -178,7 +180,7 @@ class Entry:
 
     def word(self) -> str | None:
         """What ``save_word`` kept; None where nothing was, or it is damaged."""
-        part = next((_load(path, np.dtype("S64")) for path in self._parts("word.npy")), None)
+        part = next((self._load(path.name, np.dtype("S64")) for path in self._parts("word.npy")), None)
         return None if part is None or part.shape != () else part.item().decode()
 
     def save_word(self, word: str) -> None:
@@ -203,13 +205,28 @@ class Entry:
             buffer = io.BytesIO()
             np.save(buffer, part, allow_pickle=False)
             with atomic_path(self.folder / name) as temporary:
-                temporary.write_bytes(buffer.getvalue() + hashlib.sha256(buffer.getvalue()).digest())
+                temporary.write_bytes(buffer.getvalue() + self._checksum(name, buffer.getbuffer()))
             self._touch()
         except OSError as error:
             raise UserError(
                 f"the feature store {self.store.folder} cannot be written ({error.strerror or error}); free some space"
                 " (silc-bench cache prune), give --cache another folder, or --cache off"
             ) from None
+
+    def _load(self, name: str, dtype: np.dtype | type = np.float32) -> np.ndarray | None:
+        """The array, or None where the part is gone, damaged, another's, or of another type."""
+        try:
+            content = memoryview((self.folder / name).read_bytes())
+        except OSError:
+            return None
+        if self._checksum(name, content[:-DIGITS]) != content[-DIGITS:]:
+            return None
+        part = np.load(io.BytesIO(content[:-DIGITS]), allow_pickle=False)
+        return part if part.dtype == dtype else None
+
+    def _checksum(self, name: str, content: Bytes) -> bytes:
+        """What stands at the end of a part."""
+        return checksum(f"{self.description}\n{name}\n".encode(), content).encode()
 
 
 def releases(*names: str) -> dict[str, str]:
@@ -229,15 +246,3 @@ def text_hash(text: str) -> str:
 
 def _grid_name(index: int, sides: tuple[int, int]) -> str:
     return f"grid-{index:09d}-{sides[0]}x{sides[1]}.npy"
-
-
-def _load(path: Path, dtype: np.dtype | type = np.float32) -> np.ndarray | None:
-    """The array, or None where the file is gone, damaged (its checksum stands at its end), or of another type."""
-    try:
-        content = path.read_bytes()
-    except OSError:
-        return None
-    if hashlib.sha256(content[:-32]).digest() != content[-32:]:
-        return None
-    part = np.load(io.BytesIO(content[:-32]), allow_pickle=False)
-    return part if part.dtype == dtype else None
