@@ -9,30 +9,28 @@ whatever moment, is looked through again, so nothing here is ever locked.
 from __future__ import annotations
 
 import hashlib
-import io
-import json
 import os
 import re
 import time
 import uuid
-import zipfile
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 
+from silc_bench import archives
 from silc_bench.datasets import remote
 from silc_bench.datasets.shards import Damage
 from silc_bench.errors import UserError
 from silc_bench.store import IN_USE, Listed
 from trainer.filters import Filters
 
-VERSION = 2  # of what is kept
+SCHEMA_VERSION = "shard-index/3"
+MAX_BYTES = 1 << 34  # 48 a sample
 Shard: TypeAlias = Path | tuple[str, remote.Stamp]
-_BROKEN = (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile)  # what zipfile and numpy let through
 _OURS = re.compile(r"[0-9a-f]{24}\.npz|\.[0-9a-f]{24}\.npz\.[0-9a-f]{8}\.tmp")
 
 
@@ -58,7 +56,7 @@ def kept_at(shard: Shard, filters: Filters, shards_folder: Path) -> Path:
     else:
         version = f"{shard[0]}\n{shard[1].size}\n{shard[1].etag}"
     conditions = " ".join(f"{c.name}{c.sign}{c.value}" for c in filters.conditions)  # the first that fails is the reason
-    name = hashlib.sha256(f"{version}\n{conditions}\n{VERSION}".encode()).hexdigest()[:24]
+    name = hashlib.sha256(f"{version}\n{conditions}\n{SCHEMA_VERSION}".encode()).hexdigest()[:24]
     return folder_of(shards_folder) / f"{name}.npz"
 
 
@@ -70,12 +68,13 @@ def is_kept(place: Path) -> bool:
 
 
 def load(place: Path) -> ShardIndex | None:
-    """None where it is not there, or not whole: then the shard is looked through again."""
+    """None where it is not there, not whole, or another shard's: then the shard is looked through again."""
     try:
-        with np.load(place) as kept:
-            notes = _notes(kept)
-            index = ShardIndex(kept["rows"], Damage(notes["damage"], notes["first"]), Counter(notes["left_out"]))
-    except _BROKEN:
+        notes, arrays = archives.unpack(SCHEMA_VERSION, place.read_bytes(), MAX_BYTES)
+        if notes["place"] != place.name:  # it was renamed: another shard's
+            return None
+        index = ShardIndex(arrays["rows"], Damage(notes["damage"], notes["first"]), Counter(notes["left_out"]))
+    except archives.DAMAGE:
         return None
     with suppress(OSError):  # removed meanwhile, or another user's
         if time.time() - place.stat().st_mtime > IN_USE:  # a write for each rank and shard is much for a shared disk
@@ -86,13 +85,12 @@ def load(place: Path) -> ShardIndex | None:
 def keep(index: ShardIndex, shard: Shard, place: Path) -> None:
     """As a file that is there whole or not at all, but for a power cut, after which ``load`` will not take it."""
     notes = {"damage": index.damage.counts, "first": index.damage.first, "left_out": index.left_out}
-    notes["shard"] = str(shard.resolve()) if isinstance(shard, Path) else shard[0]
-    data = io.BytesIO()
-    np.savez(data, rows=index.rows, notes=np.frombuffer(json.dumps(notes).encode(), np.uint8))
+    notes |= {"shard": str(shard.resolve()) if isinstance(shard, Path) else shard[0], "place": place.name}
+    content = archives.pack(SCHEMA_VERSION, notes, {"rows": index.rows})
     temporary = place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(data.getvalue())
+        temporary.write_bytes(content)
         os.replace(temporary, place)
     except OSError:  # a full or read-only disk costs the next start its time, not this run; index_all says so
         with suppress(OSError):
@@ -131,12 +129,6 @@ def by_source(indexes: list[Listed]) -> list[Listed]:
 def _source_of(place: Path) -> str:
     """ "" where the file does not say: it is damaged, half-written or of an earlier version."""
     try:
-        with np.load(place) as kept:
-            return str(_notes(kept).get("shard", "")).rpartition("/")[0]
-    except _BROKEN:
+        return str(archives.header_of(SCHEMA_VERSION, place)["shard"]).rpartition("/")[0]
+    except archives.DAMAGE:
         return ""
-
-
-def _notes(kept: Any) -> dict[str, Any]:
-    notes: dict[str, Any] = json.loads(kept["notes"].tobytes())
-    return notes
