@@ -2,8 +2,10 @@
 
 RUN/checkpoints/step_00001000.pt holds all that continues a run bit for bit: student, teacher (with its centre), optimiser,
 step, samples seen and the position in the data; plus the configuration and the tokenizer as JSON text. Randomness is a
-pure function of (seed, step), so there is no generator state to keep. ``step_....json`` beside it says the same in words,
-with the file's sha256 and, where a probe was scored at that step, its score.
+pure function of (seed, step), so there is no generator state to keep. A checksum of each of these parts is in the file, so
+that it may be copied alone. ``step_....json`` beside it says the same in words, with the file's sha256 and, where a probe was
+scored at that step, its score. These words have checksums too. Where they are missing or damaged, the checkpoint stands by
+itself and has no score; where they are another checkpoint's, it is refused.
 
 Flow: ``Writer.write`` copies the state and returns; ``save`` runs on the writer's thread. ``load_newest`` is what resumes.
 """
@@ -13,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
+import re
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -21,10 +24,11 @@ from typing import Any, Self
 import torch
 
 from silc_bench.atomic import atomic_path, write_text_atomic
+from silc_bench.checksums import CHECKSUMS, DIGITS, differences, read_sealed, sealed
 from silc_bench.errors import RunError, UserError
 from silc_bench.models import pickles
 
-FORMAT = "silc-bench-checkpoint/1"
+FORMAT = "silc-bench-checkpoint/2"
 FIELDS = ("format", "config", "tokenizer", "student", "teacher", "optimizer", "step", "samples_seen", "position")
 OPTIONAL = ("start", "average")  # what is known of the weights that the run started from, as JSON text; averaged weights
 KEEP = 2  # newest checkpoints that stay; the one with the best score stays besides
@@ -87,15 +91,16 @@ def save(run: Path, payload: dict[str, Any], score: float | None = None) -> Path
     The words come first, so that a checkpoint in its place always has its checksum beside it. A checkpoint of a later step
     than N was found damaged when the run was resumed, and is removed.
     """
-    assert _is_whole({"format": FORMAT, **payload}), f"checkpoint fields differ: {set(payload) ^ set(FIELDS)}"
+    whole = with_checksums({"format": FORMAT, **payload})
+    assert _has_all_fields(whole), f"checkpoint fields differ: {set(payload) ^ set(FIELDS)}"
     path = path_of(run, payload["step"])
     for left in path.parent.glob(".step_*.tmp"):  # by a process that was killed while it wrote
         left.unlink()
     with atomic_path(path) as temporary:
-        torch.save({"format": FORMAT, **payload}, temporary)
+        torch.save(whole, temporary)
         words = {name: payload[name] for name in ("step", "samples_seen", "position")}
         words |= {"format": FORMAT, "sha256": _sha256(temporary), "score": score, "config": json.loads(payload["config"])}
-        write_text_atomic(path.with_suffix(".json"), json.dumps(words, indent=1) + "\n")
+        write_text_atomic(path.with_suffix(".json"), json.dumps(sealed(words), indent=1) + "\n")
     known = all_in(run)
     kept = {*known[: known.index(path) + 1][-KEEP:], best_in(run)}
     for old in known:
@@ -160,7 +165,8 @@ def load(path: Path) -> dict[str, Any]:
     """Read a checkpoint on the CPU. Only tensors and plain values are unpickled (``silc_bench.models.pickles``).
 
     Raises:
-        DamagedCheckpointError: empty, truncated, or not the bytes whose checksum stands beside it.
+        DamagedCheckpointError: empty, truncated, not the bytes whose checksum stands beside it, of another step than its name
+            says, or with a part that is missing, foreign or altered.
         UserError: missing, or not one of ours. Both say what was found and what was expected.
     """
     expected = "expected a checkpoint written by `silc-bench train`"
@@ -183,23 +189,65 @@ def load(path: Path) -> dict[str, Any]:
         reason = next(iter(str(error).splitlines()), type(error).__name__)[:200]
         kind = f"truncated, damaged or of another kind ({size:,} bytes: {reason})" if size else "an empty file"
         raise DamagedCheckpointError(f"checkpoint {path}: {kind}; {expected}") from None
-    if not isinstance(payload, dict) or payload.get("format") != FORMAT or not _is_whole(payload):
+    if not isinstance(payload, dict) or payload.get("format") != FORMAT or not _has_all_fields(payload):
         found = sorted(map(str, payload))[:6] if isinstance(payload, dict) else type(payload).__name__
         raise UserError(f"checkpoint {path}: another program's file (it holds {found}); {expected}, format {FORMAT}")
+    stated = payload.pop(CHECKSUMS)
+    try:
+        problem = differences(stated, _checksums(payload)) or _renamed(path, payload["step"])
+    except (TypeError, RuntimeError) as error:  # what no checkpoint of ours holds: a part within itself, tensors without values
+        problem = f"a part cannot be looked at ({type(error).__name__})"
+    if problem:
+        raise DamagedCheckpointError(f"checkpoint {path}: damaged: {problem}; {expected}")
     return payload
 
 
-def _is_whole(payload: dict[str, Any]) -> bool:
-    return set(payload) - set(OPTIONAL) == set(FIELDS)
+def with_checksums(payload: dict[str, Any]) -> dict[str, Any]:
+    """All that ``load`` wants to find in a file, from what it gives."""
+    return {**payload, CHECKSUMS: _checksums(payload)}
+
+
+def _checksums(payload: dict[str, Any]) -> dict[str, str]:
+    return {str(name): _checksum(value) for name, value in payload.items()}
+
+
+def _checksum(part: Any) -> str:
+    digest = hashlib.sha256()
+
+    def add(value: Any) -> None:
+        if isinstance(value, torch.Tensor):
+            digest.update(f"{value.dtype} {list(value.shape)} {value.layout} ".encode())
+            if value.layout == torch.strided and not value.is_quantized:  # others are refused by whoever loads the weights
+                digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        elif isinstance(value, dict):
+            digest.update(f"map of {len(value)} ".encode())
+            for name, inner in value.items():
+                digest.update(f"{name!r} ".encode())
+                add(inner)
+        elif isinstance(value, list | tuple):
+            digest.update(f"list of {len(value)} ".encode())
+            for inner in value:
+                add(inner)
+        else:
+            digest.update(f"{value!r} ".encode())
+
+    add(part)
+    return digest.hexdigest()[:DIGITS]
+
+
+def _renamed(path: Path, step: int) -> str:
+    """What is wrong with the name, which says what a run goes on from; "" where it says no step."""
+    named = re.fullmatch(r"step_(\d{8,})", path.stem)
+    return f"it holds step {step} and was renamed" if named and int(named[1]) != step else ""
+
+
+def _has_all_fields(payload: dict[str, Any]) -> bool:
+    return set(payload) - set(OPTIONAL) == {*FIELDS, CHECKSUMS}
 
 
 def _words(path: Path) -> dict[str, Any]:
-    """What stands beside a checkpoint; nothing where that is missing or damaged: the archive has checksums of its own."""
-    try:
-        words = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return words if isinstance(words, dict) else {}
+    """What stands beside a checkpoint; nothing where that is missing or damaged: the checkpoint has checksums of its own."""
+    return read_sealed(path.with_suffix(".json")) or {}
 
 
 def _sha256(path: Path) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import jinja2
 
 from silc_bench.atomic import write_text_atomic
+from silc_bench.checksums import read_sealed
 from silc_bench.errors import UserError
 from trainer.log import row_of
 
@@ -177,10 +178,7 @@ def _checkpoints(run: Path) -> list[tuple[str, dict[str, Any]]]:
     """(name, what its words say) of each checkpoint, oldest first; without those whose words are damaged."""
     found = []
     for path in sorted((run / "checkpoints").glob("step_*.json")):
-        try:
-            words = json.loads(path.read_bytes())
-        except ValueError:
-            continue  # as the checkpoint itself does: it has checksums of its own
-        if isinstance(words, dict):
+        words = read_sealed(path)
+        if words is not None:
             found.append((path.stem, words))
     return found

@@ -5,7 +5,6 @@ import hashlib
 import json
 import os
 import pickle
-import random
 import re
 import resource
 import shutil
@@ -16,8 +15,6 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from silc_bench.errors import RunError, UserError
 from silc_bench.models import native
@@ -381,7 +378,7 @@ def later_fields(path):
         (an_empty_archive, "of another kind"),
         (lambda p: torch.save(torch.zeros(3), p), "another program's file (it holds Tensor)"),
         (another_programs, "another program's file (it holds ['epoch', 'state_dict'])"),
-        (another_version, "format silc-bench-checkpoint/1"),
+        (another_version, f"format {checkpoint.FORMAT}"),
         (missing_fields, "another program's file (it holds ['format', 'student'])"),
         (later_fields, "another program's file (it holds ['config', 'format', "),
     ],
@@ -407,29 +404,6 @@ def test_what_is_not_there(tmp_path):
         checkpoint.load(tmp_path / "nowhere.pt")
     with pytest.raises(UserError, match="cannot be read"):
         checkpoint.load(tmp_path)
-
-
-def test_a_truncated_file_is_refused_wherever_it_ends(tmp_path, good):
-    whole, path = good.read_bytes(), tmp_path / "cut.pt"
-    for length in sorted({1, len(whole) - 1, *random.Random(0).sample(range(1, len(whole)), 100)}):
-        path.write_bytes(whole[:length])
-        assert "truncated" in refused(path)
-
-
-@settings(max_examples=150, deadline=None)
-@given(data=st.data())
-def test_a_flipped_bit_is_noticed_or_harmless(tmp_path_factory, good, data):
-    """Every byte of the tensors and of the pickle is under a checksum; padding between them may change."""
-    whole = bytearray(good.read_bytes())
-    place = data.draw(st.integers(0, len(whole) - 1))
-    whole[place] ^= 1 << data.draw(st.integers(0, 7))
-    path = tmp_path_factory.getbasetemp() / "flipped.pt"
-    path.write_bytes(whole)
-    try:
-        found = checkpoint.load(path)
-    except UserError:
-        return
-    assert equal(found, checkpoint.load(good))
 
 
 def test_a_flipped_weight_names_the_checksum(tmp_path, good):
@@ -482,6 +456,6 @@ def test_a_foreign_model_is_a_users_error(run, tmp_path_factory):
         ({"config": "{}"}, "not a configuration of this version"),
         ({"tokenizer": "{}"}, "tokenizer is damaged"),
     ):
-        torch.save({**saved, **change}, path)
+        torch.save(checkpoint.with_checksums({**saved, **change}), path)
         with pytest.raises(UserError, match=words):
             native.load(path)

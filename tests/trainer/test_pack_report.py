@@ -7,6 +7,7 @@ from contextlib import closing, contextmanager
 
 import pytest
 
+from silc_bench.checksums import sealed
 from silc_bench.datasets.shards import Damage
 from silc_bench.errors import UserError
 from trainer.data import open_source
@@ -164,8 +165,8 @@ def test_a_single_row_is_a_dot(tmp_path):
 def test_the_page_does_without_a_checkpoints_damaged_words(tmp_path):
     (tmp_path / "log.jsonl").write_text('{"step": 7, "loss": 2.5}')
     (tmp_path / "checkpoints").mkdir()
-    whole = '{"score": 0.5, "config": {"preset": "b16", "objective": "silc"}}'
-    for step, words in ((5, whole), (6, '{"score": 0.'), (7, "3")):
+    whole = json.dumps(sealed({"score": 0.5, "config": {"preset": "b16", "objective": "silc"}}))
+    for step, words in ((5, whole), (6, '{"score": 0.'), (7, "3"), (8, whole.replace("0.5", "0.6"))):
         (tmp_path / "checkpoints" / f"step_{step}.json").write_text(words)
     page = write_report(tmp_path).read_text()
     assert "best checkpoint: step_5" in page
