@@ -18,8 +18,9 @@ LOADING = {
 NOTES = {
     "open_clip": (
         "note: timm finds the vision tower by the path of this folder; if you move it, write its new path into timm_model_name"
-        " of open_clip_config.json. open_clip repairs texts (ftfy, HTML entities) before any tokenizer sees them; texts with"
-        " curly quotes or &amp; are read as such only by the other targets."
+        " of open_clip_config.json and delete silc_bench_export.json, which holds the old checksum. open_clip repairs texts"
+        " (ftfy, HTML entities) before any tokenizer sees them; texts with curly quotes or &amp; are read as such only by"
+        " the other targets."
     ),
     "hf": (
         'note: pad texts to the trained length, padding="max_length". transformers 5 resizes pictures with torchvision, a grey'

@@ -3,6 +3,9 @@
 Flow: ``load_trained("RUN:teacher")`` -> ``check_target`` -> the target's ``write`` into a temporary place -> moved to ``out``.
 Nothing is downloaded, and no other library is needed: each target is JSON and a safetensors file. Weights are renamed and
 regrouped, never changed, so the other library's embeddings are ours (``tests/silc_bench/test_export.py``).
+
+A folder gets a list of its files with their checksums (``silc_bench.checksums.MANIFEST``), a safetensors file has those of
+its tensors in its header.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from silc_bench.atomic import atomic_folder, atomic_path, check_writable
+from silc_bench.checksums import write_manifest
 from silc_bench.errors import RunError, UserError, unknown_name
 from silc_bench.export import hf, open_clip
 from silc_bench.export.tensor_file import write_tensors
@@ -74,6 +78,7 @@ def export(model: NativeModel, target: str, out: Path) -> None:
         else:
             with atomic_folder(out) as temporary:
                 FOLDERS[target](model, temporary, out)
+                write_manifest(temporary)
     except OSError as error:
         raise RunError(f"the export to {out} could not be written ({error.strerror or error}); nothing of it is left") from None
 

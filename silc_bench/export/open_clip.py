@@ -4,7 +4,8 @@ open_clip has no tower of its own with MAP pooling; it asks timm for one. timm's
 of them (all of base size with 16-pixel patches) have the exact GELU, where ours is its tanh form. timm also builds what a
 config.json in a folder says, of any size: so FOLDER/config.json describes the vision tower to timm, and open_clip_config.json
 names it. timm finds a folder by its path alone, hence an export is tied to its place: after moving it, write the new path into
-``timm_model_name``. Needs open_clip 3.0 and timm 1.0.16 or newer to be read.
+``timm_model_name`` and delete the list of checksums (``silc_bench.checksums.MANIFEST``). Needs open_clip 3.0 and timm 1.0.16 or
+newer to be read.
 """
 
 from __future__ import annotations

@@ -13,16 +13,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from silc_bench.models.tensor_files import CHECKSUMS, part_checksums
+
 ALIGNMENT = 8  # bytes; the header is padded with spaces, so that values can be mapped into memory
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """fp32 tensors by name, and texts beside them.
+    """fp32 tensors by name, and texts beside them; one more text holds the checksum of each.
 
     Raises:
         OSError: it could not be written.
     """
-    header: dict[str, object] = {"__metadata__": dict(metadata)}
+    checksums = json.dumps(part_checksums(tensors, metadata))
+    header: dict[str, object] = {"__metadata__": {**metadata, CHECKSUMS: checksums}}
     end = 0
     for name, value in tensors.items():
         assert value.dtype == torch.float32, f"{name} is {value.dtype}"

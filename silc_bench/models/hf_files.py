@@ -20,6 +20,7 @@ from typing import Any
 
 from PIL import Image
 
+from silc_bench.checksums import check_manifest
 from silc_bench.errors import UserError
 from silc_bench.models.images import INTERPOLATIONS, ImagePipeline
 
@@ -44,13 +45,15 @@ def find_folder(name: str, needs_weights: bool) -> Path:
     """A folder as it is; else the hub's cache, then the hub, under that name.
 
     Raises:
-        UserError: files are missing and cannot be downloaded; names them and says where they belong.
+        UserError: files are missing and cannot be downloaded; names them and says where they belong. Or the folder is an export
+            of ours and not as it was written.
     """
     folder = Path(name).expanduser()
     if folder.is_dir():
         missing = _missing(folder, needs_weights)
         if missing:
             raise UserError(f"{folder} lacks {'; '.join(missing)}")
+        check_manifest(folder)
         return folder
     if folder.exists() or not HUB_NAME.fullmatch(name):
         kind = "a file" if folder.exists() else "no such folder"

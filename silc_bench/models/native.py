@@ -184,10 +184,10 @@ def load_safetensors(path: Path) -> NativeModel:
         UserError: damaged, not an export of a model trained here, or parts that do not fit together.
     """
     words = metadata_of(path)
-    if words.get("format") != EXPORTED or words.get("branch") not in BRANCHES:
-        raise UserError(f"{path}: not written by `silc-bench export --to safetensors` (its header names no format and branch)")
+    if words.get("format") != EXPORTED or words.get("branch") not in BRANCHES or tensor_files.CHECKSUMS not in words:
+        raise UserError(f"{path}: no export of this version (its header names no format, branch or checksums); export it again")
+    weights = read_weights(path)  # first: it compares the checksums of the texts too
     config, tokenizer = _read_words(path, words)
-    weights = read_weights(path)
     try:
         towers = _empty(without_heads(config))
         towers.load_state_dict(weights, assign=True)

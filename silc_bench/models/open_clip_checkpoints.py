@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from silc_bench.checksums import check_manifest
 from silc_bench.errors import UserError, unknown_name
 
 CONFIG = "open_clip_config.json"
@@ -105,6 +106,7 @@ def _from_folder(folder: Path) -> Checkpoint:
     """The form open_clip itself saves and publishes: CONFIG, weights, and the tokenizer's files where it has any."""
     if not (folder / CONFIG).is_file():
         raise UserError(f"{folder} holds no {CONFIG}; a folder of open_clip has one, a file is written open_clip:ARCH/PATH")
+    check_manifest(folder)
     config, preprocess = _read_config(folder / CONFIG)
     files = [folder / name for name in WEIGHTS if (folder / name).is_file()]
     files = files or sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES)

@@ -1,6 +1,9 @@
 """Readers of the two formats that hold nothing but arrays: safetensors and npz. Every size is checked before memory is taken.
 
-Both raise ValueError, BadZipFile or KeyError on what is damaged; ``weights.read_weights`` names the file.
+A safetensors file that was written here says in its header which tensors and texts belong to it, with their checksums; the
+format itself has none. Both are compared whenever its tensors are read.
+
+Both readers raise ValueError, BadZipFile or KeyError on what is damaged; ``weights.read_weights`` names the file.
 """
 
 from __future__ import annotations
@@ -8,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from silc_bench.checksums import checksum, differences
 from silc_bench.models.pickles import check_archive
 
 MAX_HEADER = 25_000_000  # bytes; the format allows 100 million, a model of 10,000 tensors and a tokenizer takes 3
+CHECKSUMS = "silc_bench_checksums"  # the text of the header that has them, as JSON
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -33,7 +39,9 @@ DTYPES = {
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """Every tensor of the file, in its own dtype."""
+    """Every tensor of the file, in its own dtype. ValueError names what differs from CHECKSUMS, where the header has them."""
+    metadata = read_metadata(path)
+    stated = json.loads(metadata.pop(CHECKSUMS)) if CHECKSUMS in metadata else None
     with open(path, "rb") as file:
         size, header = _header(path)
         start = 8 + size
@@ -45,7 +53,18 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
             if file.readinto(buffer) != len(buffer):
                 raise ValueError(f"{name} ends before its {len(buffer):,} bytes")
             weights[name] = torch.frombuffer(buffer, dtype=dtype).reshape(shape) if buffer else torch.empty(shape, dtype=dtype)
+    if stated is not None and (problem := differences(stated, part_checksums(weights, metadata))):
+        raise ValueError(problem)
     return weights
+
+
+def part_checksums(tensors: Mapping[str, Tensor], texts: Mapping[str, str]) -> dict[str, str]:
+    """Of everything that a safetensors file holds, by name."""
+    found = {f"text {name}": checksum(text.encode()) for name, text in texts.items()}
+    for name, value in tensors.items():
+        content = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        found[name] = checksum(f"{value.dtype} {list(value.shape)} ".encode(), content.numpy().data)
+    return found
 
 
 def read_metadata(path: Path) -> dict[str, str]:

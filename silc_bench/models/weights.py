@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from silc_bench.checksums import check_manifest
 from silc_bench.errors import UserError
 from silc_bench.models import file_kinds, pickles, tensor_files
 from silc_bench.models.file_kinds import refused
@@ -170,6 +171,7 @@ def _without_prefixes(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _read_folder(folder: Path) -> dict[str, Tensor]:
+    check_manifest(folder)
     name = next((name for name in IN_FOLDER if (folder / name).exists()), None)
     if name is None:
         raise refused(
