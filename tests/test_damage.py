@@ -1,0 +1,427 @@
+"""Whatever is read as a set of named parts is read as it was written, or refused by name: never as something else.
+
+One generator of damage (``damage.py``) over every container. What is kept for speed alone (stored features, indexes of shards)
+is not refused: the damaged part is not served, and made again.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from silc_bench import checksums, outcomes, results
+from silc_bench.datasets.shards import Damage
+from silc_bench.errors import UserError
+from silc_bench.export import export
+from silc_bench.models import hf_files, native, open_clip_checkpoints
+from silc_bench.models.weights import read_weights
+from silc_bench.protocol import Protocol
+from silc_bench.registry import Scores
+from silc_bench.store import Store
+from trainer import checkpoint, filters, kept_indexes
+from trainer.config import Config
+from trainer.model import Student
+from trainer.sections import DistillationConfig, TextConfig, ViewsConfig, VisionConfig
+from trainer.tokenizer import Tokenizer
+
+sys.path.insert(0, str(Path(__file__).parent))
+from damage import EDGE, of_file, of_folder
+
+NUM_PICTURES = 24
+HITS = np.random.default_rng(0).random(NUM_PICTURES) < 0.6
+LABELS = np.repeat([0, 1, 2], NUM_PICTURES // 3)
+TOWER = {"width": 8, "depth": 1, "num_heads": 1, "mlp_dim": 8}
+CONFIG = Config(
+    preset="tiny",
+    vision=VisionConfig(image_size=8, patch_size=8, **TOWER),
+    text=TextConfig(vocab_size=260, context_length=4, **TOWER),
+    views=ViewsConfig(global_size=8, local_size=8, num_local=1),
+    distillation=DistillationConfig(weight=0.0),
+)
+
+
+def same(one: Any, other: Any) -> bool:
+    """Equal to the bit, with arrays and tensors anywhere in it."""
+    if isinstance(one, torch.Tensor):
+        return one.dtype == other.dtype and torch.equal(one, other)
+    if isinstance(one, np.ndarray):
+        return one.dtype == other.dtype and np.array_equal(one, other, equal_nan=one.dtype.kind == "f")
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(value, other[name]) for name, value in one.items())
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    return one == other
+
+
+def check_file(
+    path: Path,
+    read: Callable[[], Any],
+    instead: Iterable[bytes] = (),
+    loses: Callable[[Any, Any], bool] | None = None,
+    edge: int = EDGE,
+) -> list[str]:
+    """Every damage of ``path``: ``read`` gives what it gave, or refuses by the file's name. The refusals.
+
+    Args:
+        instead: contents of whole files that do not belong here: of an older version, of another measurement.
+        loses: whether what was read is no more than a part of what was there; then nothing is refused.
+    """
+    whole, expected, refusals, wrong = path.read_bytes(), read(), [], []
+    others = ((f"file {number} in its place", content) for number, content in enumerate(instead))
+    for name, content in (*of_file(whole, edge), *others):
+        with open(path, "r+b") as file:  # many times cheaper than a new file each time
+            file.write(content)
+            file.truncate()
+        outcome = judged(read, expected, path.name, loses)
+        if outcome == "refused":
+            refusals.append(name)
+        elif outcome != "read":
+            wrong.append(f"{name}: {outcome}")
+    path.write_bytes(whole)
+    assert same(read(), expected)
+    assert not wrong, f"{len(wrong)} damages, of which {wrong[:5]}"
+    return refusals
+
+
+def judged(read: Callable[[], Any], expected: Any, name: str, loses: Callable[[Any, Any], bool] | None) -> str:
+    """ "read" as it was written, or less of it; "refused" by name; or what is wrong."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            found = read()
+    except UserError as error:
+        if loses is not None:
+            return f"refused: {error}"
+        return "refused" if name in str(error) else f"not named: {error}"
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    if same(found, expected) or (loses is not None and loses(found, expected)):
+        return "read"
+    return "read as something else"
+
+
+# --- records and what each sample scored -----------------------------------------------------------------------------------
+
+
+def record_of(hits: np.ndarray, limit: int | None = None) -> results.Record:
+    model = SimpleNamespace(
+        name="a:student", revision="0123456789abcdef", num_params=7, image_size=64, image_protocol={}, text_protocol={}
+    )
+    task = SimpleNamespace(
+        name="made/up", version=1, group="zero-shot", main_metric="acc1", requires=frozenset(), protocol=dict
+    )
+    data = SimpleNamespace(name="made", split="test", fingerprint="0" * 16)
+    recall = np.mean([hits[label == LABELS].mean() for label in range(3)])
+    scores = Scores({"acc1": float(hits.mean()), "mean_per_class_recall": float(recall)}, {}, NUM_PICTURES, chance=0.1)
+    return results.Record.create(
+        model, task, data, scores, Protocol.of(model, task, "fp32"), model_source="x", device="cpu", limit=limit, seconds=1
+    )  # fmt: skip
+
+
+def test_a_record(tmp_path):
+    record = record_of(HITS)
+    path = results.save(record, tmp_path)
+    older = json.loads(path.read_text())
+    del older["checksums"]
+    other = record_of(HITS, limit=5).to_json()
+    refusals = check_file(path, lambda: results.load_all(tmp_path), [json.dumps(older).encode(), other.encode()])
+    digit = path.read_text().index(str(record.metrics["acc1"])) + 3
+    assert f"byte {digit} is {path.read_bytes()[digit] ^ 1}" in refusals, "one digit of a metric"
+
+
+def test_the_altered_field_of_a_record_is_named(tmp_path):
+    record = record_of(HITS)
+    path = results.save(record, tmp_path)
+    fields = json.loads(path.read_text())
+    path.write_text(json.dumps({**fields, "n": 1000}))
+    with pytest.raises(UserError, match="n is altered"):
+        results.load_all(tmp_path)
+    path.write_text(json.dumps(dict(reversed(fields.items()))))
+    assert results.load_all(tmp_path) == [record], "the order of the fields is no difference"
+
+
+def test_what_each_sample_scored(tmp_path):
+    record = record_of(HITS)
+    arrays = {"acc1": HITS, "labels": LABELS}
+    outcomes.save(outcomes.pack(arrays, record), record, tmp_path)
+    path = outcomes.path_of(record, tmp_path)
+    others = [outcomes.pack({"acc1": HITS}, record_of(HITS, limit=5))]
+    refusals = check_file(path, lambda: outcomes.load(record, tmp_path), others)
+    assert {"acc1.npy is removed", "labels.npy is removed", "labels.npy is renamed", "acc1.npy is altered"} <= set(refusals)
+    assert {"acc1.npy and labels.npy are swapped", "another member is added"} <= set(refusals)
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        ({"acc1": b"1"}, "labels is missing"),
+        ({"acc1": b"1", "labels": b"2", "acc5": b"1"}, "acc5 does not belong to it"),
+        ({"acc1": b"1", "labels": b"3"}, "labels is altered"),
+        ({}, "acc1 is missing, labels is missing"),
+        ({"acc1": b"1", "labels": b"2"}, ""),
+    ],
+)
+def test_the_part_is_named(found, words):
+    stated = checksums.checksums({"acc1": b"1", "labels": b"2"})
+    assert checksums.differences(stated, checksums.checksums(found)) == words
+
+
+@pytest.mark.parametrize("stated", [None, 3, "acc1", ["acc1"]])
+def test_a_header_that_lists_no_parts_is_refused(stated):
+    assert checksums.differences(stated, {"acc1": "0" * 16})
+    assert checksums.differences({"acc1": stated}, {"acc1": "0" * 16}) == "acc1 is altered"
+
+
+# --- stored features -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def entry(tmp_path):
+    """Every kind of part."""
+    rng = np.random.default_rng(0)
+    entry = Store(tmp_path / "cache").entry({"model": "m", "revision": "0" * 16})
+    for start in (0, 8):
+        entry.save(start, rng.normal(size=(8, 3)).astype(np.float32))
+    for index in (0, 1):
+        entry.save_grid(index, (16, 16), rng.normal(size=(2, 2, 3)).astype(np.float16))
+    for texts in (["a", "b"], ["c", "d"]):
+        entry.save_texts(texts, rng.normal(size=(2, 3)).astype(np.float32))
+    entry.save_word("0123456789abcdef")
+    return entry
+
+
+def served(entry) -> dict[str, Any]:
+    """All that an entry gives to whoever asks: by row, picture, text."""
+    rows, is_known = entry.rows(16, 3)
+    given = {f"row {index}": rows[index] for index in np.flatnonzero(is_known)}
+    for index in entry.grids():
+        grid = entry.grid(index, (16, 16))
+        given |= {} if grid is None else {f"grid {index}": grid}
+    given |= entry.texts(3)
+    return given | ({} if entry.word() is None else {"word": entry.word()})
+
+
+def is_less(found: dict[str, Any], expected: dict[str, Any]) -> bool:
+    return all(name in expected and same(value, expected[name]) for name, value in found.items())
+
+
+@pytest.mark.parametrize("kind", ["rows-000000000-000000008.npy", "grid-000000000-16x16.npy", "texts-*.npy", "word.npy"])
+def test_a_part_of_the_store(entry, kind, tmp_path):
+    path = sorted(entry.folder.glob(kind))[0]
+    other = Store(tmp_path / "other").entry({"model": "other"})
+    other.save(0, np.ones((8, 3), np.float32))
+    other.save_grid(0, (16, 16), np.ones((2, 2, 3), np.float16))
+    other.save_word("f" * 16)
+    other.save_texts(["a", "b"], np.ones((2, 3), np.float32))
+    check_file(path, lambda: served(entry), [part.read_bytes() for part in sorted(other.folder.iterdir())], is_less)
+
+
+def test_the_folder_of_an_entry(entry):
+    """Parts that changed places are served in neither."""
+    expected, told = served(entry), Counter()
+    for name in of_folder(entry.folder):
+        found = served(entry)
+        assert is_less(found, expected), name
+        told[name.rpartition(" ")[2]] += len(found) < len(expected)
+    assert told["swapped"] >= 7
+    assert same(served(entry), expected)
+
+
+# --- checkpoints -----------------------------------------------------------------------------------------------------------
+
+
+def payload(step: int = 3) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(step)
+    return {
+        "config": '{"preset": "tiny"}',
+        "tokenizer": "{}",
+        "student": {"weight": torch.randn(3, 2, generator=generator)},
+        "teacher": {"center": torch.randn(3, generator=generator)},
+        "optimizer": {"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"lr": 0.1, "betas": (0.9, 0.95)}]},
+        "step": step,
+        "samples_seen": 8 * step,
+        "position": 8 * step + 1,
+    }
+
+
+def older_checkpoint(folder: Path) -> bytes:
+    path = folder / "older.pt"
+    torch.save({**payload(), "format": "silc-bench-checkpoint/1"}, path)
+    return path.read_bytes()
+
+
+def test_a_checkpoint_alone(tmp_path):
+    """It was copied without the words beside it: the checksums are inside."""
+    path = tmp_path / "x.pt"
+    shutil.copy(checkpoint.save(tmp_path / "run", payload()), path)
+    check_file(path, lambda: checkpoint.load(path), [older_checkpoint(tmp_path)])
+
+
+def test_a_checkpoint_whose_tensors_were_replaced_is_refused_by_part(tmp_path):
+    """The archive is whole, and every checksum of its own is right."""
+    whole = checkpoint.with_checksums({"format": checkpoint.FORMAT, **payload()})
+    for change, words in (
+        ({"teacher": {"center": torch.zeros(3)}}, "teacher is altered"),
+        ({"student": {"weight": whole["student"]["weight"].reshape(2, 3)}}, "student is altered"),
+        ({"samples_seen": 25}, "samples_seen is altered"),
+        ({"average": {}}, "average does not belong to it"),
+        ({"checksums": {**whole["checksums"], "start": "0" * 16}}, "start is missing"),
+        ({"checksums": None}, "does not say which parts"),
+    ):
+        torch.save({**whole, **change}, tmp_path / "x.pt")
+        with pytest.raises(checkpoint.DamagedCheckpointError, match=rf"x\.pt: damaged: .*{words}"):
+            checkpoint.load(tmp_path / "x.pt")
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Two checkpoints, the first with the better score."""
+    for step, score in ((1, 0.9), (2, 0.5)):
+        checkpoint.save(tmp_path / "run", payload(step), score)
+    return tmp_path / "run"
+
+
+def test_the_folder_of_checkpoints(run):
+    """The newest whole one is what was written at that step, and the best one is the best, or not known."""
+    folder, refused = run / "checkpoints", set()
+    first, second = checkpoint.all_in(run)
+    for name in of_folder(folder):
+        assert checkpoint.best_in(run) in (None, *checkpoint.all_in(run)), name
+        if second.stem not in name:
+            assert same(checkpoint.load(second), {"format": checkpoint.FORMAT, **payload(2)}), name
+        for path in checkpoint.all_in(run):
+            step = int(path.stem.removeprefix("step_"))
+            try:
+                assert same(checkpoint.load(path), {"format": checkpoint.FORMAT, **payload(step)}), name
+            except UserError as error:
+                refused.add(name)
+                assert path.name in str(error)  # noqa: PT017 - not every damage is refused
+    assert f"{first.name} and {second.name} are swapped" in refused
+    assert f"{second.with_suffix('.json').name} is in the place of {first.with_suffix('.json').name}" in refused
+    assert checkpoint.best_in(run) == first
+
+
+def test_checkpoints_that_changed_places_with_their_words(run):
+    first, second = checkpoint.all_in(run)
+    for suffix in (".pt", ".json"):
+        first.with_suffix(suffix).rename(run / "kept")
+        second.with_suffix(suffix).rename(first.with_suffix(suffix))
+        (run / "kept").rename(second.with_suffix(suffix))
+    with pytest.raises(UserError, match="it holds step 1 and was renamed"):
+        checkpoint.load_newest(run)
+
+
+def test_the_words_beside_a_checkpoint(run):
+    """A score that was altered is not believed, and the checkpoint itself needs none."""
+    first, second = checkpoint.all_in(run)
+    words = first.with_suffix(".json")
+    expected = (first, {"format": checkpoint.FORMAT, **payload(1)})
+    check_file(
+        words,
+        lambda: (checkpoint.best_in(run), checkpoint.load(first)),
+        loses=lambda found, _: same(found, (second, expected[1])),
+    )
+    words.write_text(words.read_text().replace("0.9", "0.1"))
+    assert checkpoint.best_in(run) == second, "not by its score, which is not known"
+    words.unlink()
+    assert same(checkpoint.load(first), expected[1])
+    words.write_bytes(second.with_suffix(".json").read_bytes())
+    with pytest.raises(UserError, match=rf"its sha256 is not that of {words.name}"):
+        checkpoint.load(first)
+
+
+# --- indexes of shards -----------------------------------------------------------------------------------------------------
+
+
+def test_an_index_of_a_shard(tmp_path):
+    places = []
+    for number in (1, 2):
+        shard = tmp_path / f"{number}.tar"
+        shard.write_bytes(bytes(number))
+        places.append(kept_indexes.kept_at(shard, filters.parse(""), tmp_path / "kept"))
+        rows = np.arange(12).reshape(2, 6) * number
+        index = kept_indexes.ShardIndex(rows, Damage({"no text": number}, "a"), Counter({"width": 1}))
+        kept_indexes.keep(index, shard, places[-1])
+
+    def read():
+        index = kept_indexes.load(places[0])
+        return index and (index.rows, index.damage.counts, index.damage.first, index.left_out)
+
+    check_file(places[0], read, [places[1].read_bytes()], loses=lambda found, _: found is None)
+
+
+# --- exports ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def model():
+    student = Student(CONFIG)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in student.parameters():
+        torch.nn.init.normal_(parameter, std=0.1, generator=generator)
+    tokenizer = Tokenizer.train(["a red ring"], 260, 4)
+    return native.NativeModel("tiny-silc:student", student, student.vision, tokenizer)
+
+
+def test_an_exported_file(model, tmp_path):
+    path = tmp_path / "x.safetensors"
+    export(model, "safetensors", path)
+
+    def read():
+        loaded = native.load(path)
+        return loaded.name, loaded.revision, loaded.logit_scale, loaded.tokenizer.to_json()
+
+    check_file(path, read, edge=256)
+
+
+READERS = {
+    "hf": lambda folder: hf_files.find_folder(str(folder), needs_weights=True),
+    "open_clip": open_clip_checkpoints._from_folder,
+}
+
+
+@pytest.mark.parametrize("target", READERS)
+@pytest.mark.parametrize("reader", ["adapter", "weights"])
+def test_an_exported_folder(model, tmp_path, target, reader):
+    """Without its list of files it is anybody's folder. What is in it for people is not looked at."""
+    folder = tmp_path / target
+    export(model, target, folder)
+    listed = {path.name: path.read_bytes() for path in folder.iterdir()}
+    read = READERS[target] if reader == "adapter" else read_weights
+    for name in of_folder(folder):
+        try:
+            read(folder)
+        except UserError as error:
+            refusal = str(error)
+        else:
+            refusal = ""
+        files = {path.name: path.read_bytes() for path in folder.iterdir()}
+        if refusal:
+            damaged = [file for file in files.keys() | listed.keys() if files.get(file) != listed.get(file)]
+            assert str(folder) in refusal, name
+            assert any(file in refusal for file in damaged), f"{name}: {refusal}"
+        else:
+            assert checksums.MANIFEST not in files, name
+            assert all(files[file] == listed[file] for file in listed if file != checksums.MANIFEST), name
+    (folder / "README.md").write_text("mine")
+    read(folder)
+
+
+def test_the_answer_says_how_to_go_on_with_a_folder_that_was_changed_on_purpose(model, tmp_path):
+    export(model, "hf", tmp_path / "hf")
+    (tmp_path / "hf" / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"config\.json is altered.*delete .*silc_bench_export\.json"):
+        READERS["hf"](tmp_path / "hf")
+    (tmp_path / "hf" / checksums.MANIFEST).unlink()
+    READERS["hf"](tmp_path / "hf")
