@@ -13,6 +13,7 @@ import io
 import json
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -55,8 +56,9 @@ def unpack(schema: str, content: bytes, max_bytes: int) -> tuple[dict[str, Any],
         if size > max_bytes:
             raise ValueError(f"claims {size:,} bytes")
         parts = {member.filename.removesuffix(".npy"): archive.read(member) for member in members}
-        if len(parts) != len(members):
-            raise ValueError("two members of one name")
+    twice = [name for name, count in Counter(member.filename for member in members).items() if count > 1]
+    if twice:
+        raise ValueError(f"{twice[0]} is there twice")
     if HEADER not in parts:
         raise ValueError("its header is missing")
     header = _read_header(schema, parts.pop(HEADER))

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 from silc_bench import checksums, outcomes, results
@@ -160,6 +161,7 @@ def test_what_each_sample_scored(tmp_path):
     refusals = check_file(path, lambda: outcomes.load(record, tmp_path), others)
     assert {"acc1.npy is removed", "labels.npy is removed", "labels.npy is renamed", "acc1.npy is altered"} <= set(refusals)
     assert {"acc1.npy and labels.npy are swapped", "another member is added"} <= set(refusals)
+    assert {"acc1.npy is there twice", "labels.npy is there twice, the first altered"} <= set(refusals)
 
 
 @pytest.mark.parametrize(
@@ -383,6 +385,13 @@ def test_an_exported_file(model, tmp_path):
         return loaded.name, loaded.revision, loaded.logit_scale, loaded.tokenizer.to_json()
 
     check_file(path, read, edge=256)
+
+
+def test_an_exported_file_that_lists_no_parts_is_refused(model, tmp_path):
+    path = tmp_path / "x.safetensors"
+    safetensors.torch.save_file(native.tensors(model), path, metadata=native.metadata(model))
+    with pytest.raises(UserError, match="names no format, branch or checksums"):
+        native.load(path)
 
 
 READERS = {
