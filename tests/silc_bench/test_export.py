@@ -175,6 +175,7 @@ def test_one_file_is_the_same_model(model, exported):
         assert torch.equal(found, expected)
 
 
+@pytest.mark.slow
 def test_a_model_of_the_shape_of_b16(tmp_path, monkeypatch):
     """The real sizes: 203 M parameters, 32,000 tokens, 256 px; 15 s of one core and 0.8 GB on disk at a time."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # whether the files outlive a power cut is not asked here
@@ -257,6 +258,23 @@ def test_pictures_become_the_same_pixels(model, exported):
 # ---- without us ----
 
 
+OWN_PACKAGES = ("silc_bench", "trainer", "tasks")
+
+
+def test_the_libraries_import_nothing_of_ours(model, exported, tmp_path, monkeypatch):
+    """In this process, where our packages cannot be imported meanwhile; the transformers folder has been moved."""
+    expected = ours(model)
+    shutil.copytree(exported / "hf", tmp_path / "moved")
+    for name in [name for name in sys.modules if name.split(".")[0] in OWN_PACKAGES]:
+        monkeypatch.delitem(sys.modules, name)
+    for name in OWN_PACKAGES:
+        monkeypatch.setitem(sys.modules, name, None)  # an import of it fails
+    assert_same(through_transformers(tmp_path / "moved"), expected)
+    assert_same(through_open_clip(exported / "open_clip"), expected)
+    assert not [name for name in sys.modules if name.startswith(tuple(f"{package}." for package in OWN_PACKAGES))]
+
+
+@pytest.mark.slow
 def test_the_libraries_need_nothing_of_ours(tmp_path):
     """Another process, in another folder, that cannot import this package; the transformers folder has been moved."""
     model = made(CONFIGS["shapes_tiny"])
