@@ -130,45 +130,61 @@ def results(run, tmp_path_factory):
 # ---- the process: what is imported, how it ends ----
 
 PROGRAM = """
-import sys
+import contextlib, io, json, sys
 from silc_bench.cli import main
-sys.argv = ["silc-bench", *sys.argv[1:]]
-try:
-    main()
-finally:
-    print("IMPORTED", [name for name in ("torch", "sklearn", "transformers") if name in sys.modules], file=sys.stderr)
+
+ends = []
+for words in json.loads(sys.argv[1]):
+    sys.argv = ["silc-bench", *words]
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code
+    imported = [name for name in ("torch", "sklearn", "transformers") if name in sys.modules]
+    ends.append({"code": code, "stdout": out.getvalue(), "stderr": err.getvalue(), "imported": imported})
+print(json.dumps(ends))
 """
+COMPARE = ("compare", "shapes_tiny-silc:student", "shapes_tiny-silc:teacher")
+COMMANDS = {  # words, and the exit code; none of them computes with a model
+    "--help": 0,
+    "train --help": 0,
+    "eval --help": 0,
+    "--version": 0,
+    "tasks --json": 0,
+    "leaderboard --results {results} --out {out}": 0,
+    " ".join(COMPARE) + " --results {results} --out {out}": 0,
+    "leaderboard --results {out}/nothing": 2,
+    "eval --ckpt x --tasks nonsense": 2,
+}
 
 
-@pytest.mark.parametrize(
-    ("args", "code"),
-    [
-        (["--help"], 0),
-        (["train", "--help"], 0),
-        (["eval", "--help"], 0),
-        (["--version"], 0),
-        (["tasks", "--json"], 0),
-        (["leaderboard", "--results", "{results}", "--out", "{out}"], 0),
-        (["leaderboard", "--results", "{out}/nothing"], 2),
-        (["eval", "--ckpt", "x", "--tasks", "no such task"], 2),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
-)
-def test_what_computes_nothing_never_imports_torch(results, tmp_path, args, code):
-    args = [arg.format(results=results, out=tmp_path) for arg in args]
-    done = subprocess.run([sys.executable, "-c", PROGRAM, *args], capture_output=True, text=True, timeout=120)
-    assert done.returncode == code, done.stderr
-    assert done.stderr.splitlines()[-1] == "IMPORTED []"
-    assert done.stdout if code == 0 else "error:" in done.stderr
+@pytest.fixture(scope="module")
+def ends(results, tmp_path_factory):
+    """{command: how it ended}. One process runs them in turn: a module that one has imported, the next ones show too."""
+    out = tmp_path_factory.mktemp("out")
+    lines = [[word.format(results=results, out=out) for word in command.split()] for command in COMMANDS]
+    done = subprocess.run([sys.executable, "-c", PROGRAM, json.dumps(lines)], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    return dict(zip(COMMANDS, json.loads(done.stdout), strict=True))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_what_computes_nothing_never_imports_torch(ends, command):
+    end = ends[command]
+    assert end["code"] == COMMANDS[command], end["stderr"]
+    assert end["imported"] == []
+    assert end["stdout"] if end["code"] == 0 else end["stderr"].startswith("error: ")
+
+
+def test_the_version_is_that_of_the_package(ends):
+    assert ends["--version"] == {"code": 0, "stdout": f"silc-bench {__version__}\n", "stderr": "", "imported": []}
 
 
 def test_the_package_runs_as_a_module(tmp_path):
-    def silc_bench(*args):
-        return subprocess.run([sys.executable, "-m", "silc_bench", *args], capture_output=True, text=True, timeout=60)
-
-    done = silc_bench("--version")
-    assert (done.returncode, done.stdout, done.stderr) == (0, f"silc-bench {__version__}\n", "")
-    done = silc_bench("leaderboard", "--results", str(tmp_path / "nope"))
+    command = [sys.executable, "-m", "silc_bench", "leaderboard", "--results", str(tmp_path / "nope")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(f"error: no results folder at {tmp_path}/nope;")
 
@@ -183,20 +199,12 @@ def test_a_reader_that_goes_away_ends_it_quietly(args):
     assert (done.returncode, done.stderr) == (1, "")
 
 
+FEW_CAPTIONS = "import trainer.loop; trainer.loop.TOKENIZER_CAPTIONS = 50; from silc_bench.cli import main; main()"
+
+
 def test_ctrl_c_leaves_a_checkpoint_and_one_line(tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "silc_bench",
-        "train",
-        "--out",
-        str(tmp_path),
-        "--samples",
-        "800000",
-        "--device",
-        "cpu",
-        *SETS,
-    ]
+    words = ["train", "--out", str(tmp_path), "--samples", "800000", "--device", "cpu", *SETS]
+    command = [sys.executable, "-u", "-c", FEW_CAPTIONS, *words]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             for line in process.stdout:
@@ -534,8 +542,9 @@ def test_an_end_is_one_line_as_it_was_written(monkeypatch, error, code, said):
     assert (result.exit_code, result.stdout, result.stderr) == (code, "", said)
 
 
-def test_towers_that_no_memory_holds_are_a_sentence(tmp_path):
+def test_towers_that_no_memory_holds_are_a_sentence(tmp_path, monkeypatch):
     """What torch's own allocator says on a CPU."""
+    monkeypatch.setattr("trainer.loop.TOKENIZER_CAPTIONS", 50)
     said = fail("train", "--set", "distillation.num_prototypes=10000000000000", "--out", tmp_path, code=1)
     assert said.startswith("out of memory (")
     assert said.endswith(LESS_MEMORY)

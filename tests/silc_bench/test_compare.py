@@ -5,9 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -398,15 +395,3 @@ def test_equal_comparisons_give_equal_bytes(report, tmp_path):
     _, folder, found = report
     for path in compare_files.write(found, tmp_path):
         assert path.read_bytes() == (folder / path.name).read_bytes()
-
-
-def test_torch_is_not_imported(tmp_path):
-    for model in "ab":
-        put_hits(tmp_path / "records", model, hits_of(0.5))
-    code = (
-        "import sys; from typer.testing import CliRunner; from silc_bench import cli;"
-        f"words = ['compare', 'a', 'b', '--results', {str(tmp_path / 'records')!r}, '--out', {str(tmp_path / 'out')!r}];"
-        "done = CliRunner().invoke(cli.app, words);"
-        "assert done.exit_code == 0, done.output; assert not {'torch', 'sklearn'} & set(sys.modules)"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True, env={**os.environ})
