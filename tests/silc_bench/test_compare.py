@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,7 +17,6 @@ from silc_bench.protocol import Protocol
 from silc_bench.registry import Scores
 from silc_bench.results import Record, save
 
-ROOT = Path(__file__).parents[2]
 N = 400
 
 
