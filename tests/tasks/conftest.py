@@ -6,7 +6,8 @@ Both recognise a picture by its pixels, as a real model would have to; none is t
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 
 import numpy as np
 import pytest
@@ -14,7 +15,19 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from silc_bench.datasets import shapes
 from silc_bench.models.images import ImagePipeline
+
+SCENE, RENDERED = cache(shapes.scene), cache(shapes._rendered.__wrapped__)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _scenes_are_drawn_once() -> Iterator[None]:
+    """Every family measures the same few scenes; to draw them again costs more than to score them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shapes, "scene", SCENE)
+        patch.setattr(shapes, "_rendered", RENDERED)
+        yield
 
 
 class LookupModel:
