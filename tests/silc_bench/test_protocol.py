@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from silc_bench.protocol import Protocol
@@ -39,6 +39,7 @@ def test_hash_is_the_start_of_sha256_of_the_sorted_json():
 
 
 @given(st.sampled_from(fields(Protocol)), st.data())
+@settings(max_examples=50)  # there are ten fields
 def test_a_change_of_any_field_changes_the_hash(field, data):
     old = getattr(BASE, field.name)
     kind = {dict: st.dictionaries(st.text(), JSON, max_size=3), int: st.integers(), str: st.text()}[type(old)]
