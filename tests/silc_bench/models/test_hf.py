@@ -597,8 +597,8 @@ def test_eval_measures_a_folder(folders, tmp_path):
     for kind in ("siglip2", "naflex"):
         result = CliRunner().invoke(cli.app, ["eval", "--ckpt", f"hf:{folders[kind]}", *options])
         assert result.exit_code == 0, result.output
-    (folders["siglip2"].parent / "empty").mkdir()
-    result = CliRunner().invoke(cli.app, ["eval", "--ckpt", f"hf:{folders['siglip2'].parent / 'empty'}", *options])
+    (tmp_path / "empty").mkdir()
+    result = CliRunner().invoke(cli.app, ["eval", "--ckpt", f"hf:{tmp_path / 'empty'}", *options])
     assert result.exit_code == 2
     assert "lacks config.json; preprocessor_config.json; a tokenizer" in " ".join(result.output.split())
     records = [json.loads(path.read_text()) for path in tmp_path.rglob("*.json")]
