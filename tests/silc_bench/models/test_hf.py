@@ -486,7 +486,7 @@ def test_weights_in_any_safe_form_are_the_same_model(copy, models, tmp_path):
     assert load_model(f"hf:{folder}").revision == ours.revision
     (folder / "pytorch_model.bin").unlink()
     state["logit_scale"] = torch.tensor(1.0)
-    state["vision_model.post_layernorm.bias"] += 1
+    state["vision_model.post_layernorm.bias"] = state["vision_model.post_layernorm.bias"] + 1  # the model's own stays
     torch.save({"state_dict": state}, tmp_path / "tuned.pt")
     tuned = hf.load(str(folder), weights=tmp_path / "tuned.pt")
     assert tuned.name == "hf:clip/tuned"
