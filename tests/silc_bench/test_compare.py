@@ -368,15 +368,15 @@ def test_files_say_what_the_terminal_says(report):
     out, folder, found = report
     assert [f"wrote {folder / f'compare.{ending}'}" for ending in ("md", "csv", "json", "png")] == out.splitlines()[-4:]
     assert sorted(path.name for path in folder.iterdir()) == ["compare.csv", "compare.json", "compare.md", "compare.png"]
-    data = json.loads((folder / "compare.json").read_text())
+    data = json.loads((folder / "compare.json").read_text(encoding="utf-8"))
     assert (data["schema"], data["baseline"], data["models"], data["num_tests"]) == ("compare/1", "a", [HOSTILE, "c"], 4)
     assert [row["difference"] for row in data["results"]] == [result.paired.difference for result in found.results]
     assert data["not_compared"][0]["task"] == "only/zeroshot"
-    rows = list(csv.DictReader(io.StringIO((folder / "compare.csv").read_text())))
+    rows = list(csv.DictReader(io.StringIO((folder / "compare.csv").read_text(encoding="utf-8"))))
     assert len(rows) == len(found.results) + len(found.omissions) == 6
     assert [float(row["p_holm"]) for row in rows[:4]] == [result.p_holm for result in found.results]
     assert [row["verdict"] for row in rows] == ["better", "better", "no difference", "no difference", *["not compared"] * 2]
-    text = (folder / "compare.md").read_text()
+    text = (folder / "compare.md").read_text(encoding="utf-8")
     assert "<b>" not in text
     assert text.count("can be shown on") == 2
     assert "only/zeroshot" in text

@@ -145,7 +145,7 @@ def test_both_runs_see_the_same_pictures(finished):
 def test_the_page_holds_tables_and_pictures(finished):
     out, (_, _, page) = finished
     assert page == out / "leaderboard.html"
-    text = page.read_text()
+    text = page.read_text(encoding="utf-8")
     for words in ("shapes_tiny-silc:student", "shapes_tiny-contrastive:student", "What self-distillation changed", "mIoU"):
         assert words in text
     assert text.count("data:image/png;base64,") == 1
