@@ -1,7 +1,7 @@
 """The processes of one command: torchrun starts them, each is a rank, and without torchrun there is one.
 
 Flow: ``with joined(device): ...`` around the whole command; inside, ``rank()`` and ``num_ranks()`` say who we are, ``summed``,
-``any_of`` and ``of_first`` agree. With one process each of them answers at once and nothing is started.
+``of_all``, ``any_of`` and ``of_first`` agree. With one process each of them answers at once and nothing is started.
 
     torchrun --nproc-per-node 2 -m silc_bench train --preset b16 ...
 """
@@ -24,6 +24,10 @@ from silc_bench.errors import RunError, UserError
 T = TypeVar("T")
 BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
 FAILURE = "silc_bench/failure"  # key of the store that all ranks see; the first to write it speaks for all
+
+
+class StoppedError(RunError):
+    """The end of a run that all ranks agreed on: each of them raises it after the same step, with the same sentence."""
 
 
 def rank() -> int:
@@ -54,6 +58,7 @@ def joined(device: torch.device) -> Iterator[None]:
 
     Raises:
         the error of the block. Of all ranks only the first that fails says why, with its number; the others exit in silence.
+        StoppedError: every rank raised it, and rank 0 speaks for all.
         RunError: another rank was killed.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
@@ -67,10 +72,23 @@ def joined(device: torch.device) -> Iterator[None]:
     store, number, count = next(dist.rendezvous("env://"))
     try:
         dist.init_process_group(BACKENDS[device.type], store=store, rank=number, world_size=count)
-        yield
+        try:
+            yield
+        except StoppedError:
+            # torchrun ends every rank as soon as one has ended, and rank 0 may still be saving a checkpoint or closing its log.
+            meet()
+            if number > 0:
+                raise SystemExit(1) from None
+            raise
+    except StoppedError:
+        raise
     except Exception as error:
         name = f"rank {number} of {count}"
-        if store.compare_set(FAILURE, "", name).decode() != name:
+        try:
+            speaker = store.compare_set(FAILURE, "", name).decode()
+        except dist.DistError:  # the process that held the store has ended, and may not have said why
+            speaker = name
+        if speaker != name:
             raise SystemExit(1) from None
         if isinstance(error, UserError | RunError):
             raise type(error)(f"{name}: {error}") from error
@@ -88,9 +106,16 @@ def summed(values: Tensor) -> Tensor:
     return values
 
 
+def of_all(number: int) -> list[int]:
+    """The number of each rank, in their order; every rank must ask. One small sum, which waits for no GPU."""
+    numbers = torch.zeros(num_ranks(), dtype=torch.int64)
+    numbers[rank()] = number
+    return summed(numbers).tolist()
+
+
 def any_of(flag: bool) -> bool:
     """Whether it is true on any rank; every rank must ask."""
-    return flag if num_ranks() == 1 else bool(summed(torch.tensor(float(flag))))
+    return any(of_all(flag))
 
 
 def of_first(make: Callable[[], str]) -> str:

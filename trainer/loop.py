@@ -20,7 +20,7 @@ import torch
 from rich.console import Console
 
 from silc_bench.errors import RunError, UserError
-from silc_bench.ranks import any_of, meet, num_local_ranks, num_ranks, of_first, rank
+from silc_bench.ranks import StoppedError, num_local_ranks, num_ranks, of_all, of_first, rank
 from trainer import checkpoint
 from trainer.config import Config, flatten, from_dict, to_dict
 from trainer.data import Batch, Source, open_source
@@ -108,8 +108,8 @@ def train(
     """Train to the end of ``config``, or on from ``payload`` (of ``checkpoint.load``); the final checkpoint's path.
 
     Raises:
-        RunError: a loss that is not finite, a collapse that is to stop it, a checkpoint that cannot be written, or a signal
-            (after a checkpoint).
+        RunError: a loss that is not finite, a collapse that is to stop it, or a checkpoint that cannot be written.
+        StoppedError: a signal to any of the ranks, after a checkpoint.
     """
     share_of(config.batch_size)
     source = open_source(config.data)
@@ -171,9 +171,9 @@ def _follow(state: TrainState, source: Source, run: Path, received: list[int]) -
     with closing(_my_batches(state, source)) as batches:
         while state.step < state.config.num_steps:
             train_step(state, next(batches))
-            if any_of(bool(received)) and state.step < state.config.num_steps:
-                meet()
-                raise RunError(f"stopped after step {state.step}; continue with --resume")
+            signals = of_all(received[0] if received else 0)
+            if any(signals) and state.step < state.config.num_steps:
+                raise _stopped(signals, state.step, checkpoint.path_of(run, state.step))
     return checkpoint.path_of(run, state.step)
 
 
@@ -202,7 +202,8 @@ def _loop(state: TrainState, source: Source, run: Path, log: RunLog, received: l
             if is_row:
                 watch.before_step(state)
             values = train_step(state, batch)
-            is_stopped, score, fallen = any_of(bool(received)), None, None
+            signals = of_all(received[0] if received else 0)
+            is_stopped, score, fallen = any(signals), None, None
             log.advance(state.step)
             if is_row or is_probe:
                 state.confirm()
@@ -230,11 +231,21 @@ def _loop(state: TrainState, source: Source, run: Path, log: RunLog, received: l
             if fallen:
                 watch.alarm(state, "zero-shot is lost", fallen)
             if is_stopped and not is_last:
-                name, path = signal.Signals(received[0]).name if received else "another process", writer.wait()
-                meet()  # the others would end before it is saved, and torchrun us with them
-                raise RunError(f"stopped by {name} after step {state.step}; {path} is saved, continue with --resume")
+                raise _stopped(signals, state.step, writer.wait())
     assert writer.path is not None, "a run of at least one step ends with a checkpoint"
     return writer.path
+
+
+def _stopped(signals: list[int], step: int, path: Path | None) -> StoppedError:
+    """What every rank says of ``signals``: the number that each rank received, 0 for none."""
+    causes = []
+    for number in sorted({*signals} - {0}):
+        receivers = [index for index, received in enumerate(signals) if received == number]
+        to = f" to rank {', '.join(map(str, receivers))} of {len(signals)}"
+        if len(receivers) == len(signals):
+            to = " to every rank" if len(signals) > 1 else ""
+        causes.append(f"{signal.Signals(number).name}{to}")
+    return StoppedError(f"stopped by {' and '.join(causes)} after step {step}; {path} is saved, continue with --resume")
 
 
 @contextmanager

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import socket
 import sys
-import tempfile
 import traceback
 from pathlib import Path
 
@@ -43,16 +41,14 @@ class GlooPool:
         return self._run(world, False, function, args, kwargs)
 
     def _run(self, world, has_group, function, args, kwargs):
-        with tempfile.TemporaryDirectory() as folder, socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            place = f"{folder}/store" if has_group else free.getsockname()[1]
-            free.close()
-            for rank, pipe in enumerate(self._pipes[:world]):
-                pipe.send((place, rank, world, function, args, kwargs))
-            answers = []
-            for rank, pipe in enumerate(self._pipes[:world]):
-                assert pipe.poll(SECONDS), f"rank {rank} of {world} hangs"
-                answers.append(pipe.recv())
+        # As torchrun's agent does, this process holds the store, at a port that the system chose and that nobody can take.
+        self._store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        for rank, pipe in enumerate(self._pipes[:world]):
+            pipe.send((self._store.port, has_group, rank, world, function, args, kwargs))
+        answers = []
+        for rank, pipe in enumerate(self._pipes[:world]):
+            assert pipe.poll(SECONDS), f"rank {rank} of {world} hangs"
+            answers.append(pipe.recv())
         failed = [f"rank {rank}: {words}" for rank, (is_good, words) in enumerate(answers) if not is_good]
         assert not failed, "\n".join(failed)
         return [answer for _, answer in answers]
@@ -68,13 +64,15 @@ def _serve(pipe):
     torch.set_num_threads(1)
     while True:
         try:
-            place, rank, world, function, args, kwargs = pipe.recv()
+            port, has_group, rank, world, function, args, kwargs = pipe.recv()
         except EOFError:
             return
-        variables = {"WORLD_SIZE": world, "RANK": rank, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": place}
+        variables = {"WORLD_SIZE": world, "RANK": rank, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        variables |= {"TORCHELASTIC_USE_AGENT_STORE": True}
         try:
-            if isinstance(place, str):
-                dist.init_process_group("gloo", store=dist.FileStore(place, world), rank=rank, world_size=world)
+            if has_group:
+                store = dist.TCPStore("127.0.0.1", port, is_master=False)
+                dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
             else:
                 os.environ.update({name: str(value) for name, value in variables.items()})
             answer = True, function(*args, **kwargs)

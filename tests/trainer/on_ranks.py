@@ -5,6 +5,7 @@ import io
 import os
 import signal
 from functools import partial
+from pathlib import Path
 from unittest import mock
 
 import torch
@@ -12,7 +13,7 @@ import torch.distributed as dist
 from rich.console import Console
 
 from silc_bench.errors import UserError
-from silc_bench.ranks import joined, num_ranks, rank
+from silc_bench.ranks import joined, meet, num_ranks, rank
 from trainer.data import Batch, open_source
 from trainer.distillation import sinkhorn_targets
 from trainer.distributed import first_of, gather, log_sum_exp_over_ranks, mean_over_ranks
@@ -119,24 +120,48 @@ def views(config, images, sizes, step):
 # --- a whole run, as torchrun starts it ------------------------------------------------------------------------------------
 
 
-def run(config, folder, *, resume=False, at=None, event=None):
-    """run_training inside ``joined``: the path, or what this rank raised. ``at``: the rank and step of ``event``."""
+def run(config, folder, *, resume=False, at=(), event=None, gate=None):
+    """run_training inside ``joined``: the path, or what this rank raised.
+
+    ``at``: (rank, step) at which ``event`` happens, one or several. ``gate``: (a FIFO, the rank that speaks first): the other
+    rank leaves the run only when that one is ready to speak, or has spoken.
+    """
+    gate, first = gate or (None, None)
 
     def stepped(state, batch):
-        if at == (rank(), state.step + 1):
+        if (rank(), state.step + 1) in at:
             event()
         return train_step(state, batch)
+
+    def met():
+        if first == rank():
+            open_gate()
+        meet()
+
+    def open_gate():
+        nonlocal gate
+        if gate is not None:
+            Path(gate).write_text("ready")  # waits for the one who reads
+            gate = None
 
     said = Console(file=io.StringIO(), width=200)
     try:
         with (
             mock.patch("trainer.loop.TOKENIZER_CAPTIONS", 50),
             mock.patch("trainer.loop.train_step", stepped),
+            mock.patch("silc_bench.ranks.meet", met),
             joined(torch.device("cpu")),
         ):
-            return str(run_training(config, folder, resume=resume, device=torch.device("cpu"), console=said))
+            try:
+                return str(run_training(config, folder, resume=resume, device=torch.device("cpu"), console=said))
+            finally:
+                if gate is not None and first != rank():
+                    Path(gate).read_text()
     except (Exception, SystemExit) as error:
         return type(error).__name__, " ".join([str(error), *getattr(error, "__notes__", ())])
+    finally:
+        if first is not None and first == int(os.environ["RANK"]):
+            open_gate()
 
 
 def sigterm():

@@ -1,7 +1,8 @@
 """Two and three gloo ranks against one process on the same global batch: losses, gradients, centre, teacher, weights."""
 
 import json
-import re
+import os
+import signal
 
 import on_ranks
 import pytest
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from gloo_pool import GlooPool
 
 from silc_bench.errors import UserError
-from trainer import checkpoint, distributed
+from trainer import checkpoint, distributed, loop
 from trainer.distributed import share_of
 from trainer.sections import ViewsConfig
 
@@ -207,21 +208,36 @@ def test_shards_with_damage_are_shared_as_one_process_reads_them(tiny, pool, tmp
     close(ends[1]["student"]["text.head.weight"], ends[0]["student"]["text.head.weight"], 1e-4)
 
 
-@pytest.mark.parametrize("receiver", [0, 1])
-def test_a_signal_to_one_rank_stops_all_after_the_same_step(tiny, pool, tmp_path, receiver):
-    answers = pool.run_as_torchrun(2, on_ranks.run, whole(tiny), tmp_path, at=(receiver, 3), event=on_ranks.sigterm)
-    spoken = [answer for answer in answers if answer[0] == "RunError"]
-    assert len(spoken) == 1
-    assert ("SystemExit", "1") in answers
-    assert re.match(r"rank [01] of 2: stopped (by SIGTERM )?after step 3", spoken[0][1])
-    assert checkpoint.load(checkpoint.find(tmp_path))["step"] == 3
+@pytest.mark.parametrize("first", [0, 1], ids=lambda rank: f"rank {rank} speaks first")
+@pytest.mark.parametrize(
+    ("receivers", "to"), [([0], "rank 0 of 2"), ([1], "rank 1 of 2"), ([0, 1], "every rank")], ids=["0", "1", "both"]
+)
+def test_a_signal_is_told_of_by_rank_0_whoever_received_it_and_whoever_ends_first(tiny, pool, tmp_path, receivers, to, first):
+    """All ranks stop after the same step, and the one sentence names the signal, who received it and what is saved."""
+    os.mkfifo(tmp_path / "gate")
+    how = {"at": [(rank, 3) for rank in receivers], "event": on_ranks.sigterm, "gate": (tmp_path / "gate", first)}
+    answers = pool.run_as_torchrun(2, on_ranks.run, whole(tiny), tmp_path, **how)
+    saved = checkpoint.path_of(tmp_path, 3)
+    sentence = f"stopped by SIGTERM to {to} after step 3; {saved} is saved, continue with --resume"
+    assert answers == [("StoppedError", sentence), ("SystemExit", "1")]
+    assert checkpoint.find(tmp_path) == saved
+    assert checkpoint.load(saved)["step"] == 3
+
+
+def test_a_run_that_a_signal_stopped_goes_on(tiny, pool, tmp_path):
+    pool.run_as_torchrun(2, on_ranks.run, whole(tiny), tmp_path, at=[(1, 3)], event=on_ranks.sigterm)
     done = pool.run_as_torchrun(2, on_ranks.run, whole(tiny), tmp_path, resume=True)
     assert done == [str(tmp_path / "checkpoints" / "step_00000004.pt")] * 2
 
 
+def test_different_signals_to_some_ranks_are_all_named():
+    error = loop._stopped([0, signal.SIGTERM, 0, signal.SIGINT, signal.SIGTERM], 7, "PATH")
+    assert "SIGINT to rank 3 of 5 and SIGTERM to rank 1, 4 of 5 after step 7; PATH is saved" in str(error)
+
+
 def test_a_signal_in_the_last_step_changes_nothing(tiny, pool, tmp_path):
     """The rank that gets it saves nothing, and so would have nothing to say."""
-    done = pool.run_as_torchrun(2, on_ranks.run, whole(tiny), tmp_path, at=(1, 4), event=on_ranks.sigterm)
+    done = pool.run_as_torchrun(2, on_ranks.run, whole(tiny), tmp_path, at=[(1, 4)], event=on_ranks.sigterm)
     assert done == [str(tmp_path / "checkpoints" / "step_00000004.pt")] * 2
 
 
@@ -234,12 +250,12 @@ def test_a_signal_in_the_last_step_changes_nothing(tiny, pool, tmp_path):
 )
 def test_a_rank_that_fails_names_itself_and_the_others_end(tiny, pool, tmp_path, event, kind, words):
     """The failing one speaks; the other, which waits for it in the middle of a step, is silent."""
-    answers = pool.run_as_torchrun(2, on_ranks.run, whole(tiny), tmp_path, at=(1, 2), event=event)
+    answers = pool.run_as_torchrun(2, on_ranks.run, whole(tiny), tmp_path, at=[(1, 2)], event=event)
     assert answers == [("SystemExit", "1"), (kind, words)]
 
 
 def test_a_rank_that_is_killed_is_missed(tiny, pool, tmp_path):
-    answers = pool.run_as_torchrun(2, on_ranks.run, whole(tiny), tmp_path, at=(1, 2), event=on_ranks.leave)
+    answers = pool.run_as_torchrun(2, on_ranks.run, whole(tiny), tmp_path, at=[(1, 2)], event=on_ranks.leave)
     assert answers[0][0] == "RunError"
     assert answers[0][1].startswith("rank 0 of 2: lost another rank, which torchrun names below")
 
