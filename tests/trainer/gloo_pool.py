@@ -1,33 +1,25 @@
 """A few processes that answer as ranks of a gloo group, started once for all tests (seconds) and used many times.
 
 ``pool.run(3, function, *args)`` -> [result of rank 0, of rank 1, of rank 2]. Functions and arguments are pickled, so a function
-must be at the top of a module that a new process finds: of this folder, as the pool puts it on the path.
+must be at the top of a module that a new process finds, as those of this folder are.
 """
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import sys
 import traceback
-from pathlib import Path
 
+import forked
 import torch
 import torch.distributed as dist
-
-SECONDS = 240  # a rank that does not answer by then hangs
 
 
 class GlooPool:
     def __init__(self, size):
-        if str(Path(__file__).parent) not in sys.path:
-            sys.path.insert(0, str(Path(__file__).parent))  # the processes start with this path
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["trainer.train", "torch._dynamo"])  # imported once for all of them
         self._pipes, self._processes = [], []
         for _ in range(size):
-            mine, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(theirs,), daemon=True)
+            mine, theirs = forked.context.Pipe()
+            process = forked.context.Process(target=_serve, args=(theirs,), daemon=True)
             process.start()
             self._pipes.append(mine)
             self._processes.append(process)
@@ -47,7 +39,7 @@ class GlooPool:
             pipe.send((self._store.port, has_group, rank, world, function, args, kwargs))
         answers = []
         for rank, pipe in enumerate(self._pipes[:world]):
-            assert pipe.poll(SECONDS), f"rank {rank} of {world} hangs"
+            assert pipe.poll(forked.SECONDS), f"rank {rank} of {world} hangs"
             answers.append(pipe.recv())
         failed = [f"rank {rank}: {words}" for rank, (is_good, words) in enumerate(answers) if not is_good]
         assert not failed, "\n".join(failed)

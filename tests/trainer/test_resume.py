@@ -1,128 +1,31 @@
 """A run that is killed or stopped anywhere and resumed ends bit for bit where the uninterrupted one does.
 
-Real processes die by SIGKILL here. One process imports torch once and forks a child for every part of every run (``SERVER``),
-with the place of death that ``LIVES`` names; only the files that the dead leave behind go on.
+Real processes die by SIGKILL here, one for every part of every run, at the places that ``LIVES`` names; only the files that
+the dead leave behind go on. The run that nothing interrupts is made in this process.
 """
 
 import io
 import json
 import os
+import shutil
 import signal
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
+import forked
+import lives
 import pytest
 import torch
 from rich.console import Console
 
 from silc_bench.errors import RunError, UserError
 from trainer import checkpoint, loop
-from trainer.config import to_dict
 from trainer.loop import run_training
 from trainer.micro_batches import MicroBatches
 
-pytestmark = pytest.mark.usefixtures("few_captions")
+pytestmark = [pytest.mark.timing, pytest.mark.usefixtures("few_captions")]
 CPU = torch.device("cpu")
 STEPS = 9  # a checkpoint after every second, a row of the log after every third
 TIMING = ("images_per_second", "data_wait_share", "seconds_left", "mfu")
-
-SERVER = '''
-import io, json, os, signal, sys
-from pathlib import Path
-import torch
-import torch.utils.tensorboard
-from rich.console import Console
-from trainer import checkpoint, loop
-from trainer.config import from_dict
-from trainer.log import RunLog
-from trainer.teacher import Teacher
-
-loop.TOKENIZER_CAPTIONS = 50
-
-
-def die(*args, **kwargs):
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def at(step, owner, name, act):
-    """Before call number ``step`` of this process (from 1) of owner.name, do ``act`` with its arguments."""
-    real, calls = getattr(owner, name), [0]
-
-    def replaced(*args, **kwargs):
-        calls[0] += 1
-        if calls[0] == step:
-            act(*args, **kwargs)
-        return real(*args, **kwargs)
-
-    setattr(owner, name, replaced)
-
-
-def half_a_checkpoint(payload, path):
-    whole = io.BytesIO()
-    save(payload, whole)
-    path.write_bytes(whole.getvalue()[: len(whole.getvalue()) // 2])
-    die()
-
-
-def half_a_row(log, step, row):
-    log._file.write(json.dumps({"step": step, **row})[:40])
-    log._file.flush()
-    die()
-
-
-def two_signals(*args):
-    os.kill(os.getpid(), signal.SIGTERM)
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
-torch.optim.AdamW([torch.zeros(1)])  # the first one imports torch._dynamo, a second for every child
-def signal_to_the_group(*args):
-    """As a scheduler does, from outside: the process that reads the data is told to stop as well."""
-    group, sender = os.getpgrp(), os.fork()
-    if sender == 0:
-        os.setsid()
-        os.killpg(group, signal.SIGTERM)
-        os._exit(0)
-    os.waitpid(sender, 0)
-
-
-def written_at_once(writer, payload, score):
-    """So that the place of death alone says which checkpoints there are."""
-    write(writer, payload, score)
-    writer.wait()
-
-
-save, write = torch.save, checkpoint.Writer.write
-PLACES = {
-    "before a step": lambda n: at(n, loop, "train_step", die),
-    "between weights and teacher": lambda n: at(n, Teacher, "update", die),
-    "between teacher and centre": lambda n: at(n, Teacher, "update_center", die),
-    "before a checkpoint": lambda n: at(n, checkpoint, "save", die),
-    "inside a checkpoint": lambda n: at(n, torch, "save", half_a_checkpoint),
-    "between a checkpoint's file and its words": lambda n: at(n, checkpoint, "write_text_atomic", die),
-    "between words and their checkpoint": lambda n: at(2 * n, os, "replace", die),
-    "before a file is removed": lambda n: at(n, Path, "unlink", die),
-    "inside a row of the log": lambda n: at(n, RunLog, "write", half_a_row),
-    "two signals": lambda n: at(n, loop, "train_step", two_signals),
-    "warned": lambda n: at(n, loop, "train_step", lambda *args: os.kill(os.getpid(), signal.SIGUSR1)),
-    "signal to the group": lambda n: at(n, loop, "train_step", signal_to_the_group),
-}
-for job in json.load(sys.stdin):
-    child = os.fork()
-    if child == 0:
-        os.setsid()
-        torch.set_num_threads(job["threads"])
-        if job["is_waiting"]:
-            checkpoint.Writer.write = written_at_once
-        if job["place"] is not None:
-            PLACES[job["place"]](job["count"])
-        config, console = from_dict(job["config"]), Console(file=io.StringIO())
-        loop.run_training(config, Path(job["run"]), resume=job["resume"], device=torch.device("cpu"), console=console)
-        os._exit(0)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-'''
 
 # Lives of a run: where each of its processes dies, and at which pass of the place; the last one is resumed to the end.
 LIVES = {
@@ -139,12 +42,8 @@ LIVES = {
     "dies logging, then of two signals": [("inside a row of the log", 1), ("two signals", 4)],
     "dies, then is told to stop": [("before a step", 4), ("signal to the group", 3)],
 }
-HOW = {
-    "two signals": -signal.SIGTERM,
-    "signal to the group": 1,
-    "warned": 1,
-}  # exit status; every other place is one of SIGKILL
-SOURCES = {"shapes": list(LIVES)[:5], "shards": ["dies in a step", "dies, then is told to stop"]}
+HOW = {"two signals": -signal.SIGTERM, "signal to the group": 1, "warned": 1}  # exit code; of every other place SIGKILL's
+SOURCES = {"shapes": list(LIVES)[:5], "shards": list(LIVES)[5:]}
 CASES = [(source, life) for source, lives in SOURCES.items() for life in lives]
 
 
@@ -186,79 +85,62 @@ def configs(tiny, shards):
 
 
 @pytest.fixture(scope="module")
-def runs(configs, tmp_path_factory):
-    """{(source, life): folder of the run}, life None for the run that nothing interrupts; {the same: exit statuses}; stderr."""
-    root, jobs, owners = tmp_path_factory.mktemp("runs"), [], []
-    for source, config in configs.items():
-        for life in [None, *SOURCES[source]]:
-            for number, (place, count) in enumerate([*LIVES.get(life, ()), (None, 0)]):
-                workers = 1 if place == "signal to the group" else 0  # how many read the data is no part of the result
-                used = replace(config, data=replace(config.data, num_workers=workers))
-                job = {"config": to_dict(used), "run": str(root / source / str(life)), "resume": number > 0}
-                job["is_waiting"] = life != "dies saving"  # there the main thread trains on while the writer dies
-                jobs.append(job | {"place": place, "count": count, "threads": torch.get_num_threads()})
-                owners.append((source, life))
-    answer = subprocess.run(
-        [sys.executable, "-c", SERVER],
-        input=json.dumps(jobs),
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(Path(loop.__file__).parents[1])},
-        timeout=240,
-    )
-    assert answer.returncode == 0, answer.stderr
-    statuses = {}
-    for owner, status in zip(owners, answer.stdout.split(), strict=True):
-        statuses.setdefault(owner, []).append(int(status))
-    return {owner: root / owner[0] / str(owner[1]) for owner in statuses}, statuses, answer.stderr
+def whole(configs, tmp_path_factory):
+    """{source: folder of the run that nothing interrupts}."""
+    folder = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "TOKENIZER_CAPTIONS", 50)
+        for source, config in configs.items():
+            run_training(config, folder / source, resume=False, device=CPU, console=Console(file=io.StringIO()))
+    return {source: folder / source for source in configs}
+
+
+@pytest.fixture(scope="module")
+def stopped(configs, tmp_path_factory):
+    """The folder of a run on shapes that a signal stopped after step 4, to be copied."""
+    folder = tmp_path_factory.mktemp("stopped") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "TOKENIZER_CAPTIONS", 50)
+        interrupted(configs["shapes"], folder, signal.SIGTERM, 4, patch)
+    return folder
 
 
 @pytest.mark.parametrize(("source", "life"), CASES)
-def test_a_killed_run_ends_as_the_uninterrupted_one(runs, source, life):
-    folders, statuses, errors = runs
-    assert statuses[source, life] == [*(HOW.get(place, -signal.SIGKILL) for place, _ in LIVES[life]), 0], errors
-    same_run(folders[source, life], folders[source, None])
+def test_a_killed_run_ends_as_the_uninterrupted_one(whole, configs, tmp_path, source, life):
+    config, run, said, codes = configs[source], tmp_path / "run", tmp_path / "said", []
+    for number, (place, count) in enumerate([*LIVES[life], (None, 0)]):
+        workers = 1 if place == "signal to the group" else 0  # how many read the data is no part of the result
+        used = replace(config, data=replace(config.data, num_workers=workers))
+        is_waiting = life != "dies saving"  # there the main thread trains on while the writer dies
+        codes.append(forked.ended(forked.start(said, lives.live, used, run, number > 0, place, count, is_waiting)))
+    words = said.read_text()
+    assert codes == [*(HOW.get(place, -signal.SIGKILL) for place, _ in LIVES[life]), 0], words
+    same_run(run, whole[source])
+    assert {p.suffix for p in (run / "checkpoints").iterdir()} == {".json", ".pt"}, "no half file is left"
+    # A process that was told to stop says so, and nothing else: none of its workers died on the way.
+    assert words.count("Traceback") == words.count("StoppedError: stopped by ") == codes.count(1)
+    assert [name for name in ("SIGUSR1 after step 3", "SIGUSR1 after step 5", "SIGTERM after step 5") if name in words] == {
+        "dies of a scheduler's warning, twice": ["SIGUSR1 after step 3", "SIGUSR1 after step 5"],
+        "dies, then is told to stop": ["SIGTERM after step 5"],
+    }.get(life, [])
 
 
-@pytest.mark.parametrize("source", SOURCES)
-def test_another_process_and_this_one_agree(runs, configs, tmp_path, source):
-    """The uninterrupted run again, here."""
-    run_training(configs[source], tmp_path, resume=False, device=CPU, console=Console(file=io.StringIO()))
-    same_run(tmp_path, runs[0][source, None])
-
-
-def test_a_stopped_process_says_so(runs):
-    """Nothing but the one answer: no worker died on the way."""
-    said = [line.partition(";")[0] for line in runs[2].splitlines() if line.startswith("silc_bench.errors.RunError")]
-    assert [words.rpartition("stopped by ")[2] for words in said] == [
-        "SIGUSR1 after step 3",
-        "SIGUSR1 after step 5",
-        "SIGTERM after step 5",
-    ]
-    assert runs[2].count("Traceback") == 3
-
-
-def test_no_half_file_is_left(runs):
-    for folder in runs[0].values():
-        assert {p.suffix for p in (folder / "checkpoints").iterdir()} == {".json", ".pt"}
-
-
-def test_a_damaged_newest_checkpoint_costs_its_steps_and_nothing_else(runs, configs, tmp_path, monkeypatch):
+def test_a_damaged_newest_checkpoint_costs_its_steps_and_nothing_else(whole, configs, tmp_path, monkeypatch):
     """The run goes on from the one before, says so, and ends as if nothing had happened."""
     interrupted(configs["shards"], tmp_path, signal.SIGTERM, 5, monkeypatch)
     newest = checkpoint.find(tmp_path)
-    whole = bytearray(newest.read_bytes())
-    whole[len(whole) // 2] ^= 1
-    newest.write_bytes(whole)
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes(content)
     console = Console(file=io.StringIO(), width=200)
     run_training(configs["shards"], tmp_path, resume=True, device=CPU, console=console)
     (line,) = [line for line in console.file.getvalue().splitlines() if "sha256" in line]
     assert line.startswith(f"checkpoint {newest}: damaged")
     assert line.endswith(f"going on from {tmp_path / 'checkpoints' / 'step_00000004.pt'}")
-    same_run(tmp_path, runs[0]["shards", None])
+    same_run(tmp_path, whole["shards"])
 
 
-def test_minutes_are_a_rhythm_of_their_own_and_change_nothing_else(runs, configs, tmp_path, monkeypatch):
+def test_minutes_are_a_rhythm_of_their_own_and_change_nothing_else(whole, configs, tmp_path, monkeypatch):
     """With a clock that advances a minute a step: every third one."""
     clock, saved, step, save = [0.0], [], loop.train_step, checkpoint.save
 
@@ -272,23 +154,23 @@ def test_minutes_are_a_rhythm_of_their_own_and_change_nothing_else(runs, configs
     config = replace(configs["shapes"], checkpoint_every=1000, checkpoint_minutes=3.0)
     run_training(config, tmp_path, resume=False, device=CPU, console=Console(file=io.StringIO()))
     assert saved == [3, 6, 9]
-    ends = [checkpoint.load(checkpoint.find(run)) for run in (tmp_path, runs[0]["shapes", None])]
+    ends = [checkpoint.load(checkpoint.find(run)) for run in (tmp_path, whole["shapes"])]
     assert [name for name in ends[0] if name != "config" and not equal(ends[0][name], ends[1][name])] == []
-    assert rows(tmp_path) == rows(runs[0]["shapes", None])
+    assert rows(tmp_path) == rows(whole["shapes"])
 
 
-def test_another_rhythm_of_checkpoints_is_no_other_run(configs, runs, tmp_path, monkeypatch):
-    interrupted(configs["shapes"], tmp_path, signal.SIGTERM, 4, monkeypatch)
+def test_another_rhythm_of_checkpoints_is_no_other_run(configs, whole, stopped, tmp_path):
+    shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
     changed = replace(configs["shapes"], checkpoint_every=5)
     run_training(changed, tmp_path, resume=True, device=CPU, console=Console(file=io.StringIO()))
     assert [p.name for p in checkpoint.all_in(tmp_path)] == ["step_00000005.pt", "step_00000009.pt"]
-    assert rows(tmp_path) == rows(runs[0]["shapes", None])
+    assert rows(tmp_path) == rows(whole["shapes"])
 
 
 @pytest.mark.parametrize(("changes", "allowed"), [({"checkpointing": "blocks"}, 0.0), ({"micro_batch": 3}, 1e-4)], ids=str)
-def test_what_a_step_keeps_in_memory_may_change(configs, runs, tmp_path, monkeypatch, changes, allowed):
+def test_what_a_step_keeps_in_memory_may_change(configs, whole, stopped, tmp_path, monkeypatch, changes, allowed):
     """Blocks computed anew end to the bit; parts of a batch at a time add in another order. Both are really in use."""
-    interrupted(configs["shapes"], tmp_path, signal.SIGTERM, 4, monkeypatch)
+    shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
     states, real = [], loop._loop
     monkeypatch.setattr(loop, "_loop", lambda state, *rest: states.append(state) or real(state, *rest))
     changed = replace(configs["shapes"], **changes)
@@ -296,7 +178,7 @@ def test_what_a_step_keeps_in_memory_may_change(configs, runs, tmp_path, monkeyp
     (state,) = states
     assert state.student.vision.blocks.is_checkpointed == ("checkpointing" in changes)
     assert isinstance(state.forward, MicroBatches) == ("micro_batch" in changes)
-    ours, theirs = (checkpoint.load(checkpoint.find(run))["student"] for run in (tmp_path, runs[0]["shapes", None]))
+    ours, theirs = (checkpoint.load(checkpoint.find(run))["student"] for run in (tmp_path, whole["shapes"]))
     for name, weight in theirs.items():
         assert torch.allclose(ours[name], weight, atol=allowed, rtol=0), name
 
@@ -343,10 +225,8 @@ def interrupted(config, run, kind, step, monkeypatch):
     return console.file.getvalue(), str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("source", "kind", "step"), [("shapes", signal.SIGTERM, 5), ("shards", signal.SIGINT, 4), ("shards", signal.SIGUSR1, 3)]
-)
-def test_a_signal_is_answered_with_a_checkpoint(runs, configs, tmp_path, monkeypatch, source, kind, step):
+@pytest.mark.parametrize(("source", "kind", "step"), [("shapes", signal.SIGTERM, 5), ("shards", signal.SIGINT, 4)])
+def test_a_signal_is_answered_with_a_checkpoint(whole, configs, tmp_path, monkeypatch, source, kind, step):
     """The step that is under way is finished, saved, and the run continues from exactly there."""
     handlers = [signal.getsignal(s) for s in loop.STOPPING]
     printed, message = interrupted(configs[source], tmp_path, kind, step, monkeypatch)
@@ -356,7 +236,7 @@ def test_a_signal_is_answered_with_a_checkpoint(runs, configs, tmp_path, monkeyp
     assert [signal.getsignal(s) for s in loop.STOPPING] == handlers
     assert ("left out:" in printed) == (source == "shards"), "what was left out is said of a stopped run too"
     run_training(configs[source], tmp_path, resume=True, device=CPU, console=Console(file=io.StringIO()))
-    same_run(tmp_path, runs[0][source, None])
+    same_run(tmp_path, whole[source])
 
 
 @pytest.mark.parametrize("objective", ["contrastive", "contrastive+views"])
@@ -372,7 +252,7 @@ def test_the_other_objectives_resume_as_well(tiny, tmp_path, monkeypatch, object
     assert rows(tmp_path / "a") == rows(tmp_path / "b")
 
 
-def test_a_signal_at_the_last_step_changes_nothing(configs, runs, tmp_path, monkeypatch):
+def test_a_signal_at_the_last_step_changes_nothing(configs, whole, tmp_path, monkeypatch):
     real = loop.train_step
 
     def signalled(state, batch):
@@ -382,11 +262,11 @@ def test_a_signal_at_the_last_step_changes_nothing(configs, runs, tmp_path, monk
 
     monkeypatch.setattr(loop, "train_step", signalled)
     run_training(configs["shapes"], tmp_path, resume=False, device=CPU, console=Console(file=io.StringIO()))
-    same_run(tmp_path, runs[0]["shapes", None])
+    same_run(tmp_path, whole["shapes"])
 
 
-def test_another_place_of_the_data_is_another_configuration(configs, runs):
+def test_another_place_of_the_data_is_another_configuration(configs, whole):
     config = configs["shapes"]
     moved = replace(config, data=replace(config.data, source="elsewhere/*.tar"))
     with pytest.raises(UserError, match=r"data.source 'shapes' -> 'elsewhere/\*.tar'"):
-        run_training(moved, runs[0]["shapes", None], resume=True, device=CPU, console=Console(file=io.StringIO()))
+        run_training(moved, whole["shapes"], resume=True, device=CPU, console=Console(file=io.StringIO()))

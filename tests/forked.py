@@ -1,0 +1,45 @@
+"""Real processes that import nothing: each is forked from one server that has imported what a run or a command needs.
+
+``start(said, function, *args)`` -> a process whose output goes to the file ``said``; ``ended(process)`` -> its exit code, as
+-9 of one that was killed. Functions and arguments are pickled, so a function must be at the top of a module that a new process
+finds, and that imports little.
+"""
+
+import multiprocessing
+import os
+
+SECONDS = 240  # a process that has not ended by then hangs
+
+context = multiprocessing.get_context("forkserver")
+context.set_forkserver_preload(
+    ["trainer.loop", "torch._dynamo", "torch.utils.tensorboard", "silc_bench.cli", "silc_bench.evaluate", "tasks.knn"]
+)
+
+
+def start(said, function, *args):
+    process = context.Process(target=_run, args=(str(said), dict(os.environ), function, args))
+    process.start()
+    return process
+
+
+def ended(process):
+    process.join(SECONDS)
+    is_hanging = process.is_alive()
+    process.kill()
+    process.join()
+    assert not is_hanging, "a process did not end"
+    return process.exitcode
+
+
+def _run(said, environment, function, args):
+    """In a session of its own, as a command of a terminal is, with the environment that the test has now."""
+    import torch
+
+    os.setsid()
+    file = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.environ.clear()
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    function(*args)

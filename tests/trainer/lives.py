@@ -1,0 +1,93 @@
+"""A part of a run in a process of its own, which dies or is told to stop at a place of ``PLACES``."""
+
+import io
+import json
+import os
+import signal
+from pathlib import Path
+
+import torch
+from dying import die
+from rich.console import Console
+
+from trainer import checkpoint, loop
+from trainer.log import RunLog
+from trainer.teacher import Teacher
+
+
+def at(number, owner, name, act):
+    """Before call ``number`` of this process (from 1) of owner.name, do ``act`` with its arguments."""
+    real, calls = getattr(owner, name), [0]
+
+    def replaced(*args, **kwargs):
+        calls[0] += 1
+        if calls[0] == number:
+            act(*args, **kwargs)
+        return real(*args, **kwargs)
+
+    setattr(owner, name, replaced)
+
+
+def half_a_checkpoint(payload, path):
+    whole = io.BytesIO()
+    save(payload, whole)
+    path.write_bytes(whole.getvalue()[: len(whole.getvalue()) // 2])
+    die()
+
+
+def half_a_row(log, step, row):
+    log._file.write(json.dumps({"step": step, **row})[:40])
+    log._file.flush()
+    die()
+
+
+def two_signals(*args):
+    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def warned(*args):
+    os.kill(os.getpid(), signal.SIGUSR1)
+
+
+def signal_to_the_group(*args):
+    """As a scheduler does, from outside: the process that reads the data is told to stop as well."""
+    group, sender = os.getpgrp(), os.fork()
+    if sender == 0:
+        os.setsid()
+        os.killpg(group, signal.SIGTERM)
+        os._exit(0)
+    os.waitpid(sender, 0)
+
+
+def written_at_once(writer, payload, score):
+    """So that the place of death alone says which checkpoints there are."""
+    write(writer, payload, score)
+    writer.wait()
+
+
+save, write = torch.save, checkpoint.Writer.write
+PLACES = {
+    "before a step": lambda n: at(n, loop, "train_step", die),
+    "between weights and teacher": lambda n: at(n, Teacher, "update", die),
+    "between teacher and centre": lambda n: at(n, Teacher, "update_center", die),
+    "before a checkpoint": lambda n: at(n, checkpoint, "save", die),
+    "inside a checkpoint": lambda n: at(n, torch, "save", half_a_checkpoint),
+    "between a checkpoint's file and its words": lambda n: at(n, checkpoint, "write_text_atomic", die),
+    "between words and their checkpoint": lambda n: at(2 * n, os, "replace", die),
+    "before a file is removed": lambda n: at(n, Path, "unlink", die),
+    "inside a row of the log": lambda n: at(n, RunLog, "write", half_a_row),
+    "two signals": lambda n: at(n, loop, "train_step", two_signals),
+    "warned": lambda n: at(n, loop, "train_step", warned),
+    "signal to the group": lambda n: at(n, loop, "train_step", signal_to_the_group),
+}
+
+
+def live(config, run, resume, place, count, is_waiting):
+    """``run_training``, until pass ``count`` of ``place`` or to the end. ``is_waiting``: each step for its checkpoint."""
+    loop.TOKENIZER_CAPTIONS = 50
+    if is_waiting:
+        checkpoint.Writer.write = written_at_once
+    if place is not None:
+        PLACES[place](count)
+    loop.run_training(config, run, resume=resume, device=torch.device("cpu"), console=Console(file=io.StringIO()))
