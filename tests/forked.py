@@ -1,8 +1,8 @@
 """Real processes that import nothing: each is forked from one server that has imported what a run or a command needs.
 
-``start(said, function, *args)`` -> a process whose output goes to the file ``said``; ``ended(process)`` -> its exit code, as
--9 of one that was killed. Functions and arguments are pickled, so a function must be at the top of a module that a new process
-finds, and that imports little.
+``start(said, function, *args, **how)`` -> a process whose output goes to the file ``said``; ``ended(process)`` -> its exit
+code, -9 where it was killed. Functions and arguments are pickled, so a function must be at the top of a module that a new
+process finds, and that imports little.
 """
 
 import multiprocessing
@@ -16,8 +16,9 @@ context.set_forkserver_preload(
 )
 
 
-def start(said, function, *args):
-    process = context.Process(target=_run, args=(str(said), dict(os.environ), function, args))
+def start(said, function, *args, **how):
+    method = multiprocessing.get_start_method()  # of its own processes, which else would come from a second server
+    process = context.Process(target=_run, args=(str(said), dict(os.environ), method, function, args, how))
     process.start()
     return process
 
@@ -31,7 +32,7 @@ def ended(process):
     return process.exitcode
 
 
-def _run(said, environment, function, args):
+def _run(said, environment, method, function, args, how):
     """In a session of its own, as a command of a terminal is, with the environment that the test has now."""
     import torch
 
@@ -41,5 +42,6 @@ def _run(said, environment, function, args):
     os.dup2(file, 2)
     os.environ.clear()
     os.environ.update(environment)
+    multiprocessing.set_start_method(method, force=True)
     torch.set_num_threads(1)
-    function(*args)
+    function(*args, **how)

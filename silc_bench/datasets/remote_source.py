@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -43,6 +44,7 @@ NO_CREDENTIALS = (  # classes of botocore and google-auth
 )
 Answer = TypeVar("Answer")
 _said = -math.inf  # when the last line about an attempt was printed
+_saying = threading.Lock()
 
 
 def file_system(url: str) -> tuple[Any, str]:
@@ -89,10 +91,11 @@ def wait(url: str, error: Exception, failures: int) -> None:
 
     global _said
     seconds = WAIT_SECONDS * 2**failures
-    if time.monotonic() - _said > SAID_EVERY:
-        _said = time.monotonic()
-        line = f"{url}: {words_of(error)}; attempt {failures + 2} of {ATTEMPTS} in {seconds:.0f} s"
-        notes.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
+    with _saying:  # several threads may wait for the same source
+        if time.monotonic() - _said > SAID_EVERY:
+            _said = time.monotonic()
+            line = f"{url}: {words_of(error)}; attempt {failures + 2} of {ATTEMPTS} in {seconds:.0f} s"
+            notes.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
     time.sleep(seconds)
 
 

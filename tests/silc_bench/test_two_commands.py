@@ -1,18 +1,16 @@
 """Whole commands that are killed, and whole commands at the same time: one record, the same numbers, nothing encoded twice.
 
-Each is a process of its own that runs the command line; what it encodes is counted, and it meets the test at agreed places
-through pipes, so that nothing here hangs on how fast the machine is.
+Each is a process of its own that runs the command line (``counted_command``); what it encodes is counted, and it meets the test
+at agreed places through a connection of its own, so that nothing here hangs on how fast the machine is.
 """
 
 from __future__ import annotations
 
-import os
-import select
 import signal
-import subprocess
-import sys
-from pathlib import Path
+from multiprocessing.connection import wait
 
+import counted_command
+import forked
 import pytest
 from typer.testing import CliRunner
 
@@ -20,52 +18,14 @@ from silc_bench import cli, outcomes
 from silc_bench.models.native import NativeImageModel
 from silc_bench.results import load_all
 
-ROOT = Path(__file__).parents[2]
-LIMIT, BATCH = 200, 16  # pictures a split, of which kNN has two; pictures a forward pass, and here a part of the store
-TIMEOUT = 300
+pytestmark = pytest.mark.timing
+LIMIT, BATCH = 60, 8  # pictures a split, of which kNN has two; pictures a forward pass, and here a part of the store
 SETS = {
     **{f"{tower}.{name}": value for tower in ("vision", "text") for name, value in (("width", 32), ("depth", 1))},
     **{f"{tower}.{name}": value for tower in ("vision", "text") for name, value in (("num_heads", 2), ("mlp_dim", 48))},
     "text.vocab_size": 300,
     "batch_size": 8,
 }
-PROGRAM = """
-import os, signal
-import silc_bench.features, silc_bench.outcomes
-from silc_bench.cli import main
-from silc_bench.models.native import NativeImageModel
-
-silc_bench.features.PART_ROWS = 1
-encode, save, told = NativeImageModel.encode_image, silc_bench.outcomes.save, os.environ.get
-count = 0
-
-
-def meet():
-    os.write(int(told("READY")), b"r")
-    os.read(int(told("GO")), 1)
-
-
-def counted(self, images, point="pooled"):
-    global count
-    if told("READY") and not count:
-        meet()
-    if told("KILLED_AT") and count >= int(told("KILLED_AT")):
-        os.kill(os.getpid(), signal.SIGKILL)
-    count += len(images)
-    with open(told("COUNTED"), "a") as file:
-        file.write(f"{len(images)}\\n")
-    return encode(self, images, point)
-
-
-def saved(*what):
-    if told("READY"):
-        meet()
-    return save(*what)
-
-
-NativeImageModel.encode_image, silc_bench.outcomes.save = counted, saved
-main()
-"""
 
 
 @pytest.fixture(scope="module")
@@ -103,23 +63,17 @@ class Commands:
         assert done.exit_code == 0, done.output
         return done.output, sum(sizes)
 
-    def start(self, results, cache="cache", pass_fds=(), **told):
+    def start(self, results, **how):
         self.count += 1
-        counted = self.home / f"counted{self.count}"
+        counted, said = (self.home / f"{name}{self.count}" for name in ("counted", "said"))
         counted.write_text("")
-        words = self.words(results, cache)
-        environment = {**os.environ, "COUNTED": str(counted), "OMP_NUM_THREADS": "1", **told}
-        process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, *words], cwd=ROOT, env=environment, pass_fds=pass_fds,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        return process, counted
+        process = forked.start(said, counted_command.run, self.words(results, "cache"), counted, **how)
+        return process, counted, said
 
     def finish(self, started):
         """(exit code, what it printed, how many pictures it encoded)."""
-        process, counted = started
-        said, complaint = process.communicate(timeout=TIMEOUT)
-        return process.returncode, said + complaint, sum(map(int, counted.read_text().split()))
+        process, counted, said = started
+        return forked.ended(process), said.read_text(), sum(map(int, counted.read_text().split()))
 
     def call(self, results, **how):
         return self.finish(self.start(results, **how))
@@ -140,11 +94,11 @@ def commands(run, tmp_path):
 
 def test_a_killed_command_goes_on_where_it_was(commands):
     assert commands.here("alone", cache="off")[1] == 2 * LIMIT
-    code, said, encoded = commands.call("killed", KILLED_AT="100")
-    assert (code, encoded) == (-signal.SIGKILL, 112), said
+    code, said, encoded = commands.call("killed", killed_at=33)
+    assert (code, encoded) == (-signal.SIGKILL, 40), said
     assert not list((commands.home / "killed").rglob("*.json")), "no record of what was not measured"
     code, said, encoded = commands.call("killed")
-    assert (code, encoded) == (0, 2 * LIMIT - 112), said
+    assert (code, encoded) == (0, 2 * LIMIT - 40), said
     assert commands.record("killed").metrics == commands.record("alone").metrics
 
     said, encoded = commands.here("killed")
@@ -156,23 +110,21 @@ def test_a_killed_command_goes_on_where_it_was(commands):
 
 def test_two_commands_with_one_key_at_once_leave_one_record(commands):
     """They meet before the first picture, when neither found a record, and again when both are about to write theirs."""
-    ready, ready_end = os.pipe()
-    go_end, go = os.pipe()
-    told = {"READY": str(ready_end), "GO": str(go_end), "pass_fds": (ready_end, go_end)}
-    started = [commands.start("shared", **told) for _ in range(2)]
+    meetings, ends = zip(*(forked.context.Pipe() for _ in range(2)), strict=True)
+    started = [commands.start("shared", meeting=end) for end in ends]
+    for end in ends:
+        end.close()  # so that a command that ends too early is noticed
     try:
-        for _ in ("the first picture", "the records"):
-            arrived = b""
-            while len(arrived) < 2:
-                assert select.select([ready], [], [], TIMEOUT)[0], "a command did not come so far"
-                arrived += os.read(ready, 2 - len(arrived))
-            os.write(go, b"gg")
+        for place in ("the first picture", "the records"):
+            for meeting in meetings:
+                assert wait([meeting], forked.SECONDS), f"a command did not come to {place}"
+                meeting.recv()
+            for meeting in meetings:
+                meeting.send("go on")
         finished = [commands.finish(one) for one in started]
     finally:
-        for process, _ in started:
+        for process, _, _ in started:
             process.kill()
-        for end in (ready, ready_end, go, go_end):
-            os.close(end)
     assert [code for code, _, _ in finished] == [0, 0], finished
     assert all("known" not in said for _, said, _ in finished), "both measured"
     assert len(list((commands.home / "shared").rglob("*.json"))) == len(list((commands.home / "shared").rglob("*.npz"))) == 1

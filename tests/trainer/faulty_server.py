@@ -16,7 +16,7 @@ class FaultyServer:
     def __init__(self, files, fault=lambda name, start, count: None):
         self.files, self.fault = dict(files), fault
         self.requests, self.bytes_sent = Counter(), Counter()
-        self.is_over = threading.Event()
+        self.is_over, self.counting = threading.Event(), threading.Lock()
         self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
@@ -53,7 +53,8 @@ def _handler(server):
                 first, _, last = self.headers["Range"].removeprefix("bytes=").partition("-")
                 start, stop, status = int(first), min(int(last) + 1, len(data)), 206
             kind = None if is_head else server.fault(name, start, stop - start)
-            server.requests[name, kind or ("head" if is_head else "whole")] += 1
+            with server.counting:
+                server.requests[name, kind or ("head" if is_head else "whole")] += 1
             if kind == "error":
                 self.send_error(500)
                 return
@@ -70,8 +71,9 @@ def _handler(server):
             if kind == "stall":
                 server.is_over.wait(60)
             else:
+                with server.counting:  # before they arrive: then the test may look
+                    server.bytes_sent[name] += half
                 self.wfile.write(body[:half])
-                server.bytes_sent[name] += half
             if kind in ("drop", "stall"):
                 self.close_connection = True
 

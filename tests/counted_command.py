@@ -1,0 +1,45 @@
+"""A command in a process of its own that counts what it encodes, meets the test at agreed places, or is killed at one."""
+
+import os
+import signal
+import sys
+
+import silc_bench.features
+import silc_bench.outcomes
+from silc_bench.cli import main
+from silc_bench.models.native import NativeImageModel
+
+
+def run(words, counted, killed_at=None, meeting=None):
+    """``silc-bench`` with ``words``; the size of each batch goes to the file ``counted``, a line each.
+
+    ``killed_at``: by SIGKILL, before the first batch after so many pictures. ``meeting``: a connection by which the command
+    says that it has come to its first picture, and again to its record, and waits each time until the test answers.
+    """
+    encode, save = NativeImageModel.encode_image, silc_bench.outcomes.save
+    count = 0
+
+    def meet():
+        if meeting is not None:
+            meeting.send("here")
+            meeting.recv()
+
+    def encoded(self, images, point="pooled"):
+        nonlocal count
+        if count == 0:
+            meet()
+        if killed_at is not None and count >= killed_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        count += len(images)
+        with open(counted, "a") as file:
+            file.write(f"{len(images)}\n")
+        return encode(self, images, point)
+
+    def saved(*what):
+        meet()
+        return save(*what)
+
+    silc_bench.features.PART_ROWS = 1
+    NativeImageModel.encode_image, silc_bench.outcomes.save = encoded, saved
+    sys.argv = ["silc-bench", *words]
+    main()
