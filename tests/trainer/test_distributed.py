@@ -1,5 +1,6 @@
 """Two and three gloo ranks against one process on the same global batch: losses, gradients, centre, teacher, weights."""
 
+import itertools
 import json
 import os
 import signal
@@ -15,7 +16,8 @@ from trainer import checkpoint, distributed, loop
 from trainer.distributed import share_of
 from trainer.sections import ViewsConfig
 
-STEPS, BATCH = 5, 12
+pytestmark = pytest.mark.timing
+STEPS, BATCH = 3, 12
 WORLDS = (2, 3)
 
 
@@ -30,7 +32,7 @@ def close(one, other, tolerance=1e-6):
     torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
 
 
-# --- one step and five -----------------------------------------------------------------------------------------------------
+# --- whole steps ----------------------------------------------------------------------------------------------------------
 
 VARIANTS = {
     "silc": {},
@@ -61,10 +63,9 @@ def both(tiny, pool, world, variant, dtype):
     return one, first
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize(("variant", "world"), zip(VARIANTS, itertools.cycle(WORLDS)))
 def test_ranks_equal_one_process(tiny, pool, world, variant):
-    """Losses and gradients of each of five steps, then weights, teacher and centre, in float64."""
+    """Losses and gradients of each step, then weights, teacher and centre, in float64; each variant in one of the worlds."""
     one, ranks = both(tiny, pool, world, variant, torch.float64)
     for mine, theirs in zip(ranks[0], one[0], strict=True):
         assert mine == pytest.approx(theirs, rel=1e-6)  # reported in fp32
@@ -78,12 +79,11 @@ def test_ranks_equal_one_process(tiny, pool, world, variant):
     assert all(one[3][name].abs().max() > 1e-3 for name in centers)
 
 
-@pytest.mark.parametrize("world", WORLDS)
-def test_ranks_equal_one_process_in_fp32(tiny, pool, world):
+def test_ranks_equal_one_process_in_fp32(tiny, pool):
     """To 1e-6. Adam divides a gradient by its own size: where that is nothing but rounding (a key's bias, which a softmax does
     not see) the update is rounding at the size of the rate, so later steps are compared where the gradient is more than that.
     """
-    one, ranks = both(tiny, pool, world, "local+global, both images", torch.float32)
+    one, ranks = both(tiny, pool, 2, "local+global, both images", torch.float32)
     for mine, theirs in zip(ranks[0], one[0], strict=True):
         assert mine == pytest.approx(theirs, rel=1e-5)
     for name, gradient in one[1][0].items():
@@ -96,11 +96,10 @@ def test_ranks_equal_one_process_in_fp32(tiny, pool, world):
             assert (mine[name] - value)[where].abs().max() < 1e-6, name
 
 
-@pytest.mark.parametrize("world", WORLDS)
-def test_what_is_not_finite_on_one_rank_stops_all_at_the_same_step(tiny, pool, world):
+def test_what_is_not_finite_on_one_rank_stops_all_at_the_same_step(tiny, pool):
     config = tiny(batch_size=BATCH, samples=BATCH * STEPS, precision="fp32")
     tokenizer, batches = on_ranks.first_batches(config, STEPS)
-    answers = pool.run(world, on_ranks.message_of_train, config, tokenizer, batches, plant=world - 1)
+    answers = pool.run(3, on_ranks.message_of_train, config, tokenizer, batches, plant=2)
     assert len(set(answers)) == 1
     assert answers[0][0] == "RunError"
     assert answers[0][1].startswith("step 1: contrastive is not finite")
