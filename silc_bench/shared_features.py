@@ -12,9 +12,9 @@ from functools import partial
 import numpy as np
 import torch
 
-from silc_bench.errors import RunError
+from silc_bench.errors import RunError, UserError
 from silc_bench.features import Extractor, _Preprocessed
-from silc_bench.ranks import any_of, num_ranks, rank, summed
+from silc_bench.ranks import concatenated, num_ranks, rank, summed
 from silc_bench.store import Entry
 
 
@@ -40,7 +40,7 @@ class SharedExtractor(Extractor):
         return features
 
     def _encode_share(self, pictures: _Preprocessed, parts: list[slice], features: np.ndarray) -> None:
-        """Every W-th batch of ``parts`` into its rows. RunError on every rank where one fails."""
+        """Every W-th batch of ``parts`` into its rows. Where ranks fail, all of them raise the error of the first."""
         batches = [
             range(start, min(start + self.batch_size, part.stop))
             for part in parts
@@ -54,8 +54,11 @@ class SharedExtractor(Extractor):
                 features[done] = batch
         except Exception as error:  # the others wait below
             failure = error
-        if any_of(failure is not None):
-            raise failure or RunError("another process could not encode its share of the pictures")
+        failed = [] if failure is None else [(type(failure), f"rank {rank()} of {num_ranks()}: {failure}")]
+        failures = concatenated(failed)  # on every rank, so that it does not matter which of them is heard in the end
+        if failures:
+            kind, reason = failures[0]
+            raise (UserError if issubclass(kind, UserError) else RunError)(reason) from failure
 
     def _sum(self, values: np.ndarray) -> np.ndarray:
         return summed(torch.from_numpy(values).to(self.device)).cpu().numpy()

@@ -57,3 +57,23 @@ def test_processes_of_one_machine_are_those_that_torchrun_counts_there(gpus, mon
     assert ranks.num_local_ranks() == 3
     monkeypatch.delenv("LOCAL_WORLD_SIZE")
     assert ranks.num_local_ranks() == 1
+
+
+@pytest.mark.parametrize(("spoke", "raised"), [("rank 1 of 3", UserError), ("rank 0 of 3", SystemExit), (None, UserError)])
+def test_the_first_rank_to_fail_says_why_and_where_the_store_is_gone_every_rank(gpus, monkeypatch, spoke, raised):
+    """Without torchrun rank 0 holds the store, and takes it along when it ends."""
+
+    class Failures:
+        def compare_set(self, key, expected, name):
+            if spoke is None:
+                raise dist.DistNetworkError("Connection reset by peer")
+            return spoke.encode()
+
+    def refuse(*args, **how):
+        raise UserError("no such run")
+
+    monkeypatch.setattr(dist, "rendezvous", lambda url: iter([(Failures(), 1, 3)]))
+    monkeypatch.setattr(dist, "init_process_group", refuse)
+    with pytest.raises(raised) as caught, joined(GPU):
+        pass
+    assert str(caught.value) == ("1" if raised is SystemExit else "rank 1 of 3: no such run")

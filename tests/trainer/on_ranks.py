@@ -195,3 +195,22 @@ def evaluate_run(run, results, batch_size, store=None):
     how = {"model_source": "run", "data_root": None, "results_dir": results, "limit": 77, "batch_size": batch_size}
     records = evaluate(model, tasks, device="cpu", store=kept, existing="overwrite", **how)
     return [record.metrics for record in records]
+
+
+def evaluate_run_that_fails(run, results):
+    """The error of an evaluation in which the last rank meets a damaged picture."""
+    from silc_bench.shared_features import SharedExtractor
+
+    batches = SharedExtractor._batches
+
+    def damaged(*which):
+        if rank() == num_ranks() - 1:
+            raise UserError("picture 7 is damaged")
+        return batches(*which)
+
+    with mock.patch.object(SharedExtractor, "_batches", damaged):
+        try:
+            evaluate_run(run, results, 10)
+        except Exception as error:
+            return type(error).__name__, str(error)
+    return None

@@ -63,7 +63,7 @@ def both(tiny, pool, world, variant, dtype):
     return one, first
 
 
-@pytest.mark.parametrize(("variant", "world"), zip(VARIANTS, itertools.cycle(WORLDS)))
+@pytest.mark.parametrize(("variant", "world"), list(zip(VARIANTS, itertools.cycle(WORLDS), strict=False)))
 def test_ranks_equal_one_process(tiny, pool, world, variant):
     """Losses and gradients of each step, then weights, teacher and centre, in float64; each variant in one of the worlds."""
     one, ranks = both(tiny, pool, world, variant, torch.float64)
@@ -282,12 +282,26 @@ def written(folder):
     return found
 
 
-def test_records_of_several_processes_are_those_of_one(tiny, pool, tmp_path):
+@pytest.fixture(scope="module")
+def trained(tiny, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    on_ranks.run(whole(tiny), folder)
+    return folder
+
+
+def test_records_of_several_processes_are_those_of_one(trained, pool, tmp_path):
     """77 pictures in batches of 10: neither divides. With a store, again from it, and with another number of ranks."""
-    run = tmp_path / "run"
-    on_ranks.run(whole(tiny), run)
+    run = trained
     expected = on_ranks.evaluate_run(run, tmp_path / "one", 10)
     assert pool.run(2, on_ranks.evaluate_run, run, tmp_path / "two", 10, tmp_path / "store") == [expected] * 2
     assert pool.run(3, on_ranks.evaluate_run, run, tmp_path / "three", 10, tmp_path / "store") == [expected] * 3
     assert len(written(tmp_path / "one")) >= 4
     assert written(tmp_path / "two") == written(tmp_path / "one") == written(tmp_path / "three")
+
+
+def test_a_rank_that_cannot_encode_its_share_is_named_by_every_rank(trained, pool, tmp_path):
+    """With its reason and the kind of its error, as each of them may be the one that is heard."""
+    answers = pool.run(2, on_ranks.evaluate_run_that_fails, trained, tmp_path)
+    assert answers[0] == answers[1]
+    assert answers[0][0] == "UserError"
+    assert "rank 1 of 2: picture 7 is damaged" in answers[0][1]
