@@ -91,6 +91,7 @@ def test_the_plan_names_files_that_exist(name):
     assert name in {module_of(path) for path in FILES}
 
 
+@pytest.mark.timing
 def test_listing_and_tables_never_import_torch():
     program = (
         "import sys, silc_bench.registry, silc_bench.results, silc_bench.leaderboard, silc_bench.protocol, tasks\n"

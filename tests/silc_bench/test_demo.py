@@ -225,6 +225,7 @@ def test_a_second_call_trains_and_measures_nothing(finished, counts):
     assert again.splitlines()[-1] == screen.splitlines()[-1]
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("stopped_after", [1, STEPS + 1])
 def test_a_demo_stopped_while_it_trains_goes_on(finished, few_tasks, counts, tmp_path, monkeypatch, stopped_after):
     step = loop.train_step

@@ -74,6 +74,7 @@ def alone(model, picture, view):
     return np.concatenate(rows), layout
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("view", [None, View(8, 8, 4), View(12, 8, 8), View(20, 16, 5)])
 @pytest.mark.parametrize("options", [{}, {"batch_size": 1}, {"batch_size": 1000}, {"num_workers": 2}])
 def test_grids_are_those_of_each_window_by_itself(view, options):

@@ -89,6 +89,7 @@ def test_a_failing_flush_or_move_leaves_the_old_file(tmp_path, monkeypatch, step
     assert (names_in(tmp_path), path.read_text()) == (["a.txt"], "old")
 
 
+@pytest.mark.timing
 def test_a_file_that_the_system_cuts_off_leaves_the_old_one(tmp_path):
     """A real write that fails half-way, by the limit on a file's size."""
     path = tmp_path / "a.txt"
@@ -104,6 +105,7 @@ def test_a_file_that_the_system_cuts_off_leaves_the_old_one(tmp_path):
     assert (names_in(tmp_path), path.read_text()) == (["a.txt"], "old")
 
 
+@pytest.mark.timing
 def test_a_killed_process_leaves_the_old_file(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("old")

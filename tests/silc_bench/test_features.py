@@ -83,6 +83,7 @@ def test_the_feature_point_decides_what_is_encoded():
     np.testing.assert_allclose(features, expected, rtol=1e-6)
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("options", [{}, {"batch_size": 1}, {"batch_size": 100}, {"num_workers": 2}, {"progress": True}])
 def test_features_stand_in_the_datasets_order(options):
     data = Pictures(10, base=200)

@@ -320,6 +320,7 @@ def checkout(tmp_path, monkeypatch):
     results.code_state.cache_clear()
 
 
+@pytest.mark.timing
 def test_commit_and_dirt_are_those_of_the_checkout(checkout, monkeypatch):
     _git(checkout, "init", "-q")
     assert results.code_state().commit is None  # no commit yet
@@ -345,6 +346,7 @@ def test_code_state_is_unknown_but_never_fails(checkout, monkeypatch):
     assert results.code_state().dirty is None
 
 
+@pytest.mark.timing
 def test_only_the_standard_library_is_imported():
     code = (
         "import sys, silc_bench.results, silc_bench.protocol;"

@@ -123,6 +123,7 @@ def test_other_members_are_passed_over(tmp_path):
     assert index_shard(path).samples == ()
 
 
+@pytest.mark.timing
 def test_threads_and_forked_workers_read_the_same(tmp_path):
     members = [(f"{i:04d}.bin", os.urandom(1000 + i)) for i in range(300)]
     shard = index_shard(write_tar(tmp_path / "a.tar", members))

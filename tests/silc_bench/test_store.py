@@ -1,12 +1,11 @@
 """The feature store: what was finished is never encoded again, what is damaged is, and nothing ever comes back changed."""
 
-import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import time
+from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -256,16 +255,6 @@ def test_an_interrupted_extraction_goes_on_where_it_was(store, monkeypatch):
     assert other_batches.pictures == 0
 
 
-PROGRAM = """
-import sys, pathlib
-sys.path.insert(0, {tests!r})
-import silc_bench.features, test_store
-silc_bench.features.PART_ROWS = 8
-features = test_store.extractor(test_store.{model}, test_store.Store(pathlib.Path(sys.argv[1])))
-print(features({{"test": test_store.Pictures(64)}}).image("test").sum())
-"""
-
-
 class Suicidal(Counting):
     def encode_image(self, images, point="pooled"):
         if self.pictures >= 40:
@@ -273,14 +262,19 @@ class Suicidal(Counting):
         return super().encode_image(images)
 
 
+def in_parts(folder):
+    """A program for another process, which finds this module only by its folder; parts of 8 pictures."""
+    tests = Path(__file__).parent
+    start = f"import pathlib, sys; sys.path.insert(0, {str(tests)!r}); import silc_bench.features, test_store as tests\n"
+    return f"{start}silc_bench.features.PART_ROWS = 8; folder = pathlib.Path({str(folder)!r})\n"
+
+
+@pytest.mark.timing
 def test_a_killed_extraction_goes_on_where_it_was(tmp_path, monkeypatch):
     monkeypatch.setattr("silc_bench.features.PART_ROWS", 8)
-
-    def run(model):
-        program = PROGRAM.format(tests=os.path.dirname(__file__), model=model)
-        return subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, timeout=120)
-
-    assert run("Suicidal()").returncode == -signal.SIGKILL
+    work = "tests.extractor(tests.Suicidal(), tests.Store(folder))({'test': tests.Pictures(64)}).image('test')"
+    dead = forked.start(tmp_path / "said", exec, in_parts(tmp_path) + work)
+    assert forked.ended(dead) == -signal.SIGKILL, (tmp_path / "said").read_text()
     again = Counting()
     features = extractor(again, Store(tmp_path))({"test": Pictures(64)}).image("test")
     assert again.pictures == 24
@@ -295,14 +289,12 @@ def _write(folder):
     assert features.text([str(number) for number in range(50)])[:, 0].tolist() == [1] * 10 + [2] * 40
 
 
+@pytest.mark.timing
 def test_writers_at_the_same_time_do_not_disturb_each_other(tmp_path):
-    context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=_write, args=(tmp_path,)) for _ in range(4)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(60)
-    assert [process.exitcode for process in processes] == [0] * 4
+    barrier = forked.context.Barrier(3, timeout=forked.SECONDS)
+    work = f"{in_parts(tmp_path)}barrier.wait()\ntests._write(folder)"
+    writers = [forked.start(tmp_path / "said", exec, work, {"barrier": barrier}) for _ in range(3)]
+    assert [forked.ended(writer) for writer in writers] == [0] * 3, (tmp_path / "said").read_text()
     _write(tmp_path)
     assert len(Store(tmp_path).listing()) == 2
     assert not list(tmp_path.rglob("*.tmp"))

@@ -109,6 +109,7 @@ def test_braces_and_globs_name_the_same_shards(bucket, scheme):
     assert remote.stamp_of(f"{scheme}://place/set/000.tar").etag.startswith("version ")
 
 
+@pytest.mark.timing
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_workers_read_from_what_was_fetched(bucket):
     bucket("s3")

@@ -148,12 +148,14 @@ def write_fails(run, state):
     return str(caught.value)
 
 
+@pytest.mark.timing
 def test_a_write_that_fails_names_the_last_good_checkpoint(tmp_path, state):
     message = write_fails(tmp_path, state)
     assert re.fullmatch(r"step 0: the checkpoint could not be written to .*; there is none yet", message)
     assert listing(tmp_path) == {}
 
 
+@pytest.mark.timing
 def test_a_write_that_failed_is_told_before_the_next_one_begins(tmp_path, monkeypatch):
     """And the last good one is the newest of those that are there."""
     kept = [checkpoint.save(tmp_path, payload(step)) for step in (1, 2)]
@@ -167,6 +169,7 @@ def test_a_write_that_failed_is_told_before_the_next_one_begins(tmp_path, monkey
         assert writer.wait() == checkpoint.best_in(tmp_path) == checkpoint.path_of(tmp_path, 5)
 
 
+@pytest.mark.timing
 def test_a_write_that_fails_keeps_the_one_before(tmp_path, state):
     kept = checkpoint.save(tmp_path, state.payload())
     before = listing(tmp_path)
@@ -178,6 +181,7 @@ def test_a_write_that_fails_keeps_the_one_before(tmp_path, state):
 # --- written while the run goes on ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.timing
 def test_the_writer_copies_before_it_returns(tmp_path, monkeypatch):
     """What training does to the state while the file is being written is not in the file."""
     go_on, real = threading.Event(), checkpoint.save
@@ -199,6 +203,7 @@ def test_the_writer_copies_before_it_returns(tmp_path, monkeypatch):
     assert equal(checkpoint.load(writer.path), {"format": checkpoint.FORMAT, **payload()})
 
 
+@pytest.mark.timing
 def test_the_writer_writes_in_order_and_ends_with_the_last(tmp_path):
     with checkpoint.Writer(tmp_path) as writer:
         for step in range(1, 6):
@@ -207,6 +212,7 @@ def test_the_writer_writes_in_order_and_ends_with_the_last(tmp_path):
     assert [p.name for p in checkpoint.all_in(tmp_path)] == ["step_00000004.pt", "step_00000005.pt"]
 
 
+@pytest.mark.timing
 def test_an_error_of_the_run_is_not_hidden_by_that_of_a_write(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "save", half_a_file)
 

@@ -25,6 +25,7 @@ from trainer.data import open_source
 from trainer.read_ahead import crowding
 from trainer.sections import DataConfig
 
+pytestmark = pytest.mark.timing
 SIDE = 16
 
 

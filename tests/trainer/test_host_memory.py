@@ -8,6 +8,7 @@ import pytest
 
 from trainer import host_memory
 
+pytestmark = pytest.mark.timing
 PROGRAM = """
 import ctypes, resource, sys
 import numpy as np

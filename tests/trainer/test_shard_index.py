@@ -16,6 +16,8 @@ from silc_bench.datasets import remote, shards
 from silc_bench.errors import RunError, UserError
 from trainer import filters, shard_index
 
+pytestmark = pytest.mark.timing
+
 
 @pytest.fixture
 def folder(tmp_path):

@@ -18,6 +18,7 @@ from trainer.read_ahead import ReadAhead
 from trainer.readers import UnreadableError, shuffled
 from trainer.sections import DataConfig
 
+pytestmark = pytest.mark.timing
 SIDE = 2
 
 

@@ -99,6 +99,7 @@ def test_every_order_is_a_permutation_that_any_number_of_ranks_divides(sizes, gr
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 @settings(max_examples=6, deadline=None)
 @given(workers=st.sampled_from([0, 1, 2]), batch=st.integers(1, 7), resume=st.integers(0, 40))
+@pytest.mark.timing
 def test_workers_and_the_point_of_resuming_change_nothing(tmp_path_factory, workers, batch, resume):
     folder = tmp_path_factory.getbasetemp() / "resuming"
     if not folder.exists():
