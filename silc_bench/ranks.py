@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 import torch
@@ -75,9 +75,12 @@ def joined(device: torch.device) -> Iterator[None]:
         try:
             yield
         except StoppedError:
-            # torchrun ends every rank as soon as one has ended, and rank 0 may still be saving a checkpoint or closing its log.
+            # torchrun ends every rank as soon as one has ended, so rank 0 ends first: when it has saved, closed its log and
+            # said why. Its end breaks the connection that the others wait at.
             meet()
             if number > 0:
+                with suppress(RuntimeError):
+                    meet()
                 raise SystemExit(1) from None
             raise
     except StoppedError:

@@ -144,7 +144,7 @@ def run(config, folder, *, resume=False, at=(), event=None, gate=None):
             Path(gate).write_text("ready")  # waits for the one who reads
             gate = None
 
-    said = Console(file=io.StringIO(), width=200)
+    console = Console(file=io.StringIO(), width=200)
     try:
         with (
             mock.patch("trainer.loop.TOKENIZER_CAPTIONS", 50),
@@ -153,11 +153,14 @@ def run(config, folder, *, resume=False, at=(), event=None, gate=None):
             joined(torch.device("cpu")),
         ):
             try:
-                return str(run_training(config, folder, resume=resume, device=torch.device("cpu"), console=said))
+                return str(run_training(config, folder, resume=resume, device=torch.device("cpu"), console=console))
             finally:
                 if gate is not None and first != rank():
                     Path(gate).read_text()
     except (Exception, SystemExit) as error:
+        if first is not None:
+            said = Path(folder) / "said"
+            said.touch() if os.environ["RANK"] == "0" else said.stat()  # nobody ends before rank 0 has spoken
         return type(error).__name__, " ".join([str(error), *getattr(error, "__notes__", ())])
     finally:
         if first is not None and first == int(os.environ["RANK"]):
