@@ -34,7 +34,7 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "tiny"
     sets = [word for name, value in SETS.items() for word in ("--set", f"{name}={value}")]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("trainer.train.TOKENIZER_CAPTIONS", 50, raising=False)
+        patch.setattr("trainer.loop.TOKENIZER_CAPTIONS", 50)
         words = ["train", "--out", str(folder), "--objective", "contrastive", "--samples", "8", "--device", "cpu", *sets]
         done = CliRunner().invoke(cli.app, words)
     assert done.exit_code == 0, done.output

@@ -10,7 +10,7 @@ import torch
 from dying import die
 from rich.console import Console
 
-from trainer import checkpoint, loop
+from trainer import checkpoint, health, loop
 from trainer.log import RunLog
 from trainer.teacher import Teacher
 
@@ -83,9 +83,13 @@ PLACES = {
 }
 
 
+def uncounted(config, **how):
+    return 1
+
+
 def live(config, run, resume, place, count, is_waiting):
     """``run_training``, until pass ``count`` of ``place`` or to the end. ``is_waiting``: each step for its checkpoint."""
-    loop.TOKENIZER_CAPTIONS = 50
+    loop.TOKENIZER_CAPTIONS, health.flops_per_image = 50, uncounted
     if is_waiting:
         checkpoint.Writer.write = written_at_once
     if place is not None:

@@ -9,7 +9,9 @@ import json
 import os
 import shutil
 import signal
+import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import forked
 import lives
@@ -22,7 +24,7 @@ from trainer import checkpoint, loop
 from trainer.loop import run_training
 from trainer.micro_batches import MicroBatches
 
-pytestmark = [pytest.mark.timing, pytest.mark.usefixtures("few_captions")]
+pytestmark = [pytest.mark.timing, pytest.mark.usefixtures("few_captions", "_uncounted")]
 CPU = torch.device("cpu")
 STEPS = 9  # a checkpoint after every second, a row of the log after every third
 TIMING = ("images_per_second", "data_wait_share", "seconds_left", "mfu")
@@ -75,6 +77,14 @@ def same_run(one, other):
 
 
 @pytest.fixture(scope="module")
+def _uncounted():
+    """Counting a step's operations, for the rows' mfu alone, takes as long as the steps of so small a run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("trainer.health.flops_per_image", lives.uncounted)
+        yield
+
+
+@pytest.fixture(scope="module")
 def configs(tiny, shards):
     """Distillation of globals and locals in fp32 on generated scenes; bf16 on shards, of which one picture is damaged."""
     rhythm = {"steps": STEPS, "checkpoint_every": 2, "log_every": 3}
@@ -85,7 +95,7 @@ def configs(tiny, shards):
 
 
 @pytest.fixture(scope="module")
-def whole(configs, tmp_path_factory):
+def whole(configs, tmp_path_factory, _uncounted):
     """{source: folder of the run that nothing interrupts}."""
     folder = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
@@ -96,7 +106,7 @@ def whole(configs, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def stopped(configs, tmp_path_factory):
+def stopped(configs, tmp_path_factory, _uncounted):
     """The folder of a run on shapes that a signal stopped after step 4, to be copied."""
     folder = tmp_path_factory.mktemp("stopped") / "run"
     with pytest.MonkeyPatch.context() as patch:
@@ -148,7 +158,7 @@ def test_minutes_are_a_rhythm_of_their_own_and_change_nothing_else(whole, config
         clock[0] += 60
         return step(state, batch)
 
-    monkeypatch.setattr(loop.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=time.perf_counter, monotonic=lambda: clock[0]))
     monkeypatch.setattr(loop, "train_step", in_a_minute)
     monkeypatch.setattr(checkpoint, "save", lambda run, payload, score: saved.append(payload["step"]) or save(run, payload))
     config = replace(configs["shapes"], checkpoint_every=1000, checkpoint_minutes=3.0)
