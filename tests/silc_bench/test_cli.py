@@ -183,6 +183,7 @@ def test_the_version_is_that_of_the_package(ends):
     assert ends["--version"] == {"code": 0, "stdout": f"silc-bench {__version__}\n", "stderr": "", "imported": []}
 
 
+@pytest.mark.timing
 def test_the_package_runs_as_a_module(tmp_path):
     command = [sys.executable, "-m", "silc_bench", "leaderboard", "--results", str(tmp_path / "nope")]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -190,6 +191,7 @@ def test_the_package_runs_as_a_module(tmp_path):
     assert done.stderr.startswith(f"error: no results folder at {tmp_path}/nope;")
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("args", [["tasks"], ["tasks", "--json"]], ids=" ".join)
 def test_a_reader_that_goes_away_ends_it_quietly(args):
     read, write = os.pipe()
@@ -203,6 +205,7 @@ def test_a_reader_that_goes_away_ends_it_quietly(args):
 FEW_CAPTIONS = "import trainer.loop; trainer.loop.TOKENIZER_CAPTIONS = 50; from silc_bench.cli import main; main()"
 
 
+@pytest.mark.timing
 def test_ctrl_c_leaves_a_checkpoint_and_one_line(tmp_path):
     words = ["train", "--out", str(tmp_path), "--samples", "800000", "--device", "cpu", *SETS]
     command = [sys.executable, "-u", "-c", FEW_CAPTIONS, *words]

@@ -488,6 +488,7 @@ def test_hostile_names_are_shown_as_they_are(tmp_path):
     assert HOSTILE in names
 
 
+@pytest.mark.timing
 def test_rebuilding_gives_the_same_bytes(tmp_path, monkeypatch):
     monkeypatch.setattr("silc_bench.leaderboard.current_version", current_version)  # as in the other processes
     first, second = tmp_path / "first", tmp_path / "second"
