@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import os
 import signal
+import tempfile
 import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -32,6 +33,9 @@ from silc_bench.ranks import num_cores
 from trainer.readers import Reader, UnreadableError
 
 PIECES = 4  # of what is asked for, a worker: none waits long for another, and few tensors are sent
+# Tensors of workers come by a socket in a folder of multiprocessing's in TMPDIR. The system allows 107 letters, 32 are
+# multiprocessing's; with more a worker dies of it where torch does not see it, and the run would wait for ever.
+LONGEST_TMPDIR = 107 - 32
 T = TypeVar("T")
 Failures: TypeAlias = list[tuple[int, UnreadableError]]  # position, and why it cannot be read
 
@@ -155,6 +159,12 @@ def _rows_of(positions: Sequence[int], parts: list[Rows]) -> Rows:
 
 def _in_workers(loader: _Loader, queue: deque[Sequence[int]], num_workers: int) -> Iterator[Rows | UserError | RunError | None]:
     """Answers in the order of the queue, and None where it was empty, from processes that end with the iterator."""
+    folder = tempfile.gettempdir()
+    if len(os.fsencode(folder)) > LONGEST_TMPDIR:
+        raise UserError(
+            f"data.num_workers={num_workers}: processes that read data cannot send it by way of {folder}, whose name is longer"
+            f" than {LONGEST_TMPDIR} letters; set the variable TMPDIR to a shorter folder, as in TMPDIR=/tmp"
+        )
     handler = signal.getsignal(signal.SIGCHLD)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="This DataLoader will create")  # ``crowding`` says it in a sentence, once

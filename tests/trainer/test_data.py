@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import tempfile
 import threading
 import warnings
 from contextlib import closing
@@ -176,6 +177,14 @@ def test_more_workers_than_cores_is_one_sentence_of_ours(clean, monkeypatch):
     assert crowding(2, 1) is None
     assert crowding(0, 8) is None
     assert "data.num_workers=2 starts 4 processes that decode, and this run may use 2 cores" in crowding(2, 2)
+
+
+def test_a_temporary_folder_of_too_long_a_name_is_refused_where_workers_need_it(clean, monkeypatch):
+    """Their sockets are in it; the run would wait for ever."""
+    monkeypatch.setattr(tempfile, "tempdir", "/tmp/" + "l" * 71)
+    with pytest.raises(UserError, match="TMPDIR"):
+        take(source(clean, num_workers=1), 4, 0, 1)
+    assert len(take(source(clean), 4, 0, 1)) == 1
 
 
 # --- contents -----------------------------------------------------------------------------------------------------------
