@@ -274,7 +274,7 @@ def written(folder):
     for path in sorted(folder.rglob("*")):
         if path.suffix == ".json":
             record = json.loads(path.read_text())
-            for name in ("seconds", "created", "outcomes"):
+            for name in ("seconds", "created", "outcomes", "checksums"):
                 record.pop(name, None)
             found[path.relative_to(folder).as_posix()] = json.dumps(record)
         elif path.is_file():
