@@ -39,6 +39,8 @@ from trainer.tokenizer import Tokenizer
 sys.path.insert(0, str(Path(__file__).parent))
 from damage import EDGE, of_file, of_folder
 
+pytestmark = pytest.mark.broad
+
 NUM_PICTURES = 24
 HITS = np.random.default_rng(0).random(NUM_PICTURES) < 0.6
 LABELS = np.repeat([0, 1, 2], NUM_PICTURES // 3)

@@ -20,6 +20,8 @@ from silc_bench import __version__, cli
 from silc_bench.errors import RunError, UserError
 from silc_bench.results import SCHEMA, Record, load_all
 
+pytestmark = pytest.mark.broad
+
 TINY = {
     **{f"{tower}.{name}": value for tower in ("vision", "text") for name, value in (("width", 32), ("depth", 1))},
     **{f"{tower}.{name}": value for tower in ("vision", "text") for name, value in (("num_heads", 2), ("mlp_dim", 48))},

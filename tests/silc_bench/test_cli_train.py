@@ -4,6 +4,8 @@ import pytest
 
 from silc_bench.cli_train import tasks_for
 
+pytestmark = pytest.mark.broad
+
 
 @pytest.mark.parametrize(
     ("source", "tasks"),

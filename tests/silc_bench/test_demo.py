@@ -25,6 +25,8 @@ from silc_bench.results import load_all
 from silc_bench.sheet import CELL, GAP, GROUP_GAP, LINE, MARGIN
 from trainer import loop, presets
 
+pytestmark = pytest.mark.broad
+
 STEPS, BATCH = 3, 8
 TASKS = 10
 NUM_TEST, NUM_MASKS = 20, 40  # images that are scored, and images whose pixels a dense probe learns from

@@ -35,6 +35,8 @@ from trainer.sections import ContrastiveConfig, DistillationConfig, TextConfig, 
 from trainer.tokenizer import Tokenizer
 from trainer.train import TrainState
 
+pytestmark = pytest.mark.broad
+
 UNEVEN = Config(  # every size differs between the towers, and no MLP is a whole multiple of its width
     preset="uneven",
     vision=VisionConfig(image_size=24, patch_size=8, width=24, depth=2, num_heads=3, mlp_dim=50),

@@ -23,6 +23,8 @@ from trainer.sections import DistillationConfig, TextConfig, ViewsConfig, Vision
 from trainer.tokenizer import Tokenizer
 from trainer.train import TrainState
 
+pytestmark = pytest.mark.broad
+
 TOWER = {"width": 32, "depth": 1, "num_heads": 2, "mlp_dim": 48}
 CONFIG = Config(
     preset="tiny",

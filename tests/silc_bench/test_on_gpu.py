@@ -17,6 +17,8 @@ from silc_bench.registry import select
 from trainer.loop import run_training
 from trainer.presets import configure
 
+pytestmark = pytest.mark.broad
+
 FAMILIES = ("zeroshot", "knn", "linear", "correspondence", "segmentation_linear", "segmentation_knn", "segmentation_sgd")
 TASKS = [f"shapes/{family}" for family in FAMILIES]
 

@@ -21,6 +21,8 @@ from silc_bench.sheet import CELL, GAP, GROUP_GAP, MARGIN
 from silc_bench.shown import read_pictures
 from silc_bench.windows import View
 
+pytestmark = pytest.mark.broad
+
 SIZE, PATCH = 32, 8
 COLORS = ("red", "green", "blue")
 

@@ -20,6 +20,8 @@ from silc_bench.results import load_all
 from tasks import fewshot, shots
 from tasks.retrieval import captions_of
 
+pytestmark = pytest.mark.broad
+
 TASKS = {name: task for name, task in all_tasks().items() if name.startswith("shapes/")}
 
 

@@ -23,6 +23,8 @@ from tasks import fewshot
 from tasks.retrieval import captions_of
 from tasks.segmentation_zeroshot import HELD_OUT, ZeroShotSegmentation
 
+pytestmark = pytest.mark.broad
+
 TASKS = all_tasks()
 NAMES = tuple(f"thing {letter}" for letter in "abcdef")
 OF_THE_SET = frozenset({"name", "sources", "needs_data_root"})  # the fields of a task that say which pictures, not what is done

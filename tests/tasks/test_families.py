@@ -21,6 +21,8 @@ from tasks.retrieval import Retrieval, captions_of
 from tasks.segmentation_scores import constant_miou, shares_miou, without_background
 from tasks.zeroshot import ranks_among_namesakes
 
+pytestmark = pytest.mark.broad
+
 
 class GivenFeatures:
     """Features from arrays instead of a model: ``images`` by role, ``texts`` by text."""

@@ -17,6 +17,8 @@ from trainer.loop import run_training
 from trainer.model import Student, init_weights
 from trainer.train import TrainState, train_step
 
+pytestmark = pytest.mark.broad
+
 CPU = torch.device("cpu")
 
 

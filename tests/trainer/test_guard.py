@@ -15,6 +15,8 @@ from trainer.guard import destroyed, is_zeroshot, remembered
 from trainer.loop import run_training
 from trainer.sections import OptimConfig
 
+pytestmark = pytest.mark.broad
+
 CPU = torch.device("cpu")
 ZEROSHOT, KNN = "probe/shapes/zeroshot", "probe/shapes/knn"
 

@@ -25,7 +25,7 @@ from trainer.train import TrainState, train_step
 from trainer.views import make_views
 from trainer.watch import Watch, repeating
 
-pytestmark = pytest.mark.usefixtures("few_captions")
+pytestmark = [pytest.mark.broad, pytest.mark.usefixtures("few_captions")]
 CPU = torch.device("cpu")
 
 

@@ -26,7 +26,7 @@ from trainer.sections import MaskedConfig
 from trainer.teacher import Teacher
 from trainer.train import TrainState, train_step
 
-pytestmark = pytest.mark.usefixtures("few_captions")
+pytestmark = [pytest.mark.broad, pytest.mark.usefixtures("few_captions")]
 CPU = torch.device("cpu")
 STEPS, START = 6, 3
 LATE = {"distillation": {"start_fraction": START / STEPS}, "masked": {"weight": 0.5}, "contrastive": {"images": "original"}}

@@ -18,6 +18,8 @@ from trainer.loop import run_training
 from trainer.model import Student
 from trainer.train import TrainState, train_step
 
+pytestmark = pytest.mark.broad
+
 CPU = torch.device("cpu")
 STEPS = 3
 OTHER = {"vision": "text", "text": "vision"}

@@ -23,7 +23,7 @@ from trainer.tokenizer import Tokenizer
 from trainer.train import TrainState, train_step
 from trainer.transfer import DataWait
 
-pytestmark = pytest.mark.usefixtures("few_captions")
+pytestmark = [pytest.mark.broad, pytest.mark.usefixtures("few_captions")]
 MASKED = {"masked": {"weight": 1.0}}
 TAKEN_TIME = {"images_per_second", "data_wait_share", "seconds_left", "mfu"}
 

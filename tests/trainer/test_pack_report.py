@@ -17,6 +17,8 @@ from trainer.sections import DataConfig
 
 from test_data import encoded, numbers  # isort: skip
 
+pytestmark = pytest.mark.broad
+
 
 @pytest.fixture
 def photos(tmp_path):

@@ -19,6 +19,8 @@ from trainer.report import write_report
 from trainer.sections import ProbeConfig
 from trainer.train import train_step
 
+pytestmark = pytest.mark.broad
+
 LIMIT = 48  # so that a class occurs twice
 FEW = 16
 

@@ -37,6 +37,8 @@ from trainer.start import READ, UNMEASURED, read_start
 from trainer.tokenizer import Tokenizer
 from trainer.train import TrainState
 
+pytestmark = pytest.mark.broad
+
 CPU = torch.device("cpu")
 TEXTS = [*READ, "two dogs, please", "A RED RING!", "the sea"]
 CAPTIONS = ["a red ring", "a blue star on a green ground", "the photo of a small dog"]

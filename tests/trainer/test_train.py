@@ -22,7 +22,7 @@ from trainer.tokenizer import Tokenizer
 from trainer.train import TrainState, train_step
 from trainer.views import make_views
 
-pytestmark = pytest.mark.usefixtures("few_captions")
+pytestmark = [pytest.mark.broad, pytest.mark.usefixtures("few_captions")]
 CPU = torch.device("cpu")
 
 

@@ -19,6 +19,8 @@ from silc_bench.models.sentencepieces import canonicalize, lower_ascii
 
 transformers = pytest.importorskip("transformers")
 
+pytestmark = pytest.mark.broad
+
 WIDTH, TEXT_WIDTH, HEADS, TEXT_HEADS, LENGTH = 48, 32, 3, 2, 16
 SIZE, PATCH = 24, 8
 ATTENTION = "MultiHeadDotProductAttention_0"

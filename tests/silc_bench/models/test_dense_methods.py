@@ -15,6 +15,8 @@ from silc_bench.models.towers import check_methods, dense, neighbourhood
 from trainer.model import VisionTower
 from trainer.sections import VisionConfig
 
+pytestmark = pytest.mark.broad
+
 W, HEADS = 32, 4
 GRID = (3, 5)  # rows and columns that cannot be taken for each other
 

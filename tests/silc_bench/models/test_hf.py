@@ -32,6 +32,8 @@ from silc_bench.models.hf_text import without_padding
 from silc_bench.models.hf_towers import embedding_of
 
 transformers = pytest.importorskip("transformers")
+
+pytestmark = pytest.mark.broad
 IS_5 = int(transformers.__version__.split(".")[0]) >= 5
 SQUARES = [kind for kind in KINDS if kind != "naflex"]
 SIZES = [(211, 97), (40, 333), (32, 32), (7, 5), (33, 31), (64, 64)]

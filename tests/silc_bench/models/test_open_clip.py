@@ -23,6 +23,8 @@ from silc_bench.models import open_clip as adapter
 
 open_clip = pytest.importorskip("open_clip")
 
+pytestmark = pytest.mark.broad
+
 SIZES = [(211, 97), (40, 333), (64, 64), (7, 5)]
 TEXTS = [
     "",

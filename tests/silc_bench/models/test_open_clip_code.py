@@ -20,6 +20,8 @@ from silc_bench.models.open_clip_checkpoints import Checkpoint
 from silc_bench.models.open_clip_code import without_code
 
 open_clip = pytest.importorskip("open_clip")
+
+pytestmark = pytest.mark.broad
 pytest.importorskip("transformers")
 
 TEXT = {"context_length": 8, "vocab_size": 300, "width": 16, "heads": 2, "layers": 1, "hf_tokenizer_name": "anything"}

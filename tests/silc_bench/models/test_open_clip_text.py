@@ -8,6 +8,8 @@ import torch
 from silc_bench.models.open_clip_text import encoder_of, text_protocol
 
 open_clip = pytest.importorskip("open_clip")
+
+pytestmark = pytest.mark.broad
 VISION = {"image_size": 32, "layers": 1, "width": 32, "patch_size": 16, "head_width": 16}
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
 EOS = 49407

@@ -23,6 +23,8 @@ from trainer.model import Student, init_weights
 from trainer.presets import make_preset
 from trainer.tokenizer import Tokenizer
 
+pytestmark = pytest.mark.broad
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 CAPTIONS = ["a red ring", "a blue star on a green ground"]
 

@@ -15,6 +15,8 @@ from silc_bench.models import timm as adapter
 
 timm = pytest.importorskip("timm")
 
+pytestmark = pytest.mark.broad
+
 TOKENS = ["test_vit", "test_vit2", "test_vit3", "test_vit4", "test_vit_relpos", "deit_tiny_distilled_patch16_224"]
 MAPS = ["test_resnet", "test_convnext", "test_efficientnet", "test_nfnet", "test_maxvit", "test_mambaout"]
 OTHERS = ["crossvit_tiny_240", "eva02_tiny_patch14_224", "vit_tiny_r_s16_p8_224"]

@@ -21,6 +21,8 @@ from silc_bench.registry import select
 open_clip = pytest.importorskip("open_clip")
 transformers = pytest.importorskip("transformers")
 
+pytestmark = pytest.mark.broad
+
 VISION = {"image_size": 32, "layers": 2, "width": 32, "head_width": 8, "patch_size": 8}
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 4, "layers": 2}
 MEAN, STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
