@@ -1,0 +1,166 @@
+"""What a change of the code must leave as it is: ten training steps, the registered tasks, the leaderboard of ``results/``.
+
+The files in ``tests/golden`` hold what the program gave when they were written. A refactor leaves them as they are, to the
+byte. A change that moves a number on purpose writes them anew, in the same commit, and says why:
+
+    OMP_NUM_THREADS=1 python -m tests.test_golden
+
+``shapes_tiny.jsonl`` begins with the machine that wrote it. Kernels of another processor, or of another version of torch, add
+numbers in another order. So a machine of the same kind must give the same bits, weights included, and any other machine the
+same numbers up to 1e-4 of each.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from silc_bench.protocol import Protocol
+from silc_bench.registry import all_tasks
+from tasks.protocols import choose
+from trainer.data import open_source
+from trainer.presets import configure
+from trainer.tokenizer import Tokenizer
+from trainer.train import TrainState, train_step
+
+ROOT = Path(__file__).resolve().parent.parent
+GOLDEN = ROOT / "tests" / "golden"
+STEPS, BATCH_SIZE, CAPTIONS = 10, 16, 500
+PROTOCOLS = ("native", "openai80", "openai7", "single", "bigvision", "tcl", "sclip", "naclip", "clearclip")
+
+
+def machine() -> dict[str, str]:
+    """What decides in which order the kernels add."""
+    processor = [platform.machine()]
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        first = dict(re.findall(r"(?m)^([\w ]+?)\s*: (.*)$", cpuinfo.read_text().partition("\n\n")[0]))
+        processor += [f"{name} {first.get(name)}" for name in ("vendor_id", "cpu family", "model")]
+    return {
+        "processor": ", ".join(processor),
+        "kernels": torch.backends.cpu.get_cpu_capability(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+    }
+
+
+def training_rows() -> Iterator[dict[str, Any]]:
+    """The values of each step of a short run on one thread, then a hash of the weights at its end."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        # Small batches, to be quick; masked patches, which the preset leaves out, so that all three losses are held.
+        sets = [f"batch_size={BATCH_SIZE}", "precision=fp32", "masked.weight=0.5"]
+        config = configure("shapes_tiny", "silc", samples=STEPS * BATCH_SIZE, sets=sets)
+        source = open_source(config.data)
+        tokenizer = Tokenizer.train(source.captions(CAPTIONS), config.text.vocab_size, config.text.context_length)
+        state = TrainState.create(config, tokenizer, torch.device("cpu"))
+        batches = source.batches(config.batch_size, 0, 0, 1)
+        for step in range(1, STEPS + 1):
+            values = train_step(state, next(batches))
+            yield {"step": step, **{name: value.item() for name, value in values.items()}}
+        batches.close()
+        yield {"weights": {name: hash_of(getattr(state, name)) for name in ("student", "teacher")}}
+    finally:
+        torch.set_num_threads(threads)
+
+
+def hash_of(module: torch.nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(name.encode() + tensor.detach().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def task_rows() -> Iterator[dict[str, Any]]:
+    """Each registered task, with the hashes of its protocol for a model that stands for any.
+
+    The named protocols that do not change the task hash as "native" does, and are left out.
+    """
+    image, text = {"resize": "shortest", "size": 224}, {"cleaning": "none", "length": 77}
+    model = SimpleNamespace(image_protocol=image, text_protocol=text)
+    for name, task in all_tasks().items():
+        hashes = {}
+        for protocol_name in PROTOCOLS:
+            asked = choose(protocol_name).task(task)
+            hashes[protocol_name] = Protocol.of(model, asked, "fp32", class_names=("cat", "dog")).hash
+        changed = {protocol: value for protocol, value in hashes.items() if value != hashes["native"]}
+        yield {
+            "task": name,
+            "version": task.version,
+            "group": task.group,
+            "main_metric": task.main_metric,
+            "requires": sorted(task.requires),
+            "native": hashes["native"],
+            **changed,
+        }
+
+
+def leaderboard_files() -> dict[str, str]:
+    """The leaderboard of the records of this repository: its tables, and the hashes of the larger files."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_leaderboard(Path(folder))
+        larger = [f"leaderboard.{ending}" for ending in ("csv", "html")]
+        hashes = {name: hashlib.sha256((Path(folder) / name).read_bytes()).hexdigest() for name in larger}
+        tables = (Path(folder) / "leaderboard.md").read_text()
+    lines = [f"{value}  {name}\n" for name, value in hashes.items()]
+    return {"leaderboard.md": tables, "leaderboard.sha256": "".join(lines)}
+
+
+def write_leaderboard(folder: Path) -> None:
+    command = [sys.executable, "-m", "silc_bench", "leaderboard", "--results", str(ROOT / "results"), "--out", str(folder)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=120)
+
+
+@pytest.fixture(scope="module")
+def files():
+    return leaderboard_files()
+
+
+def as_lines(rows: list[dict[str, Any]]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def test_ten_training_steps_are_as_they_were():
+    known_machine, *known = [json.loads(line) for line in (GOLDEN / "shapes_tiny.jsonl").read_text().splitlines()]
+    rows = list(training_rows())
+    if machine() == known_machine:
+        assert rows == known
+        return
+    for row, known_row in zip(rows[:-1], known[:-1], strict=True):
+        assert row == pytest.approx(known_row, rel=1e-4)
+
+
+def test_the_registered_tasks_are_as_they_were():
+    assert as_lines(list(task_rows())).splitlines() == (GOLDEN / "tasks.jsonl").read_text().splitlines()
+
+
+@pytest.mark.parametrize("name", ["leaderboard.md", "leaderboard.sha256"])
+def test_the_leaderboard_of_the_records_is_as_it_was(name, files):
+    assert files[name] == (GOLDEN / name).read_text()
+
+
+def write() -> None:
+    """Every golden file anew."""
+    GOLDEN.mkdir(exist_ok=True)
+    (GOLDEN / "shapes_tiny.jsonl").write_text(as_lines([machine(), *training_rows()]))
+    (GOLDEN / "tasks.jsonl").write_text(as_lines(list(task_rows())))
+    for name, text in leaderboard_files().items():
+        (GOLDEN / name).write_text(text)
+
+
+if __name__ == "__main__":
+    write()
