@@ -48,7 +48,8 @@ def machine() -> dict[str, str]:
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         first = dict(re.findall(r"(?m)^([\w ]+?)\s*: (.*)$", cpuinfo.read_text().partition("\n\n")[0]))
-        processor += [f"{name} {first.get(name)}" for name in ("vendor_id", "cpu family", "model")]
+        processor += [f"{name} {first.get(name)}" for name in ("vendor_id", "cpu family", "model", "stepping", "cache size")]
+        processor += [hashlib.sha256(first.get("flags", "").encode()).hexdigest()[:8]]  # what a virtual machine hides of it
     return {
         "processor": ", ".join(processor),
         "kernels": torch.backends.cpu.get_cpu_capability(),
