@@ -129,7 +129,7 @@ def run_arm(args: argparse.Namespace, arm: str, seed: int, cost: dict[str, float
 
 
 def configured(args: argparse.Namespace, objective: str) -> Any:
-    from trainer.presets import configure
+    from trainer.config.presets import configure
 
     study = STUDIES[args.study]
     source = str(args.data_root / study.source) if study.source else "shapes"
@@ -154,8 +154,8 @@ def steps_of(args: argparse.Namespace, objective: str) -> Callable[[], object]:
     """One training step of a new state, on the same batch each time."""
     import torch
 
-    from trainer.data import open_source
-    from trainer.tokenizer import Tokenizer
+    from trainer.data.stream import open_source
+    from trainer.silc.tokenizers import Tokenizer
     from trainer.train import TrainState, train_step
 
     config = configured(args, objective)
@@ -221,7 +221,7 @@ def report(args: argparse.Namespace, arms: list[str]) -> str:
 
 def read_arm(args: argparse.Namespace, arm: str, branch: str) -> tuple[np.ndarray, float, int]:
     """[seeds, metrics] in percent, mean seconds of training, images seen."""
-    from silc_bench.results import load_all
+    from silc_bench.results.record import load_all
 
     rows, seconds, samples = [], [], 0
     for seed in range(args.seeds):

@@ -49,8 +49,8 @@ def measure(name: str, method: str, repeats: int) -> str:
     """A row of the table."""
     import torch
 
-    from silc_bench.models import load_model
-    from silc_bench.windows import View
+    from silc_bench.models.load import load_model
+    from silc_bench.models.windows import View
 
     model = load_model("open_clip:ViT-B-16/random")
     view, picture = View(*VIEWS[name]), _Picture()
@@ -75,12 +75,12 @@ def measure(name: str, method: str, repeats: int) -> str:
 
 
 def segment(model, view, method, weights, picture):  # type: ignore[no-untyped-def]
-    """int64 [HEIGHT, WIDTH], as ``tasks.segmentation_zeroshot`` predicts it."""
+    """int64 [HEIGHT, WIDTH], as ``tasks.dense.segmentation_zeroshot`` predicts it."""
     import torch
 
-    from silc_bench.dense import cosines_with
-    from silc_bench.features import Extractor
-    from silc_bench.windows import predict
+    from silc_bench.evaluation.dense_features import cosines_with
+    from silc_bench.evaluation.features import Extractor
+    from silc_bench.models.windows import predict
 
     settings = {"precision": "fp32", "batch_size": 256, "num_workers": 0, "progress": False}
     extract = Extractor(model, device=torch.device("cpu"), **settings)
@@ -92,7 +92,7 @@ def forward(model, view, picture) -> int:  # type: ignore[no-untyped-def]
     """The same windows in the same batches through the tower, pooled; how many."""
     import torch
 
-    from silc_bench.dense import TOKENS
+    from silc_bench.evaluation.dense_features import TOKENS
 
     height, width = view.resized_sides(HEIGHT, WIDTH)
     layout = view.layout(height, width, model.patch_size)

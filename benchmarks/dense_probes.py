@@ -15,10 +15,10 @@ from pathlib import Path
 
 import torch
 
-from silc_bench.features import Extractor
-from silc_bench.models import load_model
-from silc_bench.registry import all_tasks
-from silc_bench.windows import View
+from silc_bench.evaluation.features import Extractor
+from silc_bench.models.load import load_model
+from silc_bench.models.windows import View
+from tasks.selection import all_tasks
 
 FAMILIES = ("segmentation_linear", "segmentation_sgd")
 

@@ -65,8 +65,7 @@ def main() -> None:
 
 
 def text(options: argparse.Namespace, repeats: int) -> None:
-    from tasks.prompts import Prompts, class_embeddings
-    from tasks.sources import openai_templates
+    from silc_bench.evaluation.prompts import Prompts, class_embeddings, openai_templates
 
     model, data = random_model(), cifar100(options)
     templates, names = openai_templates("cifar100"), data.class_names[: options.classes]
@@ -150,19 +149,19 @@ def write_folders(cifar: Path, folder: Path) -> Path:
 
 
 def random_model() -> Any:
-    from silc_bench.models import load_model
+    from silc_bench.models.load import load_model
 
     return load_model(SPEC)
 
 
 def cifar100(options: argparse.Namespace) -> Any:
-    from silc_bench.datasets.cifar import load_cifar100
+    from silc_bench.datasets.public.cifar import load_cifar100
 
     return load_cifar100(options.data_root, "test", options.images)
 
 
 def extractor(model: Any, batch_size: int) -> Any:
-    from silc_bench.features import Extractor
+    from silc_bench.evaluation.features import Extractor
 
     device = torch.device("cpu")
     return Extractor(model, device=device, precision="fp32", batch_size=batch_size, num_workers=0, progress=False)

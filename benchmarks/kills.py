@@ -27,9 +27,10 @@ import torch
 import torch.utils.tensorboard  # imported here once and not in every child
 from rich.console import Console
 
-from trainer import checkpoint, loop
-from trainer.config import Config
-from trainer.presets import configure
+from trainer import loop
+from trainer.checkpoints import file as checkpoint
+from trainer.config.config import Config
+from trainer.config.presets import configure
 
 STEPS = 24
 CLOCKS = ("images_per_second", "data_wait_share", "seconds_left", "mfu")

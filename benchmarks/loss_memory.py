@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
-from trainer.config import DistillationConfig
-from trainer.distillation import Targets, distillation_loss, log_sum_exp
+from trainer.config.config import DistillationConfig
+from trainer.silc.distillation import Targets, distillation_loss, log_sum_exp
 from trainer.train import TrainState
 
 

@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from views_speed import PerSampleViews
 
-from trainer.data import Batch
-from trainer.schedule import ema_at, lr_at
+from trainer.data.stream import Batch
+from trainer.optim import ema_at, lr_at
+from trainer.silc.views import Views
 from trainer.train import TrainState
-from trainer.views import Views
 
 
 class PlainSilc:

@@ -64,8 +64,8 @@ def peak_megabytes() -> float:
 
 
 def ours_recall(image_features: np.ndarray, text_features: np.ndarray, picture: np.ndarray) -> Callable[[], Recalls]:
-    from silc_bench.metrics import recall_at
-    from silc_bench.retrieval import retrieval_ranks
+    from silc_bench.metrics.accuracy import recall_at
+    from silc_bench.metrics.retrieval import retrieval_ranks
 
     def run() -> Recalls:
         right = np.stack([picture, np.arange(len(picture))], axis=1)

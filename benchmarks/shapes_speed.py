@@ -14,7 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from silc_bench.datasets.shapes import captions, render, scene
+from silc_bench.datasets.shapes.captions import captions
+from silc_bench.datasets.shapes.drawing import render
+from silc_bench.datasets.shapes.scenes import scene
 
 SIZES = (64, 128, 224)
 

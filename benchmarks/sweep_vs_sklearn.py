@@ -28,7 +28,7 @@ TOLERANCES = (1e-4, 3e-5, 3e-5, 1e-5, 3e-5, 1e-5, 1e-5, 3e-6, 3e-6, 3e-7)
 
 def logistic(shots: str, decay: float, repeats: int, peer_repeats: int, warm: bool) -> None:
     """``shots``: classes, shots, D. Ours ``repeats`` times, scikit-learn's ``peer_repeats`` times."""
-    from silc_bench.logistic import fit_logistic
+    from silc_bench.probes.logistic import fit_logistic
 
     num_classes, per_class, dim = map(int, shots.split(","))
     x, labels = features(num_classes, per_class, dim, decay)

@@ -33,15 +33,15 @@ from side_by_side import print_header, spread
 from torch.utils.flop_counter import FlopCounterMode
 from views_speed import CROPS, PerSampleViews
 
-from silc_bench.features import choose_device
-from trainer.config import Config, ViewsConfig, apply_objective
-from trainer.data import Batch
-from trainer.host_memory import keep_freed_memory
+from silc_bench.evaluation.features import choose_device
+from silc_bench.system.limits import keep_freed_memory
+from trainer.config.config import Config, ViewsConfig, apply_objective
+from trainer.config.presets import make_preset
+from trainer.data.stream import Batch
 from trainer.loop import run_training
-from trainer.presets import make_preset
-from trainer.tokenizer import Tokenizer
+from trainer.silc.tokenizers import Tokenizer
+from trainer.silc.views import make_views
 from trainer.train import TrainState, train_step
-from trainer.views import make_views
 
 DEVICE = choose_device("auto")
 PARTS = ("step", "plain", "memory", "views")

@@ -1,3 +1,7 @@
-from silc_bench.cli import main
+""""""
+
+from __future__ import annotations
+
+from silc_bench.cli.app import main
 
 main()

@@ -1,11 +1,23 @@
 """The two ways a command ends badly, and the sentence each one owes the user (standard library only)."""
 
+from __future__ import annotations
+
 import difflib
 from collections.abc import Iterable
+
+FETCH_AGAIN = "fetch that file again, or take it out of a list of your own; a set with a hole is not scored"
 
 
 class UserError(ValueError):
     """The input was wrong. The message says what, where, and what to do; the command line prints it and exits with 2."""
+
+
+class DataError(UserError):
+    """What is wrong with the data, and the one line that mends it."""
+
+    def __init__(self, problem: str, fix: str = "") -> None:  # made again from its message alone where a worker raised it
+        super().__init__(f"{problem}; {fix}" if fix else problem)
+        self.problem, self.fix = problem, fix
 
 
 class RunError(RuntimeError):

@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from silc_bench import metrics, stats
-from silc_bench.registry import Features, Scores, register
-from silc_bench.retrieval import retrieval_ranks
+from silc_bench.metrics import accuracy as metrics
+from silc_bench.metrics import statistics as stats
+from silc_bench.metrics.retrieval import retrieval_ranks
+from silc_bench.task import Features, Scores, register
 from tasks.sources import SourcedTask, shapes
 
 if TYPE_CHECKING:
-    from silc_bench.datasets import ImageDataset
+    from silc_bench.datasets.dataset import ImageDataset
 
 KS = (1, 5, 10)
 

@@ -6,26 +6,22 @@ fingerprints, so a picture that five of them score is encoded once. ``limit`` th
 
 from __future__ import annotations
 
-import importlib.util
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache, lru_cache
-from importlib.resources import files
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from silc_bench.datasets import ImageDataset
-    from silc_bench.datasets.own import OwnData
-    from silc_bench.datasets.own_masks import OwnMasks
+    from silc_bench.datasets.dataset import ImageDataset
+    from silc_bench.datasets.own_data import OwnData, OwnMasks
 
 Source = Callable[[Path | None, int | None], "ImageDataset"]
 
 
 @dataclass(kw_only=True, eq=False)
 class SourcedTask:
-    """The part of `silc_bench.registry.Task` that is the same for every family."""
+    """The part of `silc_bench.task.Task` that is the same for every family."""
 
     name: str
     sources: Mapping[str, Source]  # by role: "test" is scored, "train" is learned from
@@ -44,7 +40,7 @@ class SourcedTask:
 
 @dataclass(frozen=True)
 class NamedSource:
-    """A split of a named set (silc_bench.datasets.named), counted in whole before ``limit`` pictures of it are taken."""
+    """A split of a named set (silc_bench.datasets.public.load), counted in whole before ``limit`` pictures of it are taken."""
 
     name: str
     split: str
@@ -53,7 +49,7 @@ class NamedSource:
         return _load_named(self.name, self.split, data_root, limit)
 
     def is_there(self, data_root: Path) -> bool:
-        from silc_bench.datasets.places import NotFoundError, find
+        from silc_bench.datasets.public.find import NotFoundError, find
 
         try:
             find(self.name, self.split, data_root)
@@ -64,7 +60,7 @@ class NamedSource:
 
 @lru_cache(maxsize=4)  # to hash a set takes seconds or minutes, and the families of a command ask for the same
 def _load_named(name: str, split: str, data_root: Path | None, limit: int | None) -> ImageDataset:
-    from silc_bench.datasets.named import find_set
+    from silc_bench.datasets.public.load import find_set
 
     return find_set(name, split, data_root, limit)
 
@@ -73,7 +69,7 @@ def shapes(split: str, num_samples: int) -> Source:
     """Generated scenes at 64 pixels."""
 
     def load(data_root: Path | None, limit: int | None) -> ImageDataset:
-        from silc_bench.datasets.shapes import Shapes
+        from silc_bench.datasets.shapes.dataset import Shapes
 
         return Shapes(split, num_samples, limit=limit)
 
@@ -99,24 +95,3 @@ class OwnSource:
 @lru_cache(maxsize=4)
 def _load_own(own: OwnData | OwnMasks, split: str, limit: int | None) -> ImageDataset:
     return own.load(split, limit)
-
-
-def own_templates(name: str) -> tuple[str, ...]:
-    """Prompts written here (tasks/assets/prompts.json); ``{c}`` is the name of a class.
-
-    "shapes" is how its captions begin. "shapes_segmentation" averages a shape over the colours, because no
-    caption names a shape without one.
-    """
-    return tuple(json.loads((files("tasks") / "assets" / "prompts.json").read_text(encoding="utf-8"))[name])
-
-
-def openai_templates(dataset: str) -> tuple[str, ...]:
-    """OpenAI's prompts as clip_benchmark ships them (CLIP, notebooks/Prompt_Engineering); read as data, nothing is imported."""
-    return tuple(_clip_benchmark("en_zeroshot_classification_templates.json")[dataset])
-
-
-@cache
-def _clip_benchmark(name: str) -> dict[str, Any]:
-    spec = importlib.util.find_spec("clip_benchmark")
-    assert spec is not None, "clip-benchmark is a dependency of silc-bench"
-    return json.loads((Path(str(spec.origin)).parent / "datasets" / name).read_text(encoding="utf-8"))

@@ -4,10 +4,10 @@ import os
 import signal
 import sys
 
-import silc_bench.features
-import silc_bench.outcomes
-from silc_bench.cli import main
-from silc_bench.models.native import NativeImageModel
+import silc_bench.evaluation.features
+import silc_bench.results.outcomes
+from silc_bench.cli.app import main
+from trainer.checkpoints.model import NativeImageModel
 
 
 def run(words, counted, killed_at=None, meeting=None):
@@ -16,7 +16,7 @@ def run(words, counted, killed_at=None, meeting=None):
     ``killed_at``: by SIGKILL, before the first batch after so many pictures. ``meeting``: a connection by which the command
     says that it has come to its first picture, and again to its record, and waits each time until the test answers.
     """
-    encode, save = NativeImageModel.encode_image, silc_bench.outcomes.save
+    encode, save = NativeImageModel.encode_image, silc_bench.results.outcomes.save
     count = 0
 
     def meet():
@@ -39,7 +39,7 @@ def run(words, counted, killed_at=None, meeting=None):
         meet()
         return save(*what)
 
-    silc_bench.features.PART_ROWS = 1
-    NativeImageModel.encode_image, silc_bench.outcomes.save = encoded, saved
+    silc_bench.evaluation.features.PART_ROWS = 1
+    NativeImageModel.encode_image, silc_bench.results.outcomes.save = encoded, saved
     sys.argv = ["silc-bench", *words]
     main()

@@ -12,7 +12,14 @@ SECONDS = 240  # a process that has not ended by then hangs
 
 context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(
-    ["trainer.loop", "torch._dynamo", "torch.utils.tensorboard", "silc_bench.cli", "silc_bench.evaluate", "tasks.knn"]
+    [
+        "trainer.loop",
+        "torch._dynamo",
+        "torch.utils.tensorboard",
+        "silc_bench.cli.app",
+        "silc_bench.evaluation.evaluate",
+        "tasks.classification.knn",
+    ]
 )
 
 

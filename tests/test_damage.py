@@ -21,20 +21,25 @@ import pytest
 import safetensors.torch
 import torch
 
-from silc_bench import checksums, outcomes, results
-from silc_bench.datasets.shards import Damage
+from silc_bench.datasets.files.shards import Damage
 from silc_bench.errors import UserError
-from silc_bench.export import export
-from silc_bench.models import hf_files, native, open_clip_checkpoints
-from silc_bench.models.weights import read_weights
-from silc_bench.protocol import Protocol
-from silc_bench.registry import Scores
-from silc_bench.store import Store
-from trainer import checkpoint, filters, kept_indexes
-from trainer.config import Config
-from trainer.model import Student
-from trainer.sections import DistillationConfig, TextConfig, ViewsConfig, VisionConfig
-from trainer.tokenizer import Tokenizer
+from silc_bench.models.adapters.huggingface import files as hf_files
+from silc_bench.models.adapters.open_clip import checkpoints as open_clip_checkpoints
+from silc_bench.models.weights.read import read_weights
+from silc_bench.results import outcomes
+from silc_bench.results import record as results
+from silc_bench.results.protocol import Protocol
+from silc_bench.system import checksums
+from silc_bench.system.cache import Store
+from silc_bench.task import Scores
+from trainer.checkpoints import file as checkpoint
+from trainer.checkpoints import model as native
+from trainer.checkpoints.export import export
+from trainer.config.config import Config, DistillationConfig, TextConfig, ViewsConfig, VisionConfig
+from trainer.data import samples as filters
+from trainer.data import shard_index as kept_indexes
+from trainer.silc.student import Student
+from trainer.silc.tokenizers import Tokenizer
 
 sys.path.insert(0, str(Path(__file__).parent))
 from damage import EDGE, of_file, of_folder

@@ -28,12 +28,12 @@ import numpy as np
 import pytest
 import torch
 
-from silc_bench.protocol import Protocol
-from silc_bench.registry import all_tasks
-from tasks.protocols import choose
-from trainer.data import open_source
-from trainer.presets import configure
-from trainer.tokenizer import Tokenizer
+from silc_bench.evaluation.protocols import choose
+from silc_bench.results.protocol import Protocol
+from tasks.selection import all_tasks
+from trainer.config.presets import configure
+from trainer.data.stream import open_source
+from trainer.silc.tokenizers import Tokenizer
 from trainer.train import TrainState, train_step
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -1,11 +1,16 @@
-"""The house keeps its plan: imports point one way, listing is instant, files fit in one head."""
+"""The house keeps its plan: imports point down, no two rooms import each other, and each folder says what lives in it.
+
+``python tests/test_structure.py`` prints the floors, with the rooms of each folder and what they import.
+"""
 
 from __future__ import annotations
 
 import ast
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -13,90 +18,142 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("silc_bench", "tasks", "trainer")
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
-NAMES = [path.relative_to(ROOT).as_posix() for path in FILES]
-MAX_LINES = 300
+MAX_ROOMS = 9  # of a folder; the top has its floors, and ``cli`` a file for each command
 
-# What needs neither torch nor a model: names, records, tables.
-PLAIN_NAMES = [
-    "archives", "atomic", "board", "cgroups", "changes", "checksums", "compare", "compare_files", "datasets", "errors",
-    "forest", "leaderboard", "metrics", "outcomes", "pairing", "protocol", "registry", "reported", "results", "schema",
-    "stats", "terminal", "variants",
-]  # fmt: skip
-PLAIN = {"silc_bench", *(f"silc_bench.{name}" for name in PLAIN_NAMES)}
-# What puts everything together.
-COMMAND_NAMES = [
-    "__main__", "cli", "cli_cache", "cli_compare", "cli_data", "cli_doctor", "cli_report", "cli_show", "cli_train", "demo",
-    "show",
-]  # fmt: skip
-COMMANDS = {f"silc_bench.{name}" for name in COMMAND_NAMES}
-# Upward imports that the design names: our own tasks register when they are listed; one loader reads the trainer's checkpoints.
-ALLOWED = {("silc_bench.registry", "tasks"), ("silc_bench.models.native", "trainer")}
+# From the ground up. A folder may import what stands on a lower floor, never what stands beside or above it.
+FLOORS = [
+    ["silc_bench"],  # the version alone
+    ["silc_bench.errors"],
+    ["silc_bench.system"],
+    ["silc_bench.models"],
+    ["silc_bench.datasets"],
+    ["silc_bench.task", "silc_bench.metrics"],
+    ["silc_bench.probes", "silc_bench.results"],
+    ["silc_bench.evaluation", "silc_bench.reports"],
+    ["tasks", "silc_bench.show"],
+    ["trainer"],
+    ["silc_bench.cli"],
+    ["silc_bench.__main__"],
+]
+FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 
-
-def level(module: str) -> int:
-    """An import may point to the same level or a lower one."""
-    if module in PLAIN:
-        return 0
-    if module in COMMANDS:
-        return 3
-    return {"silc_bench": 1, "tasks": 2, "trainer": 2}[module.split(".")[0]]
+# Rooms that need neither torch nor a model, not even inside a function: names, records, tables.
+PLAIN = [
+    "silc_bench.errors",
+    "silc_bench.task",
+    "silc_bench.system.files",
+    "silc_bench.system.terminal",
+    "silc_bench.datasets.dataset",
+    "silc_bench.metrics.accuracy",
+    "silc_bench.metrics.iou",
+    "silc_bench.metrics.statistics",
+    "silc_bench.results",
+    "silc_bench.reports",
+    "tasks.selection",
+]
 
 
 def module_of(path: Path) -> str:
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
-def imports(tree: ast.AST, lazy: bool) -> Iterator[str]:
-    """Modules imported at run time; ``lazy``: also those inside functions."""
-    for node in ast.iter_child_nodes(tree):
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            continue
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) and not lazy:
-            continue
+MODULES = {module_of(path): path for path in FILES}
+FOLDERS = sorted(module_of(path) for path in FILES if path.name == "__init__.py")
+
+
+def imports(path: Path) -> Iterator[str]:
+    """What a file imports, inside functions and for types too; of ``from a import b`` the module that is meant."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "relative import"
-            yield str(node.module)
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
-        else:
-            yield from imports(node, lazy)
+            assert node.level == 0, f"{path}: a relative import"
+            for alias in node.names:
+                name = f"{node.module}.{alias.name}"
+                yield name if name in MODULES else str(node.module)
 
 
-def known_modules(path: Path, lazy: bool = True) -> set[str]:
-    """Our own modules that a file imports; ``from silc_bench import metrics`` counts as silc_bench.metrics."""
-    modules = {module_of(file) for file in FILES}
-    return {name for name in imports(ast.parse(path.read_text(encoding="utf-8")), lazy) if name in modules}
+IMPORTS = {module: sorted(set(imports(path))) for module, path in MODULES.items()}
 
 
-@pytest.mark.parametrize("path", FILES, ids=NAMES)
-def test_imports_point_one_way(path):
-    module = module_of(path)
-    for target in known_modules(path):
-        if (module, target.split(".")[0]) in ALLOWED:
+def room_of(module: str) -> str:
+    """The room of the plan that a module stands in."""
+    room = module
+    while room not in FLOOR_OF:
+        assert "." in room, f"{module} has no floor"
+        room = room.rpartition(".")[0]
+    assert room != "silc_bench" or module == "silc_bench", f"{module} has no floor"
+    return room
+
+
+def child_of(module: str, folder: str) -> str | None:
+    """The file or folder of ``folder`` that a module stands in; None for one that stands elsewhere."""
+    if not module.startswith(folder + "."):
+        return None
+    return module.removeprefix(folder + ".").partition(".")[0]
+
+
+def edges_within(folder: str) -> dict[str, set[str]]:
+    """Of the files and folders of ``folder``: which imports which."""
+    edges: dict[str, set[str]] = defaultdict(set)
+    for module, targets in IMPORTS.items():
+        here = child_of(module, folder)
+        if here is None:
             continue
-        assert level(target) <= level(module), f"{module} imports {target}, which stands above it"
-        packages = module.split(".")[0], target.split(".")[0]
-        assert level(module) == 3 or packages != ("tasks", "trainer"), "an evaluation does not know how a model was trained"
+        there = {child_of(target, folder) for target in targets if target in MODULES}
+        edges[here] |= {child for child in there if child not in (None, here)}
+    return edges
 
 
-@pytest.mark.parametrize("path", [path for path in FILES if module_of(path) in PLAIN], ids=module_of)
-def test_plain_modules_never_import_torch(path):
-    found = {name.split(".")[0] for name in imports(ast.parse(path.read_text(encoding="utf-8")), lazy=True)}
-    assert not found & {"torch", "torchvision", "transformers"}
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_point_down(module):
+    here = room_of(module)
+    for target in IMPORTS[module]:
+        if target in MODULES and room_of(target) != here:
+            assert FLOOR_OF[room_of(target)] < FLOOR_OF[here], f"{module} imports {target}, which does not stand below it"
 
 
-@pytest.mark.parametrize("name", sorted(PLAIN | COMMANDS))
-def test_the_plan_names_files_that_exist(name):
-    assert name in {module_of(path) for path in FILES}
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_no_two_rooms_of_a_folder_import_each_other(folder):
+    try:
+        TopologicalSorter(edges_within(folder)).prepare()
+    except CycleError as error:
+        pytest.fail(f"{folder}: an import circle: {' -> '.join(reversed(error.args[1]))}")
 
 
-@pytest.mark.timing
-def test_listing_and_tables_never_import_torch():
+@pytest.mark.parametrize("folder", [folder for folder in FOLDERS if folder not in ("silc_bench", "silc_bench.cli")])
+def test_a_folder_has_at_most_nine_rooms(folder):
+    rooms = {child_of(module, folder) for module in MODULES} - {None}
+    assert len(rooms) <= MAX_ROOMS, sorted(rooms)
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_a_folder_says_what_lives_in_it_and_holds_no_code(folder):
+    tree = ast.parse(MODULES[folder].read_text(encoding="utf-8"))
+    assert ast.get_docstring(tree), f"{folder} does not say what lives in it"
+    others = [node for node in tree.body[1:] if not isinstance(node, ast.ImportFrom) or node.module != "__future__"]
+    assert all(ast.unparse(node).startswith("__version__ = ") for node in others), f"{folder}: code in __init__"
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if MODULES[name].name not in ("__init__.py", "__main__.py")])
+def test_a_file_says_what_it_does(module):
+    assert ast.get_docstring(ast.parse(MODULES[module].read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize("room", PLAIN)
+def test_plain_rooms_never_import_torch(room):
+    modules = [module for module in MODULES if module == room or module.startswith(room + ".")]
+    assert modules
+    for module in modules:
+        assert not {name.partition(".")[0] for name in IMPORTS[module]} & {"torch", "torchvision", "transformers"}, module
+
+
+def test_listing_tables_and_help_never_import_torch():
     program = (
-        "import sys, silc_bench.registry, silc_bench.results, silc_bench.leaderboard, silc_bench.protocol, tasks\n"
-        "assert len(silc_bench.registry.all_tasks()) >= 12\n"
-        "assert silc_bench.registry.select(['shapes/*'])\n"
+        "import sys, tasks.selection, silc_bench.results.record, silc_bench.reports.leaderboard\n"
+        "assert len(tasks.selection.all_tasks()) >= 12\n"
+        "assert tasks.selection.select(['shapes/*'])\n"
+        "import silc_bench.cli.app\n"
         "print([name for name in ('torch', 'sklearn', 'transformers') if name in sys.modules])\n"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
@@ -104,8 +161,20 @@ def test_listing_and_tables_never_import_torch():
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("path", FILES, ids=NAMES)
-def test_a_file_fits_in_one_head(path):
-    text = path.read_text(encoding="utf-8")
-    assert text.count("\n") <= MAX_LINES
-    assert ast.get_docstring(ast.parse(text)) or not text.strip() or path.name == "__main__.py", "no module docstring"
+def print_floors() -> None:
+    """The floors from the top down, what each room imports, and the rooms of each folder."""
+    between = defaultdict(set)
+    for module, targets in IMPORTS.items():
+        between[room_of(module)] |= {room_of(target) for target in targets if target in MODULES} - {room_of(module)}
+    for number, rooms in reversed(list(enumerate(FLOORS))):
+        for room in rooms:
+            names = sorted(name.removeprefix("silc_bench.") for name in between[room])
+            print(f"{number:2} {room.removeprefix('silc_bench.'):12} imports {', '.join(names) or 'nothing'}")
+    print(f"{len(FLOOR_OF)} rooms, {len(FLOORS)} floors, {sum(map(len, between.values()))} imports between rooms")
+    for folder in FOLDERS:
+        rooms = sorted({child_of(module, folder) for module in MODULES} - {None})
+        print(f"{folder}: {len(rooms)}: {', '.join(rooms)}")
+
+
+if __name__ == "__main__":
+    print_floors()

@@ -1,1 +1,6 @@
-"""SILC: image-text contrastive learning with local-to-global self-distillation from an EMA teacher (arXiv 2310.13355)."""
+"""The trainer: SILC, image-text contrastive learning with self-distillation from an EMA teacher
+(arXiv 2310.13355).
+
+The command line imports ``loop`` and ``config``, and ``silc_bench.models.load`` reads its
+checkpoints; nothing that evaluates knows how a model was trained.
+"""

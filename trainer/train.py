@@ -16,24 +16,19 @@ import torch
 from torch import Tensor, nn
 
 from silc_bench.errors import RunError, UserError
-from trainer.averaging import Average, average_at
-from trainer.compilation import compile_blocks
-from trainer.config import Config, from_dict, to_dict
-from trainer.data import Batch
-from trainer.distillation import Targets, distillation_loss
-from trainer.distributed import first_of, mean_over_ranks, parallel
-from trainer.foreign_tokenizer import AnyTokenizer, read_tokenizer
-from trainer.losses import sigmoid_loss, softmax_loss
-from trainer.masking import draw_masked
-from trainer.micro_batches import MicroBatches
-from trainer.model import Student, StudentOutput, init_weights
-from trainer.optim import clip_gradients, make_optimizer, set_lr
-from trainer.precision import resolve
-from trainer.schedule import ema_at, lr_at
-from trainer.start import Start
-from trainer.teacher import Taught, Teacher
-from trainer.transfer import Answer, send
-from trainer.views import make_views
+from trainer.checkpoints.init import Start
+from trainer.config.config import Config, from_dict, to_dict
+from trainer.data.stream import Batch
+from trainer.device import Answer, first_of, mean_over_ranks, parallel, resolve, send
+from trainer.optim import Average, average_at, clip_gradients, ema_at, lr_at, make_optimizer, set_lr
+from trainer.silc.distillation import Targets, distillation_loss
+from trainer.silc.losses import sigmoid_loss, softmax_loss
+from trainer.silc.masking import draw_masked
+from trainer.silc.student import MicroBatches, Student, StudentOutput, init_weights
+from trainer.silc.teacher import Taught, Teacher
+from trainer.silc.tokenizers import AnyTokenizer, read_tokenizer
+from trainer.silc.towers import compile_blocks
+from trainer.silc.views import make_views
 
 
 @dataclass
@@ -139,7 +134,7 @@ def train_step(state: TrainState, batch: Batch) -> dict[str, Tensor]:
     is_taught, needs = config.is_taught_at(state.step), config.view_kinds_at(state.step)
     if is_taught and state.step == config.start_step > 0:
         state.start_teaching()
-    images = batch.images.to(device, non_blocking=True)  # page-locked by trainer.read_ahead
+    images = batch.images.to(device, non_blocking=True)  # page-locked by trainer.data.stream
     views = make_views(images, batch.sizes, config.views, config.seed, state.step, first=first, needs=needs)
     is_masked = is_taught and config.masked.weight > 0
     masked = send(draw_masked(config, len(batch.texts), state.step, first), device) if is_masked else None

@@ -15,14 +15,13 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from silc_bench.datasets import ignore_of, spread
-from silc_bench.datasets.expected import EXPECTED, Expected, check_counts
-from silc_bench.datasets.fingerprints import fingerprint
-from silc_bench.datasets.named import READERS, splits
-from silc_bench.datasets.own import KINDS, OwnData, OwnMasks, parse
-from silc_bench.datasets.picture_set import DataError, Found, Picture
-from silc_bench.datasets.places import SETS, NotFoundError, Site, find
-from silc_bench.errors import UserError, unknown_name
+from silc_bench.datasets.dataset import ignore_of, spread
+from silc_bench.datasets.image_set import Found, Picture, fingerprint
+from silc_bench.datasets.own_data import KINDS, OwnData, OwnMasks, parse
+from silc_bench.datasets.public.counts import EXPECTED, Expected, check_counts
+from silc_bench.datasets.public.find import SETS, NotFoundError, Site, find
+from silc_bench.datasets.public.load import READERS, splits
+from silc_bench.errors import DataError, UserError, unknown_name
 
 DECODED = 500  # pictures a split that are decoded, unless all are asked for
 SHOWN = 3  # sizes that are shown

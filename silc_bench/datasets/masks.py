@@ -1,8 +1,8 @@
 """Masks as they are stored and what their values mean: a file -> the label of each pixel, or a sentence and no score.
 
 Flow: ``read_values(data, where)`` -> the numbers of a grey or palette picture -> ``MaskRule.labels`` -> labels 0..C-1, with the
-pixels that are not scored marked as `silc_bench.datasets.ignore_of` says. A palette's indices are the labels, as in Pascal VOC.
-Colours are refused: which colour would be which class is not in the file.
+pixels that are not scored marked as `silc_bench.datasets.dataset.ignore_of` says. A palette's indices are the labels, as in
+Pascal VOC. Colours are refused: which colour would be which class is not in the file.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
 
-from silc_bench.datasets import IGNORE
-from silc_bench.datasets.picture_set import FETCH_AGAIN, DataError
-from silc_bench.datasets.shards import BROKEN_IMAGE, MAX_PIXELS, read_member, what_broke
+from silc_bench.datasets.dataset import IGNORE
+from silc_bench.datasets.files.shards import BROKEN_IMAGE, MAX_PIXELS, read_member, what_broke
+from silc_bench.errors import FETCH_AGAIN, DataError
 
 MOST_IN_8_BITS = 254  # classes
 FORMATS = ("PNG", "TIFF", "BMP", "PPM", "GIF")  # that keep each value as it was
@@ -167,3 +168,26 @@ def _ranges(values: Sequence[int]) -> str:
             parts.append([value, value])
     shown = [str(low) if low == high else f"{low} to {high}" for low, high in parts]
     return ", ".join(shown[:6]) + (", ..." if len(shown) > 6 else "")
+
+
+class Mask(Protocol):
+    """Where the labels of a picture's pixels come from (silc_bench.datasets.masks)."""
+
+    @property
+    def where(self) -> str:
+        """For messages; no two masks of a set have the same."""
+        ...
+
+    @property
+    def path(self) -> Path:
+        """The file that they are read from, or drawn from."""
+        ...
+
+    @property
+    def rule(self) -> MaskRule:
+        """What the file's values mean."""
+        ...
+
+    def labels(self) -> np.ndarray:
+        """[H, W] uint8 or uint16. Raises DataError for what is no mask of the set, naming it."""
+        ...

@@ -11,11 +11,11 @@ from rich.console import Console
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from pretended_gpu import CUDA, pretended_gpu
 
-from silc_bench.evaluate import evaluate
-from silc_bench.models import load_model
-from silc_bench.registry import select
+from silc_bench.evaluation.evaluate import evaluate
+from silc_bench.models.load import load_model
+from tasks.selection import select
+from trainer.config.presets import configure
 from trainer.loop import run_training
-from trainer.presets import configure
 
 pytestmark = pytest.mark.broad
 
@@ -35,7 +35,7 @@ def trained(tmp_path_factory):
 
 
 def test_tasks_on_a_gpu_score_as_on_a_cpu(trained, tmp_path, monkeypatch):
-    monkeypatch.setattr("silc_bench.dense_sgd.MAX_STEPS", 5)
+    monkeypatch.setattr("silc_bench.probes.patch_sgd.MAX_STEPS", 5)
 
     def scores(device):
         monkeypatch.setenv("SILC_BENCH_CACHE", str(tmp_path / device / "cache"))  # else the second takes features of the first
@@ -46,7 +46,7 @@ def test_tasks_on_a_gpu_score_as_on_a_cpu(trained, tmp_path, monkeypatch):
 
     wanted = scores("cpu")
     assert len(wanted) == len(TASKS)
-    monkeypatch.setattr("silc_bench.evaluate.choose_device", lambda name: CUDA)
+    monkeypatch.setattr("silc_bench.evaluation.evaluate.choose_device", lambda name: CUDA)
     with pretended_gpu():
         found = scores("cuda")
     assert found.keys() == wanted.keys()

@@ -15,18 +15,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from silc_bench.datasets import shapes
-from silc_bench.models.images import ImagePipeline
+from silc_bench.datasets.shapes import dataset, scenes
+from silc_bench.models.preprocessing import ImagePipeline
 
-SCENE, RENDERED = cache(shapes.scene), cache(shapes._rendered.__wrapped__)
+SCENE, RENDERED = cache(scenes.scene), cache(dataset._rendered.__wrapped__)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _scenes_are_drawn_once() -> Iterator[None]:
     """Every family measures the same few scenes; to draw them again costs more than to score them."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shapes, "scene", SCENE)
-        patch.setattr(shapes, "_rendered", RENDERED)
+        patch.setattr(scenes, "scene", SCENE)
+        patch.setattr(dataset, "_rendered", RENDERED)
         yield
 
 

@@ -10,15 +10,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from silc_bench import dense_knn, dense_sgd, outcomes
-from silc_bench.datasets.shapes import PAIRS, SHAPES
+from silc_bench.datasets.shapes.scenes import PAIRS, SHAPES
 from silc_bench.errors import UserError
-from silc_bench.evaluate import evaluate
-from silc_bench.features import Extractor
-from silc_bench.registry import Scores, Task, all_tasks
-from silc_bench.results import load_all
-from tasks import fewshot, shots
+from silc_bench.evaluation.evaluate import evaluate
+from silc_bench.evaluation.features import Extractor
+from silc_bench.probes import patch_knn as dense_knn
+from silc_bench.probes import patch_sgd as dense_sgd
+from silc_bench.results import outcomes
+from silc_bench.results.record import load_all
+from silc_bench.task import Scores, Task
+from tasks.classification import fewshot
+from tasks.classification import fewshot as shots
 from tasks.retrieval import captions_of
+from tasks.selection import all_tasks
 
 pytestmark = pytest.mark.broad
 

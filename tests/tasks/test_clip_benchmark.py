@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from tasks.prompts import Prompts
+from silc_bench.evaluation.prompts import Prompts
+from tasks.classification.zeroshot import ZeroShot
 from tasks.retrieval import Retrieval
-from tasks.zeroshot import ZeroShot
 
 CLASSES = [f"{colour} {thing}" for colour in ("red", "green", "blue") for thing in ("cat", "dog", "cow", "hen")]
 TEMPLATES = ["a photo of a {c}.", "the {c}", "many {c} together"]

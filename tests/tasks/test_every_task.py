@@ -15,13 +15,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from silc_bench import dense_knn, dense_sgd
-from silc_bench.dense import DensePicture
-from silc_bench.registry import all_tasks
-from silc_bench.windows import View
-from tasks import fewshot
+from silc_bench.models.windows import DensePicture, View
+from silc_bench.probes import patch_knn as dense_knn
+from silc_bench.probes import patch_sgd as dense_sgd
+from tasks.classification import fewshot
+from tasks.dense.segmentation_zeroshot import HELD_OUT, ZeroShotSegmentation
 from tasks.retrieval import captions_of
-from tasks.segmentation_zeroshot import HELD_OUT, ZeroShotSegmentation
+from tasks.selection import all_tasks
 
 pytestmark = pytest.mark.broad
 

@@ -8,18 +8,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from silc_bench import metrics
 from silc_bench.errors import UserError
-from silc_bench.probes import shot_indices
-from silc_bench.registry import select
-from silc_bench.retrieval import retrieval_ranks
-from tasks import fewshot, shots
-from tasks.classification import frequency_chance, uniform_chance
-from tasks.fewshot import FewShot, FewShotLogistic
-from tasks.linear import COSTS, Linear, held_out_fifth
+from silc_bench.metrics import accuracy, iou
+from silc_bench.metrics.retrieval import retrieval_ranks
+from silc_bench.probes.closed_form import shot_indices
+from tasks.classification import fewshot
+from tasks.classification import fewshot as shots
+from tasks.classification.fewshot import FewShot, FewShotLogistic
+from tasks.classification.linear import COSTS, Linear, held_out_fifth
+from tasks.classification.scores import frequency_chance, uniform_chance
+from tasks.classification.zeroshot import ranks_among_namesakes
+from tasks.dense.scores import constant_miou, shares_miou, without_background
 from tasks.retrieval import Retrieval, captions_of
-from tasks.segmentation_scores import constant_miou, shares_miou, without_background
-from tasks.zeroshot import ranks_among_namesakes
+from tasks.selection import select
 
 pytestmark = pytest.mark.broad
 
@@ -222,7 +223,7 @@ def test_retrieval_without_repeats_is_the_usual_recall():
     ranks = dict(zip(("text", "image"), retrieval_ranks(images, texts, right), strict=True))
     for k in (1, 5, 10):
         for way in ranks:
-            assert scores.metrics[f"{way}_retrieval_recall@{k}"] == pytest.approx(metrics.recall_at(ranks[way], k), abs=1e-12)
+            assert scores.metrics[f"{way}_retrieval_recall@{k}"] == pytest.approx(accuracy.recall_at(ranks[way], k), abs=1e-12)
     assert scores.chance == pytest.approx(5 / 150)
     assert scores.stderr["image_retrieval_recall@1"] > 0
 
@@ -239,10 +240,10 @@ def test_chance_of_segmentation_by_simulation():
     rng = np.random.default_rng(4)
     truth = rng.choice([0, 1, 2], p=[0.9, 0.08, 0.02], size=200_000)
     counts = np.bincount(truth, minlength=4)  # the fourth class does not occur
-    even = metrics.areas(rng.integers(0, 4, size=truth.shape), truth, 4)
-    assert shares_miou(counts, np.full(len(counts), 1 / len(counts))) == pytest.approx(metrics.mean_iou(even), abs=0.001)
-    constant = metrics.areas(np.zeros_like(truth), truth, 4)
-    assert constant_miou(counts) == pytest.approx(metrics.mean_iou(constant), abs=1e-12)
+    even = iou.areas(rng.integers(0, 4, size=truth.shape), truth, 4)
+    assert shares_miou(counts, np.full(len(counts), 1 / len(counts))) == pytest.approx(iou.mean_iou(even), abs=0.001)
+    constant = iou.areas(np.zeros_like(truth), truth, 4)
+    assert constant_miou(counts) == pytest.approx(iou.mean_iou(constant), abs=1e-12)
 
 
 # ---- CIFAR-100 ----
@@ -256,7 +257,7 @@ DATA = os.environ.get("SILC_BENCH_TEST_DATA")
 def test_cifar100_on_real_pictures(task, random_model):
     import torch
 
-    from silc_bench.features import Extractor
+    from silc_bench.evaluation.features import Extractor
 
     data = task.load(Path(str(DATA)), 600)
     extract = Extractor(

@@ -6,13 +6,12 @@ from types import SimpleNamespace
 import pytest
 
 from silc_bench.errors import UserError
-from silc_bench.evaluate import evaluate
-from silc_bench.models.images import ImagePipeline
-from silc_bench.protocol import Protocol
-from silc_bench.registry import select
-from tasks.prompts import Prompts
-from tasks.protocols import choose
-from tasks.sources import own_templates
+from silc_bench.evaluation.evaluate import evaluate
+from silc_bench.evaluation.prompts import Prompts, own_templates
+from silc_bench.evaluation.protocols import choose
+from silc_bench.models.preprocessing import ImagePipeline
+from silc_bench.results.protocol import Protocol
+from tasks.selection import select
 
 NAMES = ("native", "openai80", "openai7", "single", "bigvision")
 PIPELINE = ImagePipeline(64, (0.5,) * 3, (0.5,) * 3)

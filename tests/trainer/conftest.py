@@ -12,8 +12,17 @@ import pytest
 import torch
 from PIL import Image
 
-from trainer.config import Config, apply_objective, validate
-from trainer.sections import DataConfig, DistillationConfig, OptimConfig, TextConfig, ViewsConfig, VisionConfig
+from trainer.config.config import (
+    Config,
+    DataConfig,
+    DistillationConfig,
+    OptimConfig,
+    TextConfig,
+    ViewsConfig,
+    VisionConfig,
+    apply_objective,
+    validate,
+)
 
 sys.path.insert(0, str(Path(__file__).parent))  # gloo_pool, on_ranks
 TOWER = {"width": 32, "depth": 1, "num_heads": 2, "mlp_dim": 48}
@@ -94,7 +103,8 @@ def shards(tmp_path_factory):
 @pytest.fixture
 def small_mirror(tmp_path, monkeypatch):
     """Remote shards in a mirror of the test's own, in small pieces and without waiting between attempts."""
-    from silc_bench.datasets import remote, remote_source
+    from silc_bench.datasets.files import remote
+    from silc_bench.datasets.files import remote as remote_source
 
     monkeypatch.setenv("SILC_BENCH_CACHE", str(tmp_path / "cache" / "features"))
     monkeypatch.setattr(remote_source, "WAIT_SECONDS", 0.0)

@@ -10,9 +10,11 @@ import torch
 from dying import die
 from rich.console import Console
 
-from trainer import checkpoint, health, loop
-from trainer.log import RunLog
-from trainer.teacher import Teacher
+from trainer import loop
+from trainer.checkpoints import file as checkpoint
+from trainer.monitor import health
+from trainer.monitor.log import RunLog
+from trainer.silc.teacher import Teacher
 
 
 def at(number, owner, name, act):

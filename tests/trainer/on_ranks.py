@@ -13,15 +13,15 @@ import torch.distributed as dist
 from rich.console import Console
 
 from silc_bench.errors import UserError
-from silc_bench.ranks import joined, meet, num_ranks, rank
-from trainer.data import Batch, open_source
-from trainer.distillation import sinkhorn_targets
-from trainer.distributed import first_of, gather, log_sum_exp_over_ranks, mean_over_ranks
+from silc_bench.system.processes import joined, meet, num_ranks, rank
+from trainer.data.stream import Batch, open_source
+from trainer.device import first_of, gather, log_sum_exp_over_ranks, mean_over_ranks
 from trainer.loop import run_training
-from trainer.losses import sigmoid_loss, softmax_loss
-from trainer.tokenizer import Tokenizer
+from trainer.silc.distillation import sinkhorn_targets
+from trainer.silc.losses import sigmoid_loss, softmax_loss
+from trainer.silc.tokenizers import Tokenizer
+from trainer.silc.views import Views, make_views
 from trainer.train import TrainState, train_step
-from trainer.views import Views, make_views
 
 
 def first_batches(config, count):
@@ -149,7 +149,7 @@ def run(config, folder, *, resume=False, at=(), event=None, gate=None):
         with (
             mock.patch("trainer.loop.TOKENIZER_CAPTIONS", 50),
             mock.patch("trainer.loop.train_step", stepped),
-            mock.patch("silc_bench.ranks.meet", met),
+            mock.patch("silc_bench.system.processes.meet", met),
             joined(torch.device("cpu")),
         ):
             try:
@@ -187,10 +187,10 @@ def leave():
 
 def evaluate_run(run, results, batch_size, store=None):
     """Metrics of two tasks of a trained run; records below ``results``."""
-    from silc_bench.evaluate import evaluate
-    from silc_bench.models import load_model
-    from silc_bench.registry import select
-    from silc_bench.store import Store
+    from silc_bench.evaluation.evaluate import evaluate
+    from silc_bench.models.load import load_model
+    from silc_bench.system.cache import Store
+    from tasks.selection import select
 
     model = load_model(str(run))
     kept = None if store is None else Store(store)
@@ -202,7 +202,7 @@ def evaluate_run(run, results, batch_size, store=None):
 
 def evaluate_run_that_fails(run, results):
     """The error of an evaluation in which the last rank meets a damaged picture."""
-    from silc_bench.shared_features import SharedExtractor
+    from silc_bench.evaluation.features import SharedExtractor
 
     batches = SharedExtractor._batches
 

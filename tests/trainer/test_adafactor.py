@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from trainer.adafactor import Adafactor, factored_dims, state_bytes
+from trainer.optim import Adafactor, adafactor_state_bytes, factored_dims
 
 SHAPES = [(40, 64), (64, 40), (33, 3, 35), (40, 8), (50,), (), (32, 32)]
 DECAY, LR = 0.02, 1e-2
@@ -96,9 +96,9 @@ def test_the_state_is_as_small_as_reported():
     weights, optimizer = start()
     advance(weights, optimizer, range(1))
     held = sum(x.numel() * x.element_size() for state in optimizer.state.values() for x in state.values())
-    assert held == state_bytes([w.shape for w in weights])
+    assert held == adafactor_state_bytes([w.shape for w in weights])
     assert {state["momentum"].dtype for state in optimizer.state.values()} == {torch.bfloat16}
-    assert state_bytes([torch.Size((1024, 1024))]) / (8 * 1024**2) == pytest.approx(0.25, rel=0.01)
+    assert adafactor_state_bytes([torch.Size((1024, 1024))]) / (8 * 1024**2) == pytest.approx(0.25, rel=0.01)
 
 
 def test_a_resumed_one_goes_on_bit_for_bit():

@@ -9,12 +9,12 @@ from on_ranks import first_batches
 from rich.console import Console
 
 from silc_bench.errors import UserError
-from silc_bench.models import load_model
-from trainer import checkpoint
-from trainer.averaging import Average, average_at
-from trainer.estimate import memory
+from silc_bench.models.load import load_model
+from trainer.checkpoints import file as checkpoint
 from trainer.loop import run_training
-from trainer.model import Student, init_weights
+from trainer.monitor.cost import memory
+from trainer.optim import Average, average_at
+from trainer.silc.student import Student, init_weights
 from trainer.train import TrainState, train_step
 
 pytestmark = pytest.mark.broad

@@ -10,13 +10,13 @@ import torch
 from on_ranks import first_batches, train
 from typer.testing import CliRunner
 
-from silc_bench.cli import app
-from trainer import estimate
-from trainer.layers import Block
-from trainer.model import Student
-from trainer.overrides import parse_value
+from silc_bench.cli.app import app
+from trainer.config.overrides import parse_value
+from trainer.monitor import cost as estimate
+from trainer.silc.student import Student
+from trainer.silc.towers import Block
+from trainer.silc.views import make_views
 from trainer.train import TrainState, train_step
-from trainer.views import make_views
 
 CPU = torch.device("cpu")
 

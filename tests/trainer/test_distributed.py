@@ -12,9 +12,11 @@ import torch.nn.functional as F
 from gloo_pool import GlooPool
 
 from silc_bench.errors import UserError
-from trainer import checkpoint, distributed, loop
-from trainer.distributed import share_of
-from trainer.sections import ViewsConfig
+from trainer import device as distributed
+from trainer import loop
+from trainer.checkpoints import file as checkpoint
+from trainer.config.config import ViewsConfig
+from trainer.device import share_of
 
 pytestmark = pytest.mark.timing
 STEPS, BATCH = 3, 12

@@ -14,16 +14,16 @@ from on_ranks import first_batches
 from rich.console import Console
 
 from silc_bench.errors import UserError
-from silc_bench.models import native
-from trainer import checkpoint, train
-from trainer.adafactor import Adafactor
-from trainer.config import from_dict, to_dict, without_heads
-from trainer.estimate import flops_per_image
+from trainer import train
+from trainer.checkpoints import file as checkpoint
+from trainer.checkpoints import model as native
+from trainer.config.config import MaskedConfig, from_dict, to_dict, without_heads
+from trainer.config.presets import configure
 from trainer.loop import run_training
-from trainer.model import TAUGHT, Student, init_weights
-from trainer.presets import configure
-from trainer.sections import MaskedConfig
-from trainer.teacher import Teacher
+from trainer.monitor.cost import flops_per_image
+from trainer.optim import Adafactor
+from trainer.silc.student import TAUGHT, Student, init_weights
+from trainer.silc.teacher import Teacher
 from trainer.train import TrainState, train_step
 
 pytestmark = [pytest.mark.broad, pytest.mark.usefixtures("few_captions")]

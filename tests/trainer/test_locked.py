@@ -12,10 +12,10 @@ import torch
 from rich.console import Console
 
 from silc_bench.errors import UserError
-from trainer.config import validate
-from trainer.estimate import flops_per_image, memory
+from trainer.config.config import validate
 from trainer.loop import run_training
-from trainer.model import Student
+from trainer.monitor.cost import flops_per_image, memory
+from trainer.silc.student import Student
 from trainer.train import TrainState, train_step
 
 pytestmark = pytest.mark.broad

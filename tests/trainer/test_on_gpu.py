@@ -16,12 +16,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from pretended_gpu import CPU, CUDA, pretended_gpu
 
 from silc_bench.errors import RunError
-from trainer import checkpoint, estimate
-from trainer.data import open_source
+from trainer.checkpoints import file as checkpoint
+from trainer.data.stream import open_source
+from trainer.device import DataWait
 from trainer.loop import run_training
-from trainer.tokenizer import Tokenizer
+from trainer.monitor import cost as estimate
+from trainer.silc.tokenizers import Tokenizer
 from trainer.train import TrainState, train_step
-from trainer.transfer import DataWait
 
 pytestmark = [pytest.mark.broad, pytest.mark.usefixtures("few_captions")]
 MASKED = {"masked": {"weight": 1.0}}

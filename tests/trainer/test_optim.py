@@ -6,10 +6,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from trainer.config import Config
-from trainer.model import Student, init_weights
+from trainer.config.config import (
+    Config,
+    ContrastiveConfig,
+    DistillationConfig,
+    MaskedConfig,
+    OptimConfig,
+    TextConfig,
+    VisionConfig,
+)
 from trainer.optim import clip_gradients, make_optimizer, set_lr, state_bytes
-from trainer.sections import ContrastiveConfig, DistillationConfig, MaskedConfig, OptimConfig, TextConfig, VisionConfig
+from trainer.silc.student import Student, init_weights
 
 SIZE = {"width": 16, "depth": 1, "num_heads": 2, "mlp_dim": 24}
 OPTIM = OptimConfig(lr=1e-2, weight_decay=0.05)

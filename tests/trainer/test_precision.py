@@ -9,10 +9,10 @@ import torch
 from rich.console import Console
 
 from silc_bench.errors import UserError
-from trainer import checkpoint
+from trainer.checkpoints import file as checkpoint
+from trainer.config.presets import PRESETS
+from trainer.device import resolve
 from trainer.loop import run_training
-from trainer.precision import resolve
-from trainer.presets import PRESETS
 from trainer.train import train_step
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")

@@ -20,9 +20,10 @@ import torch
 from rich.console import Console
 
 from silc_bench.errors import RunError, UserError
-from trainer import checkpoint, loop
+from trainer import loop
+from trainer.checkpoints import file as checkpoint
 from trainer.loop import run_training
-from trainer.micro_batches import MicroBatches
+from trainer.silc.student import MicroBatches
 
 pytestmark = [pytest.mark.timing, pytest.mark.usefixtures("few_captions", "_uncounted")]
 CPU = torch.device("cpu")
@@ -80,7 +81,7 @@ def same_run(one, other):
 def _uncounted():
     """Counting a step's operations, for the rows' mfu alone, takes as long as the steps of so small a run."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("trainer.health.flops_per_image", lives.uncounted)
+        patch.setattr("trainer.monitor.health.flops_per_image", lives.uncounted)
         yield
 
 

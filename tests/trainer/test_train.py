@@ -12,15 +12,16 @@ import torch.nn.functional as F
 from rich.console import Console
 
 from silc_bench.errors import RunError, UserError
-from trainer import checkpoint, loop, train
-from trainer.config import apply_objective
-from trainer.data import open_source
+from trainer import loop, train
+from trainer.checkpoints import file as checkpoint
+from trainer.config.config import apply_objective
+from trainer.data.stream import open_source
 from trainer.loop import run_training
-from trainer.model import Student, init_weights
-from trainer.schedule import lr_at
-from trainer.tokenizer import Tokenizer
+from trainer.optim import lr_at
+from trainer.silc.student import Student, init_weights
+from trainer.silc.tokenizers import Tokenizer
+from trainer.silc.views import make_views
 from trainer.train import TrainState, train_step
-from trainer.views import make_views
 
 pytestmark = [pytest.mark.broad, pytest.mark.usefixtures("few_captions")]
 CPU = torch.device("cpu")

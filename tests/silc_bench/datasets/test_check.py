@@ -7,10 +7,10 @@ import os
 import pytest
 from typer.testing import CliRunner
 
-from silc_bench.cli import app
+from silc_bench.cli.app import app
 from silc_bench.datasets.check import check
-from silc_bench.datasets.cifar import CIFAR10_NAMES
-from silc_bench.datasets.expected import EXPECTED, Expected
+from silc_bench.datasets.public.cifar import CIFAR10_NAMES
+from silc_bench.datasets.public.counts import EXPECTED, Expected
 from silc_bench.errors import UserError
 
 REAL = os.environ.get("SILC_BENCH_TEST_DATA")

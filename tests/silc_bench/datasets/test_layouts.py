@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from silc_bench.datasets.check import check
-from silc_bench.datasets.cifar import CIFAR10_NAMES, CLASS_NAMES
-from silc_bench.datasets.expected import EXPECTED, Expected
-from silc_bench.datasets.imagenet_classes import class_names, wnids
+from silc_bench.datasets.public.cifar import CIFAR10_NAMES, CLASS_NAMES
+from silc_bench.datasets.public.counts import EXPECTED, Expected
+from silc_bench.datasets.public.imagenet import class_names, wnids
 
 SYNSETS = wnids("imagenet1k")
 SOLUTION = "ImageId,PredictionString\n" + "".join(f"ILSVRC2012_val_{i + 1:08d},{SYNSETS[i]} 1 2 3 4\n" for i in range(1000))

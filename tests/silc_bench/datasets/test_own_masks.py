@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from silc_bench.datasets import ignore_of
 from silc_bench.datasets.check import check
-from silc_bench.datasets.own import parse
-from silc_bench.datasets.own_masks import read_classes
+from silc_bench.datasets.dataset import ignore_of
+from silc_bench.datasets.own_data import parse, read_classes
 from silc_bench.errors import UserError
 
 REAL = os.environ.get("SILC_BENCH_TEST_DATA")

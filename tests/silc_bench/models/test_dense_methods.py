@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from silc_bench.errors import UserError
-from silc_bench.models.blocks import block_of
-from silc_bench.models.native_tower import NativeTower
-from silc_bench.models.towers import check_methods, dense, neighbourhood
-from trainer.model import VisionTower
-from trainer.sections import VisionConfig
+from silc_bench.models.adapters.blocks import block_of
+from silc_bench.models.patch_features import check_methods, dense, neighbourhood
+from trainer.checkpoints.model import NativeTower
+from trainer.config.config import VisionConfig
+from trainer.silc.towers import VisionTower
 
 pytestmark = pytest.mark.broad
 
@@ -33,7 +33,7 @@ def filled(module, seed=0):
 
 def open_clip_tower(**others):
     transformer = pytest.importorskip("open_clip.transformer")
-    from silc_bench.models.open_clip_towers import VitTower
+    from silc_bench.models.adapters.open_clip.towers import VitTower
 
     sizes = {"image_size": 32, "patch_size": 8, "width": W, "layers": 3, "heads": HEADS, "mlp_ratio": 2, "output_dim": 24}
     return VitTower(filled(transformer.VisionTransformer(**sizes, **others)))
@@ -263,7 +263,7 @@ def test_what_a_tower_cannot_do_is_refused_with_the_reason():
 
 def test_maps_and_convolutions_do_what_they_can():
     open_clip = pytest.importorskip("open_clip")
-    from silc_bench.models.open_clip_towers import tower_of
+    from silc_bench.models.adapters.open_clip.towers import tower_of
 
     resnet = open_clip.modified_resnet.ModifiedResNet([1, 1, 1, 1], 24, 8, image_size=64, width=8).eval()
     tower = tower_of(resnet)

@@ -1,0 +1,90 @@
+"""``silc-bench cache ls | prune``: embeddings, fingerprints of data and indexes of shards that are kept, and making room."""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.text import Text
+
+from silc_bench.errors import UserError
+from silc_bench.system.terminal import answering, console, table_of
+
+if TYPE_CHECKING:
+    from silc_bench.system.cache import Listed
+
+app = typer.Typer(help="Embeddings, fingerprints of data and indexes of shards, kept between commands.", no_args_is_help=True)
+Folder = Annotated[Path | None, typer.Option("--cache", help="What eval --cache keeps there, and nothing else.")]
+UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+
+@app.command()
+@answering
+def ls(cache: Folder = None) -> None:
+    """List what is kept, the least recently used first."""
+    from silc_bench.system.cache import default_folder, least_used_first
+    from trainer.data.shard_index import by_source
+
+    features, indexes = _kept(cache)
+    table = table_of("model", "what", "size", "last used")
+    for listed in least_used_first([*features, *by_source(indexes)]):
+        age = time.strftime("%Y-%m-%d %H:%M", time.localtime(listed.used))
+        model = str(listed.description.get("model", "any"))
+        table.add_row(Text(model), Text(_what(listed.description)), _size(listed.bytes), age)
+    console.print(table)
+    others = f" and {indexes[0].path.parent}" if indexes else ""
+    print(f"{_sum([*features, *indexes])} in {cache or default_folder()}{others}")
+
+
+@app.command()
+@answering
+def prune(
+    max_size: Annotated[str, typer.Option(help="What may stay, as in 500MB or 5GB; 0: nothing.")],
+    cache: Folder = None,
+) -> None:
+    """Remove the least recently used until at most --max-size is left."""
+    from silc_bench.system import cache as store
+
+    features, indexes = _kept(cache)
+    print(f"removed {_sum(store.prune([*features, *indexes], _bytes(max_size)))}")
+
+
+def _kept(cache: Path | None) -> tuple[list[Listed], list[Listed]]:
+    """(Embeddings and fingerprints, indexes of shards: none of those in the name of another folder)."""
+    from silc_bench.system.cache import Store, default_folder, shards_folder
+    from trainer.data import shard_index as kept_indexes
+
+    return Store(cache or default_folder()).listing(), [] if cache else kept_indexes.listing(shards_folder())
+
+
+def _what(description: dict[str, Any]) -> str:
+    """ "cifar100/test pooled, fp32", "texts, fp32", "fingerprint of cifar100 test", "100 indexes of shards in /data"."""
+    if description.get("kind") == "indexes":
+        count = description["count"]
+        words = "index of a shard" if count == 1 else f"{count:,} indexes of shards"
+        return f"{words} in {description['source'] or 'a place that is not known'}"
+    if description.get("kind") == "fingerprint":
+        return f"fingerprint of {description.get('title')}"
+    data = description.get("dataset")
+    place = description.get("feature_point") or description.get("kind")
+    what = f"{data['name']}/{data['split']} {place}" if data else "texts"
+    return f"{what}, {description.get('precision')}"
+
+
+def _bytes(words: str) -> int:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?B)?", words.strip().upper())
+    if match is None or match[2] == "B":
+        raise UserError(f"--max-size {words!r} is not a size; write 500MB, 5GB or 0")
+    return int(float(match[1]) * UNITS[match[2] or ""])
+
+
+def _sum(entries: list[Listed]) -> str:
+    return f"{len(entries):,} entries, {_size(sum(listed.bytes for listed in entries))}"
+
+
+def _size(number: int) -> str:
+    unit = next((name for name, factor in reversed(UNITS.items()) if name and number >= factor), "KB")
+    return f"{number / UNITS[unit]:.1f} {unit}"

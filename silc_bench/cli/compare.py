@@ -1,0 +1,45 @@
+"""``silc-bench compare A B [C ...]``: is B better than A, on the same samples, task by task."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from silc_bench.errors import UserError
+from silc_bench.system.files import check_writable
+from silc_bench.system.terminal import answering, console
+
+
+@answering
+def compare(
+    models: Annotated[
+        list[str], typer.Argument(help="Names as in the leaderboard, or NAME@REVISION; the first is the baseline.")
+    ],
+    results: Annotated[Path, typer.Option(help="Folder of records.")] = Path("results"),
+    tasks: Annotated[
+        str, typer.Option(help="Names, families, datasets, groups or globs, separated by commas; all if empty.")
+    ] = "",
+    out: Annotated[Path | None, typer.Option(help="Also write compare.md, .csv, .json and .png here.")] = None,
+    across_protocols: Annotated[
+        bool, typer.Option("--across-protocols", help="Also pair what was measured under different protocols, marked.")
+    ] = False,
+) -> None:
+    """Paired differences with standard errors; one sentence a task, corrected for the number of tests."""
+    from silc_bench.reports import compare as comparing
+    from silc_bench.reports import compare_report
+    from tasks.selection import words_of
+
+    if out:
+        check_writable(out)
+        if out.resolve().is_relative_to(results.resolve()):
+            raise UserError(f"--out {out} lies in {results}, where every JSON file is a record; choose another folder")
+    comparison = comparing.compare(results, models, words_of(tasks), across_protocols=across_protocols)
+    for line in compare_report.sentences(comparison):
+        print(line)
+    if not comparison.results:
+        raise UserError(f"no task was compared, for the {len(comparison.omissions)} reasons above")
+    console.print(compare_report.to_terminal(comparison))
+    for path in compare_report.write(comparison, out) if out else ():
+        print(f"wrote {path}")

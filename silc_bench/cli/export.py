@@ -1,0 +1,48 @@
+"""``silc-bench export CKPT --to TARGET --out PATH``: a model trained here, for programs that do not know silc-bench."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from silc_bench.system.terminal import answering
+
+LOADING = {
+    "open_clip": 'open_clip.create_model_from_pretrained("local-dir:{out}"), open_clip.get_tokenizer("local-dir:{out}")',
+    "hf": 'transformers.AutoModel.from_pretrained("{out}"), AutoTokenizer and AutoImageProcessor likewise',
+    "safetensors": "silc-bench eval --ckpt {out} --tasks ...",
+}
+NOTES = {
+    "open_clip": (
+        "note: timm finds the vision tower by the path of this folder; if you move it, write its new path into timm_model_name"
+        " of open_clip_config.json and delete silc_bench_export.json, which holds the old checksum. open_clip repairs texts"
+        " (ftfy, HTML entities) before any tokenizer sees them; texts with curly quotes or &amp; are read as such only by"
+        " the other targets."
+    ),
+    "hf": (
+        'note: pad texts to the trained length, padding="max_length". transformers 5 resizes pictures with torchvision, a grey'
+        ' level or two beside Pillow here and there; AutoImageProcessor.from_pretrained(..., backend="pil") gives our pixels.'
+    ),
+}
+
+
+@answering
+def export(
+    ckpt: Annotated[str, typer.Argument(help="RUN, RUN:teacher, a checkpoint file, or an exported .safetensors.")],
+    to: Annotated[str, typer.Option(help="open_clip, hf (transformers) or safetensors (one file, for silc-bench).")],
+    out: Annotated[Path, typer.Option(help="New folder, for safetensors a new FILE.safetensors. Never overwritten.")],
+) -> None:
+    """Write a model trained here for open_clip, transformers or as one file; each gives the same embeddings, offline."""
+    from trainer.checkpoints import export as exports
+
+    exports.check_target(to, out)
+    model = exports.load_trained(ckpt)
+    exports.export(model, to, out)
+    print(f"wrote {out}: {model.name}@{model.revision[:8]}\nload it with: {LOADING[to].format(out=out.resolve())}")
+    exported = str(out) if to == "safetensors" else f"{to}:{out}"
+    print(f"check it with: silc-bench doctor {shlex.quote(exported)}")
+    if to in NOTES:
+        print(NOTES[to])

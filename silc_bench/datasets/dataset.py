@@ -1,0 +1,96 @@
+"""What every dataset is: samples by index, counted, named and fingerprinted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+import numpy as np
+
+from silc_bench.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+IGNORE = 255  # mask value of pixels that are never scored
+
+
+@runtime_checkable
+class ImageDataset(Protocol):
+    """N samples read by index, always in the same order. What a dataset lacks is None or empty, never invented."""
+
+    name: str  # "shapes"
+    split: str  # "val"
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits over everything that is scored: equal data, equal fingerprint, wherever it lies."""
+        ...
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of ``labels``."""
+        ...
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """[N] int64."""
+        ...
+
+    @property
+    def captions(self) -> Sequence[tuple[str, ...]] | None:
+        """Several a picture."""
+        ...
+
+    @property
+    def mask_names(self) -> tuple[str, ...]:
+        """Names of mask values 0..C-1; what ``ignore_of`` says is not scored."""
+        ...
+
+    @property
+    def has_background(self) -> bool:
+        """Whether mask value 0 is all that no class names: a value of the masks, but no word for a picture."""
+        ...
+
+    @property
+    def mask_policy(self) -> Mapping[str, str]:
+        """For the protocol: whether the "background" is a label, and what is "not_scored". Empty without masks."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def image(self, index: int) -> Image.Image:
+        """The picture, RGB."""
+        ...
+
+    def mask(self, index: int) -> np.ndarray:
+        """[H, W] uint8, or uint16 for more than 254 classes; the picture's size."""
+        ...
+
+
+def ignore_of(mask: np.ndarray) -> int:
+    """The value in ``mask`` of pixels that are never scored: IGNORE, and 65,535 in masks of 16 bits, where 255 is a class."""
+    return int(np.iinfo(np.uint16).max) if mask.dtype == np.uint16 else IGNORE
+
+
+@runtime_checkable
+class Pool(ImageDataset, Protocol):
+    """A dataset of which a part can be taken before anything in it is hashed."""
+
+    def part(self, indices: Sequence[int]) -> ImageDataset:
+        """These samples, in this order."""
+        ...
+
+
+def spread(n: int, limit: int | None) -> list[int]:
+    """Indices of ``limit`` samples spread evenly over 0..n-1, all of them without a limit: a part that looks like the whole.
+
+    The first samples would not: data sorted by class would leave classes out.
+
+    Raises:
+        UserError: a limit below 1.
+    """
+    if limit is not None and limit < 1:
+        raise UserError(f"a limit of {limit} leaves no sample; give 1 or more")
+    count = n if limit is None else min(limit, n)
+    return [i * n // count for i in range(count)]

@@ -1,0 +1,142 @@
+"""Pictures as people keep them: folders, or a tar of folders read in place. Both are listed the same way.
+
+``listing(Path("imagenet-a"))`` or ``listing(Path("imagenet-a.tar"))`` -> files with their place, and what was passed over
+(system files such as .DS_Store, and files that are no pictures), which is said and never guessed at.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from silc_bench.datasets.files.shards import IMAGE_EXTENSIONS, Place, list_members
+from silc_bench.errors import DataError
+
+PICTURE_EXTENSIONS = (*IMAGE_EXTENSIONS, "bmp", "ppm", "pgm", "tif", "tiff")
+TRAIN, TEST = ("train",), ("test", "val", "validation")  # folders of splits
+_STRAY_FILES = ("thumbs.db", "desktop.ini", "ehthumbs.db")
+_STRAY_FOLDERS = ("__macosx", "@eadir", "$recycle.bin")
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    name: str  # below the folder or in the tar, with "/"
+    path: Path  # the file that holds it
+    place: Place
+
+    @property
+    def folder(self) -> str:
+        """Name of the folder it lies in, "" at the top."""
+        return self.name.rpartition("/")[0].rpartition("/")[2]
+
+    @property
+    def stem(self) -> str:
+        return Path(self.name).stem
+
+    @property
+    def where(self) -> str:
+        return str(self.path) if self.path.name == Path(self.name).name else f"{self.path}:{self.name}"
+
+
+@dataclass
+class Listing:
+    path: Path
+    files: list[File] = field(default_factory=list)  # pictures, sorted by name
+    folders: list[str] = field(default_factory=list)  # direct subfolders, also empty ones
+    stray: Counter[str] = field(default_factory=Counter)  # system files, by name
+    other: list[str] = field(default_factory=list)  # files that are no pictures
+
+    def notes(self) -> list[str]:
+        """What was passed over, for people."""
+        lines = []
+        if self.stray:
+            kinds = ", ".join(f"{count} {name}" for name, count in sorted(self.stray.items()))
+            lines.append(f"skipped stray files of the system: {kinds}")
+        if self.other:
+            lines.append(f"skipped {len(self.other)} files that are no pictures, such as {self.other[0]}")
+        return lines
+
+
+def listing(path: Path) -> Listing:
+    """All pictures below a folder, or in a tar.
+
+    Raises:
+        DataError: a damaged or compressed tar, a tar with two members of one name.
+    """
+    found = Listing(path)
+    entries = _in_folder(path, found) if path.is_dir() else _in_tar(path, found)
+    for file in sorted(entries, key=lambda file: file.name):
+        if file.name.lower().rpartition(".")[2] in PICTURE_EXTENSIONS:
+            found.files.append(file)
+        else:
+            found.other.append(file.name)
+    found.folders.sort()
+    return found
+
+
+def is_stray(name: str) -> bool:
+    """Whether a name is one that operating systems leave behind."""
+    return name.startswith(".") or name.lower() in (*_STRAY_FILES, *_STRAY_FOLDERS)
+
+
+def by_number(name: str | Path) -> list[tuple[int, int, str]]:
+    """Sort key under which "9" stands before "10"."""
+    parts = re.split(r"(\d+)", str(name))
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts if part]
+
+
+def subfolders(path: Path) -> list[str]:
+    """Names of the folders directly in a folder, sorted, without those of the system."""
+    return sorted(entry.name for entry in os.scandir(path) if not is_stray(entry.name) and entry.is_dir())
+
+
+def split_folders(path: Path, may_hold_others: bool = False) -> dict[str, Path]:
+    """Its folders "test" and "train", or itself as "test". Raises DataError: a train folder alone, others beside them."""
+    names = subfolders(path)
+    test = next((name for name in TEST if name in names), None)
+    if test is None and "train" not in names:
+        return {"test": path}
+    if test is None or (not may_hold_others and set(names) - {*TRAIN, *TEST}):
+        other = ", ".join(sorted(set(names) - {*TRAIN, *TEST})) or "nothing else"
+        problem = f"{path} holds {' and '.join(sorted({*TRAIN, *TEST} & set(names)))} and {other}"
+        raise DataError(problem, f"put the pictures to be scored into {path / 'test'} and those to learn from into train/")
+    return {"test": path / test, **({"train": path / "train"} if "train" in names else {})}
+
+
+def _in_folder(path: Path, found: Listing) -> Iterable[File]:
+    for folder, names, files in os.walk(path, followlinks=True):
+        for name in [name for name in names if is_stray(name)]:
+            found.stray[name] += 1
+            names.remove(name)
+        if folder == str(path):
+            found.folders += names
+        for name in files:
+            if is_stray(name):
+                found.stray["._*" if name.startswith("._") else name] += 1
+                continue
+            full = Path(folder, name)
+            try:
+                size = full.stat().st_size
+            except FileNotFoundError as error:  # a link into nowhere
+                raise DataError(f"{full} is a link to a file that is gone", "restore the file or remove the link") from error
+            yield File(full.relative_to(path).as_posix(), full, (0, size))
+
+
+def _in_tar(path: Path, found: Listing) -> Iterable[File]:
+    members, damage = list_members(path)
+    if damage.total:
+        raise DataError(f"a damaged tar cannot be scored: {damage.summary()}", f"fetch {path.name} again")
+    seen: set[str] = set()
+    for name, place in members:
+        name = name.removeprefix("./")
+        if stray := next((part for part in name.split("/") if is_stray(part)), None):
+            found.stray["._*" if stray.startswith("._") else stray] += 1
+            continue
+        if name in seen:
+            raise DataError(f"{path} holds {name} twice", f"fetch {path.name} again, or pack it anew")
+        seen.add(name)
+        yield File(name, path, place)

@@ -1,0 +1,402 @@
+"""Files behind a URL (http, s3, gs, hf: whatever fsspec reads), each fetched whole and verified before it is read.
+
+Flow: ``expand(word)`` -> URLs -> ``stamp_of(url)`` (size and ETag) -> ``Mirror.read(url, stamp, look)`` -> what ``look`` makes
+of a local copy. What has arrived stays where a connection drops, stalls or ends early, and the next request goes on at that
+byte; size and ETag are asked for again at the end, so that two versions of a file are never joined. Nothing is passed over: a
+source that gives up is an error that names the byte.
+
+The mirror keeps the files used last, up to its limit. Any number of processes share it: one fetches, the others wait.
+
+A source behind a URL, and what its errors mean: asked again where that may help, else one sentence with what mends it.
+
+Flow: ``file_system(url)`` -> fsspec's -> ``ask(url, question)`` -> the answer, or ``raise_if_final`` / RunError.
+
+Each file system raises what its own library does, and none of those libraries need be installed: their errors are told by
+HTTP status, by error code (S3), and by the name of their class.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import logging
+import math
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from silc_bench.datasets.files.shards import alternatives
+from silc_bench.errors import RunError, UserError
+
+CHUNK = 8 * 2**20  # bytes asked for at once; halved where they do not arrive, down to MIN_CHUNK
+MIN_CHUNK = 64 * 2**10
+STALL_SECONDS = 60.0  # for one request
+AT_ONCE = 16  # sources asked for their stamps at the same time
+READS = 5  # of a copy that other processes remove meanwhile
+T = TypeVar("T")
+_URL = re.compile(r"[a-z][a-z0-9+.-]*://")
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """Which version of a file: as much as the source tells."""
+
+    size: int
+    etag: str  # "" where the source gives none
+
+    def key(self, url: str) -> str:
+        return hashlib.sha256(f"{url}\n{self.size}\n{self.etag}".encode()).hexdigest()[:16]
+
+
+def is_remote(word: str) -> bool:
+    return _URL.match(word) is not None
+
+
+def expand(word: str) -> list[str]:
+    """URLs named by braces, and by globs where the source can be listed.
+
+    Raises:
+        UserError: a glob that finds nothing, or a source that cannot be listed.
+        RunError: a listing that gets no answer.
+    """
+    urls: list[str] = []
+    for url in alternatives(word):
+        if not re.search(r"[*?\[]", url.partition("://")[2]):
+            urls.append(url)
+            continue
+        if url.startswith("http"):
+            raise UserError(f"{url}: a web server has no list of its files; name them by braces, as in {{00000..00099}}.tar")
+        found = [f"{scheme_of(url)}://{name}" for name in _listed(url)]
+        if not found:
+            raise UserError(f"no shard found: there is no {url}")
+        urls += found
+    return urls
+
+
+def _listed(url: str) -> list[str]:
+    """The files that a glob names, in order.
+
+    Folder by folder, as fsspec's own ``glob`` passes over a folder whose listing fails, and its shards with it.
+    """
+    fs, path = file_system(url)
+    parts = path.split("/")
+    first = next(i for i, part in enumerate(parts) if re.search(r"[*?\[]", part))
+    folders, files = ["/".join(parts[:first])], list[str]()
+    for number, part in enumerate(parts[first:], first):
+        if part == "**":
+            raise UserError(f"{url}: ** is not understood here; name each level of folders by *")
+        above = {folder.strip("/") for folder in folders}  # a file is listed as what is in it
+        entries = [entry for folder in folders for entry in ask(url, partial(_entries, fs, folder))]
+        entries = [entry for entry in entries if fnmatchcase(entry["name"].rstrip("/").rpartition("/")[2], part)]
+        folders = [entry["name"].rstrip("/") for entry in entries if entry["type"] == "directory"]
+        files = [entry["name"] for entry in entries if entry["type"] != "directory"] if number == len(parts) - 1 else []
+        files = [name for name in files if name.strip("/") not in above]
+    return sorted(files)
+
+
+def _entries(fs: Any, folder: str) -> list[dict[str, Any]]:
+    fs.invalidate_cache()
+    try:
+        found: list[dict[str, Any]] = fs.ls(folder, detail=True)
+    except FileNotFoundError as error:
+        if error.__cause__ is not None:  # no bucket, say
+            raise
+        return []
+    return found
+
+
+def stamps_of(urls: Sequence[str]) -> list[Stamp]:
+    """``stamp_of`` each, several at a time."""
+    with ThreadPoolExecutor(AT_ONCE) as threads:
+        return list(threads.map(stamp_of, urls))
+
+
+def stamp_of(url: str) -> Stamp:
+    """What the source says of a file now.
+
+    Raises:
+        UserError: no such file, no permission, or a source that tells no size, so that nothing could be verified.
+        RunError: no answer after several attempts.
+    """
+    fs, path = file_system(url)
+
+    def question() -> dict[str, Any]:
+        fs.invalidate_cache()
+        return fs.info(path)
+
+    info = ask(url, question)
+    if info.get("type") == "directory":
+        raise UserError(f"{url} is a folder; name the shards in it, as in {url.rstrip('/')}/*.tar")
+    if not isinstance(info.get("size"), int):
+        raise UserError(f"{url}: the source does not tell how large the file is, so what arrives cannot be verified")
+    etag = next((str(info[name]) for name in ("ETag", "etag", "blob_id", "md5Hash", "Last-Modified") if info.get(name)), "")
+    return Stamp(info["size"], etag)
+
+
+@dataclass(frozen=True)
+class Mirror:
+    """Local copies below ``folder``: the files used last, at most ``limit`` bytes of them."""
+
+    folder: Path
+    limit: int
+
+    def path(self, url: str, stamp: Stamp) -> Path:
+        """A whole, verified local copy of exactly this version. Safe in threads and processes.
+
+        Raises:
+            UserError: the file is gone, or is another version by now.
+            RunError: it could not be fetched completely; says how far it came.
+        """
+        path = self.folder / f"{stamp.key(url)}-{_name_of(url)}"
+        if not path.exists():
+            with _locked(self.folder / f".{path.name}.lock"):
+                if not path.exists():
+                    fetch(url, stamp, path)
+                    self._make_room(path)
+        return path
+
+    def read(self, url: str, stamp: Stamp, look: Callable[[Path], T]) -> T:
+        """What ``look`` makes of the local copy, fetched again where another process makes room of it before ``look`` ends.
+
+        Raises:
+            UserError: as ``path``; what ``look`` complains of, in the name of the URL; a copy that never stays.
+            RunError: as ``path``.
+        """
+        for _ in range(READS):
+            path = self.path(url, stamp)
+            try:
+                return look(path)
+            except UserError as error:
+                if not isinstance(error.__cause__, FileNotFoundError):
+                    raise UserError(str(error).replace(str(path), url)) from error
+        raise UserError(
+            f"{url}: its copy in {self.folder} was removed {READS} times while it was read, to make room for other shards;"
+            " raise data.mirror_gb of all runs that share the folder"
+        )
+
+    def fetch_ahead(self, files: Sequence[tuple[str, Stamp]]) -> None:
+        """Begin to fetch in the background. What fails is left to ``path``, which is asked for the file when it is needed."""
+
+        def run() -> None:
+            for url, stamp in files:
+                try:
+                    self.path(url, stamp)
+                except (UserError, RunError, OSError):
+                    return
+
+        threading.Thread(target=run, name="fetch-ahead", daemon=True).start()
+
+    def _make_room(self, newest: Path) -> None:
+        """Remove what was fetched first; ``read`` fetches it again where it is missed."""
+        with _locked(self.folder / ".room.lock"):
+            files = [path for path in self.folder.glob("*-*") if not path.name.startswith(".")]
+            files.sort(key=lambda path: path.stat().st_mtime_ns)
+            total = sum(path.stat().st_size for path in files)
+            for path in files:
+                if total <= self.limit or path == newest:
+                    continue
+                total -= path.stat().st_size
+                path.unlink()
+
+
+def fetch(url: str, stamp: Stamp, path: Path) -> None:
+    """The file at ``url``, whole, at ``path``: by ranges beside it, going on where an earlier attempt or process stopped."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    fs, inner = file_system(url)
+    chunk, failures = CHUNK, 0
+    with open(part, "ab") as file:
+        while (have := file.tell()) < stamp.size:
+            wanted = min(chunk, stamp.size - have)
+            try:
+                data = _read_range(fs, inner, have, wanted, stamp.size)
+            except Exception as error:  # each file system raises what its own library does
+                raise_if_final(url, error)
+                failures, chunk = failures + 1, max(MIN_CHUNK, chunk // 2)
+                if failures == ATTEMPTS:
+                    raise RunError(
+                        f"{url}: stopped at byte {have:,} of {stamp.size:,} after {ATTEMPTS} attempts that brought nothing"
+                        f" (last: {words_of(error)}); what has arrived is kept:"
+                        " once the source answers, give the command again (train: with --resume)"
+                    ) from error
+                wait(url, error, failures - 1)
+                continue
+            file.write(data)
+            failures, chunk = 0, min(CHUNK, 2 * chunk)
+        file.flush()
+        os.fsync(file.fileno())
+    now = stamp_of(url)
+    if now != stamp or part.stat().st_size != stamp.size:
+        part.unlink()
+        raise UserError(
+            f"{url} was changed while it was in use (size {stamp.size:,} -> {now.size:,}, ETag {stamp.etag or 'none'} ->"
+            f" {now.etag or 'none'}); start anew on the version that is there"
+        )
+    os.replace(part, path)
+
+
+def _read_range(fs: Any, path: str, start: int, count: int, size: int) -> bytes:
+    """At least one byte and at most ``count`` from ``start``; what came of a connection that ended early counts."""
+    from fsspec.asyn import sync
+
+    if fs.async_impl:  # the only way to give any of them a limit of time
+        data = sync(fs.loop, fs._cat_file, path, start=start, end=start + count, timeout=STALL_SECONDS)
+    else:
+        data = fs.cat_file(path, start=start, end=start + count)
+    if len(data) == size > count:  # a server that knows no ranges sends everything
+        data = data[start : start + count]
+    if not 0 < len(data) <= count:
+        raise OSError(f"{len(data):,} bytes came for a range of {count:,}")
+    return data
+
+
+def _name_of(url: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]", "_", url.rpartition("/")[2])[-80:] or "file"
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """One thread of one process at a time; freed by the system where its process dies."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+ATTEMPTS = 6  # requests in a row that bring nothing new
+PATIENCE_SECONDS = 60.0  # for one answer: some libraries try for longer than that in each attempt
+WAIT_SECONDS = 1.0  # after the first failure in a row, doubled after each
+SAID_EVERY = 1.0  # seconds between two lines about attempts: many shards may wait for the same source
+PACKAGES = {  # by scheme, with our extra that brings it
+    "http": ("aiohttp", "remote"),
+    "https": ("aiohttp", "remote"),
+    "s3": ("s3fs", "s3"),
+    "gs": ("gcsfs", "gs"),
+    "gcs": ("gcsfs", "gs"),
+    "hf": ("huggingface_hub", "hf"),
+}
+CREDENTIALS = {  # by scheme: how they are given, and how to do without
+    "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; FSSPEC_S3_ANON=true reads a public bucket",
+    "gs": "set GOOGLE_APPLICATION_CREDENTIALS to a key file; FSSPEC_GS_TOKEN=anon reads a public bucket",
+    "gcs": "set GOOGLE_APPLICATION_CREDENTIALS to a key file; FSSPEC_GCS_TOKEN=anon reads a public bucket",
+    "hf": "set HF_TOKEN",
+}
+NO_CREDENTIALS = (  # classes of botocore and google-auth
+    "NoCredentialsError",
+    "PartialCredentialsError",
+    "CredentialRetrievalError",
+    "ProfileNotFound",
+    "DefaultCredentialsError",
+)
+Answer = TypeVar("Answer")
+_said = -math.inf  # when the last line about an attempt was printed
+_saying = threading.Lock()
+
+
+def file_system(url: str) -> tuple[Any, str]:
+    """fsspec's file system for a URL, and the path in it. Raises UserError where its package is missing."""
+    import fsspec
+
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # logs a traceback of each attempt, which we get as an error
+    try:
+        return fsspec.core.url_to_fs(url)
+    except ImportError as error:
+        scheme = scheme_of(url)
+        package, extra = PACKAGES.get(scheme, (scheme, None))
+        line = f"pip install 'silc-bench[{extra}]'" if extra else f"pip install {package}"
+        raise UserError(f"{url}: reading {scheme}:// needs the package {package}; {line}") from error
+    except ValueError as error:
+        raise UserError(f"{url}: {error}") from None
+
+
+def ask(url: str, question: Callable[[], Answer]) -> Answer:
+    """What ``question()`` returns, asked anew where the source fails.
+
+    Raises:
+        UserError: what no second attempt mends.
+        RunError: no answer after several attempts.
+    """
+    start = time.monotonic()
+    for attempt in range(ATTEMPTS):
+        try:
+            return question()
+        except Exception as error:  # each file system raises what its own library does
+            raise_if_final(url, error)
+            if attempt == ATTEMPTS - 1 or time.monotonic() - start > PATIENCE_SECONDS:
+                raise RunError(
+                    f"{url}: no answer in {attempt + 1} attempts (last: {words_of(error)});"
+                    " see that the address is right and that the source is up, then give the command again"
+                ) from error
+            wait(url, error, attempt)
+    raise AssertionError("the last attempt returns or raises")
+
+
+def wait(url: str, error: Exception, failures: int) -> None:
+    """Before the next attempt, after so many failures in a row before the last one. Says so, for one of several at a time."""
+    from silc_bench.system.terminal import notes
+
+    global _said
+    seconds = WAIT_SECONDS * 2**failures
+    with _saying:  # several threads may wait for the same source
+        if time.monotonic() - _said > SAID_EVERY:
+            _said = time.monotonic()
+            line = f"{url}: {words_of(error)}; attempt {failures + 2} of {ATTEMPTS} in {seconds:.0f} s"
+            notes.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
+    time.sleep(seconds)
+
+
+def raise_if_final(url: str, error: Exception) -> None:
+    """Raise UserError for errors that no second attempt mends."""
+    cause = error.__cause__ or error  # fsspec calls a web server's every failure "not found"; the cause knows better
+    status, code = _status(cause), _code(cause)
+    if code == "NoSuchBucket":
+        raise UserError(f"{url}: there is no bucket {url.split('/')[2]}; check its name, and AWS_ENDPOINT_URL if it is set")
+    if status in (404, 410) or (status is None and isinstance(cause, FileNotFoundError)):
+        raise UserError(
+            f"{url}: there is no such file; check the name of the bucket or host, the folder, and the numbers"
+        ) from error
+    advice = CREDENTIALS.get(scheme_of(url), "check your credentials")
+    if type(cause).__name__ in NO_CREDENTIALS:
+        raise UserError(f"{url}: no credentials to read it with ({words_of(cause)}); {advice}") from error
+    is_forbidden = type(error) is OSError and str(error).startswith("Forbidden:")  # gcsfs's words for 403
+    if isinstance(error, PermissionError) or status in (401, 403) or is_forbidden:
+        raise UserError(
+            f"{url}: the source does not let you read it ({words_of(error)}); check your credentials: {advice}"
+        ) from error
+    if type(cause) is ValueError:  # an endpoint, a bucket's name; what cannot be parsed of an answer is a class below it
+        raise UserError(
+            f"{url}: cannot be asked for ({words_of(cause)}); check the name, and AWS_ENDPOINT_URL if it is set"
+        ) from error
+
+
+def scheme_of(url: str) -> str:
+    return url.partition("://")[0]
+
+
+def words_of(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), "")[:200] or type(error).__name__
+
+
+def _status(error: BaseException) -> int | None:
+    """The HTTP status that an error of aiohttp, gcsfs, requests or botocore carries."""
+    response = getattr(error, "response", None)
+    if isinstance(response, dict):
+        response = response.get("ResponseMetadata", {})
+        return response.get("HTTPStatusCode")
+    found = getattr(error, "status", None) or getattr(error, "code", None) or getattr(response, "status_code", None)
+    return found if isinstance(found, int) else None
+
+
+def _code(error: BaseException) -> str | None:
+    """What S3 calls the error."""
+    response = getattr(error, "response", None)
+    return response.get("Error", {}).get("Code") if isinstance(response, dict) else None

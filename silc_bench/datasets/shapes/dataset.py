@@ -1,0 +1,69 @@
+"""Generated scenes as a dataset."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from functools import cached_property, lru_cache
+from types import MappingProxyType
+
+import numpy as np
+from PIL import Image
+
+from silc_bench.datasets.dataset import spread
+from silc_bench.datasets.shapes.captions import captions
+from silc_bench.datasets.shapes.drawing import render
+from silc_bench.datasets.shapes.scenes import PAIRS, SHAPES, VERSION, Scene, label, scene
+from silc_bench.errors import UserError
+
+
+class Shapes:
+    """Samples 0..num_samples-1 of a split (``limit``: evenly spread ones of them) as an ImageDataset."""
+
+    name = "shapes"
+    class_names = PAIRS
+    mask_names = ("background", *SHAPES)
+    has_background = True
+    mask_policy: Mapping[str, str] = MappingProxyType({"background": "label 0", "not_scored": "nothing"})
+
+    def __init__(self, split: str, num_samples: int, size: int = 64, seed: int = 0, limit: int | None = None) -> None:
+        if num_samples < 1:
+            raise UserError(f"shapes needs at least one sample, not {num_samples}")
+        scene(seed, split, num_samples - 1)  # a wrong split or seed is refused now, not at the first picture
+        self.split, self.num_samples, self.size, self.seed = split, num_samples, size, seed
+        self._indices = spread(num_samples, limit)
+        key = [VERSION, seed, split, num_samples, len(self._indices), size]
+        self.fingerprint = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def part(self, indices: Sequence[int]) -> Shapes:
+        """These samples, in this order."""
+        taken = Shapes(self.split, self.num_samples, self.size, self.seed)
+        taken._indices = [self._indices[i] for i in indices]
+        taken.fingerprint = hashlib.sha256(json.dumps([self.fingerprint, taken._indices]).encode()).hexdigest()[:16]
+        return taken
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        return np.array([label(self._scene(i)) for i in range(len(self))], np.int64)
+
+    @cached_property
+    def captions(self) -> Sequence[tuple[str, ...]]:
+        return [captions(self._scene(i)) for i in range(len(self))]
+
+    def image(self, index: int) -> Image.Image:
+        return Image.fromarray(_rendered(self.seed, self.split, self._indices[index], self.size)[0])
+
+    def mask(self, index: int) -> np.ndarray:
+        return _rendered(self.seed, self.split, self._indices[index], self.size)[1].copy()
+
+    def _scene(self, index: int) -> Scene:
+        return scene(self.seed, self.split, self._indices[index])
+
+
+@lru_cache(maxsize=64)  # picture and mask of one sample are asked for apart
+def _rendered(seed: int, split: str, index: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    return render(scene(seed, split, index), size)

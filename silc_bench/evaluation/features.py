@@ -1,0 +1,331 @@
+"""Encode once, score many times: a model's features for every task of one command, and of the commands after it.
+
+Flow: ``extract = Extractor(model, device=...)`` once a command; ``features = extract(task.load(...))`` for each task; the task
+asks ``features.image("test")``, ``.text(prompts)``, ``.grids("test", view, method)`` and nothing is encoded before that.
+
+- Pooled image embeddings are kept by the *content* of the dataset (its fingerprint), text embeddings by the text itself:
+  tasks that share pictures or prompts share the encoding. An Extractor belongs to one model, whose weights do not change.
+- A `silc_bench.system.cache.Store` keeps both on disk, part by part: what was finished is never encoded again, after a kill
+  neither.
+- Dense features come picture by picture from `silc_bench.evaluation.dense_features`.
+- Pictures are decoded and preprocessed by ``num_workers`` processes (0: in this one).
+
+Shapes: N pictures or texts, B of them in a batch, D embedding.
+
+Features of pictures encoded by several processes, each its share, with the bits that one process would get.
+
+Flow: ``SharedExtractor`` stands in for ``Extractor`` where torchrun started several ranks: they take turns at the batches that
+one process would encode, place them by index into zeros, and the sum over the ranks is everything (no gather, no padding).
+Texts and dense features are encoded by every rank. The first rank alone reads and writes the store.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, cast
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from silc_bench.datasets.dataset import ImageDataset
+from silc_bench.errors import RunError, UserError, unknown_name
+from silc_bench.evaluation.dense_features import DenseFeatures
+from silc_bench.models.interface import DenseModel, ImageModel, ImageTextModel
+from silc_bench.models.preprocessing import ImagePipeline
+from silc_bench.models.windows import DensePicture, View
+from silc_bench.system.cache import Entry, Store, releases, text_hash
+from silc_bench.system.processes import concatenated, num_ranks, rank, summed
+from silc_bench.system.terminal import progress_bar
+from silc_bench.task import DenseTask, Task
+
+Encode = Callable[[Tensor], Tensor]
+DEVICES = ("auto", "cpu", "cuda")
+PRECISIONS = ("auto", "fp32", "bf16")
+PART_ROWS = 1024  # about what the store writes at a time: a few seconds of work
+
+
+def choose_device(name: str) -> torch.device:
+    """``auto`` is the GPU where there is one. Raises UserError for an unknown name or a GPU that is not there."""
+    if name not in DEVICES:
+        raise unknown_name("device", name, DEVICES)
+    has_cuda = torch.cuda.is_available()
+    if name == "cuda" and not has_cuda:
+        raise UserError("device 'cuda' was asked for but torch finds no GPU here; use --device cpu or auto")
+    return torch.device("cuda" if has_cuda and name != "cpu" else "cpu")
+
+
+def choose_precision(name: str, device: torch.device) -> str:
+    """``auto`` is bf16 on a GPU and fp32 on a CPU. Raises UserError for an unknown name."""
+    if name not in PRECISIONS:
+        raise unknown_name("precision", name, PRECISIONS)
+    if name != "auto":
+        return name
+    return "bf16" if device.type == "cuda" else "fp32"
+
+
+class Extractor:
+    """Encodes for one model and keeps what it encoded; called with a task's data it gives that task's Features.
+
+    Args:
+        feature_point: where image embeddings are read (models.FEATURE_POINTS).
+        store: where embeddings outlive the command; None: nowhere.
+        is_compiled: pictures through torch.compile: pays off from some thousand pictures on.
+    """
+
+    def __init__(
+        self,
+        model: ImageModel,
+        *,
+        device: torch.device,
+        precision: str,
+        feature_point: str = "pooled",
+        batch_size: int,
+        num_workers: int,
+        progress: bool,
+        store: Store | None = None,
+        is_compiled: bool = False,
+    ) -> None:
+        self.model = model.to(device)
+        self.device = device
+        self.precision = precision
+        self.feature_point = feature_point
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.progress = progress
+        self.store = store
+        self.is_compiled = is_compiled
+        self._images: dict[tuple[str, ...], np.ndarray] = {}
+        self._texts: dict[str, np.ndarray] = {}
+        self._dense: dict[tuple[str, ...], Callable[[Tensor], Any]] = {}
+        self.grids = DenseFeatures(
+            cast(DenseModel, model),
+            self._encode_windows,
+            lambda what: self._entry(kind="dense", **what),
+            partial(progress_bar, progress),
+            batch_size,
+            num_workers,
+            device.type,
+            None if store is None else store.limit,
+        )
+
+    def __call__(self, data: Mapping[str, ImageDataset], pipeline: ImagePipeline | None = None) -> DatasetFeatures:
+        """A task's Features; ``pipeline`` is done to the pictures instead of the model's own preprocessing."""
+        return DatasetFeatures(self, data, pipeline)
+
+    def expect(self, task: Task, data: Mapping[str, ImageDataset]) -> None:
+        """``task`` will be scored on ``data``: dense features that several tasks read are then encoded in one pass."""
+        if isinstance(task, DenseTask):
+            for role, methods in task.dense_needs().items():
+                self.grids.expect(data[role], task.view, methods)
+
+    def image(self, dataset: ImageDataset, pipeline: ImagePipeline | None = None) -> np.ndarray:
+        """[N, D] fp32, in the dataset's order. What the store holds is not encoded; each finished part goes into it."""
+        preprocess = pipeline or self.model.preprocess
+        image = pipeline.as_dict() if pipeline else self.model.image_protocol
+        key = (json.dumps(image, sort_keys=True), dataset.name, dataset.split, dataset.fingerprint)
+        if key not in self._images:
+            entry = self._entry(
+                kind="image",
+                image=image,
+                feature_point=self.feature_point,
+                dataset={"name": dataset.name, "split": dataset.split, "fingerprint": dataset.fingerprint},
+            )
+            self._images[key] = self._encoded(_Preprocessed(preprocess, dataset), entry)
+        return self._images[key]
+
+    @property
+    def part_size(self) -> int:
+        """Rows a part: whole batches, so that an extraction that goes on encodes the same batches, and so the same bits."""
+        return self.batch_size * max(1, PART_ROWS // self.batch_size)
+
+    def _encoded(self, pictures: _Preprocessed, entry: Entry | None) -> np.ndarray:
+        num_rows, width = len(pictures), self.model.feature_points[self.feature_point]
+        features, is_known = np.full((num_rows, width), np.nan, np.float32), np.zeros(num_rows, bool)
+        if entry is not None:
+            features, is_known = entry.rows(num_rows, width)
+        size = self.part_size
+        missing = [start for start in range(0, num_rows, size) if not is_known[start : start + size].all()]
+        indices = [index for start in missing for index in range(start, min(start + size, num_rows))]
+        encode = self._compiled(partial(self.model.encode_image, point=self.feature_point))
+        for done, batch in self._batches(pictures, encode, indices):
+            features[done] = batch
+            start, stop = int(done[0]) // size * size, int(done[-1]) + 1
+            if entry is not None and (stop - start == size or stop == num_rows):
+                entry.save(start, features[start:stop])
+        return features
+
+    def text(self, texts: Sequence[str]) -> np.ndarray:
+        """[len(texts), D] fp32; equal texts are encoded once."""
+        model = cast(ImageTextModel, self.model)
+        missing = set(texts) - self._texts.keys()
+        if missing:
+            entry = self._entry(kind="text", text=model.text_protocol)
+            if entry is not None:
+                known = entry.texts(model.embed_dim)
+                self._texts |= {text: known[text_hash(text)] for text in missing if text_hash(text) in known}
+            self._encode_texts(model, sorted(missing - self._texts.keys(), key=lambda text: (len(text), text)), entry)
+        return np.stack([self._texts[text] for text in texts])
+
+    def _encode_texts(self, model: ImageTextModel, texts: list[str], entry: Entry | None) -> None:
+        with progress_bar(self.progress, "texts", len(texts)) as advance:
+            for start in range(0, len(texts), self.batch_size):
+                batch = texts[start : start + self.batch_size]
+                features = self._encode(model.encode_text, model.tokenize(batch))
+                bad = _first_not_finite(features)
+                if bad is not None:
+                    raise RunError(f"{model.name} gives a text embedding that is not finite: {batch[bad]!r}")
+                self._texts.update(zip(batch, features, strict=True))
+                if entry is not None:
+                    entry.save_texts(batch, features)
+                advance(len(batch))
+
+    def _entry(self, **what: Any) -> Entry | None:
+        """Where the store keeps embeddings of this kind: named by everything that can change one of their bits."""
+        if self.store is None:
+            return None
+        self.store.trim()
+        compiled = "compiled " if self.is_compiled else ""
+        how = {"precision": self.precision, "device": self.device.type, "torch": f"{compiled}{torch.__version__}"}
+        how |= releases("pillow", *getattr(self.model, "libraries", ()))
+        return self.store.entry({"model": self.model.name, "revision": self.model.revision, **how, **what})
+
+    def _batches(
+        self, pictures: _Preprocessed, encode: Encode, indices: Sequence[int]
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        loader = DataLoader(
+            Subset(pictures, indices),
+            batch_size=self.batch_size,
+            num_workers=self.num_workers if indices else 0,
+            pin_memory=self.device.type == "cuda",
+        )
+        title = f"{pictures.dataset.name}/{pictures.dataset.split}"
+        with progress_bar(self.progress, f"{title} image", len(pictures)) as advance:
+            advance(len(pictures) - len(indices))
+            for done, images in loader:
+                features = self._encode(encode, images)
+                bad = _first_not_finite(features)
+                if bad is not None:
+                    raise RunError(
+                        f"{self.model.name} gives image features that are not finite for picture {int(done[bad])}"
+                        f" of {title} ({self.precision} on {self.device})"
+                    )
+                yield done.numpy(), features
+                advance(len(done))
+
+    def _compiled(self, encode: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
+        if not self.is_compiled:
+            return encode
+        compiled = torch.compile(lambda images: encode(images))
+
+        def checked(images: Tensor) -> Any:
+            try:
+                return compiled(images)
+            except torch._dynamo.exc.TorchDynamoException as error:  # no C++ compiler, or an operation that it cannot take
+                reason = str(error).strip().splitlines()[0][:200]
+                raise UserError(f"{self.model.name} cannot be compiled here ({reason}); leave --compile out") from error
+
+        return checked
+
+    def _encode_windows(self, windows: Tensor, methods: Sequence[str]) -> dict[str, np.ndarray]:
+        names = tuple(methods)
+        if names not in self._dense:
+            self._dense[names] = self._compiled(partial(cast(Any, self.model).encode_dense, methods=names))
+        features = self._run(self._dense[names], windows)
+        return {name: part.float().cpu().numpy() for name, part in features.items()}
+
+    def _encode(self, encode: Encode, inputs: Tensor) -> np.ndarray:
+        return self._run(encode, inputs).float().cpu().numpy()
+
+    def _run(self, encode: Callable[[Tensor], Any], inputs: Tensor) -> Any:
+        bf16 = torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
+        with torch.inference_mode(), bf16:
+            return encode(inputs.to(self.device, non_blocking=True))
+
+
+class DatasetFeatures:
+    """What `silc_bench.task.Features` promises: one task's data beside the extractor that encodes it."""
+
+    def __init__(self, extractor: Extractor, data: Mapping[str, ImageDataset], pipeline: ImagePipeline | None) -> None:
+        self.data = data
+        self.device = str(extractor.device)
+        self._extractor = extractor
+        self._pipeline = pipeline
+
+    def image(self, role: str) -> np.ndarray:
+        return self._extractor.image(self.data[role], self._pipeline)
+
+    def text(self, texts: Sequence[str]) -> np.ndarray:
+        return self._extractor.text(texts)
+
+    def grids(self, role: str, view: View | None, method: str) -> Iterator[DensePicture]:
+        return self._extractor.grids(self.data[role], view, method)
+
+
+class _Preprocessed(Dataset):
+    """(index, [3, H, W]) as the model sees its pictures."""
+
+    def __init__(self, preprocess: Callable[[Image.Image], Tensor], dataset: ImageDataset) -> None:
+        self.preprocess = preprocess
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[int, Tensor]:
+        return index, self.preprocess(self.dataset.image(index))
+
+
+def _first_not_finite(features: np.ndarray) -> int | None:
+    bad = ~np.isfinite(features).reshape(len(features), -1).all(axis=1)
+    return int(bad.argmax()) if bad.any() else None
+
+
+class SharedExtractor(Extractor):
+    """Called with the same data in the same order by every rank; each gets all features."""
+
+    def _encoded(self, pictures: _Preprocessed, entry: Entry | None) -> np.ndarray:
+        num_rows, width = len(pictures), self.model.feature_points[self.feature_point]
+        features, is_known = np.zeros((num_rows, width), np.float32), np.zeros(num_rows, bool)
+        if entry is not None:
+            assert rank() == 0, "one store, one process"
+            features, is_known = entry.rows(num_rows, width)
+        is_known = self._sum(is_known.astype(np.float32)) > 0  # by the store of the first rank
+        parts = [slice(start, min(start + self.part_size, num_rows)) for start in range(0, num_rows, self.part_size)]
+        missing = [part for part in parts if not is_known[part].all()]
+        for part in missing:
+            features[part] = 0
+        self._encode_share(pictures, missing, features)
+        features = self._sum(features)
+        if entry is not None:
+            for part in missing:
+                entry.save(part.start, features[part])
+        return features
+
+    def _encode_share(self, pictures: _Preprocessed, parts: list[slice], features: np.ndarray) -> None:
+        """Every W-th batch of ``parts`` into its rows. Where ranks fail, all of them raise the error of the first."""
+        batches = [
+            range(start, min(start + self.batch_size, part.stop))
+            for part in parts
+            for start in range(part.start, part.stop, self.batch_size)
+        ]
+        mine = [index for batch in batches[rank() :: num_ranks()] for index in batch]
+        encode = self._compiled(partial(self.model.encode_image, point=self.feature_point))
+        failure: Exception | None = None
+        try:
+            for done, batch in self._batches(pictures, encode, mine):
+                features[done] = batch
+        except Exception as error:  # the others wait below
+            failure = error
+        failed = [] if failure is None else [(type(failure), f"rank {rank()} of {num_ranks()}: {failure}")]
+        failures = concatenated(failed)  # on every rank, so that it does not matter which of them is heard in the end
+        if failures:
+            kind, reason = failures[0]
+            raise (UserError if issubclass(kind, UserError) else RunError)(reason) from failure
+
+    def _sum(self, values: np.ndarray) -> np.ndarray:
+        return summed(torch.from_numpy(values).to(self.device)).cpu().numpy()

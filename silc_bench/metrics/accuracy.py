@@ -1,0 +1,37 @@
+"""Accuracy from scores: arrays in, numbers out."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def class_ranks(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """How many wrong classes score at least as much as the right one: logits [N, C], labels [N] -> [N] int64, 0 is best."""
+    assert labels.shape == logits.shape[:1], (logits.shape, labels.shape)
+    right = np.take_along_axis(logits, labels[:, None], axis=1)
+    return (~(logits < right)).sum(axis=1) - 1  # the right class is not less than itself; NaN is not less than anything
+
+
+def recall_at(ranks: np.ndarray, k: int) -> float:
+    """Fraction of ``ranks`` [N] below k: top-k accuracy of class ranks, any-hit recall@k of retrieval ranks."""
+    return float(np.mean(ranks < k))
+
+
+def median_rank(ranks: np.ndarray) -> float:
+    """Median of ``ranks`` [N], counted from 1 as the field reports it."""
+    return float(np.median(ranks)) + 1.0
+
+
+def mean_per_class_recall(hits: np.ndarray, labels: np.ndarray) -> float:
+    """Mean over classes of the fraction hit: hits [N] bool, labels [N]. Classes without a sample are not averaged.
+
+    Equal to scikit-learn's ``balanced_accuracy_score`` of the predictions behind ``hits``.
+    """
+    _, inverse, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    return float(np.mean(np.bincount(inverse, weights=hits) / counts))
+
+
+def normalize(features: np.ndarray) -> np.ndarray:
+    """Unit length along the last axis; a zero vector stays zero (and so ties with everything)."""
+    norms = np.linalg.norm(features, axis=-1, keepdims=True)
+    return features / np.where(norms > 0, norms, 1)

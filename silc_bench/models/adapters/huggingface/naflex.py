@@ -1,0 +1,134 @@
+"""SigLIP 2 NaFlex: pictures of their own shape, cut into at most N patches.
+
+A picture is resized so that both sides are whole patches, its shape is nearly kept, and as many patches as possible are used
+(2502.14786). The search for the scale takes the steps of transformers' `Siglip2ImageProcessor`, because its last digits decide
+the size. So that pictures make a batch, ``NaflexPipeline`` packs one into a tensor [1 + N, 3 P P]: first the numbers of rows
+and columns (then zeros), then the patches row by row, each of P x P pixels with their three colours last, then zeros.
+``unpack`` takes it apart into what the network wants.
+
+There is no dense path: pictures of one batch have grids of different shapes.
+
+Shapes: B pictures, N most patches, P pixels a side of a patch, W width of the tower.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2 import functional as tv
+
+from silc_bench.errors import UserError
+from silc_bench.models.adapters.huggingface.files import pixel_settings, processor_type
+from silc_bench.models.preprocessing import INTERPOLATIONS
+
+
+@dataclass(frozen=True)
+class NaflexPipeline:
+    """RGB -> resize to whole patches -> [0, 1] -> (x - mean) / std -> packed patches."""
+
+    patch_size: int  # P
+    max_num_patches: int  # N
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: str
+
+    @property
+    def size(self) -> int:
+        """Pixels a side of a square picture."""
+        return naflex_grid(1024, 1024, self.patch_size, self.max_num_patches)[0] * self.patch_size
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """A picture of any size and mode -> [1 + N, 3 P P] fp32."""
+        P = self.patch_size
+        h, w = naflex_grid(image.height, image.width, P, self.max_num_patches)
+        image = image.convert("RGB")
+        if image.size != (w * P, h * P):
+            image = image.resize((w * P, h * P), INTERPOLATIONS[self.interpolation])
+        pixels = tv.pil_to_tensor(image).float().div_(255)
+        pixels = pixels.sub_(torch.tensor(self.mean).view(3, 1, 1)).div_(torch.tensor(self.std).view(3, 1, 1))
+        packed = torch.zeros(1 + self.max_num_patches, 3 * P * P)
+        packed[0, :2] = torch.tensor([h, w])
+        packed[1 : 1 + h * w] = pixels.view(3, h, P, w, P).permute(1, 3, 2, 4, 0).reshape(h * w, 3 * P * P)
+        return packed
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it as JSON, for the protocol."""
+        return {
+            "resize": "whole patches, shape kept",
+            "patch_size": self.patch_size,
+            "max_num_patches": self.max_num_patches,
+            "interpolation": self.interpolation,
+            "antialias": True,
+            "crop": "none",
+            "mean": list(self.mean),
+            "std": list(self.std),
+        }
+
+
+class NaflexTower:
+    """The library's own forward pass, padding masked."""
+
+    def __init__(self, network: Any, patch_size: int):
+        self.vision = network.vision_model
+        self.patch_size = patch_size
+        width = self.vision.config.hidden_size
+        self.feature_points = {"pooled": width, "mean_patch": width}
+
+    def encode(self, images: Tensor, point: str) -> Tensor:
+        """[B, 1 + N, 3 P P] -> [B, W]."""
+        patches, mask, grids = unpack(images)
+        output = self.vision(patches, mask, grids)  # by position: their names have changed
+        if point == "mean_patch":
+            kept = mask.unsqueeze(-1)
+            return (output.last_hidden_state * kept).sum(dim=1) / kept.sum(dim=1)
+        return output.pooler_output
+
+
+def unpack(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """[B, 1 + N, 3 P P] -> patches [B, N, 3 P P], mask [B, N] (1: a patch), rows and columns [B, 2]."""
+    grids = images[:, 0, :2].long()
+    patches = images[:, 1:]
+    mask = torch.arange(patches.shape[1], device=images.device) < grids.prod(dim=1, keepdim=True)
+    return patches, mask.long(), grids
+
+
+def naflex_grid(height: int, width: int, patch_size: int, max_num_patches: int) -> tuple[int, int]:
+    """(rows, columns) for a picture: the largest scale, found by bisection, at which both sides, rounded up to whole patches,
+    make no more than ``max_num_patches``."""
+
+    def at(scale: float) -> tuple[int, int]:
+        return max(1, math.ceil(height * scale / patch_size)), max(1, math.ceil(width * scale / patch_size))
+
+    low, high = 1e-6, 100.0
+    while high - low >= 1e-5:
+        middle = (low + high) / 2
+        if math.prod(at(middle)) <= max_num_patches:
+            low = middle
+        else:
+            high = middle
+    return at(low)
+
+
+def naflex_pipeline(path: Path, settings: dict[str, Any], patch_size: int) -> NaflexPipeline:
+    """`Siglip2ImageProcessor`'s configuration -> a NaflexPipeline. ``patch_size``: the tower's.
+
+    Raises:
+        UserError: another processor, other patches than the tower's, or something that is not said.
+    """
+    if processor_type(settings, "Siglip2ImageProcessor") != "Siglip2ImageProcessor":
+        raise UserError(f"{path} is of {processor_type(settings, '')}; a NaFlex tower needs Siglip2ImageProcessor")
+    for key in ("patch_size", "max_num_patches"):
+        if isinstance(settings.get(key), bool) or not isinstance(settings.get(key), int) or settings[key] < 1:
+            raise UserError(f"{path} says {key}: {settings.get(key)!r}; expected a number of 1 or more")
+    if settings["patch_size"] != patch_size:
+        raise UserError(
+            f"{path} cuts patches of {settings['patch_size']} pixels, but config.json is of a tower for {patch_size}"
+        )
+    mean, std, interpolation = pixel_settings(path, settings)
+    return NaflexPipeline(patch_size, settings["max_num_patches"], mean, std, interpolation)

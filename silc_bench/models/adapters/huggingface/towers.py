@@ -1,0 +1,167 @@
+"""Image towers of transformers, run block by block from the library's modules: any input size, pooled, before and after.
+
+All of the library's CLIP-like vision towers name their parts alike (`embeddings`, `encoder.layers`, `layer_norm1`, `self_attn`,
+`layer_norm2`, `mlp`, `post_layernorm`), in every release from 4.51 on; what their `forward` takes and returns has changed.
+
+Shapes: B pictures, N patches = h x w, W width of the tower, D embedding.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from silc_bench.errors import UserError
+from silc_bench.models.patch_features import heads_of, joint_methods, merge_heads, methods_of, resize_positions, value_path
+
+
+class LayeredTower:
+    """What both kinds share: the library's layers one after the other."""
+
+    is_attention_pooled: bool
+
+    def __init__(self, vision: Any):
+        self.vision = vision
+        self.patch_size = int(vision.config.patch_size)
+        self.block = HfBlock(self.vision.encoder.layers[-1])
+        joint, self.lacking = joint_methods(self.is_attention_pooled, self.block, "layer")
+        self.dense_methods = methods_of(len(self.vision.encoder.layers), joint)
+
+    def enter(self, images: Tensor, count: int) -> tuple[list[Tensor], None, tuple[int, int]]:
+        tokens, grid = self._embedded(images)
+        return _entered(self.vision.encoder.layers, tokens, count), None, grid
+
+    def last(self, tokens: Tensor, rope: None) -> Tensor:
+        return _through(self.vision.encoder.layers[-1], tokens)
+
+    def normed(self, patches: Tensor) -> Tensor:
+        """The final norm, which a library that pools a class token gives to that alone."""
+        return self.vision.post_layernorm(patches)
+
+    def _embedded(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """The tokens that enter the first block, and (h, w)."""
+        raise NotImplementedError
+
+
+class ClsTower(LayeredTower):
+    """CLIP, AltCLIP, Chinese-CLIP: a class token is normalised and projected."""
+
+    num_prefix = 1
+    is_attention_pooled = False
+
+    def __init__(self, network: Any):
+        super().__init__(network.vision_model)
+        self.projection = network.visual_projection
+        width = self.vision.config.hidden_size
+        self.feature_points = {"pooled": self.projection.out_features, "pre_projection": width, "mean_patch": width}
+
+    def encode(self, images: Tensor, point: str) -> Tensor:
+        """[B, 3, H, W] -> [B, D] or [B, W]."""
+        (tokens,), _, _ = self.enter(images, 1)
+        tokens = self.last(tokens, None)
+        if point == "mean_patch":
+            return self.vision.post_layernorm(tokens[:, 1:]).mean(dim=1)
+        pooled = self.vision.post_layernorm(tokens[:, 0])
+        return pooled if point == "pre_projection" else self.projection(pooled)
+
+    def joint(self, patches: Tensor) -> Tensor:
+        return self.projection(self.vision.post_layernorm(patches))
+
+    def _embedded(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """[B, 1 + N, W] that enter the first block, and (h, w)."""
+        embeddings = self.vision.embeddings
+        patches, grid = _patches(embeddings, images)
+        positions = embeddings.position_embedding.weight
+        resized = resize_positions(positions[1:], _trained_grid(embeddings), *grid)
+        first = (embeddings.class_embedding + positions[0]).expand(len(images), 1, -1)
+        return self.vision.pre_layrnorm(torch.cat([first, patches + resized], dim=1)), grid
+
+
+class MapTower(LayeredTower):
+    """SigLIP, and SigLIP 2 of one resolution: a learned query pools the patches; nothing is projected after it."""
+
+    num_prefix = 0
+    is_attention_pooled = True
+
+    def __init__(self, network: Any):
+        super().__init__(network.vision_model)
+        width = self.vision.config.hidden_size
+        self.feature_points = {"pooled": width, "mean_patch": width}
+
+    def encode(self, images: Tensor, point: str) -> Tensor:
+        """[B, 3, H, W] -> [B, W]."""
+        (tokens,), _, _ = self.enter(images, 1)
+        tokens = self.normed(self.last(tokens, None))
+        return tokens.mean(dim=1) if point == "mean_patch" else self.vision.head(tokens)
+
+    def joint(self, patches: Tensor) -> Tensor:
+        head = self.vision.head
+        patches = value_path(head.attention, self.vision.post_layernorm(patches))
+        return patches + head.mlp(head.layernorm(patches))
+
+    def _embedded(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """[B, N, W] that enter the first block, and (h, w)."""
+        embeddings = self.vision.embeddings
+        patches, grid = _patches(embeddings, images)
+        resized = resize_positions(embeddings.position_embedding.weight, _trained_grid(embeddings), *grid)
+        return patches + resized, grid
+
+
+class HfBlock:
+    """A layer of one of these towers taken apart."""
+
+    def __init__(self, layer: Any):
+        self.layer = layer
+
+    def split(self, tokens: Tensor, rope: None) -> tuple[Tensor, Tensor, Tensor]:
+        attention, seen = self.layer.self_attn, self.layer.layer_norm1(tokens)
+        q, k, v = attention.q_proj(seen), attention.k_proj(seen), attention.v_proj(seen)
+        return heads_of(q, attention.num_heads), heads_of(k, attention.num_heads), heads_of(v, attention.num_heads)
+
+    def join(self, tokens: Tensor, values: Tensor) -> Tensor:
+        return self.layer.self_attn.out_proj(merge_heads(values))
+
+    def finish(self, tokens: Tensor, added: Tensor) -> Tensor:
+        tokens = tokens + added
+        return tokens + self.layer.mlp(self.layer.layer_norm2(tokens))
+
+
+def embedding_of(output: Any) -> Tensor:
+    """[B, D] from what `get_text_features` returns: a tensor in transformers 4, an output whose pooled part it is in 5."""
+    return output if isinstance(output, Tensor) else output.pooler_output
+
+
+def _entered(layers: Any, tokens: Tensor, count: int) -> list[Tensor]:
+    """The tokens that enter each of the last ``count`` layers."""
+    entered = [tokens]
+    for layer in layers[:-1]:
+        entered = [*entered, _through(layer, entered[-1])][-count:]
+    return entered
+
+
+def _through(layer: Any, tokens: Tensor) -> Tensor:
+    tokens = tokens + layer.self_attn(layer.layer_norm1(tokens))[0]
+    return tokens + layer.mlp(layer.layer_norm2(tokens))
+
+
+def _patches(embeddings: Any, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+    """[B, 3, H, W] -> [B, N, W] without positions, and (h, w). What is left over at the trained size is not seen, as in the
+    library (SigLIP So400m: 27 patches of 14 pixels in 384).
+
+    Raises:
+        UserError: another size that does not divide into patches.
+    """
+    conv: nn.Conv2d = embeddings.patch_embedding
+    height, width, patch, size = *images.shape[-2:], embeddings.patch_size, embeddings.image_size
+    if (height % patch or width % patch) and (height, width) != (size, size):
+        raise UserError(f"pictures of {height} x {width} pixels do not divide into patches of {patch}")
+    grid = height // patch, width // patch
+    return conv(images).flatten(2).transpose(1, 2), grid
+
+
+def _trained_grid(embeddings: Any) -> tuple[int, int]:
+    side = math.isqrt(embeddings.position_embedding.weight.shape[0])  # one more for a class token leaves the root as it is
+    return side, side

@@ -1,0 +1,5 @@
+"""Is a checkpoint loaded as it was trained: checks on generated images and texts, without any
+data.
+
+The command line imports ``examine``; the other files are its parts.
+"""

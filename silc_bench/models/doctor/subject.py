@@ -1,0 +1,288 @@
+"""What the checks look at, computed once, and what they answer with.
+
+The first picture and the first text are timed, and of slow models fewer are looked at: all within ``IMAGE_SECONDS`` and
+``TEXT_SECONDS``, and never less than ``FEWEST``, which as many directions need as the checks ask for.
+
+Shapes: B = 32 pictures or texts, fewer where a model is slow, L tokens, D embedding.
+
+Test pictures and texts made from integers: the same on every machine, no file needed.
+
+``CARDS`` are for preprocessing: the sizes and modes at which loaders differ. ``scenes`` and ``TEXTS`` are 32 pictures and 32
+texts that no two of which are alike, for the embeddings. ``pixel_hash`` is taken over what a model makes of the cards.
+
+What was loaded, read off the model: protocol, towers, numbers. ``facts_of(subject)`` -> {name: value}, JSON.
+
+Pooling and activation are no part of the protocol of a model; they are read from the library's own modules.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+OK, FAILED, NOT_APPLICABLE = "ok", "failed", "not applicable"
+BATCH = 8
+IMAGE_SECONDS, TEXT_SECONDS, FEWEST = 20.0, 10.0, 4
+SAME = 1e-4  # of the norm; the sums of another batch size differ by about 1e-6 in fp32
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Of one check."""
+
+    verdict: str  # OK, FAILED or NOT_APPLICABLE
+    says: str  # what was seen, or why there was nothing to check
+    cause: str = ""  # of a failure, the likely one
+    fix: str = ""
+
+
+@dataclass(frozen=True)
+class Finding(Answer):
+    """An answer, and to what."""
+
+    check: str = ""  # "picture alone and in a batch"
+
+
+class Subject:
+    """A model (``ImageModel``, as far as it is one) and its answers to the pictures and texts of ``cards``."""
+
+    def __init__(self, model: Any):
+        self.model = model
+        self.reads = callable(getattr(model, "tokenize", None)) and callable(getattr(model, "encode_text", None))
+        self.is_dense = callable(getattr(model, "encode_dense", None))
+
+    @cached_property
+    def pixels(self) -> Tensor:
+        """[32, ...] as ``preprocess`` makes them."""
+        return torch.stack([self.model.preprocess(scene) for scene in scenes()])
+
+    @cached_property
+    def first_image(self) -> tuple[Tensor, float]:
+        """[1, D], the embedding of the first picture alone, and the seconds it took."""
+        return _timed(self.model.encode_image, self.pixels[:1])
+
+    @cached_property
+    def images(self) -> Tensor:
+        """[B, D] image embeddings."""
+        count = _affordable(len(self.pixels), self.first_image[1], IMAGE_SECONDS)
+        return torch.cat([self.model.encode_image(part) for part in self.pixels[:count].split(BATCH)])
+
+    @cached_property
+    def tokens(self) -> Tensor:
+        """[32, L]."""
+        return self.model.tokenize(TEXTS)
+
+    @cached_property
+    def texts(self) -> Tensor:
+        """[B, D] text embeddings."""
+        count = _affordable(len(self.tokens), self.first_text[1], TEXT_SECONDS)
+        return self.model.encode_text(self.tokens[:count])
+
+    @cached_property
+    def first_text(self) -> tuple[Tensor, float]:
+        """[1, D], the embedding of the first text alone, and the seconds it took."""
+        return _timed(self.model.encode_text, self.tokens[:1])
+
+    @cached_property
+    def modules(self) -> dict[str, nn.Module]:
+        """The networks that an adapter holds, by the name of its attribute."""
+        found: dict[str, nn.Module] = {}
+        for name, value in vars(self.model).items():
+            if isinstance(value, nn.Module):
+                found[name] = value
+            elif isinstance(value, dict):
+                found |= {f"{name}.{key}": part for key, part in value.items() if isinstance(part, nn.Module)}
+        return found
+
+    def layers(self) -> Iterator[nn.Module]:
+        """All modules of all networks."""
+        for network in self.modules.values():
+            yield from network.modules()
+
+
+def _timed(encode: Callable[[Tensor], Tensor], one: Tensor) -> tuple[Tensor, float]:
+    started = perf_counter()
+    return encode(one), perf_counter() - started
+
+
+def _affordable(count: int, each: float, seconds: float) -> int:
+    return max(FEWEST, min(count, int(seconds / max(each, 1e-9))))
+
+
+def distance(left: Tensor, right: Tensor) -> float:
+    """Largest difference between two embeddings, as a share of the norm; NaN counts as infinite."""
+    share = (left - right).norm() / right.norm().clamp_min(1e-12)
+    return share.item() if share.isfinite() else float("inf")
+
+
+NUM_SCENES = 32
+TEXTS = [
+    f"a photo of a {color} {shape}"
+    for color in ("red", "green", "blue", "yellow", "black", "white", "orange", "purple")
+    for shape in ("circle", "square", "star", "tree")
+]
+SIZES = {  # width, height, mode: odd sizes, both orientations, crops that end on half a pixel, colours that are no RGB
+    "landscape": (331, 221, "RGB"),
+    "portrait": (97, 210, "RGB"),
+    "thin": (301, 19, "RGB"),
+    "grey": (64, 301, "L"),
+    "palette": (130, 91, "P"),
+    "transparent": (75, 75, "RGBA"),
+    "one pixel": (1, 1, "RGB"),
+}
+
+
+def cards() -> dict[str, Image.Image]:
+    """Pictures by what is special about them."""
+    return {name: _card(number, *size) for number, (name, size) in enumerate(SIZES.items())}
+
+
+def scenes() -> list[Image.Image]:
+    """NUM_SCENES pictures of 96 x 64 pixels: gradients, boxes, rings and noise in different colours."""
+    return [Image.fromarray(_pattern(number, 96, 64)) for number in range(NUM_SCENES)]
+
+
+def pixel_hash(preprocess: Callable[[Image.Image], Tensor]) -> str:
+    """16 hex digits over the exact values that ``preprocess`` makes of each card.
+
+    Pillow resizes in whole numbers; scaling and normalising are single operations in fp32, rounded alike everywhere.
+    """
+    digest = hashlib.sha256()
+    for card in cards().values():
+        pixels = preprocess(card).numpy()
+        digest.update(str(pixels.shape).encode())
+        digest.update(np.ascontiguousarray(pixels + 0.0, dtype="<f4").tobytes())  # -0.0 becomes 0.0
+    return digest.hexdigest()[:16]
+
+
+def _card(number: int, width: int, height: int, mode: str) -> Image.Image:
+    pixels = _pattern(4 * number + number % 4, width, height)
+    if mode == "RGB":
+        return Image.fromarray(pixels)
+    if mode == "RGBA":
+        alpha = (pixels[..., :1].astype(np.int64) * 7 + 40) % 256
+        return Image.fromarray(np.concatenate([pixels, alpha.astype(np.uint8)], axis=2), "RGBA")
+    flat = Image.fromarray(pixels[..., 0])
+    if mode == "P":
+        flat = Image.fromarray(pixels[..., 0] // 16, "P")
+        flat.putpalette([(17 * index * step) % 256 for index in range(16) for step in (3, 5, 11)])
+    return flat
+
+
+def _pattern(number: int, width: int, height: int) -> np.ndarray:
+    """[height, width, 3] uint8."""
+    y, x = np.mgrid[:height, :width].astype(np.int64)
+    cell = 5 + number // 4
+    planes = (
+        x * (1 + number % 3) + y * (2 + number % 5),
+        ((x // cell + y // cell) % 2) * 170 + x // 3,
+        ((x - width // 2) ** 2 + (y - height // 3) ** 2) // cell,
+        ((x * 7919 + y * 104729 + number * 1299709) * 2654435761 % 2**32) >> 24,
+    )
+    plane = planes[number % 4]
+    colors = [plane * (1 + (number * step) % 3) + 37 * number * step for step in (1, 3, 7)]
+    return (np.stack(colors, axis=2) % 256).astype(np.uint8)
+
+
+ACTIVATIONS = {
+    "QuickGELU": "quick_gelu",
+    "QuickGELUActivation": "quick_gelu",
+    "GELUActivation": "gelu",
+    "NewGELUActivation": "gelu_tanh",
+    "PytorchGELUTanh": "gelu_tanh",
+    "GELUTanh": "gelu_tanh",
+    "GELUTanhActivation": "gelu_tanh",
+    "SiLU": "silu",
+    "ReLU": "relu",
+}
+OURS = "trainer.silc.towers"  # whose towers call GELU as a function
+ATTENTION, MEAN, TOKEN = "attention over the patches", "mean of the patches", "class token"
+PATCHES_ALONE = (ATTENTION, MEAN)  # poolings that have nothing but patches to pool
+
+
+def facts_of(subject: Subject, pixel_hash: str, pipeline: str | None) -> dict[str, Any]:
+    """All that is printed before the checks, in that order."""
+    model = subject.model
+    found = {
+        "name": model.name,
+        "revision": model.revision,
+        "parameters": model.num_params,
+        "image size": model.image_size,
+        "patch size": getattr(model, "patch_size", "none: no dense features"),
+        "pooling": pooling_of(subject),
+        "activation": activation_of(subject),
+        "feature points": dict(model.feature_points),
+        **{key.replace("_", " "): value for key, value in model.image_protocol.items() if key not in ("size", "patch_size")},
+        "pixels": f"{pixel_hash}, {pipeline or 'none of the known pipelines'}",
+    }
+    if subject.reads:
+        protocol = model.text_protocol
+        found |= {
+            "text cleaning": protocol.get("cleaning"),
+            "text length": protocol.get("length"),
+            "tokenizer": protocol.get("tokenizer"),
+            "padding": protocol.get("padding", "not said"),
+            "logit scale": model.logit_scale,
+            "logit bias": model.logit_bias,
+        }
+    else:
+        found["text"] = getattr(model, "lacking", {}).get("text", "no text tower")
+    return found
+
+
+def activation_of(subject: Subject) -> str:
+    """Of all networks, with commas: "quick_gelu"; "relu, quick_gelu" where two towers differ."""
+    kinds: dict[str, None] = {}
+    for layer in subject.layers():
+        kind = type(layer)
+        if kind is nn.GELU:
+            kinds["gelu_tanh" if layer.approximate == "tanh" else "gelu"] = None
+        elif kind.__name__ in ACTIVATIONS:
+            kinds[ACTIVATIONS[kind.__name__]] = None
+        elif kind.__module__ == OURS and kind.__name__ == "Mlp":
+            kinds["gelu_tanh" if layer.approximate == "tanh" else "gelu"] = None
+    return ", ".join(kinds) or "not told"
+
+
+def pooling_of(subject: Subject) -> str:
+    """How patches become one embedding; ATTENTION and MEAN only where nothing but patches is pooled."""
+    layers = {f"{network}.{name}": layer for network, root in subject.modules.items() for name, layer in root.named_modules()}
+    for name, layer in layers.items():
+        if name.endswith(".attnpool"):
+            return "attention over the positions and their mean (ResNet)"
+        if name.endswith("visual.head") and hasattr(layer, "pool"):
+            return "attention over the positions and their mean (timm)"
+        if isinstance(getattr(layer, "probe", None), torch.Tensor):
+            return ATTENTION
+    for name, layer in layers.items():
+        if hasattr(layer, "forward_head") and hasattr(layer, "forward_features"):  # timm
+            return _timm_pooling(layer)
+        if name.endswith(".visual") and hasattr(layer, "pool_type"):  # open_clip
+            if layer.attn_pool is not None:
+                return "attention over class token and patches"
+            return {"tok": TOKEN, "avg": MEAN}.get(layer.pool_type, layer.pool_type)
+        if name.endswith(".visual_projection"):  # transformers' CLIP
+            return TOKEN
+    return "not told"
+
+
+def _timm_pooling(trunk: Any) -> str:
+    pool = getattr(trunk, "global_pool", "")
+    how = str(getattr(pool, "pool_type", pool) or "")  # of a network with maps it is a layer
+    if getattr(trunk, "attn_pool", None) is not None:
+        is_plain = getattr(trunk, "num_prefix_tokens", 0) == 0 and getattr(trunk.attn_pool, "pos_embed", None) is None
+        return ATTENTION if is_plain else "attention over prefix tokens and patches"
+    if how == "token":
+        return TOKEN
+    if how == "avg" or hasattr(getattr(trunk, "head", None), "global_pool"):
+        return MEAN if not getattr(trunk, "pool_include_prefix", False) else "mean of prefix tokens and patches"
+    return how or "not told"

@@ -1,0 +1,177 @@
+"""A comparison written down: sentences, a table, Markdown, CSV, JSON and a forest plot (no torch).
+
+Each ``to_*`` is a pure function of the comparison, so equal comparisons give equal bytes; ``write`` makes the four files.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from silc_bench.reports import forest_plot
+from silc_bench.reports.compare import ALPHA, Comparison, Omission, Result
+from silc_bench.reports.tables import escaped
+from silc_bench.system.files import write_text_atomic
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+SCHEMA_VERSION = "compare/1"
+HEADS = ("task", "metric", "baseline", "model", "difference", "p", "p Holm", "verdict")
+NOTE = (
+    "Percent, and differences in points ± one standard error, on the same pictures for both. p is McNemar's exact test where a "
+    "picture is hit or missed, and Student's t on the paired bootstrap's error elsewhere; the verdict is at {alpha:g} after "
+    "Holm's correction over {tests}. Errors cover the pictures, and the draws of training shots where there are several, not "
+    "the spread between training runs."
+)
+
+
+def sentence(result: Result, num_tests: int) -> str:
+    """ "b is better on cifar100/zeroshot, +0.42 ± 0.11 points, p 0.003 after Holm over 8 tests"."""
+    where = result.task if result.is_main else f"{result.task} ({result.metric})"
+    size = _points(result)
+    if result.verdict == "no difference":
+        said = f"no difference of {result.model} can be shown on {where}, {size} points, p {_p(result.p_holm)}"
+    else:
+        said = f"{result.model} is {result.verdict} on {where}, {size} points, p {_p(result.p_holm)}"
+    after = f" after Holm over {num_tests} tests" if num_tests > 1 else ""
+    return said + after + "".join(f" [{mark}]" for mark in result.marks)
+
+
+def sentences(comparison: Comparison) -> list[str]:
+    """One for each task and metric, then one for each thing that was not compared."""
+    results = [sentence(result, len(comparison.results)) for result in comparison.results]
+    return results + [f"not compared: {omission_line(omission, comparison)}" for omission in comparison.omissions]
+
+
+def omission_line(omission: Omission, comparison: Comparison) -> str:
+    model = f" ({omission.model})" if len(comparison.models) > 1 else ""
+    return f"{omission.task}{model}: {omission.reason}"
+
+
+def note(comparison: Comparison) -> str:
+    number = len(comparison.results)
+    return NOTE.format(alpha=ALPHA, tests=f"{number} tests" if number != 1 else "1 test")
+
+
+def to_terminal(comparison: Comparison) -> RenderableType:
+    """Something for ``rich.print``: a table for each model."""
+    from rich.console import Group
+    from rich.text import Text
+
+    from silc_bench.system.terminal import table_of
+
+    tables: list[RenderableType] = []
+    for model, results in _by_model(comparison):
+        table = table_of("task", "A", "B", "B - A", "p Holm", "B is")
+        table.columns[0].no_wrap = False  # it gives way; numbers are never cut
+        for column in table.columns[1:]:
+            column.no_wrap, column.justify = True, "right"
+        for result in results:
+            task, metric, a, b, difference, _, p_holm, verdict = _row(result)
+            style = {"better": "bold green", "worse": "bold red"}.get(verdict)
+            name = task if result.is_main else f"{task}\n{metric}"
+            cells = [Text(cell) for cell in (name, a, b, difference, p_holm)]
+            table.add_row(*cells, Text(verdict, style) if style else Text("–"))
+        tables += [Text(f"\nA: {comparison.baseline}\nB: {model}", "bold"), table]
+    return Group(*tables, Text(f"\n{note(comparison)}", "dim"))
+
+
+def to_markdown(comparison: Comparison) -> str:
+    lines = [f"# {escaped(comparison.baseline)} against {escaped(', '.join(comparison.models))}", "", note(comparison)]
+    for model, results in _by_model(comparison):
+        heads = [*HEADS[:2], escaped(comparison.baseline), escaped(model), *HEADS[4:]]
+        lines += ["", f"## {escaped(model)}", ""]
+        lines += [f"- {escaped(sentence(result, len(comparison.results)))}" for result in results]
+        lines += ["", f"| {' | '.join(heads)} |", "|---|---|---:|---:|---:|---:|---:|---|"]
+        lines += [f"| {' | '.join(escaped(cell) for cell in _row(result))} |" for result in results]
+    lines += ["", "![Differences with their 95 % intervals, each for its test alone](compare.png)"]
+    if comparison.omissions:
+        lines += ["", "## Not compared", ""]
+        lines += [f"- {escaped(omission_line(omission, comparison))}" for omission in comparison.omissions]
+    return "\n".join(lines) + "\n"
+
+
+def to_csv(comparison: Comparison) -> str:
+    """A line for each metric, unrounded, as fractions; what was not compared has its reason and no numbers."""
+    rows = [{"baseline": comparison.baseline, **_flat(result), "reason": ""} for result in comparison.results]
+    fields = list(rows[0]) if rows else ["baseline", "model", "task", "verdict", "reason"]
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, fields, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    for omission in comparison.omissions:
+        writer.writerow({"baseline": comparison.baseline, "verdict": "not compared", **asdict(omission)})
+    return buffer.getvalue()
+
+
+def to_json(comparison: Comparison) -> str:
+    data = {
+        "schema": SCHEMA_VERSION,
+        "baseline": comparison.baseline,
+        "models": comparison.models,
+        "num_tests": len(comparison.results),
+        "results": [_flat(result) for result in comparison.results],
+        "not_compared": [asdict(omission) for omission in comparison.omissions],
+    }
+    return json.dumps(data, indent=2, allow_nan=False) + "\n"
+
+
+def write(comparison: Comparison, out_dir: Path) -> list[Path]:
+    """``compare.md``, ``.csv``, ``.json`` and ``.png`` in ``out_dir``, each whole or not at all."""
+    assert comparison.results, "nothing was compared"
+    paths = []
+    for ending, text in (("md", to_markdown), ("csv", to_csv), ("json", to_json)):
+        paths.append(Path(out_dir) / f"compare.{ending}")
+        write_text_atomic(paths[-1], text(comparison))
+    paths.append(Path(out_dir) / "compare.png")
+    forest_plot.draw(
+        _plotted(comparison), f"Difference to {comparison.baseline} in points, 95 % interval of each alone", paths[-1]
+    )
+    return paths
+
+
+def _by_model(comparison: Comparison) -> Iterator[tuple[str, list[Result]]]:
+    for model in comparison.models:
+        results = [result for result in comparison.results if result.model == model]
+        if results:
+            yield model, results
+
+
+def _plotted(comparison: Comparison) -> list[forest_plot.Row]:
+    rows = []
+    for model, results in _by_model(comparison):
+        rows.append(forest_plot.Row(model))
+        for result in results:
+            label = "    " + " ".join((result.task, result.metric, *(f"[{mark}]" for mark in result.marks)))
+            values = 100 * result.paired.difference, 100 * result.paired.margin
+            rows.append(forest_plot.Row(label, *values, result.verdict, f"{_points(result)}, p {_p(result.p_holm)}"))
+    return rows
+
+
+def _row(result: Result) -> tuple[str, ...]:
+    task = " ".join((result.task, *(f"[{mark}]" for mark in result.marks)))
+    values = f"{100 * result.baseline_value:.2f}", f"{100 * result.value:.2f}"
+    return task, result.metric, *values, _points(result), _p(result.paired.p), _p(result.p_holm), result.verdict
+
+
+def _flat(result: Result) -> dict[str, Any]:
+    data = asdict(result)
+    test = data.pop("paired")
+    p_holm = data.pop("p_holm")
+    return {**data, **test, "p_holm": p_holm, "verdict": result.verdict}
+
+
+def _points(result: Result) -> str:
+    return f"{100 * result.paired.difference:+.2f} ± {100 * result.paired.stderr:.2f}"
+
+
+def _p(p: float) -> str:
+    """Two digits, never rounded up to what would contradict the verdict."""
+    text = f"{p:.2g}"
+    return "< 0.0001" if p < 0.0001 else f"< {ALPHA:g}" if p < ALPHA <= float(text) else text

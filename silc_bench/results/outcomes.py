@@ -1,0 +1,217 @@
+"""What each sample scored, in a small file beside its record, so that two models can be paired (numpy, no torch).
+
+Flow: ``pack(scores.outcomes, record)`` -> bytes -> ``save``, always before the record; ``load`` -> arrays ->
+``per_picture(outcomes, metric)`` -> counts that add up to the metric. Hits are bitmaps, ranks and areas the smallest unsigned
+integers that hold them: 50,000 hits are 6 KB. `Scores.outcomes` in `silc_bench.task` says which arrays there are.
+
+The arrays must give the metrics that the record states. This binds the two files, whatever happened between them. The header
+says which arrays belong to the file (``silc_bench.system.archives``): a metric whose array is lost is not told without a word.
+
+Shapes: N pictures, Q captions that ask, S draws of the training shots, C classes, R resamples.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from silc_bench.errors import UserError
+from silc_bench.metrics import iou
+from silc_bench.results.record import Record, record_path
+from silc_bench.system import archives
+from silc_bench.system.files import atomic_path
+
+SCHEMA_VERSION = "outcomes/2"
+MAX_BYTES = 1 << 30  # unpacked; ImageNet-1k's hits and labels are 0.1 MB
+TOLERANCE = 1e-9  # between a metric of the record and the same from the outcomes
+LABELS, ASKED_BY = "labels", "image_retrieval_picture"  # the same for every model
+_AREAS, _BOUNDARY = "areas", "boundary_areas"
+_FOREGROUND, _NAMED = "foreground_areas", "named_areas"
+_RANKS = {"text": "text_retrieval_rank", "image": "image_retrieval_rank"}
+_RECALL = re.compile(r"(text|image)_retrieval_recall@([1-9]\d*)")
+_PATCH_RECALL = re.compile(r"patch_recall@[1-9]\d*")
+_OF_AREAS: dict[str, tuple[str, Callable[[np.ndarray], np.ndarray]]] = {
+    "mIoU": (_AREAS, iou.mean_iou),
+    "pixel_accuracy": (_AREAS, iou.pixel_accuracy),
+    "mean_class_accuracy": (_AREAS, iou.mean_class_accuracy),
+    "boundary_mIoU": (_BOUNDARY, iou.mean_iou),
+    "mIoU_foreground": (_NAMED, iou.mean_iou),
+}
+
+
+@dataclass(frozen=True)
+class PerPicture:
+    """A metric as what each picture adds to it."""
+
+    counts: np.ndarray  # [N, ...]
+    statistic: Callable[[np.ndarray], np.ndarray]  # sums of counts [R, ...] -> the metric [R]
+    hits: np.ndarray | None  # [N, S] bool, where a picture is hit or missed and all weigh the same
+
+
+def path_of(record: Record, results_dir: Path) -> Path:
+    """``zeroshot.89abcdef.outcomes.npz`` beside ``zeroshot.89abcdef.json``."""
+    home = record_path(results_dir, record.model.name, record.model.revision, record.task.name, record.key)
+    return home.with_suffix(".outcomes.npz")
+
+
+def pack(outcomes: Mapping[str, np.ndarray], record: Record) -> bytes:
+    """The file's content; empty where the task gave no outcomes. The same outcomes give the same bytes.
+
+    Raises:
+        ValueError: an array is not what its name promises, or the record's metrics do not follow from them.
+    """
+    if not outcomes:
+        return b""
+    if problem := _problem(outcomes, record):
+        raise ValueError(f"outcomes of {record.task.name}: {problem}")
+    bits = {name: list(array.shape) for name, array in outcomes.items() if array.dtype == bool}
+    arrays: dict[str, np.ndarray] = {}
+    for name, array in outcomes.items():
+        arrays[name] = np.packbits(array) if name in bits else _smallest(array)
+    header = {"revision": record.model.revision, "key": record.key, "bits": bits}
+    return archives.pack(SCHEMA_VERSION, header, arrays, is_compressed=True)
+
+
+def save(packed: bytes, record: Record, results_dir: Path) -> None:
+    """Write ``pack``'s bytes atomically, before the record; without any, remove those of an older record in this place."""
+    path = path_of(record, results_dir)
+    if not packed:
+        path.unlink(missing_ok=True)
+        return
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(packed)
+
+
+def load(record: Record, results_dir: Path) -> dict[str, np.ndarray] | None:
+    """The arrays as the task gave them (bool, or unsigned integers); None if none were kept.
+
+    Raises:
+        UserError: the file is damaged (an array is missing, foreign or altered), or is another record's; names the file and
+            what is wrong.
+    """
+    path = path_of(record, results_dir)
+    if not path.exists():
+        return None
+    try:
+        header, arrays = archives.unpack(SCHEMA_VERSION, path.read_bytes(), MAX_BYTES)
+        problem = _foreign(header, record)
+        if not problem:
+            shapes = dict(header["bits"])
+            outcomes = {name: _unpacked(array, shapes.get(name)) for name, array in arrays.items()}
+            problem = _problem(outcomes, record)
+    except archives.DAMAGE as error:
+        problem = f"cannot be read ({type(error).__name__}: {error})"
+    if problem:
+        mend = f"measure {record.task.name} again with `silc-bench eval --existing overwrite`"
+        raise UserError(f"{path}: {problem}; {mend}")
+    return outcomes
+
+
+def per_picture(outcomes: Mapping[str, np.ndarray], metric: str) -> PerPicture | None:
+    """What each picture adds to ``metric``; None if the outcomes do not say."""
+    if metric in outcomes and outcomes[metric].dtype == bool:
+        return _of_hits(outcomes[metric].reshape(len(outcomes[metric]), -1))
+    if metric == "mean_per_class_recall" and {"acc1", LABELS} <= set(outcomes):
+        return _of_weighted_hits(outcomes["acc1"], outcomes[LABELS])
+    kept, statistic = _OF_AREAS.get(metric, ("", None))
+    if kept in outcomes and statistic is not None:
+        return PerPicture(outcomes[kept], statistic, None)
+    if metric in outcomes:
+        return PerPicture(outcomes[metric], iou.mean_class_rate, None)
+    if metric == "foreground_iou" and _FOREGROUND in outcomes:
+        return _of_shares(outcomes[_FOREGROUND])
+    recall = _RECALL.fullmatch(metric)
+    if recall is None or _RANKS[recall[1]] not in outcomes:
+        return None
+    hits = outcomes[_RANKS[recall[1]]] < int(recall[2])
+    return _of_hits(hits[:, None]) if recall[1] == "text" else _of_queries(hits, outcomes[ASKED_BY])
+
+
+def _of_hits(hits: np.ndarray) -> PerPicture:
+    return PerPicture(hits.sum(axis=1, keepdims=True), lambda sums: sums[..., 0] / hits.size, hits)
+
+
+def _of_weighted_hits(hits: np.ndarray, labels: np.ndarray) -> PerPicture:
+    """The mean over classes of the fraction hit: a picture weighs less, the more its class has; class sizes are given."""
+    _, inverse, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    weight = 1 / (len(counts) * counts[inverse])
+    return PerPicture((hits * weight)[:, None], lambda sums: sums[..., 0], None)
+
+
+def _of_queries(hits: np.ndarray, asked_by: np.ndarray) -> PerPicture:
+    """Of the captions that ask, [Q] and [Q]: those of one picture are drawn together."""
+    counts = np.stack([np.bincount(asked_by, weights=hits), np.bincount(asked_by)], axis=1)
+    return PerPicture(counts, lambda sums: sums[..., 0] / sums[..., 1], None)
+
+
+def _of_shares(counts: np.ndarray) -> PerPicture:
+    """The mean over pictures of part / whole: counts [N, 2]."""
+    return PerPicture(counts[:, :1] / counts[:, 1:], lambda sums: sums[..., 0] / len(counts), None)
+
+
+def _smallest(array: np.ndarray) -> np.ndarray:
+    return array.astype(np.min_scalar_type(int(array.max(initial=0))))
+
+
+def _foreign(header: Mapping[str, Any], record: Record) -> str:
+    if (header.get("revision"), header.get("key")) == (record.model.revision, record.key):
+        return ""
+    return f"belongs to revision {header.get('revision')}, key {header.get('key')}, not to the record beside it"
+
+
+def _unpacked(array: np.ndarray, shape: list[int] | None) -> np.ndarray:
+    if shape is None:
+        return array
+    count = int(np.prod(shape))
+    if array.dtype != np.uint8 or array.shape != ((count + 7) // 8,):
+        raise ValueError(f"{array.shape} {array.dtype} cannot hold {shape} bits")
+    return np.unpackbits(array, count=count).reshape(shape).astype(bool)
+
+
+def _problem(outcomes: Mapping[str, np.ndarray], record: Record) -> str:
+    """What is wrong with these arrays as the outcomes of this record; empty if nothing is."""
+    for name, array in outcomes.items():
+        if wrong := _shape_problem(name, array, record):
+            return f"{name!r} {wrong}, got {array.dtype} {list(array.shape)}"
+    if _RANKS["image"] in outcomes:
+        asked_by = outcomes.get(ASKED_BY)
+        if asked_by is None or asked_by.shape != outcomes[_RANKS["image"]].shape:
+            return f"{ASKED_BY!r} must name a picture for each {_RANKS['image']!r}"
+        if not np.array_equal(np.unique(asked_by), np.arange(record.n)):
+            return f"{ASKED_BY!r} must name each of {record.n} pictures"
+    for metric, stated in record.metrics.items():
+        parts = per_picture(outcomes, metric)
+        if parts is None:
+            continue
+        value = float(parts.statistic(parts.counts.sum(axis=0)[None])[0])
+        if not abs(value - stated) <= TOLERANCE:
+            return f"{metric} is {value:.6f} by them and {stated:.6f} by the record"
+    return ""
+
+
+def _shape_problem(name: str, array: np.ndarray, record: Record) -> str:
+    n = record.n
+    if name in (LABELS, _AREAS, _BOUNDARY, _NAMED, _FOREGROUND, ASKED_BY, *_RANKS.values()):
+        if array.dtype.kind not in "iu" or (array.size and array.min() < 0):
+            return "must hold integers, none negative"
+        if name in (_AREAS, _BOUNDARY, _NAMED):
+            return "" if array.ndim == 3 and array.shape[:2] == (n, 3) else f"must be [{n}, 3, classes]"
+        if name == _FOREGROUND:
+            is_share = array.shape == (n, 2) and bool((array[:, 1] > 0).all())
+            return "" if is_share else f"must be [{n}, 2], the whole 1 or more"
+        if name in (LABELS, _RANKS["text"]):
+            return "" if array.shape == (n,) else f"must be [{n}]"
+        return "" if array.ndim == 1 else "must be [captions]"
+    if name not in record.metrics:
+        return "names no metric of the record"
+    if _PATCH_RECALL.fullmatch(name):
+        is_counts = array.dtype.kind in "iu" and array.ndim == 3 and array.shape[:2] == (n, 2)
+        is_kept = is_counts and bool((array[:, 0] <= array[:, 1]).all())
+        return "" if is_kept else f"must hold counts, [{n}, 2, classes], no more hits than asked for"
+    fits = array.dtype == bool and array.ndim in (1, 2) and len(array) == n and array.size
+    return "" if fits else f"must be bool, [{n}] or [{n}, draws]"

@@ -1,0 +1,297 @@
+"""The record: one measurement in one JSON file - typed, versioned, written whole or not at all (standard library only).
+
+Flow: ``Record.create(...)`` -> ``save(record, results_dir)``; before measuring, ``find(...)`` says whether it is known;
+``load_all(results_dir)`` feeds the leaderboard. ``SCHEMA`` is the law: ``validate`` adds what it cannot say. In the file each
+field has a checksum: a record is written by the program only, and one digit that changed is noticed.
+``python -m silc_bench.results.record > docs/record.schema.json`` publishes it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import re
+import subprocess
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import silc_bench
+from silc_bench.errors import UserError
+from silc_bench.results.schema import COUNT, HEX, METRICS, NAME, TASK_NAME, check, object_of
+from silc_bench.system.checksums import CHECKSUMS, differences, json_checksums, sealed
+from silc_bench.system.files import write_text_atomic
+
+if TYPE_CHECKING:
+    from silc_bench.datasets.dataset import ImageDataset
+    from silc_bench.models.interface import ImageModel
+    from silc_bench.results.protocol import Protocol
+    from silc_bench.task import Scores, Task
+
+SCHEMA_VERSION = "record/2"
+SCHEMA: dict[str, Any] = {
+    "$schema": "https://json-schema.org/draft/2020-12/schema",
+    "title": "silc-bench record: one model measured on one task",
+    **object_of(
+        schema={"const": SCHEMA_VERSION},
+        task=object_of(name=TASK_NAME, version=COUNT, group=NAME, main_metric=NAME, chance={"type": "number"}),
+        metrics=METRICS,
+        stderr={"type": "object", "patternProperties": {"": {"type": "number", "minimum": 0}}},
+        n=COUNT,
+        limit={"type": ["integer", "null"], "minimum": 1},
+        details={"type": "object"},
+        model=object_of(name=NAME, revision=HEX, source=NAME, params=COUNT, image_size=COUNT),
+        dataset=object_of(name=NAME, split=NAME, fingerprint=HEX),
+        protocol={
+            "type": "object",
+            "properties": {"name": NAME, "hash": {"type": "string", "pattern": "^[0-9a-f]{16}$"}},
+            "required": ["name", "hash"],
+        },
+        code=object_of(version=NAME, commit={"type": ["string", "null"]}, dirty={"type": ["boolean", "null"]}),
+        env=object_of(python=NAME, torch=NAME, device=NAME, precision=NAME),
+        seconds={"type": "number", "minimum": 0},
+        created={"type": "string", "pattern": r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$"},
+        source={"type": "string", "pattern": r"^(measured|reported\(https?://[^\s()]+\))$"},
+        checksums={"type": "object", "patternProperties": {"": {"type": "string", "pattern": "^[0-9a-f]{16}$"}}},
+    ),
+}
+
+
+@dataclass(frozen=True)
+class MeasuredTask:
+    name: str
+    version: int
+    group: str
+    main_metric: str
+    chance: float  # of the main metric
+
+
+@dataclass(frozen=True)
+class MeasuredModel:
+    name: str
+    revision: str  # hash of the weights
+    source: str  # what was asked for: a run folder, a file, "open_clip:..."
+    params: int
+    image_size: int  # pixels
+
+
+@dataclass(frozen=True)
+class MeasuredDataset:
+    name: str
+    split: str
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Code:
+    version: str
+    commit: str | None  # None: not run from a source checkout
+    dirty: bool | None
+
+
+@dataclass(frozen=True)
+class Environment:
+    python: str
+    torch: str
+    device: str
+    precision: str
+
+
+@dataclass(frozen=True)
+class Record:
+    """One measurement and all that is needed to judge or repeat it. Metrics are fractions (ranks excepted)."""
+
+    schema: str
+    task: MeasuredTask
+    metrics: dict[str, float]
+    stderr: dict[str, float]
+    n: int  # samples scored
+    limit: int | None  # None: the whole split
+    details: dict[str, Any]
+    model: MeasuredModel
+    dataset: MeasuredDataset
+    protocol: dict[str, Any]  # Protocol.as_dict(): name, hash and everything that was hashed
+    code: Code
+    env: Environment
+    seconds: float
+    created: str  # UTC, ISO 8601
+    source: str  # "measured" or "reported(URL)"
+
+    @classmethod
+    def create(
+        cls,
+        model: ImageModel,
+        task: Task,
+        dataset: ImageDataset,
+        scores: Scores,
+        protocol: Protocol,
+        *,
+        model_source: str,
+        device: str,
+        limit: int | None,
+        seconds: float,
+    ) -> Record:
+        """A measured record, dated now.
+
+        ``dataset`` is the scored split; ``model_source`` what the user asked for; ``device`` as a reader would name it.
+
+        Raises:
+            UserError: a score is not finite, not a fraction, or not JSON; the field is named.
+        """
+        data = {
+            "schema": SCHEMA_VERSION,
+            "task": asdict(MeasuredTask(task.name, task.version, task.group, task.main_metric, scores.chance)),
+            "metrics": {name: float(value) for name, value in scores.metrics.items()},
+            "stderr": {name: float(value) for name, value in scores.stderr.items()},
+            "n": int(scores.n),
+            "limit": limit,
+            "details": scores.details,
+            "model": asdict(MeasuredModel(model.name, model.revision, model_source, model.num_params, model.image_size)),
+            "dataset": asdict(MeasuredDataset(dataset.name, dataset.split, dataset.fingerprint)),
+            "protocol": protocol.as_dict(),
+            "code": asdict(code_state()),
+            "env": asdict(Environment(platform.python_version(), version("torch"), device, protocol.precision)),
+            "seconds": round(float(seconds), 3),
+            "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "source": "measured",
+        }
+        where = f"{task.name} on {model.name}"
+        validate({**data, CHECKSUMS: {}}, where)
+        return cls.from_json(json.dumps(sealed(data)), where)
+
+    @property
+    def key(self) -> str:
+        return key(self.task.name, self.task.version, self.protocol["hash"], self.dataset.fingerprint, self.limit)
+
+    def to_json(self) -> str:
+        """Indented JSON, fields in the order of the schema. Raises UserError rather than write an invalid record."""
+        data = asdict(self)
+        validate({**data, CHECKSUMS: {}})
+        return json.dumps(sealed(data), indent=2, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, where: str = "record") -> Record:
+        """The inverse of ``to_json``. Raises UserError, beginning with ``where``, on anything that is not a record."""
+        try:
+            data = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{where}: not JSON ({error}); delete it and measure again") from error
+        validate(data, where)
+        if problem := differences(data.pop(CHECKSUMS), json_checksums(data)):
+            raise UserError(f"{where}: {problem} since the program wrote it; delete it and measure again")
+        nested = {"task": MeasuredTask, "model": MeasuredModel, "dataset": MeasuredDataset, "code": Code, "env": Environment}
+        return cls(**{name: nested[name](**value) if name in nested else value for name, value in data.items()})
+
+
+def key(task_name: str, task_version: int, protocol_hash: str, fingerprint: str, limit: int | None) -> str:
+    """8 hex digits over all that decides whether two measurements of one model are the same measurement."""
+    parts = json.dumps([task_name, task_version, protocol_hash, fingerprint, limit])
+    return hashlib.sha256(parts.encode()).hexdigest()[:8]
+
+
+def record_path(results_dir: Path, model_name: str, revision: str, task_name: str, key: str) -> Path:
+    """``results/<model>@<rev8>/<dataset>/<family>.<key>.json``.
+
+    In the folder's name ":" is written "+" and "/" is written "="; any other unsafe character, and these two, as %XX.
+    Different names therefore never meet in one folder.
+    """
+    folder = quote(model_name, safe=":/").replace(":", "+").replace("/", "=")
+    dataset, family = task_name.split("/")
+    return Path(results_dir) / f"{folder}@{revision[:8]}" / dataset / f"{family}.{key}.json"
+
+
+def save(record: Record, results_dir: Path) -> Path:
+    """Write the record where it belongs, atomically; an older record of the same key is replaced."""
+    path = record_path(results_dir, record.model.name, record.model.revision, record.task.name, record.key)
+    write_text_atomic(path, record.to_json())
+    return path
+
+
+def find(results_dir: Path, model_name: str, revision: str, task_name: str, key: str) -> Record | None:
+    """The record of this measurement, or None if it has not been made.
+
+    Raises:
+        UserError: the file is damaged, or belongs to other weights whose revision begins with the same 8 digits.
+    """
+    path = record_path(results_dir, model_name, revision, task_name, key)
+    if not path.exists():
+        return None
+    record = _read(path, Path(results_dir))
+    if record.model.revision != revision:
+        raise UserError(f"{path}: measured on revision {record.model.revision}, not {revision}; use another folder")
+    return record
+
+
+def load_all(results_dir: Path) -> list[Record]:
+    """Every record below ``results_dir``, by path; ``results_dir/reported`` (published numbers) is not ours to read.
+
+    Raises:
+        UserError: no such folder, or a JSON file that is damaged, foreign or in another record's place.
+    """
+    results_dir = Path(results_dir)
+    if not results_dir.is_dir():
+        raise UserError(f"no results folder at {results_dir}; `silc-bench eval --results {results_dir}` makes one")
+    paths = {path.relative_to(results_dir).as_posix(): path for path in results_dir.rglob("*.json") if path.is_file()}
+    return [_read(paths[name], results_dir) for name in sorted(paths) if not name.startswith("reported/")]
+
+
+def validate(data: Any, where: str = "record") -> None:
+    """Check decoded JSON against ``SCHEMA``, plus: numbers are finite, stderr and main_metric name known metrics.
+
+    Raises:
+        UserError: ``where`` (the file), the field, what was expected and what was found.
+    """
+    if isinstance(data, dict) and data.get("schema") != SCHEMA_VERSION:
+        found = f"schema is {data['schema']!r}" if "schema" in data else "it has no schema field"
+        raise UserError(f"{where}: not a {SCHEMA_VERSION!r} file ({found}); another program or version wrote it: measure again")
+    check(data, SCHEMA, where)
+    if data["task"]["main_metric"] not in data["metrics"]:
+        raise UserError(f"{where}: task.main_metric {data['task']['main_metric']!r} is not among metrics")
+    for name in data["stderr"]:
+        if name not in data["metrics"]:
+            raise UserError(f"{where}: stderr.{name}: there is no metric of this name")
+
+
+@cache
+def code_state() -> Code:
+    """Version, and commit if the package runs from its own checkout. Never fails: None means not known."""
+    root = Path(__file__).resolve().parents[2]
+    unknown = Code(silc_bench.__version__, None, None)
+    if not (root / ".git").exists():  # installed: an enclosing repository would be somebody else's
+        return unknown
+    command = ["git", "--no-optional-locks", "-C", str(root), "status", "--porcelain=v2", "--branch", "--"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}  # set inside hooks
+    try:
+        done = subprocess.run(
+            [*command, "silc_bench", "tasks", "trainer"],
+            env=environment, capture_output=True, text=True, timeout=10, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
+        return unknown
+    commit = re.search(r"^# branch\.oid ([0-9a-f]{40,64})$", done.stdout, re.MULTILINE)
+    if commit is None:
+        return unknown
+    dirty = any(not line.startswith("#") for line in done.stdout.splitlines())
+    return Code(silc_bench.__version__, commit.group(1), dirty)
+
+
+def _read(path: Path, results_dir: Path) -> Record:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); delete it and measure again") from error
+    record = Record.from_json(text, str(path))
+    home = record_path(results_dir, record.model.name, record.model.revision, record.task.name, record.key)
+    if path != home:
+        raise UserError(f"{path}: was moved, copied or edited; what it says belongs in {home}")
+    return record
+
+
+if __name__ == "__main__":
+    print(json.dumps(SCHEMA, indent=2))

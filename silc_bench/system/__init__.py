@@ -1,0 +1,5 @@
+"""The machine: files written whole, the cache, processes that share work, limits of memory and
+cores, the terminal.
+
+Every other room may import from here; nothing here knows a model or a dataset.
+"""

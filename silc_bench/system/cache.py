@@ -1,0 +1,248 @@
+"""Encoded once, kept by content: features found again by whoever encodes the same data with the same weights in the same way.
+
+Flow: ``store = Store(folder)``; ``entry = store.entry({...what decides the numbers...})``; ``entry.rows(n, width)`` says
+what is there, ``entry.save(start, rows)`` adds a finished part; ``entry.texts(width)`` and ``entry.save_texts(texts, rows)``;
+``entry.word()`` and ``entry.save_word(word)`` for what is as short as a fingerprint.
+``silc-bench cache ls | prune`` looks at it and empties it.
+
+A folder an entry, named by the hash of its description (``entry.json``); in it a ``.npy`` a part, written whole or not at all.
+Parts are what makes an interrupted extraction go on: each that was finished counts, whoever wrote it. Two processes with the
+same work write the same bytes to the same names. At the end of a part stands the checksum of its entry's description, its name
+and its content: what is altered, renamed or brought from another entry is not served. What is damaged, or vanishes because
+another process prunes, is encoded again: the store can lose, never lie.
+
+Shapes: N samples, D features.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import math
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from silc_bench.errors import UserError
+from silc_bench.system.checksums import DIGITS, Bytes, checksum
+from silc_bench.system.files import atomic_path, write_text_atomic
+
+VERSION = 3  # part of every description: raised when the same description would mean other numbers or another layout
+DESCRIPTION = "entry.json"
+LIMIT = 20 * 2**30  # bytes
+IN_USE = 3600.0  # seconds since a part was read or written in which an entry is not pruned to make room
+_ROWS = re.compile(r"rows-(\d{9})-(\d{9})\.npy")
+_GRID = re.compile(r"grid-(\d{9})-(\d+)x(\d+)\.npy")
+
+
+def default_folder() -> Path:
+    """``$SILC_BENCH_CACHE``, or silc-bench/features in the user's cache folder (XDG base directory specification)."""
+    given = os.environ.get("SILC_BENCH_CACHE")
+    if given:
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "silc-bench" / "features"
+
+
+def shards_folder() -> Path:
+    """Beside the default folder: where training keeps copies of remote shards, and indexes of all shards."""
+    return default_folder().parent / "shards"
+
+
+@dataclass(frozen=True)
+class Store:
+    """Entries below ``folder``, at most ``limit`` bytes of them."""
+
+    folder: Path
+    limit: int = LIMIT
+
+    def entry(self, description: Mapping[str, Any]) -> Entry:
+        """The entry of exactly this work: JSON of all that decides its numbers. Nothing is written yet."""
+        text = json.dumps({"store": VERSION, **description}, sort_keys=True, indent=1)
+        name = hashlib.sha256(text.encode()).hexdigest()[:32]
+        return Entry(self, self.folder / name, text)
+
+    def listing(self) -> list[Listed]:
+        """All entries, the least recently used first. Folders of other programs are left alone and not listed."""
+        found = []
+        for path in self.folder.glob(f"*/{DESCRIPTION}"):
+            with contextlib.suppress(OSError, ValueError):  # pruned meanwhile, or not ours
+                description = json.loads(path.read_text(encoding="utf-8"))
+                if not isinstance(description, dict) or "store" not in description:
+                    continue
+                size = sum(file.stat().st_size for file in path.parent.iterdir() if file.is_file())
+                found.append(Listed(path.parent, description, size, path.stat().st_mtime))
+        return least_used_first(found)
+
+    def trim(self) -> None:
+        """Keep the limit; entries in use stay."""
+        prune(self.listing(), self.limit, keep_used_after=time.time() - IN_USE)
+
+
+@dataclass(frozen=True)
+class Listed:
+    path: Path  # a folder, or a file
+    description: dict[str, Any]
+    bytes: int
+    used: float  # seconds since the epoch
+
+
+def least_used_first(entries: Iterable[Listed]) -> list[Listed]:
+    """By when, not how often."""
+    return sorted(entries, key=lambda listed: (listed.used, listed.path))
+
+
+def prune(entries: Iterable[Listed], limit: int, keep_used_after: float = math.inf) -> list[Listed]:
+    """Remove the least recently used entries until at most ``limit`` bytes are left; what was removed.
+
+    Args:
+        keep_used_after: time (seconds since the epoch); entries used later stay, whatever the limit.
+    """
+    entries = least_used_first(entries)
+    size = sum(listed.bytes for listed in entries)
+    removed = []
+    for listed in entries:
+        if size <= limit or listed.used > keep_used_after:
+            break
+        if listed.path.is_dir():
+            shutil.rmtree(listed.path, ignore_errors=True)  # a writer may add a part meanwhile: its next use mends that
+        else:
+            listed.path.unlink(missing_ok=True)
+        size -= listed.bytes
+        removed.append(listed)
+    return removed
+
+
+@dataclass(frozen=True)
+class Entry:
+    store: Store
+    folder: Path
+    description: str
+
+    def rows(self, num_rows: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+        """What is known: features [N, D] fp32 with NaN in the gaps, and which rows are there [N] bool."""
+        features = np.full((num_rows, width), np.nan, dtype=np.float32)
+        is_known = np.zeros(num_rows, dtype=bool)
+        for path in self._parts("rows-*.npy"):
+            match = _ROWS.fullmatch(path.name)
+            if match is None:
+                continue
+            start, stop = int(match[1]), int(match[2])
+            part = self._load(path.name)
+            if part is not None and part.shape == (stop - start, width) and stop <= num_rows:
+                features[start:stop] = part
+                is_known[start:stop] = True
+        return features, is_known
+
+    def save(self, start: int, rows: np.ndarray) -> None:
+        """Rows [n, D] from ``start`` on. Raises UserError when the store cannot be written."""
+        self._write(f"rows-{start:09d}-{start + len(rows):09d}.npy", rows.astype(np.float32, copy=False))
+
+    def grids(self) -> dict[int, tuple[int, int]]:
+        """Pictures whose dense features are there, each with the sides (height, width) it was resized to."""
+        matches = [_GRID.fullmatch(path.name) for path in self._parts("grid-*.npy")]
+        return {int(match[1]): (int(match[2]), int(match[3])) for match in matches if match}
+
+    def grid(self, index: int, sides: tuple[int, int]) -> np.ndarray | None:
+        """fp16 [gh, gw, D] of a picture, None where it is not there whole."""
+        part = self._load(_grid_name(index, sides), np.float16)
+        return part if part is not None and part.ndim == 3 else None
+
+    def save_grid(self, index: int, sides: tuple[int, int], grid: np.ndarray) -> None:
+        """fp16 [gh, gw, D] of a picture. Raises UserError when the store cannot be written."""
+        assert grid.dtype == np.float16, grid.dtype
+        self._write(_grid_name(index, sides), grid)
+
+    def texts(self, width: int) -> dict[str, np.ndarray]:
+        """Hash of a text (``text_hash``) -> its embedding [D] fp32."""
+        known: dict[str, np.ndarray] = {}
+        for path in self._parts("texts-*.npy"):
+            part = self._load(path.name, np.dtype([("hash", "S32"), ("features", np.float32, (width,))]))
+            if part is not None:
+                known.update(zip((name.decode() for name in part["hash"].tolist()), part["features"], strict=True))
+        return known
+
+    def save_texts(self, texts: Sequence[str], rows: np.ndarray) -> None:
+        """Embeddings [n, D] of n texts. Raises UserError when the store cannot be written."""
+        part = np.empty(len(texts), dtype=[("hash", "S32"), ("features", np.float32, (rows.shape[1],))])
+        part["hash"] = [text_hash(text).encode() for text in texts]
+        part["features"] = rows
+        self._write(f"texts-{text_hash(' '.join(map(text_hash, texts)))}.npy", part)
+
+    def word(self) -> str | None:
+        """What ``save_word`` kept; None where nothing was, or it is damaged."""
+        part = next((self._load(path.name, np.dtype("S64")) for path in self._parts("word.npy")), None)
+        return None if part is None or part.shape != () else part.item().decode()
+
+    def save_word(self, word: str) -> None:
+        """Up to 64 ASCII characters. Raises UserError when the store cannot be written."""
+        self._write("word.npy", np.array(word.encode(), dtype="S64"))
+
+    def _parts(self, pattern: str) -> Iterator[Path]:
+        if self.folder.is_dir():
+            self._touch()
+            yield from sorted(self.folder.glob(pattern))
+
+    def _touch(self) -> None:
+        """Used now: whoever makes room takes others first, and none that is in use."""
+        with contextlib.suppress(OSError):  # pruned meanwhile
+            os.utime(self.folder / DESCRIPTION)
+
+    def _write(self, name: str, part: np.ndarray) -> None:
+        try:
+            if not (self.folder / DESCRIPTION).exists():
+                self.folder.mkdir(parents=True, exist_ok=True)
+                write_text_atomic(self.folder / DESCRIPTION, self.description + "\n")
+            buffer = io.BytesIO()
+            np.save(buffer, part, allow_pickle=False)
+            with atomic_path(self.folder / name) as temporary:
+                temporary.write_bytes(buffer.getvalue() + self._checksum(name, buffer.getbuffer()))
+            self._touch()
+        except OSError as error:
+            raise UserError(
+                f"the feature store {self.store.folder} cannot be written ({error.strerror or error}); free some space"
+                " (silc-bench cache prune), give --cache another folder, or --cache off"
+            ) from None
+
+    def _load(self, name: str, dtype: np.dtype | type = np.float32) -> np.ndarray | None:
+        """The array, or None where the part is gone, damaged, another's, or of another type."""
+        try:
+            content = memoryview((self.folder / name).read_bytes())
+        except OSError:
+            return None
+        if self._checksum(name, content[:-DIGITS]) != content[-DIGITS:]:
+            return None
+        part = np.load(io.BytesIO(content[:-DIGITS]), allow_pickle=False)
+        return part if part.dtype == dtype else None
+
+    def _checksum(self, name: str, content: Bytes) -> bytes:
+        """What stands at the end of a part."""
+        return checksum(f"{self.description}\n{name}\n".encode(), content).encode()
+
+
+def releases(*names: str) -> dict[str, str]:
+    """Of installed distributions, of which another release may give other pixels, tokens or embeddings; else "none"."""
+    found = {}
+    for name in names:
+        found[name] = "none"
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def text_hash(text: str) -> str:
+    """32 hex digits."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+def _grid_name(index: int, sides: tuple[int, int]) -> str:
+    return f"grid-{index:09d}-{sides[0]}x{sides[1]}.npy"

@@ -1,0 +1,94 @@
+"""Files and folders that are either the old one or the new one, never half of each (standard library only)."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from silc_bench.errors import UserError
+
+
+def check_writable(folder: Path) -> None:
+    """Before work whose result goes into ``folder``: it is a folder to write in, or could be made. Makes nothing itself.
+
+    Raises:
+        UserError: a file is in its place or above it, or nothing may be written there; names what is in the way.
+    """
+    nearest = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    if not nearest.is_dir():
+        raise UserError(f"cannot write to {folder}: {nearest} is not a folder; choose another one")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise UserError(f"cannot write to {folder}: no permission to write in {nearest}; choose another folder")
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; on a clean exit flush it to disk and move it into place.
+
+    On any error the temporary file is removed and ``path`` is untouched: a full disk costs the new file, not the old one.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        temporary.touch()  # unlike tempfile's, with the permissions that the user's umask gives a file
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        _name(error, temporary, path)
+        raise
+    _flush(path.parent)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """The same for a folder of files, where ``path`` is missing or empty; on any error nothing of it is left.
+
+    Raises:
+        OSError: also where ``path`` has got files of its own in the meantime.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    temporary.mkdir()
+    try:
+        yield temporary
+        for file in (*temporary.iterdir(), temporary):
+            _flush(file)
+        os.rename(temporary, path)
+    except BaseException as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        _name(error, temporary, path)
+        raise
+    _flush(path.parent)
+
+
+def _name(error: BaseException, temporary: Path, path: Path) -> None:
+    """Let the error be about ``path``: a write to a full disk names no file, and others one that is gone by now."""
+    if not isinstance(error, OSError) or not error.errno:
+        return
+    is_full = error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if is_full or str(error.filename).startswith(str(temporary)):
+        error.filename, error.filename2 = str(path), None
+
+
+def _flush(path: Path) -> None:
+    """A file or a folder -> the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text_atomic(path: Path, text: str) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

@@ -1,0 +1,42 @@
+"""Nearest neighbours in the embedding space: what a model knows with nothing learned on top (DINO, appendix F.1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from silc_bench.metrics import statistics
+from silc_bench.metrics.accuracy import recall_at
+from silc_bench.probes.closed_form import knn_ranks
+from silc_bench.task import Features, Scores, register
+from tasks.classification.scores import frequency_chance, labels_of
+from tasks.sources import SourcedTask, cifar100, shapes
+
+KS = (1, 5, 10, 20)
+TEMPERATURE = 0.07
+
+
+@dataclass(kw_only=True, eq=False)
+class Knn(SourcedTask):
+    version: int = 1
+    group: str = "knn"
+    main_metric: str = "acc1_20nn"
+    requires: frozenset[str] = frozenset({"image"})
+
+    def protocol(self) -> dict[str, Any]:
+        return {"k": list(KS), "vote": "exp(cosine / temperature)", "temperature": TEMPERATURE}
+
+    def score(self, features: Features) -> Scores:
+        train, labels = labels_of(features.data["train"]), labels_of(features.data["test"])
+        by_k = knn_ranks(features.image("train"), train, features.image("test"), labels, KS, TEMPERATURE)
+        return Scores(
+            metrics={f"acc1_{k}nn": recall_at(ranks, 1) for k, ranks in by_k.items()},
+            stderr={f"acc1_{k}nn": statistics.accuracy_stderr(ranks < 1) for k, ranks in by_k.items()},
+            n=len(labels),
+            chance=frequency_chance(train, labels),
+            outcomes={f"acc1_{k}nn": ranks < 1 for k, ranks in by_k.items()},
+        )
+
+
+register(Knn(name="shapes/knn", sources={"train": shapes("train", 2000), "test": shapes("test", 1000)}))
+register(Knn(name="cifar100/knn", needs_data_root=True, sources={"train": cifar100("train"), "test": cifar100("test")}))

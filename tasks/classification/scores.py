@@ -1,0 +1,64 @@
+"""What all classification families share: scores from ranks, and what a model that knows nothing would score."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from silc_bench.metrics import accuracy as metrics
+from silc_bench.metrics import statistics as stats
+from silc_bench.task import Scores
+
+if TYPE_CHECKING:
+    from silc_bench.datasets.dataset import ImageDataset
+
+
+def labels_of(dataset: ImageDataset) -> np.ndarray:
+    """[N] int64."""
+    assert dataset.labels is not None, f"{dataset.name}/{dataset.split} has no labels"
+    return dataset.labels
+
+
+def classification_scores(
+    ranks: np.ndarray, labels: np.ndarray, class_names: Sequence[str], chance: float, details: dict[str, Any]
+) -> Scores:
+    """acc1, acc5 and mean_per_class_recall from the rank [N] of the right class among all; each class's acc1 as a detail."""
+    hits = ranks < 1
+    return Scores(
+        metrics={
+            "acc1": metrics.recall_at(ranks, 1),
+            "acc5": metrics.recall_at(ranks, 5),
+            "mean_per_class_recall": metrics.mean_per_class_recall(hits, labels),
+        },
+        stderr={
+            "acc1": stats.accuracy_stderr(hits),
+            "acc5": stats.accuracy_stderr(ranks < 5),
+            "mean_per_class_recall": stats.mean_per_class_stderr(hits, labels),
+        },
+        n=len(labels),
+        chance=chance,
+        details={**details, "acc1_by_class": _by_class(hits, labels, class_names)},
+        outcomes={"acc1": hits, "acc5": ranks < 5, "labels": labels},
+    )
+
+
+def _by_class(hits: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -> list[list[Any]]:
+    """[name, fraction hit] of each class in order, None without a sample. Names can repeat: no dict."""
+    counts = np.bincount(labels, minlength=len(class_names))
+    right = np.bincount(labels, weights=hits, minlength=len(class_names))
+    return [[name, float(right[c] / counts[c]) if counts[c] else None] for c, name in enumerate(class_names)]
+
+
+def uniform_chance(train_labels: np.ndarray, labels: np.ndarray) -> float:
+    """Accuracy of guessing evenly among the classes that occur in training: what equal shots of noise lead to."""
+    known = np.unique(train_labels)
+    return float(np.isin(labels, known).mean() / len(known))
+
+
+def frequency_chance(train_labels: np.ndarray, labels: np.ndarray) -> float:
+    """Accuracy of guessing classes as often as they occur in training: sum over classes of p_train * p_test."""
+    num_classes = int(max(train_labels.max(), labels.max())) + 1
+    frequencies = [np.bincount(values, minlength=num_classes) / len(values) for values in (train_labels, labels)]
+    return float(frequencies[0] @ frequencies[1])

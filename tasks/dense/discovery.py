@@ -1,0 +1,125 @@
+"""Object discovery: is the part of a picture that its patches alone set apart the part that is labelled an object?
+
+Nothing is learned and no threshold chosen (`tasks.dense.discovery`). The score is the mean over pictures of the IoU of the
+found foreground with all labelled objects, as unsupervised saliency is scored (TokenCut, 2202.11539). Pictures without an
+object, or without anything else, are left out. Chance is a foreground of the same size in each picture, laid down without
+looking.
+
+Which part of a picture is an object, by its cells alone: no label, no text, no threshold.
+
+``foreground`` is the method of Melas-Kyriazi et al. ("Deep Spectral Methods", 2205.07839, section 3): cells are a graph whose
+edges weigh the positive part of their cosine; the eigenvector of the second smallest eigenvalue of its normalised Laplacian
+(Fiedler's) cuts the picture in two at 0, and the smaller part is the object. It is the same cut as TokenCut's (2202.11539),
+without its threshold on edges, which the features of an image-text model rarely fall below. Two things differ from the paper:
+the features are the tokens that leave the tower, as in every other task here, not the keys of its last attention; and a pixel
+goes to the side that has more than half of its bilinear weights, without a conditional random field.
+
+Shapes: gh x gw = n cells, D features, H x W pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from silc_bench.datasets.dataset import ignore_of
+from silc_bench.errors import UserError
+from silc_bench.metrics import statistics
+from silc_bench.metrics.accuracy import normalize
+from silc_bench.models.windows import Layout
+from silc_bench.task import Features, Scores, register
+from tasks.dense.scores import CellsTask
+from tasks.sources import shapes
+
+
+@dataclass(kw_only=True, eq=False)
+class Discovery(CellsTask):
+    """Of data with a background: everything else is an object."""
+
+    main_metric: str = "foreground_iou"
+
+    def protocol(self) -> dict[str, Any]:
+        return {
+            **super().protocol(),
+            "foreground": "smaller side of the Fiedler vector of the patches' positive cosines, cut at 0, then up-sampled",
+            "scored": "mean over pictures with an object and a background of the foreground's IoU",
+        }
+
+    def score(self, features: Features) -> Scores:
+        pass
+
+        assert features.data["test"].has_background, f"{self.name}: without a background there is no foreground"
+        areas, chances = [], []
+        for grid, layout, mask in self.labelled(features, "test"):
+            valid = mask != ignore_of(mask)
+            truth = mask[valid] > 0
+            if not truth.any() or truth.all():
+                continue
+            guess = foreground(grid, layout, *mask.shape)[valid]
+            areas.append([np.sum(truth & guess), np.sum(truth | guess)])
+            chances.append(placed_at_random(guess, truth))
+        if not areas:
+            raise UserError(f"{self.name}: no picture has both an object and a background; leave it out, or raise --limit")
+        counts = np.array(areas)
+        iou = counts[:, 0] / counts[:, 1]
+        return Scores(
+            metrics={"foreground_iou": float(iou.mean())},
+            stderr={"foreground_iou": statistics.bootstrap_stderr(iou[:, None], lambda sums: sums[..., 0] / len(iou))},
+            n=len(counts),
+            chance=float(np.mean(chances)),
+            outcomes={"foreground_areas": counts},
+        )
+
+
+register(Discovery(name="shapes/discovery", sources={"test": shapes("test", 1000)}))
+MAX_CELLS = 6000  # an eigenvector of n x n takes n^3: about a minute here
+
+
+def foreground(grid: np.ndarray, layout: Layout, height: int, width: int) -> np.ndarray:
+    """bool [height, width]: the object in a picture with cells [gh, gw, D].
+
+    Raises:
+        UserError: the picture has too many cells for an eigenvector.
+    """
+    cells = grid.reshape(-1, grid.shape[-1])
+    if len(cells) > MAX_CELLS:
+        raise UserError(
+            f"a picture of {width:,} x {height:,} pixels becomes {len(cells):,} patches, and object discovery takes"
+            f" {MAX_CELLS:,} at most: it is too long and thin; cut it, or leave it out"
+        )
+    side = (fiedler_vector(cells) > 0).reshape(grid.shape[:2]).astype(np.float64)
+    side = layout.rows(height) @ (layout.cols(width) @ side.T).T > 0.5
+    if 2 * side.sum() > side.size or (
+        2 * side.sum() == side.size and side[0, 0]
+    ):  # of two halves the one without the first pixel
+        side = ~side
+    return side
+
+
+def fiedler_vector(cells: np.ndarray) -> np.ndarray:
+    """Cells [n, D] -> float64 [n]: the second eigenvector of L y = l D y, where W = max(cosine, 0), L = D - W; its sign is
+    free.
+
+    The first is constant. It is taken out of the matrix, so that the second is well defined where the graph falls into two
+    parts.
+    """
+    from scipy.linalg import eigh
+
+    unit = normalize(cells.astype(np.float64))
+    weights = np.maximum(unit @ unit.T, 0)
+    degree = weights.sum(axis=1)
+    root = np.sqrt(np.where(degree > 0, degree, 1))  # a cell without any feature has no edge
+    matrix = weights / root / root[:, None]
+    first = np.sqrt(degree) / max(np.linalg.norm(np.sqrt(degree)), np.finfo(float).tiny)
+    matrix -= np.outer(first, first)
+    last = len(matrix) - 1
+    _, vectors = eigh(matrix, subset_by_index=[last, last])
+    return vectors[:, 0] / root
+
+
+def placed_at_random(prediction: np.ndarray, truth: np.ndarray) -> float:
+    """IoU of a foreground as large as ``prediction`` that knows nothing of ``truth``, as shares: a t / (a + t - a t)."""
+    guessed, true = prediction.mean(), truth.mean()
+    return float(guessed * true / (guessed + true - guessed * true))

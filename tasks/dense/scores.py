@@ -1,0 +1,141 @@
+"""What the tasks that read cells share: which cells, beside which masks, and how class logits of cells are scored.
+
+What a segmentation scores, however it was predicted: areas of each picture -> mIoU and its company, beside their chance.
+
+Flow: ``areas = PictureAreas(num_classes)``; for each picture ``areas.add(prediction, mask)``; ``areas.scores(names, chance)``.
+Everything follows from areas summed over the whole split, never from averages of pictures: a class absent from truth and
+prediction is not averaged. Standard errors are a bootstrap over pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from silc_bench.datasets.dataset import ignore_of
+from silc_bench.evaluation.protocols import NamedProtocol, rule_of
+from silc_bench.metrics import iou as metrics
+from silc_bench.metrics import statistics as stats
+from silc_bench.task import Features, Scores
+from tasks.sources import SourcedTask
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from silc_bench.models.windows import Layout, View
+    from silc_bench.probes.closed_form import LinearMap
+
+
+@dataclass(kw_only=True, eq=False)
+class CellsTask(SourcedTask):
+    """A `silc_bench.task.DenseTask` that reads one method's cells of every role."""
+
+    version: int = 1
+    group: str = "dense"
+    main_metric: str = "mIoU"
+    requires: frozenset[str] = frozenset({"dense"})
+    view: View | None = None  # how pictures are shown; None: as the model's own size says
+    method: str = "tokens"  # "tokens:4" joins those of the last four blocks
+
+    def protocol(self) -> dict[str, Any]:
+        return {"features": self.method, "view": "the model's own" if self.view is None else self.view.as_dict()}
+
+    def under(self, protocol: NamedProtocol) -> Self:
+        """Seen in the windows of the protocol, by the method that it names for probes."""
+        if not (protocol.segmentation or protocol.probe_method):
+            return self
+        view = rule_of(protocol.segmentation, self.name.partition("/")[0]).view if protocol.segmentation else self.view
+        return replace(self, view=view, method=protocol.probe_method or self.method)
+
+    def dense_needs(self) -> Mapping[str, Sequence[str]]:
+        return dict.fromkeys(self.sources, (self.method,))
+
+    def labelled(self, features: Features, role: str) -> Iterator[tuple[np.ndarray, Layout, np.ndarray]]:
+        """Cells [gh, gw, D], their layout and the mask [H, W] of each picture, in order."""
+        dataset = features.data[role]
+        for picture in features.grids(role, self.view, self.method):
+            yield picture.grid, picture.layout, dataset.mask(picture.index)
+
+    def predicted(self, features: Features, logits: Callable[[Tensor], Tensor], num_classes: int) -> PictureAreas:
+        """Every test picture, each pixel given the class of largest up-sampled logit: ``logits`` of cells [n, D] are [n, C]."""
+        from silc_bench.models.windows import predict
+
+        areas = PictureAreas(num_classes)
+        for grid, layout, mask in self.labelled(features, "test"):
+            areas.add(predict(logits, grid, layout, *mask.shape), mask)
+        return areas
+
+
+def as_logits(probe: LinearMap) -> Callable[[Tensor], Tensor]:
+    """The probe of cells fp32 [n, D], computed in float64: the features' own scales differ much."""
+    import torch
+
+    weight, bias = torch.from_numpy(probe.weight), torch.from_numpy(probe.bias)
+    return lambda cells: (cells.double() @ weight + bias).float()
+
+
+MEASURES = {
+    "mIoU": metrics.mean_iou,
+    "pixel_accuracy": metrics.pixel_accuracy,
+    "mean_class_accuracy": metrics.mean_class_accuracy,
+}
+
+
+class PictureAreas:
+    """Areas of each picture scored so far: in whole, and near the contours."""
+
+    def __init__(self, num_classes: int) -> None:
+        self.num_classes = num_classes
+        self._areas: list[np.ndarray] = []
+        self._boundary: list[np.ndarray] = []
+
+    def add(self, prediction: np.ndarray, mask: np.ndarray) -> None:
+        """Classes [H, W] of one picture against its mask [H, W]."""
+        self._areas.append(metrics.areas(prediction, mask, self.num_classes))
+        self._boundary.append(metrics.boundary_areas(prediction, mask, self.num_classes))
+
+    @property
+    def truth(self) -> np.ndarray:
+        """[C] true pixels of each class."""
+        return np.sum(self._areas, axis=0)[2]
+
+    @property
+    def predicted(self) -> np.ndarray:
+        """[C] predicted pixels of each class, of those that are scored."""
+        return np.sum(self._areas, axis=0)[1]
+
+    def scores(self, names: Sequence[str], chance: float, details: Mapping[str, Any] | None = None) -> Scores:
+        areas, boundary = np.stack(self._areas), np.stack(self._boundary)
+        total = areas.sum(axis=0)
+        found = {name: (areas, measure) for name, measure in MEASURES.items()} | {"boundary_mIoU": (boundary, metrics.mean_iou)}
+        iou = {
+            name: None if np.isnan(value) else float(value) for name, value in zip(names, metrics.class_iou(total), strict=True)
+        }
+        return Scores(
+            metrics={name: float(measure(counts.sum(axis=0))) for name, (counts, measure) in found.items()},
+            stderr={name: stats.bootstrap_stderr(counts, measure) for name, (counts, measure) in found.items()},
+            n=len(areas),
+            chance=chance,
+            details={"iou": iou, **(details or {})},
+            outcomes={"areas": areas, "boundary_areas": boundary},
+        )
+
+
+def constant_miou(truth: np.ndarray) -> float:
+    """mIoU of the most frequent class everywhere, which is what a probe learns from noise: true pixels [C] of each class."""
+    guess = np.arange(len(truth)) == truth.argmax()
+    return float(metrics.mean_iou(np.stack([truth * guess, truth.sum() * guess, truth])))
+
+
+def shares_miou(truth: np.ndarray, shares: np.ndarray) -> float:
+    """mIoU of guessing each class with its share [C] of all pixels, whatever they show: true pixels [C] of each class."""
+    return float(metrics.mean_iou(np.stack([truth * shares, truth.sum() * shares, truth])))
+
+
+def without_background(mask: np.ndarray) -> np.ndarray:
+    """Mask value 0 is not scored; the first class becomes 0."""
+    ignore = ignore_of(mask)
+    return np.where((mask == 0) | (mask == ignore), ignore, mask - 1).astype(mask.dtype)

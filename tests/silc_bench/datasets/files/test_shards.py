@@ -1,0 +1,361 @@
+"""Shards: the same samples as webdataset reads, patterns as braceexpand expands, and damage that is counted, not hidden."""
+
+import io
+import multiprocessing
+import os
+import random
+import tarfile
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from braceexpand import braceexpand
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from webdataset import WebDataset
+
+from silc_bench.datasets.files.shards import (
+    Damage,
+    DamagedImageError,
+    ShardIndex,
+    decode_image,
+    expand,
+    image_format,
+    image_size,
+    index_shard,
+    read_member,
+)
+from silc_bench.errors import UserError
+
+REAL = os.environ.get("SILC_BENCH_TEST_DATA")
+ODD_NAMES = [
+    "000.png",
+    "000.txt",
+    "001.PNG",
+    "001.seg.png",
+    "__meta__/notes.txt",
+    "__about__",
+    "noextension",
+    "sub.dir/002.jpg",
+    "sub.dir/002.cls",
+    "./003.png",
+    "._003.png",
+    f"{'long' * 40}/{'name' * 30}.png",
+    "größe.txt",
+    "000.png",  # the key again, later: a sample of its own
+]
+
+
+def write_tar(path: Path, members: list[tuple[str, bytes]], tar_format: int = tarfile.PAX_FORMAT) -> Path:
+    with tarfile.open(path, "w", format=tar_format) as tar:
+        for name, data in members:
+            header = tarfile.TarInfo(name)
+            header.size = len(data)
+            tar.addfile(header, io.BytesIO(data))
+    return path
+
+
+def content(shard: ShardIndex) -> list[tuple[str, dict[str, bytes]]]:
+    return [
+        (sample.key, {ext: read_member(shard.path, place) for ext, place in sample.members.items()}) for sample in shard.samples
+    ]
+
+
+def content_by_webdataset(paths: list[Path]) -> list[tuple[str, dict[str, bytes]]]:
+    read = WebDataset([str(path) for path in paths], shardshuffle=False, empty_check=False)
+    added = {"__key__", "__url__", "__local_path__"}
+    return [(one["__key__"], {ext: data for ext, data in one.items() if ext not in added}) for one in read]
+
+
+def encoded(kind: str, mode: str = "RGB", size: tuple[int, int] = (8, 6)) -> bytes:
+    shape = (size[1], size[0], len(mode)) if len(mode) > 1 else (size[1], size[0])
+    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, kind)
+    return buffer.getvalue()
+
+
+# ---- reading ----
+
+
+@pytest.mark.parametrize("tar_format", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
+def test_samples_equal_webdatasets(tmp_path, tar_format):
+    members = [(name, os.urandom(random.Random(i).choice([0, 1, 511, 512, 513, 3000]))) for i, name in enumerate(ODD_NAMES)]
+    path = write_tar(tmp_path / "a.tar", members, tar_format)
+    shard = index_shard(path)
+    assert content(shard) == content_by_webdataset([path])
+    assert [sample.key for sample in shard.samples][:3] == ["000", "001", "sub.dir/002"]
+    assert set(shard.samples[1].members) == {"png", "seg.png"}
+    assert shard.damage.total == 0
+
+
+@pytest.mark.skipif(REAL is None, reason="SILC_BENCH_TEST_DATA is not set: no real shards")
+def test_real_shards_equal_webdatasets():
+    paths = expand(f"{REAL}/cifar100/train/cifar100-train-00000{{3..4}}.tar")
+    ours = [one for path in paths for one in content(index_shard(path))]
+    assert ours == content_by_webdataset(paths)
+    assert len(ours) == 5000
+
+
+@given(st.from_regex(r"(([ab.]{1,3}|__a__)/){0,2}([abA_][abA._]{0,6}|__a__)", fullmatch=True))
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_keys_are_split_as_webdataset_splits_them(tmp_path, name):
+    path = write_tar(tmp_path / "a.tar", [(name, b"x")])
+    assert content(index_shard(path)) == content_by_webdataset([path])
+
+
+def test_hidden_files_are_passed_over(tmp_path):
+    """Finder's "._0.png" beside "0.png"; webdataset takes the folder for their key."""
+    shard = index_shard(write_tar(tmp_path / "a.tar", [("a/._0.png", b"x"), ("a/0.png", b"y"), (".b", b"z")]))
+    assert content(shard) == [("a/0", {"png": b"y"})]
+
+
+def test_other_members_are_passed_over(tmp_path):
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w") as tar:
+        for name, kind in (("folder.d", tarfile.DIRTYPE), ("link.png", tarfile.SYMTYPE), ("hard.png", tarfile.LNKTYPE)):
+            header = tarfile.TarInfo(name)
+            header.type, header.linkname = kind, "/etc/passwd"
+            tar.addfile(header)
+    assert index_shard(path).samples == ()
+
+
+@pytest.mark.timing
+def test_threads_and_forked_workers_read_the_same(tmp_path):
+    members = [(f"{i:04d}.bin", os.urandom(1000 + i)) for i in range(300)]
+    shard = index_shard(write_tar(tmp_path / "a.tar", members))
+    places = [sample.members["bin"] for sample in shard.samples] * 3
+    expected = [data for _, data in members] * 3
+    with ThreadPoolExecutor(8) as threads:
+        assert list(threads.map(lambda place: read_member(shard.path, place), places)) == expected
+    context = multiprocessing.get_context("fork")
+    with context.Pool(3) as workers:
+        assert workers.starmap(read_member, [(shard.path, place) for place in places]) == expected
+
+
+def test_reading_a_shard_that_shrank_or_vanished_is_an_error(tmp_path):
+    shard = index_shard(write_tar(tmp_path / "a.tar", [("0.bin", bytes(9000))]))
+    os.truncate(shard.path, 4000)
+    with pytest.raises(UserError, match="changed while"):
+        read_member(shard.path, shard.samples[0].members["bin"])
+    shard.path.unlink()
+    with pytest.raises(UserError, match="cannot read"):
+        read_member(shard.path, shard.samples[0].members["bin"])
+
+
+# ---- damage ----
+
+
+def test_a_cut_at_any_place_keeps_what_is_whole_and_counts_the_damage(tmp_path):
+    members = [(f"{i:02d}.{ext}", os.urandom(700)) for i in range(4) for ext in ("png", "txt")]
+    whole = write_tar(tmp_path / "whole.tar", members).read_bytes()
+    end_of_data = len(members) * (512 + 1024)
+    for cut in (*range(512, end_of_data + 1, 128), end_of_data + 1, end_of_data - 1, 513):
+        path = tmp_path / "cut.tar"
+        path.write_bytes(whole[:cut])
+        shard = index_shard(path)
+        found = [data for _, sample in content(shard) for data in sample.values()]
+        whole_members = sum(cut >= i * 1536 + 512 + 700 for i in range(len(members)))
+        assert found == [data for _, data in members[:whole_members]], cut
+        assert shard.damage.total == 1 or cut > end_of_data, cut
+    assert index_shard(tmp_path / "whole.tar").damage.total == 0
+
+
+def test_a_broken_header_in_the_middle_is_counted(tmp_path):
+    path = write_tar(tmp_path / "a.tar", [(f"{i}.txt", bytes(100)) for i in range(5)])
+    data = bytearray(path.read_bytes())
+    data[2 * 1024 + 150] ^= 0xFF  # checksum field of the third member
+    path.write_bytes(data)
+    shard = index_shard(path)
+    assert [sample.key for sample in shard.samples] == ["0", "1"]
+    assert "unreadable header" in shard.damage.summary()
+    assert "byte 2,048" in shard.damage.summary()
+
+
+def test_the_same_name_twice_in_a_sample_is_counted(tmp_path):
+    shard = index_shard(write_tar(tmp_path / "a.tar", [("0.txt", b"first"), ("0.TXT", b"second")]))
+    assert content(shard) == [("0", {"txt": b"first"})]
+    assert shard.damage.counts == {"second member of the same name": 1}
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(st.integers(0, 10239), st.integers(0, 255)), min_size=1, max_size=6), st.booleans())
+def test_flipped_bytes_never_lead_outside_the_file(tmp_path, flips, seal):
+    path = write_tar(tmp_path / "a.tar", [(f"{'d' * 120}/{i}.txt", bytes(300)) for i in range(3)])
+    data = bytearray(path.read_bytes())
+    for at, value in flips:
+        data[at] = value
+        if seal:
+            seal_header(data, at - at % 512)
+    path.write_bytes(data)
+    try:
+        shard = index_shard(path)
+    except UserError:
+        return
+    for sample in shard.samples:
+        for offset, size in sample.members.values():
+            assert 0 <= offset <= offset + size <= len(data)
+
+
+@pytest.mark.parametrize("size", [b"\x80" + b"\x7f" * 11, b"\xff" * 12, b"\xff" * 11 + b"\x00", b"77777777777\0"])
+@pytest.mark.parametrize("kind", [b"0", b"x", b"L", b"5"])
+def test_nonsense_sizes_are_counted(tmp_path, size, kind):
+    path = write_tar(tmp_path / "a.tar", [(f"{i}.txt", bytes(300)) for i in range(3)])
+    data = bytearray(path.read_bytes())
+    data[1024 + 124 : 1024 + 136], data[1024 + 156 : 1024 + 157] = size, kind
+    seal_header(data, 1024)
+    path.write_bytes(data)
+    shard = index_shard(path)
+    assert [sample.key for sample in shard.samples] == ["0"]
+    assert shard.damage.total == 1
+
+
+def seal_header(data: bytearray, start: int) -> None:
+    """Make the checksum right, so that the header is believed."""
+    data[start + 148 : start + 156] = b" " * 8
+    data[start + 148 : start + 156] = b"%06o\0 " % sum(data[start : start + 512])
+
+
+@pytest.mark.parametrize(
+    ("data", "sentence"),
+    [
+        (b"", "empty"),
+        (b"\x1f\x8b" + bytes(600), "compressed"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "git lfs pull"),
+        (b"\xff\xd8\xff\xe0\x00\x10JFIF", "name its folder"),
+        (b"<!DOCTYPE html><html>not found</html>" * 40, "DOCTYPE"),
+        (bytes(range(256)) * 4, "starts with"),
+    ],
+)
+def test_files_that_are_no_tar_are_named_for_what_they_are(tmp_path, data, sentence):
+    path = tmp_path / "a.tar"
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=sentence):
+        index_shard(path)
+
+
+def test_a_missing_file_or_a_folder_is_an_error(tmp_path):
+    with pytest.raises(UserError, match="No such file"):
+        index_shard(tmp_path / "none.tar")
+    with pytest.raises(UserError, match="directory"):
+        index_shard(tmp_path)
+
+
+def test_damage_is_summed_by_cause_with_the_first_example():
+    damage, other = Damage(), Damage()
+    assert damage.summary() == "no damage"
+    damage.add("corrupt image", "a:1")
+    other.add("no caption", "b:3")
+    other.add("corrupt image", "b:1")
+    other.add("corrupt image", "b:2")
+    damage.merge(other)
+    assert damage.total == 4
+    assert damage.summary() == "4 damaged: 3 corrupt image (first: a:1), 1 no caption (first: b:3)"
+
+
+# ---- patterns ----
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["{000..012}", "x{8..11}y", "{a,b}{1..2}", "{b,a,c}", "{3..1}", "{08..11}", "p{a,q{1..3}}", "{x}", "plain", "a{,b}"],
+)
+def test_braces_expand_as_in_bash(tmp_path, pattern):
+    names = list(braceexpand(f"{pattern}.tar"))
+    for name in names:
+        (tmp_path / name).touch()
+    assert [path.name for path in expand(f"{tmp_path}/{pattern}.tar")] == names
+
+
+def test_folders_globs_and_several_patterns(tmp_path):
+    for name in ("a/2.tar", "a/1.tar", "a/notes.txt", "b/deep/3.tar", "with space/4.tar"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+
+    def names(pattern):
+        return [str(path.relative_to(tmp_path)) for path in expand(pattern)]
+
+    assert names(f"{tmp_path}/a") == ["a/1.tar", "a/2.tar"]
+    assert names(f"{tmp_path}/**/3.tar") == ["b/deep/3.tar"]
+    assert names(f"{tmp_path}/b/deep/3.tar {tmp_path}/a/*.tar") == ["b/deep/3.tar", "a/1.tar", "a/2.tar"]
+    assert names(f"{tmp_path}/a::{tmp_path}/a/2.tar") == ["a/1.tar", "a/2.tar"]
+    assert names(f"{tmp_path}/with space") == ["with space/4.tar"]
+    assert names(f"{tmp_path}/{{a,b/deep}}") == ["a/1.tar", "a/2.tar", "b/deep/3.tar"]
+
+
+@pytest.mark.parametrize("pattern", ["", "  ", "{root}/none.tar", "{root}/*.tar", "{root}", "{root}/../x{{0..3}}.tar"])
+def test_nothing_found_says_what_was_looked_for(tmp_path, pattern):
+    with pytest.raises(UserError, match=r"no shard"):
+        expand(pattern.format(root=tmp_path))
+
+
+def test_one_missing_shard_of_a_range_is_an_error(tmp_path):
+    for i in (0, 1, 3):
+        (tmp_path / f"{i}.tar").touch()
+    with pytest.raises(UserError, match=r"2\.tar"):
+        expand(f"{tmp_path}/{{0..3}}.tar")
+
+
+# ---- pictures ----
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode"), [("PNG", "RGB"), ("PNG", "L"), ("PNG", "RGBA"), ("JPEG", "RGB"), ("JPEG", "L"), ("WEBP", "RGB")]
+)
+def test_pictures_of_every_usual_kind_become_rgb(kind, mode):
+    data = encoded(kind, mode)
+    image = decode_image(data)
+    assert image.mode == "RGB"
+    assert image.size == (8, 6)
+    np.testing.assert_array_equal(np.asarray(image), np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
+
+
+def test_unusable_pictures_are_refused_by_cause():
+    png = encoded("PNG", size=(64, 64))
+    bomb = bytearray(png)
+    bomb[16:24] = (20_000).to_bytes(4, "big") + (3_300).to_bytes(4, "big")
+    huge = bytearray(png)
+    huge[16:24] = (100_000).to_bytes(4, "big") * 2
+    deep = io.BytesIO()
+    Image.fromarray(np.arange(64, dtype=np.uint16).reshape(8, 8) * 900).save(deep, "PNG")
+    cases = {
+        "corrupt image": [b"", b"not a picture", png[: len(png) // 2], png[:20], encoded("JPEG", size=(64, 64))[:400]],
+        "oversized image": [fix_header(bomb), fix_header(huge)],
+        "image of more than 8 bits": [deep.getvalue()],
+    }
+    for cause, pictures in cases.items():
+        for data in pictures:
+            with pytest.raises(DamagedImageError) as caught:
+                decode_image(bytes(data))
+            assert caught.value.cause == cause
+
+
+def fix_header(png: bytearray) -> bytes:
+    png[29:33] = zlib.crc32(png[12:29]).to_bytes(4, "big")
+    return bytes(png)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.sampled_from(["PNG", "JPEG", "WEBP"]),
+    st.lists(st.tuples(st.integers(0, 5000), st.integers(0, 255)), max_size=6),
+    st.floats(0, 1),
+)
+def test_broken_pictures_raise_nothing_else(kind, flips, keep):
+    data = bytearray(encoded(kind, size=(24, 24)))
+    for at, value in flips:
+        data[at % len(data)] = value
+    try:
+        image = decode_image(bytes(data[: int(len(data) * keep) + 1]))
+    except DamagedImageError:
+        return
+    assert image.mode == "RGB"
+
+
+def test_a_damaged_picture_is_described_without_the_address_of_a_buffer():
+    for read in (decode_image, image_size, image_format):
+        with pytest.raises(DamagedImageError, match=r"^corrupt image: cannot identify image file$"):
+            read(b"no picture")

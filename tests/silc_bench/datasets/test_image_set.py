@@ -1,0 +1,192 @@
+"""Fingerprints are remembered for files in exactly the state in which they were read, and for no others."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import pytest
+
+from silc_bench.datasets import image_set as fingerprints
+from silc_bench.datasets.check import check
+from silc_bench.datasets.image_set import remembered
+from silc_bench.datasets.own_data import OwnData, parse
+from silc_bench.errors import UserError
+from silc_bench.system.cache import Store
+
+
+@pytest.fixture
+def pets(make, tmp_path):
+    return make.tree(
+        tmp_path / "pets", [(f"{name}/{i}.png", make.picture(10 * c + i)) for c, name in enumerate("ab") for i in (0, 1)]
+    )
+
+
+@pytest.fixture
+def shards(make, tmp_path):
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards/classnames.txt").write_text("a\nb")
+    make.shard(tmp_path / "shards/0.tar", [0, 1, 1])
+    return tmp_path / "shards"
+
+
+@pytest.fixture
+def hashed(monkeypatch, tmp_path):
+    """Fingerprint of a word, as a command makes it, and how many pictures were read for it; all files count as settled."""
+    monkeypatch.setattr(fingerprints, "SETTLED", -1.0)
+    store = Store(tmp_path / "cache")
+
+    def made(word, kept_in=store):
+        read = []
+        real = fingerprints._with_progress
+        with pytest.MonkeyPatch.context() as patch, remembered(kept_in):
+            patch.setattr(
+                fingerprints, "_with_progress", lambda pictures, title: read.extend(pictures) or real(pictures, title)
+            )
+            fingerprint = parse(word).load("test").fingerprint
+        return fingerprint, len(read)
+
+    return made
+
+
+def test_files_are_read_once(hashed, pets, shards):
+    for word, count in ((f"folder:{pets}", 4), (f"wds:{shards}", 3)):
+        first, again, never = hashed(word), hashed(word), hashed(word, None)
+        assert first == never == (first[0], count)
+        assert again == (first[0], 0)
+
+
+@pytest.fixture
+def town(make, tmp_path):
+    """Two pictures with masks, and the word for them."""
+    pictures = [(f"{kind}/{i}.png", make.mask(i)) for kind in ("images", "masks") for i in (0, 1)]
+    make.tree(tmp_path / "town", [*pictures, ("classes.json", b'["sky", "road"]')])
+    return f"seg:{tmp_path}/town/images,{tmp_path}/town/masks,{tmp_path}/town/classes.json"
+
+
+def test_masks_are_read_once(hashed, town):
+    first = hashed(town)
+    assert (first[1], hashed(town)) == (2, (first[0], 0))
+
+
+@pytest.mark.parametrize("change", ["another file in its place", "touched", "another rule"])
+def test_a_change_of_a_mask_is_noticed(hashed, town, tmp_path, make, change):
+    before, _ = hashed(town)
+    mask = tmp_path / "town/masks/1.png"
+    if change == "another rule":
+        (tmp_path / "town/classes.json").write_text('{"names": ["sky", "road"], "ignore": [7]}')
+    elif change == "touched":
+        os.utime(mask)
+    else:
+        (tmp_path / "other").write_bytes(make.mask(2))
+        os.replace(tmp_path / "other", mask)
+    after, num_read = hashed(town)
+    assert num_read == 2
+    assert (after == before) == (change != "another file in its place")
+
+
+def test_a_mask_that_became_wrong_is_refused(hashed, town, tmp_path, make):
+    hashed(town)
+    (tmp_path / "town/masks/1.png").write_bytes(make.mask(1, 7))
+    with pytest.raises(UserError, match=r"masks/1.png has the value 7"):
+        hashed(town)
+
+
+def rewrite(path):
+    """As many other bytes, under the old time."""
+    stat = path.stat()
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+def replace_by_another(path):
+    """Another file moved into its place: other content under the old name, size and time."""
+    other = path.with_name("other")
+    shutil.copy2(path, other)
+    rewrite(other)
+    os.replace(other, path)
+
+
+CHANGES = {
+    "other bytes under the old time": rewrite,
+    "another file in its place": replace_by_another,
+    "touched": lambda path: os.utime(path),
+    "longer": lambda path: path.write_bytes(path.read_bytes() + b"x"),
+    "removed": lambda path: path.unlink(),
+    "another name": lambda path: path.rename(path.with_name("z.png")),
+    "one picture more": lambda path: shutil.copy(path, path.with_name("2.png")),
+    "another class": lambda path: path.rename(path.parent.parent / "b/9.png"),
+    "other names of the classes": lambda path: (path.parent.parent / "classnames.txt").write_text("x\ny"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_is_noticed(hashed, pets, change):
+    word = f"folder:{pets}"
+    before, _ = hashed(word)
+    CHANGES[change](pets / "a/1.png")
+    after, num_read = hashed(word)
+    assert num_read >= 3, "all that is there is read again"
+    assert after == hashed(word, None)[0]
+    assert (after == before) == (change in ("touched", "another name"))
+
+
+def test_a_shard_that_changes_is_noticed(hashed, shards, make):
+    word = f"wds:{shards}"
+    before, _ = hashed(word)
+    make.shard(shards / "0.tar", [0, 1, 0])
+    assert hashed(word) == hashed(word, None) != (before, 3)
+
+
+def test_a_part_is_another_set(hashed, pets, monkeypatch):
+    whole, part = OwnData("folder", str(pets)).load("test"), OwnData("folder", str(pets)).load("test", 2)
+    assert whole.fingerprint != part.fingerprint
+
+
+def test_files_that_changed_a_moment_ago_are_not_remembered(hashed, pets, monkeypatch):
+    monkeypatch.setattr(fingerprints, "SETTLED", 3600.0)
+    word = f"folder:{pets}"
+    assert [hashed(word)[1] for _ in range(2)] == [4, 4]
+
+
+def test_what_changes_while_it_is_read_is_not_remembered(hashed, pets, monkeypatch):
+    word, real = f"folder:{pets}", fingerprints.fingerprint
+
+    def interrupted(*args):
+        found = real(*args)
+        rewrite(pets / "a/0.png")
+        return found
+
+    monkeypatch.setattr(fingerprints, "fingerprint", interrupted)
+    hashed(word)
+    monkeypatch.setattr(fingerprints, "fingerprint", real)
+    assert hashed(word)[1] == 4
+
+
+@pytest.mark.parametrize("damage", [b"", b"nonsense" * 20])
+def test_what_is_damaged_in_the_store_is_hashed_again(hashed, pets, tmp_path, damage):
+    word = f"folder:{pets}"
+    first = hashed(word)
+    (path,) = (tmp_path / "cache").glob("*/word.npy")
+    path.write_bytes(damage)
+    assert hashed(word) == first
+    assert hashed(word) == (first[0], 0)
+
+
+def test_a_file_that_is_gone_is_named(hashed, pets):
+    data = OwnData("folder", str(pets)).load("test")
+    (pets / "b/1.png").unlink()
+    with remembered(Store(pets.parent / "cache")), pytest.raises(UserError, match=r"cannot read .*b/1\.png: No such file"):
+        _ = data.fingerprint
+
+
+def test_data_check_always_reads(hashed, pets, monkeypatch, tmp_path):
+    first, _ = hashed(f"folder:{pets}")
+    read, real = [], fingerprints._with_progress
+    monkeypatch.setattr(fingerprints, "_with_progress", lambda pictures, title: read.extend(pictures) or real(pictures, title))
+    with remembered(Store(tmp_path / "cache")):
+        (line,) = [line for line in check(f"folder:{pets}").found if "fingerprint" in line]
+    assert line.split()[-1] == first
+    assert len(read) == 4

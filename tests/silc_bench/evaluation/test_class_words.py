@@ -1,0 +1,66 @@
+"""Words for the classes of pixels: one list a label, and those that the papers' code holds."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from importlib.resources import files
+
+import pytest
+
+from silc_bench.datasets.public.mask_sets import SETS, mask_names
+from silc_bench.errors import UserError
+from silc_bench.evaluation.prompts import PROTOCOLS, class_words
+
+ASSET = files("silc_bench.evaluation") / "assets" / "class_words.json"
+# of the lists as they were carried over: a changed word is a changed number
+SHA256 = "5e3c15906f829136657347ed997ae7f5fbc44e7f3d0134a351cd8e78d6d352ae"
+LISTED = [(protocol, name) for protocol, sets in json.loads(ASSET.read_text(encoding="utf-8")).items() for name in sets]
+
+
+def test_the_lists_are_those_that_were_carried_over():
+    content = json.loads(ASSET.read_text(encoding="utf-8"))
+    assert hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest() == SHA256
+
+
+@pytest.mark.parametrize(("protocol", "name"), LISTED)
+def test_every_label_has_its_words(protocol, name):
+    words = class_words(name, protocol)
+    assert len(words) == len(mask_names(name))
+    assert all(one and all(word == word.strip() and word for word in one) for one in words)
+    assert all(len(set(one)) == len(one) for one in words)
+
+
+def test_words_stand_at_their_labels():
+    """A label's words hold its name, whatever the spaces; the few that are called otherwise are known by hand."""
+    others = {}
+    for protocol, name in LISTED:
+        for own, words in zip(mask_names(name), class_words(name, protocol), strict=True):
+            written = {word.replace(" ", "") for word in words}
+            if own.split(", ")[0].replace(" ", "") not in written:
+                others.setdefault(protocol, {})[own] = words[0]
+    assert others == {
+        "sclip": {"background": "sky", "boat": "ship", "diningtable": "table"},
+        "clearclip": {"boat": "ship", "diningtable": "table"},
+        "native": {"sign symbol": "sign"},
+    }
+
+
+def test_sclip_asks_for_a_person_in_seven_ways_and_for_the_background_in_26():
+    words = class_words("voc21", "sclip")
+    assert (len(words[0]), len(words[15])) == (26, 7)
+    assert words[0][0] == "sky"
+    assert class_words("voc20", "sclip") == words[1:]
+    assert class_words("coco_object", "sclip")[1][-1] == "body"
+    assert class_words("voc21", "naclip") == words
+
+
+def test_none_means_the_sets_own_names():
+    assert class_words("pc60", "sclip") is None
+    assert all(class_words(name, "tcl") is None for name in SETS)
+    assert class_words("voc20", "native")[15 - 1] == ("person",)
+    assert class_words("voc21", "native")[16] == ("potted plant",)
+    assert class_words("ade20k847", "native")[1] == ("building", "edifice")
+    with pytest.raises(UserError, match="did you mean sclip"):
+        class_words("voc21", "sklip")
+    assert set(PROTOCOLS) >= {protocol for protocol, _ in LISTED}

@@ -1,0 +1,127 @@
+"""Causal text towers are cut where no text of the batch goes on; the protocol of texts names every option of a tokenizer."""
+
+import json
+
+import pytest
+import torch
+
+from silc_bench.models.adapters.open_clip.model import encoder_of, text_protocol
+
+open_clip = pytest.importorskip("open_clip")
+
+pytestmark = pytest.mark.broad
+VISION = {"image_size": 32, "layers": 1, "width": 32, "patch_size": 16, "head_width": 16}
+TEXT = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
+EOS = 49407
+
+
+def network(kind, **text):
+    torch.manual_seed(0)
+    builders = {"clip": open_clip.CLIP, "custom": open_clip.CustomTextCLIP}
+    model = builders[kind](16, VISION, {**TEXT, **text}).eval()
+    torch.nn.init.normal_(model.text.positional_embedding if kind == "custom" else model.positional_embedding)
+    return model
+
+
+def lengths_seen(model):
+    seen = []
+    tower = getattr(model, "text", model)
+    tower.transformer.register_forward_pre_hook(lambda module, args: seen.append(args[0].shape[1]))
+    return seen
+
+
+def tokens_of(*lengths):
+    """Texts of so many words: start, words, end, padding."""
+    generator = torch.Generator().manual_seed(1)
+    tokens = torch.zeros(len(lengths), 77, dtype=torch.long)
+    for row, length in zip(tokens, lengths, strict=True):
+        row[0], row[1 : length + 1], row[length + 1] = EOS - 1, torch.randint(1, 40_000, (length,), generator=generator), EOS
+    return tokens
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [("clip", {}), ("clip", {"pool_type": "eos", "eos_id": EOS}), ("custom", {}), ("custom", {"proj_bias": True})],
+)
+def test_causal_towers_read_no_padding(kind, text):
+    model = network(kind, **text)
+    encode, seen = encoder_of(model), lengths_seen(model)
+    for lengths in ((3, 9, 0), (75, 1), (0,)):
+        tokens = tokens_of(*lengths)
+        with torch.inference_mode():
+            ours, theirs = encode(tokens), model.encode_text(tokens)
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+        assert seen[-2:] == [max(lengths) + 2, 77]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [{"no_causal_mask": True}, {"pool_type": "last"}, {"embed_cls": True}],
+)
+def test_towers_that_see_their_padding_are_left_whole(text):
+    model = network("custom", **text)
+    encode, seen, tokens = encoder_of(model), lengths_seen(model), tokens_of(3, 9)
+    with torch.inference_mode():
+        assert torch.equal(encode(tokens), model.encode_text(tokens))
+    assert min(seen) >= 77
+
+
+# ---- what the tokenizer does ----
+
+
+def test_every_option_of_the_librarys_own_tokenizer_is_another_protocol():
+    options = [
+        {},
+        {"context_length": 32},
+        {"clean": "whitespace"},
+        {"clean": "canonicalize"},
+        {"reduction_mask": "simple"},
+        {"additional_special_tokens": ["<image>"]},
+    ]
+    protocols = [json.dumps(text_protocol(open_clip.SimpleTokenizer(**own))) for own in options]
+    assert len(set(protocols)) == len(protocols)
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory):
+    """A tokenizer of transformers: words to numbers, with the special tokens of BERT and of a language."""
+    tokenizers, transformers = pytest.importorskip("tokenizers"), pytest.importorskip("transformers")
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[BOS]", "[EOS]"]
+    vocabulary = {
+        word: number for number, word in enumerate([*special, "A", "a", "photo", "of", "text", "that", "is", "too", "long"])
+    }
+    inner = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="[UNK]"))
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    inner.post_processor = tokenizers.processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    folder = tmp_path_factory.mktemp("words")
+    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    wrapped = transformers.PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="[BOS]", eos_token="[EOS]", **names)
+    wrapped.save_pretrained(folder)
+    return str(folder)
+
+
+def test_every_option_of_a_tokenizer_of_transformers_is_another_protocol(words):
+    options = [
+        {},
+        {"context_length": 8},
+        {"clean": "lower"},
+        {"clean": "canonicalize"},
+        {"strip_sep_token": True},
+        {"tokenizer_mode": "clips"},
+        {"truncation_side": "left"},
+        {"padding_side": "left"},
+    ]
+    protocols = [
+        json.dumps(text_protocol(open_clip.tokenizer.HFTokenizer(words, **{"context_length": 16, **own}))) for own in options
+    ]
+    assert len(set(protocols)) == len(protocols)
+
+
+def test_a_language_that_leaves_no_trace_but_in_the_tokens_is_another_protocol(words):
+    plain, spoken = (open_clip.tokenizer.HFTokenizer(words, context_length=16) for _ in range(2))
+    backend = spoken.tokenizer.backend_tokenizer  # as set_src_lang_special_tokens does
+    backend.post_processor = type(backend.post_processor)(single="[BOS] $A [SEP]", special_tokens=[("[BOS]", 4), ("[SEP]", 3)])
+    differing = {key for key, value in text_protocol(plain).items() if text_protocol(spoken)[key] != value}
+    assert differing == {"reads"}

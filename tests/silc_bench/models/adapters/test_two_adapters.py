@@ -1,0 +1,144 @@
+"""The same weights through open_clip: and through hf: - equal embeddings, equal scores, two names and two revisions."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from silc_bench.evaluation.evaluate import evaluate
+from silc_bench.models.load import load_model
+from tasks.selection import select
+
+open_clip = pytest.importorskip("open_clip")
+transformers = pytest.importorskip("transformers")
+
+pytestmark = pytest.mark.broad
+
+VISION = {"image_size": 32, "layers": 2, "width": 32, "head_width": 8, "patch_size": 8}
+TEXT = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 4, "layers": 2}
+MEAN, STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
+TEXTS = ["", "a photo of a cat", "A Photo, don't you think", "naïve café", "一只猫坐在沙发上", "🐈 on a 🛋️", "word " * 200]
+BLOCK = {  # of a tower's blocks; queries, keys and values are one matrix in open_clip
+    "attn.out_proj.": "self_attn.out_proj.",
+    "ln_1.": "layer_norm1.",
+    "ln_2.": "layer_norm2.",
+    "mlp.c_fc.": "mlp.fc1.",
+    "mlp.c_proj.": "mlp.fc2.",
+}
+REST = {
+    "visual.class_embedding": "vision_model.embeddings.class_embedding",
+    "visual.positional_embedding": "vision_model.embeddings.position_embedding.weight",
+    "visual.conv1.": "vision_model.embeddings.patch_embedding.",
+    "visual.ln_pre.": "vision_model.pre_layrnorm.",
+    "visual.ln_post.": "vision_model.post_layernorm.",
+    "token_embedding.": "text_model.embeddings.token_embedding.",
+    "positional_embedding": "text_model.embeddings.position_embedding.weight",
+    "ln_final.": "text_model.final_layer_norm.",
+    "logit_scale": "logit_scale",
+}
+
+
+def to_transformers(state):
+    """open_clip's names -> transformers'."""
+    new = {}
+    for name, value in state.items():
+        if "resblocks." in name:
+            tower = "vision_model" if name.startswith("visual.") else "text_model"
+            layer, rest = name.partition("resblocks.")[2].split(".", 1)
+            home = f"{tower}.encoder.layers.{layer}."
+            if rest.startswith("attn.in_proj_"):
+                for part, piece in zip("qkv", value.chunk(3), strict=True):
+                    new[f"{home}self_attn.{part}_proj.{rest.removeprefix('attn.in_proj_')}"] = piece.contiguous()
+            else:
+                old = next(old for old in BLOCK if rest.startswith(old))
+                new[home + BLOCK[old] + rest.removeprefix(old)] = value
+        elif name in ("visual.proj", "text_projection"):
+            new["visual_projection.weight" if "visual" in name else "text_projection.weight"] = value.T.contiguous()
+        else:
+            old = next(old for old in REST if name.startswith(old))
+            new[REST[old] + name.removeprefix(old)] = value
+    return new
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """One random network in both layouts, read by both adapters."""
+    ours, theirs = (tmp_path_factory.mktemp(name) for name in ("open_clip", "hf"))
+    config = {"embed_dim": 24, "vision_cfg": VISION, "text_cfg": TEXT, "quick_gelu": True}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = open_clip.CLIP(**config)
+        for parameter in network.parameters():
+            parameter.data.add_(torch.randn_like(parameter), alpha=0.02)
+    state = {name: value.contiguous() for name, value in network.state_dict().items() if name != "attn_mask"}
+    about = {"model_cfg": config, "preprocess_cfg": {"mean": MEAN, "std": STD}}
+    (ours / "open_clip_config.json").write_text(json.dumps(about))
+    save_file(state, ours / "open_clip_model.safetensors")
+
+    shared = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
+    vision = {**shared, "image_size": 32, "patch_size": 8}
+    text = {**shared, "vocab_size": 49408, "eos_token_id": 49407, "max_position_embeddings": 77, "pad_token_id": 0}
+    transformers.CLIPConfig(vision_config=vision, text_config=text, projection_dim=24).save_pretrained(theirs)
+    save_file(to_transformers(state), theirs / "model.safetensors")
+    pixels = {"image_processor_type": "CLIPImageProcessor", "size": 32, "crop_size": 32, "resample": 3}
+    (theirs / "preprocessor_config.json").write_text(json.dumps({**pixels, "image_mean": MEAN, "image_std": STD}))
+    simple = open_clip.SimpleTokenizer()
+    names = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
+    vocab = {names.get(token, token): index for token, index in simple.encoder.items()}
+    (theirs / "vocab.json").write_text(json.dumps(vocab))
+    merges = ["#version: 0.2", *(" ".join(merge) for merge in simple.bpe_ranks)]
+    (theirs / "merges.txt").write_text("\n".join(merges), encoding="utf-8")
+    settings = {"tokenizer_class": "CLIPTokenizer", "pad_token": "!"}  # 0, with which open_clip pads
+    (theirs / "tokenizer_config.json").write_text(json.dumps(settings))
+    return load_model(f"open_clip:{ours}"), load_model(f"hf:{theirs}")
+
+
+def close(left, right):
+    return torch.allclose(left, right, rtol=1e-5, atol=1e-5)
+
+
+def test_pixels_tokens_and_embeddings_are_equal(pair):
+    left, right = pair
+    generator = np.random.default_rng(0)
+    sizes = [(64, 64), (32, 32), (96, 48)]  # elsewhere the two libraries round the offset of the crop differently
+    pictures = [Image.fromarray(generator.integers(0, 256, (h, w, 3), dtype=np.uint8)) for w, h in sizes]
+    pixels = torch.stack([left.preprocess(image) for image in pictures])
+    assert torch.equal(pixels, torch.stack([right.preprocess(image) for image in pictures]))
+    assert left.feature_points == right.feature_points
+    for point in left.feature_points:
+        assert close(left.encode_image(pixels, point), right.encode_image(pixels, point))
+    tokens = left.tokenize(TEXTS)
+    assert torch.equal(tokens, right.tokenize(TEXTS))
+    assert close(left.encode_text(tokens), right.encode_text(tokens))
+    assert left.logit_scale == right.logit_scale
+
+
+@pytest.mark.parametrize("size", [(32, 32), (64, 64), (48, 24)])
+def test_dense_features_are_equal_at_any_size(pair, size):
+    images = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
+    left, right = (model.encode_dense(images, model.dense_methods) for model in pair)
+    assert list(left) == list(right) == ["tokens", "tokens:2", "plain", "maskclip", "sclip", "naclip", "clearclip"]
+    for method in left:
+        assert left[method].shape == right[method].shape
+        assert close(left[method], right[method])
+
+
+def test_records_have_equal_metrics_and_different_sources(pair, tmp_path):
+    tasks = select(["shapes/zeroshot", "shapes/knn"])
+    options = {"data_root": None, "results_dir": tmp_path, "limit": 40, "device": "cpu"}
+    left, right = (evaluate(model, tasks, model_source=model.name, **options) for model in pair)
+    for one, other in zip(left, right, strict=True):
+        assert one.metrics == pytest.approx(other.metrics, abs=1e-6)
+        assert one.model.source != other.model.source
+        assert one.model.revision != other.model.revision, "names of weights are the library's"
+        assert one.dataset == other.dataset
+        assert one.model.params == other.model.params

@@ -1,0 +1,90 @@
+"""The hash names what was measured: every field counts, the order of keys does not, and only JSON is accepted."""
+
+import hashlib
+import json
+from dataclasses import fields, replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from silc_bench.results.protocol import Protocol
+
+BASE = Protocol(
+    version=1,
+    name="native",
+    image={"size": 64, "resize": "squash", "mean": [0.5, 0.5, 0.5]},
+    text={"length": 32, "clean": "canonical"},
+    class_names={"count": 2, "sha256": "0" * 16},
+    task={"templates": ["a {}", "the {}"], "l2": 1024.0},
+    task_version=1,
+    main_metric="acc1",
+    feature_point="pooled",
+    precision="fp32",
+)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def test_hash_is_the_start_of_sha256_of_the_sorted_json():
+    content = {name: value for name, value in BASE.as_dict().items() if name != "hash"}
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    assert BASE.hash == BASE.as_dict()["hash"] == hashlib.sha256(canonical.encode()).hexdigest()[:16]
+    assert set(content) == {field.name for field in fields(Protocol)}
+
+
+@given(st.sampled_from(fields(Protocol)), st.data())
+@settings(max_examples=50)  # there are ten fields
+def test_a_change_of_any_field_changes_the_hash(field, data):
+    old = getattr(BASE, field.name)
+    kind = {dict: st.dictionaries(st.text(), JSON, max_size=3), int: st.integers(), str: st.text()}[type(old)]
+    new = data.draw(kind)
+    assert (replace(BASE, **{field.name: new}).hash == BASE.hash) == (json.dumps(new) == json.dumps(old))
+
+
+@pytest.mark.parametrize("part", ["image", "text", "task"])
+def test_a_change_deep_inside_changes_the_hash(part):
+    changed = replace(BASE, **{part: {**getattr(BASE, part), "added": [1, {"deep": None}]}})
+    again = replace(BASE, **{part: {**getattr(BASE, part), "added": [1, {"deep": False}]}})
+    assert len({BASE.hash, changed.hash, again.hash}) == 3
+
+
+@given(st.dictionaries(st.text(), JSON, max_size=5), st.randoms())
+def test_the_order_of_keys_does_not_count(image, random):
+    items = list(image.items())
+    random.shuffle(items)
+    assert replace(BASE, image=dict(items)).hash == replace(BASE, image=image).hash
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), np.float32(1), np.zeros(3), {1, 2}, object()])
+def test_what_is_not_json_is_refused(bad):
+    with pytest.raises(ValueError, match="plain JSON"):
+        replace(BASE, image={"mean": bad})
+
+
+def test_as_dict_is_plain_json_and_shares_nothing_with_the_protocol():
+    protocol = replace(BASE, image={"mean": (0.5, 0.5)})
+    plain = protocol.as_dict()
+    assert plain["image"] == {"mean": [0.5, 0.5]}
+    assert json.loads(json.dumps(plain)) == plain
+    plain["image"]["mean"].append(1)
+    assert protocol.as_dict()["image"] == {"mean": [0.5, 0.5]}
+
+
+@pytest.mark.parametrize(
+    ("requires", "feature_point", "has_text"),
+    [({"image", "text"}, "pooled", True), ({"image"}, "pooled", False), ({"dense", "text"}, "dense", True)],
+)
+def test_of_takes_each_part_from_its_owner(requires, feature_point, has_text):
+    model = SimpleNamespace(image_protocol=BASE.image, text_protocol=BASE.text)
+    task = SimpleNamespace(requires=frozenset(requires), protocol=lambda: BASE.task, version=1, main_metric="acc1")
+    plain = replace(BASE, feature_point=feature_point, text=BASE.text if has_text else {}, class_names={})
+    assert Protocol.of(model, task, "fp32") == plain
+    named = Protocol.of(model, task, "fp32", class_names=("cat", "dog"))
+    sha256 = hashlib.sha256(b'["cat", "dog"]').hexdigest()[:16]
+    assert named == replace(plain, class_names={"count": 2, "sha256": sha256} if has_text else {})

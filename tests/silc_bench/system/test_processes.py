@@ -1,0 +1,79 @@
+"""What a process says before it joins the others; groups themselves are in tests/trainer/test_distributed.py."""
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from silc_bench.errors import UserError
+from silc_bench.system import processes as ranks
+from silc_bench.system.processes import joined
+
+GPU = torch.device("cuda")
+
+
+class ReachedError(Exception):
+    """The place where processes look for each other."""
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """torchrun's variables for the second of three processes, two GPUs, and which of them was chosen."""
+    chosen = []
+    for name, value in {"WORLD_SIZE": 3, "RANK": 1, "LOCAL_RANK": 1, "LOCAL_WORLD_SIZE": 3}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+
+    def rendezvous(url):
+        raise ReachedError
+
+    monkeypatch.setattr(dist, "rendezvous", rendezvous)
+    return chosen
+
+
+def test_each_process_takes_the_gpu_of_its_number_on_the_machine(gpus):
+    with pytest.raises(ReachedError), joined(GPU):
+        pass
+    assert gpus == [1]
+
+
+def test_more_processes_than_gpus_are_refused_with_how_many_there_are(gpus, monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(UserError, match=r"more processes than there are GPUs \(2\): --nproc-per-node 2$"), joined(GPU):
+        pass
+    assert gpus == []
+
+
+@pytest.mark.parametrize("world", [None, "1"])
+def test_one_process_looks_for_nobody(gpus, monkeypatch, world):
+    monkeypatch.setenv("WORLD_SIZE", world) if world else monkeypatch.delenv("WORLD_SIZE")
+    with joined(GPU):
+        assert (ranks.rank(), ranks.num_ranks()) == (0, 1)
+    assert gpus == []
+
+
+def test_processes_of_one_machine_are_those_that_torchrun_counts_there(gpus, monkeypatch):
+    """Of several machines each has its own."""
+    assert ranks.num_local_ranks() == 3
+    monkeypatch.delenv("LOCAL_WORLD_SIZE")
+    assert ranks.num_local_ranks() == 1
+
+
+@pytest.mark.parametrize(("spoke", "raised"), [("rank 1 of 3", UserError), ("rank 0 of 3", SystemExit), (None, UserError)])
+def test_the_first_rank_to_fail_says_why_and_where_the_store_is_gone_every_rank(gpus, monkeypatch, spoke, raised):
+    """Without torchrun rank 0 holds the store, and takes it along when it ends."""
+
+    class Failures:
+        def compare_set(self, key, expected, name):
+            if spoke is None:
+                raise dist.DistNetworkError("Connection reset by peer")
+            return spoke.encode()
+
+    def refuse(*args, **how):
+        raise UserError("no such run")
+
+    monkeypatch.setattr(dist, "rendezvous", lambda url: iter([(Failures(), 1, 3)]))
+    monkeypatch.setattr(dist, "init_process_group", refuse)
+    with pytest.raises(raised) as caught, joined(GPU):
+        pass
+    assert str(caught.value) == ("1" if raised is SystemExit else "rank 1 of 3: no such run")

@@ -1,0 +1,347 @@
+"""Shards in a bucket: s3://, gs:// and hf:// as their file systems answer, and fsspec's own memory://."""
+
+import importlib
+import itertools
+import json
+import logging
+import random
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+fsspec = pytest.importorskip("fsspec", reason="the package fsspec is not installed")
+
+from fsspec.asyn import AsyncFileSystem  # noqa: E402
+from fsspec.implementations.memory import MemoryFileSystem  # noqa: E402
+
+from silc_bench.datasets.files import remote  # noqa: E402
+from silc_bench.datasets.files import remote as remote_source  # noqa: E402
+from silc_bench.errors import RunError, UserError  # noqa: E402
+from trainer.config.config import DataConfig  # noqa: E402
+from trainer.data.stream import open_source  # noqa: E402
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from test_data import numbers, whole, write_shard  # noqa: E402
+
+REGISTRY = importlib.import_module("fsspec.registry")._registry  # {scheme: file system}, of those asked for so far
+VERSION_NAMES = {"s3": "ETag", "gs": "etag", "hf": "blob_id"}  # what s3fs, gcsfs and huggingface_hub call it
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """30 pairs in 3 shards."""
+    folder = tmp_path_factory.mktemp("shards")
+    for number in range(3):
+        members = itertools.chain.from_iterable(whole(i) for i in range(10 * number, 10 * number + 10))
+        write_shard(folder / f"{number:03}.tar", members)
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+pytestmark = pytest.mark.usefixtures("small_mirror")
+
+
+class Bucket(AsyncFileSystem):
+    """``files`` of a bucket behind an asynchronous file system, as s3fs is; ``fault(path)`` may raise."""
+
+    cachable = False
+    files, version_name = {}, "ETag"
+
+    @staticmethod
+    def fault(path):
+        pass
+
+    @staticmethod
+    def listing_fault(path):
+        pass
+
+    async def _info(self, path, **kwargs):
+        if path in self.files:
+            version = f"version {sum(self.files[path]) % 1000}"
+            return {"name": path, "size": len(self.files[path]), "type": "file", self.version_name: version}
+        if any(name.startswith(f"{path}/") for name in self.files):
+            return {"name": path, "size": 0, "type": "directory"}
+        raise FileNotFoundError(path)
+
+    async def _ls(self, path, detail=True, **kwargs):
+        self.listing_fault(path)
+        above = f"{path.rstrip('/')}/".lstrip("/")
+        names = {above + name.removeprefix(above).partition("/")[0] for name in self.files if name.startswith(above)}
+        found = [await self._info(name) for name in sorted(names)]
+        return found if detail else [entry["name"] for entry in found]
+
+    async def _cat_file(self, path, start=None, end=None, **kwargs):
+        self.fault(path)
+        return self.files[path][start:end]
+
+
+@pytest.fixture
+def bucket(files, monkeypatch):
+    """``bucket(scheme)``: the file system that fsspec then has for it, with the shards in SCHEME://place/set/."""
+
+    def install(scheme, fault=lambda path: None, listing_fault=lambda path: None):
+        body = {
+            "protocol": scheme,
+            "files": {f"place/set/{name}": data for name, data in files.items()},
+            "version_name": VERSION_NAMES[scheme],
+            "fault": staticmethod(fault),
+            "listing_fault": staticmethod(listing_fault),
+        }
+        kind = type("Bucket", (Bucket,), body)
+        monkeypatch.setitem(REGISTRY, scheme, kind)
+        return kind
+
+    return install
+
+
+def read(source, count=30, **fields):
+    config = DataConfig(source=source, decode_size=16, shuffle_shards=2, **fields)
+    with closing(open_source(config).batches(1, 0)) as batches:
+        return numbers(itertools.islice(batches, count))
+
+
+@pytest.mark.parametrize("scheme", VERSION_NAMES)
+def test_braces_and_globs_name_the_same_shards(bucket, scheme):
+    bucket(scheme)
+    found = read(f"{scheme}://place/set/{{000..002}}.tar")
+    assert sorted(found) == list(range(30))
+    assert read(f"{scheme}://place/set/*.tar") == found
+    assert remote.stamp_of(f"{scheme}://place/set/000.tar").etag.startswith("version ")
+
+
+@pytest.mark.timing
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_workers_read_from_what_was_fetched(bucket):
+    bucket("s3")
+    assert read("s3://place/set/*.tar", num_workers=2) == read("s3://place/set/*.tar")
+
+
+def test_a_bucket_that_throttles_and_drops_loses_nothing(bucket):
+    rng, failed = random.Random(0), []
+
+    def fault(path):
+        if rng.random() < 0.4:
+            failed.append(path)
+            raise OSError("SlowDown: please reduce your request rate")
+
+    bucket("s3", fault)
+    assert sorted(read("s3://place/set/*.tar")) == list(range(30))
+    assert len(failed) > 2
+
+
+def test_a_new_version_in_the_bucket_is_fetched_anew(bucket, files):
+    kind = bucket("gs")
+    read("gs://place/set/*.tar")
+    kind.files["place/set/002.tar"] = files["001.tar"]
+    assert sorted(read("gs://place/set/*.tar")) == sorted([*range(20), *range(10, 20)])
+
+
+def test_what_no_second_attempt_mends_is_the_users_error(bucket):
+    def refuse(path):
+        raise PermissionError("Access Denied")
+
+    bucket("s3", refuse)
+    with pytest.raises(UserError, match=r"s3://place/set/000.tar: the source does not let you read it \(Access Denied\)"):
+        read("s3://place/set/*.tar")
+    with pytest.raises(UserError, match=r"s3://place/set/003.tar: there is no such file"):
+        read("s3://place/set/{000..003}.tar")
+    with pytest.raises(UserError, match=r"no shard found: there is no s3://place/other/\*.tar"):
+        read("s3://place/other/*.tar")
+
+
+def test_a_bucket_that_never_answers_is_named(bucket):
+    def silent(path):
+        raise OSError("connection timed out")
+
+    bucket("s3", silent)
+    with pytest.raises(RunError, match=r"s3://place/set/000.tar: stopped at byte 0 of .* after 6 attempts"):
+        read("s3://place/set/*.tar")
+
+
+# --- globs ---------------------------------------------------------------------------------------------------------------
+
+
+def two_sets(kind, files):
+    kind.files |= {"place/other/000.tar": files["000.tar"], "place/other/notes.txt": b"", "place/000.tar": files["000.tar"]}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("place/*/*.tar", ["other/000", "set/000", "set/001", "set/002"]),
+        ("place/*/00[12].tar", ["set/001", "set/002"]),
+        ("place/?et/000.tar", ["set/000"]),
+        ("pl*/other/*.tar", ["other/000"]),
+        ("place/*.tar", ["000"]),
+        ("place/set/{000..001}.t*", ["set/000", "set/001"]),
+    ],
+)
+def test_a_glob_names_files_at_its_depth(bucket, files, pattern, names):
+    two_sets(bucket("s3"), files)
+    assert remote.expand(f"s3://{pattern}") == [f"s3://place/{name}.tar" for name in names]
+
+
+def test_a_listing_that_fails_is_asked_for_again_and_never_passed_over(bucket, files):
+    """fsspec's own glob takes the folder for an empty one."""
+    asked = []
+
+    def once(path):
+        asked.append(path)
+        if asked.count("place/set") == 1 and path == "place/set":
+            raise OSError("SlowDown: please reduce your request rate")
+
+    two_sets(bucket("s3", listing_fault=once), files)
+    assert len(remote.expand("s3://place/*/*.tar")) == 4
+    assert asked.count("place/set") == 2
+
+    def always(path):
+        if path == "place/set":
+            raise OSError("SlowDown: please reduce your request rate")
+
+    two_sets(bucket("s3", listing_fault=always), files)
+    with pytest.raises(
+        RunError, match=r"s3://place/\*/\*.tar: no answer in 6 attempts \(last: SlowDown.*\); see that the address"
+    ):
+        remote.expand("s3://place/*/*.tar")
+
+
+def test_a_folder_and_two_stars_are_refused_with_what_to_write(bucket):
+    bucket("s3")
+    with pytest.raises(UserError, match=r"s3://place/set is a folder; name the shards in it, as in s3://place/set/\*.tar"):
+        read("s3://place/set")
+    with pytest.raises(UserError, match=r"\*\* is not understood here; name each level of folders by \*"):
+        read("s3://place/**/000.tar")
+
+
+# --- what the libraries raise --------------------------------------------------------------------------------------------
+
+
+class S3Error(Exception):
+    """botocore's ClientError, as far as it is looked at; s3fs makes it the cause of its own."""
+
+    def __init__(self, status, code):
+        super().__init__(f"{status} {code}")
+        self.response = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}
+
+
+class GoogleError(Exception):
+    """gcsfs's HttpError."""
+
+    def __init__(self, code, words):
+        super().__init__(f"{words}, {code}")
+        self.code = code
+
+
+def because(error, cause):
+    error.__cause__ = cause
+    return error
+
+
+def named(name, words):
+    return type(name, (Exception,), {})(words)
+
+
+FINAL = [
+    ("s3", because(FileNotFoundError("gone"), S3Error(404, "NoSuchBucket")), r"there is no bucket place; check its name"),
+    ("s3", because(FileNotFoundError("gone"), S3Error(404, "NoSuchKey")), r"there is no such file; check the name"),
+    ("s3", because(PermissionError("Forbidden"), S3Error(403, "403")), r"does not let you read it .* AWS_ACCESS_KEY_ID"),
+    ("s3", named("NoCredentialsError", "Unable to locate credentials"), r"no credentials .* AWS_ACCESS_KEY_ID"),
+    ("s3", named("ProfileNotFound", "The config profile (me) could not be found"), r"no credentials .*\(me\)"),
+    ("s3", ValueError("Invalid endpoint: nonsense"), r"cannot be asked for \(Invalid endpoint: nonsense\)"),
+    ("gs", OSError("Forbidden: https://place\nno access"), r"does not let you read it .* GOOGLE_APPLICATION_CREDENTIALS"),
+    ("gs", GoogleError(401, "Invalid Credentials"), r"does not let you read it .* GOOGLE_APPLICATION_CREDENTIALS"),
+    ("gs", named("DefaultCredentialsError", "not found"), r"no credentials .* GOOGLE_APPLICATION_CREDENTIALS"),
+]
+
+
+@pytest.mark.parametrize(("scheme", "error", "words"), FINAL, ids=[str(error) for _, error, _ in FINAL])
+def test_a_mistake_is_one_sentence_at_the_first_attempt(bucket, scheme, error, words):
+    attempts = []
+
+    def fail(path):
+        attempts.append(path)
+        raise error
+
+    for source in ("000.tar", "*.tar"):
+        bucket(scheme, fail, fail if source == "*.tar" else lambda path: None)
+        with pytest.raises(UserError, match=rf"^{scheme}://place/set/.*: .*{words}"):
+            read(f"{scheme}://place/set/{source}")
+    assert len(attempts) == 2
+
+
+@pytest.mark.parametrize("error", [S3Error(503, "SlowDown"), GoogleError(503, "backend"), json.JSONDecodeError("cut", "{", 1)])
+def test_what_may_pass_is_asked_for_again(bucket, error):
+    attempts = []
+
+    def fail_once(path):
+        attempts.append(path)
+        if attempts.count(path) == 1:
+            raise error
+
+    bucket("s3", fail_once)
+    assert sorted(read("s3://place/set/*.tar")) == list(range(30))
+
+
+def test_a_library_that_tries_for_long_by_itself_is_not_asked_six_times(bucket, monkeypatch):
+    """And what it logs of each attempt is no output of ours."""
+    attempts = []
+
+    def fail(path):
+        attempts.append(path)
+        raise OSError("connection refused")
+
+    monkeypatch.setattr(remote_source, "PATIENCE_SECONDS", -1.0)
+    bucket("gs", listing_fault=fail)
+    with pytest.raises(RunError, match=r"no answer in 1 attempts \(last: connection refused\)"):
+        remote.expand("gs://place/set/*.tar")
+    assert len(attempts) == 1
+    assert not logging.getLogger("gcsfs").isEnabledFor(logging.ERROR)
+
+
+@pytest.mark.parametrize(("data", "words"), [(b"", "the file is empty"), (b"<html>", "it starts with b'<html>'")])
+def test_what_is_no_shard_is_named_by_its_url(bucket, data, words):
+    bucket("s3").files["place/set/001.tar"] = data
+    with pytest.raises(UserError, match=rf"^s3://place/set/001.tar is not a tar shard: {words}"):
+        read("s3://place/set/*.tar")
+
+
+def test_a_shard_that_was_uploaded_in_part_is_counted(bucket, files):
+    bucket("s3").files["place/set/001.tar"] = files["001.tar"][: len(files["001.tar"]) // 2]
+    source = open_source(DataConfig(source="s3://place/set/*.tar", decode_size=16))
+    assert 20 < source.num_samples < 30
+    assert source.damage.total > 0
+    assert all("s3://place/set/001.tar" in where for where in source.damage.first.values())
+
+
+def test_memory_is_read_as_any_other(files, monkeypatch):
+    """A file system that is not asynchronous and knows no versions."""
+    monkeypatch.setattr(MemoryFileSystem, "store", {})
+    monkeypatch.setattr(MemoryFileSystem, "pseudo_dirs", [""])
+    system = fsspec.filesystem("memory")
+    for name, data in files.items():
+        system.pipe_file(f"/place/{name}", data)
+    found = read("memory://place/{000..002}.tar")
+    assert sorted(found) == list(range(30))
+    assert sorted(read("memory://place/*.tar")) == list(range(30))
+    with pytest.raises(UserError, match=r"there is no memory://place/000.tar/\*.tar"):
+        read("memory://place/000.tar/*.tar")  # a listing of a file is that file
+    with pytest.raises(UserError, match=r"memory://place/003.tar: there is no such file"):
+        read("memory://place/{000..003}.tar")
+
+
+@pytest.mark.parametrize(
+    ("scheme", "module", "line"),
+    [
+        ("s3", "s3fs", r"pip install 'silc-bench\[s3\]'"),
+        ("gs", "gcsfs", r"pip install 'silc-bench\[gs\]'"),
+        ("hf", "huggingface_hub", r"pip install 'silc-bench\[hf\]'"),
+        ("https", "aiohttp", r"pip install 'silc-bench\[remote\]'"),
+    ],
+)
+def test_a_missing_package_is_one_sentence_with_the_line_that_mends_it(monkeypatch, scheme, module, line):
+    monkeypatch.delitem(REGISTRY, scheme, raising=False)
+    monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.delitem(sys.modules, "fsspec.implementations.http", raising=False)
+    with pytest.raises(UserError, match=rf"^{scheme}://place/000.tar: reading {scheme}:// needs the package {module}; {line}$"):
+        read(f"{scheme}://place/000.tar")

@@ -1,0 +1,302 @@
+"""Shards behind a URL: whatever a server does to the bytes, the pairs are those of the files, or the run says what it lacks."""
+
+import itertools
+import math
+import multiprocessing
+import os
+import random
+import socket
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fsspec.exceptions import FSTimeoutError
+
+from silc_bench.datasets.files import remote
+from silc_bench.datasets.files import remote as remote_source
+from silc_bench.datasets.files.shards import index_shard, read_member
+from silc_bench.errors import RunError, UserError
+from trainer.config.config import DataConfig
+from trainer.data.stream import open_source
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from faulty_server import FaultyServer
+from test_data import numbers, whole, write_shard
+
+SIZES = (15, 15, 7, 11, 9)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """57 pairs in 5 shards."""
+    folder, first, found = tmp_path_factory.mktemp("shards"), 0, {}
+    for number, size in enumerate(SIZES):
+        path = folder / f"{number:03}.tar"
+        write_shard(path, itertools.chain.from_iterable(whole(i) for i in range(first, first + size)))
+        found[path.name], first = path.read_bytes(), first + size
+    return found
+
+
+pytestmark = [pytest.mark.timing, pytest.mark.usefixtures("small_mirror")]
+
+
+def config(server, **fields):
+    pattern = server.url + "/{000..004}.tar"
+    return DataConfig(**({"source": pattern, "decode_size": 16, "shuffle_shards": 2} | fields))
+
+
+def read(server, count=57, start=0, **fields):
+    with closing(open_source(config(server, **fields)).batches(1, start)) as batches:
+        return numbers(itertools.islice(batches, count))
+
+
+class Now:
+    """A fault for each request, by chance but the same in every run."""
+
+    def __init__(self, *kinds, share=0.5, seed=0):
+        self.kinds, self.share, self.rng = kinds, share, random.Random(seed)
+
+    def __call__(self, name, start, count):
+        return self.rng.choice(self.kinds) if self.rng.random() < self.share else None
+
+
+# --- faults --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["drop", "truncate", "error", "everything", "wrong"])
+def test_a_faulty_server_loses_nothing(files, kind):
+    with FaultyServer(files, Now(kind)) as server:
+        assert sorted(read(server)) == list(range(57))
+        assert sum(count for (_, what), count in server.requests.items() if what == kind) > 5
+
+
+def test_a_server_that_stalls_is_asked_again(files, tmp_path, monkeypatch):
+    """Every second request stalls. The limit of time is short for these alone: on a busy machine any other may take long."""
+    read_range, calls = remote._read_range, itertools.count()
+
+    def asked(*which):
+        is_stalling = next(calls) % 2 == 0
+        monkeypatch.setattr(remote, "STALL_SECONDS", 0.05 if is_stalling else 60.0)
+        if not is_stalling:
+            return read_range(*which)
+        with pytest.raises(FSTimeoutError) as caught:
+            read_range(*which)
+        raise caught.value
+
+    monkeypatch.setattr(remote, "_read_range", asked)
+    with FaultyServer(files, lambda name, start, count: "stall" if remote.STALL_SECONDS < 1 else None) as server:
+        url = f"{server.url}/000.tar"
+        remote.fetch(url, remote.stamp_of(url), tmp_path / "000.tar")
+    assert (tmp_path / "000.tar").read_bytes() == files["000.tar"]
+    assert next(calls) >= 4
+
+
+def test_all_faults_together(files, tmp_path):
+    with FaultyServer(files, Now("drop", "truncate", "error", "everything", "wrong", share=0.6, seed=1)) as server:
+        found = read(server)
+    with FaultyServer(files) as server:
+        os.environ["SILC_BENCH_CACHE"] = str(tmp_path / "other" / "features")
+        assert read(server) == found, "the order does not depend on what went wrong"
+
+
+def test_what_has_arrived_is_not_fetched_again(files):
+    """A server that sends a third of each file and then nothing, until it is mended: the rest is all that is asked for."""
+    limit = {name: len(data) // 3 for name, data in files.items()}
+
+    def broken(name, start, count):
+        return "error" if start + count > limit[name] else None
+
+    with FaultyServer(files, broken) as server:
+        with pytest.raises(RunError, match=r"000.tar: stopped at byte [\d,]+ of [\d,]+ after 6 attempts"):
+            read(server)
+        sent = server.bytes_sent["000.tar"]
+        assert sent > 0
+        server.fault = lambda name, start, count: None
+        server.bytes_sent.clear()
+        assert sorted(read(server)) == list(range(57))
+        assert server.bytes_sent["000.tar"] == len(files["000.tar"]) - sent
+
+
+def test_a_file_that_changes_while_it_is_fetched_is_never_joined_with_the_old_one(files):
+    other = dict(files)
+
+    def changing(name, start, count):
+        if name == "001.tar" and start > 0:
+            server.files["001.tar"] = other["001.tar"][:-1] + b"!"
+        return None
+
+    with FaultyServer(files, changing) as server, pytest.raises(UserError, match=r"001.tar was changed while it was in use"):
+        read(server)
+
+
+def test_a_file_that_is_not_there_is_the_users_error(files):
+    there = {name: data for name, data in files.items() if name != "002.tar"}
+    with FaultyServer(there) as server, pytest.raises(UserError, match=r"/002.tar: there is no such file"):
+        read(server)
+
+
+def test_a_server_that_never_answers_is_named():
+    with socket.socket() as bound:  # the port is taken, and nobody listens
+        bound.bind(("127.0.0.1", 0))
+        with pytest.raises(RunError, match=r"no answer in 6 attempts"):
+            remote.stamp_of(f"http://127.0.0.1:{bound.getsockname()[1]}/000.tar")
+
+
+def test_waiting_for_a_server_is_said_once_for_many_shards(files, capsys, monkeypatch):
+    monkeypatch.setattr(remote_source, "_said", -math.inf)
+    monkeypatch.setattr(remote_source, "SAID_EVERY", 3600.0)
+    with FaultyServer(files, lambda name, start, count: "error") as server, pytest.raises(RunError):
+        open_source(config(server))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "/00" in line
+    assert line.endswith("; attempt 2 of 6 in 0 s")
+
+
+def test_a_web_server_cannot_be_listed():
+    with pytest.raises(UserError, match="name them by braces"):
+        remote.expand("http://127.0.0.1/*.tar")
+
+
+def test_an_unknown_scheme_is_said():
+    with pytest.raises(UserError, match="nosuch://"):
+        remote.stamp_of("nosuch://place/000.tar")
+
+
+# --- the mirror ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_second_run_fetches_nothing(files):
+    with FaultyServer(files) as server:
+        found = read(server)
+        server.bytes_sent.clear()
+        assert read(server) == found
+        assert server.bytes_sent.total() == 0
+
+
+def test_a_new_version_of_a_shard_is_fetched_anew(files):
+    with FaultyServer(files) as server:
+        read(server)
+        server.files["004.tar"] = files["003.tar"]
+        found = read(server, 59)
+        assert sorted(found) == sorted([*range(48), *range(37, 48)])
+
+
+def test_a_small_mirror_makes_room_and_reads_on(files):
+    largest = max(map(len, files.values()))
+    with FaultyServer(files) as server:
+        found = read(server, 114, shuffle_shards=1, mirror_gb=2.5 * largest / 2**30)
+        mirror = Path(os.environ["SILC_BENCH_CACHE"]).parent / "shards"
+        kept = [path for path in mirror.glob("*.tar") if not path.name.startswith(".")]
+        assert sum(path.stat().st_size for path in kept) <= 2.5 * largest
+        assert server.bytes_sent.total() > sum(map(len, files.values()))
+    assert sorted(found[:57]) == sorted(found[57:]) == list(range(57))
+
+
+def test_a_mirror_too_small_for_two_groups_is_refused(files):
+    with FaultyServer(files) as server, pytest.raises(UserError, match=r"two groups of 2 shards take .* raise it, or lower"):
+        read(server, mirror_gb=1e-6)
+
+
+def test_the_index_of_a_shard_is_kept_when_the_shard_is_not(files):
+    with FaultyServer(files) as server:
+        found = read(server)
+        for path in (Path(os.environ["SILC_BENCH_CACHE"]).parent / "shards").glob("*.tar"):
+            path.unlink()
+        server.bytes_sent.clear()
+        assert open_source(config(server)).num_samples == 57
+        assert server.bytes_sent.total() == 0
+        assert read(server) == found
+
+
+def dropping(look, times):
+    """``look`` at a copy that is gone by then, so many times."""
+    paths = []
+
+    def looking(path):
+        paths.append(path)
+        if len(paths) <= times:
+            path.unlink()
+        return look(path)
+
+    return looking, paths
+
+
+def test_a_copy_that_makes_room_while_it_is_read_is_fetched_again(files, tmp_path):
+    mirror, member = remote.Mirror(tmp_path, 2**30), (512, 20)
+    with FaultyServer(files) as server:
+        url = f"{server.url}/000.tar"
+        looking, paths = dropping(lambda path: read_member(path, member), remote.READS - 1)
+        assert mirror.read(url, remote.stamp_of(url), looking) == files["000.tar"][512:532]
+        assert len(paths) == remote.READS
+        assert server.bytes_sent["000.tar"] == remote.READS * len(files["000.tar"])
+
+
+def test_a_copy_that_never_stays_is_said(files, tmp_path):
+    mirror = remote.Mirror(tmp_path, 2**30)
+    with FaultyServer(files) as server:
+        url = f"{server.url}/000.tar"
+        looking, paths = dropping(index_shard, 99)
+        with pytest.raises(UserError, match=rf"^{url}: its copy in {tmp_path} was removed 5 times .*raise data\.mirror_gb"):
+            mirror.read(url, remote.stamp_of(url), looking)
+    assert len(paths) == 5
+
+
+def test_a_copy_that_is_damaged_is_complained_of_in_the_name_of_its_url(files):
+    """And not fetched again, which would mend what should not happen and hide it."""
+    with FaultyServer(files) as server:
+        source = open_source(config(server))
+        for path in (Path(os.environ["SILC_BENCH_CACHE"]).parent / "shards").glob("*.tar"):
+            path.write_bytes(path.read_bytes()[:600])
+        server.bytes_sent.clear()
+        with (
+            pytest.raises(UserError, match=rf"^{server.url}/00\d\.tar changed while it was in use: \d+ of \d+ bytes"),
+            closing(source.batches(1, 0)) as batches,
+        ):
+            next(batches)
+        assert server.bytes_sent.total() == 0
+
+
+# --- the order -----------------------------------------------------------------------------------------------------------
+
+
+def test_an_epoch_takes_the_shards_in_groups_and_shuffles_within(files):
+    shard_of = np.repeat(np.arange(5), SIZES)
+    with FaultyServer(files) as server:
+        stream = read(server, 114)
+    for found in (stream[:57], stream[57:]):
+        assert sorted(found) == list(range(57))
+        shards = [int(shard_of[n]) for n in found]
+        groups, start = [], 0
+        while start < len(shards):  # each group ends where its two shards are used up
+            group = set(shards[start : start + 1])
+            stop = start
+            while stop < len(shards) and len(group | {shards[stop]}) <= 2:
+                group.add(shards[stop])
+                stop += 1
+            groups.append(group)
+            assert stop - start == sum(SIZES[shard] for shard in group)
+            start = stop
+        assert [len(group) for group in groups] == [2, 2, 1]
+        inner = shards[: sum(SIZES[shard] for shard in groups[0])]
+        assert inner != sorted(inner), "two shards are mixed, not read one after the other"
+    assert stream[:57] != stream[57:]
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resuming_within_a_group_with_other_workers_continues_exactly(files, workers):
+    children = set(multiprocessing.active_children())
+    with FaultyServer(files, Now("drop", share=0.2)) as server:
+        reference = read(server, 80)
+        for start in (1, 23, 57, 61) if workers == 0 else (23, 57):
+            assert read(server, 80 - start, start, num_workers=workers) == reference[start:]
+    assert set(multiprocessing.active_children()) <= children
+
+
+def test_local_and_remote_shards_are_one_source(files, tmp_path):
+    (tmp_path / "000.tar").write_bytes(files["000.tar"])
+    with FaultyServer(files) as server:
+        pattern = f"{tmp_path / '000.tar'} {server.url}/{{001..004}}.tar"
+        assert sorted(read(server, source=pattern)) == list(range(57))

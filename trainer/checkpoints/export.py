@@ -1,0 +1,91 @@
+"""A model trained here, in the form of another library or in one file: ``export(model, "hf", Path("silc-hf"))``.
+
+Flow: ``load_trained("RUN:teacher")`` -> ``check_target`` -> the target's ``write`` into a temporary place -> moved to ``out``.
+Nothing is downloaded, and no other library is needed: each target is JSON and a safetensors file. Weights are renamed and
+regrouped, never changed, so the other library's embeddings are ours (``tests/silc_bench/test_export.py``).
+
+A folder gets a list of its files with their checksums (``silc_bench.system.checksums.MANIFEST``), a safetensors file has those
+of its tensors in its header.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from silc_bench.errors import RunError, UserError, unknown_name
+from silc_bench.models.load import KINDS, find_path
+from silc_bench.system.checksums import write_manifest
+from silc_bench.system.files import atomic_folder, atomic_path, check_writable
+from trainer.checkpoints import model as native
+from trainer.checkpoints import open_clip
+from trainer.checkpoints import transformers as hf
+from trainer.checkpoints.exchange import write_tensors
+from trainer.checkpoints.model import NativeModel
+
+FOLDERS: dict[str, Callable[[NativeModel, Path, Path], None]] = {"open_clip": open_clip.write, "hf": hf.write}
+TARGETS = (*FOLDERS, "safetensors")
+SUFFIX = ".safetensors"
+
+
+def check_target(target: str, out: Path) -> None:
+    """Before any work: ``target`` exists and ``out`` is free. An earlier export is not overwritten.
+
+    Raises:
+        UserError: says what is in the way.
+    """
+    if target not in TARGETS:
+        raise unknown_name("target of an export", target, TARGETS)
+    if target == "safetensors" and (out.suffix != SUFFIX or out.is_dir()):
+        raise UserError(f"--to safetensors writes one file: --out must name one that ends in {SUFFIX}, and {out} does not")
+    if os.path.lexists(out) and not (target in FOLDERS and out.is_dir() and not any(out.iterdir())):
+        raise UserError(f"{out} exists already and is not overwritten; remove it, or choose another --out")
+    check_writable(out.parent)
+
+
+def load_trained(spec: str) -> NativeModel:
+    """RUN, RUN:teacher, a checkpoint file or an exported .safetensors -> the model.
+
+    Raises:
+        UserError: a checkpoint of another library, or anything else that was not trained here.
+    """
+    kind = spec.partition(":")[0]
+    if kind in KINDS and not os.path.exists(spec):
+        raise UserError(f"{spec}: only models trained here can be exported, and {kind}: names one of another library")
+    path, branch = find_path(spec)
+    if not native.is_ours(path):
+        raise UserError(f"{spec}: only models trained here can be exported, and this is no checkpoint of `silc-bench train`")
+    return native.load(path, branch)
+
+
+def export(model: NativeModel, target: str, out: Path) -> None:
+    """Write ``model`` for ``target`` (TARGETS) to ``out``: a folder, or for safetensors a file. All of it or nothing.
+
+    Raises:
+        UserError: ``check_target``'s, or weights that are not finite.
+        RunError: it could not be written (a full disk); ``out`` is as it was.
+    """
+    check_target(target, out)
+    _check_finite(model)
+    if target in FOLDERS and model.has_foreign_tokenizer:
+        raise UserError(
+            f"{model.name} is not exported to {target}: its tokenizer is another library's, kept from what the run started from"
+            f" (cleaning {model.tokenizer.cleaning!r}); --to safetensors keeps it"
+        )
+    try:
+        if target == "safetensors":
+            with atomic_path(out) as temporary:
+                write_tensors(temporary, native.tensors(model), native.metadata(model))
+        else:
+            with atomic_folder(out) as temporary:
+                FOLDERS[target](model, temporary, out)
+                write_manifest(temporary)
+    except OSError as error:
+        raise RunError(f"the export to {out} could not be written ({error.strerror or error}); nothing of it is left") from None
+
+
+def _check_finite(model: NativeModel) -> None:
+    bad = [name for name, value in native.tensors(model).items() if not value.isfinite().all()]
+    if bad:
+        raise UserError(f"{model.name} is not exported: its training diverged, {bad[0]} is not finite ({len(bad)} tensors)")

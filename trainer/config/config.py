@@ -1,0 +1,373 @@
+"""One frozen configuration for a run: what is built, what it sees, what is minimised, for how long.
+
+A preset (``trainer.config.presets``) makes a Config, ``apply_objective`` turns it into a step of the ablation,
+``trainer.config.overrides`` applies the user's ``--set field=value``. The resolved configuration is saved in every checkpoint
+(``to_dict``) and read back from it (``from_dict``).
+
+The sections of a run's configuration: frozen, each field with what it means. ``trainer.config.config.Config`` holds one of
+each.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import typing
+from dataclasses import MISSING, dataclass, field
+from typing import Any
+
+from silc_bench.errors import UserError, unknown_name
+
+
+@dataclass(frozen=True)
+class ViewsConfig:
+    """What the student and the teacher see of a picture. Areas are fractions of the picture, sizes pixels a side."""
+
+    num_global: int = 2
+    global_size: int = 256
+    global_area: tuple[float, float] = (0.4, 1.0)
+    num_local: int = 8
+    local_size: int = 96
+    local_area: tuple[float, float] = (0.05, 0.4)
+    flip_prob: float = 0.5
+    jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)  # brightness, contrast, saturation, hue
+    jitter_prob: float = 0.8
+    gray_prob: float = 0.2
+    blur_probs: tuple[float, float, float] = (1.0, 0.1, 0.5)  # first global view, every other global view, local views
+    blur_sigma: tuple[float, float] = (0.1, 2.0)  # pixels at a view of 224 px; scaled with the view's size
+    solarize_prob: float = 0.2  # every global view but the first
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    source: str = "shapes"  # what trainer.data.sources reads: "shapes", shards, lists of captions; "3 * A | 1 * B" mixes
+    filters: str = ""  # conditions that every sample must meet (trainer.data.samples): "text>=5 side>=64 similarity>=0.28"
+    shuffle_shards: int = 8  # of a remote source: so many shards are shuffled together; local ones all
+    mirror_gb: float = 50.0  # local copies of remote shards, at most
+    decode_size: int = 512  # longer side of a decoded picture, pixels
+    num_workers: int = 0
+    seed: int = 0  # order of the samples and which caption of a picture is read
+
+
+@dataclass(frozen=True)
+class ProbeConfig:
+    """A small evaluation while the run goes on (trainer.monitor.probe)."""
+
+    every: int = 0  # steps; 0: never
+    tasks: str = (  # as `silc-bench eval --tasks`
+        "shapes/knn,shapes/zeroshot,shapes/segmentation_zeroshot,shapes/discovery,shapes/correspondence"
+    )
+    limit: int = 256  # pictures a split
+    data_root: str = ""  # where the data of other tasks lies
+
+
+@dataclass(frozen=True)
+class ContrastiveConfig:
+    loss: str = "sigmoid"  # "sigmoid" (SigLIP) or "softmax" (CLIP)
+    images: str = "global"  # which pictures meet the text: "global" (every global view), "original", "original+global"
+    init_scale: float = 10.0
+    init_bias: float = -10.0  # sigmoid only
+
+
+@dataclass(frozen=True)
+class DistillationConfig:
+    weight: float = 1.0  # 0: neither head nor local views are computed, nor a teacher's forward but for masked patches
+    start_fraction: float = 0.0  # of all steps, done before the teacher teaches (views and masked patches): trainer.train
+    pairs: str = "local"  # "local": teacher global -> student local; "local+global": also the student's other global views
+    num_prototypes: int = 65_536
+    hidden_dim: int = 2048
+    bottleneck_dim: int = 256
+    student_temp: float = 0.1
+    teacher_temp: float = 0.04
+    center_momentum: float = 0.9
+    centering: str = "mean"  # "mean" (a running centre is subtracted) or "sinkhorn" (each batch is balanced over prototypes)
+    ema_momentum: float = 0.966  # of the teacher
+    ema_schedule: str = "fixed"  # "fixed" (one value for the whole run) or "cosine" (half a cosine from there to 1)
+    ema_batch: int = 0  # batch that ema_momentum is meant for: 1 - m is scaled with batch_size; 0: never scaled
+
+
+@dataclass(frozen=True)
+class MaskedConfig:
+    """Patches that the student sees as a mask token; the head's sizes, temperatures and centring are distillation's."""
+
+    weight: float = 0.0  # 0: nothing of it is computed
+    ratio: float = 0.5  # of the patches of each global view
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    kind: str = "adamw"  # "adamw" or "adafactor" (big_vision's)
+    lr: float = 1e-3  # peak
+    schedule: str = "rsqrt"  # "rsqrt" (warm-up, 1/sqrt(step), linear cool-down), "cosine" (to 0) or "wsd" (constant between)
+    warmup_fraction: float = 0.04  # of all steps
+    cooldown_fraction: float = 0.04  # of all steps; rsqrt and wsd
+    beta1: float = 0.9
+    beta2: float = 0.95  # adamw only
+    locked: str = ""  # "vision" or "text": this tower stays as it started (LiT, 2111.07991); "": both learn
+    layer_decay: float = 1.0  # each layer's rate over that of the layer above it
+    weight_decay: float = 1e-4  # a step at the peak rate shrinks a matrix by this fraction (big_vision)
+    clip_norm: float = 1.0
+
+
+@dataclass(frozen=True)
+class Config:
+    preset: str
+    vision: VisionConfig
+    text: TextConfig
+    views: ViewsConfig = field(default_factory=ViewsConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)
+    distillation: DistillationConfig = field(default_factory=DistillationConfig)
+    masked: MaskedConfig = field(default_factory=MaskedConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    objective: str = "silc"
+    init: str = ""  # the checkpoint whose weights the run starts from (trainer.checkpoints.init); "": drawn from the seed
+    batch_size: int = 16_384
+    average_momentum: float = 0.0  # of an average of the weights that is kept for evaluation (trainer.optim); 0: none
+    micro_batch: int = 0  # pairs that a process encodes at a time, with the same result; 0: all of its batch
+    samples: int = 20_000_000_000  # images seen in the whole run
+    seed: int = 0  # weights and views
+    precision: str = "auto"  # "bf16" (autocast; head, softmax, centre and EMA stay fp32), "fp32", or what is native here
+    checkpointing: str = "none"  # of activations; "blocks": a backward pass computes each block anew, with the same result
+    compile: bool = False  # torch.compile each block: other roundings, fewer passes over memory
+    log_every: int = 50  # steps
+    checkpoint_every: int = 1000  # steps
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
+    checkpoint_minutes: float = 30.0  # since the last checkpoint, whatever the step; 0: by steps alone
+
+    @property
+    def num_steps(self) -> int:
+        return max(1, self.samples // self.batch_size)
+
+    @property
+    def start_step(self) -> int:
+        """Optimiser updates done before the teacher teaches."""
+        return round(self.distillation.start_fraction * self.num_steps)
+
+    def is_taught_at(self, step: int) -> bool:
+        """Whether update number ``step`` (from 0) learns from a teacher, of views or of masked patches."""
+        return (self.distillation.weight > 0 or self.masked.weight > 0) and step >= self.start_step
+
+    @property
+    def num_masked(self) -> int:
+        """Patches that are masked in each global view."""
+        return round(self.masked.ratio * (self.views.global_size // self.vision.patch_size) ** 2)
+
+    @property
+    def view_kinds(self) -> set[str]:
+        """Fields of trainer.silc.views.Views that a step makes, once the teacher teaches."""
+        return self.view_kinds_at(self.start_step)
+
+    def view_kinds_at(self, step: int) -> set[str]:
+        is_taught = self.is_taught_at(step)
+        kinds = {"global_crops"} if is_taught or "global" in self.contrastive.images else set()
+        kinds |= {"local_crops"} if is_taught and self.distillation.weight > 0 and self.views.num_local else set()
+        return kinds | ({"original"} if "original" in self.contrastive.images else set())
+
+    @property
+    def name(self) -> str:
+        return f"{self.preset}-{self.objective}"
+
+
+OBJECTIVES = ("silc", "contrastive+views", "contrastive")
+CHOICES = {
+    "vision.gelu": ("tanh", "exact"),
+    "text.gelu": ("tanh", "exact"),
+    "contrastive.loss": ("sigmoid", "softmax"),
+    "contrastive.images": ("global", "original", "original+global"),
+    "distillation.pairs": ("local", "local+global"),
+    "distillation.centering": ("mean", "sinkhorn"),
+    "distillation.ema_schedule": ("fixed", "cosine"),
+    "optim.kind": ("adamw", "adafactor"),
+    "optim.locked": ("", "vision", "text"),
+    "optim.schedule": ("rsqrt", "cosine", "wsd"),
+    "precision": ("auto", "bf16", "fp32"),
+    "checkpointing": ("none", "blocks"),
+}
+LABELS = ("preset", "objective")  # what the other fields were derived from
+MAY_BE_ZERO = (  # every other whole number is at least 1
+    "distillation.ema_batch",
+    "micro_batch",
+    "views.num_local",
+    "data.num_workers",
+    "data.seed",
+    "seed",
+    "probe.every",
+)
+
+
+def apply_objective(config: Config, objective: str) -> Config:
+    """The steps of the ablation: "contrastive" -> "contrastive+views" -> "silc", each the next one with a part taken away."""
+    if objective not in OBJECTIVES:
+        raise unknown_name("objective", objective, OBJECTIVES)
+    config = dataclasses.replace(config, objective=objective)
+    if objective != "silc":
+        config = without_heads(config)
+    if objective == "contrastive":
+        config = dataclasses.replace(config, contrastive=dataclasses.replace(config.contrastive, images="original"))
+    return config
+
+
+def without_heads(config: Config) -> Config:
+    """The same towers with nothing that a teacher teaches."""
+    return dataclasses.replace(
+        config,
+        distillation=dataclasses.replace(config.distillation, weight=0.0),
+        masked=dataclasses.replace(config.masked, weight=0.0),
+    )
+
+
+def validate(config: Config) -> Config:
+    """The same configuration, or a UserError that names the first field that cannot work and why."""
+    for path, allowed in CHOICES.items():
+        value = config
+        for part in path.split("."):
+            value = getattr(value, part)
+        if value not in allowed:
+            raise unknown_name(path, str(value), allowed)
+    for path, value in flatten(config).items():
+        least = 0 if path in MAY_BE_ZERO else 1
+        if type(value) is int and value < least:
+            raise UserError(f"configuration: {path} must be at least {least}, not {value}")
+        numbers = value if isinstance(value, tuple) else (value,)
+        if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
+            raise UserError(f"configuration: {path} must be finite, not {value}")
+    for holds, message in _rules(config):
+        if not holds:
+            raise UserError(f"configuration: {message}")
+    return config
+
+
+def _rules(config: Config) -> list[tuple[bool, str]]:
+    vision, views, distil, masked, optim = config.vision, config.views, config.distillation, config.masked, config.optim
+    probabilities = (views.flip_prob, views.jitter_prob, views.gray_prob, views.solarize_prob, *views.blur_probs)
+    return [
+        (vision.image_size % vision.patch_size == 0, "vision.image_size must be a multiple of vision.patch_size"),
+        (views.global_size % vision.patch_size == 0, "views.global_size must be a multiple of vision.patch_size"),
+        (views.local_size % vision.patch_size == 0, "views.local_size must be a multiple of vision.patch_size"),
+        (vision.width % vision.num_heads == 0, "vision.width must be a multiple of vision.num_heads"),
+        (vision.width % 4 == 0, "vision.width must be a multiple of 4"),
+        (config.text.width % config.text.num_heads == 0, "text.width must be a multiple of text.num_heads"),
+        (
+            distil.weight == 0 or views.num_local >= 1 or (distil.pairs == "local+global" and views.num_global >= 2),
+            "distillation needs views.num_local >= 1, or distillation.pairs=local+global and views.num_global >= 2",
+        ),
+        (
+            all(0 < a <= b <= 1 for a, b in (views.global_area, views.local_area)),
+            "views.*_area must lie in (0, 1], low first",
+        ),
+        (all(0 <= p <= 1 for p in probabilities), "views.*_prob and views.blur_probs must lie in [0, 1]"),
+        (min(views.jitter) >= 0 and views.jitter[3] <= 0.5, "views.jitter must not be negative, its hue at most 0.5 of a turn"),
+        (0 < views.blur_sigma[0] <= views.blur_sigma[1], "views.blur_sigma must be positive, low first"),
+        (config.contrastive.init_scale > 0, "contrastive.init_scale must be positive"),
+        (distil.weight >= 0 and masked.weight >= 0, "distillation.weight and masked.weight must not be negative"),
+        (0 <= distil.start_fraction < 1, "distillation.start_fraction must lie in [0, 1)"),
+        (
+            config.start_step < config.num_steps,
+            "distillation.start_fraction leaves no step of the run to distil in; lower it, or raise samples",
+        ),
+        (
+            masked.weight == 0 or 1 <= config.num_masked < (views.global_size // vision.patch_size) ** 2,
+            "masked.ratio must mask at least one patch of a global view and leave one",
+        ),
+        (distil.num_prototypes >= 2, "distillation.num_prototypes must be at least 2: one takes every picture"),
+        (0 <= distil.ema_momentum <= 1, "distillation.ema_momentum must lie in [0, 1]"),
+        (0 <= config.average_momentum < 1, "average_momentum must lie in [0, 1)"),
+        (0 <= distil.center_momentum <= 1, "distillation.center_momentum must lie in [0, 1]"),
+        (distil.student_temp > 0 and distil.teacher_temp > 0, "distillation temperatures must be positive"),
+        (optim.lr > 0 and optim.clip_norm > 0, "optim.lr and optim.clip_norm must be positive"),
+        (0 < optim.layer_decay <= 1, "optim.layer_decay must lie in (0, 1]"),
+        (
+            optim.locked != "vision" or distil.weight == masked.weight == 0,
+            "optim.locked=vision leaves self-distillation no tower to teach; take --objective contrastive or"
+            " contrastive+views, or lock the text tower",
+        ),
+        (optim.weight_decay >= 0, "optim.weight_decay must not be negative"),
+        (
+            optim.kind != "adafactor" or optim.beta2 == OptimConfig.beta2,
+            "optim.beta2 has no meaning with optim.kind=adafactor, whose second moments fade by the step; leave it out",
+        ),
+        (0 <= optim.beta1 < 1 and 0 <= optim.beta2 < 1, "optim.beta1 and optim.beta2 must lie in [0, 1)"),
+        (
+            min(optim.warmup_fraction, optim.cooldown_fraction) >= 0 and optim.warmup_fraction + optim.cooldown_fraction <= 1,
+            "optim.warmup_fraction and optim.cooldown_fraction must not be negative, and sum to at most 1",
+        ),
+        (max(config.seed, config.data.seed) < 2**63, "seed and data.seed must be below 2**63"),
+        (config.data.mirror_gb > 0, "data.mirror_gb must be positive"),
+        (config.checkpoint_minutes >= 0, "checkpoint_minutes must not be negative"),
+        (config.batch_size >= 2, "batch_size must be at least 2: a contrastive loss needs a negative"),
+        (config.samples >= config.batch_size, "samples must be at least batch_size"),
+    ]
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    return dataclasses.asdict(config)
+
+
+def flatten(config: Config) -> dict[str, Any]:
+    """{"optim.lr": 0.001, ...}, in the order of the fields."""
+    flat: dict[str, Any] = {}
+    for name, value in to_dict(config).items():
+        flat |= {f"{name}.{inner}": v for inner, v in value.items()} if isinstance(value, dict) else {name: value}
+    return flat
+
+
+def from_dict(data: dict[str, Any]) -> Config:
+    """The configuration saved in a checkpoint. Unknown fields are a UserError: the file is of a later version.
+
+    A field that an earlier version did not save takes its default, so a new field's default is what every run did before it.
+    """
+    return validate(_build(Config, data, "config"))
+
+
+def _build(cls: Any, data: Any, path: str) -> Any:
+    hints = typing.get_type_hints(cls)
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: not a configuration of this version of silc-bench (found: {type(data).__name__})")
+    needed = {f.name for f in dataclasses.fields(cls) if f.default is MISSING and f.default_factory is MISSING}
+    differ = sorted((set(data) - set(hints)) | (needed - set(data)))
+    if differ:
+        raise UserError(f"{path}: not a configuration of this version of silc-bench (differs in: {differ})")
+    return cls(**{name: _read(value, hints[name], f"{path}.{name}") for name, value in data.items()})
+
+
+def _read(value: Any, hint: Any, path: str) -> Any:
+    """A value of JSON as its field's type; nothing is converted that means something else."""
+    if dataclasses.is_dataclass(hint):
+        return _build(hint, value, path)
+    kinds = typing.get_args(hint)
+    if kinds and isinstance(value, list | tuple) and len(value) == len(kinds):
+        return tuple(_read(part, kind, path) for part, kind in zip(value, kinds, strict=True))
+    if kinds or not (type(value) is hint or (hint is float and type(value) is int)):
+        raise wrong_type(value, hint, path)
+    return hint(value)
+
+
+def wrong_type(value: Any, hint: Any, path: str) -> UserError:
+    return UserError(f"{path}: {value!r} is not of type {hint if typing.get_args(hint) else hint.__name__}")
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """Vision transformer with MAP pooling; the embedding is as wide as the tower."""
+
+    image_size: int = 256  # pixels a side of a global crop
+    patch_size: int = 16
+    width: int = 768
+    depth: int = 12
+    num_heads: int = 12
+    mlp_dim: int = 3072
+    gelu: str = "tanh"  # "tanh" (big_vision's approximation) or "exact" (most of open_clip's SigLIPs)
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """Text transformer, SigLIP style: no causal mask, last position pooled, then a linear head to the embedding."""
+
+    vocab_size: int = 32_000
+    context_length: int = 64
+    width: int = 768
+    depth: int = 12
+    num_heads: int = 12
+    mlp_dim: int = 3072
+    gelu: str = "tanh"  # "tanh" (big_vision's approximation) or "exact" (most of open_clip's SigLIPs)

@@ -1,0 +1,338 @@
+"""Presets are functions: a variant calls its base and changes a field. ``trainer.config.presets`` says how sure each number is.
+
+How sure each number of the real presets is.
+
+"sure" (read from the paper), "likely" (the value of the code it builds on, or widely repeated), "open" (not established; our
+choice, named). ``silc-bench train --preset b16 --show-config`` prints it beside each value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any
+
+from silc_bench.errors import UserError, unknown_name
+from trainer.config.config import (
+    Config,
+    ContrastiveConfig,
+    DataConfig,
+    DistillationConfig,
+    MaskedConfig,
+    OptimConfig,
+    ProbeConfig,
+    TextConfig,
+    ViewsConfig,
+    VisionConfig,
+    apply_objective,
+)
+from trainer.config.overrides import apply_sets, refuse_idle
+
+
+def b16() -> Config:
+    """SILC ViT-B/16 at 256 px as far as the paper tells: batch 16k, 20 billion pairs, 65,536 prototypes."""
+    return Config(
+        preset="b16",
+        vision=VisionConfig(),
+        text=TextConfig(),
+        data=DataConfig(source=""),
+        distillation=DistillationConfig(ema_batch=16_384),
+        optim=OptimConfig(warmup_fraction=50_000 / 1_220_703, cooldown_fraction=50_000 / 1_220_703),
+        probe=ProbeConfig(every=5_000),
+    )
+
+
+def l16() -> Config:
+    base = b16()
+    tower: dict[str, Any] = {"width": 1024, "depth": 24, "num_heads": 16, "mlp_dim": 4096}
+    return replace(base, preset="l16", vision=replace(base.vision, **tower), text=replace(base.text, **tower))
+
+
+def so400m() -> Config:
+    """The shape-optimised tower of 2305.13035, here with 16-pixel patches so that the views stay those of b16."""
+    base = b16()
+    tower: dict[str, Any] = {"width": 1152, "depth": 27, "num_heads": 16, "mlp_dim": 4304}
+    return replace(base, preset="so400m", vision=replace(base.vision, **tower), text=replace(base.text, **tower))
+
+
+def g16() -> Config:
+    """ViT-G of 2106.04560 for both towers."""
+    base = b16()
+    tower: dict[str, Any] = {"width": 1664, "depth": 48, "num_heads": 16, "mlp_dim": 8192}
+    return replace(base, preset="g16", vision=replace(base.vision, **tower), text=replace(base.text, **tower))
+
+
+def siglip2_dense() -> Config:
+    """SigLIP 2 (2502.14786) at ViT-B/16, without its captioning decoder.
+
+    SILC's loss and masked patches join at 80 % of training. One global view teaches 8 local ones and the masked patches of
+    itself; texts meet the original picture. Weights 1 and 0.25, times 0.25 at this size (L 0.5, So400m 1, g 0.5).
+    """
+    base, size_factor = b16(), 0.25
+    return replace(
+        base,
+        preset="siglip2_dense",
+        views=replace(base.views, num_global=1),
+        contrastive=replace(base.contrastive, images="original"),
+        distillation=replace(base.distillation, weight=size_factor, start_fraction=0.8),
+        masked=MaskedConfig(weight=0.25 * size_factor, ratio=0.5),
+        optim=replace(base.optim, schedule="cosine", warmup_fraction=20_000 / 1_220_703),
+        batch_size=32_768,
+        samples=40_000_000_000,
+    )
+
+
+def tips() -> Config:
+    """TIPS (2410.16512) at ViT-B/16, with one caption a picture: CLIP's loss, distillation and masked patches from the start.
+
+    Views are cropped and flipped only.
+    """
+    base = b16()
+    return replace(
+        base,
+        preset="tips",
+        views=replace(base.views, jitter_prob=0.0, gray_prob=0.0, blur_probs=(0.0, 0.0, 0.0), solarize_prob=0.0),
+        contrastive=replace(base.contrastive, loss="softmax"),
+        distillation=replace(base.distillation, num_prototypes=32_768, teacher_temp=0.07),
+        masked=MaskedConfig(weight=2.0),
+    )
+
+
+def silc_star() -> Config:
+    """SILC*: a finished b16, one billion pairs more on a cleaner set of 100 million; only with --init."""
+    base = b16()
+    return replace(
+        base,
+        preset="silc_star",
+        samples=1_000_000_000,
+        optim=replace(base.optim, lr=1e-4, warmup_fraction=0.04, cooldown_fraction=0.04),
+    )
+
+
+SECOND_PHASES = ("silc_star",)  # nothing to start with but a checkpoint of the first
+
+
+def shapes_tiny() -> Config:
+    """The demo: two small towers on generated scenes, minutes on two cores.
+
+    Departs from the recipe where the data demands it: captions name colour, size and place and each scene is seen once, so
+    views are only cropped and flipped, the global ones mildly (docs/log.md has the recipe's own); a batch of 64 learns sooner
+    with the softmax loss and a peak of 2e-3, and needs a slower teacher than batch 16k (EMA 0.99) and far fewer prototypes.
+    Local views keep the recipe's share of a global one (4 of 36 patches).
+    """
+    tower: dict[str, Any] = {"width": 96, "num_heads": 6, "mlp_dim": 384}
+    return Config(
+        preset="shapes_tiny",
+        vision=VisionConfig(image_size=48, patch_size=8, depth=3, **tower),
+        text=TextConfig(vocab_size=512, context_length=20, depth=2, **tower),
+        views=ViewsConfig(
+            global_size=48,
+            global_area=(0.7, 1.0),
+            local_size=16,
+            jitter_prob=0.0,
+            gray_prob=0.0,
+            blur_probs=(0.0, 0.0, 0.0),
+            solarize_prob=0.0,
+        ),
+        data=DataConfig(source="shapes", decode_size=64),
+        contrastive=ContrastiveConfig(loss="softmax"),
+        distillation=DistillationConfig(num_prototypes=1024, hidden_dim=256, bottleneck_dim=64, ema_momentum=0.99),
+        optim=OptimConfig(lr=2e-3, schedule="cosine", warmup_fraction=0.1),
+        batch_size=64,
+        samples=38_400,
+        log_every=10,
+        checkpoint_every=100,
+    )
+
+
+def cifar_tiny() -> Config:
+    """Real photographs of 32 px with a short caption each: the demo's towers, a little larger, and the recipe's colour jitter.
+
+    Patches of 8 px: with minutes to train, seeing a photograph four times as often is worth more than finer patches.
+    """
+    base = shapes_tiny()
+    return replace(
+        base,
+        preset="cifar_tiny",
+        vision=replace(base.vision, image_size=32, depth=4, width=128, num_heads=4, mlp_dim=512),
+        text=replace(base.text, context_length=16),
+        views=ViewsConfig(global_size=32, local_size=16, blur_probs=(0.0, 0.0, 0.0), solarize_prob=0.0),
+        data=DataConfig(source="", decode_size=32),
+        optim=replace(base.optim, lr=1e-3),
+        samples=150_000,
+        log_every=20,
+        checkpoint_every=200,
+    )
+
+
+_ALL = (shapes_tiny, cifar_tiny, b16, l16, so400m, g16, siglip2_dense, tips, silc_star)
+PRESETS: dict[str, Callable[[], Config]] = {f.__name__: f for f in _ALL}
+
+
+def make_preset(name: str) -> Config:
+    if name not in PRESETS:
+        raise unknown_name("preset", name, PRESETS)
+    return PRESETS[name]()
+
+
+def configure(
+    preset: str,
+    objective: str,
+    *,
+    data: str | None = None,
+    samples: int | None = None,
+    seed: int | None = None,
+    init: str | None = None,
+    sets: Iterable[str] = (),
+) -> Config:
+    """A preset, a step of the ablation, and the user's changes, in this order; checked as a whole.
+
+    Raises:
+        UserError: an unknown name, a value of the wrong type, a configuration that cannot work, or a change without effect.
+    """
+    config = apply_objective(make_preset(preset), objective)
+    if data is not None:
+        config = replace(config, data=replace(config.data, source=data))
+    if init is not None:
+        config = replace(config, init=init)
+    if samples is not None:
+        config = replace(config, samples=samples)
+    if seed is not None:
+        config = replace(config, seed=seed, data=replace(config.data, seed=seed))
+    sets = list(sets)
+    config = apply_sets(config, sets)
+    refuse_idle(config, sets)
+    _check_meaning(config)
+    return config
+
+
+def _check_meaning(config: Config) -> None:
+    """What would run, but not as its names say. Checkpoints of such runs are still read."""
+    is_taught = config.distillation.weight > 0 or config.masked.weight > 0
+    if is_taught and config.objective != "silc":
+        raise UserError(
+            f"objective {config.objective} has no teacher, and distillation.weight={config.distillation.weight:g},"
+            f" masked.weight={config.masked.weight:g} ask for one; take --objective silc, or leave the weights out"
+        )
+    if not is_taught and config.objective == "silc":
+        raise UserError(
+            "objective silc without distillation.weight and masked.weight has nothing of SILC; take --objective"
+            " contrastive+views, or contrastive"
+        )
+    if config.objective == "contrastive" and config.contrastive.images != "original":
+        raise UserError(
+            f"objective contrastive is without views, and contrastive.images={config.contrastive.images} asks for them; take"
+            " --objective contrastive+views"
+        )
+    trained, measured = config.views.global_size, config.vision.image_size
+    if trained != measured:
+        raise UserError(
+            f"views.global_size={trained} and vision.image_size={measured} differ: pictures would be trained at {trained} px"
+            f" and measured at {measured}; set both"
+        )
+
+
+PROVENANCE = {
+    "vision": "likely: SigLIP's tower of this name, 256 px; g16 and the patch of so400m: open",
+    "text": "likely: same width and depth as the vision tower, 32k vocabulary, 64 tokens; so400m, g16: open",
+    "views.num_global": "sure",
+    "views.num_local": "sure",
+    "views.global_area": "sure",
+    "views.local_area": "sure",
+    "views.global_size": "likely",
+    "views.local_size": "likely",
+    "views": "likely: DINO's augmentation",
+    "contrastive.loss": "sure: both losses are in the paper",
+    "contrastive.images": "sure: every global view meets the text",
+    "contrastive": "sure: SigLIP's initial scale 10 and bias -10",
+    "distillation.weight": "likely: plain sum",
+    "distillation.pairs": "open: the paper draws global -> local only; DINO adds the other global view",
+    "distillation.num_prototypes": "sure",
+    "distillation.hidden_dim": "likely: DINO's head",
+    "distillation.bottleneck_dim": "likely: DINO's head",
+    "distillation.start_fraction": "sure: SILC distils from the first step",
+    "distillation.ema_momentum": "sure that it is fixed; likely 0.966 at batch 16k, and 1 - m shrinks with the batch",
+    "distillation": "likely: DINO's temperatures and centre momentum",
+    "masked": "sure that SILC has none: weight 0",
+    "optim.locked": "sure: both towers learn",
+    "optim.layer_decay": "likely: all layers at one rate",
+    "optim.schedule": "likely: rsqrt; its time scale, here the warm-up: open (big_vision's, 10k steps, ends at half the rate)",
+    "optim": "likely: rsqrt, peak 1e-3, 50k steps of warm-up and cool-down, beta2 0.95, decay 1e-4, clip 1.0",
+    "batch_size": "likely",
+    "samples": "likely: 20 billion",
+    "data.decode_size": "open",
+}
+_TEACHER = {  # of both neighbours
+    "distillation.pairs": "open: SILC's local views alone",
+    "distillation.hidden_dim": "open: DINO's head, for views and for patches",
+    "distillation.bottleneck_dim": "open: DINO's head, for views and for patches",
+    "distillation.center_momentum": "open: DINO's, with a centre of their own for patches (iBOT)",
+    "distillation.centering": "open: SILC's centre",
+    "distillation.ema_momentum": "open: SILC's at batch 16k, and 1 - m grows with the batch",
+    "distillation": "open: SILC's",
+    "masked.ratio": "open",
+}
+PROVENANCE_OF = {  # where a preset departs from SILC, or SILC's value is all that is known
+    "silc_star": {
+        "samples": "likely: 1 billion pairs more, on a cleaner subset of 100 million that is not public",
+        "optim.lr": "open: a tenth of the first phase's peak",
+        "optim.schedule": "open: as in the first phase",
+        "optim.warmup_fraction": "open",
+        "optim.cooldown_fraction": "open",
+    },
+    "siglip2_dense": _TEACHER
+    | {
+        "views.num_global": "sure: one global view",
+        "views.num_local": "sure: eight",
+        "views.global_area": "open: SILC's",
+        "views.local_area": "open: SILC's",
+        "views.global_size": "likely: the tower's 256 px",
+        "views.local_size": "open: SILC's",
+        "views": "open: SILC's augmentation",
+        "text": "open: SILC's; SigLIP 2 has Gemma's vocabulary of 256k",
+        "contrastive.loss": "sure: the sigmoid loss",
+        "contrastive.images": "sure: the original picture alone",
+        "contrastive": "likely: SigLIP's initial scale 10 and bias -10",
+        "distillation.weight": "sure: 1, times 0.25 at this size",
+        "distillation.start_fraction": "sure: at 80 % of training, teacher copied from the student, heads fresh",
+        "distillation.num_prototypes": "open: SILC's",
+        "masked.weight": "sure: 0.25, times 0.25 at this size",
+        "masked.ratio": "sure: 50 % of the patches; drawn at random over the view: open; a head of its own: likely",
+        "optim.schedule": "likely: cosine, 20k steps of warm-up",
+        "optim.warmup_fraction": "likely: 20k of 1.2 M steps",
+        "batch_size": "likely: 32k",
+        "samples": "likely: 40 billion",
+    },
+    "tips": _TEACHER
+    | {
+        "views.num_global": "open: SILC's",
+        "views.num_local": "open: SILC's",
+        "views.global_area": "open: SILC's",
+        "views.local_area": "open: SILC's",
+        "views.global_size": "open: SILC's",
+        "views.local_size": "open: SILC's",
+        "views": "sure: resized, cropped and flipped, nothing else",
+        "vision": "open: SILC's towers, with MAP pooling; TIPS pools by two class tokens, for two captions a picture",
+        "text": "open: SILC's",
+        "contrastive.loss": "sure: CLIP's softmax loss",
+        "contrastive.images": "open: SILC's",
+        "contrastive": "open: SILC's scale; the softmax loss has no bias",
+        "distillation.weight": "sure: 1",
+        "distillation.start_fraction": "likely: from the first step",
+        "distillation.num_prototypes": "sure: 32k",
+        "distillation.teacher_temp": "sure",
+        "masked.weight": "sure: 2",
+        "optim": "open: SILC's",
+        "optim.schedule": "open: SILC's",
+        "batch_size": "open: SILC's",
+        "samples": "open: SILC's",
+    },
+}
+
+
+def provenance_of(field: str, preset: str = "b16") -> str:
+    """How sure the recipe is of a preset's field such as "views.local_size"; "" for the fields that are our own affair."""
+    known = PROVENANCE | PROVENANCE_OF.get(preset, {})
+    while field not in known and "." in field:
+        field = field.rpartition(".")[0]
+    return known.get(field, "")

@@ -1,0 +1,131 @@
+"""Own pictures with captions -> webdataset shards, and a look at any source before training on it.
+
+Flow: ``pack(source, out)`` reads what ``trainer.data.lists`` reads, checks that every picture decodes, and writes shards
+whose pictures are byte for byte the files'. ``look(config)`` opens any source as training does and measures a part of it.
+
+    silc-bench data pack photos photos-shards
+    silc-bench data stats "photos-shards/*.tar"
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import tarfile
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from silc_bench.datasets.files import shards
+from silc_bench.datasets.files.shards import Damage
+from silc_bench.errors import UserError
+from silc_bench.system.files import atomic_folder
+from silc_bench.system.terminal import progress_bar
+from trainer.config.config import DataConfig
+from trainer.data.lists import Listed, read_pairs
+from trainer.data.samples import UnreadableError
+from trainer.data.sources import open_reader
+
+SUFFIXES = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
+QUANTILES = (0.0, 0.05, 0.5, 0.95, 1.0)
+
+
+def pack(source: Path, out: Path, per_shard: int = 10_000, *, progress: bool = False) -> tuple[int, int, Damage]:
+    """(pairs, shards written, what was left out). The order is a fixed shuffle by file name, so that each shard is a mixture.
+
+    A sample is its picture as it is, ``.txt`` with a caption a line, and ``.json`` with the captions and the other columns.
+    ``progress`` shows a bar.
+
+    Raises:
+        UserError: nothing to pack, pictures of a format that no shard holds, or ``out`` is in use.
+    """
+    if out.exists() and any(out.iterdir()):
+        raise UserError(f"{out} is not empty; choose another folder for the shards")
+    damage = Damage()
+    pairs = read_pairs(source, damage)
+    pairs.sort(key=lambda pair: hashlib.sha256(os.fsencode(pair.path.name)).digest())
+    count = num_shards = 0
+    with atomic_folder(out) as folder, progress_bar(progress, "picture", len(pairs)) as advance:
+        whole = _checked(pairs, damage, advance)
+        while part := [sample for _, sample in zip(range(per_shard), whole, strict=False)]:
+            with tarfile.open(folder / f"{num_shards:05}.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
+                for key, members in enumerate(part, start=count):
+                    for suffix, data in members:
+                        header = tarfile.TarInfo(f"{key:09}.{suffix}")
+                        header.size = len(data)
+                        tar.addfile(header, io.BytesIO(data))
+            count, num_shards = count + len(part), num_shards + 1
+        if not count:
+            raise UserError(f"{source} holds no pair that can be read: {damage.summary()}")
+    return count, num_shards, damage
+
+
+def _checked(pairs: Iterable[Listed], damage: Damage, advance: Callable[[int], None]) -> Iterable[list[tuple[str, bytes]]]:
+    """The members of each sample whose picture decodes."""
+    for pair in pairs:
+        advance(1)
+        try:
+            data = pair.read()
+            suffix = SUFFIXES.get(shards.image_format(data), "")
+            image = shards.decode_image(data)
+        except UnreadableError as error:
+            damage.add(error.cause, error.where)
+            continue
+        except shards.DamagedImageError as error:
+            damage.add(error.cause, str(pair.path))
+            continue
+        if not suffix:
+            damage.add("picture of another format than JPEG, PNG and WebP", str(pair.path))
+            continue
+        captions = [" ".join(caption.split()) for caption in pair.captions]
+        columns = {**pair.columns, "captions": captions, "width": image.width, "height": image.height}
+        yield [
+            (suffix, data),
+            ("txt", "\n".join(captions).encode()),
+            ("json", json.dumps(columns, ensure_ascii=False).encode()),
+        ]
+
+
+def look(config: DataConfig, count: int, *, progress: bool = False) -> dict[str, Any]:
+    """What training would see in the first ``count`` entries of a source, as JSON: sizes, captions, damage by cause.
+
+    ``progress`` shows a bar.
+
+    Raises UserError and RunError as ``open_reader`` does.
+    """
+    damage = Damage()
+    reader = open_reader(config, damage)
+    num_entries = count if reader.num_samples is None else min(count, reader.num_samples)
+    widths, heights, letters, words = [], [], [], []
+    repeated: Counter[str] = Counter()
+    with progress_bar(progress, "pair", num_entries) as advance:
+        for position in range(num_entries):
+            advance(1)
+            try:
+                text, picture = reader.text(position), reader.picture(position)
+            except UnreadableError as error:
+                damage.add(error.cause, error.where)
+                continue
+            heights.append(picture.shape[0])
+            widths.append(picture.shape[1])
+            letters.append(len(text))
+            words.append(len(text.split()))
+            repeated[text] += 1
+    if not letters:
+        raise UserError(f"{config.source}: none of {num_entries:,} pairs can be read: {damage.summary()}")
+    numbers = {"width": widths, "height": heights, "letters of a caption": letters, "words of a caption": words}
+    text, times = repeated.most_common(1)[0]
+    return {
+        "source": reader.describe(),
+        "pairs": reader.num_samples,
+        "looked_at": num_entries,
+        "quantiles": {name: np.quantile(values, QUANTILES, method="nearest").tolist() for name, values in numbers.items()},
+        "most_frequent_caption": {"text": text, "times": times},
+        "damage": damage.counts,
+        "damage_first": damage.first,
+    }

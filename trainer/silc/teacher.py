@@ -1,0 +1,106 @@
+"""The EMA teacher of the vision tower and heads, its centres, and its targets. State changes in two named methods only.
+
+The teacher follows the student after every optimiser step, with the momentum of ``schedule.ema_at``. Weights, centres and
+arithmetic are fp32.
+
+Shapes: T views, B pictures of this rank, N patches of a view, n of them masked for the student, d bottleneck, K prototypes.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from trainer.config.config import DistillationConfig
+from trainer.device import mean_over_ranks
+from trainer.silc.distillation import Head, Targets, log_sum_exp, sinkhorn_targets
+from trainer.silc.masking import take
+from trainer.silc.student import Student
+from trainer.silc.views import Views
+
+
+class Taught(NamedTuple):
+    """What the teacher says of a batch; None for what its student does not learn."""
+
+    views: Targets | None  # of the global views, [T, B, K]
+    patches: Targets | None  # of their masked places, [1, T * B * n, K]
+
+
+class Teacher(nn.Module):
+    """``targets`` reads, ``update`` and ``update_center`` write. Without heads (weights 0) it is the EMA of the tower."""
+
+    center: Tensor
+    patch_center: Tensor
+
+    def __init__(self, student: Student, config: DistillationConfig):
+        super().__init__()
+        self.vision = copy.deepcopy(student.vision)
+        self.head = copy.deepcopy(student.head)
+        self.patch_head = copy.deepcopy(student.patch_head)
+        self.requires_grad_(False)
+        self.temp = config.teacher_temp
+        self.center_momentum = config.center_momentum
+        self.is_sinkhorn = config.centering == "sinkhorn"
+        for name, head in (("center", self.head), ("patch_center", self.patch_head)):
+            self.register_buffer(name, torch.zeros(config.num_prototypes) if head is not None else None)
+
+    @torch.no_grad()
+    def targets(self, views: Views, masked: Tensor | None = None, micro_batch: int = 0) -> Taught:
+        """Of the global crops and, where the student does not see them, of their patches ``masked`` (int64 [T, B, n]).
+
+        Factored, fp32: softmax((logits - centre) / temp), or Sinkhorn's over the views, and over all masked patches, of the
+        global batch. The teacher sees every patch.
+        """
+        assert self.head is not None or masked is not None, "targets need a head: distillation.weight is 0"
+        assert views.global_crops is not None, "targets need global crops"
+        T, B = views.global_crops.shape[:2]
+        of_views, of_patches = [], []
+        for start in range(0, B, micro_batch or B):
+            part = slice(start, start + (micro_batch or B))
+            tokens = self.vision.tokens(views.global_crops[:, part].flatten(0, 1))
+            if self.head is not None:
+                of_views.append(self.head.project(self.vision.pool(tokens)).unflatten(0, (T, -1)))
+            if masked is not None:
+                assert self.patch_head is not None
+                hidden = take(tokens, masked[:, part].flatten(0, 1))
+                of_patches.append(self.patch_head.project(hidden).unflatten(0, (T, -1)))
+        patches = torch.cat(of_patches, dim=1).flatten(0, 2).unsqueeze(0) if of_patches else None
+        return Taught(
+            self._of(torch.cat(of_views, dim=1), self.head, self.center) if self.head is not None else None,
+            self._of(patches, self.patch_head, self.patch_center) if patches is not None else None,
+        )
+
+    def _of(self, features: Tensor, head: Head | None, center: Tensor) -> Targets:
+        assert head is not None
+        prototypes, offsets = head.unit_prototypes(), center.clone()
+        with torch.autocast(features.device.type, enabled=False):
+            if self.is_sinkhorn:
+                return sinkhorn_targets(features, prototypes, self.temp)
+            normalizers = log_sum_exp(features, prototypes, self.temp, offsets)
+        return Targets(features, prototypes, offsets, normalizers, self.temp)
+
+    @torch.no_grad()
+    def update(self, student: Student, momentum: float) -> None:
+        """teacher <- momentum * teacher + (1 - momentum) * student, once an optimiser step; with 0 it becomes the student."""
+        theirs = [*student.vision.parameters()]
+        for head in (student.head, student.patch_head):
+            theirs += head.parameters() if head is not None else ()
+        get_ema_multi_avg_fn(momentum)(list(self.parameters()), theirs, 0)
+
+    @torch.no_grad()
+    def update_center(self, taught: Taught) -> None:
+        """centre <- m * centre + (1 - m) * mean of the logits over views and the global batch; Sinkhorn's targets have none.
+
+        Patches have a centre of their own (iBOT). A logit is linear in the feature, so the mean of the logits is the logit of
+        the mean: no table of [T, B, K].
+        """
+        if self.is_sinkhorn:
+            return
+        for targets, center in ((taught.views, self.center), (taught.patches, self.patch_center)):
+            if targets is not None:
+                mean = mean_over_ranks(targets.features.flatten(0, 1).mean(0))
+                center.lerp_(targets.prototypes @ mean, 1 - self.center_momentum)

@@ -1,0 +1,306 @@
+"""Byte-level BPE trained on the captions themselves: nothing is downloaded, any unicode can be written.
+
+Flow: ``Tokenizer.train(captions, vocab_size, context_length)`` -> ``tokenizer(texts)`` [B, L] -> ``to_json()`` in the
+checkpoint -> ``Tokenizer.from_json``. Cleaning, merges, truncation, eos and padding are all in that one JSON of the
+``tokenizers`` library.
+
+Text is canonicalised as big_vision does for zero-shot classification: underscores become spaces, ASCII punctuation is
+removed, lower case, whitespace collapsed; unicode is brought to NFKC first. Layout as SigLIP: at most L - 1 tokens, eos, then
+padding with the same id, so that the last position is always eos and can be pooled without a mask.
+
+Shapes: B texts, L = context_length tokens.
+
+The tokenizer of a model that was not trained here, in one JSON text, so that a run that starts from that model is whole.
+
+Flow: ``of_transformers`` or ``of_pieces`` -> a ``ForeignTokenizer`` -> ``to_json()`` in the
+checkpoint -> ``read_tokenizer``, which reads our own tokenizers' JSON too. Kept are the cleaning by its name, the pieces (the
+JSON of the ``tokenizers`` library, or the bytes of a sentencepiece model), the length, the padding and the end of text.
+
+Shapes: B texts, L = context_length tokens.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import re
+import string
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import tokenizers
+import torch
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from torch import Tensor
+
+from silc_bench.errors import UserError
+from silc_bench.models.adapters.huggingface.text import CLEANINGS
+from silc_bench.models.adapters.sentencepieces import canonicalize, lower_ascii
+from trainer.config.config import TextConfig
+
+EOS_ID = 0  # end of text and padding
+EOS = "<eos>"
+MIN_VOCAB_SIZE = 1 + 256  # eos and every byte
+CLEANING = {
+    "unicode": "NFKC",
+    "underscore": "to space",
+    "punctuation": "ASCII removed",
+    "case": "lower",
+    "whitespace": "collapsed",
+}
+
+
+class Tokenizer:
+    """Texts -> ids. ``vocab_size`` ids (never more than asked for), ``context_length`` of them a text, ``cleaning`` as JSON."""
+
+    def __init__(self, pipeline: tokenizers.Tokenizer) -> None:
+        self._pipeline = pipeline
+        self._pipeline.encode_special_tokens = True  # a caption that spells <eos> is five characters, not the end
+        self.vocab_size: int = pipeline.get_vocab_size()
+        assert pipeline.padding is not None
+        self.context_length: int = pipeline.padding["length"]
+        self.cleaning = dict(CLEANING)
+
+    @classmethod
+    def train(cls, captions: Iterable[str], vocab_size: int, context_length: int) -> Tokenizer:
+        """Learn the merges; the same captions in any order give the same tokenizer.
+
+        ``vocab_size`` is an upper bound: few captions need fewer ids. UserError below 257 ids or 2 tokens.
+        """
+        if vocab_size < MIN_VOCAB_SIZE:
+            raise UserError(f"vocab_size={vocab_size} is too small: 256 bytes and eos need at least {MIN_VOCAB_SIZE}")
+        if context_length < 2:
+            raise UserError(f"context_length={context_length} leaves no room for text before eos; use at least 2")
+        pipeline = tokenizers.Tokenizer(models.BPE())
+        pipeline.normalizer = canonicalizer()
+        pipeline.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)  # a word is the same token in first place
+        pipeline.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            special_tokens=[EOS],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        pipeline.train_from_iterator(captions, trainer)
+        pipeline.post_processor = processors.TemplateProcessing(single=f"$A {EOS}", special_tokens=[(EOS, EOS_ID)])
+        pipeline.enable_truncation(context_length)  # counts the eos: L - 1 tokens of text
+        pipeline.enable_padding(length=context_length, pad_id=EOS_ID, pad_token=EOS)
+        return cls(pipeline)
+
+    @classmethod
+    def from_json(cls, text: str) -> Tokenizer:
+        """What ``to_json`` wrote. UserError for anything else."""
+        try:
+            pipeline = tokenizers.Tokenizer.from_str(text)
+        except Exception as error:  # the library raises nothing narrower
+            raise UserError(f"the tokenizer is damaged, it is not what Tokenizer.to_json writes: {error}") from error
+        is_ours = pipeline.token_to_id(EOS) == EOS_ID and str(pipeline.normalizer) == str(canonicalizer())
+        if not is_ours or not pipeline.padding or not pipeline.truncation:
+            raise UserError(f"not a tokenizer of this trainer: its cleaning, length or {EOS} = {EOS_ID} is another")
+        return cls(pipeline)
+
+    def to_json(self) -> str:
+        """Everything ``from_json`` needs: cleaning, merges and context length."""
+        return self._pipeline.to_str()
+
+    def __call__(self, texts: list[str]) -> Tensor:
+        """[B] texts -> [B, L] int64; the last position is always EOS_ID."""
+        ids = [encoding.ids for encoding in self._pipeline.encode_batch_fast(texts)]
+        return torch.tensor(ids, dtype=torch.int64).view(-1, self.context_length)
+
+    def decode(self, ids: Tensor) -> str:
+        """[L] -> the cleaned text it was made from, as far as it was not truncated."""
+        return self._pipeline.decode(ids.tolist(), skip_special_tokens=True).removeprefix(" ")
+
+    def clean(self, text: str) -> str:
+        """The text that is really tokenized."""
+        return self._pipeline.normalizer.normalize_str(text)
+
+
+def canonicalizer() -> normalizers.Normalizer:
+    """CLEANING, as the library's own steps, so that it is saved with the merges."""
+    punctuation = re.escape(string.punctuation.replace("_", ""))
+    return normalizers.Sequence(
+        [
+            normalizers.NFKC(),
+            normalizers.Replace("_", " "),
+            normalizers.Replace(Regex(f"[{punctuation}]"), ""),
+            normalizers.Lowercase(),
+            normalizers.Replace(Regex(r"\s+"), " "),
+            normalizers.Strip(),
+        ]
+    )
+
+
+FORMAT = "silc-bench-foreign-tokenizer/1"
+SHARED = ("format", "kind", "cleaning", "length", "vocab_size", "padding", "pieces")
+FIELDS = {
+    "tokenizers": (*SHARED, "side", "cut", "splits_special"),  # JSON of a whole pipeline, with what ends a text
+    "pieces": (*SHARED, "eos"),  # JSON that makes pieces of a text; what ends it is added here
+    "sentencepiece": (*SHARED, "eos"),  # the same from a sentencepiece model
+}
+NEEDED = "a tokenizer kept from another library's model"
+
+
+def _fixed(text: str) -> str:
+    """open_clip's ``basic_clean``: broken encodings repaired, HTML entities read, twice."""
+    try:
+        import ftfy
+    except ModuleNotFoundError:
+        raise UserError("this run's tokenizer is open_clip's and repairs texts with ftfy: pip install ftfy") from None
+    return html.unescape(html.unescape(ftfy.fix_text(text))).strip()
+
+
+CLEANERS: dict[str, Callable[[str], str]] = {
+    **CLEANINGS,  # of transformers
+    "canonicalize": canonicalize,  # of big_vision
+    "lower_ascii": lower_ascii,
+    "open_clip canonicalize": lambda text: canonicalize(_fixed(text)),
+    "open_clip lower": lambda text: " ".join(_fixed(text).split()).lower(),
+    "open_clip whitespace": lambda text: " ".join(_fixed(text).split()),
+}
+
+
+class ForeignTokenizer:
+    """Texts -> ids, as the model's own library makes them. ``described``: the FIELDS of its kind."""
+
+    def __init__(self, described: dict[str, Any]) -> None:
+        self._described = described
+        self.vocab_size: int = described["vocab_size"]
+        self.context_length: int = described["length"]
+        self.cleaning: str = described["cleaning"]
+        self._clean = CLEANERS[self.cleaning]
+        self._ids = _whole(described) if described["kind"] == "tokenizers" else _pieces(described)
+
+    @classmethod
+    def from_json(cls, text: str) -> ForeignTokenizer:
+        """What ``to_json`` wrote. UserError for anything else."""
+        try:
+            described = json.loads(text)
+            if set(described) != set(FIELDS[described["kind"]]) or described["format"] != FORMAT:
+                raise UserError(f"not {NEEDED} by this version: it holds {sorted(described)}")
+            return cls(described)
+        except UserError:
+            raise
+        except Exception as error:  # JSON, the two libraries and base64 each raise their own kind, a bare Exception among them
+            raise UserError(f"{NEEDED} is damaged: {' '.join(str(error).split())[:200]}") from error
+
+    def to_json(self) -> str:
+        """Everything ``from_json`` needs."""
+        return json.dumps(self._described, ensure_ascii=False)
+
+    def __call__(self, texts: list[str]) -> Tensor:
+        """[B] texts -> [B, L] int64. UserError for a token that the text tower has no embedding for."""
+        ids = torch.tensor(self._ids([self._clean(text) for text in texts]), dtype=torch.int64).view(-1, self.context_length)
+        if texts and int(ids.max()) >= self.vocab_size:
+            row = int(ids.amax(dim=1).argmax())
+            raise UserError(f"{texts[row]!r:.80} has the token {int(ids.max())}, but the text tower knows {self.vocab_size}")
+        return ids
+
+
+AnyTokenizer = Tokenizer | ForeignTokenizer
+
+
+def read_tokenizer(text: Any) -> AnyTokenizer:
+    """The tokenizer of a checkpoint, whichever kind it is. UserError where it is neither."""
+    is_foreign = isinstance(text, str) and f'"{FORMAT}"' in text[:100]  # the first field
+    return ForeignTokenizer.from_json(text) if is_foreign else Tokenizer.from_json(text)
+
+
+def check_pairing(tokenizer: AnyTokenizer, text: TextConfig) -> None:
+    """UserError where a text tower cannot read what the tokenizer writes."""
+    if tokenizer.context_length != text.context_length or tokenizer.vocab_size > text.vocab_size:
+        raise UserError(
+            f"its tokenizer makes {tokenizer.context_length} tokens of {tokenizer.vocab_size} kinds,"
+            f" its text tower reads {text.context_length} of {text.vocab_size}"
+        )
+
+
+def of_transformers(tokenizer: Any, cleaning: str, length: int, vocab_size: int) -> ForeignTokenizer:
+    """From a tokenizer of transformers, fast or with a sentencepiece model.
+
+    Raises:
+        UserError: it is of another kind, which no checkpoint here can hold.
+    """
+    shared = {"cleaning": cleaning, "length": length, "vocab_size": vocab_size, "padding": tokenizer.pad_token_id}
+    if (fast := getattr(tokenizer, "backend_tokenizer", None)) is not None:
+        return ForeignTokenizer(
+            {
+                "format": FORMAT,
+                "kind": "tokenizers",
+                **shared,
+                "side": tokenizer.padding_side,
+                "cut": tokenizer.truncation_side,
+                "splits_special": bool(getattr(tokenizer, "split_special_tokens", False)),
+                "pieces": fast.to_str(),
+            }
+        )
+    if (model := getattr(tokenizer, "sp_model", None)) is not None:
+        return of_pieces(model.serialized_model_proto(), eos=tokenizer.eos_token_id, **shared)
+    raise UserError(
+        f"its tokenizer is a {type(tokenizer).__name__}, which is neither a tokenizer.json nor a sentencepiece model, so no"
+        " checkpoint can hold it; bring the tokenizer.json of the same model"
+    )
+
+
+def of_pieces(model: bytes, *, eos: int, padding: int, cleaning: str, length: int, vocab_size: int) -> ForeignTokenizer:
+    """As big_vision reads: pieces, cut to one less than the length, the end of text, padding. ``model``: what makes the pieces,
+    the bytes of a sentencepiece model or of a tokenizer.json."""
+    is_json = model[:1] == b"{"  # a sentencepiece model begins with the tag of its first piece, 0x0a
+    return ForeignTokenizer(
+        {
+            "format": FORMAT,
+            "kind": "pieces" if is_json else "sentencepiece",
+            "cleaning": cleaning,
+            "length": length,
+            "vocab_size": vocab_size,
+            "padding": padding,
+            "eos": eos,
+            "pieces": model.decode() if is_json else base64.b64encode(model).decode(),
+        }
+    )
+
+
+def _whole(described: dict[str, Any]) -> Callable[[list[str]], list[list[int]]]:
+    import tokenizers
+
+    pipeline = tokenizers.Tokenizer.from_str(described["pieces"])
+    pipeline.encode_special_tokens = described["splits_special"]
+    length, padding = described["length"], described["padding"]
+    pipeline.enable_truncation(length, direction=described["cut"])
+    pad_token = pipeline.id_to_token(padding) or ""
+    pipeline.enable_padding(length=length, pad_id=padding, pad_token=pad_token, direction=described["side"])
+    return lambda texts: [encoding.ids for encoding in pipeline.encode_batch_fast(texts)]
+
+
+def _pieces(described: dict[str, Any]) -> Callable[[list[str]], list[list[int]]]:
+    encode = (_json_pieces if described["kind"] == "pieces" else _sentencepieces)(described["pieces"])
+    length, eos, padding = described["length"], described["eos"], described["padding"]
+
+    def row(text: str) -> list[int]:
+        ids = encode(text)[: length - 1] + [eos]
+        return ids + [padding] * (length - len(ids))
+
+    return lambda texts: [row(text) for text in texts]
+
+
+def _json_pieces(text: str) -> Callable[[str], list[int]]:
+    import tokenizers
+
+    pipeline = tokenizers.Tokenizer.from_str(text)
+    pipeline.no_padding()
+    pipeline.no_truncation()
+    return lambda text: pipeline.encode(text, add_special_tokens=False).ids
+
+
+def _sentencepieces(model: str) -> Callable[[str], list[int]]:
+    try:
+        import sentencepiece
+    except ModuleNotFoundError:
+        raise UserError(
+            "this run's tokenizer is a sentencepiece model: pip install sentencepiece ('silc-bench[big_vision]' brings it)"
+        ) from None
+    processor = sentencepiece.SentencePieceProcessor()
+    processor.LoadFromSerializedProto(base64.b64decode(model, validate=True))
+    return processor.EncodeAsIds
