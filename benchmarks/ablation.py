@@ -129,7 +129,7 @@ def run_arm(args: argparse.Namespace, arm: str, seed: int, cost: dict[str, float
 
 
 def configured(args: argparse.Namespace, objective: str) -> Any:
-    from trainer.config.presets import configure
+    from silc_bench.trainer.config.presets import configure
 
     study = STUDIES[args.study]
     source = str(args.data_root / study.source) if study.source else "shapes"
@@ -154,9 +154,9 @@ def steps_of(args: argparse.Namespace, objective: str) -> Callable[[], object]:
     """One training step of a new state, on the same batch each time."""
     import torch
 
-    from trainer.data.stream import open_source
-    from trainer.silc.tokenizers import Tokenizer
-    from trainer.train import TrainState, train_step
+    from silc_bench.trainer.data.stream import open_source
+    from silc_bench.trainer.silc.tokenizers import Tokenizer
+    from silc_bench.trainer.train import TrainState, train_step
 
     config = configured(args, objective)
     source = open_source(config.data)

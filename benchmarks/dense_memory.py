@@ -75,7 +75,7 @@ def measure(name: str, method: str, repeats: int) -> str:
 
 
 def segment(model, view, method, weights, picture):  # type: ignore[no-untyped-def]
-    """int64 [HEIGHT, WIDTH], as ``tasks.dense.segmentation_zeroshot`` predicts it."""
+    """int64 [HEIGHT, WIDTH], as ``silc_bench.tasks.dense.segmentation_zeroshot`` predicts it."""
     import torch
 
     from silc_bench.evaluation.dense_features import cosines_with

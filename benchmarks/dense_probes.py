@@ -18,7 +18,7 @@ import torch
 from silc_bench.evaluation.features import Extractor
 from silc_bench.models.load import load_model
 from silc_bench.models.windows import View
-from tasks.selection import all_tasks
+from silc_bench.tasks.selection import all_tasks
 
 FAMILIES = ("segmentation_linear", "segmentation_sgd")
 

@@ -27,10 +27,10 @@ import torch
 import torch.utils.tensorboard  # imported here once and not in every child
 from rich.console import Console
 
-from trainer import loop
-from trainer.checkpoints import file as checkpoint
-from trainer.config.config import Config
-from trainer.config.presets import configure
+from silc_bench.trainer import loop
+from silc_bench.trainer.checkpoints import file as checkpoint
+from silc_bench.trainer.config.config import Config
+from silc_bench.trainer.config.presets import configure
 
 STEPS = 24
 CLOCKS = ("images_per_second", "data_wait_share", "seconds_left", "mfu")

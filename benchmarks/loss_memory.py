@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
-from trainer.config.config import DistillationConfig
-from trainer.silc.distillation import Targets, distillation_loss, log_sum_exp
-from trainer.train import TrainState
+from silc_bench.trainer.config.config import DistillationConfig
+from silc_bench.trainer.silc.distillation import Targets, distillation_loss, log_sum_exp
+from silc_bench.trainer.train import TrainState
 
 
 def compare_memory(state: TrainState, num_prototypes: int) -> None:

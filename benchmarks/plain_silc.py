@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from views_speed import PerSampleViews
 
-from trainer.data.stream import Batch
-from trainer.optim import ema_at, lr_at
-from trainer.silc.views import Views
-from trainer.train import TrainState
+from silc_bench.trainer.data.stream import Batch
+from silc_bench.trainer.optim import ema_at, lr_at
+from silc_bench.trainer.silc.views import Views
+from silc_bench.trainer.train import TrainState
 
 
 class PlainSilc:
@@ -52,7 +52,7 @@ class PlainSilc:
         return {"contrastive": torch.stack(parts).mean(), "distillation": self.dino(list(targets), list(shown))}
 
     def step(self, views: Views) -> dict[str, float]:
-        """One update; its losses and the norm of its gradients, as ``trainer.train.train_step`` reports them."""
+        """One update; its losses and the norm of its gradients, as ``silc_bench.trainer.train.train_step`` reports them."""
         state, config = self.state, self.state.config
         self.optimizer.param_groups[0]["lr"] = lr_at(state.step, config.num_steps, config.optim)
         losses = self.losses(views)

@@ -35,13 +35,13 @@ from views_speed import CROPS, PerSampleViews
 
 from silc_bench.evaluation.features import choose_device
 from silc_bench.system.limits import keep_freed_memory
-from trainer.config.config import Config, ViewsConfig, apply_objective
-from trainer.config.presets import make_preset
-from trainer.data.stream import Batch
-from trainer.loop import run_training
-from trainer.silc.tokenizers import Tokenizer
-from trainer.silc.views import make_views
-from trainer.train import TrainState, train_step
+from silc_bench.trainer.config.config import Config, ViewsConfig, apply_objective
+from silc_bench.trainer.config.presets import make_preset
+from silc_bench.trainer.data.stream import Batch
+from silc_bench.trainer.loop import run_training
+from silc_bench.trainer.silc.tokenizers import Tokenizer
+from silc_bench.trainer.silc.views import make_views
+from silc_bench.trainer.train import TrainState, train_step
 
 DEVICE = choose_device("auto")
 PARTS = ("step", "plain", "memory", "views")

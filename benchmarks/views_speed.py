@@ -1,7 +1,7 @@
 """Pictures a second of the batched views against torchvision's v2 transforms, one sample at a time, on the same cores.
 
-Flow: the same uint8 pictures -> ``trainer.silc.views.make_views`` in this process with T threads, and the same recipe as
-per-sample v2 transforms on uint8 in T data workers of one thread each, as training loops run them -> a line for each.
+Flow: the same uint8 pictures -> ``silc_bench.trainer.silc.views.make_views`` in this process with T threads, and the same
+recipe as per-sample v2 transforms on uint8 in T data workers of one thread each, as training loops run them -> a line for each.
 
     OMP_NUM_THREADS=2 OMP_WAIT_POLICY=PASSIVE python benchmarks/views_speed.py --threads 2
 
@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from trainer.config.config import ViewsConfig
-from trainer.silc.views import BLUR_REACH, BLUR_REFERENCE, make_views
+from silc_bench.trainer.config.config import ViewsConfig
+from silc_bench.trainer.silc.views import BLUR_REACH, BLUR_REFERENCE, make_views
 
 CROPS = frozenset({"global_crops", "local_crops"})
 
@@ -48,7 +48,7 @@ def main() -> None:
     print(f"{config.num_global} x {config.global_size} px + {config.num_local} x {config.local_size} px")
     batched = batched_seconds(images, config, options.batches)
     single = per_sample_seconds(images, config, options.batches, options.threads)
-    for name, seconds in (("trainer.silc.views", batched), ("torchvision v2", single)):
+    for name, seconds in (("silc_bench.trainer.silc.views", batched), ("torchvision v2", single)):
         print(f"{name:<15} {1000 * seconds:8.1f} ms a batch   {len(images) / seconds:8.0f} pictures/s")
     print(f"ratio {single / batched:.1f}")
 

@@ -22,16 +22,16 @@ from silc_bench.datasets.public.mask_sets import rule_of
 from silc_bench.errors import UserError, unknown_name
 from silc_bench.evaluation.prompts import Prompts, named_prompts, openai_templates
 from silc_bench.task import Task, register
-from tasks.classification.fewshot import FewShot, FewShotLogistic
-from tasks.classification.knn import Knn
-from tasks.classification.linear import Linear
-from tasks.classification.zeroshot import ZeroShot
-from tasks.dense.correspondence import Correspondence
-from tasks.dense.discovery import Discovery
-from tasks.dense.segmentation_probes import KnnSegmentation, LinearSegmentation, SgdSegmentation
-from tasks.dense.segmentation_zeroshot import ZeroShotSegmentation
-from tasks.retrieval import Retrieval
-from tasks.sources import NamedSource, OwnSource, Source
+from silc_bench.tasks.classification.fewshot import FewShot, FewShotLogistic
+from silc_bench.tasks.classification.knn import Knn
+from silc_bench.tasks.classification.linear import Linear
+from silc_bench.tasks.classification.zeroshot import ZeroShot
+from silc_bench.tasks.dense.correspondence import Correspondence
+from silc_bench.tasks.dense.discovery import Discovery
+from silc_bench.tasks.dense.segmentation_probes import KnnSegmentation, LinearSegmentation, SgdSegmentation
+from silc_bench.tasks.dense.segmentation_zeroshot import ZeroShotSegmentation
+from silc_bench.tasks.retrieval import Retrieval
+from silc_bench.tasks.sources import NamedSource, OwnSource, Source
 
 if TYPE_CHECKING:
     from silc_bench.datasets.dataset import ImageDataset

@@ -20,7 +20,7 @@ from silc_bench.metrics import accuracy as metrics
 from silc_bench.metrics import statistics as stats
 from silc_bench.metrics.retrieval import retrieval_ranks
 from silc_bench.task import Features, Scores, register
-from tasks.sources import SourcedTask, shapes
+from silc_bench.tasks.sources import SourcedTask, shapes
 
 if TYPE_CHECKING:
     from silc_bench.datasets.dataset import ImageDataset

@@ -15,9 +15,9 @@ from silc_bench.task import Task, registered
 def all_tasks() -> dict[str, Task]:
     """Every registered task by name. Our own families come from this folder; others from entry points."""
     # each registers its tasks when it is imported
-    from tasks import catalogue, retrieval  # noqa: F401
-    from tasks.classification import fewshot, knn, linear, zeroshot  # noqa: F401
-    from tasks.dense import correspondence, discovery, segmentation_probes, segmentation_zeroshot  # noqa: F401
+    from silc_bench.tasks import catalogue, retrieval  # noqa: F401
+    from silc_bench.tasks.classification import fewshot, knn, linear, zeroshot  # noqa: F401
+    from silc_bench.tasks.dense import correspondence, discovery, segmentation_probes, segmentation_zeroshot  # noqa: F401
 
     for entry in entry_points(group="silc_bench.tasks"):
         entry.load()
@@ -41,7 +41,7 @@ def select(patterns: Iterable[str]) -> list[Task]:
     Raises:
         UserError: a pattern that matches nothing (the nearest names are given), or two sets that would share a name.
     """
-    from tasks.catalogue import own_tasks
+    from silc_bench.tasks.catalogue import own_tasks
 
     known = all_tasks()
     chosen: dict[str, Task] = {}

@@ -7,7 +7,7 @@ import sys
 import silc_bench.evaluation.features
 import silc_bench.results.outcomes
 from silc_bench.cli.app import main
-from trainer.checkpoints.model import NativeImageModel
+from silc_bench.trainer.checkpoints.model import NativeImageModel
 
 
 def run(words, counted, killed_at=None, meeting=None):

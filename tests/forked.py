@@ -13,12 +13,12 @@ SECONDS = 240  # a process that has not ended by then hangs
 context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(
     [
-        "trainer.loop",
+        "silc_bench.trainer.loop",
         "torch._dynamo",
         "torch.utils.tensorboard",
         "silc_bench.cli.app",
         "silc_bench.evaluation.evaluate",
-        "tasks.classification.knn",
+        "silc_bench.tasks.classification.knn",
     ]
 )
 

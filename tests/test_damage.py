@@ -32,14 +32,14 @@ from silc_bench.results.protocol import Protocol
 from silc_bench.system import checksums
 from silc_bench.system.cache import Store
 from silc_bench.task import Scores
-from trainer.checkpoints import file as checkpoint
-from trainer.checkpoints import model as native
-from trainer.checkpoints.export import export
-from trainer.config.config import Config, DistillationConfig, TextConfig, ViewsConfig, VisionConfig
-from trainer.data import samples as filters
-from trainer.data import shard_index as kept_indexes
-from trainer.silc.student import Student
-from trainer.silc.tokenizers import Tokenizer
+from silc_bench.trainer.checkpoints import file as checkpoint
+from silc_bench.trainer.checkpoints import model as native
+from silc_bench.trainer.checkpoints.export import export
+from silc_bench.trainer.config.config import Config, DistillationConfig, TextConfig, ViewsConfig, VisionConfig
+from silc_bench.trainer.data import samples as filters
+from silc_bench.trainer.data import shard_index as kept_indexes
+from silc_bench.trainer.silc.student import Student
+from silc_bench.trainer.silc.tokenizers import Tokenizer
 
 sys.path.insert(0, str(Path(__file__).parent))
 from damage import EDGE, of_file, of_folder

@@ -30,11 +30,11 @@ import torch
 
 from silc_bench.evaluation.protocols import choose
 from silc_bench.results.protocol import Protocol
-from tasks.selection import all_tasks
-from trainer.config.presets import configure
-from trainer.data.stream import open_source
-from trainer.silc.tokenizers import Tokenizer
-from trainer.train import TrainState, train_step
+from silc_bench.tasks.selection import all_tasks
+from silc_bench.trainer.config.presets import configure
+from silc_bench.trainer.data.stream import open_source
+from silc_bench.trainer.silc.tokenizers import Tokenizer
+from silc_bench.trainer.train import TrainState, train_step
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "golden"

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("silc_bench", "tasks", "trainer")
-FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+TOP = {"silc_bench": "silc_bench", "tasks": "silc_bench.tasks", "trainer": "silc_bench.trainer"}  # folder -> module
+FILES = sorted(path for folder in TOP for path in (ROOT / folder).rglob("*.py") if not path.is_symlink())
 MAX_ROOMS = 9  # of a folder; the top has its floors, and ``cli`` a file for each command
 
 # From the ground up. A folder may import what stands on a lower floor, never what stands beside or above it.
@@ -30,8 +30,8 @@ FLOORS = [
     ["silc_bench.task", "silc_bench.metrics"],
     ["silc_bench.probes", "silc_bench.results"],
     ["silc_bench.evaluation", "silc_bench.reports"],
-    ["tasks", "silc_bench.show"],
-    ["trainer"],
+    ["silc_bench.tasks", "silc_bench.show"],
+    ["silc_bench.trainer"],
     ["silc_bench.cli"],
     ["silc_bench.__main__"],
 ]
@@ -49,12 +49,13 @@ PLAIN = [
     "silc_bench.metrics.statistics",
     "silc_bench.results",
     "silc_bench.reports",
-    "tasks.selection",
+    "silc_bench.tasks.selection",
 ]
 
 
 def module_of(path: Path) -> str:
-    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    folder, *rest = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join([TOP[folder], *rest]).removesuffix(".__init__")
 
 
 MODULES = {module_of(path): path for path in FILES}
@@ -113,6 +114,12 @@ def test_imports_point_down(module):
             assert FLOOR_OF[room_of(target)] < FLOOR_OF[here], f"{module} imports {target}, which does not stand below it"
 
 
+@pytest.mark.parametrize("module", MODULES)
+def test_our_own_modules_have_one_name(module):
+    """``tasks`` and ``trainer`` are folders of the checkout, and names of other people's projects."""
+    assert not {name.partition(".")[0] for name in IMPORTS[module]} & {"tasks", "trainer"}
+
+
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_no_two_rooms_of_a_folder_import_each_other(folder):
     try:
@@ -150,9 +157,9 @@ def test_plain_rooms_never_import_torch(room):
 
 def test_listing_tables_and_help_never_import_torch():
     program = (
-        "import sys, tasks.selection, silc_bench.results.record, silc_bench.reports.leaderboard\n"
-        "assert len(tasks.selection.all_tasks()) >= 12\n"
-        "assert tasks.selection.select(['shapes/*'])\n"
+        "import sys, silc_bench.tasks.selection, silc_bench.results.record, silc_bench.reports.leaderboard\n"
+        "assert len(silc_bench.tasks.selection.all_tasks()) >= 12\n"
+        "assert silc_bench.tasks.selection.select(['shapes/*'])\n"
         "import silc_bench.cli.app\n"
         "print([name for name in ('torch', 'sklearn', 'transformers') if name in sys.modules])\n"
     )

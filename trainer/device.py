@@ -30,7 +30,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from silc_bench.errors import UserError
 from silc_bench.system.processes import num_ranks, rank, summed
-from trainer.config.config import Config
+from silc_bench.trainer.config.config import Config
 
 
 def parallel(student: nn.Module) -> nn.Module:

@@ -21,17 +21,17 @@ from rich.console import Console
 
 from silc_bench.errors import RunError, UserError
 from silc_bench.system.processes import StoppedError, num_local_ranks, num_ranks, of_all, of_first, rank
-from trainer.checkpoints import file as checkpoint
-from trainer.checkpoints.init import read_start
-from trainer.config.config import Config, flatten, from_dict, to_dict
-from trainer.config.presets import SECOND_PHASES
-from trainer.data.stream import Batch, Source, crowding, open_source
-from trainer.device import DataWait, share_of
-from trainer.monitor.log import RunLog, WandbLog, check_place
-from trainer.monitor.probe import Probe, destroyed, remembered
-from trainer.monitor.watch import Watch, check_on_collapse, repeating
-from trainer.silc.tokenizers import Tokenizer
-from trainer.train import TrainState, train_step
+from silc_bench.trainer.checkpoints import file as checkpoint
+from silc_bench.trainer.checkpoints.init import read_start
+from silc_bench.trainer.config.config import Config, flatten, from_dict, to_dict
+from silc_bench.trainer.config.presets import SECOND_PHASES
+from silc_bench.trainer.data.stream import Batch, Source, crowding, open_source
+from silc_bench.trainer.device import DataWait, share_of
+from silc_bench.trainer.monitor.log import RunLog, WandbLog, check_place
+from silc_bench.trainer.monitor.probe import Probe, destroyed, remembered
+from silc_bench.trainer.monitor.watch import Watch, check_on_collapse, repeating
+from silc_bench.trainer.silc.tokenizers import Tokenizer
+from silc_bench.trainer.train import TrainState, train_step
 
 TOKENIZER_CAPTIONS = 20_000  # captions that the tokenizer is trained on
 # No part of the result:
@@ -52,8 +52,8 @@ def run_training(
 ) -> Path:
     """A new run in an empty folder, or the continuation of one with the same configuration; the final checkpoint's path.
 
-    ``on_collapse``: "warn" says what ``trainer.monitor.health`` finds and goes on, "stop" ends the run with it.
-    ``wandb``: [ENTITY/]PROJECT that gets the rows of the log too (trainer.monitor.log).
+    ``on_collapse``: "warn" says what ``silc_bench.trainer.monitor.health`` finds and goes on, "stop" ends the run with it.
+    ``wandb``: [ENTITY/]PROJECT that gets the rows of the log too (silc_bench.trainer.monitor.log).
 
     Raises:
         UserError: an unknown word, no data; the folder already holds a run, holds none to resume, or one of another

@@ -32,8 +32,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from trainer.config.config import DistillationConfig, OptimConfig
-from trainer.silc.student import TAUGHT, Student
+from silc_bench.trainer.config.config import DistillationConfig, OptimConfig
+from silc_bench.trainer.silc.student import TAUGHT, Student
 
 
 def make_optimizer(student: Student, config: OptimConfig) -> torch.optim.Optimizer:

@@ -1,6 +1,6 @@
 """The training step: views -> student and teacher -> losses -> update -> EMA, and the state that it moves.
 
-``train_step`` is the algorithm and nothing else; ``trainer.loop`` is what surrounds it.
+``train_step`` is the algorithm and nothing else; ``silc_bench.trainer.loop`` is what surrounds it.
 Randomness is a pure function of (seed, step), so (state, step, data position) continue a run bit for bit, on the same machine
 and with as many threads as before: another number of threads adds in another order.
 """
@@ -16,19 +16,19 @@ import torch
 from torch import Tensor, nn
 
 from silc_bench.errors import RunError, UserError
-from trainer.checkpoints.init import Start
-from trainer.config.config import Config, from_dict, to_dict
-from trainer.data.stream import Batch
-from trainer.device import Answer, first_of, mean_over_ranks, parallel, resolve, send
-from trainer.optim import Average, average_at, clip_gradients, ema_at, lr_at, make_optimizer, set_lr
-from trainer.silc.distillation import Targets, distillation_loss
-from trainer.silc.losses import sigmoid_loss, softmax_loss
-from trainer.silc.masking import draw_masked
-from trainer.silc.student import MicroBatches, Student, StudentOutput, init_weights
-from trainer.silc.teacher import Taught, Teacher
-from trainer.silc.tokenizers import AnyTokenizer, read_tokenizer
-from trainer.silc.towers import compile_blocks
-from trainer.silc.views import make_views
+from silc_bench.trainer.checkpoints.init import Start
+from silc_bench.trainer.config.config import Config, from_dict, to_dict
+from silc_bench.trainer.data.stream import Batch
+from silc_bench.trainer.device import Answer, first_of, mean_over_ranks, parallel, resolve, send
+from silc_bench.trainer.optim import Average, average_at, clip_gradients, ema_at, lr_at, make_optimizer, set_lr
+from silc_bench.trainer.silc.distillation import Targets, distillation_loss
+from silc_bench.trainer.silc.losses import sigmoid_loss, softmax_loss
+from silc_bench.trainer.silc.masking import draw_masked
+from silc_bench.trainer.silc.student import MicroBatches, Student, StudentOutput, init_weights
+from silc_bench.trainer.silc.teacher import Taught, Teacher
+from silc_bench.trainer.silc.tokenizers import AnyTokenizer, read_tokenizer
+from silc_bench.trainer.silc.towers import compile_blocks
+from silc_bench.trainer.silc.views import make_views
 
 
 @dataclass
@@ -134,7 +134,7 @@ def train_step(state: TrainState, batch: Batch) -> dict[str, Tensor]:
     is_taught, needs = config.is_taught_at(state.step), config.view_kinds_at(state.step)
     if is_taught and state.step == config.start_step > 0:
         state.start_teaching()
-    images = batch.images.to(device, non_blocking=True)  # page-locked by trainer.data.stream
+    images = batch.images.to(device, non_blocking=True)  # page-locked by silc_bench.trainer.data.stream
     views = make_views(images, batch.sizes, config.views, config.seed, state.step, first=first, needs=needs)
     is_masked = is_taught and config.masked.weight > 0
     masked = send(draw_masked(config, len(batch.texts), state.step, first), device) if is_masked else None

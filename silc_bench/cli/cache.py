@@ -26,7 +26,7 @@ UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 def ls(cache: Folder = None) -> None:
     """List what is kept, the least recently used first."""
     from silc_bench.system.cache import default_folder, least_used_first
-    from trainer.data.shard_index import by_source
+    from silc_bench.trainer.data.shard_index import by_source
 
     features, indexes = _kept(cache)
     table = table_of("model", "what", "size", "last used")
@@ -55,7 +55,7 @@ def prune(
 def _kept(cache: Path | None) -> tuple[list[Listed], list[Listed]]:
     """(Embeddings and fingerprints, indexes of shards: none of those in the name of another folder)."""
     from silc_bench.system.cache import Store, default_folder, shards_folder
-    from trainer.data import shard_index as kept_indexes
+    from silc_bench.trainer.data import shard_index as kept_indexes
 
     return Store(cache or default_folder()).listing(), [] if cache else kept_indexes.listing(shards_folder())
 

@@ -29,7 +29,7 @@ def compare(
     """Paired differences with standard errors; one sentence a task, corrected for the number of tests."""
     from silc_bench.reports import compare as comparing
     from silc_bench.reports import compare_report
-    from tasks.selection import words_of
+    from silc_bench.tasks.selection import words_of
 
     if out:
         check_writable(out)

@@ -56,8 +56,8 @@ def stats(
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
     """Read training data as a run would: how much there is, sizes, lengths of captions, and what is damaged, by cause."""
-    from trainer.config.config import DataConfig
-    from trainer.data.pack import QUANTILES, look
+    from silc_bench.trainer.config.config import DataConfig
+    from silc_bench.trainer.data.pack import QUANTILES, look
 
     found = look(DataConfig(source=source, filters=filters, decode_size=10_000), count, progress=console.is_terminal)
     if as_json:
@@ -84,7 +84,7 @@ def pack(
     per_shard: Annotated[int, typer.Option(min=1, help="Pairs a shard.")] = 10_000,
 ) -> None:
     """Write webdataset shards of own pictures; every picture is decoded once, and its bytes are kept."""
-    from trainer.data.pack import pack as write
+    from silc_bench.trainer.data.pack import pack as write
 
     count, num_shards, damage = write(source, out, per_shard, progress=console.is_terminal)
     print(f"wrote {count:,} pairs in {num_shards:,} shard{'' if num_shards == 1 else 's'} to {out}")

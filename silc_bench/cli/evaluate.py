@@ -59,7 +59,7 @@ def evaluate_command(
     cache: Annotated[str | None, typer.Option(help="Folder that keeps embeddings between commands, or off.")] = None,
 ) -> None:
     """Measure checkpoints on tasks; one record a task, written as soon as it ends."""
-    from tasks.selection import measurable, select, words_of
+    from silc_bench.tasks.selection import measurable, select, words_of
 
     words = words_of(tasks)
     chosen, left_out = measurable(select(words), words, data_root)
@@ -121,7 +121,7 @@ def list_tasks(
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
     """What can be measured."""
-    from tasks.selection import all_tasks
+    from silc_bench.tasks.selection import all_tasks
 
     known = all_tasks().values()
     if as_json:

@@ -36,7 +36,7 @@ def export(
     out: Annotated[Path, typer.Option(help="New folder, for safetensors a new FILE.safetensors. Never overwritten.")],
 ) -> None:
     """Write a model trained here for open_clip, transformers or as one file; each gives the same embeddings, offline."""
-    from trainer.checkpoints import export as exports
+    from silc_bench.trainer.checkpoints import export as exports
 
     exports.check_target(to, out)
     model = exports.load_trained(ckpt)

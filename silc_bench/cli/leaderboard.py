@@ -23,7 +23,7 @@ def leaderboard(
 ) -> None:
     """Tables from the records; with --out also as Markdown, CSV and a self-contained page."""
     from silc_bench.reports import leaderboard as boards
-    from tasks.selection import current_version
+    from silc_bench.tasks.selection import current_version
 
     if out:
         check_writable(out)

@@ -29,11 +29,11 @@ from silc_bench.show.colors import class_colors
 from silc_bench.show.look import METHOD, component_maps, cosine_maps
 from silc_bench.show.sheet import Panel, figure
 from silc_bench.system.files import write_text_atomic
-from tasks.dense.scores import without_background
-from tasks.selection import current_version, select
-from trainer.checkpoints import file as checkpoint
-from trainer.config.presets import configure
-from trainer.loop import run_training
+from silc_bench.tasks.dense.scores import without_background
+from silc_bench.tasks.selection import current_version, select
+from silc_bench.trainer.checkpoints import file as checkpoint
+from silc_bench.trainer.config.presets import configure
+from silc_bench.trainer.loop import run_training
 
 PRESET, OBJECTIVES = "shapes_tiny", ("contrastive", "silc")
 SAMPLES, FAST_SAMPLES = 48_000, 2_560  # at the preset's 38,400 a contrastive run was seen still telling colours only

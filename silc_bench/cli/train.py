@@ -23,7 +23,7 @@ from silc_bench.system.files import check_writable
 from silc_bench.system.terminal import answering, console, table_of
 
 if TYPE_CHECKING:
-    from trainer.config.config import Config
+    from silc_bench.trainer.config.config import Config
 
 
 @answering
@@ -52,7 +52,7 @@ def train(
     show_config: Annotated[bool, typer.Option("--show-config", help="Print every field, how sure it is, and stop.")] = False,
 ) -> None:
     """Train SILC, or a step of its ablation."""
-    from trainer.config.presets import configure
+    from silc_bench.trainer.config.presets import configure
 
     config = configure(preset, objective, data=data, samples=samples, seed=seed, init=init, sets=set_ or ())
     if (show_config or dry_run) and os.environ.get("RANK", "0") != "0":  # of torchrun's processes the first one speaks
@@ -71,7 +71,7 @@ def train(
     if devices is not None:
         raise UserError("--devices belongs to --dry-run; torchrun --nproc-per-node N -m silc_bench train starts a run on N")
     from silc_bench.system.limits import keep_freed_memory
-    from trainer.loop import run_training
+    from silc_bench.trainer.loop import run_training
 
     run, chosen = out or Path("runs") / config.name, choose_device(device)
     check_writable(run)
@@ -91,7 +91,7 @@ def report(
     out: Annotated[Path | None, typer.Option(help="The page; RUN/report.html if not given.")] = None,
 ) -> None:
     """Write a self-contained page with the curves of a run: losses, health, gradients, speed, probes."""
-    from trainer.monitor.report import write_report
+    from silc_bench.trainer.monitor.report import write_report
 
     print(f"wrote {write_report(run, out)}")
 
@@ -101,8 +101,8 @@ OF_MODEL = ("weights", "gradients", "optimiser state", "teacher", "average")  # 
 
 def print_estimate(config: Any, device: Any, devices: int = 1) -> None:
     """On ``devices`` like this one. UserError where they cannot share its batch."""
-    from trainer.device import share_of
-    from trainer.monitor.cost import REACHED, estimate, memory_of
+    from silc_bench.trainer.device import share_of
+    from silc_bench.trainer.monitor.cost import REACHED, estimate, memory_of
 
     share_of(config.batch_size, devices, "devices")
     found = estimate(config, device, devices)
@@ -128,7 +128,7 @@ def print_estimate(config: Any, device: Any, devices: int = 1) -> None:
 
 def print_start(config: Any) -> None:
     """What ``--init`` brings, as the run would say it. Raises UserError where it would be refused."""
-    from trainer.checkpoints.init import read_start
+    from silc_bench.trainer.checkpoints.init import read_start
 
     for sentence in read_start(config).said:
         console.print(sentence, markup=False, highlight=False, soft_wrap=True)
@@ -172,8 +172,8 @@ def tasks_for(source: str) -> str:
 
 
 def print_config(config: Any) -> None:
-    from trainer.config.config import flatten
-    from trainer.config.presets import provenance_of
+    from silc_bench.trainer.config.config import flatten
+    from silc_bench.trainer.config.presets import provenance_of
 
     table = table_of("field", "value", "how sure the recipe is of it", title=config.name)
     is_recipe = config.preset not in ("shapes_tiny", "cifar_tiny")

@@ -12,8 +12,8 @@ Under openai80 kNN is native, which asks in no words, and so is ImageNet's zero-
   size / 0.875, then the centre crop, in the model's own interpolation and normalisation, for classification and
   its probes (big_vision, evaluators of image_text and fewshot_lsr). Retrieval keeps the model's own preprocessing, as there.
 - tcl, sclip, naclip, clearclip: of zero-shot segmentation (silc_bench.evaluation.protocols); another dense method in place of
-  the protocol's gives it another name, "tcl+sclip". What else reads patches (tasks.dense.scores) sees the same windows: encoded
-  once; "tokens:4" gives it those of the last four blocks.
+  the protocol's gives it another name, "tcl+sclip". What else reads patches (silc_bench.tasks.dense.scores) sees the same
+  windows: encoded once; "tokens:4" gives it those of the last four blocks.
 
 How zero-shot segmentation is done under a protocol's name: view, method, words, and what is called background.
 

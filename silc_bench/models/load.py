@@ -30,7 +30,7 @@ ADAPTERS = {  # and the module that reads it, imported when it is asked for
     "hf": "silc_bench.models.adapters.huggingface.model",
     "timm": "silc_bench.models.adapters.timm",
     "big_vision": "silc_bench.models.adapters.big_vision",
-    "silc": "trainer.checkpoints.model",  # a run's folder or checkpoint, which needs no prefix
+    "silc": "silc_bench.trainer.checkpoints.model",  # a run's folder or checkpoint, which needs no prefix
 }
 
 

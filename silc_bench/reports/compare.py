@@ -171,7 +171,7 @@ def _shown(row: tuple[str, str]) -> str:
 
 
 def _of_tasks(records: Sequence[Record], patterns: Sequence[str]) -> list[Record]:
-    """Those whose task is meant by one of the patterns, in the words of `tasks.selection.select`."""
+    """Those whose task is meant by one of the patterns, in the words of `silc_bench.tasks.selection.select`."""
     if not patterns:
         return list(records)
     words = {}

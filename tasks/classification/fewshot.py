@@ -6,7 +6,7 @@
   of 25; never a test picture), then fitted on all of them. One shot cannot be divided, and is left out.
 
 Which pictures are the shots depends on the dataset, the number of shots and the seed alone. What happens where a class has too
-few of them, and under ``--limit``, stands in `tasks.classification.fewshot`.
+few of them, and under ``--limit``, stands in `silc_bench.tasks.classification.fewshot`.
 
 The pool that few shots are drawn from, and which numbers of shots it allows: no number is scored under another one's name.
 
@@ -34,9 +34,9 @@ from silc_bench.metrics import statistics
 from silc_bench.metrics.accuracy import class_ranks
 from silc_bench.probes.closed_form import BIAS_COLUMN, STD_EPSILON, ridge, shot_indices
 from silc_bench.task import Features, Scores, register
-from tasks.classification.linear import HELD_OUT, held_out_fifth, logistic_probe
-from tasks.classification.scores import labels_of, uniform_chance
-from tasks.sources import OwnSource, SourcedTask, cifar100, shapes
+from silc_bench.tasks.classification.linear import HELD_OUT, held_out_fifth, logistic_probe
+from silc_bench.tasks.classification.scores import labels_of, uniform_chance
+from silc_bench.tasks.sources import OwnSource, SourcedTask, cifar100, shapes
 
 if TYPE_CHECKING:
     from silc_bench.datasets.dataset import ImageDataset, Pool

@@ -9,8 +9,8 @@ from silc_bench.metrics import statistics
 from silc_bench.metrics.accuracy import recall_at
 from silc_bench.probes.closed_form import knn_ranks
 from silc_bench.task import Features, Scores, register
-from tasks.classification.scores import frequency_chance, labels_of
-from tasks.sources import SourcedTask, cifar100, shapes
+from silc_bench.tasks.classification.scores import frequency_chance, labels_of
+from silc_bench.tasks.sources import SourcedTask, cifar100, shapes
 
 KS = (1, 5, 10, 20)
 TEMPERATURE = 0.07

@@ -17,8 +17,8 @@ from silc_bench.errors import UserError
 from silc_bench.metrics.accuracy import class_ranks
 from silc_bench.probes.closed_form import LinearMap, moments
 from silc_bench.task import Features, Scores, register
-from tasks.classification.scores import classification_scores, frequency_chance, labels_of
-from tasks.sources import SourcedTask, cifar100, shapes
+from silc_bench.tasks.classification.scores import classification_scores, frequency_chance, labels_of
+from silc_bench.tasks.sources import SourcedTask, cifar100, shapes
 
 COSTS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # scikit-learn's C: the weight of the summed log loss
 HELD_OUT = 5  # every fifth of a class

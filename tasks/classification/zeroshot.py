@@ -17,8 +17,8 @@ from silc_bench.evaluation.prompts import Prompts, class_embeddings, openai_temp
 from silc_bench.evaluation.protocols import NamedProtocol
 from silc_bench.metrics.accuracy import class_ranks, normalize
 from silc_bench.task import Features, Scores, register
-from tasks.classification.scores import classification_scores, labels_of
-from tasks.sources import SourcedTask, cifar100, shapes
+from silc_bench.tasks.classification.scores import classification_scores, labels_of
+from silc_bench.tasks.sources import SourcedTask, cifar100, shapes
 
 
 @dataclass(kw_only=True, eq=False)

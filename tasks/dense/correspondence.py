@@ -1,9 +1,9 @@
 """Correspondence: does a patch of a class find that class among its nearest patches in another picture that holds it?
 
 Each picture asks, for each of its classes but a background, the next picture that holds the class, in an order that only the
-masks decide (`tasks.dense.correspondence`). Recall at k is the mean over classes of the share of asking patches with a patch of
-their class among the k nearest, everything else in that picture distracting. Chance is exact: k patches drawn from that
-picture.
+masks decide (`silc_bench.tasks.dense.correspondence`). Recall at k is the mean over classes of the share of asking patches with
+a patch of their class among the k nearest, everything else in that picture distracting. Chance is exact: k patches drawn from
+that picture.
 
 Whether a patch finds its like in another picture: ranks of the nearest patch of the same class, and what chance would find.
 
@@ -34,8 +34,8 @@ from silc_bench.metrics.accuracy import normalize
 from silc_bench.models.windows import Layout
 from silc_bench.probes.patch_labels import class_sums, members
 from silc_bench.task import Features, Scores, register
-from tasks.dense.scores import CellsTask
-from tasks.sources import shapes
+from silc_bench.tasks.dense.scores import CellsTask
+from silc_bench.tasks.sources import shapes
 
 KS = (1, 5)
 MAX_PICTURES = 500  # whose patches are held at once

@@ -1,8 +1,8 @@
 """Object discovery: is the part of a picture that its patches alone set apart the part that is labelled an object?
 
-Nothing is learned and no threshold chosen (`tasks.dense.discovery`). The score is the mean over pictures of the IoU of the
-found foreground with all labelled objects, as unsupervised saliency is scored (TokenCut, 2202.11539). Pictures without an
-object, or without anything else, are left out. Chance is a foreground of the same size in each picture, laid down without
+Nothing is learned and no threshold chosen (`silc_bench.tasks.dense.discovery`). The score is the mean over pictures of the IoU
+of the found foreground with all labelled objects, as unsupervised saliency is scored (TokenCut, 2202.11539). Pictures without
+an object, or without anything else, are left out. Chance is a foreground of the same size in each picture, laid down without
 looking.
 
 Which part of a picture is an object, by its cells alone: no label, no text, no threshold.
@@ -30,8 +30,8 @@ from silc_bench.metrics import statistics
 from silc_bench.metrics.accuracy import normalize
 from silc_bench.models.windows import Layout
 from silc_bench.task import Features, Scores, register
-from tasks.dense.scores import CellsTask
-from tasks.sources import shapes
+from silc_bench.tasks.dense.scores import CellsTask
+from silc_bench.tasks.sources import shapes
 
 
 @dataclass(kw_only=True, eq=False)

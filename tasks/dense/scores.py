@@ -20,7 +20,7 @@ from silc_bench.evaluation.protocols import NamedProtocol, rule_of
 from silc_bench.metrics import iou as metrics
 from silc_bench.metrics import statistics as stats
 from silc_bench.task import Features, Scores
-from tasks.sources import SourcedTask
+from silc_bench.tasks.sources import SourcedTask
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -1,14 +1,14 @@
 """Segmentation by a linear probe of frozen patch features in closed form: one pass over the training pictures, then seconds.
 
 The probe (`silc_bench.probes.patch_discriminant`) is fitted to masks at full resolution, and scored there. Its figures are its
-own: published linear probes descend on cross-entropy, as `tasks.dense.segmentation_probes` does.
+own: published linear probes descend on cross-entropy, as `silc_bench.tasks.dense.segmentation_probes` does.
 
 Segmentation by the nearest training patches, which vote with their own pixels' classes (Balazevic et al., 2306.01667).
 
 Segmentation by the linear probe that others publish: batch norm and a 1x1 convolution, descended on cross-entropy.
 
 The head and the schedule are DINOv2's (`silc_bench.probes.patch_sgd` says what differs), on frozen patch features and at full
-resolution. It takes minutes where the closed form of `tasks.dense.segmentation_probes` takes seconds.
+resolution. It takes minutes where the closed form of `silc_bench.tasks.dense.segmentation_probes` takes seconds.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from typing import Any
 
 from silc_bench.errors import UserError
 from silc_bench.task import Features, Scores, register
-from tasks.dense.scores import CellsTask, as_logits, constant_miou
-from tasks.sources import shapes
+from silc_bench.tasks.dense.scores import CellsTask, as_logits, constant_miou
+from silc_bench.tasks.sources import shapes
 
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 SEED = 0

@@ -6,9 +6,9 @@ mIoU.
 
 A class may have several words; the best of them counts, as in SCLIP. What a set calls background is either not scored
 (``scores_background=False``: pixels of label 0 count nowhere, and "mIoU" is over the classes), or it is predicted where the
-confidence lies below a threshold (tasks.dense.segmentation_zeroshot): "mIoU" then counts it as a class, and "mIoU_foreground",
-which needs no threshold, stands beside it. A threshold that the rule does not fix is swept on pictures that are not scored:
-``SWEPT`` of the train split where there is one, else every ``HELD_OUT``-th of the test split.
+confidence lies below a threshold (silc_bench.tasks.dense.segmentation_zeroshot): "mIoU" then counts it as a class, and
+"mIoU_foreground", which needs no threshold, stands beside it. A threshold that the rule does not fix is swept on pictures that
+are not scored: ``SWEPT`` of the train split where there is one, else every ``HELD_OUT``-th of the test split.
 
 Chance is exact for a model whose features know nothing of the picture: each word is then the best as often as each other one.
 
@@ -38,8 +38,8 @@ from silc_bench.evaluation.protocols import NamedProtocol, Rule, rule_of
 from silc_bench.metrics import iou
 from silc_bench.models.windows import View, pixel_logits, predict
 from silc_bench.task import Features, Scores, register
-from tasks.dense.scores import PictureAreas, shares_miou, without_background
-from tasks.sources import NamedSource, SourcedTask, shapes
+from silc_bench.tasks.dense.scores import PictureAreas, shares_miou, without_background
+from silc_bench.tasks.sources import NamedSource, SourcedTask, shapes
 
 if TYPE_CHECKING:
     from torch import Tensor

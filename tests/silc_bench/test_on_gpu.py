@@ -13,9 +13,9 @@ from pretended_gpu import CUDA, pretended_gpu
 
 from silc_bench.evaluation.evaluate import evaluate
 from silc_bench.models.load import load_model
-from tasks.selection import select
-from trainer.config.presets import configure
-from trainer.loop import run_training
+from silc_bench.tasks.selection import select
+from silc_bench.trainer.config.presets import configure
+from silc_bench.trainer.loop import run_training
 
 pytestmark = pytest.mark.broad
 
@@ -28,7 +28,7 @@ def trained(tmp_path_factory):
     run = tmp_path_factory.mktemp("run")
     sets = ["precision=fp32", "batch_size=8", "vision.depth=1", "text.depth=1", "distillation.num_prototypes=64"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("trainer.loop.TOKENIZER_CAPTIONS", 50)
+        patch.setattr("silc_bench.trainer.loop.TOKENIZER_CAPTIONS", 50)
         config = configure("shapes_tiny", "silc", sets=sets, samples=8)
         run_training(config, run, resume=False, device=torch.device("cpu"), console=Console(file=io.StringIO()))
     return str(run)

@@ -17,8 +17,8 @@ from silc_bench.evaluation.evaluate import evaluate
 from silc_bench.evaluation.protocols import choose
 from silc_bench.probes import patch_sgd
 from silc_bench.results.record import load_all
-from tasks.classification import fewshot
-from tasks.selection import all_tasks, measurable, select, words_of
+from silc_bench.tasks.classification import fewshot
+from silc_bench.tasks.selection import all_tasks, measurable, select, words_of
 
 REAL = os.environ.get("SILC_BENCH_TEST_DATA")
 LEARNED = tuple(name.split("/")[1] for name in all_tasks() if name.startswith("cifar10/") and name != "cifar10/zeroshot")

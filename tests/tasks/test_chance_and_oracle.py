@@ -19,10 +19,10 @@ from silc_bench.probes import patch_sgd as dense_sgd
 from silc_bench.results import outcomes
 from silc_bench.results.record import load_all
 from silc_bench.task import Scores, Task
-from tasks.classification import fewshot
-from tasks.classification import fewshot as shots
-from tasks.retrieval import captions_of
-from tasks.selection import all_tasks
+from silc_bench.tasks.classification import fewshot
+from silc_bench.tasks.classification import fewshot as shots
+from silc_bench.tasks.retrieval import captions_of
+from silc_bench.tasks.selection import all_tasks
 
 pytestmark = pytest.mark.broad
 

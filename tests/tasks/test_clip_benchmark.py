@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from silc_bench.evaluation.prompts import Prompts
-from tasks.classification.zeroshot import ZeroShot
-from tasks.retrieval import Retrieval
+from silc_bench.tasks.classification.zeroshot import ZeroShot
+from silc_bench.tasks.retrieval import Retrieval
 
 CLASSES = [f"{colour} {thing}" for colour in ("red", "green", "blue") for thing in ("cat", "dog", "cow", "hen")]
 TEMPLATES = ["a photo of a {c}.", "the {c}", "many {c} together"]

@@ -18,10 +18,10 @@ import pytest
 from silc_bench.models.windows import DensePicture, View
 from silc_bench.probes import patch_knn as dense_knn
 from silc_bench.probes import patch_sgd as dense_sgd
-from tasks.classification import fewshot
-from tasks.dense.segmentation_zeroshot import HELD_OUT, ZeroShotSegmentation
-from tasks.retrieval import captions_of
-from tasks.selection import all_tasks
+from silc_bench.tasks.classification import fewshot
+from silc_bench.tasks.dense.segmentation_zeroshot import HELD_OUT, ZeroShotSegmentation
+from silc_bench.tasks.retrieval import captions_of
+from silc_bench.tasks.selection import all_tasks
 
 pytestmark = pytest.mark.broad
 

@@ -12,15 +12,15 @@ from silc_bench.errors import UserError
 from silc_bench.metrics import accuracy, iou
 from silc_bench.metrics.retrieval import retrieval_ranks
 from silc_bench.probes.closed_form import shot_indices
-from tasks.classification import fewshot
-from tasks.classification import fewshot as shots
-from tasks.classification.fewshot import FewShot, FewShotLogistic
-from tasks.classification.linear import COSTS, Linear, held_out_fifth
-from tasks.classification.scores import frequency_chance, uniform_chance
-from tasks.classification.zeroshot import ranks_among_namesakes
-from tasks.dense.scores import constant_miou, shares_miou, without_background
-from tasks.retrieval import Retrieval, captions_of
-from tasks.selection import select
+from silc_bench.tasks.classification import fewshot
+from silc_bench.tasks.classification import fewshot as shots
+from silc_bench.tasks.classification.fewshot import FewShot, FewShotLogistic
+from silc_bench.tasks.classification.linear import COSTS, Linear, held_out_fifth
+from silc_bench.tasks.classification.scores import frequency_chance, uniform_chance
+from silc_bench.tasks.classification.zeroshot import ranks_among_namesakes
+from silc_bench.tasks.dense.scores import constant_miou, shares_miou, without_background
+from silc_bench.tasks.retrieval import Retrieval, captions_of
+from silc_bench.tasks.selection import select
 
 pytestmark = pytest.mark.broad
 

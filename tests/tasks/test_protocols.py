@@ -11,7 +11,7 @@ from silc_bench.evaluation.prompts import Prompts, own_templates
 from silc_bench.evaluation.protocols import choose
 from silc_bench.models.preprocessing import ImagePipeline
 from silc_bench.results.protocol import Protocol
-from tasks.selection import select
+from silc_bench.tasks.selection import select
 
 NAMES = ("native", "openai80", "openai7", "single", "bigvision")
 PIPELINE = ImagePipeline(64, (0.5,) * 3, (0.5,) * 3)

@@ -9,8 +9,8 @@ import pytest
 from silc_bench import task as contract
 from silc_bench.errors import UserError
 from silc_bench.task import Task, register
-from tasks import selection
-from tasks.selection import all_tasks, select
+from silc_bench.tasks import selection
+from silc_bench.tasks.selection import all_tasks, select
 
 TASKS = all_tasks()
 SHAPES = {
@@ -148,7 +148,7 @@ def test_other_packages_register_through_an_entry_point(monkeypatch):
 
     class Entry:
         def load(self):
-            from tasks.classification.knn import Knn
+            from silc_bench.tasks.classification.knn import Knn
 
             register(Knn(name="birds/knn", sources={}))
 

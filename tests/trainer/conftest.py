@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from trainer.config.config import (
+from silc_bench.trainer.config.config import (
     Config,
     DataConfig,
     DistillationConfig,
@@ -79,7 +79,7 @@ def tiny():
 @pytest.fixture
 def few_captions(monkeypatch):
     """A tokenizer from 50 captions instead of 20,000."""
-    monkeypatch.setattr("trainer.loop.TOKENIZER_CAPTIONS", 50)
+    monkeypatch.setattr("silc_bench.trainer.loop.TOKENIZER_CAPTIONS", 50)
 
 
 @pytest.fixture(scope="session")

@@ -10,11 +10,11 @@ import torch
 from dying import die
 from rich.console import Console
 
-from trainer import loop
-from trainer.checkpoints import file as checkpoint
-from trainer.monitor import health
-from trainer.monitor.log import RunLog
-from trainer.silc.teacher import Teacher
+from silc_bench.trainer import loop
+from silc_bench.trainer.checkpoints import file as checkpoint
+from silc_bench.trainer.monitor import health
+from silc_bench.trainer.monitor.log import RunLog
+from silc_bench.trainer.silc.teacher import Teacher
 
 
 def at(number, owner, name, act):

@@ -14,14 +14,14 @@ from rich.console import Console
 
 from silc_bench.errors import UserError
 from silc_bench.system.processes import joined, meet, num_ranks, rank
-from trainer.data.stream import Batch, open_source
-from trainer.device import first_of, gather, log_sum_exp_over_ranks, mean_over_ranks
-from trainer.loop import run_training
-from trainer.silc.distillation import sinkhorn_targets
-from trainer.silc.losses import sigmoid_loss, softmax_loss
-from trainer.silc.tokenizers import Tokenizer
-from trainer.silc.views import Views, make_views
-from trainer.train import TrainState, train_step
+from silc_bench.trainer.data.stream import Batch, open_source
+from silc_bench.trainer.device import first_of, gather, log_sum_exp_over_ranks, mean_over_ranks
+from silc_bench.trainer.loop import run_training
+from silc_bench.trainer.silc.distillation import sinkhorn_targets
+from silc_bench.trainer.silc.losses import sigmoid_loss, softmax_loss
+from silc_bench.trainer.silc.tokenizers import Tokenizer
+from silc_bench.trainer.silc.views import Views, make_views
+from silc_bench.trainer.train import TrainState, train_step
 
 
 def first_batches(config, count):
@@ -52,7 +52,7 @@ def train(config, tokenizer, batches, dtype=torch.float32, plant=None):
         state.student.text.head.weight.data[0] = torch.nan
     values, gradients = [], []
     for batch in batches:
-        with mock.patch("trainer.train.make_views", partial(views_as, dtype)):
+        with mock.patch("silc_bench.trainer.train.make_views", partial(views_as, dtype)):
             row = train_step(state, rows_of(batch))
         values.append({name: value.item() for name, value in row.items()})
         gradients.append({n: p.grad.clone() for n, p in state.student.named_parameters() if p.requires_grad})
@@ -147,8 +147,8 @@ def run(config, folder, *, resume=False, at=(), event=None, gate=None):
     console = Console(file=io.StringIO(), width=200)
     try:
         with (
-            mock.patch("trainer.loop.TOKENIZER_CAPTIONS", 50),
-            mock.patch("trainer.loop.train_step", stepped),
+            mock.patch("silc_bench.trainer.loop.TOKENIZER_CAPTIONS", 50),
+            mock.patch("silc_bench.trainer.loop.train_step", stepped),
             mock.patch("silc_bench.system.processes.meet", met),
             joined(torch.device("cpu")),
         ):
@@ -190,7 +190,7 @@ def evaluate_run(run, results, batch_size, store=None):
     from silc_bench.evaluation.evaluate import evaluate
     from silc_bench.models.load import load_model
     from silc_bench.system.cache import Store
-    from tasks.selection import select
+    from silc_bench.tasks.selection import select
 
     model = load_model(str(run))
     kept = None if store is None else Store(store)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from trainer.optim import Adafactor, adafactor_state_bytes, factored_dims
+from silc_bench.trainer.optim import Adafactor, adafactor_state_bytes, factored_dims
 
 SHAPES = [(40, 64), (64, 40), (33, 3, 35), (40, 8), (50,), (), (32, 32)]
 DECAY, LR = 0.02, 1e-2

@@ -10,12 +10,12 @@ from rich.console import Console
 
 from silc_bench.errors import UserError
 from silc_bench.models.load import load_model
-from trainer.checkpoints import file as checkpoint
-from trainer.loop import run_training
-from trainer.monitor.cost import memory
-from trainer.optim import Average, average_at
-from trainer.silc.student import Student, init_weights
-from trainer.train import TrainState, train_step
+from silc_bench.trainer.checkpoints import file as checkpoint
+from silc_bench.trainer.loop import run_training
+from silc_bench.trainer.monitor.cost import memory
+from silc_bench.trainer.optim import Average, average_at
+from silc_bench.trainer.silc.student import Student, init_weights
+from silc_bench.trainer.train import TrainState, train_step
 
 pytestmark = pytest.mark.broad
 

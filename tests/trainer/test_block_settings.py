@@ -11,12 +11,12 @@ from on_ranks import first_batches, train
 from typer.testing import CliRunner
 
 from silc_bench.cli.app import app
-from trainer.config.overrides import parse_value
-from trainer.monitor import cost as estimate
-from trainer.silc.student import Student
-from trainer.silc.towers import Block
-from trainer.silc.views import make_views
-from trainer.train import TrainState, train_step
+from silc_bench.trainer.config.overrides import parse_value
+from silc_bench.trainer.monitor import cost as estimate
+from silc_bench.trainer.silc.student import Student
+from silc_bench.trainer.silc.towers import Block
+from silc_bench.trainer.silc.views import make_views
+from silc_bench.trainer.train import TrainState, train_step
 
 CPU = torch.device("cpu")
 

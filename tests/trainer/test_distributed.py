@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from gloo_pool import GlooPool
 
 from silc_bench.errors import UserError
-from trainer import device as distributed
-from trainer import loop
-from trainer.checkpoints import file as checkpoint
-from trainer.config.config import ViewsConfig
-from trainer.device import share_of
+from silc_bench.trainer import device as distributed
+from silc_bench.trainer import loop
+from silc_bench.trainer.checkpoints import file as checkpoint
+from silc_bench.trainer.config.config import ViewsConfig
+from silc_bench.trainer.device import share_of
 
 pytestmark = pytest.mark.timing
 STEPS, BATCH = 3, 12

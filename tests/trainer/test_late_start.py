@@ -14,17 +14,17 @@ from on_ranks import first_batches
 from rich.console import Console
 
 from silc_bench.errors import UserError
-from trainer import train
-from trainer.checkpoints import file as checkpoint
-from trainer.checkpoints import model as native
-from trainer.config.config import MaskedConfig, from_dict, to_dict, without_heads
-from trainer.config.presets import configure
-from trainer.loop import run_training
-from trainer.monitor.cost import flops_per_image
-from trainer.optim import Adafactor
-from trainer.silc.student import TAUGHT, Student, init_weights
-from trainer.silc.teacher import Teacher
-from trainer.train import TrainState, train_step
+from silc_bench.trainer import train
+from silc_bench.trainer.checkpoints import file as checkpoint
+from silc_bench.trainer.checkpoints import model as native
+from silc_bench.trainer.config.config import MaskedConfig, from_dict, to_dict, without_heads
+from silc_bench.trainer.config.presets import configure
+from silc_bench.trainer.loop import run_training
+from silc_bench.trainer.monitor.cost import flops_per_image
+from silc_bench.trainer.optim import Adafactor
+from silc_bench.trainer.silc.student import TAUGHT, Student, init_weights
+from silc_bench.trainer.silc.teacher import Teacher
+from silc_bench.trainer.train import TrainState, train_step
 
 pytestmark = [pytest.mark.broad, pytest.mark.usefixtures("few_captions")]
 CPU = torch.device("cpu")

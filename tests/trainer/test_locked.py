@@ -12,11 +12,11 @@ import torch
 from rich.console import Console
 
 from silc_bench.errors import UserError
-from trainer.config.config import validate
-from trainer.loop import run_training
-from trainer.monitor.cost import flops_per_image, memory
-from trainer.silc.student import Student
-from trainer.train import TrainState, train_step
+from silc_bench.trainer.config.config import validate
+from silc_bench.trainer.loop import run_training
+from silc_bench.trainer.monitor.cost import flops_per_image, memory
+from silc_bench.trainer.silc.student import Student
+from silc_bench.trainer.train import TrainState, train_step
 
 pytestmark = pytest.mark.broad
 

@@ -16,13 +16,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from pretended_gpu import CPU, CUDA, pretended_gpu
 
 from silc_bench.errors import RunError
-from trainer.checkpoints import file as checkpoint
-from trainer.data.stream import open_source
-from trainer.device import DataWait
-from trainer.loop import run_training
-from trainer.monitor import cost as estimate
-from trainer.silc.tokenizers import Tokenizer
-from trainer.train import TrainState, train_step
+from silc_bench.trainer.checkpoints import file as checkpoint
+from silc_bench.trainer.data.stream import open_source
+from silc_bench.trainer.device import DataWait
+from silc_bench.trainer.loop import run_training
+from silc_bench.trainer.monitor import cost as estimate
+from silc_bench.trainer.silc.tokenizers import Tokenizer
+from silc_bench.trainer.train import TrainState, train_step
 
 pytestmark = [pytest.mark.broad, pytest.mark.usefixtures("few_captions")]
 MASKED = {"masked": {"weight": 1.0}}

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from trainer.config.config import (
+from silc_bench.trainer.config.config import (
     Config,
     ContrastiveConfig,
     DistillationConfig,
@@ -15,8 +15,8 @@ from trainer.config.config import (
     TextConfig,
     VisionConfig,
 )
-from trainer.optim import clip_gradients, make_optimizer, set_lr, state_bytes
-from trainer.silc.student import Student, init_weights
+from silc_bench.trainer.optim import clip_gradients, make_optimizer, set_lr, state_bytes
+from silc_bench.trainer.silc.student import Student, init_weights
 
 SIZE = {"width": 16, "depth": 1, "num_heads": 2, "mlp_dim": 24}
 OPTIM = OptimConfig(lr=1e-2, weight_decay=0.05)

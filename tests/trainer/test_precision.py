@@ -9,11 +9,11 @@ import torch
 from rich.console import Console
 
 from silc_bench.errors import UserError
-from trainer.checkpoints import file as checkpoint
-from trainer.config.presets import PRESETS
-from trainer.device import resolve
-from trainer.loop import run_training
-from trainer.train import train_step
+from silc_bench.trainer.checkpoints import file as checkpoint
+from silc_bench.trainer.config.presets import PRESETS
+from silc_bench.trainer.device import resolve
+from silc_bench.trainer.loop import run_training
+from silc_bench.trainer.train import train_step
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 X86 = {"architecture": "x86_64", "avx2": True, "avx512_f": False, "avx512_bf16": False, "amx_bf16": False, "amx_fp16": True}
@@ -62,7 +62,7 @@ def test_a_run_keeps_the_precision_it_began_in(tiny, tmp_path, monkeypatch):
 
     def run(folder, steps, *, resume, **changes):
         config = tiny(checkpoint_every=2, log_every=2, samples=8 * 4, **changes)
-        monkeypatch.setattr("trainer.loop.train_step", stop_after(steps))
+        monkeypatch.setattr("silc_bench.trainer.loop.train_step", stop_after(steps))
         with contextlib.suppress(KeyboardInterrupt):
             run_training(config, folder, resume=resume, device=CPU, console=Console(file=io.StringIO()))
         return checkpoint.load(checkpoint.find(folder))

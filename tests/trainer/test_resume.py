@@ -20,10 +20,10 @@ import torch
 from rich.console import Console
 
 from silc_bench.errors import RunError, UserError
-from trainer import loop
-from trainer.checkpoints import file as checkpoint
-from trainer.loop import run_training
-from trainer.silc.student import MicroBatches
+from silc_bench.trainer import loop
+from silc_bench.trainer.checkpoints import file as checkpoint
+from silc_bench.trainer.loop import run_training
+from silc_bench.trainer.silc.student import MicroBatches
 
 pytestmark = [pytest.mark.timing, pytest.mark.usefixtures("few_captions", "_uncounted")]
 CPU = torch.device("cpu")
@@ -81,7 +81,7 @@ def same_run(one, other):
 def _uncounted():
     """Counting a step's operations, for the rows' mfu alone, takes as long as the steps of so small a run."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("trainer.monitor.health.flops_per_image", lives.uncounted)
+        patch.setattr("silc_bench.trainer.monitor.health.flops_per_image", lives.uncounted)
         yield
 
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.config.config import DistillationConfig, OptimConfig
-from trainer.config.presets import make_preset
-from trainer.optim import ema_at, lr_at
+from silc_bench.trainer.config.config import DistillationConfig, OptimConfig
+from silc_bench.trainer.config.presets import make_preset
+from silc_bench.trainer.optim import ema_at, lr_at
 
 PEAK = 1e-3
 RSQRT = OptimConfig(lr=PEAK, schedule="rsqrt", warmup_fraction=0.1, cooldown_fraction=0.2)

@@ -12,16 +12,16 @@ import torch.nn.functional as F
 from rich.console import Console
 
 from silc_bench.errors import RunError, UserError
-from trainer import loop, train
-from trainer.checkpoints import file as checkpoint
-from trainer.config.config import apply_objective
-from trainer.data.stream import open_source
-from trainer.loop import run_training
-from trainer.optim import lr_at
-from trainer.silc.student import Student, init_weights
-from trainer.silc.tokenizers import Tokenizer
-from trainer.silc.views import make_views
-from trainer.train import TrainState, train_step
+from silc_bench.trainer import loop, train
+from silc_bench.trainer.checkpoints import file as checkpoint
+from silc_bench.trainer.config.config import apply_objective
+from silc_bench.trainer.data.stream import open_source
+from silc_bench.trainer.loop import run_training
+from silc_bench.trainer.optim import lr_at
+from silc_bench.trainer.silc.student import Student, init_weights
+from silc_bench.trainer.silc.tokenizers import Tokenizer
+from silc_bench.trainer.silc.views import make_views
+from silc_bench.trainer.train import TrainState, train_step
 
 pytestmark = [pytest.mark.broad, pytest.mark.usefixtures("few_captions")]
 CPU = torch.device("cpu")

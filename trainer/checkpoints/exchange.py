@@ -1,6 +1,7 @@
 """What the readers of other libraries' towers share: the words of a refusal, weights that change names, sizes that are checked.
 
-``trainer.checkpoints.transformers`` reads transformers' and big_vision's models, ``trainer.checkpoints.open_clip`` open_clip's.
+``silc_bench.trainer.checkpoints.transformers`` reads transformers' and big_vision's models,
+``silc_bench.trainer.checkpoints.open_clip`` open_clip's.
 
 Writing a safetensors file: 8 bytes with the length of the header, a JSON header, then the values, tensor after tensor.
 
@@ -28,8 +29,8 @@ from torch import Tensor, nn
 
 from silc_bench.errors import UserError
 from silc_bench.models.weights.tensor_files import CHECKSUMS, part_checksums
-from trainer.checkpoints.model import NativeModel
-from trainer.silc.tokenizers import AnyTokenizer
+from silc_bench.trainer.checkpoints.model import NativeModel
+from silc_bench.trainer.silc.tokenizers import AnyTokenizer
 
 EPS = 1e-6
 OURS = "a run's towers are SigLIP's (patches alone, pooled by attention; texts without a causal mask, their last token pooled)"

@@ -18,11 +18,11 @@ from silc_bench.errors import RunError, UserError, unknown_name
 from silc_bench.models.load import KINDS, find_path
 from silc_bench.system.checksums import write_manifest
 from silc_bench.system.files import atomic_folder, atomic_path, check_writable
-from trainer.checkpoints import model as native
-from trainer.checkpoints import open_clip
-from trainer.checkpoints import transformers as hf
-from trainer.checkpoints.exchange import write_tensors
-from trainer.checkpoints.model import NativeModel
+from silc_bench.trainer.checkpoints import model as native
+from silc_bench.trainer.checkpoints import open_clip
+from silc_bench.trainer.checkpoints import transformers as hf
+from silc_bench.trainer.checkpoints.exchange import write_tensors
+from silc_bench.trainer.checkpoints.model import NativeModel
 
 FOLDERS: dict[str, Callable[[NativeModel, Path, Path], None]] = {"open_clip": open_clip.write, "hf": hf.write}
 TARGETS = (*FOLDERS, "safetensors")

@@ -1,7 +1,7 @@
 """Where a run starts from other weights: ``silc-bench train --init CKPT``.
 
 Flow: ``read_start(config)`` -> the source, loaded as ``silc-bench eval`` loads it, in our names
-(``trainer.checkpoints.transformers`` for other libraries' models), proved on pictures and texts, fitted to the run's
+(``silc_bench.trainer.checkpoints.transformers`` for other libraries' models), proved on pictures and texts, fitted to the run's
 configuration -> a ``Start`` -> ``Start.fill(student)``.
 
 Towers, scale and bias are the source's, the tokenizer too. The head is the source's where that is a run with a head of the same
@@ -21,16 +21,16 @@ from silc_bench.errors import UserError
 from silc_bench.models.adapters.huggingface.text import PROBES
 from silc_bench.models.interface import ImageModel, ImageTextModel
 from silc_bench.models.load import find_path, load_model
-from trainer.checkpoints import file as checkpoint
-from trainer.checkpoints import model as native
-from trainer.checkpoints.exchange import INSTEAD, Towers
-from trainer.checkpoints.open_clip import of_open_clip
-from trainer.checkpoints.transformers import _of_big_vision, _of_hf
-from trainer.config.config import Config
-from trainer.config.presets import PRESETS, make_preset
-from trainer.silc.student import TAUGHT, Student
-from trainer.silc.tokenizers import AnyTokenizer
-from trainer.silc.towers import VisionTower
+from silc_bench.trainer.checkpoints import file as checkpoint
+from silc_bench.trainer.checkpoints import model as native
+from silc_bench.trainer.checkpoints.exchange import INSTEAD, Towers
+from silc_bench.trainer.checkpoints.open_clip import of_open_clip
+from silc_bench.trainer.checkpoints.transformers import _of_big_vision, _of_hf
+from silc_bench.trainer.config.config import Config
+from silc_bench.trainer.config.presets import PRESETS, make_preset
+from silc_bench.trainer.silc.student import TAUGHT, Student
+from silc_bench.trainer.silc.tokenizers import AnyTokenizer
+from silc_bench.trainer.silc.towers import VisionTower
 
 
 def towers_of(model: ImageModel) -> Towers:

@@ -9,7 +9,8 @@ teacher has no text tower, 2310.13355). ``silc_bench.models.load`` imports this 
 
 Shapes: B pictures or texts, L tokens, D embedding, h x w patches.
 
-The vision tower of `trainer.silc.towers`, as ``towers.dense`` wants it: no class token, a MAP head, no projection after it.
+The vision tower of `silc_bench.trainer.silc.towers`, as ``towers.dense`` wants it: no class token, a MAP head, no projection
+after it.
 
 Shapes: B pictures, N = h x w patches, W width (= D).
 """
@@ -35,13 +36,13 @@ from silc_bench.models.preprocessing import ImagePipeline
 from silc_bench.models.weights import tensor_files
 from silc_bench.models.weights.read import check_tensors, load_into, metadata_of, read_weights
 from silc_bench.models.weights.revision import revision_of
-from trainer.checkpoints import file as checkpoint
-from trainer.config.config import Config, from_dict, to_dict, without_heads
-from trainer.config.presets import PRESETS, make_preset
-from trainer.silc.student import TAUGHT, Student
-from trainer.silc.teacher import Teacher
-from trainer.silc.tokenizers import AnyTokenizer, ForeignTokenizer, check_pairing, read_tokenizer
-from trainer.silc.towers import VisionTower, count_parameters
+from silc_bench.trainer.checkpoints import file as checkpoint
+from silc_bench.trainer.config.config import Config, from_dict, to_dict, without_heads
+from silc_bench.trainer.config.presets import PRESETS, make_preset
+from silc_bench.trainer.silc.student import TAUGHT, Student
+from silc_bench.trainer.silc.teacher import Teacher
+from silc_bench.trainer.silc.tokenizers import AnyTokenizer, ForeignTokenizer, check_pairing, read_tokenizer
+from silc_bench.trainer.silc.towers import VisionTower, count_parameters
 
 BRANCHES = ("student", "teacher", "average")  # the last where the run kept one
 MAX_DEPTH = 1000  # blocks; the largest preset has 48
@@ -304,7 +305,7 @@ def _read_json(text: Any) -> Any:
 
 
 class NativeTower:
-    """One branch's tower; ``vision`` is a ``trainer.silc.towers.VisionTower``."""
+    """One branch's tower; ``vision`` is a ``silc_bench.trainer.silc.towers.VisionTower``."""
 
     num_prefix = 0
     is_attention_pooled = True
@@ -333,7 +334,7 @@ class NativeTower:
 
 
 class NativeBlock:
-    """`trainer.silc.towers.Block` taken apart."""
+    """`silc_bench.trainer.silc.towers.Block` taken apart."""
 
     def __init__(self, block: Any):
         self.block = block

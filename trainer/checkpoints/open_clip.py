@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from silc_bench.errors import UserError
-from trainer.checkpoints.exchange import (
+from silc_bench.trainer.checkpoints.exchange import (
     INSTEAD,
     OURS,
     Towers,
@@ -37,8 +37,8 @@ from trainer.checkpoints.exchange import (
     write_tensors,
     write_tokenizer,
 )
-from trainer.checkpoints.model import NativeModel
-from trainer.silc.tokenizers import AnyTokenizer, of_transformers
+from silc_bench.trainer.checkpoints.model import NativeModel
+from silc_bench.trainer.silc.tokenizers import AnyTokenizer, of_transformers
 
 
 def of_open_clip(model: Any) -> Towers:

@@ -1,9 +1,9 @@
 """Models of other libraries as towers of ours: sizes, weights by our names and tokenizer, or a sentence that says why not.
 
 Flow: ``towers_of(model)`` of a model that ``silc_bench.models.load.load_model`` gave -> ``Towers``. It is the inverse of
-``trainer.checkpoints.export``: weights are renamed and regrouped, never changed. Whatever names or numbers are left over, or
-whatever the towers here cannot be set to, refuses the model; ``trainer.checkpoints.init`` then compares embeddings before a run
-begins.
+``silc_bench.trainer.checkpoints.export``: weights are renamed and regrouped, never changed. Whatever names or numbers are left
+over, or whatever the towers here cannot be set to, refuses the model; ``silc_bench.trainer.checkpoints.init`` then compares
+embeddings before a run begins.
 
 Shapes: W width, D embedding.
 
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from silc_bench.errors import UserError
-from trainer.checkpoints.exchange import (
+from silc_bench.trainer.checkpoints.exchange import (
     INSTEAD,
     OURS,
     Towers,
@@ -38,8 +38,8 @@ from trainer.checkpoints.exchange import (
     write_tensors,
     write_tokenizer,
 )
-from trainer.checkpoints.model import NativeModel
-from trainer.silc.tokenizers import AnyTokenizer, of_pieces, of_transformers
+from silc_bench.trainer.checkpoints.model import NativeModel
+from silc_bench.trainer.silc.tokenizers import AnyTokenizer, of_pieces, of_transformers
 
 NAMES = {"clip": "a CLIP", "altclip": "an AltCLIP", "chinese_clip": "a Chinese-CLIP"}
 

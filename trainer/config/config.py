@@ -1,11 +1,11 @@
 """One frozen configuration for a run: what is built, what it sees, what is minimised, for how long.
 
-A preset (``trainer.config.presets``) makes a Config, ``apply_objective`` turns it into a step of the ablation,
-``trainer.config.overrides`` applies the user's ``--set field=value``. The resolved configuration is saved in every checkpoint
-(``to_dict``) and read back from it (``from_dict``).
+A preset (``silc_bench.trainer.config.presets``) makes a Config, ``apply_objective`` turns it into a step of the ablation,
+``silc_bench.trainer.config.overrides`` applies the user's ``--set field=value``. The resolved configuration is saved in every
+checkpoint (``to_dict``) and read back from it (``from_dict``).
 
-The sections of a run's configuration: frozen, each field with what it means. ``trainer.config.config.Config`` holds one of
-each.
+The sections of a run's configuration: frozen, each field with what it means. ``silc_bench.trainer.config.config.Config`` holds
+one of each.
 """
 
 from __future__ import annotations
@@ -40,8 +40,12 @@ class ViewsConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    source: str = "shapes"  # what trainer.data.sources reads: "shapes", shards, lists of captions; "3 * A | 1 * B" mixes
-    filters: str = ""  # conditions that every sample must meet (trainer.data.samples): "text>=5 side>=64 similarity>=0.28"
+    source: str = (
+        "shapes"  # what silc_bench.trainer.data.sources reads: "shapes", shards, lists of captions; "3 * A | 1 * B" mixes
+    )
+    filters: str = (
+        ""  # conditions that every sample must meet (silc_bench.trainer.data.samples): "text>=5 side>=64 similarity>=0.28"
+    )
     shuffle_shards: int = 8  # of a remote source: so many shards are shuffled together; local ones all
     mirror_gb: float = 50.0  # local copies of remote shards, at most
     decode_size: int = 512  # longer side of a decoded picture, pixels
@@ -51,7 +55,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class ProbeConfig:
-    """A small evaluation while the run goes on (trainer.monitor.probe)."""
+    """A small evaluation while the run goes on (silc_bench.trainer.monitor.probe)."""
 
     every: int = 0  # steps; 0: never
     tasks: str = (  # as `silc-bench eval --tasks`
@@ -72,7 +76,9 @@ class ContrastiveConfig:
 @dataclass(frozen=True)
 class DistillationConfig:
     weight: float = 1.0  # 0: neither head nor local views are computed, nor a teacher's forward but for masked patches
-    start_fraction: float = 0.0  # of all steps, done before the teacher teaches (views and masked patches): trainer.train
+    start_fraction: float = (
+        0.0  # of all steps, done before the teacher teaches (views and masked patches): silc_bench.trainer.train
+    )
     pairs: str = "local"  # "local": teacher global -> student local; "local+global": also the student's other global views
     num_prototypes: int = 65_536
     hidden_dim: int = 2048
@@ -121,9 +127,13 @@ class Config:
     masked: MaskedConfig = field(default_factory=MaskedConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     objective: str = "silc"
-    init: str = ""  # the checkpoint whose weights the run starts from (trainer.checkpoints.init); "": drawn from the seed
+    init: str = (
+        ""  # the checkpoint whose weights the run starts from (silc_bench.trainer.checkpoints.init); "": drawn from the seed
+    )
     batch_size: int = 16_384
-    average_momentum: float = 0.0  # of an average of the weights that is kept for evaluation (trainer.optim); 0: none
+    average_momentum: float = (
+        0.0  # of an average of the weights that is kept for evaluation (silc_bench.trainer.optim); 0: none
+    )
     micro_batch: int = 0  # pairs that a process encodes at a time, with the same result; 0: all of its batch
     samples: int = 20_000_000_000  # images seen in the whole run
     seed: int = 0  # weights and views
@@ -155,7 +165,7 @@ class Config:
 
     @property
     def view_kinds(self) -> set[str]:
-        """Fields of trainer.silc.views.Views that a step makes, once the teacher teaches."""
+        """Fields of silc_bench.trainer.silc.views.Views that a step makes, once the teacher teaches."""
         return self.view_kinds_at(self.start_step)
 
     def view_kinds_at(self, step: int) -> set[str]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from silc_bench.errors import UserError, unknown_name
-from trainer.config.config import LABELS, Config, validate, wrong_type
+from silc_bench.trainer.config.config import LABELS, Config, validate, wrong_type
 
 
 def apply_sets(config: Config, sets: Iterable[str]) -> Config:

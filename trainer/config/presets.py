@@ -1,4 +1,5 @@
-"""Presets are functions: a variant calls its base and changes a field. ``trainer.config.presets`` says how sure each number is.
+"""Presets are functions: a variant calls its base and changes a field. ``silc_bench.trainer.config.presets`` says how sure each
+number is.
 
 How sure each number of the real presets is.
 
@@ -13,7 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from silc_bench.errors import UserError, unknown_name
-from trainer.config.config import (
+from silc_bench.trainer.config.config import (
     Config,
     ContrastiveConfig,
     DataConfig,
@@ -26,7 +27,7 @@ from trainer.config.config import (
     VisionConfig,
     apply_objective,
 )
-from trainer.config.overrides import apply_sets, refuse_idle
+from silc_bench.trainer.config.overrides import apply_sets, refuse_idle
 
 
 def b16() -> Config:

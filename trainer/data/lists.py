@@ -17,9 +17,9 @@ from silc_bench.datasets import layouts
 from silc_bench.datasets.files.folders import PICTURE_EXTENSIONS
 from silc_bench.datasets.files.shards import Damage
 from silc_bench.errors import UserError
-from trainer.config.config import DataConfig
-from trainer.data import samples as conditions
-from trainer.data.samples import (
+from silc_bench.trainer.config.config import DataConfig
+from silc_bench.trainer.data import samples as conditions
+from silc_bench.trainer.data.samples import (
     Filters,
     UnreadableError,
     captions_of,

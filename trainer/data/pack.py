@@ -1,7 +1,8 @@
 """Own pictures with captions -> webdataset shards, and a look at any source before training on it.
 
-Flow: ``pack(source, out)`` reads what ``trainer.data.lists`` reads, checks that every picture decodes, and writes shards
-whose pictures are byte for byte the files'. ``look(config)`` opens any source as training does and measures a part of it.
+Flow: ``pack(source, out)`` reads what ``silc_bench.trainer.data.lists`` reads, checks that every picture decodes, and writes
+shards whose pictures are byte for byte the files'. ``look(config)`` opens any source as training does and measures a part of
+it.
 
     silc-bench data pack photos photos-shards
     silc-bench data stats "photos-shards/*.tar"
@@ -26,10 +27,10 @@ from silc_bench.datasets.files.shards import Damage
 from silc_bench.errors import UserError
 from silc_bench.system.files import atomic_folder
 from silc_bench.system.terminal import progress_bar
-from trainer.config.config import DataConfig
-from trainer.data.lists import Listed, read_pairs
-from trainer.data.samples import UnreadableError
-from trainer.data.sources import open_reader
+from silc_bench.trainer.config.config import DataConfig
+from silc_bench.trainer.data.lists import Listed, read_pairs
+from silc_bench.trainer.data.samples import UnreadableError
+from silc_bench.trainer.data.sources import open_reader
 
 SUFFIXES = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 QUANTILES = (0.0, 0.05, 0.5, 0.95, 1.0)

@@ -1,7 +1,7 @@
 """Picture-text pairs by position: what every reader promises, the order of an epoch, and generated scenes.
 
 Flow: ``reader.text(p)`` and ``reader.picture(p)`` give entry p of an endless stream, a pure function of (seed, p), in any
-order and in any process; ``trainer.data.stream`` makes batches of them. Readers: here, in ``shards``, ``lists`` and
+order and in any process; ``silc_bench.trainer.data.stream`` makes batches of them. Readers: here, in ``shards``, ``lists`` and
 ``sources``.
 
 Shapes: S = decode_size pixels, the longest side a picture may have; a picture is [h, w, 3].
@@ -30,7 +30,7 @@ from silc_bench.datasets.shapes import captions as shapes_captions
 from silc_bench.datasets.shapes import drawing
 from silc_bench.datasets.shapes import scenes as shapes
 from silc_bench.errors import UserError
-from trainer.config.config import DataConfig
+from silc_bench.trainer.config.config import DataConfig
 
 LARGEST_SCENE, SMALLEST_SCENE = 512, 16  # pixels a side: more shows nothing more, less does not tell the shapes apart
 ORDER, CAPTION, MIXTURE = range(3)  # what random words are drawn for: no use ever sees another's

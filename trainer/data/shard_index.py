@@ -1,11 +1,12 @@
 """Where the samples of shards lie: each shard is looked through once, by several processes, and what was found is kept.
 
 Flow: ``expand(word)`` -> shards -> ``index_all(shards, filters, mirror)`` -> a ShardIndex each, read where an earlier run, or
-another rank of this one, has kept it (``trainer.data.shard_index``).
+another rank of this one, has kept it (``silc_bench.trainer.data.shard_index``).
 
 A sample costs about 0.1 ms to find and 48 bytes to keep, so a billion pairs are looked through in a day of one core, once.
 
-What was found in shards (``trainer.data.shard_index``), kept for the next start: a file a shard, beside copies of remote ones.
+What was found in shards (``silc_bench.trainer.data.shard_index``), kept for the next start: a file a shard, beside copies of
+remote ones.
 
 Flow: ``kept_at(shard, filters, folder)`` -> its place -> ``load`` or ``keep``; ``listing`` -> ``silc-bench cache ls | prune``,
 and nothing else removes any. A shard is known by its path, size and time of change, or by its URL, size and ETag; the filters
@@ -38,7 +39,7 @@ from silc_bench.datasets.files.shards import Damage
 from silc_bench.errors import RunError, UserError
 from silc_bench.system import archives
 from silc_bench.system.cache import IN_USE, Listed
-from trainer.data.samples import Filters, UnreadableError, captions_of, columns_of, with_sizes
+from silc_bench.trainer.data.samples import Filters, UnreadableError, captions_of, columns_of, with_sizes
 
 ABSENT = (0, -1)  # the place of a member that is not there
 MANY = 16  # new shards, from which on processes look through them

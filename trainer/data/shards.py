@@ -1,7 +1,7 @@
 """Pairs in webdataset shards, on disks or behind URLs, as they are: a picture with a ``.txt``, a ``.json``, or both.
 
-Flow: ``ShardsReader.open(word, config, damage)`` finds every sample (``trainer.data.shard_index``) -> ``text(p)`` and
-``picture(p)`` read one sample each.
+Flow: ``ShardsReader.open(word, config, damage)`` finds every sample (``silc_bench.trainer.data.shard_index``) -> ``text(p)``
+and ``picture(p)`` read one sample each.
 
 Local shards are shuffled as a whole. Remote ones are read in groups of ``shuffle_shards``: an epoch takes the shards in an
 order of its own, so many at a time, and shuffles the samples of a group together; the next group is fetched while one is read.
@@ -19,10 +19,19 @@ import numpy as np
 from silc_bench.datasets.files import remote, shards
 from silc_bench.errors import UserError
 from silc_bench.system.cache import shards_folder
-from trainer.config.config import DataConfig
-from trainer.data import samples as conditions
-from trainer.data.samples import ORDER, Filters, captions_of, choose_caption, columns_of, decoded, random_words, shuffled
-from trainer.data.shard_index import Shard, expand, index_all
+from silc_bench.trainer.config.config import DataConfig
+from silc_bench.trainer.data import samples as conditions
+from silc_bench.trainer.data.samples import (
+    ORDER,
+    Filters,
+    captions_of,
+    choose_caption,
+    columns_of,
+    decoded,
+    random_words,
+    shuffled,
+)
+from silc_bench.trainer.data.shard_index import Shard, expand, index_all
 
 
 @dataclass(frozen=True)

@@ -25,10 +25,10 @@ import numpy as np
 from silc_bench.datasets.files.shards import Damage
 from silc_bench.datasets.layouts import ENDINGS
 from silc_bench.errors import UserError
-from trainer.config.config import DataConfig
-from trainer.data.lists import ListedReader
-from trainer.data.samples import MIXTURE, Reader, ShapesReader, random_words
-from trainer.data.shards import ShardsReader
+from silc_bench.trainer.config.config import DataConfig
+from silc_bench.trainer.data.lists import ListedReader
+from silc_bench.trainer.data.samples import MIXTURE, Reader, ShapesReader, random_words
+from silc_bench.trainer.data.shards import ShardsReader
 
 
 def open_reader(config: DataConfig, damage: Damage) -> Reader:

@@ -1,4 +1,5 @@
-"""Picture-text pairs for training: whatever ``trainer.data.sources`` opens, as one endless stream with an exact position.
+"""Picture-text pairs for training: whatever ``silc_bench.trainer.data.sources`` opens, as one endless stream with an exact
+position.
 
 Flow: ``open_source(config.data)`` -> Source -> ``source.batches(batch_size, start=position)`` -> Batch, whose ``position``
 goes into the checkpoint: starting there continues with the very next pair, whatever had been read ahead by how many workers.
@@ -47,9 +48,9 @@ from torch.utils.data import DataLoader, Dataset
 from silc_bench.datasets.files.shards import Damage
 from silc_bench.errors import RunError, UserError
 from silc_bench.system.processes import concatenated, num_cores
-from trainer.config.config import DataConfig
-from trainer.data.samples import Reader, UnreadableError
-from trainer.data.sources import open_reader
+from silc_bench.trainer.config.config import DataConfig
+from silc_bench.trainer.data.samples import Reader, UnreadableError
+from silc_bench.trainer.data.sources import open_reader
 
 BATCHES_AHEAD = 2  # made in the background while the trainer computes
 

@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from silc_bench.system.limits import memory_limit
-from trainer.config.config import Config
-from trainer.device import resolve
-from trainer.optim import averaged, state_bytes
-from trainer.silc.distillation import Head
-from trainer.silc.student import Student
-from trainer.silc.towers import TextTower, VisionTower, count_parameters
+from silc_bench.trainer.config.config import Config
+from silc_bench.trainer.device import resolve
+from silc_bench.trainer.optim import averaged, state_bytes
+from silc_bench.trainer.silc.distillation import Head
+from silc_bench.trainer.silc.student import Student
+from silc_bench.trainer.silc.towers import TextTower, VisionTower, count_parameters
 
 MATRIX = {"cuda": 4096, "cpu": 512}  # rows and columns of the products that are timed
 REACHED = (1.0, 0.5)  # shares of the measured rate that the hours are given for: the bound, and what a tuned run reaches

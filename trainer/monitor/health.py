@@ -19,13 +19,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from silc_bench.errors import RunError
-from trainer.config.config import Config
-from trainer.data.stream import Batch
-from trainer.monitor.cost import flops_per_image, matmul_rate
-from trainer.silc.masking import draw_masked, take
-from trainer.silc.towers import Block, TextTower, VisionTower
-from trainer.silc.views import make_views
-from trainer.train import TrainState
+from silc_bench.trainer.config.config import Config
+from silc_bench.trainer.data.stream import Batch
+from silc_bench.trainer.monitor.cost import flops_per_image, matmul_rate
+from silc_bench.trainer.silc.masking import draw_masked, take
+from silc_bench.trainer.silc.towers import Block, TextTower, VisionTower
+from silc_bench.trainer.silc.views import make_views
+from silc_bench.trainer.train import TrainState
 
 SAMPLE = 64  # pictures
 PATIENCE = 3  # rows in a row after the warm-up, before what a healthy run may pass through is called a collapse

@@ -26,10 +26,10 @@ from silc_bench.datasets.dataset import ImageDataset
 from silc_bench.errors import RunError, UserError
 from silc_bench.evaluation.features import Extractor
 from silc_bench.task import Scores, Task
-from tasks.selection import select, words_of
-from trainer.checkpoints.model import NativeModel
-from trainer.config.config import OptimConfig, ProbeConfig
-from trainer.train import TrainState
+from silc_bench.tasks.selection import select, words_of
+from silc_bench.trainer.checkpoints.model import NativeModel
+from silc_bench.trainer.config.config import OptimConfig, ProbeConfig
+from silc_bench.trainer.train import TrainState
 
 BATCH_SIZE = 128
 

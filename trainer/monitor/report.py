@@ -14,7 +14,7 @@ import jinja2
 from silc_bench.errors import UserError
 from silc_bench.system.checksums import read_sealed
 from silc_bench.system.files import write_text_atomic
-from trainer.monitor.log import row_of
+from silc_bench.trainer.monitor.log import row_of
 
 GROUPS = {
     "Losses": ("loss", "contrastive", "distillation", "masked", "lr", "logit_scale", "logit_bias"),
@@ -101,7 +101,7 @@ def write_report(run: Path, out: Path | None = None) -> Path:
     groups += [{"title": "Others", "charts": _charts(rows, others)}]
     groups += [{"title": "Probes", "charts": _charts(probes, sorted({name for row in probes for name in row} - {"step"}))}]
     template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(
-        files("trainer.monitor").joinpath("report.html.j2").read_text(encoding="utf-8")
+        files("silc_bench.trainer.monitor").joinpath("report.html.j2").read_text(encoding="utf-8")
     )
     page = template.render(
         name=f"{config.get('preset', run.name)}-{config.get('objective', '')}".rstrip("-"),

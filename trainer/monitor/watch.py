@@ -15,12 +15,12 @@ from silc_bench.datasets.files.remote import is_remote
 from silc_bench.datasets.files.shards import Damage
 from silc_bench.errors import RunError, unknown_name
 from silc_bench.system.processes import num_local_ranks, num_ranks
-from trainer.config.config import Config
-from trainer.data.stream import Batch, crowding
-from trainer.monitor.cost import flops_per_image
-from trainer.monitor.health import Health
-from trainer.optim import lr_at
-from trainer.train import TrainState
+from silc_bench.trainer.config.config import Config
+from silc_bench.trainer.data.stream import Batch, crowding
+from silc_bench.trainer.monitor.cost import flops_per_image
+from silc_bench.trainer.monitor.health import Health
+from silc_bench.trainer.optim import lr_at
+from silc_bench.trainer.train import TrainState
 
 ON_COLLAPSE = ("warn", "stop")
 MAX_WAIT = 0.1  # of the time, for data

@@ -23,8 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer.config.config import DistillationConfig
-from trainer.device import log_sum_exp_over_ranks
+from silc_bench.trainer.config.config import DistillationConfig
+from silc_bench.trainer.device import log_sum_exp_over_ranks
 
 CHUNK = 2**22  # logits made at a time (16 MB): on a CPU a fifth faster than four times as many, which leave the caches
 SINKHORN_STEPS = 3
@@ -168,7 +168,7 @@ class _UnitRows(torch.autograd.Function):
 class Head(nn.Module):
     """DINO's projection head, always in fp32: 3 linear layers, l2-norm, prototypes of unit length. [B, D] -> [B, K].
 
-    Training never makes the K logits: ``trainer.silc.distillation`` takes ``project`` and ``unit_prototypes``.
+    Training never makes the K logits: ``silc_bench.trainer.silc.distillation`` takes ``project`` and ``unit_prototypes``.
     """
 
     def __init__(self, embed_dim: int, config: DistillationConfig):

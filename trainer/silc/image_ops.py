@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import channel_shuffle, embedding_bag
 
-from trainer.device import send
+from silc_bench.trainer.device import send
 
 GRAY = (0.2989, 0.587, 0.114)  # luma of red, green and blue, in torchvision's digits
 

@@ -2,7 +2,7 @@
 
 ``sigmoid_loss`` (SigLIP, 2303.15343 eq. 1) and ``softmax_loss`` (CLIP, 2103.00020), in fp32 whatever autocast says. With
 several processes each gives its rank's share: its own pairs against the texts (and pictures) of all ranks; the mean of the
-shares over the ranks is the loss of the global batch (``trainer.device``).
+shares over the ranks is the loss of the global batch (``silc_bench.trainer.device``).
 
 Shapes: V views of the pictures (or none: [b, D]), b pairs of this rank, B of all ranks, D embedding.
 """
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainer.device import first_of, gather
+from silc_bench.trainer.device import first_of, gather
 
 
 def sigmoid_loss(image_features: Tensor, text_features: Tensor, scale: Tensor, bias: Tensor) -> Tensor:

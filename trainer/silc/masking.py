@@ -14,10 +14,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from trainer.config.config import Config
-from trainer.silc.views import seeded, table
+from silc_bench.trainer.config.config import Config
+from silc_bench.trainer.silc.views import seeded, table
 
-STREAM = 1  # beside (seed, step, view), which trainer.silc.views draws from
+STREAM = 1  # beside (seed, step, view), which silc_bench.trainer.silc.views draws from
 
 
 def draw_masked(config: Config, count: int, step: int, first: int = 0) -> Tensor:

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from trainer.config.config import Config
-from trainer.silc.distillation import Head
-from trainer.silc.masking import take
-from trainer.silc.towers import MapPooling, TextTower, VisionTower, sincos_positions
-from trainer.silc.views import Views
+from silc_bench.trainer.config.config import Config
+from silc_bench.trainer.silc.distillation import Head
+from silc_bench.trainer.silc.masking import take
+from silc_bench.trainer.silc.towers import MapPooling, TextTower, VisionTower, sincos_positions
+from silc_bench.trainer.silc.views import Views
 
 TAUGHT = ("head.", "patch_head.", "mask_token")  # names of what only a teacher's targets move begin so
 

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from trainer.config.config import DistillationConfig
-from trainer.device import mean_over_ranks
-from trainer.silc.distillation import Head, Targets, log_sum_exp, sinkhorn_targets
-from trainer.silc.masking import take
-from trainer.silc.student import Student
-from trainer.silc.views import Views
+from silc_bench.trainer.config.config import DistillationConfig
+from silc_bench.trainer.device import mean_over_ranks
+from silc_bench.trainer.silc.distillation import Head, Targets, log_sum_exp, sinkhorn_targets
+from silc_bench.trainer.silc.masking import take
+from silc_bench.trainer.silc.student import Student
+from silc_bench.trainer.silc.views import Views
 
 
 class Taught(NamedTuple):

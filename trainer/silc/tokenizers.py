@@ -37,7 +37,7 @@ from torch import Tensor
 from silc_bench.errors import UserError
 from silc_bench.models.adapters.huggingface.text import CLEANINGS
 from silc_bench.models.adapters.sentencepieces import canonicalize, lower_ascii
-from trainer.config.config import TextConfig
+from silc_bench.trainer.config.config import TextConfig
 
 EOS_ID = 0  # end of text and padding
 EOS = "<eos>"

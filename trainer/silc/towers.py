@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from silc_bench.errors import UserError
-from trainer.config.config import TextConfig, VisionConfig
+from silc_bench.trainer.config.config import TextConfig, VisionConfig
 
 
 class VisionTower(nn.Module):

@@ -22,9 +22,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.config.config import ViewsConfig
-from trainer.device import send
-from trainer.silc import image_ops
+from silc_bench.trainer.config.config import ViewsConfig
+from silc_bench.trainer.device import send
+from silc_bench.trainer.silc import image_ops
 
 ASPECT = (3 / 4, 4 / 3)  # width / height of a crop, log-uniform
 CROP_TRIES = 10  # then the largest centred crop of an allowed aspect, as RandomResizedCrop does

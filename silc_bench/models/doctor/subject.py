@@ -204,7 +204,7 @@ ACTIVATIONS = {
     "SiLU": "silu",
     "ReLU": "relu",
 }
-OURS = "trainer.silc.towers"  # whose towers call GELU as a function
+OURS = "silc_bench.trainer.silc.towers"  # whose towers call GELU as a function
 ATTENTION, MEAN, TOKEN = "attention over the patches", "mean of the patches", "class token"
 PATCHES_ALONE = (ATTENTION, MEAN)  # poolings that have nothing but patches to pool
 

@@ -76,7 +76,7 @@ def run(tmp_path_factory):
     """The folder of a run of three steps."""
     folder = tmp_path_factory.mktemp("runs") / "tiny"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("trainer.loop.TOKENIZER_CAPTIONS", 50)
+        patch.setattr("silc_bench.trainer.loop.TOKENIZER_CAPTIONS", 50)
         said = succeed("train", "--out", folder, "--samples", 24, "--device", "cpu", *SETS)
     assert f"done: {folder}/checkpoints/step_00000003.pt\n" in said
     assert f"next: silc-bench eval --ckpt {folder} --tasks shapes\n" in said
@@ -84,7 +84,7 @@ def run(tmp_path_factory):
 
 
 def test_the_command_that_comes_next_can_be_typed_as_it_stands(tmp_path, monkeypatch):
-    monkeypatch.setattr("trainer.loop.run_training", lambda config, run, **options: run / "step_1.pt")
+    monkeypatch.setattr("silc_bench.trainer.loop.run_training", lambda config, run, **options: run / "step_1.pt")
     out = tmp_path / "my runs"
     assert succeed("train", "--out", out).splitlines()[1] == f"next: silc-bench eval --ckpt '{out}' --tasks shapes"
     photos, out = tmp_path / "photos", tmp_path / "my shards"
@@ -205,7 +205,10 @@ def test_a_reader_that_goes_away_ends_it_quietly(args):
     assert (done.returncode, done.stderr) == (1, "")
 
 
-FEW_CAPTIONS = "import trainer.loop; trainer.loop.TOKENIZER_CAPTIONS = 50; from silc_bench.cli.app import main; main()"
+FEW_CAPTIONS = (
+    "import silc_bench.trainer.loop; silc_bench.trainer.loop.TOKENIZER_CAPTIONS = 50; from silc_bench.cli.app import main; "
+    "main()"
+)
 
 
 @pytest.mark.timing
@@ -316,7 +319,7 @@ def test_a_second_eval_does_no_work(run, results, monkeypatch):
         raise AssertionError("encoded again")
 
     for name in ("encode_image", "encode_text"):
-        monkeypatch.setattr(f"trainer.checkpoints.model.NativeModel.{name}", encode)
+        monkeypatch.setattr(f"silc_bench.trainer.checkpoints.model.NativeModel.{name}", encode)
     before = {path: path.stat().st_mtime_ns for path in results.rglob("*")}
     again = ("eval", "--ckpt", run, "--tasks", "shapes/zeroshot", "--results", results, "--device", "cpu")
     said = succeed(*again)
@@ -551,7 +554,7 @@ def test_an_end_is_one_line_as_it_was_written(monkeypatch, error, code, said):
 
 def test_towers_that_no_memory_holds_are_a_sentence(tmp_path, monkeypatch):
     """What torch's own allocator says on a CPU."""
-    monkeypatch.setattr("trainer.loop.TOKENIZER_CAPTIONS", 50)
+    monkeypatch.setattr("silc_bench.trainer.loop.TOKENIZER_CAPTIONS", 50)
     said = fail("train", "--set", "distillation.num_prototypes=10000000000000", "--out", tmp_path, code=1)
     assert said.startswith("out of memory (")
     assert said.endswith(LESS_MEMORY)

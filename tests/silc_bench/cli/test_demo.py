@@ -22,9 +22,9 @@ from silc_bench.models.preprocessing import ImagePipeline
 from silc_bench.results.record import load_all
 from silc_bench.show.colors import PALETTE
 from silc_bench.show.sheet import CELL, GAP, GROUP_GAP, LINE, MARGIN
-from tasks.selection import select
-from trainer import loop
-from trainer.config import presets
+from silc_bench.tasks.selection import select
+from silc_bench.trainer import loop
+from silc_bench.trainer.config import presets
 
 pytestmark = pytest.mark.broad
 

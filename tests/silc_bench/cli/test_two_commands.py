@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from silc_bench.cli import app as cli
 from silc_bench.results import outcomes
 from silc_bench.results.record import load_all
-from trainer.checkpoints.model import NativeImageModel
+from silc_bench.trainer.checkpoints.model import NativeImageModel
 
 pytestmark = pytest.mark.timing
 LIMIT, BATCH = 60, 8  # pictures a split, of which kNN has two; pictures a forward pass, and here a part of the store
@@ -35,7 +35,7 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "tiny"
     sets = [word for name, value in SETS.items() for word in ("--set", f"{name}={value}")]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("trainer.loop.TOKENIZER_CAPTIONS", 50)
+        patch.setattr("silc_bench.trainer.loop.TOKENIZER_CAPTIONS", 50)
         words = ["train", "--out", str(folder), "--objective", "contrastive", "--samples", "8", "--device", "cpu", *sets]
         done = CliRunner().invoke(cli.app, words)
     assert done.exit_code == 0, done.output

@@ -13,7 +13,7 @@ from silc_bench.evaluation.evaluate import check_supported, evaluate
 from silc_bench.results import outcomes
 from silc_bench.results import record as results
 from silc_bench.task import Scores
-from tasks.selection import select
+from silc_bench.tasks.selection import select
 
 
 class CountingModel:
@@ -94,8 +94,8 @@ def test_existing_overwrite_and_error(tmp_path):
 
 
 def test_what_the_probe_learned_from_is_part_of_the_key(tmp_path):
-    from tasks.classification.knn import Knn
-    from tasks.sources import shapes
+    from silc_bench.tasks.classification.knn import Knn
+    from silc_bench.tasks.sources import shapes
 
     test, small, large = shapes("test", 30), shapes("train", 50), shapes("train", 60)
     records = [

@@ -19,10 +19,10 @@ from silc_bench.evaluation.prompts import (
     read_per_class,
     with_prompts,
 )
-from tasks.classification.knn import Knn
-from tasks.classification.zeroshot import ZeroShot
-from tasks.dense.segmentation_zeroshot import ZeroShotSegmentation
-from tasks.selection import all_tasks
+from silc_bench.tasks.classification.knn import Knn
+from silc_bench.tasks.classification.zeroshot import ZeroShot
+from silc_bench.tasks.dense.segmentation_zeroshot import ZeroShotSegmentation
+from silc_bench.tasks.selection import all_tasks
 
 
 class Texts:

@@ -11,9 +11,9 @@ from torch import nn
 from silc_bench.errors import UserError
 from silc_bench.models.adapters.blocks import block_of
 from silc_bench.models.patch_features import check_methods, dense, neighbourhood
-from trainer.checkpoints.model import NativeTower
-from trainer.config.config import VisionConfig
-from trainer.silc.towers import VisionTower
+from silc_bench.trainer.checkpoints.model import NativeTower
+from silc_bench.trainer.config.config import VisionConfig
+from silc_bench.trainer.silc.towers import VisionTower
 
 pytestmark = pytest.mark.broad
 

@@ -18,11 +18,11 @@ from silc_bench.errors import UserError
 from silc_bench.models.interface import DenseModel, ImageTextModel
 from silc_bench.models.load import load_model
 from silc_bench.models.weights.revision import revision_of
-from trainer.checkpoints import file as checkpoint
-from trainer.checkpoints import model as native
-from trainer.config.config import Config, DistillationConfig, TextConfig, ViewsConfig, VisionConfig, to_dict
-from trainer.silc.tokenizers import Tokenizer
-from trainer.train import TrainState
+from silc_bench.trainer.checkpoints import file as checkpoint
+from silc_bench.trainer.checkpoints import model as native
+from silc_bench.trainer.config.config import Config, DistillationConfig, TextConfig, ViewsConfig, VisionConfig, to_dict
+from silc_bench.trainer.silc.tokenizers import Tokenizer
+from silc_bench.trainer.train import TrainState
 
 pytestmark = pytest.mark.broad
 

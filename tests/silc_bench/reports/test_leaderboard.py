@@ -29,7 +29,7 @@ from silc_bench.results.protocol import Protocol
 from silc_bench.results.published import load_reported
 from silc_bench.results.record import Record, save
 from silc_bench.task import Scores
-from tasks.selection import all_tasks, current_version
+from silc_bench.tasks.selection import all_tasks, current_version
 
 ROOT = Path(__file__).parents[3]
 

@@ -9,9 +9,9 @@ import pytest
 
 from silc_bench.errors import UserError
 from silc_bench.models.windows import View
-from tasks.dense import discovery
-from tasks.dense.correspondence import UNLABELLED, cell_classes, chance_at, order_by_mask, partners, ranks
-from tasks.dense.discovery import fiedler_vector, foreground, placed_at_random
+from silc_bench.tasks.dense import discovery
+from silc_bench.tasks.dense.correspondence import UNLABELLED, cell_classes, chance_at, order_by_mask, partners, ranks
+from silc_bench.tasks.dense.discovery import fiedler_vector, foreground, placed_at_random
 
 
 def test_the_fiedler_vector_solves_the_generalised_problem():

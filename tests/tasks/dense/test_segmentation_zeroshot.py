@@ -15,8 +15,8 @@ from silc_bench.evaluation.protocols import Rule, choose, rule_of
 from silc_bench.metrics import accuracy, iou
 from silc_bench.models import windows
 from silc_bench.models.windows import DensePicture, View
-from tasks.dense.scores import shares_miou
-from tasks.dense.segmentation_zeroshot import BINS, Sweep, ZeroShotSegmentation, decided
+from silc_bench.tasks.dense.scores import shares_miou
+from silc_bench.tasks.dense.segmentation_zeroshot import BINS, Sweep, ZeroShotSegmentation, decided
 
 MODEL = SimpleNamespace(image_protocol={})
 NAMES = ("background", "cat", "dog", "grass")
@@ -269,7 +269,7 @@ def test_a_protocol_puts_its_rule_and_words_in_place_of_the_tasks():
 
 
 def test_a_protocol_of_segmentation_leaves_other_tasks_alone():
-    from tasks.selection import select
+    from silc_bench.tasks.selection import select
 
     for name in ("shapes/zeroshot", "shapes/knn", "shapes/retrieval"):
         assert not choose("tcl").changes(MODEL, select([name])[0])

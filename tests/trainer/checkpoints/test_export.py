@@ -25,18 +25,25 @@ from silc_bench.cli.app import app
 from silc_bench.errors import RunError, UserError
 from silc_bench.models.load import load_model
 from silc_bench.models.weights import tensor_files
-from trainer.checkpoints import exchange as tensor_file
-from trainer.checkpoints import export as exports
-from trainer.checkpoints import file as checkpoint
-from trainer.checkpoints import model as native
-from trainer.checkpoints import open_clip
-from trainer.checkpoints.export import export, load_trained
-from trainer.checkpoints.model import NativeModel
-from trainer.config.config import Config, ContrastiveConfig, DistillationConfig, TextConfig, ViewsConfig, VisionConfig
-from trainer.config.presets import make_preset
-from trainer.silc.student import Student
-from trainer.silc.tokenizers import Tokenizer
-from trainer.train import TrainState
+from silc_bench.trainer.checkpoints import exchange as tensor_file
+from silc_bench.trainer.checkpoints import export as exports
+from silc_bench.trainer.checkpoints import file as checkpoint
+from silc_bench.trainer.checkpoints import model as native
+from silc_bench.trainer.checkpoints import open_clip
+from silc_bench.trainer.checkpoints.export import export, load_trained
+from silc_bench.trainer.checkpoints.model import NativeModel
+from silc_bench.trainer.config.config import (
+    Config,
+    ContrastiveConfig,
+    DistillationConfig,
+    TextConfig,
+    ViewsConfig,
+    VisionConfig,
+)
+from silc_bench.trainer.config.presets import make_preset
+from silc_bench.trainer.silc.student import Student
+from silc_bench.trainer.silc.tokenizers import Tokenizer
+from silc_bench.trainer.train import TrainState
 
 pytestmark = pytest.mark.broad
 

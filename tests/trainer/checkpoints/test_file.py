@@ -17,12 +17,12 @@ import pytest
 import torch
 
 from silc_bench.errors import RunError, UserError
-from trainer.checkpoints import file as checkpoint
-from trainer.checkpoints import model as native
-from trainer.config.config import to_dict
-from trainer.config.presets import shapes_tiny
-from trainer.silc.tokenizers import Tokenizer
-from trainer.train import TrainState
+from silc_bench.trainer.checkpoints import file as checkpoint
+from silc_bench.trainer.checkpoints import model as native
+from silc_bench.trainer.config.config import to_dict
+from silc_bench.trainer.config.presets import shapes_tiny
+from silc_bench.trainer.silc.tokenizers import Tokenizer
+from silc_bench.trainer.train import TrainState
 
 
 def payload(step=3):

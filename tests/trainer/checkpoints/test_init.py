@@ -29,17 +29,17 @@ from test_big_vision import flax_arrays, pieces, theirs  # noqa: F401
 from silc_bench.cli.app import app
 from silc_bench.errors import UserError
 from silc_bench.models.load import load_model
-from trainer.checkpoints import file as checkpoint
-from trainer.checkpoints import init as foreign_init
-from trainer.checkpoints import model as native
-from trainer.checkpoints import transformers as foreign_transformers
-from trainer.checkpoints.export import export
-from trainer.checkpoints.init import READ, UNMEASURED, read_start
-from trainer.config.config import flatten
-from trainer.config.overrides import apply_sets
-from trainer.loop import run_training
-from trainer.silc.tokenizers import ForeignTokenizer, Tokenizer, read_tokenizer
-from trainer.train import TrainState
+from silc_bench.trainer.checkpoints import file as checkpoint
+from silc_bench.trainer.checkpoints import init as foreign_init
+from silc_bench.trainer.checkpoints import model as native
+from silc_bench.trainer.checkpoints import transformers as foreign_transformers
+from silc_bench.trainer.checkpoints.export import export
+from silc_bench.trainer.checkpoints.init import READ, UNMEASURED, read_start
+from silc_bench.trainer.config.config import flatten
+from silc_bench.trainer.config.overrides import apply_sets
+from silc_bench.trainer.loop import run_training
+from silc_bench.trainer.silc.tokenizers import ForeignTokenizer, Tokenizer, read_tokenizer
+from silc_bench.trainer.train import TrainState
 
 pytestmark = pytest.mark.broad
 
@@ -270,7 +270,7 @@ def test_what_is_kept_is_proved_on_pictures_texts_and_tokens(tiny, tmp_path, mon
     """Whatever a reader of another library's model gets wrong."""
     folder = hf_folders.write("siglip", tmp_path / "hf")
     read = foreign_init.towers_of
-    monkeypatch.setattr("trainer.checkpoints.init.towers_of", lambda model: change(read(model)))
+    monkeypatch.setattr("silc_bench.trainer.checkpoints.init.towers_of", lambda model: change(read(model)))
     with pytest.raises(UserError, match=f"--init hf:{folder}: {reason}"):
         read_start(replace(tiny(), init=f"hf:{folder}"))
 
@@ -354,7 +354,7 @@ def test_other_sizes_name_both_sides_and_what_fits(section, uneven, tmp_path):
 
 
 def test_the_preset_that_fits_is_named(tiny, tmp_path):
-    from trainer.config.presets import configure
+    from silc_bench.trainer.config.presets import configure
 
     run = random_run(configure("shapes_tiny", "silc", sets=["text.vocab_size=300"]), tmp_path / "run")
     with pytest.raises(UserError, match=r"; use --preset shapes_tiny --set text\.vocab_size=300$"):
@@ -491,7 +491,7 @@ def test_a_token_without_an_embedding_is_named(tiny, tmp_path):
 
 def test_silc_star_is_a_second_phase(uneven, tmp_path):
     """From a finished run on a cleaner set, with the preset's own schedule; without one it says what it needs."""
-    from trainer.config.presets import configure
+    from silc_bench.trainer.config.presets import configure
 
     shrunk = [f"{path}={value}" for path, value in flatten(uneven).items() if path.startswith(("vision.", "text."))]
     shrunk += ["views.global_size=24", "views.local_size=8", "views.num_local=2", "batch_size=8", "data.decode_size=32"]

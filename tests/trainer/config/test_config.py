@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from silc_bench.errors import UserError
-from trainer.config import config as module
-from trainer.config.config import (
+from silc_bench.trainer.config import config as module
+from silc_bench.trainer.config.config import (
     CHOICES,
     OBJECTIVES,
     Config,
@@ -24,8 +24,8 @@ from trainer.config.config import (
     to_dict,
     validate,
 )
-from trainer.config.overrides import apply_sets
-from trainer.config.presets import PRESETS
+from silc_bench.trainer.config.overrides import apply_sets
+from silc_bench.trainer.config.presets import PRESETS
 
 TOWER = {"width": 128, "depth": 4, "num_heads": 4, "mlp_dim": 512}
 BASE = Config(

@@ -6,8 +6,8 @@ from dataclasses import fields, is_dataclass
 import pytest
 
 from silc_bench.errors import UserError
-from trainer.config.config import OBJECTIVES, Config, flatten, validate
-from trainer.config.presets import PRESETS, PROVENANCE, PROVENANCE_OF, configure, make_preset, provenance_of
+from silc_bench.trainer.config.config import OBJECTIVES, Config, flatten, validate
+from silc_bench.trainer.config.presets import PRESETS, PROVENANCE, PROVENANCE_OF, configure, make_preset, provenance_of
 
 REAL = ("b16", "l16", "so400m", "g16")
 

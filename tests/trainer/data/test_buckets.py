@@ -19,8 +19,8 @@ from fsspec.implementations.memory import MemoryFileSystem  # noqa: E402
 from silc_bench.datasets.files import remote  # noqa: E402
 from silc_bench.datasets.files import remote as remote_source  # noqa: E402
 from silc_bench.errors import RunError, UserError  # noqa: E402
-from trainer.config.config import DataConfig  # noqa: E402
-from trainer.data.stream import open_source  # noqa: E402
+from silc_bench.trainer.config.config import DataConfig  # noqa: E402
+from silc_bench.trainer.data.stream import open_source  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from test_data import numbers, whole, write_shard  # noqa: E402

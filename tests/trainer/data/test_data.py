@@ -22,8 +22,8 @@ from PIL import Image
 
 from silc_bench.datasets.shapes import captions, drawing, scenes
 from silc_bench.errors import UserError
-from trainer.config.config import DataConfig
-from trainer.data.stream import crowding, open_source
+from silc_bench.trainer.config.config import DataConfig
+from silc_bench.trainer.data.stream import crowding, open_source
 
 pytestmark = pytest.mark.timing
 SIDE = 16
@@ -168,7 +168,7 @@ def test_the_global_generator_is_left_alone(clean):
 
 
 def test_more_workers_than_cores_is_one_sentence_of_ours(clean, monkeypatch):
-    monkeypatch.setattr("trainer.data.stream.num_cores", lambda: 2)
+    monkeypatch.setattr("silc_bench.trainer.data.stream.num_cores", lambda: 2)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         take(source(clean, num_workers=3), 4, 0, 2)
@@ -403,8 +403,8 @@ def test_the_death_of_a_worker_interrupts_nothing(clean, monkeypatch):
 def test_a_program_that_never_closes_still_ends():
     """Neither the thread nor the processes that read hold it."""
     code = """
-from trainer.config.config import DataConfig
-from trainer.data.stream import open_source
+from silc_bench.trainer.config.config import DataConfig
+from silc_bench.trainer.data.stream import open_source
 opened = [open_source(DataConfig(source="shapes", decode_size=16, num_workers=n)).batches(4, 0) for n in (0, 2)]
 print(*(next(batches).position for batches in opened), *(next(batches).position for batches in opened))
 """

@@ -15,10 +15,10 @@ from silc_bench.cli.app import app
 from silc_bench.datasets.files import remote
 from silc_bench.system import terminal
 from silc_bench.system.cache import IN_USE, Store, default_folder, shards_folder
-from trainer.data import samples as filters
-from trainer.data import shard_index
-from trainer.data import shard_index as kept_indexes
-from trainer.data.shard_index import listing
+from silc_bench.trainer.data import samples as filters
+from silc_bench.trainer.data import shard_index
+from silc_bench.trainer.data import shard_index as kept_indexes
+from silc_bench.trainer.data.shard_index import listing
 
 
 @pytest.fixture(autouse=True)

@@ -10,10 +10,10 @@ import pytest
 from silc_bench.datasets.files.shards import Damage
 from silc_bench.errors import UserError
 from silc_bench.system.checksums import sealed
-from trainer.config.config import DataConfig
-from trainer.data.pack import look, pack
-from trainer.data.stream import open_source
-from trainer.monitor.report import GROUPS, MEANINGS, write_report
+from silc_bench.trainer.config.config import DataConfig
+from silc_bench.trainer.data.pack import look, pack
+from silc_bench.trainer.data.stream import open_source
+from silc_bench.trainer.monitor.report import GROUPS, MEANINGS, write_report
 
 from test_data import encoded, numbers  # isort: skip
 
@@ -70,7 +70,7 @@ def test_a_bar_counts_each_picture_broken_ones_too(photos, tmp_path, monkeypatch
         seen.append([is_shown, total, 0])
         yield lambda count: seen[-1].__setitem__(2, seen[-1][2] + count)
 
-    monkeypatch.setattr("trainer.data.pack.progress_bar", bar)
+    monkeypatch.setattr("silc_bench.trainer.data.pack.progress_bar", bar)
     pack(photos, tmp_path / "shards", progress=True)
     look(DataConfig(source=str(photos), decode_size=16), 5, progress=True)
     assert seen == [[True, 8, 8], [True, 5, 5]]

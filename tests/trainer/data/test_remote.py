@@ -18,8 +18,8 @@ from silc_bench.datasets.files import remote
 from silc_bench.datasets.files import remote as remote_source
 from silc_bench.datasets.files.shards import index_shard, read_member
 from silc_bench.errors import RunError, UserError
-from trainer.config.config import DataConfig
-from trainer.data.stream import open_source
+from silc_bench.trainer.config.config import DataConfig
+from silc_bench.trainer.data.stream import open_source
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from faulty_server import FaultyServer

@@ -14,8 +14,8 @@ from test_shares import Ranks
 
 from silc_bench.datasets.files import remote, shards
 from silc_bench.errors import RunError, UserError
-from trainer.data import samples as filters
-from trainer.data import shard_index
+from silc_bench.trainer.data import samples as filters
+from silc_bench.trainer.data import shard_index
 
 pytestmark = pytest.mark.timing
 

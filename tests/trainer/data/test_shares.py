@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from silc_bench.datasets.files.shards import Damage
 from silc_bench.errors import RunError, UserError
-from trainer.config.config import DataConfig
-from trainer.data.samples import UnreadableError, shuffled
-from trainer.data.stream import BATCHES_AHEAD, ReadAhead, Source
+from silc_bench.trainer.config.config import DataConfig
+from silc_bench.trainer.data.samples import UnreadableError, shuffled
+from silc_bench.trainer.data.stream import BATCHES_AHEAD, ReadAhead, Source
 
 pytestmark = pytest.mark.timing
 SIDE = 2

@@ -16,9 +16,9 @@ from PIL import Image
 
 from silc_bench.datasets.files.shards import Damage
 from silc_bench.errors import UserError
-from trainer.config.config import DataConfig
-from trainer.data import sources as mixture
-from trainer.data.samples import (
+from silc_bench.trainer.config.config import DataConfig
+from silc_bench.trainer.data import sources as mixture
+from silc_bench.trainer.data.samples import (
     CAPTION,
     MIXTURE,
     ORDER,
@@ -30,8 +30,8 @@ from trainer.data.samples import (
     random_words,
     shuffled,
 )
-from trainer.data.shards import ShardsReader
-from trainer.data.stream import open_source
+from silc_bench.trainer.data.shards import ShardsReader
+from silc_bench.trainer.data.stream import open_source
 
 from test_data import encoded, numbers, whole, write_shard  # isort: skip
 

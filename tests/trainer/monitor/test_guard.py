@@ -10,10 +10,10 @@ import torch
 from rich.console import Console
 
 from silc_bench.errors import RunError
-from trainer.checkpoints import file as checkpoint
-from trainer.config.config import OptimConfig
-from trainer.loop import run_training
-from trainer.monitor.probe import destroyed, is_zeroshot, remembered
+from silc_bench.trainer.checkpoints import file as checkpoint
+from silc_bench.trainer.config.config import OptimConfig
+from silc_bench.trainer.loop import run_training
+from silc_bench.trainer.monitor.probe import destroyed, is_zeroshot, remembered
 
 pytestmark = pytest.mark.broad
 
@@ -69,7 +69,7 @@ class ScriptedProbe:
 def source(tiny, tmp_path_factory):
     folder = tmp_path_factory.mktemp("source") / "source"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("trainer.loop.TOKENIZER_CAPTIONS", 50)
+        patch.setattr("silc_bench.trainer.loop.TOKENIZER_CAPTIONS", 50)
         run_training(tiny(steps=1), folder, resume=False, device=CPU, console=Console(file=io.StringIO()))
     return folder
 
@@ -83,7 +83,7 @@ def probed(tiny, source, run, *, resume=False, on_collapse="warn", every=2, limi
 
 
 def test_a_run_is_warned_once_and_the_start_is_kept_for_a_resume(tiny, source, tmp_path, monkeypatch):
-    monkeypatch.setattr("trainer.loop.Probe", ScriptedProbe)
+    monkeypatch.setattr("silc_bench.trainer.loop.Probe", ScriptedProbe)
     said = probed(tiny, source, tmp_path / "run")
     assert said.count("zero-shot is lost: shapes/zeroshot fell from 50.0 % at the start to 20.0 %") == 1
     assert "step 4: zero-shot is lost" in said
@@ -98,7 +98,7 @@ def test_a_run_is_warned_once_and_the_start_is_kept_for_a_resume(tiny, source, t
 
 
 def test_it_stops_on_request_with_its_checkpoint(tiny, source, tmp_path, monkeypatch):
-    monkeypatch.setattr("trainer.loop.Probe", ScriptedProbe)
+    monkeypatch.setattr("silc_bench.trainer.loop.Probe", ScriptedProbe)
     with pytest.raises(RunError, match=r"stopped at step 4: zero-shot is lost: .*Its checkpoint and earlier ones are intact"):
         probed(tiny, source, tmp_path / "run", on_collapse="stop")
     assert checkpoint.load(checkpoint.path_of(tmp_path / "run", 4))["step"] == 4

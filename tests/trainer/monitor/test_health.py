@@ -14,18 +14,18 @@ from torch.utils.flop_counter import FlopCounterMode
 from silc_bench.cli.train import too_large_for
 from silc_bench.datasets.files.shards import Damage
 from silc_bench.errors import RunError, UserError
-from trainer.checkpoints import file as checkpoint
-from trainer.data.stream import open_source
-from trainer.loop import run_training
-from trainer.monitor import cost as estimate
-from trainer.monitor import health
-from trainer.monitor.health import Health, effective_rank
-from trainer.monitor.watch import Watch, repeating
-from trainer.silc.masking import draw_masked
-from trainer.silc.teacher import Teacher
-from trainer.silc.tokenizers import Tokenizer
-from trainer.silc.views import make_views
-from trainer.train import TrainState, train_step
+from silc_bench.trainer.checkpoints import file as checkpoint
+from silc_bench.trainer.data.stream import open_source
+from silc_bench.trainer.loop import run_training
+from silc_bench.trainer.monitor import cost as estimate
+from silc_bench.trainer.monitor import health
+from silc_bench.trainer.monitor.health import Health, effective_rank
+from silc_bench.trainer.monitor.watch import Watch, repeating
+from silc_bench.trainer.silc.masking import draw_masked
+from silc_bench.trainer.silc.teacher import Teacher
+from silc_bench.trainer.silc.tokenizers import Tokenizer
+from silc_bench.trainer.silc.views import make_views
+from silc_bench.trainer.train import TrainState, train_step
 
 pytestmark = [pytest.mark.broad, pytest.mark.usefixtures("few_captions")]
 CPU = torch.device("cpu")
@@ -469,7 +469,7 @@ def test_the_estimate_counts_the_model_it_will_build(tiny):
 )
 def test_waiting_for_data_is_answered_by_what_can_help(tiny, monkeypatch, data, advice):
     """On one core. Pictures decoded at the size of a view are not to be made smaller."""
-    monkeypatch.setattr("trainer.data.stream.num_cores", lambda: 1)
+    monkeypatch.setattr("silc_bench.trainer.data.stream.num_cores", lambda: 1)
     config = tiny(precision="fp32", data=data)
     assert config.views.global_size == 16
     state, batches = start(config)

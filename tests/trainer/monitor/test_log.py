@@ -10,7 +10,7 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from silc_bench.errors import RunError, UserError
-from trainer.monitor.log import RunLog
+from silc_bench.trainer.monitor.log import RunLog
 
 
 def row(value, **more):

@@ -12,13 +12,13 @@ from rich.console import Console
 from silc_bench.errors import RunError
 from silc_bench.evaluation.evaluate import evaluate
 from silc_bench.models.load import load_model
-from tasks.selection import select, words_of
-from trainer import loop
-from trainer.checkpoints import file as checkpoint
-from trainer.config.config import ProbeConfig
-from trainer.loop import run_training
-from trainer.monitor.report import write_report
-from trainer.train import train_step
+from silc_bench.tasks.selection import select, words_of
+from silc_bench.trainer import loop
+from silc_bench.trainer.checkpoints import file as checkpoint
+from silc_bench.trainer.config.config import ProbeConfig
+from silc_bench.trainer.loop import run_training
+from silc_bench.trainer.monitor.report import write_report
+from silc_bench.trainer.train import train_step
 
 pytestmark = pytest.mark.broad
 
@@ -31,7 +31,7 @@ def run(tiny, tmp_path_factory):
     """A run of four steps that probes after two and at its end, of all that is probed by default."""
     folder, config = tmp_path_factory.mktemp("probed") / "run", tiny(precision="fp32", probe={"every": 2, "limit": LIMIT})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("trainer.loop.TOKENIZER_CAPTIONS", 50)
+        patch.setattr("silc_bench.trainer.loop.TOKENIZER_CAPTIONS", 50)
         console = Console(file=io.StringIO(), width=200)
         run_training(config, folder, resume=False, device=torch.device("cpu"), console=console)
     return folder
@@ -64,7 +64,7 @@ def test_the_report_draws_every_probe(run):
 
 def test_a_task_that_cannot_be_scored_is_left_out_in_a_sentence_and_the_run_goes_on(tiny, tmp_path, monkeypatch):
     """Too few pictures for a class to occur twice."""
-    monkeypatch.setattr("trainer.loop.TOKENIZER_CAPTIONS", 50)
+    monkeypatch.setattr("silc_bench.trainer.loop.TOKENIZER_CAPTIONS", 50)
     tasks = "shapes/knn,shapes/correspondence"
     config = tiny(precision="fp32", probe={"every": 2, "limit": FEW, "tasks": tasks})
     console = Console(file=io.StringIO(), width=200)
@@ -86,8 +86,8 @@ def test_a_student_that_cannot_be_measured_is_named_and_the_checkpoint_kept(tiny
             state.student.vision.pool.mlp.fc2.weight *= 1e6 if state.step == 2 else 1.0
         return values
 
-    monkeypatch.setattr("trainer.loop.TOKENIZER_CAPTIONS", 50)
-    monkeypatch.setattr("trainer.loop.train_step", step)
+    monkeypatch.setattr("silc_bench.trainer.loop.TOKENIZER_CAPTIONS", 50)
+    monkeypatch.setattr("silc_bench.trainer.loop.train_step", step)
     tasks = "shapes/segmentation_zeroshot"
     config = tiny(precision="fp32", steps=3, log_every=9, probe={"every": 1, "limit": FEW, "tasks": tasks})
     console, device = Console(file=io.StringIO(), width=400), torch.device("cpu")
@@ -126,13 +126,13 @@ def test_the_speed_of_a_row_is_that_of_its_steps_without_the_probe(tiny, tmp_pat
             clock[0] += 100
             return {"probe/x": 0.5}
 
-    monkeypatch.setattr("trainer.loop.TOKENIZER_CAPTIONS", 50)
-    monkeypatch.setattr("trainer.loop.train_step", step)
-    monkeypatch.setattr("trainer.loop.Probe", SlowProbe)
-    monkeypatch.setattr("trainer.loop._my_batches", data)
+    monkeypatch.setattr("silc_bench.trainer.loop.TOKENIZER_CAPTIONS", 50)
+    monkeypatch.setattr("silc_bench.trainer.loop.train_step", step)
+    monkeypatch.setattr("silc_bench.trainer.loop.Probe", SlowProbe)
+    monkeypatch.setattr("silc_bench.trainer.loop._my_batches", data)
     for module in ("loop", "device"):
         stands_still = SimpleNamespace(perf_counter=lambda: clock[0], monotonic=lambda: clock[0])
-        monkeypatch.setattr(f"trainer.{module}.time", stands_still)
+        monkeypatch.setattr(f"silc_bench.trainer.{module}.time", stands_still)
     config = tiny(precision="fp32", steps=6, log_every=2, probe={"every": 3})
     run_training(config, tmp_path, resume=False, device=torch.device("cpu"), console=Console(file=io.StringIO()))
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]

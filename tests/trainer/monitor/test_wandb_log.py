@@ -12,8 +12,8 @@ import torch
 from rich.console import Console
 
 from silc_bench.errors import RunError, UserError
-from trainer.loop import run_training
-from trainer.monitor.log import WandbLog
+from silc_bench.trainer.loop import run_training
+from silc_bench.trainer.monitor.log import WandbLog
 
 CPU = torch.device("cpu")
 
@@ -87,7 +87,7 @@ def test_the_configuration_once_each_row_each_probe(tiny, tmp_path, fake, few_ca
 
 def test_a_resumed_run_goes_on_in_the_same_one(tiny, tmp_path, fake, few_captions, monkeypatch):
     wandb = fake()
-    from trainer import loop
+    from silc_bench.trainer import loop
 
     step = loop.train_step
 

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from trainer.silc import distillation
-from trainer.silc.distillation import Targets, chunks, distillation_loss, log_sum_exp
+from silc_bench.trainer.silc import distillation
+from silc_bench.trainer.silc.distillation import Targets, chunks, distillation_loss, log_sum_exp
 
 TEMP, TEACHER_TEMP = 0.1, 0.04
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.transforms.v2 import functional as peer
 
-from trainer.silc import image_ops
+from silc_bench.trainer.silc import image_ops
 
 SIDE = 40
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from trainer.silc.losses import sigmoid_loss, softmax_loss
+from silc_bench.trainer.silc.losses import sigmoid_loss, softmax_loss
 
 
 def features(batch, dim, seed, scale=3.0):

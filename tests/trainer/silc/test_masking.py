@@ -11,11 +11,11 @@ from on_ranks import first_batches
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from silc_bench.errors import UserError
-from trainer import train
-from trainer.silc import distillation
-from trainer.silc.masking import draw_masked, take
-from trainer.silc.views import make_views, seeded
-from trainer.train import TrainState, train_step
+from silc_bench.trainer import train
+from silc_bench.trainer.silc import distillation
+from silc_bench.trainer.silc.masking import draw_masked, take
+from silc_bench.trainer.silc.views import make_views, seeded
+from silc_bench.trainer.train import TrainState, train_step
 
 CPU = torch.device("cpu")
 MASKED = {"views": {"global_size": 32, "local_size": 16}, "vision": {"image_size": 32}, "masked": {"weight": 0.5}}
@@ -61,7 +61,7 @@ def test_every_view_masks_the_stated_share(config, ratio, count):
 @pytest.mark.parametrize("block", [4096, 5])
 @pytest.mark.parametrize("shares", [(12,), (6, 6), (4, 4, 4), (1, 11)])
 def test_any_number_of_ranks_draws_the_same(config, shares, block, monkeypatch):
-    monkeypatch.setattr("trainer.silc.views.BLOCK", block)
+    monkeypatch.setattr("silc_bench.trainer.silc.views.BLOCK", block)
     starts = [sum(shares[:number]) for number in range(len(shares))]
     parts = [draw_masked(config, share, 5, start) for share, start in zip(shares, starts, strict=True)]
     assert torch.equal(torch.cat(parts, dim=1), draw_masked(config, 12, 5))

@@ -4,9 +4,9 @@ import pytest
 import torch
 from on_ranks import first_batches, train
 
-from trainer.silc.student import MicroBatches
-from trainer.silc.views import make_views
-from trainer.train import TrainState
+from silc_bench.trainer.silc.student import MicroBatches
+from silc_bench.trainer.silc.views import make_views
+from silc_bench.trainer.train import TrainState
 
 STEPS = 2
 ALL_VIEWS = {"distillation": {"pairs": "local+global"}, "contrastive": {"images": "original+global"}}

@@ -6,11 +6,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from trainer.config.config import Config, DistillationConfig, TextConfig, VisionConfig, apply_objective
-from trainer.optim import make_optimizer
-from trainer.silc.student import Student, init_weights
-from trainer.silc.teacher import Teacher
-from trainer.silc.views import Views
+from silc_bench.trainer.config.config import Config, DistillationConfig, TextConfig, VisionConfig, apply_objective
+from silc_bench.trainer.optim import make_optimizer
+from silc_bench.trainer.silc.student import Student, init_weights
+from silc_bench.trainer.silc.teacher import Teacher
+from silc_bench.trainer.silc.views import Views
 
 SIZE = {"width": 32, "depth": 1, "num_heads": 2, "mlp_dim": 48}
 CONFIG = Config(

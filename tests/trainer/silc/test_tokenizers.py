@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from silc_bench.errors import UserError
-from trainer.silc.tokenizers import EOS_ID, MIN_VOCAB_SIZE, Tokenizer
+from silc_bench.trainer.silc.tokenizers import EOS_ID, MIN_VOCAB_SIZE, Tokenizer
 
 CAPTIONS = [
     "A large red circle above a small blue square.",
@@ -99,7 +99,7 @@ def test_training_is_deterministic_in_any_order(tokenizer):
 
 @pytest.mark.slow
 def test_training_is_deterministic_in_any_process(tokenizer):
-    code = "import json, sys; from trainer.silc.tokenizers import Tokenizer\n"
+    code = "import json, sys; from silc_bench.trainer.silc.tokenizers import Tokenizer\n"
     code += f"sys.stdout.write(json.dumps(Tokenizer.train(json.load(sys.stdin), 400, {LENGTH}).to_json()))"
     done = subprocess.run([sys.executable, "-c", code], input=json.dumps(CAPTIONS), capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == tokenizer.to_json()

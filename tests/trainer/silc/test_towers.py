@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from trainer.config.config import Config, DistillationConfig, TextConfig, ViewsConfig, VisionConfig, apply_objective
-from trainer.config.presets import make_preset
-from trainer.silc.distillation import Head
-from trainer.silc.student import Student, init_weights
-from trainer.silc.towers import TextTower, VisionTower, attend, count_parameters
-from trainer.silc.views import Views
+from silc_bench.trainer.config.config import Config, DistillationConfig, TextConfig, ViewsConfig, VisionConfig, apply_objective
+from silc_bench.trainer.config.presets import make_preset
+from silc_bench.trainer.silc.distillation import Head
+from silc_bench.trainer.silc.student import Student, init_weights
+from silc_bench.trainer.silc.towers import TextTower, VisionTower, attend, count_parameters
+from silc_bench.trainer.silc.views import Views
 
 VISION = VisionConfig(image_size=32, patch_size=8, width=48, depth=2, num_heads=3, mlp_dim=80)
 TEXT = TextConfig(vocab_size=300, context_length=10, width=32, depth=2, num_heads=2, mlp_dim=64)

@@ -8,8 +8,8 @@ import torch
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as peer
 
-from trainer.config.config import ViewsConfig
-from trainer.silc import views
+from silc_bench.trainer.config.config import ViewsConfig
+from silc_bench.trainer.silc import views
 
 CONFIG = ViewsConfig(num_global=3, global_size=40, num_local=2, local_size=16)
 CANVAS = 48

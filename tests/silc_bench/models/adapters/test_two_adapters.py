@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from silc_bench.evaluation.evaluate import evaluate
 from silc_bench.models.load import load_model
-from tasks.selection import select
+from silc_bench.tasks.selection import select
 
 open_clip = pytest.importorskip("open_clip")
 transformers = pytest.importorskip("transformers")

@@ -28,10 +28,10 @@ from silc_bench.models.doctor.examine import KNOWN, Examination, examine
 from silc_bench.models.doctor.subject import FAILED, NOT_APPLICABLE, OK, Subject
 from silc_bench.models.load import load_model
 from silc_bench.models.preprocessing import ImagePipeline
-from trainer.checkpoints import file as checkpoint
-from trainer.config.config import Config, DistillationConfig, TextConfig, ViewsConfig, VisionConfig
-from trainer.silc.tokenizers import Tokenizer
-from trainer.train import TrainState
+from silc_bench.trainer.checkpoints import file as checkpoint
+from silc_bench.trainer.config.config import Config, DistillationConfig, TextConfig, ViewsConfig, VisionConfig
+from silc_bench.trainer.silc.tokenizers import Tokenizer
+from silc_bench.trainer.train import TrainState
 
 pytestmark = pytest.mark.broad
 

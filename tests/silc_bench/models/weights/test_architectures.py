@@ -21,10 +21,10 @@ from silc_bench.models.interface import ImageTextModel
 from silc_bench.models.load import load_model
 from silc_bench.models.weights import architectures
 from silc_bench.models.weights.read import read_weights
-from trainer.checkpoints import model as native
-from trainer.config.presets import make_preset
-from trainer.silc.student import Student, init_weights
-from trainer.silc.tokenizers import Tokenizer
+from silc_bench.trainer.checkpoints import model as native
+from silc_bench.trainer.config.presets import make_preset
+from silc_bench.trainer.silc.student import Student, init_weights
+from silc_bench.trainer.silc.tokenizers import Tokenizer
 
 pytestmark = pytest.mark.broad
 

@@ -25,7 +25,7 @@ from silc_bench.errors import UserError
 from silc_bench.models import load as raw
 from silc_bench.models.load import load_model
 from silc_bench.models.weights import pickles
-from trainer.checkpoints import model as native
+from silc_bench.trainer.checkpoints import model as native
 
 pytestmark = [pytest.mark.timeout(60), pytest.mark.filterwarnings("ignore:Validating sparse tensor")]
 CANARY = "SILC_BENCH_CANARY"
