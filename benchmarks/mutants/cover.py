@@ -51,7 +51,7 @@ def cover(tree: Path, folder: Path, markers: str | None) -> None:
 
 def gather(folder: Path) -> None:
     measured = coverage.Coverage(data_file=str(folder / "contexts"), config_file=False)
-    measured.combine([str(folder / "data")])
+    measured.combine([str(path) for path in (folder / "data").iterdir()], keep=True)
     measured.save()
     parts = [json.loads(path.read_text()) for path in sorted(folder.glob("tests.*.json"))]
     together = {name: test for part in parts for name, test in part.items()}
