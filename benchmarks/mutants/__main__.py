@@ -60,7 +60,7 @@ def read_arguments() -> argparse.Namespace:
         command.add_argument("--work", type=Path, default=Path("runs/mutants"), help="for what coverage said")
     covering.add_argument("-m", dest="markers", help='as pytest takes it: "not slow"')
     judging.add_argument("--processes", type=int, default=2)
-    judging.add_argument("--seconds", type=float, default=75, help="of CPU, for the tests of one mutant")
+    judging.add_argument("--seconds", type=float, default=60, help="of CPU, for the tests of one mutant")
     judging.add_argument("--only", type=int, nargs="+", metavar="NUMBER", help="judge these, again if need be")
     judging.add_argument("--only-survivors", action="store_true", help="judge again those that survived")
     judging.add_argument("--plan", action="store_true", help="print which tests would run and end")

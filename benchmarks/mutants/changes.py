@@ -1,9 +1,10 @@
-"""The changes that may be planted: every small mistake of four kinds that a source file offers, and how to make it.
+"""The mistakes that may be planted: every one of four kinds that a source file offers, and how to make it.
 
-A change is known by what it says, not by a line number: the function's qualified name, the statement, which of the equal
-statements of that function, the kind, and which place of that kind in the statement. So the same mistake is found again after
-lines were added, files renamed or a file formatted anew. Left alone: strings, error calls, type hints, decorators, assertions,
-``if TYPE_CHECKING``, ``__all__``.
+A change is known by what it says, not by a line number: the function's qualified name, the statement, which of the
+equal statements of that function, the kind, and which place of that kind in the statement. So the same mistake is
+found again after lines were added, files renamed or a file formatted anew.
+
+Left alone: strings, error calls, type hints, decorators, assertions, ``if TYPE_CHECKING``, ``__all__``.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ def all_in(tree: Path) -> dict[tuple[Any, ...], dict[str, Change]]:
 
 
 def find(known: dict[tuple[Any, ...], dict[str, Change]], wanted: dict[str, Any]) -> Change | None:
-    """The change in its own file, or in the only other file that has it. None where its code is gone."""
+    """The change in its own file, or in the only other file that has it. None: its code is gone."""
     places = known.get(tuple(wanted[name] for name in ("function", "statement", "occurrence", "kind", "spot")), {})
     if wanted["file"] in places:
         return places[wanted["file"]]
@@ -204,10 +205,10 @@ def _may_be_dropped(statement: ast.stmt, owner: ast.AST) -> bool:
     if isinstance(statement, ast.Expr):
         return isinstance(statement.value, ast.Call) and not _is_message(statement.value) and not _only_says(statement.value)
     if isinstance(statement, ast.Return) and statement.value is not None:
-        # Whoever calls the function sees None: a return that ends the function tells as little as an unknown name.
+        # Every caller sees None where a function loses its last line: that tells little about the tests.
         return statement is not owner.body[-1] and not _is_message(statement.value)  # type: ignore[attr-defined]
     if isinstance(statement, ast.Assign | ast.AnnAssign):
-        # Without its only assignment a name is unknown: any test would see that, so it tells nothing.
+        # Without its only assignment a name is unknown, which any test sees: that tells nothing.
         targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
         if getattr(statement, "value", None) is None:
             return False

@@ -1,4 +1,4 @@
-"""Which tests run which line: the suite once under coverage, with the test's name as the context of each line.
+"""Which tests run which line: the suite once under coverage, each test a context of its own.
 
 The folder then holds ``contexts`` (coverage's own SQLite file) and ``tests.json``: {test: outcome, CPU seconds, fixtures}.
 Processes that a test starts are measured too; one that is killed with SIGKILL says nothing.

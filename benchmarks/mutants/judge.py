@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 from changes import Change, all_in, find
 from selection import Suite
 
-# Imported once by the parent. The tests set HF_HUB_OFFLINE before they import transformers; here it must be set earlier.
+# Imported once, by the parent. The tests set HF_HUB_OFFLINE before they import transformers; here it is set earlier.
 PEERS = (
     "numpy", "PIL.Image", "PIL.ImageDraw", "PIL.PngImagePlugin", "PIL.JpegImagePlugin", "pandas", "scipy.stats",
     "sklearn.linear_model", "sklearn.neighbors", "torch", "torch._dynamo", "torch.distributed", "torch.utils.data",
@@ -142,7 +142,7 @@ def judge(change: Change, suite: Suite, copy: Copy, first: list[str], limit: flo
                 break
         if failed is None:
             return {"verdict": SURVIVED, **says, "excluded": sorted(excluded), "cpu": round(cpu, 1)}
-        # By itself, without the mistake and with it again. A file that was not collected: its first test.
+        # Without the mistake and with it again, by itself. A file that was not collected: its first test.
         alone = [failed] if failed in suite.tests else [name for name in names if name.startswith(failed)][:1] or names[:1]
         is_good, seconds = _confirmed(change, copy, alone, suite)
         cpu += seconds
@@ -178,7 +178,7 @@ def _patience(names: list[str], suite: Suite) -> float:
 
 
 def run(copy: Copy, names: list[str], patience: float, *options: str, writes_bytecode: bool = False) -> Run:
-    """The tests in the copy, up to the first that fails, in a process of their own that is killed where it hangs."""
+    """The tests in the copy, up to the first that fails, in a process that is killed where it hangs."""
     scratch = Path(tempfile.mkdtemp(prefix="run-", dir=copy.place.parent))
     child = os.fork()
     if child == 0:

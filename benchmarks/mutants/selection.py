@@ -1,4 +1,4 @@
-"""Which tests judge a change: those that run its line, then their neighbours, cheapest first, up to a limit.
+"""Which tests judge a change: those that run its line, then their neighbours, up to a limit.
 
 Of those that run the line, the tests of files that import its module come first. The neighbours, the other tests of the same
 files, have a few seconds: what a cache keeps is run by the first test only.
@@ -47,7 +47,7 @@ class Suite:
                 self._users[fixture].append(name)
 
     def select(self, change: Change, *, first: Iterable[str], limit: float, excluded: set[str]) -> Selection:
-        """``first``: tests that killed it before, wherever they are now; taken where they still exist."""
+        """``first``: tests that killed it before, wherever they are now."""
         covering = self._run_by(change.file, *change.lines) or self._run_by(change.file, *change.statement_lines)
         how = "its line"
         if change.body_lines:
@@ -69,7 +69,7 @@ class Suite:
             group_limit = min(limit, seconds + seconds_more)
             for name in sorted(group - excluded - chosen.keys(), key=lambda name: (self.tests[name]["cpu"], name)):
                 cost = self.tests[name]["cpu"] + FIXED_SECONDS
-                if self.tests[name]["outcome"] != "passed":
+                if self.tests[name]["outcome"] == "skipped":
                     continue
                 if chosen and seconds + cost > group_limit:
                     is_cut |= name in covering

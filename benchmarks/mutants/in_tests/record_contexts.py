@@ -1,4 +1,4 @@
-"""pytest plugin: which test, or which shared fixture, runs now; what each test costs, and which shared fixtures it uses.
+"""pytest plugin: which test or shared fixture runs now; what each test costs, and which of these fixtures it uses.
 
 What a fixture of a session, a package, a module or a class runs belongs to all its tests and not to the first of them.
 """
