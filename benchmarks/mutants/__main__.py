@@ -38,7 +38,7 @@ def main() -> None:
     elif args.command == "cover":
         from cover import cover
 
-        cover(args.tree, args.work / args.column, args.markers)
+        cover(args.tree, args.work / args.column, args.tests, args.markers)
     elif args.command == "judge":
         judge(args)
     write_table()
@@ -58,6 +58,7 @@ def read_arguments() -> argparse.Namespace:
     for command in (covering, judging):
         command.add_argument("column", choices=COLUMNS)
         command.add_argument("--work", type=Path, default=Path("runs/mutants"), help="for what coverage said")
+    covering.add_argument("tests", nargs="*", help="files or folders as pytest takes them; default: the whole suite")
     covering.add_argument("-m", dest="markers", help='as pytest takes it: "not slow"')
     judging.add_argument("--processes", type=int, default=2)
     judging.add_argument("--seconds", type=float, default=60, help="of CPU, for the tests of one mutant")

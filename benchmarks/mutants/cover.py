@@ -1,6 +1,7 @@
 """Which tests run which line: the suite once under coverage, each test a context of its own.
 
-The folder then holds ``contexts`` (coverage's own SQLite file) and ``tests.json``: {test: outcome, CPU seconds, fixtures}.
+The folder then holds ``contexts`` (coverage's own SQLite file) and ``tests.json``: each test's outcome, CPU seconds and
+shared fixtures, and the CPU seconds of these.
 Processes that a test starts are measured too; one that is killed with SIGKILL says nothing.
 """
 
@@ -31,7 +32,7 @@ disable_warnings = no-data-collected,module-not-measured
 """
 
 
-def cover(tree: Path, folder: Path, markers: str | None) -> None:
+def cover(tree: Path, folder: Path, chosen: list[str], markers: str | None) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "data").mkdir(parents=True)
     settings = folder / "coveragerc"
@@ -42,11 +43,11 @@ def cover(tree: Path, folder: Path, markers: str | None) -> None:
         "PYTHONPATH": os.pathsep.join(map(str, path)),
     }  # fmt: skip
     command = [sys.executable, "-m", "pytest", "-p", "record_contexts", "--numprocesses", "2", "--dist", "loadfile"]
-    command += ["-m", markers] if markers else []
+    command += [*chosen, *(["-m", markers] if markers else [])]
     with (folder / "log").open("w") as log:
         subprocess.run(command, cwd=tree, env=os.environ | {name: str(value) for name, value in told.items()}, stdout=log)
     gather(folder)
-    print(f"{folder}: {len(tests(folder))} tests; {(folder / 'log').read_text().splitlines()[-1]}")
+    print(f"{folder}: {(folder / 'log').read_text().splitlines()[-1]}")
 
 
 def gather(folder: Path) -> None:
@@ -54,9 +55,6 @@ def gather(folder: Path) -> None:
     measured.combine([str(path) for path in (folder / "data").iterdir()], keep=True)
     measured.save()
     parts = [json.loads(path.read_text()) for path in sorted(folder.glob("tests.*.json"))]
-    together = {name: test for part in parts for name, test in part.items()}
-    (folder / "tests.json").write_text(json.dumps(together, indent=0))
-
-
-def tests(folder: Path) -> dict[str, dict[str, object]]:
-    return json.loads((folder / "tests.json").read_text())
+    ran = {name: test for part in parts for name, test in part["tests"].items()}
+    fixtures = {name: max(part["fixtures"].get(name, 0.0) for part in parts) for part in parts for name in part["fixtures"]}
+    (folder / "tests.json").write_text(json.dumps({"tests": ran, "fixtures": fixtures}, indent=0))

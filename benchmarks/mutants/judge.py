@@ -168,13 +168,13 @@ def _portions(names: list[str], suite: Suite) -> list[list[str]]:
     """A few cheap tests, then all others: most mistakes fall at the first."""
     seconds, number = 0.0, 0
     while number < min(FIRST_TESTS, len(names)) and (number == 0 or seconds < FIRST_SECONDS):
-        seconds += suite.tests[names[number]]["cpu"]
+        seconds += suite.cost(names[number])
         number += 1
     return [portion for portion in (names[:number], names[number:]) if portion]
 
 
 def _patience(names: list[str], suite: Suite) -> float:
-    return HANG_SECONDS + 10 * max(suite.tests[name]["cpu"] for name in names)
+    return HANG_SECONDS + 10 * max(suite.cost(name) for name in names)
 
 
 def run(copy: Copy, names: list[str], patience: float, *options: str, writes_bytecode: bool = False) -> Run:

@@ -11,6 +11,7 @@ that import the module.
 from __future__ import annotations
 
 import ast
+import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -19,7 +20,6 @@ from pathlib import Path
 
 import coverage
 from changes import Change, files
-from cover import tests
 
 FIXED_SECONDS = 0.05  # of a test beside what it costs itself
 NEIGHBOURS_SECONDS = 15.0
@@ -38,7 +38,8 @@ class Suite:
     """What the run under coverage said about a tree."""
 
     def __init__(self, tree: Path, folder: Path) -> None:
-        self.tree, self.tests = tree, tests(folder)
+        told = json.loads((folder / "tests.json").read_text())
+        self.tree, self.tests, self.fixtures = tree, told["tests"], told["fixtures"]
         self._lines = coverage.CoverageData(str(folder / "contexts"))
         self._lines.read()
         self._users = defaultdict(list)
@@ -65,18 +66,25 @@ class Suite:
         groups = [(earlier, limit), (covering & imported, limit), (covering, limit), (neighbours, NEIGHBOURS_SECONDS)]
         chosen: dict[str, None] = {}
         seconds, is_cut = 0.0, False
+        is_set_up: set[str] = set()
         for group, seconds_more in groups:
             group_limit = min(limit, seconds + seconds_more)
-            for name in sorted(group - excluded - chosen.keys(), key=lambda name: (self.tests[name]["cpu"], name)):
-                cost = self.tests[name]["cpu"] + FIXED_SECONDS
+            for name in sorted(group - excluded - chosen.keys(), key=lambda name: (self.cost(name), name)):
+                cost = self.cost(name, is_set_up) + FIXED_SECONDS
                 if self.tests[name]["outcome"] == "skipped":
                     continue
                 if chosen and seconds + cost > group_limit:
                     is_cut |= name in covering
                     break
                 chosen[name] = None
+                is_set_up.update(self.tests[name]["fixtures"])
                 seconds += cost
         return Selection(list(chosen) if covering else [], how, len(covering), seconds, is_cut)
+
+    def cost(self, test: str, is_set_up: Iterable[str] = ()) -> float:
+        """CPU seconds of a test with the shared fixtures that it needs and that are not there yet."""
+        needed = set(self.tests[test]["fixtures"]).difference(is_set_up)
+        return self.tests[test]["cpu"] + sum(self.fixtures.get(fixture, 0.0) for fixture in needed)
 
     def _run_by(self, file: str, start: int, end: int) -> set[str]:
         lines = self._contexts.get(file)

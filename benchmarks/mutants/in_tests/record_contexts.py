@@ -16,6 +16,7 @@ import coverage
 import pytest
 
 TESTS: dict[str, dict[str, Any]] = {}
+FIXTURES: dict[str, float] = {}  # CPU seconds, without those of the fixtures that it uses
 
 
 def cpu_seconds() -> float:
@@ -35,13 +36,14 @@ def switch(context: str) -> str:
 
 @pytest.hookimpl(hookwrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    start = cpu_seconds()
+    start, known = cpu_seconds(), sum(FIXTURES.values())
     before = switch(item.nodeid)
     definitions = item._fixtureinfo.name2fixturedefs  # type: ignore[attr-defined]
     shared = [_name(found[-1]) for found in definitions.values() if found and found[-1].scope != "function"]
     TESTS[item.nodeid] = {"outcome": "passed", "fixtures": shared}
     yield
-    TESTS[item.nodeid]["cpu"] = round(cpu_seconds() - start, 3)
+    of_fixtures = sum(FIXTURES.values()) - known
+    TESTS[item.nodeid]["cpu"] = round(cpu_seconds() - start - of_fixtures, 3)
     switch(before)
 
 
@@ -50,8 +52,11 @@ def pytest_fixture_setup(fixturedef: pytest.FixtureDef[Any]) -> Iterator[None]:
     if fixturedef.scope == "function":
         yield
         return
-    before = switch(_name(fixturedef))
+    name = _name(fixturedef)
+    before, start, known = switch(name), cpu_seconds(), sum(FIXTURES.values())
     yield
+    within = sum(FIXTURES.values()) - known
+    FIXTURES[name] = FIXTURES.get(name, 0.0) + cpu_seconds() - start - within
     switch(before)
 
 
@@ -63,7 +68,8 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 def pytest_sessionfinish() -> None:
     if TESTS:
         worker = os.environ.get("PYTEST_XDIST_WORKER", "main")
-        Path(os.environ["MUTANTS_FOLDER"], f"tests.{worker}.json").write_text(json.dumps(TESTS))
+        told = Path(os.environ["MUTANTS_FOLDER"], f"tests.{worker}.json")
+        told.write_text(json.dumps({"tests": TESTS, "fixtures": FIXTURES}))
 
 
 def _name(fixturedef: pytest.FixtureDef[Any]) -> str:
