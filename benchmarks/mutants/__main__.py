@@ -165,7 +165,7 @@ def _said(row: dict[str, Any] | None) -> str:
         return f"killed by `{row['by'].removeprefix('tests/')}`".replace("|", "\\|")
     if row["verdict"] == "survived":
         cut = f", cut: {row['covering']} run its line" if row["cut"] else ""
-        return f"**survived** {row['ran']} tests{cut}"
+        return f"**survived** {row['chosen']} tests{cut}"
     return str(row["verdict"])
 
 

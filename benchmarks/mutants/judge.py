@@ -103,7 +103,7 @@ def judge_all(
             change = find(known, mutant)
             first = [killers[mutant["number"]]] if mutant["number"] in killers else []
             if change:
-                suite.select(change, first=first, limit=limit, excluded=set())  # read here, as SQLite does not like forks
+                suite.select(change, first=first, limit=limit)  # read here, as SQLite does not like forks
             if not copies:
                 copies.append(busy.pop(os.wait()[0]))
             copy = copies.pop()
@@ -125,33 +125,33 @@ def judge_all(
 
 
 def judge(change: Change, suite: Suite, copy: Copy, first: list[str], limit: float) -> dict[str, Any]:
-    excluded: set[str] = set()
+    chosen = suite.select(change, first=first, limit=limit)
+    says = {"how": chosen.how, "covering": chosen.num_covering, "chosen": len(chosen.tests), "cut": chosen.is_cut}
+    if not chosen.tests:
+        return {"verdict": NOT_COVERED, **says}
+    doubted: dict[str, str] = {}  # what failed once, and not for the mistake
     cpu = 0.0
-    while True:
-        chosen = suite.select(change, first=first, limit=limit, excluded=excluded)
-        says = {"how": chosen.how, "covering": chosen.num_covering, "ran": len(chosen.tests), "cut": chosen.is_cut}
-        if not chosen.tests:
-            return {"verdict": NOT_COVERED, **says}
-        failed = None
-        for names in _portions(chosen.tests, suite):
-            copy.plant(change)
-            failed, why, seconds = run(copy, names, _patience(names, suite))
-            copy.restore(change)
-            cpu += seconds
-            if failed is not None:
-                break
-        if failed is None:
-            return {"verdict": SURVIVED, **says, "excluded": sorted(excluded), "cpu": round(cpu, 1)}
-        # Without the mistake and with it again, by itself. A file that was not collected: its first test.
-        alone = [failed] if failed in suite.tests else [name for name in names if name.startswith(failed)][:1] or names[:1]
-        is_good, seconds = _confirmed(change, copy, alone, suite)
+    left = _portions(chosen.tests, suite)
+    while left:
+        names = left.pop(0)
+        copy.plant(change)
+        failed, why, seconds = run(copy, names, _patience(names, suite))
+        copy.restore(change)
         cpu += seconds
-        if not is_good and len(names) > 1 and failed in suite.tests:
-            is_good, seconds = _confirmed(change, copy, names[: names.index(failed) + 1], suite)
+        if failed is None:
+            continue
+        # Without the mistake and with it again, by itself. A file that was not collected: its first test.
+        alone = failed if failed in names else next((name for name in names if name.startswith(failed)), names[0])
+        before = names[: names.index(alone) + 1]
+        for again in [[alone], before][: len(before)]:
+            is_good, seconds = _confirmed(change, copy, again, suite)
             cpu += seconds
-        if is_good:
-            return {"verdict": KILLED, "by": failed, "why": why, **says, "excluded": sorted(excluded), "cpu": round(cpu, 1)}
-        excluded |= set(alone)
+            if is_good:
+                return {"verdict": KILLED, "by": failed, "why": why, **says, "doubted": doubted, "cpu": round(cpu, 1)}
+        doubted[failed] = why
+        left.insert(0, names[names.index(alone) + 1 :])
+        left = [portion for portion in left if portion]
+    return {"verdict": SURVIVED, **says, "doubted": doubted, "cpu": round(cpu, 1)}
 
 
 def _confirmed(change: Change, copy: Copy, names: list[str], suite: Suite) -> tuple[bool, float]:
@@ -170,7 +170,13 @@ def _portions(names: list[str], suite: Suite) -> list[list[str]]:
     while number < min(FIRST_TESTS, len(names)) and (number == 0 or seconds < FIRST_SECONDS):
         seconds += suite.cost(names[number])
         number += 1
-    return [portion for portion in (names[:number], names[number:]) if portion]
+    return [_by_file(portion) for portion in (names[:number], names[number:]) if portion]
+
+
+def _by_file(names: list[str]) -> list[str]:
+    """Together what shares a file's fixtures; files in the order of their first test."""
+    files = list(dict.fromkeys(name.partition("::")[0] for name in names))
+    return sorted(names, key=lambda name: files.index(name.partition("::")[0]))
 
 
 def _patience(names: list[str], suite: Suite) -> float:
@@ -182,7 +188,7 @@ def run(copy: Copy, names: list[str], patience: float, *options: str, writes_byt
     scratch = Path(tempfile.mkdtemp(prefix="run-", dir=copy.place.parent))
     child = os.fork()
     if child == 0:
-        os._exit(_in_child(copy.place, scratch, [*names, *options], patience, writes_bytecode))
+        os._exit(_in_child(copy.place, scratch, names, options, patience, writes_bytecode))
     deadline = time.monotonic() + 3 * patience + 2 * len(names)
     status = None
     while status is None:
@@ -209,7 +215,9 @@ def run(copy: Copy, names: list[str], patience: float, *options: str, writes_byt
     return result
 
 
-def _in_child(place: Path, scratch: Path, arguments: list[str], patience: float, writes_bytecode: bool) -> int:
+def _in_child(
+    place: Path, scratch: Path, names: list[str], options: tuple[str, ...], patience: float, writes_bytecode: bool
+) -> int:
     os.setsid()
     output = os.open(scratch / "log", os.O_WRONLY | os.O_CREAT)
     os.dup2(output, 1)
@@ -227,14 +235,18 @@ def _in_child(place: Path, scratch: Path, arguments: list[str], patience: float,
     import pytest
 
     words = ["-x", "-p", "no:cacheprovider", "--timeout", str(patience), "-o", "faulthandler_timeout=0"]
-    return int(pytest.main([*words, *arguments], plugins=[_Told(scratch)]))
+    files = dict.fromkeys(name.partition("::")[0] for name in names)
+    return int(pytest.main([*words, *options, *files], plugins=[_Told(scratch, names)]))
 
 
 class _Told:
-    """pytest plugin: writes down what runs, and what failed first and why."""
+    """pytest plugin: runs the tests that are named, writes down which runs, and what failed first and why."""
 
-    def __init__(self, scratch: Path) -> None:
-        self.scratch = scratch
+    def __init__(self, scratch: Path, names: list[str]) -> None:
+        self.scratch, self.places = scratch, {name: place for place, name in enumerate(names)}
+
+    def pytest_collection_modifyitems(self, items: list[Any]) -> None:
+        items[:] = sorted((item for item in items if item.nodeid in self.places), key=lambda item: self.places[item.nodeid])
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         (self.scratch / "running").write_text(nodeid)
@@ -261,6 +273,6 @@ def plan(mutants: list[dict[str, Any]], tree: Path, folder: Path, killers: dict[
             print(f"{mutant['number']:3} gone")
             continue
         first = [killers[mutant["number"]]] if mutant["number"] in killers else []
-        chosen = suite.select(change, first=first, limit=limit, excluded=set())
+        chosen = suite.select(change, first=first, limit=limit)
         counted = f"{len(chosen.tests)} tests ({chosen.num_covering} run it), {chosen.seconds:.0f} s"
         print(f"{mutant['number']:3} {change.file}:{change.lines[0]} {chosen.how}: {counted}{', cut' if chosen.is_cut else ''}")

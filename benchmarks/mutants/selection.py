@@ -47,7 +47,7 @@ class Suite:
             for fixture in test["fixtures"]:
                 self._users[fixture].append(name)
 
-    def select(self, change: Change, *, first: Iterable[str], limit: float, excluded: set[str]) -> Selection:
+    def select(self, change: Change, *, first: Iterable[str], limit: float) -> Selection:
         """``first``: tests that killed it before, wherever they are now."""
         covering = self._run_by(change.file, *change.lines) or self._run_by(change.file, *change.statement_lines)
         how = "its line"
@@ -69,7 +69,7 @@ class Suite:
         is_set_up: set[str] = set()
         for group, seconds_more in groups:
             group_limit = min(limit, seconds + seconds_more)
-            for name in sorted(group - excluded - chosen.keys(), key=lambda name: (self.cost(name), name)):
+            for name in sorted(group - chosen.keys(), key=lambda name: (self.cost(name), name)):
                 cost = self.cost(name, is_set_up) + FIXED_SECONDS
                 if self.tests[name]["outcome"] == "skipped":
                     continue
