@@ -262,7 +262,8 @@ class _Told:
         if report.failed and not told.exists():
             crash = getattr(report.longrepr, "reprcrash", None)
             message = crash.message if crash else str(report.longrepr).strip().splitlines()[-1]
-            told.write_text(json.dumps([report.nodeid, before + message.strip().splitlines()[0][:160]]))
+            sentence = message.strip().splitlines()[0].replace(f"{self.scratch}/", "")
+            told.write_text(json.dumps([report.nodeid, before + sentence[:160]]))
 
 
 def plan(mutants: list[dict[str, Any]], tree: Path, folder: Path, killers: dict[int, str], limit: float) -> None:
