@@ -1,0 +1,207 @@
+"""What the pages name is there: links and anchors, files and modules, commands with their options and values."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import typer
+
+from silc_bench.cli.app import app
+from silc_bench.errors import UserError
+from silc_bench.evaluation.protocols import choose
+from silc_bench.tasks.selection import select, words_of
+from silc_bench.trainer.config.presets import configure
+
+ROOT = Path(__file__).resolve().parent.parent
+GUIDES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*GUIDES, ROOT / "benchmarks/README.md"]
+COMMANDS = typer.main.get_command(app)
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+# ``$ silc-bench ...``, ``.venv/bin/silc-bench ...``, ``torchrun ... -m silc_bench ...``, with variables before them
+INVOCATION = re.compile(r"(?:\$ )?(?:[A-Z_]+=\S+ )*(?:(?:\S*/)?silc-bench|(?:torchrun|python)\b.*? -m silc_bench)(?: (.*))?$")
+OUR_FOLDERS = "silc_bench|tasks|trainer|tests|benchmarks|docs|results"
+PATH = re.compile(rf"(?<![\w/.~-])(?:{OUR_FOLDERS})/[\w/]+\.(?:py|md|json)\b")
+MODULE = re.compile(r"(?<![\w./])silc_bench(?:\.[a-z]\w*)+(?![\w/])")
+
+
+def code_blocks(text: str) -> str:
+    """The indented lines and those between fences; text lines are left empty."""
+    lines, is_fenced = [], False
+    for line in text.splitlines():
+        if line.startswith("```"):
+            is_fenced = not is_fenced
+            line = ""
+        lines.append(line.strip() if is_fenced or line.startswith("    ") else "")
+    return "\n".join(lines).replace("\\\n", " ")
+
+
+def prose(text: str) -> str:
+    """The page without its code blocks."""
+    text = re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)
+    return re.sub(r"^    .*$", "", text, flags=re.M)
+
+
+def inline_code(text: str) -> list[str]:
+    return [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", prose(text))]
+
+
+def anchors(page: Path) -> set[str]:
+    """The headings of a page, as GitHub names them in links."""
+    headings = re.findall(r"^#+ +(.+?)\s*$", prose(page.read_text(encoding="utf-8")), flags=re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def link_fault(page: Path, target: str) -> str | None:
+    """What is wrong with a link of ``page``. Pages elsewhere are not asked."""
+    if re.match(r"[a-z]+:", target):
+        return None
+    path, _, anchor = target.partition("#")
+    there = (page.parent / path).resolve() if path else page
+    if not there.is_relative_to(ROOT) or not there.exists():
+        return f"{target}: no such file"
+    if anchor and anchor not in anchors(there):
+        return f"{target}: no such heading"
+    return None
+
+
+def command_fault(line: str, *, is_whole: bool = True) -> str | None:
+    """What is wrong with one line of a shell, parsed as the command itself parses it; None too for what is not ours.
+
+    "..." stands for options that the page leaves out, and a command in capitals for any. ``is_whole``: nothing is left out.
+    """
+    invocation = INVOCATION.match(line)
+    if invocation is None:
+        return None
+    words = shlex.split(re.split(r"\s#\s", invocation[1] or "")[0])
+    is_whole = is_whole and "..." not in words and "--help" not in words
+    words = [word for word in words if word not in ("...", "--help")]
+    command, name = COMMANDS, "silc-bench"
+    while hasattr(command, "commands"):
+        if not words or words[0].isupper():
+            return None
+        if words[0] not in command.commands and not words[0].startswith("-"):
+            return f"{name} has no command {words[0]}"
+        if words[0].startswith("-"):
+            break
+        name = words.pop(0)
+        command = command.commands[name]
+    try:
+        values = command.make_context(name, list(words)).params
+    except typer.Exit:  # as --version does
+        return None
+    except Exception as error:  # the class of a usage error differs between versions of typer
+        is_missing = type(error).__name__ == "MissingParameter"
+        return None if is_missing and not is_whole else f"{name}: {type(error).__name__} {error}"
+    return value_fault(name, values)
+
+
+def value_fault(name: str, values: dict) -> str | None:
+    """Values that are names of ours: presets, objectives and fields of a configuration; tasks and protocols."""
+    try:
+        if name == "train":
+            chosen = {field: values[field] for field in ("data", "samples", "seed", "init")}
+            configure(values["preset"], values["objective"], sets=values["set_"] or (), **chosen)
+        elif name == "eval":
+            choose(values["protocol"])
+            named = [word for word in words_of(values["tasks"]) if ":" not in word]  # the others are the user's own data
+            if named:
+                select(named)
+    except UserError as error:
+        return f"{name}: {error}"
+    return None
+
+
+def all_options(command=COMMANDS) -> set[str]:
+    options = {option for parameter in command.params for option in parameter.opts}
+    for inner in getattr(command, "commands", {}).values():
+        options |= all_options(inner)
+    return options | {"--help"}
+
+
+def module_exists(dotted: str) -> bool:
+    """A package, a module, or a name that stands in a module."""
+    place = ROOT
+    parts = dotted.split(".")
+    for number, part in enumerate(parts):
+        if (place / part).is_dir():
+            place = place / part
+            continue
+        module = place / f"{part}.py"
+        names = parts[number + 1 :]
+        if module.is_file():
+            return all(re.search(rf"\b{name}\b", module.read_text(encoding="utf-8")) for name in names)
+        return False
+    return True
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(page):
+    targets = LINK.findall(re.sub(r"`[^`]*`", "", prose(page.read_text(encoding="utf-8"))))
+    assert [fault for target in targets if (fault := link_fault(page, target))] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_files_and_modules_exist(page):
+    text = page.read_text(encoding="utf-8")
+    assert [path for path in PATH.findall(text) if not (ROOT / path).is_file()] == []
+    names = MODULE.findall(text)
+    names += [f"{module}.{name}" for module, name in re.findall(r"^ *from (silc_bench\S*) import (\w+)", text, flags=re.M)]
+    assert [name for name in names if not module_exists(name)] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_commands_and_options_exist(page):
+    text = page.read_text(encoding="utf-8")
+    faults = [command_fault(line) for line in code_blocks(text).splitlines()]
+    faults += [command_fault(code, is_whole=False) for code in inline_code(text)]
+    assert [fault for fault in faults if fault] == []
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in GUIDES if page.name != "log.md"], ids=lambda page: page.relative_to(ROOT).as_posix()
+)
+def test_options_in_the_text_exist(page):
+    named = [code.split()[0].split("=")[0] for code in inline_code(page.read_text(encoding="utf-8")) if code.startswith("--")]
+    assert set(named) - all_options() == set()
+
+
+def test_every_page_has_commands_that_are_found():
+    """Else the tests above would be green on pages that they cannot read."""
+    for page in (ROOT / "README.md", *(ROOT / f"docs/{name}.md" for name in ("checkpoints", "compare", "dense", "training"))):
+        lines = code_blocks(page.read_text(encoding="utf-8")).splitlines()
+        assert sum(INVOCATION.match(line) is not None for line in lines) >= 3, page
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "silc-bench evaluate --ckpt runs/silc",  # no such command
+        "silc-bench cache list",  # no such command of a group
+        "silc-bench eval --chkpt runs/silc --tasks shapes/knn",  # no such option
+        "$ silc-bench eval --ckpt runs/silc",  # a required option is missing
+        "silc-bench eval --ckpt runs/silc --tasks shapes/knn --limit none",  # no number
+        "silc-bench eval --ckpt runs/silc --tasks shapes/kmn",  # no such task
+        "silc-bench eval --ckpt runs/silc --tasks shapes/knn --protocol openai81  # a comment",
+        "torchrun --nproc-per-node 8 -m silc_bench train --preset b17",
+        "silc-bench train ... --set optim.rate=1e-3",
+    ],
+)
+def test_a_wrong_command_is_found(line):
+    assert command_fault(line)
+
+
+def test_a_wrong_link_is_found():
+    page = ROOT / "docs/records.md"
+    assert link_fault(page, "comparing.md")
+    assert link_fault(page, "compare.md#no-such-heading")
+    assert link_fault(page, "#no-such-heading")
+    assert link_fault(page, "compare.md#reference") is None
+
+
+def test_a_wrong_module_is_found():
+    assert module_exists("silc_bench.reports.leaderboard.build")
+    assert not module_exists("silc_bench.leaderboard")
+    assert not module_exists("silc_bench.reports.leaderboard.no_such_name")
