@@ -157,6 +157,8 @@ def test_commands_and_options_exist(page):
     text = page.read_text(encoding="utf-8")
     faults = [command_fault(line) for line in code_blocks(text).splitlines()]
     faults += [command_fault(code, is_whole=False) for code in inline_code(text)]
+    settings = [code for code in inline_code(text) if code.startswith("--set ") and "field=value" not in code]
+    faults += [command_fault(f"silc-bench train --preset cifar_tiny --data DIR {setting}") for setting in settings]
     assert [fault for fault in faults if fault] == []
 
 
