@@ -7,8 +7,9 @@
     python benchmarks/mutants cover after --tree ../other -m "not slow"        # the same mistakes in a changed tree
     python benchmarks/mutants judge after --tree ../other
 
-Needs ``pip install -e '.[dev,mutants]'``. ``judge`` goes on where it was stopped. Two processes; about half an hour each for
-``cover`` and ``judge``. Set OMP_NUM_THREADS=1 and, for tests of real pictures, SILC_BENCH_TEST_DATA.
+Needs ``pip install -e '.[dev,mutants]'``. ``judge`` goes on where it was stopped.
+On two cores ``cover`` takes twice as long as the suite, ``judge`` a quarter of an hour. Set OMP_NUM_THREADS=1 and, for
+tests of real pictures, SILC_BENCH_TEST_DATA.
 """
 
 from __future__ import annotations
@@ -125,7 +126,6 @@ def verdicts(column: str) -> dict[int, dict[str, Any]]:
 def write_table() -> None:
     mutants, columns = json.loads(LIST.read_text()), {column: verdicts(column) for column in COLUMNS}
     sums = summary(mutants, columns)
-    print("\n".join(sums))
     rows = ["| mutant | kind | place | change | before | after |", "| --- | --- | --- | --- | --- | --- |"]
     for mutant in mutants:
         place = f"`{mutant['file']}` {mutant['function']}"
@@ -134,6 +134,7 @@ def write_table() -> None:
         rows.append(f"| {mutant['number']} | {mutant['kind']} | {place} | {change} | {said[0]} | {said[1]} |")
     heading = "# Planted mutants\n\nWritten by `python benchmarks/mutants table`; its help says how each column is made.\n\n"
     TABLE.write_text(heading + "\n".join(sums) + "\n\n" + "\n".join(rows) + "\n")
+    print("\n".join(sums))
 
 
 def summary(mutants: list[dict[str, Any]], columns: dict[str, dict[int, dict[str, Any]]]) -> list[str]:
