@@ -1,8 +1,10 @@
-"""Zero-shot segmentation of one picture of 2048 x 1024 into 847 classes by a ViT-B/16: memory above the model, and time.
+"""Zero-shot segmentation of one picture of 2048 x 1024 into 847 classes by a ViT-B/16: memory above
+the model, and time.
 
-Flow: for each view a process of its own -> the picture's windows through the tower alone, then all of it (resize, windows,
-dense features, cosines, up-sampling, argmax of every pixel), one after the other, as often as asked -> peak memory above the
-loaded model, and the ratio of the two times. Weights are random, which changes neither; the words' embeddings are given.
+Flow: for each view a process of its own -> the picture's windows through the tower alone, then all
+of it (resize, windows, dense features, cosines, up-sampling, argmax of every pixel), one after the
+other, as often as asked -> peak memory above the loaded model, and the ratio of the two times.
+Weights are random, which changes neither; the words' embeddings are given.
 
 CPU seconds of one thread: what else the machine does hardly counts.
 
@@ -22,25 +24,42 @@ from pathlib import Path
 from time import process_time
 
 WIDTH, HEIGHT, CLASSES = 2048, 1024, 847
-VIEWS = {"shorter side 448": (448, 448, 224), "full resolution": (1024, 448, 224)}  # size, window, stride
+VIEWS = {
+    "shorter side 448": (448, 448, 224),
+    "full resolution": (1024, 448, 224),
+}  # size, window, stride
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--method", default="maskclip", help="a dense method in the space shared with text")
+    parser.add_argument(
+        "--method", default="maskclip", help="a dense method in the space shared with text"
+    )
     parser.add_argument("--view", choices=VIEWS, help="one of the two, in this process")
     args = parser.parse_args()
     if args.view:
         print(measure(args.view, args.method, args.repeats))
         return
     command = [sys.executable, __file__, "--repeats", str(args.repeats), "--method", args.method]
-    rows = [subprocess.run([*command, "--view", view], env=_one_thread(), check=True, stdout=-1, text=True) for view in VIEWS]
+    rows = [
+        subprocess.run(
+            [*command, "--view", view], env=_one_thread(), check=True, stdout=-1, text=True
+        )
+        for view in VIEWS
+    ]
     import torch
 
-    print(f"`python benchmarks/dense_memory.py --repeats {args.repeats} --method {args.method}`", end=" · ")
+    print(
+        f"`python benchmarks/dense_memory.py --repeats {args.repeats} --method {args.method}`",
+        end=" · ",
+    )
     print(f"{platform.machine()}, torch {torch.__version__}, fp32, one thread\n")
-    print("| view | windows | forward, s | all, s | all / forward: min, median, max | peak above the model, GB |")
+    print(
+        "| view | windows | forward, s | all, s | all / forward: min, median, max | peak above the model, GB |"
+    )
     print("| --- | --- | --- | --- | --- | --- |")
     print("".join(row.stdout for row in rows), end="")
 
@@ -54,9 +73,13 @@ def measure(name: str, method: str, repeats: int) -> str:
 
     model = load_model("open_clip:ViT-B-16/random")
     view, picture = View(*VIEWS[name]), _Picture()
-    weights = torch.nn.functional.normalize(torch.randn(CLASSES, model.embed_dim, generator=torch.Generator().manual_seed(0)))
+    weights = torch.nn.functional.normalize(
+        torch.randn(CLASSES, model.embed_dim, generator=torch.Generator().manual_seed(0))
+    )
     with torch.inference_mode():
-        model.encode_dense(torch.zeros(1, 3, view.window, view.window), (method,))  # what is made once
+        model.encode_dense(
+            torch.zeros(1, 3, view.window, view.window), (method,)
+        )  # what is made once
     before = _reset_peak()
     segment(model, view, method, weights, picture)
     peak = _peak() - before

@@ -1,9 +1,11 @@
-"""Linear probes of patches on 46 CamVid photographs: seconds after the forward passes, and mIoU, in closed form and descended.
+"""Linear probes of patches on 46 CamVid photographs: seconds after the forward passes, and mIoU, in
+closed form and descended.
 
-Run:  python benchmarks/dense_probes.py --data-root DATA [--ckpt open_clip:ViT-B-16/random --ckpt ...] [--view 448,448,224]
-      [--closed-form]
-Prints its command, the machine, and a line a checkpoint and probe. Each picture is encoded once, before any clock starts; the
-clock then runs over the training pictures (masks are read, cells are summed or descended on), not over the scored ones.
+Run:  python benchmarks/dense_probes.py --data-root DATA [--ckpt open_clip:ViT-B-16/random --ckpt
+...] [--view 448,448,224] [--closed-form]
+Prints its command, the machine, and a line a checkpoint and probe. Each picture is encoded once,
+before any clock starts; the clock then runs over the training pictures (masks are read, cells are
+summed or descended on), not over the scored ones.
 """
 
 import argparse
@@ -25,18 +27,29 @@ FAMILIES = ("segmentation_linear", "segmentation_sgd")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data-root", type=Path, required=True, help="holds camvid/{train,trainannot,val,valannot}")
+    parser.add_argument(
+        "--data-root", type=Path, required=True, help="holds camvid/{train,trainannot,val,valannot}"
+    )
     parser.add_argument("--ckpt", action="append", help="default: open_clip:ViT-B-16/random")
     parser.add_argument("--view", help="SIZE,WINDOW,STRIDE in pixels; default: the model's own")
-    parser.add_argument("--closed-form", action="store_true", help="leave the descent out, which takes minutes")
+    parser.add_argument(
+        "--closed-form", action="store_true", help="leave the descent out, which takes minutes"
+    )
     options = parser.parse_args()
     print(f"python {' '.join(sys.argv)}")
     print(machine())
-    print(f"{'checkpoint':<32} {'probe':<20} {'encode s':>9} {'fit s':>7} {'CPU s':>7} {'mIoU %':>14}   chosen")
+    print(
+        f"{'checkpoint':<32} {'probe':<20} {'encode s':>9} {'fit s':>7} {'CPU s':>7} {'mIoU %':>14}   chosen"
+    )
     view = View(*map(int, options.view.split(","))) if options.view else None
     for spec in options.ckpt or ["open_clip:ViT-B-16/random"]:
         extract = Extractor(
-            load_model(spec), device=torch.device("cpu"), precision="fp32", batch_size=16, num_workers=0, progress=False
+            load_model(spec),
+            device=torch.device("cpu"),
+            precision="fp32",
+            batch_size=16,
+            num_workers=0,
+            progress=False,
         )
         for family in FAMILIES[: 1 if options.closed_form else None]:
             measure(spec, extract, family, view, options.data_root)
@@ -56,11 +69,16 @@ def measure(spec: str, extract: Extractor, family: str, view: View | None, data_
     fit, cpu = features.spent
     score = f"{100 * scores.metrics['mIoU']:.1f} ± {100 * scores.stderr['mIoU']:.1f}"
     chosen = {name: value for name, value in scores.details.items() if name in ("l2", "steps")}
-    print(f"{spec:<32} {family:<20} {encoded - started:>9.1f} {fit:>7.1f} {cpu:>7.1f} {score:>14}   {chosen}", flush=True)
+    print(
+        f"{spec:<32} {family:<20} {encoded - started:>9.1f} {fit:>7.1f} {cpu:>7.1f} {score:>14}   {chosen}",
+        flush=True,
+    )
 
 
 class Kept:
-    """Features that say how long it took from the first training picture to the first scored one: what the fit took."""
+    """Features that say how long it took from the first training picture to the first scored one:
+    what the fit took.
+    """
 
     def __init__(self, features) -> None:
         self._features = features
@@ -78,7 +96,11 @@ class Kept:
 
 
 def machine() -> str:
-    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    names = [
+        line
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    ]
     cpu = names[0].partition(":")[2].strip() if names else platform.machine()
     threads, load = torch.get_num_threads(), os.getloadavg()[0]
     versions = f"python {platform.python_version()}, torch {torch.__version__}"

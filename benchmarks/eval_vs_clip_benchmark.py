@@ -1,16 +1,20 @@
-"""The evaluation against clip-benchmark's, side by side in one run: equal numbers first, then seconds and memory as ratios.
+"""The evaluation against clip-benchmark's, side by side in one run: equal numbers first, then
+seconds and memory as ratios.
 
-Flow: one random ViT-B-32 and the first photographs of CIFAR-100, the same for both, fp32 -> each part checks that both sides
-give the same numbers, and times them alternately -> ratio with minimum, median and maximum over the repeats.
+Flow: one random ViT-B-32 and the first photographs of CIFAR-100, the same for both, fp32 -> each
+part checks that both sides give the same numbers, and times them alternately -> ratio with minimum,
+median and maximum over the repeats.
 
-    python benchmarks/eval_vs_clip_benchmark.py --data-root DIR          # all parts, about a quarter of an hour on two cores
-    python benchmarks/eval_vs_clip_benchmark.py --parts retrieval,logistic --repeats 3
+    python benchmarks/eval_vs_clip_benchmark.py --data-root DIR          # all parts, about a
+    quarter of an hour on two cores python benchmarks/eval_vs_clip_benchmark.py --parts
+    retrieval,logistic --repeats 3
 
 - text: class embeddings of the 1,800 CIFAR-100 prompts, tokenizing included.
-- images: the pure forward pass of preprocessed batches against our extractor, decoding and preprocessing included; the ratio is
-  the share of the pure rate that is left.
-- tasks: five tasks of one dataset in one command against five commands, which is how the peer runs them: it keeps nothing
-  between commands, so ours keep nothing either. Twenty classes of CIFAR-100 as folders, ten training photographs each.
+- images: the pure forward pass of preprocessed batches against our extractor, decoding and
+  preprocessing included; the ratio is the share of the pure rate that is left.
+- tasks: five tasks of one dataset in one command against five commands, which is how the peer runs
+  them: it keeps nothing between commands, so ours keep nothing either. Twenty classes of CIFAR-100
+  as folders, ten training photographs each.
 - retrieval: recall@1, 5, 10 both ways (`recall_vs_clip_benchmark.py`).
 - logistic: ten penalties against scikit-learn (`sweep_vs_sklearn.py`).
 """
@@ -36,29 +40,58 @@ from sweep_vs_sklearn import logistic
 
 SPEC = "open_clip:ViT-B-32/random"
 FIVE = ("fewshot", "fewshot_logistic", "knn", "linear", "zeroshot")
-NUM_CLASSES, SHOTS = 20, 10  # of tasks: with the 400 test photographs of these classes, 600 pictures are encoded at least once
-REPEATS = {"text": 2, "images": 3, "tasks": 1, "retrieval": 2, "logistic": 3}  # what fits into a quarter of an hour
+NUM_CLASSES, SHOTS = (
+    20,
+    10,
+    # of tasks: with the 400 test photographs of these classes, 600 pictures are encoded at least
+    # once
+)
+REPEATS = {
+    "text": 2,
+    "images": 3,
+    "tasks": 1,
+    "retrieval": 2,
+    "logistic": 3,
+}  # what fits into a quarter of an hour
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-root", type=Path, help="folder that holds cifar100/; text, images and tasks need it")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--data-root", type=Path, help="folder that holds cifar100/; text, images and tasks need it"
+    )
     parser.add_argument("--parts", default=",".join(REPEATS))
-    parser.add_argument("--repeats", type=int, help=f"of every part; without it {REPEATS}, and scikit-learn's sweep once")
+    parser.add_argument(
+        "--repeats",
+        type=int,
+        help=f"of every part; without it {REPEATS}, and scikit-learn's sweep once",
+    )
     parser.add_argument("--images", type=int, default=256, help="photographs a split")
     parser.add_argument("--classes", type=int, default=100, help="of text: the first ones")
     parser.add_argument("--sizes", default="5000,25000,512", help="of retrieval: images, texts, D")
     parser.add_argument("--shots", default="1000,10,768", help="of logistic: classes, shots, D")
-    parser.add_argument("--decay", type=float, default=1.0, help="of logistic: the k-th variance is k ** -decay")
-    parser.add_argument("--warm-start", action="store_true", help="of logistic: scikit-learn goes on from the penalty before")
+    parser.add_argument(
+        "--decay", type=float, default=1.0, help="of logistic: the k-th variance is k ** -decay"
+    )
+    parser.add_argument(
+        "--warm-start",
+        action="store_true",
+        help="of logistic: scikit-learn goes on from the penalty before",
+    )
     options = parser.parse_args()
-    print_header("silc-bench", "torch", "numpy", "scikit-learn", "clip-benchmark", "open_clip_torch")
+    print_header(
+        "silc-bench", "torch", "numpy", "scikit-learn", "clip-benchmark", "open_clip_torch"
+    )
     for part in options.parts.split(","):
         started, repeats = time.perf_counter(), options.repeats or REPEATS[part]
         if part == "retrieval":
             retrieval(options.sizes, repeats)
         elif part == "logistic":
-            logistic(options.shots, options.decay, repeats, options.repeats or 1, options.warm_start)
+            logistic(
+                options.shots, options.decay, repeats, options.repeats or 1, options.warm_start
+            )
         else:
             {"text": text, "images": images, "tasks": five_tasks}[part](options, repeats)
         print(f"  ({part}: {time.perf_counter() - started:.0f} s)", flush=True)
@@ -72,10 +105,18 @@ def text(options: argparse.Namespace, repeats: int) -> None:
     zero_shot_classifier = peer("zeroshot_classification").zero_shot_classifier
 
     def ours() -> np.ndarray:
-        return class_embeddings(extractor(model, 256)({"test": data}), names, Prompts("openai", templates))
+        return class_embeddings(
+            extractor(model, 256)({"test": data}), names, Prompts("openai", templates)
+        )
 
     def theirs() -> np.ndarray:
-        return zero_shot_classifier(model.network, model.tokenize, names, list(templates), "cpu", amp=False).numpy().T
+        return (
+            zero_shot_classifier(
+                model.network, model.tokenize, names, list(templates), "cpu", amp=False
+            )
+            .numpy()
+            .T
+        )
 
     check = near("text: largest difference of a class embedding")
     compare(f"text: {len(templates) * len(names):,} prompts, seconds", ours, theirs, repeats, check)
@@ -83,7 +124,9 @@ def text(options: argparse.Namespace, repeats: int) -> None:
 
 def images(options: argparse.Namespace, repeats: int) -> None:
     model, data = random_model(), cifar100(options)
-    batches = torch.stack([model.preprocess(data.image(index)) for index in range(len(data))]).split(64)
+    batches = torch.stack(
+        [model.preprocess(data.image(index)) for index in range(len(data))]
+    ).split(64)
 
     def ours() -> np.ndarray:
         return extractor(model, 64)({"test": data}).image("test")
@@ -95,13 +138,30 @@ def images(options: argparse.Namespace, repeats: int) -> None:
     with torch.inference_mode():
         model.network.encode_image(batches[0])  # what a first call costs, once
     check = near("images: largest difference of an embedding")
-    compare(f"images: {len(data)} photographs, with all around / forward alone, seconds", ours, forward, repeats, check)
+    compare(
+        f"images: {len(data)} photographs, with all around / forward alone, seconds",
+        ours,
+        forward,
+        repeats,
+        check,
+    )
 
 
 def five_tasks(options: argparse.Namespace, repeats: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         photographs = write_folders(options.data_root / "cifar100", Path(folder, "photographs"))
-        command = [sys.executable, "-m", "silc_bench", "eval", "--ckpt", SPEC, "--cache", "off", "--device", "cpu"]
+        command = [
+            sys.executable,
+            "-m",
+            "silc_bench",
+            "eval",
+            "--ckpt",
+            SPEC,
+            "--cache",
+            "off",
+            "--device",
+            "cpu",
+        ]
         _five_tasks([*command, "--precision", "fp32"], photographs, repeats)
 
 
@@ -118,7 +178,9 @@ def _five_tasks(command: list[str], photographs: Path, repeats: int) -> None:
 
     def check(together: dict[str, Any], apart: dict[str, Any]) -> None:
         assert sorted(together) == sorted(apart) == sorted(FIVE), (sorted(together), sorted(apart))
-        assert together == apart, f"five tasks in one command score otherwise than in five: {together} {apart}"
+        assert together == apart, (
+            f"five tasks in one command score otherwise than in five: {together} {apart}"
+        )
         print("tasks: equal metrics", flush=True)
 
     compare(
@@ -131,7 +193,9 @@ def _five_tasks(command: list[str], photographs: Path, repeats: int) -> None:
 
 
 def write_folders(cifar: Path, folder: Path) -> Path:
-    """The first classes of CIFAR-100's shards as class folders: ``SHOTS`` training photographs each, all test photographs."""
+    """The first classes of CIFAR-100's shards as class folders: ``SHOTS`` training photographs
+    each, all test photographs.
+    """
     for split, most in (("train", SHOTS), ("test", sys.maxsize)):
         counts: Counter[int] = Counter()
         for path in sorted((cifar / split).glob("*.tar")):
@@ -164,7 +228,9 @@ def extractor(model: Any, batch_size: int) -> Any:
     from silc_bench.evaluation.features import Extractor
 
     device = torch.device("cpu")
-    return Extractor(model, device=device, precision="fp32", batch_size=batch_size, num_workers=0, progress=False)
+    return Extractor(
+        model, device=device, precision="fp32", batch_size=batch_size, num_workers=0, progress=False
+    )
 
 
 def near(name: str, allowed: float = 1e-5) -> Any:

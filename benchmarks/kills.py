@@ -1,11 +1,14 @@
-"""Runs killed with SIGKILL at random moments, every other one inside the write of a checkpoint, each resumed to its end.
+"""Runs killed with SIGKILL at random moments, every other one inside the write of a checkpoint,
+each resumed to its end.
 
-    python benchmarks/kills.py                    # about a minute on an idle core; the line a kill, and a verdict
+    python benchmarks/kills.py                    # about a minute on an idle core; the line a kill,
+    and a verdict
 
-One process imports torch and forks a child for each life of a run, as tests/trainer/test_resume.py does with planned places;
-here the moment is random: after the first log row at the earliest, and for every other run as soon as a checkpoint's temporary
-file is seen, plus a random part of the time that a write takes. Every end is compared bit for bit with the uninterrupted run:
-weights, teacher, centre, moments, counters, log. Exit status 1 where one differs.
+One process imports torch and forks a child for each life of a run, as tests/trainer/test_resume.py
+does with planned places; here the moment is random: after the first log row at the earliest, and
+for every other run as soon as a checkpoint's temporary file is seen, plus a random part of the time
+that a write takes. Every end is compared bit for bit with the uninterrupted run: weights, teacher,
+centre, moments, counters, log. Exit status 1 where one differs.
 """
 
 from __future__ import annotations
@@ -37,7 +40,9 @@ CLOCKS = ("images_per_second", "data_wait_share", "seconds_left", "mfu")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -55,23 +60,36 @@ def main() -> None:
         num_equal = num_writing = 0
         for number in range(args.kills):
             run = Path(folder, f"killed-{number}")
-            is_writing, left = kill_once(config, run, rng, wants_write=number % 2 == 1, seconds=seconds)
+            is_writing, left = kill_once(
+                config, run, rng, wants_write=number % 2 == 1, seconds=seconds
+            )
             if live(config, run) != 0:
                 raise SystemExit(f"kill {number + 1}: the resumed run failed; it is in {run}")
             differs = differences(run, whole)
             num_equal, num_writing = num_equal + (not differs), num_writing + is_writing
             where = "inside a checkpoint's write" if is_writing else "outside of a write"
-            print(f"kill {number + 1:2}: {where:27} left {left or 'nothing':18} resumed: {differs or 'bit-equal'}", flush=True)
-    print(f"{num_equal} of {args.kills} end bit-equal to the uninterrupted run; {num_writing} died inside a write")
+            print(
+                f"kill {number + 1:2}: {where:27} left {left or 'nothing':18} resumed: {differs or 'bit-equal'}",
+                flush=True,
+            )
+    print(
+        f"{num_equal} of {args.kills} end bit-equal to the uninterrupted run; {num_writing} died inside a write"
+    )
     raise SystemExit(num_equal != args.kills)
 
 
 def tiny_config() -> Config:
-    """All that a run can carry on: masked patches, averaged weights, a teacher that begins at a third of it. Checkpoints every
-    second step, large enough that a write takes a while."""
+    """All that a run can carry on: masked patches, averaged weights, a teacher that begins at a
+    third of it. Checkpoints every second step, large enough that a write takes a while."""
     tower = ("depth=1", "width=32", "num_heads=2", "mlp_dim=48")
     sets = [f"{side}.{field}" for side in ("vision", "text") for field in tower]
-    sets += ["precision=fp32", "batch_size=4", f"samples={4 * STEPS}", "checkpoint_every=2", "log_every=4"]
+    sets += [
+        "precision=fp32",
+        "batch_size=4",
+        f"samples={4 * STEPS}",
+        "checkpoint_every=2",
+        "log_every=4",
+    ]
     sets += ["masked.weight=1", "average_momentum=0.9", "distillation.start_fraction=0.33"]
     sets += ["views.num_local=2", "distillation.num_prototypes=8192", "data.decode_size=48"]
     config = configure("shapes_tiny", "silc", sets=sets)
@@ -93,8 +111,12 @@ def start(config: Config, run: Path) -> int:
     return child
 
 
-def kill_once(config: Config, run: Path, rng: random.Random, *, wants_write: bool, seconds: float) -> tuple[bool, str]:
-    """Start a run and kill it. Whether a write was under way, and the newest checkpoint that is left."""
+def kill_once(
+    config: Config, run: Path, rng: random.Random, *, wants_write: bool, seconds: float
+) -> tuple[bool, str]:
+    """Start a run and kill it. Whether a write was under way, and the newest checkpoint that is
+    left.
+    """
     child = start(config, run)
     folder = run / "checkpoints"
     moment = time.monotonic() + rng.uniform(0.1, 0.9) * seconds
@@ -104,7 +126,9 @@ def kill_once(config: Config, run: Path, rng: random.Random, *, wants_write: boo
         time.sleep(0.0002)
     time.sleep(rng.uniform(0, 0.01) if wants_write else 0)
     os.kill(child, signal.SIGKILL)
-    if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != -signal.SIGKILL:  # it came to its end before: another try
+    if (
+        os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != -signal.SIGKILL
+    ):  # it came to its end before: another try
         shutil.rmtree(run)
         return kill_once(config, run, rng, wants_write=wants_write, seconds=seconds)
     kept = checkpoint.all_in(run)
@@ -125,7 +149,9 @@ def equal(one: Any, other: Any) -> bool:
     if isinstance(one, torch.Tensor):
         return one.dtype == other.dtype and torch.equal(one, other)
     if isinstance(one, dict):
-        return one.keys() == other.keys() and all(equal(value, other[key]) for key, value in one.items())
+        return one.keys() == other.keys() and all(
+            equal(value, other[key]) for key, value in one.items()
+        )
     if isinstance(one, list | tuple):
         return len(one) == len(other) and all(map(equal, one, other))
     return type(one) is type(other) and one == other

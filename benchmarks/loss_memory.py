@@ -1,6 +1,8 @@
-"""The memory of the distillation loss, ours and lightly's over full tables of logits, at equal values: for ``train_step``.
+"""The memory of the distillation loss, ours and lightly's over full tables of logits, at equal
+values: for ``train_step``.
 
-What counts is the peak of forward and backward pass beyond what goes in: features, prototypes and the teacher's.
+What counts is the peak of forward and backward pass beyond what goes in: features, prototypes and
+the teacher's.
 """
 
 from __future__ import annotations
@@ -29,9 +31,14 @@ def compare_memory(state: TrainState, num_prototypes: int) -> None:
     generator = torch.Generator(device).manual_seed(0)
 
     def unit(*shape: int) -> Tensor:
-        return F.normalize(torch.randn(*shape, d.bottleneck_dim, generator=generator, device=device), dim=-1)
+        return F.normalize(
+            torch.randn(*shape, d.bottleneck_dim, generator=generator, device=device), dim=-1
+        )
 
-    teacher, student = unit(views.num_global, config.batch_size), unit(views.num_global + views.num_local, config.batch_size)
+    teacher, student = (
+        unit(views.num_global, config.batch_size),
+        unit(views.num_global + views.num_local, config.batch_size),
+    )
     weights, offsets = unit(num_prototypes), torch.zeros(num_prototypes, device=device)
     dino = dino_loss(replace(state, config=replace(config, distillation=d)))
 
@@ -51,9 +58,13 @@ def compare_memory(state: TrainState, num_prototypes: int) -> None:
     exact = exact_loss(teacher, student, weights, d)
     print(f"its value: {my_loss:.6f}, plain {their_loss:.6f}, in float64 {exact:.6f}")
     assert abs(my_loss - exact) <= 1e-5 * exact, "the loss is wrong"
-    assert abs(their_loss - exact) <= 5e-2 * exact, "the plain loss is another one"  # it adds B * K terms up in fp32
+    assert abs(their_loss - exact) <= 5e-2 * exact, (
+        "the plain loss is another one"
+    )  # it adds B * K terms up in fp32
     rows = f"{views.num_global} and {views.num_global + views.num_local} views x {config.batch_size} x {num_prototypes:,}"
-    print(f"loss memory, {rows}: {mine / 1e6:,.0f} MB against {theirs / 1e6:,.0f} MB, of each", end="")
+    print(
+        f"loss memory, {rows}: {mine / 1e6:,.0f} MB against {theirs / 1e6:,.0f} MB, of each", end=""
+    )
     print(
         f" {4 * weights.numel() / 1e6:,.0f} MB the prototypes' gradient; RATIO {mine / theirs:.3f} (goal: at most 0.25)",
         flush=True,
@@ -74,13 +85,19 @@ def allocated(work: Callable[[], float], device: torch.device) -> tuple[int, flo
         return peak(device) - before, value
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         value = work()
-    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    events = [
+        event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"
+    ]
     changes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
     return max(accumulate(changes)), value
 
 
-def exact_loss(teacher: Tensor, student: Tensor, weights: Tensor, config: DistillationConfig) -> float:
-    """Of the features [T, B, d] and [S, B, d], from the definition, in float64, one picture at a time."""
+def exact_loss(
+    teacher: Tensor, student: Tensor, weights: Tensor, config: DistillationConfig
+) -> float:
+    """Of the features [T, B, d] and [S, B, d], from the definition, in float64, one picture at a
+    time.
+    """
     total, weights = 0.0, weights.double()
     for t, s in zip(teacher.double().unbind(1), student.double().unbind(1), strict=True):
         pairs = (
@@ -92,7 +109,9 @@ def exact_loss(teacher: Tensor, student: Tensor, weights: Tensor, config: Distil
 
 
 def reset_peak(device: torch.device) -> int:
-    """Bytes in use now, from which on ``peak`` counts; on a CPU resident ones (Linux, glibc), of which malloc may keep more."""
+    """Bytes in use now, from which on ``peak`` counts; on a CPU resident ones (Linux, glibc), of
+    which malloc may keep more.
+    """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated()

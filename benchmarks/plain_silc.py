@@ -1,8 +1,8 @@
 """SILC's step as one would write it first, to measure the trainer against; its losses are equal.
 
-One forward pass a crop size through the same towers, full tables of logits of student and teacher, lightly's DINO loss,
-open_clip's image-text loss, torch's gradient clipping and AdamW, a loop for the EMA; views by torchvision, one sample at a
-time, in this process.
+One forward pass a crop size through the same towers, full tables of logits of student and teacher,
+lightly's DINO loss, open_clip's image-text loss, torch's gradient clipping and AdamW, a loop for
+the EMA; views by torchvision, one sample at a time, in this process.
 """
 
 from __future__ import annotations
@@ -21,19 +21,30 @@ from silc_bench.trainer.train import TrainState
 
 
 class PlainSilc:
-    """``state`` gives weights and configuration, with ``distillation.pairs=local+global``: lightly's loss has no others."""
+    """``state`` gives weights and configuration, with ``distillation.pairs=local+global``:
+    lightly's loss has no others.
+    """
 
     def __init__(self, state: TrainState, batch: Batch):
-        assert state.config.distillation.pairs == "local+global", "lightly's loss compares all views"
+        assert state.config.distillation.pairs == "local+global", (
+            "lightly's loss compares all views"
+        )
         self.state, self.texts = state, batch.texts
         self.device = state.student.log_scale.device
         self.samples = PerSampleViews(batch.images, state.config.views, batches=1)
         self.dino = dino_loss(state)
-        self.optimizer = torch.optim.AdamW([p for p in state.student.parameters() if p.requires_grad], weight_decay=0.1)
+        self.optimizer = torch.optim.AdamW(
+            [p for p in state.student.parameters() if p.requires_grad], weight_decay=0.1
+        )
 
     def make_views(self) -> tuple[Tensor, ...]:
-        """A stack [B, 3, s, s] of each view. Only timed: the losses are compared on the trainer's own views."""
-        return tuple(torch.stack(crops).to(self.device) for crops in zip(*self.samples.one_batch(), strict=True))
+        """A stack [B, 3, s, s] of each view. Only timed: the losses are compared on the trainer's
+        own views.
+        """
+        return tuple(
+            torch.stack(crops).to(self.device)
+            for crops in zip(*self.samples.one_batch(), strict=True)
+        )
 
     def losses(self, views: Views) -> dict[str, Tensor]:
         student, teacher, config = self.state.student, self.state.teacher, self.state.config
@@ -49,16 +60,23 @@ class PlainSilc:
             parts = [SigLipLoss()(unit, y, scale, student.logit_bias) for unit in units]
         else:
             parts = [ClipLoss()(unit, y, scale) for unit in units]
-        return {"contrastive": torch.stack(parts).mean(), "distillation": self.dino(list(targets), list(shown))}
+        return {
+            "contrastive": torch.stack(parts).mean(),
+            "distillation": self.dino(list(targets), list(shown)),
+        }
 
     def step(self, views: Views) -> dict[str, float]:
-        """One update; its losses and the norm of its gradients, as ``silc_bench.trainer.train.train_step`` reports them."""
+        """One update; its losses and the norm of its gradients, as
+        ``silc_bench.trainer.train.train_step`` reports them.
+        """
         state, config = self.state, self.state.config
         self.optimizer.param_groups[0]["lr"] = lr_at(state.step, config.num_steps, config.optim)
         losses = self.losses(views)
         self.optimizer.zero_grad()
         (losses["contrastive"] + config.distillation.weight * losses["distillation"]).backward()
-        norm = torch.nn.utils.clip_grad_norm_(state.student.parameters(), config.optim.clip_norm, foreach=False)
+        norm = torch.nn.utils.clip_grad_norm_(
+            state.student.parameters(), config.optim.clip_norm, foreach=False
+        )
         self.optimizer.step()
         momentum = ema_at(state.step, config.num_steps, config.distillation, config.batch_size)
         with torch.no_grad():
@@ -71,7 +89,10 @@ class PlainSilc:
 def dino_loss(state: TrainState) -> DINOLoss:
     d = state.config.distillation
     loss = DINOLoss(
-        d.num_prototypes, teacher_temp=d.teacher_temp, student_temp=d.student_temp, center_momentum=d.center_momentum
+        d.num_prototypes,
+        teacher_temp=d.teacher_temp,
+        student_temp=d.student_temp,
+        center_momentum=d.center_momentum,
     )
     return loss.to(state.student.log_scale.device)
 
@@ -84,4 +105,7 @@ def encode(model, crops: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
 def logits_of(model, features: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
     """[V, B, D] -> [V, B, K], in fp32."""
     with torch.autocast(features.device.type, enabled=False):
-        return F.normalize(model.head.layers(features.float()), dim=-1) @ F.normalize(model.head.prototypes, dim=-1).T
+        return (
+            F.normalize(model.head.layers(features.float()), dim=-1)
+            @ F.normalize(model.head.prototypes, dim=-1).T
+        )

@@ -1,7 +1,8 @@
-"""recall@1, 5, 10 both ways against clip-benchmark's, in seconds and in memory: the part "retrieval" of
-``eval_vs_clip_benchmark.py``.
+"""recall@1, 5, 10 both ways against clip-benchmark's, in seconds and in memory: the part
+"retrieval" of ``eval_vs_clip_benchmark.py``.
 
-Each side runs in a process of its own, so that its peak is its own; memory is the peak beyond the embeddings.
+Each side runs in a process of its own, so that its peak is its own; memory is the peak beyond the
+embeddings.
 """
 
 from __future__ import annotations
@@ -47,8 +48,12 @@ def measure_recall(side: Callable[..., Callable[[], Recalls]], sizes: str, send:
     rng = np.random.default_rng(0)
     image_features = rng.normal(size=(num_images, dim)).astype(np.float32)
     picture = np.arange(num_texts) * num_images // num_texts
-    text_features = image_features[picture] + 6 * rng.normal(size=(num_texts, dim)).astype(np.float32)
-    image_features, text_features = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (image_features, text_features))
+    text_features = image_features[picture] + 6 * rng.normal(size=(num_texts, dim)).astype(
+        np.float32
+    )
+    image_features, text_features = (
+        x / np.linalg.norm(x, axis=1, keepdims=True) for x in (image_features, text_features)
+    )
     run = side(image_features, text_features, picture)  # imports, before anything is measured
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew here: Linux, proc(5)
     before = peak_megabytes()
@@ -63,7 +68,9 @@ def peak_megabytes() -> float:
     return int(words[words.index("VmHWM:") + 1]) / 1024
 
 
-def ours_recall(image_features: np.ndarray, text_features: np.ndarray, picture: np.ndarray) -> Callable[[], Recalls]:
+def ours_recall(
+    image_features: np.ndarray, text_features: np.ndarray, picture: np.ndarray
+) -> Callable[[], Recalls]:
     from silc_bench.metrics.accuracy import recall_at
     from silc_bench.metrics.retrieval import retrieval_ranks
 
@@ -71,12 +78,18 @@ def ours_recall(image_features: np.ndarray, text_features: np.ndarray, picture: 
         right = np.stack([picture, np.arange(len(picture))], axis=1)
         text_ranks, image_ranks = retrieval_ranks(image_features, text_features, right)
         ways = {"image": image_ranks, "text": text_ranks}
-        return {f"{way}@{k}": round(recall_at(ranks, k), 6) for k in (1, 5, 10) for way, ranks in ways.items()}
+        return {
+            f"{way}@{k}": round(recall_at(ranks, k), 6)
+            for k in (1, 5, 10)
+            for way, ranks in ways.items()
+        }
 
     return run
 
 
-def their_recall(image_features: np.ndarray, text_features: np.ndarray, picture: np.ndarray) -> Callable[[], Recalls]:
+def their_recall(
+    image_features: np.ndarray, text_features: np.ndarray, picture: np.ndarray
+) -> Callable[[], Recalls]:
     module = peer("zeroshot_retrieval")
 
     def run() -> Recalls:

@@ -1,4 +1,5 @@
-"""Pictures a second of the generated dataset ``shapes``: scene, five captions, picture and mask, on one core.
+"""Pictures a second of the generated dataset ``shapes``: scene, five captions, picture and mask, on
+one core.
 
 Run:  python benchmarks/shapes_speed.py [--pictures 1000] [--repeats 5]
 Prints its command, the machine, and min / median / max over the repeats at 64, 128 and 224 pixels.
@@ -28,7 +29,9 @@ def main() -> None:
     options = parser.parse_args()
     print(f"python {' '.join(sys.argv)}")
     print(machine())
-    print(f"{'pixels':>6} {'min/s':>8} {'median/s':>8} {'max/s':>8}   scene + 5 captions + picture + mask, one core")
+    print(
+        f"{'pixels':>6} {'min/s':>8} {'median/s':>8} {'max/s':>8}   scene + 5 captions + picture + mask, one core"
+    )
     for size in SIZES:
         draw(size, start=0, count=50)  # warm up
         rates = []
@@ -36,7 +39,9 @@ def main() -> None:
             started = time.perf_counter()
             draw(size, start=repeat * options.pictures, count=options.pictures)
             rates.append(options.pictures / (time.perf_counter() - started))
-        print(f"{size:>6} {min(rates):>8,.0f} {statistics.median(rates):>8,.0f} {max(rates):>8,.0f}")
+        print(
+            f"{size:>6} {min(rates):>8,.0f} {statistics.median(rates):>8,.0f} {max(rates):>8,.0f}"
+        )
 
 
 def draw(size: int, start: int, count: int) -> None:

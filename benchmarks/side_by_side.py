@@ -1,4 +1,6 @@
-"""What the comparisons in this folder share: the machine in words, two sides timed alternately, a ratio with its range."""
+"""What the comparisons in this folder share: the machine in words, two sides timed alternately, a
+ratio with its range.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ def print_header(*packages: str) -> None:
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     cpu = names[0] if names else platform.processor()
     when = time.strftime("%Y-%m-%d")
-    print(f"{when}, {cpu}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}")
+    print(
+        f"{when}, {cpu}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}"
+    )
     print(", ".join(f"{package} {version(package)}" for package in packages), flush=True)
 
 
@@ -39,9 +43,15 @@ def peer(name: str) -> types.ModuleType:
 
 
 def compare(
-    name: str, ours: Callable[[], Any], theirs: Callable[[], Any], repeats: int, check: Callable[[Any, Any], None]
+    name: str,
+    ours: Callable[[], Any],
+    theirs: Callable[[], Any],
+    repeats: int,
+    check: Callable[[Any, Any], None],
 ) -> None:
-    """Both sides in turn, ``repeats`` times; what they returned must pass ``check`` before any time is reported."""
+    """Both sides in turn, ``repeats`` times; what they returned must pass ``check`` before any time
+    is reported.
+    """
     seconds: tuple[list[float], list[float]] = ([], [])
     for _ in range(repeats):
         found = []
@@ -57,7 +67,10 @@ def report(name: str, ours: list[float], theirs: list[float]) -> None:
     """Seconds or bytes of either side, and how many times ours the other is, repeat by repeat."""
     ratios = [their / our for our, their in zip(ours, theirs, strict=True)]
     words = [spread(x) for x in (ours, theirs, ratios)]
-    print(f"{name} (min / median / max of {len(ours)}): ours {words[0]}, the other {words[1]}, RATIO {words[2]}", flush=True)
+    print(
+        f"{name} (min / median / max of {len(ours)}): ours {words[0]}, the other {words[1]}, RATIO {words[2]}",
+        flush=True,
+    )
 
 
 def spread(values: list[float]) -> str:

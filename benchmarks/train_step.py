@@ -1,19 +1,25 @@
-"""What a SILC step costs: by its arithmetic, and against the plain implementation of ``plain_silc``, whose losses are equal.
+"""What a SILC step costs: by its arithmetic, and against the plain implementation of
+``plain_silc``, whose losses are equal.
 
-Flow: one batch of noise -> the parts named by ``--parts``; sides alternate, and a ratio is taken of each repetition:
+Flow: one batch of noise -> the parts named by ``--parts``; sides alternate, and a ratio is taken of
+each repetition:
 
-    step      seconds of a silc step / seconds of a contrastive step, over the ratio of their counted FLOPs
-    plain     seconds of the plain step, views included / seconds of ours; first the losses and gradient norms must be equal
-    memory    bytes at the peak of the distillation loss and its backward pass, beyond what goes in; ``--prototypes`` of them
-    views     pictures a second of the batched views / of torchvision v2, a sample at a time, in this process; DINO's recipe
-    compile   seconds of a silc step / of one with compile=true, after two steps that compile; not part of the default
-    run       with ``--data`` shards: steps of a real run with decoding; images/s, MFU, memory and the share of waiting for data
+    step      seconds of a silc step / seconds of a contrastive step, over the ratio of their
+    counted FLOPs plain     seconds of the plain step, views included / seconds of ours; first the
+    losses and gradient norms must be equal memory    bytes at the peak of the distillation loss and
+    its backward pass, beyond what goes in; ``--prototypes`` of them views     pictures a second of
+    the batched views / of torchvision v2, a sample at a time, in this process; DINO's recipe
+    compile   seconds of a silc step / of one with compile=true, after two steps that compile; not
+    part of the default run       with ``--data`` shards: steps of a real run with decoding;
+    images/s, MFU, memory and the share of waiting for data
 
-    OMP_NUM_THREADS=1 python benchmarks/train_step.py                                         # cifar_tiny
-    OMP_NUM_THREADS=1 python benchmarks/train_step.py --preset b16 --depth 1 --batch-size 16 --canvas 256 --repeats 3
-    python benchmarks/train_step.py --preset b16 --batch-size 256 --data "DIR/*.tar" --parts step,plain,memory,views,run   # GPU
+    OMP_NUM_THREADS=1 python benchmarks/train_step.py                                         #
+    cifar_tiny OMP_NUM_THREADS=1 python benchmarks/train_step.py --preset b16 --depth 1 --batch-size
+    16 --canvas 256 --repeats 3 python benchmarks/train_step.py --preset b16 --batch-size 256 --data
+    "DIR/*.tar" --parts step,plain,memory,views,run   # GPU
 
-With one thread on a CPU the clock counts CPU seconds of this process, so that other work on the machine weighs less.
+With one thread on a CPU the clock counts CPU seconds of this process, so that other work on the
+machine weighs less.
 """
 
 import argparse
@@ -48,13 +54,23 @@ PARTS = ("step", "plain", "memory", "views")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--preset", default="cifar_tiny")
-    parser.add_argument("--depth", type=int, help="blocks of each tower, where the preset's are too many for this machine")
+    parser.add_argument(
+        "--depth",
+        type=int,
+        help="blocks of each tower, where the preset's are too many for this machine",
+    )
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--canvas", type=int, help="pixels a side of the decoded pictures, if not the preset's")
+    parser.add_argument(
+        "--canvas", type=int, help="pixels a side of the decoded pictures, if not the preset's"
+    )
     parser.add_argument("--precision", default="auto")
-    parser.add_argument("--prototypes", type=int, default=65_536, help="of the loss whose memory is measured")
+    parser.add_argument(
+        "--prototypes", type=int, default=65_536, help="of the loss whose memory is measured"
+    )
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--data", help="shards for the part `run`")
     parser.add_argument("--run-steps", type=int, default=200)
@@ -62,9 +78,14 @@ def main() -> None:
     options = parser.parse_args()
     if DEVICE.type == "cpu":
         keep_freed_memory()  # as `silc-bench train` does; both sides run in this process
-    config = replace(make_preset(options.preset), batch_size=options.batch_size, precision=options.precision)
+    config = replace(
+        make_preset(options.preset), batch_size=options.batch_size, precision=options.precision
+    )
     if options.depth:
-        towers = {"vision": replace(config.vision, depth=options.depth), "text": replace(config.text, depth=options.depth)}
+        towers = {
+            "vision": replace(config.vision, depth=options.depth),
+            "text": replace(config.text, depth=options.depth),
+        }
         config = replace(config, **towers)
     print_header("torch", "torchvision", "lightly", "open_clip_torch")
     batch, tokenizer = make_batch(config, options.canvas or config.data.decode_size)
@@ -72,7 +93,8 @@ def main() -> None:
     config = state.config  # its precision is resolved
     card = torch.cuda.get_device_name() if DEVICE.type == "cuda" else "CPU"
     print(
-        f"{card}, {config.precision}; {config.name}, {config.vision.depth} blocks, batches of {config.batch_size}", flush=True
+        f"{card}, {config.precision}; {config.name}, {config.vision.depth} blocks, batches of {config.batch_size}",
+        flush=True,
     )
     for part in options.parts.split(","):
         if part == "step":
@@ -88,26 +110,39 @@ def main() -> None:
         elif part == "run" and options.data:
             measure_run(config, options.data, options.run_steps)
         else:
-            raise SystemExit(f"--parts: {part!r} is none of {', '.join(PARTS)}, compile, or run together with --data")
+            raise SystemExit(
+                f"--parts: {part!r} is none of {', '.join(PARTS)}, compile, or run together with --data"
+            )
 
 
 def make_batch(config: Config, canvas: int) -> tuple[Batch, Tokenizer]:
     generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (config.batch_size, 3, canvas, canvas), dtype=torch.uint8, generator=generator)
+    images = torch.randint(
+        0, 256, (config.batch_size, 3, canvas, canvas), dtype=torch.uint8, generator=generator
+    )
     texts = [f"picture {index} of noise" for index in range(config.batch_size)]
     tokenizer = Tokenizer.train(texts, config.text.vocab_size, config.text.context_length)
-    return Batch(images, torch.full((config.batch_size, 2), canvas), texts, config.batch_size), tokenizer
+    return Batch(
+        images, torch.full((config.batch_size, 2), canvas), texts, config.batch_size
+    ), tokenizer
 
 
 def compare_objectives(silc: TrainState, batch: Batch, repeats: int) -> None:
     silc = copy.deepcopy(silc)
-    contrastive = TrainState.create(apply_objective(silc.config, "contrastive"), silc.tokenizer, DEVICE)
+    contrastive = TrainState.create(
+        apply_objective(silc.config, "contrastive"), silc.tokenizer, DEVICE
+    )
     flops = [count(lambda state=state: train_step(state, batch)) for state in (silc, contrastive)]
-    seconds = alternate([lambda state=state: train_step(state, batch) for state in (silc, contrastive)], repeats)
+    seconds = alternate(
+        [lambda state=state: train_step(state, batch) for state in (silc, contrastive)], repeats
+    )
     for name, taken, flop in zip(("silc", "contrastive"), seconds, flops, strict=True):
         print(f"{name}: {spread(taken)} s a step, {flop / 1e9:.2f} GFLOP")
     excess = [ours / plain * flops[1] / flops[0] for ours, plain in zip(*seconds, strict=True)]
-    print(f"silc's seconds over its arithmetic: {flops[0] / flops[1]:.2f} x the FLOPs, RATIO {spread(excess)}", end="")
+    print(
+        f"silc's seconds over its arithmetic: {flops[0] / flops[1]:.2f} x the FLOPs, RATIO {spread(excess)}",
+        end="",
+    )
     print(" (goal: at most 1.15)", flush=True)
 
 
@@ -115,17 +150,26 @@ def compare_with_plain(config: Config, tokenizer: Tokenizer, batch: Batch, repea
     both = replace(config, distillation=replace(config.distillation, pairs="local+global"))
     ours = TrainState.create(both, tokenizer, DEVICE)
     plain = PlainSilc(TrainState.create(both, tokenizer, DEVICE), batch)
-    views = make_views(batch.images.to(DEVICE), batch.sizes, config.views, config.seed, 0, needs=CROPS)
+    views = make_views(
+        batch.images.to(DEVICE), batch.sizes, config.views, config.seed, 0, needs=CROPS
+    )
     mine = {name: value.item() for name, value in train_step(ours, batch).items()}
     tolerance = 1e-4 if config.precision == "fp32" else 2e-2
     for name, theirs in plain.step(views).items():
         print(f"{name} of the first step: {mine[name]:.6f}, plain {theirs:.6f}")
-        assert abs(mine[name] - theirs) <= tolerance * abs(theirs), f"{name} differs: two things would be compared"
+        assert abs(mine[name] - theirs) <= tolerance * abs(theirs), (
+            f"{name} differs: two things would be compared"
+        )
     taken, towers, their_views = alternate(
         [lambda: train_step(ours, batch), lambda: plain.step(views), plain.make_views], repeats
     )
-    ratios = [(tower + view) / our for our, tower, view in zip(taken, towers, their_views, strict=True)]
-    print(f"ours {spread(taken)} s a step; plain {spread(towers)} s and its views {spread(their_views)} s; ", end="")
+    ratios = [
+        (tower + view) / our for our, tower, view in zip(taken, towers, their_views, strict=True)
+    ]
+    print(
+        f"ours {spread(taken)} s a step; plain {spread(towers)} s and its views {spread(their_views)} s; ",
+        end="",
+    )
     print(f"RATIO {spread(ratios)} (goal: 1.5)")
     alone = [tower / our for our, tower in zip(taken, towers, strict=True)]
     print(f"if the plain step's views cost nothing: {spread(alone)}", flush=True)
@@ -135,7 +179,8 @@ def compare_views(config: Config, batch: Batch, repeats: int) -> None:
     recipe = ViewsConfig(global_size=config.views.global_size, local_size=config.views.local_size)
     images, single = batch.images.to(DEVICE), PerSampleViews(batch.images, recipe, batches=1)
     batched, per_sample = alternate(
-        [lambda: make_views(images, batch.sizes, recipe, 0, 0, needs=CROPS), single.one_batch], repeats
+        [lambda: make_views(images, batch.sizes, recipe, 0, 0, needs=CROPS), single.one_batch],
+        repeats,
     )
     rates = [[len(images) / second for second in seconds] for seconds in (batched, per_sample)]
     ratios = [theirs / ours for ours, theirs in zip(batched, per_sample, strict=True)]
@@ -146,14 +191,22 @@ def compare_views(config: Config, batch: Batch, repeats: int) -> None:
 
 
 def compare_compiled(config: Config, tokenizer: Tokenizer, batch: Batch, repeats: int) -> None:
-    eager, compiled = (TrainState.create(replace(config, compile=value), tokenizer, DEVICE) for value in (False, True))
+    eager, compiled = (
+        TrainState.create(replace(config, compile=value), tokenizer, DEVICE)
+        for value in (False, True)
+    )
     start = time.perf_counter()
     for _ in range(2):
         train_step(compiled, batch)
     warm_up = time.perf_counter() - start
-    plain, faster = alternate([lambda state=state: train_step(state, batch) for state in (eager, compiled)], repeats)
+    plain, faster = alternate(
+        [lambda state=state: train_step(state, batch) for state in (eager, compiled)], repeats
+    )
     ratios = [theirs / ours for theirs, ours in zip(plain, faster, strict=True)]
-    print(f"compile=true: {spread(faster)} s a step against {spread(plain)}; RATIO {spread(ratios)}; ", end="")
+    print(
+        f"compile=true: {spread(faster)} s a step against {spread(plain)}; RATIO {spread(ratios)}; ",
+        end="",
+    )
     print(f"its first two steps took {warm_up:.0f} s", flush=True)
 
 
@@ -161,7 +214,11 @@ def measure_run(config: Config, data: str, num_steps: int) -> None:
     """The last of four rows of a real run's log, and the peak of all of it."""
     config = replace(
         config,
-        data=replace(config.data, source=data, num_workers=config.data.num_workers or 8 * (DEVICE.type == "cuda")),
+        data=replace(
+            config.data,
+            source=data,
+            num_workers=config.data.num_workers or 8 * (DEVICE.type == "cuda"),
+        ),
         samples=num_steps * config.batch_size,
         log_every=max(1, num_steps // 4),
         probe=replace(config.probe, every=0),
@@ -172,7 +229,8 @@ def measure_run(config: Config, data: str, num_steps: int) -> None:
         run_training(config, run, resume=False, device=DEVICE, console=Console(quiet=True))
         row = json.loads((run / "log.jsonl").read_text().splitlines()[-1])
     print(
-        f"run: {row['images_per_second']:.0f} images/s, MFU {100 * row['mfu']:.1f} % of the measured rate of products, ", end=""
+        f"run: {row['images_per_second']:.0f} images/s, MFU {100 * row['mfu']:.1f} % of the measured rate of products, ",
+        end="",
     )
     print(
         f"{peak(DEVICE) / 1e9:.2f} GB at the peak, {100 * row['data_wait_share']:.1f} % of the time waiting for data",

@@ -1,12 +1,14 @@
-"""Pictures a second of the batched views against torchvision's v2 transforms, one sample at a time, on the same cores.
+"""Pictures a second of the batched views against torchvision's v2 transforms, one sample at a time,
+on the same cores.
 
-Flow: the same uint8 pictures -> ``silc_bench.trainer.silc.views.make_views`` in this process with T threads, and the same
-recipe as per-sample v2 transforms on uint8 in T data workers of one thread each, as training loops run them -> a line for each.
+Flow: the same uint8 pictures -> ``silc_bench.trainer.silc.views.make_views`` in this process with T
+threads, and the same recipe as per-sample v2 transforms on uint8 in T data workers of one thread
+each, as training loops run them -> a line for each.
 
     OMP_NUM_THREADS=2 OMP_WAIT_POLICY=PASSIVE python benchmarks/views_speed.py --threads 2
 
-On cores that something else uses too, threads that wait by spinning make the batched views several times slower: hence the
-policy.
+On cores that something else uses too, threads that wait by spinning make the batched views several
+times slower: hence the policy.
 """
 
 import argparse
@@ -28,9 +30,13 @@ CROPS = frozenset({"global_crops", "local_crops"})
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--canvas", type=int, default=64, help="pixels a side of the decoded pictures")
+    parser.add_argument(
+        "--canvas", type=int, default=64, help="pixels a side of the decoded pictures"
+    )
     parser.add_argument("--global-size", type=int, default=48)
     parser.add_argument("--local-size", type=int, default=24)
     parser.add_argument("--batches", type=int, default=20, help="timed batches; the median counts")
@@ -43,13 +49,22 @@ def main() -> None:
     images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
 
     policy = os.environ.get("OMP_WAIT_POLICY", "ACTIVE")
-    print(f"$ OMP_NUM_THREADS={options.threads} OMP_WAIT_POLICY={policy} python {shlex.join(sys.argv)}")
-    print(f"torch {torch.__version__}, {options.threads} threads; B={len(images)}, canvas {options.canvas} px, views ", end="")
-    print(f"{config.num_global} x {config.global_size} px + {config.num_local} x {config.local_size} px")
+    print(
+        f"$ OMP_NUM_THREADS={options.threads} OMP_WAIT_POLICY={policy} python {shlex.join(sys.argv)}"
+    )
+    print(
+        f"torch {torch.__version__}, {options.threads} threads; B={len(images)}, canvas {options.canvas} px, views ",
+        end="",
+    )
+    print(
+        f"{config.num_global} x {config.global_size} px + {config.num_local} x {config.local_size} px"
+    )
     batched = batched_seconds(images, config, options.batches)
     single = per_sample_seconds(images, config, options.batches, options.threads)
     for name, seconds in (("silc_bench.trainer.silc.views", batched), ("torchvision v2", single)):
-        print(f"{name:<15} {1000 * seconds:8.1f} ms a batch   {len(images) / seconds:8.0f} pictures/s")
+        print(
+            f"{name:<15} {1000 * seconds:8.1f} ms a batch   {len(images) / seconds:8.0f} pictures/s"
+        )
     print(f"ratio {single / batched:.1f}")
 
 
@@ -81,7 +96,9 @@ class PerSampleViews(Dataset):
         self.images, self.length = images, len(images) * batches
         first, other, local = config.blur_probs
         self.transforms = [transform(config, True, first, 0.0)]
-        self.transforms += [transform(config, True, other, config.solarize_prob)] * (config.num_global - 1)
+        self.transforms += [transform(config, True, other, config.solarize_prob)] * (
+            config.num_global - 1
+        )
         self.transforms += [transform(config, False, local, 0.0)] * config.num_local
 
     def __len__(self) -> int:
@@ -95,8 +112,14 @@ class PerSampleViews(Dataset):
         return [self[index] for index in range(len(self.images))]
 
 
-def transform(config: ViewsConfig, is_global: bool, blur_prob: float, solarize_prob: float) -> v2.Compose:
-    size, area = (config.global_size, config.global_area) if is_global else (config.local_size, config.local_area)
+def transform(
+    config: ViewsConfig, is_global: bool, blur_prob: float, solarize_prob: float
+) -> v2.Compose:
+    size, area = (
+        (config.global_size, config.global_area)
+        if is_global
+        else (config.local_size, config.local_area)
+    )
     low, high = (sigma * size / BLUR_REFERENCE for sigma in config.blur_sigma)
     blur = v2.GaussianBlur(2 * max(1, round(BLUR_REACH * high)) + 1, (low, high))
     steps = [

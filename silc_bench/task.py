@@ -1,7 +1,9 @@
-"""Tasks by name: ours and third parties' (entry-point group ``silc_bench.tasks``). No torch: listing tasks is instant.
+"""Tasks by name: ours and third parties' (entry-point group ``silc_bench.tasks``). No torch:
+listing tasks is instant.
 
-A task is one measurement on one dataset: it loads data, says which features it needs, and scores them.
-``select(["zeroshot", "shapes/*", "cifar100/knn"])`` resolves families, groups, globs and exact names.
+A task is one measurement on one dataset: it loads data, says which features it needs, and scores
+them. ``select(["zeroshot", "shapes/*", "cifar100/knn"])`` resolves families, groups, globs and
+exact names.
 """
 
 from __future__ import annotations
@@ -20,29 +22,38 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Scores:
-    """What a task found. Metrics are fractions; a standard error stands beside each metric that has one."""
+    """What a task found. Metrics are fractions; a standard error stands beside each metric that has
+    one.
+    """
 
     metrics: dict[str, float]
     stderr: dict[str, float]
     n: int  # samples scored
     chance: float  # expected main metric of a model that knows nothing, on exactly these samples
-    details: dict[str, Any] = field(default_factory=dict)  # per-class values, chosen hyper-parameters: JSON only
+    details: dict[str, Any] = field(
+        default_factory=dict
+    )  # per-class values, chosen hyper-parameters: JSON only
     outcomes: dict[str, np.ndarray] = field(default_factory=dict, compare=False, repr=False)
-    """What each sample scored, in the dataset's order: ``metrics`` and ``stderr`` follow from it, and two models can be paired.
+    """What each sample scored, in the dataset's order: ``metrics`` and ``stderr`` follow from it,
+    and two models can be paired.
 
     - a metric's own name: its hits [N] bool, or [N, S] for S draws of the training shots;
     - "labels" [N]: beside hits whose mean over classes is a metric too;
-    - "text_retrieval_rank" [N] and "image_retrieval_rank" [Q], 0 is best, with "image_retrieval_picture" [Q], the picture
-      whose caption asked;
-    - "areas" [N, 3, C]: pixels of each class: in both, predicted, true; "boundary_areas" [N, 3, C]: of those near contours;
-    - "named_areas" [N, 3, C]: as "areas", without the background, which is neither predicted nor scored;
-    - "foreground_areas" [N, 2]: pixels in both, and in either, of the found and the true foreground;
+    - "text_retrieval_rank" [N] and "image_retrieval_rank" [Q], 0 is best, with
+      "image_retrieval_picture" [Q], the picture whose caption asked;
+    - "areas" [N, 3, C]: pixels of each class: in both, predicted, true; "boundary_areas" [N, 3, C]:
+      of those near contours;
+    - "named_areas" [N, 3, C]: as "areas", without the background, which is neither predicted nor
+      scored;
+    - "foreground_areas" [N, 2]: pixels in both, and in either, of the found and the true
+      foreground;
     - "patch_recall@k" [N, 2, C]: of each class's patches those that found it, and those that asked.
     """
 
 
 class Features(Protocol):
-    """Encoded data, by role of the split ("train", "test"). Each is encoded at most once, however many tasks ask.
+    """Encoded data, by role of the split ("train", "test"). Each is encoded at most once, however
+    many tasks ask.
 
     N samples, D embedding, h x w patches. fp32 and not normalised, in the dataset's order.
     """
@@ -59,8 +70,9 @@ class Features(Protocol):
         ...
 
     def grids(self, role: str, view: View | None, method: str) -> Iterator[DensePicture]:
-        """Every picture's dense features by a ``method`` of models.patch_features, shown as ``view`` says (None: the model's
-        own), in order; bounded memory. Calling it again gives the same again."""
+        """Every picture's dense features by a ``method`` of models.patch_features, shown as
+        ``view`` says (None: the model's own), in order; bounded memory. Calling it again gives the
+        same again."""
         ...
 
 
@@ -77,7 +89,9 @@ class Task(Protocol):
         ...
 
     def protocol(self) -> dict[str, Any]:
-        """Everything the task itself decides (prompts, shots, seeds, l2 ...), as JSON: part of what is hashed."""
+        """Everything the task itself decides (prompts, shots, seeds, l2 ...), as JSON: part of what
+        is hashed.
+        """
         ...
 
     def score(self, features: Features) -> Scores:
@@ -92,7 +106,9 @@ class DenseTask(Task, Protocol):
     view: View | None  # how its pictures are shown; None: the model's own
 
     def dense_needs(self) -> Mapping[str, Sequence[str]]:
-        """The methods of models.patch_features that it reads, by role: what tasks of one command share is encoded once."""
+        """The methods of models.patch_features that it reads, by role: what tasks of one command
+        share is encoded once.
+        """
         ...
 
 

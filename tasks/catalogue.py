@@ -1,14 +1,16 @@
 """Which named sets are measured by which families, with the prompts that OpenAI wrote for them.
 
-Everything here is read from the data root: layouts and counts stand in docs/datasets.md. A set more is a line in one of the
-tables below, beside its lines in `silc_bench.datasets`.
+Everything here is read from the data root: layouts and counts stand in docs/datasets.md. A set more
+is a line in one of the tables below, beside its lines in `silc_bench.datasets`.
 
-Which families measure a set of pictures with masks: the named ones (catalog.py) and the user's own (own_data.py).
+Which families measure a set of pictures with masks: the named ones (catalog.py) and the user's own
+(own_data.py).
 
-Tasks of the user's own data: ``own_tasks("folder:pets")`` -> pets/zeroshot, with a train folder the learned families too.
-``seg:IMAGES,MASKS,CLASSES.json`` gives those of segmentation.
+Tasks of the user's own data: ``own_tasks("folder:pets")`` -> pets/zeroshot, with a train folder the
+learned families too. ``seg:IMAGES,MASKS,CLASSES.json`` gives those of segmentation.
 
-``folder:PATH#knn`` takes one family. Nothing is registered: such tasks belong to the command that names them.
+``folder:PATH#knn`` takes one family. Nothing is registered: such tasks belong to the command that
+names them.
 """
 
 from __future__ import annotations
@@ -28,7 +30,11 @@ from silc_bench.tasks.classification.linear import Linear
 from silc_bench.tasks.classification.zeroshot import ZeroShot
 from silc_bench.tasks.dense.correspondence import Correspondence
 from silc_bench.tasks.dense.discovery import Discovery
-from silc_bench.tasks.dense.segmentation_probes import KnnSegmentation, LinearSegmentation, SgdSegmentation
+from silc_bench.tasks.dense.segmentation_probes import (
+    KnnSegmentation,
+    LinearSegmentation,
+    SgdSegmentation,
+)
 from silc_bench.tasks.dense.segmentation_zeroshot import ZeroShotSegmentation
 from silc_bench.tasks.retrieval import Retrieval
 from silc_bench.tasks.sources import NamedSource, OwnSource, Source
@@ -64,16 +70,29 @@ SEGMENTED = {  # and the splits that are measured
 }
 for _name, _prompts in ZEROSHOT.items():
     register(
-        ZeroShot(name=f"{_name}/zeroshot", needs_data_root=True, sources={"test": NamedSource(_name, "test")}, prompts=_prompts)
+        ZeroShot(
+            name=f"{_name}/zeroshot",
+            needs_data_root=True,
+            sources={"test": NamedSource(_name, "test")},
+            prompts=_prompts,
+        )
     )
 for _name in LEARNED:
     _sources = {split: NamedSource(_name, split) for split in ("train", "test")}
     register(FewShot(name=f"{_name}/fewshot", needs_data_root=True, sources=_sources))
-    register(FewShotLogistic(name=f"{_name}/fewshot_logistic", needs_data_root=True, sources=_sources))
+    register(
+        FewShotLogistic(name=f"{_name}/fewshot_logistic", needs_data_root=True, sources=_sources)
+    )
     register(Linear(name=f"{_name}/linear", needs_data_root=True, sources=_sources))
     register(Knn(name=f"{_name}/knn", needs_data_root=True, sources=_sources))
 for _name in RETRIEVED:
-    register(Retrieval(name=f"{_name}/retrieval", needs_data_root=True, sources={"test": NamedSource(_name, "test")}))
+    register(
+        Retrieval(
+            name=f"{_name}/retrieval",
+            needs_data_root=True,
+            sources={"test": NamedSource(_name, "test")},
+        )
+    )
 
 
 def segmentation_tasks(
@@ -83,7 +102,8 @@ def segmentation_tasks(
     words: tuple[tuple[str, ...], ...] | None = None,
     needs_data_root: bool = False,
 ) -> list[Task]:
-    """What needs "test" alone, objects where the first label is a background; with "train" also what is learned.
+    """What needs "test" alone, objects where the first label is a background; with "train" also
+    what is learned.
 
     Args:
         words: of each label, asked for instead of its name.
@@ -92,7 +112,13 @@ def segmentation_tasks(
     home: dict[str, Any] = {"needs_data_root": needs_data_root}
     test = {"test": sources["test"]}
     tasks: list[Task] = [  # zero-shot chooses a background's threshold on "train" where it is there
-        ZeroShotSegmentation(name=f"{name}/segmentation_zeroshot", sources=sources, prompts=prompts, words=words, **home),
+        ZeroShotSegmentation(
+            name=f"{name}/segmentation_zeroshot",
+            sources=sources,
+            prompts=prompts,
+            words=words,
+            **home,
+        ),
         Correspondence(name=f"{name}/correspondence", sources=test, **home),
     ]
     if has_background:
@@ -108,7 +134,9 @@ def segmentation_tasks(
 
 for _name, _splits in SEGMENTED.items():
     _sources = {split: NamedSource(_name, split) for split in _splits}
-    for _task in segmentation_tasks(_name, _sources, rule_of(_name, "labels").has_background, needs_data_root=True):
+    for _task in segmentation_tasks(
+        _name, _sources, rule_of(_name, "labels").has_background, needs_data_root=True
+    ):
         register(_task)
 FAMILIES = ("zeroshot", "fewshot", "fewshot_logistic", "linear", "knn", "retrieval")
 
@@ -168,4 +196,7 @@ def families() -> tuple[str, ...]:
     def nothing(data_root: Path | None, limit: int | None) -> ImageDataset:
         raise AssertionError("never loaded")
 
-    return tuple(task.name.split("/")[1] for task in segmentation_tasks("any", {"test": nothing, "train": nothing}, True))
+    return tuple(
+        task.name.split("/")[1]
+        for task in segmentation_tasks("any", {"test": nothing, "train": nothing}, True)
+    )

@@ -1,12 +1,14 @@
-"""Image-text retrieval by cosine, both ways: which caption belongs to a picture, which picture to a caption.
+"""Image-text retrieval by cosine, both ways: which caption belongs to a picture, which picture to a
+caption.
 
-``text_retrieval_recall@k`` (picture -> captions): is one of the picture's own captions among the k nearest.
-``image_retrieval_recall@k`` (caption -> pictures): is a picture with this caption among the k nearest.
-Captions are compared by their words: one that describes several pictures is right for each of them, and stands in the gallery
-once. Where no caption repeats, as nearly none does in COCO, this is the protocol of CLIP and clip_benchmark.
+``text_retrieval_recall@k`` (picture -> captions): is one of the picture's own captions among the k
+nearest. ``image_retrieval_recall@k`` (caption -> pictures): is a picture with this caption among
+the k nearest. Captions are compared by their words: one that describes several pictures is right
+for each of them, and stands in the gallery once. Where no caption repeats, as nearly none does in
+COCO, this is the protocol of CLIP and clip_benchmark.
 
-The main metric is text retrieval at 1: a picture tells its most detailed caption, while a short caption ("a circle") fits more
-pictures than the ones it was written for.
+The main metric is text retrieval at 1: a picture tells its most detailed caption, while a short
+caption ("a circle") fits more pictures than the ones it was written for.
 """
 
 from __future__ import annotations
@@ -30,24 +32,35 @@ KS = (1, 5, 10)
 
 @dataclass(kw_only=True, eq=False)
 class Retrieval(SourcedTask):
-    version: int = 2  # exact scores: before, two captions closer than fp32 can tell were ordered by chance
+    version: int = (
+        2  # exact scores: before, two captions closer than fp32 can tell were ordered by chance
+    )
     group: str = "retrieval"
     main_metric: str = "text_retrieval_recall@1"
     requires: frozenset[str] = frozenset({"image", "text"})
 
     def protocol(self) -> dict[str, Any]:
-        return {"k": list(KS), "recall": "any hit", "captions": "all of a picture; equal ones are one"}
+        return {
+            "k": list(KS),
+            "recall": "any hit",
+            "captions": "all of a picture; equal ones are one",
+        }
 
     def score(self, features: Features) -> Scores:
         test = features.data["test"]
         pictures, texts, captions = captions_of(test)
         right = np.stack([pictures, texts], axis=1)
-        text_ranks, image_ranks = retrieval_ranks(features.image("test"), features.text(captions), right)
+        text_ranks, image_ranks = retrieval_ranks(
+            features.image("test"), features.text(captions), right
+        )
         image_ranks = image_ranks[texts]  # a query for each caption of each picture
 
         values: dict[str, float] = {}
         errors: dict[str, float] = {}
-        for way, ranks, asked_by in (("text", text_ranks, np.arange(len(test))), ("image", image_ranks, pictures)):
+        for way, ranks, asked_by in (
+            ("text", text_ranks, np.arange(len(test))),
+            ("image", image_ranks, pictures),
+        ):
             for k in KS:
                 values[f"{way}_retrieval_recall@{k}"] = metrics.recall_at(ranks, k)
                 errors[f"{way}_retrieval_recall@{k}"] = _recall_stderr(ranks < k, asked_by)
@@ -68,9 +81,15 @@ class Retrieval(SourcedTask):
 
 
 def captions_of(dataset: ImageDataset) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """(picture, index of its caption) for each caption of each picture, [P] and [P], and the distinct captions."""
+    """(picture, index of its caption) for each caption of each picture, [P] and [P], and the
+    distinct captions.
+    """
     assert dataset.captions is not None, f"{dataset.name}/{dataset.split} has no captions"
-    pairs = [(picture, text) for picture, own in enumerate(dataset.captions) for text in dict.fromkeys(own)]
+    pairs = [
+        (picture, text)
+        for picture, own in enumerate(dataset.captions)
+        for text in dict.fromkeys(own)
+    ]
     captions, texts = np.unique([text for _, text in pairs], return_inverse=True)
     return np.array([picture for picture, _ in pairs]), texts, captions.tolist()
 

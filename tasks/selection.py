@@ -13,11 +13,12 @@ from silc_bench.task import Task, registered
 
 
 def all_tasks() -> dict[str, Task]:
-    """Every registered task by name. Our own families come from this folder; others from entry points."""
+    """Every registered task by name. Our own families come from this folder; others from entry
+    points.
+    """
     # each registers its tasks when it is imported
     from silc_bench.tasks import catalogue, retrieval  # noqa: F401
     from silc_bench.tasks.classification import fewshot, knn, linear, zeroshot  # noqa: F401
-    from silc_bench.tasks.dense import correspondence, discovery, segmentation_probes, segmentation_zeroshot  # noqa: F401
 
     for entry in entry_points(group="silc_bench.tasks"):
         entry.load()
@@ -25,21 +26,26 @@ def all_tasks() -> dict[str, Task]:
 
 
 def current_version(name: str) -> int | None:
-    """The version that a task of this name has today; of the user's own data, its family's. None: a task that is not known."""
+    """The version that a task of this name has today; of the user's own data, its family's. None: a
+    task that is not known.
+    """
     known = all_tasks()
     if name in known:
         return known[name].version
-    family = {task.version for other, task in known.items() if other.split("/")[1] == name.split("/")[1]}
+    family = {
+        task.version for other, task in known.items() if other.split("/")[1] == name.split("/")[1]
+    }
     return family.pop() if len(family) == 1 else None
 
 
 def select(patterns: Iterable[str]) -> list[Task]:
-    """Tasks named by exact name, family ("zeroshot"; "segmentation" covers "segmentation_*"), dataset, group or glob, and
-    tasks of the user's own data: "folder:PATH", "captions:FILE", "wds:PATTERN", "seg:IMAGES,MASKS,CLASSES.json", with
-    "#family" one of them (tasks/catalogue.py).
+    """Tasks named by exact name, family ("zeroshot"; "segmentation" covers "segmentation_*"),
+    dataset, group or glob, and tasks of the user's own data: "folder:PATH", "captions:FILE",
+    "wds:PATTERN", "seg:IMAGES,MASKS,CLASSES.json", with "#family" one of them (tasks/catalogue.py).
 
     Raises:
-        UserError: a pattern that matches nothing (the nearest names are given), or two sets that would share a name.
+        UserError: a pattern that matches nothing (the nearest names are given), or two sets that
+        would share a name.
     """
     from silc_bench.tasks.catalogue import own_tasks
 
@@ -53,12 +59,18 @@ def select(patterns: Iterable[str]) -> list[Task]:
                 word = pattern.rpartition("#")[0] or pattern
                 if task.name in known or named_by.setdefault(task.name, word) != word:
                     other = named_by.get(task.name, "a registered task")
-                    raise UserError(f"{word} would be called {task.name}, as is {other}; rename its folder or file")
+                    raise UserError(
+                        f"{word} would be called {task.name}, as is {other}; rename its folder or file"
+                    )
                 chosen[task.name] = task
             continue
         found = {name: task for name, task in known.items() if _matches(pattern, task)}
         if not found:
-            words = set(known) | {part for name in known for part in name.split("/")} | {t.group for t in known.values()}
+            words = (
+                set(known)
+                | {part for name in known for part in name.split("/")}
+                | {t.group for t in known.values()}
+            )
             raise unknown_name("task", pattern, words)
         chosen |= found
     if not chosen:
@@ -66,11 +78,13 @@ def select(patterns: Iterable[str]) -> list[Task]:
     return [chosen[name] for name in sorted(chosen)]
 
 
-def measurable(tasks: Sequence[Task], patterns: Sequence[str], data_root: Path | None) -> tuple[list[Task], dict[str, str]]:
+def measurable(
+    tasks: Sequence[Task], patterns: Sequence[str], data_root: Path | None
+) -> tuple[list[Task], dict[str, str]]:
     """(tasks whose data can be there and is enough, why each other one is left out, by name).
 
-    A family, a dataset or a glob means what can be measured here. A task named in full is kept, to fail with what it lacks, and
-    so are all when nothing would remain.
+    A family, a dataset or a glob means what can be measured here. A task named in full is kept, to
+    fail with what it lacks, and so are all when nothing would remain.
     """
     left_out: dict[str, str] = {}
     for task in tasks:
@@ -89,8 +103,8 @@ def measurable(tasks: Sequence[Task], patterns: Sequence[str], data_root: Path |
 
 
 def words_of(text: str) -> list[str]:
-    """The patterns of a command line, separated by commas; commas in braces ("wds:{a,b}.tar") separate nothing, nor do the two
-    in "seg:IMAGES,MASKS,CLASSES.json"."""
+    """The patterns of a command line, separated by commas; commas in braces ("wds:{a,b}.tar")
+    separate nothing, nor do the two in "seg:IMAGES,MASKS,CLASSES.json"."""
     parts = [part.strip() for part in re.split(r",(?![^{}]*\})", text)]
     words = []
     while parts:

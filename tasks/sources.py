@@ -1,7 +1,9 @@
-"""Where tasks take their data: one function a dataset, called with the command's data root and limit.
+"""Where tasks take their data: one function a dataset, called with the command's data root and
+limit.
 
-``shapes("test", 1000)`` is a source; ``source(data_root, limit)`` an ImageDataset. Tasks that name the same source get equal
-fingerprints, so a picture that five of them score is encoded once. ``limit`` thins out every role, training pools too.
+``shapes("test", 1000)`` is a source; ``source(data_root, limit)`` an ImageDataset. Tasks that name
+the same source get equal fingerprints, so a picture that five of them score is encoded once.
+``limit`` thins out every role, training pools too.
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ class SourcedTask:
         return {role: source(data_root, limit) for role, source in self.sources.items()}
 
     def missing(self, data_root: Path) -> str | None:
-        """What the data root does not hold, as "imagenet1k/train"; None when all is there, whatever may be wrong with it."""
+        """What the data root does not hold, as "imagenet1k/train"; None when all is there, whatever
+        may be wrong with it.
+        """
         for source in self.sources.values():
             if isinstance(source, NamedSource) and not source.is_there(data_root):
                 return f"{source.name}/{source.split}"
@@ -40,7 +44,9 @@ class SourcedTask:
 
 @dataclass(frozen=True)
 class NamedSource:
-    """A split of a named set (silc_bench.datasets.public.load), counted in whole before ``limit`` pictures of it are taken."""
+    """A split of a named set (silc_bench.datasets.public.load), counted in whole before ``limit``
+    pictures of it are taken.
+    """
 
     name: str
     split: str
@@ -58,7 +64,9 @@ class NamedSource:
         return True
 
 
-@lru_cache(maxsize=4)  # to hash a set takes seconds or minutes, and the families of a command ask for the same
+@lru_cache(
+    maxsize=4
+)  # to hash a set takes seconds or minutes, and the families of a command ask for the same
 def _load_named(name: str, split: str, data_root: Path | None, limit: int | None) -> ImageDataset:
     from silc_bench.datasets.public.load import find_set
 

@@ -1,4 +1,6 @@
-"""A command in a process of its own that counts what it encodes, meets the test at agreed places, or is killed at one."""
+"""A command in a process of its own that counts what it encodes, meets the test at agreed places,
+or is killed at one.
+"""
 
 import os
 import signal
@@ -11,10 +13,12 @@ from silc_bench.trainer.checkpoints.model import NativeImageModel
 
 
 def run(words, counted, killed_at=None, meeting=None):
-    """``silc-bench`` with ``words``; the size of each batch goes to the file ``counted``, a line each.
+    """``silc-bench`` with ``words``; the size of each batch goes to the file ``counted``, a line
+    each.
 
-    ``killed_at``: by SIGKILL, before the first batch after so many pictures. ``meeting``: a connection by which the command
-    says that it has come to its first picture, and again to its record, and waits each time until the test answers.
+    ``killed_at``: by SIGKILL, before the first batch after so many pictures. ``meeting``: a
+    connection by which the command says that it has come to its first picture, and again to its
+    record, and waits each time until the test answers.
     """
     encode, save = NativeImageModel.encode_image, silc_bench.results.outcomes.save
     count = 0

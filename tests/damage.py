@@ -1,7 +1,8 @@
-"""Every damage that a file or a folder may take, one after the other, each with a name: nothing is drawn by luck.
+"""Every damage that a file or a folder may take, one after the other, each with a name: nothing is
+drawn by luck.
 
-``for name, content in of_file(whole)``: what the file may have become. ``for name in of_folder(folder)``: ``folder`` has become
-it, and is whole again at the end.
+``for name, content in of_file(whole)``: what the file may have become. ``for name in
+of_folder(folder)``: ``folder`` has become it, and is whole again at the end.
 """
 
 from __future__ import annotations
@@ -13,25 +14,39 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-EDGE = 1024  # bytes at either end of a file in which every byte is changed in turn: headers and directories stand there
+# bytes at either end of a file in which every byte is changed in turn: headers and directories
+# stand there
+EDGE = 1024
 PLACES = 300  # changed between them
 CUTS = 60
 
 
 def of_file(whole: bytes, edge: int = EDGE) -> Iterator[tuple[str, bytes]]:
-    """Bytes changed, cut off, lost, repeated and added; of an archive also whole members (``of_members``)."""
+    """Bytes changed, cut off, lost, repeated and added; of an archive also whole members
+    (``of_members``).
+    """
     for place in places(len(whole), edge):
-        values = (whole[place] ^ 1, 1, whole[place] ^ 0x20)  # 1: another count; ^ 0x20: a letter's other case
+        values = (
+            whole[place] ^ 1,
+            1,
+            whole[place] ^ 0x20,
+        )  # 1: another count; ^ 0x20: a letter's other case
         is_edge = min(place, len(whole) - 1 - place) < edge
         for value in dict.fromkeys(values if is_edge else values[:1]):
             if value != whole[place]:
-                yield f"byte {place} is {value}", whole[:place] + bytes([value]) + whole[place + 1 :]
+                yield (
+                    f"byte {place} is {value}",
+                    whole[:place] + bytes([value]) + whole[place + 1 :],
+                )
     for length in dict.fromkeys(len(whole) * cut // CUTS for cut in range(CUTS)):
         yield f"cut to {length} bytes", whole[:length]
     yield "cut by one byte", whole[:-1]
     block = max(1, min(512, len(whole) // 8))
     for start in range(0, len(whole), block):
-        yield f"{block} zeros from {start}", whole[:start] + bytes(len(whole[start : start + block])) + whole[start + block :]
+        yield (
+            f"{block} zeros from {start}",
+            whole[:start] + bytes(len(whole[start : start + block])) + whole[start + block :],
+        )
         yield f"{block} bytes from {start} are missing", whole[:start] + whole[start + block :]
         yield f"{block} bytes from {start} are there twice", whole[: start + block] + whole[start:]
     yield "a byte is appended", whole + b"\0"
@@ -50,7 +65,9 @@ def places(length: int, edge: int) -> list[int]:
 
 
 def of_members(whole: bytes) -> Iterator[tuple[str, bytes]]:
-    """Archives that are whole as archives: members removed, renamed, doubled, swapped, altered and added."""
+    """Archives that are whole as archives: members removed, renamed, doubled, swapped, altered and
+    added.
+    """
     with zipfile.ZipFile(io.BytesIO(whole)) as archive:
         members = [(info.filename, archive.read(info)) for info in archive.infolist()]
     for index, (name, content) in enumerate(members):
@@ -58,15 +75,24 @@ def of_members(whole: bytes) -> Iterator[tuple[str, bytes]]:
         altered = content[:-1] + bytes([content[-1] ^ 1]) if content else b"\1"
         yield f"{name} is removed", zipped(others)
         yield f"{name} is renamed", zipped([*others, (f"{name}.old", content)])
-        yield f"{name} has another suffix", zipped([*others, (name.rpartition(".")[0] or "x", content)])
+        yield (
+            f"{name} has another suffix",
+            zipped([*others, (name.rpartition(".")[0] or "x", content)]),
+        )
         yield f"{name} is emptied", zipped([*others, (name, b"")])
-        yield f"{name} is altered", zipped([*members[:index], (name, altered), *members[index + 1 :]])
+        yield (
+            f"{name} is altered",
+            zipped([*members[:index], (name, altered), *members[index + 1 :]]),
+        )
         yield f"{name} is there twice", zipped([*members, (name, content)])
         yield f"{name} is there twice, the second altered", zipped([*members, (name, altered)])
         yield f"{name} is there twice, the first altered", zipped([(name, altered), *members])
         for other, other_content in others[:3]:
             rest = [member for member in others if member[0] != other]
-            yield f"{name} and {other} are swapped", zipped([(name, other_content), (other, content), *rest])
+            yield (
+                f"{name} and {other} are swapped",
+                zipped([(name, other_content), (other, content), *rest]),
+            )
             yield f"{other} is in the place of {name}", zipped([(name, other_content), *others])
     yield "another member is added", zipped([*members, ("other.npy", members[-1][1])])
     yield "no members", zipped([])
@@ -82,7 +108,9 @@ def zipped(members: list[tuple[str, bytes]]) -> bytes:
 
 
 def of_folder(folder: Path) -> Iterator[str]:
-    """Files removed, emptied, cut, altered, renamed, swapped, overwritten by one another, and added."""
+    """Files removed, emptied, cut, altered, renamed, swapped, overwritten by one another, and
+    added.
+    """
     whole = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
     def become(files: dict[str, bytes]) -> None:

@@ -1,8 +1,9 @@
-"""Real processes that import nothing: each is forked from one server that has imported what a run or a command needs.
+"""Real processes that import nothing: each is forked from one server that has imported what a run
+or a command needs.
 
-``start(said, function, *args, **how)`` -> a process whose output goes to the file ``said``; ``ended(process)`` -> its exit
-code, -9 where it was killed. Functions and arguments are pickled, so a function must be at the top of a module that a new
-process finds, and that imports little.
+``start(said, function, *args, **how)`` -> a process whose output goes to the file ``said``;
+``ended(process)`` -> its exit code, -9 where it was killed. Functions and arguments are pickled, so
+a function must be at the top of a module that a new process finds, and that imports little.
 """
 
 import multiprocessing
@@ -24,8 +25,12 @@ context.set_forkserver_preload(
 
 
 def start(said, function, *args, **how):
-    method = multiprocessing.get_start_method()  # of its own processes, which else would come from a second server
-    process = context.Process(target=_run, args=(str(said), dict(os.environ), method, function, args, how))
+    method = (
+        multiprocessing.get_start_method()
+    )  # of its own processes, which else would come from a second server
+    process = context.Process(
+        target=_run, args=(str(said), dict(os.environ), method, function, args, how)
+    )
     process.start()
     return process
 
@@ -40,7 +45,9 @@ def ended(process):
 
 
 def _run(said, environment, method, function, args, how):
-    """In a session of its own, as a command of a terminal is, with the environment that the test has now."""
+    """In a session of its own, as a command of a terminal is, with the environment that the test
+    has now.
+    """
     import torch
 
     os.setsid()

@@ -1,11 +1,12 @@
 """Draws new examples for every property test, round after round, until the time is over.
 
-`make test` draws the same examples on every machine. This draws others: each round has a seed of its own, which is
-printed, and runs all property tests with it. What fails is kept twice: hypothesis writes a patch that adds the example
-to its test (``git apply`` it and commit it with the cure), and the seed repeats the round.
+`make test` draws the same examples on every machine. This draws others: each round has a seed of
+its own, which is printed, and runs all property tests with it. What fails is kept twice: hypothesis
+writes a patch that adds the example to its test (``git apply`` it and commit it with the cure), and
+the seed repeats the round.
 
-    make fuzz MINUTES=20                                    # or: .venv/bin/python tests/fuzz.py --minutes 20
-    .venv/bin/python tests/fuzz.py --seed 123456            # one round again
+    make fuzz MINUTES=20                                    # or: .venv/bin/python tests/fuzz.py
+    --minutes 20 .venv/bin/python tests/fuzz.py --seed 123456            # one round again
 """
 
 from __future__ import annotations
@@ -23,7 +24,11 @@ NO_TESTS = 5  # pytest's exit code when nothing was selected
 
 def property_test_files() -> list[str]:
     """Files that hold a property test; collecting only these saves most of a round's start."""
-    return [str(path) for path in sorted(TESTS.rglob("test_*.py")) if "@given(" in path.read_text("utf-8")]
+    return [
+        str(path)
+        for path in sorted(TESTS.rglob("test_*.py"))
+        if "@given(" in path.read_text("utf-8")
+    ]
 
 
 def run_round(seed: int) -> int:

@@ -1,12 +1,14 @@
-"""A GPU that is only pretended: tensors that say ``cuda:0`` and are computed on the CPU, to try what runs on a GPU without one.
+"""A GPU that is only pretended: tensors that say ``cuda:0`` and are computed on the CPU, to try
+what runs on a GPU without one.
 
     with pretended_gpu() as gpu:
         ...                    # anything that computes on torch.device("cuda")
-    gpu.waits                  # where the host would have waited for the device, with the line that did
+    gpu.waits                  # where the host would have waited for the device, with the line that
+    did
 
-Three things are seen that a run on a CPU hides: an operation that mixes tensors of both (AssertionError, as a GPU would
-refuse it), the branches for a GPU (their numbers are real), and where the host waits. Not seen: speed, bf16, compilation, and
-the kernels of a GPU themselves.
+Three things are seen that a run on a CPU hides: an operation that mixes tensors of both
+(AssertionError, as a GPU would refuse it), the branches for a GPU (their numbers are real), and
+where the host waits. Not seen: speed, bf16, compilation, and the kernels of a GPU themselves.
 """
 
 from __future__ import annotations
@@ -26,13 +28,27 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 ROOT = Path(__file__).parents[1]
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
-MAY_MIX = {"copy_", "_foreach_copy_", "index", "index_put_"}  # an index on the CPU is taken over, which waits
-WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "equal"}  # their answer is the host's
+MAY_MIX = {
+    "copy_",
+    "_foreach_copy_",
+    "index",
+    "index_put_",
+}  # an index on the CPU is taken over, which waits
+WAITS = {
+    "_local_scalar_dense",
+    "nonzero",
+    "masked_select",
+    "_unique2",
+    "unique_dim",
+    "equal",
+}  # their answer is the host's
 to, group_tensors = nn.Module.to, torch._C._group_tensors_by_device_and_dtype
 
 
 class OnGpu(Tensor):
-    """``inner`` is on the CPU. To torch's own code in C++ it is on the device "meta", which needs no driver."""
+    """``inner`` is on the CPU. To torch's own code in C++ it is on the device "meta", which needs
+    no driver.
+    """
 
     inner: Tensor
     __torch_function__ = torch._C._disabled_torch_function_impl
@@ -91,20 +107,31 @@ class Gpu(TorchDispatchMode):
                 others.append(value)
             return value
 
-        inner_args, inner_kwargs = _mapped(inner, args), {name: _mapped(inner, value) for name, value in kwargs.items()}
+        inner_args, inner_kwargs = (
+            _mapped(inner, args),
+            {name: _mapped(inner, value) for name, value in kwargs.items()},
+        )
         target = kwargs.get("device")
         goes_here = target is not None and torch.device(target).type in ("cuda", "meta")
         if not ours and not goes_here:
             return func(*args, **kwargs)
         name = func.overloadpacket.__name__
-        others = [t for t in others if t.ndim > 0]  # one number may come from the CPU: it is passed to the kernel
-        assert not (ours and others) or name in MAY_MIX, f"{name} mixes tensors of CPU and GPU, at {_line()}"
+        others = [
+            t for t in others if t.ndim > 0
+        ]  # one number may come from the CPU: it is passed to the kernel
+        assert not (ours and others) or name in MAY_MIX, (
+            f"{name} mixes tensors of CPU and GPU, at {_line()}"
+        )
         goes_away = target is not None and torch.device(target).type == "cpu"
         is_async = bool(kwargs.get("non_blocking") or (name == "copy_" and args[2:] and args[2]))
         is_pinned = all(getattr(t, "pretends_pinned", False) for t in others)
-        is_copy = (name == "_to_copy" and (goes_away or not ours)) or (name in MAY_MIX and bool(others))
+        is_copy = (name == "_to_copy" and (goes_away or not ours)) or (
+            name in MAY_MIX and bool(others)
+        )
         indices = args[1] if name in ("index", "index_put_") else ()
-        by_mask = any(isinstance(i, Tensor) and i.dtype in (torch.bool, torch.uint8) for i in indices)
+        by_mask = any(
+            isinstance(i, Tensor) and i.dtype in (torch.bool, torch.uint8) for i in indices
+        )
         if name in WAITS or by_mask or (is_copy and not (is_async and is_pinned)):
             self.waits.append(f"{name} at {_line()}")
         if target is not None:
@@ -149,7 +176,10 @@ def pretended_gpu() -> Iterator[Gpu]:
         return made
 
     def grouped(*args: Any) -> dict[tuple[torch.device, torch.dtype], Any]:
-        return {(CUDA if d.type == "meta" else d, dtype): found for (d, dtype), found in group_tensors(*args).items()}
+        return {
+            (CUDA if d.type == "meta" else d, dtype): found
+            for (d, dtype), found in group_tensors(*args).items()
+        }
 
     def moved(module: nn.Module, device: torch.device | str) -> nn.Module:
         kind = torch.device(device).type
@@ -179,7 +209,9 @@ def pretended_gpu() -> Iterator[Gpu]:
 
 
 def _mapped(function: Callable[[Any], Any], value: Any) -> Any:
-    """``function`` of all that an operator takes or gives, in lists and tuples too; torch's tree_map takes a lot longer."""
+    """``function`` of all that an operator takes or gives, in lists and tuples too; torch's
+    tree_map takes a lot longer.
+    """
     if isinstance(value, list | tuple):
         return type(value)([_mapped(function, part) for part in value])
     return function(value)

@@ -1,7 +1,8 @@
-"""Whatever is read as a set of named parts is read as it was written, or refused by name: never as something else.
+"""Whatever is read as a set of named parts is read as it was written, or refused by name: never as
+something else.
 
-One generator of damage (``damage.py``) over every container. What is kept for speed alone (stored features, indexes of shards)
-is not refused: the damaged part is not served, and made again.
+One generator of damage (``damage.py``) over every container. What is kept for speed alone (stored
+features, indexes of shards) is not refused: the damaged part is not served, and made again.
 """
 
 from __future__ import annotations
@@ -35,7 +36,13 @@ from silc_bench.task import Scores
 from silc_bench.trainer.checkpoints import file as checkpoint
 from silc_bench.trainer.checkpoints import model as native
 from silc_bench.trainer.checkpoints.export import export
-from silc_bench.trainer.config.config import Config, DistillationConfig, TextConfig, ViewsConfig, VisionConfig
+from silc_bench.trainer.config.config import (
+    Config,
+    DistillationConfig,
+    TextConfig,
+    ViewsConfig,
+    VisionConfig,
+)
 from silc_bench.trainer.data import samples as filters
 from silc_bench.trainer.data import shard_index as kept_indexes
 from silc_bench.trainer.silc.student import Student
@@ -64,9 +71,13 @@ def same(one: Any, other: Any) -> bool:
     if isinstance(one, torch.Tensor):
         return one.dtype == other.dtype and torch.equal(one, other)
     if isinstance(one, np.ndarray):
-        return one.dtype == other.dtype and np.array_equal(one, other, equal_nan=one.dtype.kind == "f")
+        return one.dtype == other.dtype and np.array_equal(
+            one, other, equal_nan=one.dtype.kind == "f"
+        )
     if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(value, other[name]) for name, value in one.items())
+        return one.keys() == other.keys() and all(
+            same(value, other[name]) for name, value in one.items()
+        )
     if isinstance(one, list | tuple):
         return len(one) == len(other) and all(map(same, one, other))
     return one == other
@@ -79,11 +90,13 @@ def check_file(
     loses: Callable[[Any, Any], bool] | None = None,
     edge: int = EDGE,
 ) -> list[str]:
-    """Every damage of ``path``: ``read`` gives what it gave, or refuses by the file's name. The refusals.
+    """Every damage of ``path``: ``read`` gives what it gave, or refuses by the file's name. The
+    refusals.
 
     Args:
-        instead: contents of whole files that do not belong here: of an older version, of another measurement.
-        loses: whether what was read is no more than a part of what was there; then nothing is refused.
+        instead: contents of whole files that do not belong here: of an older version, of another
+        measurement. loses: whether what was read is no more than a part of what was there; then
+        nothing is refused.
     """
     whole, expected, refusals, wrong = path.read_bytes(), read(), [], []
     others = ((f"file {number} in its place", content) for number, content in enumerate(instead))
@@ -102,7 +115,9 @@ def check_file(
     return refusals
 
 
-def judged(read: Callable[[], Any], expected: Any, name: str, loses: Callable[[Any, Any], bool] | None) -> str:
+def judged(
+    read: Callable[[], Any], expected: Any, name: str, loses: Callable[[Any, Any], bool] | None
+) -> str:
     """ "read" as it was written, or less of it; "refused" by name; or what is wrong."""
     try:
         with warnings.catch_warnings():
@@ -119,19 +134,35 @@ def judged(read: Callable[[], Any], expected: Any, name: str, loses: Callable[[A
     return "read as something else"
 
 
-# --- records and what each sample scored -----------------------------------------------------------------------------------
+# --- records and what each sample scored
+# -----------------------------------------------------------------------------------
 
 
 def record_of(hits: np.ndarray, limit: int | None = None) -> results.Record:
     model = SimpleNamespace(
-        name="a:student", revision="0123456789abcdef", num_params=7, image_size=64, image_protocol={}, text_protocol={}
+        name="a:student",
+        revision="0123456789abcdef",
+        num_params=7,
+        image_size=64,
+        image_protocol={},
+        text_protocol={},
     )
     task = SimpleNamespace(
-        name="made/up", version=1, group="zero-shot", main_metric="acc1", requires=frozenset(), protocol=dict
+        name="made/up",
+        version=1,
+        group="zero-shot",
+        main_metric="acc1",
+        requires=frozenset(),
+        protocol=dict,
     )
     data = SimpleNamespace(name="made", split="test", fingerprint="0" * 16)
     recall = np.mean([hits[label == LABELS].mean() for label in range(3)])
-    scores = Scores({"acc1": float(hits.mean()), "mean_per_class_recall": float(recall)}, {}, NUM_PICTURES, chance=0.1)
+    scores = Scores(
+        {"acc1": float(hits.mean()), "mean_per_class_recall": float(recall)},
+        {},
+        NUM_PICTURES,
+        chance=0.1,
+    )
     return results.Record.create(
         model, task, data, scores, Protocol.of(model, task, "fp32"), model_source="x", device="cpu", limit=limit, seconds=1
     )  # fmt: skip
@@ -143,7 +174,9 @@ def test_a_record(tmp_path):
     older = json.loads(path.read_text())
     del older["checksums"]
     other = record_of(HITS, limit=5).to_json()
-    refusals = check_file(path, lambda: results.load_all(tmp_path), [json.dumps(older).encode(), other.encode()])
+    refusals = check_file(
+        path, lambda: results.load_all(tmp_path), [json.dumps(older).encode(), other.encode()]
+    )
     digit = path.read_text().index(str(record.metrics["acc1"])) + 3
     assert f"byte {digit} is {path.read_bytes()[digit] ^ 1}" in refusals, "one digit of a metric"
 
@@ -166,9 +199,16 @@ def test_what_each_sample_scored(tmp_path):
     path = outcomes.path_of(record, tmp_path)
     others = [outcomes.pack({"acc1": HITS}, record_of(HITS, limit=5))]
     refusals = check_file(path, lambda: outcomes.load(record, tmp_path), others)
-    assert {"acc1.npy is removed", "labels.npy is removed", "labels.npy is renamed", "acc1.npy is altered"} <= set(refusals)
+    assert {
+        "acc1.npy is removed",
+        "labels.npy is removed",
+        "labels.npy is renamed",
+        "acc1.npy is altered",
+    } <= set(refusals)
     assert {"acc1.npy and labels.npy are swapped", "another member is added"} <= set(refusals)
-    assert {"acc1.npy is there twice", "labels.npy is there twice, the first altered"} <= set(refusals)
+    assert {"acc1.npy is there twice", "labels.npy is there twice, the first altered"} <= set(
+        refusals
+    )
 
 
 @pytest.mark.parametrize(
@@ -192,7 +232,82 @@ def test_a_header_that_lists_no_parts_is_refused(stated):
     assert checksums.differences({"acc1": stated}, {"acc1": "0" * 16}) == "acc1 is altered"
 
 
-# --- stored features -------------------------------------------------------------------------------------------------------
+# --- stored features
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+# -------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -225,7 +340,9 @@ def is_less(found: dict[str, Any], expected: dict[str, Any]) -> bool:
     return all(name in expected and same(value, expected[name]) for name, value in found.items())
 
 
-@pytest.mark.parametrize("kind", ["rows-000000000-000000008.npy", "grid-000000000-16x16.npy", "texts-*.npy", "word.npy"])
+@pytest.mark.parametrize(
+    "kind", ["rows-000000000-000000008.npy", "grid-000000000-16x16.npy", "texts-*.npy", "word.npy"]
+)
 def test_a_part_of_the_store(entry, kind, tmp_path):
     path = sorted(entry.folder.glob(kind))[0]
     other = Store(tmp_path / "other").entry({"model": "other"})
@@ -233,7 +350,12 @@ def test_a_part_of_the_store(entry, kind, tmp_path):
     other.save_grid(0, (16, 16), np.ones((2, 2, 3), np.float16))
     other.save_word("f" * 16)
     other.save_texts(["a", "b"], np.ones((2, 3), np.float32))
-    check_file(path, lambda: served(entry), [part.read_bytes() for part in sorted(other.folder.iterdir())], is_less)
+    check_file(
+        path,
+        lambda: served(entry),
+        [part.read_bytes() for part in sorted(other.folder.iterdir())],
+        is_less,
+    )
 
 
 def test_the_folder_of_an_entry(entry):
@@ -257,7 +379,10 @@ def payload(step: int = 3) -> dict[str, Any]:
         "tokenizer": "{}",
         "student": {"weight": torch.randn(3, 2, generator=generator)},
         "teacher": {"center": torch.randn(3, generator=generator)},
-        "optimizer": {"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"lr": 0.1, "betas": (0.9, 0.95)}]},
+        "optimizer": {
+            "state": {0: {"step": torch.tensor(3.0)}},
+            "param_groups": [{"lr": 0.1, "betas": (0.9, 0.95)}],
+        },
         "step": step,
         "samples_seen": 8 * step,
         "position": 8 * step + 1,
@@ -312,12 +437,17 @@ def test_the_folder_of_checkpoints(run):
         for path in checkpoint.all_in(run):
             step = int(path.stem.removeprefix("step_"))
             try:
-                assert same(checkpoint.load(path), {"format": checkpoint.FORMAT, **payload(step)}), name
+                assert same(
+                    checkpoint.load(path), {"format": checkpoint.FORMAT, **payload(step)}
+                ), name
             except UserError as error:
                 refused.add(name)
-                assert path.name in str(error)  # noqa: PT017 - not every damage is refused
+                assert path.name in str(error)  # noqa: PT017
     assert f"{first.name} and {second.name} are swapped" in refused
-    assert f"{second.with_suffix('.json').name} is in the place of {first.with_suffix('.json').name}" in refused
+    assert (
+        f"{second.with_suffix('.json').name} is in the place of {first.with_suffix('.json').name}"
+        in refused
+    )
     assert checkpoint.best_in(run) == first
 
 
@@ -360,7 +490,9 @@ def test_an_index_of_a_shard(tmp_path):
         shard.write_bytes(bytes(number))
         places.append(kept_indexes.kept_at(shard, filters.parse(""), tmp_path / "kept"))
         rows = np.arange(12).reshape(2, 6) * number
-        index = kept_indexes.ShardIndex(rows, Damage({"no text": number}, "a"), Counter({"width": 1}))
+        index = kept_indexes.ShardIndex(
+            rows, Damage({"no text": number}, "a"), Counter({"width": 1})
+        )
         kept_indexes.keep(index, shard, places[-1])
 
     def read():
@@ -424,12 +556,16 @@ def test_an_exported_folder(model, tmp_path, target, reader):
             refusal = ""
         files = {path.name: path.read_bytes() for path in folder.iterdir()}
         if refusal:
-            damaged = [file for file in files.keys() | listed.keys() if files.get(file) != listed.get(file)]
+            damaged = [
+                file for file in files.keys() | listed.keys() if files.get(file) != listed.get(file)
+            ]
             assert str(folder) in refusal, name
             assert any(file in refusal for file in damaged), f"{name}: {refusal}"
         else:
             assert checksums.MANIFEST not in files, name
-            assert all(files[file] == listed[file] for file in listed if file != checksums.MANIFEST), name
+            assert all(
+                files[file] == listed[file] for file in listed if file != checksums.MANIFEST
+            ), name
     (folder / "README.md").write_text("mine")
     read(folder)
 
@@ -437,7 +573,9 @@ def test_an_exported_folder(model, tmp_path, target, reader):
 def test_the_answer_says_how_to_go_on_with_a_folder_that_was_changed_on_purpose(model, tmp_path):
     export(model, "hf", tmp_path / "hf")
     (tmp_path / "hf" / "config.json").write_text("{}")
-    with pytest.raises(UserError, match=r"config\.json is altered.*delete .*silc_bench_export\.json"):
+    with pytest.raises(
+        UserError, match=r"config\.json is altered.*delete .*silc_bench_export\.json"
+    ):
         READERS["hf"](tmp_path / "hf")
     (tmp_path / "hf" / checksums.MANIFEST).unlink()
     READERS["hf"](tmp_path / "hf")

@@ -1,13 +1,15 @@
-"""What a change of the code must leave as it is: ten training steps, the registered tasks, the leaderboard of ``results/``.
+"""What a change of the code must leave as it is: ten training steps, the registered tasks, the
+leaderboard of ``results/``.
 
-The files in ``tests/golden`` hold what the program gave when they were written. A refactor leaves them as they are, to the
-byte. A change that moves a number on purpose writes them anew, in the same commit, and says why:
+The files in ``tests/golden`` hold what the program gave when they were written. A refactor leaves
+them as they are, to the byte. A change that moves a number on purpose writes them anew, in the same
+commit, and says why:
 
     OMP_NUM_THREADS=1 python -m tests.test_golden
 
-``shapes_tiny.jsonl`` begins with the machine that wrote it. Kernels of another processor, or of another version of torch, add
-numbers in another order. So a machine of the same kind must give the same bits, weights included, and any other machine the
-same numbers up to 1e-4 of each.
+``shapes_tiny.jsonl`` begins with the machine that wrote it. Kernels of another processor, or of
+another version of torch, add numbers in another order. So a machine of the same kind must give the
+same bits, weights included, and any other machine the same numbers up to 1e-4 of each.
 """
 
 from __future__ import annotations
@@ -39,7 +41,17 @@ from silc_bench.trainer.train import TrainState, train_step
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "golden"
 STEPS, BATCH_SIZE, CAPTIONS = 10, 16, 500
-PROTOCOLS = ("native", "openai80", "openai7", "single", "bigvision", "tcl", "sclip", "naclip", "clearclip")
+PROTOCOLS = (
+    "native",
+    "openai80",
+    "openai7",
+    "single",
+    "bigvision",
+    "tcl",
+    "sclip",
+    "naclip",
+    "clearclip",
+)
 
 
 def machine() -> dict[str, str]:
@@ -47,9 +59,16 @@ def machine() -> dict[str, str]:
     processor = [platform.machine()]
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        first = dict(re.findall(r"(?m)^([\w ]+?)\s*: (.*)$", cpuinfo.read_text().partition("\n\n")[0]))
-        processor += [f"{name} {first.get(name)}" for name in ("vendor_id", "cpu family", "model", "stepping", "cache size")]
-        processor += [hashlib.sha256(first.get("flags", "").encode()).hexdigest()[:8]]  # what a virtual machine hides of it
+        first = dict(
+            re.findall(r"(?m)^([\w ]+?)\s*: (.*)$", cpuinfo.read_text().partition("\n\n")[0])
+        )
+        processor += [
+            f"{name} {first.get(name)}"
+            for name in ("vendor_id", "cpu family", "model", "stepping", "cache size")
+        ]
+        processor += [
+            hashlib.sha256(first.get("flags", "").encode()).hexdigest()[:8]
+        ]  # what a virtual machine hides of it
     return {
         "processor": ", ".join(processor),
         "kernels": torch.backends.cpu.get_cpu_capability(),
@@ -59,15 +78,20 @@ def machine() -> dict[str, str]:
 
 
 def training_rows() -> Iterator[dict[str, Any]]:
-    """The values of each step of a short run on one thread, then a hash of the weights at its end."""
+    """The values of each step of a short run on one thread, then a hash of the weights at its
+    end.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        # Small batches, to be quick; masked patches, which the preset leaves out, so that all three losses are held.
+        # Small batches, to be quick; masked patches, which the preset leaves out, so that all three
+        # losses are held.
         sets = [f"batch_size={BATCH_SIZE}", "precision=fp32", "masked.weight=0.5"]
         config = configure("shapes_tiny", "silc", samples=STEPS * BATCH_SIZE, sets=sets)
         source = open_source(config.data)
-        tokenizer = Tokenizer.train(source.captions(CAPTIONS), config.text.vocab_size, config.text.context_length)
+        tokenizer = Tokenizer.train(
+            source.captions(CAPTIONS), config.text.vocab_size, config.text.context_length
+        )
         state = TrainState.create(config, tokenizer, torch.device("cpu"))
         batches = source.batches(config.batch_size, 0, 0, 1)
         for step in range(1, STEPS + 1):
@@ -97,8 +121,12 @@ def task_rows() -> Iterator[dict[str, Any]]:
         hashes = {}
         for protocol_name in PROTOCOLS:
             asked = choose(protocol_name).task(task)
-            hashes[protocol_name] = Protocol.of(model, asked, "fp32", class_names=("cat", "dog")).hash
-        changed = {protocol: value for protocol, value in hashes.items() if value != hashes["native"]}
+            hashes[protocol_name] = Protocol.of(
+                model, asked, "fp32", class_names=("cat", "dog")
+            ).hash
+        changed = {
+            protocol: value for protocol, value in hashes.items() if value != hashes["native"]
+        }
         yield {
             "task": name,
             "version": task.version,
@@ -111,18 +139,31 @@ def task_rows() -> Iterator[dict[str, Any]]:
 
 
 def leaderboard_files() -> dict[str, str]:
-    """The leaderboard of the records of this repository: its tables, and the hashes of the larger files."""
+    """The leaderboard of the records of this repository: its tables, and the hashes of the larger
+    files.
+    """
     with tempfile.TemporaryDirectory() as folder:
         write_leaderboard(Path(folder))
         larger = [f"leaderboard.{ending}" for ending in ("csv", "html")]
-        hashes = {name: hashlib.sha256((Path(folder) / name).read_bytes()).hexdigest() for name in larger}
+        hashes = {
+            name: hashlib.sha256((Path(folder) / name).read_bytes()).hexdigest() for name in larger
+        }
         tables = (Path(folder) / "leaderboard.md").read_text()
     lines = [f"{value}  {name}\n" for name, value in hashes.items()]
     return {"leaderboard.md": tables, "leaderboard.sha256": "".join(lines)}
 
 
 def write_leaderboard(folder: Path) -> None:
-    command = [sys.executable, "-m", "silc_bench", "leaderboard", "--results", str(ROOT / "results"), "--out", str(folder)]
+    command = [
+        sys.executable,
+        "-m",
+        "silc_bench",
+        "leaderboard",
+        "--results",
+        str(ROOT / "results"),
+        "--out",
+        str(folder),
+    ]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=120)
 
 
@@ -136,7 +177,9 @@ def as_lines(rows: list[dict[str, Any]]) -> str:
 
 
 def test_ten_training_steps_are_as_they_were():
-    known_machine, *known = [json.loads(line) for line in (GOLDEN / "shapes_tiny.jsonl").read_text().splitlines()]
+    known_machine, *known = [
+        json.loads(line) for line in (GOLDEN / "shapes_tiny.jsonl").read_text().splitlines()
+    ]
     rows = list(training_rows())
     if machine() == known_machine:
         assert rows == known
@@ -146,7 +189,10 @@ def test_ten_training_steps_are_as_they_were():
 
 
 def test_the_registered_tasks_are_as_they_were():
-    assert as_lines(list(task_rows())).splitlines() == (GOLDEN / "tasks.jsonl").read_text().splitlines()
+    assert (
+        as_lines(list(task_rows())).splitlines()
+        == (GOLDEN / "tasks.jsonl").read_text().splitlines()
+    )
 
 
 @pytest.mark.parametrize("name", ["leaderboard.md", "leaderboard.sha256"])

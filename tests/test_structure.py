@@ -1,6 +1,8 @@
-"""The house keeps its plan: imports point down, no two rooms import each other, and each folder says what lives in it.
+"""The house keeps its plan: imports point down, no two rooms import each other, and each folder
+says what lives in it.
 
-``python tests/test_structure.py`` prints the floors, with the rooms of each folder and what they import.
+``python tests/test_structure.py`` prints the floors, with the rooms of each folder and what they
+import.
 """
 
 from __future__ import annotations
@@ -16,11 +18,18 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-TOP = {"silc_bench": "silc_bench", "tasks": "silc_bench.tasks", "trainer": "silc_bench.trainer"}  # folder -> module
-FILES = sorted(path for folder in TOP for path in (ROOT / folder).rglob("*.py") if not path.is_symlink())
+TOP = {
+    "silc_bench": "silc_bench",
+    "tasks": "silc_bench.tasks",
+    "trainer": "silc_bench.trainer",
+}  # folder -> module
+FILES = sorted(
+    path for folder in TOP for path in (ROOT / folder).rglob("*.py") if not path.is_symlink()
+)
 MAX_ROOMS = 9  # of a folder; the top has its floors, and ``cli`` a file for each command
 
-# From the ground up. A folder may import what stands on a lower floor, never what stands beside or above it.
+# From the ground up. A folder may import what stands on a lower floor, never what stands beside or
+# above it.
 FLOORS = [
     ["silc_bench"],  # the version alone
     ["silc_bench.errors"],
@@ -63,7 +72,9 @@ FOLDERS = sorted(module_of(path) for path in FILES if path.name == "__init__.py"
 
 
 def imports(path: Path) -> Iterator[str]:
-    """What a file imports, inside functions and for types too; of ``from a import b`` the module that is meant."""
+    """What a file imports, inside functions and for types too; of ``from a import b`` the module
+    that is meant.
+    """
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -88,7 +99,9 @@ def room_of(module: str) -> str:
 
 
 def child_of(module: str, folder: str) -> str | None:
-    """The file or folder of ``folder`` that a module stands in; None for one that stands elsewhere."""
+    """The file or folder of ``folder`` that a module stands in; None for one that stands
+    elsewhere.
+    """
     if not module.startswith(folder + "."):
         return None
     return module.removeprefix(folder + ".").partition(".")[0]
@@ -111,12 +124,16 @@ def test_imports_point_down(module):
     here = room_of(module)
     for target in IMPORTS[module]:
         if target in MODULES and room_of(target) != here:
-            assert FLOOR_OF[room_of(target)] < FLOOR_OF[here], f"{module} imports {target}, which does not stand below it"
+            assert FLOOR_OF[room_of(target)] < FLOOR_OF[here], (
+                f"{module} imports {target}, which does not stand below it"
+            )
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_our_own_modules_have_one_name(module):
-    """``tasks`` and ``trainer`` are folders of the checkout, and names of other people's projects."""
+    """``tasks`` and ``trainer`` are folders of the checkout, and names of other people's
+    projects.
+    """
     assert not {name.partition(".")[0] for name in IMPORTS[module]} & {"tasks", "trainer"}
 
 
@@ -128,7 +145,9 @@ def test_no_two_rooms_of_a_folder_import_each_other(folder):
         pytest.fail(f"{folder}: an import circle: {' -> '.join(reversed(error.args[1]))}")
 
 
-@pytest.mark.parametrize("folder", [folder for folder in FOLDERS if folder not in ("silc_bench", "silc_bench.cli")])
+@pytest.mark.parametrize(
+    "folder", [folder for folder in FOLDERS if folder not in ("silc_bench", "silc_bench.cli")]
+)
 def test_a_folder_has_at_most_nine_rooms(folder):
     rooms = {child_of(module, folder) for module in MODULES} - {None}
     assert len(rooms) <= MAX_ROOMS, sorted(rooms)
@@ -138,11 +157,19 @@ def test_a_folder_has_at_most_nine_rooms(folder):
 def test_a_folder_says_what_lives_in_it_and_holds_no_code(folder):
     tree = ast.parse(MODULES[folder].read_text(encoding="utf-8"))
     assert ast.get_docstring(tree), f"{folder} does not say what lives in it"
-    others = [node for node in tree.body[1:] if not isinstance(node, ast.ImportFrom) or node.module != "__future__"]
-    assert all(ast.unparse(node).startswith("__version__ = ") for node in others), f"{folder}: code in __init__"
+    others = [
+        node
+        for node in tree.body[1:]
+        if not isinstance(node, ast.ImportFrom) or node.module != "__future__"
+    ]
+    assert all(ast.unparse(node).startswith("__version__ = ") for node in others), (
+        f"{folder}: code in __init__"
+    )
 
 
-@pytest.mark.parametrize("module", [name for name in MODULES if MODULES[name].name not in ("__init__.py", "__main__.py")])
+@pytest.mark.parametrize(
+    "module", [name for name in MODULES if MODULES[name].name not in ("__init__.py", "__main__.py")]
+)
 def test_a_file_says_what_it_does(module):
     assert ast.get_docstring(ast.parse(MODULES[module].read_text(encoding="utf-8")))
 
@@ -152,7 +179,11 @@ def test_plain_rooms_never_import_torch(room):
     modules = [module for module in MODULES if module == room or module.startswith(room + ".")]
     assert modules
     for module in modules:
-        assert not {name.partition(".")[0] for name in IMPORTS[module]} & {"torch", "torchvision", "transformers"}, module
+        assert not {name.partition(".")[0] for name in IMPORTS[module]} & {
+            "torch",
+            "torchvision",
+            "transformers",
+        }, module
 
 
 def test_listing_tables_and_help_never_import_torch():
@@ -163,7 +194,9 @@ def test_listing_tables_and_help_never_import_torch():
         "import silc_bench.cli.app\n"
         "print([name for name in ('torch', 'sklearn', 'transformers') if name in sys.modules])\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "[]"
 
@@ -172,12 +205,18 @@ def print_floors() -> None:
     """The floors from the top down, what each room imports, and the rooms of each folder."""
     between = defaultdict(set)
     for module, targets in IMPORTS.items():
-        between[room_of(module)] |= {room_of(target) for target in targets if target in MODULES} - {room_of(module)}
+        between[room_of(module)] |= {room_of(target) for target in targets if target in MODULES} - {
+            room_of(module)
+        }
     for number, rooms in reversed(list(enumerate(FLOORS))):
         for room in rooms:
             names = sorted(name.removeprefix("silc_bench.") for name in between[room])
-            print(f"{number:2} {room.removeprefix('silc_bench.'):12} imports {', '.join(names) or 'nothing'}")
-    print(f"{len(FLOOR_OF)} rooms, {len(FLOORS)} floors, {sum(map(len, between.values()))} imports between rooms")
+            print(
+                f"{number:2} {room.removeprefix('silc_bench.'):12} imports {', '.join(names) or 'nothing'}"
+            )
+    print(
+        f"{len(FLOOR_OF)} rooms, {len(FLOORS)} floors, {sum(map(len, between.values()))} imports between rooms"
+    )
     for folder in FOLDERS:
         rooms = sorted({child_of(module, folder) for module in MODULES} - {None})
         print(f"{folder}: {len(rooms)}: {', '.join(rooms)}")

@@ -1,4 +1,6 @@
-"""An installation adds one name, ``silc_bench``, with every file of the three folders, and does not meet yours."""
+"""An installation adds one name, ``silc_bench``, with every file of the three folders, and does not
+meet yours.
+"""
 
 from __future__ import annotations
 
@@ -14,30 +16,47 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = ("silc_bench", "tasks", "trainer", "pyproject.toml", "README.md", "LICENSE")
-BUILD = "from setuptools import build_meta; build_meta.build_wheel('dist'); build_meta.build_sdist('dist')"
+BUILD = (
+    "from setuptools import build_meta; build_meta.build_wheel('dist'); "
+    "build_meta.build_sdist('dist')"
+)
 
 
 @pytest.fixture(scope="module")
 def dist(tmp_path_factory):
     """What a release would upload, built from a copy of the checkout."""
-    pytest.importorskip("setuptools", minversion="77", reason="this setuptools cannot build the package")
+    pytest.importorskip(
+        "setuptools", minversion="77", reason="this setuptools cannot build the package"
+    )
     copy = tmp_path_factory.mktemp("checkout")
     for name in PARTS:
         if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, copy / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(
+                ROOT / name,
+                copy / name,
+                symlinks=True,
+                ignore=shutil.ignore_patterns("__pycache__"),
+            )
         else:
             shutil.copy(ROOT / name, copy)
     (copy / "dist").mkdir()
-    done = subprocess.run([sys.executable, "-c", BUILD], cwd=copy, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", BUILD], cwd=copy, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     return copy / "dist"
 
 
 def files_of_the_checkout() -> set[str]:
-    folders = [(ROOT / "silc_bench", "silc_bench"), *((ROOT / name, f"silc_bench/{name}") for name in ("tasks", "trainer"))]
+    folders = [
+        (ROOT / "silc_bench", "silc_bench"),
+        *((ROOT / name, f"silc_bench/{name}") for name in ("tasks", "trainer")),
+    ]
     found = set()
     for folder, name in folders:
-        paths = [path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+        paths = [
+            path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts
+        ]
         found |= {f"{name}/{path.relative_to(folder).as_posix()}" for path in paths}
     return found
 
@@ -67,13 +86,17 @@ def test_a_folder_with_tasks_and_a_trainer_of_its_own_is_in_nobodys_way(tmp_path
     (tmp_path / "trainer" / "__init__.py").write_text("raise SystemExit('the wrong trainer')")
     command = [sys.executable, "-m", "silc_bench", *words]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert {"tasks": "shapes/zeroshot", "train": "vision.image_size"}[words[0]] in done.stdout
 
 
 def test_no_file_is_imported_under_two_names():
-    """The links make ``trainer.loop`` and ``silc_bench.trainer.loop`` one file; only the second is a name."""
+    """The links make ``trainer.loop`` and ``silc_bench.trainer.loop`` one file; only the second is
+    a name.
+    """
     for name in ("tasks", "trainer"):
         with pytest.raises(ImportError):
             __import__(name)

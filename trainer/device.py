@@ -1,19 +1,26 @@
-"""Training in several processes: what each rank does of one global batch, so that any number of ranks makes the same step.
+"""Training in several processes: what each rank does of one global batch, so that any number of
+ranks makes the same step.
 
-Rank r of W takes rows r * b to (r + 1) * b of a global batch of B = W * b. Every loss is the rank's share, whose mean over the
-ranks is the loss of the global batch; DDP takes the same mean of the gradients, so each step equals that of one process.
+Rank r of W takes rows r * b to (r + 1) * b of a global batch of B = W * b. Every loss is the rank's
+share, whose mean over the ranks is the loss of the global batch; DDP takes the same mean of the
+gradients, so each step equals that of one process.
 
-Flow: ``parallel(student)`` -> forward; ``gather`` inside the contrastive losses; the rest for centre and log.
-With one process each of them returns what it was given. ``silc_bench.system.processes`` starts and ends the group.
+Flow: ``parallel(student)`` -> forward; ``gather`` inside the contrastive losses; the rest for
+centre and log. With one process each of them returns what it was given.
+``silc_bench.system.processes`` starts and ends the group.
 
-Which precision a run computes in: ``precision=auto`` becomes "bf16" or "fp32" once, when the run starts.
+Which precision a run computes in: ``precision=auto`` becomes "bf16" or "fp32" once, when the run
+starts.
 
-``TrainState.create`` calls ``resolve``; the answer is saved with the run, so that a resumed one goes on in it on any machine.
+``TrainState.create`` calls ``resolve``; the answer is saved with the run, so that a resumed one
+goes on in it on any machine.
 
-Between the host and a GPU without waiting: the host stays ahead of the GPU, which so always has something to do.
+Between the host and a GPU without waiting: the host stays ahead of the GPU, which so always has
+something to do.
 
-``send`` brings what the host made to the device; ``Answer`` brings a step's values back, to be read a step later;
-``DataWait`` measures how long the device stood still for want of a batch. On a CPU each of them answers at once.
+``send`` brings what the host made to the device; ``Answer`` brings a step's values back, to be read
+a step later; ``DataWait`` measures how long the device stood still for want of a batch. On a CPU
+each of them answers at once.
 """
 
 from __future__ import annotations
@@ -34,34 +41,46 @@ from silc_bench.trainer.config.config import Config
 
 
 def parallel(student: nn.Module) -> nn.Module:
-    """What is called instead of ``student``: DDP, which averages the gradients while they are made, or itself."""
+    """What is called instead of ``student``: DDP, which averages the gradients while they are made,
+    or itself.
+    """
     if num_ranks() == 1:
         return student
     return DistributedDataParallel(student, gradient_as_bucket_view=True)
 
 
 def share_of(batch_size: int, count: int | None = None, sharers: str = "processes") -> int:
-    """Pairs of the global batch that each of ``count`` takes, or each rank. UserError where they do not divide."""
+    """Pairs of the global batch that each of ``count`` takes, or each rank. UserError where they do
+    not divide.
+    """
     count = count or num_ranks()
     if batch_size % count:
         near = max(1, batch_size // count) * count
-        raise UserError(f"batch_size {batch_size} does not divide among {count} {sharers}; try --set batch_size={near}")
+        raise UserError(
+            f"batch_size {batch_size} does not divide among {count} {sharers}; try --set batch_size={near}"
+        )
     return batch_size // count
 
 
 def first_of(share: int) -> int:
-    """Index in the global batch of this rank's first pair, where each rank has ``share`` of them."""
+    """Index in the global batch of this rank's first pair, where each rank has ``share`` of
+    them.
+    """
     return rank() * share
 
 
 def gather(share: Tensor) -> Tensor:
-    """[b, ...] of each rank -> [W * b, ...] of all, in the order of the ranks. The gradient flows back to the rank it is of."""
+    """[b, ...] of each rank -> [W * b, ...] of all, in the order of the ranks. The gradient flows
+    back to the rank it is of.
+    """
     return share if num_ranks() == 1 else _Gather.apply(share)
 
 
 @torch.no_grad()
 def mean_over_ranks(values: Tensor) -> Tensor:
-    """The mean over the ranks of a tensor without gradient, equal on each of them to the last bit."""
+    """The mean over the ranks of a tensor without gradient, equal on each of them to the last
+    bit.
+    """
     return values if num_ranks() == 1 else summed(values.clone()) / num_ranks()
 
 
@@ -84,17 +103,26 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        """Each rank's loss has its own gradient by what was gathered: their sum, and of it our rows."""
+        """Each rank's loss has its own gradient by what was gathered: their sum, and of it our
+        rows.
+        """
         return summed(gradient.contiguous().clone()).chunk(num_ranks())[rank()]
 
 
-NATIVE_BF16 = ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16")  # of torch.cpu.get_capabilities: x86, then ARM
+NATIVE_BF16 = (
+    "amx_bf16",
+    "avx512_bf16",
+    "bf16",
+    "sve_bf16",
+)  # of torch.cpu.get_capabilities: x86, then ARM
 
 
 def resolve(config: Config, device: torch.device) -> Config:
-    """The same configuration with ``precision`` bf16 or fp32: what ``device`` computes natively, where it says "auto".
+    """The same configuration with ``precision`` bf16 or fp32: what ``device`` computes natively,
+    where it says "auto".
 
-    An emulated bf16 is worse than none: on a CPU with AVX2 alone ``shapes_tiny`` trains at 13 images/s, in fp32 at 110.
+    An emulated bf16 is worse than none: on a CPU with AVX2 alone ``shapes_tiny`` trains at 13
+    images/s, in fp32 at 110.
     """
     if config.precision != "auto":
         return config
@@ -112,8 +140,14 @@ T = TypeVar("T")
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """``tensor`` of the host, on ``device``. A GPU takes it from page-locked memory: for other memory the host would wait."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+    """``tensor`` of the host, on ``device``. A GPU takes it from page-locked memory: for other
+    memory the host would wait.
+    """
+    return (
+        tensor.pin_memory().to(device, non_blocking=True)
+        if device.type == "cuda"
+        else tensor.to(device)
+    )
 
 
 class Answer:
@@ -136,7 +170,9 @@ class Answer:
 
 
 class DataWait:
-    """Of a GPU it is the time between its last work and the next batch, however long the host waited meanwhile."""
+    """Of a GPU it is the time between its last work and the next batch, however long the host
+    waited meanwhile.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._is_cuda = device.type == "cuda"

@@ -1,24 +1,29 @@
-"""The optimiser as the recipe asks: decoupled weight decay on matrices only, gradients clipped by their global norm.
+"""The optimiser as the recipe asks: decoupled weight decay on matrices only, gradients clipped by
+their global norm.
 
-Adafactor as big_vision trains with it (``scale_by_adafactor`` there): a factored second moment, a first moment kept in bf16.
+Adafactor as big_vision trains with it (``scale_by_adafactor`` there): a factored second moment, a
+first moment kept in bf16.
 
-For a gradient g at update t (from 1), with the decay rate d = min(0.999, 1 - t^-0.8) and s = g^2 + 1e-30:
+For a gradient g at update t (from 1), with the decay rate d = min(0.999, 1 - t^-0.8) and s = g^2 +
+1e-30:
 
-    rows <- d rows + (1 - d) mean of s over the largest dimension        columns <- the same over the second largest
-    u = g / sqrt(rows / mean(rows)) / sqrt(columns)                      a tensor too thin to factor keeps s whole
-    momentum <- 0.9 momentum + 0.1 u                                     not corrected for its start at zero
-    weight <- weight - lr (weight_decay weight + momentum)
+    rows <- d rows + (1 - d) mean of s over the largest dimension        columns <- the same over
+    the second largest u = g / sqrt(rows / mean(rows)) / sqrt(columns)                      a tensor
+    too thin to factor keeps s whole momentum <- 0.9 momentum + 0.1 u
+    not corrected for its start at zero weight <- weight - lr (weight_decay weight + momentum)
 
-Neither updates nor rates are scaled by the weights, and nothing is clipped here (Shazeer & Stern 1804.04235 do both). What
-gets its first gradient later than the others counts t from there. A matrix
-of n x m takes 2 n m + 4 (n + m) bytes of state, against 8 n m of AdamW: ``adafactor_state_bytes``.
+Neither updates nor rates are scaled by the weights, and nothing is clipped here (Shazeer & Stern
+1804.04235 do both). What gets its first gradient later than the others counts t from there. A
+matrix of n x m takes 2 n m + 4 (n + m) bytes of state, against 8 n m of AdamW:
+``adafactor_state_bytes``.
 
 A moving average of the student's towers and scalars, kept for evaluation: ``--ckpt RUN:average``.
 
-The teacher averages the vision tower and head, which it needs for its targets; this averages the text tower and the scalars of
-the contrastive loss too, and nothing of it flows back into training.
+The teacher averages the vision tower and head, which it needs for its targets; this averages the
+text tower and the scalars of the contrastive loss too, and nothing of it flows back into training.
 
-What changes over a run, learning rate and teacher's momentum, as pure functions of the step: nothing to checkpoint.
+What changes over a run, learning rate and teacher's momentum, as pure functions of the step:
+nothing to checkpoint.
 """
 
 from __future__ import annotations
@@ -37,14 +42,20 @@ from silc_bench.trainer.silc.student import TAUGHT, Student
 
 
 def make_optimizer(student: Student, config: OptimConfig) -> torch.optim.Optimizer:
-    """Weights of linear layers, patches and prototypes decay; biases, norms, positions, embeddings, the mask token do not.
+    """Weights of linear layers, patches and prototypes decay; biases, norms, positions, embeddings,
+    the mask token do not.
 
-    ``weight_decay`` is big_vision's: per step the weight shrinks by weight_decay * lr / peak, so 1e-4 there is
-    1e-4 / peak in PyTorch's convention, where the factor is lr * weight_decay.
+    ``weight_decay`` is big_vision's: per step the weight shrinks by weight_decay * lr / peak, so
+    1e-4 there is 1e-4 / peak in PyTorch's convention, where the factor is lr * weight_decay.
 
-    With ``layer_decay`` below 1 a layer's rate is layer_decay^n, n the layers of its tower above it (BEiT, 2106.08254).
+    With ``layer_decay`` below 1 a layer's rate is layer_decay^n, n the layers of its tower above it
+    (BEiT, 2106.08254).
     """
-    matrices = {f"{name}.weight" for name, m in student.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
+    matrices = {
+        f"{name}.weight"
+        for name, m in student.named_modules()
+        if isinstance(m, nn.Linear | nn.Conv2d)
+    }
     matrices |= {"head.prototypes", "patch_head.prototypes"}
     groups: dict[tuple[bool, float], list[nn.Parameter]] = {(True, 1.0): [], (False, 1.0): []}
     for name, parameter in student.named_parameters():
@@ -58,11 +69,15 @@ def make_optimizer(student: Student, config: OptimConfig) -> torch.optim.Optimiz
     ]
     if config.kind == "adafactor":
         return Adafactor(described, config.lr, config.beta1)
-    return torch.optim.AdamW(described, lr=config.lr, betas=(config.beta1, config.beta2), eps=1e-8, fused=True)
+    return torch.optim.AdamW(
+        described, lr=config.lr, betas=(config.beta1, config.beta2), eps=1e-8, fused=True
+    )
 
 
 def layers_above(name: str, student: Student) -> int:
-    """Of a parameter's tower: 0 for its end (norm, pooling, head) and all outside a tower, depth + 1 for what embeds."""
+    """Of a parameter's tower: 0 for its end (norm, pooling, head) and all outside a tower, depth +
+    1 for what embeds.
+    """
     tower, _, rest = name.partition(".")
     if tower not in ("vision", "text"):
         return 0
@@ -75,16 +90,22 @@ def layers_above(name: str, student: Student) -> int:
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
     for group in optimizer.param_groups:
-        group["lr"] = lr * group.get("lr_scale", 1.0)  # groups of runs from before it existed have none
+        group["lr"] = lr * group.get(
+            "lr_scale", 1.0
+        )  # groups of runs from before it existed have none
 
 
 def clip_gradients(student: nn.Module, max_norm: float) -> torch.Tensor:
-    """Scale all gradients so that their global norm is at most ``max_norm``; the norm before scaling, on the device."""
+    """Scale all gradients so that their global norm is at most ``max_norm``; the norm before
+    scaling, on the device.
+    """
     return nn.utils.clip_grad_norm_(student.parameters(), max_norm, foreach=True)
 
 
 def state_bytes(student: nn.Module, config: OptimConfig) -> int:
-    """Bytes that the optimiser will keep beside the fp32 weights: two moments of AdamW, or Adafactor's."""
+    """Bytes that the optimiser will keep beside the fp32 weights: two moments of AdamW, or
+    Adafactor's.
+    """
     shapes = [p.shape for p in student.parameters() if p.requires_grad]
     if config.kind == "adafactor":
         return adafactor_state_bytes(shapes)
@@ -100,7 +121,8 @@ class Adafactor(torch.optim.Optimizer):
 
     def __init__(self, groups: Iterable[dict[str, Any]], lr: float, beta1: float):
         super().__init__(groups, {"lr": lr, "beta1": beta1, "weight_decay": 0.0, "step": 0})
-        # torch gives every state the type of its weight when it loads; bf16 survives the way there and back
+        # torch gives every state the type of its weight when it loads; bf16 survives the way there
+        # and back
         self.register_load_state_dict_post_hook(_narrow_momenta)
 
     @torch.no_grad()
@@ -143,7 +165,9 @@ def _moved(moment: Tensor | None, value: Tensor, decay: float) -> Tensor:
 
 
 def factored_dims(shape: torch.Size) -> tuple[int, int] | None:
-    """Indices of the second largest and the largest dimension; None where the former is below MIN_FACTORED."""
+    """Indices of the second largest and the largest dimension; None where the former is below
+    MIN_FACTORED.
+    """
     order = sorted(range(len(shape)), key=lambda index: shape[index])
     return (order[-2], order[-1]) if len(shape) >= 2 and shape[order[-2]] >= MIN_FACTORED else None
 
@@ -154,7 +178,9 @@ def adafactor_state_bytes(shapes: Iterable[torch.Size]) -> int:
     for shape in shapes:
         count = shape.numel()
         dims = factored_dims(shape)
-        total += 2 * count + 4 * (count if dims is None else sum(count // shape[dim] for dim in dims))
+        total += 2 * count + 4 * (
+            count if dims is None else sum(count // shape[dim] for dim in dims)
+        )
     return total
 
 
@@ -164,7 +190,9 @@ def _narrow_momenta(optimizer: torch.optim.Optimizer) -> None:
 
 
 class Average:
-    """The weights by the student's names, without heads and mask token. ``update`` is the only thing that moves them."""
+    """The weights by the student's names, without heads and mask token. ``update`` is the only
+    thing that moves them.
+    """
 
     def __init__(self, student: Student) -> None:
         self.weights = {name: value.detach().clone() for name, value in averaged(student).items()}
@@ -172,7 +200,9 @@ class Average:
     @torch.no_grad()
     def load(self, weights: dict[str, Tensor]) -> None:
         """Those of a checkpoint. KeyError where names or shapes are others."""
-        theirs, ours = ({(name, value.shape) for name, value in one.items()} for one in (weights, self.weights))
+        theirs, ours = (
+            {(name, value.shape) for name, value in one.items()} for one in (weights, self.weights)
+        )
         if theirs != ours:
             raise KeyError(f"average of {sorted({name for name, _ in theirs ^ ours})[:3]}")
         for name, value in self.weights.items():
@@ -181,32 +211,41 @@ class Average:
     @torch.no_grad()
     def update(self, student: Student, momentum: float) -> None:
         """average <- momentum * average + (1 - momentum) * student, once an optimiser step."""
-        get_ema_multi_avg_fn(momentum)(list(self.weights.values()), list(averaged(student).values()), 0)
+        get_ema_multi_avg_fn(momentum)(
+            list(self.weights.values()), list(averaged(student).values()), 0
+        )
 
 
 def average_at(step: int, momentum: float) -> float:
-    """The momentum after optimiser update number ``step`` (from 0): min(momentum, (1 + step) / (10 + step)).
+    """The momentum after optimiser update number ``step`` (from 0): min(momentum, (1 + step) / (10
+    + step)).
 
-    So the first weights, which are noise, are forgotten at once (the warm-up of TensorFlow's ExponentialMovingAverage).
+    So the first weights, which are noise, are forgotten at once (the warm-up of TensorFlow's
+    ExponentialMovingAverage).
     """
     return min(momentum, (1 + step) / (10 + step))
 
 
 def averaged(student: Student) -> dict[str, Tensor]:
-    return {name: value for name, value in student.named_parameters() if not name.startswith(TAUGHT)}
+    return {
+        name: value for name, value in student.named_parameters() if not name.startswith(TAUGHT)
+    }
 
 
 def lr_at(step: int, num_steps: int, config: OptimConfig) -> float:
     """Learning rate of optimiser update number ``step`` (from 0) of ``num_steps``.
 
-    rsqrt: linear warm-up to the peak, peak * sqrt(warmup / step), linear cool-down to 0 (Zhai et al. 2106.04560). It is
-    big_vision's with its timescale equal to the warm-up; left out there, that is 10,000 steps, and rates fall sooner.
-    cosine: linear warm-up to the peak, half a cosine to 0.
-    wsd: linear warm-up to the peak, constant, a cool-down by 1 - sqrt(progress) to 0 (Haegele et al. 2405.18392).
+    rsqrt: linear warm-up to the peak, peak * sqrt(warmup / step), linear cool-down to 0 (Zhai et
+    al. 2106.04560). It is big_vision's with its timescale equal to the warm-up; left out there,
+    that is 10,000 steps, and rates fall sooner. cosine: linear warm-up to the peak, half a cosine
+    to 0. wsd: linear warm-up to the peak, constant, a cool-down by 1 - sqrt(progress) to 0 (Haegele
+    et al. 2405.18392).
     """
     warmup = max(1, round(config.warmup_fraction * num_steps))
     cooldown = round(config.cooldown_fraction * num_steps)
-    position = step + 1  # the first update already moves, and the last of a cosine is not wasted on a rate of 0
+    position = (
+        step + 1
+    )  # the first update already moves, and the last of a cosine is not wasted on a rate of 0
     if position < warmup:
         return config.lr * position / warmup
     if config.schedule == "cosine":
@@ -221,8 +260,9 @@ def lr_at(step: int, num_steps: int, config: OptimConfig) -> float:
 def ema_at(step: int, num_steps: int, config: DistillationConfig, batch_size: int) -> float:
     """The teacher's momentum after optimiser update number ``step`` (from 0) of ``num_steps``.
 
-    With ``ema_batch`` the momentum is meant for batches of that size: 1 - m grows in proportion to the batch, so that the
-    teacher remembers as many pictures at any size. 0.966 at 16,384 is so 0.9915 at 4,096 and 0.9979 at 1,024.
+    With ``ema_batch`` the momentum is meant for batches of that size: 1 - m grows in proportion to
+    the batch, so that the teacher remembers as many pictures at any size. 0.966 at 16,384 is so
+    0.9915 at 4,096 and 0.9979 at 1,024.
 
     fixed: the same at every step (SILC: at 1 the teacher would stop learning from the text loss).
     cosine: half a cosine from there to 1 (DINO, 2104.14294).

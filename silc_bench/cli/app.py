@@ -1,6 +1,8 @@
-"""The command line: parses, calls, prints. ``silc-bench train | eval | leaderboard | compare | ...``.
+"""The command line: parses, calls, prints. ``silc-bench train | eval | leaderboard | compare |
+...``.
 
-Exit codes: 0 done, 1 the run failed, 2 the user's input was wrong. Torch is imported by the commands that compute, not here.
+Exit codes: 0 done, 1 the run failed, 2 the user's input was wrong. Torch is imported by the
+commands that compute, not here.
 """
 
 from __future__ import annotations
@@ -10,7 +12,18 @@ from typing import Annotated
 import typer
 
 from silc_bench import __version__
-from silc_bench.cli import cache, compare, data, demo, doctor, evaluate, export, leaderboard, show, train
+from silc_bench.cli import (
+    cache,
+    compare,
+    data,
+    demo,
+    doctor,
+    evaluate,
+    export,
+    leaderboard,
+    show,
+    train,
+)
 
 app = typer.Typer(
     help="How good is this image-text checkpoint, exactly - and does SILC help on my data.",
@@ -28,7 +41,9 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def options(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     pass
 

@@ -1,4 +1,6 @@
-"""``silc-bench cache ls | prune``: embeddings, fingerprints of data and indexes of shards that are kept, and making room."""
+"""``silc-bench cache ls | prune``: embeddings, fingerprints of data and indexes of shards that are
+kept, and making room.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,13 @@ from silc_bench.system.terminal import answering, console, table_of
 if TYPE_CHECKING:
     from silc_bench.system.cache import Listed
 
-app = typer.Typer(help="Embeddings, fingerprints of data and indexes of shards, kept between commands.", no_args_is_help=True)
-Folder = Annotated[Path | None, typer.Option("--cache", help="What eval --cache keeps there, and nothing else.")]
+app = typer.Typer(
+    help="Embeddings, fingerprints of data and indexes of shards, kept between commands.",
+    no_args_is_help=True,
+)
+Folder = Annotated[
+    Path | None, typer.Option("--cache", help="What eval --cache keeps there, and nothing else.")
+]
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
@@ -53,15 +60,21 @@ def prune(
 
 
 def _kept(cache: Path | None) -> tuple[list[Listed], list[Listed]]:
-    """(Embeddings and fingerprints, indexes of shards: none of those in the name of another folder)."""
+    """(Embeddings and fingerprints, indexes of shards: none of those in the name of another
+    folder).
+    """
     from silc_bench.system.cache import Store, default_folder, shards_folder
     from silc_bench.trainer.data import shard_index as kept_indexes
 
-    return Store(cache or default_folder()).listing(), [] if cache else kept_indexes.listing(shards_folder())
+    return Store(cache or default_folder()).listing(), [] if cache else kept_indexes.listing(
+        shards_folder()
+    )
 
 
 def _what(description: dict[str, Any]) -> str:
-    """ "cifar100/test pooled, fp32", "texts, fp32", "fingerprint of cifar100 test", "100 indexes of shards in /data"."""
+    """ "cifar100/test pooled, fp32", "texts, fp32", "fingerprint of cifar100 test", "100 indexes of
+    shards in /data".
+    """
     if description.get("kind") == "indexes":
         count = description["count"]
         words = "index of a shard" if count == 1 else f"{count:,} indexes of shards"
@@ -86,5 +99,7 @@ def _sum(entries: list[Listed]) -> str:
 
 
 def _size(number: int) -> str:
-    unit = next((name for name, factor in reversed(UNITS.items()) if name and number >= factor), "KB")
+    unit = next(
+        (name for name, factor in reversed(UNITS.items()) if name and number >= factor), "KB"
+    )
     return f"{number / UNITS[unit]:.1f} {unit}"

@@ -15,18 +15,32 @@ from silc_bench.system.terminal import answering, console
 @answering
 def compare(
     models: Annotated[
-        list[str], typer.Argument(help="Names as in the leaderboard, or NAME@REVISION; the first is the baseline.")
+        list[str],
+        typer.Argument(
+            help="Names as in the leaderboard, or NAME@REVISION; the first is the baseline."
+        ),
     ],
     results: Annotated[Path, typer.Option(help="Folder of records.")] = Path("results"),
     tasks: Annotated[
-        str, typer.Option(help="Names, families, datasets, groups or globs, separated by commas; all if empty.")
+        str,
+        typer.Option(
+            help="Names, families, datasets, groups or globs, separated by commas; all if empty."
+        ),
     ] = "",
-    out: Annotated[Path | None, typer.Option(help="Also write compare.md, .csv, .json and .png here.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Also write compare.md, .csv, .json and .png here.")
+    ] = None,
     across_protocols: Annotated[
-        bool, typer.Option("--across-protocols", help="Also pair what was measured under different protocols, marked.")
+        bool,
+        typer.Option(
+            "--across-protocols",
+            help="Also pair what was measured under different protocols, marked.",
+        ),
     ] = False,
 ) -> None:
-    """Paired differences with standard errors; one sentence a task, corrected for the number of tests."""
+    """Paired differences with standard errors; one sentence a task, corrected for the number of
+    tests.
+    """
     from silc_bench.reports import compare as comparing
     from silc_bench.reports import compare_report
     from silc_bench.tasks.selection import words_of
@@ -34,8 +48,12 @@ def compare(
     if out:
         check_writable(out)
         if out.resolve().is_relative_to(results.resolve()):
-            raise UserError(f"--out {out} lies in {results}, where every JSON file is a record; choose another folder")
-    comparison = comparing.compare(results, models, words_of(tasks), across_protocols=across_protocols)
+            raise UserError(
+                f"--out {out} lies in {results}, where every JSON file is a record; choose another folder"
+            )
+    comparison = comparing.compare(
+        results, models, words_of(tasks), across_protocols=across_protocols
+    )
     for line in compare_report.sentences(comparison):
         print(line)
     if not comparison.results:

@@ -1,4 +1,5 @@
-"""``silc-bench data check | stats | pack``: is evaluation data what it should be; what training data holds; own shards.
+"""``silc-bench data check | stats | pack``: is evaluation data what it should be; what training
+data holds; own shards.
 
 Exit codes of ``check``: 0 yes, 2 no, with the line that mends it.
 """
@@ -15,7 +16,9 @@ import typer
 from silc_bench.errors import UserError
 from silc_bench.system.terminal import answering, console, table_of
 
-app = typer.Typer(help="Look at data before measuring or training on it; write shards.", no_args_is_help=True)
+app = typer.Typer(
+    help="Look at data before measuring or training on it; write shards.", no_args_is_help=True
+)
 
 
 @app.callback()
@@ -27,12 +30,21 @@ def data() -> None:
 @answering
 def check(
     name: Annotated[
-        str, typer.Argument(help="imagenet1k, voc20 ... or folder:PATH, captions:FILE, wds:PATTERN, seg:A,B,C.json.")
+        str,
+        typer.Argument(
+            help="imagenet1k, voc20 ... or folder:PATH, captions:FILE, wds:PATTERN, seg:A,B,C.json."
+        ),
     ],
-    path: Annotated[Path | None, typer.Argument(help="Folder of a named set, or the data root it lies under.")] = None,
-    every_picture: Annotated[bool, typer.Option("--every-picture", help="Decode all pictures, not 500 a split.")] = False,
+    path: Annotated[
+        Path | None, typer.Argument(help="Folder of a named set, or the data root it lies under.")
+    ] = None,
+    every_picture: Annotated[
+        bool, typer.Option("--every-picture", help="Decode all pictures, not 500 a split.")
+    ] = False,
 ) -> None:
-    """Say what is there (layout, classes, counts, fingerprint), what is wrong, and what mends it. Writes nothing."""
+    """Say what is there (layout, classes, counts, fingerprint), what is wrong, and what mends it.
+    Writes nothing.
+    """
     from silc_bench.datasets import check as looking
 
     report = looking.check(name, path, every_picture)
@@ -51,15 +63,25 @@ def check(
 @answering
 def stats(
     source: Annotated[str, typer.Argument(help="What `silc-bench train --data` takes.")],
-    count: Annotated[int, typer.Option(min=1, help="Pairs to look at, in the order of training.")] = 1000,
-    filters: Annotated[str, typer.Option(help='Conditions, as in --set data.filters="text>=5 side>=64".')] = "",
+    count: Annotated[
+        int, typer.Option(min=1, help="Pairs to look at, in the order of training.")
+    ] = 1000,
+    filters: Annotated[
+        str, typer.Option(help='Conditions, as in --set data.filters="text>=5 side>=64".')
+    ] = "",
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
-    """Read training data as a run would: how much there is, sizes, lengths of captions, and what is damaged, by cause."""
+    """Read training data as a run would: how much there is, sizes, lengths of captions, and what is
+    damaged, by cause.
+    """
     from silc_bench.trainer.config.config import DataConfig
     from silc_bench.trainer.data.pack import QUANTILES, look
 
-    found = look(DataConfig(source=source, filters=filters, decode_size=10_000), count, progress=console.is_terminal)
+    found = look(
+        DataConfig(source=source, filters=filters, decode_size=10_000),
+        count,
+        progress=console.is_terminal,
+    )
     if as_json:
         print(json.dumps(found, indent=1))
         return
@@ -79,11 +101,18 @@ def stats(
 @app.command()
 @answering
 def pack(
-    source: Annotated[Path, typer.Argument(help="A list of captions, or a folder of pictures with NAME.txt beside NAME.jpg.")],
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="A list of captions, or a folder of pictures with NAME.txt beside NAME.jpg."
+        ),
+    ],
     out: Annotated[Path, typer.Argument(help="A new folder for the shards.")],
     per_shard: Annotated[int, typer.Option(min=1, help="Pairs a shard.")] = 10_000,
 ) -> None:
-    """Write webdataset shards of own pictures; every picture is decoded once, and its bytes are kept."""
+    """Write webdataset shards of own pictures; every picture is decoded once, and its bytes are
+    kept.
+    """
     from silc_bench.trainer.data.pack import pack as write
 
     count, num_shards, damage = write(source, out, per_shard, progress=console.is_terminal)

@@ -15,11 +15,18 @@ from silc_bench.system.terminal import answering, console
 @answering
 def demo(
     out: Annotated[
-        Path | None, typer.Option(help="Folder for runs, records, pictures and the page; demo, or demo/fast, if not given.")
+        Path | None,
+        typer.Option(
+            help="Folder for runs, records, pictures and the page; demo, or demo/fast, if not given."
+        ),
     ] = None,
-    fast: Annotated[bool, typer.Option("--fast", help="A minute: every part runs, the numbers mean little.")] = False,
+    fast: Annotated[
+        bool, typer.Option("--fast", help="A minute: every part runs, the numbers mean little.")
+    ] = False,
 ) -> None:
-    """Train SILC and its contrastive twin on generated scenes, evaluate both, and show what self-distillation changed."""
+    """Train SILC and its contrastive twin on generated scenes, evaluate both, and show what
+    self-distillation changed.
+    """
     from silc_bench.cli.run_demo import run_demo
 
     folder = out or Path("demo/fast" if fast else "demo")

@@ -1,4 +1,5 @@
-"""``silc-bench doctor CKPT``: what was loaded, and whether it was loaded as it was trained. No data needed.
+"""``silc-bench doctor CKPT``: what was loaded, and whether it was loaded as it was trained. No data
+needed.
 
 Exit codes: 0 all checks passed, 1 a check failed, 2 nothing could be loaded.
 """
@@ -21,12 +22,20 @@ if TYPE_CHECKING:
 @answering
 def doctor(
     ckpt: Annotated[
-        str, typer.Argument(help="As for eval: RUN, open_clip:ARCH/TAG, hf:NAME, timm:NAME, big_vision:FILE, FILE.")
+        str,
+        typer.Argument(
+            help="As for eval: RUN, open_clip:ARCH/TAG, hf:NAME, timm:NAME, big_vision:FILE, FILE."
+        ),
     ],
-    arch: Annotated[str | None, typer.Option(help="Of a file of weights alone: open_clip:NAME, hf:NAME, silc:PRESET.")] = None,
+    arch: Annotated[
+        str | None,
+        typer.Option(help="Of a file of weights alone: open_clip:NAME, hf:NAME, silc:PRESET."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
-    """Say what was loaded and check it: preprocessing, tokens, masks, embeddings, scale, dense path, known checkpoints."""
+    """Say what was loaded and check it: preprocessing, tokens, masks, embeddings, scale, dense
+    path, known checkpoints.
+    """
     started = time.perf_counter()
     from silc_bench.models.doctor.examine import examine
     from silc_bench.models.load import load_model

@@ -31,11 +31,18 @@ def evaluate_command(
             " seg:IMAGES,MASKS,CLASSES.json; commas between."
         ),
     ],
-    arch: Annotated[str | None, typer.Option(help="Of a file of weights alone: open_clip:NAME, hf:NAME, silc:PRESET.")] = None,
-    feature_point: Annotated[str, typer.Option(help="pooled, pre_projection or mean_patch.")] = "pooled",
+    arch: Annotated[
+        str | None,
+        typer.Option(help="Of a file of weights alone: open_clip:NAME, hf:NAME, silc:PRESET."),
+    ] = None,
+    feature_point: Annotated[
+        str, typer.Option(help="pooled, pre_projection or mean_patch.")
+    ] = "pooled",
     protocol: Annotated[
         str,
-        typer.Option(help="native, openai80, openai7, single, bigvision; of segmentation tcl, sclip, naclip or clearclip."),
+        typer.Option(
+            help="native, openai80, openai7, single, bigvision; of segmentation tcl, sclip, naclip or clearclip."
+        ),
     ] = "native",
     dense_method: Annotated[
         str | None,
@@ -43,20 +50,36 @@ def evaluate_command(
             help="Of zero-shot segmentation: plain, maskclip, sclip, naclip, clearclip; of probes: tokens:N, of N blocks."
         ),
     ] = None,
-    prompts: Annotated[Path | None, typer.Option(help="Prompts per class instead: JSON {class: [prompt, ...]}.")] = None,
-    prompt_average: Annotated[str | None, typer.Option(help="Over the prompts of a class: embeddings or logits.")] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="Prompts per class instead: JSON {class: [prompt, ...]}.")
+    ] = None,
+    prompt_average: Annotated[
+        str | None, typer.Option(help="Over the prompts of a class: embeddings or logits.")
+    ] = None,
     data_root: Annotated[Path | None, typer.Option(help="Folder that holds the datasets.")] = None,
     results: Results = Path("results"),
-    limit: Annotated[int | None, typer.Option(min=1, help="Pictures a split; such records are marked and never rank.")] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(min=1, help="Pictures a split; such records are marked and never rank."),
+    ] = None,
     device: Device = "auto",
     precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures a forward pass.")] = 256,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that decode pictures; 0: in this one.")] = 0,
-    existing: Annotated[str, typer.Option(help="What to do with measurements that exist: skip, overwrite or error.")] = "skip",
+    workers: Annotated[
+        int, typer.Option(min=0, help="Processes that decode pictures; 0: in this one.")
+    ] = 0,
+    existing: Annotated[
+        str, typer.Option(help="What to do with measurements that exist: skip, overwrite or error.")
+    ] = "skip",
     compiled: Annotated[
-        bool, typer.Option("--compile", help="torch.compile the picture tower; for thousands of pictures.")
+        bool,
+        typer.Option(
+            "--compile", help="torch.compile the picture tower; for thousands of pictures."
+        ),
     ] = False,
-    cache: Annotated[str | None, typer.Option(help="Folder that keeps embeddings between commands, or off.")] = None,
+    cache: Annotated[
+        str | None, typer.Option(help="Folder that keeps embeddings between commands, or off.")
+    ] = None,
 ) -> None:
     """Measure checkpoints on tasks; one record a task, written as soon as it ends."""
     from silc_bench.tasks.selection import measurable, select, words_of
@@ -64,7 +87,9 @@ def evaluate_command(
     words = words_of(tasks)
     chosen, left_out = measurable(select(words), words, data_root)
     for reason in dict.fromkeys(left_out.values()):
-        print(f"left out {reason}: {', '.join(name for name in left_out if left_out[name] == reason)}")
+        print(
+            f"left out {reason}: {', '.join(name for name in left_out if left_out[name] == reason)}"
+        )
     from silc_bench.evaluation.evaluate import evaluate
     from silc_bench.evaluation.features import choose_device
     from silc_bench.evaluation.prompts import read_per_class
@@ -73,7 +98,9 @@ def evaluate_command(
     from silc_bench.system.cache import Store, default_folder
     from silc_bench.system.processes import joined, rank
 
-    named = choose(protocol, read_per_class(prompts) if prompts else None, prompt_average, dense_method)
+    named = choose(
+        protocol, read_per_class(prompts) if prompts else None, prompt_average, dense_method
+    )
     store = None if cache == "off" else Store(Path(cache) if cache else default_folder())
     check_writable(results)
     if store is not None:

@@ -1,4 +1,6 @@
-"""``silc-bench export CKPT --to TARGET --out PATH``: a model trained here, for programs that do not know silc-bench."""
+"""``silc-bench export CKPT --to TARGET --out PATH``: a model trained here, for programs that do not
+know silc-bench.
+"""
 
 from __future__ import annotations
 
@@ -31,17 +33,32 @@ NOTES = {
 
 @answering
 def export(
-    ckpt: Annotated[str, typer.Argument(help="RUN, RUN:teacher, a checkpoint file, or an exported .safetensors.")],
-    to: Annotated[str, typer.Option(help="open_clip, hf (transformers) or safetensors (one file, for silc-bench).")],
-    out: Annotated[Path, typer.Option(help="New folder, for safetensors a new FILE.safetensors. Never overwritten.")],
+    ckpt: Annotated[
+        str,
+        typer.Argument(help="RUN, RUN:teacher, a checkpoint file, or an exported .safetensors."),
+    ],
+    to: Annotated[
+        str,
+        typer.Option(
+            help="open_clip, hf (transformers) or safetensors (one file, for silc-bench)."
+        ),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(help="New folder, for safetensors a new FILE.safetensors. Never overwritten."),
+    ],
 ) -> None:
-    """Write a model trained here for open_clip, transformers or as one file; each gives the same embeddings, offline."""
+    """Write a model trained here for open_clip, transformers or as one file; each gives the same
+    embeddings, offline.
+    """
     from silc_bench.trainer.checkpoints import export as exports
 
     exports.check_target(to, out)
     model = exports.load_trained(ckpt)
     exports.export(model, to, out)
-    print(f"wrote {out}: {model.name}@{model.revision[:8]}\nload it with: {LOADING[to].format(out=out.resolve())}")
+    print(
+        f"wrote {out}: {model.name}@{model.revision[:8]}\nload it with: {LOADING[to].format(out=out.resolve())}"
+    )
     exported = str(out) if to == "safetensors" else f"{to}:{out}"
     print(f"check it with: silc-bench doctor {shlex.quote(exported)}")
     if to in NOTES:

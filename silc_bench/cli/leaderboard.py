@@ -15,10 +15,15 @@ from silc_bench.system.terminal import answering, console
 @answering
 def leaderboard(
     results: Results = Path("results"),
-    out: Annotated[Path | None, typer.Option(help="Also write leaderboard.md, .csv and .html here.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Also write leaderboard.md, .csv and .html here.")
+    ] = None,
     across_protocols: Annotated[
         bool,
-        typer.Option("--across-protocols", help="One column a task; each value is marked with its protocol, none is best."),
+        typer.Option(
+            "--across-protocols",
+            help="One column a task; each value is marked with its protocol, none is best.",
+        ),
     ] = False,
 ) -> None:
     """Tables from the records; with --out also as Markdown, CSV and a self-contained page."""
@@ -27,7 +32,9 @@ def leaderboard(
 
     if out:
         check_writable(out)
-    board = boards.build(results, across_protocols=across_protocols, current_version=current_version)
+    board = boards.build(
+        results, across_protocols=across_protocols, current_version=current_version
+    )
     console.print(boards.to_terminal(board))
     for path in boards.write(board, out) if out else ():
         print(f"wrote {path}")

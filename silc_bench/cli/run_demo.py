@@ -1,7 +1,9 @@
-"""The whole idea in minutes: train SILC and its contrastive-only twin, evaluate both, compare them in tables and pictures.
+"""The whole idea in minutes: train SILC and its contrastive-only twin, evaluate both, compare them
+in tables and pictures.
 
-Flow: two runs on generated scenes -> every ``shapes`` task -> records -> pictures -> leaderboard.html. Everything goes
-through the same functions as the commands; stopping it loses nothing, and calling it again goes on where it stopped.
+Flow: two runs on generated scenes -> every ``shapes`` task -> records -> pictures ->
+leaderboard.html. Everything goes through the same functions as the commands; stopping it loses
+nothing, and calling it again goes on where it stopped.
 
 Run it: ``silc-bench demo``, or ``silc-bench demo --fast`` to see every part in about a minute.
 """
@@ -36,19 +38,28 @@ from silc_bench.trainer.config.presets import configure
 from silc_bench.trainer.loop import run_training
 
 PRESET, OBJECTIVES = "shapes_tiny", ("contrastive", "silc")
-SAMPLES, FAST_SAMPLES = 48_000, 2_560  # at the preset's 38,400 a contrastive run was seen still telling colours only
+SAMPLES, FAST_SAMPLES = (
+    48_000,
+    2_560,
+)  # at the preset's 38,400 a contrastive run was seen still telling colours only
 SHOWN = 6  # pictures in the figure
 
 
-def run_demo(out: Path, *, is_fast: bool, console: Console, on_result: Callable[[Record, bool], None]) -> Path:
-    """Train, evaluate and show below ``out``; the page's path. Raises as training and evaluation do."""
+def run_demo(
+    out: Path, *, is_fast: bool, console: Console, on_result: Callable[[Record, bool], None]
+) -> Path:
+    """Train, evaluate and show below ``out``; the page's path. Raises as training and evaluation
+    do.
+    """
     device = choose_device("auto")
     results = out / "results"
     specs = []
     for objective in OBJECTIVES:
         config = configure(PRESET, objective, samples=FAST_SAMPLES if is_fast else SAMPLES)
         run = out / "runs" / config.name
-        run_training(config, run, resume=bool(checkpoint.all_in(run)), device=device, console=console)
+        run_training(
+            config, run, resume=bool(checkpoint.all_in(run)), device=device, console=console
+        )
         specs.append(f"{run}:student")
     models = [load_model(spec) for spec in specs]
     # few-shot by logistic regression says what the ridge says, in half a minute a model
@@ -73,17 +84,26 @@ def run_demo(out: Path, *, is_fast: bool, console: Console, on_result: Callable[
 
 
 def draw_dense(models: Sequence[ImageModel], path: Path, device: torch.device) -> None:
-    """Zero-shot masks and patch PCA of each model on the first test scenes -> PNG, with its caption beside it."""
+    """Zero-shot masks and patch PCA of each model on the first test scenes -> PNG, with its caption
+    beside it.
+    """
     dataset = Shapes("test", SHOWN)
     truth = [without_background(dataset.mask(index)) for index in range(SHOWN)]
     sizes = [mask.shape for mask in truth]
     groups = [("", 2)]
-    rows = [[Panel(np.asarray(dataset.image(i)), "picture"), _mask(mask, mask, "truth")] for i, mask in enumerate(truth)]
+    rows = [
+        [Panel(np.asarray(dataset.image(i)), "picture"), _mask(mask, mask, "truth")]
+        for i, mask in enumerate(truth)
+    ]
     for model in models:
-        extract = Extractor(model, device=device, precision="fp32", batch_size=64, num_workers=0, progress=False)
+        extract = Extractor(
+            model, device=device, precision="fp32", batch_size=64, num_workers=0, progress=False
+        )
         extract.grids.expect(dataset, None, (METHOD, "tokens"))
         features = extract({"test": dataset})
-        classes = class_embeddings(features, SHAPES, Prompts("shapes_segmentation", own_templates("shapes_segmentation")))
+        classes = class_embeddings(
+            features, SHAPES, Prompts("shapes_segmentation", own_templates("shapes_segmentation"))
+        )
         cosines = cosine_maps(features.grids("test", None, METHOD), classes, sizes)
         parts = component_maps(features.grids("test", None, "tokens"), sizes)
         groups.append((model.name.partition("-")[2].partition(":")[0], 2))

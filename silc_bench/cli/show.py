@@ -1,6 +1,8 @@
-"""``silc-bench show CKPT IMAGE... --classes "cat,grass" --out x.png``: what a checkpoint sees, and where.
+"""``silc-bench show CKPT IMAGE... --classes "cat,grass" --out x.png``: what a checkpoint sees, and
+where.
 
-Several checkpoints stand side by side: ``silc-bench show --ckpt A --ckpt B IMAGE... --classes ...``.
+Several checkpoints stand side by side: ``silc-bench show --ckpt A --ckpt B IMAGE... --classes
+...``.
 """
 
 from __future__ import annotations
@@ -18,27 +20,46 @@ from silc_bench.system.terminal import answering, console
 @answering
 def show(
     words: Annotated[
-        list[str], typer.Argument(metavar="[CKPT] IMAGE...", help="A checkpoint as for eval, unless --ckpt names it; pictures.")
+        list[str],
+        typer.Argument(
+            metavar="[CKPT] IMAGE...",
+            help="A checkpoint as for eval, unless --ckpt names it; pictures.",
+        ),
     ],
     ckpt: Annotated[
-        list[str] | None, typer.Option(help="Checkpoints side by side; repeatable. All arguments are then pictures.")
+        list[str] | None,
+        typer.Option(help="Checkpoints side by side; repeatable. All arguments are then pictures."),
     ] = None,
-    classes: Annotated[str | None, typer.Option(help='Class names with commas between: "cat,grass".')] = None,
+    classes: Annotated[
+        str | None, typer.Option(help='Class names with commas between: "cat,grass".')
+    ] = None,
     out: Annotated[Path, typer.Option(help="The picture, a PNG.")] = Path("show.png"),
     protocol: Annotated[
-        str, typer.Option(help="Windows, prompts and method: native, tcl, sclip, naclip or clearclip.")
+        str,
+        typer.Option(help="Windows, prompts and method: native, tcl, sclip, naclip or clearclip."),
     ] = "native",
     dense_method: Annotated[
-        str | None, typer.Option(help="Instead of the protocol's: plain, maskclip, sclip, naclip or clearclip.")
+        str | None,
+        typer.Option(
+            help="Instead of the protocol's: plain, maskclip, sclip, naclip or clearclip."
+        ),
     ] = None,
     results: Annotated[
-        Path | None, typer.Option(help="Put it, with a caption, among the pictures of this folder's leaderboard page.")
+        Path | None,
+        typer.Option(
+            help="Put it, with a caption, among the pictures of this folder's leaderboard page."
+        ),
     ] = None,
-    arch: Annotated[str | None, typer.Option(help="Of a file of weights alone: open_clip:NAME, hf:NAME, silc:PRESET.")] = None,
+    arch: Annotated[
+        str | None,
+        typer.Option(help="Of a file of weights alone: open_clip:NAME, hf:NAME, silc:PRESET."),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
 ) -> None:
-    """Draw what checkpoints see: zero-shot classes over pictures, a map for each class, PCA of patch features."""
+    """Draw what checkpoints see: zero-shot classes over pictures, a map for each class, PCA of
+    patch features.
+    """
     specs, paths = (ckpt, words) if ckpt else (words[:1], words[1:])
     target = _target(out, results)
     images = [Path(path) for path in paths]
@@ -52,7 +73,15 @@ def show(
     looks = []
     for spec in specs:
         model = load_model(spec, arch)
-        one = look.look(model, shown, class_names, rule=rule, device=device, precision=precision, progress=console.is_terminal)
+        one = look.look(
+            model,
+            shown,
+            class_names,
+            rule=rule,
+            device=device,
+            precision=precision,
+            progress=console.is_terminal,
+        )
         looks.append(one)
         if one.missing:
             print(f"{model.name}: patch PCA only, for its patches meet no text ({one.missing})")
@@ -73,7 +102,9 @@ def _target(out: Path, results: Path | None) -> Path:
         raise UserError(f"--out {out}: the picture is a PNG; let its name end in .png")
     if results is not None:
         if out.name != str(out):
-            raise UserError(f"with --results the picture goes into {results / 'pictures'}; give --out a name without folders")
+            raise UserError(
+                f"with --results the picture goes into {results / 'pictures'}; give --out a name without folders"
+            )
         out = results / "pictures" / out
     if out.is_dir():
         raise UserError(f"--out {out} is a folder; add the name of the picture")

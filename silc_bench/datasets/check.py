@@ -1,7 +1,9 @@
-"""What lies at a path, is it the set it should be, and if not, which one line mends it. Reads only; writes nothing anywhere.
+"""What lies at a path, is it the set it should be, and if not, which one line mends it. Reads only;
+writes nothing anywhere.
 
-Flow: ``check("imagenet1k", Path("/data/imagenet"))`` or ``check("folder:/data/pets")`` -> for each split: find, read, count,
-decode a spread part of the pictures and every mask, hash -> a ``Report``: what was found, and each problem with its fix.
+Flow: ``check("imagenet1k", Path("/data/imagenet"))`` or ``check("folder:/data/pets")`` -> for each
+split: find, read, count, decode a spread part of the pictures and every mask, hash -> a ``Report``:
+what was found, and each problem with its fix.
 """
 
 from __future__ import annotations
@@ -40,12 +42,14 @@ class Report:
 
 
 def check(name: str, path: Path | None = None, every_picture: bool = False) -> Report:
-    """Look at a named set at ``path`` (its folder, or the data root it lies under), or at the user's own data.
+    """Look at a named set at ``path`` (its folder, or the data root it lies under), or at the
+    user's own data.
 
     ``every_picture``: decode them all, not only DECODED of each split.
 
     Raises:
-        UserError: an unknown name, or a name without a path. What is wrong with the data is in the report, not raised.
+        UserError: an unknown name, or a name without a path. What is wrong with the data is in the
+        report, not raised.
     """
     own = parse(name)
     if own is not None:
@@ -88,7 +92,9 @@ def _named_readers(name: str, path: Path) -> Iterator[tuple[str, Reader]]:
 
 
 def _find(name: str, split: str, path: Path) -> Site:
-    """As the commands find it under a data root; else the path is the set's folder under whatever name."""
+    """As the commands find it under a data root; else the path is the set's folder under whatever
+    name.
+    """
     try:
         return find(name, split, path)
     except NotFoundError:
@@ -117,14 +123,22 @@ def _look_at(split: str, read: Reader, title: str, every_picture: bool, report: 
     report.found.extend(f"  {note}" for note in found.notes)
     chosen = [found.pictures[i] for i in spread(count, None if every_picture else DECODED)]
     sizes, damaged = _decode(chosen, f"decoding {title} {split}")
-    common = ", ".join(f"{width} x {height} ({n})" for (width, height), n in sizes.most_common(SHOWN))
-    report.found.append(f"  {len(chosen):,} of {count:,} pictures decoded; commonest sizes: {common or 'none'}")
+    common = ", ".join(
+        f"{width} x {height} ({n})" for (width, height), n in sizes.most_common(SHOWN)
+    )
+    report.found.append(
+        f"  {len(chosen):,} of {count:,} pictures decoded; commonest sizes: {common or 'none'}"
+    )
     if damaged:
         what = f"{len(damaged)} of {len(chosen)} pictures cannot be decoded; the first: {damaged[0].problem}"
         report.problems.append(Problem(what, damaged[0].fix))
-    if found.mask_names and not _masks_are_right(found, f"reading masks of {title} {split}", report):
+    if found.mask_names and not _masks_are_right(
+        found, f"reading masks of {title} {split}", report
+    ):
         return  # what cannot be read cannot be hashed
-    report.found.append(f"  fingerprint {fingerprint(found.names, found.pictures, f'{title} {split}')}")
+    report.found.append(
+        f"  fingerprint {fingerprint(found.names, found.pictures, f'{title} {split}')}"
+    )
 
 
 def _contents(found: Found, expected: Expected | None) -> Iterator[str]:
@@ -138,7 +152,11 @@ def _contents(found: Found, expected: Expected | None) -> Iterator[str]:
         line += f", {sum(captions):,} captions ({min(captions)} to {max(captions)} a picture)"
     if expected is not None:
         is_whole = len(pictures) in (expected.pictures, expected.also)
-        line += ", as many as the set has" if is_whole else f": a known part of the set's {expected.pictures:,}"
+        line += (
+            ", as many as the set has"
+            if is_whole
+            else f": a known part of the set's {expected.pictures:,}"
+        )
     yield line
     if found.class_names and expected is None:
         shown = ", ".join(found.class_names[:5]) + (", ..." if len(found.class_names) > 5 else "")
@@ -148,7 +166,9 @@ def _contents(found: Found, expected: Expected | None) -> Iterator[str]:
 
 
 def _masks_are_right(found: Found, title: str, report: Report) -> bool:
-    """Reads every mask: says which classes they show, or how many are wrong and what is wrong with the first."""
+    """Reads every mask: says which classes they show, or how many are wrong and what is wrong with
+    the first.
+    """
     pixels, not_scored = np.zeros(len(found.mask_names), np.int64), 0
     wrong: list[DataError] = []
     for picture in _tracked(found.pictures, title):
@@ -177,7 +197,9 @@ def _masks_are_right(found: Found, title: str, report: Report) -> bool:
     return True
 
 
-def _decode(pictures: list[Picture], title: str) -> tuple[Counter[tuple[int, int]], list[DataError]]:
+def _decode(
+    pictures: list[Picture], title: str
+) -> tuple[Counter[tuple[int, int]], list[DataError]]:
     sizes: Counter[tuple[int, int]] = Counter()
     damaged = []
     for picture in _tracked(pictures, title):
@@ -194,4 +216,8 @@ def _tracked(pictures: Sequence[Picture], title: str) -> Iterable[Picture]:
 
 
 def _problem(error: UserError) -> Problem:
-    return Problem(error.problem, error.fix) if isinstance(error, DataError) else Problem(str(error), "")
+    return (
+        Problem(error.problem, error.fix)
+        if isinstance(error, DataError)
+        else Problem(str(error), "")
+    )

@@ -17,14 +17,18 @@ IGNORE = 255  # mask value of pixels that are never scored
 
 @runtime_checkable
 class ImageDataset(Protocol):
-    """N samples read by index, always in the same order. What a dataset lacks is None or empty, never invented."""
+    """N samples read by index, always in the same order. What a dataset lacks is None or empty,
+    never invented.
+    """
 
     name: str  # "shapes"
     split: str  # "val"
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits over everything that is scored: equal data, equal fingerprint, wherever it lies."""
+        """16 hex digits over everything that is scored: equal data, equal fingerprint, wherever it
+        lies.
+        """
         ...
 
     @property
@@ -49,12 +53,16 @@ class ImageDataset(Protocol):
 
     @property
     def has_background(self) -> bool:
-        """Whether mask value 0 is all that no class names: a value of the masks, but no word for a picture."""
+        """Whether mask value 0 is all that no class names: a value of the masks, but no word for a
+        picture.
+        """
         ...
 
     @property
     def mask_policy(self) -> Mapping[str, str]:
-        """For the protocol: whether the "background" is a label, and what is "not_scored". Empty without masks."""
+        """For the protocol: whether the "background" is a label, and what is "not_scored". Empty
+        without masks.
+        """
         ...
 
     def __len__(self) -> int: ...
@@ -69,7 +77,9 @@ class ImageDataset(Protocol):
 
 
 def ignore_of(mask: np.ndarray) -> int:
-    """The value in ``mask`` of pixels that are never scored: IGNORE, and 65,535 in masks of 16 bits, where 255 is a class."""
+    """The value in ``mask`` of pixels that are never scored: IGNORE, and 65,535 in masks of 16
+    bits, where 255 is a class.
+    """
     return int(np.iinfo(np.uint16).max) if mask.dtype == np.uint16 else IGNORE
 
 
@@ -83,7 +93,8 @@ class Pool(ImageDataset, Protocol):
 
 
 def spread(n: int, limit: int | None) -> list[int]:
-    """Indices of ``limit`` samples spread evenly over 0..n-1, all of them without a limit: a part that looks like the whole.
+    """Indices of ``limit`` samples spread evenly over 0..n-1, all of them without a limit: a part
+    that looks like the whole.
 
     The first samples would not: data sorted by class would leave classes out.
 

@@ -1,19 +1,24 @@
-"""A dataset whose pictures stay in their files until asked for: what every reader of real data gives back.
+"""A dataset whose pictures stay in their files until asked for: what every reader of real data
+gives back.
 
-Flow: a reader finds ``Picture``s (where the bytes lie, the label, the captions) -> ``Found`` says how they lay there -> the
-counts are checked -> ``PictureSet`` takes ``limit`` of them, evenly spread; asked for its fingerprint, it hashes all of those.
+Flow: a reader finds ``Picture``s (where the bytes lie, the label, the captions) -> ``Found`` says
+how they lay there -> the counts are checked -> ``PictureSet`` takes ``limit`` of them, evenly
+spread; asked for its fingerprint, it hashes all of those.
 
 In an evaluation set damage is an error: a score over fewer samples than were promised is no score.
 
-What exactly is scored, hashed; and remembered between commands: the files of a set rarely change and take minutes to read.
+What exactly is scored, hashed; and remembered between commands: the files of a set rarely change
+and take minutes to read.
 
-Flow: ``fingerprint(names, pictures, title)`` reads everything. ``with remembered(store): ...`` around it: ``known_fingerprint``
-looks the files up by what the file system says of them - path, device, inode, size, times of the last change of content and
-of the file's own entry (which no program can set back) - and reads only what it has not seen in exactly this state.
+Flow: ``fingerprint(names, pictures, title)`` reads everything. ``with remembered(store): ...``
+around it: ``known_fingerprint`` looks the files up by what the file system says of them - path,
+device, inode, size, times of the last change of content and of the file's own entry (which no
+program can set back) - and reads only what it has not seen in exactly this state.
 
-What was not read is not known to be whole: ``data check`` always reads. Not remembered: pixels that were read already; files
-changed in the last seconds, which can change again within a tick of the clock. Masks that are remembered were right when they
-were read, under the same rule of what their values mean.
+What was not read is not known to be whole: ``data check`` always reads. Not remembered: pixels that
+were read already; files changed in the last seconds, which can change again within a tick of the
+clock. Masks that are remembered were right when they were read, under the same rule of what their
+values mean.
 """
 
 from __future__ import annotations
@@ -35,7 +40,13 @@ from rich.console import Console
 from rich.progress import Progress
 
 from silc_bench.datasets.dataset import spread
-from silc_bench.datasets.files.shards import DamagedImageError, Place, decode_image, image_size, read_member
+from silc_bench.datasets.files.shards import (
+    DamagedImageError,
+    Place,
+    decode_image,
+    image_size,
+    read_member,
+)
 from silc_bench.datasets.masks import Mask
 from silc_bench.errors import FETCH_AGAIN, DataError, UserError
 from silc_bench.system.cache import Store
@@ -43,7 +54,9 @@ from silc_bench.system.cache import Store
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """One sample: encoded bytes in a file, or pixels [H, W, 3] uint8 where the format stores them raw."""
+    """One sample: encoded bytes in a file, or pixels [H, W, 3] uint8 where the format stores them
+    raw.
+    """
 
     path: Path
     place: Place
@@ -70,7 +83,9 @@ class Picture:
             raise DataError(f"{self.where} is damaged: {error}", FETCH_AGAIN) from error
 
     def labels(self) -> np.ndarray:
-        """Of each pixel, [H, W]. Raises DataError for a mask that cannot be read, or is not of the picture's size."""
+        """Of each pixel, [H, W]. Raises DataError for a mask that cannot be read, or is not of the
+        picture's size.
+        """
         assert self.mask is not None, f"{self.where} has no mask"
         labels = self.mask.labels()
         try:
@@ -80,7 +95,10 @@ class Picture:
         if labels.shape != (height, width):
             own = f"{labels.shape[1]:,} x {labels.shape[0]:,}"
             problem = f"{self.mask.where} is {own} pixels, and its picture {self.where} {width:,} x {height:,}"
-            raise DataError(problem, "a mask says what each pixel of its picture is: save it at the picture's size")
+            raise DataError(
+                problem,
+                "a mask says what each pixel of its picture is: save it at the picture's size",
+            )
         return labels
 
 
@@ -96,7 +114,9 @@ class Found:
     notes: list[str] = field(default_factory=list)  # what was passed over
     mask_names: tuple[str, ...] = ()  # of labels 0..C-1 in the masks
     has_background: bool = False  # whether label 0 is all that no class names
-    mask_policy: Mapping[str, str] = field(default_factory=dict)  # what is not scored, for the protocol
+    mask_policy: Mapping[str, str] = field(
+        default_factory=dict
+    )  # what is not scored, for the protocol
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -118,15 +138,23 @@ class PictureSet:
         without = [picture for picture in self.pictures if not picture.captions]
         if 0 < len(without) < len(self.pictures):
             having = len(self.pictures) - len(without)
-            raise UserError(f"{having} of {len(self.pictures)} samples have a caption; {without[0].where} has none")
-        self.captions = [picture.captions for picture in self.pictures] if not without and self.pictures else None
+            raise UserError(
+                f"{having} of {len(self.pictures)} samples have a caption; {without[0].where} has none"
+            )
+        self.captions = (
+            [picture.captions for picture in self.pictures]
+            if not without and self.pictures
+            else None
+        )
 
     def __len__(self) -> int:
         return len(self.pictures)
 
     @cached_property
     def fingerprint(self) -> str:
-        """See `silc_bench.datasets.image_set`. It can take reading every picture, so it is made when it is asked for."""
+        """See `silc_bench.datasets.image_set`. It can take reading every picture, so it is made
+        when it is asked for.
+        """
         return known_fingerprint(self.found.names, self.pictures, f"{self.name} {self.split}")
 
     def hashed(self) -> PictureSet:
@@ -147,7 +175,9 @@ class PictureSet:
             raise self._cannot_be_scored(error) from error
 
     def mask(self, index: int) -> np.ndarray:
-        """[H, W] labels. Raises DataError for a mask that cannot be read or does not fit its picture, naming it."""
+        """[H, W] labels. Raises DataError for a mask that cannot be read or does not fit its
+        picture, naming it.
+        """
         if not self.mask_names:
             raise ValueError(f"{self.name} has no masks")
         try:
@@ -167,7 +197,9 @@ _STORE: ContextVar[Store | None] = ContextVar("fingerprints", default=None)
 
 @contextmanager
 def remembered(store: Store | None) -> Iterator[None]:
-    """While it lasts, fingerprints are looked up in ``store`` and kept there; None: they are not."""
+    """While it lasts, fingerprints are looked up in ``store`` and kept there; None: they are
+    not.
+    """
     token = _STORE.set(store)
     try:
         yield
@@ -184,7 +216,9 @@ def known_fingerprint(names: Iterable[str], pictures: Sequence[Picture], title: 
     entry = None
     if before is not None:
         files = _digest(names, pictures, before)
-        entry = store.entry({"kind": "fingerprint", "version": VERSION, "title": title, "files": files})
+        entry = store.entry(
+            {"kind": "fingerprint", "version": VERSION, "title": title, "files": files}
+        )
         if known := entry.word():
             return known
     found = fingerprint(names, pictures, title)
@@ -194,19 +228,26 @@ def known_fingerprint(names: Iterable[str], pictures: Sequence[Picture], title: 
 
 
 def fingerprint(names: Iterable[str], pictures: Sequence[Picture], title: str) -> str:
-    """16 hex digits over names, labels, captions, encoded pictures and what their masks say, in order.
+    """16 hex digits over names, labels, captions, encoded pictures and what their masks say, in
+    order.
 
-    File names and layout do not count, nor how masks are stored. Pictures are read at the speed of the disk; masks are decoded,
-    and so each is checked. A progress bar on the error stream where that takes a while.
+    File names and layout do not count, nor how masks are stored. Pictures are read at the speed of
+    the disk; masks are decoded, and so each is checked. A progress bar on the error stream where
+    that takes a while.
 
     Raises:
-        DataError: a mask that cannot be read, has a value without a class, or is not of its picture's size.
+        DataError: a mask that cannot be read, has a value without a class, or is not of its
+        picture's size.
     """
     digest = hashlib.sha256(json.dumps(list(names)).encode())
     for picture in _with_progress(pictures, f"hashing {title}"):
         content = picture.read()
         # a single caption is written as itself, none as null
-        captions = list(picture.captions) if len(picture.captions) > 1 else next(iter(picture.captions), None)
+        captions = (
+            list(picture.captions)
+            if len(picture.captions) > 1
+            else next(iter(picture.captions), None)
+        )
         digest.update(json.dumps([picture.label, captions, len(content)]).encode())
         digest.update(content)
         if picture.mask is not None:
@@ -237,14 +278,26 @@ def _state(pictures: Sequence[Picture]) -> dict[Path, list[int]] | None:
 
 
 def _digest(names: Sequence[str], pictures: Sequence[Picture], state: dict[Path, list[int]]) -> str:
-    """Of all that the fingerprint follows from, with the state of the files in place of their content."""
+    """Of all that the fingerprint follows from, with the state of the files in place of their
+    content.
+    """
     digest = hashlib.sha256(json.dumps(list(names)).encode())
     rules = dict.fromkeys(picture.mask.rule for picture in pictures if picture.mask is not None)
     digest.update("".join(map(repr, rules)).encode())
     for picture in pictures:
-        own = [picture.label, picture.captions, picture.place, os.path.abspath(picture.path), state[picture.path]]
+        own = [
+            picture.label,
+            picture.captions,
+            picture.place,
+            os.path.abspath(picture.path),
+            state[picture.path],
+        ]
         if picture.mask is not None:
-            own += [picture.mask.where, os.path.abspath(picture.mask.path), state[picture.mask.path]]
+            own += [
+                picture.mask.where,
+                os.path.abspath(picture.mask.path),
+                state[picture.mask.path],
+            ]
         digest.update(json.dumps(own).encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
@@ -252,7 +305,9 @@ def _digest(names: Sequence[str], pictures: Sequence[Picture], state: dict[Path,
 def _with_progress(pictures: Sequence[Picture], title: str) -> Iterator[Picture]:
     console = Console(stderr=True)
     total = sum(picture.num_bytes for picture in pictures)
-    with Progress(console=console, transient=True, disable=total < LONG or not console.is_terminal) as bar:
+    with Progress(
+        console=console, transient=True, disable=total < LONG or not console.is_terminal
+    ) as bar:
         task = bar.add_task(title, total=total)
         for picture in pictures:
             yield picture

@@ -1,8 +1,10 @@
-"""Masks as they are stored and what their values mean: a file -> the label of each pixel, or a sentence and no score.
+"""Masks as they are stored and what their values mean: a file -> the label of each pixel, or a
+sentence and no score.
 
-Flow: ``read_values(data, where)`` -> the numbers of a grey or palette picture -> ``MaskRule.labels`` -> labels 0..C-1, with the
-pixels that are not scored marked as `silc_bench.datasets.dataset.ignore_of` says. A palette's indices are the labels, as in
-Pascal VOC. Colours are refused: which colour would be which class is not in the file.
+Flow: ``read_values(data, where)`` -> the numbers of a grey or palette picture ->
+``MaskRule.labels`` -> labels 0..C-1, with the pixels that are not scored marked as
+`silc_bench.datasets.dataset.ignore_of` says. A palette's indices are the labels, as in Pascal VOC.
+Colours are refused: which colour would be which class is not in the file.
 """
 
 from __future__ import annotations
@@ -55,13 +57,17 @@ class MaskRule:
 
     def policy(self) -> dict[str, str]:
         """For the protocol: what is a class although nobody names it, and what is not scored."""
-        return {"background": "label 0" if self.has_background else "none", "not_scored": self.not_scored}
+        return {
+            "background": "label 0" if self.has_background else "none",
+            "not_scored": self.not_scored,
+        }
 
     def labels(self, values: np.ndarray, where: str) -> np.ndarray:
         """[H, W] stored values -> [H, W] labels, uint8 or, for more than 254 classes, uint16.
 
         Raises:
-            DataError: a value that is neither a class nor ignored, with the file, the value and how many pixels have it.
+            DataError: a value that is neither a class nor ignored, with the file, the value and how
+            many pixels have it.
         """
         assert len(self.values) == len(self.names), (len(self.values), len(self.names))
         dtype = np.uint8 if len(self.names) <= MOST_IN_8_BITS else np.uint16
@@ -73,7 +79,9 @@ class MaskRule:
         is_known[[value for value in self.ignored if value < size]] = True
         if not is_known[values].all():
             counts = np.bincount(values.ravel(), minlength=size)
-            raise DataError(self._problem(where, np.flatnonzero((counts > 0) & ~is_known), counts), self.fix)
+            raise DataError(
+                self._problem(where, np.flatnonzero((counts > 0) & ~is_known), counts), self.fix
+            )
         return table[values]
 
     def _problem(self, where: str, unknown: np.ndarray, counts: np.ndarray) -> str:
@@ -98,7 +106,9 @@ class MaskFile:
     def labels(self) -> np.ndarray:
         """[H, W]. Raises DataError for what is no mask of the set."""
         size = self.path.stat().st_size
-        return self.rule.labels(read_values(read_member(self.path, (0, size)), self.where), self.where)
+        return self.rule.labels(
+            read_values(read_member(self.path, (0, size)), self.where), self.where
+        )
 
 
 def read_values(data: bytes, where: str) -> np.ndarray:
@@ -110,7 +120,9 @@ def read_values(data: bytes, where: str) -> np.ndarray:
     try:
         image = Image.open(io.BytesIO(data))
         if image.width * image.height > MAX_PIXELS:
-            raise DataError(f"{where} claims {image.width:,} x {image.height:,} pixels", FETCH_AGAIN)
+            raise DataError(
+                f"{where} claims {image.width:,} x {image.height:,} pixels", FETCH_AGAIN
+            )
         _check_kind(image, where)
         scale = _SCALED.get(_raw_mode(image), 1)
         values = np.asarray(image)
@@ -122,21 +134,34 @@ def read_values(data: bytes, where: str) -> np.ndarray:
         return values.astype(np.uint8)
     if values.dtype.itemsize > 2:
         if values.min() < 0 or values.max() > 65535:
-            raise DataError(f"{where} has values from {values.min()} to {values.max()}, beyond 16 bits", SAVE_AS_GREY)
+            raise DataError(
+                f"{where} has values from {values.min()} to {values.max()}, beyond 16 bits",
+                SAVE_AS_GREY,
+            )
         return values.astype(np.uint16)
     return values // scale if scale > 1 else values
 
 
 def check_names(names: Sequence[str], source: str) -> tuple[str, ...]:
-    """Names of labels, stripped. Raises DataError: none, an empty one, one twice, more than 16 bits tell apart."""
+    """Names of labels, stripped. Raises DataError: none, an empty one, one twice, more than 16 bits
+    tell apart.
+    """
     stripped = tuple(name.strip() for name in names)
     if not stripped or not all(stripped):
-        raise DataError(f"{source} has {'no names' if not stripped else 'an empty name'}", "give each class a name")
+        raise DataError(
+            f"{source} has {'no names' if not stripped else 'an empty name'}",
+            "give each class a name",
+        )
     twice = next((name for name in stripped if stripped.count(name) > 1), None)
     if twice is not None:
-        raise DataError(f"{source} names {twice!r} twice", "classes of one name cannot be told apart: rename one")
+        raise DataError(
+            f"{source} names {twice!r} twice",
+            "classes of one name cannot be told apart: rename one",
+        )
     if len(stripped) > 65535:
-        raise DataError(f"{source} names {len(stripped):,} classes", "masks of 16 bits tell 65,535 apart")
+        raise DataError(
+            f"{source} names {len(stripped):,} classes", "masks of 16 bits tell 65,535 apart"
+        )
     return stripped
 
 
@@ -148,14 +173,19 @@ def _check_kind(image: Image.Image, where: str) -> None:
         kind = "an alpha channel" if image.mode in ("LA", "PA", "La") else f"colours ({image.mode})"
         raise DataError(f"{where} has {kind}, and a mask has one number a pixel", SAVE_AS_GREY)
     if _raw_mode(image).endswith(("L;I", "1;I")):
-        raise DataError(f"{where} is stored inverted (white is 0), so its numbers may be meant either way", SAVE_AS_GREY)
+        raise DataError(
+            f"{where} is stored inverted (white is 0), so its numbers may be meant either way",
+            SAVE_AS_GREY,
+        )
 
 
 def _raw_mode(image: Image.Image) -> str:
     """How the file packs its pixels, such as "L;4"."""
     tile = getattr(image, "tile", None)
     args = tile[0][3] if tile else ""
-    return args if isinstance(args, str) else str(args[0]) if isinstance(args, tuple) and args else ""
+    return (
+        args if isinstance(args, str) else str(args[0]) if isinstance(args, tuple) and args else ""
+    )
 
 
 def _ranges(values: Sequence[int]) -> str:

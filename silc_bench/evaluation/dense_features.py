@@ -1,11 +1,14 @@
-"""Dense features of a dataset, streamed picture by picture: each is encoded once for all the tasks that read it.
+"""Dense features of a dataset, streamed picture by picture: each is encoded once for all the tasks
+that read it.
 
-Flow: ``grids = DenseFeatures(...)``; ``grids.expect(dataset, view, methods)`` for everything that a command will ask; then
-``grids(dataset, view, method)`` yields a DensePicture for each picture, in order, as often as it is called.
+Flow: ``grids = DenseFeatures(...)``; ``grids.expect(dataset, view, methods)`` for everything that a
+command will ask; then ``grids(dataset, view, method)`` yields a DensePicture for each picture, in
+order, as often as it is called.
 
-Windows are batched across pictures, and one forward pass gives every method that was announced. The grids are rounded to fp16
-at once, so that what is read again equals what was read first; they are kept in the store, or without one in memory, as long
-as a dataset's fit into a share of it, and are encoded again where they do not.
+Windows are batched across pictures, and one forward pass gives every method that was announced. The
+grids are rounded to fp16 at once, so that what is read again equals what was read first; they are
+kept in the store, or without one in memory, as long as a dataset's fit into a share of it, and are
+encoded again where they do not.
 
 Shapes: S pixels a side of a window, gh x gw cells of all windows, D features.
 """
@@ -36,11 +39,15 @@ MEMORY = 1 << 30  # bytes of grids kept in memory where there is no store
 STORE_SHARE = 0.25  # of the store's limit, for one dataset seen in one way
 TOKENS = {"cpu": 1 << 13, "cuda": 1 << 16}  # patches of one forward pass: bounds its memory
 T = TypeVar("T")
-Found: TypeAlias = tuple[tuple[int, int], np.ndarray]  # sides of the resized picture, fp16 [gh, gw, D]
+Found: TypeAlias = tuple[
+    tuple[int, int], np.ndarray
+]  # sides of the resized picture, fp16 [gh, gw, D]
 
 
 def native_view(model: DenseModel) -> View:
-    """The picture at the size that the model was trained at, aspect kept, in windows that overlap by half."""
+    """The picture at the size that the model was trained at, aspect kept, in windows that overlap
+    by half.
+    """
     cells = model.image_size // model.patch_size
     window = cells * model.patch_size  # So400m/14 at 384 sees 378
     return View(window, window, max(1, cells // 2) * model.patch_size)
@@ -72,7 +79,9 @@ def _pipeline(model: DenseModel) -> ImagePipeline:
         UserError: the model takes no square windows.
     """
     if not isinstance(model.pipeline, ImagePipeline):
-        raise UserError(f"{model.name} takes pictures of their own shape, which windows are not; leave dense tasks out")
+        raise UserError(
+            f"{model.name} takes pictures of their own shape, which windows are not; leave dense tasks out"
+        )
     return model.pipeline
 
 
@@ -81,9 +90,9 @@ class DenseFeatures:
     """Encodes and keeps; belongs to one model, whose weights do not change.
 
     Args:
-        encode: windows [B, 3, S, S] on any device and methods -> {method: fp32 [B, h, w, D]} on the CPU.
-        entry: where the store keeps one method's grids of (dataset, view), given as JSON; None: nowhere.
-        bar: ``with bar(title, total) as advance``.
+        encode: windows [B, 3, S, S] on any device and methods -> {method: fp32 [B, h, w, D]} on the
+        CPU. entry: where the store keeps one method's grids of (dataset, view), given as JSON;
+        None: nowhere. bar: ``with bar(title, total) as advance``.
     """
 
     model: DenseModel
@@ -99,9 +108,13 @@ class DenseFeatures:
 
     def expect(self, dataset: ImageDataset, view: View | None, methods: Iterable[str]) -> None:
         """These methods will be asked for: whichever comes first encodes for all of them."""
-        self._expected.setdefault((dataset.fingerprint, view or native_view(self.model)), set()).update(methods)
+        self._expected.setdefault(
+            (dataset.fingerprint, view or native_view(self.model)), set()
+        ).update(methods)
 
-    def __call__(self, dataset: ImageDataset, view: View | None, method: str) -> Iterator[DensePicture]:
+    def __call__(
+        self, dataset: ImageDataset, view: View | None, method: str
+    ) -> Iterator[DensePicture]:
         """Every picture in order. ``view`` None: the model's own.
 
         Raises:
@@ -110,27 +123,43 @@ class DenseFeatures:
         """
         view = view or native_view(self.model)
         self.expect(dataset, view, [method])
-        kept = {name: self._kept(dataset, view, name) for name in sorted(self._expected[dataset.fingerprint, view])}
+        kept = {
+            name: self._kept(dataset, view, name)
+            for name in sorted(self._expected[dataset.fingerprint, view])
+        }
         known = set.intersection(*(set(grids.sides) for grids in kept.values()))
         missing = [index for index in range(len(dataset)) if index not in known]
         with contextlib.closing(self._encode(dataset, view, missing, list(kept))) as coming:
             for index in range(len(dataset)):
                 found = kept[method].get(index) if index in known else None
                 if found is None:
-                    # a grid that was there and is damaged, or was pruned meanwhile, is encoded by itself
-                    source = coming if index not in known else self._encode(dataset, view, [index], list(kept))
+                    # a grid that was there and is damaged, or was pruned meanwhile, is encoded by
+                    # itself
+                    source = (
+                        coming
+                        if index not in known
+                        else self._encode(dataset, view, [index], list(kept))
+                    )
                     sides, grids = next(source)
                     if sum(grid.nbytes for grid in grids.values()) * len(dataset) <= self._budget():
                         for name, grid in grids.items():
                             kept[name].save(index, sides, grid)
                     found = sides, grids[method]
-                yield DensePicture(index, found[1].astype(np.float32), view.layout(*found[0], self.model.patch_size))
+                yield DensePicture(
+                    index,
+                    found[1].astype(np.float32),
+                    view.layout(*found[0], self.model.patch_size),
+                )
 
     def _kept(self, dataset: ImageDataset, view: View, method: str) -> _Kept:
         what = {
             "image": image_protocol(self.model, view),
             "method": method,
-            "dataset": {"name": dataset.name, "split": dataset.split, "fingerprint": dataset.fingerprint},
+            "dataset": {
+                "name": dataset.name,
+                "split": dataset.split,
+                "fingerprint": dataset.fingerprint,
+            },
         }
         memory = self._memory.setdefault((dataset.fingerprint, view, method), {})
         return _Kept(self.entry(what), memory)
@@ -141,7 +170,9 @@ class DenseFeatures:
     def _encode(
         self, dataset: ImageDataset, view: View, indices: Sequence[int], methods: Sequence[str]
     ) -> Generator[tuple[tuple[int, int], dict[str, np.ndarray]], None, None]:
-        """(sides of the resized picture, {method: fp16 [gh, gw, D]}) of each picture; nothing is computed before the first."""
+        """(sides of the resized picture, {method: fp16 [gh, gw, D]}) of each picture; nothing is
+        computed before the first.
+        """
         if not indices:
             return
         patch, title = self.model.patch_size, f"{dataset.name}/{dataset.split}"
@@ -151,7 +182,9 @@ class DenseFeatures:
         open_pictures: deque[_Open] = deque()
         with self.bar(f"{title} dense", len(dataset)) as advance:
             advance(len(dataset) - len(indices))
-            for batch in _batches(self._windows(dataset, view, indices, pipeline, open_pictures), size):
+            for batch in _batches(
+                self._windows(dataset, view, indices, pipeline, open_pictures), size
+            ):
                 features = self.encode(torch.stack([pixels for _, _, pixels in batch]), methods)
                 for row, (picture, place, _) in enumerate(batch):
                     picture.put(place, {name: values[row] for name, values in features.items()})
@@ -167,12 +200,21 @@ class DenseFeatures:
                     advance(1)
 
     def _windows(
-        self, dataset: ImageDataset, view: View, indices: Sequence[int], pipeline: ImagePipeline, opened: deque[_Open]
+        self,
+        dataset: ImageDataset,
+        view: View,
+        indices: Sequence[int],
+        pipeline: ImagePipeline,
+        opened: deque[_Open],
     ) -> Iterator[tuple[_Open, int, Tensor]]:
-        """(picture, number of the window, normalised pixels [3, S, S]); each picture is put into ``opened`` as it begins."""
+        """(picture, number of the window, normalised pixels [3, S, S]); each picture is put into
+        ``opened`` as it begins.
+        """
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in (pipeline.mean, pipeline.std))
         resized = _Resized(dataset, view, pipeline.interpolation, indices)
-        for index, pixels in DataLoader(resized, batch_size=None, num_workers=self.num_workers, collate_fn=_unchanged):
+        for index, pixels in DataLoader(
+            resized, batch_size=None, num_workers=self.num_workers, collate_fn=_unchanged
+        ):
             layout = view.layout(pixels.shape[0], pixels.shape[1], self.model.patch_size)
             opened.append(picture := _Open(index, layout))
             whole = torch.from_numpy(pixels).permute(2, 0, 1)
@@ -198,9 +240,15 @@ class _Open:
         row, column = divmod(place, len(self.layout.lefts))
         cells = self.layout.cells
         for name, values in features.items():
-            grid = self.grids.setdefault(name, np.empty((*self.layout.grid, values.shape[-1]), np.float16))
-            with np.errstate(over="ignore"):  # infinite, and reported as such when the picture is whole
-                grid[row * cells : (row + 1) * cells, column * cells : (column + 1) * cells] = values
+            grid = self.grids.setdefault(
+                name, np.empty((*self.layout.grid, values.shape[-1]), np.float16)
+            )
+            with np.errstate(
+                over="ignore"
+            ):  # infinite, and reported as such when the picture is whole
+                grid[row * cells : (row + 1) * cells, column * cells : (column + 1) * cells] = (
+                    values
+                )
         self._left -= 1
 
 
@@ -209,7 +257,11 @@ class _Kept:
 
     def __init__(self, entry: Entry | None, memory: dict[int, Found]) -> None:
         self._entry, self._memory = entry, memory
-        self.sides = entry.grids() if entry is not None else {index: found[0] for index, found in memory.items()}
+        self.sides = (
+            entry.grids()
+            if entry is not None
+            else {index: found[0] for index, found in memory.items()}
+        )
 
     def get(self, index: int) -> Found | None:
         if self._entry is None:
@@ -227,8 +279,15 @@ class _Kept:
 class _Resized(Dataset):
     """(index, uint8 [h, w, 3]) of the pictures ``indices``."""
 
-    def __init__(self, dataset: ImageDataset, view: View, interpolation: str, indices: Sequence[int]) -> None:
-        self._dataset, self._view, self._interpolation, self._indices = dataset, view, interpolation, indices
+    def __init__(
+        self, dataset: ImageDataset, view: View, interpolation: str, indices: Sequence[int]
+    ) -> None:
+        self._dataset, self._view, self._interpolation, self._indices = (
+            dataset,
+            view,
+            interpolation,
+            indices,
+        )
 
     def __len__(self) -> int:
         return len(self._indices)

@@ -1,8 +1,10 @@
-"""Measure one model on some tasks: refuse first, skip what is known, encode once, save each record as soon as it exists.
+"""Measure one model on some tasks: refuse first, skip what is known, encode once, save each record
+as soon as it exists.
 
-Flow: ``evaluate(load_model("runs/a:teacher"), select(["zeroshot", "dense"]), ...)`` -> check what the model can do -> load and
-fingerprint all data -> drop the measurements that ``results_dir`` already holds -> for each task left: encode what is not
-encoded yet, score, save. Whatever can be wrong with the input is found before the first picture is encoded.
+Flow: ``evaluate(load_model("runs/a:teacher"), select(["zeroshot", "dense"]), ...)`` -> check what
+the model can do -> load and fingerprint all data -> drop the measurements that ``results_dir``
+already holds -> for each task left: encode what is not encoded yet, score, save. Whatever can be
+wrong with the input is found before the first picture is encoded.
 """
 
 from __future__ import annotations
@@ -19,7 +21,12 @@ from silc_bench.datasets.dataset import ImageDataset
 from silc_bench.datasets.image_set import remembered
 from silc_bench.errors import RunError, UserError, unknown_name
 from silc_bench.evaluation.dense_features import image_protocol
-from silc_bench.evaluation.features import Extractor, SharedExtractor, choose_device, choose_precision
+from silc_bench.evaluation.features import (
+    Extractor,
+    SharedExtractor,
+    choose_device,
+    choose_precision,
+)
 from silc_bench.evaluation.protocols import NamedProtocol
 from silc_bench.models.interface import FEATURE_POINTS, DenseModel, ImageModel
 from silc_bench.models.patch_features import check_methods
@@ -64,17 +71,18 @@ def evaluate(
 
     Args:
         model_source: what the user asked for, kept in the records.
-        feature_point: where image embeddings are read (models.FEATURE_POINTS); tasks that compare them with text need "pooled".
-        protocol: whose prompts and preprocessing; None: native.
+        feature_point: where image embeddings are read (models.FEATURE_POINTS); tasks that compare
+        them with text need "pooled". protocol: whose prompts and preprocessing; None: native.
         limit: pictures a split, evenly spread; the records say so and never rank.
-        existing: what to do about a measurement that is known: "skip" it, "overwrite" it, or "error" before any work.
-        store: where embeddings, and fingerprints of data, outlive the command.
-        is_compiled: pictures through torch.compile, which changes last bits at most.
+        existing: what to do about a measurement that is known: "skip" it, "overwrite" it, or
+        "error" before any work. store: where embeddings, and fingerprints of data, outlive the
+        command. is_compiled: pictures through torch.compile, which changes last bits at most.
         on_result: called with each record and whether it was measured now.
 
     Raises:
-        UserError: the model cannot do a task, data is missing or damaged, an option is unknown, ``existing="error"``.
-        RunError: some tasks failed. As after a damaged picture (UserError), the records of the other tasks are saved.
+        UserError: the model cannot do a task, data is missing or damaged, an option is unknown,
+        ``existing="error"``. RunError: some tasks failed. As after a damaged picture (UserError),
+        the records of the other tasks are saved.
     """
     if existing not in EXISTING:
         raise unknown_name("--existing", existing, EXISTING)
@@ -86,11 +94,15 @@ def evaluate(
     for task in tasks:
         check_supported(model, choices.task(task), feature_point)
     with remembered(store):
-        plans = [_plan(model, task, task.load(data_root, limit), choices, results_dir) for task in tasks]
+        plans = [
+            _plan(model, task, task.load(data_root, limit), choices, results_dir) for task in tasks
+        ]
     meet()  # what was known is known before the first rank saves anything
     if existing == "error" and any(plan.known for plan in plans):
         names = ", ".join(plan.task.name for plan in plans if plan.known)
-        raise UserError(f"already measured in {results_dir}: {names}; use --existing skip or overwrite")
+        raise UserError(
+            f"already measured in {results_dir}: {names}; use --existing skip or overwrite"
+        )
 
     extract = (Extractor if num_ranks() == 1 else SharedExtractor)(
         model,
@@ -127,7 +139,9 @@ def _each(
     save: Callable[[Record, bytes], None],
     on_result: Callable[[Record, bool], None],
 ) -> list[Record]:
-    """Records in the order of ``plans``, each saved as soon as it exists. A task that fails stops no other."""
+    """Records in the order of ``plans``, each saved as soon as it exists. A task that fails stops
+    no other.
+    """
     records: list[Record] = []
     failures: dict[str, Exception] = {}
     for plan in plans:
@@ -138,7 +152,9 @@ def _each(
             continue
         try:
             record, samples = measure(plan)
-        except Exception as error:  # whatever it is, the other tasks' measurements are not lost over it
+        except (
+            Exception
+        ) as error:  # whatever it is, the other tasks' measurements are not lost over it
             failures[plan.task.name] = error
             continue
         save(record, samples)
@@ -154,13 +170,19 @@ def _each(
 
 def _reason(error: Exception) -> str:
     """A sentence that was written for people stands alone; any other error goes with its kind."""
-    return str(error) if isinstance(error, UserError | RunError) else f"{type(error).__name__}: {error}"
+    return (
+        str(error)
+        if isinstance(error, UserError | RunError)
+        else f"{type(error).__name__}: {error}"
+    )
 
 
 def check_supported(model: ImageModel, task: Task, feature_point: str = "pooled") -> None:
     """Raises UserError when the model lacks what the task asks for, and names it."""
     for capability in sorted(task.requires):
-        missing = [method for method in _METHODS[capability] if not callable(getattr(model, method, None))]
+        missing = [
+            method for method in _METHODS[capability] if not callable(getattr(model, method, None))
+        ]
         if missing:
             reason = getattr(model, "lacking", {}).get(capability, f"no {' and no '.join(missing)}")
             raise UserError(
@@ -173,7 +195,9 @@ def check_supported(model: ImageModel, task: Task, feature_point: str = "pooled"
     if feature_point not in FEATURE_POINTS:
         raise unknown_name("feature point", feature_point, FEATURE_POINTS)
     if feature_point not in model.feature_points:
-        raise UserError(f"{model.name} has no feature point {feature_point!r}; it has {', '.join(model.feature_points)}")
+        raise UserError(
+            f"{model.name} has no feature point {feature_point!r}; it has {', '.join(model.feature_points)}"
+        )
     if feature_point != "pooled" and {"image", "text"} <= task.requires:
         raise UserError(
             f"{task.name} compares pictures with text, which only the feature point 'pooled' allows, not {feature_point!r};"
@@ -202,22 +226,38 @@ class _Plan:
     known: Record | None  # measured before, under the same key
 
 
-def _plan(model: ImageModel, task: Task, data: Mapping[str, ImageDataset], choices: _Choices, results_dir: Path) -> _Plan:
+def _plan(
+    model: ImageModel,
+    task: Task,
+    data: Mapping[str, ImageDataset],
+    choices: _Choices,
+    results_dir: Path,
+) -> _Plan:
     named, pipeline = choices.protocol, None
     what: dict[str, Any] = {}
     if named is not None and named.changes(model, task):
         task, pipeline = choices.task(task), named.pipeline(model, task)
-        what = {"name": named.name, "version": named.version, "image": pipeline.as_dict() if pipeline else None}
+        what = {
+            "name": named.name,
+            "version": named.version,
+            "image": pipeline.as_dict() if pipeline else None,
+        }
     if isinstance(task, DenseTask):
         what["image"] = image_protocol(cast(DenseModel, model), task.view)
-    what["class_names"] = data["test"].mask_names if "dense" in task.requires else data["test"].class_names
-    protocol = Protocol.of(model, task, choices.precision, feature_point=choices.feature_point, **what)
+    what["class_names"] = (
+        data["test"].mask_names if "dense" in task.requires else data["test"].class_names
+    )
+    protocol = Protocol.of(
+        model, task, choices.precision, feature_point=choices.feature_point, **what
+    )
     # the record names the scored data; what was learned from is part of how it was measured
     pools = {role: pool.fingerprint for role, pool in data.items() if role != "test"}
     masks = dict(data["test"].mask_policy) if "dense" in task.requires else {}
     decided = {**({"pools": pools} if pools else {}), **({"masks": masks} if masks else {})}
     protocol = replace(protocol, task={**protocol.task, **decided})
-    key = results.key(task.name, task.version, protocol.hash, data["test"].fingerprint, choices.limit)
+    key = results.key(
+        task.name, task.version, protocol.hash, data["test"].fingerprint, choices.limit
+    )
     known = results.find(results_dir, model.name, model.revision, task.name, key)
     return _Plan(task, data, protocol, pipeline, known)
 

@@ -1,22 +1,27 @@
-"""Encode once, score many times: a model's features for every task of one command, and of the commands after it.
+"""Encode once, score many times: a model's features for every task of one command, and of the
+commands after it.
 
-Flow: ``extract = Extractor(model, device=...)`` once a command; ``features = extract(task.load(...))`` for each task; the task
-asks ``features.image("test")``, ``.text(prompts)``, ``.grids("test", view, method)`` and nothing is encoded before that.
+Flow: ``extract = Extractor(model, device=...)`` once a command; ``features =
+extract(task.load(...))`` for each task; the task asks ``features.image("test")``,
+``.text(prompts)``, ``.grids("test", view, method)`` and nothing is encoded before that.
 
-- Pooled image embeddings are kept by the *content* of the dataset (its fingerprint), text embeddings by the text itself:
-  tasks that share pictures or prompts share the encoding. An Extractor belongs to one model, whose weights do not change.
-- A `silc_bench.system.cache.Store` keeps both on disk, part by part: what was finished is never encoded again, after a kill
-  neither.
+- Pooled image embeddings are kept by the *content* of the dataset (its fingerprint), text
+  embeddings by the text itself: tasks that share pictures or prompts share the encoding. An
+  Extractor belongs to one model, whose weights do not change.
+- A `silc_bench.system.cache.Store` keeps both on disk, part by part: what was finished is never
+  encoded again, after a kill neither.
 - Dense features come picture by picture from `silc_bench.evaluation.dense_features`.
 - Pictures are decoded and preprocessed by ``num_workers`` processes (0: in this one).
 
 Shapes: N pictures or texts, B of them in a batch, D embedding.
 
-Features of pictures encoded by several processes, each its share, with the bits that one process would get.
+Features of pictures encoded by several processes, each its share, with the bits that one process
+would get.
 
-Flow: ``SharedExtractor`` stands in for ``Extractor`` where torchrun started several ranks: they take turns at the batches that
-one process would encode, place them by index into zeros, and the sum over the ranks is everything (no gather, no padding).
-Texts and dense features are encoded by every rank. The first rank alone reads and writes the store.
+Flow: ``SharedExtractor`` stands in for ``Extractor`` where torchrun started several ranks: they
+take turns at the batches that one process would encode, place them by index into zeros, and the sum
+over the ranks is everything (no gather, no padding). Texts and dense features are encoded by every
+rank. The first rank alone reads and writes the store.
 """
 
 from __future__ import annotations
@@ -50,12 +55,16 @@ PART_ROWS = 1024  # about what the store writes at a time: a few seconds of work
 
 
 def choose_device(name: str) -> torch.device:
-    """``auto`` is the GPU where there is one. Raises UserError for an unknown name or a GPU that is not there."""
+    """``auto`` is the GPU where there is one. Raises UserError for an unknown name or a GPU that is
+    not there.
+    """
     if name not in DEVICES:
         raise unknown_name("device", name, DEVICES)
     has_cuda = torch.cuda.is_available()
     if name == "cuda" and not has_cuda:
-        raise UserError("device 'cuda' was asked for but torch finds no GPU here; use --device cpu or auto")
+        raise UserError(
+            "device 'cuda' was asked for but torch finds no GPU here; use --device cpu or auto"
+        )
     return torch.device("cuda" if has_cuda and name != "cpu" else "cpu")
 
 
@@ -69,7 +78,8 @@ def choose_precision(name: str, device: torch.device) -> str:
 
 
 class Extractor:
-    """Encodes for one model and keeps what it encoded; called with a task's data it gives that task's Features.
+    """Encodes for one model and keeps what it encoded; called with a task's data it gives that
+    task's Features.
 
     Args:
         feature_point: where image embeddings are read (models.FEATURE_POINTS).
@@ -113,18 +123,26 @@ class Extractor:
             None if store is None else store.limit,
         )
 
-    def __call__(self, data: Mapping[str, ImageDataset], pipeline: ImagePipeline | None = None) -> DatasetFeatures:
-        """A task's Features; ``pipeline`` is done to the pictures instead of the model's own preprocessing."""
+    def __call__(
+        self, data: Mapping[str, ImageDataset], pipeline: ImagePipeline | None = None
+    ) -> DatasetFeatures:
+        """A task's Features; ``pipeline`` is done to the pictures instead of the model's own
+        preprocessing.
+        """
         return DatasetFeatures(self, data, pipeline)
 
     def expect(self, task: Task, data: Mapping[str, ImageDataset]) -> None:
-        """``task`` will be scored on ``data``: dense features that several tasks read are then encoded in one pass."""
+        """``task`` will be scored on ``data``: dense features that several tasks read are then
+        encoded in one pass.
+        """
         if isinstance(task, DenseTask):
             for role, methods in task.dense_needs().items():
                 self.grids.expect(data[role], task.view, methods)
 
     def image(self, dataset: ImageDataset, pipeline: ImagePipeline | None = None) -> np.ndarray:
-        """[N, D] fp32, in the dataset's order. What the store holds is not encoded; each finished part goes into it."""
+        """[N, D] fp32, in the dataset's order. What the store holds is not encoded; each finished
+        part goes into it.
+        """
         preprocess = pipeline or self.model.preprocess
         image = pipeline.as_dict() if pipeline else self.model.image_protocol
         key = (json.dumps(image, sort_keys=True), dataset.name, dataset.split, dataset.fingerprint)
@@ -133,24 +151,37 @@ class Extractor:
                 kind="image",
                 image=image,
                 feature_point=self.feature_point,
-                dataset={"name": dataset.name, "split": dataset.split, "fingerprint": dataset.fingerprint},
+                dataset={
+                    "name": dataset.name,
+                    "split": dataset.split,
+                    "fingerprint": dataset.fingerprint,
+                },
             )
             self._images[key] = self._encoded(_Preprocessed(preprocess, dataset), entry)
         return self._images[key]
 
     @property
     def part_size(self) -> int:
-        """Rows a part: whole batches, so that an extraction that goes on encodes the same batches, and so the same bits."""
+        """Rows a part: whole batches, so that an extraction that goes on encodes the same batches,
+        and so the same bits.
+        """
         return self.batch_size * max(1, PART_ROWS // self.batch_size)
 
     def _encoded(self, pictures: _Preprocessed, entry: Entry | None) -> np.ndarray:
         num_rows, width = len(pictures), self.model.feature_points[self.feature_point]
-        features, is_known = np.full((num_rows, width), np.nan, np.float32), np.zeros(num_rows, bool)
+        features, is_known = (
+            np.full((num_rows, width), np.nan, np.float32),
+            np.zeros(num_rows, bool),
+        )
         if entry is not None:
             features, is_known = entry.rows(num_rows, width)
         size = self.part_size
-        missing = [start for start in range(0, num_rows, size) if not is_known[start : start + size].all()]
-        indices = [index for start in missing for index in range(start, min(start + size, num_rows))]
+        missing = [
+            start for start in range(0, num_rows, size) if not is_known[start : start + size].all()
+        ]
+        indices = [
+            index for start in missing for index in range(start, min(start + size, num_rows))
+        ]
         encode = self._compiled(partial(self.model.encode_image, point=self.feature_point))
         for done, batch in self._batches(pictures, encode, indices):
             features[done] = batch
@@ -167,8 +198,14 @@ class Extractor:
             entry = self._entry(kind="text", text=model.text_protocol)
             if entry is not None:
                 known = entry.texts(model.embed_dim)
-                self._texts |= {text: known[text_hash(text)] for text in missing if text_hash(text) in known}
-            self._encode_texts(model, sorted(missing - self._texts.keys(), key=lambda text: (len(text), text)), entry)
+                self._texts |= {
+                    text: known[text_hash(text)] for text in missing if text_hash(text) in known
+                }
+            self._encode_texts(
+                model,
+                sorted(missing - self._texts.keys(), key=lambda text: (len(text), text)),
+                entry,
+            )
         return np.stack([self._texts[text] for text in texts])
 
     def _encode_texts(self, model: ImageTextModel, texts: list[str], entry: Entry | None) -> None:
@@ -178,21 +215,31 @@ class Extractor:
                 features = self._encode(model.encode_text, model.tokenize(batch))
                 bad = _first_not_finite(features)
                 if bad is not None:
-                    raise RunError(f"{model.name} gives a text embedding that is not finite: {batch[bad]!r}")
+                    raise RunError(
+                        f"{model.name} gives a text embedding that is not finite: {batch[bad]!r}"
+                    )
                 self._texts.update(zip(batch, features, strict=True))
                 if entry is not None:
                     entry.save_texts(batch, features)
                 advance(len(batch))
 
     def _entry(self, **what: Any) -> Entry | None:
-        """Where the store keeps embeddings of this kind: named by everything that can change one of their bits."""
+        """Where the store keeps embeddings of this kind: named by everything that can change one of
+        their bits.
+        """
         if self.store is None:
             return None
         self.store.trim()
         compiled = "compiled " if self.is_compiled else ""
-        how = {"precision": self.precision, "device": self.device.type, "torch": f"{compiled}{torch.__version__}"}
+        how = {
+            "precision": self.precision,
+            "device": self.device.type,
+            "torch": f"{compiled}{torch.__version__}",
+        }
         how |= releases("pillow", *getattr(self.model, "libraries", ()))
-        return self.store.entry({"model": self.model.name, "revision": self.model.revision, **how, **what})
+        return self.store.entry(
+            {"model": self.model.name, "revision": self.model.revision, **how, **what}
+        )
 
     def _batches(
         self, pictures: _Preprocessed, encode: Encode, indices: Sequence[int]
@@ -225,16 +272,22 @@ class Extractor:
         def checked(images: Tensor) -> Any:
             try:
                 return compiled(images)
-            except torch._dynamo.exc.TorchDynamoException as error:  # no C++ compiler, or an operation that it cannot take
+            except (
+                torch._dynamo.exc.TorchDynamoException
+            ) as error:  # no C++ compiler, or an operation that it cannot take
                 reason = str(error).strip().splitlines()[0][:200]
-                raise UserError(f"{self.model.name} cannot be compiled here ({reason}); leave --compile out") from error
+                raise UserError(
+                    f"{self.model.name} cannot be compiled here ({reason}); leave --compile out"
+                ) from error
 
         return checked
 
     def _encode_windows(self, windows: Tensor, methods: Sequence[str]) -> dict[str, np.ndarray]:
         names = tuple(methods)
         if names not in self._dense:
-            self._dense[names] = self._compiled(partial(cast(Any, self.model).encode_dense, methods=names))
+            self._dense[names] = self._compiled(
+                partial(cast(Any, self.model).encode_dense, methods=names)
+            )
         features = self._run(self._dense[names], windows)
         return {name: part.float().cpu().numpy() for name, part in features.items()}
 
@@ -242,15 +295,21 @@ class Extractor:
         return self._run(encode, inputs).float().cpu().numpy()
 
     def _run(self, encode: Callable[[Tensor], Any], inputs: Tensor) -> Any:
-        bf16 = torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
+        bf16 = torch.autocast(
+            self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"
+        )
         with torch.inference_mode(), bf16:
             return encode(inputs.to(self.device, non_blocking=True))
 
 
 class DatasetFeatures:
-    """What `silc_bench.task.Features` promises: one task's data beside the extractor that encodes it."""
+    """What `silc_bench.task.Features` promises: one task's data beside the extractor that encodes
+    it.
+    """
 
-    def __init__(self, extractor: Extractor, data: Mapping[str, ImageDataset], pipeline: ImagePipeline | None) -> None:
+    def __init__(
+        self, extractor: Extractor, data: Mapping[str, ImageDataset], pipeline: ImagePipeline | None
+    ) -> None:
         self.data = data
         self.device = str(extractor.device)
         self._extractor = extractor
@@ -295,7 +354,10 @@ class SharedExtractor(Extractor):
             assert rank() == 0, "one store, one process"
             features, is_known = entry.rows(num_rows, width)
         is_known = self._sum(is_known.astype(np.float32)) > 0  # by the store of the first rank
-        parts = [slice(start, min(start + self.part_size, num_rows)) for start in range(0, num_rows, self.part_size)]
+        parts = [
+            slice(start, min(start + self.part_size, num_rows))
+            for start in range(0, num_rows, self.part_size)
+        ]
         missing = [part for part in parts if not is_known[part].all()]
         for part in missing:
             features[part] = 0
@@ -306,8 +368,12 @@ class SharedExtractor(Extractor):
                 entry.save(part.start, features[part])
         return features
 
-    def _encode_share(self, pictures: _Preprocessed, parts: list[slice], features: np.ndarray) -> None:
-        """Every W-th batch of ``parts`` into its rows. Where ranks fail, all of them raise the error of the first."""
+    def _encode_share(
+        self, pictures: _Preprocessed, parts: list[slice], features: np.ndarray
+    ) -> None:
+        """Every W-th batch of ``parts`` into its rows. Where ranks fail, all of them raise the
+        error of the first.
+        """
         batches = [
             range(start, min(start + self.batch_size, part.stop))
             for part in parts
@@ -321,8 +387,14 @@ class SharedExtractor(Extractor):
                 features[done] = batch
         except Exception as error:  # the others wait below
             failure = error
-        failed = [] if failure is None else [(type(failure), f"rank {rank()} of {num_ranks()}: {failure}")]
-        failures = concatenated(failed)  # on every rank, so that it does not matter which of them is heard in the end
+        failed = (
+            []
+            if failure is None
+            else [(type(failure), f"rank {rank()} of {num_ranks()}: {failure}")]
+        )
+        failures = concatenated(
+            failed
+        )  # on every rank, so that it does not matter which of them is heard in the end
         if failures:
             kind, reason = failures[0]
             raise (UserError if issubclass(kind, UserError) else RunError)(reason) from failure

@@ -1,27 +1,38 @@
-"""How a class becomes text: named sets of prompts, what is cleaned from them, and how their embeddings are averaged.
+"""How a class becomes text: named sets of prompts, what is cleaned from them, and how their
+embeddings are averaged.
 
-Flow: ``named_prompts()["openai80"]`` or ``read_per_class(Path("cupl.json"))`` -> ``with_prompts(task, prompts)`` gives the same
-task asking in other words -> its score calls ``class_embeddings(features, class_names, prompts)``, [C, D].
+Flow: ``named_prompts()["openai80"]`` or ``read_per_class(Path("cupl.json"))`` ->
+``with_prompts(task, prompts)`` gives the same task asking in other words -> its score calls
+``class_embeddings(features, class_names, prompts)``, [C, D].
 
-- "embeddings" (CLIP, Radford et al., 2021): each prompt's embedding normalised, averaged over the class, normalised again.
-- "logits": the cosines with the single prompts are averaged. A mean of dot products is the dot product with the mean, so
-  this is the same without the last normalisation: classes whose prompts disagree score lower.
+- "embeddings" (CLIP, Radford et al., 2021): each prompt's embedding normalised, averaged over the
+  class, normalised again.
+- "logits": the cosines with the single prompts are averaged. A mean of dot products is the dot
+  product with the mean, so this is the same without the last normalisation: classes whose prompts
+  disagree score lower.
 
 Shapes: C classes, D embedding.
 
-In which words a class of pixels is asked for, by set and protocol: authors give some classes other names, or several.
+In which words a class of pixels is asked for, by set and protocol: authors give some classes other
+names, or several.
 
-``class_words("voc21", "sclip")[15]`` -> ("person", "person in shirt", ...); None: by the set's own names (``mask_names``).
-How the answers to several words become one (their maximum, or the mean of their embeddings) is the protocol's matter.
+``class_words("voc21", "sclip")[15]`` -> ("person", "person in shirt", ...); None: by the set's own
+names (``mask_names``). How the answers to several words become one (their maximum, or the mean of
+their embeddings) is the protocol's matter.
 
 Sources (tasks/assets/class_words.json):
-- sclip: configs/cls_*.txt of wangf3014/SCLIP, commit 57fa9aa; where those are the set's names, as for Context, nothing is
-  listed. Names of two words are written as one there ("trafficlight"), and so they are here.
-- naclip: its repository says that its configurations follow SCLIP's; its own lists could not be read. The same as sclip.
-- clearclip: cls_voc21.txt of mc-lan/ClearCLIP, commit fd05ce4; voc20 is that list without its background. Its other lists could
-  not be read: those that SCLIP writes without synonyms are taken from there, and coco_object keeps COCO's names.
-- tcl: names of mmsegmentation, as TCL's datasets have them (khanrc/tcl, segmentation/datasets): nothing is listed.
-- native: ours. mmsegmentation's names with spaces ("potted plant"), and ADE20K's 847 with the synonyms that their names list.
+- sclip: configs/cls_*.txt of wangf3014/SCLIP, commit 57fa9aa; where those are the set's names, as
+  for Context, nothing is listed. Names of two words are written as one there ("trafficlight"), and
+  so they are here.
+- naclip: its repository says that its configurations follow SCLIP's; its own lists could not be
+  read. The same as sclip.
+- clearclip: cls_voc21.txt of mc-lan/ClearCLIP, commit fd05ce4; voc20 is that list without its
+  background. Its other lists could not be read: those that SCLIP writes without synonyms are taken
+  from there, and coco_object keeps COCO's names.
+- tcl: names of mmsegmentation, as TCL's datasets have them (khanrc/tcl, segmentation/datasets):
+  nothing is listed.
+- native: ours. mmsegmentation's names with spaces ("potted plant"), and ADE20K's 847 with the
+  synonyms that their names list.
 """
 
 from __future__ import annotations
@@ -48,7 +59,8 @@ from silc_bench.metrics.accuracy import normalize
 if TYPE_CHECKING:
     from silc_bench.task import Features
 
-# CLIP, notebooks/Prompt_Engineering_for_ImageNet: the 7 of the 80 that a greedy search on ImageNet ends with
+# CLIP, notebooks/Prompt_Engineering_for_ImageNet: the 7 of the 80 that a greedy search on ImageNet
+# ends with
 OPENAI_7 = (
     "itap of a {c}.",
     "a bad photo of the {c}.",
@@ -62,7 +74,9 @@ AVERAGES = ("embeddings", "logits")
 
 
 def _bigvision(text: str) -> str:
-    """Lower case, no punctuation, underscores and runs of white space become one space (big_vision, prompt_engineering.py)."""
+    """Lower case, no punctuation, underscores and runs of white space become one space (big_vision,
+    prompt_engineering.py).
+    """
     text = text.replace("_", " ").translate(str.maketrans("", "", string.punctuation))
     return re.sub(r"\s+", " ", text.lower()).strip()
 
@@ -72,16 +86,20 @@ CLEANINGS: dict[str, Callable[[str], str]] = {"none": lambda text: text, "bigvis
 
 @dataclass(frozen=True)
 class Prompts:
-    """Either ``templates``, in which "{c}" stands for the class name, or ``per_class``, whole prompts by class name (CuPL).
+    """Either ``templates``, in which "{c}" stands for the class name, or ``per_class``, whole
+    prompts by class name (CuPL).
 
     Raises:
-        UserError: both or neither are given, a template lacks "{c}", a class has no prompt, a choice is unknown.
+        UserError: both or neither are given, a template lacks "{c}", a class has no prompt, a
+        choice is unknown.
     """
 
     name: str
     templates: tuple[str, ...] = ()
     per_class: Mapping[str, tuple[str, ...]] | None = None
-    text_cleaning: str = "none"  # done to the whole prompt, before the model's own tokenizer cleans it
+    text_cleaning: str = (
+        "none"  # done to the whole prompt, before the model's own tokenizer cleans it
+    )
     average: str = "embeddings"
 
     def __post_init__(self) -> None:
@@ -90,7 +108,9 @@ class Prompts:
             raise UserError(f"{where}: give templates or prompts per class, one of the two")
         for template in self.templates:
             if "{c}" not in template:
-                raise UserError(f"{where}: the template {template!r} has no {{c}}, where the class name would stand")
+                raise UserError(
+                    f"{where}: the template {template!r} has no {{c}}, where the class name would stand"
+                )
         for class_name, prompts in (self.per_class or {}).items():
             if not prompts:
                 raise UserError(f"{where}: class {class_name!r} has no prompt")
@@ -100,13 +120,20 @@ class Prompts:
             raise unknown_name("average over prompts", self.average, AVERAGES)
 
     def texts(self, class_names: Sequence[str]) -> list[list[str]]:
-        """The prompts of each class, cleaned. Raises UserError for classes that ``per_class`` lacks, and names them."""
+        """The prompts of each class, cleaned. Raises UserError for classes that ``per_class``
+        lacks, and names them.
+        """
         clean = CLEANINGS[self.text_cleaning]
         if self.per_class is None:
-            return [[clean(template.replace("{c}", name)) for template in self.templates] for name in class_names]
+            return [
+                [clean(template.replace("{c}", name)) for template in self.templates]
+                for name in class_names
+            ]
         missing = [name for name in class_names if name not in self.per_class]
         if missing:
-            shown = ", ".join(repr(name) for name in missing[:5]) + (", ..." if len(missing) > 5 else "")
+            shown = ", ".join(repr(name) for name in missing[:5]) + (
+                ", ..." if len(missing) > 5 else ""
+            )
             near = difflib.get_close_matches(missing[0], self.per_class, n=1)
             hint = f" (the nearest to the first is {near[0]!r})" if near else ""
             raise UserError(
@@ -116,11 +143,18 @@ class Prompts:
         return [[clean(prompt) for prompt in self.per_class[name]] for name in class_names]
 
     def protocol(self) -> dict[str, Any]:
-        """What moves a number, as JSON; prompts per class by their hash, for they can be tens of thousands."""
+        """What moves a number, as JSON; prompts per class by their hash, for they can be tens of
+        thousands.
+        """
         words: dict[str, Any] = {"templates": list(self.templates)}
         if self.per_class is not None:
-            content = json.dumps({name: list(prompts) for name, prompts in self.per_class.items()}, sort_keys=True)
-            words = {"per_class": self.name, "per_class_sha256": hashlib.sha256(content.encode()).hexdigest()[:16]}
+            content = json.dumps(
+                {name: list(prompts) for name, prompts in self.per_class.items()}, sort_keys=True
+            )
+            words = {
+                "per_class": self.name,
+                "per_class_sha256": hashlib.sha256(content.encode()).hexdigest()[:16],
+            }
         ensemble = {
             "embeddings": "normalised mean of normalised prompt embeddings",
             "logits": "mean of the cosines with the prompts",
@@ -128,8 +162,12 @@ class Prompts:
         return {**words, "text_cleaning": self.text_cleaning, "ensemble": ensemble[self.average]}
 
 
-def class_embeddings(features: Features, class_names: Sequence[str], prompts: Prompts) -> np.ndarray:
-    """[C, D]: the cosine with a picture's embedding, times its length, is the class's logit. Unit length for "embeddings"."""
+def class_embeddings(
+    features: Features, class_names: Sequence[str], prompts: Prompts
+) -> np.ndarray:
+    """[C, D]: the cosine with a picture's embedding, times its length, is the class's logit. Unit
+    length for "embeddings".
+    """
     texts = prompts.texts(class_names)
     starts = np.cumsum([0, *(len(own) for own in texts)])
     embeddings = normalize(features.text([text for own in texts for text in own]))
@@ -139,7 +177,9 @@ def class_embeddings(features: Features, class_names: Sequence[str], prompts: Pr
 
 @cache
 def named_prompts() -> dict[str, Prompts]:
-    """Sets for any classification dataset, by name; clip_benchmark and CLIP made the first two for ImageNet."""
+    """Sets for any classification dataset, by name; clip_benchmark and CLIP made the first two for
+    ImageNet.
+    """
     sets = (
         Prompts("openai80", openai_templates("imagenet1k")),
         Prompts("openai7", OPENAI_7),
@@ -149,18 +189,26 @@ def named_prompts() -> dict[str, Prompts]:
 
 
 def read_per_class(path: Path) -> Prompts:
-    """A JSON file {class name: [prompt, ...]} (CuPL, Pratt et al., 2023). Raises UserError for anything else."""
+    """A JSON file {class name: [prompt, ...]} (CuPL, Pratt et al., 2023). Raises UserError for
+    anything else.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file; prompts per class are a JSON file {{class name: [prompt, ...]}}") from error
+        raise UserError(
+            f"{path}: no such file; prompts per class are a JSON file {{class name: [prompt, ...]}}"
+        ) from error
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: not a JSON file of prompts: {error}") from error
     if not isinstance(content, dict) or not content:
-        raise UserError(f"{path}: expected {{class name: [prompt, ...]}}, found {type(content).__name__} {content!r:.60}")
+        raise UserError(
+            f"{path}: expected {{class name: [prompt, ...]}}, found {type(content).__name__} {content!r:.60}"
+        )
     for name, prompts in content.items():
         if not isinstance(prompts, list) or not all(isinstance(prompt, str) for prompt in prompts):
-            raise UserError(f"{path}: the prompts of class {name!r} are not a list of texts: {prompts!r:.60}")
+            raise UserError(
+                f"{path}: the prompts of class {name!r} are not a list of texts: {prompts!r:.60}"
+            )
     return Prompts(path.stem, per_class={name: tuple(prompts) for name, prompts in content.items()})
 
 
@@ -170,26 +218,36 @@ AnyTask = TypeVar("AnyTask")
 def with_prompts(task: AnyTask, prompts: Prompts) -> AnyTask:
     """The same task with other prompts. Raises UserError for a task that asks in no words."""
     if not asks_in_words(task):
-        raise UserError(f"{getattr(task, 'name', task)} has no prompts to change; only zero-shot tasks ask in words")
+        raise UserError(
+            f"{getattr(task, 'name', task)} has no prompts to change; only zero-shot tasks ask in words"
+        )
     return replace(task, prompts=prompts)  # type: ignore[type-var]
 
 
 def asks_in_words(task: object) -> bool:
     """Whether ``with_prompts`` can change how a task asks."""
-    return hasattr(task, "__dataclass_fields__") and "prompts" in {field.name for field in fields(task)}  # type: ignore[arg-type]
+    return hasattr(task, "__dataclass_fields__") and "prompts" in {
+        field.name for field in fields(task)
+    }  # type: ignore[arg-type]
 
 
 def own_templates(name: str) -> tuple[str, ...]:
     """Prompts written here (tasks/assets/prompts.json); ``{c}`` is the name of a class.
 
-    "shapes" is how its captions begin. "shapes_segmentation" averages a shape over the colours, because no
-    caption names a shape without one.
+    "shapes" is how its captions begin. "shapes_segmentation" averages a shape over the colours,
+    because no caption names a shape without one.
     """
-    return tuple(json.loads((files("silc_bench.evaluation") / "assets" / "prompts.json").read_text(encoding="utf-8"))[name])
+    return tuple(
+        json.loads(
+            (files("silc_bench.evaluation") / "assets" / "prompts.json").read_text(encoding="utf-8")
+        )[name]
+    )
 
 
 def openai_templates(dataset: str) -> tuple[str, ...]:
-    """OpenAI's prompts as clip_benchmark ships them (CLIP, notebooks/Prompt_Engineering); read as data, nothing is imported."""
+    """OpenAI's prompts as clip_benchmark ships them (CLIP, notebooks/Prompt_Engineering); read as
+    data, nothing is imported.
+    """
     return tuple(_clip_benchmark("en_zeroshot_classification_templates.json")[dataset])
 
 
@@ -197,7 +255,9 @@ def openai_templates(dataset: str) -> tuple[str, ...]:
 def _clip_benchmark(name: str) -> dict[str, Any]:
     spec = importlib.util.find_spec("clip_benchmark")
     assert spec is not None, "clip-benchmark is a dependency of silc-bench"
-    return json.loads((Path(str(spec.origin)).parent / "datasets" / name).read_text(encoding="utf-8"))
+    return json.loads(
+        (Path(str(spec.origin)).parent / "datasets" / name).read_text(encoding="utf-8")
+    )
 
 
 SAME_AS = {"naclip": "sclip"}
@@ -205,7 +265,8 @@ PROTOCOLS = ("native", "tcl", "sclip", "naclip", "clearclip")
 
 
 def class_words(dataset: str, protocol: str) -> tuple[tuple[str, ...], ...] | None:
-    """Words of each label in order, the background's too; None: the protocol takes the set's own names.
+    """Words of each label in order, the background's too; None: the protocol takes the set's own
+    names.
 
     Raises:
         UserError: an unknown protocol.
@@ -217,8 +278,12 @@ def class_words(dataset: str, protocol: str) -> tuple[tuple[str, ...], ...] | No
 
 @cache
 def _asset() -> dict[str, dict[str, tuple[tuple[str, ...], ...]]]:
-    content = json.loads((files("silc_bench.evaluation") / "assets" / "class_words.json").read_text(encoding="utf-8"))
+    content = json.loads(
+        (files("silc_bench.evaluation") / "assets" / "class_words.json").read_text(encoding="utf-8")
+    )
     return {
-        protocol: {dataset: tuple(tuple(words) for words in classes) for dataset, classes in sets.items()}
+        protocol: {
+            dataset: tuple(tuple(words) for words in classes) for dataset, classes in sets.items()
+        }
         for protocol, sets in content.items()
     }

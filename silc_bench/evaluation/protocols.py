@@ -1,38 +1,49 @@
-"""Named protocols: the choices that papers make silently, each set of them under one name and version.
+"""Named protocols: the choices that papers make silently, each set of them under one name and
+version.
 
-Flow: ``choose("bigvision")`` -> NamedProtocol; ``.task(task)`` is the task asked in its words, and ``.pipeline(model, task)``
-what is done to the pictures instead of the model's own preprocessing. The rule of names: a measurement whose words and
-pictures are the native ones is called native, whatever was asked for, so that nothing is measured twice under two names.
-Under openai80 kNN is native, which asks in no words, and so is ImageNet's zero-shot, whose own prompts are those 80.
+Flow: ``choose("bigvision")`` -> NamedProtocol; ``.task(task)`` is the task asked in its words, and
+``.pipeline(model, task)`` what is done to the pictures instead of the model's own preprocessing.
+The rule of names: a measurement whose words and pictures are the native ones is called native,
+whatever was asked for, so that nothing is measured twice under two names. Under openai80 kNN is
+native, which asks in no words, and so is ImageNet's zero-shot, whose own prompts are those 80.
 
 - native: the checkpoint's own preprocessing, the prompts that belong to the dataset.
-- openai80, openai7, single: CLIP's 80 ImageNet templates, the 7 of them that a greedy search kept, or "a photo of a {c}."
-  alone, on every dataset (CLIP, notebooks/Prompt_Engineering_for_ImageNet). Pictures as in native.
-- bigvision: the 80 templates, canonicalised as a whole (lower case, no punctuation); pictures with the shorter side resized to
-  size / 0.875, then the centre crop, in the model's own interpolation and normalisation, for classification and
-  its probes (big_vision, evaluators of image_text and fewshot_lsr). Retrieval keeps the model's own preprocessing, as there.
-- tcl, sclip, naclip, clearclip: of zero-shot segmentation (silc_bench.evaluation.protocols); another dense method in place of
-  the protocol's gives it another name, "tcl+sclip". What else reads patches (silc_bench.tasks.dense.scores) sees the same
-  windows: encoded once; "tokens:4" gives it those of the last four blocks.
+- openai80, openai7, single: CLIP's 80 ImageNet templates, the 7 of them that a greedy search kept,
+  or "a photo of a {c}." alone, on every dataset (CLIP, notebooks/Prompt_Engineering_for_ImageNet).
+  Pictures as in native.
+- bigvision: the 80 templates, canonicalised as a whole (lower case, no punctuation); pictures with
+  the shorter side resized to size / 0.875, then the centre crop, in the model's own interpolation
+  and normalisation, for classification and its probes (big_vision, evaluators of image_text and
+  fewshot_lsr). Retrieval keeps the model's own preprocessing, as there.
+- tcl, sclip, naclip, clearclip: of zero-shot segmentation (silc_bench.evaluation.protocols);
+  another dense method in place of the protocol's gives it another name, "tcl+sclip". What else
+  reads patches (silc_bench.tasks.dense.scores) sees the same windows: encoded once; "tokens:4"
+  gives it those of the last four blocks.
 
-How zero-shot segmentation is done under a protocol's name: view, method, words, and what is called background.
+How zero-shot segmentation is done under a protocol's name: view, method, words, and what is called
+background.
 
-Flow: ``rule_of("sclip", "cityscapes")`` -> Rule; a ``ZeroShotSegmentation`` holds one, ``silc_bench.evaluation.protocols`` puts
-another in its place. Each number is read from the authors' code, at the commit that is named:
+Flow: ``rule_of("sclip", "cityscapes")`` -> Rule; a ``ZeroShotSegmentation`` holds one,
+``silc_bench.evaluation.protocols`` puts another in its place. Each number is read from the authors'
+code, at the commit that is named:
 
-- tcl (Cha et al., 2212.00785; khanrc/tcl e643d68, segmentation/configs): shorter side 448, windows of 448 every 224; the nine
-  templates that it calls custom. Where a set has a background, that is a pixel whose best cosine lies below a threshold; theirs
-  (0.4) is one of a sigmoid that TCL learned, so here it is swept.
-- sclip (Wang et al., 2312.01597; wangf3014/SCLIP 57fa9aa, configs): shorter side 336, Cityscapes 560, COCO-Stuff 448; windows
-  of 224 every 112; OpenAI's 80 templates. Background has words of its own, and is what lies below a probability of 0.1.
-- naclip (Hajimiri et al., 2404.08181; sinahmr/NACLIP cbb720d): as sclip, and the softmax scale is 40 on each set.
-- clearclip (Lan et al., 2407.12442; mc-lan/ClearCLIP fd05ce4): shorter side 448, windows of 448 every 224, on Cityscapes 224
-  every 224; scale 50; each background its own threshold.
-- native: the model's own size and interpolation (silc_bench.evaluation.dense_features), the value path, words and templates of
-  the set; background below a swept probability at SCLIP's scale.
+- tcl (Cha et al., 2212.00785; khanrc/tcl e643d68, segmentation/configs): shorter side 448, windows
+  of 448 every 224; the nine templates that it calls custom. Where a set has a background, that is a
+  pixel whose best cosine lies below a threshold; theirs (0.4) is one of a sigmoid that TCL learned,
+  so here it is swept.
+- sclip (Wang et al., 2312.01597; wangf3014/SCLIP 57fa9aa, configs): shorter side 336, Cityscapes
+  560, COCO-Stuff 448; windows of 224 every 112; OpenAI's 80 templates. Background has words of its
+  own, and is what lies below a probability of 0.1.
+- naclip (Hajimiri et al., 2404.08181; sinahmr/NACLIP cbb720d): as sclip, and the softmax scale is
+  40 on each set.
+- clearclip (Lan et al., 2407.12442; mc-lan/ClearCLIP fd05ce4): shorter side 448, windows of 448
+  every 224, on Cityscapes 224 every 224; scale 50; each background its own threshold.
+- native: the model's own size and interpolation (silc_bench.evaluation.dense_features), the value
+  path, words and templates of the set; background below a swept probability at SCLIP's scale.
 
-Left out of all of them, and said in the protocol: refinement by colour (PAMR, a CRF), TCL's mixing with key features and
-SCLIP's rule on VOC-21 that drops classes of small area. mmsegmentation resizes without antialiasing; Pillow's bilinear has it.
+Left out of all of them, and said in the protocol: refinement by colour (PAMR, a CRF), TCL's mixing
+with key features and SCLIP's rule on VOC-21 that drops classes of small area. mmsegmentation
+resizes without antialiasing; Pillow's bilinear has it.
 """
 
 from __future__ import annotations
@@ -63,12 +74,18 @@ class NamedProtocol:
     version: int = 1  # raised when the name comes to mean something else
     prompts: Prompts | None = None  # None: the task's own
     is_cropped: bool = False  # classification sees the centre of a larger picture
-    segmentation: str | None = None  # a protocol of silc_bench.evaluation.protocols; None: the task's own rule
+    segmentation: str | None = (
+        None  # a protocol of silc_bench.evaluation.protocols; None: the task's own rule
+    )
     dense_method: str | None = None  # of zero-shot segmentation, instead of the rule's
-    probe_method: str | None = None  # of what learns from patches or compares them, instead of the task's
+    probe_method: str | None = (
+        None  # of what learns from patches or compares them, instead of the task's
+    )
 
     def task(self, task: AnyTask) -> AnyTask:
-        """The same task in this protocol's words (its ``under``); itself where it has no words to change."""
+        """The same task in this protocol's words (its ``under``); itself where it has no words to
+        change.
+        """
         under = getattr(task, "under", None)
         return task if under is None else under(self)
 
@@ -84,11 +101,17 @@ class NamedProtocol:
 
         own = model.pipeline
         if not isinstance(own, ImagePipeline):
-            raise UserError(f"protocol {self.name} crops to a fixed size, which {model.name} has not; use --protocol native")
-        return replace(own, resize="shortest", resize_size=int(own.size / CROP_FRACTION), crop="center")
+            raise UserError(
+                f"protocol {self.name} crops to a fixed size, which {model.name} has not; use --protocol native"
+            )
+        return replace(
+            own, resize="shortest", resize_size=int(own.size / CROP_FRACTION), crop="center"
+        )
 
     def changes(self, model: ImageModel, task: Task) -> bool:
-        """Whether a measurement of ``task`` on ``model`` differs from the native one, in its words or in its pictures."""
+        """Whether a measurement of ``task`` on ``model`` differs from the native one, in its words
+        or in its pictures.
+        """
         pipeline = self.pipeline(model, task)
         sees_others = pipeline is not None and pipeline.as_dict() != model.image_protocol
         return sees_others or self.task(task).protocol() != task.protocol()
@@ -99,15 +122,18 @@ class NamedProtocol:
 
 
 def choose(
-    name: str, prompts: Prompts | None = None, average: str | None = None, dense_method: str | None = None
+    name: str,
+    prompts: Prompts | None = None,
+    average: str | None = None,
+    dense_method: str | None = None,
 ) -> NamedProtocol:
     """A protocol by name, or one of the user's own making from it.
 
     Args:
         prompts: instead of the protocol's; the name then says whose they are.
         average: over prompts, instead of the protocol's: "embeddings" or "logits".
-        dense_method: of zero-shot segmentation, instead of the protocol's; or "tokens:N", and whatever learns from patches or
-            compares them reads those of the last N blocks side by side.
+        dense_method: of zero-shot segmentation, instead of the protocol's; or "tokens:N", and
+        whatever learns from patches or compares them reads those of the last N blocks side by side.
 
     Raises:
         UserError: an unknown name, or a choice that the protocol leaves to the tasks.
@@ -117,13 +143,19 @@ def choose(
         raise unknown_name("protocol", name, known)
     chosen = known[name]
     if prompts is not None:
-        chosen = replace(chosen, name=f"{name}+{prompts.name}", prompts=replace(prompts, average=average or prompts.average))
+        chosen = replace(
+            chosen,
+            name=f"{name}+{prompts.name}",
+            prompts=replace(prompts, average=average or prompts.average),
+        )
     elif average is not None and average != "embeddings":
         if chosen.prompts is None:
             raise UserError(
                 f"protocol {name!r} has no prompts of its own to average by {average}; name openai80, openai7 or single"
             )
-        chosen = replace(chosen, name=f"{name}+{average}", prompts=replace(chosen.prompts, average=average))
+        chosen = replace(
+            chosen, name=f"{name}+{average}", prompts=replace(chosen.prompts, average=average)
+        )
     if dense_method is not None:
         from silc_bench.models.patch_features import JOINT
 
@@ -131,7 +163,11 @@ def choose(
         if not is_joint and not re.fullmatch(r"tokens:([2-9]|[1-9]\d+)", dense_method):
             raise unknown_name("dense method", dense_method, (*JOINT, "tokens:2", "tokens:4"))
         chosen = replace(chosen, name=f"{chosen.name}+{dense_method}")
-        chosen = replace(chosen, dense_method=dense_method) if is_joint else replace(chosen, probe_method=dense_method)
+        chosen = (
+            replace(chosen, dense_method=dense_method)
+            if is_joint
+            else replace(chosen, probe_method=dense_method)
+        )
     return chosen
 
 
@@ -161,14 +197,23 @@ class Rule:
     protocol: str
     view: View | None = None  # None: the model's own
     method: str = "maskclip"  # of silc_bench.models.patch_features
-    scale: float | None = 40.0  # the confidence is softmax(scale x cosine) over all words; None: the cosine itself
-    threshold: float | None = None  # of the confidence, below which a pixel is background; None: swept on pictures held out
+    scale: float | None = (
+        40.0  # the confidence is softmax(scale x cosine) over all words; None: the cosine itself
+    )
+    threshold: float | None = (
+        # of the confidence, below which a pixel is background; None: swept on pictures held out
+        None
+    )
     has_background_words: bool = False  # whether label 0 is asked for in words too
     prompts: Prompts | None = None  # None: the task's own
 
     def as_dict(self) -> dict[str, Any]:
         """What it decides beside view and prompts, as JSON, for the protocol."""
-        confidence = "largest cosine" if self.scale is None else f"softmax of {self.scale:g} x cosine over all words"
+        confidence = (
+            "largest cosine"
+            if self.scale is None
+            else f"softmax of {self.scale:g} x cosine over all words"
+        )
         return {
             "method": self.method,
             "words": self.protocol,
@@ -219,12 +264,21 @@ def rule_of(protocol: str, dataset: str) -> Rule:
 def _families() -> Mapping[str, _Family]:
     openai80 = named_prompts()["openai80"]
     small = View(336, 224, 112, "bilinear")
-    sizes = {"cityscapes": View(560, 224, 112, "bilinear"), "cocostuff": View(448, 224, 112, "bilinear")}
+    sizes = {
+        "cityscapes": View(560, 224, 112, "bilinear"),
+        "cocostuff": View(448, 224, 112, "bilinear"),
+    }
     large = View(448, 448, 224, "bilinear")
     tenth = {"voc21": 0.1, "pc60": 0.1, "coco_object": 0.1}
     return MappingProxyType(
         {
-            "tcl": _Family("maskclip", Prompts("tcl", TCL_TEMPLATES), large, scale=None, has_background_words=False),
+            "tcl": _Family(
+                "maskclip",
+                Prompts("tcl", TCL_TEMPLATES),
+                large,
+                scale=None,
+                has_background_words=False,
+            ),
             "sclip": _Family(
                 *("sclip", openai80, small, sizes),
                 scales={"voc21": 65.0, "pc60": 50.0, "coco_object": 50.0},

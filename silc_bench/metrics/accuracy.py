@@ -6,14 +6,20 @@ import numpy as np
 
 
 def class_ranks(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """How many wrong classes score at least as much as the right one: logits [N, C], labels [N] -> [N] int64, 0 is best."""
+    """How many wrong classes score at least as much as the right one: logits [N, C], labels [N] ->
+    [N] int64, 0 is best.
+    """
     assert labels.shape == logits.shape[:1], (logits.shape, labels.shape)
     right = np.take_along_axis(logits, labels[:, None], axis=1)
-    return (~(logits < right)).sum(axis=1) - 1  # the right class is not less than itself; NaN is not less than anything
+    return (~(logits < right)).sum(
+        axis=1
+    ) - 1  # the right class is not less than itself; NaN is not less than anything
 
 
 def recall_at(ranks: np.ndarray, k: int) -> float:
-    """Fraction of ``ranks`` [N] below k: top-k accuracy of class ranks, any-hit recall@k of retrieval ranks."""
+    """Fraction of ``ranks`` [N] below k: top-k accuracy of class ranks, any-hit recall@k of
+    retrieval ranks.
+    """
     return float(np.mean(ranks < k))
 
 
@@ -23,7 +29,8 @@ def median_rank(ranks: np.ndarray) -> float:
 
 
 def mean_per_class_recall(hits: np.ndarray, labels: np.ndarray) -> float:
-    """Mean over classes of the fraction hit: hits [N] bool, labels [N]. Classes without a sample are not averaged.
+    """Mean over classes of the fraction hit: hits [N] bool, labels [N]. Classes without a sample
+    are not averaged.
 
     Equal to scikit-learn's ``balanced_accuracy_score`` of the predictions behind ``hits``.
     """

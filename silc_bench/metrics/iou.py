@@ -1,9 +1,10 @@
 """Scores from arrays: pure functions, numpy in, numbers out; nothing is read, stored or drawn.
 
-Flow: logits or embeddings -> rank of the right answer -> fraction of ranks below k; masks -> areas -> intersection over union.
-Everything that can be right or wrong is counted through ranks, and one rule holds for all of them: **a tie is not a hit**.
-A wrong answer that scores as much as the right one (or scores NaN) stands before it, so a model that gives every class
-the same score gets 0, not the share that an index order would hand it. Ranks of retrieval stand in
+Flow: logits or embeddings -> rank of the right answer -> fraction of ranks below k; masks -> areas
+-> intersection over union. Everything that can be right or wrong is counted through ranks, and one
+rule holds for all of them: **a tie is not a hit**. A wrong answer that scores as much as the right
+one (or scores NaN) stands before it, so a model that gives every class the same score gets 0, not
+the share that an index order would hand it. Ranks of retrieval stand in
 `silc_bench.metrics.retrieval`.
 
 Shapes: N pictures, C classes, D embedding, H x W pixels.
@@ -21,43 +22,63 @@ BOUNDARY_SHARE = 0.02  # of the picture's diagonal
 
 
 def areas(prediction: np.ndarray, mask: np.ndarray, num_classes: int) -> np.ndarray:
-    """Pixels per class of one picture: prediction and mask [H, W] -> [3, C] int64: intersection, predicted, true.
+    """Pixels per class of one picture: prediction and mask [H, W] -> [3, C] int64: intersection,
+    predicted, true.
 
-    Pixels whose mask is ``ignore_of(mask)`` count nowhere. Areas of many pictures add up; the scores below take the sum.
+    Pixels whose mask is ``ignore_of(mask)`` count nowhere. Areas of many pictures add up; the
+    scores below take the sum.
     """
     ignored = mask == ignore_of(mask)
-    truth, guess = (np.where(ignored, 0, classes).astype(np.int32) for classes in (mask, prediction))
-    assert max(truth.max(initial=0), guess.max(initial=0)) < num_classes, "a class index beyond num_classes"
+    truth, guess = (
+        np.where(ignored, 0, classes).astype(np.int32) for classes in (mask, prediction)
+    )
+    assert max(truth.max(initial=0), guess.max(initial=0)) < num_classes, (
+        "a class index beyond num_classes"
+    )
     pairs = np.where(ignored, num_classes**2, truth * num_classes + guess)
-    confusion = np.bincount(pairs.ravel(), minlength=num_classes**2 + 1)[:-1].reshape(num_classes, num_classes)
+    confusion = np.bincount(pairs.ravel(), minlength=num_classes**2 + 1)[:-1].reshape(
+        num_classes, num_classes
+    )
     return np.stack([confusion.diagonal(), confusion.sum(axis=0), confusion.sum(axis=1)])
 
 
 def boundary_areas(prediction: np.ndarray, mask: np.ndarray, num_classes: int) -> np.ndarray:
-    """Pixels near the contours of one picture's classes: [H, W] and [H, W] -> [3, C] int64: in both, predicted, true.
+    """Pixels near the contours of one picture's classes: [H, W] and [H, W] -> [3, C] int64: in
+    both, predicted, true.
 
-    Boundary IoU (Cheng et al., 2103.16562, eq. 2): of each class only those of its pixels count that lie within d of its
-    contour, where d is 2 % of the picture's diagonal, rounded, 1 at least, in steps to any of eight neighbours, and the
-    picture's border is contour. The scores below take the sum over pictures, as of ``areas``. What is not scored is put into
-    the prediction too: its edge is then contour of both, and a prediction that is right elsewhere scores 1.
+    Boundary IoU (Cheng et al., 2103.16562, eq. 2): of each class only those of its pixels count
+    that lie within d of its contour, where d is 2 % of the picture's diagonal, rounded, 1 at least,
+    in steps to any of eight neighbours, and the picture's border is contour. The scores below take
+    the sum over pictures, as of ``areas``. What is not scored is put into the prediction too: its
+    edge is then contour of both, and a prediction that is right elsewhere scores 1.
     """
     ignored = mask == ignore_of(mask)
     distance = max(1, round(BOUNDARY_SHARE * math.hypot(*mask.shape)))
     truth = mask.astype(np.int32)
     guess = np.where(ignored, mask, prediction).astype(np.int32)
-    true_band, guessed_band = (_near_contours(labels, distance) & ~ignored for labels in (truth, guess))
-    counted = (truth[true_band & guessed_band & (truth == guess)], guess[guessed_band], truth[true_band])
+    true_band, guessed_band = (
+        _near_contours(labels, distance) & ~ignored for labels in (truth, guess)
+    )
+    counted = (
+        truth[true_band & guessed_band & (truth == guess)],
+        guess[guessed_band],
+        truth[true_band],
+    )
     return np.stack([np.bincount(classes, minlength=num_classes) for classes in counted])
 
 
 def class_iou(areas: np.ndarray) -> np.ndarray:
-    """[..., 3, C] -> [..., C] intersection over union; NaN for a class that is neither true nor predicted anywhere."""
+    """[..., 3, C] -> [..., C] intersection over union; NaN for a class that is neither true nor
+    predicted anywhere.
+    """
     intersection, predicted, truth = np.moveaxis(np.asarray(areas, dtype=np.float64), -2, 0)
     return _ratio(intersection, predicted + truth - intersection)
 
 
 def mean_iou(areas: np.ndarray) -> np.ndarray:
-    """[..., 3, C] -> [...] mIoU. A class absent from truth *and* prediction is not averaged; one only predicted counts as 0."""
+    """[..., 3, C] -> [...] mIoU. A class absent from truth *and* prediction is not averaged; one
+    only predicted counts as 0.
+    """
     return _mean_of_known(class_iou(areas))
 
 
@@ -68,30 +89,42 @@ def pixel_accuracy(areas: np.ndarray) -> np.ndarray:
 
 
 def mean_class_accuracy(areas: np.ndarray) -> np.ndarray:
-    """[..., 3, C] -> [...] mean over the classes that occur in the truth of the fraction of their pixels found."""
+    """[..., 3, C] -> [...] mean over the classes that occur in the truth of the fraction of their
+    pixels found.
+    """
     intersection, _, truth = np.moveaxis(np.asarray(areas, dtype=np.float64), -2, 0)
     return _mean_of_known(_ratio(intersection, truth))
 
 
 def mean_class_rate(counts: np.ndarray) -> np.ndarray:
-    """[..., 2, C] -> [...] mean over the classes that were asked for of hits / asked: counts of both, of each class."""
+    """[..., 2, C] -> [...] mean over the classes that were asked for of hits / asked: counts of
+    both, of each class.
+    """
     hits, asked = np.moveaxis(np.asarray(counts, dtype=np.float64), -2, 0)
     return _mean_of_known(_ratio(hits, asked))
 
 
 def _near_contours(labels: np.ndarray, distance: int) -> np.ndarray:
-    """[H, W] -> bool: is there another label, or no picture, among the pixels up to ``distance`` rows and columns away?"""
+    """[H, W] -> bool: is there another label, or no picture, among the pixels up to ``distance``
+    rows and columns away?
+    """
     near, inner = np.ones(labels.shape, dtype=bool), slice(distance, -distance)
-    if min(labels.shape) > 2 * distance:  # a square holds one label if each of its rows does, and its middle column
+    if (
+        min(labels.shape) > 2 * distance
+    ):  # a square holds one label if each of its rows does, and its middle column
         rows = _any_of(labels[:, 1:] != labels[:, :-1], 2 * distance, axis=1)
         column = labels[1:, inner] != labels[:-1, inner]
-        near[inner, inner] = _any_of(rows, 2 * distance + 1, axis=0) | _any_of(column, 2 * distance, axis=0)
+        near[inner, inner] = _any_of(rows, 2 * distance + 1, axis=0) | _any_of(
+            column, 2 * distance, axis=0
+        )
     return near
 
 
 def _any_of(flags: np.ndarray, count: int, axis: int) -> np.ndarray:
     """Is any of ``count`` neighbours along ``axis`` set? As many places as windows that fit."""
-    before = np.zeros(np.add(flags.shape, np.arange(2) == axis), dtype=np.int32)  # how many are set before each place
+    before = np.zeros(
+        np.add(flags.shape, np.arange(2) == axis), dtype=np.int32
+    )  # how many are set before each place
     along = before.swapaxes(0, axis)  # a view, with the axis first
     np.cumsum(flags, axis=axis, out=along[1:].swapaxes(0, axis))
     return (along[count:] != along[:-count]).swapaxes(0, axis)

@@ -1,16 +1,21 @@
-"""Exact ranks for image-text retrieval, both ways from one pass, in bounded memory: no matrix of all pairs is ever held.
+"""Exact ranks for image-text retrieval, both ways from one pass, in bounded memory: no matrix of
+all pairs is ever held.
 
-Flow: embeddings -> unit length, in fixed point -> score of every right pair -> tiles of I x T similarities -> how many wrong
-items score at least as much as the best right one -> ranks, from which any-hit recall@k and the median rank follow.
+Flow: embeddings -> unit length, in fixed point -> score of every right pair -> tiles of I x T
+similarities -> how many wrong items score at least as much as the best right one -> ranks, from
+which any-hit recall@k and the median rank follow.
 
-A rank counts comparisons, so it must not depend on how the similarities were summed: the best right score would lose or win
-against its own copy by a last bit. Here every score is *exact*. The coordinates of a unit vector are rounded to multiples of
-2^-26; then each product is a multiple of 2^-52, no partial sum exceeds 1, and float64 holds all of them without rounding, in
-any order. The result does not depend on tiles, threads, BLAS or the order of the rows; equal embeddings tie exactly, and a tie
-is not a hit. The rounding moves a cosine by about 1e-8, a tenth of what the sum in fp32 would.
+A rank counts comparisons, so it must not depend on how the similarities were summed: the best right
+score would lose or win against its own copy by a last bit. Here every score is *exact*. The
+coordinates of a unit vector are rounded to multiples of 2^-26; then each product is a multiple of
+2^-52, no partial sum exceeds 1, and float64 holds all of them without rounding, in any order. The
+result does not depend on tiles, threads, BLAS or the order of the rows; equal embeddings tie
+exactly, and a tie is not a hit. The rounding moves a cosine by about 1e-8, a tenth of what the sum
+in fp32 would.
 
-For speed the tiles are multiplied in fp32, whose error is below (D + 8) 2^-24: only comparisons closer than that are decided
-by the exact scores (few; all of a tile where the embeddings have collapsed).
+For speed the tiles are multiplied in fp32, whose error is below (D + 8) 2^-24: only comparisons
+closer than that are decided by the exact scores (few; all of a tile where the embeddings have
+collapsed).
 
 Shapes: I images, T texts, D embedding, P right pairs.
 """
@@ -23,26 +28,36 @@ import numpy as np
 
 TILE = 1024  # rows and columns of similarities held at once: 4 MiB of fp32
 SCALE = float(1 << 26)  # of the fixed point: coordinates are whole numbers of magnitude <= SCALE
-_CLOSE_PAIRS = 64  # with more than a 64th of the tile too close to call, the whole tile is summed exactly
+_CLOSE_PAIRS = (
+    64  # with more than a 64th of the tile too close to call, the whole tile is summed exactly
+)
 _ROWS = 4096  # converted to fixed point, and of pairs scored, at once
 
 
-def retrieval_ranks(images: np.ndarray, texts: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rank of the best right answer by cosine similarity: of each image among the texts [I], of each text among the images [T].
+def retrieval_ranks(
+    images: np.ndarray, texts: np.ndarray, right: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rank of the best right answer by cosine similarity: of each image among the texts [I], of
+    each text among the images [T].
 
-    0 is best; the rank is the number of wrong items that score at least as much as the best right one, so that several right
-    answers do not stand in each other's way (any-hit recall, as CLIP-like papers report it).
+    0 is best; the rank is the number of wrong items that score at least as much as the best right
+    one, so that several right answers do not stand in each other's way (any-hit recall, as
+    CLIP-like papers report it).
 
     Args:
-        images, texts: [I, D], [T, D], finite, of any length; a zero vector ties with everything orthogonal to it.
-        right: [P, 2] (image, text) pairs; every image and every text is in one or more.
+        images, texts: [I, D], [T, D], finite, of any length; a zero vector ties with everything
+        orthogonal to it. right: [P, 2] (image, text) pairs; every image and every text is in one or
+        more.
     """
     assert np.isfinite(images).all(), "an embedding that is not finite has no rank"
     assert np.isfinite(texts).all(), "an embedding that is not finite has no rank"
     images, texts = _fixed_point(images), _fixed_point(texts)
     margin = (images.shape[1] + 8) * 2.0**-24
     best_text, best_image = _best_right_scores(images, texts, right)
-    text_ranks, image_ranks = np.zeros(len(images), dtype=np.int64), np.zeros(len(texts), dtype=np.int64)
+    text_ranks, image_ranks = (
+        np.zeros(len(images), dtype=np.int64),
+        np.zeros(len(texts), dtype=np.int64),
+    )
     for rows, columns, own in _tiles(len(images), len(texts), right):
         a, b = images[rows], texts[columns]
         asked_by_image, asked_by_text = best_text[rows, None], best_image[None, columns]
@@ -59,20 +74,27 @@ def retrieval_ranks(images: np.ndarray, texts: np.ndarray, right: np.ndarray) ->
         elif num_close:
             i, t = np.nonzero(close)
             exact = _pair_scores(a, b, i, t)
-            ahead_of_text[i, t], ahead_of_image[i, t] = exact >= asked_by_image[i, 0], exact >= asked_by_text[0, t]
+            ahead_of_text[i, t], ahead_of_image[i, t] = (
+                exact >= asked_by_image[i, 0],
+                exact >= asked_by_text[0, t],
+            )
         text_ranks[rows] += ahead_of_text.sum(axis=1)
         image_ranks[columns] += ahead_of_image.sum(axis=0)
     return text_ranks, image_ranks
 
 
 def _compare(scores: np.ndarray, best: np.ndarray, margin: float) -> tuple[np.ndarray, np.ndarray]:
-    """Which fp32 cosines may reach ``best`` (a fixed-point score), and for which of them fp32 cannot tell."""
+    """Which fp32 cosines may reach ``best`` (a fixed-point score), and for which of them fp32
+    cannot tell.
+    """
     cosine = best / SCALE**2
     may = scores >= (cosine - margin).astype(np.float32)
     return may, may ^ (scores > (cosine + margin).astype(np.float32))
 
 
-def _best_right_scores(images: np.ndarray, texts: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _best_right_scores(
+    images: np.ndarray, texts: np.ndarray, right: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """[I] and [T] fixed-point scores."""
     scores = _pair_scores(images, texts, right[:, 0], right[:, 1])
     best = np.full(len(images), -np.inf), np.full(len(texts), -np.inf)
@@ -87,12 +109,18 @@ def _pair_scores(images: np.ndarray, texts: np.ndarray, i: np.ndarray, t: np.nda
     scores = np.empty(len(i))
     for start in range(0, len(i), _ROWS):
         part = slice(start, start + _ROWS)
-        scores[part] = np.einsum("pd,pd->p", images[i[part]].astype(np.float64), texts[t[part]].astype(np.float64))
+        scores[part] = np.einsum(
+            "pd,pd->p", images[i[part]].astype(np.float64), texts[t[part]].astype(np.float64)
+        )
     return scores
 
 
-def _tiles(num_images: int, num_texts: int, right: np.ndarray) -> Iterator[tuple[slice, slice, tuple[np.ndarray, np.ndarray]]]:
-    """Rows, columns and the right pairs among them, numbered within the tile: sorted once, not searched for each tile."""
+def _tiles(
+    num_images: int, num_texts: int, right: np.ndarray
+) -> Iterator[tuple[slice, slice, tuple[np.ndarray, np.ndarray]]]:
+    """Rows, columns and the right pairs among them, numbered within the tile: sorted once, not
+    searched for each tile.
+    """
     across = -(-num_texts // TILE)
     number = right[:, 0] // TILE * across + right[:, 1] // TILE
     order = np.argsort(number, kind="stable")

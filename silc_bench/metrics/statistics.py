@@ -1,10 +1,13 @@
-"""How far a measured score may lie from the one on infinitely many pictures, and whether two models differ on the same ones.
+"""How far a measured score may lie from the one on infinitely many pictures, and whether two models
+differ on the same ones.
 
-Closed forms where the samples are independent; a bootstrap over *pictures* where they are not (the captions or the pixels
-of one picture are wrong together, so counting them as independent would promise too much).
+Closed forms where the samples are independent; a bootstrap over *pictures* where they are not (the
+captions or the pixels of one picture are wrong together, so counting them as independent would
+promise too much).
 
-Two models: ``paired_bootstrap`` (and ``draws_variance``) -> standard error of their difference -> ``paired_p``, or ``mcnemar``
-where a picture is hit or missed -> ``holm`` over all the tests of one report.
+Two models: ``paired_bootstrap`` (and ``draws_variance``) -> standard error of their difference ->
+``paired_p``, or ``mcnemar`` where a picture is hit or missed -> ``holm`` over all the tests of one
+report.
 
 Shapes: N pictures, S draws of the training shots, R resamples, M tests.
 """
@@ -27,18 +30,21 @@ def accuracy_stderr(hits: np.ndarray) -> float:
 
 
 def mean_per_class_stderr(hits: np.ndarray, labels: np.ndarray) -> float:
-    """Stratified, sqrt(sum_c p_c (1 - p_c) / n_c) / C over the classes that occur: the class sizes are taken as given."""
+    """Stratified, sqrt(sum_c p_c (1 - p_c) / n_c) / C over the classes that occur: the class sizes
+    are taken as given.
+    """
     _, inverse, counts = np.unique(labels, return_inverse=True, return_counts=True)
     p = np.bincount(inverse, weights=hits) / counts
     return float(np.sqrt(np.sum(p * (1 - p) / counts)) / len(counts))
 
 
 def seeds_stderr(hits: np.ndarray) -> float:
-    """Of the mean accuracy over S draws of the training shots, scored on the same N pictures: hits [S, N] bool.
+    """Of the mean accuracy over S draws of the training shots, scored on the same N pictures: hits
+    [S, N] bool.
 
-    Two sources add in squares: which pictures were tested (variance over pictures of the hit rate over draws, / N) and which
-    shots were drawn (variance over draws of the accuracy, / S). The second holds a little of the first again, so the
-    sum errs on the wide side.
+    Two sources add in squares: which pictures were tested (variance over pictures of the hit rate
+    over draws, / N) and which shots were drawn (variance over draws of the accuracy, / S). The
+    second holds a little of the first again, so the sum errs on the wide side.
     """
     num_draws, num_pictures = hits.shape
     pictures = hits.mean(axis=0).var(ddof=1) / num_pictures if num_pictures > 1 else 0.0
@@ -46,10 +52,14 @@ def seeds_stderr(hits: np.ndarray) -> float:
     return float(np.sqrt(pictures + draws))
 
 
-def bootstrap_stderr(per_picture: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], seed: int = 0) -> float:
-    """Standard deviation of a statistic of summed counts when the pictures are drawn anew, with replacement (Efron, 1979).
+def bootstrap_stderr(
+    per_picture: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], seed: int = 0
+) -> float:
+    """Standard deviation of a statistic of summed counts when the pictures are drawn anew, with
+    replacement (Efron, 1979).
 
-    Of few pictures a draw may hold none that the statistic is about; it is NaN there, and such draws do not count.
+    Of few pictures a draw may hold none that the statistic is about; it is NaN there, and such
+    draws do not count.
 
     Args:
         per_picture: [N, ...] counts of each picture (areas [3, C], or hits and queries [2]).
@@ -63,18 +73,27 @@ def bootstrap_stderr(per_picture: np.ndarray, statistic: Callable[[np.ndarray], 
     chunk = max(1, _CHUNK // num_pictures)
     for start in range(0, NUM_RESAMPLES, chunk):
         rows = min(chunk, NUM_RESAMPLES - start)
-        drawn = rng.integers(num_pictures, size=(rows, num_pictures)) + num_pictures * np.arange(rows)[:, None]
-        times = np.bincount(drawn.ravel(), minlength=rows * num_pictures).reshape(rows, num_pictures)
+        drawn = (
+            rng.integers(num_pictures, size=(rows, num_pictures))
+            + num_pictures * np.arange(rows)[:, None]
+        )
+        times = np.bincount(drawn.ravel(), minlength=rows * num_pictures).reshape(
+            rows, num_pictures
+        )
         sums[start : start + rows] = times @ flat
     return float(np.nanstd(statistic(sums.reshape(NUM_RESAMPLES, *per_picture.shape[1:])), ddof=1))
 
 
-def paired_bootstrap(a: np.ndarray, b: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], seed: int = 0) -> float:
-    """Standard deviation of statistic(b) - statistic(a) when the pictures are drawn anew, the same for both (Efron, 1979).
+def paired_bootstrap(
+    a: np.ndarray, b: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], seed: int = 0
+) -> float:
+    """Standard deviation of statistic(b) - statistic(a) when the pictures are drawn anew, the same
+    for both (Efron, 1979).
 
-    Pictures with equal counts are drawn together, by how many of them there are (the multinomial distribution of the same
-    resamples): hits take four numbers a draw however many pictures there are, and the pictures' order has no part in it.
-    Draws where either statistic is NaN do not count.
+    Pictures with equal counts are drawn together, by how many of them there are (the multinomial
+    distribution of the same resamples): hits take four numbers a draw however many pictures there
+    are, and the pictures' order has no part in it. Draws where either statistic is NaN do not
+    count.
 
     Args:
         a, b: [N, ...] counts of each picture by the two models.
@@ -83,7 +102,9 @@ def paired_bootstrap(a: np.ndarray, b: np.ndarray, statistic: Callable[[np.ndarr
     """
     assert a.shape == b.shape, (a.shape, b.shape)
     num_pictures = len(a)
-    both = np.concatenate([a.reshape(num_pictures, -1), b.reshape(num_pictures, -1)], axis=1).astype(np.float64)
+    both = np.concatenate(
+        [a.reshape(num_pictures, -1), b.reshape(num_pictures, -1)], axis=1
+    ).astype(np.float64)
     kinds, times = np.unique(both, axis=0, return_counts=True)
     rng = np.random.default_rng(seed)
     differences = np.empty(PAIRED_RESAMPLES)
@@ -97,23 +118,28 @@ def paired_bootstrap(a: np.ndarray, b: np.ndarray, statistic: Callable[[np.ndarr
 
 
 def draws_variance(hits_a: np.ndarray, hits_b: np.ndarray) -> float:
-    """What the draw of the shots adds to the variance of a difference in mean accuracy: hits [N, S].
+    """What the draw of the shots adds to the variance of a difference in mean accuracy: hits [N,
+    S].
 
-    Draw s is the same for both: the variance over draws of the difference, / S, as in ``seeds_stderr``; 0 for a single draw.
+    Draw s is the same for both: the variance over draws of the difference, / S, as in
+    ``seeds_stderr``; 0 for a single draw.
     """
     differences = hits_b.mean(axis=0) - hits_a.mean(axis=0)
     return float(differences.var(ddof=1) / len(differences)) if len(differences) > 1 else 0.0
 
 
 def pooled_dof(variances: Sequence[float], dofs: Sequence[int]) -> float:
-    """Degrees of freedom of a sum of independent variances, (sum v)^2 / sum(v^2 / dof) (Satterthwaite, 1946).
+    """Degrees of freedom of a sum of independent variances, (sum v)^2 / sum(v^2 / dof)
+    (Satterthwaite, 1946).
 
     Variances of 0 do not count.
     """
     parts = [(variance, dof) for variance, dof in zip(variances, dofs, strict=True) if variance > 0]
     if not parts:
         return float(max(1, *dofs))
-    return sum(variance for variance, _ in parts) ** 2 / sum(variance**2 / dof for variance, dof in parts)
+    return sum(variance for variance, _ in parts) ** 2 / sum(
+        variance**2 / dof for variance, dof in parts
+    )
 
 
 def half_interval(stderr: float, dof: float, level: float = 0.95) -> float:
@@ -126,8 +152,9 @@ def half_interval(stderr: float, dof: float, level: float = 0.95) -> float:
 def paired_p(difference: float, stderr: float, dof: float, num_differing: int) -> float:
     """Two-sided p-value of a difference, by Student's t.
 
-    It is never less than 2 / 2^n over the n pictures on which the models differ: what the sign test gives when all n favour
-    the same model. So a few pictures that agree by chance, whose error is 0, prove nothing.
+    It is never less than 2 / 2^n over the n pictures on which the models differ: what the sign test
+    gives when all n favour the same model. So a few pictures that agree by chance, whose error is
+    0, prove nothing.
     """
     from scipy.special import stdtr
 
@@ -138,10 +165,12 @@ def paired_p(difference: float, stderr: float, dof: float, num_differing: int) -
 
 
 def mcnemar(hits_a: np.ndarray, hits_b: np.ndarray) -> float:
-    """Two-sided exact p-value that two models hit equally often: hits [N] bool on the same pictures (McNemar, 1947).
+    """Two-sided exact p-value that two models hit equally often: hits [N] bool on the same pictures
+    (McNemar, 1947).
 
-    Only pictures that one model alone hits speak. If the models are equally good, each such picture is a fair coin, so
-    p = 2 P(X <= min(only a, only b)) with X ~ Binomial(only a + only b, 1/2), at most 1.
+    Only pictures that one model alone hits speak. If the models are equally good, each such picture
+    is a fair coin, so p = 2 P(X <= min(only a, only b)) with X ~ Binomial(only a + only b, 1/2), at
+    most 1.
     """
     from scipy.special import bdtr
 
@@ -150,13 +179,17 @@ def mcnemar(hits_a: np.ndarray, hits_b: np.ndarray) -> float:
 
 
 def holm(p: Sequence[float]) -> np.ndarray:
-    """p-values [M] -> [M] adjusted for M tests, in the same order (Holm, 1979, "A simple sequentially rejective procedure").
+    """p-values [M] -> [M] adjusted for M tests, in the same order (Holm, 1979, "A simple
+    sequentially rejective procedure").
 
-    The i-th smallest, from 0, is multiplied by M - i, and none may be smaller than one before it. Calling those below 0.05
-    different is wrong anywhere among the M with probability 0.05 at most, whatever the tests have in common.
+    The i-th smallest, from 0, is multiplied by M - i, and none may be smaller than one before it.
+    Calling those below 0.05 different is wrong anywhere among the M with probability 0.05 at most,
+    whatever the tests have in common.
     """
     values = np.asarray(p, dtype=np.float64)
     order = np.argsort(values, kind="stable")
     adjusted = np.empty(len(values))
-    adjusted[order] = np.minimum(1, np.maximum.accumulate(values[order] * (len(values) - np.arange(len(values)))))
+    adjusted[order] = np.minimum(
+        1, np.maximum.accumulate(values[order] * (len(values) - np.arange(len(values))))
+    )
     return adjusted

@@ -21,7 +21,8 @@ FEATURE_POINTS = {
 class ImageModel(Protocol):
     """What every evaluation asks of a checkpoint. Embeddings are fp32 and not normalised.
 
-    Where a library runs the model, ``libraries`` names its distributions: their versions are part of what the store goes by.
+    Where a library runs the model, ``libraries`` names its distributions: their versions are part
+    of what the store goes by.
     """
 
     name: str  # row of the leaderboard: "shapes_tiny-silc:student"
@@ -29,8 +30,12 @@ class ImageModel(Protocol):
     embed_dim: int  # D
     image_size: int  # pixels a side that preprocess makes
     num_params: int
-    feature_points: dict[str, int]  # of FEATURE_POINTS, those that exist here, with their widths; "pooled" always
-    pipeline: Any  # what preprocess does: an ImagePipeline, or, where pictures keep their shape, something with its as_dict
+    feature_points: dict[
+        str, int
+    ]  # of FEATURE_POINTS, those that exist here, with their widths; "pooled" always
+    # what preprocess does: an ImagePipeline, or, where pictures keep their shape, something with
+    # its as_dict
+    pipeline: Any
     image_protocol: dict[str, Any]  # the same as JSON
 
     def preprocess(self, image: Image.Image) -> Tensor:
@@ -68,12 +73,16 @@ class DenseModel(ImageModel, Protocol):
     """A model that also places its features on the picture."""
 
     patch_size: int
-    dense_methods: tuple[str, ...]  # of those in models/patch_features.py, what this checkpoint can do; "tokens" always
+    dense_methods: tuple[
+        str, ...
+    ]  # of those in models/patch_features.py, what this checkpoint can do; "tokens" always
 
     def encode_dense(self, images: Tensor, methods: Sequence[str]) -> dict[str, Tensor]:
-        """[B, 3, H, W] -> {method: [B, h, w, D]} fp32, W instead of D where the method gives tokens; one pass for all methods.
+        """[B, 3, H, W] -> {method: [B, h, w, D]} fp32, W instead of D where the method gives
+        tokens; one pass for all methods.
 
         Raises:
-            UserError: a method that this checkpoint cannot do, a size that does not divide into patches.
+            UserError: a method that this checkpoint cannot do, a size that does not divide into
+            patches.
         """
         ...

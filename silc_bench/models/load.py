@@ -1,10 +1,12 @@
 """A spec string -> a model, by one table of adapters.
 
-Weights alone, without a configuration: ``--arch`` says what they belong to, and the adapter of that library loads them.
+Weights alone, without a configuration: ``--arch`` says what they belong to, and the adapter of that
+library loads them.
 
-Flow: FILE with ``--arch open_clip:NAME``, ``hf:FOLDER_OR_NAME`` (configuration and tokenizer come from there) or
-``silc:PRESET`` (tokenizer: the file's header, or tokenizer.json beside it) -> the adapter. Without ``--arch`` nothing is
-guessed: the answer names the architectures that the shapes fit.
+Flow: FILE with ``--arch open_clip:NAME``, ``hf:FOLDER_OR_NAME`` (configuration and tokenizer come
+from there) or ``silc:PRESET`` (tokenizer: the file's header, or tokenizer.json beside it) -> the
+adapter. Without ``--arch`` nothing is guessed: the answer names the architectures that the shapes
+fit.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ ADAPTERS = {  # and the module that reads it, imported when it is asked for
     "hf": "silc_bench.models.adapters.huggingface.model",
     "timm": "silc_bench.models.adapters.timm",
     "big_vision": "silc_bench.models.adapters.big_vision",
-    "silc": "silc_bench.trainer.checkpoints.model",  # a run's folder or checkpoint, which needs no prefix
+    # a run's folder or checkpoint, which needs no prefix
+    "silc": "silc_bench.trainer.checkpoints.model",
 }
 
 
@@ -38,28 +41,35 @@ def load_model(spec: str, arch: str | None = None) -> ImageModel:
     """A checkpoint -> a model on the CPU, ready to be measured.
 
     Args:
-        spec: ``KIND:...`` for the libraries in ``KINDS``, or a path: a run made by `silc-bench train` (also with ``:student``,
-            ``:teacher`` or ``:average``), or a file of weights.
-        arch: what a file of weights alone does not say: ``open_clip:NAME``, ``hf:NAME``, ``silc:PRESET``.
+        spec: ``KIND:...`` for the libraries in ``KINDS``, or a path: a run made by `silc-bench
+        train` (also with ``:student``, ``:teacher`` or ``:average``), or a file of weights.
+        arch: what a file of weights alone does not say: ``open_clip:NAME``, ``hf:NAME``,
+        ``silc:PRESET``.
 
     Raises:
-        UserError: nothing there, not a checkpoint, an architecture or branch that does not exist or does not fit.
+        UserError: nothing there, not a checkpoint, an architecture or branch that does not exist or
+        does not fit.
     """
     if not spec:
-        raise UserError("an empty name is no checkpoint; name a run's folder, a file, or " + _kinds())
+        raise UserError(
+            "an empty name is no checkpoint; name a run's folder, a file, or " + _kinds()
+        )
     kind, colon, rest = spec.partition(":")
     if colon and kind in KINDS:
         if not rest:
             raise UserError(f"{spec!r} names no checkpoint; write {kind}:{KINDS[kind]}")
         if arch is not None and kind != "big_vision":
-            raise UserError(f"--arch says what a file of weights alone does not; {spec!r} names its architecture itself")
+            raise UserError(
+                f"--arch says what a file of weights alone does not; {spec!r} names its architecture itself"
+            )
         return _load_kind(kind, rest, arch)
     path, branch = find_path(spec)
     return _load_path(path, branch, arch)
 
 
 def find_path(spec: str) -> tuple[Path, str | None]:
-    """A checkpoint that is there, and the branch asked for: "RUN:teacher" -> (RUN, "teacher"), "RUN" -> (RUN, None).
+    """A checkpoint that is there, and the branch asked for: "RUN:teacher" -> (RUN, "teacher"),
+    "RUN" -> (RUN, None).
 
     Raises:
         UserError: nothing there.
@@ -78,7 +88,9 @@ def adapter(kind: str) -> Any:
 
 
 def _load_kind(kind: str, rest: str, arch: str | None) -> ImageModel:
-    return adapter(kind).load(Path(rest), arch) if kind == "big_vision" else adapter(kind).load(rest)
+    return (
+        adapter(kind).load(Path(rest), arch) if kind == "big_vision" else adapter(kind).load(rest)
+    )
 
 
 def _load_path(path: Path, branch: str | None, arch: str | None) -> ImageModel:
@@ -86,15 +98,21 @@ def _load_path(path: Path, branch: str | None, arch: str | None) -> ImageModel:
     if arch is None and silc.is_ours(path):
         return silc.load(path, branch)
     if branch is not None:
-        raise UserError(f"{path}:{branch}: only checkpoints made by `silc-bench train` have branches, and this is none")
+        raise UserError(
+            f"{path}:{branch}: only checkpoints made by `silc-bench train` have branches, and this is none"
+        )
     return load_raw(path, arch)
 
 
 def _refuse_missing(spec: str) -> None:
     kind, _, rest = spec.partition(":")
-    if kind and rest and "/" not in kind and "." not in kind:  # "openclip:ViT-B-32" is a misspelt kind, not a path
+    if (
+        kind and rest and "/" not in kind and "." not in kind
+    ):  # "openclip:ViT-B-32" is a misspelt kind, not a path
         raise unknown_name("kind of checkpoint", kind, KINDS)
-    raise UserError(f"checkpoint {spec}: no such file or folder; checkpoints of other libraries are written {_kinds()}")
+    raise UserError(
+        f"checkpoint {spec}: no such file or folder; checkpoints of other libraries are written {_kinds()}"
+    )
 
 
 def _kinds() -> str:
@@ -109,20 +127,27 @@ def load_raw(path: Path, arch: str | None) -> ImageModel:
     """A file or folder of weights as a model of the architecture ``arch``.
 
     Raises:
-        UserError: unreadable weights; no, an unknown or a wrong architecture; missing, unexpected or misshapen tensors.
+        UserError: unreadable weights; no, an unknown or a wrong architecture; missing, unexpected
+        or misshapen tensors.
     """
     if arch is None:
         raise _unnamed(path)
     kind, _, name = arch.partition(":")
     if kind == "timm" and name:
-        raise UserError(f"--arch {arch}: timm's models are written with their weights, timm:{name}/{path}")
+        raise UserError(
+            f"--arch {arch}: timm's models are written with their weights, timm:{name}/{path}"
+        )
     if kind not in ARCHS:
         raise unknown_name("kind of architecture", kind, ARCHS)
     if not name:
         raise UserError(f"--arch {arch} names no architecture; write {ARCHS[kind]}")
     if metadata_of(path).get("format") == "silc-bench":
-        raise UserError(f"checkpoint {path}: exported with its configuration and tokenizer; leave out --arch {arch}")
-    return adapter("silc").load_state(path, name) if kind == "silc" else adapter(kind).load(name, path)
+        raise UserError(
+            f"checkpoint {path}: exported with its configuration and tokenizer; leave out --arch {arch}"
+        )
+    return (
+        adapter("silc").load_state(path, name) if kind == "silc" else adapter(kind).load(name, path)
+    )
 
 
 def _unnamed(path: Path) -> UserError:
@@ -133,20 +158,30 @@ def _unnamed(path: Path) -> UserError:
                 return UserError(f"checkpoint {path}: a folder with {config}; write {kind}:{path}")
     shapes = {name: tuple(value.shape) for name, value in read_weights(path).items()}
     if any("/" in name for name in shapes):
-        return UserError(f"checkpoint {path}: arrays in the layout of big_vision; write big_vision:{path}")
+        return UserError(
+            f"checkpoint {path}: arrays in the layout of big_vision; write big_vision:{path}"
+        )
     found = _fitting(shapes)
     says = f"checkpoint {path}: {len(shapes):,} tensors without a configuration; --arch must say what they belong to"
     if not found:
         forms = ", ".join(ARCHS.values())
-        return UserError(f"{says} ({forms}); no architecture known here has tensors such as {_first(shapes)}")
+        return UserError(
+            f"{says} ({forms}); no architecture known here has tensors such as {_first(shapes)}"
+        )
     more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
-    ask = " (same shapes, other activations, sizes or tokenizers: ask whoever trained it which)" if len(found) > 1 else ""
+    ask = (
+        " (same shapes, other activations, sizes or tokenizers: ask whoever trained it which)"
+        if len(found) > 1
+        else ""
+    )
     hint = f"; timm's are written timm:NAME/{path}" if found[0].startswith("timm:") else ""
     return UserError(f"{says}. By its shapes it fits {', '.join(found[:SHOWN])}{more}{ask}{hint}")
 
 
 def _fitting(shapes: dict[str, tuple[int, ...]]) -> list[str]:
-    return [f"silc:{preset}" for preset in adapter("silc").fitting_presets(shapes)] + architectures.fitting(shapes)
+    return [
+        f"silc:{preset}" for preset in adapter("silc").fitting_presets(shapes)
+    ] + architectures.fitting(shapes)
 
 
 def _first(shapes: dict[str, tuple[int, ...]]) -> str:

@@ -1,26 +1,33 @@
 """Dense features of an attention tower: one pass up to its last block, then each method from there.
 
-Flow: an adapter describes its tower as a ``TokenTower`` -> ``dense(tower, images, methods)`` -> {method: [B, h, w, D or W]}.
+Flow: an adapter describes its tower as a ``TokenTower`` -> ``dense(tower, images, methods)`` ->
+{method: [B, h, w, D or W]}.
 
-What the methods do in the last block, with q, k, v of each head, d their width, and the norm before attention kept:
+What the methods do in the last block, with q, k, v of each head, d their width, and the norm before
+attention kept:
 
-- maskclip (Zhou et al., 2112.01071; the ViT of its code, ``return_qkv``): each token returns its own v, through the output
-  layer; residual and FFN stay. A query whose attention lies on one token alone returns just that.
-- sclip (Wang et al., 2312.01597; wangf3014/SCLIP clip/model.py): softmax(q q^T / sqrt(d)) v + softmax(k k^T / sqrt(d)) v;
-  residual and FFN stay. The two are summed, not averaged.
-- naclip (Hajimiri et al., 2404.08181; sinahmr/NACLIP clip/model.py, its "reduced" one): softmax(k k^T / sqrt(d) + G) v
-  alone, no residual, no FFN; G = exp(-distance^2 / (2 * 5^2)) between two patches, in patches, and 0 to the class token.
-- clearclip (Lan et al., 2407.12442; mc-lan/ClearCLIP open_clip/transformer.py): softmax(q q^T / sqrt(d)) v alone, no residual,
-  no FFN.
+- maskclip (Zhou et al., 2112.01071; the ViT of its code, ``return_qkv``): each token returns its
+  own v, through the output layer; residual and FFN stay. A query whose attention lies on one token
+  alone returns just that.
+- sclip (Wang et al., 2312.01597; wangf3014/SCLIP clip/model.py): softmax(q q^T / sqrt(d)) v +
+  softmax(k k^T / sqrt(d)) v; residual and FFN stay. The two are summed, not averaged.
+- naclip (Hajimiri et al., 2404.08181; sinahmr/NACLIP clip/model.py, its "reduced" one): softmax(k
+  k^T / sqrt(d) + G) v alone, no residual, no FFN; G = exp(-distance^2 / (2 * 5^2)) between two
+  patches, in patches, and 0 to the class token.
+- clearclip (Lan et al., 2407.12442; mc-lan/ClearCLIP open_clip/transformer.py): softmax(q q^T /
+  sqrt(d)) v alone, no residual, no FFN.
 
-In all three codes the class token is among the keys, and the tower's last norm and projection follow. A layer scale belongs to
-what attention adds, so it stays where the residual goes (the three papers' models have none).
+In all three codes the class token is among the keys, and the tower's last norm and projection
+follow. A layer scale belongs to what attention adds, so it stays where the residual goes (the three
+papers' models have none).
 
-Attention pooling (a MAP head) has a value path of its own: each patch as if all the pooling's attention lay on it. There
-maskclip is that path after the unmodified last block, and the other three change the last block and then take the same path.
-Averaged with the pooling's weights, head by head and before the output layer, its values give the image embedding.
+Attention pooling (a MAP head) has a value path of its own: each patch as if all the pooling's
+attention lay on it. There maskclip is that path after the unmodified last block, and the other
+three change the last block and then take the same path. Averaged with the pooling's weights, head
+by head and before the output layer, its values give the image embedding.
 
-Shapes: B pictures, N tokens = prefix tokens and h x w patches, W width of the tokens, H heads of d, D embedding.
+Shapes: B pictures, N tokens = prefix tokens and h x w patches, W width of the tokens, H heads of d,
+D embedding.
 
 Position embeddings of a trained grid for pictures of another size.
 
@@ -46,12 +53,19 @@ METHODS = {
     "naclip": "patches attend to like keys nearby",
     "clearclip": "patches attend to like queries; what attention adds, alone",
 }
-JOINT = tuple(method for method in METHODS if method != "tokens")  # those in the space shared with text
-CHANGED = ("sclip", "naclip", "clearclip")  # methods that replace the attention of the last block, whatever pools it
+JOINT = tuple(
+    method for method in METHODS if method != "tokens"
+)  # those in the space shared with text
+CHANGED = (
+    "sclip",
+    "naclip",
+    "clearclip",
+)  # methods that replace the attention of the last block, whatever pools it
 ALONE = ("naclip", "clearclip")  # of these, without residual and FFN
 NEIGHBOURHOOD = 5.0  # patches: the standard deviation of naclip's G
 POOLED_BY_ATTENTION = (
-    "its patches meet text through attention pooling, so their plain path is its value path; ask for maskclip, which is that"
+    "its patches meet text through attention pooling, so their plain path is its value path; "
+    "ask for maskclip, which is that"
 )
 
 
@@ -59,7 +73,9 @@ class LastBlock(Protocol):
     """A transformer block in three parts, so that its attention can be another."""
 
     def split(self, tokens: Tensor, rope: Any) -> tuple[Tensor, Tensor, Tensor]:
-        """[B, N, W] that enter the block -> q, k, v [B, H, N, d], normed and rotated where the block does so."""
+        """[B, N, W] that enter the block -> q, k, v [B, H, N, d], normed and rotated where the
+        block does so.
+        """
         ...
 
     def join(self, tokens: Tensor, values: Tensor) -> Tensor:
@@ -83,7 +99,9 @@ class TokenTower(Protocol):
         ...
 
     def enter(self, images: Tensor, count: int) -> tuple[list[Tensor], Any, tuple[int, int]]:
-        """The tokens [B, N, W] that enter each of the last ``count`` blocks, the last block's rotary positions, (h, w)."""
+        """The tokens [B, N, W] that enter each of the last ``count`` blocks, the last block's
+        rotary positions, (h, w).
+        """
         ...
 
     def last(self, tokens: Tensor, rope: Any) -> Tensor:
@@ -95,12 +113,15 @@ class TokenTower(Protocol):
         ...
 
     def joint(self, patches: Tensor) -> Tensor:
-        """[B, h * w, W] as they leave the last block -> [B, h * w, D] in the space shared with text."""
+        """[B, h * w, W] as they leave the last block -> [B, h * w, D] in the space shared with
+        text.
+        """
         ...
 
 
 def dense(tower: TokenTower, images: Tensor, methods: Sequence[str]) -> dict[str, Tensor]:
-    """[B, 3, H, W] -> {method: [B, h, w, D]}; W for "tokens", N * W for "tokens:N", the earliest of the N blocks first.
+    """[B, 3, H, W] -> {method: [B, h, w, D]}; W for "tokens", N * W for "tokens:N", the earliest of
+    the N blocks first.
 
     Each of ``methods`` is one that this tower can do (``check_methods``).
     """
@@ -110,14 +131,18 @@ def dense(tower: TokenTower, images: Tensor, methods: Sequence[str]) -> dict[str
     for method in methods:
         if method in CHANGED or (method == "maskclip" and not tower.is_attention_pooled):
             assert tower.block is not None, method
-            patches = tower.joint(_changed(tower.block, entered[-1], method, grid, tower.num_prefix, rope))
+            patches = tower.joint(
+                _changed(tower.block, entered[-1], method, grid, tower.num_prefix, rope)
+            )
         else:
             left = tower.last(entered[-1], rope) if left is None else left
             layers = [tokens[:, tower.num_prefix :] for tokens in [*entered[1:], left]]
             if method in ("plain", "maskclip"):
                 patches = tower.joint(layers[-1])
             else:
-                patches = torch.cat([tower.normed(layer) for layer in layers[-num_layers(method) :]], dim=-1)
+                patches = torch.cat(
+                    [tower.normed(layer) for layer in layers[-num_layers(method) :]], dim=-1
+                )
         found[method] = patches.unflatten(1, grid).float()
     return found
 
@@ -129,39 +154,67 @@ def num_layers(method: str) -> int:
 
 
 def methods_of(num_blocks: int, joint: Sequence[str]) -> tuple[str, ...]:
-    """All that a tower of ``num_blocks`` blocks can do, given what it can do in the space shared with text."""
+    """All that a tower of ``num_blocks`` blocks can do, given what it can do in the space shared
+    with text.
+    """
     return ("tokens", *(f"tokens:{count}" for count in range(2, num_blocks + 1)), *joint)
 
 
-def joint_methods(is_attention_pooled: bool, block: LastBlock | None, kind: str) -> tuple[tuple[str, ...], dict[str, str]]:
-    """What a tower can do in the space shared with text, and why not the rest; ``kind``: the class of its last block."""
+def joint_methods(
+    is_attention_pooled: bool, block: LastBlock | None, kind: str
+) -> tuple[tuple[str, ...], dict[str, str]]:
+    """What a tower can do in the space shared with text, and why not the rest; ``kind``: the class
+    of its last block.
+    """
     lacking = {"plain": POOLED_BY_ATTENTION} if is_attention_pooled else {}
     first = "maskclip" if is_attention_pooled else "plain"
     rest = tuple(method for method in JOINT if method not in lacking)
     if block is not None:
         return rest, lacking
-    reason = f"nobody has taken its last block, a {kind}, apart to change its attention; ask for {first}"
-    return (first,), {**dict.fromkeys((method for method in rest if method != first), reason), **lacking}
+    reason = (
+        f"nobody has taken its last block, a {kind}, apart to change its attention; ask for {first}"
+    )
+    return (first,), {
+        **dict.fromkeys((method for method in rest if method != first), reason),
+        **lacking,
+    }
 
 
-def check_methods(name: str, methods: Sequence[str], can: Sequence[str], why: Mapping[str, str]) -> None:
-    """Raises UserError for the first of ``methods`` that is not among ``can``, with the reason in ``why`` where it is known."""
+def check_methods(
+    name: str, methods: Sequence[str], can: Sequence[str], why: Mapping[str, str]
+) -> None:
+    """Raises UserError for the first of ``methods`` that is not among ``can``, with the reason in
+    ``why`` where it is known.
+    """
     for method in methods:
         if method in can:
             continue
         layers = [int(known.partition(":")[2]) for known in can if ":" in known]
         listed = ", ".join(known for known in can if ":" not in known)
         listed += f", and tokens:N of its last 2 to {max(layers)} blocks" if layers else ""
-        reason = why.get(method, "" if method in METHODS else f"the methods are {', '.join(METHODS)}, and tokens:N")
+        reason = why.get(
+            method,
+            "" if method in METHODS else f"the methods are {', '.join(METHODS)}, and tokens:N",
+        )
         if num_layers(method) > 1:
-            reason = f"it has {max(layers)} blocks" if layers else "its features leave no blocks of one width"
-        raise UserError(f"{name} cannot give dense features by {method!r}{reason and f': {reason}'}; it can do {listed}")
+            reason = (
+                f"it has {max(layers)} blocks"
+                if layers
+                else "its features leave no blocks of one width"
+            )
+        raise UserError(
+            f"{name} cannot give dense features by {method!r}{reason and f': {reason}'}; it can do {listed}"
+        )
 
 
 def value_path(attention: nn.MultiheadAttention, tokens: Tensor) -> Tensor:
-    """[..., W] -> [..., E]: for each token what ``attention`` returns to a query that looks at it alone."""
+    """[..., W] -> [..., E]: for each token what ``attention`` returns to a query that looks at it
+    alone.
+    """
     width = attention.embed_dim
-    packed = attention.in_proj_weight  # queries, keys and values in one, unless their inputs differ in width
+    packed = (
+        attention.in_proj_weight
+    )  # queries, keys and values in one, unless their inputs differ in width
     weight = attention.v_proj_weight if packed is None else packed[2 * width :]
     bias = None if attention.in_proj_bias is None else attention.in_proj_bias[2 * width :]
     return attention.out_proj(F.linear(tokens, weight, bias))
@@ -177,9 +230,15 @@ def merge_heads(values: Tensor) -> Tensor:
     return values.transpose(1, 2).flatten(2)
 
 
-def _changed(block: LastBlock, tokens: Tensor, method: str, grid: tuple[int, int], num_prefix: int, rope: Any) -> Tensor:
-    """[B, N, W] that enter the last block -> [B, h * w, W], its patches with the attention that ``method`` says."""
-    attend = F.scaled_dot_product_attention  # softmax(q k^T / sqrt(d) + attn_mask) v, the [N, N] of it never kept
+def _changed(
+    block: LastBlock, tokens: Tensor, method: str, grid: tuple[int, int], num_prefix: int, rope: Any
+) -> Tensor:
+    """[B, N, W] that enter the last block -> [B, h * w, W], its patches with the attention that
+    ``method`` says.
+    """
+    attend = (
+        F.scaled_dot_product_attention
+    )  # softmax(q k^T / sqrt(d) + attn_mask) v, the [N, N] of it never kept
     q, k, v = block.split(tokens, rope)
     own_q, own_k, patches = q[:, :, num_prefix:], k[:, :, num_prefix:], tokens[:, num_prefix:]
     if method == "maskclip":
@@ -195,7 +254,9 @@ def _changed(block: LastBlock, tokens: Tensor, method: str, grid: tuple[int, int
 
 
 def neighbourhood(grid: tuple[int, int], num_prefix: int) -> Tensor:
-    """naclip's G: [h * w, num_prefix + h * w] fp32; a row for each patch, a column for each token."""
+    """naclip's G: [h * w, num_prefix + h * w] fp32; a row for each patch, a column for each
+    token.
+    """
     near = []
     for side in grid:
         places = torch.arange(side, dtype=torch.float32)
@@ -204,13 +265,17 @@ def neighbourhood(grid: tuple[int, int], num_prefix: int) -> Tensor:
 
 
 def resize_positions(positions: Tensor, grid: tuple[int, int], height: int, width: int) -> Tensor:
-    """[h0 * w0, W] on ``grid`` = (h0, w0) -> [height * width, W], bicubic and antialiased; the trained size stays as it is.
+    """[h0 * w0, W] on ``grid`` = (h0, w0) -> [height * width, W], bicubic and antialiased; the
+    trained size stays as it is.
 
-    The choice of open_clip (``resize_pos_embed``) and timm (``resample_abs_pos_embed``); transformers interpolates without
-    antialiasing, which differs where a grid shrinks. Computed in fp32, returned in the dtype of ``positions``.
+    The choice of open_clip (``resize_pos_embed``) and timm (``resample_abs_pos_embed``);
+    transformers interpolates without antialiasing, which differs where a grid shrinks. Computed in
+    fp32, returned in the dtype of ``positions``.
     """
     if grid == (height, width):
         return positions
     planes = positions.float().view(1, *grid, -1).permute(0, 3, 1, 2)
-    planes = F.interpolate(planes, size=(height, width), mode="bicubic", antialias=True, align_corners=False)
+    planes = F.interpolate(
+        planes, size=(height, width), mode="bicubic", antialias=True, align_corners=False
+    )
     return planes.flatten(2)[0].T.to(positions.dtype)

@@ -1,14 +1,19 @@
-"""How a picture of any shape is shown to a tower, and how what the tower says comes back to the picture's pixels.
+"""How a picture of any shape is shown to a tower, and how what the tower says comes back to the
+picture's pixels.
 
-Flow: ``view.resized(picture)`` -> ``view.layout(h, w, patch)`` -> the tower sees the windows at ``layout.places`` -> their
-cells lie side by side in one grid [gh, gw, D] -> ``predict(logits, grid, layout, H, W)`` gives each pixel of a mask a class.
+Flow: ``view.resized(picture)`` -> ``view.layout(h, w, patch)`` -> the tower sees the windows at
+``layout.places`` -> their cells lie side by side in one grid [gh, gw, D] -> ``predict(logits, grid,
+layout, H, W)`` gives each pixel of a mask a class.
 
-Up-sampling each window bilinearly to its own pixels, averaging where windows overlap, and resizing the picture bilinearly to
-the mask are linear, and separable in rows and columns. So all three are two banded matrices, ``layout.rows(H)`` [H, gh] and
-``layout.cols(W)`` [W, gw], with which every pixel is ``rows @ grid @ cols.T``. Their entries are not negative and their rows
-sum to 1. The protocol of TCL (2212.00785) and of the methods after it, whose code is mmsegmentation's sliding window.
+Up-sampling each window bilinearly to its own pixels, averaging where windows overlap, and resizing
+the picture bilinearly to the mask are linear, and separable in rows and columns. So all three are
+two banded matrices, ``layout.rows(H)`` [H, gh] and ``layout.cols(W)`` [W, gw], with which every
+pixel is ``rows @ grid @ cols.T``. Their entries are not negative and their rows sum to 1. The
+protocol of TCL (2212.00785) and of the methods after it, whose code is mmsegmentation's sliding
+window.
 
-Shapes: H x W pixels of the mask, h x w of the resized picture, gh x gw cells of all windows, D features, C classes.
+Shapes: H x W pixels of the mask, h x w of the resized picture, gh x gw cells of all windows, D
+features, C classes.
 """
 
 from __future__ import annotations
@@ -47,12 +52,17 @@ NEVER = -1e30  # a logit; infinite, it would be no number where it weighs nothin
 
 @dataclass(frozen=True)
 class View:
-    """What a protocol does to a picture before a dense model sees it; normalisation is the model's own."""
+    """What a protocol does to a picture before a dense model sees it; normalisation is the model's
+    own.
+    """
 
-    size: int  # pixels of the shorter side after resizing; the aspect is kept, sides are rounded half up
+    # pixels of the shorter side after resizing; the aspect is kept, sides are rounded half up
+    size: int
     window: int  # pixels a side of the square that slides over it
     stride: int  # pixels between windows; the last one is moved back to the border
-    interpolation: str | None = None  # a name of models.preprocessing.INTERPOLATIONS; None: the model's own
+    interpolation: str | None = (
+        None  # a name of models.preprocessing.INTERPOLATIONS; None: the model's own
+    )
 
     def __post_init__(self) -> None:
         if not 1 <= self.window <= self.size or not 1 <= self.stride <= self.window:
@@ -60,7 +70,11 @@ class View:
 
     def as_dict(self) -> dict[str, Any]:
         """All of it as JSON, for the protocol."""
-        return {**asdict(self), "resize": "shortest, aspect kept", "overlap": "mean of bilinear logits"}
+        return {
+            **asdict(self),
+            "resize": "shortest, aspect kept",
+            "overlap": "mean of bilinear logits",
+        }
 
     def resized_sides(self, height: int, width: int) -> tuple[int, int]:
         """Height and width that a picture is resized to."""
@@ -72,7 +86,9 @@ class View:
         return math.prod(len(self._offsets(side)) for side in self.resized_sides(height, width))
 
     def resized(self, image: Image.Image, interpolation: str) -> np.ndarray:
-        """uint8 [h, w, 3]; untouched where it has the size already. UserError for a strip of more than MAX_WINDOWS."""
+        """uint8 [h, w, 3]; untouched where it has the size already. UserError for a strip of more
+        than MAX_WINDOWS.
+        """
         from silc_bench.models.preprocessing import INTERPOLATIONS
 
         image = image.convert("RGB")
@@ -84,7 +100,9 @@ class View:
                 f" more than {MAX_WINDOWS:,}: too long and thin for a view that keeps the aspect; cut it, or leave it out"
             )
         if image.size != (width, height):
-            image = image.resize((width, height), INTERPOLATIONS[self.interpolation or interpolation])
+            image = image.resize(
+                (width, height), INTERPOLATIONS[self.interpolation or interpolation]
+            )
         return np.array(image)
 
     def layout(self, height: int, width: int, patch: int) -> Layout:
@@ -97,7 +115,9 @@ class View:
             raise UserError(
                 f"windows of {self.window} pixels do not divide into patches of {patch}; choose a protocol whose window does"
             )
-        return Layout(height, width, self._offsets(height), self._offsets(width), self.window, patch)
+        return Layout(
+            height, width, self._offsets(height), self._offsets(width), self.window, patch
+        )
 
     def _offsets(self, side: int) -> tuple[int, ...]:
         count = math.ceil((side - self.window) / self.stride) + 1
@@ -140,7 +160,9 @@ class Layout:
 
 
 @lru_cache(maxsize=64)
-def _to_pixels(size: int, resized: int, starts: tuple[int, ...], window: int, cells: int) -> sparse.csr_array:
+def _to_pixels(
+    size: int, resized: int, starts: tuple[int, ...], window: int, cells: int
+) -> sparse.csr_array:
     inside = bilinear(window, cells)
     covers = np.zeros(resized)
     for start in starts:
@@ -149,33 +171,42 @@ def _to_pixels(size: int, resized: int, starts: tuple[int, ...], window: int, ce
     for start in starts:
         block = sparse.coo_array(inside)
         rows = block.row + start
-        blocks.append(sparse.csr_array((block.data / covers[rows], (rows, block.col)), shape=(resized, cells)))
+        blocks.append(
+            sparse.csr_array((block.data / covers[rows], (rows, block.col)), shape=(resized, cells))
+        )
     return sparse.csr_array(bilinear(size, resized) @ sparse.hstack(blocks, format="csr"))
 
 
 @lru_cache(maxsize=64)
 def bilinear(size: int, cells: int) -> sparse.csr_array:
-    """float64 [size, cells]: torch's ``interpolate`` along one axis, align_corners=False, without antialiasing."""
+    """float64 [size, cells]: torch's ``interpolate`` along one axis, align_corners=False, without
+    antialiasing.
+    """
     center = np.maximum((np.arange(size) + 0.5) * cells / size - 0.5, 0)
     low = np.minimum(center.astype(np.int64), cells - 1)
     high = np.minimum(low + 1, cells - 1)
     share = center - low
     places = (np.tile(np.arange(size), 2), np.concatenate([low, high]))
-    return sparse.csr_array((np.concatenate([1 - share, share]), places), shape=(size, cells))  # what coincides is added
+    return sparse.csr_array(
+        (np.concatenate([1 - share, share]), places), shape=(size, cells)
+    )  # what coincides is added
 
 
 Logits = Callable[["Tensor"], "Tensor"]  # cells [n, D] -> [n, C]
 
 
-def predict(logits: Logits, grid: np.ndarray, layout: Layout, height: int, width: int) -> np.ndarray:
+def predict(
+    logits: Logits, grid: np.ndarray, layout: Layout, height: int, width: int
+) -> np.ndarray:
     """int64 [height, width]: the class of largest logit at each pixel, of equal ones the first.
 
     Args:
         logits: of cells [n, D] fp32, the class logits [n, C].
         grid: features of all cells [gh, gw, D].
 
-    Memory is bounded whatever the sizes. A class whose largest cell under a tile lies below the smallest of another there
-    can win at no pixel of it, because pixels are weighted means of cells: such classes are left out, which changes nothing.
+    Memory is bounded whatever the sizes. A class whose largest cell under a tile lies below the
+    smallest of another there can win at no pixel of it, because pixels are weighted means of cells:
+    such classes are left out, which changes nothing.
     """
     prediction = np.empty((height, width), dtype=np.int64)
     for rows, cols, tile, kept in _tiles(logits, grid, layout, height, width, is_winner=True):
@@ -187,7 +218,8 @@ def predict(logits: Logits, grid: np.ndarray, layout: Layout, height: int, width
 def pixel_logits(
     logits: Logits, grid: np.ndarray, layout: Layout, height: int, width: int
 ) -> Iterator[tuple[slice, slice, Tensor]]:
-    """(rows, columns, fp32 [rows, columns, C]) tile by tile: for decisions that need more than the largest.
+    """(rows, columns, fp32 [rows, columns, C]) tile by tile: for decisions that need more than the
+    largest.
 
     A tile's memory is used again for the next one.
     """
@@ -219,15 +251,24 @@ def _tiles(
                 part = logits(part.flatten(0, 1)).unflatten(0, part.shape[:2])
             kept = _can_win(part) if is_winner else None
             part = part if kept is None else part[..., kept]
-            if is_winner and part.shape[-1] > 4 * GROUP:  # to whole groups, with classes that never win
+            if (
+                is_winner and part.shape[-1] > 4 * GROUP
+            ):  # to whole groups, with classes that never win
                 part = torch.nn.functional.pad(part, (0, -part.shape[-1] % GROUP), value=NEVER)
             half = (down @ part.flatten(1)).unflatten(1, part.shape[1:])  # [rows, column cells, C]
             shape = (len(down), len(along), part.shape[-1])
-            yield rows, cols, torch.matmul(along, half, out=memory[: math.prod(shape)].view(shape)), kept
+            yield (
+                rows,
+                cols,
+                torch.matmul(along, half, out=memory[: math.prod(shape)].view(shape)),
+                kept,
+            )
 
 
 def _bands(matrix: sparse.csr_array, side: int) -> list[tuple[slice, Tensor, Tensor]]:
-    """Of each ``side`` rows: which they are, their part that is not zero, dense fp32, and which columns that is."""
+    """Of each ``side`` rows: which they are, their part that is not zero, dense fp32, and which
+    columns that is.
+    """
     import torch
 
     bands = []
@@ -235,7 +276,9 @@ def _bands(matrix: sparse.csr_array, side: int) -> list[tuple[slice, Tensor, Ten
         rows = matrix[start : start + side]
         used = np.unique(rows.indices)
         dense = torch.from_numpy(rows[:, used].toarray().astype(np.float32))
-        bands.append((slice(start, start + len(dense)), dense, torch.from_numpy(used.astype(np.int64))))
+        bands.append(
+            (slice(start, start + len(dense)), dense, torch.from_numpy(used.astype(np.int64)))
+        )
     return bands
 
 
@@ -247,7 +290,9 @@ def _can_win(part: Tensor) -> Tensor | None:
 
 
 def _argmax(tile: Tensor) -> Tensor:
-    """[r, c, C] -> [r, c], the first of equal ones. Groups first: torch vectorises amax, and argmax it does not."""
+    """[r, c, C] -> [r, c], the first of equal ones. Groups first: torch vectorises amax, and argmax
+    it does not.
+    """
     import torch
 
     if tile.shape[-1] % GROUP:

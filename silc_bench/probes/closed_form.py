@@ -1,8 +1,9 @@
-"""What frozen features know: closed-form probes and nearest neighbours, the same numbers on every run.
+"""What frozen features know: closed-form probes and nearest neighbours, the same numbers on every
+run.
 
-``ridge`` on k-shot samples (``shot_indices``), and ``knn_ranks``. The logistic regression of the linear probe stands in
-`silc_bench.probes.logistic`; the probes of patch features in `silc_bench.probes.patch_discriminant`, `dense_sgd` and
-`dense_knn`.
+``ridge`` on k-shot samples (``shot_indices``), and ``knn_ranks``. The logistic regression of the
+linear probe stands in `silc_bench.probes.logistic`; the probes of patch features in
+`silc_bench.probes.patch_discriminant`, `dense_sgd` and `dense_knn`.
 
 Shapes: N samples, D features, C classes.
 """
@@ -34,7 +35,9 @@ class LinearMap:
 
 
 def moments(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and deviation of each feature, [N, D] -> [D], [D] float64: what every probe standardises by."""
+    """Mean and deviation of each feature, [N, D] -> [D], [D] float64: what every probe standardises
+    by.
+    """
     features = features.astype(np.float64)
     return features.mean(axis=0), features.std(axis=0) + STD_EPSILON
 
@@ -42,8 +45,9 @@ def moments(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def shot_indices(labels: np.ndarray, shots: int, seed: int, num_classes: int) -> np.ndarray:
     """Which samples are the k shots: labels [N] -> [<= C * shots] indices, by class.
 
-    The draw of big_vision's ``fewshot_lsr``: one generator a seed, one permutation a class, of which the first ``shots`` are
-    taken - so that 5 shots hold the 1 shot. Only the dataset's labels and the seed decide, never a model or a global generator.
+    The draw of big_vision's ``fewshot_lsr``: one generator a seed, one permutation a class, of
+    which the first ``shots`` are taken - so that 5 shots hold the 1 shot. Only the dataset's labels
+    and the seed decide, never a model or a global generator.
     """
     rng = np.random.default_rng(seed)
     by_class = [rng.permutation(np.flatnonzero(labels == c)) for c in range(num_classes)]
@@ -51,10 +55,12 @@ def shot_indices(labels: np.ndarray, shots: int, seed: int, num_classes: int) ->
 
 
 def ridge(features: np.ndarray, labels: np.ndarray, num_classes: int, l2: float) -> LinearMap:
-    """Least squares with targets +1 for the class and -1 for the others, in closed form (big_vision ``fewshot_lsr``).
+    """Least squares with targets +1 for the class and -1 for the others, in closed form (big_vision
+    ``fewshot_lsr``).
 
-    Minimises |X W - Y|^2 + l2 |W|^2 where X [N, D + 1] is standardised with the training statistics and has a constant last
-    column of 100, whose weight is penalised like any other. Standardisation is folded into the map that is returned.
+    Minimises |X W - Y|^2 + l2 |W|^2 where X [N, D + 1] is standardised with the training statistics
+    and has a constant last column of 100, whose weight is penalised like any other. Standardisation
+    is folded into the map that is returned.
     """
     mean, std = moments(features)
     x = np.pad((features - mean) / std, ((0, 0), (0, 1)), constant_values=BIAS_COLUMN)
@@ -76,10 +82,11 @@ def knn_ranks(
     ks: Sequence[int],
     temperature: float,
 ) -> dict[int, np.ndarray]:
-    """Weighted nearest neighbours (DINO, appendix F.1): rank [N] of the right class among the votes, for each k.
+    """Weighted nearest neighbours (DINO, appendix F.1): rank [N] of the right class among the
+    votes, for each k.
 
-    Each of the k nearest training samples by cosine votes for its class with weight exp(cosine / temperature). Memory is
-    bounded by ``CHUNK_CELLS`` whatever the sizes.
+    Each of the k nearest training samples by cosine votes for its class with weight exp(cosine /
+    temperature). Memory is bounded by ``CHUNK_CELLS`` whatever the sizes.
     """
     train, test = normalize(train), normalize(test)
     num_classes = int(max(train_labels.max(), test_labels.max())) + 1
@@ -91,9 +98,15 @@ def knn_ranks(
         nearest = np.argpartition(-similarities, most - 1, axis=1)[:, :most]
         cosines = np.take_along_axis(similarities, nearest, axis=1)
         order = np.argsort(-cosines, axis=1, kind="stable")
-        nearest, cosines = np.take_along_axis(nearest, order, axis=1), np.take_along_axis(cosines, order, axis=1)
+        nearest, cosines = (
+            np.take_along_axis(nearest, order, axis=1),
+            np.take_along_axis(cosines, order, axis=1),
+        )
         # exp((cosine - 1) / t) is the same vote up to a factor, and cannot overflow
-        weights, classes = np.exp((cosines.astype(np.float64) - 1) / temperature), train_labels[nearest]
+        weights, classes = (
+            np.exp((cosines.astype(np.float64) - 1) / temperature),
+            train_labels[nearest],
+        )
         rows = np.arange(len(similarities))[:, None]
         for k in ks:
             votes = np.zeros((len(similarities), num_classes))

@@ -1,42 +1,51 @@
-"""Multinomial logistic regression for a sweep of regularisation strengths, each to its optimum (linear probe).
+"""Multinomial logistic regression for a sweep of regularisation strengths, each to its optimum
+(linear probe).
 
-Flow: ``fit_logistic(features, labels, costs)`` -> a LogisticFit with one linear map a cost. The objective is scikit-learn's,
+Flow: ``fit_logistic(features, labels, costs)`` -> a LogisticFit with one linear map a cost. The
+objective is scikit-learn's,
 
     cost * sum_n -log softmax(x_n W + b)[y_n] + |W|^2 / 2          (b is free)
 
-here divided by ``cost * N``, so that losses of different costs compare. Minimised by L-BFGS (Nocedal and Wright,
-algorithm 7.4), on the CPU or a GPU, with four things that a solver of single problems lacks:
+here divided by ``cost * N``, so that losses of different costs compare. Minimised by L-BFGS
+(Nocedal and Wright, algorithm 7.4), on the CPU or a GPU, with four things that a solver of single
+problems lacks:
 
-- The costs are one path, from the strongest penalty to the weakest: each starts from the solution before it *and* from its
-  curvature pairs, whose change of gradient is corrected exactly for the new penalty.
-- The first step to a new cost goes on along the line through the last two solutions, in the logarithm of the cost, if that
-  came nearer to the last solution than the Newton step did.
+- The costs are one path, from the strongest penalty to the weakest: each starts from the solution
+  before it *and* from its curvature pairs, whose change of gradient is corrected exactly for the
+  new penalty.
+- The first step to a new cost goes on along the line through the last two solutions, in the
+  logarithm of the cost, if that came nearer to the last solution than the Newton step did.
 - L-BFGS corrects a model of the Hessian that is close already (`silc_bench.probes.logistic`).
-- Steps are in fp32. Float64 checks the losses of a sample, and goes on where they or the steps were not exact enough.
+- Steps are in fp32. Float64 checks the losses of a sample, and goes on where they or the steps were
+  not exact enough.
 
-Converged means that the loss is within ``TOLERANCE`` of the optimum: the objective is at least as curved as its penalty, so no
-weights are better than these by more than |gradient|^2 / (2 decay). What the biases, few and unpenalised, could still gain is
-estimated by the model of the Hessian.
+Converged means that the loss is within ``TOLERANCE`` of the optimum: the objective is at least as
+curved as its penalty, so no weights are better than these by more than |gradient|^2 / (2 decay).
+What the biases, few and unpenalised, could still gain is estimated by the model of the Hessian.
 
-Shapes: N samples, D features, C classes, K costs, parameters [C, D + 1] (`silc_bench.probes.logistic`).
+Shapes: N samples, D features, C classes, K costs, parameters [C, D + 1]
+(`silc_bench.probes.logistic`).
 
-What `silc_bench.probes.logistic` minimises: the mean log loss of a softmax, its gradient, and a model of its curvature.
+What `silc_bench.probes.logistic` minimises: the mean log loss of a softmax, its gradient, and a
+model of its curvature.
 
-Flow: ``Problem(features, labels, ...)`` turns the features into their principal axes once -> ``problem(parameters)`` passes
-over all samples in chunks -> a ``Pass`` -> ``problem.curvature(state, decay).solve(gradient)`` divides by the model of the
-Hessian.
+Flow: ``Problem(features, labels, ...)`` turns the features into their principal axes once ->
+``problem(parameters)`` passes over all samples in chunks -> a ``Pass`` ->
+``problem.curvature(state, decay).solve(gradient)`` divides by the model of the Hessian.
 
-The Hessian of class c alone is ``sum_n p_nc (1 - p_nc) x_n x_n^T / N + decay``. The model keeps apart the few samples that
-weigh most in it, the first ``OWN_ROWS`` of the class itself, and lets all others share one weight:
+The Hessian of class c alone is ``sum_n p_nc (1 - p_nc) x_n x_n^T / N + decay``. The model keeps
+apart the few samples that weigh most in it, the first ``OWN_ROWS`` of the class itself, and lets
+all others share one weight:
 
     H_c ~ spread_c * covariance + decay + U_c^T diag(w_c) U_c
 
-The covariance is diagonal in the principal axes and U_c has few rows (Woodbury's identity), so that dividing by it costs a
-tenth of a pass. With ten samples a class, 98 of 100 eigenvalues of the true Hessian divided by it lie within a fifth of 1, be
-the penalty strong or weak (`docs/log.md`).
+The covariance is diagonal in the principal axes and U_c has few rows (Woodbury's identity), so that
+dividing by it costs a tenth of a pass. With ten samples a class, 98 of 100 eigenvalues of the true
+Hessian divided by it lie within a fifth of 1, be the penalty strong or weak (`docs/log.md`).
 
-Shapes: N samples, D features, C classes, M samples of a class kept apart, parameters [C, D + 1] in the principal axes of the
-centred features, with the bias in the last column (it is not penalised, so centring changes no optimum).
+Shapes: N samples, D features, C classes, M samples of a class kept apart, parameters [C, D + 1] in
+the principal axes of the centred features, with the bias in the last column (it is not penalised,
+so centring changes no optimum).
 """
 
 from __future__ import annotations
@@ -50,9 +59,13 @@ import torch
 from torch import Tensor
 
 TOLERANCE = 5e-7  # of the loss
-PROMISE = 1e-9  # of the loss: a decrease so small ends the descent too, where the penalty is too weak to bound anything
+# of the loss: a decrease so small ends the descent too, where the penalty is too weak to bound
+# anything
+PROMISE = 1e-9
 MAX_STEPS = 1000
-STALE = 5  # steps in a row that lower the loss by no more than PROMISE: round-off is all that is left
+STALE = (
+    5  # steps in a row that lower the loss by no more than PROMISE: round-off is all that is left
+)
 MEMORY = 8  # pairs that correct it
 _MAX_HALVINGS = 10
 Pair = tuple[Tensor, Tensor]  # change of the parameters, change of the gradient
@@ -70,13 +83,17 @@ class LogisticFit:
 
 @dataclass(frozen=True)
 class _Point:
-    """Parameters, and what a pass over the samples found there. The penalty is added apart, so that it may change."""
+    """Parameters, and what a pass over the samples found there. The penalty is added apart, so that
+    it may change.
+    """
 
     x: Tensor
     state: Pass
 
     def value(self, decay: float) -> float:
-        return mean_loss(self.state.losses) + decay / 2 * float(self.x[:, :-1].square().sum(dtype=torch.float64))
+        return mean_loss(self.state.losses) + decay / 2 * float(
+            self.x[:, :-1].square().sum(dtype=torch.float64)
+        )
 
     def gradient(self, decay: float) -> Tensor:
         gradient = self.state.gradient.clone()
@@ -94,11 +111,14 @@ def fit_logistic(
 ) -> LogisticFit:
     """Features [N, D], labels [N] from 0 to C - 1, all of them occurring.
 
-    Features are used as they come: standardise them first, or the penalty means something else for each of them.
-    ``start`` is a weight [D, C] and a bias [C] near the solution of the smallest cost; the optimum does not depend on it.
+    Features are used as they come: standardise them first, or the penalty means something else for
+    each of them. ``start`` is a weight [D, C] and a bias [C] near the solution of the smallest
+    cost; the optimum does not depend on it.
     """
     num_classes = int(labels.max()) + 1
-    assert len(np.unique(labels)) == num_classes, "number the classes that occur from 0 without gaps"
+    assert len(np.unique(labels)) == num_classes, (
+        "number the classes that occur from 0 without gaps"
+    )
     problem = Problem(features, labels, num_classes, torch.device(device))
     zeros = np.zeros((features.shape[1], num_classes)), np.zeros(num_classes)
     point, pairs = _evaluate(problem, problem.parameters(*(start or zeros)).float()), list[Pair]()
@@ -109,13 +129,17 @@ def fit_logistic(
         change, decay = 1 / (len(features) * cost) - decay, 1 / (len(features) * cost)
         for s, y in pairs:
             y[:, :-1].add_(s[:, :-1], alpha=change)
-        newton = point.x - _solve(problem.curvature(point.state, decay), pairs, point.gradient(decay))
+        newton = point.x - _solve(
+            problem.curvature(point.state, decay), pairs, point.gradient(decay)
+        )
         line = _extrapolated(solutions, math.log(cost)) if len(solutions) == 2 else newton
         if was_line_nearer:
             point, pairs = _tried(problem, decay, point, pairs, line)
         point, pairs, converged = _descend(problem, decay, point, pairs)
         if not converged or problem.rounding(point.x, point.state) > TOLERANCE * point.value(decay):
-            point, pairs, converged = _descend(problem, decay, _evaluate(problem, point.x.double()), pairs)
+            point, pairs, converged = _descend(
+                problem, decay, _evaluate(problem, point.x.double()), pairs
+            )
         fits[cost] = (*problem.linear_map(point.x), point.value(decay), converged)
         point = _Point(point.x.float(), point.state.float())
         pairs = [(s.float(), y.float()) for s, y in pairs]
@@ -134,7 +158,9 @@ def _extrapolated(solutions: list[tuple[float, Tensor]], log_cost: float) -> Ten
     return torch.lerp(a, b, (log_cost - log_a) / (log_b - log_a))
 
 
-def _tried(problem: Problem, decay: float, point: _Point, pairs: list[Pair], x: Tensor) -> tuple[_Point, list[Pair]]:
+def _tried(
+    problem: Problem, decay: float, point: _Point, pairs: list[Pair], x: Tensor
+) -> tuple[_Point, list[Pair]]:
     """``x`` if it is better than ``point``, with the pair that the way there gave."""
     trial = _evaluate(problem, x)
     if trial.value(decay) >= point.value(decay):
@@ -142,7 +168,9 @@ def _tried(problem: Problem, decay: float, point: _Point, pairs: list[Pair], x: 
     return trial, [*pairs, (trial.x - point.x, trial.gradient(decay) - point.gradient(decay))]
 
 
-def _descend(problem: Problem, decay: float, point: _Point, pairs: list[Pair]) -> tuple[_Point, list[Pair], bool]:
+def _descend(
+    problem: Problem, decay: float, point: _Point, pairs: list[Pair]
+) -> tuple[_Point, list[Pair], bool]:
     """L-BFGS in the precision of ``point``: the last point, the pairs, and whether it converged."""
     dtype = point.x.dtype
     curvature, is_cautious = problem.curvature(point.state, decay), False
@@ -151,7 +179,9 @@ def _descend(problem: Problem, decay: float, point: _Point, pairs: list[Pair]) -
         value, gradient = point.value(decay), point.gradient(decay)
         if _possible_gain(curvature, decay, gradient) <= TOLERANCE * value and not is_cautious:
             return point, pairs, True
-        lowest, num_stale = (value, 0) if value < lowest * (1 - PROMISE) else (lowest, num_stale + 1)
+        lowest, num_stale = (
+            (value, 0) if value < lowest * (1 - PROMISE) else (lowest, num_stale + 1)
+        )
         if num_stale == STALE:
             break
         pairs = [(s.to(dtype), y.to(dtype)) for s, y in pairs if _dot(s, y) > 0][-MEMORY:]
@@ -160,7 +190,9 @@ def _descend(problem: Problem, decay: float, point: _Point, pairs: list[Pair]) -
         if -promise / 2 <= PROMISE * value and not is_cautious:
             return point, pairs, True
         step = 1.0
-        for _ in range(_MAX_HALVINGS):  # until it keeps, but for round-off, a ten-thousandth of what the slope promises
+        for _ in range(
+            _MAX_HALVINGS
+        ):  # until it keeps, but for round-off, a ten-thousandth of what the slope promises
             trial = _evaluate(problem, point.x + step * direction)
             if trial.value(decay) <= value * (1 + torch.finfo(dtype).eps) + 1e-4 * step * promise:
                 break
@@ -168,7 +200,8 @@ def _descend(problem: Problem, decay: float, point: _Point, pairs: list[Pair]) -
         else:
             if is_cautious:
                 break  # round-off is all that is left
-            # far from the optimum the classes saturate and the model of the Hessian is no guide: descend by its upper bound
+            # far from the optimum the classes saturate and the model of the Hessian is no guide:
+            # descend by its upper bound
             pairs, curvature, is_cautious = [], problem.upper_bound(dtype, decay), True
             continue
         pairs.append((step * direction, trial.gradient(decay) - gradient))
@@ -184,7 +217,9 @@ def _possible_gain(curvature: Curvature, decay: float, gradient: Tensor) -> floa
 
 
 def _solve(curvature: Curvature, pairs: list[Pair], gradient: Tensor) -> Tensor:
-    """The two loops of L-BFGS: an inverse Hessian times ``gradient``. ``curvature`` is the model that the pairs correct."""
+    """The two loops of L-BFGS: an inverse Hessian times ``gradient``. ``curvature`` is the model
+    that the pairs correct.
+    """
     q, alphas = gradient.clone(), []
     for s, y in reversed(pairs):
         alphas.append(_dot(s, q) / _dot(s, y))
@@ -211,35 +246,51 @@ class Pass:
 
     losses: Tensor  # [N]
     gradient: Tensor  # [C, D + 1]
-    others: Tensor  # [C] mean of p (1 - p) over the samples of other classes, times their share of all
+    others: (
+        Tensor  # [C] mean of p (1 - p) over the samples of other classes, times their share of all
+    )
     own: Tensor  # [N] p (1 - p) of the sample's own class
 
     def float(self) -> Pass:
-        return Pass(self.losses.float(), self.gradient.float(), self.others.float(), self.own.float())
+        return Pass(
+            self.losses.float(), self.gradient.float(), self.others.float(), self.own.float()
+        )
 
 
 class Problem:
-    """The samples in their principal axes. Passes are computed in the precision of the parameters."""
+    """The samples in their principal axes. Passes are computed in the precision of the
+    parameters.
+    """
 
-    def __init__(self, features: np.ndarray, labels: np.ndarray, num_classes: int, device: torch.device) -> None:
+    def __init__(
+        self, features: np.ndarray, labels: np.ndarray, num_classes: int, device: torch.device
+    ) -> None:
         self.raw = torch.as_tensor(features, device=device)
         self.labels = torch.as_tensor(labels, device=device)
         self.num_classes = num_classes
         self.mean = torch.as_tensor(features.mean(axis=0, dtype=np.float64), device=device)
-        covariance = torch.zeros(features.shape[1], features.shape[1], dtype=torch.float64, device=device)
+        covariance = torch.zeros(
+            features.shape[1], features.shape[1], dtype=torch.float64, device=device
+        )
         for x in self.raw.split(1 << 14):
             centered = x.double() - self.mean
             covariance += centered.T @ centered
         variance, self.axes = torch.linalg.eigh(covariance / len(features))
-        self.variance = torch.cat([variance.clamp(min=0), variance.new_ones(1)])  # of the bias column, too
+        self.variance = torch.cat(
+            [variance.clamp(min=0), variance.new_ones(1)]
+        )  # of the bias column, too
         self.x = torch.cat([self._rotated(x).float() for x in self.raw.split(1 << 14)])
         self._keep_apart(labels)
 
     def _keep_apart(self, labels: np.ndarray) -> None:
-        """``own_index`` [C, M]: the samples of U_c, filled up with N, which is none; ``own_rows``; ``is_apart`` [N]."""
+        """``own_index`` [C, M]: the samples of U_c, filled up with N, which is none; ``own_rows``;
+        ``is_apart`` [N].
+        """
         order = np.argsort(labels, kind="stable")
         counts = np.bincount(labels)
-        rank = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)  # of a sample within its class
+        rank = np.arange(len(labels)) - np.repeat(
+            np.cumsum(counts) - counts, counts
+        )  # of a sample within its class
         index = np.full((self.num_classes, min(OWN_ROWS, int(counts.max()))), len(labels))
         is_first = rank < index.shape[1]
         index[labels[order][is_first], rank[is_first]] = order[is_first]
@@ -248,7 +299,9 @@ class Problem:
         self.own_index = torch.as_tensor(index, device=self.x.device)
         self.is_apart = torch.as_tensor(is_apart, device=self.x.device)
         ones = self.x.new_ones(len(self.x), 1)  # the bias column
-        padded = torch.cat([torch.cat([self.x, ones], dim=1), self.x.new_zeros(1, self.x.shape[1] + 1)])
+        padded = torch.cat(
+            [torch.cat([self.x, ones], dim=1), self.x.new_zeros(1, self.x.shape[1] + 1)]
+        )
         self.own_rows = padded[self.own_index]  # [C, M, D + 1]
 
     def __call__(self, parameters: Tensor) -> Pass:
@@ -263,12 +316,15 @@ class Problem:
             logits = torch.addmm(bias, x, weight.T)
             logits -= logits.amax(dim=1, keepdim=True)
             right = logits.gather(1, labels).exp()
-            # the own class apart: 1 - p of it, and the loss, keep their relative accuracy as they go to 0
+            # the own class apart: 1 - p of it, and the loss, keep their relative accuracy as they
+            # go to 0
             probabilities = logits.exp_().scatter_(1, labels, 0.0)
             wrong = probabilities.sum(dim=1, keepdim=True)
             losses[part] = (wrong / right).log1p_()[:, 0]
             probabilities /= wrong + right
-            others += probabilities.sum(dim=0) - torch.linalg.vecdot(probabilities, probabilities, dim=0)
+            others += probabilities.sum(dim=0) - torch.linalg.vecdot(
+                probabilities, probabilities, dim=0
+            )
             missing = wrong / (wrong + right)
             own[part] = (missing * (1 - missing))[:, 0]
             residual = probabilities.scatter_(1, labels, -missing)  # p - y
@@ -280,7 +336,9 @@ class Problem:
     def curvature(self, state: Pass, decay: float) -> Curvature:
         """The model of the penalised objective's Hessian at the parameters of ``state``."""
         rest = torch.where(self.is_apart, 0, state.own)
-        spread = state.others + torch.zeros_like(state.others).index_add_(0, self.labels, rest) / len(self.x)
+        spread = state.others + torch.zeros_like(state.others).index_add_(
+            0, self.labels, rest
+        ) / len(self.x)
         weights = torch.cat([state.own, state.own.new_zeros(1)])[self.own_index] / len(self.x)
         diagonal = spread[:, None].clamp(min=MIN_SPREAD) * self.variance.to(spread.dtype)
         diagonal[:, :-1] += decay
@@ -290,11 +348,16 @@ class Problem:
         """Nowhere below the Hessian."""
         diagonal = (MAX_SPREAD * self.variance.to(dtype)).repeat(self.num_classes, 1)
         diagonal[:, :-1] += decay
-        return Curvature(diagonal, self.own_rows[:, :0].to(dtype), diagonal.new_zeros(self.num_classes, 0))
+        return Curvature(
+            diagonal, self.own_rows[:, :0].to(dtype), diagonal.new_zeros(self.num_classes, 0)
+        )
 
     def parameters(self, weight: np.ndarray, bias: np.ndarray) -> Tensor:
         """Weight [D, C] and bias [C] for the features as they came -> float64 parameters."""
-        w, b = (torch.as_tensor(part, dtype=torch.float64, device=self.axes.device) for part in (weight, bias))
+        w, b = (
+            torch.as_tensor(part, dtype=torch.float64, device=self.axes.device)
+            for part in (weight, bias)
+        )
         return torch.cat([w.T @ self.axes, (b + self.mean @ w)[:, None]], dim=1)
 
     def linear_map(self, parameters: Tensor) -> tuple[np.ndarray, np.ndarray]:
@@ -303,7 +366,9 @@ class Problem:
         return weight.cpu().numpy(), (parameters[:, -1].double() - self.mean @ weight).cpu().numpy()
 
     def rounding(self, parameters: Tensor, state: Pass) -> float:
-        """How far ``state``'s mean loss is from float64's, over as many samples as fit into one chunk."""
+        """How far ``state``'s mean loss is from float64's, over as many samples as fit into one
+        chunk.
+        """
         sample = slice(None, None, -(-len(self.x) * self.num_classes // CHUNK_CELLS))
         weight, bias = parameters[:, :-1].double(), parameters[:, -1].double()
         logits = self._rotated(self.raw[sample]) @ weight.T + bias
@@ -318,7 +383,9 @@ class Problem:
 
 
 class Curvature:
-    """diagonal_c + U_c^T diag(w_c) U_c for each class: diagonal [C, D + 1], rows U [C, M, D + 1], weights w [C, M]."""
+    """diagonal_c + U_c^T diag(w_c) U_c for each class: diagonal [C, D + 1], rows U [C, M, D + 1],
+    weights w [C, M].
+    """
 
     def __init__(self, diagonal: Tensor, rows: Tensor, weights: Tensor) -> None:
         self.inverse = 1 / diagonal

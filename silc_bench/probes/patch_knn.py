@@ -1,14 +1,16 @@
 """Segmentation by nearest training cells: what a tower's features know with nothing learned on top.
 
-Flow: ``memory = CellMemory(num_pictures, num_classes, seed)``; ``memory.add(grid, layout, mask)`` for each training picture;
-then ``votes = memory.voter(k, temperature)``, which gives cells [n, D] their votes [n, C].
+Flow: ``memory = CellMemory(num_pictures, num_classes, seed)``; ``memory.add(grid, layout, mask)``
+for each training picture; then ``votes = memory.voter(k, temperature)``, which gives cells [n, D]
+their votes [n, C].
 
-The retrieval of Balazevic et al. ("Towards In-Context Scene Understanding", 2306.01667): each of the k training cells that are
-nearest by cosine votes with the distribution of mask classes among its own pixels, weighing softmax(cosine / temperature) over
-the k. Pixels that are not scored have no share in it, and a cell without any other votes for nothing and is not kept.
+The retrieval of Balazevic et al. ("Towards In-Context Scene Understanding", 2306.01667): each of
+the k training cells that are nearest by cosine votes with the distribution of mask classes among
+its own pixels, weighing softmax(cosine / temperature) over the k. Pixels that are not scored have
+no share in it, and a cell without any other votes for nothing and is not kept.
 
-Memory is bounded: of all training pictures together at most ``MAX_CELLS`` cells are kept, evenly many a picture, drawn by
-``seed``.
+Memory is bounded: of all training pictures together at most ``MAX_CELLS`` cells are kept, evenly
+many a picture, drawn by ``seed``.
 
 Shapes: gh x gw = n cells, N kept ones, D features, C classes, H x W pixels.
 """
@@ -34,16 +36,27 @@ class CellMemory:
     """Training cells, and what the mask says of each."""
 
     def __init__(self, num_pictures: int, num_classes: int, seed: int, device: str = "cpu") -> None:
-        self.num_pictures, self.num_classes, self.seed, self.device = num_pictures, num_classes, seed, device
+        self.num_pictures, self.num_classes, self.seed, self.device = (
+            num_pictures,
+            num_classes,
+            seed,
+            device,
+        )
         self._seen = 0
         self._cells: list[Tensor] = []
         self._shares: list[sparse.csr_array] = []
 
     def add(self, grid: np.ndarray, layout: Layout, mask: np.ndarray) -> None:
-        """The next picture: cells [gh, gw, D] and mask [H, W]. Of its labelled cells as many are kept as are its due."""
+        """The next picture: cells [gh, gw, D] and mask [H, W]. Of its labelled cells as many are
+        kept as are its due.
+        """
         classes, counts = class_sums(mask, *members(layout, *mask.shape))
-        kept = sample(np.flatnonzero(counts.sum(axis=1)), self._seen, self.num_pictures, MAX_CELLS, self.seed)
-        self._cells.append(F.normalize(torch.from_numpy(grid.reshape(-1, grid.shape[-1])[kept]), dim=1))
+        kept = sample(
+            np.flatnonzero(counts.sum(axis=1)), self._seen, self.num_pictures, MAX_CELLS, self.seed
+        )
+        self._cells.append(
+            F.normalize(torch.from_numpy(grid.reshape(-1, grid.shape[-1])[kept]), dim=1)
+        )
         self._shares.append(_shares(classes, counts[kept], self.num_classes))
         self._seen += 1
 
@@ -52,7 +65,9 @@ class CellMemory:
         return sum(len(part) for part in self._cells)
 
     def voter(self, k: int, temperature: float) -> Callable[[Tensor], Tensor]:
-        """Cells fp32 [n, D] -> votes fp32 [n, C], which sum to 1 for each. With fewer than k cells in memory, all vote."""
+        """Cells fp32 [n, D] -> votes fp32 [n, C], which sum to 1 for each. With fewer than k cells
+        in memory, all vote.
+        """
         assert self._seen == self.num_pictures, (self._seen, self.num_pictures)
         known = torch.cat(self._cells).to(self.device)
         shares = sparse.csr_array(sparse.vstack(self._shares, format="csr"))
@@ -65,7 +80,8 @@ class CellMemory:
                 weights = (cosines / temperature).softmax(dim=1).cpu().numpy()
                 ends = np.arange(len(chunk) + 1) * count
                 weighed = sparse.csr_array(
-                    (weights.ravel(), nearest.cpu().numpy().ravel(), ends), shape=(len(chunk), len(known))
+                    (weights.ravel(), nearest.cpu().numpy().ravel(), ends),
+                    shape=(len(chunk), len(known)),
                 )
                 chunks.append((weighed @ shares).toarray())
             return torch.from_numpy(np.concatenate(chunks))
@@ -74,6 +90,10 @@ class CellMemory:
 
 
 def _shares(classes: np.ndarray, counts: np.ndarray, num_classes: int) -> sparse.csr_array:
-    """fp32 [n, C] that sum to 1 for each cell, from the pixels [n, P] of the ``classes`` [P] that occur."""
+    """fp32 [n, C] that sum to 1 for each cell, from the pixels [n, P] of the ``classes`` [P] that
+    occur.
+    """
     found = sparse.csr_array((counts / counts.sum(axis=1, keepdims=True)).astype(np.float32))
-    return sparse.csr_array((found.data, classes[found.indices], found.indptr), shape=(len(counts), num_classes))
+    return sparse.csr_array(
+        (found.data, classes[found.indices], found.indptr), shape=(len(counts), num_classes)
+    )

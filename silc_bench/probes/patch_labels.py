@@ -1,8 +1,9 @@
-"""What a mask says of the cells of a grid: how much of each class lies in each, by any way of giving pixels to cells.
+"""What a mask says of the cells of a grid: how much of each class lies in each, by any way of
+giving pixels to cells.
 
-Two ways are used. A picture's ``layout.rows, layout.cols`` are the weights by which cells give their logits to pixels; turned
-round, they collect what the pixels want of each cell. ``members`` gives each pixel to the cell of every window in which its
-middle lies: that is what a patch shows.
+Two ways are used. A picture's ``layout.rows, layout.cols`` are the weights by which cells give
+their logits to pixels; turned round, they collect what the pixels want of each cell. ``members``
+gives each pixel to the cell of every window in which its middle lies: that is what a patch shows.
 
 Shapes: H x W pixels, gh x gw cells of all windows, P classes that occur in the mask.
 """
@@ -18,14 +19,17 @@ from silc_bench.datasets.dataset import ignore_of
 from silc_bench.models.windows import Layout
 
 
-def class_sums(mask: np.ndarray, rows: sparse.csr_array, cols: sparse.csr_array) -> tuple[np.ndarray, np.ndarray]:
+def class_sums(
+    mask: np.ndarray, rows: sparse.csr_array, cols: sparse.csr_array
+) -> tuple[np.ndarray, np.ndarray]:
     """For each class of a mask [H, W] the weight of its pixels in each cell.
 
     Args:
         rows, cols: [H, gh] and [W, gw]; a pixel weighs ``rows[y, i] * cols[x, j]`` in cell (i, j).
 
     Returns:
-        The classes that occur [P], in order and without what is not scored, and float64 sums [gh * gw, P].
+        The classes that occur [P], in order and without what is not scored, and float64 sums [gh *
+        gw, P].
     """
     classes = np.unique(mask)
     classes = classes[classes != ignore_of(mask)].astype(np.int64)
@@ -40,17 +44,23 @@ def weigh(pixels: np.ndarray, rows: sparse.csr_array, cols: sparse.csr_array) ->
     return (cols.T @ (rows.T @ pixels).T).T
 
 
-def sample(labelled: np.ndarray, number: int, num_pictures: int, most: int, seed: int) -> np.ndarray:
-    """Which of the cells ``labelled`` of picture ``number`` are kept, so that ``num_pictures`` keep ``most`` together at most.
+def sample(
+    labelled: np.ndarray, number: int, num_pictures: int, most: int, seed: int
+) -> np.ndarray:
+    """Which of the cells ``labelled`` of picture ``number`` are kept, so that ``num_pictures`` keep
+    ``most`` together at most.
 
-    Each picture is due evenly many, and the same whatever the others hold; which, is drawn by the seed and its number.
+    Each picture is due evenly many, and the same whatever the others hold; which, is drawn by the
+    seed and its number.
     """
     due = most * (number + 1) // num_pictures - most * number // num_pictures
     return np.sort(np.random.default_rng((seed, number)).permutation(labelled)[:due])
 
 
 def members(layout: Layout, height: int, width: int) -> tuple[sparse.csr_array, sparse.csr_array]:
-    """float64 [height, gh] and [width, gw]: 1 where the middle of a row, or column, of the mask lies in the cell."""
+    """float64 [height, gh] and [width, gw]: 1 where the middle of a row, or column, of the mask
+    lies in the cell.
+    """
     return (
         _members(height, layout.height, layout.tops, layout.cells, layout.patch),
         _members(width, layout.width, layout.lefts, layout.cells, layout.patch),
@@ -58,12 +68,19 @@ def members(layout: Layout, height: int, width: int) -> tuple[sparse.csr_array, 
 
 
 @lru_cache(maxsize=64)
-def _members(size: int, resized: int, starts: tuple[int, ...], cells: int, patch: int) -> sparse.csr_array:
+def _members(
+    size: int, resized: int, starts: tuple[int, ...], cells: int, patch: int
+) -> sparse.csr_array:
     middles = (np.arange(size) + 0.5) * resized / size
     places = [np.floor((middles - start) / patch).astype(np.int64) for start in starts]
     inside = [(place >= 0) & (place < cells) for place in places]
     pixels = np.concatenate([np.flatnonzero(found) for found in inside])
     columns = np.concatenate(
-        [place[found] + number * cells for number, (place, found) in enumerate(zip(places, inside, strict=True))]
+        [
+            place[found] + number * cells
+            for number, (place, found) in enumerate(zip(places, inside, strict=True))
+        ]
     )
-    return sparse.csr_array((np.ones(len(pixels)), (pixels, columns)), shape=(size, len(starts) * cells))
+    return sparse.csr_array(
+        (np.ones(len(pixels)), (pixels, columns)), shape=(size, len(starts) * cells)
+    )

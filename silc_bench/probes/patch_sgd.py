@@ -1,20 +1,24 @@
-"""A linear probe of cells by descent: batch norm and a 1x1 convolution on frozen features, cross-entropy at every pixel.
+"""A linear probe of cells by descent: batch norm and a 1x1 convolution on frozen features,
+cross-entropy at every pixel.
 
-Flow: ``probe = fit(pictures, num_pictures, num_classes, seed, device)``, where ``pictures()`` gives each training picture as
-(grid, layout, mask), as often as it is called.
+Flow: ``probe = fit(pictures, num_pictures, num_classes, seed, device)``, where ``pictures()`` gives
+each training picture as (grid, layout, mask), as often as it is called.
 
-The head and the schedule are those of DINOv2's linear segmentation (2304.07193; head ``BNHead`` and configuration beside its
-released heads): weights from N(0, 0.01), AdamW with lr 1e-3, weight decay 1e-4 and betas 0.9 and 0.999, 16 pictures a step,
-linear warm-up from 1e-6 of the rate over 1,500 of 40,000 steps, then linear decay to 0 (mmcv's "poly" of power 1). Three
-things differ:
+The head and the schedule are those of DINOv2's linear segmentation (2304.07193; head ``BNHead`` and
+configuration beside its released heads): weights from N(0, 0.01), AdamW with lr 1e-3, weight decay
+1e-4 and betas 0.9 and 0.999, 16 pictures a step, linear warm-up from 1e-6 of the rate over 1,500 of
+40,000 steps, then linear decay to 0 (mmcv's "poly" of power 1). Three things differ:
 
-- Pictures are neither scaled, cropped, flipped nor recoloured: the features are frozen *and* encoded once.
-- 40,000 steps are 32 passes over ADE20K's 20,210 pictures. ``num_steps`` keeps the passes, but not below ``MIN_STEPS``, since
-  a small set has no fewer weights to move. The warm-up keeps its share.
-- The batch order is drawn from what a buffer of ``BUFFER`` bytes holds: the whole set in a new order each pass where it fits.
+- Pictures are neither scaled, cropped, flipped nor recoloured: the features are frozen *and*
+  encoded once.
+- 40,000 steps are 32 passes over ADE20K's 20,210 pictures. ``num_steps`` keeps the passes, but not
+  below ``MIN_STEPS``, since a small set has no fewer weights to move. The warm-up keeps its share.
+- The batch order is drawn from what a buffer of ``BUFFER`` bytes holds: the whole set in a new
+  order each pass where it fits.
 
-The loss is the mean over all pixels of the batch that are scored. Its gradient by the logits of cells is rows^T (softmax -
-onehot) cols, computed in bands of rows, so memory does not grow with pixels or classes.
+The loss is the mean over all pixels of the batch that are scored. Its gradient by the logits of
+cells is rows^T (softmax - onehot) cols, computed in bands of rows, so memory does not grow with
+pixels or classes.
 
 Shapes: gh x gw = n cells, D features, C classes, H x W pixels.
 """
@@ -40,7 +44,9 @@ WARMUP, WARMUP_RATIO = 1500 / 40_000, 1e-6  # share of the steps; of the rate, w
 INIT_STD = 0.01
 BUFFER = 1 << 30  # bytes of fp16 cells and masks held for drawing batches
 BAND = 1 << 23  # logits of pixels held at once: 32 MiB of fp32
-Labelled: TypeAlias = tuple[np.ndarray, Layout, np.ndarray]  # grid [gh, gw, D], its layout, mask [H, W]
+Labelled: TypeAlias = tuple[
+    np.ndarray, Layout, np.ndarray
+]  # grid [gh, gw, D], its layout, mask [H, W]
 
 
 def num_steps(num_pictures: int) -> int:
@@ -56,23 +62,41 @@ def learning_rate_at(step: int, steps: int) -> float:
 
 
 def fit(
-    pictures: Callable[[], Iterable[Labelled]], num_pictures: int, num_classes: int, seed: int, device: str = "cpu"
+    pictures: Callable[[], Iterable[Labelled]],
+    num_pictures: int,
+    num_classes: int,
+    seed: int,
+    device: str = "cpu",
 ) -> LinearMap:
-    """The map from raw cells to class logits; ``seed`` decides the first weights and the order of the pictures."""
+    """The map from raw cells to class logits; ``seed`` decides the first weights and the order of
+    the pictures.
+    """
     steps = num_steps(num_pictures)
     order = shuffled(pictures, seed)
     first = next(order)
     norm, head = _layers(first[0].shape[-1], num_classes, seed, device)
-    optimizer = torch.optim.AdamW([*norm.parameters(), *head.parameters()], betas=BETAS, weight_decay=WEIGHT_DECAY)
+    optimizer = torch.optim.AdamW(
+        [*norm.parameters(), *head.parameters()], betas=BETAS, weight_decay=WEIGHT_DECAY
+    )
     for step in range(steps):
-        batch = [first if not step and not place else next(order) for place in range(min(BATCH, num_pictures))]
+        batch = [
+            first if not step and not place else next(order)
+            for place in range(min(BATCH, num_pictures))
+        ]
         for group in optimizer.param_groups:
             group["lr"] = learning_rate_at(step, steps)
-        cells = [torch.from_numpy(grid.reshape(-1, grid.shape[-1])).to(device).float() for grid, _, _ in batch]
+        cells = [
+            torch.from_numpy(grid.reshape(-1, grid.shape[-1])).to(device).float()
+            for grid, _, _ in batch
+        ]
         logits = head(norm(torch.cat(cells)))
         parts = logits.detach().split([len(part) for part in cells])
         pulls, pixels = zip(
-            *[_pull(part, layout, mask) for part, (_, layout, mask) in zip(parts, batch, strict=True)], strict=True
+            *[
+                _pull(part, layout, mask)
+                for part, (_, layout, mask) in zip(parts, batch, strict=True)
+            ],
+            strict=True,
         )
         optimizer.zero_grad()
         logits.backward(torch.cat(pulls) / max(1, sum(pixels)))
@@ -81,9 +105,11 @@ def fit(
 
 
 def shuffled(pictures: Callable[[], Iterable[Labelled]], seed: int) -> Iterator[Labelled]:
-    """Training pictures without end, cells as fp16: each once a pass in a new order, where a buffer holds them all.
+    """Training pictures without end, cells as fp16: each once a pass in a new order, where a buffer
+    holds them all.
 
-    Where it does not, each step takes any picture of the buffer, and the next of the stream takes its place.
+    Where it does not, each step takes any picture of the buffer, and the next of the stream takes
+    its place.
     """
     rng = np.random.default_rng(seed)
     held: list[Labelled] = []
@@ -113,7 +139,9 @@ def _layers(dim: int, num_classes: int, seed: int, device: str) -> tuple[nn.Batc
 
 
 def _pull(logits: Tensor, layout: Layout, mask: np.ndarray) -> tuple[Tensor, int]:
-    """Gradient of the summed cross-entropy of one picture by the logits of its cells [n, C], and how many pixels are scored."""
+    """Gradient of the summed cross-entropy of one picture by the logits of its cells [n, C], and
+    how many pixels are scored.
+    """
     height, width = mask.shape
     grid = logits.T.unflatten(1, layout.grid)  # [C, gh, gw]
     rows, cols = (_dense(matrix).to(logits) for matrix in (layout.rows(height), layout.cols(width)))
@@ -139,6 +167,8 @@ def _folded(norm: nn.BatchNorm1d, head: nn.Linear) -> LinearMap:
     assert norm.running_mean is not None
     assert norm.running_var is not None
     tensors = (norm.weight, norm.bias, norm.running_mean, norm.running_var, head.weight, head.bias)
-    scale, shift, mean, variance, weight, bias = (tensor.detach().cpu().double().numpy() for tensor in tensors)
+    scale, shift, mean, variance, weight, bias = (
+        tensor.detach().cpu().double().numpy() for tensor in tensors
+    )
     scale = scale / np.sqrt(variance + norm.eps)
     return LinearMap((weight * scale).T, bias + weight @ (shift - mean * scale))

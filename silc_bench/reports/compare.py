@@ -1,15 +1,20 @@
-"""Is B better than A: two models on the same samples, task by task, with what cannot be compared and why (no torch).
+"""Is B better than A: two models on the same samples, task by task, with what cannot be compared
+and why (no torch).
 
-Flow: ``compare("results", ["a", "b", "c"])`` -> rows of the leaderboard by name -> records that measure the same, paired
--> each pair's outcomes -> difference, standard error and p -> Holm over all of them -> ``Comparison``. The first model is the
-baseline. `silc_bench.reports.compare_report` writes it down; run: ``silc-bench compare A B --results results``.
+Flow: ``compare("results", ["a", "b", "c"])`` -> rows of the leaderboard by name -> records that
+measure the same, paired -> each pair's outcomes -> difference, standard error and p -> Holm over
+all of them -> ``Comparison``. The first model is the baseline. `silc_bench.reports.compare_report`
+writes it down; run: ``silc-bench compare A B --results results``.
 
-Hits are tested by McNemar's exact test. Everything else has Student's t on the paired bootstrap's error: captions and pixels
-are drawn with their picture; where the training shots were drawn several times, that variance is added.
+Hits are tested by McNemar's exact test. Everything else has Student's t on the paired bootstrap's
+error: captions and pixels are drawn with their picture; where the training shots were drawn several
+times, that variance is added.
 
-Which records of two models measure the same - one protocol, data, limit and task version - and why others do not (no torch).
+Which records of two models measure the same - one protocol, data, limit and task version - and why
+others do not (no torch).
 
-``pair_up(mine, theirs, labels)`` takes the records of one task by two models and accounts for every one of them.
+``pair_up(mine, theirs, labels)`` takes the records of one task by two models and accounts for every
+one of them.
 """
 
 from __future__ import annotations
@@ -34,7 +39,9 @@ ALPHA = 0.05  # of all tests together
 
 @dataclass(frozen=True)
 class Paired:
-    """Two models on the same samples: fractions; the difference is the second's minus the first's."""
+    """Two models on the same samples: fractions; the difference is the second's minus the
+    first's.
+    """
 
     difference: float
     stderr: float
@@ -91,35 +98,51 @@ class Comparison:
 
 
 def compare(
-    results_dir: Path, names: Sequence[str], tasks: Sequence[str] = (), *, across_protocols: bool = False
+    results_dir: Path,
+    names: Sequence[str],
+    tasks: Sequence[str] = (),
+    *,
+    across_protocols: bool = False,
 ) -> Comparison:
     """Each further model of ``names`` against the first.
 
     Args:
-        names: of models, as the leaderboard's rows; with "@" and digits of the revision where several bear one name.
-        tasks: names, families, datasets, groups or globs; empty: all.
-        across_protocols: also pair what was measured under different protocols on the same samples, and mark it.
+        names: of models, as the leaderboard's rows; with "@" and digits of the revision where
+        several bear one name. tasks: names, families, datasets, groups or globs; empty: all.
+        across_protocols: also pair what was measured under different protocols on the same samples,
+        and mark it.
 
     Raises:
-        UserError: fewer than two models, one twice, an unknown or ambiguous name, no record of such a task, a damaged file.
+        UserError: fewer than two models, one twice, an unknown or ambiguous name, no record of such
+        a task, a damaged file.
     """
     if len(names) < 2:
-        raise UserError("name two models or more; the first is the one that the others are compared with")
+        raise UserError(
+            "name two models or more; the first is the one that the others are compared with"
+        )
     records = [record for record in load_all(results_dir) if record.source == "measured"]
     if not records:
-        raise UserError(f"no records in {results_dir}; `silc-bench eval --results {results_dir}` writes them")
+        raise UserError(
+            f"no records in {results_dir}; `silc-bench eval --results {results_dir}` writes them"
+        )
     rows = sorted({(record.model.name, record.model.revision) for record in records})
     chosen = [_row(name, rows) for name in names]
     if len(set(chosen)) < len(chosen):
         raise UserError(f"a model was named twice: {', '.join(names)}")
     labels = [_label(row, rows) for row in chosen]
     named = _of_tasks(records, tasks)
-    of_row = [[record for record in named if (record.model.name, record.model.revision) == row] for row in chosen]
+    of_row = [
+        [record for record in named if (record.model.name, record.model.revision) == row]
+        for row in chosen
+    ]
     results: list[Result] = []
     omissions: list[Omission] = []
     for label, theirs in zip(labels[1:], of_row[1:], strict=True):
         for task in sorted({record.task.name for record in (*of_row[0], *theirs)}):
-            mine, other = ([record for record in part if record.task.name == task] for part in (of_row[0], theirs))
+            mine, other = (
+                [record for record in part if record.task.name == task]
+                for part in (of_row[0], theirs)
+            )
             pairs, reasons = pair_up(mine, other, (labels[0], label), across_protocols)
             for a, b in pairs:
                 found, reason = _results(a, b, (labels[0], label), results_dir)
@@ -127,7 +150,9 @@ def compare(
                 reasons += reason
             omissions += [Omission(label, task, reason) for reason in reasons]
     adjusted = statistics.holm([result.paired.p for result in results])
-    final = tuple(replace(result, p_holm=float(p)) for result, p in zip(results, adjusted, strict=True))
+    final = tuple(
+        replace(result, p_holm=float(p)) for result, p in zip(results, adjusted, strict=True)
+    )
     return Comparison(labels[0], tuple(labels[1:]), final, tuple(omissions))
 
 
@@ -135,7 +160,10 @@ def paired(a: PerPicture, b: PerPicture) -> Paired:
     """One metric of two models, from what each picture adds to it."""
     values = [float(part.statistic(part.counts.sum(axis=0)[None])[0]) for part in (a, b)]
     difference, num_pictures = values[1] - values[0], len(a.counts)
-    variances, dofs = [statistics.paired_bootstrap(a.counts, b.counts, a.statistic) ** 2], [num_pictures - 1]
+    variances, dofs = (
+        [statistics.paired_bootstrap(a.counts, b.counts, a.statistic) ** 2],
+        [num_pictures - 1],
+    )
     if a.hits is not None and b.hits is not None:
         variances.append(statistics.draws_variance(a.hits, b.hits))
         dofs.append(a.hits.shape[1] - 1)
@@ -156,9 +184,13 @@ def _row(name: str, rows: Sequence[tuple[str, str]]) -> tuple[str, str]:
         found = [row for row in rows if row[0] == model and digits and row[1].startswith(digits)]
     if not found:
         revisions = [f"{model}@{revision[:8]}" for model, revision in rows]
-        raise unknown_name("model", name, revisions if "@" in name else {model for model, _ in rows})
+        raise unknown_name(
+            "model", name, revisions if "@" in name else {model for model, _ in rows}
+        )
     if len(found) > 1:
-        raise UserError(f"{name} has several revisions; name one: {', '.join(_shown(row) for row in found)}")
+        raise UserError(
+            f"{name} has several revisions; name one: {', '.join(_shown(row) for row in found)}"
+        )
     return found[0]
 
 
@@ -171,36 +203,57 @@ def _shown(row: tuple[str, str]) -> str:
 
 
 def _of_tasks(records: Sequence[Record], patterns: Sequence[str]) -> list[Record]:
-    """Those whose task is meant by one of the patterns, in the words of `silc_bench.tasks.selection.select`."""
+    """Those whose task is meant by one of the patterns, in the words of
+    `silc_bench.tasks.selection.select`.
+    """
     if not patterns:
         return list(records)
     words = {}
     for record in records:
         dataset, family = record.task.name.split("/")
-        words[record.task.name] = {record.task.name, dataset, family, family.split("_")[0], record.task.group}
+        words[record.task.name] = {
+            record.task.name,
+            dataset,
+            family,
+            family.split("_")[0],
+            record.task.group,
+        }
     for pattern in patterns:
-        if not any(pattern in own or fnmatch.fnmatchcase(name, pattern) for name, own in words.items()):
+        if not any(
+            pattern in own or fnmatch.fnmatchcase(name, pattern) for name, own in words.items()
+        ):
             raise unknown_name("task", pattern, set().union(*words.values()))
     return [
         record
         for record in records
-        if any(pattern in words[record.task.name] or fnmatch.fnmatchcase(record.task.name, pattern) for pattern in patterns)
+        if any(
+            pattern in words[record.task.name] or fnmatch.fnmatchcase(record.task.name, pattern)
+            for pattern in patterns
+        )
     ]
 
 
-def _results(a: Record, b: Record, labels: tuple[str, str], results_dir: Path) -> tuple[list[Result], list[str]]:
+def _results(
+    a: Record, b: Record, labels: tuple[str, str], results_dir: Path
+) -> tuple[list[Result], list[str]]:
     """Main metric first, then recall at 1 the other way; or why there are none."""
     kept_a, kept_b = (outcomes.load(record, results_dir) for record in (a, b))
     if kept_a is None or kept_b is None:
-        missing = [label for label, found in zip(labels, (kept_a, kept_b), strict=True) if found is None]
+        missing = [
+            label for label, found in zip(labels, (kept_a, kept_b), strict=True) if found is None
+        ]
         mend = "`silc-bench eval --existing overwrite` keeps them"
         return [], [f"{' and '.join(missing)} kept no outcomes of single pictures ({mend})"]
     if problem := _not_the_same_samples(kept_a, kept_b):
         if not is_alike(a, b):
             return [], [f"the protocols differ, and so do the samples: {problem}"]
         places = " and ".join(str(outcomes.path_of(record, results_dir)) for record in (a, b))
-        raise UserError(f"{places}: {problem}, though both say the same data; measure one of them again")
-    shared = [metric for metric in a.metrics if metric in b.metrics and re.fullmatch(COMPARED, metric)]
+        raise UserError(
+            f"{places}: {problem}, though both say the same data; measure one of them again"
+        )
+    shared = [
+        metric for metric in a.metrics if metric in b.metrics and re.fullmatch(COMPARED, metric)
+    ]
     results, reasons = [], []
     for metric in dict.fromkeys((a.task.main_metric, *shared)):
         part_a, part_b = (outcomes.per_picture(found, metric) for found in (kept_a, kept_b))
@@ -208,9 +261,18 @@ def _results(a: Record, b: Record, labels: tuple[str, str], results_dir: Path) -
             reasons.append(f"the outcomes do not say what each picture adds to {metric}")
             continue
         protocol = protocol_of(a) if is_alike(a, b) else f"{protocol_of(a)} / {protocol_of(b)}"
-        where = (metric, metric == a.task.main_metric, protocol, a.dataset.fingerprint, a.limit, a.n)
+        where = (
+            metric,
+            metric == a.task.main_metric,
+            protocol,
+            a.dataset.fingerprint,
+            a.limit,
+            a.n,
+        )
         test = paired(part_a, part_b)
-        results.append(Result(labels[1], a.task.name, *where, a.metrics[metric], b.metrics[metric], test))
+        results.append(
+            Result(labels[1], a.task.name, *where, a.metrics[metric], b.metrics[metric], test)
+        )
     return results, reasons
 
 
@@ -227,7 +289,10 @@ SHOWN_FIELDS = 3  # of those in which two measurements differ
 
 
 def pair_up(
-    mine: Sequence[Record], theirs: Sequence[Record], labels: tuple[str, str], across_protocols: bool = False
+    mine: Sequence[Record],
+    theirs: Sequence[Record],
+    labels: tuple[str, str],
+    across_protocols: bool = False,
 ) -> tuple[list[tuple[Record, Record]], list[str]]:
     """Pairs of records, and a reason for each record that is in none.
 
@@ -235,7 +300,8 @@ def pair_up(
 
     Args:
         labels: of the two models, for the reasons.
-        across_protocols: also pair records that differ in nothing but the protocol, where each model has one such.
+        across_protocols: also pair records that differ in nothing but the protocol, where each
+        model has one such.
     """
     pairs = [(a, b) for a in mine for b in theirs if a.key == b.key]
     left = _without(mine, pairs), _without(theirs, pairs)
@@ -248,8 +314,14 @@ def pair_up(
     best = max((a for a, _ in pairs), key=_rank, default=None)
     if best is None:
         return [], _unpaired(*left, labels)
-    reasons = [f"{_way(a)}: left out, as {_way(best)} was compared" for a, _ in pairs if _rank(a) != _rank(best)]
-    return [pair for pair in pairs if _rank(pair[0]) == _rank(best)], reasons + _unpaired(*left, labels)
+    reasons = [
+        f"{_way(a)}: left out, as {_way(best)} was compared"
+        for a, _ in pairs
+        if _rank(a) != _rank(best)
+    ]
+    return [pair for pair in pairs if _rank(pair[0]) == _rank(best)], reasons + _unpaired(
+        *left, labels
+    )
 
 
 def is_alike(a: Record, b: Record) -> bool:
@@ -282,24 +354,40 @@ def _part(record: Record) -> str:
 
 
 def _unpaired(mine: list[Record], theirs: list[Record], labels: tuple[str, str]) -> list[str]:
-    """A reason for each record, or for two at once: those that are nearest to having measured the same."""
+    """A reason for each record, or for two at once: those that are nearest to having measured the
+    same.
+    """
     reasons = []
     while mine and theirs:
-        a, b = min(((a, b) for a in mine for b in theirs), key=lambda pair: len(_differences(*pair)))
+        a, b = min(
+            ((a, b) for a in mine for b in theirs), key=lambda pair: len(_differences(*pair))
+        )
         mine, theirs = _without(mine, [(a, b)]), _without(theirs, [(a, b)])
         differing = _differences(a, b)
         more = f" and {len(differing) - SHOWN_FIELDS} more" if len(differing) > SHOWN_FIELDS else ""
         reasons.append(f"not measured alike: {'; '.join(differing[:SHOWN_FIELDS])}{more}")
     for label, rest in zip(labels, (mine, theirs), strict=True):
-        reasons += [f"only {label} has measured it (protocol {protocol_of(record)}, {_way(record)})" for record in rest]
+        reasons += [
+            f"only {label} has measured it (protocol {protocol_of(record)}, {_way(record)})"
+            for record in rest
+        ]
     return reasons
 
 
 def _differences(a: Record, b: Record) -> list[str]:
     """Every field that decides what a measurement is, where the two disagree."""
     fields = [
-        {"limit": _part(record), "data": record.dataset.fingerprint[:8], **flat_fields(record.protocol)} for record in (a, b)
+        {
+            "limit": _part(record),
+            "data": record.dataset.fingerprint[:8],
+            **flat_fields(record.protocol),
+        }
+        for record in (a, b)
     ]
     names = dict.fromkeys((*fields[0], *fields[1]))
-    values = [(name, fields[0].get(name, "nothing"), fields[1].get(name, "nothing")) for name in names]
-    return [f"{name} is {first} against {second}" for name, first, second in values if first != second]
+    values = [
+        (name, fields[0].get(name, "nothing"), fields[1].get(name, "nothing")) for name in names
+    ]
+    return [
+        f"{name} is {first} against {second}" for name, first, second in values if first != second
+    ]

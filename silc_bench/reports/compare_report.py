@@ -1,6 +1,7 @@
 """A comparison written down: sentences, a table, Markdown, CSV, JSON and a forest plot (no torch).
 
-Each ``to_*`` is a pure function of the comparison, so equal comparisons give equal bytes; ``write`` makes the four files.
+Each ``to_*`` is a pure function of the comparison, so equal comparisons give equal bytes; ``write``
+makes the four files.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ def sentence(result: Result, num_tests: int) -> str:
     if result.verdict == "no difference":
         said = f"no difference of {result.model} can be shown on {where}, {size} points, p {_p(result.p_holm)}"
     else:
-        said = f"{result.model} is {result.verdict} on {where}, {size} points, p {_p(result.p_holm)}"
+        said = (
+            f"{result.model} is {result.verdict} on {where}, {size} points, p {_p(result.p_holm)}"
+        )
     after = f" after Holm over {num_tests} tests" if num_tests > 1 else ""
     return said + after + "".join(f" [{mark}]" for mark in result.marks)
 
@@ -46,7 +49,9 @@ def sentence(result: Result, num_tests: int) -> str:
 def sentences(comparison: Comparison) -> list[str]:
     """One for each task and metric, then one for each thing that was not compared."""
     results = [sentence(result, len(comparison.results)) for result in comparison.results]
-    return results + [f"not compared: {omission_line(omission, comparison)}" for omission in comparison.omissions]
+    return results + [
+        f"not compared: {omission_line(omission, comparison)}" for omission in comparison.omissions
+    ]
 
 
 def omission_line(omission: Omission, comparison: Comparison) -> str:
@@ -83,7 +88,11 @@ def to_terminal(comparison: Comparison) -> RenderableType:
 
 
 def to_markdown(comparison: Comparison) -> str:
-    lines = [f"# {escaped(comparison.baseline)} against {escaped(', '.join(comparison.models))}", "", note(comparison)]
+    lines = [
+        f"# {escaped(comparison.baseline)} against {escaped(', '.join(comparison.models))}",
+        "",
+        note(comparison),
+    ]
     for model, results in _by_model(comparison):
         heads = [*HEADS[:2], escaped(comparison.baseline), escaped(model), *HEADS[4:]]
         lines += ["", f"## {escaped(model)}", ""]
@@ -93,20 +102,29 @@ def to_markdown(comparison: Comparison) -> str:
     lines += ["", "![Differences with their 95 % intervals, each for its test alone](compare.png)"]
     if comparison.omissions:
         lines += ["", "## Not compared", ""]
-        lines += [f"- {escaped(omission_line(omission, comparison))}" for omission in comparison.omissions]
+        lines += [
+            f"- {escaped(omission_line(omission, comparison))}" for omission in comparison.omissions
+        ]
     return "\n".join(lines) + "\n"
 
 
 def to_csv(comparison: Comparison) -> str:
-    """A line for each metric, unrounded, as fractions; what was not compared has its reason and no numbers."""
-    rows = [{"baseline": comparison.baseline, **_flat(result), "reason": ""} for result in comparison.results]
+    """A line for each metric, unrounded, as fractions; what was not compared has its reason and no
+    numbers.
+    """
+    rows = [
+        {"baseline": comparison.baseline, **_flat(result), "reason": ""}
+        for result in comparison.results
+    ]
     fields = list(rows[0]) if rows else ["baseline", "model", "task", "verdict", "reason"]
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, fields, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     for omission in comparison.omissions:
-        writer.writerow({"baseline": comparison.baseline, "verdict": "not compared", **asdict(omission)})
+        writer.writerow(
+            {"baseline": comparison.baseline, "verdict": "not compared", **asdict(omission)}
+        )
     return buffer.getvalue()
 
 
@@ -131,7 +149,9 @@ def write(comparison: Comparison, out_dir: Path) -> list[Path]:
         write_text_atomic(paths[-1], text(comparison))
     paths.append(Path(out_dir) / "compare.png")
     forest_plot.draw(
-        _plotted(comparison), f"Difference to {comparison.baseline} in points, 95 % interval of each alone", paths[-1]
+        _plotted(comparison),
+        f"Difference to {comparison.baseline} in points, 95 % interval of each alone",
+        paths[-1],
     )
     return paths
 
@@ -148,16 +168,30 @@ def _plotted(comparison: Comparison) -> list[forest_plot.Row]:
     for model, results in _by_model(comparison):
         rows.append(forest_plot.Row(model))
         for result in results:
-            label = "    " + " ".join((result.task, result.metric, *(f"[{mark}]" for mark in result.marks)))
+            label = "    " + " ".join(
+                (result.task, result.metric, *(f"[{mark}]" for mark in result.marks))
+            )
             values = 100 * result.paired.difference, 100 * result.paired.margin
-            rows.append(forest_plot.Row(label, *values, result.verdict, f"{_points(result)}, p {_p(result.p_holm)}"))
+            rows.append(
+                forest_plot.Row(
+                    label, *values, result.verdict, f"{_points(result)}, p {_p(result.p_holm)}"
+                )
+            )
     return rows
 
 
 def _row(result: Result) -> tuple[str, ...]:
     task = " ".join((result.task, *(f"[{mark}]" for mark in result.marks)))
     values = f"{100 * result.baseline_value:.2f}", f"{100 * result.value:.2f}"
-    return task, result.metric, *values, _points(result), _p(result.paired.p), _p(result.p_holm), result.verdict
+    return (
+        task,
+        result.metric,
+        *values,
+        _points(result),
+        _p(result.paired.p),
+        _p(result.p_holm),
+        result.verdict,
+    )
 
 
 def _flat(result: Result) -> dict[str, Any]:

@@ -1,4 +1,5 @@
-"""A forest plot: a line for each difference with its 95 % interval, against zero (Pillow, no torch).
+"""A forest plot: a line for each difference with its 95 % interval, against zero (Pillow, no
+torch).
 
 ``draw(rows, title, path)`` -> PNG. Numbers in, picture out: what is drawn is computed elsewhere.
 """
@@ -17,7 +18,11 @@ from silc_bench.system.files import atomic_path
 ROW, MARGIN, GAP, PLOT, DOT = 26, 20, 18, 460, 4  # pixels
 SCALE = 2  # drawn this much larger, for dense screens
 INK, FAINT, PAPER = (32, 33, 36), (218, 220, 224), (255, 255, 255)
-TONES = {"better": (0, 114, 178), "worse": (213, 94, 0), "no difference": (120, 120, 120)}  # Okabe and Ito's, and grey
+TONES = {
+    "better": (0, 114, 178),
+    "worse": (213, 94, 0),
+    "no difference": (120, 120, 120),
+}  # Okabe and Ito's, and grey
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,9 @@ def draw(rows: Sequence[Row], title: str, path: Path) -> None:
     width = max(left + PLOT + GAP + note_width, MARGIN + font.getlength(title) / SCALE) + MARGIN
     top = MARGIN + ROW
     bottom = top + ROW * len(rows)
-    sheet = Image.new("RGB", (math.ceil(width * SCALE), math.ceil((bottom + ROW + MARGIN) * SCALE)), PAPER)
+    sheet = Image.new(
+        "RGB", (math.ceil(width * SCALE), math.ceil((bottom + ROW + MARGIN) * SCALE)), PAPER
+    )
     pen = _Pen(ImageDraw.Draw(sheet), font)
     low, high = _range(rows)
 
@@ -67,13 +74,17 @@ def draw(rows: Sequence[Row], title: str, path: Path) -> None:
 class _Pen:
     """Draws in the units of the layout."""
 
-    def __init__(self, on: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> None:
+    def __init__(
+        self, on: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont | ImageFont.ImageFont
+    ) -> None:
         self._on, self._font = on, font
 
     def text(self, x: float, y: float, words: str, anchor: str) -> None:
         self._on.text((x * SCALE, y * SCALE), words, INK, self._font, anchor=anchor)
 
-    def line(self, ends: tuple[float, float, float, float], color: tuple[int, int, int], width: int = 1) -> None:
+    def line(
+        self, ends: tuple[float, float, float, float], color: tuple[int, int, int], width: int = 1
+    ) -> None:
         self._on.line([end * SCALE for end in ends], color, width * SCALE)
 
     def dot(self, x: float, y: float, color: tuple[int, int, int]) -> None:
@@ -82,7 +93,15 @@ class _Pen:
 
 def _range(rows: Sequence[Row]) -> tuple[float, float]:
     """Every interval and zero, with some room."""
-    ends = [0.0, *(row.value + side * row.margin for row in rows if row.value is not None for side in (-1, 1))]
+    ends = [
+        0.0,
+        *(
+            row.value + side * row.margin
+            for row in rows
+            if row.value is not None
+            for side in (-1, 1)
+        ),
+    ]
     room = 0.06 * ((max(ends) - min(ends)) or 1.0)
     return min(ends) - room, max(ends) + room
 

@@ -1,17 +1,23 @@
-"""Records -> tables, a page, and what self-distillation changed. No torch; the same files always give the same bytes.
+"""Records -> tables, a page, and what self-distillation changed. No torch; the same files always
+give the same bytes.
 
-Flow: ``build("results")`` -> Board -> ``to_terminal``, ``to_markdown``, ``to_csv``, ``to_html``; ``write(board, out)`` makes
-the three files. Run: ``silc-bench leaderboard --results results --out results``.
+Flow: ``build("results")`` -> Board -> ``to_terminal``, ``to_markdown``, ``to_csv``, ``to_html``;
+``write(board, out)`` makes the three files. Run: ``silc-bench leaderboard --results results --out
+results``.
 
-What never happens: an average over gaps; two protocols in one column unless asked for and then marked; two datasets or task
-versions in one column; a limited, an outdated or a published number among ranked ones.
+What never happens: an average over gaps; two protocols in one column unless asked for and then
+marked; two datasets or task versions in one column; a limited, an outdated or a published number
+among ranked ones.
 
-What self-distillation changed: a SILC model against its contrastive-only twin, task by task (no torch).
+What self-distillation changed: a SILC model against its contrastive-only twin, task by task (no
+torch).
 
-Twins are found by name, ``preset-objective:branch``: "shapes_tiny-silc:student" and "shapes_tiny-contrastive:student".
-They are compared only within a column of the leaderboard: same data, same protocol.
+Twins are found by name, ``preset-objective:branch``: "shapes_tiny-silc:student" and
+"shapes_tiny-contrastive:student". They are compared only within a column of the leaderboard: same
+data, same protocol.
 
-One task measured in more than one way: which values may share a column, and where the ways differ (no torch).
+One task measured in more than one way: which values may share a column, and where the ways differ
+(no torch).
 """
 
 from __future__ import annotations
@@ -47,8 +53,16 @@ from silc_bench.results.schema import is_fraction
 from silc_bench.system.files import write_text_atomic
 
 __all__ = ["Board", "build", "to_csv", "to_html", "to_markdown", "to_terminal", "write"]
-GROUPS = ("zero-shot", "few-shot", "linear", "knn", "retrieval", "dense")  # headings in this order, then any others
-SHOWN = r"(?:acc1|mIoU)(?:_.*)?|(?:image|text)_retrieval_recall@1"  # in the tables, beside each main metric
+GROUPS = (
+    "zero-shot",
+    "few-shot",
+    "linear",
+    "knn",
+    "retrieval",
+    "dense",
+)  # headings in this order, then any others
+# in the tables, beside each main metric
+SHOWN = r"(?:acc1|mIoU)(?:_.*)?|(?:image|text)_retrieval_recall@1"
 COMPARED = r"(?:image|text)_retrieval_recall@1"  # between twins, beside each main metric
 ROW = ["model", "revision", "params", "image_size"]
 COLUMN = ["task", "metric", "variant", "fingerprint"]
@@ -64,9 +78,10 @@ def build(
     """Read every record, published row and picture below ``results_dir``.
 
     Args:
-        pictures: folder of ``*.png`` and ``*.svg``, each with an optional caption in a ``.txt`` beside it;
-            ``results_dir/pictures`` if not given.
-        across_protocols: one column a task, whatever the protocols; each value is marked with its own, and none is called best.
+        pictures: folder of ``*.png`` and ``*.svg``, each with an optional caption in a ``.txt``
+        beside it; ``results_dir/pictures`` if not given.
+        across_protocols: one column a task, whatever the protocols; each value is marked with its
+        own, and none is called best.
 
     Raises:
         UserError: no such folder, a damaged file (named), or nothing at all to show.
@@ -75,21 +90,30 @@ def build(
     records = load_all(results_dir)
     reported = load_reported(results_dir / "reported")
     if not records and not reported:
-        raise UserError(f"no records in {results_dir}; `silc-bench eval --results {results_dir}` writes them")
+        raise UserError(
+            f"no records in {results_dir}; `silc-bench eval --results {results_dir}` writes them"
+        )
     scores = _scores(records, reported, current_version)
-    ranked = scores[scores.kind == "ranked"].sort_values(["group", "task"], key=_heading_order, kind="stable")
+    ranked = scores[scores.kind == "ranked"].sort_values(
+        ["group", "task"], key=_heading_order, kind="stable"
+    )
     ranked = with_variants(ranked, across_protocols)
     protocols = {record.protocol["hash"]: record.protocol for record in records}
     sections = [
         _measured(_with_main(ranked, SHOWN)),
-        Section("What self-distillation changed", NOTE, change_tables(_with_main(ranked, COMPARED))),
+        Section(
+            "What self-distillation changed", NOTE, change_tables(_with_main(ranked, COMPARED))
+        ),
         Section("Pictures", "", pictures=_pictures(pictures or results_dir / "pictures")),
         _limited(scores[scores.kind == "limited"]),
         _outdated(scores[scores.kind == "outdated"]),
         protocols_section(ranked, protocols),
         _reported(scores[scores.kind == "reported"], ranked),
     ]
-    return Board(tuple(part for part in sections if part.tables or part.pictures or part is sections[0]), scores)
+    return Board(
+        tuple(part for part in sections if part.tables or part.pictures or part is sections[0]),
+        scores,
+    )
 
 
 def write(board: Board, out_dir: Path) -> list[Path]:
@@ -102,9 +126,12 @@ def write(board: Board, out_dir: Path) -> list[Path]:
 
 
 def _scores(
-    records: Sequence[Record], reported: Sequence[ReportedRow], current_version: Callable[[str], int | None]
+    records: Sequence[Record],
+    reported: Sequence[ReportedRow],
+    current_version: Callable[[str], int | None],
 ) -> pd.DataFrame:
-    """One row per record and metric. ``kind``: ranked, limited, outdated (an older task version) or reported.
+    """One row per record and metric. ``kind``: ranked, limited, outdated (an older task version) or
+    reported.
 
     The newest version of a task is that of the program or of a whole run, whichever is higher.
     """
@@ -116,16 +143,56 @@ def _scores(
     for record in records:
         is_newest = record.task.version == newest[record.task.name]
         kind = "limited" if record.limit is not None else "ranked" if is_newest else "outdated"
-        change = {"kind": kind} if record.source == "measured" else {"kind": "reported", "group": "records"}
+        change = (
+            {"kind": kind}
+            if record.source == "measured"
+            else {"kind": "reported", "group": "records"}
+        )
         rows += [{**_score(record, metric), **change} for metric in record.metrics]
     for row in reported:
-        shared = {"kind": "reported", "group": row.collection, "model": row.model, "params": row.params}
-        shared |= {"source": f"reported({row.url})", "where": row.where, "note": row.note, "is_main": False}
+        shared = {
+            "kind": "reported",
+            "group": row.collection,
+            "model": row.model,
+            "params": row.params,
+        }
+        shared |= {
+            "source": f"reported({row.url})",
+            "where": row.where,
+            "note": row.note,
+            "is_main": False,
+        }
         for task, metrics in row.values.items():
-            rows += [{**shared, "task": task, "metric": metric, "value": value} for metric, value in metrics.items()]
+            rows += [
+                {**shared, "task": task, "metric": metric, "value": value}
+                for metric, value in metrics.items()
+            ]
     whole = ["params", "image_size", "n", "limit", "version"]
-    words = ["kind", "group", "task", "metric", "model", "revision", "protocol", "fingerprint", "precision", "device"]
-    columns = [*words, "is_main", "value", "stderr", "chance", *whole, "seconds", "commit", "source", "where", "note"]
+    words = [
+        "kind",
+        "group",
+        "task",
+        "metric",
+        "model",
+        "revision",
+        "protocol",
+        "fingerprint",
+        "precision",
+        "device",
+    ]
+    columns = [
+        *words,
+        "is_main",
+        "value",
+        "stderr",
+        "chance",
+        *whole,
+        "seconds",
+        "commit",
+        "source",
+        "where",
+        "note",
+    ]
     return pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(whole, "Int64"))
 
 
@@ -147,7 +214,9 @@ def _measured(ranked: pd.DataFrame) -> Section:
         return Section("Measured here", "Nothing yet: `silc-bench eval` measures a model.")
     counts = f"{_counted(ranked.groupby(['model', 'revision']).ngroups, 'model')}, {_counted(ranked.task.nunique(), 'task')}"
     note = f"{counts}. Percent ± one standard error; **bold** is the best of a column, an empty cell was not measured."
-    tables = tuple(_ranking(str(group), part) for group, part in ranked.groupby("group", sort=False))
+    tables = tuple(
+        _ranking(str(group), part) for group, part in ranked.groupby("group", sort=False)
+    )
     return Section("Measured here", note, tables)
 
 
@@ -160,10 +229,17 @@ def _with_main(scores: pd.DataFrame, others: str) -> pd.DataFrame:
 
 
 def _ranking(group: str, part: pd.DataFrame) -> Table:
-    """Rows in the order of the first column's values, then of the second's ...; gaps last, equals by name."""
-    scores = {(tuple(getattr(s, c) for c in ROW), tuple(getattr(s, c) for c in COLUMN)): s for s in part.itertuples()}
+    """Rows in the order of the first column's values, then of the second's ...; gaps last, equals
+    by name.
+    """
+    scores = {
+        (tuple(getattr(s, c) for c in ROW), tuple(getattr(s, c) for c in COLUMN)): s
+        for s in part.itertuples()
+    }
     is_main = {column: score.is_main for (_, column), score in scores.items()}
-    columns = sorted(is_main, key=lambda column: (column[0], not is_main[column], _natural(column[1]), column))
+    columns = sorted(
+        is_main, key=lambda column: (column[0], not is_main[column], _natural(column[1]), column)
+    )
     lower_is_better = [not is_fraction(metric) for _, metric, *_ in columns]
     wide = part.pivot(index=ROW, columns=COLUMN, values="value").sort_index()
     wide = wide.sort_values(columns, ascending=lower_is_better, kind="stable")
@@ -172,20 +248,32 @@ def _ranking(group: str, part: pd.DataFrame) -> Table:
     for column, low in zip(columns, lower_is_better, strict=True):
         values = wide[column].dropna()
         is_mixed = column[2] == ""  # under different protocols no value is better than another
-        best[column] = None if len(values) < 2 or is_mixed else values.min() if low else values.max()
-        heads.append(_ranked_head(column, [score for (_, other), score in scores.items() if other == column], part))
+        best[column] = (
+            None if len(values) < 2 or is_mixed else values.min() if low else values.max()
+        )
+        heads.append(
+            _ranked_head(
+                column, [score for (_, other), score in scores.items() if other == column], part
+            )
+        )
     rows = []
     for row in wide.index:
         model, revision, params, image_size = row
         cells = [Cell(model, f"@{revision[:8]}"), Cell(_count(params)), Cell(str(image_size))]
         for column in columns:
             score = scores.get((row, column))
-            cells.append(Cell() if score is None else _ranked_cell(score, is_best=score.value == best[column]))
+            cells.append(
+                Cell()
+                if score is None
+                else _ranked_cell(score, is_best=score.value == best[column])
+            )
         rows.append(tuple(cells))
     return Table(group, tuple(heads), tuple(rows))
 
 
-def _ranked_head(column: tuple[str, str, str, str], scores: Sequence[Any], part: pd.DataFrame) -> Head:
+def _ranked_head(
+    column: tuple[str, str, str, str], scores: Sequence[Any], part: pd.DataFrame
+) -> Head:
     task, metric, variant, fingerprint = column
     details = [metric]
     chances = sorted({_percent(score.chance, metric) for score in scores if score.is_main})
@@ -206,7 +294,9 @@ def _ranked_cell(score: Any, is_best: bool) -> Cell:
         share = min(max((score.value - chance) / (1 - chance), 0.0), 1.0) if chance < 1 else None
     hint = f"n = {score.n}, {score.precision}, protocol {score.protocol[:8]}, data {score.fingerprint[:8]}"
     mark = "" if score.variant else f" #{score.protocol[:8]}"
-    return Cell(_percent(score.value, score.metric), _plus_minus(score) + mark, is_best, share, hint)
+    return Cell(
+        _percent(score.value, score.metric), _plus_minus(score) + mark, is_best, share, hint
+    )
 
 
 def _limited(limited: pd.DataFrame) -> Section:
@@ -224,7 +314,11 @@ def _outdated(outdated: pd.DataFrame) -> Section:
 
 def _listed(title: str, note: str, name: str, scores: pd.DataFrame, field: str) -> Section:
     """The main metric of each record in a row of its own, with what sets it apart."""
-    heads = [Head("model", is_numeric=False), Head("task", is_numeric=False), Head("metric", is_numeric=False)]
+    heads = [
+        Head("model", is_numeric=False),
+        Head("task", is_numeric=False),
+        Head("metric", is_numeric=False),
+    ]
     rows = tuple(
         (
             Cell(score.model, f"@{score.revision[:8]}"),
@@ -233,7 +327,9 @@ def _listed(title: str, note: str, name: str, scores: pd.DataFrame, field: str) 
             Cell(_percent(score.value, score.metric), _plus_minus(score)),
             Cell(str(getattr(score, field))),
         )
-        for score in scores[scores.is_main.astype(bool)].sort_values(["task", *ROW, field], kind="stable").itertuples()
+        for score in scores[scores.is_main.astype(bool)]
+        .sort_values(["task", *ROW, field], kind="stable")
+        .itertuples()
     )
     tables = (Table(name, (*heads, Head("value"), Head(field)), rows),) if rows else ()
     return Section(title, note, tables)
@@ -254,9 +350,16 @@ def _reported(reported: pd.DataFrame, ranked: pd.DataFrame) -> Section:
         heads += [Head("source", is_numeric=False), Head("note", is_numeric=False)]
         rows = []
         for (model, source), scores in part.groupby(["model", "source"], sort=False):
-            values = {(score.task, score.metric): _percent(score.value, score.metric) for score in scores.itertuples()}
+            values = {
+                (score.task, score.metric): _percent(score.value, score.metric)
+                for score in scores.itertuples()
+            }
             first = scores.iloc[0]
-            cells = [Cell(model), Cell(_count(first.params)), *(Cell(values.get(column, "")) for column in columns)]
+            cells = [
+                Cell(model),
+                Cell(_count(first.params)),
+                *(Cell(values.get(column, "")) for column in columns),
+            ]
             url = source.removeprefix("reported(").removesuffix(")")
             rows.append((*cells, Cell(first["where"] or url, url=url), Cell(first.note)))
         rows += _measured_beside(ranked, columns)
@@ -264,20 +367,31 @@ def _reported(reported: pd.DataFrame, ranked: pd.DataFrame) -> Section:
     return Section("Published numbers", note, tuple(tables), is_reference=True)
 
 
-def _measured_beside(ranked: pd.DataFrame, columns: Sequence[tuple[str, str]]) -> list[tuple[Cell, ...]]:
-    """A row for each model measured in one of the columns; each value bears its protocol, and a second one has a second row."""
+def _measured_beside(
+    ranked: pd.DataFrame, columns: Sequence[tuple[str, str]]
+) -> list[tuple[Cell, ...]]:
+    """A row for each model measured in one of the columns; each value bears its protocol, and a
+    second one has a second row.
+    """
     is_ours = pd.Series(
-        [column in columns for column in zip(ranked.task, ranked.metric, strict=True)], ranked.index, dtype=bool
+        [column in columns for column in zip(ranked.task, ranked.metric, strict=True)],
+        ranked.index,
+        dtype=bool,
     )
     rows = []
     for (model, revision), scores in ranked[is_ours].groupby(["model", "revision"]):
-        ways = {column: [s for s in scores.itertuples() if (s.task, s.metric) == column] for column in columns}
+        ways = {
+            column: [s for s in scores.itertuples() if (s.task, s.metric) == column]
+            for column in columns
+        }
         for number in range(max(map(len, ways.values()))):
             cells = [Cell(model, f"@{revision[:8]}"), Cell(_count(scores.iloc[0].params))]
             for column in columns:
                 score = ways[column][number] if number < len(ways[column]) else None
                 detail = "" if score is None else f"{_plus_minus(score)} #{score.protocol[:8]}"
-                cells.append(Cell("" if score is None else _percent(score.value, score.metric), detail))
+                cells.append(
+                    Cell("" if score is None else _percent(score.value, score.metric), detail)
+                )
             rows.append((*cells, Cell("measured here"), Cell()))
     return rows
 
@@ -289,7 +403,9 @@ def _pictures(folder: Path) -> tuple[Picture, ...]:
         caption = path.with_suffix(".txt")
         text = caption.read_text(encoding="utf-8").strip() if caption.exists() else ""
         data = base64.b64encode(path.read_bytes()).decode()
-        pictures.append(Picture(path.stem.replace("_", " "), text, f"data:{types[path.suffix]};base64,{data}"))
+        pictures.append(
+            Picture(path.stem.replace("_", " "), text, f"data:{types[path.suffix]};base64,{data}")
+        )
     return tuple(pictures)
 
 
@@ -316,7 +432,9 @@ def _counted(number: int, noun: str) -> str:
 
 def _natural(name: str) -> list[tuple[int, str]]:
     """Sorts "acc1_5shot" before "acc1_10shot"."""
-    return [(int(part or 0), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", name)]
+    return [
+        (int(part or 0), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", name)
+    ]
 
 
 _TWIN = re.compile(r"(?P<preset>.+)-(?P<objective>contrastive|silc)(?P<branch>:.+)?")
@@ -330,12 +448,15 @@ NOTE = (
 def change_tables(ranked: pd.DataFrame) -> tuple[Table, ...]:
     """One table a pair of twins.
 
-    Where several revisions bear one twin's name, the table lists them instead: which to pair is not ours to guess.
+    Where several revisions bear one twin's name, the table lists them instead: which to pair is not
+    ours to guess.
     """
     twins: dict[tuple[str, str], dict[str, list[tuple[str, str]]]] = {}
     for model, revision in sorted(set(zip(ranked.model, ranked.revision, strict=True))):
         if match := _TWIN.fullmatch(model):
-            found = twins.setdefault((match["preset"], match["branch"] or ""), {"contrastive": [], "silc": []})
+            found = twins.setdefault(
+                (match["preset"], match["branch"] or ""), {"contrastive": [], "silc": []}
+            )
             found[match["objective"]].append((model, revision))
     tables = []
     for (preset, branch), found in sorted(twins.items()):
@@ -344,7 +465,10 @@ def change_tables(ranked: pd.DataFrame) -> tuple[Table, ...]:
             if changes:
                 tables.append(_table(f"{preset}{branch}", changes))
         elif found["contrastive"] and found["silc"]:
-            rows = tuple((Cell(model, f"@{revision[:8]}"),) for model, revision in found["contrastive"] + found["silc"])
+            rows = tuple(
+                (Cell(model, f"@{revision[:8]}"),)
+                for model, revision in found["contrastive"] + found["silc"]
+            )
             title = f"{preset}{branch}: not compared, several models bear one name"
             tables.append(Table(title, (Head("model", is_numeric=False),), rows))
     return tuple(tables)
@@ -353,7 +477,11 @@ def change_tables(ranked: pd.DataFrame) -> tuple[Table, ...]:
 def _changes(ranked: pd.DataFrame, before: tuple[str, str], after: tuple[str, str]) -> list[Change]:
     def scores(model: str, revision: str) -> dict[tuple, Any]:
         part = ranked[(ranked.model == model) & (ranked.revision == revision)]
-        return {(s.task, s.metric, s.protocol, s.fingerprint): s for s in part.itertuples() if is_fraction(s.metric)}
+        return {
+            (s.task, s.metric, s.protocol, s.fingerprint): s
+            for s in part.itertuples()
+            if is_fraction(s.metric)
+        }
 
     old, new = scores(*before), scores(*after)
     changes = []
@@ -379,7 +507,10 @@ def _table(title: str, changes: tuple[Change, ...]) -> Table:
             Cell(change.metric),
             Cell(f"{100 * change.contrastive:.1f}"),
             Cell(f"{100 * change.silc:.1f}"),
-            Cell(f"{100 * change.difference:+.1f}", "" if change.stderr is None else f" ±{100 * change.stderr:.1f}"),
+            Cell(
+                f"{100 * change.difference:+.1f}",
+                "" if change.stderr is None else f" ±{100 * change.stderr:.1f}",
+            ),
             Cell(change.verdict),
         )
         for change in changes
@@ -388,35 +519,55 @@ def _table(title: str, changes: tuple[Change, ...]) -> Table:
 
 
 def with_variants(ranked: pd.DataFrame, across_protocols: bool) -> pd.DataFrame:
-    """``variant``: what a column holds apart - the protocol, or "" where several may meet because every model has one value."""
+    """``variant``: what a column holds apart - the protocol, or "" where several may meet because
+    every model has one value.
+    """
     values = ["task", "fingerprint", "model", "revision"]
     several = ranked.groupby(["task", "fingerprint"]).protocol.transform("nunique") > 1
     is_single = (
-        ranked.groupby(values).protocol.transform("nunique").groupby([ranked.task, ranked.fingerprint]).transform("max") == 1
+        ranked.groupby(values)
+        .protocol.transform("nunique")
+        .groupby([ranked.task, ranked.fingerprint])
+        .transform("max")
+        == 1
     )
-    return ranked.assign(variant=ranked.protocol.where(~(several & is_single & across_protocols), ""))
+    return ranked.assign(
+        variant=ranked.protocol.where(~(several & is_single & across_protocols), "")
+    )
 
 
 def protocols_section(ranked: pd.DataFrame, protocols: Mapping[str, dict[str, Any]]) -> Section:
-    """Where one task has several columns: the fields of protocol and dataset in which they differ."""
+    """Where one task has several columns: the fields of protocol and dataset in which they
+    differ.
+    """
     tables = []
     for task, part in ranked.groupby("task"):
         variants = sorted(set(zip(part.protocol, part.fingerprint, strict=True)))
         if len(variants) < 2:
             continue
-        fields = [{**flat_fields(protocols[protocol]), "dataset.fingerprint": data} for protocol, data in variants]
+        fields = [
+            {**flat_fields(protocols[protocol]), "dataset.fingerprint": data}
+            for protocol, data in variants
+        ]
         names = sorted(set().union(*fields))
         differing = [name for name in names if len({field.get(name) for field in fields}) > 1]
         heads = [Head("field", is_numeric=False)]
-        heads += [Head(f"protocol {protocol[:8]}", (f"data {data[:8]}",), is_numeric=False) for protocol, data in variants]
-        rows = [(Cell(name), *(Cell(field.get(name, "")) for field in fields)) for name in differing]
+        heads += [
+            Head(f"protocol {protocol[:8]}", (f"data {data[:8]}",), is_numeric=False)
+            for protocol, data in variants
+        ]
+        rows = [
+            (Cell(name), *(Cell(field.get(name, "")) for field in fields)) for name in differing
+        ]
         tables.append(Table(str(task), tuple(heads), tuple(rows)))
     note = "One task measured in more than one way: not to be compared without a thought. This is where they differ."
     return Section("Protocols that differ", note, tuple(tables))
 
 
 def flat_fields(value: Any, prefix: str = "") -> dict[str, str]:
-    """A protocol as dotted fields with printable values, its hash left out; long ones become their length and a hash."""
+    """A protocol as dotted fields with printable values, its hash left out; long ones become their
+    length and a hash.
+    """
     if isinstance(value, dict):
         return {
             name: text

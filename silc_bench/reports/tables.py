@@ -1,6 +1,8 @@
-"""The board as data - sections of tables, pictures and changes - and its four forms: terminal, Markdown, CSV, HTML (no torch).
+"""The board as data - sections of tables, pictures and changes - and its four forms: terminal,
+Markdown, CSV, HTML (no torch).
 
-``leaderboard.build`` makes a Board; each ``to_*`` is a pure function of it, so equal boards give equal bytes.
+``leaderboard.build`` makes a Board; each ``to_*`` is a pure function of it, so equal boards give
+equal bytes.
 """
 
 from __future__ import annotations
@@ -86,17 +88,23 @@ class Section:
     note: str
     tables: tuple[Table, ...] = ()
     pictures: tuple[Picture, ...] = ()
-    is_reference: bool = False  # published numbers: long, and left to the files when the terminal is shown
+    is_reference: bool = (
+        False  # published numbers: long, and left to the files when the terminal is shown
+    )
 
 
 @dataclass(frozen=True)
 class Board:
     sections: tuple[Section, ...]
-    scores: pd.DataFrame  # one row per record and metric, published ones included; ``kind`` says which is which
+    scores: (
+        pd.DataFrame
+    )  # one row per record and metric, published ones included; ``kind`` says which is which
 
 
 def to_terminal(board: Board) -> RenderableType:
-    """Something for ``rich.print``. Published numbers and pictures are counted and left to the files."""
+    """Something for ``rich.print``. Published numbers and pictures are counted and left to the
+    files.
+    """
     from rich.console import Group
     from rich.text import Text
 
@@ -106,33 +114,69 @@ def to_terminal(board: Board) -> RenderableType:
         if section.is_reference or section.pictures:
             rows = sum(len(table.rows) for table in section.tables)
             what = f"{len(section.pictures)} pictures" if section.pictures else f"{rows} rows"
-            parts.append(Text(f"{what}: see the page that `silc-bench leaderboard --out DIR` writes", style="dim"))
+            parts.append(
+                Text(
+                    f"{what}: see the page that `silc-bench leaderboard --out DIR` writes",
+                    style="dim",
+                )
+            )
             continue
         parts.append(Text(section.note.replace("**", ""), style="dim"))
-        parts += [_terminal_table(table, columns) for table in section.tables for columns in _blocks(table)]
+        parts += [
+            _terminal_table(table, columns)
+            for table in section.tables
+            for columns in _blocks(table)
+        ]
     return Group(*parts)
 
 
 def _blocks(table: Table) -> list[list[int]]:
-    """Columns side by side in a terminal of 80 characters: the first one, and five more at a time."""
-    return [[0, *range(start, min(start + 5, len(table.heads)))] for start in range(1, len(table.heads), 5)] or [[0]]
+    """Columns side by side in a terminal of 80 characters: the first one, and five more at a
+    time.
+    """
+    return [
+        [0, *range(start, min(start + 5, len(table.heads)))]
+        for start in range(1, len(table.heads), 5)
+    ] or [[0]]
 
 
 def _terminal_table(table: Table, columns: list[int]) -> RenderableType:
-    """Values never wrap; in a narrow terminal the heads and the names do, preferably before "@" and after "/"."""
+    """Values never wrap; in a narrow terminal the heads and the names do, preferably before "@" and
+    after "/".
+    """
     from rich import box
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    grid = RichTable(title=Text(table.title), title_justify="left", header_style="", box=box.SIMPLE_HEAD, padding=(0, 1))
-    for head, cells in ((table.heads[index], [row[index] for row in table.rows]) for index in columns):
+    grid = RichTable(
+        title=Text(table.title),
+        title_justify="left",
+        header_style="",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1),
+    )
+    for head, cells in (
+        (table.heads[index], [row[index] for row in table.rows]) for index in columns
+    ):
         lines = ((f"\n{line}", "dim") for line in head.details)
-        label = Text.assemble((head.text.replace("/", "/\n") if head.is_numeric else head.text, "bold"), *lines)
+        label = Text.assemble(
+            (head.text.replace("/", "/\n") if head.is_numeric else head.text, "bold"), *lines
+        )
         width = max(len(cell.text + cell.detail) for cell in cells) if head.is_numeric else None
-        grid.add_column(label, justify="right" if head.is_numeric else "left", min_width=width, overflow="fold")
+        grid.add_column(
+            label, justify="right" if head.is_numeric else "left", min_width=width, overflow="fold"
+        )
     for row in table.rows:
-        texts = ((row[index].text, row[index].detail.replace("@", " @"), row[index].is_best) for index in columns)
-        grid.add_row(*(Text.assemble((text, "bold green" if best else ""), (detail, "dim")) for text, detail, best in texts))
+        texts = (
+            (row[index].text, row[index].detail.replace("@", " @"), row[index].is_best)
+            for index in columns
+        )
+        grid.add_row(
+            *(
+                Text.assemble((text, "bold green" if best else ""), (detail, "dim"))
+                for text, detail, best in texts
+            )
+        )
     return grid
 
 
@@ -142,17 +186,26 @@ def to_markdown(board: Board) -> str:
         lines += ["", f"## {section.title}", *(["", section.note] if section.note else [])]
         for table in section.tables:
             lines += ["", f"### {escaped(table.title)}", ""]
-            heads = ("<br>".join(escaped(text) for text in (head.text, *head.details)) for head in table.heads)
+            heads = (
+                "<br>".join(escaped(text) for text in (head.text, *head.details))
+                for head in table.heads
+            )
             lines.append(f"| {' | '.join(heads)} |")
-            lines.append(f"|{'|'.join('---:' if head.is_numeric else '---' for head in table.heads)}|")
-            lines += [f"| {' | '.join(_markdown_cell(cell) for cell in row)} |" for row in table.rows]
+            lines.append(
+                f"|{'|'.join('---:' if head.is_numeric else '---' for head in table.heads)}|"
+            )
+            lines += [
+                f"| {' | '.join(_markdown_cell(cell) for cell in row)} |" for row in table.rows
+            ]
         if section.pictures:
             lines += ["", f"In the HTML page: {len(section.pictures)}."]
     return "\n".join(lines) + "\n"
 
 
 def to_csv(board: Board) -> str:
-    """Long form, one line per model, task and metric, unrounded; ``kind`` separates ranked, limited and published."""
+    """Long form, one line per model, task and metric, unrounded; ``kind`` separates ranked, limited
+    and published.
+    """
     return board.scores.to_csv(index=False, lineterminator="\n")
 
 
@@ -174,7 +227,11 @@ def to_html(board: Board) -> str:
 
 def _chart(changes: tuple[Change, ...]) -> dict[str, Any]:
     """Where the marks of a chart of differences go: x in percent of its width, ticks in points."""
-    ends = [0.0, *(c.difference - c.margin for c in changes), *(c.difference + c.margin for c in changes)]
+    ends = [
+        0.0,
+        *(c.difference - c.margin for c in changes),
+        *(c.difference + c.margin for c in changes),
+    ]
     low, high = 100 * min(ends), 100 * max(ends)
     room = (high - low) or 1.0
     rough = room / 4
@@ -196,7 +253,11 @@ def _chart(changes: tuple[Change, ...]) -> dict[str, Any]:
         }
         for change in changes
     ]
-    return {"marks": marks, "ticks": [(x(tick), f"{tick:+g}" if tick else "0") for tick in ticks], "zero": x(0.0)}
+    return {
+        "marks": marks,
+        "ticks": [(x(tick), f"{tick:+g}" if tick else "0") for tick in ticks],
+        "zero": x(0.0),
+    }
 
 
 def _markdown_cell(cell: Cell) -> str:
@@ -207,7 +268,9 @@ def _markdown_cell(cell: Cell) -> str:
 
 
 def escaped(text: str) -> str:
-    """Markdown that shows ``text`` as it is: no tags, links, emphasis or table borders; an underscore inside a word is safe."""
+    """Markdown that shows ``text`` as it is: no tags, links, emphasis or table borders; an
+    underscore inside a word is safe.
+    """
     text = re.sub(r"([\\`*\[\]|~$#])", r"\\\1", html.escape(text, quote=False).replace("\n", " "))
     return re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", text)
 

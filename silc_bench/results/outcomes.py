@@ -1,11 +1,14 @@
-"""What each sample scored, in a small file beside its record, so that two models can be paired (numpy, no torch).
+"""What each sample scored, in a small file beside its record, so that two models can be paired
+(numpy, no torch).
 
-Flow: ``pack(scores.outcomes, record)`` -> bytes -> ``save``, always before the record; ``load`` -> arrays ->
-``per_picture(outcomes, metric)`` -> counts that add up to the metric. Hits are bitmaps, ranks and areas the smallest unsigned
-integers that hold them: 50,000 hits are 6 KB. `Scores.outcomes` in `silc_bench.task` says which arrays there are.
+Flow: ``pack(scores.outcomes, record)`` -> bytes -> ``save``, always before the record; ``load`` ->
+arrays -> ``per_picture(outcomes, metric)`` -> counts that add up to the metric. Hits are bitmaps,
+ranks and areas the smallest unsigned integers that hold them: 50,000 hits are 6 KB.
+`Scores.outcomes` in `silc_bench.task` says which arrays there are.
 
-The arrays must give the metrics that the record states. This binds the two files, whatever happened between them. The header
-says which arrays belong to the file (``silc_bench.system.archives``): a metric whose array is lost is not told without a word.
+The arrays must give the metrics that the record states. This binds the two files, whatever happened
+between them. The header says which arrays belong to the file (``silc_bench.system.archives``): a
+metric whose array is lost is not told without a word.
 
 Shapes: N pictures, Q captions that ask, S draws of the training shots, C classes, R resamples.
 """
@@ -55,15 +58,19 @@ class PerPicture:
 
 def path_of(record: Record, results_dir: Path) -> Path:
     """``zeroshot.89abcdef.outcomes.npz`` beside ``zeroshot.89abcdef.json``."""
-    home = record_path(results_dir, record.model.name, record.model.revision, record.task.name, record.key)
+    home = record_path(
+        results_dir, record.model.name, record.model.revision, record.task.name, record.key
+    )
     return home.with_suffix(".outcomes.npz")
 
 
 def pack(outcomes: Mapping[str, np.ndarray], record: Record) -> bytes:
-    """The file's content; empty where the task gave no outcomes. The same outcomes give the same bytes.
+    """The file's content; empty where the task gave no outcomes. The same outcomes give the same
+    bytes.
 
     Raises:
-        ValueError: an array is not what its name promises, or the record's metrics do not follow from them.
+        ValueError: an array is not what its name promises, or the record's metrics do not follow
+        from them.
     """
     if not outcomes:
         return b""
@@ -78,7 +85,9 @@ def pack(outcomes: Mapping[str, np.ndarray], record: Record) -> bytes:
 
 
 def save(packed: bytes, record: Record, results_dir: Path) -> None:
-    """Write ``pack``'s bytes atomically, before the record; without any, remove those of an older record in this place."""
+    """Write ``pack``'s bytes atomically, before the record; without any, remove those of an older
+    record in this place.
+    """
     path = path_of(record, results_dir)
     if not packed:
         path.unlink(missing_ok=True)
@@ -91,8 +100,8 @@ def load(record: Record, results_dir: Path) -> dict[str, np.ndarray] | None:
     """The arrays as the task gave them (bool, or unsigned integers); None if none were kept.
 
     Raises:
-        UserError: the file is damaged (an array is missing, foreign or altered), or is another record's; names the file and
-            what is wrong.
+        UserError: the file is damaged (an array is missing, foreign or altered), or is another
+        record's; names the file and what is wrong.
     """
     path = path_of(record, results_dir)
     if not path.exists():
@@ -137,7 +146,9 @@ def _of_hits(hits: np.ndarray) -> PerPicture:
 
 
 def _of_weighted_hits(hits: np.ndarray, labels: np.ndarray) -> PerPicture:
-    """The mean over classes of the fraction hit: a picture weighs less, the more its class has; class sizes are given."""
+    """The mean over classes of the fraction hit: a picture weighs less, the more its class has;
+    class sizes are given.
+    """
     _, inverse, counts = np.unique(labels, return_inverse=True, return_counts=True)
     weight = 1 / (len(counts) * counts[inverse])
     return PerPicture((hits * weight)[:, None], lambda sums: sums[..., 0], None)
@@ -200,7 +211,11 @@ def _shape_problem(name: str, array: np.ndarray, record: Record) -> str:
         if array.dtype.kind not in "iu" or (array.size and array.min() < 0):
             return "must hold integers, none negative"
         if name in (_AREAS, _BOUNDARY, _NAMED):
-            return "" if array.ndim == 3 and array.shape[:2] == (n, 3) else f"must be [{n}, 3, classes]"
+            return (
+                ""
+                if array.ndim == 3 and array.shape[:2] == (n, 3)
+                else f"must be [{n}, 3, classes]"
+            )
         if name == _FOREGROUND:
             is_share = array.shape == (n, 2) and bool((array[:, 1] > 0).all())
             return "" if is_share else f"must be [{n}, 2], the whole 1 or more"
@@ -212,6 +227,8 @@ def _shape_problem(name: str, array: np.ndarray, record: Record) -> str:
     if _PATCH_RECALL.fullmatch(name):
         is_counts = array.dtype.kind in "iu" and array.ndim == 3 and array.shape[:2] == (n, 2)
         is_kept = is_counts and bool((array[:, 0] <= array[:, 1]).all())
-        return "" if is_kept else f"must hold counts, [{n}, 2, classes], no more hits than asked for"
+        return (
+            "" if is_kept else f"must hold counts, [{n}, 2, classes], no more hits than asked for"
+        )
     fits = array.dtype == bool and array.ndim in (1, 2) and len(array) == n and array.size
     return "" if fits else f"must be bool, [{n}] or [{n}, draws]"

@@ -1,7 +1,8 @@
-"""What exactly was measured, named and hashed: two numbers may share a column only if their protocols hash alike (no torch).
+"""What exactly was measured, named and hashed: two numbers may share a column only if their
+protocols hash alike (no torch).
 
-Flow: ``Protocol.of(model, task, precision)`` -> ``.hash`` decides, with the data, whether a record exists -> ``.as_dict()``
-goes into it whole, so that the leaderboard can say which field differs.
+Flow: ``Protocol.of(model, task, precision)`` -> ``.hash`` decides, with the data, whether a record
+exists -> ``.as_dict()`` goes into it whole, so that the leaderboard can say which field differs.
 """
 
 from __future__ import annotations
@@ -19,13 +20,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Protocol:
-    """Every choice that can move a number. The dicts hold JSON only; a NaN or an array in them is a ValueError."""
+    """Every choice that can move a number. The dicts hold JSON only; a NaN or an array in them is a
+    ValueError.
+    """
 
-    name: str  # of silc_bench.evaluation.protocols; "native": the checkpoint's own preprocessing and the dataset's own prompts
+    # of silc_bench.evaluation.protocols; "native": the checkpoint's own preprocessing and the
+    # dataset's own prompts
+    name: str
     version: int  # of what the name means
     image: dict[str, Any]  # ImageTextModel.image_protocol
     text: dict[str, Any]  # ImageTextModel.text_protocol; empty where no text is encoded
-    class_names: dict[str, Any]  # how many names are asked for, and their hash; empty where no text is encoded
+    class_names: dict[
+        str, Any
+    ]  # how many names are asked for, and their hash; empty where no text is encoded
     task: dict[str, Any]  # Task.protocol()
     task_version: int
     main_metric: str
@@ -72,7 +79,9 @@ class Protocol:
 
     @property
     def hash(self) -> str:
-        """First 16 hex digits of the SHA-256 of the canonical JSON: any field counts, the order of keys does not."""
+        """First 16 hex digits of the SHA-256 of the canonical JSON: any field counts, the order of
+        keys does not.
+        """
         return hashlib.sha256(_canonical(asdict(self)).encode()).hexdigest()[:16]
 
     def as_dict(self) -> dict[str, Any]:
@@ -89,4 +98,6 @@ def _canonical(value: dict[str, Any]) -> str:
     try:
         return json.dumps(value, sort_keys=True, allow_nan=False, separators=(",", ":"))
     except (TypeError, ValueError) as error:
-        raise ValueError(f"protocol: every field must be plain JSON, but {error}: {value!r:.200}") from error
+        raise ValueError(
+            f"protocol: every field must be plain JSON, but {error}: {value!r:.200}"
+        ) from error

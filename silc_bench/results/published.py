@@ -1,8 +1,10 @@
-"""Published numbers, each with its source: ``results/reported/*.json``, read for the leaderboard's own tables (no torch).
+"""Published numbers, each with its source: ``results/reported/*.json``, read for the leaderboard's
+own tables (no torch).
 
-Other people's protocols differ in ways their papers may not say, so these rows stand beside measured ones, never among
-them. A file is ``{"schema": "reported/1", "rows": [{model, params, source: {url, where}, note, values}]}`` with values
-``{"imagenet1k/zeroshot": {"acc1": 0.767}}``: fractions, under our names. What no one could read in a source stays absent.
+Other people's protocols differ in ways their papers may not say, so these rows stand beside
+measured ones, never among them. A file is ``{"schema": "reported/1", "rows": [{model, params,
+source: {url, where}, note, values}]}`` with values ``{"imagenet1k/zeroshot": {"acc1": 0.767}}``:
+fractions, under our names. What no one could read in a source stays absent.
 """
 
 from __future__ import annotations
@@ -49,10 +51,12 @@ class ReportedRow:
 
 
 def load_reported(folder: Path) -> list[ReportedRow]:
-    """Every row of ``folder/*.json``, by file and then in the file's own order; none if there is no such folder.
+    """Every row of ``folder/*.json``, by file and then in the file's own order; none if there is no
+    such folder.
 
     Raises:
-        UserError: a file that is not ``reported/1``, or two rows with the same model and source; file and row are named.
+        UserError: a file that is not ``reported/1``, or two rows with the same model and source;
+        file and row are named.
     """
     rows: list[ReportedRow] = []
     for path in sorted(Path(folder).glob("*.json")):
@@ -65,7 +69,13 @@ def load_reported(folder: Path) -> list[ReportedRow]:
         for index, row in enumerate(data["rows"]):
             url, where = row["source"]["url"], row["source"]["where"]
             if (row["model"], url) in seen:
-                raise UserError(f"{path}: rows[{index}]: {row['model']!r} from {url} stands there twice; join the rows")
+                raise UserError(
+                    f"{path}: rows[{index}]: {row['model']!r} from {url} stands there twice; join the rows"
+                )
             seen.add((row["model"], url))
-            rows.append(ReportedRow(path.stem, row["model"], row["params"], url, where, row["note"], row["values"]))
+            rows.append(
+                ReportedRow(
+                    path.stem, row["model"], row["params"], url, where, row["note"], row["values"]
+                )
+            )
     return rows

@@ -1,9 +1,11 @@
-"""The record: one measurement in one JSON file - typed, versioned, written whole or not at all (standard library only).
+"""The record: one measurement in one JSON file - typed, versioned, written whole or not at all
+(standard library only).
 
-Flow: ``Record.create(...)`` -> ``save(record, results_dir)``; before measuring, ``find(...)`` says whether it is known;
-``load_all(results_dir)`` feeds the leaderboard. ``SCHEMA`` is the law: ``validate`` adds what it cannot say. In the file each
-field has a checksum: a record is written by the program only, and one digit that changed is noticed.
-``python -m silc_bench.results.record > docs/record.schema.json`` publishes it.
+Flow: ``Record.create(...)`` -> ``save(record, results_dir)``; before measuring, ``find(...)`` says
+whether it is known; ``load_all(results_dir)`` feeds the leaderboard. ``SCHEMA`` is the law:
+``validate`` adds what it cannot say. In the file each field has a checksum: a record is written by
+the program only, and one digit that changed is noticed. ``python -m silc_bench.results.record >
+docs/record.schema.json`` publishes it.
 """
 
 from __future__ import annotations
@@ -40,7 +42,9 @@ SCHEMA: dict[str, Any] = {
     "title": "silc-bench record: one model measured on one task",
     **object_of(
         schema={"const": SCHEMA_VERSION},
-        task=object_of(name=TASK_NAME, version=COUNT, group=NAME, main_metric=NAME, chance={"type": "number"}),
+        task=object_of(
+            name=TASK_NAME, version=COUNT, group=NAME, main_metric=NAME, chance={"type": "number"}
+        ),
         metrics=METRICS,
         stderr={"type": "object", "patternProperties": {"": {"type": "number", "minimum": 0}}},
         n=COUNT,
@@ -53,12 +57,17 @@ SCHEMA: dict[str, Any] = {
             "properties": {"name": NAME, "hash": {"type": "string", "pattern": "^[0-9a-f]{16}$"}},
             "required": ["name", "hash"],
         },
-        code=object_of(version=NAME, commit={"type": ["string", "null"]}, dirty={"type": ["boolean", "null"]}),
+        code=object_of(
+            version=NAME, commit={"type": ["string", "null"]}, dirty={"type": ["boolean", "null"]}
+        ),
         env=object_of(python=NAME, torch=NAME, device=NAME, precision=NAME),
         seconds={"type": "number", "minimum": 0},
         created={"type": "string", "pattern": r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$"},
         source={"type": "string", "pattern": r"^(measured|reported\(https?://[^\s()]+\))$"},
-        checksums={"type": "object", "patternProperties": {"": {"type": "string", "pattern": "^[0-9a-f]{16}$"}}},
+        checksums={
+            "type": "object",
+            "patternProperties": {"": {"type": "string", "pattern": "^[0-9a-f]{16}$"}},
+        },
     ),
 }
 
@@ -105,7 +114,9 @@ class Environment:
 
 @dataclass(frozen=True)
 class Record:
-    """One measurement and all that is needed to judge or repeat it. Metrics are fractions (ranks excepted)."""
+    """One measurement and all that is needed to judge or repeat it. Metrics are fractions (ranks
+    excepted).
+    """
 
     schema: str
     task: MeasuredTask
@@ -139,24 +150,33 @@ class Record:
     ) -> Record:
         """A measured record, dated now.
 
-        ``dataset`` is the scored split; ``model_source`` what the user asked for; ``device`` as a reader would name it.
+        ``dataset`` is the scored split; ``model_source`` what the user asked for; ``device`` as a
+        reader would name it.
 
         Raises:
             UserError: a score is not finite, not a fraction, or not JSON; the field is named.
         """
         data = {
             "schema": SCHEMA_VERSION,
-            "task": asdict(MeasuredTask(task.name, task.version, task.group, task.main_metric, scores.chance)),
+            "task": asdict(
+                MeasuredTask(task.name, task.version, task.group, task.main_metric, scores.chance)
+            ),
             "metrics": {name: float(value) for name, value in scores.metrics.items()},
             "stderr": {name: float(value) for name, value in scores.stderr.items()},
             "n": int(scores.n),
             "limit": limit,
             "details": scores.details,
-            "model": asdict(MeasuredModel(model.name, model.revision, model_source, model.num_params, model.image_size)),
+            "model": asdict(
+                MeasuredModel(
+                    model.name, model.revision, model_source, model.num_params, model.image_size
+                )
+            ),
             "dataset": asdict(MeasuredDataset(dataset.name, dataset.split, dataset.fingerprint)),
             "protocol": protocol.as_dict(),
             "code": asdict(code_state()),
-            "env": asdict(Environment(platform.python_version(), version("torch"), device, protocol.precision)),
+            "env": asdict(
+                Environment(platform.python_version(), version("torch"), device, protocol.precision)
+            ),
             "seconds": round(float(seconds), 3),
             "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
             "source": "measured",
@@ -167,39 +187,68 @@ class Record:
 
     @property
     def key(self) -> str:
-        return key(self.task.name, self.task.version, self.protocol["hash"], self.dataset.fingerprint, self.limit)
+        return key(
+            self.task.name,
+            self.task.version,
+            self.protocol["hash"],
+            self.dataset.fingerprint,
+            self.limit,
+        )
 
     def to_json(self) -> str:
-        """Indented JSON, fields in the order of the schema. Raises UserError rather than write an invalid record."""
+        """Indented JSON, fields in the order of the schema. Raises UserError rather than write an
+        invalid record.
+        """
         data = asdict(self)
         validate({**data, CHECKSUMS: {}})
         return json.dumps(sealed(data), indent=2, allow_nan=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str, where: str = "record") -> Record:
-        """The inverse of ``to_json``. Raises UserError, beginning with ``where``, on anything that is not a record."""
+        """The inverse of ``to_json``. Raises UserError, beginning with ``where``, on anything that
+        is not a record.
+        """
         try:
             data = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise UserError(f"{where}: not JSON ({error}); delete it and measure again") from error
         validate(data, where)
         if problem := differences(data.pop(CHECKSUMS), json_checksums(data)):
-            raise UserError(f"{where}: {problem} since the program wrote it; delete it and measure again")
-        nested = {"task": MeasuredTask, "model": MeasuredModel, "dataset": MeasuredDataset, "code": Code, "env": Environment}
-        return cls(**{name: nested[name](**value) if name in nested else value for name, value in data.items()})
+            raise UserError(
+                f"{where}: {problem} since the program wrote it; delete it and measure again"
+            )
+        nested = {
+            "task": MeasuredTask,
+            "model": MeasuredModel,
+            "dataset": MeasuredDataset,
+            "code": Code,
+            "env": Environment,
+        }
+        return cls(
+            **{
+                name: nested[name](**value) if name in nested else value
+                for name, value in data.items()
+            }
+        )
 
 
-def key(task_name: str, task_version: int, protocol_hash: str, fingerprint: str, limit: int | None) -> str:
-    """8 hex digits over all that decides whether two measurements of one model are the same measurement."""
+def key(
+    task_name: str, task_version: int, protocol_hash: str, fingerprint: str, limit: int | None
+) -> str:
+    """8 hex digits over all that decides whether two measurements of one model are the same
+    measurement.
+    """
     parts = json.dumps([task_name, task_version, protocol_hash, fingerprint, limit])
     return hashlib.sha256(parts.encode()).hexdigest()[:8]
 
 
-def record_path(results_dir: Path, model_name: str, revision: str, task_name: str, key: str) -> Path:
+def record_path(
+    results_dir: Path, model_name: str, revision: str, task_name: str, key: str
+) -> Path:
     """``results/<model>@<rev8>/<dataset>/<family>.<key>.json``.
 
-    In the folder's name ":" is written "+" and "/" is written "="; any other unsafe character, and these two, as %XX.
-    Different names therefore never meet in one folder.
+    In the folder's name ":" is written "+" and "/" is written "="; any other unsafe character, and
+    these two, as %XX. Different names therefore never meet in one folder.
     """
     folder = quote(model_name, safe=":/").replace(":", "+").replace("/", "=")
     dataset, family = task_name.split("/")
@@ -207,52 +256,78 @@ def record_path(results_dir: Path, model_name: str, revision: str, task_name: st
 
 
 def save(record: Record, results_dir: Path) -> Path:
-    """Write the record where it belongs, atomically; an older record of the same key is replaced."""
-    path = record_path(results_dir, record.model.name, record.model.revision, record.task.name, record.key)
+    """Write the record where it belongs, atomically; an older record of the same key is
+    replaced.
+    """
+    path = record_path(
+        results_dir, record.model.name, record.model.revision, record.task.name, record.key
+    )
     write_text_atomic(path, record.to_json())
     return path
 
 
-def find(results_dir: Path, model_name: str, revision: str, task_name: str, key: str) -> Record | None:
+def find(
+    results_dir: Path, model_name: str, revision: str, task_name: str, key: str
+) -> Record | None:
     """The record of this measurement, or None if it has not been made.
 
     Raises:
-        UserError: the file is damaged, or belongs to other weights whose revision begins with the same 8 digits.
+        UserError: the file is damaged, or belongs to other weights whose revision begins with the
+        same 8 digits.
     """
     path = record_path(results_dir, model_name, revision, task_name, key)
     if not path.exists():
         return None
     record = _read(path, Path(results_dir))
     if record.model.revision != revision:
-        raise UserError(f"{path}: measured on revision {record.model.revision}, not {revision}; use another folder")
+        raise UserError(
+            f"{path}: measured on revision {record.model.revision}, not {revision}; use another folder"
+        )
     return record
 
 
 def load_all(results_dir: Path) -> list[Record]:
-    """Every record below ``results_dir``, by path; ``results_dir/reported`` (published numbers) is not ours to read.
+    """Every record below ``results_dir``, by path; ``results_dir/reported`` (published numbers) is
+    not ours to read.
 
     Raises:
-        UserError: no such folder, or a JSON file that is damaged, foreign or in another record's place.
+        UserError: no such folder, or a JSON file that is damaged, foreign or in another record's
+        place.
     """
     results_dir = Path(results_dir)
     if not results_dir.is_dir():
-        raise UserError(f"no results folder at {results_dir}; `silc-bench eval --results {results_dir}` makes one")
-    paths = {path.relative_to(results_dir).as_posix(): path for path in results_dir.rglob("*.json") if path.is_file()}
-    return [_read(paths[name], results_dir) for name in sorted(paths) if not name.startswith("reported/")]
+        raise UserError(
+            f"no results folder at {results_dir}; `silc-bench eval --results {results_dir}` makes one"
+        )
+    paths = {
+        path.relative_to(results_dir).as_posix(): path
+        for path in results_dir.rglob("*.json")
+        if path.is_file()
+    }
+    return [
+        _read(paths[name], results_dir)
+        for name in sorted(paths)
+        if not name.startswith("reported/")
+    ]
 
 
 def validate(data: Any, where: str = "record") -> None:
-    """Check decoded JSON against ``SCHEMA``, plus: numbers are finite, stderr and main_metric name known metrics.
+    """Check decoded JSON against ``SCHEMA``, plus: numbers are finite, stderr and main_metric name
+    known metrics.
 
     Raises:
         UserError: ``where`` (the file), the field, what was expected and what was found.
     """
     if isinstance(data, dict) and data.get("schema") != SCHEMA_VERSION:
         found = f"schema is {data['schema']!r}" if "schema" in data else "it has no schema field"
-        raise UserError(f"{where}: not a {SCHEMA_VERSION!r} file ({found}); another program or version wrote it: measure again")
+        raise UserError(
+            f"{where}: not a {SCHEMA_VERSION!r} file ({found}); another program or version wrote it: measure again"
+        )
     check(data, SCHEMA, where)
     if data["task"]["main_metric"] not in data["metrics"]:
-        raise UserError(f"{where}: task.main_metric {data['task']['main_metric']!r} is not among metrics")
+        raise UserError(
+            f"{where}: task.main_metric {data['task']['main_metric']!r} is not among metrics"
+        )
     for name in data["stderr"]:
         if name not in data["metrics"]:
             raise UserError(f"{where}: stderr.{name}: there is no metric of this name")
@@ -260,13 +335,26 @@ def validate(data: Any, where: str = "record") -> None:
 
 @cache
 def code_state() -> Code:
-    """Version, and commit if the package runs from its own checkout. Never fails: None means not known."""
+    """Version, and commit if the package runs from its own checkout. Never fails: None means not
+    known.
+    """
     root = Path(__file__).resolve().parents[2]
     unknown = Code(silc_bench.__version__, None, None)
     if not (root / ".git").exists():  # installed: an enclosing repository would be somebody else's
         return unknown
-    command = ["git", "--no-optional-locks", "-C", str(root), "status", "--porcelain=v2", "--branch", "--"]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}  # set inside hooks
+    command = [
+        "git",
+        "--no-optional-locks",
+        "-C",
+        str(root),
+        "status",
+        "--porcelain=v2",
+        "--branch",
+        "--",
+    ]
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("GIT_")
+    }  # set inside hooks
     try:
         done = subprocess.run(
             [*command, "silc_bench", "tasks", "trainer"],
@@ -287,7 +375,9 @@ def _read(path: Path, results_dir: Path) -> Record:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({error}); delete it and measure again") from error
     record = Record.from_json(text, str(path))
-    home = record_path(results_dir, record.model.name, record.model.revision, record.task.name, record.key)
+    home = record_path(
+        results_dir, record.model.name, record.model.revision, record.task.name, record.key
+    )
     if path != home:
         raise UserError(f"{path}: was moved, copied or edited; what it says belongs in {home}")
     return record

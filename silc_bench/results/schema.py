@@ -1,7 +1,9 @@
-"""JSON Schema, the part this project uses, with errors that name the file, the field and what was expected.
+"""JSON Schema, the part this project uses, with errors that name the file, the field and what was
+expected.
 
-``check(json.loads(text), SCHEMA, "results/a/b.json")`` passes or raises UserError (standard library only). The schemas
-stand beside what they describe: records in ``results.py``, published numbers in ``reported.py``.
+``check(json.loads(text), SCHEMA, "results/a/b.json")`` passes or raises UserError (standard library
+only). The schemas stand beside what they describe: records in ``results.py``, published numbers in
+``reported.py``.
 """
 
 from __future__ import annotations
@@ -12,9 +14,13 @@ from typing import Any
 
 from silc_bench.errors import UserError, unknown_name
 
-# No control characters and no half of a surrogate pair: names are printed in terminals and written as UTF-8.
+# No control characters and no half of a surrogate pair: names are printed in terminals and written
+# as UTF-8.
 NAME = {"type": "string", "pattern": r"^[^\u0000-\u001f\u007f-\u009f\ud800-\udfff]+$"}
-TASK_NAME = {"type": "string", "pattern": r"^[A-Za-z0-9][A-Za-z0-9_.+-]*/[A-Za-z0-9][A-Za-z0-9_.+-]*$"}
+TASK_NAME = {
+    "type": "string",
+    "pattern": r"^[A-Za-z0-9][A-Za-z0-9_.+-]*/[A-Za-z0-9][A-Za-z0-9_.+-]*$",
+}
 HEX = {"type": "string", "pattern": "^[0-9a-f]{8,64}$"}
 URL = {"type": "string", "pattern": r"^https?://[^\s()<>\"']+$"}
 COUNT = {"type": "integer", "minimum": 1}
@@ -31,7 +37,9 @@ METRICS = {
 
 
 def is_fraction(metric: str) -> bool:
-    """All metrics are fractions, higher is better; but a rank ("median_rank") counts from 1, and lower is better."""
+    """All metrics are fractions, higher is better; but a rank ("median_rank") counts from 1, and
+    lower is better.
+    """
     return re.search(_RANK, metric) is None
 
 
@@ -48,7 +56,8 @@ def object_of(**properties: Mapping[str, Any]) -> dict[str, Any]:
 def check(data: Any, schema: Mapping[str, Any], where: str) -> None:
     """Pass if ``data`` (decoded JSON) fits ``schema``; every number anywhere in it must be finite.
 
-    Stricter than the standard in two more ways: 1.0 is no integer, and a newline never ends a string unseen.
+    Stricter than the standard in two more ways: 1.0 is no integer, and a newline never ends a
+    string unseen.
 
     Raises:
         UserError: ``where``, the field, what was expected and what was found.
@@ -59,7 +68,13 @@ def check(data: Any, schema: Mapping[str, Any], where: str) -> None:
         raise UserError(f"{where}: nested too deeply to be one of our files") from error
 
 
-_TYPES: dict[str, Any] = {"object": dict, "array": (list, tuple), "string": str, "boolean": bool, "null": type(None)}
+_TYPES: dict[str, Any] = {
+    "object": dict,
+    "array": (list, tuple),
+    "string": str,
+    "boolean": bool,
+    "null": type(None),
+}
 _TYPES |= {"integer": int, "number": (int, float)}
 
 
@@ -103,7 +118,13 @@ def _check_object(value: dict[Any, Any], schema: Mapping[str, Any], field: str, 
             raise UserError(f"{where}: {field}: key {name!r} is not a string, as JSON needs")
         _check(name, schema.get("propertyNames", {}), f"name of {prefix}{name}", where)
         if name not in known and not schema.get("additionalProperties", True):
-            raise UserError(f"{where}: {unknown_name('field', prefix + name, (prefix + word for word in known))}")
-        patterns = [part for pattern, part in schema.get("patternProperties", {}).items() if re.search(pattern, name)]
+            raise UserError(
+                f"{where}: {unknown_name('field', prefix + name, (prefix + word for word in known))}"
+            )
+        patterns = [
+            part
+            for pattern, part in schema.get("patternProperties", {}).items()
+            if re.search(pattern, name)
+        ]
         for part in [known.get(name, {}), *patterns]:
             _check(item, part, f"{prefix}{name}", where)

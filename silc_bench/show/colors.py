@@ -1,6 +1,8 @@
-"""Colours of dense features: classes over a photograph, one class's similarity, principal components, zero-shot masks.
+"""Colours of dense features: classes over a photograph, one class's similarity, principal
+components, zero-shot masks.
 
-Arrays in, uint8 [H, W, 3] out: what is drawn is computed elsewhere, and `silc_bench.show.sheet` puts it together.
+Arrays in, uint8 [H, W, 3] out: what is drawn is computed elsewhere, and `silc_bench.show.sheet`
+puts it together.
 
 Shapes: h x w patches, D embedding, H x W pixels.
 """
@@ -16,8 +18,10 @@ from scipy import ndimage
 from silc_bench.datasets.dataset import IGNORE
 
 INK, PAPER = (32, 33, 36), (255, 255, 255)
-# Okabe and Ito's eight colours, told apart with any colour vision (black is replaced by grey), and 24 more. Each of those is
-# the one farthest from all before it and from ink and paper: distance in CIELAB, or twice that as protanopes and deuteranopes
+# Okabe and Ito's eight colours, told apart with any colour vision (black is replaced by grey), and
+# 24 more. Each of those is
+# the one farthest from all before it and from ink and paper: distance in CIELAB, or twice that as
+# protanopes and deuteranopes
 # see it (Machado et al., 2009) where that is less. The test of this file holds the distances.
 PALETTE = (
     *((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66)),
@@ -41,14 +45,19 @@ ROOM = 8  # pixels from such a number's middle to the edge of its region
 
 
 def class_colors(prediction: np.ndarray, scored: np.ndarray) -> np.ndarray:
-    """[H, W] class indices and [H, W] bool -> [H, W, 3] uint8; pixels that are not scored are faded."""
+    """[H, W] class indices and [H, W] bool -> [H, W, 3] uint8; pixels that are not scored are
+    faded.
+    """
     colors = _colors_of(np.where(prediction == IGNORE, 0, prediction))
     strength = np.where(scored, 1.0, FADED) * (prediction != IGNORE)
-    return np.rint(colors * strength[..., None] + 255.0 * (1 - strength[..., None])).astype(np.uint8)
+    return np.rint(colors * strength[..., None] + 255.0 * (1 - strength[..., None])).astype(
+        np.uint8
+    )
 
 
 def overlay(picture: np.ndarray, prediction: np.ndarray) -> np.ndarray:
-    """A picture uint8 [H, W, 3] in grey under the colours of its classes [H, W], with their borders in ink.
+    """A picture uint8 [H, W, 3] in grey under the colours of its classes [H, W], with their borders
+    in ink.
 
     Regions of some size carry the number of their class, counted from 1, as the legend does.
     """
@@ -66,11 +75,15 @@ def overlay(picture: np.ndarray, prediction: np.ndarray) -> np.ndarray:
 
 
 def _places(prediction: np.ndarray) -> list[tuple[int, tuple[int, int]]]:
-    """(number of the class, x and y of the pixel farthest from the edge) of each region that has room for it."""
+    """(number of the class, x and y of the pixel farthest from the edge) of each region that has
+    room for it.
+    """
     found = []
     for label in np.unique(prediction):
         regions, count = ndimage.label(np.pad(prediction == label, 1))
-        depth = ndimage.distance_transform_edt(regions)[1:-1, 1:-1]  # the picture's edge is an edge too
+        depth = ndimage.distance_transform_edt(regions)[
+            1:-1, 1:-1
+        ]  # the picture's edge is an edge too
         regions = regions[1:-1, 1:-1]
         sizes = np.bincount(regions.ravel(), minlength=count + 1)
         for region in range(1, count + 1):
@@ -91,10 +104,11 @@ def heat_colors(values: np.ndarray) -> np.ndarray:
 
 
 def pca_colors(grids: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Grids [h, w, D] of any sizes -> [h, w, 3] uint8: three principal components over all of them as red, green and blue.
+    """Grids [h, w, D] of any sizes -> [h, w, 3] uint8: three principal components over all of them
+    as red, green and blue.
 
-    Each component is stretched between its 2nd and 98th percentile. Signs are fixed by the largest loading, so that
-    equal features give equal colours.
+    Each component is stretched between its 2nd and 98th percentile. Signs are fixed by the largest
+    loading, so that equal features give equal colours.
     """
     flat = np.concatenate([grid.reshape(-1, grid.shape[-1]) for grid in grids]).astype(np.float64)
     flat -= flat.mean(axis=0)
@@ -103,13 +117,20 @@ def pca_colors(grids: Sequence[np.ndarray]) -> list[np.ndarray]:
     top = top * np.sign(top[np.abs(top).argmax(axis=0), range(3)])
     parts = flat @ top
     low, high = np.percentile(parts, (2, 98), axis=0)
-    colors = np.rint(255 * np.clip((parts - low) / np.maximum(high - low, 1e-12), 0, 1)).astype(np.uint8)
+    colors = np.rint(255 * np.clip((parts - low) / np.maximum(high - low, 1e-12), 0, 1)).astype(
+        np.uint8
+    )
     ends = np.cumsum([grid.shape[0] * grid.shape[1] for grid in grids])[:-1]
-    return [part.reshape(*grid.shape[:2], 3) for part, grid in zip(np.split(colors, ends), grids, strict=True)]
+    return [
+        part.reshape(*grid.shape[:2], 3)
+        for part, grid in zip(np.split(colors, ends), grids, strict=True)
+    ]
 
 
 def _colors_of(classes: np.ndarray) -> np.ndarray:
-    """[H, W] -> float64 [H, W, 3]. Raises ValueError for more classes than the palette tells apart."""
+    """[H, W] -> float64 [H, W, 3]. Raises ValueError for more classes than the palette tells
+    apart.
+    """
     if (classes >= len(PALETTE)).any():
         raise ValueError(f"{len(PALETTE)} colours cannot tell more classes apart")
     return np.array(PALETTE, float)[classes]

@@ -1,7 +1,7 @@
 """A sheet of pictures in rows and groups of columns, with titles, a legend and a note -> PNG.
 
-Flow: ``figure([("", 1), ("model", 2)], [[panel, panel, panel], ...], ["ring", "star"], path)``. Names may hold anything:
-`silc_bench.show.sheet` wraps, cuts and replaces.
+Flow: ``figure([("", 1), ("model", 2)], [[panel, panel, panel], ...], ["ring", "star"], path)``.
+Names may hold anything: `silc_bench.show.sheet` wraps, cuts and replaces.
 
 Sizes are pixels.
 
@@ -38,7 +38,9 @@ Color = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Panel:
-    """One picture, uint8 [h, w, 3] of any size: enlarged pixel by pixel, or reduced, until its longer side is CELL."""
+    """One picture, uint8 [h, w, 3] of any size: enlarged pixel by pixel, or reduced, until its
+    longer side is CELL.
+    """
 
     pixels: np.ndarray
     title: str = ""
@@ -53,7 +55,9 @@ class Panel:
 
 
 def panel_size(height: int, width: int) -> tuple[int, int]:
-    """Height and width of a picture in its panel: the longer side is CELL, the other one at least 1."""
+    """Height and width of a picture in its panel: the longer side is CELL, the other one at least
+    1.
+    """
     longer = max(height, width)
     return max(1, round(height * CELL / longer)), max(1, round(width * CELL / longer))
 
@@ -81,12 +85,17 @@ def figure(
     first = MARGIN + _height(headings)
     tops, bottom = _rows(rows, first)
     names = [f"{number} {name}" for number, name in enumerate(legend, 1)]
-    step = min(inner, INDENT + 3 * GAP + math.ceil(max((width_of(drawable(name)) for name in names), default=0)))
+    step = min(
+        inner,
+        INDENT + 3 * GAP + math.ceil(max((width_of(drawable(name)) for name in names), default=0)),
+    )
     per_line = inner // step
     num_lines = math.ceil(len(names) / per_line)
     notes = wrapped(note, inner, NOTE_LINES)
     end = bottom + (num_lines + has_heat) * STEP
-    sheet = Image.new("RGB", (inner + 2 * MARGIN, end + (GAP + len(notes) * LINE if notes else 0) + MARGIN), PAPER)
+    sheet = Image.new(
+        "RGB", (inner + 2 * MARGIN, end + (GAP + len(notes) * LINE if notes else 0) + MARGIN), PAPER
+    )
     _draw_headings(sheet, groups, headings, lefts, first)
     for row, top in zip(rows, tops, strict=True):
         for panel, left in zip(row, lefts, strict=True):
@@ -132,7 +141,11 @@ def _rows(rows: Sequence[Sequence[Panel | None]], top: int) -> tuple[list[int], 
 
 
 def _draw_headings(
-    sheet: Image.Image, groups: Sequence[tuple[str, int]], headings: Sequence[Sequence[str]], lefts: Sequence[int], bottom: int
+    sheet: Image.Image,
+    groups: Sequence[tuple[str, int]],
+    headings: Sequence[Sequence[str]],
+    lefts: Sequence[int],
+    bottom: int,
 ) -> None:
     """Each group's heading, underlined as far as its columns go."""
     draw, column = ImageDraw.Draw(sheet), 0
@@ -159,11 +172,15 @@ def _draw_panel(sheet: Image.Image, panel: Panel, left: int, top: int) -> None:
     picture = Image.fromarray(panel.pixels)
     if picture.size != (width, height):
         is_reduced = max(picture.size) > CELL
-        picture = picture.resize((width, height), Image.Resampling.LANCZOS if is_reduced else Image.Resampling.NEAREST)
+        picture = picture.resize(
+            (width, height), Image.Resampling.LANCZOS if is_reduced else Image.Resampling.NEAREST
+        )
     sheet.paste(picture, (left, top))
 
 
-def _draw_legend(sheet: Image.Image, names: Sequence[str], top: int, per_line: int, width: int) -> None:
+def _draw_legend(
+    sheet: Image.Image, names: Sequence[str], top: int, per_line: int, width: int
+) -> None:
     draw = ImageDraw.Draw(sheet)
     for index, name in enumerate(names):
         left, middle = MARGIN + index % per_line * width, top + index // per_line * STEP + STEP // 2
@@ -180,10 +197,14 @@ def _draw_heat(sheet: Image.Image, top: int) -> None:
 
 
 def _swatch(draw: ImageDraw.ImageDraw, left: int, middle: int, color: Color) -> None:
-    draw.rectangle((left, middle - SWATCH // 2, left + SWATCH - 1, middle + SWATCH // 2), color, FAINT)
+    draw.rectangle(
+        (left, middle - SWATCH // 2, left + SWATCH - 1, middle + SWATCH // 2), color, FAINT
+    )
 
 
-DRAWN = frozenset(string.digits + string.ascii_letters + string.punctuation + " ")  # letters that the font has
+DRAWN = frozenset(
+    string.digits + string.ascii_letters + string.punctuation + " "
+)  # letters that the font has
 CUT = "..."
 
 
@@ -199,22 +220,32 @@ def width_of(text: str) -> float:
 
 
 def drawable(text: str) -> str:
-    """One line of letters that the font has: accents are taken off, marks that show nothing left out, all else is "?"."""
+    """One line of letters that the font has: accents are taken off, marks that show nothing left
+    out, all else is "?".
+    """
     letters = []
     for letter in " ".join(text.split()):
-        parts = [part for part in unicodedata.normalize("NFKD", letter) if unicodedata.category(part) not in ("Mn", "Cf", "Cc")]
+        parts = [
+            part
+            for part in unicodedata.normalize("NFKD", letter)
+            if unicodedata.category(part) not in ("Mn", "Cf", "Cc")
+        ]
         letters.append("".join(parts) if set(parts) <= DRAWN else "?")
     return "".join(letters)
 
 
 def wrapped(text: str, width: float, lines: int) -> list[str]:
-    """``text``, drawable, in at most ``lines`` lines of ``width`` pixels; what does not fit is cut and ends in three dots."""
+    """``text``, drawable, in at most ``lines`` lines of ``width`` pixels; what does not fit is cut
+    and ends in three dots.
+    """
     found = [""]
     for word in drawable(text).split(" "):
         if found[-1] and width_of(f"{found[-1]} {word}") > width >= width_of(word):
             found.append("")
         found[-1] += f" {word}" if found[-1] else word
-        while width_of(found[-1]) > width and len(found) <= lines:  # a word longer than a line goes on in the next one
+        while (
+            width_of(found[-1]) > width and len(found) <= lines
+        ):  # a word longer than a line goes on in the next one
             fits = _fitting(found[-1], width)
             found[-1:] = [found[-1][:fits], found[-1][fits:]]
         if len(found) > lines:

@@ -1,8 +1,11 @@
-"""Named arrays and a header in one .npz, whose header says which arrays belong to it, with their checksums.
+"""Named arrays and a header in one .npz, whose header says which arrays belong to it, with their
+checksums.
 
-Flow: ``pack("outcomes/2", {"key": ...}, {"acc1": hits})`` -> bytes -> ``unpack`` -> the header and the arrays, or ValueError.
+Flow: ``pack("outcomes/2", {"key": ...}, {"acc1": hits})`` -> bytes -> ``unpack`` -> the header and
+the arrays, or ValueError.
 
-Why: the directory of a zip archive stands at its end, and one changed byte there hides a member without a word.
+Why: the directory of a zip archive stands at its end, and one changed byte there hides a member
+without a word.
 
 ``numpy.load`` opens the file too: the header is one more array, JSON as bytes.
 """
@@ -30,7 +33,12 @@ DAMAGE = (
 )  # fmt: skip
 
 
-def pack(schema: str, header: Mapping[str, Any], arrays: Mapping[str, np.ndarray], is_compressed: bool = False) -> bytes:
+def pack(
+    schema: str,
+    header: Mapping[str, Any],
+    arrays: Mapping[str, np.ndarray],
+    is_compressed: bool = False,
+) -> bytes:
     """The file's content. The same header and arrays give the same bytes."""
     parts = {name: _to_npy(array) for name, array in arrays.items()}
     words = json.dumps({SCHEMA: schema, **header, PARTS: checksums(parts)}).encode()
@@ -38,16 +46,20 @@ def pack(schema: str, header: Mapping[str, Any], arrays: Mapping[str, np.ndarray
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", kind) as archive:
         for name, part in {HEADER: _to_npy(np.frombuffer(words, np.uint8)), **parts}.items():
-            archive.writestr(zipfile.ZipInfo(f"{name}.npy"), part, kind)  # ZipInfo: a date that is always the same
+            archive.writestr(
+                zipfile.ZipInfo(f"{name}.npy"), part, kind
+            )  # ZipInfo: a date that is always the same
     return buffer.getvalue()
 
 
-def unpack(schema: str, content: bytes, max_bytes: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def unpack(
+    schema: str, content: bytes, max_bytes: int
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """What ``pack`` was given. No array is read before its checksum is that of the header.
 
     Raises:
-        ValueError: another schema; it claims to unpack to more than ``max_bytes``; arrays are missing, foreign or altered,
-            and are named.
+        ValueError: another schema; it claims to unpack to more than ``max_bytes``; arrays are
+        missing, foreign or altered, and are named.
         DAMAGE: it is no such archive.
     """
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
@@ -56,7 +68,9 @@ def unpack(schema: str, content: bytes, max_bytes: int) -> tuple[dict[str, Any],
         if size > max_bytes:
             raise ValueError(f"claims {size:,} bytes")
         parts = {member.filename.removesuffix(".npy"): archive.read(member) for member in members}
-    twice = [name for name, count in Counter(member.filename for member in members).items() if count > 1]
+    twice = [
+        name for name, count in Counter(member.filename for member in members).items() if count > 1
+    ]
     if twice:
         raise ValueError(f"{twice[0]} is there twice")
     if HEADER not in parts:

@@ -1,15 +1,18 @@
-"""Encoded once, kept by content: features found again by whoever encodes the same data with the same weights in the same way.
+"""Encoded once, kept by content: features found again by whoever encodes the same data with the
+same weights in the same way.
 
-Flow: ``store = Store(folder)``; ``entry = store.entry({...what decides the numbers...})``; ``entry.rows(n, width)`` says
-what is there, ``entry.save(start, rows)`` adds a finished part; ``entry.texts(width)`` and ``entry.save_texts(texts, rows)``;
-``entry.word()`` and ``entry.save_word(word)`` for what is as short as a fingerprint.
-``silc-bench cache ls | prune`` looks at it and empties it.
+Flow: ``store = Store(folder)``; ``entry = store.entry({...what decides the numbers...})``;
+``entry.rows(n, width)`` says what is there, ``entry.save(start, rows)`` adds a finished part;
+``entry.texts(width)`` and ``entry.save_texts(texts, rows)``; ``entry.word()`` and
+``entry.save_word(word)`` for what is as short as a fingerprint. ``silc-bench cache ls | prune``
+looks at it and empties it.
 
-A folder an entry, named by the hash of its description (``entry.json``); in it a ``.npy`` a part, written whole or not at all.
-Parts are what makes an interrupted extraction go on: each that was finished counts, whoever wrote it. Two processes with the
-same work write the same bytes to the same names. At the end of a part stands the checksum of its entry's description, its name
-and its content: what is altered, renamed or brought from another entry is not served. What is damaged, or vanishes because
-another process prunes, is encoded again: the store can lose, never lie.
+A folder an entry, named by the hash of its description (``entry.json``); in it a ``.npy`` a part,
+written whole or not at all. Parts are what makes an interrupted extraction go on: each that was
+finished counts, whoever wrote it. Two processes with the same work write the same bytes to the same
+names. At the end of a part stands the checksum of its entry's description, its name and its
+content: what is altered, renamed or brought from another entry is not served. What is damaged, or
+vanishes because another process prunes, is encoded again: the store can lose, never lie.
 
 Shapes: N samples, D features.
 """
@@ -37,24 +40,34 @@ from silc_bench.errors import UserError
 from silc_bench.system.checksums import DIGITS, Bytes, checksum
 from silc_bench.system.files import atomic_path, write_text_atomic
 
-VERSION = 3  # part of every description: raised when the same description would mean other numbers or another layout
+# part of every description: raised when the same description would mean other numbers or another
+# layout
+VERSION = 3
 DESCRIPTION = "entry.json"
 LIMIT = 20 * 2**30  # bytes
-IN_USE = 3600.0  # seconds since a part was read or written in which an entry is not pruned to make room
+IN_USE = (
+    3600.0  # seconds since a part was read or written in which an entry is not pruned to make room
+)
 _ROWS = re.compile(r"rows-(\d{9})-(\d{9})\.npy")
 _GRID = re.compile(r"grid-(\d{9})-(\d+)x(\d+)\.npy")
 
 
 def default_folder() -> Path:
-    """``$SILC_BENCH_CACHE``, or silc-bench/features in the user's cache folder (XDG base directory specification)."""
+    """``$SILC_BENCH_CACHE``, or silc-bench/features in the user's cache folder (XDG base directory
+    specification).
+    """
     given = os.environ.get("SILC_BENCH_CACHE")
     if given:
         return Path(given)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "silc-bench" / "features"
+    return (
+        Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "silc-bench" / "features"
+    )
 
 
 def shards_folder() -> Path:
-    """Beside the default folder: where training keeps copies of remote shards, and indexes of all shards."""
+    """Beside the default folder: where training keeps copies of remote shards, and indexes of all
+    shards.
+    """
     return default_folder().parent / "shards"
 
 
@@ -66,13 +79,17 @@ class Store:
     limit: int = LIMIT
 
     def entry(self, description: Mapping[str, Any]) -> Entry:
-        """The entry of exactly this work: JSON of all that decides its numbers. Nothing is written yet."""
+        """The entry of exactly this work: JSON of all that decides its numbers. Nothing is written
+        yet.
+        """
         text = json.dumps({"store": VERSION, **description}, sort_keys=True, indent=1)
         name = hashlib.sha256(text.encode()).hexdigest()[:32]
         return Entry(self, self.folder / name, text)
 
     def listing(self) -> list[Listed]:
-        """All entries, the least recently used first. Folders of other programs are left alone and not listed."""
+        """All entries, the least recently used first. Folders of other programs are left alone and
+        not listed.
+        """
         found = []
         for path in self.folder.glob(f"*/{DESCRIPTION}"):
             with contextlib.suppress(OSError, ValueError):  # pruned meanwhile, or not ours
@@ -102,10 +119,12 @@ def least_used_first(entries: Iterable[Listed]) -> list[Listed]:
 
 
 def prune(entries: Iterable[Listed], limit: int, keep_used_after: float = math.inf) -> list[Listed]:
-    """Remove the least recently used entries until at most ``limit`` bytes are left; what was removed.
+    """Remove the least recently used entries until at most ``limit`` bytes are left; what was
+    removed.
 
     Args:
-        keep_used_after: time (seconds since the epoch); entries used later stay, whatever the limit.
+        keep_used_after: time (seconds since the epoch); entries used later stay, whatever the
+        limit.
     """
     entries = least_used_first(entries)
     size = sum(listed.bytes for listed in entries)
@@ -114,7 +133,9 @@ def prune(entries: Iterable[Listed], limit: int, keep_used_after: float = math.i
         if size <= limit or listed.used > keep_used_after:
             break
         if listed.path.is_dir():
-            shutil.rmtree(listed.path, ignore_errors=True)  # a writer may add a part meanwhile: its next use mends that
+            shutil.rmtree(
+                listed.path, ignore_errors=True
+            )  # a writer may add a part meanwhile: its next use mends that
         else:
             listed.path.unlink(missing_ok=True)
         size -= listed.bytes
@@ -129,7 +150,9 @@ class Entry:
     description: str
 
     def rows(self, num_rows: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-        """What is known: features [N, D] fp32 with NaN in the gaps, and which rows are there [N] bool."""
+        """What is known: features [N, D] fp32 with NaN in the gaps, and which rows are there [N]
+        bool.
+        """
         features = np.full((num_rows, width), np.nan, dtype=np.float32)
         is_known = np.zeros(num_rows, dtype=bool)
         for path in self._parts("rows-*.npy"):
@@ -145,10 +168,14 @@ class Entry:
 
     def save(self, start: int, rows: np.ndarray) -> None:
         """Rows [n, D] from ``start`` on. Raises UserError when the store cannot be written."""
-        self._write(f"rows-{start:09d}-{start + len(rows):09d}.npy", rows.astype(np.float32, copy=False))
+        self._write(
+            f"rows-{start:09d}-{start + len(rows):09d}.npy", rows.astype(np.float32, copy=False)
+        )
 
     def grids(self) -> dict[int, tuple[int, int]]:
-        """Pictures whose dense features are there, each with the sides (height, width) it was resized to."""
+        """Pictures whose dense features are there, each with the sides (height, width) it was
+        resized to.
+        """
         matches = [_GRID.fullmatch(path.name) for path in self._parts("grid-*.npy")]
         return {int(match[1]): (int(match[2]), int(match[3])) for match in matches if match}
 
@@ -166,21 +193,33 @@ class Entry:
         """Hash of a text (``text_hash``) -> its embedding [D] fp32."""
         known: dict[str, np.ndarray] = {}
         for path in self._parts("texts-*.npy"):
-            part = self._load(path.name, np.dtype([("hash", "S32"), ("features", np.float32, (width,))]))
+            part = self._load(
+                path.name, np.dtype([("hash", "S32"), ("features", np.float32, (width,))])
+            )
             if part is not None:
-                known.update(zip((name.decode() for name in part["hash"].tolist()), part["features"], strict=True))
+                known.update(
+                    zip(
+                        (name.decode() for name in part["hash"].tolist()),
+                        part["features"],
+                        strict=True,
+                    )
+                )
         return known
 
     def save_texts(self, texts: Sequence[str], rows: np.ndarray) -> None:
         """Embeddings [n, D] of n texts. Raises UserError when the store cannot be written."""
-        part = np.empty(len(texts), dtype=[("hash", "S32"), ("features", np.float32, (rows.shape[1],))])
+        part = np.empty(
+            len(texts), dtype=[("hash", "S32"), ("features", np.float32, (rows.shape[1],))]
+        )
         part["hash"] = [text_hash(text).encode() for text in texts]
         part["features"] = rows
         self._write(f"texts-{text_hash(' '.join(map(text_hash, texts)))}.npy", part)
 
     def word(self) -> str | None:
         """What ``save_word`` kept; None where nothing was, or it is damaged."""
-        part = next((self._load(path.name, np.dtype("S64")) for path in self._parts("word.npy")), None)
+        part = next(
+            (self._load(path.name, np.dtype("S64")) for path in self._parts("word.npy")), None
+        )
         return None if part is None or part.shape != () else part.item().decode()
 
     def save_word(self, word: str) -> None:
@@ -230,7 +269,9 @@ class Entry:
 
 
 def releases(*names: str) -> dict[str, str]:
-    """Of installed distributions, of which another release may give other pixels, tokens or embeddings; else "none"."""
+    """Of installed distributions, of which another release may give other pixels, tokens or
+    embeddings; else "none".
+    """
     found = {}
     for name in names:
         found[name] = "none"

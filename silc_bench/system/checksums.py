@@ -1,9 +1,11 @@
-"""Which named parts a file or folder is made of: a missing, foreign or altered one is named (standard library only).
+"""Which named parts a file or folder is made of: a missing, foreign or altered one is named
+(standard library only).
 
-Flow: whoever writes puts ``checksums(parts)`` into the header; whoever reads asks ``differences(stated, parts)`` before it
-believes a part. One kind of checksum everywhere: SHA-256, the first 16 hex digits. The standard library has it, processors
-compute it in hardware (1 to 2 GB a second), and unlike a CRC it does not fit damage by chance. It guards against accidents:
-whoever alters a part on purpose can write its checksum too.
+Flow: whoever writes puts ``checksums(parts)`` into the header; whoever reads asks
+``differences(stated, parts)`` before it believes a part. One kind of checksum everywhere: SHA-256,
+the first 16 hex digits. The standard library has it, processors compute it in hardware (1 to 2 GB a
+second), and unlike a CRC it does not fit damage by chance. It guards against accidents: whoever
+alters a part on purpose can write its checksum too.
 """
 
 from __future__ import annotations
@@ -51,24 +53,31 @@ def read_sealed(path: Path) -> dict[str, Any] | None:
     """The fields that were ``sealed``; None where the file is missing or damaged."""
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
-        is_whole = isinstance(fields, dict) and not differences(fields.pop(CHECKSUMS, None), json_checksums(fields))
+        is_whole = isinstance(fields, dict) and not differences(
+            fields.pop(CHECKSUMS, None), json_checksums(fields)
+        )
     except (OSError, ValueError, RecursionError):
         return None
     return fields if is_whole else None
 
 
 def differences(stated: Any, found: Mapping[str, str]) -> str:
-    """What is missing, foreign or altered, as "acc1 is missing, labels is altered"; "" where nothing is.
+    """What is missing, foreign or altered, as "acc1 is missing, labels is altered"; "" where
+    nothing is.
 
     Args:
-        stated: what the header says (not believed: whatever its JSON holds), as ``checksums`` gave it.
-        found: ``checksums`` of the parts that are there.
+        stated: what the header says (not believed: whatever its JSON holds), as ``checksums`` gave
+        it. found: ``checksums`` of the parts that are there.
     """
     if not isinstance(stated, Mapping):
         return "its header does not say which parts belong to it"
     problems = [f"{name} is missing" for name in stated if name not in found]
     problems += [f"{name} does not belong to it" for name in found if name not in stated]
-    problems += [f"{name} is altered" for name, digits in found.items() if name in stated and stated[name] != digits]
+    problems += [
+        f"{name} is altered"
+        for name, digits in found.items()
+        if name in stated and stated[name] != digits
+    ]
     return ", ".join(problems[:4]) + (f" and {len(problems) - 4} more" if len(problems) > 4 else "")
 
 
@@ -83,7 +92,8 @@ def write_manifest(folder: Path) -> None:
 
 
 def check_manifest(folder: Path) -> None:
-    """Where ``folder`` has a MANIFEST: exactly those files are there. Without one it is anybody's folder, and not checked.
+    """Where ``folder`` has a MANIFEST: exactly those files are there. Without one it is anybody's
+    folder, and not checked.
 
     Raises:
         UserError: names the files that are missing, foreign or altered, and says how to go on.
@@ -93,7 +103,11 @@ def check_manifest(folder: Path) -> None:
         return
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        problem = "" if content["format"] == MANIFEST_FORMAT else f"{MANIFEST} is not of format {MANIFEST_FORMAT}"
+        problem = (
+            ""
+            if content["format"] == MANIFEST_FORMAT
+            else f"{MANIFEST} is not of format {MANIFEST_FORMAT}"
+        )
         problem = problem or differences(content["files"], _files_in(folder))
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         problem = f"{MANIFEST} cannot be read ({type(error).__name__}: {error})"
@@ -110,7 +124,11 @@ def _files_in(folder: Path) -> dict[str, str]:
 
 
 def _visible(paths: Iterable[Path]) -> list[Path]:
-    return sorted(p for p in paths if p.name != MANIFEST and p.suffix not in NOT_READ and not p.name.startswith("."))
+    return sorted(
+        p
+        for p in paths
+        if p.name != MANIFEST and p.suffix not in NOT_READ and not p.name.startswith(".")
+    )
 
 
 def _file_checksum(path: Path) -> str:

@@ -1,4 +1,6 @@
-"""Files and folders that are either the old one or the new one, never half of each (standard library only)."""
+"""Files and folders that are either the old one or the new one, never half of each (standard
+library only).
+"""
 
 from __future__ import annotations
 
@@ -14,29 +16,36 @@ from silc_bench.errors import UserError
 
 
 def check_writable(folder: Path) -> None:
-    """Before work whose result goes into ``folder``: it is a folder to write in, or could be made. Makes nothing itself.
+    """Before work whose result goes into ``folder``: it is a folder to write in, or could be made.
+    Makes nothing itself.
 
     Raises:
-        UserError: a file is in its place or above it, or nothing may be written there; names what is in the way.
+        UserError: a file is in its place or above it, or nothing may be written there; names what
+        is in the way.
     """
     nearest = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
     if not nearest.is_dir():
         raise UserError(f"cannot write to {folder}: {nearest} is not a folder; choose another one")
     if not os.access(nearest, os.W_OK | os.X_OK):
-        raise UserError(f"cannot write to {folder}: no permission to write in {nearest}; choose another folder")
+        raise UserError(
+            f"cannot write to {folder}: no permission to write in {nearest}; choose another folder"
+        )
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; on a clean exit flush it to disk and move it into place.
+    """Yield a temporary path beside ``path``; on a clean exit flush it to disk and move it into
+    place.
 
-    On any error the temporary file is removed and ``path`` is untouched: a full disk costs the new file, not the old one.
+    On any error the temporary file is removed and ``path`` is untouched: a full disk costs the new
+    file, not the old one.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        temporary.touch()  # unlike tempfile's, with the permissions that the user's umask gives a file
+        # unlike tempfile's, with the permissions that the user's umask gives a file
+        temporary.touch()
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
@@ -50,7 +59,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """The same for a folder of files, where ``path`` is missing or empty; on any error nothing of it is left.
+    """The same for a folder of files, where ``path`` is missing or empty; on any error nothing of
+    it is left.
 
     Raises:
         OSError: also where ``path`` has got files of its own in the meantime.
@@ -72,7 +82,9 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def _name(error: BaseException, temporary: Path, path: Path) -> None:
-    """Let the error be about ``path``: a write to a full disk names no file, and others one that is gone by now."""
+    """Let the error be about ``path``: a write to a full disk names no file, and others one that is
+    gone by now.
+    """
     if not isinstance(error, OSError) or not error.errno:
         return
     is_full = error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT)

@@ -1,7 +1,9 @@
-"""The processes of one command: torchrun starts them, each is a rank, and without torchrun there is one.
+"""The processes of one command: torchrun starts them, each is a rank, and without torchrun there is
+one.
 
-Flow: ``with joined(device): ...`` around the whole command; inside, ``rank()`` and ``num_ranks()`` say who we are, ``summed``,
-``of_all``, ``any_of`` and ``of_first`` agree. With one process each of them answers at once and nothing is started.
+Flow: ``with joined(device): ...`` around the whole command; inside, ``rank()`` and ``num_ranks()``
+say who we are, ``summed``, ``of_all``, ``any_of`` and ``of_first`` agree. With one process each of
+them answers at once and nothing is started.
 
     torchrun --nproc-per-node 2 -m silc_bench train --preset b16 ...
 """
@@ -23,11 +25,14 @@ from silc_bench.system.limits import core_limit
 
 T = TypeVar("T")
 BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
-FAILURE = "silc_bench/failure"  # key of the store that all ranks see; the first to write it speaks for all
+# key of the store that all ranks see; the first to write it speaks for all
+FAILURE = "silc_bench/failure"
 
 
 class StoppedError(RunError):
-    """The end of a run that all ranks agreed on: each of them raises it after the same step, with the same sentence."""
+    """The end of a run that all ranks agreed on: each of them raises it after the same step, with
+    the same sentence.
+    """
 
 
 def rank() -> int:
@@ -44,8 +49,12 @@ def num_local_ranks() -> int:
 
 
 def num_cores() -> int:
-    """Those that this process may use, also in a container with a quota; a share of a core counts as one."""
-    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Those that this process may use, also in a container with a quota; a share of a core counts
+    as one.
+    """
+    found = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     return math.ceil(min(found, core_limit()))
 
 
@@ -53,12 +62,13 @@ def num_cores() -> int:
 def joined(device: torch.device) -> Iterator[None]:
     """The group of all ranks, where torchrun started this process; else nothing.
 
-    Tensors of GPUs (one a rank) go by nccl. Those of CPUs, and all that the hosts say to each other, go by gloo: a host that
-    asked by nccl would wait until its GPU has done all that it was asked for before.
+    Tensors of GPUs (one a rank) go by nccl. Those of CPUs, and all that the hosts say to each
+    other, go by gloo: a host that asked by nccl would wait until its GPU has done all that it was
+    asked for before.
 
     Raises:
-        the error of the block. Of all ranks only the first that fails says why, with its number; the others exit in silence.
-        StoppedError: every rank raised it, and rank 0 speaks for all.
+        the error of the block. Of all ranks only the first that fails says why, with its number;
+        the others exit in silence. StoppedError: every rank raised it, and rank 0 speaks for all.
         RunError: another rank was killed.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
@@ -67,7 +77,9 @@ def joined(device: torch.device) -> Iterator[None]:
     if device.type == "cuda":
         local, found = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
         if local >= found:
-            raise UserError(f"torchrun started more processes than there are GPUs ({found}): --nproc-per-node {found}")
+            raise UserError(
+                f"torchrun started more processes than there are GPUs ({found}): --nproc-per-node {found}"
+            )
         torch.cuda.set_device(local)
     store, number, count = next(dist.rendezvous("env://"))
     try:
@@ -75,7 +87,8 @@ def joined(device: torch.device) -> Iterator[None]:
         try:
             yield
         except StoppedError:
-            # torchrun ends every rank as soon as one has ended, so rank 0 ends first: when it has saved, closed its log and
+            # torchrun ends every rank as soon as one has ended, so rank 0 ends first: when it has
+            # saved, closed its log and
             # said why. Its end breaks the connection that the others wait at.
             meet()
             if number > 0:
@@ -89,14 +102,20 @@ def joined(device: torch.device) -> Iterator[None]:
         name = f"rank {number} of {count}"
         try:
             speaker = store.compare_set(FAILURE, "", name).decode()
-        except dist.DistError:  # the process that held the store has ended, and may not have said why
+        except (
+            dist.DistError
+        ):  # the process that held the store has ended, and may not have said why
             speaker = name
         if speaker != name:
             raise SystemExit(1) from None
         if isinstance(error, UserError | RunError):
             raise type(error)(f"{name}: {error}") from error
-        if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error).lower()):
-            raise RunError(f"{name}: lost another rank, which torchrun names below ({str(error)[:200]})") from error
+        if isinstance(error, dist.DistError) or (
+            isinstance(error, RuntimeError) and "gloo" in str(error).lower()
+        ):
+            raise RunError(
+                f"{name}: lost another rank, which torchrun names below ({str(error)[:200]})"
+            ) from error
         error.add_note(f"on {name}")
         raise
     dist.destroy_process_group()  # not after an error: the others would wait for it
@@ -110,7 +129,9 @@ def summed(values: Tensor) -> Tensor:
 
 
 def of_all(number: int) -> list[int]:
-    """The number of each rank, in their order; every rank must ask. One small sum, which waits for no GPU."""
+    """The number of each rank, in their order; every rank must ask. One small sum, which waits for
+    no GPU.
+    """
     numbers = torch.zeros(num_ranks(), dtype=torch.int64)
     numbers[rank()] = number
     return summed(numbers).tolist()
@@ -131,7 +152,9 @@ def of_first(make: Callable[[], str]) -> str:
 
 
 def concatenated(values: list[T]) -> list[T]:
-    """The lists of all ranks, one after the other; anything that pickles. Costs one number where all are empty."""
+    """The lists of all ranks, one after the other; anything that pickles. Costs one number where
+    all are empty.
+    """
     if num_ranks() == 1 or not any_of(bool(values)):
         return values
     parts: list[list[T]] = [[] for _ in range(num_ranks())]

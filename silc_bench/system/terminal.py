@@ -1,4 +1,6 @@
-"""What every command of the command line shares: one sentence for a mistake, one look for tables and bars (no torch)."""
+"""What every command of the command line shares: one sentence for a mistake, one look for tables
+and bars (no torch).
+"""
 
 from __future__ import annotations
 
@@ -18,9 +20,13 @@ from rich.text import Text
 
 from silc_bench.errors import RunError, UserError
 
-NO_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory")  # of torch: CUDA, and allocators of a CPU
+NO_MEMORY = re.compile(
+    "out of memory|can't allocate memory|not enough memory"
+)  # of torch: CUDA, and allocators of a CPU
 console = Console(emoji=False)
-notes = Console(stderr=True, emoji=False)  # bars, and lines between them: of two consoles neither knows where the other stands
+notes = Console(
+    stderr=True, emoji=False
+)  # bars, and lines between them: of two consoles neither knows where the other stands
 
 
 def answering(command: Callable[..., None]) -> Callable[..., None]:
@@ -49,13 +55,27 @@ def answering(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _of_the_system(error: OSError | MemoryError | RuntimeError) -> str | None:
-    """In words: a full disk, a file that may not be read, no memory left on CPU or GPU. None for other errors."""
+    """In words: a full disk, a file that may not be read, no memory left on CPU or GPU. None for
+    other errors.
+    """
     if isinstance(error, OSError):
-        where = " -> ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
-        room = "; make room there, and start the command again" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
-        return f"{where}: {error.strerror or error}{room}" if where else f"{error.strerror or error}{room}"
+        where = " -> ".join(
+            str(name) for name in (error.filename, error.filename2) if name is not None
+        )
+        room = (
+            "; make room there, and start the command again"
+            if error.errno in (errno.ENOSPC, errno.EDQUOT)
+            else ""
+        )
+        return (
+            f"{where}: {error.strerror or error}{room}"
+            if where
+            else f"{error.strerror or error}{room}"
+        )
     first = next(iter(str(error).splitlines()), "")
-    if isinstance(error, MemoryError) or NO_MEMORY.search(first):  # torch has a class of its own for GPUs only
+    if isinstance(error, MemoryError) or NO_MEMORY.search(
+        first
+    ):  # torch has a class of its own for GPUs only
         return (
             f"out of memory ({first or 'no allocation of its own'}). A training step needs less with --set micro_batch=N or"
             " --set checkpointing=blocks, and `silc-bench train --dry-run` counts it by part; an evaluation with a smaller"
@@ -71,14 +91,18 @@ def _complain(verdict: str, words: str) -> None:
 
 
 def table_of(*heads: str, title: str | None = None) -> Table:
-    """In a narrow terminal the names keep their line, and long words go on in the next one instead of being cut."""
+    """In a narrow terminal the names keep their line, and long words go on in the next one instead
+    of being cut.
+    """
     columns = [Column(head, no_wrap=head is heads[0], overflow="fold") for head in heads]
     return Table(*columns, title=title, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
 
 
 @contextmanager
 def progress_bar(is_shown: bool, title: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar on the error stream with the number a second and the time left; yields the function that advances it by a count."""
+    """A bar on the error stream with the number a second and the time left; yields the function
+    that advances it by a count.
+    """
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -86,7 +110,9 @@ def progress_bar(is_shown: bool, title: str, total: int) -> Iterator[Callable[[i
         TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=notes, transient=True, disable=not is_shown or not total) as bar:
+    with Progress(
+        *columns, console=notes, transient=True, disable=not is_shown or not total
+    ) as bar:
         task_id = bar.add_task(title, total=total, rate="")
 
         def advance(count: int) -> None:

@@ -2,21 +2,25 @@
 
 - ``FewShot``: ridge regression in closed form, the protocol of big_vision's ``fewshot_lsr``
   (`silc_bench.probes.closed_form.ridge`), which published 10-shot numbers use. Nothing is tuned.
-- ``FewShotLogistic``: logistic regression whose penalty is chosen on a fifth of each class's shots (one of 5, two of 10, five
-  of 25; never a test picture), then fitted on all of them. One shot cannot be divided, and is left out.
+- ``FewShotLogistic``: logistic regression whose penalty is chosen on a fifth of each class's shots
+  (one of 5, two of 10, five of 25; never a test picture), then fitted on all of them. One shot
+  cannot be divided, and is left out.
 
-Which pictures are the shots depends on the dataset, the number of shots and the seed alone. What happens where a class has too
-few of them, and under ``--limit``, stands in `silc_bench.tasks.classification.fewshot`.
+Which pictures are the shots depends on the dataset, the number of shots and the seed alone. What
+happens where a class has too few of them, and under ``--limit``, stands in
+`silc_bench.tasks.classification.fewshot`.
 
-The pool that few shots are drawn from, and which numbers of shots it allows: no number is scored under another one's name.
+The pool that few shots are drawn from, and which numbers of shots it allows: no number is scored
+under another one's name.
 
-Flow: ``ShotTask.load`` -> pool and scored pictures -> ``scored_shots`` -> the numbers of shots that every class has.
+Flow: ``ShotTask.load`` -> pool and scored pictures -> ``scored_shots`` -> the numbers of shots that
+every class has.
 
 - A class that the pool holds no picture of is not learned, and is counted in the details.
-- A number of shots is left out, and the details say why, where a class has fewer pictures. Where that is the main metric's
-  number the task is refused.
-- ``--limit`` thins out the scored pictures. The pool keeps POOL pictures of each class, as many as the most shots: fewer
-  would give other numbers than their names say.
+- A number of shots is left out, and the details say why, where a class has fewer pictures. Where
+  that is the main metric's number the task is refused.
+- ``--limit`` thins out the scored pictures. The pool keeps POOL pictures of each class, as many as
+  the most shots: fewer would give other numbers than their names say.
 """
 
 from __future__ import annotations
@@ -56,10 +60,15 @@ class ShotTask(SourcedTask):
         if limit is None:
             return super().load(data_root, None)
         pool = cast("Pool", self.sources["train"](data_root, None))
-        return {"train": pool.part(spread_by_class(labels_of(pool), POOL)), "test": self.sources["test"](data_root, limit)}
+        return {
+            "train": pool.part(spread_by_class(labels_of(pool), POOL)),
+            "test": self.sources["test"](data_root, limit),
+        }
 
     def shortage(self) -> str | None:
-        """Why the user's own data does not allow the main metric; None where it does, and for sets whose size is known."""
+        """Why the user's own data does not allow the main metric; None where it does, and for sets
+        whose size is known.
+        """
         source = self.sources["train"]
         if not isinstance(source, OwnSource):
             return None
@@ -73,7 +82,9 @@ def metric(shots: int) -> str:
 
 @dataclass(kw_only=True, eq=False)
 class FewShot(ShotTask):
-    version: int = 3  # 25 shots are not scored where a class has 24; the other numbers are those of version 2
+    version: int = (
+        3  # 25 shots are not scored where a class has 24; the other numbers are those of version 2
+    )
     group: str = "few-shot"
     main_metric: str = metric(MAIN_SHOTS)
     requires: frozenset[str] = frozenset({"image"})
@@ -92,17 +103,27 @@ class FewShot(ShotTask):
     def score(self, features: Features) -> Scores:
         train, labels = labels_of(features.data["train"]), labels_of(features.data["test"])
         names = features.data["train"].class_names
-        num_classes, (scored, details), hits = len(names), scored_shots(self.name, train, names, SHOTS), {}
+        num_classes, (scored, details), hits = (
+            len(names),
+            scored_shots(self.name, train, names, SHOTS),
+            {},
+        )
         for shots in scored:
             draws = [shot_indices(train, shots, seed, num_classes) for seed in SEEDS]
-            probes = [ridge(features.image("train")[chosen], train[chosen], num_classes, L2) for chosen in draws]
-            hits[shots] = np.stack([class_ranks(probe(features.image("test")), labels) < 1 for probe in probes], axis=1)
+            probes = [
+                ridge(features.image("train")[chosen], train[chosen], num_classes, L2)
+                for chosen in draws
+            ]
+            hits[shots] = np.stack(
+                [class_ranks(probe(features.image("test")), labels) < 1 for probe in probes], axis=1
+            )
         return _scores(hits, train, labels, details)
 
 
 @dataclass(kw_only=True, eq=False)
 class FewShotLogistic(ShotTask):
-    version: int = 2  # as few-shot's 3; of 10 and 25 shots the fifth and tenth ... are held out, not the last ones
+    # as few-shot's 3; of 10 and 25 shots the fifth and tenth ... are held out, not the last ones
+    version: int = 2
     group: str = "few-shot"
     main_metric: str = metric(MAIN_SHOTS)
     requires: frozenset[str] = frozenset({"image"})
@@ -127,20 +148,35 @@ class FewShotLogistic(ShotTask):
             hits[shots] = np.stack([draw for draw, _ in draws], axis=1)
             chosen_costs[metric(shots)] = [fit["cost"] for _, fit in draws]
             converged[metric(shots)] = all(all(fit["converged"]) for _, fit in draws)
-        return _scores(hits, train, labels, {"cost_by_seed": chosen_costs, "converged": converged, **details})
+        return _scores(
+            hits, train, labels, {"cost_by_seed": chosen_costs, "converged": converged, **details}
+        )
 
     def _draw(
-        self, features: Features, train: np.ndarray, labels: np.ndarray, num_classes: int, shots: int, seed: int
+        self,
+        features: Features,
+        train: np.ndarray,
+        labels: np.ndarray,
+        num_classes: int,
+        shots: int,
+        seed: int,
     ) -> tuple[np.ndarray, dict[str, Any]]:
         chosen = shot_indices(train, shots, seed, num_classes)
         held_out = held_out_fifth(train[chosen])
         probe, details = logistic_probe(
-            features.image("train")[chosen], train[chosen], held_out, num_classes, COSTS, features.device
+            features.image("train")[chosen],
+            train[chosen],
+            held_out,
+            num_classes,
+            COSTS,
+            features.device,
         )
         return class_ranks(probe(features.image("test")), labels) < 1, details
 
 
-def _scores(hits: Mapping[int, np.ndarray], train: np.ndarray, labels: np.ndarray, details: dict[str, Any]) -> Scores:
+def _scores(
+    hits: Mapping[int, np.ndarray], train: np.ndarray, labels: np.ndarray, details: dict[str, Any]
+) -> Scores:
     """From the hits [N, S] of S draws for each number of shots."""
     by_seed = {metric(shots): hit.mean(axis=0).tolist() for shots, hit in hits.items()}
     return Scores(
@@ -151,16 +187,32 @@ def _scores(hits: Mapping[int, np.ndarray], train: np.ndarray, labels: np.ndarra
         details={
             **details,
             "by_seed": by_seed,
-            "std_over_seeds": {name: float(np.std(values, ddof=1)) for name, values in by_seed.items()},
+            "std_over_seeds": {
+                name: float(np.std(values, ddof=1)) for name, values in by_seed.items()
+            },
         },
         outcomes={metric(shots): hit for shots, hit in hits.items()},
     )
 
 
-register(FewShot(name="shapes/fewshot", sources={"train": shapes("train", 2000), "test": shapes("test", 1000)}))
-register(FewShot(name="cifar100/fewshot", needs_data_root=True, sources={"train": cifar100("train"), "test": cifar100("test")}))
 register(
-    FewShotLogistic(name="shapes/fewshot_logistic", sources={"train": shapes("train", 2000), "test": shapes("test", 1000)})
+    FewShot(
+        name="shapes/fewshot",
+        sources={"train": shapes("train", 2000), "test": shapes("test", 1000)},
+    )
+)
+register(
+    FewShot(
+        name="cifar100/fewshot",
+        needs_data_root=True,
+        sources={"train": cifar100("train"), "test": cifar100("test")},
+    )
+)
+register(
+    FewShotLogistic(
+        name="shapes/fewshot_logistic",
+        sources={"train": shapes("train", 2000), "test": shapes("test", 1000)},
+    )
 )
 register(
     FewShotLogistic(
@@ -174,7 +226,9 @@ POOL = max(SHOTS)
 
 
 def spread_by_class(labels: np.ndarray, count: int) -> list[int]:
-    """Indices of ``count`` samples of each class, or all that it has, spread evenly over its samples; in ascending order."""
+    """Indices of ``count`` samples of each class, or all that it has, spread evenly over its
+    samples; in ascending order.
+    """
     by_class = [np.flatnonzero(labels == c) for c in np.unique(labels)]
     return sorted(int(own[i]) for own in by_class for i in spread(len(own), count))
 
@@ -182,7 +236,8 @@ def spread_by_class(labels: np.ndarray, count: int) -> list[int]:
 def scored_shots(
     task_name: str, labels: np.ndarray, class_names: Sequence[str], shots: Sequence[int]
 ) -> tuple[list[int], dict[str, Any]]:
-    """Those of ``shots`` that every class of the pool has pictures for, and what the record says of the pool.
+    """Those of ``shots`` that every class of the pool has pictures for, and what the record says of
+    the pool.
 
     Raises:
         UserError: the main metric's number is not among them; names the class and its count.
@@ -192,7 +247,9 @@ def scored_shots(
         raise UserError(f"{task_name}: {reason}; add pictures, or leave the task out")
     name, fewest = _scarcest(labels, class_names)
     return [number for number in shots if number <= fewest], {
-        "left_out": {metric(k): f"{name!r} has {fewest} training pictures" for k in shots if k > fewest},
+        "left_out": {
+            metric(k): f"{name!r} has {fewest} training pictures" for k in shots if k > fewest
+        },
         "fewest_pictures_of_a_class": fewest,
         "classes_without_pictures": len(class_names) - len(np.unique(labels)),
     }

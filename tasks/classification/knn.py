@@ -1,4 +1,6 @@
-"""Nearest neighbours in the embedding space: what a model knows with nothing learned on top (DINO, appendix F.1)."""
+"""Nearest neighbours in the embedding space: what a model knows with nothing learned on top (DINO,
+appendix F.1).
+"""
 
 from __future__ import annotations
 
@@ -28,15 +30,27 @@ class Knn(SourcedTask):
 
     def score(self, features: Features) -> Scores:
         train, labels = labels_of(features.data["train"]), labels_of(features.data["test"])
-        by_k = knn_ranks(features.image("train"), train, features.image("test"), labels, KS, TEMPERATURE)
+        by_k = knn_ranks(
+            features.image("train"), train, features.image("test"), labels, KS, TEMPERATURE
+        )
         return Scores(
             metrics={f"acc1_{k}nn": recall_at(ranks, 1) for k, ranks in by_k.items()},
-            stderr={f"acc1_{k}nn": statistics.accuracy_stderr(ranks < 1) for k, ranks in by_k.items()},
+            stderr={
+                f"acc1_{k}nn": statistics.accuracy_stderr(ranks < 1) for k, ranks in by_k.items()
+            },
             n=len(labels),
             chance=frequency_chance(train, labels),
             outcomes={f"acc1_{k}nn": ranks < 1 for k, ranks in by_k.items()},
         )
 
 
-register(Knn(name="shapes/knn", sources={"train": shapes("train", 2000), "test": shapes("test", 1000)}))
-register(Knn(name="cifar100/knn", needs_data_root=True, sources={"train": cifar100("train"), "test": cifar100("test")}))
+register(
+    Knn(name="shapes/knn", sources={"train": shapes("train", 2000), "test": shapes("test", 1000)})
+)
+register(
+    Knn(
+        name="cifar100/knn",
+        needs_data_root=True,
+        sources={"train": cifar100("train"), "test": cifar100("test")},
+    )
+)

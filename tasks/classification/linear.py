@@ -1,8 +1,10 @@
-"""Linear probe: logistic regression on frozen embeddings, its one hyper-parameter chosen on held-out *training* pictures.
+"""Linear probe: logistic regression on frozen embeddings, its one hyper-parameter chosen on
+held-out *training* pictures.
 
-Flow: standardise by the training statistics -> fit every cost on four fifths of each class's training pictures -> keep the cost
-that is right most often on the rest (every fifth picture of a class in the set's order; of equals the strongest penalty) -> fit
-it again on all of them -> score the test pictures once.
+Flow: standardise by the training statistics -> fit every cost on four fifths of each class's
+training pictures -> keep the cost that is right most often on the rest (every fifth picture of a
+class in the set's order; of equals the strongest penalty) -> fit it again on all of them -> score
+the test pictures once.
 """
 
 from __future__ import annotations
@@ -17,7 +19,11 @@ from silc_bench.errors import UserError
 from silc_bench.metrics.accuracy import class_ranks
 from silc_bench.probes.closed_form import LinearMap, moments
 from silc_bench.task import Features, Scores, register
-from silc_bench.tasks.classification.scores import classification_scores, frequency_chance, labels_of
+from silc_bench.tasks.classification.scores import (
+    classification_scores,
+    frequency_chance,
+    labels_of,
+)
 from silc_bench.tasks.sources import SourcedTask, cifar100, shapes
 
 COSTS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # scikit-learn's C: the weight of the summed log loss
@@ -26,7 +32,9 @@ HELD_OUT = 5  # every fifth of a class
 
 @dataclass(kw_only=True, eq=False)
 class Linear(SourcedTask):
-    version: int = 3  # held out by class: of data in which the classes alternate, every fifth picture can be all of one class
+    # held out by class: of data in which the classes alternate, every fifth picture can be all of
+    # one class
+    version: int = 3
     group: str = "linear"
     main_metric: str = "acc1"
     requires: frozenset[str] = frozenset({"image"})
@@ -43,16 +51,24 @@ class Linear(SourcedTask):
         names = features.data["train"].class_names
         held_out = held_out_fifth(train)
         if not held_out.any():
-            raise UserError(f"{self.name} needs two training pictures of a class to choose its penalty, and each has one")
-        probe, details = logistic_probe(features.image("train"), train, held_out, len(names), COSTS, features.device)
+            raise UserError(
+                f"{self.name} needs two training pictures of a class to choose its penalty, and each has one"
+            )
+        probe, details = logistic_probe(
+            features.image("train"), train, held_out, len(names), COSTS, features.device
+        )
         ranks = class_ranks(probe(features.image("test")), labels)
-        return classification_scores(ranks, labels, names, chance=frequency_chance(train, labels), details=details)
+        return classification_scores(
+            ranks, labels, names, chance=frequency_chance(train, labels), details=details
+        )
 
 
 def held_out_fifth(labels: np.ndarray) -> np.ndarray:
-    """[N] bool: every fifth sample of each class, in order; the last one of a class of two to four, none of a single one.
+    """[N] bool: every fifth sample of each class, in order; the last one of a class of two to four,
+    none of a single one.
 
-    It depends on the labels alone. Every class keeps most of its samples, however the classes alternate in the set.
+    It depends on the labels alone. Every class keeps most of its samples, however the classes
+    alternate in the set.
     """
     held_out = np.zeros(len(labels), dtype=bool)
     for label in np.unique(labels):
@@ -64,18 +80,29 @@ def held_out_fifth(labels: np.ndarray) -> np.ndarray:
 
 
 def logistic_probe(
-    features: np.ndarray, labels: np.ndarray, held_out: np.ndarray, num_classes: int, costs: Sequence[float], device: str
+    features: np.ndarray,
+    labels: np.ndarray,
+    held_out: np.ndarray,
+    num_classes: int,
+    costs: Sequence[float],
+    device: str,
 ) -> tuple[LinearMap, dict[str, Any]]:
-    """Logits of all classes from raw features, with the cost that does best on the samples of ``held_out`` [N] bool.
+    """Logits of all classes from raw features, with the cost that does best on the samples of
+    ``held_out`` [N] bool.
 
-    The details name the cost, the accuracy of each on the held-out samples, and which fits converged (the last fit, too).
+    The details name the cost, the accuracy of each on the held-out samples, and which fits
+    converged (the last fit, too).
     """
     mean, std = moments(features)
     x = (features - mean) / std
     sweep, converged = _fit(x[~held_out], labels[~held_out], costs, num_classes, device)
-    right = [float(np.mean(class_ranks(probe(x[held_out]), labels[held_out]) < 1)) for probe in sweep]
+    right = [
+        float(np.mean(class_ranks(probe(x[held_out]), labels[held_out]) < 1)) for probe in sweep
+    ]
     best = int(np.argmax(right))
-    (probe,), (last_converged,) = _fit(x, labels, costs[best : best + 1], num_classes, device, start=sweep[best])
+    (probe,), (last_converged,) = _fit(
+        x, labels, costs[best : best + 1], num_classes, device, start=sweep[best]
+    )
     details = {
         "cost": costs[best],
         "held_out_acc1": {f"{cost:g}": value for cost, value in zip(costs, right, strict=True)},
@@ -86,16 +113,26 @@ def logistic_probe(
 
 
 def _fit(
-    x: np.ndarray, labels: np.ndarray, costs: Sequence[float], num_classes: int, device: str, start: LinearMap | None = None
+    x: np.ndarray,
+    labels: np.ndarray,
+    costs: Sequence[float],
+    num_classes: int,
+    device: str,
+    start: LinearMap | None = None,
 ) -> tuple[list[LinearMap], list[bool]]:
-    """A map to all classes for each cost; a class that does not occur in training gets -inf and is never the answer."""
+    """A map to all classes for each cost; a class that does not occur in training gets -inf and is
+    never the answer.
+    """
     from silc_bench.probes.logistic import fit_logistic
 
     known, numbered = np.unique(labels, return_inverse=True)
     near = None
     if start is not None:  # a class that it did not know begins as its least likely one
         bias = start.bias[known]
-        near = start.weight[:, known], np.where(np.isfinite(bias), bias, bias[np.isfinite(bias)].min())
+        near = (
+            start.weight[:, known],
+            np.where(np.isfinite(bias), bias, bias[np.isfinite(bias)].min()),
+        )
     fit = fit_logistic(x, numbered, costs, start=near, device=device)
     maps = []
     for weight, bias in zip(fit.weight, fit.bias, strict=True):
@@ -105,5 +142,15 @@ def _fit(
     return maps, fit.converged.tolist()
 
 
-register(Linear(name="shapes/linear", sources={"train": shapes("train", 2000), "test": shapes("test", 1000)}))
-register(Linear(name="cifar100/linear", needs_data_root=True, sources={"train": cifar100("train"), "test": cifar100("test")}))
+register(
+    Linear(
+        name="shapes/linear", sources={"train": shapes("train", 2000), "test": shapes("test", 1000)}
+    )
+)
+register(
+    Linear(
+        name="cifar100/linear",
+        needs_data_root=True,
+        sources={"train": cifar100("train"), "test": cifar100("test")},
+    )
+)

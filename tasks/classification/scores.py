@@ -1,4 +1,6 @@
-"""What all classification families share: scores from ranks, and what a model that knows nothing would score."""
+"""What all classification families share: scores from ranks, and what a model that knows nothing
+would score.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +24,15 @@ def labels_of(dataset: ImageDataset) -> np.ndarray:
 
 
 def classification_scores(
-    ranks: np.ndarray, labels: np.ndarray, class_names: Sequence[str], chance: float, details: dict[str, Any]
+    ranks: np.ndarray,
+    labels: np.ndarray,
+    class_names: Sequence[str],
+    chance: float,
+    details: dict[str, Any],
 ) -> Scores:
-    """acc1, acc5 and mean_per_class_recall from the rank [N] of the right class among all; each class's acc1 as a detail."""
+    """acc1, acc5 and mean_per_class_recall from the rank [N] of the right class among all; each
+    class's acc1 as a detail.
+    """
     hits = ranks < 1
     return Scores(
         metrics={
@@ -45,20 +53,32 @@ def classification_scores(
 
 
 def _by_class(hits: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -> list[list[Any]]:
-    """[name, fraction hit] of each class in order, None without a sample. Names can repeat: no dict."""
+    """[name, fraction hit] of each class in order, None without a sample. Names can repeat: no
+    dict.
+    """
     counts = np.bincount(labels, minlength=len(class_names))
     right = np.bincount(labels, weights=hits, minlength=len(class_names))
-    return [[name, float(right[c] / counts[c]) if counts[c] else None] for c, name in enumerate(class_names)]
+    return [
+        [name, float(right[c] / counts[c]) if counts[c] else None]
+        for c, name in enumerate(class_names)
+    ]
 
 
 def uniform_chance(train_labels: np.ndarray, labels: np.ndarray) -> float:
-    """Accuracy of guessing evenly among the classes that occur in training: what equal shots of noise lead to."""
+    """Accuracy of guessing evenly among the classes that occur in training: what equal shots of
+    noise lead to.
+    """
     known = np.unique(train_labels)
     return float(np.isin(labels, known).mean() / len(known))
 
 
 def frequency_chance(train_labels: np.ndarray, labels: np.ndarray) -> float:
-    """Accuracy of guessing classes as often as they occur in training: sum over classes of p_train * p_test."""
+    """Accuracy of guessing classes as often as they occur in training: sum over classes of p_train
+    * p_test.
+    """
     num_classes = int(max(train_labels.max(), labels.max())) + 1
-    frequencies = [np.bincount(values, minlength=num_classes) / len(values) for values in (train_labels, labels)]
+    frequencies = [
+        np.bincount(values, minlength=num_classes) / len(values)
+        for values in (train_labels, labels)
+    ]
     return float(frequencies[0] @ frequencies[1])

@@ -1,8 +1,9 @@
-"""Zero-shot classification: each class is the mean of its prompts, the nearest one to a picture by cosine is the answer.
+"""Zero-shot classification: each class is the mean of its prompts, the nearest one to a picture by
+cosine is the answer.
 
-Protocol of CLIP (Radford et al., 2021): a prompt a template and class, each embedding normalised, averaged over the
-templates, normalised again (`silc_bench.evaluation.prompts` has the alternatives). Nothing is learned and the scale and bias of
-the model's logits do not matter.
+Protocol of CLIP (Radford et al., 2021): a prompt a template and class, each embedding normalised,
+averaged over the templates, normalised again (`silc_bench.evaluation.prompts` has the
+alternatives). Nothing is learned and the scale and bias of the model's logits do not matter.
 """
 
 from __future__ import annotations
@@ -13,7 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from silc_bench.evaluation.prompts import Prompts, class_embeddings, openai_templates, own_templates, with_prompts
+from silc_bench.evaluation.prompts import (
+    Prompts,
+    class_embeddings,
+    openai_templates,
+    own_templates,
+    with_prompts,
+)
 from silc_bench.evaluation.protocols import NamedProtocol
 from silc_bench.metrics.accuracy import class_ranks, normalize
 from silc_bench.task import Features, Scores, register
@@ -41,27 +48,43 @@ class ZeroShot(SourcedTask):
         labels = labels_of(test)
         logits = normalize(features.image("test")) @ classes.T
         ranks = ranks_among_namesakes(logits, labels, self.prompts.texts(test.class_names))
-        return classification_scores(ranks, labels, test.class_names, chance=1 / len(classes), details={})
+        return classification_scores(
+            ranks, labels, test.class_names, chance=1 / len(classes), details={}
+        )
 
 
-def ranks_among_namesakes(logits: np.ndarray, labels: np.ndarray, texts: Sequence[Sequence[str]]) -> np.ndarray:
-    """`class_ranks` [N] where classes asked for in the same words (``texts``, by class) stand in the order of their labels.
+def ranks_among_namesakes(
+    logits: np.ndarray, labels: np.ndarray, texts: Sequence[Sequence[str]]
+) -> np.ndarray:
+    """`class_ranks` [N] where classes asked for in the same words (``texts``, by class) stand in
+    the order of their labels.
 
-    OpenAI's names give two pairs of ImageNet classes one name each ("missile", "sunglasses"). Nothing that a model says tells
-    them apart: counted as ties, none of their pictures could ever be right; an argmax answers with the first.
+    OpenAI's names give two pairs of ImageNet classes one name each ("missile", "sunglasses").
+    Nothing that a model says tells them apart: counted as ties, none of their pictures could ever
+    be right; an argmax answers with the first.
     """
     first: dict[tuple[str, ...], int] = {}
     names = np.array([first.setdefault(tuple(own), number) for number, own in enumerate(texts)])
-    before = np.array([np.count_nonzero(names[:number] == name) for number, name in enumerate(names)])
+    before = np.array(
+        [np.count_nonzero(names[:number] == name) for number, name in enumerate(names)]
+    )
     is_namesake = names[labels][:, None] == names[None]
     np.put_along_axis(is_namesake, labels[:, None], False, axis=1)
     return class_ranks(np.where(is_namesake, -np.inf, logits), labels) + before[labels]
 
 
 SHAPES_PROMPTS = Prompts("shapes", own_templates("shapes"))
-register(ZeroShot(name="shapes/zeroshot", sources={"test": shapes("test", 1000)}, prompts=SHAPES_PROMPTS))
+register(
+    ZeroShot(name="shapes/zeroshot", sources={"test": shapes("test", 1000)}, prompts=SHAPES_PROMPTS)
+)
 # colour and shape pairs that no training caption holds, to be told from all 64
-register(ZeroShot(name="shapes/zeroshot_unseen", sources={"test": shapes("unseen", 1000)}, prompts=SHAPES_PROMPTS))
+register(
+    ZeroShot(
+        name="shapes/zeroshot_unseen",
+        sources={"test": shapes("unseen", 1000)},
+        prompts=SHAPES_PROMPTS,
+    )
+)
 register(
     ZeroShot(
         name="cifar100/zeroshot",

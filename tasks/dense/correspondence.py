@@ -1,18 +1,21 @@
-"""Correspondence: does a patch of a class find that class among its nearest patches in another picture that holds it?
+"""Correspondence: does a patch of a class find that class among its nearest patches in another
+picture that holds it?
 
-Each picture asks, for each of its classes but a background, the next picture that holds the class, in an order that only the
-masks decide (`silc_bench.tasks.dense.correspondence`). Recall at k is the mean over classes of the share of asking patches with
-a patch of their class among the k nearest, everything else in that picture distracting. Chance is exact: k patches drawn from
-that picture.
+Each picture asks, for each of its classes but a background, the next picture that holds the class,
+in an order that only the masks decide (`silc_bench.tasks.dense.correspondence`). Recall at k is the
+mean over classes of the share of asking patches with a patch of their class among the k nearest,
+everything else in that picture distracting. Chance is exact: k patches drawn from that picture.
 
-Whether a patch finds its like in another picture: ranks of the nearest patch of the same class, and what chance would find.
+Whether a patch finds its like in another picture: ranks of the nearest patch of the same class, and
+what chance would find.
 
-Flow: ``cell_classes(mask, layout)`` for each picture -> ``partners`` names the other picture for each class -> ``ranks`` of
-its patches there -> recall at k, beside ``chance_at``.
+Flow: ``cell_classes(mask, layout)`` for each picture -> ``partners`` names the other picture for
+each class -> ``ranks`` of its patches there -> recall at k, beside ``chance_at``.
 
-The retrieval behind "dense correspondence" figures of self-supervised models, as one number without a threshold: for each
-patch of a class, is one of its k nearest patches (cosine) in another picture that holds the class, of that class? Everything
-else in the other picture distracts, the background too. A patch has the class of most of its pixels.
+The retrieval behind "dense correspondence" figures of self-supervised models, as one number without
+a threshold: for each patch of a class, is one of its k nearest patches (cosine) in another picture
+that holds the class, of that class? Everything else in the other picture distracts, the background
+too. A patch has the class of most of its pixels.
 
 Shapes: n patches of the asking picture, m of the other, D features.
 """
@@ -59,7 +62,10 @@ class Correspondence(CellsTask):
         pass
 
         cells, classes, order = self._chosen(features)
-        num_classes, first = len(features.data["test"].mask_names), int(features.data["test"].has_background)
+        num_classes, first = (
+            len(features.data["test"].mask_names),
+            int(features.data["test"].has_background),
+        )
         counts = {k: np.zeros((len(cells), 2, num_classes), np.int64) for k in KS}
         chance = np.zeros(num_classes)
         for picture, asked in enumerate(partners(classes, order)):
@@ -71,14 +77,24 @@ class Correspondence(CellsTask):
                 found = ranks(queries, cells[other][known], is_right[known])
                 for k in KS:
                     counts[k][picture, :, index] = np.sum(found < k), len(found)
-                chance[index] += len(found) * chance_at(KS[0], int(is_right.sum()), int(known.sum()))
+                chance[index] += len(found) * chance_at(
+                    KS[0], int(is_right.sum()), int(known.sum())
+                )
         num_asked = counts[KS[0]].sum(axis=0)[1]
         if not num_asked.any():
-            raise UserError(f"{self.name}: no class occurs in two of the {len(cells)} pictures; leave it out, or raise --limit")
+            raise UserError(
+                f"{self.name}: no class occurs in two of the {len(cells)} pictures; leave it out, or raise --limit"
+            )
         kept = {f"patch_recall@{k}": counted for k, counted in counts.items()}
         return Scores(
-            metrics={name: float(metrics.mean_class_rate(counted.sum(axis=0))) for name, counted in kept.items()},
-            stderr={name: stats.bootstrap_stderr(counted, metrics.mean_class_rate) for name, counted in kept.items()},
+            metrics={
+                name: float(metrics.mean_class_rate(counted.sum(axis=0)))
+                for name, counted in kept.items()
+            },
+            stderr={
+                name: stats.bootstrap_stderr(counted, metrics.mean_class_rate)
+                for name, counted in kept.items()
+            },
             n=len(cells),
             chance=float(metrics.mean_class_rate(np.stack([chance, num_asked]))),
             details={"patches": int(num_asked.sum())},
@@ -86,7 +102,9 @@ class Correspondence(CellsTask):
         )
 
     def _chosen(self, features: Features) -> tuple[list[np.ndarray], list[np.ndarray], np.ndarray]:
-        """Cells fp16 [n, D] and their classes [n] of each picture that takes part, and the order of these pictures."""
+        """Cells fp16 [n, D] and their classes [n] of each picture that takes part, and the order of
+        these pictures.
+        """
         pass
 
         dataset = features.data["test"]
@@ -98,7 +116,9 @@ class Correspondence(CellsTask):
         for number, (grid, layout, mask) in enumerate(self.labelled(features, "test")):
             if number in chosen:
                 places[number] = len(cells)
-                cells.append(grid.reshape(-1, grid.shape[-1]).astype(np.float16))  # what they were rounded to
+                cells.append(
+                    grid.reshape(-1, grid.shape[-1]).astype(np.float16)
+                )  # what they were rounded to
                 classes.append(cell_classes(mask, layout))
         return cells, classes, np.array([places[number] for number in order.tolist()])
 
@@ -108,7 +128,9 @@ UNLABELLED = -1
 
 
 def cell_classes(mask: np.ndarray, layout: Layout) -> np.ndarray:
-    """int64 [gh * gw]: the class of most pixels in each cell, of equal ones the first; UNLABELLED where none is scored."""
+    """int64 [gh * gw]: the class of most pixels in each cell, of equal ones the first; UNLABELLED
+    where none is scored.
+    """
     classes, counts = class_sums(mask, *members(layout, *mask.shape))
     if not len(classes):
         return np.full(len(counts), UNLABELLED)
@@ -118,14 +140,19 @@ def cell_classes(mask: np.ndarray, layout: Layout) -> np.ndarray:
 def order_by_mask(masks: Iterable[np.ndarray]) -> np.ndarray:
     """Pictures in an order that only what they show decides: by the SHA-256 of their masks.
 
-    Neighbours in it are not neighbours in a video, and a data set in another order gives the same pairs.
+    Neighbours in it are not neighbours in a video, and a data set in another order gives the same
+    pairs.
     """
-    digests = [hashlib.sha256(repr(mask.shape).encode() + mask.astype("<u2").tobytes()).hexdigest() for mask in masks]
+    digests = [
+        hashlib.sha256(repr(mask.shape).encode() + mask.astype("<u2").tobytes()).hexdigest()
+        for mask in masks
+    ]
     return np.argsort(digests, kind="stable")
 
 
 def partners(classes: Sequence[np.ndarray], order: np.ndarray) -> list[dict[int, int]]:
-    """For each picture and class that its cells hold, the next picture in ``order``, round and round, that holds it too.
+    """For each picture and class that its cells hold, the next picture in ``order``, round and
+    round, that holds it too.
 
     Args:
         classes: of the cells of each picture.
@@ -142,14 +169,18 @@ def partners(classes: Sequence[np.ndarray], order: np.ndarray) -> list[dict[int,
 
 
 def ranks(queries: np.ndarray, others: np.ndarray, is_right: np.ndarray) -> np.ndarray:
-    """How many wrong patches are at least as near as the nearest right one: [n, D], [m, D], bool [m] -> [n] int64."""
+    """How many wrong patches are at least as near as the nearest right one: [n, D], [m, D], bool
+    [m] -> [n] int64.
+    """
     similarity = normalize(queries.astype(np.float32)) @ normalize(others.astype(np.float32)).T
     best = similarity[:, is_right].max(axis=1)
     return (~(similarity[:, ~is_right] < best[:, None])).sum(axis=1)
 
 
 def chance_at(k: int, num_right: int, num_others: int) -> float:
-    """Probability that k patches drawn from ``num_others`` hold one of the ``num_right``: 1 - C(m - r, k) / C(m, k)."""
+    """Probability that k patches drawn from ``num_others`` hold one of the ``num_right``: 1 - C(m -
+    r, k) / C(m, k).
+    """
     wrong = num_others - num_right
     if wrong < k:
         return 1.0

@@ -1,18 +1,21 @@
-"""Object discovery: is the part of a picture that its patches alone set apart the part that is labelled an object?
+"""Object discovery: is the part of a picture that its patches alone set apart the part that is
+labelled an object?
 
-Nothing is learned and no threshold chosen (`silc_bench.tasks.dense.discovery`). The score is the mean over pictures of the IoU
-of the found foreground with all labelled objects, as unsupervised saliency is scored (TokenCut, 2202.11539). Pictures without
-an object, or without anything else, are left out. Chance is a foreground of the same size in each picture, laid down without
-looking.
+Nothing is learned and no threshold chosen (`silc_bench.tasks.dense.discovery`). The score is the
+mean over pictures of the IoU of the found foreground with all labelled objects, as unsupervised
+saliency is scored (TokenCut, 2202.11539). Pictures without an object, or without anything else, are
+left out. Chance is a foreground of the same size in each picture, laid down without looking.
 
 Which part of a picture is an object, by its cells alone: no label, no text, no threshold.
 
-``foreground`` is the method of Melas-Kyriazi et al. ("Deep Spectral Methods", 2205.07839, section 3): cells are a graph whose
-edges weigh the positive part of their cosine; the eigenvector of the second smallest eigenvalue of its normalised Laplacian
-(Fiedler's) cuts the picture in two at 0, and the smaller part is the object. It is the same cut as TokenCut's (2202.11539),
-without its threshold on edges, which the features of an image-text model rarely fall below. Two things differ from the paper:
-the features are the tokens that leave the tower, as in every other task here, not the keys of its last attention; and a pixel
-goes to the side that has more than half of its bilinear weights, without a conditional random field.
+``foreground`` is the method of Melas-Kyriazi et al. ("Deep Spectral Methods", 2205.07839, section
+3): cells are a graph whose edges weigh the positive part of their cosine; the eigenvector of the
+second smallest eigenvalue of its normalised Laplacian (Fiedler's) cuts the picture in two at 0, and
+the smaller part is the object. It is the same cut as TokenCut's (2202.11539), without its threshold
+on edges, which the features of an image-text model rarely fall below. Two things differ from the
+paper: the features are the tokens that leave the tower, as in every other task here, not the keys
+of its last attention; and a pixel goes to the side that has more than half of its bilinear weights,
+without a conditional random field.
 
 Shapes: gh x gw = n cells, D features, H x W pixels.
 """
@@ -50,7 +53,9 @@ class Discovery(CellsTask):
     def score(self, features: Features) -> Scores:
         pass
 
-        assert features.data["test"].has_background, f"{self.name}: without a background there is no foreground"
+        assert features.data["test"].has_background, (
+            f"{self.name}: without a background there is no foreground"
+        )
         areas, chances = [], []
         for grid, layout, mask in self.labelled(features, "test"):
             valid = mask != ignore_of(mask)
@@ -61,12 +66,18 @@ class Discovery(CellsTask):
             areas.append([np.sum(truth & guess), np.sum(truth | guess)])
             chances.append(placed_at_random(guess, truth))
         if not areas:
-            raise UserError(f"{self.name}: no picture has both an object and a background; leave it out, or raise --limit")
+            raise UserError(
+                f"{self.name}: no picture has both an object and a background; leave it out, or raise --limit"
+            )
         counts = np.array(areas)
         iou = counts[:, 0] / counts[:, 1]
         return Scores(
             metrics={"foreground_iou": float(iou.mean())},
-            stderr={"foreground_iou": statistics.bootstrap_stderr(iou[:, None], lambda sums: sums[..., 0] / len(iou))},
+            stderr={
+                "foreground_iou": statistics.bootstrap_stderr(
+                    iou[:, None], lambda sums: sums[..., 0] / len(iou)
+                )
+            },
             n=len(counts),
             chance=float(np.mean(chances)),
             outcomes={"foreground_areas": counts},
@@ -99,11 +110,11 @@ def foreground(grid: np.ndarray, layout: Layout, height: int, width: int) -> np.
 
 
 def fiedler_vector(cells: np.ndarray) -> np.ndarray:
-    """Cells [n, D] -> float64 [n]: the second eigenvector of L y = l D y, where W = max(cosine, 0), L = D - W; its sign is
-    free.
+    """Cells [n, D] -> float64 [n]: the second eigenvector of L y = l D y, where W = max(cosine, 0),
+    L = D - W; its sign is free.
 
-    The first is constant. It is taken out of the matrix, so that the second is well defined where the graph falls into two
-    parts.
+    The first is constant. It is taken out of the matrix, so that the second is well defined where
+    the graph falls into two parts.
     """
     from scipy.linalg import eigh
 
@@ -120,6 +131,8 @@ def fiedler_vector(cells: np.ndarray) -> np.ndarray:
 
 
 def placed_at_random(prediction: np.ndarray, truth: np.ndarray) -> float:
-    """IoU of a foreground as large as ``prediction`` that knows nothing of ``truth``, as shares: a t / (a + t - a t)."""
+    """IoU of a foreground as large as ``prediction`` that knows nothing of ``truth``, as shares: a
+    t / (a + t - a t).
+    """
     guessed, true = prediction.mean(), truth.mean()
     return float(guessed * true / (guessed + true - guessed * true))

@@ -1,10 +1,13 @@
-"""What the tasks that read cells share: which cells, beside which masks, and how class logits of cells are scored.
+"""What the tasks that read cells share: which cells, beside which masks, and how class logits of
+cells are scored.
 
-What a segmentation scores, however it was predicted: areas of each picture -> mIoU and its company, beside their chance.
+What a segmentation scores, however it was predicted: areas of each picture -> mIoU and its company,
+beside their chance.
 
-Flow: ``areas = PictureAreas(num_classes)``; for each picture ``areas.add(prediction, mask)``; ``areas.scores(names, chance)``.
-Everything follows from areas summed over the whole split, never from averages of pictures: a class absent from truth and
-prediction is not averaged. Standard errors are a bootstrap over pictures.
+Flow: ``areas = PictureAreas(num_classes)``; for each picture ``areas.add(prediction, mask)``;
+``areas.scores(names, chance)``. Everything follows from areas summed over the whole split, never
+from averages of pictures: a class absent from truth and prediction is not averaged. Standard errors
+are a bootstrap over pictures.
 """
 
 from __future__ import annotations
@@ -41,26 +44,39 @@ class CellsTask(SourcedTask):
     method: str = "tokens"  # "tokens:4" joins those of the last four blocks
 
     def protocol(self) -> dict[str, Any]:
-        return {"features": self.method, "view": "the model's own" if self.view is None else self.view.as_dict()}
+        return {
+            "features": self.method,
+            "view": "the model's own" if self.view is None else self.view.as_dict(),
+        }
 
     def under(self, protocol: NamedProtocol) -> Self:
         """Seen in the windows of the protocol, by the method that it names for probes."""
         if not (protocol.segmentation or protocol.probe_method):
             return self
-        view = rule_of(protocol.segmentation, self.name.partition("/")[0]).view if protocol.segmentation else self.view
+        view = (
+            rule_of(protocol.segmentation, self.name.partition("/")[0]).view
+            if protocol.segmentation
+            else self.view
+        )
         return replace(self, view=view, method=protocol.probe_method or self.method)
 
     def dense_needs(self) -> Mapping[str, Sequence[str]]:
         return dict.fromkeys(self.sources, (self.method,))
 
-    def labelled(self, features: Features, role: str) -> Iterator[tuple[np.ndarray, Layout, np.ndarray]]:
+    def labelled(
+        self, features: Features, role: str
+    ) -> Iterator[tuple[np.ndarray, Layout, np.ndarray]]:
         """Cells [gh, gw, D], their layout and the mask [H, W] of each picture, in order."""
         dataset = features.data[role]
         for picture in features.grids(role, self.view, self.method):
             yield picture.grid, picture.layout, dataset.mask(picture.index)
 
-    def predicted(self, features: Features, logits: Callable[[Tensor], Tensor], num_classes: int) -> PictureAreas:
-        """Every test picture, each pixel given the class of largest up-sampled logit: ``logits`` of cells [n, D] are [n, C]."""
+    def predicted(
+        self, features: Features, logits: Callable[[Tensor], Tensor], num_classes: int
+    ) -> PictureAreas:
+        """Every test picture, each pixel given the class of largest up-sampled logit: ``logits`` of
+        cells [n, D] are [n, C].
+        """
         from silc_bench.models.windows import predict
 
         areas = PictureAreas(num_classes)
@@ -107,16 +123,27 @@ class PictureAreas:
         """[C] predicted pixels of each class, of those that are scored."""
         return np.sum(self._areas, axis=0)[1]
 
-    def scores(self, names: Sequence[str], chance: float, details: Mapping[str, Any] | None = None) -> Scores:
+    def scores(
+        self, names: Sequence[str], chance: float, details: Mapping[str, Any] | None = None
+    ) -> Scores:
         areas, boundary = np.stack(self._areas), np.stack(self._boundary)
         total = areas.sum(axis=0)
-        found = {name: (areas, measure) for name, measure in MEASURES.items()} | {"boundary_mIoU": (boundary, metrics.mean_iou)}
+        found = {name: (areas, measure) for name, measure in MEASURES.items()} | {
+            "boundary_mIoU": (boundary, metrics.mean_iou)
+        }
         iou = {
-            name: None if np.isnan(value) else float(value) for name, value in zip(names, metrics.class_iou(total), strict=True)
+            name: None if np.isnan(value) else float(value)
+            for name, value in zip(names, metrics.class_iou(total), strict=True)
         }
         return Scores(
-            metrics={name: float(measure(counts.sum(axis=0))) for name, (counts, measure) in found.items()},
-            stderr={name: stats.bootstrap_stderr(counts, measure) for name, (counts, measure) in found.items()},
+            metrics={
+                name: float(measure(counts.sum(axis=0)))
+                for name, (counts, measure) in found.items()
+            },
+            stderr={
+                name: stats.bootstrap_stderr(counts, measure)
+                for name, (counts, measure) in found.items()
+            },
             n=len(areas),
             chance=chance,
             details={"iou": iou, **(details or {})},
@@ -125,13 +152,17 @@ class PictureAreas:
 
 
 def constant_miou(truth: np.ndarray) -> float:
-    """mIoU of the most frequent class everywhere, which is what a probe learns from noise: true pixels [C] of each class."""
+    """mIoU of the most frequent class everywhere, which is what a probe learns from noise: true
+    pixels [C] of each class.
+    """
     guess = np.arange(len(truth)) == truth.argmax()
     return float(metrics.mean_iou(np.stack([truth * guess, truth.sum() * guess, truth])))
 
 
 def shares_miou(truth: np.ndarray, shares: np.ndarray) -> float:
-    """mIoU of guessing each class with its share [C] of all pixels, whatever they show: true pixels [C] of each class."""
+    """mIoU of guessing each class with its share [C] of all pixels, whatever they show: true pixels
+    [C] of each class.
+    """
     return float(metrics.mean_iou(np.stack([truth * shares, truth.sum() * shares, truth])))
 
 

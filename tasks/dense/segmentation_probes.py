@@ -1,14 +1,19 @@
-"""Segmentation by a linear probe of frozen patch features in closed form: one pass over the training pictures, then seconds.
+"""Segmentation by a linear probe of frozen patch features in closed form: one pass over the
+training pictures, then seconds.
 
-The probe (`silc_bench.probes.patch_discriminant`) is fitted to masks at full resolution, and scored there. Its figures are its
-own: published linear probes descend on cross-entropy, as `silc_bench.tasks.dense.segmentation_probes` does.
+The probe (`silc_bench.probes.patch_discriminant`) is fitted to masks at full resolution, and scored
+there. Its figures are its own: published linear probes descend on cross-entropy, as
+`silc_bench.tasks.dense.segmentation_probes` does.
 
-Segmentation by the nearest training patches, which vote with their own pixels' classes (Balazevic et al., 2306.01667).
+Segmentation by the nearest training patches, which vote with their own pixels' classes (Balazevic
+et al., 2306.01667).
 
-Segmentation by the linear probe that others publish: batch norm and a 1x1 convolution, descended on cross-entropy.
+Segmentation by the linear probe that others publish: batch norm and a 1x1 convolution, descended on
+cross-entropy.
 
-The head and the schedule are DINOv2's (`silc_bench.probes.patch_sgd` says what differs), on frozen patch features and at full
-resolution. It takes minutes where the closed form of `silc_bench.tasks.dense.segmentation_probes` takes seconds.
+The head and the schedule are DINOv2's (`silc_bench.probes.patch_sgd` says what differs), on frozen
+patch features and at full resolution. It takes minutes where the closed form of
+`silc_bench.tasks.dense.segmentation_probes` takes seconds.
 """
 
 from __future__ import annotations
@@ -28,7 +33,8 @@ SEED = 0
 
 @dataclass(kw_only=True, eq=False)
 class LinearSegmentation(CellsTask):
-    version: int = 3  # 3: a discriminant instead of regressed one-hots, its penalty chosen, seen through windows
+    # 3: a discriminant instead of regressed one-hots, its penalty chosen, seen through windows
+    version: int = 3
 
     def protocol(self) -> dict[str, Any]:
         from silc_bench.probes.patch_discriminant import FOLDS, SAMPLE
@@ -46,7 +52,9 @@ class LinearSegmentation(CellsTask):
 
         train = features.data["train"]
         if len(train) < 2:
-            raise UserError(f"{self.name} needs two training pictures or more to choose its penalty, not {len(train)}")
+            raise UserError(
+                f"{self.name} needs two training pictures or more to choose its penalty, not {len(train)}"
+            )
         sums = PixelSums(len(train), len(train.mask_names), SEED, features.device)
         for grid, layout, mask in self.labelled(features, "train"):
             sums.add(grid, layout, mask)
@@ -57,7 +65,8 @@ class LinearSegmentation(CellsTask):
 
 register(
     LinearSegmentation(
-        name="shapes/segmentation_linear", sources={"train": shapes("train", 1000), "test": shapes("test", 1000)}
+        name="shapes/segmentation_linear",
+        sources={"train": shapes("train", 1000), "test": shapes("test", 1000)},
     )
 )
 K, TEMPERATURE = 30, 0.02  # of the paper's retrieval, as open-hummingbird-eval reproduces it
@@ -86,11 +95,18 @@ class KnnSegmentation(CellsTask):
         for grid, layout, mask in self.labelled(features, "train"):
             memory.add(grid, layout, mask)
         areas = self.predicted(features, memory.voter(K, TEMPERATURE), num_classes)
-        return areas.scores(train.mask_names, chance=constant_miou(areas.truth), details={"patches": memory.num_cells})
+        return areas.scores(
+            train.mask_names,
+            chance=constant_miou(areas.truth),
+            details={"patches": memory.num_cells},
+        )
 
 
 register(
-    KnnSegmentation(name="shapes/segmentation_knn", sources={"train": shapes("train", 1000), "test": shapes("test", 1000)})
+    KnnSegmentation(
+        name="shapes/segmentation_knn",
+        sources={"train": shapes("train", 1000), "test": shapes("test", 1000)},
+    )
 )
 
 
@@ -119,12 +135,21 @@ class SgdSegmentation(CellsTask):
 
         train = features.data["train"]
         num_classes = len(train.mask_names)
-        probe = patch_sgd.fit(partial(self.labelled, features, "train"), len(train), num_classes, SEED, features.device)
+        probe = patch_sgd.fit(
+            partial(self.labelled, features, "train"),
+            len(train),
+            num_classes,
+            SEED,
+            features.device,
+        )
         areas = self.predicted(features, as_logits(probe), num_classes)
         details = {"steps": patch_sgd.num_steps(len(train))}
         return areas.scores(train.mask_names, chance=constant_miou(areas.truth), details=details)
 
 
 register(
-    SgdSegmentation(name="shapes/segmentation_sgd", sources={"train": shapes("train", 1000), "test": shapes("test", 1000)})
+    SgdSegmentation(
+        name="shapes/segmentation_sgd",
+        sources={"train": shapes("train", 1000), "test": shapes("test", 1000)},
+    )
 )

@@ -1,21 +1,27 @@
-"""Zero-shot segmentation: the cosine of each patch with the words of each class, shown in windows, up-sampled to the mask.
+"""Zero-shot segmentation: the cosine of each patch with the words of each class, shown in windows,
+up-sampled to the mask.
 
-Flow: ``features.grids`` in the view and by the method of the task's rule -> cosines with the prompts of each word -> the best
-word of each pixel, by bilinear up-sampling of each window and the mean over windows (silc_bench.models.windows) -> areas ->
-mIoU.
+Flow: ``features.grids`` in the view and by the method of the task's rule -> cosines with the
+prompts of each word -> the best word of each pixel, by bilinear up-sampling of each window and the
+mean over windows (silc_bench.models.windows) -> areas -> mIoU.
 
-A class may have several words; the best of them counts, as in SCLIP. What a set calls background is either not scored
-(``scores_background=False``: pixels of label 0 count nowhere, and "mIoU" is over the classes), or it is predicted where the
-confidence lies below a threshold (silc_bench.tasks.dense.segmentation_zeroshot): "mIoU" then counts it as a class, and
-"mIoU_foreground", which needs no threshold, stands beside it. A threshold that the rule does not fix is swept on pictures that
-are not scored: ``SWEPT`` of the train split where there is one, else every ``HELD_OUT``-th of the test split.
+A class may have several words; the best of them counts, as in SCLIP. What a set calls background is
+either not scored (``scores_background=False``: pixels of label 0 count nowhere, and "mIoU" is over
+the classes), or it is predicted where the confidence lies below a threshold
+(silc_bench.tasks.dense.segmentation_zeroshot): "mIoU" then counts it as a class, and
+"mIoU_foreground", which needs no threshold, stands beside it. A threshold that the rule does not
+fix is swept on pictures that are not scored: ``SWEPT`` of the train split where there is one, else
+every ``HELD_OUT``-th of the test split.
 
-Chance is exact for a model whose features know nothing of the picture: each word is then the best as often as each other one.
+Chance is exact for a model whose features know nothing of the picture: each word is then the best
+as often as each other one.
 
-What is nothing that a class names: pixels whose confidence lies below a threshold, and how the threshold is chosen.
+What is nothing that a class names: pixels whose confidence lies below a threshold, and how the
+threshold is chosen.
 
-Flow: ``decided(logits, owner, scale, picture, H, W)`` -> the best class, the best of those with a name, and the confidence, of
-each pixel; ``sweep.add(...)`` for each picture held out -> ``sweep.best()``; then ``confidence < threshold`` is background.
+Flow: ``decided(logits, owner, scale, picture, H, W)`` -> the best class, the best of those with a
+name, and the confidence, of each pixel; ``sweep.add(...)`` for each picture held out ->
+``sweep.best()``; then ``confidence < threshold`` is background.
 
 Shapes: H x W pixels, W words, C labels, of which 0 is the background.
 """
@@ -56,7 +62,9 @@ class ZeroShotSegmentation(SourcedTask):
     prompts: Prompts
     rule: Rule = field(default_factory=lambda: Rule("native"))
     scores_background: bool = True  # of a set that has one
-    words: tuple[tuple[str, ...], ...] | None = None  # of each label, whatever the protocol; None: the protocol's for the set
+    words: tuple[tuple[str, ...], ...] | None = (
+        None  # of each label, whatever the protocol; None: the protocol's for the set
+    )
     version: int = 3  # 3: windows over the picture in its own shape; 2: with boundary_mIoU
     group: str = "dense"
     main_metric: str = "mIoU"
@@ -71,7 +79,9 @@ class ZeroShotSegmentation(SourcedTask):
         if protocol.segmentation is not None:
             rule = rule_of(protocol.segmentation, self.name.partition("/")[0])
             prompts = protocol.prompts or rule.prompts or prompts
-        return replace(self, rule=replace(rule, method=protocol.dense_method or rule.method), prompts=prompts)
+        return replace(
+            self, rule=replace(rule, method=protocol.dense_method or rule.method), prompts=prompts
+        )
 
     def dense_needs(self) -> Mapping[str, tuple[str, ...]]:
         return {"test": (self.rule.method,)}
@@ -88,14 +98,20 @@ class ZeroShotSegmentation(SourcedTask):
         source = self.sources.get("train")
         if source is None or not self._is_swept(data["test"]):
             return data
-        if isinstance(source, NamedSource) and (data_root is None or not source.is_there(data_root)):
+        if isinstance(source, NamedSource) and (
+            data_root is None or not source.is_there(data_root)
+        ):
             return data
         return {**data, "train": source(data_root, SWEPT if limit is None else min(limit, SWEPT))}
 
     def protocol(self) -> dict[str, Any]:
-        background = {} if self.scores_background else {"background_if": "never: its pixels are not scored"}
+        background = (
+            {} if self.scores_background else {"background_if": "never: its pixels are not scored"}
+        )
         words = self._words_of(self.name.partition("/")[0])
-        listed: dict[str, Any] = {} if self.words is None else {"words": [list(own) for own in self.words]}
+        listed: dict[str, Any] = (
+            {} if self.words is None else {"words": [list(own) for own in self.words]}
+        )
         if words is not None:
             listed["words_sha256"] = hashlib.sha256(json.dumps(words).encode()).hexdigest()[:16]
         return {**self.prompts.protocol(), **self.rule.as_dict(), **background, **listed}
@@ -105,21 +121,29 @@ class ZeroShotSegmentation(SourcedTask):
         if test.has_background and self.scores_background:
             return self._with_background(features)
         names = test.mask_names[1:] if test.has_background else test.mask_names
-        relabel: Callable[[np.ndarray], np.ndarray] = without_background if test.has_background else lambda mask: mask
+        relabel: Callable[[np.ndarray], np.ndarray] = (
+            without_background if test.has_background else lambda mask: mask
+        )
         words = self._words(test)[1 if test.has_background else 0 :]
         logits, owner = self._asked(features, words)
         areas = PictureAreas(len(names))
         for picture in features.grids("test", self.view, self.rule.method):
             mask = test.mask(picture.index)
-            areas.add(owner[predict(logits, picture.grid, picture.layout, *mask.shape)], relabel(mask))
+            areas.add(
+                owner[predict(logits, picture.grid, picture.layout, *mask.shape)], relabel(mask)
+            )
         return areas.scores(names, chance=shares_miou(areas.truth, np.bincount(owner) / len(owner)))
 
     def _with_background(self, features: Features) -> Scores:
         test = features.data["test"]
         words = self._words(test)
-        logits, owner = self._asked(features, words if self.rule.has_background_words else [(), *words[1:]])
+        logits, owner = self._asked(
+            features, words if self.rule.has_background_words else [(), *words[1:]]
+        )
 
-        def decide(role: str) -> Iterator[tuple[DensePicture, np.ndarray, tuple[np.ndarray, np.ndarray, np.ndarray]]]:
+        def decide(
+            role: str,
+        ) -> Iterator[tuple[DensePicture, np.ndarray, tuple[np.ndarray, np.ndarray, np.ndarray]]]:
             for picture in features.grids(role, self.view, self.rule.method):
                 mask = features.data[role].mask(picture.index)
                 yield picture, mask, decided(logits, owner, self.rule.scale, picture, *mask.shape)
@@ -128,7 +152,9 @@ class ZeroShotSegmentation(SourcedTask):
         sweep = Sweep(len(test.mask_names), -1.0 if self.rule.scale is None else 0.0, 1.0)
         is_held_out = self._is_swept(test) and "train" not in features.data
         if is_held_out and len(test) < 2:
-            raise UserError(f"{self.name}: of one picture none is left to choose the threshold of the background; give more")
+            raise UserError(
+                f"{self.name}: of one picture none is left to choose the threshold of the background; give more"
+            )
         if self._is_swept(test):
             for picture, mask, (label, _, confidence) in decide("test" if is_held_out else "train"):
                 if not is_held_out or picture.index % HELD_OUT == 0:
@@ -146,9 +172,16 @@ class ZeroShotSegmentation(SourcedTask):
         return self._scores(test.mask_names, owner, whole, named, {"threshold": threshold, **about})
 
     def _scores(
-        self, names: tuple[str, ...], owner: np.ndarray, whole: PictureAreas, named: PictureAreas, about: dict[str, Any]
+        self,
+        names: tuple[str, ...],
+        owner: np.ndarray,
+        whole: PictureAreas,
+        named: PictureAreas,
+        about: dict[str, Any],
     ) -> Scores:
-        """mIoU with the background, mIoU_foreground beside it. At chance background is as frequent as it was predicted."""
+        """mIoU with the background, mIoU_foreground beside it. At chance background is as frequent
+        as it was predicted.
+        """
         per_label = np.bincount(owner, minlength=len(names)).astype(float)
         per_label[0] = 0
         background = whole.predicted[0] / whole.predicted.sum()
@@ -159,7 +192,9 @@ class ZeroShotSegmentation(SourcedTask):
         scores.metrics["mIoU_foreground"] = beside.metrics["mIoU"]
         scores.stderr["mIoU_foreground"] = beside.stderr["mIoU"]
         scores.details.update(about, iou_foreground=beside.details["iou"])
-        scores.details["chance_foreground"] = shares_miou(named.truth, per_label[1:] / per_label.sum())
+        scores.details["chance_foreground"] = shares_miou(
+            named.truth, per_label[1:] / per_label.sum()
+        )
         scores.outcomes["named_areas"] = beside.outcomes["areas"]
         return scores
 
@@ -175,14 +210,20 @@ class ZeroShotSegmentation(SourcedTask):
         return list(words)
 
     def _words_of(self, dataset: str) -> tuple[tuple[str, ...], ...] | None:
-        """The task's own, or the protocol's for a named set, not for the user's own of that name; None: the set's names."""
+        """The task's own, or the protocol's for a named set, not for the user's own of that name;
+        None: the set's names.
+        """
         if self.words is not None:
             return self.words
         is_named_set = self.needs_data_root and self.prompts.per_class is None
         return class_words(dataset, self.rule.protocol) if is_named_set else None
 
-    def _asked(self, features: Features, words: list[tuple[str, ...]]) -> tuple[Callable[[Tensor], Tensor], np.ndarray]:
-        """Cells [n, D] -> cosines [n, W], and the place in ``words`` that each of the W belongs to."""
+    def _asked(
+        self, features: Features, words: list[tuple[str, ...]]
+    ) -> tuple[Callable[[Tensor], Tensor], np.ndarray]:
+        """Cells [n, D] -> cosines [n, W], and the place in ``words`` that each of the W belongs
+        to.
+        """
         from silc_bench.evaluation.dense_features import cosines_with
 
         owner = np.repeat(np.arange(len(words)), [len(own) for own in words])
@@ -202,14 +243,20 @@ BINS = 1000  # thresholds that are tried, evenly over the range of the confidenc
 
 
 def decided(
-    logits: Callable[[Tensor], Tensor], owner: np.ndarray, scale: float | None, picture: DensePicture, height: int, width: int
+    logits: Callable[[Tensor], Tensor],
+    owner: np.ndarray,
+    scale: float | None,
+    picture: DensePicture,
+    height: int,
+    width: int,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(labels, labels among 1..C-1, confidence fp32), each [height, width], of one picture.
 
     Args:
         logits: of cells [n, D], their cosines with each word [n, W].
         owner: [W] the label that each word stands for; at least one stands for another than 0.
-        scale: the confidence is softmax(scale x cosine) over all words, at its largest; None: the largest cosine.
+        scale: the confidence is softmax(scale x cosine) over all words, at its largest; None: the
+        largest cosine.
     """
     import torch
 
@@ -227,11 +274,15 @@ def decided(
 
 
 class Sweep:
-    """mIoU, background included, at each of many thresholds in one pass: pixels are counted by their confidence."""
+    """mIoU, background included, at each of many thresholds in one pass: pixels are counted by
+    their confidence.
+    """
 
     def __init__(self, num_labels: int, low: float, high: float) -> None:
         self.num_labels, self.low, self.high = num_labels, low, high
-        self._counts = np.zeros((3, BINS, num_labels), dtype=np.int64)  # right, predicted, true, of each confidence
+        self._counts = np.zeros(
+            (3, BINS, num_labels), dtype=np.int64
+        )  # right, predicted, true, of each confidence
 
     def add(self, label: np.ndarray, confidence: np.ndarray, mask: np.ndarray) -> None:
         """One picture's decisions [H, W] against its mask."""
@@ -240,7 +291,9 @@ class Sweep:
         place = (confidence[kept].astype(np.float64) - self.low) * (BINS / (self.high - self.low))
         place = np.clip(place.astype(np.int64), 0, BINS - 1) * self.num_labels
         for counts, index in zip(
-            self._counts, (place[label == truth] + truth[label == truth], place + label, place + truth), strict=True
+            self._counts,
+            (place[label == truth] + truth[label == truth], place + label, place + truth),
+            strict=True,
         ):
             counts += np.bincount(index, minlength=counts.size).reshape(counts.shape)
 

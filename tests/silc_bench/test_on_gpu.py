@@ -19,18 +19,38 @@ from silc_bench.trainer.loop import run_training
 
 pytestmark = pytest.mark.broad
 
-FAMILIES = ("zeroshot", "knn", "linear", "correspondence", "segmentation_linear", "segmentation_knn", "segmentation_sgd")
+FAMILIES = (
+    "zeroshot",
+    "knn",
+    "linear",
+    "correspondence",
+    "segmentation_linear",
+    "segmentation_knn",
+    "segmentation_sgd",
+)
 TASKS = [f"shapes/{family}" for family in FAMILIES]
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     run = tmp_path_factory.mktemp("run")
-    sets = ["precision=fp32", "batch_size=8", "vision.depth=1", "text.depth=1", "distillation.num_prototypes=64"]
+    sets = [
+        "precision=fp32",
+        "batch_size=8",
+        "vision.depth=1",
+        "text.depth=1",
+        "distillation.num_prototypes=64",
+    ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("silc_bench.trainer.loop.TOKENIZER_CAPTIONS", 50)
         config = configure("shapes_tiny", "silc", sets=sets, samples=8)
-        run_training(config, run, resume=False, device=torch.device("cpu"), console=Console(file=io.StringIO()))
+        run_training(
+            config,
+            run,
+            resume=False,
+            device=torch.device("cpu"),
+            console=Console(file=io.StringIO()),
+        )
     return str(run)
 
 
@@ -38,9 +58,16 @@ def test_tasks_on_a_gpu_score_as_on_a_cpu(trained, tmp_path, monkeypatch):
     monkeypatch.setattr("silc_bench.probes.patch_sgd.MAX_STEPS", 5)
 
     def scores(device):
-        monkeypatch.setenv("SILC_BENCH_CACHE", str(tmp_path / device / "cache"))  # else the second takes features of the first
+        monkeypatch.setenv(
+            "SILC_BENCH_CACHE", str(tmp_path / device / "cache")
+        )  # else the second takes features of the first
         model, tasks = load_model(trained), select(TASKS)
-        options = {"results_dir": tmp_path / device, "limit": 24, "device": device, "precision": "fp32"}
+        options = {
+            "results_dir": tmp_path / device,
+            "limit": 24,
+            "device": device,
+            "precision": "fp32",
+        }
         found = evaluate(model, tasks, model_source=trained, data_root=None, **options)
         return {record.task.name: record.metrics for record in found}
 

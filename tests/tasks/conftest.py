@@ -23,7 +23,9 @@ SCENE, RENDERED = cache(scenes.scene), cache(dataset._rendered.__wrapped__)
 
 @pytest.fixture(scope="module", autouse=True)
 def _scenes_are_drawn_once() -> Iterator[None]:
-    """Every family measures the same few scenes; to draw them again costs more than to score them."""
+    """Every family measures the same few scenes; to draw them again costs more than to score
+    them.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scenes, "scene", SCENE)
         patch.setattr(dataset, "_rendered", RENDERED)
@@ -31,7 +33,9 @@ def _scenes_are_drawn_once() -> Iterator[None]:
 
 
 class LookupModel:
-    """A DenseModel that looks everything up: ``image`` and ``text`` give [D], ``dense`` gives [h, w, D]."""
+    """A DenseModel that looks everything up: ``image`` and ``text`` give [D], ``dense`` gives [h,
+    w, D].
+    """
 
     name, revision = "lookup", "0" * 16
     num_params, logit_scale, logit_bias = 1, 1.0, 0.0
@@ -47,7 +51,9 @@ class LookupModel:
     ) -> None:
         self.embed_dim, self.image_size, self.patch_size = embed_dim, 64, patch_size
         self.feature_points = {"pooled": embed_dim}
-        self.pipeline = ImagePipeline(64, mean=(0.0,) * 3, std=(1 / 255,) * 3)  # windows arrive as the pixels they are
+        self.pipeline = ImagePipeline(
+            64, mean=(0.0,) * 3, std=(1 / 255,) * 3
+        )  # windows arrive as the pixels they are
         self.image_protocol, self.text_protocol = {"resize": "none"}, {"cleaning": "none"}
         self._image, self._text, self._dense = image, text, dense
         self._seen: list[str] = []
@@ -60,15 +66,21 @@ class LookupModel:
         return torch.arange(len(self._seen) - len(texts), len(self._seen))[:, None]
 
     def encode_image(self, images: Tensor, point: str = "pooled") -> Tensor:
-        return torch.stack([torch.from_numpy(self._image(pixels(picture))).float() for picture in images])
+        return torch.stack(
+            [torch.from_numpy(self._image(pixels(picture))).float() for picture in images]
+        )
 
     def encode_text(self, tokens: Tensor) -> Tensor:
-        return torch.stack([torch.from_numpy(self._text(self._seen[row])).float() for row in tokens[:, 0].tolist()])
+        return torch.stack(
+            [torch.from_numpy(self._text(self._seen[row])).float() for row in tokens[:, 0].tolist()]
+        )
 
     def encode_dense(self, images: Tensor, methods: Sequence[str]) -> dict[str, Tensor]:
         found = {}
         for method in methods:
-            grids = [self._dense(pixels(picture), not method.startswith("tokens")) for picture in images]
+            grids = [
+                self._dense(pixels(picture), not method.startswith("tokens")) for picture in images
+            ]
             found[method] = torch.stack([torch.from_numpy(grid).float() for grid in grids])
         return found
 

@@ -21,7 +21,11 @@ from silc_bench.tasks.classification import fewshot
 from silc_bench.tasks.selection import all_tasks, measurable, select, words_of
 
 REAL = os.environ.get("SILC_BENCH_TEST_DATA")
-LEARNED = tuple(name.split("/")[1] for name in all_tasks() if name.startswith("cifar10/") and name != "cifar10/zeroshot")
+LEARNED = tuple(
+    name.split("/")[1]
+    for name in all_tasks()
+    if name.startswith("cifar10/") and name != "cifar10/zeroshot"
+)
 
 
 def picture(value: int) -> bytes:
@@ -54,11 +58,15 @@ def test_the_families_that_the_data_allows(pets):
     assert names(f"captions:{pets}/words.jsonl") == ["words/retrieval"]
     assert names(f"folder:{pets}#knn", "shapes/knn") == ["my_pets/knn", "shapes/knn"]
     assert names(f"folder:{pets}#knn", f"folder:{pets}#linear") == ["my_pets/knn", "my_pets/linear"]
-    assert not [name for name in all_tasks() if name.startswith("my_pets")], "a command's own tasks are not registered"
+    assert not [name for name in all_tasks() if name.startswith("my_pets")], (
+        "a command's own tasks are not registered"
+    )
 
 
 def test_families_that_it_does_not_allow(pets, tmp_path):
-    with pytest.raises(UserError, match="does not allow knn without a folder train/; it allows zeroshot"):
+    with pytest.raises(
+        UserError, match="does not allow knn without a folder train/; it allows zeroshot"
+    ):
         select([f"folder:{pets}/test#knn"])
     with pytest.raises(UserError, match="does not allow zeroshot; it allows retrieval"):
         select([f"captions:{pets}/words.jsonl#zeroshot"])
@@ -72,17 +80,28 @@ def test_no_two_sets_share_a_name(pets, tmp_path):
     for name in ("cifar100", "my pets"):
         for label in ("a", "b"):
             (tmp_path / name / label).mkdir(parents=True)
-    with pytest.raises(UserError, match="would be called cifar100/zeroshot, as is a registered task; rename"):
+    with pytest.raises(
+        UserError, match="would be called cifar100/zeroshot, as is a registered task; rename"
+    ):
         select([f"folder:{tmp_path}/cifar100"])
     with pytest.raises(UserError, match=r"would be called my_pets/zeroshot, as is folder:.*own"):
         select([f"folder:{pets}", f"folder:{tmp_path}/my pets"])
 
 
-def test_own_data_is_measured_and_its_records_can_be_read(pets, tmp_path, random_model, monkeypatch):
+def test_own_data_is_measured_and_its_records_can_be_read(
+    pets, tmp_path, random_model, monkeypatch
+):
     monkeypatch.setattr(fewshot, "COSTS", (1e-2, 1.0))
     monkeypatch.setattr(fewshot, "SEEDS", (0, 1))
     tasks = select([f"folder:{pets}", f"captions:{pets}/words.jsonl"])
-    written = evaluate(random_model, tasks, model_source="random", data_root=None, results_dir=tmp_path, device="cpu")
+    written = evaluate(
+        random_model,
+        tasks,
+        model_source="random",
+        data_root=None,
+        results_dir=tmp_path,
+        device="cpu",
+    )
     assert [record.task.name for record in written] == [task.name for task in tasks]
     assert sorted(record.n for record in written) == [3, *[6] * (len(LEARNED) + 1)]
     assert {record.task.name for record in load_all(tmp_path)} == {task.name for task in tasks}
@@ -99,7 +118,10 @@ def test_own_prompts(pets):
 def test_words_are_separated_by_commas_outside_braces():
     assert words_of("a/b, knn,wds:x/{a,b}/{0..3}.tar,") == ["a/b", "knn", "wds:x/{a,b}/{0..3}.tar"]
     assert words_of(" , ") == []
-    assert words_of("seg:a,b/c, d.json#segmentation_linear,knn") == ["seg:a,b/c,d.json#segmentation_linear", "knn"]
+    assert words_of("seg:a,b/c, d.json#segmentation_linear,knn") == [
+        "seg:a,b/c,d.json#segmentation_linear",
+        "knn",
+    ]
     assert words_of("knn,seg:a") == ["knn", "seg:a"]
 
 
@@ -115,7 +137,9 @@ def test_few_shot_is_left_out_where_a_class_has_too_few_pictures(pets, tmp_path)
     assert left_out == {"pets/fewshot": reason, "pets/fewshot_logistic": reason}
     assert [task.name for task in kept] == ["pets/knn", "pets/linear", "pets/zeroshot"]
     alone = select([f"{word}#fewshot"])
-    assert measurable(alone, [f"{word}#fewshot"], None) == (alone, {}), "asked for alone, it stays, to be refused"
+    assert measurable(alone, [f"{word}#fewshot"], None) == (alone, {}), (
+        "asked for alone, it stays, to be refused"
+    )
 
 
 def test_without_a_data_root_only_what_needs_none():
@@ -128,9 +152,17 @@ def test_without_a_data_root_only_what_needs_none():
 def test_with_a_data_root_what_it_holds(tmp_path):
     for name in ("a", "b"):
         (tmp_path / "cifar10/test" / name).mkdir(parents=True)
-    kept, left_out = measurable(select(["cifar10", "*/retrieval"]), ["cifar10", "*/retrieval"], tmp_path)
-    assert [task.name for task in kept] == ["cifar10/zeroshot", "shapes/retrieval"], "what is there and wrong is not left out"
-    assert set(left_out) == {*(f"cifar10/{family}" for family in LEARNED), "coco/retrieval", "flickr30k/retrieval"}
+    kept, left_out = measurable(
+        select(["cifar10", "*/retrieval"]), ["cifar10", "*/retrieval"], tmp_path
+    )
+    assert [task.name for task in kept] == ["cifar10/zeroshot", "shapes/retrieval"], (
+        "what is there and wrong is not left out"
+    )
+    assert set(left_out) == {
+        *(f"cifar10/{family}" for family in LEARNED),
+        "coco/retrieval",
+        "flickr30k/retrieval",
+    }
     assert set(left_out.values()) == {f"as not found under {tmp_path}"}
 
 
@@ -145,7 +177,9 @@ def test_what_was_named_in_full_or_alone_is_kept_to_fail(tmp_path):
 
 
 def test_a_named_set_is_counted_before_a_limit_is_taken(tmp_path, monkeypatch):
-    for label, name in enumerate(("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")):
+    for label, name in enumerate(
+        ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+    ):
         (tmp_path / "cifar10/test" / name).mkdir(parents=True)
         (tmp_path / "cifar10/test" / name / "0.png").write_bytes(picture(label))
     task = all_tasks()["cifar10/zeroshot"]
@@ -159,7 +193,9 @@ def test_a_named_set_is_counted_before_a_limit_is_taken(tmp_path, monkeypatch):
 def test_the_known_part_of_cifar100_is_accepted_by_its_content(monkeypatch):
     data = all_tasks()["cifar100/zeroshot"].load(Path(REAL), None)["test"]
     assert (len(data), data.fingerprint) == (2000, "e81073476a0c5283")
-    monkeypatch.setattr("silc_bench.datasets.public.counts.PARTS", {("cifar100", "test"): {2000: "0" * 16}})
+    monkeypatch.setattr(
+        "silc_bench.datasets.public.counts.PARTS", {("cifar100", "test"): {2000: "0" * 16}}
+    )
     with pytest.raises(UserError, match=r"2,000 pictures .* and the set has 10,000"):
         all_tasks()["cifar100/zeroshot"].load(Path(REAL), 100)
     assert np.unique(data.labels).size == 100
@@ -178,8 +214,12 @@ def town(tmp_path_factory) -> Path:
         for i in range(2):
             mask = np.random.default_rng(i).integers(0, 3, (40, 50), dtype=np.uint8)
             Image.fromarray(mask).save(root / f"masks/{split}/{i}.png")
-            Image.fromarray(np.stack([mask * 90 + i] * 3, axis=-1)).save(root / f"images/{split}/{i}.png")
-    (root / "classes.json").write_text('{"names": ["background", "road", "tree"], "synonyms": {"tree": ["tree", "bush"]}}')
+            Image.fromarray(np.stack([mask * 90 + i] * 3, axis=-1)).save(
+                root / f"images/{split}/{i}.png"
+            )
+    (root / "classes.json").write_text(
+        '{"names": ["background", "road", "tree"], "synonyms": {"tree": ["tree", "bush"]}}'
+    )
     return root
 
 
@@ -196,7 +236,10 @@ def test_the_families_of_pictures_with_masks(town):
     assert names(f"{seg(town)}#segmentation_linear") == ["town/segmentation_linear"]
     only = seg(town, "images/test", "masks/test")
     assert names(only) == [*objects, "town/segmentation_zeroshot"]
-    with pytest.raises(UserError, match=r"does not allow segmentation_linear without a folder train/; it allows .*_zeroshot"):
+    with pytest.raises(
+        UserError,
+        match=r"does not allow segmentation_linear without a folder train/; it allows .*_zeroshot",
+    ):
         select([f"{only}#segmentation_linear"])
     with pytest.raises(UserError, match=r"unknown family in .* 'knn'"):
         select([f"{only}#knn"])
@@ -210,14 +253,28 @@ def test_synonyms_are_asked_for_under_every_protocol(town):
         assert task.protocol()["words"] == [["background"], ["road"], ["tree", "bush"]]
 
 
-def test_pictures_with_masks_are_measured_and_their_records_say_what_is_scored(town, tmp_path, random_model, monkeypatch):
+def test_pictures_with_masks_are_measured_and_their_records_say_what_is_scored(
+    town, tmp_path, random_model, monkeypatch
+):
     monkeypatch.setattr(patch_sgd, "MIN_STEPS", 5)
     tasks = select([seg(town)])
-    written = evaluate(random_model, tasks, model_source="random", data_root=None, results_dir=tmp_path, device="cpu")
+    written = evaluate(
+        random_model,
+        tasks,
+        model_source="random",
+        data_root=None,
+        results_dir=tmp_path,
+        device="cpu",
+    )
     assert [record.task.name for record in written] == [task.name for task in tasks]
-    assert {record.task.name: record for record in load_all(tmp_path)} == {record.task.name: record for record in written}
+    assert {record.task.name: record for record in load_all(tmp_path)} == {
+        record.task.name: record for record in written
+    }
     for record in written:
-        assert record.protocol["task"]["masks"] == {"background": "label 0", "not_scored": "values 255"}
+        assert record.protocol["task"]["masks"] == {
+            "background": "label 0",
+            "not_scored": "values 255",
+        }
     assert list(written[-1].details["iou"]) == ["background", "road", "tree"]
     assert list(written[-1].details["iou_foreground"]) == ["road", "tree"]
 
@@ -226,9 +283,19 @@ def test_pictures_with_masks_are_measured_and_their_records_say_what_is_scored(t
 def test_real_streets_are_measured(tmp_path, random_model):
     (task,) = select(["camvid_mini/segmentation_zeroshot"])
     (record,) = evaluate(
-        random_model, [task], model_source="random", data_root=Path(str(REAL)), results_dir=tmp_path, limit=3, device="cpu"
+        random_model,
+        [task],
+        model_source="random",
+        data_root=Path(str(REAL)),
+        results_dir=tmp_path,
+        limit=3,
+        device="cpu",
     )
     assert (record.dataset.name, record.n) == ("camvid_mini", 3)
-    left, out = measurable(select(["camvid_mini", "camvid", "voc20"]), ["camvid_mini", "camvid", "voc20"], Path(str(REAL)))
+    left, out = measurable(
+        select(["camvid_mini", "camvid", "voc20"]),
+        ["camvid_mini", "camvid", "voc20"],
+        Path(str(REAL)),
+    )
     assert {task.name.split("/")[0] for task in left} == {"camvid_mini"}
     assert {name.split("/")[0] for name in out} == {"camvid", "voc20"}

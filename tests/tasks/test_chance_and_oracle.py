@@ -1,4 +1,6 @@
-"""Every registered task on ``shapes``: a model that knows nothing scores chance, one that knows the answer scores 1."""
+"""Every registered task on ``shapes``: a model that knows nothing scores chance, one that knows the
+answer scores 1.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ TASKS = {name: task for name, task in all_tasks().items() if name.startswith("sh
 
 @pytest.fixture(autouse=True)
 def few_penalties(monkeypatch):
-    """Two of the seven that few shots are fitted with, and two seeds: what holds does not hang on how many there are."""
+    """Two of the seven that few shots are fitted with, and two seeds: what holds does not hang on
+    how many there are.
+    """
     monkeypatch.setattr(fewshot, "COSTS", fewshot.COSTS[2:4])
     monkeypatch.setattr(fewshot, "SEEDS", (0, 1))
     monkeypatch.setattr(shots, "POOL", 10)  # of a class, under a limit
@@ -46,13 +50,22 @@ def small_probes(monkeypatch):
 
 
 def score(task: Task, model, data: Mapping) -> Scores:
-    extract = Extractor(model, device=torch.device("cpu"), precision="fp32", batch_size=64, num_workers=0, progress=False)
+    extract = Extractor(
+        model,
+        device=torch.device("cpu"),
+        precision="fp32",
+        batch_size=64,
+        num_workers=0,
+        progress=False,
+    )
     return task.score(extract(data))
 
 
 @pytest.fixture(scope="module")
 def scores_of_noise(random_model):
-    """name -> what the model that knows nothing scores on 100 pictures, computed once; not to be changed."""
+    """name -> what the model that knows nothing scores on 100 pictures, computed once; not to be
+    changed.
+    """
     return cache(lambda name: score(TASKS[name], random_model, TASKS[name].load(None, 100)))
 
 
@@ -74,7 +87,9 @@ def test_noise_scores_chance(name, random_model):
     assert set(scores.stderr) <= set(scores.metrics)
     assert 0 < scores.chance < 0.5
     # the error estimated from one or two hits is no estimate: at least that of the chance level
-    error = max(scores.stderr[task.main_metric], np.sqrt(scores.chance * (1 - scores.chance) / scores.n) / 3)
+    error = max(
+        scores.stderr[task.main_metric], np.sqrt(scores.chance * (1 - scores.chance) / scores.n) / 3
+    )
     assert abs(scores.metrics[task.main_metric] - scores.chance) < 4 * error
 
 
@@ -91,7 +106,9 @@ def knows_labels(lookup_model, data):
     )
 
 
-@pytest.mark.parametrize("name", [name for name, task in TASKS.items() if "dense" not in task.requires])
+@pytest.mark.parametrize(
+    "name", [name for name, task in TASKS.items() if "dense" not in task.requires]
+)
 def test_the_right_embedding_scores_one(name, lookup_model):
     task = TASKS[name]
     data = task.load(None, 400)
@@ -101,7 +118,9 @@ def test_the_right_embedding_scores_one(name, lookup_model):
         own[pictures, texts] = 1
         index_of = {key: index for key, _, index in pictures_of(data)}
         eye = dict(zip(captions, np.eye(len(captions)), strict=True))
-        model = lookup_model(len(captions), image=lambda key: own[index_of[key]], text=eye.__getitem__)
+        model = lookup_model(
+            len(captions), image=lambda key: own[index_of[key]], text=eye.__getitem__
+        )
     else:
         model = knows_labels(lookup_model, data)
     scores = score(task, model, data)
@@ -109,11 +128,17 @@ def test_the_right_embedding_scores_one(name, lookup_model):
     assert scores.metrics[task.main_metric] == pytest.approx(known, abs=1e-12)
     if task.group == "retrieval":
         assert {value for name, value in scores.metrics.items() if "recall" in name} == {1.0}
-        assert scores.metrics["image_retrieval_median_rank"] == scores.metrics["text_retrieval_median_rank"] == 1.0
+        assert (
+            scores.metrics["image_retrieval_median_rank"]
+            == scores.metrics["text_retrieval_median_rank"]
+            == 1.0
+        )
 
 
 def knows_masks(lookup_model, data, patch_size):
-    """Each patch holds the fractions of the classes in it; names of shapes are their axes, the background has the first."""
+    """Each patch holds the fractions of the classes in it; names of shapes are their axes, the
+    background has the first.
+    """
     size = 64 // patch_size
     eye = np.eye(1 + len(SHAPES))
     fractions = {}
@@ -122,7 +147,9 @@ def knows_masks(lookup_model, data, patch_size):
         fractions[key] = onehot.mean(axis=(1, 3))
     return lookup_model(
         len(eye),
-        text=lambda text: eye[1 + next(i for i, shape in enumerate(SHAPES) if text.endswith(shape))],
+        text=lambda text: eye[
+            1 + next(i for i, shape in enumerate(SHAPES) if text.endswith(shape))
+        ],
         dense=lambda key, joint: fractions[key],
         patch_size=patch_size,
     )
@@ -132,7 +159,12 @@ def test_zeroshot_segmentation_of_the_right_pixels_scores_one(lookup_model):
     task = TASKS["shapes/segmentation_zeroshot"]
     data = task.load(None, 60)
     scores = score(task, knows_masks(lookup_model, data, patch_size=1), data)
-    assert scores.metrics == {"mIoU": 1.0, "pixel_accuracy": 1.0, "mean_class_accuracy": 1.0, "boundary_mIoU": 1.0}
+    assert scores.metrics == {
+        "mIoU": 1.0,
+        "pixel_accuracy": 1.0,
+        "mean_class_accuracy": 1.0,
+        "boundary_mIoU": 1.0,
+    }
 
 
 def test_zeroshot_segmentation_of_the_right_patches_is_limited_by_their_size_alone(lookup_model):
@@ -143,12 +175,18 @@ def test_zeroshot_segmentation_of_the_right_patches_is_limited_by_their_size_alo
     model = knows_masks(lookup_model, data, patch_size=8)
     guesses, truths = [], []
     for key, dataset, index in pictures_of(data):
-        patches = torch.from_numpy(model._dense(key, True).astype(np.float16)).float()  # as they are kept
+        patches = torch.from_numpy(
+            model._dense(key, True).astype(np.float16)
+        ).float()  # as they are kept
         cosine = F.normalize(patches, dim=-1)[..., 1:].permute(2, 0, 1)[None]
-        guesses.append(F.interpolate(cosine, size=(64, 64), mode="bilinear", align_corners=False).argmax(dim=1))
+        guesses.append(
+            F.interpolate(cosine, size=(64, 64), mode="bilinear", align_corners=False).argmax(dim=1)
+        )
         mask = torch.from_numpy(dataset.mask(index)).long()
         truths.append(torch.where(mask == 0, 255, mask - 1)[None])
-    expected = JaccardIndex("multiclass", num_classes=len(SHAPES), ignore_index=255)(torch.cat(guesses), torch.cat(truths))
+    expected = JaccardIndex("multiclass", num_classes=len(SHAPES), ignore_index=255)(
+        torch.cat(guesses), torch.cat(truths)
+    )
     scores = score(task, model, data)
     assert scores.metrics["mIoU"] == pytest.approx(float(expected), abs=1e-4)
     assert scores.metrics["mIoU"] > 0.5
@@ -158,7 +196,9 @@ def test_zeroshot_segmentation_of_the_right_patches_is_limited_by_their_size_alo
 def test_learned_segmentation_of_the_right_patches(family, lookup_model):
     task = TASKS[f"shapes/segmentation_{family}"]
     data = task.load(None, 60)
-    fine, coarse = (score(task, knows_masks(lookup_model, data, patch_size), data) for patch_size in (2, 8))
+    fine, coarse = (
+        score(task, knows_masks(lookup_model, data, patch_size), data) for patch_size in (2, 8)
+    )
     assert fine.metrics["mIoU"] > (0.8 if family == "sgd" else 0.9)  # few steps
     assert 0.4 < coarse.metrics["mIoU"] < fine.metrics["mIoU"]
     assert set(fine.details["iou"]) == {"background", *SHAPES}
@@ -233,7 +273,10 @@ def test_a_handful_of_pictures_is_scored_or_refused(name, limit, random_model):
     task = TASKS[name]
     data = task.load(None, limit)
     refused = {
-        "shapes/linear": ("train" in data and len(set(data["train"].labels)) == limit, "two training pictures of a class"),
+        "shapes/linear": (
+            "train" in data and len(set(data["train"].labels)) == limit,
+            "two training pictures of a class",
+        ),
         "shapes/segmentation_linear": (limit == 1, "two training pictures or more"),
         "shapes/correspondence": (limit <= 2, "no class occurs in two of the"),
     }
@@ -243,7 +286,10 @@ def test_a_handful_of_pictures_is_scored_or_refused(name, limit, random_model):
             score(task, random_model, data)
     else:
         scores = score(task, random_model, data)
-        assert all(np.isfinite(value) for value in [*scores.metrics.values(), *scores.stderr.values(), scores.chance])
+        assert all(
+            np.isfinite(value)
+            for value in [*scores.metrics.values(), *scores.stderr.values(), scores.chance]
+        )
 
 
 # ---- outcomes ----
@@ -258,4 +304,6 @@ def test_metrics_follow_from_the_outcomes_of_each_sample(name, scores_of_noise):
     for metric in again.keys() - silent:
         parts = again[metric]
         assert len(parts.counts) == scores.n, metric
-        assert parts.statistic(parts.counts.sum(axis=0)[None])[0] == pytest.approx(scores.metrics[metric], abs=1e-12)
+        assert parts.statistic(parts.counts.sum(axis=0)[None])[0] == pytest.approx(
+            scores.metrics[metric], abs=1e-12
+        )

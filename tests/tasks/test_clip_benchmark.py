@@ -1,4 +1,6 @@
-"""Zero-shot and retrieval of a real model with random weights, as clip_benchmark's own ``evaluate`` measures it."""
+"""Zero-shot and retrieval of a real model with random weights, as clip_benchmark's own ``evaluate``
+measures it.
+"""
 
 from __future__ import annotations
 
@@ -15,20 +17,33 @@ from silc_bench.evaluation.prompts import Prompts
 from silc_bench.tasks.classification.zeroshot import ZeroShot
 from silc_bench.tasks.retrieval import Retrieval
 
-CLASSES = [f"{colour} {thing}" for colour in ("red", "green", "blue") for thing in ("cat", "dog", "cow", "hen")]
+CLASSES = [
+    f"{colour} {thing}"
+    for colour in ("red", "green", "blue")
+    for thing in ("cat", "dog", "cow", "hen")
+]
 TEMPLATES = ["a photo of a {c}.", "the {c}", "many {c} together"]
 
 
 @pytest.fixture(scope="module")
 def peer():
-    """Its two evaluations; it imports ``requests`` for downloads, and calls float() on arrays, which numpy 2.4 refuses."""
+    """Its two evaluations; it imports ``requests`` for downloads, and calls float() on arrays,
+    which numpy 2.4 refuses.
+    """
     with pytest.MonkeyPatch.context() as patch:
         if importlib.util.find_spec("requests") is None:
             patch.setitem(sys.modules, "requests", types.ModuleType("requests"))
         from clip_benchmark.metrics import zeroshot_classification, zeroshot_retrieval
 
-        patch.setattr(zeroshot_classification, "float", lambda value: float(np.asarray(value).item()), raising=False)
-        yield SimpleNamespace(zeroshot=zeroshot_classification.evaluate, retrieval=zeroshot_retrieval.evaluate)
+        patch.setattr(
+            zeroshot_classification,
+            "float",
+            lambda value: float(np.asarray(value).item()),
+            raising=False,
+        )
+        yield SimpleNamespace(
+            zeroshot=zeroshot_classification.evaluate, retrieval=zeroshot_retrieval.evaluate
+        )
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +77,9 @@ def features_of(tiny, images, **fields):
             return len(images)
 
     data = Data(name="pictures", split="test", class_names=tuple(CLASSES), **fields)
-    return SimpleNamespace(data={"test": data}, image=lambda role: embeddings, text=text, device="cpu")
+    return SimpleNamespace(
+        data={"test": data}, image=lambda role: embeddings, text=text, device="cpu"
+    )
 
 
 def test_zeroshot_equals_its_evaluation(peer, tiny):
@@ -72,9 +89,13 @@ def test_zeroshot_equals_its_evaluation(peer, tiny):
     loader = Loader((images[i : i + 50], labels[i : i + 50]) for i in range(0, 240, 50))
     theirs = peer.zeroshot(tiny[0], loader, tiny[1], CLASSES, TEMPLATES, "cpu", amp=False)
 
-    task = ZeroShot(name="pictures/zeroshot", sources={}, prompts=Prompts("three", tuple(TEMPLATES)))
+    task = ZeroShot(
+        name="pictures/zeroshot", sources={}, prompts=Prompts("three", tuple(TEMPLATES))
+    )
     scores = task.score(features_of(tiny, images, labels=labels.numpy()))
-    assert scores.metrics == pytest.approx({name: theirs[name] for name in scores.metrics}, abs=1e-12)
+    assert scores.metrics == pytest.approx(
+        {name: theirs[name] for name in scores.metrics}, abs=1e-12
+    )
     assert 0 < scores.metrics["acc1"] < scores.metrics["acc5"] < 1
 
 
@@ -83,20 +104,28 @@ def test_prompts_per_class_equal_its_evaluation(peer, tiny):
     images = torch.randn(120, 3, 32, 32, generator=rng)
     labels = torch.arange(120) % len(CLASSES)
     own = {name: [f"{name} number {k}" for k in range(1 + c % 4)] for c, name in enumerate(CLASSES)}
-    theirs = peer.zeroshot(tiny[0], Loader([(images, labels)]), tiny[1], CLASSES, own, "cpu", amp=False)
+    theirs = peer.zeroshot(
+        tiny[0], Loader([(images, labels)]), tiny[1], CLASSES, own, "cpu", amp=False
+    )
     prompts = Prompts("own", per_class={name: tuple(texts) for name, texts in own.items()})
     scores = ZeroShot(name="pictures/zeroshot", sources={}, prompts=prompts).score(
         features_of(tiny, images, labels=labels.numpy())
     )
-    assert scores.metrics == pytest.approx({name: theirs[name] for name in scores.metrics}, abs=1e-12)
+    assert scores.metrics == pytest.approx(
+        {name: theirs[name] for name in scores.metrics}, abs=1e-12
+    )
 
 
 def test_retrieval_equals_its_evaluation(peer, tiny):
     images = torch.randn(60, 3, 32, 32, generator=torch.Generator().manual_seed(3))
-    captions = [tuple(f"picture {i} seen from side {k}" for k in range(1 + i % 5)) for i in range(60)]
+    captions = [
+        tuple(f"picture {i} seen from side {k}" for k in range(1 + i % 5)) for i in range(60)
+    ]
     loader = [(images[i : i + 25], captions[i : i + 25]) for i in range(0, 60, 25)]
     theirs = peer.retrieval(tiny[0], loader, tiny[1], "cpu", amp=False, recall_k_list=[1, 5, 10])
-    scores = Retrieval(name="pictures/retrieval", sources={}).score(features_of(tiny, images, captions=captions))
+    scores = Retrieval(name="pictures/retrieval", sources={}).score(
+        features_of(tiny, images, captions=captions)
+    )
     ours = {name: value for name, value in scores.metrics.items() if "recall" in name}
     assert ours == pytest.approx(theirs, abs=1e-6)  # it averages in fp32
     assert ours["image_retrieval_recall@10"] > 0

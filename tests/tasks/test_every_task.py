@@ -1,8 +1,10 @@
-"""Every registered task on stand-in data: the answer scores 1, noise scores chance, twice is once, order is nothing.
+"""Every registered task on stand-in data: the answer scores 1, noise scores chance, twice is once,
+order is nothing.
 
-Most sets need files. Here each registered task scores arrays in place of its own pictures, so that a set which is registered
-with a family that cannot score it, or with prompts that do not tell its classes apart, is found. As the arrays are the same
-for every set, tasks that differ in nothing but their set give the same numbers: one of them is scored.
+Most sets need files. Here each registered task scores arrays in place of its own pictures, so that
+a set which is registered with a family that cannot score it, or with prompts that do not tell its
+classes apart, is found. As the arrays are the same for every set, tasks that differ in nothing but
+their set give the same numbers: one of them is scored.
 """
 
 from __future__ import annotations
@@ -27,15 +29,21 @@ pytestmark = pytest.mark.broad
 
 TASKS = all_tasks()
 NAMES = tuple(f"thing {letter}" for letter in "abcdef")
-OF_THE_SET = frozenset({"name", "sources", "needs_data_root"})  # the fields of a task that say which pictures, not what is done
+OF_THE_SET = frozenset(
+    {"name", "sources", "needs_data_root"}
+)  # the fields of a task that say which pictures, not what is done
 SIDE = 6  # of masks, and of patches: one a pixel
 
 
 def one_of_a_kind(*, leave_out):
-    """The first of the tasks that agree in their family, their roles and all their fields except those in ``leave_out``."""
+    """The first of the tasks that agree in their family, their roles and all their fields except
+    those in ``leave_out``.
+    """
     kinds, names = [], []
     for name, task in TASKS.items():
-        told_apart = [getattr(task, field.name) for field in fields(task) if field.name not in leave_out]
+        told_apart = [
+            getattr(task, field.name) for field in fields(task) if field.name not in leave_out
+        ]
         kind = type(task), sorted(task.sources), told_apart
         if kind not in kinds:
             kinds.append(kind)
@@ -49,7 +57,9 @@ FAMILIES = one_of_a_kind(leave_out=OF_THE_SET | {"prompts"})
 
 @dataclass(frozen=True)
 class StandIn:
-    """Labels, captions and masks without pictures. Mask value 0 is the background, as in every set that has masks."""
+    """Labels, captions and masks without pictures. Mask value 0 is the background, as in every set
+    that has masks.
+    """
 
     labels: np.ndarray
     captions: tuple[tuple[str, ...], ...]
@@ -70,7 +80,9 @@ class StandIn:
 
 @dataclass(frozen=True)
 class Given:
-    """Features from arrays: what the task asks for, computed beforehand. ``words`` maps a text to its embedding."""
+    """Features from arrays: what the task asks for, computed beforehand. ``words`` maps a text to
+    its embedding.
+    """
 
     data: dict
     images: dict
@@ -111,8 +123,13 @@ def stand_ins(task, seed=0):
     data = {}
     for role in task.sources:
         labels = rng.permutation(np.repeat(np.arange(len(NAMES)), pictures_a_class(task)))
-        captions = tuple(tuple(f"{role} picture {i}, caption {k}" for k in range(1 + i % 5)) for i in range(len(labels)))
-        is_thing = rng.random((len(labels), SIDE, SIDE)) < 0.2  # mostly background: noise leads a probe to say nothing else
+        captions = tuple(
+            tuple(f"{role} picture {i}, caption {k}" for k in range(1 + i % 5))
+            for i in range(len(labels))
+        )
+        is_thing = (
+            rng.random((len(labels), SIDE, SIDE)) < 0.2
+        )  # mostly background: noise leads a probe to say nothing else
         masks = (is_thing * rng.integers(1, 1 + len(NAMES), size=is_thing.shape)).astype(np.uint8)
         data[role] = StandIn(labels, captions, masks)
     return data
@@ -120,16 +137,27 @@ def stand_ins(task, seed=0):
 
 def chooses_on_test(task):
     """Whether some pictures that could be scored choose a threshold, for there are no others."""
-    return isinstance(task, ZeroShotSegmentation) and task.scores_background and "train" not in task.sources
+    return (
+        isinstance(task, ZeroShotSegmentation)
+        and task.scores_background
+        and "train" not in task.sources
+    )
 
 
 def noise(task, data, seed=0):
     rng = np.random.default_rng(seed + 1)
-    images = {role: rng.normal(size=(len(part), 24)).astype(np.float32) for role, part in data.items()}
-    patches = {role: rng.normal(size=(len(part), SIDE, SIDE, 24)).astype(np.float32) for role, part in data.items()}
+    images = {
+        role: rng.normal(size=(len(part), 24)).astype(np.float32) for role, part in data.items()
+    }
+    patches = {
+        role: rng.normal(size=(len(part), SIDE, SIDE, 24)).astype(np.float32)
+        for role, part in data.items()
+    }
 
     def words(text):
-        return np.random.default_rng(int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")).normal(size=24)
+        return np.random.default_rng(
+            int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
+        ).normal(size=24)
 
     return Given(data, images, patches, words)
 
@@ -148,13 +176,20 @@ def knows(task, data):
     """Each class, or each picture where captions are asked for, has an axis of its own."""
     eye = np.eye(1 + len(NAMES), dtype=np.float32)
     # what discovery is to find is no class, but objects
-    patches = {role: eye[np.minimum(part.masks, 1) if is_discovery(task) else part.masks] for role, part in data.items()}
+    patches = {
+        role: eye[np.minimum(part.masks, 1) if is_discovery(task) else part.masks]
+        for role, part in data.items()
+    }
     if task.group == "retrieval":
         axes = np.eye(len(data["test"]), dtype=np.float32)
         owner = {text: picture for picture, own in enumerate(data["test"].captions) for text in own}
         return Given(data, {"test": axes}, patches, lambda text: axes[owner[text]])
     images = {role: eye[1 + part.labels] for role, part in data.items()}
-    owner = {text: c for c, own in enumerate(task.prompts.texts(NAMES)) for text in own} if hasattr(task, "prompts") else {}
+    owner = (
+        {text: c for c, own in enumerate(task.prompts.texts(NAMES)) for text in own}
+        if hasattr(task, "prompts")
+        else {}
+    )
     return Given(data, images, patches, lambda text: eye[1 + owner[text]])
 
 
@@ -173,7 +208,9 @@ def test_noise_scores_chance(name):
     task, scores = TASKS[name], scores_of_noise(name)
     assert 0 < scores.chance < 0.5
     # the error estimated from one or two hits is no estimate: at least that of the chance level
-    error = max(scores.stderr[task.main_metric], np.sqrt(scores.chance * (1 - scores.chance) / scores.n) / 3)
+    error = max(
+        scores.stderr[task.main_metric], np.sqrt(scores.chance * (1 - scores.chance) / scores.n) / 3
+    )
     assert abs(scores.metrics[task.main_metric] - scores.chance) < 4 * error
 
 
@@ -190,12 +227,20 @@ def test_two_runs_are_identical(name):
 def test_the_order_of_the_pictures_does_not_matter(name):
     task = TASKS[name]
     if chooses_on_test(task):
-        pytest.skip("which of its pictures choose the threshold is decided by their place among them")
+        pytest.skip(
+            "which of its pictures choose the threshold is decided by their place among them"
+        )
     features = noise(task, stand_ins(task))
-    # which pictures are shots, or held out, is decided by their place among the training pictures: those stay
+    # which pictures are shots, or held out, is decided by their place among the training pictures:
+    # those stay
     shuffled_roles = [role for role in features.data if role == "test" or task.group == "knn"]
-    orders = {role: np.random.default_rng(9).permutation(len(part)) for role, part in features.data.items()}
-    orders = {role: order if role in shuffled_roles else np.sort(order) for role, order in orders.items()}
+    orders = {
+        role: np.random.default_rng(9).permutation(len(part))
+        for role, part in features.data.items()
+    }
+    orders = {
+        role: order if role in shuffled_roles else np.sort(order) for role, order in orders.items()
+    }
     data = {
         role: replace(
             part,
@@ -212,7 +257,9 @@ def test_the_order_of_the_pictures_does_not_matter(name):
     assert again.metrics == pytest.approx(scores.metrics, abs=1e-12)
     assert again.chance == pytest.approx(scores.chance, abs=1e-12)
     for key, outcome in scores.outcomes.items():
-        if key == "image_retrieval_picture":  # the queries stand in another order, and the pictures have other numbers
+        if (
+            key == "image_retrieval_picture"
+        ):  # the queries stand in another order, and the pictures have other numbers
             assert sorted(orders["test"][again.outcomes[key]].tolist()) == outcome.tolist()
         elif len(outcome) == scores.n:
             assert np.array_equal(again.outcomes[key], outcome[orders["test"]]), key

@@ -58,7 +58,10 @@ class Labelled:
 @pytest.mark.parametrize("chance", [uniform_chance, frequency_chance])
 def test_chance_of_classification_by_simulation(chance):
     rng = np.random.default_rng(1)
-    train, test = rng.choice([0, 2, 3], p=[0.7, 0.2, 0.1], size=500), rng.choice([0, 1, 2], p=[0.5, 0.2, 0.3], size=400)
+    train, test = (
+        rng.choice([0, 2, 3], p=[0.7, 0.2, 0.1], size=500),
+        rng.choice([0, 1, 2], p=[0.5, 0.2, 0.3], size=400),
+    )
     pool = np.unique(train) if chance is uniform_chance else train
     guesses = rng.choice(pool, size=(500, 400))
     assert chance(train, test) == pytest.approx((guesses == test).mean(), abs=0.005)
@@ -87,13 +90,20 @@ def test_linear_chooses_on_training_pictures_only_and_never_answers_an_unseen_cl
 
     data["test"] = Labelled(test[::-1].copy(), names)
     other = task.score(GivenFeatures(data, images))
-    assert other.details["held_out_acc1"] == held_out, "the test labels decide nothing but the score"
+    assert other.details["held_out_acc1"] == held_out, (
+        "the test labels decide nothing but the score"
+    )
 
 
 def test_linear_needs_enough_to_hold_some_out():
-    data = {"train": Labelled(np.array([0, 1]), ("a", "b")), "test": Labelled(np.array([0]), ("a", "b"))}
+    data = {
+        "train": Labelled(np.array([0, 1]), ("a", "b")),
+        "test": Labelled(np.array([0]), ("a", "b")),
+    }
     with pytest.raises(UserError, match="needs two training pictures of a class"):
-        Linear(name="given/linear", sources={}).score(GivenFeatures(data, {"train": np.eye(2), "test": np.eye(2)[:1]}))
+        Linear(name="given/linear", sources={}).score(
+            GivenFeatures(data, {"train": np.eye(2), "test": np.eye(2)[:1]})
+        )
 
 
 @pytest.mark.parametrize("num_classes", [2, 5, 10])
@@ -107,7 +117,9 @@ def test_a_fifth_of_each_class_is_held_out_in_any_order(num_classes, order):
         labels = np.random.default_rng(num_classes).permutation(labels)
     held_out = held_out_fifth(labels)
     assert np.bincount(labels[held_out]).tolist() == [4] * num_classes
-    assert np.array_equal(held_out, held_out_fifth(7 - labels)), "what the classes are called does not matter"
+    assert np.array_equal(held_out, held_out_fifth(7 - labels)), (
+        "what the classes are called does not matter"
+    )
     for label in range(num_classes):
         assert np.flatnonzero(held_out[labels == label]).tolist() == [4, 9, 14, 19]
 
@@ -135,13 +147,20 @@ def test_no_number_of_shots_is_scored_that_a_class_does_not_have(family, first, 
     rng = np.random.default_rng(fewest)
     train, test = np.repeat([0, 1, 3], [40, fewest, 30]), rng.choice([0, 1, 3], size=30)
     images = {
-        role: np.eye(4)[labels] + 0.1 * rng.normal(size=(len(labels), 4)) for role, labels in (("train", train), ("test", test))
+        role: np.eye(4)[labels] + 0.1 * rng.normal(size=(len(labels), 4))
+        for role, labels in (("train", train), ("test", test))
     }
     names = ("ant", "bee", "none of these", "cow")
     data = {"train": Labelled(train, names), "test": Labelled(test, names)}
     scores = family(name="given/fewshot", sources={}).score(GivenFeatures(data, images))
     scored = [f"acc1_{k}shot" for k in (1, 5, 10, 25) if first <= k <= fewest]
-    assert list(scores.metrics) == list(scores.stderr) == list(scores.outcomes) == list(scores.details["by_seed"]) == scored
+    assert (
+        list(scores.metrics)
+        == list(scores.stderr)
+        == list(scores.outcomes)
+        == list(scores.details["by_seed"])
+        == scored
+    )
     left_out = {} if fewest == 25 else {"acc1_25shot": f"'bee' has {fewest} training pictures"}
     assert scores.details["left_out"] == left_out
     assert scores.details["fewest_pictures_of_a_class"] == fewest
@@ -151,9 +170,17 @@ def test_no_number_of_shots_is_scored_that_a_class_does_not_have(family, first, 
 @pytest.mark.parametrize("family", [FewShot, FewShotLogistic])
 def test_without_ten_shots_of_each_class_few_shot_is_refused(family):
     train = np.repeat([0, 1], [9, 30])
-    data = {"train": Labelled(train, ("ant", "bee")), "test": Labelled(np.arange(2), ("ant", "bee"))}
-    with pytest.raises(UserError, match=r"given/f: 'ant' has 9 training pictures, and acc1_10shot needs 10 of each class; add"):
-        family(name="given/f", sources={}).score(GivenFeatures(data, {"train": np.eye(2)[train], "test": np.eye(2)}))
+    data = {
+        "train": Labelled(train, ("ant", "bee")),
+        "test": Labelled(np.arange(2), ("ant", "bee")),
+    }
+    with pytest.raises(
+        UserError,
+        match=r"given/f: 'ant' has 9 training pictures, and acc1_10shot needs 10 of each class; add",
+    ):
+        family(name="given/f", sources={}).score(
+            GivenFeatures(data, {"train": np.eye(2)[train], "test": np.eye(2)})
+        )
 
 
 @pytest.mark.parametrize("family", ["fewshot", "fewshot_logistic"])
@@ -162,8 +189,12 @@ def test_a_limit_thins_out_the_scored_pictures_and_keeps_the_shots(family):
     data, whole = task.load(None, 20), task.load(None, None)
     assert len(data["test"]) == 20
     counts = np.bincount(whole["train"].labels, minlength=64)
-    assert np.bincount(data["train"].labels, minlength=64).tolist() == np.minimum(counts, 25).tolist()
-    assert len({data["train"].fingerprint, whole["train"].fingerprint, data["test"].fingerprint}) == 3
+    assert (
+        np.bincount(data["train"].labels, minlength=64).tolist() == np.minimum(counts, 25).tolist()
+    )
+    assert (
+        len({data["train"].fingerprint, whole["train"].fingerprint, data["test"].fingerprint}) == 3
+    )
     kept = [np.array(data["train"].image(i)) for i in range(3)]
     originals = [np.array(whole["train"].image(i)) for i in range(40)]
     assert all(any(np.array_equal(mine, theirs) for theirs in originals) for mine in kept)
@@ -177,7 +208,8 @@ def test_few_shots_are_learned_from_the_shots_alone(family, monkeypatch):
     centers = rng.normal(size=(3, 6))
     train, test = rng.integers(0, 3, size=200), rng.integers(0, 3, size=60)
     images = {
-        role: centers[labels] + 0.7 * rng.normal(size=(len(labels), 6)) for role, labels in (("train", train), ("test", test))
+        role: centers[labels] + 0.7 * rng.normal(size=(len(labels), 6))
+        for role, labels in (("train", train), ("test", test))
     }
     data = {"train": Labelled(train, ("a", "b", "c")), "test": Labelled(test, ("a", "b", "c"))}
     task = family(name="given/fewshot", sources={})
@@ -189,7 +221,9 @@ def test_few_shots_are_learned_from_the_shots_alone(family, monkeypatch):
     again = task.score(GivenFeatures(data, images))
     assert again.metrics == scores.metrics, "pictures that no draw holds do not matter"
     data["test"] = Labelled((test + 1) % 3, ("a", "b", "c"))
-    assert task.score(GivenFeatures(data, images)).details.get("cost_by_seed") == scores.details.get("cost_by_seed")
+    assert task.score(GivenFeatures(data, images)).details.get(
+        "cost_by_seed"
+    ) == scores.details.get("cost_by_seed")
 
 
 # ---- retrieval ----
@@ -199,14 +233,23 @@ def test_captions_that_repeat_stand_once_in_the_gallery_and_are_right_for_each_p
     dataset = Labelled(captions=[("x", "y"), ("y", "z", "z"), ("w",)])
     pictures, texts, captions = captions_of(dataset)
     assert captions == ["w", "x", "y", "z"]
-    assert list(zip(pictures.tolist(), texts.tolist(), strict=True)) == [(0, 1), (0, 2), (1, 2), (1, 3), (2, 0)]
+    assert list(zip(pictures.tolist(), texts.tolist(), strict=True)) == [
+        (0, 1),
+        (0, 2),
+        (1, 2),
+        (1, 3),
+        (2, 0),
+    ]
 
     images = np.eye(4)[:3]
     embeddings = {"x": images[0], "y": images[0] + 0.9 * images[1], "z": images[2], "w": images[2]}
-    scores = Retrieval(name="given/retrieval", sources={}).score(GivenFeatures({"test": dataset}, {"test": images}, embeddings))
+    scores = Retrieval(name="given/retrieval", sources={}).score(
+        GivenFeatures({"test": dataset}, {"test": images}, embeddings)
+    )
     # picture 1 asks for "y", and finds it; picture 2 finds "w" tied with "z", which is not a hit
     assert scores.metrics["text_retrieval_recall@1"] == pytest.approx(2 / 3)
-    # "x" and, for both of its pictures, "y" find one; "z" finds picture 2, and "w" too, of which one is right
+    # "x" and, for both of its pictures, "y" find one; "z" finds picture 2, and "w" too, of which
+    # one is right
     assert scores.metrics["image_retrieval_recall@1"] == pytest.approx(4 / 5)
     assert scores.chance == pytest.approx((2 / 4 + 2 / 4 + 1 / 4) / 3)
 
@@ -215,7 +258,9 @@ def test_retrieval_without_repeats_is_the_usual_recall():
     rng = np.random.default_rng(3)
     captions = [tuple(f"{picture} {k}" for k in range(5)) for picture in range(30)]
     images = rng.normal(size=(30, 8))
-    embeddings = {text: images[p] + rng.normal(size=8) for p, own in enumerate(captions) for text in own}
+    embeddings = {
+        text: images[p] + rng.normal(size=8) for p, own in enumerate(captions) for text in own
+    }
     features = GivenFeatures({"test": Labelled(captions=captions)}, {"test": images}, embeddings)
     scores = Retrieval(name="given/retrieval", sources={}).score(features)
     texts = np.stack([embeddings[text] for own in captions for text in own])
@@ -223,7 +268,9 @@ def test_retrieval_without_repeats_is_the_usual_recall():
     ranks = dict(zip(("text", "image"), retrieval_ranks(images, texts, right), strict=True))
     for k in (1, 5, 10):
         for way in ranks:
-            assert scores.metrics[f"{way}_retrieval_recall@{k}"] == pytest.approx(accuracy.recall_at(ranks[way], k), abs=1e-12)
+            assert scores.metrics[f"{way}_retrieval_recall@{k}"] == pytest.approx(
+                accuracy.recall_at(ranks[way], k), abs=1e-12
+            )
     assert scores.chance == pytest.approx(5 / 150)
     assert scores.stderr["image_retrieval_recall@1"] > 0
 
@@ -241,7 +288,9 @@ def test_chance_of_segmentation_by_simulation():
     truth = rng.choice([0, 1, 2], p=[0.9, 0.08, 0.02], size=200_000)
     counts = np.bincount(truth, minlength=4)  # the fourth class does not occur
     even = iou.areas(rng.integers(0, 4, size=truth.shape), truth, 4)
-    assert shares_miou(counts, np.full(len(counts), 1 / len(counts))) == pytest.approx(iou.mean_iou(even), abs=0.001)
+    assert shares_miou(counts, np.full(len(counts), 1 / len(counts))) == pytest.approx(
+        iou.mean_iou(even), abs=0.001
+    )
     constant = iou.areas(np.zeros_like(truth), truth, 4)
     assert constant_miou(counts) == pytest.approx(iou.mean_iou(constant), abs=1e-12)
 
@@ -261,16 +310,25 @@ def test_cifar100_on_real_pictures(task, random_model):
 
     data = task.load(Path(str(DATA)), 600)
     extract = Extractor(
-        random_model, device=torch.device("cpu"), precision="fp32", batch_size=256, num_workers=0, progress=False
+        random_model,
+        device=torch.device("cpu"),
+        precision="fp32",
+        batch_size=256,
+        num_workers=0,
+        progress=False,
     )
     scores = task.score(extract(data))
     assert scores.n == 600
     assert scores.chance == pytest.approx(0.01, abs=0.002)
-    assert abs(scores.metrics[task.main_metric] - scores.chance) < 4 * max(scores.stderr[task.main_metric], 0.003)
+    assert abs(scores.metrics[task.main_metric] - scores.chance) < 4 * max(
+        scores.stderr[task.main_metric], 0.003
+    )
 
 
 def test_classes_of_one_name_are_ranked_as_an_argmax_ranks_them():
-    """Two ImageNet classes are both a missile: the first of them is the answer, as in a peer that takes the largest."""
+    """Two ImageNet classes are both a missile: the first of them is the answer, as in a peer that
+    takes the largest.
+    """
     rng = np.random.default_rng(0)
     texts = [["a cat"], ["a missile"], ["a dog"], ["a missile"], ["a bird"]]
     logits = rng.normal(size=(300, 5))
@@ -279,6 +337,8 @@ def test_classes_of_one_name_are_ranked_as_an_argmax_ranks_them():
     ranks = ranks_among_namesakes(logits, labels, texts)
     logits[:, 3] = logits[:, 1]
     order = np.argsort(-logits, axis=1, kind="stable")  # of equals the lowest label first
-    assert ranks.tolist() == [row.tolist().index(label) for row, label in zip(order, labels, strict=True)]
+    assert ranks.tolist() == [
+        row.tolist().index(label) for row, label in zip(order, labels, strict=True)
+    ]
     assert (ranks[labels == 1] == 0).any()
     assert not (ranks[labels == 3] == 0).any()

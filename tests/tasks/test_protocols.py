@@ -1,4 +1,6 @@
-"""Named protocols: what a name means, that each choice reaches the hash, and that nothing is measured twice under two names."""
+"""Named protocols: what a name means, that each choice reaches the hash, and that nothing is
+measured twice under two names.
+"""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -16,7 +18,11 @@ from silc_bench.tasks.selection import select
 NAMES = ("native", "openai80", "openai7", "single", "bigvision")
 PIPELINE = ImagePipeline(64, (0.5,) * 3, (0.5,) * 3)
 MODEL = SimpleNamespace(
-    name="m", image_protocol=PIPELINE.as_dict(), text_protocol={"length": 8}, pipeline=PIPELINE, feature_points={"pooled": 4}
+    name="m",
+    image_protocol=PIPELINE.as_dict(),
+    text_protocol={"length": 8},
+    pipeline=PIPELINE,
+    feature_points={"pooled": 4},
 )
 
 
@@ -27,7 +33,15 @@ def task_of(name):
 def protocol_of(named, task, **options):
     pipeline = named.pipeline(MODEL, task)
     image = pipeline.as_dict() if pipeline else None
-    return Protocol.of(MODEL, named.task(task), "fp32", name=named.name, version=named.version, image=image, **options)
+    return Protocol.of(
+        MODEL,
+        named.task(task),
+        "fp32",
+        name=named.name,
+        version=named.version,
+        image=image,
+        **options,
+    )
 
 
 def test_what_the_names_mean():
@@ -57,7 +71,8 @@ def test_bigvision_crops_classification_and_its_probes_only():
 
 
 @pytest.mark.parametrize(
-    "family", ["segmentation_linear", "segmentation_sgd", "segmentation_knn", "discovery", "correspondence"]
+    "family",
+    ["segmentation_linear", "segmentation_sgd", "segmentation_knn", "discovery", "correspondence"],
 )
 def test_what_reads_patches_sees_the_windows_of_a_segmentation_protocol(family):
     task = task_of(f"shapes/{family}")
@@ -72,7 +87,9 @@ def test_what_reads_patches_sees_the_windows_of_a_segmentation_protocol(family):
 
 def test_a_model_without_a_fixed_size_is_refused():
     model = SimpleNamespace(name="naflex", pipeline=object())
-    with pytest.raises(UserError, match="protocol bigvision crops to a fixed size, which naflex has not"):
+    with pytest.raises(
+        UserError, match="protocol bigvision crops to a fixed size, which naflex has not"
+    ):
         choose("bigvision").pipeline(model, task_of("shapes/knn"))
 
 
@@ -82,14 +99,20 @@ def test_every_choice_changes_the_hash():
     hashes.append(protocol_of(choose("openai80", average="logits"), task).hash)
     hashes.append(protocol_of(choose("native", Prompts("mine", ("my {c}",))), task).hash)
     hashes.append(protocol_of(choose("native", Prompts("mine", ("my {c}",)), "logits"), task).hash)
-    hashes.append(protocol_of(choose("native", Prompts("mine", ("my {c}",), text_cleaning="bigvision")), task).hash)
+    hashes.append(
+        protocol_of(
+            choose("native", Prompts("mine", ("my {c}",), text_cleaning="bigvision")), task
+        ).hash
+    )
     hashes.append(protocol_of(replace(choose("native"), version=2), task).hash)
     hashes.append(protocol_of(choose("native"), task, feature_point="mean_patch").hash)
     assert len(set(hashes)) == len(hashes)
 
 
 OTHERS = {
-    "image path": {"model": {"image_protocol": {**MODEL.image_protocol, "interpolation": "bilinear"}}},
+    "image path": {
+        "model": {"image_protocol": {**MODEL.image_protocol, "interpolation": "bilinear"}}
+    },
     "text cleaning of the model": {"model": {"text_protocol": {"length": 8, "cleaning": "lower"}}},
     "token length": {"model": {"text_protocol": {"length": 9}}},
     "prompts": {"task": {"prompts": Prompts("mine", ("my {c}",))}},
@@ -111,11 +134,16 @@ OTHERS = {
 def hash_with(model=None, task=None, precision="fp32", how=None):
     changed = SimpleNamespace(**{**vars(MODEL), **(model or {})})
     names = {"class_names": ("red circle", "blue square"), **(how or {})}
-    return Protocol.of(changed, replace(task_of("shapes/zeroshot"), **(task or {})), precision, **names).hash
+    return Protocol.of(
+        changed, replace(task_of("shapes/zeroshot"), **(task or {})), precision, **names
+    ).hash
 
 
 def test_what_is_changed_is_another_measurement():
-    hashes = {"as it is": hash_with(), **{what: hash_with(**change) for what, change in OTHERS.items()}}
+    hashes = {
+        "as it is": hash_with(),
+        **{what: hash_with(**change) for what, change in OTHERS.items()},
+    }
     assert len(set(hashes.values())) == len(hashes), hashes
     assert hash_with(how={"class_names": ["red circle", "blue square"]}) == hashes["as it is"]
 
@@ -138,7 +166,9 @@ def test_imagenets_own_prompts_are_native_by_whatever_name_they_are_asked_for():
             assert choose(other).changes(MODEL, task_of(name))
     assert choose("openai80").changes(MODEL, task_of("cifar10/zeroshot"))
     own = task_of("shapes/zeroshot").prompts
-    assert not choose("native", own).changes(MODEL, task_of("shapes/zeroshot")), "a file that says the same"
+    assert not choose("native", own).changes(MODEL, task_of("shapes/zeroshot")), (
+        "a file that says the same"
+    )
 
 
 def test_a_model_that_crops_so_by_itself_is_native():
@@ -171,7 +201,9 @@ def test_what_cannot_be_chosen(args, words):
 
 
 def test_records_under_protocols_stand_side_by_side(tmp_path, random_model):
-    """One model, three protocols: zero-shot thrice, kNN under its native name once and cropped once."""
+    """One model, three protocols: zero-shot thrice, kNN under its native name once and cropped
+    once.
+    """
     random_model.name, random_model.revision, random_model.num_params = "random", "0" * 16, 1
     random_model.pipeline = PIPELINE
     measured = {}
@@ -185,7 +217,9 @@ def test_records_under_protocols_stand_side_by_side(tmp_path, random_model):
             limit=30,
             device="cpu",
             protocol=choose(name),
-            on_result=lambda record, is_new, name=name: measured.__setitem__((name, record.task.name), (record, is_new)),
+            on_result=lambda record, is_new, name=name: measured.__setitem__(
+                (name, record.task.name), (record, is_new)
+            ),
         )
     names = {key: record.protocol["name"] for key, (record, _) in measured.items()}
     assert names["openai7", "shapes/knn"] == "native"
@@ -206,9 +240,15 @@ def test_blocks_side_by_side_are_for_what_reads_patches():
         assert protocol_of(chosen, task).hash != protocol_of(choose("native"), task).hash
         assert chosen.changes(MODEL, task)
     both = choose("sclip", dense_method="tokens:2").task(task_of("shapes/segmentation_linear"))
-    assert (both.method, both.view) == ("tokens:2", choose("sclip").task(task_of("shapes/segmentation_linear")).view)
+    assert (both.method, both.view) == (
+        "tokens:2",
+        choose("sclip").task(task_of("shapes/segmentation_linear")).view,
+    )
     for name in ("zeroshot", "knn", "retrieval", "segmentation_zeroshot"):
-        assert chosen.task(task_of(f"shapes/{name}")).protocol() == task_of(f"shapes/{name}").protocol()
+        assert (
+            chosen.task(task_of(f"shapes/{name}")).protocol()
+            == task_of(f"shapes/{name}").protocol()
+        )
     for word in ("tokens", "tokens:1", "tokens:x", "tokens:04"):
         with pytest.raises(UserError, match=f"unknown dense method '{word}'"):
             choose("native", dense_method=word)

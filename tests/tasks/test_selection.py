@@ -30,12 +30,27 @@ SHAPES = {
 }
 LEARNED = {"fewshot", "fewshot_logistic", "knn", "linear", "zeroshot"}
 CIFAR = {f"cifar100/{family}" for family in LEARNED}
-ZEROSHOT = {f"{name}/zeroshot" for name in ("imagenet_v2", "imagenet_a", "imagenet_r", "imagenet_sketch", "objectnet")}
+ZEROSHOT = {
+    f"{name}/zeroshot"
+    for name in ("imagenet_v2", "imagenet_a", "imagenet_r", "imagenet_sketch", "objectnet")
+}
 NAMED = {f"{name}/{family}" for name in ("cifar10", "imagenet1k") for family in LEARNED} | ZEROSHOT
 NAMED |= {"coco/retrieval", "flickr30k/retrieval"}
-MASKED = ("ade20k150", "camvid", "camvid_mini", "cityscapes", "cocostuff", "pc59", "pc60", "voc20", "voc21")
+MASKED = (
+    "ade20k150",
+    "camvid",
+    "camvid_mini",
+    "cityscapes",
+    "cocostuff",
+    "pc59",
+    "pc60",
+    "voc20",
+    "voc21",
+)
 SEGMENTED = {f"{name}/segmentation_zeroshot" for name in (*MASKED, "ade20k847", "coco_object")}
-SEGMENTED |= {f"{name}/segmentation_{probe}" for name in MASKED for probe in ("linear", "sgd", "knn")}
+SEGMENTED |= {
+    f"{name}/segmentation_{probe}" for name in MASKED for probe in ("linear", "sgd", "knn")
+}
 OBJECTS = {f"{name}/discovery" for name in ("voc21", "pc60", "coco_object")}
 OBJECTS |= {f"{name}/correspondence" for name in (*MASKED, "ade20k847", "coco_object")}
 NAMED |= SEGMENTED | OBJECTS
@@ -59,7 +74,9 @@ def test_contract(name):
     assert task.version >= 1
     assert task.requires
     assert task.requires <= {"image", "text", "dense"}
-    assert json.loads(json.dumps(task.protocol(), allow_nan=False)) == task.protocol(), "JSON, and nothing that JSON changes"
+    assert json.loads(json.dumps(task.protocol(), allow_nan=False)) == task.protocol(), (
+        "JSON, and nothing that JSON changes"
+    )
 
 
 @pytest.mark.parametrize("name", sorted(SHAPES))
@@ -70,7 +87,9 @@ def test_loading_is_repeatable_limited_and_scores_the_role_test(name):
     for role, dataset in whole.items():
         assert dataset.fingerprint == again[role].fingerprint
         assert dataset.fingerprint != part[role].fingerprint
-        of_shots = role == "train" and task.group == "few-shot"  # that pool keeps the shots of each class
+        of_shots = (
+            role == "train" and task.group == "few-shot"
+        )  # that pool keeps the shots of each class
         assert len(part[role]) == (10 if not of_shots else 1399) < len(dataset)
 
 
@@ -152,5 +171,7 @@ def test_other_packages_register_through_an_entry_point(monkeypatch):
 
             register(Knn(name="birds/knn", sources={}))
 
-    monkeypatch.setattr(selection, "entry_points", lambda group: [Entry()] if group == "silc_bench.tasks" else [])
+    monkeypatch.setattr(
+        selection, "entry_points", lambda group: [Entry()] if group == "silc_bench.tasks" else []
+    )
     assert "birds/knn" in all_tasks()

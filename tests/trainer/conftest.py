@@ -1,4 +1,6 @@
-"""The real training path at the size of a test: towers of width 32, pictures of 16 pixels, batches of 8."""
+"""The real training path at the size of a test: towers of width 32, pictures of 16 pixels, batches
+of 8.
+"""
 
 import io
 import random
@@ -37,7 +39,9 @@ def tiny_config(objective: str = "silc", *, steps: int = 4, **changes) -> Config
         text=TextConfig(vocab_size=300, context_length=12, **TOWER),
         views=ViewsConfig(global_size=16, local_size=8, num_local=2),
         data=DataConfig(decode_size=32),
-        distillation=DistillationConfig(num_prototypes=64, hidden_dim=32, bottleneck_dim=16, ema_momentum=0.9),
+        distillation=DistillationConfig(
+            num_prototypes=64, hidden_dim=32, bottleneck_dim=16, ema_momentum=0.9
+        ),
         optim=OptimConfig(schedule="cosine", warmup_fraction=0.1),
         batch_size=BATCH,
         samples=BATCH * steps,
@@ -47,13 +51,22 @@ def tiny_config(objective: str = "silc", *, steps: int = 4, **changes) -> Config
     )
     config = apply_objective(config, objective)
     for name, change in changes.items():
-        config = replace(config, **{name: replace(getattr(config, name), **change) if isinstance(change, dict) else change})
+        config = replace(
+            config,
+            **{
+                name: replace(getattr(config, name), **change)
+                if isinstance(change, dict)
+                else change
+            },
+        )
     return validate(config)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread():
-    """At this size a second thread only waits for the first: many times as long where the machine is busy."""
+    """At this size a second thread only waits for the first: many times as long where the machine
+    is busy.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -62,7 +75,9 @@ def _one_thread():
 
 @pytest.fixture(autouse=True)
 def _global_state():
-    """Each test begins with the same global generators, whatever ran before it, and leaves torch's settings to the next."""
+    """Each test begins with the same global generators, whatever ran before it, and leaves torch's
+    settings to the next.
+    """
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002
     torch.manual_seed(0)
@@ -93,7 +108,10 @@ def shards(tmp_path_factory):
                 file = io.BytesIO()
                 Image.fromarray(rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(file, "PNG")
                 picture = file.getvalue()[: 200 if (number, index) == (0, 5) else None]
-                for suffix, data in ((".png", picture), (".txt", f"picture {index} of shard {number}".encode())):
+                for suffix, data in (
+                    (".png", picture),
+                    (".txt", f"picture {index} of shard {number}".encode()),
+                ):
                     header = tarfile.TarInfo(f"{number}{index:03}{suffix}")
                     header.size = len(data)
                     tar.addfile(header, io.BytesIO(data))
@@ -102,7 +120,9 @@ def shards(tmp_path_factory):
 
 @pytest.fixture
 def small_mirror(tmp_path, monkeypatch):
-    """Remote shards in a mirror of the test's own, in small pieces and without waiting between attempts."""
+    """Remote shards in a mirror of the test's own, in small pieces and without waiting between
+    attempts.
+    """
     from silc_bench.datasets.files import remote
     from silc_bench.datasets.files import remote as remote_source
 

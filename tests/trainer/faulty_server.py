@@ -1,4 +1,6 @@
-"""A web server on the loopback that fails on purpose: it drops, stalls, truncates, forgets ranges, or changes a file."""
+"""A web server on the loopback that fails on purpose: it drops, stalls, truncates, forgets ranges,
+or changes a file.
+"""
 
 import hashlib
 import http.server
@@ -7,10 +9,12 @@ from collections import Counter
 
 
 class FaultyServer:
-    """Serves ``files`` {name: bytes} with ranges. ``fault(name, start, count)`` -> None, or the name of a fault.
+    """Serves ``files`` {name: bytes} with ranges. ``fault(name, start, count)`` -> None, or the
+    name of a fault.
 
-    Faults: "drop" (half of the body, then the connection is closed), "truncate" (half of it, as if that were all), "stall" (no
-    body until the test is over), "error" (500), "everything" (the range is ignored), "wrong" (a body one byte too long).
+    Faults: "drop" (half of the body, then the connection is closed), "truncate" (half of it, as if
+    that were all), "stall" (no body until the test is over), "error" (500), "everything" (the range
+    is ignored), "wrong" (a body one byte too long).
     """
 
     def __init__(self, files, fault=lambda name, start, count: None):
@@ -22,7 +26,9 @@ class FaultyServer:
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
 
     def __enter__(self):
-        threading.Thread(target=self._server.serve_forever, daemon=True, kwargs={"poll_interval": 0.01}).start()
+        threading.Thread(
+            target=self._server.serve_forever, daemon=True, kwargs={"poll_interval": 0.01}
+        ).start()
         return self
 
     def __exit__(self, *error):
@@ -58,7 +64,11 @@ def _handler(server):
             if kind == "error":
                 self.send_error(500)
                 return
-            body = data if kind == "everything" else data[start:stop] + (b"?" if kind == "wrong" else b"")
+            body = (
+                data
+                if kind == "everything"
+                else data[start:stop] + (b"?" if kind == "wrong" else b"")
+            )
             half = len(body) // 2 if kind in ("drop", "truncate") else len(body)
             self.send_response(status)
             self.send_header("Content-Length", str(half if kind == "truncate" else len(body)))

@@ -1,7 +1,9 @@
-"""A few processes that answer as ranks of a gloo group, started once for all tests (seconds) and used many times.
+"""A few processes that answer as ranks of a gloo group, started once for all tests (seconds) and
+used many times.
 
-``pool.run(3, function, *args)`` -> [result of rank 0, of rank 1, of rank 2]. Functions and arguments are pickled, so a function
-must be at the top of a module that a new process finds, as those of this folder are.
+``pool.run(3, function, *args)`` -> [result of rank 0, of rank 1, of rank 2]. Functions and
+arguments are pickled, so a function must be at the top of a module that a new process finds, as
+those of this folder are.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ class GlooPool:
             self._processes.append(process)
 
     def run(self, world, function, *args, **kwargs):
-        """``function`` in a group of the first ``world`` processes. AssertionError with the tracebacks of ranks that failed."""
+        """``function`` in a group of the first ``world`` processes. AssertionError with the
+        tracebacks of ranks that failed.
+        """
         return self._run(world, True, function, args, kwargs)
 
     def run_as_torchrun(self, world, function, *args, **kwargs):
@@ -33,7 +37,8 @@ class GlooPool:
         return self._run(world, False, function, args, kwargs)
 
     def _run(self, world, has_group, function, args, kwargs):
-        # As torchrun's agent does, this process holds the store, at a port that the system chose and that nobody can take.
+        # As torchrun's agent does, this process holds the store, at a port that the system chose
+        # and that nobody can take.
         self._store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         for rank, pipe in enumerate(self._pipes[:world]):
             pipe.send((self._store.port, has_group, rank, world, function, args, kwargs))
@@ -41,7 +46,9 @@ class GlooPool:
         for rank, pipe in enumerate(self._pipes[:world]):
             assert pipe.poll(forked.SECONDS), f"rank {rank} of {world} hangs"
             answers.append(pipe.recv())
-        failed = [f"rank {rank}: {words}" for rank, (is_good, words) in enumerate(answers) if not is_good]
+        failed = [
+            f"rank {rank}: {words}" for rank, (is_good, words) in enumerate(answers) if not is_good
+        ]
         assert not failed, "\n".join(failed)
         return [answer for _, answer in answers]
 
@@ -59,7 +66,13 @@ def _serve(pipe):
             port, has_group, rank, world, function, args, kwargs = pipe.recv()
         except EOFError:
             return
-        variables = {"WORLD_SIZE": world, "RANK": rank, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        variables = {
+            "WORLD_SIZE": world,
+            "RANK": rank,
+            "LOCAL_RANK": rank,
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+        }
         variables |= {"TORCHELASTIC_USE_AGENT_STORE": True}
         try:
             if has_group:

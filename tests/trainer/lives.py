@@ -1,4 +1,6 @@
-"""A part of a run in a process of its own, which dies or is told to stop at a place of ``PLACES``."""
+"""A part of a run in a process of its own, which dies or is told to stop at a place of
+``PLACES``.
+"""
 
 import io
 import json
@@ -18,7 +20,9 @@ from silc_bench.trainer.silc.teacher import Teacher
 
 
 def at(number, owner, name, act):
-    """Before call ``number`` of this process (from 1) of owner.name, do ``act`` with its arguments."""
+    """Before call ``number`` of this process (from 1) of owner.name, do ``act`` with its
+    arguments.
+    """
     real, calls = getattr(owner, name), [0]
 
     def replaced(*args, **kwargs):
@@ -53,7 +57,9 @@ def warned(*args):
 
 
 def signal_to_the_group(*args):
-    """As a scheduler does, from outside: the process that reads the data is told to stop as well."""
+    """As a scheduler does, from outside: the process that reads the data is told to stop as
+    well.
+    """
     group, sender = os.getpgrp(), os.fork()
     if sender == 0:
         os.setsid()
@@ -75,7 +81,9 @@ PLACES = {
     "between teacher and centre": lambda n: at(n, Teacher, "update_center", die),
     "before a checkpoint": lambda n: at(n, checkpoint, "save", die),
     "inside a checkpoint": lambda n: at(n, torch, "save", half_a_checkpoint),
-    "between a checkpoint's file and its words": lambda n: at(n, checkpoint, "write_text_atomic", die),
+    "between a checkpoint's file and its words": lambda n: at(
+        n, checkpoint, "write_text_atomic", die
+    ),
     "between words and their checkpoint": lambda n: at(2 * n, os, "replace", die),
     "before a file is removed": lambda n: at(n, Path, "unlink", die),
     "inside a row of the log": lambda n: at(n, RunLog, "write", half_a_row),
@@ -90,10 +98,14 @@ def uncounted(config, **how):
 
 
 def live(config, run, resume, place, count, is_waiting):
-    """``run_training``, until pass ``count`` of ``place`` or to the end. ``is_waiting``: each step for its checkpoint."""
+    """``run_training``, until pass ``count`` of ``place`` or to the end. ``is_waiting``: each step
+    for its checkpoint.
+    """
     loop.TOKENIZER_CAPTIONS, health.flops_per_image = 50, uncounted
     if is_waiting:
         checkpoint.Writer.write = written_at_once
     if place is not None:
         PLACES[place](count)
-    loop.run_training(config, run, resume=resume, device=torch.device("cpu"), console=Console(file=io.StringIO()))
+    loop.run_training(
+        config, run, resume=resume, device=torch.device("cpu"), console=Console(file=io.StringIO())
+    )

@@ -1,4 +1,6 @@
-"""What the ranks of a GlooPool are asked to do; with one process each of these does the same without a group."""
+"""What the ranks of a GlooPool are asked to do; with one process each of these does the same
+without a group.
+"""
 
 import copy
 import io
@@ -27,7 +29,9 @@ from silc_bench.trainer.train import TrainState, train_step
 def first_batches(config, count):
     """A tokenizer, and the first ``count`` global batches."""
     source = open_source(config.data)
-    tokenizer = Tokenizer.train(source.captions(50), config.text.vocab_size, config.text.context_length)
+    tokenizer = Tokenizer.train(
+        source.captions(50), config.text.vocab_size, config.text.context_length
+    )
     stream = source.batches(config.batch_size, 0)
     batches = [next(stream) for _ in range(count)]
     stream.close()
@@ -42,7 +46,9 @@ def rows_of(batch):
 
 
 def train(config, tokenizer, batches, dtype=torch.float32, plant=None):
-    """Values and gradients of every step, and all that the run holds at its end. ``plant``: a rank whose weights get a NaN."""
+    """Values and gradients of every step, and all that the run holds at its end. ``plant``: a rank
+    whose weights get a NaN.
+    """
     torch.set_default_dtype(dtype)  # of the weights
     try:
         state = TrainState.create(config, tokenizer, torch.device("cpu"))
@@ -55,14 +61,23 @@ def train(config, tokenizer, batches, dtype=torch.float32, plant=None):
         with mock.patch("silc_bench.trainer.train.make_views", partial(views_as, dtype)):
             row = train_step(state, rows_of(batch))
         values.append({name: value.item() for name, value in row.items()})
-        gradients.append({n: p.grad.clone() for n, p in state.student.named_parameters() if p.requires_grad})
+        gradients.append(
+            {n: p.grad.clone() for n, p in state.student.named_parameters() if p.requires_grad}
+        )
     counters = state.step, state.samples_seen, state.position
-    return copy.deepcopy((values, gradients, state.student.state_dict(), state.teacher.state_dict(), counters))
+    return copy.deepcopy(
+        (values, gradients, state.student.state_dict(), state.teacher.state_dict(), counters)
+    )
 
 
 def views_as(dtype, *args, **kwargs):
     made = make_views(*args, **kwargs)
-    return Views(*(None if part is None else part.to(dtype) for part in (made.global_crops, made.local_crops, made.original)))
+    return Views(
+        *(
+            None if part is None else part.to(dtype)
+            for part in (made.global_crops, made.local_crops, made.original)
+        )
+    )
 
 
 def message_of_train(*args, **kwargs):
@@ -75,13 +90,18 @@ def message_of_train(*args, **kwargs):
 
 
 def losses(images, texts):
-    """Mean value over the ranks and this rank's gradients of both image-text losses; float64 [V, B, D] and [B, D]."""
+    """Mean value over the ranks and this rank's gradients of both image-text losses; float64 [V, B,
+    D] and [B, D].
+    """
     share = len(texts) // num_ranks()
     mine = slice(first_of(share), first_of(share) + share)
     answer = []
     for loss in (sigmoid_loss, softmax_loss):
         leaves = [images[:, mine].clone().requires_grad_(), texts[mine].clone().requires_grad_()]
-        scalars = [torch.tensor(10.0, dtype=torch.float64, requires_grad=True) for _ in range(2 if loss is sigmoid_loss else 1)]
+        scalars = [
+            torch.tensor(10.0, dtype=torch.float64, requires_grad=True)
+            for _ in range(2 if loss is sigmoid_loss else 1)
+        ]
         value = loss(*leaves, *scalars)
         gradients = torch.autograd.grad(value, [*leaves, *scalars])
         answer.append((mean_over_ranks(value.detach()), [g / num_ranks() for g in gradients]))
@@ -89,7 +109,9 @@ def losses(images, texts):
 
 
 def gathered(rows):
-    """gather of this rank's row, and the gradients of sum(weights * (gathered + other)) with this rank's weights."""
+    """gather of this rank's row, and the gradients of sum(weights * (gathered + other)) with this
+    rank's weights.
+    """
     row = rows[rank()].clone().requires_grad_()
     everyone = gather(row[None])
     other = torch.zeros_like(everyone).requires_grad_()
@@ -117,14 +139,16 @@ def views(config, images, sizes, step):
     return make_views(images[mine], sizes[mine], config, 5, step, first=first_of(share))
 
 
-# --- a whole run, as torchrun starts it ------------------------------------------------------------------------------------
+# --- a whole run, as torchrun starts it
+# ------------------------------------------------------------------------------------
 
 
 def run(config, folder, *, resume=False, at=(), event=None, gate=None):
     """run_training inside ``joined``: the path, or what this rank raised.
 
-    ``at``: (rank, step) at which ``event`` happens, one or several. ``gate``: (a FIFO, the rank that speaks first): the other
-    rank leaves the run only when that one is ready to speak, or has spoken.
+    ``at``: (rank, step) at which ``event`` happens, one or several. ``gate``: (a FIFO, the rank
+    that speaks first): the other rank leaves the run only when that one is ready to speak, or has
+    spoken.
     """
     gate, first = gate or (None, None)
 
@@ -153,14 +177,20 @@ def run(config, folder, *, resume=False, at=(), event=None, gate=None):
             joined(torch.device("cpu")),
         ):
             try:
-                return str(run_training(config, folder, resume=resume, device=torch.device("cpu"), console=console))
+                return str(
+                    run_training(
+                        config, folder, resume=resume, device=torch.device("cpu"), console=console
+                    )
+                )
             finally:
                 if gate is not None and first != rank():
                     Path(gate).read_text()
     except (Exception, SystemExit) as error:
         if first is not None:
             said = Path(folder) / "said"
-            said.touch() if os.environ["RANK"] == "0" else said.stat()  # nobody ends before rank 0 has spoken
+            said.touch() if os.environ[
+                "RANK"
+            ] == "0" else said.stat()  # nobody ends before rank 0 has spoken
         return type(error).__name__, " ".join([str(error), *getattr(error, "__notes__", ())])
     finally:
         if first is not None and first == int(os.environ["RANK"]):
@@ -195,7 +225,13 @@ def evaluate_run(run, results, batch_size, store=None):
     model = load_model(str(run))
     kept = None if store is None else Store(store)
     tasks = select(["shapes/zeroshot", "shapes/knn"])
-    how = {"model_source": "run", "data_root": None, "results_dir": results, "limit": 77, "batch_size": batch_size}
+    how = {
+        "model_source": "run",
+        "data_root": None,
+        "results_dir": results,
+        "limit": 77,
+        "batch_size": batch_size,
+    }
     records = evaluate(model, tasks, device="cpu", store=kept, existing="overwrite", **how)
     return [record.metrics for record in records]
 

@@ -1,4 +1,6 @@
-"""The average of a run's weights: the formula, what it costs, and that it is measured, started from and resumed."""
+"""The average of a run's weights: the formula, what it costs, and that it is measured, started from
+and resumed.
+"""
 
 import io
 import shutil
@@ -23,7 +25,9 @@ CPU = torch.device("cpu")
 
 
 def ran(config, folder, resume=False):
-    run_training(config, folder, resume=resume, device=CPU, console=Console(file=io.StringIO(), width=200))
+    run_training(
+        config, folder, resume=resume, device=CPU, console=Console(file=io.StringIO(), width=200)
+    )
     return checkpoint.load(checkpoint.find(folder))
 
 
@@ -43,8 +47,17 @@ def test_it_is_the_formula_over_the_steps_of_a_run(tiny):
         momentum = min(0.5, (1 + step) / (10 + step))
         for name, value in state.student.named_parameters():
             expected[name] = momentum * expected[name] + (1 - momentum) * value.detach().double()
-    assert not [name for name in state.average.weights if name.startswith(("head.", "patch_head.", "mask_token"))]
-    assert {name.split(".")[0] for name in state.average.weights} == {"vision", "text", "log_scale", "logit_bias"}
+    assert not [
+        name
+        for name in state.average.weights
+        if name.startswith(("head.", "patch_head.", "mask_token"))
+    ]
+    assert {name.split(".")[0] for name in state.average.weights} == {
+        "vision",
+        "text",
+        "log_scale",
+        "logit_bias",
+    }
     for name, value in state.average.weights.items():
         torch.testing.assert_close(value.double(), expected[name], rtol=1e-5, atol=1e-6)
 
@@ -64,7 +77,9 @@ def test_it_changes_nothing_of_the_run_and_is_absent_without_it(tiny):
 
 
 def test_weights_of_another_average_are_refused_before_any_is_taken(tiny):
-    """One name too many, one too few, and a shape that would be spread over the tensor in its place."""
+    """One name too many, one too few, and a shape that would be spread over the tensor in its
+    place.
+    """
     student = Student(tiny())
     init_weights(student, 0)
     average = Average(student)
@@ -105,14 +120,23 @@ def test_a_run_is_measured_resumed_and_started_from_by_its_average(tiny, few, tm
     assert torch.equal(model.vision.patch.weight, whole["average"]["vision.patch.weight"])
     assert model.log_scale == whole["average"]["log_scale"].item()
 
-    second = tiny(precision="fp32", init=f"{tmp_path}/whole:average", optim={"lr": 1e-12, "weight_decay": 0.0})
+    second = tiny(
+        precision="fp32", init=f"{tmp_path}/whole:average", optim={"lr": 1e-12, "weight_decay": 0.0}
+    )
     begun = ran(second, tmp_path / "second")
-    torch.testing.assert_close(begun["student"]["text.head.weight"], whole["average"]["text.head.weight"], rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        begun["student"]["text.head.weight"],
+        whole["average"]["text.head.weight"],
+        rtol=0,
+        atol=1e-6,
+    )
 
 
 def test_a_run_without_one_says_so(tiny, few, tmp_path):
     ran(tiny(precision="fp32"), tmp_path / "run")
-    with pytest.raises(UserError, match=r"keeps no average of its weights; train with --set average_momentum="):
+    with pytest.raises(
+        UserError, match=r"keeps no average of its weights; train with --set average_momentum="
+    ):
         load_model(f"{tmp_path}/run:average")
 
 
@@ -120,5 +144,7 @@ def test_the_dry_run_counts_it(tiny):
     config = tiny(average_momentum=0.9)
     with torch.device("meta"):
         student = Student(config)
-    assert memory(config, student, 4)["average"] == 4 * sum(value.numel() for value in Average(student).weights.values())
+    assert memory(config, student, 4)["average"] == 4 * sum(
+        value.numel() for value in Average(student).weights.values()
+    )
     assert "average" not in memory(tiny(), student, 4)

@@ -1,4 +1,6 @@
-"""Settings that make a step cheaper and change no result: activation checkpointing to the bit, torch.compile to a rounding."""
+"""Settings that make a step cheaper and change no result: activation checkpointing to the bit,
+torch.compile to a rounding.
+"""
 
 import copy
 import os
@@ -22,7 +24,9 @@ CPU = torch.device("cpu")
 
 
 def kept(config, batch, tokenizer):
-    """Bytes that the student's forward pass keeps for its backward pass, each storage once, weights left out."""
+    """Bytes that the student's forward pass keeps for its backward pass, each storage once, weights
+    left out.
+    """
     state = TrainState.create(config, tokenizer, CPU)
     views = make_views(batch.images, batch.sizes, config.views, 0, 0, needs=config.view_kinds)
     weights = {p.untyped_storage().data_ptr() for p in state.student.parameters()}
@@ -35,18 +39,29 @@ def kept(config, batch, tokenizer):
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
         out = state.student(views, tokenizer(batch.texts))
     assert out.image_features.requires_grad
-    return sum(tensor.untyped_storage().nbytes() for place, tensor in found.items() if place not in weights)
+    return sum(
+        tensor.untyped_storage().nbytes() for place, tensor in found.items() if place not in weights
+    )
 
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"micro_batch": 3}, {"masked": {"weight": 0.5}}, {"optim": {"locked": "text"}}, {"objective": "contrastive"}],
+    [
+        {},
+        {"micro_batch": 3},
+        {"masked": {"weight": 0.5}},
+        {"optim": {"locked": "text"}},
+        {"objective": "contrastive"},
+    ],
     ids=str,
 )
 def test_checkpointed_blocks_give_the_same_bits(tiny, changes):
     changes = {"precision": "fp32"} | changes
     tokenizer, batches = first_batches(tiny(precision="fp32"), 3)
-    plain, anew = (train(tiny(checkpointing=policy, **changes), tokenizer, batches) for policy in ("none", "blocks"))
+    plain, anew = (
+        train(tiny(checkpointing=policy, **changes), tokenizer, batches)
+        for policy in ("none", "blocks")
+    )
     assert plain[0] == anew[0]
     for mine, theirs in zip((*anew[1], *anew[2:4]), (*plain[1], *plain[2:4]), strict=True):
         assert mine.keys() == theirs.keys()
@@ -56,7 +71,10 @@ def test_checkpointed_blocks_give_the_same_bits(tiny, changes):
 def test_checkpointed_blocks_keep_what_enters_them(tiny):
     """A third of the bytes at most, with four blocks a tower; the estimate knows of both."""
     tower = {"depth": 4}
-    plain, anew = (tiny(precision="fp32", vision=tower, text=tower, checkpointing=policy) for policy in ("none", "blocks"))
+    plain, anew = (
+        tiny(precision="fp32", vision=tower, text=tower, checkpointing=policy)
+        for policy in ("none", "blocks")
+    )
     tokenizer, (batch,) = first_batches(plain, 1)
     assert kept(anew, batch, tokenizer) < kept(plain, batch, tokenizer) / 3
     guesses = []
@@ -81,7 +99,9 @@ def test_the_teacher_computes_nothing_twice(tiny):
 
 
 def test_compile_compiles_each_block_and_nothing_else(tiny, monkeypatch):
-    """By a compiler that only writes down what it gets; a run resumed with it goes on to the bit."""
+    """By a compiler that only writes down what it gets; a run resumed with it goes on to the
+    bit.
+    """
     compiled, called = [], []
 
     def compile_nothing(function, **options):
@@ -93,7 +113,12 @@ def test_compile_compiles_each_block_and_nothing_else(tiny, monkeypatch):
     config = tiny(precision="fp32", compile=True)
     tokenizer, batches = first_batches(config, 2)
     state = TrainState.create(config, tokenizer, CPU)
-    blocks = [module for model in (state.student, state.teacher) for module in model.modules() if isinstance(module, Block)]
+    blocks = [
+        module
+        for model in (state.student, state.teacher)
+        for module in model.modules()
+        if isinstance(module, Block)
+    ]
     assert len(blocks) == 3, "one a tower, and one of the teacher's"
     (first, _), *others = compiled
     assert first is None, "a small function is tried before anything else"
@@ -154,9 +179,15 @@ def test_without_a_compiler_the_sentence_says_what_to_install(tmp_path, monkeypa
 @pytest.mark.timeout(900)
 def test_torch_finds_no_compiler_in_one_sentence(tmp_path):
     """The error of a real torch.compile."""
-    nowhere = {"CXX": "/nowhere/g++", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache"), "PATH": str(tmp_path)}
+    nowhere = {
+        "CXX": "/nowhere/g++",
+        "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache"),
+        "PATH": str(tmp_path),
+    }
     command = [sys.executable, "-m", "silc_bench", *COMPILED, "--out", str(tmp_path / "run")]
-    done = subprocess.run(command, env=os.environ | nowhere, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        command, env=os.environ | nowhere, capture_output=True, text=True, timeout=600
+    )
     assert done.returncode == 2
     assert "compile=true: torch.compile does not work on this machine" in done.stderr
     assert "install a C++ compiler" in done.stderr

@@ -1,4 +1,6 @@
-"""Two and three gloo ranks against one process on the same global batch: losses, gradients, centre, teacher, weights."""
+"""Two and three gloo ranks against one process on the same global batch: losses, gradients, centre,
+teacher, weights.
+"""
 
 import itertools
 import json
@@ -34,11 +36,93 @@ def close(one, other, tolerance=1e-6):
     torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
 
 
-# --- whole steps ----------------------------------------------------------------------------------------------------------
+# --- whole steps
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+# ----------------------------------------------------------------------------------------------------------
 
 VARIANTS = {
     "silc": {},
-    "local+global, both images": {"distillation": {"pairs": "local+global"}, "contrastive": {"images": "original+global"}},
+    "local+global, both images": {
+        "distillation": {"pairs": "local+global"},
+        "contrastive": {"images": "original+global"},
+    },
     "softmax": {"contrastive": {"loss": "softmax"}},
     "contrastive": {"objective": "contrastive"},
     "micro-batches": {"micro_batch": 3},
@@ -52,7 +136,12 @@ VARIANTS = {
 
 def both(tiny, pool, world, variant, dtype):
     """What one process and what rank 0 of ``world`` end with; the ranks equal each other bit for bit."""
-    changes = {"objective": "silc", "precision": "fp32", "batch_size": BATCH, "samples": BATCH * STEPS} | VARIANTS[variant]
+    changes = {
+        "objective": "silc",
+        "precision": "fp32",
+        "batch_size": BATCH,
+        "samples": BATCH * STEPS,
+    } | VARIANTS[variant]
     config = tiny(changes.pop("objective"), **changes)
     tokenizer, batches = on_ranks.first_batches(config, STEPS)
     one = on_ranks.train(config, tokenizer, batches, dtype=dtype)
@@ -65,18 +154,28 @@ def both(tiny, pool, world, variant, dtype):
     return one, first
 
 
-@pytest.mark.parametrize(("variant", "world"), list(zip(VARIANTS, itertools.cycle(WORLDS), strict=False)))
+@pytest.mark.parametrize(
+    ("variant", "world"), list(zip(VARIANTS, itertools.cycle(WORLDS), strict=False))
+)
 def test_ranks_equal_one_process(tiny, pool, world, variant):
     """Losses and gradients of each step, then weights, teacher and centre, in float64; each variant in one of the worlds."""
     one, ranks = both(tiny, pool, world, variant, torch.float64)
     for mine, theirs in zip(ranks[0], one[0], strict=True):
         assert mine == pytest.approx(theirs, rel=1e-6)  # reported in fp32
-    for mine, theirs in zip((*ranks[1], ranks[2], ranks[3]), (*one[1], one[2], one[3]), strict=True):
+    for mine, theirs in zip(
+        (*ranks[1], ranks[2], ranks[3]), (*one[1], one[2], one[3]), strict=True
+    ):
         assert {value.dtype for value in mine.values()} == {torch.float64}
         for name in theirs:
             close(mine[name], theirs[name], 1e-9)
     centers = [name for name in one[3] if "center" in name and "balanced" not in variant]
-    numbers = {"contrastive": 0, "locked vision": 0, "masked": 2, "masked, balanced": 0, "masked, late": 2}
+    numbers = {
+        "contrastive": 0,
+        "locked vision": 0,
+        "masked": 2,
+        "masked, balanced": 0,
+        "masked, late": 2,
+    }
     assert len(centers) == numbers.get(variant, 1)
     assert all(one[3][name].abs().max() > 1e-3 for name in centers)
 
@@ -90,8 +189,12 @@ def test_ranks_equal_one_process_in_fp32(tiny, pool):
         assert mine == pytest.approx(theirs, rel=1e-5)
     for name, gradient in one[1][0].items():
         close(ranks[1][0][name], gradient)
-    is_real = {name: torch.stack([g[name].abs() for g in one[1]]).amin(0) > 1e-5 for name in one[1][0]}
-    assert sum(int(x.sum()) for x in is_real.values()) > 0.5 * sum(x.numel() for x in is_real.values())
+    is_real = {
+        name: torch.stack([g[name].abs() for g in one[1]]).amin(0) > 1e-5 for name in one[1][0]
+    }
+    assert sum(int(x.sum()) for x in is_real.values()) > 0.5 * sum(
+        x.numel() for x in is_real.values()
+    )
     for mine, theirs in (ranks[2:3] + one[2:3], ranks[3:4] + one[3:4]):
         for name, value in theirs.items():
             where = is_real.get(name, torch.ones_like(value, dtype=torch.bool))
@@ -138,8 +241,12 @@ def test_gather_is_in_the_order_of_the_ranks_and_its_gradient_goes_home(pool, wo
 
 @pytest.mark.parametrize("world", WORLDS)
 def test_sums_over_the_ranks_leave_what_was_given_and_do_not_overflow(pool, world):
-    rows = torch.tensor([[0.0, 900.0, -900.0, 1.0], [1.0, -900.0, -900.0, 1.0], [5.0, 3.0, 900.0, 1.0]])[:world]
-    for (mean, log_sum, mine), row in zip(pool.run(world, on_ranks.reduced, rows), rows, strict=True):
+    rows = torch.tensor(
+        [[0.0, 900.0, -900.0, 1.0], [1.0, -900.0, -900.0, 1.0], [5.0, 3.0, 900.0, 1.0]]
+    )[:world]
+    for (mean, log_sum, mine), row in zip(
+        pool.run(world, on_ranks.reduced, rows), rows, strict=True
+    ):
         close(mean, rows.mean(0))
         close(log_sum, torch.logsumexp(rows, 0))
         assert torch.equal(mine, row)
@@ -157,7 +264,9 @@ def test_sinkhorn_balances_the_global_batch(pool, world):
 @pytest.mark.parametrize("world", WORLDS)
 def test_any_number_of_ranks_draws_the_same_views(pool, world):
     config = ViewsConfig(global_size=16, num_local=3, local_size=8)
-    images = torch.randint(0, 256, (6, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    images = torch.randint(
+        0, 256, (6, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
+    )
     sizes = torch.full((6, 2), 32)
     whole = on_ranks.views(config, images, sizes, 4)
     parts = pool.run(world, on_ranks.views, config, images, sizes, 4)
@@ -169,7 +278,10 @@ def test_any_number_of_ranks_draws_the_same_views(pool, world):
 @pytest.mark.parametrize(("world", "batch", "near"), [(2, 9, 8), (3, 16, 15), (5, 3, 5)])
 def test_a_batch_that_does_not_divide_is_refused(monkeypatch, world, batch, near):
     monkeypatch.setattr(distributed, "num_ranks", lambda: world)
-    with pytest.raises(UserError, match=f"batch_size {batch} does not divide among {world} .*--set batch_size={near}"):
+    with pytest.raises(
+        UserError,
+        match=f"batch_size {batch} does not divide among {world} .*--set batch_size={near}",
+    ):
         share_of(batch)
     assert share_of(near) == near // world
 
@@ -182,21 +294,41 @@ def whole(tiny, **changes):
 
 
 def files_in(folder):
-    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file() and "tensorboard" not in str(p))
+    return sorted(
+        p.relative_to(folder).as_posix()
+        for p in folder.rglob("*")
+        if p.is_file() and "tensorboard" not in str(p)
+    )
 
 
 def test_a_run_of_two_is_the_run_of_one(tiny, pool, tmp_path):
     """Files, log and final weights; the tokenizer is trained once, and only the first rank writes."""
     alone = on_ranks.run(whole(tiny), tmp_path / "one")
-    assert pool.run_as_torchrun(2, on_ranks.run, whole(tiny), tmp_path / "two") == [alone.replace("one", "two")] * 2
+    assert (
+        pool.run_as_torchrun(2, on_ranks.run, whole(tiny), tmp_path / "two")
+        == [alone.replace("one", "two")] * 2
+    )
     assert files_in(tmp_path / "two") == files_in(tmp_path / "one")
-    logs = [[json.loads(line) for line in (tmp_path / n / "log.jsonl").read_text().splitlines()] for n in ("one", "two")]
+    logs = [
+        [json.loads(line) for line in (tmp_path / n / "log.jsonl").read_text().splitlines()]
+        for n in ("one", "two")
+    ]
     assert len(list((tmp_path / "two" / "tensorboard").iterdir())) == 1
     for one, two in zip(*logs, strict=True):
-        for name in ("step", "loss", "distillation", "gradient_norm", "samples_seen", "logit_scale"):
+        for name in (
+            "step",
+            "loss",
+            "distillation",
+            "gradient_norm",
+            "samples_seen",
+            "logit_scale",
+        ):
             assert two[name] == pytest.approx(one[name], rel=1e-4)
     ends = [checkpoint.load(checkpoint.find(tmp_path / name)) for name in ("one", "two")]
-    assert (ends[0]["tokenizer"], ends[0]["position"]) == (ends[1]["tokenizer"], ends[1]["position"])
+    assert (ends[0]["tokenizer"], ends[0]["position"]) == (
+        ends[1]["tokenizer"],
+        ends[1]["position"],
+    )
     close(ends[1]["teacher"]["center"], ends[0]["teacher"]["center"], 1e-5)
 
 
@@ -211,12 +343,20 @@ def test_shards_with_damage_are_shared_as_one_process_reads_them(tiny, pool, tmp
 
 @pytest.mark.parametrize("first", [0, 1], ids=lambda rank: f"rank {rank} speaks first")
 @pytest.mark.parametrize(
-    ("receivers", "to"), [([0], "rank 0 of 2"), ([1], "rank 1 of 2"), ([0, 1], "every rank")], ids=["0", "1", "both"]
+    ("receivers", "to"),
+    [([0], "rank 0 of 2"), ([1], "rank 1 of 2"), ([0, 1], "every rank")],
+    ids=["0", "1", "both"],
 )
-def test_a_signal_is_told_of_by_rank_0_whoever_received_it_and_whoever_ends_first(tiny, pool, tmp_path, receivers, to, first):
+def test_a_signal_is_told_of_by_rank_0_whoever_received_it_and_whoever_ends_first(
+    tiny, pool, tmp_path, receivers, to, first
+):
     """All ranks stop after the same step, and the one sentence names the signal, who received it and what is saved."""
     os.mkfifo(tmp_path / "gate")
-    how = {"at": [(rank, 3) for rank in receivers], "event": on_ranks.sigterm, "gate": (tmp_path / "gate", first)}
+    how = {
+        "at": [(rank, 3) for rank in receivers],
+        "event": on_ranks.sigterm,
+        "gate": (tmp_path / "gate", first),
+    }
     answers = pool.run_as_torchrun(2, on_ranks.run, whole(tiny), tmp_path, **how)
     saved = checkpoint.path_of(tmp_path, 3)
     sentence = f"stopped by SIGTERM to {to} after step 3; {saved} is saved, continue with --resume"
@@ -226,19 +366,25 @@ def test_a_signal_is_told_of_by_rank_0_whoever_received_it_and_whoever_ends_firs
 
 
 def test_a_run_that_a_signal_stopped_goes_on(tiny, pool, tmp_path):
-    pool.run_as_torchrun(2, on_ranks.run, whole(tiny), tmp_path, at=[(1, 3)], event=on_ranks.sigterm)
+    pool.run_as_torchrun(
+        2, on_ranks.run, whole(tiny), tmp_path, at=[(1, 3)], event=on_ranks.sigterm
+    )
     done = pool.run_as_torchrun(2, on_ranks.run, whole(tiny), tmp_path, resume=True)
     assert done == [str(tmp_path / "checkpoints" / "step_00000004.pt")] * 2
 
 
 def test_different_signals_to_some_ranks_are_all_named():
     error = loop._stopped([0, signal.SIGTERM, 0, signal.SIGINT, signal.SIGTERM], 7, "PATH")
-    assert "SIGINT to rank 3 of 5 and SIGTERM to rank 1, 4 of 5 after step 7; PATH is saved" in str(error)
+    assert "SIGINT to rank 3 of 5 and SIGTERM to rank 1, 4 of 5 after step 7; PATH is saved" in str(
+        error
+    )
 
 
 def test_a_signal_in_the_last_step_changes_nothing(tiny, pool, tmp_path):
     """The rank that gets it saves nothing, and so would have nothing to say."""
-    done = pool.run_as_torchrun(2, on_ranks.run, whole(tiny), tmp_path, at=[(1, 4)], event=on_ranks.sigterm)
+    done = pool.run_as_torchrun(
+        2, on_ranks.run, whole(tiny), tmp_path, at=[(1, 4)], event=on_ranks.sigterm
+    )
     assert done == [str(tmp_path / "checkpoints" / "step_00000004.pt")] * 2
 
 
@@ -249,22 +395,30 @@ def test_a_signal_in_the_last_step_changes_nothing(tiny, pool, tmp_path):
         (on_ranks.break_down, "ZeroDivisionError", "a mistake of ours on rank 1 of 2"),
     ],
 )
-def test_a_rank_that_fails_names_itself_and_the_others_end(tiny, pool, tmp_path, event, kind, words):
+def test_a_rank_that_fails_names_itself_and_the_others_end(
+    tiny, pool, tmp_path, event, kind, words
+):
     """The failing one speaks; the other, which waits for it in the middle of a step, is silent."""
     answers = pool.run_as_torchrun(2, on_ranks.run, whole(tiny), tmp_path, at=[(1, 2)], event=event)
     assert answers == [("SystemExit", "1"), (kind, words)]
 
 
 def test_a_rank_that_is_killed_is_missed(tiny, pool, tmp_path):
-    answers = pool.run_as_torchrun(2, on_ranks.run, whole(tiny), tmp_path, at=[(1, 2)], event=on_ranks.leave)
+    answers = pool.run_as_torchrun(
+        2, on_ranks.run, whole(tiny), tmp_path, at=[(1, 2)], event=on_ranks.leave
+    )
     assert answers[0][0] == "RunError"
     assert answers[0][1].startswith("rank 0 of 2: lost another rank, which torchrun names below")
 
 
 def test_a_batch_that_cannot_be_shared_stops_before_anything_is_read(tiny, pool, tmp_path):
-    answers = pool.run_as_torchrun(3, on_ranks.run, whole(tiny, data={"source": "nowhere/*.tar"}), tmp_path)
+    answers = pool.run_as_torchrun(
+        3, on_ranks.run, whole(tiny, data={"source": "nowhere/*.tar"}), tmp_path
+    )
     assert sorted(kind for kind, _ in answers) == ["SystemExit", "SystemExit", "UserError"]
-    assert any("of 3: batch_size 8 does not divide among 3 processes" in words for _, words in answers)
+    assert any(
+        "of 3: batch_size 8 does not divide among 3 processes" in words for _, words in answers
+    )
 
 
 # --- evaluation --------------------------------------------------------------------------------------------------------------
@@ -295,8 +449,14 @@ def test_records_of_several_processes_are_those_of_one(trained, pool, tmp_path):
     """77 pictures in batches of 10: neither divides. With a store, again from it, and with another number of ranks."""
     run = trained
     expected = on_ranks.evaluate_run(run, tmp_path / "one", 10)
-    assert pool.run(2, on_ranks.evaluate_run, run, tmp_path / "two", 10, tmp_path / "store") == [expected] * 2
-    assert pool.run(3, on_ranks.evaluate_run, run, tmp_path / "three", 10, tmp_path / "store") == [expected] * 3
+    assert (
+        pool.run(2, on_ranks.evaluate_run, run, tmp_path / "two", 10, tmp_path / "store")
+        == [expected] * 2
+    )
+    assert (
+        pool.run(3, on_ranks.evaluate_run, run, tmp_path / "three", 10, tmp_path / "store")
+        == [expected] * 3
+    )
     assert len(written(tmp_path / "one")) >= 4
     assert written(tmp_path / "two") == written(tmp_path / "one") == written(tmp_path / "three")
 

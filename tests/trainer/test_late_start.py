@@ -1,4 +1,5 @@
-"""The teacher begins late: before it a run is the contrastive one bit for bit; it begins as the student; resumed exactly.
+"""The teacher begins late: before it a run is the contrastive one bit for bit; it begins as the
+student; resumed exactly.
 
 Then the presets that are built of these parts, shrunk until they run here.
 """
@@ -29,7 +30,11 @@ from silc_bench.trainer.train import TrainState, train_step
 pytestmark = [pytest.mark.broad, pytest.mark.usefixtures("few_captions")]
 CPU = torch.device("cpu")
 STEPS, START = 6, 3
-LATE = {"distillation": {"start_fraction": START / STEPS}, "masked": {"weight": 0.5}, "contrastive": {"images": "original"}}
+LATE = {
+    "distillation": {"start_fraction": START / STEPS},
+    "masked": {"weight": 0.5},
+    "contrastive": {"images": "original"},
+}
 
 
 def late(tiny, **changes):
@@ -44,7 +49,9 @@ def equal(one, other):
     if isinstance(one, torch.Tensor):
         return torch.equal(one, other)
     if isinstance(one, dict):
-        return one.keys() == other.keys() and all(equal(value, other[key]) for key, value in one.items())
+        return one.keys() == other.keys() and all(
+            equal(value, other[key]) for key, value in one.items()
+        )
     if isinstance(one, list | tuple):
         return len(one) == len(other) and all(map(equal, one, other))
     return one == other
@@ -60,9 +67,13 @@ def test_before_the_start_it_is_the_contrastive_run_bit_for_bit(tiny):
         if number < START:
             assert row == other
         towers, twins = mine.student.state_dict(), theirs.student.state_dict()
-        assert all(torch.equal(towers[name], value) for name, value in twins.items()) == (number < START)
+        assert all(torch.equal(towers[name], value) for name, value in twins.items()) == (
+            number < START
+        )
         teachers = mine.teacher.state_dict()
-        assert all(torch.equal(teachers[n], v) for n, v in theirs.teacher.state_dict().items()) == (number < START)
+        assert all(torch.equal(teachers[n], v) for n, v in theirs.teacher.state_dict().items()) == (
+            number < START
+        )
         assert len(mine.optimizer.state) == len(theirs.optimizer.state) + (number >= START) * len(
             mine.student.taught_parameters()
         )
@@ -70,13 +81,17 @@ def test_before_the_start_it_is_the_contrastive_run_bit_for_bit(tiny):
 
 
 def test_before_the_start_it_costs_nothing(tiny, monkeypatch):
-    """No view is made that only a teacher needs, no mask drawn, the teacher never asked; local+global encodes no more."""
+    """No view is made that only a teacher needs, no mask drawn, the teacher never asked;
+    local+global encodes no more.
+    """
     config, asked = late(tiny, distillation={"start_fraction": 0.5, "pairs": "local+global"}), []
     tokenizer, batches = first_batches(config, STEPS)
     state = TrainState.create(config, tokenizer, CPU)
     real_views, real_masks, real_targets = train.make_views, train.draw_masked, Teacher.targets
     monkeypatch.setattr(
-        train, "make_views", lambda *a, **k: asked.append(("views", *sorted(k["needs"]))) or real_views(*a, **k)
+        train,
+        "make_views",
+        lambda *a, **k: asked.append(("views", *sorted(k["needs"]))) or real_views(*a, **k),
     )
     monkeypatch.setattr(train, "draw_masked", lambda *a: asked.append("masks") or real_masks(*a))
     monkeypatch.setattr(Teacher, "targets", lambda *a: asked.append("teacher") or real_targets(*a))
@@ -87,7 +102,11 @@ def test_before_the_start_it_costs_nothing(tiny, monkeypatch):
     assert asked == [("views", "original")] * START
     assert encoded == [config.batch_size] * START
     train_step(state, batches[START])
-    assert asked[START:] == [("views", "global_crops", "local_crops", "original"), "masks", "teacher"]
+    assert asked[START:] == [
+        ("views", "global_crops", "local_crops", "original"),
+        "masks",
+        "teacher",
+    ]
 
 
 def test_at_the_start_the_teacher_is_the_student_and_the_heads_are_fresh(tiny, monkeypatch):
@@ -105,7 +124,11 @@ def test_at_the_start_the_teacher_is_the_student_and_the_heads_are_fresh(tiny, m
             followed = dict(teacher.named_parameters())
             assert all(torch.equal(value, ours[name]) for name, value in followed.items())
             assert not torch.equal(ours["vision.patch.weight"], first["vision.patch.weight"])
-            assert all(torch.equal(value, first[name]) for name, value in ours.items() if name.startswith(TAUGHT))
+            assert all(
+                torch.equal(value, first[name])
+                for name, value in ours.items()
+                if name.startswith(TAUGHT)
+            )
             assert not teacher.center.any()
             assert not teacher.patch_center.any()
         return real(teacher, *args)
@@ -121,7 +144,9 @@ def test_the_time_left_knows_that_taught_steps_cost_more(tiny, tmp_path):
     """In units of the mean of the steps since the last row, which ``images_per_second`` gives."""
     config, said = late(tiny, log_every=1), io.StringIO()
     run_training(config, tmp_path, resume=False, device=CPU, console=Console(file=said))
-    assert f"{STEPS} steps of 8, the teacher from step {START + 1} on" in " ".join(said.getvalue().split())
+    assert f"{STEPS} steps of 8, the teacher from step {START + 1} on" in " ".join(
+        said.getvalue().split()
+    )
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     growth = flops_per_image(config) / flops_per_image(config, is_taught=False)
     assert growth > 1.5
@@ -146,9 +171,14 @@ def test_a_resume_anywhere_about_the_start_is_exact(tiny, kind):
 
 
 def test_adafactor_is_as_fresh_for_a_weight_that_begins_late():
-    """Its first updates, after 40 of another weight, are those of an optimiser that begins with it."""
+    """Its first updates, after 40 of another weight, are those of an optimiser that begins with
+    it.
+    """
     early, weight, twin = (torch.ones(40, 64, requires_grad=True) for _ in range(3))
-    both, alone = (Adafactor([{"params": params, "weight_decay": 0.0}], 1e-2, 0.9) for params in ([early, weight], [twin]))
+    both, alone = (
+        Adafactor([{"params": params, "weight_decay": 0.0}], 1e-2, 0.9)
+        for params in ([early, weight], [twin])
+    )
     generator = torch.Generator().manual_seed(0)
     for step in range(45):
         early.grad = torch.randn(40, 64, generator=generator)
@@ -170,19 +200,111 @@ def test_a_checkpoint_from_before_these_fields_is_read_as_it_ran(tiny):
     assert config.masked.weight == 0
 
 
-@pytest.mark.parametrize(("fraction", "words"), [(-0.1, "must lie in"), (1.0, "must lie in"), (0.99, "leaves no step")])
+@pytest.mark.parametrize(
+    ("fraction", "words"), [(-0.1, "must lie in"), (1.0, "must lie in"), (0.99, "leaves no step")]
+)
 def test_a_start_that_cannot_be_is_refused(tiny, fraction, words):
     with pytest.raises(UserError, match=f"distillation.start_fraction.*{words}"):
         tiny(steps=STEPS, distillation={"start_fraction": fraction})
 
 
-# --- the presets ---------------------------------------------------------------------------------------------------------
+# --- the presets
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+# ---------------------------------------------------------------------------------------------------------
 
 SMALL = [
-    *(f"{tower}.{size}" for tower in ("vision", "text") for size in ("width=32", "depth=1", "num_heads=2", "mlp_dim=48")),
-    *("vision.image_size=32", "vision.patch_size=8", "text.vocab_size=300", "text.context_length=12"),
+    *(
+        f"{tower}.{size}"
+        for tower in ("vision", "text")
+        for size in ("width=32", "depth=1", "num_heads=2", "mlp_dim=48")
+    ),
+    *(
+        "vision.image_size=32",
+        "vision.patch_size=8",
+        "text.vocab_size=300",
+        "text.context_length=12",
+    ),
     *("views.global_size=32", "views.local_size=16", "views.num_local=2", "data.decode_size=32"),
-    *("distillation.num_prototypes=64", "distillation.hidden_dim=32", "distillation.bottleneck_dim=16"),
+    *(
+        "distillation.num_prototypes=64",
+        "distillation.hidden_dim=32",
+        "distillation.bottleneck_dim=16",
+    ),
     *("batch_size=8", "samples=40", "precision=fp32", "log_every=1", "checkpoint_every=1"),
     *("probe.every=5", "probe.tasks=shapes/knn,shapes/zeroshot", "probe.limit=24"),
 ]
@@ -197,11 +319,19 @@ def test_a_preset_trains_is_evaluated_and_resumes(preset, tmp_path):
     console = Console(file=io.StringIO(), width=200)
     run_training(config, whole, resume=False, device=CPU, console=console)
     rows = [json.loads(line) for line in (whole / "log.jsonl").read_text().splitlines()]
-    for name in ("distillation", "masked", "teacher_entropy", "patch_teacher_entropy", "patch_student_teacher_kl"):
+    for name in (
+        "distillation",
+        "masked",
+        "teacher_entropy",
+        "patch_teacher_entropy",
+        "patch_student_teacher_kl",
+    ):
         assert [row["step"] for row in rows if name in row] == TAUGHT_STEPS[preset], name
     for row in rows:
         total = row["contrastive"] + config.distillation.weight * row.get("distillation", 0.0)
-        assert row["loss"] == pytest.approx(total + config.masked.weight * row.get("masked", 0.0), rel=1e-6)
+        assert row["loss"] == pytest.approx(
+            total + config.masked.weight * row.get("masked", 0.0), rel=1e-6
+        )
     (probe,) = [json.loads(line) for line in (whole / "probes.jsonl").read_text().splitlines()]
     assert {"probe/shapes/knn", "probe/shapes/zeroshot"} < set(probe)
 
@@ -217,4 +347,6 @@ def test_a_preset_trains_is_evaluated_and_resumes(preset, tmp_path):
         model = native.load(whole, branch)
         towers = native._empty(without_heads(model.config))
         towers.load_state_dict(native.tensors(model), assign=True)
-        assert torch.equal(towers.vision(torch.zeros(1, 3, 32, 32)), model.vision(torch.zeros(1, 3, 32, 32)))
+        assert torch.equal(
+            towers.vision(torch.zeros(1, 3, 32, 32)), model.vision(torch.zeros(1, 3, 32, 32))
+        )

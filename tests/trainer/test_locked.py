@@ -1,4 +1,6 @@
-"""``optim.locked``: the tower stays as it started, to the bit, and nothing is computed for it that only learning needs."""
+"""``optim.locked``: the tower stays as it started, to the bit, and nothing is computed for it that
+only learning needs.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,14 @@ OTHER = {"vision": "text", "text": "vision"}
 def locked_config(tiny, side: str, **changes):
     objective = "silc" if side != "vision" else "contrastive"
     optim = {"locked": side, "layer_decay": 0.8, "weight_decay": 0.1}
-    return tiny(objective, steps=STEPS, precision="fp32", contrastive={"loss": "sigmoid"}, optim=optim, **changes)
+    return tiny(
+        objective,
+        steps=STEPS,
+        precision="fp32",
+        contrastive={"loss": "sigmoid"},
+        optim=optim,
+        **changes,
+    )
 
 
 def steps_of(config, count: int = STEPS):
@@ -51,25 +60,36 @@ def test_a_locked_tower_stays_to_the_bit_and_all_others_move(side, micro_batch, 
     before, state, _ = steps_of(locked_config(tiny, side, micro_batch=micro_batch))
     for name, value in state.student.state_dict().items():
         assert torch.equal(value, before[name]) == name.startswith(f"{side}."), name
-    assert all(parameter.grad is None for parameter in state.student.get_submodule(side).parameters())
+    assert all(
+        parameter.grad is None for parameter in state.student.get_submodule(side).parameters()
+    )
     moved = {id(p) for group in state.optimizer.param_groups for p in group["params"]}
-    assert not moved & {id(p) for p in state.student.get_submodule(side).parameters()}, "not even to decay"
+    assert not moved & {id(p) for p in state.student.get_submodule(side).parameters()}, (
+        "not even to decay"
+    )
 
 
 @pytest.mark.parametrize("side", list(OTHER))
 def test_it_is_not_computed_again_for_the_backward_pass(side, tiny):
     _, _, calls = steps_of(locked_config(tiny, side, micro_batch=4))
-    per_step = {"text": 2, "vision": 2 * (1 if side == "vision" else 2)}  # micro-batches, times views of a size
+    per_step = {
+        "text": 2,
+        "vision": 2 * (1 if side == "vision" else 2),
+    }  # micro-batches, times views of a size
     assert calls[side] == STEPS * per_step[side]
     assert calls[OTHER[side]] == 2 * STEPS * per_step[OTHER[side]], "what learns is"
 
 
 @pytest.mark.parametrize("side", list(OTHER))
 def test_micro_batches_give_the_same_gradients(side, tiny):
-    """Of the first step: what Adam makes of a gradient that is zero but for rounding is not compared."""
+    """Of the first step: what Adam makes of a gradient that is zero but for rounding is not
+    compared.
+    """
     _, whole, _ = steps_of(locked_config(tiny, side), 1)
     _, parts, _ = steps_of(locked_config(tiny, side, micro_batch=2), 1)
-    for (name, one), other in zip(whole.student.named_parameters(), parts.student.parameters(), strict=True):
+    for (name, one), other in zip(
+        whole.student.named_parameters(), parts.student.parameters(), strict=True
+    ):
         if not name.startswith(f"{side}."):
             torch.testing.assert_close(one.grad, other.grad, rtol=1e-6, atol=1e-6, msg=name)
 
@@ -93,7 +113,14 @@ def test_the_estimate_knows(side, tiny):
 def test_its_log_has_no_gradient_of_it_and_no_false_alarm(tiny, tmp_path, few_captions):
     out = io.StringIO()
     config = locked_config(tiny, "vision", log_every=1)
-    run_training(config, tmp_path / "run", resume=False, device=CPU, console=Console(file=out, width=400), on_collapse="stop")
+    run_training(
+        config,
+        tmp_path / "run",
+        resume=False,
+        device=CPU,
+        console=Console(file=out, width=400),
+        on_collapse="stop",
+    )
     rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert len(rows) == STEPS
     for row in rows:
@@ -105,5 +132,7 @@ def test_its_log_has_no_gradient_of_it_and_no_false_alarm(tiny, tmp_path, few_ca
 
 
 def test_self_distillation_needs_a_tower_to_teach(tiny):
-    with pytest.raises(UserError, match=r"optim\.locked=vision leaves self-distillation no tower to teach"):
+    with pytest.raises(
+        UserError, match=r"optim\.locked=vision leaves self-distillation no tower to teach"
+    ):
         validate(tiny("silc", optim={"locked": "vision"}))

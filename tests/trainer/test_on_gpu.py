@@ -1,4 +1,6 @@
-"""Training on a pretended GPU: the numbers of a CPU, no tensor left behind on the host, and a host that waits for nothing."""
+"""Training on a pretended GPU: the numbers of a CPU, no tensor left behind on the host, and a host
+that waits for nothing.
+"""
 
 import copy
 import io
@@ -32,7 +34,9 @@ TAKEN_TIME = {"images_per_second", "data_wait_share", "seconds_left", "mfu"}
 def started(config, device):
     """A state before its first step, and its batches."""
     source = open_source(config.data)
-    tokenizer = Tokenizer.train(source.captions(50), config.text.vocab_size, config.text.context_length)
+    tokenizer = Tokenizer.train(
+        source.captions(50), config.text.vocab_size, config.text.context_length
+    )
     return TrainState.create(config, tokenizer, device), source.batches(config.batch_size, 0)
 
 
@@ -42,8 +46,14 @@ def two_steps(config, device):
     rows = [train_step(state, next(batches)) for _ in range(2)]
     batches.close()
     average = state.average.weights if state.average else {}
-    tensors = {**state.student.state_dict(), **{f"teacher.{n}": t for n, t in state.teacher.state_dict().items()}, **average}
-    return [{name: value.item() for name, value in row.items()} for row in rows], {n: t.cpu() for n, t in tensors.items()}
+    tensors = {
+        **state.student.state_dict(),
+        **{f"teacher.{n}": t for n, t in state.teacher.state_dict().items()},
+        **average,
+    }
+    return [{name: value.item() for name, value in row.items()} for row in rows], {
+        n: t.cpu() for n, t in tensors.items()
+    }
 
 
 @pytest.mark.parametrize(
@@ -51,9 +61,15 @@ def two_steps(config, device):
     [
         ("contrastive", {}),
         ("silc", {"contrastive": {"loss": "softmax"}, "average_momentum": 0.9}),
-        ("silc", {"distillation": {"centering": "sinkhorn", "pairs": "local+global"}, "micro_batch": 3}),
+        (
+            "silc",
+            {"distillation": {"centering": "sinkhorn", "pairs": "local+global"}, "micro_batch": 3},
+        ),
         ("silc", {"optim": {"kind": "adafactor", "layer_decay": 0.8}, **MASKED}),
-        ("silc", {"views": {"gray_prob": 0.5, "blur_probs": (0.5, 0.5, 0.5), "solarize_prob": 0.5}}),
+        (
+            "silc",
+            {"views": {"gray_prob": 0.5, "blur_probs": (0.5, 0.5, 0.5), "solarize_prob": 0.5}},
+        ),
     ],
 )
 def test_steps_on_a_gpu_are_those_on_a_cpu(tiny, objective, changes):
@@ -64,10 +80,15 @@ def test_steps_on_a_gpu_are_those_on_a_cpu(tiny, objective, changes):
     for row, other in zip(found, wanted, strict=True):
         assert row == pytest.approx(other, rel=1e-5)
     for name, tensor in weights.items():
-        torch.testing.assert_close(ours[name], tensor, rtol=1e-4, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            ours[name], tensor, rtol=1e-4, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
-@pytest.mark.parametrize("changes", [{"average_momentum": 0.9, **MASKED}, {"micro_batch": 4, "optim": {"kind": "adafactor"}}])
+@pytest.mark.parametrize(
+    "changes",
+    [{"average_momentum": 0.9, **MASKED}, {"micro_batch": 4, "optim": {"kind": "adafactor"}}],
+)
 def test_the_host_waits_for_nothing_in_a_step(tiny, changes):
     """It would leave the GPU with nothing to do while the host prepares what comes next."""
     augmented = {"gray_prob": 0.5, "blur_probs": (0.5, 0.5, 0.5), "solarize_prob": 0.5}
@@ -98,9 +119,13 @@ def test_what_is_not_finite_on_a_gpu_is_known_a_step_later_and_not_saved(tiny):
 
 
 def test_a_run_on_a_gpu_that_goes_wrong_ends_before_it_is_said_or_saved(tiny, tmp_path):
-    config = tiny(steps=9, checkpoint_every=1, log_every=2, optim={"lr": 1e30, "warmup_fraction": 0.0})
+    config = tiny(
+        steps=9, checkpoint_every=1, log_every=2, optim={"lr": 1e30, "warmup_fraction": 0.0}
+    )
     with pretended_gpu(), pytest.raises(RunError, match="step 2: contrastive is not finite"):
-        run_training(config, tmp_path, resume=False, device=CUDA, console=Console(file=io.StringIO()))
+        run_training(
+            config, tmp_path, resume=False, device=CUDA, console=Console(file=io.StringIO())
+        )
     assert rows_of(tmp_path) == []
     assert [path.name for path in checkpoint.all_in(tmp_path)] == ["step_00000001.pt"]
 
@@ -119,9 +144,18 @@ def rows_of(folder):
     return [{name: value for name, value in row.items() if name not in TAKEN_TIME} for row in rows]
 
 
-def test_a_run_on_a_gpu_goes_on_from_its_checkpoint_and_says_what_one_on_a_cpu_says(tiny, tmp_path, monkeypatch):
-    monkeypatch.setitem(estimate.MATRIX, "cuda", 64)  # a GPU's products take seconds here, and no rate is compared
-    config = tiny(steps=4, probe={"every": 4, "limit": 16, "tasks": "shapes/knn"}, average_momentum=0.9, **MASKED)
+def test_a_run_on_a_gpu_goes_on_from_its_checkpoint_and_says_what_one_on_a_cpu_says(
+    tiny, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(
+        estimate.MATRIX, "cuda", 64
+    )  # a GPU's products take seconds here, and no rate is compared
+    config = tiny(
+        steps=4,
+        probe={"every": 4, "limit": 16, "tasks": "shapes/knn"},
+        average_momentum=0.9,
+        **MASKED,
+    )
     quiet = Console(file=io.StringIO())
     run_training(config, tmp_path / "cpu", resume=False, device=CPU, console=quiet)
     with pretended_gpu():

@@ -1,4 +1,6 @@
-"""AdamW against its formula in float64, which parameters decay and by how much, and the clipping of gradients."""
+"""AdamW against its formula in float64, which parameters decay and by how much, and the clipping of
+gradients.
+"""
 
 import math
 from dataclasses import replace
@@ -28,7 +30,9 @@ def student(loss="sigmoid", weight=1.0, masked=0.0):
         vision=VisionConfig(image_size=16, patch_size=8, **SIZE),
         text=TextConfig(vocab_size=300, context_length=8, **SIZE),
         contrastive=ContrastiveConfig(loss=loss),
-        distillation=DistillationConfig(weight=weight, num_prototypes=20, hidden_dim=24, bottleneck_dim=8),
+        distillation=DistillationConfig(
+            weight=weight, num_prototypes=20, hidden_dim=24, bottleneck_dim=8
+        ),
         masked=MaskedConfig(weight=masked),
     )
     model = Student(config)
@@ -43,7 +47,8 @@ def give_gradients(model, seed, size=1.0):
 
 
 @pytest.mark.parametrize(
-    ("loss", "weight", "masked"), [("sigmoid", 1.0, 0.0), ("sigmoid", 0.0, 0.0), ("softmax", 1.0, 0.0), ("sigmoid", 1.0, 0.5)]
+    ("loss", "weight", "masked"),
+    [("sigmoid", 1.0, 0.0), ("sigmoid", 0.0, 0.0), ("softmax", 1.0, 0.0), ("sigmoid", 1.0, 0.5)],
 )
 def test_matrices_decay_and_nothing_else_does(loss, weight, masked):
     """Each parameter that may move is in one group, once."""
@@ -74,7 +79,9 @@ def test_matrices_decay_and_nothing_else_does(loss, weight, masked):
 
 @pytest.mark.parametrize("share", [1.0, 0.25])
 def test_decay_is_big_visions(share):
-    """Without a gradient a matrix loses weight_decay of itself a step at the peak rate, and less with the rate."""
+    """Without a gradient a matrix loses weight_decay of itself a step at the peak rate, and less
+    with the rate.
+    """
     model = student()
     optimizer = make_optimizer(model, OPTIM)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
@@ -83,13 +90,21 @@ def test_decay_is_big_visions(share):
     optimizer.step()
     for name, p in model.named_parameters():
         is_matrix = any(p is q for q in optimizer.param_groups[0]["params"])
-        torch.testing.assert_close(p.detach(), before[name] * (1 - share * 0.05 if is_matrix else 1.0), rtol=1e-6, atol=0)
+        torch.testing.assert_close(
+            p.detach(), before[name] * (1 - share * 0.05 if is_matrix else 1.0), rtol=1e-6, atol=0
+        )
 
 
 @pytest.mark.parametrize("size", [1.0, 1e-7])  # of the gradients; 1e-8 is added to a root
 def test_steps_equal_the_formula_in_float64(size):
-    """Loshchilov & Hutter 1711.05101, algorithm 2, at a rate that changes and at momenta that are not the default."""
-    model, rates, config = student(), [1e-3, 1e-2, 4e-3, 1e-3], replace(OPTIM, beta1=0.8, beta2=0.99)
+    """Loshchilov & Hutter 1711.05101, algorithm 2, at a rate that changes and at momenta that are
+    not the default.
+    """
+    model, rates, config = (
+        student(),
+        [1e-3, 1e-2, 4e-3, 1e-3],
+        replace(OPTIM, beta1=0.8, beta2=0.99),
+    )
     optimizer = make_optimizer(model, config)
     matrices = {id(p) for p in optimizer.param_groups[0]["params"]}
     weights = {name: p.detach().double() for name, p in model.named_parameters()}
@@ -101,13 +116,21 @@ def test_steps_equal_the_formula_in_float64(size):
             gradient = p.grad.double()
             first[name] = 0.8 * first[name] + 0.2 * gradient
             second[name] = 0.99 * second[name] + 0.01 * gradient**2
-            mean, square = first[name] / (1 - 0.8 ** (step + 1)), second[name] / (1 - 0.99 ** (step + 1))
+            mean, square = (
+                first[name] / (1 - 0.8 ** (step + 1)),
+                second[name] / (1 - 0.99 ** (step + 1)),
+            )
             decay = rate / OPTIM.lr * 0.05 if id(p) in matrices else 0.0
-            weights[name] = weights[name] - decay * weights[name] - rate * mean / (square.sqrt() + 1e-8)
+            weights[name] = (
+                weights[name] - decay * weights[name] - rate * mean / (square.sqrt() + 1e-8)
+            )
         optimizer.step()
     for name, p in model.named_parameters():
         torch.testing.assert_close(p.detach().double(), weights[name], rtol=1e-5, atol=1e-6)
-    assert {group["beta1"] for group in make_optimizer(model, replace(config, kind="adafactor")).param_groups} == {0.8}
+    assert {
+        group["beta1"]
+        for group in make_optimizer(model, replace(config, kind="adafactor")).param_groups
+    } == {0.8}
 
 
 @pytest.mark.parametrize(("max_norm", "is_clipped"), [(1e-3, True), (1e6, False)])
@@ -119,12 +142,16 @@ def test_gradients_are_clipped_by_their_global_norm(max_norm, is_clipped):
     found = clip_gradients(model, max_norm)
     assert found.item() == pytest.approx(norm, rel=1e-5)
     for name, p in model.named_parameters():
-        torch.testing.assert_close(p.grad, before[name] * (max_norm / norm if is_clipped else 1.0), rtol=1e-4, atol=0)
+        torch.testing.assert_close(
+            p.grad, before[name] * (max_norm / norm if is_clipped else 1.0), rtol=1e-4, atol=0
+        )
 
 
 @pytest.mark.parametrize("kind", ["adamw", "adafactor"])
 def test_layers_further_from_the_end_move_less(kind):
-    """BEiT's rule: blocks of a tower of depth 3 at 0.5, 0.25, 0.125 of the rate, what embeds at 0.0625, the rest at 1."""
+    """BEiT's rule: blocks of a tower of depth 3 at 0.5, 0.25, 0.125 of the rate, what embeds at
+    0.0625, the rest at 1.
+    """
     config = Config(
         preset="deep",
         vision=VisionConfig(image_size=16, patch_size=8, **SIZE | {"depth": 3}),
@@ -138,15 +165,27 @@ def test_layers_further_from_the_end_move_less(kind):
     names = {id(p): name for name, p in model.named_parameters()}
     rates = {names[id(p)]: group["lr"] for group in optimizer.param_groups for p in group["params"]}
     assert rates.keys() == {name for name, p in model.named_parameters() if p.requires_grad}
-    expected = {"vision.blocks.2.": 0.5, "vision.blocks.1.": 0.25, "vision.blocks.0.": 0.125, "vision.patch.": 0.0625}
-    expected |= {"vision.positions": 0.0625, "text.blocks.0.": 0.5, "text.embedding.": 0.25, "text.positions": 0.25}
+    expected = {
+        "vision.blocks.2.": 0.5,
+        "vision.blocks.1.": 0.25,
+        "vision.blocks.0.": 0.125,
+        "vision.patch.": 0.0625,
+    }
+    expected |= {
+        "vision.positions": 0.0625,
+        "text.blocks.0.": 0.5,
+        "text.embedding.": 0.25,
+        "text.positions": 0.25,
+    }
     for name, rate in rates.items():
         scale = next((scale for start, scale in expected.items() if name.startswith(start)), 1.0)
         assert rate == pytest.approx(4e-3 * scale), name
 
 
 def test_without_layer_decay_there_are_the_groups_of_ever(tmp_path):
-    """A run begun before rates had layers goes on: two groups, and a saved one without its share takes the whole rate."""
+    """A run begun before rates had layers goes on: two groups, and a saved one without its share
+    takes the whole rate.
+    """
     optimizer = make_optimizer(student(), OPTIM)
     assert len(optimizer.param_groups) == 2
     for group in optimizer.param_groups:
@@ -161,8 +200,16 @@ def test_the_state_weighs_what_is_reported(kind):
     optimizer = make_optimizer(model, config)
     give_gradients(model, seed=0)
     optimizer.step()
-    tensors = [x for state in optimizer.state.values() for name, x in state.items() if name != "step"]
+    tensors = [
+        x for state in optimizer.state.values() for name, x in state.items() if name != "step"
+    ]
     assert sum(x.numel() * x.element_size() for x in tensors) == state_bytes(model, config)
     locked = model.text.embedding.weight.requires_grad_(False)
-    kept = [x for p, state in optimizer.state.items() if p is not locked for name, x in state.items() if name != "step"]
+    kept = [
+        x
+        for p, state in optimizer.state.items()
+        if p is not locked
+        for name, x in state.items()
+        if name != "step"
+    ]
     assert sum(x.numel() * x.element_size() for x in kept) == state_bytes(model, config)

@@ -16,7 +16,14 @@ from silc_bench.trainer.loop import run_training
 from silc_bench.trainer.train import train_step
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
-X86 = {"architecture": "x86_64", "avx2": True, "avx512_f": False, "avx512_bf16": False, "amx_bf16": False, "amx_fp16": True}
+X86 = {
+    "architecture": "x86_64",
+    "avx2": True,
+    "avx512_f": False,
+    "avx512_bf16": False,
+    "amx_bf16": False,
+    "amx_fp16": True,
+}
 
 
 def computes(monkeypatch, **capabilities):
@@ -41,7 +48,9 @@ def test_a_cpu_computes_bf16_where_it_does_so_natively(tiny, monkeypatch, capabi
 @pytest.mark.parametrize(("native", "precision"), [(True, "bf16"), (False, "fp32")])
 def test_so_does_a_gpu(tiny, monkeypatch, native, precision):
     """One from before Ampere only emulates it."""
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native or including_emulation)
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation: native or including_emulation
+    )
     assert resolve(tiny(precision="auto"), GPU).precision == precision
 
 
@@ -58,13 +67,17 @@ def test_every_preset_leaves_it_to_the_machine():
 
 @pytest.mark.usefixtures("few_captions")
 def test_a_run_keeps_the_precision_it_began_in(tiny, tmp_path, monkeypatch):
-    """Begun where bf16 is emulated, resumed where it is native: the weights are those of the run that stayed."""
+    """Begun where bf16 is emulated, resumed where it is native: the weights are those of the run
+    that stayed.
+    """
 
     def run(folder, steps, *, resume, **changes):
         config = tiny(checkpoint_every=2, log_every=2, samples=8 * 4, **changes)
         monkeypatch.setattr("silc_bench.trainer.loop.train_step", stop_after(steps))
         with contextlib.suppress(KeyboardInterrupt):
-            run_training(config, folder, resume=resume, device=CPU, console=Console(file=io.StringIO()))
+            run_training(
+                config, folder, resume=resume, device=CPU, console=Console(file=io.StringIO())
+            )
         return checkpoint.load(checkpoint.find(folder))
 
     def stop_after(steps):
@@ -84,4 +97,6 @@ def test_a_run_keeps_the_precision_it_began_in(tiny, tmp_path, monkeypatch):
         run(tmp_path / "moved", 99, resume=True, precision="bf16")
     moved = run(tmp_path / "moved", 99, resume=True)
     assert (moved["step"], json.loads(moved["config"])["precision"]) == (4, "fp32")
-    assert all(torch.equal(value, stayed["student"][name]) for name, value in moved["student"].items())
+    assert all(
+        torch.equal(value, stayed["student"][name]) for name, value in moved["student"].items()
+    )

@@ -1,7 +1,9 @@
-"""A run that is killed or stopped anywhere and resumed ends bit for bit where the uninterrupted one does.
+"""A run that is killed or stopped anywhere and resumed ends bit for bit where the uninterrupted one
+does.
 
-Real processes die by SIGKILL here, one for every part of every run, at the places that ``LIVES`` names; only the files that
-the dead leave behind go on. The run that nothing interrupts is made in this process.
+Real processes die by SIGKILL here, one for every part of every run, at the places that ``LIVES``
+names; only the files that the dead leave behind go on. The run that nothing interrupts is made in
+this process.
 """
 
 import io
@@ -30,9 +32,14 @@ CPU = torch.device("cpu")
 STEPS = 9  # a checkpoint after every second, a row of the log after every third
 TIMING = ("images_per_second", "data_wait_share", "seconds_left", "mfu")
 
-# Lives of a run: where each of its processes dies, and at which pass of the place; the last one is resumed to the end.
+# Lives of a run: where each of its processes dies, and at which pass of the place; the last one is
+# resumed to the end.
 LIVES = {
-    "dies in a step": [("before a step", 4), ("between weights and teacher", 4), ("between teacher and centre", 5)],
+    "dies in a step": [
+        ("before a step", 4),
+        ("between weights and teacher", 4),
+        ("between teacher and centre", 5),
+    ],
     "dies saving": [
         ("inside a checkpoint", 2),
         ("between a checkpoint's file and its words", 1),
@@ -45,7 +52,11 @@ LIVES = {
     "dies logging, then of two signals": [("inside a row of the log", 1), ("two signals", 4)],
     "dies, then is told to stop": [("before a step", 4), ("signal to the group", 3)],
 }
-HOW = {"two signals": -signal.SIGTERM, "signal to the group": 1, "warned": 1}  # exit code; of every other place SIGKILL's
+HOW = {
+    "two signals": -signal.SIGTERM,
+    "signal to the group": 1,
+    "warned": 1,
+}  # exit code; of every other place SIGKILL's
 SOURCES = {"shapes": list(LIVES)[:5], "shards": list(LIVES)[5:]}
 CASES = [(source, life) for source, lives in SOURCES.items() for life in lives]
 
@@ -54,7 +65,9 @@ def equal(one, other):
     if isinstance(one, torch.Tensor):
         return one.dtype == other.dtype and torch.equal(one, other)
     if isinstance(one, dict):
-        return one.keys() == other.keys() and all(equal(value, other[key]) for key, value in one.items())
+        return one.keys() == other.keys() and all(
+            equal(value, other[key]) for key, value in one.items()
+        )
     if isinstance(one, list | tuple):
         return len(one) == len(other) and all(map(equal, one, other))
     return type(one) is type(other) and one == other
@@ -79,7 +92,9 @@ def same_run(one, other):
 
 @pytest.fixture(scope="module")
 def _uncounted():
-    """Counting a step's operations, for the rows' mfu alone, takes as long as the steps of so small a run."""
+    """Counting a step's operations, for the rows' mfu alone, takes as long as the steps of so small
+    a run.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("silc_bench.trainer.monitor.health.flops_per_image", lives.uncounted)
         yield
@@ -87,7 +102,9 @@ def _uncounted():
 
 @pytest.fixture(scope="module")
 def configs(tiny, shards):
-    """Distillation of globals and locals in fp32 on generated scenes; bf16 on shards, of which one picture is damaged."""
+    """Distillation of globals and locals in fp32 on generated scenes; bf16 on shards, of which one
+    picture is damaged.
+    """
     rhythm = {"steps": STEPS, "checkpoint_every": 2, "log_every": 3}
     return {
         "shapes": tiny(precision="fp32", distillation={"pairs": "local+global"}, **rhythm),
@@ -102,7 +119,13 @@ def whole(configs, tmp_path_factory, _uncounted):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "TOKENIZER_CAPTIONS", 50)
         for source, config in configs.items():
-            run_training(config, folder / source, resume=False, device=CPU, console=Console(file=io.StringIO()))
+            run_training(
+                config,
+                folder / source,
+                resume=False,
+                device=CPU,
+                console=Console(file=io.StringIO()),
+            )
     return {source: folder / source for source in configs}
 
 
@@ -120,23 +143,38 @@ def stopped(configs, tmp_path_factory, _uncounted):
 def test_a_killed_run_ends_as_the_uninterrupted_one(whole, configs, tmp_path, source, life):
     config, run, said, codes = configs[source], tmp_path / "run", tmp_path / "said", []
     for number, (place, count) in enumerate([*LIVES[life], (None, 0)]):
-        workers = 1 if place == "signal to the group" else 0  # how many read the data is no part of the result
+        workers = (
+            1 if place == "signal to the group" else 0
+        )  # how many read the data is no part of the result
         used = replace(config, data=replace(config.data, num_workers=workers))
         is_waiting = life != "dies saving"  # there the main thread trains on while the writer dies
-        codes.append(forked.ended(forked.start(said, lives.live, used, run, number > 0, place, count, is_waiting)))
+        codes.append(
+            forked.ended(
+                forked.start(said, lives.live, used, run, number > 0, place, count, is_waiting)
+            )
+        )
     words = said.read_text()
     assert codes == [*(HOW.get(place, -signal.SIGKILL) for place, _ in LIVES[life]), 0], words
     same_run(run, whole[source])
-    assert {p.suffix for p in (run / "checkpoints").iterdir()} == {".json", ".pt"}, "no half file is left"
-    # A process that was told to stop says so, and nothing else: none of its workers died on the way.
+    assert {p.suffix for p in (run / "checkpoints").iterdir()} == {".json", ".pt"}, (
+        "no half file is left"
+    )
+    # A process that was told to stop says so, and nothing else: none of its workers died on the
+    # way.
     assert words.count("Traceback") == words.count("StoppedError: stopped by ") == codes.count(1)
-    assert [name for name in ("SIGUSR1 after step 3", "SIGUSR1 after step 5", "SIGTERM after step 5") if name in words] == {
+    assert [
+        name
+        for name in ("SIGUSR1 after step 3", "SIGUSR1 after step 5", "SIGTERM after step 5")
+        if name in words
+    ] == {
         "dies of a scheduler's warning, twice": ["SIGUSR1 after step 3", "SIGUSR1 after step 5"],
         "dies, then is told to stop": ["SIGTERM after step 5"],
     }.get(life, [])
 
 
-def test_a_damaged_newest_checkpoint_costs_its_steps_and_nothing_else(whole, configs, tmp_path, monkeypatch):
+def test_a_damaged_newest_checkpoint_costs_its_steps_and_nothing_else(
+    whole, configs, tmp_path, monkeypatch
+):
     """The run goes on from the one before, says so, and ends as if nothing had happened."""
     interrupted(configs["shards"], tmp_path, signal.SIGTERM, 5, monkeypatch)
     newest = checkpoint.find(tmp_path)
@@ -151,7 +189,9 @@ def test_a_damaged_newest_checkpoint_costs_its_steps_and_nothing_else(whole, con
     same_run(tmp_path, whole["shards"])
 
 
-def test_minutes_are_a_rhythm_of_their_own_and_change_nothing_else(whole, configs, tmp_path, monkeypatch):
+def test_minutes_are_a_rhythm_of_their_own_and_change_nothing_else(
+    whole, configs, tmp_path, monkeypatch
+):
     """With a clock that advances a minute a step: every third one."""
     clock, saved, step, save = [0.0], [], loop.train_step, checkpoint.save
 
@@ -159,14 +199,22 @@ def test_minutes_are_a_rhythm_of_their_own_and_change_nothing_else(whole, config
         clock[0] += 60
         return step(state, batch)
 
-    monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=time.perf_counter, monotonic=lambda: clock[0]))
+    monkeypatch.setattr(
+        loop, "time", SimpleNamespace(perf_counter=time.perf_counter, monotonic=lambda: clock[0])
+    )
     monkeypatch.setattr(loop, "train_step", in_a_minute)
-    monkeypatch.setattr(checkpoint, "save", lambda run, payload, score: saved.append(payload["step"]) or save(run, payload))
+    monkeypatch.setattr(
+        checkpoint,
+        "save",
+        lambda run, payload, score: saved.append(payload["step"]) or save(run, payload),
+    )
     config = replace(configs["shapes"], checkpoint_every=1000, checkpoint_minutes=3.0)
     run_training(config, tmp_path, resume=False, device=CPU, console=Console(file=io.StringIO()))
     assert saved == [3, 6, 9]
     ends = [checkpoint.load(checkpoint.find(run)) for run in (tmp_path, whole["shapes"])]
-    assert [name for name in ends[0] if name != "config" and not equal(ends[0][name], ends[1][name])] == []
+    assert [
+        name for name in ends[0] if name != "config" and not equal(ends[0][name], ends[1][name])
+    ] == []
     assert rows(tmp_path) == rows(whole["shapes"])
 
 
@@ -178,24 +226,38 @@ def test_another_rhythm_of_checkpoints_is_no_other_run(configs, whole, stopped, 
     assert rows(tmp_path) == rows(whole["shapes"])
 
 
-@pytest.mark.parametrize(("changes", "allowed"), [({"checkpointing": "blocks"}, 0.0), ({"micro_batch": 3}, 1e-4)], ids=str)
-def test_what_a_step_keeps_in_memory_may_change(configs, whole, stopped, tmp_path, monkeypatch, changes, allowed):
-    """Blocks computed anew end to the bit; parts of a batch at a time add in another order. Both are really in use."""
+@pytest.mark.parametrize(
+    ("changes", "allowed"),
+    [({"checkpointing": "blocks"}, 0.0), ({"micro_batch": 3}, 1e-4)],
+    ids=str,
+)
+def test_what_a_step_keeps_in_memory_may_change(
+    configs, whole, stopped, tmp_path, monkeypatch, changes, allowed
+):
+    """Blocks computed anew end to the bit; parts of a batch at a time add in another order. Both
+    are really in use.
+    """
     shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
     states, real = [], loop._loop
-    monkeypatch.setattr(loop, "_loop", lambda state, *rest: states.append(state) or real(state, *rest))
+    monkeypatch.setattr(
+        loop, "_loop", lambda state, *rest: states.append(state) or real(state, *rest)
+    )
     changed = replace(configs["shapes"], **changes)
     run_training(changed, tmp_path, resume=True, device=CPU, console=Console(file=io.StringIO()))
     (state,) = states
     assert state.student.vision.blocks.is_checkpointed == ("checkpointing" in changes)
     assert isinstance(state.forward, MicroBatches) == ("micro_batch" in changes)
-    ours, theirs = (checkpoint.load(checkpoint.find(run))["student"] for run in (tmp_path, whole["shapes"]))
+    ours, theirs = (
+        checkpoint.load(checkpoint.find(run))["student"] for run in (tmp_path, whole["shapes"])
+    )
     for name, weight in theirs.items():
         assert torch.allclose(ours[name], weight, atol=allowed, rtol=0), name
 
 
 def test_killed_before_the_first_checkpoint_it_starts_anew(configs, tmp_path, monkeypatch):
-    """There is nothing to resume; the same command without --resume goes through, and its log is whole."""
+    """There is nothing to resume; the same command without --resume goes through, and its log is
+    whole.
+    """
     config = configs["shapes"]
 
     def stop(state, batch):
@@ -206,7 +268,9 @@ def test_killed_before_the_first_checkpoint_it_starts_anew(configs, tmp_path, mo
     real = loop.train_step
     monkeypatch.setattr(loop, "train_step", stop)
     with pytest.raises(KeyboardInterrupt):
-        run_training(config, tmp_path, resume=False, device=CPU, console=Console(file=io.StringIO()))
+        run_training(
+            config, tmp_path, resume=False, device=CPU, console=Console(file=io.StringIO())
+        )
     monkeypatch.setattr(loop, "train_step", real)
     assert checkpoint.all_in(tmp_path) == []
     with pytest.raises(UserError, match="leave --resume out to start anew"):
@@ -215,7 +279,79 @@ def test_killed_before_the_first_checkpoint_it_starts_anew(configs, tmp_path, mo
     assert [row["step"] for row in rows(tmp_path)] == [3, 6, 9]
 
 
-# --- signals -------------------------------------------------------------------------------------------------------------
+# --- signals
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+# -------------------------------------------------------------------------------------------------------------
 
 
 def interrupted(config, run, kind, step, monkeypatch):
@@ -236,17 +372,28 @@ def interrupted(config, run, kind, step, monkeypatch):
     return console.file.getvalue(), str(caught.value)
 
 
-@pytest.mark.parametrize(("source", "kind", "step"), [("shapes", signal.SIGTERM, 5), ("shards", signal.SIGINT, 4)])
-def test_a_signal_is_answered_with_a_checkpoint(whole, configs, tmp_path, monkeypatch, source, kind, step):
+@pytest.mark.parametrize(
+    ("source", "kind", "step"), [("shapes", signal.SIGTERM, 5), ("shards", signal.SIGINT, 4)]
+)
+def test_a_signal_is_answered_with_a_checkpoint(
+    whole, configs, tmp_path, monkeypatch, source, kind, step
+):
     """The step that is under way is finished, saved, and the run continues from exactly there."""
     handlers = [signal.getsignal(s) for s in loop.STOPPING]
     printed, message = interrupted(configs[source], tmp_path, kind, step, monkeypatch)
     newest = tmp_path / "checkpoints" / f"step_{step:08d}.pt"
-    assert message == f"stopped by {kind.name} after step {step}; {newest} is saved, continue with --resume"
+    assert (
+        message
+        == f"stopped by {kind.name} after step {step}; {newest} is saved, continue with --resume"
+    )
     assert checkpoint.load(checkpoint.find(tmp_path))["step"] == step
     assert [signal.getsignal(s) for s in loop.STOPPING] == handlers
-    assert ("left out:" in printed) == (source == "shards"), "what was left out is said of a stopped run too"
-    run_training(configs[source], tmp_path, resume=True, device=CPU, console=Console(file=io.StringIO()))
+    assert ("left out:" in printed) == (source == "shards"), (
+        "what was left out is said of a stopped run too"
+    )
+    run_training(
+        configs[source], tmp_path, resume=True, device=CPU, console=Console(file=io.StringIO())
+    )
     same_run(tmp_path, whole[source])
 
 
@@ -256,7 +403,13 @@ def test_the_other_objectives_resume_as_well(tiny, tmp_path, monkeypatch, object
     config = tiny(objective, steps=5, contrastive={"loss": "softmax"})
     interrupted(config, tmp_path / "a", signal.SIGTERM, 2, monkeypatch)
     paths = [
-        run_training(config, tmp_path / name, resume=name == "a", device=CPU, console=Console(file=io.StringIO()))
+        run_training(
+            config,
+            tmp_path / name,
+            resume=name == "a",
+            device=CPU,
+            console=Console(file=io.StringIO()),
+        )
         for name in ("a", "b")
     ]
     assert equal(*map(checkpoint.load, paths))
@@ -272,7 +425,9 @@ def test_a_signal_at_the_last_step_changes_nothing(configs, whole, tmp_path, mon
         return real(state, batch)
 
     monkeypatch.setattr(loop, "train_step", signalled)
-    run_training(configs["shapes"], tmp_path, resume=False, device=CPU, console=Console(file=io.StringIO()))
+    run_training(
+        configs["shapes"], tmp_path, resume=False, device=CPU, console=Console(file=io.StringIO())
+    )
     same_run(tmp_path, whole["shapes"])
 
 
@@ -280,4 +435,6 @@ def test_another_place_of_the_data_is_another_configuration(configs, whole):
     config = configs["shapes"]
     moved = replace(config, data=replace(config.data, source="elsewhere/*.tar"))
     with pytest.raises(UserError, match=r"data.source 'shapes' -> 'elsewhere/\*.tar'"):
-        run_training(moved, whole["shapes"], resume=True, device=CPU, console=Console(file=io.StringIO()))
+        run_training(
+            moved, whole["shapes"], resume=True, device=CPU, console=Console(file=io.StringIO())
+        )

@@ -1,4 +1,6 @@
-"""The training step against one written out in plain PyTorch, the ablation's exact identities, and how a run stops."""
+"""The training step against one written out in plain PyTorch, the ablation's exact identities, and
+how a run stops.
+"""
 
 import copy
 import io
@@ -30,7 +32,9 @@ CPU = torch.device("cpu")
 def start(config):
     """The state a run starts with, and its batches."""
     source = open_source(config.data)
-    tokenizer = Tokenizer.train(source.captions(50), config.text.vocab_size, config.text.context_length)
+    tokenizer = Tokenizer.train(
+        source.captions(50), config.text.vocab_size, config.text.context_length
+    )
     return TrainState.create(config, tokenizer, CPU), source.batches(config.batch_size, 0)
 
 
@@ -52,14 +56,19 @@ def run(config, folder, *, resume=False):
 def differing(one, other):
     one, other = one.state_dict(), other.state_dict()
     both = one.keys() & other.keys()
-    return (one.keys() ^ other.keys()) | {name for name in both if not torch.equal(one[name], other[name])}
+    return (one.keys() ^ other.keys()) | {
+        name for name in both if not torch.equal(one[name], other[name])
+    }
 
 
-# --- one step, written out -----------------------------------------------------------------------------------------------
+# --- one step, written out
+# -----------------------------------------------------------------------------------------------
 
 
 class PlainRun:
-    """SILC's step with torch's optimiser and loops for the losses, the average and the centre; towers and views are shared."""
+    """SILC's step with torch's optimiser and loops for the losses, the average and the centre;
+    towers and views are shared.
+    """
 
     def __init__(self, config, tokenizer):
         self.config, self.tokenizer = config, tokenizer
@@ -68,11 +77,23 @@ class PlainRun:
         self.tower, self.head = copy.deepcopy(self.student.vision), copy.deepcopy(self.student.head)
         self.center = torch.zeros(config.distillation.num_prototypes)
         named = [(n, p) for n, p in self.student.named_parameters() if p.requires_grad]
-        spared = ("bias", "positions", "probe", "log_scale", "norm1.weight", "norm2.weight", "norm.weight", "embedding.weight")
+        spared = (
+            "bias",
+            "positions",
+            "probe",
+            "log_scale",
+            "norm1.weight",
+            "norm2.weight",
+            "norm.weight",
+            "embedding.weight",
+        )
         optim = config.optim
         self.optimizer = torch.optim.AdamW(
             [
-                {"params": [p for n, p in named if not n.endswith(spared)], "weight_decay": optim.weight_decay / optim.lr},
+                {
+                    "params": [p for n, p in named if not n.endswith(spared)],
+                    "weight_decay": optim.weight_decay / optim.lr,
+                },
                 {"params": [p for n, p in named if n.endswith(spared)], "weight_decay": 0},
             ],
             betas=(optim.beta1, optim.beta2),
@@ -106,14 +127,20 @@ class PlainRun:
         if d.weight > 0:
             with torch.no_grad():
                 teacher_logits = [self.head(self.tower(crop)) for crop in views.global_crops]
-            shown = [("global", i, c) for i, c in enumerate(views.global_crops)] if d.pairs == "local+global" else []
+            shown = (
+                [("global", i, c) for i, c in enumerate(views.global_crops)]
+                if d.pairs == "local+global"
+                else []
+            )
             shown += [("local", i, c) for i, c in enumerate(views.local_crops)]
             terms = []
             for t, logits in enumerate(teacher_logits):
                 probs = F.softmax((logits - self.center) / d.teacher_temp, -1)
                 for kind, i, crop in shown:
                     if (kind, i) != ("global", t):
-                        log_probs = F.log_softmax(student.head(student.vision(crop)) / d.student_temp, -1)
+                        log_probs = F.log_softmax(
+                            student.head(student.vision(crop)) / d.student_temp, -1
+                        )
                         terms.append(-(probs * log_probs).sum(-1).mean())
             loss = loss + d.weight * sum(terms) / len(terms)
         student.zero_grad()
@@ -127,19 +154,26 @@ class PlainRun:
         self.optimizer.step()
         m = d.ema_momentum
         with torch.no_grad():
-            pairs = [(self.tower, student.vision)] + ([(self.head, student.head)] if self.head is not None else [])
+            pairs = [(self.tower, student.vision)] + (
+                [(self.head, student.head)] if self.head is not None else []
+            )
             for teacher, follows in pairs:
                 for mine, theirs in zip(teacher.parameters(), follows.parameters(), strict=True):
                     mine.copy_(m * mine + (1 - m) * theirs)
             if teacher_logits:
-                self.center = d.center_momentum * self.center + (1 - d.center_momentum) * torch.cat(teacher_logits).mean(0)
+                self.center = d.center_momentum * self.center + (1 - d.center_momentum) * torch.cat(
+                    teacher_logits
+                ).mean(0)
         return loss.item(), norm.item()
 
 
 VARIANTS = {
     "silc": {},
     "local+global": {"distillation": {"pairs": "local+global", "weight": 0.5, "ema_momentum": 0.5}},
-    "softmax": {"contrastive": {"loss": "softmax", "images": "original+global"}, "optim": {"schedule": "rsqrt"}},
+    "softmax": {
+        "contrastive": {"loss": "softmax", "images": "original+global"},
+        "optim": {"schedule": "rsqrt"},
+    },
     "contrastive": {"objective": "contrastive"},
 }
 
@@ -148,8 +182,9 @@ VARIANTS = {
 def test_steps_equal_plain_pytorch(tiny, variant):
     """Values, gradient norm, student, teacher and centre after each of three steps.
 
-    Adam divides a gradient by its own size: where that is nothing but rounding (a key's bias, which a softmax does not see,
-    and a few others) the step is noise of up to the rate. So the rest of each parameter, and 99 % of all, are compared.
+    Adam divides a gradient by its own size: where that is nothing but rounding (a key's bias, which
+    a softmax does not see, and a few others) the step is noise of up to the rate. So the rest of
+    each parameter, and 99 % of all, are compared.
     """
     config = tiny(**{"precision": "fp32"} | VARIANTS[variant])
     state, batches = start(config)
@@ -161,9 +196,17 @@ def test_steps_equal_plain_pytorch(tiny, variant):
         values = train_step(state, batch)
         assert values["loss"].item() == pytest.approx(loss, rel=1e-5)
         assert values["gradient_norm"].item() == pytest.approx(norm, rel=1e-3)
-        theirs = dict(plain.student.named_parameters()) | {f"teacher.vision.{n}": p for n, p in plain.tower.named_parameters()}
-        theirs |= {} if plain.head is None else {f"teacher.head.{n}": p for n, p in plain.head.named_parameters()}
-        mine = dict(state.student.named_parameters()) | {f"teacher.{n}": p for n, p in state.teacher.named_parameters()}
+        theirs = dict(plain.student.named_parameters()) | {
+            f"teacher.vision.{n}": p for n, p in plain.tower.named_parameters()
+        }
+        theirs |= (
+            {}
+            if plain.head is None
+            else {f"teacher.head.{n}": p for n, p in plain.head.named_parameters()}
+        )
+        mine = dict(state.student.named_parameters()) | {
+            f"teacher.{n}": p for n, p in state.teacher.named_parameters()
+        }
         assert mine.keys() == theirs.keys()
         errors = {name: (p - theirs[name]).detach().abs().flatten() for name, p in mine.items()}
         assert {name for name, error in errors.items() if error.quantile(0.4) > 1e-6} == set()
@@ -182,19 +225,26 @@ def test_a_step_counts_itself(tiny):
 def test_bf16_keeps_weights_and_average_in_fp32(tiny):
     state, rows = steps(tiny(precision="bf16"), 2)
     _, exact = steps(tiny(precision="fp32"), 2)
-    assert {p.dtype for p in [*state.student.parameters(), *state.teacher.parameters()]} == {torch.float32}
+    assert {p.dtype for p in [*state.student.parameters(), *state.teacher.parameters()]} == {
+        torch.float32
+    }
     assert rows[0]["loss"] == pytest.approx(exact[0]["loss"], rel=0.02)
     assert rows != exact
 
 
 def test_it_learns(tiny):
-    """25 steps on the real path bring the contrastive loss down by half, and the student away from the teacher."""
+    """25 steps on the real path bring the contrastive loss down by half, and the student away from
+    the teacher.
+    """
     state, rows = steps(tiny(steps=25, optim={"lr": 3e-3}), 25)
     assert rows[-1]["contrastive"] < rows[0]["contrastive"] / 2
-    assert differing(state.student.vision, state.teacher.vision) == set(state.student.vision.state_dict())
+    assert differing(state.student.vision, state.teacher.vision) == set(
+        state.student.vision.state_dict()
+    )
 
 
-# --- the ablation is one code path ---------------------------------------------------------------------------------------
+# --- the ablation is one code path
+# ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("images", ["global", "original+global"])
@@ -239,7 +289,12 @@ def test_evaluating_the_losses_changes_no_state_and_draws_no_random_numbers(tiny
         views = make_views(batch.images, batch.sizes, config.views, 0, 1)
         targets = state.teacher.targets(views)
         out = state.student(views, state.tokenizer(batch.texts))
-        found.append((train.contrastive(out, config).item(), train.distillation(out, targets.views, config).item()))
+        found.append(
+            (
+                train.contrastive(out, config).item(),
+                train.distillation(out, targets.views, config).item(),
+            )
+        )
     assert found[0] == found[1]
     assert torch.equal(torch.get_rng_state(), random_state)
     for module, old in zip(modules, before, strict=True):
@@ -258,22 +313,43 @@ def test_the_same_seed_gives_the_same_run_and_another_another(tiny):
     assert "vision.patch.weight" in differing(one.student, other.student)
 
 
-# --- values that are not finite ------------------------------------------------------------------------------------------
+# --- values that are not finite
+# ------------------------------------------------------------------------------------------
 
 
 def moving_parts(state):
-    """Bytes of weights, average, centre and moments, so that a planted NaN equals itself; and the counters."""
-    parts = state.student.state_dict() | {f"teacher.{n}": v for n, v in state.teacher.state_dict().items()}
-    parts |= {f"{i}.{n}": v for i, moments in state.optimizer.state_dict()["state"].items() for n, v in moments.items()}
-    return {n: v.numpy().tobytes() for n, v in parts.items()}, (state.step, state.samples_seen, state.position)
+    """Bytes of weights, average, centre and moments, so that a planted NaN equals itself; and the
+    counters.
+    """
+    parts = state.student.state_dict() | {
+        f"teacher.{n}": v for n, v in state.teacher.state_dict().items()
+    }
+    parts |= {
+        f"{i}.{n}": v
+        for i, moments in state.optimizer.state_dict()["state"].items()
+        for n, v in moments.items()
+    }
+    return {n: v.numpy().tobytes() for n, v in parts.items()}, (
+        state.step,
+        state.samples_seen,
+        state.position,
+    )
 
 
 @pytest.mark.parametrize(
     ("plant", "name", "cause"),
     [
-        (lambda s: s.student.text.head.weight.data[0].fill_(math.nan), "contrastive", "lower optim.lr (now 0.001)"),
+        (
+            lambda s: s.student.text.head.weight.data[0].fill_(math.nan),
+            "contrastive",
+            "lower optim.lr (now 0.001)",
+        ),
         (lambda s: s.student.log_scale.data.fill_(1e4), "contrastive", "the features overflowed"),
-        (lambda s: s.teacher.center.fill_(math.nan), "distillation", "a temperature is too small (student 0.1, teacher 0.04)"),
+        (
+            lambda s: s.teacher.center.fill_(math.nan),
+            "distillation",
+            "a temperature is too small (student 0.1, teacher 0.04)",
+        ),
         (
             lambda s: s.student.text.head.weight.register_hook(lambda g: g * math.inf),
             "gradient_norm",
@@ -297,14 +373,18 @@ def test_a_value_that_is_not_finite_stops_before_the_weights_are_touched(tiny, p
 
 def test_losses_that_are_finite_but_not_in_sum_are_named(tiny):
     state, batches = start(tiny(distillation={"weight": 3e38}))
-    with pytest.raises(RunError, match=r"step 1: loss is not finite .*lower distillation.weight \(now 3e\+38\)"):
+    with pytest.raises(
+        RunError, match=r"step 1: loss is not finite .*lower distillation.weight \(now 3e\+38\)"
+    ):
         train_step(state, next(batches))
     batches.close()
 
 
 def test_a_rate_that_is_far_too_high_stops_the_run(tiny, tmp_path):
     config = tiny(steps=9, checkpoint_every=1, optim={"lr": 1e30, "warmup_fraction": 0.0})
-    with pytest.raises(RunError, match=r"step 2: contrastive is not finite .*try a lower optim.lr \(now 1e\+30\)"):
+    with pytest.raises(
+        RunError, match=r"step 2: contrastive is not finite .*try a lower optim.lr \(now 1e\+30\)"
+    ):
         run(config, tmp_path)
     assert [p.name for p in checkpoint.all_in(tmp_path)] == ["step_00000001.pt"]
     assert checkpoint.load(checkpoint.find(tmp_path))["step"] == 1
@@ -312,12 +392,16 @@ def test_a_rate_that_is_far_too_high_stops_the_run(tiny, tmp_path):
 
 def test_a_row_of_a_step_that_overflowed_the_student_is_a_sentence(tiny, tmp_path):
     config = tiny(steps=9, log_every=1, optim={"lr": 1e30, "warmup_fraction": 0.0})
-    with pytest.raises(RunError, match=r"step 1: after its update the features .*try a lower optim.lr \(now 1e\+30\)"):
+    with pytest.raises(
+        RunError,
+        match=r"step 1: after its update the features .*try a lower optim.lr \(now 1e\+30\)",
+    ):
         run(config, tmp_path)
     assert checkpoint.all_in(tmp_path) == []
 
 
-# --- a run and its folder ------------------------------------------------------------------------------------------------
+# --- a run and its folder
+# ------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -336,7 +420,16 @@ def test_a_run_leaves_checkpoints_and_a_log(tiny, finished):
     rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [2, 4, 5]
     assert all(math.isfinite(value) for row in rows for value in row.values())
-    expected = {"loss", "contrastive", "distillation", "gradient_norm", "lr", "logit_scale", "logit_bias", "samples_seen"}
+    expected = {
+        "loss",
+        "contrastive",
+        "distillation",
+        "gradient_norm",
+        "lr",
+        "logit_scale",
+        "logit_bias",
+        "samples_seen",
+    }
     assert expected <= set(rows[0])
     assert [row["lr"] for row in rows] == [lr_at(step - 1, 5, tiny().optim) for step in (2, 4, 5)]
     assert [row["samples_seen"] for row in rows] == [16, 32, 40]
@@ -347,7 +440,10 @@ def test_a_run_leaves_checkpoints_and_a_log(tiny, finished):
 def test_the_final_checkpoint_is_the_state_after_the_last_step(tiny, finished):
     state, _ = steps(tiny(steps=5), 5)
     saved = checkpoint.load(finished[1])
-    assert all(torch.equal(value, saved["student"][name]) for name, value in state.student.state_dict().items())
+    assert all(
+        torch.equal(value, saved["student"][name])
+        for name, value in state.student.state_dict().items()
+    )
     assert (saved["step"], saved["samples_seen"], saved["position"]) == (5, 40, 40)
 
 
@@ -361,7 +457,9 @@ def test_a_finished_run_is_recognised(tiny, finished):
 
 
 def test_a_folder_with_a_run_is_not_overwritten(tiny, finished):
-    with pytest.raises(UserError, match=r"already holds a run; continue it with --resume, or choose another --out"):
+    with pytest.raises(
+        UserError, match=r"already holds a run; continue it with --resume, or choose another --out"
+    ):
         run(tiny(steps=5), finished[0])
 
 
@@ -382,7 +480,9 @@ def test_resuming_with_another_configuration_names_the_fields(tiny, finished, ch
 
 
 def test_nothing_to_resume(tiny, tmp_path):
-    with pytest.raises(UserError, match=r"holds no checkpoints/step_\*.pt to continue from; leave --resume out"):
+    with pytest.raises(
+        UserError, match=r"holds no checkpoints/step_\*.pt to continue from; leave --resume out"
+    ):
         run(tiny(), tmp_path, resume=True)
     with pytest.raises(UserError, match="to continue from"):
         run(tiny(), tmp_path / "nowhere", resume=True)
@@ -405,7 +505,9 @@ def test_what_a_shard_lacks_is_reported(tiny, tmp_path, shards):
 
 def test_a_mixture_has_no_epochs(tiny, tmp_path, shards):
     """Each source ends at a time of its own."""
-    _, printed = run(tiny("contrastive", steps=1, data={"source": f"3 * {shards} | 1 * {shards}"}), tmp_path)
+    _, printed = run(
+        tiny("contrastive", steps=1, data={"source": f"3 * {shards} | 1 * {shards}"}), tmp_path
+    )
     assert "1 steps of 8, from 75 % 21 pairs in 2 shards + 25 % 21 pairs in 2 shards" in printed
 
 
@@ -421,10 +523,13 @@ def test_a_full_disk_names_the_last_good_checkpoint(tiny, tmp_path, monkeypatch)
 
     monkeypatch.setattr(torch, "save", fills_up)
     with pytest.raises(
-        RunError, match=r"step 4: the checkpoint could not be written .*the last good one is .*step_00000002.pt"
+        RunError,
+        match=r"step 4: the checkpoint could not be written .*the last good one is .*step_00000002.pt",
     ):
         run(config, tmp_path)
-    assert [p.name for p in (tmp_path / "checkpoints").iterdir() if p.suffix != ".json"] == ["step_00000002.pt"]
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir() if p.suffix != ".json"] == [
+        "step_00000002.pt"
+    ]
     monkeypatch.undo()
     monkeypatch.setattr(loop, "TOKENIZER_CAPTIONS", 50)
     path, _ = run(config, tmp_path, resume=True)

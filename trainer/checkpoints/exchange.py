@@ -1,18 +1,20 @@
-"""What the readers of other libraries' towers share: the words of a refusal, weights that change names, sizes that are checked.
+"""What the readers of other libraries' towers share: the words of a refusal, weights that change
+names, sizes that are checked.
 
 ``silc_bench.trainer.checkpoints.transformers`` reads transformers' and big_vision's models,
 ``silc_bench.trainer.checkpoints.open_clip`` open_clip's.
 
-Writing a safetensors file: 8 bytes with the length of the header, a JSON header, then the values, tensor after tensor.
+Writing a safetensors file: 8 bytes with the length of the header, a JSON header, then the values,
+tensor after tensor.
 
-The counterpart of ``silc_bench.models.weights.tensor_files``; one tensor at a time, so that no second copy of the weights is
-held.
+The counterpart of ``silc_bench.models.weights.tensor_files``; one tensor at a time, so that no
+second copy of the weights is held.
 
 The tokenizer of a checkpoint as files for transformers' AutoTokenizer, which open_clip uses too.
 
-tokenizer.json is the one in the checkpoint, cleaning and merges included. tokenizer_config.json adds what transformers decides
-outside of it: ``<eos>`` also pads, on the right; no attention mask is made, because the model reads its padding; ``<eos>``
-spelt in a text is text.
+tokenizer.json is the one in the checkpoint, cleaning and merges included. tokenizer_config.json
+adds what transformers decides outside of it: ``<eos>`` also pads, on the right; no attention mask
+is made, because the model reads its padding; ``<eos>`` spelt in a text is text.
 """
 
 from __future__ import annotations
@@ -33,7 +35,10 @@ from silc_bench.trainer.checkpoints.model import NativeModel
 from silc_bench.trainer.silc.tokenizers import AnyTokenizer
 
 EPS = 1e-6
-OURS = "a run's towers are SigLIP's (patches alone, pooled by attention; texts without a causal mask, their last token pooled)"
+OURS = (
+    "a run's towers are SigLIP's (patches alone, pooled by attention; "
+    "texts without a causal mask, their last token pooled)"
+)
 INSTEAD = (
     "start from a SigLIP or SigLIP 2 of one resolution (hf:FOLDER, open_clip:ARCH/TAG, big_vision:FILE.npz) or from a run made"
     " here; `silc-bench eval` measures this model as it is"
@@ -53,7 +58,11 @@ class Towers:
 
 
 def state(module: Any) -> list[tuple[str, Tensor]]:
-    return [(name, value) for name, value in module.state_dict().items() if not name.endswith("position_ids")]
+    return [
+        (name, value)
+        for name, value in module.state_dict().items()
+        if not name.endswith("position_ids")
+    ]
 
 
 def taken(left: Weights, theirs: str, ours: str) -> Weights:
@@ -73,10 +82,14 @@ def is_norm(module: nn.Module) -> bool:
 
 def check_nothing_left(left: Weights) -> None:
     if left:
-        raise UserError(f"our towers have no place for {len(left)} of its weights, such as {next(iter(left))}; {INSTEAD}")
+        raise UserError(
+            f"our towers have no place for {len(left)} of its weights, such as {next(iter(left))}; {INSTEAD}"
+        )
 
 
-def check_sizes(sizes: dict[str, dict[str, Any]], embed_dim: int, epsilons: Iterable[float]) -> None:
+def check_sizes(
+    sizes: dict[str, dict[str, Any]], embed_dim: int, epsilons: Iterable[float]
+) -> None:
     if embed_dim != sizes["vision"]["width"]:
         raise UserError(
             f"its embeddings have {embed_dim} numbers and its image tower is {sizes['vision']['width']} wide, ours are as"
@@ -84,9 +97,13 @@ def check_sizes(sizes: dict[str, dict[str, Any]], embed_dim: int, epsilons: Iter
         )
     for side, size in sizes.items():
         if size["gelu"] not in ("tanh", "exact"):
-            raise UserError(f"its {side} tower has {size['gelu']} between its layers, ours have a GELU; {INSTEAD}")
+            raise UserError(
+                f"its {side} tower has {size['gelu']} between its layers, ours have a GELU; {INSTEAD}"
+            )
     if other := set(epsilons) - {EPS}:
-        raise UserError(f"its norms add {sorted(other)[0]:g} to the variance, ours {EPS:g}; {INSTEAD}")
+        raise UserError(
+            f"its norms add {sorted(other)[0]:g} to the variance, ours {EPS:g}; {INSTEAD}"
+        )
 
 
 ALIGNMENT = 8  # bytes; the header is padded with spaces, so that values can be mapped into memory
@@ -115,7 +132,9 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
 
 def write_tokenizer(model: NativeModel, folder: Path) -> None:
-    """``tokenizer(texts, padding="max_length", max_length=L, truncation=True)`` gives the ids of ``model.tokenize``."""
+    """``tokenizer(texts, padding="max_length", max_length=L, truncation=True)`` gives the ids of
+    ``model.tokenize``.
+    """
     text = model.tokenizer.to_json()
     eos = end_of_text(model)
     settings = {

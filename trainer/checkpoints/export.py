@@ -1,11 +1,13 @@
-"""A model trained here, in the form of another library or in one file: ``export(model, "hf", Path("silc-hf"))``.
+"""A model trained here, in the form of another library or in one file: ``export(model, "hf",
+Path("silc-hf"))``.
 
-Flow: ``load_trained("RUN:teacher")`` -> ``check_target`` -> the target's ``write`` into a temporary place -> moved to ``out``.
-Nothing is downloaded, and no other library is needed: each target is JSON and a safetensors file. Weights are renamed and
-regrouped, never changed, so the other library's embeddings are ours (``tests/silc_bench/test_export.py``).
+Flow: ``load_trained("RUN:teacher")`` -> ``check_target`` -> the target's ``write`` into a temporary
+place -> moved to ``out``. Nothing is downloaded, and no other library is needed: each target is
+JSON and a safetensors file. Weights are renamed and regrouped, never changed, so the other
+library's embeddings are ours (``tests/silc_bench/test_export.py``).
 
-A folder gets a list of its files with their checksums (``silc_bench.system.checksums.MANIFEST``), a safetensors file has those
-of its tensors in its header.
+A folder gets a list of its files with their checksums (``silc_bench.system.checksums.MANIFEST``), a
+safetensors file has those of its tensors in its header.
 """
 
 from __future__ import annotations
@@ -24,7 +26,10 @@ from silc_bench.trainer.checkpoints import transformers as hf
 from silc_bench.trainer.checkpoints.exchange import write_tensors
 from silc_bench.trainer.checkpoints.model import NativeModel
 
-FOLDERS: dict[str, Callable[[NativeModel, Path, Path], None]] = {"open_clip": open_clip.write, "hf": hf.write}
+FOLDERS: dict[str, Callable[[NativeModel, Path, Path], None]] = {
+    "open_clip": open_clip.write,
+    "hf": hf.write,
+}
 TARGETS = (*FOLDERS, "safetensors")
 SUFFIX = ".safetensors"
 
@@ -38,9 +43,13 @@ def check_target(target: str, out: Path) -> None:
     if target not in TARGETS:
         raise unknown_name("target of an export", target, TARGETS)
     if target == "safetensors" and (out.suffix != SUFFIX or out.is_dir()):
-        raise UserError(f"--to safetensors writes one file: --out must name one that ends in {SUFFIX}, and {out} does not")
+        raise UserError(
+            f"--to safetensors writes one file: --out must name one that ends in {SUFFIX}, and {out} does not"
+        )
     if os.path.lexists(out) and not (target in FOLDERS and out.is_dir() and not any(out.iterdir())):
-        raise UserError(f"{out} exists already and is not overwritten; remove it, or choose another --out")
+        raise UserError(
+            f"{out} exists already and is not overwritten; remove it, or choose another --out"
+        )
     check_writable(out.parent)
 
 
@@ -52,15 +61,20 @@ def load_trained(spec: str) -> NativeModel:
     """
     kind = spec.partition(":")[0]
     if kind in KINDS and not os.path.exists(spec):
-        raise UserError(f"{spec}: only models trained here can be exported, and {kind}: names one of another library")
+        raise UserError(
+            f"{spec}: only models trained here can be exported, and {kind}: names one of another library"
+        )
     path, branch = find_path(spec)
     if not native.is_ours(path):
-        raise UserError(f"{spec}: only models trained here can be exported, and this is no checkpoint of `silc-bench train`")
+        raise UserError(
+            f"{spec}: only models trained here can be exported, and this is no checkpoint of `silc-bench train`"
+        )
     return native.load(path, branch)
 
 
 def export(model: NativeModel, target: str, out: Path) -> None:
-    """Write ``model`` for ``target`` (TARGETS) to ``out``: a folder, or for safetensors a file. All of it or nothing.
+    """Write ``model`` for ``target`` (TARGETS) to ``out``: a folder, or for safetensors a file. All
+    of it or nothing.
 
     Raises:
         UserError: ``check_target``'s, or weights that are not finite.
@@ -82,10 +96,14 @@ def export(model: NativeModel, target: str, out: Path) -> None:
                 FOLDERS[target](model, temporary, out)
                 write_manifest(temporary)
     except OSError as error:
-        raise RunError(f"the export to {out} could not be written ({error.strerror or error}); nothing of it is left") from None
+        raise RunError(
+            f"the export to {out} could not be written ({error.strerror or error}); nothing of it is left"
+        ) from None
 
 
 def _check_finite(model: NativeModel) -> None:
     bad = [name for name, value in native.tensors(model).items() if not value.isfinite().all()]
     if bad:
-        raise UserError(f"{model.name} is not exported: its training diverged, {bad[0]} is not finite ({len(bad)} tensors)")
+        raise UserError(
+            f"{model.name} is not exported: its training diverged, {bad[0]} is not finite ({len(bad)} tensors)"
+        )

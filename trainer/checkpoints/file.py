@@ -1,13 +1,17 @@
-"""Checkpoints: one file of tensors and plain values, written atomically, read without executing anything from it.
+"""Checkpoints: one file of tensors and plain values, written atomically, read without executing
+anything from it.
 
-RUN/checkpoints/step_00001000.pt holds all that continues a run bit for bit: student, teacher (with its centre), optimiser,
-step, samples seen and the position in the data; plus the configuration and the tokenizer as JSON text. Randomness is a
-pure function of (seed, step), so there is no generator state to keep. A checksum of each of these parts is in the file, so
-that it may be copied alone. ``step_....json`` beside it says the same in words, with the file's sha256 and, where a probe was
-scored at that step, its score. These words have checksums too. Where they are missing or damaged, the checkpoint stands by
-itself and has no score; where they are another checkpoint's, it is refused.
+RUN/checkpoints/step_00001000.pt holds all that continues a run bit for bit: student, teacher (with
+its centre), optimiser, step, samples seen and the position in the data; plus the configuration and
+the tokenizer as JSON text. Randomness is a pure function of (seed, step), so there is no generator
+state to keep. A checksum of each of these parts is in the file, so that it may be copied alone.
+``step_....json`` beside it says the same in words, with the file's sha256 and, where a probe was
+scored at that step, its score. These words have checksums too. Where they are missing or damaged,
+the checkpoint stands by itself and has no score; where they are another checkpoint's, it is
+refused.
 
-Flow: ``Writer.write`` copies the state and returns; ``save`` runs on the writer's thread. ``load_newest`` is what resumes.
+Flow: ``Writer.write`` copies the state and returns; ``save`` runs on the writer's thread.
+``load_newest`` is what resumes.
 """
 
 from __future__ import annotations
@@ -29,8 +33,21 @@ from silc_bench.system.checksums import CHECKSUMS, DIGITS, differences, read_sea
 from silc_bench.system.files import atomic_path, write_text_atomic
 
 FORMAT = "silc-bench-checkpoint/2"
-FIELDS = ("format", "config", "tokenizer", "student", "teacher", "optimizer", "step", "samples_seen", "position")
-OPTIONAL = ("start", "average")  # what is known of the weights that the run started from, as JSON text; averaged weights
+FIELDS = (
+    "format",
+    "config",
+    "tokenizer",
+    "student",
+    "teacher",
+    "optimizer",
+    "step",
+    "samples_seen",
+    "position",
+)
+OPTIONAL = (
+    "start",
+    "average",
+)  # what is known of the weights that the run started from, as JSON text; averaged weights
 KEEP = 2  # newest checkpoints that stay; the one with the best score stays besides
 
 
@@ -39,9 +56,11 @@ class DamagedCheckpointError(UserError):
 
 
 class Writer:
-    """Writes checkpoints of one run on a thread of its own, one at a time. A context manager: leaving it ends the last write.
+    """Writes checkpoints of one run on a thread of its own, one at a time. A context manager:
+    leaving it ends the last write.
 
-    Every method raises RunError where a write that was under way has failed, with the last good checkpoint in its sentence.
+    Every method raises RunError where a write that was under way has failed, with the last good
+    checkpoint in its sentence.
     """
 
     def __init__(self, run: Path) -> None:
@@ -54,13 +73,20 @@ class Writer:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._thread.shutdown()
         if kind is None:
             self.wait()
 
     def write(self, payload: dict[str, Any], score: float | None = None) -> None:
-        """Waits for the write before, copies ``payload`` (what ``save`` takes) to the CPU, and returns."""
+        """Waits for the write before, copies ``payload`` (what ``save`` takes) to the CPU, and
+        returns.
+        """
         self.wait()
         self._step = payload["step"]
         self._pending = self._thread.submit(save, self._run, _copied(payload), score)
@@ -88,8 +114,8 @@ class Writer:
 def save(run: Path, payload: dict[str, Any], score: float | None = None) -> Path:
     """Write RUN/checkpoints/step_N.pt and its words, then remove all but the newest and the best.
 
-    The words come first, so that a checkpoint in its place always has its checksum beside it. A checkpoint of a later step
-    than N was found damaged when the run was resumed, and is removed.
+    The words come first, so that a checkpoint in its place always has its checksum beside it. A
+    checkpoint of a later step than N was found damaged when the run was resumed, and is removed.
     """
     whole = with_checksums({"format": FORMAT, **payload})
     assert _has_all_fields(whole), f"checkpoint fields differ: {set(payload) ^ set(FIELDS)}"
@@ -99,7 +125,12 @@ def save(run: Path, payload: dict[str, Any], score: float | None = None) -> Path
     with atomic_path(path) as temporary:
         torch.save(whole, temporary)
         words = {name: payload[name] for name in ("step", "samples_seen", "position")}
-        words |= {"format": FORMAT, "sha256": _sha256(temporary), "score": score, "config": json.loads(payload["config"])}
+        words |= {
+            "format": FORMAT,
+            "sha256": _sha256(temporary),
+            "score": score,
+            "config": json.loads(payload["config"]),
+        }
         write_text_atomic(path.with_suffix(".json"), json.dumps(sealed(words), indent=1) + "\n")
     known = all_in(run)
     kept = {*known[: known.index(path) + 1][-KEEP:], best_in(run)}
@@ -117,8 +148,12 @@ def path_of(run: Path, step: int) -> Path:
 
 
 def best_in(run: Path) -> Path | None:
-    """The checkpoint with the highest score, the newer of equals; None where no probe was scored."""
-    scored = [(score, path) for path in all_in(run) if (score := _words(path).get("score")) is not None]
+    """The checkpoint with the highest score, the newer of equals; None where no probe was
+    scored.
+    """
+    scored = [
+        (score, path) for path in all_in(run) if (score := _words(path).get("score")) is not None
+    ]
     return max(scored)[1] if scored else None
 
 
@@ -146,7 +181,8 @@ def find(path: Path) -> Path:
 
 
 def load_newest(run: Path) -> tuple[Path, dict[str, Any], list[str]]:
-    """The newest whole checkpoint of a run: its path, what it holds, and a sentence for each damaged one that is newer.
+    """The newest whole checkpoint of a run: its path, what it holds, and a sentence for each
+    damaged one that is newer.
 
     Raises:
         UserError: none is whole, or one was written by another program.
@@ -162,11 +198,12 @@ def load_newest(run: Path) -> tuple[Path, dict[str, Any], list[str]]:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read a checkpoint on the CPU. Only tensors and plain values are unpickled (``silc_bench.models.weights.pickles``).
+    """Read a checkpoint on the CPU. Only tensors and plain values are unpickled
+    (``silc_bench.models.weights.pickles``).
 
     Raises:
-        DamagedCheckpointError: empty, truncated, not the bytes whose checksum stands beside it, of another step than its name
-            says, or with a part that is missing, foreign or altered.
+        DamagedCheckpointError: empty, truncated, not the bytes whose checksum stands beside it, of
+        another step than its name says, or with a part that is missing, foreign or altered.
         UserError: missing, or not one of ours. Both say what was found and what was expected.
     """
     expected = "expected a checkpoint written by `silc-bench train`"
@@ -180,22 +217,41 @@ def load(path: Path) -> dict[str, Any]:
     except DamagedCheckpointError:
         raise
     except OSError as error:
-        raise UserError(f"checkpoint {path}: cannot be read ({error.strerror or error}); {expected}") from None
+        raise UserError(
+            f"checkpoint {path}: cannot be read ({error.strerror or error}); {expected}"
+        ) from None
     except pickle.UnpicklingError as error:
         reason = pickles.needed_global(error)
-        raise UserError(f"checkpoint {path}: refused, nothing was executed: {reason}; {expected}") from None
+        raise UserError(
+            f"checkpoint {path}: refused, nothing was executed: {reason}; {expected}"
+        ) from None
     except Exception as error:  # on a damaged file zipfile and the unpickler raise nearly anything
         size = path.stat().st_size
         reason = next(iter(str(error).splitlines()), type(error).__name__)[:200]
-        kind = f"truncated, damaged or of another kind ({size:,} bytes: {reason})" if size else "an empty file"
+        kind = (
+            f"truncated, damaged or of another kind ({size:,} bytes: {reason})"
+            if size
+            else "an empty file"
+        )
         raise DamagedCheckpointError(f"checkpoint {path}: {kind}; {expected}") from None
-    if not isinstance(payload, dict) or payload.get("format") != FORMAT or not _has_all_fields(payload):
-        found = sorted(map(str, payload))[:6] if isinstance(payload, dict) else type(payload).__name__
-        raise UserError(f"checkpoint {path}: another program's file (it holds {found}); {expected}, format {FORMAT}")
+    if (
+        not isinstance(payload, dict)
+        or payload.get("format") != FORMAT
+        or not _has_all_fields(payload)
+    ):
+        found = (
+            sorted(map(str, payload))[:6] if isinstance(payload, dict) else type(payload).__name__
+        )
+        raise UserError(
+            f"checkpoint {path}: another program's file (it holds {found}); {expected}, format {FORMAT}"
+        )
     stated = payload.pop(CHECKSUMS)
     try:
         problem = differences(stated, _checksums(payload)) or _renamed(path, payload["step"])
-    except (TypeError, RuntimeError) as error:  # what no checkpoint of ours holds: a part within itself, tensors without values
+    except (
+        TypeError,
+        RuntimeError,
+    ) as error:  # what no checkpoint of ours holds: a part within itself, tensors without values
         problem = f"a part cannot be looked at ({type(error).__name__})"
     if problem:
         raise DamagedCheckpointError(f"checkpoint {path}: damaged: {problem}; {expected}")
@@ -217,8 +273,12 @@ def _checksum(part: Any) -> str:
     def add(value: Any) -> None:
         if isinstance(value, torch.Tensor):
             digest.update(f"{value.dtype} {list(value.shape)} {value.layout} ".encode())
-            if value.layout == torch.strided and not value.is_quantized:  # others are refused by whoever loads the weights
-                digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            if (
+                value.layout == torch.strided and not value.is_quantized
+            ):  # others are refused by whoever loads the weights
+                digest.update(
+                    value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+                )
         elif isinstance(value, dict):
             digest.update(f"map of {len(value)} ".encode())
             for name, inner in value.items():
@@ -246,7 +306,9 @@ def _has_all_fields(payload: dict[str, Any]) -> bool:
 
 
 def _words(path: Path) -> dict[str, Any]:
-    """What stands beside a checkpoint; nothing where that is missing or damaged: the checkpoint has checksums of its own."""
+    """What stands beside a checkpoint; nothing where that is missing or damaged: the checkpoint has
+    checksums of its own.
+    """
     return read_sealed(path.with_suffix(".json")) or {}
 
 

@@ -1,11 +1,12 @@
 """Where a run starts from other weights: ``silc-bench train --init CKPT``.
 
 Flow: ``read_start(config)`` -> the source, loaded as ``silc-bench eval`` loads it, in our names
-(``silc_bench.trainer.checkpoints.transformers`` for other libraries' models), proved on pictures and texts, fitted to the run's
-configuration -> a ``Start`` -> ``Start.fill(student)``.
+(``silc_bench.trainer.checkpoints.transformers`` for other libraries' models), proved on pictures
+and texts, fitted to the run's configuration -> a ``Start`` -> ``Start.fill(student)``.
 
-Towers, scale and bias are the source's, the tokenizer too. The head is the source's where that is a run with a head of the same
-shape (its centre comes along), otherwise fresh; the optimiser is fresh; the teacher starts as the student's copy.
+Towers, scale and bias are the source's, the tokenizer too. The head is the source's where that is a
+run with a head of the same shape (its centre comes along), otherwise fresh; the optimiser is fresh;
+the teacher starts as the student's copy.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ def towers_of(model: ImageModel) -> Towers:
     """What a run can start from.
 
     Raises:
-        UserError: a model that our towers do not represent exactly, or whose tokenizer a checkpoint cannot hold.
+        UserError: a model that our towers do not represent exactly, or whose tokenizer a checkpoint
+        cannot hold.
     """
     from silc_bench.models.adapters.big_vision import BigVisionModel, BigVisionTextModel
     from silc_bench.models.adapters.huggingface.model import HfModel
@@ -76,8 +78,13 @@ READ = (  # what both tokenizers must read alike before a run begins
     "two  dogs\tand\n3.14 cats",
     "\u0130stanbul na\u00efve \u03a3\u038a\u03a3\u03a5\u03a6\u039f\u03a3",
 )
-UNMEASURED = "whether it keeps what it can do without training is not measured; --set probe.every=500 does, and warns"
-EXACT = 1e-4  # largest difference of an embedding over its largest number: fp32 in another order, and nothing else
+UNMEASURED = (
+    "whether it keeps what it can do without training is not measured; "
+    "--set probe.every=500 does, and warns"
+)
+# largest difference of an embedding over its largest number: fp32 in another order, and nothing
+# else
+EXACT = 1e-4
 
 
 @dataclass(frozen=True)
@@ -101,7 +108,8 @@ def read_start(config: Config) -> Start:
     """``config.init`` as weights for ``config``.
 
     Raises:
-        UserError: no such checkpoint; a model that our towers do not represent exactly; other sizes than the run's.
+        UserError: no such checkpoint; a model that our towers do not represent exactly; other sizes
+        than the run's.
     """
     try:
         towers, head, center, name = _read(config.init)
@@ -124,7 +132,9 @@ def read_start(config: Config) -> Start:
         is_taken = _takes_head(config, head, said)
         weights |= head if is_taken else {}
         center = center if is_taken else None
-    return Start(name, weights, center if config.distillation.weight > 0 else None, towers.tokenizer, said)
+    return Start(
+        name, weights, center if config.distillation.weight > 0 else None, towers.tokenizer, said
+    )
 
 
 # ---- the source ----
@@ -152,14 +162,21 @@ def _of_run(path: Any, branch: str | None) -> tuple[Towers, dict[str, Tensor], T
         file = checkpoint.find(path)
         payload = checkpoint.load(file)
         model = native.from_payload(file, payload, branch)
-        part = payload["teacher" if branch == "teacher" else "student"]  # an average has no head of its own
+        part = payload[
+            "teacher" if branch == "teacher" else "student"
+        ]  # an average has no head of its own
         head = {name: value.float() for name, value in part.items() if name.startswith("head.")}
         center = payload["teacher"].get("center")
     vision, text = dataclasses.asdict(model.config.vision), dataclasses.asdict(model.config.text)
     weights = native.tensors(model)
     if model.config.contrastive.loss != "sigmoid":
         weights["logit_bias"] = torch.zeros(())
-    return Towers(vision, text, weights, model.tokenizer), head, center, f"{model.name}@{model.revision[:8]}"
+    return (
+        Towers(vision, text, weights, model.tokenizer),
+        head,
+        center,
+        f"{model.name}@{model.revision[:8]}",
+    )
 
 
 def _prove(model: Any, towers: Towers) -> None:
@@ -223,8 +240,13 @@ def _check_sizes(config: Config, towers: Towers, name: str) -> None:
     nearest = min(misfits, key=lambda preset: len(misfits[preset]))
     words = [f"--set {path}={theirs[path]}" for path in differ]
     if len(misfits[nearest]) < len(differ):
-        words = [f"--preset {nearest}", *(f"--set {path}={theirs[path]}" for path in misfits[nearest])]
-    raise UserError(f"--init {config.init}: {name} has other towers than this run: {found}; use {' '.join(words)}")
+        words = [
+            f"--preset {nearest}",
+            *(f"--set {path}={theirs[path]}" for path in misfits[nearest]),
+        ]
+    raise UserError(
+        f"--init {config.init}: {name} has other towers than this run: {found}; use {' '.join(words)}"
+    )
 
 
 def _sizes(vision: dict[str, Any], text: dict[str, Any]) -> dict[str, Any]:
@@ -245,9 +267,13 @@ def _scalars(config: Config, weights: dict[str, Tensor], said: list[str]) -> dic
     """The bias that this run's loss starts with; the scale is the source's."""
     bias = weights["logit_bias"]
     if config.contrastive.loss == "softmax":
-        return {"logit_bias": torch.zeros(())}  # it cancels, and would be a parameter without a gradient
+        return {
+            "logit_bias": torch.zeros(())
+        }  # it cancels, and would be a parameter without a gradient
     if float(bias) == 0:  # of a softmax, or never trained
-        said.append(f"it has no bias, which the sigmoid loss needs: that starts at init_bias={config.contrastive.init_bias:g}")
+        said.append(
+            f"it has no bias, which the sigmoid loss needs: that starts at init_bias={config.contrastive.init_bias:g}"
+        )
         return {"logit_bias": torch.tensor(config.contrastive.init_bias)}
     return {}
 
@@ -266,7 +292,11 @@ def _takes_head(config: Config, head: dict[str, Tensor], said: list[str]) -> boo
         said.append("its head for self-distillation starts afresh: the source has none")
         return False
     with torch.device("meta"):
-        wanted = {name: value.shape for name, value in Student(config).state_dict().items() if name.startswith("head.")}
+        wanted = {
+            name: value.shape
+            for name, value in Student(config).state_dict().items()
+            if name.startswith("head.")
+        }
     if {name: value.shape for name, value in head.items()} == wanted:
         said.append("its head for self-distillation and the centre are taken over")
         return True

@@ -1,13 +1,16 @@
-"""Models of open_clip as towers of ours: timm's vision transformers with attention pooling, and open_clip's own text tower.
+"""Models of open_clip as towers of ours: timm's vision transformers with attention pooling, and
+open_clip's own text tower.
 
-A folder that ``open_clip.create_model_from_pretrained("local-dir:FOLDER")`` and ``open_clip.get_tokenizer`` load.
+A folder that ``open_clip.create_model_from_pretrained("local-dir:FOLDER")`` and
+``open_clip.get_tokenizer`` load.
 
-open_clip has no tower of its own with MAP pooling; it asks timm for one. timm's models of that kind have fixed sizes, and most
-of them (all of base size with 16-pixel patches) have the exact GELU, where ours is its tanh form. timm also builds what a
-config.json in a folder says, of any size: so FOLDER/config.json describes the vision tower to timm, and open_clip_config.json
-names it. timm finds a folder by its path alone, hence an export is tied to its place: after moving it, write the new path into
-``timm_model_name`` and delete the list of checksums (``silc_bench.system.checksums.MANIFEST``). Needs open_clip 3.0 and timm
-1.0.16 or newer to be read.
+open_clip has no tower of its own with MAP pooling; it asks timm for one. timm's models of that kind
+have fixed sizes, and most of them (all of base size with 16-pixel patches) have the exact GELU,
+where ours is its tanh form. timm also builds what a config.json in a folder says, of any size: so
+FOLDER/config.json describes the vision tower to timm, and open_clip_config.json names it. timm
+finds a folder by its path alone, hence an export is tied to its place: after moving it, write the
+new path into ``timm_model_name`` and delete the list of checksums
+(``silc_bench.system.checksums.MANIFEST``). Needs open_clip 3.0 and timm 1.0.16 or newer to be read.
 """
 
 from __future__ import annotations
@@ -48,17 +51,23 @@ def of_open_clip(model: Any) -> Towers:
     text: Any = getattr(network, "text", None)
     pool = getattr(trunk, "attn_pool", None)
     if text is None or pool is None or not hasattr(trunk, "blocks") or trunk.num_prefix_tokens:
-        raise UserError(f"it is no SigLIP ({_differences_of_open_clip(network)}), and {OURS}; {INSTEAD}")
+        raise UserError(
+            f"it is no SigLIP ({_differences_of_open_clip(network)}), and {OURS}; {INSTEAD}"
+        )
     if (
         not hasattr(text, "token_embedding")
         or text.attn_mask is not None
         or text.pool_type != "last"
         or text.cls_emb is not None
     ):
-        raise UserError(f"its texts are read by another kind of tower (causal mask, or another pooling), and {OURS}; {INSTEAD}")
+        raise UserError(
+            f"its texts are read by another kind of tower (causal mask, or another pooling), and {OURS}; {INSTEAD}"
+        )
     blocks, resblocks = list(trunk.blocks), list(text.transformer.resblocks)
     if {pool.num_heads} != {block.attn.num_heads for block in blocks}:
-        raise UserError(f"its pooling has {pool.num_heads} heads and its blocks another number, and {OURS}; {INSTEAD}")
+        raise UserError(
+            f"its pooling has {pool.num_heads} heads and its blocks another number, and {OURS}; {INSTEAD}"
+        )
     vision_sizes = {
         "width": trunk.embed_dim,
         "depth": len(blocks),
@@ -74,12 +83,24 @@ def of_open_clip(model: Any) -> Towers:
         "gelu": _gelu_of(text.modules()),
     }
     modules = (module for part in (trunk, text) for module in part.modules())
-    check_sizes({"vision": vision_sizes, "text": text_sizes}, model.embed_dim, (m.eps for m in modules if is_norm(m)))
+    check_sizes(
+        {"vision": vision_sizes, "text": text_sizes},
+        model.embed_dim,
+        (m.eps for m in modules if is_norm(m)),
+    )
     weights = _open_clip_weights(network, len(blocks), len(resblocks))
     patch = int(trunk.patch_embed.patch_size[0])
     return Towers(
-        {**vision_sizes, "patch_size": patch, "image_size": patch * round(weights["vision.positions"].shape[1] ** 0.5)},
-        {**text_sizes, "vocab_size": text.token_embedding.num_embeddings, "context_length": text.context_length},
+        {
+            **vision_sizes,
+            "patch_size": patch,
+            "image_size": patch * round(weights["vision.positions"].shape[1] ** 0.5),
+        },
+        {
+            **text_sizes,
+            "vocab_size": text.token_embedding.num_embeddings,
+            "context_length": text.context_length,
+        },
         weights,
         _open_clip_tokenizer(model.tokenizer, text.token_embedding.num_embeddings),
     )
@@ -105,15 +126,21 @@ def _open_clip_weights(network: Any, vision_depth: int, text_depth: int) -> Weig
             weights |= taken(left, f"visual.trunk.attn_pool.{theirs}", f"vision.pool.{ours}")
         for index in range(vision_depth):
             for ours, theirs in VISION.items():
-                weights |= taken(left, f"visual.trunk.blocks.{index}.{theirs}", f"vision.blocks.{index}.{ours}")
+                weights |= taken(
+                    left, f"visual.trunk.blocks.{index}.{theirs}", f"vision.blocks.{index}.{ours}"
+                )
         for index in range(text_depth):
             prefix = f"text.transformer.resblocks.{index}"
             for ours, theirs in TEXT.items():
                 weights |= taken(left, f"{prefix}.{theirs}", f"text.blocks.{index}.{ours}")
             for part in ("weight", "bias"):
-                weights[f"text.blocks.{index}.attention.qkv.{part}"] = left.pop(f"{prefix}.attn.in_proj_{part}")
+                weights[f"text.blocks.{index}.attention.qkv.{part}"] = left.pop(
+                    f"{prefix}.attn.in_proj_{part}"
+                )
     except KeyError as error:
-        raise UserError(f"its {type(trunk).__name__} has no {error.args[0]}, and {OURS}; {INSTEAD}") from None
+        raise UserError(
+            f"its {type(trunk).__name__} has no {error.args[0]}, and {OURS}; {INSTEAD}"
+        ) from None
     check_nothing_left(left)
     return weights
 
@@ -158,12 +185,27 @@ VISION = {
     "mlp.fc1": "mlp.fc1",
     "mlp.fc2": "mlp.fc2",
 }
-POOLING = {"q": "q", "kv": "kv", "out": "proj", "norm": "norm", "mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2"}
-TEXT = {"norm1": "ln_1", "attention.out": "attn.out_proj", "norm2": "ln_2", "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj"}
+POOLING = {
+    "q": "q",
+    "kv": "kv",
+    "out": "proj",
+    "norm": "norm",
+    "mlp.fc1": "mlp.fc1",
+    "mlp.fc2": "mlp.fc2",
+}
+TEXT = {
+    "norm1": "ln_1",
+    "attention.out": "attn.out_proj",
+    "norm2": "ln_2",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+}
 
 
 def write(model: NativeModel, folder: Path, final: Path) -> None:
-    """Both configurations, weights and tokenizer into ``folder``, which will be moved to ``final``."""
+    """Both configurations, weights and tokenizer into ``folder``, which will be moved to
+    ``final``.
+    """
     write_json(folder / "open_clip_config.json", _config(model, final))
     write_json(folder / "config.json", _timm_config(model))
     write_tokenizer(model, folder)
@@ -278,6 +320,8 @@ def _timm_config(model: NativeModel) -> dict[str, Any]:
 
 
 def ratio(mlp_dim: int, width: int) -> float:
-    """A factor by which both libraries, which cut to whole numbers, come from ``width`` to ``mlp_dim`` exactly."""
+    """A factor by which both libraries, which cut to whole numbers, come from ``width`` to
+    ``mlp_dim`` exactly.
+    """
     factor = mlp_dim / width
     return factor if int(width * factor) == mlp_dim else math.nextafter(factor, math.inf)

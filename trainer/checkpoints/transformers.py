@@ -1,17 +1,21 @@
-"""Models of other libraries as towers of ours: sizes, weights by our names and tokenizer, or a sentence that says why not.
+"""Models of other libraries as towers of ours: sizes, weights by our names and tokenizer, or a
+sentence that says why not.
 
-Flow: ``towers_of(model)`` of a model that ``silc_bench.models.load.load_model`` gave -> ``Towers``. It is the inverse of
-``silc_bench.trainer.checkpoints.export``: weights are renamed and regrouped, never changed. Whatever names or numbers are left
-over, or whatever the towers here cannot be set to, refuses the model; ``silc_bench.trainer.checkpoints.init`` then compares
-embeddings before a run begins.
+Flow: ``towers_of(model)`` of a model that ``silc_bench.models.load.load_model`` gave -> ``Towers``.
+It is the inverse of ``silc_bench.trainer.checkpoints.export``: weights are renamed and regrouped,
+never changed. Whatever names or numbers are left over, or whatever the towers here cannot be set
+to, refuses the model; ``silc_bench.trainer.checkpoints.init`` then compares embeddings before a run
+begins.
 
 Shapes: W width, D embedding.
 
-A folder that ``transformers.AutoModel``, ``AutoTokenizer`` and ``AutoImageProcessor`` load: a SiglipModel.
+A folder that ``transformers.AutoModel``, ``AutoTokenizer`` and ``AutoImageProcessor`` load: a
+SiglipModel.
 
-SigLIP's towers there and ours are the same computation: pre-norm blocks, GELU by its tanh or exact, LayerNorm with epsilon
-1e-6, MAP pooling, last token pooled, no mask. Ours keep q, k and v stacked; a text tower of another width than the vision tower
-has its head's width in ``projection_size``. Needs transformers 4.51 or newer to be read.
+SigLIP's towers there and ours are the same computation: pre-norm blocks, GELU by its tanh or exact,
+LayerNorm with epsilon 1e-6, MAP pooling, last token pooled, no mask. Ours keep q, k and v stacked;
+a text tower of another width than the vision tower has its head's width in ``projection_size``.
+Needs transformers 4.51 or newer to be read.
 """
 
 from __future__ import annotations
@@ -50,12 +54,18 @@ NAMES = {"clip": "a CLIP", "altclip": "an AltCLIP", "chinese_clip": "a Chinese-C
 def _of_hf(model: Any) -> Towers:
     kind = model.network.config.model_type
     if kind == "siglip2":
-        raise UserError(f"it is a NaFlex SigLIP 2, which takes patches of pictures of any shape, and {OURS}; {INSTEAD}")
+        raise UserError(
+            f"it is a NaFlex SigLIP 2, which takes patches of pictures of any shape, and {OURS}; {INSTEAD}"
+        )
     if kind != "siglip":
-        raise UserError(f"it is {NAMES[kind]} ({_differences_of_clip(kind)}), and {OURS}; {INSTEAD}")
+        raise UserError(
+            f"it is {NAMES[kind]} ({_differences_of_clip(kind)}), and {OURS}; {INSTEAD}"
+        )
     reader = model.reader
     tokenizer = of_transformers(reader.tokenizer, reader.cleaning, reader.length, reader.vocab_size)
-    return _of_siglip(model.network.vision_model, model.network.text_model, model.network, tokenizer)
+    return _of_siglip(
+        model.network.vision_model, model.network.text_model, model.network, tokenizer
+    )
 
 
 def _differences_of_clip(kind: str) -> str:
@@ -68,8 +78,14 @@ def _differences_of_clip(kind: str) -> str:
 
 def _of_big_vision(model: Any) -> Towers:
     reader = model.tokenizer
-    shared = {"cleaning": reader.cleaning, "length": reader.length, "vocab_size": model.parts["text"].config.vocab_size}
-    tokenizer = of_pieces(reader.file.read_bytes(), eos=reader.eos, padding=reader.padding, **shared)
+    shared = {
+        "cleaning": reader.cleaning,
+        "length": reader.length,
+        "vocab_size": model.parts["text"].config.vocab_size,
+    }
+    tokenizer = of_pieces(
+        reader.file.read_bytes(), eos=reader.eos, padding=reader.padding, **shared
+    )
     numbers = nn.Module()
     numbers.logit_scale = nn.Parameter(torch.tensor(model.logit_scale).log())
     numbers.logit_bias = nn.Parameter(torch.tensor(model.logit_bias))
@@ -80,8 +96,16 @@ def _of_siglip(vision: Any, text: Any, numbers: Any, tokenizer: AnyTokenizer) ->
     """From the two towers of transformers' SigLIP."""
     sizes = {"vision": _sizes(vision.config), "text": _sizes(text.config)}
     embed_dim = text.head.out_features
-    check_sizes(sizes, embed_dim, (module.eps for part in (vision, text) for module in part.modules() if is_norm(module)))
-    left = {f"{side}.{name}": value for side, part in (("vision", vision), ("text", text)) for name, value in state(part)}
+    check_sizes(
+        sizes,
+        embed_dim,
+        (module.eps for part in (vision, text) for module in part.modules() if is_norm(module)),
+    )
+    left = {
+        f"{side}.{name}": value
+        for side, part in (("vision", vision), ("text", text))
+        for name, value in state(part)
+    }
     weights = {
         **taken(left, "vision.embeddings.patch_embedding", "vision.patch"),
         "vision.positions": left.pop("vision.embeddings.position_embedding.weight")[None],
@@ -100,7 +124,10 @@ def _of_siglip(vision: Any, text: Any, numbers: Any, tokenizer: AnyTokenizer) ->
     width = sizes["vision"]["width"]
     for part in ("weight", "bias"):
         packed = left.pop(f"vision.head.attention.in_proj_{part}")
-        weights[f"vision.pool.q.{part}"], weights[f"vision.pool.kv.{part}"] = packed[:width], packed[width:]
+        weights[f"vision.pool.q.{part}"], weights[f"vision.pool.kv.{part}"] = (
+            packed[:width],
+            packed[width:],
+        )
     for side in sizes:
         for index in range(sizes[side]["depth"]):
             theirs, ours = f"{side}.encoder.layers.{index}", f"{side}.blocks.{index}"
@@ -108,13 +135,23 @@ def _of_siglip(vision: Any, text: Any, numbers: Any, tokenizer: AnyTokenizer) ->
                 weights |= taken(left, f"{theirs}.{their_part}", f"{ours}.{our_part}")
             weights |= taken(left, f"{theirs}.self_attn.out_proj", f"{ours}.attention.out")
             for part in ("weight", "bias"):
-                parts = [left.pop(f"{theirs}.self_attn.{projection}_proj.{part}") for projection in "qkv"]
+                parts = [
+                    left.pop(f"{theirs}.self_attn.{projection}_proj.{part}") for projection in "qkv"
+                ]
                 weights[f"{ours}.attention.qkv.{part}"] = torch.cat(parts)
     check_nothing_left(left)
     patch = int(vision.config.patch_size)
     return Towers(
-        {**sizes["vision"], "patch_size": patch, "image_size": patch * round(weights["vision.positions"].shape[1] ** 0.5)},
-        {**sizes["text"], "vocab_size": text.config.vocab_size, "context_length": text.config.max_position_embeddings},
+        {
+            **sizes["vision"],
+            "patch_size": patch,
+            "image_size": patch * round(weights["vision.positions"].shape[1] ** 0.5),
+        },
+        {
+            **sizes["text"],
+            "vocab_size": text.config.vocab_size,
+            "context_length": text.config.max_position_embeddings,
+        },
         weights,
         tokenizer,
     )
@@ -126,7 +163,9 @@ def _sizes(config: Any) -> dict[str, Any]:
         "depth": config.num_hidden_layers,
         "num_heads": config.num_attention_heads,
         "mlp_dim": config.intermediate_size,
-        "gelu": {"gelu_pytorch_tanh": "tanh", "gelu": "exact"}.get(config.hidden_act, config.hidden_act),
+        "gelu": {"gelu_pytorch_tanh": "tanh", "gelu": "exact"}.get(
+            config.hidden_act, config.hidden_act
+        ),
     }
 
 
@@ -135,11 +174,15 @@ PARTS = {"norm1": "layer_norm1", "norm2": "layer_norm2", "mlp.fc1": "mlp.fc1", "
 
 
 def write(model: NativeModel, folder: Path, final: Path) -> None:
-    """config.json, weights, tokenizer and image processor into ``folder``; it may be moved from ``final`` to anywhere."""
+    """config.json, weights, tokenizer and image processor into ``folder``; it may be moved from
+    ``final`` to anywhere.
+    """
     write_json(folder / "config.json", _config(model))
     write_json(folder / "preprocessor_config.json", _preprocessor(model))
     write_tokenizer(model, folder)
-    write_tensors(folder / "model.safetensors", weights(model), {"format": "pt", "name": model.name})
+    write_tensors(
+        folder / "model.safetensors", weights(model), {"format": "pt", "name": model.name}
+    )
 
 
 def weights(model: NativeModel) -> dict[str, Tensor]:

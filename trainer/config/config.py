@@ -1,11 +1,12 @@
 """One frozen configuration for a run: what is built, what it sees, what is minimised, for how long.
 
-A preset (``silc_bench.trainer.config.presets``) makes a Config, ``apply_objective`` turns it into a step of the ablation,
-``silc_bench.trainer.config.overrides`` applies the user's ``--set field=value``. The resolved configuration is saved in every
-checkpoint (``to_dict``) and read back from it (``from_dict``).
+A preset (``silc_bench.trainer.config.presets``) makes a Config, ``apply_objective`` turns it into a
+step of the ablation, ``silc_bench.trainer.config.overrides`` applies the user's ``--set
+field=value``. The resolved configuration is saved in every checkpoint (``to_dict``) and read back
+from it (``from_dict``).
 
-The sections of a run's configuration: frozen, each field with what it means. ``silc_bench.trainer.config.config.Config`` holds
-one of each.
+The sections of a run's configuration: frozen, each field with what it means.
+``silc_bench.trainer.config.config.Config`` holds one of each.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from silc_bench.errors import UserError, unknown_name
 
 @dataclass(frozen=True)
 class ViewsConfig:
-    """What the student and the teacher see of a picture. Areas are fractions of the picture, sizes pixels a side."""
+    """What the student and the teacher see of a picture. Areas are fractions of the picture, sizes
+    pixels a side.
+    """
 
     num_global: int = 2
     global_size: int = 256
@@ -30,23 +33,37 @@ class ViewsConfig:
     local_size: int = 96
     local_area: tuple[float, float] = (0.05, 0.4)
     flip_prob: float = 0.5
-    jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)  # brightness, contrast, saturation, hue
+    jitter: tuple[float, float, float, float] = (
+        0.4,
+        0.4,
+        0.2,
+        0.1,
+    )  # brightness, contrast, saturation, hue
     jitter_prob: float = 0.8
     gray_prob: float = 0.2
-    blur_probs: tuple[float, float, float] = (1.0, 0.1, 0.5)  # first global view, every other global view, local views
-    blur_sigma: tuple[float, float] = (0.1, 2.0)  # pixels at a view of 224 px; scaled with the view's size
+    blur_probs: tuple[float, float, float] = (
+        1.0,
+        0.1,
+        0.5,
+    )  # first global view, every other global view, local views
+    blur_sigma: tuple[float, float] = (
+        0.1,
+        2.0,
+    )  # pixels at a view of 224 px; scaled with the view's size
     solarize_prob: float = 0.2  # every global view but the first
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    source: str = (
-        "shapes"  # what silc_bench.trainer.data.sources reads: "shapes", shards, lists of captions; "3 * A | 1 * B" mixes
+    # what silc_bench.trainer.data.sources reads: "shapes", shards, lists of captions; "3 * A | 1 *
+    # B" mixes
+    source: str = "shapes"
+    # conditions that every sample must meet (silc_bench.trainer.data.samples): "text>=5 side>=64
+    # similarity>=0.28"
+    filters: str = ""
+    shuffle_shards: int = (
+        8  # of a remote source: so many shards are shuffled together; local ones all
     )
-    filters: str = (
-        ""  # conditions that every sample must meet (silc_bench.trainer.data.samples): "text>=5 side>=64 similarity>=0.28"
-    )
-    shuffle_shards: int = 8  # of a remote source: so many shards are shuffled together; local ones all
     mirror_gb: float = 50.0  # local copies of remote shards, at most
     decode_size: int = 512  # longer side of a decoded picture, pixels
     num_workers: int = 0
@@ -68,33 +85,44 @@ class ProbeConfig:
 @dataclass(frozen=True)
 class ContrastiveConfig:
     loss: str = "sigmoid"  # "sigmoid" (SigLIP) or "softmax" (CLIP)
-    images: str = "global"  # which pictures meet the text: "global" (every global view), "original", "original+global"
+    # which pictures meet the text: "global" (every global view), "original", "original+global"
+    images: str = "global"
     init_scale: float = 10.0
     init_bias: float = -10.0  # sigmoid only
 
 
 @dataclass(frozen=True)
 class DistillationConfig:
-    weight: float = 1.0  # 0: neither head nor local views are computed, nor a teacher's forward but for masked patches
-    start_fraction: float = (
-        0.0  # of all steps, done before the teacher teaches (views and masked patches): silc_bench.trainer.train
-    )
-    pairs: str = "local"  # "local": teacher global -> student local; "local+global": also the student's other global views
+    # 0: neither head nor local views are computed, nor a teacher's forward but for masked patches
+    weight: float = 1.0
+    # of all steps, done before the teacher teaches (views and masked patches):
+    # silc_bench.trainer.train
+    start_fraction: float = 0.0
+    # "local": teacher global -> student local; "local+global": also the student's other global
+    # views
+    pairs: str = "local"
     num_prototypes: int = 65_536
     hidden_dim: int = 2048
     bottleneck_dim: int = 256
     student_temp: float = 0.1
     teacher_temp: float = 0.04
     center_momentum: float = 0.9
-    centering: str = "mean"  # "mean" (a running centre is subtracted) or "sinkhorn" (each batch is balanced over prototypes)
+    # "mean" (a running centre is subtracted) or "sinkhorn" (each batch is balanced over prototypes)
+    centering: str = "mean"
     ema_momentum: float = 0.966  # of the teacher
-    ema_schedule: str = "fixed"  # "fixed" (one value for the whole run) or "cosine" (half a cosine from there to 1)
-    ema_batch: int = 0  # batch that ema_momentum is meant for: 1 - m is scaled with batch_size; 0: never scaled
+    ema_schedule: str = (
+        "fixed"  # "fixed" (one value for the whole run) or "cosine" (half a cosine from there to 1)
+    )
+    ema_batch: int = (
+        0  # batch that ema_momentum is meant for: 1 - m is scaled with batch_size; 0: never scaled
+    )
 
 
 @dataclass(frozen=True)
 class MaskedConfig:
-    """Patches that the student sees as a mask token; the head's sizes, temperatures and centring are distillation's."""
+    """Patches that the student sees as a mask token; the head's sizes, temperatures and centring
+    are distillation's.
+    """
 
     weight: float = 0.0  # 0: nothing of it is computed
     ratio: float = 0.5  # of the patches of each global view
@@ -104,14 +132,19 @@ class MaskedConfig:
 class OptimConfig:
     kind: str = "adamw"  # "adamw" or "adafactor" (big_vision's)
     lr: float = 1e-3  # peak
-    schedule: str = "rsqrt"  # "rsqrt" (warm-up, 1/sqrt(step), linear cool-down), "cosine" (to 0) or "wsd" (constant between)
+    # "rsqrt" (warm-up, 1/sqrt(step), linear cool-down), "cosine" (to 0) or "wsd" (constant between)
+    schedule: str = "rsqrt"
     warmup_fraction: float = 0.04  # of all steps
     cooldown_fraction: float = 0.04  # of all steps; rsqrt and wsd
     beta1: float = 0.9
     beta2: float = 0.95  # adamw only
-    locked: str = ""  # "vision" or "text": this tower stays as it started (LiT, 2111.07991); "": both learn
+    locked: str = (
+        ""  # "vision" or "text": this tower stays as it started (LiT, 2111.07991); "": both learn
+    )
     layer_decay: float = 1.0  # each layer's rate over that of the layer above it
-    weight_decay: float = 1e-4  # a step at the peak rate shrinks a matrix by this fraction (big_vision)
+    weight_decay: float = (
+        1e-4  # a step at the peak rate shrinks a matrix by this fraction (big_vision)
+    )
     clip_norm: float = 1.0
 
 
@@ -127,23 +160,28 @@ class Config:
     masked: MaskedConfig = field(default_factory=MaskedConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     objective: str = "silc"
-    init: str = (
-        ""  # the checkpoint whose weights the run starts from (silc_bench.trainer.checkpoints.init); "": drawn from the seed
-    )
+    # the checkpoint whose weights the run starts from (silc_bench.trainer.checkpoints.init); "":
+    # drawn from the seed
+    init: str = ""
     batch_size: int = 16_384
-    average_momentum: float = (
-        0.0  # of an average of the weights that is kept for evaluation (silc_bench.trainer.optim); 0: none
+    # of an average of the weights that is kept for evaluation (silc_bench.trainer.optim); 0: none
+    average_momentum: float = 0.0
+    micro_batch: int = (
+        0  # pairs that a process encodes at a time, with the same result; 0: all of its batch
     )
-    micro_batch: int = 0  # pairs that a process encodes at a time, with the same result; 0: all of its batch
     samples: int = 20_000_000_000  # images seen in the whole run
     seed: int = 0  # weights and views
-    precision: str = "auto"  # "bf16" (autocast; head, softmax, centre and EMA stay fp32), "fp32", or what is native here
-    checkpointing: str = "none"  # of activations; "blocks": a backward pass computes each block anew, with the same result
+    # "bf16" (autocast; head, softmax, centre and EMA stay fp32), "fp32", or what is native here
+    precision: str = "auto"
+    # of activations; "blocks": a backward pass computes each block anew, with the same result
+    checkpointing: str = "none"
     compile: bool = False  # torch.compile each block: other roundings, fewer passes over memory
     log_every: int = 50  # steps
     checkpoint_every: int = 1000  # steps
     probe: ProbeConfig = field(default_factory=ProbeConfig)
-    checkpoint_minutes: float = 30.0  # since the last checkpoint, whatever the step; 0: by steps alone
+    checkpoint_minutes: float = (
+        30.0  # since the last checkpoint, whatever the step; 0: by steps alone
+    )
 
     @property
     def num_steps(self) -> int:
@@ -155,7 +193,9 @@ class Config:
         return round(self.distillation.start_fraction * self.num_steps)
 
     def is_taught_at(self, step: int) -> bool:
-        """Whether update number ``step`` (from 0) learns from a teacher, of views or of masked patches."""
+        """Whether update number ``step`` (from 0) learns from a teacher, of views or of masked
+        patches.
+        """
         return (self.distillation.weight > 0 or self.masked.weight > 0) and step >= self.start_step
 
     @property
@@ -165,13 +205,19 @@ class Config:
 
     @property
     def view_kinds(self) -> set[str]:
-        """Fields of silc_bench.trainer.silc.views.Views that a step makes, once the teacher teaches."""
+        """Fields of silc_bench.trainer.silc.views.Views that a step makes, once the teacher
+        teaches.
+        """
         return self.view_kinds_at(self.start_step)
 
     def view_kinds_at(self, step: int) -> set[str]:
         is_taught = self.is_taught_at(step)
         kinds = {"global_crops"} if is_taught or "global" in self.contrastive.images else set()
-        kinds |= {"local_crops"} if is_taught and self.distillation.weight > 0 and self.views.num_local else set()
+        kinds |= (
+            {"local_crops"}
+            if is_taught and self.distillation.weight > 0 and self.views.num_local
+            else set()
+        )
         return kinds | ({"original"} if "original" in self.contrastive.images else set())
 
     @property
@@ -207,14 +253,18 @@ MAY_BE_ZERO = (  # every other whole number is at least 1
 
 
 def apply_objective(config: Config, objective: str) -> Config:
-    """The steps of the ablation: "contrastive" -> "contrastive+views" -> "silc", each the next one with a part taken away."""
+    """The steps of the ablation: "contrastive" -> "contrastive+views" -> "silc", each the next one
+    with a part taken away.
+    """
     if objective not in OBJECTIVES:
         raise unknown_name("objective", objective, OBJECTIVES)
     config = dataclasses.replace(config, objective=objective)
     if objective != "silc":
         config = without_heads(config)
     if objective == "contrastive":
-        config = dataclasses.replace(config, contrastive=dataclasses.replace(config.contrastive, images="original"))
+        config = dataclasses.replace(
+            config, contrastive=dataclasses.replace(config.contrastive, images="original")
+        )
     return config
 
 
@@ -228,7 +278,9 @@ def without_heads(config: Config) -> Config:
 
 
 def validate(config: Config) -> Config:
-    """The same configuration, or a UserError that names the first field that cannot work and why."""
+    """The same configuration, or a UserError that names the first field that cannot work and
+    why.
+    """
     for path, allowed in CHOICES.items():
         value = config
         for part in path.split("."):
@@ -249,42 +301,90 @@ def validate(config: Config) -> Config:
 
 
 def _rules(config: Config) -> list[tuple[bool, str]]:
-    vision, views, distil, masked, optim = config.vision, config.views, config.distillation, config.masked, config.optim
-    probabilities = (views.flip_prob, views.jitter_prob, views.gray_prob, views.solarize_prob, *views.blur_probs)
+    vision, views, distil, masked, optim = (
+        config.vision,
+        config.views,
+        config.distillation,
+        config.masked,
+        config.optim,
+    )
+    probabilities = (
+        views.flip_prob,
+        views.jitter_prob,
+        views.gray_prob,
+        views.solarize_prob,
+        *views.blur_probs,
+    )
     return [
-        (vision.image_size % vision.patch_size == 0, "vision.image_size must be a multiple of vision.patch_size"),
-        (views.global_size % vision.patch_size == 0, "views.global_size must be a multiple of vision.patch_size"),
-        (views.local_size % vision.patch_size == 0, "views.local_size must be a multiple of vision.patch_size"),
-        (vision.width % vision.num_heads == 0, "vision.width must be a multiple of vision.num_heads"),
-        (vision.width % 4 == 0, "vision.width must be a multiple of 4"),
-        (config.text.width % config.text.num_heads == 0, "text.width must be a multiple of text.num_heads"),
         (
-            distil.weight == 0 or views.num_local >= 1 or (distil.pairs == "local+global" and views.num_global >= 2),
+            vision.image_size % vision.patch_size == 0,
+            "vision.image_size must be a multiple of vision.patch_size",
+        ),
+        (
+            views.global_size % vision.patch_size == 0,
+            "views.global_size must be a multiple of vision.patch_size",
+        ),
+        (
+            views.local_size % vision.patch_size == 0,
+            "views.local_size must be a multiple of vision.patch_size",
+        ),
+        (
+            vision.width % vision.num_heads == 0,
+            "vision.width must be a multiple of vision.num_heads",
+        ),
+        (vision.width % 4 == 0, "vision.width must be a multiple of 4"),
+        (
+            config.text.width % config.text.num_heads == 0,
+            "text.width must be a multiple of text.num_heads",
+        ),
+        (
+            distil.weight == 0
+            or views.num_local >= 1
+            or (distil.pairs == "local+global" and views.num_global >= 2),
             "distillation needs views.num_local >= 1, or distillation.pairs=local+global and views.num_global >= 2",
         ),
         (
             all(0 < a <= b <= 1 for a, b in (views.global_area, views.local_area)),
             "views.*_area must lie in (0, 1], low first",
         ),
-        (all(0 <= p <= 1 for p in probabilities), "views.*_prob and views.blur_probs must lie in [0, 1]"),
-        (min(views.jitter) >= 0 and views.jitter[3] <= 0.5, "views.jitter must not be negative, its hue at most 0.5 of a turn"),
-        (0 < views.blur_sigma[0] <= views.blur_sigma[1], "views.blur_sigma must be positive, low first"),
+        (
+            all(0 <= p <= 1 for p in probabilities),
+            "views.*_prob and views.blur_probs must lie in [0, 1]",
+        ),
+        (
+            min(views.jitter) >= 0 and views.jitter[3] <= 0.5,
+            "views.jitter must not be negative, its hue at most 0.5 of a turn",
+        ),
+        (
+            0 < views.blur_sigma[0] <= views.blur_sigma[1],
+            "views.blur_sigma must be positive, low first",
+        ),
         (config.contrastive.init_scale > 0, "contrastive.init_scale must be positive"),
-        (distil.weight >= 0 and masked.weight >= 0, "distillation.weight and masked.weight must not be negative"),
+        (
+            distil.weight >= 0 and masked.weight >= 0,
+            "distillation.weight and masked.weight must not be negative",
+        ),
         (0 <= distil.start_fraction < 1, "distillation.start_fraction must lie in [0, 1)"),
         (
             config.start_step < config.num_steps,
             "distillation.start_fraction leaves no step of the run to distil in; lower it, or raise samples",
         ),
         (
-            masked.weight == 0 or 1 <= config.num_masked < (views.global_size // vision.patch_size) ** 2,
+            masked.weight == 0
+            or 1 <= config.num_masked < (views.global_size // vision.patch_size) ** 2,
             "masked.ratio must mask at least one patch of a global view and leave one",
         ),
-        (distil.num_prototypes >= 2, "distillation.num_prototypes must be at least 2: one takes every picture"),
+        (
+            distil.num_prototypes >= 2,
+            "distillation.num_prototypes must be at least 2: one takes every picture",
+        ),
         (0 <= distil.ema_momentum <= 1, "distillation.ema_momentum must lie in [0, 1]"),
         (0 <= config.average_momentum < 1, "average_momentum must lie in [0, 1)"),
         (0 <= distil.center_momentum <= 1, "distillation.center_momentum must lie in [0, 1]"),
-        (distil.student_temp > 0 and distil.teacher_temp > 0, "distillation temperatures must be positive"),
+        (
+            distil.student_temp > 0 and distil.teacher_temp > 0,
+            "distillation temperatures must be positive",
+        ),
         (optim.lr > 0 and optim.clip_norm > 0, "optim.lr and optim.clip_norm must be positive"),
         (0 < optim.layer_decay <= 1, "optim.layer_decay must lie in (0, 1]"),
         (
@@ -297,15 +397,22 @@ def _rules(config: Config) -> list[tuple[bool, str]]:
             optim.kind != "adafactor" or optim.beta2 == OptimConfig.beta2,
             "optim.beta2 has no meaning with optim.kind=adafactor, whose second moments fade by the step; leave it out",
         ),
-        (0 <= optim.beta1 < 1 and 0 <= optim.beta2 < 1, "optim.beta1 and optim.beta2 must lie in [0, 1)"),
         (
-            min(optim.warmup_fraction, optim.cooldown_fraction) >= 0 and optim.warmup_fraction + optim.cooldown_fraction <= 1,
+            0 <= optim.beta1 < 1 and 0 <= optim.beta2 < 1,
+            "optim.beta1 and optim.beta2 must lie in [0, 1)",
+        ),
+        (
+            min(optim.warmup_fraction, optim.cooldown_fraction) >= 0
+            and optim.warmup_fraction + optim.cooldown_fraction <= 1,
             "optim.warmup_fraction and optim.cooldown_fraction must not be negative, and sum to at most 1",
         ),
         (max(config.seed, config.data.seed) < 2**63, "seed and data.seed must be below 2**63"),
         (config.data.mirror_gb > 0, "data.mirror_gb must be positive"),
         (config.checkpoint_minutes >= 0, "checkpoint_minutes must not be negative"),
-        (config.batch_size >= 2, "batch_size must be at least 2: a contrastive loss needs a negative"),
+        (
+            config.batch_size >= 2,
+            "batch_size must be at least 2: a contrastive loss needs a negative",
+        ),
         (config.samples >= config.batch_size, "samples must be at least batch_size"),
     ]
 
@@ -318,14 +425,20 @@ def flatten(config: Config) -> dict[str, Any]:
     """{"optim.lr": 0.001, ...}, in the order of the fields."""
     flat: dict[str, Any] = {}
     for name, value in to_dict(config).items():
-        flat |= {f"{name}.{inner}": v for inner, v in value.items()} if isinstance(value, dict) else {name: value}
+        flat |= (
+            {f"{name}.{inner}": v for inner, v in value.items()}
+            if isinstance(value, dict)
+            else {name: value}
+        )
     return flat
 
 
 def from_dict(data: dict[str, Any]) -> Config:
-    """The configuration saved in a checkpoint. Unknown fields are a UserError: the file is of a later version.
+    """The configuration saved in a checkpoint. Unknown fields are a UserError: the file is of a
+    later version.
 
-    A field that an earlier version did not save takes its default, so a new field's default is what every run did before it.
+    A field that an earlier version did not save takes its default, so a new field's default is what
+    every run did before it.
     """
     return validate(_build(Config, data, "config"))
 
@@ -333,12 +446,22 @@ def from_dict(data: dict[str, Any]) -> Config:
 def _build(cls: Any, data: Any, path: str) -> Any:
     hints = typing.get_type_hints(cls)
     if not isinstance(data, dict):
-        raise UserError(f"{path}: not a configuration of this version of silc-bench (found: {type(data).__name__})")
-    needed = {f.name for f in dataclasses.fields(cls) if f.default is MISSING and f.default_factory is MISSING}
+        raise UserError(
+            f"{path}: not a configuration of this version of silc-bench (found: {type(data).__name__})"
+        )
+    needed = {
+        f.name
+        for f in dataclasses.fields(cls)
+        if f.default is MISSING and f.default_factory is MISSING
+    }
     differ = sorted((set(data) - set(hints)) | (needed - set(data)))
     if differ:
-        raise UserError(f"{path}: not a configuration of this version of silc-bench (differs in: {differ})")
-    return cls(**{name: _read(value, hints[name], f"{path}.{name}") for name, value in data.items()})
+        raise UserError(
+            f"{path}: not a configuration of this version of silc-bench (differs in: {differ})"
+        )
+    return cls(
+        **{name: _read(value, hints[name], f"{path}.{name}") for name, value in data.items()}
+    )
 
 
 def _read(value: Any, hint: Any, path: str) -> Any:
@@ -354,7 +477,9 @@ def _read(value: Any, hint: Any, path: str) -> Any:
 
 
 def wrong_type(value: Any, hint: Any, path: str) -> UserError:
-    return UserError(f"{path}: {value!r} is not of type {hint if typing.get_args(hint) else hint.__name__}")
+    return UserError(
+        f"{path}: {value!r} is not of type {hint if typing.get_args(hint) else hint.__name__}"
+    )
 
 
 @dataclass(frozen=True)
@@ -367,12 +492,16 @@ class VisionConfig:
     depth: int = 12
     num_heads: int = 12
     mlp_dim: int = 3072
-    gelu: str = "tanh"  # "tanh" (big_vision's approximation) or "exact" (most of open_clip's SigLIPs)
+    gelu: str = (
+        "tanh"  # "tanh" (big_vision's approximation) or "exact" (most of open_clip's SigLIPs)
+    )
 
 
 @dataclass(frozen=True)
 class TextConfig:
-    """Text transformer, SigLIP style: no causal mask, last position pooled, then a linear head to the embedding."""
+    """Text transformer, SigLIP style: no causal mask, last position pooled, then a linear head to
+    the embedding.
+    """
 
     vocab_size: int = 32_000
     context_length: int = 64
@@ -380,4 +509,6 @@ class TextConfig:
     depth: int = 12
     num_heads: int = 12
     mlp_dim: int = 3072
-    gelu: str = "tanh"  # "tanh" (big_vision's approximation) or "exact" (most of open_clip's SigLIPs)
+    gelu: str = (
+        "tanh"  # "tanh" (big_vision's approximation) or "exact" (most of open_clip's SigLIPs)
+    )

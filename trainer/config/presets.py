@@ -1,10 +1,11 @@
-"""Presets are functions: a variant calls its base and changes a field. ``silc_bench.trainer.config.presets`` says how sure each
-number is.
+"""Presets are functions: a variant calls its base and changes a field.
+``silc_bench.trainer.config.presets`` says how sure each number is.
 
 How sure each number of the real presets is.
 
-"sure" (read from the paper), "likely" (the value of the code it builds on, or widely repeated), "open" (not established; our
-choice, named). ``silc-bench train --preset b16 --show-config`` prints it beside each value.
+"sure" (read from the paper), "likely" (the value of the code it builds on, or widely repeated),
+"open" (not established; our choice, named). ``silc-bench train --preset b16 --show-config`` prints
+it beside each value.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ from silc_bench.trainer.config.overrides import apply_sets, refuse_idle
 
 
 def b16() -> Config:
-    """SILC ViT-B/16 at 256 px as far as the paper tells: batch 16k, 20 billion pairs, 65,536 prototypes."""
+    """SILC ViT-B/16 at 256 px as far as the paper tells: batch 16k, 20 billion pairs, 65,536
+    prototypes.
+    """
     return Config(
         preset="b16",
         vision=VisionConfig(),
@@ -46,28 +49,40 @@ def b16() -> Config:
 def l16() -> Config:
     base = b16()
     tower: dict[str, Any] = {"width": 1024, "depth": 24, "num_heads": 16, "mlp_dim": 4096}
-    return replace(base, preset="l16", vision=replace(base.vision, **tower), text=replace(base.text, **tower))
+    return replace(
+        base, preset="l16", vision=replace(base.vision, **tower), text=replace(base.text, **tower)
+    )
 
 
 def so400m() -> Config:
-    """The shape-optimised tower of 2305.13035, here with 16-pixel patches so that the views stay those of b16."""
+    """The shape-optimised tower of 2305.13035, here with 16-pixel patches so that the views stay
+    those of b16.
+    """
     base = b16()
     tower: dict[str, Any] = {"width": 1152, "depth": 27, "num_heads": 16, "mlp_dim": 4304}
-    return replace(base, preset="so400m", vision=replace(base.vision, **tower), text=replace(base.text, **tower))
+    return replace(
+        base,
+        preset="so400m",
+        vision=replace(base.vision, **tower),
+        text=replace(base.text, **tower),
+    )
 
 
 def g16() -> Config:
     """ViT-G of 2106.04560 for both towers."""
     base = b16()
     tower: dict[str, Any] = {"width": 1664, "depth": 48, "num_heads": 16, "mlp_dim": 8192}
-    return replace(base, preset="g16", vision=replace(base.vision, **tower), text=replace(base.text, **tower))
+    return replace(
+        base, preset="g16", vision=replace(base.vision, **tower), text=replace(base.text, **tower)
+    )
 
 
 def siglip2_dense() -> Config:
     """SigLIP 2 (2502.14786) at ViT-B/16, without its captioning decoder.
 
-    SILC's loss and masked patches join at 80 % of training. One global view teaches 8 local ones and the masked patches of
-    itself; texts meet the original picture. Weights 1 and 0.25, times 0.25 at this size (L 0.5, So400m 1, g 0.5).
+    SILC's loss and masked patches join at 80 % of training. One global view teaches 8 local ones
+    and the masked patches of itself; texts meet the original picture. Weights 1 and 0.25, times
+    0.25 at this size (L 0.5, So400m 1, g 0.5).
     """
     base, size_factor = b16(), 0.25
     return replace(
@@ -84,7 +99,8 @@ def siglip2_dense() -> Config:
 
 
 def tips() -> Config:
-    """TIPS (2410.16512) at ViT-B/16, with one caption a picture: CLIP's loss, distillation and masked patches from the start.
+    """TIPS (2410.16512) at ViT-B/16, with one caption a picture: CLIP's loss, distillation and
+    masked patches from the start.
 
     Views are cropped and flipped only.
     """
@@ -92,7 +108,13 @@ def tips() -> Config:
     return replace(
         base,
         preset="tips",
-        views=replace(base.views, jitter_prob=0.0, gray_prob=0.0, blur_probs=(0.0, 0.0, 0.0), solarize_prob=0.0),
+        views=replace(
+            base.views,
+            jitter_prob=0.0,
+            gray_prob=0.0,
+            blur_probs=(0.0, 0.0, 0.0),
+            solarize_prob=0.0,
+        ),
         contrastive=replace(base.contrastive, loss="softmax"),
         distillation=replace(base.distillation, num_prototypes=32_768, teacher_temp=0.07),
         masked=MaskedConfig(weight=2.0),
@@ -100,7 +122,9 @@ def tips() -> Config:
 
 
 def silc_star() -> Config:
-    """SILC*: a finished b16, one billion pairs more on a cleaner set of 100 million; only with --init."""
+    """SILC*: a finished b16, one billion pairs more on a cleaner set of 100 million; only with
+    --init.
+    """
     base = b16()
     return replace(
         base,
@@ -116,10 +140,11 @@ SECOND_PHASES = ("silc_star",)  # nothing to start with but a checkpoint of the 
 def shapes_tiny() -> Config:
     """The demo: two small towers on generated scenes, minutes on two cores.
 
-    Departs from the recipe where the data demands it: captions name colour, size and place and each scene is seen once, so
-    views are only cropped and flipped, the global ones mildly (docs/log.md has the recipe's own); a batch of 64 learns sooner
-    with the softmax loss and a peak of 2e-3, and needs a slower teacher than batch 16k (EMA 0.99) and far fewer prototypes.
-    Local views keep the recipe's share of a global one (4 of 36 patches).
+    Departs from the recipe where the data demands it: captions name colour, size and place and each
+    scene is seen once, so views are only cropped and flipped, the global ones mildly (docs/log.md
+    has the recipe's own); a batch of 64 learns sooner with the softmax loss and a peak of 2e-3, and
+    needs a slower teacher than batch 16k (EMA 0.99) and far fewer prototypes. Local views keep the
+    recipe's share of a global one (4 of 36 patches).
     """
     tower: dict[str, Any] = {"width": 96, "num_heads": 6, "mlp_dim": 384}
     return Config(
@@ -137,7 +162,9 @@ def shapes_tiny() -> Config:
         ),
         data=DataConfig(source="shapes", decode_size=64),
         contrastive=ContrastiveConfig(loss="softmax"),
-        distillation=DistillationConfig(num_prototypes=1024, hidden_dim=256, bottleneck_dim=64, ema_momentum=0.99),
+        distillation=DistillationConfig(
+            num_prototypes=1024, hidden_dim=256, bottleneck_dim=64, ema_momentum=0.99
+        ),
         optim=OptimConfig(lr=2e-3, schedule="cosine", warmup_fraction=0.1),
         batch_size=64,
         samples=38_400,
@@ -147,9 +174,11 @@ def shapes_tiny() -> Config:
 
 
 def cifar_tiny() -> Config:
-    """Real photographs of 32 px with a short caption each: the demo's towers, a little larger, and the recipe's colour jitter.
+    """Real photographs of 32 px with a short caption each: the demo's towers, a little larger, and
+    the recipe's colour jitter.
 
-    Patches of 8 px: with minutes to train, seeing a photograph four times as often is worth more than finer patches.
+    Patches of 8 px: with minutes to train, seeing a photograph four times as often is worth more
+    than finer patches.
     """
     base = shapes_tiny()
     return replace(
@@ -157,7 +186,9 @@ def cifar_tiny() -> Config:
         preset="cifar_tiny",
         vision=replace(base.vision, image_size=32, depth=4, width=128, num_heads=4, mlp_dim=512),
         text=replace(base.text, context_length=16),
-        views=ViewsConfig(global_size=32, local_size=16, blur_probs=(0.0, 0.0, 0.0), solarize_prob=0.0),
+        views=ViewsConfig(
+            global_size=32, local_size=16, blur_probs=(0.0, 0.0, 0.0), solarize_prob=0.0
+        ),
         data=DataConfig(source="", decode_size=32),
         optim=replace(base.optim, lr=1e-3),
         samples=150_000,
@@ -189,7 +220,8 @@ def configure(
     """A preset, a step of the ablation, and the user's changes, in this order; checked as a whole.
 
     Raises:
-        UserError: an unknown name, a value of the wrong type, a configuration that cannot work, or a change without effect.
+        UserError: an unknown name, a value of the wrong type, a configuration that cannot work, or
+        a change without effect.
     """
     config = apply_objective(make_preset(preset), objective)
     if data is not None:
@@ -332,7 +364,9 @@ PROVENANCE_OF = {  # where a preset departs from SILC, or SILC's value is all th
 
 
 def provenance_of(field: str, preset: str = "b16") -> str:
-    """How sure the recipe is of a preset's field such as "views.local_size"; "" for the fields that are our own affair."""
+    """How sure the recipe is of a preset's field such as "views.local_size"; "" for the fields that
+    are our own affair.
+    """
     known = PROVENANCE | PROVENANCE_OF.get(preset, {})
     while field not in known and "." in field:
         field = field.rpartition(".")[0]

@@ -1,7 +1,9 @@
-"""Pairs whose pictures are files: a list of captions (``.jsonl``, ``.csv``, ``.tsv``), or a folder with ``.txt`` beside them.
+"""Pairs whose pictures are files: a list of captions (``.jsonl``, ``.csv``, ``.tsv``), or a folder
+with ``.txt`` beside them.
 
-The columns of a list are those of `silc_bench.datasets.layouts`; a picture may have several rows, or several captions in
-one. Training from files in random order is for thousands of pictures; ``silc-bench data pack`` writes shards of them.
+The columns of a list are those of `silc_bench.datasets.layouts`; a picture may have several rows,
+or several captions in one. Training from files in random order is for thousands of pictures;
+``silc-bench data pack`` writes shards of them.
 """
 
 from __future__ import annotations
@@ -68,7 +70,9 @@ class ListedReader:
             else:
                 left_out[reason] += 1
         if not kept:
-            raise UserError(f"{path} holds no pair of a picture and a caption: {damage.summary()}{_by_reason(left_out)}")
+            raise UserError(
+                f"{path} holds no pair of a picture and a caption: {damage.summary()}{_by_reason(left_out)}"
+            )
         return cls(kept, path, config, filters, left_out)
 
     @property
@@ -80,7 +84,9 @@ class ListedReader:
 
     def text(self, position: int) -> str:
         epoch, index = self._find(position)
-        return choose_caption(self.filters.captions(self.pairs[index].captions), self.config.seed, epoch, index)
+        return choose_caption(
+            self.filters.captions(self.pairs[index].captions), self.config.seed, epoch, index
+        )
 
     def picture(self, position: int) -> np.ndarray:
         pair = self.pairs[self._find(position)[1]]
@@ -91,7 +97,9 @@ class ListedReader:
         return epoch, int(_order(self.config.seed, epoch, self.num_samples)[place])
 
 
-_ORDERS: dict[tuple[int, int, int], np.ndarray] = {}  # the last two: a range of positions may lie across two epochs
+_ORDERS: dict[
+    tuple[int, int, int], np.ndarray
+] = {}  # the last two: a range of positions may lie across two epochs
 
 
 def _order(seed: int, epoch: int, num_samples: int) -> np.ndarray:
@@ -104,18 +112,24 @@ def _order(seed: int, epoch: int, num_samples: int) -> np.ndarray:
 
 
 def read_pairs(path: Path, damage: Damage) -> list[Listed]:
-    """All pictures that have a caption, in the order of the list or by name; the others are added to ``damage``.
+    """All pictures that have a caption, in the order of the list or by name; the others are added
+    to ``damage``.
 
     Raises:
-        UserError: no such place, a list that cannot be read, or a folder of pictures without a single caption.
+        UserError: no such place, a list that cannot be read, or a folder of pictures without a
+        single caption.
     """
     if path.is_dir():
         lists = sorted(file for file in path.iterdir() if file.suffix.lower() in layouts.ENDINGS)
         if len(lists) > 1:
-            raise UserError(f"{path} holds {len(lists)} lists of captions, such as {lists[0].name}; name one of them")
+            raise UserError(
+                f"{path} holds {len(lists)} lists of captions, such as {lists[0].name}; name one of them"
+            )
         return _from_list(lists[0], damage) if lists else _from_folder(path, damage)
     if not path.exists():
-        raise UserError(f"{path}: no such file or folder; expected a list of captions or a folder of pictures")
+        raise UserError(
+            f"{path}: no such file or folder; expected a list of captions or a folder of pictures"
+        )
     return _from_list(path, damage)
 
 
@@ -133,12 +147,16 @@ def _from_list(path: Path, damage: Damage) -> list[Listed]:
             pairs[picture] = Listed(picture, known.captions + own, known.columns)
         else:
             texts = (*layouts.PICTURE_COLUMNS, *layouts.CAPTION_COLUMNS)
-            pairs[picture] = Listed(picture, own, {name: value for name, value in row.items() if name not in texts})
+            pairs[picture] = Listed(
+                picture, own, {name: value for name, value in row.items() if name not in texts}
+            )
     return list(pairs.values())
 
 
 def _from_folder(path: Path, damage: Damage) -> list[Listed]:
-    pictures = sorted(file for file in path.rglob("*") if file.suffix.lower().lstrip(".") in PICTURE_EXTENSIONS)
+    pictures = sorted(
+        file for file in path.rglob("*") if file.suffix.lower().lstrip(".") in PICTURE_EXTENSIONS
+    )
     pairs = []
     for picture in pictures:
         text, columns = (picture.with_suffix(suffix) for suffix in (".txt", ".json"))
@@ -158,7 +176,9 @@ def _from_folder(path: Path, damage: Damage) -> list[Listed]:
             ' or a captions.jsonl in the folder: {"file": "NAME.jpg", "caption": "..."}'
         )
     if not pictures:
-        raise UserError(f"{path} holds neither pictures, nor shards (*.tar), nor a list of captions")
+        raise UserError(
+            f"{path} holds neither pictures, nor shards (*.tar), nor a list of captions"
+        )
     return pairs
 
 

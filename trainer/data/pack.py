@@ -1,8 +1,8 @@
 """Own pictures with captions -> webdataset shards, and a look at any source before training on it.
 
-Flow: ``pack(source, out)`` reads what ``silc_bench.trainer.data.lists`` reads, checks that every picture decodes, and writes
-shards whose pictures are byte for byte the files'. ``look(config)`` opens any source as training does and measures a part of
-it.
+Flow: ``pack(source, out)`` reads what ``silc_bench.trainer.data.lists`` reads, checks that every
+picture decodes, and writes shards whose pictures are byte for byte the files'. ``look(config)``
+opens any source as training does and measures a part of it.
 
     silc-bench data pack photos photos-shards
     silc-bench data stats "photos-shards/*.tar"
@@ -36,11 +36,14 @@ SUFFIXES = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 QUANTILES = (0.0, 0.05, 0.5, 0.95, 1.0)
 
 
-def pack(source: Path, out: Path, per_shard: int = 10_000, *, progress: bool = False) -> tuple[int, int, Damage]:
-    """(pairs, shards written, what was left out). The order is a fixed shuffle by file name, so that each shard is a mixture.
+def pack(
+    source: Path, out: Path, per_shard: int = 10_000, *, progress: bool = False
+) -> tuple[int, int, Damage]:
+    """(pairs, shards written, what was left out). The order is a fixed shuffle by file name, so
+    that each shard is a mixture.
 
-    A sample is its picture as it is, ``.txt`` with a caption a line, and ``.json`` with the captions and the other columns.
-    ``progress`` shows a bar.
+    A sample is its picture as it is, ``.txt`` with a caption a line, and ``.json`` with the
+    captions and the other columns. ``progress`` shows a bar.
 
     Raises:
         UserError: nothing to pack, pictures of a format that no shard holds, or ``out`` is in use.
@@ -54,7 +57,9 @@ def pack(source: Path, out: Path, per_shard: int = 10_000, *, progress: bool = F
     with atomic_folder(out) as folder, progress_bar(progress, "picture", len(pairs)) as advance:
         whole = _checked(pairs, damage, advance)
         while part := [sample for _, sample in zip(range(per_shard), whole, strict=False)]:
-            with tarfile.open(folder / f"{num_shards:05}.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
+            with tarfile.open(
+                folder / f"{num_shards:05}.tar", "w", format=tarfile.USTAR_FORMAT
+            ) as tar:
                 for key, members in enumerate(part, start=count):
                     for suffix, data in members:
                         header = tarfile.TarInfo(f"{key:09}.{suffix}")
@@ -66,7 +71,9 @@ def pack(source: Path, out: Path, per_shard: int = 10_000, *, progress: bool = F
     return count, num_shards, damage
 
 
-def _checked(pairs: Iterable[Listed], damage: Damage, advance: Callable[[int], None]) -> Iterable[list[tuple[str, bytes]]]:
+def _checked(
+    pairs: Iterable[Listed], damage: Damage, advance: Callable[[int], None]
+) -> Iterable[list[tuple[str, bytes]]]:
     """The members of each sample whose picture decodes."""
     for pair in pairs:
         advance(1)
@@ -84,7 +91,12 @@ def _checked(pairs: Iterable[Listed], damage: Damage, advance: Callable[[int], N
             damage.add("picture of another format than JPEG, PNG and WebP", str(pair.path))
             continue
         captions = [" ".join(caption.split()) for caption in pair.captions]
-        columns = {**pair.columns, "captions": captions, "width": image.width, "height": image.height}
+        columns = {
+            **pair.columns,
+            "captions": captions,
+            "width": image.width,
+            "height": image.height,
+        }
         yield [
             (suffix, data),
             ("txt", "\n".join(captions).encode()),
@@ -93,7 +105,8 @@ def _checked(pairs: Iterable[Listed], damage: Damage, advance: Callable[[int], N
 
 
 def look(config: DataConfig, count: int, *, progress: bool = False) -> dict[str, Any]:
-    """What training would see in the first ``count`` entries of a source, as JSON: sizes, captions, damage by cause.
+    """What training would see in the first ``count`` entries of a source, as JSON: sizes, captions,
+    damage by cause.
 
     ``progress`` shows a bar.
 
@@ -118,14 +131,24 @@ def look(config: DataConfig, count: int, *, progress: bool = False) -> dict[str,
             words.append(len(text.split()))
             repeated[text] += 1
     if not letters:
-        raise UserError(f"{config.source}: none of {num_entries:,} pairs can be read: {damage.summary()}")
-    numbers = {"width": widths, "height": heights, "letters of a caption": letters, "words of a caption": words}
+        raise UserError(
+            f"{config.source}: none of {num_entries:,} pairs can be read: {damage.summary()}"
+        )
+    numbers = {
+        "width": widths,
+        "height": heights,
+        "letters of a caption": letters,
+        "words of a caption": words,
+    }
     text, times = repeated.most_common(1)[0]
     return {
         "source": reader.describe(),
         "pairs": reader.num_samples,
         "looked_at": num_entries,
-        "quantiles": {name: np.quantile(values, QUANTILES, method="nearest").tolist() for name, values in numbers.items()},
+        "quantiles": {
+            name: np.quantile(values, QUANTILES, method="nearest").tolist()
+            for name, values in numbers.items()
+        },
         "most_frequent_caption": {"text": text, "times": times},
         "damage": damage.counts,
         "damage_first": damage.first,

@@ -1,16 +1,19 @@
-"""Picture-text pairs by position: what every reader promises, the order of an epoch, and generated scenes.
+"""Picture-text pairs by position: what every reader promises, the order of an epoch, and generated
+scenes.
 
-Flow: ``reader.text(p)`` and ``reader.picture(p)`` give entry p of an endless stream, a pure function of (seed, p), in any
-order and in any process; ``silc_bench.trainer.data.stream`` makes batches of them. Readers: here, in ``shards``, ``lists`` and
-``sources``.
+Flow: ``reader.text(p)`` and ``reader.picture(p)`` give entry p of an endless stream, a pure
+function of (seed, p), in any order and in any process; ``silc_bench.trainer.data.stream`` makes
+batches of them. Readers: here, in ``shards``, ``lists`` and ``sources``.
 
 Shapes: S = decode_size pixels, the longest side a picture may have; a picture is [h, w, 3].
 
-Which samples a run leaves out: conditions on the text, the picture's size, the language and the score columns.
+Which samples a run leaves out: conditions on the text, the picture's size, the language and the
+score columns.
 
-``--set data.filters="text>=5 side>=64 language=en|de similarity>=0.28"``: conditions separated by spaces, all of which must
-hold. ``text`` is a caption's length in characters, ``width``, ``height`` and ``side`` (the shorter one) are pixels; every other
-name is a column of the sample's ``.json``, as img2dataset writes it, or of its row in a list of captions.
+``--set data.filters="text>=5 side>=64 language=en|de similarity>=0.28"``: conditions separated by
+spaces, all of which must hold. ``text`` is a caption's length in characters, ``width``, ``height``
+and ``side`` (the shorter one) are pixels; every other name is a column of the sample's ``.json``,
+as img2dataset writes it, or of its row in a list of captions.
 """
 
 from __future__ import annotations
@@ -32,7 +35,10 @@ from silc_bench.datasets.shapes import scenes as shapes
 from silc_bench.errors import UserError
 from silc_bench.trainer.config.config import DataConfig
 
-LARGEST_SCENE, SMALLEST_SCENE = 512, 16  # pixels a side: more shows nothing more, less does not tell the shapes apart
+LARGEST_SCENE, SMALLEST_SCENE = (
+    512,
+    16,
+)  # pixels a side: more shows nothing more, less does not tell the shapes apart
 ORDER, CAPTION, MIXTURE = range(3)  # what random words are drawn for: no use ever sees another's
 
 
@@ -57,12 +63,16 @@ class Reader(Protocol):
     def text(self, position: int) -> str: ...
 
     def picture(self, position: int) -> np.ndarray:
-        """uint8 [h, w, 3], no side longer than S. UnreadableError, as for ``text``, leaves the entry out."""
+        """uint8 [h, w, 3], no side longer than S. UnreadableError, as for ``text``, leaves the
+        entry out.
+        """
         ...
 
 
 class ShapesReader:
-    """Entry p is scene p of the split "train", with one of its five captions. UserError for what scenes cannot be."""
+    """Entry p is scene p of the split "train", with one of its five captions. UserError for what
+    scenes cannot be.
+    """
 
     num_samples = None
 
@@ -73,7 +83,9 @@ class ShapesReader:
                 " leave the filters out, or shapes"
             )
         if config.decode_size < SMALLEST_SCENE:
-            raise UserError(f"data.decode_size={config.decode_size} is too small for shapes: at least {SMALLEST_SCENE}")
+            raise UserError(
+                f"data.decode_size={config.decode_size} is too small for shapes: at least {SMALLEST_SCENE}"
+            )
         self._seed, self._size = config.seed, min(config.decode_size, LARGEST_SCENE)
 
     def describe(self) -> str:
@@ -92,7 +104,8 @@ def _scene(seed: int, position: int) -> shapes.Scene:
     return shapes.scene(seed, "train", position)
 
 
-# ---- what is random: raw Philox words stay the same in every release of numpy, its distributions may not ----
+# ---- what is random: raw Philox words stay the same in every release of numpy, its distributions
+# may not ----
 
 
 def random_words(seed: int, use: int, counter: int, count: int, inner: int = 0) -> np.ndarray:
@@ -100,8 +113,12 @@ def random_words(seed: int, use: int, counter: int, count: int, inner: int = 0) 
     return np.random.Philox(key=(seed, use), counter=(0, 0, inner, counter)).random_raw(count)
 
 
-def shuffled(seed: int, epoch: int, num_samples: int, groups: np.ndarray | None = None) -> np.ndarray:
-    """int64 [num_samples]: a permutation, the same on every machine; by ascending ``groups`` [num_samples] where given."""
+def shuffled(
+    seed: int, epoch: int, num_samples: int, groups: np.ndarray | None = None
+) -> np.ndarray:
+    """int64 [num_samples]: a permutation, the same on every machine; by ascending ``groups``
+    [num_samples] where given.
+    """
     words = random_words(seed, ORDER, epoch, num_samples)
     return np.argsort(words, kind="stable") if groups is None else np.lexsort((words, groups))
 
@@ -117,7 +134,8 @@ def choose_caption(captions: Sequence[str], seed: int, epoch: int, index: int) -
 
 
 def captions_of(text: bytes | None, columns: dict[str, Any] | None, where: str) -> list[str]:
-    """The captions of a sample: the list "captions" of its JSON; else its text, a caption a line; else "caption" of its JSON.
+    """The captions of a sample: the list "captions" of its JSON; else its text, a caption a line;
+    else "caption" of its JSON.
 
     A text with a JSON beside it is one caption whatever its lines, as img2dataset writes them.
     """
@@ -150,7 +168,9 @@ def columns_of(data: bytes, where: str) -> dict[str, Any]:
 
 
 def with_sizes(columns: dict[str, Any], picture: bytes, where: str) -> dict[str, Any]:
-    """``columns`` with "width", "height" and "side" of the picture as it lies there, read from its header."""
+    """``columns`` with "width", "height" and "side" of the picture as it lies there, read from its
+    header.
+    """
     try:
         width, height = shards.image_size(picture)
     except shards.DamagedImageError as error:
@@ -163,7 +183,9 @@ def decoded(data: bytes, decode_size: int, where: str) -> np.ndarray:
         image = shards.decode_image(data)
     except shards.DamagedImageError as error:
         raise UnreadableError(error.cause, where) from error
-    image.thumbnail((decode_size, decode_size))  # keeps the aspect and never enlarges: views do that
+    image.thumbnail(
+        (decode_size, decode_size)
+    )  # keeps the aspect and never enlarges: views do that
     return np.asarray(image)
 
 
@@ -201,10 +223,16 @@ class Filters:
     def captions(self, captions: Sequence[str]) -> list[str]:
         """Those of an allowed length."""
         mine = [condition for condition in self.conditions if condition.name == "text"]
-        return [caption for caption in captions if all(condition.holds(len(caption)) for condition in mine)]
+        return [
+            caption
+            for caption in captions
+            if all(condition.holds(len(caption)) for condition in mine)
+        ]
 
     def reason(self, captions: Sequence[str], columns: Mapping[str, Any]) -> str | None:
-        """Why a sample is left out, in words that are the same for all of a kind; None: it stays."""
+        """Why a sample is left out, in words that are the same for all of a kind; None: it
+        stays.
+        """
         if not self.captions(captions):
             return "length of text"
         for condition in self.conditions:
@@ -222,17 +250,23 @@ class Filters:
 
 
 def parse(text: str) -> Filters:
-    """Raises UserError for what is no condition, or a comparison with something that is no number."""
+    """Raises UserError for what is no condition, or a comparison with something that is no
+    number.
+    """
     conditions = []
     for word in text.split():
         found = _CONDITION.fullmatch(word)
         if found is None:
-            raise UserError(f"data.filters: {word!r} is no condition; write NAME>=NUMBER, NAME<NUMBER or NAME=WORD|WORD")
+            raise UserError(
+                f"data.filters: {word!r} is no condition; write NAME>=NUMBER, NAME<NUMBER or NAME=WORD|WORD"
+            )
         condition = Condition(*found.groups())
         if condition.sign != "=" or condition.name in ("text", *SIZES):
             try:
                 float(condition.value)
             except ValueError:
-                raise UserError(f"data.filters: {word!r} compares with {condition.value!r}, which is no number") from None
+                raise UserError(
+                    f"data.filters: {word!r} compares with {condition.value!r}, which is no number"
+                ) from None
         conditions.append(condition)
     return Filters(tuple(conditions))

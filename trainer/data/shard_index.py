@@ -1,17 +1,21 @@
-"""Where the samples of shards lie: each shard is looked through once, by several processes, and what was found is kept.
+"""Where the samples of shards lie: each shard is looked through once, by several processes, and
+what was found is kept.
 
-Flow: ``expand(word)`` -> shards -> ``index_all(shards, filters, mirror)`` -> a ShardIndex each, read where an earlier run, or
-another rank of this one, has kept it (``silc_bench.trainer.data.shard_index``).
+Flow: ``expand(word)`` -> shards -> ``index_all(shards, filters, mirror)`` -> a ShardIndex each,
+read where an earlier run, or another rank of this one, has kept it
+(``silc_bench.trainer.data.shard_index``).
 
-A sample costs about 0.1 ms to find and 48 bytes to keep, so a billion pairs are looked through in a day of one core, once.
+A sample costs about 0.1 ms to find and 48 bytes to keep, so a billion pairs are looked through in a
+day of one core, once.
 
-What was found in shards (``silc_bench.trainer.data.shard_index``), kept for the next start: a file a shard, beside copies of
-remote ones.
+What was found in shards (``silc_bench.trainer.data.shard_index``), kept for the next start: a file
+a shard, beside copies of remote ones.
 
-Flow: ``kept_at(shard, filters, folder)`` -> its place -> ``load`` or ``keep``; ``listing`` -> ``silc-bench cache ls | prune``,
-and nothing else removes any. A shard is known by its path, size and time of change, or by its URL, size and ETag; the filters
-belong to it, since they decide what is left out. A run reads an index once, when it starts, whole: one that is removed, at
-whatever moment, is looked through again, so nothing here is ever locked.
+Flow: ``kept_at(shard, filters, folder)`` -> its place -> ``load`` or ``keep``; ``listing`` ->
+``silc-bench cache ls | prune``, and nothing else removes any. A shard is known by its path, size
+and time of change, or by its URL, size and ETag; the filters belong to it, since they decide what
+is left out. A run reads an index once, when it starts, whole: one that is removed, at whatever
+moment, is looked through again, so nothing here is ever locked.
 """
 
 from __future__ import annotations
@@ -39,7 +43,13 @@ from silc_bench.datasets.files.shards import Damage
 from silc_bench.errors import RunError, UserError
 from silc_bench.system import archives
 from silc_bench.system.cache import IN_USE, Listed
-from silc_bench.trainer.data.samples import Filters, UnreadableError, captions_of, columns_of, with_sizes
+from silc_bench.trainer.data.samples import (
+    Filters,
+    UnreadableError,
+    captions_of,
+    columns_of,
+    with_sizes,
+)
 
 ABSENT = (0, -1)  # the place of a member that is not there
 MANY = 16  # new shards, from which on processes look through them
@@ -84,10 +94,14 @@ def index_all(found: Sequence[Shard], filters: Filters, mirror: remote.Mirror) -
         raise errors[0]
     if rank() == 0 and not all(map(is_kept, made)):
         where = folder_of(mirror.folder)
-        notes.print(f"cannot write to {where}: the next start looks through all shards again", markup=False)
+        notes.print(
+            f"cannot write to {where}: the next start looks through all shards again", markup=False
+        )
     loaded = {place: load(place) for place in kept if place not in made}
     made |= {place: index for place, index in loaded.items() if index is not None}
-    rest = [(shard, place) for shard, place in zip(found, kept, strict=True) if place not in made]  # by ranks elsewhere
+    rest = [
+        (shard, place) for shard, place in zip(found, kept, strict=True) if place not in made
+    ]  # by ranks elsewhere
     made |= _look_through(rest, filters, mirror, is_shown=rank() == 0)
     return [made[place] for place in kept]
 
@@ -101,10 +115,14 @@ def _look_through(
     )
 
     if len(new) >= MANY and is_shown and not notes.is_terminal:
-        notes.print(f"looking through {len(new):,} new shards; what is found is kept for the next start")
+        notes.print(
+            f"looking through {len(new):,} new shards; what is found is kept for the next start"
+        )
     local = [(shard, place) for shard, place in new if isinstance(shard, Path)]
     others = [(shard, place) for shard, place in new if not isinstance(shard, Path)]
-    with progress_bar(is_shown and notes.is_terminal and len(new) > 1, "looking through new shards", len(new)) as advance:
+    with progress_bar(
+        is_shown and notes.is_terminal and len(new) > 1, "looking through new shards", len(new)
+    ) as advance:
         for (_, place), index in zip(local, _in_processes(local, filters, mirror), strict=True):
             yield place, index
             advance(1)
@@ -113,15 +131,21 @@ def _look_through(
             advance(1)
 
 
-def _in_processes(local: Sequence[tuple[Shard, Path]], filters: Filters, mirror: remote.Mirror) -> Iterator[ShardIndex]:
+def _in_processes(
+    local: Sequence[tuple[Shard, Path]], filters: Filters, mirror: remote.Mirror
+) -> Iterator[ShardIndex]:
     from silc_bench.system.processes import num_cores, num_local_ranks
 
     processes = min(MOST_PROCESSES, num_cores() // num_local_ranks())
     if len(local) < MANY or processes < 2:
         yield from (_look_at(shard, place, filters, mirror) for shard, place in local)
         return
-    context = multiprocessing.get_context("spawn")  # a fork would copy locks that another thread holds
-    with ProcessPoolExecutor(processes, context, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
+    context = multiprocessing.get_context(
+        "spawn"
+    )  # a fork would copy locks that another thread holds
+    with ProcessPoolExecutor(
+        processes, context, signal.signal, (signal.SIGINT, signal.SIG_IGN)
+    ) as pool:
         futures = [pool.submit(_look_at, shard, place, filters, mirror) for shard, place in local]
         try:
             yield from (future.result() for future in futures)
@@ -157,7 +181,9 @@ def _index(path: Path, filters: Filters) -> ShardIndex:
     shard = shards.index_shard(path)
     rows, left_out = [], Counter[str]()
     for sample in shard.samples:
-        picture = next((sample.members[e] for e in shards.IMAGE_EXTENSIONS if e in sample.members), None)
+        picture = next(
+            (sample.members[e] for e in shards.IMAGE_EXTENSIONS if e in sample.members), None
+        )
         text, columns = sample.members.get("txt", ABSENT), sample.members.get("json", ABSENT)
         where = f"{path}:{sample.key}"
         if picture is None:
@@ -171,14 +197,20 @@ def _index(path: Path, filters: Filters) -> ShardIndex:
     return ShardIndex(np.array(rows, np.int64).reshape(-1, 6), shard.damage, left_out)
 
 
-def _reason(path: Path, places: tuple[shards.Place, ...], filters: Filters, where: str) -> str | None:
-    """Why the filters leave a sample out. What cannot be read is no matter of filters: it is counted when it is met."""
+def _reason(
+    path: Path, places: tuple[shards.Place, ...], filters: Filters, where: str
+) -> str | None:
+    """Why the filters leave a sample out. What cannot be read is no matter of filters: it is
+    counted when it is met.
+    """
     if not filters.conditions:
         return None
     picture, text, columns = places
     try:
         found = None if columns == ABSENT else columns_of(shards.read_member(path, columns), where)
-        captions = captions_of(None if text == ABSENT else shards.read_member(path, text), found, where)
+        captions = captions_of(
+            None if text == ABSENT else shards.read_member(path, text), found, where
+        )
         known = found or {}
         if filters.needs_size:
             known = with_sizes(known, shards.read_member(path, picture), where)
@@ -214,7 +246,9 @@ def kept_at(shard: Shard, filters: Filters, shards_folder: Path) -> Path:
         version = f"{shard.resolve()}\n{found.st_size}\n{found.st_mtime_ns}\n{found.st_ctime_ns}"
     else:
         version = f"{shard[0]}\n{shard[1].size}\n{shard[1].etag}"
-    conditions = " ".join(f"{c.name}{c.sign}{c.value}" for c in filters.conditions)  # the first that fails is the reason
+    conditions = " ".join(
+        f"{c.name}{c.sign}{c.value}" for c in filters.conditions
+    )  # the first that fails is the reason
     name = hashlib.sha256(f"{version}\n{conditions}\n{SCHEMA_VERSION}".encode()).hexdigest()[:24]
     return folder_of(shards_folder) / f"{name}.npz"
 
@@ -227,44 +261,61 @@ def is_kept(place: Path) -> bool:
 
 
 def load(place: Path) -> ShardIndex | None:
-    """None where it is not there, not whole, or another shard's: then the shard is looked through again."""
+    """None where it is not there, not whole, or another shard's: then the shard is looked through
+    again.
+    """
     try:
         notes, arrays = archives.unpack(SCHEMA_VERSION, place.read_bytes(), MAX_BYTES)
         if notes["place"] != place.name:  # it was renamed: another shard's
             return None
-        index = ShardIndex(arrays["rows"], Damage(notes["damage"], notes["first"]), Counter(notes["left_out"]))
+        index = ShardIndex(
+            arrays["rows"], Damage(notes["damage"], notes["first"]), Counter(notes["left_out"])
+        )
     except archives.DAMAGE:
         return None
     with suppress(OSError):  # removed meanwhile, or another user's
-        if time.time() - place.stat().st_mtime > IN_USE:  # a write for each rank and shard is much for a shared disk
+        if (
+            time.time() - place.stat().st_mtime > IN_USE
+        ):  # a write for each rank and shard is much for a shared disk
             os.utime(place)
     return index
 
 
 def keep(index: ShardIndex, shard: Shard, place: Path) -> None:
-    """As a file that is there whole or not at all, but for a power cut, after which ``load`` will not take it."""
+    """As a file that is there whole or not at all, but for a power cut, after which ``load`` will
+    not take it.
+    """
     notes = {"damage": index.damage.counts, "first": index.damage.first, "left_out": index.left_out}
-    notes |= {"shard": str(shard.resolve()) if isinstance(shard, Path) else shard[0], "place": place.name}
+    notes |= {
+        "shard": str(shard.resolve()) if isinstance(shard, Path) else shard[0],
+        "place": place.name,
+    }
     content = archives.pack(SCHEMA_VERSION, notes, {"rows": index.rows})
     temporary = place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_bytes(content)
         os.replace(temporary, place)
-    except OSError:  # a full or read-only disk costs the next start its time, not this run; index_all says so
+    except (
+        OSError
+    ):  # a full or read-only disk costs the next start its time, not this run; index_all says so
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
 
 
 def listing(shards_folder: Path) -> list[Listed]:
-    """All that is kept, what a killed process left half-written too; files of other programs are left alone."""
+    """All that is kept, what a killed process left half-written too; files of other programs are
+    left alone.
+    """
     found = []
     for path in folder_of(shards_folder).glob("*"):
         if not _OURS.fullmatch(path.name):
             continue
         with suppress(FileNotFoundError):  # removed, or in its place by now
             status = path.stat()
-            if path.suffix == ".npz" or time.time() - status.st_mtime > IN_USE:  # else it is being written
+            if (
+                path.suffix == ".npz" or time.time() - status.st_mtime > IN_USE
+            ):  # else it is being written
                 found.append(Listed(path, {"kind": "index"}, status.st_size, status.st_mtime))
     return found
 

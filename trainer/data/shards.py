@@ -1,10 +1,12 @@
-"""Pairs in webdataset shards, on disks or behind URLs, as they are: a picture with a ``.txt``, a ``.json``, or both.
+"""Pairs in webdataset shards, on disks or behind URLs, as they are: a picture with a ``.txt``, a
+``.json``, or both.
 
-Flow: ``ShardsReader.open(word, config, damage)`` finds every sample (``silc_bench.trainer.data.shard_index``) -> ``text(p)``
-and ``picture(p)`` read one sample each.
+Flow: ``ShardsReader.open(word, config, damage)`` finds every sample
+(``silc_bench.trainer.data.shard_index``) -> ``text(p)`` and ``picture(p)`` read one sample each.
 
-Local shards are shuffled as a whole. Remote ones are read in groups of ``shuffle_shards``: an epoch takes the shards in an
-order of its own, so many at a time, and shuffles the samples of a group together; the next group is fetched while one is read.
+Local shards are shuffled as a whole. Remote ones are read in groups of ``shuffle_shards``: an epoch
+takes the shards in an order of its own, so many at a time, and shuffles the samples of a group
+together; the next group is fetched while one is read.
 """
 
 from __future__ import annotations
@@ -39,17 +41,24 @@ class ShardsReader:
     """Entries are epochs of all samples, each epoch in an order of its own."""
 
     files: list[Shard]
-    places: np.ndarray  # int64 [num_samples, 7]: shard; offset and size in bytes of picture, text, JSON; sorted by shard
+    # int64 [num_samples, 7]: shard; offset and size in bytes of picture, text, JSON; sorted by
+    # shard
+    places: np.ndarray
     config: DataConfig
     filters: Filters
     left_out: Counter[str]  # by the filters, by reason
     mirror: remote.Mirror
-    _orders: dict[int, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict, compare=False, repr=False)
-    _group: list[tuple[int, int]] = field(default_factory=list, compare=False, repr=False)  # epoch and group read last
+    _orders: dict[int, tuple[np.ndarray, np.ndarray]] = field(
+        default_factory=dict, compare=False, repr=False
+    )
+    _group: list[tuple[int, int]] = field(
+        default_factory=list, compare=False, repr=False
+    )  # epoch and group read last
 
     @classmethod
     def open(cls, word: str, config: DataConfig, damage: shards.Damage) -> ShardsReader:
-        """Every rank opens it; what is damaged or incomplete in a shard is added to ``damage`` once.
+        """Every rank opens it; what is damaged or incomplete in a shard is added to ``damage``
+        once.
 
         Raises:
             UserError: no such shard, one that is none, or shards without a single pair.
@@ -69,7 +78,9 @@ class ShardsReader:
             wanted = ", ".join(f".{extension}" for extension in shards.IMAGE_EXTENSIONS)
             reasons = f"; filters left out {_by_reason(left_out)}" if left_out else ""
             why = damage.summary() if damage.total or left_out else "no sample at all"
-            raise UserError(f"{word} holds no pair of a picture ({wanted}) and a .txt or .json: {why}{reasons}")
+            raise UserError(
+                f"{word} holds no pair of a picture ({wanted}) and a .txt or .json: {why}{reasons}"
+            )
         reader = cls(found, places, config, filters, left_out, mirror)
         reader._check_room()
         return reader
@@ -100,10 +111,16 @@ class ShardsReader:
 
     def columns(self, index: int) -> dict[str, Any] | None:
         """Its JSON; None where it has none."""
-        return columns_of(self.read(index, 5), self.where(index, 5)) if self.places[index, 6] >= 0 else None
+        return (
+            columns_of(self.read(index, 5), self.where(index, 5))
+            if self.places[index, 6] >= 0
+            else None
+        )
 
     def read(self, index: int, column: int) -> bytes:
-        """A member of the sample; ``column`` of ``places`` says which: 1 picture, 3 text, 5 JSON."""
+        """A member of the sample; ``column`` of ``places`` says which: 1 picture, 3 text, 5
+        JSON.
+        """
         offset, size = self.places[index, column : column + 2].tolist()
         shard = self.files[self.places[index, 0]]
 
@@ -134,7 +151,9 @@ class ShardsReader:
         return epoch, int(order[place])
 
     def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """The samples' order, and where each group of remote shards ends in it; local shards have no groups."""
+        """The samples' order, and where each group of remote shards ends in it; local shards have
+        no groups.
+        """
         seed = self.config.seed
         if all(isinstance(shard, Path) for shard in self.files):
             return shuffled(seed, epoch, self.num_samples), np.zeros(0, np.int64)
@@ -153,10 +172,14 @@ class ShardsReader:
             return
         self._group[:] = [(epoch, group)]
         numbers = np.flatnonzero(self.groups(epoch) == group + 1)
-        self.mirror.fetch_ahead([shard for n in numbers if not isinstance(shard := self.files[n], Path)])
+        self.mirror.fetch_ahead(
+            [shard for n in numbers if not isinstance(shard := self.files[n], Path)]
+        )
 
     def _check_room(self) -> None:
-        sizes = sorted((shard[1].size for shard in self.files if not isinstance(shard, Path)), reverse=True)
+        sizes = sorted(
+            (shard[1].size for shard in self.files if not isinstance(shard, Path)), reverse=True
+        )
         needed = sum(sizes[: 2 * self.config.shuffle_shards])
         if needed > self.mirror.limit:
             raise UserError(
@@ -166,4 +189,6 @@ class ShardsReader:
 
 
 def _by_reason(left_out: Counter[str]) -> str:
-    return f"{left_out.total():,}: " + ", ".join(f"{count:,} {reason}" for reason, count in left_out.most_common())
+    return f"{left_out.total():,}: " + ", ".join(
+        f"{count:,} {reason}" for reason, count in left_out.most_common()
+    )

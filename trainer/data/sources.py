@@ -1,17 +1,18 @@
 """What ``data.source`` means: one word a source, or a mixture of them.
 
 shapes                                  generated scenes, endless
-DIR, DIR/*.tar, DIR/{000..009}.tar      webdataset shards; several patterns with spaces between are one source
-https://HOST/{000..099}.tar, s3://...   the same behind a URL, and gs://, hf:// (silc_bench.datasets.files.remote)
-LIST.jsonl, .csv, .tsv                  a list of pictures and captions
-DIR                                     without shards: a list in it, or pictures with NAME.txt beside NAME.jpg
-3 * A | 1 * B                           both, three quarters of the stream from A; without weights: as large as they are
+DIR, DIR/*.tar, DIR/{000..009}.tar      webdataset shards; several patterns with spaces between are
+one source https://HOST/{000..099}.tar, s3://...   the same behind a URL, and gs://, hf://
+(silc_bench.datasets.files.remote) LIST.jsonl, .csv, .tsv                  a list of pictures and
+captions DIR                                     without shards: a list in it, or pictures with
+NAME.txt beside NAME.jpg 3 * A | 1 * B                           both, three quarters of the stream
+from A; without weights: as large as they are
 
 Several sources in one stream, each with a share of it: ``"3 * A/*.tar | 1 * B.jsonl"``.
 
-The stream is cut into blocks of BLOCK entries. In each block every source has its share, rounded once for all blocks, in an
-order that is f(seed, block). So entry p is a pure function of (seed, p), and each source goes through epochs of its own, every
-sample once in each.
+The stream is cut into blocks of BLOCK entries. In each block every source has its share, rounded
+once for all blocks, in an order that is f(seed, block). So entry p is a pure function of (seed, p),
+and each source goes through epochs of its own, every sample once in each.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ from silc_bench.trainer.data.shards import ShardsReader
 
 
 def open_reader(config: DataConfig, damage: Damage) -> Reader:
-    """The reader that ``config.source`` names; what is damaged already in its index is added to ``damage``.
+    """The reader that ``config.source`` names; what is damaged already in its index is added to
+    ``damage``.
 
     Raises:
         UserError: nothing there, not one pair in it, or weights that mean nothing.
@@ -46,7 +48,11 @@ def open_reader(config: DataConfig, damage: Damage) -> Reader:
     if any(weight is None for weight in weights):
         if any(weights):
             raise UserError(f"data {config.source!r}: give each source a weight, or none of them")
-        endless = [word for (_, word), reader in zip(parts, readers, strict=True) if reader.num_samples is None]
+        endless = [
+            word
+            for (_, word), reader in zip(parts, readers, strict=True)
+            if reader.num_samples is None
+        ]
         if endless:
             raise UserError(
                 f"data {config.source!r}: {endless[0]} never ends, so its share is yours to say; give each a weight"
@@ -59,7 +65,9 @@ def _weighted(part: str, source: str) -> tuple[float | None, str]:
     found = re.fullmatch(r"([0-9.]+)\s*\*\s+(\S.*)", part)
     if not found:
         if not part:
-            raise UserError(f"data {source!r}: a source is empty; write 'WEIGHT * SOURCE | WEIGHT * SOURCE'")
+            raise UserError(
+                f"data {source!r}: a source is empty; write 'WEIGHT * SOURCE | WEIGHT * SOURCE'"
+            )
         return None, part
     try:
         weight = float(found[1])
@@ -84,7 +92,9 @@ BLOCK = 1000  # entries: a share is met to 0.1 %
 
 class MixedReader:
     def __init__(self, readers: Sequence[Reader], weights: Sequence[float], seed: int) -> None:
-        """``weights``: shares of the stream, positive, of any sum. UserError for one too small to be met."""
+        """``weights``: shares of the stream, positive, of any sum. UserError for one too small to
+        be met.
+        """
         self._readers, self._seed = list(readers), seed
         self._counts = shares(weights)
         self._blocks: dict[int, tuple[np.ndarray, np.ndarray]] = {}
@@ -97,7 +107,9 @@ class MixedReader:
 
     def describe(self) -> str:
         parts = zip(self._counts.tolist(), self._readers, strict=True)
-        return " + ".join(f"{100 * count / BLOCK:g} % {reader.describe()}" for count, reader in parts)
+        return " + ".join(
+            f"{100 * count / BLOCK:g} % {reader.describe()}" for count, reader in parts
+        )
 
     def text(self, position: int) -> str:
         reader, inner = self.find(position)
@@ -114,7 +126,9 @@ class MixedReader:
             for old in sorted(self._blocks)[:-1]:
                 del self._blocks[old]
             words = random_words(self._seed, MIXTURE, block, BLOCK)
-            which = np.repeat(np.arange(len(self._counts)), self._counts)[np.argsort(words, kind="stable")]
+            which = np.repeat(np.arange(len(self._counts)), self._counts)[
+                np.argsort(words, kind="stable")
+            ]
             # how many of the same source stand before each entry of the block
             before = np.empty(BLOCK, np.int64)
             for reader, count in enumerate(self._counts):
@@ -132,5 +146,7 @@ def shares(weights: Sequence[float]) -> np.ndarray:
     counts[np.argsort(counts - exact, kind="stable")[: BLOCK - counts.sum()]] += 1
     if (counts == 0).any():
         smallest = min(weights) / sum(weights)
-        raise UserError(f"a source has {100 * smallest:.3g} % of the stream; the least that can be met is {100 / BLOCK:g} %")
+        raise UserError(
+            f"a source has {100 * smallest:.3g} % of the stream; the least that can be met is {100 / BLOCK:g} %"
+        )
     return counts

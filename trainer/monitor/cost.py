@@ -1,7 +1,8 @@
-"""What a configuration will cost, before it does: parameters, FLOPs, memory by part, images a second, hours.
+"""What a configuration will cost, before it does: parameters, FLOPs, memory by part, images a
+second, hours.
 
-FLOPs and saved activations are counted on the model itself, built without memory; the rate of matrix products is measured on
-the device in a fraction of a second. Nothing here changes a run.
+FLOPs and saved activations are counted on the model itself, built without memory; the rate of
+matrix products is measured on the device in a fraction of a second. Nothing here changes a run.
 
     silc-bench train --preset b16 --data "DIR/*.tar" --dry-run
 """
@@ -28,13 +29,20 @@ from silc_bench.trainer.silc.student import Student
 from silc_bench.trainer.silc.towers import TextTower, VisionTower, count_parameters
 
 MATRIX = {"cuda": 4096, "cpu": 512}  # rows and columns of the products that are timed
-REACHED = (1.0, 0.5)  # shares of the measured rate that the hours are given for: the bound, and what a tuned run reaches
+REACHED = (
+    1.0,
+    0.5,
+    # shares of the measured rate that the hours are given for: the bound, and what a tuned run
+    # reaches
+)
 
 
 @dataclass(frozen=True)
 class Estimate:
     parameters: dict[str, int]  # by part
-    flops_per_image: int  # of a step, forward, backward and teacher, of one pair: model FLOPs, without recomputation; where
+    # of a step, forward, backward and teacher, of one pair: model FLOPs, without recomputation;
+    # where
+    flops_per_image: int
     # the teacher begins late the mean over the run
     bytes_by_part: dict[str, int]  # of a step on one device
     matmul_rate: float  # FLOP/s, measured
@@ -48,7 +56,10 @@ def estimate(config: Config, device: torch.device, num_ranks: int = 1) -> Estima
     with torch.device("meta"):
         student = Student(config)
     late = config.start_step / config.num_steps
-    flops = round((1 - late) * flops_per_image(config, student) + late * flops_per_image(config, student, is_taught=False))
+    flops = round(
+        (1 - late) * flops_per_image(config, student)
+        + late * flops_per_image(config, student, is_taught=False)
+    )
     rate = matmul_rate(device, config.precision)
     images_per_second = num_ranks * rate / flops
     return Estimate(
@@ -68,8 +79,11 @@ def parts_of(student: Student) -> dict[str, int]:
     return {name: count_parameters(module) for name, module in parts.items()}
 
 
-def flops_per_image(config: Config, student: Student | None = None, *, is_taught: bool = True) -> int:
-    """Of one pair of a step, forward and backward (twice the forward pass), with the teacher; counted, not derived.
+def flops_per_image(
+    config: Config, student: Student | None = None, *, is_taught: bool = True
+) -> int:
+    """Of one pair of a step, forward and backward (twice the forward pass), with the teacher;
+    counted, not derived.
 
     ``is_taught``: False: of a step before the teacher teaches.
     """
@@ -83,15 +97,21 @@ def flops_per_image(config: Config, student: Student | None = None, *, is_taught
     locked = config.optim.locked  # it runs forward alone, and the logits pass it no gradient
     total = (1 if locked == "vision" else 3) * (num_global * global_flops + num_local * local_flops)
     total += (1 if locked == "text" else 3) * _flops(lambda: student.text(tokens))
-    logits = meets_text * 2 * config.batch_size * config.vision.width  # of a picture with every text
+    logits = (
+        meets_text * 2 * config.batch_size * config.vision.width
+    )  # of a picture with every text
     total += (2 if locked else 3) * logits
     if not is_taught:
         return total
     total += config.views.num_global * global_flops  # the teacher's
     if student.head is not None:
         head = _head_flops(student.head, config)
-        shown = num_local + (config.views.num_global if config.distillation.pairs == "local+global" else 0)
-        total += (3 * shown + config.views.num_global) * head  # the student's, and the teacher's once
+        shown = num_local + (
+            config.views.num_global if config.distillation.pairs == "local+global" else 0
+        )
+        total += (
+            3 * shown + config.views.num_global
+        ) * head  # the student's, and the teacher's once
     if student.patch_head is not None:
         masked_view = _flops(lambda: student.vision.tokens(_picture(config.views.global_size)))
         patches = config.num_masked * _head_flops(student.patch_head, config)
@@ -100,7 +120,9 @@ def flops_per_image(config: Config, student: Student | None = None, *, is_taught
 
 
 def memory(config: Config, student: Student, batch_size: int) -> dict[str, int]:
-    """Bytes by part on one device: what stays, then what a step with a teacher saves for its backward pass."""
+    """Bytes by part on one device: what stays, then what a step with a teacher saves for its
+    backward pass.
+    """
     teacher = sum(count for name, count in parts_of(student).items() if name != "text tower")
     (_, _), (num_local, _) = _views(config, student, config.is_taught_at(config.start_step))
     made = config.view_kinds
@@ -109,14 +131,20 @@ def memory(config: Config, student: Student, batch_size: int) -> dict[str, int]:
     of_head = 0
     if student.patch_head is not None:
         rows = torch.empty(config.num_masked, config.vision.width, device="meta")
-        of_head = config.views.num_global * _saved(student.patch_head.layers, rows)  # in fp32 whatever the towers run in
+        of_head = config.views.num_global * _saved(
+            student.patch_head.layers, rows
+        )  # in fp32 whatever the towers run in
     here = config.micro_batch or batch_size  # pairs whose activations are there at the same time
     return {
         "weights": 4 * count_parameters(student),
         "gradients": sum(4 * p.numel() for p in student.parameters() if p.requires_grad),
         "optimiser state": state_bytes(student, config.optim),
         "teacher": 4 * teacher,
-        **({"average": 4 * sum(p.numel() for p in averaged(student).values())} if config.average_momentum else {}),
+        **(
+            {"average": 4 * sum(p.numel() for p in averaged(student).values())}
+            if config.average_momentum
+            else {}
+        ),
         "activations": here * (_activations(config, student) + of_head),
         "contrastive logits": 4 * 2 * _meets_text(config) * batch_size * config.batch_size,
         "pictures and views": 3 * batch_size * (config.data.decode_size**2 + 4 * pixels),
@@ -131,9 +159,13 @@ def memory_of(device: torch.device) -> int:
 
 
 def _activations(config: Config, student: Student) -> int:
-    """Bytes that the student's forward passes through its towers keep of one pair: a bound where blocks are compiled."""
+    """Bytes that the student's forward passes through its towers keep of one pair: a bound where
+    blocks are compiled.
+    """
     half = 2 if config.precision == "bf16" else 1  # autocast keeps the large ones in bf16
-    (num_global, _), (num_local, _) = _views(config, student, config.is_taught_at(config.start_step))
+    (num_global, _), (num_local, _) = _views(
+        config, student, config.is_taught_at(config.start_step)
+    )
     if student.patch_head is not None:
         num_global += config.views.num_global  # the masked ones
     tokens = torch.zeros(1, config.text.context_length, dtype=torch.long, device="meta")
@@ -142,7 +174,9 @@ def _activations(config: Config, student: Student) -> int:
         (num_global, student.vision, _picture(config.views.global_size)),
         (num_local, student.vision, _picture(config.views.local_size)),
     ]
-    kept = sum(count * _saved(tower, inputs) // half for count, tower, inputs in passes if count)  # of blocks anew nothing
+    kept = sum(
+        count * _saved(tower, inputs) // half for count, tower, inputs in passes if count
+    )  # of blocks anew nothing
     anew = 0  # the block whose activations are there while the backward pass is in it
     for count, tower, inputs in passes:
         if tower.blocks.is_checkpointed and tower.positions.requires_grad:
@@ -155,7 +189,9 @@ def _activations(config: Config, student: Student) -> int:
 def _entering(tower: VisionTower | TextTower, inputs: Tensor) -> Tensor:
     """[1, N, W] with a gradient: what its blocks get of one sample."""
     if isinstance(tower, TextTower):
-        return torch.empty(*inputs.shape, tower.positions.shape[-1], device="meta", requires_grad=True)
+        return torch.empty(
+            *inputs.shape, tower.positions.shape[-1], device="meta", requires_grad=True
+        )
     return tower.embed(inputs).detach().requires_grad_()
 
 
@@ -163,7 +199,9 @@ def _entering(tower: VisionTower | TextTower, inputs: Tensor) -> Tensor:
 def matmul_rate(device: torch.device, precision: str) -> float:
     """FLOP/s of square matrix products in the run's precision, the best of three."""
     size = MATRIX.get(device.type, MATRIX["cpu"])
-    matrix = torch.ones(size, size, dtype=torch.bfloat16 if precision == "bf16" else torch.float32, device=device)
+    matrix = torch.ones(
+        size, size, dtype=torch.bfloat16 if precision == "bf16" else torch.float32, device=device
+    )
     seconds = []
     for _ in range(4):  # the first one warms up
         _wait(device)
@@ -184,9 +222,16 @@ def _meets_text(config: Config) -> int:
     return ("global" in kinds) * config.views.num_global + ("original" in kinds)
 
 
-def _views(config: Config, student: Student, is_taught: bool) -> tuple[tuple[int, int], tuple[int, int]]:
-    """((views of the global size that the student encodes, FLOPs of one), (the same of the local size))."""
-    kinds, is_distilled = set(config.contrastive.images.split("+")), is_taught and student.head is not None
+def _views(
+    config: Config, student: Student, is_taught: bool
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """((views of the global size that the student encodes, FLOPs of one), (the same of the local
+    size)).
+    """
+    kinds, is_distilled = (
+        set(config.contrastive.images.split("+")),
+        is_taught and student.head is not None,
+    )
     if is_distilled and config.distillation.pairs == "local+global":
         kinds.add("global")
     num_global = ("global" in kinds) * config.views.num_global + ("original" in kinds)
@@ -202,8 +247,14 @@ def _picture(size: int) -> Tensor:
 
 
 def _head_flops(head: Head, config: Config) -> int:
-    """Its layers and the products with all prototypes; ``head`` itself names its device to autocast, which knows no meta."""
-    return _flops(lambda: F.linear(head.layers(torch.empty(1, config.vision.width, device="meta")), head.prototypes))
+    """Its layers and the products with all prototypes; ``head`` itself names its device to
+    autocast, which knows no meta.
+    """
+    return _flops(
+        lambda: F.linear(
+            head.layers(torch.empty(1, config.vision.width, device="meta")), head.prototypes
+        )
+    )
 
 
 def _flops(forward: Callable[[], Tensor]) -> int:
@@ -213,14 +264,19 @@ def _flops(forward: Callable[[], Tensor]) -> int:
 
 
 def _saved(module: nn.Module, inputs: Tensor) -> int:
-    """Bytes in fp32 that autograd keeps of one sample's forward pass, each storage once, weights left out."""
+    """Bytes in fp32 that autograd keeps of one sample's forward pass, each storage once, weights
+    left out.
+    """
     weights = {parameter.untyped_storage()._cdata for parameter in module.parameters()}
     found: dict[int, tuple[Tensor, int]] = {}
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in weights:
-            found[storage._cdata] = (tensor, storage.nbytes())  # held, so that no other storage gets its address
+            found[storage._cdata] = (
+                tensor,
+                storage.nbytes(),
+            )  # held, so that no other storage gets its address
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):

@@ -1,13 +1,15 @@
-"""What a run says while it runs: log.jsonl, probes.jsonl, notes.jsonl and TensorBoard curves in its folder, a progress line.
+"""What a run says while it runs: log.jsonl, probes.jsonl, notes.jsonl and TensorBoard curves in its
+folder, a progress line.
 
-``RunLog`` is opened at the step where training starts; rows that a killed run wrote beyond that step are dropped, so
-a resumed log reads as if nothing had happened.
+``RunLog`` is opened at the step where training starts; rows that a killed run wrote beyond that
+step are dropped, so a resumed log reads as if nothing had happened.
 
 The rows of a run in Weights & Biases too, where ``silc-bench train --wandb PROJECT`` asks for it.
 
-Flow: ``check_place`` before anything else -> ``WandbLog(place, run, ...)`` -> ``log`` a row -> ``finish``. The files in the
-run's folder stay the whole truth: W&B gets copies, of the first process only, and what goes wrong there ends the copies and
-not the run. ``wandb.json`` in the folder keeps the id, so that ``--resume`` goes on in the same curves; rows after the last
+Flow: ``check_place`` before anything else -> ``WandbLog(place, run, ...)`` -> ``log`` a row ->
+``finish``. The files in the run's folder stay the whole truth: W&B gets copies, of the first
+process only, and what goes wrong there ends the copies and not the run. ``wandb.json`` in the
+folder keeps the id, so that ``--resume`` goes on in the same curves; rows after the last
 checkpoint, which a killed run had sent and a resumed one makes again, W&B leaves as they are.
 Without a network: ``WANDB_MODE=offline``, then ``wandb sync RUN/wandb/offline-*``.
 """
@@ -34,19 +36,24 @@ QUIET_SECONDS = 15.0  # between two progress lines when the output is not a term
 
 
 class RunLog:
-    """Rows of numbers by step, ``online`` too where it is given. Use as a context manager: leaving it closes everything.
+    """Rows of numbers by step, ``online`` too where it is given. Use as a context manager: leaving
+    it closes everything.
 
     Raises:
         UserError: a new run would take the place of a log that is not one of ours.
         RunError: a row cannot be written.
     """
 
-    def __init__(self, run: Path, step: int, num_steps: int, console: Console, online: WandbLog | None = None):
+    def __init__(
+        self, run: Path, step: int, num_steps: int, console: Console, online: WandbLog | None = None
+    ):
         from torch.utils.tensorboard import SummaryWriter
 
         self._run = run
         self._step = step
-        self._file, self._probes, self._notes = (_opened(run / f"{name}.jsonl", step) for name in ("log", "probes", "notes"))
+        self._file, self._probes, self._notes = (
+            _opened(run / f"{name}.jsonl", step) for name in ("log", "probes", "notes")
+        )
         self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
         self._online = online
         self._num_steps = num_steps
@@ -57,7 +64,10 @@ class RunLog:
             MofNCompleteColumn(),
             TextColumn("{task.fields[left]}"),
             BarColumn(bar_width=10),
-            TextColumn("{task.fields[words]}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
+            TextColumn(
+                "{task.fields[words]}",
+                table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"),
+            ),
             expand=True,  # where the terminal is narrow, the words alone are cut
             console=console,
             disable=not console.is_terminal,
@@ -68,12 +78,19 @@ class RunLog:
         self._bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._bar.stop()
         for opened in (self._file, self._probes, self._notes, self._board):
             try:
                 opened.close()
-            except OSError as failure:  # what could not be written before cannot be now, and was said
+            except (
+                OSError
+            ) as failure:  # what could not be written before cannot be now, and was said
                 if error is None:
                     raise self._unwritten(failure) from failure
         if self._online is not None:
@@ -84,22 +101,40 @@ class RunLog:
         self._bar.update(self._task, completed=step)
 
     def write(self, step: int, row: dict[str, float]) -> None:
-        """Keep a row: ``loss``, ``images_per_second`` and ``seconds_left`` are shown, everything is kept."""
+        """Keep a row: ``loss``, ``images_per_second`` and ``seconds_left`` are shown, everything is
+        kept.
+        """
         self._keep(self._file, step, row)
-        parts = [f"{name} {row[name]:.3f}" for name in ("loss", "contrastive", "distillation", "masked") if name in row]
+        parts = [
+            f"{name} {row[name]:.3f}"
+            for name in ("loss", "contrastive", "distillation", "masked")
+            if name in row
+        ]
         left = timedelta(seconds=round(row["seconds_left"]))
         words = " · ".join([*parts, f"{row['images_per_second']:.0f} images/s"])
         self._bar.update(self._task, words=words, left=f"{left} left")
         now = time.monotonic()
-        if not self._console.is_terminal and (now - self._last_line > QUIET_SECONDS or step == self._num_steps):
+        if not self._console.is_terminal and (
+            now - self._last_line > QUIET_SECONDS or step == self._num_steps
+        ):
             self._last_line = now
-            self._console.print(f"step {step}/{self._num_steps} · {words} · {left} left", highlight=False, soft_wrap=True)
+            self._console.print(
+                f"step {step}/{self._num_steps} · {words} · {left} left",
+                highlight=False,
+                soft_wrap=True,
+            )
 
     def write_probe(self, step: int, found: dict[str, float]) -> None:
-        """Keep what a probe measured: a row of its own in probes.jsonl, curves, and a line for people."""
+        """Keep what a probe measured: a row of its own in probes.jsonl, curves, and a line for
+        people.
+        """
         self._keep(self._probes, step, found)
-        words = " · ".join(f"{name.removeprefix('probe/')} {100 * value:.1f} %" for name, value in found.items())
-        self._console.print(f"step {step}/{self._num_steps} · {words}", highlight=False, soft_wrap=True)
+        words = " · ".join(
+            f"{name.removeprefix('probe/')} {100 * value:.1f} %" for name, value in found.items()
+        )
+        self._console.print(
+            f"step {step}/{self._num_steps} · {words}", highlight=False, soft_wrap=True
+        )
 
     def write_note(self, sentence: str) -> None:
         """Keep a sentence that people were told: a row of its own in notes.jsonl."""
@@ -139,7 +174,8 @@ def _opened(path: Path, step: int) -> TextIO:
 def _rows_up_to(path: Path, step: int) -> list[str]:
     """Whole rows of steps <= ``step``; a row cut off by a kill is dropped too.
 
-    A new run, for which all of them are dropped, refuses lines that no run can have written; a resumed one leaves them out.
+    A new run, for which all of them are dropped, refuses lines that no run can have written; a
+    resumed one leaves them out.
     """
     if not path.exists():
         return []
@@ -148,7 +184,9 @@ def _rows_up_to(path: Path, step: int) -> list[str]:
     for number, line in enumerate(lines, start=1):
         row = row_of(line) if line.endswith(b"\n") else None
         if row is None and step == 0 and number < len(lines):
-            raise UserError(f"{path}:{number} is no row of a run's log, and a new run would overwrite it; choose another --out")
+            raise UserError(
+                f"{path}:{number} is no row of a run's log, and a new run would overwrite it; choose another --out"
+            )
         if row is not None and row["step"] <= step:
             kept.append(line.decode())
     return kept
@@ -177,8 +215,12 @@ def check_place(place: str) -> None:
 class WandbLog:
     """One run of W&B. ``place``: PROJECT or ENTITY/PROJECT."""
 
-    def __init__(self, place: str, run: Path, config: dict[str, Any], is_resumed: bool, console: Console) -> None:
-        """UserError where W&B does not take the run at all: a name that it refuses, no key, no answer."""
+    def __init__(
+        self, place: str, run: Path, config: dict[str, Any], is_resumed: bool, console: Console
+    ) -> None:
+        """UserError where W&B does not take the run at all: a name that it refuses, no key, no
+        answer.
+        """
         import wandb
 
         entity, _, project = place.rpartition("/")

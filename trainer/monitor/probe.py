@@ -1,16 +1,19 @@
-"""A small evaluation while a run goes on, through the same code as ``silc-bench eval``: same tasks, same features, same scores.
+"""A small evaluation while a run goes on, through the same code as ``silc-bench eval``: same tasks,
+same features, same scores.
 
-``--set probe.every=1000`` measures the student on ``probe.tasks`` (generated scenes by default) and saves a checkpoint; the
-one with the best mean of the main metrics is kept.
+``--set probe.every=1000`` measures the student on ``probe.tasks`` (generated scenes by default) and
+saves a checkpoint; the one with the best mean of the main metrics is kept.
 
-Does a run that started from other weights destroy what they could do without training: zero-shot and retrieval.
+Does a run that started from other weights destroy what they could do without training: zero-shot
+and retrieval.
 
-Flow: before the first step ``remembered`` keeps the start's probe scores with the run (in its checkpoints); after each later
-probe ``destroyed`` gives a sentence where one of them has fallen.
+Flow: before the first step ``remembered`` keeps the start's probe scores with the run (in its
+checkpoints); after each later probe ``destroyed`` gives a sentence where one of them has fallen.
 
-The rule: a metric has fallen when start - now > 2 * sqrt(s0^2 + s1^2), s0 and s1 its two standard errors over the probe's
-pictures. Both are measured on the same pictures, whose errors go together, so the true error of the difference is smaller: a
-fall that is named is real, a smaller one may be too.
+The rule: a metric has fallen when start - now > 2 * sqrt(s0^2 + s1^2), s0 and s1 its two standard
+errors over the probe's pictures. Both are measured on the same pictures, whose errors go together,
+so the true error of the difference is smaller: a fall that is named is real, a smaller one may be
+too.
 """
 
 from __future__ import annotations
@@ -37,12 +40,15 @@ BATCH_SIZE = 128
 class Probe:
     """Loads its data once. UserError for an unknown task, or data that is not there.
 
-    A task that cannot be scored on what ``limit`` leaves of its data is left out from then on, which ``say`` is told in a
-    sentence: a run of days does not end over it. Where the student's features are not finite, ``diverged`` says so until the
-    next call, and what could be scored is returned.
+    A task that cannot be scored on what ``limit`` leaves of its data is left out from then on,
+    which ``say`` is told in a sentence: a run of days does not end over it. Where the student's
+    features are not finite, ``diverged`` says so until the next call, and what could be scored is
+    returned.
     """
 
-    def __init__(self, config: ProbeConfig, device: torch.device, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, config: ProbeConfig, device: torch.device, say: Callable[[str], None]
+    ) -> None:
         root = Path(config.data_root) if config.data_root else None
         self._device, self._say = device, say
         self.errors: dict[str, float] = {}  # of what the last call found, where a task gives them
@@ -52,11 +58,21 @@ class Probe:
         ]
 
     def __call__(self, state: TrainState) -> dict[str, float]:
-        """{"probe/DATASET/FAMILY": main metric} of the student as it is; nothing of the run is touched."""
+        """{"probe/DATASET/FAMILY": main metric} of the student as it is; nothing of the run is
+        touched.
+        """
         student = state.student
-        model = NativeModel(f"{state.config.name}:student", student, student.vision, state.tokenizer)
+        model = NativeModel(
+            f"{state.config.name}:student", student, student.vision, state.tokenizer
+        )
         extract = Extractor(
-            model, device=self._device, precision="fp32", batch_size=BATCH_SIZE, num_workers=0, progress=False, store=None
+            model,
+            device=self._device,
+            precision="fp32",
+            batch_size=BATCH_SIZE,
+            num_workers=0,
+            progress=False,
+            store=None,
         )
         for task, data in self._tasks:
             extract.expect(task, data)
@@ -67,7 +83,9 @@ class Probe:
                 scores.append((task, task.score(extract(data))))
             except UserError as error:
                 self._tasks.remove((task, data))
-                self._say(f"step {state.step}: {task.name} is left out of probe.tasks from here on: {error}")
+                self._say(
+                    f"step {state.step}: {task.name} is left out of probe.tasks from here on: {error}"
+                )
             except RunError as error:
                 self.diverged = f"{error}; lower optim.lr (now {state.config.optim.lr:g}), or start from an earlier checkpoint"
         student.train()
@@ -84,7 +102,11 @@ ERRORS = 2.0  # standard errors of the difference
 
 def remembered(found: dict[str, float], errors: dict[str, float]) -> dict[str, dict[str, float]]:
     """What is kept of the start: of each zero-shot probe its score and standard error."""
-    return {name: {"score": found[name], "stderr": errors[name]} for name in found if name in errors and is_zeroshot(name)}
+    return {
+        name: {"score": found[name], "stderr": errors[name]}
+        for name in found
+        if name in errors and is_zeroshot(name)
+    }
 
 
 def is_zeroshot(name: str) -> bool:
@@ -94,9 +116,14 @@ def is_zeroshot(name: str) -> bool:
 
 
 def destroyed(
-    start: dict[str, Any] | None, found: dict[str, float], errors: dict[str, float], optim: OptimConfig
+    start: dict[str, Any] | None,
+    found: dict[str, float],
+    errors: dict[str, float],
+    optim: OptimConfig,
 ) -> str | None:
-    """A sentence for the deepest fall below the start, with the settings to change; None where nothing fell by the rule."""
+    """A sentence for the deepest fall below the start, with the settings to change; None where
+    nothing fell by the rule.
+    """
     falls = {}
     for name, before in (start or {}).get("probes", {}).items():
         if name in found and name in errors:

@@ -1,4 +1,6 @@
-"""One self-contained page of a run's curves, from the files in its folder: ``silc-bench report RUN``."""
+"""One self-contained page of a run's curves, from the files in its folder: ``silc-bench report
+RUN``.
+"""
 
 from __future__ import annotations
 
@@ -87,19 +89,34 @@ def write_report(run: Path, out: Path | None = None) -> Path:
     """RUN/report.html, or ``out``. UserError for a folder without a log, or with a damaged one."""
     path = out or run / "report.html"
     if path.is_dir():
-        raise UserError(f"{path} is a folder; name a file for the page, as in --out {path / 'report.html'}")
+        raise UserError(
+            f"{path} is a folder; name a file for the page, as in --out {path / 'report.html'}"
+        )
     rows = _rows(run / "log.jsonl")
     if not rows:
-        raise UserError(f"{run} has no rows in log.jsonl; expected a run made by `silc-bench train --out`")
+        raise UserError(
+            f"{run} has no rows in log.jsonl; expected a run made by `silc-bench train --out`"
+        )
     checkpoints = _checkpoints(run)
     config = checkpoints[-1][1].get("config", {}) if checkpoints else {}
-    scored = [(words["score"], name) for name, words in checkpoints if words.get("score") is not None]
+    scored = [
+        (words["score"], name) for name, words in checkpoints if words.get("score") is not None
+    ]
     groups = [{"title": title, "charts": _charts(rows, names)} for title, names in GROUPS.items()]
-    known = {name for names in GROUPS.values() for name in names} | {"step", "samples_seen", "seconds_left"}
+    known = {name for names in GROUPS.values() for name in names} | {
+        "step",
+        "samples_seen",
+        "seconds_left",
+    }
     others = sorted({name for row in rows for name in row} - known)
     probes = _rows(run / "probes.jsonl")
     groups += [{"title": "Others", "charts": _charts(rows, others)}]
-    groups += [{"title": "Probes", "charts": _charts(probes, sorted({name for row in probes for name in row} - {"step"}))}]
+    groups += [
+        {
+            "title": "Probes",
+            "charts": _charts(probes, sorted({name for row in probes for name in row} - {"step"})),
+        }
+    ]
     template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(
         files("silc_bench.trainer.monitor").joinpath("report.html.j2").read_text(encoding="utf-8")
     )
@@ -111,7 +128,12 @@ def write_report(run: Path, out: Path | None = None) -> Path:
         best=max(scored)[1] if scored else "",
         notes=_notes(run / "notes.jsonl"),
         groups=[group for group in groups if group["charts"]],
-        config=[(f"{a}.{b}", v) for a, inner in config.items() if isinstance(inner, dict) for b, v in inner.items()]
+        config=[
+            (f"{a}.{b}", v)
+            for a, inner in config.items()
+            if isinstance(inner, dict)
+            for b, v in inner.items()
+        ]
         + [(name, value) for name, value in config.items() if not isinstance(value, dict)],
     )
     write_text_atomic(path, page)
@@ -119,7 +141,9 @@ def write_report(run: Path, out: Path | None = None) -> Path:
 
 
 def _charts(rows: list[dict[str, Any]], names: Any) -> list[Chart]:
-    """Of what is a number at all: a value that is not finite is left out of its curve, and named where it is the last."""
+    """Of what is a number at all: a value that is not finite is left out of its curve, and named
+    where it is the last.
+    """
     charts = []
     for name in names:
         known = [(row["step"], float(row[name])) for row in rows if name in row]
@@ -135,7 +159,11 @@ def _charts(rows: list[dict[str, Any]], names: Any) -> list[Chart]:
         if len(points) == 1:
             drawn = "50,50 50,50"  # a line of no length, which round ends make a dot
         shown, bottom, top = (f"{value:.4g}" for value in (known[-1][1], low, high))
-        charts.append(Chart(name, drawn, shown, bottom, top, f"{first:,}", f"{last:,}", MEANINGS.get(name, "")))
+        charts.append(
+            Chart(
+                name, drawn, shown, bottom, top, f"{first:,}", f"{last:,}", MEANINGS.get(name, "")
+            )
+        )
     return charts
 
 
@@ -158,7 +186,9 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _notes(path: Path) -> list[str]:
-    """What the run said of itself, each sentence once however often it was resumed; whole lines alone."""
+    """What the run said of itself, each sentence once however often it was resumed; whole lines
+    alone.
+    """
     found = []
     for line in path.read_bytes().splitlines() if path.is_file() else ():
         try:
@@ -171,11 +201,17 @@ def _notes(path: Path) -> list[str]:
 def _row(line: bytes) -> dict[str, Any] | None:
     """A step and numbers; None for anything else."""
     row = row_of(line)
-    return row if row is not None and all(type(value) in (int, float) for value in row.values()) else None
+    return (
+        row
+        if row is not None and all(type(value) in (int, float) for value in row.values())
+        else None
+    )
 
 
 def _checkpoints(run: Path) -> list[tuple[str, dict[str, Any]]]:
-    """(name, what its words say) of each checkpoint, oldest first; without those whose words are damaged."""
+    """(name, what its words say) of each checkpoint, oldest first; without those whose words are
+    damaged.
+    """
     found = []
     for path in sorted((run / "checkpoints").glob("step_*.json")):
         words = read_sealed(path)

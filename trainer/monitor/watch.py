@@ -1,6 +1,8 @@
-"""What a run says of itself at the rows of its log: the numbers, and in words what is wrong with them.
+"""What a run says of itself at the rows of its log: the numbers, and in words what is wrong with
+them.
 
-Flow: ``before_step`` -> the step -> ``row`` -> the log -> ``judge``, which warns once of each thing it finds, or stops the run.
+Flow: ``before_step`` -> the step -> ``row`` -> the log -> ``judge``, which warns once of each thing
+it finds, or stops the run.
 """
 
 from __future__ import annotations
@@ -43,9 +45,16 @@ class Watch:
         damage: Damage,
         keep: Callable[[str], None],
     ) -> None:
-        """``damage``: what the run's source leaves out, counted there as it goes on. ``keep``: gets what is said."""
+        """``damage``: what the run's source leaves out, counted there as it goes on. ``keep``: gets
+        what is said.
+        """
         self._health = Health(config, device, num_ranks())
-        self._console, self._on_collapse, self._damage, self._keep = console, on_collapse, damage, keep
+        self._console, self._on_collapse, self._damage, self._keep = (
+            console,
+            on_collapse,
+            damage,
+            keep,
+        )
         self._said: set[str] = set()
         self._growth = 1.0  # of a step's cost once the teacher teaches
         if config.start_step and config.is_taught_at(config.start_step):
@@ -55,7 +64,12 @@ class Watch:
         self._health.before_step(state)
 
     def row(
-        self, state: TrainState, batch: Batch, values: dict[str, Tensor], seconds_per_step: float, wait_share: float
+        self,
+        state: TrainState,
+        batch: Batch,
+        values: dict[str, Tensor],
+        seconds_per_step: float,
+        wait_share: float,
     ) -> dict[str, float]:
         config, numbers = state.config, {name: float(value) for name, value in values.items()}
         images_per_second = config.batch_size / seconds_per_step
@@ -65,7 +79,8 @@ class Watch:
             "logit_scale": state.student.log_scale.exp().item(),
             "logit_bias": state.student.logit_bias.item(),
             "samples_seen": state.samples_seen,
-            "left_out": state.position - state.samples_seen,  # as often as they were met: the same after any --resume
+            "left_out": state.position
+            - state.samples_seen,  # as often as they were met: the same after any --resume
             "images_per_second": images_per_second,
             "data_wait_share": wait_share,
             "seconds_left": seconds_per_step * self._steps_left(state),
@@ -73,10 +88,14 @@ class Watch:
         }
 
     def _steps_left(self, state: TrainState) -> float:
-        """Counted in steps like those so far: those with the teacher cost more than the ones before it."""
+        """Counted in steps like those so far: those with the teacher cost more than the ones before
+        it.
+        """
         config = state.config
         taught = config.num_steps - max(state.step, config.start_step)
-        return max(config.start_step - state.step, 0) + taught * (self._growth if state.step <= config.start_step else 1)
+        return max(config.start_step - state.step, 0) + taught * (
+            self._growth if state.step <= config.start_step else 1
+        )
 
     def judge(self, state: TrainState, row: dict[str, float]) -> None:
         """Raises RunError for a collapse where a run is to stop of it."""
@@ -84,7 +103,10 @@ class Watch:
             waited = f"step {state.step}: {100 * row['data_wait_share']:.0f} % of the time was spent waiting for data"
             self._say("data", f"{waited}; {_faster_data(state.config)}")
         for cause, where in self._damage.first.items():
-            self._say(f"left out: {cause}", f"step {state.step}: left out: {cause}, first {where}; counted at the end")
+            self._say(
+                f"left out: {cause}",
+                f"step {state.step}: left out: {cause}, first {where}; counted at the end",
+            )
         if row["left_out"] > MAX_LEFT_OUT * state.position:
             share = f"step {state.step}: {100 * row['left_out'] / state.position:.0f} % of the pairs could not be read"
             self._say("left out", f"{share}; `silc-bench data stats` counts them by cause")
@@ -93,13 +115,17 @@ class Watch:
             self._say(name, f"step {state.step}: {name}: {sentence}")
         if verdicts and self._on_collapse == "stop":
             name, sentence = next(iter(verdicts.items()))
-            raise RunError(f"stopped at step {state.step}: {name}: {sentence}. Checkpoints that were written are intact.")
+            raise RunError(
+                f"stopped at step {state.step}: {name}: {sentence}. Checkpoints that were written are intact."
+            )
 
     def alarm(self, state: TrainState, name: str, sentence: str) -> None:
         """What a probe showed. Raises RunError where a run is to stop of it."""
         self._say(name, f"step {state.step}: {name}: {sentence}")
         if self._on_collapse == "stop":
-            raise RunError(f"stopped at step {state.step}: {name}: {sentence}. Its checkpoint and earlier ones are intact.")
+            raise RunError(
+                f"stopped at step {state.step}: {name}: {sentence}. Its checkpoint and earlier ones are intact."
+            )
 
     def say(self, sentence: str) -> None:
         self._keep(sentence)
@@ -112,7 +138,9 @@ class Watch:
 
 
 def repeating(config: Config, num_samples: int | None) -> str | None:
-    """In words, that batches are larger than an epoch; None where they are not, or where nothing ever repeats."""
+    """In words, that batches are larger than an epoch; None where they are not, or where nothing
+    ever repeats.
+    """
     if num_samples is None or config.batch_size <= num_samples:
         return None
     return (
@@ -131,4 +159,7 @@ def _faster_data(config: Config) -> str:
         ways.append(f"lower data.decode_size (now {data.decode_size}, views have {needed})")
     if any(map(is_remote, data.source.split())):
         ways.append("look for what slows the source down")
-    return ", or ".join(ways) or "every core decodes already: pack smaller pictures, or give it more cores"
+    return (
+        ", or ".join(ways)
+        or "every core decodes already: pack smaller pictures, or give it more cores"
+    )

@@ -1,8 +1,9 @@
 """Image operations on a batch, each sample with its own parameters, on any device.
 
-Flow: ``resample`` makes the batch (crop, resize and flip at once); the other operations then change it in place and return
-it: ``jitter_colors`` -> ``to_gray`` -> ``blur`` -> ``solarize``. Each equals the torchvision function of its name (v2
-functional) on float pictures in [0, 1], which takes one sample at a time.
+Flow: ``resample`` makes the batch (crop, resize and flip at once); the other operations then change
+it in place and return it: ``jitter_colors`` -> ``to_gray`` -> ``blur`` -> ``solarize``. Each equals
+the torchvision function of its name (v2 functional) on float pictures in [0, 1], which takes one
+sample at a time.
 
 Shapes: n samples, [n, 3, h, w] fp32 in [0, 1], channels red, green, blue.
 """
@@ -22,27 +23,40 @@ GRAY = (0.2989, 0.587, 0.114)  # luma of red, green and blue, in torchvision's d
 
 
 def empty(*shape: int, device: torch.device) -> Tensor:
-    """fp32, not initialised. On a CPU by numpy, which asks for huge pages: the first touch of small ones takes long."""
+    """fp32, not initialised. On a CPU by numpy, which asks for huge pages: the first touch of small
+    ones takes long.
+    """
     if device.type != "cpu":
         return torch.empty(shape, device=device)
     return torch.from_numpy(np.empty(shape, dtype=np.float32))
 
 
 def to_pixels(images: Tensor) -> Tensor:
-    """uint8 [n, 3, h, w] -> fp32 in [0, 1], in memory as [n, w, 3, h]: each column together, as ``resample`` wants it."""
+    """uint8 [n, 3, h, w] -> fp32 in [0, 1], in memory as [n, w, 3, h]: each column together, as
+    ``resample`` wants it.
+    """
     count, channels, height, width = images.shape
     pixels = empty(count, width, channels, height, device=images.device)
     return pixels.copy_(images.permute(0, 3, 1, 2)).div_(255).permute(0, 2, 3, 1)
 
 
-def resampling_taps(boxes: Tensor, flips: Tensor, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """What ``resample`` reads: which columns and which rows, int64 [2, n, size, t], and their weights, fp32, of sum 1.
+def resampling_taps(
+    boxes: Tensor, flips: Tensor, size: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """What ``resample`` reads: which columns and which rows, int64 [2, n, size, t], and their
+    weights, fp32, of sum 1.
 
-    ``boxes`` int64 [n, 4] (top, left, height, width) and ``flips`` bool [n] on the CPU. The weights are a triangle as wide as
-    an output pixel, and at least as wide as an input pixel: the antialias filter of Pillow and torch.
+    ``boxes`` int64 [n, 4] (top, left, height, width) and ``flips`` bool [n] on the CPU. The weights
+    are a triangle as wide as an output pixel, and at least as wide as an input pixel: the antialias
+    filter of Pillow and torch.
     """
-    taps = math.ceil(2 * max(1, boxes[:, 2:].max().item() / size))  # so many pixels at most have their centre in a triangle
-    starts, lengths = (send(boxes[:, [last, first]].T, device)[:, :, None, None] for first, last in ((0, 1), (2, 3)))
+    taps = math.ceil(
+        2 * max(1, boxes[:, 2:].max().item() / size)
+    )  # so many pixels at most have their centre in a triangle
+    starts, lengths = (
+        send(boxes[:, [last, first]].T, device)[:, :, None, None]
+        for first, last in ((0, 1), (2, 3))
+    )
     backwards = send(torch.stack([flips, torch.zeros_like(flips)]), device)[:, :, None, None]
     scale = lengths.double() / size  # input pixels an output pixel
     reach = scale.clamp_min(1)
@@ -50,7 +64,13 @@ def resampling_taps(boxes: Tensor, flips: Tensor, size: int, device: torch.devic
     centers = torch.where(backwards, size - centers, centers) * scale
     first = torch.ceil(centers - reach - 0.5)
     index = torch.arange(taps, device=device)
-    weights = (((first + 0.5 - centers) / reach).float() + index / reach.float()).abs_().neg_().add_(1).clamp_min_(0)
+    weights = (
+        (((first + 0.5 - centers) / reach).float() + index / reach.float())
+        .abs_()
+        .neg_()
+        .add_(1)
+        .clamp_min_(0)
+    )
     places = first.long() + index
     inside = places.clamp_min(0).minimum(lengths - 1)
     weights.masked_fill_(inside != places, 0)
@@ -58,29 +78,40 @@ def resampling_taps(boxes: Tensor, flips: Tensor, size: int, device: torch.devic
 
 
 def resample(pixels: Tensor, which: Tensor, places: Tensor, weights: Tensor) -> Tensor:
-    """Crop, antialiased bilinear resize and horizontal flip: [N, 3, h, w] of ``to_pixels`` -> [n, 3, size, size].
+    """Crop, antialiased bilinear resize and horizontal flip: [N, 3, h, w] of ``to_pixels`` -> [n,
+    3, size, size].
 
-    ``which`` int64 [n] are the pictures to take, ``places`` and ``weights`` their ``resampling_taps``. Separable: sums of
-    columns, then of rows. Equals ``resized_crop(antialias=True)``: nothing outside the box contributes.
+    ``which`` int64 [n] are the pictures to take, ``places`` and ``weights`` their
+    ``resampling_taps``. Separable: sums of columns, then of rows. Equals
+    ``resized_crop(antialias=True)``: nothing outside the box contributes.
     """
     (_, _, height, width), (_, count, size, _) = pixels.shape, places.shape
     table = pixels.permute(0, 3, 1, 2).reshape(-1, 3 * height)
-    narrow = weighted_sums(table, places[0] + width * which[:, None, None], weights[0])  # [n, size, 3 * h]
+    narrow = weighted_sums(
+        table, places[0] + width * which[:, None, None], weights[0]
+    )  # [n, size, 3 * h]
     upright = transposed(narrow).view(-1, size)
-    return weighted_sums(upright, *by_plane(places[1], weights[1], height)).view(count, 3, size, size)
+    return weighted_sums(upright, *by_plane(places[1], weights[1], height)).view(
+        count, 3, size, size
+    )
 
 
 def weighted_sums(table: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
     """Sums of rows of ``table`` [r, f]: indices [..., t] and weights [..., t] -> [..., f].
 
-    A value costs t multiplications; as a product with a matrix that is zero but for t values a row it would cost r.
+    A value costs t multiplications; as a product with a matrix that is zero but for t values a row
+    it would cost r.
     """
-    sums = embedding_bag(rows.flatten(0, -2), table, mode="sum", per_sample_weights=weights.flatten(0, -2))
+    sums = embedding_bag(
+        rows.flatten(0, -2), table, mode="sum", per_sample_weights=weights.flatten(0, -2)
+    )
     return sums.unflatten(0, rows.shape[:-1])
 
 
 def by_plane(rows: Tensor, weights: Tensor, height: int) -> tuple[Tensor, Tensor]:
-    """Rows of a picture and their weights, [n, s, t] -> rows of a table of n pictures of three planes: [n, 3, s, t]."""
+    """Rows of a picture and their weights, [n, s, t] -> rows of a table of n pictures of three
+    planes: [n, 3, s, t].
+    """
     first = height * torch.arange(3 * len(rows), device=rows.device).view(-1, 3, 1, 1)
     places = rows[:, None] + first
     return places, weights[:, None].expand_as(places)
@@ -89,8 +120,8 @@ def by_plane(rows: Tensor, weights: Tensor, height: int) -> tuple[Tensor, Tensor
 def transposed(matrices: Tensor) -> Tensor:
     """[n, a, b] -> [n, b, a], contiguous.
 
-    On a CPU as a shuffle of a * b channels in a groups, which is the same, and which torch does by blocks in registers: two to
-    five times faster than its copy.
+    On a CPU as a shuffle of a * b channels in a groups, which is the same, and which torch does by
+    blocks in registers: two to five times faster than its copy.
     """
     if matrices.is_cuda:
         return matrices.mT.contiguous()
@@ -100,7 +131,9 @@ def transposed(matrices: Tensor) -> Tensor:
 
 
 def jitter_colors(images: Tensor, factors: Tensor, order: list[int]) -> Tensor:
-    """Brightness, contrast and saturation by a factor, hue by a shift: ``factors`` [n, 4], applied in ``order``."""
+    """Brightness, contrast and saturation by a factor, hue by a shift: ``factors`` [n, 4], applied
+    in ``order``.
+    """
     operations = (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue)
     for index in order:
         operations[index](images, factors[:, index].reshape(-1, 1, 1, 1))
@@ -125,19 +158,27 @@ def adjust_saturation(images: Tensor, factor: Tensor) -> Tensor:
 
 
 def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
-    """Turn the hue by ``shift`` turns; value v (the highest channel) and chroma c (highest - lowest) stay.
+    """Turn the hue by ``shift`` turns; value v (the highest channel) and chroma c (highest -
+    lowest) stay.
 
-    The hue is the angle on the colour hexagon, red at 0; with d the distance in turns from it to a channel's own hue (red 0,
-    green 1/3, blue 2/3), that channel is v up to d = 1/6, v - c from d = 1/3 on, and linear between.
+    The hue is the angle on the colour hexagon, red at 0; with d the distance in turns from it to a
+    channel's own hue (red 0, green 1/3, blue 2/3), that channel is v up to d = 1/6, v - c from d =
+    1/3 on, and linear between.
     """
     red, green, blue = images.unbind(1)
     high, low = images.amax(1), images.amin(1)
     chroma = high - low
-    # |hue| = (1 + g + b - r) / 6 with the channels scaled to 0..1, and green's side is the positive one: the six cases of the
-    # textbook in one, without a branch a pixel. Grey has no hue and any will do, as its chroma is 0.
-    hue = (green + blue).sub_(red).add_(high).sub_(low, alpha=2).div_(chroma.clamp_min(1e-30).mul_(6))
+    # |hue| = (1 + g + b - r) / 6 with the channels scaled to 0..1, and green's side is the positive
+    # one: the six cases of the
+    # textbook in one, without a branch a pixel. Grey has no hue and any will do, as its chroma is
+    # 0.
+    hue = (
+        (green + blue).sub_(red).add_(high).sub_(low, alpha=2).div_(chroma.clamp_min(1e-30).mul_(6))
+    )
     hue.copysign_(green - blue).add_(shift[:, 0])
-    own = torch.arange(3, device=images.device).view(3, 1, 1) / 3 - 2.5  # differences are positive, and none is at 1/2
+    own = (
+        torch.arange(3, device=images.device).view(3, 1, 1) / 3 - 2.5
+    )  # differences are positive, and none is at 1/2
     torch.sub(hue[:, None], own, out=images)
     torch.add(torch.tensor(-3.0), images.frac_(), alpha=6, out=images).abs_().sub_(1).clamp_(0, 1)
     return torch.addcmul(high[:, None], images, chroma[:, None], value=-1, out=images)
@@ -155,13 +196,22 @@ def luma(images: Tensor) -> Tensor:
 
 
 def blur(images: Tensor, sigmas: Tensor, radius: int) -> Tensor:
-    """Gaussian blur with ``sigmas`` [n] in pixels, 2 * radius + 1 taps and reflected borders (radius < h = w)."""
+    """Gaussian blur with ``sigmas`` [n] in pixels, 2 * radius + 1 taps and reflected borders
+    (radius < h = w).
+    """
     size = images.shape[-1]
-    index, taps = (torch.arange(low, high, device=images.device) for low, high in ((0, size), (-radius, radius + 1)))
-    rows = (index[:, None] + taps).abs()  # where a tap of an output pixel reads, reflected at both borders
+    index, taps = (
+        torch.arange(low, high, device=images.device)
+        for low, high in ((0, size), (-radius, radius + 1))
+    )
+    rows = (
+        index[:, None] + taps
+    ).abs()  # where a tap of an output pixel reads, reflected at both borders
     rows = (size - 1 - (size - 1 - rows).abs()).expand(len(images), -1, -1)
     kernels = torch.softmax(-((taps / sigmas[:, None]) ** 2) / 2, dim=1)[:, None].expand_as(rows)
-    down = weighted_sums(images.view(-1, size), *by_plane(rows, kernels, size)).view(len(images), 3 * size, size)
+    down = weighted_sums(images.view(-1, size), *by_plane(rows, kernels, size)).view(
+        len(images), 3 * size, size
+    )
     first = size * torch.arange(len(images), device=images.device)[:, None, None]
     across = weighted_sums(transposed(down).view(-1, 3 * size), rows + first, kernels)
     return images.copy_(transposed(across).view_as(images))

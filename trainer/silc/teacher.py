@@ -1,9 +1,11 @@
-"""The EMA teacher of the vision tower and heads, its centres, and its targets. State changes in two named methods only.
+"""The EMA teacher of the vision tower and heads, its centres, and its targets. State changes in two
+named methods only.
 
-The teacher follows the student after every optimiser step, with the momentum of ``schedule.ema_at``. Weights, centres and
-arithmetic are fp32.
+The teacher follows the student after every optimiser step, with the momentum of
+``schedule.ema_at``. Weights, centres and arithmetic are fp32.
 
-Shapes: T views, B pictures of this rank, N patches of a view, n of them masked for the student, d bottleneck, K prototypes.
+Shapes: T views, B pictures of this rank, N patches of a view, n of them masked for the student, d
+bottleneck, K prototypes.
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ class Taught(NamedTuple):
 
 
 class Teacher(nn.Module):
-    """``targets`` reads, ``update`` and ``update_center`` write. Without heads (weights 0) it is the EMA of the tower."""
+    """``targets`` reads, ``update`` and ``update_center`` write. Without heads (weights 0) it is
+    the EMA of the tower.
+    """
 
     center: Tensor
     patch_center: Tensor
@@ -46,16 +50,21 @@ class Teacher(nn.Module):
         self.center_momentum = config.center_momentum
         self.is_sinkhorn = config.centering == "sinkhorn"
         for name, head in (("center", self.head), ("patch_center", self.patch_head)):
-            self.register_buffer(name, torch.zeros(config.num_prototypes) if head is not None else None)
+            self.register_buffer(
+                name, torch.zeros(config.num_prototypes) if head is not None else None
+            )
 
     @torch.no_grad()
     def targets(self, views: Views, masked: Tensor | None = None, micro_batch: int = 0) -> Taught:
-        """Of the global crops and, where the student does not see them, of their patches ``masked`` (int64 [T, B, n]).
+        """Of the global crops and, where the student does not see them, of their patches ``masked``
+        (int64 [T, B, n]).
 
-        Factored, fp32: softmax((logits - centre) / temp), or Sinkhorn's over the views, and over all masked patches, of the
-        global batch. The teacher sees every patch.
+        Factored, fp32: softmax((logits - centre) / temp), or Sinkhorn's over the views, and over
+        all masked patches, of the global batch. The teacher sees every patch.
         """
-        assert self.head is not None or masked is not None, "targets need a head: distillation.weight is 0"
+        assert self.head is not None or masked is not None, (
+            "targets need a head: distillation.weight is 0"
+        )
         assert views.global_crops is not None, "targets need global crops"
         T, B = views.global_crops.shape[:2]
         of_views, of_patches = [], []
@@ -70,7 +79,9 @@ class Teacher(nn.Module):
                 of_patches.append(self.patch_head.project(hidden).unflatten(0, (T, -1)))
         patches = torch.cat(of_patches, dim=1).flatten(0, 2).unsqueeze(0) if of_patches else None
         return Taught(
-            self._of(torch.cat(of_views, dim=1), self.head, self.center) if self.head is not None else None,
+            self._of(torch.cat(of_views, dim=1), self.head, self.center)
+            if self.head is not None
+            else None,
             self._of(patches, self.patch_head, self.patch_center) if patches is not None else None,
         )
 
@@ -85,7 +96,9 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def update(self, student: Student, momentum: float) -> None:
-        """teacher <- momentum * teacher + (1 - momentum) * student, once an optimiser step; with 0 it becomes the student."""
+        """teacher <- momentum * teacher + (1 - momentum) * student, once an optimiser step; with 0
+        it becomes the student.
+        """
         theirs = [*student.vision.parameters()]
         for head in (student.head, student.patch_head):
             theirs += head.parameters() if head is not None else ()
@@ -93,10 +106,11 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def update_center(self, taught: Taught) -> None:
-        """centre <- m * centre + (1 - m) * mean of the logits over views and the global batch; Sinkhorn's targets have none.
+        """centre <- m * centre + (1 - m) * mean of the logits over views and the global batch;
+        Sinkhorn's targets have none.
 
-        Patches have a centre of their own (iBOT). A logit is linear in the feature, so the mean of the logits is the logit of
-        the mean: no table of [T, B, K].
+        Patches have a centre of their own (iBOT). A logit is linear in the feature, so the mean of
+        the logits is the logit of the mean: no table of [T, B, K].
         """
         if self.is_sinkhorn:
             return

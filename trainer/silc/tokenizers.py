@@ -1,20 +1,24 @@
-"""Byte-level BPE trained on the captions themselves: nothing is downloaded, any unicode can be written.
+"""Byte-level BPE trained on the captions themselves: nothing is downloaded, any unicode can be
+written.
 
-Flow: ``Tokenizer.train(captions, vocab_size, context_length)`` -> ``tokenizer(texts)`` [B, L] -> ``to_json()`` in the
-checkpoint -> ``Tokenizer.from_json``. Cleaning, merges, truncation, eos and padding are all in that one JSON of the
-``tokenizers`` library.
+Flow: ``Tokenizer.train(captions, vocab_size, context_length)`` -> ``tokenizer(texts)`` [B, L] ->
+``to_json()`` in the checkpoint -> ``Tokenizer.from_json``. Cleaning, merges, truncation, eos and
+padding are all in that one JSON of the ``tokenizers`` library.
 
-Text is canonicalised as big_vision does for zero-shot classification: underscores become spaces, ASCII punctuation is
-removed, lower case, whitespace collapsed; unicode is brought to NFKC first. Layout as SigLIP: at most L - 1 tokens, eos, then
-padding with the same id, so that the last position is always eos and can be pooled without a mask.
+Text is canonicalised as big_vision does for zero-shot classification: underscores become spaces,
+ASCII punctuation is removed, lower case, whitespace collapsed; unicode is brought to NFKC first.
+Layout as SigLIP: at most L - 1 tokens, eos, then padding with the same id, so that the last
+position is always eos and can be pooled without a mask.
 
 Shapes: B texts, L = context_length tokens.
 
-The tokenizer of a model that was not trained here, in one JSON text, so that a run that starts from that model is whole.
+The tokenizer of a model that was not trained here, in one JSON text, so that a run that starts from
+that model is whole.
 
 Flow: ``of_transformers`` or ``of_pieces`` -> a ``ForeignTokenizer`` -> ``to_json()`` in the
-checkpoint -> ``read_tokenizer``, which reads our own tokenizers' JSON too. Kept are the cleaning by its name, the pieces (the
-JSON of the ``tokenizers`` library, or the bytes of a sentencepiece model), the length, the padding and the end of text.
+checkpoint -> ``read_tokenizer``, which reads our own tokenizers' JSON too. Kept are the cleaning by
+its name, the pieces (the JSON of the ``tokenizers`` library, or the bytes of a sentencepiece
+model), the length, the padding and the end of text.
 
 Shapes: B texts, L = context_length tokens.
 """
@@ -52,11 +56,15 @@ CLEANING = {
 
 
 class Tokenizer:
-    """Texts -> ids. ``vocab_size`` ids (never more than asked for), ``context_length`` of them a text, ``cleaning`` as JSON."""
+    """Texts -> ids. ``vocab_size`` ids (never more than asked for), ``context_length`` of them a
+    text, ``cleaning`` as JSON.
+    """
 
     def __init__(self, pipeline: tokenizers.Tokenizer) -> None:
         self._pipeline = pipeline
-        self._pipeline.encode_special_tokens = True  # a caption that spells <eos> is five characters, not the end
+        self._pipeline.encode_special_tokens = (
+            True  # a caption that spells <eos> is five characters, not the end
+        )
         self.vocab_size: int = pipeline.get_vocab_size()
         assert pipeline.padding is not None
         self.context_length: int = pipeline.padding["length"]
@@ -66,15 +74,22 @@ class Tokenizer:
     def train(cls, captions: Iterable[str], vocab_size: int, context_length: int) -> Tokenizer:
         """Learn the merges; the same captions in any order give the same tokenizer.
 
-        ``vocab_size`` is an upper bound: few captions need fewer ids. UserError below 257 ids or 2 tokens.
+        ``vocab_size`` is an upper bound: few captions need fewer ids. UserError below 257 ids or 2
+        tokens.
         """
         if vocab_size < MIN_VOCAB_SIZE:
-            raise UserError(f"vocab_size={vocab_size} is too small: 256 bytes and eos need at least {MIN_VOCAB_SIZE}")
+            raise UserError(
+                f"vocab_size={vocab_size} is too small: 256 bytes and eos need at least {MIN_VOCAB_SIZE}"
+            )
         if context_length < 2:
-            raise UserError(f"context_length={context_length} leaves no room for text before eos; use at least 2")
+            raise UserError(
+                f"context_length={context_length} leaves no room for text before eos; use at least 2"
+            )
         pipeline = tokenizers.Tokenizer(models.BPE())
         pipeline.normalizer = canonicalizer()
-        pipeline.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)  # a word is the same token in first place
+        pipeline.pre_tokenizer = pre_tokenizers.ByteLevel(
+            add_prefix_space=True
+        )  # a word is the same token in first place
         pipeline.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size,
@@ -83,7 +98,9 @@ class Tokenizer:
             show_progress=False,
         )
         pipeline.train_from_iterator(captions, trainer)
-        pipeline.post_processor = processors.TemplateProcessing(single=f"$A {EOS}", special_tokens=[(EOS, EOS_ID)])
+        pipeline.post_processor = processors.TemplateProcessing(
+            single=f"$A {EOS}", special_tokens=[(EOS, EOS_ID)]
+        )
         pipeline.enable_truncation(context_length)  # counts the eos: L - 1 tokens of text
         pipeline.enable_padding(length=context_length, pad_id=EOS_ID, pad_token=EOS)
         return cls(pipeline)
@@ -94,10 +111,16 @@ class Tokenizer:
         try:
             pipeline = tokenizers.Tokenizer.from_str(text)
         except Exception as error:  # the library raises nothing narrower
-            raise UserError(f"the tokenizer is damaged, it is not what Tokenizer.to_json writes: {error}") from error
-        is_ours = pipeline.token_to_id(EOS) == EOS_ID and str(pipeline.normalizer) == str(canonicalizer())
+            raise UserError(
+                f"the tokenizer is damaged, it is not what Tokenizer.to_json writes: {error}"
+            ) from error
+        is_ours = pipeline.token_to_id(EOS) == EOS_ID and str(pipeline.normalizer) == str(
+            canonicalizer()
+        )
         if not is_ours or not pipeline.padding or not pipeline.truncation:
-            raise UserError(f"not a tokenizer of this trainer: its cleaning, length or {EOS} = {EOS_ID} is another")
+            raise UserError(
+                f"not a tokenizer of this trainer: its cleaning, length or {EOS} = {EOS_ID} is another"
+            )
         return cls(pipeline)
 
     def to_json(self) -> str:
@@ -136,7 +159,12 @@ def canonicalizer() -> normalizers.Normalizer:
 FORMAT = "silc-bench-foreign-tokenizer/1"
 SHARED = ("format", "kind", "cleaning", "length", "vocab_size", "padding", "pieces")
 FIELDS = {
-    "tokenizers": (*SHARED, "side", "cut", "splits_special"),  # JSON of a whole pipeline, with what ends a text
+    "tokenizers": (
+        *SHARED,
+        "side",
+        "cut",
+        "splits_special",
+    ),  # JSON of a whole pipeline, with what ends a text
     "pieces": (*SHARED, "eos"),  # JSON that makes pieces of a text; what ends it is added here
     "sentencepiece": (*SHARED, "eos"),  # the same from a sentencepiece model
 }
@@ -148,7 +176,9 @@ def _fixed(text: str) -> str:
     try:
         import ftfy
     except ModuleNotFoundError:
-        raise UserError("this run's tokenizer is open_clip's and repairs texts with ftfy: pip install ftfy") from None
+        raise UserError(
+            "this run's tokenizer is open_clip's and repairs texts with ftfy: pip install ftfy"
+        ) from None
     return html.unescape(html.unescape(ftfy.fix_text(text))).strip()
 
 
@@ -163,7 +193,9 @@ CLEANERS: dict[str, Callable[[str], str]] = {
 
 
 class ForeignTokenizer:
-    """Texts -> ids, as the model's own library makes them. ``described``: the FIELDS of its kind."""
+    """Texts -> ids, as the model's own library makes them. ``described``: the FIELDS of its
+    kind.
+    """
 
     def __init__(self, described: dict[str, Any]) -> None:
         self._described = described
@@ -183,7 +215,8 @@ class ForeignTokenizer:
             return cls(described)
         except UserError:
             raise
-        except Exception as error:  # JSON, the two libraries and base64 each raise their own kind, a bare Exception among them
+        # JSON, the two libraries and base64 each raise their own kind, a bare Exception among them
+        except Exception as error:
             raise UserError(f"{NEEDED} is damaged: {' '.join(str(error).split())[:200]}") from error
 
     def to_json(self) -> str:
@@ -191,11 +224,17 @@ class ForeignTokenizer:
         return json.dumps(self._described, ensure_ascii=False)
 
     def __call__(self, texts: list[str]) -> Tensor:
-        """[B] texts -> [B, L] int64. UserError for a token that the text tower has no embedding for."""
-        ids = torch.tensor(self._ids([self._clean(text) for text in texts]), dtype=torch.int64).view(-1, self.context_length)
+        """[B] texts -> [B, L] int64. UserError for a token that the text tower has no embedding
+        for.
+        """
+        ids = torch.tensor(
+            self._ids([self._clean(text) for text in texts]), dtype=torch.int64
+        ).view(-1, self.context_length)
         if texts and int(ids.max()) >= self.vocab_size:
             row = int(ids.amax(dim=1).argmax())
-            raise UserError(f"{texts[row]!r:.80} has the token {int(ids.max())}, but the text tower knows {self.vocab_size}")
+            raise UserError(
+                f"{texts[row]!r:.80} has the token {int(ids.max())}, but the text tower knows {self.vocab_size}"
+            )
         return ids
 
 
@@ -217,13 +256,20 @@ def check_pairing(tokenizer: AnyTokenizer, text: TextConfig) -> None:
         )
 
 
-def of_transformers(tokenizer: Any, cleaning: str, length: int, vocab_size: int) -> ForeignTokenizer:
+def of_transformers(
+    tokenizer: Any, cleaning: str, length: int, vocab_size: int
+) -> ForeignTokenizer:
     """From a tokenizer of transformers, fast or with a sentencepiece model.
 
     Raises:
         UserError: it is of another kind, which no checkpoint here can hold.
     """
-    shared = {"cleaning": cleaning, "length": length, "vocab_size": vocab_size, "padding": tokenizer.pad_token_id}
+    shared = {
+        "cleaning": cleaning,
+        "length": length,
+        "vocab_size": vocab_size,
+        "padding": tokenizer.pad_token_id,
+    }
     if (fast := getattr(tokenizer, "backend_tokenizer", None)) is not None:
         return ForeignTokenizer(
             {
@@ -244,10 +290,14 @@ def of_transformers(tokenizer: Any, cleaning: str, length: int, vocab_size: int)
     )
 
 
-def of_pieces(model: bytes, *, eos: int, padding: int, cleaning: str, length: int, vocab_size: int) -> ForeignTokenizer:
-    """As big_vision reads: pieces, cut to one less than the length, the end of text, padding. ``model``: what makes the pieces,
-    the bytes of a sentencepiece model or of a tokenizer.json."""
-    is_json = model[:1] == b"{"  # a sentencepiece model begins with the tag of its first piece, 0x0a
+def of_pieces(
+    model: bytes, *, eos: int, padding: int, cleaning: str, length: int, vocab_size: int
+) -> ForeignTokenizer:
+    """As big_vision reads: pieces, cut to one less than the length, the end of text, padding.
+    ``model``: what makes the pieces, the bytes of a sentencepiece model or of a tokenizer.json."""
+    is_json = (
+        model[:1] == b"{"
+    )  # a sentencepiece model begins with the tag of its first piece, 0x0a
     return ForeignTokenizer(
         {
             "format": FORMAT,
@@ -270,12 +320,16 @@ def _whole(described: dict[str, Any]) -> Callable[[list[str]], list[list[int]]]:
     length, padding = described["length"], described["padding"]
     pipeline.enable_truncation(length, direction=described["cut"])
     pad_token = pipeline.id_to_token(padding) or ""
-    pipeline.enable_padding(length=length, pad_id=padding, pad_token=pad_token, direction=described["side"])
+    pipeline.enable_padding(
+        length=length, pad_id=padding, pad_token=pad_token, direction=described["side"]
+    )
     return lambda texts: [encoding.ids for encoding in pipeline.encode_batch_fast(texts)]
 
 
 def _pieces(described: dict[str, Any]) -> Callable[[list[str]], list[list[int]]]:
-    encode = (_json_pieces if described["kind"] == "pieces" else _sentencepieces)(described["pieces"])
+    encode = (_json_pieces if described["kind"] == "pieces" else _sentencepieces)(
+        described["pieces"]
+    )
     length, eos, padding = described["length"], described["eos"], described["padding"]
 
     def row(text: str) -> list[int]:

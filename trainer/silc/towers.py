@@ -1,13 +1,18 @@
-"""The two towers and the student: ViT with MAP pooling, SigLIP-style text transformer; their weights at the start.
+"""The two towers and the student: ViT with MAP pooling, SigLIP-style text transformer; their
+weights at the start.
 
-Flow: ``Student(config)(views, tokens)`` -> embeddings and head logits; ``VisionTower.tokens`` for patch features.
-Layout and parameter counts follow SigLIP (2303.15343; big_vision's and transformers' towers).
+Flow: ``Student(config)(views, tokens)`` -> embeddings and head logits; ``VisionTower.tokens`` for
+patch features. Layout and parameter counts follow SigLIP (2303.15343; big_vision's and
+transformers' towers).
 
-Shapes: B pictures or texts, N patches, L text tokens, W width, D embedding (= W), d bottleneck, K prototypes, V and S views.
+Shapes: B pictures or texts, N patches, L text tokens, W width, D embedding (= W), d bottleneck, K
+prototypes, V and S views.
 
-``compile=true``: each block of the towers through torch.compile, one graph for all sizes of crops; the rest stays as it is.
+``compile=true``: each block of the towers through torch.compile, one graph for all sizes of crops;
+the rest stays as it is.
 
-Flow: ``TrainState.create`` -> ``compile_blocks(student, teacher)``. Names of weights and checkpoints do not change.
+Flow: ``TrainState.create`` -> ``compile_blocks(student, teacher)``. Names of weights and
+checkpoints do not change.
 
 What the towers are built of: attention, transformer blocks, MAP pooling.
 
@@ -26,7 +31,9 @@ from silc_bench.trainer.config.config import TextConfig, VisionConfig
 
 
 class VisionTower(nn.Module):
-    """[B, 3, H, W] pixels in [-1, 1] -> [B, D]. Any size that is a multiple of the patch: positions are interpolated."""
+    """[B, 3, H, W] pixels in [-1, 1] -> [B, D]. Any size that is a multiple of the patch: positions
+    are interpolated.
+    """
 
     def __init__(self, config: VisionConfig):
         super().__init__()
@@ -39,23 +46,33 @@ class VisionTower(nn.Module):
         self.norm = nn.LayerNorm(config.width, eps=LN_EPS)
         self.pool = MapPooling(*sizes)
 
-    def tokens(self, images: Tensor, masked: Tensor | None = None, mask_token: Tensor | None = None) -> Tensor:
-        """[B, 3, H, W] -> [B, N, W], after the last norm, row by row. ``masked``, ``mask_token``: as ``embed``."""
+    def tokens(
+        self, images: Tensor, masked: Tensor | None = None, mask_token: Tensor | None = None
+    ) -> Tensor:
+        """[B, 3, H, W] -> [B, N, W], after the last norm, row by row. ``masked``, ``mask_token``:
+        as ``embed``.
+        """
         return self.norm(self.blocks(self.embed(images, masked, mask_token)))
 
-    def embed(self, images: Tensor, masked: Tensor | None = None, mask_token: Tensor | None = None) -> Tensor:
+    def embed(
+        self, images: Tensor, masked: Tensor | None = None, mask_token: Tensor | None = None
+    ) -> Tensor:
         """[B, 3, H, W] -> [B, N, W], patches with their positions, as they enter the first block.
 
-        ``mask_token`` [W] stands in the places ``masked`` (int64 [B, n]) before positions are added, so that what is hidden
-        is the content of a patch and not where it is (iBOT, DINOv2).
+        ``mask_token`` [W] stands in the places ``masked`` (int64 [B, n]) before positions are
+        added, so that what is hidden is the content of a patch and not where it is (iBOT, DINOv2).
         """
         B, _, H, W = images.shape
         P = self.patch_size
         if H % P or W % P:
             raise ValueError(f"pictures of {H} x {W} pixels do not divide into patches of {P}")
         h, w = H // P, W // P
-        patches = images.view(B, 3, h, P, w, P).permute(0, 2, 4, 1, 3, 5).reshape(B, h * w, 3 * P * P)
-        x = F.linear(patches, self.patch.weight.flatten(1), self.patch.bias)  # a convolution without overlap is a matmul
+        patches = (
+            images.view(B, 3, h, P, w, P).permute(0, 2, 4, 1, 3, 5).reshape(B, h * w, 3 * P * P)
+        )
+        x = F.linear(
+            patches, self.patch.weight.flatten(1), self.patch.bias
+        )  # a convolution without overlap is a matmul
         if masked is not None:
             assert mask_token is not None
             places = masked.unsqueeze(-1).expand(-1, -1, x.shape[-1])
@@ -63,11 +80,15 @@ class VisionTower(nn.Module):
         return x + self.positions_for(h, w).to(x.dtype)
 
     def positions_for(self, h: int, w: int) -> Tensor:
-        """[1, h * w, W] position embeddings, resized (antialiased bilinear, as big_vision) from the trained grid."""
+        """[1, h * w, W] position embeddings, resized (antialiased bilinear, as big_vision) from the
+        trained grid.
+        """
         if (h, w) == (self.grid, self.grid):
             return self.positions
         grid = self.positions.view(1, self.grid, self.grid, -1).permute(0, 3, 1, 2)
-        grid = F.interpolate(grid, size=(h, w), mode="bilinear", antialias=True, align_corners=False)
+        grid = F.interpolate(
+            grid, size=(h, w), mode="bilinear", antialias=True, align_corners=False
+        )
         return grid.flatten(2).transpose(1, 2)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -75,7 +96,9 @@ class VisionTower(nn.Module):
 
 
 class TextTower(nn.Module):
-    """[B, L] token ids, padded to L -> [B, D]. The last position is pooled; padding is attended to, as in SigLIP."""
+    """[B, L] token ids, padded to L -> [B, D]. The last position is pooled; padding is attended to,
+    as in SigLIP.
+    """
 
     def __init__(self, config: TextConfig, embed_dim: int):
         super().__init__()
@@ -92,7 +115,9 @@ class TextTower(nn.Module):
 
 
 def sincos_positions(grid: int, width: int) -> Tensor:
-    """[1, grid * grid, width]: sine and cosine of row and column at width / 4 frequencies, 1 down to 1/10,000 (2205.01580)."""
+    """[1, grid * grid, width]: sine and cosine of row and column at width / 4 frequencies, 1 down
+    to 1/10,000 (2205.01580).
+    """
     frequencies = 10_000.0 ** -torch.linspace(0, 1, width // 4)
     rows, columns = torch.meshgrid(torch.arange(grid), torch.arange(grid), indexing="ij")
     y, x = rows.reshape(-1, 1) * frequencies, columns.reshape(-1, 1) * frequencies
@@ -130,8 +155,8 @@ LN_EPS = 1e-6
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(d)) v over [B, heads, N, d].
 
-    Written out on the CPU: there the fused kernel is 4 times slower forward and backward at our lengths (64 patches, bf16)
-    and materialising [N, N] is cheap; on a GPU the fused kernel wins.
+    Written out on the CPU: there the fused kernel is 4 times slower forward and backward at our
+    lengths (64 patches, bf16) and materialising [N, N] is cheap; on a GPU the fused kernel wins.
     """
     if q.device.type != "cpu":
         return F.scaled_dot_product_attention(q, k, v)
@@ -149,7 +174,9 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         B, N, W = x.shape
-        q, k, v = self.qkv(x).view(B, N, 3, self.num_heads, W // self.num_heads).permute(2, 0, 3, 1, 4)
+        q, k, v = (
+            self.qkv(x).view(B, N, 3, self.num_heads, W // self.num_heads).permute(2, 0, 3, 1, 4)
+        )
         return self.out(attend(q, k, v).transpose(1, 2).reshape(B, N, W))
 
 
@@ -182,8 +209,8 @@ class Block(nn.Module):
 class Blocks(nn.ModuleList):
     """The blocks of a tower in a row, [B, N, W] -> [B, N, W].
 
-    ``is_checkpointed``: of a forward pass only what enters each block is kept, and the backward pass computes the block anew,
-    to the same bits.
+    ``is_checkpointed``: of a forward pass only what enters each block is kept, and the backward
+    pass computes the block anew, to the same bits.
     """
 
     is_checkpointed = False
@@ -191,12 +218,18 @@ class Blocks(nn.ModuleList):
     def forward(self, x: Tensor) -> Tensor:
         is_anew = self.is_checkpointed and torch.is_grad_enabled()
         for block in self:
-            x = checkpoint(block, x, use_reentrant=False, preserve_rng_state=False) if is_anew else block(x)
+            x = (
+                checkpoint(block, x, use_reentrant=False, preserve_rng_state=False)
+                if is_anew
+                else block(x)
+            )
         return x
 
 
 class MapPooling(nn.Module):
-    """Multi-head attention pooling: one learned query attends to all patches, then a residual MLP."""
+    """Multi-head attention pooling: one learned query attends to all patches, then a residual
+    MLP.
+    """
 
     def __init__(self, width: int, num_heads: int, mlp_dim: int, gelu: str):
         super().__init__()
@@ -218,10 +251,12 @@ class MapPooling(nn.Module):
         return self._finish(pooled)
 
     def per_patch(self, tokens: Tensor) -> Tensor:
-        """[B, N, W] -> [B, N, W]: what pooling would return if all its attention lay on one patch (the value path).
+        """[B, N, W] -> [B, N, W]: what pooling would return if all its attention lay on one patch
+        (the value path).
 
-        Averaging the values with the pooling weights before the output layer gives ``forward`` exactly: attention is
-        linear in its values. This is MaskCLIP's idea (2112.01071) for a MAP head.
+        Averaging the values with the pooling weights before the output layer gives ``forward``
+        exactly: attention is linear in its values. This is MaskCLIP's idea (2112.01071) for a MAP
+        head.
         """
         return self._finish(self.kv(tokens)[..., tokens.shape[-1] :])
 

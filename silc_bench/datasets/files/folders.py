@@ -1,7 +1,9 @@
-"""Pictures as people keep them: folders, or a tar of folders read in place. Both are listed the same way.
+"""Pictures as people keep them: folders, or a tar of folders read in place. Both are listed the
+same way.
 
-``listing(Path("imagenet-a"))`` or ``listing(Path("imagenet-a.tar"))`` -> files with their place, and what was passed over
-(system files such as .DS_Store, and files that are no pictures), which is said and never guessed at.
+``listing(Path("imagenet-a"))`` or ``listing(Path("imagenet-a.tar"))`` -> files with their place,
+and what was passed over (system files such as .DS_Store, and files that are no pictures), which is
+said and never guessed at.
 """
 
 from __future__ import annotations
@@ -39,7 +41,9 @@ class File:
 
     @property
     def where(self) -> str:
-        return str(self.path) if self.path.name == Path(self.name).name else f"{self.path}:{self.name}"
+        return (
+            str(self.path) if self.path.name == Path(self.name).name else f"{self.path}:{self.name}"
+        )
 
 
 @dataclass
@@ -57,7 +61,9 @@ class Listing:
             kinds = ", ".join(f"{count} {name}" for name, count in sorted(self.stray.items()))
             lines.append(f"skipped stray files of the system: {kinds}")
         if self.other:
-            lines.append(f"skipped {len(self.other)} files that are no pictures, such as {self.other[0]}")
+            lines.append(
+                f"skipped {len(self.other)} files that are no pictures, such as {self.other[0]}"
+            )
         return lines
 
 
@@ -91,11 +97,15 @@ def by_number(name: str | Path) -> list[tuple[int, int, str]]:
 
 def subfolders(path: Path) -> list[str]:
     """Names of the folders directly in a folder, sorted, without those of the system."""
-    return sorted(entry.name for entry in os.scandir(path) if not is_stray(entry.name) and entry.is_dir())
+    return sorted(
+        entry.name for entry in os.scandir(path) if not is_stray(entry.name) and entry.is_dir()
+    )
 
 
 def split_folders(path: Path, may_hold_others: bool = False) -> dict[str, Path]:
-    """Its folders "test" and "train", or itself as "test". Raises DataError: a train folder alone, others beside them."""
+    """Its folders "test" and "train", or itself as "test". Raises DataError: a train folder alone,
+    others beside them.
+    """
     names = subfolders(path)
     test = next((name for name in TEST if name in names), None)
     if test is None and "train" not in names:
@@ -103,7 +113,10 @@ def split_folders(path: Path, may_hold_others: bool = False) -> dict[str, Path]:
     if test is None or (not may_hold_others and set(names) - {*TRAIN, *TEST}):
         other = ", ".join(sorted(set(names) - {*TRAIN, *TEST})) or "nothing else"
         problem = f"{path} holds {' and '.join(sorted({*TRAIN, *TEST} & set(names)))} and {other}"
-        raise DataError(problem, f"put the pictures to be scored into {path / 'test'} and those to learn from into train/")
+        raise DataError(
+            problem,
+            f"put the pictures to be scored into {path / 'test'} and those to learn from into train/",
+        )
     return {"test": path / test, **({"train": path / "train"} if "train" in names else {})}
 
 
@@ -122,14 +135,19 @@ def _in_folder(path: Path, found: Listing) -> Iterable[File]:
             try:
                 size = full.stat().st_size
             except FileNotFoundError as error:  # a link into nowhere
-                raise DataError(f"{full} is a link to a file that is gone", "restore the file or remove the link") from error
+                raise DataError(
+                    f"{full} is a link to a file that is gone",
+                    "restore the file or remove the link",
+                ) from error
             yield File(full.relative_to(path).as_posix(), full, (0, size))
 
 
 def _in_tar(path: Path, found: Listing) -> Iterable[File]:
     members, damage = list_members(path)
     if damage.total:
-        raise DataError(f"a damaged tar cannot be scored: {damage.summary()}", f"fetch {path.name} again")
+        raise DataError(
+            f"a damaged tar cannot be scored: {damage.summary()}", f"fetch {path.name} again"
+        )
     seen: set[str] = set()
     for name, place in members:
         name = name.removeprefix("./")
@@ -137,6 +155,8 @@ def _in_tar(path: Path, found: Listing) -> Iterable[File]:
             found.stray["._*" if stray.startswith("._") else stray] += 1
             continue
         if name in seen:
-            raise DataError(f"{path} holds {name} twice", f"fetch {path.name} again, or pack it anew")
+            raise DataError(
+                f"{path} holds {name} twice", f"fetch {path.name} again, or pack it anew"
+            )
         seen.add(name)
         yield File(name, path, place)

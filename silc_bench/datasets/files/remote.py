@@ -1,18 +1,23 @@
-"""Files behind a URL (http, s3, gs, hf: whatever fsspec reads), each fetched whole and verified before it is read.
+"""Files behind a URL (http, s3, gs, hf: whatever fsspec reads), each fetched whole and verified
+before it is read.
 
-Flow: ``expand(word)`` -> URLs -> ``stamp_of(url)`` (size and ETag) -> ``Mirror.read(url, stamp, look)`` -> what ``look`` makes
-of a local copy. What has arrived stays where a connection drops, stalls or ends early, and the next request goes on at that
-byte; size and ETag are asked for again at the end, so that two versions of a file are never joined. Nothing is passed over: a
-source that gives up is an error that names the byte.
+Flow: ``expand(word)`` -> URLs -> ``stamp_of(url)`` (size and ETag) -> ``Mirror.read(url, stamp,
+look)`` -> what ``look`` makes of a local copy. What has arrived stays where a connection drops,
+stalls or ends early, and the next request goes on at that byte; size and ETag are asked for again
+at the end, so that two versions of a file are never joined. Nothing is passed over: a source that
+gives up is an error that names the byte.
 
-The mirror keeps the files used last, up to its limit. Any number of processes share it: one fetches, the others wait.
+The mirror keeps the files used last, up to its limit. Any number of processes share it: one
+fetches, the others wait.
 
-A source behind a URL, and what its errors mean: asked again where that may help, else one sentence with what mends it.
+A source behind a URL, and what its errors mean: asked again where that may help, else one sentence
+with what mends it.
 
-Flow: ``file_system(url)`` -> fsspec's -> ``ask(url, question)`` -> the answer, or ``raise_if_final`` / RunError.
+Flow: ``file_system(url)`` -> fsspec's -> ``ask(url, question)`` -> the answer, or
+``raise_if_final`` / RunError.
 
-Each file system raises what its own library does, and none of those libraries need be installed: their errors are told by
-HTTP status, by error code (S3), and by the name of their class.
+Each file system raises what its own library does, and none of those libraries need be installed:
+their errors are told by HTTP status, by error code (S3), and by the name of their class.
 """
 
 from __future__ import annotations
@@ -74,7 +79,9 @@ def expand(word: str) -> list[str]:
             urls.append(url)
             continue
         if url.startswith("http"):
-            raise UserError(f"{url}: a web server has no list of its files; name them by braces, as in {{00000..00099}}.tar")
+            raise UserError(
+                f"{url}: a web server has no list of its files; name them by braces, as in {{00000..00099}}.tar"
+            )
         found = [f"{scheme_of(url)}://{name}" for name in _listed(url)]
         if not found:
             raise UserError(f"no shard found: there is no {url}")
@@ -85,7 +92,8 @@ def expand(word: str) -> list[str]:
 def _listed(url: str) -> list[str]:
     """The files that a glob names, in order.
 
-    Folder by folder, as fsspec's own ``glob`` passes over a folder whose listing fails, and its shards with it.
+    Folder by folder, as fsspec's own ``glob`` passes over a folder whose listing fails, and its
+    shards with it.
     """
     fs, path = file_system(url)
     parts = path.split("/")
@@ -96,9 +104,17 @@ def _listed(url: str) -> list[str]:
             raise UserError(f"{url}: ** is not understood here; name each level of folders by *")
         above = {folder.strip("/") for folder in folders}  # a file is listed as what is in it
         entries = [entry for folder in folders for entry in ask(url, partial(_entries, fs, folder))]
-        entries = [entry for entry in entries if fnmatchcase(entry["name"].rstrip("/").rpartition("/")[2], part)]
+        entries = [
+            entry
+            for entry in entries
+            if fnmatchcase(entry["name"].rstrip("/").rpartition("/")[2], part)
+        ]
         folders = [entry["name"].rstrip("/") for entry in entries if entry["type"] == "directory"]
-        files = [entry["name"] for entry in entries if entry["type"] != "directory"] if number == len(parts) - 1 else []
+        files = (
+            [entry["name"] for entry in entries if entry["type"] != "directory"]
+            if number == len(parts) - 1
+            else []
+        )
         files = [name for name in files if name.strip("/") not in above]
     return sorted(files)
 
@@ -124,8 +140,8 @@ def stamp_of(url: str) -> Stamp:
     """What the source says of a file now.
 
     Raises:
-        UserError: no such file, no permission, or a source that tells no size, so that nothing could be verified.
-        RunError: no answer after several attempts.
+        UserError: no such file, no permission, or a source that tells no size, so that nothing
+        could be verified. RunError: no answer after several attempts.
     """
     fs, path = file_system(url)
 
@@ -137,8 +153,17 @@ def stamp_of(url: str) -> Stamp:
     if info.get("type") == "directory":
         raise UserError(f"{url} is a folder; name the shards in it, as in {url.rstrip('/')}/*.tar")
     if not isinstance(info.get("size"), int):
-        raise UserError(f"{url}: the source does not tell how large the file is, so what arrives cannot be verified")
-    etag = next((str(info[name]) for name in ("ETag", "etag", "blob_id", "md5Hash", "Last-Modified") if info.get(name)), "")
+        raise UserError(
+            f"{url}: the source does not tell how large the file is, so what arrives cannot be verified"
+        )
+    etag = next(
+        (
+            str(info[name])
+            for name in ("ETag", "etag", "blob_id", "md5Hash", "Last-Modified")
+            if info.get(name)
+        ),
+        "",
+    )
     return Stamp(info["size"], etag)
 
 
@@ -165,11 +190,12 @@ class Mirror:
         return path
 
     def read(self, url: str, stamp: Stamp, look: Callable[[Path], T]) -> T:
-        """What ``look`` makes of the local copy, fetched again where another process makes room of it before ``look`` ends.
+        """What ``look`` makes of the local copy, fetched again where another process makes room of
+        it before ``look`` ends.
 
         Raises:
-            UserError: as ``path``; what ``look`` complains of, in the name of the URL; a copy that never stays.
-            RunError: as ``path``.
+            UserError: as ``path``; what ``look`` complains of, in the name of the URL; a copy that
+            never stays. RunError: as ``path``.
         """
         for _ in range(READS):
             path = self.path(url, stamp)
@@ -184,7 +210,9 @@ class Mirror:
         )
 
     def fetch_ahead(self, files: Sequence[tuple[str, Stamp]]) -> None:
-        """Begin to fetch in the background. What fails is left to ``path``, which is asked for the file when it is needed."""
+        """Begin to fetch in the background. What fails is left to ``path``, which is asked for the
+        file when it is needed.
+        """
 
         def run() -> None:
             for url, stamp in files:
@@ -209,7 +237,9 @@ class Mirror:
 
 
 def fetch(url: str, stamp: Stamp, path: Path) -> None:
-    """The file at ``url``, whole, at ``path``: by ranges beside it, going on where an earlier attempt or process stopped."""
+    """The file at ``url``, whole, at ``path``: by ranges beside it, going on where an earlier
+    attempt or process stopped.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
     fs, inner = file_system(url)
@@ -245,11 +275,15 @@ def fetch(url: str, stamp: Stamp, path: Path) -> None:
 
 
 def _read_range(fs: Any, path: str, start: int, count: int, size: int) -> bytes:
-    """At least one byte and at most ``count`` from ``start``; what came of a connection that ended early counts."""
+    """At least one byte and at most ``count`` from ``start``; what came of a connection that ended
+    early counts.
+    """
     from fsspec.asyn import sync
 
     if fs.async_impl:  # the only way to give any of them a limit of time
-        data = sync(fs.loop, fs._cat_file, path, start=start, end=start + count, timeout=STALL_SECONDS)
+        data = sync(
+            fs.loop, fs._cat_file, path, start=start, end=start + count, timeout=STALL_SECONDS
+        )
     else:
         data = fs.cat_file(path, start=start, end=start + count)
     if len(data) == size > count:  # a server that knows no ranges sends everything
@@ -275,7 +309,9 @@ def _locked(path: Path) -> Iterator[None]:
 ATTEMPTS = 6  # requests in a row that bring nothing new
 PATIENCE_SECONDS = 60.0  # for one answer: some libraries try for longer than that in each attempt
 WAIT_SECONDS = 1.0  # after the first failure in a row, doubled after each
-SAID_EVERY = 1.0  # seconds between two lines about attempts: many shards may wait for the same source
+SAID_EVERY = (
+    1.0  # seconds between two lines about attempts: many shards may wait for the same source
+)
 PACKAGES = {  # by scheme, with our extra that brings it
     "http": ("aiohttp", "remote"),
     "https": ("aiohttp", "remote"),
@@ -303,17 +339,23 @@ _saying = threading.Lock()
 
 
 def file_system(url: str) -> tuple[Any, str]:
-    """fsspec's file system for a URL, and the path in it. Raises UserError where its package is missing."""
+    """fsspec's file system for a URL, and the path in it. Raises UserError where its package is
+    missing.
+    """
     import fsspec
 
-    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # logs a traceback of each attempt, which we get as an error
+    logging.getLogger("gcsfs").setLevel(
+        logging.CRITICAL
+    )  # logs a traceback of each attempt, which we get as an error
     try:
         return fsspec.core.url_to_fs(url)
     except ImportError as error:
         scheme = scheme_of(url)
         package, extra = PACKAGES.get(scheme, (scheme, None))
         line = f"pip install 'silc-bench[{extra}]'" if extra else f"pip install {package}"
-        raise UserError(f"{url}: reading {scheme}:// needs the package {package}; {line}") from error
+        raise UserError(
+            f"{url}: reading {scheme}:// needs the package {package}; {line}"
+        ) from error
     except ValueError as error:
         raise UserError(f"{url}: {error}") from None
 
@@ -341,7 +383,9 @@ def ask(url: str, question: Callable[[], Answer]) -> Answer:
 
 
 def wait(url: str, error: Exception, failures: int) -> None:
-    """Before the next attempt, after so many failures in a row before the last one. Says so, for one of several at a time."""
+    """Before the next attempt, after so many failures in a row before the last one. Says so, for
+    one of several at a time.
+    """
     from silc_bench.system.terminal import notes
 
     global _said
@@ -349,30 +393,42 @@ def wait(url: str, error: Exception, failures: int) -> None:
     with _saying:  # several threads may wait for the same source
         if time.monotonic() - _said > SAID_EVERY:
             _said = time.monotonic()
-            line = f"{url}: {words_of(error)}; attempt {failures + 2} of {ATTEMPTS} in {seconds:.0f} s"
+            line = (
+                f"{url}: {words_of(error)}; attempt {failures + 2} of {ATTEMPTS} in {seconds:.0f} s"
+            )
             notes.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
     time.sleep(seconds)
 
 
 def raise_if_final(url: str, error: Exception) -> None:
     """Raise UserError for errors that no second attempt mends."""
-    cause = error.__cause__ or error  # fsspec calls a web server's every failure "not found"; the cause knows better
+    cause = (
+        error.__cause__ or error
+    )  # fsspec calls a web server's every failure "not found"; the cause knows better
     status, code = _status(cause), _code(cause)
     if code == "NoSuchBucket":
-        raise UserError(f"{url}: there is no bucket {url.split('/')[2]}; check its name, and AWS_ENDPOINT_URL if it is set")
+        raise UserError(
+            f"{url}: there is no bucket {url.split('/')[2]}; check its name, and AWS_ENDPOINT_URL if it is set"
+        )
     if status in (404, 410) or (status is None and isinstance(cause, FileNotFoundError)):
         raise UserError(
             f"{url}: there is no such file; check the name of the bucket or host, the folder, and the numbers"
         ) from error
     advice = CREDENTIALS.get(scheme_of(url), "check your credentials")
     if type(cause).__name__ in NO_CREDENTIALS:
-        raise UserError(f"{url}: no credentials to read it with ({words_of(cause)}); {advice}") from error
-    is_forbidden = type(error) is OSError and str(error).startswith("Forbidden:")  # gcsfs's words for 403
+        raise UserError(
+            f"{url}: no credentials to read it with ({words_of(cause)}); {advice}"
+        ) from error
+    is_forbidden = type(error) is OSError and str(error).startswith(
+        "Forbidden:"
+    )  # gcsfs's words for 403
     if isinstance(error, PermissionError) or status in (401, 403) or is_forbidden:
         raise UserError(
             f"{url}: the source does not let you read it ({words_of(error)}); check your credentials: {advice}"
         ) from error
-    if type(cause) is ValueError:  # an endpoint, a bucket's name; what cannot be parsed of an answer is a class below it
+    if (
+        type(cause) is ValueError
+    ):  # an endpoint, a bucket's name; what cannot be parsed of an answer is a class below it
         raise UserError(
             f"{url}: cannot be asked for ({words_of(cause)}); check the name, and AWS_ENDPOINT_URL if it is set"
         ) from error
@@ -392,7 +448,11 @@ def _status(error: BaseException) -> int | None:
     if isinstance(response, dict):
         response = response.get("ResponseMetadata", {})
         return response.get("HTTPStatusCode")
-    found = getattr(error, "status", None) or getattr(error, "code", None) or getattr(response, "status_code", None)
+    found = (
+        getattr(error, "status", None)
+        or getattr(error, "code", None)
+        or getattr(response, "status_code", None)
+    )
     return found if isinstance(found, int) else None
 
 

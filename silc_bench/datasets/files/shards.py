@@ -1,10 +1,13 @@
-"""Webdataset tar shards, read at random: samples are found once, then read one by one in any order (no torch).
+"""Webdataset tar shards, read at random: samples are found once, then read one by one in any order
+(no torch).
 
-Flow: ``expand("data/{000..009}.tar")`` -> files -> ``index_shard(file)`` -> samples with the place of each member ->
-``read_member(file, place)`` -> bytes -> ``decode_image``. Nothing is extracted, and as reading keeps no file position
-(``os.pread``) the same index serves any number of threads and forked workers.
+Flow: ``expand("data/{000..009}.tar")`` -> files -> ``index_shard(file)`` -> samples with the place
+of each member -> ``read_member(file, place)`` -> bytes -> ``decode_image``. Nothing is extracted,
+and as reading keeps no file position (``os.pread``) the same index serves any number of threads and
+forked workers.
 
-Damage never passes in silence and never stops a training run: what is whole is kept, the rest is counted in a ``Damage``.
+Damage never passes in silence and never stops a training run: what is whole is kept, the rest is
+counted in a ``Damage``.
 """
 
 from __future__ import annotations
@@ -27,13 +30,28 @@ from silc_bench.errors import UserError
 
 Place: TypeAlias = tuple[int, int]  # offset and size in bytes
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
-BROKEN_TAR = (tarfile.TarError, ValueError, OverflowError, MemoryError)  # tarfile lets nonsense sizes through to read()
-BROKEN_IMAGE = (OSError, ValueError, SyntaxError, EOFError, IndexError, struct.error, zlib.error)  # what Pillow lets through
+BROKEN_TAR = (
+    tarfile.TarError,
+    ValueError,
+    OverflowError,
+    MemoryError,
+)  # tarfile lets nonsense sizes through to read()
+BROKEN_IMAGE = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    IndexError,
+    struct.error,
+    zlib.error,
+)  # what Pillow lets through
 MAX_PIXELS = 64_000_000  # a picture that claims more is taken for a decompression bomb
 
 
 class DamagedImageError(ValueError):
-    """Bytes that are no usable picture. ``cause`` is short and the same for all of a kind, to count by."""
+    """Bytes that are no usable picture. ``cause`` is short and the same for all of a kind, to count
+    by.
+    """
 
     def __init__(self, cause: str, detail: str) -> None:
         super().__init__(f"{cause}: {detail}")
@@ -49,7 +67,9 @@ class Damage:
 
     def add(self, cause: str, where: str, count: int = 1) -> None:
         self.counts[cause] = self.counts.get(cause, 0) + count
-        self.first.setdefault(cause, where.encode("utf-8", "backslashreplace").decode())  # names may hold any bytes
+        self.first.setdefault(
+            cause, where.encode("utf-8", "backslashreplace").decode()
+        )  # names may hold any bytes
 
     def merge(self, other: Damage) -> None:
         for cause, count in other.counts.items():
@@ -60,16 +80,22 @@ class Damage:
         return sum(self.counts.values())
 
     def summary(self) -> str:
-        """One line: "3 damaged: 2 corrupt image (first: a.tar:000017), 1 truncated member (first: ...)"."""
+        """One line: "3 damaged: 2 corrupt image (first: a.tar:000017), 1 truncated member (first:
+        ...)".
+        """
         if not self.counts:
             return "no damage"
         causes = sorted(self.counts.items(), key=lambda pair: (-pair[1], pair[0]))
-        return f"{self.total} damaged: " + ", ".join(f"{n} {cause} (first: {self.first[cause]})" for cause, n in causes)
+        return f"{self.total} damaged: " + ", ".join(
+            f"{n} {cause} (first: {self.first[cause]})" for cause, n in causes
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Members that share a key: the path up to the first dot of the file name; the rest, lower-cased, is the extension."""
+    """Members that share a key: the path up to the first dot of the file name; the rest,
+    lower-cased, is the extension.
+    """
 
     key: str
     members: dict[str, Place]  # by extension: "jpg", "txt", "cls"
@@ -88,17 +114,28 @@ _BRACES = re.compile(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}")
 
 
 def expand(pattern: str) -> list[Path]:
-    """Shard files named by paths, folders (their ``*.tar``), globs and braces (``{000..009}``, ``{a,b}``), in that order.
+    """Shard files named by paths, folders (their ``*.tar``), globs and braces (``{000..009}``,
+    ``{a,b}``), in that order.
 
-    Several patterns are separated by spaces or by "::"; a path that exists is never split. A file is listed once.
+    Several patterns are separated by spaces or by "::"; a path that exists is never split. A file
+    is listed once.
 
     Raises:
-        UserError: a pattern or a brace alternative that matches no file; a missing shard is never passed over.
+        UserError: a pattern or a brace alternative that matches no file; a missing shard is never
+        passed over.
     """
-    parts = [pattern] if Path(pattern).exists() else [part for part in re.split(r"::|\s+", pattern) if part]
+    parts = (
+        [pattern]
+        if Path(pattern).exists()
+        else [part for part in re.split(r"::|\s+", pattern) if part]
+    )
     if not parts:
-        raise UserError("no shards named; give a path, a folder or a pattern such as 'data/{000..009}.tar'")
-    files = [file for part in parts for one in alternatives(part) for file in _matches(one, pattern)]
+        raise UserError(
+            "no shards named; give a path, a folder or a pattern such as 'data/{000..009}.tar'"
+        )
+    files = [
+        file for part in parts for one in alternatives(part) for file in _matches(one, pattern)
+    ]
     return list(dict.fromkeys(files))
 
 
@@ -112,7 +149,9 @@ def alternatives(pattern: str) -> Iterator[str]:
     if words is None:
         low, high = int(first), int(last)
         width = max(len(first), len(last)) if first.startswith("0") or last.startswith("0") else 0
-        options = [f"{i:0{width}d}" for i in range(low, high + 1)] or [f"{i:0{width}d}" for i in range(low, high - 1, -1)]
+        options = [f"{i:0{width}d}" for i in range(low, high + 1)] or [
+            f"{i:0{width}d}" for i in range(low, high - 1, -1)
+        ]
     else:
         options = words.split(",")
     for option in options:
@@ -138,10 +177,12 @@ def _matches(name: str, pattern: str) -> list[Path]:
 
 
 def index_shard(path: Path) -> ShardIndex:
-    """Find the samples of one tar file by reading its headers only, grouped as webdataset groups them.
+    """Find the samples of one tar file by reading its headers only, grouped as webdataset groups
+    them.
 
     Raises:
-        UserError: the file cannot be opened or is not an uncompressed tar at all. Damage further on is counted instead.
+        UserError: the file cannot be opened or is not an uncompressed tar at all. Damage further on
+        is counted instead.
     """
     members, damage = list_members(path)
     samples: list[Sample] = []
@@ -151,7 +192,9 @@ def index_shard(path: Path) -> ShardIndex:
 
 
 def list_members(path: Path) -> tuple[list[tuple[str, Place]], Damage]:
-    """Name and place of every whole regular member of a tar file, in order. Raises UserError as ``index_shard`` does."""
+    """Name and place of every whole regular member of a tar file, in order. Raises UserError as
+    ``index_shard`` does.
+    """
     damage = Damage()
     try:
         with open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
@@ -162,8 +205,12 @@ def list_members(path: Path) -> tuple[list[tuple[str, Place]], Damage]:
         raise UserError(f"{path} is not a tar shard: {_what_it_is(path)}") from error
 
 
-def _members(tar: tarfile.TarFile, size: int, path: Path, damage: Damage) -> Iterator[tuple[str, Place]]:
-    """Whole regular members; then look at how the archive ends, as tarfile stops at a broken header without a word."""
+def _members(
+    tar: tarfile.TarFile, size: int, path: Path, damage: Damage
+) -> Iterator[tuple[str, Place]]:
+    """Whole regular members; then look at how the archive ends, as tarfile stops at a broken header
+    without a word.
+    """
     is_broken = False
     try:
         for member in tar:
@@ -230,22 +277,30 @@ def read_member(path: Path, place: Place) -> bytes:
     except OSError as error:
         raise UserError(f"cannot read the shard {path}: {error.strerror}") from error
     if len(data) != size:
-        raise UserError(f"{path} changed while it was in use: {len(data)} of {size} bytes at {offset}")
+        raise UserError(
+            f"{path} changed while it was in use: {len(data)} of {size} bytes at {offset}"
+        )
     return data
 
 
 def what_broke(error: Exception) -> str:
-    """One of BROKEN_IMAGE in words; Pillow names the buffer that it read by its address, which is nobody's picture."""
+    """One of BROKEN_IMAGE in words; Pillow names the buffer that it read by its address, which is
+    nobody's picture.
+    """
     return re.sub(r" <_io\.BytesIO object at 0x[0-9a-f]+>", "", str(error)) or type(error).__name__
 
 
 def image_size(data: bytes) -> tuple[int, int]:
-    """Width and height from a picture's header alone. Raises DamagedImageError where it has none."""
+    """Width and height from a picture's header alone. Raises DamagedImageError where it has
+    none.
+    """
     return _header(data).size
 
 
 def image_format(data: bytes) -> str:
-    """ "JPEG", "PNG", ... from a picture's header alone. Raises DamagedImageError where it has none."""
+    """ "JPEG", "PNG", ... from a picture's header alone. Raises DamagedImageError where it has
+    none.
+    """
     return _header(data).format or ""
 
 
@@ -260,7 +315,8 @@ def decode_image(data: bytes) -> Image.Image:
     """A picture as RGB, decoded completely.
 
     Raises:
-        DamagedImageError: not a picture, a broken one, one of more than MAX_PIXELS, or one whose values do not fit 8 bits.
+        DamagedImageError: not a picture, a broken one, one of more than MAX_PIXELS, or one whose
+        values do not fit 8 bits.
     """
     try:
         image = Image.open(io.BytesIO(data))

@@ -1,14 +1,18 @@
-"""CIFAR-10 and CIFAR-100 (Krizhevsky, 2009) from webdataset shards, image folders or the original python files.
+"""CIFAR-10 and CIFAR-100 (Krizhevsky, 2009) from webdataset shards, image folders or the original
+python files.
 
 Layouts, each in ``cifar100/`` under the data root (which may itself be the folder of that name):
 
-    {train,test}/*.tar                  members .png or .jpg, .cls (label 0..99), optional .txt (caption)
-    {train,test}/<class name>/*.png     labels from the folder names
-    cifar-100-python/                   the original pickles, read without executing anything in them
+    {train,test}/*.tar                  members .png or .jpg, .cls (label 0..99), optional .txt
+    (caption) {train,test}/<class name>/*.png     labels from the folder names
+    cifar-100-python/                   the original pickles, read without executing anything in
+    them
 
-Pictures that are stored in another encoding are other content: PNG and pickles have different fingerprints.
+Pictures that are stored in another encoding are other content: PNG and pickles have different
+fingerprints.
 
-CIFAR's original python files, read by an unpickler that knows arrays, bytes and nothing else: no code in them is run.
+CIFAR's original python files, read by an unpickler that knows arrays, bytes and nothing else: no
+code in them is run.
 """
 
 from __future__ import annotations
@@ -28,7 +32,8 @@ from silc_bench.datasets.public.counts import checked_order
 from silc_bench.datasets.public.find import Site, find, split_tars
 from silc_bench.errors import DataError, UserError
 
-# the fine labels in the dataset's own (alphabetical) order, with spaces for its underscores, as OpenAI's prompts have them
+# the fine labels in the dataset's own (alphabetical) order, with spaces for its underscores, as
+# OpenAI's prompts have them
 _FINE_LABELS = (
     "apple,aquarium fish,baby,bear,beaver,bed,bee,beetle,bicycle,bottle,bowl,boy,bridge,bus,butterfly,camel,can,castle,"
     "caterpillar,cattle,chair,chimpanzee,clock,cloud,cockroach,couch,crab,crocodile,cup,dinosaur,dolphin,elephant,"
@@ -40,7 +45,8 @@ _FINE_LABELS = (
 )
 CLASS_NAMES = checked_order("cifar100 names", tuple(_FINE_LABELS.split(",")))
 CIFAR10_NAMES = checked_order(
-    "cifar10 names", ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+    "cifar10 names",
+    ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
 )
 _NAMES = {"cifar10": CIFAR10_NAMES, "cifar100": CLASS_NAMES}
 
@@ -49,17 +55,23 @@ def load_cifar100(data_root: Path | None, split: str, limit: int | None = None) 
     """Whatever part of the split "train" or "test" lies there; ``named.load`` asks for all of it.
 
     Raises:
-        UserError: not found (says where it looked and which layouts fit), classes in another order, a sample without
-            picture or label, or a damaged shard.
+        UserError: not found (says where it looked and which layouts fit), classes in another order,
+        a sample without picture or label, or a damaged shard.
     """
-    return PictureSet("cifar100", split, read_cifar("cifar100", split, find("cifar100", split, data_root)), limit)
+    return PictureSet(
+        "cifar100", split, read_cifar("cifar100", split, find("cifar100", split, data_root)), limit
+    )
 
 
 def read_cifar(name: str, split: str, site: Site) -> Found:
-    """Pictures and labels of "cifar10" or "cifar100". Raises UserError as ``load_cifar100`` does."""
+    """Pictures and labels of "cifar10" or "cifar100". Raises UserError as ``load_cifar100``
+    does.
+    """
     names = _NAMES[name]
     if site.kind == "pickles":
-        return Found(read_pickles(name, split, site.path, names), site.path, "python pickles", names)
+        return Found(
+            read_pickles(name, split, site.path, names), site.path, "python pickles", names
+        )
     notes: list[str] = []
     _check_class_order(site.path.parent if site.path != site.base else site.path, name, names)
     if site.kind == "shards":
@@ -75,7 +87,9 @@ def read_cifar(name: str, split: str, site: Site) -> Found:
 
 
 def _check_class_order(folder: Path, name: str, names: tuple[str, ...]) -> None:
-    """Shards hold numbers only; where a list of names lies beside them, it must be the order we name the numbers by."""
+    """Shards hold numbers only; where a list of names lies beside them, it must be the order we
+    name the numbers by.
+    """
     title = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}[name]
     for path in (folder / "classnames.json", folder / "classnames.txt"):
         if not path.exists():
@@ -98,32 +112,49 @@ _FILES = {
     ("cifar100", "train"): ("train",),
     ("cifar100", "test"): ("test",),
 }
-_KEYS = {"cifar10": ("batches.meta", b"label_names", b"labels"), "cifar100": ("meta", b"fine_label_names", b"fine_labels")}
+_KEYS = {
+    "cifar10": ("batches.meta", b"label_names", b"labels"),
+    "cifar100": ("meta", b"fine_label_names", b"fine_labels"),
+}
 
 
-def read_pickles(name: str, split: str, folder: Path, class_names: tuple[str, ...]) -> list[Picture]:
+def read_pickles(
+    name: str, split: str, folder: Path, class_names: tuple[str, ...]
+) -> list[Picture]:
     """The pictures of a split in the order of its files, each with raw pixels [32, 32, 3].
 
     Raises:
-        DataError: a file is missing, broken, or holds something else than arrays; the names in ``meta`` are in another order.
+        DataError: a file is missing, broken, or holds something else than arrays; the names in
+        ``meta`` are in another order.
     """
     meta, names_key, labels_key = _KEYS[name]
     theirs = [_text(item).replace("_", " ") for item in _read(folder / meta).get(names_key, ())]
     if theirs != list(class_names):
-        raise DataError(f"{folder / meta} does not list the classes of {name} in their order", _fix(name))
+        raise DataError(
+            f"{folder / meta} does not list the classes of {name} in their order", _fix(name)
+        )
     pictures: list[Picture] = []
     for file in _FILES[name, split]:
         content = _read(folder / file)
         pixels, labels = content.get(b"data"), content.get(labels_key)
-        if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape[1:] != (3072,):
+        if (
+            not isinstance(pixels, np.ndarray)
+            or pixels.dtype != np.uint8
+            or pixels.shape[1:] != (3072,)
+        ):
             raise DataError(f"{folder / file} holds no array of 3,072 bytes a picture", _fix(name))
         if not isinstance(labels, list) or len(labels) != len(pixels):
-            raise DataError(f"{folder / file} holds {len(pixels)} pictures and not as many labels", _fix(name))
+            raise DataError(
+                f"{folder / file} holds {len(pixels)} pictures and not as many labels", _fix(name)
+            )
         images = np.ascontiguousarray(pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
         for index, (image, label) in enumerate(zip(images, labels, strict=True)):
             where = f"{folder / file}:{index}"
             if not isinstance(label, int) or not 0 <= label < len(class_names):
-                raise DataError(f"{where} has the label {label!r}; {name} has 0 to {len(class_names) - 1}", _fix(name))
+                raise DataError(
+                    f"{where} has the label {label!r}; {name} has 0 to {len(class_names) - 1}",
+                    _fix(name),
+                )
             pictures.append(Picture(folder / file, (0, image.nbytes), where, label, pixels=image))
     return pictures
 
@@ -138,13 +169,27 @@ def _read(path: Path) -> dict[bytes, Any]:
     except FileNotFoundError as error:
         raise DataError(f"{path} is missing", "unpack the whole archive") from error
     except pickle.UnpicklingError as error:
-        raise DataError(f"{path} is refused: {error}", "fetch the archive again from its source") from error
+        raise DataError(
+            f"{path} is refused: {error}", "fetch the archive again from its source"
+        ) from error
     # what the unpickler's machine and numpy raise on bytes that are no pickle of arrays
-    except (ValueError, TypeError, KeyError, IndexError, EOFError, AttributeError, MemoryError, OverflowError) as error:
-        raise DataError(f"{path} is not a readable pickle: {error}", "fetch the archive again from its source") from error
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        IndexError,
+        EOFError,
+        AttributeError,
+        MemoryError,
+        OverflowError,
+    ) as error:
+        raise DataError(
+            f"{path} is not a readable pickle: {error}", "fetch the archive again from its source"
+        ) from error
     if not isinstance(content, dict):
         raise DataError(
-            f"{path} holds a {type(content).__name__}, not CIFAR's dictionary", "fetch the archive again from its source"
+            f"{path} holds a {type(content).__name__}, not CIFAR's dictionary",
+            "fetch the archive again from its source",
         )
     return {key.encode() if isinstance(key, str) else key: value for key, value in content.items()}
 
@@ -161,7 +206,9 @@ def _bytes_of(text: str, encoding: str = "latin1") -> bytes:
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Names that a pickle of plain arrays refers to, each mapped to what it may be here; any other name is refused."""
+    """Names that a pickle of plain arrays refers to, each mapped to what it may be here; any other
+    name is refused.
+    """
 
     def find_class(self, module: str, name: str) -> Callable[..., Any]:
         if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "_reconstruct":
@@ -172,11 +219,15 @@ class _ArraysOnly(pickle.Unpickler):
             return _number_dtype
         if (module, name) == ("_codecs", "encode"):
             return _bytes_of
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}, and a pickle of arrays needs no such thing")
+        raise pickle.UnpicklingError(
+            f"it asks for {module}.{name}, and a pickle of arrays needs no such thing"
+        )
 
 
 def _empty_array(kind: type, shape: tuple[int, ...], dtype: bytes | str) -> np.ndarray:
-    """What numpy's ``_reconstruct`` gives: an array of nothing, which the state that follows fills."""
+    """What numpy's ``_reconstruct`` gives: an array of nothing, which the state that follows
+    fills.
+    """
     if kind is not np.ndarray:
         raise pickle.UnpicklingError(f"it asks for an array of the class {kind!r}")
     return np.ndarray.__new__(np.ndarray, (0,), np.uint8)

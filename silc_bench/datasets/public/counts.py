@@ -1,11 +1,14 @@
-"""How many classes and pictures each named set has, and the order of its labels: checked before anything is encoded.
+"""How many classes and pictures each named set has, and the order of its labels: checked before
+anything is encoded.
 
-Sources of the counts: ILSVRC 2012 (Russakovsky et al., 2015); ImageNet-V2 matched frequency (Recht et al., 2019); -A
-(Hendrycks et al., 2021); -R (Hendrycks et al., 2021); -Sketch (Wang et al., 2019: 50 queries a class, 50,889 pictures
-released); ObjectNet (Barbu et al., 2019: the 113 classes that ImageNet has too); CIFAR (Krizhevsky, 2009); COCO and Flickr30k
-in the split of Karpathy and Fei-Fei (2015); Pascal VOC 2012's ImageSets/Segmentation; Pascal Context as mmsegmentation's
-converter splits it; ADE20K as ADEChallengeData2016, and as MaskFormer splits the full set; Cityscapes' fine annotations
-(Cordts et al., 2016); COCO 2017; CamVid as SegNet splits it (Badrinarayanan et al., 2017).
+Sources of the counts: ILSVRC 2012 (Russakovsky et al., 2015); ImageNet-V2 matched frequency (Recht
+et al., 2019); -A (Hendrycks et al., 2021); -R (Hendrycks et al., 2021); -Sketch (Wang et al., 2019:
+50 queries a class, 50,889 pictures released); ObjectNet (Barbu et al., 2019: the 113 classes that
+ImageNet has too); CIFAR (Krizhevsky, 2009); COCO and Flickr30k in the split of Karpathy and Fei-Fei
+(2015); Pascal VOC 2012's ImageSets/Segmentation; Pascal Context as mmsegmentation's converter
+splits it; ADE20K as ADEChallengeData2016, and as MaskFormer splits the full set; Cityscapes' fine
+annotations (Cordts et al., 2016); COCO 2017; CamVid as SegNet splits it (Badrinarayanan et al.,
+2017).
 """
 
 from __future__ import annotations
@@ -48,11 +51,15 @@ EXPECTED = {
     ("cifar100", "test"): Expected(10_000, classes=100, per_class=100),
     ("coco", "test"): Expected(5_000, captions=5),
     ("flickr30k", "test"): Expected(1_000, captions=5),
-    ("voc21", "test"): Expected(1_449, labels=21),  # of VOC and Context, val: their test labels are not public
+    ("voc21", "test"): Expected(
+        1_449, labels=21
+    ),  # of VOC and Context, val: their test labels are not public
     ("voc21", "train"): Expected(1_464, labels=21),
     ("voc20", "test"): Expected(1_449, labels=20),
     ("voc20", "train"): Expected(1_464, labels=20),
-    ("pc60", "test"): Expected(5_104, labels=60, also=5_105),  # with mmsegmentation's converter; as the paper counts them
+    ("pc60", "test"): Expected(
+        5_104, labels=60, also=5_105
+    ),  # with mmsegmentation's converter; as the paper counts them
     ("pc60", "train"): Expected(4_996, labels=60, also=4_998),
     ("pc59", "test"): Expected(5_104, labels=59, also=5_105),
     ("pc59", "train"): Expected(4_996, labels=59, also=4_998),
@@ -70,14 +77,18 @@ EXPECTED = {
     ("camvid_mini", "test"): Expected(20, labels=11, content="48dd8d4c3e1ecee5"),
     ("camvid_mini", "train"): Expected(46, labels=11, content="4e31f079867da654"),
 }
-# Published parts of a set that are scored as they are, known by their content: {(name, split): {pictures: fingerprint}}.
+# Published parts of a set that are scored as they are, known by their content: {(name, split):
+# {pictures: fingerprint}}.
 PARTS = {
     ("cifar100", "test"): {2_000: "e81073476a0c5283"},
     ("cifar100", "train"): {25_000: "409010c8a1340970"},
 }
-# sha256 of the lines, one a label in order. ImageNet: clip_benchmark/datasets (builder.py, en_classnames.json of version
-# 1.6.2; the names are OpenAI's, as in open_clip); CIFAR: the names in the sets' own files, "_" as a space; ObjectNet: the
-# mappings of its release (as in mlfoundations/wise-ft, src/datasets/objectnet_metadata), in the order of the folders.
+# sha256 of the lines, one a label in order. ImageNet: clip_benchmark/datasets (builder.py,
+# en_classnames.json of version
+# 1.6.2; the names are OpenAI's, as in open_clip); CIFAR: the names in the sets' own files, "_" as a
+# space; ObjectNet: the
+# mappings of its release (as in mlfoundations/wise-ft, src/datasets/objectnet_metadata), in the
+# order of the folders.
 LABEL_ORDER = {
     "imagenet wnids": "385e0240499426c022b773be1ae4da780f057b89c9694c7f47199f62746b6edd",
     "imagenet_a wnids": "f6aa4b23244554d9b864fd715ae20048f6a9686388911b2dfbf1ada01bf0f520",
@@ -108,7 +119,10 @@ def checked_order(title: str, names: tuple[str, ...], fix: str = "") -> tuple[st
     if hashlib.sha256("\n".join(names).encode()).hexdigest() != LABEL_ORDER[title]:
         package = "silc-bench" if title.endswith(" masks") else "clip-benchmark==1.6.2"
         fix = fix or f"install it again: pip install --force-reinstall {package}"
-        raise DataError(f"the list of {title} is not the one that labels are numbered by ({len(names)} names)", fix)
+        raise DataError(
+            f"the list of {title} is not the one that labels are numbered by ({len(names)} names)",
+            fix,
+        )
     return names
 
 
@@ -116,7 +130,8 @@ def check_counts(name: str, split: str, found: Found) -> None:
     """Refuse a set that is not whole, before any picture is encoded.
 
     Raises:
-        DataError: fewer or more pictures than the set has, a class with too few, a picture with too few captions.
+        DataError: fewer or more pictures than the set has, a class with too few, a picture with too
+        few captions.
     """
     expected = EXPECTED[name, split]
     here, wanted = len(found.pictures), expected.pictures
@@ -127,16 +142,26 @@ def check_counts(name: str, split: str, found: Found) -> None:
         fix = "fetch what is missing" if here < wanted else "remove what does not belong to the set"
         own = "folder:PATH, wds:PATTERN" if expected.classes else "captions:FILE"
         own = "seg:IMAGES,MASKS,CLASSES.json" if expected.labels else own
-        raise DataError(fault, f"{fix}; a part of your own is scored under its own name with --tasks {own}")
+        raise DataError(
+            fault, f"{fix}; a part of your own is scored under its own name with --tasks {own}"
+        )
     if here == wanted and expected.classes:
         counts = _counts(found, expected.classes)
         if (counts == 0).any() or (expected.per_class and (counts != expected.per_class).any()):
             fault = f"{name} {split} in {found.folder} has {here:,} pictures, but not of the right classes"
             raise DataError(fault + _worst_class(found, expected), "fetch the set again")
-    if expected.content and known_fingerprint(found.names, found.pictures, f"{name} {split}") != expected.content:
+    if (
+        expected.content
+        and known_fingerprint(found.names, found.pictures, f"{name} {split}") != expected.content
+    ):
         fault = f"{name} {split} in {found.folder} has {here:,} pictures, but not those of this part of the set"
-        raise DataError(fault, "a part of your own is scored under its own name with --tasks seg:IMAGES,MASKS,CLASSES.json")
-    few = next((picture for picture in found.pictures if len(picture.captions) < expected.captions), None)
+        raise DataError(
+            fault,
+            "a part of your own is scored under its own name with --tasks seg:IMAGES,MASKS,CLASSES.json",
+        )
+    few = next(
+        (picture for picture in found.pictures if len(picture.captions) < expected.captions), None
+    )
     if few is not None:
         fault = f"{few.where} has {len(few.captions)} captions, and every picture of {name} has {expected.captions}"
         raise DataError(fault, "fetch the file of captions again")
@@ -144,11 +169,16 @@ def check_counts(name: str, split: str, found: Found) -> None:
 
 def _is_known_part(name: str, split: str, found: Found) -> bool:
     known = PARTS.get((name, split), {}).get(len(found.pictures))
-    return known is not None and known_fingerprint(found.names, found.pictures, f"{name} {split}") == known
+    return (
+        known is not None
+        and known_fingerprint(found.names, found.pictures, f"{name} {split}") == known
+    )
 
 
 def _counts(found: Found, num_classes: int) -> np.ndarray:
-    labels: Sequence[int] = [picture.label for picture in found.pictures if picture.label is not None]
+    labels: Sequence[int] = [
+        picture.label for picture in found.pictures if picture.label is not None
+    ]
     return np.bincount(np.array(labels, np.int64), minlength=num_classes)
 
 

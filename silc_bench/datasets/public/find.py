@@ -1,8 +1,10 @@
-"""Where the named sets lie under a data root: which folder names mean which set, and which parts of it hold a split.
+"""Where the named sets lie under a data root: which folder names mean which set, and which parts of
+it hold a split.
 
-``find("imagenet1k", "test", Path("/data"))`` -> ``Site(/data/ILSVRC2012/val, "folders")``. A folder is a set's when its name,
-without punctuation and without clip_benchmark's prefixes ``wds_`` and ``vtab-``, is one of the set's names; the data root
-itself may be that folder. Nothing is opened: readers do that, and say what is wrong.
+``find("imagenet1k", "test", Path("/data"))`` -> ``Site(/data/ILSVRC2012/val, "folders")``. A folder
+is a set's when its name, without punctuation and without clip_benchmark's prefixes ``wds_`` and
+``vtab-``, is one of the set's names; the data root itself may be that folder. Nothing is opened:
+readers do that, and say what is wrong.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ class NotFoundError(DataError):
 @dataclass(frozen=True)
 class Site:
     path: Path
-    kind: str  # folders: of classes; flat: pictures; shards: tars in a folder; tar: one file; pickles; json: captions; masks
+    # folders: of classes; flat: pictures; shards: tars in a folder; tar: one file; pickles; json:
+    # captions; masks
+    kind: str
     base: Path  # the set's folder, beside which lists and names may lie
     layout: MaskLayout | None = None  # of pictures and masks
 
@@ -34,7 +38,9 @@ class Site:
 @dataclass(frozen=True)
 class Known:
     names: tuple[str, ...]  # of its folder, without punctuation
-    folders: dict[str, tuple[str, ...]]  # by split, tried in this order; "" is the set's folder itself
+    folders: dict[
+        str, tuple[str, ...]
+    ]  # by split, tried in this order; "" is the set's folder itself
     needed: str  # the layouts, for messages; {split} stands for the split's folder
     tars: tuple[str, ...] = ()  # of its pictures, beside it under the data root
     lists: tuple[str, ...] = ()  # files that name the pictures of a retrieval set
@@ -46,10 +52,24 @@ _CIFAR_SPLITS = {"train": ("train",), "test": ("test", "val")}
 _WDS = "test/*.tar (webdataset: .jpg and .cls)"
 SETS = {
     "imagenet1k": Known(
-        ("imagenet1k", "imagenet", "ilsvrc2012", "ilsvrc", "imagenet2012", "in1k", "imagenetobjectlocalizationchallenge"),
+        (
+            "imagenet1k",
+            "imagenet",
+            "ilsvrc2012",
+            "ilsvrc",
+            "imagenet2012",
+            "in1k",
+            "imagenetobjectlocalizationchallenge",
+        ),
         {
             "train": ("train", *(f"{folder}/train" for folder in _KAGGLE)),
-            "test": ("val", "validation", "ILSVRC2012_img_val", *(f"{folder}/val" for folder in _KAGGLE), "test"),
+            "test": (
+                "val",
+                "validation",
+                "ILSVRC2012_img_val",
+                *(f"{folder}/val" for folder in _KAGGLE),
+                "test",
+            ),
         },
         "imagenet1k/val/<wnid>/*.JPEG, Kaggle's ILSVRC/Data/CLS-LOC/val/*.JPEG with LOC_val_solution.csv,"
         f" ILSVRC2012_img_val.tar with its devkit, or imagenet1k/{_WDS};"
@@ -58,7 +78,15 @@ SETS = {
     ),
     "imagenet_v2": Known(
         ("imagenetv2", "imagenetv2matchedfrequency", "imagenetv2matchedfrequencyformatval"),
-        {"test": ("imagenetv2-matched-frequency-format-val", "ImageNetV2-matched-frequency", "test", "val", "")},
+        {
+            "test": (
+                "imagenetv2-matched-frequency-format-val",
+                "ImageNetV2-matched-frequency",
+                "test",
+                "val",
+                "",
+            )
+        },
         f"imagenet_v2/<0..999>/*.jpeg (matched frequency), or imagenet_v2/{_WDS}",
     ),
     "imagenet_a": Known(
@@ -107,20 +135,27 @@ SETS = {
 }
 SETS |= {
     name: Known(
-        known.names, {split: (one[0].listed or one[0].masks,) for split, one in known.splits.items()}, known.needed, masks=known
+        known.names,
+        {split: (one[0].listed or one[0].masks,) for split, one in known.splits.items()},
+        known.needed,
+        masks=known,
     )
     for name, known in mask_sets.SETS.items()
 }
 LIST_FOLDERS = ("", "annotations", "karpathy", "caption_datasets")
-_SPLIT_WORDS = {"train": r"(^|[-_.])train([-_.\d]|$)", "test": r"(^|[-_.])(val|validation|test)([-_.\d]|$)"}
+_SPLIT_WORDS = {
+    "train": r"(^|[-_.])train([-_.\d]|$)",
+    "test": r"(^|[-_.])(val|validation|test)([-_.\d]|$)",
+}
 
 
 def find(name: str, split: str, data_root: Path | None, is_the_set: bool = False) -> Site:
-    """The one place that holds a split. ``is_the_set``: the root was given as this set's folder, whatever its name.
+    """The one place that holds a split. ``is_the_set``: the root was given as this set's folder,
+    whatever its name.
 
     Raises:
-        NotFoundError: no place does; says where it looked, which layouts fit, and which archive waits to be unpacked.
-        DataError: several do.
+        NotFoundError: no place does; says where it looked, which layouts fit, and which archive
+        waits to be unpacked. DataError: several do.
         UserError: an unknown set or split.
     """
     if name not in SETS:
@@ -136,14 +171,20 @@ def find(name: str, split: str, data_root: Path | None, is_the_set: bool = False
     if len(found) > 1:
         places = " and ".join(str(site.path) for site in found)
         raise DataError(
-            f"{name} {split} is there {len(found)} times: {places}", "give --data-root the folder of the one you mean"
+            f"{name} {split} is there {len(found)} times: {places}",
+            "give --data-root the folder of the one you mean",
         )
     if not found:
         first = known.folders[split][0]
-        looked = dict.fromkeys(base / first for base in (root / name, *_bases(name, root, is_the_set)))
+        looked = dict.fromkeys(
+            base / first for base in (root / name, *_bases(name, root, is_the_set))
+        )
         where = " and ".join(map(str, looked))
         hint = _hint(known, _bases(name, root, is_the_set))
-        raise NotFoundError(f"no {name} {split} data: looked in {where}", _unpack(name, root) or hint or f"needed: {needed}")
+        raise NotFoundError(
+            f"no {name} {split} data: looked in {where}",
+            _unpack(name, root) or hint or f"needed: {needed}",
+        )
     return found[0]
 
 
@@ -157,7 +198,10 @@ def _sites(name: str, split: str, root: Path, is_the_set: bool) -> Iterator[Site
         return
     known = SETS[name]
     for base in _bases(name, root, is_the_set):
-        site = next((site for folder in known.folders[split] if (site := _recognise(base, folder, known))), None)
+        site = next(
+            (site for folder in known.folders[split] if (site := _recognise(base, folder, known))),
+            None,
+        )
         site = _listed(base, root, known) or site or _split_shards(base, split, known)
         if site is not None:
             yield site
@@ -175,7 +219,9 @@ def _bases(name: str, root: Path, is_the_set: bool) -> list[Path]:
     bases = [root] if is_the_set or _plain(root.resolve().name) in known.names else []
     for parent in (root, root / "wds", root / "vtab", root / "wds/vtab"):
         if parent.is_dir():
-            bases += [parent / child for child in subfolders(parent) if _plain(child) in known.names]
+            bases += [
+                parent / child for child in subfolders(parent) if _plain(child) in known.names
+            ]
     return bases
 
 
@@ -189,7 +235,9 @@ def _masks(known: MaskSet, split: str, base: Path) -> Site | None:
                 continue
             if layout.listed and not (home / layout.listed).is_file():
                 continue
-            if path.is_file() or (path.is_dir() and next(path.rglob(f"*{layout.mask_end}"), None) is not None):
+            if path.is_file() or (
+                path.is_dir() and next(path.rglob(f"*{layout.mask_end}"), None) is not None
+            ):
                 return Site(path, "masks", home, layout)
     return None
 

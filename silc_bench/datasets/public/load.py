@@ -1,7 +1,9 @@
-"""The named sets, read and checked: ``load("imagenet_v2", "test", Path("/data"))`` -> a PictureSet, or a sentence and no score.
+"""The named sets, read and checked: ``load("imagenet_v2", "test", Path("/data"))`` -> a PictureSet,
+or a sentence and no score.
 
-Flow: find the place -> list it -> count it against what the set has -> take ``limit`` pictures of the whole -> fingerprint.
-A dataset more is a line in ``places.SETS`` (with masks: in ``mask_sets.SETS``), in ``expected.EXPECTED`` and in ``READERS``.
+Flow: find the place -> list it -> count it against what the set has -> take ``limit`` pictures of
+the whole -> fingerprint. A dataset more is a line in ``places.SETS`` (with masks: in
+``mask_sets.SETS``), in ``expected.EXPECTED`` and in ``READERS``.
 """
 
 from __future__ import annotations
@@ -40,7 +42,8 @@ def splits(name: str) -> tuple[str, ...]:
 
 
 def load(name: str, split: str, data_root: Path | None, limit: int | None = None) -> PictureSet:
-    """A split of a named set, whole, or ``limit`` pictures of a set that is there in whole; every one of them read and hashed.
+    """A split of a named set, whole, or ``limit`` pictures of a set that is there in whole; every
+    one of them read and hashed.
 
     Raises:
         UserError: it is not found, not readable, not whole, or labelled in another order.

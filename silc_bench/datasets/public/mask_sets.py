@@ -1,11 +1,13 @@
-"""Named sets with masks: their classes, what the values of their masks mean, and where pictures and masks lie.
+"""Named sets with masks: their classes, what the values of their masks mean, and where pictures and
+masks lie.
 
-``SETS["cityscapes"]`` -> the folders that are Cityscapes by their name, and for each split the layouts in which people have it:
-the set's own and mmsegmentation's (docs/en/user_guides/2_dataset_prepare.md). The first layout whose masks are there counts.
+``SETS["cityscapes"]`` -> the folders that are Cityscapes by their name, and for each split the
+layouts in which people have it: the set's own and mmsegmentation's
+(docs/en/user_guides/2_dataset_prepare.md). The first layout whose masks are there counts.
 
-Names: mmsegmentation 1.2 (mmseg/datasets), which SCLIP, TCL and their followers ask for; ADE20K's 847 as MaskFormer and CAT-Seg
-list them (datasets/ade847.json); CamVid's eleven as SegNet numbers them. All in mask_names.json, whose lists are hashed in
-``expected.LABEL_ORDER``.
+Names: mmsegmentation 1.2 (mmseg/datasets), which SCLIP, TCL and their followers ask for; ADE20K's
+847 as MaskFormer and CAT-Seg list them (datasets/ade847.json); CamVid's eleven as SegNet numbers
+them. All in mask_names.json, whose lists are hashed in ``expected.LABEL_ORDER``.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ from silc_bench.datasets.public.counts import checked_order
 
 @dataclass(frozen=True)
 class MaskLayout:
-    """One way in which a split lies in its set's folder. A mask is named like its picture, but for the ends."""
+    """One way in which a split lies in its set's folder. A mask is named like its picture, but for
+    the ends.
+    """
 
     images: tuple[str, ...]  # folders in which its pictures may lie
     masks: str  # folder of its masks, or the file that they are drawn from
@@ -39,7 +43,9 @@ class MaskSet:
     inner: tuple[str, ...]  # folders in it in which everything below may lie; "" is itself
     splits: dict[str, tuple[MaskLayout, ...]]
     needed: str  # the layouts, for messages
-    hints: tuple[tuple[str, str], ...] = ()  # what may lie there instead, and the line that makes masks of it
+    hints: tuple[
+        tuple[str, str], ...
+    ] = ()  # what may lie there instead, and the line that makes masks of it
 
 
 def mask_names(name: str) -> tuple[str, ...]:
@@ -50,18 +56,27 @@ def mask_names(name: str) -> tuple[str, ...]:
 
 
 def rule_of(name: str, values: str) -> MaskRule:
-    """How the masks of a named set are numbered. ``values``: "labels", or as the set was published ("ids")."""
+    """How the masks of a named set are numbered. ``values``: "labels", or as the set was published
+    ("ids").
+    """
     names = mask_names(name)
     if name == "voc21":
         return MaskRule(names, has_background=True, not_scored="borders of objects (255)")
     if name == "voc20":
-        return MaskRule(names, stored=_from_one(20), ignored=(0, 255), not_scored="background (0) and borders of objects (255)")
+        return MaskRule(
+            names,
+            stored=_from_one(20),
+            ignored=(0, 255),
+            not_scored="background (0) and borders of objects (255)",
+        )
     if name == "pc60":  # 255 occurs in masks that are numbered otherwise, and those are refused
         return MaskRule(names, has_background=True, ignored=(), not_scored="nothing")
     if name == "pc59":
         return MaskRule(names, stored=_from_one(59), ignored=(0,), not_scored="background (0)")
     if name == "ade20k150":
-        return MaskRule(names, stored=_from_one(150), ignored=(0,), not_scored="pixels of other things (0)")
+        return MaskRule(
+            names, stored=_from_one(150), ignored=(0,), not_scored="pixels of other things (0)"
+        )
     if name == "ade20k847":
         return MaskRule(names, ignored=(65535,), not_scored="pixels of other things (65535)")
     if name == "cityscapes":
@@ -79,7 +94,8 @@ def rule_of(name: str, values: str) -> MaskRule:
 
 # cityscapesScripts, helpers/labels.py: the ids of the 19 classes in the order of their train ids
 CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
-# COCO's category ids less one, which its pixel maps hold: 1 to 182 without the eleven that no picture has
+# COCO's category ids less one, which its pixel maps hold: 1 to 182 without the eleven that no
+# picture has
 _NEVER = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91)
 COCO_STUFF_IDS = tuple(number - 1 for number in range(1, 183) if number not in _NEVER)
 
@@ -91,22 +107,35 @@ def _from_one(count: int) -> tuple[int, ...]:
 
 @cache
 def _asset() -> dict[str, tuple[str, ...]]:
-    content = json.loads((files("silc_bench.datasets") / "mask_names.json").read_text(encoding="utf-8"))
+    content = json.loads(
+        (files("silc_bench.datasets") / "mask_names.json").read_text(encoding="utf-8")
+    )
     return {name: tuple(names) for name, names in content.items()}
 
 
 def _voc(split: str) -> MaskLayout:
-    return MaskLayout(("JPEGImages",), "SegmentationClass", listed=f"ImageSets/Segmentation/{split}.txt")
+    return MaskLayout(
+        ("JPEGImages",), "SegmentationClass", listed=f"ImageSets/Segmentation/{split}.txt"
+    )
 
 
 def _context(split: str) -> MaskLayout:
-    return MaskLayout(("JPEGImages",), "SegmentationClassContext", listed=f"ImageSets/SegmentationContext/{split}.txt")
+    return MaskLayout(
+        ("JPEGImages",),
+        "SegmentationClassContext",
+        listed=f"ImageSets/SegmentationContext/{split}.txt",
+    )
 
 
 def _cityscapes(split: str) -> tuple[MaskLayout, ...]:
     return tuple(
-        MaskLayout((f"leftImg8bit/{split}",), f"gtFine/{split}", end, "_leftImg8bit.png", values=values)
-        for end, values in (("_gtFine_labelTrainIds.png", "labels"), ("_gtFine_labelIds.png", "ids"))
+        MaskLayout(
+            (f"leftImg8bit/{split}",), f"gtFine/{split}", end, "_leftImg8bit.png", values=values
+        )
+        for end, values in (
+            ("_gtFine_labelTrainIds.png", "labels"),
+            ("_gtFine_labelIds.png", "ids"),
+        )
     )
 
 
@@ -114,7 +143,9 @@ def _stuff(split: str) -> tuple[MaskLayout, ...]:
     images = (f"images/{split}", split)
     folders = (f"annotations/{split}", f"stuffthingmaps/{split}")
     numbered = tuple(MaskLayout(images, folder, "_labelTrainIds.png") for folder in folders)
-    return numbered + tuple(MaskLayout(images, folder, values="ids", skipped="TrainIds.png") for folder in folders)
+    return numbered + tuple(
+        MaskLayout(images, folder, values="ids", skipped="TrainIds.png") for folder in folders
+    )
 
 
 _VOC = MaskSet(
@@ -155,8 +186,16 @@ SETS = {
         ("ade20k847", "ade20k20211701", "ade20kfull", "ade20k", "ade"),
         ("", "ADE20K_2021_17_01"),
         {
-            "test": (MaskLayout(("images_detectron2/validation",), "annotations_detectron2/validation", ".tif"),),
-            "train": (MaskLayout(("images_detectron2/training",), "annotations_detectron2/training", ".tif"),),
+            "test": (
+                MaskLayout(
+                    ("images_detectron2/validation",), "annotations_detectron2/validation", ".tif"
+                ),
+            ),
+            "train": (
+                MaskLayout(
+                    ("images_detectron2/training",), "annotations_detectron2/training", ".tif"
+                ),
+            ),
         },
         "ADE20K_2021_17_01/{images,annotations}_detectron2/{validation,training}, as MaskFormer makes them: 16-bit .tif",
         (
@@ -183,13 +222,20 @@ SETS = {
     "coco_object": MaskSet(
         ("cocoobject", *_COCO),
         ("",),
-        {"test": (MaskLayout(("val2017", "images/val2017"), "annotations/instances_val2017.json"),)},
+        {
+            "test": (
+                MaskLayout(("val2017", "images/val2017"), "annotations/instances_val2017.json"),
+            )
+        },
         "coco/val2017/*.jpg with coco/annotations/instances_val2017.json",
     ),
     "camvid": MaskSet(
         ("camvid", "camvid11"),
         ("", "CamVid"),
-        {split: (MaskLayout((split,), f"{split}annot", image_end=".png"),) for split in ("test", "train")},
+        {
+            split: (MaskLayout((split,), f"{split}annot", image_end=".png"),)
+            for split in ("test", "train")
+        },
         "CamVid/{train,test}/*.png with CamVid/{train,test}annot/*.png, as SegNet has them",
     ),
     "camvid_mini": MaskSet(

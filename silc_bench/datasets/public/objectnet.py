@@ -1,9 +1,11 @@
-"""ObjectNet (Barbu et al., 2019): its 113 classes that ImageNet has too, by the mappings that come with the data.
+"""ObjectNet (Barbu et al., 2019): its 113 classes that ImageNet has too, by the mappings that come
+with the data.
 
-``mappings/folder_to_objectnet_label.json`` names each folder, ``mappings/objectnet_to_imagenet_1k.json`` lists the names that
-ImageNet knows. As in clip_benchmark the labels are those folders in sorted order, the class names ObjectNet's own in lower
-case, and all 113 compete, not ImageNet's 1,000; the red border of one pixel stays on the pictures. Whatever gives the names,
-they must be the list whose hash is committed (`expected.LABEL_ORDER`).
+``mappings/folder_to_objectnet_label.json`` names each folder,
+``mappings/objectnet_to_imagenet_1k.json`` lists the names that ImageNet knows. As in clip_benchmark
+the labels are those folders in sorted order, the class names ObjectNet's own in lower case, and all
+113 compete, not ImageNet's 1,000; the red border of one pixel stays on the pictures. Whatever gives
+the names, they must be the list whose hash is committed (`expected.LABEL_ORDER`).
 """
 
 from __future__ import annotations
@@ -28,9 +30,14 @@ def read_objectnet(name: str, split: str, site: Site) -> Found:
         paths = [site.path] if site.kind == "tar" else shards_in(site.path)
         names_file = site.base / "classnames.txt"
         if not names_file.exists():
-            raise DataError(f"{names_file} is missing: shards hold numbers only", "fetch the set's classnames.txt too")
+            raise DataError(
+                f"{names_file} is missing: shards hold numbers only",
+                "fetch the set's classnames.txt too",
+            )
         fix = f"fetch the set's {names_file} again"
-        names = checked_order("objectnet names", tuple(text.lower() for text in read_names(names_file)), fix)
+        names = checked_order(
+            "objectnet names", tuple(text.lower() for text in read_names(names_file)), fix
+        )
         return Found(read_labelled(paths, num_classes), site.path, "webdataset shards", names)
     name_of = _overlapping(site)
     class_names = tuple(name_of[folder].lower() for folder in sorted(name_of))
@@ -39,10 +46,16 @@ def read_objectnet(name: str, split: str, site: Site) -> Found:
     mine = [file for file in everything.files if file.name.split("/")[0] in name_of]
     labels = {folder: label for label, folder in enumerate(sorted(name_of))}
     part = Listing(
-        site.path, mine, [folder for folder in everything.folders if folder in name_of], everything.stray, everything.other
+        site.path,
+        mine,
+        [folder for folder in everything.folders if folder in name_of],
+        everything.stray,
+        everything.other,
     )
     pictures, notes = read_class_folders(part, labels, name)
-    notes.append(f"left {len(everything.files) - len(mine):,} pictures of classes that ImageNet does not have")
+    notes.append(
+        f"left {len(everything.files) - len(mine):,} pictures of classes that ImageNet does not have"
+    )
     return Found(pictures, site.path, "class folders", class_names, notes=notes)
 
 
@@ -55,16 +68,22 @@ def _overlapping(site: Site) -> dict[str, str]:
         site.path.parent,
         site.base,
     ]
-    place = next((place for place in places if (place / FOLDERS).is_file() and (place / OVERLAP).is_file()), None)
+    place = next(
+        (place for place in places if (place / FOLDERS).is_file() and (place / OVERLAP).is_file()),
+        None,
+    )
     if place is None:
         raise DataError(
-            f"no {FOLDERS} and {OVERLAP} near {site.path}", "copy the folder mappings/ of objectnet-1.0.zip beside images/"
+            f"no {FOLDERS} and {OVERLAP} near {site.path}",
+            "copy the folder mappings/ of objectnet-1.0.zip beside images/",
         )
     folders, overlap = _read(place / FOLDERS), _read(place / OVERLAP)
     folder_of = {label: folder for folder, label in folders.items()}
     missing = sorted(set(overlap) - set(folder_of))
     if missing:
-        raise DataError(f"{place / FOLDERS} has no folder for {missing[0]!r}", "fetch the set's mappings/ again")
+        raise DataError(
+            f"{place / FOLDERS} has no folder for {missing[0]!r}", "fetch the set's mappings/ again"
+        )
     return {folder_of[label]: label for label in overlap}
 
 
@@ -72,7 +91,11 @@ def _read(path: Path) -> dict[str, str]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(f"{path} is not JSON: {error}", "fetch the set's mappings/ again") from error
-    if not isinstance(content, dict) or not all(isinstance(value, str) for value in content.values()):
+        raise DataError(
+            f"{path} is not JSON: {error}", "fetch the set's mappings/ again"
+        ) from error
+    if not isinstance(content, dict) or not all(
+        isinstance(value, str) for value in content.values()
+    ):
         raise DataError(f"{path} is no mapping of names", "fetch the set's mappings/ again")
     return content

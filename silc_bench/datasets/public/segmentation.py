@@ -1,15 +1,19 @@
-"""Pictures with a mask each: the named sets of ``mask_sets``, and any folder of pictures beside a folder of masks.
+"""Pictures with a mask each: the named sets of ``mask_sets``, and any folder of pictures beside a
+folder of masks.
 
-Flow: ``read_segmentation("cityscapes", "test", site)`` -> pictures matched with masks by their names -> Found. Masks are
-decoded when they are hashed or scored, not here.
+Flow: ``read_segmentation("cityscapes", "test", site)`` -> pictures matched with masks by their
+names -> Found. Masks are decoded when they are hashed or scored, not here.
 
-COCO-Object: masks drawn from the outlines in ``instances_val2017.json``, 80 things on a background (value 0).
+COCO-Object: masks drawn from the outlines in ``instances_val2017.json``, 80 things on a background
+(value 0).
 
-Flow: ``read_instances(path, folder, rule)`` -> pictures whose masks are drawn when asked for; nothing is written anywhere.
+Flow: ``read_instances(path, folder, rule)`` -> pictures whose masks are drawn when asked for;
+nothing is written anywhere.
 
-Objects are drawn by pycocotools, larger ones first, so that what lies on something larger stays to be seen. Crowds
-(``iscrowd``) are not scored where no object is drawn on them. Pictures without objects count too: they are background.
-The masks that GroupViT's converter makes of COCO-Stuff's pixel maps are others: there the maps say what lies on top.
+Objects are drawn by pycocotools, larger ones first, so that what lies on something larger stays to
+be seen. Crowds (``iscrowd``) are not scored where no object is drawn on them. Pictures without
+objects count too: they are background. The masks that GroupViT's converter makes of COCO-Stuff's
+pixel maps are others: there the maps say what lies on top.
 """
 
 from __future__ import annotations
@@ -33,7 +37,9 @@ from silc_bench.errors import DataError, UserError
 
 
 def read_segmentation(name: str, split: str, site: Site) -> Found:
-    """Pictures and masks of a named set. Raises DataError: some are missing, or a list names what is not there."""
+    """Pictures and masks of a named set. Raises DataError: some are missing, or a list names what
+    is not there.
+    """
     layout = site.layout
     assert layout is not None, site
     rule = rule_of(name, layout.values)
@@ -43,13 +49,18 @@ def read_segmentation(name: str, split: str, site: Site) -> Found:
     elif layout.listed:
         pictures = _listed(site.base / layout.listed, folder, site.path, layout, rule)
     else:
-        pictures = _matched(folder, site.path, (layout.image_end,), (layout.mask_end,), rule, layout.skipped)
+        pictures = _matched(
+            folder, site.path, (layout.image_end,), (layout.mask_end,), rule, layout.skipped
+        )
     how = f"{layout.masks}{'' if site.path.is_file() else f'/*{layout.mask_end}'}"
-    return found_of(pictures, site.base, f"{folder.relative_to(site.base)}/*{layout.image_end} with {how}", rule)
+    return found_of(
+        pictures, site.base, f"{folder.relative_to(site.base)}/*{layout.image_end} with {how}", rule
+    )
 
 
 def read_pairs(images: Path, masks: Path, rule: MaskRule) -> list[Picture]:
-    """Pictures below ``images``, each with the mask below ``masks`` that has the same name but for the ending.
+    """Pictures below ``images``, each with the mask below ``masks`` that has the same name but for
+    the ending.
 
     Raises:
         DataError: none, a picture without a mask, a mask without a picture, or two of one name.
@@ -73,18 +84,28 @@ def _images_of(base: Path, layout: MaskLayout, masks: Path) -> Path:
     folder = next((base / name for name in layout.images if (base / name).is_dir()), None)
     if folder is None:
         looked = " and ".join(str(base / name) for name in layout.images)
-        raise DataError(f"{masks} is there, and its pictures are not: looked in {looked}", "fetch the set's pictures too")
+        raise DataError(
+            f"{masks} is there, and its pictures are not: looked in {looked}",
+            "fetch the set's pictures too",
+        )
     return folder
 
 
-def _listed(listed: Path, images: Path, masks: Path, layout: MaskLayout, rule: MaskRule) -> list[Picture]:
+def _listed(
+    listed: Path, images: Path, masks: Path, layout: MaskLayout, rule: MaskRule
+) -> list[Picture]:
     """In the order of the list."""
     stems = listed.read_text(encoding="utf-8").split()
     if len(set(stems)) != len(stems):
         twice = next(stem for stem in stems if stems.count(stem) > 1)
         raise DataError(f"{listed} lists {twice} twice", "fetch the list again")
-    pairs = [(images / f"{stem}{layout.image_end}", masks / f"{stem}{layout.mask_end}") for stem in stems]
-    for kind, paths in (("pictures", [pair[0] for pair in pairs]), ("masks", [pair[1] for pair in pairs])):
+    pairs = [
+        (images / f"{stem}{layout.image_end}", masks / f"{stem}{layout.mask_end}") for stem in stems
+    ]
+    for kind, paths in (
+        ("pictures", [pair[0] for pair in pairs]),
+        ("masks", [pair[1] for pair in pairs]),
+    ):
         missing = [path for path in paths if not path.is_file()]
         if missing:
             problem = f"{len(missing):,} of the {len(stems):,} {kind} that {listed} lists are missing, such as {missing[0]}"
@@ -93,24 +114,33 @@ def _listed(listed: Path, images: Path, masks: Path, layout: MaskLayout, rule: M
 
 
 def _matched(
-    images: Path, masks: Path, image_ends: Collection[str], mask_ends: Collection[str], rule: MaskRule, skipped: str = ""
+    images: Path,
+    masks: Path,
+    image_ends: Collection[str],
+    mask_ends: Collection[str],
+    rule: MaskRule,
+    skipped: str = "",
 ) -> list[Picture]:
     """By their names, "9" before "10"."""
     pictures, labels = _by_stem(images, image_ends), _by_stem(masks, mask_ends, skipped)
     if not pictures:
-        raise DataError(f"{images} holds no pictures", f"a picture ends with {' or '.join(image_ends)}")
+        raise DataError(
+            f"{images} holds no pictures", f"a picture ends with {' or '.join(image_ends)}"
+        )
     without = sorted(set(pictures) - set(labels), key=by_number)
     if without:
         wanted = masks / f"{without[0]}{next(iter(mask_ends))}"
-        problem = (
-            f"{len(without):,} of {len(pictures):,} pictures in {images} have no mask, such as {pictures[without[0]].name}"
+        problem = f"{len(without):,} of {len(pictures):,} pictures in {images} have no mask, such as {pictures[without[0]].name}"
+        raise DataError(
+            problem, f"its mask would be {wanted}: add the masks, or take these pictures out"
         )
-        raise DataError(problem, f"its mask would be {wanted}: add the masks, or take these pictures out")
     alone = sorted(set(labels) - set(pictures), key=by_number)
     if alone:
         problem = f"{len(alone):,} of {len(labels):,} masks in {masks} have no picture, such as {labels[alone[0]].name}"
         raise DataError(problem, f"add the pictures to {images}, or take these masks out")
-    return [_picture(pictures[stem], labels[stem], rule) for stem in sorted(pictures, key=by_number)]
+    return [
+        _picture(pictures[stem], labels[stem], rule) for stem in sorted(pictures, key=by_number)
+    ]
 
 
 def _by_stem(folder: Path, ends: Collection[str], skipped: str = "") -> dict[str, Path]:
@@ -123,7 +153,10 @@ def _by_stem(folder: Path, ends: Collection[str], skipped: str = "") -> dict[str
             continue
         stem = name[: -len(end)]
         if stem in found:
-            raise DataError(f"{folder} holds {found[stem].name} and {path.name}", "two files of one name: keep one of them")
+            raise DataError(
+                f"{folder} holds {found[stem].name} and {path.name}",
+                "two files of one name: keep one of them",
+            )
         found[stem] = path
     return found
 
@@ -138,7 +171,9 @@ def _picture(path: Path, mask: Path, rule: MaskRule) -> Picture:
     try:
         size = path.stat().st_size
     except FileNotFoundError as error:
-        raise DataError(f"{path} is a link to a file that is gone", "restore the file or remove the link") from error
+        raise DataError(
+            f"{path} is a link to a file that is gone", "restore the file or remove the link"
+        ) from error
     return Picture(path, (0, size), str(path), mask=MaskFile(mask, rule))
 
 
@@ -154,7 +189,9 @@ class DrawnMask:
     number: int  # of the picture
     height: int
     width: int
-    outlines: tuple[tuple[int, bool, float, Any], ...]  # (label, is crowd, area, polygons or run lengths)
+    outlines: tuple[
+        tuple[int, bool, float, Any], ...
+    ]  # (label, is crowd, area, polygons or run lengths)
 
     @property
     def where(self) -> str:
@@ -164,7 +201,9 @@ class DrawnMask:
         """[H, W] uint8. Raises DataError for an outline that pycocotools cannot draw."""
         coco = _pycocotools()
         labels = np.zeros((self.height, self.width), np.uint8)
-        for label, is_crowd, _, outline in sorted(self.outlines, key=lambda one: (not one[1], -one[2])):
+        for label, is_crowd, _, outline in sorted(
+            self.outlines, key=lambda one: (not one[1], -one[2])
+        ):
             if not _can_be_drawn(outline, self.height, self.width):
                 problem = f"{self.where} has an outline that cannot be drawn in {self.width} x {self.height} pixels"
                 raise DataError(f"{problem}: {str(outline)[:60]}", FETCH_AGAIN)
@@ -181,24 +220,37 @@ def read_instances(path: Path, folder: Path, rule: MaskRule) -> list[Picture]:
     """All pictures that the file lists, by their number.
 
     Raises:
-        DataError: no COCO file of instances, other categories than COCO's 80, pictures that are not in ``folder``.
-        UserError: pycocotools is not installed.
+        DataError: no COCO file of instances, other categories than COCO's 80, pictures that are not
+        in ``folder``. UserError: pycocotools is not installed.
     """
     _pycocotools()
     try:
         content = json.loads(path.read_bytes())
-        images = {image["id"]: (image["file_name"], int(image["height"]), int(image["width"])) for image in content["images"]}
+        images = {
+            image["id"]: (image["file_name"], int(image["height"]), int(image["width"]))
+            for image in content["images"]
+        }
         categories = {category["id"]: category["name"] for category in content["categories"]}
         outlines: dict[int, list[tuple[int, bool, float, Any]]] = {number: [] for number in images}
         label_of = {number: label for label, number in enumerate(sorted(categories), start=1)}
         for one in content["annotations"]:
-            outline = (label_of[one["category_id"]], bool(one.get("iscrowd")), float(one["area"]), one["segmentation"])
+            outline = (
+                label_of[one["category_id"]],
+                bool(one.get("iscrowd")),
+                float(one["area"]),
+                one["segmentation"],
+            )
             outlines[one["image_id"]].append(outline)
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} is no COCO file of instances: {type(error).__name__} {error}", FETCH_AGAIN) from error
+        raise DataError(
+            f"{path} is no COCO file of instances: {type(error).__name__} {error}", FETCH_AGAIN
+        ) from error
     names = tuple(categories[number] for number in sorted(categories))
     if names != rule.names[1:]:
-        raise DataError(f"{path} has other categories than COCO's 80: {_first_other(names, rule.names[1:])}", FETCH_AGAIN)
+        raise DataError(
+            f"{path} has other categories than COCO's 80: {_first_other(names, rule.names[1:])}",
+            FETCH_AGAIN,
+        )
     pictures, missing = [], []
     for number, (name, height, width) in sorted(images.items()):
         picture = folder / name
@@ -214,17 +266,24 @@ def read_instances(path: Path, folder: Path, rule: MaskRule) -> list[Picture]:
 
 
 def _can_be_drawn(outline: Any, height: int, width: int) -> bool:
-    """Polygons of three corners and more, or run lengths that fill the picture: pycocotools takes more, and reads beyond it."""
+    """Polygons of three corners and more, or run lengths that fill the picture: pycocotools takes
+    more, and reads beyond it.
+    """
     if isinstance(outline, list):
         return bool(outline) and all(
-            isinstance(polygon, list) and len(polygon) >= 6 and len(polygon) % 2 == 0 and _are_numbers(polygon)
+            isinstance(polygon, list)
+            and len(polygon) >= 6
+            and len(polygon) % 2 == 0
+            and _are_numbers(polygon)
             for polygon in outline
         )
     if not isinstance(outline, dict) or outline.get("size") != [height, width]:
         return False
     counts = outline.get("counts")
     if isinstance(counts, list):
-        return _are_numbers(counts) and min(counts, default=0) >= 0 and sum(counts) == height * width
+        return (
+            _are_numbers(counts) and min(counts, default=0) >= 0 and sum(counts) == height * width
+        )
     return isinstance(counts, str)
 
 
@@ -235,7 +294,11 @@ def _are_numbers(values: list[Any]) -> bool:
 def _first_other(names: Sequence[str], expected: Sequence[str]) -> str:
     if len(names) != len(expected):
         return f"{len(names)} of them"
-    return next(f"{name!r} where {wanted!r} belongs" for name, wanted in zip(names, expected, strict=True) if name != wanted)
+    return next(
+        f"{name!r} where {wanted!r} belongs"
+        for name, wanted in zip(names, expected, strict=True)
+        if name != wanted
+    )
 
 
 def _pycocotools() -> Any:

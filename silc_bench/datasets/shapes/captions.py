@@ -1,6 +1,8 @@
-"""Writes the five sentences of a ``shapes`` scene: plain English whose every statement can be checked against the scene.
+"""Writes the five sentences of a ``shapes`` scene: plain English whose every statement can be
+checked against the scene.
 
-Flow: ``scene.phrasing`` picks an opening ("a photo of", ...) for each of the five kinds of sentence below.
+Flow: ``scene.phrasing`` picks an opening ("a photo of", ...) for each of the five kinds of sentence
+below.
 """
 
 from __future__ import annotations
@@ -18,12 +20,15 @@ COUNTS = ("one", "two", "three")
 def captions(scene: Scene) -> tuple[str, str, str, str, str]:
     """Five different sentences: texture and background; all pairs; the place; the size; the count.
 
-    Each begins with the main object and names its colour and shape: what a batch of pictures is best told apart by. Sentences
-    without a colour, or with every attribute at once, made tiny towers stop at telling colours (see docs/log.md).
+    Each begins with the main object and names its colour and shape: what a batch of pictures is
+    best told apart by. Sentences without a colour, or with every attribute at once, made tiny
+    towers stop at telling colours (see docs/log.md).
     """
     openings = [OPENINGS[scene.phrasing >> 2 * k & 3] for k in range(5)]
     sentences = (_textured(scene), _pairs(scene), _placed(scene), _sized(scene), _counted(scene))
-    first, second, third, fourth, fifth = (opening + text for opening, text in zip(openings, sentences, strict=True))
+    first, second, third, fourth, fifth = (
+        opening + text for opening, text in zip(openings, sentences, strict=True)
+    )
     return first, second, third, fourth, fifth
 
 

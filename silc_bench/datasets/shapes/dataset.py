@@ -19,18 +19,26 @@ from silc_bench.errors import UserError
 
 
 class Shapes:
-    """Samples 0..num_samples-1 of a split (``limit``: evenly spread ones of them) as an ImageDataset."""
+    """Samples 0..num_samples-1 of a split (``limit``: evenly spread ones of them) as an
+    ImageDataset.
+    """
 
     name = "shapes"
     class_names = PAIRS
     mask_names = ("background", *SHAPES)
     has_background = True
-    mask_policy: Mapping[str, str] = MappingProxyType({"background": "label 0", "not_scored": "nothing"})
+    mask_policy: Mapping[str, str] = MappingProxyType(
+        {"background": "label 0", "not_scored": "nothing"}
+    )
 
-    def __init__(self, split: str, num_samples: int, size: int = 64, seed: int = 0, limit: int | None = None) -> None:
+    def __init__(
+        self, split: str, num_samples: int, size: int = 64, seed: int = 0, limit: int | None = None
+    ) -> None:
         if num_samples < 1:
             raise UserError(f"shapes needs at least one sample, not {num_samples}")
-        scene(seed, split, num_samples - 1)  # a wrong split or seed is refused now, not at the first picture
+        scene(
+            seed, split, num_samples - 1
+        )  # a wrong split or seed is refused now, not at the first picture
         self.split, self.num_samples, self.size, self.seed = split, num_samples, size, seed
         self._indices = spread(num_samples, limit)
         key = [VERSION, seed, split, num_samples, len(self._indices), size]
@@ -43,7 +51,9 @@ class Shapes:
         """These samples, in this order."""
         taken = Shapes(self.split, self.num_samples, self.size, self.seed)
         taken._indices = [self._indices[i] for i in indices]
-        taken.fingerprint = hashlib.sha256(json.dumps([self.fingerprint, taken._indices]).encode()).hexdigest()[:16]
+        taken.fingerprint = hashlib.sha256(
+            json.dumps([self.fingerprint, taken._indices]).encode()
+        ).hexdigest()[:16]
         return taken
 
     @cached_property

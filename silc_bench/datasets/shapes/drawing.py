@@ -1,8 +1,10 @@
-"""Draws the scenes of ``shapes`` with numpy: every outline is a signed distance, so each edge is anti-aliased.
+"""Draws the scenes of ``shapes`` with numpy: every outline is a signed distance, so each edge is
+anti-aliased.
 
-Flow: background field -> each item inside its own bounding box, the main one last -> uint8 picture and mask. The tables here
-are also the vocabulary: what can be drawn can be named. Arrays are planar ([3, H, W] float32) until the last line, because
-numpy's inner loop over three channels is slow. Units: u and v are in radii of the item, distances in the same unit.
+Flow: background field -> each item inside its own bounding box, the main one last -> uint8 picture
+and mask. The tables here are also the vocabulary: what can be drawn can be named. Arrays are planar
+([3, H, W] float32) until the last line, because numpy's inner loop over three channels is slow.
+Units: u and v are in radii of the item, distances in the same unit.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ if TYPE_CHECKING:
 Plane: TypeAlias = np.ndarray  # [H, W] float32
 BACKGROUND_CONTRAST = 20.0  # grey levels either side of the tone
 ITEM_CELL = 0.1  # period of an item's texture, in picture sides: 6.4 pixels at 64
-NOISE_GRID = 16  # random values a side, enlarged to the picture: speckles keep their size at any resolution
+NOISE_GRID = (
+    16  # random values a side, enlarged to the picture: speckles keep their size at any resolution
+)
 
 
 def _circle(u: Plane, v: Plane) -> Plane:
@@ -40,7 +44,9 @@ def _triangle(u: Plane, v: Plane) -> Plane:
 
 
 def _star(u: Plane, v: Plane, inner: float = 0.5) -> Plane:
-    """Five points: fold the plane into one half-point of 36 degrees, where the outline is a single straight edge."""
+    """Five points: fold the plane into one half-point of 36 degrees, where the outline is a single
+    straight edge.
+    """
     sin, cos = math.sin(math.pi / 5), math.cos(math.pi / 5)
     x, y = np.abs(u), -v
     for side in (cos, -cos):
@@ -85,7 +91,8 @@ MASK_VALUES = {shape: value for value, shape in enumerate(OUTLINES, start=1)}
 
 
 def render(scene: Scene, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """The picture [size, size, 3] uint8 and its mask [size, size] uint8: 0 background, 1..8 the shapes in order.
+    """The picture [size, size, 3] uint8 and its mask [size, size] uint8: 0 background, 1..8 the
+    shapes in order.
 
     Raises:
         ValueError: a size below 16 pixels, where the shapes cannot be told apart.
@@ -134,11 +141,17 @@ def _background_field(background: Background, centres: np.ndarray) -> Plane:
 def _speckles(noise: int, size: int) -> Plane:
     raw = np.random.Philox(key=noise).random_raw(NOISE_GRID**2 // 8).astype("<u8").view(np.uint8)
     grid = Image.fromarray(raw.reshape(NOISE_GRID, NOISE_GRID))
-    return np.asarray(grid.resize((size, size), Image.Resampling.BICUBIC), np.float32) / np.float32(127.5) - 1
+    return (
+        np.asarray(grid.resize((size, size), Image.Resampling.BICUBIC), np.float32)
+        / np.float32(127.5)
+        - 1
+    )
 
 
 def _draw_item(canvas: np.ndarray, mask: np.ndarray, item: Item, centres: np.ndarray) -> None:
-    """Blend one item into the canvas and write its mask value where it covers at least half of a pixel."""
+    """Blend one item into the canvas and write its mask value where it covers at least half of a
+    pixel.
+    """
     size = len(centres)
     reach = REACH * item.radius + 1 / size
     rows = slice(max(0, int((item.cy - reach) * size)), int((item.cy + reach) * size) + 1)
@@ -149,18 +162,25 @@ def _draw_item(canvas: np.ndarray, mask: np.ndarray, item: Item, centres: np.nda
     u, v = cos * x + sin * y, cos * y - sin * x
 
     cover = np.clip(0.5 - OUTLINES[item.shape](u, v) * (item.radius * size), 0, 1)
-    first, second = (np.array(paint, np.float32)[:, None, None] * np.float32(item.shade) for paint in PAINT[item.color])
+    first, second = (
+        np.array(paint, np.float32)[:, None, None] * np.float32(item.shade)
+        for paint in PAINT[item.color]
+    )
     paint = first
     if item.texture != "plain":
         cells = item.radius / ITEM_CELL
-        paint = first + (second - first) * _texture(item.texture, cells * u, cells * v, ITEM_CELL * size)
+        paint = first + (second - first) * _texture(
+            item.texture, cells * u, cells * v, ITEM_CELL * size
+        )
     box = canvas[:, rows, columns]
     box += (paint - box) * cover
     mask[rows, columns][cover >= 0.5] = MASK_VALUES[item.shape]
 
 
 def _texture(name: str, a: Plane, b: Plane, cell: float) -> Plane:
-    """Where the second colour shows, 0..1. ``a`` and ``b`` count cells; a cell is ``cell`` pixels, for soft edges."""
+    """Where the second colour shows, 0..1. ``a`` and ``b`` count cells; a cell is ``cell`` pixels,
+    for soft edges.
+    """
     if name == "striped":
         return _bands(a, cell)
     if name == "checkered":

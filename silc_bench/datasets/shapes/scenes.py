@@ -1,13 +1,16 @@
-"""``shapes``: generated scenes of 1-4 objects with five captions, a class and a pixel mask each. Nothing is downloaded.
+"""``shapes``: generated scenes of 1-4 objects with five captions, a class and a pixel mask each.
+Nothing is downloaded.
 
-Flow: ``scene(seed, split, index)`` decides everything, at no resolution -> ``render(scene, 64)`` draws picture and mask,
-``captions(scene)`` writes five sentences, ``label(scene)`` names the main object -> ``Shapes`` is all that as a dataset.
-Any sample can be made alone, in any order, on any machine: ``Shapes("val", 1000).image(17)``.
+Flow: ``scene(seed, split, index)`` decides everything, at no resolution -> ``render(scene, 64)``
+draws picture and mask, ``captions(scene)`` writes five sentences, ``label(scene)`` names the main
+object -> ``Shapes`` is all that as a dataset. Any sample can be made alone, in any order, on any
+machine: ``Shapes("val", 1000).image(17)``.
 
-The main object (item 0) is the largest one and nothing covers it; items differ in colour and in shape. Places are only named
-top to bottom ("at the bottom"): a horizontally flipped picture still agrees with its captions, as training needs.
-Eight colour x shape pairs (UNSEEN, each colour and each shape once) never occur in train, val and test, in no item and so in no
-caption; in the split "unseen" every main object is one of them: compositional zero-shot, measured apart.
+The main object (item 0) is the largest one and nothing covers it; items differ in colour and in
+shape. Places are only named top to bottom ("at the bottom"): a horizontally flipped picture still
+agrees with its captions, as training needs. Eight colour x shape pairs (UNSEEN, each colour and
+each shape once) never occur in train, val and test, in no item and so in no caption; in the split
+"unseen" every main object is one of them: compositional zero-shot, measured apart.
 """
 
 from __future__ import annotations
@@ -20,7 +23,8 @@ import numpy as np
 from silc_bench.errors import UserError, unknown_name
 
 VERSION = 1  # raised by any change that moves a pixel, a caption or a label
-# hue steps of 60 degrees, then white and black: the eight that stay apart under the colour jitter of training
+# hue steps of 60 degrees, then white and black: the eight that stay apart under the colour jitter
+# of training
 PAINT = {
     "red": ((222, 36, 36), (128, 12, 16)),
     "yellow": ((244, 214, 36), (170, 132, 8)),
@@ -39,10 +43,15 @@ SEEN = tuple(pair for pair in PAIRS if pair not in UNSEEN)
 TEXTURES = ("plain", "striped", "dotted", "checkered")
 BACKGROUNDS = (*TEXTURES, "shaded", "speckled")
 SPLITS = ("train", "val", "test", "unseen")
-# radii in picture sides; the least of a main object has more area than the greatest of the others, whatever the shapes
+# radii in picture sides; the least of a main object has more area than the greatest of the others,
+# whatever the shapes
 MAIN_SIZES = {"large": (0.21, 0.24), "huge": (0.28, 0.31)}
 OTHER_SIZES = {"small": (0.10, 0.12), "medium": (0.14, 0.158)}
-PLACES = {"top": (0.0, 0.40), "middle": (0.46, 0.54), "bottom": (0.60, 1.0)}  # ranges of cy, with gaps: never in doubt
+PLACES = {
+    "top": (0.0, 0.40),
+    "middle": (0.46, 0.54),
+    "bottom": (0.60, 1.0),
+}  # ranges of cy, with gaps: never in doubt
 OTHERS = (0, 0, 0, 0, 0, 0, 1, 1, 2, 3)  # objects beside the main one, each entry equally likely
 MAX_TRIES = 20  # to find room for an object, before the scene does without it
 
@@ -81,9 +90,11 @@ class Scene:
 
 
 def scene(seed: int, split: str, index: int) -> Scene:
-    """The scene of one sample, from a counter-based random stream of its own (Philox: key = seed and split, counter = index).
+    """The scene of one sample, from a counter-based random stream of its own (Philox: key = seed
+    and split, counter = index).
 
-    Only integer and correctly rounded float arithmetic is used, so that the scene is the same on every platform.
+    Only integer and correctly rounded float arithmetic is used, so that the scene is the same on
+    every platform.
 
     Raises:
         UserError: an unknown split, or a seed or index outside 0..2**63 - 1.
@@ -112,13 +123,17 @@ def label(scene: Scene) -> int:
 
 
 class _Draws:
-    """Random numbers of one sample, from raw Philox words: numpy promises these for ever, unlike its distributions."""
+    """Random numbers of one sample, from raw Philox words: numpy promises these for ever, unlike
+    its distributions.
+    """
 
     def __init__(self, seed: int, split: str, index: int) -> None:
         if split not in SPLITS:
             raise unknown_name("split of shapes", split, SPLITS)
         if not (0 <= seed < 2**63 and 0 <= index < 2**63):
-            raise UserError(f"shapes needs a seed and an index from 0 to 2**63 - 1, not {seed} and {index}")
+            raise UserError(
+                f"shapes needs a seed and an index from 0 to 2**63 - 1, not {seed} and {index}"
+            )
         words = np.random.Philox(key=(seed, SPLITS.index(split)), counter=(0, 0, 0, index))
         self._words = self._stream(words)
 
@@ -152,7 +167,9 @@ def _main_item(draw: _Draws, pairs: tuple[str, ...]) -> Item:
 
 
 def _other_item(draw: _Draws, items: list[Item]) -> Item | None:
-    """A smaller object of another colour and shape, where there is room for it; None when there is none."""
+    """A smaller object of another colour and shape, where there is room for it; None when there is
+    none.
+    """
     while True:
         color, shape = draw.choice(SEEN).split()
         if all(color != item.color and shape != item.shape for item in items):
@@ -162,14 +179,18 @@ def _other_item(draw: _Draws, items: list[Item]) -> Item | None:
     margin = REACH * radius
     for _ in range(MAX_TRIES):
         cx, cy = draw.between(margin, 1 - margin), draw.between(margin, 1 - margin)
-        free = all((cx - i.cx) ** 2 + (cy - i.cy) ** 2 > (REACH * (radius + i.radius)) ** 2 for i in items)
+        free = all(
+            (cx - i.cx) ** 2 + (cy - i.cy) ** 2 > (REACH * (radius + i.radius)) ** 2 for i in items
+        )
         place = next((name for name, (low, high) in PLACES.items() if low <= cy <= high), None)
         if free and place is not None:
             return _finish(draw, color, shape, size, place, cx, cy, radius)
     return None
 
 
-def _finish(draw: _Draws, color: str, shape: str, size: str, place: str, cx: float, cy: float, radius: float) -> Item:
+def _finish(
+    draw: _Draws, color: str, shape: str, size: str, place: str, cx: float, cy: float, radius: float
+) -> Item:
     texture, angle, shade = draw.choice(TEXTURES), draw.between(-15, 15), draw.between(0.88, 1)
     return Item(color, shape, size, texture, place, cx, cy, radius, angle, shade)
 

@@ -1,25 +1,32 @@
-"""Checkpoints of big_vision: ``big_vision:FILE.npz`` of SigLIP, SigLIP 2 or SILC, which share one layout.
+"""Checkpoints of big_vision: ``big_vision:FILE.npz`` of SigLIP, SigLIP 2 or SILC, which share one
+layout.
 
-Flow: ``load(path, arch)`` -> arrays to towers (``read_params``, ``build``) -> the tokenizer file beside the npz
-(``sentencepieces``) -> a model. The shapes say everything: patch, grid, widths, depths, heads, vocabulary, length;
-``--arch B/16`` checks them, ``So400m/14@384`` also says the size of the pictures where patches leave a rest. Without a
-tokenizer file it is an image model, and tasks with text are refused, naming the file to bring.
+Flow: ``load(path, arch)`` -> arrays to towers (``read_params``, ``build``) -> the tokenizer file
+beside the npz (``sentencepieces``) -> a model. The shapes say everything: patch, grid, widths,
+depths, heads, vocabulary, length; ``--arch B/16`` checks them, ``So400m/14@384`` also says the size
+of the pictures where patches leave a rest. Without a tokenizer file it is an image model, and tasks
+with text are refused, naming the file to bring.
 
-Pictures are squashed to the square of training and set to [-1, 1]. big_vision evaluates with TensorFlow's `resize`: bilinear,
-not antialiased. Here it is Pillow's bicubic, which transformers, open_clip and timm use for the same weights, so that a
-checkpoint scores alike whichever way it is loaded; the pixels are not big_vision's own.
+Pictures are squashed to the square of training and set to [-1, 1]. big_vision evaluates with
+TensorFlow's `resize`: bilinear, not antialiased. Here it is Pillow's bicubic, which transformers,
+open_clip and timm use for the same weights, so that a checkpoint scores alike whichever way it is
+loaded; the pixels are not big_vision's own.
 
 Shapes: B pictures or texts, D embedding, W width (= D), L tokens, h x w patches.
 
-Arrays of a big_vision checkpoint (SigLIP, SigLIP 2, SILC) -> the two towers of transformers' SigLIP, which compute the same.
+Arrays of a big_vision checkpoint (SigLIP, SigLIP 2, SILC) -> the two towers of transformers'
+SigLIP, which compute the same.
 
-Flow: ``read_params(path)`` -> flat names below `img/`, `txt/`, `t`, `b`, one entry a block -> ``shape_of(params, path)`` reads
-the architecture from the shapes -> ``build`` makes the towers and fills every weight.
+Flow: ``read_params(path)`` -> flat names below `img/`, `txt/`, `t`, `b`, one entry a block ->
+``shape_of(params, path)`` reads the architecture from the shapes -> ``build`` makes the towers and
+fills every weight.
 
-The layout (big_vision: models/vit.py, models/proj/image_text/two_towers.py, text_transformer.py): flax stores a dense kernel
-as [in, out], attention as [W, heads, W / heads] and its output as [heads, W / heads, W], a convolution as [p, p, 3, W]; blocks
-are `encoderblock_0` .. or, trained with `scan`, one `encoderblock` whose arrays are stacked along depth. Names may begin
-with `params/`, beside which the state of the optimiser may lie. LayerNorm's epsilon is 1e-6, GELU flax's tanh approximation.
+The layout (big_vision: models/vit.py, models/proj/image_text/two_towers.py, text_transformer.py):
+flax stores a dense kernel as [in, out], attention as [W, heads, W / heads] and its output as
+[heads, W / heads, W], a convolution as [p, p, 3, W]; blocks are `encoderblock_0` .. or, trained
+with `scan`, one `encoderblock` whose arrays are stacked along depth. Names may begin with
+`params/`, beside which the state of the optimiser may lie. LayerNorm's epsilon is 1e-6, GELU flax's
+tanh approximation.
 
 Shapes: W width, N positions, p pixels a side of a patch, V pieces in the vocabulary, L tokens.
 """
@@ -70,13 +77,22 @@ VARIANTS = {  # big_vision, models/vit.py: width, depth, MLP, heads
 
 
 class BigVisionModel:
-    """A DenseModel: the image side of a checkpoint. The text tower, if any, counts for revision and size."""
+    """A DenseModel: the image side of a checkpoint. The text tower, if any, counts for revision and
+    size.
+    """
 
     libraries = ("transformers", "tokenizers")  # its towers, and the tokenizer of a tokenizer.json
 
     def __init__(self, name: str, shape: Shape, network: Network, lacking: dict[str, str]):
-        self.parts = {"vision": network.vision_model} | ({} if shape.text is None else {"text": network.text_model})
-        settings = {"activation": ACTIVATION, "epsilon": EPS, "pooling": "map", "shape": asdict(shape)}
+        self.parts = {"vision": network.vision_model} | (
+            {} if shape.text is None else {"text": network.text_model}
+        )
+        settings = {
+            "activation": ACTIVATION,
+            "epsilon": EPS,
+            "pooling": "map",
+            "shape": asdict(shape),
+        }
         self.name = name
         self.tower = MapTower(network)
         self.embed_dim = shape.image.width
@@ -85,7 +101,10 @@ class BigVisionModel:
         self.num_params = sum(p.numel() for part in self.parts.values() for p in part.parameters())
         self.revision = revision_of(self.parts, settings)
         self.feature_points = self.tower.feature_points
-        self.dense_methods, self.lacking = self.tower.dense_methods, {**self.tower.lacking, **lacking}
+        self.dense_methods, self.lacking = (
+            self.tower.dense_methods,
+            {**self.tower.lacking, **lacking},
+        )
         self.pipeline = ImagePipeline(self.image_size, mean=(0.5,) * 3, std=(0.5,) * 3)
         self.image_protocol = self.pipeline.as_dict()
 
@@ -109,7 +128,13 @@ class BigVisionTextModel(BigVisionModel):
     """An ImageTextModel: image, text, and the tokenizer that lay beside them."""
 
     def __init__(
-        self, name: str, shape: Shape, network: Network, tokenizer: PieceTokenizer, logit_scale: float, logit_bias: float
+        self,
+        name: str,
+        shape: Shape,
+        network: Network,
+        tokenizer: PieceTokenizer,
+        logit_scale: float,
+        logit_bias: float,
     ):
         super().__init__(name, shape, network, lacking={})
         self.tokenizer = tokenizer
@@ -130,10 +155,12 @@ class BigVisionTextModel(BigVisionModel):
 
 
 def load(path: Path, arch: str | None) -> BigVisionModel:
-    """A file -> a model on the CPU; ``arch``: None, or what the file is expected to be: "B/16", "So400m/14@384".
+    """A file -> a model on the CPU; ``arch``: None, or what the file is expected to be: "B/16",
+    "So400m/14@384".
 
     Raises:
-        UserError: no such file, damaged, of another layout, or not what ``arch`` says; a tokenizer file that does not fit.
+        UserError: no such file, damaged, of another layout, or not what ``arch`` says; a tokenizer
+        file that does not fit.
     """
     if not path.is_file():
         raise UserError(f"big_vision:{path}: no such file; write big_vision:FILE.npz")
@@ -162,7 +189,9 @@ def _number(array: Tensor, what: str, path: Path) -> float:
 
 def _bring_tokenizer(path: Path, shape: Shape) -> str:
     source = (
-        "big_vision's gemma_tokenizer.model" if shape.vocab_size == 256_000 else "the sentencepiece model it was trained with"
+        "big_vision's gemma_tokenizer.model"
+        if shape.vocab_size == 256_000
+        else "the sentencepiece model it was trained with"
     )
     return (
         f"the tokenizer is no part of {path.name}: put {source} ({shape.vocab_size:,} pieces) into {path.absolute().parent}"
@@ -171,24 +200,33 @@ def _bring_tokenizer(path: Path, shape: Shape) -> str:
 
 
 def _checked(arch: str, shape: Shape, path: Path) -> Shape:
-    """The shape, if it is what ``arch`` says, with the picture size where ``arch`` names one that fits the grid."""
+    """The shape, if it is what ``arch`` says, with the picture size where ``arch`` names one that
+    fits the grid.
+    """
     variant, _, patch_and_size = arch.partition("/")
     patch, at, size = patch_and_size.partition("@")
     if variant not in VARIANTS:
         raise unknown_name("architecture of big_vision", variant, VARIANTS)
     if not patch.isdecimal() or (at and not size.isdecimal()):
-        raise UserError(f"--arch {arch!r} does not say the patch size; write {variant}/16, or {variant}/16@256 with the pixels")
+        raise UserError(
+            f"--arch {arch!r} does not say the patch size; write {variant}/16, or {variant}/16@256 with the pixels"
+        )
     fits = not at or int(size) // shape.patch_size == shape.grid
     if shape.image != VARIANTS[variant] or shape.patch_size != int(patch) or not fits:
-        found = next((name for name, tower in VARIANTS.items() if tower == shape.image), str(shape.image))
+        found = next(
+            (name for name, tower in VARIANTS.items() if tower == shape.image), str(shape.image)
+        )
         raise UserError(f"{path} is not {arch} but {found}/{shape.patch_size}@{shape.image_size}")
     return replace(shape, image_size=int(size)) if at else shape
 
 
-Network = Any  # a torch module; its parts are those of transformers' SigLIP, which its base class does not declare
+# a torch module; its parts are those of transformers' SigLIP, which its base class does not declare
+Network = Any
 EPS, ACTIVATION = 1e-6, "gelu_pytorch_tanh"
 ATTENTION = "MultiHeadDotProductAttention_0"
-RESOLUTIONS = {(14, 27): 384}  # (patch, grid) of releases whose pictures are no multiple of their patches: SigLIP So400m/14
+RESOLUTIONS = {
+    (14, 27): 384
+}  # (patch, grid) of releases whose pictures are no multiple of their patches: SigLIP So400m/14
 PACKED = ("query", "key", "value")  # of the pooling head, in this order one matrix in torch
 BLOCK = {
     "layer_norm1": "LayerNorm_0",
@@ -210,24 +248,40 @@ class Shape:
     text: TowerShape | None  # None: the file holds an image tower alone
     patch_size: int
     grid: int  # patches a side
-    image_size: int  # pixels a side; up to a patch more than patch_size * grid, which the model does not see
+    # pixels a side; up to a patch more than patch_size * grid, which the model does not see
+    image_size: int
     vocab_size: int
     context_length: int
 
 
 def read_params(path: Path) -> dict[str, Tensor]:
-    """Array by name, fp32, blocks one by one; what does not belong to the two towers is left out."""
+    """Array by name, fp32, blocks one by one; what does not belong to the two towers is left
+    out.
+    """
     arrays = read_weights(path)
     if any(name.startswith("params/") for name in arrays):
-        arrays = {name.removeprefix("params/"): array for name, array in arrays.items() if name.startswith("params/")}
-    arrays = {name: array.float() for name, array in arrays.items() if re.match(r"(img|txt)/|[tb]$", name)}
+        arrays = {
+            name.removeprefix("params/"): array
+            for name, array in arrays.items()
+            if name.startswith("params/")
+        }
+    arrays = {
+        name: array.float() for name, array in arrays.items() if re.match(r"(img|txt)/|[tb]$", name)
+    }
     if not any(name.startswith("img/") for name in arrays):
-        raise UserError(f"{path} holds no img/ arrays: it is not an image-text checkpoint of big_vision")
+        raise UserError(
+            f"{path} holds no img/ arrays: it is not an image-text checkpoint of big_vision"
+        )
     params = {}
     for name, array in arrays.items():
         if "/encoderblock/" in name:
             rows = array if array.dim() else ()  # damaged: shape_of names what is missing
-            params.update({name.replace("/encoderblock/", f"/encoderblock_{i}/"): row for i, row in enumerate(rows)})
+            params.update(
+                {
+                    name.replace("/encoderblock/", f"/encoderblock_{i}/"): row
+                    for i, row in enumerate(rows)
+                }
+            )
         else:
             params[name] = array
     return params
@@ -237,24 +291,30 @@ def shape_of(params: dict[str, Tensor], path: Path) -> Shape:
     """The architecture, from the shapes alone.
 
     Raises:
-        UserError: an array that tells it is missing or has another number of axes, as in NaFlex and in plain classifiers.
+        UserError: an array that tells it is missing or has another number of axes, as in NaFlex and
+        in plain classifiers.
     """
     patch, _, channels, width = _axes(params, path, "img/embedding/kernel", 4)
     positions = _axes(params, path, "img/pos_embedding", 3)[1]
     grid = math.isqrt(positions)
     if channels != 3 or grid**2 != positions:
-        raise UserError(f"{path}: {positions} positions of {channels} channels are no square colour picture")
+        raise UserError(
+            f"{path}: {positions} positions of {channels} channels are no square colour picture"
+        )
     image = _tower(params, path, "img/Transformer", width)
     size = RESOLUTIONS.get((patch, grid), patch * grid)
     if not any(name.startswith("txt/") for name in params):
         return Shape(image, None, patch, grid, size, 0, 0)
     vocab, text_width = _axes(params, path, "txt/Embed_0/embedding", 2)
     length = _axes(params, path, "txt/pos_embedding", 3)[1]
-    return Shape(image, _tower(params, path, "txt/Encoder_0", text_width), patch, grid, size, vocab, length)
+    return Shape(
+        image, _tower(params, path, "txt/Encoder_0", text_width), patch, grid, size, vocab, length
+    )
 
 
 def build(params: dict[str, Tensor], shape: Shape, path: Path) -> Network:
-    """transformers' SiglipModel with these weights, in eval mode; without a text tower in the file that part stays empty.
+    """transformers' SiglipModel with these weights, in eval mode; without a text tower in the file
+    that part stays empty.
 
     Raises:
         UserError: transformers is missing; arrays are missing, too many or of another shape.
@@ -264,8 +324,14 @@ def build(params: dict[str, Tensor], shape: Shape, path: Path) -> Network:
     except ModuleNotFoundError as error:
         if error.name != "transformers":
             raise
-        raise UserError("big_vision: checkpoints need the package transformers: pip install 'silc-bench[big_vision]'") from None
-    vision = {**_config(shape.image), "image_size": shape.image_size, "patch_size": shape.patch_size}
+        raise UserError(
+            "big_vision: checkpoints need the package transformers: pip install 'silc-bench[big_vision]'"
+        ) from None
+    vision = {
+        **_config(shape.image),
+        "image_size": shape.image_size,
+        "patch_size": shape.patch_size,
+    }
     text: dict[str, Any] = {}
     if shape.text is not None:
         sizes = {"vocab_size": shape.vocab_size, "max_position_embeddings": shape.context_length}
@@ -276,7 +342,9 @@ def build(params: dict[str, Tensor], shape: Shape, path: Path) -> Network:
     if shape.text is not None:
         expected = {**expected, **_text_names(shape.text)}
     _check_names(params, set(expected.values()), path)
-    state = {target: _to_torch(source, params[source]) for target, source in expected.items()} | _vision_pooling(params)
+    state = {
+        target: _to_torch(source, params[source]) for target, source in expected.items()
+    } | _vision_pooling(params)
     _fill(model.vision_model, "vision_model.", state, path)
     if shape.text is not None:
         _fill(model.text_model, "text_model.", state, path)
@@ -284,7 +352,9 @@ def build(params: dict[str, Tensor], shape: Shape, path: Path) -> Network:
 
 
 def _fill(tower: Network, prefix: str, state: dict[str, Tensor], path: Path) -> None:
-    weights = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    weights = {
+        name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)
+    }
     load_into(tower, weights, f"{path} as the {prefix[:-1]} of SigLIP")
     for module in tower.modules():
         if isinstance(getattr(module, "position_ids", None), Tensor):  # not a weight, so in no file
@@ -307,13 +377,23 @@ def _axes(params: dict[str, Tensor], path: Path, name: str, count: int) -> tuple
         raise UserError(f"{path} is no SigLIP or SILC checkpoint of big_vision: it has no {name}")
     axes = tuple(params[name].shape)
     if len(axes) != count or 0 in axes:
-        hint = "; NaFlex checkpoints load as hf:google/siglip2-base-patch16-naflex" if name.startswith("img/") else ""
-        raise UserError(f"{path}: {name} has the shape {axes}, where SigLIP and SILC have {count} axes{hint}")
+        hint = (
+            "; NaFlex checkpoints load as hf:google/siglip2-base-patch16-naflex"
+            if name.startswith("img/")
+            else ""
+        )
+        raise UserError(
+            f"{path}: {name} has the shape {axes}, where SigLIP and SILC have {count} axes{hint}"
+        )
     return axes
 
 
 def _tower(params: dict[str, Tensor], path: Path, prefix: str, width: int) -> TowerShape:
-    numbers = {int(found[1]) for name in params if (found := re.match(rf"{prefix}/encoderblock_(\d+)/", name))}
+    numbers = {
+        int(found[1])
+        for name in params
+        if (found := re.match(rf"{prefix}/encoderblock_(\d+)/", name))
+    }
     heads = _axes(params, path, f"{prefix}/encoderblock_0/{ATTENTION}/query/kernel", 3)[1]
     mlp_dim = _axes(params, path, f"{prefix}/encoderblock_0/MlpBlock_0/Dense_0/kernel", 2)[1]
     if width % heads:
@@ -322,7 +402,9 @@ def _tower(params: dict[str, Tensor], path: Path, prefix: str, width: int) -> To
 
 
 def _vision_names(tower: TowerShape) -> dict[str, str]:
-    """transformers' name -> big_vision's, the attention of the pooling head aside: transformers packs it."""
+    """transformers' name -> big_vision's, the attention of the pooling head aside: transformers
+    packs it.
+    """
     return {
         "vision_model.embeddings.patch_embedding.weight": "img/embedding/kernel",
         "vision_model.embeddings.patch_embedding.bias": "img/embedding/bias",
@@ -351,21 +433,30 @@ def _block_names(ours: str, theirs: str, depth: int) -> dict[str, str]:
     names: dict[str, str] = {}
     for i in range(depth):
         for target, source in BLOCK.items():
-            names |= _pair(f"{ours}.encoder.layers.{i}.{target}", f"{theirs}/encoderblock_{i}/{source}")
+            names |= _pair(
+                f"{ours}.encoder.layers.{i}.{target}", f"{theirs}/encoderblock_{i}/{source}"
+            )
     return names
 
 
 def _pair(target: str, source: str) -> dict[str, str]:
     is_norm = source.split("/")[-1].startswith(("LayerNorm", "encoder_norm"))
-    return {f"{target}.weight": f"{source}/{'scale' if is_norm else 'kernel'}", f"{target}.bias": f"{source}/bias"}
+    return {
+        f"{target}.weight": f"{source}/{'scale' if is_norm else 'kernel'}",
+        f"{target}.bias": f"{source}/bias",
+    }
 
 
 def _check_names(params: dict[str, Tensor], expected: set[str], path: Path) -> None:
     """All that is expected is there, and nothing else; a bias `b` only where the loss has one."""
-    expected = expected | {f"img/MAPHead_0/{ATTENTION}/{part}/{kind}" for part in PACKED for kind in ("kernel", "bias")}
+    expected = expected | {
+        f"img/MAPHead_0/{ATTENTION}/{part}/{kind}" for part in PACKED for kind in ("kernel", "bias")
+    }
     expected |= {"t"} if any(name.startswith("txt/") for name in expected) else set()
     missing, extra = sorted(expected - params.keys()), sorted(params.keys() - expected - {"t", "b"})
-    lacks = f"lacks {', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}" if missing else ""
+    lacks = (
+        f"lacks {', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}" if missing else ""
+    )
     has = f"has also {', '.join(extra[:3])}{', ...' if len(extra) > 3 else ''}" if extra else ""
     if lacks or has:
         words = " and ".join(filter(None, (lacks, has)))
@@ -373,9 +464,14 @@ def _check_names(params: dict[str, Tensor], expected: set[str], path: Path) -> N
 
 
 def _vision_pooling(params: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The attention of the pooling head; one that does not fit is left as it is, which ``load_into`` names."""
+    """The attention of the pooling head; one that does not fit is left as it is, which
+    ``load_into`` names.
+    """
     kernels, biases = (
-        [_to_torch(name, params[name]) for name in (f"img/MAPHead_0/{ATTENTION}/{part}/{kind}" for part in PACKED)]
+        [
+            _to_torch(name, params[name])
+            for name in (f"img/MAPHead_0/{ATTENTION}/{part}/{kind}" for part in PACKED)
+        ]
         for kind in ("kernel", "bias")
     )
     fits = all(kernel.dim() == 2 and kernel.shape == kernels[0].shape for kernel in kernels)
@@ -386,7 +482,9 @@ def _vision_pooling(params: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _to_torch(name: str, array: Tensor) -> Tensor:
-    """An array as torch wants it; one with other axes than the layout's is left as it is, which ``load_into`` names."""
+    """An array as torch wants it; one with other axes than the layout's is left as it is, which
+    ``load_into`` names.
+    """
     if name == "img/embedding/kernel":
         return array.permute(3, 2, 0, 1).contiguous()
     if name.endswith("pos_embedding"):

@@ -1,16 +1,20 @@
-"""Blocks of open_clip and timm taken apart: queries, keys and values of a block, and what the block does after its attention.
+"""Blocks of open_clip and timm taken apart: queries, keys and values of a block, and what the block
+does after its attention.
 
-Flow: ``block_of(tower's last block)`` -> a ``LastBlock`` (``towers``), or None for a kind that nobody has taken apart.
+Flow: ``block_of(tower's last block)`` -> a ``LastBlock`` (``towers``), or None for a kind that
+nobody has taken apart.
 
-Each part is the library's own layer, called as the library's forward calls it, in evaluation: dropout and stochastic depth
-do nothing.
+Each part is the library's own layer, called as the library's forward calls it, in evaluation:
+dropout and stochastic depth do nothing.
 
 Shapes: B pictures, N tokens, W width of the tokens, H heads of d.
 
-A transformer of timm up to its last block: what ``towers.dense`` needs of it, beside its own ``forward_features``.
+A transformer of timm up to its last block: what ``towers.dense`` needs of it, beside its own
+``forward_features``.
 
-Flow: ``trunk_tokens(trunk)`` -> ``enter`` runs a second view of the trunk whose last block and norm are left out; it shares
-every weight, buffer and layer with the trunk, so it moves to a device with it.
+Flow: ``trunk_tokens(trunk)`` -> ``enter`` runs a second view of the trunk whose last block and norm
+are left out; it shares every weight, buffer and layer with the trunk, so it moves to a device with
+it.
 
 Shapes: B pictures, N tokens, prefix tokens first, W width.
 """
@@ -36,7 +40,11 @@ def block_of(block: nn.Module) -> LastBlock | None:
     """The parts of a block of open_clip or timm."""
     home, kind = type(block).__module__.partition(".")[0], type(block).__name__
     attention = getattr(block, "attn", None)
-    if home == "open_clip" and kind in OPEN_CLIP and getattr(attention, "logit_scale", None) is None:
+    if (
+        home == "open_clip"
+        and kind in OPEN_CLIP
+        and getattr(attention, "logit_scale", None) is None
+    ):
         return OpenClipBlock(block)
     if home == "timm" and kind in TIMM and type(attention).__name__ in TIMM_ATTENTION:
         return TimmBlock(block)
@@ -63,7 +71,9 @@ class OpenClipBlock:
             return block.ls_1(attention.out_proj(merge_heads(values)))
         if attention.head_scale is not None:
             values = values * attention.head_scale
-        return block.ls_1(block.ln_attn(attention.out_proj(attention.ln_inner(merge_heads(values)))))
+        return block.ls_1(
+            block.ln_attn(attention.out_proj(attention.ln_inner(merge_heads(values))))
+        )
 
     def finish(self, tokens: Tensor, added: Tensor) -> Tensor:
         tokens = tokens + added
@@ -83,7 +93,9 @@ class TimmBlock:
         q, k = attention.q_norm(q), attention.k_norm(k)
         if rope is not None:
             q, k = (self._rotated(part, rope).type_as(v) for part in (q, k))
-        groups = getattr(attention, "num_kv_groups", 1)  # heads of queries that share one of keys and values
+        groups = getattr(
+            attention, "num_kv_groups", 1
+        )  # heads of queries that share one of keys and values
         return q, k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
 
     def join(self, tokens: Tensor, values: Tensor) -> Tensor:
@@ -116,7 +128,11 @@ class TimmBlock:
         else:
             parts = attention.qkv(seen).chunk(3, dim=-1)
         few = getattr(attention, "num_kv_heads", attention.num_heads)
-        return heads_of(parts[0], attention.num_heads), heads_of(parts[1], few), heads_of(parts[2], few)
+        return (
+            heads_of(parts[0], attention.num_heads),
+            heads_of(parts[1], few),
+            heads_of(parts[2], few),
+        )
 
     def _rotated(self, part: Tensor, rope: Tensor) -> Tensor:
         """[B, H, N, d] with the patches rotated by their positions, prefix tokens as they are."""
@@ -124,7 +140,9 @@ class TimmBlock:
 
         count = self.attention.num_prefix_tokens
         half = {"half": True} if getattr(self.attention, "rotate_half", False) else {}
-        return torch.cat([part[:, :, :count], apply_rot_embed_cat(part[:, :, count:], rope, **half)], dim=2)
+        return torch.cat(
+            [part[:, :, :count], apply_rot_embed_cat(part[:, :, count:], rope, **half)], dim=2
+        )
 
     def _scaled(self, added: Tensor, which: str) -> Tensor:
         """The layer scale, which EVA keeps as a vector, or None, and other blocks as a layer."""
@@ -147,15 +165,22 @@ class TrunkTokens:
         self.is_rotary = getattr(trunk, "rope", None) is not None
         self._end = _End()
         self._before = copy.copy(trunk)
-        self._before.__dict__["_modules"] = dict(trunk._modules)  # the copy's own, so that the trunk keeps its parts
+        self._before.__dict__["_modules"] = dict(
+            trunk._modules
+        )  # the copy's own, so that the trunk keeps its parts
         self._before.blocks = nn.Sequential(*self.blocks[:-1], self._end)
         self._before.norm = nn.Identity()
 
     def enter(self, images: Tensor, count: int) -> tuple[list[Tensor], Any]:
-        """[B, N, W] that enter each of the last ``count`` blocks, and the last one's rotary positions."""
+        """[B, N, W] that enter each of the last ``count`` blocks, and the last one's rotary
+        positions.
+        """
         entered: list[Tensor] = []
         seen = self.blocks[-count:-1]
-        handles = [block.register_forward_pre_hook(lambda _, inputs: entered.append(inputs[0])) for block in seen]
+        handles = [
+            block.register_forward_pre_hook(lambda _, inputs: entered.append(inputs[0]))
+            for block in seen
+        ]
         try:
             entered.append(self._before.forward_features(images))
             return entered, self._end.rope
@@ -170,7 +195,9 @@ class TrunkTokens:
 
 
 class _End(nn.Module):
-    """In the last block's place: its input goes on, and the rotary positions that come with it are kept."""
+    """In the last block's place: its input goes on, and the rotary positions that come with it are
+    kept.
+    """
 
     rope: Any = None
 
@@ -185,7 +212,9 @@ def trunk_tokens(trunk: Network) -> TrunkTokens | None:
 
 
 def is_known_course(trunk: Network) -> bool:
-    """Whether ``forward_features`` is one of timm's two that go: embed, ``blocks`` one after another, ``norm``."""
+    """Whether ``forward_features`` is one of timm's two that go: embed, ``blocks`` one after
+    another, ``norm``.
+    """
     from timm.models.eva import Eva
     from timm.models.vision_transformer import VisionTransformer
 

@@ -1,16 +1,20 @@
-"""Tokenizers of SigLIP and SigLIP 2 from the file that defines them, cut and padded as big_vision does in training.
+"""Tokenizers of SigLIP and SigLIP 2 from the file that defines them, cut and padded as big_vision
+does in training.
 
-Flow: ``find_tokenizer(folder, vocab_size, length)`` -> a ``PieceTokenizer`` or, where no file is there, None.
+Flow: ``find_tokenizer(folder, vocab_size, length)`` -> a ``PieceTokenizer`` or, where no file is
+there, None.
 
-big_vision, pp/ops_text.py and pp/proj/paligemma/ops.py; the configurations are those of its SigLIP and SigLIP 2 demos:
+big_vision, pp/ops_text.py and pp/proj/paligemma/ops.py; the configurations are those of its SigLIP
+and SigLIP 2 demos:
 
 - pieces of the text, then one end-of-sentence token, and no token at the beginning;
-- a longer text is cut to the length with its end-of-sentence token kept last (``eos="sticky"``), a shorter one is padded:
-  SigLIP (c4_en, mc4) with the end-of-sentence token (id 1), SigLIP 2 (Gemma) with the padding token (id 0). The text tower
-  reads its last position;
-- cleaning of SigLIP: lower case, no ASCII punctuation, single spaces. big_vision itself does that to the prompts of its
-  zero-shot evaluation only; transformers and open_clip do it to every text of these models, and so does this file. SigLIP 2:
-  lower case of ASCII letters (`tf.strings.lower`), punctuation stays.
+- a longer text is cut to the length with its end-of-sentence token kept last (``eos="sticky"``), a
+  shorter one is padded: SigLIP (c4_en, mc4) with the end-of-sentence token (id 1), SigLIP 2 (Gemma)
+  with the padding token (id 0). The text tower reads its last position;
+- cleaning of SigLIP: lower case, no ASCII punctuation, single spaces. big_vision itself does that
+  to the prompts of its zero-shot evaluation only; transformers and open_clip do it to every text of
+  these models, and so does this file. SigLIP 2: lower case of ASCII letters (`tf.strings.lower`),
+  punctuation stays.
 
 Shapes: B texts, L tokens.
 """
@@ -79,7 +83,9 @@ def find_tokenizer(folder: Path, vocab_size: int, length: int) -> PieceTokenizer
 
 def canonicalize(text: str) -> str:
     """Lower case without ASCII punctuation, runs of white space as one space."""
-    return re.sub(r"\s+", " ", text.lower().translate(str.maketrans("", "", string.punctuation))).strip()
+    return re.sub(
+        r"\s+", " ", text.lower().translate(str.maketrans("", "", string.punctuation))
+    ).strip()
 
 
 def lower_ascii(text: str) -> str:
@@ -90,11 +96,15 @@ def _read(path: Path, vocab_size: int, length: int) -> PieceTokenizer:
     read = _read_json if path.suffix == ".json" else _read_pieces
     encode, id_of, count = read(path)
     if not vocab_size <= count <= vocab_size + EXTRA_IDS:
-        raise UserError(f"{path} has {count:,} pieces, the text tower {vocab_size:,}: it is the tokenizer of another model")
+        raise UserError(
+            f"{path} has {count:,} pieces, the text tower {vocab_size:,}: it is the tokenizer of another model"
+        )
     gemma = id_of("<eos>")
     eos = id_of("</s>") if gemma is None else gemma
     if eos is None:
-        raise UserError(f"{path} has neither </s> (SigLIP) nor <eos> (SigLIP 2), one of which ends every text")
+        raise UserError(
+            f"{path} has neither </s> (SigLIP) nor <eos> (SigLIP 2), one of which ends every text"
+        )
     padding = eos
     if gemma is not None:
         pad = id_of("<pad>")
@@ -120,16 +130,22 @@ def _read_pieces(path: Path) -> Pieces:
     try:
         import sentencepiece
     except ModuleNotFoundError:
-        raise UserError(f"{path} needs the package sentencepiece: pip install 'silc-bench[big_vision]'") from None
+        raise UserError(
+            f"{path} needs the package sentencepiece: pip install 'silc-bench[big_vision]'"
+        ) from None
     processor = sentencepiece.SentencePieceProcessor()
     try:
         processor.LoadFromSerializedProto(path.read_bytes())
     except RuntimeError as error:
-        raise UserError(f"{path} is no sentencepiece model: {' '.join(str(error).split())[:200]}") from None
+        raise UserError(
+            f"{path} is no sentencepiece model: {' '.join(str(error).split())[:200]}"
+        ) from None
 
     def id_of(piece: str) -> int | None:
         found = processor.PieceToId(piece)
-        return found if processor.IdToPiece(found) == piece else None  # an unknown piece has the id of <unk>
+        return (
+            found if processor.IdToPiece(found) == piece else None
+        )  # an unknown piece has the id of <unk>
 
     return processor.EncodeAsIds, id_of, processor.GetPieceSize()
 

@@ -1,12 +1,15 @@
-"""Image encoders of the timm library: ``timm:NAME[.TAG]``, ``timm:NAME[.TAG]/PATH`` (local weights), ``timm:NAME/random``.
+"""Image encoders of the timm library: ``timm:NAME[.TAG]``, ``timm:NAME[.TAG]/PATH`` (local
+weights), ``timm:NAME/random``.
 
-Flow: ``load("vit_small_patch14_dinov2.lvd142m")`` -> timm builds the model without its classifier and fills it -> its data
-configuration becomes an ``ImagePipeline`` -> a model without text. "pooled" is what timm calls the embedding: the model with
-``num_classes=0``, that is `forward_head(pre_logits=True)`: class token, mean, attention pool or hidden layers, as trained.
+Flow: ``load("vit_small_patch14_dinov2.lvd142m")`` -> timm builds the model without its classifier
+and fills it -> its data configuration becomes an ``ImagePipeline`` -> a model without text.
+"pooled" is what timm calls the embedding: the model with ``num_classes=0``, that is
+`forward_head(pre_logits=True)`: class token, mean, attention pool or hidden layers, as trained.
 
-Dense features are the output of `forward_features` at its positions: patch tokens without class, distillation and register
-tokens, or a feature map. Where the architecture normalises before pooling they have passed the final norm; where it does so
-after pooling (`fc_norm` of ViTs that average, the head's norm of ConvNeXt), they have not: that norm was never trained on them.
+Dense features are the output of `forward_features` at its positions: patch tokens without class,
+distillation and register tokens, or a feature map. Where the architecture normalises before pooling
+they have passed the final norm; where it does so after pooling (`fc_norm` of ViTs that average, the
+head's norm of ConvNeXt), they have not: that norm was never trained on them.
 
 Shapes: B pictures, D embedding, W width of the tower, S x S pixels, h x w positions.
 """
@@ -32,7 +35,9 @@ from silc_bench.models.patch_features import JOINT, check_methods, methods_of, n
 from silc_bench.models.preprocessing import INTERPOLATIONS, ImagePipeline
 from silc_bench.models.weights.revision import revision_of
 
-Network = Any  # a torch module with timm's forward_features and forward_head, which its base class does not declare
+# a torch module with timm's forward_features and forward_head, which its base class does not
+# declare
+Network = Any
 FORMS = "timm:NAME, timm:NAME.TAG, timm:NAME/PATH or timm:NAME/random"
 
 
@@ -48,17 +53,23 @@ class TimmModel:
         self.embed_dim = embed_dim
         self.image_size = pipeline.size
         self.num_params = sum(parameter.numel() for parameter in network.parameters())
-        self.settings = {  # the architecture's name fixes activation, heads and norms; a tag may change these two
+        # the architecture's name fixes activation, heads and norms; a tag may change these two
+        self.settings = {
             "architecture": config["architecture"],
             "global_pool": str(getattr(network, "global_pool", "")),
             "image_size": self.image_size,
         }
         self.revision = revision_of({"network": network}, self.settings)
         self.feature_points = {"pooled": embed_dim}
-        self.lacking = {"text": "timm holds image encoders only", "dense": "its last features have no places on the picture"}
+        self.lacking = {
+            "text": "timm holds image encoders only",
+            "dense": "its last features have no places on the picture",
+        }
         self.pipeline = pipeline
         self.image_protocol = pipeline.as_dict()
-        self.is_fixed_size = bool(config.get("fixed_input_size")) and not getattr(network, "dynamic_img_size", False)
+        self.is_fixed_size = bool(config.get("fixed_input_size")) and not getattr(
+            network, "dynamic_img_size", False
+        )
 
     def preprocess(self, image: Image.Image) -> Tensor:
         return self.pipeline(image)
@@ -82,7 +93,15 @@ class TimmModel:
 class DenseTimmModel(TimmModel):
     """A DenseModel: the features of this network have positions."""
 
-    def __init__(self, name: str, network: Network, pipeline: ImagePipeline, embed_dim: int, width: int, patch_size: int):
+    def __init__(
+        self,
+        name: str,
+        network: Network,
+        pipeline: ImagePipeline,
+        embed_dim: int,
+        width: int,
+        patch_size: int,
+    ):
         super().__init__(name, network, pipeline, embed_dim)
         self.patch_size = patch_size
         self.feature_points = {"pooled": embed_dim, "mean_patch": width}
@@ -100,12 +119,16 @@ class DenseTimmModel(TimmModel):
         """[B, 3, H, W] -> {method: [B, h, w, W]}, [B, h, w, N * W] for "tokens:N".
 
         Raises:
-            UserError: a method in the space shared with text (there is no text), or a size that the network does not take.
+            UserError: a method in the space shared with text (there is no text), or a size that the
+            network does not take.
         """
         check_methods(self.name, methods, self.dense_methods, self.lacking)
         left: list[Tensor] = []  # by the blocks before the last one
         seen = self.blocks[-max(map(num_layers, methods)) : -1]
-        handles = [block.register_forward_hook(lambda _, inputs, output: left.append(output)) for block in seen]
+        handles = [
+            block.register_forward_hook(lambda _, inputs, output: left.append(output))
+            for block in seen
+        ]
         try:
             features = self._features(images)
         finally:
@@ -113,8 +136,12 @@ class DenseTimmModel(TimmModel):
                 handle.remove()
         height, width = images.shape[-2:]
         layers = [*(self.network.norm(tokens) for tokens in left), features]
-        layers = [_positions(self.network, layer, height, width, self.patch_size) for layer in layers]
-        return {method: torch.cat(layers[-num_layers(method) :], dim=-1).float() for method in methods}
+        layers = [
+            _positions(self.network, layer, height, width, self.patch_size) for layer in layers
+        ]
+        return {
+            method: torch.cat(layers[-num_layers(method) :], dim=-1).float() for method in methods
+        }
 
     def _features(self, images: Tensor) -> Any:
         height, width = images.shape[-2:]
@@ -130,8 +157,9 @@ def load(rest: str) -> TimmModel:
     """What follows ``timm:`` -> a model on the CPU.
 
     Raises:
-        UserError: timm is not installed, no such architecture, tag or file, weights that do not fit or cannot be had, or an
-            evaluation transform that is more than resize, centre crop, normalise.
+        UserError: timm is not installed, no such architecture, tag or file, weights that do not fit
+        or cannot be had, or an evaluation transform that is more than resize, centre crop,
+        normalise.
     """
     timm = library("timm", "timm")
     name, slash, path = rest.partition("/")
@@ -146,11 +174,15 @@ def load(rest: str) -> TimmModel:
     elif slash:
         network = _create(timm, name)
         _fill(network, name, Path(path))
-        label = f"timm:{name}/{Path(path).name}"  # with its suffix: random.pt is not the row /random
+        label = (
+            f"timm:{name}/{Path(path).name}"  # with its suffix: random.pt is not the row /random
+        )
     else:
         network = _download(timm, name)
         config = _config(network)
-        label = f"timm:{'.'.join(word for word in (config['architecture'], config.get('tag')) if word)}"
+        label = (
+            f"timm:{'.'.join(word for word in (config['architecture'], config.get('tag')) if word)}"
+        )
     return _adapt(timm, label, network.eval().requires_grad_(False))
 
 
@@ -159,39 +191,57 @@ def _check_name(timm: ModuleType, name: str) -> None:
     if not timm.is_model(arch):
         known = timm.list_models()
         if not difflib.get_close_matches(arch, known, n=1, cutoff=0.5):
-            raise UserError(f"unknown timm architecture {arch!r}; timm.list_models() names all {len(known)}; write {FORMS}")
+            raise UserError(
+                f"unknown timm architecture {arch!r}; timm.list_models() names all {len(known)}; write {FORMS}"
+            )
         raise unknown_name("timm architecture", arch, known)
-    tags = [full.partition(".")[2] for full in timm.models.get_arch_pretrained_cfgs(arch)] if tag else []
+    tags = (
+        [full.partition(".")[2] for full in timm.models.get_arch_pretrained_cfgs(arch)]
+        if tag
+        else []
+    )
     if tag and tag not in tags:
         raise unknown_name(f"tag of timm's {arch}", tag, (word for word in tags if word))
 
 
 def _create(timm: ModuleType, name: str, pretrained: bool = False) -> Network:
-    """Without the classifier; open to other picture sizes where the architecture can be (bicubic, antialiased positions)."""
+    """Without the classifier; open to other picture sizes where the architecture can be (bicubic,
+    antialiased positions).
+    """
     try:
-        network = timm.create_model(name, pretrained=pretrained, num_classes=0, dynamic_img_size=True)
+        network = timm.create_model(
+            name, pretrained=pretrained, num_classes=0, dynamic_img_size=True
+        )
     except TypeError as error:
         if "dynamic_img_size" not in str(error):
             raise
         return timm.create_model(name, pretrained=pretrained, num_classes=0)
     patch = getattr(getattr(network, "patch_embed", None), "patch_size", (1, 1))
-    if _config(network)["input_size"][-1] % patch[-1]:  # SigLIP So400m/14 at 384: open to other sizes, it refuses its own
+    if (
+        _config(network)["input_size"][-1] % patch[-1]
+    ):  # SigLIP So400m/14 at 384: open to other sizes, it refuses its own
         return timm.create_model(name, pretrained=pretrained, num_classes=0, dynamic_img_size=False)
     return network
 
 
 def _download(timm: ModuleType, name: str) -> Network:
-    """Filled by timm from its cache or, where there is a network, from the hub; nothing but tensors is unpickled."""
+    """Filled by timm from its cache or, where there is a network, from the hub; nothing but tensors
+    is unpickled.
+    """
     config = timm.models.get_pretrained_cfg(name)
     if config is None or not config.has_weights:
-        raise UserError(f"timm has no trained weights for {name}; write timm:{name}/PATH for a file, or timm:{name}/random")
+        raise UserError(
+            f"timm has no trained weights for {name}; write timm:{name}/PATH for a file, or timm:{name}/random"
+        )
     if config.hf_hub_id:
         source = f"{config.hf_hub_filename or 'model.safetensors'} of {config.hf_hub_id} on the Hugging Face hub"
     else:
         source = str(config.url or config.file)
     try:
         return _create(timm, name, pretrained=True)
-    except Exception as error:  # the cache, the hub, a proxy and a broken download each raise their own kind
+    except (
+        Exception
+    ) as error:  # the cache, the hub, a proxy and a broken download each raise their own kind
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise UserError(
             f"the weights of timm:{name} cannot be had ({reason}); bring {source} to this machine and write timm:{name}/PATH"
@@ -199,7 +249,9 @@ def _download(timm: ModuleType, name: str) -> Network:
 
 
 def _fill(network: Network, name: str, path: Path) -> None:
-    """Local weights, all of them; a classifier is left out, and names of the original release are translated by timm."""
+    """Local weights, all of them; a classifier is left out, and names of the original release are
+    translated by timm.
+    """
     from silc_bench.models.weights.read import load_into, read_weights
 
     weights = _without_classifier(read_weights(path), network)
@@ -209,21 +261,27 @@ def _fill(network: Network, name: str, path: Path) -> None:
             weights = _without_classifier(translate(weights, network), network)
         except Exception as error:  # made for known releases, it fails in any way on other files
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-            raise UserError(f"{path} does not hold the weights of timm's {name}: {reason}") from None
+            raise UserError(
+                f"{path} does not hold the weights of timm's {name}: {reason}"
+            ) from None
     load_into(network, weights, f"{path} as timm's {name}")
 
 
 def _without_classifier(weights: dict[str, Tensor], network: Network) -> dict[str, Tensor]:
     classifier = _config(network).get("classifier") or ()
     names = (classifier,) if isinstance(classifier, str) else tuple(classifier)
-    left_out = {f"{name}.{part}" for name in names for part in ("weight", "bias")} - network.state_dict().keys()
+    left_out = {
+        f"{name}.{part}" for name in names for part in ("weight", "bias")
+    } - network.state_dict().keys()
     return {key: value for key, value in weights.items() if key not in left_out}
 
 
 def _adapt(timm: ModuleType, label: str, network: Network) -> TimmModel:
     pipeline = _pipeline(label, timm.data.resolve_model_data_config(network))
     side = pipeline.size
-    with torch.no_grad():  # one empty picture shows what the network gives, whatever its family calls it
+    with (
+        torch.no_grad()
+    ):  # one empty picture shows what the network gives, whatever its family calls it
         features = network.forward_features(torch.zeros(1, 3, side, side))
         embed_dim = network.forward_head(features, pre_logits=True).shape[-1]
     if isinstance(features, Tensor) and features.dim() == 4:
@@ -236,11 +294,15 @@ def _adapt(timm: ModuleType, label: str, network: Network) -> TimmModel:
 
 
 def _is_tokens(network: Network) -> bool:
-    """Whether `forward_features` gives prefix tokens, then patches row by row; elsewhere in timm their order differs."""
+    """Whether `forward_features` gives prefix tokens, then patches row by row; elsewhere in timm
+    their order differs.
+    """
     return hasattr(network, "num_prefix_tokens") and getattr(network, "output_fmt", "NLC") == "NLC"
 
 
-def _positions(network: Network, features: Tensor, height: int, width: int, patch_size: int) -> Tensor:
+def _positions(
+    network: Network, features: Tensor, height: int, width: int, patch_size: int
+) -> Tensor:
     """What `forward_features` gives -> [B, h, w, W]."""
     if features.dim() == 3:
         patches = features[:, network.num_prefix_tokens :]
@@ -250,14 +312,22 @@ def _positions(network: Network, features: Tensor, height: int, width: int, patc
 
 
 def _pipeline(label: str, config: dict[str, Any]) -> ImagePipeline:
-    """timm's evaluation transform (`timm.data.create_transform`): resize to size / crop_pct, crop the centre, normalise."""
+    """timm's evaluation transform (`timm.data.create_transform`): resize to size / crop_pct, crop
+    the centre, normalise.
+    """
     channels, height, width = config["input_size"]
     if channels != 3 or height != width:
-        raise UserError(f"{label} takes pictures of {channels} x {height} x {width}; only 3 channels and a square are measured")
+        raise UserError(
+            f"{label} takes pictures of {channels} x {height} x {width}; only 3 channels and a square are measured"
+        )
     if config["crop_mode"] not in ("center", "squash"):
-        raise UserError(f"{label} is evaluated with the crop mode {config['crop_mode']!r}; only center and squash are measured")
+        raise UserError(
+            f"{label} is evaluated with the crop mode {config['crop_mode']!r}; only center and squash are measured"
+        )
     if config["interpolation"] not in INTERPOLATIONS:
-        raise UserError(f"{label} is resized with {config['interpolation']!r}; only {', '.join(INTERPOLATIONS)} are measured")
+        raise UserError(
+            f"{label} is resized with {config['interpolation']!r}; only {', '.join(INTERPOLATIONS)} are measured"
+        )
     return ImagePipeline(
         size=height,
         mean=tuple(config["mean"]),

@@ -1,8 +1,10 @@
-"""Is this checkpoint loaded as it was trained: ``examine(load_model("open_clip:ViT-B-32/openai"))``, without any data.
+"""Is this checkpoint loaded as it was trained:
+``examine(load_model("open_clip:ViT-B-32/openai"))``, without any data.
 
-Flow: what was loaded (``subject``) -> checks on generated pictures and texts (``checks``) -> what is
-known of a public checkpoint of that name (``known``). Every check answers, and a failure names its likely cause and the fix.
-Whether a model is any good is no question here: that takes data (`silc-bench eval`).
+Flow: what was loaded (``subject``) -> checks on generated pictures and texts (``checks``) -> what
+is known of a public checkpoint of that name (``known``). Every check answers, and a failure names
+its likely cause and the fix. Whether a model is any good is no question here: that takes data
+(`silc-bench eval`).
 """
 
 from __future__ import annotations
@@ -48,8 +50,16 @@ class Examination:
 
     def as_dict(self) -> dict[str, Any]:
         """JSON."""
-        findings = [{key: value for key, value in asdict(finding).items() if value} for finding in self.findings]
-        return {"facts": self.facts, "findings": findings, "passed": not self.failed, "seconds": round(self.seconds, 1)}
+        findings = [
+            {key: value for key, value in asdict(finding).items() if value}
+            for finding in self.findings
+        ]
+        return {
+            "facts": self.facts,
+            "findings": findings,
+            "passed": not self.failed,
+            "seconds": round(self.seconds, 1),
+        }
 
 
 @torch.no_grad()
@@ -63,7 +73,11 @@ def examine(model: ImageModel, loading: float = 0.0) -> Examination:
     subject = Subject(model)
     found, fault = _facts(subject)
     checks = {**IMAGE_CHECKS, "text tower": text_tower, **(TEXT_CHECKS if subject.reads else {})}
-    findings = [_named(name, answer) for name, check in checks.items() for answer in _answers(check, subject)]
+    findings = [
+        _named(name, answer)
+        for name, check in checks.items()
+        for answer in _answers(check, subject)
+    ]
     findings += [_named(KNOWN, answer) for answer in _answers(_compare, subject)]
     findings = fault + findings
     return Examination(found, findings, loading + time.perf_counter() - started)
@@ -93,7 +107,8 @@ def _answers(check: Callable[[Subject], Answer | list[Answer]], subject: Subject
     try:
         found = check(subject)
         return found if isinstance(found, list) else [found]
-    except Exception as error:  # whatever a broken checkpoint or library raises is what this command is there to tell
+    # whatever a broken checkpoint or library raises is what this command is there to tell
+    except Exception as error:
         says = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         fix = "check that the weights, the configuration and the tokenizer are of the same model"
         return [Answer(FAILED, says, "the parts of this checkpoint do not fit each other", fix)]
@@ -105,7 +120,10 @@ def _expected_facts(subject: Subject) -> dict[str, Callable[[], Any]]:
     found: dict[str, Callable[[], Any]] = {
         "parameters": lambda: model.num_params,
         "image_size": lambda: model.image_size,
-        **{name: functools.partial(pixels.get, name) for name in ("mean", "std", "resize", "interpolation")},
+        **{
+            name: functools.partial(pixels.get, name)
+            for name in ("mean", "std", "resize", "interpolation")
+        },
         "activation": lambda: activation_of(subject),
     }
     if subject.reads:

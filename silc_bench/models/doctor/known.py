@@ -1,14 +1,19 @@
-"""What is known of public pipelines and checkpoints: ``pixels.json`` and ``expected.json``, both written by this file.
+"""What is known of public pipelines and checkpoints: ``pixels.json`` and ``expected.json``, both
+written by this file.
 
-A checkpoint is recognised by its name alone, so a file that bears a famous name is held to it: to its configuration, its
-size and its logit scale. No hash of published weights is stored, so that other weights of the same architecture pass.
+A checkpoint is recognised by its name alone, so a file that bears a famous name is held to it: to
+its configuration, its size and its logit scale. No hash of published weights is stored, so that
+other weights of the same architecture pass.
 
-Writes both tables: ``python -m silc_bench.models.doctor.known``. Needs open_clip; nothing is downloaded.
+Writes both tables: ``python -m silc_bench.models.doctor.known``. Needs open_clip; nothing is
+downloaded.
 
-- ``pixels.json``: hashes of well-known preprocessing by ``ImagePipeline``, which the tests hold equal to the libraries' own.
-- ``expected.json``: facts of public checkpoints. Sizes, preprocessing, activation, length and cleaning are open_clip's own
-  configuration of the architecture and tag; parameters are counted on the meta device. The same weights under other names
-  (transformers, big_vision) are expected to have the same, without what their files say differently.
+- ``pixels.json``: hashes of well-known preprocessing by ``ImagePipeline``, which the tests hold
+  equal to the libraries' own.
+- ``expected.json``: facts of public checkpoints. Sizes, preprocessing, activation, length and
+  cleaning are open_clip's own configuration of the architecture and tag; parameters are counted on
+  the meta device. The same weights under other names (transformers, big_vision) are expected to
+  have the same, without what their files say differently.
 """
 
 from __future__ import annotations
@@ -50,29 +55,51 @@ CAUSES["std"] = CAUSES["mean"]
 @cache
 def read_table(name: str) -> dict[str, Any]:
     """``pixels`` or ``expected``."""
-    return json.loads((files("silc_bench.models.doctor") / f"{name}.json").read_text(encoding="utf-8"))
+    return json.loads(
+        (files("silc_bench.models.doctor") / f"{name}.json").read_text(encoding="utf-8")
+    )
 
 
 def pipeline_named(digest: str) -> str | None:
     """The public preprocessing that gives these pixels."""
-    return next((name for name, known in read_table("pixels")["pipelines"].items() if known["hash"] == digest), None)
+    return next(
+        (
+            name
+            for name, known in read_table("pixels")["pipelines"].items()
+            if known["hash"] == digest
+        ),
+        None,
+    )
 
 
 def hash_declared(protocol: dict[str, Any]) -> str | None:
-    """The hash that pixels of such an ``image_protocol`` have; None where it is not in the table."""
+    """The hash that pixels of such an ``image_protocol`` have; None where it is not in the
+    table.
+    """
     known = read_table("pixels")["pipelines"].values()
     return next((entry["hash"] for entry in known if entry["pipeline"] == protocol), None)
 
 
 def expectation(name: str) -> dict[str, Any] | None:
-    """The entry of a model's name ("open_clip:ViT-B-32/openai", also with a file's suffix), upper and lower case alike."""
+    """The entry of a model's name ("open_clip:ViT-B-32/openai", also with a file's suffix), upper
+    and lower case alike.
+    """
     entries = read_table("expected")["checkpoints"]
     name = re.sub(r"\.(safetensors|bin|pth|pt)$", "", name)
-    return next((e for e in entries if any(fnmatch.fnmatchcase(name.lower(), pattern.lower()) for pattern in e["names"])), None)
+    return next(
+        (
+            e
+            for e in entries
+            if any(fnmatch.fnmatchcase(name.lower(), pattern.lower()) for pattern in e["names"])
+        ),
+        None,
+    )
 
 
 def compare(name: str, found: dict[str, Callable[[], Any]]) -> list[Answer]:
-    """One answer, or one for each difference. ``found``: how to look up what the table may expect, as far as there is any."""
+    """One answer, or one for each difference. ``found``: how to look up what the table may expect,
+    as far as there is any.
+    """
     entry = expectation(name)
     if entry is None:
         return [Answer(NOT_APPLICABLE, f"nothing is stored about {name}")]
@@ -84,7 +111,9 @@ def compare(name: str, found: dict[str, Callable[[], Any]]) -> list[Answer]:
             shown = f"{value:.6g}" if isinstance(value, float) else value
             says = f"{key.replace('_', ' ')} is {shown}, expected {expected} of {entry['names'][0]} ({entry['source']})"
             cause, _, fix = CAUSES[key].partition("; ")
-            answers.append(Answer(FAILED, says, cause, fix or "compare the file with the one published"))
+            answers.append(
+                Answer(FAILED, says, cause, fix or "compare the file with the one published")
+            )
     says = f"configuration as expected of {entry['names'][0]}: {', '.join(expect).replace('_', ' ')}; weights not compared"
     return answers or [Answer(OK, says)]
 
@@ -130,19 +159,41 @@ PIPELINES: dict[str, ImagePipeline | NaflexPipeline] = {
         f"NaFlex {most} patches of {side}": NaflexPipeline(side, most, *HALF, "bilinear")
         for side, most in ((16, 256), (14, 256))
     },
-    **{f"OpenAI's colours, squash {size} (DFN)": ImagePipeline(size, mean=OPENAI[0], std=OPENAI[1]) for size in (224, 378)},
-    **{f"CLIPA {size}": ImagePipeline(size, mean=IMAGENET[0], std=IMAGENET[1], **BILINEAR) for size in (224, 336)},
-    **{f"MobileCLIP {size}": ImagePipeline(size, mean=NONE[0], std=NONE[1], **CENTER, **BILINEAR) for size in (224, 256)},
+    **{
+        f"OpenAI's colours, squash {size} (DFN)": ImagePipeline(size, mean=OPENAI[0], std=OPENAI[1])
+        for size in (224, 378)
+    },
+    **{
+        f"CLIPA {size}": ImagePipeline(size, mean=IMAGENET[0], std=IMAGENET[1], **BILINEAR)
+        for size in (224, 336)
+    },
+    **{
+        f"MobileCLIP {size}": ImagePipeline(size, mean=NONE[0], std=NONE[1], **CENTER, **BILINEAR)
+        for size in (224, 256)
+    },
     "LAION ViT-L/14 224": ImagePipeline(224, mean=HALF[0], std=HALF[1], **CENTER),
     "DINOv2 518 of timm": ImagePipeline(518, mean=IMAGENET[0], std=IMAGENET[1], **CENTER),
     "ImageNet 224 of 256, bilinear": ImagePipeline(
         224, mean=IMAGENET[0], std=IMAGENET[1], **CENTER, **BILINEAR, resize_size=256
     ),
-    "ImageNet 224 of 256, bicubic": ImagePipeline(224, mean=IMAGENET[0], std=IMAGENET[1], **CENTER, resize_size=256),
-    "AugReg ViT 224 of timm": ImagePipeline(224, mean=HALF[0], std=HALF[1], **CENTER, resize_size=248),
+    "ImageNet 224 of 256, bicubic": ImagePipeline(
+        224, mean=IMAGENET[0], std=IMAGENET[1], **CENTER, resize_size=256
+    ),
+    "AugReg ViT 224 of timm": ImagePipeline(
+        224, mean=HALF[0], std=HALF[1], **CENTER, resize_size=248
+    ),
 }
-TAGS = ("openai", "laion2b", "datacomp_xl", "dfn", "metaclip_", "webli")  # how the tags begin whose checkpoints are listed
-OPENAI_FILES = {"ViT-L-14-336": "ViT-L-14-336px"}  # what OpenAI calls its file (converted: it is TorchScript), if not as here
+TAGS = (
+    "openai",
+    "laion2b",
+    "datacomp_xl",
+    "dfn",
+    "metaclip_",
+    "webli",
+)  # how the tags begin whose checkpoints are listed
+OPENAI_FILES = {
+    "ViT-L-14-336": "ViT-L-14-336px"
+}  # what OpenAI calls its file (converted: it is TorchScript), if not as here
 OTHER_NAMES = {  # the same weights in transformers and big_vision
     "ViT-B-32/openai": ["hf:clip-vit-base-patch32"],
     "ViT-B-16/openai": ["hf:clip-vit-base-patch16"],
@@ -154,7 +205,10 @@ OTHER_NAMES = {  # the same weights in transformers and big_vision
     "ViT-B-16-SigLIP-512/webli": ["hf:siglip-base-patch16-512", "big_vision:webli_en_b16_512_*"],
     "ViT-L-16-SigLIP-256/webli": ["hf:siglip-large-patch16-256", "big_vision:webli_en_l16_256_*"],
     "ViT-L-16-SigLIP-384/webli": ["hf:siglip-large-patch16-384", "big_vision:webli_en_l16_384_*"],
-    "ViT-SO400M-14-SigLIP-384/webli": ["hf:siglip-so400m-patch14-384", "big_vision:webli_en_so400m_384_*"],
+    "ViT-SO400M-14-SigLIP-384/webli": [
+        "hf:siglip-so400m-patch14-384",
+        "big_vision:webli_en_so400m_384_*",
+    ],
     "ViT-B-16-SigLIP2/webli": ["hf:siglip2-base-patch16-224"],
     "ViT-B-16-SigLIP2-256/webli": ["hf:siglip2-base-patch16-256"],
     "ViT-L-16-SigLIP2-256/webli": ["hf:siglip2-large-patch16-256"],
@@ -169,7 +223,10 @@ def main() -> None:
 
 
 def pixel_table() -> dict[str, Any]:
-    known = {name: {"hash": pixel_hash(one), "pipeline": one.as_dict()} for name, one in PIPELINES.items()}
+    known = {
+        name: {"hash": pixel_hash(one), "pipeline": one.as_dict()}
+        for name, one in PIPELINES.items()
+    }
     return {"pillow": pillow_version, "pipelines": known}
 
 
@@ -186,7 +243,9 @@ def expected_table() -> dict[str, Any]:
         for other in OTHER_NAMES.get(f"{arch}/{tag}", ()):
             _add(entries, [other], _elsewhere(other, expect), tag)
     counts = Counter(name for entry in entries.values() for name in entry["names"])
-    for entry in entries.values():  # a repository that two tags share does not say which of them it holds
+    for (
+        entry
+    ) in entries.values():  # a repository that two tags share does not say which of them it holds
         entry["names"] = [name for name in entry["names"] if counts[name] == 1]
     return {"checkpoints": list(entries.values())}
 
@@ -194,33 +253,51 @@ def expected_table() -> dict[str, Any]:
 def _lines(table: dict[str, Any]) -> str:
     """JSON with a line an entry."""
     inner = {key: value for key, value in table.items() if isinstance(value, dict | list)}
-    parts = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in table.items() if key not in inner]
+    parts = [
+        f" {json.dumps(key)}: {json.dumps(value)}"
+        for key, value in table.items()
+        if key not in inner
+    ]
     for key, value in inner.items():
         pairs = value.items() if isinstance(value, dict) else None
         rows = (
-            [json.dumps(item) for item in value] if pairs is None else [f"{json.dumps(k)}: {json.dumps(v)}" for k, v in pairs]
+            [json.dumps(item) for item in value]
+            if pairs is None
+            else [f"{json.dumps(k)}: {json.dumps(v)}" for k, v in pairs]
         )
         begin, end = "[]" if pairs is None else "{}"
         parts.append(f" {json.dumps(key)}: {begin}\n  " + ",\n  ".join(rows) + f"\n {end}")
     return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
-def _add(entries: dict[str, dict[str, Any]], names: list[str], expect: dict[str, Any], tag: str) -> None:
+def _add(
+    entries: dict[str, dict[str, Any]], names: list[str], expect: dict[str, Any], tag: str
+) -> None:
     """Checkpoints of which the same is expected share an entry."""
     import open_clip
 
     source = f"open_clip {open_clip.__version__}" + (f"; {CLIPPED}" if tag == "openai" else "")
-    entry = entries.setdefault(json.dumps([expect, source]), {"names": [], "expect": expect, "source": source})
+    entry = entries.setdefault(
+        json.dumps([expect, source]), {"names": [], "expect": expect, "source": source}
+    )
     entry["names"] += names
 
 
 def _names(arch: str, tag: str, about: dict[str, Any]) -> list[str]:
-    """How the model may be called when it is loaded: by tag, from the hub, as OpenAI's own file (without suffix)."""
+    """How the model may be called when it is loaded: by tag, from the hub, as OpenAI's own file
+    (without suffix).
+    """
     import open_clip
 
-    archs = [arch] + [f"{arch}-quickgelu"] * (f"{arch}-quickgelu" in open_clip.list_models() and bool(about.get("quick_gelu")))
+    archs = [arch] + [f"{arch}-quickgelu"] * (
+        f"{arch}-quickgelu" in open_clip.list_models() and bool(about.get("quick_gelu"))
+    )
     files = [tag] + [OPENAI_FILES.get(arch, arch)] * (tag == "openai")
-    hub = [f"open_clip:{about['hf_hub'].rstrip('/')}"] if str(about.get("hf_hub", "")).count("/") == 2 else []
+    hub = (
+        [f"open_clip:{about['hf_hub'].rstrip('/')}"]
+        if str(about.get("hf_hub", "")).count("/") == 2
+        else []
+    )
     return [f"open_clip:{name}/{file}" for name in archs for file in files] + hub
 
 
@@ -229,7 +306,9 @@ def _expected(arch: str, tag: str, about: dict[str, Any]) -> dict[str, Any]:
 
     config = open_clip.get_model_config(arch)
     text, vision = config["text_cfg"], config["vision_cfg"]
-    clean = text.get("tokenizer_kwargs", {}).get("clean", "whitespace" if "hf_tokenizer_name" in text else "lower")
+    clean = text.get("tokenizer_kwargs", {}).get(
+        "clean", "whitespace" if "hf_tokenizer_name" in text else "lower"
+    )
     expect = {
         "parameters": _num_params(arch),
         "image_size": vision["image_size"],
@@ -243,14 +322,18 @@ def _expected(arch: str, tag: str, about: dict[str, Any]) -> dict[str, Any]:
     if clean in ("lower", "canonicalize"):  # where it is neither, the tokenizer may still lower
         expect["ignores_case"] = True
     if "timm_model_name" not in vision:
-        expect["activation"] = "quick_gelu" if about.get("quick_gelu") or config.get("quick_gelu") else "gelu"
+        expect["activation"] = (
+            "quick_gelu" if about.get("quick_gelu") or config.get("quick_gelu") else "gelu"
+        )
     if tag == "openai":
         expect["logit_scale"] = 100.0
     return expect
 
 
 def _elsewhere(name: str, expect: dict[str, Any]) -> dict[str, Any]:
-    """Of the same weights in another library; SigLIP's towers are GELU's tanh there, and SigLIP 2 resizes as its file says."""
+    """Of the same weights in another library; SigLIP's towers are GELU's tanh there, and SigLIP 2
+    resizes as its file says.
+    """
     is_siglip = not name.startswith("hf:clip")
     left_out = {"interpolation"} if name.startswith("hf:siglip2") else set()
     kept = {key: value for key, value in expect.items() if key not in left_out}
@@ -272,7 +355,11 @@ def _num_params(arch: str) -> int:
 
     with torch.device("meta"):
         network = build(find(f"{arch}/random"), quick_gelu=False)
-    return sum(value.numel() for name, value in network.named_parameters() if name not in ("logit_scale", "logit_bias"))
+    return sum(
+        value.numel()
+        for name, value in network.named_parameters()
+        if name not in ("logit_scale", "logit_bias")
+    )
 
 
 if __name__ == "__main__":

@@ -1,18 +1,22 @@
 """What the checks look at, computed once, and what they answer with.
 
-The first picture and the first text are timed, and of slow models fewer are looked at: all within ``IMAGE_SECONDS`` and
-``TEXT_SECONDS``, and never less than ``FEWEST``, which as many directions need as the checks ask for.
+The first picture and the first text are timed, and of slow models fewer are looked at: all within
+``IMAGE_SECONDS`` and ``TEXT_SECONDS``, and never less than ``FEWEST``, which as many directions
+need as the checks ask for.
 
 Shapes: B = 32 pictures or texts, fewer where a model is slow, L tokens, D embedding.
 
 Test pictures and texts made from integers: the same on every machine, no file needed.
 
-``CARDS`` are for preprocessing: the sizes and modes at which loaders differ. ``scenes`` and ``TEXTS`` are 32 pictures and 32
-texts that no two of which are alike, for the embeddings. ``pixel_hash`` is taken over what a model makes of the cards.
+``CARDS`` are for preprocessing: the sizes and modes at which loaders differ. ``scenes`` and
+``TEXTS`` are 32 pictures and 32 texts that no two of which are alike, for the embeddings.
+``pixel_hash`` is taken over what a model makes of the cards.
 
-What was loaded, read off the model: protocol, towers, numbers. ``facts_of(subject)`` -> {name: value}, JSON.
+What was loaded, read off the model: protocol, towers, numbers. ``facts_of(subject)`` -> {name:
+value}, JSON.
 
-Pooling and activation are no part of the protocol of a model; they are read from the library's own modules.
+Pooling and activation are no part of the protocol of a model; they are read from the library's own
+modules.
 """
 
 from __future__ import annotations
@@ -53,11 +57,15 @@ class Finding(Answer):
 
 
 class Subject:
-    """A model (``ImageModel``, as far as it is one) and its answers to the pictures and texts of ``cards``."""
+    """A model (``ImageModel``, as far as it is one) and its answers to the pictures and texts of
+    ``cards``.
+    """
 
     def __init__(self, model: Any):
         self.model = model
-        self.reads = callable(getattr(model, "tokenize", None)) and callable(getattr(model, "encode_text", None))
+        self.reads = callable(getattr(model, "tokenize", None)) and callable(
+            getattr(model, "encode_text", None)
+        )
         self.is_dense = callable(getattr(model, "encode_dense", None))
 
     @cached_property
@@ -74,7 +82,9 @@ class Subject:
     def images(self) -> Tensor:
         """[B, D] image embeddings."""
         count = _affordable(len(self.pixels), self.first_image[1], IMAGE_SECONDS)
-        return torch.cat([self.model.encode_image(part) for part in self.pixels[:count].split(BATCH)])
+        return torch.cat(
+            [self.model.encode_image(part) for part in self.pixels[:count].split(BATCH)]
+        )
 
     @cached_property
     def tokens(self) -> Tensor:
@@ -100,7 +110,11 @@ class Subject:
             if isinstance(value, nn.Module):
                 found[name] = value
             elif isinstance(value, dict):
-                found |= {f"{name}.{key}": part for key, part in value.items() if isinstance(part, nn.Module)}
+                found |= {
+                    f"{name}.{key}": part
+                    for key, part in value.items()
+                    if isinstance(part, nn.Module)
+                }
         return found
 
     def layers(self) -> Iterator[nn.Module]:
@@ -130,7 +144,9 @@ TEXTS = [
     for color in ("red", "green", "blue", "yellow", "black", "white", "orange", "purple")
     for shape in ("circle", "square", "star", "tree")
 ]
-SIZES = {  # width, height, mode: odd sizes, both orientations, crops that end on half a pixel, colours that are no RGB
+# width, height, mode: odd sizes, both orientations, crops that end on half a pixel, colours that
+# are no RGB
+SIZES = {
     "landscape": (331, 221, "RGB"),
     "portrait": (97, 210, "RGB"),
     "thin": (301, 19, "RGB"),
@@ -147,14 +163,17 @@ def cards() -> dict[str, Image.Image]:
 
 
 def scenes() -> list[Image.Image]:
-    """NUM_SCENES pictures of 96 x 64 pixels: gradients, boxes, rings and noise in different colours."""
+    """NUM_SCENES pictures of 96 x 64 pixels: gradients, boxes, rings and noise in different
+    colours.
+    """
     return [Image.fromarray(_pattern(number, 96, 64)) for number in range(NUM_SCENES)]
 
 
 def pixel_hash(preprocess: Callable[[Image.Image], Tensor]) -> str:
     """16 hex digits over the exact values that ``preprocess`` makes of each card.
 
-    Pillow resizes in whole numbers; scaling and normalising are single operations in fp32, rounded alike everywhere.
+    Pillow resizes in whole numbers; scaling and normalising are single operations in fp32, rounded
+    alike everywhere.
     """
     digest = hashlib.sha256()
     for card in cards().values():
@@ -221,7 +240,11 @@ def facts_of(subject: Subject, pixel_hash: str, pipeline: str | None) -> dict[st
         "pooling": pooling_of(subject),
         "activation": activation_of(subject),
         "feature points": dict(model.feature_points),
-        **{key.replace("_", " "): value for key, value in model.image_protocol.items() if key not in ("size", "patch_size")},
+        **{
+            key.replace("_", " "): value
+            for key, value in model.image_protocol.items()
+            if key not in ("size", "patch_size")
+        },
         "pixels": f"{pixel_hash}, {pipeline or 'none of the known pipelines'}",
     }
     if subject.reads:
@@ -254,8 +277,14 @@ def activation_of(subject: Subject) -> str:
 
 
 def pooling_of(subject: Subject) -> str:
-    """How patches become one embedding; ATTENTION and MEAN only where nothing but patches is pooled."""
-    layers = {f"{network}.{name}": layer for network, root in subject.modules.items() for name, layer in root.named_modules()}
+    """How patches become one embedding; ATTENTION and MEAN only where nothing but patches is
+    pooled.
+    """
+    layers = {
+        f"{network}.{name}": layer
+        for network, root in subject.modules.items()
+        for name, layer in root.named_modules()
+    }
     for name, layer in layers.items():
         if name.endswith(".attnpool"):
             return "attention over the positions and their mean (ResNet)"
@@ -279,10 +308,17 @@ def _timm_pooling(trunk: Any) -> str:
     pool = getattr(trunk, "global_pool", "")
     how = str(getattr(pool, "pool_type", pool) or "")  # of a network with maps it is a layer
     if getattr(trunk, "attn_pool", None) is not None:
-        is_plain = getattr(trunk, "num_prefix_tokens", 0) == 0 and getattr(trunk.attn_pool, "pos_embed", None) is None
+        is_plain = (
+            getattr(trunk, "num_prefix_tokens", 0) == 0
+            and getattr(trunk.attn_pool, "pos_embed", None) is None
+        )
         return ATTENTION if is_plain else "attention over prefix tokens and patches"
     if how == "token":
         return TOKEN
     if how == "avg" or hasattr(getattr(trunk, "head", None), "global_pool"):
-        return MEAN if not getattr(trunk, "pool_include_prefix", False) else "mean of prefix tokens and patches"
+        return (
+            MEAN
+            if not getattr(trunk, "pool_include_prefix", False)
+            else "mean of prefix tokens and patches"
+        )
     return how or "not told"

@@ -1,8 +1,9 @@
-"""Which architectures a set of weights could belong to, told by names and shapes alone; no library is imported.
+"""Which architectures a set of weights could belong to, told by names and shapes alone; no library
+is imported.
 
-Shapes do not tell all (heads, activation, preprocessing, tokenizer): several architectures may fit, and only whoever trained
-the weights knows which. open_clip's are compared with the JSON configurations that it installs, the others with the rule by
-which their names are made.
+Shapes do not tell all (heads, activation, preprocessing, tokenizer): several architectures may fit,
+and only whoever trained the weights knows which. open_clip's are compared with the JSON
+configurations that it installs, the others with the rule by which their names are made.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ TIMM_SIZES = {  # width and depth of a ViT by the word in its name
     "giant": (1408, 40),
     "giantopt": (1536, 40),
 }
-TRUNKS = {  # of open_clip's towers that are timm's: how the name begins, and a tensor that only this family has
+# of open_clip's towers that are timm's: how the name begins, and a tensor that only this family has
+TRUNKS = {
     "convnext": "visual.trunk.stem.0.weight",
     "swin": "visual.trunk.layers.0.blocks.0.norm1.weight",
     "vitamin": "visual.trunk.patch_embed.backbone.stem.conv1.weight",
@@ -46,8 +48,17 @@ STAGES = {  # blocks a stage of the towers that narrow, from timm's definitions
     "fastvit_mci3": [2, 12, 24, 4, 2],
     "fastvit_mci4": [2, 12, 24, 4, 4],
 }
-CONVNEXT_STEMS = {"tiny": 96, "small": 96, "base": 128, "large": 192, "xlarge": 256, "xxlarge": 384}  # channels
-HF_NAMES = {  # (vision width, patch, patches, tokens): a public checkpoint whose configuration and tokenizer it could use
+CONVNEXT_STEMS = {
+    "tiny": 96,
+    "small": 96,
+    "base": 128,
+    "large": 192,
+    "xlarge": 256,
+    "xxlarge": 384,
+}  # channels
+# (vision width, patch, patches, tokens): a public checkpoint whose configuration and tokenizer it
+# could use
+HF_NAMES = {
     (768, 32, 49, 49408): "openai/clip-vit-base-patch32",
     (768, 16, 196, 49408): "openai/clip-vit-base-patch16",
     (1024, 14, 256, 49408): "openai/clip-vit-large-patch14",
@@ -68,7 +79,9 @@ HF_NAMES = {  # (vision width, patch, patches, tokens): a public checkpoint whos
 
 
 def fitting(shapes: Shapes) -> list[str]:
-    """Architectures of open_clip, transformers and timm that have these shapes, each as it is written after ``--arch``."""
+    """Architectures of open_clip, transformers and timm that have these shapes, each as it is
+    written after ``--arch``.
+    """
     return _open_clip(shapes) + _hf(shapes) + _timm(shapes)
 
 
@@ -80,7 +93,9 @@ def _open_clip(shapes: Shapes) -> list[str]:
         return []
     configs = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in _config_files()}
     return [
-        f"open_clip:{name}" for name, config in sorted(configs.items()) if _has_text(config, shapes) and _sees(config, shapes)
+        f"open_clip:{name}"
+        for name, config in sorted(configs.items())
+        if _has_text(config, shapes) and _sees(config, shapes)
     ]
 
 
@@ -92,13 +107,18 @@ def _config_files() -> list[Path]:
 
 
 def _has_text(config: dict[str, Any], shapes: Shapes) -> bool:
-    """Whether the text tower is the configuration's; a file may name it with "text." before it or without."""
+    """Whether the text tower is the configuration's; a file may name it with "text." before it or
+    without.
+    """
     text = config["text_cfg"]
     if (config.get("multimodal_cfg") is not None) != _has(r"text_decoder\.", shapes):
         return False
     if "hf_model_name" in text:
         return _has(r"text\.transformer\.(embeddings|encoder|embed_tokens|shared)", shapes)
-    width, length = text.get("width", 512), text.get("context_length", 77) + bool(text.get("embed_cls"))
+    width, length = (
+        text.get("width", 512),
+        text.get("context_length", 77) + bool(text.get("embed_cls")),
+    )
     wanted = {
         "token_embedding.weight": (text.get("vocab_size", 49408), width),
         "positional_embedding": (length, width),
@@ -106,7 +126,9 @@ def _has_text(config: dict[str, Any], shapes: Shapes) -> bool:
     }
     prefix = "text." if "text.token_embedding.weight" in shapes else ""
     depth = _depth(rf"{prefix}transformer\.resblocks\.", shapes)
-    return depth == text.get("layers", 12) and all(shapes.get(prefix + name) == shape for name, shape in wanted.items())
+    return depth == text.get("layers", 12) and all(
+        shapes.get(prefix + name) == shape for name, shape in wanted.items()
+    )
 
 
 def _sees(config: dict[str, Any], shapes: Shapes) -> bool:
@@ -122,12 +144,17 @@ def _sees(config: dict[str, Any], shapes: Shapes) -> bool:
             "visual.attnpool.c_proj.weight": (embed_dim, width * 32),
         }
         depths = [_depth(rf"visual\.layer{stage}\.", shapes) for stage in range(1, 5)]
-        return depths == vision["layers"] and all(shapes.get(name) == shape for name, shape in wanted.items())
+        return depths == vision["layers"] and all(
+            shapes.get(name) == shape for name, shape in wanted.items()
+        )
     patch = vision.get("patch_size", 16)
     wanted = {
         "visual.conv1.weight": (width, 3, patch, patch),
         "visual.positional_embedding": ((side // patch) ** 2 + 1, width),
-        "visual.transformer.resblocks.0.mlp.c_fc.weight": (int(width * vision.get("mlp_ratio", 4.0)), width),
+        "visual.transformer.resblocks.0.mlp.c_fc.weight": (
+            int(width * vision.get("mlp_ratio", 4.0)),
+            width,
+        ),
     }
     return (
         _depth(r"visual\.transformer\.resblocks\.", shapes) == vision.get("layers", 12)
@@ -140,10 +167,17 @@ def _sees(config: dict[str, Any], shapes: Shapes) -> bool:
 
 
 def _is_trunk(vision: dict[str, Any], embed_dim: int, shapes: Shapes) -> bool:
-    """One of timm's models, as far as its name tells what it is made of: family, depths, width, patch, positions."""
+    """One of timm's models, as far as its name tells what it is made of: family, depths, width,
+    patch, positions.
+    """
     name = vision["timm_model_name"]
     projected = next(
-        (shapes[key][0] for key in ("visual.head.proj.weight", "visual.head.fc2.weight") if key in shapes), embed_dim
+        (
+            shapes[key][0]
+            for key in ("visual.head.proj.weight", "visual.head.fc2.weight")
+            if key in shapes
+        ),
+        embed_dim,
     )
     mark = next((mark for family, mark in TRUNKS.items() if name.startswith(family)), None)
     if projected != embed_dim or (mark is not None and mark not in shapes):
@@ -151,15 +185,25 @@ def _is_trunk(vision: dict[str, Any], embed_dim: int, shapes: Shapes) -> bool:
     size = name.removeprefix("vit_pe_core_").split("_")[0 if name.startswith("vit_pe_core") else 1]
     stages = next((depths for family, depths in STAGES.items() if name.startswith(family)), None)
     if stages is not None:
-        found = [_depth(rf"visual\.trunk\.stages\.{stage}\.blocks\.", shapes) for stage in range(len(stages) + 1)]
-        is_wide = not name.startswith("convnext") or shapes["visual.trunk.stem.0.weight"][0] == CONVNEXT_STEMS[size]
+        found = [
+            _depth(rf"visual\.trunk\.stages\.{stage}\.blocks\.", shapes)
+            for stage in range(len(stages) + 1)
+        ]
+        is_wide = (
+            not name.startswith("convnext")
+            or shapes["visual.trunk.stem.0.weight"][0] == CONVNEXT_STEMS[size]
+        )
         return found == [*stages, 0] and is_wide
     positions = shapes.get("visual.trunk.pos_embed")
     if positions is None:
         return name.startswith(("swin", "vit_relpos", "vitamin_xlarge"))
-    if name.startswith("eva") and "visual.trunk.blocks.0.attn.qkv.bias" in shapes:  # of query and value alone, in an EVA
+    if (
+        name.startswith("eva") and "visual.trunk.blocks.0.attn.qkv.bias" in shapes
+    ):  # of query and value alone, in an EVA
         return False
-    widths = {word: width for word, (width, _) in TIMM_SIZES.items()} | (VITAMIN_WIDTHS if name.startswith("vitamin") else {})
+    widths = {word: width for word, (width, _) in TIMM_SIZES.items()} | (
+        VITAMIN_WIDTHS if name.startswith("vitamin") else {}
+    )
     stem, patch = shapes.get("visual.trunk.patch_embed.proj.weight"), re.search(r"patch(\d+)", name)
     side = int(patch[1]) if patch else 16
     patches = (vision["image_size"] // side) ** 2
@@ -181,9 +225,13 @@ def _hf(shapes: Shapes) -> list[str]:
         return []
     is_siglip = "vision_model.head.probe" in shapes
     num_patches = positions[0] - (0 if is_siglip else 1) if positions else 0
-    name = HF_NAMES.get((patch[0], patch[-1], num_patches, tokens[0]), "") if len(patch) == 4 else ""
+    name = (
+        HF_NAMES.get((patch[0], patch[-1], num_patches, tokens[0]), "") if len(patch) == 4 else ""
+    )
     layout = "SigLIP" if is_siglip else "CLIP"
-    return [f"hf:{name or f'FOLDER (a transformers {layout} of width {patch[0]} with its config.json and tokenizer)'}"]
+    return [
+        f"hf:{name or f'FOLDER (a transformers {layout} of width {patch[0]} with its config.json and tokenizer)'}"
+    ]
 
 
 def _timm(shapes: Shapes) -> list[str]:
@@ -200,13 +248,19 @@ def _timm(shapes: Shapes) -> list[str]:
         if round((positions[1] - n) ** 0.5) ** 2 == positions[1] - n
     ]
     if size is None or not sides:
-        return [f"timm:NAME (a vision transformer of width {patch[0]}, depth {depth} and patch {patch[-1]})"]
+        return [
+            f"timm:NAME (a vision transformer of width {patch[0]}, depth {depth} and patch {patch[-1]})"
+        ]
     dino = any(name.endswith("ls1.gamma") for name in shapes) and patch[-1] == 14
     siglip = "attn_pool.latent" in shapes
     clip = "norm_pre.weight" in shapes
     if dino:
-        return [f"timm:vit_{size}_patch{patch[-1]}_{'reg4_' if 'reg_token' in shapes else ''}dinov2"]
-    return [f"timm:vit_{size}_patch{patch[-1]}_{'siglip_' if siglip else 'clip_' if clip else ''}{sides[0]}"]
+        return [
+            f"timm:vit_{size}_patch{patch[-1]}_{'reg4_' if 'reg_token' in shapes else ''}dinov2"
+        ]
+    return [
+        f"timm:vit_{size}_patch{patch[-1]}_{'siglip_' if siglip else 'clip_' if clip else ''}{sides[0]}"
+    ]
 
 
 def _has(pattern: str, shapes: Shapes) -> bool:

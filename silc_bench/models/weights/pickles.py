@@ -1,12 +1,15 @@
 """Files of torch.save, read without executing anything and without believing the sizes they claim.
 
-Flow: the archive (sizes, names, checksums) -> a walk through its pickle in which everything named is an inert stand-in, so
-that each storage can be compared with the bytes that are there -> ``torch.load(weights_only=True)``.
+Flow: the archive (sizes, names, checksums) -> a walk through its pickle in which everything named
+is an inert stand-in, so that each storage can be compared with the bytes that are there ->
+``torch.load(weights_only=True)``.
 
-Why the walk: torch takes a storage's length from the pickle, and not every version compares it with the record, so a forged
-file would be read beyond its end; and some of the names that ``weights_only`` allows take memory or time at will.
+Why the walk: torch takes a storage's length from the pickle, and not every version compares it with
+the record, so a forged file would be read beyond its end; and some of the names that
+``weights_only`` allows take memory or time at will.
 
-Everything here raises what the standard library raises (BadZipFile, UnpicklingError, ValueError ...); callers name the file.
+Everything here raises what the standard library raises (BadZipFile, UnpicklingError, ValueError
+...); callers name the file.
 """
 
 from __future__ import annotations
@@ -30,7 +33,17 @@ ITEM_SIZES = {  # bytes, by the storage class that the pickle names
     **dict.fromkeys(("DoubleStorage", "LongStorage", "ComplexFloatStorage"), 8),
     **dict.fromkeys(("FloatStorage", "IntStorage", "QInt32Storage"), 4),
     **dict.fromkeys(("HalfStorage", "BFloat16Storage", "ShortStorage"), 2),
-    **dict.fromkeys(("CharStorage", "ByteStorage", "BoolStorage", "QInt8Storage", "QUInt8Storage", "UntypedStorage"), 1),
+    **dict.fromkeys(
+        (
+            "CharStorage",
+            "ByteStorage",
+            "BoolStorage",
+            "QInt8Storage",
+            "QUInt8Storage",
+            "UntypedStorage",
+        ),
+        1,
+    ),
     "ComplexDoubleStorage": 16,
 }
 PLAIN = {"collections.OrderedDict", "collections.Counter", "_codecs.encode"} | {
@@ -39,27 +52,39 @@ PLAIN = {"collections.OrderedDict", "collections.Counter", "_codecs.encode"} | {
 
 
 def load_zip(path: Path) -> Any:
-    """What torch.save wrote to ``path`` (torch 1.6 and later): tensors on the CPU and plain values."""
+    """What torch.save wrote to ``path`` (torch 1.6 and later): tensors on the CPU and plain
+    values.
+    """
     with zipfile.ZipFile(path) as archive:
         check_archive(archive, path.stat().st_size, may_deflate=False)
-        broken = archive.testzip()  # torch.load looks at no checksum: a flipped bit would become a weight
+        broken = (
+            archive.testzip()
+        )  # torch.load looks at no checksum: a flipped bit would become a weight
         if broken is not None:
             raise zipfile.BadZipFile(f"wrong checksum of {broken}")
         pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
         if len(pickles) != 1 or pickles[0].count("/") != 1:
             raise zipfile.BadZipFile("no data.pkl in the archive")
         folder = pickles[0].removesuffix("data.pkl") + "data/"
-        sizes = {i.filename.removeprefix(folder): i.file_size for i in archive.infolist() if i.filename.startswith(folder)}
+        sizes = {
+            i.filename.removeprefix(folder): i.file_size
+            for i in archive.infolist()
+            if i.filename.startswith(folder)
+        }
         walk = _Walk(io.BytesIO(archive.read(pickles[0])))
     walk.load()
     for key, (numel, item_size) in walk.storages.items():
         if sizes.get(key) != numel * item_size:
-            raise ValueError(f"storage {key!r} claims {numel * item_size:,} bytes, the archive holds {sizes.get(key, 0):,}")
+            raise ValueError(
+                f"storage {key!r} claims {numel * item_size:,} bytes, the archive holds {sizes.get(key, 0):,}"
+            )
     return _load(path)
 
 
 def load_legacy(path: Path) -> Any:
-    """The same for torch.save's format before 1.6: five pickles, then each storage with its length before it."""
+    """The same for torch.save's format before 1.6: five pickles, then each storage with its length
+    before it.
+    """
     with open(path, "rb") as file:
         magic = _Walk(file)
         found = magic.load()
@@ -83,28 +108,38 @@ def load_legacy(path: Path) -> Any:
 
 
 def _load(path: Path) -> Any:
-    with open(path, "rb") as file:  # by the handle: from a path torch may choose another reader by its suffix
+    with open(
+        path, "rb"
+    ) as file:  # by the handle: from a path torch may choose another reader by its suffix
         return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def check_archive(archive: zipfile.ZipFile, size: int, may_deflate: bool) -> None:
-    """Raise BadZipFile before anything is unpacked that is larger than ``size``, the bytes of the file, can account for."""
+    """Raise BadZipFile before anything is unpacked that is larger than ``size``, the bytes of the
+    file, can account for.
+    """
     members = archive.infolist()
     if len(members) > MAX_MEMBERS:
         raise zipfile.BadZipFile(f"{len(members):,} members")
     allowed = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) if may_deflate else (zipfile.ZIP_STORED,)
     for member in members:
         if member.flag_bits & 1 or member.compress_type not in allowed:
-            raise zipfile.BadZipFile(f"{member.filename} is encrypted, or compressed in a way that no checkpoint is")
+            raise zipfile.BadZipFile(
+                f"{member.filename} is encrypted, or compressed in a way that no checkpoint is"
+            )
     claimed = sum(member.file_size for member in members)
     if claimed > (max(SMALL, MAX_RATIO * size) if may_deflate else size):
         raise zipfile.BadZipFile(f"it claims to unpack to {claimed:,} bytes: a zip bomb")
-    if len({member.filename.lower() for member in members}) != len(members):  # torch finds members without regard to case
+    if len({member.filename.lower() for member in members}) != len(
+        members
+    ):  # torch finds members without regard to case
         raise zipfile.BadZipFile("two members of one name")
 
 
 def needed_global(error: pickle.UnpicklingError) -> str:
-    """The reason of a refusal in a few words: the global that the pickle needs, where there is one."""
+    """The reason of a refusal in a few words: the global that the pickle needs, where there is
+    one.
+    """
     found = re.search(r"GLOBAL ([\w.<>]+)", str(error))
     if found:
         return f"its pickle needs GLOBAL {found[1]}"
@@ -112,10 +147,16 @@ def needed_global(error: pickle.UnpicklingError) -> str:
 
 
 class _Walk(pickle._Unpickler):
-    """Goes through one pickle and builds nothing: what it names is inert. Collects ``storages`` and ``named``."""
+    """Goes through one pickle and builds nothing: what it names is inert. Collects ``storages`` and
+    ``named``.
+    """
 
     # BYTEARRAY8 fills as much memory as it is told to, before it reads
-    dispatch: ClassVar = {code: step for code, step in pickle._Unpickler.dispatch.items() if code != pickle.BYTEARRAY8[0]}
+    dispatch: ClassVar = {
+        code: step
+        for code, step in pickle._Unpickler.dispatch.items()
+        if code != pickle.BYTEARRAY8[0]
+    }
 
     def __init__(self, file: IO[bytes]):
         self._file, self._reads = file, 0
@@ -137,16 +178,26 @@ class _Walk(pickle._Unpickler):
         if not isinstance(saved, tuple) or len(saved) not in (5, 6) or saved[0] != "storage":
             raise ValueError("its pickle refers to something that is no storage")
         _, kind, key, _, numel = saved[:5]
-        item_size = ITEM_SIZES.get(kind.named.rpartition(".")[2]) if isinstance(kind, _Inert) else None
-        if item_size is None or not isinstance(key, str | int) or type(numel) is not int or numel < 0:
-            raise ValueError(f"storage {str(key)[:40]!r} is of an unknown kind or claims {str(numel)[:40]} values")
+        item_size = (
+            ITEM_SIZES.get(kind.named.rpartition(".")[2]) if isinstance(kind, _Inert) else None
+        )
+        if (
+            item_size is None
+            or not isinstance(key, str | int)
+            or type(numel) is not int
+            or numel < 0
+        ):
+            raise ValueError(
+                f"storage {str(key)[:40]!r} is of an unknown kind or claims {str(numel)[:40]} values"
+            )
         if self.storages.setdefault(str(key), (numel, item_size)) != (numel, item_size):
             known, bytes_each = self.storages[str(key)]
             if known * bytes_each != numel * item_size:
                 raise ValueError(f"storage {key!r} has two sizes")
         return _Inert("storage")
 
-    # The file as the unpickler reads it: a small file may ask for no more than a few seconds of work.
+    # The file as the unpickler reads it: a small file may ask for no more than a few seconds of
+    # work.
 
     def read(self, size: int) -> bytes:
         self._count()
@@ -163,7 +214,9 @@ class _Walk(pickle._Unpickler):
 
 
 class _Inert:
-    """Stands for whatever a pickle names or makes: it can be called, filled and given a state, and does nothing."""
+    """Stands for whatever a pickle names or makes: it can be called, filled and given a state, and
+    does nothing.
+    """
 
     named: str
 

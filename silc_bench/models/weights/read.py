@@ -1,9 +1,11 @@
-"""Weights of any file or folder as {name: tensor}, read safely: nothing executed, nothing believed, bounded in time and memory.
+"""Weights of any file or folder as {name: tensor}, read safely: nothing executed, nothing believed,
+bounded in time and memory.
 
-Flow: first bytes -> kind (``kind_of``) -> its reader (``pickles``, ``tensor_files``) -> the state dict inside what programs
-save around it -> every tensor dense, of a dtype for weights, and finite.
+Flow: first bytes -> kind (``kind_of``) -> its reader (``pickles``, ``tensor_files``) -> the state
+dict inside what programs save around it -> every tensor dense, of a dtype for weights, and finite.
 
-What a file is, by its first bytes and never by its suffix - and, where it holds no weights, a sentence that says so.
+What a file is, by its first bytes and never by its suffix - and, where it holds no weights, a
+sentence that says so.
 """
 
 from __future__ import annotations
@@ -28,7 +30,14 @@ from silc_bench.system.checksums import check_manifest
 CONTAINERS = ("state_dict", "model_state_dict", "model", "module", "params", "weights")
 PREFIXES = ("module.", "_orig_mod.", "model.")
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-COUNTS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)  # buffers: indices, masks, counters
+COUNTS = (
+    torch.int64,
+    torch.int32,
+    torch.int16,
+    torch.int8,
+    torch.uint8,
+    torch.bool,
+)  # buffers: indices, masks, counters
 IN_FOLDER = (  # what a folder's weights are called, the first that is there
     "model.safetensors",
     "model.safetensors.index.json",
@@ -47,17 +56,20 @@ READERS: dict[str, Callable[[Path], Any]] = {
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Weights on the CPU in the dtype of the file, which is told by its content and not by its suffix.
+    """Weights on the CPU in the dtype of the file, which is told by its content and not by its
+    suffix.
 
-    Reads files of torch.save (old and new) through ``weights_only``, safetensors, npz (names as they are, two-byte voids
-    as bfloat16), and folders with Hugging Face's file or shards.
+    Reads files of torch.save (old and new) through ``weights_only``, safetensors, npz (names as
+    they are, two-byte voids as bfloat16), and folders with Hugging Face's file or shards.
 
-    Around the state dict programs save more: of a map the first of ``CONTAINERS`` that is there is taken, again and again
-    (so the weights trained, not an average of them saved beside). Then ``PREFIXES`` (DataParallel, torch.compile,
-    Lightning) are cut off, as long as every name carries the same one; otherwise names stay as they are.
+    Around the state dict programs save more: of a map the first of ``CONTAINERS`` that is there is
+    taken, again and again (so the weights trained, not an average of them saved beside). Then
+    ``PREFIXES`` (DataParallel, torch.compile, Lightning) are cut off, as long as every name carries
+    the same one; otherwise names stay as they are.
 
     Raises:
-        UserError: not readable, damaged, forged, or no weights: names the file, what it is, and what was expected.
+        UserError: not readable, damaged, forged, or no weights: names the file, what it is, and
+        what was expected.
     """
     path = Path(path)
     if path.is_dir():
@@ -86,7 +98,8 @@ def load_into(module: nn.Module, weights: Mapping[str, Tensor], source: str) -> 
     """Put ``weights`` into ``module`` as fp32: every parameter and buffer, and nothing left over.
 
     Raises:
-        UserError: missing or unexpected names, other shapes; ``source`` says whose weights and which architecture.
+        UserError: missing or unexpected names, other shapes; ``source`` says whose weights and
+        which architecture.
     """
     wanted = module.state_dict()
     problems = [
@@ -116,18 +129,38 @@ def check_tensors(path: Path, weights: Mapping[str, Tensor]) -> None:
     size = path.stat().st_size
     for name, value in weights.items():
         if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
-            raise refused(path, f"{name} is not a plain tensor in memory ({value.layout}, {value.dtype}, {value.device})")
+            raise refused(
+                path,
+                f"{name} is not a plain tensor in memory ({value.layout}, {value.dtype}, {value.device})",
+            )
         words = name.replace("/", ".").split(".")
-        is_weight = value.ndim > 1 and words[-1] in ("weight", "kernel", "bias", "proj", "in_proj_weight")
+        is_weight = value.ndim > 1 and words[-1] in (
+            "weight",
+            "kernel",
+            "bias",
+            "proj",
+            "in_proj_weight",
+        )
         if value.dtype not in FLOATS and (is_weight or value.dtype not in COUNTS):
-            raise refused(path, f"{name} is of {str(value.dtype).removeprefix('torch.')}: weights of that kind are not read")
+            raise refused(
+                path,
+                f"{name} is of {str(value.dtype).removeprefix('torch.')}: weights of that kind are not read",
+            )
         if value.numel() * value.element_size() > max(pickles.SMALL, pickles.MAX_RATIO * size):
-            raise refused(path, f"{name} claims the shape {list(value.shape)}, more than {size:,} bytes can hold")
+            raise refused(
+                path,
+                f"{name} claims the shape {list(value.shape)}, more than {size:,} bytes can hold",
+            )
         if value.dtype in FLOATS and not value.isfinite().all():
             bad = value.numel() - int(value.isfinite().sum())
-            raise refused(path, f"{name} is not finite ({bad:,} of {value.numel():,} values are NaN or infinite)")
+            raise refused(
+                path,
+                f"{name} is not finite ({bad:,} of {value.numel():,} values are NaN or infinite)",
+            )
     if not any(value.dtype in FLOATS for value in weights.values()):
-        raise refused(path, f"no weights among its {len(weights)} tensors: none is of a floating-point dtype")
+        raise refused(
+            path, f"no weights among its {len(weights)} tensors: none is of a floating-point dtype"
+        )
 
 
 def _some(what: str, names: list[str], shown: int = 3) -> str:
@@ -144,9 +177,13 @@ def _read(path: Path) -> tuple[str, Any]:
     except OSError as error:
         raise refused(path, f"cannot be read ({error.strerror or error})") from None
     except pickle.UnpicklingError as error:
-        raise refused(path, f"refused, nothing was executed: {pickles.needed_global(error)}") from None
+        raise refused(
+            path, f"refused, nothing was executed: {pickles.needed_global(error)}"
+        ) from None
     except Exception as error:  # on a damaged file zipfile and the unpickler raise nearly anything
-        raise refused(path, f"truncated or damaged ({path.stat().st_size:,} bytes: {_first_line(error)})") from None
+        raise refused(
+            path, f"truncated or damaged ({path.stat().st_size:,} bytes: {_first_line(error)})"
+        ) from None
 
 
 def _first_line(error: Exception) -> str:
@@ -158,19 +195,26 @@ def _unwrap(path: Path, content: Any) -> dict[str, Tensor]:
     for _ in range(4):
         if not isinstance(content, dict):
             raise refused(path, f"a saved {type(content).__name__} and no state dict")
-        inner = next((content[name] for name in CONTAINERS if isinstance(content.get(name), dict)), None)
+        inner = next(
+            (content[name] for name in CONTAINERS if isinstance(content.get(name), dict)), None
+        )
         if inner is None:
             break
         content = inner
     others = [name for name, value in content.items() if not isinstance(value, Tensor)]
     if others or not all(isinstance(name, str) for name in content):
-        held = ", ".join(f"{str(name)[:40]!r}: {type(content[name]).__name__}" for name in list(others or content)[:4])
+        held = ", ".join(
+            f"{str(name)[:40]!r}: {type(content[name]).__name__}"
+            for name in list(others or content)[:4]
+        )
         raise refused(path, f"no state dict: it holds {held} ({len(content):,} entries)")
     return {name: value.detach() for name, value in content.items()}
 
 
 def _without_prefixes(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    while prefix := next((p for p in PREFIXES if all(name.startswith(p) and name != p for name in weights)), None):
+    while prefix := next(
+        (p for p in PREFIXES if all(name.startswith(p) and name != p for name in weights)), None
+    ):
         weights = {name.removeprefix(prefix): value for name, value in weights.items()}
     return weights
 
@@ -180,7 +224,8 @@ def _read_folder(folder: Path) -> dict[str, Tensor]:
     name = next((name for name in IN_FOLDER if (folder / name).exists()), None)
     if name is None:
         raise refused(
-            folder, f"a folder without checkpoints/step_*.pt of a run, or {', '.join(IN_FOLDER[:2])} or {IN_FOLDER[3]}"
+            folder,
+            f"a folder without checkpoints/step_*.pt of a run, or {', '.join(IN_FOLDER[:2])} or {IN_FOLDER[3]}",
         )
     if not name.endswith(".json"):
         return read_weights(folder / name)
@@ -196,7 +241,9 @@ def _read_folder(folder: Path) -> dict[str, Tensor]:
         weights |= part
     differ = sorted(shards.keys() ^ weights.keys())
     if differ:
-        raise refused(index, f"the index and its shards name different tensors ({', '.join(differ[:3])})")
+        raise refused(
+            index, f"the index and its shards name different tensors ({', '.join(differ[:3])})"
+        )
     return _without_prefixes(weights)
 
 
@@ -211,7 +258,11 @@ def _shards(index: Path) -> dict[str, str]:
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise refused(index, f"an index that is not JSON ({_first_line(error)})") from None
     shards = content.get("weight_map") if isinstance(content, dict) else None
-    if not isinstance(shards, dict) or not shards or not all(isinstance(shard, str) for shard in shards.values()):
+    if (
+        not isinstance(shards, dict)
+        or not shards
+        or not all(isinstance(shard, str) for shard in shards.values())
+    ):
         raise refused(index, "an index without a weight_map of tensors to files")
     outside = next((shard for shard in shards.values() if Path(shard).name != shard), None)
     if outside is not None:
@@ -241,7 +292,9 @@ MAGIC = {  # of files that hold no weights we read
 
 
 def refused(path: Path, what: str) -> UserError:
-    """The one sentence that every unreadable checkpoint is answered with: its name, what it is, what was expected."""
+    """The one sentence that every unreadable checkpoint is answered with: its name, what it is,
+    what was expected.
+    """
     return UserError(f"checkpoint {path}: {what}; expected {EXPECTED}")
 
 
@@ -249,12 +302,18 @@ def kind_of(path: Path) -> str:
     """ "torch", "legacy" (torch.save before 1.6), "safetensors" or "npz".
 
     Raises:
-        UserError: not a regular file, unreadable, empty, or of a kind that holds no weights; says which.
+        UserError: not a regular file, unreadable, empty, or of a kind that holds no weights; says
+        which.
     """
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
-            raise refused(path, "a folder" if stat.S_ISDIR(status.st_mode) else "a device, pipe or socket and no file")
+            raise refused(
+                path,
+                "a folder"
+                if stat.S_ISDIR(status.st_mode)
+                else "a device, pipe or socket and no file",
+            )
         with open(path, "rb") as file:
             head = file.read(HEAD)
     except OSError as error:
@@ -276,7 +335,9 @@ def _kind_of_zip(path: Path, size: int) -> str:
             names = archive.namelist()
     except Exception as error:  # a damaged directory makes zipfile raise nearly anything
         reason = next(iter(str(error).splitlines()), type(error).__name__)[:100]
-        raise refused(path, f"a truncated or damaged zip archive ({size:,} bytes: {reason}); fetch it again") from None
+        raise refused(
+            path, f"a truncated or damaged zip archive ({size:,} bytes: {reason}); fetch it again"
+        ) from None
     if any(name.endswith("/constants.pkl") or "/code/" in name for name in names):
         raise refused(
             path,
@@ -287,7 +348,10 @@ def _kind_of_zip(path: Path, size: int) -> str:
         return "torch"
     if names and all(name.endswith(".npy") for name in names):
         return "npz"
-    raise refused(path, f"a zip archive that is no checkpoint (it holds {', '.join(names[:3]) or 'nothing'})"[:200])
+    raise refused(
+        path,
+        f"a zip archive that is no checkpoint (it holds {', '.join(names[:3]) or 'nothing'})"[:200],
+    )
 
 
 def _name_of(head: bytes, size: int) -> str:
@@ -310,4 +374,6 @@ def _name_of(head: bytes, size: int) -> str:
         return "a JSON text; a model with a JSON index is named by its folder"
     if all(32 <= byte < 127 or byte in b"\t\r\n" for byte in head):
         return f"a text file that begins {head[:24].decode().split(chr(10))[0]!r}"
-    return f"truncated, damaged or of an unknown kind ({size:,} bytes that begin {head[:8].hex(' ')})"
+    return (
+        f"truncated, damaged or of an unknown kind ({size:,} bytes that begin {head[:8].hex(' ')})"
+    )

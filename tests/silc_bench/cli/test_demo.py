@@ -1,4 +1,6 @@
-"""The demo's whole way - two runs, every task, pictures, page - at the size of a test; a second call does nothing anew."""
+"""The demo's whole way - two runs, every task, pictures, page - at the size of a test; a second
+call does nothing anew.
+"""
 
 from __future__ import annotations
 
@@ -30,9 +32,17 @@ pytestmark = pytest.mark.broad
 
 STEPS, BATCH = 3, 8
 TASKS = 10
-NUM_TEST, NUM_MASKS = 20, 40  # images that are scored, and images whose pixels a dense probe learns from
-NUM_TRAIN = 1000  # the fewest scenes that hold ten of each class, as the main metric of few-shot needs
-FEW = ("shapes/retrieval", "shapes/zeroshot")  # for what stops and goes on: neither has anything to learn
+NUM_TEST, NUM_MASKS = (
+    20,
+    40,
+)  # images that are scored, and images whose pixels a dense probe learns from
+NUM_TRAIN = (
+    1000  # the fewest scenes that hold ten of each class, as the main metric of few-shot needs
+)
+FEW = (
+    "shapes/retrieval",
+    "shapes/zeroshot",
+)  # for what stops and goes on: neither has anything to learn
 
 
 def tiny_preset():
@@ -43,7 +53,9 @@ def tiny_preset():
         vision=replace(full.vision, image_size=16, patch_size=4, **tower),
         text=replace(full.text, vocab_size=300, **tower),
         views=replace(full.views, global_size=16, local_size=8, num_local=2),
-        distillation=replace(full.distillation, num_prototypes=64, hidden_dim=32, bottleneck_dim=16),
+        distillation=replace(
+            full.distillation, num_prototypes=64, hidden_dim=32, bottleneck_dim=16
+        ),
         batch_size=BATCH,
         checkpoint_every=100,
     )
@@ -54,7 +66,12 @@ def small_tasks(patterns):
 
     def thinned(task):
         counts = {"train": NUM_MASKS if "dense" in task.requires else NUM_TRAIN, "test": NUM_TEST}
-        return replace(task, sources={role: partial(thin, source, counts[role]) for role, source in task.sources.items()})
+        return replace(
+            task,
+            sources={
+                role: partial(thin, source, counts[role]) for role, source in task.sources.items()
+            },
+        )
 
     def thin(source, count, data_root, limit):
         assert limit is None
@@ -110,7 +127,13 @@ def run_demo(out, **options):
     """(what it printed, whether each record was new, the page)."""
     screen, is_new = io.StringIO(), []
     console = Console(file=screen, width=200)
-    page = demo.run_demo(out, is_fast=True, console=console, on_result=lambda record, new: is_new.append(new), **options)
+    page = demo.run_demo(
+        out,
+        is_fast=True,
+        console=console,
+        on_result=lambda record, new: is_new.append(new),
+        **options,
+    )
     return screen.getvalue(), is_new, page
 
 
@@ -122,7 +145,11 @@ def finished(patched, tmp_path_factory):
 
 
 def files_in(folder):
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 def test_both_models_are_measured_on_every_task_and_rank(finished):
@@ -134,39 +161,71 @@ def test_both_models_are_measured_on_every_task_and_rank(finished):
     assert len({record.model.revision for record in records}) == 2
     tasks = {record.task.name for record in records}
     assert len(tasks) == TASKS
-    assert {(record.model.name, record.task.name) for record in records} == {(name, task) for name in names for task in tasks}
+    assert {(record.model.name, record.task.name) for record in records} == {
+        (name, task) for name in names for task in tasks
+    }
     assert {record.limit for record in records} == {None}
     assert "What self-distillation changed" in screen
 
 
 def test_both_runs_see_the_same_pictures(finished):
     out, _ = finished
-    steps = [path.parent.parent.name + "/" + path.name for path in sorted(out.glob("runs/*/checkpoints/*.pt"))]
-    assert steps == [f"shapes_tiny-{objective}/step_{STEPS:08d}.pt" for objective in ("contrastive", "silc")]
+    steps = [
+        path.parent.parent.name + "/" + path.name
+        for path in sorted(out.glob("runs/*/checkpoints/*.pt"))
+    ]
+    assert steps == [
+        f"shapes_tiny-{objective}/step_{STEPS:08d}.pt" for objective in ("contrastive", "silc")
+    ]
 
 
 def test_the_page_holds_tables_and_pictures(finished):
     out, (_, _, page) = finished
     assert page == out / "leaderboard.html"
     text = page.read_text(encoding="utf-8")
-    for words in ("shapes_tiny-silc:student", "shapes_tiny-contrastive:student", "What self-distillation changed", "mIoU"):
+    for words in (
+        "shapes_tiny-silc:student",
+        "shapes_tiny-contrastive:student",
+        "What self-distillation changed",
+        "mIoU",
+    ):
         assert words in text
     assert text.count("data:image/png;base64,") == 1
     assert "Patch PCA: three principal components" in text
-    assert {path.name for path in out.iterdir()} == {"runs", "results", "leaderboard.md", "leaderboard.csv", "leaderboard.html"}
+    assert {path.name for path in out.iterdir()} == {
+        "runs",
+        "results",
+        "leaderboard.md",
+        "leaderboard.csv",
+        "leaderboard.html",
+    }
 
 
 def columns_of(path, count):
-    """The sheet's cells [SHOWN, CELL, CELL, 3] of each column; columns stand in pairs, each row below its titles."""
-    pixels, start, step = np.asarray(Image.open(path)), MARGIN + 2 * (LINE + GAP), CELL + LINE + 3 * GAP
-    assert pixels.shape[1] == 2 * MARGIN + count * (CELL + GAP) - GAP + (count // 2 - 1) * (GROUP_GAP - GAP)
-    lefts = [MARGIN + column * (CELL + GAP) + column // 2 * (GROUP_GAP - GAP) for column in range(count)]
+    """The sheet's cells [SHOWN, CELL, CELL, 3] of each column; columns stand in pairs, each row
+    below its titles.
+    """
+    pixels, start, step = (
+        np.asarray(Image.open(path)),
+        MARGIN + 2 * (LINE + GAP),
+        CELL + LINE + 3 * GAP,
+    )
+    assert pixels.shape[1] == 2 * MARGIN + count * (CELL + GAP) - GAP + (count // 2 - 1) * (
+        GROUP_GAP - GAP
+    )
+    lefts = [
+        MARGIN + column * (CELL + GAP) + column // 2 * (GROUP_GAP - GAP) for column in range(count)
+    ]
     tops = [start + row * step for row in range(demo.SHOWN)]
-    return [np.stack([pixels[top : top + CELL, left : left + CELL] for top in tops]) for left in lefts]
+    return [
+        np.stack([pixels[top : top + CELL, left : left + CELL] for top in tops]) for left in lefts
+    ]
 
 
 def test_the_picture_has_scenes_truth_and_two_columns_a_model(finished):
-    scenes, truth, _, patches, _, other_patches = columns_of(finished[0] / "results" / "pictures" / "dense_features.png", 6)
+    scenes, truth, _, patches, _, other_patches = columns_of(
+        finished[0] / "results" / "pictures" / "dense_features.png", 6
+    )
     dataset = demo.Shapes("test", 64)
     for index, scene in enumerate(scenes):
         enlarged = dataset.image(index).resize((CELL, CELL), Image.Resampling.NEAREST)
@@ -180,14 +239,26 @@ def test_the_picture_has_scenes_truth_and_two_columns_a_model(finished):
 class Oracle:
     """Knows the shape at every pixel, and the shape that a text names."""
 
-    name, revision, embed_dim, image_size, patch_size = "oracle-silc:student", "0" * 16, len(SHAPES), 64, 1
+    name, revision, embed_dim, image_size, patch_size = (
+        "oracle-silc:student",
+        "0" * 16,
+        len(SHAPES),
+        64,
+        1,
+    )
 
-    dense_methods, pipeline = ("tokens", "maskclip"), ImagePipeline(64, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    dense_methods, pipeline = (
+        ("tokens", "maskclip"),
+        ImagePipeline(64, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+    )
 
     def __init__(self):
         self.text_protocol = {"cleaning": "none"}
         dataset = demo.Shapes("test", demo.SHOWN)
-        self.truth = {dataset.image(i).tobytes(): demo.without_background(dataset.mask(i)) for i in range(demo.SHOWN)}
+        self.truth = {
+            dataset.image(i).tobytes(): demo.without_background(dataset.mask(i))
+            for i in range(demo.SHOWN)
+        }
         self.texts = []
 
     def to(self, device):
@@ -198,12 +269,19 @@ class Oracle:
         return torch.arange(len(texts))[:, None]
 
     def encode_text(self, tokens):
-        return torch.tensor([[float(shape in self.texts[row].split()) for shape in SHAPES] for row in tokens[:, 0].tolist()])
+        return torch.tensor(
+            [
+                [float(shape in self.texts[row].split()) for shape in SHAPES]
+                for row in tokens[:, 0].tolist()
+            ]
+        )
 
     def encode_dense(self, images, methods):
         pixels = (255 * images).round().byte().permute(0, 2, 3, 1).numpy()
         masks = [self.truth[image.tobytes()] for image in pixels]
-        known = torch.from_numpy(np.eye(len(SHAPES))[np.where(np.stack(masks) == IGNORE, 0, masks)]).float()
+        known = torch.from_numpy(
+            np.eye(len(SHAPES))[np.where(np.stack(masks) == IGNORE, 0, masks)]
+        ).float()
         return dict.fromkeys(methods, known)
 
 
@@ -214,7 +292,11 @@ def test_masks_are_the_nearest_names(tmp_path):
     assert 0.02 < is_scored.mean() < 0.98
     np.testing.assert_array_equal(mask[is_scored], truth[is_scored])
     assert (mask[~is_scored] != 255).any(axis=-1).all(), "pale, not empty, on the background"
-    assert (tmp_path / "a.txt").read_text().startswith("Dense features of the two models on six test scenes.")
+    assert (
+        (tmp_path / "a.txt")
+        .read_text()
+        .startswith("Dense features of the two models on six test scenes.")
+    )
 
 
 def test_a_second_call_trains_and_measures_nothing(finished, counts):
@@ -230,7 +312,9 @@ def test_a_second_call_trains_and_measures_nothing(finished, counts):
 
 @pytest.mark.timing
 @pytest.mark.parametrize("stopped_after", [1, STEPS + 1])
-def test_a_demo_stopped_while_it_trains_goes_on(finished, few_tasks, counts, tmp_path, monkeypatch, stopped_after):
+def test_a_demo_stopped_while_it_trains_goes_on(
+    finished, few_tasks, counts, tmp_path, monkeypatch, stopped_after
+):
     step = loop.train_step
 
     def interrupted(*args):
@@ -249,7 +333,10 @@ def test_a_demo_stopped_while_it_trains_goes_on(finished, few_tasks, counts, tmp
     assert counts["steps"] == 2 * STEPS, "no step twice"
     assert is_new == [True] * 2 * len(FEW)
     assert page.exists()
-    revisions = [{record.model.revision for record in load_all(out / "results")} for out in (tmp_path, finished[0])]
+    revisions = [
+        {record.model.revision for record in load_all(out / "results")}
+        for out in (tmp_path, finished[0])
+    ]
     assert revisions[0] == revisions[1], "the weights of a demo that was not stopped"
 
 
@@ -266,7 +353,9 @@ def test_a_demo_stopped_while_it_measures_goes_on(finished, few_tasks, counts, t
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        demo.run_demo(tmp_path, is_fast=True, console=Console(file=io.StringIO()), on_result=interrupt)
+        demo.run_demo(
+            tmp_path, is_fast=True, console=Console(file=io.StringIO()), on_result=interrupt
+        )
     _, is_new, _ = run_demo(tmp_path)
     assert is_new == [False] * (len(FEW) + 1) + [True] * (len(FEW) - 1)
     assert counts["steps"] == 0
@@ -276,6 +365,9 @@ def test_a_folder_of_another_demo_is_refused(finished, monkeypatch):
     out, _ = finished
     before = files_in(out)
     monkeypatch.setattr(demo, "FAST_SAMPLES", 2 * STEPS * BATCH)
-    with pytest.raises(UserError, match=rf"{out}/runs/shapes_tiny-contrastive was started with another configuration"):
+    with pytest.raises(
+        UserError,
+        match=rf"{out}/runs/shapes_tiny-contrastive was started with another configuration",
+    ):
         run_demo(out)
     assert files_in(out) == before

@@ -1,7 +1,9 @@
-"""Whole commands that are killed, and whole commands at the same time: one record, the same numbers, nothing encoded twice.
+"""Whole commands that are killed, and whole commands at the same time: one record, the same
+numbers, nothing encoded twice.
 
-Each is a process of its own that runs the command line (``counted_command``); what it encodes is counted, and it meets the test
-at agreed places through a connection of its own, so that nothing here hangs on how fast the machine is.
+Each is a process of its own that runs the command line (``counted_command``); what it encodes is
+counted, and it meets the test at agreed places through a connection of its own, so that nothing
+here hangs on how fast the machine is.
 """
 
 from __future__ import annotations
@@ -20,10 +22,21 @@ from silc_bench.results.record import load_all
 from silc_bench.trainer.checkpoints.model import NativeImageModel
 
 pytestmark = pytest.mark.timing
-LIMIT, BATCH = 60, 8  # pictures a split, of which kNN has two; pictures a forward pass, and here a part of the store
+LIMIT, BATCH = (
+    60,
+    8,
+)  # pictures a split, of which kNN has two; pictures a forward pass, and here a part of the store
 SETS = {
-    **{f"{tower}.{name}": value for tower in ("vision", "text") for name, value in (("width", 32), ("depth", 1))},
-    **{f"{tower}.{name}": value for tower in ("vision", "text") for name, value in (("num_heads", 2), ("mlp_dim", 48))},
+    **{
+        f"{tower}.{name}": value
+        for tower in ("vision", "text")
+        for name, value in (("width", 32), ("depth", 1))
+    },
+    **{
+        f"{tower}.{name}": value
+        for tower in ("vision", "text")
+        for name, value in (("num_heads", 2), ("mlp_dim", 48))
+    },
     "text.vocab_size": 300,
     "batch_size": 8,
 }
@@ -36,29 +49,56 @@ def run(tmp_path_factory):
     sets = [word for name, value in SETS.items() for word in ("--set", f"{name}={value}")]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("silc_bench.trainer.loop.TOKENIZER_CAPTIONS", 50)
-        words = ["train", "--out", str(folder), "--objective", "contrastive", "--samples", "8", "--device", "cpu", *sets]
+        words = [
+            "train",
+            "--out",
+            str(folder),
+            "--objective",
+            "contrastive",
+            "--samples",
+            "8",
+            "--device",
+            "cpu",
+            *sets,
+        ]
         done = CliRunner().invoke(cli.app, words)
     assert done.exit_code == 0, done.output
     return folder
 
 
 class Commands:
-    """``silc-bench eval`` of one model on kNN, each into a folder of results below ``home``, with one store of embeddings."""
+    """``silc-bench eval`` of one model on kNN, each into a folder of results below ``home``, with
+    one store of embeddings.
+    """
 
     def __init__(self, run, home):
         self.run, self.home, self.count = run, home, 0
 
     def words(self, results, cache):
-        words = ["eval", "--ckpt", str(self.run), "--tasks", "shapes/knn", "--limit", str(LIMIT), "--batch-size", str(BATCH)]
+        words = [
+            "eval",
+            "--ckpt",
+            str(self.run),
+            "--tasks",
+            "shapes/knn",
+            "--limit",
+            str(LIMIT),
+            "--batch-size",
+            str(BATCH),
+        ]
         words += ["--device", "cpu", "--results", str(self.home / results)]
         return [*words, "--cache", cache if cache == "off" else str(self.home / cache)]
 
     def here(self, results, cache="cache"):
-        """The same in this process, which is faster: what it printed, how many pictures it encoded."""
+        """The same in this process, which is faster: what it printed, how many pictures it
+        encoded.
+        """
         sizes, encode = [], NativeImageModel.encode_image
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(
-                NativeImageModel, "encode_image", lambda *args, **how: sizes.append(len(args[1])) or encode(*args, **how)
+                NativeImageModel,
+                "encode_image",
+                lambda *args, **how: sizes.append(len(args[1])) or encode(*args, **how),
             )
             done = CliRunner().invoke(cli.app, self.words(results, cache))
         assert done.exit_code == 0, done.output
@@ -68,7 +108,9 @@ class Commands:
         self.count += 1
         counted, said = (self.home / f"{name}{self.count}" for name in ("counted", "said"))
         counted.write_text("")
-        process = forked.start(said, counted_command.run, self.words(results, "cache"), counted, **how)
+        process = forked.start(
+            said, counted_command.run, self.words(results, "cache"), counted, **how
+        )
         return process, counted, said
 
     def finish(self, started):
@@ -97,7 +139,9 @@ def test_a_killed_command_goes_on_where_it_was(commands):
     assert commands.here("alone", cache="off")[1] == 2 * LIMIT
     code, said, encoded = commands.call("killed", killed_at=33)
     assert (code, encoded) == (-signal.SIGKILL, 40), said
-    assert not list((commands.home / "killed").rglob("*.json")), "no record of what was not measured"
+    assert not list((commands.home / "killed").rglob("*.json")), (
+        "no record of what was not measured"
+    )
     code, said, encoded = commands.call("killed")
     assert (code, encoded) == (0, 2 * LIMIT - 40), said
     assert commands.record("killed").metrics == commands.record("alone").metrics
@@ -110,7 +154,9 @@ def test_a_killed_command_goes_on_where_it_was(commands):
 
 
 def test_two_commands_with_one_key_at_once_leave_one_record(commands):
-    """They meet before the first picture, when neither found a record, and again when both are about to write theirs."""
+    """They meet before the first picture, when neither found a record, and again when both are
+    about to write theirs.
+    """
     meetings, ends = zip(*(forked.context.Pipe() for _ in range(2)), strict=True)
     started = [commands.start("shared", meeting=end) for end in ends]
     for end in ends:
@@ -128,7 +174,11 @@ def test_two_commands_with_one_key_at_once_leave_one_record(commands):
             process.kill()
     assert [code for code, _, _ in finished] == [0, 0], finished
     assert all("known" not in said for _, said, _ in finished), "both measured"
-    assert len(list((commands.home / "shared").rglob("*.json"))) == len(list((commands.home / "shared").rglob("*.npz"))) == 1
+    assert (
+        len(list((commands.home / "shared").rglob("*.json")))
+        == len(list((commands.home / "shared").rglob("*.npz")))
+        == 1
+    )
     assert not commands.leftovers()
 
     commands.here("alone", cache="off")

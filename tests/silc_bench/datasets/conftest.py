@@ -65,4 +65,11 @@ def write_shard(path: Path, labels: Iterable[int]) -> Path:
 
 @pytest.fixture(scope="session")
 def make() -> SimpleNamespace:
-    return SimpleNamespace(picture=picture, mask=mask, label_of=label_of, tar=write_tar, tree=write_tree, shard=write_shard)
+    return SimpleNamespace(
+        picture=picture,
+        mask=mask,
+        label_of=label_of,
+        tar=write_tar,
+        tree=write_tree,
+        shard=write_shard,
+    )

@@ -1,4 +1,6 @@
-"""``silc-bench data check``: what is there, what is wrong, the line that mends it; nothing is written."""
+"""``silc-bench data check``: what is there, what is wrong, the line that mends it; nothing is
+written.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,10 @@ def run(*words):
 
 
 def contents(root):
-    return {path: (path.stat().st_mtime_ns, path.is_file() and path.read_bytes()) for path in root.rglob("*")}
+    return {
+        path: (path.stat().st_mtime_ns, path.is_file() and path.read_bytes())
+        for path in root.rglob("*")
+    }
 
 
 def test_a_whole_set(make, tmp_path):
@@ -52,32 +57,50 @@ def test_what_is_wrong_and_the_line_that_mends_it(make, tmp_path):
     code, said, error = run("cifar10", tmp_path)
     assert code == 2
     assert "wrong: cifar10 test in" in said
-    assert "9 pictures (webdataset shards), and the set has 10; 1 of 10 classes have none, such as 'truck'" in said
+    assert (
+        "9 pictures (webdataset shards), and the set has 10; 1 of 10 classes have none, such as 'truck'"
+        in said
+    )
     assert "fix:   fetch what is missing" in said
     assert "cifar10 cannot be measured as it is" in error
 
 
 def test_damaged_pictures_are_counted(make, tmp_path):
-    make.tree(tmp_path / "cifar10/test", [(f"{name}/0.png", make.picture(i)) for i, name in enumerate(CIFAR10_NAMES)])
+    make.tree(
+        tmp_path / "cifar10/test",
+        [(f"{name}/0.png", make.picture(i)) for i, name in enumerate(CIFAR10_NAMES)],
+    )
     for name in ("cat", "dog"):
         (tmp_path / f"cifar10/test/{name}/0.png").write_bytes(b"no picture")
     (tmp_path / "cifar10/test/dog/.DS_Store").write_bytes(b"")
     code, said, _ = run("cifar10", tmp_path)
     assert code == 2
     assert "  skipped stray files of the system: 1 .DS_Store\n" in said
-    assert f"wrong: 2 of 10 pictures cannot be decoded; the first: {tmp_path}/cifar10/test/cat/0.png is damaged" in said
+    assert (
+        f"wrong: 2 of 10 pictures cannot be decoded; the first: {tmp_path}/cifar10/test/cat/0.png is damaged"
+        in said
+    )
 
 
 def test_only_a_spread_part_is_decoded_unless_all_are_asked_for(make, tmp_path, monkeypatch):
     monkeypatch.setattr("silc_bench.datasets.check.DECODED", 2)
-    make.tree(tmp_path, [(f"{name}/{i}.png", make.picture(i)) for name in ("a", "b") for i in range(3)])
+    make.tree(
+        tmp_path, [(f"{name}/{i}.png", make.picture(i)) for name in ("a", "b") for i in range(3)]
+    )
     (tmp_path / "a/1.png").write_bytes(b"no picture")
     assert not check(f"folder:{tmp_path}").problems
     assert check(f"folder:{tmp_path}", every_picture=True).problems
 
 
 def test_own_data(make, tmp_path):
-    make.tree(tmp_path, [(f"{split}/{label}/0.png", make.picture(label)) for split in ("train", "test") for label in (0, 1)])
+    make.tree(
+        tmp_path,
+        [
+            (f"{split}/{label}/0.png", make.picture(label))
+            for split in ("train", "test")
+            for label in (0, 1)
+        ],
+    )
     code, said, _ = run(f"folder:{tmp_path}")
     assert code == 0
     assert f"folder:{tmp_path} train: class folders" in said
@@ -89,7 +112,11 @@ def test_both_splits_are_looked_at_and_only_what_is_there_is_wrong(make, tmp_pat
     make.shard(tmp_path / "cifar10/test/0.tar", range(10))
     make.shard(tmp_path / "cifar10/train/0.tar", range(10))
     report = check("cifar10", tmp_path)
-    assert [problem.what for problem in report.problems if "cifar10 train in" in problem.what and "has 50,000" in problem.what]
+    assert [
+        problem.what
+        for problem in report.problems
+        if "cifar10 train in" in problem.what and "has 50,000" in problem.what
+    ]
     assert any(line.startswith("cifar10 test:") for line in report.found)
 
 

@@ -1,4 +1,6 @@
-"""Fingerprints are remembered for files in exactly the state in which they were read, and for no others."""
+"""Fingerprints are remembered for files in exactly the state in which they were read, and for no
+others.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,12 @@ from silc_bench.system.cache import Store
 @pytest.fixture
 def pets(make, tmp_path):
     return make.tree(
-        tmp_path / "pets", [(f"{name}/{i}.png", make.picture(10 * c + i)) for c, name in enumerate("ab") for i in (0, 1)]
+        tmp_path / "pets",
+        [
+            (f"{name}/{i}.png", make.picture(10 * c + i))
+            for c, name in enumerate("ab")
+            for i in (0, 1)
+        ],
     )
 
 
@@ -32,7 +39,9 @@ def shards(make, tmp_path):
 
 @pytest.fixture
 def hashed(monkeypatch, tmp_path):
-    """Fingerprint of a word, as a command makes it, and how many pictures were read for it; all files count as settled."""
+    """Fingerprint of a word, as a command makes it, and how many pictures were read for it; all
+    files count as settled.
+    """
     monkeypatch.setattr(fingerprints, "SETTLED", -1.0)
     store = Store(tmp_path / "cache")
 
@@ -41,7 +50,9 @@ def hashed(monkeypatch, tmp_path):
         real = fingerprints._with_progress
         with pytest.MonkeyPatch.context() as patch, remembered(kept_in):
             patch.setattr(
-                fingerprints, "_with_progress", lambda pictures, title: read.extend(pictures) or real(pictures, title)
+                fingerprints,
+                "_with_progress",
+                lambda pictures, title: read.extend(pictures) or real(pictures, title),
             )
             fingerprint = parse(word).load("test").fingerprint
         return fingerprint, len(read)
@@ -118,7 +129,9 @@ CHANGES = {
     "another name": lambda path: path.rename(path.with_name("z.png")),
     "one picture more": lambda path: shutil.copy(path, path.with_name("2.png")),
     "another class": lambda path: path.rename(path.parent.parent / "b/9.png"),
-    "other names of the classes": lambda path: (path.parent.parent / "classnames.txt").write_text("x\ny"),
+    "other names of the classes": lambda path: (path.parent.parent / "classnames.txt").write_text(
+        "x\ny"
+    ),
 }
 
 
@@ -141,7 +154,10 @@ def test_a_shard_that_changes_is_noticed(hashed, shards, make):
 
 
 def test_a_part_is_another_set(hashed, pets, monkeypatch):
-    whole, part = OwnData("folder", str(pets)).load("test"), OwnData("folder", str(pets)).load("test", 2)
+    whole, part = (
+        OwnData("folder", str(pets)).load("test"),
+        OwnData("folder", str(pets)).load("test", 2),
+    )
     assert whole.fingerprint != part.fingerprint
 
 
@@ -178,14 +194,21 @@ def test_what_is_damaged_in_the_store_is_hashed_again(hashed, pets, tmp_path, da
 def test_a_file_that_is_gone_is_named(hashed, pets):
     data = OwnData("folder", str(pets)).load("test")
     (pets / "b/1.png").unlink()
-    with remembered(Store(pets.parent / "cache")), pytest.raises(UserError, match=r"cannot read .*b/1\.png: No such file"):
+    with (
+        remembered(Store(pets.parent / "cache")),
+        pytest.raises(UserError, match=r"cannot read .*b/1\.png: No such file"),
+    ):
         _ = data.fingerprint
 
 
 def test_data_check_always_reads(hashed, pets, monkeypatch, tmp_path):
     first, _ = hashed(f"folder:{pets}")
     read, real = [], fingerprints._with_progress
-    monkeypatch.setattr(fingerprints, "_with_progress", lambda pictures, title: read.extend(pictures) or real(pictures, title))
+    monkeypatch.setattr(
+        fingerprints,
+        "_with_progress",
+        lambda pictures, title: read.extend(pictures) or real(pictures, title),
+    )
     with remembered(Store(tmp_path / "cache")):
         (line,) = [line for line in check(f"folder:{pets}").found if "fingerprint" in line]
     assert line.split()[-1] == first

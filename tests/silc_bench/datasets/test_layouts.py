@@ -1,4 +1,6 @@
-"""Every layout that docs/datasets.md lists, as ``silc-bench data check`` meets it: found, counted, ready, and untouched."""
+"""Every layout that docs/datasets.md lists, as ``silc-bench data check`` meets it: found, counted,
+ready, and untouched.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +16,14 @@ from silc_bench.datasets.public.counts import EXPECTED, Expected
 from silc_bench.datasets.public.imagenet import class_names, wnids
 
 SYNSETS = wnids("imagenet1k")
-SOLUTION = "ImageId,PredictionString\n" + "".join(f"ILSVRC2012_val_{i + 1:08d},{SYNSETS[i]} 1 2 3 4\n" for i in range(1000))
+SOLUTION = "ImageId,PredictionString\n" + "".join(
+    f"ILSVRC2012_val_{i + 1:08d},{SYNSETS[i]} 1 2 3 4\n" for i in range(1000)
+)
 TRAIN = [f"data_batch_{i}" for i in range(1, 6)]
 SIZES = {
-    **dict.fromkeys(("imagenet1k", "imagenet_v2", "imagenet_sketch"), Expected(1000, classes=1000, per_class=1)),
+    **dict.fromkeys(
+        ("imagenet1k", "imagenet_v2", "imagenet_sketch"), Expected(1000, classes=1000, per_class=1)
+    ),
     **dict.fromkeys(("imagenet_a", "imagenet_r"), Expected(200, classes=200)),
     "cifar10": Expected(10, classes=10, per_class=1),
     "cifar100": Expected(100, classes=100, per_class=1),
@@ -34,11 +40,15 @@ def _small(monkeypatch):
 
 
 def by_wnid(make, root, folder, name="imagenet1k"):
-    make.tree(root / folder, [(f"{wnid}/a.JPEG", make.picture(i)) for i, wnid in enumerate(wnids(name))])
+    make.tree(
+        root / folder, [(f"{wnid}/a.JPEG", make.picture(i)) for i, wnid in enumerate(wnids(name))]
+    )
 
 
 def flat(make, root, folder):
-    make.tree(root / folder, [(f"ILSVRC2012_val_{i + 1:08d}.JPEG", make.picture(i)) for i in range(1000)])
+    make.tree(
+        root / folder, [(f"ILSVRC2012_val_{i + 1:08d}.JPEG", make.picture(i)) for i in range(1000)]
+    )
 
 
 def kaggle(make, root):
@@ -52,7 +62,10 @@ def synsets(make, root):
 
 
 def val_tar(make, root):
-    make.tar(root / "ILSVRC2012_img_val.tar", [(f"ILSVRC2012_val_{i + 1:08d}.JPEG", make.picture(i)) for i in range(1000)])
+    make.tar(
+        root / "ILSVRC2012_img_val.tar",
+        [(f"ILSVRC2012_val_{i + 1:08d}.JPEG", make.picture(i)) for i in range(1000)],
+    )
     (root / "synset_labels.txt").write_text("\n".join(SYNSETS))
 
 
@@ -65,28 +78,45 @@ def shards(make, root, folder, count, names=None):
 
 
 def v2(make, root):
-    make.tree(root / "imagenetv2-matched-frequency-format-val", [(f"{i}/a.jpeg", make.picture(i)) for i in range(1000)])
+    make.tree(
+        root / "imagenetv2-matched-frequency-format-val",
+        [(f"{i}/a.jpeg", make.picture(i)) for i in range(1000)],
+    )
 
 
 def tar_of_folders(make, root, name, archive):
-    make.tar(root / archive, [(f"{name}/{wnid}/a.jpg", make.picture(i)) for i, wnid in enumerate(wnids(name))])
+    make.tar(
+        root / archive,
+        [(f"{name}/{wnid}/a.jpg", make.picture(i)) for i, wnid in enumerate(wnids(name))],
+    )
 
 
 def pickles(root, folder, files, meta, content, names):
     (root / folder).mkdir()
-    (root / folder / meta[0]).write_bytes(pickle.dumps({meta[1]: [name.replace(" ", "_").encode() for name in names]}, 2))
+    (root / folder / meta[0]).write_bytes(
+        pickle.dumps({meta[1]: [name.replace(" ", "_").encode() for name in names]}, 2)
+    )
     data = np.zeros((len(names), 3072), np.uint8)
     for file in files:
-        (root / folder / file).write_bytes(pickle.dumps({b"data": data, content: list(range(len(names)))}, 2))
+        (root / folder / file).write_bytes(
+            pickle.dumps({b"data": data, content: list(range(len(names)))}, 2)
+        )
 
 
 def folders(make, root, folder, names):
-    make.tree(root / folder, [(f"{name.replace(' ', '_')}/a.png", make.picture(i)) for i, name in enumerate(names)])
+    make.tree(
+        root / folder,
+        [(f"{name.replace(' ', '_')}/a.png", make.picture(i)) for i, name in enumerate(names)],
+    )
 
 
 def karpathy(make, root, name, pictures):
     rows = [
-        {"filename": f"{i}.jpg", "split": "test", "sentences": [{"raw": f"caption {j} of {i}"} for j in range(5)]}
+        {
+            "filename": f"{i}.jpg",
+            "split": "test",
+            "sentences": [{"raw": f"caption {j} of {i}"} for j in range(5)],
+        }
         for i in range(3)
     ]
     make.tree(root / pictures, [(f"{i}.jpg", make.picture(i)) for i in range(3)])
@@ -106,7 +136,9 @@ LAYOUTS = {
     "imagenet1k Kaggle, flat": kaggle,
     "imagenet1k flat with synsets": synsets,
     "imagenet1k tar": val_tar,
-    "imagenet1k shards": lambda m, r: shards(m, r, "wds_imagenet1k", 1000, class_names("imagenet1k")),
+    "imagenet1k shards": lambda m, r: shards(
+        m, r, "wds_imagenet1k", 1000, class_names("imagenet1k")
+    ),
     "imagenet_v2 numbered folders": v2,
     "imagenet_v2 shards": lambda m, r: shards(m, r, "wds_imagenetv2", 1000),
     "imagenet_a folders": lambda m, r: by_wnid(m, r, "imagenet-a", "imagenet_a"),
@@ -117,19 +149,31 @@ LAYOUTS = {
     "imagenet_sketch folders": lambda m, r: by_wnid(m, r, "imagenet-sketch/sketch"),
     "imagenet_sketch shards": lambda m, r: shards(m, r, "wds_imagenet_sketch", 1000),
     "cifar10 python files": lambda m, r: pickles(
-        r, "cifar-10-batches-py", ("test_batch", *TRAIN), ("batches.meta", b"label_names"), b"labels", CIFAR10_NAMES
+        r,
+        "cifar-10-batches-py",
+        ("test_batch", *TRAIN),
+        ("batches.meta", b"label_names"),
+        b"labels",
+        CIFAR10_NAMES,
     ),
     "cifar10 folders": lambda m, r: folders(m, r, "cifar10/test", CIFAR10_NAMES),
     "cifar10 shards": lambda m, r: shards(m, r, "wds_vtab-cifar10", 10, CIFAR10_NAMES),
     "cifar10 shards, deeper": lambda m, r: shards(m, r, "wds/vtab/cifar10", 10, CIFAR10_NAMES),
     "cifar100 python files": lambda m, r: pickles(
-        r, "cifar-100-python", ("train", "test"), ("meta", b"fine_label_names"), b"fine_labels", CLASS_NAMES
+        r,
+        "cifar-100-python",
+        ("train", "test"),
+        ("meta", b"fine_label_names"),
+        b"fine_labels",
+        CLASS_NAMES,
     ),
     "cifar100 folders": lambda m, r: folders(m, r, "cifar100/test", CLASS_NAMES),
     "cifar100 shards": lambda m, r: shards(m, r, "cifar100", 100, CLASS_NAMES),
     "coco Karpathy's list": lambda m, r: karpathy(m, r, "coco", "coco/val2014"),
     "coco shards": lambda m, r: captioned(m, r, "wds_mscoco_captions"),
-    "flickr30k Karpathy's list": lambda m, r: karpathy(m, r, "flickr30k", "flickr30k/flickr30k-images"),
+    "flickr30k Karpathy's list": lambda m, r: karpathy(
+        m, r, "flickr30k", "flickr30k/flickr30k-images"
+    ),
     "flickr30k shards": lambda m, r: captioned(m, r, "wds_flickr30k"),
 }
 
@@ -147,12 +191,20 @@ def test_every_layout_is_ready_to_be_measured(make, tmp_path, layout):
     assert not report.problems, report.problems
     size = SIZES[name]
     counted = f"{size.pictures:,} pictures"
-    counted += f", {size.classes:,} classes" if size.classes else f", {5 * size.pictures} captions (5 to 5 a picture)"
-    assert [line for line in report.found if counted in line and "as many as the set has" in line], report.found
+    counted += (
+        f", {size.classes:,} classes"
+        if size.classes
+        else f", {5 * size.pictures} captions (5 to 5 a picture)"
+    )
+    assert [
+        line for line in report.found if counted in line and "as many as the set has" in line
+    ], report.found
     assert contents(tmp_path) == before, "it writes nothing into the data"
 
 
 def test_every_named_set_of_pictures_is_here():
-    without_masks = {name for (name, split), known in EXPECTED.items() if split == "test" and not known.labels}
+    without_masks = {
+        name for (name, split), known in EXPECTED.items() if split == "test" and not known.labels
+    }
     assert without_masks - {"objectnet"} == set(SIZES)  # ObjectNet's layouts: test_objectnet.py
     assert {layout.split()[0] for layout in LAYOUTS} == set(SIZES)

@@ -1,4 +1,6 @@
-"""The user's own folders, shards and lists of captions: read as they are, or refused with a sentence."""
+"""The user's own folders, shards and lists of captions: read as they are, or refused with a
+sentence.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,11 @@ REAL = os.environ.get("SILC_BENCH_TEST_DATA")
 
 
 def pets(make, names=("cat", "lap_dog", "newt")):
-    return [(f"{name}/{i}.jpg", make.picture(10 * label + i)) for label, name in enumerate(names) for i in range(2)]
+    return [
+        (f"{name}/{i}.jpg", make.picture(10 * label + i))
+        for label, name in enumerate(names)
+        for i in range(2)
+    ]
 
 
 def folder(path, split="test"):
@@ -40,9 +46,13 @@ def test_train_and_test(make, tmp_path, test):
     make.tree(tmp_path / test, pets(make)[2:])
     own = parse(f"folder:{tmp_path}")
     assert set(own.splits()) == {"test", "train"}
-    assert own.load("test").labels.tolist() == [1, 1, 2, 2], "labels are those of the training classes"
+    assert own.load("test").labels.tolist() == [1, 1, 2, 2], (
+        "labels are those of the training classes"
+    )
     assert own.load("test").class_names == own.load("train").class_names
-    assert own.read("test").notes == [f"1 classes to learn are not scored: cat has no pictures in {tmp_path / test}"]
+    assert own.read("test").notes == [
+        f"1 classes to learn are not scored: cat has no pictures in {tmp_path / test}"
+    ]
     make.tree(tmp_path / test, [("zebra/0.jpg", make.picture(0))])
     with pytest.raises(UserError, match="'zebra'"):
         own.load("test")
@@ -55,7 +65,9 @@ def test_numbered_classes_are_sorted_as_numbers_and_may_be_named(make, tmp_path)
     assert [make.label_of(data.image(i)) for i in range(3)] == [1, 9, 10]
     (tmp_path / "classnames.txt").write_text("one\nnine\nten\n")
     assert folder(tmp_path).class_names == ("one", "nine", "ten")
-    (tmp_path / "classnames.json").write_text(json.dumps({"10": "TEN", "9": "NINE", "1": "ONE", "2": "unused"}))
+    (tmp_path / "classnames.json").write_text(
+        json.dumps({"10": "TEN", "9": "NINE", "1": "ONE", "2": "unused"})
+    )
     assert folder(tmp_path).class_names == ("ONE", "NINE", "TEN")
     for text, sentence in (
         ('{"1": "one"}', "no class for the folder '9'"),
@@ -84,7 +96,10 @@ def test_folders_that_are_no_classes(make, tmp_path):
     with pytest.raises(DataError, match="a/empty holds no pictures; fill the class or remove"):
         folder(tmp_path / "a")
     make.tree(tmp_path / "b/train", pets(make))
-    with pytest.raises(DataError, match=r"holds train and nothing else; put the pictures to be scored into .*b/test"):
+    with pytest.raises(
+        DataError,
+        match=r"holds train and nothing else; put the pictures to be scored into .*b/test",
+    ):
         folder(tmp_path / "b")
     make.tree(tmp_path / "b", [*pets(make), ("test/cat/0.jpg", make.picture(0))])
     with pytest.raises(DataError, match="holds test and train and cat, lap_dog, newt"):
@@ -93,7 +108,9 @@ def test_folders_that_are_no_classes(make, tmp_path):
 
 def test_a_corrupt_picture_is_named(make, tmp_path):
     make.tree(tmp_path, [*pets(make), ("cat/0.jpg", make.picture(0)[:30])])
-    with pytest.raises(DataError, match=r"cannot be scored, .*cat/0\.jpg is damaged: corrupt image"):
+    with pytest.raises(
+        DataError, match=r"cannot be scored, .*cat/0\.jpg is damaged: corrupt image"
+    ):
         folder(tmp_path).image(0)
 
 
@@ -132,7 +149,10 @@ def listed(make, tmp_path, name, text, pictures=("a.jpg", "b.jpg")):
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("x.jsonl", '{"file": "a.jpg", "captions": ["one", "two, too"]}\n\n{"file": "b.jpg", "captions": ["drei"]}\n'),
+        (
+            "x.jsonl",
+            '{"file": "a.jpg", "captions": ["one", "two, too"]}\n\n{"file": "b.jpg", "captions": ["drei"]}\n',
+        ),
         (
             "x.jsonl",
             '{"image": "a.jpg", "caption": "one"}\n{"image": "a.jpg", "caption": "two, too"}\n'
@@ -154,8 +174,16 @@ def test_lists_of_captions(make, tmp_path, name, text):
 @pytest.mark.parametrize(
     ("name", "text", "sentence"),
     [
-        ("x.csv", "photo,caption\na.jpg,one\n", "no column of pictures: it has 'photo', 'caption'; call it one of file, "),
-        ("x.csv", "file,words\na.jpg,one\n", "no column of captions: it has 'file', 'words'; call it one of captions, "),
+        (
+            "x.csv",
+            "photo,caption\na.jpg,one\n",
+            "no column of pictures: it has 'photo', 'caption'; call it one of file, ",
+        ),
+        (
+            "x.csv",
+            "file,words\na.jpg,one\n",
+            "no column of captions: it has 'file', 'words'; call it one of captions, ",
+        ),
         (
             "x.csv",
             "file,caption\na.jpg,one, two\n",
@@ -171,7 +199,11 @@ def test_lists_of_captions(make, tmp_path, name, text):
             "file,caption\nc.jpg,one\na.jpg,two\n",
             r"1 of the 2 pictures .* are missing, such as .*c\.jpg; file names are relative",
         ),
-        ("x.csv", "file,caption\na.jpg,gr\xfcn\n".encode("latin1"), r"not UTF-8 \(byte 21\); iconv"),
+        (
+            "x.csv",
+            "file,caption\na.jpg,gr\xfcn\n".encode("latin1"),
+            r"not UTF-8 \(byte 21\); iconv",
+        ),
         ("x.jsonl", '{"file": "a.jpg", "captions": "one"}\n{"file": ', "x.jsonl:2 is not JSON"),
         ("x.jsonl", "[1]", "x.jsonl:1 holds a list"),
         ("x.jsonl", '{"file": "a.jpg", "captions": []}', "empty caption"),
@@ -204,7 +236,9 @@ def test_shards_with_labels(make, tmp_path):
     make.shard(tmp_path / "birds/test/0.tar", [2, 0])
     make.shard(tmp_path / "birds/train/0.tar", [0, 1, 2])
     own = parse(f"wds:{tmp_path}/birds")
-    with pytest.raises(DataError, match=r"no names for them; write .* into classnames\.txt beside the shards"):
+    with pytest.raises(
+        DataError, match=r"no names for them; write .* into classnames\.txt beside the shards"
+    ):
         own.load("test")
     (tmp_path / "birds/classnames.txt").write_text("robin\njay\ncrane\n")
     assert own.load("test").labels.tolist() == [2, 0]
@@ -220,7 +254,12 @@ def test_shards_with_labels(make, tmp_path):
 def test_shards_with_captions(make, tmp_path):
     make.tar(
         tmp_path / "a.tar",
-        [("0.jpg", make.picture(0)), ("0.txt", b"one\ntwo\n"), ("1.jpg", make.picture(1)), ("1.txt", b"three")],
+        [
+            ("0.jpg", make.picture(0)),
+            ("0.txt", b"one\ntwo\n"),
+            ("1.jpg", make.picture(1)),
+            ("1.txt", b"three"),
+        ],
     )
     own = parse(f"wds:{tmp_path}/a.tar")
     assert not own.has_labels()

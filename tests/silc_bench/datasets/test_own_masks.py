@@ -1,4 +1,6 @@
-"""The user's own pictures with masks: what CLASSES.json may say, what it may not, and what a command makes of it."""
+"""The user's own pictures with masks: what CLASSES.json may say, what it may not, and what a
+command makes of it.
+"""
 
 from __future__ import annotations
 
@@ -72,7 +74,9 @@ def test_the_background_is_the_first_name_where_it_is_called_so(make, tmp_path):
 
 
 def test_synonyms_replace_the_name(tmp_path):
-    (tmp_path / "c.json").write_text(json.dumps({"names": ["tree", "car"], "synonyms": {"tree": [" tree ", "bush"]}}))
+    (tmp_path / "c.json").write_text(
+        json.dumps({"names": ["tree", "car"], "synonyms": {"tree": [" tree ", "bush"]}})
+    )
     assert read_classes(tmp_path / "c.json").words == (("tree", "bush"), ("car",))
     (tmp_path / "c.json").write_text(json.dumps(["tree", "car"]))
     assert read_classes(tmp_path / "c.json").words is None
@@ -82,7 +86,10 @@ def test_synonyms_replace_the_name(tmp_path):
 def test_many_classes_need_16_bits(make, tmp_path, count, ignored):
     word = write(tmp_path, make, [f"class {i}" for i in range(count)])
     mask = np.array([[0, count - 1, ignored]], np.uint16)
-    make.tree(tmp_path, [("masks/a.png", encoded(mask)), ("images/a.jpg", encoded(np.zeros((1, 3, 3), np.uint8)))])
+    make.tree(
+        tmp_path,
+        [("masks/a.png", encoded(mask)), ("images/a.jpg", encoded(np.zeros((1, 3, 3), np.uint8)))],
+    )
     found = parse(word).load("test").mask(0)
     assert found.dtype == (np.uint8 if count == 254 else np.uint16)
     assert found.tolist() == [[0, count - 1, ignore_of(found)]]
@@ -118,7 +125,8 @@ def test_what_classes_json_may_not_say(make, tmp_path, content, sentence):
 def test_a_list_that_is_too_short_or_too_long(make, tmp_path):
     word = write(tmp_path, make, ["sky", "road"])
     with pytest.raises(
-        UserError, match=r"a.png has the value 2 in .* the 2 classes have the values 0 to 1, and 255 is not scored;"
+        UserError,
+        match=r"a.png has the value 2 in .* the 2 classes have the values 0 to 1, and 255 is not scored;",
     ):
         parse(word).load("test")
     (tmp_path / "classes.json").write_text(json.dumps(["sky", "road", "tree", "sea", "car"]))
@@ -127,16 +135,23 @@ def test_a_list_that_is_too_short_or_too_long(make, tmp_path):
 
 def test_train_and_test_folders(make, tmp_path):
     own = parse(write(tmp_path, make, ["sky", "road", "tree"], ("train/", "val/")))
-    assert {split: folder.name for split, folder in own.splits().items()} == {"test": "val", "train": "train"}
+    assert {split: folder.name for split, folder in own.splits().items()} == {
+        "test": "val",
+        "train": "train",
+    }
     assert (len(own.load("train")), own.load("test").split) == (2, "test")
     (tmp_path / "masks/train").rename(tmp_path / "masks/trian")
-    with pytest.raises(UserError, match=r"images/train holds pictures, and .*masks/train is missing"):
+    with pytest.raises(
+        UserError, match=r"images/train holds pictures, and .*masks/train is missing"
+    ):
         own.splits()
 
 
 def test_folders_beside_train_and_test_are_not_passed_over(make, tmp_path):
     own = parse(write(tmp_path, make, ["sky", "road", "tree"], ("train/", "test/", "more/")))
-    with pytest.raises(UserError, match=r"holds test and train and more; put the pictures to be scored into"):
+    with pytest.raises(
+        UserError, match=r"holds test and train and more; put the pictures to be scored into"
+    ):
         own.splits()
 
 
@@ -145,9 +160,18 @@ def test_folders_beside_train_and_test_are_not_passed_over(make, tmp_path):
     [
         ("seg:", "names 0 of three paths; write seg:IMAGES,MASKS,CLASSES.json"),
         ("seg:{root}/images,{root}/masks", "names 2 of three paths"),
-        ("seg:{root}/a,{root}/masks,{root}/classes.json", "a is no folder; give one that holds the pictures"),
-        ("seg:{root}/images,{root}/b,{root}/classes.json", "b is no folder; give one that holds the masks"),
-        ("seg:{root}/images,{root}/masks,{root}/c.json", "c.json is no file; give one that names the classes"),
+        (
+            "seg:{root}/a,{root}/masks,{root}/classes.json",
+            "a is no folder; give one that holds the pictures",
+        ),
+        (
+            "seg:{root}/images,{root}/b,{root}/classes.json",
+            "b is no folder; give one that holds the masks",
+        ),
+        (
+            "seg:{root}/images,{root}/masks,{root}/c.json",
+            "c.json is no file; give one that names the classes",
+        ),
     ],
 )
 def test_words_that_name_nothing(make, tmp_path, word, sentence):
@@ -159,12 +183,15 @@ def test_words_that_name_nothing(make, tmp_path, word, sentence):
 def test_pictures_and_masks_that_do_not_match(make, tmp_path):
     word = write(tmp_path, make, ["sky", "road", "tree"])
     make.tree(tmp_path, [("images/a.png", encoded(np.zeros((8, 9, 3), np.uint8)))])
-    with pytest.raises(UserError, match=r"holds a\.(jpg|png) and a\.(jpg|png); two files of one name: keep one"):
+    with pytest.raises(
+        UserError, match=r"holds a\.(jpg|png) and a\.(jpg|png); two files of one name: keep one"
+    ):
         parse(word).load("test")
     (tmp_path / "images/a.png").unlink()
     (tmp_path / "masks/deep/b.png").unlink()
     with pytest.raises(
-        UserError, match=r"1 of 2 pictures .* have no mask, such as b.jpg; its mask would be .*masks/deep/b.png"
+        UserError,
+        match=r"1 of 2 pictures .* have no mask, such as b.jpg; its mask would be .*masks/deep/b.png",
     ):
         parse(word).load("test")
 
@@ -174,4 +201,7 @@ def test_real_masks_of_coco():
     root = Path(str(REAL)) / "coco_mini"
     report = check(f"seg:{root}/images,{root}/masks,{root}/classes.json")
     assert not report.problems
-    assert "  159 masks of 81 classes; background: label 0; not scored: values 255, 0.7 % of the pixels" in report.found
+    assert (
+        "  159 masks of 81 classes; background: label 0; not scored: values 255, 0.7 % of the pixels"
+        in report.found
+    )

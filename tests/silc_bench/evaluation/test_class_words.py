@@ -15,7 +15,11 @@ from silc_bench.evaluation.prompts import PROTOCOLS, class_words
 ASSET = files("silc_bench.evaluation") / "assets" / "class_words.json"
 # of the lists as they were carried over: a changed word is a changed number
 SHA256 = "5e3c15906f829136657347ed997ae7f5fbc44e7f3d0134a351cd8e78d6d352ae"
-LISTED = [(protocol, name) for protocol, sets in json.loads(ASSET.read_text(encoding="utf-8")).items() for name in sets]
+LISTED = [
+    (protocol, name)
+    for protocol, sets in json.loads(ASSET.read_text(encoding="utf-8")).items()
+    for name in sets
+]
 
 
 def test_the_lists_are_those_that_were_carried_over():
@@ -32,7 +36,9 @@ def test_every_label_has_its_words(protocol, name):
 
 
 def test_words_stand_at_their_labels():
-    """A label's words hold its name, whatever the spaces; the few that are called otherwise are known by hand."""
+    """A label's words hold its name, whatever the spaces; the few that are called otherwise are
+    known by hand.
+    """
     others = {}
     for protocol, name in LISTED:
         for own, words in zip(mask_names(name), class_words(name, protocol), strict=True):

@@ -1,4 +1,6 @@
-"""Dense features: cut, batched and put together as one window at a time would be, encoded once for all who ask."""
+"""Dense features: cut, batched and put together as one window at a time would be, encoded once for
+all who ask.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ class Noise:
 
     def image(self, index):
         width, height = SIZES[index]
-        return Image.fromarray(np.random.default_rng(index).integers(0, 256, (height, width, 3), dtype=np.uint8))
+        return Image.fromarray(
+            np.random.default_rng(index).integers(0, 256, (height, width, 3), dtype=np.uint8)
+        )
 
 
 class Patches:
@@ -55,7 +59,13 @@ class Patches:
 
 
 def extractor(model, **options):
-    defaults = {"device": torch.device("cpu"), "precision": "fp32", "batch_size": 4, "num_workers": 0, "progress": False}
+    defaults = {
+        "device": torch.device("cpu"),
+        "precision": "fp32",
+        "batch_size": 4,
+        "num_workers": 0,
+        "progress": False,
+    }
     return Extractor(model, **{**defaults, **options})
 
 
@@ -76,7 +86,9 @@ def alone(model, picture, view):
 
 @pytest.mark.timing
 @pytest.mark.parametrize("view", [None, View(8, 8, 4), View(12, 8, 8), View(20, 16, 5)])
-@pytest.mark.parametrize("options", [{}, {"batch_size": 1}, {"batch_size": 1000}, {"num_workers": 2}])
+@pytest.mark.parametrize(
+    "options", [{}, {"batch_size": 1}, {"batch_size": 1000}, {"num_workers": 2}]
+)
 def test_grids_are_those_of_each_window_by_itself(view, options):
     model, data = Patches(), Noise()
     pictures = list(extractor(model, **options)({"test": data}).grids("test", view, "tokens"))
@@ -100,18 +112,28 @@ def test_what_was_announced_is_encoded_in_one_pass_and_read_again_from_memory():
     assert len(model.batches) == passes
     assert set(model.methods) == {("tokens", "twice")}
     assert max(model.batches) == 4, "windows of several pictures make a batch"
-    assert all((a == b).all() and (2 * a == c).all() for a, b, c in zip(tokens, again, twice, strict=True))
+    assert all(
+        (a == b).all() and (2 * a == c).all() for a, b, c in zip(tokens, again, twice, strict=True)
+    )
 
 
 def test_the_store_keeps_them_between_commands_and_notices_damage(tmp_path):
     store, data = Store(tmp_path), Noise()
-    first = [p.grid for p in extractor(Patches(), store=store)({"test": data}).grids("test", None, "tokens")]
+    first = [
+        p.grid
+        for p in extractor(Patches(), store=store)({"test": data}).grids("test", None, "tokens")
+    ]
     for entry in store.listing():
-        (damaged, *_), gone = sorted(entry.path.glob("grid-000000001-*.npy")), next(entry.path.glob("grid-000000004-*.npy"))
+        (damaged, *_), gone = (
+            sorted(entry.path.glob("grid-000000001-*.npy")),
+            next(entry.path.glob("grid-000000004-*.npy")),
+        )
         damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
         gone.unlink()
     model = Patches()
-    again = [p.grid for p in extractor(model, store=store)({"test": data}).grids("test", None, "tokens")]
+    again = [
+        p.grid for p in extractor(model, store=store)({"test": data}).grids("test", None, "tokens")
+    ]
     assert all((a == b).all() for a, b in zip(first, again, strict=True))
     assert 0 < sum(model.batches) < 12, "two pictures of six"
     other = Patches()
@@ -146,7 +168,10 @@ def test_features_that_are_no_numbers_are_named(value):
             features = super().encode_dense(images, methods)
             return {name: part + value * (len(self.batches) > 3) for name, part in features.items()}
 
-    with pytest.raises(RunError, match=r"patches gives tokens features that are not finite.* picture \d of noise/test"):
+    with pytest.raises(
+        RunError,
+        match=r"patches gives tokens features that are not finite.* picture \d of noise/test",
+    ):
         list(extractor(Broken(), batch_size=1)({"test": Noise()}).grids("test", None, "tokens"))
 
 
@@ -154,7 +179,12 @@ def test_the_protocol_says_all_that_is_done_to_a_picture():
     model = Patches()
     native, other = image_protocol(model, None), image_protocol(model, View(12, 8, 8, "bilinear"))
     assert native == image_protocol(model, View(8, 8, 4))
-    assert (native["mean"], native["window"], native["stride"], native["interpolation"]) == ([0.5, 0.4, 0.3], 8, 4, "bicubic")
+    assert (native["mean"], native["window"], native["stride"], native["interpolation"]) == (
+        [0.5, 0.4, 0.3],
+        8,
+        4,
+        "bicubic",
+    )
     assert (other["size"], other["stride"], other["interpolation"]) == (12, 8, "bilinear")
 
 

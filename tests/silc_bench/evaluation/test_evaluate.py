@@ -51,13 +51,24 @@ class VisionModel:
 
 
 def run(model, patterns, results_dir, **options):
-    defaults = {"model_source": "runs/counting", "data_root": None, "results_dir": results_dir, "limit": 40, "device": "cpu"}
+    defaults = {
+        "model_source": "runs/counting",
+        "data_root": None,
+        "results_dir": results_dir,
+        "limit": 40,
+        "device": "cpu",
+    }
     return evaluate(model, select(patterns), **{**defaults, **options})
 
 
 def test_records_are_written_and_known_ones_are_not_measured_again(tmp_path):
     model, seen = CountingModel(), []
-    first = run(model, ["shapes/zeroshot", "shapes/knn"], tmp_path, on_result=lambda record, is_new: seen.append(is_new))
+    first = run(
+        model,
+        ["shapes/zeroshot", "shapes/knn"],
+        tmp_path,
+        on_result=lambda record, is_new: seen.append(is_new),
+    )
     assert [record.task.name for record in first] == ["shapes/knn", "shapes/zeroshot"]
     assert model.pictures == 80, "40 training and 40 test pictures, each once for both tasks"
     assert model.texts == 64 * 4
@@ -65,7 +76,12 @@ def test_records_are_written_and_known_ones_are_not_measured_again(tmp_path):
     assert len(list(tmp_path.rglob("*.json"))) == 2
 
     again = CountingModel()
-    second = run(again, ["shapes/zeroshot", "shapes/knn"], tmp_path, on_result=lambda record, is_new: seen.append(is_new))
+    second = run(
+        again,
+        ["shapes/zeroshot", "shapes/knn"],
+        tmp_path,
+        on_result=lambda record, is_new: seen.append(is_new),
+    )
     assert second == first
     assert (again.pictures, again.texts) == (0, 0)
     assert seen == [True, True, False, False]
@@ -117,7 +133,9 @@ def test_what_the_probe_learned_from_is_part_of_the_key(tmp_path):
 
 @pytest.mark.parametrize("task", ["shapes/zeroshot", "shapes/retrieval"])
 def test_a_model_without_text_is_refused_by_name(task, tmp_path):
-    with pytest.raises(UserError, match=f"{task} needs text features, which vision-only cannot give"):
+    with pytest.raises(
+        UserError, match=f"{task} needs text features, which vision-only cannot give"
+    ):
         check_supported(VisionModel(), *select([task]))
 
 
@@ -138,7 +156,11 @@ def test_missing_data_root_is_named_before_any_work(tmp_path):
 
 @pytest.mark.parametrize(
     ("option", "message"),
-    [({"device": "gpu"}, "unknown device"), ({"precision": "fp16"}, "unknown precision"), ({"batch_size": 0}, "--batch-size")],
+    [
+        ({"device": "gpu"}, "unknown device"),
+        ({"precision": "fp16"}, "unknown precision"),
+        ({"batch_size": 0}, "--batch-size"),
+    ],
 )
 def test_bad_options(tmp_path, option, message):
     with pytest.raises(UserError, match=message):
@@ -202,14 +224,19 @@ def test_what_each_sample_scored_lies_beside_the_record_and_comes_first(tmp_path
     monkeypatch.setattr(results, "save", killed)
     with pytest.raises(KeyboardInterrupt):
         run(CountingModel(), ["shapes/knn"], tmp_path)
-    assert [file.name.split(".")[0] for file in sorted(tmp_path.rglob("*.npz"))] == ["knn", "zeroshot"]
+    assert [file.name.split(".")[0] for file in sorted(tmp_path.rglob("*.npz"))] == [
+        "knn",
+        "zeroshot",
+    ]
     assert len(list(tmp_path.rglob("*.json"))) == 1, "no record without its samples"
 
 
 def test_samples_that_do_not_give_the_score_cost_only_their_task(tmp_path):
     (zeroshot,) = select(["shapes/zeroshot"])
     wrong = Scores({"acc1": 0.5}, {}, n=20, chance=0.5, outcomes={"acc1": np.zeros(20, bool)})
-    with pytest.raises(RunError, match=r"shapes/broken: .*acc1 is 0.000000 by them and 0.500000 by the record"):
+    with pytest.raises(
+        RunError, match=r"shapes/broken: .*acc1 is 0.000000 by them and 0.500000 by the record"
+    ):
         evaluate(
             CountingModel(),
             [Broken(zeroshot.load, wrong), zeroshot],
@@ -226,7 +253,15 @@ def test_a_score_that_is_not_a_number_is_not_written(tmp_path):
     (zeroshot,) = select(["shapes/zeroshot"])
     broken = Broken(zeroshot.load, Scores({"acc1": float("nan")}, {}, n=1, chance=0.5))
     with pytest.raises(UserError, match="shapes/broken"):
-        evaluate(CountingModel(), [broken], model_source="x", data_root=None, results_dir=tmp_path, limit=20, device="cpu")
+        evaluate(
+            CountingModel(),
+            [broken],
+            model_source="x",
+            data_root=None,
+            results_dir=tmp_path,
+            limit=20,
+            device="cpu",
+        )
     assert not list(tmp_path.rglob("*.json"))
 
 
@@ -238,7 +273,9 @@ def test_features_that_are_not_finite_name_the_model_and_the_picture(tmp_path):
                 features[3] = torch.nan
             return features
 
-    with pytest.raises(RunError, match=r"runs/counting:student .*not finite for picture 19 of shapes/test"):
+    with pytest.raises(
+        RunError, match=r"runs/counting:student .*not finite for picture 19 of shapes/test"
+    ):
         run(Diverged(), ["shapes/zeroshot"], tmp_path, batch_size=16)
 
 

@@ -32,7 +32,9 @@ class Pictures:
 
 
 class Grey:
-    """Embeds a picture as (grey, -grey) and a text as (length, 1); counts, and records the dtype it computed in."""
+    """Embeds a picture as (grey, -grey) and a text as (length, 1); counts, and records the dtype it
+    computed in.
+    """
 
     name, revision, embed_dim, image_size, patch_size = "grey", "0" * 16, 2, 4, 2
     pipeline = ImagePipeline(4, mean=(0.0,) * 3, std=(1 / 255,) * 3)  # the greys themselves
@@ -72,7 +74,13 @@ class Grey:
 
 
 def extractor(model, **options):
-    defaults = {"device": torch.device("cpu"), "precision": "fp32", "batch_size": 4, "num_workers": 0, "progress": False}
+    defaults = {
+        "device": torch.device("cpu"),
+        "precision": "fp32",
+        "batch_size": 4,
+        "num_workers": 0,
+        "progress": False,
+    }
     return Extractor(model, **{**defaults, **options})
 
 
@@ -84,7 +92,9 @@ def test_the_feature_point_decides_what_is_encoded():
 
 
 @pytest.mark.timing
-@pytest.mark.parametrize("options", [{}, {"batch_size": 1}, {"batch_size": 100}, {"num_workers": 2}, {"progress": True}])
+@pytest.mark.parametrize(
+    "options", [{}, {"batch_size": 1}, {"batch_size": 100}, {"num_workers": 2}, {"progress": True}]
+)
 def test_features_stand_in_the_datasets_order(options):
     data = Pictures(10, base=200)
     features = extractor(Grey(), **options)({"test": data}).image("test")
@@ -95,11 +105,16 @@ def test_features_stand_in_the_datasets_order(options):
 def test_nothing_is_encoded_before_it_is_asked_for_and_then_once():
     model = Grey()
     extract = extractor(model)
-    first, second = extract({"test": Pictures(10)}), extract({"train": Pictures(10), "test": Pictures(6)})
+    first, second = (
+        extract({"test": Pictures(10)}),
+        extract({"train": Pictures(10), "test": Pictures(6)}),
+    )
     assert model.pictures == 0
     first.image("test")
     second.image("train")
-    assert model.pictures == 10, "equal content under another role, in another object, is the same encoding"
+    assert model.pictures == 10, (
+        "equal content under another role, in another object, is the same encoding"
+    )
     second.image("test")
     assert model.pictures == 16
 
@@ -131,7 +146,9 @@ def test_dense_features_come_in_batches_when_they_are_taken():
     assert rest[:, 0, 0, 0].tolist() == [2 * grey for grey in Pictures(10).greys]
 
 
-@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)]
+)
 def test_precision_is_the_one_of_the_forward_pass(precision, dtype):
     model = Grey()
     features = extractor(model, precision=precision)({"test": Pictures(3)}).image("test")
@@ -160,7 +177,9 @@ def test_features_that_are_not_finite_stop_the_run(value):
             return torch.where(tokens == 3, value, 1.0).expand(-1, 2)
 
     features = extractor(Diverged())({"test": Pictures(10)})
-    with pytest.raises(RunError, match="grey gives image features that are not finite for picture 6 of greys/test"):
+    with pytest.raises(
+        RunError, match="grey gives image features that are not finite for picture 6 of greys/test"
+    ):
         features.image("test")
     dense = "grey gives tokens features that are not finite, or beyond fp16, for picture 6 of greys/test"
     with pytest.raises(RunError, match=dense):
@@ -200,7 +219,10 @@ def test_compiled_features_are_the_same(monkeypatch):
     data = {"test": Pictures(10, base=200)}
     plain, compiled = (extractor(Grey(), is_compiled=flag)(data) for flag in (False, True))
     assert np.array_equal(plain.image("test"), compiled.image("test"))
-    dense = [np.stack([picture.grid for picture in one.grids("test", None, "maskclip")]) for one in (plain, compiled)]
+    dense = [
+        np.stack([picture.grid for picture in one.grids("test", None, "maskclip")])
+        for one in (plain, compiled)
+    ]
     assert np.array_equal(*dense)
     assert len(seen) == 2, "pooled and dense, of the compiled one"
 
@@ -208,7 +230,9 @@ def test_compiled_features_are_the_same(monkeypatch):
 def test_what_cannot_be_compiled_is_said(monkeypatch):
     def refusing(encode):
         def refuse(images):
-            raise torch._dynamo.exc.BackendCompilerFailed(refusing, RuntimeError("no working C++ compiler"), None)
+            raise torch._dynamo.exc.BackendCompilerFailed(
+                refusing, RuntimeError("no working C++ compiler"), None
+            )
 
         return refuse
 

@@ -1,4 +1,6 @@
-"""How classes become text: named sets, cleaning, files of prompts per class, and the two averages."""
+"""How classes become text: named sets, cleaning, files of prompts per class, and the two
+averages.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ class Texts:
 
     def text(self, texts):
         self.asked += texts
-        return np.stack([self.known.setdefault(text, 10 * self._rng.normal(size=self._dim)) for text in texts])
+        return np.stack(
+            [self.known.setdefault(text, 10 * self._rng.normal(size=self._dim)) for text in texts]
+        )
 
 
 # ---- templates ----
@@ -44,9 +48,14 @@ def test_named_sets_are_clips():
     from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMAGENET_TEMPLATES
 
     named = named_prompts()
-    for name, theirs in (("openai80", OPENAI_IMAGENET_TEMPLATES), ("openai7", SIMPLE_IMAGENET_TEMPLATES)):
+    for name, theirs in (
+        ("openai80", OPENAI_IMAGENET_TEMPLATES),
+        ("openai7", SIMPLE_IMAGENET_TEMPLATES),
+    ):
         assert named[name].name == name
-        assert sorted(named[name].texts(["tench"])[0]) == sorted(template("tench") for template in theirs)
+        assert sorted(named[name].texts(["tench"])[0]) == sorted(
+            template("tench") for template in theirs
+        )
     assert len(named["openai80"].templates) == 80
     assert named["single"].texts(["tench"]) == [["a photo of a tench."]]
 
@@ -63,7 +72,11 @@ def test_prompts_of_shapes_are_how_its_captions_begin():
 
     dataset = Shapes("test", 200)
     said = {caption for own in dataset.captions for caption in own}
-    prompts = {text for own in Prompts("own", own_templates("shapes")).texts(dataset.class_names) for text in own}
+    prompts = {
+        text
+        for own in Prompts("own", own_templates("shapes")).texts(dataset.class_names)
+        for text in own
+    }
     assert len(prompts & said) > 10, "a single object is described by exactly its prompt"
 
 
@@ -95,11 +108,21 @@ def test_embeddings_are_normalised_means_of_normalised_prompts():
 
 def test_logits_are_means_of_the_cosines_with_each_prompt():
     features = Texts()
-    prompts = Prompts("p", per_class={"cat": ("purrs", "meows", "sleeps"), "dog": ("barks",)}, average="logits")
-    logits = (image := np.random.default_rng(1).normal(size=5)) @ class_embeddings(features, ["dog", "cat"], prompts).T
+    prompts = Prompts(
+        "p", per_class={"cat": ("purrs", "meows", "sleeps"), "dog": ("barks",)}, average="logits"
+    )
+    logits = (image := np.random.default_rng(1).normal(size=5)) @ class_embeddings(
+        features, ["dog", "cat"], prompts
+    ).T
     for ours, own in zip(logits, (("barks",), ("purrs", "meows", "sleeps")), strict=True):
         assert ours == pytest.approx(
-            np.mean([image @ features.known[text] / np.linalg.norm(features.known[text]) for text in own]), abs=1e-12
+            np.mean(
+                [
+                    image @ features.known[text] / np.linalg.norm(features.known[text])
+                    for text in own
+                ]
+            ),
+            abs=1e-12,
         )
 
 
@@ -110,7 +133,9 @@ def test_the_two_averages_can_disagree():
     answers = {}
     for average in ("embeddings", "logits"):
         prompts = Prompts("p", per_class={"x": ("x1", "x2"), "y": ("y1", "y2")}, average=average)
-        answers[average] = int(np.argmax(class_embeddings(features, ["x", "y"], prompts) @ [1.0, 0, 0]))
+        answers[average] = int(
+            np.argmax(class_embeddings(features, ["x", "y"], prompts) @ [1.0, 0, 0])
+        )
     assert answers == {"embeddings": 0, "logits": 1}
 
 
@@ -119,11 +144,15 @@ def test_the_two_averages_can_disagree():
 
 def test_a_file_of_prompts_per_class(tmp_path):
     path = tmp_path / "cupl.json"
-    path.write_text(json.dumps({"dog": ["A dog barks.", "It wags."], "cat": ["It purrs."], "unused": ["x"]}))
+    path.write_text(
+        json.dumps({"dog": ["A dog barks.", "It wags."], "cat": ["It purrs."], "unused": ["x"]})
+    )
     prompts = read_per_class(path)
     assert prompts.name == "cupl"
     assert prompts.texts(["cat", "dog"]) == [["It purrs."], ["A dog barks.", "It wags."]]
-    with pytest.raises(UserError, match=r"lack 2 of 3 classes: 'cats', 'cow' \(the nearest to the first is 'cat'\)"):
+    with pytest.raises(
+        UserError, match=r"lack 2 of 3 classes: 'cats', 'cow' \(the nearest to the first is 'cat'\)"
+    ):
         prompts.texts(["dog", "cats", "cow"])
 
 
@@ -173,7 +202,9 @@ def test_every_choice_is_in_the_protocol():
         Prompts("p", per_class={"a": ("b",)}),
         Prompts("p", per_class={"a": ("c",)}),
     ]
-    assert len({json.dumps(prompts.protocol(), sort_keys=True) for prompts in choices}) == len(choices)
+    assert len({json.dumps(prompts.protocol(), sort_keys=True) for prompts in choices}) == len(
+        choices
+    )
 
 
 def test_a_task_asked_in_other_words_is_otherwise_the_same():
@@ -183,7 +214,11 @@ def test_a_task_asked_in_other_words_is_otherwise_the_same():
             assert asks_in_words(task)
             other = with_prompts(task, single)
             assert (other.name, other.version, other.sources) == (name, task.version, task.sources)
-            assert other.protocol()["templates"] == ["a photo of a {c}."] != task.protocol()["templates"]
+            assert (
+                other.protocol()["templates"]
+                == ["a photo of a {c}."]
+                != task.protocol()["templates"]
+            )
         if isinstance(task, Knn):
             assert not asks_in_words(task)
             with pytest.raises(UserError, match="no prompts to change"):

@@ -1,4 +1,6 @@
-"""Intervals from our standard errors hold the true score as often as they say: score +- 1.96 errors, 95 of 100 times."""
+"""Intervals from our standard errors hold the true score as often as they say: score +- 1.96
+errors, 95 of 100 times.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,10 @@ NOMINAL, SPREAD = 0.95, 0.033  # three standard errors of a share of 0.95 in 400
 
 def coverage(rng, truth, draw):
     """``draw`` gives a score and its standard error from fresh samples."""
-    covered = [abs(value - truth) <= 1.96 * error for value, error in (draw(rng) for _ in range(REPETITIONS))]
+    covered = [
+        abs(value - truth) <= 1.96 * error
+        for value, error in (draw(rng) for _ in range(REPETITIONS))
+    ]
     return np.mean(covered)
 
 
@@ -30,14 +35,17 @@ def mean_per_class(rng):
 
 
 def recall_of_captions(rng):
-    """Five captions a picture, which are hit or missed together: a picture's own rate is 0.1 or 0.9."""
+    """Five captions a picture, which are hit or missed together: a picture's own rate is 0.1 or
+    0.9.
+    """
     hits = rng.binomial(5, rng.choice([0.1, 0.9], size=200))
     counts = np.stack([hits, np.full(200, 5)], axis=1)
     return hits.sum() / 1000, stats.bootstrap_stderr(counts, lambda sums: sums[:, 0] / sums[:, 1])
 
 
 @pytest.mark.parametrize(
-    ("draw", "truth"), [(accuracy, 0.3), (mean_per_class, (0.9 + 0.5 + 0.2) / 3), (recall_of_captions, 0.5)]
+    ("draw", "truth"),
+    [(accuracy, 0.3), (mean_per_class, (0.9 + 0.5 + 0.2) / 3), (recall_of_captions, 0.5)],
 )
 def test_intervals_cover_at_the_nominal_rate(draw, truth, monkeypatch):
     monkeypatch.setattr(stats, "NUM_RESAMPLES", 200)
@@ -53,7 +61,9 @@ def test_captions_counted_as_independent_would_not_cover():
 
 
 def test_intervals_of_few_shots_err_on_the_wide_side():
-    """Three draws tell little of their own spread: the interval must not promise more than it holds by much."""
+    """Three draws tell little of their own spread: the interval must not promise more than it holds
+    by much.
+    """
 
     def draw(rng):
         hits = rng.random((3, 300)) < (0.5 + 0.02 * rng.normal(size=3))[:, None]

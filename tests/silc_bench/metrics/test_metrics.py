@@ -1,4 +1,6 @@
-"""Metrics against loops written from their definitions, against peer libraries, and on tables worked by hand."""
+"""Metrics against loops written from their definitions, against peer libraries, and on tables
+worked by hand.
+"""
 
 from __future__ import annotations
 
@@ -30,9 +32,12 @@ def clip_benchmark():
 
 
 def test_class_ranks_by_hand():
-    logits = np.array([[3.0, 1.0, 2.0], [0.0, 0.0, 5.0], [1.0, 1.0, 1.0], [np.nan, 2.0, 1.0], [0.0, np.nan, 1.0]])
+    logits = np.array(
+        [[3.0, 1.0, 2.0], [0.0, 0.0, 5.0], [1.0, 1.0, 1.0], [np.nan, 2.0, 1.0], [0.0, np.nan, 1.0]]
+    )
     labels = np.array([0, 1, 0, 1, 1])
-    # first; tied with class 0 behind class 2; tied with both; NaN stands before; a NaN of its own is last
+    # first; tied with class 0 behind class 2; tied with both; NaN stands before; a NaN of its own
+    # is last
     assert accuracy.class_ranks(logits, labels).tolist() == [0, 2, 2, 1, 2]
 
 
@@ -40,7 +45,10 @@ def test_class_ranks_by_hand():
 def test_class_ranks_equal_a_loop_also_with_ties(seed):
     rng = np.random.default_rng(seed)
     logits, labels = rng.integers(0, 4, size=(7, 5)).astype(np.float32), rng.integers(0, 5, size=7)
-    expected = [sum(row[c] >= row[label] for c in range(5) if c != label) for row, label in zip(logits, labels, strict=True)]
+    expected = [
+        sum(row[c] >= row[label] for c in range(5) if c != label)
+        for row, label in zip(logits, labels, strict=True)
+    ]
     assert accuracy.class_ranks(logits, labels).tolist() == expected
 
 
@@ -58,10 +66,14 @@ def test_median_rank_counts_from_one():
 
 def test_accuracy_equals_clip_benchmark(clip_benchmark, monkeypatch):
     # it calls float() on arrays of one element, which numpy 2.4 refuses
-    monkeypatch.setattr(clip_benchmark, "float", lambda value: float(np.asarray(value).item()), raising=False)
+    monkeypatch.setattr(
+        clip_benchmark, "float", lambda value: float(np.asarray(value).item()), raising=False
+    )
     rng = np.random.default_rng(0)
     logits, labels = rng.normal(size=(200, 12)).astype(np.float32), rng.integers(0, 12, size=200)
-    theirs = clip_benchmark.accuracy(torch.from_numpy(logits), torch.from_numpy(labels), topk=(1, 5))
+    theirs = clip_benchmark.accuracy(
+        torch.from_numpy(logits), torch.from_numpy(labels), topk=(1, 5)
+    )
     ranks = accuracy.class_ranks(logits, labels)
     assert [accuracy.recall_at(ranks, k) for k in (1, 5)] == pytest.approx(theirs, abs=0)
 
@@ -86,11 +98,15 @@ def test_areas_and_scores_by_hand():
     assert found.tolist() == [[1, 2, 0, 0], [1, 3, 0, 0], [2, 2, 0, 0]]
     assert iou.class_iou(found)[:2].tolist() == [1 / 2, 2 / 3]
     assert np.isnan(iou.class_iou(found)[2:]).all()
-    assert iou.mean_iou(found) == pytest.approx((1 / 2 + 2 / 3) / 2), "absent from truth and prediction: not averaged"
+    assert iou.mean_iou(found) == pytest.approx((1 / 2 + 2 / 3) / 2), (
+        "absent from truth and prediction: not averaged"
+    )
     assert iou.pixel_accuracy(found) == 3 / 4
     assert iou.mean_class_accuracy(found) == pytest.approx((1 / 2 + 1) / 2)
     only_predicted = iou.areas(np.array([[0, 2]]), np.array([[0, 0]]), 4)
-    assert iou.mean_iou(only_predicted) == pytest.approx((1 / 2 + 0) / 2), "predicted but never true: counts as 0"
+    assert iou.mean_iou(only_predicted) == pytest.approx((1 / 2 + 0) / 2), (
+        "predicted but never true: counts as 0"
+    )
 
 
 def test_iou_equals_torchmetrics_over_several_pictures():
@@ -124,9 +140,15 @@ def test_iou_of_pictures_of_odd_sizes_equals_torchmetrics_and_a_loop_over_pixels
     from torchmetrics import JaccardIndex
 
     rng = np.random.default_rng(8)
-    peer, found, counts = JaccardIndex("multiclass", num_classes=6, ignore_index=IGNORE), 0, np.zeros((3, 6))
+    peer, found, counts = (
+        JaccardIndex("multiclass", num_classes=6, ignore_index=IGNORE),
+        0,
+        np.zeros((3, 6)),
+    )
     for size in ((7, 13), (1, 1), (1, 40), (31, 2), (16, 20)):
-        truth = rng.choice([0, 1, 2, 4, IGNORE], p=[0.5, 0.2, 0.1, 0.1, 0.1], size=size).astype(np.uint8)
+        truth = rng.choice([0, 1, 2, 4, IGNORE], p=[0.5, 0.2, 0.1, 0.1, 0.1], size=size).astype(
+            np.uint8
+        )
         guess = rng.choice([0, 1, 2, 3], size=size)
         found = found + iou.areas(guess, truth, 6)
         peer.update(torch.from_numpy(guess)[None], torch.from_numpy(truth.astype(np.int64))[None])
@@ -137,17 +159,23 @@ def test_iou_of_pictures_of_odd_sizes_equals_torchmetrics_and_a_loop_over_pixels
                 counts[2, t] += 1
     assert found.tolist() == counts.tolist()
     unions = counts[1] + counts[2] - counts[0]
-    assert iou.mean_iou(found) == pytest.approx(np.mean([counts[0, c] / unions[c] for c in range(6) if unions[c]]), abs=1e-12)
+    assert iou.mean_iou(found) == pytest.approx(
+        np.mean([counts[0, c] / unions[c] for c in range(6) if unions[c]]), abs=1e-12
+    )
     assert iou.mean_iou(found) == pytest.approx(float(peer.compute()), abs=1e-6)
 
 
 def boundary_by_erosion(mask, num_classes):
-    """[C, H, W] bool by the paper's words: each class, less what is left of it after d erosions by 3 x 3."""
+    """[C, H, W] bool by the paper's words: each class, less what is left of it after d erosions by
+    3 x 3.
+    """
     from scipy.ndimage import binary_erosion
 
     distance = max(1, round(0.02 * np.sqrt(mask.shape[0] ** 2 + mask.shape[1] ** 2)))
     classes = mask == np.arange(num_classes)[:, None, None]
-    inner = [binary_erosion(one, np.ones((3, 3)), iterations=distance, border_value=0) for one in classes]
+    inner = [
+        binary_erosion(one, np.ones((3, 3)), iterations=distance, border_value=0) for one in classes
+    ]
     return classes & ~np.array(inner)
 
 
@@ -161,11 +189,21 @@ def test_boundary_areas_equal_erosion_of_each_class(size, ignored):
         return np.kron(coarse, np.ones((15, 15), int))[: size[0], : size[1]]
 
     truth, guess = blobs(), blobs()
-    truth[np.kron(rng.random((10, 8)) < ignored, np.ones((15, 15), bool))[: size[0], : size[1]]] = IGNORE
+    truth[np.kron(rng.random((10, 8)) < ignored, np.ones((15, 15), bool))[: size[0], : size[1]]] = (
+        IGNORE
+    )
     valid = truth != IGNORE
-    true_band, guessed_band = (boundary_by_erosion(mask, 5) & valid for mask in (truth, np.where(valid, guess, IGNORE)))
-    expected = [(true_band & guessed_band).sum((1, 2)), guessed_band.sum((1, 2)), true_band.sum((1, 2))]
-    assert iou.boundary_areas(guess, truth.astype(np.uint8), 5).tolist() == np.array(expected).tolist()
+    true_band, guessed_band = (
+        boundary_by_erosion(mask, 5) & valid for mask in (truth, np.where(valid, guess, IGNORE))
+    )
+    expected = [
+        (true_band & guessed_band).sum((1, 2)),
+        guessed_band.sum((1, 2)),
+        true_band.sum((1, 2)),
+    ]
+    assert (
+        iou.boundary_areas(guess, truth.astype(np.uint8), 5).tolist() == np.array(expected).tolist()
+    )
 
 
 def test_a_prediction_that_is_right_where_it_counts_has_the_right_boundary():
@@ -180,7 +218,8 @@ def test_boundary_by_hand():
     truth[10:20, 10:20] = 1
     found = iou.boundary_areas(np.roll(truth, 1, axis=1), truth, 2)
     ring = 10 * 10 - 8 * 8
-    # of class 1 the rows above and below meet in 9 pixels each; the columns one beside the other do not
+    # of class 1 the rows above and below meet in 9 pixels each; the columns one beside the other do
+    # not
     assert found[:, 1].tolist() == [18, ring, ring]
     assert found[2, 0] == 50 * 50 - 48 * 48 + 12 * 12 - 10 * 10
 

@@ -1,4 +1,6 @@
-"""Retrieval ranks against a loop over exact fractions, against clip_benchmark, and in tiles of any size."""
+"""Retrieval ranks against a loop over exact fractions, against clip_benchmark, and in tiles of any
+size.
+"""
 
 from __future__ import annotations
 
@@ -41,9 +43,13 @@ def loop(scores, right):
 
 def cosines(images, texts):
     unit = [
-        rows.astype(np.float64) / np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True) for rows in (images, texts)
+        rows.astype(np.float64) / np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
+        for rows in (images, texts)
     ]
-    return [[sum(float(a) * float(b) for a, b in zip(i, t, strict=True)) for t in unit[1]] for i in unit[0]]
+    return [
+        [sum(float(a) * float(b) for a, b in zip(i, t, strict=True)) for t in unit[1]]
+        for i in unit[0]
+    ]
 
 
 def both_loops(scores, right):
@@ -65,12 +71,18 @@ def test_recall_equals_clip_benchmark_both_ways():
             patch.setitem(sys.modules, "requests", types.ModuleType("requests"))
         from clip_benchmark.metrics.zeroshot_retrieval import recall_at_k
     images, texts, right = several_captions(np.random.default_rng(2), num_images=60)
-    scores = torch.nn.functional.normalize(torch.from_numpy(texts)) @ torch.nn.functional.normalize(torch.from_numpy(images)).T
+    scores = (
+        torch.nn.functional.normalize(torch.from_numpy(texts))
+        @ torch.nn.functional.normalize(torch.from_numpy(images)).T
+    )
     positive = torch.zeros_like(scores, dtype=torch.bool)
     positive[right[:, 1], right[:, 0]] = True
     text_ranks, image_ranks = retrieval_ranks(images, texts, right)
     for k in (1, 5, 10):
-        theirs = [(recall_at_k(s, p, k) > 0).float().mean() for s, p in ((scores.T, positive.T), (scores, positive))]
+        theirs = [
+            (recall_at_k(s, p, k) > 0).float().mean()
+            for s, p in ((scores.T, positive.T), (scores, positive))
+        ]
         ours = [metrics.recall_at(ranks, k) for ranks in (text_ranks, image_ranks)]
         assert ours == pytest.approx([float(value) for value in theirs], abs=1e-7)
     assert 0 < metrics.recall_at(text_ranks, 1) < 1
@@ -85,12 +97,17 @@ def nearly_tied(rng, kind):
     if kind == "copies":
         texts = texts[rng.integers(0, 4, size=len(texts))]
     elif kind == "a last bit apart":
-        texts = np.repeat(texts[:1], len(texts), axis=0) + np.float32(2**-22) * rng.integers(-2, 3, size=texts.shape)
+        texts = np.repeat(texts[:1], len(texts), axis=0) + np.float32(2**-22) * rng.integers(
+            -2, 3, size=texts.shape
+        )
         images = np.repeat(images[:3], 4, axis=0)
     elif kind == "collapsed":
         images, texts = np.ones_like(images), np.full_like(texts, 7)
     elif kind == "signs":
-        images, texts = (np.sign(rng.normal(size=rows.shape)) * rng.integers(0, 2, size=rows.shape) for rows in (images, texts))
+        images, texts = (
+            np.sign(rng.normal(size=rows.shape)) * rng.integers(0, 2, size=rows.shape)
+            for rows in (images, texts)
+        )
     return images.astype(np.float32), texts.astype(np.float32), right
 
 
@@ -99,11 +116,18 @@ KINDS = ("random", "copies", "a last bit apart", "collapsed", "signs")
 
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=8, deadline=None)
-@given(seed=st.integers(0, 10**6), tile=st.sampled_from([1, 3, 8, 64]), close_pairs=st.sampled_from([1, 64, 10**9]))
+@given(
+    seed=st.integers(0, 10**6),
+    tile=st.sampled_from([1, 3, 8, 64]),
+    close_pairs=st.sampled_from([1, 64, 10**9]),
+)
 def test_any_tiles_give_the_ranks_of_exact_arithmetic(kind, seed, tile, close_pairs):
     rng = np.random.default_rng(seed)
     images, texts, right = nearly_tied(rng, kind)
-    fixed = [[[Fraction(int(x)) for x in row] for row in retrieval._fixed_point(rows)] for rows in (images, texts)]
+    fixed = [
+        [[Fraction(int(x)) for x in row] for row in retrieval._fixed_point(rows)]
+        for rows in (images, texts)
+    ]
     scores = [[sum(a * b for a, b in zip(i, t, strict=True)) for t in fixed[1]] for i in fixed[0]]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(retrieval, "TILE", tile)
@@ -132,8 +156,12 @@ def test_ties_and_collapse_are_not_hits():
 def test_several_right_answers_do_not_stand_in_each_others_way():
     images = np.array([[1.0, 0.0], [0.0, 1.0]])
     texts = np.array([[1.0, 0.1], [1.0, 0.2], [1.0, 0.3], [1.0, 0.0]])
-    text_ranks, image_ranks = retrieval_ranks(images, texts, np.array([[0, 1], [0, 2], [1, 0], [1, 3]]))
-    assert text_ranks.tolist() == [2, 2], "the second and third stand behind two wrong ones; so does the first, for the other"
+    text_ranks, image_ranks = retrieval_ranks(
+        images, texts, np.array([[0, 1], [0, 2], [1, 0], [1, 3]])
+    )
+    assert text_ranks.tolist() == [2, 2], (
+        "the second and third stand behind two wrong ones; so does the first, for the other"
+    )
     assert image_ranks.tolist() == [1, 0, 0, 1]
     assert ranks_of(images[:1], texts, np.array([[0, 0], [0, 1], [0, 2], [0, 3]])) == ([0], [0] * 4)
 
@@ -150,7 +178,10 @@ def test_fixed_point_is_finer_than_fp32():
 
 def test_memory_does_not_grow_with_the_number_of_pairs_of_items():
     rng = np.random.default_rng(6)
-    images, texts = rng.normal(size=(2000, 8)).astype(np.float32), rng.normal(size=(10_000, 8)).astype(np.float32)
+    images, texts = (
+        rng.normal(size=(2000, 8)).astype(np.float32),
+        rng.normal(size=(10_000, 8)).astype(np.float32),
+    )
     right = np.stack([np.repeat(np.arange(2000), 5), np.arange(10_000)], axis=1)
     tracemalloc.start()
     retrieval_ranks(images, texts, right)

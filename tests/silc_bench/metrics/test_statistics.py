@@ -1,4 +1,6 @@
-"""Standard errors against simulation: the spread of a score over many repetitions is what its error claims. p against peers."""
+"""Standard errors against simulation: the spread of a score over many repetitions is what its error
+claims. p against peers.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ REPETITIONS = 1000
 
 
 def test_accuracy_by_hand_and_by_simulation():
-    assert stats.accuracy_stderr(np.array([True, False, False, False])) == pytest.approx(np.sqrt(0.25 * 0.75 / 4))
+    assert stats.accuracy_stderr(np.array([True, False, False, False])) == pytest.approx(
+        np.sqrt(0.25 * 0.75 / 4)
+    )
     rng = np.random.default_rng(0)
     hits = rng.random((REPETITIONS, 150)) < 0.3
     claimed = np.mean([stats.accuracy_stderr(row) for row in hits])
@@ -28,7 +32,9 @@ def test_mean_per_class_by_simulation():
     spread = np.std([accuracy.mean_per_class_recall(row, labels) for row in hits])
     claimed = np.mean([stats.mean_per_class_stderr(row, labels) for row in hits])
     assert claimed == pytest.approx(spread, rel=0.06)
-    assert claimed > 1.3 * stats.accuracy_stderr(hits[0]), "few pictures in a class weigh more than the binomial says"
+    assert claimed > 1.3 * stats.accuracy_stderr(hits[0]), (
+        "few pictures in a class weigh more than the binomial says"
+    )
 
 
 def test_bootstrap_of_a_mean_is_its_binomial_error():
@@ -61,7 +67,9 @@ def test_bootstrap_of_miou_by_simulation():
 
 @pytest.mark.filterwarnings("error")
 def test_draws_in_which_no_class_was_asked_for_do_not_count():
-    """A third of the draws of three pictures, of which one is asked about, hold nothing: (2/3)^3."""
+    """A third of the draws of three pictures, of which one is asked about, hold nothing:
+    (2/3)^3.
+    """
     counts = np.zeros((3, 2, 1))
     counts[0] = [[1], [2]]
     assert stats.bootstrap_stderr(counts, iou.mean_class_rate) == 0
@@ -123,7 +131,9 @@ def test_mcnemar_by_hand():
 
 
 def holm_by_definition(p):
-    """Step down: adjusted p of the i-th smallest is the largest of (M - j) p_j over j <= i, at most 1."""
+    """Step down: adjusted p of the i-th smallest is the largest of (M - j) p_j over j <= i, at most
+    1.
+    """
     order = sorted(range(len(p)), key=lambda index: p[index])
     adjusted = [0.0] * len(p)
     for i, index in enumerate(order):
@@ -176,7 +186,9 @@ def test_paired_bootstrap_is_the_plain_one_when_one_model_is_constant():
     counts = np.stack([rng.integers(0, 6, 300), np.full(300, 5)], axis=1)
     measure = lambda sums: sums[:, 0] / sums[:, 1]  # noqa: E731
     never = counts * [0, 1]
-    assert stats.paired_bootstrap(never, counts, measure) == pytest.approx(stats.bootstrap_stderr(counts, measure), rel=0.06)
+    assert stats.paired_bootstrap(never, counts, measure) == pytest.approx(
+        stats.bootstrap_stderr(counts, measure), rel=0.06
+    )
 
 
 def test_the_interval_covers_at_its_level(monkeypatch):
@@ -202,7 +214,9 @@ def test_the_interval_covers_at_its_level(monkeypatch):
 
 
 def test_few_draws_of_the_shots_widen_the_interval():
-    """Both models are equal on average, but one set of shots favours this one and another that one."""
+    """Both models are equal on average, but one set of shots favours this one and another that
+    one.
+    """
     rng = np.random.default_rng(12)
     false, claimed, spread = 0, [], []
     for _ in range(600):
@@ -230,6 +244,8 @@ def test_a_p_value_by_student_and_its_floor():
     assert stats.paired_p(0.02, 0.01, 30, 100) == pytest.approx(2 * t.sf(2, 30))
     assert stats.paired_p(-0.02, 0.01, 30, 100) == stats.paired_p(0.02, 0.01, 30, 100)
     assert stats.paired_p(0.0, 0.0, 30, 0) == 1
-    assert stats.paired_p(1.0, 0.0, 2, 3) == 2 / 2**3, "three pictures in agreement prove no more than three tosses"
+    assert stats.paired_p(1.0, 0.0, 2, 3) == 2 / 2**3, (
+        "three pictures in agreement prove no more than three tosses"
+    )
     assert stats.paired_p(1.0, 0.0, 1, 1) == 1
     assert stats.half_interval(0.01, 20) == pytest.approx(0.01 * t.ppf(0.975, 20))

@@ -1,4 +1,6 @@
-"""Tiny random checkpoints in transformers' own layout, with tokenizers made here; every kind that `hf:` loads."""
+"""Tiny random checkpoints in transformers' own layout, with tokenizers made here; every kind that
+`hf:` loads.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +10,38 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
-VISION = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "patch_size": 8}
-TEXT = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4}
+VISION = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "patch_size": 8,
+}
+TEXT = {
+    "hidden_size": 24,
+    "intermediate_size": 40,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
 SIZE, LENGTH = 32, 16  # pixels a side; tokens
-OPENAI = {"image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711]}
+OPENAI = {
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+}
 HALF = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
-CLIP_PIXELS = {"image_processor_type": "CLIPImageProcessor", "crop_size": 32, "do_center_crop": True, "resample": 3, "size": 32}
-CORPUS = ["a photo of a cat", "a red ring on a blue ground", "two dogs don't bark", "the stars, the sea"] * 3
+CLIP_PIXELS = {
+    "image_processor_type": "CLIPImageProcessor",
+    "crop_size": 32,
+    "do_center_crop": True,
+    "resample": 3,
+    "size": 32,
+}
+CORPUS = [
+    "a photo of a cat",
+    "a red ring on a blue ground",
+    "two dogs don't bark",
+    "the stars, the sea",
+] * 3
 KINDS = ("clip", "clip_old_eos", "siglip", "siglip2", "naflex", "altclip", "chinese_clip")
 
 
@@ -30,7 +57,9 @@ def write(kind: str, folder: Path) -> Path:
 
 
 def network_of(config):
-    """A network whose every weight is random, biases and norms too, so that none of them can be left out unseen."""
+    """A network whose every weight is random, biases and norms too, so that none of them can be
+    left out unseen.
+    """
     import transformers
 
     with torch.random.fork_rng(devices=[]):
@@ -58,46 +87,99 @@ def _config(kind: str, vocab_size: int, special: dict[str, int]):
     text = {**TEXT, "vocab_size": vocab_size, "max_position_embeddings": LENGTH, **special}
     if kind in ("clip", "clip_old_eos"):
         text |= {"eos_token_id": 2, "hidden_act": "gelu"} if kind == "clip_old_eos" else {}
-        config = tf.CLIPConfig(text_config=text, vision_config=vision, projection_dim=20, architectures=["CLIPModel"])
+        config = tf.CLIPConfig(
+            text_config=text, vision_config=vision, projection_dim=20, architectures=["CLIPModel"]
+        )
         return config, {**CLIP_PIXELS, **OPENAI}
     if kind in ("siglip", "siglip2"):
         text |= {"hidden_size": 32, "projection_size": 32}
-        config = tf.SiglipConfig(text_config=text, vision_config=vision, architectures=["SiglipModel"])
-        kind_of_pixels = {"image_processor_type": "SiglipImageProcessor", "size": {"height": SIZE, "width": SIZE}}
+        config = tf.SiglipConfig(
+            text_config=text, vision_config=vision, architectures=["SiglipModel"]
+        )
+        kind_of_pixels = {
+            "image_processor_type": "SiglipImageProcessor",
+            "size": {"height": SIZE, "width": SIZE},
+        }
         return config, {**kind_of_pixels, "resample": 3 if kind == "siglip" else 2, **HALF}
     if kind == "naflex":
         text |= {"hidden_size": 32, "projection_size": 32}
-        config = tf.Siglip2Config(text_config=text, vision_config={**VISION, "num_patches": 16}, architectures=["Siglip2Model"])
+        config = tf.Siglip2Config(
+            text_config=text,
+            vision_config={**VISION, "num_patches": 16},
+            architectures=["Siglip2Model"],
+        )
         return config, {
             "image_processor_type": "Siglip2ImageProcessor", "patch_size": 8, "max_num_patches": 20, "resample": 2, **HALF
         }  # fmt: skip
     if kind == "altclip":
         text |= {"project_dim": 20, "max_position_embeddings": LENGTH + 2}
-        config = tf.AltCLIPConfig(text_config=text, vision_config=vision, projection_dim=20, architectures=["AltCLIPModel"])
+        config = tf.AltCLIPConfig(
+            text_config=text,
+            vision_config=vision,
+            projection_dim=20,
+            architectures=["AltCLIPModel"],
+        )
         return config, {**CLIP_PIXELS, **OPENAI}
-    config = tf.ChineseCLIPConfig(text_config=text, vision_config=vision, projection_dim=20, architectures=["ChineseCLIPModel"])
-    pixels = {"image_processor_type": "ChineseCLIPImageProcessor", "do_center_crop": False, "resample": 3}
+    config = tf.ChineseCLIPConfig(
+        text_config=text,
+        vision_config=vision,
+        projection_dim=20,
+        architectures=["ChineseCLIPModel"],
+    )
+    pixels = {
+        "image_processor_type": "ChineseCLIPImageProcessor",
+        "do_center_crop": False,
+        "resample": 3,
+    }
     return config, {**pixels, "size": {"height": SIZE, "width": SIZE}, **OPENAI}
 
 
 def _clip_tokenizer(folder: Path) -> tuple[int, dict[str, int]]:
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    merges = [("a", "t</w>"), ("c", "at</w>"), ("r", "e"), ("re", "d</w>"), ("p", "h"), ("ph", "o"), ("o", "f</w>")]
-    tokens = [*letters, *(letter + "</w>" for letter in letters), *(left + right for left, right in merges)]
+    merges = [
+        ("a", "t</w>"),
+        ("c", "at</w>"),
+        ("r", "e"),
+        ("re", "d</w>"),
+        ("p", "h"),
+        ("ph", "o"),
+        ("o", "f</w>"),
+    ]
+    tokens = [
+        *letters,
+        *(letter + "</w>" for letter in letters),
+        *(left + right for left, right in merges),
+    ]
     tokens += ["<|startoftext|>", "<|endoftext|>"]
     write_json(folder / "vocab.json", {token: index for index, token in enumerate(tokens)})
     lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
     (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    write_json(folder / "tokenizer_config.json", {"tokenizer_class": "CLIPTokenizer", "model_max_length": LENGTH})
+    write_json(
+        folder / "tokenizer_config.json",
+        {"tokenizer_class": "CLIPTokenizer", "model_max_length": LENGTH},
+    )
     end = len(tokens) - 1
     return len(tokens), {"bos_token_id": end - 1, "eos_token_id": end, "pad_token_id": end}
 
 
 def _bert_tokenizer(folder: Path) -> tuple[int, dict[str, int]]:
     letters = "abcdefghijklmnopqrstuvwxyz0123456789.,'!?东京一只猫的照片"
-    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *("##" + letter for letter in letters), "photo", "cat"]
+    tokens = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        *letters,
+        *("##" + letter for letter in letters),
+        "photo",
+        "cat",
+    ]
     (folder / "vocab.txt").write_text("\n".join(tokens) + "\n", encoding="utf-8")
-    write_json(folder / "tokenizer_config.json", {"tokenizer_class": "BertTokenizer", "do_lower_case": True})
+    write_json(
+        folder / "tokenizer_config.json",
+        {"tokenizer_class": "BertTokenizer", "do_lower_case": True},
+    )
     return len(tokens), {"pad_token_id": 0}
 
 
@@ -105,9 +187,20 @@ def _xlmr_tokenizer(folder: Path) -> tuple[int, dict[str, int]]:
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     special = ["<s>", "<pad>", "</s>", "<unk>"]
-    tokenizer.train_from_iterator(CORPUS, trainers.UnigramTrainer(vocab_size=80, special_tokens=special, unk_token="<unk>"))
-    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)])
-    _save(tokenizer, folder, tokenizer_class="PreTrainedTokenizerFast", pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
+    tokenizer.train_from_iterator(
+        CORPUS, trainers.UnigramTrainer(vocab_size=80, special_tokens=special, unk_token="<unk>")
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    _save(
+        tokenizer,
+        folder,
+        tokenizer_class="PreTrainedTokenizerFast",
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+    )
     return tokenizer.get_vocab_size(), {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
 
 
@@ -117,9 +210,20 @@ def _t5_tokenizer(folder: Path) -> tuple[int, dict[str, int]]:
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     special = ["<pad>", "</s>", "<unk>"]
-    tokenizer.train_from_iterator(CORPUS, trainers.UnigramTrainer(vocab_size=80, special_tokens=special, unk_token="<unk>"))
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    _save(tokenizer, folder, tokenizer_class="PreTrainedTokenizerFast", pad_token="</s>", eos_token="</s>", unk_token="<unk>")
+    tokenizer.train_from_iterator(
+        CORPUS, trainers.UnigramTrainer(vocab_size=80, special_tokens=special, unk_token="<unk>")
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 1)]
+    )
+    _save(
+        tokenizer,
+        folder,
+        tokenizer_class="PreTrainedTokenizerFast",
+        pad_token="</s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+    )
     return tokenizer.get_vocab_size(), {"pad_token_id": 1, "eos_token_id": 1}
 
 
@@ -129,14 +233,31 @@ def _gemma_tokenizer(folder: Path) -> tuple[int, dict[str, int]]:
     tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
     special = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
     raw = [f"<0x{byte:02X}>" for byte in range(256)]
-    trainer = trainers.BpeTrainer(vocab_size=340, special_tokens=[*special, *raw], show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=340, special_tokens=[*special, *raw], show_progress=False
+    )
     tokenizer.train_from_iterator([*CORPUS, "A Photo of Two CATS"], trainer)
     description = json.loads(tokenizer.to_str())
-    description["added_tokens"] = [token for token in description["added_tokens"] if token["content"] in special]
+    description["added_tokens"] = [
+        token for token in description["added_tokens"] if token["content"] in special
+    ]
     tokenizer = Tokenizer.from_str(json.dumps(description))
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A <eos>", special_tokens=[("<eos>", 1)])
-    names = {"pad_token": "<pad>", "eos_token": "<eos>", "bos_token": "<bos>", "unk_token": "<unk>", "mask_token": "<mask>"}
-    settings = {"add_bos_token": False, "add_eos_token": True, "padding_side": "right", "model_input_names": ["input_ids"]}
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A <eos>", special_tokens=[("<eos>", 1)]
+    )
+    names = {
+        "pad_token": "<pad>",
+        "eos_token": "<eos>",
+        "bos_token": "<bos>",
+        "unk_token": "<unk>",
+        "mask_token": "<mask>",
+    }
+    settings = {
+        "add_bos_token": False,
+        "add_eos_token": True,
+        "padding_side": "right",
+        "model_input_names": ["input_ids"],
+    }
     _save(tokenizer, folder, tokenizer_class="GemmaTokenizer", **names, **settings)
     return tokenizer.get_vocab_size(), {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}
 

@@ -1,4 +1,6 @@
-"""Our own checkpoints as models: what is loaded, what names it, what is refused; preprocessing against torchvision."""
+"""Our own checkpoints as models: what is loaded, what names it, what is refused; preprocessing
+against torchvision.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,14 @@ from silc_bench.models.load import load_model
 from silc_bench.models.weights.revision import revision_of
 from silc_bench.trainer.checkpoints import file as checkpoint
 from silc_bench.trainer.checkpoints import model as native
-from silc_bench.trainer.config.config import Config, DistillationConfig, TextConfig, ViewsConfig, VisionConfig, to_dict
+from silc_bench.trainer.config.config import (
+    Config,
+    DistillationConfig,
+    TextConfig,
+    ViewsConfig,
+    VisionConfig,
+    to_dict,
+)
 from silc_bench.trainer.silc.tokenizers import Tokenizer
 from silc_bench.trainer.train import TrainState
 
@@ -78,7 +87,12 @@ def payload_of(run):
 def test_it_keeps_the_protocol(model):
     assert isinstance(model, ImageTextModel)
     assert isinstance(model, DenseModel)
-    assert (model.name, model.embed_dim, model.image_size, model.patch_size) == ("tiny-silc:student", 32, 16, 8)
+    assert (model.name, model.embed_dim, model.image_size, model.patch_size) == (
+        "tiny-silc:student",
+        32,
+        16,
+        8,
+    )
     assert model.logit_scale == pytest.approx(10.0)
     assert model.logit_bias == pytest.approx(-10.0)
     json.dumps([model.image_protocol, model.text_protocol], allow_nan=False)
@@ -86,12 +100,16 @@ def test_it_keeps_the_protocol(model):
 
 def test_parameters_are_those_of_the_two_towers(run, model):
     saved = payload_of(run)["student"]
-    assert model.num_params == sum(v.numel() for name, v in saved.items() if name.startswith(("vision.", "text.")))
+    assert model.num_params == sum(
+        v.numel() for name, v in saved.items() if name.startswith(("vision.", "text."))
+    )
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 def test_shapes_and_fp32_also_under_autocast(model, precision):
-    images = torch.stack([model.preprocess(Image.new("RGB", (20, 30), color)) for color in ("red", "blue", "green")])
+    images = torch.stack(
+        [model.preprocess(Image.new("RGB", (20, 30), color)) for color in ("red", "blue", "green")]
+    )
     with torch.no_grad(), torch.autocast("cpu", precision, enabled=precision != torch.float32):
         outputs = {
             (3, 32): model.encode_image(images),
@@ -123,7 +141,10 @@ def test_loading_is_repeatable_and_draws_no_random_numbers(run, model):
 
 def test_student_is_the_default_and_teacher_another_model(run, model):
     file = str(checkpoint.find(run))
-    student = [load_model(spec) for spec in (f"{run}:student", file, f"{file}:student", str(run / "checkpoints"))]
+    student = [
+        load_model(spec)
+        for spec in (f"{run}:student", file, f"{file}:student", str(run / "checkpoints"))
+    ]
     assert {(m.name, m.revision) for m in student} == {(model.name, model.revision)}
     teacher = [load_model(f"{spec}:teacher") for spec in (run, file)]
     assert {m.name for m in teacher} == {"tiny-silc:teacher"}
@@ -131,7 +152,9 @@ def test_student_is_the_default_and_teacher_another_model(run, model):
     images, tokens = torch.rand(1, 3, 16, 16), model.tokenize(CAPTIONS)
     with torch.no_grad():
         assert not torch.equal(teacher[0].encode_image(images), model.encode_image(images))
-        assert torch.equal(teacher[0].encode_text(tokens), model.encode_text(tokens)), "the student's text tower"
+        assert torch.equal(teacher[0].encode_text(tokens), model.encode_text(tokens)), (
+            "the student's text tower"
+        )
 
 
 @pytest.mark.parametrize("name", ["with:colon", "a:student", "x:y/z"])
@@ -150,7 +173,10 @@ def test_the_newest_checkpoint_of_a_run_counts(changed, run, tmp_path):
     for step in (20, 100, 3):
         scaled = {name: value * step for name, value in payload_of(run)["student"].items()}
         changed(f"run/checkpoints/step_{step:08d}.pt", student=scaled, step=step)
-    assert load_model(str(tmp_path / "run")).revision == load_model(str(folder / "step_00000100.pt")).revision
+    assert (
+        load_model(str(tmp_path / "run")).revision
+        == load_model(str(folder / "step_00000100.pt")).revision
+    )
 
 
 # ---- the revision ----
@@ -182,7 +208,9 @@ def test_revision_is_not_about_dtype_or_device(run, changed):
     whole = {name: value.float() for name, value in half.items()}
     models = [load_model(changed(student=weights)) for weights in (half, whole)]
     assert models[0].revision == models[1].revision
-    assert {p.dtype for m in models for p in (*m.vision.parameters(), *m.text.parameters())} == {torch.float32}
+    assert {p.dtype for m in models for p in (*m.vision.parameters(), *m.text.parameters())} == {
+        torch.float32
+    }
     towers = {"vision": models[1].vision, "text": models[1].text}
     heads = {"vision_heads": CONFIG.vision.num_heads, "text_heads": CONFIG.text.num_heads}
     halved = {name: copy.deepcopy(tower).bfloat16() for name, tower in towers.items()}
@@ -195,7 +223,9 @@ def test_revision_is_not_about_dtype_or_device(run, changed):
 def test_revision_tells_where_a_value_stands():
     first, second = torch.nn.Linear(2, 2, bias=False), torch.nn.Linear(2, 2, bias=False)
     one = revision_of({"vision": first, "text": second})
-    assert one == revision_of({"text": second, "vision": first}), "the order of the modules is no difference"
+    assert one == revision_of({"text": second, "vision": first}), (
+        "the order of the modules is no difference"
+    )
     assert one != revision_of({"vision": second, "text": first})
     flat = torch.nn.Linear(4, 1, bias=False)
     flat.weight.data = first.weight.data.reshape(1, 4)
@@ -208,7 +238,13 @@ def test_revision_tells_where_a_value_stands():
 def picture(mode: str, size: tuple[int, int]) -> Image.Image:
     rng = np.random.default_rng(len(mode))
     image = Image.fromarray(rng.integers(0, 256, (size[1], size[0], 4), dtype=np.uint8))
-    return image.quantize(7) if mode == "P" else image.convert("RGB").convert(mode) if mode != "RGBA" else image
+    return (
+        image.quantize(7)
+        if mode == "P"
+        else image.convert("RGB").convert(mode)
+        if mode != "RGBA"
+        else image
+    )
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "RGBA", "LA", "CMYK", "YCbCr"])
@@ -234,7 +270,9 @@ def test_preprocess_of_black_white_and_a_known_picture(model):
     assert (model.preprocess(Image.new("RGB", (5, 9), "white")) == 1).all()
     rng = np.random.default_rng(0)
     array = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
-    np.testing.assert_allclose(model.preprocess(Image.fromarray(array)), array.transpose(2, 0, 1) / 127.5 - 1, atol=1e-6)
+    np.testing.assert_allclose(
+        model.preprocess(Image.fromarray(array)), array.transpose(2, 0, 1) / 127.5 - 1, atol=1e-6
+    )
     assert model.image_protocol == {
         "resize": "squash",
         "size": 16,
@@ -258,7 +296,9 @@ def test_the_tokenizer_is_the_checkpoints_own(run, model, changed):
     assert not torch.equal(other(CAPTIONS), own(CAPTIONS))
     bound = load_model(changed(tokenizer=other.to_json()))
     assert torch.equal(bound.tokenize(CAPTIONS), other(CAPTIONS))
-    assert bound.text_protocol["tokenizer"] != model.text_protocol["tokenizer"], "it reads differently: another protocol"
+    assert bound.text_protocol["tokenizer"] != model.text_protocol["tokenizer"], (
+        "it reads differently: another protocol"
+    )
     assert bound.revision == model.revision
 
 
@@ -273,12 +313,24 @@ class Hostile:
 NOT_OURS = {
     "empty": (lambda path, run: path.touch(), "an empty file"),
     "text": (lambda path, run: path.write_text("hello"), "truncated, damaged or of another kind"),
-    "cut": (lambda path, run: path.write_bytes(checkpoint.find(run).read_bytes()[:20_000]), "truncated, damaged"),
-    "another program's": (lambda path, run: torch.save({"model": torch.zeros(2)}, path), r"it holds \['model'\]"),
+    "cut": (
+        lambda path, run: path.write_bytes(checkpoint.find(run).read_bytes()[:20_000]),
+        "truncated, damaged",
+    ),
+    "another program's": (
+        lambda path, run: torch.save({"model": torch.zeros(2)}, path),
+        r"it holds \['model'\]",
+    ),
     "a bare tensor": (lambda path, run: torch.save(torch.zeros(2), path), "it holds Tensor"),
-    "a whole module": (lambda path, run: torch.save(torch.nn.Linear(2, 2), path), "refused, nothing was executed"),
+    "a whole module": (
+        lambda path, run: torch.save(torch.nn.Linear(2, 2), path),
+        "refused, nothing was executed",
+    ),
     "hostile": (lambda path, run: torch.save(Hostile(), path), "refused, nothing was executed"),
-    "hostile pickle": (lambda path, run: path.write_bytes(pickle.dumps(Hostile())), "truncated, damaged or of another kind"),
+    "hostile pickle": (
+        lambda path, run: path.write_bytes(pickle.dumps(Hostile())),
+        "truncated, damaged or of another kind",
+    ),
     "a folder": (lambda path, run: path.mkdir(), "a folder without checkpoints"),
     "nothing": (lambda path, run: None, "no such file or folder"),
 }
@@ -305,12 +357,18 @@ DAMAGED = {
     "config too deep": ({"config": "[" * 100_000}, "its config is not JSON"),
     "config no text": ({"config": 3}, "its config is not JSON"),
     "config of another version": ({"config": "{}"}, "not a configuration of this version"),
-    "config that cannot be": ({"config": with_field("vision", "patch_size", 7)}, "must be a multiple of vision.patch_size"),
+    "config that cannot be": (
+        {"config": with_field("vision", "patch_size", 7)},
+        "must be a multiple of vision.patch_size",
+    ),
     "another width": (
         {"config": with_field("vision", "width", 64)},
         "weights do not fit its own configuration .*size mismatch",
     ),
-    "a width nobody has": ({"config": with_field("vision", "width", 4 * 10**8)}, "weights do not fit its own configuration"),
+    "a width nobody has": (
+        {"config": with_field("vision", "width", 4 * 10**8)},
+        "weights do not fit its own configuration",
+    ),
     "no weights": ({"student": {}}, "weights do not fit its own configuration .*Missing key"),
     "weights that are none": ({"student": None}, "weights do not fit its own configuration"),
     "no teacher": ({"teacher": {}}, "weights do not fit its own configuration .*Missing key"),
@@ -324,7 +382,10 @@ DAMAGED = {
         {"tokenizer": Tokenizer.train(CAPTIONS, 275, 12).to_json()},
         "its tokenizer makes 12 tokens of 275 kinds, its text tower reads 12 of 270",
     ),
-    "another format": ({"format": "silc-bench-checkpoint/99"}, f"expected a checkpoint written by .*{checkpoint.FORMAT}"),
+    "another format": (
+        {"format": "silc-bench-checkpoint/99"},
+        f"expected a checkpoint written by .*{checkpoint.FORMAT}",
+    ),
 }
 
 
@@ -345,7 +406,9 @@ def test_a_diverged_run_is_named_with_its_tensor_but_can_be_resumed(run, changed
     state[name] = state[name].clone()
     state[name][0] = value
     path = changed(**{part: state})
-    with pytest.raises(UserError, match=rf"^checkpoint {path}: {part}\.{name} is not finite \(1 of"):
+    with pytest.raises(
+        UserError, match=rf"^checkpoint {path}: {part}\.{name} is not finite \(1 of"
+    ):
         load_model(path)
     assert not checkpoint.load(Path(path))[part][name].isfinite().all()
 

@@ -1,4 +1,6 @@
-"""The value path equals attention over a sequence of one token, the naive way to look at a token alone."""
+"""The value path equals attention over a sequence of one token, the naive way to look at a token
+alone.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Pixels equal those of torchvision, open_clip, timm and transformers, bit for bit, on pictures of every shape and mode."""
+"""Pixels equal those of torchvision, open_clip, timm and transformers, bit for bit, on pictures of
+every shape and mode.
+"""
 
 import os
 from pathlib import Path
@@ -17,7 +19,9 @@ GOLDEN = Path(os.environ.get("SILC_BENCH_TEST_DATA", "/nowhere")) / "clip_vit_b3
 
 
 def picture(width, height, mode="RGB"):
-    pixels = np.random.default_rng(width * 1000 + height).integers(0, 256, (height, width, 4), dtype=np.uint8)
+    pixels = np.random.default_rng(width * 1000 + height).integers(
+        0, 256, (height, width, 4), dtype=np.uint8
+    )
     return Image.fromarray(pixels, "RGBA").convert(mode)
 
 
@@ -29,7 +33,8 @@ def test_shortest_side_and_crop_equal_torchvision(size, resize_size):
         [
             transforms.Resize(resize_size, transforms.InterpolationMode.BICUBIC),
             transforms.CenterCrop(24),
-            transforms.ToTensor(),  # as open_clip and timm compose it; v2.ToDtype differs in the last bit
+            # as open_clip and timm compose it; v2.ToDtype differs in the last bit
+            transforms.ToTensor(),
             transforms.Normalize(MEAN, STD),
         ]
     )
@@ -41,9 +46,13 @@ def test_shortest_side_and_crop_equal_torchvision(size, resize_size):
 def test_squash_and_other_interpolations_equal_torchvision(size):
     image = picture(*size)
     for name in ("nearest", "bilinear", "bicubic", "lanczos"):
-        theirs = transforms.Resize((24, 24), getattr(transforms.InterpolationMode, name.upper()))(image)
+        theirs = transforms.Resize((24, 24), getattr(transforms.InterpolationMode, name.upper()))(
+            image
+        )
         expected = (torch.from_numpy(np.array(theirs)).permute(2, 0, 1) / 255 - 0.5) / 0.5
-        assert torch.equal(ImagePipeline(24, (0.5,) * 3, (0.5,) * 3, interpolation=name)(image), expected)
+        assert torch.equal(
+            ImagePipeline(24, (0.5,) * 3, (0.5,) * 3, interpolation=name)(image), expected
+        )
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -51,16 +60,24 @@ def test_squash_and_other_interpolations_equal_torchvision(size):
 def test_center_floor_equals_transformers(size, resize_size, crop):
     from transformers.models.clip import image_processing_pil_clip as clip
 
-    processor = clip.CLIPImageProcessorPil(size={"shortest_edge": resize_size}, crop_size={"height": crop, "width": crop})
+    processor = clip.CLIPImageProcessorPil(
+        size={"shortest_edge": resize_size}, crop_size={"height": crop, "width": crop}
+    )
     image = picture(*size)
     theirs = processor(image, return_tensors="pt")["pixel_values"][0]
-    ours = ImagePipeline(crop, MEAN, STD, resize="shortest", resize_size=resize_size, crop="center_floor")
+    ours = ImagePipeline(
+        crop, MEAN, STD, resize="shortest", resize_size=resize_size, crop="center_floor"
+    )
     assert torch.equal(ours(image), theirs)
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "1", "CMYK", "I;16"])
 def test_a_picture_of_another_mode_is_made_rgb_first(mode):
-    image = picture(40, 30, "L").convert("I").convert("I;16") if mode == "I;16" else picture(40, 30, mode)
+    image = (
+        picture(40, 30, "L").convert("I").convert("I;16")
+        if mode == "I;16"
+        else picture(40, 30, mode)
+    )
     pipeline = ImagePipeline(24, MEAN, STD, resize="shortest", crop="center")
     assert torch.equal(pipeline(image), pipeline(image.convert("RGB")))
 
@@ -79,7 +96,9 @@ def test_what_cannot_be_is_refused():
 
 def test_its_description_tells_pipelines_apart():
     base = ImagePipeline(24, MEAN, STD)
-    assert base.as_dict() == ImagePipeline(24, MEAN, STD, resize_size=24).as_dict(), "the same thing said twice"
+    assert base.as_dict() == ImagePipeline(24, MEAN, STD, resize_size=24).as_dict(), (
+        "the same thing said twice"
+    )
     others = [
         ImagePipeline(32, MEAN, STD),
         ImagePipeline(24, STD, STD),

@@ -23,7 +23,9 @@ def clustered(rng, num_samples, dim, num_classes, spread=1.0):
 # ---- few-shot ridge ----
 
 
-@pytest.mark.parametrize(("num_samples", "dim"), [(50, 8), (12, 40), (9, 8)], ids=["N>D", "N<D", "N=D+1"])
+@pytest.mark.parametrize(
+    ("num_samples", "dim"), [(50, 8), (12, 40), (9, 8)], ids=["N>D", "N<D", "N=D+1"]
+)
 def test_ridge_equals_the_normal_equations(num_samples, dim):
     x, labels = clustered(np.random.default_rng(0), num_samples, dim, 5)
     test = np.random.default_rng(1).normal(size=(7, dim)).astype(np.float32)
@@ -46,7 +48,7 @@ def test_ridge_survives_a_feature_that_never_changes():
 
 def test_shots_depend_on_labels_and_seed_alone():
     labels = np.random.default_rng(3).integers(0, 4, size=60)
-    np.random.seed(0)  # noqa: NPY002  a global generator must not matter
+    np.random.seed(0)  # noqa: NPY002
     torch.manual_seed(0)
     first = probes.shot_indices(labels, 5, 1, 4)
     np.random.seed(1)  # noqa: NPY002
@@ -56,7 +58,9 @@ def test_shots_depend_on_labels_and_seed_alone():
     assert first.tolist() != probes.shot_indices(labels, 5, 2, 4).tolist()
     assert np.bincount(labels[first]).tolist() == [5, 5, 5, 5]
     assert len(set(first.tolist())) == 20
-    assert set(probes.shot_indices(labels, 1, 1, 4).tolist()) <= set(first.tolist()), "5 shots hold the 1 shot"
+    assert set(probes.shot_indices(labels, 1, 1, 4).tolist()) <= set(first.tolist()), (
+        "5 shots hold the 1 shot"
+    )
 
 
 def test_shots_of_a_class_with_too_few_or_no_samples():

@@ -25,13 +25,22 @@ def clustered(rng, num_samples, dim, num_classes, spread=1.0):
     return features.astype(np.float32), labels
 
 
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))]
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+    ),
+]
 
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("spread", [3.0, 0.5], ids=["overlapping", "separable"])
-@pytest.mark.parametrize(("num_samples", "dim", "num_classes"), [(300, 12, 5), (60, 90, 20)], ids=["N > D", "N < D"])
-def test_logistic_reaches_sklearns_optimum_at_every_cost(num_samples, dim, num_classes, spread, device):
+@pytest.mark.parametrize(
+    ("num_samples", "dim", "num_classes"), [(300, 12, 5), (60, 90, 20)], ids=["N > D", "N < D"]
+)
+def test_logistic_reaches_sklearns_optimum_at_every_cost(
+    num_samples, dim, num_classes, spread, device
+):
     """Also where classes have more samples than the curvature keeps apart, or one alone."""
     from sklearn.linear_model import LogisticRegression
 
@@ -49,7 +58,9 @@ def test_logistic_reaches_sklearns_optimum_at_every_cost(num_samples, dim, num_c
 
     for k, cost in enumerate(COSTS):
         ours = loss(fit.weight[k], fit.bias[k], cost)
-        assert fit.loss[k] == pytest.approx(ours, rel=1e-7), "the loss it reports is the loss it reached"
+        assert fit.loss[k] == pytest.approx(ours, rel=1e-7), (
+            "the loss it reports is the loss it reached"
+        )
         peer = LogisticRegression(C=cost, tol=1e-8, max_iter=5000).fit(x, labels)
         theirs = loss(peer.coef_.T, peer.intercept_, cost)
         assert ours <= theirs * (1 + 1e-6)
@@ -73,7 +84,9 @@ def test_where_fp32_is_not_enough_float64_finishes(monkeypatch):
     fit = fit_logistic(x, labels, COSTS)
     precisions = []
     called = Problem.__call__
-    monkeypatch.setattr(Problem, "__call__", lambda self, x: precisions.append(x.dtype) or called(self, x))
+    monkeypatch.setattr(
+        Problem, "__call__", lambda self, x: precisions.append(x.dtype) or called(self, x)
+    )
     monkeypatch.setattr(Problem, "rounding", lambda *_: np.inf)
     exact = fit_logistic(x, labels, COSTS)
     assert precisions.count(torch.float64) >= len(COSTS)
@@ -82,7 +95,9 @@ def test_where_fp32_is_not_enough_float64_finishes(monkeypatch):
 
 
 def test_fp32_is_left_soon_where_it_gains_nothing(monkeypatch):
-    """Gradients with an error that does not shrink, as of many samples of collinear features: steps lead nowhere for ever."""
+    """Gradients with an error that does not shrink, as of many samples of collinear features: steps
+    lead nowhere for ever.
+    """
     x, labels = clustered(np.random.default_rng(11), 200, 8, 4, 2.0)
     fit = fit_logistic(x, labels, COSTS)
     precisions = []
@@ -116,15 +131,23 @@ def test_rounding_is_the_difference_to_float64():
 
 @pytest.mark.parametrize("own_rows", [3, 32])
 def test_the_model_of_the_curvature_is_divided_by_exactly(own_rows, monkeypatch):
-    """Against the dense matrix of each class; classes of unequal sizes, some with more samples than are kept apart."""
+    """Against the dense matrix of each class; classes of unequal sizes, some with more samples than
+    are kept apart.
+    """
     monkeypatch.setattr(logistic_problem, "OWN_ROWS", own_rows)
     x, labels = clustered(np.random.default_rng(13), 24, 5, 4)
     problem = Problem(x, labels, 4, torch.device("cpu"))
-    parameters = torch.randn(4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) / 10
+    parameters = (
+        torch.randn(4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) / 10
+    )
     gradient = torch.randn(4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     solved = problem.curvature(problem(parameters), 0.1).solve(gradient)
 
-    rows = np.pad((x - x.mean(axis=0, dtype=np.float64)) @ problem.axes.numpy(), ((0, 0), (0, 1)), constant_values=1)
+    rows = np.pad(
+        (x - x.mean(axis=0, dtype=np.float64)) @ problem.axes.numpy(),
+        ((0, 0), (0, 1)),
+        constant_values=1,
+    )
     logits = rows @ parameters.numpy().T
     p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     covariance = np.diag([*np.linalg.eigvalsh(np.cov(x.astype(np.float64).T, bias=True)), 1.0])
@@ -134,7 +157,9 @@ def test_the_model_of_the_curvature_is_divided_by_exactly(own_rows, monkeypatch)
         weight = p[:, c] * (1 - p[:, c]) / len(x)
         hessian = weight[others].sum() * covariance + np.diag([0.1] * 5 + [0.0])
         hessian += (rows[apart].T * weight[apart]) @ rows[apart]
-        np.testing.assert_allclose(solved[c].numpy(), np.linalg.solve(hessian, gradient[c].numpy()), rtol=1e-4)
+        np.testing.assert_allclose(
+            solved[c].numpy(), np.linalg.solve(hessian, gradient[c].numpy()), rtol=1e-4
+        )
 
 
 def test_neither_the_order_of_the_costs_nor_the_start_moves_the_optimum():

@@ -1,4 +1,6 @@
-"""The closed-form probe against the discriminant written out on every up-sampled pixel, in float64."""
+"""The closed-form probe against the discriminant written out on every up-sampled pixel, in
+float64.
+"""
 
 from __future__ import annotations
 
@@ -35,16 +37,26 @@ def upsampled(grid, layout, mask):
 
 def discriminant(data, num_classes, l2):
     """Weight and bias over raw features by the docstring's formula."""
-    cells = np.concatenate([grid.reshape(-1, grid.shape[-1]) for grid, _, _ in data]).astype(np.float64)
+    cells = np.concatenate([grid.reshape(-1, grid.shape[-1]) for grid, _, _ in data]).astype(
+        np.float64
+    )
     mean, std = cells.mean(axis=0), np.sqrt(cells.var(axis=0) + 1e-5)
     x = np.concatenate([upsampled(*part)[part[2] != 255] for part in data])
     y = np.concatenate([mask[mask != 255] for _, _, mask in data])
     x = (x - mean) / std
-    means = np.stack([x[y == c].mean(axis=0) if (y == c).any() else np.zeros(x.shape[1]) for c in range(num_classes)])
+    means = np.stack(
+        [
+            x[y == c].mean(axis=0) if (y == c).any() else np.zeros(x.shape[1])
+            for c in range(num_classes)
+        ]
+    )
     within = (x - means[y]).T @ (x - means[y]) / len(x)
     weight = np.linalg.inv(within + l2 * np.eye(len(within))) @ means.T
     with np.errstate(divide="ignore"):
-        bias = np.log([(y == c).mean() for c in range(num_classes)]) - np.einsum("cd,dc->c", means, weight) / 2
+        bias = (
+            np.log([(y == c).mean() for c in range(num_classes)])
+            - np.einsum("cd,dc->c", means, weight) / 2
+        )
     return weight / std[:, None], bias - (mean / std) @ weight
 
 
@@ -62,23 +74,30 @@ def test_the_probe_equals_the_discriminant_of_every_pixel(view, l2):
     weight, bias = discriminant(data, 3, l2)
     probe, details = summed(data).solve([l2])
     for grid, _, _ in data:
-        np.testing.assert_allclose(probe(grid), grid.astype(np.float64) @ weight + bias, rtol=1e-7, atol=1e-6)
+        np.testing.assert_allclose(
+            probe(grid), grid.astype(np.float64) @ weight + bias, rtol=1e-7, atol=1e-6
+        )
     assert details == {"l2": l2}
 
 
 def test_one_window_is_bilinear_upsampling():
     (grid, layout, mask), *_ = pictures(VIEWS["one window"], sizes=((12, 12),))
     mine = upsampled(grid, layout, mask)
-    theirs = F.interpolate(torch.from_numpy(grid).double().permute(2, 0, 1)[None], size=mask.shape, mode="bilinear")
+    theirs = F.interpolate(
+        torch.from_numpy(grid).double().permute(2, 0, 1)[None], size=mask.shape, mode="bilinear"
+    )
     np.testing.assert_allclose(mine, theirs[0].permute(1, 2, 0).numpy(), atol=1e-12)
 
 
 def test_the_penalty_is_chosen_on_pictures_left_out(monkeypatch):
-    """Two folds, every cell sampled: each penalty's score is that of the other fold's discriminant."""
+    """Two folds, every cell sampled: each penalty's score is that of the other fold's
+    discriminant.
+    """
     monkeypatch.setattr(dense_ridge, "FOLDS", 2)
     data, penalties = pictures(VIEWS["overlap"]), [1e-3, 1e-1, 10.0]
     _, details = summed(data).solve(penalties)
-    # moments over all cells standardise every fold: take them in by a map that the formula cannot see
+    # moments over all cells standardise every fold: take them in by a map that the formula cannot
+    # see
     cells = np.concatenate([grid.reshape(-1, 5) for grid, _, _ in data]).astype(np.float64)
     mean, std = cells.mean(axis=0), np.sqrt(cells.var(axis=0) + 1e-5)
     for l2 in penalties:
@@ -90,14 +109,23 @@ def test_the_penalty_is_chosen_on_pictures_left_out(monkeypatch):
             means = np.stack([x[y == c].mean(axis=0) for c in range(3)])
             within = (x - means[y]).T @ (x - means[y]) / len(x) + l2 * np.eye(5)
             weight = np.linalg.solve(within, means.T)
-            bias = np.log(np.bincount(y, minlength=3) / len(y)) - np.einsum("cd,dc->c", means, weight) / 2
+            bias = (
+                np.log(np.bincount(y, minlength=3) / len(y))
+                - np.einsum("cd,dc->c", means, weight) / 2
+            )
             for grid, layout, mask in own:
                 guess = (((grid.reshape(-1, 5) - mean) / std) @ weight + bias).argmax(axis=1)
                 pixels = np.zeros((len(guess), 3))
-                classes, weights = class_sums(mask, layout.rows(mask.shape[0]), layout.cols(mask.shape[1]))
+                classes, weights = class_sums(
+                    mask, layout.rows(mask.shape[0]), layout.cols(mask.shape[1])
+                )
                 pixels[:, classes] = weights
                 for c in range(3):
-                    found[:, c] += pixels[guess == c, c].sum(), pixels[guess == c].sum(), pixels[:, c].sum()
+                    found[:, c] += (
+                        pixels[guess == c, c].sum(),
+                        pixels[guess == c].sum(),
+                        pixels[:, c].sum(),
+                    )
         expected = np.mean(found[0] / (found[1] + found[2] - found[0]))
         assert details["held_out_mIoU"][f"{l2:g}"] == pytest.approx(expected, abs=1e-6)
     scores = details["held_out_mIoU"]
@@ -116,14 +144,19 @@ def test_two_runs_are_identical_and_a_class_never_seen_is_never_said():
 
 def test_pictures_without_a_scored_pixel_say_nothing():
     data = pictures(VIEWS["overlap"])
-    empty = [(grid, layout, np.full_like(mask, 255)) for grid, layout, mask in pictures(VIEWS["overlap"], seed=1)]
+    empty = [
+        (grid, layout, np.full_like(mask, 255))
+        for grid, layout, mask in pictures(VIEWS["overlap"], seed=1)
+    ]
     probe, details = summed(empty).solve([1e-2, 1.0])
     assert np.isfinite(probe(data[0][0])).all()
     assert details["held_out_mIoU"] == {"1": 0.0, "0.01": 0.0}
 
 
 def test_cells_without_any_spread():
-    data = [(np.ones_like(grid), layout, mask) for grid, layout, mask in pictures(VIEWS["one window"])]
+    data = [
+        (np.ones_like(grid), layout, mask) for grid, layout, mask in pictures(VIEWS["one window"])
+    ]
     probe, _ = summed(data).solve([1e-3, 1.0])
     assert set(probe(data[0][0]).argmax(axis=-1).ravel()) == {0}, "what occurs most"
 
@@ -141,8 +174,12 @@ def test_members_are_the_pixels_whose_middle_lies_in_the_cell(view):
                 continue
             for row, top in enumerate(layout.tops):
                 for column, left in enumerate(layout.lefts):
-                    i = int(np.floor(((y + 0.5) * layout.height / mask.shape[0] - top) / layout.patch))
-                    j = int(np.floor(((x + 0.5) * layout.width / mask.shape[1] - left) / layout.patch))
+                    i = int(
+                        np.floor(((y + 0.5) * layout.height / mask.shape[0] - top) / layout.patch)
+                    )
+                    j = int(
+                        np.floor(((x + 0.5) * layout.width / mask.shape[1] - left) / layout.patch)
+                    )
                     if 0 <= i < layout.cells and 0 <= j < layout.cells:
                         expected[row * layout.cells + i, column * layout.cells + j, mask[y, x]] += 1
         assert classes.tolist() == np.unique(mask[mask != 255]).tolist()

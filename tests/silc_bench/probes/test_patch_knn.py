@@ -43,13 +43,22 @@ def test_votes_equal_a_loop_in_any_chunks(k, chunk, monkeypatch):
         for cell, row in zip(grid.reshape(-1, 5).astype(np.float64), counts, strict=True):
             if row.sum():
                 cells.append(cell / np.linalg.norm(cell))
-                shares.append([row[list(classes).index(c)] / row.sum() if c in classes else 0.0 for c in range(6)])
-    assert len(cells) < sum(grid.shape[0] * grid.shape[1] for grid, _, _ in data), "some cells have no label"
+                shares.append(
+                    [
+                        row[list(classes).index(c)] / row.sum() if c in classes else 0.0
+                        for c in range(6)
+                    ]
+                )
+    assert len(cells) < sum(grid.shape[0] * grid.shape[1] for grid, _, _ in data), (
+        "some cells have no label"
+    )
     for query, vote in zip(queries.astype(np.float64), votes, strict=True):
         cosines = np.array(cells) @ query / np.linalg.norm(query)
         nearest = np.argsort(-cosines)[:k]
         weights = np.exp(cosines[nearest] / 0.1)
-        np.testing.assert_allclose(vote, weights / weights.sum() @ np.array(shares)[nearest], atol=1e-5)
+        np.testing.assert_allclose(
+            vote, weights / weights.sum() @ np.array(shares)[nearest], atol=1e-5
+        )
 
 
 def test_memory_is_bounded_and_the_same_each_time(monkeypatch):

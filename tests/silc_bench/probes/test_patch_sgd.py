@@ -1,4 +1,6 @@
-"""The descended probe: its gradient against autograd, its schedule against the source's words, its layers folded."""
+"""The descended probe: its gradient against autograd, its schedule against the source's words, its
+layers folded.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ def test_the_gradient_equals_autograd_through_interpolation(band, monkeypatch):
 
 
 def test_the_schedule_is_dinov2s():
-    """mmcv's poly policy of power 1 to 0, times its linear warm-up of 1,500 steps from a millionth, over 40,000 steps."""
+    """mmcv's poly policy of power 1 to 0, times its linear warm-up of 1,500 steps from a millionth,
+    over 40,000 steps.
+    """
     for step in (0, 1, 700, 1499, 1500, 20_000, 39_999):
         rate = 1e-3 * (1 - step / 40_000)
         if step < 1500:
@@ -53,7 +57,9 @@ def test_steps_keep_the_passes_between_bounds():
 
 
 def test_a_fit_is_what_plain_layers_reach(monkeypatch):
-    """The same steps by torch's own layers, interpolation and loss, on one window and full batches."""
+    """The same steps by torch's own layers, interpolation and loss, on one window and full
+    batches.
+    """
     monkeypatch.setattr(dense_sgd, "MIN_STEPS", 12)
     rng = np.random.default_rng(1)
     layout = View(12, 12, 12).layout(12, 12, 4)
@@ -68,7 +74,9 @@ def test_a_fit_is_what_plain_layers_reach(monkeypatch):
     probe = fit(lambda: data, 4, 3, seed=7)
 
     norm, head = torch.nn.BatchNorm2d(5), torch.nn.Conv2d(5, 3, 1)
-    torch.nn.init.normal_(head.weight[:, :, 0, 0], std=0.01, generator=torch.Generator().manual_seed(7))
+    torch.nn.init.normal_(
+        head.weight[:, :, 0, 0], std=0.01, generator=torch.Generator().manual_seed(7)
+    )
     torch.nn.init.zeros_(head.bias)
     optimizer = torch.optim.AdamW([*norm.parameters(), *head.parameters()], weight_decay=1e-4)
     cells = torch.from_numpy(np.stack([grid for grid, _, _ in data])).permute(0, 3, 1, 2)
@@ -76,7 +84,9 @@ def test_a_fit_is_what_plain_layers_reach(monkeypatch):
     for step in range(12):
         optimizer.param_groups[0]["lr"] = learning_rate_at(step, 12)
         optimizer.zero_grad()
-        F.cross_entropy(F.interpolate(head(norm(cells)), size=(12, 12), mode="bilinear"), labels).backward()
+        F.cross_entropy(
+            F.interpolate(head(norm(cells)), size=(12, 12), mode="bilinear"), labels
+        ).backward()
         optimizer.step()
     expected = head.eval()(norm.eval()(cells)).detach().permute(0, 2, 3, 1).numpy()
     np.testing.assert_allclose(probe(cells.permute(0, 2, 3, 1).numpy()), expected, atol=2e-4)

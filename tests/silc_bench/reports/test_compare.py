@@ -1,4 +1,6 @@
-"""`silc-bench compare` on made-up records: who is compared with whom, what is said, and how often it is wrong."""
+"""`silc-bench compare` on made-up records: who is compared with whom, what is said, and how often
+it is wrong.
+"""
 
 from __future__ import annotations
 
@@ -27,14 +29,21 @@ N = 400
 
 def put(folder, model, arrays, values, task="made/zeroshot", *, revision=None, limit=None, version=1, fingerprint="0" * 16,
         n=N, group="zero-shot", **protocol):  # fmt: skip
-    """Write a made-up record of the first metric in ``values`` and, unless ``arrays`` is empty, its outcomes."""
+    """Write a made-up record of the first metric in ``values`` and, unless ``arrays`` is empty, its
+    outcomes.
+    """
     image = {"size": 64, **protocol}
     measured = SimpleNamespace(
         name=model, revision=revision or f"{sum(model.encode()):016x}"[::-1], num_params=7, image_size=64,
         image_protocol=image, text_protocol={},
     )  # fmt: skip
     task = SimpleNamespace(
-        name=task, version=version, group=group, main_metric=next(iter(values)), requires=frozenset(), protocol=dict
+        name=task,
+        version=version,
+        group=group,
+        main_metric=next(iter(values)),
+        requires=frozenset(),
+        protocol=dict,
     )
     data = SimpleNamespace(name=task.name.split("/")[0], split="test", fingerprint=fingerprint)
     scores = Scores({name: float(value) for name, value in values.items()}, {}, n, chance=0.1)
@@ -64,7 +73,9 @@ def hits_of(rate, seed=0, n=N):
 
 
 def call(*args):
-    result = CliRunner().invoke(cli.app, ["compare", *(str(arg) for arg in args)], env={"COLUMNS": "200"})
+    result = CliRunner().invoke(
+        cli.app, ["compare", *(str(arg) for arg in args)], env={"COLUMNS": "200"}
+    )
     return result.exit_code, result.stdout, result.stderr
 
 
@@ -99,9 +110,13 @@ def test_one_sentence_a_task(tmp_path):
     assert lines[2].startswith(f"b is worse on third/zeroshot, -{points:.2f} ± ")
     swapped = said("b", "a", "--results", tmp_path).splitlines()
     assert swapped[0].startswith(f"a is worse on made/zeroshot, -{points:.2f} ± ")
-    chosen = [result.task for result in compare.compare(tmp_path, ["a", "b"], ["oth*/*", "third"]).results]
+    chosen = [
+        result.task for result in compare.compare(tmp_path, ["a", "b"], ["oth*/*", "third"]).results
+    ]
     assert chosen == ["other/zeroshot", "third/zeroshot"]
-    assert "after Holm over 2 tests" in said("a", "b", "--results", tmp_path, "--tasks", "oth*/*, third")
+    assert "after Holm over 2 tests" in said(
+        "a", "b", "--results", tmp_path, "--tasks", "oth*/*, third"
+    )
 
 
 def test_identical_models_do_not_differ(tmp_path):
@@ -109,7 +124,12 @@ def test_identical_models_do_not_differ(tmp_path):
     for model in ("a", "b"):
         put_hits(tmp_path, model, hits)
     (result,) = compare.compare(tmp_path, ["a", "b"]).results
-    assert (result.paired.difference, result.paired.stderr, result.paired.p, result.p_holm) == (0, 0, 1, 1)
+    assert (result.paired.difference, result.paired.stderr, result.paired.p, result.p_holm) == (
+        0,
+        0,
+        1,
+        1,
+    )
     line = said("a", "b", "--results", tmp_path).splitlines()[0]
     assert line == "no difference of b can be shown on made/zeroshot, +0.00 ± 0.00 points, p 1"
 
@@ -118,18 +138,30 @@ def test_the_first_model_is_the_baseline_of_all_others(tmp_path):
     for model, rate in (("a", 0.5), ("b", 0.6), ("c", 0.4)):
         put_hits(tmp_path, model, hits_of(rate))
     found = compare.compare(tmp_path, ["a", "b", "c"])
-    assert [(result.model, result.verdict) for result in found.results] == [("b", "better"), ("c", "worse")]
+    assert [(result.model, result.verdict) for result in found.results] == [
+        ("b", "better"),
+        ("c", "worse"),
+    ]
     pair = [compare.compare(tmp_path, ["a", other]).results[0].paired for other in "bc"]
     assert [result.paired for result in found.results] == pair
-    assert [result.p_holm for result in found.results] == stats.holm([test.p for test in pair]).tolist()
+    assert [result.p_holm for result in found.results] == stats.holm(
+        [test.p for test in pair]
+    ).tolist()
 
 
 # ---- each kind of outcome ----
 
 
 def retrieval(text, image, picture):
-    arrays = {"text_retrieval_rank": text, "image_retrieval_rank": image, "image_retrieval_picture": picture}
-    return arrays, {"text_retrieval_recall@1": (text < 1).mean(), "image_retrieval_recall@1": (image < 1).mean()}
+    arrays = {
+        "text_retrieval_rank": text,
+        "image_retrieval_rank": image,
+        "image_retrieval_picture": picture,
+    }
+    return arrays, {
+        "text_retrieval_recall@1": (text < 1).mean(),
+        "image_retrieval_recall@1": (image < 1).mean(),
+    }
 
 
 def test_captions_of_a_picture_move_together(tmp_path):
@@ -137,12 +169,27 @@ def test_captions_of_a_picture_move_together(tmp_path):
     picture = np.repeat(np.arange(N), 5)
     together = [np.repeat(rng.random(N) < rate, 5) for rate in (0.5, 0.55)]
     for model, hits in zip("ab", together, strict=True):
-        put(tmp_path, model, *retrieval(rng.integers(0, 3, N), np.where(hits, 0, 7), picture), "made/retrieval")
+        put(
+            tmp_path,
+            model,
+            *retrieval(rng.integers(0, 3, N), np.where(hits, 0, 7), picture),
+            "made/retrieval",
+        )
     main, other = compare.compare(tmp_path, ["a", "b"]).results
-    assert (main.metric, main.paired.test, main.is_main) == ("text_retrieval_recall@1", "mcnemar", True)
-    assert (other.metric, other.paired.test, other.is_main) == ("image_retrieval_recall@1", "bootstrap", False)
+    assert (main.metric, main.paired.test, main.is_main) == (
+        "text_retrieval_recall@1",
+        "mcnemar",
+        True,
+    )
+    assert (other.metric, other.paired.test, other.is_main) == (
+        "image_retrieval_recall@1",
+        "bootstrap",
+        False,
+    )
     one = np.stack(together, axis=1)[::5].astype(int)
-    assert other.paired.stderr == pytest.approx(np.std(one[:, 1] - one[:, 0]) / np.sqrt(N), rel=0.05), "not less by sqrt(5)"
+    assert other.paired.stderr == pytest.approx(
+        np.std(one[:, 1] - one[:, 0]) / np.sqrt(N), rel=0.05
+    ), "not less by sqrt(5)"
     assert "on made/retrieval (image_retrieval_recall@1)" in said("a", "b", "--results", tmp_path)
 
 
@@ -152,14 +199,25 @@ def test_areas_and_draws_of_shots(tmp_path):
     for model, share in (("a", 0.5), ("b", 0.55)):
         inside = rng.binomial(truth, share)
         areas = np.stack([inside, inside + rng.integers(0, 30, (N, 5)), truth], axis=1)
-        put(tmp_path, model, {"areas": areas}, {"mIoU": metrics.mean_iou(areas.sum(axis=0))}, "made/segmentation")
+        put(
+            tmp_path,
+            model,
+            {"areas": areas},
+            {"mIoU": metrics.mean_iou(areas.sum(axis=0))},
+            "made/segmentation",
+        )
         hits = rng.random((N, 3)) < share
         put(tmp_path, model, {"acc1_10shot": hits}, {"acc1_10shot": hits.mean()}, "made/fewshot")
     fewshot, segmentation = compare.compare(tmp_path, ["a", "b"]).results
     assert (fewshot.paired.test, segmentation.paired.test) == ("bootstrap", "bootstrap")
     assert segmentation.verdict == "better"
-    assert segmentation.paired.difference == pytest.approx(segmentation.value - segmentation.baseline_value, abs=1e-12)
-    kept = [outcomes.load(record, tmp_path)["acc1_10shot"] for record in records_of(tmp_path, "made/fewshot")]
+    assert segmentation.paired.difference == pytest.approx(
+        segmentation.value - segmentation.baseline_value, abs=1e-12
+    )
+    kept = [
+        outcomes.load(record, tmp_path)["acc1_10shot"]
+        for record in records_of(tmp_path, "made/fewshot")
+    ]
     per_picture = (kept[1].mean(axis=1) - kept[0].mean(axis=1)).var() / N
     draws = np.var(kept[1].mean(axis=0) - kept[0].mean(axis=0), ddof=1) / 3
     assert fewshot.paired.stderr == pytest.approx(np.sqrt(per_picture + draws), rel=0.05)
@@ -179,7 +237,9 @@ def test_rare_classes_weigh_as_much_as_common_ones(tmp_path):
         arrays = {"acc1": hits, "labels": labels}
         put(tmp_path, model, arrays, {"mean_per_class_recall": value, "acc1": hits.mean()})
     (result,) = compare.compare(tmp_path, ["a", "b"]).results
-    assert result.paired.difference == pytest.approx(np.mean([b[labels == label].mean() for label in (0, 1)]) - 0.5)
+    assert result.paired.difference == pytest.approx(
+        np.mean([b[labels == label].mean() for label in (0, 1)]) - 0.5
+    )
     assert result.paired.test == "bootstrap"
 
 
@@ -200,7 +260,9 @@ def test_the_order_of_samples_does_not_matter():
 
 
 def test_equal_models_are_told_apart_in_five_of_a_hundred_reports(monkeypatch):
-    """Four tasks of every kind, two models equally good: any difference that is claimed is false."""
+    """Four tasks of every kind, two models equally good: any difference that is claimed is
+    false.
+    """
     monkeypatch.setattr(stats, "PAIRED_RESAMPLES", 300)
     rng = np.random.default_rng(4)
     picture, easy, false, single = np.repeat(np.arange(80), 5), rng.random(80), 0, []
@@ -213,10 +275,15 @@ def test_equal_models_are_told_apart_in_five_of_a_hundred_reports(monkeypatch):
                 "image_retrieval_picture": picture,
             },
             "pixel_accuracy": lambda: {
-                "areas": np.stack([rng.binomial(30, rng.beta(2, 2, (80, 2))), *np.full((2, 80, 2), 30)], axis=1)
+                "areas": np.stack(
+                    [rng.binomial(30, rng.beta(2, 2, (80, 2))), *np.full((2, 80, 2), 30)], axis=1
+                )
             },
         }
-        p = [compare.paired(*(outcomes.per_picture(arrays(), metric) for _ in "ab")).p for metric, arrays in draw.items()]
+        p = [
+            compare.paired(*(outcomes.per_picture(arrays(), metric) for _ in "ab")).p
+            for metric, arrays in draw.items()
+        ]
         single.append([value < 0.05 for value in p])
         false += min(stats.holm(p)) < compare.ALPHA
     assert false / 300 <= 0.08, "0.05 within 2.4 standard errors of this simulation"
@@ -229,7 +296,10 @@ def test_equal_models_are_told_apart_in_five_of_a_hundred_reports(monkeypatch):
 
 
 def reasons(folder, *names, **options):
-    return [f"{left.task}: {left.reason}" for left in compare.compare(folder, names or ["a", "b"], **options).omissions]
+    return [
+        f"{left.task}: {left.reason}"
+        for left in compare.compare(folder, names or ["a", "b"], **options).omissions
+    ]
 
 
 def test_every_task_is_compared_or_has_a_reason(tmp_path):
@@ -251,10 +321,18 @@ def test_every_task_is_compared_or_has_a_reason(tmp_path):
         put(tmp_path, model, {"acc1": hits}, {"map": 0.5, "acc1": hits.mean()}, "strange/zeroshot")
     found = reasons(tmp_path)
     assert found[0] == "data/zeroshot: not measured alike: data is 11111111 against 22222222"
-    assert found[1] == "limit/zeroshot: not measured alike: limit is 400 pictures against the whole split"
-    assert found[2].startswith("old/zeroshot: a kept no outcomes of single pictures (`silc-bench eval --existing overwrite`")
+    assert (
+        found[1]
+        == "limit/zeroshot: not measured alike: limit is 400 pictures against the whole split"
+    )
+    assert found[2].startswith(
+        "old/zeroshot: a kept no outcomes of single pictures (`silc-bench eval --existing overwrite`"
+    )
     assert found[3].startswith("only/zeroshot: only a has measured it (protocol native ")
-    assert found[4] == 'size/zeroshot: not measured alike: image.size is 224 against 64; image.crop is nothing against "none"'
+    assert (
+        found[4]
+        == 'size/zeroshot: not measured alike: image.size is 224 against 64; image.crop is nothing against "none"'
+    )
     assert found[5] == "strange/zeroshot: the outcomes do not say what each picture adds to map"
     assert found[6] == "version/zeroshot: not measured alike: task_version is 1 against 2"
     assert len(found) == 7
@@ -272,7 +350,9 @@ def test_different_protocols_are_paired_only_when_asked_and_then_marked(tmp_path
     out = said("a", "b", "--results", tmp_path, "--across-protocols")
     assert out.startswith("b is better on made/zeroshot, ")
     assert "[protocols differ: native " in out.splitlines()[0]
-    put_hits(tmp_path, "a", hits_of(0.5), size=128)  # now a has two, and which one is meant is not ours to guess
+    put_hits(
+        tmp_path, "a", hits_of(0.5), size=128
+    )  # now a has two, and which one is meant is not ours to guess
     assert len(reasons(tmp_path, across_protocols=True)) == 2
     put_hits(tmp_path, "b", hits_of(0.6), size=128)
     assert len(reasons(tmp_path, across_protocols=True)) == 0
@@ -303,16 +383,24 @@ def test_names(tmp_path):
     put_hits(tmp_path, "run-contrastive:student", hits_of(0.6))
     put_hits(tmp_path, "hf:org/name@main", hits_of(0.6))
     here = ("--results", tmp_path)
-    assert "did you mean run-contrastive:student" in refusal("run-contrastve:student", "run-silc:student", *here)
+    assert "did you mean run-contrastive:student" in refusal(
+        "run-contrastve:student", "run-silc:student", *here
+    )
     several = refusal("run-contrastive:student", "run-silc:student", *here)
     assert "run-silc:student@12345678, run-silc:student@fedcba98" in several
-    assert "did you mean run-silc:student@12345678" in refusal("run-silc:student@1234567f", "run-contrastive:student", *here)
+    assert "did you mean run-silc:student@12345678" in refusal(
+        "run-silc:student@1234567f", "run-contrastive:student", *here
+    )
     out = said("run-silc:student@12345678", "run-silc:student@fedcba98", "hf:org/name@main", *here)
     assert "no difference of run-silc:student@fedcba98 can be shown" in out
     assert "hf:org/name@main is better" in out
-    assert "a model was named twice" in refusal("run-silc:student@12345678", "run-silc:student@1234", *here)
+    assert "a model was named twice" in refusal(
+        "run-silc:student@12345678", "run-silc:student@1234", *here
+    )
     assert "two models or more" in refusal("run-contrastive:student", *here)
-    assert "did you mean zeroshot" in refusal("hf:org/name@main", "run-contrastive:student", "--tasks", "zershot", *here)
+    assert "did you mean zeroshot" in refusal(
+        "hf:org/name@main", "run-contrastive:student", "--tasks", "zershot", *here
+    )
 
 
 def test_folders_without_records(tmp_path):
@@ -322,7 +410,9 @@ def test_folders_without_records(tmp_path):
     put_hits(tmp_path, "b", hits_of(0.5))
     (tmp_path / "file").write_text("")
     assert "not a folder" in refusal("a", "b", "--results", tmp_path, "--out", tmp_path / "file")
-    assert "every JSON file is a record" in refusal("a", "b", "--results", tmp_path, "--out", tmp_path / "a" / "b")
+    assert "every JSON file is a record" in refusal(
+        "a", "b", "--results", tmp_path, "--out", tmp_path / "a" / "b"
+    )
 
 
 def test_damaged_outcomes_are_named(tmp_path):
@@ -337,7 +427,9 @@ def test_damaged_outcomes_are_named(tmp_path):
 def test_outcomes_of_other_samples_are_refused(tmp_path, change):
     hits = np.tile([True, False], N // 2)
     if change == "labels":
-        first, second = ({"acc1": hits, "labels": labels} for labels in (np.arange(N) % 4, np.arange(N) % 3))
+        first, second = (
+            {"acc1": hits, "labels": labels} for labels in (np.arange(N) % 4, np.arange(N) % 3)
+        )
     else:
         first, second = {"acc1": np.stack([hits, hits], 1)}, {"acc1": np.stack([hits] * 3, 1)}
     put(tmp_path, "a", first, {"acc1": 0.5})
@@ -350,7 +442,9 @@ def test_outcomes_of_other_samples_are_refused(tmp_path, change):
 def test_other_samples_under_another_protocol_are_a_reason_not_an_error(tmp_path):
     put(tmp_path, "a", {"acc1": np.ones((N, 2), bool)}, {"acc1": 1.0}, size=32)
     put(tmp_path, "b", {"acc1": np.ones((N, 3), bool)}, {"acc1": 1.0}, size=64)
-    assert "the protocols differ, and so do the samples" in reasons(tmp_path, across_protocols=True)[0]
+    assert (
+        "the protocols differ, and so do the samples" in reasons(tmp_path, across_protocols=True)[0]
+    )
 
 
 # ---- files ----
@@ -371,16 +465,36 @@ def report(tmp_path_factory):
 
 def test_files_say_what_the_terminal_says(report):
     out, folder, found = report
-    assert [f"wrote {folder / f'compare.{ending}'}" for ending in ("md", "csv", "json", "png")] == out.splitlines()[-4:]
-    assert sorted(path.name for path in folder.iterdir()) == ["compare.csv", "compare.json", "compare.md", "compare.png"]
+    assert [
+        f"wrote {folder / f'compare.{ending}'}" for ending in ("md", "csv", "json", "png")
+    ] == out.splitlines()[-4:]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "compare.csv",
+        "compare.json",
+        "compare.md",
+        "compare.png",
+    ]
     data = json.loads((folder / "compare.json").read_text(encoding="utf-8"))
-    assert (data["schema"], data["baseline"], data["models"], data["num_tests"]) == ("compare/1", "a", [HOSTILE, "c"], 4)
-    assert [row["difference"] for row in data["results"]] == [result.paired.difference for result in found.results]
+    assert (data["schema"], data["baseline"], data["models"], data["num_tests"]) == (
+        "compare/1",
+        "a",
+        [HOSTILE, "c"],
+        4,
+    )
+    assert [row["difference"] for row in data["results"]] == [
+        result.paired.difference for result in found.results
+    ]
     assert data["not_compared"][0]["task"] == "only/zeroshot"
     rows = list(csv.DictReader(io.StringIO((folder / "compare.csv").read_text(encoding="utf-8"))))
     assert len(rows) == len(found.results) + len(found.omissions) == 6
     assert [float(row["p_holm"]) for row in rows[:4]] == [result.p_holm for result in found.results]
-    assert [row["verdict"] for row in rows] == ["better", "better", "no difference", "no difference", *["not compared"] * 2]
+    assert [row["verdict"] for row in rows] == [
+        "better",
+        "better",
+        "no difference",
+        "no difference",
+        *["not compared"] * 2,
+    ]
     text = (folder / "compare.md").read_text(encoding="utf-8")
     assert "<b>" not in text
     assert text.count("can be shown on") == 2

@@ -1,4 +1,6 @@
-"""The leaderboard: what may share a column, what ranks, what is compared, and that its files are safe and repeatable."""
+"""The leaderboard: what may share a column, what ranks, what is compared, and that its files are
+safe and repeatable.
+"""
 
 import base64
 import csv
@@ -42,13 +44,25 @@ def put(
     metrics = metrics if isinstance(metrics, dict) else {main: metrics}
     revision = revision or f"{sum(model.encode()):016x}"[::-1]
     model = SimpleNamespace(
-        name=model, revision=revision, num_params=1_640_000, image_size=size, image_protocol={"size": size}, text_protocol={}
+        name=model,
+        revision=revision,
+        num_params=1_640_000,
+        image_size=size,
+        image_protocol={"size": size},
+        text_protocol={},
     )
     task = SimpleNamespace(
-        name=task, version=version, group=group, main_metric=main, requires=frozenset(), protocol=lambda: {"words": list("abc")}
+        name=task,
+        version=version,
+        group=group,
+        main_metric=main,
+        requires=frozenset(),
+        protocol=lambda: {"words": list("abc")},
     )
     data = SimpleNamespace(name="shapes", split="val", fingerprint=fingerprint)
-    scores = Scores(metrics, dict.fromkeys(metrics, stderr) if stderr is not None else {}, 500, chance)
+    scores = Scores(
+        metrics, dict.fromkeys(metrics, stderr) if stderr is not None else {}, 500, chance
+    )
     record = Record.create(
         model, task, data, scores, Protocol.of(model, task, "fp32"),
         model_source="x", device="cpu", limit=limit, seconds=1,
@@ -116,7 +130,10 @@ def test_values_errors_chance_best_and_gaps(tmp_path):
     put(tmp_path, "b", 0.3, "shapes/knn", group="knn")
     put(tmp_path, "c", 0.455)
     columns = ranked(build(tmp_path))
-    assert set(columns) == {("shapes/zeroshot", "acc1", "chance 2.0"), ("shapes/knn", "acc1", "chance 2.0")}
+    assert set(columns) == {
+        ("shapes/zeroshot", "acc1", "chance 2.0"),
+        ("shapes/knn", "acc1", "chance 2.0"),
+    }
     zeroshot = columns["shapes/zeroshot", "acc1", "chance 2.0"]
     assert {name: (cell.text, cell.detail, cell.is_best) for name, cell in zeroshot.items()} == {
         "a": ("45.5", " ±1.2", True), "c": ("45.5", " ±1.0", True), "b": ("41.0", "", False)
@@ -143,14 +160,27 @@ def test_groups_and_metrics_have_a_natural_order(tmp_path):
     put(tmp_path, "m", shots, "s/fewshot", group="few-shot", main="acc1_10shot")
     put(tmp_path, "m", 0.5, "s/zeroshot")
     tables = section(build(tmp_path), "Measured here").tables
-    assert [table.title for table in tables] == ["zero-shot", "few-shot", "dense", "a third party's"]
+    assert [table.title for table in tables] == [
+        "zero-shot",
+        "few-shot",
+        "dense",
+        "a third party's",
+    ]
     metrics = [head.details[0] for head in tables[1].heads[3:]]
     assert metrics == ["acc1_10shot", "acc1_1shot", "acc1_5shot", "acc1_25shot"]
 
 
 def test_of_ranks_the_lowest_is_best_and_no_percent(tmp_path):
     for name, value in (("a", 3.0), ("b", 12.5)):
-        put(tmp_path, name, value, "s/retrieval", group="retrieval", main="median_rank", chance=250.0)
+        put(
+            tmp_path,
+            name,
+            value,
+            "s/retrieval",
+            group="retrieval",
+            main="median_rank",
+            chance=250.0,
+        )
     (column,) = ranked(build(tmp_path)).items()
     assert column[0] == ("s/retrieval", "median_rank", "chance 250.0")
     assert [(cell.text, cell.is_best, cell.share) for cell in column[1].values()] == [
@@ -165,7 +195,9 @@ def test_two_protocols_or_datasets_never_share_a_column(tmp_path):
     put(tmp_path, "c", 0.3, size=224, fingerprint="1" * 16)
     board = build(tmp_path)
     columns = ranked(board)
-    assert sorted([name for name, cell in column.items() if cell.text] for column in columns.values()) == [["a"], ["b"], ["c"]]
+    assert sorted(
+        [name for name, cell in column.items() if cell.text] for column in columns.values()
+    ) == [["a"], ["b"], ["c"]]
     assert not any(cell.is_best for column in columns.values() for cell in column.values())
     hashes = {re.search(r"protocol ([0-9a-f]{8})", " ".join(head)).group(1) for head in columns}
     assert len(hashes) == 2
@@ -173,7 +205,10 @@ def test_two_protocols_or_datasets_never_share_a_column(tmp_path):
     differing = {row[0].text: [cell.text for cell in row[1:]] for row in table.rows}
     assert set(differing) == {"image.size", "dataset.fingerprint"}
     assert sorted(differing["image.size"]) == ["224", "224", "64"]
-    assert all(hash8 in terminal(board, 200) and hash8 in to_markdown(board) and hash8 in to_html(board) for hash8 in hashes)
+    assert all(
+        hash8 in terminal(board, 200) and hash8 in to_markdown(board) and hash8 in to_html(board)
+        for hash8 in hashes
+    )
 
 
 def test_protocols_share_a_column_only_when_asked_and_are_marked(tmp_path):
@@ -184,7 +219,11 @@ def test_protocols_share_a_column_only_when_asked_and_are_marked(tmp_path):
     put(tmp_path, "b", 0.6, "shapes/knn", group="knn", size=64)
     columns = ranked(board := build(tmp_path, across_protocols=True))
     mixed = next(column for head, column in columns.items() if "protocols differ (#)" in head)
-    marks = {name: re.search(r" #([0-9a-f]{8})$", cell.detail) for name, cell in mixed.items() if cell.text}
+    marks = {
+        name: re.search(r" #([0-9a-f]{8})$", cell.detail)
+        for name, cell in mixed.items()
+        if cell.text
+    }
     assert set(marks) == {"a", "b"}, "other data stay apart"
     assert marks["a"][1] != marks["b"][1]
     assert not any(cell.is_best for cell in mixed.values())
@@ -196,7 +235,9 @@ def test_protocols_share_a_column_only_when_asked_and_are_marked(tmp_path):
     }
     put(tmp_path, "a", 0.11, size=96)
     heads = ranked(build(tmp_path, across_protocols=True))
-    assert not any("protocols differ (#)" in head for head in heads), "a model with two values keeps two columns"
+    assert not any("protocols differ (#)" in head for head in heads), (
+        "a model with two values keeps two columns"
+    )
 
 
 RUNS = st.tuples(
@@ -216,17 +257,33 @@ def test_whatever_was_measured_a_column_holds_one_kind_of_number(tmp_path_factor
     newest = {}
     for number, (model, task, size, fingerprint, limit, version) in enumerate(runs):
         name = f"{model}{size}{fingerprint[0]}"
-        put(folder, name, number / 1000, task, size=size, fingerprint=fingerprint, limit=limit, version=version)
+        put(
+            folder,
+            name,
+            number / 1000,
+            task,
+            size=size,
+            fingerprint=fingerprint,
+            limit=limit,
+            version=version,
+        )
         if limit is None:
             newest[task] = max(version, newest.get(task, 0))
     kinds = []
     for column in ranked(build(folder)).values():
         numbers = [round(float(cell.text) * 10) for cell in column.values() if cell.text]
         kinds.append({(runs[number][1:4], runs[number][5]) for number in numbers})
-        assert all(runs[number][4] is None and runs[number][5] == newest[runs[number][1]] for number in numbers)
+        assert all(
+            runs[number][4] is None and runs[number][5] == newest[runs[number][1]]
+            for number in numbers
+        )
     assert all(len(kind) == 1 for kind in kinds)
-    expected = {((*run[1:4],), run[5]) for run in runs if run[4] is None and run[5] == newest[run[1]]}
-    assert sorted(map(str, (kind for column in kinds for kind in column))) == sorted(map(str, expected))
+    expected = {
+        ((*run[1:4],), run[5]) for run in runs if run[4] is None and run[5] == newest[run[1]]
+    }
+    assert sorted(map(str, (kind for column in kinds for kind in column))) == sorted(
+        map(str, expected)
+    )
 
 
 def test_a_limited_run_never_ranks(tmp_path):
@@ -236,7 +293,9 @@ def test_a_limited_run_never_ranks(tmp_path):
     (column,) = ranked(board).values()
     assert set(column) == {"whole"}
     (table,) = section(board, "Limited runs").tables
-    assert [[cell.text for cell in row] for row in table.rows] == [["limited", "shapes/zeroshot", "acc1", "90.0", "100"]]
+    assert [[cell.text for cell in row] for row in table.rows] == [
+        ["limited", "shapes/zeroshot", "acc1", "90.0", "100"]
+    ]
     kinds = {row["model"]: row["kind"] for row in csv.DictReader(io.StringIO(to_csv(board)))}
     assert kinds == {"whole": "ranked", "limited": "limited"}
 
@@ -255,12 +314,16 @@ def test_only_the_newest_task_version_is_shown(tmp_path):
     (column,) = ranked(board).values()
     assert set(column) == {"new"}
     (table,) = section(board, "Outdated").tables
-    assert [[cell.text for cell in row] for row in table.rows] == [["old", "shapes/zeroshot", "acc1", "90.0", "1"]]
+    assert [[cell.text for cell in row] for row in table.rows] == [
+        ["old", "shapes/zeroshot", "acc1", "90.0", "1"]
+    ]
     assert set(board.scores[board.scores.model == "old"].kind) == {"outdated"}
 
 
 def test_what_the_program_measures_otherwise_today_does_not_rank(tmp_path):
-    """Also while nobody has measured anew: two old records would be compared by a rule that was given up."""
+    """Also while nobody has measured anew: two old records would be compared by a rule that was
+    given up.
+    """
     today = current_version("shapes/fewshot")
     for name, task, version in (
         ("old", "shapes/fewshot", today - 1),
@@ -271,7 +334,11 @@ def test_what_the_program_measures_otherwise_today_does_not_rank(tmp_path):
         ("theirs", "theirs/something", 1),
     ):
         put(tmp_path, name, 0.5, task, main="acc1_10shot", version=version)
-    kinds = dict(build(tmp_path, current_version=current_version).scores[["model", "kind"]].itertuples(index=False))
+    kinds = dict(
+        build(tmp_path, current_version=current_version)
+        .scores[["model", "kind"]]
+        .itertuples(index=False)
+    )
     assert kinds == {
         **dict.fromkeys(("old", "older", "own"), "outdated"),
         **dict.fromkeys(("now", "later", "theirs"), "ranked"),
@@ -282,13 +349,20 @@ def test_what_the_program_measures_otherwise_today_does_not_rank(tmp_path):
 
 
 def test_published_numbers_bear_our_names_and_a_source():
-    """A name of our own for each, so that they stand beside what is measured; open-vocabulary heads are not measured here."""
+    """A name of our own for each, so that they stand beside what is measured; open-vocabulary heads
+    are not measured here.
+    """
     rows = load_reported(ROOT / "results/reported")
     assert len(rows) >= 130
     assert all(row.url.startswith("https://") and row.where for row in rows)
     unknown = {task for row in rows for task in row.values} - set(all_tasks())
     assert {task.split("/")[1] for task in unknown} == {"segmentation_open_vocabulary"}
-    metrics = {(task.split("/")[1], metric) for row in rows for task, values in row.values.items() for metric in values}
+    metrics = {
+        (task.split("/")[1], metric)
+        for row in rows
+        for task, values in row.values.items()
+        for metric in values
+    }
     retrieval = {("retrieval", f"{way}_retrieval_recall@1") for way in ("image", "text")}
     segmentation = {("segmentation_zeroshot", "mIoU"), ("segmentation_open_vocabulary", "mIoU")}
     assert metrics == {("zeroshot", "acc1"), ("fewshot", "acc1_10shot")} | retrieval | segmentation
@@ -296,13 +370,22 @@ def test_published_numbers_bear_our_names_and_a_source():
 
 def publish(folder, rows, name="papers"):
     (folder / "reported").mkdir(exist_ok=True)
-    (folder / "reported" / f"{name}.json").write_text(json.dumps({"schema": "reported/1", "rows": rows}))
+    (folder / "reported" / f"{name}.json").write_text(
+        json.dumps({"schema": "reported/1", "rows": rows})
+    )
 
 
 def row(**changes):
     source = {"url": "https://arxiv.org/abs/2310.13355", "where": "table 1"}
     values = {"shapes/zeroshot": {"acc1": 0.99}}
-    return {"model": "paper", "params": None, "source": source, "note": "", "values": values, **changes}
+    return {
+        "model": "paper",
+        "params": None,
+        "source": source,
+        "note": "",
+        "values": values,
+        **changes,
+    }
 
 
 def test_published_numbers_stand_apart_with_their_source(tmp_path):
@@ -330,10 +413,15 @@ def test_what_was_measured_stands_beside_what_was_published(tmp_path):
     (table,) = section(build(tmp_path), "Published numbers").tables
     assert [head.text for head in table.heads[2:4]] == ["other", "shapes"]
     cells = [[cell.text for cell in line] for line in table.rows]
-    assert cells[:2] == [["paper", "", "", "99.0", "table 1", ""], ["two", "", "70.0", "", "table 1", ""]]
+    assert cells[:2] == [
+        ["paper", "", "", "99.0", "table 1", ""],
+        ["two", "", "70.0", "", "table 1", ""],
+    ]
     assert [line[0] for line in cells[2:]] == ["a", "a"], "neither limited runs nor other tasks"
     assert {line[4] for line in cells[2:]} == {"measured here"}
-    assert sorted(line[3] for line in cells[2:]) == ["10.0", "30.0"], "a second protocol has a second row"
+    assert sorted(line[3] for line in cells[2:]) == ["10.0", "30.0"], (
+        "a second protocol has a second row"
+    )
     assert sorted(line[2] for line in cells[2:]) == ["", "50.0"]
     details = {line[3].text: line[3].detail for line in table.rows[2:]}
     assert re.fullmatch(r" ±2\.0 #[0-9a-f]{8}", details["10.0"])
@@ -364,9 +452,15 @@ def test_published_numbers_alone_make_a_page(tmp_path):
     [
         ([row(params="1")], r"rows\[0\]\.params: expected integer or null"),
         ([row(), row(model="b", values={})], r"rows\[1\]\.values is empty"),
-        ([row(values={"a/b": {"acc1": 83.3}})], r"rows\[0\]\.values\.a/b\.acc1: expected at most 1 \(a fraction"),
+        (
+            [row(values={"a/b": {"acc1": 83.3}})],
+            r"rows\[0\]\.values\.a/b\.acc1: expected at most 1 \(a fraction",
+        ),
         ([row(values={"ab": {"acc1": 0.3}})], r"name of rows\[0\]\.values\.ab: expected text like"),
-        ([row(source={"url": "javascript:alert(1)", "where": "x"})], r"rows\[0\]\.source\.url: expected text like"),
+        (
+            [row(source={"url": "javascript:alert(1)", "where": "x"})],
+            r"rows\[0\]\.source\.url: expected text like",
+        ),
         ([{"model": "x"}], r"field rows\[0\]\.params is missing"),
         ([row(colour=1)], r"unknown field 'rows\[0\]\.colour'"),
         ([row(), row()], r"rows\[1\]: 'paper' from .* stands there twice"),
@@ -393,7 +487,11 @@ def test_the_published_numbers_of_this_repository():
         "coco/retrieval": {"image_retrieval_recall@1": 0.547, "text_retrieval_recall@1": 0.732},
     }
     silc = {name for collection, name in by_model if name.startswith("SILC")}
-    assert silc == {"SILC B/16", "SILC L/16 + CAT-Seg", "SILC G/16"}  # the paper's table 1 was not readable: no rows from it
+    assert silc == {
+        "SILC B/16",
+        "SILC L/16 + CAT-Seg",
+        "SILC G/16",
+    }  # the paper's table 1 was not readable: no rows from it
 
 
 # What self-distillation changed.
@@ -418,7 +516,13 @@ def test_twins_are_compared_within_a_column(tmp_path):
 
 @pytest.mark.parametrize(
     ("silc", "stderr", "verdict"),
-    [(0.5, 0.01, "yes, better"), (0.1, 0.01, "yes, worse"), (0.31, 0.01, "no"), (0.3, 0.0, "no"), (0.9, None, "unknown")],
+    [
+        (0.5, 0.01, "yes, better"),
+        (0.1, 0.01, "yes, worse"),
+        (0.31, 0.01, "no"),
+        (0.3, 0.0, "no"),
+        (0.9, None, "unknown"),
+    ],
 )
 def test_verdicts(silc, stderr, verdict):
     assert Change("t", "m", 0.3, silc, stderr).verdict == verdict
@@ -450,7 +554,9 @@ def test_chart_is_to_scale_and_inside_its_frame(changes):
         assert (middle - zero) * mark["change"].difference >= -1e-3
         if len(ticks) > 1 and abs(mark["change"].difference) > 1e-6:
             (first, start), (last, end) = ticks[0], ticks[-1]
-            expected = first + (100 * mark["change"].difference - start) * (last - first) / (end - start)
+            expected = first + (100 * mark["change"].difference - start) * (last - first) / (
+                end - start
+            )
             assert middle == pytest.approx(expected, abs=0.1)
 
 
@@ -464,7 +570,10 @@ def test_hostile_names_are_shown_as_they_are(tmp_path):
     put(tmp_path, "p-contrastive" + HOSTILE, 0.5)
     put(tmp_path, HOSTILE + "-silc", 0.5, group=HOSTILE)
     put(tmp_path, HOSTILE + "-contrastive", 0.5)
-    publish(tmp_path, [row(model=HOSTILE, note=HOSTILE, source={"url": "https://a.b/", "where": HOSTILE})])
+    publish(
+        tmp_path,
+        [row(model=HOSTILE, note=HOSTILE, source={"url": "https://a.b/", "where": HOSTILE})],
+    )
     board = build(tmp_path)
     text = to_html(board)
     assert "<script" not in text
@@ -472,7 +581,10 @@ def test_hostile_names_are_shown_as_they_are(tmp_path):
     assert _Page(text).text.count(HOSTILE) >= 6
     lines = to_markdown(board).splitlines()
     table = [line for line in lines if "script" in line and line.startswith("| ")]
-    assert {len(re.findall(r"(?<!\\)\|", line)) for line in table} == {5, 6}  # no name opened a cell of its own
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in table} == {
+        5,
+        6,
+    }  # no name opened a cell of its own
     assert "<script" not in to_markdown(board)
     assert "**x**" not in to_markdown(board)
     assert HOSTILE[:8] in terminal(board, 400)
@@ -483,7 +595,11 @@ def test_hostile_names_are_shown_as_they_are(tmp_path):
 @pytest.mark.timing
 def test_rebuilding_gives_the_same_bytes(tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
-    runs = [(model, task) for model in ("p-silc", "p-contrastive", "q") for task in ("a/zeroshot", "b/knn", "a/retrieval")]
+    runs = [
+        (model, task)
+        for model in ("p-silc", "p-contrastive", "q")
+        for task in ("a/zeroshot", "b/knn", "a/retrieval")
+    ]
     for model, task in runs:
         put(first, model, {"acc1": 0.5, "acc1_seen": 0.5}, task, group=task.split("/")[1])
     publish(first, [row()])
@@ -494,10 +610,13 @@ def test_rebuilding_gives_the_same_bytes(tmp_path):
         shutil.copyfile(path, second / path.relative_to(first))
     texts = [{path.name: path.read_bytes() for path in write(build(first), tmp_path / "out")}]
     for folder, seed in ((first, "1"), (second, "2")):  # another order of sets too
-        code = (
-            f"from silc_bench.reports.leaderboard import build, write; write(build({str(folder)!r}), {str(folder / 'out')!r})"
+        code = f"from silc_bench.reports.leaderboard import build, write; write(build({str(folder)!r}), {str(folder / 'out')!r})"
+        subprocess.run(
+            [sys.executable, "-c", code],
+            check=True,
+            cwd=ROOT,
+            env={**os.environ, "PYTHONHASHSEED": seed},
         )
-        subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, env={**os.environ, "PYTHONHASHSEED": seed})
         texts.append({path.name: path.read_bytes() for path in (folder / "out").iterdir()})
     assert texts[0] == texts[1] == texts[2]
     assert set(texts[0]) == {"leaderboard.md", "leaderboard.csv", "leaderboard.html"}
@@ -539,15 +658,27 @@ def test_a_failing_write_leaves_the_old_page(tmp_path, monkeypatch):
 def test_the_csv_keeps_every_number_unrounded(tmp_path):
     put(tmp_path, "a", {"acc1": 1 / 3, "acc5": 2 / 3, "median_rank": 4.5}, stderr=1 / 7)
     rows = list(csv.DictReader(io.StringIO(to_csv(build(tmp_path)))))
-    assert {row["metric"]: float(row["value"]) for row in rows} == {"acc1": 1 / 3, "acc5": 2 / 3, "median_rank": 4.5}
+    assert {row["metric"]: float(row["value"]) for row in rows} == {
+        "acc1": 1 / 3,
+        "acc5": 2 / 3,
+        "median_rank": 4.5,
+    }
     assert {float(row["stderr"]) for row in rows} == {1 / 7}
-    assert {(row["n"], row["limit"], row["version"], row["params"]) for row in rows} == {("500", "", "1", "1640000")}
+    assert {(row["n"], row["limit"], row["version"], row["params"]) for row in rows} == {
+        ("500", "", "1", "1640000")
+    }
 
 
 def test_the_terminal_never_cuts_a_value(tmp_path):
     values = [0.111, 0.222, 0.333, 0.444, 0.555, 0.666, 0.777, 0.888]
     for index, value in enumerate(values):
-        put(tmp_path, "a_rather_long_name_of_a_model-silc:student", value, f"data{index}/zeroshot", stderr=0.0123)
+        put(
+            tmp_path,
+            "a_rather_long_name_of_a_model-silc:student",
+            value,
+            f"data{index}/zeroshot",
+            stderr=0.0123,
+        )
     for width in (72, 80):
         shown = terminal(build(tmp_path), width)
         assert all(f"{100 * value:.1f} ±1.2" in shown for value in values)
@@ -562,4 +693,12 @@ def test_nothing_to_show_is_an_error(tmp_path):
 
 
 def test_public_names():
-    assert set(leaderboard.__all__) == {"Board", "build", "to_csv", "to_html", "to_markdown", "to_terminal", "write"}
+    assert set(leaderboard.__all__) == {
+        "Board",
+        "build",
+        "to_csv",
+        "to_html",
+        "to_markdown",
+        "to_terminal",
+        "write",
+    }

@@ -1,4 +1,6 @@
-"""What each sample scored, kept: round trips, size, and every way in which a file may not belong to its record."""
+"""What each sample scored, kept: round trips, size, and every way in which a file may not belong to
+its record.
+"""
 
 from __future__ import annotations
 
@@ -31,14 +33,21 @@ HALVED = (AREAS // 2).sum(axis=0)
 CASES = {
     "classification": (
         {"acc1": HITS, "labels": LABELS},
-        {"acc1": HITS.mean(), "mean_per_class_recall": np.mean([HITS[label == LABELS].mean() for label in range(3)])},
+        {
+            "acc1": HITS.mean(),
+            "mean_per_class_recall": np.mean([HITS[label == LABELS].mean() for label in range(3)]),
+        },
     ),
     "few-shot": (
         {"acc1_1shot": np.stack([HITS, ~HITS, HITS], axis=1)},
         {"acc1_1shot": (2 * HITS.sum() + (~HITS).sum()) / (3 * N)},
     ),
     "retrieval": (
-        {"text_retrieval_rank": RANKS, "image_retrieval_rank": ASKED, "image_retrieval_picture": PICTURE},
+        {
+            "text_retrieval_rank": RANKS,
+            "image_retrieval_rank": ASKED,
+            "image_retrieval_picture": PICTURE,
+        },
         {
             "text_retrieval_recall@1": (RANKS < 1).mean(),
             "text_retrieval_recall@10": (RANKS < 10).mean(),
@@ -55,10 +64,19 @@ CASES = {
             "boundary_mIoU": np.mean(HALVED[0] / (HALVED[1] + HALVED[2] - HALVED[0])),
         },
     ),
-    "discovery": ({"foreground_areas": AREAS[:, :2, 0]}, {"foreground_iou": (AREAS[:, 0, 0] / AREAS[:, 1, 0]).mean()}),
+    "discovery": (
+        {"foreground_areas": AREAS[:, :2, 0]},
+        {"foreground_iou": (AREAS[:, 0, 0] / AREAS[:, 1, 0]).mean()},
+    ),
     "correspondence": (
-        {f"patch_recall@{k}": np.stack([INTERSECTION // 9 * k, INTERSECTION], axis=1) for k in (1, 5)},
-        {f"patch_recall@{k}": ((INTERSECTION // 9 * k).sum(0) / INTERSECTION.sum(0)).mean() for k in (1, 5)},
+        {
+            f"patch_recall@{k}": np.stack([INTERSECTION // 9 * k, INTERSECTION], axis=1)
+            for k in (1, 5)
+        },
+        {
+            f"patch_recall@{k}": ((INTERSECTION // 9 * k).sum(0) / INTERSECTION.sum(0)).mean()
+            for k in (1, 5)
+        },
     ),
 }
 
@@ -66,7 +84,12 @@ CASES = {
 def make(metrics, *, n=N, revision="0123456789abcdef", limit=None):
     main = next(iter(metrics))
     model = SimpleNamespace(
-        name="a:student", revision=revision, num_params=7, image_size=64, image_protocol={}, text_protocol={}
+        name="a:student",
+        revision=revision,
+        num_params=7,
+        image_size=64,
+        image_protocol={},
+        text_protocol={},
     )
     task = SimpleNamespace(
         name="made/up", version=1, group="zero-shot", main_metric=main, requires=frozenset(), protocol=dict
@@ -74,7 +97,15 @@ def make(metrics, *, n=N, revision="0123456789abcdef", limit=None):
     data = SimpleNamespace(name="made", split="test", fingerprint="0" * 16)
     scores = Scores({name: float(value) for name, value in metrics.items()}, {}, n, chance=0.1)
     return Record.create(
-        model, task, data, scores, Protocol.of(model, task, "fp32"), model_source="x", device="cpu", limit=limit, seconds=1
+        model,
+        task,
+        data,
+        scores,
+        Protocol.of(model, task, "fp32"),
+        model_source="x",
+        device="cpu",
+        limit=limit,
+        seconds=1,
     )
 
 
@@ -84,7 +115,10 @@ def test_what_is_kept_comes_back_and_gives_the_metrics(kind, tmp_path):
     record = make(metrics)
     outcomes.save(outcomes.pack(arrays, record), record, tmp_path)
     path = save(record, tmp_path)
-    assert [file.name for file in sorted(path.parent.iterdir())] == [f"up.{record.key}.json", f"up.{record.key}.outcomes.npz"]
+    assert [file.name for file in sorted(path.parent.iterdir())] == [
+        f"up.{record.key}.json",
+        f"up.{record.key}.outcomes.npz",
+    ]
     again = outcomes.load(record, tmp_path)
     assert again.keys() == arrays.keys()
     for name, array in arrays.items():
@@ -96,20 +130,29 @@ def test_what_is_kept_comes_back_and_gives_the_metrics(kind, tmp_path):
             assert parts is None
         else:
             assert len(parts.counts) == N
-            assert parts.statistic(parts.counts.sum(axis=0)[None])[0] == pytest.approx(value, abs=1e-12)
+            assert parts.statistic(parts.counts.sum(axis=0)[None])[0] == pytest.approx(
+                value, abs=1e-12
+            )
     assert load_all(tmp_path) == [record], "the leaderboard reads records and nothing else"
 
 
 def test_hits_have_a_bitmap_where_a_picture_is_hit_or_missed():
     arrays = CASES["retrieval"][0]
-    assert np.array_equal(outcomes.per_picture(arrays, "text_retrieval_recall@5").hits, RANKS[:, None] < 5)
-    assert outcomes.per_picture(arrays, "image_retrieval_recall@5").hits is None, "captions of a picture are not independent"
+    assert np.array_equal(
+        outcomes.per_picture(arrays, "text_retrieval_recall@5").hits, RANKS[:, None] < 5
+    )
+    assert outcomes.per_picture(arrays, "image_retrieval_recall@5").hits is None, (
+        "captions of a picture are not independent"
+    )
     assert outcomes.per_picture(CASES["few-shot"][0], "acc1_1shot").hits.shape == (N, 3)
     assert outcomes.per_picture(CASES["classification"][0], "acc5") is None
 
 
 def test_it_is_small():
-    for hits, most in ((np.random.default_rng(1).random(50_000) < 0.5, 7_000), (np.ones(50_000, bool), 1_000)):
+    for hits, most in (
+        (np.random.default_rng(1).random(50_000) < 0.5, 7_000),
+        (np.ones(50_000, bool), 1_000),
+    ):
         record = make({"acc1": hits.mean()}, n=50_000)
         assert len(outcomes.pack({"acc1": hits}, record)) < most
     ranks = np.random.default_rng(2).integers(0, 25_000, 5_000)
@@ -159,9 +202,15 @@ def test_a_failing_write_leaves_the_old_file(tmp_path, monkeypatch):
         ({"labels": LABELS[1:]}, "'labels' must be"),
         ({"text_retrieval_rank": RANKS / 2}, "must hold integers"),
         ({"image_retrieval_rank": ASKED}, "must name a picture for each"),
-        ({"image_retrieval_rank": ASKED, "image_retrieval_picture": PICTURE + 1}, "must name each of 60 pictures"),
+        (
+            {"image_retrieval_rank": ASKED, "image_retrieval_picture": PICTURE + 1},
+            "must name each of 60 pictures",
+        ),
         ({"areas": AREAS[:, :2]}, r"'areas' must be \[60, 3, classes\]"),
-        ({"foreground_areas": np.zeros((N, 2), int)}, r"'foreground_areas' must be \[60, 2\], the whole 1 or more"),
+        (
+            {"foreground_areas": np.zeros((N, 2), int)},
+            r"'foreground_areas' must be \[60, 2\], the whole 1 or more",
+        ),
     ],
 )
 def test_what_a_task_must_not_hand_over(arrays, message):
@@ -169,9 +218,14 @@ def test_what_a_task_must_not_hand_over(arrays, message):
         outcomes.pack(arrays, make({"acc1": HITS.mean()}))
 
 
-@pytest.mark.parametrize("array", [AREAS[:, ::-2], AREAS, AREAS[1:, :2], AREAS[:, :2] > 1, AREAS[:, :2, 0]])
+@pytest.mark.parametrize(
+    "array", [AREAS[:, ::-2], AREAS, AREAS[1:, :2], AREAS[:, :2] > 1, AREAS[:, :2, 0]]
+)
 def test_what_correspondence_must_not_hand_over(array):
-    with pytest.raises(ValueError, match=r"'patch_recall@1' must hold counts, \[60, 2, classes\], no more hits than asked for"):
+    with pytest.raises(
+        ValueError,
+        match=r"'patch_recall@1' must hold counts, \[60, 2, classes\], no more hits than asked for",
+    ):
         outcomes.pack({"patch_recall@1": array}, make({"patch_recall@1": 0.5}))
 
 
@@ -203,7 +257,12 @@ def test_a_file_that_is_no_archive(kept, content):
 
 def archive(record, arrays, schema=outcomes.SCHEMA_VERSION, **changes):
     """A file that is whole, whatever it says."""
-    fields = {"revision": record.model.revision, "key": record.key, "bits": {"acc1": [N]}, **changes}
+    fields = {
+        "revision": record.model.revision,
+        "key": record.key,
+        "bits": {"acc1": [N]},
+        **changes,
+    }
     return archives.pack(schema, fields, arrays)
 
 
@@ -229,7 +288,9 @@ def test_an_archive_that_is_not_ours(kept, changes, acc1, message):
 def test_a_file_of_numpy_alone_is_not_ours(kept):
     """It has no list of its parts; objects in it are pickles, which are never read."""
     record, path, folder = kept
-    words = np.frombuffer(json.dumps({"schema": outcomes.SCHEMA_VERSION, "bits": {}}).encode(), np.uint8)
+    words = np.frombuffer(
+        json.dumps({"schema": outcomes.SCHEMA_VERSION, "bits": {}}).encode(), np.uint8
+    )
     np.savez(path, header=words, acc1=np.packbits(HITS))
     assert "does not say which parts belong to it" in refusal(record, folder)
     np.savez(path, header=np.array([{"a": 1}], dtype=object), acc1=np.packbits(HITS))
@@ -244,7 +305,11 @@ def test_members_that_are_no_arrays_or_enormous(kept, monkeypatch):
         plain.writestr("header", "text")
     refusal(record, folder)
     monkeypatch.setattr(outcomes, "MAX_BYTES", 1 << 16)
-    path.write_bytes(archives.pack(outcomes.SCHEMA_VERSION, {}, {"acc1": np.zeros(1 << 16, np.uint8)}, is_compressed=True))
+    path.write_bytes(
+        archives.pack(
+            outcomes.SCHEMA_VERSION, {}, {"acc1": np.zeros(1 << 16, np.uint8)}, is_compressed=True
+        )
+    )
     assert path.stat().st_size < 2000
     assert "claims 65," in refusal(record, folder)
 
@@ -260,6 +325,11 @@ def test_outcomes_of_another_record_are_refused(kept):
 
 def test_a_record_that_was_replaced_alone_no_longer_fits(kept):
     record, _, folder = kept
-    changed = make({"acc1": HITS.mean() + 1 / N, "mean_per_class_recall": record.metrics["mean_per_class_recall"]})
+    changed = make(
+        {
+            "acc1": HITS.mean() + 1 / N,
+            "mean_per_class_recall": record.metrics["mean_per_class_recall"],
+        }
+    )
     assert changed.key == record.key
     assert "acc1 is" in refusal(changed, folder)

@@ -1,4 +1,6 @@
-"""The hash names what was measured: every field counts, the order of keys does not, and only JSON is accepted."""
+"""The hash names what was measured: every field counts, the order of keys does not, and only JSON
+is accepted.
+"""
 
 import hashlib
 import json
@@ -25,7 +27,11 @@ BASE = Protocol(
     precision="fp32",
 )
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=8,
 )
@@ -34,7 +40,9 @@ JSON = st.recursive(
 def test_hash_is_the_start_of_sha256_of_the_sorted_json():
     content = {name: value for name, value in BASE.as_dict().items() if name != "hash"}
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    assert BASE.hash == BASE.as_dict()["hash"] == hashlib.sha256(canonical.encode()).hexdigest()[:16]
+    assert (
+        BASE.hash == BASE.as_dict()["hash"] == hashlib.sha256(canonical.encode()).hexdigest()[:16]
+    )
     assert set(content) == {field.name for field in fields(Protocol)}
 
 
@@ -42,9 +50,13 @@ def test_hash_is_the_start_of_sha256_of_the_sorted_json():
 @settings(max_examples=50)  # there are ten fields
 def test_a_change_of_any_field_changes_the_hash(field, data):
     old = getattr(BASE, field.name)
-    kind = {dict: st.dictionaries(st.text(), JSON, max_size=3), int: st.integers(), str: st.text()}[type(old)]
+    kind = {dict: st.dictionaries(st.text(), JSON, max_size=3), int: st.integers(), str: st.text()}[
+        type(old)
+    ]
     new = data.draw(kind)
-    assert (replace(BASE, **{field.name: new}).hash == BASE.hash) == (json.dumps(new) == json.dumps(old))
+    assert (replace(BASE, **{field.name: new}).hash == BASE.hash) == (
+        json.dumps(new) == json.dumps(old)
+    )
 
 
 @pytest.mark.parametrize("part", ["image", "text", "task"])
@@ -61,7 +73,9 @@ def test_the_order_of_keys_does_not_count(image, random):
     assert replace(BASE, image=dict(items)).hash == replace(BASE, image=image).hash
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), np.float32(1), np.zeros(3), {1, 2}, object()])
+@pytest.mark.parametrize(
+    "bad", [float("nan"), float("inf"), np.float32(1), np.zeros(3), {1, 2}, object()]
+)
 def test_what_is_not_json_is_refused(bad):
     with pytest.raises(ValueError, match="plain JSON"):
         replace(BASE, image={"mean": bad})
@@ -78,12 +92,20 @@ def test_as_dict_is_plain_json_and_shares_nothing_with_the_protocol():
 
 @pytest.mark.parametrize(
     ("requires", "feature_point", "has_text"),
-    [({"image", "text"}, "pooled", True), ({"image"}, "pooled", False), ({"dense", "text"}, "dense", True)],
+    [
+        ({"image", "text"}, "pooled", True),
+        ({"image"}, "pooled", False),
+        ({"dense", "text"}, "dense", True),
+    ],
 )
 def test_of_takes_each_part_from_its_owner(requires, feature_point, has_text):
     model = SimpleNamespace(image_protocol=BASE.image, text_protocol=BASE.text)
-    task = SimpleNamespace(requires=frozenset(requires), protocol=lambda: BASE.task, version=1, main_metric="acc1")
-    plain = replace(BASE, feature_point=feature_point, text=BASE.text if has_text else {}, class_names={})
+    task = SimpleNamespace(
+        requires=frozenset(requires), protocol=lambda: BASE.task, version=1, main_metric="acc1"
+    )
+    plain = replace(
+        BASE, feature_point=feature_point, text=BASE.text if has_text else {}, class_names={}
+    )
     assert Protocol.of(model, task, "fp32") == plain
     named = Protocol.of(model, task, "fp32", class_names=("cat", "dog"))
     sha256 = hashlib.sha256(b'["cat", "dog"]').hexdigest()[:16]

@@ -1,4 +1,6 @@
-"""Records: round trips, the schema against an independent validator, damaged files, keys and places, atomic writes."""
+"""Records: round trips, the schema against an independent validator, damaged files, keys and
+places, atomic writes.
+"""
 
 import copy
 import json
@@ -34,7 +36,11 @@ DATA = SimpleNamespace(name="shapes", split="val", fingerprint="fedcba9876543210
 
 
 def make(limit=None, metrics=None, stderr=None, details=None, model=MODEL, n=1000):
-    metrics = {"text_retrieval_recall@1": 0.455, "text_retrieval_median_rank": 3.5} if metrics is None else metrics
+    metrics = (
+        {"text_retrieval_recall@1": 0.455, "text_retrieval_median_rank": 3.5}
+        if metrics is None
+        else metrics
+    )
     stderr = {"text_retrieval_recall@1": 0.012} if stderr is None else stderr
     scores = Scores(metrics, stderr, n, chance=0.001, details=details or {})
     return Record.create(
@@ -48,18 +54,32 @@ def plain(**changes):
 
 
 NAMES = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=30)
-METRICS = st.dictionaries(st.from_regex(r"[A-Za-z0-9@_]{1,12}", fullmatch=True), st.floats(0, 1), min_size=1, max_size=5)
-DETAILS = st.dictionaries(st.text(max_size=5), st.lists(st.floats(allow_nan=False, allow_infinity=False)) | st.text())
+METRICS = st.dictionaries(
+    st.from_regex(r"[A-Za-z0-9@_]{1,12}", fullmatch=True), st.floats(0, 1), min_size=1, max_size=5
+)
+DETAILS = st.dictionaries(
+    st.text(max_size=5), st.lists(st.floats(allow_nan=False, allow_infinity=False)) | st.text()
+)
 
 
-@given(name=NAMES, metrics=METRICS, details=DETAILS, limit=st.none() | st.integers(1, 10**9), data=st.data())
+@given(
+    name=NAMES,
+    metrics=METRICS,
+    details=DETAILS,
+    limit=st.none() | st.integers(1, 10**9),
+    data=st.data(),
+)
 @settings(max_examples=60, deadline=None)
-def test_round_trip_through_json_and_through_a_file(tmp_path_factory, name, metrics, details, limit, data):
+def test_round_trip_through_json_and_through_a_file(
+    tmp_path_factory, name, metrics, details, limit, data
+):
     assume(not any("rank" in metric for metric in metrics))
     main = data.draw(st.sampled_from(sorted(metrics)))
     task = SimpleNamespace(**{**vars(TASK), "main_metric": main})
     model = SimpleNamespace(**{**vars(MODEL), "name": name})
-    assume(len(record_path(Path(), name, MODEL.revision, TASK.name, "0" * 8).parts[0].encode()) < 250)
+    assume(
+        len(record_path(Path(), name, MODEL.revision, TASK.name, "0" * 8).parts[0].encode()) < 250
+    )
     scores = Scores(metrics, {main: 0.5}, 3, 0.1, details)
     record = Record.create(
         model, task, DATA, scores, Protocol.of(model, task, "bf16"),
@@ -89,7 +109,12 @@ def test_create_fills_every_field_of_the_contract():
     assert record["protocol"]["name"] == "native"
     assert record["protocol"]["hash"] == Protocol.of(MODEL, TASK, "fp32").hash
     assert record["details"] == {"per_class": [0.5, 1]}
-    assert (record["n"], record["limit"], record["seconds"], record["source"]) == (1000, 100, 3.25, "measured")
+    assert (record["n"], record["limit"], record["seconds"], record["source"]) == (
+        1000,
+        100,
+        3.25,
+        "measured",
+    )
     assert record["env"]["precision"] == "fp32"
     assert record["code"]["version"] == silc_bench.__version__
 
@@ -114,10 +139,32 @@ def _places(value, path=()):
 
 
 JUDGE = jsonschema.Draft202012Validator(results.SCHEMA)
-JUNK = st.sampled_from([None, True, -1, 0, 2, 0.5, 1.5, "", "x", "2020-01-01T00:00:00Z", "ab" * 8, [], [1], {}, {"a": 1}])
+JUNK = st.sampled_from(
+    [
+        None,
+        True,
+        -1,
+        0,
+        2,
+        0.5,
+        1.5,
+        "",
+        "x",
+        "2020-01-01T00:00:00Z",
+        "ab" * 8,
+        [],
+        [1],
+        {},
+        {"a": 1},
+    ]
+)
 
 
-@given(st.sampled_from([path for path in _places(plain()) if path]), st.sampled_from(["drop", "add", "set"]), JUNK)
+@given(
+    st.sampled_from([path for path in _places(plain()) if path]),
+    st.sampled_from(["drop", "add", "set"]),
+    JUNK,
+)
 @settings(max_examples=300, deadline=None)
 def test_a_mutated_record_fits_for_us_exactly_when_it_fits_for_jsonschema(path, action, junk):
     data = plain()
@@ -148,13 +195,31 @@ def test_a_mutated_record_fits_for_us_exactly_when_it_fits_for_jsonschema(path, 
         ({"n": True}, "a.json: n: expected integer, got True"),
         ({"limit": 0}, "a.json: limit: expected at least 1, got 0"),
         ({"metrics": {}}, "a.json: metrics is empty"),
-        ({"metrics": {"acc1": 45.5}}, "a.json: metrics.acc1: expected at most 1 (a fraction, not percent), got 45.5"),
-        ({"metrics": {"acc1": float("nan")}}, "a.json: metrics.acc1: expected a finite number, got nan"),
-        ({"metrics": {"median_rank": 0.5}}, "a.json: metrics.median_rank: expected at least 1, got 0.5"),
-        ({"metrics": {"acc1": 0.5}, "stderr": {}}, "task.main_metric 'text_retrieval_recall@1' is not among metrics"),
+        (
+            {"metrics": {"acc1": 45.5}},
+            "a.json: metrics.acc1: expected at most 1 (a fraction, not percent), got 45.5",
+        ),
+        (
+            {"metrics": {"acc1": float("nan")}},
+            "a.json: metrics.acc1: expected a finite number, got nan",
+        ),
+        (
+            {"metrics": {"median_rank": 0.5}},
+            "a.json: metrics.median_rank: expected at least 1, got 0.5",
+        ),
+        (
+            {"metrics": {"acc1": 0.5}, "stderr": {}},
+            "task.main_metric 'text_retrieval_recall@1' is not among metrics",
+        ),
         ({"stderr": {"acc1": 0.1}}, "a.json: stderr.acc1: there is no metric of this name"),
-        ({"stderr": {"text_retrieval_recall@1": -0.1}}, "stderr.text_retrieval_recall@1: expected at least 0"),
-        ({"details": {"deep": [1, float("inf")]}}, "a.json: details.deep[1]: expected a finite number, got inf"),
+        (
+            {"stderr": {"text_retrieval_recall@1": -0.1}},
+            "stderr.text_retrieval_recall@1: expected at least 0",
+        ),
+        (
+            {"details": {"deep": [1, float("inf")]}},
+            "a.json: details.deep[1]: expected a finite number, got inf",
+        ),
         ({"colour": 1}, "a.json: unknown field 'colour'"),
         ({"source": "reported(nowhere)"}, "a.json: source: expected text like"),
         ({"created": "2024-01-01T00:00:00Z\n"}, "a.json: created: expected text like"),
@@ -183,7 +248,10 @@ def test_task_names_cannot_leave_the_folder(name):
 
 
 def test_create_refuses_what_a_task_must_not_hand_over():
-    with pytest.raises(UserError, match=r"shapes/retrieval on shapes_tiny-silc:student: metrics\.acc: expected a finite"):
+    with pytest.raises(
+        UserError,
+        match=r"shapes/retrieval on shapes_tiny-silc:student: metrics\.acc: expected a finite",
+    ):
         make(metrics={"acc": float("nan")})
     with pytest.raises(UserError, match=r"details\.x: expected"):
         make(details={"x": np.zeros(2)})
@@ -204,7 +272,9 @@ def test_each_part_changes_the_key():
 
 
 def test_a_record_lies_where_the_design_says():
-    path = record_path(Path("results"), "hf:google/siglip", "0123456789abcdef", "shapes/zeroshot", "89abcdef")
+    path = record_path(
+        Path("results"), "hf:google/siglip", "0123456789abcdef", "shapes/zeroshot", "89abcdef"
+    )
     assert path == Path("results/hf+google=siglip@01234567/shapes/zeroshot.89abcdef.json")
 
 
@@ -238,7 +308,17 @@ def test_find_refuses_other_weights_with_the_same_first_digits(tmp_path):
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"{", b'{"a": 1}', b"[]", b"null", b"\xff\xfe", b"[" * 100_000, b'{"schema": "record/2"}', b'{"n": NaN}'],
+    [
+        b"",
+        b"{",
+        b'{"a": 1}',
+        b"[]",
+        b"null",
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b'{"schema": "record/2"}',
+        b'{"n": NaN}',
+    ],
 )
 def test_a_damaged_or_foreign_file_is_named(tmp_path, content):
     path = save(make(), tmp_path)
@@ -304,9 +384,21 @@ def test_an_invalid_record_is_not_written(tmp_path):
 
 
 def _git(folder, *words):
-    command = ["git", "-c", "user.name=x", "-c", "user.email=x@x", "-c", "commit.gpgsign=false", "-C", str(folder)]
+    command = [
+        "git",
+        "-c",
+        "user.name=x",
+        "-c",
+        "user.email=x@x",
+        "-c",
+        "commit.gpgsign=false",
+        "-C",
+        str(folder),
+    ]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-    return subprocess.run([*command, *words], check=True, capture_output=True, text=True, env=environment).stdout
+    return subprocess.run(
+        [*command, *words], check=True, capture_output=True, text=True, env=environment
+    ).stdout
 
 
 @pytest.fixture

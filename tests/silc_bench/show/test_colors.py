@@ -25,7 +25,9 @@ from silc_bench.show.colors import (
 def make_features(seed):
     """[5, 4, 3, 16] with components of well separated sizes."""
     rng = np.random.default_rng(seed)
-    return (rng.normal(size=(5, 4, 3, 16)) * 0.8 ** np.arange(16) + rng.normal(size=16)).astype(np.float32)
+    return (rng.normal(size=(5, 4, 3, 16)) * 0.8 ** np.arange(16) + rng.normal(size=16)).astype(
+        np.float32
+    )
 
 
 # ---- principal components ----
@@ -33,7 +35,9 @@ def make_features(seed):
 
 @pytest.mark.parametrize("seed", range(6))
 def test_pca_colors_are_the_stretched_components_of_sklearn(seed):
-    """Of each component the largest loading is positive: an eigenvector is as good as its negative, and LAPACK picks either."""
+    """Of each component the largest loading is positive: an eigenvector is as good as its negative,
+    and LAPACK picks either.
+    """
     features = make_features(seed)
     colors = np.stack(pca_colors(features))
     assert (colors.shape, colors.dtype) == ((5, 4, 3, 3), np.uint8)
@@ -49,14 +53,18 @@ def test_pca_colors_do_not_depend_on_order_scale_or_offset():
     features = make_features(0)
     colors = np.stack(pca_colors(features))
     np.testing.assert_array_equal(pca_colors(features), colors)
-    np.testing.assert_allclose(np.stack(pca_colors(features[::-1]))[::-1].astype(int), colors, atol=1)
+    np.testing.assert_allclose(
+        np.stack(pca_colors(features[::-1]))[::-1].astype(int), colors, atol=1
+    )
     np.testing.assert_allclose(np.stack(pca_colors(7 * features + 3)).astype(int), colors, atol=1)
 
 
 def test_pca_colors_do_not_depend_on_how_the_cells_are_cut_into_grids():
     features = make_features(0)
     whole = np.stack(pca_colors(features)).reshape(-1, 3)
-    cut = pca_colors([features[0], features[1:3].reshape(8, 3, 16), features[3:].reshape(2, 12, 16)])
+    cut = pca_colors(
+        [features[0], features[1:3].reshape(8, 3, 16), features[3:].reshape(2, 12, 16)]
+    )
     assert [colors.shape for colors in cut] == [(4, 3, 3), (8, 3, 3), (2, 12, 3)]
     np.testing.assert_array_equal(np.concatenate([colors.reshape(-1, 3) for colors in cut]), whole)
 
@@ -64,11 +72,16 @@ def test_pca_colors_do_not_depend_on_how_the_cells_are_cut_into_grids():
 def test_noise_does_not_turn_a_component_round():
     features = make_features(0)
     noise = np.random.default_rng(1).normal(size=features.shape) * 1e-4
-    np.testing.assert_allclose(np.stack(pca_colors(features + noise)).astype(int), pca_colors(features), atol=2)
+    np.testing.assert_allclose(
+        np.stack(pca_colors(features + noise)).astype(int), pca_colors(features), atol=2
+    )
 
 
 def test_features_that_are_all_equal_have_one_color():
-    assert len(np.unique(np.reshape(pca_colors(np.ones((2, 3, 3, 8), np.float32)), (-1, 3)), axis=0)) == 1
+    assert (
+        len(np.unique(np.reshape(pca_colors(np.ones((2, 3, 3, 8), np.float32)), (-1, 3)), axis=0))
+        == 1
+    )
 
 
 # ---- classes ----
@@ -78,7 +91,11 @@ def test_class_colors():
     mask = np.array([[0, 7], [IGNORE, 3]])
     colors = class_colors(mask, mask != IGNORE)
     assert colors.dtype == np.uint8
-    assert [tuple(colors[0, 0]), tuple(colors[0, 1]), tuple(colors[1, 1])] == [PALETTE[0], PALETTE[7], PALETTE[3]]
+    assert [tuple(colors[0, 0]), tuple(colors[0, 1]), tuple(colors[1, 1])] == [
+        PALETTE[0],
+        PALETTE[7],
+        PALETTE[3],
+    ]
     assert tuple(colors[1, 0]) == (255, 255, 255), "ignored pixels are paper"
 
 
@@ -108,10 +125,16 @@ def lab(colors, as_seen=None):
     values = np.asarray(colors, float) / 255
     linear = np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
     linear = linear if as_seen is None else np.clip(linear @ np.transpose(as_seen), 0, 1)
-    to_xyz = [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
+    to_xyz = [
+        [0.4124564, 0.3575761, 0.1804375],
+        [0.2126729, 0.7151522, 0.0721750],
+        [0.0193339, 0.1191920, 0.9503041],
+    ]
     x = linear @ np.transpose(to_xyz) / np.array([0.95047, 1, 1.08883])
     f = np.where(x > 216 / 24389, np.cbrt(x), (24389 / 27 * x + 16) / 116)
-    return np.stack([116 * f[:, 1] - 16, 500 * (f[:, 0] - f[:, 1]), 200 * (f[:, 1] - f[:, 2])], axis=-1)
+    return np.stack(
+        [116 * f[:, 1] - 16, 500 * (f[:, 0] - f[:, 1]), 200 * (f[:, 1] - f[:, 2])], axis=-1
+    )
 
 
 def nearest(colors, as_seen=None):
@@ -121,12 +144,22 @@ def nearest(colors, as_seen=None):
 
 
 # Machado et al., 2009, severity 1
-PROTANOPE = [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]]
-DEUTERANOPE = [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]
+PROTANOPE = [
+    [0.152286, 1.052583, -0.204868],
+    [0.114503, 0.786281, 0.099216],
+    [-0.003882, -0.048116, 1.051998],
+]
+DEUTERANOPE = [
+    [0.367322, 0.860646, -0.227968],
+    [0.280085, 0.672501, 0.047413],
+    [-0.011820, 0.042940, 0.968881],
+]
 
 
 def test_the_colors_can_be_told_apart():
-    """The first eight are Okabe and Ito's; no later colour lies nearer to another than those do, up to 24 of them."""
+    """The first eight are Okabe and Ito's; no later colour lies nearer to another than those do, up
+    to 24 of them.
+    """
     assert len(set(PALETTE)) == len(PALETTE) == 32
     okabe_ito = nearest(PALETTE[:8])
     assert 26 < okabe_ito == pytest.approx(nearest(PALETTE[:24]))

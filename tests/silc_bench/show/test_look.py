@@ -1,4 +1,6 @@
-"""What ``silc-bench show`` draws: each class where it is, names that break nothing, and a sentence for each mistake."""
+"""What ``silc-bench show`` draws: each class where it is, names that break nothing, and a sentence
+for each mistake.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,10 @@ class Eyes:
     def encode_dense(self, images, methods):
         self.asked.append((len(images), tuple(methods)))
         means = torch.nn.functional.avg_pool2d(images, PATCH).permute(0, 2, 3, 1)
-        return {method: torch.cat([means, 2 * means], -1) if method == "tokens" else means for method in methods}
+        return {
+            method: torch.cat([means, 2 * means], -1) if method == "tokens" else means
+            for method in methods
+        }
 
     def tokenize(self, texts):
         self.texts += texts
@@ -128,11 +133,15 @@ def refused(*args):
 
 
 def find(sheet, panel_height, column, groups):
-    """[panel_height, CELL, 3] of the first row's panel in that column; ``groups``: columns of each group before and with it."""
+    """[panel_height, CELL, 3] of the first row's panel in that column; ``groups``: columns of each
+    group before and with it.
+    """
     pixels = np.asarray(Image.open(sheet))
     left = MARGIN + column * (CELL + GAP) + (len(groups) - 1) * (GROUP_GAP - GAP)
     strip = pixels[:, MARGIN : MARGIN + CELL]  # the picture itself says where the row begins
-    top = int(np.flatnonzero((strip[..., 0] == 200).any(axis=1) & (strip[..., 1] == 0).any(axis=1))[0])
+    top = int(
+        np.flatnonzero((strip[..., 0] == 200).any(axis=1) & (strip[..., 1] == 0).any(axis=1))[0]
+    )
     return pixels[top : top + panel_height, left : left + CELL]
 
 
@@ -141,11 +150,16 @@ def find(sheet, panel_height, column, groups):
 
 def test_each_class_is_where_the_picture_has_it(flag, tmp_path):
     out = tmp_path / "x.png"
-    assert succeed("eyes", flag, "--classes", "red,green,blue", "--out", out).startswith(f"wrote {out}, ")
+    assert succeed("eyes", flag, "--classes", "red,green,blue", "--out", out).startswith(
+        f"wrote {out}, "
+    )
     height = CELL // 2
     np.testing.assert_array_equal(find(out, height, 0, [1])[4, [4, -4]], [[200, 0, 0], [0, 200, 0]])
     seen = find(out, height, 1, [1, 5])
-    for part, color, channel in ((seen[:, : CELL // 2 - 3], PALETTE[0], 0), (seen[:, CELL // 2 + 3 :], PALETTE[1], 1)):
+    for part, color, channel in (
+        (seen[:, : CELL // 2 - 3], PALETTE[0], 0),
+        (seen[:, CELL // 2 + 3 :], PALETTE[1], 1),
+    ):
         picture = Image.new("RGB", (1, 1), tuple(200 * (place == channel) for place in range(3)))
         grey = np.asarray(picture.convert("L"))[0, 0]
         expected = np.rint(STRENGTH * np.array(color) + (1 - STRENGTH) * grey)
@@ -186,7 +200,9 @@ def test_a_protocol_brings_its_windows_prompts_and_method(flag, tmp_path):
     assert len(model.texts) == 2 * 80
     assert (look.cosines[0].argmax(axis=-1)[:, [9, -9]] == [0, 1]).all()
     assert show.choose_rule("tcl", "naclip").method == "naclip"
-    words = refused("eyes", flag, "--classes", "red", "--protocol", "scilp", "--out", tmp_path / "x.png")
+    words = refused(
+        "eyes", flag, "--classes", "red", "--protocol", "scilp", "--out", tmp_path / "x.png"
+    )
     assert words.startswith("unknown protocol 'scilp'; did you mean sclip")
 
 
@@ -194,7 +210,9 @@ def test_one_forward_pass_serves_classes_and_components_of_all_pictures(flag):
     model = Eyes()
     shown = read_pictures([flag, flag])
     show.look(model, shown, ["red", "green"])
-    assert model.asked == [(6, ("maskclip", "tokens"))], "two pictures of 32 x 64 in three windows each"
+    assert model.asked == [(6, ("maskclip", "tokens"))], (
+        "two pictures of 32 x 64 in three windows each"
+    )
     assert sorted(model.texts) == ["a photo of a green.", "a photo of a red."]
 
 
@@ -210,7 +228,10 @@ def test_checkpoints_stand_side_by_side(flag, tmp_path, drawn):
 def test_a_model_that_reads_nothing_shows_its_components_and_says_so(flag, tmp_path, drawn):
     out = tmp_path / "x.png"
     said = succeed("blind", flag, "--out", out)
-    assert said.splitlines()[0] == "blind: patch PCA only, for its patches meet no text (it holds an image encoder only)"
+    assert (
+        said.splitlines()[0]
+        == "blind: patch PCA only, for its patches meet no text (it holds an image encoder only)"
+    )
     assert "patch PCA" in drawn
     assert "zero-shot classes" not in drawn
     parts = find(out, CELL // 2, 1, [1, 1])
@@ -225,7 +246,9 @@ def test_cosines_at_pixels_are_those_of_the_cells_up_sampled():
     grid, classes = rng.normal(size=(*layout.grid, 5)).astype(np.float32), rng.normal(size=(4, 5))
     (found,) = show.cosine_maps([DensePicture(0, grid, layout)], classes, [(7, 11)])
     cosines = np.einsum("ijd,cd->ijc", grid / np.linalg.norm(grid, axis=-1, keepdims=True), classes)
-    expected = np.einsum("hi,ijc,wj->hwc", layout.rows(7).toarray(), cosines, layout.cols(11).toarray())
+    expected = np.einsum(
+        "hi,ijc,wj->hwc", layout.rows(7).toarray(), cosines, layout.cols(11).toarray()
+    )
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
@@ -234,13 +257,17 @@ def test_components_are_of_all_pictures_and_each_has_its_own_size():
     sizes, pictures = [(5, 9), (6, 4)], []
     for height, width in ((16, 24), (16, 16)):
         layout = View(16, 16, 8).layout(height, width, 8)
-        pictures.append(DensePicture(0, rng.normal(size=(*layout.grid, 6)).astype(np.float32), layout))
+        pictures.append(
+            DensePicture(0, rng.normal(size=(*layout.grid, 6)).astype(np.float32), layout)
+        )
     both = show.component_maps(pictures, sizes)
     assert [colors.shape for colors in both] == [(5, 9, 3), (6, 4, 3)]
     (alone,) = show.component_maps(pictures[:1], sizes[:1])
     assert (alone != both[0]).any()
     layout, colors = pictures[1].layout, show.pca_colors([picture.grid for picture in pictures])[1]
-    expected = np.einsum("hi,ijc,wj->hwc", layout.rows(6).toarray(), colors.astype(float), layout.cols(4).toarray())
+    expected = np.einsum(
+        "hi,ijc,wj->hwc", layout.rows(6).toarray(), colors.astype(float), layout.cols(4).toarray()
+    )
     np.testing.assert_array_equal(both[1], np.rint(expected))
 
 
@@ -286,8 +313,20 @@ def test_names_that_the_font_lacks_are_replaced_and_said(flag, tmp_path, drawn):
 def test_a_picture_goes_into_the_page_with_its_caption_escaped(flag, tmp_path):
     results = tmp_path / "results"
     shutil.copytree(Path(__file__).parents[3] / "results" / "reported", results / "reported")
-    said = succeed("eyes", flag, "--classes", "red,<script>alert(1)</script>", "--out", "two_flags.png", "--results", results)
-    assert said.splitlines()[0] == f"wrote {results}/pictures/two_flags.png, {_size(results / 'pictures' / 'two_flags.png')}"
+    said = succeed(
+        "eyes",
+        flag,
+        "--classes",
+        "red,<script>alert(1)</script>",
+        "--out",
+        "two_flags.png",
+        "--results",
+        results,
+    )
+    assert (
+        said.splitlines()[0]
+        == f"wrote {results}/pictures/two_flags.png, {_size(results / 'pictures' / 'two_flags.png')}"
+    )
     page = leaderboard.to_html(leaderboard.build(results))
     assert page.count("data:image/png;base64,") == 1
     assert "<b>two flags</b>flag.png, as seen by eyes:student @01234567" in page
@@ -306,15 +345,27 @@ def _size(path):
 @pytest.mark.parametrize(
     ("classes", "words"),
     [
-        ("red,,blue", "--classes 'red,,blue' holds an empty name; write them with one comma between, as in cat,grass"),
-        ("", "--classes '' holds an empty name; write them with one comma between, as in cat,grass"),
+        (
+            "red,,blue",
+            "--classes 'red,,blue' holds an empty name; write them with one comma between, as in cat,grass",
+        ),
+        (
+            "",
+            "--classes '' holds an empty name; write them with one comma between, as in cat,grass",
+        ),
         ("red, red", "--classes names 'red' 2 times; once is enough"),
-        ("red\x1b[31m", "the class name 'red\\x1b[31m' holds a control character; write it without"),
+        (
+            "red\x1b[31m",
+            "the class name 'red\\x1b[31m' holds a control character; write it without",
+        ),
         (
             ",".join(map(str, range(len(PALETTE) + 1))),
             "33 classes are more than the 32 colours that can be told apart; name fewer",
         ),
-        (None, 'eyes:student reads text, and no classes are named; add them, as in --classes "cat,grass"'),
+        (
+            None,
+            'eyes:student reads text, and no classes are named; add them, as in --classes "cat,grass"',
+        ),
     ],
 )
 def test_classes_that_cannot_be(flag, tmp_path, classes, words):
@@ -324,7 +375,14 @@ def test_classes_that_cannot_be(flag, tmp_path, classes, words):
 
 
 def test_as_many_classes_as_colors(flag, tmp_path):
-    succeed("eyes", flag, "--classes", ",".join(map(str, range(len(PALETTE)))), "--out", tmp_path / "x.png")
+    succeed(
+        "eyes",
+        flag,
+        "--classes",
+        ",".join(map(str, range(len(PALETTE)))),
+        "--out",
+        tmp_path / "x.png",
+    )
     pixels = np.asarray(Image.open(tmp_path / "x.png"))
     assert all((pixels == color).all(axis=-1).any() for color in PALETTE)
 
@@ -344,7 +402,9 @@ def test_pictures_that_cannot_be_shown(flag, tmp_path):
         f"{tmp_path}/words.jpg is not a picture that can be read: corrupt image"
     )
     (tmp_path / "half.png").write_bytes(flag.read_bytes()[:150])
-    assert "half.png is not a picture that can be read" in refused("eyes", tmp_path / "half.png", *out)
+    assert "half.png is not a picture that can be read" in refused(
+        "eyes", tmp_path / "half.png", *out
+    )
 
 
 def test_places_where_it_cannot_be_written(flag, tmp_path):
@@ -353,7 +413,10 @@ def test_places_where_it_cannot_be_written(flag, tmp_path):
         f"--out {tmp_path}/x.jpg: the picture is a PNG; let its name end in .png"
     )
     before = flag.read_bytes()
-    assert refused(*many, "--out", flag) == f"--out {flag} is one of the pictures to show; choose another name"
+    assert (
+        refused(*many, "--out", flag)
+        == f"--out {flag} is one of the pictures to show; choose another name"
+    )
     assert flag.read_bytes() == before
     assert "is not a folder" in refused(*many, "--out", flag / "x.png")
     (tmp_path / "folder.png").mkdir()
@@ -367,11 +430,16 @@ def test_places_where_it_cannot_be_written(flag, tmp_path):
 
 def test_models_and_methods_that_cannot_be(flag, tmp_path):
     out = (flag, "--classes", "red", "--out", tmp_path / "x.png")
-    assert refused("pooled", *out) == "pooled has no dense features to show (its last features are one vector)"
+    assert (
+        refused("pooled", *out)
+        == "pooled has no dense features to show (its last features are one vector)"
+    )
     assert refused("eyes", *out, "--dense-method", "maskclop").startswith(
         "unknown dense method 'maskclop'; did you mean maskclip "
     )
-    assert refused("eyes", *out, "--dense-method", "tokens").startswith("unknown dense method 'tokens'; ")
+    assert refused("eyes", *out, "--dense-method", "tokens").startswith(
+        "unknown dense method 'tokens'; "
+    )
     assert refused("eyes", *out, "--dense-method", "sclip") == (
         "eyes:student cannot give dense features by 'sclip'; it can do tokens, plain, maskclip"
     )
@@ -379,12 +447,17 @@ def test_models_and_methods_that_cannot_be(flag, tmp_path):
 
 def test_a_model_whose_patches_meet_no_text_shows_its_components():
     model = SimpleNamespace(encode_text=len, dense_methods=("tokens", "tokens:4"))
-    assert show._why_without_classes(model) == "none of its dense features are in the space shared with text"
+    assert (
+        show._why_without_classes(model)
+        == "none of its dense features are in the space shared with text"
+    )
     assert show._why_without_classes(Eyes()) == ""
 
 
 def test_the_picture_shows_pixels_as_they_are_read(tmp_path):
-    """A palette becomes RGB before it is reduced, as for the model: no colour between two of its numbers."""
+    """A palette becomes RGB before it is reduced, as for the model: no colour between two of its
+    numbers.
+    """
     image = Image.new("P", (500, 250), 1)
     image.putpalette([0, 0, 0, 250, 0, 0, 0, 250, 0])
     image.save(tmp_path / "a.png")

@@ -31,7 +31,10 @@ from silc_bench.show.sheet import (
 
 def panels(*colors, side=64, titles=None):
     titles = titles or [""] * len(colors)
-    return [Panel(np.full((side, side, 3), color, np.uint8), title) for color, title in zip(colors, titles, strict=True)]
+    return [
+        Panel(np.full((side, side, 3), color, np.uint8), title)
+        for color, title in zip(colors, titles, strict=True)
+    ]
 
 
 # ---- the sheet ----
@@ -47,10 +50,16 @@ def test_every_panel_is_in_its_place(tmp_path):
     picture = Image.open(path)
     assert picture.format == "PNG"
     heads = MARGIN + 2 * (LINE + GAP)  # the groups' headings, then the first row's titles
-    assert picture.size == size == (2 * MARGIN + 3 * CELL + GAP + GROUP_GAP, heads + 2 * (CELL + 2 * GAP) + STEP + MARGIN)
+    assert (
+        picture.size
+        == size
+        == (2 * MARGIN + 3 * CELL + GAP + GROUP_GAP, heads + 2 * (CELL + 2 * GAP) + STEP + MARGIN)
+    )
     pixels = np.asarray(picture)
     for row, line in enumerate(rows):
-        for panel, left in zip(line, (0, CELL + GROUP_GAP, 2 * CELL + GROUP_GAP + GAP), strict=True):
+        for panel, left in zip(
+            line, (0, CELL + GROUP_GAP, 2 * CELL + GROUP_GAP + GAP), strict=True
+        ):
             top = heads + row * (CELL + 2 * GAP)
             place = pixels[top : top + CELL, MARGIN + left : MARGIN + left + CELL]
             assert (place == (PAPER if panel is None else panel.pixels[0, 0])).all()
@@ -63,7 +72,12 @@ def test_every_panel_is_in_its_place(tmp_path):
 
 @pytest.mark.parametrize(
     ("sides", "expected"),
-    [((1, 1), (CELL, CELL)), ((10, 20), (CELL // 2, CELL)), ((4000, 3000), (CELL, 144)), ((5, 20_000), (1, CELL))],
+    [
+        ((1, 1), (CELL, CELL)),
+        ((10, 20), (CELL // 2, CELL)),
+        ((4000, 3000), (CELL, 144)),
+        ((5, 20_000), (1, CELL)),
+    ],
 )
 def test_panels_keep_the_shape_of_their_picture(sides, expected, tmp_path):
     assert panel_size(*sides) == expected
@@ -73,7 +87,9 @@ def test_panels_keep_the_shape_of_their_picture(sides, expected, tmp_path):
 
 
 def test_small_pictures_keep_their_edges_and_large_ones_are_smoothed(tmp_path):
-    small, large = ((255 * (np.indices((side, side)).sum(0) % 2)).astype(np.uint8) for side in (6, 4 * CELL))
+    small, large = (
+        (255 * (np.indices((side, side)).sum(0) % 2)).astype(np.uint8) for side in (6, 4 * CELL)
+    )
     rows = [[Panel(np.stack([pixels] * 3, -1)) for pixels in (small, large)]]
     figure([("", 2)], rows, [], tmp_path / "a.png")
     pixels = np.asarray(Image.open(tmp_path / "a.png"))[MARGIN : MARGIN + CELL]
@@ -88,7 +104,9 @@ def test_the_legend_goes_on_in_the_next_line_and_explains_heat(tmp_path):
     assert few[0] == many[0]
     pixels = np.asarray(Image.open(tmp_path / "a.png"))
     assert all((pixels == color).all(axis=-1).any() for color in PALETTE)
-    hot = figure([("", 2)], [panels((1, 1, 1), (2, 2, 2))], names, tmp_path / "a.png", has_heat=True)
+    hot = figure(
+        [("", 2)], [panels((1, 1, 1), (2, 2, 2))], names, tmp_path / "a.png", has_heat=True
+    )
     assert hot[1] == many[1] + STEP
     pixels = np.asarray(Image.open(tmp_path / "a.png"))
     assert all((pixels == color).all(axis=-1).any() for color in (HEAT[0], HEAT[-1]))
@@ -97,7 +115,9 @@ def test_the_legend_goes_on_in_the_next_line_and_explains_heat(tmp_path):
 def test_text_stays_inside(tmp_path):
     word = "W" * 500
     panel = Panel(np.zeros((4, 4, 3), np.uint8), word, word, PALETTE[0])
-    width, height = figure([(word, 1)], [[panel]], [word], tmp_path / "a.png", note=" ".join([word] * 40))
+    width, height = figure(
+        [(word, 1)], [[panel]], [word], tmp_path / "a.png", note=" ".join([word] * 40)
+    )
     assert width == 2 * MARGIN + CELL
     pixels = np.asarray(Image.open(tmp_path / "a.png"))
     assert (pixels[:, :MARGIN] == 255).all()
@@ -145,7 +165,9 @@ def test_the_font_has_every_letter_that_counts_as_drawn():
     lacking = shape("\U0010fffd")
     assert all(shape(letter) != lacking for letter in DRAWN)
     assert set(string.printable) - set(string.whitespace) <= DRAWN
-    assert all(shape(letter) == lacking for letter in "é–猫я"), "else these could be drawn as they are"
+    assert all(shape(letter) == lacking for letter in "é–猫я"), (
+        "else these could be drawn as they are"
+    )
 
 
 @pytest.mark.parametrize(
@@ -171,7 +193,9 @@ def test_wrapped_lines_fit_and_hold_every_word():
     assert len(lines) > 2
     assert " ".join(lines) == text
     assert all(width_of(line) <= 90 for line in lines)
-    assert all(width_of(f"{line} {after.split()[0]}") > 90 for line, after in pairwise(lines)), "no line breaks early"
+    assert all(width_of(f"{line} {after.split()[0]}") > 90 for line, after in pairwise(lines)), (
+        "no line breaks early"
+    )
 
 
 def test_what_does_not_fit_is_cut():

@@ -1,4 +1,6 @@
-"""The feature store: what was finished is never encoded again, what is damaged is, and nothing ever comes back changed."""
+"""The feature store: what was finished is never encoded again, what is damaged is, and nothing ever
+comes back changed.
+"""
 
 import os
 import signal
@@ -78,7 +80,13 @@ class Counting:
 
 
 def extractor(model, store, **options):
-    defaults = {"device": torch.device("cpu"), "precision": "fp32", "batch_size": 8, "num_workers": 0, "progress": False}
+    defaults = {
+        "device": torch.device("cpu"),
+        "precision": "fp32",
+        "batch_size": 8,
+        "num_workers": 0,
+        "progress": False,
+    }
     return Extractor(model, store=store, **{**defaults, **options})
 
 
@@ -99,7 +107,9 @@ def test_texts_come_back_whatever_they_hold(store, rows):
     store.entry(DESCRIPTIONS).save_texts(texts[:3], rows[:3])
     store.entry(DESCRIPTIONS).save_texts(texts[3:], rows[3:8])
     known = store.entry(DESCRIPTIONS).texts(8)
-    assert all(np.array_equal(known[text_hash(text)], row) for text, row in zip(texts, rows, strict=False))
+    assert all(
+        np.array_equal(known[text_hash(text)], row) for text, row in zip(texts, rows, strict=False)
+    )
     assert len(known) == 8
 
 
@@ -107,7 +117,9 @@ def test_every_part_of_the_description_counts(store, rows):
     store.entry(DESCRIPTIONS).save(0, rows)
     for name in DESCRIPTIONS:
         assert not store.entry({**DESCRIPTIONS, name: "other"}).rows(50, 8)[1].any()
-    assert store.entry(dict(reversed(DESCRIPTIONS.items()))).rows(50, 8)[1].all(), "the order of the fields is no difference"
+    assert store.entry(dict(reversed(DESCRIPTIONS.items()))).rows(50, 8)[1].all(), (
+        "the order of the fields is no difference"
+    )
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "emptied", "another file", "removed"])
@@ -119,7 +131,12 @@ def test_what_is_damaged_is_missing(store, rows, damage):
     content = path.read_bytes()
     flipped = bytearray(content)
     flipped[200] ^= 1
-    changes = {"cut": content[:-9], "flipped": bytes(flipped), "emptied": b"", "another file": b"hello" * 100}
+    changes = {
+        "cut": content[:-9],
+        "flipped": bytes(flipped),
+        "emptied": b"",
+        "another file": b"hello" * 100,
+    }
     path.unlink() if damage == "removed" else path.write_bytes(changes[damage])
     found, is_known = entry.rows(50, 8)
     assert is_known.tolist() == [False] * 25 + [True] * 25
@@ -146,16 +163,22 @@ def test_pruning_takes_the_least_recently_used_first(store, rows):
     assert [listed.description["model"] for listed in removed] == ["1", "2"]
     assert [listed.description["model"] for listed in store.listing()] == ["3", "0"]
     Store(store.folder, limit=0).trim()
-    assert [listed.description["model"] for listed in store.listing()] == ["0"], "what is in use stays"
+    assert [listed.description["model"] for listed in store.listing()] == ["0"], (
+        "what is in use stays"
+    )
     assert len(prune(store.listing(), 0)) == 1
     assert store.listing() == []
 
 
 def test_an_entry_is_in_use_while_it_is_written(store, rows):
-    """An extraction of hours writes a part now and then: whoever makes room meanwhile leaves the parts that are there."""
+    """An extraction of hours writes a part now and then: whoever makes room meanwhile leaves the
+    parts that are there.
+    """
     entry = store.entry(DESCRIPTIONS)
     entry.save(0, rows[:25])
-    os.utime(entry.folder / DESCRIPTION, (time.time() - 2 * store_module.IN_USE,) * 2)  # the first part was written long ago
+    os.utime(
+        entry.folder / DESCRIPTION, (time.time() - 2 * store_module.IN_USE,) * 2
+    )  # the first part was written long ago
     entry.save(25, rows[25:])
     Store(store.folder, limit=0).trim()
     assert entry.rows(50, 8)[1].all()
@@ -190,7 +213,8 @@ def test_the_default_folder(monkeypatch, tmp_path):
     assert default_folder() == tmp_path / "silc-bench" / "features"
 
 
-# --- through the extractor -----------------------------------------------------------------------------------------------
+# --- through the extractor
+# -----------------------------------------------------------------------------------------------
 
 
 def test_a_second_command_encodes_nothing(store):
@@ -222,9 +246,13 @@ def test_another_measurement_finds_nothing(store, model, options, data):
     assert other.pictures == 20
 
 
-@pytest.mark.parametrize(("library", "is_used"), [("pillow", True), ("timm", True), ("transformers", False)])
+@pytest.mark.parametrize(
+    ("library", "is_used"), [("pillow", True), ("timm", True), ("transformers", False)]
+)
 def test_another_release_of_a_library_finds_nothing(store, monkeypatch, library, is_used):
-    """It may resize, tokenize or pool otherwise; of a library that the model does not use, it may not."""
+    """It may resize, tokenize or pool otherwise; of a library that the model does not use, it may
+    not.
+    """
     installed = {"pillow": "12.0.0", "timm": "1.0.31", "transformers": "5.0.0"}
     monkeypatch.setattr("silc_bench.system.cache.version", installed.__getitem__)
     extractor(Counting(libraries=("timm",)), store)({"test": Pictures(20)}).image("test")
@@ -251,7 +279,9 @@ def test_an_interrupted_extraction_goes_on_where_it_was(store, monkeypatch):
     assert again.pictures == 100 - 32, "two parts of 16 were finished"
     assert np.array_equal(features, extractor(Counting(), None)(data).image("test"))
     other_batches = Counting()
-    assert np.array_equal(extractor(other_batches, store, batch_size=7)(data).image("test"), features)
+    assert np.array_equal(
+        extractor(other_batches, store, batch_size=7)(data).image("test"), features
+    )
     assert other_batches.pictures == 0
 
 
@@ -263,11 +293,11 @@ class Suicidal(Counting):
 
 
 def in_parts(folder):
-    """A program for another process, which finds this module only by its folder; parts of 8 pictures."""
+    """A program for another process, which finds this module only by its folder; parts of 8
+    pictures.
+    """
     tests = Path(__file__).parent
-    start = (
-        f"import pathlib, sys; sys.path.insert(0, {str(tests)!r}); import silc_bench.evaluation.features, test_cache as tests\n"
-    )
+    start = f"import pathlib, sys; sys.path.insert(0, {str(tests)!r}); import silc_bench.evaluation.features, test_cache as tests\n"
     return f"{start}silc_bench.evaluation.features.PART_ROWS = 8; folder = pathlib.Path({str(folder)!r})\n"
 
 
@@ -288,7 +318,9 @@ def _write(folder):
     model = Counting()
     features = extractor(model, Store(folder), batch_size=4)(data)
     assert features.image("test")[:, 0].tolist() == list(range(64))
-    assert features.text([str(number) for number in range(50)])[:, 0].tolist() == [1] * 10 + [2] * 40
+    assert (
+        features.text([str(number) for number in range(50)])[:, 0].tolist() == [1] * 10 + [2] * 40
+    )
 
 
 @pytest.mark.timing
@@ -312,23 +344,106 @@ def test_features_that_are_not_finite_are_not_kept(store):
     assert store.listing() == []
 
 
-# --- the command -----------------------------------------------------------------------------------------------------------
+# --- the command
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+# -----------------------------------------------------------------------------------------------------------
 
 
 def test_the_command_lists_and_prunes(store, rows):
-    store.entry({"kind": "fingerprint", "title": "cifar100 test", "files": "0"}).save_word("0123456789abcdef")
+    store.entry({"kind": "fingerprint", "title": "cifar100 test", "files": "0"}).save_word(
+        "0123456789abcdef"
+    )
     extractor(Counting(), store)({"test": Pictures(20)}).image("test")
     extractor(Counting(), store)({"test": Pictures(20)}).text(["a"])
-    listed = CliRunner().invoke(app, ["cache", "ls", "--cache", str(store.folder)], terminal_width=200)
+    listed = CliRunner().invoke(
+        app, ["cache", "ls", "--cache", str(store.folder)], terminal_width=200
+    )
     assert listed.exit_code == 0
     assert "pictures/test pooled" in listed.output
     assert "fingerprint of cifar100 test" in listed.output
     assert "3 entries" in listed.output
     for wrong in ("5 apples", "-1", "GB"):
-        refused = CliRunner().invoke(app, ["cache", "prune", "--cache", str(store.folder), f"--max-size={wrong}"])
+        refused = CliRunner().invoke(
+            app, ["cache", "prune", "--cache", str(store.folder), f"--max-size={wrong}"]
+        )
         assert refused.exit_code == 2
         assert "is not a size" in refused.output
-    pruned = CliRunner().invoke(app, ["cache", "prune", "--max-size", "0", "--cache", str(store.folder)])
+    pruned = CliRunner().invoke(
+        app, ["cache", "prune", "--max-size", "0", "--cache", str(store.folder)]
+    )
     assert "removed 3 entries" in pruned.output
     assert store.listing() == []
 

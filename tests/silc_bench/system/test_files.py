@@ -41,7 +41,11 @@ def test_until_the_end_readers_see_the_old_file(tmp_path):
     assert path.read_text() == "half of the n"
 
 
-@pytest.mark.parametrize("error", [ValueError("x"), OSError(28, "No space left on device"), KeyboardInterrupt()], ids=repr)
+@pytest.mark.parametrize(
+    "error",
+    [ValueError("x"), OSError(28, "No space left on device"), KeyboardInterrupt()],
+    ids=repr,
+)
 @pytest.mark.parametrize("has_old", [True, False])
 def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path, error, has_old):
     path = tmp_path / "a.txt"
@@ -100,7 +104,9 @@ def test_a_file_that_the_system_cuts_off_leaves_the_old_one(tmp_path):
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         "write_text_atomic(pathlib.Path(sys.argv[1]), 'x' * 100_000)\n"
     )
-    done = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, text=True, timeout=240)
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(path)], capture_output=True, text=True, timeout=240
+    )
     assert "File too large" in done.stderr
     assert (names_in(tmp_path), path.read_text()) == (["a.txt"], "old")
 
@@ -154,14 +160,20 @@ def test_what_stands_in_the_way_is_named(tmp_path, name):
     with pytest.raises(UserError) as caught:
         check_writable(tmp_path / name)
     there = tmp_path / name.split("/")[0]
-    assert str(caught.value) == f"cannot write to {tmp_path / name}: {there} is not a folder; choose another one"
+    assert (
+        str(caught.value)
+        == f"cannot write to {tmp_path / name}: {there} is not a folder; choose another one"
+    )
 
 
 def test_a_folder_without_permission(tmp_path, monkeypatch):
     if os.geteuid() == 0:  # nothing is forbidden to root
         monkeypatch.setattr(os, "access", lambda path, mode: not mode & os.W_OK)
     tmp_path.chmod(0o555)
-    with pytest.raises(UserError, match=rf"cannot write to {tmp_path}/runs/a: no permission to write in {tmp_path};"):
+    with pytest.raises(
+        UserError,
+        match=rf"cannot write to {tmp_path}/runs/a: no permission to write in {tmp_path};",
+    ):
         check_writable(tmp_path / "runs" / "a")
 
 
@@ -175,7 +187,10 @@ def test_both_kinds_of_error_are_what_python_programs_expect():
 
 
 def test_unknown_name_gives_the_nearest_or_all():
-    assert str(unknown_name("preset", "b61", ["b16", "l16", "g16"])) == "unknown preset 'b61'; did you mean b16?"
+    assert (
+        str(unknown_name("preset", "b61", ["b16", "l16", "g16"]))
+        == "unknown preset 'b61'; did you mean b16?"
+    )
     assert str(unknown_name("task", "xyz", ["b", "a"])) == "unknown task 'xyz'; known: a, b."
     assert str(unknown_name("task", "xyz", [])) == "unknown task 'xyz'; known: none."
     assert str(unknown_name("x", "skpi", iter(["skip"]))) == "unknown x 'skpi'; did you mean skip?"
@@ -186,6 +201,12 @@ def test_one_wrong_letter_is_understood(name, data):
     at = data.draw(st.integers(0, len(name) - 1))
     letter = data.draw(st.sampled_from("xyz"))
     typo = data.draw(
-        st.sampled_from([name[:at] + name[at + 1 :], name[:at] + letter + name[at:], name[:at] + letter + name[at + 1 :]])
+        st.sampled_from(
+            [
+                name[:at] + name[at + 1 :],
+                name[:at] + letter + name[at:],
+                name[:at] + letter + name[at + 1 :],
+            ]
+        )
     )
     assert f"did you mean {name}?" in str(unknown_name("word", typo, [name, "quite another"]))

@@ -1,4 +1,6 @@
-"""Memory that was freed is used again, in a process of its own: the setting is for the whole of it."""
+"""Memory that was freed is used again, in a process of its own: the setting is for the whole of
+it.
+"""
 
 import platform
 import subprocess
@@ -29,7 +31,11 @@ print(new_pages())
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another malloc")
 def test_pages_are_not_new_again():
     default, kept = (
-        int(subprocess.run([sys.executable, "-c", PROGRAM, word], check=True, capture_output=True).stdout)
+        int(
+            subprocess.run(
+                [sys.executable, "-c", PROGRAM, word], check=True, capture_output=True
+            ).stdout
+        )
         for word in ("default", "kept")
     )
     assert default > 15_000

@@ -1,4 +1,6 @@
-"""Limits of a container are those of this process: trees as the kernel shows them, of both versions."""
+"""Limits of a container are those of this process: trees as the kernel shows them, of both
+versions.
+"""
 
 import math
 import os
@@ -15,7 +17,9 @@ NO_LIMIT = "9223372036854771712"  # how version 1 writes it
 
 @pytest.fixture
 def machine(tmp_path):
-    """Writes /proc/self of a process in ``groups``, mounts (below "fs"; another one of no groups), and files of the groups."""
+    """Writes /proc/self of a process in ``groups``, mounts (below "fs"; another one of no groups),
+    and files of the groups.
+    """
 
     def write(groups, mounts, files):
         proc = tmp_path / "proc"
@@ -37,7 +41,10 @@ SECOND = "30 23 0:26 / fs rw,nosuid shared:9 - cgroup2 cgroup2 rw,nsdelegate,mem
 
 def first(root, *controllers):
     """Mounts of version 1, a line a controller, each beginning at ``root``."""
-    return [f"32 31 0:29 {root} fs/{names.split(',')[0]} ro,relatime - cgroup cgroup rw,{names}" for names in controllers]
+    return [
+        f"32 31 0:29 {root} fs/{names.split(',')[0]} ro,relatime - cgroup cgroup rw,{names}"
+        for names in controllers
+    ]
 
 
 def test_a_container_with_a_namespace_of_its_own(machine):
@@ -46,10 +53,19 @@ def test_a_container_with_a_namespace_of_its_own(machine):
     assert core_limit(proc) == 1.5
 
 
-@pytest.mark.parametrize(("inner", "outer", "limit"), [("max", "4096", 4096), ("2048", "4096", 2048), ("8192", "4096", 4096)])
+@pytest.mark.parametrize(
+    ("inner", "outer", "limit"),
+    [("max", "4096", 4096), ("2048", "4096", 2048), ("8192", "4096", 4096)],
+)
 def test_the_least_limit_up_the_tree_counts(machine, inner, outer, limit):
-    """As of a service or a job of a scheduler; the topmost group has no such file, and neighbours do not count."""
-    files = {"a.slice/b.scope/memory.max": inner, "a.slice/memory.max": outer, "a.slice/other/memory.max": "1"}
+    """As of a service or a job of a scheduler; the topmost group has no such file, and neighbours
+    do not count.
+    """
+    files = {
+        "a.slice/b.scope/memory.max": inner,
+        "a.slice/memory.max": outer,
+        "a.slice/other/memory.max": "1",
+    }
     files |= {"a.slice/b.scope/cpu.max": "max 100000", "a.slice/cpu.max": "50000 20000"}
     proc = machine(["0::/a.slice/b.scope"], [SECOND], files)
     assert memory_limit(proc) == limit
@@ -58,12 +74,24 @@ def test_the_least_limit_up_the_tree_counts(machine, inner, outer, limit):
 
 @pytest.mark.parametrize("inner", ["", "/inner"])
 def test_version_1_in_a_container_that_sees_the_path_of_the_host(machine, inner):
-    """/proc/self/cgroup has the host's path, and what is mounted begins at the container's group."""
-    groups = [f"11:memory:/docker/af01{inner}", f"3:cpu,cpuacct:/docker/af01{inner}", "1:name=systemd:/docker/af01"]
+    """/proc/self/cgroup has the host's path, and what is mounted begins at the container's
+    group.
+    """
+    groups = [
+        f"11:memory:/docker/af01{inner}",
+        f"3:cpu,cpuacct:/docker/af01{inner}",
+        "1:name=systemd:/docker/af01",
+    ]
     folder = inner.lstrip("/")
-    files = {"memory/memory.limit_in_bytes": NO_LIMIT, f"memory/{folder}/memory.limit_in_bytes": "1073741824"}
+    files = {
+        "memory/memory.limit_in_bytes": NO_LIMIT,
+        f"memory/{folder}/memory.limit_in_bytes": "1073741824",
+    }
     files |= {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}
-    files |= {f"cpu/{folder}/cpu.cfs_quota_us": "400000", f"cpu/{folder}/cpu.cfs_period_us": "100000"}
+    files |= {
+        f"cpu/{folder}/cpu.cfs_quota_us": "400000",
+        f"cpu/{folder}/cpu.cfs_period_us": "100000",
+    }
     proc = machine(groups, first("/docker/af01", "memory", "cpu,cpuacct", "cpuset"), files)
     assert memory_limit(proc) == 1 << 30
     assert core_limit(proc) == 4
@@ -73,7 +101,11 @@ def test_version_1_beside_version_2(machine):
     """A controller belongs to one of them; the other's files say nothing of it."""
     mounts = [*first("/", "cpu", "cpuacct", "memory"), SECOND.replace(" fs ", " fs/unified ")]
     files = {"memory/job/memory.limit_in_bytes": "4096", "memory/memory.limit_in_bytes": NO_LIMIT}
-    files |= {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000", "unified/cgroup.controllers": "hugetlb"}
+    files |= {
+        "cpu/cpu.cfs_quota_us": "-1",
+        "cpu/cpu.cfs_period_us": "100000",
+        "unified/cgroup.controllers": "hugetlb",
+    }
     proc = machine(["4:memory:/job", "2:cpuacct:/", "1:cpu:/", "0::/"], mounts, files)
     assert memory_limit(proc) == 4096
     assert core_limit(proc) == math.inf
@@ -86,7 +118,11 @@ def test_a_mount_that_begins_above_the_namespace_counts_by_its_top(machine):
 
 @pytest.mark.parametrize("mounts", [[SECOND], []])
 def test_without_limits_or_groups_there_is_none(machine, mounts):
-    proc = machine(["0::/user.slice"], mounts, {"user.slice/memory.max": "max", "user.slice/cpu.max": "max 100000"})
+    proc = machine(
+        ["0::/user.slice"],
+        mounts,
+        {"user.slice/memory.max": "max", "user.slice/cpu.max": "max 100000"},
+    )
     assert memory_limit(proc) == core_limit(proc) == math.inf
 
 
@@ -94,7 +130,9 @@ def test_another_system_has_none(tmp_path):
     assert memory_limit(tmp_path / "nothing") == core_limit(tmp_path / "nothing") == math.inf
 
 
-@pytest.mark.parametrize(("limit", "cores"), [(math.inf, 8), (16.0, 8), (2.0, 2), (1.5, 2), (0.25, 1)])
+@pytest.mark.parametrize(
+    ("limit", "cores"), [(math.inf, 8), (16.0, 8), (2.0, 2), (1.5, 2), (0.25, 1)]
+)
 def test_cores_are_those_of_affinity_and_quota(monkeypatch, limit, cores):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
     monkeypatch.setattr(ranks, "core_limit", lambda: limit)

@@ -1,4 +1,6 @@
-"""What a process says before it joins the others; groups themselves are in tests/trainer/test_distributed.py."""
+"""What a process says before it joins the others; groups themselves are in
+tests/trainer/test_distributed.py.
+"""
 
 import pytest
 import torch
@@ -17,7 +19,9 @@ class ReachedError(Exception):
 
 @pytest.fixture
 def gpus(monkeypatch):
-    """torchrun's variables for the second of three processes, two GPUs, and which of them was chosen."""
+    """torchrun's variables for the second of three processes, two GPUs, and which of them was
+    chosen.
+    """
     chosen = []
     for name, value in {"WORLD_SIZE": 3, "RANK": 1, "LOCAL_RANK": 1, "LOCAL_WORLD_SIZE": 3}.items():
         monkeypatch.setenv(name, str(value))
@@ -39,7 +43,12 @@ def test_each_process_takes_the_gpu_of_its_number_on_the_machine(gpus):
 
 def test_more_processes_than_gpus_are_refused_with_how_many_there_are(gpus, monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "2")
-    with pytest.raises(UserError, match=r"more processes than there are GPUs \(2\): --nproc-per-node 2$"), joined(GPU):
+    with (
+        pytest.raises(
+            UserError, match=r"more processes than there are GPUs \(2\): --nproc-per-node 2$"
+        ),
+        joined(GPU),
+    ):
         pass
     assert gpus == []
 
@@ -59,8 +68,13 @@ def test_processes_of_one_machine_are_those_that_torchrun_counts_there(gpus, mon
     assert ranks.num_local_ranks() == 1
 
 
-@pytest.mark.parametrize(("spoke", "raised"), [("rank 1 of 3", UserError), ("rank 0 of 3", SystemExit), (None, UserError)])
-def test_the_first_rank_to_fail_says_why_and_where_the_store_is_gone_every_rank(gpus, monkeypatch, spoke, raised):
+@pytest.mark.parametrize(
+    ("spoke", "raised"),
+    [("rank 1 of 3", UserError), ("rank 0 of 3", SystemExit), (None, UserError)],
+)
+def test_the_first_rank_to_fail_says_why_and_where_the_store_is_gone_every_rank(
+    gpus, monkeypatch, spoke, raised
+):
     """Without torchrun rank 0 holds the store, and takes it along when it ends."""
 
     class Failures:

@@ -1,4 +1,6 @@
-"""Background, words and rules of zero-shot segmentation: against SCLIP's rule and plain loops, on made-up sets."""
+"""Background, words and rules of zero-shot segmentation: against SCLIP's rule and plain loops, on
+made-up sets.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +67,9 @@ def source(data_root, limit):
 
 
 def task(**changes):
-    return ZeroShotSegmentation(name="made-up/x", sources={"test": source}, prompts=Prompts("p", ("{c}",)), **changes)
+    return ZeroShotSegmentation(
+        name="made-up/x", sources={"test": source}, prompts=Prompts("p", ("{c}",)), **changes
+    )
 
 
 def masks(count, seed=0):
@@ -80,7 +84,10 @@ def masks(count, seed=0):
 def of_windows(pixels, layout):
     """[SIDE, SIDE, D] -> the grid of all windows' cells, a cell a pixel."""
     rows = [
-        np.concatenate([pixels[top : top + VIEW.window, left : left + VIEW.window] for left in layout.lefts], axis=1)
+        np.concatenate(
+            [pixels[top : top + VIEW.window, left : left + VIEW.window] for left in layout.lefts],
+            axis=1,
+        )
         for top in layout.tops
     ]
     return np.concatenate(rows).astype(np.float32)
@@ -109,9 +116,18 @@ def noise(seed):
 def test_the_right_pixels_score_one_with_the_background_and_without(has_train, scale):
     data = {"test": masks(21), **({"train": masks(5, seed=1)} if has_train else {})}
     scores = task(rule=Rule("native", scale=scale)).score(Made(data, oracle, WORDS))
-    assert scores.metrics["mIoU"] == scores.metrics["mIoU_foreground"] == scores.metrics["pixel_accuracy"] == 1.0
-    assert scores.n == (21 if has_train else 18), "every tenth of the test pictures chose the threshold"
-    assert scores.details["threshold_from"].startswith("5 pictures of train" if has_train else "every 10th test picture")
+    assert (
+        scores.metrics["mIoU"]
+        == scores.metrics["mIoU_foreground"]
+        == scores.metrics["pixel_accuracy"]
+        == 1.0
+    )
+    assert scores.n == (21 if has_train else 18), (
+        "every tenth of the test pictures chose the threshold"
+    )
+    assert scores.details["threshold_from"].startswith(
+        "5 pictures of train" if has_train else "every 10th test picture"
+    )
     assert scores.details["threshold_mIoU"] == 1.0
     assert 0 < scores.details["threshold"] < 1
 
@@ -124,7 +140,10 @@ def test_background_that_is_not_scored_needs_no_threshold():
 
 
 def test_a_set_without_background_asks_for_every_label():
-    data = Masks(np.random.default_rng(0).integers(0, 4, (6, SIDE, SIDE)).astype(np.uint8), has_background=False)
+    data = Masks(
+        np.random.default_rng(0).integers(0, 4, (6, SIDE, SIDE)).astype(np.uint8),
+        has_background=False,
+    )
     features = Made({"test": data}, lambda mask, layout: of_windows(EYE[mask], layout), WORDS)
     assert task().score(features).metrics["mIoU"] == 1.0
 
@@ -133,7 +152,9 @@ def test_a_set_without_background_asks_for_every_label():
 @pytest.mark.parametrize("scores_background", [True, False])
 def test_noise_scores_chance(scores_background, seed):
     words, cells = noise(seed)
-    orthogonal = np.linalg.qr(np.stack(list(words.values())).T)[0].T  # then no word is the best more often than another
+    orthogonal = np.linalg.qr(np.stack(list(words.values())).T)[
+        0
+    ].T  # then no word is the best more often than another
     words = dict(zip(NAMES, orthogonal, strict=True))
     data = {"test": masks(60, seed), "train": masks(10, seed + 50)}
     scores = task(scores_background=scores_background).score(Made(data, cells, words))
@@ -142,11 +163,15 @@ def test_noise_scores_chance(scores_background, seed):
         away = scores.metrics["mIoU_foreground"] - scores.details["chance_foreground"]
         assert abs(away) < 4 * scores.stderr["mIoU_foreground"]
     else:
-        assert scores.chance == pytest.approx(shares_miou(np.bincount(data["test"].masks.ravel())[1:4], np.full(3, 1 / 3)))
+        assert scores.chance == pytest.approx(
+            shares_miou(np.bincount(data["test"].masks.ravel())[1:4], np.full(3, 1 / 3))
+        )
 
 
 def test_one_picture_cannot_choose_its_own_threshold():
-    with pytest.raises(UserError, match="made-up/x: of one picture none is left to choose the threshold"):
+    with pytest.raises(
+        UserError, match="made-up/x: of one picture none is left to choose the threshold"
+    ):
         task().score(Made({"test": masks(1)}, oracle, WORDS))
     fixed = task(rule=Rule("native", threshold=0.5)).score(Made({"test": masks(1)}, oracle, WORDS))
     assert fixed.details["threshold"] == 0.5
@@ -158,12 +183,16 @@ def test_one_picture_cannot_choose_its_own_threshold():
 
 def upsampled(cells, layout, height, width):
     """[height, width, W] in one piece."""
-    return np.einsum("ya,abw,xb->yxw", layout.rows(height).toarray(), cells, layout.cols(width).toarray())
+    return np.einsum(
+        "ya,abw,xb->yxw", layout.rows(height).toarray(), cells, layout.cols(width).toarray()
+    )
 
 
 @pytest.mark.parametrize("scale", [40.0, None])
 def test_decisions_are_those_of_sclips_code(scale):
-    """Softmax over all words, the largest of each class's words, argmax; and the largest as confidence."""
+    """Softmax over all words, the largest of each class's words, argmax; and the largest as
+    confidence.
+    """
     rng, layout = np.random.default_rng(1), VIEW.layout(SIDE, SIDE, 1)
     owner = np.array([0, 0, 1, 2, 2, 2, 3])
     cells = rng.uniform(-0.2, 0.3, (*layout.grid, len(owner)))
@@ -180,7 +209,9 @@ def test_decisions_are_those_of_sclips_code(scale):
 
 def test_tiles_decide_as_the_whole_does(monkeypatch):
     rng, layout = np.random.default_rng(2), VIEW.layout(SIDE, SIDE, 1)
-    picture = DensePicture(0, accuracy.normalize(rng.normal(size=(*layout.grid, D))).astype(np.float32), layout)
+    picture = DensePicture(
+        0, accuracy.normalize(rng.normal(size=(*layout.grid, D))).astype(np.float32), layout
+    )
     weights = torch.from_numpy(accuracy.normalize(rng.normal(size=(9, D))).T.copy()).float()
     owner = np.arange(9)
     whole = decided(lambda cells: cells @ weights, owner, None, picture, 50, 40)
@@ -196,7 +227,11 @@ def test_the_sweep_is_mean_iou_at_each_threshold():
     rng = np.random.default_rng(3)
     sweep, pictures = Sweep(4, -1.0, 1.0), []
     for _ in range(3):
-        label, confidence, mask = rng.integers(0, 4, (9, 7)), rng.uniform(-1.1, 1.1, (9, 7)), rng.integers(0, 5, (9, 7))
+        label, confidence, mask = (
+            rng.integers(0, 4, (9, 7)),
+            rng.uniform(-1.1, 1.1, (9, 7)),
+            rng.integers(0, 5, (9, 7)),
+        )
         mask = np.where(mask == 4, 255, mask).astype(np.uint8)
         pictures.append((label, confidence.astype(np.float32), mask))
         sweep.add(*pictures[-1])
@@ -227,21 +262,38 @@ def test_the_best_threshold_lies_amid_those_that_are_as_good():
 
 def test_rules_are_those_of_the_papers_code():
     tcl, sclip, naclip, clearclip = (
-        {name: rule_of(protocol, name) for name in ("voc20", "voc21", "pc60", "cityscapes", "cocostuff", "coco_object")}
+        {
+            name: rule_of(protocol, name)
+            for name in ("voc20", "voc21", "pc60", "cityscapes", "cocostuff", "coco_object")
+        }
         for protocol in ("tcl", "sclip", "naclip", "clearclip")
     )
     assert {rule.view for rule in tcl.values()} == {View(448, 448, 224, "bilinear")}
     assert {rule.threshold for rule in tcl.values()} == {None}
     assert len(tcl["voc20"].prompts.templates) == 9
-    assert tcl["voc20"].prompts.templates[-3:] == ("a photo of the small {c}.", "a photo of many {c}.", "a photo of {c}s.")
+    assert tcl["voc20"].prompts.templates[-3:] == (
+        "a photo of the small {c}.",
+        "a photo of many {c}.",
+        "a photo of {c}s.",
+    )
     assert sclip["voc21"].view == View(336, 224, 112, "bilinear")
     assert (sclip["voc21"].scale, sclip["pc60"].scale, sclip["voc20"].scale) == (65, 50, 40)
     assert {naclip[name].view == sclip[name].view for name in naclip} == {True}
     assert (sclip["cityscapes"].view.size, sclip["cocostuff"].view.size) == (560, 448)
     assert {rule.scale for rule in naclip.values()} == {40}
-    assert [clearclip[name].threshold for name in ("voc20", "voc21", "pc60", "coco_object")] == [None, 0.5, 0.15, 0.4]
+    assert [clearclip[name].threshold for name in ("voc20", "voc21", "pc60", "coco_object")] == [
+        None,
+        0.5,
+        0.15,
+        0.4,
+    ]
     assert clearclip["cityscapes"].view == View(448, 224, 224, "bilinear")
-    assert [rule["voc20"].method for rule in (tcl, sclip, naclip, clearclip)] == ["maskclip", "sclip", "naclip", "clearclip"]
+    assert [rule["voc20"].method for rule in (tcl, sclip, naclip, clearclip)] == [
+        "maskclip",
+        "sclip",
+        "naclip",
+        "clearclip",
+    ]
     with pytest.raises(UserError, match="protocol of segmentation 'sclib'"):
         rule_of("sclib", "voc20")
 
@@ -251,7 +303,11 @@ def test_a_protocol_puts_its_rule_and_words_in_place_of_the_tasks():
     named = choose("sclip")
     assert named.changes(MODEL, own)
     asked = named.task(own)
-    assert (asked.view, asked.rule.method, asked.rule.threshold) == (View(336, 224, 112, "bilinear"), "sclip", 0.1)
+    assert (asked.view, asked.rule.method, asked.rule.threshold) == (
+        View(336, 224, 112, "bilinear"),
+        "sclip",
+        0.1,
+    )
     assert len(asked.prompts.templates) == 80
     assert asked.dense_needs() == {"test": ("sclip",)}
     other = choose("tcl", dense_method="naclip")
@@ -261,10 +317,15 @@ def test_a_protocol_puts_its_rule_and_words_in_place_of_the_tasks():
     assert method_alone.task(own).rule == replace(own.rule, method="plain")
     assert method_alone.task(own).prompts is own.prompts
     assert not choose("openai80").changes(MODEL, own)
-    assert not choose("native", dense_method="maskclip").changes(MODEL, own), "what changes nothing is native"
+    assert not choose("native", dense_method="maskclip").changes(MODEL, own), (
+        "what changes nothing is native"
+    )
     with pytest.raises(UserError, match="dense method 'sclap'"):
         choose("tcl", dense_method="sclap")
-    hashes = {repr(choose(name).task(own).protocol()) for name in ("native", "tcl", "sclip", "naclip", "clearclip")}
+    hashes = {
+        repr(choose(name).task(own).protocol())
+        for name in ("native", "tcl", "sclip", "naclip", "clearclip")
+    }
     assert len(hashes) == 5
 
 
@@ -298,8 +359,13 @@ def test_words_of_named_sets_are_the_protocols_and_those_of_own_data_their_names
     named = replace(task(), needs_data_root=True, rule=rule_of("sclip", "voc21"))
     assert named._words(data) == list(class_words("voc21", "sclip"))
     assert task(rule=rule_of("sclip", "voc21"))._words(data) == [(name,) for name in names]
-    listed = {rule: replace(named, name="voc21/x", rule=rule_of(rule, "voc21")).protocol() for rule in ("sclip", "clearclip")}
-    assert listed["sclip"]["words_sha256"] != listed["clearclip"]["words_sha256"], "the words themselves are hashed"
+    listed = {
+        rule: replace(named, name="voc21/x", rule=rule_of(rule, "voc21")).protocol()
+        for rule in ("sclip", "clearclip")
+    }
+    assert listed["sclip"]["words_sha256"] != listed["clearclip"]["words_sha256"], (
+        "the words themselves are hashed"
+    )
     assert "words_sha256" not in task().protocol()
 
 

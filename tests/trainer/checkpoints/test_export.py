@@ -1,4 +1,6 @@
-"""Exports: the other libraries' embeddings, token ids and pixels are ours; what is refused, and that nothing half is left."""
+"""Exports: the other libraries' embeddings, token ids and pixels are ours; what is refused, and
+that nothing half is left.
+"""
 
 from __future__ import annotations
 
@@ -47,13 +49,19 @@ from silc_bench.trainer.train import TrainState
 
 pytestmark = pytest.mark.broad
 
-UNEVEN = Config(  # every size differs between the towers, and no MLP is a whole multiple of its width
-    preset="uneven",
-    vision=VisionConfig(image_size=24, patch_size=8, width=24, depth=2, num_heads=3, mlp_dim=50),
-    text=TextConfig(vocab_size=300, context_length=12, width=40, depth=3, num_heads=5, mlp_dim=87),
-    views=ViewsConfig(global_size=24, local_size=8, num_local=1),
-    distillation=DistillationConfig(num_prototypes=8, hidden_dim=8, bottleneck_dim=4),
-    contrastive=ContrastiveConfig(loss="sigmoid"),
+UNEVEN = (
+    Config(  # every size differs between the towers, and no MLP is a whole multiple of its width
+        preset="uneven",
+        vision=VisionConfig(
+            image_size=24, patch_size=8, width=24, depth=2, num_heads=3, mlp_dim=50
+        ),
+        text=TextConfig(
+            vocab_size=300, context_length=12, width=40, depth=3, num_heads=5, mlp_dim=87
+        ),
+        views=ViewsConfig(global_size=24, local_size=8, num_local=1),
+        distillation=DistillationConfig(num_prototypes=8, hidden_dim=8, bottleneck_dim=4),
+        contrastive=ContrastiveConfig(loss="sigmoid"),
+    )
 )
 CONFIGS = {"uneven": UNEVEN, "shapes_tiny": make_preset("shapes_tiny")}
 CAPTIONS = ["a red ring", "a blue star on a green ground", "the photo of a small dog"]
@@ -68,13 +76,67 @@ PLAIN = [
 ]
 NASTY = [
     *PLAIN,
-    *("<eos>", "a <eos> b", "<eos><eos>", "<pad> <unk> [CLS] </s> <|endoftext|>", "Ġ Ċ", "▁a ##b @@c", "it's"),
-    *("a dog’s “ring”", "Tom &amp; Jerry &lt;3 &#39;", "naïve café", "cafe\u0301", "ﬁne ligature", "ＦＵＬＬ　ｗｉｄｔｈ"),
-    *("一张狗的照片", "犬の写真", "강아지 사진", "صورة كلب", "תמונה של כלב", "фото собаки", "หมา", "ΣΊΣΥΦΟΣ", "İstanbul"),
-    *("😀", "\U0001f469\u200d\U0001f469\u200d\U0001f467 family", "\U0001f3f3\ufe0f\u200d\U0001f308", "🇫🇷🇩🇪", "☃ snow ❄", "ẞ"),
-    *("  spaces   inside\tand\nlines\r\n ", "\u00a0nbsp\u2003em\u200bzero", "\u3000", "...", "!?#$%^&*()[]{}", "___"),
-    *("\x00nul\x07bell\x1b[31mred", "\ufeffbom", "\u202ertl", "\ufffd", "½ ² ™ № ℃", "ÃƒÂ© mojibake", "𝕬 𝓫 𝟙"),
-    *("e" + "\u0301" * 40, "1234567890 3.14", "http://a.b/c?d=e&f", "\U0010ffff", "ring\u2028line\u2029paragraph", "a-b_c.d,e"),
+    *(
+        "<eos>",
+        "a <eos> b",
+        "<eos><eos>",
+        "<pad> <unk> [CLS] </s> <|endoftext|>",
+        "Ġ Ċ",
+        "▁a ##b @@c",
+        "it's",
+    ),
+    *(
+        "a dog’s “ring”",
+        "Tom &amp; Jerry &lt;3 &#39;",
+        "naïve café",
+        "cafe\u0301",
+        "ﬁne ligature",
+        "ＦＵＬＬ　ｗｉｄｔｈ",
+    ),
+    *(
+        "一张狗的照片",
+        "犬の写真",
+        "강아지 사진",
+        "صورة كلب",
+        "תמונה של כלב",
+        "фото собаки",
+        "หมา",
+        "ΣΊΣΥΦΟΣ",
+        "İstanbul",
+    ),
+    *(
+        "😀",
+        "\U0001f469\u200d\U0001f469\u200d\U0001f467 family",
+        "\U0001f3f3\ufe0f\u200d\U0001f308",
+        "🇫🇷🇩🇪",
+        "☃ snow ❄",
+        "ẞ",
+    ),
+    *(
+        "  spaces   inside\tand\nlines\r\n ",
+        "\u00a0nbsp\u2003em\u200bzero",
+        "\u3000",
+        "...",
+        "!?#$%^&*()[]{}",
+        "___",
+    ),
+    *(
+        "\x00nul\x07bell\x1b[31mred",
+        "\ufeffbom",
+        "\u202ertl",
+        "\ufffd",
+        "½ ² ™ № ℃",
+        "ÃƒÂ© mojibake",
+        "𝕬 𝓫 𝟙",
+    ),
+    *(
+        "e" + "\u0301" * 40,
+        "1234567890 3.14",
+        "http://a.b/c?d=e&f",
+        "\U0010ffff",
+        "ring\u2028line\u2029paragraph",
+        "a-b_c.d,e",
+    ),
 ]
 
 
@@ -85,10 +147,14 @@ def made(config: Config) -> NativeModel:
     student.to_empty(device="cpu")
     generator = torch.Generator().manual_seed(0)
     for parameter in student.parameters():
-        torch.nn.init.normal_(parameter, std=0.05 if parameter.ndim > 1 else 0.2, generator=generator)
+        torch.nn.init.normal_(
+            parameter, std=0.05 if parameter.ndim > 1 else 0.2, generator=generator
+        )
     student.log_scale.data.fill_(2.5)
     student.config = config
-    tokenizer = Tokenizer.train(CAPTIONS, min(config.text.vocab_size, 300), config.text.context_length)
+    tokenizer = Tokenizer.train(
+        CAPTIONS, min(config.text.vocab_size, 300), config.text.context_length
+    )
     return NativeModel(f"{config.name}:student", student, student.vision, tokenizer)
 
 
@@ -102,7 +168,9 @@ def exported(model, tmp_path_factory):
     """Folder with an export of ``model`` for every target."""
     folder = tmp_path_factory.mktemp("exports")
     for target in exports.TARGETS:
-        export(model, target, folder / (target + (".safetensors" if target == "safetensors" else "")))
+        export(
+            model, target, folder / (target + (".safetensors" if target == "safetensors" else ""))
+        )
     return folder
 
 
@@ -120,13 +188,18 @@ def run(tmp_path_factory):
 
 def pictures(number: int = 3) -> list[Image.Image]:
     rng = np.random.default_rng(0)
-    return [Image.fromarray(rng.integers(0, 256, (50 + 31 * n, 133 - 17 * n, 3), dtype=np.uint8)) for n in range(number)]
+    return [
+        Image.fromarray(rng.integers(0, 256, (50 + 31 * n, 133 - 17 * n, 3), dtype=np.uint8))
+        for n in range(number)
+    ]
 
 
 def ours(model, texts=PLAIN, number=3):
     """Our embeddings of ``number`` pictures and of ``texts``."""
     with torch.no_grad():
-        images = model.encode_image(torch.stack([model.preprocess(picture) for picture in pictures(number)]))
+        images = model.encode_image(
+            torch.stack([model.preprocess(picture) for picture in pictures(number)])
+        )
         return images, model.encode_text(model.tokenize(texts))
 
 
@@ -137,7 +210,9 @@ def assert_same(found, expected):
 
 
 def through_transformers(folder: Path, texts=PLAIN, number=3):
-    """Its embeddings of the pictures and texts, with its own reading of both; and all that the model returned."""
+    """Its embeddings of the pictures and texts, with its own reading of both; and all that the
+    model returned.
+    """
     import transformers
 
     network = transformers.AutoModel.from_pretrained(folder).eval()
@@ -147,7 +222,11 @@ def through_transformers(folder: Path, texts=PLAIN, number=3):
     assert set(tokens) == {"input_ids"}, "the model reads its padding: no mask"
     with torch.no_grad():
         outputs = network(**processor(pictures(number), return_tensors="pt"), **tokens)
-    return outputs.vision_model_output.pooler_output, outputs.text_model_output.pooler_output, outputs
+    return (
+        outputs.vision_model_output.pooler_output,
+        outputs.text_model_output.pooler_output,
+        outputs,
+    )
 
 
 def through_open_clip(folder: Path, texts=PLAIN, number=3):
@@ -157,7 +236,9 @@ def through_open_clip(folder: Path, texts=PLAIN, number=3):
     network.eval()
     tokens = open_clip.get_tokenizer(f"local-dir:{folder}")(texts)
     with torch.no_grad():
-        images = network.encode_image(torch.stack([preprocess(picture) for picture in pictures(number)]))
+        images = network.encode_image(
+            torch.stack([preprocess(picture) for picture in pictures(number)])
+        )
         return images, network.encode_text(tokens), network
 
 
@@ -169,7 +250,12 @@ def test_transformers_gives_the_same_embeddings_and_logits(model, exported):
     images, texts = ours(model)
     assert_same(found, (images, texts))
     cosine = torch.cosine_similarity(images[:, None], texts[None], dim=-1)
-    torch.testing.assert_close(outputs.logits_per_image, model.logit_scale * cosine + model.logit_bias, atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(
+        outputs.logits_per_image,
+        model.logit_scale * cosine + model.logit_bias,
+        atol=1e-4,
+        rtol=1e-5,
+    )
 
 
 def test_open_clip_gives_the_same_embeddings_and_logits(model, exported):
@@ -181,7 +267,16 @@ def test_open_clip_gives_the_same_embeddings_and_logits(model, exported):
 
 def test_one_file_is_the_same_model(model, exported):
     again = load_model(str(exported / "safetensors.safetensors"))
-    for field in ("name", "revision", "config", "num_params", "image_protocol", "text_protocol", "logit_scale", "logit_bias"):
+    for field in (
+        "name",
+        "revision",
+        "config",
+        "num_params",
+        "image_protocol",
+        "text_protocol",
+        "logit_scale",
+        "logit_bias",
+    ):
         assert getattr(again, field) == getattr(model, field), field
     for found, expected in zip(ours(again, NASTY), ours(model, NASTY), strict=True):
         assert torch.equal(found, expected)
@@ -189,8 +284,12 @@ def test_one_file_is_the_same_model(model, exported):
 
 @pytest.mark.slow
 def test_a_model_of_the_shape_of_b16(tmp_path, monkeypatch):
-    """The real sizes: 203 M parameters, 32,000 tokens, 256 px; 15 s of one core and 0.8 GB on disk at a time."""
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # whether the files outlive a power cut is not asked here
+    """The real sizes: 203 M parameters, 32,000 tokens, 256 px; 15 s of one core and 0.8 GB on disk
+    at a time.
+    """
+    monkeypatch.setattr(
+        os, "fsync", lambda descriptor: None
+    )  # whether the files outlive a power cut is not asked here
     model = made(make_preset("b16"))
     assert model.num_params > 200e6
     expected = ours(model, PLAIN[:2], 1)
@@ -238,7 +337,9 @@ def test_transformers_reads_texts_as_we_do(model, exported):
     assert len(NASTY) >= 50
     tokenizer = transformers.AutoTokenizer.from_pretrained(exported / "hf")
     length = model.config.text.context_length
-    found = tokenizer(NASTY, padding="max_length", max_length=length, truncation=True, return_tensors="pt")["input_ids"]
+    found = tokenizer(
+        NASTY, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+    )["input_ids"]
     assert torch.equal(found, model.tokenize(NASTY))
     alone = [tokenizer(text, padding="max_length", truncation=True)["input_ids"] for text in NASTY]
     assert alone == found.tolist(), "the trained length is known to the tokenizer"
@@ -250,7 +351,9 @@ def test_open_clip_reads_texts_as_we_do_after_its_own_repair(model, exported):
 
     tokenizer = open_clip.get_tokenizer(f"local-dir:{exported / 'open_clip'}")
     assert torch.equal(tokenizer(PLAIN), model.tokenize(PLAIN))
-    assert torch.equal(tokenizer(NASTY), model.tokenize([whitespace_clean(basic_clean(text)) for text in NASTY]))
+    assert torch.equal(
+        tokenizer(NASTY), model.tokenize([whitespace_clean(basic_clean(text)) for text in NASTY])
+    )
 
 
 def test_pictures_become_the_same_pixels(model, exported):
@@ -264,7 +367,9 @@ def test_pictures_become_the_same_pixels(model, exported):
         expected = model.preprocess(picture)
         assert torch.equal(preprocess(picture), expected)
         assert torch.equal(torch.as_tensor(exact(picture)["pixel_values"][0]), expected)
-        assert (torch.as_tensor(default(picture)["pixel_values"][0]) - expected).abs().max() < 3 / 127.5
+        assert (
+            torch.as_tensor(default(picture)["pixel_values"][0]) - expected
+        ).abs().max() < 3 / 127.5
 
 
 # ---- without us ----
@@ -274,7 +379,9 @@ OWN_PACKAGES = ("silc_bench", "trainer", "tasks")
 
 
 def test_the_libraries_import_nothing_of_ours(model, exported, tmp_path, monkeypatch):
-    """In this process, where our packages cannot be imported meanwhile; the transformers folder has been moved."""
+    """In this process, where our packages cannot be imported meanwhile; the transformers folder has
+    been moved.
+    """
     expected = ours(model)
     shutil.copytree(exported / "hf", tmp_path / "moved")
     for name in [name for name in sys.modules if name.split(".")[0] in OWN_PACKAGES]:
@@ -283,12 +390,18 @@ def test_the_libraries_import_nothing_of_ours(model, exported, tmp_path, monkeyp
         monkeypatch.setitem(sys.modules, name, None)  # an import of it fails
     assert_same(through_transformers(tmp_path / "moved"), expected)
     assert_same(through_open_clip(exported / "open_clip"), expected)
-    assert not [name for name in sys.modules if name.startswith(tuple(f"{package}." for package in OWN_PACKAGES))]
+    assert not [
+        name
+        for name in sys.modules
+        if name.startswith(tuple(f"{package}." for package in OWN_PACKAGES))
+    ]
 
 
 @pytest.mark.slow
 def test_the_libraries_need_nothing_of_ours(tmp_path):
-    """Another process, in another folder, that cannot import this package; the transformers folder has been moved."""
+    """Another process, in another folder, that cannot import this package; the transformers folder
+    has been moved.
+    """
     model = made(CONFIGS["shapes_tiny"])
     export(model, "open_clip", tmp_path / "open_clip")
     export(model, "hf", tmp_path / "hf")
@@ -333,7 +446,10 @@ def test_the_libraries_need_nothing_of_ours(tmp_path):
     assert done.returncode == 0, done.stderr
     found = np.load(tmp_path / "found.npz")
     for library in ("hf", "open_clip"):
-        assert_same([torch.from_numpy(found[f"{library}_{kind}"]) for kind in ("images", "texts")], ours(model))
+        assert_same(
+            [torch.from_numpy(found[f"{library}_{kind}"]) for kind in ("images", "texts")],
+            ours(model),
+        )
 
 
 # ---- the command ----
@@ -363,7 +479,9 @@ def test_the_command_says_how_to_load_what_it_wrote(run, tmp_path, monkeypatch, 
     assert [path.name for path in Path("new").iterdir()] == [out.name], "no temporary file is left"
     if target == "open_clip":
         settings = json.loads((out / "open_clip_config.json").read_text())
-        assert settings["model_cfg"]["vision_cfg"]["timm_model_name"] == f"local-dir:{tmp_path / out}", "from any folder"
+        assert (
+            settings["model_cfg"]["vision_cfg"]["timm_model_name"] == f"local-dir:{tmp_path / out}"
+        ), "from any folder"
 
 
 def test_an_empty_folder_is_as_good_as_none(run, tmp_path):
@@ -375,7 +493,10 @@ def test_an_empty_folder_is_as_good_as_none(run, tmp_path):
 @pytest.mark.parametrize(
     ("ckpt", "reason"),
     [
-        ("open_clip:ViT-B-32/random", "only models trained here can be exported, and open_clip: names one of another library"),
+        (
+            "open_clip:ViT-B-32/random",
+            "only models trained here can be exported, and open_clip: names one of another library",
+        ),
         ("foreign.pt", "only models trained here can be exported, and this is no checkpoint"),
         ("foreign", "only models trained here can be exported, and this is no checkpoint"),
         ("nowhere", "no such file or folder"),
@@ -395,7 +516,11 @@ def test_what_was_not_trained_here_is_refused(run, tmp_path, monkeypatch, ckpt, 
     ("target", "out", "reason"),
     [
         ("opn_clip", "out", "unknown target of an export 'opn_clip'; did you mean open_clip?"),
-        ("hf", "full", "full exists already and is not overwritten; remove it, or choose another --out"),
+        (
+            "hf",
+            "full",
+            "full exists already and is not overwritten; remove it, or choose another --out",
+        ),
         ("hf", "file", "file exists already"),
         ("hf", "dangling", "dangling exists already"),
         ("safetensors", "file.safetensors", "exists already"),
@@ -405,7 +530,9 @@ def test_what_was_not_trained_here_is_refused(run, tmp_path, monkeypatch, ckpt, 
         ("hf", "/proc/out", "/proc"),
     ],
 )
-def test_where_it_cannot_go_is_said_before_anything_is_loaded(tmp_path, monkeypatch, target, out, reason):
+def test_where_it_cannot_go_is_said_before_anything_is_loaded(
+    tmp_path, monkeypatch, target, out, reason
+):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(exports, "load_trained", lambda spec: pytest.fail("loaded"))
     Path("full").mkdir()
@@ -415,7 +542,12 @@ def test_where_it_cannot_go_is_said_before_anything_is_loaded(tmp_path, monkeypa
     if out.startswith("/proc"):  # root may write anywhere but here
         monkeypatch.setattr(os, "access", lambda path, mode: False)
     assert reason in refusal(command("run", "--to", target, "--out", out))
-    assert Path("file").read_text() == Path("file.safetensors").read_text() == Path("full/x").read_text() == "mine"
+    assert (
+        Path("file").read_text()
+        == Path("file.safetensors").read_text()
+        == Path("full/x").read_text()
+        == "mine"
+    )
 
 
 @pytest.mark.parametrize("target", exports.TARGETS)
@@ -450,7 +582,9 @@ def test_what_appears_in_its_place_meanwhile_stays(model, tmp_path, monkeypatch)
 def test_a_diverged_model_is_not_exported(tmp_path):
     model = made(UNEVEN)
     model.text.norm.weight.data[3] = float("nan")
-    with pytest.raises(UserError, match=r"uneven-silc:student is not exported.*text\.norm\.weight is not finite"):
+    with pytest.raises(
+        UserError, match=r"uneven-silc:student is not exported.*text\.norm\.weight is not finite"
+    ):
         export(model, "hf", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -466,9 +600,18 @@ def with_config(words: dict, section: str, **changes) -> dict:
 
 FORGERIES = {
     "another branch": lambda words, weights: ({**words, "branch": "ema"}, weights),
-    "no branch": lambda words, weights: ({k: v for k, v in words.items() if k != "branch"}, weights),
-    "no config": lambda words, weights: ({k: v for k, v in words.items() if k != "config"}, weights),
-    "no tokenizer": lambda words, weights: ({k: v for k, v in words.items() if k != "tokenizer"}, weights),
+    "no branch": lambda words, weights: (
+        {k: v for k, v in words.items() if k != "branch"},
+        weights,
+    ),
+    "no config": lambda words, weights: (
+        {k: v for k, v in words.items() if k != "config"},
+        weights,
+    ),
+    "no tokenizer": lambda words, weights: (
+        {k: v for k, v in words.items() if k != "tokenizer"},
+        weights,
+    ),
     "config no JSON": lambda words, weights: ({**words, "config": "{"}, weights),
     "config deep": lambda words, weights: ({**words, "config": "[" * 100_000}, weights),
     "config a list": lambda words, weights: ({**words, "config": "[]"}, weights),
@@ -478,11 +621,20 @@ FORGERIES = {
     "overflow": lambda words, weights: (with_config(words, "text", vocab_size=10**40), weights),
     "longer": lambda words, weights: (with_config(words, "text", context_length=10**9), weights),
     "tokenizer no JSON": lambda words, weights: ({**words, "tokenizer": "x"}, weights),
-    "other tokenizer": lambda words, weights: ({**words, "tokenizer": words["tokenizer"].replace("<eos>", "<end>")}, weights),
-    "a tensor less": lambda words, weights: (words, {k: v for k, v in weights.items() if k != "log_scale"}),
+    "other tokenizer": lambda words, weights: (
+        {**words, "tokenizer": words["tokenizer"].replace("<eos>", "<end>")},
+        weights,
+    ),
+    "a tensor less": lambda words, weights: (
+        words,
+        {k: v for k, v in weights.items() if k != "log_scale"},
+    ),
     "a tensor more": lambda words, weights: (words, {**weights, "text.extra": torch.ones(2)}),
     "another shape": lambda words, weights: (words, {**weights, "log_scale": torch.ones(2)}),
-    "not finite": lambda words, weights: (words, {**weights, "log_scale": torch.tensor(float("inf"))}),
+    "not finite": lambda words, weights: (
+        words,
+        {**weights, "log_scale": torch.tensor(float("inf"))},
+    ),
 }
 
 

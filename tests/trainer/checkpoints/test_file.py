@@ -1,4 +1,6 @@
-"""Checkpoints: all or nothing on the disk, two kept, and nothing executed or believed of a file that is not one."""
+"""Checkpoints: all or nothing on the disk, two kept, and nothing executed or believed of a file
+that is not one.
+"""
 
 import errno
 import hashlib
@@ -30,9 +32,15 @@ def payload(step=3):
     return {
         "config": json.dumps(to_dict(shapes_tiny())),
         "tokenizer": "{}",
-        "student": {"weight": torch.randn(30, 20, generator=generator), "half": torch.randn(4, generator=generator).bfloat16()},
+        "student": {
+            "weight": torch.randn(30, 20, generator=generator),
+            "half": torch.randn(4, generator=generator).bfloat16(),
+        },
         "teacher": {"center": torch.randn(7, generator=generator)},
-        "optimizer": {"state": {0: {"step": torch.tensor(3.0), "exp_avg": torch.ones(5)}}, "param_groups": [{"lr": 0.1}]},
+        "optimizer": {
+            "state": {0: {"step": torch.tensor(3.0), "exp_avg": torch.ones(5)}},
+            "param_groups": [{"lr": 0.1}],
+        },
         "step": step,
         "samples_seen": 8 * step,
         "position": 8 * step + 1,
@@ -43,7 +51,9 @@ def equal(one, other):
     if isinstance(one, torch.Tensor):
         return one.dtype == other.dtype and torch.equal(one, other)
     if isinstance(one, dict):
-        return one.keys() == other.keys() and all(equal(value, other[key]) for key, value in one.items())
+        return one.keys() == other.keys() and all(
+            equal(value, other[key]) for key, value in one.items()
+        )
     if isinstance(one, list):
         return len(one) == len(other) and all(map(equal, one, other))
     return one == other
@@ -65,7 +75,86 @@ def good(tmp_path_factory):
     return checkpoint.save(tmp_path_factory.mktemp("good"), payload())
 
 
-# --- what is written -----------------------------------------------------------------------------------------------------
+# --- what is written
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+# -----------------------------------------------------------------------------------------------------
 
 
 def test_round_trip(tmp_path):
@@ -77,7 +166,12 @@ def test_round_trip(tmp_path):
 
 def test_the_words_beside_it(tmp_path):
     words = json.loads(checkpoint.save(tmp_path, payload()).with_suffix(".json").read_text())
-    assert (words["step"], words["samples_seen"], words["position"], words["format"]) == (3, 24, 25, checkpoint.FORMAT)
+    assert (words["step"], words["samples_seen"], words["position"], words["format"]) == (
+        3,
+        24,
+        25,
+        checkpoint.FORMAT,
+    )
     assert words["config"]["preset"] == "shapes_tiny"
 
 
@@ -115,7 +209,9 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_nothing_else(tmp_path, monke
     with pytest.raises(OSError, match="No space left"):
         checkpoint.save(tmp_path, payload(2))
     assert listing(tmp_path) == before
-    assert equal(checkpoint.load(checkpoint.find(tmp_path)), {"format": checkpoint.FORMAT, **payload(1)})
+    assert equal(
+        checkpoint.load(checkpoint.find(tmp_path)), {"format": checkpoint.FORMAT, **payload(1)}
+    )
 
 
 @contextmanager
@@ -134,7 +230,9 @@ def small_files():
 
 @pytest.fixture
 def state(tiny):
-    return TrainState.create(tiny(), Tokenizer.train(["a red circle"] * 3, 300, 12), torch.device("cpu"))
+    return TrainState.create(
+        tiny(), Tokenizer.train(["a red circle"] * 3, 300, 12), torch.device("cpu")
+    )
 
 
 def write_fails(run, state):
@@ -151,7 +249,9 @@ def write_fails(run, state):
 @pytest.mark.timing
 def test_a_write_that_fails_names_the_last_good_checkpoint(tmp_path, state):
     message = write_fails(tmp_path, state)
-    assert re.fullmatch(r"step 0: the checkpoint could not be written to .*; there is none yet", message)
+    assert re.fullmatch(
+        r"step 0: the checkpoint could not be written to .*; there is none yet", message
+    )
     assert listing(tmp_path) == {}
 
 
@@ -162,7 +262,10 @@ def test_a_write_that_failed_is_told_before_the_next_one_begins(tmp_path, monkey
     monkeypatch.setattr(torch, "save", half_a_file)
     with checkpoint.Writer(tmp_path) as writer:
         writer.write(payload(3))
-        with pytest.raises(RunError, match=rf"step 3: the checkpoint could not be written .*the last good one is {kept[1]}$"):
+        with pytest.raises(
+            RunError,
+            match=rf"step 3: the checkpoint could not be written .*the last good one is {kept[1]}$",
+        ):
             writer.write(payload(4))
         monkeypatch.undo()
         writer.write(payload(5), score=0.5)
@@ -232,11 +335,18 @@ def test_an_error_of_the_run_is_not_hidden_by_that_of_a_write(tmp_path, monkeypa
 def test_the_best_stays_beside_the_newest(tmp_path):
     for step, score in enumerate([0.1, 0.5, None, 0.5, 0.2, None, None, 0.4]):
         checkpoint.save(tmp_path, payload(step), score)
-    assert [p.name for p in checkpoint.all_in(tmp_path)] == [f"step_{step:08d}.pt" for step in (3, 6, 7)]
+    assert [p.name for p in checkpoint.all_in(tmp_path)] == [
+        f"step_{step:08d}.pt" for step in (3, 6, 7)
+    ]
     assert checkpoint.best_in(tmp_path).name == "step_00000003.pt"
     checkpoint.save(tmp_path, payload(8), 0.6)
     assert [p.name for p in checkpoint.all_in(tmp_path)] == ["step_00000007.pt", "step_00000008.pt"]
-    assert sorted(p.suffix for p in (tmp_path / "checkpoints").iterdir()) == [".json", ".json", ".pt", ".pt"]
+    assert sorted(p.suffix for p in (tmp_path / "checkpoints").iterdir()) == [
+        ".json",
+        ".json",
+        ".pt",
+        ".pt",
+    ]
 
 
 def test_without_scores_none_is_best(tmp_path):
@@ -253,7 +363,9 @@ def test_the_words_hold_the_checksum(tmp_path):
 def test_words_come_first_and_a_checkpoint_needs_none(tmp_path, monkeypatch):
     """So no moment has a checkpoint without its checksum; where the words are lost the archive has checksums of its own."""
     placed, real = [], os.replace
-    monkeypatch.setattr(os, "replace", lambda old, new: placed.append(os.path.basename(new)) or real(old, new))
+    monkeypatch.setattr(
+        os, "replace", lambda old, new: placed.append(os.path.basename(new)) or real(old, new)
+    )
     path = checkpoint.save(tmp_path, payload(), score=0.5)
     assert placed == ["step_00000003.json", "step_00000003.pt"]
     for words in ("", "{", "[1]", "3"):
@@ -299,7 +411,10 @@ def test_nothing_whole_to_fall_back_to(tmp_path):
     """The newest is the one that is told of."""
     for step in (1, 2):
         checkpoint.save(tmp_path, payload(step)).write_bytes(b"")
-    with pytest.raises(checkpoint.DamagedCheckpointError, match=r"step_00000002\.pt: damaged: its sha256 is not that of"):
+    with pytest.raises(
+        checkpoint.DamagedCheckpointError,
+        match=r"step_00000002\.pt: damaged: its sha256 is not that of",
+    ):
         checkpoint.load_newest(tmp_path)
 
 
@@ -338,7 +453,11 @@ def test_nothing_is_executed(tmp_path, kind):
     if kind == "pickle":
         path.write_bytes(pickle.dumps(Shell(marker)))
     else:
-        hostile = {"format": checkpoint.FORMAT, **payload(), "optimizer": Shell(marker)} if kind == "inside" else Shell(marker)
+        hostile = (
+            {"format": checkpoint.FORMAT, **payload(), "optimizer": Shell(marker)}
+            if kind == "inside"
+            else Shell(marker)
+        )
         torch.save(hostile, path, _use_new_zipfile_serialization=kind != "legacy")
     message = refused(path)
     assert not marker.exists()
@@ -442,9 +561,15 @@ def test_student_and_teacher_are_loaded_as_they_were(run, state):
             assert torch.equal(model.encode_image(images), vision(images))
             patches = model.encode_dense(images, ["tokens"])["tokens"].flatten(1, 2)
             assert torch.equal(patches, vision.tokens(images))
-            assert torch.equal(model.encode_text(model.tokenize(["a red circle", "a blue square"])), state.student.text(tokens))
+            assert torch.equal(
+                model.encode_text(model.tokenize(["a red circle", "a blue square"])),
+                state.student.text(tokens),
+            )
         assert model.logit_scale == pytest.approx(10.0)
-    assert native.load(run).revision == native.load(run / "checkpoints" / "step_00000000.pt", "student").revision
+    assert (
+        native.load(run).revision
+        == native.load(run / "checkpoints" / "step_00000000.pt", "student").revision
+    )
     assert native.load(run, "teacher").revision != native.load(run).revision
 
 

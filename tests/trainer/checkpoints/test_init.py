@@ -1,4 +1,6 @@
-"""``--init``: a run's first step has the source's embeddings, by the source's own library; what cannot be exact is refused."""
+"""``--init``: a run's first step has the source's embeddings, by the source's own library; what
+cannot be exact is refused.
+"""
 
 from __future__ import annotations
 
@@ -90,8 +92,12 @@ def uneven(tiny):
 
 
 def random_run(config, folder: Path) -> Path:
-    """A checkpoint no number of which is zero or one by default, and whose teacher is another model than its student."""
-    state = TrainState.create(config, Tokenizer.train(CAPTIONS, 300, config.text.context_length), CPU)
+    """A checkpoint no number of which is zero or one by default, and whose teacher is another model
+    than its student.
+    """
+    state = TrainState.create(
+        config, Tokenizer.train(CAPTIONS, 300, config.text.context_length), CPU
+    )
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in state.student.parameters():
@@ -122,9 +128,13 @@ def test_transformers(kind, tiny, tmp_path, request):
     model = load_model(f"hf:{folder}")
     config = at_source_size(fitted(tiny(), f"hf:{folder}"), model)
     state, said = started(config), " ".join(read_start(config).said)
-    assert ("made by squash / none / bilinear" in said) == (kind == "siglip2"), "what the folder says of its pictures"
+    assert ("made by squash / none / bilinear" in said) == (kind == "siglip2"), (
+        "what the folder says of its pictures"
+    )
     network = transformers.AutoModel.from_pretrained(folder).eval()
-    tokens = model.tokenize(TEXTS)  # its own tokenizer, compared with the library in tests/silc_bench/models
+    tokens = model.tokenize(
+        TEXTS
+    )  # its own tokenizer, compared with the library in tests/silc_bench/models
     assert torch.equal(state.tokenizer(TEXTS), tokens)
     with torch.no_grad():
         outputs = network(input_ids=tokens, pixel_values=pixels(32))
@@ -153,11 +163,15 @@ def bring_sentencepiece(folder: Path, model: Path) -> None:
 def test_open_clip(gelu, uneven, tmp_path):
     import open_clip
 
-    config = replace(uneven, vision=replace(uneven.vision, gelu=gelu), text=replace(uneven.text, gelu=gelu))
+    config = replace(
+        uneven, vision=replace(uneven.vision, gelu=gelu), text=replace(uneven.text, gelu=gelu)
+    )
     run, folder = random_run(config, tmp_path / "run"), tmp_path / "open_clip"
     export(native.load(run), "open_clip", folder)
     state = started(replace(config, init=f"open_clip:{folder}"))
-    network = open_clip.create_model_from_pretrained(f"local-dir:{folder}", return_transform=False).eval()
+    network = open_clip.create_model_from_pretrained(
+        f"local-dir:{folder}", return_transform=False
+    ).eval()
     tokens = open_clip.get_tokenizer(f"local-dir:{folder}")(TEXTS)
     assert torch.equal(state.tokenizer(TEXTS), tokens)
     with torch.no_grad():
@@ -165,8 +179,12 @@ def test_open_clip(gelu, uneven, tmp_path):
         assert_same(state.student.text(tokens), network.encode_text(tokens))
     assert state.student.log_scale.item() == network.logit_scale.item()
     other = "exact" if gelu == "tanh" else "tanh"
-    with pytest.raises(UserError, match=rf"vision\.gelu {gelu} there and {other} here.*--set vision\.gelu={gelu}"):
-        read_start(replace(config, init=f"open_clip:{folder}", vision=replace(config.vision, gelu=other)))
+    with pytest.raises(
+        UserError, match=rf"vision\.gelu {gelu} there and {other} here.*--set vision\.gelu={gelu}"
+    ):
+        read_start(
+            replace(config, init=f"open_clip:{folder}", vision=replace(config.vision, gelu=other))
+        )
 
 
 def test_big_vision(tiny, tmp_path, pieces, theirs):  # noqa: F811
@@ -208,13 +226,18 @@ SMALL_CLIPS = {
 
 @pytest.fixture
 def small_clips(tmp_path):
-    """SMALL_CLIPS are known to open_clip as its own ViT-B-32 and RN50 are, of which they are small copies."""
+    """SMALL_CLIPS are known to open_clip as its own ViT-B-32 and RN50 are, of which they are small
+    copies.
+    """
     import open_clip
 
     folder = tmp_path / "archs"
     folder.mkdir()
     for name, vision in SMALL_CLIPS.items():
-        hf_folders.write_json(folder / f"{name}.json", {"embed_dim": 32, "vision_cfg": vision, "text_cfg": TEXT_OF_CLIP})
+        hf_folders.write_json(
+            folder / f"{name}.json",
+            {"embed_dim": 32, "vision_cfg": vision, "text_cfg": TEXT_OF_CLIP},
+        )
     open_clip.add_model_config(folder)
     yield
     open_clip.factory._MODEL_CONFIG_PATHS.remove(folder)
@@ -224,7 +247,12 @@ def small_clips(tmp_path):
 
 @pytest.mark.usefixtures("small_clips")
 @pytest.mark.parametrize(
-    "spec", ["open_clip:small-clip/random", "open_clip:small-resnet/random", "timm:vit_tiny_patch16_224/random"]
+    "spec",
+    [
+        "open_clip:small-clip/random",
+        "open_clip:small-resnet/random",
+        "timm:vit_tiny_patch16_224/random",
+    ],
 )
 def test_other_libraries_models_that_are_no_siglip(spec, tiny):
     reason = "it reads no texts" if spec.startswith("timm") else "it is no SigLIP"
@@ -238,12 +266,16 @@ def test_what_only_the_numbers_tell_is_refused(tiny, tmp_path, monkeypatch):
     config = fitted(tiny(), f"hf:{folder}")
     monkeypatch.setitem(foreign_transformers.PARTS, "norm1", "layer_norm2")
     monkeypatch.setitem(foreign_transformers.PARTS, "norm2", "layer_norm1")
-    with pytest.raises(UserError, match=r"embeddings of pictures come out otherwise .* nothing is approximated"):
+    with pytest.raises(
+        UserError, match=r"embeddings of pictures come out otherwise .* nothing is approximated"
+    ):
         read_start(config)
 
 
 def with_weight(towers, name, value):
-    return replace(towers, weights={**towers.weights, name: torch.full_like(towers.weights[name], value)})
+    return replace(
+        towers, weights={**towers.weights, name: torch.full_like(towers.weights[name], value)}
+    )
 
 
 def with_another_token(towers):
@@ -262,15 +294,25 @@ def with_another_token(towers):
             with_another_token,
             r"its tokenizer cannot be kept .*: 'two  dogs\\tand\\n3.14 cats' would be read as \[",
         ),
-        (lambda towers: with_weight(towers, "vision.patch.bias", math.nan), "its embeddings of pictures come out otherwise"),
-        (lambda towers: with_weight(towers, "text.head.bias", 0.01), "its embeddings of texts come out otherwise"),
+        (
+            lambda towers: with_weight(towers, "vision.patch.bias", math.nan),
+            "its embeddings of pictures come out otherwise",
+        ),
+        (
+            lambda towers: with_weight(towers, "text.head.bias", 0.01),
+            "its embeddings of texts come out otherwise",
+        ),
     ],
 )
-def test_what_is_kept_is_proved_on_pictures_texts_and_tokens(tiny, tmp_path, monkeypatch, change, reason):
+def test_what_is_kept_is_proved_on_pictures_texts_and_tokens(
+    tiny, tmp_path, monkeypatch, change, reason
+):
     """Whatever a reader of another library's model gets wrong."""
     folder = hf_folders.write("siglip", tmp_path / "hf")
     read = foreign_init.towers_of
-    monkeypatch.setattr("silc_bench.trainer.checkpoints.init.towers_of", lambda model: change(read(model)))
+    monkeypatch.setattr(
+        "silc_bench.trainer.checkpoints.init.towers_of", lambda model: change(read(model))
+    )
     with pytest.raises(UserError, match=f"--init hf:{folder}: {reason}"):
         read_start(replace(tiny(), init=f"hf:{folder}"))
 
@@ -297,10 +339,16 @@ def test_a_run(branch, uneven, tmp_path):
     state = started(replace(uneven, init=f"{run}:{branch}"))
     with torch.no_grad():
         assert torch.equal(state.student.vision(pixels(24)), source.encode_image(pixels(24)))
-        assert torch.equal(state.student.text(source.tokenize(TEXTS)), source.encode_text(source.tokenize(TEXTS)))
-    assert torch.equal(state.student.head.prototypes, payload[branch]["head.prototypes"]), "the head is the branch's"
+        assert torch.equal(
+            state.student.text(source.tokenize(TEXTS)), source.encode_text(source.tokenize(TEXTS))
+        )
+    assert torch.equal(state.student.head.prototypes, payload[branch]["head.prototypes"]), (
+        "the head is the branch's"
+    )
     assert torch.equal(state.teacher.center, payload["teacher"]["center"])
-    for mine, ours in zip(state.teacher.vision.parameters(), state.student.vision.parameters(), strict=True):
+    for mine, ours in zip(
+        state.teacher.vision.parameters(), state.student.vision.parameters(), strict=True
+    ):
         assert torch.equal(mine, ours), "the teacher starts as the student's copy"
     assert state.student.log_scale.item() == 2.5
     assert state.student.logit_bias.item() == payload["student"]["logit_bias"].item()
@@ -310,18 +358,26 @@ def test_a_run(branch, uneven, tmp_path):
 
 
 def test_an_export_has_no_head(uneven, tmp_path):
-    export(native.load(random_run(uneven, tmp_path / "run")), "safetensors", tmp_path / "x.safetensors")
+    export(
+        native.load(random_run(uneven, tmp_path / "run")), "safetensors", tmp_path / "x.safetensors"
+    )
     config = replace(uneven, init=str(tmp_path / "x.safetensors"))
-    assert any("starts afresh: the source has none" in sentence for sentence in read_start(config).said)
+    assert any(
+        "starts afresh: the source has none" in sentence for sentence in read_start(config).said
+    )
     fresh = TrainState.create(uneven, Tokenizer.train(CAPTIONS, 300, 12), CPU)
     assert torch.equal(started(config).student.head.prototypes, fresh.student.head.prototypes)
 
 
 def test_a_head_of_another_shape_is_fresh_and_said(uneven, tmp_path):
     run = random_run(uneven, tmp_path / "run")
-    config = replace(uneven, init=str(run), distillation=replace(uneven.distillation, num_prototypes=32))
+    config = replace(
+        uneven, init=str(run), distillation=replace(uneven.distillation, num_prototypes=32)
+    )
     said = " ".join(read_start(config).said)
-    assert "another shape (64 prototypes of 16) than this run's (32 of 16) and starts afresh" in said
+    assert (
+        "another shape (64 prototypes of 16) than this run's (32 of 16) and starts afresh" in said
+    )
     assert started(config).teacher.center.abs().max() == 0
 
 
@@ -349,14 +405,19 @@ def test_other_sizes_name_both_sides_and_what_fits(section, uneven, tmp_path):
     run = random_run(uneven, tmp_path / "run")
     config = replace(uneven, init=str(run), **{section: replace(getattr(uneven, section), depth=5)})
     there = getattr(uneven, section).depth
-    with pytest.raises(UserError, match=rf"{section}\.depth {there} there and 5 here; use --set {section}\.depth={there}$"):
+    with pytest.raises(
+        UserError,
+        match=rf"{section}\.depth {there} there and 5 here; use --set {section}\.depth={there}$",
+    ):
         read_start(config)
 
 
 def test_the_preset_that_fits_is_named(tiny, tmp_path):
     from silc_bench.trainer.config.presets import configure
 
-    run = random_run(configure("shapes_tiny", "silc", sets=["text.vocab_size=300"]), tmp_path / "run")
+    run = random_run(
+        configure("shapes_tiny", "silc", sets=["text.vocab_size=300"]), tmp_path / "run"
+    )
     with pytest.raises(UserError, match=r"; use --preset shapes_tiny --set text\.vocab_size=300$"):
         read_start(replace(tiny(), init=str(run)))
 
@@ -365,13 +426,23 @@ def test_a_softmax_has_no_bias_and_a_sigmoid_starts_one(uneven, tmp_path):
     softmax = replace(uneven, contrastive=replace(uneven.contrastive, loss="softmax"))
     run = random_run(softmax, tmp_path / "run")
     config = replace(uneven, init=str(run))
-    assert any("it has no bias, which the sigmoid loss needs" in sentence for sentence in read_start(config).said)
+    assert any(
+        "it has no bias, which the sigmoid loss needs" in sentence
+        for sentence in read_start(config).said
+    )
     assert started(config).student.logit_bias.item() == -10
-    assert started(replace(softmax, init=str(random_run(uneven, tmp_path / "sigmoid")))).student.logit_bias.item() == 0
+    assert (
+        started(
+            replace(softmax, init=str(random_run(uneven, tmp_path / "sigmoid")))
+        ).student.logit_bias.item()
+        == 0
+    )
 
 
 def test_what_is_not_there(uneven, tmp_path):
-    with pytest.raises(UserError, match=r"--init nowhere: checkpoint nowhere: no such file or folder"):
+    with pytest.raises(
+        UserError, match=r"--init nowhere: checkpoint nowhere: no such file or folder"
+    ):
         read_start(replace(uneven, init="nowhere"))
     run = random_run(uneven, tmp_path / "run")
     with pytest.raises(UserError, match="unknown branch 'techer'; did you mean teacher"):
@@ -384,17 +455,34 @@ def test_what_is_not_there(uneven, tmp_path):
 @pytest.fixture
 def dry_run(uneven):
     """The command with the sizes of ``uneven``, which are no preset's."""
-    named = ("vision.", "text.", "views.", "distillation.", "batch_size", "samples", "contrastive.loss")
-    sets = [f"--set={path}={value}".replace(" ", "") for path, value in flatten(uneven).items() if path.startswith(named)]
+    named = (
+        "vision.",
+        "text.",
+        "views.",
+        "distillation.",
+        "batch_size",
+        "samples",
+        "contrastive.loss",
+    )
+    sets = [
+        f"--set={path}={value}".replace(" ", "")
+        for path, value in flatten(uneven).items()
+        if path.startswith(named)
+    ]
 
     def run(*options):
-        return CliRunner().invoke(app, ["train", "--preset=shapes_tiny", *sets, "--dry-run", *options], terminal_width=400)
+        return CliRunner().invoke(
+            app, ["train", "--preset=shapes_tiny", *sets, "--dry-run", *options], terminal_width=400
+        )
 
     return run
 
 
 def test_the_dry_run_says_what_the_start_would_say(dry_run, uneven, tmp_path):
-    spec, changed = f"{random_run(uneven, tmp_path / 'run')}:teacher", "distillation.num_prototypes=32"
+    spec, changed = (
+        f"{random_run(uneven, tmp_path / 'run')}:teacher",
+        "distillation.num_prototypes=32",
+    )
     done = dry_run(f"--init={spec}", f"--set={changed}")
     said = read_start(apply_sets(replace(uneven, init=spec), [changed])).said
     assert done.exit_code == 0
@@ -406,7 +494,9 @@ def test_the_dry_run_says_what_the_start_would_say(dry_run, uneven, tmp_path):
 @pytest.mark.parametrize("mistake", ["name", "branch", "cut", "sizes", "library"])
 def test_the_dry_run_refuses_what_the_start_refuses(mistake, dry_run, uneven, tmp_path):
     run = random_run(uneven, tmp_path / "run")
-    spec = {"name": "nowhere", "branch": f"{run}:techer", "library": f"hf:{tmp_path}"}.get(mistake, str(run))
+    spec = {"name": "nowhere", "branch": f"{run}:techer", "library": f"hf:{tmp_path}"}.get(
+        mistake, str(run)
+    )
     config = replace(uneven, init=spec)
     if mistake == "cut":
         os.truncate(checkpoint.find(run), 5000)
@@ -457,7 +547,9 @@ def test_a_run_from_foreign_weights_is_whole_without_them(tiny, tmp_path):
             export(model, target, tmp_path / target)
 
 
-def test_a_resumed_run_ends_bit_for_bit_and_does_not_read_the_source_again(uneven, tmp_path, monkeypatch, few_captions):
+def test_a_resumed_run_ends_bit_for_bit_and_does_not_read_the_source_again(
+    uneven, tmp_path, monkeypatch, few_captions
+):
     config = replace(uneven, init=str(random_run(uneven, tmp_path / "source")), checkpoint_every=2)
     trained(config, tmp_path / "whole")
     shutil.copytree(tmp_path / "whole", tmp_path / "part")
@@ -466,16 +558,26 @@ def test_a_resumed_run_ends_bit_for_bit_and_does_not_read_the_source_again(uneve
     trained(config, tmp_path / "part", resume=True)
     ends = [checkpoint.load(checkpoint.find(tmp_path / name)) for name in ("whole", "part")]
     assert ends[0]["step"] == ends[1]["step"] == 4
-    assert all(torch.equal(value, ends[1]["student"][name]) for name, value in ends[0]["student"].items())
+    assert all(
+        torch.equal(value, ends[1]["student"][name]) for name, value in ends[0]["student"].items()
+    )
     with pytest.raises(UserError, match=r"started with another configuration \(init "):
         trained(replace(config, init="elsewhere"), tmp_path / "part", resume=True)
 
 
 def test_a_damaged_foreign_tokenizer_is_one_sentence(tiny, tmp_path):
     folder = hf_folders.write("siglip", tmp_path / "hf")
-    text = started(at_source_size(fitted(tiny(), f"hf:{folder}"), load_model(f"hf:{folder}"))).tokenizer.to_json()
-    assert torch.equal(read_tokenizer(text)(TEXTS), read_tokenizer(read_tokenizer(text).to_json())(TEXTS))
-    for broken in (text[:-20], text.replace('"cleaning": "none"', '"cleaning": "more"'), text.replace('"length"', '"len"')):
+    text = started(
+        at_source_size(fitted(tiny(), f"hf:{folder}"), load_model(f"hf:{folder}"))
+    ).tokenizer.to_json()
+    assert torch.equal(
+        read_tokenizer(text)(TEXTS), read_tokenizer(read_tokenizer(text).to_json())(TEXTS)
+    )
+    for broken in (
+        text[:-20],
+        text.replace('"cleaning": "none"', '"cleaning": "more"'),
+        text.replace('"length"', '"len"'),
+    ):
         with pytest.raises(UserError, match="a tokenizer kept from another library's model"):
             read_tokenizer(broken)
 
@@ -483,29 +585,55 @@ def test_a_damaged_foreign_tokenizer_is_one_sentence(tiny, tmp_path):
 def test_a_token_without_an_embedding_is_named(tiny, tmp_path):
     folder = hf_folders.write("siglip", tmp_path / "hf")
     described = json.loads(
-        started(at_source_size(fitted(tiny(), f"hf:{folder}"), load_model(f"hf:{folder}"))).tokenizer.to_json()
+        started(
+            at_source_size(fitted(tiny(), f"hf:{folder}"), load_model(f"hf:{folder}"))
+        ).tokenizer.to_json()
     )
     with pytest.raises(UserError, match=r"'the sea' has the token .* but the text tower knows 3"):
         ForeignTokenizer({**described, "vocab_size": 3})(["the sea"])
 
 
 def test_silc_star_is_a_second_phase(uneven, tmp_path):
-    """From a finished run on a cleaner set, with the preset's own schedule; without one it says what it needs."""
+    """From a finished run on a cleaner set, with the preset's own schedule; without one it says
+    what it needs.
+    """
     from silc_bench.trainer.config.presets import configure
 
-    shrunk = [f"{path}={value}" for path, value in flatten(uneven).items() if path.startswith(("vision.", "text."))]
-    shrunk += ["views.global_size=24", "views.local_size=8", "views.num_local=2", "batch_size=8", "data.decode_size=32"]
-    shrunk += ["distillation.num_prototypes=64", "distillation.hidden_dim=32", "distillation.bottleneck_dim=16"]
+    shrunk = [
+        f"{path}={value}"
+        for path, value in flatten(uneven).items()
+        if path.startswith(("vision.", "text."))
+    ]
+    shrunk += [
+        "views.global_size=24",
+        "views.local_size=8",
+        "views.num_local=2",
+        "batch_size=8",
+        "data.decode_size=32",
+    ]
+    shrunk += [
+        "distillation.num_prototypes=64",
+        "distillation.hidden_dim=32",
+        "distillation.bottleneck_dim=16",
+    ]
     shrunk += ["precision=fp32", "probe.tasks=shapes/zeroshot", "probe.limit=16"]
     options = {"data": "shapes", "samples": 32, "sets": shrunk}
-    with pytest.raises(UserError, match="preset silc_star goes on from a finished run: name it, as in --init"):
+    with pytest.raises(
+        UserError, match="preset silc_star goes on from a finished run: name it, as in --init"
+    ):
         trained(configure("silc_star", "silc", **options), tmp_path / "star")
     run = random_run(uneven, tmp_path / "first")
-    said = trained(configure("silc_star", "silc", init=f"{run}:teacher", **options), tmp_path / "star")
+    said = trained(
+        configure("silc_star", "silc", init=f"{run}:teacher", **options), tmp_path / "star"
+    )
     assert "starts from tiny-silc:teacher@" in said
     assert "its head for self-distillation and the centre are taken over" in said
     payload = checkpoint.load(checkpoint.find(tmp_path / "star"))
     before = checkpoint.load(checkpoint.find(run))["teacher"]
     assert payload["step"] == 4
-    assert not torch.equal(payload["teacher"]["vision.patch.weight"], before["vision.patch.weight"]), "it really learns on"
-    assert (payload["student"]["vision.patch.weight"] - before["vision.patch.weight"]).abs().max() < 1e-3, "from there"
+    assert not torch.equal(
+        payload["teacher"]["vision.patch.weight"], before["vision.patch.weight"]
+    ), "it really learns on"
+    assert (
+        payload["student"]["vision.patch.weight"] - before["vision.patch.weight"]
+    ).abs().max() < 1e-3, "from there"

@@ -1,4 +1,6 @@
-"""Configuration: typed --set, nearest names, every rule of validate, and the round trip through a checkpoint's JSON."""
+"""Configuration: typed --set, nearest names, every rule of validate, and the round trip through a
+checkpoint's JSON.
+"""
 
 import dataclasses
 import json
@@ -52,7 +54,86 @@ def refused(*sets, config=None):
     return message
 
 
-# --- --set ---------------------------------------------------------------------------------------------------------------
+# --- --set
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+# ---------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -205,7 +286,9 @@ def test_whole_numbers_have_a_least_value(path):
         assert f"{path} must be at least 1" in refused(f"{path}=0")
 
 
-@pytest.mark.parametrize("path", [path for path, value in FIELDS.items() if isinstance(value, float | tuple)])
+@pytest.mark.parametrize(
+    "path", [path for path, value in FIELDS.items() if isinstance(value, float | tuple)]
+)
 @pytest.mark.parametrize("number", ["nan", "inf"])
 def test_numbers_are_finite(path, number):
     text = ",".join([number] * len(FIELDS[path])) if isinstance(FIELDS[path], tuple) else number
@@ -237,7 +320,10 @@ def test_an_objective_takes_a_part_away_and_nothing_else():
     full = BASE
     assert apply_objective(full, "silc") == full
     views = apply_objective(full, "contrastive+views")
-    assert {p for p in FIELDS if value_of(views, p) != FIELDS[p]} == {"objective", "distillation.weight"}
+    assert {p for p in FIELDS if value_of(views, p) != FIELDS[p]} == {
+        "objective",
+        "distillation.weight",
+    }
     plain = apply_objective(full, "contrastive")
     changed = {p for p in FIELDS if value_of(plain, p) != FIELDS[p]}
     assert changed == {"objective", "distillation.weight", "contrastive.images"}
@@ -297,9 +383,18 @@ def test_round_trip_through_json(preset, objective):
         (lambda d: d.update(batch_size=12.5), ["config.batch_size", "12.5", "int"]),
         (lambda d: d.update(batch_size=True), ["config.batch_size", "True", "int"]),
         (lambda d: d.update(preset=3), ["config.preset", "str"]),
-        (lambda d: d["views"].update(local_area=None), ["config.views.local_area", "tuple[float, float]"]),
-        (lambda d: d["views"].update(local_area=[0.1]), ["config.views.local_area", "tuple[float, float]"]),
-        (lambda d: d["views"].update(local_area=[0.1, "x"]), ["config.views.local_area", "'x'", "float"]),
+        (
+            lambda d: d["views"].update(local_area=None),
+            ["config.views.local_area", "tuple[float, float]"],
+        ),
+        (
+            lambda d: d["views"].update(local_area=[0.1]),
+            ["config.views.local_area", "tuple[float, float]"],
+        ),
+        (
+            lambda d: d["views"].update(local_area=[0.1, "x"]),
+            ["config.views.local_area", "'x'", "float"],
+        ),
         (lambda d: d["vision"].update(patch_size=0), ["vision.patch_size must be at least 1"]),
     ],
 )
@@ -316,7 +411,11 @@ def test_a_field_that_an_older_checkpoint_lacks_takes_its_default():
     data = json.loads(json.dumps(to_dict(replace(BASE, seed=3, optim=replace(BASE.optim, lr=0.5)))))
     del data["precision"], data["optim"]["clip_norm"], data["distillation"]
     back = from_dict(data)
-    assert (back.precision, back.optim.clip_norm, back.distillation) == ("auto", 1.0, DistillationConfig())
+    assert (back.precision, back.optim.clip_norm, back.distillation) == (
+        "auto",
+        1.0,
+        DistillationConfig(),
+    )
     assert (back.seed, back.optim.lr) == (3, 0.5)
 
 

@@ -1,4 +1,6 @@
-"""Shards in a bucket: s3://, gs:// and hf:// as their file systems answer, and fsspec's own memory://."""
+"""Shards in a bucket: s3://, gs:// and hf:// as their file systems answer, and fsspec's own
+memory://.
+"""
 
 import importlib
 import itertools
@@ -25,8 +27,14 @@ from silc_bench.trainer.data.stream import open_source  # noqa: E402
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from test_data import numbers, whole, write_shard  # noqa: E402
 
-REGISTRY = importlib.import_module("fsspec.registry")._registry  # {scheme: file system}, of those asked for so far
-VERSION_NAMES = {"s3": "ETag", "gs": "etag", "hf": "blob_id"}  # what s3fs, gcsfs and huggingface_hub call it
+REGISTRY = importlib.import_module(
+    "fsspec.registry"
+)._registry  # {scheme: file system}, of those asked for so far
+VERSION_NAMES = {
+    "s3": "ETag",
+    "gs": "etag",
+    "hf": "blob_id",
+}  # what s3fs, gcsfs and huggingface_hub call it
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +42,9 @@ def files(tmp_path_factory):
     """30 pairs in 3 shards."""
     folder = tmp_path_factory.mktemp("shards")
     for number in range(3):
-        members = itertools.chain.from_iterable(whole(i) for i in range(10 * number, 10 * number + 10))
+        members = itertools.chain.from_iterable(
+            whole(i) for i in range(10 * number, 10 * number + 10)
+        )
         write_shard(folder / f"{number:03}.tar", members)
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
@@ -43,7 +53,9 @@ pytestmark = pytest.mark.usefixtures("small_mirror")
 
 
 class Bucket(AsyncFileSystem):
-    """``files`` of a bucket behind an asynchronous file system, as s3fs is; ``fault(path)`` may raise."""
+    """``files`` of a bucket behind an asynchronous file system, as s3fs is; ``fault(path)`` may
+    raise.
+    """
 
     cachable = False
     files, version_name = {}, "ETag"
@@ -59,7 +71,12 @@ class Bucket(AsyncFileSystem):
     async def _info(self, path, **kwargs):
         if path in self.files:
             version = f"version {sum(self.files[path]) % 1000}"
-            return {"name": path, "size": len(self.files[path]), "type": "file", self.version_name: version}
+            return {
+                "name": path,
+                "size": len(self.files[path]),
+                "type": "file",
+                self.version_name: version,
+            }
         if any(name.startswith(f"{path}/") for name in self.files):
             return {"name": path, "size": 0, "type": "directory"}
         raise FileNotFoundError(path)
@@ -67,7 +84,11 @@ class Bucket(AsyncFileSystem):
     async def _ls(self, path, detail=True, **kwargs):
         self.listing_fault(path)
         above = f"{path.rstrip('/')}/".lstrip("/")
-        names = {above + name.removeprefix(above).partition("/")[0] for name in self.files if name.startswith(above)}
+        names = {
+            above + name.removeprefix(above).partition("/")[0]
+            for name in self.files
+            if name.startswith(above)
+        }
         found = [await self._info(name) for name in sorted(names)]
         return found if detail else [entry["name"] for entry in found]
 
@@ -78,7 +99,9 @@ class Bucket(AsyncFileSystem):
 
 @pytest.fixture
 def bucket(files, monkeypatch):
-    """``bucket(scheme)``: the file system that fsspec then has for it, with the shards in SCHEME://place/set/."""
+    """``bucket(scheme)``: the file system that fsspec then has for it, with the shards in
+    SCHEME://place/set/.
+    """
 
     def install(scheme, fault=lambda path: None, listing_fault=lambda path: None):
         body = {
@@ -142,7 +165,10 @@ def test_what_no_second_attempt_mends_is_the_users_error(bucket):
         raise PermissionError("Access Denied")
 
     bucket("s3", refuse)
-    with pytest.raises(UserError, match=r"s3://place/set/000.tar: the source does not let you read it \(Access Denied\)"):
+    with pytest.raises(
+        UserError,
+        match=r"s3://place/set/000.tar: the source does not let you read it \(Access Denied\)",
+    ):
         read("s3://place/set/*.tar")
     with pytest.raises(UserError, match=r"s3://place/set/003.tar: there is no such file"):
         read("s3://place/set/{000..003}.tar")
@@ -155,15 +181,98 @@ def test_a_bucket_that_never_answers_is_named(bucket):
         raise OSError("connection timed out")
 
     bucket("s3", silent)
-    with pytest.raises(RunError, match=r"s3://place/set/000.tar: stopped at byte 0 of .* after 6 attempts"):
+    with pytest.raises(
+        RunError, match=r"s3://place/set/000.tar: stopped at byte 0 of .* after 6 attempts"
+    ):
         read("s3://place/set/*.tar")
 
 
-# --- globs ---------------------------------------------------------------------------------------------------------------
+# --- globs
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+# ---------------------------------------------------------------------------------------------------------------
 
 
 def two_sets(kind, files):
-    kind.files |= {"place/other/000.tar": files["000.tar"], "place/other/notes.txt": b"", "place/000.tar": files["000.tar"]}
+    kind.files |= {
+        "place/other/000.tar": files["000.tar"],
+        "place/other/notes.txt": b"",
+        "place/000.tar": files["000.tar"],
+    }
 
 
 @pytest.mark.parametrize(
@@ -201,16 +310,22 @@ def test_a_listing_that_fails_is_asked_for_again_and_never_passed_over(bucket, f
 
     two_sets(bucket("s3", listing_fault=always), files)
     with pytest.raises(
-        RunError, match=r"s3://place/\*/\*.tar: no answer in 6 attempts \(last: SlowDown.*\); see that the address"
+        RunError,
+        match=r"s3://place/\*/\*.tar: no answer in 6 attempts \(last: SlowDown.*\); see that the address",
     ):
         remote.expand("s3://place/*/*.tar")
 
 
 def test_a_folder_and_two_stars_are_refused_with_what_to_write(bucket):
     bucket("s3")
-    with pytest.raises(UserError, match=r"s3://place/set is a folder; name the shards in it, as in s3://place/set/\*.tar"):
+    with pytest.raises(
+        UserError,
+        match=r"s3://place/set is a folder; name the shards in it, as in s3://place/set/\*.tar",
+    ):
         read("s3://place/set")
-    with pytest.raises(UserError, match=r"\*\* is not understood here; name each level of folders by \*"):
+    with pytest.raises(
+        UserError, match=r"\*\* is not understood here; name each level of folders by \*"
+    ):
         read("s3://place/**/000.tar")
 
 
@@ -243,19 +358,57 @@ def named(name, words):
 
 
 FINAL = [
-    ("s3", because(FileNotFoundError("gone"), S3Error(404, "NoSuchBucket")), r"there is no bucket place; check its name"),
-    ("s3", because(FileNotFoundError("gone"), S3Error(404, "NoSuchKey")), r"there is no such file; check the name"),
-    ("s3", because(PermissionError("Forbidden"), S3Error(403, "403")), r"does not let you read it .* AWS_ACCESS_KEY_ID"),
-    ("s3", named("NoCredentialsError", "Unable to locate credentials"), r"no credentials .* AWS_ACCESS_KEY_ID"),
-    ("s3", named("ProfileNotFound", "The config profile (me) could not be found"), r"no credentials .*\(me\)"),
-    ("s3", ValueError("Invalid endpoint: nonsense"), r"cannot be asked for \(Invalid endpoint: nonsense\)"),
-    ("gs", OSError("Forbidden: https://place\nno access"), r"does not let you read it .* GOOGLE_APPLICATION_CREDENTIALS"),
-    ("gs", GoogleError(401, "Invalid Credentials"), r"does not let you read it .* GOOGLE_APPLICATION_CREDENTIALS"),
-    ("gs", named("DefaultCredentialsError", "not found"), r"no credentials .* GOOGLE_APPLICATION_CREDENTIALS"),
+    (
+        "s3",
+        because(FileNotFoundError("gone"), S3Error(404, "NoSuchBucket")),
+        r"there is no bucket place; check its name",
+    ),
+    (
+        "s3",
+        because(FileNotFoundError("gone"), S3Error(404, "NoSuchKey")),
+        r"there is no such file; check the name",
+    ),
+    (
+        "s3",
+        because(PermissionError("Forbidden"), S3Error(403, "403")),
+        r"does not let you read it .* AWS_ACCESS_KEY_ID",
+    ),
+    (
+        "s3",
+        named("NoCredentialsError", "Unable to locate credentials"),
+        r"no credentials .* AWS_ACCESS_KEY_ID",
+    ),
+    (
+        "s3",
+        named("ProfileNotFound", "The config profile (me) could not be found"),
+        r"no credentials .*\(me\)",
+    ),
+    (
+        "s3",
+        ValueError("Invalid endpoint: nonsense"),
+        r"cannot be asked for \(Invalid endpoint: nonsense\)",
+    ),
+    (
+        "gs",
+        OSError("Forbidden: https://place\nno access"),
+        r"does not let you read it .* GOOGLE_APPLICATION_CREDENTIALS",
+    ),
+    (
+        "gs",
+        GoogleError(401, "Invalid Credentials"),
+        r"does not let you read it .* GOOGLE_APPLICATION_CREDENTIALS",
+    ),
+    (
+        "gs",
+        named("DefaultCredentialsError", "not found"),
+        r"no credentials .* GOOGLE_APPLICATION_CREDENTIALS",
+    ),
 ]
 
 
-@pytest.mark.parametrize(("scheme", "error", "words"), FINAL, ids=[str(error) for _, error, _ in FINAL])
+@pytest.mark.parametrize(
+    ("scheme", "error", "words"), FINAL, ids=[str(error) for _, error, _ in FINAL]
+)
 def test_a_mistake_is_one_sentence_at_the_first_attempt(bucket, scheme, error, words):
     attempts = []
 
@@ -270,7 +423,10 @@ def test_a_mistake_is_one_sentence_at_the_first_attempt(bucket, scheme, error, w
     assert len(attempts) == 2
 
 
-@pytest.mark.parametrize("error", [S3Error(503, "SlowDown"), GoogleError(503, "backend"), json.JSONDecodeError("cut", "{", 1)])
+@pytest.mark.parametrize(
+    "error",
+    [S3Error(503, "SlowDown"), GoogleError(503, "backend"), json.JSONDecodeError("cut", "{", 1)],
+)
 def test_what_may_pass_is_asked_for_again(bucket, error):
     attempts = []
 
@@ -299,7 +455,9 @@ def test_a_library_that_tries_for_long_by_itself_is_not_asked_six_times(bucket, 
     assert not logging.getLogger("gcsfs").isEnabledFor(logging.ERROR)
 
 
-@pytest.mark.parametrize(("data", "words"), [(b"", "the file is empty"), (b"<html>", "it starts with b'<html>'")])
+@pytest.mark.parametrize(
+    ("data", "words"), [(b"", "the file is empty"), (b"<html>", "it starts with b'<html>'")]
+)
 def test_what_is_no_shard_is_named_by_its_url(bucket, data, words):
     bucket("s3").files["place/set/001.tar"] = data
     with pytest.raises(UserError, match=rf"^s3://place/set/001.tar is not a tar shard: {words}"):
@@ -339,9 +497,14 @@ def test_memory_is_read_as_any_other(files, monkeypatch):
         ("https", "aiohttp", r"pip install 'silc-bench\[remote\]'"),
     ],
 )
-def test_a_missing_package_is_one_sentence_with_the_line_that_mends_it(monkeypatch, scheme, module, line):
+def test_a_missing_package_is_one_sentence_with_the_line_that_mends_it(
+    monkeypatch, scheme, module, line
+):
     monkeypatch.delitem(REGISTRY, scheme, raising=False)
     monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.delitem(sys.modules, "fsspec.implementations.http", raising=False)
-    with pytest.raises(UserError, match=rf"^{scheme}://place/000.tar: reading {scheme}:// needs the package {module}; {line}$"):
+    with pytest.raises(
+        UserError,
+        match=rf"^{scheme}://place/000.tar: reading {scheme}:// needs the package {module}; {line}$",
+    ):
         read(f"{scheme}://place/000.tar")

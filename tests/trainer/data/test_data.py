@@ -1,4 +1,6 @@
-"""The training stream: every pair once an epoch, the same from any position with any number of workers, damage counted."""
+"""The training stream: every pair once an epoch, the same from any position with any number of
+workers, damage counted.
+"""
 
 import io
 import itertools
@@ -33,7 +35,11 @@ def encoded(index, size=(12, 9), kind="PNG"):
     """A picture that is recognised by its first pixel: its number in red and green."""
     image = Image.new("RGB", size, (index % 256, index // 256, 77))
     file = io.BytesIO()
-    image.save(file, kind, **({"quality": 100} if kind == "JPEG" else {"lossless": True} if kind == "WEBP" else {}))
+    image.save(
+        file,
+        kind,
+        **({"quality": 100} if kind == "JPEG" else {"lossless": True} if kind == "WEBP" else {}),
+    )
     return file.getvalue()
 
 
@@ -54,7 +60,9 @@ def clean(tmp_path_factory):
     """37 pairs in 3 shards."""
     folder = tmp_path_factory.mktemp("clean")
     for shard, indices in enumerate([range(15), range(15, 30), range(30, 37)]):
-        write_shard(folder / f"{shard:03}.tar", itertools.chain.from_iterable(whole(i) for i in indices))
+        write_shard(
+            folder / f"{shard:03}.tar", itertools.chain.from_iterable(whole(i) for i in indices)
+        )
     return str(folder / "{000..002}.tar")
 
 
@@ -70,7 +78,9 @@ def damaged(tmp_path_factory):
         picture, text = whole(index)
         members.append((picture[0], picture[1][:40]) if index in CORRUPT else picture)
         if index not in TEXTLESS:
-            members.append((text[0], b" \n" if index in EMPTY else b"caf\xe9" if index in LATIN else text[1]))
+            members.append(
+                (text[0], b" \n" if index in EMPTY else b"caf\xe9" if index in LATIN else text[1])
+            )
     write_shard(folder / "a.tar", members)
     return str(folder / "a.tar")
 
@@ -103,10 +113,13 @@ def assert_equal(first, second):
         assert (one.texts, one.position) == (other.texts, other.position)
 
 
-# --- order and position -------------------------------------------------------------------------------------------------
+# --- order and position
+# -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than this machine has cores
+@pytest.mark.filterwarnings(
+    "ignore:This DataLoader will create"
+)  # more workers than this machine has cores
 @pytest.mark.parametrize("workers", [0, 1, 3])
 def test_each_pair_once_an_epoch_in_an_order_of_its_own(clean, workers):
     stream = source(clean, num_workers=workers)
@@ -128,7 +141,9 @@ def test_where_a_gpu_is_in_use_batches_are_page_locked(name, request, monkeypatc
     locked, plain = [], take(source(request.getfixturevalue(name)), 5, 0, 6)
 
     def pin_memory(images):
-        assert threading.current_thread() is not threading.main_thread()  # it takes as long as a copy
+        assert (
+            threading.current_thread() is not threading.main_thread()
+        )  # it takes as long as a copy
         locked.append(images.clone())
         return locked[-1]
 
@@ -144,7 +159,9 @@ def test_resuming_anywhere_with_other_workers_continues_exactly(name, request):
     pattern = "shapes" if name == "shapes" else request.getfixturevalue(name)
     reference = take(source(pattern), 6, 0, 14)
     for workers, batch in zip((0, 1, 2), random.Random(0).sample(range(1, 12), 3), strict=True):
-        rest = take(source(pattern, num_workers=workers), 6, reference[batch - 1].position, 14 - batch)
+        rest = take(
+            source(pattern, num_workers=workers), 6, reference[batch - 1].position, 14 - batch
+        )
         assert_equal(rest, reference[batch:])
 
 
@@ -175,7 +192,10 @@ def test_more_workers_than_cores_is_one_sentence_of_ours(clean, monkeypatch):
     assert [str(warning.message) for warning in caught if "worker" in str(warning.message)] == []
     assert crowding(2, 1) is None
     assert crowding(0, 8) is None
-    assert "data.num_workers=2 starts 4 processes that decode, and this run may use 2 cores" in crowding(2, 2)
+    assert (
+        "data.num_workers=2 starts 4 processes that decode, and this run may use 2 cores"
+        in crowding(2, 2)
+    )
 
 
 def test_a_temporary_folder_of_too_long_a_name_is_refused_where_workers_need_it(clean, monkeypatch):
@@ -186,7 +206,85 @@ def test_a_temporary_folder_of_too_long_a_name_is_refused_where_workers_need_it(
     assert len(take(source(clean), 4, 0, 1)) == 1
 
 
-# --- contents -----------------------------------------------------------------------------------------------------------
+# --- contents
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+# -----------------------------------------------------------------------------------------------------------
 
 
 def test_shapes_are_the_scenes_of_the_training_split():
@@ -198,16 +296,24 @@ def test_shapes_are_the_scenes_of_the_training_split():
     for offset in range(8):
         scene = scenes.scene(5, "train", 100 + offset)
         assert batch.texts[offset] in captions.captions(scene)
-        assert np.array_equal(batch.images[offset].permute(1, 2, 0).numpy(), drawing.render(scene, 32)[0])
+        assert np.array_equal(
+            batch.images[offset].permute(1, 2, 0).numpy(), drawing.render(scene, 32)[0]
+        )
 
 
 def test_all_five_captions_of_shapes_are_read_about_equally():
     texts = source("shapes", seed=2).captions(500)
-    ranks = [captions.captions(scenes.scene(2, "train", index)).index(text) for index, text in enumerate(texts)]
+    ranks = [
+        captions.captions(scenes.scene(2, "train", index)).index(text)
+        for index, text in enumerate(texts)
+    ]
     assert (np.bincount(ranks, minlength=5) > 70).all()
     assert texts == source("shapes", seed=2).captions(500)
     others = source("shapes", seed=3).captions(500)
-    assert ranks != [captions.captions(scenes.scene(3, "train", index)).index(text) for index, text in enumerate(others)]
+    assert ranks != [
+        captions.captions(scenes.scene(3, "train", index)).index(text)
+        for index, text in enumerate(others)
+    ]
 
 
 def test_pictures_keep_their_aspect_and_are_never_enlarged(tmp_path):
@@ -215,15 +321,23 @@ def test_pictures_keep_their_aspect_and_are_never_enlarged(tmp_path):
     sides = {"wide": (64, 20), "tall": (10, 40), "small": (5, 7), "line": (300, 1)}
     members = []
     for number, (key, size) in enumerate(sides.items()):
-        kind, extension = [("JPEG", "JPG"), ("PNG", "png"), ("WEBP", "webp"), ("JPEG", "jpeg")][number]
-        members += [(f"{key}.{extension}", encoded(number, size, kind)), (f"{key}.txt", key.encode())]
+        kind, extension = [("JPEG", "JPG"), ("PNG", "png"), ("WEBP", "webp"), ("JPEG", "jpeg")][
+            number
+        ]
+        members += [
+            (f"{key}.{extension}", encoded(number, size, kind)),
+            (f"{key}.txt", key.encode()),
+        ]
     noise = io.BytesIO()
     pixels = rng.integers(0, 256, (7, 5, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(noise, "PNG")
     members += [("noise.png", noise.getvalue()), ("noise.txt", b"noise")]
     write_shard(tmp_path / "a.tar", members)
     (batch,) = take(source(str(tmp_path / "a.tar")), 5, 0, 1)
-    found = {text: (size.tolist(), image) for text, size, image in zip(batch.texts, batch.sizes, batch.images, strict=True)}
+    found = {
+        text: (size.tolist(), image)
+        for text, size, image in zip(batch.texts, batch.sizes, batch.images, strict=True)
+    }
     assert {text: size for text, (size, _) in found.items()} == {
         "wide": [5, 16],
         "tall": [16, 4],
@@ -246,7 +360,10 @@ def test_grey_palette_and_transparent_pictures_become_rgb(tmp_path):
     for mode in ("L", "P", "RGBA", "1", "CMYK"):
         file = io.BytesIO()
         Image.new(mode, (4, 4)).save(file, "JPEG" if mode == "CMYK" else "PNG")
-        members += [(f"{mode}.{'jpg' if mode == 'CMYK' else 'png'}", file.getvalue()), (f"{mode}.txt", mode.encode())]
+        members += [
+            (f"{mode}.{'jpg' if mode == 'CMYK' else 'png'}", file.getvalue()),
+            (f"{mode}.txt", mode.encode()),
+        ]
     write_shard(tmp_path / "a.tar", members)
     stream = source(str(tmp_path / "a.tar"))
     (batch,) = take(stream, 5, 0, 1)
@@ -262,9 +379,16 @@ def test_captions_are_the_readable_texts_of_an_epoch(clean, damaged):
     assert len(source(damaged).captions(1000)) == 24 - len(TEXTLESS | EMPTY | LATIN)
 
 
-@pytest.mark.skipif("SILC_BENCH_TEST_DATA" not in os.environ, reason="SILC_BENCH_TEST_DATA names no folder of real data")
+@pytest.mark.skipif(
+    "SILC_BENCH_TEST_DATA" not in os.environ,
+    reason="SILC_BENCH_TEST_DATA names no folder of real data",
+)
 def test_real_shards_are_read_completely():
-    stream = source(str(Path(os.environ["SILC_BENCH_TEST_DATA"], "cifar100", "test")), decode_size=32, num_workers=1)
+    stream = source(
+        str(Path(os.environ["SILC_BENCH_TEST_DATA"], "cifar100", "test")),
+        decode_size=32,
+        num_workers=1,
+    )
     assert stream.num_samples == 2000
     batches = take(stream, 500, 0, 4)
     assert batches[-1].position == 2000
@@ -272,7 +396,9 @@ def test_real_shards_are_read_completely():
     assert all((batch.sizes == 32).all() for batch in batches)
     pictures = torch.cat([batch.images for batch in batches]).flatten(1)
     assert len(pictures.unique(dim=0)) > 1990  # a few photographs occur twice
-    assert sorted(text for batch in batches for text in batch.texts) == sorted(stream.captions(2000))
+    assert sorted(text for batch in batches for text in batch.texts) == sorted(
+        stream.captions(2000)
+    )
 
 
 def test_describe_says_how_much_there_is(clean):
@@ -304,14 +430,20 @@ def test_damage_counts_only_what_was_handed_over(damaged, workers):
         stream = source(damaged, num_workers=workers)
         position = take(stream, 2, 0, count)[-1].position
         met.append(stream.damage.total - 2)
-        assert met[-1] == position - 2 * count  # within the first epoch: each position is a pair or damage
+        assert (
+            met[-1] == position - 2 * count
+        )  # within the first epoch: each position is a pair or damage
     assert met[0] < met[-1]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_source_of_damage_alone_ends_with_an_error(tmp_path, workers):
     children = set(multiprocessing.active_children())
-    members = [(name, data[:30] if name.endswith("png") else data) for i in range(10) for name, data in whole(i)]
+    members = [
+        (name, data[:30] if name.endswith("png") else data)
+        for i in range(10)
+        for name, data in whole(i)
+    ]
     write_shard(tmp_path / "bad.tar", members)
     with pytest.raises(UserError, match=r"none of 10 pairs.*corrupt image.*bad.tar") as caught:
         take(source(str(tmp_path / "bad.tar"), num_workers=workers), 4, 0, 1)
@@ -337,7 +469,10 @@ def test_a_cut_shard_gives_what_is_whole(tmp_path):
     os.truncate(path, 512 * 4 * 7 + 700)
     stream = source(str(path))
     assert stream.num_samples == 7
-    assert stream.damage.counts == {"archive without an end (cut off?)": 1, "sample without a text": 1}
+    assert stream.damage.counts == {
+        "archive without an end (cut off?)": 1,
+        "sample without a text": 1,
+    }
     assert set(numbers(take(stream, 7, 0, 1))) == set(range(7))
 
 
@@ -361,7 +496,9 @@ def test_wrong_configurations_are_refused(tmp_path):
             source("shapes", **{name: value})
     with pytest.raises(UserError, match="nowhere"):
         source(str(tmp_path / "nowhere-{0..3}.tar"))
-    with pytest.raises(UserError, match=r"data.decode_size=15 is too small for shapes: at least 16"):
+    with pytest.raises(
+        UserError, match=r"data.decode_size=15 is too small for shapes: at least 16"
+    ):
         source("shapes", decode_size=15)
 
 
@@ -409,6 +546,13 @@ opened = [open_source(DataConfig(source="shapes", decode_size=16, num_workers=n)
 print(*(next(batches).position for batches in opened), *(next(batches).position for batches in opened))
 """
     root = Path(__file__).parents[3]
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=240, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=True,
+    )
     assert done.stdout.split() == ["4", "4", "8", "8"]
     assert done.stderr == ""

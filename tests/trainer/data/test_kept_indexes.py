@@ -1,4 +1,6 @@
-"""``silc-bench cache`` and the indexes of shards: listed by source, pruned with everything else, and never missed by a run."""
+"""``silc-bench cache`` and the indexes of shards: listed by source, pruned with everything else,
+and never missed by a run.
+"""
 
 import itertools
 import os
@@ -54,13 +56,17 @@ def used(hours_ago, listed):
 def test_they_are_listed_by_source(folder):
     indexed(folder / "first")
     indexed(folder / "second")
-    Store(default_folder()).entry({"model": "m", "precision": "fp32"}).save(0, np.zeros((4, 4), np.float32))
+    Store(default_folder()).entry({"model": "m", "precision": "fp32"}).save(
+        0, np.zeros((4, 4), np.float32)
+    )
     found = cache("ls")
     assert f"2 indexes of shards in {folder}/first " in found
     assert f"index of a shard in {folder}/second " in found
     assert "4 entries, " in found
     assert f" in {default_folder()} and {shards_folder()}/indexes" in found
-    assert "indexes" not in cache("ls", "--cache", str(default_folder())), "a folder that is named is that folder alone"
+    assert "indexes" not in cache("ls", "--cache", str(default_folder())), (
+        "a folder that is named is that folder alone"
+    )
 
 
 def test_an_url_is_a_source_up_to_its_last_slash(folder, monkeypatch):
@@ -99,7 +105,9 @@ def test_a_start_is_a_use(folder):
 
 
 def test_evaluation_makes_no_room_of_them(folder):
-    """A set of a billion pairs has more of them than the embeddings' limit, and a day of work in them."""
+    """A set of a billion pairs has more of them than the embeddings' limit, and a day of work in
+    them.
+    """
     indexed(folder / "first")
     for listed in listing(shards_folder()):
         used(1000, listed.path)
@@ -110,7 +118,9 @@ def test_evaluation_makes_no_room_of_them(folder):
 def test_a_run_that_begins_meanwhile_misses_none(folder, looked_at, monkeypatch):  # noqa: F811
     """They are there when it looks which are new, and gone when it reads them."""
     before, load = indexed(folder / "first"), kept_indexes.load
-    monkeypatch.setattr(kept_indexes, "load", lambda place: cache("prune", "--max-size=0") and load(place))
+    monkeypatch.setattr(
+        kept_indexes, "load", lambda place: cache("prune", "--max-size=0") and load(place)
+    )
     looked_at.clear()
     assert_same(indexed(folder / "first"), before)
     assert looked_at == ["0.tar", "1.tar"]
@@ -127,11 +137,16 @@ def test_a_run_that_goes_on_meanwhile_misses_none(folder):
 
 
 def test_nothing_else_goes(folder):
-    """Not what is being written, nor copies of shards, their locks, and files of others; what was left half-written does."""
+    """Not what is being written, nor copies of shards, their locks, and files of others; what was
+    left half-written does.
+    """
     (index, _) = indexed(folder / "first")
     place = listing(shards_folder())[0].path
     begun, left = (place.with_name(f".{place.name}.{letter * 8}.tmp") for letter in "ab")
-    others = [shards_folder() / name for name in ("0123-000.tar", ".0123-000.tar.lock", "indexes/mine.npz", "indexes/notes")]
+    others = [
+        shards_folder() / name
+        for name in ("0123-000.tar", ".0123-000.tar.lock", "indexes/mine.npz", "indexes/notes")
+    ]
     for path in (begun, left, *others):
         path.write_bytes(b"PK")
     for path in (left, *others):

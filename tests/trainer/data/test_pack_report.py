@@ -50,7 +50,9 @@ def test_packed_pictures_are_those_of_the_folder_byte_for_byte(photos, tmp_path)
     assert all(encoded(n) in packed for n in range(6))
     again = pack(photos, tmp_path / "again", per_shard=4)
     assert again[:2] == (6, 2)
-    assert packed == b"".join(path.read_bytes() for path in (tmp_path / "again").iterdir()), "the same shards each time"
+    assert packed == b"".join(path.read_bytes() for path in (tmp_path / "again").iterdir()), (
+        "the same shards each time"
+    )
 
 
 def test_pictures_whose_names_are_no_utf8_are_packed(tmp_path):
@@ -83,7 +85,9 @@ def test_several_captions_and_columns_are_kept(photos, tmp_path):
     ]
     (photos / "list.jsonl").write_text("\n".join(map(json.dumps, rows)))
     pack(photos / "list.jsonl", tmp_path / "shards")
-    stream = open_source(DataConfig(source=str(tmp_path / "shards"), decode_size=16, filters="score>0.3 width=12"))
+    stream = open_source(
+        DataConfig(source=str(tmp_path / "shards"), decode_size=16, filters="score>0.3 width=12")
+    )
     with closing(stream.batches(1, 0)) as batches:
         assert {batch.texts[0] for batch in itertools.islice(batches, 20)} == {"a red thing", "b"}
 
@@ -114,16 +118,29 @@ def test_a_look_at_generated_scenes_does_not_draw_them_as_large_as_pictures_may_
 
 
 def test_what_is_not_there_is_not_a_list_of_another_kind(tmp_path):
-    with pytest.raises(UserError, match=r"nowhere: no such file or folder; expected a list of captions or a folder of pic"):
+    with pytest.raises(
+        UserError,
+        match=r"nowhere: no such file or folder; expected a list of captions or a folder of pic",
+    ):
         pack(tmp_path / "nowhere", tmp_path / "shards")
 
 
 def test_the_page_has_a_curve_of_each_number_and_asks_the_net_for_nothing(tmp_path):
-    rows = [{"step": step, "loss": 1 / step, "teacher_entropy": 0.5, "<b>own": 1.0} for step in range(1, 9)]
+    rows = [
+        {"step": step, "loss": 1 / step, "teacher_entropy": 0.5, "<b>own": 1.0}
+        for step in range(1, 9)
+    ]
     (tmp_path / "log.jsonl").write_text("\n".join(map(json.dumps, rows)) + '\n{"step": 9, "lo')
     (tmp_path / "probes.jsonl").write_text(json.dumps({"step": 4, "probe/shapes/knn": 0.25}) + "\n")
     page = write_report(tmp_path).read_text()
-    for words in ("loss", "teacher_entropy", "both are a collapse", "probe/shapes/knn", "steps 1 to 8", "&lt;b&gt;own"):
+    for words in (
+        "loss",
+        "teacher_entropy",
+        "both are a collapse",
+        "probe/shapes/knn",
+        "steps 1 to 8",
+        "&lt;b&gt;own",
+    ):
         assert words in page
     assert page.count("<polyline") == 4
     assert "<b>own" not in page
@@ -140,16 +157,29 @@ def test_a_page_of_nothing(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "line", [b"5", b'{"loss": 1.0}', b'{"step": 2, "loss": "x"}', b'{"step": "2"}', b"\xff\xfe", b'{"step": 2, "loss": [1]}']
+    "line",
+    [
+        b"5",
+        b'{"loss": 1.0}',
+        b'{"step": 2, "loss": "x"}',
+        b'{"step": "2"}',
+        b"\xff\xfe",
+        b'{"step": 2, "loss": [1]}',
+    ],
 )
 def test_a_line_that_is_no_row_is_named(tmp_path, line):
-    (tmp_path / "log.jsonl").write_bytes(b'{"step": 1, "loss": 1.0}\n' + line + b'\n{"step": 3, "loss": 1.0}\n')
+    (tmp_path / "log.jsonl").write_bytes(
+        b'{"step": 1, "loss": 1.0}\n' + line + b'\n{"step": 3, "loss": 1.0}\n'
+    )
     with pytest.raises(UserError, match=r"log.jsonl:2 is no row of a log; expected a run made by"):
         write_report(tmp_path)
 
 
 def test_numbers_that_are_not_finite_leave_the_rest_of_their_curve(tmp_path):
-    rows = [{"step": step, "loss": value} for step, value in enumerate((2.0, float("inf"), 1.0, float("nan")))]
+    rows = [
+        {"step": step, "loss": value}
+        for step, value in enumerate((2.0, float("inf"), 1.0, float("nan")))
+    ]
     (tmp_path / "log.jsonl").write_text("\n".join(map(json.dumps, rows)))
     page = write_report(tmp_path).read_text()
     assert 'points="0.00,5.00 100.00,95.00"' in page
@@ -168,7 +198,12 @@ def test_the_page_does_without_a_checkpoints_damaged_words(tmp_path):
     (tmp_path / "log.jsonl").write_text('{"step": 7, "loss": 2.5}')
     (tmp_path / "checkpoints").mkdir()
     whole = json.dumps(sealed({"score": 0.5, "config": {"preset": "b16", "objective": "silc"}}))
-    for step, words in ((5, whole), (6, '{"score": 0.'), (7, "3"), (8, whole.replace("0.5", "0.6"))):
+    for step, words in (
+        (5, whole),
+        (6, '{"score": 0.'),
+        (7, "3"),
+        (8, whole.replace("0.5", "0.6")),
+    ):
         (tmp_path / "checkpoints" / f"step_{step}.json").write_text(words)
     page = write_report(tmp_path).read_text()
     assert "best checkpoint: step_5" in page
@@ -178,7 +213,11 @@ def test_the_page_does_without_a_checkpoints_damaged_words(tmp_path):
 def test_the_page_begins_with_what_the_run_said(tmp_path):
     (tmp_path / "log.jsonl").write_text('{"step": 7, "loss": 2.5}')
     assert "What the run said" not in write_report(tmp_path).read_text()
-    notes = [{"step": 1, "note": "step 1: <b>one</b>"}, {"step": 1, "note": "step 1: <b>one</b>"}, {"step": 2, "note": "two"}]
+    notes = [
+        {"step": 1, "note": "step 1: <b>one</b>"},
+        {"step": 1, "note": "step 1: <b>one</b>"},
+        {"step": 2, "note": "two"},
+    ]
     (tmp_path / "notes.jsonl").write_text("\n".join(map(json.dumps, notes)) + '\n{"step": 3, "no')
     page = write_report(tmp_path).read_text()
     assert "<ul><li>step 1: &lt;b&gt;one&lt;/b&gt;</li><li>two</li></ul>" in page
@@ -193,11 +232,15 @@ def test_a_name_of_any_bytes_is_damage_that_can_be_said():
 
 def test_a_folder_in_the_place_of_the_page_is_named(tmp_path):
     (tmp_path / "log.jsonl").write_text('{"step": 7, "loss": 2.5}')
-    with pytest.raises(UserError, match=r"is a folder; name a file for the page, as in --out .*report.html"):
+    with pytest.raises(
+        UserError, match=r"is a folder; name a file for the page, as in --out .*report.html"
+    ):
         write_report(tmp_path, tmp_path)
 
 
 def test_every_number_of_a_group_that_needs_words_has_them():
     """But for the gradients' parts, whose names say it."""
-    named = {name for names in GROUPS.values() for name in names if not name.startswith("gradient_norm_")}
+    named = {
+        name for names in GROUPS.values() for name in names if not name.startswith("gradient_norm_")
+    }
     assert named == set(MEANINGS)

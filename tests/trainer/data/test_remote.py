@@ -1,4 +1,6 @@
-"""Shards behind a URL: whatever a server does to the bytes, the pairs are those of the files, or the run says what it lacks."""
+"""Shards behind a URL: whatever a server does to the bytes, the pairs are those of the files, or
+the run says what it lacks.
+"""
 
 import itertools
 import math
@@ -34,7 +36,9 @@ def files(tmp_path_factory):
     folder, first, found = tmp_path_factory.mktemp("shards"), 0, {}
     for number, size in enumerate(SIZES):
         path = folder / f"{number:03}.tar"
-        write_shard(path, itertools.chain.from_iterable(whole(i) for i in range(first, first + size)))
+        write_shard(
+            path, itertools.chain.from_iterable(whole(i) for i in range(first, first + size))
+        )
         found[path.name], first = path.read_bytes(), first + size
     return found
 
@@ -62,7 +66,86 @@ class Now:
         return self.rng.choice(self.kinds) if self.rng.random() < self.share else None
 
 
-# --- faults --------------------------------------------------------------------------------------------------------------
+# --- faults
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+# --------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["drop", "truncate", "error", "everything", "wrong"])
@@ -86,7 +169,9 @@ def test_a_server_that_stalls_is_asked_again(files, tmp_path, monkeypatch):
         raise caught.value
 
     monkeypatch.setattr(remote, "_read_range", asked)
-    with FaultyServer(files, lambda name, start, count: "stall" if remote.STALL_SECONDS < 1 else None) as server:
+    with FaultyServer(
+        files, lambda name, start, count: "stall" if remote.STALL_SECONDS < 1 else None
+    ) as server:
         url = f"{server.url}/000.tar"
         remote.fetch(url, remote.stamp_of(url), tmp_path / "000.tar")
     assert (tmp_path / "000.tar").read_bytes() == files["000.tar"]
@@ -94,7 +179,9 @@ def test_a_server_that_stalls_is_asked_again(files, tmp_path, monkeypatch):
 
 
 def test_all_faults_together(files, tmp_path):
-    with FaultyServer(files, Now("drop", "truncate", "error", "everything", "wrong", share=0.6, seed=1)) as server:
+    with FaultyServer(
+        files, Now("drop", "truncate", "error", "everything", "wrong", share=0.6, seed=1)
+    ) as server:
         found = read(server)
     with FaultyServer(files) as server:
         os.environ["SILC_BENCH_CACHE"] = str(tmp_path / "other" / "features")
@@ -109,7 +196,9 @@ def test_what_has_arrived_is_not_fetched_again(files):
         return "error" if start + count > limit[name] else None
 
     with FaultyServer(files, broken) as server:
-        with pytest.raises(RunError, match=r"000.tar: stopped at byte [\d,]+ of [\d,]+ after 6 attempts"):
+        with pytest.raises(
+            RunError, match=r"000.tar: stopped at byte [\d,]+ of [\d,]+ after 6 attempts"
+        ):
             read(server)
         sent = server.bytes_sent["000.tar"]
         assert sent > 0
@@ -127,13 +216,19 @@ def test_a_file_that_changes_while_it_is_fetched_is_never_joined_with_the_old_on
             server.files["001.tar"] = other["001.tar"][:-1] + b"!"
         return None
 
-    with FaultyServer(files, changing) as server, pytest.raises(UserError, match=r"001.tar was changed while it was in use"):
+    with (
+        FaultyServer(files, changing) as server,
+        pytest.raises(UserError, match=r"001.tar was changed while it was in use"),
+    ):
         read(server)
 
 
 def test_a_file_that_is_not_there_is_the_users_error(files):
     there = {name: data for name, data in files.items() if name != "002.tar"}
-    with FaultyServer(there) as server, pytest.raises(UserError, match=r"/002.tar: there is no such file"):
+    with (
+        FaultyServer(there) as server,
+        pytest.raises(UserError, match=r"/002.tar: there is no such file"),
+    ):
         read(server)
 
 
@@ -195,7 +290,10 @@ def test_a_small_mirror_makes_room_and_reads_on(files):
 
 
 def test_a_mirror_too_small_for_two_groups_is_refused(files):
-    with FaultyServer(files) as server, pytest.raises(UserError, match=r"two groups of 2 shards take .* raise it, or lower"):
+    with (
+        FaultyServer(files) as server,
+        pytest.raises(UserError, match=r"two groups of 2 shards take .* raise it, or lower"),
+    ):
         read(server, mirror_gb=1e-6)
 
 
@@ -238,7 +336,10 @@ def test_a_copy_that_never_stays_is_said(files, tmp_path):
     with FaultyServer(files) as server:
         url = f"{server.url}/000.tar"
         looking, paths = dropping(index_shard, 99)
-        with pytest.raises(UserError, match=rf"^{url}: its copy in {tmp_path} was removed 5 times .*raise data\.mirror_gb"):
+        with pytest.raises(
+            UserError,
+            match=rf"^{url}: its copy in {tmp_path} was removed 5 times .*raise data\.mirror_gb",
+        ):
             mirror.read(url, remote.stamp_of(url), looking)
     assert len(paths) == 5
 
@@ -251,7 +352,10 @@ def test_a_copy_that_is_damaged_is_complained_of_in_the_name_of_its_url(files):
             path.write_bytes(path.read_bytes()[:600])
         server.bytes_sent.clear()
         with (
-            pytest.raises(UserError, match=rf"^{server.url}/00\d\.tar changed while it was in use: \d+ of \d+ bytes"),
+            pytest.raises(
+                UserError,
+                match=rf"^{server.url}/00\d\.tar changed while it was in use: \d+ of \d+ bytes",
+            ),
             closing(source.batches(1, 0)) as batches,
         ):
             next(batches)

@@ -1,4 +1,6 @@
-"""Each shard is looked through once: the second start reads what was kept, and only of exactly that version."""
+"""Each shard is looked through once: the second start reads what was kept, and only of exactly that
+version.
+"""
 
 import os
 import shutil
@@ -22,7 +24,9 @@ pytestmark = pytest.mark.timing
 
 @pytest.fixture
 def folder(tmp_path):
-    """Three shards of five pairs; the second has a sample without a picture, the third is cut off."""
+    """Three shards of five pairs; the second has a sample without a picture, the third is cut
+    off.
+    """
     for shard in range(3):
         members = [member for i in range(5 * shard, 5 * shard + 5) for member in whole(i)]
         write_shard(tmp_path / f"{shard}.tar", members[1:] if shard == 1 else members)
@@ -49,7 +53,9 @@ def assert_same(first, second):
 def looked_at(monkeypatch):
     """The names of the shards that are looked through from now on."""
     names, index_shard = [], shards.index_shard
-    monkeypatch.setattr(shards, "index_shard", lambda path: names.append(path.name) or index_shard(path))
+    monkeypatch.setattr(
+        shards, "index_shard", lambda path: names.append(path.name) or index_shard(path)
+    )
     return names
 
 
@@ -116,7 +122,9 @@ def test_where_nothing_can_be_kept_the_run_begins_all_the_same(folder, looked_at
     (folder / "kept").write_text("a file is in the place of the folder")
     assert_same(indexed(folder), indexed(folder))
     assert len(looked_at) == 6
-    said = " ".join(capsys.readouterr().err.split())  # in lines as wide as the terminal of whoever runs this
+    said = " ".join(
+        capsys.readouterr().err.split()
+    )  # in lines as wide as the terminal of whoever runs this
     assert said.count("the next start looks through all shards again") == 2
 
 
@@ -136,8 +144,15 @@ def test_a_folder_that_may_not_be_looked_into_costs_time_only(folder, looked_at,
 def test_a_remote_shard_that_makes_room_while_it_is_looked_at_is_fetched_again(folder, monkeypatch):
     """Another rank's shard may take its place at any moment."""
     calls, path, gone = [], folder / "0.tar", folder / "gone.tar"
-    monkeypatch.setattr(remote.Mirror, "path", lambda *which: calls.append(which) or (gone if len(calls) < 3 else path))
-    shard, mirror = ("memory://b/0.tar", remote.Stamp(1, "tag")), remote.Mirror(folder / "kept", 2**30)
+    monkeypatch.setattr(
+        remote.Mirror,
+        "path",
+        lambda *which: calls.append(which) or (gone if len(calls) < 3 else path),
+    )
+    shard, mirror = (
+        ("memory://b/0.tar", remote.Stamp(1, "tag")),
+        remote.Mirror(folder / "kept", 2**30),
+    )
     (index,) = shard_index.index_all([shard], filters.parse(""), mirror)
     assert len(index.rows) == 5
     assert len(calls) == 3
@@ -176,7 +191,85 @@ def test_the_stream_is_the_same_from_a_kept_index(folder, looked_at):
     assert len(looked_at) == num_looked_at == 3
 
 
-# --- ranks, as threads ----------------------------------------------------------------------------------------------------
+# --- ranks, as threads
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+# ----------------------------------------------------------------------------------------------------
 
 
 def on_ranks(count, monkeypatch, work):
@@ -184,7 +277,9 @@ def on_ranks(count, monkeypatch, work):
     ranks, answers, who = Ranks(count), [None] * count, threading.local()
     monkeypatch.setattr("silc_bench.system.processes.rank", lambda: who.rank)
     monkeypatch.setattr("silc_bench.system.processes.num_ranks", lambda: count)
-    monkeypatch.setattr("silc_bench.system.processes.concatenated", lambda values: ranks.tell(who.rank)(values))
+    monkeypatch.setattr(
+        "silc_bench.system.processes.concatenated", lambda values: ranks.tell(who.rank)(values)
+    )
 
     def run(rank):
         who.rank = rank

@@ -1,4 +1,6 @@
-"""Each process reads its own part of every batch, and together they read what one process does, whatever is damaged."""
+"""Each process reads its own part of every batch, and together they read what one process does,
+whatever is damaged.
+"""
 
 import itertools
 import threading
@@ -22,10 +24,17 @@ SIDE = 2
 
 
 class Numbers:
-    """Samples 0 to n - 1 in epochs of an order each, some unreadable in text or picture; counts what it is asked for."""
+    """Samples 0 to n - 1 in epochs of an order each, some unreadable in text or picture; counts
+    what it is asked for.
+    """
 
     def __init__(self, num_samples, damaged=(), seed=0):
-        self.num_samples, self.damaged, self.seed, self.asked = num_samples, frozenset(damaged), seed, Counter()
+        self.num_samples, self.damaged, self.seed, self.asked = (
+            num_samples,
+            frozenset(damaged),
+            seed,
+            Counter(),
+        )
 
     def describe(self):
         return "numbers"
@@ -49,7 +58,9 @@ class Numbers:
 
 
 class Ranks:
-    """Threads instead of processes; ``tell(rank)`` is what silc_bench.system.processes.concatenated does."""
+    """Threads instead of processes; ``tell(rank)`` is what silc_bench.system.processes.concatenated
+    does.
+    """
 
     def __init__(self, count):
         self.boxes, self.barrier = [[] for _ in range(count)], threading.Barrier(count, timeout=60)
@@ -68,11 +79,15 @@ class Ranks:
 def read(readers, batch_size, start, count, workers=0):
     """The first batches of every rank, and their sources; or the error of each."""
     ranks, answers = Ranks(len(readers)), [None] * len(readers)
-    sources = [Source(r, DataConfig(decode_size=SIDE, num_workers=workers), Damage()) for r in readers]
+    sources = [
+        Source(r, DataConfig(decode_size=SIDE, num_workers=workers), Damage()) for r in readers
+    ]
 
     def run(rank):
         try:
-            with closing(sources[rank].batches(batch_size, start, rank, len(readers), ranks.tell(rank))) as batches:
+            with closing(
+                sources[rank].batches(batch_size, start, rank, len(readers), ranks.tell(rank))
+            ) as batches:
                 answers[rank] = list(itertools.islice(batches, count))
         except UserError as error:
             answers[rank] = error
@@ -86,7 +101,9 @@ def read(readers, batch_size, start, count, workers=0):
 
 
 def walked(reader, batch_size, start, count):
-    """Sample and position of the pairs of ``count`` batches, and where each ends: one entry after the other."""
+    """Sample and position of the pairs of ``count`` batches, and where each ends: one entry after
+    the other.
+    """
     batches, position = [], start
     for _ in range(count):
         pairs = []
@@ -100,10 +117,15 @@ def walked(reader, batch_size, start, count):
 
 def assert_is(parts, pairs, end):
     """The ranks' parts of a batch, one below the other, are the pairs."""
-    assert [text for part in parts for text in part.texts] == [f"number {s} at {p}" for s, p in pairs]
+    assert [text for part in parts for text in part.texts] == [
+        f"number {s} at {p}" for s, p in pairs
+    ]
     assert {len(part.texts) for part in parts} == {len(pairs) // len(parts)}
     assert {part.position for part in parts} == {end}
-    images, sizes = torch.cat([part.images for part in parts]), torch.cat([part.sizes for part in parts])
+    images, sizes = (
+        torch.cat([part.images for part in parts]),
+        torch.cat([part.sizes for part in parts]),
+    )
     assert sizes.tolist() == [[1 + sample % SIDE, SIDE] for sample, _ in pairs]
     for image, (sample, _) in zip(images, pairs, strict=True):
         height = 1 + sample % SIDE
@@ -121,7 +143,9 @@ def assert_is(parts, pairs, end):
     data=st.data(),
 )
 def test_any_ranks_read_what_one_process_reads(num_samples, ranks, share, seed, resume, data):
-    """Byte for byte, from any batch on, counting the same damage; nobody reads much more than his own part."""
+    """Byte for byte, from any batch on, counting the same damage; nobody reads much more than his
+    own part.
+    """
     damaged = data.draw(st.sets(st.integers(0, num_samples - 1), max_size=num_samples - 1))
     batch_size, count = ranks * share, 4
     expected = walked(Numbers(num_samples, damaged, seed), batch_size, 0, resume + count)
@@ -131,7 +155,9 @@ def test_any_ranks_read_what_one_process_reads(num_samples, ranks, share, seed, 
     for parts, (pairs, end) in zip(zip(*answers, strict=True), expected[resume:], strict=True):
         assert_is(parts, pairs, end)
     last = expected[-1][1]
-    met = {Numbers(num_samples, (), seed).sample(position) for position in range(start, last)} & damaged
+    met = {
+        Numbers(num_samples, (), seed).sample(position) for position in range(start, last)
+    } & damaged
     counts = Counter("empty text" if sample % 2 else "corrupt image" for sample in met)
     assert all(source.damage.counts == counts for source in sources)
     failed = last - start - count * batch_size
@@ -140,7 +166,9 @@ def test_any_ranks_read_what_one_process_reads(num_samples, ranks, share, seed, 
         if not damaged:
             assert max(reader.asked.values()) == 1
     if not damaged:
-        assert len(set().union(*(reader.asked for reader in readers))) == sum(reader.asked.total() for reader in readers)
+        assert len(set().union(*(reader.asked for reader in readers))) == sum(
+            reader.asked.total() for reader in readers
+        )
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -164,7 +192,9 @@ def test_a_source_that_is_all_damage_ends_every_rank():
     answers, _ = read([Numbers(9, range(9)) for _ in range(3)], 6, 0, 1)
     last = Numbers(9).sample(17)  # two epochs hold every sample, wherever they begin
     cause = "empty text" if last % 2 else "corrupt image"
-    assert [str(answer) for answer in answers] == [f"none of 9 pairs can be read; the last: {cause} in sample {last}"] * 3
+    assert [str(answer) for answer in answers] == [
+        f"none of 9 pairs can be read; the last: {cause} in sample {last}"
+    ] * 3
 
 
 def test_one_readable_sample_is_enough():
@@ -189,7 +219,11 @@ class Gone(Numbers):
 @pytest.mark.parametrize("kind", [UserError, RunError])
 def test_an_error_that_ends_the_run_comes_as_it_was_raised_and_when_its_batch_is_due(kind, workers):
     """Also out of a worker, which would bury it in a traceback."""
-    source = Source(Gone(kind("the bucket is gone")), DataConfig(decode_size=SIDE, num_workers=workers), Damage())
+    source = Source(
+        Gone(kind("the bucket is gone")),
+        DataConfig(decode_size=SIDE, num_workers=workers),
+        Damage(),
+    )
     with closing(source.batches(2, 0)) as batches:
         assert len(next(batches).texts) == 2
         with pytest.raises(kind, match=r"^the bucket is gone$"):
@@ -203,8 +237,16 @@ def test_an_error_that_ends_the_run_comes_as_it_was_raised_and_when_its_batch_is
         (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), True),
         (EOFError(), True),  # its tensors go before it is seen to be dead
         (ConnectionResetError(104, "Connection reset by peer"), True),
-        (RuntimeError("Caught RuntimeError in DataLoader worker process 0.\nOriginal Traceback"), False),
-        (ConnectionError("Caught ConnectionError in DataLoader worker process 0.\nOriginal Traceback"), False),
+        (
+            RuntimeError("Caught RuntimeError in DataLoader worker process 0.\nOriginal Traceback"),
+            False,
+        ),
+        (
+            ConnectionError(
+                "Caught ConnectionError in DataLoader worker process 0.\nOriginal Traceback"
+            ),
+            False,
+        ),
         (RuntimeError("a mistake of ours"), False),
     ],
 )

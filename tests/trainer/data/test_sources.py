@@ -1,4 +1,6 @@
-"""What a source may be besides shards: lists and folders of captioned pictures, mixtures; several captions; filters."""
+"""What a source may be besides shards: lists and folders of captioned pictures, mixtures; several
+captions; filters.
+"""
 
 import collections
 import io
@@ -52,14 +54,19 @@ def shard(path, samples):
     for key, sample in enumerate(samples):
         for extension, value in sample.items():
             data = (
-                value if isinstance(value, bytes) else value.encode() if isinstance(value, str) else json.dumps(value).encode()
+                value
+                if isinstance(value, bytes)
+                else value.encode()
+                if isinstance(value, str)
+                else json.dumps(value).encode()
             )
             members.append((f"{key:05}.{extension}", data))
     write_shard(path, members)
     return str(path)
 
 
-# --- each sample once, for any number of shards, workers and ranks, from any point -----------------------------------------
+# --- each sample once, for any number of shards, workers and ranks, from any point
+# -----------------------------------------
 
 
 @settings(max_examples=60, deadline=None)
@@ -71,8 +78,12 @@ def shard(path, samples):
     seed=st.integers(0, 2**32),
     data=st.data(),
 )
-def test_every_order_is_a_permutation_that_any_number_of_ranks_divides(sizes, group, ranks, share, seed, data):
-    """The positions that ranks read of each global batch, put together, are the stream; from any batch on; an epoch has all."""
+def test_every_order_is_a_permutation_that_any_number_of_ranks_divides(
+    sizes, group, ranks, share, seed, data
+):
+    """The positions that ranks read of each global batch, put together, are the stream; from any
+    batch on; an epoch has all.
+    """
     places = np.zeros((sum(sizes), 7), np.int64)
     places[:, 0] = np.repeat(np.arange(len(sizes)), sizes)
     is_remote = data.draw(st.booleans())
@@ -87,11 +98,16 @@ def test_every_order_is_a_permutation_that_any_number_of_ranks_divides(sizes, gr
     again = ShardsReader(files, places, config, None, collections.Counter(), None)
     object.__setattr__(again, "_fetch_ahead", lambda *args: None)
     for first in range(start, 3 * n - batch, batch):
-        of_ranks = [[again.find(first + r * share + i)[1] for i in range(share)] for r in range(ranks)]
+        of_ranks = [
+            [again.find(first + r * share + i)[1] for i in range(share)] for r in range(ranks)
+        ]
         assert list(itertools.chain(*of_ranks)) == whole_stream[first : first + batch]
     if is_remote:  # within an epoch, a group's shards are read before any of the next group
         for epoch in range(3):
-            of = [reader.groups(epoch)[places[i, 0]] for i in whole_stream[epoch * n : (epoch + 1) * n]]
+            of = [
+                reader.groups(epoch)[places[i, 0]]
+                for i in whole_stream[epoch * n : (epoch + 1) * n]
+            ]
             assert of == sorted(of)
 
 
@@ -105,7 +121,9 @@ def test_workers_and_the_point_of_resuming_change_nothing(tmp_path_factory, work
     if not folder.exists():
         folder.mkdir()
         for number, indices in enumerate([range(6), range(6, 13), range(13, 17)]):
-            write_shard(folder / f"{number}.tar", itertools.chain.from_iterable(map(whole, indices)))
+            write_shard(
+                folder / f"{number}.tar", itertools.chain.from_iterable(map(whole, indices))
+            )
     source = str(folder / "{0..2}.tar")
     with closing(stream(source).batches(1, 0)) as batches:
         reference = numbers(itertools.islice(batches, resume + 4 * batch))
@@ -113,11 +131,91 @@ def test_workers_and_the_point_of_resuming_change_nothing(tmp_path_factory, work
         assert numbers(itertools.islice(batches, 4)) == reference[resume:]
 
 
-# --- several captions ----------------------------------------------------------------------------------------------------
+# --- several captions
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+# ----------------------------------------------------------------------------------------------------
 
 
 def test_a_caption_a_line_and_which_is_f_of_seed_epoch_and_sample(tmp_path):
-    source = shard(tmp_path / "a.tar", [{"png": encoded(n), "txt": "\n".join(f"{n} {c}" for c in "abc")} for n in range(20)])
+    source = shard(
+        tmp_path / "a.tar",
+        [{"png": encoded(n), "txt": "\n".join(f"{n} {c}" for c in "abc")} for n in range(20)],
+    )
     texts = take(source, 20 * 30)
     epochs = [dict(text.split() for text in texts[20 * e : 20 * e + 20]) for e in range(30)]
     assert all(len(epoch) == 20 for epoch in epochs)
@@ -132,7 +230,9 @@ def test_a_caption_a_line_and_which_is_f_of_seed_epoch_and_sample(tmp_path):
 def test_a_choice_needs_no_other_choice():
     captions = list("abcdefg")
     picks = [choose_caption(captions, 3, epoch, index) for epoch in range(4) for index in range(50)]
-    assert picks == [choose_caption(captions, 3, epoch, index) for epoch in range(4) for index in range(50)]
+    assert picks == [
+        choose_caption(captions, 3, epoch, index) for epoch in range(4) for index in range(50)
+    ]
     assert len(set(picks)) == 7
     assert choose_caption(["one"], 0, 0, 0) == "one"
 
@@ -140,7 +240,12 @@ def test_a_choice_needs_no_other_choice():
 def test_no_use_of_random_words_sees_anothers():
     """Of three uses, epochs and samples, eight words each; and they stay what they are, or no run could be resumed later."""
     uses, numbers = (ORDER, CAPTION, MIXTURE), range(3)
-    words = [random_words(7, use, counter, 8, inner) for use in uses for counter in numbers for inner in numbers]
+    words = [
+        random_words(7, use, counter, 8, inner)
+        for use in uses
+        for counter in numbers
+        for inner in numbers
+    ]
     assert len(set(np.concatenate(words).tolist())) == 27 * 8
     assert not set(random_words(8, ORDER, 0, 8).tolist()) & set(words[0].tolist())
     assert shuffled(7, 1, 10).tolist() == [2, 5, 7, 8, 1, 9, 3, 4, 0, 6]
@@ -170,13 +275,24 @@ def test_a_json_without_columns_cannot_be_read(data):
 
 def test_img2dataset_is_read_as_it_is(tmp_path):
     """.jpg, .txt and .json a sample: the text is one caption whatever its lines; without a .txt it stands in the JSON."""
-    columns = {"url": "http://x", "caption": "two\nlines", "status": "success", "width": 12, "height": 9, "similarity": 0.31}
+    columns = {
+        "url": "http://x",
+        "caption": "two\nlines",
+        "status": "success",
+        "width": 12,
+        "height": 9,
+        "similarity": 0.31,
+    }
     samples = [
         {"jpg": encoded(0, kind="JPEG"), "json": columns, "txt": "two\nlines"},
         {"jpg": encoded(1, kind="JPEG"), "json": {**columns, "caption": "from the JSON"}},
         {"jpg": encoded(2, kind="JPEG"), "json": {**columns, "caption": None}},
         {"jpg": encoded(3, kind="JPEG"), "json": b"{", "txt": "x"},
-        {"jpg": encoded(4, kind="JPEG"), "json": {"captions": ["one", "two", " "]}, "txt": "ignored"},
+        {
+            "jpg": encoded(4, kind="JPEG"),
+            "json": {"captions": ["one", "two", " "]},
+            "txt": "ignored",
+        },
     ]
     source = stream(shard(tmp_path / "00000.tar", samples))
     (tmp_path / "00000_stats.json").write_text("{}")
@@ -246,18 +362,28 @@ def test_a_picture_that_disappears_or_is_broken_is_counted(pictures):
 
 
 def test_folders_without_pairs_say_what_is_missing(pictures, tmp_path_factory):
-    with pytest.raises(UserError, match=r"holds 6 pictures and no caption of any: write NAME.txt beside NAME.jpg"):
+    with pytest.raises(
+        UserError, match=r"holds 6 pictures and no caption of any: write NAME.txt beside NAME.jpg"
+    ):
         stream(pictures)
     with pytest.raises(UserError, match=r"holds neither pictures, nor shards"):
         stream(tmp_path_factory.mktemp("empty"))
 
 
-@pytest.mark.skipif("SILC_BENCH_TEST_DATA" not in os.environ, reason="SILC_BENCH_TEST_DATA names no folder of real data")
+@pytest.mark.skipif(
+    "SILC_BENCH_TEST_DATA" not in os.environ,
+    reason="SILC_BENCH_TEST_DATA names no folder of real data",
+)
 def test_coco_photographs_with_five_captions_each():
-    source = stream(Path(os.environ["SILC_BENCH_TEST_DATA"], "coco_mini", "meta.jsonl"), decode_size=64)
+    source = stream(
+        Path(os.environ["SILC_BENCH_TEST_DATA"], "coco_mini", "meta.jsonl"), decode_size=64
+    )
     assert source.num_samples == 159
     with closing(source.batches(53, 0)) as batches:
-        epochs = [[text for batch in itertools.islice(batches, 3) for text in batch.texts] for _ in range(2)]
+        epochs = [
+            [text for batch in itertools.islice(batches, 3) for text in batch.texts]
+            for _ in range(2)
+        ]
     assert len({tuple(sorted(epoch)) for epoch in epochs}) == 2
     assert source.damage.total == 0
 
@@ -297,7 +423,11 @@ def test_filters_leave_out_and_say_why(tmp_path, filters, kept, reasons):
 def test_a_list_is_filtered_by_its_columns(pictures):
     rows = [{"file": f"{n}.png", "caption": [f"number {n}", "no"], "score": n} for n in range(6)]
     (pictures / "list.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    assert set(take(pictures, 30, filters="score<3 text>=4")) == {"number 0", "number 1", "number 2"}
+    assert set(take(pictures, 30, filters="score<3 text>=4")) == {
+        "number 0",
+        "number 1",
+        "number 2",
+    }
     assert stream(pictures, filters="side>=9").num_samples == 6
     with pytest.raises(UserError, match=r"no pair .*filters left out 6: 6 no quality"):
         stream(pictures, filters="quality>1")
@@ -318,7 +448,9 @@ def test_a_condition_at_its_bound(words, kept, left_out):
     """Columns of a list of captions are words; they compare as numbers too."""
     filters = parse(words)
     (condition,) = filters.conditions
-    reasons = [filters.reason(["a caption"], {condition.name: value}) for value in (*kept, *left_out)]
+    reasons = [
+        filters.reason(["a caption"], {condition.name: value}) for value in (*kept, *left_out)
+    ]
     assert [reason is None for reason in reasons] == [True] * len(kept) + [False] * len(left_out)
 
 
@@ -327,7 +459,9 @@ def test_a_column_that_is_no_number_leaves_its_sample_out_and_not_the_run(value)
     assert parse("score>=3").reason(["a caption"], {"score": value}) == "score that is no number"
 
 
-@pytest.mark.parametrize("words", ["text>>3", "text>=many", "text=many", "score>=x", "side=wide", "=3", "text"])
+@pytest.mark.parametrize(
+    "words", ["text>>3", "text>=many", "text=many", "score>=x", "side=wide", "=3", "text"]
+)
 def test_what_is_no_filter(tmp_path, words):
     with pytest.raises(UserError, match=r"data.filters: "):
         stream(shard(tmp_path / "a.tar", SAMPLES), filters=words)
@@ -342,8 +476,14 @@ def test_filters_that_leave_nothing(tmp_path):
 
 
 @settings(max_examples=50, deadline=None)
-@given(weights=st.lists(st.floats(0.05, 20), min_size=1, max_size=5), seed=st.integers(0, 2**32), block=st.integers(0, 5))
-def test_every_block_has_each_source_in_its_share_and_each_inner_stream_is_whole(weights, seed, block):
+@given(
+    weights=st.lists(st.floats(0.05, 20), min_size=1, max_size=5),
+    seed=st.integers(0, 2**32),
+    block=st.integers(0, 5),
+)
+def test_every_block_has_each_source_in_its_share_and_each_inner_stream_is_whole(
+    weights, seed, block
+):
     reader = mixture.MixedReader([None] * len(weights), weights, seed)
     found = [reader.find(p) for p in range(block * mixture.BLOCK, (block + 1) * mixture.BLOCK)]
     for source, weight in enumerate(weights):
@@ -355,7 +495,9 @@ def test_every_block_has_each_source_in_its_share_and_each_inner_stream_is_whole
 @pytest.fixture
 def two(tmp_path):
     one = shard(tmp_path / "one.tar", [{"png": encoded(n), "txt": f"one {n}"} for n in range(30)])
-    other = shard(tmp_path / "other.tar", [{"png": encoded(n), "txt": f"other {n}"} for n in range(10)])
+    other = shard(
+        tmp_path / "other.tar", [{"png": encoded(n), "txt": f"other {n}"} for n in range(10)]
+    )
     return one, other
 
 
@@ -363,7 +505,9 @@ def test_weights_are_shares_of_the_stream(two):
     texts = take(f"3 * {two[0]} | 1 * {two[1]}", 1000)
     mine = [text for text in texts if text.startswith("one")]
     assert len(mine) == 750
-    assert all(len(set(mine[30 * e : 30 * e + 30])) == 30 for e in range(25)), "each source goes through whole epochs"
+    assert all(len(set(mine[30 * e : 30 * e + 30])) == 30 for e in range(25)), (
+        "each source goes through whole epochs"
+    )
     assert texts[400:500] == take(f"3 * {two[0]} | 1 * {two[1]}", 100, start=400)
     assert [text.split()[0] for text in texts] != [
         text.split()[0] for text in take(f"3 * {two[0]} | 1 * {two[1]}", 1000, seed=1)
@@ -373,7 +517,10 @@ def test_weights_are_shares_of_the_stream(two):
 def test_without_weights_sources_are_as_large_as_they_are(two):
     texts = take(f"{two[0]} | {two[1]}", 1000)
     assert sum(text.startswith("one") for text in texts) == 750
-    assert stream(f"{two[0]} | {two[1]}").describe() == "75 % 30 pairs in 1 shard + 25 % 10 pairs in 1 shard"
+    assert (
+        stream(f"{two[0]} | {two[1]}").describe()
+        == "75 % 30 pairs in 1 shard + 25 % 10 pairs in 1 shard"
+    )
 
 
 def test_a_pattern_that_begins_with_a_number_is_no_weight(tmp_path, monkeypatch):
@@ -404,7 +551,9 @@ def test_mixtures_that_mean_nothing(two, source, words):
 
 
 def test_damage_of_each_source_is_counted(two, tmp_path):
-    broken = shard(tmp_path / "broken.tar", [{"png": encoded(n)[:40], "txt": "x"} for n in range(3)])
+    broken = shard(
+        tmp_path / "broken.tar", [{"png": encoded(n)[:40], "txt": "x"} for n in range(3)]
+    )
     source = stream(f"9 * {two[0]} | 1 * {broken}")
     with closing(source.batches(10, 0)) as batches:
         for _ in range(10):

@@ -1,4 +1,6 @@
-"""A run from other weights whose zero-shot falls below its start, beyond its errors, is told so, and stops on request."""
+"""A run from other weights whose zero-shot falls below its start, beyond its errors, is told so,
+and stops on request.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ CPU = torch.device("cpu")
 ZEROSHOT, KNN = "probe/shapes/zeroshot", "probe/shapes/knn"
 
 
-@pytest.mark.parametrize(("now", "falls"), [(0.45, False), (0.401, False), (0.399, True), (0.9, False)])
+@pytest.mark.parametrize(
+    ("now", "falls"), [(0.45, False), (0.401, False), (0.399, True), (0.9, False)]
+)
 def test_the_rule_is_twice_the_error_of_a_difference(now, falls):
     """0.5 +- 0.03 at the start, +- 0.04 now: 2 * sqrt(0.03^2 + 0.04^2) = 0.1."""
     start = {"probes": remembered({ZEROSHOT: 0.5}, {ZEROSHOT: 0.03})}
@@ -29,7 +33,9 @@ def test_the_rule_is_twice_the_error_of_a_difference(now, falls):
 
 
 def test_what_stays_perfect_or_cannot_be_compared_has_not_fallen():
-    """Every picture right, at the start and now, has an error of 0; a task may give no error, or drop out of the probe."""
+    """Every picture right, at the start and now, has an error of 0; a task may give no error, or
+    drop out of the probe.
+    """
     start = {"probes": remembered({ZEROSHOT: 1.0}, {ZEROSHOT: 0.0})}
     assert destroyed(start, {ZEROSHOT: 1.0}, {ZEROSHOT: 0.0}, OptimConfig()) is None
     assert destroyed(start, {ZEROSHOT: 0.9}, {ZEROSHOT: 0.0}, OptimConfig()) is not None
@@ -46,11 +52,17 @@ def test_the_sentence_names_the_deepest_fall_and_the_settings():
     found = {ZEROSHOT: 0.4, "probe/coco/retrieval": 0.2, KNN: 0.0}
     sentence = destroyed(start, found, errors, OptimConfig(lr=0.002))
     assert sentence is not None
-    assert "coco/retrieval fell from 60.0 % at the start to 20.0 %, and its standard errors allow 2.8 points" in sentence
+    assert (
+        "coco/retrieval fell from 60.0 % at the start to 20.0 %, and its standard errors allow 2.8 points"
+        in sentence
+    )
     assert "lower optim.lr (now 0.002), lock a tower (--set optim.locked=text)" in sentence
     assert "lock a tower" not in str(destroyed(start, found, errors, OptimConfig(locked="text")))
     assert destroyed(None, found, errors, OptimConfig()) is None
-    assert destroyed({"name": "a run whose start was not probed"}, found, errors, OptimConfig()) is None
+    assert (
+        destroyed({"name": "a run whose start was not probed"}, found, errors, OptimConfig())
+        is None
+    )
     assert is_zeroshot("probe/shapes/segmentation_zeroshot")
 
 
@@ -70,11 +82,23 @@ def source(tiny, tmp_path_factory):
     folder = tmp_path_factory.mktemp("source") / "source"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("silc_bench.trainer.loop.TOKENIZER_CAPTIONS", 50)
-        run_training(tiny(steps=1), folder, resume=False, device=CPU, console=Console(file=io.StringIO()))
+        run_training(
+            tiny(steps=1), folder, resume=False, device=CPU, console=Console(file=io.StringIO())
+        )
     return folder
 
 
-def probed(tiny, source, run, *, resume=False, on_collapse="warn", every=2, limit=256, tasks="shapes/zeroshot,shapes/knn"):
+def probed(
+    tiny,
+    source,
+    run,
+    *,
+    resume=False,
+    on_collapse="warn",
+    every=2,
+    limit=256,
+    tasks="shapes/zeroshot,shapes/knn",
+):
     out = io.StringIO()
     config = tiny(steps=4, init=str(source), probe={"every": every, "tasks": tasks, "limit": limit})
     console = Console(file=out, width=500)
@@ -82,12 +106,19 @@ def probed(tiny, source, run, *, resume=False, on_collapse="warn", every=2, limi
     return out.getvalue()
 
 
-def test_a_run_is_warned_once_and_the_start_is_kept_for_a_resume(tiny, source, tmp_path, monkeypatch):
+def test_a_run_is_warned_once_and_the_start_is_kept_for_a_resume(
+    tiny, source, tmp_path, monkeypatch
+):
     monkeypatch.setattr("silc_bench.trainer.loop.Probe", ScriptedProbe)
     said = probed(tiny, source, tmp_path / "run")
-    assert said.count("zero-shot is lost: shapes/zeroshot fell from 50.0 % at the start to 20.0 %") == 1
+    assert (
+        said.count("zero-shot is lost: shapes/zeroshot fell from 50.0 % at the start to 20.0 %")
+        == 1
+    )
     assert "step 4: zero-shot is lost" in said
-    rows = [json.loads(line) for line in (tmp_path / "run" / "probes.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line) for line in (tmp_path / "run" / "probes.jsonl").read_text().splitlines()
+    ]
     assert [row["step"] for row in rows] == [0, 2, 4]
     kept = json.loads(checkpoint.load(checkpoint.path_of(tmp_path / "run", 2))["start"])
     assert kept["probes"] == {ZEROSHOT: {"score": 0.5, "stderr": 0.01}}
@@ -99,7 +130,10 @@ def test_a_run_is_warned_once_and_the_start_is_kept_for_a_resume(tiny, source, t
 
 def test_it_stops_on_request_with_its_checkpoint(tiny, source, tmp_path, monkeypatch):
     monkeypatch.setattr("silc_bench.trainer.loop.Probe", ScriptedProbe)
-    with pytest.raises(RunError, match=r"stopped at step 4: zero-shot is lost: .*Its checkpoint and earlier ones are intact"):
+    with pytest.raises(
+        RunError,
+        match=r"stopped at step 4: zero-shot is lost: .*Its checkpoint and earlier ones are intact",
+    ):
         probed(tiny, source, tmp_path / "run", on_collapse="stop")
     assert checkpoint.load(checkpoint.path_of(tmp_path / "run", 4))["step"] == 4
 

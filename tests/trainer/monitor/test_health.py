@@ -1,4 +1,6 @@
-"""Health: numbers against loops, planted failures named with their setting, and a run that does not know it is watched."""
+"""Health: numbers against loops, planted failures named with their setting, and a run that does not
+know it is watched.
+"""
 
 import copy
 import io
@@ -44,11 +46,92 @@ def watched(config, run, **options):
 
 def start(config):
     source = open_source(config.data)
-    tokenizer = Tokenizer.train(source.captions(50), config.text.vocab_size, config.text.context_length)
+    tokenizer = Tokenizer.train(
+        source.captions(50), config.text.vocab_size, config.text.context_length
+    )
     return TrainState.create(config, tokenizer, CPU), source.batches(config.batch_size, 0)
 
 
-# --- planted failures ----------------------------------------------------------------------------------------------------
+# --- planted failures
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+# ----------------------------------------------------------------------------------------------------
 
 SENTENCES = {
     "teacher stands still": r"lower distillation.ema_momentum (now 1;",
@@ -78,7 +161,10 @@ def round_the_head(teacher, student, momentum, real=Teacher.update):
 def test_a_planted_failure_is_named_with_the_setting_to_change(tiny, tmp_path, monkeypatch, name):
     if name == "head in half precision":
         monkeypatch.setattr(Teacher, "update", round_the_head)
-    config = tiny(**{"steps": 16, "precision": "fp32", "log_every": 2, "checkpoint_every": 100} | PLANTED[name])
+    config = tiny(
+        **{"steps": 16, "precision": "fp32", "log_every": 2, "checkpoint_every": 100}
+        | PLANTED[name]
+    )
     printed, rows, _ = watched(config, tmp_path)
     (line,) = [line for line in printed.splitlines() if f": {name}: " in line]
     assert SENTENCES[name] in line
@@ -91,15 +177,31 @@ def test_a_planted_failure_is_named_with_the_setting_to_change(tiny, tmp_path, m
 
 
 def test_a_healthy_run_is_accused_of_nothing(tiny, tmp_path):
-    config = tiny(steps=16, precision="fp32", log_every=4, checkpoint_every=100, distillation={"bottleneck_dim": 64})
+    config = tiny(
+        steps=16,
+        precision="fp32",
+        log_every=4,
+        checkpoint_every=100,
+        distillation={"bottleneck_dim": 64},
+    )
     printed, rows, stopped = watched(config, tmp_path)
-    assert not [name for name in [*SENTENCES, "one prototype", "one direction", "one-hot"] if name in printed]
+    assert not [
+        name
+        for name in [*SENTENCES, "one prototype", "one direction", "one-hot"]
+        if name in printed
+    ]
     assert stopped == ""
     assert rows[0]["update_ratio"] < 0.05
 
 
 def test_stop_ends_the_run_with_the_sentence(tiny, tmp_path):
-    config = tiny(steps=16, precision="fp32", log_every=2, checkpoint_every=2, **PLANTED["teacher stands still"])
+    config = tiny(
+        steps=16,
+        precision="fp32",
+        log_every=2,
+        checkpoint_every=2,
+        **PLANTED["teacher stands still"],
+    )
     _, rows, stopped = watched(config, tmp_path, on_collapse="stop")
     assert stopped.startswith("stopped at step 4: teacher stands still: ")
     assert stopped.endswith("Checkpoints that were written are intact.")
@@ -108,20 +210,44 @@ def test_stop_ends_the_run_with_the_sentence(tiny, tmp_path):
 
 def test_an_unknown_answer_to_a_collapse(tiny, tmp_path):
     with pytest.raises(UserError, match=r"unknown --on-collapse 'stopp'; did you mean stop"):
-        run_training(tiny(), tmp_path, resume=False, device=CPU, console=Console(file=io.StringIO()), on_collapse="stopp")
+        run_training(
+            tiny(),
+            tmp_path,
+            resume=False,
+            device=CPU,
+            console=Console(file=io.StringIO()),
+            on_collapse="stopp",
+        )
 
 
 def row(**changes):
-    return {"feature_rank": 20.0, "teacher_entropy": 0.5, "teacher_entropy_at_recipe": 0.5, "prototypes_in_use": 9.0} | changes
+    return {
+        "feature_rank": 20.0,
+        "teacher_entropy": 0.5,
+        "teacher_entropy_at_recipe": 0.5,
+        "prototypes_in_use": 9.0,
+    } | changes
 
 
 @pytest.mark.parametrize(
     ("changes", "name", "words"),
     [
         ({"feature_rank": 1.1}, "embeddings are one direction", "lower optim.lr (now 0.001)"),
-        ({"teacher_entropy": 0.0, "prototypes_in_use": 1.0}, "one prototype", "the other 63 are dead"),
-        ({"teacher_entropy": 0.001}, "teacher is one-hot", "raise distillation.teacher_temp (now 0.04"),
-        ({"teacher_entropy": 0.999, "teacher_entropy_at_recipe": 0.999}, "teacher is uniform", "lower optim.lr"),
+        (
+            {"teacher_entropy": 0.0, "prototypes_in_use": 1.0},
+            "one prototype",
+            "the other 63 are dead",
+        ),
+        (
+            {"teacher_entropy": 0.001},
+            "teacher is one-hot",
+            "raise distillation.teacher_temp (now 0.04",
+        ),
+        (
+            {"teacher_entropy": 0.999, "teacher_entropy_at_recipe": 0.999},
+            "teacher is uniform",
+            "lower optim.lr",
+        ),
         ({}, None, ""),
     ],
 )
@@ -167,13 +293,24 @@ def test_where_a_collapse_begins(tiny, changes, names):
     ("at_recipe", "teacher_temp", "setting"),
     [
         (0.5, 0.08, "lower distillation.teacher_temp (now 0.08"),
-        (0.999, 0.11, "lower distillation.teacher_temp (now 0.11"),  # above the student's, no recipe's
+        (
+            0.999,
+            0.11,
+            "lower distillation.teacher_temp (now 0.11",
+        ),  # above the student's, no recipe's
         (0.999, 0.09, "its outputs are alike at any temperature; lower optim.lr"),
     ],
 )
-def test_a_uniform_teacher_is_one_of_its_temperature_or_of_its_outputs(tiny, at_recipe, teacher_temp, setting):
+def test_a_uniform_teacher_is_one_of_its_temperature_or_of_its_outputs(
+    tiny, at_recipe, teacher_temp, setting
+):
     uniform = row(teacher_entropy=0.999, teacher_entropy_at_recipe=at_recipe)
-    assert setting in health._collapses(tiny(distillation={"teacher_temp": teacher_temp}), uniform)["teacher is uniform"]
+    assert (
+        setting
+        in health._collapses(tiny(distillation={"teacher_temp": teacher_temp}), uniform)[
+            "teacher is uniform"
+        ]
+    )
 
 
 @pytest.mark.parametrize(("update_ratio", "is_named"), [(0.149, False), (0.151, True)])
@@ -188,19 +325,38 @@ def test_how_large_a_step_is_too_large(tiny, update_ratio, is_named):
     ("errors", "changes", "names"),
     [
         ({"center_error": 0.11, "patch_center_error": 0.0}, {}, {"centre stands still"}),
-        ({"center_error": 0.09, "patch_center_error": 0.11}, {}, {"centre of patches stands still"}),
-        ({"center_error": 0.11, "patch_center_error": 0.11}, {}, {"centre stands still", "centre of patches stands still"}),
-        ({"center_error": 0.11, "patch_center_error": 0.11}, {"distillation": {"centering": "sinkhorn"}}, set()),
+        (
+            {"center_error": 0.09, "patch_center_error": 0.11},
+            {},
+            {"centre of patches stands still"},
+        ),
+        (
+            {"center_error": 0.11, "patch_center_error": 0.11},
+            {},
+            {"centre stands still", "centre of patches stands still"},
+        ),
+        (
+            {"center_error": 0.11, "patch_center_error": 0.11},
+            {"distillation": {"centering": "sinkhorn"}},
+            set(),
+        ),
     ],
 )
-def test_a_centre_that_stands_still_is_named_where_the_mean_has_moved_away(tiny, errors, changes, names):
+def test_a_centre_that_stands_still_is_named_where_the_mean_has_moved_away(
+    tiny, errors, changes, names
+):
     """Not while the student stands still too, nor where nothing reads the centre; each of the two for itself."""
     state, batches = start(tiny(steps=100, masked={"weight": 0.5}, **changes))
     batches.close()
     watch, full = Health(state.config, CPU), row(update_ratio=0.01, **errors)
     assert [watch.verdicts(state, full), watch.verdicts(state, full)] == [{}, {}]
-    towers = [tower.blocks[-1].mlp.fc1.weight for tower in (state.student.vision, state.teacher.vision)]
-    centers = {"centre stands still": state.teacher.center, "centre of patches stands still": state.teacher.patch_center}
+    towers = [
+        tower.blocks[-1].mlp.fc1.weight for tower in (state.student.vision, state.teacher.vision)
+    ]
+    centers = {
+        "centre stands still": state.teacher.center,
+        "centre of patches stands still": state.teacher.patch_center,
+    }
     for moved in (None, *centers):
         with torch.no_grad():
             for tensor in (*towers, *([centers[moved]] if moved else [])):
@@ -223,14 +379,21 @@ def test_a_head_that_was_rounded_is_named_with_its_precision(tiny, head, kind):
 @pytest.mark.parametrize(
     ("changes", "name"),
     [
-        ({"patch_teacher_entropy": 0.0, "patch_prototypes_in_use": 1.0}, "one prototype of patches"),
+        (
+            {"patch_teacher_entropy": 0.0, "patch_prototypes_in_use": 1.0},
+            "one prototype of patches",
+        ),
         ({"patch_teacher_entropy": 0.001}, "teacher of patches is one-hot"),
         ({"patch_teacher_entropy": 0.999}, "teacher of patches is uniform"),
         ({}, None),
     ],
 )
 def test_a_collapse_of_masked_patches_is_named_as_theirs(tiny, changes, name):
-    of_patches = {"patch_teacher_entropy": 0.5, "patch_teacher_entropy_at_recipe": 0.5, "patch_prototypes_in_use": 9.0}
+    of_patches = {
+        "patch_teacher_entropy": 0.5,
+        "patch_teacher_entropy_at_recipe": 0.5,
+        "patch_prototypes_in_use": 9.0,
+    }
     found = health._collapses(tiny(masked={"weight": 0.5}), row(**of_patches | changes))
     assert list(found) == ([name] if name else [])
 
@@ -240,8 +403,14 @@ def test_heads_that_begin_late_are_young_then(tiny):
     config = tiny(steps=100, distillation={"start_fraction": 0.5}, optim={"warmup_fraction": 0.2})
     state, batches = start(config)
     batches.close()
-    full = row(teacher_entropy=0.001, feature_rank=1.0) | {"update_ratio": 0.01, "center_error": 0.0}
-    for step, names in ((65, {"embeddings are one direction"}), (70, {"embeddings are one direction", "teacher is one-hot"})):
+    full = row(teacher_entropy=0.001, feature_rank=1.0) | {
+        "update_ratio": 0.01,
+        "center_error": 0.0,
+    }
+    for step, names in (
+        (65, {"embeddings are one direction"}),
+        (70, {"embeddings are one direction", "teacher is one-hot"}),
+    ):
         state.step, watch = step, Health(config, CPU)
         assert {name for _ in range(5) for name in watch.verdicts(state, full)} == names
 
@@ -260,7 +429,10 @@ def test_one_prototype_is_no_collapse_before_the_centre_has_settled(tiny):
     config = tiny(steps=100)
     state, batches = start(config)
     batches.close()
-    full = row(teacher_entropy=0.0, prototypes_in_use=1.0) | {"update_ratio": 0.01, "center_error": 0.0}
+    full = row(teacher_entropy=0.0, prototypes_in_use=1.0) | {
+        "update_ratio": 0.01,
+        "center_error": 0.0,
+    }
     for step, is_named in ((49, False), (50, True)):  # five times 1 / (1 - 0.9)
         state.step, watch = step, Health(config, CPU)
         assert any("one prototype" in watch.verdicts(state, full) for _ in range(5)) == is_named
@@ -271,16 +443,29 @@ def test_one_prototype_is_no_collapse_before_the_centre_has_settled(tiny):
 
 def looped(logits, answers, center, config):
     """Teacher's [H, K] against the student's, a picture and a prototype at a time, in float64."""
-    d, found = config.distillation, {"teacher_entropy": [], "teacher_entropy_at_recipe": [], "student_teacher_kl": []}
+    d, found = (
+        config.distillation,
+        {"teacher_entropy": [], "teacher_entropy_at_recipe": [], "student_teacher_kl": []},
+    )
     winners, logits, answers, center = set(), logits.double(), answers.double(), center.double()
     for logit, answer in zip(logits, answers, strict=True):
         p, sharp, q = (
             torch.softmax(x, -1).tolist()
-            for x in ((logit - center) / d.teacher_temp, (logit - center) / 0.04, answer / d.student_temp)
+            for x in (
+                (logit - center) / d.teacher_temp,
+                (logit - center) / 0.04,
+                answer / d.student_temp,
+            )
         )
-        found["teacher_entropy"].append(-sum(x * math.log(x) for x in p if x > 0) / math.log(len(p)))
-        found["teacher_entropy_at_recipe"].append(-sum(x * math.log(x) for x in sharp if x > 0) / math.log(len(p)))
-        found["student_teacher_kl"].append(sum(x * math.log(x / y) for x, y in zip(p, q, strict=True) if x > 0))
+        found["teacher_entropy"].append(
+            -sum(x * math.log(x) for x in p if x > 0) / math.log(len(p))
+        )
+        found["teacher_entropy_at_recipe"].append(
+            -sum(x * math.log(x) for x in sharp if x > 0) / math.log(len(p))
+        )
+        found["student_teacher_kl"].append(
+            sum(x * math.log(x / y) for x, y in zip(p, q, strict=True) if x > 0)
+        )
         winners.add(int(np.argmax(p)))
     mean = logits.mean(0)
     error = float((mean - center).square().sum().sqrt() / mean.square().sum().sqrt())
@@ -293,9 +478,19 @@ def looped(logits, answers, center, config):
 @pytest.mark.parametrize("clip_norm", [0.5, 1e4])  # below the norm of the gradient, and above
 def test_numbers_equal_loops_in_float64(tiny, monkeypatch, clip_norm):
     """Of views and of masked patches, of which the first of each view is looked at."""
-    towers = {"vision": {"image_size": 32, "depth": 2}, "text": {"depth": 2}, "views": {"global_size": 32, "local_size": 16}}
+    towers = {
+        "vision": {"image_size": 32, "depth": 2},
+        "text": {"depth": 2},
+        "views": {"global_size": 32, "local_size": 16},
+    }
     distillation = {"teacher_temp": 0.07, "center_momentum": 0.5}
-    config = tiny(precision="fp32", masked={"weight": 0.5}, distillation=distillation, optim={"clip_norm": clip_norm}, **towers)
+    config = tiny(
+        precision="fp32",
+        masked={"weight": 0.5},
+        distillation=distillation,
+        optim={"clip_norm": clip_norm},
+        **towers,
+    )
     monkeypatch.setattr(health, "matmul_rate", lambda device, precision: 1e9)
     state, batches = start(config)
     train_step(state, next(batches))
@@ -307,26 +502,45 @@ def test_numbers_equal_loops_in_float64(tiny, monkeypatch, clip_norm):
     norm = float(train_step(state, batch)["gradient_norm"])
     assert 0.5 < norm < 1e4
     with torch.no_grad():
-        state.student.text.blocks[1].mlp.fc1.weight.add_(0.3)  # the largest change is in one of four matrices
+        state.student.text.blocks[1].mlp.fc1.weight.add_(
+            0.3
+        )  # the largest change is in one of four matrices
         state.teacher.vision.patch.weight.mul_(2)  # not as long as the student's
-        state.teacher.center.add_(0.02 * torch.randn(64, generator=torch.Generator().manual_seed(0)))
+        state.teacher.center.add_(
+            0.02 * torch.randn(64, generator=torch.Generator().manual_seed(0))
+        )
     found = watch.row(state, batch, norm, images_per_second=100.0)
 
     student, teacher = state.student, state.teacher
-    crops = make_views(batch.images, batch.sizes, config.views, config.seed, 1, needs={"global_crops"}).global_crops
+    crops = make_views(
+        batch.images, batch.sizes, config.views, config.seed, 1, needs={"global_crops"}
+    ).global_crops
     places = draw_masked(config, 8, 1).flatten(0, 1)
     with torch.no_grad():
         crops = crops.flatten(0, 1)
-        of_views = looped(teacher.head(teacher.vision(crops)), student.head(student.vision(crops)), teacher.center, config)
+        of_views = looped(
+            teacher.head(teacher.vision(crops)),
+            student.head(student.vision(crops)),
+            teacher.center,
+            config,
+        )
         rows, first = torch.arange(len(crops)), places[:, 0]
         seen = teacher.patch_head(teacher.vision.tokens(crops)[rows, first])
-        guessed = student.patch_head(student.vision.tokens(crops, places, student.mask_token)[rows, first])
+        guessed = student.patch_head(
+            student.vision.tokens(crops, places, student.mask_token)[rows, first]
+        )
         of_patches = looped(seen, guessed, teacher.patch_center, config)
-        values = torch.linalg.svdvals(torch.nn.functional.normalize(student.vision(crops[:8]).double(), dim=-1))
+        values = torch.linalg.svdvals(
+            torch.nn.functional.normalize(student.vision(crops[:8]).double(), dim=-1)
+        )
     for prefix, expected in (("", of_views), ("patch_", of_patches)):
-        assert {name: found[f"{prefix}{name}"] for name in expected} == pytest.approx(expected, rel=1e-3), prefix
+        assert {name: found[f"{prefix}{name}"] for name in expected} == pytest.approx(
+            expected, rel=1e-3
+        ), prefix
     shares = (values / values.sum()).tolist()
-    assert found["feature_rank"] == pytest.approx(math.exp(-sum(x * math.log(x) for x in shares)), rel=1e-3)
+    assert found["feature_rank"] == pytest.approx(
+        math.exp(-sum(x * math.log(x) for x in shares)), rel=1e-3
+    )
     change = [
         float((p.detach() - before[name]).norm() / before[name].norm())
         for name, p in state.student.named_parameters()
@@ -338,7 +552,9 @@ def test_numbers_equal_loops_in_float64(tiny, monkeypatch, clip_norm):
     size = sum(float((a**2).detach().sum()) for a in student.vision.parameters())
     assert found["ema_distance"] == pytest.approx(math.sqrt(apart / size), rel=1e-4)
     parts = [found[f"gradient_norm_{part}"] for part in ("vision", "text", "head", "patch_head")]
-    assert math.sqrt(sum(part**2 for part in parts)) == pytest.approx(norm, rel=1e-2)  # less scale, bias and mask token
+    assert math.sqrt(sum(part**2 for part in parts)) == pytest.approx(
+        norm, rel=1e-2
+    )  # less scale, bias and mask token
     assert found["mfu"] == pytest.approx(100.0 * estimate.flops_per_image(config) / 3e9)
 
 
@@ -353,7 +569,9 @@ def test_before_the_teacher_teaches_a_step_is_counted_without_it(tiny, monkeypat
         batch = next(batches)
         train_step(state, batch)
         found = watch.row(state, batch, 1.0, images_per_second=1.0)
-        assert found["mfu"] == pytest.approx(estimate.flops_per_image(config, is_taught=is_taught) / 1e9)
+        assert found["mfu"] == pytest.approx(
+            estimate.flops_per_image(config, is_taught=is_taught) / 1e9
+        )
         assert ("teacher_entropy" in found) == is_taught
     batches.close()
 
@@ -363,12 +581,16 @@ def test_effective_rank():
     assert effective_rank(torch.eye(6)) == pytest.approx(6.0, rel=1e-4)
     two = torch.tensor([[1.0, 0.0], [0.0, 1.0]]).repeat(8, 2)
     assert effective_rank(two) == pytest.approx(2.0, rel=1e-4)
-    assert effective_rank(1000 * torch.eye(6)) == pytest.approx(6.0, rel=1e-4), "lengths play no part"
+    assert effective_rank(1000 * torch.eye(6)) == pytest.approx(6.0, rel=1e-4), (
+        "lengths play no part"
+    )
 
 
 def test_without_a_head_there_is_no_teacher_to_judge(tiny, tmp_path):
     _, rows, _ = watched(tiny("contrastive", steps=4), tmp_path)
-    assert {"feature_rank", "ema_distance", "update_ratio", "gradient_norm_vision", "mfu"} <= set(rows[0])
+    assert {"feature_rank", "ema_distance", "update_ratio", "gradient_norm_vision", "mfu"} <= set(
+        rows[0]
+    )
     assert "teacher_entropy" not in rows[0]
 
 
@@ -390,7 +612,13 @@ def test_looking_draws_nothing_and_touches_nothing(tiny):
     after = state.payload()
     for part in ("student", "teacher"):
         assert all(torch.equal(value, after[part][name]) for name, value in before[part].items())
-    assert all(map(torch.equal, gradients, [p.grad for p in state.student.parameters() if p.grad is not None]))
+    assert all(
+        map(
+            torch.equal,
+            gradients,
+            [p.grad for p in state.student.parameters() if p.grad is not None],
+        )
+    )
     assert state.student.training
 
 
@@ -398,20 +626,36 @@ def test_rows_and_probes_leave_the_run_as_it_is(tiny, tmp_path):
     """The weights of a run that looks at every step and probes every second one are those of a run that never looks."""
     probe = {"every": 2, "tasks": "shapes/knn,shapes/zeroshot", "limit": 24}
     ends = []
-    for name, changes in (("often", {"log_every": 1, "probe": probe}), ("never", {"log_every": 100})):
+    for name, changes in (
+        ("often", {"log_every": 1, "probe": probe}),
+        ("never", {"log_every": 100}),
+    ):
         config = tiny(steps=5, precision="fp32", **changes)
-        path = run_training(config, tmp_path / name, resume=False, device=CPU, console=Console(file=io.StringIO(), width=200))
+        path = run_training(
+            config,
+            tmp_path / name,
+            resume=False,
+            device=CPU,
+            console=Console(file=io.StringIO(), width=200),
+        )
         ends.append(torch.load(path, weights_only=True))
     for part in ("student", "teacher"):
         assert all(torch.equal(value, ends[1][part][name]) for name, value in ends[0][part].items())
-    found = [json.loads(line) for line in (tmp_path / "often" / "probes.jsonl").read_text().splitlines()]
+    found = [
+        json.loads(line) for line in (tmp_path / "often" / "probes.jsonl").read_text().splitlines()
+    ]
     assert [line["step"] for line in found] == [2, 4, 5]
     assert all(set(line) == {"step", "probe/shapes/knn", "probe/shapes/zeroshot"} for line in found)
 
-    best = max(found, key=lambda line: (line["probe/shapes/knn"] + line["probe/shapes/zeroshot"], line["step"]))
+    best = max(
+        found,
+        key=lambda line: (line["probe/shapes/knn"] + line["probe/shapes/zeroshot"], line["step"]),
+    )
     assert checkpoint.best_in(tmp_path / "often").name == f"step_{best['step']:08d}.pt"
     words = json.loads(checkpoint.path_of(tmp_path / "often", 5).with_suffix(".json").read_text())
-    assert words["score"] == pytest.approx((found[-1]["probe/shapes/knn"] + found[-1]["probe/shapes/zeroshot"]) / 2)
+    assert words["score"] == pytest.approx(
+        (found[-1]["probe/shapes/knn"] + found[-1]["probe/shapes/zeroshot"]) / 2
+    )
 
 
 # --- the estimate --------------------------------------------------------------------------------------------------------
@@ -448,17 +692,27 @@ def test_the_estimate_counts_the_model_it_will_build(tiny):
     found = estimate.estimate(config, CPU)
     assert sum(found.parameters.values()) + 2 == sum(p.numel() for p in state.student.parameters())
     train = found.bytes_by_part
-    assert train["weights"] == train["gradients"] == pytest.approx(train["optimiser state"] / 2, rel=1e-3)
+    assert (
+        train["weights"]
+        == train["gradients"]
+        == pytest.approx(train["optimiser state"] / 2, rel=1e-3)
+    )
     assert train["teacher"] == 4 * sum(p.numel() for p in state.teacher.parameters())
     assert found.images_per_second * found.flops_per_image == pytest.approx(found.matmul_rate)
     assert found.hours == pytest.approx(config.samples / found.images_per_second / 3600)
-    assert estimate.estimate(config, CPU, num_ranks=2).bytes_by_part["activations"] == train["activations"] / 2
+    assert (
+        estimate.estimate(config, CPU, num_ranks=2).bytes_by_part["activations"]
+        == train["activations"] / 2
+    )
 
 
 @pytest.mark.parametrize(
     ("data", "advice"),
     [
-        ({"decode_size": 24}, "raise data.num_workers (now 0), or lower data.decode_size (now 24, views have 16)"),
+        (
+            {"decode_size": 24},
+            "raise data.num_workers (now 0), or lower data.decode_size (now 24, views have 16)",
+        ),
         ({"decode_size": 16}, "raise data.num_workers (now 0)"),
         ({"decode_size": 24, "num_workers": 1}, "lower data.decode_size (now 24, views have 16)"),
         (
@@ -485,18 +739,26 @@ def test_a_step_too_large_for_the_device_is_told_what_fits(tiny):
     """8 pairs of 10 GiB and 4 GiB beside them: 2 pairs at a time fit into nine tenths of 30, 1 into 20, none into 8."""
     config, parts = tiny(batch_size=8), {"weights": 4 << 30, "activations": 80 << 30}
     assert too_large_for(parts, config, 84 << 30) is None
-    assert "needs 84.00 GiB and this process may use 30.00 GiB: --set micro_batch=2 fits" in too_large_for(
-        parts, config, 30 << 30
+    assert (
+        "needs 84.00 GiB and this process may use 30.00 GiB: --set micro_batch=2 fits"
+        in too_large_for(parts, config, 30 << 30)
     )
     assert "micro_batch=1 fits" in too_large_for(parts, config, 20 << 30)
-    assert "not enough for one pair at a time: --set checkpointing=blocks" in too_large_for(parts, config, 8 << 30)
-    assert "checkpointing" not in too_large_for(parts, tiny(batch_size=8, checkpointing="blocks"), 20 << 30)
+    assert "not enough for one pair at a time: --set checkpointing=blocks" in too_large_for(
+        parts, config, 8 << 30
+    )
+    assert "checkpointing" not in too_large_for(
+        parts, tiny(batch_size=8, checkpointing="blocks"), 20 << 30
+    )
     assert "less than model and optimiser alone, 4.00 GiB" in too_large_for(parts, config, 3 << 30)
     batch = {**parts, "pictures and views": 16 << 30}
-    assert "less than the pictures and logits of 4 pairs and the model, 20.00 GiB: it takes more devices" in too_large_for(
-        batch, config, 19 << 30, devices=2
+    assert (
+        "less than the pictures and logits of 4 pairs and the model, 20.00 GiB: it takes more devices"
+        in too_large_for(batch, config, 19 << 30, devices=2)
     )
-    assert "micro_batch=1 fits" in too_large_for(parts, config, 30 << 30, devices=2)  # 4 pairs of 20 GiB
+    assert "micro_batch=1 fits" in too_large_for(
+        parts, config, 30 << 30, devices=2
+    )  # 4 pairs of 20 GiB
     half = {"weights": 4 << 30, "activations": 40 << 30}
     assert "micro_batch=2 fits" in too_large_for(half, tiny(batch_size=8, micro_batch=4), 30 << 30)
     assert estimate.memory_of(CPU) > 2**30
@@ -526,11 +788,15 @@ def test_a_source_of_which_much_cannot_be_read_is_named(tiny, monkeypatch):
     for left_out in (10, 11, 12):
         watching.judge(state, {"data_wait_share": 0.0, "left_out": left_out})
     assert kept == said.getvalue().splitlines()
-    assert said.getvalue() == "step 0: 11 % of the pairs could not be read; `silc-bench data stats` counts them by cause\n"
+    assert (
+        said.getvalue()
+        == "step 0: 11 % of the pairs could not be read; `silc-bench data stats` counts them by cause\n"
+    )
 
 
 @pytest.mark.parametrize(
-    ("batch_size", "num_samples", "is_said"), [(8, 8, False), (9, 8, True), (9, 10**6, False), (9, None, False)]
+    ("batch_size", "num_samples", "is_said"),
+    [(8, 8, False), (9, 8, True), (9, 10**6, False), (9, None, False)],
 )
 def test_a_batch_that_holds_a_pair_twice_is_named(tiny, batch_size, num_samples, is_said):
     sentence = repeating(tiny(batch_size=batch_size, samples=64), num_samples)
@@ -539,5 +805,7 @@ def test_a_batch_that_holds_a_pair_twice_is_named(tiny, batch_size, num_samples,
 
 
 def test_a_run_says_that_its_batches_repeat_pairs(tiny, tmp_path, shards):
-    said, _, _ = watched(tiny(precision="fp32", data={"source": shards}, batch_size=32, samples=32), tmp_path)
+    said, _, _ = watched(
+        tiny(precision="fp32", data={"source": shards}, batch_size=32, samples=32), tmp_path
+    )
     assert "a batch of 32 holds pairs several times, of 21 in all" in said

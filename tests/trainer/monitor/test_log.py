@@ -1,4 +1,6 @@
-"""The log of a run: rows by step, what a killed run wrote too much, curves, and the progress that people see."""
+"""The log of a run: rows by step, what a killed run wrote too much, curves, and the progress that
+people see.
+"""
 
 import io
 import json
@@ -14,7 +16,13 @@ from silc_bench.trainer.monitor.log import RunLog
 
 
 def row(value, **more):
-    return {"loss": value, "contrastive": value / 2, "images_per_second": 1234.0, "seconds_left": 3605.0, **more}
+    return {
+        "loss": value,
+        "contrastive": value / 2,
+        "images_per_second": 1234.0,
+        "seconds_left": 3605.0,
+        **more,
+    }
 
 
 def write(run, steps, *, start=0, num_steps=10, terminal=False, value=0.0, width=200):
@@ -45,7 +53,13 @@ def test_a_row_is_on_the_disk_as_soon_as_it_is_written(tmp_path):
 def test_a_resumed_log_reads_as_if_nothing_had_happened(tmp_path):
     write(tmp_path, [2, 4, 6, 8])
     write(tmp_path, [6, 8, 10], start=5, value=100.0)
-    assert [(r["step"], r["loss"]) for r in rows(tmp_path)] == [(2, 2.0), (4, 4.0), (6, 106.0), (8, 108.0), (10, 110.0)]
+    assert [(r["step"], r["loss"]) for r in rows(tmp_path)] == [
+        (2, 2.0),
+        (4, 4.0),
+        (6, 106.0),
+        (8, 108.0),
+        (10, 110.0),
+    ]
 
 
 @pytest.mark.parametrize("cut", ['{"step": 4, "lo', '{"step": 4, "loss": 4.0}', "{", '{"step'])
@@ -76,7 +90,9 @@ def test_a_log_file_gets_a_line_now_and_then_and_the_last_one(tmp_path):
     """The first row, the last, and none between within a quarter of a minute."""
     lines = write(tmp_path, range(1, 11)).splitlines()
     assert [line.split(" · ")[0] for line in lines] == ["step 1/10", "step 10/10"]
-    assert lines[-1] == "step 10/10 · loss 10.000 · contrastive 5.000 · 1234 images/s · 1:00:05 left"
+    assert (
+        lines[-1] == "step 10/10 · loss 10.000 · contrastive 5.000 · 1234 images/s · 1:00:05 left"
+    )
 
 
 def test_a_narrow_terminal_keeps_step_and_time_left(tmp_path):
@@ -114,7 +130,10 @@ def test_a_log_of_something_else_is_not_overwritten(tmp_path, line):
     path = tmp_path / "log.jsonl"
     path.write_text(f'{{"step": 1, "loss": 2.0}}\n{line}\n{{"step": 3}}\n')
     before = path.read_bytes()
-    with pytest.raises(UserError, match=r"log.jsonl:2 is no row of a run's log, and a new run would overwrite it; choose anot"):
+    with pytest.raises(
+        UserError,
+        match=r"log.jsonl:2 is no row of a run's log, and a new run would overwrite it; choose anot",
+    ):
         write(tmp_path, [2])
     assert path.read_bytes() == before
 
@@ -135,7 +154,10 @@ def test_a_full_disk_is_a_sentence_with_the_place(tmp_path):
             log._file = open("/dev/full", "a")  # noqa: SIM115
             log.write(1, row(1.0))
 
-    with pytest.raises(RunError, match=rf"the log could not be written to {tmp_path} \(No space left on device\); make room"):
+    with pytest.raises(
+        RunError,
+        match=rf"the log could not be written to {tmp_path} \(No space left on device\); make room",
+    ):
         fill()
 
 
@@ -147,5 +169,12 @@ def test_notes_are_kept_by_step_and_those_of_a_killed_run_dropped(tmp_path):
                 log.advance(step)
                 log.write_note(f"said at {step}")
     notes = [json.loads(line) for line in (tmp_path / "notes.jsonl").read_text().splitlines()]
-    words = [(0, "begun at 0"), (2, "said at 2"), (4, "said at 4"), (4, "begun at 4"), (5, "said at 5"), (7, "said at 7")]
+    words = [
+        (0, "begun at 0"),
+        (2, "said at 2"),
+        (4, "said at 4"),
+        (4, "begun at 4"),
+        (5, "said at 5"),
+        (7, "said at 7"),
+    ]
     assert notes == [{"step": step, "note": note} for step, note in words]

@@ -1,4 +1,6 @@
-"""What a probe logs while a run goes on is what `silc-bench eval` measures of the checkpoint saved with it."""
+"""What a probe logs while a run goes on is what `silc-bench eval` measures of the checkpoint saved
+with it.
+"""
 
 import io
 import json
@@ -28,8 +30,13 @@ FEW = 16
 
 @pytest.fixture(scope="module")
 def run(tiny, tmp_path_factory):
-    """A run of four steps that probes after two and at its end, of all that is probed by default."""
-    folder, config = tmp_path_factory.mktemp("probed") / "run", tiny(precision="fp32", probe={"every": 2, "limit": LIMIT})
+    """A run of four steps that probes after two and at its end, of all that is probed by
+    default.
+    """
+    folder, config = (
+        tmp_path_factory.mktemp("probed") / "run",
+        tiny(precision="fp32", probe={"every": 2, "limit": LIMIT}),
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("silc_bench.trainer.loop.TOKENIZER_CAPTIONS", 50)
         console = Console(file=io.StringIO(), width=200)
@@ -39,19 +46,34 @@ def run(tiny, tmp_path_factory):
 
 def test_classes_words_and_patches_are_probed_by_default(run):
     rows = [json.loads(line) for line in (run / "probes.jsonl").read_text().splitlines()]
-    names = {f"probe/shapes/{family}" for family in ("knn", "zeroshot", "segmentation_zeroshot", "discovery", "correspondence")}
+    names = {
+        f"probe/shapes/{family}"
+        for family in ("knn", "zeroshot", "segmentation_zeroshot", "discovery", "correspondence")
+    }
     assert [row["step"] for row in rows] == [2, 4]
     assert all(set(row) - {"step"} == names for row in rows)
-    assert {task.name for task in select(words_of(ProbeConfig().tasks))} == {name.removeprefix("probe/") for name in names}
+    assert {task.name for task in select(words_of(ProbeConfig().tasks))} == {
+        name.removeprefix("probe/") for name in names
+    }
 
 
 def test_a_probe_is_an_evaluation(run, tmp_path):
     """Bit for bit, of every task."""
     last = json.loads((run / "probes.jsonl").read_text().splitlines()[-1])
     tasks = select(words_of(ProbeConfig().tasks))
-    how = {"model_source": str(run), "data_root": None, "results_dir": tmp_path, "limit": LIMIT, "device": "cpu"}
-    records = evaluate(load_model(str(run)), tasks, precision="fp32", batch_size=128, existing="overwrite", **how)
-    measured = {f"probe/{record.task.name}": record.metrics[record.task.main_metric] for record in records}
+    how = {
+        "model_source": str(run),
+        "data_root": None,
+        "results_dir": tmp_path,
+        "limit": LIMIT,
+        "device": "cpu",
+    }
+    records = evaluate(
+        load_model(str(run)), tasks, precision="fp32", batch_size=128, existing="overwrite", **how
+    )
+    measured = {
+        f"probe/{record.task.name}": record.metrics[record.task.main_metric] for record in records
+    }
     assert measured == {name: value for name, value in last.items() if name != "step"}
 
 
@@ -62,23 +84,35 @@ def test_the_report_draws_every_probe(run):
     assert page.count("probe/shapes/") >= 5
 
 
-def test_a_task_that_cannot_be_scored_is_left_out_in_a_sentence_and_the_run_goes_on(tiny, tmp_path, monkeypatch):
+def test_a_task_that_cannot_be_scored_is_left_out_in_a_sentence_and_the_run_goes_on(
+    tiny, tmp_path, monkeypatch
+):
     """Too few pictures for a class to occur twice."""
     monkeypatch.setattr("silc_bench.trainer.loop.TOKENIZER_CAPTIONS", 50)
     tasks = "shapes/knn,shapes/correspondence"
     config = tiny(precision="fp32", probe={"every": 2, "limit": FEW, "tasks": tasks})
     console = Console(file=io.StringIO(), width=200)
-    run_training(config, tmp_path / "run", resume=False, device=torch.device("cpu"), console=console)
-    rows = [json.loads(line) for line in (tmp_path / "run" / "probes.jsonl").read_text().splitlines()]
+    run_training(
+        config, tmp_path / "run", resume=False, device=torch.device("cpu"), console=console
+    )
+    rows = [
+        json.loads(line) for line in (tmp_path / "run" / "probes.jsonl").read_text().splitlines()
+    ]
     assert [set(row) for row in rows] == [{"step", "probe/shapes/knn"}] * 2
     said = [line for line in console.file.getvalue().splitlines() if "left out" in line]
     assert len(said) == 1
-    assert said[0].startswith("step 2: shapes/correspondence is left out of probe.tasks from here on: ")
+    assert said[0].startswith(
+        "step 2: shapes/correspondence is left out of probe.tasks from here on: "
+    )
 
 
 @pytest.mark.parametrize("on_collapse", ["warn", "stop"])
-def test_a_student_that_cannot_be_measured_is_named_and_the_checkpoint_kept(tiny, tmp_path, monkeypatch, on_collapse):
-    """Its features outgrow fp16 at step 2; what a probe cannot encode must not end a run that is only to be warned."""
+def test_a_student_that_cannot_be_measured_is_named_and_the_checkpoint_kept(
+    tiny, tmp_path, monkeypatch, on_collapse
+):
+    """Its features outgrow fp16 at step 2; what a probe cannot encode must not end a run that is
+    only to be warned.
+    """
 
     def step(state, batch):
         values = train_step(state, batch)
@@ -89,17 +123,30 @@ def test_a_student_that_cannot_be_measured_is_named_and_the_checkpoint_kept(tiny
     monkeypatch.setattr("silc_bench.trainer.loop.TOKENIZER_CAPTIONS", 50)
     monkeypatch.setattr("silc_bench.trainer.loop.train_step", step)
     tasks = "shapes/segmentation_zeroshot"
-    config = tiny(precision="fp32", steps=3, log_every=9, probe={"every": 1, "limit": FEW, "tasks": tasks})
+    config = tiny(
+        precision="fp32", steps=3, log_every=9, probe={"every": 1, "limit": FEW, "tasks": tasks}
+    )
     console, device = Console(file=io.StringIO(), width=400), torch.device("cpu")
     if on_collapse == "stop":
-        with pytest.raises(RunError, match=r"stopped at step 2: the student cannot be measured: .*not finite.*lower optim.lr"):
-            run_training(config, tmp_path, resume=False, device=device, console=console, on_collapse="stop")
+        with pytest.raises(
+            RunError,
+            match=r"stopped at step 2: the student cannot be measured: .*not finite.*lower optim.lr",
+        ):
+            run_training(
+                config, tmp_path, resume=False, device=device, console=console, on_collapse="stop"
+            )
     else:
         run_training(config, tmp_path, resume=False, device=device, console=console)
-    assert "step 2: the student cannot be measured: tiny-silc:student gives" in console.file.getvalue()
+    assert (
+        "step 2: the student cannot be measured: tiny-silc:student gives" in console.file.getvalue()
+    )
     assert "step_00000002.pt" in [path.name for path in checkpoint.all_in(tmp_path)]
-    assert checkpoint.best_in(tmp_path).name == "step_00000001.pt", "what was not measured is not the best"
-    assert [json.loads(line)["step"] for line in (tmp_path / "probes.jsonl").read_text().splitlines()] == [1]
+    assert checkpoint.best_in(tmp_path).name == "step_00000001.pt", (
+        "what was not measured is not the best"
+    )
+    assert [
+        json.loads(line)["step"] for line in (tmp_path / "probes.jsonl").read_text().splitlines()
+    ] == [1]
 
 
 def test_the_speed_of_a_row_is_that_of_its_steps_without_the_probe(tiny, tmp_path, monkeypatch):
@@ -134,7 +181,13 @@ def test_the_speed_of_a_row_is_that_of_its_steps_without_the_probe(tiny, tmp_pat
         stands_still = SimpleNamespace(perf_counter=lambda: clock[0], monotonic=lambda: clock[0])
         monkeypatch.setattr(f"silc_bench.trainer.{module}.time", stands_still)
     config = tiny(precision="fp32", steps=6, log_every=2, probe={"every": 3})
-    run_training(config, tmp_path, resume=False, device=torch.device("cpu"), console=Console(file=io.StringIO()))
+    run_training(
+        config,
+        tmp_path,
+        resume=False,
+        device=torch.device("cpu"),
+        console=Console(file=io.StringIO()),
+    )
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     names = ("step", "images_per_second", "seconds_left", "data_wait_share")
     found = [tuple(row[name] for name in names) for row in rows]

@@ -1,4 +1,6 @@
-"""W&B gets what the log gets: the configuration once, each row, each probe, in one run however often it is resumed."""
+"""W&B gets what the log gets: the configuration once, each row, each probe, in one run however
+often it is resumed.
+"""
 
 import importlib.machinery
 import io
@@ -24,7 +26,13 @@ class FakeWandb(types.ModuleType):
     def __init__(self, fails_at=None, init_error=None, offline=False):
         super().__init__("wandb")
         self.__spec__ = importlib.machinery.ModuleSpec("wandb", None)
-        self.begun, self.rows, self.ended, self.fails_at, self.init_error = [], [], [], fails_at, init_error
+        self.begun, self.rows, self.ended, self.fails_at, self.init_error = (
+            [],
+            [],
+            [],
+            fails_at,
+            init_error,
+        )
         self.offline, self.url = offline, "https://wandb.example/run"
 
     def Settings(self, **kwargs):  # noqa: N802
@@ -73,7 +81,12 @@ def test_the_configuration_once_each_row_each_probe(tiny, tmp_path, fake, few_ca
     probe = {"every": 2, "tasks": "shapes/knn", "limit": 8}
     said = train(tiny(precision="fp32", probe=probe), tmp_path / "first")
     (begun,) = wandb.begun
-    assert (begun["entity"], begun["project"], begun["name"], begun["resume"]) == ("team", "project", "first", None)
+    assert (begun["entity"], begun["project"], begun["name"], begun["resume"]) == (
+        "team",
+        "project",
+        "first",
+        None,
+    )
     assert begun["config"]["optim.lr"] == 1e-3
     assert begun["config"]["batch_size"] == 8
     assert begun["dir"] == str(tmp_path / "first")
@@ -108,7 +121,9 @@ def test_a_resumed_run_goes_on_in_the_same_one(tiny, tmp_path, fake, few_caption
     assert wandb.ended == [1, 0]
 
 
-def test_a_failure_in_the_middle_is_a_sentence_and_training_goes_on(tiny, tmp_path, fake, few_captions):
+def test_a_failure_in_the_middle_is_a_sentence_and_training_goes_on(
+    tiny, tmp_path, fake, few_captions
+):
     wandb = fake(fails_at=2)
     said = train(tiny(precision="fp32", log_every=1), tmp_path / "run")
     assert said.count("W&B failed and gets no more rows (the line); the run goes on") == 1
@@ -117,18 +132,27 @@ def test_a_failure_in_the_middle_is_a_sentence_and_training_goes_on(tiny, tmp_pa
     assert [step for step, _ in rows_in(tmp_path / "run" / "log.jsonl")] == [1, 2, 3, 4]
 
 
-def test_what_is_wrong_at_the_start_is_the_users_error(tiny, tmp_path, fake, few_captions, monkeypatch):
+def test_what_is_wrong_at_the_start_is_the_users_error(
+    tiny, tmp_path, fake, few_captions, monkeypatch
+):
     fake(init_error=RuntimeError("no API key configured"))
-    with pytest.raises(UserError, match=r"--wandb team/project: no API key configured; `wandb login` once, or set WANDB_MODE"):
+    with pytest.raises(
+        UserError,
+        match=r"--wandb team/project: no API key configured; `wandb login` once, or set WANDB_MODE",
+    ):
         train(tiny(precision="fp32"), tmp_path / "run")
     (tmp_path / "wandb.json").write_text("[]")
     with pytest.raises(UserError, match=r"wandb.json holds no id of a W&B run; remove it"):
         WandbLog("project", tmp_path, {}, True, Console(file=io.StringIO()))
     for place in ("", "team/", " "):
-        with pytest.raises(UserError, match=rf"--wandb '{place}' names no project; write PROJECT or ENTITY/PROJECT"):
+        with pytest.raises(
+            UserError, match=rf"--wandb '{place}' names no project; write PROJECT or ENTITY/PROJECT"
+        ):
             train(tiny(data={"source": "nowhere/*.tar"}), tmp_path / "other", wandb=place)
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(UserError, match=r"the package wandb is missing; pip install 'silc-bench\[wandb\]'"):
+    with pytest.raises(
+        UserError, match=r"the package wandb is missing; pip install 'silc-bench\[wandb\]'"
+    ):
         train(tiny(data={"source": "nowhere/*.tar"}), tmp_path / "other")
     assert not (tmp_path / "other").exists()
 
@@ -144,7 +168,11 @@ def test_without_a_network_it_says_where_the_run_is_kept(tmp_path, fake):
     WandbLog("project", run, {"optim.lr": 1e-3}, False, Console(file=said, width=300))
     assert said.getvalue() == f"W&B: kept in {run / 'wandb'}, for `wandb sync`\n"
     (begun,) = wandb.begun
-    assert (begun["entity"], begun["project"], begun["settings"]) == (None, "project", {"silent": True, "console": "off"})
+    assert (begun["entity"], begun["project"], begun["settings"]) == (
+        None,
+        "project",
+        {"silent": True, "console": "off"},
+    )
 
 
 @pytest.mark.slow
@@ -154,7 +182,9 @@ def test_the_real_package_without_a_network(tmp_path, monkeypatch, capfd):
     run = tmp_path / "run"  # not there yet
     for is_resumed in (False, True):
         said = io.StringIO()
-        log = WandbLog("project", run, {"optim.lr": 1e-3}, is_resumed, Console(file=said, width=300))
+        log = WandbLog(
+            "project", run, {"optim.lr": 1e-3}, is_resumed, Console(file=said, width=300)
+        )
         log.log(1, {"loss": 2.0})
         log.log(1, {"probe/shapes/knn": 0.5})
         log.finish(has_failed=False)

@@ -13,7 +13,9 @@ SIDE = 40
 
 
 def pictures(count=9, seed=0, side=SIDE):
-    """fp32 [count, 3, side, side] with all hues, flat colours and flat greys, in the memory layout of ``resample``."""
+    """fp32 [count, 3, side, side] with all hues, flat colours and flat greys, in the memory layout
+    of ``resample``.
+    """
     rng = np.random.default_rng(seed)
     images = rng.integers(0, 256, (count, 3, side, side), dtype=np.uint8)
     images[:, :, : side // 2, : side // 3] = rng.integers(0, 256, (count, 3, 1, 1))
@@ -46,18 +48,27 @@ def test_resample_is_resized_crop_and_flip(size, side, seed):
     boxes, flips = random_boxes(6, side, rng), torch.as_tensor(rng.random(6) < 0.5)
     mine = resample(images, boxes, flips, size)
     for index, (top, left, height, width) in enumerate(boxes.tolist()):
-        theirs = peer.resized_crop(images[index].contiguous(), top, left, height, width, [size, size], antialias=True)
+        theirs = peer.resized_crop(
+            images[index].contiguous(), top, left, height, width, [size, size], antialias=True
+        )
         same(mine[index], peer.horizontal_flip(theirs) if flips[index] else theirs)
 
 
 def test_a_canvas_need_not_be_square():
     images = image_ops.to_pixels(
-        torch.randint(0, 256, (3, 3, 20, 31), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+        torch.randint(
+            0, 256, (3, 3, 20, 31), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+        )
     )
     boxes = torch.tensor([[0, 0, 20, 31], [3, 11, 17, 20], [5, 2, 4, 9]])
     mine = resample(images, boxes, torch.zeros(3, dtype=torch.bool), 12)
     for image, (top, left, height, width), found in zip(images, boxes.tolist(), mine, strict=True):
-        same(found, peer.resized_crop(image.contiguous(), top, left, height, width, [12, 12], antialias=True))
+        same(
+            found,
+            peer.resized_crop(
+                image.contiguous(), top, left, height, width, [12, 12], antialias=True
+            ),
+        )
 
 
 def test_resample_keeps_its_precision_on_large_canvases():
@@ -81,13 +92,24 @@ def test_resample_keeps_its_precision_on_large_canvases():
 def test_color_operation_is_torchvisions(operation, theirs, low, high):
     images = floats()
     factors = torch.linspace(low, high, len(images))
-    expected = torch.stack([theirs(image, factor.item()) for image, factor in zip(images, factors, strict=True)])
+    expected = torch.stack(
+        [theirs(image, factor.item()) for image, factor in zip(images, factors, strict=True)]
+    )
     same(operation(images.clone(), factors.view(-1, 1, 1, 1)), expected)
 
 
 def test_hue_keeps_grey_black_white_and_primaries_and_turns_what_is_nearly_grey():
     colors = torch.tensor(
-        [[0, 0, 0], [1, 1, 1], [0.3, 0.3, 0.3], [1, 0, 0], [0, 1, 0], [1, 1, 0], [0.2, 0.2, 0.7], [0.5, 0.502, 0.499]]
+        [
+            [0, 0, 0],
+            [1, 1, 1],
+            [0.3, 0.3, 0.3],
+            [1, 0, 0],
+            [0, 1, 0],
+            [1, 1, 0],
+            [0.2, 0.2, 0.7],
+            [0.5, 0.502, 0.499],
+        ]
     )
     images = colors[:, :, None, None].contiguous()
     expected = torch.stack([peer.adjust_hue(image, 1 / 3) for image in images])
@@ -98,7 +120,12 @@ def test_hue_keeps_grey_black_white_and_primaries_and_turns_what_is_nearly_grey(
 
 def test_jitter_applies_the_operations_in_the_order_drawn():
     images, factors = floats(), torch.tensor([[1.4, 0.6, 0.8, 0.1]]).repeat(9, 1)
-    by_index = [peer.adjust_brightness, peer.adjust_contrast, peer.adjust_saturation, peer.adjust_hue]
+    by_index = [
+        peer.adjust_brightness,
+        peer.adjust_contrast,
+        peer.adjust_saturation,
+        peer.adjust_hue,
+    ]
     for order in ([0, 1, 2, 3], [3, 2, 1, 0], [1, 3, 0, 2]):
         expected = images
         for index in order:
@@ -117,5 +144,7 @@ def test_blur_is_torchvisions_with_reflected_borders(radius):
     images = floats()
     sigmas = torch.tensor([0.01, 0.1, 0.3, 0.5, 1.0, 1.5, 2.0, 4.0, 9.0])
     kernel = [2 * radius + 1] * 2
-    expected = torch.stack([peer.gaussian_blur(i, kernel, [s.item()] * 2) for i, s in zip(images, sigmas, strict=True)])
+    expected = torch.stack(
+        [peer.gaussian_blur(i, kernel, [s.item()] * 2) for i, s in zip(images, sigmas, strict=True)]
+    )
     same(image_ops.blur(images.clone(), sigmas, radius), expected)

@@ -1,4 +1,6 @@
-"""The image-text losses against loops written from their formulas in float64, and against open_clip and transformers."""
+"""The image-text losses against loops written from their formulas in float64, and against open_clip
+and transformers.
+"""
 
 import copy
 import math
@@ -27,7 +29,8 @@ def same(mine, theirs, tolerance=1e-5):
         torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
 
 
-# --- from the formula, one pair at a time ------------------------------------------------------------------------------
+# --- from the formula, one pair at a time
+# ------------------------------------------------------------------------------
 
 
 def unit(x):
@@ -39,7 +42,10 @@ def naive_sigmoid(images, texts, scale, bias):
     for i in range(len(images)):
         for j in range(len(texts)):
             z = 1.0 if i == j else -1.0
-            total = total - torch.log(1 / (1 + torch.exp(-z * (scale * torch.dot(unit(images[i]), unit(texts[j])) + bias))))
+            total = total - torch.log(
+                1
+                / (1 + torch.exp(-z * (scale * torch.dot(unit(images[i]), unit(texts[j])) + bias)))
+            )
     return total / len(images)
 
 
@@ -58,17 +64,101 @@ def naive_softmax(images, texts, scale):
 @pytest.mark.parametrize("batch", [2, 7])
 def test_sigmoid_value_and_gradient_equal_the_loop(batch, scale, bias):
     inputs = [*features(batch, 5, seed=batch), torch.tensor(scale), torch.tensor(bias)]
-    same(value_and_gradients(sigmoid_loss, *inputs), value_and_gradients(naive_sigmoid, *inputs, dtype=torch.float64))
+    same(
+        value_and_gradients(sigmoid_loss, *inputs),
+        value_and_gradients(naive_sigmoid, *inputs, dtype=torch.float64),
+    )
 
 
 @pytest.mark.parametrize("scale", [1.0, 10.0, 40.0])
 @pytest.mark.parametrize("batch", [2, 7])
 def test_softmax_value_and_gradient_equal_the_loop(batch, scale):
     inputs = [*features(batch, 5, seed=batch), torch.tensor(scale)]
-    same(value_and_gradients(softmax_loss, *inputs), value_and_gradients(naive_softmax, *inputs, dtype=torch.float64))
+    same(
+        value_and_gradients(softmax_loss, *inputs),
+        value_and_gradients(naive_softmax, *inputs, dtype=torch.float64),
+    )
 
 
-# --- peers ---------------------------------------------------------------------------------------------------------------
+# --- peers
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+# ---------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("batch", [2, 32])
@@ -100,19 +190,38 @@ def test_sigmoid_equals_transformers():
     from transformers import SiglipConfig, SiglipModel
 
     torch.manual_seed(0)
-    tower = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    tower = {
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
     model = SiglipModel(
         SiglipConfig(
-            text_config={**tower, "vocab_size": 30, "max_position_embeddings": 8, "projection_size": 16},
+            text_config={
+                **tower,
+                "vocab_size": 30,
+                "max_position_embeddings": 8,
+                "projection_size": 16,
+            },
             vision_config={**tower, "image_size": 16, "patch_size": 8},
         )
     )
     torch.nn.init.constant_(model.logit_scale, math.log(10.0))
     torch.nn.init.constant_(model.logit_bias, -10.0)
-    out = model(input_ids=torch.randint(1, 30, (6, 8)), pixel_values=torch.randn(6, 3, 16, 16), return_loss=True)
+    out = model(
+        input_ids=torch.randint(1, 30, (6, 8)),
+        pixel_values=torch.randn(6, 3, 16, 16),
+        return_loss=True,
+    )
     theirs = torch.autograd.grad(out.loss, [model.logit_scale, model.logit_bias])
-    log_scale, bias = torch.tensor(math.log(10.0)).requires_grad_(), torch.tensor(-10.0).requires_grad_()
-    mine = sigmoid_loss(5 * out.image_embeds.detach(), 2 * out.text_embeds.detach(), log_scale.exp(), bias)
+    log_scale, bias = (
+        torch.tensor(math.log(10.0)).requires_grad_(),
+        torch.tensor(-10.0).requires_grad_(),
+    )
+    mine = sigmoid_loss(
+        5 * out.image_embeds.detach(), 2 * out.text_embeds.detach(), log_scale.exp(), bias
+    )
     torch.testing.assert_close(mine, out.loss)
     same(torch.autograd.grad(mine, [log_scale, bias]), [g.squeeze() for g in theirs])
 
@@ -146,10 +255,15 @@ def test_large_logits_do_not_overflow():
 @pytest.mark.parametrize("loss", [sigmoid_loss, softmax_loss])
 def test_views_are_averaged(loss):
     """Three views at once are the mean of three times one view."""
-    views, texts = torch.stack([features(5, 8, seed=n)[0] for n in range(3)]), features(5, 8, seed=9)[1]
+    views, texts = (
+        torch.stack([features(5, 8, seed=n)[0] for n in range(3)]),
+        features(5, 8, seed=9)[1],
+    )
     scalars = [torch.tensor(10.0), torch.tensor(-10.0)][: 2 if loss is sigmoid_loss else 1]
     together = value_and_gradients(loss, views, texts, *scalars)
-    apart = value_and_gradients(lambda v, *rest: sum(loss(view, *rest) for view in v) / 3, views, texts, *scalars)
+    apart = value_and_gradients(
+        lambda v, *rest: sum(loss(view, *rest) for view in v) / 3, views, texts, *scalars
+    )
     same(together, apart)
 
 

@@ -1,4 +1,6 @@
-"""Masked patches: which, how many, for any number of ranks; the loss against loops in float64; what it must not touch."""
+"""Masked patches: which, how many, for any number of ranks; the loss against loops in float64; what
+it must not touch.
+"""
 
 import copy
 from dataclasses import replace
@@ -18,7 +20,11 @@ from silc_bench.trainer.silc.views import make_views, seeded
 from silc_bench.trainer.train import TrainState, train_step
 
 CPU = torch.device("cpu")
-MASKED = {"views": {"global_size": 32, "local_size": 16}, "vision": {"image_size": 32}, "masked": {"weight": 0.5}}
+MASKED = {
+    "views": {"global_size": 32, "local_size": 16},
+    "vision": {"image_size": 32},
+    "masked": {"weight": 0.5},
+}
 
 
 @pytest.fixture(scope="module")
@@ -42,12 +48,95 @@ def in_float64(config, tokenizer):
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for parameter in [*state.student.parameters(), *state.teacher.parameters()]:
-            parameter.add_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64), alpha=0.05)
-        state.teacher.patch_center.copy_(torch.randn(64, generator=generator, dtype=torch.float64) / 10)
+            parameter.add_(
+                torch.randn(parameter.shape, generator=generator, dtype=torch.float64), alpha=0.05
+            )
+        state.teacher.patch_center.copy_(
+            torch.randn(64, generator=generator, dtype=torch.float64) / 10
+        )
     return state
 
 
-# --- which patches -------------------------------------------------------------------------------------------------------
+# --- which patches
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+# -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("ratio", "count"), [(0.5, 8), (0.25, 4), (0.06, 1), (0.9, 14)])
@@ -55,7 +144,10 @@ def test_every_view_masks_the_stated_share(config, ratio, count):
     config = replace(config, masked=replace(config.masked, ratio=ratio))
     places = draw_masked(config, 20, step=3)
     assert places.shape == (2, 20, count)
-    assert all(len(set(row.tolist())) == count and set(row.tolist()) <= set(range(16)) for row in places.flatten(0, 1))
+    assert all(
+        len(set(row.tolist())) == count and set(row.tolist()) <= set(range(16))
+        for row in places.flatten(0, 1)
+    )
 
 
 @pytest.mark.parametrize("block", [4096, 5])
@@ -63,7 +155,9 @@ def test_every_view_masks_the_stated_share(config, ratio, count):
 def test_any_number_of_ranks_draws_the_same(config, shares, block, monkeypatch):
     monkeypatch.setattr("silc_bench.trainer.silc.views.BLOCK", block)
     starts = [sum(shares[:number]) for number in range(len(shares))]
-    parts = [draw_masked(config, share, 5, start) for share, start in zip(shares, starts, strict=True)]
+    parts = [
+        draw_masked(config, share, 5, start) for share, start in zip(shares, starts, strict=True)
+    ]
     assert torch.equal(torch.cat(parts, dim=1), draw_masked(config, 12, 5))
 
 
@@ -75,7 +169,9 @@ def test_masks_depend_on_seed_step_view_and_picture_and_on_nothing_else(config):
     assert not torch.equal(one, draw_masked(replace(config, seed=1), 6, 5))
     assert not torch.equal(one[0], one[1])
     assert not torch.equal(one[0, 0], one[0, 1])
-    assert torch.equal(one, draw_masked(replace(config, vision=replace(config.vision, image_size=64)), 6, 5))
+    assert torch.equal(
+        one, draw_masked(replace(config, vision=replace(config.vision, image_size=64)), 6, 5)
+    )
 
 
 def test_masks_see_none_of_the_numbers_that_views_are_drawn_from(config):
@@ -113,9 +209,14 @@ def naive(student, teacher, views, masked, config, guessed):
             for place in masked[t, b].tolist():
                 powers = torch.exp((seen[place] - teacher.patch_center) / d.teacher_temp)
                 bottleneck = student.patch_head.layers(guessed[t * len(view) + b, place])
-                answer = torch.stack([torch.dot(bottleneck / bottleneck.norm(), w) for w in unit]) / d.student_temp
+                answer = (
+                    torch.stack([torch.dot(bottleneck / bottleneck.norm(), w) for w in unit])
+                    / d.student_temp
+                )
                 for k in range(len(unit)):
-                    total = total - powers[k] / powers.sum() * torch.log(torch.exp(answer[k]) / torch.exp(answer).sum())
+                    total = total - powers[k] / powers.sum() * torch.log(
+                        torch.exp(answer[k]) / torch.exp(answer).sum()
+                    )
                 count += 1
     return total / count
 
@@ -126,9 +227,15 @@ def test_loss_and_gradients_equal_the_loop(config, first, monkeypatch, chunk):
     monkeypatch.setattr(distillation, "CHUNK", chunk)
     state = in_float64(config, first[0])
     student, teacher = state.student, state.teacher
-    views = torch.rand(2, 2, 3, 32, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 2 - 1
+    views = (
+        torch.rand(2, 2, 3, 32, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        * 2
+        - 1
+    )
     masked = draw_masked(config, 2, step=0)
-    leaf = torch.randn(4, 16, 32, generator=torch.Generator().manual_seed(1), dtype=torch.float64).requires_grad_()
+    leaf = torch.randn(
+        4, 16, 32, generator=torch.Generator().manual_seed(1), dtype=torch.float64
+    ).requires_grad_()
     inputs = [leaf, student.patch_head.prototypes, student.patch_head.layers[0].weight]
     taught = teacher.targets(SimpleNamespace(global_crops=views), masked)
     assert taught.patches.features.shape == (1, 2 * 2 * 8, 16)
@@ -151,7 +258,9 @@ def test_loss_and_gradients_equal_the_loop(config, first, monkeypatch, chunk):
 
     seen = torch.ones(4, 16, dtype=torch.bool).scatter(1, masked.flatten(0, 1), False)
     assert seen.sum() == 4 * 8
-    assert torch.equal(gradients[0][seen], torch.zeros_like(gradients[0][seen])), "an unmasked place has a gradient"
+    assert torch.equal(gradients[0][seen], torch.zeros_like(gradients[0][seen])), (
+        "an unmasked place has a gradient"
+    )
     assert gradients[0][~seen].abs().amin(-1).min() > 0
     with torch.no_grad():
         leaf[seen] += torch.randn(32, 32, dtype=torch.float64)
@@ -169,7 +278,9 @@ def test_a_step_reports_it_and_adds_it_with_its_weight(tiny, first, micro_batch)
     masked = draw_masked(config, 8, 0)
     student, places = state.student, masked.flatten(0, 1)
     with torch.no_grad():
-        guessed = student.vision.tokens(views.global_crops.flatten(0, 1), places, student.mask_token)
+        guessed = student.vision.tokens(
+            views.global_crops.flatten(0, 1), places, student.mask_token
+        )
         answers = student.patch_head(take(guessed, places)) / config.distillation.student_temp
         seen = take(state.teacher.vision.tokens(views.global_crops.flatten(0, 1)), places)
         probs = torch.softmax(state.teacher.patch_head(seen) / config.distillation.teacher_temp, -1)
@@ -196,13 +307,18 @@ def test_no_table_of_patches_and_prototypes_is_made(config, first, monkeypatch):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
             out = function(*args, **(kwargs or {}))
             leaves = torch.utils._pytree.tree_leaves(out)
-            largest[0] = max([largest[0], *(x.numel() for x in leaves if isinstance(x, torch.Tensor))])
+            largest[0] = max(
+                [largest[0], *(x.numel() for x in leaves if isinstance(x, torch.Tensor))]
+            )
             return out
 
     with Largest():
         taught = state.teacher.targets(SimpleNamespace(global_crops=views), masked)
         projections = state.student.project_masked(views, masked)
-        out = SimpleNamespace(patch_projections=projections, patch_prototypes=state.student.patch_head.unit_prototypes())
+        out = SimpleNamespace(
+            patch_projections=projections,
+            patch_prototypes=state.student.patch_head.unit_prototypes(),
+        )
         train.masked_patches(out, taught.patches, config).backward()
     assert largest[0] == 16_384 * 16 < 2 * 8 * 8 * 16_384 / 4  # the prototypes themselves
 
@@ -215,7 +331,10 @@ def test_the_token_stands_where_the_patch_was_before_positions_are_added(config,
     student = state.student
     images = torch.rand(3, 3, 32, 32, dtype=torch.float64)
     places = draw_masked(config, 3, 0)[0]
-    masked, plain = student.vision.embed(images, places, student.mask_token), student.vision.embed(images)
+    masked, plain = (
+        student.vision.embed(images, places, student.mask_token),
+        student.vision.embed(images),
+    )
     for b in range(3):
         for place in range(16):
             expected = plain[b, place]
@@ -233,15 +352,24 @@ def test_the_student_sees_nothing_of_a_masked_patch_and_the_teacher_everything(c
         for place in masked[0, b].tolist():
             row, column = 8 * (place // 4), 8 * (place % 4)
             other[0, b, :, row : row + 8, column : column + 8] = 0.3
-    assert torch.equal(state.student.project_masked(views, masked), state.student.project_masked(other, masked))
-    one, two = (state.teacher.targets(SimpleNamespace(global_crops=v), masked).patches.features for v in (views, other))
+    assert torch.equal(
+        state.student.project_masked(views, masked), state.student.project_masked(other, masked)
+    )
+    one, two = (
+        state.teacher.targets(SimpleNamespace(global_crops=v), masked).patches.features
+        for v in (views, other)
+    )
     assert not torch.equal(one, two)
 
 
 def test_the_teacher_shares_no_weight_with_the_student(config, first):
     state = TrainState.create(config, first[0], CPU)
     students = {parameter.data_ptr() for parameter in state.student.parameters()}
-    assert [name for name, parameter in state.teacher.named_parameters() if parameter.data_ptr() in students] == []
+    assert [
+        name
+        for name, parameter in state.teacher.named_parameters()
+        if parameter.data_ptr() in students
+    ] == []
 
 
 def test_with_weight_zero_there_is_no_head_token_or_centre(tiny, first):

@@ -1,4 +1,6 @@
-"""k micro-batches of b pairs equal one batch of k x b: loss, gradients, centre, teacher; and keep few activations."""
+"""k micro-batches of b pairs equal one batch of k x b: loss, gradients, centre, teacher; and keep
+few activations.
+"""
 
 import pytest
 import torch
@@ -9,13 +11,19 @@ from silc_bench.trainer.silc.views import make_views
 from silc_bench.trainer.train import TrainState
 
 STEPS = 2
-ALL_VIEWS = {"distillation": {"pairs": "local+global"}, "contrastive": {"images": "original+global"}}
+ALL_VIEWS = {
+    "distillation": {"pairs": "local+global"},
+    "contrastive": {"images": "original+global"},
+}
 
 
 @pytest.mark.parametrize(
     ("size", "changes"),
     [
-        (1, ALL_VIEWS),  # what a part of one pair may lose, a dimension, does not depend on the losses
+        (
+            1,
+            ALL_VIEWS,
+        ),  # what a part of one pair may lose, a dimension, does not depend on the losses
         (3, ALL_VIEWS),
         (3, {"distillation": {"centering": "sinkhorn"}, "contrastive": {"loss": "softmax"}}),
         (3, {"distillation": {"weight": 0.0}}),
@@ -27,7 +35,13 @@ def test_k_times_b_equals_one_batch(tiny, changes, size):
     """In float64, after two steps; batches of 8, also in parts that do not divide it."""
     tokenizer, batches = first_batches(tiny(precision="fp32"), STEPS)
     one, many = (
-        train(tiny(precision="fp32", micro_batch=n, **changes), tokenizer, batches, dtype=torch.float64) for n in (0, size)
+        train(
+            tiny(precision="fp32", micro_batch=n, **changes),
+            tokenizer,
+            batches,
+            dtype=torch.float64,
+        )
+        for n in (0, size)
     )
     for mine, theirs in zip(many[0], one[0], strict=True):
         assert mine == pytest.approx(theirs, rel=1e-6)
@@ -42,11 +56,16 @@ def test_the_activations_of_a_micro_batch_are_not_kept(tiny):
     config = tiny(precision="fp32")
     tokenizer, (batch, *_) = first_batches(config, STEPS)
     state = TrainState.create(config, tokenizer, torch.device("cpu"))
-    views, tokens = make_views(batch.images, batch.sizes, config.views, 0, 0), tokenizer(batch.texts)
+    views, tokens = (
+        make_views(batch.images, batch.sizes, config.views, 0, 0),
+        tokenizer(batch.texts),
+    )
     kept = {}
     for name, forward in (("whole", state.student), ("parts", MicroBatches(state.student, 1))):
         sizes = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda x, sizes=sizes: sizes.append(x.numel()) or x, lambda x: x):
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda x, sizes=sizes: sizes.append(x.numel()) or x, lambda x: x
+        ):
             out = forward(views, tokens)
         kept[name] = sum(sizes)
         assert out.image_features.shape[:2] == (2, 8)

@@ -6,7 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from silc_bench.trainer.config.config import Config, DistillationConfig, TextConfig, VisionConfig, apply_objective
+from silc_bench.trainer.config.config import (
+    Config,
+    DistillationConfig,
+    TextConfig,
+    VisionConfig,
+    apply_objective,
+)
 from silc_bench.trainer.optim import make_optimizer
 from silc_bench.trainer.silc.student import Student, init_weights
 from silc_bench.trainer.silc.teacher import Teacher
@@ -19,7 +25,9 @@ CONFIG = Config(
     text=TextConfig(vocab_size=300, context_length=8, **SIZE),
     distillation=DistillationConfig(num_prototypes=50, hidden_dim=24, bottleneck_dim=16),
 )
-VIEWS = Views(global_crops=torch.rand(2, 3, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1)
+VIEWS = Views(
+    global_crops=torch.rand(2, 3, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+)
 
 
 def pair(**fields):
@@ -40,7 +48,9 @@ def shake(student, seed, size=0.05):
 
 def shared(student):
     """The student's parameters that the teacher follows, by the teacher's names."""
-    return {name: p for name, p in student.named_parameters() if name.startswith(("vision.", "head."))}
+    return {
+        name: p for name, p in student.named_parameters() if name.startswith(("vision.", "head."))
+    }
 
 
 def state(module):
@@ -48,10 +58,92 @@ def state(module):
 
 
 def changed(module, before):
-    return {name for name, value in module.state_dict().items() if not torch.equal(value, before[name])}
+    return {
+        name for name, value in module.state_dict().items() if not torch.equal(value, before[name])
+    }
 
 
-# --- the average ---------------------------------------------------------------------------------------------------------
+# --- the average
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+# ---------------------------------------------------------------------------------------------------------
 
 
 def test_teacher_starts_as_a_copy_of_tower_and_head_alone():
@@ -124,7 +216,9 @@ def test_targets_are_the_centred_softmax_of_the_global_crops():
         alone = teacher.head(teacher.vision(VIEWS.global_crops[t]))
         for b in range(3):
             powers = torch.exp((alone[b].double() - teacher.center.double()) / 0.07)
-            torch.testing.assert_close(probs[t, b].double(), powers / powers.sum(), rtol=1e-4, atol=1e-6)
+            torch.testing.assert_close(
+                probs[t, b].double(), powers / powers.sum(), rtol=1e-4, atol=1e-6
+            )
 
 
 def test_targets_in_bf16_are_fp32_and_sum_to_one():
@@ -143,7 +237,9 @@ def test_asking_for_targets_changes_no_state_and_draws_no_random_numbers():
     teacher.center.copy_(torch.randn(50))
     before, random_state = state(teacher), torch.get_rng_state()
     first, again = teacher.targets(VIEWS), teacher.targets(VIEWS)
-    assert all(torch.equal(one, other) for one, other in zip(first.views[:4], again.views[:4], strict=True))
+    assert all(
+        torch.equal(one, other) for one, other in zip(first.views[:4], again.views[:4], strict=True)
+    )
     assert changed(teacher, before) == set()
     assert torch.equal(torch.get_rng_state(), random_state)
 
@@ -156,7 +252,9 @@ def test_targets_stay_when_the_teacher_moves():
     shake(student, seed=1)
     teacher.update(student, 0.9)
     teacher.update_center(targets)
-    assert all(torch.equal(one, other) for one, other in zip(before, targets.views[:4], strict=True))
+    assert all(
+        torch.equal(one, other) for one, other in zip(before, targets.views[:4], strict=True)
+    )
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9, 1.0])
@@ -199,13 +297,17 @@ def test_sinkhorn_balances_the_prototypes():
     """Against a table that is divided by its columns and rows in float64; there is no centre to keep."""
     _, teacher = pair(centering="sinkhorn", teacher_temp=0.07)
     targets = teacher.targets(VIEWS)
-    table = torch.exp((targets.views.features.double() @ targets.views.prototypes.double().T).flatten(0, 1) / 0.07)
+    table = torch.exp(
+        (targets.views.features.double() @ targets.views.prototypes.double().T).flatten(0, 1) / 0.07
+    )
     table /= table.sum()
     for _ in range(3):
         table = table / table.sum(0, keepdim=True) / table.shape[1]
         table = table / table.sum(1, keepdim=True) / table.shape[0]
     table *= table.shape[0]
-    torch.testing.assert_close(targets.views.probabilities().flatten(0, 1).double(), table, rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(
+        targets.views.probabilities().flatten(0, 1).double(), table, rtol=1e-4, atol=1e-7
+    )
     before = state(teacher)
     teacher.update_center(targets)
     assert changed(teacher, before) == set()
@@ -219,7 +321,11 @@ def test_teacher_gets_no_gradient_and_is_not_optimised():
     targets = teacher.targets(VIEWS)
     assert not any(x.requires_grad for x in targets.views[:4])
     assert not any(p.requires_grad for p in teacher.parameters())
-    optimised = {id(p) for group in make_optimizer(student, CONFIG.optim).param_groups for p in group["params"]}
+    optimised = {
+        id(p)
+        for group in make_optimizer(student, CONFIG.optim).param_groups
+        for p in group["params"]
+    }
     assert optimised == {id(p) for p in student.parameters()}
     assert not optimised & {id(p) for p in teacher.parameters()}
     out = student.head(student.vision(VIEWS.global_crops[0]))
@@ -235,7 +341,12 @@ def test_everything_is_saved():
     _, other = pair()
     other.load_state_dict(copy.deepcopy(teacher.state_dict()))
     assert "center" in teacher.state_dict()
-    assert all(torch.equal(a, b) for a, b in zip(other.targets(VIEWS).views[:4], teacher.targets(VIEWS).views[:4], strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(
+            other.targets(VIEWS).views[:4], teacher.targets(VIEWS).views[:4], strict=True
+        )
+    )
 
 
 def test_without_a_head_it_is_the_average_of_the_tower():
@@ -243,11 +354,15 @@ def test_without_a_head_it_is_the_average_of_the_tower():
     student = Student(config)
     init_weights(student, seed=0)
     teacher = Teacher(student, config.distillation)
-    assert set(teacher.state_dict()) == {name for name in student.state_dict() if name.startswith("vision.")}
+    assert set(teacher.state_dict()) == {
+        name for name in student.state_dict() if name.startswith("vision.")
+    }
     shake(student, seed=6)
     before = state(teacher)
     teacher.update(student, 0.9)
     name = "vision.patch.weight"
-    torch.testing.assert_close(teacher.state_dict()[name], 0.9 * before[name] + 0.1 * student.vision.patch.weight)
+    torch.testing.assert_close(
+        teacher.state_dict()[name], 0.9 * before[name] + 0.1 * student.vision.patch.weight
+    )
     with pytest.raises(AssertionError, match="targets need a head"):
         teacher.targets(VIEWS)

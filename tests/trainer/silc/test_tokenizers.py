@@ -101,7 +101,13 @@ def test_training_is_deterministic_in_any_order(tokenizer):
 def test_training_is_deterministic_in_any_process(tokenizer):
     code = "import json, sys; from silc_bench.trainer.silc.tokenizers import Tokenizer\n"
     code += f"sys.stdout.write(json.dumps(Tokenizer.train(json.load(sys.stdin), 400, {LENGTH}).to_json()))"
-    done = subprocess.run([sys.executable, "-c", code], input=json.dumps(CAPTIONS), capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        input=json.dumps(CAPTIONS),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert json.loads(done.stdout) == tokenizer.to_json()
 
 
@@ -126,7 +132,9 @@ def test_a_damaged_json_is_the_users_error(tokenizer):
             Tokenizer.from_json(damaged)
 
 
-@pytest.mark.parametrize(("vocab_size", "length", "message"), [(256, 8, "at least 257"), (300, 1, "at least 2")])
+@pytest.mark.parametrize(
+    ("vocab_size", "length", "message"), [(256, 8, "at least 257"), (300, 1, "at least 2")]
+)
 def test_too_small_sizes_are_refused(vocab_size, length, message):
     with pytest.raises(UserError, match=message):
         Tokenizer.train(CAPTIONS, vocab_size, length)

@@ -1,4 +1,6 @@
-"""Towers against transformers' SigLIP with copied weights, head against DINO's, and what dense features and init promise."""
+"""Towers against transformers' SigLIP with copied weights, head against DINO's, and what dense
+features and init promise.
+"""
 
 import copy
 import math
@@ -11,7 +13,14 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from silc_bench.trainer.config.config import Config, DistillationConfig, TextConfig, ViewsConfig, VisionConfig, apply_objective
+from silc_bench.trainer.config.config import (
+    Config,
+    DistillationConfig,
+    TextConfig,
+    ViewsConfig,
+    VisionConfig,
+    apply_objective,
+)
 from silc_bench.trainer.config.presets import make_preset
 from silc_bench.trainer.silc.distillation import Head
 from silc_bench.trainer.silc.student import Student, init_weights
@@ -29,7 +38,9 @@ def _seeded():
 
 
 def tiny(objective="silc", **parts):
-    """A configuration of the real path with small towers; ``parts`` replace whole sections or fields of them."""
+    """A configuration of the real path with small towers; ``parts`` replace whole sections or
+    fields of them.
+    """
     config = Config(
         preset="tiny",
         vision=VISION,
@@ -43,11 +54,16 @@ def tiny(objective="silc", **parts):
 
 
 def randomised(module, seed=0):
-    """Every parameter far from its initial value: no zero bias or unit gain hides a mistake in the mapping."""
+    """Every parameter far from its initial value: no zero bias or unit gain hides a mistake in the
+    mapping.
+    """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in module.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) / max(1, parameter.shape[-1:].numel()) ** 0.5)
+            parameter.copy_(
+                torch.randn(parameter.shape, generator=generator)
+                / max(1, parameter.shape[-1:].numel()) ** 0.5
+            )
     return module
 
 
@@ -67,23 +83,108 @@ def views_of(config, seed=1):
 
 
 def tokens(seed=2):
-    return torch.randint(0, TEXT.vocab_size, (B, TEXT.context_length), generator=torch.Generator().manual_seed(seed))
+    return torch.randint(
+        0, TEXT.vocab_size, (B, TEXT.context_length), generator=torch.Generator().manual_seed(seed)
+    )
 
 
 def same(mine, theirs, tolerance=1e-5):
     torch.testing.assert_close(mine, theirs, rtol=tolerance, atol=tolerance)
 
 
-# --- SigLIP's towers -----------------------------------------------------------------------------------------------------
+# --- SigLIP's towers
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+# -----------------------------------------------------------------------------------------------------
 
 
 def parameters_of(siglip):
     """transformers' parameters without the prefix that depends on its release; the pool's stacked q, k, v apart."""
-    found = {name.removeprefix("vision_model.").removeprefix("text_model."): p for name, p in siglip.named_parameters()}
+    found = {
+        name.removeprefix("vision_model.").removeprefix("text_model."): p
+        for name, p in siglip.named_parameters()
+    }
     for kind in ("weight", "bias"):
         stacked = found.pop(f"head.attention.in_proj_{kind}", None)
         if stacked is not None:
-            found |= {f"head.attention.{part}.{kind}": p for part, p in zip("qkv", stacked.chunk(3), strict=True)}
+            found |= {
+                f"head.attention.{part}.{kind}": p
+                for part, p in zip("qkv", stacked.chunk(3), strict=True)
+            }
     return found
 
 
@@ -93,8 +194,12 @@ def copy_weights(siglip, tower, table):
     with torch.no_grad():
         for name, parameter in tower.named_parameters():
             module, _, kind = name.rpartition(".")
-            sources = [f"{part}.{kind}" for part in table[module]] if module in table else table[name]
-            parameter.copy_(torch.cat([theirs.pop(source) for source in sources]).view(parameter.shape))
+            sources = (
+                [f"{part}.{kind}" for part in table[module]] if module in table else table[name]
+            )
+            parameter.copy_(
+                torch.cat([theirs.pop(source) for source in sources]).view(parameter.shape)
+            )
     assert not theirs, f"left over: {sorted(theirs)}"
 
 
@@ -146,7 +251,9 @@ def siglip_size(config):
 def vision_pair():
     from transformers import SiglipVisionConfig, SiglipVisionModel
 
-    peer_config = SiglipVisionConfig(**siglip_size(VISION), image_size=VISION.image_size, patch_size=VISION.patch_size)
+    peer_config = SiglipVisionConfig(
+        **siglip_size(VISION), image_size=VISION.image_size, patch_size=VISION.patch_size
+    )
     peer, mine = randomised(SiglipVisionModel(peer_config).eval()), VisionTower(VISION)
     copy_weights(peer, mine, VISION_TABLE)
     return peer, mine
@@ -160,7 +267,10 @@ def tower(vision_pair):
 def test_vision_tower_equals_transformers(vision_pair):
     """Patch features, the pooled embedding (torch.nn.MultiheadAttention inside) and the gradient of the pixels."""
     peer, mine = vision_pair
-    ours, theirs = (torch.randn(B, 3, 32, 32, generator=torch.Generator().manual_seed(0)).requires_grad_() for _ in range(2))
+    ours, theirs = (
+        torch.randn(B, 3, 32, 32, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        for _ in range(2)
+    )
     out = peer(pixel_values=theirs)
     same(mine.tokens(ours), out.last_hidden_state)
     same(mine(ours), out.pooler_output)
@@ -175,7 +285,10 @@ def test_text_tower_equals_transformers():
     from transformers import SiglipTextConfig, SiglipTextModel
 
     peer_config = SiglipTextConfig(
-        **siglip_size(TEXT), vocab_size=TEXT.vocab_size, max_position_embeddings=TEXT.context_length, projection_size=48
+        **siglip_size(TEXT),
+        vocab_size=TEXT.vocab_size,
+        max_position_embeddings=TEXT.context_length,
+        projection_size=48,
     )
     peer, mine = randomised(SiglipTextModel(peer_config).eval()), TextTower(TEXT, embed_dim=48)
     copy_weights(peer, mine, TEXT_TABLE)
@@ -212,7 +325,8 @@ def test_parameter_counts_of_the_real_presets(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "vision", "text"), [("b16", 92.93, 110.27), ("l16", 315.96, 336.19), ("so400m", None, 449.73)]
+    ("name", "vision", "text"),
+    [("b16", 92.93, 110.27), ("l16", 315.96, 336.19), ("so400m", None, 449.73)],
 )
 def test_parameter_counts_of_open_clips_profile(name, vision, text):
     """Millions, of ViT-B-16-SigLIP-256, ViT-L-16-SigLIP-256 and ViT-SO400M-14-SigLIP-384 (whose patches are not ours)."""
@@ -233,8 +347,14 @@ def test_positions_at_the_trained_size_are_the_parameter_itself(tower):
 def test_positions_at_another_size_are_pillows_bilinear_resize(tower, h, w):
     """Pillow's filter is antialiased too, and shares no code with torch."""
     grid = tower.positions.detach().view(4, 4, -1).numpy()
-    planes = [Image.fromarray(grid[..., c]).resize((w, h), Image.Resampling.BILINEAR) for c in range(VISION.width)]
-    same(tower.positions_for(h, w).view(h, w, -1), torch.from_numpy(np.stack([np.asarray(p) for p in planes], -1)))
+    planes = [
+        Image.fromarray(grid[..., c]).resize((w, h), Image.Resampling.BILINEAR)
+        for c in range(VISION.width)
+    ]
+    same(
+        tower.positions_for(h, w).view(h, w, -1),
+        torch.from_numpy(np.stack([np.asarray(p) for p in planes], -1)),
+    )
 
 
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (24, 40), (64, 32)])
@@ -293,10 +413,14 @@ HEAD = DistillationConfig(num_prototypes=40, hidden_dim=24, bottleneck_dim=16)
 
 def weight_normalised(head):
     """DINO's construction: torch's own weight normalisation with its gain fixed to 1."""
-    last = nn.utils.parametrizations.weight_norm(nn.Linear(HEAD.bottleneck_dim, HEAD.num_prototypes, bias=False))
+    last = nn.utils.parametrizations.weight_norm(
+        nn.Linear(HEAD.bottleneck_dim, HEAD.num_prototypes, bias=False)
+    )
     last.parametrizations.weight.original0.data.fill_(1)
     last.parametrizations.weight.original1.data.copy_(head.prototypes.data)
-    return lambda x: last(F.normalize(head.layers(x), dim=-1)), last.parametrizations.weight.original1
+    return lambda x: last(
+        F.normalize(head.layers(x), dim=-1)
+    ), last.parametrizations.weight.original1
 
 
 def test_head_equals_weight_normalisation_with_unit_gain():
@@ -305,7 +429,9 @@ def test_head_equals_weight_normalisation_with_unit_gain():
     x = torch.randn(9, 20) * 5
     same(head(x), peer(x))
     target = torch.randn(9, HEAD.num_prototypes)
-    mine = torch.autograd.grad((head(x) * target).sum(), [head.prototypes, *head.layers.parameters()])
+    mine = torch.autograd.grad(
+        (head(x) * target).sum(), [head.prototypes, *head.layers.parameters()]
+    )
     theirs = torch.autograd.grad((peer(x) * target).sum(), [direction, *head.layers.parameters()])
     for one, other in zip(mine, theirs, strict=True):
         same(one, other)
@@ -315,10 +441,17 @@ def test_head_equals_weight_normalisation_with_unit_gain():
 def test_head_equals_lightlys():
     from lightly.models.modules.heads import DINOProjectionHead
 
-    head, peer = randomised(Head(20, HEAD)), DINOProjectionHead(20, HEAD.hidden_dim, HEAD.bottleneck_dim, HEAD.num_prototypes)
+    head, peer = (
+        randomised(Head(20, HEAD)),
+        DINOProjectionHead(20, HEAD.hidden_dim, HEAD.bottleneck_dim, HEAD.num_prototypes),
+    )
     with torch.no_grad():
-        theirs = [p for name, p in peer.named_parameters() if not name.endswith(("weight_g", "original0"))]
-        for mine, parameter in zip([*head.layers.parameters(), head.prototypes], theirs, strict=True):
+        theirs = [
+            p for name, p in peer.named_parameters() if not name.endswith(("weight_g", "original0"))
+        ]
+        for mine, parameter in zip(
+            [*head.layers.parameters(), head.prototypes], theirs, strict=True
+        ):
             parameter.copy_(mine)
     x = torch.randn(9, 20) * 5
     same(head(x), peer(x))
@@ -351,9 +484,19 @@ def test_student_shows_each_view_where_it_belongs(images, pairs):
     out = student(views, tokens())
     originals = [student.vision(views.original)] if "original" in images else []
     crops = [student.vision(v) for v in views.global_crops]
-    same(out.image_features, torch.stack(originals + (crops if "global" in images else [])), tolerance=1e-4)
-    shown = (crops if pairs == "local+global" else []) + [student.vision(v) for v in views.local_crops]
-    same(out.projections @ out.prototypes.T, torch.stack([student.head(x) for x in shown]), tolerance=1e-4)
+    same(
+        out.image_features,
+        torch.stack(originals + (crops if "global" in images else [])),
+        tolerance=1e-4,
+    )
+    shown = (crops if pairs == "local+global" else []) + [
+        student.vision(v) for v in views.local_crops
+    ]
+    same(
+        out.projections @ out.prototypes.T,
+        torch.stack([student.head(x) for x in shown]),
+        tolerance=1e-4,
+    )
     same(out.text_features, student.text(tokens()))
 
 
@@ -365,7 +508,11 @@ def test_without_distillation_there_is_no_head(objective):
     out = student(views_of(config), tokens())
     assert out.projections is None
     assert out.prototypes is None
-    assert out.image_features.shape == ({"contrastive": 1, "contrastive+views": 2}[objective], B, VISION.width)
+    assert out.image_features.shape == (
+        {"contrastive": 1, "contrastive+views": 2}[objective],
+        B,
+        VISION.width,
+    )
 
 
 @pytest.mark.parametrize("loss", ["sigmoid", "softmax"])
@@ -376,10 +523,14 @@ def test_every_parameter_that_may_move_gets_a_gradient(objective, loss):
     out = student(views_of(config), tokens())
     total = out.image_features.square().sum() + out.text_features.square().sum() + out.scale
     total = total + (out.bias if loss == "sigmoid" else 0)
-    total = total + (0 if out.projections is None else ((out.projections @ out.prototypes.T) ** 3).sum())
+    total = total + (
+        0 if out.projections is None else ((out.projections @ out.prototypes.T) ** 3).sum()
+    )
     total.backward()
     assert [n for n, p in student.named_parameters() if p.requires_grad and p.grad is None] == []
-    assert [n for n, p in student.named_parameters() if not p.requires_grad] == ([] if loss == "sigmoid" else ["logit_bias"])
+    assert [n for n, p in student.named_parameters() if not p.requires_grad] == (
+        [] if loss == "sigmoid" else ["logit_bias"]
+    )
 
 
 def test_bf16_is_close_to_fp32():
@@ -439,7 +590,9 @@ def test_initial_scales():
     assert student.head.prototypes.std().item() == pytest.approx(0.02, rel=0.1)
     norms = [m for m in student.modules() if isinstance(m, nn.LayerNorm)]
     assert all(bool((m.weight == 1).all() and (m.bias == 0).all()) for m in norms)
-    assert all(bool((m.bias == 0).all()) for m in student.modules() if isinstance(m, nn.Linear | nn.Conv2d))
+    assert all(
+        bool((m.bias == 0).all()) for m in student.modules() if isinstance(m, nn.Linear | nn.Conv2d)
+    )
 
 
 def test_softmax_starts_without_a_bias():
@@ -455,7 +608,9 @@ def test_initial_positions_are_sines_and_cosines_of_row_and_column():
         for column in range(4):
             for i in range(quarter):
                 frequency = 1 / 10_000 ** (i / (quarter - 1))
-                expected = [f(place * frequency) for place in (column, row) for f in (math.sin, math.cos)]
+                expected = [
+                    f(place * frequency) for place in (column, row) for f in (math.sin, math.cos)
+                ]
                 found = positions[4 * row + column][i::quarter]
                 assert found.tolist() == pytest.approx(expected, abs=1e-6)
 

@@ -16,13 +16,21 @@ CANVAS = 48
 
 
 def pictures(count, sizes=None, *, seed=0, padding=0):
-    """uint8 canvases [count, 3, CANVAS, CANVAS] and their sizes; smooth enough to have all hues, noisy enough to alias."""
+    """uint8 canvases [count, 3, CANVAS, CANVAS] and their sizes; smooth enough to have all hues,
+    noisy enough to alias.
+    """
     rng = np.random.default_rng(seed)
-    sizes = rng.integers(12, CANVAS + 1, (count, 2)) if sizes is None else np.broadcast_to(sizes, (count, 2)).copy()
+    sizes = (
+        rng.integers(12, CANVAS + 1, (count, 2))
+        if sizes is None
+        else np.broadcast_to(sizes, (count, 2)).copy()
+    )
     images = np.full((count, 3, CANVAS, CANVAS), padding, dtype=np.uint8)
     for image, (height, width) in zip(images, sizes, strict=True):
         image[:, :height, :width] = rng.integers(0, 256, (3, height, width))
-        image[:, : height // 2, : width // 3] = rng.integers(0, 256, (3, 1, 1))  # flat, and some of it grey
+        image[:, : height // 2, : width // 3] = rng.integers(
+            0, 256, (3, 1, 1)
+        )  # flat, and some of it grey
         image[:, height // 2 :, : width // 4] = rng.integers(0, 256)
     return torch.from_numpy(images), torch.from_numpy(sizes)
 
@@ -32,29 +40,46 @@ def same(mine, theirs, tolerance=1e-5):
 
 
 def test_whole_view_is_torchvisions_chain():
-    """The operations meet the right samples, in DINO's order, with the parameters that were drawn."""
+    """The operations meet the right samples, in DINO's order, with the parameters that were
+    drawn.
+    """
     images, sizes = pictures(32)
     made = views.make_views(images, sizes, CONFIG, seed=3, step=11)
-    for view, (crops, size) in enumerate([(crop, 40) for crop in made.global_crops] + [(c, 16) for c in made.local_crops]):
+    for view, (crops, size) in enumerate(
+        [(crop, 40) for crop in made.global_crops] + [(c, 16) for c in made.local_crops]
+    ):
         params = views.draw(sizes, CONFIG, 3, 11, view)
-        same(crops, torch.stack([reference_view(images, params, row, size) for row in range(32)]), 5e-5)
+        same(
+            crops,
+            torch.stack([reference_view(images, params, row, size) for row in range(32)]),
+            5e-5,
+        )
 
 
 def reference_view(images, params, row, size):
     top, left, height, width = params.boxes[row].tolist()
-    image = peer.resized_crop(images[row].float() / 255, top, left, height, width, [size, size], antialias=True)
+    image = peer.resized_crop(
+        images[row].float() / 255, top, left, height, width, [size, size], antialias=True
+    )
     if params.flips[row]:
         image = peer.horizontal_flip(image)
     if params.jitter[row]:
         factors = params.jitter_factors[row].tolist()
-        by_index = [peer.adjust_brightness, peer.adjust_contrast, peer.adjust_saturation, peer.adjust_hue]
+        by_index = [
+            peer.adjust_brightness,
+            peer.adjust_contrast,
+            peer.adjust_saturation,
+            peer.adjust_hue,
+        ]
         for index in params.jitter_order:
             image = by_index[index](image, factors[index])
     if params.gray[row]:
         image = peer.rgb_to_grayscale(image, num_output_channels=3)
     if params.blur[row]:
         sigma = params.blur_sigmas[row].item()
-        image = peer.gaussian_blur(image, [2 * max(1, int(np.ceil(6 * size / 224))) + 1] * 2, [sigma] * 2)
+        image = peer.gaussian_blur(
+            image, [2 * max(1, int(np.ceil(6 * size / 224))) + 1] * 2, [sigma] * 2
+        )
     if params.solarize[row]:
         image = peer.solarize(image, threshold=0.5)
     return peer.normalize(image, [0.5] * 3, [0.5] * 3)
@@ -64,17 +89,100 @@ def test_original_is_the_whole_picture_squashed():
     images, sizes = pictures(7)
     original = views.make_views(images, sizes, CONFIG, 0, 0, needs={"original"}).original
     for index, (height, width) in enumerate(sizes.tolist()):
-        expected = peer.resize(images[index, :, :height, :width].float() / 255, [40, 40], antialias=True)
+        expected = peer.resize(
+            images[index, :, :height, :width].float() / 255, [40, 40], antialias=True
+        )
         same(original[index], expected * 2 - 1)
 
 
-# --- randomness ---------------------------------------------------------------------------------------------------------
+# --- randomness
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+#
+# ---------------------------------------------------------------------------------------------------------
 
 
 def statistic(first, second):
     """Kolmogorov-Smirnov distance between two samples."""
     grid = np.sort(np.concatenate([first, second]))
-    ranks = [np.searchsorted(np.sort(sample), grid, side="right") / len(sample) for sample in (first, second)]
+    ranks = [
+        np.searchsorted(np.sort(sample), grid, side="right") / len(sample)
+        for sample in (first, second)
+    ]
     return np.abs(ranks[0] - ranks[1]).max()
 
 
@@ -94,14 +202,24 @@ def test_boxes_have_random_resized_crops_distribution(size, area):
     bound = 2.2 * np.sqrt(2 / count)  # a true match exceeds this about once in 15,000
     for column in range(4):
         assert statistic(mine[:, column], theirs[:, column]) < bound
-    for measure in (lambda b: b[:, 2] * b[:, 3], lambda b: np.log(b[:, 3] / b[:, 2]), lambda b: b[:, 0] - b[:, 1]):
+    for measure in (
+        lambda b: b[:, 2] * b[:, 3],
+        lambda b: np.log(b[:, 3] / b[:, 2]),
+        lambda b: b[:, 0] - b[:, 1],
+    ):
         assert statistic(measure(mine), measure(theirs)) < bound
     assert abs(params.flips.double().mean() - 0.5) < 0.04
 
 
 @pytest.mark.parametrize("size", [(4, 64), (64, 3)])
 def test_a_thin_picture_falls_back_to_the_centre(size):
-    boxes = views.draw(torch.tensor([size]).expand(50, 2), dataclasses.replace(CONFIG, global_area=(1.0, 1.0)), 0, 0, 0).boxes
+    boxes = views.draw(
+        torch.tensor([size]).expand(50, 2),
+        dataclasses.replace(CONFIG, global_area=(1.0, 1.0)),
+        0,
+        0,
+        0,
+    ).boxes
     crop = v2.RandomResizedCrop(8, scale=(1.0, 1.0))
     assert (boxes == torch.tensor(list(crop.make_params([torch.zeros(3, *size)]).values()))).all()
 
@@ -135,17 +253,36 @@ def test_jitter_and_blur_are_drawn_as_torchvision_draws_them():
     torch.manual_seed(2)
     jitter, blur = v2.ColorJitter(*CONFIG.jitter), v2.GaussianBlur(5, sigma=CONFIG.blur_sigma)
     theirs = [jitter.make_params([]) for _ in range(count)]
-    config = dataclasses.replace(CONFIG, global_size=views.BLUR_REFERENCE, jitter_prob=1.0)  # sigma in torchvision's pixels
+    config = dataclasses.replace(
+        CONFIG, global_size=views.BLUR_REFERENCE, jitter_prob=1.0
+    )  # sigma in torchvision's pixels
     params = views.draw(torch.full((count, 2), CANVAS), config, seed=4, step=0, view=0)
     bound = 2.2 * np.sqrt(2 / count)
-    for index, name in enumerate(("brightness_factor", "contrast_factor", "saturation_factor", "hue_factor")):
-        assert statistic(params.jitter_factors[:, index].numpy(), np.array([float(p[name]) for p in theirs])) < bound, name
+    for index, name in enumerate(
+        ("brightness_factor", "contrast_factor", "saturation_factor", "hue_factor")
+    ):
+        assert (
+            statistic(
+                params.jitter_factors[:, index].numpy(), np.array([float(p[name]) for p in theirs])
+            )
+            < bound
+        ), name
     sigmas = np.array([float(blur.make_params([])["sigma"][0]) for _ in range(count)])
     assert statistic(params.blur_sigmas.numpy(), sigmas) < bound
-    small = views.draw(torch.full((count, 2), CANVAS), dataclasses.replace(config, global_size=112), seed=4, step=0, view=0)
-    assert 0.05 <= small.blur_sigmas.min() < 0.06, "half of 0.1 to 2 pixels where a view has half of 224"
+    small = views.draw(
+        torch.full((count, 2), CANVAS),
+        dataclasses.replace(config, global_size=112),
+        seed=4,
+        step=0,
+        view=0,
+    )
+    assert 0.05 <= small.blur_sigmas.min() < 0.06, (
+        "half of 0.1 to 2 pixels where a view has half of 224"
+    )
     assert 0.99 < small.blur_sigmas.max() <= 1
-    assert [p.blur_radius for p in (params, small, views.draw(torch.tensor([[9, 9]]), CONFIG, 0, 0, 0))] == [6, 3, 2]
+    assert [
+        p.blur_radius for p in (params, small, views.draw(torch.tensor([[9, 9]]), CONFIG, 0, 0, 0))
+    ] == [6, 3, 2]
 
 
 def test_finished_views_have_the_distribution_of_torchvisions():
@@ -154,7 +291,12 @@ def test_finished_views_have_the_distribution_of_torchvisions():
     image = pictures(1, CANVAS, seed=8)[0][0]
     config = dataclasses.replace(CONFIG, num_global=2, global_size=size, blur_probs=(1.0, 0.5, 0.5))
     made = views.make_views(
-        image.expand(count, 3, -1, -1), torch.full((count, 2), CANVAS), config, 7, 0, needs={"global_crops"}
+        image.expand(count, 3, -1, -1),
+        torch.full((count, 2), CANVAS),
+        config,
+        7,
+        0,
+        needs={"global_crops"},
     )
     torch.manual_seed(3)
     low, high = (sigma * size / views.BLUR_REFERENCE for sigma in config.blur_sigma)
@@ -178,13 +320,28 @@ def test_finished_views_have_the_distribution_of_torchvisions():
         "left minus right": lambda x: (x[..., : size // 2] - x[..., size // 2 :]).mean((1, 2, 3)),
     }
     bound = 2.0 * np.sqrt(2 / count)
-    found = {name: statistic(measure(mine).numpy(), measure(theirs).numpy()) for name, measure in measures.items()}
+    found = {
+        name: statistic(measure(mine).numpy(), measure(theirs).numpy())
+        for name, measure in measures.items()
+    }
     assert {name: value for name, value in found.items() if value >= bound} == {}
     other = views.make_views(
-        image.expand(count, 3, -1, -1), torch.full((count, 2), CANVAS), dataclasses.replace(config, solarize_prob=0.0), 7, 0
+        image.expand(count, 3, -1, -1),
+        torch.full((count, 2), CANVAS),
+        dataclasses.replace(config, solarize_prob=0.0),
+        7,
+        0,
     )
-    halves = (other.global_crops[1] + 1) / 2  # what the test can tell apart: without solarisation it fails
-    assert max(statistic(measure(halves).numpy(), measure(theirs).numpy()) for measure in measures.values()) > bound
+    halves = (
+        other.global_crops[1] + 1
+    ) / 2  # what the test can tell apart: without solarisation it fails
+    assert (
+        max(
+            statistic(measure(halves).numpy(), measure(theirs).numpy())
+            for measure in measures.values()
+        )
+        > bound
+    )
 
 
 def test_a_reduced_view_is_antialiased():
@@ -192,9 +349,19 @@ def test_a_reduced_view_is_antialiased():
     images = torch.zeros(2, 3, CANVAS, CANVAS, dtype=torch.uint8)
     images[0, :, :, ::2] = 255
     images[1, :, ::2] = 255
-    config = dataclasses.replace(CONFIG, global_size=16, jitter_prob=0, gray_prob=0, blur_probs=(0, 0, 0), solarize_prob=0)
-    made = views.make_views(images, torch.full((2, 2), CANVAS), dataclasses.replace(config, global_area=(1.0, 1.0)), 0, 0)
-    inside = made.global_crops[..., 1:-1, 1:-1]  # a kernel that a border cuts sees more of one stripe
+    config = dataclasses.replace(
+        CONFIG, global_size=16, jitter_prob=0, gray_prob=0, blur_probs=(0, 0, 0), solarize_prob=0
+    )
+    made = views.make_views(
+        images,
+        torch.full((2, 2), CANVAS),
+        dataclasses.replace(config, global_area=(1.0, 1.0)),
+        0,
+        0,
+    )
+    inside = made.global_crops[
+        ..., 1:-1, 1:-1
+    ]  # a kernel that a border cuts sees more of one stripe
     assert inside.abs().max() < 0.15
     aliased = peer.resize(images.float() / 127.5 - 1, [16, 16], antialias=False)
     assert aliased.abs().max() > 0.9
@@ -216,9 +383,13 @@ def test_each_operation_is_drawn_as_often_as_configured():
             rate = getattr(params, name).double().mean()
             assert abs(rate - expected[view]) < 5 * np.sqrt(0.25 / count), (name, view)
         # uniform on 0.6..1.4, 0.6..1.4, 0.8..1.2 and -0.1..0.1, and independent of each other
-        factors = (params.jitter_factors.double() - torch.tensor([1.0, 1, 1, 0])) / torch.tensor([0.4, 0.4, 0.2, 0.1])
+        factors = (params.jitter_factors.double() - torch.tensor([1.0, 1, 1, 0])) / torch.tensor(
+            [0.4, 0.4, 0.2, 0.1]
+        )
         assert factors.abs().max() <= 1 + 1e-6
-        torch.testing.assert_close(torch.cov(factors.T), torch.eye(4).double() / 3, atol=0.02, rtol=0)
+        torch.testing.assert_close(
+            torch.cov(factors.T), torch.eye(4).double() / 3, atol=0.02, rtol=0
+        )
     orders = {tuple(views.draw(sizes[:1], CONFIG, 0, step, 0).jitter_order) for step in range(300)}
     assert len(orders) == 24
 
@@ -231,7 +402,9 @@ def test_views_are_a_pure_function_of_seed_step_and_view():
     again = views.make_views(images, sizes, CONFIG, seed=1, step=2)
     assert torch.equal(state, torch.random.get_rng_state())  # the global generator is left alone
     fewer = views.make_views(images, sizes, CONFIG, seed=1, step=2, needs={"local_crops"})
-    smaller = views.make_views(images, sizes, dataclasses.replace(CONFIG, num_local=1), seed=1, step=2)
+    smaller = views.make_views(
+        images, sizes, dataclasses.replace(CONFIG, num_local=1), seed=1, step=2
+    )
     assert fewer.global_crops is None
     assert fewer.original is None
     assert torch.equal(first.global_crops, again.global_crops)
@@ -252,12 +425,26 @@ def test_a_sample_does_not_depend_on_the_rest_of_the_batch():
     same(part.local_crops, whole.local_crops[:, :5])
 
 
-@pytest.mark.parametrize("drawn", [[0, 0, 0, 0, 0], [1, 1, 1, 1, 1], [0, 1, 1, 0, 0], [1, 0, 0, 1, 0], [0, 0, 1, 0, 1]])
+@pytest.mark.parametrize(
+    "drawn", [[0, 0, 0, 0, 0], [1, 1, 1, 1, 1], [0, 1, 1, 0, 0], [1, 0, 0, 1, 0], [0, 0, 1, 0, 1]]
+)
 def test_an_operation_changes_the_rows_it_was_drawn_for_with_their_own_parameters(drawn):
     """None, all, a run of them, and scattered."""
-    images, drawn, factors = torch.ones(5, 3, 2, 2), torch.tensor(drawn).bool(), torch.arange(2.0, 7.0)
-    views.apply(lambda images, factor, power: images.mul_(factor.view(-1, 1, 1, 1) ** power), images, drawn, factors, power=2)
-    assert torch.equal(images, torch.where(drawn, factors**2, torch.ones(5)).view(5, 1, 1, 1).expand(5, 3, 2, 2))
+    images, drawn, factors = (
+        torch.ones(5, 3, 2, 2),
+        torch.tensor(drawn).bool(),
+        torch.arange(2.0, 7.0),
+    )
+    views.apply(
+        lambda images, factor, power: images.mul_(factor.view(-1, 1, 1, 1) ** power),
+        images,
+        drawn,
+        factors,
+        power=2,
+    )
+    assert torch.equal(
+        images, torch.where(drawn, factors**2, torch.ones(5)).view(5, 1, 1, 1).expand(5, 3, 2, 2)
+    )
 
 
 @pytest.mark.parametrize("pixels", [1, 3 * 40**2])
@@ -275,7 +462,9 @@ def test_views_do_not_depend_on_how_many_are_made_at_a_time(monkeypatch, pixels)
 
 @pytest.mark.parametrize("block", [4096, 3, 1])
 @pytest.mark.parametrize("first", [1, 5])
-def test_a_part_of_the_global_batch_gets_the_views_that_the_whole_would_give_it(first, block, monkeypatch):
+def test_a_part_of_the_global_batch_gets_the_views_that_the_whole_would_give_it(
+    first, block, monkeypatch
+):
     monkeypatch.setattr(views, "BLOCK", block)
     images, sizes = pictures(8)
     whole = views.make_views(images, sizes, CONFIG, seed=1, step=2)
@@ -287,7 +476,11 @@ def test_a_part_of_the_global_batch_gets_the_views_that_the_whole_would_give_it(
 def test_random_numbers_of_a_block_are_drawn_for_those_who_ask_for_it(monkeypatch):
     monkeypatch.setattr(views, "BLOCK", 4)
     drawn = []
-    monkeypatch.setattr(torch, "rand", lambda *shape, rand=torch.rand, **rest: drawn.append(shape) or rand(*shape, **rest))
+    monkeypatch.setattr(
+        torch,
+        "rand",
+        lambda *shape, rand=torch.rand, **rest: drawn.append(shape) or rand(*shape, **rest),
+    )
     whole = views.table(0, 11, 5, views.seeded(1), (1, 2))
     assert drawn == [(4, 5), (4, 5), (3, 5)]
     assert len(whole.unique()) == whole.numel(), "no two blocks draw the same"
@@ -301,7 +494,8 @@ def test_padding_never_reaches_a_view():
     white, _ = pictures(16, seed=4, padding=255)
     assert not torch.equal(black, white)
     for first, second in zip(
-        *[dataclasses.astuple(views.make_views(i, sizes, CONFIG, 0, 0)) for i in (black, white)], strict=True
+        *[dataclasses.astuple(views.make_views(i, sizes, CONFIG, 0, 0)) for i in (black, white)],
+        strict=True,
     ):
         assert torch.equal(first, second)
 
@@ -321,13 +515,18 @@ def test_outputs_are_plain_contiguous_fp32_in_range_without_gradient():
         assert not tensor.requires_grad
         assert -1.00001 <= tensor.min() < -0.5
         assert 0.5 < tensor.max() <= 1.00001
-    assert torch.equal(made.original, views.make_views(images, sizes, CONFIG, 0, 0).original)  # autocast changed nothing
+    assert torch.equal(
+        made.original, views.make_views(images, sizes, CONFIG, 0, 0).original
+    )  # autocast changed nothing
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_gpu_makes_the_same_views():
     images, sizes = pictures(16)
-    here, there = views.make_views(images, sizes, CONFIG, 0, 0), views.make_views(images.cuda(), sizes, CONFIG, 0, 0)
+    here, there = (
+        views.make_views(images, sizes, CONFIG, 0, 0),
+        views.make_views(images.cuda(), sizes, CONFIG, 0, 0),
+    )
     for mine, theirs in zip(dataclasses.astuple(there), dataclasses.astuple(here), strict=True):
         assert mine.is_cuda
         same(mine.cpu(), theirs, 1e-4)

@@ -1,13 +1,16 @@
-"""The files of a transformers checkpoint: where they are, what is missing, and what they say about pictures.
+"""The files of a transformers checkpoint: where they are, what is missing, and what they say about
+pictures.
 
-Flow: ``find_folder("google/siglip-base-patch16-224")`` -> a local folder, the hub's cache, or a download -> ``read_json``,
-``read_preprocessor`` -> ``pipeline_of``. Nothing that a repository brings along as code is ever run.
+Flow: ``find_folder("google/siglip-base-patch16-224")`` -> a local folder, the hub's cache, or a
+download -> ``read_json``, ``read_preprocessor`` -> ``pipeline_of``. Nothing that a repository
+brings along as code is ever run.
 
-Pixels are those of the library's own processors over Pillow (transformers 4: the "slow" ones; 5: ``*ImageProcessorPil``), with
-which these models were published. The torchvision processors that transformers 5 takes by default resize differently: of the
-seven photographs of OpenAI's golden set, at 224 pixels, 0.4 % of the values differ, by up to 2 of 255 levels (CLIP's shortest
-edge), and 6.4 %, by up to 4 levels (SigLIP's squash); transformers 5.23, torchvision 0.29. Transparent pictures lose their
-alpha, as in transformers 4; 5.23 lays them on white first.
+Pixels are those of the library's own processors over Pillow (transformers 4: the "slow" ones; 5:
+``*ImageProcessorPil``), with which these models were published. The torchvision processors that
+transformers 5 takes by default resize differently: of the seven photographs of OpenAI's golden set,
+at 224 pixels, 0.4 % of the values differ, by up to 2 of 255 levels (CLIP's shortest edge), and 6.4
+%, by up to 4 levels (SigLIP's squash); transformers 5.23, torchvision 0.29. Transparent pictures
+lose their alpha, as in transformers 4; 5.23 lays them on white first.
 """
 
 from __future__ import annotations
@@ -25,14 +28,31 @@ from silc_bench.models.preprocessing import INTERPOLATIONS, ImagePipeline
 from silc_bench.system.checksums import check_manifest
 
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
-CONFIGURATION = ("config.json", "preprocessor_config.json", "processor_config.json", "tokenizer_config.json")
-TOKENIZERS = ("tokenizer.json", "spiece.model", "tokenizer.model", "sentencepiece.bpe.model", "vocab.json", "vocab.txt")
+CONFIGURATION = (
+    "config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "tokenizer_config.json",
+)
+TOKENIZERS = (
+    "tokenizer.json",
+    "spiece.model",
+    "tokenizer.model",
+    "sentencepiece.bpe.model",
+    "vocab.json",
+    "vocab.txt",
+)
 TOKENIZER_EXTRAS = ("merges.txt", "special_tokens_map.json", "added_tokens.json")
 SAFETENSORS = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
-PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*-of-*.bin")  # read through weights_only
+PICKLES = (
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+    "pytorch_model-*-of-*.bin",
+)  # read through weights_only
 MAX_JSON = 16 * 2**20  # bytes
 RESAMPLE = {int(Image.Resampling[name.upper()]): name for name in INTERPOLATIONS}
-IS_CROPPED = {  # processors whose operations an ImagePipeline has, and whether they crop unless told otherwise
+# processors whose operations an ImagePipeline has, and whether they crop unless told otherwise
+IS_CROPPED = {
     "CLIPImageProcessor": True,
     "CLIPFeatureExtractor": True,
     "ChineseCLIPImageProcessor": True,
@@ -45,8 +65,8 @@ def find_folder(name: str, needs_weights: bool) -> Path:
     """A folder as it is; else the hub's cache, then the hub, under that name.
 
     Raises:
-        UserError: files are missing and cannot be downloaded; names them and says where they belong. Or the folder is an export
-            of ours and not as it was written.
+        UserError: files are missing and cannot be downloaded; names them and says where they
+        belong. Or the folder is an export of ours and not as it was written.
     """
     folder = Path(name).expanduser()
     if folder.is_dir():
@@ -57,7 +77,9 @@ def find_folder(name: str, needs_weights: bool) -> Path:
         return folder
     if folder.exists() or not HUB_NAME.fullmatch(name):
         kind = "a file" if folder.exists() else "no such folder"
-        raise UserError(f"hf:{name}: {kind}; hf: takes a folder with config.json, or a name on the Hugging Face hub")
+        raise UserError(
+            f"hf:{name}: {kind}; hf: takes a folder with config.json, or a name on the Hugging Face hub"
+        )
     from huggingface_hub import snapshot_download
 
     fixed = [*CONFIGURATION, *TOKENIZERS, *TOKENIZER_EXTRAS]
@@ -65,8 +87,12 @@ def find_folder(name: str, needs_weights: bool) -> Path:
     for weights, is_offline in [(PICKLES, True), (SAFETENSORS, False), (PICKLES, False)]:
         wanted = [*fixed, *(weights if needs_weights else ())]
         try:
-            folder = Path(snapshot_download(name, allow_patterns=wanted, local_files_only=is_offline))
-        except Exception as error:  # the cache, the hub, a proxy and a broken download each raise their own kind
+            folder = Path(
+                snapshot_download(name, allow_patterns=wanted, local_files_only=is_offline)
+            )
+        except (
+            Exception
+        ) as error:  # the cache, the hub, a proxy and a broken download each raise their own kind
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
             continue
         missing = _missing(folder, needs_weights)
@@ -99,61 +125,93 @@ def read_json(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is no configuration: {error}") from None
     if asks_for_code:
-        raise UserError(f"{path} asks for code of its own (auto_map), and nothing that comes with a checkpoint is executed")
+        raise UserError(
+            f"{path} asks for code of its own (auto_map), and nothing that comes with a checkpoint is executed"
+        )
     return content
 
 
 def read_preprocessor(folder: Path) -> tuple[Path, dict[str, Any]]:
-    """What is done to pictures, and the file that says so: its own, or within the one that transformers 5 writes."""
+    """What is done to pictures, and the file that says so: its own, or within the one that
+    transformers 5 writes.
+    """
     own = folder / "preprocessor_config.json"
     if own.is_file():
         return own, read_json(own)
     whole = folder / "processor_config.json"
     settings = read_json(whole).get("image_processor")
     if not isinstance(settings, dict):
-        raise UserError(f"{whole} has no image_processor; bring preprocessor_config.json, which says how pictures are resized")
+        raise UserError(
+            f"{whole} has no image_processor; bring preprocessor_config.json, which says how pictures are resized"
+        )
     return whole, settings
 
 
 def processor_type(settings: dict[str, Any], default: str) -> str:
     """The class of the processor, without what says over which library it runs."""
-    name = str(settings.get("image_processor_type") or settings.get("feature_extractor_type") or default)
+    name = str(
+        settings.get("image_processor_type") or settings.get("feature_extractor_type") or default
+    )
     return name.removesuffix("Fast").removesuffix("Pil")
 
 
-def pipeline_of(path: Path, settings: dict[str, Any], default: str, image_size: int) -> ImagePipeline:
-    """The operations of CLIP's and SigLIP's processors -> an ImagePipeline. ``image_size``: what the tower was trained on.
+def pipeline_of(
+    path: Path, settings: dict[str, Any], default: str, image_size: int
+) -> ImagePipeline:
+    """The operations of CLIP's and SigLIP's processors -> an ImagePipeline. ``image_size``: what
+    the tower was trained on.
 
     Raises:
-        UserError: something is not said and has no one default, or cannot be done, or makes another size.
+        UserError: something is not said and has no one default, or cannot be done, or makes another
+        size.
     """
     kind = processor_type(settings, default)
     if kind not in IS_CROPPED:
-        raise UserError(f"{path} is of {kind}; what is known how to reproduce: {', '.join(sorted(IS_CROPPED))}")
+        raise UserError(
+            f"{path} is of {kind}; what is known how to reproduce: {', '.join(sorted(IS_CROPPED))}"
+        )
     resize, resize_size = _side(path, settings, "size")
     size, crop = resize_size, "none"
     if settings.get("do_center_crop", IS_CROPPED[kind]):
         crop = "center_floor"
         size = _side(path, settings, "crop_size")[1]
     elif resize != "squash":
-        raise UserError(f"{path} resizes the shortest edge without a crop: pictures of many sizes, which do not make a batch")
+        raise UserError(
+            f"{path} resizes the shortest edge without a crop: pictures of many sizes, which do not make a batch"
+        )
     if size != image_size:
-        raise UserError(f"{path} makes pictures of {size} pixels a side, but config.json is of a tower for {image_size}")
+        raise UserError(
+            f"{path} makes pictures of {size} pixels a side, but config.json is of a tower for {image_size}"
+        )
     mean, std, interpolation = pixel_settings(path, settings)
-    return ImagePipeline(size, mean, std, resize=resize, resize_size=resize_size, crop=crop, interpolation=interpolation)
+    return ImagePipeline(
+        size,
+        mean,
+        std,
+        resize=resize,
+        resize_size=resize_size,
+        crop=crop,
+        interpolation=interpolation,
+    )
 
 
 Color = tuple[float, float, float]
 
 
 def pixel_settings(path: Path, settings: dict[str, Any]) -> tuple[Color, Color, str]:
-    """Mean, standard deviation and interpolation; the steps that all processors share are checked."""
+    """Mean, standard deviation and interpolation; the steps that all processors share are
+    checked.
+    """
     for step in ("do_resize", "do_rescale"):
         if not settings.get(step, True):
-            raise UserError(f"{path} says {step}: false; only pictures that are resized and scaled to [0, 1] are measured")
+            raise UserError(
+                f"{path} says {step}: false; only pictures that are resized and scaled to [0, 1] are measured"
+            )
     factor = settings.get("rescale_factor", 1 / 255)
     if not isinstance(factor, int | float) or not math.isclose(factor, 1 / 255, rel_tol=1e-9):
-        raise UserError(f"{path} says rescale_factor: {factor!r}; only 1/255 is known how to reproduce")
+        raise UserError(
+            f"{path} says rescale_factor: {factor!r}; only 1/255 is known how to reproduce"
+        )
     resample = settings.get("resample")
     if isinstance(resample, bool) or not isinstance(resample, int) or resample not in RESAMPLE:
         raise UserError(
@@ -161,7 +219,11 @@ def pixel_settings(path: Path, settings: dict[str, Any]) -> tuple[Color, Color, 
         )
     if not settings.get("do_normalize", True):
         return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), RESAMPLE[resample]
-    return _color(path, settings, "image_mean"), _color(path, settings, "image_std"), RESAMPLE[resample]
+    return (
+        _color(path, settings, "image_mean"),
+        _color(path, settings, "image_std"),
+        RESAMPLE[resample],
+    )
 
 
 def _side(path: Path, settings: dict[str, Any], key: str) -> tuple[str, int]:
@@ -175,7 +237,9 @@ def _side(path: Path, settings: dict[str, Any], key: str) -> tuple[str, int]:
     elif keys == {"height", "width"}:
         how, sides = "squash", set(value.values())  # type: ignore[union-attr]
     else:
-        raise UserError(f"{path} says {key}: {value!r}; known: a number, shortest_edge, or height and width")
+        raise UserError(
+            f"{path} says {key}: {value!r}; known: a number, shortest_edge, or height and width"
+        )
     side = sides.pop()
     if sides or isinstance(side, bool) or not isinstance(side, int) or side < 1:
         raise UserError(f"{path} says {key}: {value!r}; only squares of whole pixels are measured")
@@ -184,7 +248,11 @@ def _side(path: Path, settings: dict[str, Any], key: str) -> tuple[str, int]:
 
 def _color(path: Path, settings: dict[str, Any], key: str) -> Color:
     value = settings.get(key)
-    if isinstance(value, list) and len(value) == 3 and all(isinstance(x, int | float) and math.isfinite(x) for x in value):
+    if (
+        isinstance(value, list)
+        and len(value) == 3
+        and all(isinstance(x, int | float) and math.isfinite(x) for x in value)
+    ):
         return float(value[0]), float(value[1]), float(value[2])
     raise UserError(f"{path} says {key}: {value!r}; expected three numbers")
 
@@ -199,7 +267,9 @@ def _missing(folder: Path, needs_weights: bool) -> list[str]:
     if lacks("preprocessor_config.json", "processor_config.json"):
         missing.append("preprocessor_config.json")
     if lacks(*TOKENIZERS):
-        missing.append("a tokenizer (tokenizer.json, or spiece.model, or vocab.json with merges.txt)")
+        missing.append(
+            "a tokenizer (tokenizer.json, or spiece.model, or vocab.json with merges.txt)"
+        )
     if needs_weights:
         if lacks(*SAFETENSORS[:2], *PICKLES[:2]):
             missing.append("model.safetensors")

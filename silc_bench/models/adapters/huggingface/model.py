@@ -1,11 +1,14 @@
-"""Checkpoints of transformers, CLIP, SigLIP, SigLIP 2 and their kin: ``hf:FOLDER``, or ``hf:NAME`` on the hub.
+"""Checkpoints of transformers, CLIP, SigLIP, SigLIP 2 and their kin: ``hf:FOLDER``, or ``hf:NAME``
+on the hub.
 
-Flow: ``load("google/siglip-base-patch16-224")`` -> its files (``files``) -> the library's network, filled through
-``weights.read_weights`` (never by unpickling, never with code from the repository) -> an ``HfModel`` with its pipeline, its
-``Reader`` (``text``) and a tower that knows how its kind pools: ``ClsTower``, ``MapTower`` (here) or ``NaflexTower``.
+Flow: ``load("google/siglip-base-patch16-224")`` -> its files (``files``) -> the library's network,
+filled through ``weights.read_weights`` (never by unpickling, never with code from the repository)
+-> an ``HfModel`` with its pipeline, its ``Reader`` (``text``) and a tower that knows how its kind
+pools: ``ClsTower``, ``MapTower`` (here) or ``NaflexTower``.
 
-The image towers are run block by block from the library's own modules, at any size; texts by `get_text_features`. Works with
-transformers 4.51 to 5.x: only names that all of them share are used.
+The image towers are run block by block from the library's own modules, at any size; texts by
+`get_text_features`. Works with transformers 4.51 to 5.x: only names that all of them share are
+used.
 
 Shapes: B pictures or texts, L tokens, D embedding, W width of the tower, N patches = h x w.
 """
@@ -23,9 +26,23 @@ from PIL import Image
 from torch import Tensor
 
 from silc_bench.errors import UserError, unknown_name
-from silc_bench.models.adapters.huggingface.files import find_folder, pipeline_of, read_json, read_preprocessor
-from silc_bench.models.adapters.huggingface.naflex import NaflexPipeline, NaflexTower, naflex_pipeline
-from silc_bench.models.adapters.huggingface.text import Reader, check_end_of_text, read_tokenizer, without_padding
+from silc_bench.models.adapters.huggingface.files import (
+    find_folder,
+    pipeline_of,
+    read_json,
+    read_preprocessor,
+)
+from silc_bench.models.adapters.huggingface.naflex import (
+    NaflexPipeline,
+    NaflexTower,
+    naflex_pipeline,
+)
+from silc_bench.models.adapters.huggingface.text import (
+    Reader,
+    check_end_of_text,
+    read_tokenizer,
+    without_padding,
+)
 from silc_bench.models.adapters.huggingface.towers import ClsTower, MapTower, embedding_of
 from silc_bench.models.adapters.library import library
 from silc_bench.models.patch_features import check_methods, dense
@@ -51,8 +68,16 @@ FAMILIES = {
     "altclip": Family("AltCLIPModel", "CLIPImageProcessor", 77, is_masked=True),
     "chinese_clip": Family("ChineseCLIPModel", "ChineseCLIPImageProcessor", 52, is_masked=True),
 }
-# What changes the embeddings and is no weight; read from the two towers' configurations where they have it.
-SETTINGS = ("hidden_act", "num_attention_heads", "layer_norm_eps", "image_size", "patch_size", "num_patches")
+# What changes the embeddings and is no weight; read from the two towers' configurations where they
+# have it.
+SETTINGS = (
+    "hidden_act",
+    "num_attention_heads",
+    "layer_norm_eps",
+    "image_size",
+    "patch_size",
+    "num_patches",
+)
 
 
 class HfModel:
@@ -74,7 +99,9 @@ class HfModel:
         self.embed_dim = tower.feature_points["pooled"]
         self.image_size = pipeline.size
         modules = dict(network.named_children())  # towers and projections, without scale and bias
-        self.num_params = sum(parameter.numel() for module in modules.values() for parameter in module.parameters())
+        self.num_params = sum(
+            parameter.numel() for module in modules.values() for parameter in module.parameters()
+        )
         self.logit_scale = network.logit_scale.exp().item()
         self.logit_bias = network.logit_bias.item() if hasattr(network, "logit_bias") else 0.0
         self.revision = revision_of(modules, _settings(network.config))
@@ -109,7 +136,14 @@ class DenseHfModel(HfModel):
 
     tower: ClsTower | MapTower
 
-    def __init__(self, name: str, network: Any, tower: ClsTower | MapTower, reader: Reader, pipeline: ImagePipeline):
+    def __init__(
+        self,
+        name: str,
+        network: Any,
+        tower: ClsTower | MapTower,
+        reader: Reader,
+        pipeline: ImagePipeline,
+    ):
         super().__init__(name, network, tower, reader, pipeline)
         self.patch_size = tower.patch_size
         self.dense_methods, self.lacking = tower.dense_methods, tower.lacking
@@ -118,7 +152,8 @@ class DenseHfModel(HfModel):
         """[B, 3, H, W] -> {method: [B, h, w, D or W]}.
 
         Raises:
-            UserError: a size that does not divide into patches, or a method that this tower cannot do.
+            UserError: a size that does not divide into patches, or a method that this tower cannot
+            do.
         """
         check_methods(self.name, methods, self.dense_methods, self.lacking)
         return dense(self.tower, images, methods)
@@ -131,7 +166,8 @@ def load(rest: str, weights: Path | None = None) -> HfModel:
         weights: a file whose weights are taken instead of the folder's own.
 
     Raises:
-        UserError: files missing, damaged or of another kind of model, weights that do not fit, packages missing.
+        UserError: files missing, damaged or of another kind of model, weights that do not fit,
+        packages missing.
     """
     transformers = library("transformers", "hf")
     folder = find_folder(rest, needs_weights=weights is None)
@@ -141,18 +177,26 @@ def load(rest: str, weights: Path | None = None) -> HfModel:
         known = f"model types of pictures and text that are known: {', '.join(sorted(FAMILIES))}"
         if not isinstance(model_type, str):
             raise UserError(f"{folder / 'config.json'} names no model_type; {known}")
-        raise UserError(f"{unknown_name('model_type', model_type, FAMILIES)} ({folder / 'config.json'}; {known})")
+        raise UserError(
+            f"{unknown_name('model_type', model_type, FAMILIES)} ({folder / 'config.json'}; {known})"
+        )
     family = FAMILIES[model_type]
     with _quiet(transformers):
         network = _network(transformers, family, folder, content, weights or folder)
         vision, text = network.config.vision_config, network.config.text_config
         # XLM-R counts its positions from one behind the id of its padding
-        positions = text.max_position_embeddings - (text.pad_token_id + 1 if model_type == "altclip" else 0)
+        positions = text.max_position_embeddings - (
+            text.pad_token_id + 1 if model_type == "altclip" else 0
+        )
         length = positions if family.length is None else min(family.length, positions)
-        reader = read_tokenizer(folder, length, text.vocab_size, family.is_masked, model_type.startswith("siglip"))
+        reader = read_tokenizer(
+            folder, length, text.vocab_size, family.is_masked, model_type.startswith("siglip")
+        )
     if model_type == "clip":
         check_end_of_text(reader, text.eos_token_id, folder)
-    name = Path(rest).expanduser().resolve().name if Path(rest).is_dir() else rest.rpartition("/")[2]
+    name = (
+        Path(rest).expanduser().resolve().name if Path(rest).is_dir() else rest.rpartition("/")[2]
+    )
     name = f"hf:{name}" if weights is None else f"hf:{name}/{weights.stem}"
     path, settings = read_preprocessor(folder)
     if model_type == "siglip2":
@@ -163,18 +207,27 @@ def load(rest: str, weights: Path | None = None) -> HfModel:
     return DenseHfModel(name, network, tower, reader, pipeline)
 
 
-def _network(transformers: Any, family: Family, folder: Path, content: dict[str, Any], weights: Path) -> Any:
+def _network(
+    transformers: Any, family: Family, folder: Path, content: dict[str, Any], weights: Path
+) -> Any:
     """The library's network in fp32, every weight from ``weights``.
 
     Raises:
-        UserError: a configuration that makes no network, or weights of another one; names the first few.
+        UserError: a configuration that makes no network, or weights of another one; names the first
+        few.
     """
     from silc_bench.models.weights.read import read_weights
 
     kind = getattr(transformers, family.network)
-    has_fused = getattr(kind, "_supports_sdpa", False)  # the same numbers to 1e-6; transformers 4 has it for three families
+    has_fused = getattr(
+        kind, "_supports_sdpa", False
+    )  # the same numbers to 1e-6; transformers 4 has it for three families
     attention = "sdpa" if has_fused else "eager"
-    state = {key: value for key, value in read_weights(weights).items() if not key.endswith(".position_ids")}
+    state = {
+        key: value
+        for key, value in read_weights(weights).items()
+        if not key.endswith(".position_ids")
+    }
     try:
         config = kind.config_class.from_dict({**_without_dtype(content), "torch_dtype": "float32"})
         network, report = kind.from_pretrained(
@@ -185,35 +238,51 @@ def _network(transformers: Any, family: Family, folder: Path, content: dict[str,
             ignore_mismatched_sizes=True,  # reported, and refused below
             output_loading_info=True,
         )
-    except Exception as error:  # the library raises its own kinds where fields do not fit, or fit each other
+    except (
+        Exception
+    ) as error:  # the library raises its own kinds where fields do not fit, or fit each other
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        raise UserError(f"{folder / 'config.json'} does not describe a {family.network} ({reason})") from None
+        raise UserError(
+            f"{folder / 'config.json'} does not describe a {family.network} ({reason})"
+        ) from None
     if not getattr(config.vision_config, "vision_use_head", True):
-        raise UserError(f"{folder / 'config.json'}: this image tower has no pooling head, so it gives no image embedding")
+        raise UserError(
+            f"{folder / 'config.json'}: this image tower has no pooling head, so it gives no image embedding"
+        )
     found = []
     for word, kind_of in (
         ("lacks", "missing_keys"),
         ("has besides", "unexpected_keys"),
         ("has in other shapes", "mismatched_keys"),
     ):
-        keys = sorted(key if isinstance(key, str) else f"{key[0]} {tuple(key[1])}" for key in report[kind_of])
+        keys = sorted(
+            key if isinstance(key, str) else f"{key[0]} {tuple(key[1])}" for key in report[kind_of]
+        )
         found += [f"{word} {len(keys)} ({', '.join(keys[:3])})"] if keys else []
     if found:
-        raise UserError(f"{weights} does not hold the weights of {folder / 'config.json'}: it {' and '.join(found)}")
+        raise UserError(
+            f"{weights} does not hold the weights of {folder / 'config.json'}: it {' and '.join(found)}"
+        )
     return network.float().eval().requires_grad_(False)
 
 
 def _without_dtype(content: dict[str, Any]) -> dict[str, Any]:
-    """transformers 5 rounds weights to the dtype that a configuration names; here they stay what the file holds."""
+    """transformers 5 rounds weights to the dtype that a configuration names; here they stay what
+    the file holds.
+    """
     kept = {key: value for key, value in content.items() if key not in ("dtype", "torch_dtype")}
-    return {key: _without_dtype(value) if isinstance(value, dict) else value for key, value in kept.items()}
+    return {
+        key: _without_dtype(value) if isinstance(value, dict) else value
+        for key, value in kept.items()
+    }
 
 
 def _settings(config: Any) -> dict[str, Any]:
     """What revision_of cannot see in the weights."""
     towers = {"vision": config.vision_config, "text": config.text_config}
     settings = {
-        side: {name: getattr(tower, name) for name in SETTINGS if hasattr(tower, name)} for side, tower in towers.items()
+        side: {name: getattr(tower, name) for name in SETTINGS if hasattr(tower, name)}
+        for side, tower in towers.items()
     }
     if config.model_type == "clip":
         settings["text"]["eos_token_id"] = config.text_config.eos_token_id
@@ -222,7 +291,9 @@ def _settings(config: Any) -> dict[str, Any]:
 
 @contextmanager
 def _quiet(transformers: Any) -> Iterator[None]:
-    """Without the library's progress bars and load reports: what matters in them is checked here and refused."""
+    """Without the library's progress bars and load reports: what matters in them is checked here
+    and refused.
+    """
     log = transformers.utils.logging
     verbosity, has_bar = log.get_verbosity(), log.is_progress_bar_enabled()
     log.set_verbosity_error()

@@ -1,10 +1,11 @@
 """SigLIP 2 NaFlex: pictures of their own shape, cut into at most N patches.
 
-A picture is resized so that both sides are whole patches, its shape is nearly kept, and as many patches as possible are used
-(2502.14786). The search for the scale takes the steps of transformers' `Siglip2ImageProcessor`, because its last digits decide
-the size. So that pictures make a batch, ``NaflexPipeline`` packs one into a tensor [1 + N, 3 P P]: first the numbers of rows
-and columns (then zeros), then the patches row by row, each of P x P pixels with their three colours last, then zeros.
-``unpack`` takes it apart into what the network wants.
+A picture is resized so that both sides are whole patches, its shape is nearly kept, and as many
+patches as possible are used (2502.14786). The search for the scale takes the steps of transformers'
+`Siglip2ImageProcessor`, because its last digits decide the size. So that pictures make a batch,
+``NaflexPipeline`` packs one into a tensor [1 + N, 3 P P]: first the numbers of rows and columns
+(then zeros), then the patches row by row, each of P x P pixels with their three colours last, then
+zeros. ``unpack`` takes it apart into what the network wants.
 
 There is no dense path: pictures of one batch have grids of different shapes.
 
@@ -51,10 +52,14 @@ class NaflexPipeline:
         if image.size != (w * P, h * P):
             image = image.resize((w * P, h * P), INTERPOLATIONS[self.interpolation])
         pixels = tv.pil_to_tensor(image).float().div_(255)
-        pixels = pixels.sub_(torch.tensor(self.mean).view(3, 1, 1)).div_(torch.tensor(self.std).view(3, 1, 1))
+        pixels = pixels.sub_(torch.tensor(self.mean).view(3, 1, 1)).div_(
+            torch.tensor(self.std).view(3, 1, 1)
+        )
         packed = torch.zeros(1 + self.max_num_patches, 3 * P * P)
         packed[0, :2] = torch.tensor([h, w])
-        packed[1 : 1 + h * w] = pixels.view(3, h, P, w, P).permute(1, 3, 2, 4, 0).reshape(h * w, 3 * P * P)
+        packed[1 : 1 + h * w] = (
+            pixels.view(3, h, P, w, P).permute(1, 3, 2, 4, 0).reshape(h * w, 3 * P * P)
+        )
         return packed
 
     def as_dict(self) -> dict[str, Any]:
@@ -91,7 +96,9 @@ class NaflexTower:
 
 
 def unpack(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """[B, 1 + N, 3 P P] -> patches [B, N, 3 P P], mask [B, N] (1: a patch), rows and columns [B, 2]."""
+    """[B, 1 + N, 3 P P] -> patches [B, N, 3 P P], mask [B, N] (1: a patch), rows and columns [B,
+    2].
+    """
     grids = images[:, 0, :2].long()
     patches = images[:, 1:]
     mask = torch.arange(patches.shape[1], device=images.device) < grids.prod(dim=1, keepdim=True)
@@ -99,11 +106,13 @@ def unpack(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def naflex_grid(height: int, width: int, patch_size: int, max_num_patches: int) -> tuple[int, int]:
-    """(rows, columns) for a picture: the largest scale, found by bisection, at which both sides, rounded up to whole patches,
-    make no more than ``max_num_patches``."""
+    """(rows, columns) for a picture: the largest scale, found by bisection, at which both sides,
+    rounded up to whole patches, make no more than ``max_num_patches``."""
 
     def at(scale: float) -> tuple[int, int]:
-        return max(1, math.ceil(height * scale / patch_size)), max(1, math.ceil(width * scale / patch_size))
+        return max(1, math.ceil(height * scale / patch_size)), max(
+            1, math.ceil(width * scale / patch_size)
+        )
 
     low, high = 1e-6, 100.0
     while high - low >= 1e-5:
@@ -122,10 +131,18 @@ def naflex_pipeline(path: Path, settings: dict[str, Any], patch_size: int) -> Na
         UserError: another processor, other patches than the tower's, or something that is not said.
     """
     if processor_type(settings, "Siglip2ImageProcessor") != "Siglip2ImageProcessor":
-        raise UserError(f"{path} is of {processor_type(settings, '')}; a NaFlex tower needs Siglip2ImageProcessor")
+        raise UserError(
+            f"{path} is of {processor_type(settings, '')}; a NaFlex tower needs Siglip2ImageProcessor"
+        )
     for key in ("patch_size", "max_num_patches"):
-        if isinstance(settings.get(key), bool) or not isinstance(settings.get(key), int) or settings[key] < 1:
-            raise UserError(f"{path} says {key}: {settings.get(key)!r}; expected a number of 1 or more")
+        if (
+            isinstance(settings.get(key), bool)
+            or not isinstance(settings.get(key), int)
+            or settings[key] < 1
+        ):
+            raise UserError(
+                f"{path} says {key}: {settings.get(key)!r}; expected a number of 1 or more"
+            )
     if settings["patch_size"] != patch_size:
         raise UserError(
             f"{path} cuts patches of {settings['patch_size']} pixels, but config.json is of a tower for {patch_size}"

@@ -1,7 +1,9 @@
-"""Image towers of transformers, run block by block from the library's modules: any input size, pooled, before and after.
+"""Image towers of transformers, run block by block from the library's modules: any input size,
+pooled, before and after.
 
-All of the library's CLIP-like vision towers name their parts alike (`embeddings`, `encoder.layers`, `layer_norm1`, `self_attn`,
-`layer_norm2`, `mlp`, `post_layernorm`), in every release from 4.51 on; what their `forward` takes and returns has changed.
+All of the library's CLIP-like vision towers name their parts alike (`embeddings`, `encoder.layers`,
+`layer_norm1`, `self_attn`, `layer_norm2`, `mlp`, `post_layernorm`), in every release from 4.51 on;
+what their `forward` takes and returns has changed.
 
 Shapes: B pictures, N patches = h x w, W width of the tower, D embedding.
 """
@@ -15,7 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from silc_bench.errors import UserError
-from silc_bench.models.patch_features import heads_of, joint_methods, merge_heads, methods_of, resize_positions, value_path
+from silc_bench.models.patch_features import (
+    heads_of,
+    joint_methods,
+    merge_heads,
+    methods_of,
+    resize_positions,
+    value_path,
+)
 
 
 class LayeredTower:
@@ -56,7 +65,11 @@ class ClsTower(LayeredTower):
         super().__init__(network.vision_model)
         self.projection = network.visual_projection
         width = self.vision.config.hidden_size
-        self.feature_points = {"pooled": self.projection.out_features, "pre_projection": width, "mean_patch": width}
+        self.feature_points = {
+            "pooled": self.projection.out_features,
+            "pre_projection": width,
+            "mean_patch": width,
+        }
 
     def encode(self, images: Tensor, point: str) -> Tensor:
         """[B, 3, H, W] -> [B, D] or [B, W]."""
@@ -81,7 +94,9 @@ class ClsTower(LayeredTower):
 
 
 class MapTower(LayeredTower):
-    """SigLIP, and SigLIP 2 of one resolution: a learned query pools the patches; nothing is projected after it."""
+    """SigLIP, and SigLIP 2 of one resolution: a learned query pools the patches; nothing is
+    projected after it.
+    """
 
     num_prefix = 0
     is_attention_pooled = True
@@ -106,7 +121,9 @@ class MapTower(LayeredTower):
         """[B, N, W] that enter the first block, and (h, w)."""
         embeddings = self.vision.embeddings
         patches, grid = _patches(embeddings, images)
-        resized = resize_positions(embeddings.position_embedding.weight, _trained_grid(embeddings), *grid)
+        resized = resize_positions(
+            embeddings.position_embedding.weight, _trained_grid(embeddings), *grid
+        )
         return patches + resized, grid
 
 
@@ -119,7 +136,11 @@ class HfBlock:
     def split(self, tokens: Tensor, rope: None) -> tuple[Tensor, Tensor, Tensor]:
         attention, seen = self.layer.self_attn, self.layer.layer_norm1(tokens)
         q, k, v = attention.q_proj(seen), attention.k_proj(seen), attention.v_proj(seen)
-        return heads_of(q, attention.num_heads), heads_of(k, attention.num_heads), heads_of(v, attention.num_heads)
+        return (
+            heads_of(q, attention.num_heads),
+            heads_of(k, attention.num_heads),
+            heads_of(v, attention.num_heads),
+        )
 
     def join(self, tokens: Tensor, values: Tensor) -> Tensor:
         return self.layer.self_attn.out_proj(merge_heads(values))
@@ -130,7 +151,9 @@ class HfBlock:
 
 
 def embedding_of(output: Any) -> Tensor:
-    """[B, D] from what `get_text_features` returns: a tensor in transformers 4, an output whose pooled part it is in 5."""
+    """[B, D] from what `get_text_features` returns: a tensor in transformers 4, an output whose
+    pooled part it is in 5.
+    """
     return output if isinstance(output, Tensor) else output.pooler_output
 
 
@@ -148,8 +171,8 @@ def _through(layer: Any, tokens: Tensor) -> Tensor:
 
 
 def _patches(embeddings: Any, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
-    """[B, 3, H, W] -> [B, N, W] without positions, and (h, w). What is left over at the trained size is not seen, as in the
-    library (SigLIP So400m: 27 patches of 14 pixels in 384).
+    """[B, 3, H, W] -> [B, N, W] without positions, and (h, w). What is left over at the trained
+    size is not seen, as in the library (SigLIP So400m: 27 patches of 14 pixels in 384).
 
     Raises:
         UserError: another size that does not divide into patches.
@@ -157,11 +180,15 @@ def _patches(embeddings: Any, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
     conv: nn.Conv2d = embeddings.patch_embedding
     height, width, patch, size = *images.shape[-2:], embeddings.patch_size, embeddings.image_size
     if (height % patch or width % patch) and (height, width) != (size, size):
-        raise UserError(f"pictures of {height} x {width} pixels do not divide into patches of {patch}")
+        raise UserError(
+            f"pictures of {height} x {width} pixels do not divide into patches of {patch}"
+        )
     grid = height // patch, width // patch
     return conv(images).flatten(2).transpose(1, 2), grid
 
 
 def _trained_grid(embeddings: Any) -> tuple[int, int]:
-    side = math.isqrt(embeddings.position_embedding.weight.shape[0])  # one more for a class token leaves the root as it is
+    side = math.isqrt(
+        embeddings.position_embedding.weight.shape[0]
+    )  # one more for a class token leaves the root as it is
     return side, side

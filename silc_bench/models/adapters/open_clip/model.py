@@ -1,17 +1,20 @@
-"""Models of the open_clip library: ``open_clip:ARCH/TAG``, ``ARCH/PATH``, ``ARCH/random``, ``FOLDER``, ``hf-hub:ORG/NAME``.
+"""Models of the open_clip library: ``open_clip:ARCH/TAG``, ``ARCH/PATH``, ``ARCH/random``,
+``FOLDER``, ``hf-hub:ORG/NAME``.
 
-Flow: ``load("ViT-B-32/openai")`` -> which architecture and file (``checkpoints``) -> the library's own modules,
-filled (``checkpoints``) -> a model with the library's preprocessing and tokenizer.
+Flow: ``load("ViT-B-32/openai")`` -> which architecture and file (``checkpoints``) -> the library's
+own modules, filled (``checkpoints``) -> a model with the library's preprocessing and tokenizer.
 
-Embeddings are the library's ``encode_image`` and ``encode_text`` without normalisation; the image towers also take other
-sizes and give patch features (``towers``).
+Embeddings are the library's ``encode_image`` and ``encode_text`` without normalisation; the image
+towers also take other sizes and give patch features (``towers``).
 
 Shapes: B pictures or texts, L tokens, D embedding, H x W pixels, h x w patches.
 
-Texts of open_clip: what its tokenizers do, as JSON, and its text towers without the padding that no answer depends on.
+Texts of open_clip: what its tokenizers do, as JSON, and its text towers without the padding that no
+answer depends on.
 
-A causal tower reads left to right and is pooled at the end of the text: what stands behind the longest text of a batch changes
-nothing. A batch is cut there (77 tokens to a dozen, for prompts), exactly; towers that see their padding are left whole.
+A causal tower reads left to right and is pooled at the end of the text: what stands behind the
+longest text of a batch changes nothing. A batch is cut there (77 tokens to a dozen, for prompts),
+exactly; towers that see their padding are left whole.
 
 Shapes: B texts, L tokens, W width, D embedding.
 """
@@ -48,13 +51,30 @@ from silc_bench.models.preprocessing import ImagePipeline
 from silc_bench.models.weights.revision import revision_of
 
 Network = Any  # a CLIP, CustomTextCLIP or CoCa of open_clip
-NO_EFFECT = {  # fields of the two configurations that change no embedding, or that its weights or its protocol tell
-    *("patch_dropout", "timm_drop", "timm_drop_path", "timm_model_pretrained", "hf_model_pretrained", "output_tokens"),
+# fields of the two configurations that change no embedding, or that its weights or its protocol
+# tell
+NO_EFFECT = {
+    *(
+        "patch_dropout",
+        "timm_drop",
+        "timm_drop_path",
+        "timm_model_pretrained",
+        "hf_model_pretrained",
+        "output_tokens",
+    ),
     *("hf_model_name", "hf_tokenizer_name", "tokenizer_mode", "tokenizer_kwargs"),
 }
-READER_FIELDS = (  # the same of a text tower of transformers, by all the names that its families use
+# the same of a text tower of transformers, by all the names that its families use
+READER_FIELDS = (
     *("model_type", "pad_token_id", "num_attention_heads", "num_heads", "encoder_attention_heads"),
-    *("hidden_act", "activation_function", "feed_forward_proj", "layer_norm_eps", "layer_norm_epsilon", "scale_embedding"),
+    *(
+        "hidden_act",
+        "activation_function",
+        "feed_forward_proj",
+        "layer_norm_eps",
+        "layer_norm_epsilon",
+        "scale_embedding",
+    ),
     *("relative_attention_num_buckets", "relative_attention_max_distance"),
 )
 
@@ -65,16 +85,29 @@ class OpenClipModel:
     libraries = ("open_clip_torch", "timm", "transformers")  # towers of the latter two occur in it
 
     def __init__(
-        self, name: str, network: Network, tower: Tower, pipeline: ImagePipeline, tokenizer: Any, settings: dict[str, Any]
+        self,
+        name: str,
+        network: Network,
+        tower: Tower,
+        pipeline: ImagePipeline,
+        tokenizer: Any,
+        settings: dict[str, Any],
     ):
         modules = _modules(network)
         self.name = name
-        self.network, self.tower, self.tokenizer, self.settings = network, tower, tokenizer, settings
+        self.network, self.tower, self.tokenizer, self.settings = (
+            network,
+            tower,
+            tokenizer,
+            settings,
+        )
         self._encode_text = encoder_of(network)
         self.revision = revision_of(modules, settings)
         self.embed_dim = int(settings["embed_dim"])
         self.image_size, self.patch_size = pipeline.size, tower.patch_size
-        self.num_params = sum(parameter.numel() for module in modules.values() for parameter in module.parameters())
+        self.num_params = sum(
+            parameter.numel() for module in modules.values() for parameter in module.parameters()
+        )
         self.feature_points = {"pooled": self.embed_dim, **tower.points}
         self.dense_methods, self.lacking = tower.dense_methods, tower.lacking
         self.pipeline = pipeline
@@ -93,7 +126,8 @@ class OpenClipModel:
         """[B, 3, H, W] -> [B, feature_points[point]].
 
         Raises:
-            UserError: a size that does not divide into patches, or that this architecture does not take.
+            UserError: a size that does not divide into patches, or that this architecture does not
+            take.
         """
         if point == "mean_patch":
             return self.encode_dense(images, ("tokens",))["tokens"].mean(dim=(1, 2))
@@ -136,11 +170,12 @@ def load(rest: str, weights: Path | None = None) -> OpenClipModel:
     """What follows ``open_clip:`` -> a model on the CPU.
 
     Args:
-        rest: one of the forms at the top of this file; an architecture alone where ``weights`` is given.
-        weights: a file of weights.
+        rest: one of the forms at the top of this file; an architecture alone where ``weights`` is
+        given. weights: a file of weights.
 
     Raises:
-        UserError: open_clip is not installed; an architecture, tag or file that does not exist, does not fit, or cannot be had.
+        UserError: open_clip is not installed; an architecture, tag or file that does not exist,
+        does not fit, or cannot be had.
     """
     library("open_clip", "open_clip")
     checkpoint = find(rest, weights)
@@ -168,7 +203,9 @@ def _pipeline(checkpoint: Checkpoint, image_size: int | tuple[int, int]) -> Imag
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     about = PreprocessCfg(**checkpoint.preprocess)
     if height != width:
-        raise UserError(f"it takes pictures of {height} x {width} pixels; only squares are measured")
+        raise UserError(
+            f"it takes pictures of {height} x {width} pixels; only squares are measured"
+        )
     if about.resize_mode not in ("shortest", "squash"):
         raise UserError(
             f"it resizes pictures by their {about.resize_mode!r} side, which is not supported; only shortest and squash"
@@ -180,21 +217,29 @@ def _pipeline(checkpoint: Checkpoint, image_size: int | tuple[int, int]) -> Imag
         std=tuple(about.std),
         resize="squash" if is_squash else "shortest",
         crop="none" if is_squash else "center",
-        interpolation="bilinear" if about.interpolation == "bilinear" else "bicubic",  # the library knows these two
+        interpolation="bilinear"
+        if about.interpolation == "bilinear"
+        else "bicubic",  # the library knows these two
     )
 
 
 def _settings(network: Network, config: dict[str, Any], quick_gelu: bool) -> dict[str, Any]:
-    """What changes the embeddings without being a weight: activation, heads, pooling, norms. Defaults add nothing."""
+    """What changes the embeddings without being a weight: activation, heads, pooling, norms.
+    Defaults add nothing.
+    """
     from open_clip import CLIPTextCfg, CLIPVisionCfg
 
     settings: dict[str, Any] = {"embed_dim": config["embed_dim"], "quick_gelu": quick_gelu}
     for part, kind in (("vision_cfg", CLIPVisionCfg), ("text_cfg", CLIPTextCfg)):
         defaults = {field.name: field.default for field in dataclasses.fields(kind)}
-        settings[part] = {k: v for k, v in config[part].items() if k not in NO_EFFECT and v != defaults.get(k)}
+        settings[part] = {
+            k: v for k, v in config[part].items() if k not in NO_EFFECT and v != defaults.get(k)
+        }
     reader = getattr(getattr(network, "text", None), "config", None)
     if reader is not None:  # a text tower of transformers
-        settings["text_tower"] = {name: getattr(reader, name) for name in READER_FIELDS if hasattr(reader, name)}
+        settings["text_tower"] = {
+            name: getattr(reader, name) for name in READER_FIELDS if hasattr(reader, name)
+        }
     return settings
 
 
@@ -205,7 +250,10 @@ def _modules(network: Network) -> dict[str, nn.Module]:
     parts = {"positional_embedding": network.positional_embedding}
     if isinstance(network.text_projection, nn.Parameter):
         parts["text_projection"] = network.text_projection
-    modules = {f"text.{name}": getattr(network, name) for name in ("transformer", "token_embedding", "ln_final")}
+    modules = {
+        f"text.{name}": getattr(network, name)
+        for name in ("transformer", "token_embedding", "ln_final")
+    }
     if isinstance(network.text_projection, nn.Module):
         modules["text.text_projection"] = network.text_projection
     return {"visual": network.visual, "text": nn.ParameterDict(parts), **modules}
@@ -218,8 +266,12 @@ def encoder_of(network: Network) -> Callable[[Tensor], Tensor]:
     """[B, L] -> [B, D], as ``network.encode_text(tokens, normalize=False)``."""
     tower: Any = getattr(network, "text", network)
     pool = getattr(tower, "text_pool_type", None) or getattr(tower, "pool_type", None)
-    eos_id: Any = getattr(tower, "text_eos_id", None) if tower is network else getattr(tower, "eos_id", None)
-    sees_padding = getattr(tower, "cls_emb", None) is not None or getattr(tower, "use_pad_mask", False)
+    eos_id: Any = (
+        getattr(tower, "text_eos_id", None) if tower is network else getattr(tower, "eos_id", None)
+    )
+    sees_padding = getattr(tower, "cls_emb", None) is not None or getattr(
+        tower, "use_pad_mask", False
+    )
     if pool not in POOLS or sees_padding or getattr(tower, "attn_mask", None) is None:
         return lambda tokens: network.encode_text(tokens, normalize=False)
 
@@ -238,9 +290,11 @@ def encoder_of(network: Network) -> Callable[[Tensor], Tensor]:
 
 
 def text_protocol(tokenizer: Any) -> dict[str, Any]:
-    """All that ``tokenize`` does, as JSON: the options by their names, and, in "reads", by what comes out.
+    """All that ``tokenize`` does, as JSON: the options by their names, and, in "reads", by what
+    comes out.
 
-    Some leave no trace but that (a language that changes the special tokens, the library's own release).
+    Some leave no trace but that (a language that changes the special tokens, the library's own
+    release).
     """
     inner = getattr(tokenizer, "tokenizer", None)  # of transformers
     vocabulary = tokenizer.encoder if inner is None else inner.get_vocab()

@@ -1,22 +1,30 @@
-"""The image towers of open_clip at any picture size, pooled and dense: its own ViT and ResNet, and networks of timm.
+"""The image towers of open_clip at any picture size, pooled and dense: its own ViT and ResNet, and
+networks of timm.
 
-Flow: ``tower_of(model.visual)`` -> ``pooled``, ``pre_projection`` and ``dense`` of a batch of pictures.
+Flow: ``tower_of(model.visual)`` -> ``pooled``, ``pre_projection`` and ``dense`` of a batch of
+pictures.
 
-At the trained size and at every other one ``pooled`` is the library's own forward; only position embeddings are resized, and
-no weight is changed. What meets text of a patch is what ``towers`` says of the pooling:
-- class token or mean of tokens (CLIP, EVA; CLIPA): the last block as it is or changed, norm, projection;
-- attention (SigLIP, CoCa; CLIP's ResNets, whose last layers are no block): the value path of the pooling, norm, projection;
-- mean of a map (ConvNeXt, FastViT): norm and projection of each position, and no attention that a method could change.
+At the trained size and at every other one ``pooled`` is the library's own forward; only position
+embeddings are resized, and no weight is changed. What meets text of a patch is what ``towers`` says
+of the pooling:
+- class token or mean of tokens (CLIP, EVA; CLIPA): the last block as it is or changed, norm,
+  projection;
+- attention (SigLIP, CoCa; CLIP's ResNets, whose last layers are no block): the value path of the
+  pooling, norm, projection;
+- mean of a map (ConvNeXt, FastViT): norm and projection of each position, and no attention that a
+  method could change.
 
-Shapes: B pictures, H x W pixels, P pixels a patch, h x w patches, W width of the tower, D embedding.
+Shapes: B pictures, H x W pixels, P pixels a patch, h x w patches, W width of the tower, D
+embedding.
 
 Networks of timm under open_clip's projection, at any picture size that they take, pooled and dense.
 
-Flow: ``TimmTower(model.visual)`` -> ``pooled``, ``pre_projection`` and ``dense``, as the other towers here.
+Flow: ``TimmTower(model.visual)`` -> ``pooled``, ``pre_projection`` and ``dense``, as the other
+towers here.
 
-Tokens (SigLIP, EVA, PE, ViTamin) go through ``towers``, up to the last block by ``silc_bench.models.adapters.blocks``; a
-transformer of another course than timm's own two gives what needs no change of its last block. Maps (ConvNeXt, FastViT, Swin)
-have one path alone.
+Tokens (SigLIP, EVA, PE, ViTamin) go through ``towers``, up to the last block by
+``silc_bench.models.adapters.blocks``; a transformer of another course than timm's own two gives
+what needs no change of its last block. Maps (ConvNeXt, FastViT, Swin) have one path alone.
 
 Shapes: B pictures, h x w patches, W width of the trunk, D embedding.
 """
@@ -48,30 +56,45 @@ Network = Any  # a module of open_clip or timm, whose parts their base class doe
 
 
 class VitTower:
-    """open_clip's VisionTransformer: pooled by its class token, by the mean of its patches, or by attention (CoCa)."""
+    """open_clip's VisionTransformer: pooled by its class token, by the mean of its patches, or by
+    attention (CoCa).
+    """
 
     is_fixed_size = False
     num_prefix = 1
 
     def __init__(self, visual: Network):
-        if getattr(visual, "attn_pool_contrastive", None) is not None:  # a second pooling, of which patches would see one
-            raise UserError(f"an image tower pooled twice (attentional_pool {visual.attn_pool_type!r}) is not supported")
+        if (
+            getattr(visual, "attn_pool_contrastive", None) is not None
+        ):  # a second pooling, of which patches would see one
+            raise UserError(
+                f"an image tower pooled twice (attentional_pool {visual.attn_pool_type!r}) is not supported"
+            )
         if visual.pool_type == "none":
-            raise UserError("an image tower that gives tokens instead of one embedding (pool_type 'none') is not supported")
+            raise UserError(
+                "an image tower that gives tokens instead of one embedding (pool_type 'none') is not supported"
+            )
         self.visual = visual
         self.patch_size = int(visual.patch_size[0])
-        self.points = {"pre_projection": visual.proj.shape[0], "mean_patch": visual.transformer.width}
+        self.points = {
+            "pre_projection": visual.proj.shape[0],
+            "mean_patch": visual.transformer.width,
+        }
         self.blocks = visual.transformer.resblocks
         self.block = block_of(self.blocks[-1])
         self.is_attention_pooled = visual.attn_pool is not None
-        joint, self.lacking = joint_methods(self.is_attention_pooled, self.block, type(self.blocks[-1]).__name__)
+        joint, self.lacking = joint_methods(
+            self.is_attention_pooled, self.block, type(self.blocks[-1]).__name__
+        )
         self.dense_methods = methods_of(len(self.blocks), joint)
 
     def pooled(self, images: Tensor) -> Tensor:
         return self._forward(images, {})
 
     def pre_projection(self, images: Tensor) -> Tensor:
-        return self._forward(images, {"proj": torch.eye(len(self.visual.proj)).to(self.visual.proj)})
+        return self._forward(
+            images, {"proj": torch.eye(len(self.visual.proj)).to(self.visual.proj)}
+        )
 
     def dense(self, images: Tensor, methods: Sequence[str]) -> dict[str, Tensor]:
         """[B, 3, H, W] -> {method: [B, h, w, D or W]}."""
@@ -90,7 +113,9 @@ class VitTower:
         return self.blocks[-1](tokens)
 
     def normed(self, patches: Tensor) -> Tensor:
-        is_seen = not self.is_attention_pooled and not self.visual.final_ln_after_pool  # elsewhere the norm never saw a patch
+        is_seen = (
+            not self.is_attention_pooled and not self.visual.final_ln_after_pool
+        )  # elsewhere the norm never saw a patch
         return self.visual.ln_post(patches) if is_seen else patches
 
     def joint(self, patches: Tensor) -> Tensor:
@@ -107,10 +132,17 @@ class VitTower:
         positions = self.visual.positional_embedding
         if self._grid(images) == self.visual.grid_size:
             return positions
-        return torch.cat([positions[:1], resize_positions(positions[1:], self.visual.grid_size, *self._grid(images))])
+        return torch.cat(
+            [
+                positions[:1],
+                resize_positions(positions[1:], self.visual.grid_size, *self._grid(images)),
+            ]
+        )
 
     def _forward(self, images: Tensor, instead: dict[str, Tensor]) -> Tensor:
-        output = functional_call(self.visual, {"positional_embedding": self._positions(images), **instead}, (images,))
+        output = functional_call(
+            self.visual, {"positional_embedding": self._positions(images), **instead}, (images,)
+        )
         return output[0] if isinstance(output, tuple) else output  # CoCa gives its tokens too
 
 
@@ -153,7 +185,12 @@ class ResNetTower:
     def _map(self, images: Tensor) -> Tensor:
         """[B, W, h, w]."""
         x = self.visual.stem(images)
-        for layer in (self.visual.layer1, self.visual.layer2, self.visual.layer3, self.visual.layer4):
+        for layer in (
+            self.visual.layer1,
+            self.visual.layer2,
+            self.visual.layer3,
+            self.visual.layer4,
+        ):
             x = layer(x)
         return x
 
@@ -162,7 +199,9 @@ class ResNetTower:
         positions = self.visual.attnpool.positional_embedding
         if (height, width) == (self.side, self.side):
             return positions
-        return torch.cat([positions[:1], resize_positions(positions[1:], (self.side, self.side), height, width)])
+        return torch.cat(
+            [positions[:1], resize_positions(positions[1:], (self.side, self.side), height, width)]
+        )
 
     def _pool(self, features: Tensor, instead: dict[str, Tensor]) -> Tensor:
         weights = {"positional_embedding": self._positions(*features.shape[-2:]), **instead}
@@ -170,19 +209,24 @@ class ResNetTower:
 
 
 class TimmTower:
-    """A network of timm under open_clip's projection: tokens (SigLIP, EVA, ViTamin) or maps (ConvNeXt, FastViT, Swin)."""
+    """A network of timm under open_clip's projection: tokens (SigLIP, EVA, ViTamin) or maps
+    (ConvNeXt, FastViT, Swin).
+    """
 
     def __init__(self, visual: Network):
         trunk = visual.trunk
         self.visual, self.trunk = visual, trunk
         self.is_tokens = hasattr(trunk, "num_prefix_tokens") and hasattr(trunk, "blocks")
         self.patch_size = int(trunk.feature_info[-1]["reduction"])
-        # windows (Swin) are cut for one size, and what does not divide into patches (So400m/14 at 384) is taken at its own only
+        # windows (Swin) are cut for one size, and what does not divide into patches (So400m/14 at
+        # 384) is taken at its own only
         is_cut = self.is_tokens and not _divides(trunk)
         is_open = self.is_tokens and not is_cut and hasattr(trunk, "dynamic_img_size")
         if is_open:
             _open_to_any_size(trunk)
-        self.is_fixed_size = is_cut or (not is_open and bool(trunk.pretrained_cfg.get("fixed_input_size")))
+        self.is_fixed_size = is_cut or (
+            not is_open and bool(trunk.pretrained_cfg.get("fixed_input_size"))
+        )
         self.inner = trunk_tokens(trunk) if self.is_tokens else None
         self.block = None if self.inner is None else self.inner.block
         self.num_prefix = trunk.num_prefix_tokens if self.is_tokens else 0
@@ -192,7 +236,9 @@ class TimmTower:
         self.points = {"mean_patch": trunk.num_features}
         has_projection = bool(visual.head) or isinstance(trunk.get_classifier(), torch.nn.Linear)
         if has_projection and not hasattr(visual.head, "pool"):
-            self.points["pre_projection"] = getattr(trunk, "head_hidden_size", None) or trunk.num_features
+            self.points["pre_projection"] = (
+                getattr(trunk, "head_hidden_size", None) or trunk.num_features
+            )
 
     def pooled(self, images: Tensor) -> Tensor:
         return self.visual.head(self.trunk.forward_head(self._features(images)))
@@ -209,7 +255,10 @@ class TimmTower:
             tokens = features[:, self.num_prefix :].unflatten(1, self._grid(images))
         else:
             tokens = features if self._is_channels_last() else features.permute(0, 2, 3, 1)
-        return {method: (tokens if method == "tokens" else self.joint(tokens)).float() for method in methods}
+        return {
+            method: (tokens if method == "tokens" else self.joint(tokens)).float()
+            for method in methods
+        }
 
     def enter(self, images: Tensor, count: int) -> tuple[list[Tensor], Any, tuple[int, int]]:
         assert self.inner is not None
@@ -224,7 +273,9 @@ class TimmTower:
         return self.trunk.norm(patches)
 
     def joint(self, patches: Tensor) -> Tensor:
-        """[..., W] as they leave the last block, or with the norm where there are no blocks -> [..., D]."""
+        """[..., W] as they leave the last block, or with the norm where there are no blocks ->
+        [..., D].
+        """
         if not self.is_tokens:  # the head pools a map of one position
             alone = patches.flatten(0, -2)
             alone = alone[:, None, None, :] if self._is_channels_last() else alone[:, :, None, None]
@@ -243,7 +294,8 @@ class TimmTower:
             return _none("its attention pooling adds positions of its own")
         if not self.is_tokens:
             return ("plain",), dict.fromkeys(
-                ("maskclip", *CHANGED), "it pools the mean of a map and has no attention to change; ask for plain"
+                ("maskclip", *CHANGED),
+                "it pools the mean of a map and has no attention to change; ask for plain",
             )
         if pool is not None and (not hasattr(pool, "kv") or pool.pos_embed is not None):
             return _none(f"its pooling, {type(pool).__name__}, is no plain attention")
@@ -260,7 +312,9 @@ class TimmTower:
         return self.trunk.forward_features(images)
 
     def _turn(self, images: Tensor) -> None:
-        """Rotary positions for this grid: a trunk that keeps those of the last one computes none by itself."""
+        """Rotary positions for this grid: a trunk that keeps those of the last one computes none by
+        itself.
+        """
         rope = getattr(self.trunk, "rope", None)
         if rope is not None and hasattr(rope, "update_feat_shape"):
             rope.update_feat_shape(self._grid(images))
@@ -288,15 +342,21 @@ def _none(reason: str) -> tuple[tuple[str, ...], dict[str, str]]:
 
 
 def _divides(trunk: Network) -> bool:
-    """Whether the trained size is a whole number of patches; timm drops the rest of it, at the trained size alone."""
+    """Whether the trained size is a whole number of patches; timm drops the rest of it, at the
+    trained size alone.
+    """
     patches = trunk.patch_embed
     if getattr(patches, "img_size", None) is None or not hasattr(patches, "patch_size"):
         return True
-    return not any(side % patch for side, patch in zip(patches.img_size, patches.patch_size, strict=True))
+    return not any(
+        side % patch for side, patch in zip(patches.img_size, patches.patch_size, strict=True)
+    )
 
 
 def _open_to_any_size(trunk: Network) -> None:
-    """What timm's own ``dynamic_img_size=True`` sets when it builds: positions are resized in the forward, weights stay."""
+    """What timm's own ``dynamic_img_size=True`` sets when it builds: positions are resized in the
+    forward, weights stay.
+    """
     from timm.layers import Format
 
     trunk.dynamic_img_size = True

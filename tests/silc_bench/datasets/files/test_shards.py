@@ -1,4 +1,6 @@
-"""Shards: the same samples as webdataset reads, patterns as braceexpand expands, and damage that is counted, not hidden."""
+"""Shards: the same samples as webdataset reads, patterns as braceexpand expands, and damage that is
+counted, not hidden.
+"""
 
 import io
 import multiprocessing
@@ -49,7 +51,9 @@ ODD_NAMES = [
 ]
 
 
-def write_tar(path: Path, members: list[tuple[str, bytes]], tar_format: int = tarfile.PAX_FORMAT) -> Path:
+def write_tar(
+    path: Path, members: list[tuple[str, bytes]], tar_format: int = tarfile.PAX_FORMAT
+) -> Path:
     with tarfile.open(path, "w", format=tar_format) as tar:
         for name, data in members:
             header = tarfile.TarInfo(name)
@@ -60,14 +64,18 @@ def write_tar(path: Path, members: list[tuple[str, bytes]], tar_format: int = ta
 
 def content(shard: ShardIndex) -> list[tuple[str, dict[str, bytes]]]:
     return [
-        (sample.key, {ext: read_member(shard.path, place) for ext, place in sample.members.items()}) for sample in shard.samples
+        (sample.key, {ext: read_member(shard.path, place) for ext, place in sample.members.items()})
+        for sample in shard.samples
     ]
 
 
 def content_by_webdataset(paths: list[Path]) -> list[tuple[str, dict[str, bytes]]]:
     read = WebDataset([str(path) for path in paths], shardshuffle=False, empty_check=False)
     added = {"__key__", "__url__", "__local_path__"}
-    return [(one["__key__"], {ext: data for ext, data in one.items() if ext not in added}) for one in read]
+    return [
+        (one["__key__"], {ext: data for ext, data in one.items() if ext not in added})
+        for one in read
+    ]
 
 
 def encoded(kind: str, mode: str = "RGB", size: tuple[int, int] = (8, 6)) -> bytes:
@@ -83,7 +91,10 @@ def encoded(kind: str, mode: str = "RGB", size: tuple[int, int] = (8, 6)) -> byt
 
 @pytest.mark.parametrize("tar_format", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
 def test_samples_equal_webdatasets(tmp_path, tar_format):
-    members = [(name, os.urandom(random.Random(i).choice([0, 1, 511, 512, 513, 3000]))) for i, name in enumerate(ODD_NAMES)]
+    members = [
+        (name, os.urandom(random.Random(i).choice([0, 1, 511, 512, 513, 3000])))
+        for i, name in enumerate(ODD_NAMES)
+    ]
     path = write_tar(tmp_path / "a.tar", members, tar_format)
     shard = index_shard(path)
     assert content(shard) == content_by_webdataset([path])
@@ -101,7 +112,9 @@ def test_real_shards_equal_webdatasets():
 
 
 @given(st.from_regex(r"(([ab.]{1,3}|__a__)/){0,2}([abA_][abA._]{0,6}|__a__)", fullmatch=True))
-@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(
+    max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
+)
 def test_keys_are_split_as_webdataset_splits_them(tmp_path, name):
     path = write_tar(tmp_path / "a.tar", [(name, b"x")])
     assert content(index_shard(path)) == content_by_webdataset([path])
@@ -109,14 +122,20 @@ def test_keys_are_split_as_webdataset_splits_them(tmp_path, name):
 
 def test_hidden_files_are_passed_over(tmp_path):
     """Finder's "._0.png" beside "0.png"; webdataset takes the folder for their key."""
-    shard = index_shard(write_tar(tmp_path / "a.tar", [("a/._0.png", b"x"), ("a/0.png", b"y"), (".b", b"z")]))
+    shard = index_shard(
+        write_tar(tmp_path / "a.tar", [("a/._0.png", b"x"), ("a/0.png", b"y"), (".b", b"z")])
+    )
     assert content(shard) == [("a/0", {"png": b"y"})]
 
 
 def test_other_members_are_passed_over(tmp_path):
     path = tmp_path / "a.tar"
     with tarfile.open(path, "w") as tar:
-        for name, kind in (("folder.d", tarfile.DIRTYPE), ("link.png", tarfile.SYMTYPE), ("hard.png", tarfile.LNKTYPE)):
+        for name, kind in (
+            ("folder.d", tarfile.DIRTYPE),
+            ("link.png", tarfile.SYMTYPE),
+            ("hard.png", tarfile.LNKTYPE),
+        ):
             header = tarfile.TarInfo(name)
             header.type, header.linkname = kind, "/etc/passwd"
             tar.addfile(header)
@@ -181,8 +200,13 @@ def test_the_same_name_twice_in_a_sample_is_counted(tmp_path):
     assert shard.damage.counts == {"second member of the same name": 1}
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(st.tuples(st.integers(0, 10239), st.integers(0, 255)), min_size=1, max_size=6), st.booleans())
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    st.lists(st.tuples(st.integers(0, 10239), st.integers(0, 255)), min_size=1, max_size=6),
+    st.booleans(),
+)
 def test_flipped_bytes_never_lead_outside_the_file(tmp_path, flips, seal):
     path = write_tar(tmp_path / "a.tar", [(f"{'d' * 120}/{i}.txt", bytes(300)) for i in range(3)])
     data = bytearray(path.read_bytes())
@@ -200,7 +224,9 @@ def test_flipped_bytes_never_lead_outside_the_file(tmp_path, flips, seal):
             assert 0 <= offset <= offset + size <= len(data)
 
 
-@pytest.mark.parametrize("size", [b"\x80" + b"\x7f" * 11, b"\xff" * 12, b"\xff" * 11 + b"\x00", b"77777777777\0"])
+@pytest.mark.parametrize(
+    "size", [b"\x80" + b"\x7f" * 11, b"\xff" * 12, b"\xff" * 11 + b"\x00", b"77777777777\0"]
+)
 @pytest.mark.parametrize("kind", [b"0", b"x", b"L", b"5"])
 def test_nonsense_sizes_are_counted(tmp_path, size, kind):
     path = write_tar(tmp_path / "a.tar", [(f"{i}.txt", bytes(300)) for i in range(3)])
@@ -261,7 +287,18 @@ def test_damage_is_summed_by_cause_with_the_first_example():
 
 @pytest.mark.parametrize(
     "pattern",
-    ["{000..012}", "x{8..11}y", "{a,b}{1..2}", "{b,a,c}", "{3..1}", "{08..11}", "p{a,q{1..3}}", "{x}", "plain", "a{,b}"],
+    [
+        "{000..012}",
+        "x{8..11}y",
+        "{a,b}{1..2}",
+        "{b,a,c}",
+        "{3..1}",
+        "{08..11}",
+        "p{a,q{1..3}}",
+        "{x}",
+        "plain",
+        "a{,b}",
+    ],
 )
 def test_braces_expand_as_in_bash(tmp_path, pattern):
     names = list(braceexpand(f"{pattern}.tar"))
@@ -280,13 +317,19 @@ def test_folders_globs_and_several_patterns(tmp_path):
 
     assert names(f"{tmp_path}/a") == ["a/1.tar", "a/2.tar"]
     assert names(f"{tmp_path}/**/3.tar") == ["b/deep/3.tar"]
-    assert names(f"{tmp_path}/b/deep/3.tar {tmp_path}/a/*.tar") == ["b/deep/3.tar", "a/1.tar", "a/2.tar"]
+    assert names(f"{tmp_path}/b/deep/3.tar {tmp_path}/a/*.tar") == [
+        "b/deep/3.tar",
+        "a/1.tar",
+        "a/2.tar",
+    ]
     assert names(f"{tmp_path}/a::{tmp_path}/a/2.tar") == ["a/1.tar", "a/2.tar"]
     assert names(f"{tmp_path}/with space") == ["with space/4.tar"]
     assert names(f"{tmp_path}/{{a,b/deep}}") == ["a/1.tar", "a/2.tar", "b/deep/3.tar"]
 
 
-@pytest.mark.parametrize("pattern", ["", "  ", "{root}/none.tar", "{root}/*.tar", "{root}", "{root}/../x{{0..3}}.tar"])
+@pytest.mark.parametrize(
+    "pattern", ["", "  ", "{root}/none.tar", "{root}/*.tar", "{root}", "{root}/../x{{0..3}}.tar"]
+)
 def test_nothing_found_says_what_was_looked_for(tmp_path, pattern):
     with pytest.raises(UserError, match=r"no shard"):
         expand(pattern.format(root=tmp_path))
@@ -303,14 +346,24 @@ def test_one_missing_shard_of_a_range_is_an_error(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("kind", "mode"), [("PNG", "RGB"), ("PNG", "L"), ("PNG", "RGBA"), ("JPEG", "RGB"), ("JPEG", "L"), ("WEBP", "RGB")]
+    ("kind", "mode"),
+    [
+        ("PNG", "RGB"),
+        ("PNG", "L"),
+        ("PNG", "RGBA"),
+        ("JPEG", "RGB"),
+        ("JPEG", "L"),
+        ("WEBP", "RGB"),
+    ],
 )
 def test_pictures_of_every_usual_kind_become_rgb(kind, mode):
     data = encoded(kind, mode)
     image = decode_image(data)
     assert image.mode == "RGB"
     assert image.size == (8, 6)
-    np.testing.assert_array_equal(np.asarray(image), np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
+    np.testing.assert_array_equal(
+        np.asarray(image), np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    )
 
 
 def test_unusable_pictures_are_refused_by_cause():
@@ -322,7 +375,13 @@ def test_unusable_pictures_are_refused_by_cause():
     deep = io.BytesIO()
     Image.fromarray(np.arange(64, dtype=np.uint16).reshape(8, 8) * 900).save(deep, "PNG")
     cases = {
-        "corrupt image": [b"", b"not a picture", png[: len(png) // 2], png[:20], encoded("JPEG", size=(64, 64))[:400]],
+        "corrupt image": [
+            b"",
+            b"not a picture",
+            png[: len(png) // 2],
+            png[:20],
+            encoded("JPEG", size=(64, 64))[:400],
+        ],
         "oversized image": [fix_header(bomb), fix_header(huge)],
         "image of more than 8 bits": [deep.getvalue()],
     }

@@ -1,4 +1,6 @@
-"""CIFAR-100 from both layouts: the same data, the same fingerprint; anything doubtful is refused with a sentence."""
+"""CIFAR-100 from both layouts: the same data, the same fingerprint; anything doubtful is refused
+with a sentence.
+"""
 
 import io
 import json
@@ -137,7 +139,9 @@ def test_nothing_found_says_where_it_looked_and_what_fits(tmp_path):
 
 
 def test_a_foreign_folder_named_test_is_no_cifar(tmp_path):
-    """What lies under a root of any other name is not ours: it would be counted, and blamed, as CIFAR-100."""
+    """What lies under a root of any other name is not ours: it would be counted, and blamed, as
+    CIFAR-100.
+    """
     write_shard(tmp_path / "test/0.tar", labelled([5]))
     (tmp_path / "train/cats").mkdir(parents=True)
     (tmp_path / "meta").write_bytes(b"")
@@ -229,7 +233,10 @@ def test_real_photographs():
     assert data.image(1999).size == (32, 32)
     assert len(np.unique(data.labels)) == 100
     for label, (caption,) in zip(data.labels, data.captions, strict=True):
-        assert caption in (f"a photo of a {CLASS_NAMES[label]}.", f"a photo of an {CLASS_NAMES[label]}.")
+        assert caption in (
+            f"a photo of a {CLASS_NAMES[label]}.",
+            f"a photo of an {CLASS_NAMES[label]}.",
+        )
     part = load_cifar100(Path(REAL), "test", limit=100)
     assert len(part) == 100
     assert part.fingerprint != data.fingerprint

@@ -1,4 +1,6 @@
-"""CIFAR's original files, and CIFAR-10: read without running anything, counted, with the classes in their order."""
+"""CIFAR's original files, and CIFAR-10: read without running anything, counted, with the classes in
+their order.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,10 @@ from silc_bench.datasets.public.load import load
 from silc_bench.errors import DataError, UserError
 
 RNG = np.random.default_rng(0)
-BATCH = {b"data": RNG.integers(0, 256, (10, 3072), dtype=np.uint8), b"labels": [3, 1, 4, 0, 5, 9, 2, 6, 7, 8]}
+BATCH = {
+    b"data": RNG.integers(0, 256, (10, 3072), dtype=np.uint8),
+    b"labels": [3, 1, 4, 0, 5, 9, 2, 6, 7, 8],
+}
 META = {b"label_names": [name.encode() for name in CIFAR10_NAMES]}
 
 
@@ -39,18 +44,29 @@ def test_python_files(tmp_path, protocol):
     assert data.labels.tolist() == BATCH[b"labels"]
     assert data.class_names == CIFAR10_NAMES
     for index, row in enumerate(BATCH[b"data"]):
-        np.testing.assert_array_equal(np.asarray(data.image(index)), row.reshape(3, 32, 32).transpose(1, 2, 0))
+        np.testing.assert_array_equal(
+            np.asarray(data.image(index)), row.reshape(3, 32, 32).transpose(1, 2, 0)
+        )
     train = load("cifar10", "train", tmp_path / "cifar-10-batches-py")
     assert len(train) == 50
     assert train.fingerprint != data.fingerprint == load("cifar10", "test", tmp_path).fingerprint
 
 
 def test_python_files_of_python_2(tmp_path):
-    """The originals were written by python 2, where bytes are strings: protocol 2 with BINSTRING."""
+    """The originals were written by python 2, where bytes are strings: protocol 2 with
+    BINSTRING.
+    """
     raw = BATCH[b"data"].tobytes()
     array = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
     dtype = b"cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
-    state = b"(K\x01K\x0aM\x00\x0c\x86" + dtype + b"\x89T" + len(raw).to_bytes(4, "little") + raw + b"tb"
+    state = (
+        b"(K\x01K\x0aM\x00\x0c\x86"
+        + dtype
+        + b"\x89T"
+        + len(raw).to_bytes(4, "little")
+        + raw
+        + b"tb"
+    )
     labels = b"](" + b"".join(b"K" + bytes([label]) for label in BATCH[b"labels"]) + b"e"
     write(tmp_path)
     path = tmp_path / "cifar-10-batches-py/test_batch"
@@ -62,10 +78,16 @@ def test_python_files_of_python_2(tmp_path):
 def test_cifar100s_fine_labels(tmp_path):
     folder = tmp_path / "cifar100/cifar-100-python"
     folder.mkdir(parents=True)
-    batch = {b"data": np.zeros((100, 3072), np.uint8), b"coarse_labels": [0] * 100, b"fine_labels": list(range(100))}
+    batch = {
+        b"data": np.zeros((100, 3072), np.uint8),
+        b"coarse_labels": [0] * 100,
+        b"fine_labels": list(range(100)),
+    }
     (folder / "test").write_bytes(pickle.dumps(batch, 2))
     (folder / "train").write_bytes(pickle.dumps(batch, 2))
-    (folder / "meta").write_bytes(pickle.dumps({"fine_label_names": [name.replace(" ", "_") for name in CLASS_NAMES]}, 2))
+    (folder / "meta").write_bytes(
+        pickle.dumps({"fine_label_names": [name.replace(" ", "_") for name in CLASS_NAMES]}, 2)
+    )
     assert load("cifar100", "test", tmp_path).labels.tolist() == list(range(100))
 
 
@@ -106,7 +128,10 @@ def test_nothing_but_arrays_of_bytes_is_read(tmp_path, monkeypatch, evil):
         ({**BATCH, b"labels": [1]}, "10 pictures and not as many labels"),
         ({**BATCH, b"labels": [10] * 10}, "has the label 10; cifar10 has 0 to 9"),
         ({**BATCH, b"labels": ["1"] * 10}, "has the label"),
-        ({**BATCH, b"labels": [0] * 10}, "not of the right classes; 9 of 10 classes have none, such as 'automobile'"),
+        (
+            {**BATCH, b"labels": [0] * 10},
+            "not of the right classes; 9 of 10 classes have none, such as 'automobile'",
+        ),
         ({**BATCH, b"data": BATCH[b"data"][:, :3000]}, "no array of 3,072 bytes"),
         ({**BATCH, b"data": BATCH[b"data"].tobytes()}, "no array of 3,072 bytes"),
         ([1], "holds a list"),
@@ -133,14 +158,23 @@ def test_broken_and_missing_files(tmp_path):
 
 
 def test_the_other_layouts(make, tmp_path):
-    make.tree(tmp_path / "folders/cifar-10/test", [(f"{name}/0.png", make.picture(i)) for i, name in enumerate(CIFAR10_NAMES)])
+    make.tree(
+        tmp_path / "folders/cifar-10/test",
+        [(f"{name}/0.png", make.picture(i)) for i, name in enumerate(CIFAR10_NAMES)],
+    )
     make.shard(tmp_path / "shards/wds_vtab-cifar10/test/0.tar", range(10))
     make.shard(tmp_path / "nested/wds/vtab/cifar10/test/0.tar", range(10))
     for shard in (10, 9, 2):  # parts of 2, of 5 and of 3 pictures
-        make.shard(tmp_path / f"flat/cifar10/cifar10-test-{shard}.tar", {2: range(3), 9: range(3, 8), 10: range(8, 10)}[shard])
+        make.shard(
+            tmp_path / f"flat/cifar10/cifar10-test-{shard}.tar",
+            {2: range(3), 9: range(3, 8), 10: range(8, 10)}[shard],
+        )
     (tmp_path / "flat/cifar10/._cifar10-test-0.tar").write_bytes(b"left by a Mac")
     make.shard(tmp_path / "flat/cifar10/cifar10-train-000.tar", [*range(10)] * 5)
-    sets = [load("cifar10", "test", tmp_path / layout) for layout in ("folders", "shards", "nested", "flat")]
+    sets = [
+        load("cifar10", "test", tmp_path / layout)
+        for layout in ("folders", "shards", "nested", "flat")
+    ]
     assert len({data.fingerprint for data in sets}) == 1
     assert len(load("cifar10", "train", tmp_path / "flat")) == 50
 
@@ -148,7 +182,8 @@ def test_the_other_layouts(make, tmp_path):
 def test_fewer_pictures_than_promised_are_no_set(make, tmp_path):
     make.shard(tmp_path / "cifar10/test/0.tar", range(9))
     with pytest.raises(
-        UserError, match=r"9 pictures .webdataset shards., and the set has 10; 1 of 10 classes have none, such as 'truck'"
+        UserError,
+        match=r"9 pictures .webdataset shards., and the set has 10; 1 of 10 classes have none, such as 'truck'",
     ):
         load("cifar10", "test", tmp_path, limit=2)
     (tmp_path / "cifar10/classnames.txt").write_text("\n".join(reversed(CIFAR10_NAMES)))

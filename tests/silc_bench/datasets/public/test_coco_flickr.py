@@ -40,7 +40,9 @@ def write(root, images, name="dataset_coco.json"):
 
 @pytest.mark.parametrize("folder", ["val2014", "images/val2014", "images", ""])
 def test_coco(make, tmp_path, folder):
-    make.tree(write(tmp_path / "coco", rows()) / folder, [(f"{i}.jpg", make.picture(i)) for i in range(3)])
+    make.tree(
+        write(tmp_path / "coco", rows()) / folder, [(f"{i}.jpg", make.picture(i)) for i in range(3)]
+    )
     data = load("coco", "test", tmp_path)
     assert [len(own) for own in data.captions] == [5, 5, 5]
     assert data.captions[1][0] == "picture 1, caption 0"
@@ -52,18 +54,26 @@ def test_coco(make, tmp_path, folder):
 @pytest.mark.parametrize("place", ["flickr30k", "caption_datasets", "."])
 def test_flickr_and_its_list_elsewhere(make, tmp_path, place):
     write(tmp_path / place, rows((5, 5, 5)), "dataset_flickr30k.json")
-    make.tree(tmp_path / "flickr30k/flickr30k-images", [(f"{i}.jpg", make.picture(i)) for i in range(3)])
+    make.tree(
+        tmp_path / "flickr30k/flickr30k-images", [(f"{i}.jpg", make.picture(i)) for i in range(3)]
+    )
     assert len(load("flickr30k", "test", tmp_path)) == 3
 
 
 def test_clip_benchmarks_shards_are_the_same_data(make, tmp_path):
-    make.tree(write(tmp_path / "a/coco", rows()) / "val2014", [(f"{i}.jpg", make.picture(i)) for i in range(3)])
+    make.tree(
+        write(tmp_path / "a/coco", rows()) / "val2014",
+        [(f"{i}.jpg", make.picture(i)) for i in range(3)],
+    )
     members = []
     for i, count in enumerate((5, 7, 5)):
         text = "\n".join(f"picture {i}, caption {j}" for j in range(count))
         members += [(f"s{i:07d}.jpg", make.picture(i)), (f"s{i:07d}.txt", text.encode())]
     make.tar(tmp_path / "b/wds_mscoco_captions/test/0.tar", members)
-    assert load("coco", "test", tmp_path / "b").fingerprint == load("coco", "test", tmp_path / "a").fingerprint
+    assert (
+        load("coco", "test", tmp_path / "b").fingerprint
+        == load("coco", "test", tmp_path / "a").fingerprint
+    )
 
 
 # ---- refused ----
@@ -94,7 +104,10 @@ def test_missing_pictures(make, tmp_path):
     ],
 )
 def test_a_list_that_does_not_fit(make, tmp_path, images, sentence):
-    make.tree(write(tmp_path / "coco", images) / "val2014", [(f"{i}.jpg", make.picture(i)) for i in range(3)])
+    make.tree(
+        write(tmp_path / "coco", images) / "val2014",
+        [(f"{i}.jpg", make.picture(i)) for i in range(3)],
+    )
     refused(tmp_path, sentence)
 
 
@@ -105,8 +118,13 @@ def test_no_json(make, tmp_path):
 
 
 def test_cocos_own_captions_are_not_the_split(make, tmp_path):
-    make.tree(tmp_path / "coco", [("val2014/1.jpg", make.picture(1)), ("annotations/captions_val2014.json", b"{}")])
-    with pytest.raises(DataError, match=r"no coco test data: .*dataset_coco\.json \(Karpathy's split\)"):
+    make.tree(
+        tmp_path / "coco",
+        [("val2014/1.jpg", make.picture(1)), ("annotations/captions_val2014.json", b"{}")],
+    )
+    with pytest.raises(
+        DataError, match=r"no coco test data: .*dataset_coco\.json \(Karpathy's split\)"
+    ):
         load("coco", "test", tmp_path)
     make.tree(tmp_path / "coco", [("test/1.jpg", make.picture(1))])
     refused(tmp_path, r"pictures and no captions; put Karpathy's dataset_coco\.json into")

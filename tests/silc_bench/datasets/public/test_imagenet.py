@@ -1,4 +1,6 @@
-"""The ImageNet family: the same pictures in six layouts are the same data, and a label never means another class."""
+"""The ImageNet family: the same pictures in six layouts are the same data, and a label never means
+another class.
+"""
 
 from __future__ import annotations
 
@@ -42,23 +44,33 @@ def package(name):
 
 
 def by_wnid(make):
-    return [(f"{WNIDS[label]}/{name}.JPEG", make.picture(label)) for name, label in zip(NAMES, LABELS, strict=True)]
+    return [
+        (f"{WNIDS[label]}/{name}.JPEG", make.picture(label))
+        for name, label in zip(NAMES, LABELS, strict=True)
+    ]
 
 
 def flat(make):
-    return [(f"{name}.JPEG", make.picture(label)) for name, label in zip(NAMES, LABELS, strict=True)]
+    return [
+        (f"{name}.JPEG", make.picture(label)) for name, label in zip(NAMES, LABELS, strict=True)
+    ]
 
 
 def kaggle_csv():
     text = io.StringIO()
     rows = csv.writer(text)
     rows.writerow(["ImageId", "PredictionString"])
-    rows.writerows((name, f"{WNIDS[label]} 85 1 499 272 ") for name, label in reversed(list(zip(NAMES, LABELS, strict=True))))
+    rows.writerows(
+        (name, f"{WNIDS[label]} 85 1 499 272 ")
+        for name, label in reversed(list(zip(NAMES, LABELS, strict=True)))
+    )
     return text.getvalue().encode()
 
 
 def devkit(to):
-    """The devkit's numbers are no order of wnids: here they run backwards, with inner nodes above 1,000."""
+    """The devkit's numbers are no order of wnids: here they run backwards, with inner nodes above
+    1,000.
+    """
     from scipy.io import savemat
 
     rows = [(1000 - label, wnid, 0) for label, wnid in enumerate(WNIDS)] + [(1001, "n00001740", 3)]
@@ -67,7 +79,10 @@ def devkit(to):
     savemat(meta, {"synsets": np.array(rows, dtype=kinds)})
     truth = "".join(f"{1000 - label}\n" for label in LABELS).encode()
     folder = "ILSVRC2012_devkit_t12/data"
-    return [(f"{folder}/meta.mat", meta.getvalue()), (f"{folder}/ILSVRC2012_validation_ground_truth.txt", truth)]
+    return [
+        (f"{folder}/meta.mat", meta.getvalue()),
+        (f"{folder}/ILSVRC2012_validation_ground_truth.txt", truth),
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -80,16 +95,25 @@ def layouts(make, tmp_path_factory):
     make.tree(root / "tar", devkit(root))
     make.tar(root / "wnid_tar/imagenet-1k/val/val.tar", by_wnid(make))
     shutil.copytree(root / "kaggle/ILSVRC/Data/CLS-LOC/val", root / "synsets/ImageNet/val")
-    (root / "synsets/ImageNet/synset_labels.txt").write_text("\n".join(WNIDS[label] for label in LABELS))
+    (root / "synsets/ImageNet/synset_labels.txt").write_text(
+        "\n".join(WNIDS[label] for label in LABELS)
+    )
     for shard in range(11):  # "10.tar" comes after "9.tar"
-        make.shard(root / f"wds/wds_imagenet1k/test/{shard}.tar", range(1000)[shard * 91 : (shard + 1) * 91])
+        make.shard(
+            root / f"wds/wds_imagenet1k/test/{shard}.tar",
+            range(1000)[shard * 91 : (shard + 1) * 91],
+        )
     (root / "wds/wds_imagenet1k/test/nshards.txt").write_text("11\n")
     (root / "wds/wds_imagenet1k/classnames.txt").write_text("\n".join(class_names("imagenet1k")))
     return root
 
 
 def test_the_lists_of_classes_are_timms():
-    for name, file in (("imagenet1k", "imagenet"), ("imagenet_a", "imagenet_a"), ("imagenet_r", "imagenet_r")):
+    for name, file in (
+        ("imagenet1k", "imagenet"),
+        ("imagenet_a", "imagenet_a"),
+        ("imagenet_r", "imagenet_r"),
+    ):
         theirs = (package("timm") / f"data/_info/{file}_synsets.txt").read_text().split()
         assert list(wnids(name)) == theirs
     assert wnids("imagenet_sketch") == WNIDS
@@ -108,12 +132,17 @@ def test_a_list_of_names_in_another_order_is_refused():
     for title in expected.LABEL_ORDER:
         with pytest.raises(DataError, match="not the one that labels are numbered by"):
             checked_order(title, ("a", "b"))
-    assert expected.LABEL_ORDER["imagenet wnids"] == hashlib.sha256("\n".join(WNIDS).encode()).hexdigest()
+    assert (
+        expected.LABEL_ORDER["imagenet wnids"]
+        == hashlib.sha256("\n".join(WNIDS).encode()).hexdigest()
+    )
 
 
 def test_the_real_counts(monkeypatch):
     monkeypatch.undo()
-    known = {name: one for (name, split), one in EXPECTED.items() if split == "test" and not one.labels}
+    known = {
+        name: one for (name, split), one in EXPECTED.items() if split == "test" and not one.labels
+    }
     counts = {name: (one.classes, one.pictures) for name, one in known.items()}
     assert counts == {
         "imagenet1k": (1000, 50_000),
@@ -145,7 +174,10 @@ def test_every_layout_is_the_same_data(make, layouts, layout):
 @pytest.mark.parametrize("packed", [False, True])
 def test_v2_folders_are_numbers_not_strings(make, tmp_path, packed):
     files = [
-        (f"imagenetv2-matched-frequency-format-val/{label}/{label * 7919 % 1000:04x}.jpeg", make.picture(label))
+        (
+            f"imagenetv2-matched-frequency-format-val/{label}/{label * 7919 % 1000:04x}.jpeg",
+            make.picture(label),
+        )
         for label in range(1000)
     ]
     if packed:
@@ -171,10 +203,16 @@ def test_v2_shards_numbered_in_string_order_are_refused(make, tmp_path):
 def test_two_hundred_classes_keep_their_own_names(make, tmp_path, name):
     own = wnids(name)
     folder = tmp_path / name.replace("_", "-")
-    make.tree(folder, [(f"{wnid}/0.000116_x _ y_0.86.jpg", make.picture(i)) for i, wnid in enumerate(own)])
+    make.tree(
+        folder, [(f"{wnid}/0.000116_x _ y_0.86.jpg", make.picture(i)) for i, wnid in enumerate(own)]
+    )
     (folder / "README.txt").write_text("about")
     data = load(name, "test", tmp_path)
-    assert [make.label_of(data.image(i)) for i in range(200)] == data.labels.tolist() == list(range(200))
+    assert (
+        [make.label_of(data.image(i)) for i in range(200)]
+        == data.labels.tolist()
+        == list(range(200))
+    )
     assert data.class_names[3] == class_names("imagenet1k")[WNIDS.index(own[3])]
     shutil.rmtree(folder)
     make.tar(
@@ -206,17 +244,26 @@ def test_a_missing_class_folder(val):
 
 def test_an_empty_class_folder_is_too_few_pictures(val):
     next((val / WNIDS[17]).iterdir()).unlink()
-    refused(val, r"999 pictures \(class folders\), and the set has 1,000; 1 of 1000 classes have none, such as 'jay'")
+    refused(
+        val,
+        r"999 pictures \(class folders\), and the set has 1,000; 1 of 1000 classes have none, such as 'jay'",
+    )
 
 
 def test_one_picture_too_many(val, make):
     (val / WNIDS[0] / "copy of it.JPEG").write_bytes(make.picture(0))
-    refused(val, "1,001 pictures .* the set has 1,000; 1 classes do not have 1, such as 'tench' with 2; remove")
+    refused(
+        val,
+        "1,001 pictures .* the set has 1,000; 1 classes do not have 1, such as 'tench' with 2; remove",
+    )
 
 
 def test_the_right_number_of_the_wrong_classes(val):
     next((val / WNIDS[1]).iterdir()).rename(val / WNIDS[0] / "moved.JPEG")
-    refused(val, "1,000 pictures, but not of the right classes; 1 of 1000 classes have none, such as 'goldfish'")
+    refused(
+        val,
+        "1,000 pictures, but not of the right classes; 1 of 1000 classes have none, such as 'goldfish'",
+    )
 
 
 def test_a_folder_that_is_no_class(val):
@@ -225,12 +272,19 @@ def test_a_folder_that_is_no_class(val):
 
 
 def test_numbered_folders_have_no_meaning_in_imagenet1k(make, tmp_path):
-    make.tree(tmp_path / "imagenet/val", [(f"{label}/a.jpeg", make.picture(label)) for label in range(3)])
-    refused(tmp_path / "imagenet/val", "numbered .* no class of imagenet1k; name them as the set does, such as 'n01440764'")
+    make.tree(
+        tmp_path / "imagenet/val", [(f"{label}/a.jpeg", make.picture(label)) for label in range(3)]
+    )
+    refused(
+        tmp_path / "imagenet/val",
+        "numbered .* no class of imagenet1k; name them as the set does, such as 'n01440764'",
+    )
 
 
 def test_numbered_twice(make, tmp_path):
-    make.tree(tmp_path / "imagenetv2", [("7/a.jpeg", make.picture(7)), ("007/a.jpeg", make.picture(7))])
+    make.tree(
+        tmp_path / "imagenetv2", [("7/a.jpeg", make.picture(7)), ("007/a.jpeg", make.picture(7))]
+    )
     refused(tmp_path / "imagenetv2/x", "two folders for one class: '007' and '7'", "imagenet_v2")
 
 
@@ -255,9 +309,14 @@ def test_stray_files_are_skipped_and_said(val, make):
 
 def test_flat_pictures_without_labels(make, layouts, tmp_path):
     make.tree(tmp_path / "imagenet/val", flat(make)[:3])
-    refused(tmp_path / "imagenet/val", r"pictures without classes; put Kaggle's LOC_val_solution\.csv")
+    refused(
+        tmp_path / "imagenet/val", r"pictures without classes; put Kaggle's LOC_val_solution\.csv"
+    )
     shutil.copy(layouts / "kaggle/LOC_val_solution.csv", tmp_path / "imagenet")
-    refused(tmp_path / "imagenet/val", "3 pictures .flat, labels from LOC_val_solution.csv., and the set has 1,000")
+    refused(
+        tmp_path / "imagenet/val",
+        "3 pictures .flat, labels from LOC_val_solution.csv., and the set has 1,000",
+    )
     (tmp_path / "imagenet/val/mine.JPEG").write_bytes(make.picture(0))
     refused(tmp_path / "imagenet/val", "gives no class for mine.JPEG")
 
@@ -280,8 +339,13 @@ def test_a_broken_list_of_labels(make, tmp_path, text, sentence):
 def test_a_devkit_without_its_list_of_classes(make, layouts, tmp_path):
     make.tar(tmp_path / "ILSVRC2012_img_val.tar", flat(make))
     with tarfile.open(tmp_path / "ILSVRC2012_devkit_t12.tar.gz", "w:gz") as tar:
-        tar.add(layouts / "tar/ILSVRC2012_devkit_t12/data/meta.mat", "ILSVRC2012_devkit_t12/data/meta.mat")
-    with pytest.raises(DataError, match="lacks ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth"):
+        tar.add(
+            layouts / "tar/ILSVRC2012_devkit_t12/data/meta.mat",
+            "ILSVRC2012_devkit_t12/data/meta.mat",
+        )
+    with pytest.raises(
+        DataError, match="lacks ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth"
+    ):
         load("imagenet1k", "test", tmp_path)
 
 

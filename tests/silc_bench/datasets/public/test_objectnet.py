@@ -1,4 +1,6 @@
-"""ObjectNet: the 113 classes that ImageNet has too, by mappings that must be the ones its labels were numbered by."""
+"""ObjectNet: the 113 classes that ImageNet has too, by mappings that must be the ones its labels
+were numbered by.
+"""
 
 from __future__ import annotations
 
@@ -13,17 +15,19 @@ from silc_bench.errors import DataError
 
 # mappings/ of ObjectNet 1.0, as in mlfoundations/wise-ft, src/datasets/objectnet_metadata
 WORDS = """
-    alarm_clock backpack banana band_aid basket beer_bottle bench bicycle binder_closed bottle_cap bread_loaf broom
-    bucket butchers_knife can_opener candle cellphone chair clothes_hamper coffee_french_press combination_lock
-    computer_mouse desk_lamp doormat dress dress_shoe_men drill drinking_cup drying_rack_for_dishes envelope fan
-    frying_pan full_sized_towel hair_dryer hammer hand_towel_or_rag helmet iron_for_clothes jeans keyboard ladle
-    lampshade laptop_open lemon letter_opener lighter lipstick match measuring_cup microwave mixing_salad_bowl
-    monitor mug nail_fastener necklace orange padlock paintbrush paper_towel pen pill_bottle pillow pitcher
-    plastic_bag plate plunger pop_can portable_heater printer remote_control ruler running_shoe safety_pin
-    salt_shaker sandal screw shovel skirt sleeping_bag soap_dispenser sock soup_bowl spatula speaker still_camera
-    strainer stuffed_animal suit_jacket sunglasses sweater swimming_trunks t-shirt teapot tennis_racket tie toaster
-    toilet_paper_roll trash_bin tray tv umbrella vacuum_cleaner vase wallet watch water_bottle weight_exercise
-    weight_scale wheel whistle wine_bottle winter_glove wok
+    alarm_clock backpack banana band_aid basket beer_bottle bench bicycle binder_closed bottle_cap
+    bread_loaf broom bucket butchers_knife can_opener candle cellphone chair clothes_hamper
+    coffee_french_press combination_lock computer_mouse desk_lamp doormat dress dress_shoe_men drill
+    drinking_cup drying_rack_for_dishes envelope fan frying_pan full_sized_towel hair_dryer hammer
+    hand_towel_or_rag helmet iron_for_clothes jeans keyboard ladle lampshade laptop_open lemon
+    letter_opener lighter lipstick match measuring_cup microwave mixing_salad_bowl monitor mug
+    nail_fastener necklace orange padlock paintbrush paper_towel pen pill_bottle pillow pitcher
+    plastic_bag plate plunger pop_can portable_heater printer remote_control ruler running_shoe
+    safety_pin salt_shaker sandal screw shovel skirt sleeping_bag soap_dispenser sock soup_bowl
+    spatula speaker still_camera strainer stuffed_animal suit_jacket sunglasses sweater
+    swimming_trunks t-shirt teapot tennis_racket tie toaster toilet_paper_roll trash_bin tray tv
+    umbrella vacuum_cleaner vase wallet watch water_bottle weight_exercise weight_scale wheel
+    whistle wine_bottle winter_glove wok
 """
 FOLDERS = WORDS.split()
 OTHER_NAMES = {
@@ -40,7 +44,9 @@ OTHER_NAMES = {
     "nail_fastener": "Nail (fastener)",
     "weight_exercise": "Weight (exercise)",
 }
-NAME_OF = {folder: OTHER_NAMES.get(folder, folder.replace("_", " ").capitalize()) for folder in FOLDERS}
+NAME_OF = {
+    folder: OTHER_NAMES.get(folder, folder.replace("_", " ").capitalize()) for folder in FOLDERS
+}
 NAMES = [NAME_OF[folder].lower() for folder in FOLDERS]
 
 
@@ -53,7 +59,10 @@ def _small(monkeypatch):
 def root(make, tmp_path):
     """As the archive unpacks: pictures of all classes, of which one is none of ImageNet's."""
     folders = [*FOLDERS, "air_freshener"]
-    make.tree(tmp_path / "objectnet-1.0/images", [(f"{name}/0.png", make.picture(i)) for i, name in enumerate(folders)])
+    make.tree(
+        tmp_path / "objectnet-1.0/images",
+        [(f"{name}/0.png", make.picture(i)) for i, name in enumerate(folders)],
+    )
     write_mappings(tmp_path, NAME_OF, dict.fromkeys(sorted(NAME_OF.values()), "x"))
     return tmp_path
 
@@ -61,7 +70,9 @@ def root(make, tmp_path):
 def write_mappings(root, name_of, overlap):
     mappings = root / "objectnet-1.0/mappings"
     mappings.mkdir(exist_ok=True)
-    (mappings / "folder_to_objectnet_label.json").write_text(json.dumps({**name_of, "air_freshener": "Air freshener"}))
+    (mappings / "folder_to_objectnet_label.json").write_text(
+        json.dumps({**name_of, "air_freshener": "Air freshener"})
+    )
     (mappings / "objectnet_to_imagenet_1k.json").write_text(json.dumps(overlap))
 
 
@@ -69,10 +80,16 @@ def test_the_classes_are_those_of_the_mappings(make, root):
     data = load("objectnet", "test", root)
     assert data.class_names == checked_order("objectnet names", tuple(NAMES))
     assert data.class_names[32] == "bath towel", "in the order of the folders: full_sized_towel"
-    assert [make.label_of(data.image(i)) for i in range(113)] == data.labels.tolist() == list(range(113))
+    assert (
+        [make.label_of(data.image(i)) for i in range(113)]
+        == data.labels.tolist()
+        == list(range(113))
+    )
 
 
-@pytest.mark.parametrize("change", ["one class less", "one named otherwise", "two named as each other"])
+@pytest.mark.parametrize(
+    "change", ["one class less", "one named otherwise", "two named as each other"]
+)
 def test_other_mappings_are_refused(root, change):
     name_of = dict(NAME_OF)
     if change == "one class less":
@@ -84,7 +101,10 @@ def test_other_mappings_are_refused(root, change):
         name_of["wok"], name_of["banana"] = name_of["banana"], name_of["wok"]
         overlap = list(name_of.values())
     write_mappings(root, name_of, dict.fromkeys(overlap, "x"))
-    with pytest.raises(DataError, match=r"list of objectnet names is not the one .*fetch the mappings/ beside .*images again"):
+    with pytest.raises(
+        DataError,
+        match=r"list of objectnet names is not the one .*fetch the mappings/ beside .*images again",
+    ):
         load("objectnet", "test", root)
 
 
@@ -96,7 +116,10 @@ def test_shards_bring_their_own_list_of_names(make, tmp_path):
     path.write_text("\n".join(NAMES))
     assert list(load("objectnet", "test", tmp_path).class_names) == NAMES
     path.write_text("\n".join([NAMES[1], NAMES[0], *NAMES[2:]]))
-    with pytest.raises(DataError, match=r"list of objectnet names is not the one .*fetch the set's .*classnames\.txt again"):
+    with pytest.raises(
+        DataError,
+        match=r"list of objectnet names is not the one .*fetch the set's .*classnames\.txt again",
+    ):
         load("objectnet", "test", tmp_path)
 
 

@@ -1,4 +1,6 @@
-"""Sets with masks: every layout of a set is the same data, each label is its class, and what is no mask is refused by name."""
+"""Sets with masks: every layout of a set is the same data, each label is its class, and what is no
+mask is refused by name.
+"""
 
 from __future__ import annotations
 
@@ -27,12 +29,22 @@ SEGMENTED = [name for name in SETS if name != "coco_object"]
 
 # (set, pictures, masks, list, how values are stored); {s} is the split's folder, {n} the picture
 VOC, CONTEXT = "VOCdevkit/VOC2012", "VOCdevkit/VOC2010"
-ADE, FULL, CITY = "ADEChallengeData2016", "ADE20K_2021_17_01", "cityscapes/leftImg8bit/{s}/ulm/{n}_leftImg8bit.png"
+ADE, FULL, CITY = (
+    "ADEChallengeData2016",
+    "ADE20K_2021_17_01",
+    "cityscapes/leftImg8bit/{s}/ulm/{n}_leftImg8bit.png",
+)
 STUFF = "coco_stuff164k/images/{s}/{n}.jpg"
 
 
 def devkit(name, home, masks="SegmentationClass", listed="Segmentation"):
-    return (name, f"{home}/JPEGImages/{{n}}.jpg", f"{home}/{masks}/{{n}}.png", f"{home}/ImageSets/{listed}/{{s}}.txt", "labels")
+    return (
+        name,
+        f"{home}/JPEGImages/{{n}}.jpg",
+        f"{home}/{masks}/{{n}}.png",
+        f"{home}/ImageSets/{listed}/{{s}}.txt",
+        "labels",
+    )
 
 
 LAYOUTS = [
@@ -42,8 +54,20 @@ LAYOUTS = [
     devkit("voc20", VOC),
     devkit("pc60", CONTEXT, "SegmentationClassContext", "SegmentationContext"),
     devkit("pc59", "pascal_context", "SegmentationClassContext", "SegmentationContext"),
-    ("ade20k150", f"{ADE}/images/{{s}}/{{n}}.jpg", f"{ADE}/annotations/{{s}}/{{n}}.png", "", "labels"),
-    ("ade20k150", f"ade/{ADE}/images/{{s}}/{{n}}.jpg", f"ade/{ADE}/annotations/{{s}}/{{n}}.png", "", "labels"),
+    (
+        "ade20k150",
+        f"{ADE}/images/{{s}}/{{n}}.jpg",
+        f"{ADE}/annotations/{{s}}/{{n}}.png",
+        "",
+        "labels",
+    ),
+    (
+        "ade20k150",
+        f"ade/{ADE}/images/{{s}}/{{n}}.jpg",
+        f"ade/{ADE}/annotations/{{s}}/{{n}}.png",
+        "",
+        "labels",
+    ),
     (
         "ade20k847",
         f"{FULL}/images_detectron2/{{s}}/{{n}}.jpg",
@@ -82,14 +106,18 @@ def folder(name, split):
 def encoded(array, kind="PNG", mode=None, palette=False, **options):
     image = Image.fromarray(array) if mode is None else Image.fromarray(array, mode)
     if palette:
-        image.putpalette([value for i in range(256) for value in (i * 37 % 256, i * 91 % 256, 255 - i)])
+        image.putpalette(
+            [value for i in range(256) for value in (i * 37 % 256, i * 91 % 256, 255 - i)]
+        )
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
 def photo(index, height, width):
-    return encoded(np.random.default_rng(index).integers(0, 255, (height, width, 3), dtype=np.uint8))
+    return encoded(
+        np.random.default_rng(index).integers(0, 255, (height, width, 3), dtype=np.uint8)
+    )
 
 
 def sample(name, index):
@@ -105,7 +133,9 @@ def sample(name, index):
 
 def stored(name, values, labels):
     rule = rule_of(name, values)
-    table = np.full(np.iinfo(labels.dtype).max + 1, rule.ignored[0] if rule.ignored else 0, labels.dtype)
+    table = np.full(
+        np.iinfo(labels.dtype).max + 1, rule.ignored[0] if rule.ignored else 0, labels.dtype
+    )
     table[: len(rule.names)] = rule.values
     return table[labels]
 
@@ -116,19 +146,30 @@ def write(root, layout, make, split="test", stems=STEMS):
     for index, stem in enumerate(stems):
         picture, labels = sample(name, index)
         kind = "TIFF" if masks.endswith(".tif") else "PNG"
-        mask = encoded(stored(name, values, labels), kind, palette=kind == "PNG" and name.startswith("voc"))
-        files += [(path.format(s=folder(name, split), n=stem), data) for path, data in ((images, picture), (masks, mask))]
+        mask = encoded(
+            stored(name, values, labels), kind, palette=kind == "PNG" and name.startswith("voc")
+        )
+        files += [
+            (path.format(s=folder(name, split), n=stem), data)
+            for path, data in ((images, picture), (masks, mask))
+        ]
     if listed:
         files.append((listed.format(s=folder(name, split)), "\n".join(stems).encode() + b"\n"))
     make.tree(root, files)
     return root
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: f"{layout[0]}:{layout[2].split('/')[0]}:{layout[4]}")
+@pytest.mark.parametrize(
+    "layout", LAYOUTS, ids=lambda layout: f"{layout[0]}:{layout[2].split('/')[0]}:{layout[4]}"
+)
 def test_every_layout_is_the_same_data(make, tmp_path, layout):
     name = layout[0]
     one = load(name, "test", write(tmp_path / "one", layout, make))
-    other = load(name, "test", write(tmp_path / "other", next(known for known in LAYOUTS if known[0] == name), make))
+    other = load(
+        name,
+        "test",
+        write(tmp_path / "other", next(known for known in LAYOUTS if known[0] == name), make),
+    )
     assert isinstance(one, ImageDataset)
     assert one.fingerprint == other.fingerprint
     for index in range(3):
@@ -154,7 +195,10 @@ def test_the_train_split_too(make, tmp_path, name):
 
 def test_the_real_counts(monkeypatch):
     monkeypatch.undo()
-    counts = {name: [EXPECTED[name, split].pictures for split in sorted(SETS[name].splits)] for name in SETS}
+    counts = {
+        name: [EXPECTED[name, split].pictures for split in sorted(SETS[name].splits)]
+        for name in SETS
+    }
     assert counts == {
         "voc21": [1_449, 1_464],
         "voc20": [1_449, 1_464],
@@ -168,8 +212,22 @@ def test_the_real_counts(monkeypatch):
         "camvid": [233, 367],
         "camvid_mini": [20, 46],
     }
-    assert {name: len(mask_names(name)) for name in SETS} == {name: EXPECTED[name, "test"].labels for name in SETS}
-    assert [EXPECTED[name, "test"].labels for name in SETS] == [21, 20, 60, 59, 150, 847, 19, 171, 81, 11, 11]
+    assert {name: len(mask_names(name)) for name in SETS} == {
+        name: EXPECTED[name, "test"].labels for name in SETS
+    }
+    assert [EXPECTED[name, "test"].labels for name in SETS] == [
+        21,
+        20,
+        60,
+        59,
+        150,
+        847,
+        19,
+        171,
+        81,
+        11,
+        11,
+    ]
     assert mask_names("voc20") == mask_names("voc21")[1:]
     assert mask_names("pc59") == mask_names("pc60")[1:]
     assert mask_names("cocostuff")[:80] == mask_names("coco_object")[1:]
@@ -177,10 +235,24 @@ def test_the_real_counts(monkeypatch):
 
 def test_ids_of_the_sets_by_hand():
     """cityscapesScripts' labels.py and the 91 categories of COCO, a few of them."""
-    city = dict(zip(rule_of("cityscapes", "ids").names, rule_of("cityscapes", "ids").values, strict=True))
-    assert (city["road"], city["sky"], city["person"], city["car"], city["train"], city["bicycle"]) == (7, 23, 24, 26, 31, 33)
+    city = dict(
+        zip(rule_of("cityscapes", "ids").names, rule_of("cityscapes", "ids").values, strict=True)
+    )
+    assert (
+        city["road"],
+        city["sky"],
+        city["person"],
+        city["car"],
+        city["train"],
+        city["bicycle"],
+    ) == (7, 23, 24, 26, 31, 33)
     stuff = dict(zip(mask_names("cocostuff"), COCO_STUFF_IDS, strict=True))
-    assert (stuff["person"], stuff["stop sign"], stuff["toothbrush"], stuff["banner"]) == (0, 12, 89, 91)
+    assert (stuff["person"], stuff["stop sign"], stuff["toothbrush"], stuff["banner"]) == (
+        0,
+        12,
+        89,
+        91,
+    )
     assert stuff["wood"] == 181
     assert len(set(COCO_STUFF_IDS)) == 171
     ade = dict(zip(mask_names("ade20k150"), rule_of("ade20k150", "labels").values, strict=True))
@@ -191,9 +263,17 @@ def test_the_background_is_a_class_or_is_not_scored(make, tmp_path):
     root = write(tmp_path, LAYOUTS[0], make)
     with_background, without = load("voc21", "test", root), load("voc20", "test", root)
     labels = with_background.mask(0).astype(int)
-    np.testing.assert_array_equal(without.mask(0), np.where((labels == 0) | (labels == 255), 255, labels - 1))
-    assert with_background.mask_policy == {"background": "label 0", "not_scored": "borders of objects (255)"}
-    assert without.mask_policy == {"background": "none", "not_scored": "background (0) and borders of objects (255)"}
+    np.testing.assert_array_equal(
+        without.mask(0), np.where((labels == 0) | (labels == 255), 255, labels - 1)
+    )
+    assert with_background.mask_policy == {
+        "background": "label 0",
+        "not_scored": "borders of objects (255)",
+    }
+    assert without.mask_policy == {
+        "background": "none",
+        "not_scored": "background (0) and borders of objects (255)",
+    }
 
 
 def test_the_fingerprint_covers_pictures_masks_and_names(make, tmp_path):
@@ -209,7 +289,9 @@ def test_the_fingerprint_covers_pictures_masks_and_names(make, tmp_path):
     assert load("voc21", "test", tmp_path).fingerprint == before
     (tmp_path / layout[1].format(n="b")).write_bytes(photo(9, *labels.shape))
     assert load("voc21", "test", tmp_path).fingerprint != before
-    assert load("voc20", "test", tmp_path).fingerprint != load("voc21", "test", tmp_path).fingerprint
+    assert (
+        load("voc20", "test", tmp_path).fingerprint != load("voc21", "test", tmp_path).fingerprint
+    )
 
 
 # ---- what is wrong ----
@@ -241,7 +323,9 @@ def test_a_value_outside_the_list(camvid):
 
 
 def test_masks_that_are_numbered_in_another_way(make, tmp_path):
-    """Context with 255 for the background and classes from 0, as detectron2 has it, is not taken for mmsegmentation's."""
+    """Context with 255 for the background and classes from 0, as detectron2 has it, is not taken
+    for mmsegmentation's.
+    """
     layout = next(layout for layout in LAYOUTS if layout[0] == "pc60")
     write(tmp_path, layout, make)
     mask = tmp_path / layout[2].format(n="b")
@@ -257,7 +341,8 @@ def test_a_mask_of_another_size(camvid):
     (camvid / "a10.png").write_bytes(encoded(np.zeros((31, 34), np.uint8)))
     assert labels.shape == (31, 33)
     refused(
-        camvid, r"a10.png is 34 x 31 pixels, and its picture .*a10.png 33 x 31; a mask says .* save it at the picture's size"
+        camvid,
+        r"a10.png is 34 x 31 pixels, and its picture .*a10.png 33 x 31; a mask says .* save it at the picture's size",
     )
     (camvid / "a10.png").write_bytes(encoded(np.zeros((33, 31), np.uint8)))
     refused(camvid, "is 31 x 33 pixels, and its picture .* 33 x 31")
@@ -291,13 +376,20 @@ def bits(labels, depth):
     import zlib
 
     def chunk(kind, body):
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        return (
+            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        )
 
     height, width = labels.shape
     spread = np.unpackbits(labels[..., None], axis=-1)[..., 8 - depth :].reshape(height, -1)
     rows = b"".join(b"\0" + row.tobytes() for row in np.packbits(spread, axis=1))
     header = struct.pack(">IIBBBBB", width, height, depth, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
 
 
 @pytest.mark.parametrize(
@@ -345,7 +437,10 @@ def test_a_mask_that_claims_too_much(camvid, monkeypatch):
 
 def test_a_missing_mask_and_one_too_many(camvid, make):
     (camvid / "a10.png").rename(camvid / "a11.png")
-    refused(camvid, r"1 of 3 pictures in .* have no mask, such as a10.png; its mask would be .*testannot/a10.png")
+    refused(
+        camvid,
+        r"1 of 3 pictures in .* have no mask, such as a10.png; its mask would be .*testannot/a10.png",
+    )
     make.tree(camvid.parent, [("test/a11.png", photo(1, 31, 33))])
     (camvid.parent / "test/a10.png").unlink()
     load("camvid", "test", camvid.parent.parent)
@@ -357,27 +452,37 @@ def test_fewer_pictures_than_the_set_has(camvid):
     for name in ("test/b.png", "testannot/b.png"):
         (camvid.parent / name).unlink()
     refused(
-        camvid, r"camvid test in .*: 2 pictures \(test/\*.png with testannot/\*.png\), and the set has 3; fetch .* --tasks seg:"
+        camvid,
+        r"camvid test in .*: 2 pictures \(test/\*.png with testannot/\*.png\), and the set has 3; fetch .* --tasks seg:",
     )
 
 
 def test_context_goes_round_in_two_sizes(make, tmp_path, monkeypatch):
     layout = next(known for known in LAYOUTS if known[0] == "pc60")
-    monkeypatch.setitem(EXPECTED, ("pc60", "test"), replace(EXPECTED["pc60", "test"], pictures=2, also=3))
+    monkeypatch.setitem(
+        EXPECTED, ("pc60", "test"), replace(EXPECTED["pc60", "test"], pictures=2, also=3)
+    )
     assert len(load("pc60", "test", write(tmp_path, layout, make))) == 3
-    monkeypatch.setitem(EXPECTED, ("pc60", "test"), replace(EXPECTED["pc60", "test"], pictures=2, also=4))
+    monkeypatch.setitem(
+        EXPECTED, ("pc60", "test"), replace(EXPECTED["pc60", "test"], pictures=2, also=4)
+    )
     with pytest.raises(DataError, match=r"3 pictures .* and the set has 2"):
         load("pc60", "test", tmp_path)
 
 
 def test_masks_without_pictures(camvid):
     (camvid.parent / "test").rename(camvid.parent / "tset")
-    refused(camvid, "testannot is there, and its pictures are not: looked in .*CamVid/test; fetch the set's pictures too")
+    refused(
+        camvid,
+        "testannot is there, and its pictures are not: looked in .*CamVid/test; fetch the set's pictures too",
+    )
 
 
 def test_system_files_are_passed_over(camvid, make):
     before = load("camvid", "test", camvid.parent.parent).fingerprint
-    make.tree(camvid, [(".DS_Store", b"x"), ("._a.png", b"x"), ("Thumbs.db", b"x"), ("readme.txt", b"x")])
+    make.tree(
+        camvid, [(".DS_Store", b"x"), ("._a.png", b"x"), ("Thumbs.db", b"x"), ("readme.txt", b"x")]
+    )
     assert load("camvid", "test", camvid.parent.parent).fingerprint == before
 
 
@@ -385,8 +490,14 @@ def test_system_files_are_passed_over(camvid, make):
     ("text", "sentence"),
     [
         ("a2\na10\na10\n", "lists a10 twice"),
-        ("a2\nb\nc\n", "1 of the 3 pictures that .*val.txt lists are missing, such as .*JPEGImages/c.jpg"),
-        (None, "no voc21 test data: looked in .*ImageSets/Segmentation/val.txt; needed: VOCdevkit/VOC2012/"),
+        (
+            "a2\nb\nc\n",
+            "1 of the 3 pictures that .*val.txt lists are missing, such as .*JPEGImages/c.jpg",
+        ),
+        (
+            None,
+            "no voc21 test data: looked in .*ImageSets/Segmentation/val.txt; needed: VOCdevkit/VOC2012/",
+        ),
     ],
 )
 def test_a_list_that_is_wrong(make, tmp_path, text, sentence):
@@ -397,7 +508,10 @@ def test_a_list_that_is_wrong(make, tmp_path, text, sentence):
 
 
 def test_what_to_run_where_there_are_no_masks_yet(make, tmp_path):
-    make.tree(tmp_path, [(f"{CONTEXT}/trainval_merged.json", b"{}"), ("ADE20K_2021_17_01/index_ade20k.pkl", b"")])
+    make.tree(
+        tmp_path,
+        [(f"{CONTEXT}/trainval_merged.json", b"{}"), ("ADE20K_2021_17_01/index_ade20k.pkl", b"")],
+    )
     for name, line in (
         ("pc59", r"tools/dataset_converters/pascal_context.py"),
         ("ade20k847", "prepare_ade20k_full_sem_seg.py"),
@@ -409,7 +523,10 @@ def test_what_to_run_where_there_are_no_masks_yet(make, tmp_path):
 def test_one_folder_holds_stuff_and_what_converters_lay_beside_it(make, tmp_path):
     layout = next(known for known in LAYOUTS if known[2].startswith("coco/stuff"))
     before = load("cocostuff", "test", write(tmp_path, layout, make)).fingerprint
-    make.tree(tmp_path / "coco/stuffthingmaps/val2017", [(f"{stem}_instanceTrainIds.png", b"x") for stem in STEMS])
+    make.tree(
+        tmp_path / "coco/stuffthingmaps/val2017",
+        [(f"{stem}_instanceTrainIds.png", b"x") for stem in STEMS],
+    )
     assert load("cocostuff", "test", tmp_path).fingerprint == before
 
 
@@ -423,7 +540,9 @@ def test_a_part_of_camvid_is_known_by_its_content(make, tmp_path, monkeypatch):
     monkeypatch.setitem(EXPECTED, ("camvid_mini", "test"), known)
     assert load("camvid_mini", "test", tmp_path).fingerprint == found.fingerprint
     monkeypatch.setitem(EXPECTED, ("camvid_mini", "test"), replace(known, content="0" * 16))
-    with pytest.raises(DataError, match=r"has 3 pictures, but not those of this part of the set; .* seg:"):
+    with pytest.raises(
+        DataError, match=r"has 3 pictures, but not those of this part of the set; .* seg:"
+    ):
         load("camvid_mini", "test", tmp_path)
     with pytest.raises(NotFoundError, match="no camvid test data"):
         load("camvid", "test", tmp_path)
@@ -444,7 +563,10 @@ def test_the_real_part_of_camvid(monkeypatch):
     assert not report.problems
     assert "  20 pictures, as many as the set has" in report.found
     assert any(
-        re.match(r"  46 masks of 11 classes; background: none; not scored: unlabelled \(11\), 3.3 %", line)
+        re.match(
+            r"  46 masks of 11 classes; background: none; not scored: unlabelled \(11\), 3.3 %",
+            line,
+        )
         for line in report.found
     )
 
@@ -460,7 +582,9 @@ def square(top, left, side):
 def instances(make, tmp_path):
     pytest.importorskip("pycocotools", reason="COCO's masks need the extra coco")
     names = mask_names("coco_object")[1:]
-    numbers = [number for number in range(1, 91) if number not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)]
+    numbers = [
+        number for number in range(1, 91) if number not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
+    ]
     crowd = {"size": [40, 50], "counts": [0, 400, 1600]}
     content = {
         "images": [{"id": number, "file_name": f"{number:012d}.jpg", "height": 40, "width": 50} for number in (9, 4, 139)],
@@ -474,7 +598,10 @@ def instances(make, tmp_path):
     }  # fmt: skip
     (tmp_path / "coco/annotations").mkdir(parents=True)
     (tmp_path / "coco/annotations/instances_val2017.json").write_text(json.dumps(content))
-    make.tree(tmp_path / "coco/val2017", [(f"{number:012d}.jpg", photo(number, 40, 50)) for number in (4, 9, 139)])
+    make.tree(
+        tmp_path / "coco/val2017",
+        [(f"{number:012d}.jpg", photo(number, 40, 50)) for number in (4, 9, 139)],
+    )
     return tmp_path
 
 
@@ -536,19 +663,29 @@ def test_instances_that_are_wrong(instances, edit, sentence):
 def test_what_is_said_of_masks(camvid):
     report = check("camvid", camvid.parent.parent)
     assert not report.problems
-    assert "  3 masks of 11 classes; background: none; not scored: unlabelled (11), 0.1 % of the pixels" in report.found
+    assert (
+        "  3 masks of 11 classes; background: none; not scored: unlabelled (11), 0.1 % of the pixels"
+        in report.found
+    )
 
 
 def test_every_wrong_mask_is_counted(camvid):
     for stem in ("a2", "b"):
         (camvid / f"{stem}.png").write_bytes(encoded(np.full((30, 31), 99, np.uint8)))
     report = check("camvid", camvid.parent.parent)
-    assert [problem.what.partition("; the first: ")[0] for problem in report.problems] == ["2 of 3 masks are wrong"]
+    assert [problem.what.partition("; the first: ")[0] for problem in report.problems] == [
+        "2 of 3 masks are wrong"
+    ]
     assert "a2.png has the value 99 in 930 pixels" in report.problems[0].what
     assert not any("fingerprint" in line for line in report.found)
 
 
 def test_classes_that_no_mask_shows_are_said(camvid):
     for index, stem in enumerate(STEMS):
-        (camvid / f"{stem}.png").write_bytes(encoded(np.full((30 + index, 31 + 2 * index), index, np.uint8)))
-    assert "  8 of the classes are in no mask: road, pavement, tree, ..." in check("camvid", camvid.parent.parent).found
+        (camvid / f"{stem}.png").write_bytes(
+            encoded(np.full((30 + index, 31 + 2 * index), index, np.uint8))
+        )
+    assert (
+        "  8 of the classes are in no mask: road, pavement, tree, ..."
+        in check("camvid", camvid.parent.parent).found
+    )

@@ -1,4 +1,6 @@
-"""Generated scenes: determinism, disjoint splits, captions that are true, and pictures drawn as an independent hand would."""
+"""Generated scenes: determinism, disjoint splits, captions that are true, and pictures drawn as an
+independent hand would.
+"""
 
 import hashlib
 import math
@@ -31,7 +33,9 @@ from silc_bench.datasets.shapes.scenes import (
 )
 from silc_bench.errors import UserError
 
-samples = st.builds(scene, st.integers(0, 2**63 - 1), st.sampled_from(SPLITS), st.integers(0, 2**63 - 1))
+samples = st.builds(
+    scene, st.integers(0, 2**63 - 1), st.sampled_from(SPLITS), st.integers(0, 2**63 - 1)
+)
 PAIR = re.compile(rf"\b({'|'.join(COLORS)}) ({'|'.join(SHAPES)})\b")
 
 
@@ -52,8 +56,12 @@ def test_vocabulary_is_eight_by_eight_and_holds_out_each_colour_and_shape_once()
 
 
 def test_scenes_and_captions_are_pinned():
-    """Changing a scene or a caption changes every number measured on shapes: raise VERSION and this hash together."""
-    drawn = [scene(seed, split, index) for seed in (0, 7) for split in SPLITS for index in (0, 1, 10**12)]
+    """Changing a scene or a caption changes every number measured on shapes: raise VERSION and this
+    hash together.
+    """
+    drawn = [
+        scene(seed, split, index) for seed in (0, 7) for split in SPLITS for index in (0, 1, 10**12)
+    ]
     text = repr([(one, captions(one)) for one in drawn])
     assert hashlib.sha256(text.encode()).hexdigest()[:16] == "045deff16efc459f"
 
@@ -66,7 +74,9 @@ def test_any_sample_can_be_made_alone_and_in_any_order():
 
 
 def test_splits_and_seeds_share_no_scene():
-    layouts = [scene(seed, split, i).objects for seed in (0, 1) for split in SPLITS for i in range(1500)]
+    layouts = [
+        scene(seed, split, i).objects for seed in (0, 1) for split in SPLITS for i in range(1500)
+    ]
     assert len(set(layouts)) == len(layouts)
 
 
@@ -81,7 +91,9 @@ def test_held_out_pairs_occur_only_as_main_object_of_unseen(split):
     expected = set(UNSEEN) if split == "unseen" else set(PAIRS) - set(UNSEEN)
     assert {pair(one.objects[0]) for one in scenes} == expected
     assert not {pair(item) for one in scenes for item in one.objects[1:]} & set(UNSEEN)
-    mentioned = {" ".join(found) for one in scenes for text in captions(one) for found in PAIR.findall(text)}
+    mentioned = {
+        " ".join(found) for one in scenes for text in captions(one) for found in PAIR.findall(text)
+    }
     assert bool(mentioned & set(UNSEEN)) == (split == "unseen")
 
 
@@ -98,7 +110,9 @@ def test_everything_in_the_vocabulary_occurs_about_equally_often():
         sigma = math.sqrt(1 / len(names) / len(scenes))
         np.testing.assert_allclose(share, 1 / len(names), atol=5 * sigma)
     counts = np.bincount([len(one.objects) for one in scenes], minlength=5)[1:] / len(scenes)
-    np.testing.assert_allclose(counts[:2], (0.6, 0.2), atol=0.04)  # a little more: where there is no room, one object less
+    np.testing.assert_allclose(
+        counts[:2], (0.6, 0.2), atol=0.04
+    )  # a little more: where there is no room, one object less
     assert counts.min() > 0.02
 
 
@@ -108,11 +122,18 @@ def test_objects_are_in_the_picture_apart_and_told_apart(one):
     main, *others = one.objects
     assert 0 <= label(one) < 64
     assert PAIRS[label(one)] == pair(main)
-    assert len({item.color for item in one.objects}) == len({item.shape for item in one.objects}) == len(one.objects) <= 4
+    assert (
+        len({item.color for item in one.objects})
+        == len({item.shape for item in one.objects})
+        == len(one.objects)
+        <= 4
+    )
     for item in one.objects:
         assert item.radius <= item.cx <= 1 - item.radius
         assert item.radius <= item.cy <= 1 - item.radius
-        assert {"top": item.cy < 0.42, "middle": 0.44 < item.cy < 0.56, "bottom": item.cy > 0.58}[item.place]
+        assert {"top": item.cy < 0.42, "middle": 0.44 < item.cy < 0.56, "bottom": item.cy > 0.58}[
+            item.place
+        ]
     for item in others:
         assert item.radius < 0.8 * main.radius
     for i, a in enumerate(one.objects):
@@ -139,9 +160,16 @@ def test_captions_differ_and_are_true(one):
     textured, pairs, placed, sized, counted = texts
     assert f"{main.texture} {pair(main)} on a {one.background.texture} background" in textured
     assert {" ".join(found) for found in PAIR.findall(pairs)} == present
-    assert placed.endswith({"top": "at the top", "middle": "in the middle", "bottom": "at the bottom"}[main.place])
+    assert placed.endswith(
+        {"top": "at the top", "middle": "in the middle", "bottom": "at the bottom"}[main.place]
+    )
     assert f"{main.size} {pair(main)}" in sized
-    words = {0: f"one {pair(main)}", 1: "and one smaller thing", 2: "and two smaller things", 3: "and three smaller things"}
+    words = {
+        0: f"one {pair(main)}",
+        1: "and one smaller thing",
+        2: "and two smaller things",
+        3: "and three smaller things",
+    }
     assert counted.endswith(words[len(others)])
 
 
@@ -155,7 +183,13 @@ def test_the_prompts_of_zero_shot_occur_among_the_captions():
 
 
 def item_of(shape: str, **changes: object) -> Item:
-    fields = {"color": "white", "shape": shape, "size": "huge", "texture": "plain", "place": "middle"}
+    fields = {
+        "color": "white",
+        "shape": shape,
+        "size": "huge",
+        "texture": "plain",
+        "place": "middle",
+    }
     fields |= {"cx": 0.47, "cy": 0.52, "radius": 0.31, "angle": 12.0, "shade": 1.0}
     return Item(**(fields | changes))
 
@@ -165,21 +199,28 @@ def scene_of(*items: Item, texture: str = "plain") -> Scene:
 
 
 def outline_by_hand(item: Item, size: int, factor: int = 24) -> np.ndarray:
-    """Coverage [size, size] from polygons filled by Pillow at ``factor`` times the size, then averaged."""
+    """Coverage [size, size] from polygons filled by Pillow at ``factor`` times the size, then
+    averaged.
+    """
     turn = math.radians(item.angle)
 
     def draw(points, value):
         corners = [
             (
-                (item.cx + item.radius * (u * math.cos(turn) - v * math.sin(turn))) * size * factor - 0.5,
-                (item.cy + item.radius * (u * math.sin(turn) + v * math.cos(turn))) * size * factor - 0.5,
+                (item.cx + item.radius * (u * math.cos(turn) - v * math.sin(turn))) * size * factor
+                - 0.5,
+                (item.cy + item.radius * (u * math.sin(turn) + v * math.cos(turn))) * size * factor
+                - 0.5,
             )
             for u, v in points
         ]
         pen.polygon(corners, fill=value)
 
     def disc(u, v, radius):
-        return [(u + radius * math.cos(a), v + radius * math.sin(a)) for a in np.linspace(0, 2 * math.pi, 300)]
+        return [
+            (u + radius * math.cos(a), v + radius * math.sin(a))
+            for a in np.linspace(0, 2 * math.pi, 300)
+        ]
 
     canvas = Image.new("L", (size * factor, size * factor))
     pen = ImageDraw.Draw(canvas)
@@ -197,7 +238,13 @@ def outline_by_hand(item: Item, size: int, factor: int = 24) -> np.ndarray:
             draw(disc(side, 0.083 - 0.4, 0.8 / math.sqrt(2)), 255)
     elif item.shape == "star":
         radii = [(1.0, 0.5)[k % 2] for k in range(10)]
-        draw([(r * math.sin(math.pi * k / 5), -r * math.cos(math.pi * k / 5)) for k, r in enumerate(radii)], 255)
+        draw(
+            [
+                (r * math.sin(math.pi * k / 5), -r * math.cos(math.pi * k / 5))
+                for k, r in enumerate(radii)
+            ],
+            255,
+        )
     elif item.shape == "cross":
         draw([(-0.95, -0.3), (0.95, -0.3), (0.95, 0.3), (-0.95, 0.3)], 255)
         draw([(-0.3, -0.95), (0.3, -0.95), (0.3, 0.95), (-0.3, 0.95)], 255)
@@ -224,9 +271,13 @@ def test_outlines_equal_supersampled_polygons(shape, radius):
     assert set(np.unique(mask)) == {0, SHAPES.index(shape) + 1}
 
 
-@pytest.mark.parametrize(("texture", "second"), [("striped", 0.5), ("checkered", 0.5), ("dotted", math.pi * 0.3**2)])
+@pytest.mark.parametrize(
+    ("texture", "second"), [("striped", 0.5), ("checkered", 0.5), ("dotted", math.pi * 0.3**2)]
+)
 def test_textures_show_the_second_colour_in_their_share(texture, second):
-    picture, mask = render(scene_of(item_of("square", texture=texture, color="red", radius=0.4, cx=0.5, cy=0.5)), 512)
+    picture, mask = render(
+        scene_of(item_of("square", texture=texture, color="red", radius=0.4, cx=0.5, cy=0.5)), 512
+    )
     first, other = (np.array(paint) for paint in PAINT["red"])
     share = (first - picture[mask > 0].mean(0)) / (first - other)
     np.testing.assert_allclose(share, second, atol=0.05)
@@ -253,7 +304,9 @@ def test_main_object_is_whole_and_has_the_largest_area(one):
     main = one.objects[0]
     assert max(areas, key=areas.__getitem__) == main.shape
     alone = render(Scene((main,), one.background, one.phrasing), 64)[1]
-    np.testing.assert_array_equal(alone == SHAPES.index(main.shape) + 1, mask == SHAPES.index(main.shape) + 1)
+    np.testing.assert_array_equal(
+        alone == SHAPES.index(main.shape) + 1, mask == SHAPES.index(main.shape) + 1
+    )
 
 
 @settings(max_examples=20, deadline=None)
@@ -314,7 +367,11 @@ def test_fingerprint_depends_on_everything_that_is_scored():
         Shapes("val", 40, limit=10),
     ]
     assert len({data.fingerprint for data in made}) == len(made)
-    assert Shapes("val", 40).fingerprint == made[0].fingerprint == Shapes("val", 40, limit=100).fingerprint
+    assert (
+        Shapes("val", 40).fingerprint
+        == made[0].fingerprint
+        == Shapes("val", 40, limit=100).fingerprint
+    )
 
 
 def test_limit_spreads_over_the_whole_set():

@@ -1,6 +1,8 @@
-"""A file in big_vision's layout computes what transformers' SigLIP computes from the same arrays; what cannot be read is said.
+"""A file in big_vision's layout computes what transformers' SigLIP computes from the same arrays;
+what cannot be read is said.
 
-The files are written here from a random model, by a mapping of their own: name by name, in NumPy, the way flax lays out arrays.
+The files are written here from a random model, by a mapping of their own: name by name, in NumPy,
+the way flax lays out arrays.
 """
 
 import json
@@ -38,13 +40,21 @@ TEXTS = [
 
 @pytest.fixture(scope="module")
 def pieces(tmp_path_factory):
-    """Two small sentencepiece models in the manner of c4_en (ends with </s>) and of Gemma (<eos>, <pad>, no leading space)."""
+    """Two small sentencepiece models in the manner of c4_en (ends with </s>) and of Gemma (<eos>,
+    <pad>, no leading space).
+    """
     sentencepiece = pytest.importorskip("sentencepiece")
     folder = tmp_path_factory.mktemp("pieces")
-    words = re.findall(r"\w+", "a photo of the cat dog and many two long sentence about great goes on that no here underscores")
+    words = re.findall(
+        r"\w+",
+        "a photo of the cat dog and many two long sentence about great goes on that no here underscores",
+    )
     generator = np.random.default_rng(0)
     sentences = [" ".join(generator.choice(words, 8)) for _ in range(400)]
-    special = {"c4_en": {"unk_id": 2, "bos_id": -1}, "gemma": {"unk_id": 3, "bos_id": 2, "eos_piece": "<eos>"}}
+    special = {
+        "c4_en": {"unk_id": 2, "bos_id": -1},
+        "gemma": {"unk_id": 3, "bos_id": 2, "eos_piece": "<eos>"},
+    }
     for name, options in special.items():
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(sentences),
@@ -97,7 +107,9 @@ def theirs(pieces):
 
 
 def flax_arrays(model):
-    """{flax name: array}, each block its own entry; unknown parameters of the model make it fail."""
+    """{flax name: array}, each block its own entry; unknown parameters of the model make it
+    fail.
+    """
     arrays = {}
     for name, value in model.state_dict().items():
         value = value.numpy()
@@ -167,7 +179,9 @@ def scanned(arrays):
             blocks.setdefault(f"{before}/encoderblock/{rest}", {})[int(number)] = value
         else:
             stacked[name] = value
-    return stacked | {name: np.stack([values[i] for i in range(len(values))]) for name, values in blocks.items()}
+    return stacked | {
+        name: np.stack([values[i] for i in range(len(values))]) for name, values in blocks.items()
+    }
 
 
 def trained(arrays):
@@ -193,20 +207,32 @@ def write(tmp_path, pieces):
 
 
 def random_pixels(height=SIZE, width=SIZE):
-    return torch.randn(3, 3, height, width, generator=torch.Generator().manual_seed(height * 100 + width))
+    return torch.randn(
+        3, 3, height, width, generator=torch.Generator().manual_seed(height * 100 + width)
+    )
 
 
 def embeddings_of(model, pixels, tokens):
     with torch.no_grad():
-        image, text = model.get_image_features(pixel_values=pixels), model.get_text_features(input_ids=tokens)
-    return [getattr(output, "pooler_output", output) for output in (image, text)]  # transformers 5 gives more than the tensor
+        image, text = (
+            model.get_image_features(pixel_values=pixels),
+            model.get_text_features(input_ids=tokens),
+        )
+    return [
+        getattr(output, "pooler_output", output) for output in (image, text)
+    ]  # transformers 5 gives more than the tensor
 
 
 @pytest.mark.parametrize("layout", ["plain", "scanned", "params", "scanned params"])
 def test_embeddings_equal_transformers(theirs, arrays, write, layout):
     stored = scanned(arrays) if "scanned" in layout else arrays
     ours = load_model(f"big_vision:{write(trained(stored) if 'params' in layout else stored)}")
-    tokens = torch.randint(0, len(arrays["txt/Embed_0/embedding"]), (5, LENGTH), generator=torch.Generator().manual_seed(1))
+    tokens = torch.randint(
+        0,
+        len(arrays["txt/Embed_0/embedding"]),
+        (5, LENGTH),
+        generator=torch.Generator().manual_seed(1),
+    )
     pixels = random_pixels()
     image, text = embeddings_of(theirs, pixels, tokens)
     with torch.no_grad():
@@ -214,7 +240,12 @@ def test_embeddings_equal_transformers(theirs, arrays, write, layout):
         assert torch.allclose(ours.encode_text(tokens), text, rtol=1e-5, atol=1e-5)
     assert isinstance(ours, ImageTextModel)
     assert isinstance(ours, DenseModel)
-    assert (ours.name, ours.image_size, ours.patch_size, ours.embed_dim) == ("big_vision:tiny", SIZE, PATCH, WIDTH)
+    assert (ours.name, ours.image_size, ours.patch_size, ours.embed_dim) == (
+        "big_vision:tiny",
+        SIZE,
+        PATCH,
+        WIDTH,
+    )
     assert ours.num_params == sum(p.numel() for p in theirs.parameters()) - 2  # less scale and bias
     assert ours.logit_scale == pytest.approx(theirs.logit_scale.exp().item())
     assert ours.logit_bias == pytest.approx(theirs.logit_bias.item())
@@ -233,9 +264,13 @@ def test_bfloat16_arrays_are_read_as_jax_saves_them(theirs, arrays, write):
     def rounded(value):
         return torch.tensor(value).bfloat16()
 
-    stored = {name: rounded(value).view(torch.int16).numpy().view("V2") for name, value in arrays.items()}
+    stored = {
+        name: rounded(value).view(torch.int16).numpy().view("V2") for name, value in arrays.items()
+    }
     ours = load_model(f"big_vision:{write(stored)}")
-    exact = load_model(f"big_vision:{write({name: rounded(value).float().numpy() for name, value in arrays.items()})}")
+    exact = load_model(
+        f"big_vision:{write({name: rounded(value).float().numpy() for name, value in arrays.items()})}"
+    )
     assert ours.revision == exact.revision
     with torch.no_grad():
         assert ours.encode_image(random_pixels()).dtype == torch.float32
@@ -266,17 +301,28 @@ def test_dense_features_pool_back_and_take_the_value_path(theirs, arrays, write)
         patches = ours.encode_dense(pixels, ["tokens"])["tokens"]
         assert patches.shape == (3, 3, 3, WIDTH)
         assert torch.allclose(patches.flatten(1, 2), tokens, atol=1e-5)
-        assert torch.allclose(ours.encode_image(pixels, "mean_patch"), tokens.mean(dim=1), atol=1e-5)
+        assert torch.allclose(
+            ours.encode_image(pixels, "mean_patch"), tokens.mean(dim=1), atol=1e-5
+        )
         joint = ours.encode_dense(pixels, ["maskclip"])["maskclip"].flatten(1, 2)
-        for i in range(tokens.shape[1]):  # the head sees one patch at a time: all attention lies on it
-            assert torch.allclose(joint[:, i], theirs.vision_model.head(tokens[:, i : i + 1]), atol=1e-5)
+        for i in range(
+            tokens.shape[1]
+        ):  # the head sees one patch at a time: all attention lies on it
+            assert torch.allclose(
+                joint[:, i], theirs.vision_model.head(tokens[:, i : i + 1]), atol=1e-5
+            )
 
 
 def test_any_multiple_of_the_patch_size(arrays, write):
     ours = load_model(f"big_vision:{write(arrays)}")
     with torch.no_grad():
         assert ours.encode_image(random_pixels(40, 16)).shape == (3, WIDTH)
-        assert ours.encode_dense(random_pixels(40, 16), ["maskclip"])["maskclip"].shape == (3, 5, 2, WIDTH)
+        assert ours.encode_dense(random_pixels(40, 16), ["maskclip"])["maskclip"].shape == (
+            3,
+            5,
+            2,
+            WIDTH,
+        )
     with pytest.raises(UserError, match="24 x 20 pixels do not divide into patches of 8"):
         ours.encode_image(random_pixels(24, 20))
 
@@ -289,13 +335,17 @@ def test_pictures_are_squashed_as_transformers_does(arrays, write):
     for width, height in ((31, 47), (101, 25), (5, 7)):
         pixels = np.random.default_rng(width).integers(0, 256, (height, width, 3), dtype=np.uint8)
         image = Image.fromarray(pixels)
-        assert torch.equal(ours.preprocess(image), processor(image, return_tensors="pt")["pixel_values"][0])
+        assert torch.equal(
+            ours.preprocess(image), processor(image, return_tensors="pt")["pixel_values"][0]
+        )
 
 
 def test_tokens_of_siglip_equal_transformers(arrays, write, pieces):
     ours = load_model(f"big_vision:{write(arrays)}")
     theirs = transformers.SiglipTokenizer(str(pieces["c4_en"]), model_max_length=LENGTH)
-    expected = theirs(TEXTS, padding="max_length", truncation=True, max_length=LENGTH, return_tensors="pt")["input_ids"]
+    expected = theirs(
+        TEXTS, padding="max_length", truncation=True, max_length=LENGTH, return_tensors="pt"
+    )["input_ids"]
     tokens = ours.tokenize(TEXTS)
     assert tokens.dtype == torch.int64
     assert torch.equal(tokens, expected)
@@ -312,7 +362,9 @@ def test_tokens_of_siglip2_end_with_eos_and_are_filled_with_padding(arrays, writ
     ours = load_model(f"big_vision:{write({**arrays, 'txt/Embed_0/embedding': table}, 'gemma')}")
     processor = sentencepiece.SentencePieceProcessor(model_file=str(pieces["gemma"]))
     for text, row in zip(TEXTS, ours.tokenize(TEXTS).tolist(), strict=True):
-        ids = processor.encode("".join(letter.lower() if letter.isascii() else letter for letter in text))
+        ids = processor.encode(
+            "".join(letter.lower() if letter.isascii() else letter for letter in text)
+        )
         expected = [*ids, 1] if len(ids) < LENGTH else [*ids[: LENGTH - 1], 1]
         assert row == expected + [0] * (LENGTH - len(expected))
     assert ours.text_protocol["padding"] == 0
@@ -322,7 +374,14 @@ def test_a_tokenizer_json_serves_too(arrays, write, tmp_path):
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     rows = arrays["txt/Embed_0/embedding"].shape[0]
-    vocabulary = {"<pad>": 0, "<eos>": 1, "<unk>": 2, "cat": 3, "dog": 4, **{f"w{i}": i for i in range(5, rows)}}
+    vocabulary = {
+        "<pad>": 0,
+        "<eos>": 1,
+        "<unk>": 2,
+        "cat": 3,
+        "dog": 4,
+        **{f"w{i}": i for i in range(5, rows)},
+    }
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.enable_truncation(2)
@@ -336,13 +395,25 @@ def test_cleaning():
     assert lower_ascii("ÉTÉ, Straße!") == "ÉtÉ, straße!"
 
 
-def test_without_a_tokenizer_pictures_are_measured_and_texts_refused_by_the_missing_file(arrays, write, tmp_path):
+def test_without_a_tokenizer_pictures_are_measured_and_texts_refused_by_the_missing_file(
+    arrays, write, tmp_path
+):
     path = write(arrays, tokenizer=None)
     ours = load_model(f"big_vision:{path}")
     assert not isinstance(ours, ImageTextModel)
 
     def run(task):
-        words = ["eval", "--ckpt", f"big_vision:{path}", "--tasks", task, "--limit", "20", "--device", "cpu"]
+        words = [
+            "eval",
+            "--ckpt",
+            f"big_vision:{path}",
+            "--tasks",
+            task,
+            "--limit",
+            "20",
+            "--device",
+            "cpu",
+        ]
         return CliRunner().invoke(cli.app, [*words, "--results", str(tmp_path / "results")])
 
     refused = run("shapes/zeroshot")
@@ -352,11 +423,15 @@ def test_without_a_tokenizer_pictures_are_measured_and_texts_refused_by_the_miss
     assert run("shapes/knn").exit_code == 0
     (record,) = [json.loads(file.read_text()) for file in (tmp_path / "results").rglob("*.json")]
     revision = record["model"]["revision"]
-    assert revision == load_model(f"big_vision:{write(arrays)}").revision, "the tokenizer does not change the pictures"
+    assert revision == load_model(f"big_vision:{write(arrays)}").revision, (
+        "the tokenizer does not change the pictures"
+    )
 
 
 def test_an_image_tower_alone(arrays, write, theirs):
-    ours = load_model(f"big_vision:{write({name: value for name, value in arrays.items() if name.startswith('img/')})}")
+    ours = load_model(
+        f"big_vision:{write({name: value for name, value in arrays.items() if name.startswith('img/')})}"
+    )
     assert "holds no text tower" in ours.lacking["text"]
     with torch.no_grad():
         expected = theirs.vision_model(pixel_values=random_pixels()).pooler_output
@@ -368,14 +443,26 @@ def without(arrays, part):
 
 
 DAMAGES = {
-    "a block": (lambda a: without(a, "img/Transformer/encoderblock_1/"), "lacks img/Transformer/encoderblock_1/LayerNorm_0"),
+    "a block": (
+        lambda a: without(a, "img/Transformer/encoderblock_1/"),
+        "lacks img/Transformer/encoderblock_1/LayerNorm_0",
+    ),
     "the head": (lambda a: without(a, "MAPHead_0"), "lacks img/MAPHead_0/LayerNorm_0/bias"),
     "the scale": (lambda a: {name: value for name, value in a.items() if name != "t"}, "lacks t$"),
     "pixels": (lambda a: without(a, "img/embedding"), "no img/embedding/kernel"),
     "all pictures": (lambda a: without(a, "img/"), "holds no img/ arrays"),
-    "a projection more": (lambda a: {**a, "img/head/kernel": np.ones((4, 4), np.float32)}, "has also img/head/kernel"),
-    "naflex": (lambda a: {**a, "img/embedding/kernel": np.ones((192, WIDTH), np.float32)}, "NaFlex checkpoints load as hf:"),
-    "no square": (lambda a: {**a, "img/pos_embedding": np.ones((1, 8, WIDTH), np.float32)}, "no square colour picture"),
+    "a projection more": (
+        lambda a: {**a, "img/head/kernel": np.ones((4, 4), np.float32)},
+        "has also img/head/kernel",
+    ),
+    "naflex": (
+        lambda a: {**a, "img/embedding/kernel": np.ones((192, WIDTH), np.float32)},
+        "NaFlex checkpoints load as hf:",
+    ),
+    "no square": (
+        lambda a: {**a, "img/pos_embedding": np.ones((1, 8, WIDTH), np.float32)},
+        "no square colour picture",
+    ),
     "another width": (
         lambda a: {**a, "img/MAPHead_0/LayerNorm_0/scale": np.ones(7, np.float32)},
         r"head.layernorm.weight \[7\] instead of \[48\]",
@@ -384,8 +471,14 @@ DAMAGES = {
         lambda a: {**a, f"img/MAPHead_0/{ATTENTION}/key/kernel": np.ones(9, np.float32)},
         "in_proj_weight .* instead of",
     ),
-    "objects": (lambda a: {**a, "img/pos_embedding": np.array([{}, 1], dtype=object)}, "Python objects"),
-    "a text width": (lambda a: {**a, "txt/head/kernel": np.ones((TEXT_WIDTH, 9), np.float32)}, "head.weight"),
+    "objects": (
+        lambda a: {**a, "img/pos_embedding": np.array([{}, 1], dtype=object)},
+        "Python objects",
+    ),
+    "a text width": (
+        lambda a: {**a, "txt/head/kernel": np.ones((TEXT_WIDTH, 9), np.float32)},
+        "head.weight",
+    ),
 }
 
 
@@ -417,7 +510,9 @@ def test_tokenizer_files_that_do_not_fit(arrays, write, tmp_path, pieces, name, 
     larger = np.zeros((5000, TEXT_WIDTH), np.float32)
     (tmp_path / name).write_bytes(pieces["c4_en"].read_bytes() if content is None else content)
     with pytest.raises(UserError, match=words):
-        load_model(f"big_vision:{write({**arrays, 'txt/Embed_0/embedding': larger}, tokenizer=None)}")
+        load_model(
+            f"big_vision:{write({**arrays, 'txt/Embed_0/embedding': larger}, tokenizer=None)}"
+        )
 
 
 def test_arch_is_a_check(arrays, write):
@@ -445,7 +540,9 @@ def test_arch_of_a_true_size(theirs, write, monkeypatch):
 
 
 def test_patches_that_leave_a_rest(theirs, write, monkeypatch):
-    """So400m/14 was trained on 384 pixels, of which 27 patches see 378; here 3 patches of 8 see 24 of 29."""
+    """So400m/14 was trained on 384 pixels, of which 27 patches see 378; here 3 patches of 8 see 24
+    of 29.
+    """
     from silc_bench.models.adapters import big_vision
     from silc_bench.models.adapters import big_vision as big_vision_layout
 

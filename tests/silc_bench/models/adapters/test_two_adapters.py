@@ -1,4 +1,6 @@
-"""The same weights through open_clip: and through hf: - equal embeddings, equal scores, two names and two revisions."""
+"""The same weights through open_clip: and through hf: - equal embeddings, equal scores, two names
+and two revisions.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,15 @@ pytestmark = pytest.mark.broad
 VISION = {"image_size": 32, "layers": 2, "width": 32, "head_width": 8, "patch_size": 8}
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 4, "layers": 2}
 MEAN, STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
-TEXTS = ["", "a photo of a cat", "A Photo, don't you think", "naïve café", "一只猫坐在沙发上", "🐈 on a 🛋️", "word " * 200]
+TEXTS = [
+    "",
+    "a photo of a cat",
+    "A Photo, don't you think",
+    "naïve café",
+    "一只猫坐在沙发上",
+    "🐈 on a 🛋️",
+    "word " * 200,
+]
 BLOCK = {  # of a tower's blocks; queries, keys and values are one matrix in open_clip
     "attn.out_proj.": "self_attn.out_proj.",
     "ln_1.": "layer_norm1.",
@@ -57,12 +67,16 @@ def to_transformers(state):
             home = f"{tower}.encoder.layers.{layer}."
             if rest.startswith("attn.in_proj_"):
                 for part, piece in zip("qkv", value.chunk(3), strict=True):
-                    new[f"{home}self_attn.{part}_proj.{rest.removeprefix('attn.in_proj_')}"] = piece.contiguous()
+                    new[f"{home}self_attn.{part}_proj.{rest.removeprefix('attn.in_proj_')}"] = (
+                        piece.contiguous()
+                    )
             else:
                 old = next(old for old in BLOCK if rest.startswith(old))
                 new[home + BLOCK[old] + rest.removeprefix(old)] = value
         elif name in ("visual.proj", "text_projection"):
-            new["visual_projection.weight" if "visual" in name else "text_projection.weight"] = value.T.contiguous()
+            new["visual_projection.weight" if "visual" in name else "text_projection.weight"] = (
+                value.T.contiguous()
+            )
         else:
             old = next(old for old in REST if name.startswith(old))
             new[REST[old] + name.removeprefix(old)] = value
@@ -79,25 +93,52 @@ def pair(tmp_path_factory):
         network = open_clip.CLIP(**config)
         for parameter in network.parameters():
             parameter.data.add_(torch.randn_like(parameter), alpha=0.02)
-    state = {name: value.contiguous() for name, value in network.state_dict().items() if name != "attn_mask"}
+    state = {
+        name: value.contiguous()
+        for name, value in network.state_dict().items()
+        if name != "attn_mask"
+    }
     about = {"model_cfg": config, "preprocess_cfg": {"mean": MEAN, "std": STD}}
     (ours / "open_clip_config.json").write_text(json.dumps(about))
     save_file(state, ours / "open_clip_model.safetensors")
 
-    shared = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
+    shared = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 128,
+    }
     vision = {**shared, "image_size": 32, "patch_size": 8}
-    text = {**shared, "vocab_size": 49408, "eos_token_id": 49407, "max_position_embeddings": 77, "pad_token_id": 0}
-    transformers.CLIPConfig(vision_config=vision, text_config=text, projection_dim=24).save_pretrained(theirs)
+    text = {
+        **shared,
+        "vocab_size": 49408,
+        "eos_token_id": 49407,
+        "max_position_embeddings": 77,
+        "pad_token_id": 0,
+    }
+    transformers.CLIPConfig(
+        vision_config=vision, text_config=text, projection_dim=24
+    ).save_pretrained(theirs)
     save_file(to_transformers(state), theirs / "model.safetensors")
-    pixels = {"image_processor_type": "CLIPImageProcessor", "size": 32, "crop_size": 32, "resample": 3}
-    (theirs / "preprocessor_config.json").write_text(json.dumps({**pixels, "image_mean": MEAN, "image_std": STD}))
+    pixels = {
+        "image_processor_type": "CLIPImageProcessor",
+        "size": 32,
+        "crop_size": 32,
+        "resample": 3,
+    }
+    (theirs / "preprocessor_config.json").write_text(
+        json.dumps({**pixels, "image_mean": MEAN, "image_std": STD})
+    )
     simple = open_clip.SimpleTokenizer()
     names = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
     vocab = {names.get(token, token): index for token, index in simple.encoder.items()}
     (theirs / "vocab.json").write_text(json.dumps(vocab))
     merges = ["#version: 0.2", *(" ".join(merge) for merge in simple.bpe_ranks)]
     (theirs / "merges.txt").write_text("\n".join(merges), encoding="utf-8")
-    settings = {"tokenizer_class": "CLIPTokenizer", "pad_token": "!"}  # 0, with which open_clip pads
+    settings = {
+        "tokenizer_class": "CLIPTokenizer",
+        "pad_token": "!",
+    }  # 0, with which open_clip pads
     (theirs / "tokenizer_config.json").write_text(json.dumps(settings))
     return load_model(f"open_clip:{ours}"), load_model(f"hf:{theirs}")
 
@@ -109,8 +150,14 @@ def close(left, right):
 def test_pixels_tokens_and_embeddings_are_equal(pair):
     left, right = pair
     generator = np.random.default_rng(0)
-    sizes = [(64, 64), (32, 32), (96, 48)]  # elsewhere the two libraries round the offset of the crop differently
-    pictures = [Image.fromarray(generator.integers(0, 256, (h, w, 3), dtype=np.uint8)) for w, h in sizes]
+    sizes = [
+        (64, 64),
+        (32, 32),
+        (96, 48),
+    ]  # elsewhere the two libraries round the offset of the crop differently
+    pictures = [
+        Image.fromarray(generator.integers(0, 256, (h, w, 3), dtype=np.uint8)) for w, h in sizes
+    ]
     pixels = torch.stack([left.preprocess(image) for image in pictures])
     assert torch.equal(pixels, torch.stack([right.preprocess(image) for image in pictures]))
     assert left.feature_points == right.feature_points
@@ -126,7 +173,11 @@ def test_pixels_tokens_and_embeddings_are_equal(pair):
 def test_dense_features_are_equal_at_any_size(pair, size):
     images = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
     left, right = (model.encode_dense(images, model.dense_methods) for model in pair)
-    assert list(left) == list(right) == ["tokens", "tokens:2", "plain", "maskclip", "sclip", "naclip", "clearclip"]
+    assert (
+        list(left)
+        == list(right)
+        == ["tokens", "tokens:2", "plain", "maskclip", "sclip", "naclip", "clearclip"]
+    )
     for method in left:
         assert left[method].shape == right[method].shape
         assert close(left[method], right[method])

@@ -1,4 +1,6 @@
-"""Healthy models pass every check; models spoilt in one way each are named by the check for it; tables are what they claim."""
+"""Healthy models pass every check; models spoilt in one way each are named by the check for it;
+tables are what they claim.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,13 @@ from silc_bench.models.doctor.subject import FAILED, NOT_APPLICABLE, OK, Subject
 from silc_bench.models.load import load_model
 from silc_bench.models.preprocessing import ImagePipeline
 from silc_bench.trainer.checkpoints import file as checkpoint
-from silc_bench.trainer.config.config import Config, DistillationConfig, TextConfig, ViewsConfig, VisionConfig
+from silc_bench.trainer.config.config import (
+    Config,
+    DistillationConfig,
+    TextConfig,
+    ViewsConfig,
+    VisionConfig,
+)
 from silc_bench.trainer.silc.tokenizers import Tokenizer
 from silc_bench.trainer.train import TrainState
 
@@ -67,7 +75,9 @@ def draw(network):
     """Every weight a little off its start, as after training."""
     generator = torch.Generator().manual_seed(1)
     for parameter in network.parameters():
-        parameter.data.add_(0.1 * torch.randn(parameter.shape, generator=generator) * (parameter.ndim > 0))
+        parameter.data.add_(
+            0.1 * torch.randn(parameter.shape, generator=generator) * (parameter.ndim > 0)
+        )
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +142,9 @@ def test_a_run_passes_everything(model):
     examination = examine(model)
     assert not examination.failed
     answers = verdicts(examination)
-    assert {check for check, verdict in answers.items() if verdict == NOT_APPLICABLE} == {"known checkpoint"}
+    assert {check for check, verdict in answers.items() if verdict == NOT_APPLICABLE} == {
+        "known checkpoint"
+    }
     assert len(answers) == len(examination.findings) == 15
     shown = examination.facts
     assert shown["parameters"] == model.num_params
@@ -145,8 +157,12 @@ def test_a_run_passes_everything(model):
 
 def test_a_run_with_the_exact_gelu_says_so(tmp_path):
     """As one that started from a SigLIP of open_clip has."""
-    config = replace(CONFIG, vision=replace(CONFIG.vision, gelu="exact"), text=replace(CONFIG.text, gelu="exact"))
-    state = TrainState.create(config, Tokenizer.train(["a photo of a cat"], 300, 24), torch.device("cpu"))
+    config = replace(
+        CONFIG, vision=replace(CONFIG.vision, gelu="exact"), text=replace(CONFIG.text, gelu="exact")
+    )
+    state = TrainState.create(
+        config, Tokenizer.train(["a photo of a cat"], 300, 24), torch.device("cpu")
+    )
     checkpoint.save(tmp_path, state.payload())
     assert examine(load_model(str(tmp_path))).facts["activation"] == "gelu"
 
@@ -156,7 +172,12 @@ def test_a_run_with_the_exact_gelu_says_so(tmp_path):
     [
         ("doctor-vit", facts.TOKEN, "quick_gelu", NOT_APPLICABLE),
         ("doctor-mean", facts.MEAN, "gelu", OK),
-        ("doctor-resnet", "attention over the positions and their mean (ResNet)", "relu, gelu", NOT_APPLICABLE),
+        (
+            "doctor-resnet",
+            "attention over the positions and their mean (ResNet)",
+            "relu, gelu",
+            NOT_APPLICABLE,
+        ),
     ],
 )
 def test_open_clip_passes_everything(open_clip_models, arch, pooling, activation, is_pooled):
@@ -189,7 +210,8 @@ class Clock:
 
 
 @pytest.mark.parametrize(
-    ("picture", "text", "counts"), [(0.5, 0.2, (32, 32)), (2.0, 0.2, (10, 32)), (6.0, 1.0, (4, 10)), (90.0, 90.0, (4, 4))]
+    ("picture", "text", "counts"),
+    [(0.5, 0.2, (32, 32)), (2.0, 0.2, (10, 32)), (6.0, 1.0, (4, 10)), (90.0, 90.0, (4, 4))],
 )
 def test_slow_models_are_looked_at_less_and_it_is_said(model, monkeypatch, picture, text, counts):
     clock, seen = Clock(), {"picture": 0, "text": 0}
@@ -213,7 +235,10 @@ def test_slow_models_are_looked_at_less_and_it_is_said(model, monkeypatch, pictu
     for thing, each, count in zip(("image", "text"), (picture, text), counts, strict=True):
         reduced = f"; {count} of 32, as one takes {each:.1f} s"
         assert says[f"{thing} embeddings"].endswith(reduced) == (count < 32)
-        assert f" {count} {'picture' if thing == 'image' else 'text'}s differ" in says[f"{thing} embeddings"]
+        assert (
+            f" {count} {'picture' if thing == 'image' else 'text'}s differ"
+            in says[f"{thing} embeddings"]
+        )
     assert seen["picture"] <= counts[0] + 4, "one alone, again, its mean_patch, and one patch"
     assert seen["text"] <= counts[1] + 9, "one alone, and the check of short texts beside long ones"
 
@@ -229,7 +254,9 @@ def broken_text(model):
     """Its tokens count capitals, as if no cleaning came first."""
 
     def tokenize(texts):
-        return model.tokenize(["x " * sum(letter.isupper() for letter in text) + text for text in texts])
+        return model.tokenize(
+            ["x " * sum(letter.isupper() for letter in text) + text for text in texts]
+        )
 
     return spoilt(model, tokenize=tokenize)
 
@@ -264,7 +291,9 @@ def mixed(model, amount):
 
 def image_encoder(change):
     """Spoils encode_image by a function of its features."""
-    return lambda model: spoilt(model, encode_image=lambda images, point="pooled": change(model.encode_image(images, point)))
+    return lambda model: spoilt(
+        model, encode_image=lambda images, point="pooled": change(model.encode_image(images, point))
+    )
 
 
 def with_pixels(change):
@@ -296,7 +325,9 @@ def halves(model):
 def doubled_joint(model):
     def encode_dense(images, methods):
         found = model.encode_dense(images, methods)
-        return {method: patches * (1 if method == "tokens" else 2) for method, patches in found.items()}
+        return {
+            method: patches * (1 if method == "tokens" else 2) for method, patches in found.items()
+        }
 
     return spoilt(model, encode_dense=encode_dense)
 
@@ -389,19 +420,28 @@ def test_what_is_spoilt_is_named(model, how):
 
 
 @pytest.mark.parametrize(
-    ("named", "verdict"), [("whitespace", OK), ("lower", OK), ("lower, no ASCII punctuation", OK), ("none", NOT_APPLICABLE)]
+    ("named", "verdict"),
+    [
+        ("whitespace", OK),
+        ("lower", OK),
+        ("lower, no ASCII punctuation", OK),
+        ("none", NOT_APPLICABLE),
+    ],
 )
 def test_a_cleaning_is_held_to_its_name(model, named, verdict):
     answers = {
         finding.check: finding
-        for finding in examine(spoilt(model, text_protocol={**model.text_protocol, "cleaning": named})).findings
+        for finding in examine(
+            spoilt(model, text_protocol={**model.text_protocol, "cleaning": named})
+        ).findings
     }
     assert answers["text cleaning"].verdict == verdict
     assert "ignores upper case, punctuation, double spaces" in answers["text cleaning"].says
 
 
 @pytest.mark.parametrize(
-    ("scale", "verdict"), [(2.3026, FAILED), (4.6052, FAILED), (8.0, OK), (100.0, OK), (117.3, OK), (1.0, FAILED)]
+    ("scale", "verdict"),
+    [(2.3026, FAILED), (4.6052, FAILED), (8.0, OK), (100.0, OK), (117.3, OK), (1.0, FAILED)],
 )
 def test_scales_of_trained_models_pass(model, scale, verdict):
     assert verdicts(examine(spoilt(model, logit_scale=scale)))["logit scale"] == verdict
@@ -415,9 +455,13 @@ def test_weights_before_the_first_step_are_named(runs):
 def test_a_text_tower_without_its_tokenizer_is_a_fault(model):
     kept = ("name", "revision", "num_params", "image_size", "feature_points", "image_protocol", "pipeline", "preprocess",
             "encode_image", "vision", "text")  # fmt: skip
-    blind = types.SimpleNamespace(**{name: getattr(model, name) for name in kept}, lacking={"text": "put x.model beside it"})
+    blind = types.SimpleNamespace(
+        **{name: getattr(model, name) for name in kept}, lacking={"text": "put x.model beside it"}
+    )
     examination = examine(blind)
-    assert [(finding.check, finding.fix) for finding in examination.failed] == [("text tower", "put x.model beside it")]
+    assert [(finding.check, finding.fix) for finding in examination.failed] == [
+        ("text tower", "put x.model beside it")
+    ]
     assert verdicts(examination)["dense map pools to the embedding"] == NOT_APPLICABLE
 
 
@@ -427,31 +471,57 @@ def test_pictures_that_cannot_be_read_are_a_fault_and_no_traceback(model):
 
     examination = examine(spoilt(model, preprocess=preprocess))
     assert "ZeroDivisionError: a picture of no width" in examination.failed[0].says
-    assert (examination.failed[0].check, examination.facts["name"]) == ("what was loaded", model.name)
+    assert (examination.failed[0].check, examination.facts["name"]) == (
+        "what was loaded",
+        model.name,
+    )
     assert verdicts(examination)["tokens"] == verdicts(examination)["logit scale"] == OK
 
 
 def test_a_protocol_that_says_nothing_is_a_fault_and_no_traceback(open_clip_models):
-    examination = examine(spoilt(open_clip_models["doctor-vit"], image_protocol=None, name="open_clip:ViT-B-32/openai"))
-    assert {"what was loaded", "preprocessing", KNOWN} == {finding.check for finding in examination.failed}
+    examination = examine(
+        spoilt(
+            open_clip_models["doctor-vit"], image_protocol=None, name="open_clip:ViT-B-32/openai"
+        )
+    )
+    assert {"what was loaded", "preprocessing", KNOWN} == {
+        finding.check for finding in examination.failed
+    }
 
 
 def test_wrong_preprocessing_under_a_known_name(open_clip_models):
     model = open_clip_models["doctor-vit"]
     pipeline = replace(model.pipeline, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
-    changes = {"pipeline": pipeline, "preprocess": pipeline, "image_protocol": pipeline.as_dict(), "image_size": 224}
-    found = examine(spoilt(model, **changes, name="open_clip:ViT-B-32/openai", logit_scale=100.0, num_params=151277313))
+    changes = {
+        "pipeline": pipeline,
+        "preprocess": pipeline,
+        "image_protocol": pipeline.as_dict(),
+        "image_size": 224,
+    }
+    found = examine(
+        spoilt(
+            model,
+            **changes,
+            name="open_clip:ViT-B-32/openai",
+            logit_scale=100.0,
+            num_params=151277313,
+        )
+    )
     assert {finding.check for finding in found.failed} == {KNOWN}
     says = [finding.says for finding in found.failed]
     assert len(says) == 2
-    assert says[0].startswith("mean is [0.5, 0.5, 0.5], expected [0.48145466, 0.4578275, 0.40821073]")
+    assert says[0].startswith(
+        "mean is [0.5, 0.5, 0.5], expected [0.48145466, 0.4578275, 0.40821073]"
+    )
     assert says[1].startswith("std is")
 
 
 # ---- tables ----
 
 
-@pytest.mark.parametrize("entry", known.read_table("expected")["checkpoints"], ids=lambda entry: str(entry["names"][0]))
+@pytest.mark.parametrize(
+    "entry", known.read_table("expected")["checkpoints"], ids=lambda entry: str(entry["names"][0])
+)
 def test_one_difference_is_one_finding(entry):
     name = entry["names"][0].replace("*", "x")
     lookups = {key: (lambda value=value: value) for key, value in entry["expect"].items()}
@@ -460,8 +530,14 @@ def test_one_difference_is_one_finding(entry):
     assert finding.says.startswith(f"configuration as expected of {entry['names'][0]}: ")
     assert finding.says.endswith("; weights not compared")
     for key, value in entry["expect"].items():
-        other = value * 2 + 1 if isinstance(value, int | float) and not isinstance(value, bool) else None
-        (finding,) = known.compare(name, {**lookups, key: lambda other=other if key != "activation" else "silu": other})
+        other = (
+            value * 2 + 1
+            if isinstance(value, int | float) and not isinstance(value, bool)
+            else None
+        )
+        (finding,) = known.compare(
+            name, {**lookups, key: lambda other=other if key != "activation" else "silu": other}
+        )
         assert finding.verdict == FAILED
         assert finding.says.startswith(key.replace("_", " "))
         assert finding.cause
@@ -469,27 +545,48 @@ def test_one_difference_is_one_finding(entry):
 
 
 def test_names_are_told_apart():
-    names = [name for entry in known.read_table("expected")["checkpoints"] for name in entry["names"]]
+    names = [
+        name for entry in known.read_table("expected")["checkpoints"] for name in entry["names"]
+    ]
     assert len(names) == len(set(names)) > 100
     assert known.expectation("hf:clip-vit-base-patch32")["expect"]["activation"] == "quick_gelu"
-    assert known.expectation("big_vision:webli_en_b16_224_63724782")["expect"]["parameters"] == 203155968
+    assert (
+        known.expectation("big_vision:webli_en_b16_224_63724782")["expect"]["parameters"]
+        == 203155968
+    )
     assert known.expectation("hf:clip-vit-base-patch32-mine") is None
-    assert known.expectation("open_clip:ViT-B-32/ViT-B-32.pth") == known.expectation("open_clip:ViT-B-32/openai") is not None
+    assert (
+        known.expectation("open_clip:ViT-B-32/ViT-B-32.pth")
+        == known.expectation("open_clip:ViT-B-32/openai")
+        is not None
+    )
 
 
 def test_expectations_are_the_libraries_own():
     transformers = pytest.importorskip("transformers")
     pytest.importorskip("open_clip")
     with torch.device("meta"):
-        clip, siglip = transformers.CLIPModel(transformers.CLIPConfig()), transformers.SiglipModel(transformers.SiglipConfig())
-    for name, network in (("hf:clip-vit-base-patch32", clip), ("hf:siglip-base-patch16-224", siglip)):
+        clip, siglip = (
+            transformers.CLIPModel(transformers.CLIPConfig()),
+            transformers.SiglipModel(transformers.SiglipConfig()),
+        )
+    for name, network in (
+        ("hf:clip-vit-base-patch32", clip),
+        ("hf:siglip-base-patch16-224", siglip),
+    ):
         expect = known.expectation(name)["expect"]
         count = sum(parameter.numel() for parameter in network.parameters())
         assert 0 < count - expect["parameters"] <= known.SCALE_AND_BIAS
         assert expect["image_size"] == network.config.vision_config.image_size
         assert expect["context_length"] == network.config.text_config.max_position_embeddings
-        kind = {"quick_gelu": "quick_gelu", "gelu_pytorch_tanh": "gelu_tanh"}[network.config.vision_config.hidden_act]
-        assert expect["activation"] == kind == facts.activation_of(Subject(types.SimpleNamespace(network=network)))
+        kind = {"quick_gelu": "quick_gelu", "gelu_pytorch_tanh": "gelu_tanh"}[
+            network.config.vision_config.hidden_act
+        ]
+        assert (
+            expect["activation"]
+            == kind
+            == facts.activation_of(Subject(types.SimpleNamespace(network=network)))
+        )
     from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
     expect = known.expectation("open_clip:ViT-B-32/openai")["expect"]
@@ -501,11 +598,18 @@ def test_stored_pixels_are_torchvisions():
     """The transforms that the weights were published with, on pictures made RGB first."""
     bicubic = transforms.InterpolationMode.BICUBIC
     crop = [transforms.Resize(224, bicubic), transforms.CenterCrop(224)]
-    openai = transforms.Compose([*crop, transforms.ToTensor(), transforms.Normalize(*tables.OPENAI)])
+    openai = transforms.Compose(
+        [*crop, transforms.ToTensor(), transforms.Normalize(*tables.OPENAI)]
+    )
     squash = transforms.Resize((256, 256), bicubic)
     siglip = transforms.Compose([squash, transforms.ToTensor(), transforms.Normalize(*tables.HALF)])
     for name, transform in (("OpenAI CLIP 224", openai), ("SigLIP squash 256", siglip)):
-        assert known.pipeline_named(cards.pixel_hash(lambda image, t=transform: t(image.convert("RGB")))) == name
+        assert (
+            known.pipeline_named(
+                cards.pixel_hash(lambda image, t=transform: t(image.convert("RGB")))
+            )
+            == name
+        )
 
 
 def test_stored_pixels_are_ours_and_differ():
@@ -521,7 +625,9 @@ def test_stored_pixels_are_ours_and_differ():
 def test_moved_pixels_of_a_known_pipeline_are_named(model, monkeypatch):
     stored = copy.deepcopy(known.read_table("pixels"))
     stored["pipelines"]["SigLIP squash 32"]["hash"] = "0" * 16
-    monkeypatch.setattr(known, "read_table", lambda name: stored if name == "pixels" else {"checkpoints": []})
+    monkeypatch.setattr(
+        known, "read_table", lambda name: stored if name == "pixels" else {"checkpoints": []}
+    )
     assert "instead of 0000000000000000 (Pillow" in failed(model)["preprocessing"]
 
 

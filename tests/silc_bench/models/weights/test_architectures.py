@@ -65,11 +65,15 @@ def saved(student, tokenizer, tmp_path):
     """Writes the student's tensors, changed, with or without the tokenizer; the path."""
 
     def write(metadata=None, **changes):
-        weights = {name: value.detach().clone() for name, value in student.state_dict().items()} | changes
+        weights = {
+            name: value.detach().clone() for name, value in student.state_dict().items()
+        } | changes
         weights = {name: value for name, value in weights.items() if value is not None}
         path = tmp_path / "weights.bin"
         safetensors.torch.save_file(
-            weights, path, metadata={"tokenizer": tokenizer.to_json()} if metadata is None else metadata
+            weights,
+            path,
+            metadata={"tokenizer": tokenizer.to_json()} if metadata is None else metadata,
         )
         return path
 
@@ -88,15 +92,21 @@ def test_a_student_in_the_towers_of_its_preset(student, tokenizer, saved):
 
 
 def test_weights_that_do_not_fit_the_preset(saved):
-    path = saved(**{"vision.norm.weight": None, "text.norm.bias": torch.ones(3), "more": torch.ones(2)})
+    path = saved(
+        **{"vision.norm.weight": None, "text.norm.bias": torch.ones(3), "more": torch.ones(2)}
+    )
     said = answer(path, "silc:cifar_tiny")
-    assert said.startswith(f"checkpoint {path} as silc:cifar_tiny: its weights do not fit: 1 missing (vision.norm.weight);")
+    assert said.startswith(
+        f"checkpoint {path} as silc:cifar_tiny: its weights do not fit: 1 missing (vision.norm.weight);"
+    )
     assert "1 unexpected (more)" in said
     assert "1 of another shape (text.norm.bias [3] instead of" in said
     assert "its tokenizer makes 16 tokens" in answer(saved(), "silc:b16")
 
 
-@pytest.mark.parametrize("write", [torch.save, safetensors.torch.save_file], ids=["pt", "safetensors"])
+@pytest.mark.parametrize(
+    "write", [torch.save, safetensors.torch.save_file], ids=["pt", "safetensors"]
+)
 def test_the_tokenizer_may_lie_beside_the_weights(student, tokenizer, tmp_path, write):
     path = tmp_path / "student.bin"
     write({name: value.detach().clone() for name, value in student.state_dict().items()}, path)
@@ -119,8 +129,18 @@ def test_the_tokenizer_may_lie_beside_the_weights(student, tokenizer, tmp_path, 
 
 
 def test_tasks_with_text_name_the_missing_tokenizer(saved, tmp_path):
-    words = ["eval", "--ckpt", str(saved(metadata={"format": "pt"})), "--arch", "silc:cifar_tiny", "--tasks", "shapes/zeroshot"]
-    done = CliRunner().invoke(cli.app, [*words, "--limit", "10", "--results", str(tmp_path / "results")])
+    words = [
+        "eval",
+        "--ckpt",
+        str(saved(metadata={"format": "pt"})),
+        "--arch",
+        "silc:cifar_tiny",
+        "--tasks",
+        "shapes/zeroshot",
+    ]
+    done = CliRunner().invoke(
+        cli.app, [*words, "--limit", "10", "--results", str(tmp_path / "results")]
+    )
     assert done.exit_code == 2
     assert "tokenizer.json" in done.stderr
 
@@ -147,7 +167,9 @@ def test_no_such_architecture(saved, arch, words):
 
 
 def test_an_export_needs_no_architecture(saved):
-    assert "leave out --arch silc:cifar_tiny" in answer(saved(metadata={"format": "silc-bench"}), "silc:cifar_tiny")
+    assert "leave out --arch silc:cifar_tiny" in answer(
+        saved(metadata={"format": "silc-bench"}), "silc:cifar_tiny"
+    )
 
 
 # ---- open_clip: and hf: ----
@@ -155,11 +177,16 @@ def test_an_export_needs_no_architecture(saved):
 
 @pytest.fixture
 def tiny_clip(tmp_path):
-    """An architecture that open_clip knows for one test, and its random weights in a file; (name, path)."""
+    """An architecture that open_clip knows for one test, and its random weights in a file; (name,
+    path).
+    """
     import open_clip
 
     tower = {"width": 32, "layers": 1}
-    vision, text = {**tower, "image_size": 16, "patch_size": 8, "head_width": 16}, {**tower, "heads": 2, "vocab_size": 49408}
+    vision, text = (
+        {**tower, "image_size": 16, "patch_size": 8, "head_width": 16},
+        {**tower, "heads": 2, "vocab_size": 49408},
+    )
     path = tmp_path / "tiny-raw.json"
     path.write_text(json.dumps({"embed_dim": 24, "vision_cfg": vision, "text_cfg": text}))
     open_clip.add_model_config(path)
@@ -171,12 +198,17 @@ def tiny_clip(tmp_path):
 
 def test_open_clip_takes_the_weights(tiny_clip):
     name, path = tiny_clip
-    model, named = load_model(str(path), f"open_clip:{name}"), load_model(f"open_clip:{name}/{path}")
+    model, named = (
+        load_model(str(path), f"open_clip:{name}"),
+        load_model(f"open_clip:{name}/{path}"),
+    )
     assert model.revision == named.revision
     assert (model.embed_dim, model.image_size) == (24, 16)
     weights = torch.load(path, weights_only=True)
     del weights["visual.proj"]
-    torch.save({**weights, "other": torch.ones(2), "visual.conv1.weight": torch.ones(4, 3, 2, 2)}, path)
+    torch.save(
+        {**weights, "other": torch.ones(2), "visual.conv1.weight": torch.ones(4, 3, 2, 2)}, path
+    )
     said = answer(path, f"open_clip:{name}")
     assert said.startswith(f"{path} as open_clip's {name}: its weights do not fit: ")
     assert "1 missing (visual.proj); 1 unexpected (other)" in said
@@ -191,7 +223,10 @@ def test_hf_takes_the_weights(tmp_path, monkeypatch):
     folder = hf_folders.write("clip", tmp_path / "folder")
     weights = read_weights(folder)
     torch.save({"state_dict": weights}, tmp_path / "raw.pt")
-    assert load_model(str(tmp_path / "raw.pt"), f"hf:{folder}").revision == load_model(f"hf:{folder}").revision
+    assert (
+        load_model(str(tmp_path / "raw.pt"), f"hf:{folder}").revision
+        == load_model(f"hf:{folder}").revision
+    )
     del weights["logit_scale"]
     torch.save(weights, tmp_path / "raw.pt")
     assert "logit_scale" in answer(tmp_path / "raw.pt", f"hf:{folder}")
@@ -226,14 +261,27 @@ def test_open_clips_architectures_fit_themselves_and_no_other(name, others):
 
     config = open_clip.get_model_config(name)
     is_custom = config.pop("custom_text", False)
-    kind = open_clip.CoCa if "multimodal_cfg" in config else open_clip.CustomTextCLIP if is_custom else open_clip.CLIP
+    kind = (
+        open_clip.CoCa
+        if "multimodal_cfg" in config
+        else open_clip.CustomTextCLIP
+        if is_custom
+        else open_clip.CLIP
+    )
     with torch.device("meta"):
         shapes = shapes_of(kind(**config))
     assert architectures.fitting(shapes) == [f"open_clip:{fit}" for fit in [name, *others]]
-    assert architectures.fitting({key: shape for key, shape in shapes.items() if "token_embedding" not in key}) == []
+    assert (
+        architectures.fitting(
+            {key: shape for key, shape in shapes.items() if "token_embedding" not in key}
+        )
+        == []
+    )
 
 
-@pytest.mark.parametrize("name", ["vit_small_patch16_224", "vit_small_patch14_dinov2", "vit_base_patch16_siglip_256"])
+@pytest.mark.parametrize(
+    "name", ["vit_small_patch16_224", "vit_small_patch14_dinov2", "vit_base_patch16_siglip_256"]
+)
 def test_timms_architectures(name):
     with torch.device("meta"):
         shapes = shapes_of(timm.create_model(name))
@@ -253,12 +301,16 @@ def test_transformers_architectures():
 
 def test_the_answer_names_what_fits(student, tmp_path):
     said = answer(written(shapes_of(student), tmp_path / "x.pt"))
-    assert said.startswith(f"checkpoint {tmp_path}/x.pt: {len(student.state_dict())} tensors without a configuration; --arch")
+    assert said.startswith(
+        f"checkpoint {tmp_path}/x.pt: {len(student.state_dict())} tensors without a configuration; --arch"
+    )
     assert "it fits silc:cifar_tiny" in said
     assert native.fitting_presets({**shapes_of(student), "vision.norm.weight": (3,)}) == []
     with torch.device("meta"):
         shapes = shapes_of(timm.create_model("vit_tiny_patch16_224"))
-    assert f"timm:vit_tiny_patch16_224; timm's are written timm:NAME/{tmp_path}/y" in answer(written(shapes, tmp_path / "y"))
+    assert f"timm:vit_tiny_patch16_224; timm's are written timm:NAME/{tmp_path}/y" in answer(
+        written(shapes, tmp_path / "y")
+    )
 
 
 def test_the_answer_where_nothing_fits(tmp_path):

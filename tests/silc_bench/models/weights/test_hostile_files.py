@@ -1,4 +1,6 @@
-"""Files that are damaged, forged, or something else: one line that names file and reason, quickly, and nothing is executed."""
+"""Files that are damaged, forged, or something else: one line that names file and reason, quickly,
+and nothing is executed.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,10 @@ from silc_bench.models.load import load_model
 from silc_bench.models.weights import pickles
 from silc_bench.trainer.checkpoints import model as native
 
-pytestmark = [pytest.mark.timeout(60), pytest.mark.filterwarnings("ignore:Validating sparse tensor")]
+pytestmark = [
+    pytest.mark.timeout(60),
+    pytest.mark.filterwarnings("ignore:Validating sparse tensor"),
+]
 CANARY = "SILC_BENCH_CANARY"
 GOOD = {"a.weight": torch.arange(12.0).reshape(3, 4), "b.bias": torch.ones(5)}
 SECONDS = 10  # of this process: what else the machine does is not the file's fault
@@ -90,14 +95,20 @@ def flipped(data, marker):
 
 
 def forged(claimed, numel=1, real=b"\0" * 4):
-    """torch.save's file whose pickle claims ``claimed`` values in a storage of ``real`` bytes, and a tensor of ``numel``."""
+    """torch.save's file whose pickle claims ``claimed`` values in a storage of ``real`` bytes, and
+    a tensor of ``numel``.
+    """
     number = pickle.dumps(claimed, 2)[2:-1]
     size = pickle.dumps(numel, 2)[2:-1]
     text = [b"X" + struct.pack("<I", len(word)) + word for word in (b"w", b"storage", b"0", b"cpu")]
     storage = b"(" + text[1] + b"ctorch\nFloatStorage\n" + text[2] + text[3] + number + b"tQ"
-    rebuilt = b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + b"K\0" + size + b"\x85K\x01\x85\x89"
+    rebuilt = (
+        b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + b"K\0" + size + b"\x85K\x01\x85\x89"
+    )
     data = b"\x80\x02}" + text[0] + rebuilt + b"ccollections\nOrderedDict\n)RtRs."
-    return zip_file([("x/data.pkl", data), ("x/byteorder", "little"), ("x/data/0", real), ("x/version", "3\n")])
+    return zip_file(
+        [("x/data.pkl", data), ("x/byteorder", "little"), ("x/data/0", real), ("x/version", "3\n")]
+    )
 
 
 def legacy_forged():
@@ -114,11 +125,16 @@ def safetensors(header, data=b""):
 
 
 def one_tensor(data=b"\0" * 8, **changes):
-    return safetensors({"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8], **changes}}, data)
+    return safetensors(
+        {"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8], **changes}}, data
+    )
 
 
 def two_tensors(second):
-    return safetensors({name: {"dtype": "F32", "shape": [2], "data_offsets": at} for name, at in second.items()}, b"\0" * 16)
+    return safetensors(
+        {name: {"dtype": "F32", "shape": [2], "data_offsets": at} for name, at in second.items()},
+        b"\0" * 16,
+    )
 
 
 def npz(**arrays):
@@ -130,7 +146,9 @@ def npz(**arrays):
 def npy(shape, descr="<f4", data=b"\0" * 16, version=b"\1\0"):
     """One member of an npz with a header of our own."""
     text = f"{{'descr': {descr!r}, 'fortran_order': False, 'shape': {shape}, }}".encode() + b"\n"
-    return zip_file([("w.npy", b"\x93NUMPY" + version + struct.pack("<H", len(text)) + text + data)])
+    return zip_file(
+        [("w.npy", b"\x93NUMPY" + version + struct.pack("<H", len(text)) + text + data)]
+    )
 
 
 def picture():
@@ -162,7 +180,10 @@ WHOLE, OLD, ARRAYS = torch_file(GOOD), torch_file(GOOD, zipped=False), npz(w=np.
 HOSTILE = {  # name of the file: (its bytes, words of the answer)
     # pickles that would do something
     "shell.pt": (torch_file(Shell()), r"nothing was executed: .*GLOBAL posix\.system"),
-    "shell_inside.pt": (torch_file({"state_dict": GOOD, "x": Shell()}), r"nothing was executed: .*GLOBAL posix\.system"),
+    "shell_inside.pt": (
+        torch_file({"state_dict": GOOD, "x": Shell()}),
+        r"nothing was executed: .*GLOBAL posix\.system",
+    ),
     "shell_key.pt": (torch_file({**GOOD, "x": [Shell()]}), r"GLOBAL posix\.system"),
     "shell_legacy.pth": (torch_file({**GOOD, "x": Shell()}, zipped=False), r"GLOBAL posix\.system"),
     "eval.bin": (torch_file(Evaluated()), r"GLOBAL __builtin__\.eval"),
@@ -170,14 +191,23 @@ HOSTILE = {  # name of the file: (its bytes, words of the answer)
     "plain.pkl": (pickle.dumps(Shell()), r"nothing was executed: .*needs GLOBAL posix\.system"),
     "plain_2.pt": (pickle.dumps(Shell(), 2), r"needs GLOBAL posix\.system"),
     "plain_0.pt": (pickle.dumps(Shell(), 0), r"names GLOBAL posix\.system"),
-    "of_another_program.pkl": (pickle.dumps([print]), "not written by torch.save: a pickle that names builtins.print"),
+    "of_another_program.pkl": (
+        pickle.dumps([print]),
+        "not written by torch.save: a pickle that names builtins.print",
+    ),
     "renamed.safetensors": (torch_file(Shell()), r"GLOBAL posix\.system"),
     "module.pt": (torch_file(torch.nn.Linear(2, 2)), r"GLOBAL torch\.nn\.modules\.linear\.Linear"),
     "memory.pt": (torch_file({"w": Called(bytearray, 10**11)}), r"GLOBAL __builtin__\.bytearray"),
-    "codec.pt": (torch_file({"w": Called(__import__("_codecs").encode, "a" * 10**6, "idna")}), r"GLOBAL _codecs\.encode"),
+    "codec.pt": (
+        torch_file({"w": Called(__import__("_codecs").encode, "a" * 10**6, "idna")}),
+        r"GLOBAL _codecs\.encode",
+    ),
     "scripted.pt": (scripted(), r"a TorchScript program .*state_dict\(\)"),
     # pickles that lie about sizes
-    "claims_more.pt": (forged(10**6, 10**6), r"storage '0' claims 4,000,000 bytes, the archive holds 4"),
+    "claims_more.pt": (
+        forged(10**6, 10**6),
+        r"storage '0' claims 4,000,000 bytes, the archive holds 4",
+    ),
     "claims_all.pt": (forged(10**15, 10**15), "the archive holds 4"),
     "claims_less_than_none.pt": (forged(-1), "claims -1 values"),
     "beyond_its_storage.pt": (forged(1, 10**12), "truncated or damaged"),
@@ -191,13 +221,22 @@ HOSTILE = {  # name of the file: (its bytes, words of the answer)
     "cut_early.pt": (OLD[:40], "truncated or damaged"),
     "flipped.pt": (flipped(WHOLE, GOOD["a.weight"].numpy().tobytes()), "wrong checksum"),
     "flipped.npz": (flipped(ARRAYS, np.arange(9.0).tobytes()), "Bad CRC-32"),
-    "bomb.pt": (zip_file([("x/data.pkl", BOMB.tobytes())], zipfile.ZIP_DEFLATED), "compressed in a way that no checkpoint is"),
+    "bomb.pt": (
+        zip_file([("x/data.pkl", BOMB.tobytes())], zipfile.ZIP_DEFLATED),
+        "compressed in a way that no checkpoint is",
+    ),
     "bomb.npz": (zip_file([("w.npy", BOMB.tobytes())], zipfile.ZIP_DEFLATED), "a zip bomb"),
     "twice.pt": (zip_file([("x/data.pkl", b"."), ("x/data.pkl", b".")]), "two members of one name"),
-    "words.zip": (zip_file([("readme.txt", "hello")]), "a zip archive that is no checkpoint .*readme.txt"),
+    "words.zip": (
+        zip_file([("readme.txt", "hello")]),
+        "a zip archive that is no checkpoint .*readme.txt",
+    ),
     "none.zip": (zip_file([]), "it holds nothing"),
     # safetensors
-    "header.safetensors": (struct.pack("<Q", 2**62) + b'{"w":1}', "header claims 4,611,686,018,427,387,904 bytes"),
+    "header.safetensors": (
+        struct.pack("<Q", 2**62) + b'{"w":1}',
+        "header claims 4,611,686,018,427,387,904 bytes",
+    ),
     "no_json.safetensors": (safetensors(b'{"w": '), "header is not JSON"),
     "deep.safetensors": (safetensors(b'{"w":' + b"[" * 10**6), "header is not JSON"),
     "twice.safetensors": (safetensors(b'{"w": 1, "w": 2}'), "names something twice"),
@@ -225,7 +264,10 @@ HOSTILE = {  # name of the file: (its bytes, words of the answer)
     "nan.pt": (torch_file({**GOOD, "c": NAN}), r"c is not finite \(1 of 2"),
     "infinite.pt": (torch_file({"c": INFINITE}), r"c is not finite \(1 of 3"),
     "nan.npz": (npz(**{"params/t": np.array([np.nan])}), "params/t is not finite"),
-    "integers.pt": (torch_file({"a.weight": torch.ones(3, 3).to(torch.int8), "b": torch.ones(2)}), "a.weight is of int8"),
+    "integers.pt": (
+        torch_file({"a.weight": torch.ones(3, 3).to(torch.int8), "b": torch.ones(2)}),
+        "a.weight is of int8",
+    ),
     "counters.pt": (torch_file({"steps": torch.tensor(3)}), "none is of a floating-point dtype"),
     "complex.pt": (torch_file({"a": torch.ones(2, dtype=torch.complex64)}), "a is of complex64"),
     "sparse.pt": (torch_file({"a": torch.eye(3).to_sparse()}), "not a plain tensor"),
@@ -279,7 +321,9 @@ def test_it_is_refused_in_one_line(tmp_path, name):
     assert "expected weights as" in refused(path, words)
 
 
-@pytest.mark.parametrize("name", ["shell.pt", "plain.pkl", "plain_0.pt", "shell_legacy.pth", "nested.ckpt", "eval.bin"])
+@pytest.mark.parametrize(
+    "name", ["shell.pt", "plain.pkl", "plain_0.pt", "shell_legacy.pth", "nested.ckpt", "eval.bin"]
+)
 def test_the_payloads_are_not_harmless(tmp_path, canary, name):
     """The same bytes, read as a trusting program reads them."""
     path = tmp_path / name
@@ -292,11 +336,15 @@ def test_the_payloads_are_not_harmless(tmp_path, canary, name):
     canary.unlink()
 
 
-@pytest.mark.parametrize("name", ["shell.pt", "empty.pt", "bomb.npz", "overlap.safetensors", "text.pt", "scripted.pt"])
+@pytest.mark.parametrize(
+    "name", ["shell.pt", "empty.pt", "bomb.npz", "overlap.safetensors", "text.pt", "scripted.pt"]
+)
 def test_the_command_line_says_it_and_exits_with_2(tmp_path, name):
     path = tmp_path / name
     path.write_bytes(HOSTILE[name][0])
-    result = CliRunner().invoke(app, ["eval", "--ckpt", str(path), "--tasks", "shapes/zeroshot", "--results", str(tmp_path)])
+    result = CliRunner().invoke(
+        app, ["eval", "--ckpt", str(path), "--tasks", "shapes/zeroshot", "--results", str(tmp_path)]
+    )
     said = " ".join(result.output.split())
     assert result.exit_code == 2, result.output
     assert "Traceback" not in said
@@ -307,17 +355,22 @@ def test_the_command_line_says_it_and_exits_with_2(tmp_path, name):
 def test_a_file_cut_anywhere_is_refused(tmp_path, cut):
     data = {"torch": WHOLE, "legacy": OLD, "safetensors": one_tensor(), "npz": ARRAYS}[cut]
     path = tmp_path / "x"
-    for length in sorted({1, 2, 3, 9, len(data) - 1, *np.random.default_rng(0).integers(1, len(data), 25).tolist()}):
+    for length in sorted(
+        {1, 2, 3, 9, len(data) - 1, *np.random.default_rng(0).integers(1, len(data), 25).tolist()}
+    ):
         path.write_bytes(data[:length])
         refused(path, "truncated|damaged|text file|zeros")
 
 
-# --- folders, links and what else a path can be ----------------------------------------------------------------------------
+# --- folders, links and what else a path can be
+# ----------------------------------------------------------------------------
 
 
 def folder_with_index(path: Path, index, shards=("model-1.safetensors",)) -> Path:
     path.mkdir()
-    (path / "model.safetensors.index.json").write_text(index if isinstance(index, str) else json.dumps({"weight_map": index}))
+    (path / "model.safetensors.index.json").write_text(
+        index if isinstance(index, str) else json.dumps({"weight_map": index})
+    )
     for shard in shards:
         (path / shard).write_bytes(one_tensor())
     return path
@@ -326,7 +379,10 @@ def folder_with_index(path: Path, index, shards=("model-1.safetensors",)) -> Pat
 @pytest.mark.parametrize(
     ("index", "words"),
     [
-        ({"w": "model-1.safetensors", "v": "model-2.safetensors"}, "names model-2.safetensors, which is not there"),
+        (
+            {"w": "model-1.safetensors", "v": "model-2.safetensors"},
+            "names model-2.safetensors, which is not there",
+        ),
         ({"w": "model-1.safetensors", "v": "model-1.safetensors"}, r"name different tensors \(v\)"),
         ({"w": "../secret.safetensors"}, "not a file beside it"),
         ({"w": "/etc/passwd"}, "not a file beside it"),
@@ -348,7 +404,10 @@ def test_a_shard_is_read_as_carefully_as_a_file(tmp_path):
 
 def test_a_folder_without_weights(tmp_path):
     (tmp_path / "model").mkdir()
-    refused(tmp_path / "model", r"a folder without checkpoints/step_\*\.pt of a run, or model\.safetensors")
+    refused(
+        tmp_path / "model",
+        r"a folder without checkpoints/step_\*\.pt of a run, or model\.safetensors",
+    )
 
 
 def test_a_link_that_leads_to_itself(tmp_path):

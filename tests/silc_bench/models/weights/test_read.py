@@ -1,4 +1,6 @@
-"""Weights of good files: bit for bit what was saved, in every format, under the names that were meant."""
+"""Weights of good files: bit for bit what was saved, in every format, under the names that were
+meant.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,10 @@ DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 
 def weights():
     generator = torch.Generator().manual_seed(0)
-    values = {str(dtype)[6:] + ".weight": torch.randn(3, 5, generator=generator).to(dtype) for dtype in DTYPES}
+    values = {
+        str(dtype)[6:] + ".weight": torch.randn(3, 5, generator=generator).to(dtype)
+        for dtype in DTYPES
+    }
     big = torch.randn(20, 6, generator=generator)
     return values | {
         "transposed": big.T,
@@ -33,18 +38,23 @@ def weights():
 
 def same(one, other):
     return one.keys() == other.keys() and all(
-        one[name].dtype == other[name].dtype and one[name].shape == other[name].shape and torch.equal(one[name], other[name])
+        one[name].dtype == other[name].dtype
+        and one[name].shape == other[name].shape
+        and torch.equal(one[name], other[name])
         for name in one
     )
 
 
 def save_safetensors(content, path):
-    safetensors.torch.save_file({name: value.clone().contiguous() for name, value in content.items()}, path)
+    safetensors.torch.save_file(
+        {name: value.clone().contiguous() for name, value in content.items()}, path
+    )
 
 
 def save_npz(content, path):
     arrays = {
-        n: (v.view(torch.int16).numpy().view("V2") if v.dtype == torch.bfloat16 else v.numpy()) for n, v in content.items()
+        n: (v.view(torch.int16).numpy().view("V2") if v.dtype == torch.bfloat16 else v.numpy())
+        for n, v in content.items()
     }
     with open(path, "wb") as file:  # by the handle: NumPy adds a suffix to names
         np.savez(file, **arrays)
@@ -103,15 +113,33 @@ STATE = {"a.weight": torch.ones(2, 3), "b": torch.zeros(4)}
     "content",
     [
         {"state_dict": STATE, "epoch": 3, "optimizer": {"state": {0: {"step": torch.tensor(1.0)}}}},
-        {"model": STATE, "model_ema": {name: value + 1 for name, value in STATE.items()}, "args": {"lr": 0.1}},
+        {
+            "model": STATE,
+            "model_ema": {name: value + 1 for name, value in STATE.items()},
+            "args": {"lr": 0.1},
+        },
         {"model": {"state_dict": STATE, "step": 1}},
-        {"model_state_dict": collections.OrderedDict(STATE), "hyper": "text", "words": [1, 2.5, None, True, ("a", b"b")]},
+        {
+            "model_state_dict": collections.OrderedDict(STATE),
+            "hyper": "text",
+            "words": [1, 2.5, None, True, ("a", b"b")],
+        },
         {f"module.{name}": value for name, value in STATE.items()},
         {"state_dict": {f"module._orig_mod.{name}": value for name, value in STATE.items()}},
         {"state_dict": {f"model.{name}": value for name, value in STATE.items()}},
-        torch.nn.ParameterDict({"b": STATE["b"]}).state_dict() | {"a.weight": torch.nn.Parameter(STATE["a.weight"])},
+        torch.nn.ParameterDict({"b": STATE["b"]}).state_dict()
+        | {"a.weight": torch.nn.Parameter(STATE["a.weight"])},
     ],
-    ids=["lightning", "ema", "twice", "words", "data parallel", "compiled", "prefixed", "parameters"],
+    ids=[
+        "lightning",
+        "ema",
+        "twice",
+        "words",
+        "data parallel",
+        "compiled",
+        "prefixed",
+        "parameters",
+    ],
 )
 @pytest.mark.parametrize("kind", ["torch", "legacy"])
 def test_what_programs_save_around_it(tmp_path, content, kind):
@@ -128,14 +156,21 @@ def test_a_prefix_that_one_name_lacks_stays(tmp_path):
 def test_folders(tmp_path):
     saved = weights()
     names = sorted(saved)
-    for kind, pattern in (("safetensors", "model-{}.safetensors"), ("torch", "pytorch_model-{}.bin")):
+    for kind, pattern in (
+        ("safetensors", "model-{}.safetensors"),
+        ("torch", "pytorch_model-{}.bin"),
+    ):
         folder = tmp_path / kind
         folder.mkdir()
         index = {name: pattern.format(i % 2) for i, name in enumerate(names)}
         for shard in set(index.values()):
-            FORMATS[kind]({name: saved[name] for name in names if index[name] == shard}, folder / shard)
+            FORMATS[kind](
+                {name: saved[name] for name in names if index[name] == shard}, folder / shard
+            )
         kept = "model.safetensors" if kind == "safetensors" else "pytorch_model.bin"
-        (folder / f"{kept}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+        (folder / f"{kept}.index.json").write_text(
+            json.dumps({"metadata": {}, "weight_map": index})
+        )
         assert same(read_weights(folder), saved)
         FORMATS[kind]({"only": torch.ones(2)}, folder / kept)
         assert list(read_weights(folder)) == ["only"], "a whole file comes before an index"
@@ -143,7 +178,10 @@ def test_folders(tmp_path):
 
 def test_loading_into_a_module():
     module = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
-    state = {name: torch.full_like(value, 2).bfloat16() if value.ndim else value for name, value in module.state_dict().items()}
+    state = {
+        name: torch.full_like(value, 2).bfloat16() if value.ndim else value
+        for name, value in module.state_dict().items()
+    }
     load_into(module, state, "x.pt")
     assert {p.dtype for p in module.parameters()} == {torch.float32}
     assert (module[0].weight == 2).all()

@@ -1,4 +1,6 @@
-"""open_clip's own embeddings, pixels and token ids for one tiny model of each family; maps from their weights; and refusals."""
+"""open_clip's own embeddings, pixels and token ids for one tiny model of each family; maps from
+their weights; and refusals.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,13 @@ TEXTS = [
 ]
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 4, "layers": 2}
 VIT = {"image_size": 32, "layers": 2, "width": 32, "head_width": 8, "patch_size": 8}
-COCA = {**VIT, "attentional_pool": True, "attn_pooler_queries": 5, "attn_pooler_heads": 4, "output_tokens": True}
+COCA = {
+    **VIT,
+    "attentional_pool": True,
+    "attn_pooler_queries": 5,
+    "attn_pooler_heads": 4,
+    "output_tokens": True,
+}
 
 
 def timm_tower(name, pool, proj, size=32):
@@ -66,7 +74,9 @@ def small_map(pretrained=False, **others):
     """timm's SigLIP tower, small."""
     from timm.models.vision_transformer import _create_vision_transformer
 
-    return _create_vision_transformer("vit_base_patch16_siglip_224", **{**SMALL, "class_token": False, **others})
+    return _create_vision_transformer(
+        "vit_base_patch16_siglip_224", **{**SMALL, "class_token": False, **others}
+    )
 
 
 def small_rest(pretrained=False, **others):
@@ -78,28 +88,56 @@ def small_gap(pretrained=False, **others):
     """A ViT of timm with a class token that is left out of the mean, and its norm before."""
     from timm.models.vision_transformer import _create_vision_transformer
 
-    return _create_vision_transformer("test_vit2", **{**SMALL, "global_pool": "avg", "fc_norm": False, **others})
+    return _create_vision_transformer(
+        "test_vit2", **{**SMALL, "global_pool": "avg", "fc_norm": False, **others}
+    )
 
 
 def small_swin(pretrained=False, **others):
     """A Swin transformer: its map has channels last, and its windows are cut for one size."""
     from timm.models.swin_transformer import _create_swin_transformer
 
-    sizes = {"img_size": 32, "patch_size": 4, "window_size": 4, "embed_dim": 24, "depths": (1, 2), "num_heads": (2, 4)}
+    sizes = {
+        "img_size": 32,
+        "patch_size": 4,
+        "window_size": 4,
+        "embed_dim": 24,
+        "depths": (1, 2),
+        "num_heads": (2, 4),
+    }
     return _create_swin_transformer("swin_tiny_patch4_window7_224", **{**sizes, **others})
 
 
 def small_eva(pretrained=False, **others):
-    """timm's EVA02 tower, small: rotary positions beside learned ones, gated layers, norms inside."""
+    """timm's EVA02 tower, small: rotary positions beside learned ones, gated layers, norms
+    inside.
+    """
     from timm.models.eva import _create_eva
 
-    eva = {"qkv_fused": False, "swiglu_mlp": True, "scale_mlp": True, "scale_attn_inner": True, "use_rot_pos_emb": True}
-    return _create_eva("eva02_base_patch16_clip_224", **{**SMALL, **eva, "ref_feat_shape": (4, 4), **others})
+    eva = {
+        "qkv_fused": False,
+        "swiglu_mlp": True,
+        "scale_mlp": True,
+        "scale_attn_inner": True,
+        "use_rot_pos_emb": True,
+    }
+    return _create_eva(
+        "eva02_base_patch16_clip_224", **{**SMALL, **eva, "ref_feat_shape": (4, 4), **others}
+    )
 
 
 def configs(reader):
-    """{architecture: its configuration}; ``reader``: a folder with a tokenizer and a text tower of transformers."""
-    siglip_text = {"context_length": 16, "vocab_size": 400, "width": 32, "heads": 4, "layers": 2, "no_causal_mask": True}
+    """{architecture: its configuration}; ``reader``: a folder with a tokenizer and a text tower of
+    transformers.
+    """
+    siglip_text = {
+        "context_length": 16,
+        "vocab_size": 400,
+        "width": 32,
+        "heads": 4,
+        "layers": 2,
+        "no_causal_mask": True,
+    }
     siglip_text |= {"proj_bias": True, "pool_type": "last", "norm_kwargs": {"eps": 1e-6}}
     siglip_text |= {"hf_tokenizer_name": str(reader), "tokenizer_kwargs": {"clean": "canonicalize"}}
     coca_text = {**TEXT, "context_length": 76}
@@ -117,7 +155,10 @@ def configs(reader):
         "tiny-vit-quickgelu": {**base, "vision_cfg": VIT, "quick_gelu": True},
         "tiny-blocks": {**base, "vision_cfg": {**VIT, **blocks}},
         "tiny-clipa": {**base, "vision_cfg": {**VIT, **clipa}},
-        "tiny-resnet": {**base, "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8, "head_width": 8}},
+        "tiny-resnet": {
+            **base,
+            "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8, "head_width": 8},
+        },
         "tiny-coca": {
             **base,
             "vision_cfg": COCA,
@@ -138,7 +179,11 @@ def configs(reader):
             "text_cfg": TEXT,
             "custom_text": True,
         },
-        "tiny-eva": {**base, "vision_cfg": timm_tower("small_eva", "token", None), "custom_text": True},
+        "tiny-eva": {
+            **base,
+            "vision_cfg": timm_tower("small_eva", "token", None),
+            "custom_text": True,
+        },
         "tiny-gap": {**base, "vision_cfg": timm_tower("small_gap", "", "linear")},
         "tiny-convnext": {**base, "vision_cfg": timm_tower("test_convnext", "", "mlp", 128)},
         "tiny-swin": {**base, "vision_cfg": timm_tower("small_swin", "", "linear")},
@@ -152,7 +197,9 @@ GRIDS = ["tiny-vit", "tiny-clipa", "tiny-coca", "tiny-siglip", "tiny-eva", "tiny
 
 
 def make_reader(folder):
-    """A byte-level tokenizer and the configuration of a small text tower, as they lie in a cache."""
+    """A byte-level tokenizer and the configuration of a small text tower, as they lie in a
+    cache.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast, RobertaConfig
 
@@ -160,29 +207,52 @@ def make_reader(folder):
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(), decoders.ByteLevel()
     special = ["<s>", "<pad>", "</s>", "<unk>"]
     trainer = trainers.BpeTrainer(
-        vocab_size=300, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=300,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     tokenizer.train_from_iterator(["a photo of a cat", "things and numbers"], trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
     )
     fast.save_pretrained(folder)
-    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 48}
+    sizes = {
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+        "intermediate_size": 48,
+    }
     RobertaConfig(
-        vocab_size=300, max_position_embeddings=40, pad_token_id=1, bos_token_id=0, eos_token_id=2, **sizes
+        vocab_size=300,
+        max_position_embeddings=40,
+        pad_token_id=1,
+        bos_token_id=0,
+        eos_token_id=2,
+        **sizes,
     ).save_pretrained(folder)
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """A folder with the configurations, known to open_clip while this file is tested, as the small towers are to timm."""
+    """A folder with the configurations, known to open_clip while this file is tested, as the small
+    towers are to timm.
+    """
     import timm
 
     for small in (small_map, small_rest, small_gap, small_swin, small_eva):
         timm.models.register_model(small)
     reads = open_clip.factory.SimpleTokenizer
-    open_clip.factory.SimpleTokenizer = functools.cache(reads)  # the same vocabulary, parsed once instead of thirty times
+    open_clip.factory.SimpleTokenizer = functools.cache(
+        reads
+    )  # the same vocabulary, parsed once instead of thirty times
     folder = tmp_path_factory.mktemp("open_clip")
     (folder / "archs").mkdir()
     make_reader(folder / "reader")
@@ -198,7 +268,9 @@ def home(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def models(home):
-    """Each architecture once: open_clip's own with every weight drawn at random, and ours from its file."""
+    """Each architecture once: open_clip's own with every weight drawn at random, and ours from its
+    file.
+    """
     known = {}
 
     def pair(arch):
@@ -227,14 +299,18 @@ def draw(network):
 
 
 def picture(width, height):
-    pixels = np.random.default_rng(width * 1000 + height).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    pixels = np.random.default_rng(width * 1000 + height).integers(
+        0, 256, (height, width, 3), dtype=np.uint8
+    )
     return Image.fromarray(pixels)
 
 
 def noise(model, batch=2, more=(0, 0)):
     """Pictures of the trained size, or ``more`` patches higher and wider."""
     side, P = model.image_size, model.patch_size
-    return torch.randn(batch, 3, side + more[0] * P, side + more[1] * P, generator=torch.Generator().manual_seed(3))
+    return torch.randn(
+        batch, 3, side + more[0] * P, side + more[1] * P, generator=torch.Generator().manual_seed(3)
+    )
 
 
 def close(left, right, tolerance=1e-5):
@@ -258,7 +334,8 @@ def test_embeddings_pixels_and_tokens_are_open_clips_own(models, arch):
     assert isinstance(ours, ImageTextModel)
     assert isinstance(ours, DenseModel)
     transform = open_clip.transform.image_transform_v2(
-        open_clip.transform.PreprocessCfg(**open_clip.get_model_preprocess_cfg(theirs)), is_train=False
+        open_clip.transform.PreprocessCfg(**open_clip.get_model_preprocess_cfg(theirs)),
+        is_train=False,
     )
     pictures = [picture(*size) for size in SIZES]
     pixels = torch.stack([transform(image) for image in pictures])
@@ -300,7 +377,10 @@ def test_feature_points_have_their_widths(models, arch):
     images = noise(ours)
     for point, width in ours.feature_points.items():
         assert ours.encode_image(images, point).shape == (2, width)
-    assert close(ours.encode_image(images, "mean_patch"), ours.encode_dense(images, ["tokens"])["tokens"].mean(dim=(1, 2)))
+    assert close(
+        ours.encode_image(images, "mean_patch"),
+        ours.encode_dense(images, ["tokens"])["tokens"].mean(dim=(1, 2)),
+    )
     if "pre_projection" not in ours.feature_points:
         assert arch in ("tiny-siglip", "tiny-rest")  # pooled as it is
         return
@@ -308,12 +388,23 @@ def test_feature_points_have_their_widths(models, arch):
     if hasattr(visual, "trunk"):
         projected = visual.head(visual.trunk.get_classifier()(before))
     else:
-        projected = visual.attnpool.c_proj(before) if hasattr(visual, "attnpool") else before @ visual.proj
+        projected = (
+            visual.attnpool.c_proj(before) if hasattr(visual, "attnpool") else before @ visual.proj
+        )
     assert close(projected, ours.encode_image(images))
 
 
 @pytest.mark.parametrize(
-    "arch", ["tiny-vit", "tiny-blocks", "tiny-resnet", "tiny-siglip", "tiny-eva", "tiny-gap", "tiny-convnext"]
+    "arch",
+    [
+        "tiny-vit",
+        "tiny-blocks",
+        "tiny-resnet",
+        "tiny-siglip",
+        "tiny-eva",
+        "tiny-gap",
+        "tiny-convnext",
+    ],
 )
 @torch.no_grad()
 def test_patches_are_the_librarys_last_features(models, arch):
@@ -324,7 +415,10 @@ def test_patches_are_the_librarys_last_features(models, arch):
     )
     if arch == "tiny-convnext":  # its intermediates pass a norm that its features do not
         last = {"image_intermediates": [theirs.visual.trunk.forward_features(images)]}
-    assert close(ours.encode_dense(images, ["tokens"])["tokens"], last["image_intermediates"][-1].permute(0, 2, 3, 1))
+    assert close(
+        ours.encode_dense(images, ["tokens"])["tokens"],
+        last["image_intermediates"][-1].permute(0, 2, 3, 1),
+    )
 
 
 @pytest.mark.parametrize("arch", ["tiny-vit", "tiny-vit-quickgelu"])
@@ -340,15 +434,27 @@ def test_joint_map_of_a_class_token_is_the_value_path_of_its_last_block(models, 
 
     def norm(x, name):
         centred = x - x.mean(-1, keepdim=True)
-        return centred / (centred.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt() * w[name + ".weight"] + w[name + ".bias"]
+        return (
+            centred / (centred.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt() * w[name + ".weight"]
+            + w[name + ".bias"]
+        )
 
-    values = norm(x, last + "ln_1") @ w[last + "attn.in_proj_weight"][2 * W :].T + w[last + "attn.in_proj_bias"][2 * W :]
+    values = (
+        norm(x, last + "ln_1") @ w[last + "attn.in_proj_weight"][2 * W :].T
+        + w[last + "attn.in_proj_bias"][2 * W :]
+    )
     x = x + values @ w[last + "attn.out_proj.weight"].T + w[last + "attn.out_proj.bias"]
     hidden = norm(x, last + "ln_2") @ w[last + "mlp.c_fc.weight"].T + w[last + "mlp.c_fc.bias"]
-    gate = torch.sigmoid(1.702 * hidden) if arch.endswith("quickgelu") else 0.5 * (1 + torch.erf(hidden / 2**0.5))
+    gate = (
+        torch.sigmoid(1.702 * hidden)
+        if arch.endswith("quickgelu")
+        else 0.5 * (1 + torch.erf(hidden / 2**0.5))
+    )
     x = x + (hidden * gate) @ w[last + "mlp.c_proj.weight"].T + w[last + "mlp.c_proj.bias"]
     expected = norm(x, "ln_post") @ w["proj"]
-    assert close(ours.encode_dense(images, ["maskclip"])["maskclip"], expected.unflatten(1, (4, 4)).float())
+    assert close(
+        ours.encode_dense(images, ["maskclip"])["maskclip"], expected.unflatten(1, (4, 4)).float()
+    )
 
 
 @torch.no_grad()
@@ -357,7 +463,10 @@ def test_joint_maps_of_other_blocks_see_each_token_alone(models):
     images, visual = noise(ours), theirs.visual
     x = visual.transformer.resblocks[0](visual._embeds(images))
     x = visual.transformer.resblocks[1](x.reshape(-1, 1, 32)).view_as(x)[:, 1:]
-    assert close(ours.encode_dense(images, ["maskclip"])["maskclip"].flatten(1, 2), visual.ln_post(x) @ visual.proj)
+    assert close(
+        ours.encode_dense(images, ["maskclip"])["maskclip"].flatten(1, 2),
+        visual.ln_post(x) @ visual.proj,
+    )
     ours, theirs = models("tiny-eva")
     images, trunk = noise(ours), theirs.visual.trunk
     inputs = []
@@ -365,10 +474,14 @@ def test_joint_maps_of_other_blocks_see_each_token_alone(models):
     trunk(images)
     handle.remove()
     x = trunk.blocks[-1](inputs[0].reshape(-1, 1, 48), rope=None).view_as(inputs[0])[:, 1:]
-    assert close(ours.encode_dense(images, ["maskclip"])["maskclip"].flatten(1, 2), trunk.head(trunk.norm(x)))
+    assert close(
+        ours.encode_dense(images, ["maskclip"])["maskclip"].flatten(1, 2), trunk.head(trunk.norm(x))
+    )
 
 
-@pytest.mark.parametrize("arch", ["tiny-clipa", "tiny-coca", "tiny-siglip", "tiny-gap", "tiny-convnext", "tiny-swin"])
+@pytest.mark.parametrize(
+    "arch", ["tiny-clipa", "tiny-coca", "tiny-siglip", "tiny-gap", "tiny-convnext", "tiny-swin"]
+)
 @torch.no_grad()
 def test_a_joint_patch_is_what_pooling_gives_where_all_patches_are_that_one(models, arch):
     ours, theirs = models(arch)
@@ -379,9 +492,13 @@ def test_a_joint_patch_is_what_pooling_gives_where_all_patches_are_that_one(mode
     for row, column in ((0, 0), (1, 3), (3, 2)):
         token = patches[:, row, column]
         if arch == "tiny-convnext":
-            pooled = visual.head(visual.trunk.forward_head(token[:, :, None, None].expand(-1, -1, 5, 5)))
+            pooled = visual.head(
+                visual.trunk.forward_head(token[:, :, None, None].expand(-1, -1, 5, 5))
+            )
         elif arch == "tiny-swin":
-            pooled = visual.head(visual.trunk.forward_head(token[:, None, None].expand(-1, 5, 5, -1)))
+            pooled = visual.head(
+                visual.trunk.forward_head(token[:, None, None].expand(-1, 5, 5, -1))
+            )
         elif hasattr(visual, "trunk"):
             pooled = visual.head(visual.trunk.forward_head(token[:, None].expand(-1, 6, -1)))
         else:
@@ -406,7 +523,9 @@ def test_map_pooling_is_the_mean_of_the_values_as_its_heads_weigh_them(models):
 
     pooled = torch.einsum("bhn,bnhd->bhd", weights, v).flatten(1)
     assert close(finish(pooled), ours.encode_image(images))
-    assert close(finish(v.flatten(2)), ours.encode_dense(images, ["maskclip"])["maskclip"].flatten(1, 2))
+    assert close(
+        finish(v.flatten(2)), ours.encode_dense(images, ["maskclip"])["maskclip"].flatten(1, 2)
+    )
 
 
 @torch.no_grad()
@@ -418,14 +537,22 @@ def test_resnet_pooling_is_the_mean_of_the_values_as_its_heads_weigh_them(models
     heads, d = pool.num_heads, 256 // pool.num_heads
     q, k, v = (f(x).unflatten(2, (heads, d)) for f in (pool.q_proj, pool.k_proj, pool.v_proj))
     weights = torch.einsum("bhd,bnhd->bhn", q[:, 0], k).mul(d**-0.5).softmax(-1)
-    assert close(pool.c_proj(torch.einsum("bhn,bnhd->bhd", weights, v).flatten(1)), ours.encode_image(images))
-    assert close(pool.c_proj(v.flatten(2))[:, 1:], ours.encode_dense(images, ["maskclip"])["maskclip"].flatten(1, 2))
+    assert close(
+        pool.c_proj(torch.einsum("bhn,bnhd->bhd", weights, v).flatten(1)), ours.encode_image(images)
+    )
+    assert close(
+        pool.c_proj(v.flatten(2))[:, 1:],
+        ours.encode_dense(images, ["maskclip"])["maskclip"].flatten(1, 2),
+    )
 
 
 @torch.no_grad()
 def test_a_mean_of_joint_patches_is_the_embedding_where_the_norm_comes_first(models):
     ours, _ = models("tiny-gap")
-    assert close(ours.encode_dense(noise(ours), ["plain"])["plain"].mean(dim=(1, 2)), ours.encode_image(noise(ours)))
+    assert close(
+        ours.encode_dense(noise(ours), ["plain"])["plain"].mean(dim=(1, 2)),
+        ours.encode_image(noise(ours)),
+    )
 
 
 @pytest.mark.parametrize("arch", ["tiny-coca", "tiny-siglip", "tiny-eva", "tiny-gap"])
@@ -450,7 +577,10 @@ def test_all_methods_share_one_pass(models, arch):
 def test_a_map_has_one_path_to_text(models):
     ours, _ = models("tiny-convnext")
     assert ours.dense_methods == ("tokens", "plain")
-    with pytest.raises(UserError, match="'maskclip': it pools the mean of a map and has no attention to change; ask for plain"):
+    with pytest.raises(
+        UserError,
+        match="'maskclip': it pools the mean of a map and has no attention to change; ask for plain",
+    ):
         ours.encode_dense(noise(ours), ["maskclip"])
 
 
@@ -460,10 +590,16 @@ def test_another_size_is_what_open_clip_gives_when_built_for_it(models, home, ar
     ours, _ = models(arch)
     at_home = ours.encode_image(noise(ours))
     images = noise(ours, more=(1, 3))
-    bigger = open_clip.create_model(arch, pretrained=str(home / f"{arch}.pt"), force_image_size=tuple(images.shape[2:])).eval()
-    if not hasattr(bigger.visual, "trunk"):  # the library resizes positions of squares only when it loads
+    bigger = open_clip.create_model(
+        arch, pretrained=str(home / f"{arch}.pt"), force_image_size=tuple(images.shape[2:])
+    ).eval()
+    if not hasattr(
+        bigger.visual, "trunk"
+    ):  # the library resizes positions of squares only when it loads
         square = noise(ours, more=(2, 2))
-        bigger = open_clip.create_model(arch, pretrained=str(home / f"{arch}.pt"), force_image_size=square.shape[2]).eval()
+        bigger = open_clip.create_model(
+            arch, pretrained=str(home / f"{arch}.pt"), force_image_size=square.shape[2]
+        ).eval()
         images = square
     assert close(ours.encode_image(images), bigger.encode_image(images, normalize=False), 2e-5)
     wide = noise(ours, more=(1, 3))
@@ -479,7 +615,12 @@ def test_maps_take_other_sizes_too(models, arch):
     ours, _ = models(arch)
     at_home, side = ours.encode_image(noise(ours)), ours.image_size // 32
     method = ours.dense_methods[-1]
-    assert ours.encode_dense(noise(ours, more=(1, 2)), [method])[method].shape == (2, side + 1, side + 2, 24)
+    assert ours.encode_dense(noise(ours, more=(1, 2)), [method])[method].shape == (
+        2,
+        side + 1,
+        side + 2,
+        24,
+    )
     assert ours.encode_image(noise(ours, more=(1, 2))).isfinite().all()
     assert torch.equal(ours.encode_image(noise(ours)), at_home)
 
@@ -487,7 +628,10 @@ def test_maps_take_other_sizes_too(models, arch):
 @torch.no_grad()
 def test_a_size_that_does_not_divide_is_refused(models):
     ours, _ = models("tiny-vit")
-    for call in (ours.encode_image, lambda images: ours.encode_dense(images, ["maskclip"])["maskclip"]):
+    for call in (
+        ours.encode_image,
+        lambda images: ours.encode_dense(images, ["maskclip"])["maskclip"],
+    ):
         with pytest.raises(UserError, match="patches of 8 pixels; 36 x 32"):
             call(torch.zeros(1, 3, 36, 32))
 
@@ -505,7 +649,9 @@ def test_a_trained_size_that_does_not_divide_is_taken_as_it_is_and_no_other(mode
     assert ours.encode_dense(images, ["maskclip"])["maskclip"].shape == (2, 4, 4, 48)
     assert ours.encode_image(images, "mean_patch").shape == (2, 48)
     for side in (32, 40):
-        with pytest.raises(UserError, match=f"pictures of 34 x 34 pixels only, not {side} x {side}"):
+        with pytest.raises(
+            UserError, match=f"pictures of 34 x 34 pixels only, not {side} x {side}"
+        ):
             ours.encode_image(torch.zeros(1, 3, side, side))
 
 
@@ -516,7 +662,10 @@ def test_what_a_tower_cannot_do_is_refused_with_the_reason(models):
         swin.encode_image(noise(swin, more=(1, 1)))
     ours, _ = models("tiny-max")
     assert ours.encode_dense(noise(ours), ["tokens"])["tokens"].shape == (2, 4, 4, 48)
-    with pytest.raises(UserError, match=r"tiny-max\.pt cannot give dense .* its pooling 'max' says nothing of a patch alone"):
+    with pytest.raises(
+        UserError,
+        match=r"tiny-max\.pt cannot give dense .* its pooling 'max' says nothing of a patch alone",
+    ):
         ours.encode_dense(noise(ours), ["maskclip"])["maskclip"]
 
 
@@ -524,7 +673,10 @@ def test_what_a_tower_cannot_do_is_refused_with_the_reason(models):
 @torch.no_grad()
 def test_bf16_autocast_changes_little(models, arch):
     ours, _ = models(arch)
-    for call in (ours.encode_image, lambda images: ours.encode_dense(images, ["maskclip"])["maskclip"]):
+    for call in (
+        ours.encode_image,
+        lambda images: ours.encode_dense(images, ["maskclip"])["maskclip"],
+    ):
         exact = call(noise(ours))
         with torch.autocast("cpu", torch.bfloat16):
             half = call(noise(ours))
@@ -533,21 +685,33 @@ def test_bf16_autocast_changes_little(models, arch):
 
 
 def test_activation_is_part_of_the_revision(models, home):
-    plain, quick = models("tiny-vit")[0], load_model(f"open_clip:tiny-vit-quickgelu/{home / 'tiny-vit.pt'}")
+    plain, quick = (
+        models("tiny-vit")[0],
+        load_model(f"open_clip:tiny-vit-quickgelu/{home / 'tiny-vit.pt'}"),
+    )
     assert plain.settings["quick_gelu"] is False
     assert quick.settings["quick_gelu"] is True
     assert quick.revision != plain.revision
     with torch.no_grad():
         assert not close(quick.encode_image(noise(quick)), plain.encode_image(noise(plain)))
     state = torch.load(home / "tiny-vit.pt", weights_only=True)
-    numbers = {name: torch.tensor(7) for name in ("input_resolution", "context_length", "vocab_size")}
+    numbers = {
+        name: torch.tensor(7) for name in ("input_resolution", "context_length", "vocab_size")
+    }
     torch.save({**state, **numbers}, home / "of_openai.pt")
     assert load_model(f"open_clip:tiny-vit/{home / 'of_openai.pt'}").revision == quick.revision
 
 
-def test_a_tag_brings_its_preprocessing_and_activation_and_a_file_what_all_tags_agree_on(models, home, monkeypatch):
+def test_a_tag_brings_its_preprocessing_and_activation_and_a_file_what_all_tags_agree_on(
+    models, home, monkeypatch
+):
     plain, _ = models("tiny-vit")
-    about = {"file": str(home / "tiny-vit.pt"), "mean": (0.5, 0.4, 0.3), "std": (0.5, 0.5, 0.5), "interpolation": "bilinear"}
+    about = {
+        "file": str(home / "tiny-vit.pt"),
+        "mean": (0.5, 0.4, 0.3),
+        "std": (0.5, 0.5, 0.5),
+        "interpolation": "bilinear",
+    }
     tags = {"mine": {**about, "resize_mode": "squash", "quick_gelu": True}}
     monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "tiny-vit", tags)
     tagged = load_model("open_clip:tiny-vit/mine")
@@ -557,16 +721,23 @@ def test_a_tag_brings_its_preprocessing_and_activation_and_a_file_what_all_tags_
         theirs, _, transform = open_clip.create_model_and_transforms("tiny-vit", pretrained="mine")
     for size in SIZES:
         assert torch.equal(tagged.preprocess(picture(*size)), transform(picture(*size)))
-    forced = open_clip.create_model("tiny-vit", pretrained=about["file"], force_quick_gelu=True).eval()
+    forced = open_clip.create_model(
+        "tiny-vit", pretrained=about["file"], force_quick_gelu=True
+    ).eval()
     with torch.no_grad():
         images = noise(tagged)
         assert close(tagged.encode_image(images), forced.encode_image(images))
-        assert not close(tagged.encode_image(images), theirs.eval().encode_image(images))  # a warning is all it does
+        assert not close(
+            tagged.encode_image(images), theirs.eval().encode_image(images)
+        )  # a warning is all it does
     file = load_model(f"open_clip:tiny-vit/{home / 'tiny-vit.pt'}")
     assert file.image_protocol == tagged.image_protocol
     assert file.revision == plain.revision  # weights and activation; pixels are in the protocol
     tags["other"] = {**tags["mine"], "resize_mode": "shortest"}
-    assert load_model(f"open_clip:tiny-vit/{home / 'tiny-vit.pt'}").image_protocol == plain.image_protocol
+    assert (
+        load_model(f"open_clip:tiny-vit/{home / 'tiny-vit.pt'}").image_protocol
+        == plain.image_protocol
+    )
     message = refused("open_clip:tiny-vit", "mine", "other", "random", "PATH")
     assert message.startswith("open_clip:tiny-vit names no weights")
     refused("open_clip:tiny-vit/mime", "mine")
@@ -578,7 +749,9 @@ def test_a_tower_pooled_twice_is_refused(home, tmp_path, kind):
     config["vision_cfg"] |= {**COCA, "attentional_pool": kind}
     (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
     vision = {**config["vision_cfg"], "output_tokens": False}
-    torch.save(open_clip.CLIP(24, vision, TEXT).state_dict(), tmp_path / "open_clip_pytorch_model.bin")
+    torch.save(
+        open_clip.CLIP(24, vision, TEXT).state_dict(), tmp_path / "open_clip_pytorch_model.bin"
+    )
     refused(f"open_clip:{tmp_path}", f"pooled twice (attentional_pool '{kind}')")
 
 
@@ -611,15 +784,28 @@ def make_folder(folder, home, arch, **preprocess):
 
     make_reader(folder)
     config = json.loads((home / "archs" / f"{arch}.json").read_text())
-    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": preprocess}))
+    (folder / "open_clip_config.json").write_text(
+        json.dumps({"model_cfg": config, "preprocess_cfg": preprocess})
+    )
     state = torch.load(home / f"{arch}.pt", weights_only=True)
-    save_file({name: value.contiguous().clone() for name, value in state.items()}, folder / "open_clip_model.safetensors")
+    save_file(
+        {name: value.contiguous().clone() for name, value in state.items()},
+        folder / "open_clip_model.safetensors",
+    )
 
 
 def test_a_folder_is_what_open_clip_makes_of_it(models, home, tmp_path):
     theirs_here, _ = models("tiny-siglip")
     folder = tmp_path / "mine"
-    make_folder(folder, home, "tiny-siglip", mean=[0.5] * 3, std=[0.5] * 3, resize_mode="squash", interpolation="bicubic")
+    make_folder(
+        folder,
+        home,
+        "tiny-siglip",
+        mean=[0.5] * 3,
+        std=[0.5] * 3,
+        resize_mode="squash",
+        interpolation="bicubic",
+    )
     torch.save({}, folder / "open_clip_pytorch_model.bin")  # the safe format is preferred
     ours = load_model(f"open_clip:{folder}")
     theirs, _, transform = open_clip.create_model_and_transforms(f"local-dir:{folder}")
@@ -654,7 +840,9 @@ def test_mistakes_are_named(models, home):
     refused(f"open_clip:tiny-vit/{home}/nothing.pt", "no such file")
     refused(f"open_clip:{home / 'tiny-vit.pt'}", "does not say its architecture")
     refused(
-        f"open_clip:tiny-clipa/{home / 'tiny-vit.pt'}", "tiny-vit.pt as open_clip's tiny-clipa", "2 unexpected (visual.ln_pre"
+        f"open_clip:tiny-clipa/{home / 'tiny-vit.pt'}",
+        "tiny-vit.pt as open_clip's tiny-clipa",
+        "2 unexpected (visual.ln_pre",
     )
     torch.save({"a": torch.zeros(3)}, home / "other.pt")
     refused(f"open_clip:tiny-siglip/{home / 'other.pt'}", "do not fit")
@@ -672,8 +860,17 @@ def no_network(monkeypatch, tmp_path):
 def test_without_a_network_the_file_to_bring_is_named(home, no_network, tmp_path):
     source = "open_clip_model.safetensors of timm/vit_base_patch32_clip_224.openai on the Hugging Face hub"
     refused("open_clip:ViT-B-32/openai", source, "write open_clip:ViT-B-32-quickgelu/PATH")
-    refused("open_clip:ViTamin-S/datacomp1b", "pytorch_model.bin of jienengchen/ViTamin-S on", "write open_clip:ViTamin-S/PATH")
-    refused("open_clip:hf-hub:nobody/nothing", "open_clip_config.json", "nobody/nothing", "write open_clip:FOLDER")
+    refused(
+        "open_clip:ViTamin-S/datacomp1b",
+        "pytorch_model.bin of jienengchen/ViTamin-S on",
+        "write open_clip:ViTamin-S/PATH",
+    )
+    refused(
+        "open_clip:hf-hub:nobody/nothing",
+        "open_clip_config.json",
+        "nobody/nothing",
+        "write open_clip:FOLDER",
+    )
     refused("open_clip:hf-hub:nothing", "ORG/NAME")
     config = json.loads((home / "archs" / "tiny-siglip.json").read_text())
     config["text_cfg"]["hf_tokenizer_name"] = "nobody/nothing"
@@ -681,8 +878,13 @@ def test_without_a_network_the_file_to_bring_is_named(home, no_network, tmp_path
     path.write_text(json.dumps(config))
     open_clip.add_model_config(path)
     try:
-        refused("open_clip:tiny-nobody/random", "tokenizer", "nobody/nothing on the Hugging Face hub")
-        config["text_cfg"] = {"hf_model_name": "nobody/reader", "hf_tokenizer_name": "nobody/reader"}
+        refused(
+            "open_clip:tiny-nobody/random", "tokenizer", "nobody/nothing on the Hugging Face hub"
+        )
+        config["text_cfg"] = {
+            "hf_model_name": "nobody/reader",
+            "hf_tokenizer_name": "nobody/reader",
+        }
         path.write_text(json.dumps(config))
         open_clip.factory._rescan_model_configs()
         refused("open_clip:tiny-nobody/random", "reads with nobody/reader", "bring config.json")
@@ -697,7 +899,15 @@ def test_without_the_library_its_extra_is_named(monkeypatch):
 
 
 def test_a_tiny_model_is_evaluated_end_to_end(home, tmp_path):
-    words = ["eval", "--ckpt", "open_clip:tiny-vit/random", "--tasks", "shapes/zeroshot,shapes/retrieval", "--limit", "12"]
+    words = [
+        "eval",
+        "--ckpt",
+        "open_clip:tiny-vit/random",
+        "--tasks",
+        "shapes/zeroshot,shapes/retrieval",
+        "--limit",
+        "12",
+    ]
     done = CliRunner().invoke(cli.app, [*words, "--device", "cpu", "--results", str(tmp_path)])
     assert done.exit_code == 0, done.output
     records = [json.loads(path.read_text()) for path in tmp_path.rglob("*.json")]

@@ -1,4 +1,6 @@
-"""Causal text towers are cut where no text of the batch goes on; the protocol of texts names every option of a tokenizer."""
+"""Causal text towers are cut where no text of the batch goes on; the protocol of texts names every
+option of a tokenizer.
+"""
 
 import json
 
@@ -19,7 +21,9 @@ def network(kind, **text):
     torch.manual_seed(0)
     builders = {"clip": open_clip.CLIP, "custom": open_clip.CustomTextCLIP}
     model = builders[kind](16, VISION, {**TEXT, **text}).eval()
-    torch.nn.init.normal_(model.text.positional_embedding if kind == "custom" else model.positional_embedding)
+    torch.nn.init.normal_(
+        model.text.positional_embedding if kind == "custom" else model.positional_embedding
+    )
     return model
 
 
@@ -35,13 +39,22 @@ def tokens_of(*lengths):
     generator = torch.Generator().manual_seed(1)
     tokens = torch.zeros(len(lengths), 77, dtype=torch.long)
     for row, length in zip(tokens, lengths, strict=True):
-        row[0], row[1 : length + 1], row[length + 1] = EOS - 1, torch.randint(1, 40_000, (length,), generator=generator), EOS
+        row[0], row[1 : length + 1], row[length + 1] = (
+            EOS - 1,
+            torch.randint(1, 40_000, (length,), generator=generator),
+            EOS,
+        )
     return tokens
 
 
 @pytest.mark.parametrize(
     ("kind", "text"),
-    [("clip", {}), ("clip", {"pool_type": "eos", "eos_id": EOS}), ("custom", {}), ("custom", {"proj_bias": True})],
+    [
+        ("clip", {}),
+        ("clip", {"pool_type": "eos", "eos_id": EOS}),
+        ("custom", {}),
+        ("custom", {"proj_bias": True}),
+    ],
 )
 def test_causal_towers_read_no_padding(kind, text):
     model = network(kind, **text)
@@ -84,11 +97,19 @@ def test_every_option_of_the_librarys_own_tokenizer_is_another_protocol():
 
 @pytest.fixture(scope="module")
 def words(tmp_path_factory):
-    """A tokenizer of transformers: words to numbers, with the special tokens of BERT and of a language."""
-    tokenizers, transformers = pytest.importorskip("tokenizers"), pytest.importorskip("transformers")
+    """A tokenizer of transformers: words to numbers, with the special tokens of BERT and of a
+    language.
+    """
+    tokenizers, transformers = (
+        pytest.importorskip("tokenizers"),
+        pytest.importorskip("transformers"),
+    )
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[BOS]", "[EOS]"]
     vocabulary = {
-        word: number for number, word in enumerate([*special, "A", "a", "photo", "of", "text", "that", "is", "too", "long"])
+        word: number
+        for number, word in enumerate(
+            [*special, "A", "a", "photo", "of", "text", "that", "is", "too", "long"]
+        )
     }
     inner = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="[UNK]"))
     inner.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
@@ -97,7 +118,9 @@ def words(tmp_path_factory):
     )
     folder = tmp_path_factory.mktemp("words")
     names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-    wrapped = transformers.PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="[BOS]", eos_token="[EOS]", **names)
+    wrapped = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=inner, bos_token="[BOS]", eos_token="[EOS]", **names
+    )
     wrapped.save_pretrained(folder)
     return str(folder)
 
@@ -114,7 +137,10 @@ def test_every_option_of_a_tokenizer_of_transformers_is_another_protocol(words):
         {"padding_side": "left"},
     ]
     protocols = [
-        json.dumps(text_protocol(open_clip.tokenizer.HFTokenizer(words, **{"context_length": 16, **own}))) for own in options
+        json.dumps(
+            text_protocol(open_clip.tokenizer.HFTokenizer(words, **{"context_length": 16, **own}))
+        )
+        for own in options
     ]
     assert len(set(protocols)) == len(protocols)
 
@@ -122,6 +148,10 @@ def test_every_option_of_a_tokenizer_of_transformers_is_another_protocol(words):
 def test_a_language_that_leaves_no_trace_but_in_the_tokens_is_another_protocol(words):
     plain, spoken = (open_clip.tokenizer.HFTokenizer(words, context_length=16) for _ in range(2))
     backend = spoken.tokenizer.backend_tokenizer  # as set_src_lang_special_tokens does
-    backend.post_processor = type(backend.post_processor)(single="[BOS] $A [SEP]", special_tokens=[("[BOS]", 4), ("[SEP]", 3)])
-    differing = {key for key, value in text_protocol(plain).items() if text_protocol(spoken)[key] != value}
+    backend.post_processor = type(backend.post_processor)(
+        single="[BOS] $A [SEP]", special_tokens=[("[BOS]", 4), ("[SEP]", 3)]
+    )
+    differing = {
+        key for key, value in text_protocol(plain).items() if text_protocol(spoken)[key] != value
+    }
     assert differing == {"reads"}
