@@ -1,4 +1,11 @@
-"""What an evaluation asks of a checkpoint."""
+"""What an evaluation asks of a checkpoint.
+
+Three protocols, and no base class: an adapter is any object that has these attributes. A model that
+reads text is an ``ImageTextModel``, one that places its features on the image a ``DenseModel``; a
+model may be both.
+
+Shapes: B images or texts, H x W pixels, L tokens, D embedding, h x w patches, W width of the tower.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +26,10 @@ FEATURE_POINTS = {
 
 @runtime_checkable
 class ImageModel(Protocol):
-    """What every evaluation asks of a checkpoint. Embeddings are fp32 and not normalised.
+    """What every evaluation asks of a checkpoint; embeddings are fp32 and not normalised.
 
-    Where a library runs the model, ``libraries`` names its distributions: their versions are part
-    of what the store goes by.
+    An adapter may also have ``libraries``, the distributions that run the model: their versions
+    then belong to the key under which features are stored.
     """
 
     name: str  # row of the leaderboard: "shapes_tiny-silc:student"
@@ -30,16 +37,17 @@ class ImageModel(Protocol):
     embed_dim: int  # D
     image_size: int  # pixels a side that preprocess makes
     num_params: int
-    feature_points: dict[
-        str, int
-    ]  # of FEATURE_POINTS, those that exist here, with their widths; "pooled" always
-    # what preprocess does: an ImagePipeline, or, where pictures keep their shape, something with
-    # its as_dict
+
+    # Of FEATURE_POINTS, those that exist here, with their widths; "pooled" always.
+    feature_points: dict[str, int]
+
+    # What preprocess does: an ImagePipeline, or, where images keep their shape, another object with
+    # the same as_dict.
     pipeline: Any
-    image_protocol: dict[str, Any]  # the same as JSON
+    image_protocol: dict[str, Any]  # the same as JSON, as records carry it
 
     def preprocess(self, image: Image.Image) -> Tensor:
-        """One picture -> [3, H, W] fp32."""
+        """One image -> [3, H, W] fp32."""
         ...
 
     def encode_image(self, images: Tensor, point: str = "pooled") -> Tensor:
@@ -53,7 +61,7 @@ class ImageModel(Protocol):
 
 @runtime_checkable
 class ImageTextModel(ImageModel, Protocol):
-    """A model that also reads."""
+    """A model that also reads text."""
 
     logit_scale: float  # multiplies the cosine similarity (already exponentiated)
     logit_bias: float
@@ -70,19 +78,20 @@ class ImageTextModel(ImageModel, Protocol):
 
 @runtime_checkable
 class DenseModel(ImageModel, Protocol):
-    """A model that also places its features on the picture."""
+    """A model that also places its features on the image."""
 
-    patch_size: int
-    dense_methods: tuple[
-        str, ...
-    ]  # of those in models/patch_features.py, what this checkpoint can do; "tokens" always
+    patch_size: int  # pixels a side
+
+    # Of the methods in models/patch_features.py, what this checkpoint can do; "tokens" always.
+    dense_methods: tuple[str, ...]
 
     def encode_dense(self, images: Tensor, methods: Sequence[str]) -> dict[str, Tensor]:
-        """[B, 3, H, W] -> {method: [B, h, w, D]} fp32, W instead of D where the method gives
-        tokens; one pass for all methods.
+        """[B, 3, H, W] -> {method: [B, h, w, D]} fp32, in one pass for all methods.
+
+        The width is W instead of D where the method gives tokens.
 
         Raises:
-            UserError: a method that this checkpoint cannot do, a size that does not divide into
-            patches.
+            UserError: a method that this checkpoint cannot do, or a size that does not divide into
+                patches.
         """
         ...

@@ -1,12 +1,12 @@
 """A spec string -> a model, by one table of adapters.
 
-Weights alone, without a configuration: ``--arch`` says what they belong to, and the adapter of that
-library loads them.
+Flow: ``load_model(spec)`` -> "KIND:..." goes to the adapter of that library; a path goes to the
+trainer's own checkpoints, or, where it holds weights alone, to ``load_raw``.
 
-Flow: FILE with ``--arch open_clip:NAME``, ``hf:FOLDER_OR_NAME`` (configuration and tokenizer come
-from there) or ``silc:PRESET`` (tokenizer: the file's header, or tokenizer.json beside it) -> the
-adapter. Without ``--arch`` nothing is guessed: the answer names the architectures that the shapes
-fit.
+Weights alone come without a configuration, so ``--arch`` must say what they belong to:
+``open_clip:NAME``, ``hf:FOLDER_OR_NAME`` (configuration and tokenizer come from there) or
+``silc:PRESET`` (tokenizer: the file's header, or tokenizer.json beside it). Without ``--arch``
+nothing is guessed: the error names the architectures that the shapes fit.
 """
 
 from __future__ import annotations
@@ -21,13 +21,17 @@ from silc_bench.models.interface import ImageModel
 from silc_bench.models.weights import architectures
 from silc_bench.models.weights.read import metadata_of, read_weights
 
-KINDS = {  # how a spec begins -> what follows the colon
+# How a spec begins -> what follows the colon.
+KINDS = {
     "open_clip": "ARCH/TAG, ARCH/PATH or ARCH/random",
     "hf": "NAME or FOLDER",
     "timm": "NAME, NAME/PATH or NAME/random",
     "big_vision": "FILE.npz",
 }
-ADAPTERS = {  # and the module that reads it, imported when it is asked for
+
+# The module that reads each kind. It is imported when it is asked for, because the libraries behind
+# the adapters take seconds to import and need not all be installed.
+ADAPTERS = {
     "open_clip": "silc_bench.models.adapters.open_clip.model",
     "hf": "silc_bench.models.adapters.huggingface.model",
     "timm": "silc_bench.models.adapters.timm",
@@ -36,102 +40,75 @@ ADAPTERS = {  # and the module that reads it, imported when it is asked for
     "silc": "silc_bench.trainer.checkpoints.model",
 }
 
+# What --arch may say of weights alone.
+ARCHS = {"open_clip": "open_clip:NAME", "hf": "hf:FOLDER_OR_NAME", "silc": "silc:PRESET"}
+SHOWN = 8  # architectures that an error names
+
 
 def load_model(spec: str, arch: str | None = None) -> ImageModel:
     """A checkpoint -> a model on the CPU, ready to be measured.
 
     Args:
         spec: ``KIND:...`` for the libraries in ``KINDS``, or a path: a run made by `silc-bench
-        train` (also with ``:student``, ``:teacher`` or ``:average``), or a file of weights.
+            train` (also with ``:student``, ``:teacher`` or ``:average``), or a file of weights.
         arch: what a file of weights alone does not say: ``open_clip:NAME``, ``hf:NAME``,
-        ``silc:PRESET``.
+            ``silc:PRESET``.
 
     Raises:
-        UserError: nothing there, not a checkpoint, an architecture or branch that does not exist or
-        does not fit.
+        UserError: nothing there, not a checkpoint, or an architecture or branch that does not exist
+            or does not fit.
     """
     if not spec:
         raise UserError(
             "an empty name is no checkpoint; name a run's folder, a file, or " + _kinds()
         )
+
     kind, colon, rest = spec.partition(":")
     if colon and kind in KINDS:
         if not rest:
             raise UserError(f"{spec!r} names no checkpoint; write {kind}:{KINDS[kind]}")
+
+        # of big_vision the architecture follows from the shapes; there --arch checks it
         if arch is not None and kind != "big_vision":
             raise UserError(
-                f"--arch says what a file of weights alone does not; {spec!r} names its architecture itself"
+                "--arch says what a file of weights alone does not; "
+                f"{spec!r} names its architecture itself"
             )
         return _load_kind(kind, rest, arch)
+
     path, branch = find_path(spec)
     return _load_path(path, branch, arch)
 
 
 def find_path(spec: str) -> tuple[Path, str | None]:
-    """A checkpoint that is there, and the branch asked for: "RUN:teacher" -> (RUN, "teacher"),
+    """A checkpoint that is there, and its branch: "RUN:teacher" -> (RUN, "teacher").
+
     "RUN" -> (RUN, None).
 
     Raises:
         UserError: nothing there.
     """
-    path, _, named = spec.rpartition(":")
-    branch: str | None = named
-    if not os.path.exists(path) or os.path.exists(spec):  # the colon, if any, is part of the path
+    path, _, suffix = spec.rpartition(":")
+    branch: str | None = suffix
+
+    # A path may hold colons of its own, so what is on the disk decides what the last one means.
+    if not os.path.exists(path) or os.path.exists(spec):
         path, branch = spec, None
     if not os.path.exists(path):
         _refuse_missing(spec)
     return Path(path), branch
 
 
-def adapter(kind: str) -> Any:
-    return importlib.import_module(ADAPTERS[kind])
-
-
-def _load_kind(kind: str, rest: str, arch: str | None) -> ImageModel:
-    return (
-        adapter(kind).load(Path(rest), arch) if kind == "big_vision" else adapter(kind).load(rest)
-    )
-
-
-def _load_path(path: Path, branch: str | None, arch: str | None) -> ImageModel:
-    silc = adapter("silc")
-    if arch is None and silc.is_ours(path):
-        return silc.load(path, branch)
-    if branch is not None:
-        raise UserError(
-            f"{path}:{branch}: only checkpoints made by `silc-bench train` have branches, and this is none"
-        )
-    return load_raw(path, arch)
-
-
-def _refuse_missing(spec: str) -> None:
-    kind, _, rest = spec.partition(":")
-    if (
-        kind and rest and "/" not in kind and "." not in kind
-    ):  # "openclip:ViT-B-32" is a misspelt kind, not a path
-        raise unknown_name("kind of checkpoint", kind, KINDS)
-    raise UserError(
-        f"checkpoint {spec}: no such file or folder; checkpoints of other libraries are written {_kinds()}"
-    )
-
-
-def _kinds() -> str:
-    return ", ".join(f"{kind}:{form.split(',')[0]}" for kind, form in KINDS.items())
-
-
-ARCHS = {"open_clip": "open_clip:NAME", "hf": "hf:FOLDER_OR_NAME", "silc": "silc:PRESET"}
-SHOWN = 8  # architectures that an answer names
-
-
 def load_raw(path: Path, arch: str | None) -> ImageModel:
-    """A file or folder of weights as a model of the architecture ``arch``.
+    """A file or folder of weights alone as a model of the architecture ``arch``.
 
     Raises:
         UserError: unreadable weights; no, an unknown or a wrong architecture; missing, unexpected
-        or misshapen tensors.
+            or misshapen tensors.
     """
     if arch is None:
         raise _unnamed(path)
+
     kind, _, name = arch.partition(":")
     if kind == "timm" and name:
         raise UserError(
@@ -141,47 +118,101 @@ def load_raw(path: Path, arch: str | None) -> ImageModel:
         raise unknown_name("kind of architecture", kind, ARCHS)
     if not name:
         raise UserError(f"--arch {arch} names no architecture; write {ARCHS[kind]}")
+
+    # An export of ours says what it is; a second statement could only contradict it.
     if metadata_of(path).get("format") == "silc-bench":
         raise UserError(
-            f"checkpoint {path}: exported with its configuration and tokenizer; leave out --arch {arch}"
+            f"checkpoint {path}: exported with its configuration and tokenizer; "
+            f"leave out --arch {arch}"
         )
-    return (
-        adapter("silc").load_state(path, name) if kind == "silc" else adapter(kind).load(name, path)
+
+    if kind == "silc":
+        return adapter("silc").load_state(path, name)
+    return adapter(kind).load(name, path)
+
+
+def adapter(kind: str) -> Any:
+    """The module that loads checkpoints of this kind, imported now."""
+    return importlib.import_module(ADAPTERS[kind])
+
+
+def _load_kind(kind: str, rest: str, arch: str | None) -> ImageModel:
+    if kind == "big_vision":
+        return adapter(kind).load(Path(rest), arch)
+    return adapter(kind).load(rest)
+
+
+def _load_path(path: Path, branch: str | None, arch: str | None) -> ImageModel:
+    silc = adapter("silc")
+    if arch is None and silc.is_ours(path):
+        return silc.load(path, branch)
+
+    if branch is not None:
+        raise UserError(
+            f"{path}:{branch}: only checkpoints made by `silc-bench train` have branches, "
+            "and this is none"
+        )
+    return load_raw(path, arch)
+
+
+def _refuse_missing(spec: str) -> None:
+    # "openclip:ViT-B-32" is a misspelt kind and no path: a kind holds neither slash nor dot.
+    kind, _, rest = spec.partition(":")
+    if kind and rest and "/" not in kind and "." not in kind:
+        raise unknown_name("kind of checkpoint", kind, KINDS)
+    raise UserError(
+        f"checkpoint {spec}: no such file or folder; "
+        f"checkpoints of other libraries are written {_kinds()}"
     )
+
+
+def _kinds() -> str:
+    """One form of each kind, for errors: "open_clip:ARCH/TAG, hf:NAME or FOLDER, ..."."""
+    return ", ".join(f"{kind}:{form.split(',')[0]}" for kind, form in KINDS.items())
 
 
 def _unnamed(path: Path) -> UserError:
     """What to write instead of a path alone."""
+    # A folder of another library has a configuration, so its prefix is all that is missing.
     if path.is_dir():
         for kind, config in (("open_clip", "open_clip_config.json"), ("hf", "config.json")):
             if (path / config).is_file():
                 return UserError(f"checkpoint {path}: a folder with {config}; write {kind}:{path}")
+
+    # big_vision separates the parts of a name by slashes, the torch libraries by dots
     shapes = {name: tuple(value.shape) for name, value in read_weights(path).items()}
     if any("/" in name for name in shapes):
         return UserError(
             f"checkpoint {path}: arrays in the layout of big_vision; write big_vision:{path}"
         )
-    found = _fitting(shapes)
-    says = f"checkpoint {path}: {len(shapes):,} tensors without a configuration; --arch must say what they belong to"
-    if not found:
+
+    problem = (
+        f"checkpoint {path}: {len(shapes):,} tensors without a configuration; "
+        "--arch must say what they belong to"
+    )
+    candidates = _fitting(shapes)
+    if not candidates:
         forms = ", ".join(ARCHS.values())
         return UserError(
-            f"{says} ({forms}); no architecture known here has tensors such as {_first(shapes)}"
+            f"{problem} ({forms}); no architecture known here has tensors such as {_first(shapes)}"
         )
-    more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
-    ask = (
-        " (same shapes, other activations, sizes or tokenizers: ask whoever trained it which)"
-        if len(found) > 1
-        else ""
-    )
-    hint = f"; timm's are written timm:NAME/{path}" if found[0].startswith("timm:") else ""
-    return UserError(f"{says}. By its shapes it fits {', '.join(found[:SHOWN])}{more}{ask}{hint}")
+
+    listed = ", ".join(candidates[:SHOWN])
+    if len(candidates) > SHOWN:
+        listed += f" and {len(candidates) - SHOWN} more"
+    if len(candidates) > 1:
+        listed += (
+            " (same shapes, other activations, sizes or tokenizers: ask whoever trained it which)"
+        )
+    if candidates[0].startswith("timm:"):
+        listed += f"; timm's are written timm:NAME/{path}"
+    return UserError(f"{problem}. By its shapes it fits {listed}")
 
 
 def _fitting(shapes: dict[str, tuple[int, ...]]) -> list[str]:
-    return [
-        f"silc:{preset}" for preset in adapter("silc").fitting_presets(shapes)
-    ] + architectures.fitting(shapes)
+    """Architectures with these shapes, ours first."""
+    ours = [f"silc:{preset}" for preset in adapter("silc").fitting_presets(shapes)]
+    return ours + architectures.fitting(shapes)
 
 
 def _first(shapes: dict[str, tuple[int, ...]]) -> str:

@@ -1,7 +1,8 @@
 """Dense features of an attention tower: one pass up to its last block, then each method from there.
 
 Flow: an adapter describes its tower as a ``TokenTower`` -> ``dense(tower, images, methods)`` ->
-{method: [B, h, w, D or W]}.
+{method: [B, h, w, D or W]}. ``resize_positions`` fits the position embeddings of a trained grid to
+images of another size.
 
 What the methods do in the last block, with q, k, v of each head, d their width, and the norm before
 attention kept:
@@ -26,12 +27,8 @@ attention lay on it. There maskclip is that path after the unmodified last block
 three change the last block and then take the same path. Averaged with the pooling's weights, head
 by head and before the output layer, its values give the image embedding.
 
-Shapes: B pictures, N tokens = prefix tokens and h x w patches, W width of the tokens, H heads of d,
+Shapes: B images, N tokens = prefix tokens and h x w patches, W width of the tokens, H heads of d,
 D embedding.
-
-Position embeddings of a trained grid for pictures of another size.
-
-Shapes: h x w patches, W width.
 """
 
 from __future__ import annotations
@@ -46,22 +43,23 @@ from torch import Tensor, nn
 from silc_bench.errors import UserError
 
 METHODS = {
-    "tokens": "patch tokens as they leave the tower; tokens:N, those of the last N blocks side by side",
+    "tokens": "patch tokens as they leave the tower; "
+    "tokens:N, those of the last N blocks side by side",
     "plain": "patch tokens through the final norm and projection, as the class token goes",
     "maskclip": "each patch alone: the value path of the last attention before the embedding",
     "sclip": "patches attend to like queries and like keys",
     "naclip": "patches attend to like keys nearby",
     "clearclip": "patches attend to like queries; what attention adds, alone",
 }
-JOINT = tuple(
-    method for method in METHODS if method != "tokens"
-)  # those in the space shared with text
-CHANGED = (
-    "sclip",
-    "naclip",
-    "clearclip",
-)  # methods that replace the attention of the last block, whatever pools it
-ALONE = ("naclip", "clearclip")  # of these, without residual and FFN
+
+# Methods whose features lie in the space shared with text.
+JOINT = tuple(method for method in METHODS if method != "tokens")
+
+# Methods that replace the attention of the last block, whatever pools it; of these, the ones
+# without residual and FFN.
+CHANGED = ("sclip", "naclip", "clearclip")
+ALONE = ("naclip", "clearclip")
+
 NEIGHBOURHOOD = 5.0  # patches: the standard deviation of naclip's G
 POOLED_BY_ATTENTION = (
     "its patches meet text through attention pooling, so their plain path is its value path; "
@@ -73,8 +71,9 @@ class LastBlock(Protocol):
     """A transformer block in three parts, so that its attention can be another."""
 
     def split(self, tokens: Tensor, rope: Any) -> tuple[Tensor, Tensor, Tensor]:
-        """[B, N, W] that enter the block -> q, k, v [B, H, N, d], normed and rotated where the
-        block does so.
+        """[B, N, W] that enter the block -> q, k, v [B, H, N, d].
+
+        They are normed and rotated where the block does so.
         """
         ...
 
@@ -99,8 +98,9 @@ class TokenTower(Protocol):
         ...
 
     def enter(self, images: Tensor, count: int) -> tuple[list[Tensor], Any, tuple[int, int]]:
-        """The tokens [B, N, W] that enter each of the last ``count`` blocks, the last block's
-        rotary positions, (h, w).
+        """What enters the last ``count`` blocks, and what the last one needs.
+
+        The tokens [B, N, W] that enter each of them, the last block's rotary positions, and (h, w).
         """
         ...
 
@@ -113,38 +113,45 @@ class TokenTower(Protocol):
         ...
 
     def joint(self, patches: Tensor) -> Tensor:
-        """[B, h * w, W] as they leave the last block -> [B, h * w, D] in the space shared with
-        text.
-        """
+        """[B, h * w, W] as they leave the last block -> [B, h * w, D] in the space of text."""
         ...
 
 
 def dense(tower: TokenTower, images: Tensor, methods: Sequence[str]) -> dict[str, Tensor]:
-    """[B, 3, H, W] -> {method: [B, h, w, D]}; W for "tokens", N * W for "tokens:N", the earliest of
-    the N blocks first.
+    """[B, 3, H, W] -> {method: [B, h, w, D]}, each of ``methods`` after one pass.
 
-    Each of ``methods`` is one that this tower can do (``check_methods``).
+    The width is W for "tokens" and N * W for "tokens:N", the earliest of the N blocks first. Each
+    of ``methods`` is one that this tower can do (``check_methods``).
     """
     entered, rope, grid = tower.enter(images, max(map(num_layers, methods)))
-    left = None  # the last block's own output, when a method wants it
-    found = {}
+    leaving = None  # the last block's own output, computed when the first method needs it
+    features = {}
+
     for method in methods:
-        if method in CHANGED or (method == "maskclip" and not tower.is_attention_pooled):
+        # With attention pooling maskclip is the value path of the pooling, not of the last block.
+        changes_block = method in CHANGED or (
+            method == "maskclip" and not tower.is_attention_pooled
+        )
+        if changes_block:
             assert tower.block is not None, method
-            patches = tower.joint(
-                _changed(tower.block, entered[-1], method, grid, tower.num_prefix, rope)
-            )
+            changed = _changed(tower.block, entered[-1], method, grid, tower.num_prefix, rope)
+            patches = tower.joint(changed)
         else:
-            left = tower.last(entered[-1], rope) if left is None else left
-            layers = [tokens[:, tower.num_prefix :] for tokens in [*entered[1:], left]]
+            if leaving is None:
+                leaving = tower.last(entered[-1], rope)
+
+            # What enters a block left the one before it, so the outputs are the inputs but the
+            # first, and the last block's own output.
+            outputs = [tokens[:, tower.num_prefix :] for tokens in [*entered[1:], leaving]]
             if method in ("plain", "maskclip"):
-                patches = tower.joint(layers[-1])
+                patches = tower.joint(outputs[-1])
             else:
-                patches = torch.cat(
-                    [tower.normed(layer) for layer in layers[-num_layers(method) :]], dim=-1
-                )
-        found[method] = patches.unflatten(1, grid).float()
-    return found
+                chosen = outputs[-num_layers(method) :]
+                patches = torch.cat([tower.normed(layer) for layer in chosen], dim=-1)
+
+        features[method] = patches.unflatten(1, grid).float()
+
+    return features
 
 
 def num_layers(method: str) -> int:
@@ -154,69 +161,76 @@ def num_layers(method: str) -> int:
 
 
 def methods_of(num_blocks: int, joint: Sequence[str]) -> tuple[str, ...]:
-    """All that a tower of ``num_blocks`` blocks can do, given what it can do in the space shared
-    with text.
-    """
+    """All that a tower of ``num_blocks`` blocks can do, given its joint methods."""
     return ("tokens", *(f"tokens:{count}" for count in range(2, num_blocks + 1)), *joint)
 
 
 def joint_methods(
     is_attention_pooled: bool, block: LastBlock | None, kind: str
 ) -> tuple[tuple[str, ...], dict[str, str]]:
-    """What a tower can do in the space shared with text, and why not the rest; ``kind``: the class
-    of its last block.
+    """What a tower can do in the space shared with text, and {method: why not} for the rest.
+
+    Args:
+        kind: the class of its last block, for the reason.
     """
     lacking = {"plain": POOLED_BY_ATTENTION} if is_attention_pooled else {}
-    first = "maskclip" if is_attention_pooled else "plain"
-    rest = tuple(method for method in JOINT if method not in lacking)
+    possible = tuple(method for method in JOINT if method not in lacking)
     if block is not None:
-        return rest, lacking
+        return possible, lacking
+
+    # One method needs nothing from inside the last block: it takes what leaves it.
+    outside = "maskclip" if is_attention_pooled else "plain"
     reason = (
-        f"nobody has taken its last block, a {kind}, apart to change its attention; ask for {first}"
+        f"nobody has taken its last block, a {kind}, apart to change its attention; "
+        f"ask for {outside}"
     )
-    return (first,), {
-        **dict.fromkeys((method for method in rest if method != first), reason),
-        **lacking,
-    }
+    closed = dict.fromkeys((method for method in possible if method != outside), reason)
+    return (outside,), {**closed, **lacking}
 
 
 def check_methods(
     name: str, methods: Sequence[str], can: Sequence[str], why: Mapping[str, str]
 ) -> None:
-    """Raises UserError for the first of ``methods`` that is not among ``can``, with the reason in
-    ``why`` where it is known.
+    """Refuse the first of ``methods`` that is not among ``can``.
+
+    Raises:
+        UserError: names the method, the reason in ``why`` where it is known, and what ``name``
+            can do.
     """
     for method in methods:
         if method in can:
             continue
-        layers = [int(known.partition(":")[2]) for known in can if ":" in known]
+
+        # "tokens:2", "tokens:3", ... of a deep tower are listed by their range alone
+        counts = [int(known.partition(":")[2]) for known in can if ":" in known]
         listed = ", ".join(known for known in can if ":" not in known)
-        listed += f", and tokens:N of its last 2 to {max(layers)} blocks" if layers else ""
-        reason = why.get(
-            method,
-            "" if method in METHODS else f"the methods are {', '.join(METHODS)}, and tokens:N",
-        )
+        listed += f", and tokens:N of its last 2 to {max(counts)} blocks" if counts else ""
+
         if num_layers(method) > 1:
-            reason = (
-                f"it has {max(layers)} blocks"
-                if layers
-                else "its features leave no blocks of one width"
-            )
+            reason = "its features leave no blocks of one width"
+            if counts:
+                reason = f"it has {max(counts)} blocks"
+        elif method in METHODS:
+            reason = why.get(method, "")
+        else:
+            reason = why.get(method, f"the methods are {', '.join(METHODS)}, and tokens:N")
+
+        because = f": {reason}" if reason else ""
         raise UserError(
-            f"{name} cannot give dense features by {method!r}{reason and f': {reason}'}; it can do {listed}"
+            f"{name} cannot give dense features by {method!r}{because}; it can do {listed}"
         )
 
 
 def value_path(attention: nn.MultiheadAttention, tokens: Tensor) -> Tensor:
-    """[..., W] -> [..., E]: for each token what ``attention`` returns to a query that looks at it
-    alone.
-    """
+    """[..., W] -> [..., E]: what ``attention`` returns to a query that looks at one token alone."""
     width = attention.embed_dim
-    packed = (
-        attention.in_proj_weight
-    )  # queries, keys and values in one, unless their inputs differ in width
+
+    # Queries, keys and values are packed in one weight, unless their inputs differ in width; the
+    # bias is packed always.
+    packed = attention.in_proj_weight
     weight = attention.v_proj_weight if packed is None else packed[2 * width :]
     bias = None if attention.in_proj_bias is None else attention.in_proj_bias[2 * width :]
+
     return attention.out_proj(F.linear(tokens, weight, bias))
 
 
@@ -230,33 +244,10 @@ def merge_heads(values: Tensor) -> Tensor:
     return values.transpose(1, 2).flatten(2)
 
 
-def _changed(
-    block: LastBlock, tokens: Tensor, method: str, grid: tuple[int, int], num_prefix: int, rope: Any
-) -> Tensor:
-    """[B, N, W] that enter the last block -> [B, h * w, W], its patches with the attention that
-    ``method`` says.
-    """
-    attend = (
-        F.scaled_dot_product_attention
-    )  # softmax(q k^T / sqrt(d) + attn_mask) v, the [N, N] of it never kept
-    q, k, v = block.split(tokens, rope)
-    own_q, own_k, patches = q[:, :, num_prefix:], k[:, :, num_prefix:], tokens[:, num_prefix:]
-    if method == "maskclip":
-        values = v[:, :, num_prefix:]
-    elif method == "sclip":
-        values = attend(own_q, q, v) + attend(own_k, k, v)
-    elif method == "naclip":
-        values = attend(own_k, k, v, attn_mask=neighbourhood(grid, num_prefix).to(q))
-    else:
-        values = attend(own_q, q, v)
-    added = block.join(patches, values)
-    return added if method in ALONE else block.finish(patches, added)
-
-
 def neighbourhood(grid: tuple[int, int], num_prefix: int) -> Tensor:
-    """naclip's G: [h * w, num_prefix + h * w] fp32; a row for each patch, a column for each
-    token.
-    """
+    """naclip's G, fp32 [h * w, num_prefix + h * w]: a row a patch, a column a token."""
+    # The Gaussian of a squared distance is a product over rows and columns, so two small matrices
+    # and their Kronecker product make the whole.
     near = []
     for side in grid:
         places = torch.arange(side, dtype=torch.float32)
@@ -265,17 +256,43 @@ def neighbourhood(grid: tuple[int, int], num_prefix: int) -> Tensor:
 
 
 def resize_positions(positions: Tensor, grid: tuple[int, int], height: int, width: int) -> Tensor:
-    """[h0 * w0, W] on ``grid`` = (h0, w0) -> [height * width, W], bicubic and antialiased; the
-    trained size stays as it is.
+    """[h0 * w0, W] on ``grid`` = (h0, w0) -> [height * width, W], bicubic and antialiased.
 
-    The choice of open_clip (``resize_pos_embed``) and timm (``resample_abs_pos_embed``);
-    transformers interpolates without antialiasing, which differs where a grid shrinks. Computed in
-    fp32, returned in the dtype of ``positions``.
+    The trained size stays as it is. This is the choice of open_clip (``resize_pos_embed``) and timm
+    (``resample_abs_pos_embed``); transformers interpolates without antialiasing, which differs
+    where a grid shrinks. Computed in fp32, returned in the dtype of ``positions``.
     """
     if grid == (height, width):
         return positions
-    planes = positions.float().view(1, *grid, -1).permute(0, 3, 1, 2)
+
+    planes = positions.float().view(1, *grid, -1).permute(0, 3, 1, 2)  # [1, W, h0, w0]
     planes = F.interpolate(
         planes, size=(height, width), mode="bicubic", antialias=True, align_corners=False
     )
     return planes.flatten(2)[0].T.to(positions.dtype)
+
+
+def _changed(
+    block: LastBlock, tokens: Tensor, method: str, grid: tuple[int, int], num_prefix: int, rope: Any
+) -> Tensor:
+    """[B, N, W] that enter the last block -> [B, h * w, W], with the attention of ``method``."""
+    # softmax(q k^T / sqrt(d) + attn_mask) v, of which the [N, N] is never kept
+    attend = F.scaled_dot_product_attention
+
+    # Only patches ask, but every token is a key: the class token too, as in the papers' code.
+    q, k, v = block.split(tokens, rope)
+    own_q = q[:, :, num_prefix:]
+    own_k = k[:, :, num_prefix:]
+    patches = tokens[:, num_prefix:]
+
+    if method == "maskclip":
+        values = v[:, :, num_prefix:]
+    elif method == "sclip":
+        values = attend(own_q, q, v) + attend(own_k, k, v)
+    elif method == "naclip":
+        values = attend(own_k, k, v, attn_mask=neighbourhood(grid, num_prefix).to(q))
+    else:
+        values = attend(own_q, q, v)
+
+    added = block.join(patches, values)
+    return added if method in ALONE else block.finish(patches, added)

@@ -1,9 +1,9 @@
-"""What happens to a picture before a model sees it: one pipeline for every kind of checkpoint,
-described as JSON.
+"""What happens to an image before a model sees it: one pipeline for every kind of checkpoint.
 
 Flow: an adapter translates its library's configuration into an ``ImagePipeline``;
-``pipeline(picture)`` -> [3, S, S]; ``pipeline.as_dict()`` goes into the protocol and is hashed.
-Pillow resizes, as in the code that trained these models; the same sizes and offsets as
+``pipeline(image)`` -> [3, S, S]; ``pipeline.as_dict()`` goes into the protocol and is hashed.
+
+Pillow resizes, as in the code that trained these models. Sizes and offsets are those of
 torchvision's and transformers' own transforms, so that their pixels are reproduced bit for bit.
 
 Shapes: S pixels a side of what the model sees.
@@ -33,54 +33,63 @@ CROPS = ("none", "center", "center_floor")
 class ImagePipeline:
     """RGB -> resize -> centre crop -> [0, 1] -> (x - mean) / std.
 
-    A picture is made RGB first: Pillow resizes a palette picture by its nearest index, and weighs
-    colours by transparency.
+    An image is made RGB first, because Pillow resizes an image with a palette by its nearest index,
+    and weighs colours by transparency.
     """
 
     size: int  # S
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    # both sides to resize_size; "shortest": the shorter side, the other one in proportion, cut to
-    # whole pixels
+
+    # "squash": both sides become resize_size. "shortest": the shorter side does, and the other one
+    # follows in proportion, cut to whole pixels.
     resize: str = "squash"
     resize_size: int | None = None  # pixels; None: size
-    # "center": offset rounded (torchvision, timm, open_clip); "center_floor": cut to whole pixels
-    # (transformers)
+
+    # "center": the offset is rounded (torchvision, timm, open_clip). "center_floor": it is cut to
+    # whole pixels (transformers). The two may differ by one pixel where the margin is odd.
     crop: str = "none"
     interpolation: str = "bicubic"
 
     def __post_init__(self) -> None:
-        if (
-            self.resize not in RESIZES
-            or self.crop not in CROPS
-            or self.interpolation not in INTERPOLATIONS
-        ):
+        is_known = (
+            self.resize in RESIZES and self.crop in CROPS and self.interpolation in INTERPOLATIONS
+        )
+        if not is_known:
             raise ValueError(f"no such image pipeline: {self}")
-        if self.crop == "none" and (
-            self.resize != "squash" or self.resize_size not in (None, self.size)
-        ):
+
+        # without a crop nothing later would bring the image to S x S
+        makes_square = self.resize == "squash" and self.resize_size in (None, self.size)
+        if self.crop == "none" and not makes_square:
             raise ValueError(
                 f"without a crop the picture must be squashed to its final size: {self}"
             )
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """A picture of any size and mode -> [3, S, S] fp32."""
+        """An image of any size and mode -> [3, S, S] fp32."""
         image = image.convert("RGB")
+
         target = self._resized(*image.size)
         if image.size != target:
             image = image.resize(target, INTERPOLATIONS[self.interpolation])
         if self.crop != "none":
             image = self._cropped(image)
+
+        # Scaled first and normalised after, in fp32, as the libraries do: one operation for both
+        # would round otherwise.
         pixels = tv.pil_to_tensor(image).float().div_(255)
-        return pixels.sub_(torch.tensor(self.mean).view(3, 1, 1)).div_(
-            torch.tensor(self.std).view(3, 1, 1)
-        )
+        mean = torch.tensor(self.mean).view(3, 1, 1)
+        std = torch.tensor(self.std).view(3, 1, 1)
+        return pixels.sub_(mean).div_(std)
 
     def as_dict(self) -> dict[str, Any]:
         """All of it as JSON, for the protocol."""
-        resize_size = (
-            {} if self.resize_size in (None, self.size) else {"resize_size": self.resize_size}
-        )
+        # Left out where it says nothing new: the protocol is hashed, and two ways to write the same
+        # pipeline must have the same hash.
+        resize_size = {}
+        if self.resize_size not in (None, self.size):
+            resize_size["resize_size"] = self.resize_size
+
         return {
             "resize": self.resize,
             **resize_size,
@@ -93,6 +102,7 @@ class ImagePipeline:
         }
 
     def _resized(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height after resizing, in pixels."""
         side = self.resize_size or self.size
         if self.resize == "squash":
             return side, side
@@ -101,17 +111,26 @@ class ImagePipeline:
         return int(side * width / height), side
 
     def _cropped(self, image: Image.Image) -> Image.Image:
-        """The centre [S, S]; where the picture is smaller than that it is set on black, as both
-        libraries do.
-        """
+        """The centre [S, S]; an image smaller than that is set on black, as both libraries do."""
         width, height = image.size
+
         if self.crop == "center_floor":
-            left, top = (width - self.size) // 2, (height - self.size) // 2
+            left = (width - self.size) // 2
+            top = (height - self.size) // 2
+
+        # Python's round goes to the even number at one half, and so does torchvision's crop.
         elif min(width, height) >= self.size:
-            left, top = round((width - self.size) / 2.0), round((height - self.size) / 2.0)
-        else:  # torchvision pads first, then crops what is left over
-            pad_left, pad_top = max(0, (self.size - width) // 2), max(0, (self.size - height) // 2)
-            padded_width, padded_height = max(width, self.size), max(height, self.size)
+            left = round((width - self.size) / 2.0)
+            top = round((height - self.size) / 2.0)
+
+        # torchvision pads first, then crops what is left over
+        else:
+            pad_left = max(0, (self.size - width) // 2)
+            pad_top = max(0, (self.size - height) // 2)
+            padded_width = max(width, self.size)
+            padded_height = max(height, self.size)
             left = round((padded_width - self.size) / 2.0) - pad_left
             top = round((padded_height - self.size) / 2.0) - pad_top
+
+        # Pillow fills with black where the box reaches beyond the image.
         return image.crop((left, top, left + self.size, top + self.size))
