@@ -1,5 +1,4 @@
-"""Files of weights, read without believing them: no code in them runs, and a damaged file is
-named.
+"""Files of weights, read without believing them: no code in them runs, damage is named.
 
 Adapters, ``silc_bench.models.load`` and the trainer's checkpoints import ``read``, ``revision``
 and ``tensor_files``.

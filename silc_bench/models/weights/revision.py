@@ -23,10 +23,11 @@ def revision_of(modules: Mapping[str, nn.Module], settings: Mapping[str, Any] | 
     digest = hashlib.sha256()
     for prefix, module in sorted(modules.items()):
         for name, value in sorted(module.state_dict().items()):
+            # Name and shape come first: the same bytes in another shape are other weights.
             digest.update(f"{prefix}.{name} {tuple(value.shape)}".encode())
-            digest.update(
-                memoryview(value.detach().float().cpu().contiguous().numpy().reshape(-1)).cast("B")
-            )
+            flat = value.detach().float().cpu().contiguous().numpy().reshape(-1)
+            digest.update(memoryview(flat).cast("B"))
+
     if settings:
         digest.update(json.dumps(settings, sort_keys=True).encode())
     return digest.hexdigest()[:16]
