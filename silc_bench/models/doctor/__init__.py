@@ -1,5 +1,4 @@
-"""Is a checkpoint loaded as it was trained: checks on generated images and texts, without any
-data.
+"""Is a checkpoint loaded as it was trained: checks on generated images and texts, without data.
 
 The command line imports ``examine``; the other files are its parts.
 """

@@ -1,10 +1,9 @@
-"""Is this checkpoint loaded as it was trained:
-``examine(load_model("open_clip:ViT-B-32/openai"))``, without any data.
+"""Is this checkpoint loaded as it was trained: told on the CPU and without any data.
 
-Flow: what was loaded (``subject``) -> checks on generated pictures and texts (``checks``) -> what
-is known of a public checkpoint of that name (``known``). Every check answers, and a failure names
-its likely cause and the fix. Whether a model is any good is no question here: that takes data
-(`silc-bench eval`).
+Flow of ``examine(load_model("open_clip:ViT-B-32/openai"))``: what was loaded (``subject``) ->
+checks on generated images and texts (``checks``) -> what is known of a public checkpoint of that
+name (``known``). Every check answers, and a failure names its likely cause and the fix. Whether a
+model is any good is no question here: that takes data (`silc-bench eval`).
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from silc_bench.models.doctor.subject import (
 )
 from silc_bench.models.interface import ImageModel
 
-KNOWN = "known checkpoint"
+KNOWN = "known checkpoint"  # what a report calls the comparison with the table
 __all__ = ["FAILED", "NOT_APPLICABLE", "OK", "Examination", "Finding", "examine"]
 
 
@@ -49,7 +48,7 @@ class Examination:
         return [finding for finding in self.findings if finding.verdict == FAILED]
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON."""
+        """JSON; a finding without cause and fix leaves them out."""
         findings = [
             {key: value for key, value in asdict(finding).items() if value}
             for finding in self.findings
@@ -71,16 +70,19 @@ def examine(model: ImageModel, loading: float = 0.0) -> Examination:
     """
     started = time.perf_counter()
     subject = Subject(model)
-    found, fault = _facts(subject)
-    checks = {**IMAGE_CHECKS, "text tower": text_tower, **(TEXT_CHECKS if subject.reads else {})}
-    findings = [
-        _named(name, answer)
-        for name, check in checks.items()
-        for answer in _answers(check, subject)
-    ]
+    facts, fault = _facts(subject)
+
+    # The text tower is asked about in any case; what it does, only where there is one.
+    checks = {**IMAGE_CHECKS, "text tower": text_tower}
+    if subject.reads:
+        checks |= TEXT_CHECKS
+
+    findings = list(fault)
+    for name, check in checks.items():
+        findings += [_named(name, answer) for answer in _answers(check, subject)]
     findings += [_named(KNOWN, answer) for answer in _answers(_compare, subject)]
-    findings = fault + findings
-    return Examination(found, findings, loading + time.perf_counter() - started)
+
+    return Examination(facts, findings, loading + time.perf_counter() - started)
 
 
 def _named(check: str, answer: Answer) -> Finding:
@@ -89,14 +91,15 @@ def _named(check: str, answer: Answer) -> Finding:
 
 def _facts(subject: Subject) -> tuple[dict[str, Any], list[Finding]]:
     """What was loaded; of a model that cannot say it, its name and what it raised."""
-    found: dict[str, Any] = {"name": subject.model.name}
+    facts: dict[str, Any] = {"name": subject.model.name}
 
+    # A check that has nothing to answer unless it raises, so that one place catches the errors.
     def read(subject: Subject) -> list[Answer]:
         digest = pixel_hash(subject.model.preprocess)
-        found.update(facts_of(subject, digest, known.pipeline_named(digest)))
+        facts.update(facts_of(subject, digest, known.pipeline_named(digest)))
         return []
 
-    return found, [_named("what was loaded", answer) for answer in _answers(read, subject)]
+    return facts, [_named("what was loaded", answer) for answer in _answers(read, subject)]
 
 
 def _compare(subject: Subject) -> list[Answer]:
@@ -104,33 +107,37 @@ def _compare(subject: Subject) -> list[Answer]:
 
 
 def _answers(check: Callable[[Subject], Answer | list[Answer]], subject: Subject) -> list[Answer]:
+    """What a check answers, or its error as a failure."""
     try:
-        found = check(subject)
-        return found if isinstance(found, list) else [found]
+        answer = check(subject)
+        return answer if isinstance(answer, list) else [answer]
     # whatever a broken checkpoint or library raises is what this command is there to tell
     except Exception as error:
         says = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        cause = "the parts of this checkpoint do not fit each other"
         fix = "check that the weights, the configuration and the tokenizer are of the same model"
-        return [Answer(FAILED, says, "the parts of this checkpoint do not fit each other", fix)]
+        return [Answer(FAILED, says, cause, fix)]
 
 
 def _expected_facts(subject: Subject) -> dict[str, Callable[[], Any]]:
     """How each word of the table of expectations is looked up."""
-    model, pixels = subject.model, subject.model.image_protocol
-    found: dict[str, Callable[[], Any]] = {
+    model = subject.model
+    protocol = model.image_protocol
+
+    # Functions, because only what the table expects of this checkpoint is looked up.
+    facts: dict[str, Callable[[], Any]] = {
         "parameters": lambda: model.num_params,
         "image_size": lambda: model.image_size,
-        **{
-            name: functools.partial(pixels.get, name)
-            for name in ("mean", "std", "resize", "interpolation")
-        },
-        "activation": lambda: activation_of(subject),
     }
+    for name in ("mean", "std", "resize", "interpolation"):
+        facts[name] = functools.partial(protocol.get, name)
+    facts["activation"] = lambda: activation_of(subject)
+
     if subject.reads:
-        found |= {
+        facts |= {
             "context_length": lambda: model.text_protocol.get("length"),
             "ignores_case": lambda: ignores_case(subject),
             "has_bias": lambda: model.logit_bias != 0,
             "logit_scale": lambda: model.logit_scale,
         }
-    return found
+    return facts

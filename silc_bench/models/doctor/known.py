@@ -1,12 +1,11 @@
-"""What is known of public pipelines and checkpoints: ``pixels.json`` and ``expected.json``, both
-written by this file.
+"""What is known of public pipelines and checkpoints: ``pixels.json`` and ``expected.json``.
 
 A checkpoint is recognised by its name alone, so a file that bears a famous name is held to it: to
 its configuration, its size and its logit scale. No hash of published weights is stored, so that
 other weights of the same architecture pass.
 
-Writes both tables: ``python -m silc_bench.models.doctor.known``. Needs open_clip; nothing is
-downloaded.
+Both tables are written by this file: ``python -m silc_bench.models.doctor.known``. It needs
+open_clip; nothing is downloaded.
 
 - ``pixels.json``: hashes of well-known preprocessing by ``ImagePipeline``, which the tests hold
   equal to the libraries' own.
@@ -37,97 +36,32 @@ from silc_bench.models.preprocessing import ImagePipeline
 
 SCALE_AND_BIAS = 2  # parameters: adapters count them or not
 TOLERANCE = {"logit_scale": 0.01}
+
+# The fact that differs -> "likely cause; fix".
 CAUSES = {
-    "parameters": "the file holds another architecture than its name says; load it under the architecture it has",
-    "image_size": "the tower or its preprocessing is of another resolution; bring the configuration published with the weights",
-    "mean": "preprocessing of another family; bring the preprocessor configuration published with the weights",
-    "interpolation": "preprocessing of another library; bring the preprocessor configuration published with the weights",
-    "resize": "preprocessing of another family; bring the preprocessor configuration published with the weights",
-    "context_length": "the tokenizer pads or cuts to another length than in training; set it to the trained one",
-    "activation": "QuickGELU and GELU share their weights; load with the architecture or tag that names the right one",
-    "ignores_case": "the cleaning of texts was lost (do_lower_case ...); bring the published tokenizer_config.json",
+    "parameters": "the file holds another architecture than its name says; "
+    "load it under the architecture it has",
+    "image_size": "the tower or its preprocessing is of another resolution; "
+    "bring the configuration published with the weights",
+    "mean": "preprocessing of another family; "
+    "bring the preprocessor configuration published with the weights",
+    "interpolation": "preprocessing of another library; "
+    "bring the preprocessor configuration published with the weights",
+    "resize": "preprocessing of another family; "
+    "bring the preprocessor configuration published with the weights",
+    "context_length": "the tokenizer pads or cuts to another length than in training; "
+    "set it to the trained one",
+    "activation": "QuickGELU and GELU share their weights; "
+    "load with the architecture or tag that names the right one",
+    "ignores_case": "the cleaning of texts was lost (do_lower_case ...); "
+    "bring the published tokenizer_config.json",
     "logit_scale": "the weights are not the published ones, or their scale was trained on or lost",
-    "has_bias": "the sigmoid's bias was lost when the weights were converted; convert logit_bias (big_vision: b) too",
+    "has_bias": "the sigmoid's bias was lost when the weights were converted; "
+    "convert logit_bias (big_vision: b) too",
 }
 CAUSES["std"] = CAUSES["mean"]
 
-
-@cache
-def read_table(name: str) -> dict[str, Any]:
-    """``pixels`` or ``expected``."""
-    return json.loads(
-        (files("silc_bench.models.doctor") / f"{name}.json").read_text(encoding="utf-8")
-    )
-
-
-def pipeline_named(digest: str) -> str | None:
-    """The public preprocessing that gives these pixels."""
-    return next(
-        (
-            name
-            for name, known in read_table("pixels")["pipelines"].items()
-            if known["hash"] == digest
-        ),
-        None,
-    )
-
-
-def hash_declared(protocol: dict[str, Any]) -> str | None:
-    """The hash that pixels of such an ``image_protocol`` have; None where it is not in the
-    table.
-    """
-    known = read_table("pixels")["pipelines"].values()
-    return next((entry["hash"] for entry in known if entry["pipeline"] == protocol), None)
-
-
-def expectation(name: str) -> dict[str, Any] | None:
-    """The entry of a model's name ("open_clip:ViT-B-32/openai", also with a file's suffix), upper
-    and lower case alike.
-    """
-    entries = read_table("expected")["checkpoints"]
-    name = re.sub(r"\.(safetensors|bin|pth|pt)$", "", name)
-    return next(
-        (
-            e
-            for e in entries
-            if any(fnmatch.fnmatchcase(name.lower(), pattern.lower()) for pattern in e["names"])
-        ),
-        None,
-    )
-
-
-def compare(name: str, found: dict[str, Callable[[], Any]]) -> list[Answer]:
-    """One answer, or one for each difference. ``found``: how to look up what the table may expect,
-    as far as there is any.
-    """
-    entry = expectation(name)
-    if entry is None:
-        return [Answer(NOT_APPLICABLE, f"nothing is stored about {name}")]
-    answers = []
-    expect = {key: value for key, value in entry["expect"].items() if key in found}
-    for key, expected in expect.items():
-        value = found[key]()
-        if not _fits(key, value, expected):
-            shown = f"{value:.6g}" if isinstance(value, float) else value
-            says = f"{key.replace('_', ' ')} is {shown}, expected {expected} of {entry['names'][0]} ({entry['source']})"
-            cause, _, fix = CAUSES[key].partition("; ")
-            answers.append(
-                Answer(FAILED, says, cause, fix or "compare the file with the one published")
-            )
-    says = f"configuration as expected of {entry['names'][0]}: {', '.join(expect).replace('_', ' ')}; weights not compared"
-    return answers or [Answer(OK, says)]
-
-
-def _fits(key: str, value: Any, expected: Any) -> bool:
-    if key == "parameters":
-        return abs(value - expected) <= SCALE_AND_BIAS
-    if key == "activation":
-        return expected in value.split(", ")
-    if key in TOLERANCE:
-        return abs(value - expected) <= TOLERANCE[key]
-    return bool(value == expected)
-
-
+# Means and standard deviations of the families: (mean, std) of red, green, blue.
 OPENAI = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -183,18 +117,14 @@ PIPELINES: dict[str, ImagePipeline | NaflexPipeline] = {
         224, mean=HALF[0], std=HALF[1], **CENTER, resize_size=248
     ),
 }
-TAGS = (
-    "openai",
-    "laion2b",
-    "datacomp_xl",
-    "dfn",
-    "metaclip_",
-    "webli",
-)  # how the tags begin whose checkpoints are listed
-OPENAI_FILES = {
-    "ViT-L-14-336": "ViT-L-14-336px"
-}  # what OpenAI calls its file (converted: it is TorchScript), if not as here
-OTHER_NAMES = {  # the same weights in transformers and big_vision
+# How the tags begin whose checkpoints are listed.
+TAGS = ("openai", "laion2b", "datacomp_xl", "dfn", "metaclip_", "webli")
+
+# What OpenAI calls its file (converted: it is TorchScript), where it is not the architecture.
+OPENAI_FILES = {"ViT-L-14-336": "ViT-L-14-336px"}
+
+# The same weights in transformers and big_vision.
+OTHER_NAMES = {
     "ViT-B-32/openai": ["hf:clip-vit-base-patch32"],
     "ViT-B-16/openai": ["hf:clip-vit-base-patch16"],
     "ViT-L-14/openai": ["hf:clip-vit-large-patch14"],
@@ -216,21 +146,89 @@ OTHER_NAMES = {  # the same weights in transformers and big_vision
 CLIPPED = "its logit scale: CLIP clips it at 100, 2103.00020, section 2.5"
 
 
+@cache
+def read_table(name: str) -> dict[str, Any]:
+    """``pixels`` or ``expected``."""
+    path = files("silc_bench.models.doctor") / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def pipeline_named(digest: str) -> str | None:
+    """The public preprocessing that gives these pixels."""
+    entries = read_table("pixels")["pipelines"].items()
+    return next((name for name, entry in entries if entry["hash"] == digest), None)
+
+
+def hash_declared(protocol: dict[str, Any]) -> str | None:
+    """The hash that pixels of such an ``image_protocol`` have; None: it is not in the table."""
+    entries = read_table("pixels")["pipelines"].values()
+    return next((entry["hash"] for entry in entries if entry["pipeline"] == protocol), None)
+
+
+def expectation(name: str) -> dict[str, Any] | None:
+    """The entry of a model's name ("open_clip:ViT-B-32/openai", also with a file's suffix).
+
+    Upper and lower case are alike.
+    """
+    name = re.sub(r"\.(safetensors|bin|pth|pt)$", "", name).lower()
+    for entry in read_table("expected")["checkpoints"]:
+        # fnmatchcase, because fnmatch changes slashes on Windows
+        if any(fnmatch.fnmatchcase(name, pattern.lower()) for pattern in entry["names"]):
+            return entry
+    return None
+
+
+def compare(name: str, facts: dict[str, Callable[[], Any]]) -> list[Answer]:
+    """One answer, or one for each difference.
+
+    Args:
+        facts: how to look up each fact that the table may expect, as far as the model has it.
+    """
+    entry = expectation(name)
+    if entry is None:
+        return [Answer(NOT_APPLICABLE, f"nothing is stored about {name}")]
+
+    published = entry["names"][0]
+    expect = {key: value for key, value in entry["expect"].items() if key in facts}
+    answers = []
+    for key, expected in expect.items():
+        value = facts[key]()
+        if _fits(key, value, expected):
+            continue
+        shown = f"{value:.6g}" if isinstance(value, float) else value
+        says = (
+            f"{key.replace('_', ' ')} is {shown}, "
+            f"expected {expected} of {published} ({entry['source']})"
+        )
+        cause, _, fix = CAUSES[key].partition("; ")
+        fix = fix or "compare the file with the one published"
+        answers.append(Answer(FAILED, says, cause, fix))
+
+    if answers:
+        return answers
+    compared = ", ".join(expect).replace("_", " ")
+    says = f"configuration as expected of {published}: {compared}; weights not compared"
+    return [Answer(OK, says)]
+
+
 def main() -> None:
+    """Write both tables beside this file."""
     folder = Path(__file__).parent
     (folder / "pixels.json").write_text(_lines(pixel_table()), encoding="utf-8")
     (folder / "expected.json").write_text(_lines(expected_table()), encoding="utf-8")
 
 
 def pixel_table() -> dict[str, Any]:
-    known = {
-        name: {"hash": pixel_hash(one), "pipeline": one.as_dict()}
-        for name, one in PIPELINES.items()
+    """The content of pixels.json; the version of Pillow is in it, because it makes the pixels."""
+    pipelines = {
+        name: {"hash": pixel_hash(pipeline), "pipeline": pipeline.as_dict()}
+        for name, pipeline in PIPELINES.items()
     }
-    return {"pillow": pillow_version, "pipelines": known}
+    return {"pillow": pillow_version, "pipelines": pipelines}
 
 
 def expected_table() -> dict[str, Any]:
+    """The content of expected.json."""
     import open_clip
 
     entries: dict[str, dict[str, Any]] = {}
@@ -242,31 +240,44 @@ def expected_table() -> dict[str, Any]:
         _add(entries, _names(arch, tag, about), expect, tag)
         for other in OTHER_NAMES.get(f"{arch}/{tag}", ()):
             _add(entries, [other], _elsewhere(other, expect), tag)
+
+    # a repository that two tags share does not say which of them it holds
     counts = Counter(name for entry in entries.values() for name in entry["names"])
-    for (
-        entry
-    ) in entries.values():  # a repository that two tags share does not say which of them it holds
+    for entry in entries.values():
         entry["names"] = [name for name in entry["names"] if counts[name] == 1]
     return {"checkpoints": list(entries.values())}
 
 
+def _fits(key: str, value: Any, expected: Any) -> bool:
+    if key == "parameters":
+        return abs(value - expected) <= SCALE_AND_BIAS
+
+    # two towers may differ, and the table speaks of one
+    if key == "activation":
+        return expected in value.split(", ")
+    if key in TOLERANCE:
+        return abs(value - expected) <= TOLERANCE[key]
+    return bool(value == expected)
+
+
 def _lines(table: dict[str, Any]) -> str:
-    """JSON with a line an entry."""
-    inner = {key: value for key, value in table.items() if isinstance(value, dict | list)}
-    parts = [
-        f" {json.dumps(key)}: {json.dumps(value)}"
-        for key, value in table.items()
-        if key not in inner
-    ]
-    for key, value in inner.items():
-        pairs = value.items() if isinstance(value, dict) else None
-        rows = (
-            [json.dumps(item) for item in value]
-            if pairs is None
-            else [f"{json.dumps(k)}: {json.dumps(v)}" for k, v in pairs]
-        )
-        begin, end = "[]" if pairs is None else "{}"
+    """JSON with a line an entry, so that a change of one entry is a change of one line."""
+    parts = []
+    for key, value in table.items():
+        if not isinstance(value, dict | list):
+            parts.append(f" {json.dumps(key)}: {json.dumps(value)}")
+
+    for key, value in table.items():
+        if isinstance(value, dict):
+            begin, end = "{}"
+            rows = [f"{json.dumps(name)}: {json.dumps(item)}" for name, item in value.items()]
+        elif isinstance(value, list):
+            begin, end = "[]"
+            rows = [json.dumps(item) for item in value]
+        else:
+            continue
         parts.append(f" {json.dumps(key)}: {begin}\n  " + ",\n  ".join(rows) + f"\n {end}")
+
     return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
@@ -277,38 +288,44 @@ def _add(
     import open_clip
 
     source = f"open_clip {open_clip.__version__}" + (f"; {CLIPPED}" if tag == "openai" else "")
-    entry = entries.setdefault(
-        json.dumps([expect, source]), {"names": [], "expect": expect, "source": source}
-    )
+    key = json.dumps([expect, source])
+    entry = entries.setdefault(key, {"names": [], "expect": expect, "source": source})
     entry["names"] += names
 
 
 def _names(arch: str, tag: str, about: dict[str, Any]) -> list[str]:
-    """How the model may be called when it is loaded: by tag, from the hub, as OpenAI's own file
-    (without suffix).
+    """How the model may be called when it is loaded.
+
+    By tag, from the hub, and as OpenAI's own file (without suffix).
     """
     import open_clip
 
-    archs = [arch] + [f"{arch}-quickgelu"] * (
-        f"{arch}-quickgelu" in open_clip.list_models() and bool(about.get("quick_gelu"))
-    )
-    files = [tag] + [OPENAI_FILES.get(arch, arch)] * (tag == "openai")
-    hub = (
-        [f"open_clip:{about['hf_hub'].rstrip('/')}"]
-        if str(about.get("hf_hub", "")).count("/") == 2
-        else []
-    )
-    return [f"open_clip:{name}/{file}" for name in archs for file in files] + hub
+    # open_clip lists some architectures twice, and a QuickGELU tag may be loaded by either name.
+    archs = [arch]
+    quick = f"{arch}-quickgelu"
+    if quick in open_clip.list_models() and about.get("quick_gelu"):
+        archs.append(quick)
+
+    checkpoints = [tag]
+    if tag == "openai":
+        checkpoints.append(OPENAI_FILES.get(arch, arch))
+    names = [f"open_clip:{name}/{checkpoint}" for name in archs for checkpoint in checkpoints]
+
+    # two slashes: "OWNER/REPOSITORY/", where the hub has a repository of this checkpoint
+    hub = str(about.get("hf_hub", ""))
+    if hub.count("/") == 2:
+        names.append(f"open_clip:{about['hf_hub'].rstrip('/')}")
+    return names
 
 
 def _expected(arch: str, tag: str, about: dict[str, Any]) -> dict[str, Any]:
+    """What open_clip's configuration says of an architecture and a tag."""
     import open_clip
 
     config = open_clip.get_model_config(arch)
-    text, vision = config["text_cfg"], config["vision_cfg"]
-    clean = text.get("tokenizer_kwargs", {}).get(
-        "clean", "whitespace" if "hf_tokenizer_name" in text else "lower"
-    )
+    text = config["text_cfg"]
+    vision = config["vision_cfg"]
+
     expect = {
         "parameters": _num_params(arch),
         "image_size": vision["image_size"],
@@ -319,24 +336,31 @@ def _expected(arch: str, tag: str, about: dict[str, Any]) -> dict[str, Any]:
         "context_length": text.get("context_length", 77),
         "has_bias": "init_logit_bias" in config,
     }
-    if clean in ("lower", "canonicalize"):  # where it is neither, the tokenizer may still lower
+
+    # Where the cleaning neither lowers nor says otherwise, the tokenizer may still lower: then
+    # nothing is expected.
+    default = "whitespace" if "hf_tokenizer_name" in text else "lower"
+    clean = text.get("tokenizer_kwargs", {}).get("clean", default)
+    if clean in ("lower", "canonicalize"):
         expect["ignores_case"] = True
+
+    # timm's towers bring their own activation
     if "timm_model_name" not in vision:
-        expect["activation"] = (
-            "quick_gelu" if about.get("quick_gelu") or config.get("quick_gelu") else "gelu"
-        )
+        is_quick = about.get("quick_gelu") or config.get("quick_gelu")
+        expect["activation"] = "quick_gelu" if is_quick else "gelu"
     if tag == "openai":
         expect["logit_scale"] = 100.0
     return expect
 
 
 def _elsewhere(name: str, expect: dict[str, Any]) -> dict[str, Any]:
-    """Of the same weights in another library; SigLIP's towers are GELU's tanh there, and SigLIP 2
-    resizes as its file says.
-    """
-    is_siglip = not name.startswith("hf:clip")
+    """What is expected of the same weights in another library."""
+    # SigLIP 2 resizes there as its file says.
     left_out = {"interpolation"} if name.startswith("hf:siglip2") else set()
     kept = {key: value for key, value in expect.items() if key not in left_out}
+
+    # All but the CLIPs are SigLIPs, whose towers have GELU's tanh there.
+    is_siglip = not name.startswith("hf:clip")
     return {**kept, "activation": "gelu_tanh"} if is_siglip else kept
 
 
@@ -353,6 +377,7 @@ def _num_params(arch: str) -> int:
     """Of both towers, without scale and bias, as the adapter of open_clip counts."""
     from silc_bench.models.adapters.open_clip.checkpoints import build, find
 
+    # shapes alone: on the meta device a network takes no memory
     with torch.device("meta"):
         network = build(find(f"{arch}/random"), quick_gelu=False)
     return sum(

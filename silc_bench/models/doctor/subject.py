@@ -1,22 +1,18 @@
-"""What the checks look at, computed once, and what they answer with.
+"""What the checks look at, computed once; what they answer with; what is printed before them.
 
-The first picture and the first text are timed, and of slow models fewer are looked at: all within
-``IMAGE_SECONDS`` and ``TEXT_SECONDS``, and never less than ``FEWEST``, which as many directions
-need as the checks ask for.
+A ``Subject`` holds a model and its answers to generated images and texts, which are made from
+integers: the same on every machine, no file needed. ``cards`` are for preprocessing: the sizes and
+modes at which loaders differ. ``scenes`` and ``TEXTS`` are 32 images and 32 texts, no two of which
+are alike, for the embeddings. ``pixel_hash`` is taken over what a model makes of the cards.
 
-Shapes: B = 32 pictures or texts, fewer where a model is slow, L tokens, D embedding.
+The first image and the first text are timed, and of slow models fewer are looked at: all within
+``IMAGE_SECONDS`` and ``TEXT_SECONDS``, and never less than ``FEWEST``, because fewer could not
+differ in as many directions as the checks ask for.
 
-Test pictures and texts made from integers: the same on every machine, no file needed.
+``facts_of(subject)`` -> {name: value} as JSON: protocol, towers, numbers. Pooling and activation
+are no part of the protocol of a model; they are read from the library's own modules.
 
-``CARDS`` are for preprocessing: the sizes and modes at which loaders differ. ``scenes`` and
-``TEXTS`` are 32 pictures and 32 texts that no two of which are alike, for the embeddings.
-``pixel_hash`` is taken over what a model makes of the cards.
-
-What was loaded, read off the model: protocol, towers, numbers. ``facts_of(subject)`` -> {name:
-value}, JSON.
-
-Pooling and activation are no part of the protocol of a model; they are read from the library's own
-modules.
+Shapes: B = 32 images or texts, fewer where a model is slow, L tokens, D embedding.
 """
 
 from __future__ import annotations
@@ -38,10 +34,45 @@ BATCH = 8
 IMAGE_SECONDS, TEXT_SECONDS, FEWEST = 20.0, 10.0, 4
 SAME = 1e-4  # of the norm; the sums of another batch size differ by about 1e-6 in fp32
 
+NUM_SCENES = 32
+TEXTS = [
+    f"a photo of a {color} {shape}"
+    for color in ("red", "green", "blue", "yellow", "black", "white", "orange", "purple")
+    for shape in ("circle", "square", "star", "tree")
+]
+
+# Width, height, mode of each card: odd sizes, both orientations, crops that end on half a pixel,
+# colours that are no RGB.
+SIZES = {
+    "landscape": (331, 221, "RGB"),
+    "portrait": (97, 210, "RGB"),
+    "thin": (301, 19, "RGB"),
+    "grey": (64, 301, "L"),
+    "palette": (130, 91, "P"),
+    "transparent": (75, 75, "RGBA"),
+    "one pixel": (1, 1, "RGB"),
+}
+
+# The libraries' layers -> the activation.
+ACTIVATIONS = {
+    "QuickGELU": "quick_gelu",
+    "QuickGELUActivation": "quick_gelu",
+    "GELUActivation": "gelu",
+    "NewGELUActivation": "gelu_tanh",
+    "PytorchGELUTanh": "gelu_tanh",
+    "GELUTanh": "gelu_tanh",
+    "GELUTanhActivation": "gelu_tanh",
+    "SiLU": "silu",
+    "ReLU": "relu",
+}
+OURS = "silc_bench.trainer.silc.towers"  # whose towers call GELU as a function
+ATTENTION, MEAN, TOKEN = "attention over the patches", "mean of the patches", "class token"
+PATCHES_ALONE = (ATTENTION, MEAN)  # poolings that have nothing but patches to pool
+
 
 @dataclass(frozen=True)
 class Answer:
-    """Of one check."""
+    """What one check says."""
 
     verdict: str  # OK, FAILED or NOT_APPLICABLE
     says: str  # what was seen, or why there was nothing to check
@@ -57,15 +88,16 @@ class Finding(Answer):
 
 
 class Subject:
-    """A model (``ImageModel``, as far as it is one) and its answers to the pictures and texts of
-    ``cards``.
+    """A model, and its answers to the generated images and texts.
+
+    The model is an ``ImageModel`` as far as it is one: what it lacks is for the checks to find.
     """
 
     def __init__(self, model: Any):
         self.model = model
-        self.reads = callable(getattr(model, "tokenize", None)) and callable(
-            getattr(model, "encode_text", None)
-        )
+        has_tokenizer = callable(getattr(model, "tokenize", None))
+        has_text_tower = callable(getattr(model, "encode_text", None))
+        self.reads = has_tokenizer and has_text_tower
         self.is_dense = callable(getattr(model, "encode_dense", None))
 
     @cached_property
@@ -75,16 +107,15 @@ class Subject:
 
     @cached_property
     def first_image(self) -> tuple[Tensor, float]:
-        """[1, D], the embedding of the first picture alone, and the seconds it took."""
+        """[1, D], the embedding of the first image alone, and the seconds it took."""
         return _timed(self.model.encode_image, self.pixels[:1])
 
     @cached_property
     def images(self) -> Tensor:
         """[B, D] image embeddings."""
         count = _affordable(len(self.pixels), self.first_image[1], IMAGE_SECONDS)
-        return torch.cat(
-            [self.model.encode_image(part) for part in self.pixels[:count].split(BATCH)]
-        )
+        parts = self.pixels[:count].split(BATCH)
+        return torch.cat([self.model.encode_image(part) for part in parts])
 
     @cached_property
     def tokens(self) -> Tensor:
@@ -105,31 +136,21 @@ class Subject:
     @cached_property
     def modules(self) -> dict[str, nn.Module]:
         """The networks that an adapter holds, by the name of its attribute."""
-        found: dict[str, nn.Module] = {}
+        networks: dict[str, nn.Module] = {}
         for name, value in vars(self.model).items():
             if isinstance(value, nn.Module):
-                found[name] = value
+                networks[name] = value
             elif isinstance(value, dict):
-                found |= {
-                    f"{name}.{key}": part
-                    for key, part in value.items()
-                    if isinstance(part, nn.Module)
-                }
-        return found
+                # an adapter may hold its towers in one dict
+                for key, part in value.items():
+                    if isinstance(part, nn.Module):
+                        networks[f"{name}.{key}"] = part
+        return networks
 
     def layers(self) -> Iterator[nn.Module]:
         """All modules of all networks."""
         for network in self.modules.values():
             yield from network.modules()
-
-
-def _timed(encode: Callable[[Tensor], Tensor], one: Tensor) -> tuple[Tensor, float]:
-    started = perf_counter()
-    return encode(one), perf_counter() - started
-
-
-def _affordable(count: int, each: float, seconds: float) -> int:
-    return max(FEWEST, min(count, int(seconds / max(each, 1e-9))))
 
 
 def distance(left: Tensor, right: Tensor) -> float:
@@ -138,34 +159,13 @@ def distance(left: Tensor, right: Tensor) -> float:
     return share.item() if share.isfinite() else float("inf")
 
 
-NUM_SCENES = 32
-TEXTS = [
-    f"a photo of a {color} {shape}"
-    for color in ("red", "green", "blue", "yellow", "black", "white", "orange", "purple")
-    for shape in ("circle", "square", "star", "tree")
-]
-# width, height, mode: odd sizes, both orientations, crops that end on half a pixel, colours that
-# are no RGB
-SIZES = {
-    "landscape": (331, 221, "RGB"),
-    "portrait": (97, 210, "RGB"),
-    "thin": (301, 19, "RGB"),
-    "grey": (64, 301, "L"),
-    "palette": (130, 91, "P"),
-    "transparent": (75, 75, "RGBA"),
-    "one pixel": (1, 1, "RGB"),
-}
-
-
 def cards() -> dict[str, Image.Image]:
-    """Pictures by what is special about them."""
+    """Images by what is special about them."""
     return {name: _card(number, *size) for number, (name, size) in enumerate(SIZES.items())}
 
 
 def scenes() -> list[Image.Image]:
-    """NUM_SCENES pictures of 96 x 64 pixels: gradients, boxes, rings and noise in different
-    colours.
-    """
+    """NUM_SCENES images of 96 x 64 pixels: gradients, boxes, rings and noise in many colours."""
     return [Image.fromarray(_pattern(number, 96, 64)) for number in range(NUM_SCENES)]
 
 
@@ -183,13 +183,109 @@ def pixel_hash(preprocess: Callable[[Image.Image], Tensor]) -> str:
     return digest.hexdigest()[:16]
 
 
+def facts_of(subject: Subject, pixel_hash: str, pipeline: str | None) -> dict[str, Any]:
+    """All that is printed before the checks, in that order."""
+    model = subject.model
+
+    facts = {
+        "name": model.name,
+        "revision": model.revision,
+        "parameters": model.num_params,
+        "image size": model.image_size,
+        "patch size": getattr(model, "patch_size", "none: no dense features"),
+        "pooling": pooling_of(subject),
+        "activation": activation_of(subject),
+        "feature points": dict(model.feature_points),
+    }
+
+    # Both sizes stand above already.
+    for key, value in model.image_protocol.items():
+        if key not in ("size", "patch_size"):
+            facts[key.replace("_", " ")] = value
+    facts["pixels"] = f"{pixel_hash}, {pipeline or 'none of the known pipelines'}"
+
+    if subject.reads:
+        protocol = model.text_protocol
+        facts |= {
+            "text cleaning": protocol.get("cleaning"),
+            "text length": protocol.get("length"),
+            "tokenizer": protocol.get("tokenizer"),
+            "padding": protocol.get("padding", "not said"),
+            "logit scale": model.logit_scale,
+            "logit bias": model.logit_bias,
+        }
+    else:
+        facts["text"] = getattr(model, "lacking", {}).get("text", "no text tower")
+    return facts
+
+
+def activation_of(subject: Subject) -> str:
+    """Of all networks, with commas: "quick_gelu"; "relu, quick_gelu" where two towers differ."""
+    kinds: dict[str, None] = {}  # a set that keeps its order
+    for layer in subject.layers():
+        kind = type(layer)
+
+        # Our Mlp has the same attribute as torch's GELU, which it calls as a function.
+        is_our_mlp = kind.__module__ == OURS and kind.__name__ == "Mlp"
+        if kind is nn.GELU or is_our_mlp:
+            kinds["gelu_tanh" if layer.approximate == "tanh" else "gelu"] = None
+        elif kind.__name__ in ACTIVATIONS:
+            kinds[ACTIVATIONS[kind.__name__]] = None
+    return ", ".join(kinds) or "not told"
+
+
+def pooling_of(subject: Subject) -> str:
+    """How patches become one embedding.
+
+    ATTENTION and MEAN are said only where nothing but patches is pooled.
+    """
+    layers = {
+        f"{network}.{name}": layer
+        for network, root in subject.modules.items()
+        for name, layer in root.named_modules()
+    }
+
+    # A layer that does nothing but pool tells at once; only without one is the tower asked.
+    for name, layer in layers.items():
+        if name.endswith(".attnpool"):
+            return "attention over the positions and their mean (ResNet)"
+        if name.endswith("visual.head") and hasattr(layer, "pool"):
+            return "attention over the positions and their mean (timm)"
+        if isinstance(getattr(layer, "probe", None), torch.Tensor):
+            return ATTENTION
+
+    for name, layer in layers.items():
+        if hasattr(layer, "forward_head") and hasattr(layer, "forward_features"):  # timm
+            return _timm_pooling(layer)
+        if name.endswith(".visual") and hasattr(layer, "pool_type"):  # open_clip
+            if layer.attn_pool is not None:
+                return "attention over class token and patches"
+            return {"tok": TOKEN, "avg": MEAN}.get(layer.pool_type, layer.pool_type)
+        if name.endswith(".visual_projection"):  # transformers' CLIP
+            return TOKEN
+
+    return "not told"
+
+
+def _timed(encode: Callable[[Tensor], Tensor], batch: Tensor) -> tuple[Tensor, float]:
+    started = perf_counter()
+    return encode(batch), perf_counter() - started
+
+
+def _affordable(count: int, each: float, seconds: float) -> int:
+    """How many of ``count`` can be encoded in ``seconds``, where each takes so long."""
+    return max(FEWEST, min(count, int(seconds / max(each, 1e-9))))
+
+
 def _card(number: int, width: int, height: int, mode: str) -> Image.Image:
+    # one kind of pattern after the other, each in other colours
     pixels = _pattern(4 * number + number % 4, width, height)
     if mode == "RGB":
         return Image.fromarray(pixels)
     if mode == "RGBA":
         alpha = (pixels[..., :1].astype(np.int64) * 7 + 40) % 256
         return Image.fromarray(np.concatenate([pixels, alpha.astype(np.uint8)], axis=2), "RGBA")
+
     flat = Image.fromarray(pixels[..., 0])
     if mode == "P":
         flat = Image.fromarray(pixels[..., 0] // 16, "P")
@@ -201,6 +297,8 @@ def _pattern(number: int, width: int, height: int) -> np.ndarray:
     """[height, width, 3] uint8."""
     y, x = np.mgrid[:height, :width].astype(np.int64)
     cell = 5 + number // 4
+
+    # gradient, boxes, rings, noise (a multiplicative hash of the place)
     planes = (
         x * (1 + number % 3) + y * (2 + number % 5),
         ((x // cell + y // cell) % 2) * 170 + x // 3,
@@ -212,113 +310,20 @@ def _pattern(number: int, width: int, height: int) -> np.ndarray:
     return (np.stack(colors, axis=2) % 256).astype(np.uint8)
 
 
-ACTIVATIONS = {
-    "QuickGELU": "quick_gelu",
-    "QuickGELUActivation": "quick_gelu",
-    "GELUActivation": "gelu",
-    "NewGELUActivation": "gelu_tanh",
-    "PytorchGELUTanh": "gelu_tanh",
-    "GELUTanh": "gelu_tanh",
-    "GELUTanhActivation": "gelu_tanh",
-    "SiLU": "silu",
-    "ReLU": "relu",
-}
-OURS = "silc_bench.trainer.silc.towers"  # whose towers call GELU as a function
-ATTENTION, MEAN, TOKEN = "attention over the patches", "mean of the patches", "class token"
-PATCHES_ALONE = (ATTENTION, MEAN)  # poolings that have nothing but patches to pool
-
-
-def facts_of(subject: Subject, pixel_hash: str, pipeline: str | None) -> dict[str, Any]:
-    """All that is printed before the checks, in that order."""
-    model = subject.model
-    found = {
-        "name": model.name,
-        "revision": model.revision,
-        "parameters": model.num_params,
-        "image size": model.image_size,
-        "patch size": getattr(model, "patch_size", "none: no dense features"),
-        "pooling": pooling_of(subject),
-        "activation": activation_of(subject),
-        "feature points": dict(model.feature_points),
-        **{
-            key.replace("_", " "): value
-            for key, value in model.image_protocol.items()
-            if key not in ("size", "patch_size")
-        },
-        "pixels": f"{pixel_hash}, {pipeline or 'none of the known pipelines'}",
-    }
-    if subject.reads:
-        protocol = model.text_protocol
-        found |= {
-            "text cleaning": protocol.get("cleaning"),
-            "text length": protocol.get("length"),
-            "tokenizer": protocol.get("tokenizer"),
-            "padding": protocol.get("padding", "not said"),
-            "logit scale": model.logit_scale,
-            "logit bias": model.logit_bias,
-        }
-    else:
-        found["text"] = getattr(model, "lacking", {}).get("text", "no text tower")
-    return found
-
-
-def activation_of(subject: Subject) -> str:
-    """Of all networks, with commas: "quick_gelu"; "relu, quick_gelu" where two towers differ."""
-    kinds: dict[str, None] = {}
-    for layer in subject.layers():
-        kind = type(layer)
-        if kind is nn.GELU:
-            kinds["gelu_tanh" if layer.approximate == "tanh" else "gelu"] = None
-        elif kind.__name__ in ACTIVATIONS:
-            kinds[ACTIVATIONS[kind.__name__]] = None
-        elif kind.__module__ == OURS and kind.__name__ == "Mlp":
-            kinds["gelu_tanh" if layer.approximate == "tanh" else "gelu"] = None
-    return ", ".join(kinds) or "not told"
-
-
-def pooling_of(subject: Subject) -> str:
-    """How patches become one embedding; ATTENTION and MEAN only where nothing but patches is
-    pooled.
-    """
-    layers = {
-        f"{network}.{name}": layer
-        for network, root in subject.modules.items()
-        for name, layer in root.named_modules()
-    }
-    for name, layer in layers.items():
-        if name.endswith(".attnpool"):
-            return "attention over the positions and their mean (ResNet)"
-        if name.endswith("visual.head") and hasattr(layer, "pool"):
-            return "attention over the positions and their mean (timm)"
-        if isinstance(getattr(layer, "probe", None), torch.Tensor):
-            return ATTENTION
-    for name, layer in layers.items():
-        if hasattr(layer, "forward_head") and hasattr(layer, "forward_features"):  # timm
-            return _timm_pooling(layer)
-        if name.endswith(".visual") and hasattr(layer, "pool_type"):  # open_clip
-            if layer.attn_pool is not None:
-                return "attention over class token and patches"
-            return {"tok": TOKEN, "avg": MEAN}.get(layer.pool_type, layer.pool_type)
-        if name.endswith(".visual_projection"):  # transformers' CLIP
-            return TOKEN
-    return "not told"
-
-
 def _timm_pooling(trunk: Any) -> str:
+    # Of a network that ends in a map, global_pool is a layer and pool_type its kind.
     pool = getattr(trunk, "global_pool", "")
-    how = str(getattr(pool, "pool_type", pool) or "")  # of a network with maps it is a layer
-    if getattr(trunk, "attn_pool", None) is not None:
-        is_plain = (
-            getattr(trunk, "num_prefix_tokens", 0) == 0
-            and getattr(trunk.attn_pool, "pos_embed", None) is None
-        )
+    how = str(getattr(pool, "pool_type", pool) or "")
+
+    attention = getattr(trunk, "attn_pool", None)
+    if attention is not None:
+        has_prefix = getattr(trunk, "num_prefix_tokens", 0) != 0
+        is_plain = not has_prefix and getattr(attention, "pos_embed", None) is None
         return ATTENTION if is_plain else "attention over prefix tokens and patches"
+
     if how == "token":
         return TOKEN
     if how == "avg" or hasattr(getattr(trunk, "head", None), "global_pool"):
-        return (
-            MEAN
-            if not getattr(trunk, "pool_include_prefix", False)
-            else "mean of prefix tokens and patches"
-        )
+        with_prefix = getattr(trunk, "pool_include_prefix", False)
+        return "mean of prefix tokens and patches" if with_prefix else MEAN
     return how or "not told"
