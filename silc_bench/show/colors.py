@@ -1,5 +1,4 @@
-"""Colours of dense features: classes over a photograph, one class's similarity, principal
-components, zero-shot masks.
+"""Colours of dense features: classes, one class's similarity, principal components, masks.
 
 Arrays in, uint8 [H, W, 3] out: what is drawn is computed elsewhere, and `silc_bench.show.sheet`
 puts it together.
@@ -18,11 +17,11 @@ from scipy import ndimage
 from silc_bench.datasets.dataset import IGNORE
 
 INK, PAPER = (32, 33, 36), (255, 255, 255)
+
 # Okabe and Ito's eight colours, told apart with any colour vision (black is replaced by grey), and
-# 24 more. Each of those is
-# the one farthest from all before it and from ink and paper: distance in CIELAB, or twice that as
-# protanopes and deuteranopes
-# see it (Machado et al., 2009) where that is less. The test of this file holds the distances.
+# 24 more. Each of those is the one farthest from all before it and from ink and paper: distance in
+# CIELAB, or twice that as protanopes and deuteranopes see it (Machado et al., 2009) where that is
+# less. The test of this file holds the distances.
 PALETTE = (
     *((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66)),
     *((0, 114, 178), (213, 94, 0), (204, 121, 167), (120, 120, 120)),
@@ -33,6 +32,7 @@ PALETTE = (
     *((225, 180, 180), (210, 0, 180), (120, 150, 90), (120, 165, 255)),
     *((0, 210, 135), (30, 120, 45), (0, 240, 210), (0, 210, 30)),
 )
+
 # viridis of matplotlib at ten even places: brighter is more, in grey and to any colour vision too
 HEAT = (
     *((68, 1, 84), (72, 40, 120), (62, 73, 137), (49, 104, 142), (38, 130, 142)),
@@ -40,86 +40,78 @@ HEAT = (
 )
 FADED = 0.25  # strength of a colour where nothing is scored
 STRENGTH = 0.7  # of a class's colour over the grey photograph
-LABELLED = 0.01  # share of the picture from which a region has its number written on it
+LABELLED = 0.01  # share of the image from which a region has its number written on it
 ROOM = 8  # pixels from such a number's middle to the edge of its region
 
 
 def class_colors(prediction: np.ndarray, scored: np.ndarray) -> np.ndarray:
-    """[H, W] class indices and [H, W] bool -> [H, W, 3] uint8; pixels that are not scored are
-    faded.
+    """[H, W] class indices and [H, W] bool -> [H, W, 3] uint8.
+
+    Pixels that are not scored are faded; pixels without a class (IGNORE) are white.
     """
+    # Any class does for IGNORE, because its strength is 0.
     colors = _colors_of(np.where(prediction == IGNORE, 0, prediction))
     strength = np.where(scored, 1.0, FADED) * (prediction != IGNORE)
-    return np.rint(colors * strength[..., None] + 255.0 * (1 - strength[..., None])).astype(
-        np.uint8
-    )
+
+    mixed = colors * strength[..., None] + 255.0 * (1 - strength[..., None])
+    return np.rint(mixed).astype(np.uint8)
 
 
-def overlay(picture: np.ndarray, prediction: np.ndarray) -> np.ndarray:
-    """A picture uint8 [H, W, 3] in grey under the colours of its classes [H, W], with their borders
-    in ink.
+def overlay(image: np.ndarray, prediction: np.ndarray) -> np.ndarray:
+    """An image uint8 [H, W, 3] in grey under the colours of its classes [H, W].
 
-    Regions of some size carry the number of their class, counted from 1, as the legend does.
+    Borders between classes are drawn in ink. Regions of some size carry the number of their class,
+    counted from 1, as the legend does.
     """
-    grey = np.asarray(Image.fromarray(picture).convert("L"), float)[..., None]
+    grey = np.asarray(Image.fromarray(image).convert("L"), float)[..., None]
     colors = np.rint(STRENGTH * _colors_of(prediction) + (1 - STRENGTH) * grey).astype(np.uint8)
+
+    # a pixel is border where its neighbour to the left or above has another class
     is_border = np.zeros(prediction.shape, bool)
     is_border[:, 1:] |= prediction[:, 1:] != prediction[:, :-1]
     is_border[1:] |= prediction[1:] != prediction[:-1]
     colors[is_border] = INK
-    image = Image.fromarray(colors)
-    draw, font = ImageDraw.Draw(image), ImageFont.load_default(13)
+
+    # Numbers are light with an outline in ink, so that they are read on any colour.
+    drawn = Image.fromarray(colors)
+    draw = ImageDraw.Draw(drawn)
+    font = ImageFont.load_default(13)
     for number, (x, y) in _places(prediction):
         draw.text((x, y), str(number), PAPER, font, anchor="mm", stroke_width=2, stroke_fill=INK)
-    return np.asarray(image)
-
-
-def _places(prediction: np.ndarray) -> list[tuple[int, tuple[int, int]]]:
-    """(number of the class, x and y of the pixel farthest from the edge) of each region that has
-    room for it.
-    """
-    found = []
-    for label in np.unique(prediction):
-        regions, count = ndimage.label(np.pad(prediction == label, 1))
-        depth = ndimage.distance_transform_edt(regions)[
-            1:-1, 1:-1
-        ]  # the picture's edge is an edge too
-        regions = regions[1:-1, 1:-1]
-        sizes = np.bincount(regions.ravel(), minlength=count + 1)
-        for region in range(1, count + 1):
-            if sizes[region] >= LABELLED * prediction.size:
-                inside = np.where(regions == region, depth, 0)
-                y, x = np.unravel_index(inside.argmax(), inside.shape)
-                if inside[y, x] >= ROOM:
-                    found.append((int(label) + 1, (int(x), int(y))))
-    return found
+    return np.asarray(drawn)
 
 
 def heat_colors(values: np.ndarray) -> np.ndarray:
     """[H, W] -> [H, W, 3] uint8, stretched between the least and the largest value."""
-    low, high = float(values.min()), float(values.max())
+    low = float(values.min())
+    high = float(values.max())
+
+    # 1e-12, so that a map of one value is drawn and not divided by zero
     place = (values - low) / max(high - low, 1e-12) * (len(HEAT) - 1)
     channels = [np.interp(place, range(len(HEAT)), channel) for channel in zip(*HEAT, strict=True)]
     return np.rint(np.stack(channels, axis=-1)).astype(np.uint8)
 
 
 def pca_colors(grids: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Grids [h, w, D] of any sizes -> [h, w, 3] uint8: three principal components over all of them
-    as red, green and blue.
+    """Grids [h, w, D] of any sizes -> [h, w, 3] uint8: principal components as colours.
 
-    Each component is stretched between its 2nd and 98th percentile. Signs are fixed by the largest
-    loading, so that equal features give equal colours.
+    Three components over all grids are red, green and blue. Each is stretched between its 2nd and
+    98th percentile. Signs are fixed by the largest loading, so that equal features give equal
+    colours.
     """
     flat = np.concatenate([grid.reshape(-1, grid.shape[-1]) for grid in grids]).astype(np.float64)
     flat -= flat.mean(axis=0)
+
+    # eigh gives ascending eigenvalues: the last three columns, the largest first
     _, vectors = np.linalg.eigh(flat.T @ flat)
     top = vectors[:, :-4:-1]
     top = top * np.sign(top[np.abs(top).argmax(axis=0), range(3)])
-    parts = flat @ top
-    low, high = np.percentile(parts, (2, 98), axis=0)
-    colors = np.rint(255 * np.clip((parts - low) / np.maximum(high - low, 1e-12), 0, 1)).astype(
-        np.uint8
-    )
+    components = flat @ top
+
+    low, high = np.percentile(components, (2, 98), axis=0)
+    stretched = np.clip((components - low) / np.maximum(high - low, 1e-12), 0, 1)
+    colors = np.rint(255 * stretched).astype(np.uint8)
+
     ends = np.cumsum([grid.shape[0] * grid.shape[1] for grid in grids])[:-1]
     return [
         part.reshape(*grid.shape[:2], 3)
@@ -127,9 +119,35 @@ def pca_colors(grids: Sequence[np.ndarray]) -> list[np.ndarray]:
     ]
 
 
+def _places(prediction: np.ndarray) -> list[tuple[int, tuple[int, int]]]:
+    """Where numbers are written: (number of the class, (x, y)) of each region that has room.
+
+    The place is the pixel farthest from the region's edge.
+    """
+    places = []
+    for label in np.unique(prediction):
+        # a ring of nothing around the image, because its edge is an edge of the region too
+        regions, count = ndimage.label(np.pad(prediction == label, 1))
+        depth = ndimage.distance_transform_edt(regions)[1:-1, 1:-1]
+        regions = regions[1:-1, 1:-1]
+
+        # Sizes first: most regions are small, and each of the others costs a pass over the image.
+        sizes = np.bincount(regions.ravel(), minlength=count + 1)
+        for region in range(1, count + 1):
+            if sizes[region] < LABELLED * prediction.size:
+                continue
+            inside = np.where(regions == region, depth, 0)
+            y, x = np.unravel_index(inside.argmax(), inside.shape)
+            if inside[y, x] >= ROOM:
+                places.append((int(label) + 1, (int(x), int(y))))
+    return places
+
+
 def _colors_of(classes: np.ndarray) -> np.ndarray:
-    """[H, W] -> float64 [H, W, 3]. Raises ValueError for more classes than the palette tells
-    apart.
+    """[H, W] -> float64 [H, W, 3].
+
+    Raises:
+        ValueError: more classes than the palette tells apart.
     """
     if (classes >= len(PALETTE)).any():
         raise ValueError(f"{len(PALETTE)} colours cannot tell more classes apart")
