@@ -1,32 +1,25 @@
-"""What the user's words after ``open_clip:`` mean: an architecture, its preprocessing, and the file
-with its weights.
+"""From the words after ``open_clip:`` to a network with its weights and its tokenizer.
 
-Flow: ``find("ViT-B-32/openai")`` -> a ``Checkpoint``, nothing built or read yet. A tag or
-``hf-hub:`` name is looked up in the library's own cache and, where there is a network, fetched by
-the library; files and folders need no network.
+Flow: ``find("ViT-B-32/openai")`` -> a ``Checkpoint``, nothing built or read yet ->
+``refuse_code(checkpoint)`` -> ``state_of`` -> {name: tensor} and the activation -> within
+``without_code()``, ``build`` -> the library's own network and ``tokenizer_of`` -> its tokenizer ->
+``fill`` -> every weight in its place.
+
+Where it comes from. A tag or ``hf-hub:`` name is looked up in the library's own cache and, where
+there is a network, fetched by the library; files and folders need no network.
 
 Preprocessing is what open_clip keeps with a tag, or in ``open_clip_config.json``. A file alone says
 nothing about it: there the tags known for its architecture decide where they agree (SigLIP:
 squashed, mean 0.5), and otherwise open_clip's default.
 
-An open_clip model and its tokenizer from a ``Checkpoint``: the library's own classes, weights read
-safely.
-
-Flow: ``state_of`` -> {name: tensor} and the activation; ``build`` -> the network; ``fill`` -> every
-weight in its place.
-
 QuickGELU is on where the architecture says so, where the tag was trained with it (open_clip only
 warns then), and for OpenAI's own state dicts, which are known by three numbers among their weights.
 
-Nothing that comes with an open_clip checkpoint is executed.
-
-Flow: ``refuse_code(checkpoint)`` before anything is built -> ``without_code()`` around what
-open_clip builds.
-
-Two ways lead from a configuration to Python of a repository, both through transformers:
-``tokenizer_kwargs`` go unread to `AutoTokenizer.from_pretrained` (where ``trust_remote_code`` runs
-it), and an ``auto_map`` in ``config.json`` or ``tokenizer_config.json`` names it (where a user at a
-terminal is asked whether to run it).
+Nothing that comes with a checkpoint is executed. Two ways lead from a configuration to Python of a
+repository, both through transformers: ``tokenizer_kwargs`` go unread to
+`AutoTokenizer.from_pretrained` (where ``trust_remote_code`` runs it), and an ``auto_map`` in
+``config.json`` or ``tokenizer_config.json`` names it (where a user at a terminal is asked whether
+to run it).
 """
 
 from __future__ import annotations
@@ -55,15 +48,23 @@ WEIGHTS = (
 SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
 PREPROCESS = ("mean", "std", "interpolation", "resize_mode")
 
+# numbers that lie among the weights in OpenAI's own files, and nowhere else
+OPENAI_ENTRIES = {"input_resolution", "context_length", "vocab_size"}
+
+# options of open_clip's tokenizers; all others reach transformers
+TOKENIZER_KWARGS = ("clean", "language", "strip_sep_token")
+READ_BY_TRANSFORMERS = ("config.json", "tokenizer_config.json")
+
+Network = Any  # a CLIP, CustomTextCLIP or CoCa of open_clip
+
 
 @dataclass(frozen=True)
 class Checkpoint:
     """An open_clip model before it is built."""
 
     name: str  # row of the leaderboard: "open_clip:ViT-B-32/openai"
-    library_name: (
-        str  # what open_clip.get_tokenizer takes: "ViT-B-32", "local-dir:FOLDER", "hf-hub:ORG/NAME"
-    )
+    # what open_clip.get_tokenizer takes: "ViT-B-32", "local-dir:FOLDER", "hf-hub:ORG/NAME"
+    library_name: str
     config: dict[str, Any]  # the architecture: embed_dim, vision_cfg, text_cfg ...
     preprocess: dict[str, Any]  # of PREPROCESS, what is not the library's default
     weights: Path | None  # None: random ones were asked for
@@ -71,179 +72,123 @@ class Checkpoint:
 
 
 def find(rest: str, weights: Path | None = None) -> Checkpoint:
-    """``rest``: what follows ``open_clip:``; with ``weights`` (a file) it is an architecture alone.
+    """What follows ``open_clip:`` -> which model it means.
+
+    Args:
+        rest: one of the forms of ``open_clip.model``; an architecture alone where ``weights`` is
+            given.
+        weights: a file of weights.
 
     Raises:
         UserError: an unknown architecture or tag, no such file, or a file that would have to be
-        fetched and cannot be.
+            fetched and cannot be.
     """
     import open_clip
 
     if rest.startswith("hf-hub:"):
         return _from_hub(rest.removeprefix("hf-hub:"))
+
+    # A folder may bear an architecture's name by chance: it is meant only where it has a CONFIG.
     arch, slash, choice = rest.partition("/")
     config = open_clip.get_model_config(arch) if arch in open_clip.list_models() else None
     if os.path.isdir(rest) and (config is None or os.path.exists(os.path.join(rest, CONFIG))):
         return _from_folder(Path(rest))
+
     if config is None:
         if os.path.exists(rest):
             raise UserError(
-                f"{rest} is a file, which does not say its architecture; write open_clip:ARCH/{rest}"
+                f"{rest} is a file, which does not say its architecture; "
+                f"write open_clip:ARCH/{rest}"
             )
         raise unknown_name("open_clip architecture", arch, open_clip.list_models())
+
     if weights is not None:
         if slash:
             raise UserError(
-                f"open_clip:{rest} with a file of weights beside it: write the architecture alone, open_clip:{arch}"
+                f"open_clip:{rest} with a file of weights beside it: "
+                f"write the architecture alone, open_clip:{arch}"
             )
         return _from_file(arch, config, weights)
+
     if choice == "random":
         return Checkpoint(f"open_clip:{arch}/random", arch, config, _agreed_preprocess(arch), None)
+
+    # A tag before a file of the same name; open_clip itself takes tags in any case, with - or _.
     if choice and open_clip.get_pretrained_cfg(arch, choice):
         return _from_tag(arch, config, choice.lower().replace("-", "_"))
     if choice and os.path.isfile(choice):
         return _from_file(arch, config, Path(choice))
-    known = [*open_clip.list_pretrained_tags_by_model(arch), "random"]
+
+    known_tags = [*open_clip.list_pretrained_tags_by_model(arch), "random"]
     if not choice:
         raise UserError(
-            f"open_clip:{arch} names no weights; write open_clip:{arch}/TAG with one of {', '.join(known)},"
-            f" or open_clip:{arch}/PATH for a file"
+            f"open_clip:{arch} names no weights; write open_clip:{arch}/TAG with one of "
+            f"{', '.join(known_tags)}, or open_clip:{arch}/PATH for a file"
         )
     if "/" in choice or choice.endswith(SUFFIXES):
         raise UserError(f"open_clip:{rest}: no such file: {choice}")
-    raise unknown_name(f"tag or file of open_clip's {arch}", choice, known)
+    raise unknown_name(f"tag or file of open_clip's {arch}", choice, known_tags)
 
 
-def _from_file(arch: str, config: dict[str, Any], path: Path) -> Checkpoint:
-    # with its suffix: openai.pt is not the released row of that name
-    return Checkpoint(f"open_clip:{arch}/{path.name}", arch, config, _agreed_preprocess(arch), path)
+def refuse_code(checkpoint: Checkpoint) -> None:
+    """Refuses a configuration that could have code of the checkpoint executed.
 
-
-def _from_tag(arch: str, config: dict[str, Any], tag: str) -> Checkpoint:
-    import open_clip
-
-    about = open_clip.get_pretrained_cfg(arch, tag)
-    repository, _, file = about.get("hf_hub", "").rpartition("/")
-    source = (
-        f"{file or WEIGHTS[0]} of {repository} on the Hugging Face hub"
-        if repository
-        else about.get("url") or about.get("file")
-    )
-    quick = bool(about.get("quick_gelu")) and not config.get("quick_gelu")
-    same = f"{arch}-quickgelu" if quick and f"{arch}-quickgelu" in open_clip.list_models() else arch
-    try:
-        path = open_clip.download_pretrained(about)
-    except (
-        Exception
-    ) as error:  # the cache, the hub, a proxy and a broken download each raise their own kind
-        raise UserError(
-            f"the weights of open_clip:{arch}/{tag} cannot be had ({_reason(error)}); bring {source} to this machine"
-            f" and write open_clip:{same}/PATH"
-        ) from None
-    return Checkpoint(
-        f"open_clip:{arch}/{tag}", arch, config, _preprocess(about), Path(path), quick
-    )
-
-
-def _from_folder(folder: Path) -> Checkpoint:
-    """The form open_clip itself saves and publishes: CONFIG, weights, and the tokenizer's files
-    where it has any.
+    Raises:
+        UserError: settings of the tokenizer that are not open_clip's own, or a local file that asks
+            for code.
     """
-    if not (folder / CONFIG).is_file():
+    from silc_bench.models.adapters.huggingface.files import read_json
+
+    settings = checkpoint.config["text_cfg"].get("tokenizer_kwargs", {})
+    if not isinstance(settings, dict):
         raise UserError(
-            f"{folder} holds no {CONFIG}; a folder of open_clip has one, a file is written open_clip:ARCH/PATH"
+            f"{checkpoint.name}: tokenizer_kwargs of its text_cfg is no object, but {settings!r}"
         )
-    check_manifest(folder)
-    config, preprocess = _read_config(folder / CONFIG)
-    files = [folder / name for name in WEIGHTS if (folder / name).is_file()]
-    files = files or sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES)
-    if not files or (len(files) > 1 and files[0].name not in WEIGHTS):
-        found = (
-            f"{len(files)} files of weights ({', '.join(path.name for path in files[:3])})"
-            if files
-            else "no weights"
+
+    unknown = sorted(settings.keys() - set(TOKENIZER_KWARGS))
+    if unknown:
+        raise UserError(
+            f"{checkpoint.name}: tokenizer_kwargs of its text_cfg sets {', '.join(unknown)}; "
+            f"only {', '.join(TOKENIZER_KWARGS)} are taken, since others can have a checkpoint's "
+            "own code executed; remove it from the configuration"
         )
-        raise UserError(f"{folder} holds {found}; it should hold {WEIGHTS[0]} or {WEIGHTS[-1]}")
-    return Checkpoint(
-        f"open_clip:{folder.resolve().name}", f"local-dir:{folder}", config, preprocess, files[0]
-    )
+
+    # read_json refuses an auto_map; what it returns is of no use here
+    for folder in _folders(checkpoint):
+        for name in READ_BY_TRANSFORMERS:
+            read_json(folder / name)
 
 
-def _from_hub(repository: str) -> Checkpoint:
-    from open_clip.pretrained import download_pretrained_from_hf
-
-    if repository.count("/") != 1:
-        raise UserError(f"open_clip:hf-hub:{repository}: a repository is written ORG/NAME")
+@contextmanager
+def without_code() -> Iterator[None]:
+    """Within it transformers refuses a repository's code, where it would ask at the terminal."""
     try:
-        config, preprocess = _read_config(
-            Path(download_pretrained_from_hf(repository, filename=CONFIG))
-        )
-        weights = Path(download_pretrained_from_hf(repository))
-    except UserError:
-        raise
-    except Exception as error:  # as above
-        raise UserError(
-            f"open_clip:hf-hub:{repository} cannot be had ({_reason(error)}); bring {CONFIG}, {WEIGHTS[0]} and the tokenizer's"
-            f" files of {repository} on the Hugging Face hub to a folder on this machine and write open_clip:FOLDER"
-        ) from None
-    return Checkpoint(
-        f"open_clip:{repository}", f"hf-hub:{repository}", config, preprocess, weights
-    )
+        from transformers import dynamic_module_utils
+    except ModuleNotFoundError:  # what does not read with transformers is built without it
+        yield
+        return
 
+    # The seconds that transformers waits for the user's answer; with 0 it never asks.
+    seconds = getattr(dynamic_module_utils, "TIME_OUT_REMOTE_CODE", None)
+    if seconds is None:
+        yield
+        return
 
-def _read_config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        config = content["model_cfg"]
-        assert all(
-            isinstance(config[part], kind)
-            for part, kind in (("embed_dim", int), ("vision_cfg", dict), ("text_cfg", dict))
-        )
-        return config, _preprocess(content.get("preprocess_cfg") or {})
-    except (
-        OSError,
-        ValueError,
-        TypeError,
-        KeyError,
-        AttributeError,
-        AssertionError,
-        RecursionError,
-    ) as error:
-        raise UserError(
-            f"{path} is no configuration of open_clip: model_cfg needs embed_dim, vision_cfg, text_cfg ({error})"
-        ) from None
-
-
-def _preprocess(about: dict[str, Any]) -> dict[str, Any]:
-    return {key: about[key] for key in PREPROCESS if about.get(key) is not None}
-
-
-def _agreed_preprocess(arch: str) -> dict[str, Any]:
-    """That of all tags known for the architecture, or {} where they differ."""
-    import open_clip
-
-    known = [
-        _preprocess(open_clip.get_pretrained_cfg(arch, tag))
-        for tag in open_clip.list_pretrained_tags_by_model(arch)
-    ]
-    return known[0] if known and all(one == known[0] for one in known) else {}
-
-
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-
-
-Network = Any  # a CLIP, CustomTextCLIP or CoCa of open_clip
-OPENAI_ENTRIES = {"input_resolution", "context_length", "vocab_size"}
+        yield
+    finally:
+        dynamic_module_utils.TIME_OUT_REMOTE_CODE = seconds
 
 
 def state_of(checkpoint: Checkpoint) -> tuple[dict[str, Tensor] | None, bool]:
-    """Its weights, and whether their activation is QuickGELU."""
+    """The weights of a checkpoint, and whether their activation is QuickGELU."""
     from silc_bench.models.weights.read import read_weights
 
     quick_gelu = bool(checkpoint.config.get("quick_gelu")) or checkpoint.quick_gelu
     if checkpoint.weights is None:
         return None, quick_gelu
+
     state = read_weights(checkpoint.weights)
     if state.keys() >= OPENAI_ENTRIES:
         return {name: value for name, value in state.items() if name not in OPENAI_ENTRIES}, True
@@ -251,36 +196,49 @@ def state_of(checkpoint: Checkpoint) -> tuple[dict[str, Tensor] | None, bool]:
 
 
 def build(checkpoint: Checkpoint, quick_gelu: bool) -> Network:
-    """The library's class for this configuration (as `open_clip.create_model` chooses it), filled
-    from seed 0.
+    """The library's class for this configuration, its weights drawn from seed 0.
+
+    The class is chosen as `open_clip.create_model` chooses it.
+
+    Raises:
+        UserError: the configuration builds no model, or that of its text tower is not here.
     """
     from open_clip import CLIP, CoCa, CustomTextCLIP
 
     config = {**copy.deepcopy(checkpoint.config), "quick_gelu": quick_gelu}
     is_custom = config.pop("custom_text", False) or "hf_model_name" in config["text_cfg"]
     kind = CLIP if not is_custom else CoCa if "multimodal_cfg" in config else CustomTextCLIP
-    config["text_cfg"]["hf_model_pretrained"] = config["vision_cfg"]["timm_model_pretrained"] = (
-        False
-    )
-    reads = config["text_cfg"].get("hf_model_name")
+
+    # the towers of timm and transformers would fetch weights, only to have them overwritten
+    config["text_cfg"]["hf_model_pretrained"] = False
+    config["vision_cfg"]["timm_model_pretrained"] = False
+
     try:
+        # the caller's random numbers go on as if nothing had been drawn
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             return kind(**config)
     except OSError as error:  # how transformers says that it found no configuration
+        text_tower = config["text_cfg"].get("hf_model_name")
         raise UserError(
-            f"{checkpoint.name} reads with {reads}, whose configuration cannot be had ({_short(error)}); bring config.json and"
-            f" the tokenizer's files of {reads} on the Hugging Face hub to this machine's cache (HF_HOME)"
+            f"{checkpoint.name} reads with {text_tower}, whose configuration cannot be had "
+            f"({_short(error)}); bring config.json and the tokenizer's files of {text_tower} "
+            "on the Hugging Face hub to this machine's cache (HF_HOME)"
         ) from None
     except (AssertionError, AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(
-            f"{checkpoint.name}: its configuration builds no model ({type(error).__name__}: {_short(error)})"
+            f"{checkpoint.name}: its configuration builds no model ({_reason(error)})"
         ) from None
 
 
 def fill(network: Network, state: dict[str, Tensor], checkpoint: Checkpoint) -> None:
-    """Every weight from the file, with what `open_clip.load_checkpoint` translates: older names,
-    sizes of positions.
+    """Puts every weight of the file into its place.
+
+    Older names and other sizes of position embeddings are translated as
+    `open_clip.load_checkpoint` does.
+
+    Raises:
+        UserError: weights that are missing, too many, or of another shape.
     """
     from open_clip.convert import convert_state_dict
     from open_clip.model import (
@@ -292,125 +250,218 @@ def fill(network: Network, state: dict[str, Tensor], checkpoint: Checkpoint) -> 
     from silc_bench.models.weights.read import load_into
 
     source = f"{checkpoint.weights} as open_clip's {checkpoint.library_name}"
-    wanted = network.state_dict()
+    expected = network.state_dict()
     try:
         state = convert_state_dict(network, state)
+
+        # CLIP's names of the text tower, in a network that keeps it apart
         if "positional_embedding" in state and not hasattr(network, "positional_embedding"):
             state = convert_to_custom_text_state_dict(state)
         state.pop("text.transformer.embeddings.position_ids", None)  # of older transformers
-        for name in {"logit_scale", "logit_bias"} & wanted.keys() & state.keys():
-            state[name] = state[name].reshape(wanted[name].shape)
-        if "logit_bias" in wanted and "logit_scale" in state:
-            state.setdefault("logit_bias", torch.zeros_like(wanted["logit_bias"]))
+
+        # One number is stored as [] by some releases and as [1] by others. A file of a model with
+        # a scale and no bias fills a network with both: a bias of 0 changes nothing.
+        for name in {"logit_scale", "logit_bias"} & expected.keys() & state.keys():
+            state[name] = state[name].reshape(expected[name].shape)
+        if "logit_bias" in expected and "logit_scale" in state:
+            state.setdefault("logit_bias", torch.zeros_like(expected["logit_bias"]))
+
         resize_pos_embed(state, network)
         resize_text_pos_embed(state, network)
     except (AssertionError, AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{source}: its weights do not fit ({type(error).__name__}: {_short(error)})"
-        ) from None
+        raise UserError(f"{source}: its weights do not fit ({_reason(error)})") from None
+
     load_into(network, state, source)
 
 
 def tokenizer_of(checkpoint: Checkpoint) -> Any:
-    """The library's own, with the length it was trained with."""
+    """The library's own tokenizer, with the length it was trained with.
+
+    Raises:
+        UserError: its files or transformers are missing.
+    """
     import open_clip
 
-    # said where transformers makes the tokenizer; open_clip's own classes do not know the word
-    refusal = (
-        {"trust_remote_code": False}
-        if checkpoint.config["text_cfg"].get("hf_tokenizer_name")
-        else {}
-    )
+    hub_name = checkpoint.config["text_cfg"].get("hf_tokenizer_name")
+    # only where transformers makes the tokenizer: open_clip's own classes do not know this option
+    refusal = {"trust_remote_code": False} if hub_name else {}
     try:
         return open_clip.get_tokenizer(checkpoint.library_name, **refusal)
     except ImportError as error:
         raise UserError(
-            f"the tokenizer of {checkpoint.name} needs transformers: pip install 'silc-bench[hf]' ({error})"
+            f"the tokenizer of {checkpoint.name} needs transformers: "
+            f"pip install 'silc-bench[hf]' ({error})"
         ) from None
-    except (
-        Exception
-    ) as error:  # transformers, tokenizers, the hub and a proxy each raise their own kind
+    # transformers, tokenizers, the hub and a proxy each raise their own kind
+    except Exception as error:
+        owner = hub_name or "open_clip's own"
         scheme, _, folder = checkpoint.library_name.rpartition(":")
-        named = checkpoint.config["text_cfg"].get("hf_tokenizer_name") or "open_clip's own"
         place = (
-            f"to {folder}"
-            if scheme == "local-dir"
-            else "to this machine's cache (HF_HOME), or with configuration and weights to a folder, and write open_clip:FOLDER"
+            "to this machine's cache (HF_HOME), or with configuration and weights to a folder, "
+            "and write open_clip:FOLDER"
         )
+        if scheme == "local-dir":
+            place = f"to {folder}"
+
         raise UserError(
-            f"the tokenizer of {checkpoint.name} cannot be had ({_short(error)}); bring the tokenizer's files (tokenizer.json,"
-            f" tokenizer_config.json) of {named} on the Hugging Face hub {place}"
+            f"the tokenizer of {checkpoint.name} cannot be had ({_short(error)}); "
+            "bring the tokenizer's files (tokenizer.json, tokenizer_config.json) of "
+            f"{owner} on the Hugging Face hub {place}"
         ) from None
 
 
-def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+def _from_file(arch: str, config: dict[str, Any], path: Path) -> Checkpoint:
+    # with its suffix: openai.pt is not the released row of that name
+    return Checkpoint(f"open_clip:{arch}/{path.name}", arch, config, _agreed_preprocess(arch), path)
 
 
-TOKENIZER_KWARGS = (
-    "clean",
-    "language",
-    "strip_sep_token",
-)  # of open_clip's tokenizers; all others reach transformers
-READ_BY_TRANSFORMERS = ("config.json", "tokenizer_config.json")
+def _from_tag(arch: str, config: dict[str, Any], tag: str) -> Checkpoint:
+    """A tag of the library's own table, its weights fetched where they are not here.
 
-
-def refuse_code(checkpoint: Checkpoint) -> None:
-    """Raises:
-    UserError: settings of the tokenizer that are not open_clip's own, or a local file that asks for
-    code.
+    Raises:
+        UserError: they cannot be fetched; names the file to bring and how to write it.
     """
-    from silc_bench.models.adapters.huggingface.files import read_json
+    import open_clip
 
-    text = checkpoint.config["text_cfg"]
-    settings = text.get("tokenizer_kwargs", {})
-    if not isinstance(settings, dict):
+    entry = open_clip.get_pretrained_cfg(arch, tag)
+    repository, _, file = entry.get("hf_hub", "").rpartition("/")
+    source = entry.get("url") or entry.get("file")
+    if repository:
+        source = f"{file or WEIGHTS[0]} of {repository} on the Hugging Face hub"
+
+    # A file alone does not tell its activation, so the advice names the variant that has it.
+    quick_gelu = bool(entry.get("quick_gelu")) and not config.get("quick_gelu")
+    variant = f"{arch}-quickgelu"
+    arch_of_file = variant if quick_gelu and variant in open_clip.list_models() else arch
+
+    try:
+        path = open_clip.download_pretrained(entry)
+    # the cache, the hub, a proxy and a broken download each raise their own kind
+    except Exception as error:
         raise UserError(
-            f"{checkpoint.name}: tokenizer_kwargs of its text_cfg is no object, but {settings!r}"
-        )
-    unknown = sorted(settings.keys() - set(TOKENIZER_KWARGS))
-    if unknown:
-        raise UserError(
-            f"{checkpoint.name}: tokenizer_kwargs of its text_cfg sets {', '.join(unknown)}; only {', '.join(TOKENIZER_KWARGS)}"
-            " are taken, since others can have a checkpoint's own code executed; remove it from the configuration"
-        )
-    for folder in _folders(checkpoint):
-        for name in READ_BY_TRANSFORMERS:
-            read_json(folder / name)
+            f"the weights of open_clip:{arch}/{tag} cannot be had ({_reason(error)}); "
+            f"bring {source} to this machine and write open_clip:{arch_of_file}/PATH"
+        ) from None
+
+    name = f"open_clip:{arch}/{tag}"
+    return Checkpoint(name, arch, config, _preprocess(entry), Path(path), quick_gelu)
 
 
-@contextmanager
-def without_code() -> Iterator[None]:
-    """Within it transformers refuses code of a repository where it would ask the user at the
-    terminal.
+def _from_folder(folder: Path) -> Checkpoint:
+    """The form open_clip saves and publishes: CONFIG, weights, and the tokenizer's files if any.
+
+    Raises:
+        UserError: no CONFIG, no or too many weights, or an export of ours that was changed.
     """
+    if not (folder / CONFIG).is_file():
+        raise UserError(
+            f"{folder} holds no {CONFIG}; a folder of open_clip has one, "
+            "a file is written open_clip:ARCH/PATH"
+        )
+    check_manifest(folder)
+    config, preprocess = _read_config(folder / CONFIG)
+
+    # The usual names first: beside them other files of weights may lie. Of unusual names only one
+    # is taken, because nobody could say which of two was meant.
+    files = [folder / name for name in WEIGHTS if (folder / name).is_file()]
+    files = files or sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES)
+    if not files or (len(files) > 1 and files[0].name not in WEIGHTS):
+        content = "no weights"
+        if files:
+            first_names = ", ".join(path.name for path in files[:3])
+            content = f"{len(files)} files of weights ({first_names})"
+        raise UserError(f"{folder} holds {content}; it should hold {WEIGHTS[0]} or {WEIGHTS[-1]}")
+
+    name = f"open_clip:{folder.resolve().name}"
+    return Checkpoint(name, f"local-dir:{folder}", config, preprocess, files[0])
+
+
+def _from_hub(repository: str) -> Checkpoint:
+    """A repository of the form that ``_from_folder`` reads, from the hub's cache or the hub."""
+    from open_clip.pretrained import download_pretrained_from_hf
+
+    if repository.count("/") != 1:
+        raise UserError(f"open_clip:hf-hub:{repository}: a repository is written ORG/NAME")
+
     try:
-        from transformers import dynamic_module_utils
-    except ModuleNotFoundError:  # what does not read with transformers is built without it
-        yield
-        return
-    seconds = getattr(dynamic_module_utils, "TIME_OUT_REMOTE_CODE", None)
-    if seconds is None:
-        yield
-        return
-    dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
+        config_path = Path(download_pretrained_from_hf(repository, filename=CONFIG))
+        config, preprocess = _read_config(config_path)
+        weights = Path(download_pretrained_from_hf(repository))
+    except UserError:
+        raise
+    except Exception as error:  # of many kinds, as where a tag is fetched
+        raise UserError(
+            f"open_clip:hf-hub:{repository} cannot be had ({_reason(error)}); "
+            f"bring {CONFIG}, {WEIGHTS[0]} and the tokenizer's files of {repository} "
+            "on the Hugging Face hub to a folder on this machine and write open_clip:FOLDER"
+        ) from None
+
+    name = f"open_clip:{repository}"
+    return Checkpoint(name, f"hf-hub:{repository}", config, preprocess, weights)
+
+
+def _read_config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The architecture and the preprocessing that CONFIG holds.
+
+    Raises:
+        UserError: it cannot be read or lacks a part of the architecture.
+    """
+    expected = {"embed_dim": int, "vision_cfg": dict, "text_cfg": dict}
     try:
-        yield
-    finally:
-        dynamic_module_utils.TIME_OUT_REMOTE_CODE = seconds
+        content = json.loads(path.read_text(encoding="utf-8"))
+        config = content["model_cfg"]
+        assert all(isinstance(config[part], kind) for part, kind in expected.items())
+        return config, _preprocess(content.get("preprocess_cfg") or {})
+    # whatever JSON of another form makes of the lines above; deep nesting is a RecursionError
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        AssertionError,
+        RecursionError,
+    ) as error:
+        raise UserError(
+            f"{path} is no configuration of open_clip: "
+            f"model_cfg needs embed_dim, vision_cfg, text_cfg ({error})"
+        ) from None
+
+
+def _preprocess(entry: dict[str, Any]) -> dict[str, Any]:
+    return {key: entry[key] for key in PREPROCESS if entry.get(key) is not None}
+
+
+def _agreed_preprocess(arch: str) -> dict[str, Any]:
+    """That of all tags known for the architecture, or {} where they differ."""
+    import open_clip
+
+    tags = open_clip.list_pretrained_tags_by_model(arch)
+    by_tag = [_preprocess(open_clip.get_pretrained_cfg(arch, tag)) for tag in tags]
+    is_agreed = all(preprocess == by_tag[0] for preprocess in by_tag)
+    return by_tag[0] if by_tag and is_agreed else {}
 
 
 def _folders(checkpoint: Checkpoint) -> list[Path]:
-    """The local ones that transformers would read; of a name on the hub it refuses code by
-    itself.
+    """The local folders that transformers would read.
+
+    Names on the hub are left out: ``without_code`` has transformers refuse their code itself.
     """
     text = checkpoint.config["text_cfg"]
-    named = [
-        text[key]
-        for key in ("hf_model_name", "hf_tokenizer_name")
-        if isinstance(text.get(key), str) and text[key]
-    ]
+    names = [text.get(key) for key in ("hf_model_name", "hf_tokenizer_name")]
+    named = [name for name in names if isinstance(name, str) and name]
+
+    # where transformers takes part, it reads the checkpoint's own folder too
     scheme, _, folder = checkpoint.library_name.partition(":")
     if named and scheme == "local-dir":
         named.append(folder)
     return [Path(name) for name in named if Path(name).is_dir()]
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {_short(error)}"
+
+
+def _short(error: Exception) -> str:
+    """The error's text on one line."""
+    return " ".join(str(error).split())[:200]

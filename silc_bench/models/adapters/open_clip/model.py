@@ -1,22 +1,21 @@
-"""Models of the open_clip library: ``open_clip:ARCH/TAG``, ``ARCH/PATH``, ``ARCH/random``,
-``FOLDER``, ``hf-hub:ORG/NAME``.
+"""Models of the open_clip library, loaded from its tags, from files, folders or the hub.
+
+A model is written ``open_clip:ARCH/TAG``, ``ARCH/PATH``, ``ARCH/random``, ``FOLDER`` or
+``hf-hub:ORG/NAME``.
 
 Flow: ``load("ViT-B-32/openai")`` -> which architecture and file (``checkpoints``) -> the library's
 own modules, filled (``checkpoints``) -> a model with the library's preprocessing and tokenizer.
 
-Embeddings are the library's ``encode_image`` and ``encode_text`` without normalisation; the image
-towers also take other sizes and give patch features (``towers``).
+Embeddings are the library's ``encode_image`` and ``encode_text`` without normalisation. The image
+towers also take other sizes and give patch features (``towers``). Of the tokenizers this file
+writes down what they do, as JSON for the protocol.
 
-Shapes: B pictures or texts, L tokens, D embedding, H x W pixels, h x w patches.
+Text towers run without the padding that no answer depends on: a causal tower reads left to right
+and is pooled at the end of the text, so what stands behind the longest text of a batch changes
+nothing. A batch is cut there, exactly (for prompts a dozen tokens are left of 77); towers that see
+their padding are left whole.
 
-Texts of open_clip: what its tokenizers do, as JSON, and its text towers without the padding that no
-answer depends on.
-
-A causal tower reads left to right and is pooled at the end of the text: what stands behind the
-longest text of a batch changes nothing. A batch is cut there (77 tokens to a dozen, for prompts),
-exactly; towers that see their padding are left whole.
-
-Shapes: B texts, L tokens, W width, D embedding.
+Shapes: B images or texts, L tokens, D embedding, W width, H x W pixels, h x w patches.
 """
 
 from __future__ import annotations
@@ -51,36 +50,48 @@ from silc_bench.models.preprocessing import ImagePipeline
 from silc_bench.models.weights.revision import revision_of
 
 Network = Any  # a CLIP, CustomTextCLIP or CoCa of open_clip
-# fields of the two configurations that change no embedding, or that its weights or its protocol
-# tell
+
+# Fields of the two configurations that the revision leaves out.
 NO_EFFECT = {
-    *(
-        "patch_dropout",
-        "timm_drop",
-        "timm_drop_path",
-        "timm_model_pretrained",
-        "hf_model_pretrained",
-        "output_tokens",
-    ),
-    *("hf_model_name", "hf_tokenizer_name", "tokenizer_mode", "tokenizer_kwargs"),
+    # they act in training only
+    "patch_dropout",
+    "timm_drop",
+    "timm_drop_path",
+    # where the library would take first weights from; ours come from the checkpoint
+    "timm_model_pretrained",
+    "hf_model_pretrained",
+    # whether the tokens are returned beside the embedding
+    "output_tokens",
+    # what the weights or the text protocol tell already
+    "hf_model_name",
+    "hf_tokenizer_name",
+    "tokenizer_mode",
+    "tokenizer_kwargs",
 }
-# the same of a text tower of transformers, by all the names that its families use
+
+# What changes the embeddings of a text tower of transformers and is no weight, by all the names
+# that its families use.
 READER_FIELDS = (
-    *("model_type", "pad_token_id", "num_attention_heads", "num_heads", "encoder_attention_heads"),
-    *(
-        "hidden_act",
-        "activation_function",
-        "feed_forward_proj",
-        "layer_norm_eps",
-        "layer_norm_epsilon",
-        "scale_embedding",
-    ),
-    *("relative_attention_num_buckets", "relative_attention_max_distance"),
+    "model_type",
+    "pad_token_id",
+    "num_attention_heads",
+    "num_heads",
+    "encoder_attention_heads",
+    "hidden_act",
+    "activation_function",
+    "feed_forward_proj",
+    "layer_norm_eps",
+    "layer_norm_epsilon",
+    "scale_embedding",
+    "relative_attention_num_buckets",
+    "relative_attention_max_distance",
 )
+
+POOLS = ("argmax", "eos")  # at the end of the text: the largest id, or a given one
 
 
 class OpenClipModel:
-    """A DenseModel that also reads."""
+    """A DenseModel that also reads texts."""
 
     libraries = ("open_clip_torch", "timm", "transformers")  # towers of the latter two occur in it
 
@@ -93,26 +104,31 @@ class OpenClipModel:
         tokenizer: Any,
         settings: dict[str, Any],
     ):
-        modules = _modules(network)
         self.name = name
-        self.network, self.tower, self.tokenizer, self.settings = (
-            network,
-            tower,
-            tokenizer,
-            settings,
-        )
+        self.network = network
+        self.tower = tower
+        self.tokenizer = tokenizer
+        self.settings = settings
         self._encode_text = encoder_of(network)
+
+        modules = _modules(network)
         self.revision = revision_of(modules, settings)
-        self.embed_dim = int(settings["embed_dim"])
-        self.image_size, self.patch_size = pipeline.size, tower.patch_size
         self.num_params = sum(
             parameter.numel() for module in modules.values() for parameter in module.parameters()
         )
+
+        self.embed_dim = int(settings["embed_dim"])
+        self.image_size = pipeline.size
+        self.patch_size = tower.patch_size
         self.feature_points = {"pooled": self.embed_dim, **tower.points}
-        self.dense_methods, self.lacking = tower.dense_methods, tower.lacking
+        self.dense_methods = tower.dense_methods
+        self.lacking = tower.lacking
+
         self.pipeline = pipeline
         self.image_protocol = pipeline.as_dict()
         self.text_protocol = text_protocol(tokenizer)
+
+        # the network keeps the logarithm of the scale; only models of the sigmoid loss have a bias
         self.logit_scale = network.logit_scale.exp().item()
         self.logit_bias = 0.0 if network.logit_bias is None else network.logit_bias.item()
 
@@ -127,10 +143,11 @@ class OpenClipModel:
 
         Raises:
             UserError: a size that does not divide into patches, or that this architecture does not
-            take.
+                take.
         """
         if point == "mean_patch":
             return self.encode_dense(images, ("tokens",))["tokens"].mean(dim=(1, 2))
+
         self._check_size(images)
         encode = self.tower.pooled if point == "pooled" else self.tower.pre_projection
         return encode(images).float()
@@ -154,15 +171,21 @@ class OpenClipModel:
 
     def _check_size(self, images: Tensor) -> None:
         height, width = images.shape[-2:]
+
+        # The trained size is always taken, also where its last pixels make no whole patch
+        # (SigLIP So400m/14 at 384): the library drops them.
         if (height, width) == (self.image_size, self.image_size):
             return
+
         if self.tower.is_fixed_size:
             raise UserError(
-                f"{self.name} takes pictures of {self.image_size} x {self.image_size} pixels only, not {height} x {width}"
+                f"{self.name} takes pictures of {self.image_size} x {self.image_size} pixels only, "
+                f"not {height} x {width}"
             )
         if height % self.patch_size or width % self.patch_size:
             raise UserError(
-                f"{self.name} cuts pictures into patches of {self.patch_size} pixels; {height} x {width} does not divide"
+                f"{self.name} cuts pictures into patches of {self.patch_size} pixels; "
+                f"{height} x {width} does not divide"
             )
 
 
@@ -171,29 +194,103 @@ def load(rest: str, weights: Path | None = None) -> OpenClipModel:
 
     Args:
         rest: one of the forms at the top of this file; an architecture alone where ``weights`` is
-        given. weights: a file of weights.
+            given.
+        weights: a file of weights.
 
     Raises:
         UserError: open_clip is not installed; an architecture, tag or file that does not exist,
-        does not fit, or cannot be had.
+            does not fit, or cannot be had.
     """
     library("open_clip", "open_clip")
     checkpoint = find(rest, weights)
+
+    # Code that the checkpoint brings along is refused before anything is built, and by transformers
+    # itself while it builds.
     refuse_code(checkpoint)
     state, quick_gelu = state_of(checkpoint)
     with without_code():
         network = build(checkpoint, quick_gelu)
         tokenizer = tokenizer_of(checkpoint)
+
     if state is not None:
         fill(network, state, checkpoint)
     network.eval().requires_grad_(False)
+
+    # tower and pipeline know what they refuse, but not of which model
     try:
         tower = tower_of(network.visual)
         pipeline = _pipeline(checkpoint, network.visual.image_size)
     except UserError as error:
         raise UserError(f"{checkpoint.name}: {error}") from None
+
     settings = _settings(network, checkpoint.config, quick_gelu)
     return OpenClipModel(checkpoint.name, network, tower, pipeline, tokenizer, settings)
+
+
+def encoder_of(network: Network) -> Callable[[Tensor], Tensor]:
+    """[B, L] -> [B, D], as ``network.encode_text(tokens, normalize=False)``."""
+    # CLIP holds the parts of its text tower itself, and under longer names than a tower apart
+    tower: Any = getattr(network, "text", network)
+    pool = getattr(tower, "text_pool_type", None) or getattr(tower, "pool_type", None)
+    eos_id: Any = getattr(tower, "text_eos_id" if tower is network else "eos_id", None)
+
+    # CoCa's text tower has a class token behind the text and masks its padding
+    has_class_token = getattr(tower, "cls_emb", None) is not None
+    sees_padding = has_class_token or getattr(tower, "use_pad_mask", False)
+    is_causal = getattr(tower, "attn_mask", None) is not None
+    if pool not in POOLS or sees_padding or not is_causal:
+        return lambda tokens: network.encode_text(tokens, normalize=False)
+
+    def encode(tokens: Tensor) -> Tensor:
+        # argmax gives the first of equal values, hence the first end of text
+        ends = tokens.argmax(dim=-1) if pool == "argmax" else tokens.eq(eos_id).int().argmax(dim=-1)
+        length = int(ends.max()) + 1
+
+        x = tower.token_embedding(tokens[:, :length]) + tower.positional_embedding[:length]
+        x = tower.transformer(x, attn_mask=tower.attn_mask[:length, :length])
+
+        # the norm works on each position alone, so it is enough to norm the pooled one
+        x = tower.ln_final(x[torch.arange(len(x), device=x.device), ends])
+
+        projection = tower.text_projection
+        if projection is None:
+            return x
+        return projection(x) if isinstance(projection, nn.Linear) else x @ projection
+
+    return encode
+
+
+def text_protocol(tokenizer: Any) -> dict[str, Any]:
+    """All that ``tokenize`` does, as JSON.
+
+    Options stand under their names. What comes out for a few texts stands in "reads", because some
+    differences leave no other trace (a language that changes the special tokens, the library's own
+    release).
+    """
+    inner = getattr(tokenizer, "tokenizer", None)  # of transformers; None for open_clip's own
+    vocabulary = tokenizer.encoder if inner is None else inner.get_vocab()
+
+    # open_clip's SigLipTokenizer has no such function: it canonicalizes every text
+    clean = getattr(tokenizer, "clean_fn", None)
+    cleaning = clean.__name__.removeprefix("_clean_") if clean else "canonicalize"
+    reduce = getattr(tokenizer, "reduction_fn", None)
+    reduction = reduce.__name__ if reduce else "end of text kept"
+
+    # the last text is longer than the context, so that its ids show how a text is cut
+    too_long = "a text that is too long " * tokenizer.context_length
+    ids = tokenizer([*PROBES, too_long]).tolist()
+
+    return {
+        "cleaning": cleaning,
+        "length": tokenizer.context_length,
+        "tokenizer": type(inner or tokenizer).__name__,
+        "vocabulary": _digest(sorted(vocabulary.items())),
+        "padding": 0 if inner is None else inner.pad_token_id,
+        "mode": getattr(tokenizer, "tokenizer_mode", ""),
+        "strip_sep_token": bool(getattr(tokenizer, "strip_sep_token", False)),
+        "reduction": reduction,
+        "reads": _digest(ids),
+    }
 
 
 def _pipeline(checkpoint: Checkpoint, image_size: int | tuple[int, int]) -> ImagePipeline:
@@ -201,42 +298,49 @@ def _pipeline(checkpoint: Checkpoint, image_size: int | tuple[int, int]) -> Imag
     from open_clip.transform import PreprocessCfg
 
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-    about = PreprocessCfg(**checkpoint.preprocess)
+    preprocess = PreprocessCfg(**checkpoint.preprocess)
+
     if height != width:
         raise UserError(
             f"it takes pictures of {height} x {width} pixels; only squares are measured"
         )
-    if about.resize_mode not in ("shortest", "squash"):
+    if preprocess.resize_mode not in ("shortest", "squash"):
         raise UserError(
-            f"it resizes pictures by their {about.resize_mode!r} side, which is not supported; only shortest and squash"
+            f"it resizes pictures by their {preprocess.resize_mode!r} side, which is not supported;"
+            " only shortest and squash"
         )
-    is_squash = about.resize_mode == "squash"
+
+    is_squash = preprocess.resize_mode == "squash"
+    # the library's third word, "random", means bicubic in evaluation
+    is_bilinear = preprocess.interpolation == "bilinear"
     return ImagePipeline(
         size=int(height),
-        mean=tuple(about.mean),
-        std=tuple(about.std),
+        mean=tuple(preprocess.mean),
+        std=tuple(preprocess.std),
         resize="squash" if is_squash else "shortest",
         crop="none" if is_squash else "center",
-        interpolation="bilinear"
-        if about.interpolation == "bilinear"
-        else "bicubic",  # the library knows these two
+        interpolation="bilinear" if is_bilinear else "bicubic",
     )
 
 
 def _settings(network: Network, config: dict[str, Any], quick_gelu: bool) -> dict[str, Any]:
-    """What changes the embeddings without being a weight: activation, heads, pooling, norms.
-    Defaults add nothing.
-    """
+    """What changes the embeddings without being a weight: activation, heads, pooling, norms."""
     from open_clip import CLIPTextCfg, CLIPVisionCfg
 
     settings: dict[str, Any] = {"embed_dim": config["embed_dim"], "quick_gelu": quick_gelu}
+
+    # A default that is written out changes nothing, so it must not change the revision either.
     for part, kind in (("vision_cfg", CLIPVisionCfg), ("text_cfg", CLIPTextCfg)):
         defaults = {field.name: field.default for field in dataclasses.fields(kind)}
         settings[part] = {
-            k: v for k, v in config[part].items() if k not in NO_EFFECT and v != defaults.get(k)
+            name: value
+            for name, value in config[part].items()
+            if name not in NO_EFFECT and value != defaults.get(name)
         }
+
+    # a text tower of transformers has settings of its own, which open_clip's fields do not show
     reader = getattr(getattr(network, "text", None), "config", None)
-    if reader is not None:  # a text tower of transformers
+    if reader is not None:
         settings["text_tower"] = {
             name: getattr(reader, name) for name in READER_FIELDS if hasattr(reader, name)
         }
@@ -247,71 +351,22 @@ def _modules(network: Network) -> dict[str, nn.Module]:
     """What stands behind the embeddings: not the scale, the bias, or CoCa's decoder."""
     if hasattr(network, "text"):
         return {"visual": network.visual, "text": network.text}
+
+    # CLIP has no module of its text tower: its parts lie beside the image tower
     parts = {"positional_embedding": network.positional_embedding}
     if isinstance(network.text_projection, nn.Parameter):
         parts["text_projection"] = network.text_projection
+
     modules = {
         f"text.{name}": getattr(network, name)
         for name in ("transformer", "token_embedding", "ln_final")
     }
     if isinstance(network.text_projection, nn.Module):
         modules["text.text_projection"] = network.text_projection
+
     return {"visual": network.visual, "text": nn.ParameterDict(parts), **modules}
 
 
-POOLS = ("argmax", "eos")  # at the end of the text: the largest id, or a given one
-
-
-def encoder_of(network: Network) -> Callable[[Tensor], Tensor]:
-    """[B, L] -> [B, D], as ``network.encode_text(tokens, normalize=False)``."""
-    tower: Any = getattr(network, "text", network)
-    pool = getattr(tower, "text_pool_type", None) or getattr(tower, "pool_type", None)
-    eos_id: Any = (
-        getattr(tower, "text_eos_id", None) if tower is network else getattr(tower, "eos_id", None)
-    )
-    sees_padding = getattr(tower, "cls_emb", None) is not None or getattr(
-        tower, "use_pad_mask", False
-    )
-    if pool not in POOLS or sees_padding or getattr(tower, "attn_mask", None) is None:
-        return lambda tokens: network.encode_text(tokens, normalize=False)
-
-    def encode(tokens: Tensor) -> Tensor:
-        ends = tokens.argmax(dim=-1) if pool == "argmax" else tokens.eq(eos_id).int().argmax(dim=-1)
-        length = int(ends.max()) + 1
-        x = tower.token_embedding(tokens[:, :length]) + tower.positional_embedding[:length]
-        x = tower.transformer(x, attn_mask=tower.attn_mask[:length, :length])
-        x = tower.ln_final(x[torch.arange(len(x), device=x.device), ends])
-        projection = tower.text_projection
-        if projection is None:
-            return x
-        return projection(x) if isinstance(projection, nn.Linear) else x @ projection
-
-    return encode
-
-
-def text_protocol(tokenizer: Any) -> dict[str, Any]:
-    """All that ``tokenize`` does, as JSON: the options by their names, and, in "reads", by what
-    comes out.
-
-    Some leave no trace but that (a language that changes the special tokens, the library's own
-    release).
-    """
-    inner = getattr(tokenizer, "tokenizer", None)  # of transformers
-    vocabulary = tokenizer.encoder if inner is None else inner.get_vocab()
-    clean, reduce = getattr(tokenizer, "clean_fn", None), getattr(tokenizer, "reduction_fn", None)
-    ids = tokenizer([*PROBES, "a text that is too long " * tokenizer.context_length]).tolist()
-    return {
-        "cleaning": clean.__name__.removeprefix("_clean_") if clean else "canonicalize",
-        "length": tokenizer.context_length,
-        "tokenizer": type(inner or tokenizer).__name__,
-        "vocabulary": _digest(sorted(vocabulary.items())),
-        "padding": 0 if inner is None else inner.pad_token_id,
-        "mode": getattr(tokenizer, "tokenizer_mode", ""),
-        "strip_sep_token": bool(getattr(tokenizer, "strip_sep_token", False)),
-        "reduction": reduce.__name__ if reduce else "end of text kept",
-        "reads": _digest(ids),
-    }
-
-
 def _digest(value: Any) -> str:
+    """16 hex digits of a value's JSON."""
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]

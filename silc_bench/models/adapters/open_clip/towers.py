@@ -1,12 +1,14 @@
-"""The image towers of open_clip at any picture size, pooled and dense: its own ViT and ResNet, and
-networks of timm.
+"""The image towers of open_clip at any image size, pooled and dense.
+
+They are its own ViT and ResNet, and networks of timm under its projection.
 
 Flow: ``tower_of(model.visual)`` -> ``pooled``, ``pre_projection`` and ``dense`` of a batch of
-pictures.
+images.
 
 At the trained size and at every other one ``pooled`` is the library's own forward; only position
-embeddings are resized, and no weight is changed. What meets text of a patch is what ``towers`` says
-of the pooling:
+embeddings are resized, and no weight is changed. How a patch meets text depends on the pooling, as
+``silc_bench.models.patch_features`` says:
+
 - class token or mean of tokens (CLIP, EVA; CLIPA): the last block as it is or changed, norm,
   projection;
 - attention (SigLIP, CoCa; CLIP's ResNets, whose last layers are no block): the value path of the
@@ -14,19 +16,12 @@ of the pooling:
 - mean of a map (ConvNeXt, FastViT): norm and projection of each position, and no attention that a
   method could change.
 
-Shapes: B pictures, H x W pixels, P pixels a patch, h x w patches, W width of the tower, D
-embedding.
+Networks of timm with tokens (SigLIP, EVA, PE, ViTamin) are run up to their last block by
+``silc_bench.models.adapters.blocks``. A transformer whose forward is none of timm's two known ones
+gives only what needs no change of its last block. Maps (ConvNeXt, FastViT, Swin) have one path
+alone.
 
-Networks of timm under open_clip's projection, at any picture size that they take, pooled and dense.
-
-Flow: ``TimmTower(model.visual)`` -> ``pooled``, ``pre_projection`` and ``dense``, as the other
-towers here.
-
-Tokens (SigLIP, EVA, PE, ViTamin) go through ``towers``, up to the last block by
-``silc_bench.models.adapters.blocks``; a transformer of another course than timm's own two gives
-what needs no change of its last block. Maps (ConvNeXt, FastViT, Swin) have one path alone.
-
-Shapes: B pictures, h x w patches, W width of the trunk, D embedding.
+Shapes: B images, H x W pixels, h x w patches, N tokens, W width of the tower, D embedding.
 """
 
 from __future__ import annotations
@@ -56,54 +51,60 @@ Network = Any  # a module of open_clip or timm, whose parts their base class doe
 
 
 class VitTower:
-    """open_clip's VisionTransformer: pooled by its class token, by the mean of its patches, or by
-    attention (CoCa).
-    """
+    """open_clip's VisionTransformer: pooled by class token, patch mean, or attention (CoCa)."""
 
     is_fixed_size = False
     num_prefix = 1
 
     def __init__(self, visual: Network):
-        if (
-            getattr(visual, "attn_pool_contrastive", None) is not None
-        ):  # a second pooling, of which patches would see one
+        # there is a second pooling, and patches could go through one of the two only
+        if getattr(visual, "attn_pool_contrastive", None) is not None:
             raise UserError(
-                f"an image tower pooled twice (attentional_pool {visual.attn_pool_type!r}) is not supported"
+                f"an image tower pooled twice (attentional_pool {visual.attn_pool_type!r}) "
+                "is not supported"
             )
         if visual.pool_type == "none":
             raise UserError(
-                "an image tower that gives tokens instead of one embedding (pool_type 'none') is not supported"
+                "an image tower that gives tokens instead of one embedding (pool_type 'none') "
+                "is not supported"
             )
+
         self.visual = visual
         self.patch_size = int(visual.patch_size[0])
         self.points = {
             "pre_projection": visual.proj.shape[0],
             "mean_patch": visual.transformer.width,
         }
+
         self.blocks = visual.transformer.resblocks
         self.block = block_of(self.blocks[-1])
         self.is_attention_pooled = visual.attn_pool is not None
-        joint, self.lacking = joint_methods(
-            self.is_attention_pooled, self.block, type(self.blocks[-1]).__name__
-        )
+        kind = type(self.blocks[-1]).__name__
+        joint, self.lacking = joint_methods(self.is_attention_pooled, self.block, kind)
         self.dense_methods = methods_of(len(self.blocks), joint)
 
     def pooled(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, D]."""
         return self._forward(images, {})
 
     def pre_projection(self, images: Tensor) -> Tensor:
-        return self._forward(
-            images, {"proj": torch.eye(len(self.visual.proj)).to(self.visual.proj)}
-        )
+        """[B, 3, H, W] -> [B, width before the projection]."""
+        # the library's forward with the identity in the projection's place
+        identity = torch.eye(len(self.visual.proj)).to(self.visual.proj)
+        return self._forward(images, {"proj": identity})
 
     def dense(self, images: Tensor, methods: Sequence[str]) -> dict[str, Tensor]:
         """[B, 3, H, W] -> {method: [B, h, w, D or W]}."""
         return towers.dense(self, images, methods)
 
+    # The next four are what patch_features.dense asks of a tower (its TokenTower).
+
     def enter(self, images: Tensor, count: int) -> tuple[list[Tensor], None, tuple[int, int]]:
         visual = self.visual
         x = visual.conv1(images).flatten(2).transpose(1, 2)
         x = torch.cat([visual.class_embedding.to(x.dtype).expand(len(x), 1, -1), x], dim=1)
+
+        # only the last ``count`` are kept, so that memory does not grow with the depth
         entered = [visual.ln_pre(x + self._positions(images).to(x.dtype))]
         for block in self.blocks[:-1]:
             entered = [*entered, block(entered[-1])][-count:]
@@ -113,10 +114,9 @@ class VitTower:
         return self.blocks[-1](tokens)
 
     def normed(self, patches: Tensor) -> Tensor:
-        is_seen = (
-            not self.is_attention_pooled and not self.visual.final_ln_after_pool
-        )  # elsewhere the norm never saw a patch
-        return self.visual.ln_post(patches) if is_seen else patches
+        # a norm behind the pooling, or behind one by attention, was never trained on a patch
+        is_normed = not self.is_attention_pooled and not self.visual.final_ln_after_pool
+        return self.visual.ln_post(patches) if is_normed else patches
 
     def joint(self, patches: Tensor) -> Tensor:
         visual = self.visual
@@ -130,19 +130,15 @@ class VitTower:
     def _positions(self, images: Tensor) -> Tensor:
         """[1 + h * w, W]."""
         positions = self.visual.positional_embedding
-        if self._grid(images) == self.visual.grid_size:
+        grid = self._grid(images)
+        if grid == self.visual.grid_size:
             return positions
-        return torch.cat(
-            [
-                positions[:1],
-                resize_positions(positions[1:], self.visual.grid_size, *self._grid(images)),
-            ]
-        )
+        return _resized(positions, self.visual.grid_size, grid)
 
     def _forward(self, images: Tensor, instead: dict[str, Tensor]) -> Tensor:
-        output = functional_call(
-            self.visual, {"positional_embedding": self._positions(images), **instead}, (images,)
-        )
+        """The library's forward with other tensors in place of some parameters."""
+        weights = {"positional_embedding": self._positions(images), **instead}
+        output = functional_call(self.visual, weights, (images,))
         return output[0] if isinstance(output, tuple) else output  # CoCa gives its tokens too
 
 
@@ -155,16 +151,21 @@ class ResNetTower:
 
     def __init__(self, visual: Network):
         self.visual = visual
+
+        # positions a side of the trained map, without the one of the mean
         self.side = math.isqrt(len(visual.attnpool.positional_embedding) - 1)
+
         width = visual.attnpool.c_proj.in_features
         self.points = {"pre_projection": width, "mean_patch": width}
         reason = "its last layers are convolutions, which attend to nothing; ask for maskclip"
         self.lacking = {"plain": POOLED_BY_ATTENTION, **dict.fromkeys(CHANGED, reason)}
 
     def pooled(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, D]."""
         return self._pool(self._map(images), {})
 
     def pre_projection(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, W]."""
         last = self.visual.attnpool.c_proj
         identity = {
             "c_proj.weight": torch.eye(last.in_features).to(last.weight),
@@ -175,94 +176,108 @@ class ResNetTower:
     def dense(self, images: Tensor, methods: Sequence[str]) -> dict[str, Tensor]:
         """[B, 3, H, W] -> {method: [B, h, w, D or W]}."""
         features = self._map(images)
-        tokens, pool = features.permute(0, 2, 3, 1), self.visual.attnpool
-        found = {"tokens": tokens}
+        tokens = features.permute(0, 2, 3, 1)
+        by_method = {"tokens": tokens}
+
+        # A patch that gets all the attention of the pooling: its value, through the projection.
         if "maskclip" in methods:
-            positions = self._positions(*features.shape[-2:])[1:].unflatten(0, features.shape[-2:])
-            found["maskclip"] = pool.c_proj(pool.v_proj(tokens + positions.to(tokens.dtype)))
-        return {method: found[method].float() for method in methods}
+            pool = self.visual.attnpool
+            grid = features.shape[-2:]
+            positions = self._positions(*grid)[1:].unflatten(0, grid)
+            by_method["maskclip"] = pool.c_proj(pool.v_proj(tokens + positions.to(tokens.dtype)))
+
+        return {method: by_method[method].float() for method in methods}
 
     def _map(self, images: Tensor) -> Tensor:
         """[B, W, h, w]."""
-        x = self.visual.stem(images)
-        for layer in (
-            self.visual.layer1,
-            self.visual.layer2,
-            self.visual.layer3,
-            self.visual.layer4,
-        ):
+        visual = self.visual
+        x = visual.stem(images)
+        for layer in (visual.layer1, visual.layer2, visual.layer3, visual.layer4):
             x = layer(x)
         return x
 
     def _positions(self, height: int, width: int) -> Tensor:
         """[1 + h * w, W]."""
         positions = self.visual.attnpool.positional_embedding
-        if (height, width) == (self.side, self.side):
+        trained = (self.side, self.side)
+        if (height, width) == trained:
             return positions
-        return torch.cat(
-            [positions[:1], resize_positions(positions[1:], (self.side, self.side), height, width)]
-        )
+        return _resized(positions, trained, (height, width))
 
     def _pool(self, features: Tensor, instead: dict[str, Tensor]) -> Tensor:
+        """The library's pooling with other tensors in place of some parameters."""
         weights = {"positional_embedding": self._positions(*features.shape[-2:]), **instead}
         return functional_call(self.visual.attnpool, weights, (features,))
 
 
 class TimmTower:
-    """A network of timm under open_clip's projection: tokens (SigLIP, EVA, ViTamin) or maps
-    (ConvNeXt, FastViT, Swin).
+    """A network of timm under open_clip's projection: tokens or a map.
+
+    Tokens come from SigLIP, EVA and ViTamin, maps from ConvNeXt, FastViT and Swin.
     """
 
     def __init__(self, visual: Network):
         trunk = visual.trunk
-        self.visual, self.trunk = visual, trunk
+        self.visual = visual
+        self.trunk = trunk
         self.is_tokens = hasattr(trunk, "num_prefix_tokens") and hasattr(trunk, "blocks")
         self.patch_size = int(trunk.feature_info[-1]["reduction"])
-        # windows (Swin) are cut for one size, and what does not divide into patches (So400m/14 at
-        # 384) is taken at its own only
-        is_cut = self.is_tokens and not _divides(trunk)
-        is_open = self.is_tokens and not is_cut and hasattr(trunk, "dynamic_img_size")
+
+        # Two kinds are taken at their trained size only: windows (Swin), which are cut for one
+        # size, and patches that leave a rest of the image (So400m/14 at 384).
+        has_rest = self.is_tokens and not _divides(trunk)
+        is_open = self.is_tokens and not has_rest and hasattr(trunk, "dynamic_img_size")
         if is_open:
             _open_to_any_size(trunk)
-        self.is_fixed_size = is_cut or (
-            not is_open and bool(trunk.pretrained_cfg.get("fixed_input_size"))
-        )
+        is_one_size = not is_open and bool(trunk.pretrained_cfg.get("fixed_input_size"))
+        self.is_fixed_size = has_rest or is_one_size
+
         self.inner = trunk_tokens(trunk) if self.is_tokens else None
         self.block = None if self.inner is None else self.inner.block
         self.num_prefix = trunk.num_prefix_tokens if self.is_tokens else 0
         self.is_attention_pooled = self.is_tokens and getattr(trunk, "attn_pool", None) is not None
+
+        num_blocks = 0 if self.inner is None else len(self.inner.blocks)
         joint, self.lacking = self._what_meets_text()
-        self.dense_methods = methods_of(0 if self.inner is None else len(self.inner.blocks), joint)
+        self.dense_methods = methods_of(num_blocks, joint)
+
+        # A head with a pooling of its own has no vector between pooling and projection.
         self.points = {"mean_patch": trunk.num_features}
         has_projection = bool(visual.head) or isinstance(trunk.get_classifier(), torch.nn.Linear)
         if has_projection and not hasattr(visual.head, "pool"):
-            self.points["pre_projection"] = (
-                getattr(trunk, "head_hidden_size", None) or trunk.num_features
-            )
+            width = getattr(trunk, "head_hidden_size", None) or trunk.num_features
+            self.points["pre_projection"] = width
 
     def pooled(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, D]."""
         return self.visual.head(self.trunk.forward_head(self._features(images)))
 
     def pre_projection(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, width before the projection]."""
         return self.trunk.forward_head(self._features(images), pre_logits=True)
 
     def dense(self, images: Tensor, methods: Sequence[str]) -> dict[str, Tensor]:
         """[B, 3, H, W] -> {method: [B, h, w, D or W]}."""
         if self.inner is not None:
             return towers.dense(self, images, methods)
+
         features = self._features(images)
         if self.is_tokens:
             tokens = features[:, self.num_prefix :].unflatten(1, self._grid(images))
         else:
             tokens = features if self._is_channels_last() else features.permute(0, 2, 3, 1)
+
+        # without blocks, whatever is no tokens is their one path to the text
         return {
             method: (tokens if method == "tokens" else self.joint(tokens)).float()
             for method in methods
         }
 
+    # The next four are what patch_features.dense asks of a tower (its TokenTower).
+
     def enter(self, images: Tensor, count: int) -> tuple[list[Tensor], Any, tuple[int, int]]:
         assert self.inner is not None
-        self._turn(images)
+        self._set_rotary_grid(images)
         return *self.inner.enter(images, count), self._grid(images)
 
     def last(self, tokens: Tensor, rope: Any) -> Tensor:
@@ -273,34 +288,42 @@ class TimmTower:
         return self.trunk.norm(patches)
 
     def joint(self, patches: Tensor) -> Tensor:
-        """[..., W] as they leave the last block, or with the norm where there are no blocks ->
-        [..., D].
+        """[..., W] -> [..., D] in the space shared with text.
+
+        ``patches`` are as they leave the last block, or, where there are no blocks, with the norm.
         """
-        if not self.is_tokens:  # the head pools a map of one position
+        if not self.is_tokens:
+            # the head pools a map, so each position goes through it as a map of one position
             alone = patches.flatten(0, -2)
             alone = alone[:, None, None, :] if self._is_channels_last() else alone[:, :, None, None]
             return self.visual.head(self.trunk.forward_head(alone)).unflatten(0, patches.shape[:-1])
+
         if self.inner is not None:
             patches = self.normed(patches)
+
         if self.is_attention_pooled:
+            # kv gives keys, then values: the value path takes the second half
             pool = self.trunk.attn_pool
             patches = pool.proj(pool.kv(patches)[..., pool.kv.out_features // 2 :])
             patches = patches if pool.mlp is None else patches + pool.mlp(pool.norm(patches))
+
         return self.visual.head(self.trunk.get_classifier()(self.trunk.fc_norm(patches)))
 
     def _what_meets_text(self) -> tuple[tuple[str, ...], dict[str, str]]:
-        trunk, pool = self.trunk, getattr(self.trunk, "attn_pool", None)
+        """The methods in the space shared with text, and why each of the others is not possible."""
+        trunk = self.trunk
+        pool = getattr(trunk, "attn_pool", None)
+
         if hasattr(self.visual.head, "pool"):
             return _none("its attention pooling adds positions of its own")
         if not self.is_tokens:
-            return ("plain",), dict.fromkeys(
-                ("maskclip", *CHANGED),
-                "it pools the mean of a map and has no attention to change; ask for plain",
-            )
+            reason = "it pools the mean of a map and has no attention to change; ask for plain"
+            return ("plain",), dict.fromkeys(("maskclip", *CHANGED), reason)
         if pool is not None and (not hasattr(pool, "kv") or pool.pos_embed is not None):
             return _none(f"its pooling, {type(pool).__name__}, is no plain attention")
         if pool is None and trunk.global_pool not in ("avg", "token"):
             return _none(f"its pooling {trunk.global_pool!r} says nothing of a patch alone")
+
         return joint_methods(pool is not None, self.block, type(trunk.blocks[-1]).__name__)
 
     def _grid(self, images: Tensor) -> tuple[int, int]:
@@ -308,13 +331,11 @@ class TimmTower:
 
     def _features(self, images: Tensor) -> Tensor:
         """[B, N, W], or a map in the network's own order."""
-        self._turn(images)
+        self._set_rotary_grid(images)
         return self.trunk.forward_features(images)
 
-    def _turn(self, images: Tensor) -> None:
-        """Rotary positions for this grid: a trunk that keeps those of the last one computes none by
-        itself.
-        """
+    def _set_rotary_grid(self, images: Tensor) -> None:
+        """Rotary positions for this grid: a trunk that keeps the last ones computes none itself."""
         rope = getattr(self.trunk, "rope", None)
         if rope is not None and hasattr(rope, "update_feat_shape"):
             rope.update_feat_shape(self._grid(images))
@@ -337,25 +358,33 @@ def tower_of(visual: Network) -> Tower:
     return ResNetTower(visual) if hasattr(visual, "attnpool") else VitTower(visual)
 
 
+def _resized(positions: Tensor, trained: tuple[int, int], grid: tuple[int, int]) -> Tensor:
+    """[1 + N, W] of the trained grid -> [1 + h * w, W]; the first one has no place in the image."""
+    return torch.cat([positions[:1], resize_positions(positions[1:], trained, *grid)])
+
+
 def _none(reason: str) -> tuple[tuple[str, ...], dict[str, str]]:
+    """No method in the space shared with text, all of them for one reason."""
     return (), dict.fromkeys(JOINT, reason)
 
 
 def _divides(trunk: Network) -> bool:
-    """Whether the trained size is a whole number of patches; timm drops the rest of it, at the
-    trained size alone.
+    """Whether the trained size is a whole number of patches.
+
+    timm drops the rest of it, at the trained size alone.
     """
-    patches = trunk.patch_embed
-    if getattr(patches, "img_size", None) is None or not hasattr(patches, "patch_size"):
+    embed = trunk.patch_embed
+    if getattr(embed, "img_size", None) is None or not hasattr(embed, "patch_size"):
         return True
-    return not any(
-        side % patch for side, patch in zip(patches.img_size, patches.patch_size, strict=True)
-    )
+
+    sides = zip(embed.img_size, embed.patch_size, strict=True)
+    return not any(side % patch for side, patch in sides)
 
 
 def _open_to_any_size(trunk: Network) -> None:
-    """What timm's own ``dynamic_img_size=True`` sets when it builds: positions are resized in the
-    forward, weights stay.
+    """Sets what timm's own ``dynamic_img_size=True`` sets when it builds.
+
+    Positions are resized in the forward; the weights stay.
     """
     from timm.layers import Format
 
