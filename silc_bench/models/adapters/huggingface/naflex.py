@@ -1,15 +1,16 @@
-"""SigLIP 2 NaFlex: pictures of their own shape, cut into at most N patches.
+"""SigLIP 2 NaFlex: images of their own shape, cut into at most N patches.
 
-A picture is resized so that both sides are whole patches, its shape is nearly kept, and as many
+An image is resized so that both sides are whole patches, its shape is nearly kept, and as many
 patches as possible are used (2502.14786). The search for the scale takes the steps of transformers'
-`Siglip2ImageProcessor`, because its last digits decide the size. So that pictures make a batch,
-``NaflexPipeline`` packs one into a tensor [1 + N, 3 P P]: first the numbers of rows and columns
-(then zeros), then the patches row by row, each of P x P pixels with their three colours last, then
-zeros. ``unpack`` takes it apart into what the network wants.
+`Siglip2ImageProcessor`, because its last digits decide the size.
 
-There is no dense path: pictures of one batch have grids of different shapes.
+So that images make a batch, ``NaflexPipeline`` packs one into a tensor [1 + N, 3 P P]: first the
+numbers of rows and columns (then zeros), then the patches row by row, each of P x P pixels with
+their three colours last, then zeros. ``unpack`` takes it apart into what the network needs.
 
-Shapes: B pictures, N most patches, P pixels a side of a patch, W width of the tower.
+There is no dense path: images of one batch have grids of different shapes.
+
+Shapes: B images, N most patches, P pixels a side of a patch, h x w patches, W width of the tower.
 """
 
 from __future__ import annotations
@@ -41,25 +42,30 @@ class NaflexPipeline:
 
     @property
     def size(self) -> int:
-        """Pixels a side of a square picture."""
-        return naflex_grid(1024, 1024, self.patch_size, self.max_num_patches)[0] * self.patch_size
+        """Pixels a side of a square image."""
+        rows, _ = naflex_grid(1024, 1024, self.patch_size, self.max_num_patches)
+        return rows * self.patch_size
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """A picture of any size and mode -> [1 + N, 3 P P] fp32."""
+        """An image of any size and mode -> [1 + N, 3 P P] fp32."""
         P = self.patch_size
         h, w = naflex_grid(image.height, image.width, P, self.max_num_patches)
+
         image = image.convert("RGB")
         if image.size != (w * P, h * P):
             image = image.resize((w * P, h * P), INTERPOLATIONS[self.interpolation])
+
         pixels = tv.pil_to_tensor(image).float().div_(255)
-        pixels = pixels.sub_(torch.tensor(self.mean).view(3, 1, 1)).div_(
-            torch.tensor(self.std).view(3, 1, 1)
-        )
+        mean = torch.tensor(self.mean).view(3, 1, 1)
+        std = torch.tensor(self.std).view(3, 1, 1)
+        pixels = pixels.sub_(mean).div_(std)
+
+        # [3, h P, w P] -> [h w, P P 3]: patches row by row, colours last
+        patches = pixels.view(3, h, P, w, P).permute(1, 3, 2, 4, 0).reshape(h * w, 3 * P * P)
+
         packed = torch.zeros(1 + self.max_num_patches, 3 * P * P)
         packed[0, :2] = torch.tensor([h, w])
-        packed[1 : 1 + h * w] = (
-            pixels.view(3, h, P, w, P).permute(1, 3, 2, 4, 0).reshape(h * w, 3 * P * P)
-        )
+        packed[1 : 1 + h * w] = patches
         return packed
 
     def as_dict(self) -> dict[str, Any]:
@@ -88,16 +94,19 @@ class NaflexTower:
     def encode(self, images: Tensor, point: str) -> Tensor:
         """[B, 1 + N, 3 P P] -> [B, W]."""
         patches, mask, grids = unpack(images)
-        output = self.vision(patches, mask, grids)  # by position: their names have changed
+
+        # by position, because the names of the arguments have changed over the releases
+        output = self.vision(patches, mask, grids)
         if point == "mean_patch":
-            kept = mask.unsqueeze(-1)
-            return (output.last_hidden_state * kept).sum(dim=1) / kept.sum(dim=1)
+            is_patch = mask.unsqueeze(-1)
+            return (output.last_hidden_state * is_patch).sum(dim=1) / is_patch.sum(dim=1)
         return output.pooler_output
 
 
 def unpack(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """[B, 1 + N, 3 P P] -> patches [B, N, 3 P P], mask [B, N] (1: a patch), rows and columns [B,
-    2].
+    """[B, 1 + N, 3 P P] -> patches [B, N, 3 P P], mask [B, N] (1: a patch), grids [B, 2].
+
+    A grid is the numbers of rows and columns.
     """
     grids = images[:, 0, :2].long()
     patches = images[:, 1:]
@@ -106,14 +115,18 @@ def unpack(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def naflex_grid(height: int, width: int, patch_size: int, max_num_patches: int) -> tuple[int, int]:
-    """(rows, columns) for a picture: the largest scale, found by bisection, at which both sides,
-    rounded up to whole patches, make no more than ``max_num_patches``."""
+    """(rows, columns) for an image of ``height`` x ``width`` pixels.
+
+    They belong to the largest scale, found by bisection, at which both sides, rounded up to whole
+    patches, make no more than ``max_num_patches``.
+    """
 
     def at(scale: float) -> tuple[int, int]:
-        return max(1, math.ceil(height * scale / patch_size)), max(
-            1, math.ceil(width * scale / patch_size)
-        )
+        rows = max(1, math.ceil(height * scale / patch_size))
+        columns = max(1, math.ceil(width * scale / patch_size))
+        return rows, columns
 
+    # both bounds and the tolerance are the library's: others would end at another scale
     low, high = 1e-6, 100.0
     while high - low >= 1e-5:
         middle = (low + high) / 2
@@ -125,27 +138,33 @@ def naflex_grid(height: int, width: int, patch_size: int, max_num_patches: int) 
 
 
 def naflex_pipeline(path: Path, settings: dict[str, Any], patch_size: int) -> NaflexPipeline:
-    """`Siglip2ImageProcessor`'s configuration -> a NaflexPipeline. ``patch_size``: the tower's.
+    """`Siglip2ImageProcessor`'s configuration -> a NaflexPipeline.
+
+    Args:
+        path: the file that ``settings`` come from, for errors.
+        settings: of the processor.
+        patch_size: the tower's.
 
     Raises:
         UserError: another processor, other patches than the tower's, or something that is not said.
     """
     if processor_type(settings, "Siglip2ImageProcessor") != "Siglip2ImageProcessor":
         raise UserError(
-            f"{path} is of {processor_type(settings, '')}; a NaFlex tower needs Siglip2ImageProcessor"
+            f"{path} is of {processor_type(settings, '')}; "
+            "a NaFlex tower needs Siglip2ImageProcessor"
         )
+
+    # unlike other settings these two have no default that all releases share
     for key in ("patch_size", "max_num_patches"):
-        if (
-            isinstance(settings.get(key), bool)
-            or not isinstance(settings.get(key), int)
-            or settings[key] < 1
-        ):
-            raise UserError(
-                f"{path} says {key}: {settings.get(key)!r}; expected a number of 1 or more"
-            )
+        value = settings.get(key)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise UserError(f"{path} says {key}: {value!r}; expected a number of 1 or more")
+
     if settings["patch_size"] != patch_size:
         raise UserError(
-            f"{path} cuts patches of {settings['patch_size']} pixels, but config.json is of a tower for {patch_size}"
+            f"{path} cuts patches of {settings['patch_size']} pixels, "
+            f"but config.json is of a tower for {patch_size}"
         )
+
     mean, std, interpolation = pixel_settings(path, settings)
     return NaflexPipeline(patch_size, settings["max_num_patches"], mean, std, interpolation)

@@ -1,5 +1,4 @@
-"""Texts as transformers' checkpoints were trained to read them: cleaned, cut, padded, masked or
-not.
+"""Texts as transformers' checkpoints were trained to read them: cleaned, cut, padded, masked.
 
 Flow: ``read_tokenizer(folder, ...)`` -> a ``Reader``; ``reader(texts)`` -> token ids [B, L].
 
@@ -10,7 +9,7 @@ What goes wrong silently elsewhere is fixed here, once:
 - SigLIP read lower-cased text without ASCII punctuation, SigLIP 2 lower-cased text. Which of the
   library's tokenizers does so depends on its release and on the model's type (`Siglip2Tokenizer` of
   transformers 5 lower-cases, `GemmaTokenizer`, which also the fixed-resolution SigLIP 2 names,
-  never does); it is done before any of them, and doing it twice changes nothing.
+  never does). It is done before any of them, and doing it twice changes nothing.
 - CLIP pools the first end-of-text token, or, where the configuration is old, the highest id. Its
   tower is causal, so a batch is cut there: 77 tokens become a dozen, for prompts, and the answer is
   the same.
@@ -36,10 +35,15 @@ from silc_bench.errors import UserError
 from silc_bench.models.adapters.huggingface.files import read_json
 from silc_bench.models.adapters.sentencepieces import canonicalize
 
+# Texts whose ids tell tokenizers apart: capitals, punctuation, white space, accents, other scripts,
+# a sign beyond 16 bits, nothing at all. Digests over their ids stand in records: never change them.
 PROBES = ("A photo of a CAT, don't you think?", "  Straße 123\n café ÀÉ 東京 \U0001f600", "")
 CASE_PROBE = "a photo of two cats"
+
+# tokenizer classes of the two, without the "Fast" that names only how they are implemented
 SIGLIP = ("SiglipTokenizer",)
 GEMMA = ("GemmaTokenizer", "Siglip2Tokenizer")  # SigLIP 2
+
 OLD_EOS = 2  # what old configurations of CLIP say, though its end-of-text token is another one
 
 
@@ -67,25 +71,34 @@ class Reader:
             max_length=self.length,
             return_attention_mask=False,
         )["input_ids"]
+
+        # the view gives no texts the shape [0, L], where a tensor of no rows would be [0]
         tokens = torch.tensor(ids, dtype=torch.int64).view(len(texts), self.length)
+
+        # on a GPU such a token would be an assertion of the device, which ends the process
         if texts and int(tokens.max()) >= self.vocab_size:
             row = int(tokens.amax(dim=1).argmax())
             raise UserError(
-                f"{texts[row]!r:.80} has the token {int(tokens.max())}, but the text tower knows {self.vocab_size}:"
-                " the tokenizer's files are of another model"
+                f"{texts[row]!r:.80} has the token {int(tokens.max())}, "
+                f"but the text tower knows {self.vocab_size}: "
+                "the tokenizer's files are of another model"
             )
         return tokens
 
     def attention_mask(self, tokens: Tensor) -> Tensor | None:
-        """[B, L], 1 up to the last token that is not padding; None where the model was trained to
-        see everything.
+        """[B, L], 1 up to the last token that is not padding.
+
+        None where the model was trained to see everything.
         """
         if not self.is_masked:
             return None
+
+        # from the right, so that a padding token within the text stays visible
         is_text = tokens != self.tokenizer.pad_token_id
         return is_text.long().flip(1).cummax(dim=1).values.flip(1)
 
     def protocol(self) -> dict[str, Any]:
+        """All that is done to a text, as JSON."""
         return {
             "cleaning": self.cleaning,
             "length": self.length,
@@ -96,14 +109,13 @@ class Reader:
         }
 
     def _digest(self) -> str:
-        """16 hex digits over vocabulary and behaviour: the library's own description changes with
-        its releases.
+        """16 hex digits over vocabulary and behaviour.
+
+        The library's own description of a tokenizer changes with its releases.
         """
         vocab = sorted(self.tokenizer.get_vocab().items())
-        ids = [
-            self.tokenizer(CLEANINGS[self.cleaning](text), verbose=False)["input_ids"]
-            for text in PROBES
-        ]
+        clean = CLEANINGS[self.cleaning]
+        ids = [self.tokenizer(clean(text), verbose=False)["input_ids"] for text in PROBES]
         return hashlib.sha256(json.dumps([vocab, ids]).encode()).hexdigest()[:16]
 
 
@@ -127,70 +139,84 @@ def read_tokenizer(
         raise UserError(
             f"the tokenizer of {folder} needs a package that is not here: pip install {name}"
         ) from None
-    except (
-        Exception
-    ) as error:  # the library and its tokenizers raise many kinds, a bare Exception among them
+    # the library and its tokenizers raise many kinds, a bare Exception among them
+    except Exception as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise UserError(f"the tokenizer's files in {folder} cannot be read ({reason})") from None
+
     if tokenizer.pad_token_id is None:
         raise UserError(
             f"the tokenizer of {folder} has no padding token; bring its tokenizer_config.json"
         )
-    tokenizer.padding_side = settings.get(
-        "padding_side", "right"
-    )  # trained so; a class of the library says "left"
+
+    # The models were trained with padding on the right; a class of the library says "left".
+    tokenizer.padding_side = settings.get("padding_side", "right")
+
     cleaning = _cleaning_of_siglip(tokenizer, settings, folder) if is_siglip else "none"
     return Reader(tokenizer, cleaning, length, vocab_size, is_masked)
 
 
-def _cleaning_of_siglip(tokenizer: Any, settings: dict[str, Any], folder: Path) -> str:
-    """By the tokenizer's class; one of another class must lower texts by itself, as our exports do
-    in tokenizer.json.
-    """
-    name = str(settings.get("tokenizer_class", type(tokenizer).__name__)).removesuffix("Fast")
-    if name in SIGLIP:
-        is_lower = settings.get("do_lower_case", True)
-        return "lower, no ASCII punctuation" if is_lower else "no ASCII punctuation"
-    if name in GEMMA or type(tokenizer).__name__.removesuffix("Fast") in GEMMA:
-        return "lower"
-    upper, lower = (tokenizer(text)["input_ids"] for text in (CASE_PROBE.upper(), CASE_PROBE))
-    if upper != lower and settings.get("do_lower_case", True):
-        raise UserError(
-            f"the tokenizer of {folder} is a {name} that tells capitals apart, but SigLIP read lower-cased text: bring the"
-            " published tokenizer_config.json (SiglipTokenizer, GemmaTokenizer), or, if it was trained with capitals, write"
-            ' "do_lower_case": false there'
-        )
-    return "none"
-
-
 def check_end_of_text(reader: Reader, eos_token_id: int, folder: Path) -> None:
-    """CLIP pools where its configuration finds the end; elsewhere it would silently pool the first
-    or a wrong token.
+    """Checks that texts end with the token that CLIP's configuration pools.
+
+    With another one CLIP would silently pool the first token, or a wrong one.
 
     Raises:
         UserError: the tokenizer ends texts with another token.
     """
+    # old configurations pool the highest id of a text, whatever it is
     eos = reader.tokenizer.eos_token_id
-    is_found = (
-        eos == max(reader.tokenizer.get_vocab().values())
-        if eos_token_id == OLD_EOS
-        else eos == eos_token_id
-    )
-    if not is_found:
+    pooled = eos_token_id
+    if eos_token_id == OLD_EOS:
+        pooled = max(reader.tokenizer.get_vocab().values())
+
+    if eos != pooled:
         raise UserError(
-            f"the tokenizer of {folder} ends texts with token {eos}, but its config.json (eos_token_id {eos_token_id}) pools"
-            " another one: tokenizer and weights are of different models"
+            f"the tokenizer of {folder} ends texts with token {eos}, but its config.json "
+            f"(eos_token_id {eos_token_id}) pools another one: "
+            "tokenizer and weights are of different models"
         )
 
 
 def without_padding(tokens: Tensor, eos_token_id: int) -> Tensor:
-    """[B, L] -> [B, l]: cut behind the last end of text that CLIP pools; its causal tower sees
-    nothing of what follows.
+    """[B, L] -> [B, l]: cut behind the last end of text that CLIP pools.
+
+    Its causal tower sees nothing of what follows.
     """
-    is_end = tokens == (
-        tokens.amax(dim=1, keepdim=True) if eos_token_id == OLD_EOS else eos_token_id
-    )
+    end = tokens.amax(dim=1, keepdim=True) if eos_token_id == OLD_EOS else eos_token_id
+    is_end = tokens == end
+
+    # argmax gives the first of equal values, which is the one that CLIP pools
     return tokens[:, : int(is_end.int().argmax(dim=1).max()) + 1]
+
+
+def _cleaning_of_siglip(tokenizer: Any, settings: dict[str, Any], folder: Path) -> str:
+    """The name of the cleaning, by the tokenizer's class.
+
+    A tokenizer of another class must lower texts by itself, as our exports do in tokenizer.json.
+
+    Raises:
+        UserError: it does not, and its settings do not say that it was trained so.
+    """
+    loaded_class = type(tokenizer).__name__.removesuffix("Fast")
+    name = str(settings.get("tokenizer_class", loaded_class)).removesuffix("Fast")
+    is_lower = settings.get("do_lower_case", True)
+
+    if name in SIGLIP:
+        return "lower, no ASCII punctuation" if is_lower else "no ASCII punctuation"
+    if name in GEMMA or loaded_class in GEMMA:
+        return "lower"
+
+    upper = tokenizer(CASE_PROBE.upper())["input_ids"]
+    lower = tokenizer(CASE_PROBE)["input_ids"]
+    if upper != lower and is_lower:
+        raise UserError(
+            f"the tokenizer of {folder} is a {name} that tells capitals apart, "
+            "but SigLIP read lower-cased text: bring the published tokenizer_config.json "
+            "(SiglipTokenizer, GemmaTokenizer), or, if it was trained with capitals, "
+            'write "do_lower_case": false there'
+        )
+    return "none"
 
 
 def _without_punctuation(text: str) -> str:
@@ -199,8 +225,9 @@ def _without_punctuation(text: str) -> str:
 
 
 def _lower(text: str) -> str:
-    """Letter by letter, as the library's tokenizers do: Python alone would look at a sigma's
-    neighbours.
+    """Letter by letter, as the library's tokenizers do.
+
+    Python's own ``lower`` of a whole text looks at the neighbours of a sigma.
     """
     return "".join(letter.lower() for letter in text)
 

@@ -1,11 +1,12 @@
-"""Image towers of transformers, run block by block from the library's modules: any input size,
-pooled, before and after.
+"""Image towers of transformers, run block by block from the library's modules.
+
+So they take any input size, and give the features before and after pooling.
 
 All of the library's CLIP-like vision towers name their parts alike (`embeddings`, `encoder.layers`,
 `layer_norm1`, `self_attn`, `layer_norm2`, `mlp`, `post_layernorm`), in every release from 4.51 on;
 what their `forward` takes and returns has changed.
 
-Shapes: B pictures, N patches = h x w, W width of the tower, D embedding.
+Shapes: B images, H x W pixels, N patches = h x w, W width of the tower, D embedding.
 """
 
 from __future__ import annotations
@@ -28,7 +29,11 @@ from silc_bench.models.patch_features import (
 
 
 class LayeredTower:
-    """What both kinds share: the library's layers one after the other."""
+    """What both kinds share: the library's layers one after the other.
+
+    ``enter``, ``last``, ``normed`` and the kinds' ``joint`` are what ``patch_features.dense`` asks
+    of a tower (its ``TokenTower``).
+    """
 
     is_attention_pooled: bool
 
@@ -40,8 +45,14 @@ class LayeredTower:
         self.dense_methods = methods_of(len(self.vision.encoder.layers), joint)
 
     def enter(self, images: Tensor, count: int) -> tuple[list[Tensor], None, tuple[int, int]]:
+        """The tokens that enter each of the last ``count`` layers, no rotary positions, (h, w)."""
         tokens, grid = self._embedded(images)
-        return _entered(self.vision.encoder.layers, tokens, count), None, grid
+
+        # only the last ``count`` are kept, so that memory does not grow with the depth
+        entered = [tokens]
+        for layer in self.vision.encoder.layers[:-1]:
+            entered = [*entered, _through(layer, entered[-1])][-count:]
+        return entered, None, grid
 
     def last(self, tokens: Tensor, rope: None) -> Tensor:
         return _through(self.vision.encoder.layers[-1], tokens)
@@ -77,6 +88,7 @@ class ClsTower(LayeredTower):
         tokens = self.last(tokens, None)
         if point == "mean_patch":
             return self.vision.post_layernorm(tokens[:, 1:]).mean(dim=1)
+
         pooled = self.vision.post_layernorm(tokens[:, 0])
         return pooled if point == "pre_projection" else self.projection(pooled)
 
@@ -87,15 +99,20 @@ class ClsTower(LayeredTower):
         """[B, 1 + N, W] that enter the first block, and (h, w)."""
         embeddings = self.vision.embeddings
         patches, grid = _patches(embeddings, images)
+
+        # the first position is the class token's, which has no place in the image
         positions = embeddings.position_embedding.weight
         resized = resize_positions(positions[1:], _trained_grid(embeddings), *grid)
         first = (embeddings.class_embedding + positions[0]).expand(len(images), 1, -1)
+
+        # "layrnorm" is how the library spells it
         return self.vision.pre_layrnorm(torch.cat([first, patches + resized], dim=1)), grid
 
 
 class MapTower(LayeredTower):
-    """SigLIP, and SigLIP 2 of one resolution: a learned query pools the patches; nothing is
-    projected after it.
+    """SigLIP, and SigLIP 2 of one resolution: a learned query pools the patches.
+
+    Nothing is projected after it.
     """
 
     num_prefix = 0
@@ -113,6 +130,7 @@ class MapTower(LayeredTower):
         return tokens.mean(dim=1) if point == "mean_patch" else self.vision.head(tokens)
 
     def joint(self, patches: Tensor) -> Tensor:
+        # as the head does after its attention, whose residual begins behind the query
         head = self.vision.head
         patches = value_path(head.attention, self.vision.post_layernorm(patches))
         return patches + head.mlp(head.layernorm(patches))
@@ -121,10 +139,8 @@ class MapTower(LayeredTower):
         """[B, N, W] that enter the first block, and (h, w)."""
         embeddings = self.vision.embeddings
         patches, grid = _patches(embeddings, images)
-        resized = resize_positions(
-            embeddings.position_embedding.weight, _trained_grid(embeddings), *grid
-        )
-        return patches + resized, grid
+        positions = embeddings.position_embedding.weight
+        return patches + resize_positions(positions, _trained_grid(embeddings), *grid), grid
 
 
 class HfBlock:
@@ -134,13 +150,14 @@ class HfBlock:
         self.layer = layer
 
     def split(self, tokens: Tensor, rope: None) -> tuple[Tensor, Tensor, Tensor]:
-        attention, seen = self.layer.self_attn, self.layer.layer_norm1(tokens)
-        q, k, v = attention.q_proj(seen), attention.k_proj(seen), attention.v_proj(seen)
-        return (
-            heads_of(q, attention.num_heads),
-            heads_of(k, attention.num_heads),
-            heads_of(v, attention.num_heads),
-        )
+        attention = self.layer.self_attn
+        inputs = self.layer.layer_norm1(tokens)
+        q = attention.q_proj(inputs)
+        k = attention.k_proj(inputs)
+        v = attention.v_proj(inputs)
+
+        num_heads = attention.num_heads
+        return heads_of(q, num_heads), heads_of(k, num_heads), heads_of(v, num_heads)
 
     def join(self, tokens: Tensor, values: Tensor) -> Tensor:
         return self.layer.self_attn.out_proj(merge_heads(values))
@@ -151,44 +168,43 @@ class HfBlock:
 
 
 def embedding_of(output: Any) -> Tensor:
-    """[B, D] from what `get_text_features` returns: a tensor in transformers 4, an output whose
-    pooled part it is in 5.
+    """[B, D] from what `get_text_features` returns.
+
+    That is a tensor in transformers 4; in 5 it is an output whose pooled part is meant.
     """
     return output if isinstance(output, Tensor) else output.pooler_output
 
 
-def _entered(layers: Any, tokens: Tensor, count: int) -> list[Tensor]:
-    """The tokens that enter each of the last ``count`` layers."""
-    entered = [tokens]
-    for layer in layers[:-1]:
-        entered = [*entered, _through(layer, entered[-1])][-count:]
-    return entered
-
-
 def _through(layer: Any, tokens: Tensor) -> Tensor:
+    """One layer, part by part, because what the layer's ``forward`` returns has changed."""
     tokens = tokens + layer.self_attn(layer.layer_norm1(tokens))[0]
     return tokens + layer.mlp(layer.layer_norm2(tokens))
 
 
 def _patches(embeddings: Any, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
-    """[B, 3, H, W] -> [B, N, W] without positions, and (h, w). What is left over at the trained
-    size is not seen, as in the library (SigLIP So400m: 27 patches of 14 pixels in 384).
+    """[B, 3, H, W] -> [B, N, W] without positions, and (h, w).
+
+    What is left over at the trained size is not seen, as in the library (SigLIP So400m: 27 patches
+    of 14 pixels in 384).
 
     Raises:
         UserError: another size that does not divide into patches.
     """
-    conv: nn.Conv2d = embeddings.patch_embedding
-    height, width, patch, size = *images.shape[-2:], embeddings.patch_size, embeddings.image_size
-    if (height % patch or width % patch) and (height, width) != (size, size):
+    height, width = images.shape[-2:]
+    patch = embeddings.patch_size
+    trained = (embeddings.image_size, embeddings.image_size)
+    if (height % patch or width % patch) and (height, width) != trained:
         raise UserError(
             f"pictures of {height} x {width} pixels do not divide into patches of {patch}"
         )
+
+    conv: nn.Conv2d = embeddings.patch_embedding
     grid = height // patch, width // patch
     return conv(images).flatten(2).transpose(1, 2), grid
 
 
 def _trained_grid(embeddings: Any) -> tuple[int, int]:
-    side = math.isqrt(
-        embeddings.position_embedding.weight.shape[0]
-    )  # one more for a class token leaves the root as it is
+    """(h, w) of the trained size."""
+    # the root is rounded down, so a class token's position, one more, does not change it
+    side = math.isqrt(embeddings.position_embedding.weight.shape[0])
     return side, side
