@@ -1,11 +1,10 @@
-"""Tokenizers of SigLIP and SigLIP 2 from the file that defines them, cut and padded as big_vision
-does in training.
+"""Tokenizers of SigLIP and SigLIP 2 from their own files, cut and padded as in big_vision.
 
 Flow: ``find_tokenizer(folder, vocab_size, length)`` -> a ``PieceTokenizer`` or, where no file is
 there, None.
 
-big_vision, pp/ops_text.py and pp/proj/paligemma/ops.py; the configurations are those of its SigLIP
-and SigLIP 2 demos:
+How a text is read (big_vision, pp/ops_text.py and pp/proj/paligemma/ops.py; the
+configurations are those of its SigLIP and SigLIP 2 demos):
 
 - pieces of the text, then one end-of-sentence token, and no token at the beginning;
 - a longer text is cut to the length with its end-of-sentence token kept last (``eos="sticky"``), a
@@ -44,6 +43,9 @@ SENTENCEPIECE_FILES = (
 FILES = (*SENTENCEPIECE_FILES, "tokenizer.json")
 EXTRA_IDS = 100  # T5's releases append so many pieces that no text contains
 
+# what a file gives: text -> ids of its pieces, piece -> id or None, and the number of pieces
+Pieces = tuple[Callable[[str], list[int]], Callable[[str], int | None], int]
+
 
 @dataclass(frozen=True)
 class PieceTokenizer:
@@ -61,9 +63,12 @@ class PieceTokenizer:
     def __call__(self, texts: list[str]) -> Tensor:
         """[B, L] int64."""
         rows = [self._row(text) for text in texts]
+
+        # the view gives no texts the shape [0, L], where a tensor of no rows would be [0]
         return torch.tensor(rows, dtype=torch.int64).view(len(texts), self.length)
 
     def _row(self, text: str) -> list[int]:
+        # cut to one less than the length, so that the end of the sentence is always there
         ids = self.encode(self.clean(text))[: self.length - 1] + [self.eos]
         return ids + [self.padding] * (self.length - len(ids))
 
@@ -83,38 +88,46 @@ def find_tokenizer(folder: Path, vocab_size: int, length: int) -> PieceTokenizer
 
 def canonicalize(text: str) -> str:
     """Lower case without ASCII punctuation, runs of white space as one space."""
-    return re.sub(
-        r"\s+", " ", text.lower().translate(str.maketrans("", "", string.punctuation))
-    ).strip()
+    without_punctuation = text.lower().translate(str.maketrans("", "", string.punctuation))
+    return re.sub(r"\s+", " ", without_punctuation).strip()
 
 
 def lower_ascii(text: str) -> str:
+    """Lower case of ASCII letters alone; É stays É."""
     return text.translate(str.maketrans(string.ascii_uppercase, string.ascii_lowercase))
 
 
 def _read(path: Path, vocab_size: int, length: int) -> PieceTokenizer:
+    """One file -> a tokenizer; Gemma's <eos> tells SigLIP 2 from SigLIP.
+
+    Raises:
+        UserError: another vocabulary, or a special token is missing.
+    """
     read = _read_json if path.suffix == ".json" else _read_pieces
     encode, id_of, count = read(path)
     if not vocab_size <= count <= vocab_size + EXTRA_IDS:
         raise UserError(
-            f"{path} has {count:,} pieces, the text tower {vocab_size:,}: it is the tokenizer of another model"
+            f"{path} has {count:,} pieces, the text tower {vocab_size:,}: "
+            "it is the tokenizer of another model"
         )
-    gemma = id_of("<eos>")
-    eos = id_of("</s>") if gemma is None else gemma
+
+    gemma_eos = id_of("<eos>")
+    is_gemma = gemma_eos is not None
+    eos = gemma_eos if is_gemma else id_of("</s>")
     if eos is None:
         raise UserError(
             f"{path} has neither </s> (SigLIP) nor <eos> (SigLIP 2), one of which ends every text"
         )
-    padding = eos
-    if gemma is not None:
-        pad = id_of("<pad>")
-        if pad is None:
-            raise UserError(f"{path} has no <pad>, with which SigLIP 2 fills up short texts")
-        padding = pad
+
+    # SigLIP has no other padding than the end of the sentence
+    padding = id_of("<pad>") if is_gemma else eos
+    if padding is None:
+        raise UserError(f"{path} has no <pad>, with which SigLIP 2 fills up short texts")
+
     return PieceTokenizer(
         encode=encode,
-        clean=canonicalize if gemma is None else lower_ascii,
-        cleaning="canonicalize" if gemma is None else "lower_ascii",
+        clean=lower_ascii if is_gemma else canonicalize,
+        cleaning="lower_ascii" if is_gemma else "canonicalize",
         eos=eos,
         padding=padding,
         length=length,
@@ -123,16 +136,15 @@ def _read(path: Path, vocab_size: int, length: int) -> PieceTokenizer:
     )
 
 
-Pieces = tuple[Callable[[str], list[int]], Callable[[str], int | None], int]
-
-
 def _read_pieces(path: Path) -> Pieces:
+    """A sentencepiece model."""
     try:
         import sentencepiece
     except ModuleNotFoundError:
         raise UserError(
             f"{path} needs the package sentencepiece: pip install 'silc-bench[big_vision]'"
         ) from None
+
     processor = sentencepiece.SentencePieceProcessor()
     try:
         processor.LoadFromSerializedProto(path.read_bytes())
@@ -142,21 +154,23 @@ def _read_pieces(path: Path) -> Pieces:
         ) from None
 
     def id_of(piece: str) -> int | None:
-        found = processor.PieceToId(piece)
-        return (
-            found if processor.IdToPiece(found) == piece else None
-        )  # an unknown piece has the id of <unk>
+        # an unknown piece has the id of <unk>, whose own piece is another one
+        number = processor.PieceToId(piece)
+        return number if processor.IdToPiece(number) == piece else None
 
     return processor.EncodeAsIds, id_of, processor.GetPieceSize()
 
 
 def _read_json(path: Path) -> Pieces:
+    """A tokenizer.json of the library tokenizers."""
     from tokenizers import Tokenizer
 
     try:
         tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
     except Exception as error:  # the library raises bare Exception
         raise UserError(f"{path} is no tokenizer: {' '.join(str(error).split())[:200]}") from None
+
+    # the file may ask for both, but cutting and padding are done by PieceTokenizer
     tokenizer.no_padding()
     tokenizer.no_truncation()
 
