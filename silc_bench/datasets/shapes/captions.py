@@ -1,8 +1,9 @@
-"""Writes the five sentences of a ``shapes`` scene: plain English whose every statement can be
-checked against the scene.
+"""Writes the five sentences of a ``shapes`` scene.
 
-Flow: ``scene.phrasing`` picks an opening ("a photo of", ...) for each of the five kinds of sentence
-below.
+They are plain English, and every statement can be checked against the scene.
+
+Flow: ``scene.phrasing`` picks an opening ("a photo of", ...) for each of the five kinds of
+sentence below.
 """
 
 from __future__ import annotations
@@ -20,12 +21,15 @@ COUNTS = ("one", "two", "three")
 def captions(scene: Scene) -> tuple[str, str, str, str, str]:
     """Five different sentences: texture and background; all pairs; the place; the size; the count.
 
-    Each begins with the main object and names its colour and shape: what a batch of pictures is
-    best told apart by. Sentences without a colour, or with every attribute at once, made tiny
+    Each begins with the main object and names its colour and shape, because these tell the images
+    of a batch apart best. Sentences without a colour, or with every attribute at once, made tiny
     towers stop at telling colours (see docs/log.md).
     """
+    # two bits of the phrasing for each sentence, the lowest first
     openings = [OPENINGS[scene.phrasing >> 2 * k & 3] for k in range(5)]
     sentences = (_textured(scene), _pairs(scene), _placed(scene), _sized(scene), _counted(scene))
+
+    # unpacked, so that the type says five
     first, second, third, fourth, fifth = (
         opening + text for opening, text in zip(openings, sentences, strict=True)
     )
@@ -56,7 +60,11 @@ def _counted(scene: Scene) -> str:
     main, *others = scene.objects
     if not others:
         return f"one {_pair(main)}"
-    return f"a {_pair(main)} and {COUNTS[len(others) - 1]} smaller {'thing' if len(others) == 1 else 'things'}"
+
+    # "smaller" is true of all others: the main object is the largest
+    count = COUNTS[len(others) - 1]
+    noun = "thing" if len(others) == 1 else "things"
+    return f"a {_pair(main)} and {count} smaller {noun}"
 
 
 def _pair(item: Item) -> str:

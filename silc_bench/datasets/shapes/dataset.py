@@ -1,4 +1,4 @@
-"""Generated scenes as a dataset."""
+"""Generated scenes as a dataset: ``Shapes("val", 1000).image(17)``."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property, lru_cache
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -19,8 +20,9 @@ from silc_bench.errors import UserError
 
 
 class Shapes:
-    """Samples 0..num_samples-1 of a split (``limit``: evenly spread ones of them) as an
-    ImageDataset.
+    """Samples 0..num_samples-1 of a split as an ImageDataset.
+
+    ``limit``: evenly spread ones of them. ``size``: pixels of a side.
     """
 
     name = "shapes"
@@ -36,25 +38,28 @@ class Shapes:
     ) -> None:
         if num_samples < 1:
             raise UserError(f"shapes needs at least one sample, not {num_samples}")
-        scene(
-            seed, split, num_samples - 1
-        )  # a wrong split or seed is refused now, not at the first picture
-        self.split, self.num_samples, self.size, self.seed = split, num_samples, size, seed
+
+        # a wrong split or seed is refused now, not at the first image
+        scene(seed, split, num_samples - 1)
+
+        self.split = split
+        self.num_samples = num_samples
+        self.size = size
+        self.seed = seed
         self._indices = spread(num_samples, limit)
-        key = [VERSION, seed, split, num_samples, len(self._indices), size]
-        self.fingerprint = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
+
+        # the arguments decide every pixel, so their hash stands for the data
+        self.fingerprint = _hash([VERSION, seed, split, num_samples, len(self._indices), size])
 
     def __len__(self) -> int:
         return len(self._indices)
 
     def part(self, indices: Sequence[int]) -> Shapes:
         """These samples, in this order."""
-        taken = Shapes(self.split, self.num_samples, self.size, self.seed)
-        taken._indices = [self._indices[i] for i in indices]
-        taken.fingerprint = hashlib.sha256(
-            json.dumps([self.fingerprint, taken._indices]).encode()
-        ).hexdigest()[:16]
-        return taken
+        part = Shapes(self.split, self.num_samples, self.size, self.seed)
+        part._indices = [self._indices[i] for i in indices]
+        part.fingerprint = _hash([self.fingerprint, part._indices])
+        return part
 
     @cached_property
     def labels(self) -> np.ndarray:
@@ -65,15 +70,22 @@ class Shapes:
         return [captions(self._scene(i)) for i in range(len(self))]
 
     def image(self, index: int) -> Image.Image:
-        return Image.fromarray(_rendered(self.seed, self.split, self._indices[index], self.size)[0])
+        pixels, _ = _rendered(self.seed, self.split, self._indices[index], self.size)
+        return Image.fromarray(pixels)
 
     def mask(self, index: int) -> np.ndarray:
-        return _rendered(self.seed, self.split, self._indices[index], self.size)[1].copy()
+        # a copy, because the caller may write into it and the next one would read that
+        _, mask = _rendered(self.seed, self.split, self._indices[index], self.size)
+        return mask.copy()
 
     def _scene(self, index: int) -> Scene:
         return scene(self.seed, self.split, self._indices[index])
 
 
-@lru_cache(maxsize=64)  # picture and mask of one sample are asked for apart
+def _hash(key: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
+
+
+@lru_cache(maxsize=64)  # image and mask of one sample are asked for apart
 def _rendered(seed: int, split: str, index: int, size: int) -> tuple[np.ndarray, np.ndarray]:
     return render(scene(seed, split, index), size)
