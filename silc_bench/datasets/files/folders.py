@@ -1,9 +1,8 @@
-"""Pictures as people keep them: folders, or a tar of folders read in place. Both are listed the
-same way.
+"""Images as people keep them: folders, or a tar of folders read in place.
 
 ``listing(Path("imagenet-a"))`` or ``listing(Path("imagenet-a.tar"))`` -> files with their place,
-and what was passed over (system files such as .DS_Store, and files that are no pictures), which is
-said and never guessed at.
+and what was passed over: system files such as .DS_Store, and files that are no images. Both kinds
+are listed alike. What was passed over is said and never guessed at.
 """
 
 from __future__ import annotations
@@ -26,6 +25,8 @@ _STRAY_FOLDERS = ("__macosx", "@eadir", "$recycle.bin")
 
 @dataclass(frozen=True, slots=True)
 class File:
+    """One image and where its bytes lie."""
+
     name: str  # below the folder or in the tar, with "/"
     path: Path  # the file that holds it
     place: Place
@@ -41,18 +42,20 @@ class File:
 
     @property
     def where(self) -> str:
-        return (
-            str(self.path) if self.path.name == Path(self.name).name else f"{self.path}:{self.name}"
-        )
+        """For messages: the file, or tar:member."""
+        is_own_file = self.path.name == Path(self.name).name
+        return str(self.path) if is_own_file else f"{self.path}:{self.name}"
 
 
 @dataclass
 class Listing:
+    """What lies in a folder or a tar."""
+
     path: Path
-    files: list[File] = field(default_factory=list)  # pictures, sorted by name
+    files: list[File] = field(default_factory=list)  # images, sorted by name
     folders: list[str] = field(default_factory=list)  # direct subfolders, also empty ones
     stray: Counter[str] = field(default_factory=Counter)  # system files, by name
-    other: list[str] = field(default_factory=list)  # files that are no pictures
+    other: list[str] = field(default_factory=list)  # files that are no images
 
     def notes(self) -> list[str]:
         """What was passed over, for people."""
@@ -60,6 +63,7 @@ class Listing:
         if self.stray:
             kinds = ", ".join(f"{count} {name}" for name, count in sorted(self.stray.items()))
             lines.append(f"skipped stray files of the system: {kinds}")
+
         if self.other:
             lines.append(
                 f"skipped {len(self.other)} files that are no pictures, such as {self.other[0]}"
@@ -68,20 +72,22 @@ class Listing:
 
 
 def listing(path: Path) -> Listing:
-    """All pictures below a folder, or in a tar.
+    """All images below a folder, or in a tar.
 
     Raises:
         DataError: a damaged or compressed tar, a tar with two members of one name.
     """
-    found = Listing(path)
-    entries = _in_folder(path, found) if path.is_dir() else _in_tar(path, found)
+    result = Listing(path)
+    entries = _in_folder(path, result) if path.is_dir() else _in_tar(path, result)
+
+    # sorted here, as neither file systems nor tars promise an order
     for file in sorted(entries, key=lambda file: file.name):
         if file.name.lower().rpartition(".")[2] in PICTURE_EXTENSIONS:
-            found.files.append(file)
+            result.files.append(file)
         else:
-            found.other.append(file.name)
-    found.folders.sort()
-    return found
+            result.other.append(file.name)
+    result.folders.sort()
+    return result
 
 
 def is_stray(name: str) -> bool:
@@ -97,66 +103,79 @@ def by_number(name: str | Path) -> list[tuple[int, int, str]]:
 
 def subfolders(path: Path) -> list[str]:
     """Names of the folders directly in a folder, sorted, without those of the system."""
-    return sorted(
-        entry.name for entry in os.scandir(path) if not is_stray(entry.name) and entry.is_dir()
-    )
+    entries = [entry for entry in os.scandir(path) if not is_stray(entry.name)]
+    return sorted(entry.name for entry in entries if entry.is_dir())
 
 
 def split_folders(path: Path, may_hold_others: bool = False) -> dict[str, Path]:
-    """Its folders "test" and "train", or itself as "test". Raises DataError: a train folder alone,
-    others beside them.
+    """Its folders "test" and "train", or itself as "test" where it has neither.
+
+    Raises:
+        DataError: a train folder alone, or others beside the two.
     """
     names = subfolders(path)
     test = next((name for name in TEST if name in names), None)
-    if test is None and "train" not in names:
+    has_train = "train" in names
+    if test is None and not has_train:
         return {"test": path}
-    if test is None or (not may_hold_others and set(names) - {*TRAIN, *TEST}):
-        other = ", ".join(sorted(set(names) - {*TRAIN, *TEST})) or "nothing else"
-        problem = f"{path} holds {' and '.join(sorted({*TRAIN, *TEST} & set(names)))} and {other}"
+
+    others = set(names) - {*TRAIN, *TEST}
+    if test is None or (others and not may_hold_others):
+        own = " and ".join(sorted({*TRAIN, *TEST} & set(names)))
+        problem = f"{path} holds {own} and {', '.join(sorted(others)) or 'nothing else'}"
         raise DataError(
             problem,
-            f"put the pictures to be scored into {path / 'test'} and those to learn from into train/",
+            f"put the pictures to be scored into {path / 'test'} and those to learn from"
+            " into train/",
         )
-    return {"test": path / test, **({"train": path / "train"} if "train" in names else {})}
+
+    splits = {"test": path / test}
+    if has_train:
+        splits["train"] = path / "train"
+    return splits
 
 
-def _in_folder(path: Path, found: Listing) -> Iterable[File]:
+def _in_folder(path: Path, result: Listing) -> Iterable[File]:
+    """Files at any depth; folders and stray files go into ``result``."""
     for folder, names, files in os.walk(path, followlinks=True):
+        # os.walk enters what is left in the list
         for name in [name for name in names if is_stray(name)]:
-            found.stray[name] += 1
+            result.stray[name] += 1
             names.remove(name)
         if folder == str(path):
-            found.folders += names
+            result.folders += names
+
         for name in files:
+            # macOS writes a "._" file beside each: one line counts them all
             if is_stray(name):
-                found.stray["._*" if name.startswith("._") else name] += 1
+                result.stray["._*" if name.startswith("._") else name] += 1
                 continue
             full = Path(folder, name)
             try:
                 size = full.stat().st_size
             except FileNotFoundError as error:  # a link into nowhere
-                raise DataError(
-                    f"{full} is a link to a file that is gone",
-                    "restore the file or remove the link",
-                ) from error
+                problem = f"{full} is a link to a file that is gone"
+                raise DataError(problem, "restore the file or remove the link") from error
             yield File(full.relative_to(path).as_posix(), full, (0, size))
 
 
-def _in_tar(path: Path, found: Listing) -> Iterable[File]:
+def _in_tar(path: Path, result: Listing) -> Iterable[File]:
+    """Members that are files; stray ones go into ``result``."""
     members, damage = list_members(path)
     if damage.total:
-        raise DataError(
-            f"a damaged tar cannot be scored: {damage.summary()}", f"fetch {path.name} again"
-        )
+        problem = f"a damaged tar cannot be scored: {damage.summary()}"
+        raise DataError(problem, f"fetch {path.name} again")
+
     seen: set[str] = set()
     for name, place in members:
-        name = name.removeprefix("./")
+        name = name.removeprefix("./")  # written by `tar cf x.tar .`
         if stray := next((part for part in name.split("/") if is_stray(part)), None):
-            found.stray["._*" if stray.startswith("._") else stray] += 1
+            result.stray["._*" if stray.startswith("._") else stray] += 1
             continue
+
+        # unpacked, the second would replace the first; here both would be scored
         if name in seen:
-            raise DataError(
-                f"{path} holds {name} twice", f"fetch {path.name} again, or pack it anew"
-            )
+            fix = f"fetch {path.name} again, or pack it anew"
+            raise DataError(f"{path} holds {name} twice", fix)
         seen.add(name)
         yield File(name, path, place)

@@ -1,23 +1,21 @@
-"""Files behind a URL (http, s3, gs, hf: whatever fsspec reads), each fetched whole and verified
-before it is read.
+"""Files behind a URL, each fetched whole and verified before it is read.
+
+Whatever fsspec reads: http, s3, gs, hf.
 
 Flow: ``expand(word)`` -> URLs -> ``stamp_of(url)`` (size and ETag) -> ``Mirror.read(url, stamp,
 look)`` -> what ``look`` makes of a local copy. What has arrived stays where a connection drops,
-stalls or ends early, and the next request goes on at that byte; size and ETag are asked for again
+stalls or ends early, and the next request goes on at that byte. Size and ETag are asked for again
 at the end, so that two versions of a file are never joined. Nothing is passed over: a source that
 gives up is an error that names the byte.
 
 The mirror keeps the files used last, up to its limit. Any number of processes share it: one
 fetches, the others wait.
 
-A source behind a URL, and what its errors mean: asked again where that may help, else one sentence
-with what mends it.
-
-Flow: ``file_system(url)`` -> fsspec's -> ``ask(url, question)`` -> the answer, or
-``raise_if_final`` / RunError.
-
-Each file system raises what its own library does, and none of those libraries need be installed:
-their errors are told by HTTP status, by error code (S3), and by the name of their class.
+A source that fails is asked again where that may help; else one sentence says what mends it:
+``file_system(url)`` -> fsspec's -> ``ask(url, question)`` -> the answer, or ``raise_if_final`` or
+RunError. Each file system raises what its own library does, and none of those libraries need be
+installed. So their errors are told apart by HTTP status, by error code (S3), and by the name of
+their class.
 """
 
 from __future__ import annotations
@@ -42,6 +40,8 @@ from typing import Any, TypeVar
 from silc_bench.datasets.files.shards import alternatives
 from silc_bench.errors import RunError, UserError
 
+# ---- versions and copies of files ----
+
 CHUNK = 8 * 2**20  # bytes asked for at once; halved where they do not arrive, down to MIN_CHUNK
 MIN_CHUNK = 64 * 2**10
 STALL_SECONDS = 60.0  # for one request
@@ -59,6 +59,7 @@ class Stamp:
     etag: str  # "" where the source gives none
 
     def key(self, url: str) -> str:
+        """Names this version of this file: 16 hex digits."""
         return hashlib.sha256(f"{url}\n{self.size}\n{self.etag}".encode()).hexdigest()[:16]
 
 
@@ -80,54 +81,62 @@ def expand(word: str) -> list[str]:
             continue
         if url.startswith("http"):
             raise UserError(
-                f"{url}: a web server has no list of its files; name them by braces, as in {{00000..00099}}.tar"
+                f"{url}: a web server has no list of its files;"
+                " name them by braces, as in {00000..00099}.tar"
             )
-        found = [f"{scheme_of(url)}://{name}" for name in _listed(url)]
-        if not found:
+
+        # fsspec lists names without the scheme
+        matches = [f"{scheme_of(url)}://{name}" for name in _listed(url)]
+        if not matches:
             raise UserError(f"no shard found: there is no {url}")
-        urls += found
+        urls += matches
     return urls
 
 
 def _listed(url: str) -> list[str]:
     """The files that a glob names, in order.
 
-    Folder by folder, as fsspec's own ``glob`` passes over a folder whose listing fails, and its
-    shards with it.
+    It goes folder by folder, because fsspec's own ``glob`` passes over a folder whose listing
+    fails, and its shards with it.
     """
     fs, path = file_system(url)
     parts = path.split("/")
     first = next(i for i, part in enumerate(parts) if re.search(r"[*?\[]", part))
-    folders, files = ["/".join(parts[:first])], list[str]()
+
+    folders = ["/".join(parts[:first])]
+    files: list[str] = []
     for number, part in enumerate(parts[first:], first):
         if part == "**":
             raise UserError(f"{url}: ** is not understood here; name each level of folders by *")
-        above = {folder.strip("/") for folder in folders}  # a file is listed as what is in it
-        entries = [entry for folder in folders for entry in ask(url, partial(_entries, fs, folder))]
-        entries = [
-            entry
-            for entry in entries
-            if fnmatchcase(entry["name"].rstrip("/").rpartition("/")[2], part)
-        ]
+
+        # whoever lists a file gets that file itself, which does not lie below its own name
+        above = {folder.strip("/") for folder in folders}
+        entries = []
+        for folder in folders:
+            for entry in ask(url, partial(_entries, fs, folder)):
+                name = entry["name"].rstrip("/").rpartition("/")[2]
+                if fnmatchcase(name, part):
+                    entries.append(entry)
+
+        # files count at the last level alone, folders lead to the next
         folders = [entry["name"].rstrip("/") for entry in entries if entry["type"] == "directory"]
-        files = (
-            [entry["name"] for entry in entries if entry["type"] != "directory"]
-            if number == len(parts) - 1
-            else []
-        )
+        files = []
+        if number == len(parts) - 1:
+            files = [entry["name"] for entry in entries if entry["type"] != "directory"]
         files = [name for name in files if name.strip("/") not in above]
     return sorted(files)
 
 
 def _entries(fs: Any, folder: str) -> list[dict[str, Any]]:
+    """What lies in a folder, as the source says now; nothing where there is no such folder."""
     fs.invalidate_cache()
     try:
-        found: list[dict[str, Any]] = fs.ls(folder, detail=True)
+        entries: list[dict[str, Any]] = fs.ls(folder, detail=True)
     except FileNotFoundError as error:
         if error.__cause__ is not None:  # no bucket, say
             raise
         return []
-    return found
+    return entries
 
 
 def stamps_of(urls: Sequence[str]) -> list[Stamp]:
@@ -141,11 +150,13 @@ def stamp_of(url: str) -> Stamp:
 
     Raises:
         UserError: no such file, no permission, or a source that tells no size, so that nothing
-        could be verified. RunError: no answer after several attempts.
+            could be verified.
+        RunError: no answer after several attempts.
     """
     fs, path = file_system(url)
 
     def question() -> dict[str, Any]:
+        # what fsspec remembers of a file may be what it was before
         fs.invalidate_cache()
         return fs.info(path)
 
@@ -154,16 +165,13 @@ def stamp_of(url: str) -> Stamp:
         raise UserError(f"{url} is a folder; name the shards in it, as in {url.rstrip('/')}/*.tar")
     if not isinstance(info.get("size"), int):
         raise UserError(
-            f"{url}: the source does not tell how large the file is, so what arrives cannot be verified"
+            f"{url}: the source does not tell how large the file is,"
+            " so what arrives cannot be verified"
         )
-    etag = next(
-        (
-            str(info[name])
-            for name in ("ETag", "etag", "blob_id", "md5Hash", "Last-Modified")
-            if info.get(name)
-        ),
-        "",
-    )
+
+    # what S3, the web, the hub, Google and old web servers call it
+    names = ("ETag", "etag", "blob_id", "md5Hash", "Last-Modified")
+    etag = next((str(info[name]) for name in names if info.get(name)), "")
     return Stamp(info["size"], etag)
 
 
@@ -182,6 +190,8 @@ class Mirror:
             RunError: it could not be fetched completely; says how far it came.
         """
         path = self.folder / f"{stamp.key(url)}-{_name_of(url)}"
+
+        # asked twice: whoever waited for the lock may find that another process has fetched it
         if not path.exists():
             with _locked(self.folder / f".{path.name}.lock"):
                 if not path.exists():
@@ -190,12 +200,14 @@ class Mirror:
         return path
 
     def read(self, url: str, stamp: Stamp, look: Callable[[Path], T]) -> T:
-        """What ``look`` makes of the local copy, fetched again where another process makes room of
-        it before ``look`` ends.
+        """What ``look`` makes of the local copy.
+
+        The file is fetched again where another process removes the copy before ``look`` ends.
 
         Raises:
             UserError: as ``path``; what ``look`` complains of, in the name of the URL; a copy that
-            never stays. RunError: as ``path``.
+                never stays.
+            RunError: as ``path``.
         """
         for _ in range(READS):
             path = self.path(url, stamp)
@@ -205,13 +217,15 @@ class Mirror:
                 if not isinstance(error.__cause__, FileNotFoundError):
                     raise UserError(str(error).replace(str(path), url)) from error
         raise UserError(
-            f"{url}: its copy in {self.folder} was removed {READS} times while it was read, to make room for other shards;"
+            f"{url}: its copy in {self.folder} was removed {READS} times while it was read,"
+            " to make room for other shards;"
             " raise data.mirror_gb of all runs that share the folder"
         )
 
     def fetch_ahead(self, files: Sequence[tuple[str, Stamp]]) -> None:
-        """Begin to fetch in the background. What fails is left to ``path``, which is asked for the
-        file when it is needed.
+        """Begin to fetch in the background.
+
+        What fails is left to ``path``, which is asked for the file when it is needed.
         """
 
         def run() -> None:
@@ -229,6 +243,8 @@ class Mirror:
             files = [path for path in self.folder.glob("*-*") if not path.name.startswith(".")]
             files.sort(key=lambda path: path.stat().st_mtime_ns)
             total = sum(path.stat().st_size for path in files)
+
+            # the newest stays even where it is larger than the limit: somebody waits for it
             for path in files:
                 if total <= self.limit or path == newest:
                     continue
@@ -237,63 +253,78 @@ class Mirror:
 
 
 def fetch(url: str, stamp: Stamp, path: Path) -> None:
-    """The file at ``url``, whole, at ``path``: by ranges beside it, going on where an earlier
-    attempt or process stopped.
+    """The file at ``url``, whole, at ``path``.
+
+    It is fetched by ranges into a file beside ``path``, and goes on where an earlier attempt or
+    process stopped.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
-    fs, inner = file_system(url)
-    chunk, failures = CHUNK, 0
+    fs, remote_path = file_system(url)
+    chunk = CHUNK
+    failures = 0  # in a row
     with open(part, "ab") as file:
         while (have := file.tell()) < stamp.size:
-            wanted = min(chunk, stamp.size - have)
+            count = min(chunk, stamp.size - have)
             try:
-                data = _read_range(fs, inner, have, wanted, stamp.size)
+                data = _read_range(fs, remote_path, have, count, stamp.size)
             except Exception as error:  # each file system raises what its own library does
                 raise_if_final(url, error)
-                failures, chunk = failures + 1, max(MIN_CHUNK, chunk // 2)
+
+                # a slow source may bring a smaller range in time
+                failures += 1
+                chunk = max(MIN_CHUNK, chunk // 2)
                 if failures == ATTEMPTS:
                     raise RunError(
-                        f"{url}: stopped at byte {have:,} of {stamp.size:,} after {ATTEMPTS} attempts that brought nothing"
-                        f" (last: {words_of(error)}); what has arrived is kept:"
-                        " once the source answers, give the command again (train: with --resume)"
+                        f"{url}: stopped at byte {have:,} of {stamp.size:,} after {ATTEMPTS}"
+                        f" attempts that brought nothing (last: {words_of(error)});"
+                        " what has arrived is kept: once the source answers,"
+                        " give the command again (train: with --resume)"
                     ) from error
                 wait(url, error, failures - 1)
                 continue
             file.write(data)
-            failures, chunk = 0, min(CHUNK, 2 * chunk)
+            failures = 0
+            chunk = min(CHUNK, 2 * chunk)
+
+        # on the disk before it gets its name, so that a name always means a whole file
         file.flush()
         os.fsync(file.fileno())
+
     now = stamp_of(url)
     if now != stamp or part.stat().st_size != stamp.size:
         part.unlink()
         raise UserError(
-            f"{url} was changed while it was in use (size {stamp.size:,} -> {now.size:,}, ETag {stamp.etag or 'none'} ->"
-            f" {now.etag or 'none'}); start anew on the version that is there"
+            f"{url} was changed while it was in use (size {stamp.size:,} -> {now.size:,},"
+            f" ETag {stamp.etag or 'none'} -> {now.etag or 'none'});"
+            " start anew on the version that is there"
         )
     os.replace(part, path)
 
 
 def _read_range(fs: Any, path: str, start: int, count: int, size: int) -> bytes:
-    """At least one byte and at most ``count`` from ``start``; what came of a connection that ended
-    early counts.
+    """At least one byte and at most ``count`` bytes from ``start``.
+
+    Fewer than ``count`` are what came of a connection that ended early.
     """
     from fsspec.asyn import sync
 
-    if fs.async_impl:  # the only way to give any of them a limit of time
-        data = sync(
-            fs.loop, fs._cat_file, path, start=start, end=start + count, timeout=STALL_SECONDS
-        )
+    # fsspec's inner function: the only way to give any file system a limit of time
+    end = start + count
+    if fs.async_impl:
+        data = sync(fs.loop, fs._cat_file, path, start=start, end=end, timeout=STALL_SECONDS)
     else:
-        data = fs.cat_file(path, start=start, end=start + count)
+        data = fs.cat_file(path, start=start, end=end)
+
     if len(data) == size > count:  # a server that knows no ranges sends everything
-        data = data[start : start + count]
+        data = data[start:end]
     if not 0 < len(data) <= count:
         raise OSError(f"{len(data):,} bytes came for a range of {count:,}")
     return data
 
 
 def _name_of(url: str) -> str:
+    # for people who look into the folder; the key before it makes the name unique
     return re.sub(r"[^A-Za-z0-9._-]", "_", url.rpartition("/")[2])[-80:] or "file"
 
 
@@ -306,13 +337,15 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
+# ---- asking, and asking again ----
+
 ATTEMPTS = 6  # requests in a row that bring nothing new
 PATIENCE_SECONDS = 60.0  # for one answer: some libraries try for longer than that in each attempt
 WAIT_SECONDS = 1.0  # after the first failure in a row, doubled after each
-SAID_EVERY = (
-    1.0  # seconds between two lines about attempts: many shards may wait for the same source
-)
-PACKAGES = {  # by scheme, with our extra that brings it
+SAID_EVERY = 1.0  # seconds between two lines: many shards may wait for the same source
+
+# by scheme: the package that reads it, and our extra that brings it
+PACKAGES = {
     "http": ("aiohttp", "remote"),
     "https": ("aiohttp", "remote"),
     "s3": ("s3fs", "s3"),
@@ -320,13 +353,20 @@ PACKAGES = {  # by scheme, with our extra that brings it
     "gcs": ("gcsfs", "gs"),
     "hf": ("huggingface_hub", "hf"),
 }
-CREDENTIALS = {  # by scheme: how they are given, and how to do without
-    "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; FSSPEC_S3_ANON=true reads a public bucket",
-    "gs": "set GOOGLE_APPLICATION_CREDENTIALS to a key file; FSSPEC_GS_TOKEN=anon reads a public bucket",
-    "gcs": "set GOOGLE_APPLICATION_CREDENTIALS to a key file; FSSPEC_GCS_TOKEN=anon reads a public bucket",
+
+# by scheme: how they are given, and how to do without
+CREDENTIALS = {
+    "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE;"
+    " FSSPEC_S3_ANON=true reads a public bucket",
+    "gs": "set GOOGLE_APPLICATION_CREDENTIALS to a key file;"
+    " FSSPEC_GS_TOKEN=anon reads a public bucket",
+    "gcs": "set GOOGLE_APPLICATION_CREDENTIALS to a key file;"
+    " FSSPEC_GCS_TOKEN=anon reads a public bucket",
     "hf": "set HF_TOKEN",
 }
-NO_CREDENTIALS = (  # classes of botocore and google-auth
+
+# classes of botocore and google-auth
+NO_CREDENTIALS = (
     "NoCredentialsError",
     "PartialCredentialsError",
     "CredentialRetrievalError",
@@ -339,14 +379,15 @@ _saying = threading.Lock()
 
 
 def file_system(url: str) -> tuple[Any, str]:
-    """fsspec's file system for a URL, and the path in it. Raises UserError where its package is
-    missing.
+    """fsspec's file system for a URL, and the path in it.
+
+    Raises:
+        UserError: its package is missing, or the URL cannot be parsed.
     """
     import fsspec
 
-    logging.getLogger("gcsfs").setLevel(
-        logging.CRITICAL
-    )  # logs a traceback of each attempt, which we get as an error
+    # gcsfs logs a traceback of each attempt, which we get as an error
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
     try:
         return fsspec.core.url_to_fs(url)
     except ImportError as error:
@@ -376,61 +417,68 @@ def ask(url: str, question: Callable[[], Answer]) -> Answer:
             if attempt == ATTEMPTS - 1 or time.monotonic() - start > PATIENCE_SECONDS:
                 raise RunError(
                     f"{url}: no answer in {attempt + 1} attempts (last: {words_of(error)});"
-                    " see that the address is right and that the source is up, then give the command again"
+                    " see that the address is right and that the source is up,"
+                    " then give the command again"
                 ) from error
             wait(url, error, attempt)
     raise AssertionError("the last attempt returns or raises")
 
 
 def wait(url: str, error: Exception, failures: int) -> None:
-    """Before the next attempt, after so many failures in a row before the last one. Says so, for
-    one of several at a time.
+    """Sleep before the next attempt, and say so, for one of several at a time.
+
+    ``failures``: so many in a row before the last one.
     """
     from silc_bench.system.terminal import notes
 
     global _said
     seconds = WAIT_SECONDS * 2**failures
+
     with _saying:  # several threads may wait for the same source
         if time.monotonic() - _said > SAID_EVERY:
             _said = time.monotonic()
-            line = (
-                f"{url}: {words_of(error)}; attempt {failures + 2} of {ATTEMPTS} in {seconds:.0f} s"
-            )
+            attempt = f"attempt {failures + 2} of {ATTEMPTS} in {seconds:.0f} s"
+            line = f"{url}: {words_of(error)}; {attempt}"
             notes.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
     time.sleep(seconds)
 
 
 def raise_if_final(url: str, error: Exception) -> None:
     """Raise UserError for errors that no second attempt mends."""
-    cause = (
-        error.__cause__ or error
-    )  # fsspec calls a web server's every failure "not found"; the cause knows better
+    # fsspec calls a web server's every failure "not found"; the cause knows better
+    cause = error.__cause__ or error
     status, code = _status(cause), _code(cause)
     if code == "NoSuchBucket":
         raise UserError(
-            f"{url}: there is no bucket {url.split('/')[2]}; check its name, and AWS_ENDPOINT_URL if it is set"
+            f"{url}: there is no bucket {url.split('/')[2]};"
+            " check its name, and AWS_ENDPOINT_URL if it is set"
         )
     if status in (404, 410) or (status is None and isinstance(cause, FileNotFoundError)):
         raise UserError(
-            f"{url}: there is no such file; check the name of the bucket or host, the folder, and the numbers"
+            f"{url}: there is no such file;"
+            " check the name of the bucket or host, the folder, and the numbers"
         ) from error
+
     advice = CREDENTIALS.get(scheme_of(url), "check your credentials")
     if type(cause).__name__ in NO_CREDENTIALS:
         raise UserError(
             f"{url}: no credentials to read it with ({words_of(cause)}); {advice}"
         ) from error
-    is_forbidden = type(error) is OSError and str(error).startswith(
-        "Forbidden:"
-    )  # gcsfs's words for 403
+
+    # gcsfs says 403 by words alone
+    is_forbidden = type(error) is OSError and str(error).startswith("Forbidden:")
     if isinstance(error, PermissionError) or status in (401, 403) or is_forbidden:
         raise UserError(
-            f"{url}: the source does not let you read it ({words_of(error)}); check your credentials: {advice}"
+            f"{url}: the source does not let you read it ({words_of(error)});"
+            f" check your credentials: {advice}"
         ) from error
-    if (
-        type(cause) is ValueError
-    ):  # an endpoint, a bucket's name; what cannot be parsed of an answer is a class below it
+
+    # an endpoint, or a bucket's name. An answer that cannot be parsed raises a class below
+    # ValueError, and may come right at the next attempt
+    if type(cause) is ValueError:
         raise UserError(
-            f"{url}: cannot be asked for ({words_of(cause)}); check the name, and AWS_ENDPOINT_URL if it is set"
+            f"{url}: cannot be asked for ({words_of(cause)});"
+            " check the name, and AWS_ENDPOINT_URL if it is set"
         ) from error
 
 
@@ -439,6 +487,7 @@ def scheme_of(url: str) -> str:
 
 
 def words_of(error: BaseException) -> str:
+    """The first line of an error, at most 200 letters; its class where it says nothing."""
     return next(iter(str(error).splitlines()), "")[:200] or type(error).__name__
 
 
@@ -448,12 +497,13 @@ def _status(error: BaseException) -> int | None:
     if isinstance(response, dict):
         response = response.get("ResponseMetadata", {})
         return response.get("HTTPStatusCode")
-    found = (
+
+    status = (
         getattr(error, "status", None)
         or getattr(error, "code", None)
         or getattr(response, "status_code", None)
     )
-    return found if isinstance(found, int) else None
+    return status if isinstance(status, int) else None
 
 
 def _code(error: BaseException) -> str | None:
