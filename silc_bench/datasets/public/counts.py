@@ -1,9 +1,10 @@
-"""How many classes and pictures each named set has, and the order of its labels: checked before
-anything is encoded.
+"""How many classes and images each named set has, and the order of its labels.
+
+Both are checked before anything is encoded.
 
 Sources of the counts: ILSVRC 2012 (Russakovsky et al., 2015); ImageNet-V2 matched frequency (Recht
 et al., 2019); -A (Hendrycks et al., 2021); -R (Hendrycks et al., 2021); -Sketch (Wang et al., 2019:
-50 queries a class, 50,889 pictures released); ObjectNet (Barbu et al., 2019: the 113 classes that
+50 queries a class, 50,889 images released); ObjectNet (Barbu et al., 2019: the 113 classes that
 ImageNet has too); CIFAR (Krizhevsky, 2009); COCO and Flickr30k in the split of Karpathy and Fei-Fei
 (2015); Pascal VOC 2012's ImageSets/Segmentation; Pascal Context as mmsegmentation's converter
 splits it; ADE20K as ADEChallengeData2016, and as MaskFormer splits the full set; Cityscapes' fine
@@ -14,7 +15,6 @@ annotations (Cordts et al., 2016); COCO 2017; CamVid as SegNet splits it (Badrin
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -26,20 +26,21 @@ from silc_bench.errors import DataError
 
 @dataclass(frozen=True)
 class Expected:
-    pictures: int
+    """What a whole split has."""
+
+    pictures: int  # images
     classes: int = 0
-    per_class: int = 0  # pictures of each class, 0 where that differs
-    captions: int = 0  # a picture
+    per_class: int = 0  # images of each class, 0 where that differs
+    captions: int = 0  # of each image
     labels: int = 0  # classes of the pixels
     content: str = ""  # fingerprint of a set that is known by its content alone
-    also: int = 0  # pictures, where the set goes round in two sizes
+    also: int = 0  # images, where the set goes round in two sizes
 
 
 EXPECTED = {
     ("imagenet1k", "train"): Expected(1_281_167, classes=1000),
-    ("imagenet1k", "test"): Expected(
-        50_000, classes=1000, per_class=50
-    ),  # ILSVRC's validation part, as nobody has its test labels
+    # ILSVRC's validation part, as nobody has its test labels
+    ("imagenet1k", "test"): Expected(50_000, classes=1000, per_class=50),
     ("imagenet_v2", "test"): Expected(10_000, classes=1000, per_class=10),
     ("imagenet_a", "test"): Expected(7_500, classes=200),
     ("imagenet_r", "test"): Expected(30_000, classes=200),
@@ -51,15 +52,13 @@ EXPECTED = {
     ("cifar100", "test"): Expected(10_000, classes=100, per_class=100),
     ("coco", "test"): Expected(5_000, captions=5),
     ("flickr30k", "test"): Expected(1_000, captions=5),
-    ("voc21", "test"): Expected(
-        1_449, labels=21
-    ),  # of VOC and Context, val: their test labels are not public
+    # of VOC and Context, val: their test labels are not public
+    ("voc21", "test"): Expected(1_449, labels=21),
     ("voc21", "train"): Expected(1_464, labels=21),
     ("voc20", "test"): Expected(1_449, labels=20),
     ("voc20", "train"): Expected(1_464, labels=20),
-    ("pc60", "test"): Expected(
-        5_104, labels=60, also=5_105
-    ),  # with mmsegmentation's converter; as the paper counts them
+    # with mmsegmentation's converter; also: as the paper counts them
+    ("pc60", "test"): Expected(5_104, labels=60, also=5_105),
     ("pc60", "train"): Expected(4_996, labels=60, also=4_998),
     ("pc59", "test"): Expected(5_104, labels=59, also=5_105),
     ("pc59", "train"): Expected(4_996, labels=59, also=4_998),
@@ -77,18 +76,18 @@ EXPECTED = {
     ("camvid_mini", "test"): Expected(20, labels=11, content="48dd8d4c3e1ecee5"),
     ("camvid_mini", "train"): Expected(46, labels=11, content="4e31f079867da654"),
 }
-# Published parts of a set that are scored as they are, known by their content: {(name, split):
-# {pictures: fingerprint}}.
+
+# Published parts of a set that are scored as they are, known by their content:
+# {(name, split): {number of images: fingerprint}}
 PARTS = {
     ("cifar100", "test"): {2_000: "e81073476a0c5283"},
     ("cifar100", "train"): {25_000: "409010c8a1340970"},
 }
+
 # sha256 of the lines, one a label in order. ImageNet: clip_benchmark/datasets (builder.py,
-# en_classnames.json of version
-# 1.6.2; the names are OpenAI's, as in open_clip); CIFAR: the names in the sets' own files, "_" as a
-# space; ObjectNet: the
-# mappings of its release (as in mlfoundations/wise-ft, src/datasets/objectnet_metadata), in the
-# order of the folders.
+# en_classnames.json of version 1.6.2; the names are OpenAI's, as in open_clip). CIFAR: the names
+# in the sets' own files, "_" as a space. ObjectNet: the mappings of its release (as in
+# mlfoundations/wise-ft, src/datasets/objectnet_metadata), in the order of the folders.
 LABEL_ORDER = {
     "imagenet wnids": "385e0240499426c022b773be1ae4da780f057b89c9694c7f47199f62746b6edd",
     "imagenet_a wnids": "f6aa4b23244554d9b864fd715ae20048f6a9686388911b2dfbf1ada01bf0f520",
@@ -111,84 +110,109 @@ LABEL_ORDER = {
 
 @cache
 def checked_order(title: str, names: tuple[str, ...], fix: str = "") -> tuple[str, ...]:
-    """The same names. ``fix``: of names that come from the user's data.
+    """The same names, once it is sure that they are the right ones.
+
+    ``fix``: what to do where the names come from the user's data.
 
     Raises:
         DataError: they are not the list that the labels were numbered by.
     """
     if hashlib.sha256("\n".join(names).encode()).hexdigest() != LABEL_ORDER[title]:
         package = "silc-bench" if title.endswith(" masks") else "clip-benchmark==1.6.2"
-        fix = fix or f"install it again: pip install --force-reinstall {package}"
+        problem = (
+            f"the list of {title} is not the one that labels are numbered by ({len(names)} names)"
+        )
         raise DataError(
-            f"the list of {title} is not the one that labels are numbered by ({len(names)} names)",
-            fix,
+            problem, fix or f"install it again: pip install --force-reinstall {package}"
         )
     return names
 
 
 def check_counts(name: str, split: str, found: Found) -> None:
-    """Refuse a set that is not whole, before any picture is encoded.
+    """Refuse a set that is not whole, before any image is encoded.
 
     Raises:
-        DataError: fewer or more pictures than the set has, a class with too few, a picture with too
-        few captions.
+        DataError: fewer or more images than the set has, a class with too few, an image with too
+            few captions.
     """
     expected = EXPECTED[name, split]
-    here, wanted = len(found.pictures), expected.pictures
-    if here not in (wanted, expected.also) and not _is_known_part(name, split, found):
-        fault = f"{name} {split} in {found.folder}: {here:,} pictures ({found.layout}), and the set has {wanted:,}"
+    here = len(found.pictures)
+    place = f"{name} {split} in {found.folder}"
+
+    # a part with a wrong number of images would be scored and compared as if it were the set
+    is_counted = here in (expected.pictures, expected.also)
+    if not is_counted and not _is_known_part(name, split, found):
+        problem = (
+            f"{place}: {here:,} pictures ({found.layout}), and the set has {expected.pictures:,}"
+        )
+        kinds = "captions:FILE"
         if expected.classes:
-            fault += _worst_class(found, expected)
-        fix = "fetch what is missing" if here < wanted else "remove what does not belong to the set"
-        own = "folder:PATH, wds:PATTERN" if expected.classes else "captions:FILE"
-        own = "seg:IMAGES,MASKS,CLASSES.json" if expected.labels else own
+            problem += _worst_class(found, expected)
+            kinds = "folder:PATH, wds:PATTERN"
+        if expected.labels:
+            kinds = "seg:IMAGES,MASKS,CLASSES.json"
+
+        # the fix names the way to score what lies there as a set of the user's own
+        is_short = here < expected.pictures
+        fix = "fetch what is missing" if is_short else "remove what does not belong to the set"
         raise DataError(
-            fault, f"{fix}; a part of your own is scored under its own name with --tasks {own}"
+            problem, f"{fix}; a part of your own is scored under its own name with --tasks {kinds}"
         )
-    if here == wanted and expected.classes:
+
+    if here == expected.pictures and expected.classes:
         counts = _counts(found, expected.classes)
-        if (counts == 0).any() or (expected.per_class and (counts != expected.per_class).any()):
-            fault = f"{name} {split} in {found.folder} has {here:,} pictures, but not of the right classes"
-            raise DataError(fault + _worst_class(found, expected), "fetch the set again")
-    if (
-        expected.content
-        and known_fingerprint(found.names, found.pictures, f"{name} {split}") != expected.content
-    ):
-        fault = f"{name} {split} in {found.folder} has {here:,} pictures, but not those of this part of the set"
-        raise DataError(
-            fault,
-            "a part of your own is scored under its own name with --tasks seg:IMAGES,MASKS,CLASSES.json",
-        )
-    few = next(
-        (picture for picture in found.pictures if len(picture.captions) < expected.captions), None
-    )
-    if few is not None:
-        fault = f"{few.where} has {len(few.captions)} captions, and every picture of {name} has {expected.captions}"
-        raise DataError(fault, "fetch the file of captions again")
+        is_uneven = bool(expected.per_class) and bool((counts != expected.per_class).any())
+        if (counts == 0).any() or is_uneven:
+            problem = f"{place} has {here:,} pictures, but not of the right classes"
+            raise DataError(problem + _worst_class(found, expected), "fetch the set again")
+
+    # a part that somebody chose: another choice of as many images has the same count
+    if expected.content:
+        content = known_fingerprint(found.names, found.pictures, f"{name} {split}")
+        if content != expected.content:
+            raise DataError(
+                f"{place} has {here:,} pictures, but not those of this part of the set",
+                "a part of your own is scored under its own name"
+                " with --tasks seg:IMAGES,MASKS,CLASSES.json",
+            )
+
+    for picture in found.pictures:
+        if len(picture.captions) < expected.captions:
+            raise DataError(
+                f"{picture.where} has {len(picture.captions)} captions,"
+                f" and every picture of {name} has {expected.captions}",
+                "fetch the file of captions again",
+            )
 
 
 def _is_known_part(name: str, split: str, found: Found) -> bool:
-    known = PARTS.get((name, split), {}).get(len(found.pictures))
-    return (
-        known is not None
-        and known_fingerprint(found.names, found.pictures, f"{name} {split}") == known
-    )
+    content = PARTS.get((name, split), {}).get(len(found.pictures))
+    if content is None:
+        return False
+
+    # hashed only where the number of images fits: that reads all of them
+    return known_fingerprint(found.names, found.pictures, f"{name} {split}") == content
 
 
 def _counts(found: Found, num_classes: int) -> np.ndarray:
-    labels: Sequence[int] = [
-        picture.label for picture in found.pictures if picture.label is not None
-    ]
+    """[num_classes] images of each."""
+    labels = [picture.label for picture in found.pictures if picture.label is not None]
     return np.bincount(np.array(labels, np.int64), minlength=num_classes)
 
 
 def _worst_class(found: Found, expected: Expected) -> str:
+    """The end of a sentence: how many classes have a wrong count, and the first of them."""
     counts = _counts(found, expected.classes)
-    without = np.flatnonzero(counts == 0)
-    if len(without):
-        return f"; {len(without)} of {expected.classes} classes have none, such as {found.class_names[without[0]]!r}"
+    empty = np.flatnonzero(counts == 0)
+    if len(empty):
+        name = found.class_names[empty[0]]
+        return f"; {len(empty)} of {expected.classes} classes have none, such as {name!r}"
     if not expected.per_class:
         return ""
-    off = np.flatnonzero(counts != expected.per_class)
-    first = off[0]
-    return f"; {len(off)} classes do not have {expected.per_class}, such as {found.class_names[first]!r} with {counts[first]}"
+
+    wrong = np.flatnonzero(counts != expected.per_class)
+    name = found.class_names[wrong[0]]
+    return (
+        f"; {len(wrong)} classes do not have {expected.per_class},"
+        f" such as {name!r} with {counts[wrong[0]]}"
+    )

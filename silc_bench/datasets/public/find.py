@@ -1,5 +1,4 @@
-"""Where the named sets lie under a data root: which folder names mean which set, and which parts of
-it hold a split.
+"""Where the named sets lie under a data root: which folder names mean which set and split.
 
 ``find("imagenet1k", "test", Path("/data"))`` -> ``Site(/data/ILSVRC2012/val, "folders")``. A folder
 is a set's when its name, without punctuation and without clip_benchmark's prefixes ``wds_`` and
@@ -27,24 +26,40 @@ class NotFoundError(DataError):
 
 @dataclass(frozen=True)
 class Site:
+    """The place that holds one split.
+
+    Attributes:
+        kind: "folders" of classes, "flat" images, "shards" (tars in a folder), "tar" (one file),
+            "pickles", "json" (captions) or "masks".
+        base: the set's folder, beside which lists and names may lie.
+        layout: of images and masks.
+    """
+
     path: Path
-    # folders: of classes; flat: pictures; shards: tars in a folder; tar: one file; pickles; json:
-    # captions; masks
     kind: str
-    base: Path  # the set's folder, beside which lists and names may lie
-    layout: MaskLayout | None = None  # of pictures and masks
+    base: Path
+    layout: MaskLayout | None = None
 
 
 @dataclass(frozen=True)
 class Known:
-    names: tuple[str, ...]  # of its folder, without punctuation
-    folders: dict[
-        str, tuple[str, ...]
-    ]  # by split, tried in this order; "" is the set's folder itself
-    needed: str  # the layouts, for messages; {split} stands for the split's folder
-    tars: tuple[str, ...] = ()  # of its pictures, beside it under the data root
-    lists: tuple[str, ...] = ()  # files that name the pictures of a retrieval set
-    masks: MaskSet | None = None  # a set of pictures with masks
+    """How a named set may lie.
+
+    Attributes:
+        names: of its folder, without punctuation.
+        folders: of each split, tried in this order; "" is the set's folder itself.
+        needed: the layouts, for messages; {split} stands for the split's folder.
+        tars: of its images, beside it under the data root.
+        lists: files that name the images of a retrieval set.
+        masks: of a set of images with masks.
+    """
+
+    names: tuple[str, ...]
+    folders: dict[str, tuple[str, ...]]
+    needed: str
+    tars: tuple[str, ...] = ()
+    lists: tuple[str, ...] = ()
+    masks: MaskSet | None = None
 
 
 _KAGGLE = ("ILSVRC/Data/CLS-LOC", "Data/CLS-LOC", "CLS-LOC")
@@ -53,26 +68,21 @@ _WDS = "test/*.tar (webdataset: .jpg and .cls)"
 SETS = {
     "imagenet1k": Known(
         (
-            "imagenet1k",
-            "imagenet",
-            "ilsvrc2012",
-            "ilsvrc",
-            "imagenet2012",
-            "in1k",
-            "imagenetobjectlocalizationchallenge",
+            *("imagenet1k", "imagenet", "ilsvrc2012", "ilsvrc"),
+            *("imagenet2012", "in1k", "imagenetobjectlocalizationchallenge"),
         ),
         {
             "train": ("train", *(f"{folder}/train" for folder in _KAGGLE)),
+            # ILSVRC's own test part has no public labels: where val is there, it is what counts
             "test": (
-                "val",
-                "validation",
-                "ILSVRC2012_img_val",
+                *("val", "validation", "ILSVRC2012_img_val"),
                 *(f"{folder}/val" for folder in _KAGGLE),
                 "test",
             ),
         },
-        "imagenet1k/val/<wnid>/*.JPEG, Kaggle's ILSVRC/Data/CLS-LOC/val/*.JPEG with LOC_val_solution.csv,"
-        f" ILSVRC2012_img_val.tar with its devkit, or imagenet1k/{_WDS};"
+        "imagenet1k/val/<wnid>/*.JPEG, Kaggle's ILSVRC/Data/CLS-LOC/val/*.JPEG with"
+        " LOC_val_solution.csv, ILSVRC2012_img_val.tar with its devkit,"
+        f" or imagenet1k/{_WDS};"
         " for training imagenet1k/train/<wnid>/*.JPEG or train/*.tar",
         ("ilsvrc2012imgval",),
     ),
@@ -80,11 +90,8 @@ SETS = {
         ("imagenetv2", "imagenetv2matchedfrequency", "imagenetv2matchedfrequencyformatval"),
         {
             "test": (
-                "imagenetv2-matched-frequency-format-val",
-                "ImageNetV2-matched-frequency",
-                "test",
-                "val",
-                "",
+                *("imagenetv2-matched-frequency-format-val", "ImageNetV2-matched-frequency"),
+                *("test", "val", ""),
             )
         },
         f"imagenet_v2/<0..999>/*.jpeg (matched frequency), or imagenet_v2/{_WDS}",
@@ -107,41 +114,47 @@ SETS = {
     "objectnet": Known(
         ("objectnet", "objectnet10"),
         {"test": ("objectnet-1.0/images", "images", "test")},
-        f"objectnet-1.0/images/<folder>/*.png with objectnet-1.0/mappings/*.json, or objectnet/{_WDS}",
+        "objectnet-1.0/images/<folder>/*.png with objectnet-1.0/mappings/*.json,"
+        f" or objectnet/{_WDS}",
     ),
     "cifar10": Known(
         ("cifar10", "cifar10batchespy"),
         {split: (*folders, "cifar-10-batches-py", "") for split, folders in _CIFAR_SPLITS.items()},
-        "cifar10/{split}/*.tar (webdataset: .png and .cls), cifar10/{split}/<class name>/*.png, or cifar-10-batches-py/",
+        "cifar10/{split}/*.tar (webdataset: .png and .cls),"
+        " cifar10/{split}/<class name>/*.png, or cifar-10-batches-py/",
     ),
     "cifar100": Known(
         ("cifar100", "cifar100python"),
         {split: (*folders, "cifar-100-python", "") for split, folders in _CIFAR_SPLITS.items()},
-        "cifar100/{split}/*.tar (webdataset: .png and .cls), cifar100/{split}/<class name>/*.png, or cifar-100-python/",
+        "cifar100/{split}/*.tar (webdataset: .png and .cls),"
+        " cifar100/{split}/<class name>/*.png, or cifar-100-python/",
     ),
     "coco": Known(
         ("coco", "mscoco", "coco2014", "mscococaptions", "cococaptions", "mscoco2014"),
         {"test": ("test",)},
-        "coco/dataset_coco.json (Karpathy's split) with coco/val2014/*.jpg, or coco/test/*.tar (webdataset: .jpg and .txt)",
+        "coco/dataset_coco.json (Karpathy's split) with coco/val2014/*.jpg,"
+        " or coco/test/*.tar (webdataset: .jpg and .txt)",
         lists=("dataset_coco.json",),
     ),
     "flickr30k": Known(
         ("flickr30k",),
         {"test": ("test",)},
-        "flickr30k/dataset_flickr30k.json (Karpathy's split) with flickr30k/flickr30k-images/*.jpg, or flickr30k/test/*.tar"
-        " (webdataset: .jpg and .txt)",
+        "flickr30k/dataset_flickr30k.json (Karpathy's split) with flickr30k/flickr30k-images/*.jpg,"
+        " or flickr30k/test/*.tar (webdataset: .jpg and .txt)",
         lists=("dataset_flickr30k.json",),
     ),
 }
-SETS |= {
-    name: Known(
-        known.names,
-        {split: (one[0].listed or one[0].masks,) for split, one in known.splits.items()},
-        known.needed,
-        masks=known,
-    )
-    for name, known in mask_sets.SETS.items()
-}
+
+
+def _known_by_masks(masks: MaskSet) -> Known:
+    """A set with masks; its folders serve the message that says where was looked."""
+    folders: dict[str, tuple[str, ...]] = {}
+    for split, layouts in masks.splits.items():
+        folders[split] = (layouts[0].listed or layouts[0].masks,)
+    return Known(masks.names, folders, masks.needed, masks=masks)
+
+
+SETS |= {name: _known_by_masks(masks) for name, masks in mask_sets.SETS.items()}
 LIST_FOLDERS = ("", "annotations", "karpathy", "caption_datasets")
 _SPLIT_WORDS = {
     "train": r"(^|[-_.])train([-_.\d]|$)",
@@ -150,12 +163,14 @@ _SPLIT_WORDS = {
 
 
 def find(name: str, split: str, data_root: Path | None, is_the_set: bool = False) -> Site:
-    """The one place that holds a split. ``is_the_set``: the root was given as this set's folder,
-    whatever its name.
+    """The one place that holds a split.
+
+    ``is_the_set``: the root was given as this set's folder, whatever its name.
 
     Raises:
         NotFoundError: no place does; says where it looked, which layouts fit, and which archive
-        waits to be unpacked. DataError: several do.
+            waits to be unpacked.
+        DataError: several do.
         UserError: an unknown set or split.
     """
     if name not in SETS:
@@ -166,45 +181,54 @@ def find(name: str, split: str, data_root: Path | None, is_the_set: bool = False
     needed = known.needed.replace("{split}", split)
     if data_root is None:
         raise NotFoundError(f"{name} is read from files", f"give --data-root DIR with {needed}")
+
+    # two copies of a set may differ, and nobody could say later which one was scored
     root = Path(data_root)
-    found = list(_sites(name, split, root, is_the_set))
-    if len(found) > 1:
-        places = " and ".join(str(site.path) for site in found)
+    sites = list(_sites(name, split, root, is_the_set))
+    if len(sites) > 1:
+        places = " and ".join(str(site.path) for site in sites)
         raise DataError(
-            f"{name} {split} is there {len(found)} times: {places}",
+            f"{name} {split} is there {len(sites)} times: {places}",
             "give --data-root the folder of the one you mean",
         )
-    if not found:
+
+    if not sites:
         first = known.folders[split][0]
-        looked = dict.fromkeys(
-            base / first for base in (root / name, *_bases(name, root, is_the_set))
-        )
+        bases = _bases(name, root, is_the_set)
+        looked = dict.fromkeys(base / first for base in (root / name, *bases))
         where = " and ".join(map(str, looked))
-        hint = _hint(known, _bases(name, root, is_the_set))
-        raise NotFoundError(
-            f"no {name} {split} data: looked in {where}",
-            _unpack(name, root) or hint or f"needed: {needed}",
-        )
-    return found[0]
+        hint = _hint(known, bases)
+        fix = _unpack(name, root) or hint or f"needed: {needed}"
+        raise NotFoundError(f"no {name} {split} data: looked in {where}", fix)
+    return sites[0]
 
 
 def _sites(name: str, split: str, root: Path, is_the_set: bool) -> Iterator[Site]:
-    if SETS[name].masks is not None:
-        sites = (_masks(SETS[name].masks, split, base) for base in _bases(name, root, is_the_set))  # type: ignore[arg-type]
-        yield from {site.path.resolve(): site for site in sites if site is not None}.values()
+    """Every place that holds the split."""
+    known = SETS[name]
+    bases = _bases(name, root, is_the_set)
+    if known.masks is not None:
+        # two folders of the root may be links to one place
+        places: dict[Path, Site] = {}
+        for base in bases:
+            site = _masks(known.masks, split, base)
+            if site is not None:
+                places[site.path.resolve()] = site
+        yield from places.values()
         return
+
     if is_the_set and root.suffix == ".tar" and root.is_file():
         yield Site(root, "tar", root.parent)
         return
-    known = SETS[name]
-    for base in _bases(name, root, is_the_set):
-        site = next(
-            (site for folder in known.folders[split] if (site := _recognise(base, folder, known))),
-            None,
-        )
+
+    # a list of captions says more than the images that it names, so it comes first
+    for base in bases:
+        candidates = (_recognise(base, folder, known) for folder in known.folders[split])
+        site = next((site for site in candidates if site is not None), None)
         site = _listed(base, root, known) or site or _split_shards(base, split, known)
         if site is not None:
             yield site
+
     if root.is_dir():
         for path in sorted(root.glob("*.tar")):
             if split == "test" and _plain(path.stem) in (*known.names, *known.tars):
@@ -215,13 +239,13 @@ def _bases(name: str, root: Path, is_the_set: bool) -> list[Path]:
     """Folders that are the set's, by their name."""
     if not root.is_dir():
         return []
-    known = SETS[name]
-    bases = [root] if is_the_set or _plain(root.resolve().name) in known.names else []
+    names = SETS[name].names
+    bases = [root] if is_the_set or _plain(root.resolve().name) in names else []
+
+    # clip_benchmark's names, such as wds/vtab/cifar10, taken as paths
     for parent in (root, root / "wds", root / "vtab", root / "wds/vtab"):
         if parent.is_dir():
-            bases += [
-                parent / child for child in subfolders(parent) if _plain(child) in known.names
-            ]
+            bases += [parent / child for child in subfolders(parent) if _plain(child) in names]
     return bases
 
 
@@ -231,13 +255,18 @@ def _masks(known: MaskSet, split: str, base: Path) -> Site | None:
         for layout in known.splits[split]:
             home = base / inner
             path = home / layout.masks
+
+            # the folder may be another set's of the same name, or another form of this one
             if layout.not_beside and (home / layout.not_beside).is_dir():
                 continue
             if layout.listed and not (home / layout.listed).is_file():
                 continue
-            if path.is_file() or (
-                path.is_dir() and next(path.rglob(f"*{layout.mask_end}"), None) is not None
-            ):
+
+            # one mask is enough: whether all are there is counted later
+            has_masks = path.is_file()
+            if path.is_dir():
+                has_masks = next(path.rglob(f"*{layout.mask_end}"), None) is not None
+            if has_masks:
                 return Site(path, "masks", home, layout)
     return None
 
@@ -253,16 +282,20 @@ def _hint(known: Known, bases: list[Path]) -> str | None:
 
 
 def _recognise(base: Path, folder: str, known: Known) -> Site | None:
+    """What a folder holds, by the names in it; None where it is not there or empty."""
     path = base / folder
     if not path.is_dir():
         return None
+
+    # CIFAR's python archives hold a file a split: their folder is that of both
     entries = [entry for entry in os.scandir(path) if not is_stray(entry.name)]
     files = {entry.name for entry in entries if entry.is_file()}
-    is_file_of = {"test_batch"} <= files or {"meta", "test"} <= files
-    if is_file_of:
+    if {"test_batch"} <= files or {"meta", "test"} <= files:
         return Site(path, "pickles", base)
     if not folder and len(known.folders) > 1:
         return None  # its subfolders are splits
+
+    # shards before folders: what was downloaded may lie beside what was made of it
     if any(file.endswith(".tar") for file in files):
         return Site(path, "shards", base)
     if any(entry.is_dir() for entry in entries):
@@ -293,22 +326,27 @@ def split_tars(site: Site, split: str) -> list[Path] | None:
     if site.path != site.base:
         return None
     tars = [path for path in site.path.glob("*.tar") if not is_stray(path.name)]
-    own = [path for path in tars if re.search(_SPLIT_WORDS[split], path.stem)]
-    return sorted(own, key=lambda path: by_number(path.name)) or None
+    tars = [path for path in tars if re.search(_SPLIT_WORDS[split], path.stem)]
+    return sorted(tars, key=lambda path: by_number(path.name)) or None
 
 
 def _unpack(name: str, root: Path) -> str | None:
     """The line that unpacks an archive of the set, if there is one."""
+    if not root.is_dir():
+        return None
+
     known = SETS[name]
-    for path in sorted(root.glob("*")) if root.is_dir() else ():
-        stem, dot, _ = path.name.partition(".zip" if path.name.endswith(".zip") else ".tar.")
-        plain = _plain(stem.removesuffix("-python") if name == "cifar10" else stem)
-        if dot and path.is_file() and plain in (*known.names, *known.tars):
-            command = "unzip" if path.suffix == ".zip" else "tar xf"
-            target = f"-d {root}" if path.suffix == ".zip" else f"-C {root}"
-            return f"unpack it first: {command} {path} {target}"
+    for path in sorted(root.glob("*")):
+        is_zip = path.name.endswith(".zip")
+        stem, dot, _ = path.name.partition(".zip" if is_zip else ".tar.")
+        if name == "cifar10":
+            stem = stem.removesuffix("-python")
+        if dot and path.is_file() and _plain(stem) in (*known.names, *known.tars):
+            command = f"unzip {path} -d {root}" if is_zip else f"tar xf {path} -C {root}"
+            return f"unpack it first: {command}"
     return None
 
 
 def _plain(name: str) -> str:
+    """A name as ``Known.names`` has it: "wds_vtab-CIFAR_100" is "cifar100"."""
     return re.sub(r"[^a-z0-9]", "", name.lower()).removeprefix("wds").removeprefix("vtab")

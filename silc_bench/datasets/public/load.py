@@ -1,9 +1,10 @@
-"""The named sets, read and checked: ``load("imagenet_v2", "test", Path("/data"))`` -> a PictureSet,
-or a sentence and no score.
+"""The named sets, read and checked: ``load("imagenet_v2", "test", Path("/data"))`` -> a PictureSet.
 
-Flow: find the place -> list it -> count it against what the set has -> take ``limit`` pictures of
-the whole -> fingerprint. A dataset more is a line in ``places.SETS`` (with masks: in
-``mask_sets.SETS``), in ``expected.EXPECTED`` and in ``READERS``.
+Where a set is not whole there is a sentence and no score.
+
+Flow: find the place -> list it -> count it against what the set has -> take ``limit`` images of
+the whole -> fingerprint. A dataset more is a line in ``find.SETS`` (with masks: in
+``mask_sets.SETS``), in ``counts.EXPECTED`` and in ``READERS``.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from silc_bench.datasets.public.mask_sets import SETS as MASK_SETS
 from silc_bench.datasets.public.objectnet import read_objectnet
 from silc_bench.datasets.public.segmentation import read_segmentation
 
+# by name; a reader takes name, split and place
 READERS: dict[str, Callable[[str, str, Site], Found]] = {
     "imagenet1k": read_imagenet,
     "imagenet_v2": read_imagenet,
@@ -37,13 +39,14 @@ READERS: dict[str, Callable[[str, str, Site], Found]] = {
 
 
 def splits(name: str) -> tuple[str, ...]:
-    """ "train" and "test", or "test" alone."""
+    """Those of a set: "train" and "test", or "test" alone."""
     return tuple(split for known, split in EXPECTED if known == name)
 
 
 def load(name: str, split: str, data_root: Path | None, limit: int | None = None) -> PictureSet:
-    """A split of a named set, whole, or ``limit`` pictures of a set that is there in whole; every
-    one of them read and hashed.
+    """A split of a named set, or ``limit`` images of it; each of them is read and hashed.
+
+    The set must be there as a whole, also where a limit is given.
 
     Raises:
         UserError: it is not found, not readable, not whole, or labelled in another order.
@@ -55,5 +58,7 @@ def find_set(name: str, split: str, data_root: Path | None, limit: int | None = 
     """The same, read and hashed only when its fingerprint is asked for."""
     site = find(name, split, data_root)
     found = READERS[name](name, split, site)
+
+    # before the limit: a part of a set with a hole would be another part
     check_counts(name, split, found)
     return PictureSet(name, split, found, limit)

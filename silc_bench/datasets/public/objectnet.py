@@ -1,11 +1,12 @@
-"""ObjectNet (Barbu et al., 2019): its 113 classes that ImageNet has too, by the mappings that come
-with the data.
+"""ObjectNet (Barbu et al., 2019): the 113 of its classes that ImageNet has too.
 
+The mappings that come with the data say which those are:
 ``mappings/folder_to_objectnet_label.json`` names each folder,
-``mappings/objectnet_to_imagenet_1k.json`` lists the names that ImageNet knows. As in clip_benchmark
-the labels are those folders in sorted order, the class names ObjectNet's own in lower case, and all
-113 compete, not ImageNet's 1,000; the red border of one pixel stays on the pictures. Whatever gives
-the names, they must be the list whose hash is committed (`expected.LABEL_ORDER`).
+``mappings/objectnet_to_imagenet_1k.json`` lists the names that ImageNet knows. As in
+clip_benchmark the labels are those folders in sorted order, the class names ObjectNet's own in
+lower case, and all 113 compete, not ImageNet's 1,000. The red border of one pixel stays on the
+images. Whatever gives the names, they must be the list whose hash is committed
+(`counts.LABEL_ORDER`).
 """
 
 from __future__ import annotations
@@ -24,39 +25,45 @@ FOLDERS, OVERLAP = "folder_to_objectnet_label.json", "objectnet_to_imagenet_1k.j
 
 
 def read_objectnet(name: str, split: str, site: Site) -> Found:
-    """Raises DataError without the mappings, or where they do not fit the folders."""
-    num_classes = EXPECTED[name, split].classes
+    """Images and labels from shards, or from ObjectNet's own folders.
+
+    Raises:
+        DataError: the mappings are missing, or do not fit the folders.
+    """
     if site.kind in ("shards", "tar"):
-        paths = [site.path] if site.kind == "tar" else shards_in(site.path)
-        names_file = site.base / "classnames.txt"
-        if not names_file.exists():
-            raise DataError(
-                f"{names_file} is missing: shards hold numbers only",
-                "fetch the set's classnames.txt too",
-            )
-        fix = f"fetch the set's {names_file} again"
-        names = checked_order(
-            "objectnet names", tuple(text.lower() for text in read_names(names_file)), fix
-        )
-        return Found(read_labelled(paths, num_classes), site.path, "webdataset shards", names)
+        return _from_shards(EXPECTED[name, split].classes, site)
+
     name_of = _overlapping(site)
-    class_names = tuple(name_of[folder].lower() for folder in sorted(name_of))
+    folders = sorted(name_of)
+    class_names = tuple(name_of[folder].lower() for folder in folders)
     checked_order("objectnet names", class_names, f"fetch the mappings/ beside {site.path} again")
+
+    # of all 313 classes only the 113 are listed, so that the others are no unknown folders
     everything = listing(site.path)
-    mine = [file for file in everything.files if file.name.split("/")[0] in name_of]
-    labels = {folder: label for label, folder in enumerate(sorted(name_of))}
-    part = Listing(
-        site.path,
-        mine,
-        [folder for folder in everything.folders if folder in name_of],
-        everything.stray,
-        everything.other,
-    )
+    files = [file for file in everything.files if file.name.split("/")[0] in name_of]
+    folders_here = [folder for folder in everything.folders if folder in name_of]
+    part = Listing(site.path, files, folders_here, everything.stray, everything.other)
+
+    labels = {folder: label for label, folder in enumerate(folders)}
     pictures, notes = read_class_folders(part, labels, name)
-    notes.append(
-        f"left {len(everything.files) - len(mine):,} pictures of classes that ImageNet does not have"
-    )
+    num_left = len(everything.files) - len(files)
+    notes.append(f"left {num_left:,} pictures of classes that ImageNet does not have")
     return Found(pictures, site.path, "class folders", class_names, notes=notes)
+
+
+def _from_shards(num_classes: int, site: Site) -> Found:
+    paths = [site.path] if site.kind == "tar" else shards_in(site.path)
+
+    # the numbers mean ObjectNet's classes only where the list beside them says so
+    names_file = site.base / "classnames.txt"
+    if not names_file.exists():
+        raise DataError(
+            f"{names_file} is missing: shards hold numbers only",
+            "fetch the set's classnames.txt too",
+        )
+    names = tuple(text.lower() for text in read_names(names_file))
+    names = checked_order("objectnet names", names, f"fetch the set's {names_file} again")
+    return Found(read_labelled(paths, num_classes), site.path, "webdataset shards", names)
 
 
 def _overlapping(site: Site) -> dict[str, str]:
@@ -68,34 +75,33 @@ def _overlapping(site: Site) -> dict[str, str]:
         site.path.parent,
         site.base,
     ]
-    place = next(
-        (place for place in places if (place / FOLDERS).is_file() and (place / OVERLAP).is_file()),
-        None,
-    )
-    if place is None:
+    for place in places:
+        if (place / FOLDERS).is_file() and (place / OVERLAP).is_file():
+            break
+    else:
         raise DataError(
             f"no {FOLDERS} and {OVERLAP} near {site.path}",
             "copy the folder mappings/ of objectnet-1.0.zip beside images/",
         )
-    folders, overlap = _read(place / FOLDERS), _read(place / OVERLAP)
+
+    folders = _read(place / FOLDERS)
+    overlap = _read(place / OVERLAP)
     folder_of = {label: folder for folder, label in folders.items()}
     missing = sorted(set(overlap) - set(folder_of))
     if missing:
-        raise DataError(
-            f"{place / FOLDERS} has no folder for {missing[0]!r}", "fetch the set's mappings/ again"
-        )
+        problem = f"{place / FOLDERS} has no folder for {missing[0]!r}"
+        raise DataError(problem, "fetch the set's mappings/ again")
     return {folder_of[label]: label for label in overlap}
 
 
 def _read(path: Path) -> dict[str, str]:
+    fix = "fetch the set's mappings/ again"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(
-            f"{path} is not JSON: {error}", "fetch the set's mappings/ again"
-        ) from error
-    if not isinstance(content, dict) or not all(
-        isinstance(value, str) for value in content.values()
-    ):
-        raise DataError(f"{path} is no mapping of names", "fetch the set's mappings/ again")
+        raise DataError(f"{path} is not JSON: {error}", fix) from error
+
+    is_mapping = isinstance(content, dict)
+    if not is_mapping or not all(isinstance(value, str) for value in content.values()):
+        raise DataError(f"{path} is no mapping of names", fix)
     return content
