@@ -1,5 +1,4 @@
-"""Datasets: samples by index, counted and fingerprinted (``dataset``, ``image_set``), the user's
-own data, and what is wrong with a folder (``check``).
+"""Datasets: samples by index, counted and fingerprinted; the user's own data; checks of a folder.
 
 Tasks, the trainer and the command line import from every room here; nothing here knows what is
 measured.

@@ -1,9 +1,10 @@
-"""What lies at a path, is it the set it should be, and if not, which one line mends it. Reads only;
-writes nothing anywhere.
+"""What lies at a path, is it the set it should be, and if not, which one line mends it.
+
+Reads only; writes nothing anywhere.
 
 Flow: ``check("imagenet1k", Path("/data/imagenet"))`` or ``check("folder:/data/pets")`` -> for each
-split: find, read, count, decode a spread part of the pictures and every mask, hash -> a ``Report``:
-what was found, and each problem with its fix.
+split: find, read, count, decode a spread part of the images and every mask, hash -> a ``Report``:
+what was found, and each problem with its fix. On the command line: ``silc-bench data check``.
 """
 
 from __future__ import annotations
@@ -25,37 +26,43 @@ from silc_bench.datasets.public.find import SETS, NotFoundError, Site, find
 from silc_bench.datasets.public.load import READERS, splits
 from silc_bench.errors import DataError, UserError, unknown_name
 
-DECODED = 500  # pictures a split that are decoded, unless all are asked for
+DECODED = 500  # images a split that are decoded, unless all are asked for
 SHOWN = 3  # sizes that are shown
 
 
 @dataclass(frozen=True)
 class Problem:
+    """What is wrong, and what mends it."""
+
     what: str
     fix: str  # one line; empty where the problem says what to do
 
 
 @dataclass(frozen=True)
 class Report:
+    """What was found, and what is wrong with it."""
+
     found: list[str]  # lines for people
     problems: list[Problem]
 
 
 def check(name: str, path: Path | None = None, every_picture: bool = False) -> Report:
-    """Look at a named set at ``path`` (its folder, or the data root it lies under), or at the
-    user's own data.
+    """Look at a named set, or at the user's own data.
 
-    ``every_picture``: decode them all, not only DECODED of each split.
+    Args:
+        path: of a named set: its folder, or the data root it lies under.
+        every_picture: decode them all, not only DECODED of each split.
 
     Raises:
-        UserError: an unknown name, or a name without a path. What is wrong with the data is in the
-        report, not raised.
+        UserError: an unknown name, or a name without a path. What is wrong with the data is in
+            the report, not raised.
     """
-    own = parse(name)
-    if own is not None:
+    own_set = parse(name)
+    if own_set is not None:
         if path is not None:
             raise UserError(f"{name} says already where the data lies; leave {path} out")
-        return _report(_own_readers(own), own.word, every_picture)
+        return _report(_own_readers(own_set), own_set.word, every_picture)
+
     if name not in SETS:
         raise unknown_name("dataset", name, [*SETS, *(f"{kind}:" for kind in KINDS)])
     if path is None:
@@ -68,8 +75,10 @@ def check(name: str, path: Path | None = None, every_picture: bool = False) -> R
 Reader = Callable[[], Found]
 
 
-def _own_readers(own: OwnData | OwnMasks) -> Iterator[tuple[str, Reader]]:
-    yield from ((split, lambda split=split: own.read(split)) for split in own.splits())
+def _own_readers(own_set: OwnData | OwnMasks) -> Iterator[tuple[str, Reader]]:
+    # the split as a default argument: a closure would see the loop's last one
+    for split in own_set.splits():
+        yield split, lambda split=split: own_set.read(split)  # type: ignore[misc]
 
 
 def _named_readers(name: str, path: Path) -> Iterator[tuple[str, Reader]]:
@@ -88,13 +97,12 @@ def _named_readers(name: str, path: Path) -> Iterator[tuple[str, Reader]]:
                 continue  # only tasks that learn from it need it
             except DataError:
                 pass  # it is there and wrong, which reading it will say
+
         yield split, lambda split=split: read(split)  # type: ignore[misc]
 
 
 def _find(name: str, split: str, path: Path) -> Site:
-    """As the commands find it under a data root; else the path is the set's folder under whatever
-    name.
-    """
+    """As the commands find it under a data root; else the path is the set's folder itself."""
     try:
         return find(name, split, path)
     except NotFoundError:
@@ -112,64 +120,80 @@ def _report(readers: Iterator[tuple[str, Reader]], title: str, every_picture: bo
 
 
 def _look_at(split: str, read: Reader, title: str, every_picture: bool, report: Report) -> None:
+    """One split: what is found and what is wrong go into ``report``."""
     try:
         found = read()
     except UserError as error:
         report.problems.append(_problem(error))
         return
+
+    # what was counted is worth knowing, whatever comes out later
     count = len(found.pictures)
     report.found.append(f"{title} {split}: {found.layout} in {found.folder}")
     report.found.extend(_contents(found, EXPECTED.get((title, split))))
     report.found.extend(f"  {note}" for note in found.notes)
+
+    # spread, so that each class and each shard is tried
     chosen = [found.pictures[i] for i in spread(count, None if every_picture else DECODED)]
     sizes, damaged = _decode(chosen, f"decoding {title} {split}")
-    common = ", ".join(
-        f"{width} x {height} ({n})" for (width, height), n in sizes.most_common(SHOWN)
-    )
+    most_common = sizes.most_common(SHOWN)
+    shown = ", ".join(f"{width} x {height} ({n})" for (width, height), n in most_common)
     report.found.append(
-        f"  {len(chosen):,} of {count:,} pictures decoded; commonest sizes: {common or 'none'}"
+        f"  {len(chosen):,} of {count:,} pictures decoded; commonest sizes: {shown or 'none'}"
     )
     if damaged:
-        what = f"{len(damaged)} of {len(chosen)} pictures cannot be decoded; the first: {damaged[0].problem}"
+        what = (
+            f"{len(damaged)} of {len(chosen)} pictures cannot be decoded;"
+            f" the first: {damaged[0].problem}"
+        )
         report.problems.append(Problem(what, damaged[0].fix))
-    if found.mask_names and not _masks_are_right(
-        found, f"reading masks of {title} {split}", report
-    ):
-        return  # what cannot be read cannot be hashed
-    report.found.append(
-        f"  fingerprint {fingerprint(found.names, found.pictures, f'{title} {split}')}"
-    )
+
+    # what cannot be read cannot be hashed
+    mask_title = f"reading masks of {title} {split}"
+    if found.mask_names and not _masks_are_right(found, mask_title, report):
+        return
+    digits = fingerprint(found.names, found.pictures, f"{title} {split}")
+    report.found.append(f"  fingerprint {digits}")
 
 
 def _contents(found: Found, expected: Expected | None) -> Iterator[str]:
+    """Lines on the images, classes and captions; ``expected`` is None for own data."""
     pictures = found.pictures
     line = f"  {len(pictures):,} pictures"
     if found.class_names:
         counts = Counter(picture.label for picture in pictures)
-        line += f", {len(found.class_names):,} classes of {min(counts.values()):,} to {max(counts.values()):,} pictures"
+        least, most = min(counts.values()), max(counts.values())
+        line += f", {len(found.class_names):,} classes of {least:,} to {most:,} pictures"
+
     captions = [len(picture.captions) for picture in pictures]
     if any(captions):
         line += f", {sum(captions):,} captions ({min(captions)} to {max(captions)} a picture)"
+
+    # a wrong count was refused before: what is here is the whole set, or a part that we know
     if expected is not None:
-        is_whole = len(pictures) in (expected.pictures, expected.also)
-        line += (
-            ", as many as the set has"
-            if is_whole
-            else f": a known part of the set's {expected.pictures:,}"
-        )
+        if len(pictures) in (expected.pictures, expected.also):
+            line += ", as many as the set has"
+        else:
+            line += f": a known part of the set's {expected.pictures:,}"
     yield line
+
     if found.class_names and expected is None:
-        shown = ", ".join(found.class_names[:5]) + (", ..." if len(found.class_names) > 5 else "")
-        yield f"  classes in label order: {shown}"
-        if all(not any(letter.isalpha() for letter in name) for name in found.class_names):
-            yield "  the names are no words, and zero-shot asks for them: give classnames.txt, a name a line in this order"
+        more = ", ..." if len(found.class_names) > 5 else ""
+        yield f"  classes in label order: {', '.join(found.class_names[:5])}{more}"
+
+        # folders named by numbers or codes
+        letters = [any(letter.isalpha() for letter in name) for name in found.class_names]
+        if not any(letters):
+            yield (
+                "  the names are no words, and zero-shot asks for them:"
+                " give classnames.txt, a name a line in this order"
+            )
 
 
 def _masks_are_right(found: Found, title: str, report: Report) -> bool:
-    """Reads every mask: says which classes they show, or how many are wrong and what is wrong with
-    the first.
-    """
-    pixels, not_scored = np.zeros(len(found.mask_names), np.int64), 0
+    """Read every mask and report which classes they show, or how many of them are wrong."""
+    pixels = np.zeros(len(found.mask_names), np.int64)  # of each class
+    not_scored = 0
     wrong: list[DataError] = []
     for picture in _tracked(found.pictures, title):
         try:
@@ -177,29 +201,40 @@ def _masks_are_right(found: Found, title: str, report: Report) -> bool:
         except DataError as error:
             wrong.append(error)
             continue
+
+        # one count for each value that the type can hold, the ignored one last
         counts = np.bincount(labels.ravel(), minlength=ignore_of(labels) + 1)
         pixels += counts[: len(pixels)]
         not_scored += int(counts[ignore_of(labels)])
+
     if wrong:
-        what = f"{len(wrong):,} of {len(found.pictures):,} masks are wrong; the first: {wrong[0].problem}"
+        what = (
+            f"{len(wrong):,} of {len(found.pictures):,} masks are wrong;"
+            f" the first: {wrong[0].problem}"
+        )
         report.problems.append(Problem(what, wrong[0].fix))
         return False
-    total = int(pixels.sum()) + not_scored
+
     policy = found.mask_policy
+    share = 100 * not_scored / (int(pixels.sum()) + not_scored)
     report.found.append(
-        f"  {len(found.pictures):,} masks of {len(pixels)} classes; background: {policy['background']};"
-        f" not scored: {policy['not_scored']}, {100 * not_scored / total:.1f} % of the pixels"
+        f"  {len(found.pictures):,} masks of {len(pixels)} classes;"
+        f" background: {policy['background']};"
+        f" not scored: {policy['not_scored']}, {share:.1f} % of the pixels"
     )
+
     absent = [name for name, count in zip(found.mask_names, pixels, strict=True) if not count]
     if absent:
-        shown = ", ".join(absent[:SHOWN]) + (", ..." if len(absent) > SHOWN else "")
-        report.found.append(f"  {len(absent)} of the classes are in no mask: {shown}")
+        more = ", ..." if len(absent) > SHOWN else ""
+        shown = ", ".join(absent[:SHOWN])
+        report.found.append(f"  {len(absent)} of the classes are in no mask: {shown}{more}")
     return True
 
 
 def _decode(
     pictures: list[Picture], title: str
 ) -> tuple[Counter[tuple[int, int]], list[DataError]]:
+    """How many images have each size (width, height), and what is wrong with the others."""
     sizes: Counter[tuple[int, int]] = Counter()
     damaged = []
     for picture in _tracked(pictures, title):
@@ -216,8 +251,6 @@ def _tracked(pictures: Sequence[Picture], title: str) -> Iterable[Picture]:
 
 
 def _problem(error: UserError) -> Problem:
-    return (
-        Problem(error.problem, error.fix)
-        if isinstance(error, DataError)
-        else Problem(str(error), "")
-    )
+    if isinstance(error, DataError):
+        return Problem(error.problem, error.fix)
+    return Problem(str(error), "")

@@ -1,4 +1,7 @@
-"""What every dataset is: samples by index, counted, named and fingerprinted."""
+"""What every dataset is: samples by index, counted, named and fingerprinted.
+
+Tasks and models see real and generated data through ``ImageDataset`` alone. No torch here.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +20,9 @@ IGNORE = 255  # mask value of pixels that are never scored
 
 @runtime_checkable
 class ImageDataset(Protocol):
-    """N samples read by index, always in the same order. What a dataset lacks is None or empty,
-    never invented.
+    """N samples read by index, always in the same order.
+
+    What a dataset lacks is None or empty, never invented.
     """
 
     name: str  # "shapes"
@@ -26,8 +30,9 @@ class ImageDataset(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits over everything that is scored: equal data, equal fingerprint, wherever it
-        lies.
+        """16 hex digits over everything that is scored.
+
+        Equal data has an equal fingerprint, wherever it lies.
         """
         ...
 
@@ -43,7 +48,7 @@ class ImageDataset(Protocol):
 
     @property
     def captions(self) -> Sequence[tuple[str, ...]] | None:
-        """Several a picture."""
+        """One or several for each image."""
         ...
 
     @property
@@ -53,32 +58,35 @@ class ImageDataset(Protocol):
 
     @property
     def has_background(self) -> bool:
-        """Whether mask value 0 is all that no class names: a value of the masks, but no word for a
-        picture.
+        """Whether mask value 0 is everything that no class names.
+
+        It is then a value of the masks, but no word for an image.
         """
         ...
 
     @property
     def mask_policy(self) -> Mapping[str, str]:
-        """For the protocol: whether the "background" is a label, and what is "not_scored". Empty
-        without masks.
+        """For the protocol: whether the "background" is a label, and what is "not_scored".
+
+        A dataset without masks gives an empty mapping.
         """
         ...
 
     def __len__(self) -> int: ...
 
     def image(self, index: int) -> Image.Image:
-        """The picture, RGB."""
+        """The image, RGB."""
         ...
 
     def mask(self, index: int) -> np.ndarray:
-        """[H, W] uint8, or uint16 for more than 254 classes; the picture's size."""
+        """[H, W] of the image's size: uint8, or uint16 for more than 254 classes."""
         ...
 
 
 def ignore_of(mask: np.ndarray) -> int:
-    """The value in ``mask`` of pixels that are never scored: IGNORE, and 65,535 in masks of 16
-    bits, where 255 is a class.
+    """The value in ``mask`` of pixels that are never scored.
+
+    It is IGNORE, and 65,535 in masks of 16 bits, where 255 is a class.
     """
     return int(np.iinfo(np.uint16).max) if mask.dtype == np.uint16 else IGNORE
 
@@ -93,15 +101,17 @@ class Pool(ImageDataset, Protocol):
 
 
 def spread(n: int, limit: int | None) -> list[int]:
-    """Indices of ``limit`` samples spread evenly over 0..n-1, all of them without a limit: a part
-    that looks like the whole.
+    """Indices of ``limit`` samples spread evenly over 0..n-1, all of them without a limit.
 
-    The first samples would not: data sorted by class would leave classes out.
+    The part looks like the whole. The first samples would not: data sorted by class would
+    leave classes out.
 
     Raises:
         UserError: a limit below 1.
     """
     if limit is not None and limit < 1:
         raise UserError(f"a limit of {limit} leaves no sample; give 1 or more")
+
+    # integers, so that every platform takes the same samples
     count = n if limit is None else min(limit, n)
     return [i * n // count for i in range(count)]

@@ -1,24 +1,21 @@
-"""A dataset whose pictures stay in their files until asked for: what every reader of real data
-gives back.
+"""Real data as a dataset: images stay in their files until somebody asks for them.
 
-Flow: a reader finds ``Picture``s (where the bytes lie, the label, the captions) -> ``Found`` says
+Flow: a reader lists ``Picture``s (where the bytes lie, the label, the captions) -> ``Found`` says
 how they lay there -> the counts are checked -> ``PictureSet`` takes ``limit`` of them, evenly
-spread; asked for its fingerprint, it hashes all of those.
+spread -> its fingerprint is the hash of all of those.
 
-In an evaluation set damage is an error: a score over fewer samples than were promised is no score.
+In an evaluation set damage is an error, because a score over fewer samples than were promised is
+no score.
 
-What exactly is scored, hashed; and remembered between commands: the files of a set rarely change
-and take minutes to read.
+Fingerprints are remembered between commands, because to read a set takes minutes and its files
+rarely change. Inside ``with remembered(store): ...``, ``known_fingerprint`` looks the files up by
+what the file system says of them (path, device, inode, size, and the times of the last change of
+the content and of the file's entry; no program can set the last one back). It reads only what it
+has not seen in exactly this state. Not remembered are pixels that were read already, and files
+that changed in the last seconds: these can change again within one tick of the clock.
 
-Flow: ``fingerprint(names, pictures, title)`` reads everything. ``with remembered(store): ...``
-around it: ``known_fingerprint`` looks the files up by what the file system says of them - path,
-device, inode, size, times of the last change of content and of the file's own entry (which no
-program can set back) - and reads only what it has not seen in exactly this state.
-
-What was not read is not known to be whole: ``data check`` always reads. Not remembered: pixels that
-were read already; files changed in the last seconds, which can change again within a tick of the
-clock. Masks that are remembered were right when they were read, under the same rule of what their
-values mean.
+What was not read is not known to be whole, so ``data check`` always reads. Masks that are
+remembered were right when they were read, under the same rule of what their values mean.
 """
 
 from __future__ import annotations
@@ -54,16 +51,14 @@ from silc_bench.system.cache import Store
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """One sample: encoded bytes in a file, or pixels [H, W, 3] uint8 where the format stores them
-    raw.
-    """
+    """One sample: encoded bytes in a file, or raw pixels where the format stores them so."""
 
     path: Path
     place: Place
     where: str  # for messages: file, or shard:key
     label: int | None = None
     captions: tuple[str, ...] = ()
-    pixels: np.ndarray | None = None
+    pixels: np.ndarray | None = None  # [H, W, 3] uint8
     mask: Mask | None = None
 
     @property
@@ -71,10 +66,11 @@ class Picture:
         return self.place[1]
 
     def read(self) -> bytes:
+        """The encoded bytes, or the raw pixels where there are no others."""
         return read_member(self.path, self.place) if self.pixels is None else self.pixels.tobytes()
 
     def decode(self) -> Image.Image:
-        """RGB. Raises DataError for bytes that are no whole picture, naming the file."""
+        """RGB. Raises DataError for bytes that are no whole image, naming the file."""
         if self.pixels is not None:
             return Image.fromarray(self.pixels)
         try:
@@ -83,22 +79,28 @@ class Picture:
             raise DataError(f"{self.where} is damaged: {error}", FETCH_AGAIN) from error
 
     def labels(self) -> np.ndarray:
-        """Of each pixel, [H, W]. Raises DataError for a mask that cannot be read, or is not of the
-        picture's size.
+        """The label of each pixel, [H, W].
+
+        Raises:
+            DataError: a mask that cannot be read, or that has another size than its image.
         """
         assert self.mask is not None, f"{self.where} has no mask"
         labels = self.mask.labels()
+
+        # the header alone: to decode the image would cost far more than the comparison
         try:
             width, height = image_size(self.read())
         except DamagedImageError as error:
             raise DataError(f"{self.where} is damaged: {error}", FETCH_AGAIN) from error
+
         if labels.shape != (height, width):
-            own = f"{labels.shape[1]:,} x {labels.shape[0]:,}"
-            problem = f"{self.mask.where} is {own} pixels, and its picture {self.where} {width:,} x {height:,}"
-            raise DataError(
-                problem,
-                "a mask says what each pixel of its picture is: save it at the picture's size",
+            mask_size = f"{labels.shape[1]:,} x {labels.shape[0]:,}"
+            problem = (
+                f"{self.mask.where} is {mask_size} pixels,"
+                f" and its picture {self.where} {width:,} x {height:,}"
             )
+            fix = "a mask says what each pixel of its picture is: save it at the picture's size"
+            raise DataError(problem, fix)
         return labels
 
 
@@ -113,10 +115,9 @@ class Found:
     templates: tuple[str, ...] = ()  # prompts that lay beside the data
     notes: list[str] = field(default_factory=list)  # what was passed over
     mask_names: tuple[str, ...] = ()  # of labels 0..C-1 in the masks
-    has_background: bool = False  # whether label 0 is all that no class names
-    mask_policy: Mapping[str, str] = field(
-        default_factory=dict
-    )  # what is not scored, for the protocol
+    has_background: bool = False  # whether label 0 is everything that no class names
+    # what is not scored, for the protocol
+    mask_policy: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -128,37 +129,46 @@ class PictureSet:
     """The samples as an ImageDataset."""
 
     def __init__(self, name: str, split: str, found: Found, limit: int | None = None) -> None:
-        self.name, self.split = name, split
-        self.found, self.class_names, self.mask_names = found, found.class_names, found.mask_names
-        self.has_background, self.mask_policy = found.has_background, found.mask_policy
+        self.name = name
+        self.split = split
+        self.found = found
+        self.class_names = found.class_names
+        self.mask_names = found.mask_names
+        self.has_background = found.has_background
+        self.mask_policy = found.mask_policy
         self.pictures = [found.pictures[i] for i in spread(len(found.pictures), limit)]
+
         labels = [picture.label for picture in self.pictures if picture.label is not None]
         assert len(labels) in (0, len(self.pictures)), "all have a label, or none"
         self.labels = np.array(labels, np.int64) if labels else None
+        self.captions = self._all_captions()
+
+    def _all_captions(self) -> list[tuple[str, ...]] | None:
+        """None where no image has one. Raises UserError where only some have."""
         without = [picture for picture in self.pictures if not picture.captions]
-        if 0 < len(without) < len(self.pictures):
+        if len(without) == len(self.pictures):
+            return None
+        if without:
             having = len(self.pictures) - len(without)
             raise UserError(
-                f"{having} of {len(self.pictures)} samples have a caption; {without[0].where} has none"
+                f"{having} of {len(self.pictures)} samples have a caption;"
+                f" {without[0].where} has none"
             )
-        self.captions = (
-            [picture.captions for picture in self.pictures]
-            if not without and self.pictures
-            else None
-        )
+        return [picture.captions for picture in self.pictures]
 
     def __len__(self) -> int:
         return len(self.pictures)
 
     @cached_property
     def fingerprint(self) -> str:
-        """See `silc_bench.datasets.image_set`. It can take reading every picture, so it is made
-        when it is asked for.
+        """16 hex digits over everything that is scored, see ``fingerprint`` below.
+
+        It may have to read every image, so it is made when somebody asks for it.
         """
         return known_fingerprint(self.found.names, self.pictures, f"{self.name} {self.split}")
 
     def hashed(self) -> PictureSet:
-        """The same, with every picture read once: what is damaged or gone is found now."""
+        """The same set, with every image read once, so that what is damaged or gone shows now."""
         assert self.fingerprint
         return self
 
@@ -168,15 +178,17 @@ class PictureSet:
         return PictureSet(self.name, self.split, replace(self.found, pictures=pictures))
 
     def image(self, index: int) -> Image.Image:
-        """Raises DataError for a picture that cannot be decoded, naming it."""
+        """RGB. Raises DataError for an image that cannot be decoded, naming it."""
         try:
             return self.pictures[index].decode()
         except DataError as error:
             raise self._cannot_be_scored(error) from error
 
     def mask(self, index: int) -> np.ndarray:
-        """[H, W] labels. Raises DataError for a mask that cannot be read or does not fit its
-        picture, naming it.
+        """[H, W] labels of the pixels.
+
+        Raises:
+            DataError: a mask that cannot be read or does not fit its image; names it.
         """
         if not self.mask_names:
             raise ValueError(f"{self.name} has no masks")
@@ -189,7 +201,7 @@ class PictureSet:
         return DataError(f"{self.name} {self.split} cannot be scored, {error.problem}", error.fix)
 
 
-LONG = 256 << 20  # bytes: to hash more takes a second or longer, and says so
+LONG = 256 << 20  # bytes: to hash more takes a second or longer, and shows a progress bar
 VERSION = 1  # of what is hashed, and of how files are looked up
 SETTLED = 2.0  # seconds since its last change after which a file that changes again shows it
 _STORE: ContextVar[Store | None] = ContextVar("fingerprints", default=None)
@@ -197,9 +209,7 @@ _STORE: ContextVar[Store | None] = ContextVar("fingerprints", default=None)
 
 @contextmanager
 def remembered(store: Store | None) -> Iterator[None]:
-    """While it lasts, fingerprints are looked up in ``store`` and kept there; None: they are
-    not.
-    """
+    """While it lasts, fingerprints are looked up and kept in ``store``; with None they are not."""
     token = _STORE.set(store)
     try:
         yield
@@ -209,47 +219,51 @@ def remembered(store: Store | None) -> Iterator[None]:
 
 def known_fingerprint(names: Iterable[str], pictures: Sequence[Picture], title: str) -> str:
     """`fingerprint`, without reading the files where ``remembered`` knows them as they are now."""
-    names, store = list(names), _STORE.get()
+    names = list(names)
+    store = _STORE.get()
     if store is None or not pictures or any(picture.pixels is not None for picture in pictures):
         return fingerprint(names, pictures, title)
-    before = _state(pictures)
+
     entry = None
+    before = _state(pictures)
     if before is not None:
         files = _digest(names, pictures, before)
-        entry = store.entry(
-            {"kind": "fingerprint", "version": VERSION, "title": title, "files": files}
-        )
+        description = {"kind": "fingerprint", "version": VERSION, "title": title, "files": files}
+        entry = store.entry(description)
         if known := entry.word():
             return known
-    found = fingerprint(names, pictures, title)
-    if entry is not None and _state(pictures) == before:  # nothing changed while it was read
-        entry.save_word(found)
-    return found
+
+    # a file that changed while it was read has a hash of neither state: that is not kept
+    digits = fingerprint(names, pictures, title)
+    if entry is not None and _state(pictures) == before:
+        entry.save_word(digits)
+    return digits
 
 
 def fingerprint(names: Iterable[str], pictures: Sequence[Picture], title: str) -> str:
-    """16 hex digits over names, labels, captions, encoded pictures and what their masks say, in
-    order.
+    """16 hex digits over names, labels, captions, encoded images and what their masks say.
 
-    File names and layout do not count, nor how masks are stored. Pictures are read at the speed of
-    the disk; masks are decoded, and so each is checked. A progress bar on the error stream where
-    that takes a while.
+    The order counts. File names and layout do not, nor how masks are stored. Images are read at
+    the speed of the disk. Masks are decoded, and so each is checked. A progress bar on the error
+    stream shows where that takes a while.
 
     Raises:
-        DataError: a mask that cannot be read, has a value without a class, or is not of its
-        picture's size.
+        DataError: a mask that cannot be read, that has a value without a class, or that has
+            another size than its image.
     """
     digest = hashlib.sha256(json.dumps(list(names)).encode())
     for picture in _with_progress(pictures, f"hashing {title}"):
         content = picture.read()
+
         # a single caption is written as itself, none as null
-        captions = (
-            list(picture.captions)
-            if len(picture.captions) > 1
-            else next(iter(picture.captions), None)
-        )
+        captions: list[str] | str | None = list(picture.captions)
+        if len(picture.captions) < 2:
+            captions = next(iter(picture.captions), None)
         digest.update(json.dumps([picture.label, captions, len(content)]).encode())
         digest.update(content)
+
+        # little-endian on every machine; shape and type stand before, so that no two masks that
+        # differ give the same bytes
         if picture.mask is not None:
             labels = picture.labels()
             digest.update(json.dumps([labels.shape, labels.dtype.name]).encode())
@@ -265,8 +279,11 @@ def _state(pictures: Sequence[Picture]) -> dict[Path, list[int]] | None:
     """
     state = {}
     now = time.time()
-    masks = [picture.mask.path for picture in pictures if picture.mask is not None]
-    for path in dict.fromkeys([*(picture.path for picture in pictures), *masks]):
+    paths = [picture.path for picture in pictures]
+    paths += [picture.mask.path for picture in pictures if picture.mask is not None]
+
+    # a shard holds thousands of images: each file is asked about once
+    for path in dict.fromkeys(paths):
         try:
             stat = os.stat(path)
         except OSError as error:
@@ -278,36 +295,31 @@ def _state(pictures: Sequence[Picture]) -> dict[Path, list[int]] | None:
 
 
 def _digest(names: Sequence[str], pictures: Sequence[Picture], state: dict[Path, list[int]]) -> str:
-    """Of all that the fingerprint follows from, with the state of the files in place of their
-    content.
-    """
+    """Hash of all that the fingerprint follows from, with the files' state for their content."""
     digest = hashlib.sha256(json.dumps(list(names)).encode())
+
+    # the rule decides which label a stored value becomes, so it counts like content
     rules = dict.fromkeys(picture.mask.rule for picture in pictures if picture.mask is not None)
     digest.update("".join(map(repr, rules)).encode())
+
     for picture in pictures:
-        own = [
-            picture.label,
-            picture.captions,
-            picture.place,
-            os.path.abspath(picture.path),
-            state[picture.path],
-        ]
+        path = os.path.abspath(picture.path)
+        sample = [picture.label, picture.captions, picture.place, path, state[picture.path]]
         if picture.mask is not None:
-            own += [
-                picture.mask.where,
-                os.path.abspath(picture.mask.path),
-                state[picture.mask.path],
-            ]
-        digest.update(json.dumps(own).encode("utf-8", "surrogateescape"))
+            mask_path = os.path.abspath(picture.mask.path)
+            sample += [picture.mask.where, mask_path, state[picture.mask.path]]
+        # file names may hold bytes that are no UTF-8; Python carries them as surrogates
+        digest.update(json.dumps(sample).encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
 
 def _with_progress(pictures: Sequence[Picture], title: str) -> Iterator[Picture]:
     console = Console(stderr=True)
     total = sum(picture.num_bytes for picture in pictures)
-    with Progress(
-        console=console, transient=True, disable=total < LONG or not console.is_terminal
-    ) as bar:
+    is_quiet = total < LONG or not console.is_terminal
+
+    # counted in bytes: images of one set differ in size by a factor of a hundred
+    with Progress(console=console, transient=True, disable=is_quiet) as bar:
         task = bar.add_task(title, total=total)
         for picture in pictures:
             yield picture

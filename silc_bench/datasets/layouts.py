@@ -1,18 +1,15 @@
-"""Pictures in one folder a class, or a tar of such folders: labels from the folders' names, never
-from their place in a sort.
+"""The layouts in which people keep labels and captions: class folders, lists and shards.
 
-``read_class_folders(listing, {"n01440764": 0, ...}, "imagenet1k")`` -> pictures sorted by label,
-then by file name.
+- Class folders: one folder a class, or a tar of such folders. A label comes from the folder's
+  name, never from its place in a sort. ``read_class_folders(listing, {"n01440764": 0, ...},
+  "imagenet1k")`` -> images sorted by label, then by file name.
+- A list of captions, as people write it: ``.jsonl`` with an object a line, or ``.csv`` or ``.tsv``
+  with a header. One column (PICTURE_COLUMNS) names the image, relative to the list or to
+  ``images/`` beside it; another (CAPTION_COLUMNS) holds the caption, or in JSON the list of
+  captions. Rows of the same image are its captions, in order.
+- Webdataset shards: ``.jpg .cls`` and ``.jpg .txt``, as clip_benchmark and img2dataset write them.
 
-A list of pictures with captions, as people write it: ``.jsonl`` with an object a line, ``.csv`` or
-``.tsv`` with a header.
-
-A column names the picture (PICTURE_COLUMNS), relative to the list or to ``images/`` beside it;
-another holds the caption, or in JSON the list of captions (CAPTION_COLUMNS). Rows of the same
-picture are its captions in order.
-
-Webdataset shards with labels or captions: ``.jpg .cls`` and ``.jpg .txt``, as clip_benchmark and
-img2dataset write them.
+Each reader gives ``Picture``s and decodes none of them.
 """
 
 from __future__ import annotations
@@ -29,42 +26,57 @@ from silc_bench.datasets.files.shards import IMAGE_EXTENSIONS, Sample, index_sha
 from silc_bench.datasets.image_set import Picture
 from silc_bench.errors import DataError, UserError, unknown_name
 
+# ---- class folders ----
+
 
 def read_class_folders(
-    found: Listing, labels: Mapping[str, int], title: str, normalise: Callable[[str], str] = str
+    content: Listing, labels: Mapping[str, int], title: str, normalise: Callable[[str], str] = str
 ) -> tuple[list[Picture], list[str]]:
-    """Pictures with labels, and notes on what was passed over.
+    """Images with labels, and notes on what was passed over.
 
     Args:
+        content: the files of the folder or tar.
         labels: of each class, by the name of its folder after ``normalise``.
 
     Raises:
-        DataError: a folder is missing, or two are one class. UserError: a folder is no class.
+        DataError: a folder is missing, or two are one class.
+        UserError: a folder is no class.
     """
-    is_folder = found.path.is_dir()
-    outside = [file for file in found.files if "/" not in file.name]
-    by_key: dict[str, list[File]] = {key: [] for key in found.folders} if is_folder else {}
-    for file in found.files:
-        if "/" in file.name:
-            by_key.setdefault(file.name.split("/")[0] if is_folder else file.folder, []).append(
-                file
-            )
-    keys: dict[str, str] = {}
-    for key in sorted(by_key):
-        plain = normalise(key)
-        if plain in keys:
+    # in a folder the class is the first level, so that a class may have subfolders; in a tar it
+    # is the last, because a tar may be packed with folders above the classes
+    is_folder = content.path.is_dir()
+
+    # a folder without files is listed too: an empty class is a class
+    files_of: dict[str, list[File]] = {}
+    if is_folder:
+        files_of = {folder: [] for folder in content.folders}
+
+    outside = []
+    for file in content.files:
+        if "/" not in file.name:
+            outside.append(file)
+            continue
+        folder = file.name.split("/")[0] if is_folder else file.folder
+        files_of.setdefault(folder, []).append(file)
+
+    # two spellings of one class ("007" and "7") would be scored as one, without a word
+    folder_of: dict[str, str] = {}
+    for folder in sorted(files_of):
+        key = normalise(folder)
+        if key in folder_of:
             raise DataError(
-                f"{found.path} has two folders for one class: {keys[plain]!r} and {key!r}",
+                f"{content.path} has two folders for one class: {folder_of[key]!r} and {folder!r}",
                 "keep one of them",
             )
-        keys[plain] = key
-    _check_keys(found, keys, labels, title)
-    pictures = [
-        Picture(file.path, file.place, file.where, labels[plain])
-        for plain in sorted(keys, key=labels.__getitem__)
-        for file in by_key[keys[plain]]
-    ]
-    notes = found.notes()
+        folder_of[key] = folder
+    _check_keys(content, folder_of, labels, title)
+
+    pictures = []
+    for key in sorted(folder_of, key=labels.__getitem__):
+        for file in files_of[folder_of[key]]:
+            pictures.append(Picture(file.path, file.place, file.where, labels[key]))
+
+    notes = content.notes()
     if outside:
         notes.append(
             f"skipped {len(outside)} pictures outside the class folders, such as {outside[0].name}"
@@ -73,19 +85,31 @@ def read_class_folders(
 
 
 def _check_keys(
-    found: Listing, keys: Mapping[str, str], labels: Mapping[str, int], title: str
+    content: Listing, keys: Mapping[str, str], labels: Mapping[str, int], title: str
 ) -> None:
+    """Raise where the class folders (``keys``) and the classes (``labels``) are not the same."""
     unknown = sorted(set(keys) - set(labels))
+
+    # which class a number means depends on who numbered them: that is never guessed
     if unknown and all(key.isdecimal() for key in unknown):
-        problem = f"{found.path}: the class folders are numbered ({unknown[0]!r} ...), and a number alone is no class of {title}"
+        problem = (
+            f"{content.path}: the class folders are numbered ({unknown[0]!r} ...),"
+            f" and a number alone is no class of {title}"
+        )
         raise DataError(problem, f"name them as the set does, such as {next(iter(labels))!r}")
     if unknown:
-        raise unknown_name(f"class folder in {found.path}", unknown[0], labels)
+        raise unknown_name(f"class folder in {content.path}", unknown[0], labels)
+
     missing = sorted(set(labels) - set(keys), key=labels.__getitem__)
     if missing:
-        problem = f"{found.path} lacks {len(missing)} of the {len(labels)} class folders, such as {missing[0]!r}"
+        problem = (
+            f"{content.path} lacks {len(missing)} of the {len(labels)} class folders,"
+            f" such as {missing[0]!r}"
+        )
         raise DataError(problem, f"fetch {title} again, or the folders that are missing")
 
+
+# ---- lists of captions ----
 
 PICTURE_COLUMNS = ("file", "filepath", "filename", "file_name", "image", "image_path", "path")
 CAPTION_COLUMNS = ("captions", "caption", "title", "text")
@@ -93,140 +117,153 @@ ENDINGS = (".jsonl", ".csv", ".tsv")
 
 
 def read_captions_file(path: Path) -> tuple[list[Picture], list[str]]:
-    """Pictures in the order of their first row, and notes.
+    """Images in the order of their first row, and notes.
 
     Raises:
-        DataError: unknown columns, an unreadable line, a row without caption, pictures that are not
-        there. UserError: no such file, or of an unknown kind.
+        DataError: unknown columns, an unreadable line, a row without caption, images that are not
+            there.
+        UserError: no such file, or one of an unknown kind.
     """
     text = read_text(path)
     captions: dict[Path, list[str]] = {}
-    repeated = 0
-    for number, name, own, _ in rows(path, text):
-        picture = locate(path, name)
-        known = captions.setdefault(picture, [])
-        if not own or not all(own):
-            raise DataError(
-                f"{path}:{number}: {name} has an empty caption", "write one, or remove the row"
-            )
-        repeated += len([caption for caption in own if caption in known])
-        known += own
+    num_repeated = 0
+    for number, name, row_captions, _ in rows(path, text):
+        if not row_captions or not all(row_captions):
+            problem = f"{path}:{number}: {name} has an empty caption"
+            raise DataError(problem, "write one, or remove the row")
+        known = captions.setdefault(locate(path, name), [])
+        num_repeated += sum(caption in known for caption in row_captions)
+        known += row_captions
+
     if not captions:
         raise DataError(f"{path} lists no pictures", "add a row for each picture")
-    missing = [picture for picture in captions if not picture.is_file()]
+
+    missing = [image for image in captions if not image.is_file()]
     if missing:
-        problem = f"{len(missing):,} of the {len(captions):,} pictures of {path} are missing, such as {missing[0]}"
-        raise DataError(
-            problem, f"file names are relative to {path.parent} or to {path.parent / 'images'}"
+        problem = (
+            f"{len(missing):,} of the {len(captions):,} pictures of {path} are missing,"
+            f" such as {missing[0]}"
         )
-    notes = [f"{repeated} rows repeat a caption of their picture"] if repeated else []
-    return [
-        Picture(picture, (0, picture.stat().st_size), str(picture), captions=tuple(own))
-        for picture, own in captions.items()
-    ], notes
+        beside = path.parent / "images"
+        raise DataError(problem, f"file names are relative to {path.parent} or to {beside}")
+
+    notes = [f"{num_repeated} rows repeat a caption of their picture"] if num_repeated else []
+    pictures = [
+        Picture(image, (0, image.stat().st_size), str(image), captions=tuple(image_captions))
+        for image, image_captions in captions.items()
+    ]
+    return pictures, notes
 
 
 def read_text(path: Path) -> str:
-    """Raises DataError for what is not UTF-8, UserError for no such file or one of an unknown
-    kind.
+    """The text of a list of captions.
+
+    Raises:
+        DataError: it is not UTF-8.
+        UserError: no such file, or one of an unknown kind.
     """
     kinds = ", ".join(ENDINGS)
     if not path.exists():
         raise UserError(f"{path}: no such file; expected a list of pictures and captions ({kinds})")
     if path.suffix.lower() not in ENDINGS:
-        raise UserError(
-            f"{path}: a list of captions is a file {kinds}, not {path.suffix or 'one without ending'}"
-        )
+        ending = path.suffix or "one without ending"
+        raise UserError(f"{path}: a list of captions is a file {kinds}, not {ending}")
+
+    # utf-8-sig: Excel writes a mark before the first column's name
     try:
         return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path} is not UTF-8 (byte {error.start:,})",
-            f"iconv -f LATIN1 -t UTF-8 {path} > utf8{path.suffix}",
-        ) from error
+        problem = f"{path} is not UTF-8 (byte {error.start:,})"
+        raise DataError(problem, f"iconv -f LATIN1 -t UTF-8 {path} > utf8{path.suffix}") from error
 
 
 def rows(path: Path, text: str) -> Iterator[tuple[int, str, list[str], dict[str, Any]]]:
-    """(line, name of the picture, captions, the whole row) of each row. Raises DataError as
-    ``read_captions_file`` does.
+    """(line, name of the image, captions, the whole row) of each row.
+
+    Raises:
+        DataError: as ``read_captions_file`` does.
     """
-    found = _json_rows(path, text) if path.suffix.lower() == ".jsonl" else _csv_rows(path, text)
+    numbered_rows = (
+        _json_rows(path, text) if path.suffix.lower() == ".jsonl" else _csv_rows(path, text)
+    )
     columns: tuple[str, str] | None = None
-    for number, row in found:
+    for number, row in numbered_rows:
+        # the first row decides, so that a list means one thing from its first to its last line
         columns = columns or _columns(path, row)
         picture_column, caption_column = columns
-        name, own = row.get(picture_column), row.get(caption_column)
-        own = [own] if isinstance(own, str) else own
-        if (
-            not isinstance(name, str)
-            or not isinstance(own, list)
-            or not all(isinstance(caption, str) for caption in own)
-        ):
-            fix = "every row has a file name and a caption, or a list of captions"
+        name: Any = row.get(picture_column)
+        captions: Any = row.get(caption_column)
+        if isinstance(captions, str):
+            captions = [captions]
+
+        is_whole = isinstance(name, str) and isinstance(captions, list)
+        if not is_whole or not all(isinstance(caption, str) for caption in captions):
             raise DataError(
                 f"{path}:{number}: {picture_column!r} or {caption_column!r} is missing or no text",
-                fix,
+                "every row has a file name and a caption, or a list of captions",
             )
-        yield number, name.strip(), [caption.strip() for caption in own], row
+        yield number, name.strip(), [caption.strip() for caption in captions], row
 
 
 def _columns(path: Path, row: dict[str, Any]) -> tuple[str, str]:
-    found = []
-    for what, known in (("picture", PICTURE_COLUMNS), ("caption", CAPTION_COLUMNS)):
+    """Names of the columns of images and of captions."""
+    columns = []
+    for kind, known in (("picture", PICTURE_COLUMNS), ("caption", CAPTION_COLUMNS)):
         column = next((name for name in known if name in row), None)
         if column is None:
-            has = ", ".join(map(repr, row)) or "none"
-            raise DataError(
-                f"{path} has no column of {what}s: it has {has}",
-                f"call it one of {', '.join(known)}",
-            )
-        found.append(column)
-    return found[0], found[1]
+            names = ", ".join(map(repr, row)) or "none"
+            problem = f"{path} has no column of {kind}s: it has {names}"
+            raise DataError(problem, f"call it one of {', '.join(known)}")
+        columns.append(column)
+    return columns[0], columns[1]
 
 
 def _json_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    # not splitlines(), which also ends a line at the U+2028 that a caption may hold
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
         except ValueError as error:
-            raise DataError(
-                f"{path}:{number} is not JSON: {error}", "write one object a line"
-            ) from error
+            problem = f"{path}:{number} is not JSON: {error}"
+            raise DataError(problem, "write one object a line") from error
         if not isinstance(row, dict):
-            raise DataError(
-                f"{path}:{number} holds a {type(row).__name__}, not an object",
-                "write one object a line",
-            )
+            problem = f"{path}:{number} holds a {type(row).__name__}, not an object"
+            raise DataError(problem, "write one object a line")
         yield number, row
 
 
 def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    # open_clip's .csv are tabbed
     head = text.partition("\n")[0]
-    is_tabbed = path.suffix.lower() == ".tsv" or (
-        "\t" in head and "," not in head
-    )  # open_clip's .csv are tabbed
-    rows = csv.DictReader(
-        io.StringIO(text, newline=""), delimiter="\t" if is_tabbed else ",", strict=True
-    )
+    is_tabbed = path.suffix.lower() == ".tsv" or ("\t" in head and "," not in head)
+    delimiter = "\t" if is_tabbed else ","
+
+    # newline="": the csv module must see line ends itself, as a quoted caption may hold them
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
-        for row in rows:
+        for row in reader:
+            # DictReader keeps the fields beyond the header under None
             if None in row:
-                fix = 'put captions that hold commas in double quotes: "a dog, running"'
-                raise DataError(f"{path}:{rows.line_num} has more fields than the header", fix)
-            yield rows.line_num, row
+                raise DataError(
+                    f"{path}:{reader.line_num} has more fields than the header",
+                    'put captions that hold commas in double quotes: "a dog, running"',
+                )
+            yield reader.line_num, row
     except csv.Error as error:
-        raise DataError(
-            f"{path}:{rows.line_num} cannot be read: {error}", "quote fields as CSV does"
-        ) from error
+        problem = f"{path}:{reader.line_num} cannot be read: {error}"
+        raise DataError(problem, "quote fields as CSV does") from error
 
 
 def locate(path: Path, name: str) -> Path:
-    """Where a list's picture lies: relative to the list, or to ``images/`` beside it."""
+    """Where a list's image lies: relative to the list, or to ``images/`` beside it."""
     direct = path.parent / name
     beside = path.parent / "images" / name
     return beside if not direct.is_file() and beside.is_file() else direct
+
+
+# ---- webdataset shards ----
 
 
 def shards_in(folder: Path) -> list[Path]:
@@ -235,30 +272,28 @@ def shards_in(folder: Path) -> list[Path]:
     Raises:
         DataError: another number of them than the ``nshards.txt`` beside them promises.
     """
-    paths = sorted(
-        (path for path in folder.glob("*.tar") if not is_stray(path.name)),
-        key=lambda path: by_number(path.name),
-    )
+    tars = [path for path in folder.glob("*.tar") if not is_stray(path.name)]
+    tars.sort(key=lambda path: by_number(path.name))
+
+    # clip_benchmark's export writes nshards.txt: a download that broke off shows by it
     promise = folder / "nshards.txt"
-    if paths and promise.exists():
+    if tars and promise.exists():
         text = promise.read_text(encoding="utf-8", errors="replace").strip()
-        if text != str(len(paths)):
-            raise DataError(
-                f"{promise} promises {text[:20]} shards, and {len(paths)} are there",
-                "fetch the missing shards",
-            )
-    return paths
+        if text != str(len(tars)):
+            problem = f"{promise} promises {text[:20]} shards, and {len(tars)} are there"
+            raise DataError(problem, "fetch the missing shards")
+    return tars
 
 
 def read_labelled(
     paths: Sequence[Path], num_classes: int | None, with_captions: bool = False
 ) -> list[Picture]:
-    """Pictures with the label of their ``.cls``, in the order of the shards.
+    """Images with the label of their ``.cls``, in the order of the shards.
 
     ``num_classes`` bounds the labels; None leaves them open above.
 
     Raises:
-        UserError: a damaged shard, a sample without picture or label, a label that is none.
+        UserError: a damaged shard, a sample without image or label, a label that is none.
     """
     return [
         _labelled(path, sample, num_classes, with_captions)
@@ -268,21 +303,23 @@ def read_labelled(
 
 
 def read_captioned(paths: Sequence[Path]) -> list[Picture]:
-    """Pictures with the captions of their ``.txt``, one a line. Raises UserError as
-    ``read_labelled`` does.
+    """Images with the captions of their ``.txt``, one a line.
+
+    Raises:
+        UserError: as ``read_labelled`` does.
     """
     pictures = []
     for path in paths:
         for sample in _samples(path):
-            picture, where = _picture(path, sample, "txt", "caption")
+            place, where = _picture(path, sample, "txt", "caption")
             text = read_member(path, sample.members["txt"]).decode("utf-8", errors="replace")
+
+            # a line a caption: a set for retrieval has several of each image
             captions = tuple(line.strip() for line in text.splitlines() if line.strip())
             if not captions:
-                raise DataError(
-                    f"{where} has an empty caption",
-                    "a sample to be retrieved needs words; remove it",
-                )
-            pictures.append(Picture(path, picture, where, captions=captions))
+                fix = "a sample to be retrieved needs words; remove it"
+                raise DataError(f"{where} has an empty caption", fix)
+            pictures.append(Picture(path, place, where, captions=captions))
     return pictures
 
 
@@ -293,12 +330,15 @@ def has_member(paths: Sequence[Path], extension: str) -> bool:
 
 
 def read_names(path: Path) -> list[str]:
-    """Class names in label order, from classnames.txt (one a line) or .json (a list). Raises
-    UserError for anything else.
+    """Class names in label order, from classnames.txt (one a line) or .json (a list).
+
+    Raises:
+        UserError: the file holds anything else.
     """
     text = path.read_text(encoding="utf-8-sig", errors="replace")
     if path.suffix == ".txt":
         return [line.strip() for line in text.splitlines() if line.strip()]
+
     try:
         names = json.loads(text)
     except json.JSONDecodeError as error:
@@ -311,37 +351,38 @@ def read_names(path: Path) -> list[str]:
 def _samples(path: Path) -> Sequence[Sample]:
     shard = index_shard(path)
     if shard.damage.total:
-        raise DataError(
-            f"a damaged shard cannot be scored: {shard.damage.summary()}",
-            f"fetch {path.name} again",
-        )
+        problem = f"a damaged shard cannot be scored: {shard.damage.summary()}"
+        raise DataError(problem, f"fetch {path.name} again")
     return shard.samples
 
 
 def _picture(
     path: Path, sample: Sample, other: str, other_name: str
 ) -> tuple[tuple[int, int], str]:
-    """Place of the picture, and its name for messages."""
+    """Place of the image, and its name for messages; ``other`` is the extension beside it."""
     where = f"{path}:{sample.key}"
-    picture = next((sample.members[ext] for ext in IMAGE_EXTENSIONS if ext in sample.members), None)
-    if picture is None or other not in sample.members:
-        has = ", ".join(f".{ext}" for ext in sample.members)
+    place = next((sample.members[ext] for ext in IMAGE_EXTENSIONS if ext in sample.members), None)
+    if place is None or other not in sample.members:
+        members = ", ".join(f".{ext}" for ext in sample.members)
         raise UserError(
-            f"{where} needs a picture ({', '.join(IMAGE_EXTENSIONS)}) and a {other_name} (.{other}); it has {has}"
+            f"{where} needs a picture ({', '.join(IMAGE_EXTENSIONS)}) and a {other_name}"
+            f" (.{other}); it has {members}"
         )
-    return picture, where
+    return place, where
 
 
 def _labelled(path: Path, sample: Sample, num_classes: int | None, with_captions: bool) -> Picture:
-    picture, where = _picture(path, sample, "cls", "label")
+    place, where = _picture(path, sample, "cls", "label")
+
+    # read as bytes: bytes.isdigit() takes ASCII digits only, and no sign
     text = read_member(path, sample.members["cls"]).strip()
     label = int(text) if text.isdigit() and len(text) < 8 else -1
     if label < 0 or (num_classes is not None and label >= num_classes):
         last = "up" if num_classes is None else f"to {num_classes - 1}"
         raise UserError(f"{where} has the label {text[:20]!r}; a label is a number from 0 {last}")
+
     captions: tuple[str, ...] = ()
     if with_captions and "txt" in sample.members:
-        captions = (
-            read_member(path, sample.members["txt"]).decode("utf-8", errors="replace").strip(),
-        )
-    return Picture(path, picture, where, label, captions)
+        data = read_member(path, sample.members["txt"])
+        captions = (data.decode("utf-8", errors="replace").strip(),)
+    return Picture(path, place, where, label, captions)

@@ -1,7 +1,8 @@
-"""Masks as they are stored and what their values mean: a file -> the label of each pixel, or a
-sentence and no score.
+"""Masks as they are stored and what their values mean: a file -> the label of each pixel.
 
-Flow: ``read_values(data, where)`` -> the numbers of a grey or palette picture ->
+What cannot be read with certainty is a sentence and no score.
+
+Flow: ``read_values(data, where)`` -> the numbers of a grey or palette image ->
 ``MaskRule.labels`` -> labels 0..C-1, with the pixels that are not scored marked as
 `silc_bench.datasets.dataset.ignore_of` says. A palette's indices are the labels, as in Pascal VOC.
 Colours are refused: which colour would be which class is not in the file.
@@ -37,7 +38,7 @@ class MaskRule:
 
     Attributes:
         names: of labels 0..C-1.
-        has_background: whether label 0 is all that no class names.
+        has_background: whether label 0 is everything that no class names.
         stored: the value of each class in the files, in label order; empty: 0..C-1.
         ignored: values of pixels that are not scored.
         not_scored: the same in words, for the protocol.
@@ -53,6 +54,7 @@ class MaskRule:
 
     @property
     def values(self) -> tuple[int, ...]:
+        """The value of each class in the files, in label order."""
         return self.stored or tuple(range(len(self.names)))
 
     def policy(self) -> dict[str, str]:
@@ -63,25 +65,30 @@ class MaskRule:
         }
 
     def labels(self, values: np.ndarray, where: str) -> np.ndarray:
-        """[H, W] stored values -> [H, W] labels, uint8 or, for more than 254 classes, uint16.
+        """[H, W] stored values -> [H, W] labels: uint8, or uint16 for more than 254 classes.
 
         Raises:
-            DataError: a value that is neither a class nor ignored, with the file, the value and how
-            many pixels have it.
+            DataError: a value that is neither a class nor ignored, with the file, the value and
+                how many pixels have it.
         """
         assert len(self.values) == len(self.names), (len(self.values), len(self.names))
         dtype = np.uint8 if len(self.names) <= MOST_IN_8_BITS else np.uint16
+
+        # a table over all values that the file could hold; what is ignored keeps the greatest
+        # value of its type, as ``ignore_of`` says
         size = 256 if values.dtype.itemsize == 1 else 65536
-        table, is_known = np.full(size, np.iinfo(dtype).max, dtype), np.zeros(size, bool)
+        table = np.full(size, np.iinfo(dtype).max, dtype)
+        is_known = np.zeros(size, bool)
         for label, value in enumerate(self.values):
             if value < size:
-                table[value], is_known[value] = label, True
+                table[value] = label
+                is_known[value] = True
         is_known[[value for value in self.ignored if value < size]] = True
+
         if not is_known[values].all():
             counts = np.bincount(values.ravel(), minlength=size)
-            raise DataError(
-                self._problem(where, np.flatnonzero((counts > 0) & ~is_known), counts), self.fix
-            )
+            unknown = np.flatnonzero((counts > 0) & ~is_known)
+            raise DataError(self._problem(where, unknown, counts), self.fix)
         return table[values]
 
     def _problem(self, where: str, unknown: np.ndarray, counts: np.ndarray) -> str:
@@ -89,7 +96,10 @@ class MaskRule:
         others = f" (and {len(unknown) - 1} other values)" if len(unknown) > 1 else ""
         allowed = f"{len(self.names)} classes have the values {_ranges(self.values)}"
         ignored = f", and {_ranges(self.ignored)} is not scored" if self.ignored else ""
-        return f"{where} has the value {first}{others} in {counts[first]:,} pixels: the {allowed}{ignored}"
+        return (
+            f"{where} has the value {first}{others} in {counts[first]:,} pixels:"
+            f" the {allowed}{ignored}"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,102 +116,109 @@ class MaskFile:
     def labels(self) -> np.ndarray:
         """[H, W]. Raises DataError for what is no mask of the set."""
         size = self.path.stat().st_size
-        return self.rule.labels(
-            read_values(read_member(self.path, (0, size)), self.where), self.where
-        )
+        data = read_member(self.path, (0, size))
+        return self.rule.labels(read_values(data, self.where), self.where)
 
 
 def read_values(data: bytes, where: str) -> np.ndarray:
     """[H, W] uint8 or uint16: the numbers that a mask's file holds, not what a viewer would show.
 
     Raises:
-        DataError: no picture, a damaged one, one in colours, or a format that does not keep values.
+        DataError: no image, a damaged one, one in colours, or a format that does not keep values.
     """
     try:
         image = Image.open(io.BytesIO(data))
         if image.width * image.height > MAX_PIXELS:
-            raise DataError(
-                f"{where} claims {image.width:,} x {image.height:,} pixels", FETCH_AGAIN
-            )
+            problem = f"{where} claims {image.width:,} x {image.height:,} pixels"
+            raise DataError(problem, FETCH_AGAIN)
         _check_kind(image, where)
+
+        # how the file packs its pixels is known only before they are decoded
         scale = _SCALED.get(_raw_mode(image), 1)
         values = np.asarray(image)
     except DataError:
         raise
     except (Image.DecompressionBombError, *BROKEN_IMAGE) as error:
         raise DataError(f"{where} is damaged: {what_broke(error)}", FETCH_AGAIN) from error
+
     if values.dtype == np.bool_:
         return values.astype(np.uint8)
+
+    # Pillow opens some files of 16 bits in 32
     if values.dtype.itemsize > 2:
-        if values.min() < 0 or values.max() > 65535:
-            raise DataError(
-                f"{where} has values from {values.min()} to {values.max()}, beyond 16 bits",
-                SAVE_AS_GREY,
-            )
+        low, high = values.min(), values.max()
+        if low < 0 or high > 65535:
+            problem = f"{where} has values from {low} to {high}, beyond 16 bits"
+            raise DataError(problem, SAVE_AS_GREY)
         return values.astype(np.uint16)
     return values // scale if scale > 1 else values
 
 
 def check_names(names: Sequence[str], source: str) -> tuple[str, ...]:
-    """Names of labels, stripped. Raises DataError: none, an empty one, one twice, more than 16 bits
-    tell apart.
+    """Names of labels, stripped.
+
+    Raises:
+        DataError: no names, an empty one, one twice, or more than 16 bits tell apart.
     """
     stripped = tuple(name.strip() for name in names)
     if not stripped or not all(stripped):
-        raise DataError(
-            f"{source} has {'no names' if not stripped else 'an empty name'}",
-            "give each class a name",
-        )
+        lack = "no names" if not stripped else "an empty name"
+        raise DataError(f"{source} has {lack}", "give each class a name")
+
     twice = next((name for name in stripped if stripped.count(name) > 1), None)
     if twice is not None:
-        raise DataError(
-            f"{source} names {twice!r} twice",
-            "classes of one name cannot be told apart: rename one",
-        )
+        fix = "classes of one name cannot be told apart: rename one"
+        raise DataError(f"{source} names {twice!r} twice", fix)
+
+    # 65,536 values, less the one of pixels that are not scored
     if len(stripped) > 65535:
-        raise DataError(
-            f"{source} names {len(stripped):,} classes", "masks of 16 bits tell 65,535 apart"
-        )
+        problem = f"{source} names {len(stripped):,} classes"
+        raise DataError(problem, "masks of 16 bits tell 65,535 apart")
     return stripped
 
 
 def _check_kind(image: Image.Image, where: str) -> None:
+    """Raise DataError for an image whose numbers may not be those that were meant."""
     if image.format not in FORMATS:
         problem = f"{where} is a {image.format} file, which does not keep values as they were"
         raise DataError(problem, "save masks as PNG from their source: this file has lost them")
+
     if image.mode not in _GREY | _GREY_16:
         kind = "an alpha channel" if image.mode in ("LA", "PA", "La") else f"colours ({image.mode})"
         raise DataError(f"{where} has {kind}, and a mask has one number a pixel", SAVE_AS_GREY)
+
+    # TIFF's "white is zero", which Pillow turns over while it decodes
     if _raw_mode(image).endswith(("L;I", "1;I")):
-        raise DataError(
-            f"{where} is stored inverted (white is 0), so its numbers may be meant either way",
-            SAVE_AS_GREY,
-        )
+        problem = f"{where} is stored inverted (white is 0), so its numbers may be meant either way"
+        raise DataError(problem, SAVE_AS_GREY)
 
 
 def _raw_mode(image: Image.Image) -> str:
     """How the file packs its pixels, such as "L;4"."""
+    # a decoder's arguments: the raw mode, or a tuple that begins with it
     tile = getattr(image, "tile", None)
     args = tile[0][3] if tile else ""
-    return (
-        args if isinstance(args, str) else str(args[0]) if isinstance(args, tuple) and args else ""
-    )
+    if isinstance(args, tuple) and args:
+        return str(args[0])
+    return args if isinstance(args, str) else ""
 
 
 def _ranges(values: Sequence[int]) -> str:
-    """ "0 to 18", "7, 8, 11 to 13"."""
-    parts: list[list[int]] = []
+    """Values in words: "0 to 18", "7, 8, 11 to 13"; six ranges at most."""
+    ranges: list[list[int]] = []
     for value in sorted(values):
-        if parts and value == parts[-1][1] + 1:
-            parts[-1][1] = value
+        if ranges and value == ranges[-1][1] + 1:
+            ranges[-1][1] = value
         else:
-            parts.append([value, value])
-    shown = [str(low) if low == high else f"{low} to {high}" for low, high in parts]
-    return ", ".join(shown[:6]) + (", ..." if len(shown) > 6 else "")
+            ranges.append([value, value])
+
+    shown = [str(low) if low == high else f"{low} to {high}" for low, high in ranges]
+    more = ", ..." if len(shown) > 6 else ""
+    return ", ".join(shown[:6]) + more
 
 
 class Mask(Protocol):
-    """Where the labels of a picture's pixels come from (silc_bench.datasets.masks)."""
+    """Where the labels of an image's pixels come from: a file, or outlines that are drawn."""
 
     @property
     def where(self) -> str:
