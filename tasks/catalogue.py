@@ -3,7 +3,7 @@
 Everything here is read from the data root: layouts and counts stand in docs/datasets.md. A set more
 is a line in one of the tables below, beside its lines in `silc_bench.datasets`.
 
-Which families measure a set of pictures with masks: the named ones (catalog.py) and the user's own
+Which families measure a set of images with masks: the named ones (catalog.py) and the user's own
 (own_data.py).
 
 Tasks of the user's own data: ``own_tasks("folder:pets")`` -> pets/zeroshot, with a train folder the
@@ -102,8 +102,9 @@ def segmentation_tasks(
     words: tuple[tuple[str, ...], ...] | None = None,
     needs_data_root: bool = False,
 ) -> list[Task]:
-    """What needs "test" alone, objects where the first label is a background; with "train" also
-    what is learned.
+    """The tasks of dense sets: what needs "test" alone, and with "train" also what is learned.
+
+    Object discovery is among them where the first label is a background.
 
     Args:
         words: of each label, asked for instead of its name.

@@ -1,14 +1,13 @@
-"""Image-text retrieval by cosine, both ways: which caption belongs to a picture, which picture to a
-caption.
+"""Image-text retrieval by cosine, both ways: from an image to captions, from a caption to images.
 
-``text_retrieval_recall@k`` (picture -> captions): is one of the picture's own captions among the k
-nearest. ``image_retrieval_recall@k`` (caption -> pictures): is a picture with this caption among
-the k nearest. Captions are compared by their words: one that describes several pictures is right
+``text_retrieval_recall@k`` (image -> captions): is one of the image's own captions among the k
+nearest. ``image_retrieval_recall@k`` (caption -> images): is an image with this caption among
+the k nearest. Captions are compared by their words: one that describes several images is right
 for each of them, and stands in the gallery once. Where no caption repeats, as nearly none does in
 COCO, this is the protocol of CLIP and clip_benchmark.
 
-The main metric is text retrieval at 1: a picture tells its most detailed caption, while a short
-caption ("a circle") fits more pictures than the ones it was written for.
+The main metric is text retrieval at 1: an image tells its most detailed caption, while a short
+caption ("a circle") fits more images than the ones it was written for.
 """
 
 from __future__ import annotations
@@ -32,9 +31,8 @@ KS = (1, 5, 10)
 
 @dataclass(kw_only=True, eq=False)
 class Retrieval(SourcedTask):
-    version: int = (
-        2  # exact scores: before, two captions closer than fp32 can tell were ordered by chance
-    )
+    # exact scores: before, two captions closer than fp32 can tell were ordered by chance
+    version: int = 2
     group: str = "retrieval"
     main_metric: str = "text_retrieval_recall@1"
     requires: frozenset[str] = frozenset({"image", "text"})
@@ -53,7 +51,7 @@ class Retrieval(SourcedTask):
         text_ranks, image_ranks = retrieval_ranks(
             features.image("test"), features.text(captions), right
         )
-        image_ranks = image_ranks[texts]  # a query for each caption of each picture
+        image_ranks = image_ranks[texts]  # a query for each caption of each image
 
         values: dict[str, float] = {}
         errors: dict[str, float] = {}
@@ -81,8 +79,9 @@ class Retrieval(SourcedTask):
 
 
 def captions_of(dataset: ImageDataset) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """(picture, index of its caption) for each caption of each picture, [P] and [P], and the
-    distinct captions.
+    """(image, index of its caption) for each caption of each image, and the distinct captions.
+
+    The two are [P] and [P].
     """
     assert dataset.captions is not None, f"{dataset.name}/{dataset.split} has no captions"
     pairs = [
@@ -95,7 +94,7 @@ def captions_of(dataset: ImageDataset) -> tuple[np.ndarray, np.ndarray, list[str
 
 
 def _recall_stderr(hits: np.ndarray, asked_by: np.ndarray) -> float:
-    """Over the pictures that asked: the captions of one picture are hit or missed together."""
+    """Over the images that asked: the captions of one image are hit or missed together."""
     counts = np.stack([np.bincount(asked_by, weights=hits), np.bincount(asked_by)], axis=1)
     return stats.bootstrap_stderr(counts, lambda sums: sums[:, 0] / sums[:, 1])
 

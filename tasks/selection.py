@@ -13,8 +13,9 @@ from silc_bench.task import Task, registered
 
 
 def all_tasks() -> dict[str, Task]:
-    """Every registered task by name. Our own families come from this folder; others from entry
-    points.
+    """Every registered task by name.
+
+    Our own families come from this folder; others from entry points.
     """
     # each registers its tasks when it is imported
     from silc_bench.tasks import catalogue, retrieval  # noqa: F401
@@ -26,8 +27,9 @@ def all_tasks() -> dict[str, Task]:
 
 
 def current_version(name: str) -> int | None:
-    """The version that a task of this name has today; of the user's own data, its family's. None: a
-    task that is not known.
+    """The version that a task of this name has today; of the user's own data, its family's.
+
+    None: a task that is not known.
     """
     known = all_tasks()
     if name in known:
@@ -39,9 +41,12 @@ def current_version(name: str) -> int | None:
 
 
 def select(patterns: Iterable[str]) -> list[Task]:
-    """Tasks named by exact name, family ("zeroshot"; "segmentation" covers "segmentation_*"),
-    dataset, group or glob, and tasks of the user's own data: "folder:PATH", "captions:FILE",
-    "wds:PATTERN", "seg:IMAGES,MASKS,CLASSES.json", with "#family" one of them (tasks/catalogue.py).
+    """The tasks that ``patterns`` name, in the order of their names.
+
+    A pattern is an exact name, a family ("zeroshot"; "segmentation" covers "segmentation_*"), a
+    dataset, a group or a glob, or a word for the user's own data: "folder:PATH", "captions:FILE",
+    "wds:PATTERN", "seg:IMAGES,MASKS,CLASSES.json", with "#family" one of its tasks
+    (tasks/catalogue.py).
 
     Raises:
         UserError: a pattern that matches nothing (the nearest names are given), or two sets that
@@ -103,8 +108,11 @@ def measurable(
 
 
 def words_of(text: str) -> list[str]:
-    """The patterns of a command line, separated by commas; commas in braces ("wds:{a,b}.tar")
-    separate nothing, nor do the two in "seg:IMAGES,MASKS,CLASSES.json"."""
+    """The patterns of a command line, separated by commas.
+
+    Commas in braces ("wds:{a,b}.tar") separate nothing, nor do the two in
+    "seg:IMAGES,MASKS,CLASSES.json".
+    """
     parts = [part.strip() for part in re.split(r",(?![^{}]*\})", text)]
     words = []
     while parts:

@@ -1,8 +1,7 @@
-"""Where tasks take their data: one function a dataset, called with the command's data root and
-limit.
+"""Where tasks take their data: one function a dataset, called with the data root and the limit.
 
 ``shapes("test", 1000)`` is a source; ``source(data_root, limit)`` an ImageDataset. Tasks that name
-the same source get equal fingerprints, so a picture that five of them score is encoded once.
+the same source get equal fingerprints, so an image that five of them score is encoded once.
 ``limit`` thins out every role, training pools too.
 """
 
@@ -33,8 +32,9 @@ class SourcedTask:
         return {role: source(data_root, limit) for role, source in self.sources.items()}
 
     def missing(self, data_root: Path) -> str | None:
-        """What the data root does not hold, as "imagenet1k/train"; None when all is there, whatever
-        may be wrong with it.
+        """What the data root does not hold, as "imagenet1k/train".
+
+        None when all is there, whatever may be wrong with it.
         """
         for source in self.sources.values():
             if isinstance(source, NamedSource) and not source.is_there(data_root):
@@ -44,8 +44,9 @@ class SourcedTask:
 
 @dataclass(frozen=True)
 class NamedSource:
-    """A split of a named set (silc_bench.datasets.public.load), counted in whole before ``limit``
-    pictures of it are taken.
+    """A split of a named set (silc_bench.datasets.public.load).
+
+    The set is counted in whole before ``limit`` images of it are taken.
     """
 
     name: str
@@ -91,7 +92,7 @@ def cifar100(split: str) -> Source:
 
 @dataclass(frozen=True)
 class OwnSource:
-    """A split of the user's own pictures; the data root does not matter."""
+    """A split of the user's own images; the data root does not matter."""
 
     own: OwnData | OwnMasks
     split: str

@@ -1,11 +1,10 @@
-"""Dense features of a dataset, streamed picture by picture: each is encoded once for all the tasks
-that read it.
+"""Dense features of a dataset, one image at a time, encoded once for all the tasks that read them.
 
 Flow: ``grids = DenseFeatures(...)``; ``grids.expect(dataset, view, methods)`` for everything that a
-command will ask; then ``grids(dataset, view, method)`` yields a DensePicture for each picture, in
+command will ask; then ``grids(dataset, view, method)`` yields a DensePicture for each image, in
 order, as often as it is called.
 
-Windows are batched across pictures, and one forward pass gives every method that was announced. The
+Windows are batched across images, and one forward pass gives every method that was announced. The
 grids are rounded to fp16 at once, so that what is read again equals what was read first; they are
 kept in the store, or without one in memory, as long as a dataset's fit into a share of it, and are
 encoded again where they do not.
@@ -41,13 +40,11 @@ TOKENS = {"cpu": 1 << 13, "cuda": 1 << 16}  # patches of one forward pass: bound
 T = TypeVar("T")
 Found: TypeAlias = tuple[
     tuple[int, int], np.ndarray
-]  # sides of the resized picture, fp16 [gh, gw, D]
+]  # sides of the resized image, fp16 [gh, gw, D]
 
 
 def native_view(model: DenseModel) -> View:
-    """The picture at the size that the model was trained at, aspect kept, in windows that overlap
-    by half.
-    """
+    """The image at the size the model was trained at, aspect kept, in windows that half overlap."""
     cells = model.image_size // model.patch_size
     window = cells * model.patch_size  # So400m/14 at 384 sees 378
     return View(window, window, max(1, cells // 2) * model.patch_size)
@@ -60,7 +57,7 @@ def cosines_with(classes: np.ndarray) -> Logits:
 
 
 def image_protocol(model: DenseModel, view: View | None) -> dict[str, Any]:
-    """All that is done to a picture before ``model`` sees it, as JSON."""
+    """All that is done to an image before ``model`` sees it, as JSON."""
     pipeline = _pipeline(model)
     view = view or native_view(model)
     colours = {name: getattr(pipeline, name) for name in ("mean", "std")}
@@ -115,10 +112,10 @@ class DenseFeatures:
     def __call__(
         self, dataset: ImageDataset, view: View | None, method: str
     ) -> Iterator[DensePicture]:
-        """Every picture in order. ``view`` None: the model's own.
+        """Every image in order. ``view`` None: the model's own.
 
         Raises:
-            UserError: the model cannot do the method, a picture is damaged or too long and thin.
+            UserError: the model cannot do the method, an image is damaged or too long and thin.
             RunError: a feature is not finite.
         """
         view = view or native_view(self.model)
@@ -170,8 +167,9 @@ class DenseFeatures:
     def _encode(
         self, dataset: ImageDataset, view: View, indices: Sequence[int], methods: Sequence[str]
     ) -> Generator[tuple[tuple[int, int], dict[str, np.ndarray]], None, None]:
-        """(sides of the resized picture, {method: fp16 [gh, gw, D]}) of each picture; nothing is
-        computed before the first.
+        """(sides of the resized image, {method: fp16 [gh, gw, D]}) of each image.
+
+        Nothing is computed before the first is asked for.
         """
         if not indices:
             return
@@ -207,8 +205,9 @@ class DenseFeatures:
         pipeline: ImagePipeline,
         opened: deque[_Open],
     ) -> Iterator[tuple[_Open, int, Tensor]]:
-        """(picture, number of the window, normalised pixels [3, S, S]); each picture is put into
-        ``opened`` as it begins.
+        """(image, number of the window, normalised pixels [3, S, S]) of every window in order.
+
+        Each image is put into ``opened`` as it begins.
         """
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in (pipeline.mean, pipeline.std))
         resized = _Resized(dataset, view, pipeline.interpolation, indices)
@@ -224,7 +223,7 @@ class DenseFeatures:
 
 
 class _Open:
-    """A picture some of whose windows are encoded."""
+    """An image some of whose windows are encoded."""
 
     def __init__(self, index: int, layout: Layout) -> None:
         self.index, self.layout = index, layout
@@ -245,7 +244,7 @@ class _Open:
             )
             with np.errstate(
                 over="ignore"
-            ):  # infinite, and reported as such when the picture is whole
+            ):  # infinite, and reported as such when the image is whole
                 grid[row * cells : (row + 1) * cells, column * cells : (column + 1) * cells] = (
                     values
                 )
@@ -277,7 +276,7 @@ class _Kept:
 
 
 class _Resized(Dataset):
-    """(index, uint8 [h, w, 3]) of the pictures ``indices``."""
+    """(index, uint8 [h, w, 3]) of the images ``indices``."""
 
     def __init__(
         self, dataset: ImageDataset, view: View, interpolation: str, indices: Sequence[int]

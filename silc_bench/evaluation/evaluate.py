@@ -1,10 +1,11 @@
-"""Measure one model on some tasks: refuse first, skip what is known, encode once, save each record
-as soon as it exists.
+"""Measure one model on some tasks, and save each record as soon as it exists.
+
+The order: refuse first, skip what is known, encode once.
 
 Flow: ``evaluate(load_model("runs/a:teacher"), select(["zeroshot", "dense"]), ...)`` -> check what
 the model can do -> load and fingerprint all data -> drop the measurements that ``results_dir``
 already holds -> for each task left: encode what is not encoded yet, score, save. Whatever can be
-wrong with the input is found before the first picture is encoded.
+wrong with the input is found before the first image is encoded.
 """
 
 from __future__ import annotations
@@ -73,15 +74,15 @@ def evaluate(
         model_source: what the user asked for, kept in the records.
         feature_point: where image embeddings are read (models.FEATURE_POINTS); tasks that compare
         them with text need "pooled". protocol: whose prompts and preprocessing; None: native.
-        limit: pictures a split, evenly spread; the records say so and never rank.
+        limit: images a split, evenly spread; the records say so and never rank.
         existing: what to do about a measurement that is known: "skip" it, "overwrite" it, or
         "error" before any work. store: where embeddings, and fingerprints of data, outlive the
-        command. is_compiled: pictures through torch.compile, which changes last bits at most.
+        command. is_compiled: images through torch.compile, which changes last bits at most.
         on_result: called with each record and whether it was measured now.
 
     Raises:
         UserError: the model cannot do a task, data is missing or damaged, an option is unknown,
-        ``existing="error"``. RunError: some tasks failed. As after a damaged picture (UserError),
+        ``existing="error"``. RunError: some tasks failed. As after a damaged image (UserError),
         the records of the other tasks are saved.
     """
     if existing not in EXISTING:
@@ -139,8 +140,9 @@ def _each(
     save: Callable[[Record, bytes], None],
     on_result: Callable[[Record, bool], None],
 ) -> list[Record]:
-    """Records in the order of ``plans``, each saved as soon as it exists. A task that fails stops
-    no other.
+    """Records in the order of ``plans``, each saved as soon as it exists.
+
+    A task that fails stops no other.
     """
     records: list[Record] = []
     failures: dict[str, Exception] = {}

@@ -1,21 +1,22 @@
-"""Encode once, score many times: a model's features for every task of one command, and of the
-commands after it.
+"""Encode once, score many times: the features of one model for every task of one command.
+
+The store keeps them for the commands after it.
 
 Flow: ``extract = Extractor(model, device=...)`` once a command; ``features =
 extract(task.load(...))`` for each task; the task asks ``features.image("test")``,
 ``.text(prompts)``, ``.grids("test", view, method)`` and nothing is encoded before that.
 
 - Pooled image embeddings are kept by the *content* of the dataset (its fingerprint), text
-  embeddings by the text itself: tasks that share pictures or prompts share the encoding. An
+  embeddings by the text itself: tasks that share images or prompts share the encoding. An
   Extractor belongs to one model, whose weights do not change.
 - A `silc_bench.system.cache.Store` keeps both on disk, part by part: what was finished is never
   encoded again, after a kill neither.
-- Dense features come picture by picture from `silc_bench.evaluation.dense_features`.
-- Pictures are decoded and preprocessed by ``num_workers`` processes (0: in this one).
+- Dense features come image by image from `silc_bench.evaluation.dense_features`.
+- Images are decoded and preprocessed by ``num_workers`` processes (0: in this one).
 
-Shapes: N pictures or texts, B of them in a batch, D embedding.
+Shapes: N images or texts, B of them in a batch, D embedding.
 
-Features of pictures encoded by several processes, each its share, with the bits that one process
+Features of images encoded by several processes, each its share, with the bits that one process
 would get.
 
 Flow: ``SharedExtractor`` stands in for ``Extractor`` where torchrun started several ranks: they
@@ -55,8 +56,9 @@ PART_ROWS = 1024  # about what the store writes at a time: a few seconds of work
 
 
 def choose_device(name: str) -> torch.device:
-    """``auto`` is the GPU where there is one. Raises UserError for an unknown name or a GPU that is
-    not there.
+    """``auto`` is the GPU where there is one.
+
+    Raises UserError for an unknown name or a GPU that is not there.
     """
     if name not in DEVICES:
         raise unknown_name("device", name, DEVICES)
@@ -78,13 +80,14 @@ def choose_precision(name: str, device: torch.device) -> str:
 
 
 class Extractor:
-    """Encodes for one model and keeps what it encoded; called with a task's data it gives that
-    task's Features.
+    """Encodes for one model and keeps what it encoded.
+
+    Called with a task's data it gives that task's Features.
 
     Args:
         feature_point: where image embeddings are read (models.FEATURE_POINTS).
         store: where embeddings outlive the command; None: nowhere.
-        is_compiled: pictures through torch.compile: pays off from some thousand pictures on.
+        is_compiled: images through torch.compile: pays off from some thousand images on.
     """
 
     def __init__(
@@ -126,22 +129,22 @@ class Extractor:
     def __call__(
         self, data: Mapping[str, ImageDataset], pipeline: ImagePipeline | None = None
     ) -> DatasetFeatures:
-        """A task's Features; ``pipeline`` is done to the pictures instead of the model's own
-        preprocessing.
-        """
+        """A task's Features; ``pipeline`` takes the place of the model's own preprocessing."""
         return DatasetFeatures(self, data, pipeline)
 
     def expect(self, task: Task, data: Mapping[str, ImageDataset]) -> None:
-        """``task`` will be scored on ``data``: dense features that several tasks read are then
-        encoded in one pass.
+        """``task`` will be scored on ``data``.
+
+        Dense features that several tasks read are then encoded in one pass.
         """
         if isinstance(task, DenseTask):
             for role, methods in task.dense_needs().items():
                 self.grids.expect(data[role], task.view, methods)
 
     def image(self, dataset: ImageDataset, pipeline: ImagePipeline | None = None) -> np.ndarray:
-        """[N, D] fp32, in the dataset's order. What the store holds is not encoded; each finished
-        part goes into it.
+        """[N, D] fp32, in the dataset's order.
+
+        What the store holds is not encoded; each finished part goes into it.
         """
         preprocess = pipeline or self.model.preprocess
         image = pipeline.as_dict() if pipeline else self.model.image_protocol
@@ -162,8 +165,9 @@ class Extractor:
 
     @property
     def part_size(self) -> int:
-        """Rows a part: whole batches, so that an extraction that goes on encodes the same batches,
-        and so the same bits.
+        """Rows a part, always whole batches.
+
+        An extraction that goes on after a kill then encodes the same batches, and so the same bits.
         """
         return self.batch_size * max(1, PART_ROWS // self.batch_size)
 
@@ -224,8 +228,9 @@ class Extractor:
                 advance(len(batch))
 
     def _entry(self, **what: Any) -> Entry | None:
-        """Where the store keeps embeddings of this kind: named by everything that can change one of
-        their bits.
+        """Where the store keeps embeddings of this kind.
+
+        The entry is named by everything that can change one of their bits.
         """
         if self.store is None:
             return None
@@ -303,9 +308,7 @@ class Extractor:
 
 
 class DatasetFeatures:
-    """What `silc_bench.task.Features` promises: one task's data beside the extractor that encodes
-    it.
-    """
+    """What `silc_bench.task.Features` promises: a task's data beside the extractor."""
 
     def __init__(
         self, extractor: Extractor, data: Mapping[str, ImageDataset], pipeline: ImagePipeline | None
@@ -326,7 +329,7 @@ class DatasetFeatures:
 
 
 class _Preprocessed(Dataset):
-    """(index, [3, H, W]) as the model sees its pictures."""
+    """(index, [3, H, W]) as the model sees its images."""
 
     def __init__(self, preprocess: Callable[[Image.Image], Tensor], dataset: ImageDataset) -> None:
         self.preprocess = preprocess
@@ -371,8 +374,9 @@ class SharedExtractor(Extractor):
     def _encode_share(
         self, pictures: _Preprocessed, parts: list[slice], features: np.ndarray
     ) -> None:
-        """Every W-th batch of ``parts`` into its rows. Where ranks fail, all of them raise the
-        error of the first.
+        """Every W-th batch of ``parts`` into its rows.
+
+        Where ranks fail, all of them raise the error of the first.
         """
         batches = [
             range(start, min(start + self.batch_size, part.stop))

@@ -1,5 +1,4 @@
-"""How a class becomes text: named sets of prompts, what is cleaned from them, and how their
-embeddings are averaged.
+"""How a class becomes text: named sets of prompts, their cleaning, the mean of their embeddings.
 
 Flow: ``named_prompts()["openai80"]`` or ``read_per_class(Path("cupl.json"))`` ->
 ``with_prompts(task, prompts)`` gives the same task asking in other words -> its score calls
@@ -74,8 +73,9 @@ AVERAGES = ("embeddings", "logits")
 
 
 def _bigvision(text: str) -> str:
-    """Lower case, no punctuation, underscores and runs of white space become one space (big_vision,
-    prompt_engineering.py).
+    """Lower case, no punctuation; underscores and runs of white space become one space.
+
+    Source: big_vision, prompt_engineering.py.
     """
     text = text.replace("_", " ").translate(str.maketrans("", "", string.punctuation))
     return re.sub(r"\s+", " ", text.lower()).strip()
@@ -86,8 +86,10 @@ CLEANINGS: dict[str, Callable[[str], str]] = {"none": lambda text: text, "bigvis
 
 @dataclass(frozen=True)
 class Prompts:
-    """Either ``templates``, in which "{c}" stands for the class name, or ``per_class``, whole
-    prompts by class name (CuPL).
+    """Templates for all classes, or whole prompts for each class.
+
+    Either ``templates``, in which "{c}" stands for the class name, or ``per_class``, whole prompts
+    by class name (CuPL).
 
     Raises:
         UserError: both or neither are given, a template lacks "{c}", a class has no prompt, a
@@ -97,9 +99,8 @@ class Prompts:
     name: str
     templates: tuple[str, ...] = ()
     per_class: Mapping[str, tuple[str, ...]] | None = None
-    text_cleaning: str = (
-        "none"  # done to the whole prompt, before the model's own tokenizer cleans it
-    )
+    # done to the whole prompt, before the model's own tokenizer cleans it
+    text_cleaning: str = "none"
     average: str = "embeddings"
 
     def __post_init__(self) -> None:
@@ -120,8 +121,9 @@ class Prompts:
             raise unknown_name("average over prompts", self.average, AVERAGES)
 
     def texts(self, class_names: Sequence[str]) -> list[list[str]]:
-        """The prompts of each class, cleaned. Raises UserError for classes that ``per_class``
-        lacks, and names them.
+        """The prompts of each class, cleaned.
+
+        Raises UserError for classes that ``per_class`` lacks, and names them.
         """
         clean = CLEANINGS[self.text_cleaning]
         if self.per_class is None:
@@ -143,8 +145,9 @@ class Prompts:
         return [[clean(prompt) for prompt in self.per_class[name]] for name in class_names]
 
     def protocol(self) -> dict[str, Any]:
-        """What moves a number, as JSON; prompts per class by their hash, for they can be tens of
-        thousands.
+        """What moves a number, as JSON.
+
+        Prompts per class stand there by their hash, for they can be tens of thousands.
         """
         words: dict[str, Any] = {"templates": list(self.templates)}
         if self.per_class is not None:
@@ -165,8 +168,9 @@ class Prompts:
 def class_embeddings(
     features: Features, class_names: Sequence[str], prompts: Prompts
 ) -> np.ndarray:
-    """[C, D]: the cosine with a picture's embedding, times its length, is the class's logit. Unit
-    length for "embeddings".
+    """[C, D]: the cosine with an image's embedding, times its length, is the class's logit.
+
+    Unit length for "embeddings".
     """
     texts = prompts.texts(class_names)
     starts = np.cumsum([0, *(len(own) for own in texts)])
@@ -177,8 +181,9 @@ def class_embeddings(
 
 @cache
 def named_prompts() -> dict[str, Prompts]:
-    """Sets for any classification dataset, by name; clip_benchmark and CLIP made the first two for
-    ImageNet.
+    """Sets for any classification dataset, by name.
+
+    clip_benchmark and CLIP made the first two for ImageNet.
     """
     sets = (
         Prompts("openai80", openai_templates("imagenet1k")),
@@ -189,8 +194,9 @@ def named_prompts() -> dict[str, Prompts]:
 
 
 def read_per_class(path: Path) -> Prompts:
-    """A JSON file {class name: [prompt, ...]} (CuPL, Pratt et al., 2023). Raises UserError for
-    anything else.
+    """A JSON file {class name: [prompt, ...]} (CuPL, Pratt et al., 2023).
+
+    Raises UserError for anything else.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -245,8 +251,9 @@ def own_templates(name: str) -> tuple[str, ...]:
 
 
 def openai_templates(dataset: str) -> tuple[str, ...]:
-    """OpenAI's prompts as clip_benchmark ships them (CLIP, notebooks/Prompt_Engineering); read as
-    data, nothing is imported.
+    """OpenAI's prompts as clip_benchmark ships them (CLIP, notebooks/Prompt_Engineering).
+
+    They are read as data: nothing of clip_benchmark is imported.
     """
     return tuple(_clip_benchmark("en_zeroshot_classification_templates.json")[dataset])
 
@@ -265,8 +272,9 @@ PROTOCOLS = ("native", "tcl", "sclip", "naclip", "clearclip")
 
 
 def class_words(dataset: str, protocol: str) -> tuple[tuple[str, ...], ...] | None:
-    """Words of each label in order, the background's too; None: the protocol takes the set's own
-    names.
+    """The words of each label in order, the background's too.
+
+    None: the protocol takes the set's own names.
 
     Raises:
         UserError: an unknown protocol.

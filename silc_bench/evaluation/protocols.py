@@ -1,17 +1,16 @@
-"""Named protocols: the choices that papers make silently, each set of them under one name and
-version.
+"""Named protocols: the choices that papers make silently, each set under one name and version.
 
 Flow: ``choose("bigvision")`` -> NamedProtocol; ``.task(task)`` is the task asked in its words, and
-``.pipeline(model, task)`` what is done to the pictures instead of the model's own preprocessing.
-The rule of names: a measurement whose words and pictures are the native ones is called native,
+``.pipeline(model, task)`` what is done to the images instead of the model's own preprocessing.
+The rule of names: a measurement whose words and images are the native ones is called native,
 whatever was asked for, so that nothing is measured twice under two names. Under openai80 kNN is
 native, which asks in no words, and so is ImageNet's zero-shot, whose own prompts are those 80.
 
 - native: the checkpoint's own preprocessing, the prompts that belong to the dataset.
 - openai80, openai7, single: CLIP's 80 ImageNet templates, the 7 of them that a greedy search kept,
   or "a photo of a {c}." alone, on every dataset (CLIP, notebooks/Prompt_Engineering_for_ImageNet).
-  Pictures as in native.
-- bigvision: the 80 templates, canonicalised as a whole (lower case, no punctuation); pictures with
+  Images as in native.
+- bigvision: the 80 templates, canonicalised as a whole (lower case, no punctuation); images with
   the shorter side resized to size / 0.875, then the centre crop, in the model's own interpolation
   and normalisation, for classification and its probes (big_vision, evaluators of image_text and
   fewshot_lsr). Retrieval keeps the model's own preprocessing, as there.
@@ -73,24 +72,23 @@ class NamedProtocol:
     name: str
     version: int = 1  # raised when the name comes to mean something else
     prompts: Prompts | None = None  # None: the task's own
-    is_cropped: bool = False  # classification sees the centre of a larger picture
-    segmentation: str | None = (
-        None  # a protocol of silc_bench.evaluation.protocols; None: the task's own rule
-    )
+    is_cropped: bool = False  # classification sees the centre of a larger image
+    # a protocol of silc_bench.evaluation.protocols; None: the task's own rule
+    segmentation: str | None = None
     dense_method: str | None = None  # of zero-shot segmentation, instead of the rule's
-    probe_method: str | None = (
-        None  # of what learns from patches or compares them, instead of the task's
-    )
+    # of what learns from patches or compares them, instead of the task's
+    probe_method: str | None = None
 
     def task(self, task: AnyTask) -> AnyTask:
-        """The same task in this protocol's words (its ``under``); itself where it has no words to
-        change.
+        """The same task in this protocol's words (its ``under``).
+
+        A task that has no words to change is returned as it is.
         """
         under = getattr(task, "under", None)
         return task if under is None else under(self)
 
     def pipeline(self, model: ImageModel, task: Task) -> ImagePipeline | None:
-        """What is done to the pictures instead of the model's own preprocessing; None: that.
+        """What is done to the images instead of the model's own preprocessing; None: that.
 
         Raises:
             UserError: the model's preprocessing has no fixed size to crop to.
@@ -109,9 +107,7 @@ class NamedProtocol:
         )
 
     def changes(self, model: ImageModel, task: Task) -> bool:
-        """Whether a measurement of ``task`` on ``model`` differs from the native one, in its words
-        or in its pictures.
-        """
+        """Whether ``task`` on ``model`` differs from the native one, in its words or its images."""
         pipeline = self.pipeline(model, task)
         sees_others = pipeline is not None and pipeline.as_dict() != model.image_protocol
         return sees_others or self.task(task).protocol() != task.protocol()
@@ -197,11 +193,10 @@ class Rule:
     protocol: str
     view: View | None = None  # None: the model's own
     method: str = "maskclip"  # of silc_bench.models.patch_features
-    scale: float | None = (
-        40.0  # the confidence is softmax(scale x cosine) over all words; None: the cosine itself
-    )
+    # the confidence is softmax(scale x cosine) over all words; None: the cosine itself
+    scale: float | None = 40.0
     threshold: float | None = (
-        # of the confidence, below which a pixel is background; None: swept on pictures held out
+        # of the confidence, below which a pixel is background; None: swept on images held out
         None
     )
     has_background_words: bool = False  # whether label 0 is asked for in words too

@@ -6,8 +6,9 @@ import numpy as np
 
 
 def class_ranks(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """How many wrong classes score at least as much as the right one: logits [N, C], labels [N] ->
-    [N] int64, 0 is best.
+    """How many wrong classes score at least as much as the right one; 0 is best.
+
+    Logits [N, C], labels [N] -> [N] int64.
     """
     assert labels.shape == logits.shape[:1], (logits.shape, labels.shape)
     right = np.take_along_axis(logits, labels[:, None], axis=1)
@@ -17,8 +18,9 @@ def class_ranks(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def recall_at(ranks: np.ndarray, k: int) -> float:
-    """Fraction of ``ranks`` [N] below k: top-k accuracy of class ranks, any-hit recall@k of
-    retrieval ranks.
+    """Fraction of ``ranks`` [N] below k.
+
+    This is top-k accuracy of class ranks, and any-hit recall@k of retrieval ranks.
     """
     return float(np.mean(ranks < k))
 
@@ -29,8 +31,9 @@ def median_rank(ranks: np.ndarray) -> float:
 
 
 def mean_per_class_recall(hits: np.ndarray, labels: np.ndarray) -> float:
-    """Mean over classes of the fraction hit: hits [N] bool, labels [N]. Classes without a sample
-    are not averaged.
+    """Mean over classes of the fraction hit: hits [N] bool, labels [N].
+
+    Classes without a sample are not averaged.
 
     Equal to scikit-learn's ``balanced_accuracy_score`` of the predictions behind ``hits``.
     """

@@ -7,7 +7,7 @@ one (or scores NaN) stands before it, so a model that gives every class the same
 the share that an index order would hand it. Ranks of retrieval stand in
 `silc_bench.metrics.retrieval`.
 
-Shapes: N pictures, C classes, D embedding, H x W pixels.
+Shapes: N images, C classes, D embedding, H x W pixels.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ import numpy as np
 
 from silc_bench.datasets.dataset import ignore_of
 
-BOUNDARY_SHARE = 0.02  # of the picture's diagonal
+BOUNDARY_SHARE = 0.02  # of the image's diagonal
 
 
 def areas(prediction: np.ndarray, mask: np.ndarray, num_classes: int) -> np.ndarray:
-    """Pixels per class of one picture: prediction and mask [H, W] -> [3, C] int64: intersection,
-    predicted, true.
+    """Pixels per class of one image: intersection, predicted, true.
 
-    Pixels whose mask is ``ignore_of(mask)`` count nowhere. Areas of many pictures add up; the
+    Prediction and mask [H, W] -> [3, C] int64.
+
+    Pixels whose mask is ``ignore_of(mask)`` count nowhere. Areas of many images add up; the
     scores below take the sum.
     """
     ignored = mask == ignore_of(mask)
@@ -43,13 +44,14 @@ def areas(prediction: np.ndarray, mask: np.ndarray, num_classes: int) -> np.ndar
 
 
 def boundary_areas(prediction: np.ndarray, mask: np.ndarray, num_classes: int) -> np.ndarray:
-    """Pixels near the contours of one picture's classes: [H, W] and [H, W] -> [3, C] int64: in
-    both, predicted, true.
+    """Pixels near the contours of the classes of one image: in both, predicted, true.
+
+    Prediction and mask [H, W] -> [3, C] int64.
 
     Boundary IoU (Cheng et al., 2103.16562, eq. 2): of each class only those of its pixels count
-    that lie within d of its contour, where d is 2 % of the picture's diagonal, rounded, 1 at least,
-    in steps to any of eight neighbours, and the picture's border is contour. The scores below take
-    the sum over pictures, as of ``areas``. What is not scored is put into the prediction too: its
+    that lie within d of its contour, where d is 2 % of the image's diagonal, rounded, 1 at least,
+    in steps to any of eight neighbours, and the image's border is contour. The scores below take
+    the sum over images, as of ``areas``. What is not scored is put into the prediction too: its
     edge is then contour of both, and a prediction that is right elsewhere scores 1.
     """
     ignored = mask == ignore_of(mask)
@@ -68,16 +70,18 @@ def boundary_areas(prediction: np.ndarray, mask: np.ndarray, num_classes: int) -
 
 
 def class_iou(areas: np.ndarray) -> np.ndarray:
-    """[..., 3, C] -> [..., C] intersection over union; NaN for a class that is neither true nor
-    predicted anywhere.
+    """[..., 3, C] -> [..., C] intersection over union.
+
+    NaN for a class that is neither true nor predicted anywhere.
     """
     intersection, predicted, truth = np.moveaxis(np.asarray(areas, dtype=np.float64), -2, 0)
     return _ratio(intersection, predicted + truth - intersection)
 
 
 def mean_iou(areas: np.ndarray) -> np.ndarray:
-    """[..., 3, C] -> [...] mIoU. A class absent from truth *and* prediction is not averaged; one
-    only predicted counts as 0.
+    """[..., 3, C] -> [...] mIoU.
+
+    A class absent from truth *and* prediction is not averaged; one only predicted counts as 0.
     """
     return _mean_of_known(class_iou(areas))
 
@@ -89,24 +93,24 @@ def pixel_accuracy(areas: np.ndarray) -> np.ndarray:
 
 
 def mean_class_accuracy(areas: np.ndarray) -> np.ndarray:
-    """[..., 3, C] -> [...] mean over the classes that occur in the truth of the fraction of their
-    pixels found.
-    """
+    """[..., 3, C] -> [...] mean over the classes of the truth of the fraction of pixels found."""
     intersection, _, truth = np.moveaxis(np.asarray(areas, dtype=np.float64), -2, 0)
     return _mean_of_known(_ratio(intersection, truth))
 
 
 def mean_class_rate(counts: np.ndarray) -> np.ndarray:
-    """[..., 2, C] -> [...] mean over the classes that were asked for of hits / asked: counts of
-    both, of each class.
+    """[..., 2, C] -> [...] mean over classes of hits / asked.
+
+    The counts are of both, for each class; a class that was never asked for is not averaged.
     """
     hits, asked = np.moveaxis(np.asarray(counts, dtype=np.float64), -2, 0)
     return _mean_of_known(_ratio(hits, asked))
 
 
 def _near_contours(labels: np.ndarray, distance: int) -> np.ndarray:
-    """[H, W] -> bool: is there another label, or no picture, among the pixels up to ``distance``
-    rows and columns away?
+    """[H, W] -> bool: whether another label, or the border of the image, is near.
+
+    Near means: among the pixels up to ``distance`` rows and columns away.
     """
     near, inner = np.ones(labels.shape, dtype=bool), slice(distance, -distance)
     if (

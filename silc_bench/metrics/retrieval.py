@@ -1,5 +1,6 @@
-"""Exact ranks for image-text retrieval, both ways from one pass, in bounded memory: no matrix of
-all pairs is ever held.
+"""Exact ranks for image-text retrieval, both ways from one pass, in bounded memory.
+
+No matrix of all pairs is ever held.
 
 Flow: embeddings -> unit length, in fixed point -> score of every right pair -> tiles of I x T
 similarities -> how many wrong items score at least as much as the best right one -> ranks, from
@@ -28,17 +29,17 @@ import numpy as np
 
 TILE = 1024  # rows and columns of similarities held at once: 4 MiB of fp32
 SCALE = float(1 << 26)  # of the fixed point: coordinates are whole numbers of magnitude <= SCALE
-_CLOSE_PAIRS = (
-    64  # with more than a 64th of the tile too close to call, the whole tile is summed exactly
-)
+# with more than a 64th of the tile too close to call, the whole tile is summed exactly
+_CLOSE_PAIRS = 64
 _ROWS = 4096  # converted to fixed point, and of pairs scored, at once
 
 
 def retrieval_ranks(
     images: np.ndarray, texts: np.ndarray, right: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Rank of the best right answer by cosine similarity: of each image among the texts [I], of
-    each text among the images [T].
+    """Rank of the best right answer by cosine similarity, both ways.
+
+    Of each image among the texts [I], of each text among the images [T].
 
     0 is best; the rank is the number of wrong items that score at least as much as the best right
     one, so that several right answers do not stand in each other's way (any-hit recall, as
@@ -84,9 +85,7 @@ def retrieval_ranks(
 
 
 def _compare(scores: np.ndarray, best: np.ndarray, margin: float) -> tuple[np.ndarray, np.ndarray]:
-    """Which fp32 cosines may reach ``best`` (a fixed-point score), and for which of them fp32
-    cannot tell.
-    """
+    """Which fp32 cosines may reach ``best`` (a fixed-point score), which are too close to tell."""
     cosine = best / SCALE**2
     may = scores >= (cosine - margin).astype(np.float32)
     return may, may ^ (scores > (cosine + margin).astype(np.float32))
@@ -118,8 +117,9 @@ def _pair_scores(images: np.ndarray, texts: np.ndarray, i: np.ndarray, t: np.nda
 def _tiles(
     num_images: int, num_texts: int, right: np.ndarray
 ) -> Iterator[tuple[slice, slice, tuple[np.ndarray, np.ndarray]]]:
-    """Rows, columns and the right pairs among them, numbered within the tile: sorted once, not
-    searched for each tile.
+    """Rows, columns and the right pairs among them, numbered within the tile.
+
+    The pairs are sorted once, not searched for each tile.
     """
     across = -(-num_texts // TILE)
     number = right[:, 0] // TILE * across + right[:, 1] // TILE

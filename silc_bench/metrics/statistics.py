@@ -1,15 +1,16 @@
-"""How far a measured score may lie from the one on infinitely many pictures, and whether two models
-differ on the same ones.
+"""How far a score may lie from the one on infinitely many images, and whether two models differ.
 
-Closed forms where the samples are independent; a bootstrap over *pictures* where they are not (the
-captions or the pixels of one picture are wrong together, so counting them as independent would
+Two models are compared on the same images.
+
+Closed forms where the samples are independent; a bootstrap over *images* where they are not (the
+captions or the pixels of one image are wrong together, so counting them as independent would
 promise too much).
 
 Two models: ``paired_bootstrap`` (and ``draws_variance``) -> standard error of their difference ->
-``paired_p``, or ``mcnemar`` where a picture is hit or missed -> ``holm`` over all the tests of one
+``paired_p``, or ``mcnemar`` where an image is hit or missed -> ``holm`` over all the tests of one
 report.
 
-Shapes: N pictures, S draws of the training shots, R resamples, M tests.
+Shapes: N images, S draws of the training shots, R resamples, M tests.
 """
 
 from __future__ import annotations
@@ -30,8 +31,9 @@ def accuracy_stderr(hits: np.ndarray) -> float:
 
 
 def mean_per_class_stderr(hits: np.ndarray, labels: np.ndarray) -> float:
-    """Stratified, sqrt(sum_c p_c (1 - p_c) / n_c) / C over the classes that occur: the class sizes
-    are taken as given.
+    """Stratified standard error: sqrt(sum_c p_c (1 - p_c) / n_c) / C over the classes that occur.
+
+    The class sizes are taken as given.
     """
     _, inverse, counts = np.unique(labels, return_inverse=True, return_counts=True)
     p = np.bincount(inverse, weights=hits) / counts
@@ -39,10 +41,11 @@ def mean_per_class_stderr(hits: np.ndarray, labels: np.ndarray) -> float:
 
 
 def seeds_stderr(hits: np.ndarray) -> float:
-    """Of the mean accuracy over S draws of the training shots, scored on the same N pictures: hits
-    [S, N] bool.
+    """Standard error of the mean accuracy over S draws of the training shots: hits [S, N] bool.
 
-    Two sources add in squares: which pictures were tested (variance over pictures of the hit rate
+    All draws are scored on the same N images.
+
+    Two sources add in squares: which images were tested (variance over images of the hit rate
     over draws, / N) and which shots were drawn (variance over draws of the accuracy, / S). The
     second holds a little of the first again, so the sum errs on the wide side.
     """
@@ -55,14 +58,15 @@ def seeds_stderr(hits: np.ndarray) -> float:
 def bootstrap_stderr(
     per_picture: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], seed: int = 0
 ) -> float:
-    """Standard deviation of a statistic of summed counts when the pictures are drawn anew, with
-    replacement (Efron, 1979).
+    """Standard deviation of a statistic of summed counts over resamples of images (Efron, 1979).
 
-    Of few pictures a draw may hold none that the statistic is about; it is NaN there, and such
+    The images are drawn anew, with replacement.
+
+    Of few images a draw may hold none that the statistic is about; it is NaN there, and such
     draws do not count.
 
     Args:
-        per_picture: [N, ...] counts of each picture (areas [3, C], or hits and queries [2]).
+        per_picture: [N, ...] counts of each image (areas [3, C], or hits and queries [2]).
         statistic: sums [R, ...] -> [R], for R draws at once.
         seed: of the draws; the same counts give the same error.
     """
@@ -87,16 +91,17 @@ def bootstrap_stderr(
 def paired_bootstrap(
     a: np.ndarray, b: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], seed: int = 0
 ) -> float:
-    """Standard deviation of statistic(b) - statistic(a) when the pictures are drawn anew, the same
-    for both (Efron, 1979).
+    """Standard deviation of statistic(b) - statistic(a) over resamples of the images (Efron, 1979).
 
-    Pictures with equal counts are drawn together, by how many of them there are (the multinomial
-    distribution of the same resamples): hits take four numbers a draw however many pictures there
-    are, and the pictures' order has no part in it. Draws where either statistic is NaN do not
+    The images are drawn anew, the same for both.
+
+    Images with equal counts are drawn together, by how many of them there are (the multinomial
+    distribution of the same resamples): hits take four numbers a draw however many images there
+    are, and the images' order has no part in it. Draws where either statistic is NaN do not
     count.
 
     Args:
-        a, b: [N, ...] counts of each picture by the two models.
+        a, b: [N, ...] counts of each image by the two models.
         statistic: sums [R, ...] -> [R], for R draws at once.
         seed: of the draws; the same counts give the same error.
     """
@@ -118,8 +123,7 @@ def paired_bootstrap(
 
 
 def draws_variance(hits_a: np.ndarray, hits_b: np.ndarray) -> float:
-    """What the draw of the shots adds to the variance of a difference in mean accuracy: hits [N,
-    S].
+    """What the draw of the shots adds to the variance of a difference in accuracy: hits [N, S].
 
     Draw s is the same for both: the variance over draws of the difference, / S, as in
     ``seeds_stderr``; 0 for a single draw.
@@ -129,8 +133,9 @@ def draws_variance(hits_a: np.ndarray, hits_b: np.ndarray) -> float:
 
 
 def pooled_dof(variances: Sequence[float], dofs: Sequence[int]) -> float:
-    """Degrees of freedom of a sum of independent variances, (sum v)^2 / sum(v^2 / dof)
-    (Satterthwaite, 1946).
+    """Degrees of freedom of a sum of independent variances (Satterthwaite, 1946).
+
+    They are (sum v)^2 / sum(v^2 / dof).
 
     Variances of 0 do not count.
     """
@@ -152,8 +157,8 @@ def half_interval(stderr: float, dof: float, level: float = 0.95) -> float:
 def paired_p(difference: float, stderr: float, dof: float, num_differing: int) -> float:
     """Two-sided p-value of a difference, by Student's t.
 
-    It is never less than 2 / 2^n over the n pictures on which the models differ: what the sign test
-    gives when all n favour the same model. So a few pictures that agree by chance, whose error is
+    It is never less than 2 / 2^n over the n images on which the models differ: what the sign test
+    gives when all n favour the same model. So a few images that agree by chance, whose error is
     0, prove nothing.
     """
     from scipy.special import stdtr
@@ -165,10 +170,11 @@ def paired_p(difference: float, stderr: float, dof: float, num_differing: int) -
 
 
 def mcnemar(hits_a: np.ndarray, hits_b: np.ndarray) -> float:
-    """Two-sided exact p-value that two models hit equally often: hits [N] bool on the same pictures
-    (McNemar, 1947).
+    """Two-sided exact p-value that two models hit equally often (McNemar, 1947).
 
-    Only pictures that one model alone hits speak. If the models are equally good, each such picture
+    Hits [N] bool of both, on the same images.
+
+    Only images that one model alone hits speak. If the models are equally good, each such image
     is a fair coin, so p = 2 P(X <= min(only a, only b)) with X ~ Binomial(only a + only b, 1/2), at
     most 1.
     """
@@ -179,8 +185,9 @@ def mcnemar(hits_a: np.ndarray, hits_b: np.ndarray) -> float:
 
 
 def holm(p: Sequence[float]) -> np.ndarray:
-    """p-values [M] -> [M] adjusted for M tests, in the same order (Holm, 1979, "A simple
-    sequentially rejective procedure").
+    """p-values [M] -> [M] adjusted for M tests, in the same order.
+
+    Source: Holm, 1979, "A simple sequentially rejective procedure".
 
     The i-th smallest, from 0, is multiplied by M - i, and none may be smaller than one before it.
     Calling those below 0.05 different is wrong anywhere among the M with probability 0.05 at most,

@@ -1,5 +1,6 @@
-"""Small learners on frozen features: ridge, logistic regression, nearest neighbours, and their
-forms for patches.
+"""Small learners on frozen features: ridge, logistic regression, nearest neighbours.
+
+The ``patch_*`` files hold their forms for patches.
 
 Tasks import from here; nothing here knows a dataset or a model.
 """

@@ -1,5 +1,6 @@
-"""What frozen features know: closed-form probes and nearest neighbours, the same numbers on every
-run.
+"""What frozen features know: closed-form probes and nearest neighbours.
+
+They give the same numbers on every run.
 
 ``ridge`` on k-shot samples (``shot_indices``), and ``knn_ranks``. The logistic regression of the
 linear probe stands in `silc_bench.probes.logistic`; the probes of patch features in
@@ -35,8 +36,9 @@ class LinearMap:
 
 
 def moments(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and deviation of each feature, [N, D] -> [D], [D] float64: what every probe standardises
-    by.
+    """Mean and deviation of each feature, [N, D] -> [D], [D] float64.
+
+    Every probe standardises by them.
     """
     features = features.astype(np.float64)
     return features.mean(axis=0), features.std(axis=0) + STD_EPSILON
@@ -55,8 +57,9 @@ def shot_indices(labels: np.ndarray, shots: int, seed: int, num_classes: int) ->
 
 
 def ridge(features: np.ndarray, labels: np.ndarray, num_classes: int, l2: float) -> LinearMap:
-    """Least squares with targets +1 for the class and -1 for the others, in closed form (big_vision
-    ``fewshot_lsr``).
+    """Least squares in closed form (big_vision ``fewshot_lsr``).
+
+    The target is +1 for the class and -1 for the others.
 
     Minimises |X W - Y|^2 + l2 |W|^2 where X [N, D + 1] is standardised with the training statistics
     and has a constant last column of 100, whose weight is penalised like any other. Standardisation
@@ -82,8 +85,9 @@ def knn_ranks(
     ks: Sequence[int],
     temperature: float,
 ) -> dict[int, np.ndarray]:
-    """Weighted nearest neighbours (DINO, appendix F.1): rank [N] of the right class among the
-    votes, for each k.
+    """Weighted nearest neighbours (DINO, appendix F.1).
+
+    Rank [N] of the right class among the votes, for each k.
 
     Each of the k nearest training samples by cosine votes for its class with weight exp(cosine /
     temperature). Memory is bounded by ``CHUNK_CELLS`` whatever the sizes.

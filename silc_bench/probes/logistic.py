@@ -1,5 +1,4 @@
-"""Multinomial logistic regression for a sweep of regularisation strengths, each to its optimum
-(linear probe).
+"""Multinomial logistic regression for a sweep of penalties, each to its optimum (linear probe).
 
 Flow: ``fit_logistic(features, labels, costs)`` -> a LogisticFit with one linear map a cost. The
 objective is scikit-learn's,
@@ -63,9 +62,8 @@ TOLERANCE = 5e-7  # of the loss
 # anything
 PROMISE = 1e-9
 MAX_STEPS = 1000
-STALE = (
-    5  # steps in a row that lower the loss by no more than PROMISE: round-off is all that is left
-)
+# steps in a row that lower the loss by no more than PROMISE: round-off is all that is left
+STALE = 5
 MEMORY = 8  # pairs that correct it
 _MAX_HALVINGS = 10
 Pair = tuple[Tensor, Tensor]  # change of the parameters, change of the gradient
@@ -83,8 +81,9 @@ class LogisticFit:
 
 @dataclass(frozen=True)
 class _Point:
-    """Parameters, and what a pass over the samples found there. The penalty is added apart, so that
-    it may change.
+    """Parameters, and what a pass over the samples found there.
+
+    The penalty is added apart, so that it may change.
     """
 
     x: Tensor
@@ -217,8 +216,9 @@ def _possible_gain(curvature: Curvature, decay: float, gradient: Tensor) -> floa
 
 
 def _solve(curvature: Curvature, pairs: list[Pair], gradient: Tensor) -> Tensor:
-    """The two loops of L-BFGS: an inverse Hessian times ``gradient``. ``curvature`` is the model
-    that the pairs correct.
+    """The two loops of L-BFGS: an inverse Hessian times ``gradient``.
+
+    ``curvature`` is the model that the pairs correct.
     """
     q, alphas = gradient.clone(), []
     for s, y in reversed(pairs):
@@ -258,8 +258,9 @@ class Pass:
 
 
 class Problem:
-    """The samples in their principal axes. Passes are computed in the precision of the
-    parameters.
+    """The samples in their principal axes.
+
+    Passes are computed in the precision of the parameters.
     """
 
     def __init__(
@@ -283,8 +284,9 @@ class Problem:
         self._keep_apart(labels)
 
     def _keep_apart(self, labels: np.ndarray) -> None:
-        """``own_index`` [C, M]: the samples of U_c, filled up with N, which is none; ``own_rows``;
-        ``is_apart`` [N].
+        """``own_index`` [C, M], ``own_rows`` and ``is_apart`` [N].
+
+        ``own_index`` names the samples of U_c, filled up with N, which is none.
         """
         order = np.argsort(labels, kind="stable")
         counts = np.bincount(labels)
@@ -366,9 +368,7 @@ class Problem:
         return weight.cpu().numpy(), (parameters[:, -1].double() - self.mean @ weight).cpu().numpy()
 
     def rounding(self, parameters: Tensor, state: Pass) -> float:
-        """How far ``state``'s mean loss is from float64's, over as many samples as fit into one
-        chunk.
-        """
+        """How far the mean loss of ``state`` is from float64's, over the samples of one chunk."""
         sample = slice(None, None, -(-len(self.x) * self.num_classes // CHUNK_CELLS))
         weight, bias = parameters[:, :-1].double(), parameters[:, -1].double()
         logits = self._rotated(self.raw[sample]) @ weight.T + bias
@@ -383,8 +383,9 @@ class Problem:
 
 
 class Curvature:
-    """diagonal_c + U_c^T diag(w_c) U_c for each class: diagonal [C, D + 1], rows U [C, M, D + 1],
-    weights w [C, M].
+    """diagonal_c + U_c^T diag(w_c) U_c for each class c.
+
+    Diagonal [C, D + 1], rows U [C, M, D + 1], weights w [C, M].
     """
 
     def __init__(self, diagonal: Tensor, rows: Tensor, weights: Tensor) -> None:

@@ -1,8 +1,7 @@
-"""A linear probe of cells in closed form, from sums that one pass over the training pictures
-collects.
+"""A linear probe of cells in closed form, from sums over one pass of the training images.
 
 Flow: ``sums = PixelSums(num_pictures, num_classes, seed)``; ``sums.add(grid, layout, mask)`` for
-each training picture; then ``probe, details = sums.solve(penalties)``.
+each training image; then ``probe, details = sums.solve(penalties)``.
 
 The probe is the linear discriminant of up-sampled features, ridge-regularised: over all pixels that
 are scored, with features x that are standardised by their moments over all cells (variance + 1e-5,
@@ -16,9 +15,9 @@ regressed one-hots hides small classes behind large ones, which this does not (H
 and Buja, "Flexible discriminant analysis by optimal scoring", 1994; docs/log.md has the figures).
 
 Up-sampling is linear and separable, x = U f with U = rows (x) cols (`silc_bench.models.windows`),
-so all that is needed of a picture is U^T diag(valid) U and U^T onehot: small, since cells share
+so all that is needed of an image is U^T diag(valid) U and U^T onehot: small, since cells share
 pixels with their neighbours only. No feature is ever up-sampled, no mask reduced, and nothing kept
-but sums, and a sample of cells on which the penalty is chosen: each fold of pictures by the sums of
+but sums, and a sample of cells on which the penalty is chosen: each fold of images by the sums of
 the others, which are those of all less its own. Float64, and the same on every run.
 
 Shapes: gh x gw = n cells, D features, C classes, H x W pixels, F folds.
@@ -47,8 +46,9 @@ NEVER = -1e30  # the logit of a class without a training pixel; finite, since lo
 
 
 class PixelSums:
-    """What the probe needs, summed over pictures, apart for each fold: picture i is in fold i
-    modulo ``num_folds``.
+    """What the probe needs, summed over images, apart for each fold.
+
+    Image i is in fold i modulo ``num_folds``.
     """
 
     def __init__(self, num_pictures: int, num_classes: int, seed: int, device: str = "cpu") -> None:
@@ -62,7 +62,7 @@ class PixelSums:
         self._seen, self._num_cells = 0, 0
         self._gram = self._target = torch.zeros(
             0
-        )  # [F, D + 1, D + 1] and [F, D + 1, C] from the first picture on
+        )  # [F, D + 1, D + 1] and [F, D + 1, C] from the first image on
         self._total = self._square = np.zeros(0)  # [D]
         self._samples: list[
             tuple[int, np.ndarray, np.ndarray]
@@ -101,11 +101,12 @@ class PixelSums:
         self._num_cells += len(cells)
 
     def solve(self, penalties: Sequence[float]) -> tuple[LinearMap, dict[str, Any]]:
-        """The map to class logits with the penalty that does best on the folds that were left out;
-        of equals the strongest.
+        """The map to class logits with the penalty that does best on the folds that were left out.
+
+        Of equals the strongest penalty is kept.
 
         Args:
-            penalties: values of l2; a single one is taken as it is. Several need two pictures.
+            penalties: values of l2; a single one is taken as it is. Several need two images.
 
         The details name the penalty taken, and the mIoU of each on the sampled cells of the folds
         left out.
@@ -126,8 +127,9 @@ class PixelSums:
         return LinearMap(np.array(weight), bias), details
 
     def _standardised(self) -> tuple[Tensor, Tensor, Tensor]:
-        """What takes [f, 1] to [z, 1], and the sums over [z, 1] of each fold: they follow from
-        those over [f, 1].
+        """What takes [f, 1] to [z, 1], and the sums over [z, 1] of each fold.
+
+        They follow from those over [f, 1].
         """
         mean = self._total / self._num_cells
         std = np.sqrt(np.maximum(self._square / self._num_cells - mean**2, 0) + BATCH_NORM_EPSILON)
@@ -139,9 +141,7 @@ class PixelSums:
     def _left_out(
         self, fold_in: Tensor, gram: Tensor, target: Tensor, penalties: Sequence[float]
     ) -> list[float]:
-        """mIoU of each penalty over the sampled cells of every fold, each by the sums of all
-        others.
-        """
+        """mIoU of each penalty over the sampled cells of every fold, by the sums of all others."""
         assert self.num_folds > 1, "nothing is left out of a single fold"
         found = np.zeros((len(penalties), 3, self.num_classes))
         for fold in range(self.num_folds):
@@ -165,8 +165,9 @@ class PixelSums:
 
 
 def _discriminants(gram: Tensor, target: Tensor, penalties: Sequence[float]) -> list[Tensor]:
-    """[D + 1, C] for each l2, the bias last, from sums [D + 1, D + 1] and [D + 1, C] over
-    standardised features and a one.
+    """The solution [D + 1, C] for each l2, the bias last.
+
+    From sums [D + 1, D + 1] and [D + 1, C] over standardised features and a one.
     """
     counts, pixels = target[-1].round(), gram[-1, -1].clamp(min=1)
     means = target[:-1] / counts.clamp(min=1)
@@ -205,8 +206,9 @@ def _half_pixel_products(layout: Layout, mask: np.ndarray) -> sparse.csr_array:
 
 @lru_cache(maxsize=64)
 def _pairs(layout: Layout, size: int, axis: int) -> tuple[np.ndarray, np.ndarray, sparse.csr_array]:
-    """Cells i and k of one axis that share pixels [P] and [P], and the products of their weights at
-    each of ``size`` pixels.
+    """Cells i and k of one axis that share pixels, and the products of their weights.
+
+    i and k are [P] and [P]; the products are taken at each of ``size`` pixels.
     """
     weights = (layout.rows if axis == 0 else layout.cols)(size).tocsc()
     first, second = (weights.T @ weights).nonzero()

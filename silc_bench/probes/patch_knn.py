@@ -1,7 +1,7 @@
 """Segmentation by nearest training cells: what a tower's features know with nothing learned on top.
 
 Flow: ``memory = CellMemory(num_pictures, num_classes, seed)``; ``memory.add(grid, layout, mask)``
-for each training picture; then ``votes = memory.voter(k, temperature)``, which gives cells [n, D]
+for each training image; then ``votes = memory.voter(k, temperature)``, which gives cells [n, D]
 their votes [n, C].
 
 The retrieval of Balazevic et al. ("Towards In-Context Scene Understanding", 2306.01667): each of
@@ -9,8 +9,8 @@ the k training cells that are nearest by cosine votes with the distribution of m
 its own pixels, weighing softmax(cosine / temperature) over the k. Pixels that are not scored have
 no share in it, and a cell without any other votes for nothing and is not kept.
 
-Memory is bounded: of all training pictures together at most ``MAX_CELLS`` cells are kept, evenly
-many a picture, drawn by ``seed``.
+Memory is bounded: of all training images together at most ``MAX_CELLS`` cells are kept, evenly
+many an image, drawn by ``seed``.
 
 Shapes: gh x gw = n cells, N kept ones, D features, C classes, H x W pixels.
 """
@@ -47,8 +47,9 @@ class CellMemory:
         self._shares: list[sparse.csr_array] = []
 
     def add(self, grid: np.ndarray, layout: Layout, mask: np.ndarray) -> None:
-        """The next picture: cells [gh, gw, D] and mask [H, W]. Of its labelled cells as many are
-        kept as are its due.
+        """The next picture: cells [gh, gw, D] and mask [H, W].
+
+        Of its labelled cells as many are kept as are its due.
         """
         classes, counts = class_sums(mask, *members(layout, *mask.shape))
         kept = sample(
@@ -65,8 +66,9 @@ class CellMemory:
         return sum(len(part) for part in self._cells)
 
     def voter(self, k: int, temperature: float) -> Callable[[Tensor], Tensor]:
-        """Cells fp32 [n, D] -> votes fp32 [n, C], which sum to 1 for each. With fewer than k cells
-        in memory, all vote.
+        """Cells fp32 [n, D] -> votes fp32 [n, C], which sum to 1 for each.
+
+        With fewer than k cells in memory, all vote.
         """
         assert self._seen == self.num_pictures, (self._seen, self.num_pictures)
         known = torch.cat(self._cells).to(self.device)
@@ -90,8 +92,9 @@ class CellMemory:
 
 
 def _shares(classes: np.ndarray, counts: np.ndarray, num_classes: int) -> sparse.csr_array:
-    """fp32 [n, C] that sum to 1 for each cell, from the pixels [n, P] of the ``classes`` [P] that
-    occur.
+    """fp32 [n, C] that sum to 1 for each cell.
+
+    From the pixels [n, P] of the ``classes`` [P] that occur.
     """
     found = sparse.csr_array((counts / counts.sum(axis=1, keepdims=True)).astype(np.float32))
     return sparse.csr_array(

@@ -1,7 +1,8 @@
-"""What a mask says of the cells of a grid: how much of each class lies in each, by any way of
-giving pixels to cells.
+"""What a mask says of the cells of a grid: how much of each class lies in each cell.
 
-Two ways are used. A picture's ``layout.rows, layout.cols`` are the weights by which cells give
+Any way of giving pixels to cells is allowed.
+
+Two ways are used. An image's ``layout.rows, layout.cols`` are the weights by which cells give
 their logits to pixels; turned round, they collect what the pixels want of each cell. ``members``
 gives each pixel to the cell of every window in which its middle lies: that is what a patch shows.
 
@@ -47,10 +48,11 @@ def weigh(pixels: np.ndarray, rows: sparse.csr_array, cols: sparse.csr_array) ->
 def sample(
     labelled: np.ndarray, number: int, num_pictures: int, most: int, seed: int
 ) -> np.ndarray:
-    """Which of the cells ``labelled`` of picture ``number`` are kept, so that ``num_pictures`` keep
-    ``most`` together at most.
+    """Which of the cells ``labelled`` of image ``number`` are kept.
 
-    Each picture is due evenly many, and the same whatever the others hold; which, is drawn by the
+    ``num_pictures`` images keep ``most`` cells together at most.
+
+    Each image is due evenly many, and the same whatever the others hold; which, is drawn by the
     seed and its number.
     """
     due = most * (number + 1) // num_pictures - most * number // num_pictures
@@ -58,8 +60,9 @@ def sample(
 
 
 def members(layout: Layout, height: int, width: int) -> tuple[sparse.csr_array, sparse.csr_array]:
-    """float64 [height, gh] and [width, gw]: 1 where the middle of a row, or column, of the mask
-    lies in the cell.
+    """float64 [height, gh] and [width, gw]: which cell holds a row, or column, of the mask.
+
+    It is 1 where the middle of the row, or column, lies in the cell.
     """
     return (
         _members(height, layout.height, layout.tops, layout.cells, layout.patch),

@@ -1,17 +1,18 @@
-"""A linear probe of cells by descent: batch norm and a 1x1 convolution on frozen features,
-cross-entropy at every pixel.
+"""A linear probe of cells by gradient descent, with cross-entropy at every pixel.
 
-Flow: ``probe = fit(pictures, num_pictures, num_classes, seed, device)``, where ``pictures()`` gives
-each training picture as (grid, layout, mask), as often as it is called.
+Batch norm and a 1x1 convolution on frozen features.
+
+Flow: ``probe = fit(images, num_pictures, num_classes, seed, device)``, where ``pictures()`` gives
+each training image as (grid, layout, mask), as often as it is called.
 
 The head and the schedule are those of DINOv2's linear segmentation (2304.07193; head ``BNHead`` and
 configuration beside its released heads): weights from N(0, 0.01), AdamW with lr 1e-3, weight decay
-1e-4 and betas 0.9 and 0.999, 16 pictures a step, linear warm-up from 1e-6 of the rate over 1,500 of
+1e-4 and betas 0.9 and 0.999, 16 images a step, linear warm-up from 1e-6 of the rate over 1,500 of
 40,000 steps, then linear decay to 0 (mmcv's "poly" of power 1). Three things differ:
 
-- Pictures are neither scaled, cropped, flipped nor recoloured: the features are frozen *and*
+- Images are neither scaled, cropped, flipped nor recoloured: the features are frozen *and*
   encoded once.
-- 40,000 steps are 32 passes over ADE20K's 20,210 pictures. ``num_steps`` keeps the passes, but not
+- 40,000 steps are 32 passes over ADE20K's 20,210 images. ``num_steps`` keeps the passes, but not
   below ``MIN_STEPS``, since a small set has no fewer weights to move. The warm-up keeps its share.
 - The batch order is drawn from what a buffer of ``BUFFER`` bytes holds: the whole set in a new
   order each pass where it fits.
@@ -38,7 +39,7 @@ from silc_bench.models.windows import Layout
 from silc_bench.probes.closed_form import LinearMap
 
 LEARNING_RATE, WEIGHT_DECAY, BETAS = 1e-3, 1e-4, (0.9, 0.999)
-BATCH = 16  # pictures a step
+BATCH = 16  # images a step
 PASSES, MIN_STEPS, MAX_STEPS = 32, 1000, 40_000
 WARMUP, WARMUP_RATIO = 1500 / 40_000, 1e-6  # share of the steps; of the rate, where it starts
 INIT_STD = 0.01
@@ -68,8 +69,9 @@ def fit(
     seed: int,
     device: str = "cpu",
 ) -> LinearMap:
-    """The map from raw cells to class logits; ``seed`` decides the first weights and the order of
-    the pictures.
+    """The map from raw cells to class logits.
+
+    ``seed`` decides the first weights and the order of the images.
     """
     steps = num_steps(num_pictures)
     order = shuffled(pictures, seed)
@@ -105,10 +107,11 @@ def fit(
 
 
 def shuffled(pictures: Callable[[], Iterable[Labelled]], seed: int) -> Iterator[Labelled]:
-    """Training pictures without end, cells as fp16: each once a pass in a new order, where a buffer
-    holds them all.
+    """Training images without end, cells as fp16.
 
-    Where it does not, each step takes any picture of the buffer, and the next of the stream takes
+    Where a buffer holds them all, each comes once a pass, in a new order.
+
+    Where it does not, each step takes any image of the buffer, and the next of the stream takes
     its place.
     """
     rng = np.random.default_rng(seed)
@@ -139,8 +142,9 @@ def _layers(dim: int, num_classes: int, seed: int, device: str) -> tuple[nn.Batc
 
 
 def _pull(logits: Tensor, layout: Layout, mask: np.ndarray) -> tuple[Tensor, int]:
-    """Gradient of the summed cross-entropy of one picture by the logits of its cells [n, C], and
-    how many pixels are scored.
+    """Gradient of the summed cross-entropy of one image, and how many of its pixels are scored.
+
+    The gradient is by the logits of its cells [n, C].
     """
     height, width = mask.shape
     grid = logits.T.unflatten(1, layout.grid)  # [C, gh, gw]

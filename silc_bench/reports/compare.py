@@ -1,5 +1,6 @@
-"""Is B better than A: two models on the same samples, task by task, with what cannot be compared
-and why (no torch).
+"""Is B better than A: two models on the same samples, task by task (no torch).
+
+What cannot be compared is listed, with the reason.
 
 Flow: ``compare("results", ["a", "b", "c"])`` -> rows of the leaderboard by name -> records that
 measure the same, paired -> each pair's outcomes -> difference, standard error and p -> Holm over
@@ -39,9 +40,7 @@ ALPHA = 0.05  # of all tests together
 
 @dataclass(frozen=True)
 class Paired:
-    """Two models on the same samples: fractions; the difference is the second's minus the
-    first's.
-    """
+    """Two models on the same samples, as fractions; the difference is second minus first."""
 
     difference: float
     stderr: float
@@ -203,8 +202,9 @@ def _shown(row: tuple[str, str]) -> str:
 
 
 def _of_tasks(records: Sequence[Record], patterns: Sequence[str]) -> list[Record]:
-    """Those whose task is meant by one of the patterns, in the words of
-    `silc_bench.tasks.selection.select`.
+    """Those whose task is meant by one of the patterns.
+
+    The patterns are those of `silc_bench.tasks.selection.select`.
     """
     if not patterns:
         return list(records)
@@ -354,8 +354,9 @@ def _part(record: Record) -> str:
 
 
 def _unpaired(mine: list[Record], theirs: list[Record], labels: tuple[str, str]) -> list[str]:
-    """A reason for each record, or for two at once: those that are nearest to having measured the
-    same.
+    """A reason for each record, or for two at once.
+
+    Two are named together where they are nearest to having measured the same.
     """
     reasons = []
     while mine and theirs:

@@ -109,8 +109,9 @@ def to_markdown(comparison: Comparison) -> str:
 
 
 def to_csv(comparison: Comparison) -> str:
-    """A line for each metric, unrounded, as fractions; what was not compared has its reason and no
-    numbers.
+    """A line for each metric, unrounded, as fractions.
+
+    What was not compared has its reason and no numbers.
     """
     rows = [
         {"baseline": comparison.baseline, **_flat(result), "reason": ""}

@@ -1,5 +1,6 @@
-"""A forest plot: a line for each difference with its 95 % interval, against zero (Pillow, no
-torch).
+"""A forest plot: a line for each difference and its 95 % interval, against zero (no torch).
+
+It is drawn with Pillow.
 
 ``draw(rows, title, path)`` -> PNG. Numbers in, picture out: what is drawn is computed elsewhere.
 """

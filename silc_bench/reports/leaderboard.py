@@ -1,5 +1,6 @@
-"""Records -> tables, a page, and what self-distillation changed. No torch; the same files always
-give the same bytes.
+"""Records -> tables, a page, and what self-distillation changed.
+
+No torch; the same files always give the same bytes.
 
 Flow: ``build("results")`` -> Board -> ``to_terminal``, ``to_markdown``, ``to_csv``, ``to_html``;
 ``write(board, out)`` makes the three files. Run: ``silc-bench leaderboard --results results --out
@@ -130,8 +131,9 @@ def _scores(
     reported: Sequence[ReportedRow],
     current_version: Callable[[str], int | None],
 ) -> pd.DataFrame:
-    """One row per record and metric. ``kind``: ranked, limited, outdated (an older task version) or
-    reported.
+    """One row per record and metric.
+
+    ``kind``: ranked, limited, outdated (an older task version) or reported.
 
     The newest version of a task is that of the program or of a whole run, whichever is higher.
     """
@@ -229,8 +231,9 @@ def _with_main(scores: pd.DataFrame, others: str) -> pd.DataFrame:
 
 
 def _ranking(group: str, part: pd.DataFrame) -> Table:
-    """Rows in the order of the first column's values, then of the second's ...; gaps last, equals
-    by name.
+    """Rows in the order of the first column's values, then of the second's ...; gaps last.
+
+    Equal rows stand by name.
     """
     scores = {
         (tuple(getattr(s, c) for c in ROW), tuple(getattr(s, c) for c in COLUMN)): s
@@ -370,8 +373,9 @@ def _reported(reported: pd.DataFrame, ranked: pd.DataFrame) -> Section:
 def _measured_beside(
     ranked: pd.DataFrame, columns: Sequence[tuple[str, str]]
 ) -> list[tuple[Cell, ...]]:
-    """A row for each model measured in one of the columns; each value bears its protocol, and a
-    second one has a second row.
+    """A row for each model measured in one of the columns.
+
+    Each value bears its protocol, and a second one has a second row.
     """
     is_ours = pd.Series(
         [column in columns for column in zip(ranked.task, ranked.metric, strict=True)],
@@ -519,8 +523,9 @@ def _table(title: str, changes: tuple[Change, ...]) -> Table:
 
 
 def with_variants(ranked: pd.DataFrame, across_protocols: bool) -> pd.DataFrame:
-    """``variant``: what a column holds apart - the protocol, or "" where several may meet because
-    every model has one value.
+    """The scores with a field ``variant``: what a column holds apart.
+
+    It is the protocol, or "" where several may meet because every model has one value.
     """
     values = ["task", "fingerprint", "model", "revision"]
     several = ranked.groupby(["task", "fingerprint"]).protocol.transform("nunique") > 1
@@ -537,9 +542,7 @@ def with_variants(ranked: pd.DataFrame, across_protocols: bool) -> pd.DataFrame:
 
 
 def protocols_section(ranked: pd.DataFrame, protocols: Mapping[str, dict[str, Any]]) -> Section:
-    """Where one task has several columns: the fields of protocol and dataset in which they
-    differ.
-    """
+    """Where one task has several columns: the fields of protocol and dataset that differ."""
     tables = []
     for task, part in ranked.groupby("task"):
         variants = sorted(set(zip(part.protocol, part.fingerprint, strict=True)))
@@ -565,8 +568,9 @@ def protocols_section(ranked: pd.DataFrame, protocols: Mapping[str, dict[str, An
 
 
 def flat_fields(value: Any, prefix: str = "") -> dict[str, str]:
-    """A protocol as dotted fields with printable values, its hash left out; long ones become their
-    length and a hash.
+    """A protocol as dotted fields with printable values, its hash left out.
+
+    Long values become their length and a hash.
     """
     if isinstance(value, dict):
         return {

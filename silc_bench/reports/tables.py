@@ -1,5 +1,6 @@
-"""The board as data - sections of tables, pictures and changes - and its four forms: terminal,
-Markdown, CSV, HTML (no torch).
+"""The board as data, and its four forms: terminal, Markdown, CSV, HTML (no torch).
+
+A board is made of sections of tables, pictures and changes.
 
 ``leaderboard.build`` makes a Board; each ``to_*`` is a pure function of it, so equal boards give
 equal bytes.
@@ -88,9 +89,8 @@ class Section:
     note: str
     tables: tuple[Table, ...] = ()
     pictures: tuple[Picture, ...] = ()
-    is_reference: bool = (
-        False  # published numbers: long, and left to the files when the terminal is shown
-    )
+    # published numbers: long, and left to the files when the terminal is shown
+    is_reference: bool = False
 
 
 @dataclass(frozen=True)
@@ -102,8 +102,9 @@ class Board:
 
 
 def to_terminal(board: Board) -> RenderableType:
-    """Something for ``rich.print``. Published numbers and pictures are counted and left to the
-    files.
+    """Something for ``rich.print``.
+
+    Published numbers and pictures are counted and left to the files.
     """
     from rich.console import Group
     from rich.text import Text
@@ -131,9 +132,7 @@ def to_terminal(board: Board) -> RenderableType:
 
 
 def _blocks(table: Table) -> list[list[int]]:
-    """Columns side by side in a terminal of 80 characters: the first one, and five more at a
-    time.
-    """
+    """Columns side by side in a terminal of 80 characters: the first one, and five at a time."""
     return [
         [0, *range(start, min(start + 5, len(table.heads)))]
         for start in range(1, len(table.heads), 5)
@@ -141,8 +140,9 @@ def _blocks(table: Table) -> list[list[int]]:
 
 
 def _terminal_table(table: Table, columns: list[int]) -> RenderableType:
-    """Values never wrap; in a narrow terminal the heads and the names do, preferably before "@" and
-    after "/".
+    """A table for the terminal, whose values never wrap.
+
+    In a narrow terminal the heads and the names wrap, preferably before "@" and after "/".
     """
     from rich import box
     from rich.table import Table as RichTable
@@ -203,8 +203,9 @@ def to_markdown(board: Board) -> str:
 
 
 def to_csv(board: Board) -> str:
-    """Long form, one line per model, task and metric, unrounded; ``kind`` separates ranked, limited
-    and published.
+    """Long form, one line per model, task and metric, unrounded.
+
+    ``kind`` separates ranked, limited and published.
     """
     return board.scores.to_csv(index=False, lineterminator="\n")
 
@@ -268,8 +269,9 @@ def _markdown_cell(cell: Cell) -> str:
 
 
 def escaped(text: str) -> str:
-    """Markdown that shows ``text`` as it is: no tags, links, emphasis or table borders; an
-    underscore inside a word is safe.
+    """Markdown that shows ``text`` as it is: no tags, links, emphasis or table borders.
+
+    An underscore inside a word is safe.
     """
     text = re.sub(r"([\\`*\[\]|~$#])", r"\\\1", html.escape(text, quote=False).replace("\n", " "))
     return re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", text)

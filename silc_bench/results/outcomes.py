@@ -1,5 +1,6 @@
-"""What each sample scored, in a small file beside its record, so that two models can be paired
-(numpy, no torch).
+"""What each sample scored, in a small file beside its record (numpy, no torch).
+
+With it two models can be paired.
 
 Flow: ``pack(scores.outcomes, record)`` -> bytes -> ``save``, always before the record; ``load`` ->
 arrays -> ``per_picture(outcomes, metric)`` -> counts that add up to the metric. Hits are bitmaps,
@@ -10,7 +11,7 @@ The arrays must give the metrics that the record states. This binds the two file
 between them. The header says which arrays belong to the file (``silc_bench.system.archives``): a
 metric whose array is lost is not told without a word.
 
-Shapes: N pictures, Q captions that ask, S draws of the training shots, C classes, R resamples.
+Shapes: N images, Q captions that ask, S draws of the training shots, C classes, R resamples.
 """
 
 from __future__ import annotations
@@ -49,11 +50,11 @@ _OF_AREAS: dict[str, tuple[str, Callable[[np.ndarray], np.ndarray]]] = {
 
 @dataclass(frozen=True)
 class PerPicture:
-    """A metric as what each picture adds to it."""
+    """A metric as what each image adds to it."""
 
     counts: np.ndarray  # [N, ...]
     statistic: Callable[[np.ndarray], np.ndarray]  # sums of counts [R, ...] -> the metric [R]
-    hits: np.ndarray | None  # [N, S] bool, where a picture is hit or missed and all weigh the same
+    hits: np.ndarray | None  # [N, S] bool, where an image is hit or missed and all weigh the same
 
 
 def path_of(record: Record, results_dir: Path) -> Path:
@@ -65,8 +66,9 @@ def path_of(record: Record, results_dir: Path) -> Path:
 
 
 def pack(outcomes: Mapping[str, np.ndarray], record: Record) -> bytes:
-    """The file's content; empty where the task gave no outcomes. The same outcomes give the same
-    bytes.
+    """The file's content; empty where the task gave no outcomes.
+
+    The same outcomes give the same bytes.
 
     Raises:
         ValueError: an array is not what its name promises, or the record's metrics do not follow
@@ -85,8 +87,9 @@ def pack(outcomes: Mapping[str, np.ndarray], record: Record) -> bytes:
 
 
 def save(packed: bytes, record: Record, results_dir: Path) -> None:
-    """Write ``pack``'s bytes atomically, before the record; without any, remove those of an older
-    record in this place.
+    """Write ``pack``'s bytes atomically, before the record.
+
+    Without any, those of an older record in this place are removed.
     """
     path = path_of(record, results_dir)
     if not packed:
@@ -122,7 +125,7 @@ def load(record: Record, results_dir: Path) -> dict[str, np.ndarray] | None:
 
 
 def per_picture(outcomes: Mapping[str, np.ndarray], metric: str) -> PerPicture | None:
-    """What each picture adds to ``metric``; None if the outcomes do not say."""
+    """What each image adds to ``metric``; None if the outcomes do not say."""
     if metric in outcomes and outcomes[metric].dtype == bool:
         return _of_hits(outcomes[metric].reshape(len(outcomes[metric]), -1))
     if metric == "mean_per_class_recall" and {"acc1", LABELS} <= set(outcomes):
@@ -146,8 +149,9 @@ def _of_hits(hits: np.ndarray) -> PerPicture:
 
 
 def _of_weighted_hits(hits: np.ndarray, labels: np.ndarray) -> PerPicture:
-    """The mean over classes of the fraction hit: a picture weighs less, the more its class has;
-    class sizes are given.
+    """The mean over classes of the fraction hit.
+
+    An image weighs less, the more its class has; class sizes are given.
     """
     _, inverse, counts = np.unique(labels, return_inverse=True, return_counts=True)
     weight = 1 / (len(counts) * counts[inverse])
@@ -155,13 +159,13 @@ def _of_weighted_hits(hits: np.ndarray, labels: np.ndarray) -> PerPicture:
 
 
 def _of_queries(hits: np.ndarray, asked_by: np.ndarray) -> PerPicture:
-    """Of the captions that ask, [Q] and [Q]: those of one picture are drawn together."""
+    """Of the captions that ask, [Q] and [Q]: those of one image are drawn together."""
     counts = np.stack([np.bincount(asked_by, weights=hits), np.bincount(asked_by)], axis=1)
     return PerPicture(counts, lambda sums: sums[..., 0] / sums[..., 1], None)
 
 
 def _of_shares(counts: np.ndarray) -> PerPicture:
-    """The mean over pictures of part / whole: counts [N, 2]."""
+    """The mean over images of part / whole: counts [N, 2]."""
     return PerPicture(counts[:, :1] / counts[:, 1:], lambda sums: sums[..., 0] / len(counts), None)
 
 

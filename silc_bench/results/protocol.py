@@ -1,5 +1,6 @@
-"""What exactly was measured, named and hashed: two numbers may share a column only if their
-protocols hash alike (no torch).
+"""What exactly was measured, named and hashed (no torch).
+
+Two numbers may share a column only if their protocols hash alike.
 
 Flow: ``Protocol.of(model, task, precision)`` -> ``.hash`` decides, with the data, whether a record
 exists -> ``.as_dict()`` goes into it whole, so that the leaderboard can say which field differs.
@@ -20,8 +21,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Protocol:
-    """Every choice that can move a number. The dicts hold JSON only; a NaN or an array in them is a
-    ValueError.
+    """Every choice that can move a number.
+
+    The dicts hold JSON only; a NaN or an array in them is a ValueError.
     """
 
     # of silc_bench.evaluation.protocols; "native": the checkpoint's own preprocessing and the
@@ -79,8 +81,9 @@ class Protocol:
 
     @property
     def hash(self) -> str:
-        """First 16 hex digits of the SHA-256 of the canonical JSON: any field counts, the order of
-        keys does not.
+        """First 16 hex digits of the SHA-256 of the canonical JSON.
+
+        Any field counts, the order of keys does not.
         """
         return hashlib.sha256(_canonical(asdict(self)).encode()).hexdigest()[:16]
 

@@ -1,5 +1,6 @@
-"""Published numbers, each with its source: ``results/reported/*.json``, read for the leaderboard's
-own tables (no torch).
+"""Published numbers, each with its source (no torch).
+
+The leaderboard reads ``results/reported/*.json`` for tables of their own.
 
 Other people's protocols differ in ways their papers may not say, so these rows stand beside
 measured ones, never among them. A file is ``{"schema": "reported/1", "rows": [{model, params,
@@ -51,8 +52,9 @@ class ReportedRow:
 
 
 def load_reported(folder: Path) -> list[ReportedRow]:
-    """Every row of ``folder/*.json``, by file and then in the file's own order; none if there is no
-    such folder.
+    """Every row of ``folder/*.json``, by file and then in the file's own order.
+
+    The list is empty if there is no such folder.
 
     Raises:
         UserError: a file that is not ``reported/1``, or two rows with the same model and source;

@@ -1,5 +1,6 @@
-"""The record: one measurement in one JSON file - typed, versioned, written whole or not at all
-(standard library only).
+"""The record: one measurement in one JSON file (standard library only).
+
+It is typed, versioned, and written whole or not at all.
 
 Flow: ``Record.create(...)`` -> ``save(record, results_dir)``; before measuring, ``find(...)`` says
 whether it is known; ``load_all(results_dir)`` feeds the leaderboard. ``SCHEMA`` is the law:
@@ -114,8 +115,9 @@ class Environment:
 
 @dataclass(frozen=True)
 class Record:
-    """One measurement and all that is needed to judge or repeat it. Metrics are fractions (ranks
-    excepted).
+    """One measurement and all that is needed to judge or repeat it.
+
+    Metrics are fractions (ranks excepted).
     """
 
     schema: str
@@ -196,8 +198,9 @@ class Record:
         )
 
     def to_json(self) -> str:
-        """Indented JSON, fields in the order of the schema. Raises UserError rather than write an
-        invalid record.
+        """Indented JSON, fields in the order of the schema.
+
+        Raises UserError rather than write an invalid record.
         """
         data = asdict(self)
         validate({**data, CHECKSUMS: {}})
@@ -205,8 +208,9 @@ class Record:
 
     @classmethod
     def from_json(cls, text: str, where: str = "record") -> Record:
-        """The inverse of ``to_json``. Raises UserError, beginning with ``where``, on anything that
-        is not a record.
+        """The inverse of ``to_json``.
+
+        Raises UserError, beginning with ``where``, on anything that is not a record.
         """
         try:
             data = json.loads(text)
@@ -235,9 +239,7 @@ class Record:
 def key(
     task_name: str, task_version: int, protocol_hash: str, fingerprint: str, limit: int | None
 ) -> str:
-    """8 hex digits over all that decides whether two measurements of one model are the same
-    measurement.
-    """
+    """8 hex digits, equal for two measurements of one model if they are the same measurement."""
     parts = json.dumps([task_name, task_version, protocol_hash, fingerprint, limit])
     return hashlib.sha256(parts.encode()).hexdigest()[:8]
 
@@ -256,9 +258,7 @@ def record_path(
 
 
 def save(record: Record, results_dir: Path) -> Path:
-    """Write the record where it belongs, atomically; an older record of the same key is
-    replaced.
-    """
+    """Write the record where it belongs, atomically; an older one of the same key is replaced."""
     path = record_path(
         results_dir, record.model.name, record.model.revision, record.task.name, record.key
     )
@@ -287,8 +287,9 @@ def find(
 
 
 def load_all(results_dir: Path) -> list[Record]:
-    """Every record below ``results_dir``, by path; ``results_dir/reported`` (published numbers) is
-    not ours to read.
+    """Every record below ``results_dir``, by path.
+
+    ``results_dir/reported`` (published numbers) is not ours to read.
 
     Raises:
         UserError: no such folder, or a JSON file that is damaged, foreign or in another record's
@@ -312,8 +313,9 @@ def load_all(results_dir: Path) -> list[Record]:
 
 
 def validate(data: Any, where: str = "record") -> None:
-    """Check decoded JSON against ``SCHEMA``, plus: numbers are finite, stderr and main_metric name
-    known metrics.
+    """Check decoded JSON against ``SCHEMA``, and what a schema cannot say.
+
+    Numbers are finite; stderr and main_metric name known metrics.
 
     Raises:
         UserError: ``where`` (the file), the field, what was expected and what was found.
@@ -335,8 +337,9 @@ def validate(data: Any, where: str = "record") -> None:
 
 @cache
 def code_state() -> Code:
-    """Version, and commit if the package runs from its own checkout. Never fails: None means not
-    known.
+    """Version, and commit if the package runs from its own checkout.
+
+    Never fails: None means not known.
     """
     root = Path(__file__).resolve().parents[2]
     unknown = Code(silc_bench.__version__, None, None)

@@ -1,5 +1,6 @@
-"""JSON Schema, the part this project uses, with errors that name the file, the field and what was
-expected.
+"""The part of JSON Schema that this project uses.
+
+Its errors name the file, the field and what was expected.
 
 ``check(json.loads(text), SCHEMA, "results/a/b.json")`` passes or raises UserError (standard library
 only). The schemas stand beside what they describe: records in ``results.py``, published numbers in
@@ -37,8 +38,9 @@ METRICS = {
 
 
 def is_fraction(metric: str) -> bool:
-    """All metrics are fractions, higher is better; but a rank ("median_rank") counts from 1, and
-    lower is better.
+    """All metrics are fractions, higher is better.
+
+    But a rank ("median_rank") counts from 1, and lower is better.
     """
     return re.search(_RANK, metric) is None
 

@@ -3,23 +3,23 @@
 - ``FewShot``: ridge regression in closed form, the protocol of big_vision's ``fewshot_lsr``
   (`silc_bench.probes.closed_form.ridge`), which published 10-shot numbers use. Nothing is tuned.
 - ``FewShotLogistic``: logistic regression whose penalty is chosen on a fifth of each class's shots
-  (one of 5, two of 10, five of 25; never a test picture), then fitted on all of them. One shot
+  (one of 5, two of 10, five of 25; never a test image), then fitted on all of them. One shot
   cannot be divided, and is left out.
 
-Which pictures are the shots depends on the dataset, the number of shots and the seed alone. What
+Which images are the shots depends on the dataset, the number of shots and the seed alone. What
 happens where a class has too few of them, and under ``--limit``, stands in
 `silc_bench.tasks.classification.fewshot`.
 
 The pool that few shots are drawn from, and which numbers of shots it allows: no number is scored
 under another one's name.
 
-Flow: ``ShotTask.load`` -> pool and scored pictures -> ``scored_shots`` -> the numbers of shots that
+Flow: ``ShotTask.load`` -> pool and scored images -> ``scored_shots`` -> the numbers of shots that
 every class has.
 
-- A class that the pool holds no picture of is not learned, and is counted in the details.
-- A number of shots is left out, and the details say why, where a class has fewer pictures. Where
+- A class that the pool holds no image of is not learned, and is counted in the details.
+- A number of shots is left out, and the details say why, where a class has fewer images. Where
   that is the main metric's number the task is refused.
-- ``--limit`` thins out the scored pictures. The pool keeps POOL pictures of each class, as many as
+- ``--limit`` thins out the scored images. The pool keeps POOL images of each class, as many as
   the most shots: fewer would give other numbers than their names say.
 """
 
@@ -54,7 +54,7 @@ MAIN_SHOTS = 10  # of the main metric
 
 @dataclass(kw_only=True, eq=False)
 class ShotTask(SourcedTask):
-    """A task that learns from some pictures of each class."""
+    """A task that learns from some images of each class."""
 
     def load(self, data_root: Path | None, limit: int | None) -> dict[str, ImageDataset]:
         if limit is None:
@@ -66,8 +66,9 @@ class ShotTask(SourcedTask):
         }
 
     def shortage(self) -> str | None:
-        """Why the user's own data does not allow the main metric; None where it does, and for sets
-        whose size is known.
+        """Why the user's own data does not allow the main metric.
+
+        None where it does, and for sets whose size is known.
         """
         source = self.sources["train"]
         if not isinstance(source, OwnSource):
@@ -82,9 +83,8 @@ def metric(shots: int) -> str:
 
 @dataclass(kw_only=True, eq=False)
 class FewShot(ShotTask):
-    version: int = (
-        3  # 25 shots are not scored where a class has 24; the other numbers are those of version 2
-    )
+    # 25 shots are not scored where a class has 24; the other numbers are those of version 2
+    version: int = 3
     group: str = "few-shot"
     main_metric: str = metric(MAIN_SHOTS)
     requires: frozenset[str] = frozenset({"image"})
@@ -226,8 +226,9 @@ POOL = max(SHOTS)
 
 
 def spread_by_class(labels: np.ndarray, count: int) -> list[int]:
-    """Indices of ``count`` samples of each class, or all that it has, spread evenly over its
-    samples; in ascending order.
+    """Indices of ``count`` samples of each class, or of all that it has, in ascending order.
+
+    They are spread evenly over the samples of the class.
     """
     by_class = [np.flatnonzero(labels == c) for c in np.unique(labels)]
     return sorted(int(own[i]) for own in by_class for i in spread(len(own), count))
@@ -236,8 +237,7 @@ def spread_by_class(labels: np.ndarray, count: int) -> list[int]:
 def scored_shots(
     task_name: str, labels: np.ndarray, class_names: Sequence[str], shots: Sequence[int]
 ) -> tuple[list[int], dict[str, Any]]:
-    """Those of ``shots`` that every class of the pool has pictures for, and what the record says of
-    the pool.
+    """Those of ``shots`` that every class of the pool has images for, and the record's details.
 
     Raises:
         UserError: the main metric's number is not among them; names the class and its count.
@@ -256,7 +256,7 @@ def scored_shots(
 
 
 def too_few(labels: np.ndarray, class_names: Sequence[str]) -> str | None:
-    """ "'cat' has 3 training pictures, and acc1_10shot needs 10 of each class", or None."""
+    """ "'cat' has 3 training images, and acc1_10shot needs 10 of each class", or None."""
     name, fewest = _scarcest(labels, class_names)
     if fewest >= MAIN_SHOTS:
         return None
@@ -264,7 +264,7 @@ def too_few(labels: np.ndarray, class_names: Sequence[str]) -> str | None:
 
 
 def _scarcest(labels: np.ndarray, class_names: Sequence[str]) -> tuple[str, int]:
-    """The class that is there with the fewest pictures."""
+    """The class that is there with the fewest images."""
     counts = np.bincount(labels, minlength=len(class_names))
     there = np.flatnonzero(counts)
     scarcest = there[counts[there].argmin()]

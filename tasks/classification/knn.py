@@ -1,5 +1,6 @@
-"""Nearest neighbours in the embedding space: what a model knows with nothing learned on top (DINO,
-appendix F.1).
+"""Nearest neighbours in the embedding space: what a model knows with nothing learned on top.
+
+Source: DINO, appendix F.1.
 """
 
 from __future__ import annotations

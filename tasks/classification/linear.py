@@ -1,10 +1,11 @@
-"""Linear probe: logistic regression on frozen embeddings, its one hyper-parameter chosen on
-held-out *training* pictures.
+"""Linear probe: logistic regression on frozen embeddings.
+
+Its one hyper-parameter is chosen on held-out *training* images.
 
 Flow: standardise by the training statistics -> fit every cost on four fifths of each class's
-training pictures -> keep the cost that is right most often on the rest (every fifth picture of a
+training images -> keep the cost that is right most often on the rest (every fifth image of a
 class in the set's order; of equals the strongest penalty) -> fit it again on all of them -> score
-the test pictures once.
+the test images once.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ HELD_OUT = 5  # every fifth of a class
 
 @dataclass(kw_only=True, eq=False)
 class Linear(SourcedTask):
-    # held out by class: of data in which the classes alternate, every fifth picture can be all of
+    # held out by class: of data in which the classes alternate, every fifth image can be all of
     # one class
     version: int = 3
     group: str = "linear"
@@ -64,8 +65,9 @@ class Linear(SourcedTask):
 
 
 def held_out_fifth(labels: np.ndarray) -> np.ndarray:
-    """[N] bool: every fifth sample of each class, in order; the last one of a class of two to four,
-    none of a single one.
+    """[N] bool: every fifth sample of each class, in order.
+
+    Of a class of two to four it is the last one, of a single one none.
 
     It depends on the labels alone. Every class keeps most of its samples, however the classes
     alternate in the set.
@@ -87,8 +89,9 @@ def logistic_probe(
     costs: Sequence[float],
     device: str,
 ) -> tuple[LinearMap, dict[str, Any]]:
-    """Logits of all classes from raw features, with the cost that does best on the samples of
-    ``held_out`` [N] bool.
+    """Logits of all classes from raw features, with the cost that does best on held-out samples.
+
+    ``held_out`` is [N] bool.
 
     The details name the cost, the accuracy of each on the held-out samples, and which fits
     converged (the last fit, too).
@@ -120,8 +123,9 @@ def _fit(
     device: str,
     start: LinearMap | None = None,
 ) -> tuple[list[LinearMap], list[bool]]:
-    """A map to all classes for each cost; a class that does not occur in training gets -inf and is
-    never the answer.
+    """A map to all classes for each cost, and whether its fit converged.
+
+    A class that does not occur in training gets -inf and is never the answer.
     """
     from silc_bench.probes.logistic import fit_logistic
 

@@ -1,6 +1,4 @@
-"""What all classification families share: scores from ranks, and what a model that knows nothing
-would score.
-"""
+"""What all classification families share: scores from ranks, and the scores of mere chance."""
 
 from __future__ import annotations
 
@@ -30,8 +28,9 @@ def classification_scores(
     chance: float,
     details: dict[str, Any],
 ) -> Scores:
-    """acc1, acc5 and mean_per_class_recall from the rank [N] of the right class among all; each
-    class's acc1 as a detail.
+    """acc1, acc5 and mean_per_class_recall from the rank [N] of the right class among all.
+
+    The acc1 of each class stands in the details.
     """
     hits = ranks < 1
     return Scores(
@@ -53,8 +52,9 @@ def classification_scores(
 
 
 def _by_class(hits: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -> list[list[Any]]:
-    """[name, fraction hit] of each class in order, None without a sample. Names can repeat: no
-    dict.
+    """[name, fraction hit] of each class in order, None without a sample.
+
+    Names can repeat: no dict.
     """
     counts = np.bincount(labels, minlength=len(class_names))
     right = np.bincount(labels, weights=hits, minlength=len(class_names))
@@ -65,16 +65,18 @@ def _by_class(hits: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) 
 
 
 def uniform_chance(train_labels: np.ndarray, labels: np.ndarray) -> float:
-    """Accuracy of guessing evenly among the classes that occur in training: what equal shots of
-    noise lead to.
+    """Accuracy of guessing evenly among the classes that occur in training.
+
+    Equal shots of noise lead to it.
     """
     known = np.unique(train_labels)
     return float(np.isin(labels, known).mean() / len(known))
 
 
 def frequency_chance(train_labels: np.ndarray, labels: np.ndarray) -> float:
-    """Accuracy of guessing classes as often as they occur in training: sum over classes of p_train
-    * p_test.
+    """Accuracy of guessing classes as often as they occur in training.
+
+    It is the sum over classes of p_train * p_test.
     """
     num_classes = int(max(train_labels.max(), labels.max())) + 1
     frequencies = [

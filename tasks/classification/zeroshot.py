@@ -1,5 +1,6 @@
-"""Zero-shot classification: each class is the mean of its prompts, the nearest one to a picture by
-cosine is the answer.
+"""Zero-shot classification: the class whose prompts are nearest to the image by cosine.
+
+Each class is the mean of its prompts.
 
 Protocol of CLIP (Radford et al., 2021): a prompt a template and class, each embedding normalised,
 averaged over the templates, normalised again (`silc_bench.evaluation.prompts` has the
@@ -56,11 +57,12 @@ class ZeroShot(SourcedTask):
 def ranks_among_namesakes(
     logits: np.ndarray, labels: np.ndarray, texts: Sequence[Sequence[str]]
 ) -> np.ndarray:
-    """`class_ranks` [N] where classes asked for in the same words (``texts``, by class) stand in
-    the order of their labels.
+    """`class_ranks` [N] where classes of the same words stand in the order of their labels.
+
+    ``texts`` are the words of each class.
 
     OpenAI's names give two pairs of ImageNet classes one name each ("missile", "sunglasses").
-    Nothing that a model says tells them apart: counted as ties, none of their pictures could ever
+    Nothing that a model says tells them apart: counted as ties, none of their images could ever
     be right; an argmax answers with the first.
     """
     first: dict[tuple[str, ...], int] = {}

@@ -1,23 +1,22 @@
-"""Correspondence: does a patch of a class find that class among its nearest patches in another
-picture that holds it?
+"""Correspondence: does a patch find its class among its nearest patches in another image?
 
-Each picture asks, for each of its classes but a background, the next picture that holds the class,
+Each image asks, for each of its classes but a background, the next image that holds the class,
 in an order that only the masks decide (`silc_bench.tasks.dense.correspondence`). Recall at k is the
 mean over classes of the share of asking patches with a patch of their class among the k nearest,
-everything else in that picture distracting. Chance is exact: k patches drawn from that picture.
+everything else in that image distracting. Chance is exact: k patches drawn from that image.
 
 Whether a patch finds its like in another picture: ranks of the nearest patch of the same class, and
 what chance would find.
 
-Flow: ``cell_classes(mask, layout)`` for each picture -> ``partners`` names the other picture for
+Flow: ``cell_classes(mask, layout)`` for each image -> ``partners`` names the other image for
 each class -> ``ranks`` of its patches there -> recall at k, beside ``chance_at``.
 
 The retrieval behind "dense correspondence" figures of self-supervised models, as one number without
-a threshold: for each patch of a class, is one of its k nearest patches (cosine) in another picture
-that holds the class, of that class? Everything else in the other picture distracts, the background
+a threshold: for each patch of a class, is one of its k nearest patches (cosine) in another image
+that holds the class, of that class? Everything else in the other image distracts, the background
 too. A patch has the class of most of its pixels.
 
-Shapes: n patches of the asking picture, m of the other, D features.
+Shapes: n patches of the asking image, m of the other, D features.
 """
 
 from __future__ import annotations
@@ -59,8 +58,6 @@ class Correspondence(CellsTask):
         }
 
     def score(self, features: Features) -> Scores:
-        pass
-
         cells, classes, order = self._chosen(features)
         num_classes, first = (
             len(features.data["test"].mask_names),
@@ -102,11 +99,10 @@ class Correspondence(CellsTask):
         )
 
     def _chosen(self, features: Features) -> tuple[list[np.ndarray], list[np.ndarray], np.ndarray]:
-        """Cells fp16 [n, D] and their classes [n] of each picture that takes part, and the order of
-        these pictures.
-        """
-        pass
+        """Cells and their classes of each image that takes part, and the order of these images.
 
+        Cells are fp16 [n, D], classes [n].
+        """
         dataset = features.data["test"]
         order = order_by_mask(dataset.mask(index) for index in range(len(dataset)))[:MAX_PICTURES]
         chosen = set(order.tolist())
@@ -128,8 +124,9 @@ UNLABELLED = -1
 
 
 def cell_classes(mask: np.ndarray, layout: Layout) -> np.ndarray:
-    """int64 [gh * gw]: the class of most pixels in each cell, of equal ones the first; UNLABELLED
-    where none is scored.
+    """int64 [gh * gw]: the class of most pixels in each cell, of equal ones the first.
+
+    UNLABELLED where no pixel is scored.
     """
     classes, counts = class_sums(mask, *members(layout, *mask.shape))
     if not len(classes):
@@ -138,7 +135,7 @@ def cell_classes(mask: np.ndarray, layout: Layout) -> np.ndarray:
 
 
 def order_by_mask(masks: Iterable[np.ndarray]) -> np.ndarray:
-    """Pictures in an order that only what they show decides: by the SHA-256 of their masks.
+    """Images in an order that only what they show decides: by the SHA-256 of their masks.
 
     Neighbours in it are not neighbours in a video, and a data set in another order gives the same
     pairs.
@@ -151,12 +148,13 @@ def order_by_mask(masks: Iterable[np.ndarray]) -> np.ndarray:
 
 
 def partners(classes: Sequence[np.ndarray], order: np.ndarray) -> list[dict[int, int]]:
-    """For each picture and class that its cells hold, the next picture in ``order``, round and
-    round, that holds it too.
+    """For each image and class that its cells hold, the next image that holds it too.
+
+    Next is meant in ``order``, round and round.
 
     Args:
-        classes: of the cells of each picture.
-        order: a permutation of the pictures.
+        classes: of the cells of each image.
+        order: a permutation of the images.
     """
     found: list[dict[int, int]] = [{} for _ in classes]
     held = [set(np.unique(own).tolist()) - {UNLABELLED} for own in classes]
@@ -169,8 +167,9 @@ def partners(classes: Sequence[np.ndarray], order: np.ndarray) -> list[dict[int,
 
 
 def ranks(queries: np.ndarray, others: np.ndarray, is_right: np.ndarray) -> np.ndarray:
-    """How many wrong patches are at least as near as the nearest right one: [n, D], [m, D], bool
-    [m] -> [n] int64.
+    """How many wrong patches are at least as near as the nearest right one.
+
+    Queries [n, D], others [m, D], bool [m] -> [n] int64.
     """
     similarity = normalize(queries.astype(np.float32)) @ normalize(others.astype(np.float32)).T
     best = similarity[:, is_right].max(axis=1)
@@ -178,8 +177,9 @@ def ranks(queries: np.ndarray, others: np.ndarray, is_right: np.ndarray) -> np.n
 
 
 def chance_at(k: int, num_right: int, num_others: int) -> float:
-    """Probability that k patches drawn from ``num_others`` hold one of the ``num_right``: 1 - C(m -
-    r, k) / C(m, k).
+    """Probability that k patches drawn from ``num_others`` hold one of the ``num_right``.
+
+    With m others and r right ones it is 1 - C(m - r, k) / C(m, k).
     """
     wrong = num_others - num_right
     if wrong < k:

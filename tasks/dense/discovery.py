@@ -1,16 +1,15 @@
-"""Object discovery: is the part of a picture that its patches alone set apart the part that is
-labelled an object?
+"""Object discovery: do the patches alone set apart the part of an image that is an object?
 
 Nothing is learned and no threshold chosen (`silc_bench.tasks.dense.discovery`). The score is the
-mean over pictures of the IoU of the found foreground with all labelled objects, as unsupervised
-saliency is scored (TokenCut, 2202.11539). Pictures without an object, or without anything else, are
-left out. Chance is a foreground of the same size in each picture, laid down without looking.
+mean over images of the IoU of the found foreground with all labelled objects, as unsupervised
+saliency is scored (TokenCut, 2202.11539). Images without an object, or without anything else, are
+left out. Chance is a foreground of the same size in each image, laid down without looking.
 
-Which part of a picture is an object, by its cells alone: no label, no text, no threshold.
+Which part of an image is an object, by its cells alone: no label, no text, no threshold.
 
 ``foreground`` is the method of Melas-Kyriazi et al. ("Deep Spectral Methods", 2205.07839, section
 3): cells are a graph whose edges weigh the positive part of their cosine; the eigenvector of the
-second smallest eigenvalue of its normalised Laplacian (Fiedler's) cuts the picture in two at 0, and
+second smallest eigenvalue of its normalised Laplacian (Fiedler's) cuts the image in two at 0, and
 the smaller part is the object. It is the same cut as TokenCut's (2202.11539), without its threshold
 on edges, which the features of an image-text model rarely fall below. Two things differ from the
 paper: the features are the tokens that leave the tower, as in every other task here, not the keys
@@ -51,8 +50,6 @@ class Discovery(CellsTask):
         }
 
     def score(self, features: Features) -> Scores:
-        pass
-
         assert features.data["test"].has_background, (
             f"{self.name}: without a background there is no foreground"
         )
@@ -89,10 +86,10 @@ MAX_CELLS = 6000  # an eigenvector of n x n takes n^3: about a minute here
 
 
 def foreground(grid: np.ndarray, layout: Layout, height: int, width: int) -> np.ndarray:
-    """bool [height, width]: the object in a picture with cells [gh, gw, D].
+    """bool [height, width]: the object in an image with cells [gh, gw, D].
 
     Raises:
-        UserError: the picture has too many cells for an eigenvector.
+        UserError: the image has too many cells for an eigenvector.
     """
     cells = grid.reshape(-1, grid.shape[-1])
     if len(cells) > MAX_CELLS:
@@ -110,8 +107,9 @@ def foreground(grid: np.ndarray, layout: Layout, height: int, width: int) -> np.
 
 
 def fiedler_vector(cells: np.ndarray) -> np.ndarray:
-    """Cells [n, D] -> float64 [n]: the second eigenvector of L y = l D y, where W = max(cosine, 0),
-    L = D - W; its sign is free.
+    """Cells [n, D] -> float64 [n]: the second eigenvector of L y = l D y; its sign is free.
+
+    W = max(cosine, 0) are the weights of the graph, D its degrees, L = D - W.
 
     The first is constant. It is taken out of the matrix, so that the second is well defined where
     the graph falls into two parts.
@@ -131,8 +129,9 @@ def fiedler_vector(cells: np.ndarray) -> np.ndarray:
 
 
 def placed_at_random(prediction: np.ndarray, truth: np.ndarray) -> float:
-    """IoU of a foreground as large as ``prediction`` that knows nothing of ``truth``, as shares: a
-    t / (a + t - a t).
+    """IoU of a foreground as large as ``prediction`` that knows nothing of ``truth``.
+
+    With the shares a and t of the two it is a t / (a + t - a t).
     """
     guessed, true = prediction.mean(), truth.mean()
     return float(guessed * true / (guessed + true - guessed * true))

@@ -1,13 +1,12 @@
-"""What the tasks that read cells share: which cells, beside which masks, and how class logits of
-cells are scored.
+"""What the tasks that read cells share: cells beside masks, and the scores of their logits.
 
-What a segmentation scores, however it was predicted: areas of each picture -> mIoU and its company,
+What a segmentation scores, however it was predicted: areas of each image -> mIoU and its company,
 beside their chance.
 
-Flow: ``areas = PictureAreas(num_classes)``; for each picture ``areas.add(prediction, mask)``;
+Flow: ``areas = PictureAreas(num_classes)``; for each image ``areas.add(prediction, mask)``;
 ``areas.scores(names, chance)``. Everything follows from areas summed over the whole split, never
 from averages of pictures: a class absent from truth and prediction is not averaged. Standard errors
-are a bootstrap over pictures.
+are a bootstrap over images.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ class CellsTask(SourcedTask):
     group: str = "dense"
     main_metric: str = "mIoU"
     requires: frozenset[str] = frozenset({"dense"})
-    view: View | None = None  # how pictures are shown; None: as the model's own size says
+    view: View | None = None  # how images are shown; None: as the model's own size says
     method: str = "tokens"  # "tokens:4" joins those of the last four blocks
 
     def protocol(self) -> dict[str, Any]:
@@ -66,7 +65,7 @@ class CellsTask(SourcedTask):
     def labelled(
         self, features: Features, role: str
     ) -> Iterator[tuple[np.ndarray, Layout, np.ndarray]]:
-        """Cells [gh, gw, D], their layout and the mask [H, W] of each picture, in order."""
+        """Cells [gh, gw, D], their layout and the mask [H, W] of each image, in order."""
         dataset = features.data[role]
         for picture in features.grids(role, self.view, self.method):
             yield picture.grid, picture.layout, dataset.mask(picture.index)
@@ -74,8 +73,9 @@ class CellsTask(SourcedTask):
     def predicted(
         self, features: Features, logits: Callable[[Tensor], Tensor], num_classes: int
     ) -> PictureAreas:
-        """Every test picture, each pixel given the class of largest up-sampled logit: ``logits`` of
-        cells [n, D] are [n, C].
+        """Give each pixel of every test image the class of largest up-sampled logit.
+
+        ``logits`` of cells [n, D] are [n, C].
         """
         from silc_bench.models.windows import predict
 
@@ -101,7 +101,7 @@ MEASURES = {
 
 
 class PictureAreas:
-    """Areas of each picture scored so far: in whole, and near the contours."""
+    """Areas of each image scored so far: in whole, and near the contours."""
 
     def __init__(self, num_classes: int) -> None:
         self.num_classes = num_classes
@@ -109,7 +109,7 @@ class PictureAreas:
         self._boundary: list[np.ndarray] = []
 
     def add(self, prediction: np.ndarray, mask: np.ndarray) -> None:
-        """Classes [H, W] of one picture against its mask [H, W]."""
+        """Classes [H, W] of one image against its mask [H, W]."""
         self._areas.append(metrics.areas(prediction, mask, self.num_classes))
         self._boundary.append(metrics.boundary_areas(prediction, mask, self.num_classes))
 
@@ -152,17 +152,16 @@ class PictureAreas:
 
 
 def constant_miou(truth: np.ndarray) -> float:
-    """mIoU of the most frequent class everywhere, which is what a probe learns from noise: true
-    pixels [C] of each class.
+    """mIoU of the most frequent class everywhere: true pixels [C] of each class.
+
+    A probe learns this from noise.
     """
     guess = np.arange(len(truth)) == truth.argmax()
     return float(metrics.mean_iou(np.stack([truth * guess, truth.sum() * guess, truth])))
 
 
 def shares_miou(truth: np.ndarray, shares: np.ndarray) -> float:
-    """mIoU of guessing each class with its share [C] of all pixels, whatever they show: true pixels
-    [C] of each class.
-    """
+    """mIoU of guessing each class with its share [C] of all pixels: true pixels [C] by class."""
     return float(metrics.mean_iou(np.stack([truth * shares, truth.sum() * shares, truth])))
 
 

@@ -1,5 +1,6 @@
-"""Segmentation by a linear probe of frozen patch features in closed form: one pass over the
-training pictures, then seconds.
+"""Segmentation by a linear probe of frozen patch features in closed form.
+
+One pass over the training images, then seconds.
 
 The probe (`silc_bench.probes.patch_discriminant`) is fitted to masks at full resolution, and scored
 there. Its figures are its own: published linear probes descend on cross-entropy, as

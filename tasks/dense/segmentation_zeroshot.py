@@ -1,5 +1,6 @@
-"""Zero-shot segmentation: the cosine of each patch with the words of each class, shown in windows,
-up-sampled to the mask.
+"""Zero-shot segmentation: the cosine of each patch with the words of each class.
+
+Images are shown in windows, logits up-sampled to the mask.
 
 Flow: ``features.grids`` in the view and by the method of the task's rule -> cosines with the
 prompts of each word -> the best word of each pixel, by bilinear up-sampling of each window and the
@@ -10,7 +11,7 @@ either not scored (``scores_background=False``: pixels of label 0 count nowhere,
 the classes), or it is predicted where the confidence lies below a threshold
 (silc_bench.tasks.dense.segmentation_zeroshot): "mIoU" then counts it as a class, and
 "mIoU_foreground", which needs no threshold, stands beside it. A threshold that the rule does not
-fix is swept on pictures that are not scored: ``SWEPT`` of the train split where there is one, else
+fix is swept on images that are not scored: ``SWEPT`` of the train split where there is one, else
 every ``HELD_OUT``-th of the test split.
 
 Chance is exact for a model whose features know nothing of the picture: each word is then the best
@@ -19,8 +20,8 @@ as often as each other one.
 What is nothing that a class names: pixels whose confidence lies below a threshold, and how the
 threshold is chosen.
 
-Flow: ``decided(logits, owner, scale, picture, H, W)`` -> the best class, the best of those with a
-name, and the confidence, of each pixel; ``sweep.add(...)`` for each picture held out ->
+Flow: ``decided(logits, owner, scale, image, H, W)`` -> the best class, the best of those with a
+name, and the confidence, of each pixel; ``sweep.add(...)`` for each image held out ->
 ``sweep.best()``; then ``confidence < threshold`` is background.
 
 Shapes: H x W pixels, W words, C labels, of which 0 is the background.
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
     from silc_bench.datasets.dataset import ImageDataset
     from silc_bench.models.windows import DensePicture
 
-SWEPT = 200  # training pictures, evenly spread, that choose a threshold
+SWEPT = 200  # training images, evenly spread, that choose a threshold
 HELD_OUT = 10
 
 
@@ -62,10 +63,9 @@ class ZeroShotSegmentation(SourcedTask):
     prompts: Prompts
     rule: Rule = field(default_factory=lambda: Rule("native"))
     scores_background: bool = True  # of a set that has one
-    words: tuple[tuple[str, ...], ...] | None = (
-        None  # of each label, whatever the protocol; None: the protocol's for the set
-    )
-    version: int = 3  # 3: windows over the picture in its own shape; 2: with boundary_mIoU
+    # of each label, whatever the protocol; None: the protocol's for the set
+    words: tuple[tuple[str, ...], ...] | None = None
+    version: int = 3  # 3: windows over the image in its own shape; 2: with boundary_mIoU
     group: str = "dense"
     main_metric: str = "mIoU"
     requires: frozenset[str] = frozenset({"dense", "text"})
@@ -179,8 +179,9 @@ class ZeroShotSegmentation(SourcedTask):
         named: PictureAreas,
         about: dict[str, Any],
     ) -> Scores:
-        """mIoU with the background, mIoU_foreground beside it. At chance background is as frequent
-        as it was predicted.
+        """mIoU with the background, mIoU_foreground beside it.
+
+        At chance background is as frequent as it was predicted.
         """
         per_label = np.bincount(owner, minlength=len(names)).astype(float)
         per_label[0] = 0
@@ -210,8 +211,9 @@ class ZeroShotSegmentation(SourcedTask):
         return list(words)
 
     def _words_of(self, dataset: str) -> tuple[tuple[str, ...], ...] | None:
-        """The task's own, or the protocol's for a named set, not for the user's own of that name;
-        None: the set's names.
+        """The task's own words, or the protocol's for a named set; None: the set's names.
+
+        The user's own data of the same name is no named set.
         """
         if self.words is not None:
             return self.words
@@ -221,9 +223,7 @@ class ZeroShotSegmentation(SourcedTask):
     def _asked(
         self, features: Features, words: list[tuple[str, ...]]
     ) -> tuple[Callable[[Tensor], Tensor], np.ndarray]:
-        """Cells [n, D] -> cosines [n, W], and the place in ``words`` that each of the W belongs
-        to.
-        """
+        """Cells [n, D] -> cosines [n, W], and the place in ``words`` that each W belongs to."""
         from silc_bench.evaluation.dense_features import cosines_with
 
         owner = np.repeat(np.arange(len(words)), [len(own) for own in words])
@@ -250,7 +250,7 @@ def decided(
     height: int,
     width: int,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(labels, labels among 1..C-1, confidence fp32), each [height, width], of one picture.
+    """(labels, labels among 1..C-1, confidence fp32), each [height, width], of one image.
 
     Args:
         logits: of cells [n, D], their cosines with each word [n, W].
@@ -274,8 +274,9 @@ def decided(
 
 
 class Sweep:
-    """mIoU, background included, at each of many thresholds in one pass: pixels are counted by
-    their confidence.
+    """mIoU, background included, at each of many thresholds in one pass.
+
+    Pixels are counted by their confidence.
     """
 
     def __init__(self, num_labels: int, low: float, high: float) -> None:
@@ -285,7 +286,7 @@ class Sweep:
         )  # right, predicted, true, of each confidence
 
     def add(self, label: np.ndarray, confidence: np.ndarray, mask: np.ndarray) -> None:
-        """One picture's decisions [H, W] against its mask."""
+        """One image's decisions [H, W] against its mask."""
         kept = mask != ignore_of(mask)
         label, truth = label[kept], mask[kept].astype(np.int64)
         place = (confidence[kept].astype(np.float64) - self.low) * (BINS / (self.high - self.low))
