@@ -60,9 +60,9 @@ def image_protocol(model: DenseModel, view: View | None) -> dict[str, Any]:
     """All that is done to an image before ``model`` sees it, as JSON."""
     pipeline = _pipeline(model)
     view = view or native_view(model)
-    colours = {name: getattr(pipeline, name) for name in ("mean", "std")}
     return {
-        **{name: list(values) for name, values in colours.items()},
+        "mean": list(pipeline.mean),
+        "std": list(pipeline.std),
         **view.as_dict(),
         "interpolation": view.interpolation or pipeline.interpolation,
         "antialias": True,
@@ -77,7 +77,8 @@ def _pipeline(model: DenseModel) -> ImagePipeline:
     """
     if not isinstance(model.pipeline, ImagePipeline):
         raise UserError(
-            f"{model.name} takes pictures of their own shape, which windows are not; leave dense tasks out"
+            f"{model.name} takes pictures of their own shape, which windows are not;"
+            " leave dense tasks out"
         )
     return model.pipeline
 
@@ -88,8 +89,10 @@ class DenseFeatures:
 
     Args:
         encode: windows [B, 3, S, S] on any device and methods -> {method: fp32 [B, h, w, D]} on the
-        CPU. entry: where the store keeps one method's grids of (dataset, view), given as JSON;
-        None: nowhere. bar: ``with bar(title, total) as advance``.
+            CPU.
+        entry: where the store keeps one method's grids of (dataset, view), given as JSON; None:
+            nowhere.
+        bar: ``with bar(title, total) as advance``.
     """
 
     model: DenseModel
@@ -105,9 +108,8 @@ class DenseFeatures:
 
     def expect(self, dataset: ImageDataset, view: View | None, methods: Iterable[str]) -> None:
         """These methods will be asked for: whichever comes first encodes for all of them."""
-        self._expected.setdefault(
-            (dataset.fingerprint, view or native_view(self.model)), set()
-        ).update(methods)
+        key = (dataset.fingerprint, view or native_view(self.model))
+        self._expected.setdefault(key, set()).update(methods)
 
     def __call__(
         self, dataset: ImageDataset, view: View | None, method: str
@@ -120,48 +122,48 @@ class DenseFeatures:
         """
         view = view or native_view(self.model)
         self.expect(dataset, view, [method])
-        kept = {
-            name: self._kept(dataset, view, name)
-            for name in sorted(self._expected[dataset.fingerprint, view])
-        }
+        names = sorted(self._expected[dataset.fingerprint, view])
+        kept = {name: self._kept(dataset, view, name) for name in names}
+
+        # an image counts as known only with the grids of every method: one pass gives all of them
         known = set.intersection(*(set(grids.sides) for grids in kept.values()))
         missing = [index for index in range(len(dataset)) if index not in known]
-        with contextlib.closing(self._encode(dataset, view, missing, list(kept))) as coming:
+
+        with contextlib.closing(self._encode(dataset, view, missing, names)) as coming:
             for index in range(len(dataset)):
-                found = kept[method].get(index) if index in known else None
-                if found is None:
+                item = kept[method].get(index) if index in known else None
+                if item is None:
                     # a grid that was there and is damaged, or was pruned meanwhile, is encoded by
-                    # itself
-                    source = (
-                        coming
-                        if index not in known
-                        else self._encode(dataset, view, [index], list(kept))
-                    )
+                    # itself; the stream of the missing ones does not hold it
+                    source = coming
+                    if index in known:
+                        source = self._encode(dataset, view, [index], names)
                     sides, grids = next(source)
-                    if sum(grid.nbytes for grid in grids.values()) * len(dataset) <= self._budget():
+
+                    # all or nothing: a dataset that does not fit as a whole would push itself out
+                    num_bytes = sum(grid.nbytes for grid in grids.values()) * len(dataset)
+                    if num_bytes <= self._budget():
                         for name, grid in grids.items():
                             kept[name].save(index, sides, grid)
-                    found = sides, grids[method]
-                yield DensePicture(
-                    index,
-                    found[1].astype(np.float32),
-                    view.layout(*found[0], self.model.patch_size),
-                )
+                    item = sides, grids[method]
+
+                sides, grid = item
+                layout = view.layout(*sides, self.model.patch_size)
+                yield DensePicture(index, grid.astype(np.float32), layout)
 
     def _kept(self, dataset: ImageDataset, view: View, method: str) -> _Kept:
-        what = {
-            "image": image_protocol(self.model, view),
-            "method": method,
-            "dataset": {
-                "name": dataset.name,
-                "split": dataset.split,
-                "fingerprint": dataset.fingerprint,
-            },
+        named = {
+            "name": dataset.name,
+            "split": dataset.split,
+            "fingerprint": dataset.fingerprint,
         }
+        image = image_protocol(self.model, view)
+        entry = self.entry({"image": image, "method": method, "dataset": named})
         memory = self._memory.setdefault((dataset.fingerprint, view, method), {})
-        return _Kept(self.entry(what), memory)
+        return _Kept(entry, memory)
 
     def _budget(self) -> float:
+        """Bytes that the grids of one dataset may take."""
         return MEMORY if self.store_limit is None else self.store_limit * STORE_SHARE
 
     def _encode(
@@ -173,28 +175,35 @@ class DenseFeatures:
         """
         if not indices:
             return
-        patch, title = self.model.patch_size, f"{dataset.name}/{dataset.split}"
+
         pipeline = _pipeline(self.model)
-        cells = view.layout(view.window, view.window, patch).cells
+        title = f"{dataset.name}/{dataset.split}"
+        patch_size = self.model.patch_size
+
+        # the batch size of the user is one of images at the model's size; a window can hold more
+        # cells, so batches are bounded by cells too
+        cells = view.layout(view.window, view.window, patch_size).cells
         size = max(1, min(self.batch_size, TOKENS[self.device] // cells**2))
-        open_pictures: deque[_Open] = deque()
+
+        # images whose windows are not all encoded, in order: a batch can span several
+        open_images: deque[_Open] = deque()
+        windows = self._windows(dataset, view, indices, pipeline, open_images)
         with self.bar(f"{title} dense", len(dataset)) as advance:
             advance(len(dataset) - len(indices))
-            for batch in _batches(
-                self._windows(dataset, view, indices, pipeline, open_pictures), size
-            ):
+            for batch in _batches(windows, size):
                 features = self.encode(torch.stack([pixels for _, _, pixels in batch]), methods)
-                for row, (picture, place, _) in enumerate(batch):
-                    picture.put(place, {name: values[row] for name, values in features.items()})
-                while open_pictures and open_pictures[0].is_done:
-                    picture = open_pictures.popleft()
-                    for name, grid in picture.grids.items():
+                for row, (image, place, _) in enumerate(batch):
+                    image.put(place, {name: values[row] for name, values in features.items()})
+
+                while open_images and open_images[0].is_done:
+                    image = open_images.popleft()
+                    for name, grid in image.grids.items():
                         if not np.isfinite(grid).all():
                             raise RunError(
-                                f"{self.model.name} gives {name} features that are not finite, or beyond fp16, for picture"
-                                f" {picture.index} of {title}"
+                                f"{self.model.name} gives {name} features that are not finite,"
+                                f" or beyond fp16, for picture {image.index} of {title}"
                             )
-                    yield (picture.layout.height, picture.layout.width), picture.grids
+                    yield (image.layout.height, image.layout.width), image.grids
                     advance(1)
 
     def _windows(
@@ -209,24 +218,32 @@ class DenseFeatures:
 
         Each image is put into ``opened`` as it begins.
         """
-        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (pipeline.mean, pipeline.std))
+        mean = torch.tensor(pipeline.mean).view(3, 1, 1)
+        std = torch.tensor(pipeline.std).view(3, 1, 1)
         resized = _Resized(dataset, view, pipeline.interpolation, indices)
-        for index, pixels in DataLoader(
+
+        # images differ in size, so that the loader cannot stack them: one at a time, unchanged
+        loader = DataLoader(
             resized, batch_size=None, num_workers=self.num_workers, collate_fn=_unchanged
-        ):
+        )
+        for index, pixels in loader:
             layout = view.layout(pixels.shape[0], pixels.shape[1], self.model.patch_size)
-            opened.append(picture := _Open(index, layout))
+            image = _Open(index, layout)
+            opened.append(image)
+
+            # cut first, made a float then: a whole large image in fp32 would be four times as large
             whole = torch.from_numpy(pixels).permute(2, 0, 1)
             for place, (top, left) in enumerate(layout.places):
                 part = whole[:, top : top + view.window, left : left + view.window]
-                yield picture, place, part.float().div_(255).sub_(mean).div_(std)
+                yield image, place, part.float().div_(255).sub_(mean).div_(std)
 
 
 class _Open:
     """An image some of whose windows are encoded."""
 
     def __init__(self, index: int, layout: Layout) -> None:
-        self.index, self.layout = index, layout
+        self.index = index
+        self.layout = layout
         self.grids: dict[str, np.ndarray] = {}
         self._left = len(layout.places)
 
@@ -238,16 +255,15 @@ class _Open:
         """Window number ``place``: {method: fp32 [h, w, D]}."""
         row, column = divmod(place, len(self.layout.lefts))
         cells = self.layout.cells
+        rows = slice(row * cells, (row + 1) * cells)
+        columns = slice(column * cells, (column + 1) * cells)
         for name, values in features.items():
-            grid = self.grids.setdefault(
-                name, np.empty((*self.layout.grid, values.shape[-1]), np.float16)
-            )
-            with np.errstate(
-                over="ignore"
-            ):  # infinite, and reported as such when the image is whole
-                grid[row * cells : (row + 1) * cells, column * cells : (column + 1) * cells] = (
-                    values
-                )
+            empty = np.empty((*self.layout.grid, values.shape[-1]), np.float16)
+            grid = self.grids.setdefault(name, empty)
+
+            # what overflows fp16 becomes infinite, and is reported when the image is whole
+            with np.errstate(over="ignore"):
+                grid[rows, columns] = values
         self._left -= 1
 
 
@@ -255,14 +271,15 @@ class _Kept:
     """Grids of one method: in the store's entry, or in memory."""
 
     def __init__(self, entry: Entry | None, memory: dict[int, Found]) -> None:
-        self._entry, self._memory = entry, memory
-        self.sides = (
-            entry.grids()
-            if entry is not None
-            else {index: found[0] for index, found in memory.items()}
-        )
+        self._entry = entry
+        self._memory = memory
+        if entry is not None:
+            self.sides = entry.grids()
+        else:
+            self.sides = {index: item[0] for index, item in memory.items()}
 
     def get(self, index: int) -> Found | None:
+        """None where a grid of the store is damaged or gone; ``index`` is one of ``sides``."""
         if self._entry is None:
             return self._memory.get(index)
         grid = self._entry.grid(index, self.sides[index])
@@ -281,12 +298,10 @@ class _Resized(Dataset):
     def __init__(
         self, dataset: ImageDataset, view: View, interpolation: str, indices: Sequence[int]
     ) -> None:
-        self._dataset, self._view, self._interpolation, self._indices = (
-            dataset,
-            view,
-            interpolation,
-            indices,
-        )
+        self._dataset = dataset
+        self._view = view
+        self._interpolation = interpolation
+        self._indices = indices
 
     def __len__(self) -> int:
         return len(self._indices)

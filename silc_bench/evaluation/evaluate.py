@@ -72,40 +72,53 @@ def evaluate(
 
     Args:
         model_source: what the user asked for, kept in the records.
-        feature_point: where image embeddings are read (models.FEATURE_POINTS); tasks that compare
-        them with text need "pooled". protocol: whose prompts and preprocessing; None: native.
         limit: images a split, evenly spread; the records say so and never rank.
+        feature_point: where image embeddings are read (models.FEATURE_POINTS); tasks that compare
+            them with text need "pooled".
+        protocol: whose prompts and preprocessing; None: native.
         existing: what to do about a measurement that is known: "skip" it, "overwrite" it, or
-        "error" before any work. store: where embeddings, and fingerprints of data, outlive the
-        command. is_compiled: images through torch.compile, which changes last bits at most.
+            "error" before any work.
+        store: where embeddings, and fingerprints of data, outlive the command.
+        is_compiled: images through torch.compile, which changes last bits at most.
         on_result: called with each record and whether it was measured now.
 
     Raises:
         UserError: the model cannot do a task, data is missing or damaged, an option is unknown,
-        ``existing="error"``. RunError: some tasks failed. As after a damaged image (UserError),
-        the records of the other tasks are saved.
+            ``existing="error"``.
+        RunError: some tasks failed. As after a damaged image (UserError), the records of the
+            other tasks are saved.
     """
     if existing not in EXISTING:
         raise unknown_name("--existing", existing, EXISTING)
     if batch_size < 1:
         raise UserError(f"--batch-size must be 1 or more, not {batch_size}")
-    chosen_device = choose_device(device)
+
+    # two processes that write one store would overwrite each other: the first rank has it alone
     store = store if rank() == 0 else None
-    choices = _Choices(choose_precision(precision, chosen_device), feature_point, protocol, limit)
+    chosen_device = choose_device(device)
+    chosen_precision = choose_precision(precision, chosen_device)
+    choices = _Choices(chosen_precision, feature_point, protocol, limit)
+
+    # refuse before any data is read: to hash a dataset can take minutes
     for task in tasks:
         check_supported(model, choices.task(task), feature_point)
     with remembered(store):
         plans = [
             _plan(model, task, task.load(data_root, limit), choices, results_dir) for task in tasks
         ]
-    meet()  # what was known is known before the first rank saves anything
-    if existing == "error" and any(plan.known for plan in plans):
-        names = ", ".join(plan.task.name for plan in plans if plan.known)
+
+    # every rank has looked for known records before the first rank saves a new one; otherwise the
+    # ranks could disagree on what is left to do, and wait for each other for ever
+    meet()
+    known_names = [plan.task.name for plan in plans if plan.known]
+    if existing == "error" and known_names:
         raise UserError(
-            f"already measured in {results_dir}: {names}; use --existing skip or overwrite"
+            f"already measured in {results_dir}: {', '.join(known_names)};"
+            " use --existing skip or overwrite"
         )
 
-    extract = (Extractor if num_ranks() == 1 else SharedExtractor)(
+    extractor_class = Extractor if num_ranks() == 1 else SharedExtractor
+    extract = extractor_class(
         model,
         device=chosen_device,
         precision=choices.precision,
@@ -117,25 +130,28 @@ def evaluate(
         is_compiled=is_compiled,
     )
 
-    wanted = [plan for plan in plans if plan.known is None or existing != "skip"]
-    for plan in wanted:
+    # announced before the first task runs, so that one pass over the images serves all dense tasks
+    plans_to_measure = [plan for plan in plans if plan.known is None or existing != "skip"]
+    for plan in plans_to_measure:
         extract.expect(plan.task, plan.data)
 
     def save(record: Record, samples: bytes) -> None:
         if rank() > 0:
             return
-        outcomes.save(samples, record, results_dir)  # first: no record without its samples
+
+        # samples first: no record without its samples
+        outcomes.save(samples, record, results_dir)
         results.save(record, results_dir)
 
     def measure(plan: _Plan) -> tuple[Record, bytes]:
         return _measure(model, plan, extract, model_source=model_source, limit=limit)
 
-    return _each(plans, wanted, measure, save, on_result)
+    return _each(plans, plans_to_measure, measure, save, on_result)
 
 
 def _each(
     plans: Sequence[_Plan],
-    wanted: Sequence[_Plan],
+    plans_to_measure: Sequence[_Plan],
     measure: Callable[[_Plan], tuple[Record, bytes]],
     save: Callable[[Record, bytes], None],
     on_result: Callable[[Record, bool], None],
@@ -146,64 +162,75 @@ def _each(
     """
     records: list[Record] = []
     failures: dict[str, Exception] = {}
+
     for plan in plans:
-        if plan not in wanted:
+        if plan not in plans_to_measure:
             assert plan.known is not None
             records.append(plan.known)
             on_result(plan.known, False)
             continue
+
         try:
             record, samples = measure(plan)
-        except (
-            Exception
-        ) as error:  # whatever it is, the other tasks' measurements are not lost over it
+        except Exception as error:
+            # whatever it is, the measurements of the other tasks are not lost over it
             failures[plan.task.name] = error
             continue
+
         save(record, samples)
         records.append(record)
         on_result(record, True)
+
     if failures:
         reasons = "; ".join(f"{name}: {_reason(error)}" for name, error in failures.items())
-        is_input = all(isinstance(error, UserError) for error in failures.values())
         summary = f"{len(failures)} of {len(plans)} tasks failed - {reasons}"
-        raise (UserError if is_input else RunError)(summary) from next(iter(failures.values()))
+
+        # a defect of ours among the failures outweighs input that the user can mend
+        is_input = all(isinstance(error, UserError) for error in failures.values())
+        kind = UserError if is_input else RunError
+        raise kind(summary) from next(iter(failures.values()))
     return records
 
 
 def _reason(error: Exception) -> str:
     """A sentence that was written for people stands alone; any other error goes with its kind."""
-    return (
-        str(error)
-        if isinstance(error, UserError | RunError)
-        else f"{type(error).__name__}: {error}"
-    )
+    if isinstance(error, UserError | RunError):
+        return str(error)
+    return f"{type(error).__name__}: {error}"
 
 
 def check_supported(model: ImageModel, task: Task, feature_point: str = "pooled") -> None:
     """Raises UserError when the model lacks what the task asks for, and names it."""
+    lacking: Mapping[str, str] = getattr(model, "lacking", {})
     for capability in sorted(task.requires):
-        missing = [
-            method for method in _METHODS[capability] if not callable(getattr(model, method, None))
-        ]
+        methods = _METHODS[capability]
+        missing = [method for method in methods if not callable(getattr(model, method, None))]
         if missing:
-            reason = getattr(model, "lacking", {}).get(capability, f"no {' and no '.join(missing)}")
+            reason = lacking.get(capability, f"no {' and no '.join(missing)}")
             raise UserError(
-                f"{task.name} needs {capability} features, which {model.name} cannot give ({reason}); leave this task out"
+                f"{task.name} needs {capability} features, which {model.name} cannot give"
+                f" ({reason}); leave this task out"
             )
+
     if isinstance(task, DenseTask):
-        wanted = sorted({method for methods in task.dense_needs().values() for method in methods})
-        can = model.dense_methods  # type: ignore[attr-defined]
-        check_methods(f"{task.name}: {model.name}", wanted, can, getattr(model, "lacking", {}))
+        needs = task.dense_needs().values()
+        needed_methods = sorted({method for methods in needs for method in methods})
+        known_methods = model.dense_methods  # type: ignore[attr-defined]
+        check_methods(f"{task.name}: {model.name}", needed_methods, known_methods, lacking)
+
     if feature_point not in FEATURE_POINTS:
         raise unknown_name("feature point", feature_point, FEATURE_POINTS)
     if feature_point not in model.feature_points:
         raise UserError(
-            f"{model.name} has no feature point {feature_point!r}; it has {', '.join(model.feature_points)}"
+            f"{model.name} has no feature point {feature_point!r};"
+            f" it has {', '.join(model.feature_points)}"
         )
+
+    # the text tower was trained against the pooled embedding alone
     if feature_point != "pooled" and {"image", "text"} <= task.requires:
         raise UserError(
-            f"{task.name} compares pictures with text, which only the feature point 'pooled' allows, not {feature_point!r};"
-            " leave this task out"
+            f"{task.name} compares pictures with text, which only the feature point 'pooled'"
+            f" allows, not {feature_point!r}; leave this task out"
         )
 
 
@@ -235,31 +262,38 @@ def _plan(
     choices: _Choices,
     results_dir: Path,
 ) -> _Plan:
-    named, pipeline = choices.protocol, None
-    what: dict[str, Any] = {}
+    named = choices.protocol
+    pipeline: ImagePipeline | None = None
+    fields: dict[str, Any] = {}
+
+    # a measurement that the named protocol would not change is called native, so that nothing is
+    # measured twice under two names
     if named is not None and named.changes(model, task):
-        task, pipeline = choices.task(task), named.pipeline(model, task)
-        what = {
-            "name": named.name,
-            "version": named.version,
-            "image": pipeline.as_dict() if pipeline else None,
-        }
+        task = choices.task(task)
+        pipeline = named.pipeline(model, task)
+        image = pipeline.as_dict() if pipeline else None
+        fields = {"name": named.name, "version": named.version, "image": image}
     if isinstance(task, DenseTask):
-        what["image"] = image_protocol(cast(DenseModel, model), task.view)
-    what["class_names"] = (
-        data["test"].mask_names if "dense" in task.requires else data["test"].class_names
-    )
+        fields["image"] = image_protocol(cast(DenseModel, model), task.view)
+
+    test = data["test"]
+    is_dense = "dense" in task.requires
+    fields["class_names"] = test.mask_names if is_dense else test.class_names
     protocol = Protocol.of(
-        model, task, choices.precision, feature_point=choices.feature_point, **what
+        model, task, choices.precision, feature_point=choices.feature_point, **fields
     )
+
     # the record names the scored data; what was learned from is part of how it was measured
+    data_fields: dict[str, Any] = {}
     pools = {role: pool.fingerprint for role, pool in data.items() if role != "test"}
-    masks = dict(data["test"].mask_policy) if "dense" in task.requires else {}
-    decided = {**({"pools": pools} if pools else {}), **({"masks": masks} if masks else {})}
-    protocol = replace(protocol, task={**protocol.task, **decided})
-    key = results.key(
-        task.name, task.version, protocol.hash, data["test"].fingerprint, choices.limit
-    )
+    masks = dict(test.mask_policy) if is_dense else {}
+    if pools:
+        data_fields["pools"] = pools
+    if masks:
+        data_fields["masks"] = masks
+    protocol = replace(protocol, task={**protocol.task, **data_fields})
+
+    key = results.key(task.name, task.version, protocol.hash, test.fingerprint, choices.limit)
     known = results.find(results_dir, model.name, model.revision, task.name, key)
     return _Plan(task, data, protocol, pipeline, known)
 
@@ -268,8 +302,11 @@ def _measure(
     model: ImageModel, plan: _Plan, extract: Extractor, *, model_source: str, limit: int | None
 ) -> tuple[Record, bytes]:
     """The record, and what each sample scored, packed."""
+    # encoding and fitting; what another task has encoded before is not paid for again
     started = time.perf_counter()
     scores = plan.task.score(extract(plan.data, plan.pipeline))
+    seconds = time.perf_counter() - started
+
     record = Record.create(
         model,
         plan.task,
@@ -279,7 +316,7 @@ def _measure(
         model_source=model_source,
         device=_device_name(extract.device),
         limit=limit,
-        seconds=time.perf_counter() - started,
+        seconds=seconds,
     )
     return record, outcomes.pack(scores.outcomes, record)
 

@@ -14,15 +14,12 @@ extract(task.load(...))`` for each task; the task asks ``features.image("test")`
 - Dense features come image by image from `silc_bench.evaluation.dense_features`.
 - Images are decoded and preprocessed by ``num_workers`` processes (0: in this one).
 
-Shapes: N images or texts, B of them in a batch, D embedding.
+``SharedExtractor`` stands in for ``Extractor`` where torchrun started several ranks, and gives the
+bits that one process would get: the ranks take turns at the batches that one process would encode,
+place them by index into zeros, and the sum over the ranks is everything (no gather, no padding).
+Texts and dense features are encoded by every rank. The first rank alone reads and writes the store.
 
-Features of images encoded by several processes, each its share, with the bits that one process
-would get.
-
-Flow: ``SharedExtractor`` stands in for ``Extractor`` where torchrun started several ranks: they
-take turns at the batches that one process would encode, place them by index into zeros, and the sum
-over the ranks is everything (no gather, no padding). Texts and dense features are encoded by every
-rank. The first rank alone reads and writes the store.
+Shapes: N images or texts, B of them in a batch, D embedding, W ranks.
 """
 
 from __future__ import annotations
@@ -62,6 +59,7 @@ def choose_device(name: str) -> torch.device:
     """
     if name not in DEVICES:
         raise unknown_name("device", name, DEVICES)
+
     has_cuda = torch.cuda.is_available()
     if name == "cuda" and not has_cuda:
         raise UserError(
@@ -74,6 +72,7 @@ def choose_precision(name: str, device: torch.device) -> str:
     """``auto`` is bf16 on a GPU and fp32 on a CPU. Raises UserError for an unknown name."""
     if name not in PRECISIONS:
         raise unknown_name("precision", name, PRECISIONS)
+
     if name != "auto":
         return name
     return "bf16" if device.type == "cuda" else "fp32"
@@ -112,9 +111,12 @@ class Extractor:
         self.progress = progress
         self.store = store
         self.is_compiled = is_compiled
+
         self._images: dict[tuple[str, ...], np.ndarray] = {}
         self._texts: dict[str, np.ndarray] = {}
         self._dense: dict[tuple[str, ...], Callable[[Tensor], Any]] = {}
+
+        # they read patches, not embeddings, so they are kept apart: image by image, in a file each
         self.grids = DenseFeatures(
             cast(DenseModel, model),
             self._encode_windows,
@@ -148,17 +150,17 @@ class Extractor:
         """
         preprocess = pipeline or self.model.preprocess
         image = pipeline.as_dict() if pipeline else self.model.image_protocol
+
+        # by content, not by name: two tasks that load the same images share the encoding
         key = (json.dumps(image, sort_keys=True), dataset.name, dataset.split, dataset.fingerprint)
         if key not in self._images:
+            named = {
+                "name": dataset.name,
+                "split": dataset.split,
+                "fingerprint": dataset.fingerprint,
+            }
             entry = self._entry(
-                kind="image",
-                image=image,
-                feature_point=self.feature_point,
-                dataset={
-                    "name": dataset.name,
-                    "split": dataset.split,
-                    "fingerprint": dataset.fingerprint,
-                },
+                kind="image", image=image, feature_point=self.feature_point, dataset=named
             )
             self._images[key] = self._encoded(_Preprocessed(preprocess, dataset), entry)
         return self._images[key]
@@ -171,25 +173,31 @@ class Extractor:
         """
         return self.batch_size * max(1, PART_ROWS // self.batch_size)
 
-    def _encoded(self, pictures: _Preprocessed, entry: Entry | None) -> np.ndarray:
-        num_rows, width = len(pictures), self.model.feature_points[self.feature_point]
-        features, is_known = (
-            np.full((num_rows, width), np.nan, np.float32),
-            np.zeros(num_rows, bool),
-        )
+    def _encoded(self, images: _Preprocessed, entry: Entry | None) -> np.ndarray:
+        num_rows = len(images)
+        width = self.model.feature_points[self.feature_point]
+
+        # NaN, not zeros: a row that nobody fills must not pass for an embedding
+        features = np.full((num_rows, width), np.nan, np.float32)
+        is_known = np.zeros(num_rows, bool)
         if entry is not None:
             features, is_known = entry.rows(num_rows, width)
+
+        # a part that the store holds in pieces is encoded again as a whole: same batches, same bits
         size = self.part_size
-        missing = [
-            start for start in range(0, num_rows, size) if not is_known[start : start + size].all()
-        ]
-        indices = [
-            index for start in missing for index in range(start, min(start + size, num_rows))
-        ]
+        starts = range(0, num_rows, size)
+        missing = [start for start in starts if not is_known[start : start + size].all()]
+        indices: list[int] = []
+        for start in missing:
+            indices.extend(range(start, min(start + size, num_rows)))
+
         encode = self._compiled(partial(self.model.encode_image, point=self.feature_point))
-        for done, batch in self._batches(pictures, encode, indices):
-            features[done] = batch
-            start, stop = int(done[0]) // size * size, int(done[-1]) + 1
+        for batch_indices, batch in self._batches(images, encode, indices):
+            features[batch_indices] = batch
+
+            # a part goes to the store with its last batch: a kill costs one part at most
+            start = int(batch_indices[0]) // size * size
+            stop = int(batch_indices[-1]) + 1
             if entry is not None and (stop - start == size or stop == num_rows):
                 entry.save(start, features[start:stop])
         return features
@@ -202,14 +210,13 @@ class Extractor:
             entry = self._entry(kind="text", text=model.text_protocol)
             if entry is not None:
                 known = entry.texts(model.embed_dim)
-                self._texts |= {
-                    text: known[text_hash(text)] for text in missing if text_hash(text) in known
-                }
-            self._encode_texts(
-                model,
-                sorted(missing - self._texts.keys(), key=lambda text: (len(text), text)),
-                entry,
-            )
+                hashes = {text: text_hash(text) for text in missing}
+                self._texts |= {text: known[h] for text, h in hashes.items() if h in known}
+
+            # in a fixed order: a set has another one in each process, and so would the batches
+            unknown = missing - self._texts.keys()
+            in_order = sorted(unknown, key=lambda text: (len(text), text))
+            self._encode_texts(model, in_order, entry)
         return np.stack([self._texts[text] for text in texts])
 
     def _encode_texts(self, model: ImageTextModel, texts: list[str], entry: Entry | None) -> None:
@@ -217,11 +224,13 @@ class Extractor:
             for start in range(0, len(texts), self.batch_size):
                 batch = texts[start : start + self.batch_size]
                 features = self._encode(model.encode_text, model.tokenize(batch))
+
                 bad = _first_not_finite(features)
                 if bad is not None:
                     raise RunError(
                         f"{model.name} gives a text embedding that is not finite: {batch[bad]!r}"
                     )
+
                 self._texts.update(zip(batch, features, strict=True))
                 if entry is not None:
                     entry.save_texts(batch, features)
@@ -234,8 +243,11 @@ class Extractor:
         """
         if self.store is None:
             return None
+
         self.store.trim()
         compiled = "compiled " if self.is_compiled else ""
+
+        # the libraries count too: another Pillow resizes, another torch multiplies differently
         how = {
             "precision": self.precision,
             "device": self.device.type,
@@ -247,27 +259,35 @@ class Extractor:
         )
 
     def _batches(
-        self, pictures: _Preprocessed, encode: Encode, indices: Sequence[int]
+        self, images: _Preprocessed, encode: Encode, indices: Sequence[int]
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(indices of a batch, its features) for the images ``indices``, in that order."""
+        # worker processes cost seconds to start: none where the store held everything
+        num_workers = self.num_workers if indices else 0
         loader = DataLoader(
-            Subset(pictures, indices),
+            Subset(images, indices),
             batch_size=self.batch_size,
-            num_workers=self.num_workers if indices else 0,
+            num_workers=num_workers,
             pin_memory=self.device.type == "cuda",
         )
-        title = f"{pictures.dataset.name}/{pictures.dataset.split}"
-        with progress_bar(self.progress, f"{title} image", len(pictures)) as advance:
-            advance(len(pictures) - len(indices))
-            for done, images in loader:
-                features = self._encode(encode, images)
+
+        title = f"{images.dataset.name}/{images.dataset.split}"
+        with progress_bar(self.progress, f"{title} image", len(images)) as advance:
+            advance(len(images) - len(indices))
+            for batch_indices, pixels in loader:
+                features = self._encode(encode, pixels)
+
+                # here, not in the task: a mean would hide which image it was
                 bad = _first_not_finite(features)
                 if bad is not None:
                     raise RunError(
-                        f"{self.model.name} gives image features that are not finite for picture {int(done[bad])}"
-                        f" of {title} ({self.precision} on {self.device})"
+                        f"{self.model.name} gives image features that are not finite"
+                        f" for picture {int(batch_indices[bad])} of {title}"
+                        f" ({self.precision} on {self.device})"
                     )
-                yield done.numpy(), features
-                advance(len(done))
+
+                yield batch_indices.numpy(), features
+                advance(len(batch_indices))
 
     def _compiled(self, encode: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
         if not self.is_compiled:
@@ -277,9 +297,8 @@ class Extractor:
         def checked(images: Tensor) -> Any:
             try:
                 return compiled(images)
-            except (
-                torch._dynamo.exc.TorchDynamoException
-            ) as error:  # no C++ compiler, or an operation that it cannot take
+            except torch._dynamo.exc.TorchDynamoException as error:
+                # no C++ compiler, or an operation that it cannot take
                 reason = str(error).strip().splitlines()[0][:200]
                 raise UserError(
                     f"{self.model.name} cannot be compiled here ({reason}); leave --compile out"
@@ -293,6 +312,7 @@ class Extractor:
             self._dense[names] = self._compiled(
                 partial(cast(Any, self.model).encode_dense, methods=names)
             )
+
         features = self._run(self._dense[names], windows)
         return {name: part.float().cpu().numpy() for name, part in features.items()}
 
@@ -300,6 +320,7 @@ class Extractor:
         return self._run(encode, inputs).float().cpu().numpy()
 
     def _run(self, encode: Callable[[Tensor], Any], inputs: Tensor) -> Any:
+        # autocast keeps the weights in fp32, and the operations that need it too
         bf16 = torch.autocast(
             self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"
         )
@@ -343,6 +364,7 @@ class _Preprocessed(Dataset):
 
 
 def _first_not_finite(features: np.ndarray) -> int | None:
+    """The first row of [B, D] that holds a NaN or an infinity; None where there is none."""
     bad = ~np.isfinite(features).reshape(len(features), -1).all(axis=1)
     return int(bad.argmax()) if bad.any() else None
 
@@ -350,58 +372,65 @@ def _first_not_finite(features: np.ndarray) -> int | None:
 class SharedExtractor(Extractor):
     """Called with the same data in the same order by every rank; each gets all features."""
 
-    def _encoded(self, pictures: _Preprocessed, entry: Entry | None) -> np.ndarray:
-        num_rows, width = len(pictures), self.model.feature_points[self.feature_point]
-        features, is_known = np.zeros((num_rows, width), np.float32), np.zeros(num_rows, bool)
+    def _encoded(self, images: _Preprocessed, entry: Entry | None) -> np.ndarray:
+        num_rows = len(images)
+        width = self.model.feature_points[self.feature_point]
+
+        # zeros, not NaN: what other ranks fill must not change the sum
+        features = np.zeros((num_rows, width), np.float32)
+        is_known = np.zeros(num_rows, bool)
         if entry is not None:
             assert rank() == 0, "one store, one process"
             features, is_known = entry.rows(num_rows, width)
-        is_known = self._sum(is_known.astype(np.float32)) > 0  # by the store of the first rank
-        parts = [
-            slice(start, min(start + self.part_size, num_rows))
-            for start in range(0, num_rows, self.part_size)
-        ]
+
+        # the first rank tells the others what its store holds: their share adds nothing there
+        is_known = self._sum(is_known.astype(np.float32)) > 0
+        starts = range(0, num_rows, self.part_size)
+        parts = [slice(start, min(start + self.part_size, num_rows)) for start in starts]
         missing = [part for part in parts if not is_known[part].all()]
         for part in missing:
             features[part] = 0
-        self._encode_share(pictures, missing, features)
+        self._encode_share(images, missing, features)
         features = self._sum(features)
+
         if entry is not None:
             for part in missing:
                 entry.save(part.start, features[part])
         return features
 
     def _encode_share(
-        self, pictures: _Preprocessed, parts: list[slice], features: np.ndarray
+        self, images: _Preprocessed, parts: list[slice], features: np.ndarray
     ) -> None:
         """Every W-th batch of ``parts`` into its rows.
 
         Where ranks fail, all of them raise the error of the first.
         """
-        batches = [
-            range(start, min(start + self.batch_size, part.stop))
-            for part in parts
-            for start in range(part.start, part.stop, self.batch_size)
-        ]
-        mine = [index for batch in batches[rank() :: num_ranks()] for index in batch]
+        # the batches of one process, in its order: a row's bits can depend on its batch
+        batches: list[range] = []
+        for part in parts:
+            for start in range(part.start, part.stop, self.batch_size):
+                batches.append(range(start, min(start + self.batch_size, part.stop)))
+        own_indices = [index for batch in batches[rank() :: num_ranks()] for index in batch]
+
         encode = self._compiled(partial(self.model.encode_image, point=self.feature_point))
         failure: Exception | None = None
         try:
-            for done, batch in self._batches(pictures, encode, mine):
-                features[done] = batch
-        except Exception as error:  # the others wait below
+            for batch_indices, batch in self._batches(images, encode, own_indices):
+                features[batch_indices] = batch
+        except Exception as error:
+            # not raised here: the other ranks wait below, and would wait for ever
             failure = error
-        failed = (
-            []
-            if failure is None
-            else [(type(failure), f"rank {rank()} of {num_ranks()}: {failure}")]
-        )
-        failures = concatenated(
-            failed
-        )  # on every rank, so that it does not matter which of them is heard in the end
+
+        own_failures: list[tuple[type[Exception], str]] = []
+        if failure is not None:
+            own_failures = [(type(failure), f"rank {rank()} of {num_ranks()}: {failure}")]
+
+        # all ranks raise the same error: it does not matter which of them is heard in the end
+        failures = concatenated(own_failures)
         if failures:
-            kind, reason = failures[0]
-            raise (UserError if issubclass(kind, UserError) else RunError)(reason) from failure
+            failed_class, reason = failures[0]
+            kind = UserError if issubclass(failed_class, UserError) else RunError
+            raise kind(reason) from failure
 
     def _sum(self, values: np.ndarray) -> np.ndarray:
         return summed(torch.from_numpy(values).to(self.device)).cpu().numpy()

@@ -12,14 +12,12 @@ Flow: ``named_prompts()["openai80"]`` or ``read_per_class(Path("cupl.json"))`` -
 
 Shapes: C classes, D embedding.
 
-In which words a class of pixels is asked for, by set and protocol: authors give some classes other
-names, or several.
+``class_words(dataset, protocol)`` says in which words a class of pixels is asked for: authors give
+some classes other names, or several. ``class_words("voc21", "sclip")[15]`` -> ("person", "person in
+shirt", ...); None: by the set's own names (``mask_names``). How the answers to several words become
+one (their maximum, or the mean of their embeddings) is the protocol's matter.
 
-``class_words("voc21", "sclip")[15]`` -> ("person", "person in shirt", ...); None: by the set's own
-names (``mask_names``). How the answers to several words become one (their maximum, or the mean of
-their embeddings) is the protocol's matter.
-
-Sources (tasks/assets/class_words.json):
+Sources (silc_bench/evaluation/assets/class_words.json):
 - sclip: configs/cls_*.txt of wangf3014/SCLIP, commit 57fa9aa; where those are the set's names, as
   for Context, nothing is listed. Names of two words are written as one there ("trafficlight"), and
   so they are here.
@@ -70,6 +68,8 @@ OPENAI_7 = (
     "a photo of the small {c}.",
 )
 AVERAGES = ("embeddings", "logits")
+SAME_AS = {"naclip": "sclip"}
+PROTOCOLS = ("native", "tcl", "sclip", "naclip", "clearclip")
 
 
 def _bigvision(text: str) -> str:
@@ -107,14 +107,17 @@ class Prompts:
         where = f"prompts {self.name!r}"
         if bool(self.templates) == bool(self.per_class):
             raise UserError(f"{where}: give templates or prompts per class, one of the two")
+
         for template in self.templates:
             if "{c}" not in template:
                 raise UserError(
-                    f"{where}: the template {template!r} has no {{c}}, where the class name would stand"
+                    f"{where}: the template {template!r} has no {{c}},"
+                    " where the class name would stand"
                 )
         for class_name, prompts in (self.per_class or {}).items():
             if not prompts:
                 raise UserError(f"{where}: class {class_name!r} has no prompt")
+
         if self.text_cleaning not in CLEANINGS:
             raise unknown_name("text cleaning", self.text_cleaning, CLEANINGS)
         if self.average not in AVERAGES:
@@ -127,21 +130,25 @@ class Prompts:
         """
         clean = CLEANINGS[self.text_cleaning]
         if self.per_class is None:
-            return [
-                [clean(template.replace("{c}", name)) for template in self.templates]
-                for name in class_names
-            ]
+            # replace, not format: a template may hold other braces
+            by_class: list[list[str]] = []
+            for name in class_names:
+                own = [template.replace("{c}", name) for template in self.templates]
+                by_class.append([clean(prompt) for prompt in own])
+            return by_class
+
         missing = [name for name in class_names if name not in self.per_class]
         if missing:
-            shown = ", ".join(repr(name) for name in missing[:5]) + (
-                ", ..." if len(missing) > 5 else ""
-            )
+            shown = ", ".join(repr(name) for name in missing[:5])
+            if len(missing) > 5:
+                shown += ", ..."
             near = difflib.get_close_matches(missing[0], self.per_class, n=1)
             hint = f" (the nearest to the first is {near[0]!r})" if near else ""
             raise UserError(
-                f"prompts {self.name!r} lack {len(missing)} of {len(class_names)} classes: {shown}{hint};"
-                " every class needs its prompts, under exactly its name"
+                f"prompts {self.name!r} lack {len(missing)} of {len(class_names)} classes:"
+                f" {shown}{hint}; every class needs its prompts, under exactly its name"
             )
+
         return [[clean(prompt) for prompt in self.per_class[name]] for name in class_names]
 
     def protocol(self) -> dict[str, Any]:
@@ -151,13 +158,14 @@ class Prompts:
         """
         words: dict[str, Any] = {"templates": list(self.templates)}
         if self.per_class is not None:
-            content = json.dumps(
-                {name: list(prompts) for name, prompts in self.per_class.items()}, sort_keys=True
-            )
+            # sorted: the order of the classes in the user's file changes nothing
+            prompts = {name: list(own) for name, own in self.per_class.items()}
+            content = json.dumps(prompts, sort_keys=True)
             words = {
                 "per_class": self.name,
                 "per_class_sha256": hashlib.sha256(content.encode()).hexdigest()[:16],
             }
+
         ensemble = {
             "embeddings": "normalised mean of normalised prompt embeddings",
             "logits": "mean of the cosines with the prompts",
@@ -173,6 +181,8 @@ def class_embeddings(
     Unit length for "embeddings".
     """
     texts = prompts.texts(class_names)
+
+    # all prompts in one call, so that the tower sees full batches; cut by class afterwards
     starts = np.cumsum([0, *(len(own) for own in texts)])
     embeddings = normalize(features.text([text for own in texts for text in own]))
     means = np.stack([embeddings[start:end].mean(axis=0) for start, end in pairwise(starts)])
@@ -185,6 +195,7 @@ def named_prompts() -> dict[str, Prompts]:
 
     clip_benchmark and CLIP made the first two for ImageNet.
     """
+
     sets = (
         Prompts("openai80", openai_templates("imagenet1k")),
         Prompts("openai7", OPENAI_7),
@@ -206,10 +217,14 @@ def read_per_class(path: Path) -> Prompts:
         ) from error
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: not a JSON file of prompts: {error}") from error
+
     if not isinstance(content, dict) or not content:
         raise UserError(
-            f"{path}: expected {{class name: [prompt, ...]}}, found {type(content).__name__} {content!r:.60}"
+            f"{path}: expected {{class name: [prompt, ...]}},"
+            f" found {type(content).__name__} {content!r:.60}"
         )
+
+    # checked one by one, so that the error names the class
     for name, prompts in content.items():
         if not isinstance(prompts, list) or not all(isinstance(prompt, str) for prompt in prompts):
             raise UserError(
@@ -225,29 +240,27 @@ def with_prompts(task: AnyTask, prompts: Prompts) -> AnyTask:
     """The same task with other prompts. Raises UserError for a task that asks in no words."""
     if not asks_in_words(task):
         raise UserError(
-            f"{getattr(task, 'name', task)} has no prompts to change; only zero-shot tasks ask in words"
+            f"{getattr(task, 'name', task)} has no prompts to change;"
+            " only zero-shot tasks ask in words"
         )
     return replace(task, prompts=prompts)  # type: ignore[type-var]
 
 
 def asks_in_words(task: object) -> bool:
     """Whether ``with_prompts`` can change how a task asks."""
-    return hasattr(task, "__dataclass_fields__") and "prompts" in {
-        field.name for field in fields(task)
-    }  # type: ignore[arg-type]
+    if not hasattr(task, "__dataclass_fields__"):
+        return False
+    return "prompts" in {field.name for field in fields(task)}  # type: ignore[arg-type]
 
 
 def own_templates(name: str) -> tuple[str, ...]:
-    """Prompts written here (tasks/assets/prompts.json); ``{c}`` is the name of a class.
+    """Prompts written here (assets/prompts.json); ``{c}`` is the name of a class.
 
     "shapes" is how its captions begin. "shapes_segmentation" averages a shape over the colours,
     because no caption names a shape without one.
     """
-    return tuple(
-        json.loads(
-            (files("silc_bench.evaluation") / "assets" / "prompts.json").read_text(encoding="utf-8")
-        )[name]
-    )
+    path = files("silc_bench.evaluation") / "assets" / "prompts.json"
+    return tuple(json.loads(path.read_text(encoding="utf-8"))[name])
 
 
 def openai_templates(dataset: str) -> tuple[str, ...]:
@@ -260,15 +273,11 @@ def openai_templates(dataset: str) -> tuple[str, ...]:
 
 @cache
 def _clip_benchmark(name: str) -> dict[str, Any]:
+    # found without importing it, as only its data is read
     spec = importlib.util.find_spec("clip_benchmark")
     assert spec is not None, "clip-benchmark is a dependency of silc-bench"
-    return json.loads(
-        (Path(str(spec.origin)).parent / "datasets" / name).read_text(encoding="utf-8")
-    )
-
-
-SAME_AS = {"naclip": "sclip"}
-PROTOCOLS = ("native", "tcl", "sclip", "naclip", "clearclip")
+    path = Path(str(spec.origin)).parent / "datasets" / name
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def class_words(dataset: str, protocol: str) -> tuple[tuple[str, ...], ...] | None:
@@ -286,12 +295,13 @@ def class_words(dataset: str, protocol: str) -> tuple[tuple[str, ...], ...] | No
 
 @cache
 def _asset() -> dict[str, dict[str, tuple[tuple[str, ...], ...]]]:
-    content = json.loads(
-        (files("silc_bench.evaluation") / "assets" / "class_words.json").read_text(encoding="utf-8")
-    )
-    return {
-        protocol: {
-            dataset: tuple(tuple(words) for words in classes) for dataset, classes in sets.items()
+    path = files("silc_bench.evaluation") / "assets" / "class_words.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+
+    # tuples: they are cached, and nobody may change them
+    by_protocol: dict[str, dict[str, tuple[tuple[str, ...], ...]]] = {}
+    for protocol, sets in content.items():
+        by_protocol[protocol] = {
+            dataset: tuple(map(tuple, classes)) for dataset, classes in sets.items()
         }
-        for protocol, sets in content.items()
-    }
+    return by_protocol

@@ -15,17 +15,15 @@ native, which asks in no words, and so is ImageNet's zero-shot, whose own prompt
   and normalisation, for classification and its probes (big_vision, evaluators of image_text and
   fewshot_lsr). Retrieval keeps the model's own preprocessing, as there.
 - tcl, sclip, naclip, clearclip: of zero-shot segmentation (silc_bench.evaluation.protocols);
-  another dense method in place of the protocol's gives it another name, "tcl+sclip". What else
-  reads patches (silc_bench.tasks.dense.scores) sees the same windows: encoded once; "tokens:4"
-  gives it those of the last four blocks.
+- tcl, sclip, naclip, clearclip: of zero-shot segmentation (below); another dense method in place of
+  the protocol's gives it another name, "tcl+sclip". What else reads patches
+  (silc_bench.tasks.dense.scores) sees the same windows: encoded once; "tokens:4" gives it those of
+  the last four blocks.
 
-How zero-shot segmentation is done under a protocol's name: view, method, words, and what is called
-background.
-
-Flow: ``rule_of("sclip", "cityscapes")`` -> Rule; a ``ZeroShotSegmentation`` holds one,
-``silc_bench.evaluation.protocols`` puts another in its place. Each number is read from the authors'
-code, at the commit that is named:
-
+A ``Rule`` says how zero-shot segmentation is done under a protocol's name: view, method, words, and
+what is called background. Flow: ``rule_of("sclip", "cityscapes")`` -> Rule; a
+``ZeroShotSegmentation`` holds one, and its ``under`` puts another in its place. Each number is read
+from the authors' code, at the commit that is named:
 - tcl (Cha et al., 2212.00785; khanrc/tcl e643d68, segmentation/configs): shorter side 448, windows
   of 448 every 224; the nine templates that it calls custom. Where a set has a background, that is a
   pixel whose best cosine lies below a threshold; theirs (0.4) is one of a sigmoid that TCL learned,
@@ -69,6 +67,8 @@ CROPPED_GROUPS = ("zero-shot", "few-shot", "linear", "knn")
 
 @dataclass(frozen=True)
 class NamedProtocol:
+    """The choices of one name: words, images and dense methods."""
+
     name: str
     version: int = 1  # raised when the name comes to mean something else
     prompts: Prompts | None = None  # None: the task's own
@@ -95,19 +95,22 @@ class NamedProtocol:
         """
         if not self.is_cropped or not self._is_classification(task):
             return None
+
+        # imported here: it brings torch, which a listing of protocols must not wait for
         from silc_bench.models.preprocessing import ImagePipeline
 
         own = model.pipeline
         if not isinstance(own, ImagePipeline):
             raise UserError(
-                f"protocol {self.name} crops to a fixed size, which {model.name} has not; use --protocol native"
+                f"protocol {self.name} crops to a fixed size, which {model.name} has not;"
+                " use --protocol native"
             )
-        return replace(
-            own, resize="shortest", resize_size=int(own.size / CROP_FRACTION), crop="center"
-        )
+        resize_size = int(own.size / CROP_FRACTION)
+        return replace(own, resize="shortest", resize_size=resize_size, crop="center")
 
     def changes(self, model: ImageModel, task: Task) -> bool:
         """Whether ``task`` on ``model`` differs from the native one, in its words or its images."""
+        # compared by what is done, not by name: a model can crop like this by itself
         pipeline = self.pipeline(model, task)
         sees_others = pipeline is not None and pipeline.as_dict() != model.image_protocol
         return sees_others or self.task(task).protocol() != task.protocol()
@@ -129,7 +132,8 @@ def choose(
         prompts: instead of the protocol's; the name then says whose they are.
         average: over prompts, instead of the protocol's: "embeddings" or "logits".
         dense_method: of zero-shot segmentation, instead of the protocol's; or "tokens:N", and
-        whatever learns from patches or compares them reads those of the last N blocks side by side.
+            whatever learns from patches or compares them reads those of the last N blocks side by
+            side.
 
     Raises:
         UserError: an unknown name, or a choice that the protocol leaves to the tasks.
@@ -137,37 +141,40 @@ def choose(
     known = {protocol.name: protocol for protocol in _protocols()}
     if name not in known:
         raise unknown_name("protocol", name, known)
+
     chosen = known[name]
+
+    # every change goes into the name: two records of one name must mean one thing
     if prompts is not None:
-        chosen = replace(
-            chosen,
-            name=f"{name}+{prompts.name}",
-            prompts=replace(prompts, average=average or prompts.average),
-        )
+        own_prompts = replace(prompts, average=average or prompts.average)
+        chosen = replace(chosen, name=f"{name}+{prompts.name}", prompts=own_prompts)
     elif average is not None and average != "embeddings":
         if chosen.prompts is None:
             raise UserError(
-                f"protocol {name!r} has no prompts of its own to average by {average}; name openai80, openai7 or single"
+                f"protocol {name!r} has no prompts of its own to average by {average};"
+                " name openai80, openai7 or single"
             )
-        chosen = replace(
-            chosen, name=f"{name}+{average}", prompts=replace(chosen.prompts, average=average)
-        )
+        averaged = replace(chosen.prompts, average=average)
+        chosen = replace(chosen, name=f"{name}+{average}", prompts=averaged)
+
     if dense_method is not None:
         from silc_bench.models.patch_features import JOINT
 
+        # "tokens:1" is left out: it is what the probes read anyway, under a second name
         is_joint = dense_method in JOINT
         if not is_joint and not re.fullmatch(r"tokens:([2-9]|[1-9]\d+)", dense_method):
             raise unknown_name("dense method", dense_method, (*JOINT, "tokens:2", "tokens:4"))
+
         chosen = replace(chosen, name=f"{chosen.name}+{dense_method}")
-        chosen = (
-            replace(chosen, dense_method=dense_method)
-            if is_joint
-            else replace(chosen, probe_method=dense_method)
-        )
+        if is_joint:
+            chosen = replace(chosen, dense_method=dense_method)
+        else:
+            chosen = replace(chosen, probe_method=dense_method)
     return chosen
 
 
 def _protocols() -> tuple[NamedProtocol, ...]:
+    """All of them, made when they are asked for: their templates are read from files."""
     sets = named_prompts()
     canonical = replace(sets["openai80"], text_cleaning="bigvision")
     return (
@@ -195,26 +202,25 @@ class Rule:
     method: str = "maskclip"  # of silc_bench.models.patch_features
     # the confidence is softmax(scale x cosine) over all words; None: the cosine itself
     scale: float | None = 40.0
-    threshold: float | None = (
-        # of the confidence, below which a pixel is background; None: swept on images held out
-        None
-    )
+    # of the confidence, below which a pixel is background; None: swept on images held out
+    threshold: float | None = None
     has_background_words: bool = False  # whether label 0 is asked for in words too
     prompts: Prompts | None = None  # None: the task's own
 
     def as_dict(self) -> dict[str, Any]:
         """What it decides beside view and prompts, as JSON, for the protocol."""
-        confidence = (
-            "largest cosine"
-            if self.scale is None
-            else f"softmax of {self.scale:g} x cosine over all words"
-        )
+        # hashed with the record's protocol: another wording is another protocol
+        confidence = "largest cosine"
+        if self.scale is not None:
+            confidence = f"softmax of {self.scale:g} x cosine over all words"
+        limit = "a swept threshold" if self.threshold is None else self.threshold
+
         return {
             "method": self.method,
             "words": self.protocol,
             "synonyms": "the largest of a class's words",
             "logits": "cosine, bilinear in each window, mean over windows, bilinear to the mask",
-            "background_if": f"{confidence} below {'a swept threshold' if self.threshold is None else self.threshold}",
+            "background_if": f"{confidence} below {limit}",
             "background_words": self.has_background_words,
             "left_out": "refinement of masks",
         }
@@ -240,16 +246,21 @@ def protocol_names() -> tuple[str, ...]:
 
 
 def rule_of(protocol: str, dataset: str) -> Rule:
-    """Raises UserError for an unknown protocol."""
+    """The rule of a protocol on a set. Raises UserError for an unknown protocol."""
     families = _families()
     if protocol not in families:
         raise unknown_name("protocol of segmentation", protocol, families)
+
+    # without a scale the confidence is the cosine itself, on every set
     family = families[protocol]
+    scale = family.scale
+    if scale is not None:
+        scale = family.scales.get(dataset, scale)
     return Rule(
         protocol,
         family.views.get(dataset, family.view),
         family.method,
-        family.scales.get(dataset, family.scale) if family.scale is not None else None,
+        scale,
         family.thresholds.get(dataset),
         family.has_background_words,
         family.prompts,
@@ -257,31 +268,45 @@ def rule_of(protocol: str, dataset: str) -> Rule:
 
 
 def _families() -> Mapping[str, _Family]:
+    """The numbers of the authors' code; the module's docstring names the commits."""
     openai80 = named_prompts()["openai80"]
+
+    # View(shorter side, window, stride), in pixels
     small = View(336, 224, 112, "bilinear")
     sizes = {
         "cityscapes": View(560, 224, 112, "bilinear"),
         "cocostuff": View(448, 224, 112, "bilinear"),
     }
+    clearclip_sizes = {"cityscapes": View(448, 224, 224, "bilinear")}
     large = View(448, 448, 224, "bilinear")
+
+    # only sets with a background need a threshold
     tenth = {"voc21": 0.1, "pc60": 0.1, "coco_object": 0.1}
     return MappingProxyType(
         {
             "tcl": _Family(
-                "maskclip",
-                Prompts("tcl", TCL_TEMPLATES),
-                large,
+                method="maskclip",
+                prompts=Prompts("tcl", TCL_TEMPLATES),
+                view=large,
                 scale=None,
                 has_background_words=False,
             ),
             "sclip": _Family(
-                *("sclip", openai80, small, sizes),
+                method="sclip",
+                prompts=openai80,
+                view=small,
+                views=sizes,
                 scales={"voc21": 65.0, "pc60": 50.0, "coco_object": 50.0},
                 thresholds=tenth,
             ),
-            "naclip": _Family("naclip", openai80, small, sizes, thresholds=tenth),
+            "naclip": _Family(
+                method="naclip", prompts=openai80, view=small, views=sizes, thresholds=tenth
+            ),
             "clearclip": _Family(
-                *("clearclip", openai80, large, {"cityscapes": View(448, 224, 224, "bilinear")}),
+                method="clearclip",
+                prompts=openai80,
+                view=large,
+                views=clearclip_sizes,
                 scale=50.0,
                 thresholds={"voc21": 0.5, "pc60": 0.15, "coco_object": 0.4},
             ),
