@@ -1,4 +1,13 @@
-"""Accuracy from scores: arrays in, numbers out."""
+"""Accuracy from scores: arrays in, numbers out; nothing is read, stored or drawn.
+
+Flow: logits or embeddings -> rank of the right answer -> fraction of ranks below k. Everything that
+can be right or wrong is counted through ranks, and one rule holds for all of them: **a tie is not a
+hit**. A wrong answer that scores as much as the right one (or scores NaN) stands before it, so a
+model that gives every class the same score gets 0, not the share that an index order would hand it.
+Ranks of retrieval stand in `silc_bench.metrics.retrieval`.
+
+Shapes: N samples, C classes.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +21,9 @@ def class_ranks(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """
     assert labels.shape == logits.shape[:1], (logits.shape, labels.shape)
     right = np.take_along_axis(logits, labels[:, None], axis=1)
-    return (~(logits < right)).sum(
-        axis=1
-    ) - 1  # the right class is not less than itself; NaN is not less than anything
+
+    # "not less" counts a NaN as a miss; it counts the right class too, which is taken off again
+    return (~(logits < right)).sum(axis=1) - 1
 
 
 def recall_at(ranks: np.ndarray, k: int) -> float:
@@ -37,6 +46,7 @@ def mean_per_class_recall(hits: np.ndarray, labels: np.ndarray) -> float:
 
     Equal to scikit-learn's ``balanced_accuracy_score`` of the predictions behind ``hits``.
     """
+    # numbered anew, so that classes without a sample take no place
     _, inverse, counts = np.unique(labels, return_inverse=True, return_counts=True)
     return float(np.mean(np.bincount(inverse, weights=hits) / counts))
 

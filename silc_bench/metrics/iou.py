@@ -1,13 +1,9 @@
-"""Scores from arrays: pure functions, numpy in, numbers out; nothing is read, stored or drawn.
+"""Scores of masks: areas of each image -> intersection over union and its company.
 
-Flow: logits or embeddings -> rank of the right answer -> fraction of ranks below k; masks -> areas
--> intersection over union. Everything that can be right or wrong is counted through ranks, and one
-rule holds for all of them: **a tie is not a hit**. A wrong answer that scores as much as the right
-one (or scores NaN) stands before it, so a model that gives every class the same score gets 0, not
-the share that an index order would hand it. Ranks of retrieval stand in
-`silc_bench.metrics.retrieval`.
+Pure functions, numpy in, numbers out. Flow: ``areas(prediction, mask, C)`` of each image, summed
+over all of them -> ``mean_iou`` and the other scores, which take the sum.
 
-Shapes: N images, C classes, D embedding, H x W pixels.
+Shapes: C classes, H x W pixels.
 """
 
 from __future__ import annotations
@@ -30,16 +26,18 @@ def areas(prediction: np.ndarray, mask: np.ndarray, num_classes: int) -> np.ndar
     scores below take the sum.
     """
     ignored = mask == ignore_of(mask)
-    truth, guess = (
-        np.where(ignored, 0, classes).astype(np.int32) for classes in (mask, prediction)
-    )
-    assert max(truth.max(initial=0), guess.max(initial=0)) < num_classes, (
-        "a class index beyond num_classes"
-    )
-    pairs = np.where(ignored, num_classes**2, truth * num_classes + guess)
-    confusion = np.bincount(pairs.ravel(), minlength=num_classes**2 + 1)[:-1].reshape(
-        num_classes, num_classes
-    )
+
+    # int32: a mask is uint8 or uint16, and a product of two classes would overflow it
+    truth = np.where(ignored, 0, mask).astype(np.int32)
+    guess = np.where(ignored, 0, prediction).astype(np.int32)
+    highest = max(truth.max(initial=0), guess.max(initial=0))
+    assert highest < num_classes, "a class index beyond num_classes"
+
+    # one number for each pair (true, predicted), and one more for what is ignored
+    num_pairs = num_classes**2
+    pairs = np.where(ignored, num_pairs, truth * num_classes + guess)
+    counts = np.bincount(pairs.ravel(), minlength=num_pairs + 1)[:-1]
+    confusion = counts.reshape(num_classes, num_classes)
     return np.stack([confusion.diagonal(), confusion.sum(axis=0), confusion.sum(axis=1)])
 
 
@@ -56,16 +54,13 @@ def boundary_areas(prediction: np.ndarray, mask: np.ndarray, num_classes: int) -
     """
     ignored = mask == ignore_of(mask)
     distance = max(1, round(BOUNDARY_SHARE * math.hypot(*mask.shape)))
+
     truth = mask.astype(np.int32)
     guess = np.where(ignored, mask, prediction).astype(np.int32)
-    true_band, guessed_band = (
-        _near_contours(labels, distance) & ~ignored for labels in (truth, guess)
-    )
-    counted = (
-        truth[true_band & guessed_band & (truth == guess)],
-        guess[guessed_band],
-        truth[true_band],
-    )
+    true_band = _near_contours(truth, distance) & ~ignored
+    guessed_band = _near_contours(guess, distance) & ~ignored
+    in_both = true_band & guessed_band & (truth == guess)
+    counted = (truth[in_both], guess[guessed_band], truth[true_band])
     return np.stack([np.bincount(classes, minlength=num_classes) for classes in counted])
 
 
@@ -112,23 +107,24 @@ def _near_contours(labels: np.ndarray, distance: int) -> np.ndarray:
 
     Near means: among the pixels up to ``distance`` rows and columns away.
     """
-    near, inner = np.ones(labels.shape, dtype=bool), slice(distance, -distance)
-    if (
-        min(labels.shape) > 2 * distance
-    ):  # a square holds one label if each of its rows does, and its middle column
+    near = np.ones(labels.shape, dtype=bool)
+    inner = slice(distance, -distance)  # an image that is too small has no pixel inside
+
+    # a square holds one label if each of its rows does, and its middle column: two passes along
+    # the axes instead of one over all pixels of the square
+    if min(labels.shape) > 2 * distance:
         rows = _any_of(labels[:, 1:] != labels[:, :-1], 2 * distance, axis=1)
         column = labels[1:, inner] != labels[:-1, inner]
-        near[inner, inner] = _any_of(rows, 2 * distance + 1, axis=0) | _any_of(
-            column, 2 * distance, axis=0
-        )
+        differs_in_rows = _any_of(rows, 2 * distance + 1, axis=0)
+        differs_in_column = _any_of(column, 2 * distance, axis=0)
+        near[inner, inner] = differs_in_rows | differs_in_column
     return near
 
 
 def _any_of(flags: np.ndarray, count: int, axis: int) -> np.ndarray:
     """Is any of ``count`` neighbours along ``axis`` set? As many places as windows that fit."""
-    before = np.zeros(
-        np.add(flags.shape, np.arange(2) == axis), dtype=np.int32
-    )  # how many are set before each place
+    # how many are set before each place: a window holds none where both its ends say the same
+    before = np.zeros(np.add(flags.shape, np.arange(2) == axis), dtype=np.int32)
     along = before.swapaxes(0, axis)  # a view, with the axis first
     np.cumsum(flags, axis=axis, out=along[1:].swapaxes(0, axis))
     return (along[count:] != along[:-count]).swapaxes(0, axis)
@@ -141,4 +137,5 @@ def _mean_of_known(values: np.ndarray) -> np.ndarray:
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """``part / whole``, NaN where ``whole`` is 0."""
     return np.divide(part, whole, out=np.full_like(whole, np.nan), where=whole > 0)

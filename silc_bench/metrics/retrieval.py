@@ -47,38 +47,43 @@ def retrieval_ranks(
 
     Args:
         images, texts: [I, D], [T, D], finite, of any length; a zero vector ties with everything
-        orthogonal to it. right: [P, 2] (image, text) pairs; every image and every text is in one or
-        more.
+            orthogonal to it.
+        right: [P, 2] (image, text) pairs; every image and every text is in one or more.
     """
     assert np.isfinite(images).all(), "an embedding that is not finite has no rank"
     assert np.isfinite(texts).all(), "an embedding that is not finite has no rank"
-    images, texts = _fixed_point(images), _fixed_point(texts)
-    margin = (images.shape[1] + 8) * 2.0**-24
+    images = _fixed_point(images)
+    texts = _fixed_point(texts)
+    margin = (images.shape[1] + 8) * 2.0**-24  # of a cosine summed in fp32
     best_text, best_image = _best_right_scores(images, texts, right)
-    text_ranks, image_ranks = (
-        np.zeros(len(images), dtype=np.int64),
-        np.zeros(len(texts), dtype=np.int64),
-    )
+
+    text_ranks = np.zeros(len(images), dtype=np.int64)
+    image_ranks = np.zeros(len(texts), dtype=np.int64)
     for rows, columns, own in _tiles(len(images), len(texts), right):
-        a, b = images[rows], texts[columns]
-        asked_by_image, asked_by_text = best_text[rows, None], best_image[None, columns]
+        a = images[rows]
+        b = texts[columns]
+        asked_by_image = best_text[rows, None]
+        asked_by_text = best_image[None, columns]
+
+        # right pairs are taken out: they do not stand in each other's way
         scores = _fp32(a) @ _fp32(b).T
         scores[own] = -np.inf
         ahead_of_text, close_to_text = _compare(scores, asked_by_image, margin)
         ahead_of_image, close_to_image = _compare(scores, asked_by_text, margin)
+
+        # what fp32 cannot tell is decided exactly: all of the tile, or pair by pair
         close = close_to_text | close_to_image
         num_close = np.count_nonzero(close)
         if num_close * _CLOSE_PAIRS > close.size:
             exact = a.astype(np.float64) @ b.astype(np.float64).T
             exact[own] = -np.inf
-            ahead_of_text, ahead_of_image = exact >= asked_by_image, exact >= asked_by_text
+            ahead_of_text = exact >= asked_by_image
+            ahead_of_image = exact >= asked_by_text
         elif num_close:
             i, t = np.nonzero(close)
             exact = _pair_scores(a, b, i, t)
-            ahead_of_text[i, t], ahead_of_image[i, t] = (
-                exact >= asked_by_image[i, 0],
-                exact >= asked_by_text[0, t],
-            )
+            ahead_of_text[i, t] = exact >= asked_by_image[i, 0]
+            ahead_of_image[i, t] = exact >= asked_by_text[0, t]
         text_ranks[rows] += ahead_of_text.sum(axis=1)
         image_ranks[columns] += ahead_of_image.sum(axis=0)
     return text_ranks, image_ranks
@@ -94,7 +99,7 @@ def _compare(scores: np.ndarray, best: np.ndarray, margin: float) -> tuple[np.nd
 def _best_right_scores(
     images: np.ndarray, texts: np.ndarray, right: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """[I] and [T] fixed-point scores."""
+    """[I] and [T] fixed-point scores: of each image its best text, of each text its best image."""
     scores = _pair_scores(images, texts, right[:, 0], right[:, 1])
     best = np.full(len(images), -np.inf), np.full(len(texts), -np.inf)
     for side, index in zip(best, right.T, strict=True):
@@ -108,9 +113,9 @@ def _pair_scores(images: np.ndarray, texts: np.ndarray, i: np.ndarray, t: np.nda
     scores = np.empty(len(i))
     for start in range(0, len(i), _ROWS):
         part = slice(start, start + _ROWS)
-        scores[part] = np.einsum(
-            "pd,pd->p", images[i[part]].astype(np.float64), texts[t[part]].astype(np.float64)
-        )
+        a = images[i[part]].astype(np.float64)
+        b = texts[t[part]].astype(np.float64)
+        scores[part] = np.einsum("pd,pd->p", a, b)
     return scores
 
 
@@ -121,13 +126,17 @@ def _tiles(
 
     The pairs are sorted once, not searched for each tile.
     """
+    # tiles are numbered row by row; sorted by that number, the pairs of a tile are a slice
     across = -(-num_texts // TILE)
+    num_tiles = -(-num_images // TILE) * across
     number = right[:, 0] // TILE * across + right[:, 1] // TILE
     order = np.argsort(number, kind="stable")
-    ends = np.searchsorted(number[order], np.arange(-(-num_images // TILE) * across), side="right")
+    ends = np.searchsorted(number[order], np.arange(num_tiles), side="right")
+
     start = 0
     for tile, end in enumerate(ends.tolist()):
-        row, column = tile // across * TILE, tile % across * TILE
+        row = tile // across * TILE
+        column = tile % across * TILE
         own = right[order[start:end]] - (row, column)
         yield slice(row, row + TILE), slice(column, column + TILE), (own[:, 0], own[:, 1])
         start = end
@@ -139,7 +148,8 @@ def _fixed_point(features: np.ndarray) -> np.ndarray:
     for start in range(0, len(features), _ROWS):
         rows = features[start : start + _ROWS].astype(np.float64)
         norms = np.linalg.norm(rows, axis=1, keepdims=True)
-        fixed[start : start + _ROWS] = np.rint(rows * (SCALE / np.where(norms > 0, norms, 1)))
+        scale = SCALE / np.where(norms > 0, norms, 1)
+        fixed[start : start + _ROWS] = np.rint(rows * scale)
     return fixed
 
 

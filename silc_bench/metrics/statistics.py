@@ -1,7 +1,5 @@
 """How far a score may lie from the one on infinitely many images, and whether two models differ.
 
-Two models are compared on the same images.
-
 Closed forms where the samples are independent; a bootstrap over *images* where they are not (the
 captions or the pixels of one image are wrong together, so counting them as independent would
 promise too much).
@@ -49,14 +47,14 @@ def seeds_stderr(hits: np.ndarray) -> float:
     over draws, / N) and which shots were drawn (variance over draws of the accuracy, / S). The
     second holds a little of the first again, so the sum errs on the wide side.
     """
-    num_draws, num_pictures = hits.shape
-    pictures = hits.mean(axis=0).var(ddof=1) / num_pictures if num_pictures > 1 else 0.0
-    draws = hits.mean(axis=1).var(ddof=1) / num_draws if num_draws > 1 else 0.0
-    return float(np.sqrt(pictures + draws))
+    num_draws, num_images = hits.shape
+    of_images = hits.mean(axis=0).var(ddof=1) / num_images if num_images > 1 else 0.0
+    of_draws = hits.mean(axis=1).var(ddof=1) / num_draws if num_draws > 1 else 0.0
+    return float(np.sqrt(of_images + of_draws))
 
 
 def bootstrap_stderr(
-    per_picture: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], seed: int = 0
+    per_image: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], seed: int = 0
 ) -> float:
     """Standard deviation of a statistic of summed counts over resamples of images (Efron, 1979).
 
@@ -66,26 +64,28 @@ def bootstrap_stderr(
     draws do not count.
 
     Args:
-        per_picture: [N, ...] counts of each image (areas [3, C], or hits and queries [2]).
+        per_image: [N, ...] counts of each image (areas [3, C], or hits and queries [2]).
         statistic: sums [R, ...] -> [R], for R draws at once.
         seed: of the draws; the same counts give the same error.
     """
-    num_pictures = len(per_picture)
-    flat = per_picture.reshape(num_pictures, -1).astype(np.float64)
+    num_images = len(per_image)
+    flat = per_image.reshape(num_images, -1).astype(np.float64)
     rng = np.random.default_rng(seed)
     sums = np.empty((NUM_RESAMPLES, flat.shape[1]))
-    chunk = max(1, _CHUNK // num_pictures)
+
+    # in chunks, as all indices at once would take N x R numbers
+    chunk = max(1, _CHUNK // num_images)
     for start in range(0, NUM_RESAMPLES, chunk):
         rows = min(chunk, NUM_RESAMPLES - start)
-        drawn = (
-            rng.integers(num_pictures, size=(rows, num_pictures))
-            + num_pictures * np.arange(rows)[:, None]
-        )
-        times = np.bincount(drawn.ravel(), minlength=rows * num_pictures).reshape(
-            rows, num_pictures
-        )
-        sums[start : start + rows] = times @ flat
-    return float(np.nanstd(statistic(sums.reshape(NUM_RESAMPLES, *per_picture.shape[1:])), ddof=1))
+        drawn = rng.integers(num_images, size=(rows, num_images))
+
+        # how often each image was drawn, [rows, N]: its counts times that, instead of gathering
+        shifted = drawn + num_images * np.arange(rows)[:, None]
+        times = np.bincount(shifted.ravel(), minlength=rows * num_images)
+        sums[start : start + rows] = times.reshape(rows, num_images) @ flat
+
+    resampled = statistic(sums.reshape(NUM_RESAMPLES, *per_image.shape[1:]))
+    return float(np.nanstd(resampled, ddof=1))
 
 
 def paired_bootstrap(
@@ -106,17 +106,17 @@ def paired_bootstrap(
         seed: of the draws; the same counts give the same error.
     """
     assert a.shape == b.shape, (a.shape, b.shape)
-    num_pictures = len(a)
-    both = np.concatenate(
-        [a.reshape(num_pictures, -1), b.reshape(num_pictures, -1)], axis=1
-    ).astype(np.float64)
-    kinds, times = np.unique(both, axis=0, return_counts=True)
+    num_images = len(a)
+    both = np.concatenate([a.reshape(num_images, -1), b.reshape(num_images, -1)], axis=1)
+    kinds, times = np.unique(both.astype(np.float64), axis=0, return_counts=True)
+
+    # one generator for all chunks: their size does not change the draws
     rng = np.random.default_rng(seed)
     differences = np.empty(PAIRED_RESAMPLES)
     chunk = max(1, _CHUNK // len(kinds))
     for start in range(0, PAIRED_RESAMPLES, chunk):
         rows = min(chunk, PAIRED_RESAMPLES - start)
-        sums = rng.multinomial(num_pictures, times / num_pictures, size=rows) @ kinds
+        sums = rng.multinomial(num_images, times / num_images, size=rows) @ kinds
         sums_a, sums_b = (half.reshape(rows, *a.shape[1:]) for half in np.split(sums, 2, axis=1))
         differences[start : start + rows] = statistic(sums_b) - statistic(sums_a)
     return float(np.nanstd(differences, ddof=1))
@@ -129,26 +129,27 @@ def draws_variance(hits_a: np.ndarray, hits_b: np.ndarray) -> float:
     ``seeds_stderr``; 0 for a single draw.
     """
     differences = hits_b.mean(axis=0) - hits_a.mean(axis=0)
-    return float(differences.var(ddof=1) / len(differences)) if len(differences) > 1 else 0.0
+    if len(differences) < 2:
+        return 0.0
+    return float(differences.var(ddof=1) / len(differences))
 
 
 def pooled_dof(variances: Sequence[float], dofs: Sequence[int]) -> float:
     """Degrees of freedom of a sum of independent variances (Satterthwaite, 1946).
 
-    They are (sum v)^2 / sum(v^2 / dof).
-
-    Variances of 0 do not count.
+    They are (sum v)^2 / sum(v^2 / dof). Variances of 0 do not count.
     """
     parts = [(variance, dof) for variance, dof in zip(variances, dofs, strict=True) if variance > 0]
     if not parts:
         return float(max(1, *dofs))
-    return sum(variance for variance, _ in parts) ** 2 / sum(
-        variance**2 / dof for variance, dof in parts
-    )
+    total = sum(variance for variance, _ in parts)
+    return total**2 / sum(variance**2 / dof for variance, dof in parts)
 
 
 def half_interval(stderr: float, dof: float, level: float = 0.95) -> float:
     """Half the width of the confidence interval, by Student's t."""
+
+    # imported here: a listing of tasks needs no scipy
     from scipy.special import stdtrit
 
     return float(stdtrit(dof, (1 + level) / 2)) * stderr
@@ -163,8 +164,10 @@ def paired_p(difference: float, stderr: float, dof: float, num_differing: int) -
     """
     from scipy.special import stdtr
 
+    # equal scores say nothing, whatever the error
     if difference == 0:
         return 1.0
+
     by_t = 2 * float(stdtr(dof, -abs(difference) / stderr)) if stderr > 0 else 0.0
     return min(1.0, max(by_t, 2.0 ** (1 - num_differing)))
 
@@ -180,7 +183,8 @@ def mcnemar(hits_a: np.ndarray, hits_b: np.ndarray) -> float:
     """
     from scipy.special import bdtr
 
-    only_a, only_b = int(np.sum(hits_a & ~hits_b)), int(np.sum(hits_b & ~hits_a))
+    only_a = int(np.sum(hits_a & ~hits_b))
+    only_b = int(np.sum(hits_b & ~hits_a))
     return min(1.0, 2 * float(bdtr(min(only_a, only_b), only_a + only_b, 0.5)))
 
 
@@ -195,8 +199,10 @@ def holm(p: Sequence[float]) -> np.ndarray:
     """
     values = np.asarray(p, dtype=np.float64)
     order = np.argsort(values, kind="stable")
+    num_left = len(values) - np.arange(len(values))  # tests not yet called different
+
+    # the running maximum: a test cannot be surer than one before it
+    stepped = np.maximum.accumulate(values[order] * num_left)
     adjusted = np.empty(len(values))
-    adjusted[order] = np.minimum(
-        1, np.maximum.accumulate(values[order] * (len(values) - np.arange(len(values))))
-    )
+    adjusted[order] = np.minimum(1, stepped)
     return adjusted

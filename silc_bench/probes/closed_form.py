@@ -1,10 +1,8 @@
-"""What frozen features know: closed-form probes and nearest neighbours.
-
-They give the same numbers on every run.
+"""What frozen features know: closed-form probes and nearest neighbours, the same on every run.
 
 ``ridge`` on k-shot samples (``shot_indices``), and ``knn_ranks``. The logistic regression of the
 linear probe stands in `silc_bench.probes.logistic`; the probes of patch features in
-`silc_bench.probes.patch_discriminant`, `dense_sgd` and `dense_knn`.
+`silc_bench.probes.patch_discriminant`, ``patch_sgd`` and ``patch_knn``.
 
 Shapes: N samples, D features, C classes.
 """
@@ -65,9 +63,12 @@ def ridge(features: np.ndarray, labels: np.ndarray, num_classes: int, l2: float)
     and has a constant last column of 100, whose weight is penalised like any other. Standardisation
     is folded into the map that is returned.
     """
+    # float64, and the constant column beside the features: one solution for weights and bias
     mean, std = moments(features)
     x = np.pad((features - mean) / std, ((0, 0), (0, 1)), constant_values=BIAS_COLUMN)
     y = 2.0 * (labels[:, None] == np.arange(num_classes)) - 1.0
+
+    # the smaller of two equal systems: D + 1 unknowns, or N of them in the dual form
     num_samples, dim = x.shape
     if num_samples >= dim:
         solution = np.linalg.solve(x.T @ x + l2 * np.eye(dim), x.T @ y)
@@ -87,30 +88,29 @@ def knn_ranks(
 ) -> dict[int, np.ndarray]:
     """Weighted nearest neighbours (DINO, appendix F.1).
 
-    Rank [N] of the right class among the votes, for each k.
-
-    Each of the k nearest training samples by cosine votes for its class with weight exp(cosine /
-    temperature). Memory is bounded by ``CHUNK_CELLS`` whatever the sizes.
+    Rank [N] of the right class among the votes, for each k. Each of the k nearest training samples
+    by cosine votes for its class with weight exp(cosine / temperature). Memory is bounded by
+    ``CHUNK_CELLS`` whatever the sizes.
     """
-    train, test = normalize(train), normalize(test)
+    train = normalize(train)
+    test = normalize(test)
     num_classes = int(max(train_labels.max(), test_labels.max())) + 1
     most = min(max(ks), len(train))
     ranks = {k: np.empty(len(test), dtype=np.int64) for k in ks}
     chunk = max(1, CHUNK_CELLS // max(len(train), num_classes))
     for start in range(0, len(test), chunk):
         similarities = test[start : start + chunk] @ train.T
+
+        # the largest k alone is sorted: argpartition finds it without sorting the training set
         nearest = np.argpartition(-similarities, most - 1, axis=1)[:, :most]
         cosines = np.take_along_axis(similarities, nearest, axis=1)
         order = np.argsort(-cosines, axis=1, kind="stable")
-        nearest, cosines = (
-            np.take_along_axis(nearest, order, axis=1),
-            np.take_along_axis(cosines, order, axis=1),
-        )
+        nearest = np.take_along_axis(nearest, order, axis=1)
+        cosines = np.take_along_axis(cosines, order, axis=1)
+
         # exp((cosine - 1) / t) is the same vote up to a factor, and cannot overflow
-        weights, classes = (
-            np.exp((cosines.astype(np.float64) - 1) / temperature),
-            train_labels[nearest],
-        )
+        weights = np.exp((cosines.astype(np.float64) - 1) / temperature)
+        classes = train_labels[nearest]
         rows = np.arange(len(similarities))[:, None]
         for k in ks:
             votes = np.zeros((len(similarities), num_classes))

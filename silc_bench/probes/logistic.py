@@ -14,7 +14,7 @@ problems lacks:
   new penalty.
 - The first step to a new cost goes on along the line through the last two solutions, in the
   logarithm of the cost, if that came nearer to the last solution than the Newton step did.
-- L-BFGS corrects a model of the Hessian that is close already (`silc_bench.probes.logistic`).
+- L-BFGS corrects a model of the Hessian that is close already (below).
 - Steps are in fp32. Float64 checks the losses of a sample, and goes on where they or the steps were
   not exact enough.
 
@@ -22,13 +22,8 @@ Converged means that the loss is within ``TOLERANCE`` of the optimum: the object
 curved as its penalty, so no weights are better than these by more than |gradient|^2 / (2 decay).
 What the biases, few and unpenalised, could still gain is estimated by the model of the Hessian.
 
-Shapes: N samples, D features, C classes, K costs, parameters [C, D + 1]
-(`silc_bench.probes.logistic`).
-
-What `silc_bench.probes.logistic` minimises: the mean log loss of a softmax, its gradient, and a
-model of its curvature.
-
-Flow: ``Problem(features, labels, ...)`` turns the features into their principal axes once ->
+What is minimised is a ``Problem``: the mean log loss of a softmax, its gradient, and a model of its
+curvature. ``Problem(features, labels, ...)`` turns the features into their principal axes once ->
 ``problem(parameters)`` passes over all samples in chunks -> a ``Pass`` ->
 ``problem.curvature(state, decay).solve(gradient)`` divides by the model of the Hessian.
 
@@ -42,9 +37,9 @@ The covariance is diagonal in the principal axes and U_c has few rows (Woodbury'
 dividing by it costs a tenth of a pass. With ten samples a class, 98 of 100 eigenvalues of the true
 Hessian divided by it lie within a fifth of 1, be the penalty strong or weak (`docs/log.md`).
 
-Shapes: N samples, D features, C classes, M samples of a class kept apart, parameters [C, D + 1] in
-the principal axes of the centred features, with the bias in the last column (it is not penalised,
-so centring changes no optimum).
+Shapes: N samples, D features, C classes, K costs, M samples of a class kept apart, parameters
+[C, D + 1] in the principal axes of the centred features, with the bias in the last column (it is
+not penalised, so centring changes no optimum).
 """
 
 from __future__ import annotations
@@ -64,7 +59,11 @@ PROMISE = 1e-9
 MAX_STEPS = 1000
 # steps in a row that lower the loss by no more than PROMISE: round-off is all that is left
 STALE = 5
-MEMORY = 8  # pairs that correct it
+MEMORY = 8  # pairs that correct the model
+OWN_ROWS = 32  # samples of a class kept apart, at most
+CHUNK_CELLS = 1 << 20  # logits held at once: 4 MiB of fp32, about a core's cache
+MIN_SPREAD = 1e-12
+MAX_SPREAD = 0.5  # diag(p) - p p^T is nowhere larger (Boehning, 1992)
 _MAX_HALVINGS = 10
 Pair = tuple[Tensor, Tensor]  # change of the parameters, change of the gradient
 
@@ -90,11 +89,12 @@ class _Point:
     state: Pass
 
     def value(self, decay: float) -> float:
-        return mean_loss(self.state.losses) + decay / 2 * float(
-            self.x[:, :-1].square().sum(dtype=torch.float64)
-        )
+        """The penalised objective, divided by ``cost * N``."""
+        squares = self.x[:, :-1].square().sum(dtype=torch.float64)
+        return mean_loss(self.state.losses) + decay / 2 * float(squares)
 
     def gradient(self, decay: float) -> Tensor:
+        """[C, D + 1], the bias without a penalty."""
         gradient = self.state.gradient.clone()
         gradient[:, :-1].add_(self.x[:, :-1], alpha=decay)
         return gradient
@@ -120,30 +120,43 @@ def fit_logistic(
     )
     problem = Problem(features, labels, num_classes, torch.device(device))
     zeros = np.zeros((features.shape[1], num_classes)), np.zeros(num_classes)
-    point, pairs = _evaluate(problem, problem.parameters(*(start or zeros)).float()), list[Pair]()
+    point = _evaluate(problem, problem.parameters(*(start or zeros)).float())
+    pairs: list[Pair] = []
+
     solutions: list[tuple[float, Tensor]] = []  # the last two: logarithm of the cost, parameters
-    decay, was_line_nearer = 0.0, False
+    decay = 0.0
+    was_line_nearer = False
     fits: dict[float, tuple[np.ndarray, np.ndarray, float, bool]] = {}
     for cost in sorted(set(costs)):
-        change, decay = 1 / (len(features) * cost) - decay, 1 / (len(features) * cost)
+        # what the penalty adds to each pair's change of gradient is known exactly
+        previous_decay = decay
+        decay = 1 / (len(features) * cost)
         for s, y in pairs:
-            y[:, :-1].add_(s[:, :-1], alpha=change)
+            y[:, :-1].add_(s[:, :-1], alpha=decay - previous_decay)
+
+        # two guesses of the new solution; the line is tried where it was the better one last time
         newton = point.x - _solve(
             problem.curvature(point.state, decay), pairs, point.gradient(decay)
         )
-        line = _extrapolated(solutions, math.log(cost)) if len(solutions) == 2 else newton
+        line = newton
+        if len(solutions) == 2:
+            line = _extrapolated(solutions, math.log(cost))
         if was_line_nearer:
             point, pairs = _tried(problem, decay, point, pairs, line)
+
+        # fp32 first; float64 goes on from there where fp32 was not exact enough
         point, pairs, converged = _descend(problem, decay, point, pairs)
         if not converged or problem.rounding(point.x, point.state) > TOLERANCE * point.value(decay):
-            point, pairs, converged = _descend(
-                problem, decay, _evaluate(problem, point.x.double()), pairs
-            )
+            exact = _evaluate(problem, point.x.double())
+            point, pairs, converged = _descend(problem, decay, exact, pairs)
         fits[cost] = (*problem.linear_map(point.x), point.value(decay), converged)
+
         point = _Point(point.x.float(), point.state.float())
         pairs = [(s.float(), y.float()) for s, y in pairs]
         was_line_nearer = torch.dist(point.x, line).item() < torch.dist(point.x, newton).item()
         solutions = [*solutions, (math.log(cost), point.x)][-2:]
+
+    # in the order of ``costs``, which need not be sorted
     weight, bias, loss, has_converged = zip(*(fits[cost] for cost in costs), strict=True)
     return LogisticFit(np.stack(weight), np.stack(bias), np.array(loss), np.array(has_converged))
 
@@ -153,6 +166,7 @@ def _evaluate(problem: Problem, x: Tensor) -> _Point:
 
 
 def _extrapolated(solutions: list[tuple[float, Tensor]], log_cost: float) -> Tensor:
+    """On the line through the last two solutions, in the logarithm of the cost."""
     (log_a, a), (log_b, b) = solutions
     return torch.lerp(a, b, (log_cost - log_a) / (log_b - log_a))
 
@@ -172,26 +186,34 @@ def _descend(
 ) -> tuple[_Point, list[Pair], bool]:
     """L-BFGS in the precision of ``point``: the last point, the pairs, and whether it converged."""
     dtype = point.x.dtype
-    curvature, is_cautious = problem.curvature(point.state, decay), False
-    lowest, num_stale = math.inf, 0
+    curvature = problem.curvature(point.state, decay)
+    is_cautious = False
+    lowest = math.inf
+    num_stale = 0
     for _ in range(MAX_STEPS):
-        value, gradient = point.value(decay), point.gradient(decay)
+        value = point.value(decay)
+        gradient = point.gradient(decay)
         if _possible_gain(curvature, decay, gradient) <= TOLERANCE * value and not is_cautious:
             return point, pairs, True
-        lowest, num_stale = (
-            (value, 0) if value < lowest * (1 - PROMISE) else (lowest, num_stale + 1)
-        )
+
+        if value < lowest * (1 - PROMISE):
+            lowest = value
+            num_stale = 0
+        else:
+            num_stale += 1
         if num_stale == STALE:
             break
+
+        # a pair of negative curvature would turn the direction uphill
         pairs = [(s.to(dtype), y.to(dtype)) for s, y in pairs if _dot(s, y) > 0][-MEMORY:]
         direction = -_solve(curvature, pairs, gradient)
         promise = _dot(gradient, direction)  # negative
         if -promise / 2 <= PROMISE * value and not is_cautious:
             return point, pairs, True
+
+        # halved until it keeps, but for round-off, a ten-thousandth of what the slope promises
         step = 1.0
-        for _ in range(
-            _MAX_HALVINGS
-        ):  # until it keeps, but for round-off, a ten-thousandth of what the slope promises
+        for _ in range(_MAX_HALVINGS):
             trial = _evaluate(problem, point.x + step * direction)
             if trial.value(decay) <= value * (1 + torch.finfo(dtype).eps) + 1e-4 * step * promise:
                 break
@@ -199,12 +221,18 @@ def _descend(
         else:
             if is_cautious:
                 break  # round-off is all that is left
+
             # far from the optimum the classes saturate and the model of the Hessian is no guide:
             # descend by its upper bound
-            pairs, curvature, is_cautious = [], problem.upper_bound(dtype, decay), True
+            pairs = []
+            curvature = problem.upper_bound(dtype, decay)
+            is_cautious = True
             continue
+
         pairs.append((step * direction, trial.gradient(decay) - gradient))
-        point, curvature, is_cautious = trial, problem.curvature(trial.state, decay), False
+        point = trial
+        curvature = problem.curvature(trial.state, decay)
+        is_cautious = False
     return point, pairs, False
 
 
@@ -220,10 +248,12 @@ def _solve(curvature: Curvature, pairs: list[Pair], gradient: Tensor) -> Tensor:
 
     ``curvature`` is the model that the pairs correct.
     """
-    q, alphas = gradient.clone(), []
+    q = gradient.clone()
+    alphas: list[float] = []
     for s, y in reversed(pairs):
         alphas.append(_dot(s, q) / _dot(s, y))
         q.sub_(y, alpha=alphas[-1])
+
     q = curvature.solve(q)
     for (s, y), alpha in zip(pairs, reversed(alphas), strict=True):
         q.add_(s, alpha=alpha - _dot(y, q) / _dot(s, y))
@@ -231,13 +261,8 @@ def _solve(curvature: Curvature, pairs: list[Pair], gradient: Tensor) -> Tensor:
 
 
 def _dot(a: Tensor, b: Tensor) -> float:
+    """The inner product of two tensors of one shape."""
     return float(torch.vdot(a.flatten(), b.flatten()))
-
-
-OWN_ROWS = 32  # samples of a class kept apart, at most
-CHUNK_CELLS = 1 << 20  # logits held at once: 4 MiB of fp32, about a core's cache
-MIN_SPREAD = 1e-12
-MAX_SPREAD = 0.5  # diag(p) - p p^T is nowhere larger (Boehning, 1992)
 
 
 @dataclass(frozen=True)
@@ -246,9 +271,8 @@ class Pass:
 
     losses: Tensor  # [N]
     gradient: Tensor  # [C, D + 1]
-    others: (
-        Tensor  # [C] mean of p (1 - p) over the samples of other classes, times their share of all
-    )
+    # [C] mean of p (1 - p) over the samples of other classes, times their share of all
+    others: Tensor
     own: Tensor  # [N] p (1 - p) of the sample's own class
 
     def float(self) -> Pass:
@@ -270,16 +294,18 @@ class Problem:
         self.labels = torch.as_tensor(labels, device=device)
         self.num_classes = num_classes
         self.mean = torch.as_tensor(features.mean(axis=0, dtype=np.float64), device=device)
-        covariance = torch.zeros(
-            features.shape[1], features.shape[1], dtype=torch.float64, device=device
-        )
+
+        # in float64 and in parts: a copy of all features in float64 could take twice their memory
+        dim = features.shape[1]
+        covariance = torch.zeros(dim, dim, dtype=torch.float64, device=device)
         for x in self.raw.split(1 << 14):
             centered = x.double() - self.mean
             covariance += centered.T @ centered
         variance, self.axes = torch.linalg.eigh(covariance / len(features))
-        self.variance = torch.cat(
-            [variance.clamp(min=0), variance.new_ones(1)]
-        )  # of the bias column, too
+
+        # rounding can make an eigenvalue negative; the bias column is a one
+        variance = variance.clamp(min=0)
+        self.variance = torch.cat([variance, variance.new_ones(1)])
         self.x = torch.cat([self._rotated(x).float() for x in self.raw.split(1 << 14)])
         self._keep_apart(labels)
 
@@ -290,92 +316,106 @@ class Problem:
         """
         order = np.argsort(labels, kind="stable")
         counts = np.bincount(labels)
-        rank = np.arange(len(labels)) - np.repeat(
-            np.cumsum(counts) - counts, counts
-        )  # of a sample within its class
+        starts = np.cumsum(counts) - counts
+        rank = np.arange(len(labels)) - np.repeat(starts, counts)  # of a sample within its class
         index = np.full((self.num_classes, min(OWN_ROWS, int(counts.max()))), len(labels))
         is_first = rank < index.shape[1]
         index[labels[order][is_first], rank[is_first]] = order[is_first]
         is_apart = np.zeros(len(labels), dtype=bool)
         is_apart[order[is_first]] = True
+
         self.own_index = torch.as_tensor(index, device=self.x.device)
         self.is_apart = torch.as_tensor(is_apart, device=self.x.device)
-        ones = self.x.new_ones(len(self.x), 1)  # the bias column
-        padded = torch.cat(
-            [torch.cat([self.x, ones], dim=1), self.x.new_zeros(1, self.x.shape[1] + 1)]
-        )
+
+        # with the bias column, and one row of zeros for the index N
+        ones = self.x.new_ones(len(self.x), 1)
+        rows = torch.cat([self.x, ones], dim=1)
+        padded = torch.cat([rows, self.x.new_zeros(1, rows.shape[1])])
         self.own_rows = padded[self.own_index]  # [C, M, D + 1]
 
     def __call__(self, parameters: Tensor) -> Pass:
-        weight, bias = parameters[:, :-1].contiguous(), parameters[:, -1]
+        """One pass over all samples at ``parameters``."""
+        weight = parameters[:, :-1].contiguous()
+        bias = parameters[:, -1]
         gradient = torch.zeros_like(weight)
-        residual_sum, others = torch.zeros_like(bias), torch.zeros_like(bias)
+        residual_sum = torch.zeros_like(bias)
+        others = torch.zeros_like(bias)
         losses, own = bias.new_empty(2, len(self.x))
+
+        # in chunks that stay in the cache: the logits of all samples would be read from memory
+        # several times
         rows = max(1, CHUNK_CELLS // self.num_classes)
         for start in range(0, len(self.x), rows):
             part = slice(start, start + rows)
-            x, labels = self._in_axes(part, bias.dtype), self.labels[part, None]
+            x = self._in_axes(part, bias.dtype)
+            labels = self.labels[part, None]
             logits = torch.addmm(bias, x, weight.T)
             logits -= logits.amax(dim=1, keepdim=True)
             right = logits.gather(1, labels).exp()
+
             # the own class apart: 1 - p of it, and the loss, keep their relative accuracy as they
             # go to 0
             probabilities = logits.exp_().scatter_(1, labels, 0.0)
             wrong = probabilities.sum(dim=1, keepdim=True)
             losses[part] = (wrong / right).log1p_()[:, 0]
+
             probabilities /= wrong + right
-            others += probabilities.sum(dim=0) - torch.linalg.vecdot(
-                probabilities, probabilities, dim=0
-            )
+            squares = torch.linalg.vecdot(probabilities, probabilities, dim=0)
+            others += probabilities.sum(dim=0) - squares
             missing = wrong / (wrong + right)
             own[part] = (missing * (1 - missing))[:, 0]
+
             residual = probabilities.scatter_(1, labels, -missing)  # p - y
             gradient.addmm_(residual.T, x)
             residual_sum += residual.sum(dim=0)
+
         gradient = torch.cat([gradient, residual_sum[:, None]], dim=1) / len(self.x)
         return Pass(losses, gradient, others / len(self.x), own)
 
     def curvature(self, state: Pass, decay: float) -> Curvature:
         """The model of the penalised objective's Hessian at the parameters of ``state``."""
+        # samples that are kept apart have weights of their own; the others share one
         rest = torch.where(self.is_apart, 0, state.own)
-        spread = state.others + torch.zeros_like(state.others).index_add_(
-            0, self.labels, rest
-        ) / len(self.x)
+        shared = torch.zeros_like(state.others).index_add_(0, self.labels, rest)
+        spread = state.others + shared / len(self.x)
         weights = torch.cat([state.own, state.own.new_zeros(1)])[self.own_index] / len(self.x)
         diagonal = spread[:, None].clamp(min=MIN_SPREAD) * self.variance.to(spread.dtype)
         diagonal[:, :-1] += decay
         return Curvature(diagonal, self.own_rows.to(spread.dtype), weights)
 
     def upper_bound(self, dtype: torch.dtype, decay: float) -> Curvature:
-        """Nowhere below the Hessian."""
+        """Nowhere below the Hessian: slow, but safe where the model misleads."""
         diagonal = (MAX_SPREAD * self.variance.to(dtype)).repeat(self.num_classes, 1)
         diagonal[:, :-1] += decay
-        return Curvature(
-            diagonal, self.own_rows[:, :0].to(dtype), diagonal.new_zeros(self.num_classes, 0)
-        )
+        no_weights = diagonal.new_zeros(self.num_classes, 0)
+        return Curvature(diagonal, self.own_rows[:, :0].to(dtype), no_weights)
 
     def parameters(self, weight: np.ndarray, bias: np.ndarray) -> Tensor:
         """Weight [D, C] and bias [C] for the features as they came -> float64 parameters."""
-        w, b = (
-            torch.as_tensor(part, dtype=torch.float64, device=self.axes.device)
-            for part in (weight, bias)
-        )
+        w = torch.as_tensor(weight, dtype=torch.float64, device=self.axes.device)
+        b = torch.as_tensor(bias, dtype=torch.float64, device=self.axes.device)
+
+        # x w + b = (x - mean) axes (axes^T w) + (b + mean w)
         return torch.cat([w.T @ self.axes, (b + self.mean @ w)[:, None]], dim=1)
 
     def linear_map(self, parameters: Tensor) -> tuple[np.ndarray, np.ndarray]:
         """The inverse of ``parameters``."""
         weight = self.axes @ parameters[:, :-1].double().T
-        return weight.cpu().numpy(), (parameters[:, -1].double() - self.mean @ weight).cpu().numpy()
+        bias = parameters[:, -1].double() - self.mean @ weight
+        return weight.cpu().numpy(), bias.cpu().numpy()
 
     def rounding(self, parameters: Tensor, state: Pass) -> float:
         """How far the mean loss of ``state`` is from float64's, over the samples of one chunk."""
+        # evenly spread, as neighbours may be of one class
         sample = slice(None, None, -(-len(self.x) * self.num_classes // CHUNK_CELLS))
-        weight, bias = parameters[:, :-1].double(), parameters[:, -1].double()
+        weight = parameters[:, :-1].double()
+        bias = parameters[:, -1].double()
         logits = self._rotated(self.raw[sample]) @ weight.T + bias
         exact = torch.nn.functional.cross_entropy(logits, self.labels[sample])
         return abs(float(exact) - mean_loss(state.losses[sample]))
 
     def _in_axes(self, part: slice, dtype: torch.dtype) -> Tensor:
+        """Rows of ``part`` in ``dtype``; only fp32 is kept, float64 is computed anew."""
         return self.x[part] if dtype == torch.float32 else self._rotated(self.raw[part])
 
     def _rotated(self, x: Tensor) -> Tensor:
@@ -392,6 +432,8 @@ class Curvature:
         self.inverse = 1 / diagonal
         self.rows = rows
         self.roots = weights.sqrt()
+
+        # Woodbury: the inverse of the whole from that of the diagonal and of an [M, M] matrix
         inner = (rows * self.inverse[:, None]) @ rows.transpose(1, 2)
         inner = inner * self.roots[:, :, None] * self.roots[:, None]
         inner.diagonal(dim1=1, dim2=2).add_(1)
@@ -406,4 +448,5 @@ class Curvature:
 
 
 def mean_loss(losses: Tensor) -> float:
+    """In float64: a sum of many fp32 losses would lose the digits that decide a step."""
     return float(losses.mean(dtype=torch.float64))

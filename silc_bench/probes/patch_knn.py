@@ -1,6 +1,6 @@
 """Segmentation by nearest training cells: what a tower's features know with nothing learned on top.
 
-Flow: ``memory = CellMemory(num_pictures, num_classes, seed)``; ``memory.add(grid, layout, mask)``
+Flow: ``memory = CellMemory(num_images, num_classes, seed)``; ``memory.add(grid, layout, mask)``
 for each training image; then ``votes = memory.voter(k, temperature)``, which gives cells [n, D]
 their votes [n, C].
 
@@ -35,34 +35,33 @@ CHUNK = 1 << 24  # similarities held at once: 64 MiB of fp32
 class CellMemory:
     """Training cells, and what the mask says of each."""
 
-    def __init__(self, num_pictures: int, num_classes: int, seed: int, device: str = "cpu") -> None:
-        self.num_pictures, self.num_classes, self.seed, self.device = (
-            num_pictures,
-            num_classes,
-            seed,
-            device,
-        )
+    def __init__(self, num_images: int, num_classes: int, seed: int, device: str = "cpu") -> None:
+        self.num_images = num_images
+        self.num_classes = num_classes
+        self.seed = seed
+        self.device = device
         self._seen = 0
         self._cells: list[Tensor] = []
         self._shares: list[sparse.csr_array] = []
 
     def add(self, grid: np.ndarray, layout: Layout, mask: np.ndarray) -> None:
-        """The next picture: cells [gh, gw, D] and mask [H, W].
+        """The next image: cells [gh, gw, D] and mask [H, W].
 
         Of its labelled cells as many are kept as are its due.
         """
         classes, counts = class_sums(mask, *members(layout, *mask.shape))
-        kept = sample(
-            np.flatnonzero(counts.sum(axis=1)), self._seen, self.num_pictures, MAX_CELLS, self.seed
-        )
-        self._cells.append(
-            F.normalize(torch.from_numpy(grid.reshape(-1, grid.shape[-1])[kept]), dim=1)
-        )
+        labelled = np.flatnonzero(counts.sum(axis=1))
+        kept = sample(labelled, self._seen, self.num_images, MAX_CELLS, self.seed)
+
+        # of unit length at once, as only cosines are asked for
+        cells = torch.from_numpy(grid.reshape(-1, grid.shape[-1])[kept])
+        self._cells.append(F.normalize(cells, dim=1))
         self._shares.append(_shares(classes, counts[kept], self.num_classes))
         self._seen += 1
 
     @property
     def num_cells(self) -> int:
+        """Cells in memory, of all images so far."""
         return sum(len(part) for part in self._cells)
 
     def voter(self, k: int, temperature: float) -> Callable[[Tensor], Tensor]:
@@ -70,20 +69,24 @@ class CellMemory:
 
         With fewer than k cells in memory, all vote.
         """
-        assert self._seen == self.num_pictures, (self._seen, self.num_pictures)
+        assert self._seen == self.num_images, (self._seen, self.num_images)
         known = torch.cat(self._cells).to(self.device)
         shares = sparse.csr_array(sparse.vstack(self._shares, format="csr"))
-        size, count = max(1, CHUNK // max(1, len(known))), min(k, len(known))
+        size = max(1, CHUNK // max(1, len(known)))
+        count = min(k, len(known))
 
         def votes(cells: Tensor) -> Tensor:
             chunks = []
             for chunk in F.normalize(cells.to(self.device), dim=1).split(size):
                 cosines, nearest = (chunk @ known.T).topk(count, dim=1)
                 weights = (cosines / temperature).softmax(dim=1).cpu().numpy()
+
+                # one sparse row a cell, with the weights of its neighbours: the product with the
+                # shares is the vote
                 ends = np.arange(len(chunk) + 1) * count
+                neighbours = nearest.cpu().numpy().ravel()
                 weighed = sparse.csr_array(
-                    (weights.ravel(), nearest.cpu().numpy().ravel(), ends),
-                    shape=(len(chunk), len(known)),
+                    (weights.ravel(), neighbours, ends), shape=(len(chunk), len(known))
                 )
                 chunks.append((weighed @ shares).toarray())
             return torch.from_numpy(np.concatenate(chunks))
@@ -96,7 +99,8 @@ def _shares(classes: np.ndarray, counts: np.ndarray, num_classes: int) -> sparse
 
     From the pixels [n, P] of the ``classes`` [P] that occur.
     """
-    found = sparse.csr_array((counts / counts.sum(axis=1, keepdims=True)).astype(np.float32))
-    return sparse.csr_array(
-        (found.data, classes[found.indices], found.indptr), shape=(len(counts), num_classes)
-    )
+    shares = sparse.csr_array((counts / counts.sum(axis=1, keepdims=True)).astype(np.float32))
+
+    # the columns of the mask's own classes become those of all classes
+    columns = classes[shares.indices]
+    return sparse.csr_array((shares.data, columns, shares.indptr), shape=(len(counts), num_classes))

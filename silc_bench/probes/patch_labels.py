@@ -1,10 +1,9 @@
 """What a mask says of the cells of a grid: how much of each class lies in each cell.
 
-Any way of giving pixels to cells is allowed.
-
-Two ways are used. An image's ``layout.rows, layout.cols`` are the weights by which cells give
-their logits to pixels; turned round, they collect what the pixels want of each cell. ``members``
-gives each pixel to the cell of every window in which its middle lies: that is what a patch shows.
+Any way of giving pixels to cells is allowed, and two are used. An image's ``layout.rows,
+layout.cols`` are the weights by which cells give their logits to pixels; turned round, they collect
+what the pixels want of each cell. ``members`` gives each pixel to the cell of every window in which
+its middle lies: that is what a patch shows.
 
 Shapes: H x W pixels, gh x gw cells of all windows, P classes that occur in the mask.
 """
@@ -29,11 +28,13 @@ def class_sums(
         rows, cols: [H, gh] and [W, gw]; a pixel weighs ``rows[y, i] * cols[x, j]`` in cell (i, j).
 
     Returns:
-        The classes that occur [P], in order and without what is not scored, and float64 sums [gh *
-        gw, P].
+        The classes that occur [P], in order and without what is not scored, and float64 sums
+        [gh * gw, P].
     """
     classes = np.unique(mask)
     classes = classes[classes != ignore_of(mask)].astype(np.int64)
+
+    # class by class: the products are sparse, and a one-hot mask of all classes would be large
     sums = np.empty((rows.shape[1] * cols.shape[1], len(classes)))
     for column, index in enumerate(classes):
         sums[:, column] = weigh((mask == index).astype(np.float64), rows, cols).ravel()
@@ -45,17 +46,16 @@ def weigh(pixels: np.ndarray, rows: sparse.csr_array, cols: sparse.csr_array) ->
     return (cols.T @ (rows.T @ pixels).T).T
 
 
-def sample(
-    labelled: np.ndarray, number: int, num_pictures: int, most: int, seed: int
-) -> np.ndarray:
+def sample(labelled: np.ndarray, number: int, num_images: int, most: int, seed: int) -> np.ndarray:
     """Which of the cells ``labelled`` of image ``number`` are kept.
 
-    ``num_pictures`` images keep ``most`` cells together at most.
+    ``num_images`` images keep ``most`` cells together at most.
 
     Each image is due evenly many, and the same whatever the others hold; which, is drawn by the
     seed and its number.
     """
-    due = most * (number + 1) // num_pictures - most * number // num_pictures
+    # the differences of rounded parts: they sum to ``most`` whatever the number of images
+    due = most * (number + 1) // num_images - most * number // num_images
     return np.sort(np.random.default_rng((seed, number)).permutation(labelled)[:due])
 
 
@@ -74,16 +74,20 @@ def members(layout: Layout, height: int, width: int) -> tuple[sparse.csr_array, 
 def _members(
     size: int, resized: int, starts: tuple[int, ...], cells: int, patch: int
 ) -> sparse.csr_array:
+    """One axis of ``members``; cached, as the images of a set often have few sizes."""
+    # the middle of each pixel of the mask, in pixels of the resized image
     middles = (np.arange(size) + 0.5) * resized / size
-    places = [np.floor((middles - start) / patch).astype(np.int64) for start in starts]
-    inside = [(place >= 0) & (place < cells) for place in places]
-    pixels = np.concatenate([np.flatnonzero(found) for found in inside])
-    columns = np.concatenate(
-        [
-            place[found] + number * cells
-            for number, (place, found) in enumerate(zip(places, inside, strict=True))
-        ]
-    )
+
+    pixels: list[np.ndarray] = []
+    columns: list[np.ndarray] = []
+    for number, start in enumerate(starts):
+        # windows overlap: a pixel can lie in a cell of each of several
+        place = np.floor((middles - start) / patch).astype(np.int64)
+        is_inside = (place >= 0) & (place < cells)
+        pixels.append(np.flatnonzero(is_inside))
+        columns.append(place[is_inside] + number * cells)
+
+    rows = np.concatenate(pixels)
     return sparse.csr_array(
-        (np.ones(len(pixels)), (pixels, columns)), shape=(size, len(starts) * cells)
+        (np.ones(len(rows)), (rows, np.concatenate(columns))), shape=(size, len(starts) * cells)
     )

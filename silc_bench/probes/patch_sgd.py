@@ -1,9 +1,8 @@
 """A linear probe of cells by gradient descent, with cross-entropy at every pixel.
 
-Batch norm and a 1x1 convolution on frozen features.
-
-Flow: ``probe = fit(images, num_pictures, num_classes, seed, device)``, where ``pictures()`` gives
-each training image as (grid, layout, mask), as often as it is called.
+Batch norm and a 1x1 convolution on frozen features. Flow: ``probe = fit(images, num_images,
+num_classes, seed, device)``, where ``images()`` gives each training image as (grid, layout, mask),
+as often as it is called.
 
 The head and the schedule are those of DINOv2's linear segmentation (2304.07193; head ``BNHead`` and
 configuration beside its released heads): weights from N(0, 0.01), AdamW with lr 1e-3, weight decay
@@ -38,21 +37,24 @@ from silc_bench.datasets.dataset import ignore_of
 from silc_bench.models.windows import Layout
 from silc_bench.probes.closed_form import LinearMap
 
-LEARNING_RATE, WEIGHT_DECAY, BETAS = 1e-3, 1e-4, (0.9, 0.999)
+LEARNING_RATE = 1e-3
+WEIGHT_DECAY = 1e-4
+BETAS = (0.9, 0.999)
 BATCH = 16  # images a step
-PASSES, MIN_STEPS, MAX_STEPS = 32, 1000, 40_000
-WARMUP, WARMUP_RATIO = 1500 / 40_000, 1e-6  # share of the steps; of the rate, where it starts
+PASSES = 32
+MIN_STEPS, MAX_STEPS = 1000, 40_000
+WARMUP = 1500 / 40_000  # share of the steps
+WARMUP_RATIO = 1e-6  # of the rate, where the warm-up starts
 INIT_STD = 0.01
 BUFFER = 1 << 30  # bytes of fp16 cells and masks held for drawing batches
 BAND = 1 << 23  # logits of pixels held at once: 32 MiB of fp32
-Labelled: TypeAlias = tuple[
-    np.ndarray, Layout, np.ndarray
-]  # grid [gh, gw, D], its layout, mask [H, W]
+# grid [gh, gw, D], its layout, mask [H, W]
+Labelled: TypeAlias = tuple[np.ndarray, Layout, np.ndarray]
 
 
-def num_steps(num_pictures: int) -> int:
+def num_steps(num_images: int) -> int:
     """Steps of descent for a training set of this size."""
-    return min(MAX_STEPS, max(MIN_STEPS, -(-PASSES * num_pictures // BATCH)))
+    return min(MAX_STEPS, max(MIN_STEPS, -(-PASSES * num_images // BATCH)))
 
 
 def learning_rate_at(step: int, steps: int) -> float:
@@ -63,8 +65,8 @@ def learning_rate_at(step: int, steps: int) -> float:
 
 
 def fit(
-    pictures: Callable[[], Iterable[Labelled]],
-    num_pictures: int,
+    images: Callable[[], Iterable[Labelled]],
+    num_images: int,
     num_classes: int,
     seed: int,
     device: str = "cpu",
@@ -73,70 +75,82 @@ def fit(
 
     ``seed`` decides the first weights and the order of the images.
     """
-    steps = num_steps(num_pictures)
-    order = shuffled(pictures, seed)
+    steps = num_steps(num_images)
+
+    # the first image tells how many features there are, and is the first of the first batch
+    order = shuffled(images, seed)
     first = next(order)
     norm, head = _layers(first[0].shape[-1], num_classes, seed, device)
     optimizer = torch.optim.AdamW(
         [*norm.parameters(), *head.parameters()], betas=BETAS, weight_decay=WEIGHT_DECAY
     )
+
+    batch_size = min(BATCH, num_images)
     for step in range(steps):
-        batch = [
-            first if not step and not place else next(order)
-            for place in range(min(BATCH, num_pictures))
-        ]
+        batch = [first] if step == 0 else []
+        while len(batch) < batch_size:
+            batch.append(next(order))
+
+        cells: list[Tensor] = []
+        for grid, _, _ in batch:
+            cells.append(torch.from_numpy(grid.reshape(-1, grid.shape[-1])).to(device).float())
         for group in optimizer.param_groups:
             group["lr"] = learning_rate_at(step, steps)
-        cells = [
-            torch.from_numpy(grid.reshape(-1, grid.shape[-1])).to(device).float()
-            for grid, _, _ in batch
-        ]
         logits = head(norm(torch.cat(cells)))
+
+        # the gradient by the logits is computed by hand, image by image: logits of all pixels
+        # would not fit into memory
+        gradients: list[Tensor] = []
+        num_pixels = 0
         parts = logits.detach().split([len(part) for part in cells])
-        pulls, pixels = zip(
-            *[
-                _pull(part, layout, mask)
-                for part, (_, layout, mask) in zip(parts, batch, strict=True)
-            ],
-            strict=True,
-        )
+        for part, (_, layout, mask) in zip(parts, batch, strict=True):
+            gradient, num_scored = _pull(part, layout, mask)
+            gradients.append(gradient)
+            num_pixels += num_scored
+
         optimizer.zero_grad()
-        logits.backward(torch.cat(pulls) / max(1, sum(pixels)))
+        logits.backward(torch.cat(gradients) / max(1, num_pixels))
         optimizer.step()
     return _folded(norm, head)
 
 
-def shuffled(pictures: Callable[[], Iterable[Labelled]], seed: int) -> Iterator[Labelled]:
+def shuffled(images: Callable[[], Iterable[Labelled]], seed: int) -> Iterator[Labelled]:
     """Training images without end, cells as fp16.
 
-    Where a buffer holds them all, each comes once a pass, in a new order.
-
-    Where it does not, each step takes any image of the buffer, and the next of the stream takes
-    its place.
+    Where a buffer holds them all, each comes once a pass, in a new order. Where it does not, each
+    step takes any image of the buffer, and the next of the stream takes its place.
     """
     rng = np.random.default_rng(seed)
     held: list[Labelled] = []
-    size, stream = 0, iter(pictures())
+    size = 0
+    stream = iter(images())
     for grid, layout, mask in stream:
         held.append((grid.astype(np.float16), layout, mask))
         size += held[-1][0].nbytes + mask.nbytes
         if size > BUFFER:
             break
     else:
+        # everything fits: no second pass over the stream is needed
         assert held, "no picture to learn from"
         while True:
             yield from (held[index] for index in rng.permutation(len(held)))
+
     while True:
         for grid, layout, mask in stream:
             slot = rng.integers(len(held))
             yield held[slot]
             held[slot] = (grid.astype(np.float16), layout, mask)
-        stream = iter(pictures())
+        stream = iter(images())
 
 
 def _layers(dim: int, num_classes: int, seed: int, device: str) -> tuple[nn.BatchNorm1d, nn.Linear]:
-    norm, head = nn.BatchNorm1d(dim), nn.Linear(dim, num_classes)
-    nn.init.normal_(head.weight, std=INIT_STD, generator=torch.Generator().manual_seed(seed))
+    """Batch norm and the 1x1 convolution, as they start; in training, so that moments run."""
+    norm = nn.BatchNorm1d(dim)
+    head = nn.Linear(dim, num_classes)
+
+    # a generator of its own: other draws of the program do not move the first weights
+    generator = torch.Generator().manual_seed(seed)
+    nn.init.normal_(head.weight, std=INIT_STD, generator=generator)
     nn.init.zeros_(head.bias)
     return norm.to(device).train(), head.to(device)
 
@@ -148,9 +162,13 @@ def _pull(logits: Tensor, layout: Layout, mask: np.ndarray) -> tuple[Tensor, int
     """
     height, width = mask.shape
     grid = logits.T.unflatten(1, layout.grid)  # [C, gh, gw]
-    rows, cols = (_dense(matrix).to(logits) for matrix in (layout.rows(height), layout.cols(width)))
+    rows = _dense(layout.rows(height)).to(logits)
+    cols = _dense(layout.cols(width)).to(logits)
+
+    # pixels that are not scored get a class that exists, and no weight
     valid = torch.from_numpy(mask != ignore_of(mask)).to(logits.device)
     labels = torch.from_numpy(mask.astype(np.int64)).to(logits.device).where(valid, 0)
+    # up-sampling is separable: columns first, then rows in bands, and back the same way
     along = grid @ cols.T  # [C, gh, W]
     pull = torch.zeros_like(along)
     band = max(1, BAND // (logits.shape[1] * width))
@@ -174,5 +192,7 @@ def _folded(norm: nn.BatchNorm1d, head: nn.Linear) -> LinearMap:
     scale, shift, mean, variance, weight, bias = (
         tensor.detach().cpu().double().numpy() for tensor in tensors
     )
+
+    # norm, then head: ((x - mean) * scale + shift) @ weight.T + bias as one product
     scale = scale / np.sqrt(variance + norm.eps)
     return LinearMap((weight * scale).T, bias + weight @ (shift - mean * scale))
