@@ -33,7 +33,9 @@ from silc_bench.system.files import atomic_path
 SCHEMA_VERSION = "outcomes/2"
 MAX_BYTES = 1 << 30  # unpacked; ImageNet-1k's hits and labels are 0.1 MB
 TOLERANCE = 1e-9  # between a metric of the record and the same from the outcomes
-LABELS, ASKED_BY = "labels", "image_retrieval_picture"  # the same for every model
+
+# names of arrays; those of the first line are the same for every model on the same samples
+LABELS, ASKED_BY = "labels", "image_retrieval_picture"
 _AREAS, _BOUNDARY = "areas", "boundary_areas"
 _FOREGROUND, _NAMED = "foreground_areas", "named_areas"
 _RANKS = {"text": "text_retrieval_rank", "image": "image_retrieval_rank"}
@@ -72,16 +74,22 @@ def pack(outcomes: Mapping[str, np.ndarray], record: Record) -> bytes:
 
     Raises:
         ValueError: an array is not what its name promises, or the record's metrics do not follow
-        from them.
+            from them.
     """
     if not outcomes:
         return b""
-    if problem := _problem(outcomes, record):
+
+    # checked before anything is written: what cannot give the metric again proves nothing later
+    problem = _problem(outcomes, record)
+    if problem:
         raise ValueError(f"outcomes of {record.task.name}: {problem}")
+
+    # hits take a bit each, integers the smallest type that holds them
     bits = {name: list(array.shape) for name, array in outcomes.items() if array.dtype == bool}
     arrays: dict[str, np.ndarray] = {}
     for name, array in outcomes.items():
         arrays[name] = np.packbits(array) if name in bits else _smallest(array)
+
     header = {"revision": record.model.revision, "key": record.key, "bits": bits}
     return archives.pack(SCHEMA_VERSION, header, arrays, is_compressed=True)
 
@@ -104,11 +112,13 @@ def load(record: Record, results_dir: Path) -> dict[str, np.ndarray] | None:
 
     Raises:
         UserError: the file is damaged (an array is missing, foreign or altered), or is another
-        record's; names the file and what is wrong.
+            record's; names the file and what is wrong.
     """
     path = path_of(record, results_dir)
     if not path.exists():
         return None
+
+    # every way in which the file can be wrong ends in one sentence
     try:
         header, arrays = archives.unpack(SCHEMA_VERSION, path.read_bytes(), MAX_BYTES)
         problem = _foreign(header, record)
@@ -118,6 +128,7 @@ def load(record: Record, results_dir: Path) -> dict[str, np.ndarray] | None:
             problem = _problem(outcomes, record)
     except archives.DAMAGE as error:
         problem = f"cannot be read ({type(error).__name__}: {error})"
+
     if problem:
         mend = f"measure {record.task.name} again with `silc-bench eval --existing overwrite`"
         raise UserError(f"{path}: {problem}; {mend}")
@@ -126,10 +137,13 @@ def load(record: Record, results_dir: Path) -> dict[str, np.ndarray] | None:
 
 def per_picture(outcomes: Mapping[str, np.ndarray], metric: str) -> PerPicture | None:
     """What each image adds to ``metric``; None if the outcomes do not say."""
+    # in the order of certainty: a name that is an array, then a name that follows from one
     if metric in outcomes and outcomes[metric].dtype == bool:
         return _of_hits(outcomes[metric].reshape(len(outcomes[metric]), -1))
     if metric == "mean_per_class_recall" and {"acc1", LABELS} <= set(outcomes):
         return _of_weighted_hits(outcomes["acc1"], outcomes[LABELS])
+
+    # areas and counts: the image adds its own, and the metric is one of their sums
     kept, statistic = _OF_AREAS.get(metric, ("", None))
     if kept in outcomes and statistic is not None:
         return PerPicture(outcomes[kept], statistic, None)
@@ -137,14 +151,18 @@ def per_picture(outcomes: Mapping[str, np.ndarray], metric: str) -> PerPicture |
         return PerPicture(outcomes[metric], iou.mean_class_rate, None)
     if metric == "foreground_iou" and _FOREGROUND in outcomes:
         return _of_shares(outcomes[_FOREGROUND])
+
     recall = _RECALL.fullmatch(metric)
     if recall is None or _RANKS[recall[1]] not in outcomes:
         return None
     hits = outcomes[_RANKS[recall[1]]] < int(recall[2])
-    return _of_hits(hits[:, None]) if recall[1] == "text" else _of_queries(hits, outcomes[ASKED_BY])
+    if recall[1] == "text":
+        return _of_hits(hits[:, None])
+    return _of_queries(hits, outcomes[ASKED_BY])
 
 
 def _of_hits(hits: np.ndarray) -> PerPicture:
+    """The mean over images and draws: hits [N, S]."""
     return PerPicture(hits.sum(axis=1, keepdims=True), lambda sums: sums[..., 0] / hits.size, hits)
 
 
@@ -166,7 +184,8 @@ def _of_queries(hits: np.ndarray, asked_by: np.ndarray) -> PerPicture:
 
 def _of_shares(counts: np.ndarray) -> PerPicture:
     """The mean over images of part / whole: counts [N, 2]."""
-    return PerPicture(counts[:, :1] / counts[:, 1:], lambda sums: sums[..., 0] / len(counts), None)
+    ratios = counts[:, :1] / counts[:, 1:]
+    return PerPicture(ratios, lambda sums: sums[..., 0] / len(counts), None)
 
 
 def _smallest(array: np.ndarray) -> np.ndarray:
@@ -174,12 +193,17 @@ def _smallest(array: np.ndarray) -> np.ndarray:
 
 
 def _foreign(header: Mapping[str, Any], record: Record) -> str:
+    """Why the file belongs to another record; empty if it does not."""
     if (header.get("revision"), header.get("key")) == (record.model.revision, record.key):
         return ""
-    return f"belongs to revision {header.get('revision')}, key {header.get('key')}, not to the record beside it"
+    return (
+        f"belongs to revision {header.get('revision')}, key {header.get('key')},"
+        " not to the record beside it"
+    )
 
 
 def _unpacked(array: np.ndarray, shape: list[int] | None) -> np.ndarray:
+    """Bits back to bool of their shape; integers as they are."""
     if shape is None:
         return array
     count = int(np.prod(shape))
@@ -191,48 +215,52 @@ def _unpacked(array: np.ndarray, shape: list[int] | None) -> np.ndarray:
 def _problem(outcomes: Mapping[str, np.ndarray], record: Record) -> str:
     """What is wrong with these arrays as the outcomes of this record; empty if nothing is."""
     for name, array in outcomes.items():
-        if wrong := _shape_problem(name, array, record):
+        wrong = _shape_problem(name, array, record)
+        if wrong:
             return f"{name!r} {wrong}, got {array.dtype} {list(array.shape)}"
+
     if _RANKS["image"] in outcomes:
         asked_by = outcomes.get(ASKED_BY)
         if asked_by is None or asked_by.shape != outcomes[_RANKS["image"]].shape:
             return f"{ASKED_BY!r} must name a picture for each {_RANKS['image']!r}"
         if not np.array_equal(np.unique(asked_by), np.arange(record.n)):
             return f"{ASKED_BY!r} must name each of {record.n} pictures"
+
+    # each metric once more from the outcomes: a file that was mixed up cannot give the same
     for metric, stated in record.metrics.items():
         parts = per_picture(outcomes, metric)
         if parts is None:
             continue
         value = float(parts.statistic(parts.counts.sum(axis=0)[None])[0])
+        # "not <=" instead of ">": a NaN is a difference too
         if not abs(value - stated) <= TOLERANCE:
             return f"{metric} is {value:.6f} by them and {stated:.6f} by the record"
     return ""
 
 
 def _shape_problem(name: str, array: np.ndarray, record: Record) -> str:
+    """What the array of this name must be and is not; empty if it is."""
     n = record.n
     if name in (LABELS, _AREAS, _BOUNDARY, _NAMED, _FOREGROUND, ASKED_BY, *_RANKS.values()):
         if array.dtype.kind not in "iu" or (array.size and array.min() < 0):
             return "must hold integers, none negative"
+
         if name in (_AREAS, _BOUNDARY, _NAMED):
-            return (
-                ""
-                if array.ndim == 3 and array.shape[:2] == (n, 3)
-                else f"must be [{n}, 3, classes]"
-            )
+            fits = array.ndim == 3 and array.shape[:2] == (n, 3)
+            return "" if fits else f"must be [{n}, 3, classes]"
         if name == _FOREGROUND:
             is_share = array.shape == (n, 2) and bool((array[:, 1] > 0).all())
             return "" if is_share else f"must be [{n}, 2], the whole 1 or more"
         if name in (LABELS, _RANKS["text"]):
             return "" if array.shape == (n,) else f"must be [{n}]"
         return "" if array.ndim == 1 else "must be [captions]"
+
+    # every other array is called like the metric that it gives
     if name not in record.metrics:
         return "names no metric of the record"
     if _PATCH_RECALL.fullmatch(name):
         is_counts = array.dtype.kind in "iu" and array.ndim == 3 and array.shape[:2] == (n, 2)
-        is_kept = is_counts and bool((array[:, 0] <= array[:, 1]).all())
-        return (
-            "" if is_kept else f"must hold counts, [{n}, 2, classes], no more hits than asked for"
-        )
-    fits = array.dtype == bool and array.ndim in (1, 2) and len(array) == n and array.size
-    return "" if fits else f"must be bool, [{n}] or [{n}, draws]"
+        fits = is_counts and bool((array[:, 0] <= array[:, 1]).all())
+        return "" if fits else f"must hold counts, [{n}, 2, classes], no more hits than asked for"
+    is_hits = array.dtype == bool and array.ndim in (1, 2) and len(array) == n and array.size
+    return "" if is_hits else f"must be bool, [{n}] or [{n}, draws]"

@@ -32,9 +32,8 @@ class Protocol:
     version: int  # of what the name means
     image: dict[str, Any]  # ImageTextModel.image_protocol
     text: dict[str, Any]  # ImageTextModel.text_protocol; empty where no text is encoded
-    class_names: dict[
-        str, Any
-    ]  # how many names are asked for, and their hash; empty where no text is encoded
+    # how many names are asked for, and their hash; empty where no text is encoded
+    class_names: dict[str, Any]
     task: dict[str, Any]  # Task.protocol()
     task_version: int
     main_metric: str
@@ -62,12 +61,17 @@ class Protocol:
             image: preprocessing, where it is not the model's own.
             class_names: of the scored data, in label order; they count where text is encoded.
         """
+        # the names of classes move a number only where they are read as words
         has_text = "text" in task.requires
+        text: dict[str, Any] = {}
+        if has_text:
+            text = model.text_protocol  # type: ignore[attr-defined]  # check_supported has asked
+
         return cls(
             name=name,
             version=version,
             image=model.image_protocol if image is None else image,
-            text=model.text_protocol if has_text else {},  # type: ignore[attr-defined]  # check_supported
+            text=text,
             class_names=_names(class_names) if has_text and class_names else {},
             task=task.protocol(),
             task_version=task.version,
@@ -77,6 +81,7 @@ class Protocol:
         )
 
     def __post_init__(self) -> None:
+        # raises here, where the task that gave the field is still known, not when it is hashed
         _canonical(asdict(self))
 
     @property
@@ -93,11 +98,13 @@ class Protocol:
 
 
 def _names(class_names: Sequence[str]) -> dict[str, Any]:
+    """By their hash, for ImageNet has a thousand."""
     content = json.dumps(list(class_names)).encode()
     return {"count": len(class_names), "sha256": hashlib.sha256(content).hexdigest()[:16]}
 
 
 def _canonical(value: dict[str, Any]) -> str:
+    """One text for equal values: keys sorted, no spaces, no NaN."""
     try:
         return json.dumps(value, sort_keys=True, allow_nan=False, separators=(",", ":"))
     except (TypeError, ValueError) as error:

@@ -58,7 +58,7 @@ def load_reported(folder: Path) -> list[ReportedRow]:
 
     Raises:
         UserError: a file that is not ``reported/1``, or two rows with the same model and source;
-        file and row are named.
+            file and row are named.
     """
     rows: list[ReportedRow] = []
     for path in sorted(Path(folder).glob("*.json")):
@@ -66,18 +66,21 @@ def load_reported(folder: Path) -> list[ReportedRow]:
             data = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
             raise UserError(f"{path}: not a readable JSON file ({error})") from error
+
         check(data, SCHEMA, str(path))
         seen: set[tuple[str, str]] = set()
         for index, row in enumerate(data["rows"]):
-            url, where = row["source"]["url"], row["source"]["where"]
-            if (row["model"], url) in seen:
+            model = row["model"]
+            url = row["source"]["url"]
+            where = row["source"]["where"]
+
+            # one row of the table is one model in one source: two would overwrite each other
+            if (model, url) in seen:
                 raise UserError(
-                    f"{path}: rows[{index}]: {row['model']!r} from {url} stands there twice; join the rows"
+                    f"{path}: rows[{index}]: {model!r} from {url} stands there twice; join the rows"
                 )
-            seen.add((row["model"], url))
+            seen.add((model, url))
             rows.append(
-                ReportedRow(
-                    path.stem, row["model"], row["params"], url, where, row["note"], row["values"]
-                )
+                ReportedRow(path.stem, model, row["params"], url, where, row["note"], row["values"])
             )
     return rows

@@ -1,12 +1,12 @@
 """The record: one measurement in one JSON file (standard library only).
 
-It is typed, versioned, and written whole or not at all.
+It is typed, versioned, and written whole or not at all. ``SCHEMA`` is the law: ``validate`` adds
+what it cannot say. In the file each field has a checksum: a record is written by the program only,
+and one digit that changed is noticed.
 
 Flow: ``Record.create(...)`` -> ``save(record, results_dir)``; before measuring, ``find(...)`` says
-whether it is known; ``load_all(results_dir)`` feeds the leaderboard. ``SCHEMA`` is the law:
-``validate`` adds what it cannot say. In the file each field has a checksum: a record is written by
-the program only, and one digit that changed is noticed. ``python -m silc_bench.results.record >
-docs/record.schema.json`` publishes it.
+whether it is known; ``load_all(results_dir)`` feeds the leaderboard. Run: ``python -m
+silc_bench.results.record > docs/record.schema.json`` publishes the schema.
 """
 
 from __future__ import annotations
@@ -158,44 +158,47 @@ class Record:
         Raises:
             UserError: a score is not finite, not a fraction, or not JSON; the field is named.
         """
+        measured_task = MeasuredTask(
+            task.name, task.version, task.group, task.main_metric, scores.chance
+        )
+        measured_model = MeasuredModel(
+            model.name, model.revision, model_source, model.num_params, model.image_size
+        )
+        measured_dataset = MeasuredDataset(dataset.name, dataset.split, dataset.fingerprint)
+        environment = Environment(
+            platform.python_version(), version("torch"), device, protocol.precision
+        )
+
+        # float and int: a task may give numpy's numbers, which JSON does not know
         data = {
             "schema": SCHEMA_VERSION,
-            "task": asdict(
-                MeasuredTask(task.name, task.version, task.group, task.main_metric, scores.chance)
-            ),
+            "task": asdict(measured_task),
             "metrics": {name: float(value) for name, value in scores.metrics.items()},
             "stderr": {name: float(value) for name, value in scores.stderr.items()},
             "n": int(scores.n),
             "limit": limit,
             "details": scores.details,
-            "model": asdict(
-                MeasuredModel(
-                    model.name, model.revision, model_source, model.num_params, model.image_size
-                )
-            ),
-            "dataset": asdict(MeasuredDataset(dataset.name, dataset.split, dataset.fingerprint)),
+            "model": asdict(measured_model),
+            "dataset": asdict(measured_dataset),
             "protocol": protocol.as_dict(),
             "code": asdict(code_state()),
-            "env": asdict(
-                Environment(platform.python_version(), version("torch"), device, protocol.precision)
-            ),
+            "env": asdict(environment),
             "seconds": round(float(seconds), 3),
             "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
             "source": "measured",
         }
+
+        # through the text of the file: a record in memory is what a reader of the file will see
         where = f"{task.name} on {model.name}"
         validate({**data, CHECKSUMS: {}}, where)
         return cls.from_json(json.dumps(sealed(data)), where)
 
     @property
     def key(self) -> str:
-        return key(
-            self.task.name,
-            self.task.version,
-            self.protocol["hash"],
-            self.dataset.fingerprint,
-            self.limit,
-        )
+        """See the function ``key``."""
+        protocol_hash = self.protocol["hash"]
+        fingerprint = self.dataset.fingerprint
+        return key(self.task.name, self.task.version, protocol_hash, fingerprint, self.limit)
 
     def to_json(self) -> str:
         """Indented JSON, fields in the order of the schema.
@@ -216,11 +219,16 @@ class Record:
             data = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise UserError(f"{where}: not JSON ({error}); delete it and measure again") from error
+
         validate(data, where)
-        if problem := differences(data.pop(CHECKSUMS), json_checksums(data)):
+
+        # a digit that an editor changed is still a valid number: only the checksums notice it
+        problem = differences(data.pop(CHECKSUMS), json_checksums(data))
+        if problem:
             raise UserError(
                 f"{where}: {problem} since the program wrote it; delete it and measure again"
             )
+
         nested = {
             "task": MeasuredTask,
             "model": MeasuredModel,
@@ -228,12 +236,10 @@ class Record:
             "code": Code,
             "env": Environment,
         }
-        return cls(
-            **{
-                name: nested[name](**value) if name in nested else value
-                for name, value in data.items()
-            }
-        )
+        fields: dict[str, Any] = {}
+        for name, value in data.items():
+            fields[name] = nested[name](**value) if name in nested else value
+        return cls(**fields)
 
 
 def key(
@@ -252,6 +258,7 @@ def record_path(
     In the folder's name ":" is written "+" and "/" is written "="; any other unsafe character, and
     these two, as %XX. Different names therefore never meet in one folder.
     """
+    # both replacements are safe: quote has turned every "+" and "=" of the name into %XX
     folder = quote(model_name, safe=":/").replace(":", "+").replace("/", "=")
     dataset, family = task_name.split("/")
     return Path(results_dir) / f"{folder}@{revision[:8]}" / dataset / f"{family}.{key}.json"
@@ -273,15 +280,17 @@ def find(
 
     Raises:
         UserError: the file is damaged, or belongs to other weights whose revision begins with the
-        same 8 digits.
+            same 8 digits.
     """
     path = record_path(results_dir, model_name, revision, task_name, key)
     if not path.exists():
         return None
+
     record = _read(path, Path(results_dir))
     if record.model.revision != revision:
         raise UserError(
-            f"{path}: measured on revision {record.model.revision}, not {revision}; use another folder"
+            f"{path}: measured on revision {record.model.revision}, not {revision};"
+            " use another folder"
         )
     return record
 
@@ -293,23 +302,20 @@ def load_all(results_dir: Path) -> list[Record]:
 
     Raises:
         UserError: no such folder, or a JSON file that is damaged, foreign or in another record's
-        place.
+            place.
     """
     results_dir = Path(results_dir)
     if not results_dir.is_dir():
         raise UserError(
-            f"no results folder at {results_dir}; `silc-bench eval --results {results_dir}` makes one"
+            f"no results folder at {results_dir};"
+            f" `silc-bench eval --results {results_dir}` makes one"
         )
-    paths = {
-        path.relative_to(results_dir).as_posix(): path
-        for path in results_dir.rglob("*.json")
-        if path.is_file()
-    }
-    return [
-        _read(paths[name], results_dir)
-        for name in sorted(paths)
-        if not name.startswith("reported/")
-    ]
+
+    # in the order of the names as written with "/", which is the same on every system
+    paths = [path for path in results_dir.rglob("*.json") if path.is_file()]
+    by_name = {path.relative_to(results_dir).as_posix(): path for path in paths}
+    own_names = sorted(name for name in by_name if not name.startswith("reported/"))
+    return [_read(by_name[name], results_dir) for name in own_names]
 
 
 def validate(data: Any, where: str = "record") -> None:
@@ -320,12 +326,19 @@ def validate(data: Any, where: str = "record") -> None:
     Raises:
         UserError: ``where`` (the file), the field, what was expected and what was found.
     """
+    # the version first: a file of another version would fail at a field that tells nothing
     if isinstance(data, dict) and data.get("schema") != SCHEMA_VERSION:
-        found = f"schema is {data['schema']!r}" if "schema" in data else "it has no schema field"
+        reason = "it has no schema field"
+        if "schema" in data:
+            reason = f"schema is {data['schema']!r}"
         raise UserError(
-            f"{where}: not a {SCHEMA_VERSION!r} file ({found}); another program or version wrote it: measure again"
+            f"{where}: not a {SCHEMA_VERSION!r} file ({reason});"
+            " another program or version wrote it: measure again"
         )
+
     check(data, SCHEMA, where)
+
+    # what one field says of another
     if data["task"]["main_metric"] not in data["metrics"]:
         raise UserError(
             f"{where}: task.main_metric {data['task']['main_metric']!r} is not among metrics"
@@ -343,28 +356,24 @@ def code_state() -> Code:
     """
     root = Path(__file__).resolve().parents[2]
     unknown = Code(silc_bench.__version__, None, None)
-    if not (root / ".git").exists():  # installed: an enclosing repository would be somebody else's
+
+    # an installed package may lie inside a repository, which is then somebody else's
+    if not (root / ".git").exists():
         return unknown
-    command = [
-        "git",
-        "--no-optional-locks",
-        "-C",
-        str(root),
-        "status",
-        "--porcelain=v2",
-        "--branch",
-        "--",
-    ]
-    environment = {
-        name: value for name, value in os.environ.items() if not name.startswith("GIT_")
-    }  # set inside hooks
+
+    # no optional locks: a reading must not disturb a git that works there at the same time
+    command = ["git", "--no-optional-locks", "-C", str(root)]
+    command += ["status", "--porcelain=v2", "--branch", "--", "silc_bench", "tasks", "trainer"]
+
+    # git sets GIT_DIR and the like inside hooks, and they would name another repository
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
     try:
         done = subprocess.run(
-            [*command, "silc_bench", "tasks", "trainer"],
-            env=environment, capture_output=True, text=True, timeout=10, check=True,
-        )  # fmt: skip
+            command, env=environment, capture_output=True, text=True, timeout=10, check=True
+        )
     except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
         return unknown
+
     commit = re.search(r"^# branch\.oid ([0-9a-f]{40,64})$", done.stdout, re.MULTILINE)
     if commit is None:
         return unknown
@@ -377,7 +386,10 @@ def _read(path: Path, results_dir: Path) -> Record:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({error}); delete it and measure again") from error
+
     record = Record.from_json(text, str(path))
+
+    # a record under another name would be found by nobody who measures, and yet be ranked
     home = record_path(
         results_dir, record.model.name, record.model.revision, record.task.name, record.key
     )

@@ -1,10 +1,8 @@
 """The part of JSON Schema that this project uses.
 
-Its errors name the file, the field and what was expected.
-
-``check(json.loads(text), SCHEMA, "results/a/b.json")`` passes or raises UserError (standard library
-only). The schemas stand beside what they describe: records in ``results.py``, published numbers in
-``reported.py``.
+Its errors name the file, the field and what was expected. ``check(json.loads(text), SCHEMA,
+"results/a/b.json")`` passes or raises UserError (standard library only). The schemas stand beside
+what they describe: records in ``record.py``, published numbers in ``published.py``.
 """
 
 from __future__ import annotations
@@ -76,8 +74,9 @@ _TYPES: dict[str, Any] = {
     "string": str,
     "boolean": bool,
     "null": type(None),
+    "integer": int,
+    "number": (int, float),
 }
-_TYPES |= {"integer": int, "number": (int, float)}
 
 
 def _check(value: Any, schema: Mapping[str, Any], field: str, where: str) -> None:
@@ -88,18 +87,23 @@ def _check(value: Any, schema: Mapping[str, Any], field: str, where: str) -> Non
     types = schema.get("type", list(_TYPES))
     types = [types] if isinstance(types, str) else types
     fits = [name for name in types if isinstance(value, _TYPES[name])]
+    # a bool is an int for Python, not for JSON
     if not fits or (isinstance(value, bool) and "boolean" not in fits):
         raise refusal(" or ".join(types))
+
+    # NaN is the one number that differs from itself
     if isinstance(value, float) and (value != value or abs(value) == float("inf")):
         raise refusal("a finite number")
     if "const" in schema and value != schema["const"]:
         raise refusal(repr(schema["const"]))
+    # fullmatch, because "$" would let a newline at the end pass
     if "pattern" in schema and not re.fullmatch(schema["pattern"], value):
         raise refusal(f"text like {schema['pattern']}")
     if "minimum" in schema and value is not None and value < schema["minimum"]:
         raise refusal(f"at least {schema['minimum']}")
     if "maximum" in schema and value > schema["maximum"]:
         raise refusal(f"at most {schema['maximum']} (a fraction, not percent)")
+
     if isinstance(value, dict):
         _check_object(value, schema, field, where)
     elif isinstance(value, list | tuple):
@@ -115,18 +119,18 @@ def _check_object(value: dict[Any, Any], schema: Mapping[str, Any], field: str, 
             raise UserError(f"{where}: field {prefix}{name} is missing")
     if len(value) < schema.get("minProperties", 0):
         raise UserError(f"{where}: {field} is empty")
+
     for name, item in value.items():
         if not isinstance(name, str):
             raise UserError(f"{where}: {field}: key {name!r} is not a string, as JSON needs")
         _check(name, schema.get("propertyNames", {}), f"name of {prefix}{name}", where)
         if name not in known and not schema.get("additionalProperties", True):
-            raise UserError(
-                f"{where}: {unknown_name('field', prefix + name, (prefix + word for word in known))}"
-            )
-        patterns = [
-            part
-            for pattern, part in schema.get("patternProperties", {}).items()
-            if re.search(pattern, name)
-        ]
-        for part in [known.get(name, {}), *patterns]:
+            known_fields = (prefix + word for word in known)
+            raise UserError(f"{where}: {unknown_name('field', prefix + name, known_fields)}")
+
+        # a name can match several patterns, and must fit all of them
+        by_pattern = schema.get("patternProperties", {})
+        parts = [known.get(name, {})]
+        parts += [part for pattern, part in by_pattern.items() if re.search(pattern, name)]
+        for part in parts:
             _check(item, part, f"{prefix}{name}", where)
