@@ -8,14 +8,11 @@ all of them -> ``Comparison``. The first model is the baseline. `silc_bench.repo
 writes it down; run: ``silc-bench compare A B --results results``.
 
 Hits are tested by McNemar's exact test. Everything else has Student's t on the paired bootstrap's
-error: captions and pixels are drawn with their picture; where the training shots were drawn several
+error: captions and pixels are drawn with their image; where the training shots were drawn several
 times, that variance is added.
 
-Which records of two models measure the same - one protocol, data, limit and task version - and why
-others do not (no torch).
-
-``pair_up(mine, theirs, labels)`` takes the records of one task by two models and accounts for every
-one of them.
+``pair_up(mine, theirs, labels)`` decides which records of two models measure the same - one
+protocol, data, limit and task version - and says why others do not; it accounts for every record.
 """
 
 from __future__ import annotations
@@ -36,6 +33,7 @@ from silc_bench.results.outcomes import PerPicture
 from silc_bench.results.record import Record, load_all
 
 ALPHA = 0.05  # of all tests together
+SHOWN_FIELDS = 3  # of those in which two measurements differ
 
 
 @dataclass(frozen=True)
@@ -68,6 +66,7 @@ class Result:
 
     @property
     def verdict(self) -> str:
+        """In one word, after Holm's correction over all tests of the comparison."""
         if self.p_holm >= ALPHA:
             return "no difference"
         return "better" if self.paired.difference > 0 else "worse"
@@ -75,8 +74,12 @@ class Result:
     @property
     def marks(self) -> tuple[str, ...]:
         """What sets it apart from a whole run under one protocol."""
-        limited = (f"limited to {self.limit} pictures",) if self.limit is not None else ()
-        return limited + ((f"protocols differ: {self.protocol}",) if " / " in self.protocol else ())
+        marks: list[str] = []
+        if self.limit is not None:
+            marks.append(f"limited to {self.limit} pictures")
+        if " / " in self.protocol:
+            marks.append(f"protocols differ: {self.protocol}")
+        return tuple(marks)
 
 
 @dataclass(frozen=True)
@@ -107,47 +110,53 @@ def compare(
 
     Args:
         names: of models, as the leaderboard's rows; with "@" and digits of the revision where
-        several bear one name. tasks: names, families, datasets, groups or globs; empty: all.
+            several bear one name.
+        tasks: names, families, datasets, groups or globs; empty: all.
         across_protocols: also pair what was measured under different protocols on the same samples,
-        and mark it.
+            and mark it.
 
     Raises:
         UserError: fewer than two models, one twice, an unknown or ambiguous name, no record of such
-        a task, a damaged file.
+            a task, a damaged file.
     """
     if len(names) < 2:
         raise UserError(
             "name two models or more; the first is the one that the others are compared with"
         )
+
     records = [record for record in load_all(results_dir) if record.source == "measured"]
     if not records:
         raise UserError(
             f"no records in {results_dir}; `silc-bench eval --results {results_dir}` writes them"
         )
+
     rows = sorted({(record.model.name, record.model.revision) for record in records})
     chosen = [_row(name, rows) for name in names]
     if len(set(chosen)) < len(chosen):
         raise UserError(f"a model was named twice: {', '.join(names)}")
     labels = [_label(row, rows) for row in chosen]
+
     named = _of_tasks(records, tasks)
-    of_row = [
-        [record for record in named if (record.model.name, record.model.revision) == row]
-        for row in chosen
-    ]
+    of_row: list[list[Record]] = []
+    for row in chosen:
+        of_row.append([r for r in named if (r.model.name, r.model.revision) == row])
+
+    # every task that either of two models has measured is a result or an omission
     results: list[Result] = []
     omissions: list[Omission] = []
     for label, theirs in zip(labels[1:], of_row[1:], strict=True):
+        both = (labels[0], label)
         for task in sorted({record.task.name for record in (*of_row[0], *theirs)}):
-            mine, other = (
-                [record for record in part if record.task.name == task]
-                for part in (of_row[0], theirs)
-            )
-            pairs, reasons = pair_up(mine, other, (labels[0], label), across_protocols)
+            mine = [record for record in of_row[0] if record.task.name == task]
+            other = [record for record in theirs if record.task.name == task]
+            pairs, reasons = pair_up(mine, other, both, across_protocols)
             for a, b in pairs:
-                found, reason = _results(a, b, (labels[0], label), results_dir)
-                results += found
-                reasons += reason
+                new_results, new_reasons = _results(a, b, both, results_dir)
+                results += new_results
+                reasons += new_reasons
             omissions += [Omission(label, task, reason) for reason in reasons]
+
+    # over all tests of the comparison: more models and tasks make each claim harder
     adjusted = statistics.holm([result.paired.p for result in results])
     final = tuple(
         replace(result, p_holm=float(p)) for result, p in zip(results, adjusted, strict=True)
@@ -156,44 +165,53 @@ def compare(
 
 
 def paired(a: PerPicture, b: PerPicture) -> Paired:
-    """One metric of two models, from what each picture adds to it."""
-    values = [float(part.statistic(part.counts.sum(axis=0)[None])[0]) for part in (a, b)]
-    difference, num_pictures = values[1] - values[0], len(a.counts)
-    variances, dofs = (
-        [statistics.paired_bootstrap(a.counts, b.counts, a.statistic) ** 2],
-        [num_pictures - 1],
-    )
+    """One metric of two models, from what each image adds to it."""
+    value_a, value_b = (float(part.statistic(part.counts.sum(axis=0)[None])[0]) for part in (a, b))
+    difference = value_b - value_a
+    num_images = len(a.counts)
+
+    # which images were tested, and which shots were drawn: independent, so variances add
+    variances = [statistics.paired_bootstrap(a.counts, b.counts, a.statistic) ** 2]
+    dofs = [num_images - 1]
     if a.hits is not None and b.hits is not None:
         variances.append(statistics.draws_variance(a.hits, b.hits))
         dofs.append(a.hits.shape[1] - 1)
-    stderr, dof = float(np.sqrt(sum(variances))), statistics.pooled_dof(variances, dofs)
+    stderr = float(np.sqrt(sum(variances)))
+    dof = statistics.pooled_dof(variances, dofs)
+
+    # hits of a single draw have an exact test
     if a.hits is not None and b.hits is not None and a.hits.shape[1] == 1:
-        p, test = statistics.mcnemar(a.hits, b.hits), "mcnemar"
+        test = "mcnemar"
+        p = statistics.mcnemar(a.hits, b.hits)
     else:
-        differing = int((a.counts != b.counts).reshape(num_pictures, -1).any(axis=1).sum())
-        p, test = statistics.paired_p(difference, stderr, dof, differing), "bootstrap"
+        test = "bootstrap"
+        num_differing = int((a.counts != b.counts).reshape(num_images, -1).any(axis=1).sum())
+        p = statistics.paired_p(difference, stderr, dof, num_differing)
     return Paired(difference, stderr, statistics.half_interval(stderr, dof), p, test)
 
 
 def _row(name: str, rows: Sequence[tuple[str, str]]) -> tuple[str, str]:
     """The model of this name, or of this name@revision."""
-    found = [row for row in rows if row[0] == name]
-    if not found and "@" in name:
+    matching_rows = [row for row in rows if row[0] == name]
+    if not matching_rows and "@" in name:
+        # the last "@", as a model's name may hold one too
         model, _, digits = name.rpartition("@")
-        found = [row for row in rows if row[0] == model and digits and row[1].startswith(digits)]
-    if not found:
-        revisions = [f"{model}@{revision[:8]}" for model, revision in rows]
-        raise unknown_name(
-            "model", name, revisions if "@" in name else {model for model, _ in rows}
-        )
-    if len(found) > 1:
-        raise UserError(
-            f"{name} has several revisions; name one: {', '.join(_shown(row) for row in found)}"
-        )
-    return found[0]
+        revisions_of_model = [row for row in rows if row[0] == model]
+        matching_rows = [row for row in revisions_of_model if digits and row[1].startswith(digits)]
+
+    if not matching_rows:
+        known_names = {model for model, _ in rows}
+        if "@" in name:
+            known_names = {_shown(row) for row in rows}
+        raise unknown_name("model", name, known_names)
+    if len(matching_rows) > 1:
+        shown = ", ".join(_shown(row) for row in matching_rows)
+        raise UserError(f"{name} has several revisions; name one: {shown}")
+    return matching_rows[0]
 
 
 def _label(row: tuple[str, str], rows: Sequence[tuple[str, str]]) -> str:
+    """The name alone where it says which model is meant, else with the revision."""
     return row[0] if sum(name == row[0] for name, _ in rows) == 1 else _shown(row)
 
 
@@ -208,84 +226,85 @@ def _of_tasks(records: Sequence[Record], patterns: Sequence[str]) -> list[Record
     """
     if not patterns:
         return list(records)
-    words = {}
+
+    words: dict[str, set[str]] = {}
     for record in records:
-        dataset, family = record.task.name.split("/")
-        words[record.task.name] = {
-            record.task.name,
-            dataset,
-            family,
-            family.split("_")[0],
-            record.task.group,
-        }
+        name = record.task.name
+        dataset, family = name.split("/")
+        words[name] = {name, dataset, family, family.split("_")[0], record.task.group}
+
+    def is_meant(name: str, pattern: str) -> bool:
+        return pattern in words[name] or fnmatch.fnmatchcase(name, pattern)
+
+    # a pattern that means nothing is a mistake, even beside others that mean something
     for pattern in patterns:
-        if not any(
-            pattern in own or fnmatch.fnmatchcase(name, pattern) for name, own in words.items()
-        ):
+        if not any(is_meant(name, pattern) for name in words):
             raise unknown_name("task", pattern, set().union(*words.values()))
-    return [
-        record
-        for record in records
-        if any(
-            pattern in words[record.task.name] or fnmatch.fnmatchcase(record.task.name, pattern)
-            for pattern in patterns
-        )
-    ]
+    meant = {name for name in words if any(is_meant(name, pattern) for pattern in patterns)}
+    return [record for record in records if record.task.name in meant]
 
 
 def _results(
     a: Record, b: Record, labels: tuple[str, str], results_dir: Path
 ) -> tuple[list[Result], list[str]]:
     """Main metric first, then recall at 1 the other way; or why there are none."""
-    kept_a, kept_b = (outcomes.load(record, results_dir) for record in (a, b))
+    kept_a = outcomes.load(a, results_dir)
+    kept_b = outcomes.load(b, results_dir)
     if kept_a is None or kept_b is None:
-        missing = [
-            label for label, found in zip(labels, (kept_a, kept_b), strict=True) if found is None
-        ]
+        by_label = zip(labels, (kept_a, kept_b), strict=True)
+        missing = [label for label, kept in by_label if kept is None]
         mend = "`silc-bench eval --existing overwrite` keeps them"
         return [], [f"{' and '.join(missing)} kept no outcomes of single pictures ({mend})"]
-    if problem := _not_the_same_samples(kept_a, kept_b):
+
+    problem = _not_the_same_samples(kept_a, kept_b)
+    if problem:
+        # under two protocols other samples are a choice; under one they are damage
         if not is_alike(a, b):
             return [], [f"the protocols differ, and so do the samples: {problem}"]
         places = " and ".join(str(outcomes.path_of(record, results_dir)) for record in (a, b))
         raise UserError(
             f"{places}: {problem}, though both say the same data; measure one of them again"
         )
-    shared = [
-        metric for metric in a.metrics if metric in b.metrics and re.fullmatch(COMPARED, metric)
-    ]
-    results, reasons = [], []
+
+    protocol = protocol_of(a)
+    if not is_alike(a, b):
+        protocol = f"{protocol_of(a)} / {protocol_of(b)}"
+    results: list[Result] = []
+    reasons: list[str] = []
+    in_both = [metric for metric in a.metrics if metric in b.metrics]
+    shared = [metric for metric in in_both if re.fullmatch(COMPARED, metric)]
     for metric in dict.fromkeys((a.task.main_metric, *shared)):
-        part_a, part_b = (outcomes.per_picture(found, metric) for found in (kept_a, kept_b))
+        part_a = outcomes.per_picture(kept_a, metric)
+        part_b = outcomes.per_picture(kept_b, metric)
         if part_a is None or part_b is None:
             reasons.append(f"the outcomes do not say what each picture adds to {metric}")
             continue
-        protocol = protocol_of(a) if is_alike(a, b) else f"{protocol_of(a)} / {protocol_of(b)}"
-        where = (
-            metric,
-            metric == a.task.main_metric,
-            protocol,
-            a.dataset.fingerprint,
-            a.limit,
-            a.n,
-        )
-        test = paired(part_a, part_b)
         results.append(
-            Result(labels[1], a.task.name, *where, a.metrics[metric], b.metrics[metric], test)
+            Result(
+                model=labels[1],
+                task=a.task.name,
+                metric=metric,
+                is_main=metric == a.task.main_metric,
+                protocol=protocol,
+                fingerprint=a.dataset.fingerprint,
+                limit=a.limit,
+                n=a.n,
+                baseline_value=a.metrics[metric],
+                value=b.metrics[metric],
+                paired=paired(part_a, part_b),
+            )
         )
     return results, reasons
 
 
 def _not_the_same_samples(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> str:
+    """What shows that two files are of different samples; empty if nothing does."""
     for name in sorted(set(a) & set(b)):
         if a[name].shape != b[name].shape:
             return f"{name} is {list(a[name].shape)} in one and {list(b[name].shape)} in the other"
         if name in (outcomes.LABELS, outcomes.ASKED_BY) and not np.array_equal(a[name], b[name]):
             return f"{name} differs"
     return ""
-
-
-SHOWN_FIELDS = 3  # of those in which two measurements differ
 
 
 def pair_up(
@@ -301,30 +320,33 @@ def pair_up(
     Args:
         labels: of the two models, for the reasons.
         across_protocols: also pair records that differ in nothing but the protocol, where each
-        model has one such.
+            model has one such.
     """
     pairs = [(a, b) for a in mine for b in theirs if a.key == b.key]
-    left = _without(mine, pairs), _without(theirs, pairs)
+    left_mine = _without(mine, pairs)
+    left_theirs = _without(theirs, pairs)
     if across_protocols:
-        for a in left[0]:
-            same = [[record for record in side if _scored(record) == _scored(a)] for side in left]
-            if len(same[0]) == len(same[1]) == 1:
-                pairs.append((a, same[1][0]))
-        left = _without(mine, pairs), _without(theirs, pairs)
+        for a in left_mine:
+            same_mine = [record for record in left_mine if _scored(record) == _scored(a)]
+            same_theirs = [record for record in left_theirs if _scored(record) == _scored(a)]
+
+            # of several protocols on one side none is ours to choose
+            if len(same_mine) == len(same_theirs) == 1:
+                pairs.append((a, same_theirs[0]))
+        left_mine = _without(mine, pairs)
+        left_theirs = _without(theirs, pairs)
+
     best = max((a for a, _ in pairs), key=_rank, default=None)
     if best is None:
-        return [], _unpaired(*left, labels)
-    reasons = [
-        f"{_way(a)}: left out, as {_way(best)} was compared"
-        for a, _ in pairs
-        if _rank(a) != _rank(best)
-    ]
-    return [pair for pair in pairs if _rank(pair[0]) == _rank(best)], reasons + _unpaired(
-        *left, labels
-    )
+        return [], _unpaired(left_mine, left_theirs, labels)
+    kept = [pair for pair in pairs if _rank(pair[0]) == _rank(best)]
+    worse = [a for a, _ in pairs if _rank(a) != _rank(best)]
+    reasons = [f"{_way(a)}: left out, as {_way(best)} was compared" for a in worse]
+    return kept, reasons + _unpaired(left_mine, left_theirs, labels)
 
 
 def is_alike(a: Record, b: Record) -> bool:
+    """Whether two records have one protocol."""
     return bool(a.protocol["hash"] == b.protocol["hash"])
 
 
@@ -338,10 +360,12 @@ def _without(records: Sequence[Record], pairs: Sequence[tuple[Record, Record]]) 
 
 
 def _scored(record: Record) -> tuple[int, str, int | None]:
+    """What two records must share to be of the same samples."""
     return record.task.version, record.dataset.fingerprint, record.limit
 
 
 def _rank(record: Record) -> tuple[int, bool]:
+    """Newer task versions before older ones, whole runs before limited ones."""
     return record.task.version, record.limit is None
 
 
@@ -358,37 +382,39 @@ def _unpaired(mine: list[Record], theirs: list[Record], labels: tuple[str, str])
 
     Two are named together where they are nearest to having measured the same.
     """
-    reasons = []
+    reasons: list[str] = []
     while mine and theirs:
-        a, b = min(
-            ((a, b) for a in mine for b in theirs), key=lambda pair: len(_differences(*pair))
-        )
-        mine, theirs = _without(mine, [(a, b)]), _without(theirs, [(a, b)])
+        candidates = ((a, b) for a in mine for b in theirs)
+        a, b = min(candidates, key=lambda pair: len(_differences(*pair)))
+        mine = _without(mine, [(a, b)])
+        theirs = _without(theirs, [(a, b)])
+
         differing = _differences(a, b)
-        more = f" and {len(differing) - SHOWN_FIELDS} more" if len(differing) > SHOWN_FIELDS else ""
+        more = ""
+        if len(differing) > SHOWN_FIELDS:
+            more = f" and {len(differing) - SHOWN_FIELDS} more"
         reasons.append(f"not measured alike: {'; '.join(differing[:SHOWN_FIELDS])}{more}")
+
+    # one side is empty by now
     for label, rest in zip(labels, (mine, theirs), strict=True):
-        reasons += [
-            f"only {label} has measured it (protocol {protocol_of(record)}, {_way(record)})"
-            for record in rest
-        ]
+        for record in rest:
+            how = f"protocol {protocol_of(record)}, {_way(record)}"
+            reasons.append(f"only {label} has measured it ({how})")
     return reasons
 
 
 def _differences(a: Record, b: Record) -> list[str]:
     """Every field that decides what a measurement is, where the two disagree."""
-    fields = [
-        {
-            "limit": _part(record),
-            "data": record.dataset.fingerprint[:8],
-            **flat_fields(record.protocol),
-        }
-        for record in (a, b)
-    ]
-    names = dict.fromkeys((*fields[0], *fields[1]))
-    values = [
-        (name, fields[0].get(name, "nothing"), fields[1].get(name, "nothing")) for name in names
-    ]
-    return [
-        f"{name} is {first} against {second}" for name, first, second in values if first != second
-    ]
+    fields: list[dict[str, str]] = []
+    for record in (a, b):
+        data = {"limit": _part(record), "data": record.dataset.fingerprint[:8]}
+        fields.append({**data, **flat_fields(record.protocol)})
+
+    # the order of the first record, then what the second alone has
+    differences: list[str] = []
+    for name in dict.fromkeys((*fields[0], *fields[1])):
+        first = fields[0].get(name, "nothing")
+        second = fields[1].get(name, "nothing")
+        if first != second:
+            differences.append(f"{name} is {first} against {second}")
+    return differences

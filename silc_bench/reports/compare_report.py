@@ -25,10 +25,11 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = "compare/1"
 HEADS = ("task", "metric", "baseline", "model", "difference", "p", "p Holm", "verdict")
 NOTE = (
-    "Percent, and differences in points ± one standard error, on the same pictures for both. p is McNemar's exact test where a "
-    "picture is hit or missed, and Student's t on the paired bootstrap's error elsewhere; the verdict is at {alpha:g} after "
-    "Holm's correction over {tests}. Errors cover the pictures, and the draws of training shots where there are several, not "
-    "the spread between training runs."
+    "Percent, and differences in points ± one standard error, on the same pictures for both."
+    " p is McNemar's exact test where a picture is hit or missed, and Student's t on the paired"
+    " bootstrap's error elsewhere; the verdict is at {alpha:g} after Holm's correction over"
+    " {tests}. Errors cover the pictures, and the draws of training shots where there are several,"
+    " not the spread between training runs."
 )
 
 
@@ -36,30 +37,33 @@ def sentence(result: Result, num_tests: int) -> str:
     """ "b is better on cifar100/zeroshot, +0.42 ± 0.11 points, p 0.003 after Holm over 8 tests"."""
     where = result.task if result.is_main else f"{result.task} ({result.metric})"
     size = _points(result)
+    evidence = f"on {where}, {size} points, p {_p(result.p_holm)}"
     if result.verdict == "no difference":
-        said = f"no difference of {result.model} can be shown on {where}, {size} points, p {_p(result.p_holm)}"
+        text = f"no difference of {result.model} can be shown {evidence}"
     else:
-        said = (
-            f"{result.model} is {result.verdict} on {where}, {size} points, p {_p(result.p_holm)}"
-        )
+        text = f"{result.model} is {result.verdict} {evidence}"
+
+    # one test needs no correction, and so no word about it
     after = f" after Holm over {num_tests} tests" if num_tests > 1 else ""
-    return said + after + "".join(f" [{mark}]" for mark in result.marks)
+    return text + after + "".join(f" [{mark}]" for mark in result.marks)
 
 
 def sentences(comparison: Comparison) -> list[str]:
     """One for each task and metric, then one for each thing that was not compared."""
-    results = [sentence(result, len(comparison.results)) for result in comparison.results]
-    return results + [
-        f"not compared: {omission_line(omission, comparison)}" for omission in comparison.omissions
-    ]
+    lines = [sentence(result, len(comparison.results)) for result in comparison.results]
+    for omission in comparison.omissions:
+        lines.append(f"not compared: {omission_line(omission, comparison)}")
+    return lines
 
 
 def omission_line(omission: Omission, comparison: Comparison) -> str:
+    """The task, the model where there are several, and the reason."""
     model = f" ({omission.model})" if len(comparison.models) > 1 else ""
     return f"{omission.task}{model}: {omission.reason}"
 
 
 def note(comparison: Comparison) -> str:
+    """How the numbers are to be read."""
     number = len(comparison.results)
     return NOTE.format(alpha=ALPHA, tests=f"{number} tests" if number != 1 else "1 test")
 
@@ -76,10 +80,13 @@ def to_terminal(comparison: Comparison) -> RenderableType:
         table = table_of("task", "A", "B", "B - A", "p Holm", "B is")
         table.columns[0].no_wrap = False  # it gives way; numbers are never cut
         for column in table.columns[1:]:
-            column.no_wrap, column.justify = True, "right"
+            column.no_wrap = True
+            column.justify = "right"
         for result in results:
             task, metric, a, b, difference, _, p_holm, verdict = _row(result)
             style = {"better": "bold green", "worse": "bold red"}.get(verdict)
+
+            # the main metric needs no name: the task has one
             name = task if result.is_main else f"{task}\n{metric}"
             cells = [Text(cell) for cell in (name, a, b, difference, p_holm)]
             table.add_row(*cells, Text(verdict, style) if style else Text("–"))
@@ -88,23 +95,26 @@ def to_terminal(comparison: Comparison) -> RenderableType:
 
 
 def to_markdown(comparison: Comparison) -> str:
+    """A page with a section for each model, and what was not compared at its end."""
     lines = [
         f"# {escaped(comparison.baseline)} against {escaped(', '.join(comparison.models))}",
         "",
         note(comparison),
     ]
+
     for model, results in _by_model(comparison):
         heads = [*HEADS[:2], escaped(comparison.baseline), escaped(model), *HEADS[4:]]
         lines += ["", f"## {escaped(model)}", ""]
         lines += [f"- {escaped(sentence(result, len(comparison.results)))}" for result in results]
         lines += ["", f"| {' | '.join(heads)} |", "|---|---|---:|---:|---:|---:|---:|---|"]
         lines += [f"| {' | '.join(escaped(cell) for cell in _row(result))} |" for result in results]
+
     lines += ["", "![Differences with their 95 % intervals, each for its test alone](compare.png)"]
+
     if comparison.omissions:
         lines += ["", "## Not compared", ""]
-        lines += [
-            f"- {escaped(omission_line(omission, comparison))}" for omission in comparison.omissions
-        ]
+        for omission in comparison.omissions:
+            lines.append(f"- {escaped(omission_line(omission, comparison))}")
     return "\n".join(lines) + "\n"
 
 
@@ -113,23 +123,23 @@ def to_csv(comparison: Comparison) -> str:
 
     What was not compared has its reason and no numbers.
     """
-    rows = [
-        {"baseline": comparison.baseline, **_flat(result), "reason": ""}
-        for result in comparison.results
-    ]
+    rows: list[dict[str, Any]] = []
+    for result in comparison.results:
+        rows.append({"baseline": comparison.baseline, **_flat(result), "reason": ""})
     fields = list(rows[0]) if rows else ["baseline", "model", "task", "verdict", "reason"]
+
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, fields, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     for omission in comparison.omissions:
-        writer.writerow(
-            {"baseline": comparison.baseline, "verdict": "not compared", **asdict(omission)}
-        )
+        row = {"baseline": comparison.baseline, "verdict": "not compared", **asdict(omission)}
+        writer.writerow(row)
     return buffer.getvalue()
 
 
 def to_json(comparison: Comparison) -> str:
+    """Everything, unrounded, as fractions, for other programs."""
     data = {
         "schema": SCHEMA_VERSION,
         "baseline": comparison.baseline,
@@ -148,12 +158,10 @@ def write(comparison: Comparison, out_dir: Path) -> list[Path]:
     for ending, text in (("md", to_markdown), ("csv", to_csv), ("json", to_json)):
         paths.append(Path(out_dir) / f"compare.{ending}")
         write_text_atomic(paths[-1], text(comparison))
+
     paths.append(Path(out_dir) / "compare.png")
-    forest_plot.draw(
-        _plotted(comparison),
-        f"Difference to {comparison.baseline} in points, 95 % interval of each alone",
-        paths[-1],
-    )
+    title = f"Difference to {comparison.baseline} in points, 95 % interval of each alone"
+    forest_plot.draw(_plotted(comparison), title, paths[-1])
     return paths
 
 
@@ -165,29 +173,33 @@ def _by_model(comparison: Comparison) -> Iterator[tuple[str, list[Result]]]:
 
 
 def _plotted(comparison: Comparison) -> list[forest_plot.Row]:
+    """Rows of the plot: the name of a model, then its results below it."""
     rows = []
     for model, results in _by_model(comparison):
         rows.append(forest_plot.Row(model))
         for result in results:
-            label = "    " + " ".join(
-                (result.task, result.metric, *(f"[{mark}]" for mark in result.marks))
-            )
-            values = 100 * result.paired.difference, 100 * result.paired.margin
+            marks = [f"[{mark}]" for mark in result.marks]
+            label = "    " + " ".join((result.task, result.metric, *marks))
             rows.append(
                 forest_plot.Row(
-                    label, *values, result.verdict, f"{_points(result)}, p {_p(result.p_holm)}"
+                    label,
+                    100 * result.paired.difference,
+                    100 * result.paired.margin,
+                    result.verdict,
+                    f"{_points(result)}, p {_p(result.p_holm)}",
                 )
             )
     return rows
 
 
 def _row(result: Result) -> tuple[str, ...]:
+    """One cell for each of HEADS."""
     task = " ".join((result.task, *(f"[{mark}]" for mark in result.marks)))
-    values = f"{100 * result.baseline_value:.2f}", f"{100 * result.value:.2f}"
     return (
         task,
         result.metric,
-        *values,
+        f"{100 * result.baseline_value:.2f}",
+        f"{100 * result.value:.2f}",
         _points(result),
         _p(result.paired.p),
         _p(result.p_holm),
@@ -196,6 +208,7 @@ def _row(result: Result) -> tuple[str, ...]:
 
 
 def _flat(result: Result) -> dict[str, Any]:
+    """All fields beside each other, the test's among them."""
     data = asdict(result)
     test = data.pop("paired")
     p_holm = data.pop("p_holm")
@@ -209,4 +222,10 @@ def _points(result: Result) -> str:
 def _p(p: float) -> str:
     """Two digits, never rounded up to what would contradict the verdict."""
     text = f"{p:.2g}"
-    return "< 0.0001" if p < 0.0001 else f"< {ALPHA:g}" if p < ALPHA <= float(text) else text
+    if p < 0.0001:
+        return "< 0.0001"
+
+    # 0.0496 would read as 0.05, beside a verdict that says "below 0.05"
+    if p < ALPHA <= float(text):
+        return f"< {ALPHA:g}"
+    return text

@@ -1,8 +1,7 @@
 """A forest plot: a line for each difference and its 95 % interval, against zero (no torch).
 
-It is drawn with Pillow.
-
-``draw(rows, title, path)`` -> PNG. Numbers in, picture out: what is drawn is computed elsewhere.
+``draw(rows, title, path)`` -> PNG, drawn with Pillow. Numbers in, image out: what is drawn is
+computed elsewhere.
 """
 
 from __future__ import annotations
@@ -16,14 +15,16 @@ from PIL import Image, ImageDraw, ImageFont
 
 from silc_bench.system.files import atomic_path
 
-ROW, MARGIN, GAP, PLOT, DOT = 26, 20, 18, 460, 4  # pixels
+ROW, MARGIN, GAP = 26, 20, 18  # pixels
+PLOT, DOT = 460, 4  # pixels
 SCALE = 2  # drawn this much larger, for dense screens
 INK, FAINT, PAPER = (32, 33, 36), (218, 220, 224), (255, 255, 255)
+# Okabe and Ito's, which colour-blind readers can tell apart, and grey
 TONES = {
     "better": (0, 114, 178),
     "worse": (213, 94, 0),
     "no difference": (120, 120, 120),
-}  # Okabe and Ito's, and grey
+}
 
 
 @dataclass(frozen=True)
@@ -39,16 +40,17 @@ class Row:
 
 def draw(rows: Sequence[Row], title: str, path: Path) -> None:
     """A PNG of all ``rows`` from top to bottom, written whole or not at all."""
+    # labels, then the plot, then notes; the width follows from the longest of each
     font = ImageFont.load_default(13 * SCALE)
     label_width = max(font.getlength(row.label) for row in rows) / SCALE
     note_width = max(font.getlength(row.note) for row in rows) / SCALE
     left = MARGIN + label_width + GAP
     width = max(left + PLOT + GAP + note_width, MARGIN + font.getlength(title) / SCALE) + MARGIN
+
     top = MARGIN + ROW
     bottom = top + ROW * len(rows)
-    sheet = Image.new(
-        "RGB", (math.ceil(width * SCALE), math.ceil((bottom + ROW + MARGIN) * SCALE)), PAPER
-    )
+    size = (math.ceil(width * SCALE), math.ceil((bottom + ROW + MARGIN) * SCALE))
+    sheet = Image.new("RGB", size, PAPER)
     pen = _Pen(ImageDraw.Draw(sheet), font)
     low, high = _range(rows)
 
@@ -59,6 +61,7 @@ def draw(rows: Sequence[Row], title: str, path: Path) -> None:
     for tick in _ticks(low, high):
         pen.line((x(tick), top, x(tick), bottom), FAINT if tick else INK)
         pen.text(x(tick), bottom + ROW / 2, f"{tick:+g}" if tick else "0", "mm")
+
     for index, row in enumerate(rows):
         y = top + ROW * (index + 0.5)
         pen.text(MARGIN, y, row.label, "lm")
@@ -68,6 +71,7 @@ def draw(rows: Sequence[Row], title: str, path: Path) -> None:
         pen.line((x(row.value - row.margin), y, x(row.value + row.margin), y), tone, 2)
         pen.dot(x(row.value), y, tone)
         pen.text(left + PLOT + GAP, y, row.note, "lm")
+
     with atomic_path(path) as temporary:
         sheet.save(temporary, format="PNG")
 
@@ -78,7 +82,8 @@ class _Pen:
     def __init__(
         self, on: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont | ImageFont.ImageFont
     ) -> None:
-        self._on, self._font = on, font
+        self._on = on
+        self._font = font
 
     def text(self, x: float, y: float, words: str, anchor: str) -> None:
         self._on.text((x * SCALE, y * SCALE), words, INK, self._font, anchor=anchor)
@@ -89,20 +94,18 @@ class _Pen:
         self._on.line([end * SCALE for end in ends], color, width * SCALE)
 
     def dot(self, x: float, y: float, color: tuple[int, int, int]) -> None:
-        self._on.ellipse([end * SCALE for end in (x - DOT, y - DOT, x + DOT, y + DOT)], color)
+        ends = (x - DOT, y - DOT, x + DOT, y + DOT)
+        self._on.ellipse([end * SCALE for end in ends], color)
 
 
 def _range(rows: Sequence[Row]) -> tuple[float, float]:
     """Every interval and zero, with some room."""
-    ends = [
-        0.0,
-        *(
-            row.value + side * row.margin
-            for row in rows
-            if row.value is not None
-            for side in (-1, 1)
-        ),
-    ]
+    ends = [0.0]
+    for row in rows:
+        if row.value is not None:
+            ends += [row.value - row.margin, row.value + row.margin]
+
+    # all equal to zero still needs a width
     room = 0.06 * ((max(ends) - min(ends)) or 1.0)
     return min(ends) - room, max(ends) + room
 
@@ -111,5 +114,7 @@ def _ticks(low: float, high: float) -> list[float]:
     """About five round numbers."""
     rough = (high - low) / 5
     power = 10.0 ** math.floor(math.log10(rough))
+
+    # the smallest step of 1, 2 or 5 times a power of ten that gives five ticks or fewer
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough)
     return [step * index for index in range(math.ceil(low / step), math.floor(high / step) + 1)]

@@ -10,15 +10,13 @@ What never happens: an average over gaps; two protocols in one column unless ask
 marked; two datasets or task versions in one column; a limited, an outdated or a published number
 among ranked ones.
 
-What self-distillation changed: a SILC model against its contrastive-only twin, task by task (no
-torch).
-
-Twins are found by name, ``preset-objective:branch``: "shapes_tiny-silc:student" and
+What self-distillation changed: a SILC model against its contrastive-only twin, task by task. Twins
+are found by name, ``preset-objective:branch``: "shapes_tiny-silc:student" and
 "shapes_tiny-contrastive:student". They are compared only within a column of the leaderboard: same
 data, same protocol.
 
-One task measured in more than one way: which values may share a column, and where the ways differ
-(no torch).
+One task may be measured in more than one way: ``with_variants`` says which values share a column,
+``protocols_section`` where the ways differ.
 """
 
 from __future__ import annotations
@@ -54,19 +52,31 @@ from silc_bench.results.schema import is_fraction
 from silc_bench.system.files import write_text_atomic
 
 __all__ = ["Board", "build", "to_csv", "to_html", "to_markdown", "to_terminal", "write"]
-GROUPS = (
-    "zero-shot",
-    "few-shot",
-    "linear",
-    "knn",
-    "retrieval",
-    "dense",
-)  # headings in this order, then any others
+
+# headings in this order, then any others
+GROUPS = ("zero-shot", "few-shot", "linear", "knn", "retrieval", "dense")
 # in the tables, beside each main metric
 SHOWN = r"(?:acc1|mIoU)(?:_.*)?|(?:image|text)_retrieval_recall@1"
 COMPARED = r"(?:image|text)_retrieval_recall@1"  # between twins, beside each main metric
+
+# what sets two rows apart, and two columns
 ROW = ["model", "revision", "params", "image_size"]
 COLUMN = ["task", "metric", "variant", "fingerprint"]
+
+# the fields of a score, in the order of leaderboard.csv
+NAMES = ["kind", "group", "task", "metric", "model", "revision", "protocol", "fingerprint"]
+NAMES += ["precision", "device"]
+WHOLE_NUMBERS = ["params", "image_size", "n", "limit", "version"]
+FIELDS = [*NAMES, "is_main", "value", "stderr", "chance", *WHOLE_NUMBERS]
+FIELDS += ["seconds", "commit", "source", "where", "note"]
+
+NOTE = (
+    "SILC minus its contrastive-only twin, in points. The standard error is the root of the two"
+    " summed squares, as if the two were independent; the interval is ±1.96 of it, for each task"
+    " alone (no correction for several tasks). It covers the finite test set, not the spread"
+    " between training seeds."
+)
+_TWIN = re.compile(r"(?P<preset>.+)-(?P<objective>contrastive|silc)(?P<branch>:.+)?")
 
 
 def build(
@@ -80,9 +90,10 @@ def build(
 
     Args:
         pictures: folder of ``*.png`` and ``*.svg``, each with an optional caption in a ``.txt``
-        beside it; ``results_dir/pictures`` if not given.
+            beside it; ``results_dir/pictures`` if not given.
         across_protocols: one column a task, whatever the protocols; each value is marked with its
-        own, and none is called best.
+            own, and none is called best.
+        current_version: of a task, as the program has it today; records of an older one never rank.
 
     Raises:
         UserError: no such folder, a damaged file (named), or nothing at all to show.
@@ -94,27 +105,27 @@ def build(
         raise UserError(
             f"no records in {results_dir}; `silc-bench eval --results {results_dir}` writes them"
         )
+
     scores = _scores(records, reported, current_version)
-    ranked = scores[scores.kind == "ranked"].sort_values(
-        ["group", "task"], key=_heading_order, kind="stable"
-    )
+    ranked = scores[scores.kind == "ranked"]
+    ranked = ranked.sort_values(["group", "task"], key=_heading_order, kind="stable")
     ranked = with_variants(ranked, across_protocols)
+
+    changes = change_tables(_with_main(ranked, COMPARED))
     protocols = {record.protocol["hash"]: record.protocol for record in records}
     sections = [
         _measured(_with_main(ranked, SHOWN)),
-        Section(
-            "What self-distillation changed", NOTE, change_tables(_with_main(ranked, COMPARED))
-        ),
+        Section("What self-distillation changed", NOTE, changes),
         Section("Pictures", "", pictures=_pictures(pictures or results_dir / "pictures")),
         _limited(scores[scores.kind == "limited"]),
         _outdated(scores[scores.kind == "outdated"]),
         protocols_section(ranked, protocols),
         _reported(scores[scores.kind == "reported"], ranked),
     ]
-    return Board(
-        tuple(part for part in sections if part.tables or part.pictures or part is sections[0]),
-        scores,
-    )
+
+    # the first section stays even if it is empty: it then says how to measure
+    shown = [part for part in sections if part.tables or part.pictures or part is sections[0]]
+    return Board(tuple(shown), scores)
 
 
 def write(board: Board, out_dir: Path) -> list[Path]:
@@ -141,15 +152,20 @@ def _scores(
     for record in records:
         if record.limit is None:
             newest[record.task.name] = max(record.task.version, newest[record.task.name])
+
     rows: list[dict[str, Any]] = []
     for record in records:
-        is_newest = record.task.version == newest[record.task.name]
-        kind = "limited" if record.limit is not None else "ranked" if is_newest else "outdated"
-        change = (
-            {"kind": kind}
-            if record.source == "measured"
-            else {"kind": "reported", "group": "records"}
-        )
+        if record.limit is not None:
+            kind = "limited"
+        elif record.task.version == newest[record.task.name]:
+            kind = "ranked"
+        else:
+            kind = "outdated"
+
+        # a record that was typed in from a publication is never ranked, whatever it says
+        change = {"kind": kind}
+        if record.source != "measured":
+            change = {"kind": "reported", "group": "records"}
         rows += [{**_score(record, metric), **change} for metric in record.metrics]
     for row in reported:
         shared = {
@@ -157,76 +173,72 @@ def _scores(
             "group": row.collection,
             "model": row.model,
             "params": row.params,
-        }
-        shared |= {
             "source": f"reported({row.url})",
             "where": row.where,
             "note": row.note,
             "is_main": False,
         }
         for task, metrics in row.values.items():
-            rows += [
-                {**shared, "task": task, "metric": metric, "value": value}
-                for metric, value in metrics.items()
-            ]
-    whole = ["params", "image_size", "n", "limit", "version"]
-    words = [
-        "kind",
-        "group",
-        "task",
-        "metric",
-        "model",
-        "revision",
-        "protocol",
-        "fingerprint",
-        "precision",
-        "device",
-    ]
-    columns = [
-        *words,
-        "is_main",
-        "value",
-        "stderr",
-        "chance",
-        *whole,
-        "seconds",
-        "commit",
-        "source",
-        "where",
-        "note",
-    ]
-    return pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(whole, "Int64"))
+            for metric, value in metrics.items():
+                rows.append({**shared, "task": task, "metric": metric, "value": value})
+
+    # Int64 is the integer of pandas that can be missing: published rows have no n
+    return pd.DataFrame(rows, columns=FIELDS).astype(dict.fromkeys(WHOLE_NUMBERS, "Int64"))
 
 
 def _score(record: Record, metric: str) -> dict[str, Any]:
+    """The fields of one metric; a chance is known of the main metric alone."""
     is_main = metric == record.task.main_metric
     return {
-        "group": record.task.group, "task": record.task.name, "version": record.task.version,
-        "metric": metric, "is_main": is_main, "value": record.metrics[metric], "stderr": record.stderr.get(metric),
-        "chance": record.task.chance if is_main else None, "n": record.n, "limit": record.limit,
-        "model": record.model.name, "revision": record.model.revision, "params": record.model.params,
-        "image_size": record.model.image_size, "protocol": record.protocol["hash"],
-        "fingerprint": record.dataset.fingerprint, "precision": record.env.precision, "device": record.env.device,
-        "seconds": record.seconds, "commit": record.code.commit, "source": record.source, "where": "", "note": "",
-    }  # fmt: skip
+        "group": record.task.group,
+        "task": record.task.name,
+        "version": record.task.version,
+        "metric": metric,
+        "is_main": is_main,
+        "value": record.metrics[metric],
+        "stderr": record.stderr.get(metric),
+        "chance": record.task.chance if is_main else None,
+        "n": record.n,
+        "limit": record.limit,
+        "model": record.model.name,
+        "revision": record.model.revision,
+        "params": record.model.params,
+        "image_size": record.model.image_size,
+        "protocol": record.protocol["hash"],
+        "fingerprint": record.dataset.fingerprint,
+        "precision": record.env.precision,
+        "device": record.env.device,
+        "seconds": record.seconds,
+        "commit": record.code.commit,
+        "source": record.source,
+        "where": "",
+        "note": "",
+    }
 
 
 def _measured(ranked: pd.DataFrame) -> Section:
     if ranked.empty:
         return Section("Measured here", "Nothing yet: `silc-bench eval` measures a model.")
-    counts = f"{_counted(ranked.groupby(['model', 'revision']).ngroups, 'model')}, {_counted(ranked.task.nunique(), 'task')}"
-    note = f"{counts}. Percent ± one standard error; **bold** is the best of a column, an empty cell was not measured."
-    tables = tuple(
-        _ranking(str(group), part) for group, part in ranked.groupby("group", sort=False)
+
+    # two revisions of one name are two models
+    num_models = ranked.groupby(["model", "revision"]).ngroups
+    counts = f"{_counted(num_models, 'model')}, {_counted(ranked.task.nunique(), 'task')}"
+    note = (
+        f"{counts}. Percent ± one standard error; **bold** is the best of a column,"
+        " an empty cell was not measured."
     )
+    by_group = ranked.groupby("group", sort=False)
+    tables = tuple(_ranking(str(group), part) for group, part in by_group)
     return Section("Measured here", note, tables)
 
 
 def _heading_order(names: pd.Series) -> pd.Series:
+    """A key for ``sort_values``: the position in GROUPS, then the name."""
     return names.map(lambda name: (GROUPS.index(name) if name in GROUPS else len(GROUPS), name))
 
 
 def _with_main(scores: pd.DataFrame, others: str) -> pd.DataFrame:
+    """The main metrics, and those whose whole name matches the pattern ``others``."""
     return scores[scores.is_main.astype(bool) | scores.metric.str.fullmatch(others)]
 
 
@@ -235,41 +247,44 @@ def _ranking(group: str, part: pd.DataFrame) -> Table:
 
     Equal rows stand by name.
     """
-    scores = {
-        (tuple(getattr(s, c) for c in ROW), tuple(getattr(s, c) for c in COLUMN)): s
-        for s in part.itertuples()
-    }
+    scores: dict[tuple[tuple, tuple], Any] = {}
+    for score in part.itertuples():
+        row = tuple(getattr(score, name) for name in ROW)
+        scores[row, tuple(getattr(score, name) for name in COLUMN)] = score
+
+    # columns by task, the main metric first, then "5shot" before "10shot"
     is_main = {column: score.is_main for (_, column), score in scores.items()}
     columns = sorted(
         is_main, key=lambda column: (column[0], not is_main[column], _natural(column[1]), column)
     )
     lower_is_better = [not is_fraction(metric) for _, metric, *_ in columns]
+
+    # sorted by name first: a stable sort by values then leaves equal rows in the order of names
     wide = part.pivot(index=ROW, columns=COLUMN, values="value").sort_index()
     wide = wide.sort_values(columns, ascending=lower_is_better, kind="stable")
+
     heads = [Head("model", is_numeric=False), Head("params"), Head("px")]
     best: dict[tuple, float | None] = {}
-    for column, low in zip(columns, lower_is_better, strict=True):
+    for column, is_low_best in zip(columns, lower_is_better, strict=True):
+        own_scores = [score for (_, other), score in scores.items() if other == column]
+        heads.append(_ranked_head(column, own_scores, part))
+
+        # no best of a single value, nor under different protocols (an empty variant)
         values = wide[column].dropna()
-        is_mixed = column[2] == ""  # under different protocols no value is better than another
-        best[column] = (
-            None if len(values) < 2 or is_mixed else values.min() if low else values.max()
-        )
-        heads.append(
-            _ranked_head(
-                column, [score for (_, other), score in scores.items() if other == column], part
-            )
-        )
+        best[column] = None
+        if len(values) >= 2 and column[2] != "":
+            best[column] = values.min() if is_low_best else values.max()
+
     rows = []
     for row in wide.index:
         model, revision, params, image_size = row
         cells = [Cell(model, f"@{revision[:8]}"), Cell(_count(params)), Cell(str(image_size))]
         for column in columns:
             score = scores.get((row, column))
-            cells.append(
-                Cell()
-                if score is None
-                else _ranked_cell(score, is_best=score.value == best[column])
-            )
+            if score is None:
+                cells.append(Cell())
+            else:
+                cells.append(_ranked_cell(score, is_best=score.value == best[column]))
         rows.append(tuple(cells))
     return Table(group, tuple(heads), tuple(rows))
 
@@ -279,9 +294,13 @@ def _ranked_head(
 ) -> Head:
     task, metric, variant, fingerprint = column
     details = [metric]
+
+    # protocols that share a column can differ in their chance
     chances = sorted({_percent(score.chance, metric) for score in scores if score.is_main})
     if chances:
         details.append(f"chance {'–'.join(chances)}")
+
+    # what is the same for all columns of a task is not said
     variants = part[part.task == task]
     if variants.protocol.nunique() > 1:
         details.append(f"protocol {variant[:8]}" if variant else "protocols differ (#)")
@@ -291,26 +310,33 @@ def _ranked_head(
 
 
 def _ranked_cell(score: Any, is_best: bool) -> Cell:
+    # the bar behind the number: from chance to perfect, so that a guess has no bar
     share = None
     if is_fraction(score.metric):
         chance = score.chance if score.is_main else 0.0
         share = min(max((score.value - chance) / (1 - chance), 0.0), 1.0) if chance < 1 else None
-    hint = f"n = {score.n}, {score.precision}, protocol {score.protocol[:8]}, data {score.fingerprint[:8]}"
-    mark = "" if score.variant else f" #{score.protocol[:8]}"
-    return Cell(
-        _percent(score.value, score.metric), _plus_minus(score) + mark, is_best, share, hint
+
+    hint = (
+        f"n = {score.n}, {score.precision},"
+        f" protocol {score.protocol[:8]}, data {score.fingerprint[:8]}"
     )
+    mark = "" if score.variant else f" #{score.protocol[:8]}"
+    detail = _plus_minus(score) + mark
+    return Cell(_percent(score.value, score.metric), detail, is_best, share, hint)
 
 
 def _limited(limited: pd.DataFrame) -> Section:
-    note = "Run with `--limit`: quick looks at part of the data. They never rank and share no column with whole runs."
+    note = (
+        "Run with `--limit`: quick looks at part of the data."
+        " They never rank and share no column with whole runs."
+    )
     return _listed("Limited runs", note, "limited", limited, "limit")
 
 
 def _outdated(outdated: pd.DataFrame) -> Section:
     note = (
-        "Measured by an older version of their task, which gives other numbers today. They never rank; the same `silc-bench"
-        " eval` measures them anew."
+        "Measured by an older version of their task, which gives other numbers today."
+        " They never rank; the same `silc-bench eval` measures them anew."
     )
     return _listed("Outdated", note, "outdated", outdated, "version")
 
@@ -322,28 +348,36 @@ def _listed(title: str, note: str, name: str, scores: pd.DataFrame, field: str) 
         Head("task", is_numeric=False),
         Head("metric", is_numeric=False),
     ]
-    rows = tuple(
-        (
+
+    # astype, because the column of an empty table is no bool and cannot be a mask
+    main_scores = scores[scores.is_main.astype(bool)]
+    rows: list[tuple[Cell, ...]] = []
+    for score in main_scores.sort_values(["task", *ROW, field], kind="stable").itertuples():
+        cells = [
             Cell(score.model, f"@{score.revision[:8]}"),
             Cell(score.task),
             Cell(score.metric),
             Cell(_percent(score.value, score.metric), _plus_minus(score)),
             Cell(str(getattr(score, field))),
-        )
-        for score in scores[scores.is_main.astype(bool)]
-        .sort_values(["task", *ROW, field], kind="stable")
-        .itertuples()
-    )
-    tables = (Table(name, (*heads, Head("value"), Head(field)), rows),) if rows else ()
-    return Section(title, note, tables)
+        ]
+        rows.append(tuple(cells))
+
+    # without a table the section is not shown
+    if not rows:
+        return Section(title, note)
+    table = Table(name, (*heads, Head("value"), Head(field)), tuple(rows))
+    return Section(title, note, (table,))
 
 
 def _reported(reported: pd.DataFrame, ranked: pd.DataFrame) -> Section:
     """Tables of published numbers; below them what was measured here of the same columns."""
     note = (
-        "What others published, under their own protocols: not measured here, never ranked with the tables above. What was"
-        " measured here of the same tasks stands below in the same columns, marked."
+        "What others published, under their own protocols: not measured here, never ranked with"
+        " the tables above. What was measured here of the same tasks stands below in the same"
+        " columns, marked."
     )
+
+    # a table for each family of each source file: other metrics, other columns
     family = reported.task.str.split("/").str[1]
     tables = []
     for (collection, name), part in reported.groupby(["group", family]):
@@ -351,20 +385,21 @@ def _reported(reported: pd.DataFrame, ranked: pd.DataFrame) -> Section:
         heads = [Head("model", is_numeric=False), Head("params")]
         heads += [Head(task.split("/")[0], (metric,)) for task, metric in columns]
         heads += [Head("source", is_numeric=False), Head("note", is_numeric=False)]
-        rows = []
+
+        rows: list[tuple[Cell, ...]] = []
         for (model, source), scores in part.groupby(["model", "source"], sort=False):
             values = {
                 (score.task, score.metric): _percent(score.value, score.metric)
                 for score in scores.itertuples()
             }
             first = scores.iloc[0]
-            cells = [
-                Cell(model),
-                Cell(_count(first.params)),
-                *(Cell(values.get(column, "")) for column in columns),
-            ]
+            cells = [Cell(model), Cell(_count(first.params))]
+            cells += [Cell(values.get(column, "")) for column in columns]
+
+            # where in the publication, as a link to it
             url = source.removeprefix("reported(").removesuffix(")")
             rows.append((*cells, Cell(first["where"] or url, url=url), Cell(first.note)))
+
         rows += _measured_beside(ranked, columns)
         tables.append(Table(f"published ({collection}): {name}", tuple(heads), tuple(rows)))
     return Section("Published numbers", note, tuple(tables), is_reference=True)
@@ -377,43 +412,50 @@ def _measured_beside(
 
     Each value bears its protocol, and a second one has a second row.
     """
+    # with dtype and index given, an empty board gives an empty mask, not an error
     is_ours = pd.Series(
         [column in columns for column in zip(ranked.task, ranked.metric, strict=True)],
         ranked.index,
         dtype=bool,
     )
-    rows = []
+
+    rows: list[tuple[Cell, ...]] = []
     for (model, revision), scores in ranked[is_ours].groupby(["model", "revision"]):
-        ways = {
-            column: [s for s in scores.itertuples() if (s.task, s.metric) == column]
-            for column in columns
-        }
-        for number in range(max(map(len, ways.values()))):
+        by_column: dict[tuple[str, str], list[Any]] = {column: [] for column in columns}
+        for score in scores.itertuples():
+            by_column[score.task, score.metric].append(score)
+
+        # one row for each protocol under which a column was measured
+        for number in range(max(map(len, by_column.values()))):
             cells = [Cell(model, f"@{revision[:8]}"), Cell(_count(scores.iloc[0].params))]
             for column in columns:
-                score = ways[column][number] if number < len(ways[column]) else None
-                detail = "" if score is None else f"{_plus_minus(score)} #{score.protocol[:8]}"
-                cells.append(
-                    Cell("" if score is None else _percent(score.value, score.metric), detail)
-                )
+                own_scores = by_column[column]
+                if number >= len(own_scores):
+                    cells.append(Cell())
+                    continue
+                score = own_scores[number]
+                detail = f"{_plus_minus(score)} #{score.protocol[:8]}"
+                cells.append(Cell(_percent(score.value, score.metric), detail))
             rows.append((*cells, Cell("measured here"), Cell()))
     return rows
 
 
 def _pictures(folder: Path) -> tuple[Picture, ...]:
+    """The drawings of a folder, by name, embedded as data: the page needs no other file."""
     types = {".png": "image/png", ".svg": "image/svg+xml"}
     pictures = []
     for path in sorted(path for path in Path(folder).glob("*") if path.suffix in types):
         caption = path.with_suffix(".txt")
         text = caption.read_text(encoding="utf-8").strip() if caption.exists() else ""
+
         data = base64.b64encode(path.read_bytes()).decode()
-        pictures.append(
-            Picture(path.stem.replace("_", " "), text, f"data:{types[path.suffix]};base64,{data}")
-        )
+        url = f"data:{types[path.suffix]};base64,{data}"
+        pictures.append(Picture(path.stem.replace("_", " "), text, url))
     return tuple(pictures)
 
 
 def _percent(value: float, metric: str) -> str:
+    """A fraction in percent, a rank as it is."""
     return f"{100 * value if is_fraction(metric) else value:.1f}"
 
 
@@ -422,6 +464,7 @@ def _plus_minus(score: Any) -> str:
 
 
 def _count(params: Any) -> str:
+    """Parameters as "86.2 M", "" where nobody counted them."""
     if pd.isna(params):
         return ""
     for size, unit in ((10**9, "B"), (10**6, "M"), (10**3, "k")):
@@ -436,17 +479,8 @@ def _counted(number: int, noun: str) -> str:
 
 def _natural(name: str) -> list[tuple[int, str]]:
     """Sorts "acc1_5shot" before "acc1_10shot"."""
-    return [
-        (int(part or 0), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", name)
-    ]
-
-
-_TWIN = re.compile(r"(?P<preset>.+)-(?P<objective>contrastive|silc)(?P<branch>:.+)?")
-NOTE = (
-    "SILC minus its contrastive-only twin, in points. The standard error is the root of the two summed squares, as if the "
-    "two were independent; the interval is ±1.96 of it, for each task alone (no correction for several tasks). It covers "
-    "the finite test set, not the spread between training seeds."
-)
+    parts = re.split(r"(\d+)", name)
+    return [(int(part or 0), "") if part.isdigit() else (0, part) for part in parts]
 
 
 def change_tables(ranked: pd.DataFrame) -> tuple[Table, ...]:
@@ -457,43 +491,55 @@ def change_tables(ranked: pd.DataFrame) -> tuple[Table, ...]:
     """
     twins: dict[tuple[str, str], dict[str, list[tuple[str, str]]]] = {}
     for model, revision in sorted(set(zip(ranked.model, ranked.revision, strict=True))):
-        if match := _TWIN.fullmatch(model):
-            found = twins.setdefault(
-                (match["preset"], match["branch"] or ""), {"contrastive": [], "silc": []}
-            )
-            found[match["objective"]].append((model, revision))
+        match = _TWIN.fullmatch(model)
+        if match:
+            pair = (match["preset"], match["branch"] or "")
+            twin = twins.setdefault(pair, {"contrastive": [], "silc": []})
+            twin[match["objective"]].append((model, revision))
+
     tables = []
-    for (preset, branch), found in sorted(twins.items()):
-        if len(found["contrastive"]) == len(found["silc"]) == 1:
-            changes = tuple(_changes(ranked, found["contrastive"][0], found["silc"][0]))
+    for (preset, branch), twin in sorted(twins.items()):
+        contrastive = twin["contrastive"]
+        silc = twin["silc"]
+        if len(contrastive) == len(silc) == 1:
+            changes = tuple(_changes(ranked, contrastive[0], silc[0]))
+            # twins that share no column have nothing to show
             if changes:
                 tables.append(_table(f"{preset}{branch}", changes))
-        elif found["contrastive"] and found["silc"]:
-            rows = tuple(
-                (Cell(model, f"@{revision[:8]}"),)
-                for model, revision in found["contrastive"] + found["silc"]
-            )
+
+        elif contrastive and silc:
+            models = contrastive + silc
+            rows = tuple((Cell(model, f"@{revision[:8]}"),) for model, revision in models)
             title = f"{preset}{branch}: not compared, several models bear one name"
             tables.append(Table(title, (Head("model", is_numeric=False),), rows))
     return tuple(tables)
 
 
 def _changes(ranked: pd.DataFrame, before: tuple[str, str], after: tuple[str, str]) -> list[Change]:
-    def scores(model: str, revision: str) -> dict[tuple, Any]:
-        part = ranked[(ranked.model == model) & (ranked.revision == revision)]
-        return {
-            (s.task, s.metric, s.protocol, s.fingerprint): s
-            for s in part.itertuples()
-            if is_fraction(s.metric)
-        }
-
-    old, new = scores(*before), scores(*after)
+    """The columns that both have, in the order of the first; ranks are no points, and left out."""
+    old = _fractions(ranked, *before)
+    new = _fractions(ranked, *after)
     changes = []
-    for column in [column for column in old if column in new]:
-        a, b = old[column], new[column]
-        stderr = None if pd.isna(a.stderr) or pd.isna(b.stderr) else math.hypot(a.stderr, b.stderr)
+    for column, a in old.items():
+        if column not in new:
+            continue
+        b = new[column]
+
+        # as if independent: what two models share of the test set makes the truth smaller
+        has_both = not (pd.isna(a.stderr) or pd.isna(b.stderr))
+        stderr = math.hypot(a.stderr, b.stderr) if has_both else None
         changes.append(Change(a.task, a.metric, a.value, b.value, stderr))
     return changes
+
+
+def _fractions(ranked: pd.DataFrame, model: str, revision: str) -> dict[tuple, Any]:
+    """The scores of one model by task, metric, protocol and data."""
+    part = ranked[(ranked.model == model) & (ranked.revision == revision)]
+    return {
+        (score.task, score.metric, score.protocol, score.fingerprint): score
+        for score in part.itertuples()
+        if is_fraction(score.metric)
+    }
 
 
 def _table(title: str, changes: tuple[Change, ...]) -> Table:
@@ -505,21 +551,20 @@ def _table(title: str, changes: tuple[Change, ...]) -> Table:
         Head("difference", ("points",)),
         Head("95 % interval", ("excludes 0?",), is_numeric=False),
     )
-    rows = tuple(
-        (
+
+    rows: list[tuple[Cell, ...]] = []
+    for change in changes:
+        error = "" if change.stderr is None else f" ±{100 * change.stderr:.1f}"
+        cells = [
             Cell(change.task),
             Cell(change.metric),
             Cell(f"{100 * change.contrastive:.1f}"),
             Cell(f"{100 * change.silc:.1f}"),
-            Cell(
-                f"{100 * change.difference:+.1f}",
-                "" if change.stderr is None else f" ±{100 * change.stderr:.1f}",
-            ),
+            Cell(f"{100 * change.difference:+.1f}", error),
             Cell(change.verdict),
-        )
-        for change in changes
-    )
-    return Table(title, heads, rows, changes)
+        ]
+        rows.append(tuple(cells))
+    return Table(title, heads, tuple(rows), changes)
 
 
 def with_variants(ranked: pd.DataFrame, across_protocols: bool) -> pd.DataFrame:
@@ -527,18 +572,14 @@ def with_variants(ranked: pd.DataFrame, across_protocols: bool) -> pd.DataFrame:
 
     It is the protocol, or "" where several may meet because every model has one value.
     """
-    values = ["task", "fingerprint", "model", "revision"]
-    several = ranked.groupby(["task", "fingerprint"]).protocol.transform("nunique") > 1
-    is_single = (
-        ranked.groupby(values)
-        .protocol.transform("nunique")
-        .groupby([ranked.task, ranked.fingerprint])
-        .transform("max")
-        == 1
-    )
-    return ranked.assign(
-        variant=ranked.protocol.where(~(several & is_single & across_protocols), "")
-    )
+    columns = ["task", "fingerprint"]
+    has_several = ranked.groupby(columns).protocol.transform("nunique") > 1
+
+    # of a model with two values in one column neither could be left out: such columns stay apart
+    per_model = ranked.groupby([*columns, "model", "revision"]).protocol.transform("nunique")
+    most = per_model.groupby([ranked.task, ranked.fingerprint]).transform("max")
+    may_meet = has_several & (most == 1) & across_protocols
+    return ranked.assign(variant=ranked.protocol.where(~may_meet, ""))
 
 
 def protocols_section(ranked: pd.DataFrame, protocols: Mapping[str, dict[str, Any]]) -> Section:
@@ -548,22 +589,26 @@ def protocols_section(ranked: pd.DataFrame, protocols: Mapping[str, dict[str, An
         variants = sorted(set(zip(part.protocol, part.fingerprint, strict=True)))
         if len(variants) < 2:
             continue
-        fields = [
-            {**flat_fields(protocols[protocol]), "dataset.fingerprint": data}
-            for protocol, data in variants
-        ]
+
+        fields = []
+        for protocol, data in variants:
+            fields.append({**flat_fields(protocols[protocol]), "dataset.fingerprint": data})
         names = sorted(set().union(*fields))
         differing = [name for name in names if len({field.get(name) for field in fields}) > 1]
+
+        # what all of them share says nothing about the difference
         heads = [Head("field", is_numeric=False)]
-        heads += [
-            Head(f"protocol {protocol[:8]}", (f"data {data[:8]}",), is_numeric=False)
-            for protocol, data in variants
-        ]
-        rows = [
-            (Cell(name), *(Cell(field.get(name, "")) for field in fields)) for name in differing
-        ]
+        for protocol, data in variants:
+            title = f"protocol {protocol[:8]}"
+            heads.append(Head(title, (f"data {data[:8]}",), is_numeric=False))
+        rows: list[tuple[Cell, ...]] = []
+        for name in differing:
+            rows.append((Cell(name), *(Cell(field.get(name, "")) for field in fields)))
         tables.append(Table(str(task), tuple(heads), tuple(rows)))
-    note = "One task measured in more than one way: not to be compared without a thought. This is where they differ."
+    note = (
+        "One task measured in more than one way: not to be compared without a thought."
+        " This is where they differ."
+    )
     return Section("Protocols that differ", note, tuple(tables))
 
 
@@ -573,14 +618,16 @@ def flat_fields(value: Any, prefix: str = "") -> dict[str, str]:
     Long values become their length and a hash.
     """
     if isinstance(value, dict):
-        return {
-            name: text
-            for key, item in value.items()
-            if prefix or key != "hash"
-            for name, text in flat_fields(item, f"{prefix}.{key}" if prefix else key).items()
-        }
+        fields: dict[str, str] = {}
+        for key, item in value.items():
+            # the hash follows from the fields: it says nothing of its own
+            if prefix or key != "hash":
+                fields |= flat_fields(item, f"{prefix}.{key}" if prefix else key)
+        return fields
+
     text = json.dumps(value)
     if len(text) > 60:
-        text = f"{len(value)} {'entries' if isinstance(value, list) else 'characters'}, "
-        text += hashlib.sha256(json.dumps(value).encode()).hexdigest()[:8]
+        unit = "entries" if isinstance(value, list) else "characters"
+        digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+        text = f"{len(value)} {unit}, {digest}"
     return {prefix: text}

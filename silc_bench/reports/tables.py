@@ -1,9 +1,7 @@
 """The board as data, and its four forms: terminal, Markdown, CSV, HTML (no torch).
 
-A board is made of sections of tables, pictures and changes.
-
-``leaderboard.build`` makes a Board; each ``to_*`` is a pure function of it, so equal boards give
-equal bytes.
+A board is made of sections of tables, pictures and changes. ``leaderboard.build`` makes a Board;
+each ``to_*`` is a pure function of it, so equal boards give equal bytes.
 """
 
 from __future__ import annotations
@@ -16,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pandas as pd
-    from rich.console import RenderableType
+    from rich.console import JustifyMethod, RenderableType
 
 
 @dataclass(frozen=True)
@@ -52,6 +50,7 @@ class Change:
 
     @property
     def difference(self) -> float:
+        """What self-distillation added, as a fraction."""
         return self.silc - self.contrastive
 
     @property
@@ -61,6 +60,7 @@ class Change:
 
     @property
     def verdict(self) -> str:
+        """Whether the interval leaves zero out; for this test alone."""
         if self.stderr is None:
             return "unknown"
         if abs(self.difference) <= self.margin:
@@ -96,9 +96,8 @@ class Section:
 @dataclass(frozen=True)
 class Board:
     sections: tuple[Section, ...]
-    scores: (
-        pd.DataFrame
-    )  # one row per record and metric, published ones included; ``kind`` says which is which
+    # one row per record and metric, published ones included; ``kind`` says which is which
+    scores: pd.DataFrame
 
 
 def to_terminal(board: Board) -> RenderableType:
@@ -112,31 +111,27 @@ def to_terminal(board: Board) -> RenderableType:
     parts: list[RenderableType] = []
     for section in board.sections:
         parts.append(Text(f"\n{section.title}", style="bold"))
+
+        # long, or not to be drawn with letters
         if section.is_reference or section.pictures:
             rows = sum(len(table.rows) for table in section.tables)
-            what = f"{len(section.pictures)} pictures" if section.pictures else f"{rows} rows"
-            parts.append(
-                Text(
-                    f"{what}: see the page that `silc-bench leaderboard --out DIR` writes",
-                    style="dim",
-                )
-            )
+            size = f"{len(section.pictures)} pictures" if section.pictures else f"{rows} rows"
+            hint = f"{size}: see the page that `silc-bench leaderboard --out DIR` writes"
+            parts.append(Text(hint, style="dim"))
             continue
+
         parts.append(Text(section.note.replace("**", ""), style="dim"))
-        parts += [
-            _terminal_table(table, columns)
-            for table in section.tables
-            for columns in _blocks(table)
-        ]
+        for table in section.tables:
+            parts += [_terminal_table(table, columns) for columns in _blocks(table)]
     return Group(*parts)
 
 
 def _blocks(table: Table) -> list[list[int]]:
     """Columns side by side in a terminal of 80 characters: the first one, and five at a time."""
-    return [
-        [0, *range(start, min(start + 5, len(table.heads)))]
-        for start in range(1, len(table.heads), 5)
-    ] or [[0]]
+    num_columns = len(table.heads)
+    starts = range(1, num_columns, 5)
+    blocks = [[0, *range(start, min(start + 5, num_columns))] for start in starts]
+    return blocks or [[0]]
 
 
 def _terminal_table(table: Table, columns: list[int]) -> RenderableType:
@@ -155,48 +150,50 @@ def _terminal_table(table: Table, columns: list[int]) -> RenderableType:
         box=box.SIMPLE_HEAD,
         padding=(0, 1),
     )
-    for head, cells in (
-        (table.heads[index], [row[index] for row in table.rows]) for index in columns
-    ):
-        lines = ((f"\n{line}", "dim") for line in head.details)
-        label = Text.assemble(
-            (head.text.replace("/", "/\n") if head.is_numeric else head.text, "bold"), *lines
-        )
-        width = max(len(cell.text + cell.detail) for cell in cells) if head.is_numeric else None
-        grid.add_column(
-            label, justify="right" if head.is_numeric else "left", min_width=width, overflow="fold"
-        )
+    for index in columns:
+        head = table.heads[index]
+
+        # a break after "/" keeps a column as narrow as its numbers
+        title = head.text.replace("/", "/\n") if head.is_numeric else head.text
+        details = ((f"\n{line}", "dim") for line in head.details)
+        label = Text.assemble((title, "bold"), *details)
+
+        # as wide as its longest value: a number that wraps is read wrongly
+        justify: JustifyMethod = "right" if head.is_numeric else "left"
+        width = None
+        if head.is_numeric:
+            width = max(len(row[index].text + row[index].detail) for row in table.rows)
+        grid.add_column(label, justify=justify, min_width=width, overflow="fold")
+
     for row in table.rows:
-        texts = (
-            (row[index].text, row[index].detail.replace("@", " @"), row[index].is_best)
-            for index in columns
-        )
-        grid.add_row(
-            *(
-                Text.assemble((text, "bold green" if best else ""), (detail, "dim"))
-                for text, detail, best in texts
-            )
-        )
+        texts: list[Text] = []
+        for index in columns:
+            cell = row[index]
+            style = "bold green" if cell.is_best else ""
+            texts.append(Text.assemble((cell.text, style), (cell.detail.replace("@", " @"), "dim")))
+        grid.add_row(*texts)
     return grid
 
 
 def to_markdown(board: Board) -> str:
+    """The board for a page that renders Markdown; pictures are counted, not shown."""
     lines = ["# Leaderboard"]
     for section in board.sections:
-        lines += ["", f"## {section.title}", *(["", section.note] if section.note else [])]
+        lines += ["", f"## {section.title}"]
+        if section.note:
+            lines += ["", section.note]
         for table in section.tables:
             lines += ["", f"### {escaped(table.title)}", ""]
-            heads = (
-                "<br>".join(escaped(text) for text in (head.text, *head.details))
-                for head in table.heads
-            )
+            heads: list[str] = []
+            for head in table.heads:
+                heads.append("<br>".join(escaped(text) for text in (head.text, *head.details)))
+
+            # numbers to the right, names to the left
+            rulers = ["---:" if head.is_numeric else "---" for head in table.heads]
             lines.append(f"| {' | '.join(heads)} |")
-            lines.append(
-                f"|{'|'.join('---:' if head.is_numeric else '---' for head in table.heads)}|"
-            )
-            lines += [
-                f"| {' | '.join(_markdown_cell(cell) for cell in row)} |" for row in table.rows
-            ]
+            lines.append(f"|{'|'.join(rulers)}|")
+            for row in table.rows:
+                lines.append(f"| {' | '.join(_markdown_cell(cell) for cell in row)} |")
         if section.pictures:
             lines += ["", f"In the HTML page: {len(section.pictures)}."]
     return "\n".join(lines) + "\n"
@@ -214,6 +211,7 @@ def to_html(board: Board) -> str:
     """One file with everything in it: no network, no scripts; every text is escaped."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
+    # StrictUndefined: a misspelt name in the template is an error, not an empty place
     environment = Environment(
         loader=PackageLoader("silc_bench.reports", "."),
         autoescape=True,
@@ -228,13 +226,13 @@ def to_html(board: Board) -> str:
 
 def _chart(changes: tuple[Change, ...]) -> dict[str, Any]:
     """Where the marks of a chart of differences go: x in percent of its width, ticks in points."""
-    ends = [
-        0.0,
-        *(c.difference - c.margin for c in changes),
-        *(c.difference + c.margin for c in changes),
-    ]
+    lows = [change.difference - change.margin for change in changes]
+    highs = [change.difference + change.margin for change in changes]
+    ends = [0.0, *lows, *highs]
     low, high = 100 * min(ends), 100 * max(ends)
-    room = (high - low) or 1.0
+    room = (high - low) or 1.0  # all equal to zero still needs a width
+
+    # the smallest step of 1, 2 or 5 times a power of ten that gives four ticks or fewer
     rough = room / 4
     power = 10 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough)
@@ -244,16 +242,17 @@ def _chart(changes: tuple[Change, ...]) -> dict[str, Any]:
         return f"{100 * (points - left) / (right - left):.2f}%"
 
     ticks = [step * index for index in range(math.ceil(left / step), math.floor(right / step) + 1)]
-    marks = [
-        {
+    tones = {"yes, better": "up", "yes, worse": "down"}
+    marks = []
+    for change in changes:
+        mark = {
             "change": change,
             "low": x(100 * (change.difference - change.margin)),
             "middle": x(100 * change.difference),
             "high": x(100 * (change.difference + change.margin)),
-            "tone": {"yes, better": "up", "yes, worse": "down"}.get(change.verdict, "flat"),
+            "tone": tones.get(change.verdict, "flat"),
         }
-        for change in changes
-    ]
+        marks.append(mark)
     return {
         "marks": marks,
         "ticks": [(x(tick), f"{tick:+g}" if tick else "0") for tick in ticks],
@@ -273,7 +272,9 @@ def escaped(text: str) -> str:
 
     An underscore inside a word is safe.
     """
-    text = re.sub(r"([\\`*\[\]|~$#])", r"\\\1", html.escape(text, quote=False).replace("\n", " "))
+    # HTML first: Markdown lets tags through; a line break would end a row of a table
+    text = html.escape(text, quote=False).replace("\n", " ")
+    text = re.sub(r"([\\`*\[\]|~$#])", r"\\\1", text)
     return re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", text)
 
 
