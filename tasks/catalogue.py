@@ -1,16 +1,13 @@
-"""Which named sets are measured by which families, with the prompts that OpenAI wrote for them.
+"""Which dataset is measured by which family, with the prompts that OpenAI wrote for it.
 
-Everything here is read from the data root: layouts and counts stand in docs/datasets.md. A set more
-is a line in one of the tables below, beside its lines in `silc_bench.datasets`.
+Named sets are registered here and read from the data root: layouts and counts stand in
+docs/datasets.md. A set more is a line in one of the tables below, beside its lines in
+`silc_bench.datasets`.
 
-Which families measure a set of images with masks: the named ones (catalog.py) and the user's own
-(own_data.py).
-
-Tasks of the user's own data: ``own_tasks("folder:pets")`` -> pets/zeroshot, with a train folder the
-learned families too. ``seg:IMAGES,MASKS,CLASSES.json`` gives those of segmentation.
-
-``folder:PATH#knn`` takes one family. Nothing is registered: such tasks belong to the command that
-names them.
+The user's own data is measured by the same families, and nothing of it is registered: such tasks
+belong to the command that names them. ``own_tasks("folder:pets")`` -> pets/zeroshot, with a train
+folder the learned families too; ``seg:IMAGES,MASKS,CLASSES.json`` gives those of segmentation;
+``folder:PATH#knn`` takes one family.
 """
 
 from __future__ import annotations
@@ -68,6 +65,7 @@ SEGMENTED = {  # and the splits that are measured
     "camvid": ("test", "train"),
     "camvid_mini": ("test", "train"),
 }
+FAMILIES = ("zeroshot", "fewshot", "fewshot_logistic", "linear", "knn", "retrieval")
 for _name, _prompts in ZEROSHOT.items():
     register(
         ZeroShot(
@@ -77,6 +75,7 @@ for _name, _prompts in ZEROSHOT.items():
             prompts=_prompts,
         )
     )
+
 for _name in LEARNED:
     _sources = {split: NamedSource(_name, split) for split in ("train", "test")}
     register(FewShot(name=f"{_name}/fewshot", needs_data_root=True, sources=_sources))
@@ -85,6 +84,7 @@ for _name in LEARNED:
     )
     register(Linear(name=f"{_name}/linear", needs_data_root=True, sources=_sources))
     register(Knn(name=f"{_name}/knn", needs_data_root=True, sources=_sources))
+
 for _name in RETRIEVED:
     register(
         Retrieval(
@@ -112,7 +112,9 @@ def segmentation_tasks(
     prompts = named_prompts()["openai80"]
     home: dict[str, Any] = {"needs_data_root": needs_data_root}
     test = {"test": sources["test"]}
-    tasks: list[Task] = [  # zero-shot chooses a background's threshold on "train" where it is there
+
+    # zero-shot chooses a background's threshold on "train" where there is one
+    tasks: list[Task] = [
         ZeroShotSegmentation(
             name=f"{name}/segmentation_zeroshot",
             sources=sources,
@@ -122,6 +124,8 @@ def segmentation_tasks(
         ),
         Correspondence(name=f"{name}/correspondence", sources=test, **home),
     ]
+
+    # without a background nothing tells an object from the rest
     if has_background:
         tasks.append(Discovery(name=f"{name}/discovery", sources=test, **home))
     if "train" in sources:
@@ -135,11 +139,9 @@ def segmentation_tasks(
 
 for _name, _splits in SEGMENTED.items():
     _sources = {split: NamedSource(_name, split) for split in _splits}
-    for _task in segmentation_tasks(
-        _name, _sources, rule_of(_name, "labels").has_background, needs_data_root=True
-    ):
+    _has_background = rule_of(_name, "labels").has_background
+    for _task in segmentation_tasks(_name, _sources, _has_background, needs_data_root=True):
         register(_task)
-FAMILIES = ("zeroshot", "fewshot", "fewshot_logistic", "linear", "knn", "retrieval")
 
 
 def own_tasks(word: str) -> list[Task] | None:
@@ -148,22 +150,28 @@ def own_tasks(word: str) -> list[Task] | None:
     Raises:
         UserError: nothing is there, or the data does not allow the family.
     """
+    # the last "#", as a folder's name may hold one too
     data, _, family = word.rpartition("#")
     if not data:
         data, family = word, ""
     own = parse(data)
     if own is None:
         return None
+
     known = families() if isinstance(own, OwnMasks) else FAMILIES
     if family and family not in known:
         raise unknown_name(f"family in {word}: it", family, known)
     tasks = _segmentation(own) if isinstance(own, OwnMasks) else _tasks(own)
     chosen = [task for task in tasks if family in ("", task.name.split("/")[1])]
+
     if not chosen:
         allowed = ", ".join(task.name.split("/")[1] for task in tasks)
         can_learn = isinstance(own, OwnMasks) or own.kind != "captions"
-        lacks = " without a folder train/" if can_learn and "train" not in own.splits() else ""
-        lacks = " without a background among its classes" if family == "discovery" else lacks
+        lacks = ""
+        if can_learn and "train" not in own.splits():
+            lacks = " without a folder train/"
+        if family == "discovery":
+            lacks = " without a background among its classes"
         raise UserError(f"{own.word} does not allow {family}{lacks}; it allows {allowed}")
     return chosen
 
@@ -178,11 +186,15 @@ def _tasks(own: OwnData) -> list[Task]:
     splits = own.splits()
     sources = {split: OwnSource(own, split) for split in splits}
     test = {"test": sources["test"]}
+
+    # captions, not labels: nothing but retrieval can be asked
     if not own.has_labels():
         return [Retrieval(name=f"{own.name}/retrieval", sources=test)]
+
     templates = own.templates()
     prompts = Prompts("own", templates) if templates else named_prompts()["single"]
     tasks: list[Task] = [ZeroShot(name=f"{own.name}/zeroshot", sources=test, prompts=prompts)]
+
     if "train" in splits:
         tasks.append(FewShot(name=f"{own.name}/fewshot", sources=sources))
         tasks.append(FewShotLogistic(name=f"{own.name}/fewshot_logistic", sources=sources))
@@ -192,12 +204,11 @@ def _tasks(own: OwnData) -> list[Task]:
 
 
 def families() -> tuple[str, ...]:
-    """All of them by name."""
+    """The families that measure images with masks, by name."""
 
     def nothing(data_root: Path | None, limit: int | None) -> ImageDataset:
         raise AssertionError("never loaded")
 
-    return tuple(
-        task.name.split("/")[1]
-        for task in segmentation_tasks("any", {"test": nothing, "train": nothing}, True)
-    )
+    # asked of the tasks themselves: a list beside them would fall behind
+    tasks = segmentation_tasks("any", {"test": nothing, "train": nothing}, True)
+    return tuple(task.name.split("/")[1] for task in tasks)

@@ -46,24 +46,29 @@ class Retrieval(SourcedTask):
 
     def score(self, features: Features) -> Scores:
         test = features.data["test"]
-        pictures, texts, captions = captions_of(test)
-        right = np.stack([pictures, texts], axis=1)
+        images, texts, captions = captions_of(test)
+        right = np.stack([images, texts], axis=1)  # [P, 2] which caption is right for which image
         text_ranks, image_ranks = retrieval_ranks(
             features.image("test"), features.text(captions), right
         )
-        image_ranks = image_ranks[texts]  # a query for each caption of each image
+
+        # ranked once for each distinct caption, but asked once for each caption of each image
+        image_ranks = image_ranks[texts]
 
         values: dict[str, float] = {}
         errors: dict[str, float] = {}
-        for way, ranks, asked_by in (
+        ways = (
             ("text", text_ranks, np.arange(len(test))),
-            ("image", image_ranks, pictures),
-        ):
+            ("image", image_ranks, images),
+        )
+        for way, ranks, asked_by in ways:
             for k in KS:
                 values[f"{way}_retrieval_recall@{k}"] = metrics.recall_at(ranks, k)
                 errors[f"{way}_retrieval_recall@{k}"] = _recall_stderr(ranks < k, asked_by)
             values[f"{way}_retrieval_median_rank"] = metrics.median_rank(ranks)
-        chance = float(np.bincount(pictures).mean() / len(captions))
+
+        # of the main metric: an image that draws one of the captions blindly
+        chance = float(np.bincount(images).mean() / len(captions))
         return Scores(
             values,
             errors,
@@ -73,7 +78,7 @@ class Retrieval(SourcedTask):
             outcomes={
                 "text_retrieval_rank": text_ranks,
                 "image_retrieval_rank": image_ranks,
-                "image_retrieval_picture": pictures,
+                "image_retrieval_picture": images,
             },
         )
 
@@ -84,13 +89,13 @@ def captions_of(dataset: ImageDataset) -> tuple[np.ndarray, np.ndarray, list[str
     The two are [P] and [P].
     """
     assert dataset.captions is not None, f"{dataset.name}/{dataset.split} has no captions"
-    pairs = [
-        (picture, text)
-        for picture, own in enumerate(dataset.captions)
-        for text in dict.fromkeys(own)
-    ]
+
+    # a caption that an image has twice asks once
+    pairs: list[tuple[int, str]] = []
+    for image, own_captions in enumerate(dataset.captions):
+        pairs += [(image, text) for text in dict.fromkeys(own_captions)]
     captions, texts = np.unique([text for _, text in pairs], return_inverse=True)
-    return np.array([picture for picture, _ in pairs]), texts, captions.tolist()
+    return np.array([image for image, _ in pairs]), texts, captions.tolist()
 
 
 def _recall_stderr(hits: np.ndarray, asked_by: np.ndarray) -> float:

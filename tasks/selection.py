@@ -34,10 +34,11 @@ def current_version(name: str) -> int | None:
     known = all_tasks()
     if name in known:
         return known[name].version
-    family = {
-        task.version for other, task in known.items() if other.split("/")[1] == name.split("/")[1]
-    }
-    return family.pop() if len(family) == 1 else None
+
+    # of the user's own data the dataset is not known; a family answers if all its tasks agree
+    family = name.split("/")[1]
+    versions = {task.version for other, task in known.items() if other.split("/")[1] == family}
+    return versions.pop() if len(versions) == 1 else None
 
 
 def select(patterns: Iterable[str]) -> list[Task]:
@@ -57,27 +58,30 @@ def select(patterns: Iterable[str]) -> list[Task]:
     known = all_tasks()
     chosen: dict[str, Task] = {}
     named_by: dict[str, str] = {}
+
     for pattern in patterns:
         own = own_tasks(pattern)
         if own is not None:
             for task in own:
                 word = pattern.rpartition("#")[0] or pattern
+                # two folders of one name would write one record: neither is measured
                 if task.name in known or named_by.setdefault(task.name, word) != word:
                     other = named_by.get(task.name, "a registered task")
                     raise UserError(
-                        f"{word} would be called {task.name}, as is {other}; rename its folder or file"
+                        f"{word} would be called {task.name}, as is {other};"
+                        " rename its folder or file"
                     )
                 chosen[task.name] = task
             continue
-        found = {name: task for name, task in known.items() if _matches(pattern, task)}
-        if not found:
-            words = (
-                set(known)
-                | {part for name in known for part in name.split("/")}
-                | {t.group for t in known.values()}
-            )
-            raise unknown_name("task", pattern, words)
-        chosen |= found
+
+        matching_tasks = {name: task for name, task in known.items() if _matches(pattern, task)}
+        if not matching_tasks:
+            parts = {part for name in known for part in name.split("/")}
+            groups = {task.group for task in known.values()}
+            raise unknown_name("task", pattern, set(known) | parts | groups)
+
+        chosen |= matching_tasks
+
     if not chosen:
         raise UserError("no task was named; `silc-bench tasks` lists them")
     return [chosen[name] for name in sorted(chosen)]
@@ -95,14 +99,20 @@ def measurable(
     for task in tasks:
         if task.name in patterns:
             continue
-        if (shortage := getattr(task, "shortage", None)) and (reason := shortage()):
+        shortage = getattr(task, "shortage", None)
+        reason = shortage() if shortage else None
+        if reason:
             left_out[task.name] = f"as {reason}"
         elif not getattr(task, "needs_data_root", False):
             continue
         elif data_root is None:
             left_out[task.name] = "without --data-root"
-        elif (missing := getattr(task, "missing", None)) and missing(data_root):
-            left_out[task.name] = f"as not found under {data_root}"
+        else:
+            missing = getattr(task, "missing", None)
+            if missing and missing(data_root):
+                left_out[task.name] = f"as not found under {data_root}"
+
+    # where nothing remains, all are kept: their errors say more than an empty list
     kept = [task for task in tasks if task.name not in left_out]
     return (kept, left_out) if kept else (list(tasks), {})
 
@@ -114,8 +124,10 @@ def words_of(text: str) -> list[str]:
     "seg:IMAGES,MASKS,CLASSES.json".
     """
     parts = [part.strip() for part in re.split(r",(?![^{}]*\})", text)]
-    words = []
+
+    words: list[str] = []
     while parts:
+        # "seg:IMAGES,MASKS,CLASSES.json" is one word of three parts
         count = 3 if parts[0].startswith("seg:") else 1
         words.append(",".join(parts[:count]))
         parts = parts[count:]

@@ -65,9 +65,8 @@ class NamedSource:
         return True
 
 
-@lru_cache(
-    maxsize=4
-)  # to hash a set takes seconds or minutes, and the families of a command ask for the same
+# to hash a set takes seconds or minutes, and the families of a command ask for the same
+@lru_cache(maxsize=4)
 def _load_named(name: str, split: str, data_root: Path | None, limit: int | None) -> ImageDataset:
     from silc_bench.datasets.public.load import find_set
 

@@ -47,9 +47,11 @@ if TYPE_CHECKING:
 
 SEEDS = (0, 1, 2)
 L2 = 1024.0
+SHOTS = (1, 5, 10, 25)
+POOL = max(SHOTS)  # training images a class that --limit keeps
 COSTS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # scikit-learn's C
-_LEFT_OUT = "numbers of shots that a class has too few pictures for"
 MAIN_SHOTS = 10  # of the main metric
+_LEFT_OUT = "numbers of shots that a class has too few pictures for"
 
 
 @dataclass(kw_only=True, eq=False)
@@ -59,6 +61,8 @@ class ShotTask(SourcedTask):
     def load(self, data_root: Path | None, limit: int | None) -> dict[str, ImageDataset]:
         if limit is None:
             return super().load(data_root, None)
+
+        # the whole pool is read first: only its labels say which images keep every class
         pool = cast("Pool", self.sources["train"](data_root, None))
         return {
             "train": pool.part(spread_by_class(labels_of(pool), POOL)),
@@ -73,6 +77,7 @@ class ShotTask(SourcedTask):
         source = self.sources["train"]
         if not isinstance(source, OwnSource):
             return None
+
         pool = source(None, None)
         return too_few(labels_of(pool), pool.class_names)
 
@@ -101,22 +106,21 @@ class FewShot(ShotTask):
         }
 
     def score(self, features: Features) -> Scores:
-        train, labels = labels_of(features.data["train"]), labels_of(features.data["test"])
+        train = labels_of(features.data["train"])
+        labels = labels_of(features.data["test"])
         names = features.data["train"].class_names
-        num_classes, (scored, details), hits = (
-            len(names),
-            scored_shots(self.name, train, names, SHOTS),
-            {},
-        )
+        scored, details = scored_shots(self.name, train, names, SHOTS)
+
+        hits: dict[int, np.ndarray] = {}
+        num_classes = len(names)
         for shots in scored:
-            draws = [shot_indices(train, shots, seed, num_classes) for seed in SEEDS]
-            probes = [
-                ridge(features.image("train")[chosen], train[chosen], num_classes, L2)
-                for chosen in draws
-            ]
-            hits[shots] = np.stack(
-                [class_ranks(probe(features.image("test")), labels) < 1 for probe in probes], axis=1
-            )
+            # the same seeds for each number: 5 shots hold the 1 shot
+            right: list[np.ndarray] = []
+            for seed in SEEDS:
+                chosen = shot_indices(train, shots, seed, num_classes)
+                probe = ridge(features.image("train")[chosen], train[chosen], num_classes, L2)
+                right.append(class_ranks(probe(features.image("test")), labels) < 1)
+            hits[shots] = np.stack(right, axis=1)  # [N, S]
         return _scores(hits, train, labels, details)
 
 
@@ -130,7 +134,8 @@ class FewShotLogistic(ShotTask):
 
     def protocol(self) -> dict[str, Any]:
         return {
-            "probe": "multinomial logistic regression on standardised pooled embeddings, l2 penalty, free bias",
+            "probe": "multinomial logistic regression on standardised pooled embeddings,"
+            " l2 penalty, free bias",
             "shots": list(SHOTS[1:]),
             "left_out": _LEFT_OUT,
             "seeds": list(SEEDS),
@@ -139,18 +144,23 @@ class FewShotLogistic(ShotTask):
         }
 
     def score(self, features: Features) -> Scores:
-        train, labels = labels_of(features.data["train"]), labels_of(features.data["test"])
+        train = labels_of(features.data["train"])
+        labels = labels_of(features.data["test"])
         names = features.data["train"].class_names
+        # one shot is left out: nothing remains to choose the penalty on
         scored, details = scored_shots(self.name, train, names, SHOTS[1:])
-        hits, chosen_costs, converged = {}, {}, {}
+
+        hits: dict[int, np.ndarray] = {}
+        chosen_costs: dict[str, list[float]] = {}
+        converged: dict[str, bool] = {}
         for shots in scored:
             draws = [self._draw(features, train, labels, len(names), shots, seed) for seed in SEEDS]
             hits[shots] = np.stack([draw for draw, _ in draws], axis=1)
             chosen_costs[metric(shots)] = [fit["cost"] for _, fit in draws]
             converged[metric(shots)] = all(all(fit["converged"]) for _, fit in draws)
-        return _scores(
-            hits, train, labels, {"cost_by_seed": chosen_costs, "converged": converged, **details}
-        )
+
+        fits = {"cost_by_seed": chosen_costs, "converged": converged}
+        return _scores(hits, train, labels, {**fits, **details})
 
     def _draw(
         self,
@@ -161,7 +171,10 @@ class FewShotLogistic(ShotTask):
         shots: int,
         seed: int,
     ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Hits [N] on the test images of one draw, and how its fit went."""
         chosen = shot_indices(train, shots, seed, num_classes)
+
+        # the penalty is chosen on shots, never on test images: more would not be few shots
         held_out = held_out_fifth(train[chosen])
         probe, details = logistic_probe(
             features.image("train")[chosen],
@@ -178,51 +191,17 @@ def _scores(
     hits: Mapping[int, np.ndarray], train: np.ndarray, labels: np.ndarray, details: dict[str, Any]
 ) -> Scores:
     """From the hits [N, S] of S draws for each number of shots."""
+    # the deviation over draws alone: the standard error holds the draw of the test images too
     by_seed = {metric(shots): hit.mean(axis=0).tolist() for shots, hit in hits.items()}
+    deviations = {name: float(np.std(values, ddof=1)) for name, values in by_seed.items()}
     return Scores(
         metrics={metric(shots): float(hit.mean()) for shots, hit in hits.items()},
         stderr={metric(shots): statistics.seeds_stderr(hit.T) for shots, hit in hits.items()},
         n=len(labels),
         chance=uniform_chance(train, labels),
-        details={
-            **details,
-            "by_seed": by_seed,
-            "std_over_seeds": {
-                name: float(np.std(values, ddof=1)) for name, values in by_seed.items()
-            },
-        },
+        details={**details, "by_seed": by_seed, "std_over_seeds": deviations},
         outcomes={metric(shots): hit for shots, hit in hits.items()},
     )
-
-
-register(
-    FewShot(
-        name="shapes/fewshot",
-        sources={"train": shapes("train", 2000), "test": shapes("test", 1000)},
-    )
-)
-register(
-    FewShot(
-        name="cifar100/fewshot",
-        needs_data_root=True,
-        sources={"train": cifar100("train"), "test": cifar100("test")},
-    )
-)
-register(
-    FewShotLogistic(
-        name="shapes/fewshot_logistic",
-        sources={"train": shapes("train", 2000), "test": shapes("test", 1000)},
-    )
-)
-register(
-    FewShotLogistic(
-        name="cifar100/fewshot_logistic",
-        needs_data_root=True,
-        sources={"train": cifar100("train"), "test": cifar100("test")},
-    )
-)
-SHOTS = (1, 5, 10, 25)
-POOL = max(SHOTS)
 
 
 def spread_by_class(labels: np.ndarray, count: int) -> list[int]:
@@ -245,14 +224,16 @@ def scored_shots(
     reason = too_few(labels, class_names)
     if reason is not None:
         raise UserError(f"{task_name}: {reason}; add pictures, or leave the task out")
+
+    # the scarcest class decides for all: every number means as many of each class
     name, fewest = _scarcest(labels, class_names)
-    return [number for number in shots if number <= fewest], {
-        "left_out": {
-            metric(k): f"{name!r} has {fewest} training pictures" for k in shots if k > fewest
-        },
+    left_out = {k: f"{name!r} has {fewest} training pictures" for k in shots if k > fewest}
+    details = {
+        "left_out": {metric(k): reason for k, reason in left_out.items()},
         "fewest_pictures_of_a_class": fewest,
         "classes_without_pictures": len(class_names) - len(np.unique(labels)),
     }
+    return [number for number in shots if number <= fewest], details
 
 
 def too_few(labels: np.ndarray, class_names: Sequence[str]) -> str | None:
@@ -260,12 +241,24 @@ def too_few(labels: np.ndarray, class_names: Sequence[str]) -> str | None:
     name, fewest = _scarcest(labels, class_names)
     if fewest >= MAIN_SHOTS:
         return None
-    return f"{name!r} has {fewest} training pictures, and {metric(MAIN_SHOTS)} needs {MAIN_SHOTS} of each class"
+    return (
+        f"{name!r} has {fewest} training pictures,"
+        f" and {metric(MAIN_SHOTS)} needs {MAIN_SHOTS} of each class"
+    )
 
 
 def _scarcest(labels: np.ndarray, class_names: Sequence[str]) -> tuple[str, int]:
-    """The class that is there with the fewest images."""
+    """The class with the fewest images among those that have any."""
     counts = np.bincount(labels, minlength=len(class_names))
-    there = np.flatnonzero(counts)
-    scarcest = there[counts[there].argmin()]
+    # a class without images is not learned at all, and is counted in the details
+    present = np.flatnonzero(counts)
+    scarcest = present[counts[present].argmin()]
     return class_names[scarcest], int(counts[scarcest])
+
+
+SHAPES = {"train": shapes("train", 2000), "test": shapes("test", 1000)}
+CIFAR100 = {"train": cifar100("train"), "test": cifar100("test")}
+register(FewShot(name="shapes/fewshot", sources=SHAPES))
+register(FewShot(name="cifar100/fewshot", needs_data_root=True, sources=CIFAR100))
+register(FewShotLogistic(name="shapes/fewshot_logistic", sources=SHAPES))
+register(FewShotLogistic(name="cifar100/fewshot_logistic", needs_data_root=True, sources=CIFAR100))

@@ -42,19 +42,26 @@ class Linear(SourcedTask):
 
     def protocol(self) -> dict[str, Any]:
         return {
-            "probe": "multinomial logistic regression on standardised pooled embeddings, l2 penalty, free bias",
+            "probe": "multinomial logistic regression on standardised pooled embeddings,"
+            " l2 penalty, free bias",
             "costs": list(COSTS),
-            "held_out": f"every {HELD_OUT}th training picture of each class, or the last of two to four",
+            "held_out": f"every {HELD_OUT}th training picture of each class,"
+            " or the last of two to four",
         }
 
     def score(self, features: Features) -> Scores:
-        train, labels = labels_of(features.data["train"]), labels_of(features.data["test"])
+        train = labels_of(features.data["train"])
+        labels = labels_of(features.data["test"])
         names = features.data["train"].class_names
+
+        # of training images: the test images are scored once, after every choice
         held_out = held_out_fifth(train)
         if not held_out.any():
             raise UserError(
-                f"{self.name} needs two training pictures of a class to choose its penalty, and each has one"
+                f"{self.name} needs two training pictures of a class to choose its penalty,"
+                " and each has one"
             )
+
         probe, details = logistic_probe(
             features.image("train"), train, held_out, len(names), COSTS, features.device
         )
@@ -73,6 +80,7 @@ def held_out_fifth(labels: np.ndarray) -> np.ndarray:
     alternate in the set.
     """
     held_out = np.zeros(len(labels), dtype=bool)
+    # by class, not every fifth of the set: a set sorted by class would lose whole classes
     for label in np.unique(labels):
         own = np.flatnonzero(labels == label)
         held_out[own[HELD_OUT - 1 :: HELD_OUT]] = True
@@ -96,12 +104,17 @@ def logistic_probe(
     The details name the cost, the accuracy of each on the held-out samples, and which fits
     converged (the last fit, too).
     """
+
+    # the probe learns on standardised features: one penalty then weighs all of them alike
     mean, std = moments(features)
     x = (features - mean) / std
     sweep, converged = _fit(x[~held_out], labels[~held_out], costs, num_classes, device)
     right = [
         float(np.mean(class_ranks(probe(x[held_out]), labels[held_out]) < 1)) for probe in sweep
     ]
+
+    # argmax takes the first of equals, which is the strongest penalty; the last fit starts from
+    # the chosen one, and so needs few steps
     best = int(np.argmax(right))
     (probe,), (last_converged,) = _fit(
         x, labels, costs[best : best + 1], num_classes, device, start=sweep[best]
@@ -111,6 +124,8 @@ def logistic_probe(
         "held_out_acc1": {f"{cost:g}": value for cost, value in zip(costs, right, strict=True)},
         "converged": [*converged, last_converged],
     }
+
+    # folded into the map: (f - mean) / std @ w + b, as one product with the raw features
     weight = probe.weight / std[:, None]
     return LinearMap(weight, probe.bias - mean @ weight), details
 
@@ -127,22 +142,25 @@ def _fit(
 
     A class that does not occur in training gets -inf and is never the answer.
     """
+    # imported here: it brings torch, which a listing of the tasks must not wait for
     from silc_bench.probes.logistic import fit_logistic
 
     known, numbered = np.unique(labels, return_inverse=True)
     near = None
-    if start is not None:  # a class that it did not know begins as its least likely one
+    if start is not None:
+        # a class that the start did not know begins as its least likely one
         bias = start.bias[known]
-        near = (
-            start.weight[:, known],
-            np.where(np.isfinite(bias), bias, bias[np.isfinite(bias)].min()),
-        )
+        least = bias[np.isfinite(bias)].min()
+        near = (start.weight[:, known], np.where(np.isfinite(bias), bias, least))
+
     fit = fit_logistic(x, numbered, costs, start=near, device=device)
     maps = []
     for weight, bias in zip(fit.weight, fit.bias, strict=True):
         full = LinearMap(np.zeros((x.shape[1], num_classes)), np.full(num_classes, -np.inf))
-        full.weight[:, known], full.bias[known] = weight, bias
+        full.weight[:, known] = weight
+        full.bias[known] = bias
         maps.append(full)
+
     return maps, fit.converged.tolist()
 
 

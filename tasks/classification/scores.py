@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def labels_of(dataset: ImageDataset) -> np.ndarray:
-    """[N] int64."""
+    """The labels of a dataset that has them: [N] int64."""
     assert dataset.labels is not None, f"{dataset.name}/{dataset.split} has no labels"
     return dataset.labels
 
@@ -33,6 +33,9 @@ def classification_scores(
     The acc1 of each class stands in the details.
     """
     hits = ranks < 1
+    hits_of_5 = ranks < 5
+
+    # what each sample scored is kept: paired tests of two models need it
     return Scores(
         metrics={
             "acc1": metrics.recall_at(ranks, 1),
@@ -41,27 +44,27 @@ def classification_scores(
         },
         stderr={
             "acc1": stats.accuracy_stderr(hits),
-            "acc5": stats.accuracy_stderr(ranks < 5),
+            "acc5": stats.accuracy_stderr(hits_of_5),
             "mean_per_class_recall": stats.mean_per_class_stderr(hits, labels),
         },
         n=len(labels),
         chance=chance,
         details={**details, "acc1_by_class": _by_class(hits, labels, class_names)},
-        outcomes={"acc1": hits, "acc5": ranks < 5, "labels": labels},
+        outcomes={"acc1": hits, "acc5": hits_of_5, "labels": labels},
     )
 
 
 def _by_class(hits: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -> list[list[Any]]:
-    """[name, fraction hit] of each class in order, None without a sample.
-
-    Names can repeat: no dict.
-    """
+    """[name, fraction hit] of each class in order, None without a sample."""
     counts = np.bincount(labels, minlength=len(class_names))
-    right = np.bincount(labels, weights=hits, minlength=len(class_names))
-    return [
-        [name, float(right[c] / counts[c]) if counts[c] else None]
-        for c, name in enumerate(class_names)
-    ]
+    hit_counts = np.bincount(labels, weights=hits, minlength=len(class_names))
+
+    # a list, not a dict: names can repeat
+    by_class: list[list[Any]] = []
+    for label, name in enumerate(class_names):
+        share = float(hit_counts[label] / counts[label]) if counts[label] else None
+        by_class.append([name, share])
+    return by_class
 
 
 def uniform_chance(train_labels: np.ndarray, labels: np.ndarray) -> float:
@@ -69,6 +72,7 @@ def uniform_chance(train_labels: np.ndarray, labels: np.ndarray) -> float:
 
     Equal shots of noise lead to it.
     """
+    # a test image of a class that was not learned can only be missed
     known = np.unique(train_labels)
     return float(np.isin(labels, known).mean() / len(known))
 
@@ -79,8 +83,6 @@ def frequency_chance(train_labels: np.ndarray, labels: np.ndarray) -> float:
     It is the sum over classes of p_train * p_test.
     """
     num_classes = int(max(train_labels.max(), labels.max())) + 1
-    frequencies = [
-        np.bincount(values, minlength=num_classes) / len(values)
-        for values in (train_labels, labels)
-    ]
-    return float(frequencies[0] @ frequencies[1])
+    train_counts = np.bincount(train_labels, minlength=num_classes)
+    test_counts = np.bincount(labels, minlength=num_classes)
+    return float((train_counts / len(train_labels)) @ (test_counts / len(labels)))

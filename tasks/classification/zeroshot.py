@@ -38,7 +38,9 @@ class ZeroShot(SourcedTask):
     requires: frozenset[str] = frozenset({"image", "text"})
 
     def under(self, protocol: NamedProtocol) -> ZeroShot:
-        return self if protocol.prompts is None else with_prompts(self, protocol.prompts)
+        if protocol.prompts is None:
+            return self
+        return with_prompts(self, protocol.prompts)
 
     def protocol(self) -> dict[str, Any]:
         return self.prompts.protocol()
@@ -46,8 +48,11 @@ class ZeroShot(SourcedTask):
     def score(self, features: Features) -> Scores:
         test = features.data["test"]
         classes = class_embeddings(features, test.class_names, self.prompts)
+
         labels = labels_of(test)
+        # cosines: the scale and the bias of the model's logits change no rank
         logits = normalize(features.image("test")) @ classes.T
+
         ranks = ranks_among_namesakes(logits, labels, self.prompts.texts(test.class_names))
         return classification_scores(
             ranks, labels, test.class_names, chance=1 / len(classes), details={}
@@ -65,11 +70,14 @@ def ranks_among_namesakes(
     Nothing that a model says tells them apart: counted as ties, none of their images could ever
     be right; an argmax answers with the first.
     """
+    # each class bears the number of the first class of the same words
     first: dict[tuple[str, ...], int] = {}
     names = np.array([first.setdefault(tuple(own), number) for number, own in enumerate(texts)])
     before = np.array(
         [np.count_nonzero(names[:number] == name) for number, name in enumerate(names)]
     )
+
+    # namesakes are taken out of the ranking, then those before the right class are counted back in
     is_namesake = names[labels][:, None] == names[None]
     np.put_along_axis(is_namesake, labels[:, None], False, axis=1)
     return class_ranks(np.where(is_namesake, -np.inf, logits), labels) + before[labels]
@@ -79,6 +87,7 @@ SHAPES_PROMPTS = Prompts("shapes", own_templates("shapes"))
 register(
     ZeroShot(name="shapes/zeroshot", sources={"test": shapes("test", 1000)}, prompts=SHAPES_PROMPTS)
 )
+
 # colour and shape pairs that no training caption holds, to be told from all 64
 register(
     ZeroShot(

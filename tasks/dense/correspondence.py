@@ -1,22 +1,16 @@
 """Correspondence: does a patch find its class among its nearest patches in another image?
 
-Each image asks, for each of its classes but a background, the next image that holds the class,
-in an order that only the masks decide (`silc_bench.tasks.dense.correspondence`). Recall at k is the
-mean over classes of the share of asking patches with a patch of their class among the k nearest,
-everything else in that image distracting. Chance is exact: k patches drawn from that image.
-
-Whether a patch finds its like in another picture: ranks of the nearest patch of the same class, and
-what chance would find.
+Each image asks, for each of its classes but a background, the next image that holds the class, in
+an order that only the masks decide. Recall at k is the mean over classes of the share of asking
+patches with a patch of their class among the k nearest (cosine); everything else in that image
+distracts, the background too. A patch has the class of most of its pixels. Chance is exact: k
+patches drawn from that image. It is the retrieval behind "dense correspondence" figures of
+self-supervised models, as one number without a threshold.
 
 Flow: ``cell_classes(mask, layout)`` for each image -> ``partners`` names the other image for
 each class -> ``ranks`` of its patches there -> recall at k, beside ``chance_at``.
 
-The retrieval behind "dense correspondence" figures of self-supervised models, as one number without
-a threshold: for each patch of a class, is one of its k nearest patches (cosine) in another image
-that holds the class, of that class? Everything else in the other image distracts, the background
-too. A patch has the class of most of its pixels.
-
-Shapes: n patches of the asking image, m of the other, D features.
+Shapes: n patches of the asking image, m of the other, D features, C classes.
 """
 
 from __future__ import annotations
@@ -41,6 +35,7 @@ from silc_bench.tasks.sources import shapes
 
 KS = (1, 5)
 MAX_PICTURES = 500  # whose patches are held at once
+UNLABELLED = -1
 
 
 @dataclass(kw_only=True, eq=False)
@@ -52,50 +47,51 @@ class Correspondence(CellsTask):
             **super().protocol(),
             "k": list(KS),
             "patch": "class of most of its pixels",
-            "pairs": "for each class but a background, the next picture that holds it, in the order of the masks' SHA-256",
+            "pairs": "for each class but a background, the next picture that holds it,"
+            " in the order of the masks' SHA-256",
             "pictures": f"the first {MAX_PICTURES} in that order",
             "scored": "mean over classes of the share of patches",
         }
 
     def score(self, features: Features) -> Scores:
         cells, classes, order = self._chosen(features)
-        num_classes, first = (
-            len(features.data["test"].mask_names),
-            int(features.data["test"].has_background),
-        )
+        dataset = features.data["test"]
+        num_classes = len(dataset.mask_names)
+        first_class = int(dataset.has_background)  # label 0 asks nothing where it is a background
+
+        # for each k: of each image and class how many patches hit and how many asked, [I, 2, C]
         counts = {k: np.zeros((len(cells), 2, num_classes), np.int64) for k in KS}
         chance = np.zeros(num_classes)
-        for picture, asked in enumerate(partners(classes, order)):
-            for index, other in asked.items():
-                if index < first:
+        for image, partner_of in enumerate(partners(classes, order)):
+            for index, other in partner_of.items():
+                if index < first_class:
                     continue
-                is_right, known = classes[other] == index, classes[other] >= 0
-                queries = cells[picture][classes[picture] == index]
-                found = ranks(queries, cells[other][known], is_right[known])
+                is_right = classes[other] == index
+                is_known = classes[other] >= 0
+                queries = cells[image][classes[image] == index]
+                wrong_before = ranks(queries, cells[other][is_known], is_right[is_known])
                 for k in KS:
-                    counts[k][picture, :, index] = np.sum(found < k), len(found)
-                chance[index] += len(found) * chance_at(
-                    KS[0], int(is_right.sum()), int(known.sum())
-                )
+                    counts[k][image, 0, index] = np.sum(wrong_before < k)
+                    counts[k][image, 1, index] = len(wrong_before)
+                at_random = chance_at(KS[0], int(is_right.sum()), int(is_known.sum()))
+                chance[index] += len(wrong_before) * at_random
+
         num_asked = counts[KS[0]].sum(axis=0)[1]
         if not num_asked.any():
             raise UserError(
-                f"{self.name}: no class occurs in two of the {len(cells)} pictures; leave it out, or raise --limit"
+                f"{self.name}: no class occurs in two of the {len(cells)} pictures;"
+                " leave it out, or raise --limit"
             )
-        kept = {f"patch_recall@{k}": counted for k, counted in counts.items()}
+
+        by_name = {f"patch_recall@{k}": hits_and_asked for k, hits_and_asked in counts.items()}
+        rate = metrics.mean_class_rate
         return Scores(
-            metrics={
-                name: float(metrics.mean_class_rate(counted.sum(axis=0)))
-                for name, counted in kept.items()
-            },
-            stderr={
-                name: stats.bootstrap_stderr(counted, metrics.mean_class_rate)
-                for name, counted in kept.items()
-            },
+            metrics={name: float(rate(own.sum(axis=0))) for name, own in by_name.items()},
+            stderr={name: stats.bootstrap_stderr(own, rate) for name, own in by_name.items()},
             n=len(cells),
-            chance=float(metrics.mean_class_rate(np.stack([chance, num_asked]))),
+            chance=float(rate(np.stack([chance, num_asked]))),
             details={"patches": int(num_asked.sum())},
-            outcomes=dict(kept),
+            outcomes=dict(by_name),
         )
 
     def _chosen(self, features: Features) -> tuple[list[np.ndarray], list[np.ndarray], np.ndarray]:
@@ -104,23 +100,21 @@ class Correspondence(CellsTask):
         Cells are fp16 [n, D], classes [n].
         """
         dataset = features.data["test"]
-        order = order_by_mask(dataset.mask(index) for index in range(len(dataset)))[:MAX_PICTURES]
+        masks = (dataset.mask(index) for index in range(len(dataset)))
+        order = order_by_mask(masks)[:MAX_PICTURES]
         chosen = set(order.tolist())
+
+        # features come in the dataset's order; ``places`` says where an image lies in the lists
         cells: list[np.ndarray] = []
         classes: list[np.ndarray] = []
         places: dict[int, int] = {}
         for number, (grid, layout, mask) in enumerate(self.labelled(features, "test")):
             if number in chosen:
                 places[number] = len(cells)
-                cells.append(
-                    grid.reshape(-1, grid.shape[-1]).astype(np.float16)
-                )  # what they were rounded to
+                # fp16 is what they were rounded to: nothing is lost
+                cells.append(grid.reshape(-1, grid.shape[-1]).astype(np.float16))
                 classes.append(cell_classes(mask, layout))
         return cells, classes, np.array([places[number] for number in order.tolist()])
-
-
-register(Correspondence(name="shapes/correspondence", sources={"test": shapes("test", 1000)}))
-UNLABELLED = -1
 
 
 def cell_classes(mask: np.ndarray, layout: Layout) -> np.ndarray:
@@ -140,10 +134,9 @@ def order_by_mask(masks: Iterable[np.ndarray]) -> np.ndarray:
     Neighbours in it are not neighbours in a video, and a data set in another order gives the same
     pairs.
     """
-    digests = [
-        hashlib.sha256(repr(mask.shape).encode() + mask.astype("<u2").tobytes()).hexdigest()
-        for mask in masks
-    ]
+    # the shape is hashed too: the bytes of a 2 x 8 mask are those of a 4 x 4 one
+    contents = (repr(mask.shape).encode() + mask.astype("<u2").tobytes() for mask in masks)
+    digests = [hashlib.sha256(content).hexdigest() for content in contents]
     return np.argsort(digests, kind="stable")
 
 
@@ -156,14 +149,16 @@ def partners(classes: Sequence[np.ndarray], order: np.ndarray) -> list[dict[int,
         classes: of the cells of each image.
         order: a permutation of the images.
     """
-    found: list[dict[int, int]] = [{} for _ in classes]
+    partner_of: list[dict[int, int]] = [{} for _ in classes]
     held = [set(np.unique(own).tolist()) - {UNLABELLED} for own in classes]
     for index in set().union(*held):
-        holders = [picture for picture in order.tolist() if index in held[picture]]
+        holders = [image for image in order.tolist() if index in held[image]]
+
+        # a class that one image alone holds has nowhere to be looked for
         if len(holders) > 1:
-            for picture, following in zip(holders, holders[1:] + holders[:1], strict=True):
-                found[picture][index] = following
-    return found
+            for image, following in zip(holders, holders[1:] + holders[:1], strict=True):
+                partner_of[image][index] = following
+    return partner_of
 
 
 def ranks(queries: np.ndarray, others: np.ndarray, is_right: np.ndarray) -> np.ndarray:
@@ -172,6 +167,8 @@ def ranks(queries: np.ndarray, others: np.ndarray, is_right: np.ndarray) -> np.n
     Queries [n, D], others [m, D], bool [m] -> [n] int64.
     """
     similarity = normalize(queries.astype(np.float32)) @ normalize(others.astype(np.float32)).T
+
+    # "not below" instead of "at least": a NaN counts as a wrong patch that is nearer
     best = similarity[:, is_right].max(axis=1)
     return (~(similarity[:, ~is_right] < best[:, None])).sum(axis=1)
 
@@ -184,5 +181,9 @@ def chance_at(k: int, num_right: int, num_others: int) -> float:
     wrong = num_others - num_right
     if wrong < k:
         return 1.0
+    # by logarithms of factorials, as the binomials themselves overflow
     logs = gammaln([wrong + 1, num_others - k + 1, wrong - k + 1, num_others + 1])
     return float(1 - np.exp(logs[0] + logs[1] - logs[2] - logs[3]))
+
+
+register(Correspondence(name="shapes/correspondence", sources={"test": shapes("test", 1000)}))

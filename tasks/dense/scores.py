@@ -1,12 +1,14 @@
 """What the tasks that read cells share: cells beside masks, and the scores of their logits.
 
-What a segmentation scores, however it was predicted: areas of each image -> mIoU and its company,
-beside their chance.
+A segmentation is scored in the same way, however it was predicted: areas of each image -> mIoU and
+its company, beside their chance. Everything follows from areas summed over the whole split, never
+from averages of images: a class absent from truth and prediction is not averaged. Standard errors
+are a bootstrap over images.
 
 Flow: ``areas = PictureAreas(num_classes)``; for each image ``areas.add(prediction, mask)``;
-``areas.scores(names, chance)``. Everything follows from areas summed over the whole split, never
-from averages of pictures: a class absent from truth and prediction is not averaged. Standard errors
-are a bootstrap over images.
+``areas.scores(names, chance)``.
+
+Shapes: H x W pixels, gh x gw = n cells, D features, C classes.
 """
 
 from __future__ import annotations
@@ -43,20 +45,18 @@ class CellsTask(SourcedTask):
     method: str = "tokens"  # "tokens:4" joins those of the last four blocks
 
     def protocol(self) -> dict[str, Any]:
-        return {
-            "features": self.method,
-            "view": "the model's own" if self.view is None else self.view.as_dict(),
-        }
+        view = "the model's own" if self.view is None else self.view.as_dict()
+        return {"features": self.method, "view": view}
 
     def under(self, protocol: NamedProtocol) -> Self:
         """Seen in the windows of the protocol, by the method that it names for probes."""
         if not (protocol.segmentation or protocol.probe_method):
             return self
-        view = (
-            rule_of(protocol.segmentation, self.name.partition("/")[0]).view
-            if protocol.segmentation
-            else self.view
-        )
+
+        view = self.view
+        if protocol.segmentation:
+            # the rule of a set can differ: its size is chosen for the set
+            view = rule_of(protocol.segmentation, self.name.partition("/")[0]).view
         return replace(self, view=view, method=protocol.probe_method or self.method)
 
     def dense_needs(self) -> Mapping[str, Sequence[str]]:
@@ -67,8 +67,8 @@ class CellsTask(SourcedTask):
     ) -> Iterator[tuple[np.ndarray, Layout, np.ndarray]]:
         """Cells [gh, gw, D], their layout and the mask [H, W] of each image, in order."""
         dataset = features.data[role]
-        for picture in features.grids(role, self.view, self.method):
-            yield picture.grid, picture.layout, dataset.mask(picture.index)
+        for item in features.grids(role, self.view, self.method):
+            yield item.grid, item.layout, dataset.mask(item.index)
 
     def predicted(
         self, features: Features, logits: Callable[[Tensor], Tensor], num_classes: int
@@ -86,10 +86,14 @@ class CellsTask(SourcedTask):
 
 
 def as_logits(probe: LinearMap) -> Callable[[Tensor], Tensor]:
-    """The probe of cells fp32 [n, D], computed in float64: the features' own scales differ much."""
+    """The probe as a function of cells fp32 [n, D].
+
+    It computes in float64, because the scales of the features differ much.
+    """
     import torch
 
-    weight, bias = torch.from_numpy(probe.weight), torch.from_numpy(probe.bias)
+    weight = torch.from_numpy(probe.weight)
+    bias = torch.from_numpy(probe.bias)
     return lambda cells: (cells.double() @ weight + bias).float()
 
 
@@ -126,24 +130,25 @@ class PictureAreas:
     def scores(
         self, names: Sequence[str], chance: float, details: Mapping[str, Any] | None = None
     ) -> Scores:
-        areas, boundary = np.stack(self._areas), np.stack(self._boundary)
-        total = areas.sum(axis=0)
-        found = {name: (areas, measure) for name, measure in MEASURES.items()} | {
-            "boundary_mIoU": (boundary, metrics.mean_iou)
-        }
-        iou = {
-            name: None if np.isnan(value) else float(value)
-            for name, value in zip(names, metrics.class_iou(total), strict=True)
-        }
+        """What was added, as mIoU and its company, with the IoU of each class in the details."""
+        areas = np.stack(self._areas)  # [N, 3, C]
+        boundary = np.stack(self._boundary)
+        measured = {name: (areas, measure) for name, measure in MEASURES.items()}
+        measured["boundary_mIoU"] = (boundary, metrics.mean_iou)
+
+        values: dict[str, float] = {}
+        errors: dict[str, float] = {}
+        for name, (counts, measure) in measured.items():
+            values[name] = float(measure(counts.sum(axis=0)))
+            errors[name] = stats.bootstrap_stderr(counts, measure)
+
+        # a class that is neither true nor predicted has no IoU, which is not an IoU of 0
+        iou: dict[str, float | None] = {}
+        for name, value in zip(names, metrics.class_iou(areas.sum(axis=0)), strict=True):
+            iou[name] = None if np.isnan(value) else float(value)
         return Scores(
-            metrics={
-                name: float(measure(counts.sum(axis=0)))
-                for name, (counts, measure) in found.items()
-            },
-            stderr={
-                name: stats.bootstrap_stderr(counts, measure)
-                for name, (counts, measure) in found.items()
-            },
+            metrics=values,
+            stderr=errors,
             n=len(areas),
             chance=chance,
             details={"iou": iou, **(details or {})},
@@ -156,6 +161,7 @@ def constant_miou(truth: np.ndarray) -> float:
 
     A probe learns this from noise.
     """
+    # one class takes every pixel: its intersection is its truth, its prediction is everything
     guess = np.arange(len(truth)) == truth.argmax()
     return float(metrics.mean_iou(np.stack([truth * guess, truth.sum() * guess, truth])))
 

@@ -1,20 +1,16 @@
-"""Segmentation by a linear probe of frozen patch features in closed form.
+"""Segmentation by probes that learn from frozen patch features and the masks of a train split.
 
-One pass over the training images, then seconds.
+- ``LinearSegmentation``: a linear discriminant in closed form
+  (`silc_bench.probes.patch_discriminant`): one pass over the training images, then seconds. It is
+  fitted to masks at full resolution, and scored there. Its figures are its own: published linear
+  probes descend on cross-entropy.
+- ``SgdSegmentation``: the linear probe that others publish, batch norm and a 1x1 convolution. Head
+  and schedule are DINOv2's (`silc_bench.probes.patch_sgd` says what differs), at full resolution.
+  It takes minutes where the closed form takes seconds.
+- ``KnnSegmentation``: the nearest training patches vote with their own pixels' classes (Balazevic
+  et al., 2306.01667).
 
-The probe (`silc_bench.probes.patch_discriminant`) is fitted to masks at full resolution, and scored
-there. Its figures are its own: published linear probes descend on cross-entropy, as
-`silc_bench.tasks.dense.segmentation_probes` does.
-
-Segmentation by the nearest training patches, which vote with their own pixels' classes (Balazevic
-et al., 2306.01667).
-
-Segmentation by the linear probe that others publish: batch norm and a 1x1 convolution, descended on
-cross-entropy.
-
-The head and the schedule are DINOv2's (`silc_bench.probes.patch_sgd` says what differs), on frozen
-patch features and at full resolution. It takes minutes where the closed form of
-`silc_bench.tasks.dense.segmentation_probes` takes seconds.
+The probes are imported where they are used: they bring torch, and a listing of tasks must not.
 """
 
 from __future__ import annotations
@@ -30,6 +26,8 @@ from silc_bench.tasks.sources import shapes
 
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 SEED = 0
+K = 30  # of the paper's retrieval, as open-hummingbird-eval reproduces it
+TEMPERATURE = 0.02  # from there, too
 
 
 @dataclass(kw_only=True, eq=False)
@@ -42,9 +40,11 @@ class LinearSegmentation(CellsTask):
 
         return {
             **super().protocol(),
-            "probe": "linear discriminant of standardised, bilinearly up-sampled patch features, within-class covariance + l2",
+            "probe": "linear discriminant of standardised, bilinearly up-sampled patch features,"
+            " within-class covariance + l2",
             "l2": list(PENALTIES),
-            "chosen_by": f"mIoU of up to {SAMPLE} training patches, {FOLDS} folds of pictures left out in turn",
+            "chosen_by": f"mIoU of up to {SAMPLE} training patches,"
+            f" {FOLDS} folds of pictures left out in turn",
             "seed": SEED,
         }
 
@@ -52,25 +52,20 @@ class LinearSegmentation(CellsTask):
         from silc_bench.probes.patch_discriminant import PixelSums
 
         train = features.data["train"]
+        # each fold leaves an image out: with a single one nothing would be left to learn from
         if len(train) < 2:
             raise UserError(
-                f"{self.name} needs two training pictures or more to choose its penalty, not {len(train)}"
+                f"{self.name} needs two training pictures or more to choose its penalty,"
+                f" not {len(train)}"
             )
+
         sums = PixelSums(len(train), len(train.mask_names), SEED, features.device)
         for grid, layout, mask in self.labelled(features, "train"):
             sums.add(grid, layout, mask)
         probe, details = sums.solve(PENALTIES)
+
         areas = self.predicted(features, as_logits(probe), len(train.mask_names))
         return areas.scores(train.mask_names, chance=constant_miou(areas.truth), details=details)
-
-
-register(
-    LinearSegmentation(
-        name="shapes/segmentation_linear",
-        sources={"train": shapes("train", 1000), "test": shapes("test", 1000)},
-    )
-)
-K, TEMPERATURE = 30, 0.02  # of the paper's retrieval, as open-hummingbird-eval reproduces it
 
 
 @dataclass(kw_only=True, eq=False)
@@ -81,9 +76,11 @@ class KnnSegmentation(CellsTask):
         return {
             **super().protocol(),
             "k": K,
-            "vote": "shares of the mask's classes in the patch, weighing softmax(cosine / temperature), up-sampled bilinearly",
+            "vote": "shares of the mask's classes in the patch,"
+            " weighing softmax(cosine / temperature), up-sampled bilinearly",
             "temperature": TEMPERATURE,
-            "memory": f"at most {MAX_CELLS} training patches, evenly many a picture, drawn by the seed",
+            "memory": f"at most {MAX_CELLS} training patches,"
+            " evenly many a picture, drawn by the seed",
             "seed": SEED,
         }
 
@@ -92,23 +89,14 @@ class KnnSegmentation(CellsTask):
 
         train = features.data["train"]
         num_classes = len(train.mask_names)
+
         memory = CellMemory(len(train), num_classes, SEED, features.device)
         for grid, layout, mask in self.labelled(features, "train"):
             memory.add(grid, layout, mask)
+
         areas = self.predicted(features, memory.voter(K, TEMPERATURE), num_classes)
-        return areas.scores(
-            train.mask_names,
-            chance=constant_miou(areas.truth),
-            details={"patches": memory.num_cells},
-        )
-
-
-register(
-    KnnSegmentation(
-        name="shapes/segmentation_knn",
-        sources={"train": shapes("train", 1000), "test": shapes("test", 1000)},
-    )
-)
+        details = {"patches": memory.num_cells}
+        return areas.scores(train.mask_names, chance=constant_miou(areas.truth), details=details)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -118,16 +106,19 @@ class SgdSegmentation(CellsTask):
 
         return {
             **super().protocol(),
-            "probe": "batch norm and 1x1 convolution, cross-entropy of bilinear logits at full resolution, no augmentation",
+            "probe": "batch norm and 1x1 convolution, cross-entropy of bilinear logits"
+            " at full resolution, no augmentation",
             "optimizer": {
                 "name": "AdamW",
                 "lr": patch_sgd.LEARNING_RATE,
                 "weight_decay": patch_sgd.WEIGHT_DECAY,
                 "betas": list(patch_sgd.BETAS),
             },
-            "schedule": f"linear to 0 after a linear warm-up of {patch_sgd.WARMUP:.2%} of the steps",
+            "schedule": "linear to 0 after a linear warm-up"
+            f" of {patch_sgd.WARMUP:.2%} of the steps",
             "batch": patch_sgd.BATCH,
-            "steps": f"{patch_sgd.PASSES} passes, at least {patch_sgd.MIN_STEPS} and at most {patch_sgd.MAX_STEPS} steps",
+            "steps": f"{patch_sgd.PASSES} passes, at least {patch_sgd.MIN_STEPS}"
+            f" and at most {patch_sgd.MAX_STEPS} steps",
             "seed": SEED,
         }
 
@@ -136,21 +127,17 @@ class SgdSegmentation(CellsTask):
 
         train = features.data["train"]
         num_classes = len(train.mask_names)
-        probe = patch_sgd.fit(
-            partial(self.labelled, features, "train"),
-            len(train),
-            num_classes,
-            SEED,
-            features.device,
-        )
+
+        # a function, not an iterator: the probe goes over the images several times
+        images = partial(self.labelled, features, "train")
+        probe = patch_sgd.fit(images, len(train), num_classes, SEED, features.device)
+
         areas = self.predicted(features, as_logits(probe), num_classes)
         details = {"steps": patch_sgd.num_steps(len(train))}
         return areas.scores(train.mask_names, chance=constant_miou(areas.truth), details=details)
 
 
-register(
-    SgdSegmentation(
-        name="shapes/segmentation_sgd",
-        sources={"train": shapes("train", 1000), "test": shapes("test", 1000)},
-    )
-)
+SHAPES = {"train": shapes("train", 1000), "test": shapes("test", 1000)}
+register(LinearSegmentation(name="shapes/segmentation_linear", sources=SHAPES))
+register(KnnSegmentation(name="shapes/segmentation_knn", sources=SHAPES))
+register(SgdSegmentation(name="shapes/segmentation_sgd", sources=SHAPES))

@@ -1,30 +1,25 @@
 """Zero-shot segmentation: the cosine of each patch with the words of each class.
 
-Images are shown in windows, logits up-sampled to the mask.
-
 Flow: ``features.grids`` in the view and by the method of the task's rule -> cosines with the
 prompts of each word -> the best word of each pixel, by bilinear up-sampling of each window and the
 mean over windows (silc_bench.models.windows) -> areas -> mIoU.
 
 A class may have several words; the best of them counts, as in SCLIP. What a set calls background is
 either not scored (``scores_background=False``: pixels of label 0 count nowhere, and "mIoU" is over
-the classes), or it is predicted where the confidence lies below a threshold
-(silc_bench.tasks.dense.segmentation_zeroshot): "mIoU" then counts it as a class, and
-"mIoU_foreground", which needs no threshold, stands beside it. A threshold that the rule does not
-fix is swept on images that are not scored: ``SWEPT`` of the train split where there is one, else
-every ``HELD_OUT``-th of the test split.
+the classes), or it is predicted where the confidence lies below a threshold: "mIoU" then counts it
+as a class, and "mIoU_foreground", which needs no threshold, stands beside it.
 
-Chance is exact for a model whose features know nothing of the picture: each word is then the best
+A threshold that the rule does not fix is swept on images that are not scored: ``SWEPT`` of the
+train split where there is one, else every ``HELD_OUT``-th of the test split. ``decided(logits,
+owner, scale, image, H, W)`` gives the best class, the best of those with a name, and the confidence
+of each pixel; ``sweep.add(...)`` for each image held out -> ``sweep.best()``; then ``confidence <
+threshold`` is background.
+
+Chance is exact for a model whose features know nothing of the image: each word is then the best
 as often as each other one.
 
-What is nothing that a class names: pixels whose confidence lies below a threshold, and how the
-threshold is chosen.
-
-Flow: ``decided(logits, owner, scale, image, H, W)`` -> the best class, the best of those with a
-name, and the confidence, of each pixel; ``sweep.add(...)`` for each image held out ->
-``sweep.best()``; then ``confidence < threshold`` is background.
-
-Shapes: H x W pixels, W words, C labels, of which 0 is the background.
+Shapes: n cells of an image, D features, H x W pixels, W words, C labels, of which 0 is the
+background.
 """
 
 from __future__ import annotations
@@ -56,6 +51,7 @@ if TYPE_CHECKING:
 
 SWEPT = 200  # training images, evenly spread, that choose a threshold
 HELD_OUT = 10
+BINS = 1000  # thresholds that are tried, evenly over the range of the confidence
 
 
 @dataclass(kw_only=True, eq=False)
@@ -75,13 +71,14 @@ class ZeroShotSegmentation(SourcedTask):
         return self.rule.view
 
     def under(self, protocol: NamedProtocol) -> ZeroShotSegmentation:
-        rule, prompts = self.rule, self.prompts
+        rule = self.rule
+        prompts = self.prompts
         if protocol.segmentation is not None:
             rule = rule_of(protocol.segmentation, self.name.partition("/")[0])
+            # prompts that the user names beat those that the paper of the rule used
             prompts = protocol.prompts or rule.prompts or prompts
-        return replace(
-            self, rule=replace(rule, method=protocol.dense_method or rule.method), prompts=prompts
-        )
+        rule = replace(rule, method=protocol.dense_method or rule.method)
+        return replace(self, rule=rule, prompts=prompts)
 
     def dense_needs(self) -> Mapping[str, tuple[str, ...]]:
         return {"test": (self.rule.method,)}
@@ -89,8 +86,9 @@ class ZeroShotSegmentation(SourcedTask):
     def missing(self, data_root: Path) -> str | None:
         """What is scored and not there; a train split only serves to choose a threshold."""
         source = self.sources["test"]
-        is_missing = isinstance(source, NamedSource) and not source.is_there(data_root)
-        return f"{source.name}/{source.split}" if is_missing else None  # type: ignore[attr-defined]
+        if isinstance(source, NamedSource) and not source.is_there(data_root):
+            return f"{source.name}/{source.split}"
+        return None
 
     def load(self, data_root: Path | None, limit: int | None) -> dict[str, ImageDataset]:
         """The train split too, where a threshold is swept on it."""
@@ -98,20 +96,24 @@ class ZeroShotSegmentation(SourcedTask):
         source = self.sources.get("train")
         if source is None or not self._is_swept(data["test"]):
             return data
+
+        # a train split that is not there is no error: the test split then gives images to sweep on
         if isinstance(source, NamedSource) and (
             data_root is None or not source.is_there(data_root)
         ):
             return data
-        return {**data, "train": source(data_root, SWEPT if limit is None else min(limit, SWEPT))}
+        num_swept = SWEPT if limit is None else min(limit, SWEPT)
+        return {**data, "train": source(data_root, num_swept)}
 
     def protocol(self) -> dict[str, Any]:
-        background = (
-            {} if self.scores_background else {"background_if": "never: its pixels are not scored"}
-        )
+        background: dict[str, Any] = {}
+        if not self.scores_background:
+            background["background_if"] = "never: its pixels are not scored"
+
+        listed: dict[str, Any] = {}
+        if self.words is not None:
+            listed["words"] = [list(own) for own in self.words]
         words = self._words_of(self.name.partition("/")[0])
-        listed: dict[str, Any] = (
-            {} if self.words is None else {"words": [list(own) for own in self.words]}
-        )
         if words is not None:
             listed["words_sha256"] = hashlib.sha256(json.dumps(words).encode()).hexdigest()[:16]
         return {**self.prompts.protocol(), **self.rule.as_dict(), **background, **listed}
@@ -120,56 +122,71 @@ class ZeroShotSegmentation(SourcedTask):
         test = features.data["test"]
         if test.has_background and self.scores_background:
             return self._with_background(features)
-        names = test.mask_names[1:] if test.has_background else test.mask_names
-        relabel: Callable[[np.ndarray], np.ndarray] = (
-            without_background if test.has_background else lambda mask: mask
-        )
-        words = self._words(test)[1 if test.has_background else 0 :]
+
+        # a background that is not scored is cut off everywhere: of names, words and mask
+        names = test.mask_names
+        words = self._words(test)
+        if test.has_background:
+            names = names[1:]
+            words = words[1:]
         logits, owner = self._asked(features, words)
+
         areas = PictureAreas(len(names))
-        for picture in features.grids("test", self.view, self.rule.method):
-            mask = test.mask(picture.index)
-            areas.add(
-                owner[predict(logits, picture.grid, picture.layout, *mask.shape)], relabel(mask)
-            )
+        for image in features.grids("test", self.view, self.rule.method):
+            mask = test.mask(image.index)
+            best_word = predict(logits, image.grid, image.layout, *mask.shape)
+            if test.has_background:
+                mask = without_background(mask)
+            areas.add(owner[best_word], mask)
         return areas.scores(names, chance=shares_miou(areas.truth, np.bincount(owner) / len(owner)))
 
     def _with_background(self, features: Features) -> Scores:
         test = features.data["test"]
         words = self._words(test)
-        logits, owner = self._asked(
-            features, words if self.rule.has_background_words else [(), *words[1:]]
-        )
+        # a background without words of its own has no cosine: it is what lies below the threshold
+        if not self.rule.has_background_words:
+            words = [(), *words[1:]]
+        logits, owner = self._asked(features, words)
 
         def decide(
             role: str,
         ) -> Iterator[tuple[DensePicture, np.ndarray, tuple[np.ndarray, np.ndarray, np.ndarray]]]:
-            for picture in features.grids(role, self.view, self.rule.method):
-                mask = features.data[role].mask(picture.index)
-                yield picture, mask, decided(logits, owner, self.rule.scale, picture, *mask.shape)
+            for image in features.grids(role, self.view, self.rule.method):
+                mask = features.data[role].mask(image.index)
+                yield image, mask, decided(logits, owner, self.rule.scale, image, *mask.shape)
 
-        threshold, about = self.rule.threshold, {}
-        sweep = Sweep(len(test.mask_names), -1.0 if self.rule.scale is None else 0.0, 1.0)
+        threshold = self.rule.threshold
+        threshold_details: dict[str, Any] = {}
+        lowest = -1.0 if self.rule.scale is None else 0.0  # of a cosine, of a probability
+        sweep = Sweep(len(test.mask_names), lowest, 1.0)
+
+        # chosen on images that are not scored: a threshold that has seen them would fit them
         is_held_out = self._is_swept(test) and "train" not in features.data
         if is_held_out and len(test) < 2:
             raise UserError(
-                f"{self.name}: of one picture none is left to choose the threshold of the background; give more"
+                f"{self.name}: of one picture none is left to choose the threshold"
+                " of the background; give more"
             )
         if self._is_swept(test):
-            for picture, mask, (label, _, confidence) in decide("test" if is_held_out else "train"):
-                if not is_held_out or picture.index % HELD_OUT == 0:
+            swept_role = "test" if is_held_out else "train"
+            for image, mask, (label, _, confidence) in decide(swept_role):
+                if not is_held_out or image.index % HELD_OUT == 0:
                     sweep.add(label, confidence, mask)
             threshold, reached = sweep.best()
-            held_out = f"every {HELD_OUT}th test picture, which is not scored"
-            source = held_out if is_held_out else f"{len(features.data['train'])} pictures of train"
-            about = {"threshold_from": source, "threshold_mIoU": reached}
+            source = f"every {HELD_OUT}th test picture, which is not scored"
+            if not is_held_out:
+                source = f"{len(features.data['train'])} pictures of train"
+            threshold_details = {"threshold_from": source, "threshold_mIoU": reached}
         assert threshold is not None
-        whole, named = PictureAreas(len(test.mask_names)), PictureAreas(len(test.mask_names) - 1)
-        for picture, mask, (label, best_named, confidence) in decide("test"):
-            if not is_held_out or picture.index % HELD_OUT != 0:
+
+        whole = PictureAreas(len(test.mask_names))
+        named = PictureAreas(len(test.mask_names) - 1)
+        for image, mask, (label, best_named, confidence) in decide("test"):
+            if not is_held_out or image.index % HELD_OUT != 0:
                 whole.add(np.where(confidence < threshold, 0, label), mask)
                 named.add(best_named - 1, without_background(mask))
-        return self._scores(test.mask_names, owner, whole, named, {"threshold": threshold, **about})
+        details = {"threshold": threshold, **threshold_details}
+        return self._scores(test.mask_names, owner, whole, named, details)
 
     def _scores(
         self,
@@ -177,33 +194,35 @@ class ZeroShotSegmentation(SourcedTask):
         owner: np.ndarray,
         whole: PictureAreas,
         named: PictureAreas,
-        about: dict[str, Any],
+        details: dict[str, Any],
     ) -> Scores:
         """mIoU with the background, mIoU_foreground beside it.
 
         At chance background is as frequent as it was predicted.
         """
+        # what features that know nothing predict: each named label as often as it has words
         per_label = np.bincount(owner, minlength=len(names)).astype(float)
         per_label[0] = 0
         background = whole.predicted[0] / whole.predicted.sum()
         shares = (1 - background) * per_label / per_label.sum()
         shares[0] = background
         scores = whole.scores(names, chance=shares_miou(whole.truth, shares))
-        beside = named.scores(names[1:], chance=0.0)
-        scores.metrics["mIoU_foreground"] = beside.metrics["mIoU"]
-        scores.stderr["mIoU_foreground"] = beside.stderr["mIoU"]
-        scores.details.update(about, iou_foreground=beside.details["iou"])
-        scores.details["chance_foreground"] = shares_miou(
-            named.truth, per_label[1:] / per_label.sum()
-        )
-        scores.outcomes["named_areas"] = beside.outcomes["areas"]
+
+        foreground = named.scores(names[1:], chance=0.0)
+        foreground_chance = shares_miou(named.truth, per_label[1:] / per_label.sum())
+        scores.metrics["mIoU_foreground"] = foreground.metrics["mIoU"]
+        scores.stderr["mIoU_foreground"] = foreground.stderr["mIoU"]
+        scores.details.update(details, iou_foreground=foreground.details["iou"])
+        scores.details["chance_foreground"] = foreground_chance
+        scores.outcomes["named_areas"] = foreground.outcomes["areas"]
         return scores
 
     def _is_swept(self, test: ImageDataset) -> bool:
+        """Whether the background needs a threshold that the rule does not fix."""
         return test.has_background and self.scores_background and self.rule.threshold is None
 
     def _words(self, dataset: ImageDataset) -> list[tuple[str, ...]]:
-        """Of each label."""
+        """The words of each label."""
         words = self._words_of(dataset.name)
         if words is None:
             return [(name,) for name in dataset.mask_names]
@@ -217,6 +236,7 @@ class ZeroShotSegmentation(SourcedTask):
         """
         if self.words is not None:
             return self.words
+        # prompts per class name the classes themselves: other words would not be found among them
         is_named_set = self.needs_data_root and self.prompts.per_class is None
         return class_words(dataset, self.rule.protocol) if is_named_set else None
 
@@ -227,26 +247,16 @@ class ZeroShotSegmentation(SourcedTask):
         from silc_bench.evaluation.dense_features import cosines_with
 
         owner = np.repeat(np.arange(len(words)), [len(own) for own in words])
-        asked = class_embeddings(features, [word for own in words for word in own], self.prompts)
+        all_words = [word for own in words for word in own]
+        asked = class_embeddings(features, all_words, self.prompts)
         return cosines_with(asked), owner
-
-
-register(
-    ZeroShotSegmentation(
-        name="shapes/segmentation_zeroshot",
-        sources={"test": shapes("test", 1000)},
-        prompts=Prompts("shapes_segmentation", own_templates("shapes_segmentation")),
-        scores_background=False,
-    )
-)
-BINS = 1000  # thresholds that are tried, evenly over the range of the confidence
 
 
 def decided(
     logits: Callable[[Tensor], Tensor],
     owner: np.ndarray,
     scale: float | None,
-    picture: DensePicture,
+    image: DensePicture,
     height: int,
     width: int,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -256,18 +266,22 @@ def decided(
         logits: of cells [n, D], their cosines with each word [n, W].
         owner: [W] the label that each word stands for; at least one stands for another than 0.
         scale: the confidence is softmax(scale x cosine) over all words, at its largest; None: the
-        largest cosine.
+            largest cosine.
     """
     import torch
 
     label, named = np.empty((2, height, width), dtype=np.int64)
     confidence = np.empty((height, width), dtype=np.float32)
     is_named = torch.from_numpy(owner > 0)
-    for rows, cols, tile in pixel_logits(logits, picture.grid, picture.layout, height, width):
+
+    # in tiles: cosines of every pixel with every word would not fit into memory
+    for rows, cols, tile in pixel_logits(logits, image.grid, image.layout, height, width):
         top, word = tile.max(dim=-1)
         label[rows, cols] = owner[word.numpy()]
-        named[rows, cols] = owner[tile.masked_fill(~is_named, -torch.inf).argmax(dim=-1).numpy()]
+        best_named = tile.masked_fill(~is_named, -torch.inf).argmax(dim=-1)
+        named[rows, cols] = owner[best_named.numpy()]
         if scale is not None:
+            # softmax at the best word, by logarithms, so that no scale overflows
             top = (scale * top - torch.logsumexp(scale * tile, dim=-1)).exp()
         confidence[rows, cols] = top.numpy()
     return label, named, confidence
@@ -280,30 +294,37 @@ class Sweep:
     """
 
     def __init__(self, num_labels: int, low: float, high: float) -> None:
-        self.num_labels, self.low, self.high = num_labels, low, high
-        self._counts = np.zeros(
-            (3, BINS, num_labels), dtype=np.int64
-        )  # right, predicted, true, of each confidence
+        self.num_labels = num_labels
+        self.low = low
+        self.high = high
+        # [3, BINS, C] right, predicted and true pixels of each confidence
+        self._counts = np.zeros((3, BINS, num_labels), dtype=np.int64)
 
     def add(self, label: np.ndarray, confidence: np.ndarray, mask: np.ndarray) -> None:
         """One image's decisions [H, W] against its mask."""
         kept = mask != ignore_of(mask)
-        label, truth = label[kept], mask[kept].astype(np.int64)
+        label = label[kept]
+        truth = mask[kept].astype(np.int64)
+
+        # the bin of each pixel; a confidence of exactly ``high`` belongs to the last one
         place = (confidence[kept].astype(np.float64) - self.low) * (BINS / (self.high - self.low))
         place = np.clip(place.astype(np.int64), 0, BINS - 1) * self.num_labels
-        for counts, index in zip(
-            self._counts,
-            (place[label == truth] + truth[label == truth], place + label, place + truth),
-            strict=True,
-        ):
+
+        is_right = label == truth
+        indices = (place[is_right] + truth[is_right], place + label, place + truth)
+        for counts, index in zip(self._counts, indices, strict=True):
             counts += np.bincount(index, minlength=counts.size).reshape(counts.shape)
 
     def scores(self) -> np.ndarray:
         """[BINS + 1] mIoU where what lies below low + k (high - low) / BINS is background."""
         right, predicted, true = self._counts
+
+        # pixels at or above each threshold keep their label ...
         above = np.zeros((2, BINS + 1, self.num_labels), dtype=np.int64)
         above[:, :-1] = np.stack([right, predicted])[:, ::-1].cumsum(axis=1)[:, ::-1]
         areas = np.stack([*above, np.broadcast_to(true.sum(axis=0), above[0].shape)], axis=1)
+
+        # ... and those below it become background, right where they are background
         below = np.zeros(BINS + 1, dtype=np.int64)
         below[1:] = true[:, 0].cumsum()
         areas[:, 0, 0] += below
@@ -317,5 +338,16 @@ class Sweep:
         last = first
         while last < BINS and scores[last + 1] == scores[first]:
             last += 1
+
         step = (self.high - self.low) / BINS
         return self.low + (first + last) // 2 * step, float(scores[first])
+
+
+register(
+    ZeroShotSegmentation(
+        name="shapes/segmentation_zeroshot",
+        sources={"test": shapes("test", 1000)},
+        prompts=Prompts("shapes_segmentation", own_templates("shapes_segmentation")),
+        scores_background=False,
+    )
+)
