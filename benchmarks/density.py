@@ -1,4 +1,5 @@
-"""Prints how dense our sources are: characters a line, blank lines inside functions, own-line comments, longest line.
+"""Prints how dense our sources are: characters a line, blank lines inside functions, own-line
+comments, longest line.
 
 python benchmarks/density.py [PATH ...]          # default: the three source folders
 """
@@ -14,7 +15,9 @@ LIMIT = 100  # columns
 
 def measure(paths: list[Path]) -> dict[str, float]:
     """Shares in percent over all files; docstrings count as text, not as code."""
-    letters = lines_of_text = lines_of_code = comments = function_lines = function_blanks = long_lines = 0
+    letters = lines_of_text = lines_of_code = comments = function_lines = function_blanks = (
+        long_lines
+    ) = 0
     for path in paths:
         text = path.read_text(encoding="utf-8")
         lines = text.splitlines()
@@ -26,7 +29,9 @@ def measure(paths: list[Path]) -> dict[str, float]:
                 first = node.body[0] if node.body else None
                 is_docstring = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)
                 if first is not None and is_docstring and isinstance(first.value.value, str):
-                    docstring_lines |= set(range(first.lineno, (first.end_lineno or first.lineno) + 1))
+                    docstring_lines |= set(
+                        range(first.lineno, (first.end_lineno or first.lineno) + 1)
+                    )
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 inside |= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
         for number, line in enumerate(lines, 1):
@@ -54,7 +59,9 @@ def measure(paths: list[Path]) -> dict[str, float]:
 
 
 def sources(names: list[str]) -> list[Path]:
-    """Python files below the names; the links silc_bench/tasks and silc_bench/trainer are not followed."""
+    """Python files below the names; the links silc_bench/tasks and silc_bench/trainer are not
+    followed.
+    """
     found: list[Path] = []
     for name in names:
         path = Path(name)

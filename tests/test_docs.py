@@ -1,4 +1,6 @@
-"""What the pages name is there: links and anchors, files and modules, commands with their options and values."""
+"""What the pages name is there: links and anchors, files and modules, commands with their options
+and values.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +22,12 @@ GUIDES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").
 PAGES = [*GUIDES, ROOT / "benchmarks/README.md"]
 COMMANDS = typer.main.get_command(app)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
-# ``$ silc-bench ...``, ``.venv/bin/silc-bench ...``, ``torchrun ... -m silc_bench ...``, with variables before them
-INVOCATION = re.compile(r"(?:\$ )?(?:[A-Z_]+=\S+ )*(?:(?:\S*/)?silc-bench|(?:torchrun|python)\b.*? -m silc_bench)(?: (.*))?$")
+# ``$ silc-bench ...``, ``.venv/bin/silc-bench ...``, ``torchrun ... -m silc_bench ...``, with
+# variables before them
+INVOCATION = re.compile(
+    r"(?:\$ )?(?:[A-Z_]+=\S+ )*"
+    r"(?:(?:\S*/)?silc-bench|(?:torchrun|python)\b.*? -m silc_bench)(?: (.*))?$"
+)
 OUR_FOLDERS = "silc_bench|tasks|trainer|tests|benchmarks|docs|results"
 PATH = re.compile(rf"(?<![\w/.~-])(?:{OUR_FOLDERS})/[\w/]+\.(?:py|md|json)\b")
 MODULE = re.compile(r"(?<![\w./])silc_bench(?:\.[a-z]\w*)+(?![\w/])")
@@ -68,9 +74,11 @@ def link_fault(page: Path, target: str) -> str | None:
 
 
 def command_fault(line: str, *, is_whole: bool = True) -> str | None:
-    """What is wrong with one line of a shell, parsed as the command itself parses it; None too for what is not ours.
+    """What is wrong with one line of a shell, parsed as the command itself parses it; None too for
+    what is not ours.
 
-    "..." stands for options that the page leaves out, and a command in capitals for any. ``is_whole``: nothing is left out.
+    "..." stands for options that the page leaves out, and a command in capitals for any.
+    ``is_whole``: nothing is left out.
     """
     invocation = INVOCATION.match(line)
     if invocation is None:
@@ -99,14 +107,18 @@ def command_fault(line: str, *, is_whole: bool = True) -> str | None:
 
 
 def value_fault(name: str, values: dict) -> str | None:
-    """Values that are names of ours: presets, objectives and fields of a configuration; tasks and protocols."""
+    """Values that are names of ours: presets, objectives and fields of a configuration; tasks and
+    protocols.
+    """
     try:
         if name == "train":
             chosen = {field: values[field] for field in ("data", "samples", "seed", "init")}
             configure(values["preset"], values["objective"], sets=values["set_"] or (), **chosen)
         elif name == "eval":
             choose(values["protocol"])
-            named = [word for word in words_of(values["tasks"]) if ":" not in word]  # the others are the user's own data
+            named = [
+                word for word in words_of(values["tasks"]) if ":" not in word
+            ]  # the others are the user's own data
             if named:
                 select(named)
     except UserError as error:
@@ -132,7 +144,9 @@ def module_exists(dotted: str) -> bool:
         module = place / f"{part}.py"
         names = parts[number + 1 :]
         if module.is_file():
-            return all(re.search(rf"\b{name}\b", module.read_text(encoding="utf-8")) for name in names)
+            return all(
+                re.search(rf"\b{name}\b", module.read_text(encoding="utf-8")) for name in names
+            )
         return False
     return True
 
@@ -148,7 +162,10 @@ def test_files_and_modules_exist(page):
     text = page.read_text(encoding="utf-8")
     assert [path for path in PATH.findall(text) if not (ROOT / path).is_file()] == []
     names = MODULE.findall(text)
-    names += [f"{module}.{name}" for module, name in re.findall(r"^ *from (silc_bench\S*) import (\w+)", text, flags=re.M)]
+    names += [
+        f"{module}.{name}"
+        for module, name in re.findall(r"^ *from (silc_bench\S*) import (\w+)", text, flags=re.M)
+    ]
     assert [name for name in names if not module_exists(name)] == []
 
 
@@ -157,22 +174,38 @@ def test_commands_and_options_exist(page):
     text = page.read_text(encoding="utf-8")
     faults = [command_fault(line) for line in code_blocks(text).splitlines()]
     faults += [command_fault(code, is_whole=False) for code in inline_code(text)]
-    settings = [code for code in inline_code(text) if code.startswith("--set ") and "field=value" not in code]
-    faults += [command_fault(f"silc-bench train --preset cifar_tiny --data DIR {setting}") for setting in settings]
+    settings = [
+        code
+        for code in inline_code(text)
+        if code.startswith("--set ") and "field=value" not in code
+    ]
+    faults += [
+        command_fault(f"silc-bench train --preset cifar_tiny --data DIR {setting}")
+        for setting in settings
+    ]
     assert [fault for fault in faults if fault] == []
 
 
 @pytest.mark.parametrize(
-    "page", [page for page in GUIDES if page.name != "log.md"], ids=lambda page: page.relative_to(ROOT).as_posix()
+    "page",
+    [page for page in GUIDES if page.name != "log.md"],
+    ids=lambda page: page.relative_to(ROOT).as_posix(),
 )
 def test_options_in_the_text_exist(page):
-    named = [code.split()[0].split("=")[0] for code in inline_code(page.read_text(encoding="utf-8")) if code.startswith("--")]
+    named = [
+        code.split()[0].split("=")[0]
+        for code in inline_code(page.read_text(encoding="utf-8"))
+        if code.startswith("--")
+    ]
     assert set(named) - all_options() == set()
 
 
 def test_every_page_has_commands_that_are_found():
     """Else the tests above would be green on pages that they cannot read."""
-    for page in (ROOT / "README.md", *(ROOT / f"docs/{name}.md" for name in ("checkpoints", "compare", "dense", "training"))):
+    for page in (
+        ROOT / "README.md",
+        *(ROOT / f"docs/{name}.md" for name in ("checkpoints", "compare", "dense", "training")),
+    ):
         lines = code_blocks(page.read_text(encoding="utf-8")).splitlines()
         assert sum(INVOCATION.match(line) is not None for line in lines) >= 3, page
 

@@ -1,15 +1,16 @@
 """A hundred small mistakes, planted one at a time: does a test notice?
 
-    python benchmarks/mutants draw --seed 14 --number 100      # mutants.json: which mistakes; drawn once, then kept
-    python benchmarks/mutants cover before                     # the suite once under coverage: which test runs which line
-    python benchmarks/mutants judge before                     # before.jsonl: killed by which test, survived, not covered, gone
-    python benchmarks/mutants table                            # table.md, and the sums
-    python benchmarks/mutants cover after --tree ../other -m "not slow"        # the same mistakes in a changed tree
-    python benchmarks/mutants judge after --tree ../other
+    python benchmarks/mutants draw --seed 14 --number 100      # mutants.json: which mistakes; drawn
+    once, then kept python benchmarks/mutants cover before                     # the suite once
+    under coverage: which test runs which line python benchmarks/mutants judge before
+    # before.jsonl: killed by which test, survived, not covered, gone python benchmarks/mutants
+    table                            # table.md, and the sums python benchmarks/mutants cover after
+    --tree ../other -m "not slow"        # the same mistakes in a changed tree python
+    benchmarks/mutants judge after --tree ../other
 
 Needs ``pip install -e '.[dev,mutants]'``. ``judge`` goes on where it was stopped.
-On two cores ``cover`` takes twice as long as the suite, ``judge`` a quarter of an hour. Set OMP_NUM_THREADS=1 and, for
-tests of real pictures, SILC_BENCH_TEST_DATA.
+On two cores ``cover`` takes twice as long as the suite, ``judge`` a quarter of an hour. Set
+OMP_NUM_THREADS=1 and, for tests of real pictures, SILC_BENCH_TEST_DATA.
 """
 
 from __future__ import annotations
@@ -25,7 +26,16 @@ from changes import KINDS, PARTS, Change, changes, files
 
 HERE = Path(__file__).resolve().parent
 LIST, TABLE = HERE / "mutants.json", HERE / "table.md"
-IDENTITY = ("file", "function", "statement", "occurrence", "kind", "spot", "original", "replacement")
+IDENTITY = (
+    "file",
+    "function",
+    "statement",
+    "occurrence",
+    "kind",
+    "spot",
+    "original",
+    "replacement",
+)
 COLUMNS = ("before", "after")
 VERDICTS = ("killed", "survived", "not covered", "gone")
 
@@ -46,25 +56,42 @@ def main() -> None:
 
 
 def read_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     drawing, covering, judging = (commands.add_parser(name) for name in ("draw", "cover", "judge"))
     commands.add_parser("table")
     drawing.add_argument("--seed", type=int, default=14)
-    drawing.add_argument("--number", type=int, default=100, help="half in the trainer, half in evaluation")
+    drawing.add_argument(
+        "--number", type=int, default=100, help="half in the trainer, half in evaluation"
+    )
     for command in (drawing, covering, judging):
         command.add_argument(
-            "--tree", type=Path, default=HERE.parents[1], help="the checkout that is judged; default: this one"
+            "--tree",
+            type=Path,
+            default=HERE.parents[1],
+            help="the checkout that is judged; default: this one",
         )
     for command in (covering, judging):
         command.add_argument("column", choices=COLUMNS)
-        command.add_argument("--work", type=Path, default=Path("runs/mutants"), help="for what coverage said")
-    covering.add_argument("tests", nargs="*", help="files or folders as pytest takes them; default: the whole suite")
+        command.add_argument(
+            "--work", type=Path, default=Path("runs/mutants"), help="for what coverage said"
+        )
+    covering.add_argument(
+        "tests", nargs="*", help="files or folders as pytest takes them; default: the whole suite"
+    )
     covering.add_argument("-m", dest="markers", help='as pytest takes it: "not slow"')
     judging.add_argument("--processes", type=int, default=2)
-    judging.add_argument("--seconds", type=float, default=60, help="of CPU, for the tests of one mutant")
-    judging.add_argument("--only", type=int, nargs="+", metavar="NUMBER", help="judge these, again if need be")
-    judging.add_argument("--only-survivors", action="store_true", help="judge again those that survived")
+    judging.add_argument(
+        "--seconds", type=float, default=60, help="of CPU, for the tests of one mutant"
+    )
+    judging.add_argument(
+        "--only", type=int, nargs="+", metavar="NUMBER", help="judge these, again if need be"
+    )
+    judging.add_argument(
+        "--only-survivors", action="store_true", help="judge again those that survived"
+    )
     judging.add_argument("--plan", action="store_true", help="print which tests would run and end")
     args = parser.parse_args()
     for name in ("tree", "work"):
@@ -84,7 +111,9 @@ def draw(tree: Path, seed: int, number: int) -> list[dict[str, Any]]:
         for index in range(number // len(PARTS)):
             kind = KINDS[index % len(KINDS)]
             change = next(
-                change for change in candidates if change.kind == kind and (change.file, change.function) not in taken
+                change
+                for change in candidates
+                if change.kind == kind and (change.file, change.function) not in taken
             )
             taken.add((change.file, change.function))
             drawn.append((part, change))
@@ -104,7 +133,12 @@ def judge(args: argparse.Namespace) -> None:
     else:
         wanted = {mutant["number"] for mutant in mutants} - known.keys()
     left = [mutant for mutant in mutants if mutant["number"] in wanted]
-    killers = {number: row["by"] for column in COLUMNS for number, row in verdicts(column).items() if "by" in row}
+    killers = {
+        number: row["by"]
+        for column in COLUMNS
+        for number, row in verdicts(column).items()
+        if "by" in row
+    }
     from judge import judge_all, plan
 
     if args.plan:
@@ -124,21 +158,36 @@ def verdicts(column: str) -> dict[int, dict[str, Any]]:
 
 
 def write_table() -> None:
-    mutants, columns = json.loads(LIST.read_text()), {column: verdicts(column) for column in COLUMNS}
+    mutants, columns = (
+        json.loads(LIST.read_text()),
+        {column: verdicts(column) for column in COLUMNS},
+    )
     sums = summary(mutants, columns)
-    rows = ["| mutant | kind | place | change | before | after |", "| --- | --- | --- | --- | --- | --- |"]
+    rows = [
+        "| mutant | kind | place | change | before | after |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
     for mutant in mutants:
         place = f"`{mutant['file']}` {mutant['function']}"
         change = f"{_code(mutant['original'])} → {_code(mutant['replacement'])}"
         said = [_said(columns[column].get(mutant["number"])) for column in COLUMNS]
-        rows.append(f"| {mutant['number']} | {mutant['kind']} | {place} | {change} | {said[0]} | {said[1]} |")
-    heading = "# Planted mutants\n\nWritten by `python benchmarks/mutants table`; its help says how each column is made.\n\n"
+        cells = (str(mutant["number"]), mutant["kind"], place, change, said[0], said[1])
+        rows.append(f"| {' | '.join(cells)} |")
+
+    heading = (
+        "# Planted mutants\n\n"
+        "Written by `python benchmarks/mutants table`; its help says how each column is made.\n\n"
+    )
     TABLE.write_text(heading + "\n".join(sums) + "\n\n" + "\n".join(rows) + "\n")
     print("\n".join(sums))
 
 
-def summary(mutants: list[dict[str, Any]], columns: dict[str, dict[int, dict[str, Any]]]) -> list[str]:
-    lines = [f"| | {' | '.join(f'{column}: {verdict}' for column in COLUMNS for verdict in VERDICTS)} |"]
+def summary(
+    mutants: list[dict[str, Any]], columns: dict[str, dict[int, dict[str, Any]]]
+) -> list[str]:
+    lines = [
+        f"| | {' | '.join(f'{column}: {verdict}' for column in COLUMNS for verdict in VERDICTS)} |"
+    ]
     lines.append("| --- |" + " --- |" * len(COLUMNS) * len(VERDICTS))
     groups = [("all", mutants)]
     groups += [(part, [mutant for mutant in mutants if mutant["part"] == part]) for part in PARTS]
@@ -146,16 +195,24 @@ def summary(mutants: list[dict[str, Any]], columns: dict[str, dict[int, dict[str
     for name, group in groups:
         cells = []
         for column in COLUMNS:
-            said = Counter(columns[column].get(mutant["number"], {}).get("verdict") for mutant in group)
-            cells += [str(said[verdict]) if said.total() != said[None] else "" for verdict in VERDICTS]
+            said = Counter(
+                columns[column].get(mutant["number"], {}).get("verdict") for mutant in group
+            )
+            cells += [
+                str(said[verdict]) if said.total() != said[None] else "" for verdict in VERDICTS
+            ]
         lines.append(f"| {name} ({len(group)}) | {' | '.join(cells)} |")
     lost = [
         number
         for number, row in columns["before"].items()
-        if row["verdict"] == "killed" and columns["after"].get(number, row)["verdict"] not in ("killed", "gone")
+        if row["verdict"] == "killed"
+        and columns["after"].get(number, row)["verdict"] not in ("killed", "gone")
     ]
     if columns["after"]:
-        lines += ["", f"Killed before and not after: {', '.join(map(str, sorted(lost))) or 'none'}."]
+        lines += [
+            "",
+            f"Killed before and not after: {', '.join(map(str, sorted(lost))) or 'none'}.",
+        ]
     return lines
 
 

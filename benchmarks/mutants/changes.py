@@ -1,10 +1,13 @@
-"""The mistakes that may be planted: every one of four kinds that a source file offers, and how to make it.
+"""The mistakes that may be planted: every one of four kinds that a source file offers, and how to
+make it.
 
-A change is known by what it says, not by a line number: the function's qualified name, the statement, which of the
-equal statements of that function, the kind, and which place of that kind in the statement. So the same mistake is
-found again after lines were added, files renamed or a file formatted anew.
+A change is known by what it says, not by a line number: the function's qualified name, the
+statement, which of the equal statements of that function, the kind, and which place of that kind in
+the statement. So the same mistake is found again after lines were added, files renamed or a file
+formatted anew.
 
-Left alone: strings, error calls, type hints, decorators, assertions, ``if TYPE_CHECKING``, ``__all__``.
+Left alone: strings, error calls, type hints, decorators, assertions, ``if TYPE_CHECKING``,
+``__all__``.
 """
 
 from __future__ import annotations
@@ -17,15 +20,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-COMPARISON, CONSTANT, LINE, SIGN = KINDS = ("comparison turned", "constant changed", "line dropped", "sign turned")
+COMPARISON, CONSTANT, LINE, SIGN = KINDS = (
+    "comparison turned",
+    "constant changed",
+    "line dropped",
+    "sign turned",
+)
 PARTS = {"trainer": ("trainer",), "evaluation": ("silc_bench", "tasks")}
 
 COMPARISONS: dict[type[ast.cmpop], type[ast.cmpop]] = {
-    ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
+    ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt,
+    ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
     ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In,
 }  # fmt: skip
 SIGNS: dict[type[ast.operator], type[ast.operator]] = {
-    ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult,
+    ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult,
+    ast.FloorDiv: ast.Mult,
 }  # fmt: skip
 # Fields of a statement that hold other statements, and fields without behaviour.
 INNER = ("body", "orelse", "finalbody", "handlers", "cases")
@@ -90,10 +100,14 @@ def all_in(tree: Path) -> dict[tuple[Any, ...], dict[str, Change]]:
 
 def find(known: dict[tuple[Any, ...], dict[str, Change]], wanted: dict[str, Any]) -> Change | None:
     """The change in its own file, or in the only other file that has it. None: its code is gone."""
-    places = known.get(tuple(wanted[name] for name in ("function", "statement", "occurrence", "kind", "spot")), {})
+    places = known.get(
+        tuple(wanted[name] for name in ("function", "statement", "occurrence", "kind", "spot")), {}
+    )
     if wanted["file"] in places:
         return places[wanted["file"]]
-    same_name = [change for name, change in places.items() if Path(name).name == Path(wanted["file"]).name]
+    same_name = [
+        change for name, change in places.items() if Path(name).name == Path(wanted["file"]).name
+    ]
     for candidates in (same_name, list(places.values())):
         if len(candidates) == 1:
             return candidates[0]
@@ -112,31 +126,52 @@ class _File:
         tree = ast.parse(self.source)
         yield from self._block(tree.body, "", None)
 
-    def _block(self, body: list[ast.stmt], function: str, owner: ast.AST | None) -> Iterator[Change]:
+    def _block(
+        self, body: list[ast.stmt], function: str, owner: ast.AST | None
+    ) -> Iterator[Change]:
         for statement in body:
             if not _is_skipped(statement):
                 yield from self._statement(statement, function, owner)
 
-    def _statement(self, statement: ast.stmt, function: str, owner: ast.AST | None) -> Iterator[Change]:
+    def _statement(
+        self, statement: ast.stmt, function: str, owner: ast.AST | None
+    ) -> Iterator[Change]:
         """``owner``: the function around it, None at the top of a file or of a class there."""
         text = _header(statement)
         occurrence = self.seen[function, text]
         self.seen[function, text] += 1
         is_definition = isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef)
         inner = [child for name in INNER for child in getattr(statement, name, [])]
-        last = min((child.lineno for child in inner if hasattr(child, "lineno")), default=_end(statement) + 1) - 1
+        last = (
+            min(
+                (child.lineno for child in inner if hasattr(child, "lineno")),
+                default=_end(statement) + 1,
+            )
+            - 1
+        )
+        is_outer_definition = is_definition and owner is None
+        body_lines = (statement.body[0].lineno, _end(statement)) if is_outer_definition else None
         place = {
             "file": self.name, "function": function, "statement": text, "occurrence": occurrence,
             "statement_lines": (statement.lineno, max(statement.lineno, last)),
-            "body_lines": (statement.body[0].lineno, _end(statement)) if is_definition and owner is None else None,
+            "body_lines": body_lines,
             "names": _bound_names(statement) if owner is None else (),
         }  # fmt: skip
         spots: Counter[str] = Counter()
         if owner is not None and _may_be_dropped(statement, owner):
             yield self._change(statement, LINE, "pass", text, spots, place)
-        if isinstance(statement, ast.AugAssign) and type(statement.op) in SIGNS and not isinstance(statement.value, JOINED):
+        if (
+            isinstance(statement, ast.AugAssign)
+            and type(statement.op) in SIGNS
+            and not isinstance(statement.value, JOINED)
+        ):
             yield self._change(
-                statement, SIGN, ast.unparse(_with(statement, op=SIGNS[type(statement.op)]())), text, spots, place
+                statement,
+                SIGN,
+                ast.unparse(_with(statement, op=SIGNS[type(statement.op)]())),
+                text,
+                spots,
+                place,
             )
         for expression in _own_expressions(statement):
             for node, kind, replacement in _turned(expression):
@@ -151,14 +186,28 @@ class _File:
                 yield from self._block(child.body, within, owner)
 
     def _change(
-        self, node: ast.stmt | ast.expr, kind: str, replacement: str, original: str, spots: Counter[str], place: dict[str, Any]
+        self,
+        node: ast.stmt | ast.expr,
+        kind: str,
+        replacement: str,
+        original: str,
+        spots: Counter[str],
+        place: dict[str, Any],
     ) -> Change:
         spot = spots[kind]
         spots[kind] += 1
         start = self.line_starts[node.lineno - 1] + node.col_offset
         end = self.line_starts[_end(node) - 1] + (node.end_col_offset or 0)
         lines = (node.lineno, _end(node))
-        return Change(kind=kind, spot=spot, original=original, replacement=replacement, span=(start, end), lines=lines, **place)
+        return Change(
+            kind=kind,
+            spot=spot,
+            original=original,
+            replacement=replacement,
+            span=(start, end),
+            lines=lines,
+            **place,
+        )
 
 
 def _turned(node: ast.AST) -> Iterator[tuple[ast.expr, str, str]]:
@@ -170,11 +219,23 @@ def _turned(node: ast.AST) -> Iterator[tuple[ast.expr, str, str]]:
             ops = [*node.ops[:index], COMPARISONS[type(op)](), *node.ops[index + 1 :]]
             yield node, COMPARISON, ast.unparse(_with(node, ops=ops))
     elif isinstance(node, ast.Constant) and isinstance(node.value, int | float):
-        yield node, CONSTANT, repr(not node.value if isinstance(node.value, bool) else node.value + 1)
-    elif isinstance(node, ast.BinOp) and type(node.op) in SIGNS and not (_is_joined(node.left) or _is_joined(node.right)):
+        yield (
+            node,
+            CONSTANT,
+            repr(not node.value if isinstance(node.value, bool) else node.value + 1),
+        )
+    elif (
+        isinstance(node, ast.BinOp)
+        and type(node.op) in SIGNS
+        and not (_is_joined(node.left) or _is_joined(node.right))
+    ):
         yield node, SIGN, ast.unparse(_with(node, op=SIGNS[type(node.op)]()))
     elif isinstance(node, ast.BoolOp):
-        yield node, SIGN, ast.unparse(_with(node, op=ast.Or() if isinstance(node.op, ast.And) else ast.And()))
+        yield (
+            node,
+            SIGN,
+            ast.unparse(_with(node, op=ast.Or() if isinstance(node.op, ast.And) else ast.And())),
+        )
     elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.Not):
         yield node, SIGN, ast.unparse(node.operand)
     for child in ast.iter_child_nodes(node):
@@ -188,14 +249,22 @@ def _own_expressions(statement: ast.stmt) -> Iterator[ast.AST]:
         if name in (*INNER, *SILENT):
             continue
         if isinstance(value, ast.arguments):
-            yield from (default for default in [*value.defaults, *value.kw_defaults] if default is not None)
+            yield from (
+                default for default in [*value.defaults, *value.kw_defaults] if default is not None
+            )
             continue
-        yield from (child for child in (value if isinstance(value, list) else [value]) if isinstance(child, ast.AST))
+        yield from (
+            child
+            for child in (value if isinstance(value, list) else [value])
+            if isinstance(child, ast.AST)
+        )
 
 
 def _header(statement: ast.stmt) -> str:
     """A statement without the statements in it, as one spelling whatever its format is."""
-    empty: dict[str, Any] = {name: [] for name in (*INNER, "decorator_list") if hasattr(statement, name)}
+    empty: dict[str, Any] = {
+        name: [] for name in (*INNER, "decorator_list") if hasattr(statement, name)
+    }
     if "body" in empty:
         empty["body"] = [ast.Pass()]
     return ast.unparse(_with(statement, **empty)).removesuffix("pass").strip()
@@ -203,9 +272,14 @@ def _header(statement: ast.stmt) -> str:
 
 def _may_be_dropped(statement: ast.stmt, owner: ast.AST) -> bool:
     if isinstance(statement, ast.Expr):
-        return isinstance(statement.value, ast.Call) and not _is_message(statement.value) and not _only_says(statement.value)
+        return (
+            isinstance(statement.value, ast.Call)
+            and not _is_message(statement.value)
+            and not _only_says(statement.value)
+        )
     if isinstance(statement, ast.Return) and statement.value is not None:
-        # Every caller sees None where a function loses its last line: that tells little about the tests.
+        # Every caller sees None where a function loses its last line: that tells little about the
+        # tests.
         return statement is not owner.body[-1] and not _is_message(statement.value)  # type: ignore[attr-defined]
     if isinstance(statement, ast.Assign | ast.AnnAssign):
         # Without its only assignment a name is unknown, which any test sees: that tells nothing.
@@ -225,7 +299,9 @@ def _is_stored(node: ast.AST) -> bool:
 
 def _is_skipped(statement: ast.stmt) -> bool:
     if isinstance(statement, ast.If):
-        return "TYPE_CHECKING" in ast.unparse(statement.test) or "__name__" in ast.unparse(statement.test)
+        return "TYPE_CHECKING" in ast.unparse(statement.test) or "__name__" in ast.unparse(
+            statement.test
+        )
     return isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "__all__"
 
 
@@ -239,16 +315,30 @@ def _is_message(node: ast.AST) -> bool:
 
 def _only_says(call: ast.Call) -> bool:
     """A sentence that is printed, or put to others that will be."""
-    return any(isinstance(argument, ast.JoinedStr) or _is_joined(argument) for argument in call.args)
+    return any(
+        isinstance(argument, ast.JoinedStr) or _is_joined(argument) for argument in call.args
+    )
 
 
 def _is_joined(node: ast.AST) -> bool:
-    return isinstance(node, JOINED) or (isinstance(node, ast.Constant) and isinstance(node.value, str | bytes))
+    return isinstance(node, JOINED) or (
+        isinstance(node, ast.Constant) and isinstance(node.value, str | bytes)
+    )
 
 
 def _bound_names(statement: ast.stmt) -> tuple[str, ...]:
     targets = getattr(statement, "targets", None) or [getattr(statement, "target", None)]
-    return tuple(sorted({node.id for target in targets if target for node in ast.walk(target) if _is_stored(node)}))
+    return tuple(
+        sorted(
+            {
+                node.id
+                for target in targets
+                if target
+                for node in ast.walk(target)
+                if _is_stored(node)
+            }
+        )
+    )
 
 
 def _with(node: Any, **fields: Any) -> Any:

@@ -1,7 +1,7 @@
 """Which tests run which line: the suite once under coverage, each test a context of its own.
 
-The folder then holds ``contexts`` (coverage's own SQLite file) and ``tests.json``: each test's outcome, CPU seconds and
-shared fixtures, and the CPU seconds of these.
+The folder then holds ``contexts`` (coverage's own SQLite file) and ``tests.json``: each test's
+outcome, CPU seconds and shared fixtures, and the CPU seconds of these.
 Processes that a test starts are measured too; one that is killed with SIGKILL says nothing.
 """
 
@@ -42,10 +42,25 @@ def cover(tree: Path, folder: Path, chosen: list[str], markers: str | None) -> N
         "COVERAGE_PROCESS_START": settings, "MUTANTS_FOLDER": folder, "OMP_NUM_THREADS": 1,
         "PYTHONPATH": os.pathsep.join(map(str, path)),
     }  # fmt: skip
-    command = [sys.executable, "-m", "pytest", "-p", "record_contexts", "--numprocesses", "2", "--dist", "loadfile"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-p",
+        "record_contexts",
+        "--numprocesses",
+        "2",
+        "--dist",
+        "loadfile",
+    ]
     command += [*chosen, *(["-m", markers] if markers else [])]
     with (folder / "log").open("w") as log:
-        subprocess.run(command, cwd=tree, env=os.environ | {name: str(value) for name, value in told.items()}, stdout=log)
+        subprocess.run(
+            command,
+            cwd=tree,
+            env=os.environ | {name: str(value) for name, value in told.items()},
+            stdout=log,
+        )
     gather(folder)
     print(f"{folder}: {(folder / 'log').read_text().splitlines()[-1]}")
 
@@ -56,5 +71,9 @@ def gather(folder: Path) -> None:
     measured.save()
     parts = [json.loads(path.read_text()) for path in sorted(folder.glob("tests.*.json"))]
     ran = {name: test for part in parts for name, test in part["tests"].items()}
-    fixtures = {name: max(part["fixtures"].get(name, 0.0) for part in parts) for part in parts for name in part["fixtures"]}
+    fixtures = {
+        name: max(part["fixtures"].get(name, 0.0) for part in parts)
+        for part in parts
+        for name in part["fixtures"]
+    }
     (folder / "tests.json").write_text(json.dumps({"tests": ran, "fixtures": fixtures}, indent=0))

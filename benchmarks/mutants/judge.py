@@ -1,7 +1,8 @@
 """Plant each mistake in a copy of the tree and run the tests of its line there.
 
-One process imports what others wrote (torch, transformers, ...), nothing of ours, and forks for each run: seconds are saved
-each time. A test that fails is believed if it passes without the mistake and fails with it again, both by itself.
+One process imports what others wrote (torch, transformers, ...), nothing of ours, and forks for
+each run: seconds are saved each time. A test that fails is believed if it passes without the
+mistake and fails with it again, both by itself.
 """
 
 from __future__ import annotations
@@ -24,16 +25,19 @@ from typing import Any, NamedTuple
 from changes import Change, all_in, find
 from selection import Suite
 
-# Imported once, by the parent. The tests set HF_HUB_OFFLINE before they import transformers; here it is set earlier.
+# Imported once, by the parent. The tests set HF_HUB_OFFLINE before they import transformers; here
+# it is set earlier.
 PEERS = (
-    "numpy", "PIL.Image", "PIL.ImageDraw", "PIL.PngImagePlugin", "PIL.JpegImagePlugin", "pandas", "scipy.stats",
-    "sklearn.linear_model", "sklearn.neighbors", "torch", "torch._dynamo", "torch.distributed", "torch.utils.data",
-    "torch.utils.tensorboard", "torch.utils.flop_counter", "torchvision.transforms.v2", "torchvision.tv_tensors",
-    "tokenizers", "transformers", "transformers.models.auto.modeling_auto", "transformers.models.siglip.modeling_siglip",
-    "transformers.models.siglip2.modeling_siglip2", "transformers.models.clip.modeling_clip", "open_clip", "timm",
-    "safetensors.torch", "sentencepiece", "typer.testing", "rich.console", "rich.progress", "jinja2", "jsonschema",
-    "hypothesis", "hypothesis.strategies", "hypothesis.extra.numpy", "pytest", "_pytest.assertion.rewrite", "fsspec",
-    "webdataset", "torchmetrics", "pycocotools.mask",
+    "numpy", "PIL.Image", "PIL.ImageDraw", "PIL.PngImagePlugin", "PIL.JpegImagePlugin", "pandas",
+    "scipy.stats", "sklearn.linear_model", "sklearn.neighbors", "torch", "torch._dynamo",
+    "torch.distributed", "torch.utils.data", "torch.utils.tensorboard",
+    "torch.utils.flop_counter", "torchvision.transforms.v2", "torchvision.tv_tensors",
+    "tokenizers", "transformers", "transformers.models.auto.modeling_auto",
+    "transformers.models.siglip.modeling_siglip", "transformers.models.siglip2.modeling_siglip2",
+    "transformers.models.clip.modeling_clip", "open_clip", "timm", "safetensors.torch",
+    "sentencepiece", "typer.testing", "rich.console", "rich.progress", "jinja2", "jsonschema",
+    "hypothesis", "hypothesis.strategies", "hypothesis.extra.numpy", "pytest",
+    "_pytest.assertion.rewrite", "fsspec", "webdataset", "torchmetrics", "pycocotools.mask",
 )  # fmt: skip
 FIRST_TESTS, FIRST_SECONDS = 25, 10.0
 HANG_SECONDS = 60.0  # a test that takes this long and ten times its own time hangs
@@ -54,10 +58,20 @@ class Copy:
         self.num_planted = 0
 
     def make(self) -> None:
-        ignored = shutil.ignore_patterns(".git", ".venv", "__pycache__", ".hypothesis", ".*_cache", "runs", "demo")
+        ignored = shutil.ignore_patterns(
+            ".git", ".venv", "__pycache__", ".hypothesis", ".*_cache", "runs", "demo"
+        )
         shutil.copytree(self.tree, self.place, ignore=ignored, symlinks=True)
-        told = os.environ | {f"GIT_{who}_{what}": "mutants" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
-        for words in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "The tree that is judged"]):
+        told = os.environ | {
+            f"GIT_{who}_{what}": "mutants"
+            for who in ("AUTHOR", "COMMITTER")
+            for what in ("NAME", "EMAIL")
+        }
+        for words in (
+            ["init", "-q"],
+            ["add", "-A"],
+            ["commit", "-q", "-m", "The tree that is judged"],
+        ):
             subprocess.run(["git", *words], cwd=self.place, env=told, check=True)
         collected = run(self, ["tests"], 600, "--collect-only", writes_bytecode=True)
         assert collected.failed is None, collected
@@ -66,7 +80,9 @@ class Copy:
         path = self.place / change.file
         path.write_bytes(change.plant(path.read_bytes()))
         self.num_planted += 1
-        moment = time.time() + 1000 * self.num_planted  # no bytecode of an earlier state has this time
+        moment = (
+            time.time() + 1000 * self.num_planted
+        )  # no bytecode of an earlier state has this time
         os.utime(path, (moment, moment))
 
     def restore(self, change: Change) -> None:
@@ -87,11 +103,19 @@ def import_peers() -> None:
 
 
 def judge_all(
-    mutants: list[dict[str, Any]], tree: Path, folder: Path, verdicts: Path, *, killers: dict[int, str], num_processes: int,
+    mutants: list[dict[str, Any]],
+    tree: Path,
+    folder: Path,
+    verdicts: Path,
+    *,
+    killers: dict[int, str],
+    num_processes: int,
     limit: float,
-) -> None:  # fmt: skip
+) -> None:
     import_peers()
-    assert not {"silc_bench", "tasks", "trainer"} & sys.modules.keys(), "ours is imported by each run anew"
+    assert not {"silc_bench", "tasks", "trainer"} & sys.modules.keys(), (
+        "ours is imported by each run anew"
+    )
     suite, known = Suite(tree, folder), all_in(tree)
     with tempfile.TemporaryDirectory(prefix="mutants-") as place:
         copies = [Copy(tree, Path(place, str(number), "tree")) for number in range(num_processes)]
@@ -103,7 +127,9 @@ def judge_all(
             change = find(known, mutant)
             first = [killers[mutant["number"]]] if mutant["number"] in killers else []
             if change:
-                suite.select(change, first=first, limit=limit)  # read here, as SQLite does not like forks
+                suite.select(
+                    change, first=first, limit=limit
+                )  # read here, as SQLite does not like forks
             if not copies:
                 copies.append(busy.pop(os.wait()[0]))
             copy = copies.pop()
@@ -111,7 +137,9 @@ def judge_all(
             if child == 0:
                 status = 1
                 try:
-                    verdict = judge(change, suite, copy, first, limit) if change else {"verdict": GONE}
+                    verdict = (
+                        judge(change, suite, copy, first, limit) if change else {"verdict": GONE}
+                    )
                     row = {"number": mutant["number"]} | verdict
                     with verdicts.open("a") as file:
                         file.write(json.dumps(row) + "\n")
@@ -124,9 +152,16 @@ def judge_all(
             os.wait()
 
 
-def judge(change: Change, suite: Suite, copy: Copy, first: list[str], limit: float) -> dict[str, Any]:
+def judge(
+    change: Change, suite: Suite, copy: Copy, first: list[str], limit: float
+) -> dict[str, Any]:
     chosen = suite.select(change, first=first, limit=limit)
-    says = {"how": chosen.how, "covering": chosen.num_covering, "chosen": len(chosen.tests), "cut": chosen.is_cut}
+    says = {
+        "how": chosen.how,
+        "covering": chosen.num_covering,
+        "chosen": len(chosen.tests),
+        "cut": chosen.is_cut,
+    }
     if not chosen.tests:
         return {"verdict": NOT_COVERED, **says}
     doubted: dict[str, str] = {}  # what failed once, and not for the mistake
@@ -140,14 +175,26 @@ def judge(change: Change, suite: Suite, copy: Copy, first: list[str], limit: flo
         cpu += seconds
         if failed is None:
             continue
-        # Without the mistake and with it again, by itself. A file that was not collected: its first test.
-        alone = failed if failed in names else next((name for name in names if name.startswith(failed)), names[0])
+        # Without the mistake and with it again, by itself. A file that was not collected: its first
+        # test.
+        alone = (
+            failed
+            if failed in names
+            else next((name for name in names if name.startswith(failed)), names[0])
+        )
         before = names[: names.index(alone) + 1]
         for again in [[alone], before][: len(before)]:
             is_good, seconds = _confirmed(change, copy, again, suite)
             cpu += seconds
             if is_good:
-                return {"verdict": KILLED, "by": failed, "why": why, **says, "doubted": doubted, "cpu": round(cpu, 1)}
+                return {
+                    "verdict": KILLED,
+                    "by": failed,
+                    "why": why,
+                    **says,
+                    "doubted": doubted,
+                    "cpu": round(cpu, 1),
+                }
         doubted[failed] = why
         left.insert(0, names[names.index(alone) + 1 :])
         left = [portion for portion in left if portion]
@@ -183,8 +230,12 @@ def _patience(names: list[str], suite: Suite) -> float:
     return HANG_SECONDS + 10 * max(suite.cost(name) for name in names)
 
 
-def run(copy: Copy, names: list[str], patience: float, *options: str, writes_bytecode: bool = False) -> Run:
-    """The tests in the copy, up to the first that fails, in a process that is killed where it hangs."""
+def run(
+    copy: Copy, names: list[str], patience: float, *options: str, writes_bytecode: bool = False
+) -> Run:
+    """The tests in the copy, up to the first that fails, in a process that is killed where it
+    hangs.
+    """
     scratch = Path(tempfile.mkdtemp(prefix="run-", dir=copy.place.parent))
     child = os.fork()
     if child == 0:
@@ -209,14 +260,25 @@ def run(copy: Copy, names: list[str], patience: float, *options: str, writes_byt
         result = Run(None, "", cpu)
     else:
         running = scratch / "running"
-        result = Run(running.read_text() if running.exists() else names[0], f"the process ended with {status}", cpu)
+        result = Run(
+            running.read_text() if running.exists() else names[0],
+            f"the process ended with {status}",
+            cpu,
+        )
     shutil.rmtree(scratch, ignore_errors=True)
-    shutil.rmtree(copy.place / ".hypothesis", ignore_errors=True)  # its examples would judge the next mistake
+    shutil.rmtree(
+        copy.place / ".hypothesis", ignore_errors=True
+    )  # its examples would judge the next mistake
     return result
 
 
 def _in_child(
-    place: Path, scratch: Path, names: list[str], options: tuple[str, ...], patience: float, writes_bytecode: bool
+    place: Path,
+    scratch: Path,
+    names: list[str],
+    options: tuple[str, ...],
+    patience: float,
+    writes_bytecode: bool,
 ) -> int:
     os.setsid()
     output = os.open(scratch / "log", os.O_WRONLY | os.O_CREAT)
@@ -225,28 +287,51 @@ def _in_child(
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     sys.dont_write_bytecode = not writes_bytecode
-    sys.path[:] = [str(place), *(entry for entry in sys.path if entry and Path(entry).resolve() != Path(__file__).parent)]
-    for name in ("changes", "cover", "judge", "selection"):  # names that ours or the tests' may have too
+    sys.path[:] = [
+        str(place),
+        *(entry for entry in sys.path if entry and Path(entry).resolve() != Path(__file__).parent),
+    ]
+    for name in (
+        "changes",
+        "cover",
+        "judge",
+        "selection",
+    ):  # names that ours or the tests' may have too
         sys.modules.pop(name, None)
-    told = {"PYTHONPATH": str(place), "TMPDIR": str(scratch)} | ({} if writes_bytecode else {"PYTHONDONTWRITEBYTECODE": "1"})
+    told = {"PYTHONPATH": str(place), "TMPDIR": str(scratch)} | (
+        {} if writes_bytecode else {"PYTHONDONTWRITEBYTECODE": "1"}
+    )
     os.environ.update(told)
     tempfile.tempdir = None
     os.chdir(place)
     import pytest
 
-    words = ["-x", "-p", "no:cacheprovider", "--timeout", str(patience), "-o", "faulthandler_timeout=0"]
+    words = [
+        "-x",
+        "-p",
+        "no:cacheprovider",
+        "--timeout",
+        str(patience),
+        "-o",
+        "faulthandler_timeout=0",
+    ]
     files = dict.fromkeys(name.partition("::")[0] for name in names)
     return int(pytest.main([*words, *options, *files], plugins=[_Told(scratch, names)]))
 
 
 class _Told:
-    """pytest plugin: runs the tests that are named, writes down which runs, and what failed first and why."""
+    """pytest plugin: runs the tests that are named, writes down which runs, and what failed first
+    and why.
+    """
 
     def __init__(self, scratch: Path, names: list[str]) -> None:
         self.scratch, self.places = scratch, {name: place for place, name in enumerate(names)}
 
     def pytest_collection_modifyitems(self, items: list[Any]) -> None:
-        items[:] = sorted((item for item in items if item.nodeid in self.places), key=lambda item: self.places[item.nodeid])
+        items[:] = sorted(
+            (item for item in items if item.nodeid in self.places),
+            key=lambda item: self.places[item.nodeid],
+        )
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         (self.scratch / "running").write_text(nodeid)
@@ -266,7 +351,9 @@ class _Told:
             told.write_text(json.dumps([report.nodeid, before + sentence[:160]]))
 
 
-def plan(mutants: list[dict[str, Any]], tree: Path, folder: Path, killers: dict[int, str], limit: float) -> None:
+def plan(
+    mutants: list[dict[str, Any]], tree: Path, folder: Path, killers: dict[int, str], limit: float
+) -> None:
     suite, known = Suite(tree, folder), all_in(tree)
     for mutant in mutants:
         change = find(known, mutant)
@@ -275,5 +362,8 @@ def plan(mutants: list[dict[str, Any]], tree: Path, folder: Path, killers: dict[
             continue
         first = [killers[mutant["number"]]] if mutant["number"] in killers else []
         chosen = suite.select(change, first=first, limit=limit)
-        counted = f"{len(chosen.tests)} tests ({chosen.num_covering} run it), {chosen.seconds:.0f} s"
-        print(f"{mutant['number']:3} {change.file}:{change.lines[0]} {chosen.how}: {counted}{', cut' if chosen.is_cut else ''}")
+        counted = (
+            f"{len(chosen.tests)} tests ({chosen.num_covering} run it), {chosen.seconds:.0f} s"
+        )
+        cut = ", cut" if chosen.is_cut else ""
+        print(f"{mutant['number']:3} {change.file}:{change.lines[0]} {chosen.how}: {counted}{cut}")

@@ -1,11 +1,12 @@
 """Which tests judge a change: those that run its line, then their neighbours, up to a limit.
 
-Of those that run the line, the tests of files that import its module come first. The neighbours, the other tests of the same
-files, have a few seconds: what a cache keeps is run by the first test only.
+Of those that run the line, the tests of files that import its module come first. The neighbours,
+the other tests of the same files, have a few seconds: what a cache keeps is run by the first test
+only.
 
-A line outside of functions runs when its module is imported, whoever imports it. It is judged by the tests that run a line
-which uses the name that it binds, or the body of the function whose default it is; where there is none, by the test files
-that import the module.
+A line outside of functions runs when its module is imported, whoever imports it. It is judged by
+the tests that run a line which uses the name that it binds, or the body of the function whose
+default it is; where there is none, by the test files that import the module.
 """
 
 from __future__ import annotations
@@ -49,7 +50,9 @@ class Suite:
 
     def select(self, change: Change, *, first: Iterable[str], limit: float) -> Selection:
         """``first``: tests that killed it before, wherever they are now."""
-        covering = self._run_by(change.file, *change.lines) or self._run_by(change.file, *change.statement_lines)
+        covering = self._run_by(change.file, *change.lines) or self._run_by(
+            change.file, *change.statement_lines
+        )
         how = "its line"
         if change.body_lines:
             covering |= self._run_by(change.file, *change.body_lines)
@@ -63,7 +66,12 @@ class Suite:
         beside = {name.partition("::")[0] for name in covering}
         neighbours = {name for name in self.tests if name.partition("::")[0] in beside} - covering
         earlier = {name for name in covering | neighbours if _function(name) in functions}
-        groups = [(earlier, limit), (covering & imported, limit), (covering, limit), (neighbours, NEIGHBOURS_SECONDS)]
+        groups = [
+            (earlier, limit),
+            (covering & imported, limit),
+            (covering, limit),
+            (neighbours, NEIGHBOURS_SECONDS),
+        ]
         chosen: dict[str, None] = {}
         seconds, is_cut = 0.0, False
         is_set_up: set[str] = set()
@@ -82,7 +90,9 @@ class Suite:
         return Selection(list(chosen) if covering else [], how, len(covering), seconds, is_cut)
 
     def cost(self, test: str, is_set_up: Iterable[str] = ()) -> float:
-        """CPU seconds of a test with the shared fixtures that it needs and that are not there yet."""
+        """CPU seconds of a test with the shared fixtures that it needs and that are not there
+        yet.
+        """
         needed = set(self.tests[test]["fixtures"]).difference(is_set_up)
         return self.tests[test]["cpu"] + sum(self.fixtures.get(fixture, 0.0) for fixture in needed)
 

@@ -1,6 +1,8 @@
-"""pytest plugin: which test or shared fixture runs now; what each test costs, and which of these fixtures it uses.
+"""pytest plugin: which test or shared fixture runs now; what each test costs, and which of these
+fixtures it uses.
 
-What a fixture of a session, a package, a module or a class runs belongs to all its tests and not to the first of them.
+What a fixture of a session, a package, a module or a class runs belongs to all its tests and not to
+the first of them.
 """
 
 from __future__ import annotations
@@ -39,7 +41,11 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     start, known = cpu_seconds(), sum(FIXTURES.values())
     before = switch(item.nodeid)
     definitions = item._fixtureinfo.name2fixturedefs  # type: ignore[attr-defined]
-    shared = [_name(found[-1]) for found in definitions.values() if found and found[-1].scope != "function"]
+    shared = [
+        _name(found[-1])
+        for found in definitions.values()
+        if found and found[-1].scope != "function"
+    ]
     TESTS[item.nodeid] = {"outcome": "passed", "fixtures": shared}
     yield
     of_fixtures = sum(FIXTURES.values()) - known

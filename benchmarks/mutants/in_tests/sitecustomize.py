@@ -1,4 +1,6 @@
-"""Python imports this at its start, as the folder is on PYTHONPATH: what a test starts is measured too."""
+"""Python imports this at its start, as the folder is on PYTHONPATH: what a test starts is measured
+too.
+"""
 
 import os
 
