@@ -1,5 +1,4 @@
-"""Training data: sources, the samples that they give, and the stream that continues at an exact
-position.
+"""Training data: sources, samples, and the stream that continues at an exact position.
 
 The loop imports ``stream``; ``pack`` and ``shard_index`` also serve commands.
 """

@@ -1,9 +1,12 @@
-"""Pairs whose pictures are files: a list of captions (``.jsonl``, ``.csv``, ``.tsv``), or a folder
-with ``.txt`` beside them.
+"""Pairs whose images are files: a list of captions (.jsonl, .csv, .tsv), or a folder with texts.
 
-The columns of a list are those of `silc_bench.datasets.layouts`; a picture may have several rows,
-or several captions in one. Training from files in random order is for thousands of pictures;
-``silc-bench data pack`` writes shards of them.
+In a folder, ``NAME.txt`` or ``NAME.json`` beside ``NAME.jpg`` holds the captions. The columns of a
+list are those of ``silc_bench.datasets.layouts``; an image may have several rows, or several
+captions in one.
+
+Flow: ``ListedReader.open(path, config, damage)`` reads all captions and looks which images there
+are -> ``text(p)`` and ``picture(p)``, which reads the image's file. Training from files in random
+order is for thousands of images; ``silc-bench data pack`` writes shards of them.
 """
 
 from __future__ import annotations
@@ -35,7 +38,7 @@ from silc_bench.trainer.data.samples import (
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """A picture in a file of its own."""
+    """An image in a file of its own."""
 
     path: Path
     captions: tuple[str, ...]
@@ -50,7 +53,7 @@ class Listed:
 
 @dataclass(frozen=True)
 class ListedReader:
-    """Entries are epochs of all pictures, each epoch in an order of its own."""
+    """Entries are epochs of all images, each epoch in an order of its own."""
 
     pairs: list[Listed]
     where: Path
@@ -61,7 +64,9 @@ class ListedReader:
     @classmethod
     def open(cls, path: Path, config: DataConfig, damage: Damage) -> ListedReader:
         """A list of captions, or a folder. Raises UserError where there is no pair in it."""
-        filters, left_out = conditions.parse(config.filters), Counter[str]()
+        filters = conditions.parse(config.filters)
+
+        left_out = Counter[str]()
         kept = []
         for pair in read_pairs(path, damage):
             reason = _reason(pair, filters)
@@ -69,9 +74,11 @@ class ListedReader:
                 kept.append(pair)
             else:
                 left_out[reason] += 1
+
         if not kept:
             raise UserError(
-                f"{path} holds no pair of a picture and a caption: {damage.summary()}{_by_reason(left_out)}"
+                f"{path} holds no pair of a picture and a caption: {damage.summary()}"
+                f"{_by_reason(left_out)}"
             )
         return cls(kept, path, config, filters, left_out)
 
@@ -84,22 +91,22 @@ class ListedReader:
 
     def text(self, position: int) -> str:
         epoch, index = self._find(position)
-        return choose_caption(
-            self.filters.captions(self.pairs[index].captions), self.config.seed, epoch, index
-        )
+        captions = self.filters.captions(self.pairs[index].captions)
+        return choose_caption(captions, self.config.seed, epoch, index)
 
     def picture(self, position: int) -> np.ndarray:
-        pair = self.pairs[self._find(position)[1]]
+        _, index = self._find(position)
+        pair = self.pairs[index]
         return decoded(pair.read(), self.config.decode_size, str(pair.path))
 
     def _find(self, position: int) -> tuple[int, int]:
+        """(epoch, number of the pair) of an entry."""
         epoch, place = divmod(position, self.num_samples)
         return epoch, int(_order(self.config.seed, epoch, self.num_samples)[place])
 
 
-_ORDERS: dict[
-    tuple[int, int, int], np.ndarray
-] = {}  # the last two: a range of positions may lie across two epochs
+# The last two orders, because a range of positions may lie across two epochs.
+_ORDERS: dict[tuple[int, int, int], np.ndarray] = {}
 
 
 def _order(seed: int, epoch: int, num_samples: int) -> np.ndarray:
@@ -112,20 +119,23 @@ def _order(seed: int, epoch: int, num_samples: int) -> np.ndarray:
 
 
 def read_pairs(path: Path, damage: Damage) -> list[Listed]:
-    """All pictures that have a caption, in the order of the list or by name; the others are added
-    to ``damage``.
+    """All images that have a caption, in the order of the list or by name.
+
+    The others are added to ``damage``.
 
     Raises:
-        UserError: no such place, a list that cannot be read, or a folder of pictures without a
-        single caption.
+        UserError: no such place, a list that cannot be read, or a folder of images without a single
+        caption.
     """
     if path.is_dir():
         lists = sorted(file for file in path.iterdir() if file.suffix.lower() in layouts.ENDINGS)
         if len(lists) > 1:
             raise UserError(
-                f"{path} holds {len(lists)} lists of captions, such as {lists[0].name}; name one of them"
+                f"{path} holds {len(lists)} lists of captions, such as {lists[0].name}; name one of"
+                " them"
             )
         return _from_list(lists[0], damage) if lists else _from_folder(path, damage)
+
     if not path.exists():
         raise UserError(
             f"{path}: no such file or folder; expected a list of captions or a folder of pictures"
@@ -134,48 +144,58 @@ def read_pairs(path: Path, damage: Damage) -> list[Listed]:
 
 
 def _from_list(path: Path, damage: Damage) -> list[Listed]:
+    not_columns = (*layouts.PICTURE_COLUMNS, *layouts.CAPTION_COLUMNS)
     pairs: dict[Path, Listed] = {}
-    for number, name, captions, row in layouts.rows(path, layouts.read_text(path)):
-        picture = layouts.locate(path, name)
-        own = tuple(caption for caption in captions if caption)
-        if not picture.is_file():
+    for number, name, all_captions, row in layouts.rows(path, layouts.read_text(path)):
+        image = layouts.locate(path, name)
+        captions = tuple(caption for caption in all_captions if caption)
+
+        if not image.is_file():
             damage.add("missing picture", f"{path}:{number}: {name}")
-        elif not own:
+        elif not captions:
             damage.add("empty text", f"{path}:{number}: {name}")
-        elif picture in pairs:
-            known = pairs[picture]
-            pairs[picture] = Listed(picture, known.captions + own, known.columns)
+        elif image in pairs:
+            # A further row of an image adds captions; the other columns stay those of the first.
+            first = pairs[image]
+            pairs[image] = Listed(image, first.captions + captions, first.columns)
         else:
-            texts = (*layouts.PICTURE_COLUMNS, *layouts.CAPTION_COLUMNS)
-            pairs[picture] = Listed(
-                picture, own, {name: value for name, value in row.items() if name not in texts}
-            )
+            columns = {column: value for column, value in row.items() if column not in not_columns}
+            pairs[image] = Listed(image, captions, columns)
     return list(pairs.values())
 
 
 def _from_folder(path: Path, damage: Damage) -> list[Listed]:
-    pictures = sorted(
+    # By name, so that the order does not depend on how the disk lists the folder.
+    images = sorted(
         file for file in path.rglob("*") if file.suffix.lower().lstrip(".") in PICTURE_EXTENSIONS
     )
+
     pairs = []
-    for picture in pictures:
-        text, columns = (picture.with_suffix(suffix) for suffix in (".txt", ".json"))
-        if not text.is_file() and not columns.is_file():
-            damage.add("picture without a text", str(picture))
+    for image in images:
+        text_file = image.with_suffix(".txt")
+        json_file = image.with_suffix(".json")
+        has_text = text_file.is_file()
+        has_json = json_file.is_file()
+        if not has_text and not has_json:
+            damage.add("picture without a text", str(image))
             continue
+
         try:
-            found = columns_of(columns.read_bytes(), str(columns)) if columns.is_file() else None
-            captions = captions_of(text.read_bytes() if text.is_file() else None, found, str(text))
+            columns = columns_of(json_file.read_bytes(), str(json_file)) if has_json else None
+            text = text_file.read_bytes() if has_text else None
+            captions = captions_of(text, columns, str(text_file))
         except UnreadableError as error:
             damage.add(error.cause, error.where)
             continue
-        pairs.append(Listed(picture, tuple(captions), found or {}))
-    if pictures and not pairs:
+        pairs.append(Listed(image, tuple(captions), columns or {}))
+
+    if images and not pairs:
         raise UserError(
-            f"{path} holds {len(pictures):,} pictures and no caption of any: write NAME.txt beside NAME.jpg, a caption a line,"
-            ' or a captions.jsonl in the folder: {"file": "NAME.jpg", "caption": "..."}'
+            f"{path} holds {len(images):,} pictures and no caption of any: write NAME.txt beside"
+            " NAME.jpg, a caption a line, or a captions.jsonl in the folder:"
+            ' {"file": "NAME.jpg", "caption": "..."}'
         )
-    if not pictures:
+    if not images:
         raise UserError(
             f"{path} holds neither pictures, nor shards (*.tar), nor a list of captions"
         )
@@ -183,15 +203,18 @@ def _from_folder(path: Path, damage: Damage) -> list[Listed]:
 
 
 def _reason(pair: Listed, filters: Filters) -> str | None:
+    """Why the filters leave a pair out; None: they do not."""
     columns = pair.columns
     if filters.needs_size:
         try:
             columns = with_sizes(columns, pair.read(), str(pair.path))
         except UnreadableError:
-            return None  # counted when it is met
+            return None  # what cannot be read is no matter of filters; it is counted when it is met
     return filters.reason(pair.captions, columns)
 
 
 def _by_reason(left_out: Counter[str]) -> str:
+    if not left_out:
+        return ""
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in left_out.most_common())
-    return f" (filters left out {left_out.total():,}: {reasons})" if left_out else ""
+    return f" (filters left out {left_out.total():,}: {reasons})"

@@ -1,8 +1,8 @@
-"""Own pictures with captions -> webdataset shards, and a look at any source before training on it.
+"""Own images with captions -> webdataset shards, and a look at any source before training on it.
 
 Flow: ``pack(source, out)`` reads what ``silc_bench.trainer.data.lists`` reads, checks that every
-picture decodes, and writes shards whose pictures are byte for byte the files'. ``look(config)``
-opens any source as training does and measures a part of it.
+image decodes, and writes shards whose images are byte for byte the files'. ``look(config)`` opens
+any source as training does and measures a part of it.
 
     silc-bench data pack photos photos-shards
     silc-bench data stats "photos-shards/*.tar"
@@ -17,6 +17,7 @@ import os
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -39,42 +40,54 @@ QUANTILES = (0.0, 0.05, 0.5, 0.95, 1.0)
 def pack(
     source: Path, out: Path, per_shard: int = 10_000, *, progress: bool = False
 ) -> tuple[int, int, Damage]:
-    """(pairs, shards written, what was left out). The order is a fixed shuffle by file name, so
-    that each shard is a mixture.
+    """(pairs, shards written, what was left out).
 
-    A sample is its picture as it is, ``.txt`` with a caption a line, and ``.json`` with the
-    captions and the other columns. ``progress`` shows a bar.
+    A sample is its image as it is, ``.txt`` with a caption a line, and ``.json`` with the captions
+    and the other columns. The order is a fixed shuffle by file name, so that each shard is a
+    mixture. ``progress`` shows a bar.
 
     Raises:
-        UserError: nothing to pack, pictures of a format that no shard holds, or ``out`` is in use.
+        UserError: nothing to pack, images of a format that no shard holds, or ``out`` is in use.
     """
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out} is not empty; choose another folder for the shards")
+
     damage = Damage()
     pairs = read_pairs(source, damage)
+
+    # Sorted by a hash of the name, the order looks random and is the same on every machine.
     pairs.sort(key=lambda pair: hashlib.sha256(os.fsencode(pair.path.name)).digest())
-    count = num_shards = 0
+
+    count = 0
+    num_shards = 0
     with atomic_folder(out) as folder, progress_bar(progress, "picture", len(pairs)) as advance:
-        whole = _checked(pairs, damage, advance)
-        while part := [sample for _, sample in zip(range(per_shard), whole, strict=False)]:
-            with tarfile.open(
-                folder / f"{num_shards:05}.tar", "w", format=tarfile.USTAR_FORMAT
-            ) as tar:
-                for key, members in enumerate(part, start=count):
-                    for suffix, data in members:
-                        header = tarfile.TarInfo(f"{key:09}.{suffix}")
-                        header.size = len(data)
-                        tar.addfile(header, io.BytesIO(data))
-            count, num_shards = count + len(part), num_shards + 1
+        samples = iter(_checked(pairs, damage, advance))
+        while part := list(islice(samples, per_shard)):
+            _write_shard(folder / f"{num_shards:05}.tar", part, count)
+            count += len(part)
+            num_shards += 1
+
+        # Raised in the folder's context, so that no empty folder is left behind.
         if not count:
             raise UserError(f"{source} holds no pair that can be read: {damage.summary()}")
     return count, num_shards, damage
 
 
+def _write_shard(path: Path, samples: list[list[tuple[str, bytes]]], first_key: int) -> None:
+    # USTAR is the plainest format, which every reader of shards knows.
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for key, members in enumerate(samples, start=first_key):
+            for suffix, data in members:
+                # A fresh header has no date and no owner: the same images give the same bytes.
+                header = tarfile.TarInfo(f"{key:09}.{suffix}")
+                header.size = len(data)
+                tar.addfile(header, io.BytesIO(data))
+
+
 def _checked(
     pairs: Iterable[Listed], damage: Damage, advance: Callable[[int], None]
 ) -> Iterable[list[tuple[str, bytes]]]:
-    """The members of each sample whose picture decodes."""
+    """The members (suffix, content) of each sample whose image decodes."""
     for pair in pairs:
         advance(1)
         try:
@@ -90,6 +103,8 @@ def _checked(
         if not suffix:
             damage.add("picture of another format than JPEG, PNG and WebP", str(pair.path))
             continue
+
+        # In the .txt a line break would begin another caption.
         captions = [" ".join(caption.split()) for caption in pair.captions]
         columns = {
             **pair.columns,
@@ -105,50 +120,59 @@ def _checked(
 
 
 def look(config: DataConfig, count: int, *, progress: bool = False) -> dict[str, Any]:
-    """What training would see in the first ``count`` entries of a source, as JSON: sizes, captions,
-    damage by cause.
+    """What training would see in the first ``count`` entries of a source, as JSON.
 
-    ``progress`` shows a bar.
-
-    Raises UserError and RunError as ``open_reader`` does.
+    That is: sizes, captions, damage by cause. ``progress`` shows a bar. Raises UserError and
+    RunError as ``open_reader`` does.
     """
     damage = Damage()
     reader = open_reader(config, damage)
     num_entries = count if reader.num_samples is None else min(count, reader.num_samples)
-    widths, heights, letters, words = [], [], [], []
+
+    widths = []
+    heights = []
+    letters = []
+    words = []
     repeated: Counter[str] = Counter()
     with progress_bar(progress, "pair", num_entries) as advance:
         for position in range(num_entries):
             advance(1)
             try:
-                text, picture = reader.text(position), reader.picture(position)
+                text = reader.text(position)
+                image = reader.picture(position)
             except UnreadableError as error:
                 damage.add(error.cause, error.where)
                 continue
-            heights.append(picture.shape[0])
-            widths.append(picture.shape[1])
+
+            heights.append(image.shape[0])
+            widths.append(image.shape[1])
             letters.append(len(text))
             words.append(len(text.split()))
             repeated[text] += 1
+
     if not letters:
         raise UserError(
             f"{config.source}: none of {num_entries:,} pairs can be read: {damage.summary()}"
         )
+
     numbers = {
         "width": widths,
         "height": heights,
         "letters of a caption": letters,
         "words of a caption": words,
     }
+
+    # "nearest" gives values that some entry really has.
+    quantiles = {
+        name: np.quantile(values, QUANTILES, method="nearest").tolist()
+        for name, values in numbers.items()
+    }
     text, times = repeated.most_common(1)[0]
     return {
         "source": reader.describe(),
         "pairs": reader.num_samples,
         "looked_at": num_entries,
-        "quantiles": {
-            name: np.quantile(values, QUANTILES, method="nearest").tolist()
-            for name, values in numbers.items()
-        },
+        "quantiles": quantiles,
         "most_frequent_caption": {"text": text, "times": times},
         "damage": damage.counts,
         "damage_first": damage.first,

@@ -1,19 +1,17 @@
-"""Picture-text pairs by position: what every reader promises, the order of an epoch, and generated
-scenes.
+"""Image-text pairs by position: what a reader promises, and what all readers share.
 
 Flow: ``reader.text(p)`` and ``reader.picture(p)`` give entry p of an endless stream, a pure
 function of (seed, p), in any order and in any process; ``silc_bench.trainer.data.stream`` makes
-batches of them. Readers: here, in ``shards``, ``lists`` and ``sources``.
+batches of them. The reader of generated scenes is here, the others are in ``shards``, ``lists`` and
+``sources``. They share the random order of an epoch, the way from bytes to a pair, and the filters.
 
-Shapes: S = decode_size pixels, the longest side a picture may have; a picture is [h, w, 3].
+Filters say which samples a run leaves out:
+``--set data.filters="text>=5 side>=64 language=en|de similarity>=0.28"``. Conditions are separated
+by spaces, and all of them must hold. ``text`` is a caption's length in characters; ``width``,
+``height`` and ``side`` (the shorter one) are pixels. Every other name is a column of the sample's
+``.json``, as img2dataset writes it, or of its row in a list of captions.
 
-Which samples a run leaves out: conditions on the text, the picture's size, the language and the
-score columns.
-
-``--set data.filters="text>=5 side>=64 language=en|de similarity>=0.28"``: conditions separated by
-spaces, all of which must hold. ``text`` is a caption's length in characters, ``width``, ``height``
-and ``side`` (the shorter one) are pixels; every other name is a column of the sample's ``.json``,
-as img2dataset writes it, or of its row in a list of captions.
+Shapes: S = decode_size pixels, the longest side an image may have; an image is [h, w, 3].
 """
 
 from __future__ import annotations
@@ -35,11 +33,13 @@ from silc_bench.datasets.shapes import scenes as shapes
 from silc_bench.errors import UserError
 from silc_bench.trainer.config.config import DataConfig
 
-LARGEST_SCENE, SMALLEST_SCENE = (
-    512,
-    16,
-)  # pixels a side: more shows nothing more, less does not tell the shapes apart
-ORDER, CAPTION, MIXTURE = range(3)  # what random words are drawn for: no use ever sees another's
+# Pixels a side of a generated scene: a larger one shows nothing more, in a smaller one the shapes
+# cannot be told apart.
+LARGEST_SCENE = 512
+SMALLEST_SCENE = 16
+
+# What random words are drawn for. Each use has a key of its own, so none ever sees another's.
+ORDER, CAPTION, MIXTURE = range(3)
 
 
 class UnreadableError(ValueError):
@@ -47,7 +47,8 @@ class UnreadableError(ValueError):
 
     def __init__(self, cause: str, where: str) -> None:
         super().__init__(cause, where)
-        self.cause, self.where = cause, where
+        self.cause = cause
+        self.where = where
 
 
 class Reader(Protocol):
@@ -63,15 +64,17 @@ class Reader(Protocol):
     def text(self, position: int) -> str: ...
 
     def picture(self, position: int) -> np.ndarray:
-        """uint8 [h, w, 3], no side longer than S. UnreadableError, as for ``text``, leaves the
-        entry out.
+        """uint8 [h, w, 3], no side longer than S.
+
+        UnreadableError, as for ``text``, leaves the entry out.
         """
         ...
 
 
 class ShapesReader:
-    """Entry p is scene p of the split "train", with one of its five captions. UserError for what
-    scenes cannot be.
+    """Entry p is scene p of the split "train", with one of its five captions.
+
+    UserError for filters, which scenes cannot meet, and for images that are too small.
     """
 
     num_samples = None
@@ -79,45 +82,53 @@ class ShapesReader:
     def __init__(self, config: DataConfig) -> None:
         if config.filters:
             raise UserError(
-                f"data.filters={config.filters!r} cannot be met by shapes: scenes are generated as they come, without columns;"
-                " leave the filters out, or shapes"
+                f"data.filters={config.filters!r} cannot be met by shapes: scenes are generated as"
+                " they come, without columns; leave the filters out, or shapes"
             )
         if config.decode_size < SMALLEST_SCENE:
             raise UserError(
-                f"data.decode_size={config.decode_size} is too small for shapes: at least {SMALLEST_SCENE}"
+                f"data.decode_size={config.decode_size} is too small for shapes: at least"
+                f" {SMALLEST_SCENE}"
             )
-        self._seed, self._size = config.seed, min(config.decode_size, LARGEST_SCENE)
+        self._seed = config.seed
+        self._size = min(config.decode_size, LARGEST_SCENE)
 
     def describe(self) -> str:
         return f"shapes (generated, endless, seed {self._seed})"
 
     def text(self, position: int) -> str:
         captions = shapes_captions.captions(_scene(self._seed, position))
-        return captions[int(random_words(self._seed, ORDER, position, 1)[0] % len(captions))]
+        word = random_words(self._seed, ORDER, position, 1)[0]
+        return captions[int(word % len(captions))]
 
     def picture(self, position: int) -> np.ndarray:
         return drawing.render(_scene(self._seed, position), self._size)[0]
 
 
-@lru_cache(maxsize=1)  # text and picture of an entry are asked for one after the other
+# One scene is enough: text and image of an entry are asked for one after the other.
+@lru_cache(maxsize=1)
 def _scene(seed: int, position: int) -> shapes.Scene:
     return shapes.scene(seed, "train", position)
 
 
-# ---- what is random: raw Philox words stay the same in every release of numpy, its distributions
-# may not ----
+# ---- what is random ----
+#
+# Everything is made of raw Philox words. They stay the same in every release of numpy, which the
+# numbers of its distributions may not.
 
 
 def random_words(seed: int, use: int, counter: int, count: int, inner: int = 0) -> np.ndarray:
-    """uint64 [count]."""
+    """uint64 [count]: f(seed, use, counter, inner), without any state."""
     return np.random.Philox(key=(seed, use), counter=(0, 0, inner, counter)).random_raw(count)
 
 
 def shuffled(
     seed: int, epoch: int, num_samples: int, groups: np.ndarray | None = None
 ) -> np.ndarray:
-    """int64 [num_samples]: a permutation, the same on every machine; by ascending ``groups``
-    [num_samples] where given.
+    """int64 [num_samples]: a permutation, the same on every machine.
+
+    With ``groups`` [num_samples] the groups follow each other in ascending order, and each is
+    shuffled in itself.
     """
     words = random_words(seed, ORDER, epoch, num_samples)
     return np.argsort(words, kind="stable") if groups is None else np.lexsort((words, groups))
@@ -127,30 +138,33 @@ def choose_caption(captions: Sequence[str], seed: int, epoch: int, index: int) -
     """The caption that sample ``index`` has in an epoch: f(seed, epoch, index)."""
     if len(captions) == 1:
         return captions[0]
-    return captions[int(random_words(seed, CAPTION, epoch, 1, inner=index)[0] % len(captions))]
+    word = random_words(seed, CAPTION, epoch, 1, inner=index)[0]
+    return captions[int(word % len(captions))]
 
 
 # ---- from bytes to a pair ----
 
 
 def captions_of(text: bytes | None, columns: dict[str, Any] | None, where: str) -> list[str]:
-    """The captions of a sample: the list "captions" of its JSON; else its text, a caption a line;
-    else "caption" of its JSON.
+    """The captions of a sample, from its text and its JSON.
 
-    A text with a JSON beside it is one caption whatever its lines, as img2dataset writes them.
+    They are the list "captions" of its JSON; else its text, a caption a line; else "caption" of its
+    JSON. A text with a JSON beside it is one caption whatever its lines, as img2dataset writes
+    them. Raises UnreadableError where there is none.
     """
     listed = (columns or {}).get("captions")
     if isinstance(listed, list):
-        found = [str(caption) for caption in listed]
+        captions = [str(caption) for caption in listed]
     elif text is not None:
         try:
-            words = text.decode("utf-8")
+            decoded_text = text.decode("utf-8")
         except UnicodeDecodeError as error:
             raise UnreadableError("text that is not UTF-8", where) from error
-        found = words.splitlines() if columns is None else [words]
+        captions = decoded_text.splitlines() if columns is None else [decoded_text]
     else:
-        found = [str((columns or {}).get("caption") or "")]
-    kept = [caption.strip() for caption in found if caption.strip()]
+        captions = [str((columns or {}).get("caption") or "")]
+
+    kept = [caption.strip() for caption in captions if caption.strip()]
     if not kept:
         raise UnreadableError("empty text", where)
     return kept
@@ -167,27 +181,31 @@ def columns_of(data: bytes, where: str) -> dict[str, Any]:
     return columns
 
 
-def with_sizes(columns: dict[str, Any], picture: bytes, where: str) -> dict[str, Any]:
-    """``columns`` with "width", "height" and "side" of the picture as it lies there, read from its
-    header.
+def with_sizes(columns: dict[str, Any], image: bytes, where: str) -> dict[str, Any]:
+    """``columns`` with "width", "height" and "side" of the stored image, read from its header.
+
+    They take the place of columns with these names, which may be those of another resolution.
     """
     try:
-        width, height = shards.image_size(picture)
+        width, height = shards.image_size(image)
     except shards.DamagedImageError as error:
         raise UnreadableError(error.cause, where) from error
     return {**columns, "width": width, "height": height, "side": min(width, height)}
 
 
 def decoded(data: bytes, decode_size: int, where: str) -> np.ndarray:
+    """uint8 [h, w, 3], the longer side at most ``decode_size``."""
     try:
         image = shards.decode_image(data)
     except shards.DamagedImageError as error:
         raise UnreadableError(error.cause, where) from error
-    image.thumbnail(
-        (decode_size, decode_size)
-    )  # keeps the aspect and never enlarges: views do that
+
+    # It keeps the aspect and never enlarges; making a small image larger is the views' part.
+    image.thumbnail((decode_size, decode_size))
     return np.asarray(image)
 
+
+# ---- which samples are left out ----
 
 SIZES = ("width", "height", "side")
 _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
@@ -196,6 +214,7 @@ _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     ">": operator.gt,
     "<": operator.lt,
 }
+# The signs of two letters stand first: else ">=5" would be read as ">" and "=5".
 _CONDITION = re.compile(r"([A-Za-z_][\w.-]*)(>=|<=|>|<|=)(\S+)")
 
 
@@ -222,27 +241,29 @@ class Filters:
 
     def captions(self, captions: Sequence[str]) -> list[str]:
         """Those of an allowed length."""
-        mine = [condition for condition in self.conditions if condition.name == "text"]
-        return [
-            caption
-            for caption in captions
-            if all(condition.holds(len(caption)) for condition in mine)
-        ]
+        on_length = [condition for condition in self.conditions if condition.name == "text"]
+
+        def is_allowed(caption: str) -> bool:
+            return all(condition.holds(len(caption)) for condition in on_length)
+
+        return [caption for caption in captions if is_allowed(caption)]
 
     def reason(self, captions: Sequence[str], columns: Mapping[str, Any]) -> str | None:
-        """Why a sample is left out, in words that are the same for all of a kind; None: it
-        stays.
+        """Why a sample is left out; None: it stays.
+
+        The words are the same for all samples of a kind, so that they can be counted.
         """
         if not self.captions(captions):
             return "length of text"
+
         for condition in self.conditions:
             if condition.name == "text":
                 continue
-            found = columns.get(condition.name)
-            if found is None:
+            value = columns.get(condition.name)
+            if value is None:
                 return f"no {condition.name}"
             try:
-                if not condition.holds(found):
+                if not condition.holds(value):
                     return condition.name
             except (TypeError, ValueError):
                 return f"{condition.name} that is no number"
@@ -250,17 +271,21 @@ class Filters:
 
 
 def parse(text: str) -> Filters:
-    """Raises UserError for what is no condition, or a comparison with something that is no
-    number.
+    """The filters that ``text`` describes.
+
+    Raises UserError for what is no condition, or a comparison with something that is no number.
     """
     conditions = []
     for word in text.split():
-        found = _CONDITION.fullmatch(word)
-        if found is None:
+        match = _CONDITION.fullmatch(word)
+        if match is None:
             raise UserError(
-                f"data.filters: {word!r} is no condition; write NAME>=NUMBER, NAME<NUMBER or NAME=WORD|WORD"
+                f"data.filters: {word!r} is no condition; write NAME>=NUMBER, NAME<NUMBER or"
+                " NAME=WORD|WORD"
             )
-        condition = Condition(*found.groups())
+        condition = Condition(*match.groups())
+
+        # What is a number by its meaning has to be one even with "=", where others may be words.
         if condition.sign != "=" or condition.name in ("text", *SIZES):
             try:
                 float(condition.value)

@@ -1,21 +1,16 @@
-"""Where the samples of shards lie: each shard is looked through once, by several processes, and
-what was found is kept.
+"""Where the samples of shards lie: each shard is looked through once, and its index is kept.
 
-Flow: ``expand(word)`` -> shards -> ``index_all(shards, filters, mirror)`` -> a ShardIndex each,
-read where an earlier run, or another rank of this one, has kept it
-(``silc_bench.trainer.data.shard_index``).
+Flow: ``expand(word)`` -> shards -> ``index_all(shards, filters, mirror)`` -> a ShardIndex each. An
+index that an earlier run, or another rank of this one, has kept is read; the other shards are
+looked through by several processes. A sample costs about 0.1 ms to find and 48 bytes to keep, so a
+billion pairs are looked through in a day of one core, once.
 
-A sample costs about 0.1 ms to find and 48 bytes to keep, so a billion pairs are looked through in a
-day of one core, once.
-
-What was found in shards (``silc_bench.trainer.data.shard_index``), kept for the next start: a file
-a shard, beside copies of remote ones.
-
-Flow: ``kept_at(shard, filters, folder)`` -> its place -> ``load`` or ``keep``; ``listing`` ->
-``silc-bench cache ls | prune``, and nothing else removes any. A shard is known by its path, size
-and time of change, or by its URL, size and ETag; the filters belong to it, since they decide what
-is left out. A run reads an index once, when it starts, whole: one that is removed, at whatever
-moment, is looked through again, so nothing here is ever locked.
+An index is a file a shard, in a folder beside the copies of remote shards: ``kept_at(shard,
+filters, folder)`` -> its place -> ``load`` or ``keep``. A shard is known by its path, size and time
+of change, or by its URL, size and ETag. The filters belong to it, since they decide what is left
+out. ``listing`` serves ``silc-bench cache ls | prune``, and nothing else removes any. A run reads
+an index once, when it starts, whole: the shard of one that is removed, at whatever moment, is
+looked through again, so nothing here is ever locked.
 """
 
 from __future__ import annotations
@@ -55,78 +50,105 @@ ABSENT = (0, -1)  # the place of a member that is not there
 MANY = 16  # new shards, from which on processes look through them
 MOST_PROCESSES = 16
 
+SCHEMA_VERSION = "shard-index/3"
+MAX_BYTES = 1 << 34  # of an index, 48 a sample
+
+# A local shard, or a remote one: its URL, and which version of it is meant.
+Shard: TypeAlias = Path | tuple[str, remote.Stamp]
+
+# Names of our own files: an index, and one that is being written.
+_OURS = re.compile(r"[0-9a-f]{24}\.npz|\.[0-9a-f]{24}\.npz\.[0-9a-f]{8}\.tmp")
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    rows: np.ndarray  # int64 [num_samples, 6]: offset and size in bytes of image, text, JSON
+    damage: Damage
+    left_out: Counter[str]  # by the filters, by reason
+
 
 def expand(word: str) -> list[Shard]:
     """Local shards first, then remote ones. Raises UserError where a pattern finds nothing."""
-    words = word.split()
-    if not any(map(remote.is_remote, words)):
+    patterns = word.split()
+    if not any(map(remote.is_remote, patterns)):
         return [*shards.expand(word)]
-    urls = [url for part in words if remote.is_remote(part) for url in remote.expand(part)]
-    local = [path for part in words if not remote.is_remote(part) for path in shards.expand(part)]
+
+    remote_patterns = [pattern for pattern in patterns if remote.is_remote(pattern)]
+    local_patterns = [pattern for pattern in patterns if not remote.is_remote(pattern)]
+    urls = [url for pattern in remote_patterns for url in remote.expand(pattern)]
+    local = [path for pattern in local_patterns for path in shards.expand(pattern)]
     return [*local, *zip(urls, remote.stamps_of(urls), strict=True)]
 
 
 def index_all(found: Sequence[Shard], filters: Filters, mirror: remote.Mirror) -> list[ShardIndex]:
-    """The index of each; every rank calls it, and of the new ones each looks through its own part.
+    """The index of each shard.
+
+    Every rank calls it. Of the new shards each rank looks through its own part.
 
     Raises:
         UserError: one that is no shard, or cannot be read.
         RunError: a remote one that cannot be fetched.
     """
-    from silc_bench.system.processes import (
-        concatenated,
-        num_ranks,
-        rank,  # brings torch, which the processes below do without
-    )
+    # These bring torch, which the processes that look through shards do without.
+    from silc_bench.system.processes import concatenated, num_ranks, rank
     from silc_bench.system.terminal import notes
 
-    kept = [kept_at(shard, filters, mirror.folder) for shard in found]
-    own = list(zip(found, kept, strict=True))[rank() :: num_ranks()]
+    is_first = rank() == 0
+    places = [kept_at(shard, filters, mirror.folder) for shard in found]
+    all_shards = list(zip(found, places, strict=True))
+    own = all_shards[rank() :: num_ranks()]
     new = [(shard, place) for shard, place in own if not is_kept(place)]
-    made: dict[Path, ShardIndex] = {}
+
+    indexes: dict[Path, ShardIndex] = {}
     errors: list[UserError | RunError] = []
     try:
-        for place, index in _look_through(new, filters, mirror, is_shown=rank() == 0):
-            made[place] = index
+        for place, index in _look_through(new, filters, mirror, is_shown=is_first):
+            indexes[place] = index
     except (UserError, RunError) as error:
         errors.append(error)
-    if errors := concatenated(errors):  # else the others would wait for this rank
+
+    # An error of one rank is raised on all of them: else the others would wait for it.
+    if errors := concatenated(errors):
         raise errors[0]
-    if rank() == 0 and not all(map(is_kept, made)):
-        where = folder_of(mirror.folder)
+
+    if is_first and not all(map(is_kept, indexes)):
         notes.print(
-            f"cannot write to {where}: the next start looks through all shards again", markup=False
+            f"cannot write to {folder_of(mirror.folder)}: the next start looks through all shards"
+            " again",
+            markup=False,
         )
-    loaded = {place: load(place) for place in kept if place not in made}
-    made |= {place: index for place, index in loaded.items() if index is not None}
-    rest = [
-        (shard, place) for shard, place in zip(found, kept, strict=True) if place not in made
-    ]  # by ranks elsewhere
-    made |= _look_through(rest, filters, mirror, is_shown=rank() == 0)
-    return [made[place] for place in kept]
+
+    loaded = {place: load(place) for place in places if place not in indexes}
+    indexes |= {place: index for place, index in loaded.items() if index is not None}
+
+    # What ranks on other machines found is not there where they have another disk, or cannot write.
+    rest = [(shard, place) for shard, place in all_shards if place not in indexes]
+    indexes |= _look_through(rest, filters, mirror, is_shown=is_first)
+    return [indexes[place] for place in places]
 
 
 def _look_through(
     new: Sequence[tuple[Shard, Path]], filters: Filters, mirror: remote.Mirror, is_shown: bool
 ) -> Iterator[tuple[Path, ShardIndex]]:
-    from silc_bench.system.terminal import (
-        notes,
-        progress_bar,  # the command line's, which the processes below do without
-    )
+    """(place, index) of each shard, while a bar or a note shows people what takes the time."""
+    # The command line's terminal, which the processes below do without.
+    from silc_bench.system.terminal import notes, progress_bar
 
     if len(new) >= MANY and is_shown and not notes.is_terminal:
         notes.print(
             f"looking through {len(new):,} new shards; what is found is kept for the next start"
         )
+
     local = [(shard, place) for shard, place in new if isinstance(shard, Path)]
     others = [(shard, place) for shard, place in new if not isinstance(shard, Path)]
-    with progress_bar(
-        is_shown and notes.is_terminal and len(new) > 1, "looking through new shards", len(new)
-    ) as advance:
+    has_bar = is_shown and notes.is_terminal and len(new) > 1
+    with progress_bar(has_bar, "looking through new shards", len(new)) as advance:
         for (_, place), index in zip(local, _in_processes(local, filters, mirror), strict=True):
             yield place, index
             advance(1)
-        for shard, place in others:  # each is fetched, so that the network is what takes the time
+
+        # Remote shards are fetched one by one: the network takes the time, and not a core.
+        for shard, place in others:
             yield place, _look_at(shard, place, filters, mirror)
             advance(1)
 
@@ -134,25 +156,26 @@ def _look_through(
 def _in_processes(
     local: Sequence[tuple[Shard, Path]], filters: Filters, mirror: remote.Mirror
 ) -> Iterator[ShardIndex]:
+    """The index of each local shard, in order; by processes where there are many shards."""
     from silc_bench.system.processes import num_cores, num_local_ranks
 
     processes = min(MOST_PROCESSES, num_cores() // num_local_ranks())
     if len(local) < MANY or processes < 2:
         yield from (_look_at(shard, place, filters, mirror) for shard, place in local)
         return
-    context = multiprocessing.get_context(
-        "spawn"
-    )  # a fork would copy locks that another thread holds
-    with ProcessPoolExecutor(
-        processes, context, signal.signal, (signal.SIGINT, signal.SIG_IGN)
-    ) as pool:
+
+    # A fork would copy locks that another thread holds. Ctrl-C is this process's to answer.
+    context = multiprocessing.get_context("spawn")
+    ignore_ctrl_c = (signal.SIGINT, signal.SIG_IGN)
+    with ProcessPoolExecutor(processes, context, signal.signal, ignore_ctrl_c) as pool:
         futures = [pool.submit(_look_at, shard, place, filters, mirror) for shard, place in local]
         try:
             yield from (future.result() for future in futures)
         except BrokenProcessPool as error:
             raise RunError(
-                "a process that looks through shards was killed, most often for want of memory; what was found is kept, so"
-                ' start again (in a script of your own, what it runs belongs under `if __name__ == "__main__":`)'
+                "a process that looks through shards was killed, most often for want of memory;"
+                " what was found is kept, so start again (in a script of your own, what it runs"
+                ' belongs under `if __name__ == "__main__":`)'
             ) from error
         finally:
             pool.shutdown(cancel_futures=True)
@@ -166,7 +189,8 @@ def _look_at(shard: Shard, place: Path, filters: Filters, mirror: remote.Mirror)
     if isinstance(shard, Path):
         index = _index(shard, filters)
     else:
-        index = mirror.read(*shard, lambda path: _named(_index(path, filters), path, shard[0]))
+        url, stamp = shard
+        index = mirror.read(url, stamp, lambda path: _named(_index(path, filters), path, url))
     keep(index, shard, place)
     return index
 
@@ -179,57 +203,52 @@ def _named(index: ShardIndex, path: Path, url: str) -> ShardIndex:
 
 def _index(path: Path, filters: Filters) -> ShardIndex:
     shard = shards.index_shard(path)
-    rows, left_out = [], Counter[str]()
+    rows = []
+    left_out = Counter[str]()
     for sample in shard.samples:
-        picture = next(
-            (sample.members[e] for e in shards.IMAGE_EXTENSIONS if e in sample.members), None
-        )
-        text, columns = sample.members.get("txt", ABSENT), sample.members.get("json", ABSENT)
+        members = sample.members
+        extension = next((e for e in shards.IMAGE_EXTENSIONS if e in members), None)
+        text = members.get("txt", ABSENT)
+        columns = members.get("json", ABSENT)
         where = f"{path}:{sample.key}"
-        if picture is None:
+
+        if extension is None:
             shard.damage.add("sample without a picture", where)
         elif text == columns == ABSENT:
             shard.damage.add("sample without a text", where)
-        elif reason := _reason(path, (picture, text, columns), filters, where):
+        elif reason := _reason(path, (members[extension], text, columns), filters, where):
             left_out[reason] += 1
         else:
-            rows.append((*picture, *text, *columns))
+            rows.append((*members[extension], *text, *columns))
+
+    # The shape holds even for no row at all.
     return ShardIndex(np.array(rows, np.int64).reshape(-1, 6), shard.damage, left_out)
 
 
 def _reason(
     path: Path, places: tuple[shards.Place, ...], filters: Filters, where: str
 ) -> str | None:
-    """Why the filters leave a sample out. What cannot be read is no matter of filters: it is
-    counted when it is met.
+    """Why the filters leave a sample out; None: they do not.
+
+    What cannot be read is no matter of filters: it is counted when it is met.
     """
     if not filters.conditions:
-        return None
-    picture, text, columns = places
+        return None  # the usual case reads no member at all
+
+    image, text, columns = places
     try:
-        found = None if columns == ABSENT else columns_of(shards.read_member(path, columns), where)
-        captions = captions_of(
-            None if text == ABSENT else shards.read_member(path, text), found, where
-        )
-        known = found or {}
+        row = None if columns == ABSENT else columns_of(shards.read_member(path, columns), where)
+        text_bytes = None if text == ABSENT else shards.read_member(path, text)
+        captions = captions_of(text_bytes, row, where)
+        known = row or {}
         if filters.needs_size:
-            known = with_sizes(known, shards.read_member(path, picture), where)
+            known = with_sizes(known, shards.read_member(path, image), where)
     except UnreadableError:
         return None
     return filters.reason(captions, known)
 
 
-SCHEMA_VERSION = "shard-index/3"
-MAX_BYTES = 1 << 34  # 48 a sample
-Shard: TypeAlias = Path | tuple[str, remote.Stamp]
-_OURS = re.compile(r"[0-9a-f]{24}\.npz|\.[0-9a-f]{24}\.npz\.[0-9a-f]{8}\.tmp")
-
-
-@dataclass(frozen=True)
-class ShardIndex:
-    rows: np.ndarray  # int64 [num_samples, 6]: offset and size in bytes of picture, text, JSON
-    damage: Damage
-    left_out: Counter[str]  # by the filters, by reason
+# ---- the files of indexes ----
 
 
 def folder_of(shards_folder: Path) -> Path:
@@ -240,15 +259,15 @@ def kept_at(shard: Shard, filters: Filters, shards_folder: Path) -> Path:
     """Where the index of exactly this version of the shard lies, if anywhere."""
     if isinstance(shard, Path):
         try:
-            found = shard.stat()
+            status = shard.stat()
         except OSError as error:
             raise UserError(f"cannot read the shard {shard}: {error.strerror or error}") from error
-        version = f"{shard.resolve()}\n{found.st_size}\n{found.st_mtime_ns}\n{found.st_ctime_ns}"
+        version = f"{shard.resolve()}\n{status.st_size}\n{status.st_mtime_ns}\n{status.st_ctime_ns}"
     else:
         version = f"{shard[0]}\n{shard[1].size}\n{shard[1].etag}"
-    conditions = " ".join(
-        f"{c.name}{c.sign}{c.value}" for c in filters.conditions
-    )  # the first that fails is the reason
+
+    # In their order: the first condition that fails is the reason that is counted.
+    conditions = " ".join(f"{c.name}{c.sign}{c.value}" for c in filters.conditions)
     name = hashlib.sha256(f"{version}\n{conditions}\n{SCHEMA_VERSION}".encode()).hexdigest()[:24]
     return folder_of(shards_folder) / f"{name}.npz"
 
@@ -261,63 +280,71 @@ def is_kept(place: Path) -> bool:
 
 
 def load(place: Path) -> ShardIndex | None:
-    """None where it is not there, not whole, or another shard's: then the shard is looked through
+    """The index at ``place``.
+
+    None where it is not there, not whole, or another shard's: then the shard is looked through
     again.
     """
     try:
         notes, arrays = archives.unpack(SCHEMA_VERSION, place.read_bytes(), MAX_BYTES)
-        if notes["place"] != place.name:  # it was renamed: another shard's
-            return None
-        index = ShardIndex(
-            arrays["rows"], Damage(notes["damage"], notes["first"]), Counter(notes["left_out"])
-        )
+        if notes["place"] != place.name:
+            return None  # the file was renamed: it is another shard's
+        damage = Damage(notes["damage"], notes["first"])
+        index = ShardIndex(arrays["rows"], damage, Counter(notes["left_out"]))
     except archives.DAMAGE:
         return None
+
+    # The time of change says when it was last of use. It is set seldom, since a write for each rank
+    # and shard is much for a shared disk.
     with suppress(OSError):  # removed meanwhile, or another user's
-        if (
-            time.time() - place.stat().st_mtime > IN_USE
-        ):  # a write for each rank and shard is much for a shared disk
+        if time.time() - place.stat().st_mtime > IN_USE:
             os.utime(place)
     return index
 
 
 def keep(index: ShardIndex, shard: Shard, place: Path) -> None:
-    """As a file that is there whole or not at all, but for a power cut, after which ``load`` will
-    not take it.
+    """Write the index as a file that is there whole or not at all.
+
+    A power cut may still leave a part of it, which ``load`` does not take.
     """
-    notes = {"damage": index.damage.counts, "first": index.damage.first, "left_out": index.left_out}
-    notes |= {
+    notes = {
+        "damage": index.damage.counts,
+        "first": index.damage.first,
+        "left_out": index.left_out,
         "shard": str(shard.resolve()) if isinstance(shard, Path) else shard[0],
         "place": place.name,
     }
     content = archives.pack(SCHEMA_VERSION, notes, {"rows": index.rows})
+
     temporary = place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_bytes(content)
         os.replace(temporary, place)
-    except (
-        OSError
-    ):  # a full or read-only disk costs the next start its time, not this run; index_all says so
+
+    # A full or read-only disk costs the next start its time, not this run; index_all says so.
+    except OSError:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
 
 
 def listing(shards_folder: Path) -> list[Listed]:
-    """All that is kept, what a killed process left half-written too; files of other programs are
-    left alone.
+    """All that is kept, what a killed process left half-written too.
+
+    Files of other programs are left alone.
     """
-    found = []
+    indexes = []
     for path in folder_of(shards_folder).glob("*"):
         if not _OURS.fullmatch(path.name):
             continue
         with suppress(FileNotFoundError):  # removed, or in its place by now
             status = path.stat()
-            if (
-                path.suffix == ".npz" or time.time() - status.st_mtime > IN_USE
-            ):  # else it is being written
-                found.append(Listed(path, {"kind": "index"}, status.st_size, status.st_mtime))
-    return found
+
+            # A young file of another name is still being written.
+            if path.suffix == ".npz" or time.time() - status.st_mtime > IN_USE:
+                listed = Listed(path, {"kind": "index"}, status.st_size, status.st_mtime)
+                indexes.append(listed)
+    return indexes
 
 
 def by_source(indexes: list[Listed]) -> list[Listed]:
@@ -325,6 +352,7 @@ def by_source(indexes: list[Listed]) -> list[Listed]:
     groups: dict[str, list[Listed]] = {}
     for listed in indexes:
         groups.setdefault(_source_of(listed.path), []).append(listed)
+
     return [
         Listed(
             group[0].path.parent,
@@ -337,7 +365,7 @@ def by_source(indexes: list[Listed]) -> list[Listed]:
 
 
 def _source_of(place: Path) -> str:
-    """ "" where the file does not say: it is damaged, half-written or of an earlier version."""
+    """The folder or URL; "" where the file is damaged, half-written or of an earlier version."""
     try:
         return str(archives.header_of(SCHEMA_VERSION, place)["shard"]).rpartition("/")[0]
     except archives.DAMAGE:

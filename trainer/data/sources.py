@@ -1,18 +1,20 @@
 """What ``data.source`` means: one word a source, or a mixture of them.
 
-shapes                                  generated scenes, endless
-DIR, DIR/*.tar, DIR/{000..009}.tar      webdataset shards; several patterns with spaces between are
-one source https://HOST/{000..099}.tar, s3://...   the same behind a URL, and gs://, hf://
-(silc_bench.datasets.files.remote) LIST.jsonl, .csv, .tsv                  a list of pictures and
-captions DIR                                     without shards: a list in it, or pictures with
-NAME.txt beside NAME.jpg 3 * A | 1 * B                           both, three quarters of the stream
-from A; without weights: as large as they are
+    shapes                                  generated scenes, endless
+    DIR, DIR/*.tar, DIR/{000..009}.tar      webdataset shards; several patterns with spaces between
+                                            them are one source
+    https://HOST/{000..099}.tar, s3://...   the same behind a URL, and gs://, hf://
+                                            (silc_bench.datasets.files.remote)
+    LIST.jsonl, .csv, .tsv                  a list of images and captions
+    DIR                                     without shards: a list in it, or images with NAME.txt
+                                            beside NAME.jpg
+    3 * A | 1 * B                           both, three quarters of the stream from A; without
+                                            weights each source has a share as large as it is
 
-Several sources in one stream, each with a share of it: ``"3 * A/*.tar | 1 * B.jsonl"``.
-
-The stream is cut into blocks of BLOCK entries. In each block every source has its share, rounded
-once for all blocks, in an order that is f(seed, block). So entry p is a pure function of (seed, p),
-and each source goes through epochs of its own, every sample once in each.
+A mixture (``"3 * A/*.tar | 1 * B.jsonl"``) is cut into blocks of BLOCK entries. In each block every
+source has its share, rounded once for all blocks, in an order that is f(seed, block). So entry p is
+a pure function of (seed, p), and each source goes through epochs of its own, every sample once in
+each.
 """
 
 from __future__ import annotations
@@ -31,10 +33,13 @@ from silc_bench.trainer.data.lists import ListedReader
 from silc_bench.trainer.data.samples import MIXTURE, Reader, ShapesReader, random_words
 from silc_bench.trainer.data.shards import ShardsReader
 
+BLOCK = 1000  # entries: a share is met to 0.1 %
+
 
 def open_reader(config: DataConfig, damage: Damage) -> Reader:
-    """The reader that ``config.source`` names; what is damaged already in its index is added to
-    ``damage``.
+    """The reader that ``config.source`` names.
+
+    What is damaged already in its index is added to ``damage``.
 
     Raises:
         UserError: nothing there, not one pair in it, or weights that mean nothing.
@@ -44,58 +49,63 @@ def open_reader(config: DataConfig, damage: Damage) -> Reader:
     readers = [_open(word, config, damage) for _, word in parts]
     if len(readers) == 1:
         return readers[0]
+
     weights = [weight for weight, _ in parts]
     if any(weight is None for weight in weights):
         if any(weights):
             raise UserError(f"data {config.source!r}: give each source a weight, or none of them")
-        endless = [
-            word
-            for (_, word), reader in zip(parts, readers, strict=True)
-            if reader.num_samples is None
-        ]
-        if endless:
-            raise UserError(
-                f"data {config.source!r}: {endless[0]} never ends, so its share is yours to say; give each a weight"
-            )
+
+        # Without weights each source counts as many as it has, which an endless one cannot say.
+        for (_, word), reader in zip(parts, readers, strict=True):
+            if reader.num_samples is None:
+                raise UserError(
+                    f"data {config.source!r}: {word} never ends, so its share is yours to say;"
+                    " give each a weight"
+                )
         weights = [reader.num_samples for reader in readers]
     return MixedReader(readers, [float(weight or 0) for weight in weights], config.seed)
 
 
 def _weighted(part: str, source: str) -> tuple[float | None, str]:
-    found = re.fullmatch(r"([0-9.]+)\s*\*\s+(\S.*)", part)
-    if not found:
+    """(weight, word) of a part of ``source``; weight None where it gives none."""
+    match = re.fullmatch(r"([0-9.]+)\s*\*\s+(\S.*)", part)
+    if not match:
         if not part:
             raise UserError(
                 f"data {source!r}: a source is empty; write 'WEIGHT * SOURCE | WEIGHT * SOURCE'"
             )
         return None, part
+
     try:
-        weight = float(found[1])
-    except ValueError:
+        weight = float(match[1])
+    except ValueError:  # such as "1.2.3", which the pattern lets through
         weight = 0.0
     if weight <= 0:
-        raise UserError(f"data {source!r}: a weight is a number above 0, not {found[1]}")
-    return weight, found[2]
+        raise UserError(f"data {source!r}: a weight is a number above 0, not {match[1]}")
+    return weight, match[2]
 
 
 def _open(word: str, config: DataConfig, damage: Damage) -> Reader:
     if word == "shapes":
         return ShapesReader(config)
+
     path = Path(word).expanduser()
-    if path.suffix.lower() in ENDINGS or (path.is_dir() and not any(path.glob("*.tar"))):
+    is_list = path.suffix.lower() in ENDINGS
+    if is_list or (path.is_dir() and not any(path.glob("*.tar"))):
         return ListedReader.open(path, config, damage)
     return ShardsReader.open(word, config, damage)
 
 
-BLOCK = 1000  # entries: a share is met to 0.1 %
-
-
 class MixedReader:
+    """Several sources in one stream, each with a share of it."""
+
     def __init__(self, readers: Sequence[Reader], weights: Sequence[float], seed: int) -> None:
-        """``weights``: shares of the stream, positive, of any sum. UserError for one too small to
-        be met.
+        """``weights``: shares of the stream, positive, of any sum.
+
+        UserError for one too small to be met.
         """
-        self._readers, self._seed = list(readers), seed
+        self._readers = list(readers)
+        self._seed = seed
         self._counts = shares(weights)
         self._blocks: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
@@ -123,30 +133,38 @@ class MixedReader:
         """(which source, position in its own stream) of an entry."""
         block, place = divmod(position, BLOCK)
         if block not in self._blocks:
+            # Two are kept, because a range of positions may lie across two blocks.
             for old in sorted(self._blocks)[:-1]:
                 del self._blocks[old]
-            words = random_words(self._seed, MIXTURE, block, BLOCK)
-            which = np.repeat(np.arange(len(self._counts)), self._counts)[
-                np.argsort(words, kind="stable")
-            ]
-            # how many of the same source stand before each entry of the block
-            before = np.empty(BLOCK, np.int64)
-            for reader, count in enumerate(self._counts):
-                before[which == reader] = np.arange(count)
-            self._blocks[block] = (which, before)
+            self._blocks[block] = self._block(block)
+
         which, before = self._blocks[block]
         reader = int(which[place])
         return reader, block * int(self._counts[reader]) + int(before[place])
+
+    def _block(self, block: int) -> tuple[np.ndarray, np.ndarray]:
+        """int64 [BLOCK] twice: the source of each entry; entries of the same source before it."""
+        words = random_words(self._seed, MIXTURE, block, BLOCK)
+        in_turn = np.repeat(np.arange(len(self._counts)), self._counts)
+        which = in_turn[np.argsort(words, kind="stable")]
+
+        before = np.empty(BLOCK, np.int64)
+        for reader, count in enumerate(self._counts):
+            before[which == reader] = np.arange(count)
+        return which, before
 
 
 def shares(weights: Sequence[float]) -> np.ndarray:
     """int64: entries of each source in a block, by largest remainders. They sum to BLOCK."""
     exact = BLOCK * np.array(weights, np.float64) / sum(weights)
     counts = np.floor(exact).astype(np.int64)
-    counts[np.argsort(counts - exact, kind="stable")[: BLOCK - counts.sum()]] += 1
+    num_left = BLOCK - counts.sum()
+    counts[np.argsort(counts - exact, kind="stable")[:num_left]] += 1
+
     if (counts == 0).any():
         smallest = min(weights) / sum(weights)
         raise UserError(
-            f"a source has {100 * smallest:.3g} % of the stream; the least that can be met is {100 / BLOCK:g} %"
+            f"a source has {100 * smallest:.3g} % of the stream; the least that can be met is"
+            f" {100 / BLOCK:g} %"
         )
     return counts

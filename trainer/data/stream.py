@@ -1,34 +1,28 @@
-"""Picture-text pairs for training: whatever ``silc_bench.trainer.data.sources`` opens, as one
-endless stream with an exact position.
+"""Image-text pairs for training: one endless stream of batches with an exact position.
 
 Flow: ``open_source(config.data)`` -> Source -> ``source.batches(batch_size, start=position)`` ->
-Batch, whose ``position`` goes into the checkpoint: starting there continues with the very next
-pair, whatever had been read ahead by how many workers.
+Batch, whose ``position`` goes into the checkpoint. A run that starts there continues with the very
+next pair, whatever had been read ahead by how many workers.
 
 Entry p of the stream is a pure function of (seed, p): scene p of ``shapes``, or sample p mod n of
 the p div n-th shuffle of the n samples of a source. A batch is the next B entries that can be read.
-One that cannot is left out, counted in ``source.damage`` when its batch is handed over, and
-``position`` advances by one more than the batch size for it.
+An entry that cannot be read is left out and counted in ``source.damage`` when its batch is handed
+over, and ``position`` advances by one more than the batch size for it.
 
-Several processes read one stream, each its own part of every batch. Which part that is depends on
-what the others could not read, so they tell each other: one number a batch, and where it is not
-zero the entries that failed. Each of these moves the rows after it up by one, and those ranks read
-one entry more, for this batch and for each that was begun by then. So W ranks read at most B +
-BATCHES_AHEAD * d * W entries for a batch with d failures, and B for one without.
+Several processes (ranks) read one stream, each its own part of every batch. Which part that is
+depends on what the others could not read, so they tell each other: one number a batch, and where it
+is not zero the entries that failed. Each of these moves the rows after it up by one, and the ranks
+of those rows read one entry more, for this batch and for each that was begun by then. So W ranks
+read at most B + BATCHES_AHEAD * d * W entries for a batch with d failures, and B for one without.
 
-Shapes: B pairs a batch, of which a process has b; S = decode_size pixels a side of a canvas.
+ReadAhead does the reading in the background: in a thread, or in processes of its own. Flow:
+``with ReadAhead(reader, decode_size, num_workers) as ahead`` -> ``ahead.ask(positions)``, which
+begins at once -> ``Asked.rows()``, which waits for the Rows. What an earlier answer holds already
+is taken from there and not read again. The processes are the workers of a DataLoader, which brings
+their tensors back in shared memory and ends them with the trainer.
 
-Entries of a stream by position, read ahead: by a thread, or by processes of their own.
-
-Flow: ``with ReadAhead(reader, decode_size, num_workers) as ahead`` -> ``ahead.ask(positions)``,
-which begins at once -> ``Asked.rows()``, which waits for the Rows. What an earlier answer holds
-already is taken from there and not read again.
-
-Workers are those of a DataLoader, which brings their tensors back in shared memory and ends them
-with the trainer. It asks its sampler for more as soon as it has handed something over, so where
-nothing is asked of us, they are asked for nothing.
-
-Shapes: n entries, S = decode_size pixels a side of a canvas.
+Shapes: B pairs a batch, of which a process has b; n entries; S = decode_size, pixels a side of the
+square canvas that each image lies on.
 """
 
 from __future__ import annotations
@@ -57,33 +51,64 @@ from silc_bench.trainer.config.config import DataConfig
 from silc_bench.trainer.data.samples import Reader, UnreadableError
 from silc_bench.trainer.data.sources import open_reader
 
-BATCHES_AHEAD = 2  # made in the background while the trainer computes
+# Batches that are made in the background while the trainer computes.
+BATCHES_AHEAD = 2
+
+# Parts that a request is cut into, for each worker. With few, one worker would wait long for
+# another; with many, many tensors would be sent.
+PIECES = 4
+
+# Workers send tensors through a socket in a folder that multiprocessing makes in TMPDIR. The system
+# allows 107 letters for a socket's path, and multiprocessing needs 32 of them. With a longer path a
+# worker dies where torch does not see it, and the run would wait for ever.
+LONGEST_TMPDIR = 107 - 32
+
+T = TypeVar("T")
+Failures: TypeAlias = list[tuple[int, UnreadableError]]  # position, and why it cannot be read
 
 
 @dataclass(frozen=True)
 class Batch:
-    images: Tensor  # uint8 [b, 3, S, S]: each picture top-left on a black canvas
-    sizes: Tensor  # int64 [b, 2]: height and width of the pictures
+    images: Tensor  # uint8 [b, 3, S, S]: each image top-left on a black canvas
+    sizes: Tensor  # int64 [b, 2]: height and width of the images
     texts: list[str]
     position: int  # where the stream goes on after this batch
 
 
 def open_source(config: DataConfig) -> Source:
-    """The stream that ``config.source`` names. Raises UserError and RunError as ``open_reader``
-    does.
+    """The stream that ``config.source`` names.
+
+    Raises UserError and RunError as ``open_reader`` does.
     """
     for name, lowest in (("decode_size", 1), ("num_workers", 0), ("seed", 0)):
-        if getattr(config, name) < lowest:
-            raise UserError(
-                f"data.{name}={getattr(config, name)} is too small; it starts at {lowest}"
-            )
+        value = getattr(config, name)
+        if value < lowest:
+            raise UserError(f"data.{name}={value} is too small; it starts at {lowest}")
+
     damage = Damage()
     return Source(open_reader(config, damage), config, damage)
 
 
+def crowding(num_workers: int, num_ranks: int) -> str | None:
+    """A sentence, where a machine's processes want more cores for decoding than they may use.
+
+    None where the cores suffice.
+    """
+    cores = num_cores()
+    num_processes = num_workers * num_ranks
+    if num_processes <= cores:
+        return None
+    return (
+        f"data.num_workers={num_workers} starts {num_processes} processes that decode, and this run"
+        f" may use {cores} core{'' if cores == 1 else 's'}: more of them than cores decode no"
+        " faster"
+    )
+
+
 class Source:
-    """An endless stream of pairs. ``damage`` counts what was left out of the batches handed over so
-    far, by all processes.
+    """An endless stream of pairs.
+
+    ``damage`` counts what was left out of the batches handed over so far, by all processes.
     """
 
     def __init__(self, reader: Reader, config: DataConfig, damage: Damage) -> None:
@@ -98,8 +123,11 @@ class Source:
 
     def captions(self, count: int) -> list[str]:
         """The texts of the first ``count`` entries (at most an epoch), to train a tokenizer on."""
+        if self.num_samples is not None:
+            count = min(count, self.num_samples)
+
         texts = []
-        for position in range(count if self.num_samples is None else min(count, self.num_samples)):
+        for position in range(count):
             try:
                 texts.append(self._reader.text(position))
             except UnreadableError:
@@ -114,12 +142,11 @@ class Source:
         num_ranks: int = 1,
         tell: Callable[[Failures], Failures] = concatenated,
     ) -> Generator[Batch, None, None]:
-        """Endless batches of exactly ``batch_size`` pairs from position ``start``; closing the
-        generator ends its workers.
+        """Endless batches of exactly ``batch_size`` pairs from position ``start``.
 
         Of ``num_ranks`` processes each gets its own part of the same batches, in the order of the
         ranks. All of them have to take the same number of batches: each batch asks ``tell``, which
-        makes of every rank's list the list of all.
+        makes of every rank's list the list of all. Closing the generator ends its workers.
 
         Raises:
             UserError: nothing at all can be read, or a shard disappeared.
@@ -131,29 +158,38 @@ class Source:
         share = batch_size // num_ranks
 
         def own(first: int) -> range:
-            """Positions that this process has of a batch that begins at ``first``, where none of
-            its entries is left out.
-            """
+            """This process's positions of a batch from ``first`` on, if all of it can be read."""
             return range(first + rank * share, first + (rank + 1) * share)
 
         with ReadAhead(self._reader, self._config.decode_size, self._config.num_workers) as ahead:
             coming = deque(
                 ahead.ask(own(start + number * batch_size)) for number in range(BATCHES_AHEAD)
             )
+
             while True:
                 asked = coming.popleft()
-                rows, failures, num_new, num_failing = asked.rows(), Failures(), batch_size, 0
-                while found := tell(rows.failures):
-                    num_failing = (
-                        num_failing + num_new if len(found) == num_new else 0
-                    )  # in a row, up to the newest
-                    self._stop_if_all(num_failing, found)
-                    failures, num_new = failures + found, len(found)
-                    asked = ahead.ask(
-                        _members(start, batch_size, failures)[rank * share : (rank + 1) * share],
-                        asked,
-                    )
+                rows = asked.rows()
+                failures = Failures()
+                num_new = batch_size  # entries that were new in this round, on all ranks together
+                num_failing = (
+                    0  # of all rounds in a row, up to this one, in which every entry failed
+                )
+
+                # All ranks see the same list, so they go round equally often and none waits alone.
+                # A replacement may fail too; the batch is full when a round brings no failure.
+                while new_failures := tell(rows.failures):
+                    have_all_failed = len(new_failures) == num_new
+                    num_failing = num_failing + num_new if have_all_failed else 0
+                    self._stop_if_all(num_failing, new_failures)
+
+                    failures = failures + new_failures
+                    num_new = len(new_failures)
+                    members = _members(start, batch_size, failures)
+                    asked = ahead.ask(members[rank * share : (rank + 1) * share], asked)
                     rows = asked.rows()
+
+                # The batches that were begun assumed that this one is whole. Where it was not, they
+                # start later; most of their entries are there already and are not read again.
                 start += batch_size + len(failures)
                 if failures:
                     coming = deque(
@@ -161,19 +197,23 @@ class Source:
                         for number, old in enumerate(coming)
                     )
                 coming.append(ahead.ask(own(start + len(coming) * batch_size)))
+
                 self._count(failures)
                 yield Batch(rows.images, rows.sizes, rows.texts, start)
 
-    def _stop_if_all(self, num_failing: int, found: Failures) -> None:
-        if (
-            self.num_samples is not None and num_failing >= 2 * self.num_samples
-        ):  # so many hold a whole epoch
-            _, last = max(found, key=_position_of)
-            raise UserError(
-                f"none of {self.num_samples:,} pairs can be read; the last: {last.cause} in {last.where}"
-            )
+    def _stop_if_all(self, num_failing: int, failures: Failures) -> None:
+        # A row of failures may begin anywhere in an epoch; so many hold a whole one for certain.
+        if self.num_samples is None or num_failing < 2 * self.num_samples:
+            return
+        _, last = max(failures, key=_position_of)
+        raise UserError(
+            f"none of {self.num_samples:,} pairs can be read; the last: {last.cause} in"
+            f" {last.where}"
+        )
 
     def _count(self, failures: Failures) -> None:
+        # In the order of the stream, so that the first example named is the same at any number of
+        # ranks.
         for _, error in sorted(failures, key=_position_of):
             if error.where not in self._left_out:
                 self._left_out.add(error.where)
@@ -183,23 +223,15 @@ class Source:
 def _members(start: int, count: int, failures: Failures) -> list[int]:
     """The first ``count`` positions from ``start`` that are not known to fail."""
     failed = {position for position, _ in failures}
-    return [
-        position for position in range(start, start + count + len(failed)) if position not in failed
-    ]
+    candidates = range(start, start + count + len(failed))
+    return [position for position in candidates if position not in failed]
 
 
 def _position_of(failure: tuple[int, UnreadableError]) -> int:
     return failure[0]
 
 
-PIECES = 4  # of what is asked for, a worker: none waits long for another, and few tensors are sent
-# Tensors of workers come by a socket in a folder of multiprocessing's in TMPDIR. The system allows
-# 107 letters, 32 are
-# multiprocessing's; with more a worker dies of it where torch does not see it, and the run would
-# wait for ever.
-LONGEST_TMPDIR = 107 - 32
-T = TypeVar("T")
-Failures: TypeAlias = list[tuple[int, UnreadableError]]  # position, and why it cannot be read
+# ---- reading ahead ----
 
 
 @dataclass(frozen=True)
@@ -207,8 +239,8 @@ class Rows:
     """Entries that were asked for, a row each; the row of one that cannot be read is blank."""
 
     positions: Sequence[int]
-    images: Tensor  # uint8 [n, 3, S, S]: each picture top-left on a black canvas
-    sizes: Tensor  # int64 [n, 2]: height and width of the pictures
+    images: Tensor  # uint8 [n, 3, S, S]: each image top-left on a black canvas
+    sizes: Tensor  # int64 [n, 2]: height and width of the images
     texts: list[str]
     failures: Failures
 
@@ -219,17 +251,19 @@ class Asked:
     future: Future[Rows]
 
     def rows(self) -> Rows:
-        """Raises what the reader did; RunError where a worker was killed."""
+        """Waits for them. Raises what the reader did; RunError where a worker was killed."""
         return self.future.result()
 
 
 class ReadAhead:
-    """``num_workers`` processes, or with none a thread. Use as a context manager: leaving it ends
-    them.
+    """``num_workers`` processes that read, or with none a thread.
+
+    Use as a context manager: leaving it ends them.
     """
 
     def __init__(self, reader: Reader, decode_size: int, num_workers: int) -> None:
-        self._loader, self._num_workers = _Loader(reader, decode_size), num_workers
+        self._loader = _Loader(reader, decode_size)
+        self._num_workers = num_workers
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="data")
         self._queue: deque[Sequence[int]] = deque()  # pieces asked for that no worker has yet
         self._answers = _in_workers(self._loader, self._queue, num_workers) if num_workers else None
@@ -244,16 +278,19 @@ class ReadAhead:
         trace: TracebackType | None,
     ) -> None:
         self._thread.shutdown(cancel_futures=True)
-        # the last reference, so worker processes end now and not when an error's traceback is
-        # collected
+
+        # This is the last reference, so the worker processes end now, and not when an error's
+        # traceback is collected.
         self._answers = None
 
     def ask(self, positions: Sequence[int], known: Asked | None = None) -> Asked:
-        """Begin to read, after what was asked for before; rows that ``known`` has are copied from
-        it.
+        """Begin to read ``positions``, after what was asked for before.
+
+        Rows that ``known`` has are copied from it.
         """
-        there = set(known.positions) if known else set()
-        missing = [position for position in positions if position not in there]
+        known_positions = set(known.positions) if known else set()
+        missing = [position for position in positions if position not in known_positions]
+
         size = max(1, math.ceil(len(missing) / (PIECES * self._num_workers or 1)))
         pieces = [missing[first : first + size] for first in range(0, len(missing), size)]
         if self._answers is not None:
@@ -261,51 +298,62 @@ class ReadAhead:
         return Asked(positions, self._thread.submit(self._join, positions, pieces, known))
 
     def _join(self, positions: Sequence[int], pieces: list[list[int]], known: Asked | None) -> Rows:
-        """In the thread, in the order of asking, which is the order of the workers' answers."""
+        """The rows of ``positions``, from the pieces that were read and from what is known.
+
+        It runs in the thread, in the order of asking, which is the order of the workers' answers.
+        """
         answers = [
             self._loader[piece] if self._answers is None else self._next() for piece in pieces
         ]
-        for answer in answers:  # all were taken, so that the next one who joins finds his own
+
+        # All answers are taken before one is raised: the next call has to find its own.
+        for answer in answers:
             if isinstance(answer, UserError | RunError):
                 raise answer
+
         parts = [answer for answer in answers if isinstance(answer, Rows)]
-        rows = _rows_of(positions, parts if known is None else [known.rows(), *parts])
-        # Page-locked, a batch goes to the GPU while it works; locking takes long, so it is done
+        if known is not None:
+            parts = [known.rows(), *parts]
+        rows = _rows_of(positions, parts)
+
+        # A page-locked batch goes to the GPU while the GPU works. Locking takes long, so it is done
         # here and not before a step.
-        return (
-            replace(rows, images=rows.images.pin_memory()) if torch.cuda.is_initialized() else rows
-        )
+        if torch.cuda.is_initialized():
+            rows = replace(rows, images=rows.images.pin_memory())
+        return rows
 
     def _next(self) -> Rows | UserError | RunError:
         assert self._answers is not None
         try:
             return next(answer for answer in self._answers if answer is not None)
-        except (
-            RuntimeError,
-            EOFError,
-            ConnectionError,
-        ) as error:  # the last two where it is not seen to be dead yet
-            is_sent = str(error).startswith(
-                "Caught "
-            )  # by a worker that lives, of a mistake of ours
-            if is_sent or (
-                isinstance(error, RuntimeError) and "DataLoader worker (pid" not in str(error)
-            ):
+
+        # EOFError and ConnectionError come where torch has not yet seen that a worker is dead.
+        except (RuntimeError, EOFError, ConnectionError) as error:
+            # "Caught ..." begins what torch sends from a worker that lives, and a RuntimeError
+            # that names no dead worker is not about one: both are mistakes in our own code.
+            message = str(error)
+            is_sent = message.startswith("Caught ")
+            names_no_worker = "DataLoader worker (pid" not in message
+            if is_sent or (isinstance(error, RuntimeError) and names_no_worker):
                 raise
-            words = next(iter(str(error).splitlines()), type(error).__name__)
+
+            first_line = next(iter(message.splitlines()), type(error).__name__)
             raise RunError(
-                "a process that reads data was killed, most often for want of memory; lower data.num_workers or"
-                f" data.decode_size, and continue with --resume ({words})"
+                "a process that reads data was killed, most often for want of memory; lower"
+                " data.num_workers or data.decode_size, and continue with --resume"
+                f" ({first_line})"
             ) from error
 
 
 class _Loader(Dataset):
-    """``loader[positions]`` reads them. An error that ends the run is returned: a worker would bury
-    it in a traceback.
+    """``loader[positions]`` reads them.
+
+    An error that ends the run is returned and not raised: a worker would bury it in a traceback.
     """
 
     def __init__(self, reader: Reader, decode_size: int) -> None:
-        self._reader, self._decode_size = reader, decode_size
+        self._reader = reader
+        self._decode_size = decode_size
 
     def __getitem__(self, positions: Sequence[int]) -> Rows | UserError | RunError | None:
         try:
@@ -314,44 +362,48 @@ class _Loader(Dataset):
             return error
 
     def _read(self, positions: Sequence[int]) -> Rows:
-        images = np.zeros((len(positions), 3, self._decode_size, self._decode_size), np.uint8)
-        sizes, texts, failures = (
-            np.zeros((len(positions), 2), np.int64),
-            [""] * len(positions),
-            Failures(),
-        )
+        count = len(positions)
+        images = np.zeros((count, 3, self._decode_size, self._decode_size), np.uint8)
+        sizes = np.zeros((count, 2), np.int64)
+        texts = [""] * count
+        failures = Failures()
+
         for row, position in enumerate(positions):
             try:
-                text, picture = self._reader.text(position), self._reader.picture(position)
+                text = self._reader.text(position)
+                image = self._reader.picture(position)
             except UnreadableError as error:
                 failures.append((position, error))
                 continue
-            height, width, _ = picture.shape
-            images[row, :, :height, :width] = picture.transpose(2, 0, 1)
-            sizes[row], texts[row] = (height, width), text
+
+            height, width, _ = image.shape
+            images[row, :, :height, :width] = image.transpose(2, 0, 1)
+            sizes[row] = (height, width)
+            texts[row] = text
+
         return Rows(positions, torch.from_numpy(images), torch.from_numpy(sizes), texts, failures)
 
 
 def _rows_of(positions: Sequence[int], parts: list[Rows]) -> Rows:
     """The rows of ``positions``, in their order; the parts may hold others too."""
-    there = [position for part in parts for position in part.positions]
-    if len(parts) == 1 and there == list(positions):
-        return parts[0]
-    images, sizes = (
-        torch.cat([part.images for part in parts]),
-        torch.cat([part.sizes for part in parts]),
-    )
-    texts, failures = (
-        [text for part in parts for text in part.texts],
-        dict(pair for part in parts for pair in part.failures),
-    )
-    if there != list(positions):
-        row_of = {position: row for row, position in enumerate(there)}
+    known_positions = [position for part in parts for position in part.positions]
+    is_in_order = known_positions == list(positions)
+    if len(parts) == 1 and is_in_order:
+        return parts[0]  # the usual case copies nothing
+
+    images = torch.cat([part.images for part in parts])
+    sizes = torch.cat([part.sizes for part in parts])
+    texts = [text for part in parts for text in part.texts]
+    if not is_in_order:
+        row_of = {position: row for row, position in enumerate(known_positions)}
         order = [row_of[position] for position in positions]
-        images, sizes, texts = images[order], sizes[order], [texts[row] for row in order]
-    return Rows(
-        positions, images, sizes, texts, [(p, failures[p]) for p in positions if p in failures]
-    )
+        images = images[order]
+        sizes = sizes[order]
+        texts = [texts[row] for row in order]
+
+    error_at = dict(failure for part in parts for failure in part.failures)
+    failures = [(position, error_at[position]) for position in positions if position in error_at]
+    return Rows(positions, images, sizes, texts, failures)
 
 
 # ---- workers ----
@@ -360,20 +412,22 @@ def _rows_of(positions: Sequence[int], parts: list[Rows]) -> Rows:
 def _in_workers(
     loader: _Loader, queue: deque[Sequence[int]], num_workers: int
 ) -> Iterator[Rows | UserError | RunError | None]:
-    """Answers in the order of the queue, and None where it was empty, from processes that end with
-    the iterator.
+    """Answers in the order of the queue, and None where it was empty.
+
+    They come from processes that end with the iterator.
     """
     folder = tempfile.gettempdir()
     if len(os.fsencode(folder)) > LONGEST_TMPDIR:
         raise UserError(
-            f"data.num_workers={num_workers}: processes that read data cannot send it by way of {folder}, whose name is longer"
-            f" than {LONGEST_TMPDIR} letters; set the variable TMPDIR to a shorter folder, as in TMPDIR=/tmp"
+            f"data.num_workers={num_workers}: processes that read data cannot send it by way of"
+            f" {folder}, whose name is longer than {LONGEST_TMPDIR} letters; set the variable"
+            " TMPDIR to a shorter folder, as in TMPDIR=/tmp"
         )
+
     handler = signal.getsignal(signal.SIGCHLD)
     with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", message="This DataLoader will create"
-        )  # ``crowding`` says it in a sentence, once
+        # ``crowding`` says it in a sentence, once.
+        warnings.filterwarnings("ignore", message="This DataLoader will create")
         answers = iter(
             DataLoader(
                 loader,
@@ -382,32 +436,25 @@ def _in_workers(
                 num_workers=num_workers,
                 collate_fn=_unchanged,
                 worker_init_fn=_leave_the_group,
-                # else it would draw a seed from the global one: not the run without workers
+                # Else it would draw a seed from the global generator, and the run would differ from
+                # one without workers.
                 generator=torch.Generator(),
             )
         )
+
+    # The handler that torch sets would raise the death of a worker out of whatever the main thread
+    # does then: a step, or a checkpoint. ``_next`` reports it where the data is waited for.
     if signal.getsignal(signal.SIGCHLD) is not handler:
-        # torch's would raise the death of a worker out of whatever the main thread does then: a
-        # step, or a checkpoint
         signal.signal(signal.SIGCHLD, handler)
     return answers
 
 
-def crowding(num_workers: int, num_ranks: int) -> str | None:
-    """In words, that the processes of one machine want more cores for decoding than they may use;
-    else None.
-    """
-    cores = num_cores()
-    if num_workers * num_ranks <= cores:
-        return None
-    return (
-        f"data.num_workers={num_workers} starts {num_workers * num_ranks} processes that decode, and this run may use"
-        f" {cores} core{'' if cores == 1 else 's'}: more of them than cores decode no faster"
-    )
-
-
 class _Sampler:
-    """What to read next, for ever."""
+    """What to read next, for ever.
+
+    A DataLoader asks for more as soon as it has handed something over. Where nothing is asked of
+    us, it gets an empty piece, which a worker answers with None at once.
+    """
 
     def __init__(self, queue: deque[Sequence[int]]) -> None:
         self._queue = queue
@@ -422,7 +469,9 @@ def _unchanged(rows: T) -> T:
 
 
 def _leave_the_group(worker: int) -> None:
-    """Ctrl-C and a scheduler's SIGTERM reach the whole process group; the trainer answers them, and
+    """Start a process group of the worker's own.
+
+    Ctrl-C and a scheduler's SIGTERM reach the trainer's whole group; the trainer answers them, and
     still needs its batches.
     """
     os.setsid()
