@@ -1,10 +1,12 @@
-"""What a configuration will cost, before it does: parameters, FLOPs, memory by part, images a
-second, hours.
+"""What a configuration will cost, before it does: parameters, FLOPs, memory, speed, hours.
 
-FLOPs and saved activations are counted on the model itself, built without memory; the rate of
-matrix products is measured on the device in a fraction of a second. Nothing here changes a run.
+Flow: ``estimate(config, device)`` -> Estimate. FLOPs and saved activations are counted on the model
+itself, built without memory (on the device "meta"); the rate of matrix products is measured on the
+device in a fraction of a second. Nothing here changes a run.
 
     silc-bench train --preset b16 --data "DIR/*.tar" --dry-run
+
+Shapes: N tokens, W width of a tower.
 """
 
 from __future__ import annotations
@@ -28,22 +30,19 @@ from silc_bench.trainer.silc.distillation import Head
 from silc_bench.trainer.silc.student import Student
 from silc_bench.trainer.silc.towers import TextTower, VisionTower, count_parameters
 
-MATRIX = {"cuda": 4096, "cpu": 512}  # rows and columns of the products that are timed
-REACHED = (
-    1.0,
-    0.5,
-    # shares of the measured rate that the hours are given for: the bound, and what a tuned run
-    # reaches
-)
+# Rows and columns of the products that are timed, by kind of device.
+MATRIX = {"cuda": 4096, "cpu": 512}
+
+# Shares of the measured rate that the hours are given for: the bound, and what a tuned run reaches.
+REACHED = (1.0, 0.5)
 
 
 @dataclass(frozen=True)
 class Estimate:
     parameters: dict[str, int]  # by part
-    # of a step, forward, backward and teacher, of one pair: model FLOPs, without recomputation;
-    # where
+    # Of a step (forward, backward and teacher), of one pair: model FLOPs, without recomputation.
+    # Where the teacher begins late, the mean over the run.
     flops_per_image: int
-    # the teacher begins late the mean over the run
     bytes_by_part: dict[str, int]  # of a step on one device
     matmul_rate: float  # FLOP/s, measured
     images_per_second: float  # if all time were matrix products at that rate
@@ -55,133 +54,153 @@ def estimate(config: Config, device: torch.device, num_ranks: int = 1) -> Estima
     config = resolve(config, device)
     with torch.device("meta"):
         student = Student(config)
-    late = config.start_step / config.num_steps
-    flops = round(
-        (1 - late) * flops_per_image(config, student)
-        + late * flops_per_image(config, student, is_taught=False)
-    )
+
+    late = config.start_step / config.num_steps  # share of the steps without a teacher
+    with_teacher = flops_per_image(config, student)
+    without_teacher = flops_per_image(config, student, is_taught=False)
+    flops = round((1 - late) * with_teacher + late * without_teacher)
+
     rate = matmul_rate(device, config.precision)
     images_per_second = num_ranks * rate / flops
     return Estimate(
-        parts_of(student),
-        flops,
-        memory(config, student, config.batch_size // num_ranks),
-        rate,
-        images_per_second,
-        config.samples / images_per_second / 3600,
+        parameters=parts_of(student),
+        flops_per_image=flops,
+        bytes_by_part=memory(config, student, config.batch_size // num_ranks),
+        matmul_rate=rate,
+        images_per_second=images_per_second,
+        hours=config.samples / images_per_second / 3600,
     )
 
 
 def parts_of(student: Student) -> dict[str, int]:
+    """Parameters by part."""
     parts: dict[str, nn.Module] = {"vision tower": student.vision, "text tower": student.text}
-    heads = {"head": student.head, "patch head": student.patch_head}
-    parts |= {name: head for name, head in heads.items() if head is not None}
+    if student.head is not None:
+        parts["head"] = student.head
+    if student.patch_head is not None:
+        parts["patch head"] = student.patch_head
     return {name: count_parameters(module) for name, module in parts.items()}
 
 
 def flops_per_image(
     config: Config, student: Student | None = None, *, is_taught: bool = True
 ) -> int:
-    """Of one pair of a step, forward and backward (twice the forward pass), with the teacher;
-    counted, not derived.
+    """Of one pair of a step, forward and backward, with the teacher; counted, not derived.
 
-    ``is_taught``: False: of a step before the teacher teaches.
+    A backward pass costs twice its forward pass, so what learns counts three times. ``is_taught``:
+    False: of a step before the teacher teaches.
     """
     if student is None:
         with torch.device("meta"):
             student = Student(config)
     is_taught = is_taught and config.is_taught_at(config.start_step)
     (num_global, global_flops), (num_local, local_flops) = _views(config, student, is_taught)
-    tokens = torch.zeros(1, config.text.context_length, dtype=torch.long, device="meta")
-    meets_text = _meets_text(config)
-    locked = config.optim.locked  # it runs forward alone, and the logits pass it no gradient
-    total = (1 if locked == "vision" else 3) * (num_global * global_flops + num_local * local_flops)
-    total += (1 if locked == "text" else 3) * _flops(lambda: student.text(tokens))
-    logits = (
-        meets_text * 2 * config.batch_size * config.vision.width
-    )  # of a picture with every text
-    total += (2 if locked else 3) * logits
+    tokens = _tokens(config)
+
+    # A locked tower runs forward alone, and the logits pass it no gradient.
+    locked = config.optim.locked
+    vision_passes = 1 if locked == "vision" else 3
+    text_passes = 1 if locked == "text" else 3
+    logit_passes = 2 if locked else 3
+    total = vision_passes * (num_global * global_flops + num_local * local_flops)
+    total += text_passes * _flops(lambda: student.text(tokens))
+
+    # Each image that meets the text meets every text of the batch.
+    logits = _num_meeting_text(config) * 2 * config.batch_size * config.vision.width
+    total += logit_passes * logits
     if not is_taught:
         return total
-    total += config.views.num_global * global_flops  # the teacher's
+
+    num_teacher_views = config.views.num_global
+    total += num_teacher_views * global_flops
     if student.head is not None:
-        head = _head_flops(student.head, config)
-        shown = num_local + (
-            config.views.num_global if config.distillation.pairs == "local+global" else 0
-        )
-        total += (
-            3 * shown + config.views.num_global
-        ) * head  # the student's, and the teacher's once
+        num_student_views = num_local
+        if config.distillation.pairs == "local+global":
+            num_student_views += config.views.num_global
+        head_flops = _head_flops(student.head, config)
+        total += (3 * num_student_views + num_teacher_views) * head_flops
+
     if student.patch_head is not None:
-        masked_view = _flops(lambda: student.vision.tokens(_picture(config.views.global_size)))
+        # The student encodes each global view once more, masked; the teacher has its tokens.
+        masked_view = _flops(lambda: student.vision.tokens(_image(config.views.global_size)))
         patches = config.num_masked * _head_flops(student.patch_head, config)
         total += config.views.num_global * (3 * (masked_view + patches) + patches)
     return total
 
 
 def memory(config: Config, student: Student, batch_size: int) -> dict[str, int]:
-    """Bytes by part on one device: what stays, then what a step with a teacher saves for its
-    backward pass.
+    """Bytes by part on one device, for ``batch_size`` pairs of it.
+
+    First what stays, then what a step with a teacher saves for its backward pass. Weights are fp32,
+    4 bytes each, in every precision of a run.
     """
+    views = config.views
     teacher = sum(count for name, count in parts_of(student).items() if name != "text tower")
-    (_, _), (num_local, _) = _views(config, student, config.is_taught_at(config.start_step))
-    made = config.view_kinds
-    squares = ("global_crops" in made) * config.views.num_global + ("original" in made)
-    pixels = squares * config.views.global_size**2 + num_local * config.views.local_size**2
+    gradients = sum(4 * p.numel() for p in student.parameters() if p.requires_grad)
+    parts = {
+        "weights": 4 * count_parameters(student),
+        "gradients": gradients,
+        "optimiser state": state_bytes(student, config.optim),
+        "teacher": 4 * teacher,
+    }
+    if config.average_momentum:
+        parts["average"] = 4 * sum(p.numel() for p in averaged(student).values())
+
+    # The patch head runs in fp32 whatever the towers run in.
     of_head = 0
     if student.patch_head is not None:
         rows = torch.empty(config.num_masked, config.vision.width, device="meta")
-        of_head = config.views.num_global * _saved(
-            student.patch_head.layers, rows
-        )  # in fp32 whatever the towers run in
-    here = config.micro_batch or batch_size  # pairs whose activations are there at the same time
-    return {
-        "weights": 4 * count_parameters(student),
-        "gradients": sum(4 * p.numel() for p in student.parameters() if p.requires_grad),
-        "optimiser state": state_bytes(student, config.optim),
-        "teacher": 4 * teacher,
-        **(
-            {"average": 4 * sum(p.numel() for p in averaged(student).values())}
-            if config.average_momentum
-            else {}
-        ),
-        "activations": here * (_activations(config, student) + of_head),
-        "contrastive logits": 4 * 2 * _meets_text(config) * batch_size * config.batch_size,
-        "pictures and views": 3 * batch_size * (config.data.decode_size**2 + 4 * pixels),
-    }
+        of_head = views.num_global * _saved(student.patch_head.layers, rows)
+
+    # Pairs whose activations are there at the same time.
+    here = config.micro_batch or batch_size
+    num_logits = _num_meeting_text(config) * batch_size * config.batch_size
+    parts["activations"] = here * (_activations(config, student) + of_head)
+    parts["contrastive logits"] = 4 * 2 * num_logits
+
+    # Images are bytes on their canvas, views are fp32; both have three channels.
+    _, (num_local, _) = _views(config, student, config.is_taught_at(config.start_step))
+    kinds = config.view_kinds
+    num_global = ("global_crops" in kinds) * views.num_global + ("original" in kinds)
+    pixels = num_global * views.global_size**2 + num_local * views.local_size**2
+    canvas = config.data.decode_size**2
+    parts["pictures and views"] = 3 * batch_size * (canvas + 4 * pixels)
+    return parts
 
 
 def memory_of(device: torch.device) -> int:
     """Bytes that the device has in all, or that this process may use of them."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
-    return int(min(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), memory_limit()))
+    of_machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return int(min(of_machine, memory_limit()))
 
 
 def _activations(config: Config, student: Student) -> int:
-    """Bytes that the student's forward passes through its towers keep of one pair: a bound where
-    blocks are compiled.
+    """Bytes that the student's forward passes through its towers keep of one pair.
+
+    An upper bound where blocks are compiled.
     """
     half = 2 if config.precision == "bf16" else 1  # autocast keeps the large ones in bf16
-    (num_global, _), (num_local, _) = _views(
-        config, student, config.is_taught_at(config.start_step)
-    )
+    is_taught = config.is_taught_at(config.start_step)
+    (num_global, _), (num_local, _) = _views(config, student, is_taught)
     if student.patch_head is not None:
         num_global += config.views.num_global  # the masked ones
-    tokens = torch.zeros(1, config.text.context_length, dtype=torch.long, device="meta")
+
     passes: list[tuple[int, VisionTower | TextTower, Tensor]] = [
-        (1, student.text, tokens),
-        (num_global, student.vision, _picture(config.views.global_size)),
-        (num_local, student.vision, _picture(config.views.local_size)),
+        (1, student.text, _tokens(config)),
+        (num_global, student.vision, _image(config.views.global_size)),
+        (num_local, student.vision, _image(config.views.local_size)),
     ]
-    kept = sum(
-        count * _saved(tower, inputs) // half for count, tower, inputs in passes if count
-    )  # of blocks anew nothing
+
+    # Blocks that are computed anew keep nothing here but what enters them, added below.
+    kept = sum(count * _saved(tower, inputs) // half for count, tower, inputs in passes if count)
     anew = 0  # the block whose activations are there while the backward pass is in it
     for count, tower, inputs in passes:
         if tower.blocks.is_checkpointed and tower.positions.requires_grad:
             entered = _entering(tower, inputs)
-            kept += count * len(tower.blocks) * 4 * entered.numel()  # the sums of a tower stay fp32
+            # 4 bytes in every precision: the sums that run through a tower stay fp32.
+            kept += count * len(tower.blocks) * 4 * entered.numel()
             anew = max(anew, count * _saved(tower.blocks[0], entered) // half)
     return kept + anew
 
@@ -189,9 +208,8 @@ def _activations(config: Config, student: Student) -> int:
 def _entering(tower: VisionTower | TextTower, inputs: Tensor) -> Tensor:
     """[1, N, W] with a gradient: what its blocks get of one sample."""
     if isinstance(tower, TextTower):
-        return torch.empty(
-            *inputs.shape, tower.positions.shape[-1], device="meta", requires_grad=True
-        )
+        width = tower.positions.shape[-1]
+        return torch.empty(*inputs.shape, width, device="meta", requires_grad=True)
     return tower.embed(inputs).detach().requires_grad_()
 
 
@@ -199,9 +217,9 @@ def _entering(tower: VisionTower | TextTower, inputs: Tensor) -> Tensor:
 def matmul_rate(device: torch.device, precision: str) -> float:
     """FLOP/s of square matrix products in the run's precision, the best of three."""
     size = MATRIX.get(device.type, MATRIX["cpu"])
-    matrix = torch.ones(
-        size, size, dtype=torch.bfloat16 if precision == "bf16" else torch.float32, device=device
-    )
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    matrix = torch.ones(size, size, dtype=dtype, device=device)
+
     seconds = []
     for _ in range(4):  # the first one warms up
         _wait(device)
@@ -213,11 +231,13 @@ def matmul_rate(device: torch.device, precision: str) -> float:
 
 
 def _wait(device: torch.device) -> None:
+    """Until the device has done what it was asked: a GPU computes while Python goes on."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
-def _meets_text(config: Config) -> int:
+def _num_meeting_text(config: Config) -> int:
+    """Images of a pair that meet its text: global views, the original, or both."""
     kinds = config.contrastive.images.split("+")
     return ("global" in kinds) * config.views.num_global + ("original" in kinds)
 
@@ -225,36 +245,34 @@ def _meets_text(config: Config) -> int:
 def _views(
     config: Config, student: Student, is_taught: bool
 ) -> tuple[tuple[int, int], tuple[int, int]]:
-    """((views of the global size that the student encodes, FLOPs of one), (the same of the local
-    size)).
-    """
-    kinds, is_distilled = (
-        set(config.contrastive.images.split("+")),
-        is_taught and student.head is not None,
-    )
+    """(views that the student encodes, FLOPs of one), of the global size and of the local size."""
+    kinds = set(config.contrastive.images.split("+"))
+    is_distilled = is_taught and student.head is not None
     if is_distilled and config.distillation.pairs == "local+global":
         kinds.add("global")
+
     num_global = ("global" in kinds) * config.views.num_global + ("original" in kinds)
     num_local = config.views.num_local if is_distilled else 0
-    return (
-        (num_global, _flops(lambda: student.vision(_picture(config.views.global_size)))),
-        (num_local, _flops(lambda: student.vision(_picture(config.views.local_size)))),
-    )
+    global_flops = _flops(lambda: student.vision(_image(config.views.global_size)))
+    local_flops = _flops(lambda: student.vision(_image(config.views.local_size)))
+    return (num_global, global_flops), (num_local, local_flops)
 
 
-def _picture(size: int) -> Tensor:
+def _image(size: int) -> Tensor:
     return torch.empty(1, 3, size, size, device="meta")
 
 
+def _tokens(config: Config) -> Tensor:
+    return torch.zeros(1, config.text.context_length, dtype=torch.long, device="meta")
+
+
 def _head_flops(head: Head, config: Config) -> int:
-    """Its layers and the products with all prototypes; ``head`` itself names its device to
-    autocast, which knows no meta.
+    """Its layers and the products with all prototypes.
+
+    The head itself is not called: it names its device to autocast, which knows no "meta".
     """
-    return _flops(
-        lambda: F.linear(
-            head.layers(torch.empty(1, config.vision.width, device="meta")), head.prototypes
-        )
-    )
+    embedding = torch.empty(1, config.vision.width, device="meta")
+    return _flops(lambda: F.linear(head.layers(embedding), head.prototypes))
 
 
 def _flops(forward: Callable[[], Tensor]) -> int:
@@ -264,22 +282,22 @@ def _flops(forward: Callable[[], Tensor]) -> int:
 
 
 def _saved(module: nn.Module, inputs: Tensor) -> int:
-    """Bytes in fp32 that autograd keeps of one sample's forward pass, each storage once, weights
-    left out.
+    """Bytes in fp32 that autograd keeps of one sample's forward pass, weights left out.
+
+    Each storage counts once, however many operations keep it.
     """
     weights = {parameter.untyped_storage()._cdata for parameter in module.parameters()}
-    found: dict[int, tuple[Tensor, int]] = {}
+
+    # The tensor is held with its size, so that no other storage gets its address meanwhile.
+    kept: dict[int, tuple[Tensor, int]] = {}
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in weights:
-            found[storage._cdata] = (
-                tensor,
-                storage.nbytes(),
-            )  # held, so that no other storage gets its address
+            kept[storage._cdata] = (tensor, storage.nbytes())
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         output = module(inputs)
     del output
-    return sum(size for _, size in found.values())
+    return sum(size for _, size in kept.values())

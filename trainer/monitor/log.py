@@ -1,12 +1,12 @@
-"""What a run says while it runs: log.jsonl, probes.jsonl, notes.jsonl and TensorBoard curves in its
-folder, a progress line.
+"""What a run writes while it runs: files of rows in its folder, curves, and a progress line.
 
-``RunLog`` is opened at the step where training starts; rows that a killed run wrote beyond that
-step are dropped, so a resumed log reads as if nothing had happened.
+Flow: ``RunLog(run, step, ...)`` -> ``write``, ``write_probe`` and ``write_note``, each a row in
+log.jsonl, probes.jsonl or notes.jsonl; numbers go into TensorBoard's curves too. The log is opened
+at the step where training starts. Rows that a killed run wrote beyond that step are dropped, so a
+resumed log reads as if nothing had happened.
 
-The rows of a run in Weights & Biases too, where ``silc-bench train --wandb PROJECT`` asks for it.
-
-Flow: ``check_place`` before anything else -> ``WandbLog(place, run, ...)`` -> ``log`` a row ->
+Rows go to Weights & Biases too where ``silc-bench train --wandb PROJECT`` asks for it. Flow:
+``check_place`` before anything else -> ``WandbLog(place, run, ...)`` -> ``log`` a row ->
 ``finish``. The files in the run's folder stay the whole truth: W&B gets copies, of the first
 process only, and what goes wrong there ends the copies and not the run. ``wandb.json`` in the
 folder keeps the id, so that ``--resume`` goes on in the same curves; rows after the last
@@ -33,11 +33,13 @@ from silc_bench.errors import RunError, UserError
 from silc_bench.system.files import write_text_atomic
 
 QUIET_SECONDS = 15.0  # between two progress lines when the output is not a terminal
+KEPT = "wandb.json"  # in the run's folder
 
 
 class RunLog:
-    """Rows of numbers by step, ``online`` too where it is given. Use as a context manager: leaving
-    it closes everything.
+    """Rows of numbers by step, sent to ``online`` too where it is given.
+
+    Use as a context manager: leaving it closes everything.
 
     Raises:
         UserError: a new run would take the place of a log that is not one of ours.
@@ -47,28 +49,30 @@ class RunLog:
     def __init__(
         self, run: Path, step: int, num_steps: int, console: Console, online: WandbLog | None = None
     ):
+        # TensorBoard takes long to import, and only a run needs it.
         from torch.utils.tensorboard import SummaryWriter
 
         self._run = run
         self._step = step
-        self._file, self._probes, self._notes = (
-            _opened(run / f"{name}.jsonl", step) for name in ("log", "probes", "notes")
-        )
-        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
-        self._online = online
         self._num_steps = num_steps
         self._console = console
+        self._online = online
         self._last_line = 0.0
+
+        self._file = _opened(run / "log.jsonl", step)
+        self._probes = _opened(run / "probes.jsonl", step)
+        self._notes = _opened(run / "notes.jsonl", step)
+        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+
+        # Where the terminal is narrow, the words alone are cut.
+        words_column = Column(ratio=1, no_wrap=True, overflow="ellipsis")
         self._bar = Progress(
             TextColumn("step"),
             MofNCompleteColumn(),
             TextColumn("{task.fields[left]}"),
             BarColumn(bar_width=10),
-            TextColumn(
-                "{task.fields[words]}",
-                table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"),
-            ),
-            expand=True,  # where the terminal is narrow, the words alone are cut
+            TextColumn("{task.fields[words]}", table_column=words_column),
+            expand=True,
             console=console,
             disable=not console.is_terminal,
         )
@@ -88,11 +92,13 @@ class RunLog:
         for opened in (self._file, self._probes, self._notes, self._board):
             try:
                 opened.close()
-            except (
-                OSError
-            ) as failure:  # what could not be written before cannot be now, and was said
+
+            # What could not be written before cannot be now. Where that is the error that ends the
+            # run, it was said already.
+            except OSError as failure:
                 if error is None:
                     raise self._unwritten(failure) from failure
+
         if self._online is not None:
             self._online.finish(has_failed=error is not None)
 
@@ -101,44 +107,41 @@ class RunLog:
         self._bar.update(self._task, completed=step)
 
     def write(self, step: int, row: dict[str, float]) -> None:
-        """Keep a row: ``loss``, ``images_per_second`` and ``seconds_left`` are shown, everything is
-        kept.
-        """
+        """Keep a row, and show its losses, ``images_per_second`` and ``seconds_left``."""
         self._keep(self._file, step, row)
-        parts = [
+
+        losses = [
             f"{name} {row[name]:.3f}"
             for name in ("loss", "contrastive", "distillation", "masked")
             if name in row
         ]
+        words = " · ".join([*losses, f"{row['images_per_second']:.0f} images/s"])
         left = timedelta(seconds=round(row["seconds_left"]))
-        words = " · ".join([*parts, f"{row['images_per_second']:.0f} images/s"])
         self._bar.update(self._task, words=words, left=f"{left} left")
+        if self._console.is_terminal:
+            return
+
+        # Without a terminal there is no bar. A line now and then, and one for the last step, keep
+        # the file that the output goes to short.
         now = time.monotonic()
-        if not self._console.is_terminal and (
-            now - self._last_line > QUIET_SECONDS or step == self._num_steps
-        ):
+        if now - self._last_line > QUIET_SECONDS or step == self._num_steps:
             self._last_line = now
-            self._console.print(
-                f"step {step}/{self._num_steps} · {words} · {left} left",
-                highlight=False,
-                soft_wrap=True,
-            )
+            self._print(f"step {step}/{self._num_steps} · {words} · {left} left")
 
     def write_probe(self, step: int, found: dict[str, float]) -> None:
-        """Keep what a probe measured: a row of its own in probes.jsonl, curves, and a line for
-        people.
-        """
+        """Keep what a probe measured: a row in probes.jsonl, curves, and a line for people."""
         self._keep(self._probes, step, found)
-        words = " · ".join(
+        scores = " · ".join(
             f"{name.removeprefix('probe/')} {100 * value:.1f} %" for name, value in found.items()
         )
-        self._console.print(
-            f"step {step}/{self._num_steps} · {words}", highlight=False, soft_wrap=True
-        )
+        self._print(f"step {step}/{self._num_steps} · {scores}")
 
     def write_note(self, sentence: str) -> None:
         """Keep a sentence that people were told: a row of its own in notes.jsonl."""
         self._append(self._notes, {"step": self._step, "note": sentence})
+
+    def _print(self, line: str) -> None:
+        self._console.print(line, highlight=False, soft_wrap=True)
 
     def _keep(self, file: TextIO, step: int, row: dict[str, float]) -> None:
         self._append(file, {"step": step, **row})
@@ -147,25 +150,27 @@ class RunLog:
                 self._board.add_scalar(name, value, step)
         except OSError as error:
             raise self._unwritten(error) from error
+
+        # Last, because W&B has copies only: what it gets stands in the files already.
         if self._online is not None:
             self._online.log(step, row)
 
     def _append(self, file: TextIO, row: dict[str, Any]) -> None:
         try:
             file.write(json.dumps(row) + "\n")
-            file.flush()
+            file.flush()  # so that a kill loses nothing but a part of one row
         except OSError as error:
             raise self._unwritten(error) from error
 
     def _unwritten(self, error: OSError) -> RunError:
         return RunError(
-            f"the log could not be written to {self._run} ({error.strerror or error}); make room, and continue with --resume"
-            " where a checkpoint was written"
+            f"the log could not be written to {self._run} ({error.strerror or error}); make room,"
+            " and continue with --resume where a checkpoint was written"
         )
 
 
 def _opened(path: Path, step: int) -> TextIO:
-    """To append to, after the rows up to ``step``."""
+    """A file to append to, after its rows up to ``step``."""
     kept = _rows_up_to(path, step)
     write_text_atomic(path, "".join(kept))
     return open(path, "a", encoding="utf-8")
@@ -179,13 +184,17 @@ def _rows_up_to(path: Path, step: int) -> list[str]:
     """
     if not path.exists():
         return []
+
     kept = []
     lines = path.read_bytes().splitlines(keepends=True)
     for number, line in enumerate(lines, start=1):
         row = row_of(line) if line.endswith(b"\n") else None
+
+        # The last line may have been cut off by a kill, so it proves nothing.
         if row is None and step == 0 and number < len(lines):
             raise UserError(
-                f"{path}:{number} is no row of a run's log, and a new run would overwrite it; choose another --out"
+                f"{path}:{number} is no row of a run's log, and a new run would overwrite it;"
+                " choose another --out"
             )
         if row is not None and row["step"] <= step:
             kept.append(line.decode())
@@ -198,10 +207,12 @@ def row_of(line: bytes) -> dict[str, Any] | None:
         row = json.loads(line)
     except ValueError:
         return None
+
+    # type() and not isinstance: true is no step.
     return row if isinstance(row, dict) and type(row.get("step")) is int else None
 
 
-KEPT = "wandb.json"  # in the run's folder
+# ---- Weights & Biases ----
 
 
 def check_place(place: str) -> None:
@@ -218,31 +229,31 @@ class WandbLog:
     def __init__(
         self, place: str, run: Path, config: dict[str, Any], is_resumed: bool, console: Console
     ) -> None:
-        """UserError where W&B does not take the run at all: a name that it refuses, no key, no
-        answer.
-        """
+        """UserError where W&B does not take the run: a name that it refuses, no key, no answer."""
         import wandb
 
         entity, _, project = place.rpartition("/")
-        kept = _kept(run / KEPT) if is_resumed else None
-        number = kept or secrets.token_hex(4)
+        kept_id = _kept(run / KEPT) if is_resumed else None
+        run_id = kept_id or secrets.token_hex(4)
         run.mkdir(parents=True, exist_ok=True)  # else W&B warns that a git root is missing
         try:
             self._run: Any = wandb.init(
                 entity=entity or None,
                 project=project,
                 name=run.name,
-                id=number,
-                resume="allow" if kept else None,
+                id=run_id,
+                resume="allow" if kept_id else None,
                 dir=str(run),
                 config=config,
                 settings=wandb.Settings(silent=True, console="off"),
             )
         except Exception as error:  # its errors have no base class of their own
             raise UserError(
-                f"--wandb {place}: {_words(error)}; `wandb login` once, or set WANDB_MODE=offline, or leave --wandb out"
+                f"--wandb {place}: {_first_line(error)}; `wandb login` once, or set"
+                " WANDB_MODE=offline, or leave --wandb out"
             ) from error
-        write_text_atomic(run / KEPT, json.dumps({"id": number, "place": place}) + "\n")
+
+        write_text_atomic(run / KEPT, json.dumps({"id": run_id, "place": place}) + "\n")
         self._console = console
         where = f"kept in {run / 'wandb'}, for `wandb sync`" if self._run.offline else self._run.url
         console.print(f"W&B: {where}", markup=False, highlight=False, soft_wrap=True)
@@ -253,17 +264,22 @@ class WandbLog:
     def finish(self, has_failed: bool) -> None:
         self._try("finish", exit_code=int(has_failed))
 
-    def _try(self, what: str, *args: Any, **kwargs: Any) -> None:
+    def _try(self, method: str, *args: Any, **kwargs: Any) -> None:
+        """Call a method of W&B's run; where it fails, the copies end and the run goes on."""
         if self._run is None:
             return
         try:
-            getattr(self._run, what)(*args, **kwargs)
+            getattr(self._run, method)(*args, **kwargs)
         except Exception as error:  # whatever it is, it is no reason to lose a run
             self._run = None
             self._console.print(
-                f"W&B failed and gets no more rows ({_words(error)}); the run goes on, and its own files hold everything",
-                style="yellow", markup=False, highlight=False, soft_wrap=True,
-            )  # fmt: skip
+                f"W&B failed and gets no more rows ({_first_line(error)}); the run goes on, and its"
+                " own files hold everything",
+                style="yellow",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
+            )
 
 
 def _kept(path: Path) -> str | None:
@@ -276,5 +292,5 @@ def _kept(path: Path) -> str | None:
         raise UserError(f"{path} holds no id of a W&B run; remove it to begin a new one") from error
 
 
-def _words(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), "")[:200] or type(error).__name__

@@ -1,19 +1,18 @@
-"""A small evaluation while a run goes on, through the same code as ``silc-bench eval``: same tasks,
-same features, same scores.
+"""A small evaluation while a run goes on, and whether it destroys what the start could do.
 
+It goes through the same code as ``silc-bench eval``: same tasks, same features, same scores.
 ``--set probe.every=1000`` measures the student on ``probe.tasks`` (generated scenes by default) and
 saves a checkpoint; the one with the best mean of the main metrics is kept.
 
-Does a run that started from other weights destroy what they could do without training: zero-shot
-and retrieval.
+A run that starts from other weights may lose what they could do without training: zero-shot and
+retrieval. Flow: before the first step ``remembered`` keeps the start's probe scores with the run
+(in its checkpoints); after each later probe ``destroyed`` gives a sentence where one of them has
+fallen.
 
-Flow: before the first step ``remembered`` keeps the start's probe scores with the run (in its
-checkpoints); after each later probe ``destroyed`` gives a sentence where one of them has fallen.
-
-The rule: a metric has fallen when start - now > 2 * sqrt(s0^2 + s1^2), s0 and s1 its two standard
-errors over the probe's pictures. Both are measured on the same pictures, whose errors go together,
-so the true error of the difference is smaller: a fall that is named is real, a smaller one may be
-too.
+The rule: a metric has fallen when start - now > 2 * sqrt(s0^2 + s1^2), where s0 and s1 are its two
+standard errors over the probe's images. Both are measured on the same images, so their errors go
+together, and the true error of the difference is smaller. A fall that is named is therefore real; a
+smaller one, which is not named, may be real too.
 """
 
 from __future__ import annotations
@@ -35,6 +34,7 @@ from silc_bench.trainer.config.config import OptimConfig, ProbeConfig
 from silc_bench.trainer.train import TrainState
 
 BATCH_SIZE = 128
+ERRORS = 2.0  # standard errors of the difference
 
 
 class Probe:
@@ -50,7 +50,8 @@ class Probe:
         self, config: ProbeConfig, device: torch.device, say: Callable[[str], None]
     ) -> None:
         root = Path(config.data_root) if config.data_root else None
-        self._device, self._say = device, say
+        self._device = device
+        self._say = say
         self.errors: dict[str, float] = {}  # of what the last call found, where a task gives them
         self.diverged: str | None = None  # why the last call could not score all
         self._tasks: list[tuple[Task, Mapping[str, ImageDataset]]] = [
@@ -58,13 +59,15 @@ class Probe:
         ]
 
     def __call__(self, state: TrainState) -> dict[str, float]:
-        """{"probe/DATASET/FAMILY": main metric} of the student as it is; nothing of the run is
-        touched.
+        """{"probe/DATASET/FAMILY": main metric} of the student as it is.
+
+        Nothing of the run is touched.
         """
         student = state.student
-        model = NativeModel(
-            f"{state.config.name}:student", student, student.vision, state.tokenizer
-        )
+        name = f"{state.config.name}:student"
+        model = NativeModel(name, student, student.vision, state.tokenizer)
+
+        # No store: these features are of weights that nobody will ask for again.
         extract = Extractor(
             model,
             device=self._device,
@@ -74,8 +77,11 @@ class Probe:
             progress=False,
             store=None,
         )
+
+        # Dense features that several tasks read are encoded in one pass, if all are known before.
         for task, data in self._tasks:
             extract.expect(task, data)
+
         scores: list[tuple[Task, Scores]] = []
         self.diverged = None
         for task, data in list(self._tasks):
@@ -84,11 +90,16 @@ class Probe:
             except UserError as error:
                 self._tasks.remove((task, data))
                 self._say(
-                    f"step {state.step}: {task.name} is left out of probe.tasks from here on: {error}"
+                    f"step {state.step}: {task.name} is left out of probe.tasks from here on:"
+                    f" {error}"
                 )
             except RunError as error:
-                self.diverged = f"{error}; lower optim.lr (now {state.config.optim.lr:g}), or start from an earlier checkpoint"
-        student.train()
+                self.diverged = (
+                    f"{error}; lower optim.lr (now {state.config.optim.lr:g}), or start from an"
+                    " earlier checkpoint"
+                )
+
+        student.train()  # NativeModel had set it to evaluation
         self.errors = {
             f"probe/{task.name}": scored.stderr[task.main_metric]
             for task, scored in scores
@@ -97,7 +108,7 @@ class Probe:
         return {f"probe/{task.name}": scored.metrics[task.main_metric] for task, scored in scores}
 
 
-ERRORS = 2.0  # standard errors of the difference
+# ---- what the start could do ----
 
 
 def remembered(found: dict[str, float], errors: dict[str, float]) -> dict[str, dict[str, float]]:
@@ -121,21 +132,26 @@ def destroyed(
     errors: dict[str, float],
     optim: OptimConfig,
 ) -> str | None:
-    """A sentence for the deepest fall below the start, with the settings to change; None where
+    """A sentence for the deepest fall below the start, with the settings to change.
+
+    ``start``: what the run keeps of the weights it began with, or None. The answer is None where
     nothing fell by the rule.
     """
     falls = {}
     for name, before in (start or {}).get("probes", {}).items():
         if name in found and name in errors:
             allowed = ERRORS * math.hypot(before["stderr"], errors[name])
-            if before["score"] - found[name] > allowed:
-                falls[name] = (before["score"] - found[name], allowed, before["score"])
+            fall = before["score"] - found[name]
+            if fall > allowed:
+                falls[name] = (fall, allowed, before["score"])
     if not falls:
         return None
+
     name, (fall, allowed, score) = max(falls.items(), key=lambda item: item[1][0])
     lock = "" if optim.locked else ", lock a tower (--set optim.locked=text)"
     return (
-        f"{name.removeprefix('probe/')} fell from {100 * score:.1f} % at the start to {100 * (score - fall):.1f} %, and its"
-        f" standard errors allow {100 * allowed:.1f} points: fine-tuning destroys what the source could do; lower optim.lr (now"
+        f"{name.removeprefix('probe/')} fell from {100 * score:.1f} % at the start to"
+        f" {100 * (score - fall):.1f} %, and its standard errors allow {100 * allowed:.1f} points:"
+        " fine-tuning destroys what the source could do; lower optim.lr (now"
         f" {optim.lr:g}){lock}, or lower optim.layer_decay (now {optim.layer_decay:g})"
     )

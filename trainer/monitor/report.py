@@ -1,11 +1,16 @@
-"""One self-contained page of a run's curves, from the files in its folder: ``silc-bench report
-RUN``.
+"""One self-contained page of a run's curves, made from the files in its folder.
+
+Flow: ``write_report(run)`` reads log.jsonl, probes.jsonl, notes.jsonl and what stands beside the
+checkpoints -> a Chart for each number -> report.html. It may be called while the run goes on.
+
+    silc-bench report RUN
 """
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -18,6 +23,7 @@ from silc_bench.system.checksums import read_sealed
 from silc_bench.system.files import write_text_atomic
 from silc_bench.trainer.monitor.log import row_of
 
+# Which curves stand together on the page, in this order.
 GROUPS = {
     "Losses": ("loss", "contrastive", "distillation", "masked", "lr", "logit_scale", "logit_bias"),
     "Health": (
@@ -44,12 +50,15 @@ GROUPS = {
     ),
     "Speed and data": ("images_per_second", "mfu", "data_wait_share", "left_out"),
 }
+# What stands below a curve; names say the rest.
 MEANINGS = {
     "loss": "what is minimised: the losses beside it, each times its weight",
     "contrastive": "pictures against texts",
     "distillation": "student against teacher; it may rise while the teacher grows less certain",
     "masked": "patches that the student does not see, against the teacher",
-    "lr": "of the layers next to the end; earlier ones are slower where optim.layer_decay is below 1",
+    "lr": (
+        "of the layers next to the end; earlier ones are slower where optim.layer_decay is below 1"
+    ),
     "logit_scale": "what the cosine of a picture and a text is multiplied by",
     "logit_bias": "added to it; the softmax loss has none",
     "teacher_entropy": "of ln K: 0 is one prototype, 1 is uniform; both are a collapse",
@@ -62,9 +71,13 @@ MEANINGS = {
     "patch_prototypes_in_use": "of one masked patch a view",
     "feature_rank": "effective rank of the embeddings; 1 is one direction",
     "ema_distance": "between the weights of student and teacher, over the size of the student's",
-    "center_error": "between the centre and the mean of the teacher's outputs, over the size of the mean",
+    "center_error": (
+        "between the centre and the mean of the teacher's outputs, over the size of the mean"
+    ),
     "patch_center_error": "the same of masked patches",
-    "update_ratio": "what a step changed of a matrix, over its size; above 0.15 the rate is too high",
+    "update_ratio": (
+        "what a step changed of a matrix, over its size; above 0.15 the rate is too high"
+    ),
     "gradient_norm": "of all weights, before clipping",
     "images_per_second": "pairs, by all processes together",
     "mfu": "of the device's measured rate of matrix products",
@@ -75,6 +88,8 @@ MEANINGS = {
 
 @dataclass(frozen=True)
 class Chart:
+    """A curve, and what stands around it: texts, as the page shows them."""
+
     name: str
     points: str  # of an SVG polyline in a box of 100 x 100
     last: str
@@ -97,29 +112,27 @@ def write_report(run: Path, out: Path | None = None) -> Path:
         raise UserError(
             f"{run} has no rows in log.jsonl; expected a run made by `silc-bench train --out`"
         )
+
     checkpoints = _checkpoints(run)
     config = checkpoints[-1][1].get("config", {}) if checkpoints else {}
     scored = [
-        (words["score"], name) for name, words in checkpoints if words.get("score") is not None
+        (record["score"], name) for name, record in checkpoints if record.get("score") is not None
     ]
-    groups = [{"title": title, "charts": _charts(rows, names)} for title, names in GROUPS.items()]
-    known = {name for names in GROUPS.values() for name in names} | {
-        "step",
-        "samples_seen",
-        "seconds_left",
-    }
+
+    # Numbers that no group knows get charts too: a later version of the log may have more.
+    known = {"step", "samples_seen", "seconds_left"}
+    known |= {name for names in GROUPS.values() for name in names}
     others = sorted({name for row in rows for name in row} - known)
     probes = _rows(run / "probes.jsonl")
-    groups += [{"title": "Others", "charts": _charts(rows, others)}]
-    groups += [
-        {
-            "title": "Probes",
-            "charts": _charts(probes, sorted({name for row in probes for name in row} - {"step"})),
-        }
-    ]
-    template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(
-        files("silc_bench.trainer.monitor").joinpath("report.html.j2").read_text(encoding="utf-8")
-    )
+    probe_names = sorted({name for row in probes for name in row} - {"step"})
+
+    groups = [{"title": title, "charts": _charts(rows, names)} for title, names in GROUPS.items()]
+    groups.append({"title": "Others", "charts": _charts(rows, others)})
+    groups.append({"title": "Probes", "charts": _charts(probes, probe_names)})
+
+    source = files("silc_bench.trainer.monitor").joinpath("report.html.j2")
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    template = environment.from_string(source.read_text(encoding="utf-8"))
     page = template.render(
         name=f"{config.get('preset', run.name)}-{config.get('objective', '')}".rstrip("-"),
         step=rows[-1]["step"],
@@ -128,21 +141,28 @@ def write_report(run: Path, out: Path | None = None) -> Path:
         best=max(scored)[1] if scored else "",
         notes=_notes(run / "notes.jsonl"),
         groups=[group for group in groups if group["charts"]],
-        config=[
-            (f"{a}.{b}", v)
-            for a, inner in config.items()
-            if isinstance(inner, dict)
-            for b, v in inner.items()
-        ]
-        + [(name, value) for name, value in config.items() if not isinstance(value, dict)],
+        config=_fields(config),
     )
     write_text_atomic(path, page)
     return path
 
 
-def _charts(rows: list[dict[str, Any]], names: Any) -> list[Chart]:
-    """Of what is a number at all: a value that is not finite is left out of its curve, and named
-    where it is the last.
+def _fields(config: dict[str, Any]) -> list[tuple[str, Any]]:
+    """("optim.lr", value) of each field; those of the sections first."""
+    of_sections = []
+    of_config = []
+    for name, value in config.items():
+        if isinstance(value, dict):
+            of_sections += [(f"{name}.{field}", inner) for field, inner in value.items()]
+        else:
+            of_config.append((name, value))
+    return of_sections + of_config
+
+
+def _charts(rows: list[dict[str, Any]], names: Iterable[str]) -> list[Chart]:
+    """A chart for each name that has a finite value at all.
+
+    A value that is not finite is left out of its curve, and shown where it is the last.
     """
     charts = []
     for name in names:
@@ -150,27 +170,48 @@ def _charts(rows: list[dict[str, Any]], names: Any) -> list[Chart]:
         points = [(step, value) for step, value in known if math.isfinite(value)]
         if not points:
             continue
-        steps, values = [step for step, _ in points], [value for _, value in points]
-        low, high, first, last = min(values), max(values), steps[0], steps[-1]
-        drawn = " ".join(
-            f"{100 * (step - first) / max(1, last - first):.2f},{95 - 90 * (value - low) / ((high - low) or 1):.2f}"
-            for step, value in points
-        )
-        if len(points) == 1:
-            drawn = "50,50 50,50"  # a line of no length, which round ends make a dot
-        shown, bottom, top = (f"{value:.4g}" for value in (known[-1][1], low, high))
+
+        values = [value for _, value in points]
+        low = min(values)
+        high = max(values)
+        first = points[0][0]
+        last = points[-1][0]
         charts.append(
             Chart(
-                name, drawn, shown, bottom, top, f"{first:,}", f"{last:,}", MEANINGS.get(name, "")
+                name,
+                points=_polyline(points),
+                last=f"{known[-1][1]:.4g}",
+                low=f"{low:.4g}",
+                high=f"{high:.4g}",
+                first_step=f"{first:,}",
+                last_step=f"{last:,}",
+                meaning=MEANINGS.get(name, ""),
             )
         )
     return charts
+
+
+def _polyline(points: list[tuple[int, float]]) -> str:
+    """(step, value) as points of SVG, from 0 to 100 across and, with a margin, from 95 up to 5."""
+    if len(points) == 1:
+        return "50,50 50,50"  # a line of no length, which round ends make a dot
+
+    values = [value for _, value in points]
+    low = min(values)
+    height = (max(values) - low) or 1  # a flat curve lies at the bottom
+    first = points[0][0]
+    width = max(1, points[-1][0] - first)
+    return " ".join(
+        f"{100 * (step - first) / width:.2f},{95 - 90 * (value - low) / height:.2f}"
+        for step, value in points
+    )
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
     """Whole rows; the last one may have been cut off by a kill."""
     if not path.is_file():
         return []
+
     rows = []
     lines = path.read_bytes().splitlines()
     for number, line in enumerate(lines, start=1):
@@ -179,42 +220,47 @@ def _rows(path: Path) -> list[dict[str, Any]]:
             rows.append(row)
         elif number < len(lines):
             raise UserError(
-                f"{path}:{number} is no row of a log; expected a run made by `silc-bench train --out` (where it is one,"
-                " remove the line)"
+                f"{path}:{number} is no row of a log; expected a run made by `silc-bench train"
+                " --out` (where it is one, remove the line)"
             )
     return rows
 
 
 def _notes(path: Path) -> list[str]:
-    """What the run said of itself, each sentence once however often it was resumed; whole lines
-    alone.
+    """What the run said of itself, each sentence once however often it was resumed.
+
+    Whole lines alone: the last one may have been cut off by a kill.
     """
-    found = []
-    for line in path.read_bytes().splitlines() if path.is_file() else ():
+    if not path.is_file():
+        return []
+
+    notes = []
+    for line in path.read_bytes().splitlines():
         try:
-            found.append(str(json.loads(line)["note"]))
+            notes.append(str(json.loads(line)["note"]))
         except (ValueError, KeyError, TypeError):
             continue
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(notes))  # in the order in which they were said
 
 
 def _row(line: bytes) -> dict[str, Any] | None:
     """A step and numbers; None for anything else."""
     row = row_of(line)
-    return (
-        row
-        if row is not None and all(type(value) in (int, float) for value in row.values())
-        else None
-    )
+    if row is None:
+        return None
+    # type() and not isinstance: true is no number.
+    are_numbers = all(type(value) in (int, float) for value in row.values())
+    return row if are_numbers else None
 
 
 def _checkpoints(run: Path) -> list[tuple[str, dict[str, Any]]]:
-    """(name, what its words say) of each checkpoint, oldest first; without those whose words are
-    damaged.
+    """(name, the record beside it) of each checkpoint, oldest first.
+
+    Those whose record is damaged are left out.
     """
-    found = []
+    checkpoints = []
     for path in sorted((run / "checkpoints").glob("step_*.json")):
-        words = read_sealed(path)
-        if words is not None:
-            found.append((path.stem, words))
-    return found
+        record = read_sealed(path)
+        if record is not None:
+            checkpoints.append((path.stem, record))
+    return checkpoints

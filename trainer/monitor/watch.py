@@ -1,5 +1,4 @@
-"""What a run says of itself at the rows of its log: the numbers, and in words what is wrong with
-them.
+"""What a run says of itself at the rows of its log: numbers, and what is wrong with them.
 
 Flow: ``before_step`` -> the step -> ``row`` -> the log -> ``judge``, which warns once of each thing
 it finds, or stops the run.
@@ -36,6 +35,8 @@ def check_on_collapse(word: str) -> str:
 
 
 class Watch:
+    """Makes the rows of a run's log and judges them; it keeps in mind what was said already."""
+
     def __init__(
         self,
         config: Config,
@@ -45,18 +46,20 @@ class Watch:
         damage: Damage,
         keep: Callable[[str], None],
     ) -> None:
-        """``damage``: what the run's source leaves out, counted there as it goes on. ``keep``: gets
-        what is said.
+        """``damage``: what the run's source leaves out, counted there as it goes on.
+
+        ``on_collapse``: one of ON_COLLAPSE. ``keep``: gets what is said.
         """
         self._health = Health(config, device, num_ranks())
-        self._console, self._on_collapse, self._damage, self._keep = (
-            console,
-            on_collapse,
-            damage,
-            keep,
-        )
+        self._console = console
+        self._on_collapse = on_collapse
+        self._damage = damage
+        self._keep = keep
         self._said: set[str] = set()
-        self._growth = 1.0  # of a step's cost once the teacher teaches
+
+        # How many times more a step costs once the teacher teaches. It matters where the teacher
+        # begins late: the time left is then more than steps left times seconds so far.
+        self._growth = 1.0
         if config.start_step and config.is_taught_at(config.start_step):
             self._growth = flops_per_image(config) / flops_per_image(config, is_taught=False)
 
@@ -71,60 +74,81 @@ class Watch:
         seconds_per_step: float,
         wait_share: float,
     ) -> dict[str, float]:
-        config, numbers = state.config, {name: float(value) for name, value in values.items()}
+        """The row of the step that was just done.
+
+        ``values``: its losses and its gradient norm. ``wait_share``: the share of the time that was
+        spent waiting for data.
+        """
+        config = state.config
+        numbers = {name: float(value) for name, value in values.items()}
         images_per_second = config.batch_size / seconds_per_step
+        health = self._health.row(state, batch, numbers["gradient_norm"], images_per_second)
         return {
             **numbers,
             "lr": lr_at(state.step - 1, config.num_steps, config.optim),
             "logit_scale": state.student.log_scale.exp().item(),
             "logit_bias": state.student.logit_bias.item(),
             "samples_seen": state.samples_seen,
-            "left_out": state.position
-            - state.samples_seen,  # as often as they were met: the same after any --resume
+            # Pairs count as often as they were met. Both numbers are in the checkpoint, so the
+            # difference is the same after any --resume, which the count of ``damage`` is not.
+            "left_out": state.position - state.samples_seen,
             "images_per_second": images_per_second,
             "data_wait_share": wait_share,
             "seconds_left": seconds_per_step * self._steps_left(state),
-            **self._health.row(state, batch, numbers["gradient_norm"], images_per_second),
+            **health,
         }
 
     def _steps_left(self, state: TrainState) -> float:
-        """Counted in steps like those so far: those with the teacher cost more than the ones before
-        it.
+        """Counted in steps like those so far.
+
+        Steps with the teacher cost more than those before it, so each of them counts as ``growth``
+        steps as long as none was measured.
         """
         config = state.config
+        untaught = max(config.start_step - state.step, 0)
         taught = config.num_steps - max(state.step, config.start_step)
-        return max(config.start_step - state.step, 0) + taught * (
-            self._growth if state.step <= config.start_step else 1
-        )
+        growth = self._growth if state.step <= config.start_step else 1
+        return untaught + taught * growth
 
     def judge(self, state: TrainState, row: dict[str, float]) -> None:
-        """Raises RunError for a collapse where a run is to stop of it."""
+        """Say what is wrong with a row.
+
+        Raises RunError for a collapse where a run is to stop because of it.
+        """
+        step = f"step {state.step}"
         if row["data_wait_share"] > MAX_WAIT:
-            waited = f"step {state.step}: {100 * row['data_wait_share']:.0f} % of the time was spent waiting for data"
+            percent = f"{100 * row['data_wait_share']:.0f} %"
+            waited = f"{step}: {percent} of the time was spent waiting for data"
             self._say("data", f"{waited}; {_faster_data(state.config)}")
+
         for cause, where in self._damage.first.items():
             self._say(
                 f"left out: {cause}",
-                f"step {state.step}: left out: {cause}, first {where}; counted at the end",
+                f"{step}: left out: {cause}, first {where}; counted at the end",
             )
+
         if row["left_out"] > MAX_LEFT_OUT * state.position:
-            share = f"step {state.step}: {100 * row['left_out'] / state.position:.0f} % of the pairs could not be read"
+            percent = f"{100 * row['left_out'] / state.position:.0f} %"
+            share = f"{step}: {percent} of the pairs could not be read"
             self._say("left out", f"{share}; `silc-bench data stats` counts them by cause")
+
+        # Every verdict is said before the first of them stops the run.
         verdicts = self._health.verdicts(state, row)
         for name, sentence in verdicts.items():
-            self._say(name, f"step {state.step}: {name}: {sentence}")
+            self._say(name, f"{step}: {name}: {sentence}")
         if verdicts and self._on_collapse == "stop":
             name, sentence = next(iter(verdicts.items()))
             raise RunError(
-                f"stopped at step {state.step}: {name}: {sentence}. Checkpoints that were written are intact."
+                f"stopped at {step}: {name}: {sentence}. Checkpoints that were written are intact."
             )
 
     def alarm(self, state: TrainState, name: str, sentence: str) -> None:
-        """What a probe showed. Raises RunError where a run is to stop of it."""
+        """Say what a probe showed. Raises RunError where a run is to stop because of it."""
         self._say(name, f"step {state.step}: {name}: {sentence}")
         if self._on_collapse == "stop":
             raise RunError(
-                f"stopped at step {state.step}: {name}: {sentence}. Its checkpoint and earlier ones are intact."
+                f"stopped at step {state.step}: {name}: {sentence}. Its checkpoint and earlier ones"
+                " are intact."
             )
 
     def say(self, sentence: str) -> None:
@@ -132,34 +156,41 @@ class Watch:
         self._console.print(sentence, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
     def _say(self, name: str, sentence: str) -> None:
+        """Say it unless something of this name was said before."""
+        # A thing that stays wrong would fill the screen: each is said once a start of the run.
         if name not in self._said:
             self._said.add(name)
             self.say(sentence)
 
 
 def repeating(config: Config, num_samples: int | None) -> str | None:
-    """In words, that batches are larger than an epoch; None where they are not, or where nothing
-    ever repeats.
+    """A sentence where batches are larger than an epoch.
+
+    None where they are not, or where nothing ever repeats.
     """
     if num_samples is None or config.batch_size <= num_samples:
         return None
     return (
-        f"a batch of {config.batch_size:,} holds pairs several times, of {num_samples:,} in all, and the loss takes a pair's"
-        f" other places for wrong texts; lower batch_size to {num_samples:,} or less"
+        f"a batch of {config.batch_size:,} holds pairs several times, of {num_samples:,} in all,"
+        " and the loss takes a pair's other places for wrong texts; lower batch_size to"
+        f" {num_samples:,} or less"
     )
 
 
 def _faster_data(config: Config) -> str:
     """What can help a run that waits for its data."""
-    data, needed = config.data, config.views.global_size
+    data = config.data
+    needed = config.views.global_size
     ways = []
+
+    # One worker more is advised only where there is a core for it.
     if crowding(data.num_workers + 1, num_local_ranks()) is None:
         ways.append(f"raise data.num_workers (now {data.num_workers})")
     if data.decode_size > needed:
         ways.append(f"lower data.decode_size (now {data.decode_size}, views have {needed})")
     if any(map(is_remote, data.source.split())):
         ways.append("look for what slows the source down")
-    return (
-        ", or ".join(ways)
-        or "every core decodes already: pack smaller pictures, or give it more cores"
-    )
+
+    if not ways:
+        return "every core decodes already: pack smaller pictures, or give it more cores"
+    return ", or ".join(ways)
