@@ -1,5 +1,4 @@
-"""The configuration of a run: frozen dataclasses, presets as functions, typed changes from the
-command line.
+"""The configuration of a run: frozen dataclasses, presets, typed changes from the command line.
 
 Every room of the trainer may import from here; nothing here imports torch.
 """

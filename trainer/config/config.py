@@ -1,12 +1,11 @@
 """One frozen configuration for a run: what is built, what it sees, what is minimised, for how long.
 
-A preset (``silc_bench.trainer.config.presets``) makes a Config, ``apply_objective`` turns it into a
-step of the ablation, ``silc_bench.trainer.config.overrides`` applies the user's ``--set
-field=value``. The resolved configuration is saved in every checkpoint (``to_dict``) and read back
-from it (``from_dict``).
+Flow: a preset (``silc_bench.trainer.config.presets``) makes a Config, ``apply_objective`` turns it
+into a step of the ablation, ``silc_bench.trainer.config.overrides`` applies the user's
+``--set field=value``. The resolved configuration is saved in every checkpoint (``to_dict``) and
+read back from it (``from_dict``).
 
-The sections of a run's configuration: frozen, each field with what it means.
-``silc_bench.trainer.config.config.Config`` holds one of each.
+A Config holds one of each section (VisionConfig, ViewsConfig, ...). Each field says what it means.
 """
 
 from __future__ import annotations
@@ -21,9 +20,41 @@ from silc_bench.errors import UserError, unknown_name
 
 
 @dataclass(frozen=True)
+class VisionConfig:
+    """Vision transformer with MAP pooling; the embedding is as wide as the tower."""
+
+    image_size: int = 256  # pixels a side of a global crop
+    patch_size: int = 16
+    width: int = 768
+    depth: int = 12
+    num_heads: int = 12
+    mlp_dim: int = 3072
+    # "tanh" (big_vision's approximation) or "exact" (most of open_clip's SigLIPs)
+    gelu: str = "tanh"
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """Text transformer, SigLIP style.
+
+    No causal mask, last position pooled, then a linear head to the embedding.
+    """
+
+    vocab_size: int = 32_000
+    context_length: int = 64
+    width: int = 768
+    depth: int = 12
+    num_heads: int = 12
+    mlp_dim: int = 3072
+    # "tanh" (big_vision's approximation) or "exact" (most of open_clip's SigLIPs)
+    gelu: str = "tanh"
+
+
+@dataclass(frozen=True)
 class ViewsConfig:
-    """What the student and the teacher see of a picture. Areas are fractions of the picture, sizes
-    pixels a side.
+    """What the student and the teacher see of an image.
+
+    Areas are fractions of the image, sizes pixels a side.
     """
 
     num_global: int = 2
@@ -33,41 +64,31 @@ class ViewsConfig:
     local_size: int = 96
     local_area: tuple[float, float] = (0.05, 0.4)
     flip_prob: float = 0.5
-    jitter: tuple[float, float, float, float] = (
-        0.4,
-        0.4,
-        0.2,
-        0.1,
-    )  # brightness, contrast, saturation, hue
+    # brightness, contrast, saturation, hue
+    jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)
     jitter_prob: float = 0.8
     gray_prob: float = 0.2
-    blur_probs: tuple[float, float, float] = (
-        1.0,
-        0.1,
-        0.5,
-    )  # first global view, every other global view, local views
-    blur_sigma: tuple[float, float] = (
-        0.1,
-        2.0,
-    )  # pixels at a view of 224 px; scaled with the view's size
+    # first global view, every other global view, local views
+    blur_probs: tuple[float, float, float] = (1.0, 0.1, 0.5)
+    # pixels at a view of 224 px; scaled with the view's size
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
     solarize_prob: float = 0.2  # every global view but the first
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    # what silc_bench.trainer.data.sources reads: "shapes", shards, lists of captions; "3 * A | 1 *
-    # B" mixes
+    # what silc_bench.trainer.data.sources reads: "shapes", shards, lists of captions;
+    # "3 * A | 1 * B" mixes
     source: str = "shapes"
-    # conditions that every sample must meet (silc_bench.trainer.data.samples): "text>=5 side>=64
-    # similarity>=0.28"
+    # conditions that every sample must meet (silc_bench.trainer.data.samples):
+    # "text>=5 side>=64 similarity>=0.28"
     filters: str = ""
-    shuffle_shards: int = (
-        8  # of a remote source: so many shards are shuffled together; local ones all
-    )
+    # of a remote source: so many shards are shuffled together; local ones all
+    shuffle_shards: int = 8
     mirror_gb: float = 50.0  # local copies of remote shards, at most
-    decode_size: int = 512  # longer side of a decoded picture, pixels
+    decode_size: int = 512  # longer side of a decoded image, pixels
     num_workers: int = 0
-    seed: int = 0  # order of the samples and which caption of a picture is read
+    seed: int = 0  # order of the samples and which caption of an image is read
 
 
 @dataclass(frozen=True)
@@ -76,16 +97,17 @@ class ProbeConfig:
 
     every: int = 0  # steps; 0: never
     tasks: str = (  # as `silc-bench eval --tasks`
-        "shapes/knn,shapes/zeroshot,shapes/segmentation_zeroshot,shapes/discovery,shapes/correspondence"
+        "shapes/knn,shapes/zeroshot,shapes/segmentation_zeroshot,shapes/discovery,"
+        "shapes/correspondence"
     )
-    limit: int = 256  # pictures a split
+    limit: int = 256  # images a split
     data_root: str = ""  # where the data of other tasks lies
 
 
 @dataclass(frozen=True)
 class ContrastiveConfig:
     loss: str = "sigmoid"  # "sigmoid" (SigLIP) or "softmax" (CLIP)
-    # which pictures meet the text: "global" (every global view), "original", "original+global"
+    # which images meet the text: "global" (every global view), "original", "original+global"
     images: str = "global"
     init_scale: float = 10.0
     init_bias: float = -10.0  # sigmoid only
@@ -98,8 +120,8 @@ class DistillationConfig:
     # of all steps, done before the teacher teaches (views and masked patches):
     # silc_bench.trainer.train
     start_fraction: float = 0.0
-    # "local": teacher global -> student local; "local+global": also the student's other global
-    # views
+    # "local": teacher global -> student local;
+    # "local+global": also the student's other global views
     pairs: str = "local"
     num_prototypes: int = 65_536
     hidden_dim: int = 2048
@@ -110,18 +132,17 @@ class DistillationConfig:
     # "mean" (a running centre is subtracted) or "sinkhorn" (each batch is balanced over prototypes)
     centering: str = "mean"
     ema_momentum: float = 0.966  # of the teacher
-    ema_schedule: str = (
-        "fixed"  # "fixed" (one value for the whole run) or "cosine" (half a cosine from there to 1)
-    )
-    ema_batch: int = (
-        0  # batch that ema_momentum is meant for: 1 - m is scaled with batch_size; 0: never scaled
-    )
+    # "fixed" (one value for the whole run) or "cosine" (half a cosine from there to 1)
+    ema_schedule: str = "fixed"
+    # batch that ema_momentum is meant for: 1 - m is scaled with batch_size; 0: never scaled
+    ema_batch: int = 0
 
 
 @dataclass(frozen=True)
 class MaskedConfig:
-    """Patches that the student sees as a mask token; the head's sizes, temperatures and centring
-    are distillation's.
+    """Patches that the student sees as a mask token.
+
+    The head's sizes, temperatures and centring are those of DistillationConfig.
     """
 
     weight: float = 0.0  # 0: nothing of it is computed
@@ -138,13 +159,11 @@ class OptimConfig:
     cooldown_fraction: float = 0.04  # of all steps; rsqrt and wsd
     beta1: float = 0.9
     beta2: float = 0.95  # adamw only
-    locked: str = (
-        ""  # "vision" or "text": this tower stays as it started (LiT, 2111.07991); "": both learn
-    )
+    # "vision" or "text": this tower stays as it started (LiT, 2111.07991); "": both learn
+    locked: str = ""
     layer_decay: float = 1.0  # each layer's rate over that of the layer above it
-    weight_decay: float = (
-        1e-4  # a step at the peak rate shrinks a matrix by this fraction (big_vision)
-    )
+    # a step at the peak rate shrinks a matrix by this fraction (big_vision)
+    weight_decay: float = 1e-4
     clip_norm: float = 1.0
 
 
@@ -160,15 +179,14 @@ class Config:
     masked: MaskedConfig = field(default_factory=MaskedConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     objective: str = "silc"
-    # the checkpoint whose weights the run starts from (silc_bench.trainer.checkpoints.init); "":
-    # drawn from the seed
+    # the checkpoint whose weights the run starts from (silc_bench.trainer.checkpoints.init);
+    # "": drawn from the seed
     init: str = ""
     batch_size: int = 16_384
     # of an average of the weights that is kept for evaluation (silc_bench.trainer.optim); 0: none
     average_momentum: float = 0.0
-    micro_batch: int = (
-        0  # pairs that a process encodes at a time, with the same result; 0: all of its batch
-    )
+    # pairs that a process encodes at a time, with the same result; 0: all of its batch
+    micro_batch: int = 0
     samples: int = 20_000_000_000  # images seen in the whole run
     seed: int = 0  # weights and views
     # "bf16" (autocast; head, softmax, centre and EMA stay fp32), "fp32", or what is native here
@@ -179,9 +197,8 @@ class Config:
     log_every: int = 50  # steps
     checkpoint_every: int = 1000  # steps
     probe: ProbeConfig = field(default_factory=ProbeConfig)
-    checkpoint_minutes: float = (
-        30.0  # since the last checkpoint, whatever the step; 0: by steps alone
-    )
+    # since the last checkpoint, whatever the step; 0: by steps alone
+    checkpoint_minutes: float = 30.0
 
     @property
     def num_steps(self) -> int:
@@ -193,10 +210,9 @@ class Config:
         return round(self.distillation.start_fraction * self.num_steps)
 
     def is_taught_at(self, step: int) -> bool:
-        """Whether update number ``step`` (from 0) learns from a teacher, of views or of masked
-        patches.
-        """
-        return (self.distillation.weight > 0 or self.masked.weight > 0) and step >= self.start_step
+        """Whether update ``step`` (from 0) learns from a teacher, of views or of masked patches."""
+        has_teacher = self.distillation.weight > 0 or self.masked.weight > 0
+        return has_teacher and step >= self.start_step
 
     @property
     def num_masked(self) -> int:
@@ -205,20 +221,19 @@ class Config:
 
     @property
     def view_kinds(self) -> set[str]:
-        """Fields of silc_bench.trainer.silc.views.Views that a step makes, once the teacher
-        teaches.
-        """
+        """Fields of ``silc.views.Views`` that a step makes, once the teacher teaches."""
         return self.view_kinds_at(self.start_step)
 
     def view_kinds_at(self, step: int) -> set[str]:
         is_taught = self.is_taught_at(step)
-        kinds = {"global_crops"} if is_taught or "global" in self.contrastive.images else set()
-        kinds |= (
-            {"local_crops"}
-            if is_taught and self.distillation.weight > 0 and self.views.num_local
-            else set()
-        )
-        return kinds | ({"original"} if "original" in self.contrastive.images else set())
+        kinds = set()
+        if is_taught or "global" in self.contrastive.images:
+            kinds.add("global_crops")
+        if is_taught and self.distillation.weight > 0 and self.views.num_local:
+            kinds.add("local_crops")
+        if "original" in self.contrastive.images:
+            kinds.add("original")
+        return kinds
 
     @property
     def name(self) -> str:
@@ -253,18 +268,19 @@ MAY_BE_ZERO = (  # every other whole number is at least 1
 
 
 def apply_objective(config: Config, objective: str) -> Config:
-    """The steps of the ablation: "contrastive" -> "contrastive+views" -> "silc", each the next one
-    with a part taken away.
+    """A step of the ablation: "contrastive" -> "contrastive+views" -> "silc".
+
+    Each step is the next one with a part taken away.
     """
     if objective not in OBJECTIVES:
         raise unknown_name("objective", objective, OBJECTIVES)
+
     config = dataclasses.replace(config, objective=objective)
     if objective != "silc":
         config = without_heads(config)
     if objective == "contrastive":
-        config = dataclasses.replace(
-            config, contrastive=dataclasses.replace(config.contrastive, images="original")
-        )
+        contrastive = dataclasses.replace(config.contrastive, images="original")
+        config = dataclasses.replace(config, contrastive=contrastive)
     return config
 
 
@@ -278,22 +294,25 @@ def without_heads(config: Config) -> Config:
 
 
 def validate(config: Config) -> Config:
-    """The same configuration, or a UserError that names the first field that cannot work and
-    why.
+    """The same configuration.
+
+    Raises a UserError that names the first field that cannot work, and why.
     """
+    fields = flatten(config)
     for path, allowed in CHOICES.items():
-        value = config
-        for part in path.split("."):
-            value = getattr(value, part)
-        if value not in allowed:
-            raise unknown_name(path, str(value), allowed)
-    for path, value in flatten(config).items():
+        if fields[path] not in allowed:
+            raise unknown_name(path, str(fields[path]), allowed)
+
+    for path, value in fields.items():
         least = 0 if path in MAY_BE_ZERO else 1
+        # type() and not isinstance: a bool is no whole number here.
         if type(value) is int and value < least:
             raise UserError(f"configuration: {path} must be at least {least}, not {value}")
         numbers = value if isinstance(value, tuple) else (value,)
         if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
             raise UserError(f"configuration: {path} must be finite, not {value}")
+
+    # Last, because the rules divide by numbers that are not 0 by now, and compare finite ones.
     for holds, message in _rules(config):
         if not holds:
             raise UserError(f"configuration: {message}")
@@ -301,21 +320,15 @@ def validate(config: Config) -> Config:
 
 
 def _rules(config: Config) -> list[tuple[bool, str]]:
-    vision, views, distil, masked, optim = (
-        config.vision,
-        config.views,
-        config.distillation,
-        config.masked,
-        config.optim,
-    )
-    probabilities = (
-        views.flip_prob,
-        views.jitter_prob,
-        views.gray_prob,
-        views.solarize_prob,
-        *views.blur_probs,
-    )
-    return [
+    """(whether it holds, what has to hold) of each rule that a single field's type cannot say."""
+    vision = config.vision
+    views = config.views
+    distil = config.distillation
+    masked = config.masked
+    optim = config.optim
+
+    # Images are cut into whole patches, and embeddings into whole heads.
+    of_towers = [
         (
             vision.image_size % vision.patch_size == 0,
             "vision.image_size must be a multiple of vision.patch_size",
@@ -332,23 +345,36 @@ def _rules(config: Config) -> list[tuple[bool, str]]:
             vision.width % vision.num_heads == 0,
             "vision.width must be a multiple of vision.num_heads",
         ),
+        # Positions of patches are sines and cosines of two coordinates.
         (vision.width % 4 == 0, "vision.width must be a multiple of 4"),
         (
             config.text.width % config.text.num_heads == 0,
             "text.width must be a multiple of text.num_heads",
         ),
+    ]
+
+    # Someone has to learn what the teacher teaches: a local view, or the other global view.
+    has_other_global = distil.pairs == "local+global" and views.num_global >= 2
+    has_pair = views.num_local >= 1 or has_other_global
+    probabilities = (
+        views.flip_prob,
+        views.jitter_prob,
+        views.gray_prob,
+        views.solarize_prob,
+        *views.blur_probs,
+    )
+    of_views = [
         (
-            distil.weight == 0
-            or views.num_local >= 1
-            or (distil.pairs == "local+global" and views.num_global >= 2),
-            "distillation needs views.num_local >= 1, or distillation.pairs=local+global and views.num_global >= 2",
+            distil.weight == 0 or has_pair,
+            "distillation needs views.num_local >= 1, or distillation.pairs=local+global and"
+            " views.num_global >= 2",
         ),
         (
-            all(0 < a <= b <= 1 for a, b in (views.global_area, views.local_area)),
+            all(0 < low <= high <= 1 for low, high in (views.global_area, views.local_area)),
             "views.*_area must lie in (0, 1], low first",
         ),
         (
-            all(0 <= p <= 1 for p in probabilities),
+            all(0 <= probability <= 1 for probability in probabilities),
             "views.*_prob and views.blur_probs must lie in [0, 1]",
         ),
         (
@@ -359,6 +385,10 @@ def _rules(config: Config) -> list[tuple[bool, str]]:
             0 < views.blur_sigma[0] <= views.blur_sigma[1],
             "views.blur_sigma must be positive, low first",
         ),
+    ]
+
+    num_patches = (views.global_size // vision.patch_size) ** 2
+    of_losses = [
         (config.contrastive.init_scale > 0, "contrastive.init_scale must be positive"),
         (
             distil.weight >= 0 and masked.weight >= 0,
@@ -367,11 +397,11 @@ def _rules(config: Config) -> list[tuple[bool, str]]:
         (0 <= distil.start_fraction < 1, "distillation.start_fraction must lie in [0, 1)"),
         (
             config.start_step < config.num_steps,
-            "distillation.start_fraction leaves no step of the run to distil in; lower it, or raise samples",
+            "distillation.start_fraction leaves no step of the run to distil in; lower it, or"
+            " raise samples",
         ),
         (
-            masked.weight == 0
-            or 1 <= config.num_masked < (views.global_size // vision.patch_size) ** 2,
+            masked.weight == 0 or 1 <= config.num_masked < num_patches,
             "masked.ratio must mask at least one patch of a global view and leave one",
         ),
         (
@@ -385,27 +415,35 @@ def _rules(config: Config) -> list[tuple[bool, str]]:
             distil.student_temp > 0 and distil.teacher_temp > 0,
             "distillation temperatures must be positive",
         ),
+    ]
+
+    fractions = (optim.warmup_fraction, optim.cooldown_fraction)
+    of_optimiser = [
         (optim.lr > 0 and optim.clip_norm > 0, "optim.lr and optim.clip_norm must be positive"),
         (0 < optim.layer_decay <= 1, "optim.layer_decay must lie in (0, 1]"),
         (
             optim.locked != "vision" or distil.weight == masked.weight == 0,
-            "optim.locked=vision leaves self-distillation no tower to teach; take --objective contrastive or"
-            " contrastive+views, or lock the text tower",
+            "optim.locked=vision leaves self-distillation no tower to teach; take --objective"
+            " contrastive or contrastive+views, or lock the text tower",
         ),
         (optim.weight_decay >= 0, "optim.weight_decay must not be negative"),
         (
             optim.kind != "adafactor" or optim.beta2 == OptimConfig.beta2,
-            "optim.beta2 has no meaning with optim.kind=adafactor, whose second moments fade by the step; leave it out",
+            "optim.beta2 has no meaning with optim.kind=adafactor, whose second moments fade by"
+            " the step; leave it out",
         ),
         (
             0 <= optim.beta1 < 1 and 0 <= optim.beta2 < 1,
             "optim.beta1 and optim.beta2 must lie in [0, 1)",
         ),
         (
-            min(optim.warmup_fraction, optim.cooldown_fraction) >= 0
-            and optim.warmup_fraction + optim.cooldown_fraction <= 1,
-            "optim.warmup_fraction and optim.cooldown_fraction must not be negative, and sum to at most 1",
+            min(fractions) >= 0 and sum(fractions) <= 1,
+            "optim.warmup_fraction and optim.cooldown_fraction must not be negative, and sum to at"
+            " most 1",
         ),
+    ]
+
+    of_run = [
         (max(config.seed, config.data.seed) < 2**63, "seed and data.seed must be below 2**63"),
         (config.data.mirror_gb > 0, "data.mirror_gb must be positive"),
         (config.checkpoint_minutes >= 0, "checkpoint_minutes must not be negative"),
@@ -415,6 +453,10 @@ def _rules(config: Config) -> list[tuple[bool, str]]:
         ),
         (config.samples >= config.batch_size, "samples must be at least batch_size"),
     ]
+    return [*of_towers, *of_views, *of_losses, *of_optimiser, *of_run]
+
+
+# ---- as JSON ----
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -425,30 +467,31 @@ def flatten(config: Config) -> dict[str, Any]:
     """{"optim.lr": 0.001, ...}, in the order of the fields."""
     flat: dict[str, Any] = {}
     for name, value in to_dict(config).items():
-        flat |= (
-            {f"{name}.{inner}": v for inner, v in value.items()}
-            if isinstance(value, dict)
-            else {name: value}
-        )
+        if isinstance(value, dict):
+            flat |= {f"{name}.{inner}": inner_value for inner, inner_value in value.items()}
+        else:
+            flat[name] = value
     return flat
 
 
 def from_dict(data: dict[str, Any]) -> Config:
-    """The configuration saved in a checkpoint. Unknown fields are a UserError: the file is of a
-    later version.
+    """The configuration saved in a checkpoint.
 
-    A field that an earlier version did not save takes its default, so a new field's default is what
-    every run did before it.
+    Unknown fields are a UserError: the file is of a later version. A field that an earlier version
+    did not save takes its default, so a new field's default is what every run did before it.
     """
     return validate(_build(Config, data, "config"))
 
 
 def _build(cls: Any, data: Any, path: str) -> Any:
+    """An instance of the dataclass ``cls``. ``path`` is where ``data`` stands in the file."""
     hints = typing.get_type_hints(cls)
     if not isinstance(data, dict):
         raise UserError(
-            f"{path}: not a configuration of this version of silc-bench (found: {type(data).__name__})"
+            f"{path}: not a configuration of this version of silc-bench (found:"
+            f" {type(data).__name__})"
         )
+
     needed = {
         f.name
         for f in dataclasses.fields(cls)
@@ -459,56 +502,28 @@ def _build(cls: Any, data: Any, path: str) -> Any:
         raise UserError(
             f"{path}: not a configuration of this version of silc-bench (differs in: {differ})"
         )
-    return cls(
-        **{name: _read(value, hints[name], f"{path}.{name}") for name, value in data.items()}
-    )
+
+    values = {name: _read(value, hints[name], f"{path}.{name}") for name, value in data.items()}
+    return cls(**values)
 
 
 def _read(value: Any, hint: Any, path: str) -> Any:
     """A value of JSON as its field's type; nothing is converted that means something else."""
     if dataclasses.is_dataclass(hint):
         return _build(hint, value, path)
+
+    # JSON has lists for tuples.
     kinds = typing.get_args(hint)
     if kinds and isinstance(value, list | tuple) and len(value) == len(kinds):
         return tuple(_read(part, kind, path) for part, kind in zip(value, kinds, strict=True))
-    if kinds or not (type(value) is hint or (hint is float and type(value) is int)):
+
+    # Of numbers, only an int may stand for a float: 1 means 1.0.
+    is_number = hint is float and type(value) is int
+    if kinds or not (type(value) is hint or is_number):
         raise wrong_type(value, hint, path)
     return hint(value)
 
 
 def wrong_type(value: Any, hint: Any, path: str) -> UserError:
-    return UserError(
-        f"{path}: {value!r} is not of type {hint if typing.get_args(hint) else hint.__name__}"
-    )
-
-
-@dataclass(frozen=True)
-class VisionConfig:
-    """Vision transformer with MAP pooling; the embedding is as wide as the tower."""
-
-    image_size: int = 256  # pixels a side of a global crop
-    patch_size: int = 16
-    width: int = 768
-    depth: int = 12
-    num_heads: int = 12
-    mlp_dim: int = 3072
-    gelu: str = (
-        "tanh"  # "tanh" (big_vision's approximation) or "exact" (most of open_clip's SigLIPs)
-    )
-
-
-@dataclass(frozen=True)
-class TextConfig:
-    """Text transformer, SigLIP style: no causal mask, last position pooled, then a linear head to
-    the embedding.
-    """
-
-    vocab_size: int = 32_000
-    context_length: int = 64
-    width: int = 768
-    depth: int = 12
-    num_heads: int = 12
-    mlp_dim: int = 3072
-    gelu: str = (
-        "tanh"  # "tanh" (big_vision's approximation) or "exact" (most of open_clip's SigLIPs)
-    )
+    name = hint if typing.get_args(hint) else hint.__name__
+    return UserError(f"{path}: {value!r} is not of type {name}")

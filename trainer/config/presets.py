@@ -1,11 +1,13 @@
-"""Presets are functions: a variant calls its base and changes a field.
-``silc_bench.trainer.config.presets`` says how sure each number is.
+"""Presets: functions that make a Config. A variant calls its base and changes a field.
 
-How sure each number of the real presets is.
+Flow: ``configure(preset, objective, ...)`` -> the Config of a run: a preset, a step of the
+ablation, and the user's changes.
 
-"sure" (read from the paper), "likely" (the value of the code it builds on, or widely repeated),
-"open" (not established; our choice, named). ``silc-bench train --preset b16 --show-config`` prints
-it beside each value.
+PROVENANCE says how sure each number of the real presets is: "sure" (read from the paper), "likely"
+(the value of the code it builds on, or widely repeated) or "open" (not established; our choice,
+named). ``provenance_of(field, preset)`` reads it, and the command prints it beside each value:
+
+    silc-bench train --preset b16 --show-config
 """
 
 from __future__ import annotations
@@ -32,59 +34,62 @@ from silc_bench.trainer.config.overrides import apply_sets, refuse_idle
 
 
 def b16() -> Config:
-    """SILC ViT-B/16 at 256 px as far as the paper tells: batch 16k, 20 billion pairs, 65,536
-    prototypes.
+    """SILC ViT-B/16 at 256 px as far as the paper tells.
+
+    Batch 16k, 20 billion pairs, 65,536 prototypes.
     """
+    # 20 billion pairs in batches of 16,384 are 1,220,703 steps, with 50,000 to warm up and as many
+    # to cool down.
+    ramp = 50_000 / 1_220_703
     return Config(
         preset="b16",
         vision=VisionConfig(),
         text=TextConfig(),
         data=DataConfig(source=""),
         distillation=DistillationConfig(ema_batch=16_384),
-        optim=OptimConfig(warmup_fraction=50_000 / 1_220_703, cooldown_fraction=50_000 / 1_220_703),
+        optim=OptimConfig(warmup_fraction=ramp, cooldown_fraction=ramp),
         probe=ProbeConfig(every=5_000),
     )
 
 
 def l16() -> Config:
-    base = b16()
-    tower: dict[str, Any] = {"width": 1024, "depth": 24, "num_heads": 16, "mlp_dim": 4096}
-    return replace(
-        base, preset="l16", vision=replace(base.vision, **tower), text=replace(base.text, **tower)
-    )
+    """ViT-L/16 for both towers."""
+    return _with_towers("l16", width=1024, depth=24, num_heads=16, mlp_dim=4096)
 
 
 def so400m() -> Config:
-    """The shape-optimised tower of 2305.13035, here with 16-pixel patches so that the views stay
-    those of b16.
+    """The shape-optimised tower of 2305.13035, for both towers.
+
+    Its patches have 16 pixels here, so that the views stay those of b16.
     """
-    base = b16()
-    tower: dict[str, Any] = {"width": 1152, "depth": 27, "num_heads": 16, "mlp_dim": 4304}
-    return replace(
-        base,
-        preset="so400m",
-        vision=replace(base.vision, **tower),
-        text=replace(base.text, **tower),
-    )
+    return _with_towers("so400m", width=1152, depth=27, num_heads=16, mlp_dim=4304)
 
 
 def g16() -> Config:
     """ViT-G of 2106.04560 for both towers."""
+    return _with_towers("g16", width=1664, depth=48, num_heads=16, mlp_dim=8192)
+
+
+def _with_towers(preset: str, **sizes: Any) -> Config:
+    """b16 with both towers of another size."""
     base = b16()
-    tower: dict[str, Any] = {"width": 1664, "depth": 48, "num_heads": 16, "mlp_dim": 8192}
-    return replace(
-        base, preset="g16", vision=replace(base.vision, **tower), text=replace(base.text, **tower)
-    )
+    vision = replace(base.vision, **sizes)
+    text = replace(base.text, **sizes)
+    return replace(base, preset=preset, vision=vision, text=text)
 
 
 def siglip2_dense() -> Config:
     """SigLIP 2 (2502.14786) at ViT-B/16, without its captioning decoder.
 
     SILC's loss and masked patches join at 80 % of training. One global view teaches 8 local ones
-    and the masked patches of itself; texts meet the original picture. Weights 1 and 0.25, times
-    0.25 at this size (L 0.5, So400m 1, g 0.5).
+    and the masked patches of itself; texts meet the original image. Weights 1 and 0.25, times 0.25
+    at this size (L 0.5, So400m 1, g 0.5).
     """
-    base, size_factor = b16(), 0.25
+    base = b16()
+    size_factor = 0.25  # of both losses
+
+    # 40 billion pairs in batches of 32,768 are 1,220,703 steps.
+    warmup = 20_000 / 1_220_703
     return replace(
         base,
         preset="siglip2_dense",
@@ -92,17 +97,16 @@ def siglip2_dense() -> Config:
         contrastive=replace(base.contrastive, images="original"),
         distillation=replace(base.distillation, weight=size_factor, start_fraction=0.8),
         masked=MaskedConfig(weight=0.25 * size_factor, ratio=0.5),
-        optim=replace(base.optim, schedule="cosine", warmup_fraction=20_000 / 1_220_703),
+        optim=replace(base.optim, schedule="cosine", warmup_fraction=warmup),
         batch_size=32_768,
         samples=40_000_000_000,
     )
 
 
 def tips() -> Config:
-    """TIPS (2410.16512) at ViT-B/16, with one caption a picture: CLIP's loss, distillation and
-    masked patches from the start.
+    """TIPS (2410.16512) at ViT-B/16, with one caption an image.
 
-    Views are cropped and flipped only.
+    CLIP's loss, distillation and masked patches from the start. Views are cropped and flipped only.
     """
     base = b16()
     return replace(
@@ -122,8 +126,9 @@ def tips() -> Config:
 
 
 def silc_star() -> Config:
-    """SILC*: a finished b16, one billion pairs more on a cleaner set of 100 million; only with
-    --init.
+    """SILC*: a finished b16 sees one billion pairs more, of a cleaner set of 100 million.
+
+    Only with --init, which names the checkpoint of the first phase.
     """
     base = b16()
     return replace(
@@ -140,11 +145,11 @@ SECOND_PHASES = ("silc_star",)  # nothing to start with but a checkpoint of the 
 def shapes_tiny() -> Config:
     """The demo: two small towers on generated scenes, minutes on two cores.
 
-    Departs from the recipe where the data demands it: captions name colour, size and place and each
-    scene is seen once, so views are only cropped and flipped, the global ones mildly (docs/log.md
-    has the recipe's own); a batch of 64 learns sooner with the softmax loss and a peak of 2e-3, and
-    needs a slower teacher than batch 16k (EMA 0.99) and far fewer prototypes. Local views keep the
-    recipe's share of a global one (4 of 36 patches).
+    It departs from the recipe where the data demands it. Captions name colour, size and place and
+    each scene is seen once, so views are only cropped and flipped, the global ones mildly
+    (docs/log.md has the recipe's own). A batch of 64 learns sooner with the softmax loss and a peak
+    of 2e-3; it needs a slower teacher than batch 16k (EMA 0.99) and far fewer prototypes. Local
+    views keep the recipe's share of a global one (4 of 36 patches).
     """
     tower: dict[str, Any] = {"width": 96, "num_heads": 6, "mlp_dim": 384}
     return Config(
@@ -174,11 +179,10 @@ def shapes_tiny() -> Config:
 
 
 def cifar_tiny() -> Config:
-    """Real photographs of 32 px with a short caption each: the demo's towers, a little larger, and
-    the recipe's colour jitter.
+    """Real photographs of 32 px with a short caption each.
 
-    Patches of 8 px: with minutes to train, seeing a photograph four times as often is worth more
-    than finer patches.
+    The demo's towers, a little larger, and the recipe's colour jitter. Patches of 8 px: with
+    minutes to train, seeing a photograph four times as often is worth more than finer patches.
     """
     base = shapes_tiny()
     return replace(
@@ -219,6 +223,9 @@ def configure(
 ) -> Config:
     """A preset, a step of the ablation, and the user's changes, in this order; checked as a whole.
 
+    ``seed`` is that of the weights, the views and the data. ``sets`` come last, so they may change
+    what any of the others set.
+
     Raises:
         UserError: an unknown name, a value of the wrong type, a configuration that cannot work, or
         a change without effect.
@@ -232,7 +239,8 @@ def configure(
         config = replace(config, samples=samples)
     if seed is not None:
         config = replace(config, seed=seed, data=replace(config.data, seed=seed))
-    sets = list(sets)
+
+    sets = list(sets)  # it is read twice
     config = apply_sets(config, sets)
     refuse_idle(config, sets)
     _check_meaning(config)
@@ -240,34 +248,49 @@ def configure(
 
 
 def _check_meaning(config: Config) -> None:
-    """What would run, but not as its names say. Checkpoints of such runs are still read."""
+    """UserError for what would run, but not as its names say.
+
+    It is asked of new runs alone: checkpoints of such runs are still read.
+    """
     is_taught = config.distillation.weight > 0 or config.masked.weight > 0
     if is_taught and config.objective != "silc":
         raise UserError(
-            f"objective {config.objective} has no teacher, and distillation.weight={config.distillation.weight:g},"
-            f" masked.weight={config.masked.weight:g} ask for one; take --objective silc, or leave the weights out"
+            f"objective {config.objective} has no teacher, and"
+            f" distillation.weight={config.distillation.weight:g},"
+            f" masked.weight={config.masked.weight:g} ask for one; take --objective silc, or leave"
+            " the weights out"
         )
     if not is_taught and config.objective == "silc":
         raise UserError(
-            "objective silc without distillation.weight and masked.weight has nothing of SILC; take --objective"
-            " contrastive+views, or contrastive"
+            "objective silc without distillation.weight and masked.weight has nothing of SILC; take"
+            " --objective contrastive+views, or contrastive"
         )
+
     if config.objective == "contrastive" and config.contrastive.images != "original":
         raise UserError(
-            f"objective contrastive is without views, and contrastive.images={config.contrastive.images} asks for them; take"
-            " --objective contrastive+views"
+            "objective contrastive is without views, and"
+            f" contrastive.images={config.contrastive.images} asks for them; take --objective"
+            " contrastive+views"
         )
-    trained, measured = config.views.global_size, config.vision.image_size
+
+    trained = config.views.global_size
+    measured = config.vision.image_size
     if trained != measured:
         raise UserError(
-            f"views.global_size={trained} and vision.image_size={measured} differ: pictures would be trained at {trained} px"
-            f" and measured at {measured}; set both"
+            f"views.global_size={trained} and vision.image_size={measured} differ: pictures would"
+            f" be trained at {trained} px and measured at {measured}; set both"
         )
 
 
+# ---- how sure each number is ----
+
+# Of a field, or of a section: its entry holds for each field that has none of its own.
 PROVENANCE = {
     "vision": "likely: SigLIP's tower of this name, 256 px; g16 and the patch of so400m: open",
-    "text": "likely: same width and depth as the vision tower, 32k vocabulary, 64 tokens; so400m, g16: open",
+    "text": (
+        "likely: same width and depth as the vision tower, 32k vocabulary, 64 tokens; so400m, g16:"
+        " open"
+    ),
     "views.num_global": "sure",
     "views.num_local": "sure",
     "views.global_area": "sure",
@@ -279,23 +302,35 @@ PROVENANCE = {
     "contrastive.images": "sure: every global view meets the text",
     "contrastive": "sure: SigLIP's initial scale 10 and bias -10",
     "distillation.weight": "likely: plain sum",
-    "distillation.pairs": "open: the paper draws global -> local only; DINO adds the other global view",
+    "distillation.pairs": (
+        "open: the paper draws global -> local only; DINO adds the other global view"
+    ),
     "distillation.num_prototypes": "sure",
     "distillation.hidden_dim": "likely: DINO's head",
     "distillation.bottleneck_dim": "likely: DINO's head",
     "distillation.start_fraction": "sure: SILC distils from the first step",
-    "distillation.ema_momentum": "sure that it is fixed; likely 0.966 at batch 16k, and 1 - m shrinks with the batch",
+    "distillation.ema_momentum": (
+        "sure that it is fixed; likely 0.966 at batch 16k, and 1 - m shrinks with the batch"
+    ),
     "distillation": "likely: DINO's temperatures and centre momentum",
     "masked": "sure that SILC has none: weight 0",
     "optim.locked": "sure: both towers learn",
     "optim.layer_decay": "likely: all layers at one rate",
-    "optim.schedule": "likely: rsqrt; its time scale, here the warm-up: open (big_vision's, 10k steps, ends at half the rate)",
-    "optim": "likely: rsqrt, peak 1e-3, 50k steps of warm-up and cool-down, beta2 0.95, decay 1e-4, clip 1.0",
+    "optim.schedule": (
+        "likely: rsqrt; its time scale, here the warm-up: open (big_vision's, 10k steps, ends at"
+        " half the rate)"
+    ),
+    "optim": (
+        "likely: rsqrt, peak 1e-3, 50k steps of warm-up and cool-down, beta2 0.95, decay 1e-4, clip"
+        " 1.0"
+    ),
     "batch_size": "likely",
     "samples": "likely: 20 billion",
     "data.decode_size": "open",
 }
-_TEACHER = {  # of both neighbours
+
+# SILC's neighbours siglip2_dense and tips say little of their teachers; this holds for both.
+_TEACHER = {
     "distillation.pairs": "open: SILC's local views alone",
     "distillation.hidden_dim": "open: DINO's head, for views and for patches",
     "distillation.bottleneck_dim": "open: DINO's head, for views and for patches",
@@ -305,9 +340,13 @@ _TEACHER = {  # of both neighbours
     "distillation": "open: SILC's",
     "masked.ratio": "open",
 }
-PROVENANCE_OF = {  # where a preset departs from SILC, or SILC's value is all that is known
+
+# Where a preset departs from SILC, or SILC's value is all that is known.
+PROVENANCE_OF = {
     "silc_star": {
-        "samples": "likely: 1 billion pairs more, on a cleaner subset of 100 million that is not public",
+        "samples": (
+            "likely: 1 billion pairs more, on a cleaner subset of 100 million that is not public"
+        ),
         "optim.lr": "open: a tenth of the first phase's peak",
         "optim.schedule": "open: as in the first phase",
         "optim.warmup_fraction": "open",
@@ -327,10 +366,15 @@ PROVENANCE_OF = {  # where a preset departs from SILC, or SILC's value is all th
         "contrastive.images": "sure: the original picture alone",
         "contrastive": "likely: SigLIP's initial scale 10 and bias -10",
         "distillation.weight": "sure: 1, times 0.25 at this size",
-        "distillation.start_fraction": "sure: at 80 % of training, teacher copied from the student, heads fresh",
+        "distillation.start_fraction": (
+            "sure: at 80 % of training, teacher copied from the student, heads fresh"
+        ),
         "distillation.num_prototypes": "open: SILC's",
         "masked.weight": "sure: 0.25, times 0.25 at this size",
-        "masked.ratio": "sure: 50 % of the patches; drawn at random over the view: open; a head of its own: likely",
+        "masked.ratio": (
+            "sure: 50 % of the patches; drawn at random over the view: open; a head of its own:"
+            " likely"
+        ),
         "optim.schedule": "likely: cosine, 20k steps of warm-up",
         "optim.warmup_fraction": "likely: 20k of 1.2 M steps",
         "batch_size": "likely: 32k",
@@ -345,7 +389,10 @@ PROVENANCE_OF = {  # where a preset departs from SILC, or SILC's value is all th
         "views.global_size": "open: SILC's",
         "views.local_size": "open: SILC's",
         "views": "sure: resized, cropped and flipped, nothing else",
-        "vision": "open: SILC's towers, with MAP pooling; TIPS pools by two class tokens, for two captions a picture",
+        "vision": (
+            "open: SILC's towers, with MAP pooling; TIPS pools by two class tokens, for two"
+            " captions a picture"
+        ),
         "text": "open: SILC's",
         "contrastive.loss": "sure: CLIP's softmax loss",
         "contrastive.images": "open: SILC's",
@@ -364,10 +411,13 @@ PROVENANCE_OF = {  # where a preset departs from SILC, or SILC's value is all th
 
 
 def provenance_of(field: str, preset: str = "b16") -> str:
-    """How sure the recipe is of a preset's field such as "views.local_size"; "" for the fields that
-    are our own affair.
+    """How sure the recipe is of a preset's field, such as "views.local_size".
+
+    "" for the fields that are our own affair.
     """
-    known = PROVENANCE | PROVENANCE_OF.get(preset, {})
-    while field not in known and "." in field:
+    entries = PROVENANCE | PROVENANCE_OF.get(preset, {})
+
+    # A field without an entry of its own has that of its section.
+    while field not in entries and "." in field:
         field = field.rpartition(".")[0]
-    return known.get(field, "")
+    return entries.get(field, "")
