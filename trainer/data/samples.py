@@ -224,11 +224,11 @@ class Condition:
     sign: str
     value: str
 
-    def holds(self, found: Any) -> bool:
+    def holds(self, value: Any) -> bool:
         """Numbers compare as numbers; ``=`` takes alternatives, without regard to case."""
         if self.sign == "=":
-            return str(found).strip().lower() in self.value.lower().split("|")
-        return _OPERATORS[self.sign](float(found), float(self.value))
+            return str(value).strip().lower() in self.value.lower().split("|")
+        return _OPERATORS[self.sign](float(value), float(self.value))
 
 
 @dataclass(frozen=True)

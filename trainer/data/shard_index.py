@@ -80,7 +80,9 @@ def expand(word: str) -> list[Shard]:
     return [*local, *zip(urls, remote.stamps_of(urls), strict=True)]
 
 
-def index_all(found: Sequence[Shard], filters: Filters, mirror: remote.Mirror) -> list[ShardIndex]:
+def index_all(
+    all_shards: Sequence[Shard], filters: Filters, mirror: remote.Mirror
+) -> list[ShardIndex]:
     """The index of each shard.
 
     Every rank calls it. Of the new shards each rank looks through its own part.
@@ -94,9 +96,9 @@ def index_all(found: Sequence[Shard], filters: Filters, mirror: remote.Mirror) -
     from silc_bench.system.terminal import notes
 
     is_first = rank() == 0
-    places = [kept_at(shard, filters, mirror.folder) for shard in found]
-    all_shards = list(zip(found, places, strict=True))
-    own = all_shards[rank() :: num_ranks()]
+    places = [kept_at(shard, filters, mirror.folder) for shard in all_shards]
+    with_places = list(zip(all_shards, places, strict=True))
+    own = with_places[rank() :: num_ranks()]
     new = [(shard, place) for shard, place in own if not is_kept(place)]
 
     indexes: dict[Path, ShardIndex] = {}
@@ -122,8 +124,8 @@ def index_all(found: Sequence[Shard], filters: Filters, mirror: remote.Mirror) -
     indexes |= {place: index for place, index in loaded.items() if index is not None}
 
     # What ranks on other machines found is not there where they have another disk, or cannot write.
-    rest = [(shard, place) for shard, place in all_shards if place not in indexes]
-    indexes |= _look_through(rest, filters, mirror, is_shown=is_first)
+    missing = [(shard, place) for shard, place in with_places if place not in indexes]
+    indexes |= _look_through(missing, filters, mirror, is_shown=is_first)
     return [indexes[place] for place in places]
 
 
@@ -240,12 +242,12 @@ def _reason(
         row = None if columns == ABSENT else columns_of(shards.read_member(path, columns), where)
         text_bytes = None if text == ABSENT else shards.read_member(path, text)
         captions = captions_of(text_bytes, row, where)
-        known = row or {}
+        fields = row or {}
         if filters.needs_size:
-            known = with_sizes(known, shards.read_member(path, image), where)
+            fields = with_sizes(fields, shards.read_member(path, image), where)
     except UnreadableError:
         return None
-    return filters.reason(captions, known)
+    return filters.reason(captions, fields)
 
 
 # ---- the files of indexes ----

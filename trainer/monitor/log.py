@@ -128,13 +128,13 @@ class RunLog:
             self._last_line = now
             self._print(f"step {step}/{self._num_steps} · {words} · {left} left")
 
-    def write_probe(self, step: int, found: dict[str, float]) -> None:
+    def write_probe(self, step: int, scores: dict[str, float]) -> None:
         """Keep what a probe measured: a row in probes.jsonl, curves, and a line for people."""
-        self._keep(self._probes, step, found)
-        scores = " · ".join(
-            f"{name.removeprefix('probe/')} {100 * value:.1f} %" for name, value in found.items()
+        self._keep(self._probes, step, scores)
+        words = " · ".join(
+            f"{name.removeprefix('probe/')} {100 * value:.1f} %" for name, value in scores.items()
         )
-        self._print(f"step {step}/{self._num_steps} · {scores}")
+        self._print(f"step {step}/{self._num_steps} · {words}")
 
     def write_note(self, sentence: str) -> None:
         """Keep a sentence that people were told: a row of its own in notes.jsonl."""

@@ -111,11 +111,11 @@ class Probe:
 # ---- what the start could do ----
 
 
-def remembered(found: dict[str, float], errors: dict[str, float]) -> dict[str, dict[str, float]]:
+def remembered(scores: dict[str, float], errors: dict[str, float]) -> dict[str, dict[str, float]]:
     """What is kept of the start: of each zero-shot probe its score and standard error."""
     return {
-        name: {"score": found[name], "stderr": errors[name]}
-        for name in found
+        name: {"score": scores[name], "stderr": errors[name]}
+        for name in scores
         if name in errors and is_zeroshot(name)
     }
 
@@ -128,7 +128,7 @@ def is_zeroshot(name: str) -> bool:
 
 def destroyed(
     start: dict[str, Any] | None,
-    found: dict[str, float],
+    scores: dict[str, float],
     errors: dict[str, float],
     optim: OptimConfig,
 ) -> str | None:
@@ -139,19 +139,21 @@ def destroyed(
     """
     falls = {}
     for name, before in (start or {}).get("probes", {}).items():
-        if name in found and name in errors:
+        if name in scores and name in errors:
             allowed = ERRORS * math.hypot(before["stderr"], errors[name])
-            fall = before["score"] - found[name]
+            fall = before["score"] - scores[name]
             if fall > allowed:
                 falls[name] = (fall, allowed, before["score"])
     if not falls:
         return None
 
-    name, (fall, allowed, score) = max(falls.items(), key=lambda item: item[1][0])
+    name, (fall, allowed, start_score) = max(falls.items(), key=lambda item: item[1][0])
+    at_start = f"{100 * start_score:.1f} %"
+    now = f"{100 * (start_score - fall):.1f} %"
     lock = "" if optim.locked else ", lock a tower (--set optim.locked=text)"
     return (
-        f"{name.removeprefix('probe/')} fell from {100 * score:.1f} % at the start to"
-        f" {100 * (score - fall):.1f} %, and its standard errors allow {100 * allowed:.1f} points:"
-        " fine-tuning destroys what the source could do; lower optim.lr (now"
-        f" {optim.lr:g}){lock}, or lower optim.layer_decay (now {optim.layer_decay:g})"
+        f"{name.removeprefix('probe/')} fell from {at_start} at the start to {now}, and its"
+        f" standard errors allow {100 * allowed:.1f} points: fine-tuning destroys what the source"
+        f" could do; lower optim.lr (now {optim.lr:g}){lock}, or lower optim.layer_decay (now"
+        f" {optim.layer_decay:g})"
     )

@@ -120,9 +120,9 @@ def write_report(run: Path, out: Path | None = None) -> Path:
     ]
 
     # Numbers that no group knows get charts too: a later version of the log may have more.
-    known = {"step", "samples_seen", "seconds_left"}
-    known |= {name for names in GROUPS.values() for name in names}
-    others = sorted({name for row in rows for name in row} - known)
+    in_groups = {"step", "samples_seen", "seconds_left"}
+    in_groups |= {name for names in GROUPS.values() for name in names}
+    others = sorted({name for row in rows for name in row} - in_groups)
     probes = _rows(run / "probes.jsonl")
     probe_names = sorted({name for row in probes for name in row} - {"step"})
 
@@ -166,8 +166,8 @@ def _charts(rows: list[dict[str, Any]], names: Iterable[str]) -> list[Chart]:
     """
     charts = []
     for name in names:
-        known = [(row["step"], float(row[name])) for row in rows if name in row]
-        points = [(step, value) for step, value in known if math.isfinite(value)]
+        series = [(row["step"], float(row[name])) for row in rows if name in row]
+        points = [(step, value) for step, value in series if math.isfinite(value)]
         if not points:
             continue
 
@@ -180,7 +180,7 @@ def _charts(rows: list[dict[str, Any]], names: Iterable[str]) -> list[Chart]:
             Chart(
                 name,
                 points=_polyline(points),
-                last=f"{known[-1][1]:.4g}",
+                last=f"{series[-1][1]:.4g}",
                 low=f"{low:.4g}",
                 high=f"{high:.4g}",
                 first_step=f"{first:,}",
