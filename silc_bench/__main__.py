@@ -1,4 +1,4 @@
-""""""
+"""``python -m silc_bench`` runs the same commands as ``silc-bench``."""
 
 from __future__ import annotations
 

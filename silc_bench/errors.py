@@ -1,5 +1,6 @@
-"""The two ways a command ends badly, and the sentence each one owes the user (standard library
-only).
+"""The two ways a command ends badly, and the sentence that each one owes the user.
+
+Standard library only: every other module may import this one.
 """
 
 from __future__ import annotations
@@ -13,32 +14,36 @@ FETCH_AGAIN = (
 
 
 class UserError(ValueError):
-    """The input was wrong. The message says what, where, and what to do; the command line prints it
-    and exits with 2.
+    """The input was wrong; the command line prints the message and exits with 2.
+
+    The message says what is wrong, where, and what to do about it.
     """
 
 
 class DataError(UserError):
     """What is wrong with the data, and the one line that mends it."""
 
-    def __init__(
-        self, problem: str, fix: str = ""
-    ) -> None:  # made again from its message alone where a worker raised it
+    # A process that decodes data sends its error back by pickle, and unpickling calls the class
+    # with the finished message alone: ``fix`` must have a default.
+    def __init__(self, problem: str, fix: str = "") -> None:
         super().__init__(f"{problem}; {fix}" if fix else problem)
-        self.problem, self.fix = problem, fix
+        self.problem = problem
+        self.fix = fix
 
 
 class RunError(RuntimeError):
-    """The run itself failed (not the user's input). The command line prints the message and exits
-    with 1.
-    """
+    """The run failed, not the input; the command line prints the message and exits with 1."""
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
-    """An error that names the nearest known names: ``raise unknown_name("preset", "b61",
-    PRESETS)``.
+    """An error that names the nearest known names.
+
+    For example ``raise unknown_name("preset", "b61", PRESETS)``.
     """
     names = sorted(known)
+
+    # Half of the letters may be wrong: difflib's default of 0.6 misses typos in short names.
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names) or 'none'}."
-    return UserError(f"unknown {kind} {name!r}; {hint}")
+    if near:
+        return UserError(f"unknown {kind} {name!r}; did you mean {' or '.join(near)}?")
+    return UserError(f"unknown {kind} {name!r}; known: {', '.join(names) or 'none'}.")

@@ -1,9 +1,13 @@
-"""Tasks by name: ours and third parties' (entry-point group ``silc_bench.tasks``). No torch:
-listing tasks is instant.
+"""The contract of a task, and the tasks that were registered, by name.
 
 A task is one measurement on one dataset: it loads data, says which features it needs, and scores
-them. ``select(["zeroshot", "shapes/*", "cifar100/knn"])`` resolves families, groups, globs and
-exact names.
+them. Our tasks and those of third parties (entry-point group ``silc_bench.tasks``) call
+``register``. ``silc_bench.tasks.selection.select(["zeroshot", "shapes/*", "cifar100/knn"])``
+resolves families, groups, globs and exact names.
+
+This module imports neither torch nor numpy, so that listing tasks is instant.
+
+Shapes: N samples, D embedding, C classes, h x w patches.
 """
 
 from __future__ import annotations
@@ -22,62 +26,72 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Scores:
-    """What a task found. Metrics are fractions; a standard error stands beside each metric that has
-    one.
-    """
+    """What a task measured: metrics as fractions, with a standard error where a metric has one."""
 
     metrics: dict[str, float]
     stderr: dict[str, float]
     n: int  # samples scored
     chance: float  # expected main metric of a model that knows nothing, on exactly these samples
-    details: dict[str, Any] = field(
-        default_factory=dict
-    )  # per-class values, chosen hyper-parameters: JSON only
+
+    # Values of each class, chosen hyper-parameters ...: only what JSON can hold.
+    details: dict[str, Any] = field(default_factory=dict)
+
+    # Large arrays: they take no part in comparisons and are not printed.
     outcomes: dict[str, np.ndarray] = field(default_factory=dict, compare=False, repr=False)
-    """What each sample scored, in the dataset's order: ``metrics`` and ``stderr`` follow from it,
-    and two models can be paired.
+    """What each sample scored, in the dataset's order.
+
+    ``metrics`` and ``stderr`` follow from these arrays, and two models can be compared sample by
+    sample.
 
     - a metric's own name: its hits [N] bool, or [N, S] for S draws of the training shots;
-    - "labels" [N]: beside hits whose mean over classes is a metric too;
-    - "text_retrieval_rank" [N] and "image_retrieval_rank" [Q], 0 is best, with
-      "image_retrieval_picture" [Q], the picture whose caption asked;
-    - "areas" [N, 3, C]: pixels of each class: in both, predicted, true; "boundary_areas" [N, 3, C]:
-      of those near contours;
+    - "labels" [N]: stands beside hits whose mean over classes is a metric too;
+    - "text_retrieval_rank" [N] and "image_retrieval_rank" [Q] for Q captions, 0 is best, with
+      "image_retrieval_picture" [Q], the image that the caption belongs to;
+    - "areas" [N, 3, C]: pixels of each class that are in both, predicted, true;
+    - "boundary_areas" [N, 3, C]: the same for pixels near contours;
     - "named_areas" [N, 3, C]: as "areas", without the background, which is neither predicted nor
       scored;
-    - "foreground_areas" [N, 2]: pixels in both, and in either, of the found and the true
-      foreground;
-    - "patch_recall@k" [N, 2, C]: of each class's patches those that found it, and those that asked.
+    - "foreground_areas" [N, 2]: pixels in both the predicted and the true foreground, and pixels in
+      either of them;
+    - "patch_recall@k" [N, 2, C]: how many patches of each class found their class, and how many
+      patches of it were looked up.
     """
 
 
 class Features(Protocol):
-    """Encoded data, by role of the split ("train", "test"). Each is encoded at most once, however
-    many tasks ask.
+    """Encoded data, by role of the split ("train", "test").
 
-    N samples, D embedding, h x w patches. fp32 and not normalised, in the dataset's order.
+    Each split is encoded at most once, however many tasks ask for it. All features are fp32, not
+    normalised, and in the dataset's order.
     """
 
     data: Mapping[str, ImageDataset]
     device: str  # where a probe may compute: "cpu", "cuda"
 
     def image(self, role: str) -> np.ndarray:
-        """[N, D] pooled image embeddings."""
+        """Pooled image embeddings [N, D]."""
         ...
 
     def text(self, texts: Sequence[str]) -> np.ndarray:
-        """[len(texts), D]."""
+        """Text embeddings [len(texts), D]."""
         ...
 
     def grids(self, role: str, view: View | None, method: str) -> Iterator[DensePicture]:
-        """Every picture's dense features by a ``method`` of models.patch_features, shown as
-        ``view`` says (None: the model's own), in order; bounded memory. Calling it again gives the
-        same again."""
+        """Dense features of every image, in order and in bounded memory.
+
+        A second call gives the same features again.
+
+        Args:
+            view: how images are shown to the model; None: the model's own way.
+            method: one of ``silc_bench.models.patch_features``.
+        """
         ...
 
 
 @runtime_checkable
 class Task(Protocol):
+    """One measurement on one dataset."""
+
     name: str  # "cifar100/zeroshot": dataset/family
     version: int  # bumped by any change that moves a number
     group: str  # heading of the leaderboard: "zero-shot", "dense", ...
@@ -89,8 +103,9 @@ class Task(Protocol):
         ...
 
     def protocol(self) -> dict[str, Any]:
-        """Everything the task itself decides (prompts, shots, seeds, l2 ...), as JSON: part of what
-        is hashed.
+        """Everything that the task itself decides (prompts, shots, seeds, l2 ...), as JSON.
+
+        It is part of what the record's protocol hash covers.
         """
         ...
 
@@ -103,11 +118,12 @@ class Task(Protocol):
 class DenseTask(Task, Protocol):
     """A task that reads ``features.grids``."""
 
-    view: View | None  # how its pictures are shown; None: the model's own
+    view: View | None  # how its images are shown; None: the model's own way
 
     def dense_needs(self) -> Mapping[str, Sequence[str]]:
-        """The methods of models.patch_features that it reads, by role: what tasks of one command
-        share is encoded once.
+        """The methods of ``silc_bench.models.patch_features`` that it reads, by role.
+
+        They are asked for before any work, so that tasks of one command share one encoding.
         """
         ...
 
@@ -116,6 +132,8 @@ _TASKS: dict[str, Task] = {}
 
 
 def register(task: Task) -> Task:
+    """Make ``task`` known by its name, and give it back."""
+    # Wrong names are mistakes of a programmer, not of a user: an assertion, no UserError.
     assert task.name not in _TASKS, f"task {task.name!r} is registered twice"
     assert task.name.count("/") == 1, f"task {task.name!r} is not dataset/family"
     _TASKS[task.name] = task

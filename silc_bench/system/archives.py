@@ -1,13 +1,11 @@
-"""Named arrays and a header in one .npz, whose header says which arrays belong to it, with their
-checksums.
+"""Named arrays and a header in one .npz file that notices when a part is missing or altered.
 
 Flow: ``pack("outcomes/2", {"key": ...}, {"acc1": hits})`` -> bytes -> ``unpack`` -> the header and
 the arrays, or ValueError.
 
-Why: the directory of a zip archive stands at its end, and one changed byte there hides a member
-without a word.
-
-``numpy.load`` opens the file too: the header is one more array, JSON as bytes.
+Why not a plain .npz: the directory of a zip archive stands at its end, and one changed byte there
+hides a member without any error. So our header says which arrays belong to the file, each with its
+checksum. ``numpy.load`` opens the file too: the header is one more array, JSON as bytes.
 """
 
 from __future__ import annotations
@@ -29,8 +27,16 @@ HEADER = "header"
 SCHEMA, PARTS = "schema", "parts"  # in the header: what kind of file it is; name -> checksum
 # What zipfile and numpy raise on a damaged file. MemoryError: a size that only the file claims.
 DAMAGE = (
-    zipfile.BadZipFile, zlib.error, ValueError, KeyError, TypeError, EOFError, OSError, RuntimeError, MemoryError,
-)  # fmt: skip
+    zipfile.BadZipFile,
+    zlib.error,
+    ValueError,
+    KeyError,
+    TypeError,
+    EOFError,
+    OSError,
+    RuntimeError,
+    MemoryError,
+)
 
 
 def pack(
@@ -41,14 +47,15 @@ def pack(
 ) -> bytes:
     """The file's content. The same header and arrays give the same bytes."""
     parts = {name: _to_npy(array) for name, array in arrays.items()}
-    words = json.dumps({SCHEMA: schema, **header, PARTS: checksums(parts)}).encode()
+    header_json = json.dumps({SCHEMA: schema, **header, PARTS: checksums(parts)}).encode()
+    members = {HEADER: _to_npy(np.frombuffer(header_json, np.uint8)), **parts}
+
     kind = zipfile.ZIP_DEFLATED if is_compressed else zipfile.ZIP_STORED
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", kind) as archive:
-        for name, part in {HEADER: _to_npy(np.frombuffer(words, np.uint8)), **parts}.items():
-            archive.writestr(
-                zipfile.ZipInfo(f"{name}.npy"), part, kind
-            )  # ZipInfo: a date that is always the same
+        for name, part in members.items():
+            # A bare name would get the time of day; ZipInfo has a date that is always the same.
+            archive.writestr(zipfile.ZipInfo(f"{name}.npy"), part, kind)
     return buffer.getvalue()
 
 
@@ -64,17 +71,21 @@ def unpack(
     """
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         members = archive.infolist()
+
+        # Asked before anything is unpacked: a few bytes can claim to be gigabytes.
         size = sum(member.file_size for member in members)
         if size > max_bytes:
             raise ValueError(f"claims {size:,} bytes")
         parts = {member.filename.removesuffix(".npy"): archive.read(member) for member in members}
-    twice = [
-        name for name, count in Counter(member.filename for member in members).items() if count > 1
-    ]
-    if twice:
-        raise ValueError(f"{twice[0]} is there twice")
+
+    # zipfile would give the last of two members with one name, numpy too, and neither complains.
+    counts = Counter(member.filename for member in members)
+    repeated = [name for name, count in counts.items() if count > 1]
+    if repeated:
+        raise ValueError(f"{repeated[0]} is there twice")
     if HEADER not in parts:
         raise ValueError("its header is missing")
+
     header = _read_header(schema, parts.pop(HEADER))
     if problem := differences(header.pop(PARTS, None), checksums(parts)):
         raise ValueError(problem)
@@ -82,7 +93,7 @@ def unpack(
 
 
 def header_of(schema: str, path: Path) -> dict[str, Any]:
-    """The header alone, where nothing is asked of the arrays. Raises as ``unpack``."""
+    """The header alone, for callers that need no array. Raises as ``unpack`` does."""
     with zipfile.ZipFile(path) as archive:
         return _read_header(schema, archive.read(f"{HEADER}.npy"))
 
@@ -101,4 +112,5 @@ def _to_npy(array: np.ndarray) -> bytes:
 
 
 def _from_npy(part: bytes) -> np.ndarray:
+    # Never a pickle: the file may come from anybody, and unpickling can execute code.
     return np.asarray(np.load(io.BytesIO(part), allow_pickle=False))

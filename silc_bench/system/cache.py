@@ -1,20 +1,23 @@
-"""Encoded once, kept by content: features found again by whoever encodes the same data with the
-same weights in the same way.
+"""Features that are encoded once and found again by content.
 
-Flow: ``store = Store(folder)``; ``entry = store.entry({...what decides the numbers...})``;
-``entry.rows(n, width)`` says what is there, ``entry.save(start, rows)`` adds a finished part;
-``entry.texts(width)`` and ``entry.save_texts(texts, rows)``; ``entry.word()`` and
-``entry.save_word(word)`` for what is as short as a fingerprint. ``silc-bench cache ls | prune``
-looks at it and empties it.
+Whoever encodes the same data with the same weights in the same way finds them here.
 
-A folder an entry, named by the hash of its description (``entry.json``); in it a ``.npy`` a part,
-written whole or not at all. Parts are what makes an interrupted extraction go on: each that was
-finished counts, whoever wrote it. Two processes with the same work write the same bytes to the same
-names. At the end of a part stands the checksum of its entry's description, its name and its
-content: what is altered, renamed or brought from another entry is not served. What is damaged, or
+Flow: ``store = Store(folder)``; ``entry = store.entry({...what decides the numbers...})``. Then
+``entry.rows(n, width)`` says what is there and ``entry.save(start, rows)`` adds a finished part;
+likewise ``grids``, ``grid`` and ``save_grid`` for dense features, ``texts`` and ``save_texts``, and
+``word`` and ``save_word`` for what is as short as a fingerprint. ``silc-bench cache ls | prune``
+looks at the store and empties it.
+
+An entry is a folder, named by the hash of its description (``entry.json``); each part in it is a
+``.npy`` file, written whole or not at all. Because of the parts an interrupted extraction can go
+on: each part that was finished counts, whoever wrote it. Two processes with the same work write the
+same bytes to the same names.
+
+At the end of a part stands the checksum of its entry's description, its name and its content: a
+part that was altered, renamed or brought from another entry is not served. What is damaged, or
 vanishes because another process prunes, is encoded again: the store can lose, never lie.
 
-Shapes: N samples, D features.
+Shapes: N samples, D features, gh x gw cells of a grid.
 """
 
 from __future__ import annotations
@@ -40,34 +43,31 @@ from silc_bench.errors import UserError
 from silc_bench.system.checksums import DIGITS, Bytes, checksum
 from silc_bench.system.files import atomic_path, write_text_atomic
 
-# part of every description: raised when the same description would mean other numbers or another
-# layout
+# Part of every description; raised when the same description would mean other numbers or another
+# layout of the files.
 VERSION = 3
 DESCRIPTION = "entry.json"
 LIMIT = 20 * 2**30  # bytes
-IN_USE = (
-    3600.0  # seconds since a part was read or written in which an entry is not pruned to make room
-)
+# Seconds: an entry of which a part was read or written since then is not pruned to make room.
+IN_USE = 3600.0
 _ROWS = re.compile(r"rows-(\d{9})-(\d{9})\.npy")
 _GRID = re.compile(r"grid-(\d{9})-(\d+)x(\d+)\.npy")
 
 
 def default_folder() -> Path:
-    """``$SILC_BENCH_CACHE``, or silc-bench/features in the user's cache folder (XDG base directory
-    specification).
+    """``$SILC_BENCH_CACHE``, or silc-bench/features in the user's cache folder.
+
+    The latter is that of the XDG base directory specification.
     """
-    given = os.environ.get("SILC_BENCH_CACHE")
-    if given:
-        return Path(given)
-    return (
-        Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "silc-bench" / "features"
-    )
+    chosen = os.environ.get("SILC_BENCH_CACHE")
+    if chosen:
+        return Path(chosen)
+    user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return user_cache / "silc-bench" / "features"
 
 
 def shards_folder() -> Path:
-    """Beside the default folder: where training keeps copies of remote shards, and indexes of all
-    shards.
-    """
+    """Beside the default folder: training's copies of remote shards, and indexes of all shards."""
     return default_folder().parent / "shards"
 
 
@@ -79,26 +79,31 @@ class Store:
     limit: int = LIMIT
 
     def entry(self, description: Mapping[str, Any]) -> Entry:
-        """The entry of exactly this work: JSON of all that decides its numbers. Nothing is written
-        yet.
+        """The entry of exactly this work. Nothing is written yet.
+
+        Args:
+            description: all that decides its numbers, as JSON.
         """
         text = json.dumps({"store": VERSION, **description}, sort_keys=True, indent=1)
         name = hashlib.sha256(text.encode()).hexdigest()[:32]
         return Entry(self, self.folder / name, text)
 
     def listing(self) -> list[Listed]:
-        """All entries, the least recently used first. Folders of other programs are left alone and
-        not listed.
+        """All entries, the least recently used first.
+
+        Folders of other programs are left alone and not listed.
         """
-        found = []
+        entries = []
         for path in self.folder.glob(f"*/{DESCRIPTION}"):
-            with contextlib.suppress(OSError, ValueError):  # pruned meanwhile, or not ours
+            # Another process may prune an entry at any moment; and the file may not be ours.
+            with contextlib.suppress(OSError, ValueError):
                 description = json.loads(path.read_text(encoding="utf-8"))
                 if not isinstance(description, dict) or "store" not in description:
                     continue
+
                 size = sum(file.stat().st_size for file in path.parent.iterdir() if file.is_file())
-                found.append(Listed(path.parent, description, size, path.stat().st_mtime))
-        return least_used_first(found)
+                entries.append(Listed(path.parent, description, size, path.stat().st_mtime))
+        return least_used_first(entries)
 
     def trim(self) -> None:
         """Keep the limit; entries in use stay."""
@@ -107,6 +112,8 @@ class Store:
 
 @dataclass(frozen=True)
 class Listed:
+    """What is kept in one place, as ``silc-bench cache`` lists and prunes it."""
+
     path: Path  # a folder, or a file
     description: dict[str, Any]
     bytes: int
@@ -114,28 +121,32 @@ class Listed:
 
 
 def least_used_first(entries: Iterable[Listed]) -> list[Listed]:
-    """By when, not how often."""
+    """By when they were used last, not how often."""
     return sorted(entries, key=lambda listed: (listed.used, listed.path))
 
 
 def prune(entries: Iterable[Listed], limit: int, keep_used_after: float = math.inf) -> list[Listed]:
-    """Remove the least recently used entries until at most ``limit`` bytes are left; what was
-    removed.
+    """Remove the least recently used entries until at most ``limit`` bytes are left.
 
     Args:
         keep_used_after: time (seconds since the epoch); entries used later stay, whatever the
-        limit.
+            limit.
+
+    Returns:
+        What was removed.
     """
     entries = least_used_first(entries)
     size = sum(listed.bytes for listed in entries)
+
     removed = []
     for listed in entries:
         if size <= limit or listed.used > keep_used_after:
             break
+
+        # A writer may add a part while its folder is removed. The folder then stays without its
+        # description, which the entry's next write puts back.
         if listed.path.is_dir():
-            shutil.rmtree(
-                listed.path, ignore_errors=True
-            )  # a writer may add a part meanwhile: its next use mends that
+            shutil.rmtree(listed.path, ignore_errors=True)
         else:
             listed.path.unlink(missing_ok=True)
         size -= listed.bytes
@@ -145,21 +156,26 @@ def prune(entries: Iterable[Listed], limit: int, keep_used_after: float = math.i
 
 @dataclass(frozen=True)
 class Entry:
+    """The features of one piece of work, in parts."""
+
     store: Store
     folder: Path
-    description: str
+    description: str  # JSON text
+
+    # ---- pooled features ----
 
     def rows(self, num_rows: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-        """What is known: features [N, D] fp32 with NaN in the gaps, and which rows are there [N]
-        bool.
-        """
+        """What is known: features [N, D] fp32 with NaN in the gaps, and which rows [N] bool."""
         features = np.full((num_rows, width), np.nan, dtype=np.float32)
         is_known = np.zeros(num_rows, dtype=bool)
+
         for path in self._parts("rows-*.npy"):
             match = _ROWS.fullmatch(path.name)
             if match is None:
                 continue
-            start, stop = int(match[1]), int(match[2])
+
+            start = int(match[1])
+            stop = int(match[2])
             part = self._load(path.name)
             if part is not None and part.shape == (stop - start, width) and stop <= num_rows:
                 features[start:stop] = part
@@ -168,63 +184,62 @@ class Entry:
 
     def save(self, start: int, rows: np.ndarray) -> None:
         """Rows [n, D] from ``start`` on. Raises UserError when the store cannot be written."""
-        self._write(
-            f"rows-{start:09d}-{start + len(rows):09d}.npy", rows.astype(np.float32, copy=False)
-        )
+        name = f"rows-{start:09d}-{start + len(rows):09d}.npy"
+        self._write(name, rows.astype(np.float32, copy=False))
+
+    # ---- dense features ----
 
     def grids(self) -> dict[int, tuple[int, int]]:
-        """Pictures whose dense features are there, each with the sides (height, width) it was
-        resized to.
-        """
+        """Images whose dense features are there -> the (height, width) each was resized to."""
         matches = [_GRID.fullmatch(path.name) for path in self._parts("grid-*.npy")]
         return {int(match[1]): (int(match[2]), int(match[3])) for match in matches if match}
 
     def grid(self, index: int, sides: tuple[int, int]) -> np.ndarray | None:
-        """fp16 [gh, gw, D] of a picture, None where it is not there whole."""
+        """fp16 [gh, gw, D] of an image; None where it is not there whole."""
         part = self._load(_grid_name(index, sides), np.float16)
         return part if part is not None and part.ndim == 3 else None
 
     def save_grid(self, index: int, sides: tuple[int, int], grid: np.ndarray) -> None:
-        """fp16 [gh, gw, D] of a picture. Raises UserError when the store cannot be written."""
+        """fp16 [gh, gw, D] of an image. Raises UserError when the store cannot be written."""
         assert grid.dtype == np.float16, grid.dtype
         self._write(_grid_name(index, sides), grid)
 
+    # ---- texts and words ----
+
     def texts(self, width: int) -> dict[str, np.ndarray]:
         """Hash of a text (``text_hash``) -> its embedding [D] fp32."""
+        row_type = _text_row(width)
         known: dict[str, np.ndarray] = {}
         for path in self._parts("texts-*.npy"):
-            part = self._load(
-                path.name, np.dtype([("hash", "S32"), ("features", np.float32, (width,))])
-            )
+            part = self._load(path.name, row_type)
             if part is not None:
-                known.update(
-                    zip(
-                        (name.decode() for name in part["hash"].tolist()),
-                        part["features"],
-                        strict=True,
-                    )
-                )
+                hashes = [digits.decode() for digits in part["hash"].tolist()]
+                known.update(zip(hashes, part["features"], strict=True))
         return known
 
     def save_texts(self, texts: Sequence[str], rows: np.ndarray) -> None:
         """Embeddings [n, D] of n texts. Raises UserError when the store cannot be written."""
-        part = np.empty(
-            len(texts), dtype=[("hash", "S32"), ("features", np.float32, (rows.shape[1],))]
-        )
-        part["hash"] = [text_hash(text).encode() for text in texts]
+        hashes = [text_hash(text) for text in texts]
+        part = np.empty(len(texts), dtype=_text_row(rows.shape[1]))
+        part["hash"] = [digits.encode() for digits in hashes]
         part["features"] = rows
-        self._write(f"texts-{text_hash(' '.join(map(text_hash, texts)))}.npy", part)
+
+        # Named by its texts, so that two processes with the same texts write the same file.
+        self._write(f"texts-{text_hash(' '.join(hashes))}.npy", part)
 
     def word(self) -> str | None:
         """What ``save_word`` kept; None where nothing was, or it is damaged."""
-        part = next(
-            (self._load(path.name, np.dtype("S64")) for path in self._parts("word.npy")), None
-        )
+        paths = list(self._parts("word.npy"))
+        if not paths:
+            return None
+        part = self._load(paths[0].name, np.dtype("S64"))
         return None if part is None or part.shape != () else part.item().decode()
 
     def save_word(self, word: str) -> None:
         """Up to 64 ASCII characters. Raises UserError when the store cannot be written."""
         self._write("word.npy", np.array(word.encode(), dtype="S64"))
+
+    # ---- files ----
 
     def _parts(self, pattern: str) -> Iterator[Path]:
         if self.folder.is_dir():
@@ -241,6 +256,7 @@ class Entry:
             if not (self.folder / DESCRIPTION).exists():
                 self.folder.mkdir(parents=True, exist_ok=True)
                 write_text_atomic(self.folder / DESCRIPTION, self.description + "\n")
+
             buffer = io.BytesIO()
             np.save(buffer, part, allow_pickle=False)
             with atomic_path(self.folder / name) as temporary:
@@ -248,8 +264,9 @@ class Entry:
             self._touch()
         except OSError as error:
             raise UserError(
-                f"the feature store {self.store.folder} cannot be written ({error.strerror or error}); free some space"
-                " (silc-bench cache prune), give --cache another folder, or --cache off"
+                f"the feature store {self.store.folder} cannot be written"
+                f" ({error.strerror or error}); free some space (silc-bench cache prune),"
+                " give --cache another folder, or --cache off"
             ) from None
 
     def _load(self, name: str, dtype: np.dtype | type = np.float32) -> np.ndarray | None:
@@ -258,6 +275,8 @@ class Entry:
             content = memoryview((self.folder / name).read_bytes())
         except OSError:
             return None
+
+        # Compared before numpy parses anything, so that numpy never sees a damaged file.
         if self._checksum(name, content[:-DIGITS]) != content[-DIGITS:]:
             return None
         part = np.load(io.BytesIO(content[:-DIGITS]), allow_pickle=False)
@@ -269,20 +288,28 @@ class Entry:
 
 
 def releases(*names: str) -> dict[str, str]:
-    """Of installed distributions, of which another release may give other pixels, tokens or
-    embeddings; else "none".
+    """Releases of installed distributions, "none" where one is not installed.
+
+    They belong to a description, because another release may give other pixels, tokens or
+    embeddings.
     """
-    found = {}
+    release_of = {}
     for name in names:
-        found[name] = "none"
+        release_of[name] = "none"
         with contextlib.suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
+            release_of[name] = version(name)
+    return release_of
 
 
 def text_hash(text: str) -> str:
     """32 hex digits."""
+    # surrogatepass: a caption may hold half a character, which strict UTF-8 refuses.
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+def _text_row(width: int) -> np.dtype:
+    """A text's hash beside its embedding, in one row of a part."""
+    return np.dtype([("hash", "S32"), ("features", np.float32, (width,))])
 
 
 def _grid_name(index: int, sides: tuple[int, int]) -> str:

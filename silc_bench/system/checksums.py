@@ -1,11 +1,11 @@
-"""Which named parts a file or folder is made of: a missing, foreign or altered one is named
-(standard library only).
+"""Which named parts a file or folder is made of: a missing, foreign or altered one is named.
 
 Flow: whoever writes puts ``checksums(parts)`` into the header; whoever reads asks
-``differences(stated, parts)`` before it believes a part. One kind of checksum everywhere: SHA-256,
-the first 16 hex digits. The standard library has it, processors compute it in hardware (1 to 2 GB a
-second), and unlike a CRC it does not fit damage by chance. It guards against accidents: whoever
-alters a part on purpose can write its checksum too.
+``differences(stated, parts)`` before it believes a part. Standard library only.
+
+One kind of checksum everywhere: SHA-256, the first 16 hex digits. The standard library has it,
+processors compute it in hardware (1 to 2 GB a second), and unlike a CRC it does not fit damage by
+chance. It guards against accidents: whoever alters a part on purpose can write its checksum too.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ CHECKSUMS = "checksums"  # in a JSON object: of its other fields
 MANIFEST = "silc_bench_export.json"  # of a folder
 MANIFEST_FORMAT = "silc-bench-export/1"
 NOT_READ = (".md",)  # files that may be added to a folder: they are for people
+MAX_NAMED = 4  # problems that a message names; it counts the others
 
 
 def checksum(*contents: Bytes) -> str:
@@ -35,6 +36,7 @@ def checksum(*contents: Bytes) -> str:
 
 
 def checksums(parts: Mapping[str, Bytes]) -> dict[str, str]:
+    """The checksum of each part, by its name."""
     return {name: checksum(content) for name, content in parts.items()}
 
 
@@ -53,47 +55,54 @@ def read_sealed(path: Path) -> dict[str, Any] | None:
     """The fields that were ``sealed``; None where the file is missing or damaged."""
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
-        is_whole = isinstance(fields, dict) and not differences(
-            fields.pop(CHECKSUMS, None), json_checksums(fields)
-        )
-    except (OSError, ValueError, RecursionError):
+        if not isinstance(fields, dict):
+            return None
+
+        stated = fields.pop(CHECKSUMS, None)
+        problem = differences(stated, json_checksums(fields))
+    except (OSError, ValueError, RecursionError):  # RecursionError: JSON nested without end
         return None
-    return fields if is_whole else None
+    return None if problem else fields
 
 
 def differences(stated: Any, found: Mapping[str, str]) -> str:
-    """What is missing, foreign or altered, as "acc1 is missing, labels is altered"; "" where
-    nothing is.
+    """What is missing, foreign or altered, as "acc1 is missing, labels is altered"; or "".
 
     Args:
-        stated: what the header says (not believed: whatever its JSON holds), as ``checksums`` gave
-        it. found: ``checksums`` of the parts that are there.
+        stated: what the header says, as ``checksums`` gave it. It is not believed: it may be
+            whatever JSON can hold.
+        found: ``checksums`` of the parts that are there.
     """
     if not isinstance(stated, Mapping):
         return "its header does not say which parts belong to it"
+
     problems = [f"{name} is missing" for name in stated if name not in found]
     problems += [f"{name} does not belong to it" for name in found if name not in stated]
-    problems += [
-        f"{name} is altered"
-        for name, digits in found.items()
-        if name in stated and stated[name] != digits
-    ]
-    return ", ".join(problems[:4]) + (f" and {len(problems) - 4} more" if len(problems) > 4 else "")
+    shared = [name for name in found if name in stated]
+    problems += [f"{name} is altered" for name in shared if stated[name] != found[name]]
+
+    named = ", ".join(problems[:MAX_NAMED])
+    num_others = len(problems) - MAX_NAMED
+    return f"{named} and {num_others} more" if num_others > 0 else named
 
 
 def write_manifest(folder: Path) -> None:
-    """MANIFEST: the files that belong to ``folder``, which are all that are in it now."""
+    """Write MANIFEST: the files that belong to ``folder``, which are all that are in it now."""
     content = {
         "format": MANIFEST_FORMAT,
-        "note": "silc-bench refuses this folder if a file differs from its checksum. If you change one, delete this file.",
+        "note": (
+            "silc-bench refuses this folder if a file differs from its checksum."
+            " If you change one, delete this file."
+        ),
         "files": _files_in(folder),
     }
     (folder / MANIFEST).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def check_manifest(folder: Path) -> None:
-    """Where ``folder`` has a MANIFEST: exactly those files are there. Without one it is anybody's
-    folder, and not checked.
+    """Where ``folder`` has a MANIFEST: exactly the files of that list are there.
+
+    Without a list the folder may be anybody's, and is not checked.
 
     Raises:
         UserError: names the files that are missing, foreign or altered, and says how to go on.
@@ -101,20 +110,20 @@ def check_manifest(folder: Path) -> None:
     path = folder / MANIFEST
     if not path.exists():
         return
+
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        problem = (
-            ""
-            if content["format"] == MANIFEST_FORMAT
-            else f"{MANIFEST} is not of format {MANIFEST_FORMAT}"
-        )
+        problem = ""
+        if content["format"] != MANIFEST_FORMAT:
+            problem = f"{MANIFEST} is not of format {MANIFEST_FORMAT}"
         problem = problem or differences(content["files"], _files_in(folder))
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         problem = f"{MANIFEST} cannot be read ({type(error).__name__}: {error})"
+
     if problem:
         raise UserError(
-            f"{folder}: not as `silc-bench export` wrote it: {problem}; export it again, or delete {path} if you changed the"
-            " folder on purpose"
+            f"{folder}: not as `silc-bench export` wrote it: {problem}; export it again,"
+            f" or delete {path} if you changed the folder on purpose"
         )
 
 
@@ -124,14 +133,16 @@ def _files_in(folder: Path) -> dict[str, str]:
 
 
 def _visible(paths: Iterable[Path]) -> list[Path]:
+    # Left out: notes for people, and what file managers and editors leave (.DS_Store, .swp).
     return sorted(
-        p
-        for p in paths
-        if p.name != MANIFEST and p.suffix not in NOT_READ and not p.name.startswith(".")
+        path
+        for path in paths
+        if path.name != MANIFEST and path.suffix not in NOT_READ and not path.name.startswith(".")
     )
 
 
 def _file_checksum(path: Path) -> str:
+    # "" is no checksum: a folder, a pipe or a broken link in the place of a file is an alteration.
     if not path.is_file():
         return ""
     with open(path, "rb") as file:

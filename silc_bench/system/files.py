@@ -1,5 +1,8 @@
-"""Files and folders that are either the old one or the new one, never half of each (standard
-library only).
+"""Files and folders that are either the old one or the new one, never half of each.
+
+Flow: ``check_writable(folder)`` before long work; after it ``with atomic_path(path) as temporary``
+or ``with atomic_folder(path) as temporary``: write into ``temporary``, and a clean exit moves it
+into place. Standard library only.
 """
 
 from __future__ import annotations
@@ -16,14 +19,17 @@ from silc_bench.errors import UserError
 
 
 def check_writable(folder: Path) -> None:
-    """Before work whose result goes into ``folder``: it is a folder to write in, or could be made.
+    """Before work whose result goes into ``folder``: one can write there, or could make it.
+
     Makes nothing itself.
 
     Raises:
         UserError: a file is in its place or above it, or nothing may be written there; names what
         is in the way.
     """
+    # lexists, not exists: a link that points nowhere is in the way too.
     nearest = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+
     if not nearest.is_dir():
         raise UserError(f"cannot write to {folder}: {nearest} is not a folder; choose another one")
     if not os.access(nearest, os.W_OK | os.X_OK):
@@ -34,19 +40,23 @@ def check_writable(folder: Path) -> None:
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; on a clean exit flush it to disk and move it into
-    place.
+    """Yield a temporary path beside ``path``; on a clean exit flush it and move it into place.
 
     On any error the temporary file is removed and ``path`` is untouched: a full disk costs the new
     file, not the old one.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+
+    # Beside it, because only a move within one file system is atomic.
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        # unlike tempfile's, with the permissions that the user's umask gives a file
+        # Unlike tempfile's, with the permissions that the user's umask gives a file.
         temporary.touch()
         yield temporary
+
+        # The content must be on the disk before the name is: after a power failure the new name
+        # could otherwise stand for an empty file.
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -54,25 +64,32 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
         _name(error, temporary, path)
         raise
+
+    # The move itself is an entry of the folder, which is flushed on its own.
     _flush(path.parent)
 
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """The same for a folder of files, where ``path`` is missing or empty; on any error nothing of
-    it is left.
+    """The same for a folder of files, where ``path`` is missing or empty.
+
+    On any error nothing of it is left.
 
     Raises:
         OSError: also where ``path`` has got files of its own in the meantime.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     temporary.mkdir()
     try:
         yield temporary
         for file in (*temporary.iterdir(), temporary):
             _flush(file)
+
+        # POSIX lets a folder take the place of an empty one; where ``path`` is not empty, the
+        # system refuses.
         os.rename(temporary, path)
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -82,18 +99,22 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def _name(error: BaseException, temporary: Path, path: Path) -> None:
-    """Let the error be about ``path``: a write to a full disk names no file, and others one that is
-    gone by now.
+    """Let the error be about ``path``.
+
+    A failed write to a full disk names no file, and other errors name a temporary file that is gone
+    by the time the user reads about it.
     """
     if not isinstance(error, OSError) or not error.errno:
         return
+
     is_full = error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT)
     if is_full or str(error.filename).startswith(str(temporary)):
-        error.filename, error.filename2 = str(path), None
+        error.filename = str(path)
+        error.filename2 = None
 
 
 def _flush(path: Path) -> None:
-    """A file or a folder -> the disk."""
+    """Wait until a file or a folder is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -102,5 +123,6 @@ def _flush(path: Path) -> None:
 
 
 def write_text_atomic(path: Path, text: str) -> None:
+    """``text`` as the whole content of ``path``, in UTF-8."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")

@@ -1,19 +1,16 @@
-"""What Linux control groups leave of a machine to this process, as a container's limits do
-(standard library only).
+"""The memory and cores that a container leaves to this process, and memory that is kept for reuse.
 
-Flow: ``/proc/self/cgroup`` names the groups of this process, ``/proc/self/mountinfo`` where their
-files lie -> the least limit of its own group and of all above it. Version 2, version 1, and both
-beside each other.
+Flow of the limits, which are those of Linux control groups: ``/proc/self/cgroup`` names the groups
+of this process, ``/proc/self/mountinfo`` says where their files lie -> the least limit of its own
+group and of all groups above it. Version 2, version 1, and both beside each other are read.
 
 Formats: cgroups(7) and proc(5); Linux's admin-guide/cgroup-v2, admin-guide/cgroup-v1/memory and
-scheduler/sched-bwc.
+scheduler/sched-bwc. Standard library only.
 
-What becomes of memory that a step on a CPU frees (Linux with glibc).
-
-A step makes and frees the same large tensors again and again. glibc gives blocks of 32 MB and more
-back to the system at once, so that each page of the next one is new: it has to be found and
-cleared, 0.7 ms a MB on the virtual machine of `benchmarks/README.md`, a tenth of a step of `b16`'s
-width.
+``keep_freed_memory`` is about a training step on a CPU, with Linux and glibc. A step makes and
+frees the same large tensors again and again. glibc gives blocks of 32 MB and more back to the
+system at once, so that each page of the next block is new: the system has to find and clear it,
+0.7 ms a MB on the virtual machine of `benchmarks/README.md`, a tenth of a step of `b16`'s width.
 """
 
 from __future__ import annotations
@@ -28,66 +25,74 @@ PROC = Path("/proc/self")
 
 def memory_limit(proc: Path = PROC) -> float:
     """Bytes; infinite, or more than any machine has, where nothing limits them."""
-    found = [
-        _words(folder / "memory.max") or _words(folder / "memory.limit_in_bytes")
-        for folder in _groups("memory", proc)
-    ]
-    return min(
-        (float(words[0]) for words in found if words and words[0] != "max"), default=math.inf
-    )
+    limits = []
+    for folder in _groups("memory", proc):
+        # Version 2, or else version 1. Only version 2 has a word, "max", for no limit.
+        content = _words(folder / "memory.max") or _words(folder / "memory.limit_in_bytes")
+        if content and content[0] != "max":
+            limits.append(float(content[0]))
+    return min(limits, default=math.inf)
 
 
 def core_limit(proc: Path = PROC) -> float:
     """Cores' worth of time, as in 1.5; infinite where nothing limits it."""
-    found = [
-        _words(folder / "cpu.max")
-        or _words(folder / "cpu.cfs_quota_us") + _words(folder / "cpu.cfs_period_us")
-        for folder in _groups("cpu", proc)
-    ]
-    return min(
-        (
-            int(words[0]) / int(words[1])
-            for words in found
-            if words and words[0] not in ("max", "-1")
-        ),
-        default=math.inf,
-    )
+    limits = []
+    for folder in _groups("cpu", proc):
+        # Microseconds of work in a period of so many: version 2 has both in one file, version 1
+        # each in its own.
+        content = _words(folder / "cpu.max")
+        if not content:
+            content = _words(folder / "cpu.cfs_quota_us") + _words(folder / "cpu.cfs_period_us")
+
+        # No limit is "max" in version 2 and -1 in version 1.
+        if content and content[0] not in ("max", "-1"):
+            limits.append(int(content[0]) / int(content[1]))
+    return min(limits, default=math.inf)
 
 
 def _groups(controller: str, proc: Path) -> Iterator[Path]:
-    """Folders of the groups that this process is in: its own, and each above it that is mounted
-    here.
-    """
-    own: dict[str, str] = {}  # path of its group, by controller; of version 2 by ""
+    """Folders of this process's groups: its own, and each one above it that is mounted here."""
+    group_of: dict[str, str] = {}  # path of the process's group, by controller; of version 2 by ""
     for line in _lines(proc / "cgroup"):
         _, names, path = line.split(":", 2)
-        own |= dict.fromkeys(names.split(","), path)
+        group_of |= dict.fromkeys(names.split(","), path)
+
     for line in _lines(proc / "mountinfo"):
         mount, _, source = line.partition(" - ")
-        root, point = mount.split()[3:5]
+        root, mount_point = mount.split()[3:5]
         kind, *_, options = source.split()
-        is_first = kind == "cgroup" and controller in options.split(",")
-        group = own.get(controller) if is_first else own.get("") if kind == "cgroup2" else None
+
+        if kind == "cgroup" and controller in options.split(","):
+            group = group_of.get(controller)
+        elif kind == "cgroup2":
+            group = group_of.get("")
+        else:
+            group = None
         if group is None:
             continue
-        inner = PurePosixPath(group)  # of a mount that begins elsewhere only the top is known
+
+        # A container mounts a part of the tree. Where the process's group lies outside of that
+        # part, only the top of the mount is known.
+        inner = PurePosixPath(group)
         parts = inner.relative_to(root).parts if inner.is_relative_to(root) else ()
-        yield from (Path(point, *parts[:depth]) for depth in range(len(parts), -1, -1))
+        for depth in range(len(parts), -1, -1):
+            yield Path(mount_point, *parts[:depth])
 
 
 def _lines(path: Path) -> list[str]:
-    """Nothing on other systems."""
+    """The lines of a file; none on other systems."""
     return path.read_text().splitlines() if path.exists() else []
 
 
 def _words(path: Path) -> list[str]:
-    """Nothing where the group has no such file: the topmost one, and one without this
-    controller.
+    """The words of a file; none where a group has no such file.
+
+    The topmost group has none, and neither has a group without this controller.
     """
     return path.read_text().split() if path.exists() else []
 
 
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # parameters of mallopt, in glibc's malloc.h
 
 
 def keep_freed_memory() -> bool:
@@ -98,10 +103,9 @@ def keep_freed_memory() -> bool:
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
-    except (
-        OSError,
-        AttributeError,
-        TypeError,
-    ):  # no glibc: another system's malloc has other habits
+    except (OSError, AttributeError, TypeError):
+        # No glibc: the malloc of another system has other habits, and other names for them.
         return False
+
+    # Large blocks come from the heap instead of mappings of their own, and the heap never shrinks.
     return mallopt(M_MMAP_MAX, 0) == 1 and mallopt(M_TRIM_THRESHOLD, -1) == 1

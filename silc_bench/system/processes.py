@@ -1,9 +1,8 @@
-"""The processes of one command: torchrun starts them, each is a rank, and without torchrun there is
-one.
+"""The processes of one command: torchrun starts several, each is a rank; without it there is one.
 
 Flow: ``with joined(device): ...`` around the whole command; inside, ``rank()`` and ``num_ranks()``
-say who we are, ``summed``, ``of_all``, ``any_of`` and ``of_first`` agree. With one process each of
-them answers at once and nothing is started.
+say who we are, and ``summed``, ``of_all``, ``any_of``, ``of_first`` and ``concatenated`` let all
+ranks know the same. With one process each of them answers at once and nothing is started.
 
     torchrun --nproc-per-node 2 -m silc_bench train --preset b16 ...
 """
@@ -25,71 +24,74 @@ from silc_bench.system.limits import core_limit
 
 T = TypeVar("T")
 BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
-# key of the store that all ranks see; the first to write it speaks for all
+# Key of the store that all ranks see; the first rank that writes it speaks for all.
 FAILURE = "silc_bench/failure"
 
 
 class StoppedError(RunError):
-    """The end of a run that all ranks agreed on: each of them raises it after the same step, with
-    the same sentence.
+    """The end of a run that all ranks agreed on.
+
+    Each of them raises it after the same step, with the same sentence.
     """
 
 
 def rank() -> int:
+    """The number of this process, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def num_ranks() -> int:
+    """Processes of this command, on all machines."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def num_local_ranks() -> int:
-    """Those on this machine, which share its cores."""
+    """Processes of this command on this machine, which share its cores."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", num_ranks()))
 
 
 def num_cores() -> int:
-    """Those that this process may use, also in a container with a quota; a share of a core counts
-    as one.
+    """Cores that this process may use, also in a container with a quota.
+
+    A share of a core counts as one.
     """
-    found = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    return math.ceil(min(found, core_limit()))
+    # The affinity is what `taskset` or a scheduler allows; macOS has no such call.
+    if hasattr(os, "sched_getaffinity"):
+        available = len(os.sched_getaffinity(0))
+    else:
+        available = os.cpu_count() or 1
+    return math.ceil(min(available, core_limit()))
 
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[None]:
     """The group of all ranks, where torchrun started this process; else nothing.
 
-    Tensors of GPUs (one a rank) go by nccl. Those of CPUs, and all that the hosts say to each
+    Tensors of GPUs (one GPU a rank) go by nccl. Those of CPUs, and all that the hosts say to each
     other, go by gloo: a host that asked by nccl would wait until its GPU has done all that it was
     asked for before.
 
     Raises:
-        the error of the block. Of all ranks only the first that fails says why, with its number;
-        the others exit in silence. StoppedError: every rank raised it, and rank 0 speaks for all.
+        The error of the block. Of all ranks only the first that fails says why, with its number;
+        the others exit in silence.
+        StoppedError: every rank raised it, and rank 0 speaks for all.
         RunError: another rank was killed.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
+
     if device.type == "cuda":
-        local, found = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
-        if local >= found:
-            raise UserError(
-                f"torchrun started more processes than there are GPUs ({found}): --nproc-per-node {found}"
-            )
-        torch.cuda.set_device(local)
+        _take_gpu()
     store, number, count = next(dist.rendezvous("env://"))
     try:
         dist.init_process_group(BACKENDS[device.type], store=store, rank=number, world_size=count)
         try:
             yield
         except StoppedError:
-            # torchrun ends every rank as soon as one has ended, so rank 0 ends first: when it has
-            # saved, closed its log and
-            # said why. Its end breaks the connection that the others wait at.
+            # torchrun ends every rank as soon as one has ended. So rank 0 ends first, when it has
+            # saved, closed its log and said why. Its end breaks the connection that the others
+            # wait at in their second meeting.
             meet()
             if number > 0:
                 with suppress(RuntimeError):
@@ -101,24 +103,41 @@ def joined(device: torch.device) -> Iterator[None]:
     except Exception as error:
         name = f"rank {number} of {count}"
         try:
+            # Sets the key only where it is empty, and gives what stands there: one rank wins.
             speaker = store.compare_set(FAILURE, "", name).decode()
-        except (
-            dist.DistError
-        ):  # the process that held the store has ended, and may not have said why
+        except dist.DistError:
+            # The process that held the store has ended, and may not have said why.
             speaker = name
+
         if speaker != name:
             raise SystemExit(1) from None
         if isinstance(error, UserError | RunError):
             raise type(error)(f"{name}: {error}") from error
-        if isinstance(error, dist.DistError) or (
-            isinstance(error, RuntimeError) and "gloo" in str(error).lower()
-        ):
+
+        # gloo reports a lost connection as a RuntimeError that has its own name in the message.
+        is_gloo = isinstance(error, RuntimeError) and "gloo" in str(error).lower()
+        if is_gloo or isinstance(error, dist.DistError):
+            reason = str(error)[:200]
             raise RunError(
-                f"{name}: lost another rank, which torchrun names below ({str(error)[:200]})"
+                f"{name}: lost another rank, which torchrun names below ({reason})"
             ) from error
         error.add_note(f"on {name}")
         raise
-    dist.destroy_process_group()  # not after an error: the others would wait for it
+
+    # Not after an error: it would wait for ranks that may never come.
+    dist.destroy_process_group()
+
+
+def _take_gpu() -> None:
+    """The GPU of this rank. Raises UserError where the machine has too few of them."""
+    local_rank = int(os.environ["LOCAL_RANK"])
+    num_gpus = torch.cuda.device_count()
+    if local_rank >= num_gpus:
+        raise UserError(
+            f"torchrun started more processes than there are GPUs ({num_gpus}):"
+            f" --nproc-per-node {num_gpus}"
+        )
+    torch.cuda.set_device(local_rank)
 
 
 def summed(values: Tensor) -> Tensor:
@@ -129,9 +148,11 @@ def summed(values: Tensor) -> Tensor:
 
 
 def of_all(number: int) -> list[int]:
-    """The number of each rank, in their order; every rank must ask. One small sum, which waits for
-    no GPU.
+    """The number of each rank, in their order; every rank must ask.
+
+    Costs one small sum, which waits for no GPU.
     """
+    # Each rank fills its own place, zeros elsewhere: the sum is then the same as a gathering.
     numbers = torch.zeros(num_ranks(), dtype=torch.int64)
     numbers[rank()] = number
     return summed(numbers).tolist()
@@ -152,8 +173,9 @@ def of_first(make: Callable[[], str]) -> str:
 
 
 def concatenated(values: list[T]) -> list[T]:
-    """The lists of all ranks, one after the other; anything that pickles. Costs one number where
-    all are empty.
+    """The lists of all ranks, one after the other; anything that pickles.
+
+    Costs one number a rank where all lists are empty.
     """
     if num_ranks() == 1 or not any_of(bool(values)):
         return values

@@ -1,5 +1,6 @@
-"""What every command of the command line shares: one sentence for a mistake, one look for tables
-and bars (no torch).
+"""What every command shares: one sentence for a mistake, one look for tables and bars.
+
+Imports no torch, so that ``silc-bench --help`` answers at once.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ from rich.text import Text
 
 from silc_bench.errors import RunError, UserError
 
-NO_MEMORY = re.compile(
-    "out of memory|can't allocate memory|not enough memory"
-)  # of torch: CUDA, and allocators of a CPU
+# What torch says: of CUDA, and of the allocators of a CPU.
+NO_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory")
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)  # a full disk, a used-up quota
 console = Console(emoji=False)
-notes = Console(
-    stderr=True, emoji=False
-)  # bars, and lines between them: of two consoles neither knows where the other stands
+# Bars and the lines between them go through one console: of two consoles neither knows where the
+# other one stands.
+notes = Console(stderr=True, emoji=False)
 
 
 def answering(command: Callable[..., None]) -> Callable[..., None]:
@@ -36,16 +37,18 @@ def answering(command: Callable[..., None]) -> Callable[..., None]:
     def wrapped(*args: Any, **kwargs: Any) -> None:
         try:
             command(*args, **kwargs)
-        except BrokenPipeError:  # `silc-bench tasks | head`: nobody reads on, which Typer answers
+        except BrokenPipeError:
+            # `silc-bench tasks | head`: nobody reads on. Typer answers that.
             raise
         except (UserError, RunError) as error:
             _complain("error:", str(error))
             raise typer.Exit(2 if isinstance(error, UserError) else 1) from None
         except (OSError, MemoryError, RuntimeError) as error:
-            words = _of_the_system(error)
-            if words is None:
+            # Anything else of these classes is a mistake of ours, and its traceback is wanted.
+            sentence = _of_the_system(error)
+            if sentence is None:
                 raise
-            _complain("error:", words)
+            _complain("error:", sentence)
             raise typer.Exit(1) from None
         except KeyboardInterrupt:
             _complain("stopped", "by Ctrl-C; everything that was finished is saved")
@@ -55,44 +58,42 @@ def answering(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _of_the_system(error: OSError | MemoryError | RuntimeError) -> str | None:
-    """In words: a full disk, a file that may not be read, no memory left on CPU or GPU. None for
-    other errors.
+    """A sentence about a full disk, a file that may not be read, or memory that is used up.
+
+    None for other errors.
     """
     if isinstance(error, OSError):
-        where = " -> ".join(
-            str(name) for name in (error.filename, error.filename2) if name is not None
-        )
-        room = (
-            "; make room there, and start the command again"
-            if error.errno in (errno.ENOSPC, errno.EDQUOT)
-            else ""
-        )
+        paths = (error.filename, error.filename2)
+        where = " -> ".join(str(path) for path in paths if path is not None)
+        reason = str(error.strerror or error)
+        if error.errno in NO_ROOM:
+            reason += "; make room there, and start the command again"
+        return f"{where}: {reason}" if where else reason
+
+    # torch has a class of its own for GPUs only, so the message decides.
+    first_line = next(iter(str(error).splitlines()), "")
+    if isinstance(error, MemoryError) or NO_MEMORY.search(first_line):
         return (
-            f"{where}: {error.strerror or error}{room}"
-            if where
-            else f"{error.strerror or error}{room}"
-        )
-    first = next(iter(str(error).splitlines()), "")
-    if isinstance(error, MemoryError) or NO_MEMORY.search(
-        first
-    ):  # torch has a class of its own for GPUs only
-        return (
-            f"out of memory ({first or 'no allocation of its own'}). A training step needs less with --set micro_batch=N or"
-            " --set checkpointing=blocks, and `silc-bench train --dry-run` counts it by part; an evaluation with a smaller"
+            f"out of memory ({first_line or 'no allocation of its own'}). A training step needs"
+            " less with --set micro_batch=N or --set checkpointing=blocks, and"
+            " `silc-bench train --dry-run` counts it by part; an evaluation with a smaller"
             " --batch-size"
         )
     return None
 
 
-def _complain(verdict: str, words: str) -> None:
-    """One line on the error stream. ``words`` may quote a file: no markup, no terminal codes."""
-    line = "".join(letter if letter.isprintable() else " " for letter in words)
+def _complain(verdict: str, message: str) -> None:
+    """One line on the error stream."""
+    # The message may quote a file: no markup, no terminal codes.
+    line = "".join(letter if letter.isprintable() else " " for letter in message)
     notes.print(Text.assemble((verdict, "bold red"), " ", line), soft_wrap=True)
 
 
 def table_of(*heads: str, title: str | None = None) -> Table:
-    """In a narrow terminal the names keep their line, and long words go on in the next one instead
-    of being cut.
+    """A table whose cells are never cut.
+
+    In a narrow terminal the names of the first column keep their line, and long words of the other
+    columns go on in the next one.
     """
     columns = [Column(head, no_wrap=head is heads[0], overflow="fold") for head in heads]
     return Table(*columns, title=title, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
@@ -100,8 +101,9 @@ def table_of(*heads: str, title: str | None = None) -> Table:
 
 @contextmanager
 def progress_bar(is_shown: bool, title: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar on the error stream with the number a second and the time left; yields the function
-    that advances it by a count.
+    """A bar on the error stream, with the number a second and the time left.
+
+    Yields the function that advances it by a count.
     """
     columns = (
         TextColumn("{task.description}"),
@@ -110,13 +112,14 @@ def progress_bar(is_shown: bool, title: str, total: int) -> Iterator[Callable[[i
         TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(),
     )
-    with Progress(
-        *columns, console=notes, transient=True, disable=not is_shown or not total
-    ) as bar:
+    is_hidden = not is_shown or not total
+    with Progress(*columns, console=notes, transient=True, disable=is_hidden) as bar:
         task_id = bar.add_task(title, total=total, rate="")
 
         def advance(count: int) -> None:
+            # None at first: rich needs two advances to know a speed.
             speed = bar.tasks[task_id].speed
-            bar.update(task_id, advance=count, rate=f"{speed:.0f}/s" if speed else "")
+            rate = f"{speed:.0f}/s" if speed else ""
+            bar.update(task_id, advance=count, rate=rate)
 
         yield advance
