@@ -1,8 +1,9 @@
-"""The command line: parses, calls, prints. ``silc-bench train | eval | leaderboard | compare |
-...``.
+"""The command line: ``silc-bench train | eval | leaderboard | compare | ...``.
 
-Exit codes: 0 done, 1 the run failed, 2 the user's input was wrong. Torch is imported by the
-commands that compute, not here.
+Each command parses, calls and prints in a file of its own; here they get their names and their
+order in ``--help``. Torch is imported by the commands that compute, not here.
+
+Exit codes: 0 done, 1 the run failed, 2 the user's input was wrong.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ app = typer.Typer(
 )
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(is_asked: bool) -> None:
+    if is_asked:
         print(f"silc-bench {__version__}")
         raise typer.Exit
 
@@ -63,4 +64,6 @@ app.command()(train.report)
 
 
 def main() -> None:
+    """The entry point of ``silc-bench`` and of ``python -m silc_bench``."""
+    # With a fixed name, ``--help`` reads the same however it was started.
     app(prog_name="silc-bench")

@@ -1,5 +1,6 @@
-"""``silc-bench cache ls | prune``: embeddings, fingerprints of data and indexes of shards that are
-kept, and making room.
+"""``silc-bench cache ls | prune``: see what is kept between commands, and make room.
+
+Kept are embeddings, fingerprints of data and indexes of training shards.
 """
 
 from __future__ import annotations
@@ -37,13 +38,18 @@ def ls(cache: Folder = None) -> None:
 
     features, indexes = _kept(cache)
     table = table_of("model", "what", "size", "last used")
+
+    # Of thousands of shards each has an index; by source they are one row.
     for listed in least_used_first([*features, *by_source(indexes)]):
         age = time.strftime("%Y-%m-%d %H:%M", time.localtime(listed.used))
         model = str(listed.description.get("model", "any"))
         table.add_row(Text(model), Text(_what(listed.description)), _size(listed.bytes), age)
     console.print(table)
-    others = f" and {indexes[0].path.parent}" if indexes else ""
-    print(f"{_sum([*features, *indexes])} in {cache or default_folder()}{others}")
+
+    places = str(cache or default_folder())
+    if indexes:
+        places += f" and {indexes[0].path.parent}"
+    print(f"{_sum([*features, *indexes])} in {places}")
 
 
 @app.command()
@@ -60,37 +66,44 @@ def prune(
 
 
 def _kept(cache: Path | None) -> tuple[list[Listed], list[Listed]]:
-    """(Embeddings and fingerprints, indexes of shards: none of those in the name of another
-    folder).
+    """(Embeddings and fingerprints, indexes of shards).
+
+    Indexes lie in the default folder only: with another folder there are none.
     """
     from silc_bench.system.cache import Store, default_folder, shards_folder
     from silc_bench.trainer.data import shard_index as kept_indexes
 
-    return Store(cache or default_folder()).listing(), [] if cache else kept_indexes.listing(
-        shards_folder()
-    )
+    features = Store(cache or default_folder()).listing()
+    indexes = [] if cache else kept_indexes.listing(shards_folder())
+    return features, indexes
 
 
 def _what(description: dict[str, Any]) -> str:
-    """ "cifar100/test pooled, fp32", "texts, fp32", "fingerprint of cifar100 test", "100 indexes of
-    shards in /data".
+    """What an entry holds, in a few words.
+
+    For example "cifar100/test pooled, fp32", "texts, fp32", "fingerprint of cifar100 test" or
+    "100 indexes of shards in /data".
     """
     if description.get("kind") == "indexes":
         count = description["count"]
-        words = "index of a shard" if count == 1 else f"{count:,} indexes of shards"
-        return f"{words} in {description['source'] or 'a place that is not known'}"
+        noun = "index of a shard" if count == 1 else f"{count:,} indexes of shards"
+        return f"{noun} in {description['source'] or 'a place that is not known'}"
     if description.get("kind") == "fingerprint":
         return f"fingerprint of {description.get('title')}"
+
+    # Pooled features name the point they were taken at; dense ones have a kind; texts no dataset.
     data = description.get("dataset")
     place = description.get("feature_point") or description.get("kind")
     what = f"{data['name']}/{data['split']} {place}" if data else "texts"
     return f"{what}, {description.get('precision')}"
 
 
-def _bytes(words: str) -> int:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?B)?", words.strip().upper())
+def _bytes(text: str) -> int:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?B)?", text.strip().upper())
+
+    # "500B" is surely a slip: nobody limits a store to 500 bytes.
     if match is None or match[2] == "B":
-        raise UserError(f"--max-size {words!r} is not a size; write 500MB, 5GB or 0")
+        raise UserError(f"--max-size {text!r} is not a size; write 500MB, 5GB or 0")
     return int(float(match[1]) * UNITS[match[2] or ""])
 
 
@@ -98,8 +111,8 @@ def _sum(entries: list[Listed]) -> str:
     return f"{len(entries):,} entries, {_size(sum(listed.bytes for listed in entries))}"
 
 
-def _size(number: int) -> str:
-    unit = next(
-        (name for name, factor in reversed(UNITS.items()) if name and number >= factor), "KB"
-    )
-    return f"{number / UNITS[unit]:.1f} {unit}"
+def _size(num_bytes: int) -> str:
+    """In the largest unit that is not larger than the number; KB at least."""
+    fitting = (unit for unit, factor in reversed(UNITS.items()) if unit and num_bytes >= factor)
+    unit = next(fitting, "KB")
+    return f"{num_bytes / UNITS[unit]:.1f} {unit}"

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from silc_bench.cli.options import Results
 from silc_bench.errors import UserError
 from silc_bench.system.files import check_writable
 from silc_bench.system.terminal import answering, console
@@ -20,7 +21,7 @@ def compare(
             help="Names as in the leaderboard, or NAME@REVISION; the first is the baseline."
         ),
     ],
-    results: Annotated[Path, typer.Option(help="Folder of records.")] = Path("results"),
+    results: Results = Path("results"),
     tasks: Annotated[
         str,
         typer.Option(
@@ -38,8 +39,9 @@ def compare(
         ),
     ] = False,
 ) -> None:
-    """Paired differences with standard errors; one sentence a task, corrected for the number of
-    tests.
+    """Paired differences with standard errors, and one sentence a task.
+
+    The sentences are corrected for the number of tests.
     """
     from silc_bench.reports import compare as comparing
     from silc_bench.reports import compare_report
@@ -47,17 +49,22 @@ def compare(
 
     if out:
         check_writable(out)
+        # Our compare.json would be read as a damaged record by the next command.
         if out.resolve().is_relative_to(results.resolve()):
             raise UserError(
-                f"--out {out} lies in {results}, where every JSON file is a record; choose another folder"
+                f"--out {out} lies in {results}, where every JSON file is a record;"
+                " choose another folder"
             )
+
     comparison = comparing.compare(
         results, models, words_of(tasks), across_protocols=across_protocols
     )
+    # Also where nothing could be compared: the sentences then say why.
     for line in compare_report.sentences(comparison):
         print(line)
     if not comparison.results:
         raise UserError(f"no task was compared, for the {len(comparison.omissions)} reasons above")
+
     console.print(compare_report.to_terminal(comparison))
     for path in compare_report.write(comparison, out) if out else ():
         print(f"wrote {path}")

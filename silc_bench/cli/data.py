@@ -1,5 +1,7 @@
-"""``silc-bench data check | stats | pack``: is evaluation data what it should be; what training
-data holds; own shards.
+"""``silc-bench data check | stats | pack``: look at data before it is used, and pack your own.
+
+``check`` says whether evaluation data is what it should be, ``stats`` what training data holds, and
+``pack`` writes shards of your own images.
 
 Exit codes of ``check``: 0 yes, 2 no, with the line that mends it.
 """
@@ -13,8 +15,9 @@ from typing import Annotated
 
 import typer
 
+from silc_bench.cli.options import AsJson
 from silc_bench.errors import UserError
-from silc_bench.system.terminal import answering, console, table_of
+from silc_bench.system.terminal import answering, console, one_line, table_of
 
 app = typer.Typer(
     help="Look at data before measuring or training on it; write shards.", no_args_is_help=True
@@ -43,17 +46,19 @@ def check(
     ] = False,
 ) -> None:
     """Say what is there (layout, classes, counts, fingerprint), what is wrong, and what mends it.
+
     Writes nothing.
     """
     from silc_bench.datasets import check as looking
 
     report = looking.check(name, path, every_picture)
     for line in report.found:
-        print(_plain(line))
+        print(one_line(line))
     for problem in report.problems:
-        print(_plain(f"wrong: {problem.what}"))
+        print(one_line(f"wrong: {problem.what}"))
         if problem.fix:
-            print(_plain(f"fix:   {problem.fix}"))
+            print(one_line(f"fix:   {problem.fix}"))
+
     if report.problems:
         raise UserError(f"{name} cannot be measured as it is")
     print("ready to be measured")
@@ -69,32 +74,38 @@ def stats(
     filters: Annotated[
         str, typer.Option(help='Conditions, as in --set data.filters="text>=5 side>=64".')
     ] = "",
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Read training data as a run would: how much there is, sizes, lengths of captions, and what is
-    damaged, by cause.
+    """Read training data as a run would, and say what it holds.
+
+    Says how much there is, sizes, lengths of captions, and what is damaged, by cause.
     """
     from silc_bench.trainer.config.config import DataConfig
     from silc_bench.trainer.data.pack import QUANTILES, look
 
-    found = look(
-        DataConfig(source=source, filters=filters, decode_size=10_000),
-        count,
-        progress=console.is_terminal,
-    )
+    # Larger than images are, so that the sizes are those of the files, not those of a run's
+    # reduced decoding.
+    config = DataConfig(source=source, filters=filters, decode_size=10_000)
+    statistics = look(config, count, progress=console.is_terminal)
     if as_json:
-        print(json.dumps(found, indent=1))
+        print(json.dumps(statistics, indent=1))
         return
-    print(_plain(found["source"]))
-    table = table_of(f"of {found['looked_at']:,} looked at", *(f"{100 * q:g} %" for q in QUANTILES))
-    for name, values in found["quantiles"].items():
+
+    print(one_line(statistics["source"]))
+    heads = [f"{100 * quantile:g} %" for quantile in QUANTILES]
+    table = table_of(f"of {statistics['looked_at']:,} looked at", *heads)
+    for name, values in statistics["quantiles"].items():
         table.add_row(name, *(f"{value:g}" for value in values))
     console.print(table)
-    caption = found["most_frequent_caption"]
-    print(_plain(f"most frequent caption, {caption['times']:,} times: {caption['text'][:80]}"))
-    for cause, number in found["damage"].items():
-        print(_plain(f"left out: {number:,} {cause}, first {found['damage_first'][cause]}"))
-    if not found["damage"]:
+
+    # A text that many images share ("image", a file name) teaches nothing, and is easy to filter.
+    caption = statistics["most_frequent_caption"]
+    print(one_line(f"most frequent caption, {caption['times']:,} times: {caption['text'][:80]}"))
+
+    for cause, number in statistics["damage"].items():
+        first = statistics["damage_first"][cause]
+        print(one_line(f"left out: {number:,} {cause}, first {first}"))
+    if not statistics["damage"]:
         print("nothing is damaged")
 
 
@@ -110,18 +121,16 @@ def pack(
     out: Annotated[Path, typer.Argument(help="A new folder for the shards.")],
     per_shard: Annotated[int, typer.Option(min=1, help="Pairs a shard.")] = 10_000,
 ) -> None:
-    """Write webdataset shards of own pictures; every picture is decoded once, and its bytes are
-    kept.
+    """Write webdataset shards of your own images.
+
+    Every image is decoded once, to see that it can be, and its bytes are kept.
     """
     from silc_bench.trainer.data.pack import pack as write
 
     count, num_shards, damage = write(source, out, per_shard, progress=console.is_terminal)
     print(f"wrote {count:,} pairs in {num_shards:,} shard{'' if num_shards == 1 else 's'} to {out}")
     if damage.total:
-        print(_plain(f"left out: {damage.summary()}"))
+        print(one_line(f"left out: {damage.summary()}"))
+
+    # Quoted, so that the line can be typed as it stands, in a folder with a space too.
     print(f"next: silc-bench data stats {shlex.quote(f'{out}/*.tar')}")
-
-
-def _plain(line: str) -> str:
-    """File names may hold anything: no terminal codes, one line."""
-    return "".join(letter if letter.isprintable() else " " for letter in line)

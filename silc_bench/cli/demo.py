@@ -17,18 +17,21 @@ def demo(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Folder for runs, records, pictures and the page; demo, or demo/fast, if not given."
+            help="Folder for runs, records, pictures and the page;"
+            " demo, or demo/fast, if not given."
         ),
     ] = None,
     fast: Annotated[
         bool, typer.Option("--fast", help="A minute: every part runs, the numbers mean little.")
     ] = False,
 ) -> None:
-    """Train SILC and its contrastive twin on generated scenes, evaluate both, and show what
-    self-distillation changed.
+    """Train SILC and its contrastive twin on generated scenes, and compare the two.
+
+    Evaluates both, and shows what self-distillation changed.
     """
     from silc_bench.cli.run_demo import run_demo
 
+    # A folder each: with one for both, the second demo would find the runs of the first.
     folder = out or Path("demo/fast" if fast else "demo")
     check_writable(folder)
     run_demo(folder, is_fast=fast, console=console, on_result=_print_record)

@@ -1,5 +1,6 @@
-"""``silc-bench doctor CKPT``: what was loaded, and whether it was loaded as it was trained. No data
-needed.
+"""``silc-bench doctor CKPT``: what was loaded, and whether it was loaded as it was trained.
+
+No data is needed.
 
 Exit codes: 0 all checks passed, 1 a check failed, 2 nothing could be loaded.
 """
@@ -13,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from silc_bench.system.terminal import answering
+from silc_bench.cli.options import Arch, AsJson
+from silc_bench.system.terminal import answering, one_line
 
 if TYPE_CHECKING:
     from silc_bench.models.doctor.examine import Examination
@@ -27,21 +29,21 @@ def doctor(
             help="As for eval: RUN, open_clip:ARCH/TAG, hf:NAME, timm:NAME, big_vision:FILE, FILE."
         ),
     ],
-    arch: Annotated[
-        str | None,
-        typer.Option(help="Of a file of weights alone: open_clip:NAME, hf:NAME, silc:PRESET."),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    arch: Arch = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Say what was loaded and check it: preprocessing, tokens, masks, embeddings, scale, dense
-    path, known checkpoints.
+    """Say what was loaded, and check that it was loaded as it was trained.
+
+    Looks at preprocessing, tokens, masks, embeddings, scale, dense path and known checkpoints.
     """
+    # Started before the imports: torch and the model's library are part of the loading time.
     started = time.perf_counter()
     from silc_bench.models.doctor.examine import examine
     from silc_bench.models.load import load_model
 
     model = load_model(ckpt, arch)
     examination = examine(model, loading=time.perf_counter() - started)
+
     if as_json:
         print(json.dumps(_finite(examination.as_dict()), indent=1))
     else:
@@ -52,37 +54,39 @@ def doctor(
 
 def _show(examination: Examination) -> None:
     for name, value in examination.facts.items():
-        print(_plain(f"{name:15} {_words(value)}"))
+        print(one_line(f"{name:15} {_in_words(value)}"))
     print()
+
     for finding in examination.findings:
-        print(_plain(f"{finding.verdict:15} {finding.check}: {finding.says}"))
+        print(one_line(f"{finding.verdict:15} {finding.check}: {finding.says}"))
         if finding.cause:
-            print(_plain(f"{'':15} likely cause: {finding.cause}"))
-            print(_plain(f"{'':15} fix: {finding.fix}"))
-    count, total = len(examination.failed), len(examination.findings)
-    verdict = f"{count} of {total} checks failed" if count else f"no fault found in {total} checks"
+            print(one_line(f"{'':15} likely cause: {finding.cause}"))
+            print(one_line(f"{'':15} fix: {finding.fix}"))
+
+    num_failed = len(examination.failed)
+    total = len(examination.findings)
+    verdict = f"no fault found in {total} checks"
+    if num_failed:
+        verdict = f"{num_failed} of {total} checks failed"
     print(f"\n{verdict}, {examination.seconds:.0f} s")
 
 
-def _words(value: Any) -> str:
+def _in_words(value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{key} {_words(item)}" for key, item in value.items())
+        return ", ".join(f"{key} {_in_words(item)}" for key, item in value.items())
     if isinstance(value, list):
-        return ", ".join(_words(item) for item in value)
+        return ", ".join(_in_words(item) for item in value)
+
+    # To Python True is an int, and would be printed as 1.
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _finite(value: Any) -> Any:
-    """JSON knows no NaN; it becomes a word."""
+    """JSON knows no NaN and no infinity: they become words."""
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_finite(item) for item in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _plain(line: str) -> str:
-    """Names in a checkpoint may hold anything: no terminal codes, one line."""
-    return "".join(letter if letter.isprintable() else " " for letter in line)

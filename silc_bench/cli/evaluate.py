@@ -1,4 +1,4 @@
-"""What ``silc-bench eval`` parses, calls and prints."""
+"""What ``silc-bench eval`` and ``silc-bench tasks`` parse, call and print."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from silc_bench.cli.options import Device, Results
+from silc_bench.cli.options import Arch, AsJson, Device, Precision, Results
 from silc_bench.system.files import check_writable
 from silc_bench.system.terminal import answering, console, table_of
 
@@ -21,33 +21,33 @@ def evaluate_command(
     ckpt: Annotated[
         list[str],
         typer.Option(
-            help="RUN[:student|:teacher|:average], open_clip:ARCH/TAG, hf:NAME, timm:NAME, big_vision:FILE, FILE; repeatable."
+            help="RUN[:student|:teacher|:average], open_clip:ARCH/TAG, hf:NAME, timm:NAME,"
+            " big_vision:FILE, FILE; repeatable."
         ),
     ],
     tasks: Annotated[
         str,
         typer.Option(
-            help="Names, families, datasets, groups, globs, or folder:PATH, captions:FILE, wds:PATTERN,"
-            " seg:IMAGES,MASKS,CLASSES.json; commas between."
+            help="Names, families, datasets, groups, globs, or folder:PATH, captions:FILE,"
+            " wds:PATTERN, seg:IMAGES,MASKS,CLASSES.json; commas between."
         ),
     ],
-    arch: Annotated[
-        str | None,
-        typer.Option(help="Of a file of weights alone: open_clip:NAME, hf:NAME, silc:PRESET."),
-    ] = None,
+    arch: Arch = None,
     feature_point: Annotated[
         str, typer.Option(help="pooled, pre_projection or mean_patch.")
     ] = "pooled",
     protocol: Annotated[
         str,
         typer.Option(
-            help="native, openai80, openai7, single, bigvision; of segmentation tcl, sclip, naclip or clearclip."
+            help="native, openai80, openai7, single, bigvision;"
+            " of segmentation tcl, sclip, naclip or clearclip."
         ),
     ] = "native",
     dense_method: Annotated[
         str | None,
         typer.Option(
-            help="Of zero-shot segmentation: plain, maskclip, sclip, naclip, clearclip; of probes: tokens:N, of N blocks."
+            help="Of zero-shot segmentation: plain, maskclip, sclip, naclip, clearclip;"
+            " of probes: tokens:N, of N blocks."
         ),
     ] = None,
     prompts: Annotated[
@@ -63,7 +63,7 @@ def evaluate_command(
         typer.Option(min=1, help="Pictures a split; such records are marked and never rank."),
     ] = None,
     device: Device = "auto",
-    precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
+    precision: Precision = "auto",
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures a forward pass.")] = 256,
     workers: Annotated[
         int, typer.Option(min=0, help="Processes that decode pictures; 0: in this one.")
@@ -84,12 +84,13 @@ def evaluate_command(
     """Measure checkpoints on tasks; one record a task, written as soon as it ends."""
     from silc_bench.tasks.selection import measurable, select, words_of
 
-    words = words_of(tasks)
-    chosen, left_out = measurable(select(words), words, data_root)
+    # An unknown task or a missing dataset is said at once, before torch is imported.
+    patterns = words_of(tasks)
+    chosen, left_out = measurable(select(patterns), patterns, data_root)
     for reason in dict.fromkeys(left_out.values()):
-        print(
-            f"left out {reason}: {', '.join(name for name in left_out if left_out[name] == reason)}"
-        )
+        names = [name for name in left_out if left_out[name] == reason]
+        print(f"left out {reason}: {', '.join(names)}")
+
     from silc_bench.evaluation.evaluate import evaluate
     from silc_bench.evaluation.features import choose_device
     from silc_bench.evaluation.prompts import read_per_class
@@ -98,15 +99,22 @@ def evaluate_command(
     from silc_bench.system.cache import Store, default_folder
     from silc_bench.system.processes import joined, rank
 
-    named = choose(
-        protocol, read_per_class(prompts) if prompts else None, prompt_average, dense_method
-    )
-    store = None if cache == "off" else Store(Path(cache) if cache else default_folder())
+    per_class = read_per_class(prompts) if prompts else None
+    settings = choose(protocol, per_class, prompt_average, dense_method)
+    store = None
+    if cache != "off":
+        store = Store(Path(cache) if cache else default_folder())
+
+    # Both folders are checked before hours of work, not after them.
     check_writable(results)
     if store is not None:
         check_writable(store.folder)
+
     with joined(choose_device(device)):
+        # Every checkpoint is loaded first: a wrong name at the end of the list is said at once.
         models = [(spec, load_model(spec, arch)) for spec in ckpt]
+
+        is_first = rank() == 0
         for spec, model in models:
             evaluate(
                 model,
@@ -118,35 +126,45 @@ def evaluate_command(
                 device=device,
                 precision=precision,
                 feature_point=feature_point,
-                protocol=named,
+                protocol=settings,
                 batch_size=batch_size,
                 num_workers=workers,
                 existing=existing,
-                progress=console.is_terminal and rank() == 0,
+                progress=console.is_terminal and is_first,
                 store=store,
                 is_compiled=compiled,
-                on_result=_print_record if rank() == 0 else lambda record, is_new: None,
+                on_result=_print_record if is_first else _print_nothing,
             )
-        if rank() == 0:
+        if is_first:
             print(f"records in {results}; silc-bench leaderboard --results {results}")
 
 
 def _print_record(record: Record, is_new: bool) -> None:
-    name = record.task.main_metric
-    error = f" ± {100 * record.stderr[name]:.1f}" if name in record.stderr else ""
-    known = "" if is_new else "  (known, not measured again)"
-    limited = f"  (limited to {record.limit}, never ranks)" if record.limit else ""
+    metric = record.task.main_metric
+    value = f"{metric} {100 * record.metrics[metric]:5.1f}"
+    if metric in record.stderr:
+        value += f" ± {100 * record.stderr[metric]:.1f}"
+
+    remarks = ""
+    if record.limit:
+        remarks += f"  (limited to {record.limit}, never ranks)"
+    if not is_new:
+        remarks += "  (known, not measured again)"
+
+    # Flushed, because a log file of a long evaluation is watched while it grows.
     print(
-        f"{record.model.name:34} {record.task.name:28} {name} {100 * record.metrics[name]:5.1f}{error} %"
-        f"  chance {100 * record.task.chance:.1f} %  n {record.n:,}{limited}{known}",
+        f"{record.model.name:34} {record.task.name:28} {value} %"
+        f"  chance {100 * record.task.chance:.1f} %  n {record.n:,}{remarks}",
         flush=True,
     )
 
 
+def _print_nothing(record: Record, is_new: bool) -> None:
+    """Of several processes the first one speaks."""
+
+
 @answering
-def list_tasks(
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
-) -> None:
+def list_tasks(as_json: AsJson = False) -> None:
     """What can be measured."""
     from silc_bench.tasks.selection import all_tasks
 
@@ -154,16 +172,17 @@ def list_tasks(
     if as_json:
         rows = [
             {
-                "name": t.name,
-                "version": t.version,
-                "group": t.group,
-                "main_metric": t.main_metric,
-                "requires": sorted(t.requires),
+                "name": task.name,
+                "version": task.version,
+                "group": task.group,
+                "main_metric": task.main_metric,
+                "requires": sorted(task.requires),
             }
-            for t in known
+            for task in known
         ]
         print(json.dumps(rows, indent=1))
         return
+
     table = table_of("task", "group", "main metric", "needs")
     for task in known:
         table.add_row(task.name, task.group, task.main_metric, " ".join(sorted(task.requires)))

@@ -1,6 +1,4 @@
-"""``silc-bench export CKPT --to TARGET --out PATH``: a model trained here, for programs that do not
-know silc-bench.
-"""
+"""``silc-bench export CKPT --to TARGET --out PATH``: a model trained here, for other programs."""
 
 from __future__ import annotations
 
@@ -12,21 +10,31 @@ import typer
 
 from silc_bench.system.terminal import answering
 
+# The line that loads an export; {out} is its absolute path.
 LOADING = {
-    "open_clip": 'open_clip.create_model_from_pretrained("local-dir:{out}"), open_clip.get_tokenizer("local-dir:{out}")',
-    "hf": 'transformers.AutoModel.from_pretrained("{out}"), AutoTokenizer and AutoImageProcessor likewise',
-    "safetensors": "silc-bench eval --ckpt {out} --tasks ...",
-}
-NOTES = {
     "open_clip": (
-        "note: timm finds the vision tower by the path of this folder; if you move it, write its new path into timm_model_name"
-        " of open_clip_config.json and delete silc_bench_export.json, which holds the old checksum. open_clip repairs texts"
-        " (ftfy, HTML entities) before any tokenizer sees them; texts with curly quotes or &amp; are read as such only by"
-        " the other targets."
+        'open_clip.create_model_from_pretrained("local-dir:{out}"),'
+        ' open_clip.get_tokenizer("local-dir:{out}")'
     ),
     "hf": (
-        'note: pad texts to the trained length, padding="max_length". transformers 5 resizes pictures with torchvision, a grey'
-        ' level or two beside Pillow here and there; AutoImageProcessor.from_pretrained(..., backend="pil") gives our pixels.'
+        'transformers.AutoModel.from_pretrained("{out}"),'
+        " AutoTokenizer and AutoImageProcessor likewise"
+    ),
+    "safetensors": "silc-bench eval --ckpt {out} --tasks ...",
+}
+# What the other library does otherwise than we do, and an export cannot change.
+NOTES = {
+    "open_clip": (
+        "note: timm finds the vision tower by the path of this folder; if you move it, write its"
+        " new path into timm_model_name of open_clip_config.json and delete"
+        " silc_bench_export.json, which holds the old checksum. open_clip repairs texts (ftfy,"
+        " HTML entities) before any tokenizer sees them; texts with curly quotes or &amp; are"
+        " read as such only by the other targets."
+    ),
+    "hf": (
+        'note: pad texts to the trained length, padding="max_length". transformers 5 resizes'
+        " pictures with torchvision, a grey level or two beside Pillow here and there;"
+        ' AutoImageProcessor.from_pretrained(..., backend="pil") gives our pixels.'
     ),
 }
 
@@ -48,18 +56,20 @@ def export(
         typer.Option(help="New folder, for safetensors a new FILE.safetensors. Never overwritten."),
     ],
 ) -> None:
-    """Write a model trained here for open_clip, transformers or as one file; each gives the same
-    embeddings, offline.
+    """Write a model trained here for open_clip, transformers or as one file.
+
+    Each of them gives the same embeddings, offline.
     """
     from silc_bench.trainer.checkpoints import export as exports
 
+    # Before the model is loaded, which can take minutes.
     exports.check_target(to, out)
     model = exports.load_trained(ckpt)
     exports.export(model, to, out)
-    print(
-        f"wrote {out}: {model.name}@{model.revision[:8]}\nload it with: {LOADING[to].format(out=out.resolve())}"
-    )
-    exported = str(out) if to == "safetensors" else f"{to}:{out}"
-    print(f"check it with: silc-bench doctor {shlex.quote(exported)}")
+
+    print(f"wrote {out}: {model.name}@{model.revision[:8]}")
+    print(f"load it with: {LOADING[to].format(out=out.resolve())}")
+    spec = str(out) if to == "safetensors" else f"{to}:{out}"
+    print(f"check it with: silc-bench doctor {shlex.quote(spec)}")
     if to in NOTES:
         print(NOTES[to])

@@ -32,6 +32,8 @@ def leaderboard(
 
     if out:
         check_writable(out)
+
+    # Reports know no tasks (imports point one way), so we tell them which version is current.
     board = boards.build(
         results, across_protocols=across_protocols, current_version=current_version
     )

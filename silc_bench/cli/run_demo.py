@@ -1,7 +1,6 @@
-"""The whole idea in minutes: train SILC and its contrastive-only twin, evaluate both, compare them
-in tables and pictures.
+"""The whole idea in minutes: train SILC and its contrastive-only twin, and compare the two.
 
-Flow: two runs on generated scenes -> every ``shapes`` task -> records -> pictures ->
+Flow: two runs on generated scenes -> every ``shapes`` task -> records -> images ->
 leaderboard.html. Everything goes through the same functions as the commands; stopping it loses
 nothing, and calling it again goes on where it stopped.
 
@@ -37,34 +36,43 @@ from silc_bench.trainer.checkpoints import file as checkpoint
 from silc_bench.trainer.config.presets import configure
 from silc_bench.trainer.loop import run_training
 
-PRESET, OBJECTIVES = "shapes_tiny", ("contrastive", "silc")
-SAMPLES, FAST_SAMPLES = (
-    48_000,
-    2_560,
-)  # at the preset's 38,400 a contrastive run was seen still telling colours only
-SHOWN = 6  # pictures in the figure
+PRESET = "shapes_tiny"
+OBJECTIVES = ("contrastive", "silc")
+# At the preset's 38,400 samples a contrastive run was seen that still told colours only.
+SAMPLES = 48_000
+FAST_SAMPLES = 2_560
+# Few-shot by logistic regression says what the ridge says, in half a minute a model.
+SLOW = ("shapes/fewshot_logistic", "shapes/segmentation_sgd", "shapes/segmentation_knn")
+SHOWN = 6  # images in the figure
+CAPTION = (
+    "Dense features of the two models on six test scenes. Zero-shot masks: the nearest shape name"
+    " for each pixel, strong where it is scored, pale on the background. Patch PCA: three principal"
+    " components of the patch features over the six scenes.\n"
+)
 
 
 def run_demo(
     out: Path, *, is_fast: bool, console: Console, on_result: Callable[[Record, bool], None]
 ) -> Path:
-    """Train, evaluate and show below ``out``; the page's path. Raises as training and evaluation
-    do.
+    """Train, evaluate and show below ``out``; the page's path.
+
+    Raises as training and evaluation do.
     """
     device = choose_device("auto")
     results = out / "results"
+    samples = FAST_SAMPLES if is_fast else SAMPLES
+
     specs = []
     for objective in OBJECTIVES:
-        config = configure(PRESET, objective, samples=FAST_SAMPLES if is_fast else SAMPLES)
+        config = configure(PRESET, objective, samples=samples)
         run = out / "runs" / config.name
-        run_training(
-            config, run, resume=bool(checkpoint.all_in(run)), device=device, console=console
-        )
+        # A demo that was stopped goes on; a finished run is at its end at once.
+        is_begun = bool(checkpoint.all_in(run))
+        run_training(config, run, resume=is_begun, device=device, console=console)
         specs.append(f"{run}:student")
+
     models = [load_model(spec) for spec in specs]
-    # few-shot by logistic regression says what the ridge says, in half a minute a model
-    slow = ("shapes/fewshot_logistic", "shapes/segmentation_sgd", "shapes/segmentation_knn")
-    tasks = [task for task in select(["shapes/*"]) if task.name not in slow]
+    tasks = [task for task in select(["shapes/*"]) if task.name not in SLOW]
     for spec, model in zip(specs, models, strict=True):
         evaluate(
             model,
@@ -75,6 +83,8 @@ def run_demo(
             progress=console.is_terminal,
             on_result=on_result,
         )
+
+    # Before the leaderboard, whose page takes in the images that lie below the results.
     draw_dense(models, results / "pictures" / "dense_features.png", device)
     board = leaderboard.build(results, current_version=current_version)
     console.print(leaderboard.to_terminal(board))
@@ -84,40 +94,47 @@ def run_demo(
 
 
 def draw_dense(models: Sequence[ImageModel], path: Path, device: torch.device) -> None:
-    """Zero-shot masks and patch PCA of each model on the first test scenes -> PNG, with its caption
-    beside it.
+    """Zero-shot masks and patch PCA of each model on the first test scenes -> a PNG.
+
+    Its caption lies beside it, as a .txt file of the same name.
     """
     dataset = Shapes("test", SHOWN)
     truth = [without_background(dataset.mask(index)) for index in range(SHOWN)]
     sizes = [mask.shape for mask in truth]
+
+    # A row a scene. A group of columns has a heading and a number of columns: first the scene
+    # itself with its mask, then each model with what it sees.
     groups = [("", 2)]
-    rows = [
-        [Panel(np.asarray(dataset.image(i)), "picture"), _mask(mask, mask, "truth")]
-        for i, mask in enumerate(truth)
-    ]
+    rows = []
+    for index, mask in enumerate(truth):
+        image = Panel(np.asarray(dataset.image(index)), "picture")
+        rows.append([image, _mask(mask, mask, "truth")])
+
+    own_prompts = Prompts("shapes_segmentation", own_templates("shapes_segmentation"))
     for model in models:
         extract = Extractor(
             model, device=device, precision="fp32", batch_size=64, num_workers=0, progress=False
         )
+        # Said before the extraction, so that both kinds of features come from one forward pass.
         extract.grids.expect(dataset, None, (METHOD, "tokens"))
         features = extract({"test": dataset})
-        classes = class_embeddings(
-            features, SHAPES, Prompts("shapes_segmentation", own_templates("shapes_segmentation"))
-        )
+
+        classes = class_embeddings(features, SHAPES, own_prompts)
         cosines = cosine_maps(features.grids("test", None, METHOD), classes, sizes)
         parts = component_maps(features.grids("test", None, "tokens"), sizes)
-        groups.append((model.name.partition("-")[2].partition(":")[0], 2))
+
+        # "shapes_tiny-silc:student" -> "silc"
+        objective = model.name.partition("-")[2].partition(":")[0]
+        groups.append((objective, 2))
         for index, row in enumerate(rows):
-            row.append(_mask(cosines[index].argmax(axis=-1), truth[index], "zero-shot mask"))
+            predicted = cosines[index].argmax(axis=-1)
+            row.append(_mask(predicted, truth[index], "zero-shot mask"))
             row.append(Panel(parts[index], "patch PCA"))
+
     figure(groups, rows, SHAPES, path)
-    write_text_atomic(
-        path.with_suffix(".txt"),
-        "Dense features of the two models on six test scenes. Zero-shot masks: the nearest shape name for each pixel, strong"
-        " where it is scored, pale on the background. Patch PCA: three principal components of the patch features over the six"
-        " scenes.\n",
-    )
+    write_text_atomic(path.with_suffix(".txt"), CAPTION)
 
 
 def _mask(classes: np.ndarray, truth: np.ndarray, title: str) -> Panel:
+    """Classes [H, W] in colours: strong where ``truth`` is scored, pale elsewhere."""
     return Panel(class_colors(classes, truth != IGNORE), title)

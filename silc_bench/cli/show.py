@@ -1,8 +1,8 @@
-"""``silc-bench show CKPT IMAGE... --classes "cat,grass" --out x.png``: what a checkpoint sees, and
-where.
+"""``silc-bench show CKPT IMAGE... --classes "cat,grass" --out x.png``: what a checkpoint sees.
 
-Several checkpoints stand side by side: ``silc-bench show --ckpt A --ckpt B IMAGE... --classes
-...``.
+Several checkpoints stand side by side:
+
+    silc-bench show --ckpt A --ckpt B IMAGE... --classes "cat,grass"
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from silc_bench.cli.options import Arch, Device, Precision
 from silc_bench.errors import UserError
 from silc_bench.system.files import check_writable, write_text_atomic
 from silc_bench.system.terminal import answering, console
@@ -19,7 +20,7 @@ from silc_bench.system.terminal import answering, console
 
 @answering
 def show(
-    words: Annotated[
+    arguments: Annotated[
         list[str],
         typer.Argument(
             metavar="[CKPT] IMAGE...",
@@ -50,30 +51,34 @@ def show(
             help="Put it, with a caption, among the pictures of this folder's leaderboard page."
         ),
     ] = None,
-    arch: Annotated[
-        str | None,
-        typer.Option(help="Of a file of weights alone: open_clip:NAME, hf:NAME, silc:PRESET."),
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
+    arch: Arch = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
 ) -> None:
-    """Draw what checkpoints see: zero-shot classes over pictures, a map for each class, PCA of
-    patch features.
-    """
-    specs, paths = (ckpt, words) if ckpt else (words[:1], words[1:])
+    """Draw zero-shot classes over images, a map for each class, and PCA of patch features."""
+    # Without --ckpt the first argument is the checkpoint.
+    if ckpt:
+        specs, paths = ckpt, arguments
+    else:
+        specs, paths = arguments[:1], arguments[1:]
     target = _target(out, results)
+
+    # samefile, because a link or another way of writing the path would hide that they are one.
     images = [Path(path) for path in paths]
     if any(path.exists() and target.exists() and path.samefile(target) for path in images):
         raise UserError(f"--out {target} is one of the pictures to show; choose another name")
+
     from silc_bench.models.load import load_model
     from silc_bench.show import look
 
-    rule, class_names = look.choose_rule(protocol, dense_method), look.read_classes(classes)
+    rule = look.choose_rule(protocol, dense_method)
+    class_names = look.read_classes(classes)
     shown = look.read_pictures(images)
+
     looks = []
     for spec in specs:
         model = load_model(spec, arch)
-        one = look.look(
+        model_look = look.look(
             model,
             shown,
             class_names,
@@ -82,30 +87,37 @@ def show(
             precision=precision,
             progress=console.is_terminal,
         )
-        looks.append(one)
-        if one.missing:
-            print(f"{model.name}: patch PCA only, for its patches meet no text ({one.missing})")
+        looks.append(model_look)
+        if model_look.missing:
+            reason = model_look.missing
+            print(f"{model.name}: patch PCA only, for its patches meet no text ({reason})")
+
     for sentence in look.replaced(class_names):
         print(sentence)
     caption = look.caption(shown, looks, rule)
     width, height = look.draw(shown, looks, class_names, target, caption)
     print(f"wrote {target}, {width} x {height} pixels")
+
+    # The leaderboard page shows every image of that folder with the text beside it.
     if results is not None:
-        named = f" Classes: {', '.join(class_names)}." if class_names else ""
-        write_text_atomic(target.with_suffix(".txt"), f"{caption}{named}\n")
+        classes_note = f" Classes: {', '.join(class_names)}." if class_names else ""
+        write_text_atomic(target.with_suffix(".txt"), f"{caption}{classes_note}\n")
         print(f"on the page of: silc-bench leaderboard --results {results} --out {results}")
 
 
 def _target(out: Path, results: Path | None) -> Path:
-    """Where the picture goes. Raises UserError: it cannot be written there, or is no PNG."""
+    """Where the image goes. Raises UserError: it cannot be written there, or is no PNG."""
     if out.suffix != ".png":
         raise UserError(f"--out {out}: the picture is a PNG; let its name end in .png")
+
     if results is not None:
+        folder = results / "pictures"
         if out.name != str(out):
             raise UserError(
-                f"with --results the picture goes into {results / 'pictures'}; give --out a name without folders"
+                f"with --results the picture goes into {folder}; give --out a name without folders"
             )
-        out = results / "pictures" / out
+        out = folder / out
+
     if out.is_dir():
         raise UserError(f"--out {out} is a folder; add the name of the picture")
     check_writable(out.parent)

@@ -1,8 +1,9 @@
 """``silc-bench train`` and ``silc-bench report``: what they parse, call and print.
 
-``silc-bench report RUN``: a run's curves as one page that needs nothing else.
-
-What ``silc-bench train`` says around a run: ``--dry-run``, ``--show-config``, and what to do next.
+``silc-bench train`` trains a preset, or says what a run would be: ``--show-config`` prints its
+fields, ``--dry-run`` what a step costs on this machine and whether it fits. After a run it prints
+the command that measures it. ``silc-bench report RUN`` writes a run's curves as one page that needs
+nothing else.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ def train(
     data: Annotated[
         str | None,
         typer.Option(
-            help='"shapes", shards ("DIR/{000..009}.tar", "s3://..."), LIST.jsonl, a folder, or "3 * A | 1 * B".'
+            help='"shapes", shards ("DIR/{000..009}.tar", "s3://..."), LIST.jsonl, a folder,'
+            ' or "3 * A | 1 * B".'
         ),
     ] = None,
     out: Annotated[
@@ -51,7 +53,8 @@ def train(
     init: Annotated[
         str | None,
         typer.Option(
-            help="Start from these weights: RUN[:student|:teacher], FILE, hf:, open_clip:, big_vision:."
+            help="Start from these weights: RUN[:student|:teacher], FILE, hf:, open_clip:,"
+            " big_vision:."
         ),
     ] = None,
     set_: Annotated[
@@ -84,50 +87,56 @@ def train(
     config = configure(
         preset, objective, data=data, samples=samples, seed=seed, init=init, sets=set_ or ()
     )
-    if (show_config or dry_run) and os.environ.get(
-        "RANK", "0"
-    ) != "0":  # of torchrun's processes the first one speaks
+
+    # Where nothing is trained the processes do not join: the first of torchrun's speaks.
+    if (show_config or dry_run) and os.environ.get("RANK", "0") != "0":
         return
     if show_config:
         print_config(config)
         return
+
     from silc_bench.evaluation.features import choose_device
     from silc_bench.system.processes import joined, rank
 
     if dry_run:
-        if config.init and not resume:  # which has its weights already
+        # A resumed run has its weights already.
+        if config.init and not resume:
             print_start(config)
-        print_estimate(
-            config, choose_device(device), devices or int(os.environ.get("WORLD_SIZE", "1"))
-        )
+        num_devices = devices or int(os.environ.get("WORLD_SIZE", "1"))
+        print_estimate(config, choose_device(device), num_devices)
         return
     if devices is not None:
         raise UserError(
-            "--devices belongs to --dry-run; torchrun --nproc-per-node N -m silc_bench train starts a run on N"
+            "--devices belongs to --dry-run;"
+            " torchrun --nproc-per-node N -m silc_bench train starts a run on N"
         )
+
     from silc_bench.system.limits import keep_freed_memory
     from silc_bench.trainer.loop import run_training
 
-    run, chosen = out or Path("runs") / config.name, choose_device(device)
+    run = out or Path("runs") / config.name
+    chosen_device = choose_device(device)
     check_writable(run)
-    if chosen.type == "cpu":
+    if chosen_device.type == "cpu":
         keep_freed_memory()
-    with joined(chosen):
-        said = console if rank() == 0 else Console(quiet=True)
+
+    with joined(chosen_device):
+        is_first = rank() == 0
         path = run_training(
             config,
             run,
             resume=resume,
-            device=chosen,
-            console=said,
+            device=chosen_device,
+            console=console if is_first else Console(quiet=True),
             on_collapse=on_collapse,
             wandb=wandb,
         )
-        if rank() == 0:
+        if is_first:
+            # Quoted, so that the line can be typed as it stands.
+            spec = shlex.quote(str(run))
+            tasks = tasks_for(config.data.source)
             print(f"done: {path}")
-            print(
-                f"next: silc-bench eval --ckpt {shlex.quote(str(run))} --tasks {tasks_for(config.data.source)}"
-            )
+            print(f"next: silc-bench eval --ckpt {spec} --tasks {tasks}")
 
 
 @answering
@@ -137,65 +146,69 @@ def report(
         Path | None, typer.Option(help="The page; RUN/report.html if not given.")
     ] = None,
 ) -> None:
-    """Write a self-contained page with the curves of a run: losses, health, gradients, speed,
-    probes.
+    """Write a self-contained page with the curves of a run.
+
+    They are losses, health, gradients, speed and probes.
     """
     from silc_bench.trainer.monitor.report import write_report
 
     print(f"wrote {write_report(run, out)}")
 
 
-OF_MODEL = (
-    "weights",
-    "gradients",
-    "optimiser state",
-    "teacher",
-    "average",
-)  # parts of memory, whatever the batch
+# Parts of memory that stay the same whatever the batch.
+OF_MODEL = ("weights", "gradients", "optimiser state", "teacher", "average")
 
 
 def print_estimate(config: Any, device: Any, devices: int = 1) -> None:
-    """On ``devices`` like this one. UserError where they cannot share its batch."""
+    """What a step costs on ``devices`` like this one.
+
+    Raises:
+        UserError: they cannot share its batch.
+    """
     from silc_bench.trainer.device import share_of
     from silc_bench.trainer.monitor.cost import REACHED, estimate, memory_of
 
     share_of(config.batch_size, devices, "devices")
-    found = estimate(config, device, devices)
-    where = "one device" if devices == 1 else f"{devices:,} devices"
-    table = table_of(
-        "of a step on one device" if devices == 1 else f"of a step on one of {where}",
-        "",
-        title=config.name,
-    )
-    for name, count in found.parameters.items():
+    cost = estimate(config, device, devices)
+
+    if devices == 1:
+        where = "one device"
+        head = "of a step on one device"
+    else:
+        where = f"{devices:,} devices"
+        head = f"of a step on one of {where}"
+    table = table_of(head, "", title=config.name)
+
+    for name, count in cost.parameters.items():
         table.add_row(f"parameters, {name}", f"{count / 1e6:,.1f} M")
-    for name, size in found.bytes_by_part.items():
+    for name, size in cost.bytes_by_part.items():
         table.add_row(f"memory, {name}", _size(size))
-    table.add_row("memory, all of it", _size(sum(found.bytes_by_part.values())))
-    table.add_row("FLOPs a picture, counted", f"{found.flops_per_image / 1e9:,.2f} G")
-    table.add_row(
-        f"matrix products on {device}, measured", f"{found.matmul_rate / 1e12:,.3f} TFLOP/s"
-    )
+    table.add_row("memory, all of it", _size(sum(cost.bytes_by_part.values())))
+    table.add_row("FLOPs a picture, counted", f"{cost.flops_per_image / 1e9:,.2f} G")
+    matmul_rate = f"{cost.matmul_rate / 1e12:,.3f} TFLOP/s"
+    table.add_row(f"matrix products on {device}, measured", matmul_rate)
+
+    # No step reaches the rate of bare matrix products; which share it reaches is only known after
+    # a run, so the time is given for several shares.
     for share in REACHED:
-        speed = share * found.images_per_second
+        speed = share * cost.images_per_second
         rate = f"{speed:,.0f}" if speed >= 10 else f"{speed:.2g}"
-        hours = found.hours / share
-        words = (
-            f"{hours:,.{0 if hours >= 100 else 1}f} hours"
-            if hours >= 1
-            else f"{60 * hours:.0f} minutes"
-        )
-        table.add_row(f"at {100 * share:.0f} % of that", f"{rate} images/s, {words} on {where}")
+        duration = _duration(cost.hours / share)
+        table.add_row(f"at {100 * share:.0f} % of that", f"{rate} images/s, {duration} on {where}")
     console.print(table)
-    if too_large := too_large_for(found.bytes_by_part, config, memory_of(device), devices):
+
+    too_large = too_large_for(cost.bytes_by_part, config, memory_of(device), devices)
+    if too_large:
         console.print(
             f"{too_large}.", style="yellow", markup=False, highlight=False, soft_wrap=True
         )
 
 
 def print_start(config: Any) -> None:
-    """What ``--init`` brings, as the run would say it. Raises UserError where it would be
-    refused.
+    """What ``--init`` brings, as the run would say it.
+
+    Raises:
+        UserError: the run would refuse it.
     """
     from silc_bench.trainer.checkpoints.init import read_start
 
@@ -206,56 +219,81 @@ def print_start(config: Any) -> None:
 def too_large_for(
     bytes_by_part: dict[str, int], config: Config, room: int, devices: int = 1
 ) -> str | None:
-    """In words, with what helps, that a step needs more than ``room`` bytes of each device; None
-    where it does not.
+    """A sentence that says that a step does not fit into a device, and what helps; None if it fits.
+
+    Args:
+        room: bytes of each device that this process may use.
     """
-    needed, activations = sum(bytes_by_part.values()), bytes_by_part["activations"]
+    needed = sum(bytes_by_part.values())
+    activations = bytes_by_part["activations"]
     if needed <= room:
         return None
-    says = f"a step needs {_size(needed)} and this process may use {_size(room)}"
+    problem = f"a step needs {_size(needed)} and this process may use {_size(room)}"
+
+    # First what no option mends.
     of_model = sum(bytes_by_part.get(part, 0) for part in OF_MODEL)
     if of_model > room:
-        return f"{says}, less than model and optimiser alone, {_size(of_model)}: it takes a larger device or a smaller model"
-    rest, share = needed - activations, config.batch_size // devices
+        return (
+            f"{problem}, less than model and optimiser alone, {_size(of_model)}:"
+            " it takes a larger device or a smaller model"
+        )
+
+    # The contrastive loss needs the images and logits of the whole share at once, in however many
+    # micro-batches the towers take them.
+    share = config.batch_size // devices
+    rest = needed - activations
     if rest > room:
         return (
-            f"{says}, less than the pictures and logits of {share:,} pairs and the model, {_size(rest)}: it takes more devices"
-            " (--devices counts for them) or a smaller batch_size"
+            f"{problem}, less than the pictures and logits of {share:,} pairs and the model,"
+            f" {_size(rest)}: it takes more devices (--devices counts for them)"
+            " or a smaller batch_size"
         )
+
     saves = "--set checkpointing=blocks needs less" if config.checkpointing == "none" else ""
-    a_pair = activations / (config.micro_batch or share)
-    pairs = int((0.9 * room - rest) / a_pair)  # the rest for what is not counted
+    bytes_per_pair = activations / (config.micro_batch or share)
+    pairs = int((0.9 * room - rest) / bytes_per_pair)  # 0.1 for what is not counted
     if pairs < 1:
-        return f"{says}, not enough for one pair at a time{saves and ': ' + saves}"
+        ending = f": {saves}" if saves else ""
+        return f"{problem}, not enough for one pair at a time{ending}"
+
+    # The largest power of two that fits divides the usual batch sizes.
     fits = f"--set micro_batch={2 ** (pairs.bit_length() - 1)} fits"
-    return f"{says}: " + ", ".join(
-        filter(None, [fits, saves, "a smaller batch_size needs less too"])
-    )
+    remedies = [fits, saves, "a smaller batch_size needs less too"]
+    return f"{problem}: {', '.join(filter(None, remedies))}"
+
+
+def _duration(hours: float) -> str:
+    if hours < 1:
+        return f"{60 * hours:.0f} minutes"
+    return f"{hours:,.0f} hours" if hours >= 100 else f"{hours:,.1f} hours"
 
 
 def _size(num_bytes: int) -> str:
-    return (
-        f"{num_bytes / 2**30:,.2f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:,.1f} MiB"
-    )
+    if num_bytes >= 2**30:
+        return f"{num_bytes / 2**30:,.2f} GiB"
+    return f"{num_bytes / 2**20:,.1f} MiB"
 
 
 def tasks_for(source: str) -> str:
     """What to measure first after training on ``source``: options of ``silc-bench eval``."""
     if source == "shapes":
         return "shapes"
+
+    # A single list of captions can be measured by retrieval; a mixture or a pattern cannot.
     if source.lower().endswith(ENDINGS) and "|" not in source and "*" not in source:
         return shlex.quote(f"captions:{source}")
     return "zeroshot --data-root DIR"
 
 
 def print_config(config: Any) -> None:
+    """Every field with its value, and how sure the recipe is of it."""
     from silc_bench.trainer.config.config import flatten
     from silc_bench.trainer.config.presets import provenance_of
 
     table = table_of("field", "value", "how sure the recipe is of it", title=config.name)
+    # The tiny presets are ours, made for tests and the demo: no paper gives their fields.
     is_recipe = config.preset not in ("shapes_tiny", "cifar_tiny")
     for field, value in flatten(config).items():
-        table.add_row(
-            field, Text(str(value)), provenance_of(field, config.preset) if is_recipe else ""
-        )
+        provenance = provenance_of(field, config.preset) if is_recipe else ""
+        table.add_row(field, Text(str(value)), provenance)
     console.print(table)

@@ -84,9 +84,13 @@ def _of_the_system(error: OSError | MemoryError | RuntimeError) -> str | None:
 
 def _complain(verdict: str, message: str) -> None:
     """One line on the error stream."""
-    # The message may quote a file: no markup, no terminal codes.
-    line = "".join(letter if letter.isprintable() else " " for letter in message)
-    notes.print(Text.assemble((verdict, "bold red"), " ", line), soft_wrap=True)
+    # Text, not str: rich would take brackets in the message for markup.
+    notes.print(Text.assemble((verdict, "bold red"), " ", one_line(message)), soft_wrap=True)
+
+
+def one_line(text: str) -> str:
+    """``text`` without line breaks and terminal codes: names in a file may hold anything."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
 def table_of(*heads: str, title: str | None = None) -> Table:
