@@ -1,20 +1,19 @@
-"""What the readers of other libraries' towers share: the words of a refusal, weights that change
-names, sizes that are checked.
+"""What the readers and writers of other libraries' models share.
 
-``silc_bench.trainer.checkpoints.transformers`` reads transformers' and big_vision's models,
-``silc_bench.trainer.checkpoints.open_clip`` open_clip's.
+Reading: a source of weights in our words (``Towers``), weights that change names, sizes that are
+checked, the words of a refusal. ``silc_bench.trainer.checkpoints.transformers`` reads transformers'
+and big_vision's models, ``silc_bench.trainer.checkpoints.open_clip`` open_clip's.
 
-Writing a safetensors file: 8 bytes with the length of the header, a JSON header, then the values,
-tensor after tensor.
+Writing: ``write_tensors`` makes a safetensors file: 8 bytes with the length of the header, a JSON
+header, then the values, tensor after tensor. It is the counterpart of
+``silc_bench.models.weights.tensor_files``, and writes one tensor at a time, so that no second copy
+of the weights is held.
 
-The counterpart of ``silc_bench.models.weights.tensor_files``; one tensor at a time, so that no
-second copy of the weights is held.
-
-The tokenizer of a checkpoint as files for transformers' AutoTokenizer, which open_clip uses too.
-
-tokenizer.json is the one in the checkpoint, cleaning and merges included. tokenizer_config.json
-adds what transformers decides outside of it: ``<eos>`` also pads, on the right; no attention mask
-is made, because the model reads its padding; ``<eos>`` spelt in a text is text.
+``write_tokenizer`` makes the tokenizer's files for transformers' AutoTokenizer, which open_clip
+uses too. tokenizer.json is the one in the checkpoint, cleaning and merges included.
+tokenizer_config.json adds what transformers decides outside of it: ``<eos>`` also pads, on the
+right; no attention mask is made, because the model reads its padding; ``<eos>`` spelt in a text is
+text.
 """
 
 from __future__ import annotations
@@ -34,14 +33,15 @@ from silc_bench.models.weights.tensor_files import CHECKSUMS, part_checksums
 from silc_bench.trainer.checkpoints.model import NativeModel
 from silc_bench.trainer.silc.tokenizers import AnyTokenizer
 
-EPS = 1e-6
+EPS = 1e-6  # of our norms
+# Two parts of every refusal: what our towers are, and what to do instead.
 OURS = (
     "a run's towers are SigLIP's (patches alone, pooled by attention; "
     "texts without a causal mask, their last token pooled)"
 )
 INSTEAD = (
-    "start from a SigLIP or SigLIP 2 of one resolution (hf:FOLDER, open_clip:ARCH/TAG, big_vision:FILE.npz) or from a run made"
-    " here; `silc-bench eval` measures this model as it is"
+    "start from a SigLIP or SigLIP 2 of one resolution (hf:FOLDER, open_clip:ARCH/TAG,"
+    " big_vision:FILE.npz) or from a run made here; `silc-bench eval` measures this model as it is"
 )
 Weights = dict[str, Tensor]
 
@@ -57,12 +57,14 @@ class Towers:
     note: str = ""  # what a run does otherwise than the source, though the towers are the same
 
 
+# ---- reading ----
+
+
 def state(module: Any) -> list[tuple[str, Tensor]]:
-    return [
-        (name, value)
-        for name, value in module.state_dict().items()
-        if not name.endswith("position_ids")
-    ]
+    """Names and values of a module's weights."""
+    # transformers' models keep 0, 1, 2 ... in a buffer: no weight, and not in every release.
+    values = module.state_dict().items()
+    return [(name, value) for name, value in values if not name.endswith("position_ids")]
 
 
 def taken(left: Weights, theirs: str, ours: str) -> Weights:
@@ -71,7 +73,8 @@ def taken(left: Weights, theirs: str, ours: str) -> Weights:
 
 
 def scalars(module: Any) -> Weights:
-    bias = getattr(module, "logit_bias", None)
+    """Scale (its logarithm) and bias of the logits, each a tensor [] as in ``Student``."""
+    bias = getattr(module, "logit_bias", None)  # trained with a softmax there is none
     bias = torch.zeros(()) if bias is None else bias.detach()
     return {"log_scale": module.logit_scale.detach().reshape(()), "logit_bias": bias.reshape(())}
 
@@ -81,29 +84,47 @@ def is_norm(module: nn.Module) -> bool:
 
 
 def check_nothing_left(left: Weights) -> None:
+    """Every weight of the source must have found its place. Raises UserError."""
     if left:
+        example = next(iter(left))
         raise UserError(
-            f"our towers have no place for {len(left)} of its weights, such as {next(iter(left))}; {INSTEAD}"
+            f"our towers have no place for {len(left)} of its weights, such as {example}; {INSTEAD}"
         )
 
 
 def check_sizes(
     sizes: dict[str, dict[str, Any]], embed_dim: int, epsilons: Iterable[float]
 ) -> None:
-    if embed_dim != sizes["vision"]["width"]:
+    """What our towers cannot be set to.
+
+    Args:
+        sizes: fields of our configuration of a tower, for "vision" and "text".
+        epsilons: of all norms.
+
+    Raises:
+        UserError: the embedding has another width than the image tower, the layers another
+        activation, the norms another epsilon.
+    """
+    width = sizes["vision"]["width"]
+    if embed_dim != width:
         raise UserError(
-            f"its embeddings have {embed_dim} numbers and its image tower is {sizes['vision']['width']} wide, ours are as"
-            f" wide as the tower; {INSTEAD}"
+            f"its embeddings have {embed_dim} numbers and its image tower is {width} wide,"
+            f" ours are as wide as the tower; {INSTEAD}"
         )
+
     for side, size in sizes.items():
         if size["gelu"] not in ("tanh", "exact"):
             raise UserError(
-                f"its {side} tower has {size['gelu']} between its layers, ours have a GELU; {INSTEAD}"
+                f"its {side} tower has {size['gelu']} between its layers, ours have a GELU;"
+                f" {INSTEAD}"
             )
     if other := set(epsilons) - {EPS}:
         raise UserError(
             f"its norms add {sorted(other)[0]:g} to the variance, ours {EPS:g}; {INSTEAD}"
         )
+
+
+# ---- writing ----
 
 
 ALIGNMENT = 8  # bytes; the header is padded with spaces, so that values can be mapped into memory
@@ -117,26 +138,35 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     """
     checksums = json.dumps(part_checksums(tensors, metadata))
     header: dict[str, object] = {"__metadata__": {**metadata, CHECKSUMS: checksums}}
+
+    # Offsets count from the end of the header.
     end = 0
     for name, value in tensors.items():
         assert value.dtype == torch.float32, f"{name} is {value.dtype}"
-        begin, end = end, end + value.numel() * value.element_size()
+        begin = end
+        end = begin + value.numel() * value.element_size()
         header[name] = {"dtype": "F32", "shape": list(value.shape), "data_offsets": [begin, end]}
-    words = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-    words += b" " * (-len(words) % ALIGNMENT)
+
+    header_json = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    header_json += b" " * (-len(header_json) % ALIGNMENT)
     with open(path, "wb") as file:
-        file.write(len(words).to_bytes(8, "little"))
-        file.write(words)
+        file.write(len(header_json).to_bytes(8, "little"))
+        file.write(header_json)
         for value in tensors.values():
-            file.write(value.detach().cpu().contiguous().numpy().reshape(-1).view(np.uint8).data)
+            array = value.detach().cpu().contiguous().numpy()
+            file.write(array.reshape(-1).view(np.uint8).data)
 
 
 def write_tokenizer(model: NativeModel, folder: Path) -> None:
-    """``tokenizer(texts, padding="max_length", max_length=L, truncation=True)`` gives the ids of
-    ``model.tokenize``.
+    """The files with which AutoTokenizer gives the ids of ``model.tokenize``.
+
+    It must be called as ``tokenizer(texts, padding="max_length", max_length=L, truncation=True)``.
     """
     text = model.tokenizer.to_json()
+
+    # The token's number is its key there, and not one of its settings.
     eos = end_of_text(model)
+    eos_settings = {key: eos[key] for key in eos if key != "id"}
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": model.config.text.context_length,
@@ -148,8 +178,9 @@ def write_tokenizer(model: NativeModel, folder: Path) -> None:
         "split_special_tokens": True,
         "add_prefix_space": True,  # else transformers 4 takes it out of tokenizer.json
         "clean_up_tokenization_spaces": False,
-        "added_tokens_decoder": {str(eos["id"]): {key: eos[key] for key in eos if key != "id"}},
+        "added_tokens_decoder": {str(eos["id"]): eos_settings},
     }
+
     (folder / "tokenizer.json").write_text(text, encoding="utf-8")
     write_json(folder / "tokenizer_config.json", settings)
 

@@ -1,10 +1,10 @@
-"""A model trained here, in the form of another library or in one file: ``export(model, "hf",
-Path("silc-hf"))``.
+"""A model trained here, in the form of another library or in one file.
 
-Flow: ``load_trained("RUN:teacher")`` -> ``check_target`` -> the target's ``write`` into a temporary
-place -> moved to ``out``. Nothing is downloaded, and no other library is needed: each target is
-JSON and a safetensors file. Weights are renamed and regrouped, never changed, so the other
-library's embeddings are ours (``tests/silc_bench/test_export.py``).
+Flow: ``load_trained("RUN:teacher")`` -> ``check_target`` -> ``export(model, "hf",
+Path("silc-hf"))``: the target's ``write`` into a temporary place, which is then moved to ``out``.
+Nothing is downloaded, and no other library is needed: each target is JSON and a safetensors file.
+Weights are renamed and regrouped, never changed, so the other library's embeddings are ours
+(``tests/trainer/checkpoints/test_export.py``).
 
 A folder gets a list of its files with their checksums (``silc_bench.system.checksums.MANIFEST``), a
 safetensors file has those of its tensors in its header.
@@ -26,6 +26,7 @@ from silc_bench.trainer.checkpoints import transformers as hf
 from silc_bench.trainer.checkpoints.exchange import write_tensors
 from silc_bench.trainer.checkpoints.model import NativeModel
 
+# Each takes the model, the temporary folder to write into, and the folder's final place.
 FOLDERS: dict[str, Callable[[NativeModel, Path, Path], None]] = {
     "open_clip": open_clip.write,
     "hf": hf.write,
@@ -35,18 +36,22 @@ SUFFIX = ".safetensors"
 
 
 def check_target(target: str, out: Path) -> None:
-    """Before any work: ``target`` exists and ``out`` is free. An earlier export is not overwritten.
+    """Before any work: ``target`` exists and ``out`` is free.
 
     Raises:
-        UserError: says what is in the way.
+        UserError: says what is in the way. An earlier export is not overwritten.
     """
     if target not in TARGETS:
         raise unknown_name("target of an export", target, TARGETS)
     if target == "safetensors" and (out.suffix != SUFFIX or out.is_dir()):
         raise UserError(
-            f"--to safetensors writes one file: --out must name one that ends in {SUFFIX}, and {out} does not"
+            f"--to safetensors writes one file: --out must name one that ends in {SUFFIX},"
+            f" and {out} does not"
         )
-    if os.path.lexists(out) and not (target in FOLDERS and out.is_dir() and not any(out.iterdir())):
+
+    # An empty folder may be taken; lexists sees broken links too.
+    is_free_folder = target in FOLDERS and out.is_dir() and not any(out.iterdir())
+    if os.path.lexists(out) and not is_free_folder:
         raise UserError(
             f"{out} exists already and is not overwritten; remove it, or choose another --out"
         )
@@ -59,22 +64,27 @@ def load_trained(spec: str) -> NativeModel:
     Raises:
         UserError: a checkpoint of another library, or anything else that was not trained here.
     """
+    # "hf:NAME" names another library's model, unless somebody has a folder of that name.
     kind = spec.partition(":")[0]
     if kind in KINDS and not os.path.exists(spec):
         raise UserError(
-            f"{spec}: only models trained here can be exported, and {kind}: names one of another library"
+            f"{spec}: only models trained here can be exported,"
+            f" and {kind}: names one of another library"
         )
+
     path, branch = find_path(spec)
     if not native.is_ours(path):
         raise UserError(
-            f"{spec}: only models trained here can be exported, and this is no checkpoint of `silc-bench train`"
+            f"{spec}: only models trained here can be exported,"
+            " and this is no checkpoint of `silc-bench train`"
         )
     return native.load(path, branch)
 
 
 def export(model: NativeModel, target: str, out: Path) -> None:
-    """Write ``model`` for ``target`` (TARGETS) to ``out``: a folder, or for safetensors a file. All
-    of it or nothing.
+    """Write ``model`` for ``target`` (TARGETS) to ``out``, all of it or nothing.
+
+    ``out`` becomes a folder, or for safetensors a file.
 
     Raises:
         UserError: ``check_target``'s, or weights that are not finite.
@@ -84,9 +94,11 @@ def export(model: NativeModel, target: str, out: Path) -> None:
     _check_finite(model)
     if target in FOLDERS and model.has_foreign_tokenizer:
         raise UserError(
-            f"{model.name} is not exported to {target}: its tokenizer is another library's, kept from what the run started from"
-            f" (cleaning {model.tokenizer.cleaning!r}); --to safetensors keeps it"
+            f"{model.name} is not exported to {target}: its tokenizer is another library's, kept"
+            f" from what the run started from (cleaning {model.tokenizer.cleaning!r});"
+            " --to safetensors keeps it"
         )
+
     try:
         if target == "safetensors":
             with atomic_path(out) as temporary:
@@ -94,10 +106,12 @@ def export(model: NativeModel, target: str, out: Path) -> None:
         else:
             with atomic_folder(out) as temporary:
                 FOLDERS[target](model, temporary, out)
+                # The last file, because it lists all others.
                 write_manifest(temporary)
     except OSError as error:
         raise RunError(
-            f"the export to {out} could not be written ({error.strerror or error}); nothing of it is left"
+            f"the export to {out} could not be written ({error.strerror or error});"
+            " nothing of it is left"
         ) from None
 
 
@@ -105,5 +119,6 @@ def _check_finite(model: NativeModel) -> None:
     bad = [name for name, value in native.tensors(model).items() if not value.isfinite().all()]
     if bad:
         raise UserError(
-            f"{model.name} is not exported: its training diverged, {bad[0]} is not finite ({len(bad)} tensors)"
+            f"{model.name} is not exported: its training diverged,"
+            f" {bad[0]} is not finite ({len(bad)} tensors)"
         )

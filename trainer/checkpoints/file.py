@@ -1,14 +1,14 @@
-"""Checkpoints: one file of tensors and plain values, written atomically, read without executing
-anything from it.
+"""Checkpoints: one file of tensors and plain values, written atomically, read without executing it.
 
 RUN/checkpoints/step_00001000.pt holds all that continues a run bit for bit: student, teacher (with
 its centre), optimiser, step, samples seen and the position in the data; plus the configuration and
 the tokenizer as JSON text. Randomness is a pure function of (seed, step), so there is no generator
 state to keep. A checksum of each of these parts is in the file, so that it may be copied alone.
-``step_....json`` beside it says the same in words, with the file's sha256 and, where a probe was
-scored at that step, its score. These words have checksums too. Where they are missing or damaged,
-the checkpoint stands by itself and has no score; where they are another checkpoint's, it is
-refused.
+
+``step_....json`` beside it says the same for people, with the file's sha256 and, where a probe was
+scored at that step, its score. This note has checksums too. Where it is missing or damaged, the
+checkpoint stands by itself and has no score; where it belongs to another checkpoint, the checkpoint
+is refused.
 
 Flow: ``Writer.write`` copies the state and returns; ``save`` runs on the writer's thread.
 ``load_newest`` is what resumes.
@@ -44,11 +44,10 @@ FIELDS = (
     "samples_seen",
     "position",
 )
-OPTIONAL = (
-    "start",
-    "average",
-)  # what is known of the weights that the run started from, as JSON text; averaged weights
+# What is known of the weights that the run started from, as JSON text; averaged weights.
+OPTIONAL = ("start", "average")
 KEEP = 2  # newest checkpoints that stay; the one with the best score stays besides
+EXPECTED = "expected a checkpoint written by `silc-bench train`"  # the end of each refusal
 
 
 class DamagedCheckpointError(UserError):
@@ -56,11 +55,10 @@ class DamagedCheckpointError(UserError):
 
 
 class Writer:
-    """Writes checkpoints of one run on a thread of its own, one at a time. A context manager:
-    leaving it ends the last write.
+    """Writes checkpoints of one run on a thread of its own, one at a time.
 
-    Every method raises RunError where a write that was under way has failed, with the last good
-    checkpoint in its sentence.
+    It is a context manager: leaving it ends the last write. Every method raises RunError where a
+    write that was under way has failed, with the last good checkpoint in its sentence.
     """
 
     def __init__(self, run: Path) -> None:
@@ -80,15 +78,21 @@ class Writer:
         trace: TracebackType | None,
     ) -> None:
         self._thread.shutdown()
+
+        # After an error of the block its own failure would hide that error.
         if kind is None:
             self.wait()
 
     def write(self, payload: dict[str, Any], score: float | None = None) -> None:
-        """Waits for the write before, copies ``payload`` (what ``save`` takes) to the CPU, and
-        returns.
+        """Wait for the write before, copy ``payload`` to the CPU, and return.
+
+        Args:
+            payload: what ``save`` takes.
         """
         self.wait()
         self._step = payload["step"]
+
+        # A copy, because the next step changes the tensors while the thread still writes them.
         self._pending = self._thread.submit(save, self._run, _copied(payload), score)
 
     def check(self) -> None:
@@ -98,62 +102,73 @@ class Writer:
 
     def wait(self) -> Path | None:
         """The newest checkpoint, written completely."""
-        pending, self._pending = self._pending, None
-        if pending is not None:
-            try:
-                self.path = pending.result()
-            except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-                kept = all_in(self._run)
-                last = f"the last good one is {kept[-1]}" if kept else "there is none yet"
-                raise RunError(
-                    f"step {self._step}: the checkpoint could not be written to {self._run} ({error}); {last}"
-                ) from error
+        pending = self._pending
+        self._pending = None
+        if pending is None:
+            return self.path
+
+        try:
+            self.path = pending.result()
+        except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+            kept = all_in(self._run)
+            last = f"the last good one is {kept[-1]}" if kept else "there is none yet"
+            raise RunError(
+                f"step {self._step}: the checkpoint could not be written to {self._run}"
+                f" ({error}); {last}"
+            ) from error
         return self.path
 
 
 def save(run: Path, payload: dict[str, Any], score: float | None = None) -> Path:
-    """Write RUN/checkpoints/step_N.pt and its words, then remove all but the newest and the best.
+    """Write RUN/checkpoints/step_N.pt and its note, then remove all but the newest and the best.
 
-    The words come first, so that a checkpoint in its place always has its checksum beside it. A
+    The note comes first, so that a checkpoint in its place always has its checksum beside it. A
     checkpoint of a later step than N was found damaged when the run was resumed, and is removed.
     """
     whole = with_checksums({"format": FORMAT, **payload})
     assert _has_all_fields(whole), f"checkpoint fields differ: {set(payload) ^ set(FIELDS)}"
+
     path = path_of(run, payload["step"])
-    for left in path.parent.glob(".step_*.tmp"):  # by a process that was killed while it wrote
-        left.unlink()
+    # Temporary files of a process that was killed while it wrote.
+    for leftover in path.parent.glob(".step_*.tmp"):
+        leftover.unlink()
+
     with atomic_path(path) as temporary:
         torch.save(whole, temporary)
-        words = {name: payload[name] for name in ("step", "samples_seen", "position")}
-        words |= {
+        note = {name: payload[name] for name in ("step", "samples_seen", "position")}
+        note |= {
             "format": FORMAT,
             "sha256": _sha256(temporary),
             "score": score,
             "config": json.loads(payload["config"]),
         }
-        write_text_atomic(path.with_suffix(".json"), json.dumps(sealed(words), indent=1) + "\n")
-    known = all_in(run)
-    kept = {*known[: known.index(path) + 1][-KEEP:], best_in(run)}
-    for old in known:
+        write_text_atomic(path.with_suffix(".json"), json.dumps(sealed(note), indent=1) + "\n")
+
+    # Counted from this checkpoint back: what stands after it in the list is a damaged later one.
+    checkpoints = all_in(run)
+    until_now = checkpoints[: checkpoints.index(path) + 1]
+    kept = {*until_now[-KEEP:], best_in(run)}
+    for old in checkpoints:
         if old not in kept:
             old.unlink()
-    for words_file in path.parent.glob("step_*.json"):
-        if not words_file.with_suffix(".pt").exists():
-            words_file.unlink()
+    for note_file in path.parent.glob("step_*.json"):
+        if not note_file.with_suffix(".pt").exists():
+            note_file.unlink()
     return path
 
 
 def path_of(run: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies; eight digits, so that names sort as steps do."""
     return run / "checkpoints" / f"step_{step:08d}.pt"
 
 
 def best_in(run: Path) -> Path | None:
-    """The checkpoint with the highest score, the newer of equals; None where no probe was
-    scored.
-    """
-    scored = [
-        (score, path) for path in all_in(run) if (score := _words(path).get("score")) is not None
-    ]
+    """The checkpoint with the highest score, of equals the newer; None where none was scored."""
+    scored = []
+    for path in all_in(run):
+        score = _note_of(path).get("score")
+        if score is not None:
+            scored.append((score, path))
     return max(scored)[1] if scored else None
 
 
@@ -172,17 +187,22 @@ def find(path: Path) -> Path:
         return path
     if not path.exists():
         raise UserError(f"checkpoint {path}: no such file or folder")
-    found = all_in(path) or sorted(path.glob("step_*.pt"))
-    if not found:
+
+    # The folder of a run, or the folder checkpoints/ within it.
+    checkpoints = all_in(path) or sorted(path.glob("step_*.pt"))
+    if not checkpoints:
         raise UserError(
-            f"checkpoint {path}: a folder without checkpoints/step_*.pt; expected a run made by `silc-bench train --out`"
+            f"checkpoint {path}: a folder without checkpoints/step_*.pt;"
+            " expected a run made by `silc-bench train --out`"
         )
-    return found[-1]
+    return checkpoints[-1]
 
 
 def load_newest(run: Path) -> tuple[Path, dict[str, Any], list[str]]:
-    """The newest whole checkpoint of a run: its path, what it holds, and a sentence for each
-    damaged one that is newer.
+    """The newest whole checkpoint of a run.
+
+    Returns:
+        Its path, what it holds, and a sentence for each damaged one that is newer.
 
     Raises:
         UserError: none is whole, or one was written by another program.
@@ -190,76 +210,81 @@ def load_newest(run: Path) -> tuple[Path, dict[str, Any], list[str]]:
     damaged: list[DamagedCheckpointError] = []
     for path in reversed(all_in(run)):
         try:
-            return path, load(path), [str(error) for error in damaged]
+            payload = load(path)
         except DamagedCheckpointError as error:
             damaged.append(error)
+        else:
+            return path, payload, [str(error) for error in damaged]
     assert damaged, "the caller knows that there are checkpoints"
     raise damaged[0]
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read a checkpoint on the CPU. Only tensors and plain values are unpickled
-    (``silc_bench.models.weights.pickles``).
+    """Read a checkpoint on the CPU.
+
+    Only tensors and plain values are unpickled (``silc_bench.models.weights.pickles``).
 
     Raises:
         DamagedCheckpointError: empty, truncated, not the bytes whose checksum stands beside it, of
         another step than its name says, or with a part that is missing, foreign or altered.
         UserError: missing, or not one of ours. Both say what was found and what was expected.
     """
-    expected = "expected a checkpoint written by `silc-bench train`"
+    payload = _unpickled(path)
+
+    is_ours = isinstance(payload, dict) and payload.get("format") == FORMAT
+    if not is_ours or not _has_all_fields(payload):
+        content: Any = type(payload).__name__
+        if isinstance(payload, dict):
+            content = sorted(map(str, payload))[:6]
+        raise UserError(
+            f"checkpoint {path}: another program's file (it holds {content});"
+            f" {EXPECTED}, format {FORMAT}"
+        )
+
+    stated = payload.pop(CHECKSUMS)
     try:
-        known = _words(path).get("sha256")
+        problem = differences(stated, _checksums(payload)) or _renamed(path, payload["step"])
+    except (TypeError, RuntimeError) as error:
+        # What no checkpoint of ours holds: a part within itself, tensors without values.
+        problem = f"a part cannot be looked at ({type(error).__name__})"
+    if problem:
+        raise DamagedCheckpointError(f"checkpoint {path}: damaged: {problem}; {EXPECTED}")
+    return payload
+
+
+def _unpickled(path: Path) -> Any:
+    """Whatever tensors and plain values the file holds. Raises as ``load``."""
+    try:
+        known = _note_of(path).get("sha256")
         if known is not None and _sha256(path) != known:
+            note_name = path.with_suffix(".json").name
             raise DamagedCheckpointError(
-                f"checkpoint {path}: damaged: its sha256 is not that of {path.with_suffix('.json').name} beside it; {expected}"
+                f"checkpoint {path}: damaged: its sha256 is not that of {note_name} beside it;"
+                f" {EXPECTED}"
             )
-        payload = pickles.load_zip(path)
+        return pickles.load_zip(path)
     except DamagedCheckpointError:
         raise
     except OSError as error:
         raise UserError(
-            f"checkpoint {path}: cannot be read ({error.strerror or error}); {expected}"
+            f"checkpoint {path}: cannot be read ({error.strerror or error}); {EXPECTED}"
         ) from None
     except pickle.UnpicklingError as error:
         reason = pickles.needed_global(error)
         raise UserError(
-            f"checkpoint {path}: refused, nothing was executed: {reason}; {expected}"
+            f"checkpoint {path}: refused, nothing was executed: {reason}; {EXPECTED}"
         ) from None
     except Exception as error:  # on a damaged file zipfile and the unpickler raise nearly anything
         size = path.stat().st_size
         reason = next(iter(str(error).splitlines()), type(error).__name__)[:200]
-        kind = (
-            f"truncated, damaged or of another kind ({size:,} bytes: {reason})"
-            if size
-            else "an empty file"
-        )
-        raise DamagedCheckpointError(f"checkpoint {path}: {kind}; {expected}") from None
-    if (
-        not isinstance(payload, dict)
-        or payload.get("format") != FORMAT
-        or not _has_all_fields(payload)
-    ):
-        found = (
-            sorted(map(str, payload))[:6] if isinstance(payload, dict) else type(payload).__name__
-        )
-        raise UserError(
-            f"checkpoint {path}: another program's file (it holds {found}); {expected}, format {FORMAT}"
-        )
-    stated = payload.pop(CHECKSUMS)
-    try:
-        problem = differences(stated, _checksums(payload)) or _renamed(path, payload["step"])
-    except (
-        TypeError,
-        RuntimeError,
-    ) as error:  # what no checkpoint of ours holds: a part within itself, tensors without values
-        problem = f"a part cannot be looked at ({type(error).__name__})"
-    if problem:
-        raise DamagedCheckpointError(f"checkpoint {path}: damaged: {problem}; {expected}")
-    return payload
+        kind = "an empty file"
+        if size:
+            kind = f"truncated, damaged or of another kind ({size:,} bytes: {reason})"
+        raise DamagedCheckpointError(f"checkpoint {path}: {kind}; {EXPECTED}") from None
 
 
 def with_checksums(payload: dict[str, Any]) -> dict[str, Any]:
-    """All that ``load`` wants to find in a file, from what it gives."""
+    """All that ``load`` expects in a file, from what it gives."""
     return {**payload, CHECKSUMS: _checksums(payload)}
 
 
@@ -270,15 +295,16 @@ def _checksums(payload: dict[str, Any]) -> dict[str, str]:
 def _checksum(part: Any) -> str:
     digest = hashlib.sha256()
 
+    # Types and lengths go in too: the values of [[1], 2] and [1, [2]] alone would be the same.
     def add(value: Any) -> None:
         if isinstance(value, torch.Tensor):
             digest.update(f"{value.dtype} {list(value.shape)} {value.layout} ".encode())
-            if (
-                value.layout == torch.strided and not value.is_quantized
-            ):  # others are refused by whoever loads the weights
-                digest.update(
-                    value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
-                )
+
+            # Sparse and quantised tensors are refused by whoever loads the weights.
+            if value.layout == torch.strided and not value.is_quantized:
+                flat = value.detach().cpu().contiguous().reshape(-1)
+                # As bytes, because numpy has no bf16.
+                digest.update(flat.view(torch.uint8).numpy().data)
         elif isinstance(value, dict):
             digest.update(f"map of {len(value)} ".encode())
             for name, inner in value.items():
@@ -297,18 +323,16 @@ def _checksum(part: Any) -> str:
 
 def _renamed(path: Path, step: int) -> str:
     """What is wrong with the name, which says what a run goes on from; "" where it says no step."""
-    named = re.fullmatch(r"step_(\d{8,})", path.stem)
-    return f"it holds step {step} and was renamed" if named and int(named[1]) != step else ""
+    match = re.fullmatch(r"step_(\d{8,})", path.stem)
+    return f"it holds step {step} and was renamed" if match and int(match[1]) != step else ""
 
 
 def _has_all_fields(payload: dict[str, Any]) -> bool:
     return set(payload) - set(OPTIONAL) == {*FIELDS, CHECKSUMS}
 
 
-def _words(path: Path) -> dict[str, Any]:
-    """What stands beside a checkpoint; nothing where that is missing or damaged: the checkpoint has
-    checksums of its own.
-    """
+def _note_of(path: Path) -> dict[str, Any]:
+    """What stands beside a checkpoint; nothing where that is missing or damaged."""
     return read_sealed(path.with_suffix(".json")) or {}
 
 

@@ -1,8 +1,9 @@
 """Where a run starts from other weights: ``silc-bench train --init CKPT``.
 
 Flow: ``read_start(config)`` -> the source, loaded as ``silc-bench eval`` loads it, in our names
-(``silc_bench.trainer.checkpoints.transformers`` for other libraries' models), proved on pictures
-and texts, fitted to the run's configuration -> a ``Start`` -> ``Start.fill(student)``.
+(``silc_bench.trainer.checkpoints.transformers`` and ``open_clip`` for other libraries' models),
+compared with the source's own library on images and texts, fitted to the run's configuration -> a
+``Start`` -> ``Start.fill(student)``.
 
 Towers, scale and bias are the source's, the tokenizer too. The head is the source's where that is a
 run with a head of the same shape (its centre comes along), otherwise fresh; the optimiser is fresh;
@@ -13,7 +14,8 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +28,7 @@ from silc_bench.trainer.checkpoints import file as checkpoint
 from silc_bench.trainer.checkpoints import model as native
 from silc_bench.trainer.checkpoints.exchange import INSTEAD, Towers
 from silc_bench.trainer.checkpoints.open_clip import of_open_clip
-from silc_bench.trainer.checkpoints.transformers import _of_big_vision, _of_hf
+from silc_bench.trainer.checkpoints.transformers import of_big_vision, of_hf
 from silc_bench.trainer.config.config import Config
 from silc_bench.trainer.config.presets import PRESETS, make_preset
 from silc_bench.trainer.silc.student import TAUGHT, Student
@@ -46,32 +48,38 @@ def towers_of(model: ImageModel) -> Towers:
     from silc_bench.models.adapters.open_clip.model import OpenClipModel
 
     if isinstance(model, HfModel):
-        found = _of_hf(model)
+        towers = of_hf(model)
     elif isinstance(model, OpenClipModel):
-        found = of_open_clip(model)
+        towers = of_open_clip(model)
     elif isinstance(model, BigVisionTextModel):
-        found = _of_big_vision(model)
+        towers = of_big_vision(model)
     elif isinstance(model, BigVisionModel):
         raise UserError(f"a run needs both towers and the tokenizer: {model.lacking['text']}")
     else:
         raise UserError(f"it reads no texts, and a run learns from pictures with texts; {INSTEAD}")
+
+    # Other pixels could be folded into the first layer, but the weights would be changed by that.
     pipeline: Any = model.pipeline
     if tuple(pipeline.mean) != (0.5,) * 3 or tuple(pipeline.std) != (0.5,) * 3:
         raise UserError(
-            f"it was trained on pixels with mean {list(pipeline.mean)} and deviation {list(pipeline.std)}, a run here gives its"
-            f" towers pixels from -1 to 1; {INSTEAD}"
+            f"it was trained on pixels with mean {list(pipeline.mean)} and deviation"
+            f" {list(pipeline.std)}, a run here gives its towers pixels from -1 to 1; {INSTEAD}"
         )
-    theirs = (pipeline.resize, pipeline.crop, pipeline.interpolation)
-    if theirs == ("squash", "none", "bicubic"):
-        return found
-    return replace(
-        found,
-        note=f"its pictures were made by {' / '.join(theirs)} (resize / crop / interpolation); those of this run are measured"
-        " squashed, whole and bicubic, so its scores may differ from the source's by that",
+
+    # Another way to make images of one size only moves scores a little: said, not refused.
+    preprocessing = (pipeline.resize, pipeline.crop, pipeline.interpolation)
+    if preprocessing == ("squash", "none", "bicubic"):
+        return towers
+    note = (
+        f"its pictures were made by {' / '.join(preprocessing)} (resize / crop / interpolation);"
+        " those of this run are measured squashed, whole and bicubic, so its scores may differ from"
+        " the source's by that"
     )
+    return replace(towers, note=note)
 
 
-READ = (  # what both tokenizers must read alike before a run begins
+# What both tokenizers must read alike before a run begins.
+READ = (
     *PROBES,
     "a text that is far too long " * 40,
     "snake_case, <eos> </s> <pad> & &amp;",
@@ -82,8 +90,8 @@ UNMEASURED = (
     "whether it keeps what it can do without training is not measured; "
     "--set probe.every=500 does, and warns"
 )
-# largest difference of an embedding over its largest number: fp32 in another order, and nothing
-# else
+# Largest difference of an embedding over its largest number: fp32 sums in another order explain it,
+# and nothing else does.
 EXACT = 1e-4
 
 
@@ -112,48 +120,61 @@ def read_start(config: Config) -> Start:
         than the run's.
     """
     try:
-        towers, head, center, name = _read(config.init)
+        source = _read(config.init)
     except UserError as error:
         raise UserError(f"--init {config.init}: {error}") from None
-    _check_sizes(config, towers, name)
-    said = [f"starts from {name}", *([towers.note] if towers.note else [])]
-    weights = {**towers.weights, **_scalars(config, towers.weights, said)}
-    grid = towers.vision["image_size"] // towers.vision["patch_size"]
-    wanted = config.vision.image_size // config.vision.patch_size
-    if grid != wanted:
-        weights["vision.positions"] = _resized(config, weights["vision.positions"], grid, wanted)
-        said.append(
-            f"its positions, {grid} x {grid} for pictures of {towers.vision['image_size']} px, are interpolated to {wanted} x"
-            f" {wanted} for {config.vision.image_size} px"
+    towers = source.towers
+    _check_sizes(config, towers, source.name)
+
+    sentences = [f"starts from {source.name}"]
+    if towers.note:
+        sentences.append(towers.note)
+    weights = {**towers.weights, **_scalars(config, towers.weights, sentences)}
+
+    # The size of the image is the one size that may differ: positions can be interpolated.
+    theirs = towers.vision["image_size"] // towers.vision["patch_size"]
+    ours = config.vision.image_size // config.vision.patch_size
+    if theirs != ours:
+        weights["vision.positions"] = _resized(config, weights["vision.positions"], theirs, ours)
+        sentences.append(
+            f"its positions, {theirs} x {theirs} for pictures of {towers.vision['image_size']} px,"
+            f" are interpolated to {ours} x {ours} for {config.vision.image_size} px"
         )
     if config.probe.every == 0:
-        said.append(UNMEASURED)
-    if config.distillation.weight > 0:
-        is_taken = _takes_head(config, head, said)
-        weights |= head if is_taken else {}
-        center = center if is_taken else None
-    return Start(
-        name, weights, center if config.distillation.weight > 0 else None, towers.tokenizer, said
-    )
+        sentences.append(UNMEASURED)
+
+    center = None
+    if config.distillation.weight > 0 and _takes_head(config, source.head, sentences):
+        weights |= source.head
+        center = source.center
+    return Start(source.name, weights, center, towers.tokenizer, sentences)
 
 
 # ---- the source ----
 
 
-def _read(spec: str) -> tuple[Towers, dict[str, Tensor], Tensor | None, str]:
-    """(towers, head by Student's names or {}, its centre, name with revision)."""
+class _Source(NamedTuple):
+    towers: Towers
+    head: dict[str, Tensor]  # by Student's names; empty where the source has none
+    center: Tensor | None  # of the head's teacher
+    name: str  # with its revision
+
+
+def _read(spec: str) -> _Source:
+    """Raises UserError, without the name of the option."""
     if spec.partition(":")[0] not in ("open_clip", "hf", "timm", "big_vision"):
         path, branch = find_path(spec)
         if native.is_ours(path):
             return _of_run(path, branch)
+
     model = load_model(spec)
     towers = towers_of(model)
     assert isinstance(model, ImageTextModel), "towers_of refuses what does not read"
     _prove(model, towers)
-    return towers, {}, None, f"{model.name}@{model.revision[:8]}"
+    return _Source(towers, {}, None, f"{model.name}@{model.revision[:8]}")
 
 
-def _of_run(path: Any, branch: str | None) -> tuple[Towers, dict[str, Tensor], Tensor | None, str]:
+def _of_run(path: Path, branch: str | None) -> _Source:
     head: dict[str, Tensor] = {}
     center = None
     if native.is_exported(path):
@@ -162,21 +183,21 @@ def _of_run(path: Any, branch: str | None) -> tuple[Towers, dict[str, Tensor], T
         file = checkpoint.find(path)
         payload = checkpoint.load(file)
         model = native.from_payload(file, payload, branch)
-        part = payload[
-            "teacher" if branch == "teacher" else "student"
-        ]  # an average has no head of its own
+
+        # An average has no head of its own: the student's goes with it.
+        part = payload["teacher" if branch == "teacher" else "student"]
         head = {name: value.float() for name, value in part.items() if name.startswith("head.")}
         center = payload["teacher"].get("center")
-    vision, text = dataclasses.asdict(model.config.vision), dataclasses.asdict(model.config.text)
+
     weights = native.tensors(model)
+    # A softmax loss leaves the bias where it was: it was never trained.
     if model.config.contrastive.loss != "sigmoid":
         weights["logit_bias"] = torch.zeros(())
-    return (
-        Towers(vision, text, weights, model.tokenizer),
-        head,
-        center,
-        f"{model.name}@{model.revision[:8]}",
-    )
+
+    vision = dataclasses.asdict(model.config.vision)
+    text = dataclasses.asdict(model.config.text)
+    towers = Towers(vision, text, weights, model.tokenizer)
+    return _Source(towers, head, center, f"{model.name}@{model.revision[:8]}")
 
 
 def _prove(model: Any, towers: Towers) -> None:
@@ -185,37 +206,48 @@ def _prove(model: Any, towers: Towers) -> None:
     Raises:
         UserError: they differ, whatever the reason.
     """
+    # On "meta" nothing is allocated; assign puts the source's tensors in place without a copy.
     with torch.device("meta"):
         student = Student(_config_of(towers))
     student.load_state_dict(towers.weights, strict=False, assign=True)
     student.eval()
+
     texts = list(READ)
-    tokens = model.tokenize(texts)
-    mine = towers.tokenizer(texts)
-    if not torch.equal(mine, tokens):
-        row = int((mine != tokens).any(dim=1).int().argmax())
+    their_tokens = model.tokenize(texts)
+    our_tokens = towers.tokenizer(texts)
+    if not torch.equal(our_tokens, their_tokens):
+        row = int((our_tokens != their_tokens).any(dim=1).int().argmax())
+        ours = our_tokens[row][:8].tolist()
+        theirs = their_tokens[row][:8].tolist()
         raise UserError(
-            f"its tokenizer cannot be kept in a checkpoint: {texts[row]!r:.60} would be read as {mine[row][:8].tolist()} ...,"
-            f" not {tokens[row][:8].tolist()} ...; bring its tokenizer.json, or start from another form of the same model"
+            f"its tokenizer cannot be kept in a checkpoint: {texts[row]!r:.60} would be read as"
+            f" {ours} ..., not {theirs} ...; bring its tokenizer.json, or start from another form"
+            " of the same model"
         )
+
+    # Noise over the whole range of pixels, -1 to 1, the same in every run.
     size = towers.vision["image_size"]
-    pictures = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(2, 3, size, size, generator=generator) * 2 - 1
     with torch.no_grad():
         pairs = {
-            "pictures": (student.vision(pictures), model.encode_image(pictures)),
-            "texts": (student.text(tokens), model.encode_text(tokens)),
+            "pictures": (student.vision(images), model.encode_image(images)),
+            "texts": (student.text(their_tokens), model.encode_text(their_tokens)),
         }
-    for what, (ours, theirs) in pairs.items():
+    for kind, (ours, theirs) in pairs.items():
         error = float((ours - theirs).abs().max() / theirs.abs().max())
+
+        # "not <" instead of ">=": a NaN is refused too.
         if not error < EXACT:
             raise UserError(
-                f"its embeddings of {what} come out otherwise in the towers of a run (by {error:.1e} of the largest number,"
-                " rounding explains 1e-6), so it is another architecture; nothing is approximated here"
+                f"its embeddings of {kind} come out otherwise in the towers of a run (by"
+                f" {error:.1e} of the largest number, rounding explains 1e-6), so it is another"
+                " architecture; nothing is approximated here"
             )
 
 
 def _config_of(towers: Towers) -> Config:
-    """Towers of these sizes alone."""
+    """A configuration with towers of these sizes, and without a head."""
     base = make_preset("b16")
     return dataclasses.replace(
         base,
@@ -229,27 +261,35 @@ def _config_of(towers: Towers) -> Config:
 
 
 def _check_sizes(config: Config, towers: Towers, name: str) -> None:
-    """Every size but that of the pictures must be the run's."""
+    """Every size but that of the images must be the run's.
+
+    Raises:
+        UserError: it names the differences and the options that remove them.
+    """
     theirs = _sizes(towers.vision, towers.text)
     ours = _sizes(dataclasses.asdict(config.vision), dataclasses.asdict(config.text))
-    differ = _misfits(theirs, ours)
-    if not differ:
+    differing = _misfits(theirs, ours)
+    if not differing:
         return
-    found = ", ".join(f"{path} {theirs[path]} there and {ours[path]} here" for path in differ)
+    differences = [f"{path} {theirs[path]} there and {ours[path]} here" for path in differing]
+
+    # The shortest command: the preset that is nearest to the source, where it is nearer than ours.
     misfits = {preset: _misfits(theirs, _sizes_of_preset(preset)) for preset in PRESETS}
     nearest = min(misfits, key=lambda preset: len(misfits[preset]))
-    words = [f"--set {path}={theirs[path]}" for path in differ]
-    if len(misfits[nearest]) < len(differ):
-        words = [
-            f"--preset {nearest}",
-            *(f"--set {path}={theirs[path]}" for path in misfits[nearest]),
-        ]
+    options = []
+    if len(misfits[nearest]) < len(differing):
+        options.append(f"--preset {nearest}")
+        differing = misfits[nearest]
+    options += [f"--set {path}={theirs[path]}" for path in differing]
+
     raise UserError(
-        f"--init {config.init}: {name} has other towers than this run: {found}; use {' '.join(words)}"
+        f"--init {config.init}: {name} has other towers than this run: {', '.join(differences)};"
+        f" use {' '.join(options)}"
     )
 
 
 def _sizes(vision: dict[str, Any], text: dict[str, Any]) -> dict[str, Any]:
+    """Fields of both towers by their paths in the configuration, without the image's size."""
     sizes = {f"vision.{name}": value for name, value in vision.items() if name != "image_size"}
     return sizes | {f"text.{name}": value for name, value in text.items()}
 
@@ -263,46 +303,50 @@ def _sizes_of_preset(preset: str) -> dict[str, Any]:
     return _sizes(dataclasses.asdict(config.vision), dataclasses.asdict(config.text))
 
 
-def _scalars(config: Config, weights: dict[str, Tensor], said: list[str]) -> dict[str, Tensor]:
+def _scalars(config: Config, weights: dict[str, Tensor], sentences: list[str]) -> dict[str, Tensor]:
     """The bias that this run's loss starts with; the scale is the source's."""
     bias = weights["logit_bias"]
+
+    # In a softmax it cancels, and would be a parameter without a gradient.
     if config.contrastive.loss == "softmax":
-        return {
-            "logit_bias": torch.zeros(())
-        }  # it cancels, and would be a parameter without a gradient
-    if float(bias) == 0:  # of a softmax, or never trained
-        said.append(
-            f"it has no bias, which the sigmoid loss needs: that starts at init_bias={config.contrastive.init_bias:g}"
+        return {"logit_bias": torch.zeros(())}
+
+    # 0: the source's loss was a softmax, or it was never trained.
+    init_bias = config.contrastive.init_bias
+    if float(bias) == 0:
+        sentences.append(
+            f"it has no bias, which the sigmoid loss needs: that starts at init_bias={init_bias:g}"
         )
-        return {"logit_bias": torch.tensor(config.contrastive.init_bias)}
+        return {"logit_bias": torch.tensor(init_bias)}
     return {}
 
 
-def _resized(config: Config, positions: Tensor, grid: int, wanted: int) -> Tensor:
-    """[1, grid^2, W] -> [1, wanted^2, W], as the tower itself does for pictures of another size."""
-    source = dataclasses.replace(config.vision, image_size=grid * config.vision.patch_size)
+def _resized(config: Config, positions: Tensor, theirs: int, ours: int) -> Tensor:
+    """[1, theirs^2, W] -> [1, ours^2, W], as the tower itself does for images of another size."""
+    image_size = theirs * config.vision.patch_size
     with torch.device("meta"):
-        tower = VisionTower(source)
+        tower = VisionTower(dataclasses.replace(config.vision, image_size=image_size))
     tower.positions = nn.Parameter(positions)
-    return tower.positions_for(wanted, wanted).detach().contiguous()
+    return tower.positions_for(ours, ours).detach().contiguous()
 
 
-def _takes_head(config: Config, head: dict[str, Tensor], said: list[str]) -> bool:
+def _takes_head(config: Config, head: dict[str, Tensor], sentences: list[str]) -> bool:
     if not head:
-        said.append("its head for self-distillation starts afresh: the source has none")
+        sentences.append("its head for self-distillation starts afresh: the source has none")
         return False
+
     with torch.device("meta"):
-        wanted = {
-            name: value.shape
-            for name, value in Student(config).state_dict().items()
-            if name.startswith("head.")
-        }
-    if {name: value.shape for name, value in head.items()} == wanted:
-        said.append("its head for self-distillation and the centre are taken over")
+        ours = Student(config).state_dict()
+    our_shapes = {name: value.shape for name, value in ours.items() if name.startswith("head.")}
+    if {name: value.shape for name, value in head.items()} == our_shapes:
+        sentences.append("its head for self-distillation and the centre are taken over")
         return True
+
     rows, columns = head["head.prototypes"].shape
-    said.append(
-        f"its head for self-distillation has another shape ({rows:,} prototypes of {columns}) than this run's"
-        f" ({config.distillation.num_prototypes:,} of {config.distillation.bottleneck_dim}) and starts afresh"
+    distillation = config.distillation
+    sentences.append(
+        f"its head for self-distillation has another shape ({rows:,} prototypes of {columns}) than"
+        f" this run's ({distillation.num_prototypes:,} of {distillation.bottleneck_dim})"
+        " and starts afresh"
     )
     return False

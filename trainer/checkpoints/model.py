@@ -1,20 +1,21 @@
-"""Models trained here: RUN or RUN/checkpoints/step_N.pt, with ``:student`` (the default),
-``:teacher`` or ``:average`` of its weights; or a branch exported.
+"""Models trained here, as an evaluation sees them.
+
+Flow: ``load(path, branch)`` -> a ``NativeModel``. The path is RUN or RUN/checkpoints/step_N.pt, the
+branch "student" (the default), "teacher" or "average" of its weights; or the path is an export.
+``silc_bench.models.load`` imports this file when a run is asked for.
 
 An export (`silc-bench export --to safetensors`) is one branch in one file: its tensors by the names
 of ``Student``, and texts beside them: format, branch, the whole configuration and the tokenizer,
 both as JSON. Nothing else is needed to load it.
 
 The teacher is the EMA of the vision tower; its texts are read by the student's text tower, the only
-one there is (SILC's teacher has no text tower, 2310.13355). ``silc_bench.models.load`` imports this
-file when a run is asked for.
+one there is (SILC's teacher has no text tower, 2310.13355).
 
-Shapes: B pictures or texts, L tokens, D embedding, h x w patches.
+``NativeTower`` and ``NativeBlock`` show the vision tower of ``silc_bench.trainer.silc.towers`` in
+the parts that ``silc_bench.models.patch_features.dense`` asks for: no class token, a MAP head, no
+projection after it.
 
-The vision tower of `silc_bench.trainer.silc.towers`, as ``towers.dense`` wants it: no class token,
-a MAP head, no projection after it.
-
-Shapes: B pictures, N = h x w patches, W width (= D).
+Shapes: B images or texts, L tokens, D embedding, N = h x w patches, W width (= D).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import torch
 from PIL import Image
@@ -63,6 +64,7 @@ MAX_DEPTH = 1000  # blocks; the largest preset has 48
 EXPORTED = "silc-bench"  # metadata "format" of an exported file
 TOKENIZER_FILE = "tokenizer.json"  # beside weights alone
 MEAN, STD = 0.5, 0.5
+T = TypeVar("T")
 
 
 class NativeImageModel:
@@ -76,40 +78,46 @@ class NativeImageModel:
         lacking: Mapping[str, str] | None = None,
     ):
         config = student.config
-        self.name, self.config = name, config
-        self.vision, self.text = vision.eval(), student.text.eval()
+        self.name = name
+        self.config = config
+        self.vision = vision.eval()
+        self.text = student.text.eval()
         self.tower = NativeTower(self.vision)
-        self.dense_methods, self.lacking = (
-            self.tower.dense_methods,
-            {**self.tower.lacking, **(lacking or {})},
-        )
+        self.dense_methods = self.tower.dense_methods
+        self.lacking = {**self.tower.lacking, **(lacking or {})}
+
         self.embed_dim = config.vision.width
         self.image_size = config.vision.image_size
         self.patch_size = config.vision.patch_size
         self.num_params = count_parameters(vision) + count_parameters(student.text)
-        towers: dict[str, Any] = {"vision": config.vision, "text": config.text}
-        settings: dict[str, Any] = {
-            f"{side}_heads": tower.num_heads for side, tower in towers.items()
-        }  # no weight tells them
-        settings |= {
-            f"{side}_gelu": tower.gelu for side, tower in towers.items() if tower.gelu != "tanh"
-        }
-        self.revision = revision_of({"vision": vision, "text": student.text}, settings)
         self.feature_points = {"pooled": self.embed_dim, "mean_patch": self.embed_dim}
-        self.pipeline = ImagePipeline(
-            self.image_size, mean=(MEAN,) * 3, std=(STD,) * 3
-        )  # the whole picture, squashed
+
+        # Two models can have the same weights and differ in these: no tensor's shape tells them.
+        # The usual GELU is left out, as it was before there was a choice.
+        towers: dict[str, Any] = {"vision": config.vision, "text": config.text}
+        settings: dict[str, Any] = {}
+        for side, tower in towers.items():
+            settings[f"{side}_heads"] = tower.num_heads
+            if tower.gelu != "tanh":
+                settings[f"{side}_gelu"] = tower.gelu
+        self.revision = revision_of({"vision": vision, "text": student.text}, settings)
+
+        # The whole image, squashed to a square; pixels from -1 to 1.
+        self.pipeline = ImagePipeline(self.image_size, mean=(MEAN,) * 3, std=(STD,) * 3)
         self.image_protocol = self.pipeline.as_dict()
 
     def preprocess(self, image: Image.Image) -> Tensor:
+        """One image -> [3, H, W] fp32."""
         return self.pipeline(image)
 
     def encode_image(self, images: Tensor, point: str = "pooled") -> Tensor:
+        """[B, 3, H, W] -> [B, D] fp32, not normalised."""
         if point == "mean_patch":
             return self.encode_dense(images, ("tokens",))["tokens"].mean(dim=(1, 2))
         return self.vision(images).float()
 
     def encode_dense(self, images: Tensor, methods: Sequence[str]) -> dict[str, Tensor]:
+        """[B, 3, H, W] -> [B, h, w, D] by each of the methods."""
         check_methods(self.name, methods, self.dense_methods, self.lacking)
         return dense(self.tower, images, methods)
 
@@ -125,44 +133,55 @@ class NativeModel(NativeImageModel):
     def __init__(self, name: str, student: Student, vision: VisionTower, tokenizer: AnyTokenizer):
         super().__init__(name, student, vision)
         self.tokenizer = tokenizer
-        self.has_foreign_tokenizer = isinstance(
-            tokenizer, ForeignTokenizer
-        )  # of what the run started from
+        # That of the other library's model which the run started from.
+        self.has_foreign_tokenizer = isinstance(tokenizer, ForeignTokenizer)
+
         self.log_scale = student.log_scale.item()
         self.logit_scale = student.log_scale.exp().item()
         self.logit_bias = student.logit_bias.item()
+
+        # Two runs may have tokenizers of one kind whose merges were learnt on other captions.
+        tokenizer_hash = hashlib.sha256(tokenizer.to_json().encode()).hexdigest()
         self.text_protocol = {
             "cleaning": tokenizer.cleaning,
             "length": self.config.text.context_length,
-            "tokenizer": hashlib.sha256(tokenizer.to_json().encode()).hexdigest()[:16],
+            "tokenizer": tokenizer_hash[:16],
         }
 
     def tokenize(self, texts: list[str]) -> Tensor:
+        """B texts -> token ids [B, L]."""
         return self.tokenizer(texts)
 
     def encode_text(self, tokens: Tensor) -> Tensor:
+        """[B, L] -> [B, D] fp32, not normalised."""
         return self.text(tokens).float()
 
 
 def is_ours(path: Path) -> bool:
-    """Whether a folder holds, or a file is, what `train` or `export` wrote, whole or damaged;
-    nothing is unpickled.
+    """Whether a folder holds, or a file is, what `train` or `export` wrote, whole or damaged.
+
+    Nothing is unpickled.
     """
     if path.is_dir():
         return bool(checkpoint.all_in(path) or list(path.glob("step_*.pt")))
-    if not path.is_file():  # a pipe would be waited for
+
+    # Opening a pipe would wait until somebody writes into it.
+    if not path.is_file():
         return False
+
+    format_name = checkpoint.FORMAT.split("/")[0].encode()
     try:
         with zipfile.ZipFile(path) as archive:
             pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
             if not pickles:
                 return False
-            with archive.open(
-                pickles[0]
-            ) as file:  # the format comes first; what claims to be large is not unpacked
-                return checkpoint.FORMAT.split("/")[0].encode() in file.read(2**20)
+
+            # The format comes first, so 1 MiB is enough: a file may claim to unpack to gigabytes.
+            with archive.open(pickles[0]) as file:
+                return format_name in file.read(2**20)
     except (OSError, ValueError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error):
-        return is_exported(path)  # whatever else it is, its reader says so
+        # No archive: an export, or a file of somebody else, whose reader says what is wrong.
+        return is_exported(path)
 
 
 def is_exported(path: Path) -> bool:
@@ -174,11 +193,10 @@ def is_exported(path: Path) -> bool:
 
 
 def load(path: Path, branch: str | None = None) -> NativeModel:
-    """The student, teacher or average of a run's newest checkpoint, or of a checkpoint file; or the
-    branch that was exported.
+    """A branch of a run's newest checkpoint, of a checkpoint file, or the one that was exported.
 
     Args:
-        branch: None: the student, or the one that an exported file holds.
+        branch: of BRANCHES. None: the student, or the one that an exported file holds.
 
     Raises:
         UserError: no such file, a damaged or foreign one, an unknown branch, or parts that do not
@@ -188,108 +206,126 @@ def load(path: Path, branch: str | None = None) -> NativeModel:
         model = load_safetensors(path)
         if branch is not None and not model.name.endswith(f":{branch}"):
             raise UserError(
-                f"{path}:{branch}: this export is {model.name} and holds nothing else; leave out :{branch}"
+                f"{path}:{branch}: this export is {model.name} and holds nothing else;"
+                f" leave out :{branch}"
             )
         return model
+
     file = checkpoint.find(path)
     return from_payload(file, checkpoint.load(file), branch)
 
 
 def from_payload(file: Path, payload: dict[str, Any], branch: str | None = None) -> NativeModel:
-    """``load`` of a checkpoint file that has been read: ``payload`` is
-    ``checkpoint.load(file)``.
+    """``load`` of a checkpoint file that has been read.
+
+    Args:
+        payload: ``checkpoint.load(file)``.
     """
     if branch is not None and branch not in BRANCHES:
         raise unknown_name("branch", branch, BRANCHES)
     if branch == "average" and "average" not in payload:
         raise UserError(
-            f"checkpoint {file} keeps no average of its weights; train with --set average_momentum=0.999 for one"
+            f"checkpoint {file} keeps no average of its weights;"
+            " train with --set average_momentum=0.999 for one"
         )
-    config, tokenizer = _read_words(file, payload)
+
+    config, tokenizer = _read_texts(file, payload)
+    name = f"{config.name}:{branch or BRANCHES[0]}"
     try:
         student = _empty(config)
         with torch.device("meta"):
             teacher = Teacher(student, config.distillation)
         student.load_state_dict(payload["student"], assign=True)
         teacher.load_state_dict(payload["teacher"], assign=True)
-        for part in [
-            name for name in BRANCHES if name in payload
-        ]:  # here and not where a run is resumed, which may have to be looked into
-            check_tensors(file, {f"{part}.{name}": value for name, value in payload[part].items()})
+
+        # Values are checked here and not where a run is resumed: a run that diverged may have to be
+        # looked into.
+        for part in BRANCHES:
+            if part in payload:
+                values = payload[part].items()
+                check_tensors(file, {f"{part}.{inner}": value for inner, value in values})
+
+        # An average is of towers and scalars; the heads stay the student's.
         if branch == "average":
             student.load_state_dict(student.state_dict() | payload["average"], assign=True)
-        vision = student.vision if branch != "teacher" else teacher.vision
-        return NativeModel(
-            f"{config.name}:{branch or BRANCHES[0]}", student.float(), vision.float(), tokenizer
-        )
+        vision = teacher.vision if branch == "teacher" else student.vision
+        return NativeModel(name, student.float(), vision.float(), tokenizer)
     except (TypeError, OverflowError, RuntimeError) as error:
         raise _misfit(file, error) from None
 
 
 def load_safetensors(path: Path) -> NativeModel:
-    """What ``metadata`` and ``tensors`` of a model gave, in one file: the same name, revision and
-    embeddings.
+    """An export: ``metadata`` and ``tensors`` of a model in one file.
+
+    It has the same name, revision and embeddings as that model.
 
     Raises:
         UserError: damaged, not an export of a model trained here, or parts that do not fit
         together.
     """
-    words = metadata_of(path)
-    if (
-        words.get("format") != EXPORTED
-        or words.get("branch") not in BRANCHES
-        or tensor_files.CHECKSUMS not in words
-    ):
+    texts = metadata_of(path)
+    is_known = texts.get("format") == EXPORTED and texts.get("branch") in BRANCHES
+    if not is_known or tensor_files.CHECKSUMS not in texts:
         raise UserError(
-            f"{path}: no export of this version (its header names no format, branch or checksums); export it again"
+            f"{path}: no export of this version (its header names no format, branch or"
+            " checksums); export it again"
         )
-    weights = read_weights(path)  # first: it compares the checksums of the texts too
-    config, tokenizer = _read_words(path, words)
+
+    # Before the texts are read: it compares their checksums too.
+    weights = read_weights(path)
+    config, tokenizer = _read_texts(path, texts)
+    name = f"{config.name}:{texts['branch']}"
     try:
+        # An export holds no heads, but the model's configuration says what it was trained with.
         towers = _empty(without_heads(config))
         towers.load_state_dict(weights, assign=True)
         towers.config = config
-        return NativeModel(
-            f"{config.name}:{words['branch']}", towers.float(), towers.vision, tokenizer
-        )
+        return NativeModel(name, towers.float(), towers.vision, tokenizer)
     except (TypeError, OverflowError, RuntimeError) as error:
         raise _misfit(path, error) from None
 
 
 def load_state(path: Path, preset: str) -> NativeImageModel:
-    """A student's weights alone, in the towers of a preset; the tokenizer is that of the file's
-    header, else ``TOKENIZER_FILE`` beside it (what ``Tokenizer.to_json`` gives). Without either it
-    is an image model, and ``lacking`` names the file to bring.
+    """A student's weights alone, in the towers of a preset.
+
+    The tokenizer is that of the file's header, else ``TOKENIZER_FILE`` beside it (what
+    ``Tokenizer.to_json`` gives). Without either it is an image model, and ``lacking`` names the
+    file to bring.
 
     Raises:
         UserError: an unknown preset, a damaged tokenizer, weights or a tokenizer that do not fit.
     """
-    config, words, tokenizer = _towers_of(preset), _tokenizer_of(path), None
-    if words is not None:
-        config, tokenizer = _read_words(
-            path, {"config": json.dumps(to_dict(config)), "tokenizer": words}
-        )
+    config = _towers_of(preset)
+    tokenizer = None
+    tokenizer_text = _tokenizer_of(path)
+    if tokenizer_text is not None:
+        texts = {"config": json.dumps(to_dict(config)), "tokenizer": tokenizer_text}
+        config, tokenizer = _read_texts(path, texts)
+
     with torch.device("meta"):
         student = Student(config)
-    weights = {
-        name: value for name, value in read_weights(path).items() if not name.startswith(TAUGHT)
-    }
+    weights = _without_taught(read_weights(path))
     load_into(student, weights, f"checkpoint {path} as silc:{preset}")
+
     name = f"silc:{preset}/{path.stem}"
     if tokenizer is not None:
         return NativeModel(name, student, student.vision, tokenizer)
     bring = (
-        f"weights without the tokenizer they were trained with: put it beside {path} as {TOKENIZER_FILE} (the text `tokenizer`"
-        " of the run's checkpoint), or export the run itself: silc-bench export RUN --to safetensors"
+        f"weights without the tokenizer they were trained with: put it beside {path} as"
+        f" {TOKENIZER_FILE} (the text `tokenizer` of the run's checkpoint), or export the run"
+        " itself: silc-bench export RUN --to safetensors"
     )
     return NativeImageModel(name, student, student.vision, {"text": bring})
 
 
 def _tokenizer_of(path: Path) -> str | None:
-    words = metadata_of(path).get("tokenizer")
-    file = (path if path.is_dir() else path.parent) / TOKENIZER_FILE
-    if words is not None or not file.is_file():
-        return words
+    """The JSON text of the tokenizer that belongs to a file or folder of weights."""
+    in_header = metadata_of(path).get("tokenizer")
+    folder = path if path.is_dir() else path.parent
+    file = folder / TOKENIZER_FILE
+    if in_header is not None or not file.is_file():
+        return in_header
+
     try:
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -299,25 +335,33 @@ def _tokenizer_of(path: Path) -> str | None:
 
 
 def fitting_presets(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
-    """Presets whose towers have exactly these tensors, of those with the same towers the first;
-    heads are left out.
+    """Presets whose towers have exactly these tensors; heads are left out.
+
+    Of presets with the same towers it names the first.
     """
-    found: list[str] = []
-    different = {
-        (config.vision, config.text): config.preset for config in map(_towers_of, reversed(PRESETS))
-    }
-    for preset in different.values() if "vision.patch.weight" in shapes else ():
-        config = _towers_of(preset)
-        if config.vision.width == shapes["vision.patch.weight"][0]:
-            with torch.device("meta"):
-                towers = {
-                    name: tuple(value.shape) for name, value in Student(config).state_dict().items()
-                }
-            if towers == {
-                name: shape for name, shape in shapes.items() if not name.startswith(TAUGHT)
-            }:
-                found.append(preset)
-    return found
+    if "vision.patch.weight" not in shapes:
+        return []
+
+    # From the last preset to the first, so that the first keeps the place of equal towers.
+    configs = [_towers_of(preset) for preset in reversed(PRESETS)]
+    different = {(config.vision, config.text): config for config in configs}
+
+    wanted_shapes = _without_taught(shapes)
+    fitting = []
+    for config in different.values():
+        # Building a tower of the largest preset takes a while, on "meta" too.
+        if config.vision.width != shapes["vision.patch.weight"][0]:
+            continue
+        with torch.device("meta"):
+            state = Student(config).state_dict()
+        if {name: tuple(value.shape) for name, value in state.items()} == wanted_shapes:
+            fitting.append(config.preset)
+    return fitting
+
+
+def _without_taught(named: Mapping[str, T]) -> dict[str, T]:
+    """Of tensors, or shapes, by the names of ``Student``: those of the towers and scalars."""
+    return {name: value for name, value in named.items() if not name.startswith(TAUGHT)}
 
 
 def _towers_of(preset: str) -> Config:
@@ -325,23 +369,18 @@ def _towers_of(preset: str) -> Config:
 
 
 def tensors(model: NativeModel) -> dict[str, Tensor]:
-    """All that ``load_safetensors`` needs of the weights: fp32, by the names of ``Student``,
-    without its head.
-    """
-    towers = {"vision": model.vision, "text": model.text}
-    weights = {
-        f"{part}.{name}": value
-        for part, tower in towers.items()
-        for name, value in tower.state_dict().items()
-    }
-    return weights | {
-        "log_scale": torch.tensor(model.log_scale),
-        "logit_bias": torch.tensor(model.logit_bias),
-    }
+    """The weights of an export: fp32, by the names of ``Student``, without its head."""
+    weights: dict[str, Tensor] = {}
+    for part, tower in {"vision": model.vision, "text": model.text}.items():
+        for name, value in tower.state_dict().items():
+            weights[f"{part}.{name}"] = value
+    weights["log_scale"] = torch.tensor(model.log_scale)
+    weights["logit_bias"] = torch.tensor(model.logit_bias)
+    return weights
 
 
 def metadata(model: NativeModel) -> dict[str, str]:
-    """All that it needs beside them, and the name, for people."""
+    """The texts of an export: all that it needs beside the weights, and the name, for people."""
     return {
         "format": EXPORTED,
         "name": model.name,
@@ -352,12 +391,14 @@ def metadata(model: NativeModel) -> dict[str, str]:
 
 
 def _empty(config: Config) -> Student:
-    """A student to load tensors into: nothing is allocated, and not much done, for sizes that only
-    the configuration claims.
+    """A student to load tensors into.
+
+    Nothing is allocated, and not much done, for sizes that only the configuration claims.
     """
     depth = max(config.vision.depth, config.text.depth)
     if depth > MAX_DEPTH:
         raise RuntimeError(f"towers of {depth:,} blocks; at most {MAX_DEPTH:,} are built")
+
     with torch.device("meta"):
         return Student(config)
 
@@ -367,10 +408,12 @@ def _misfit(file: Path, error: Exception) -> UserError:
     return UserError(f"checkpoint {file}: its weights do not fit its own configuration ({reason})")
 
 
-def _read_words(file: Path, words: dict[str, Any]) -> tuple[Config, AnyTokenizer]:
+def _read_texts(file: Path, texts: dict[str, Any]) -> tuple[Config, AnyTokenizer]:
+    """Configuration and tokenizer from the texts beside the weights. Raises UserError."""
+    # What these say names no file: one place adds it.
     try:
-        config = from_dict(_read_json(words.get("config")))
-        tokenizer = read_tokenizer(words.get("tokenizer", ""))
+        config = from_dict(_read_json(texts.get("config")))
+        tokenizer = read_tokenizer(texts.get("tokenizer", ""))
         check_pairing(tokenizer, config.text)
     except UserError as error:
         raise UserError(f"checkpoint {file}: {error}") from None
@@ -385,7 +428,7 @@ def _read_json(text: Any) -> Any:
 
 
 class NativeTower:
-    """One branch's tower; ``vision`` is a ``silc_bench.trainer.silc.towers.VisionTower``."""
+    """The vision tower of one branch, a ``silc_bench.trainer.silc.towers.VisionTower``."""
 
     num_prefix = 0
     is_attention_pooled = True
@@ -393,44 +436,52 @@ class NativeTower:
     def __init__(self, vision: Any):
         self.vision = vision
         self.block = NativeBlock(vision.blocks[-1])
+
         joint, self.lacking = joint_methods(True, self.block, "Block")
         self.dense_methods = methods_of(len(vision.blocks), joint)
 
     def enter(self, images: Tensor, count: int) -> tuple[list[Tensor], None, tuple[int, int]]:
+        """Tokens [B, N, W] that enter the last ``count`` blocks, no rotary positions, (h, w)."""
+        # No more than count of them at a time: each is as large as a layer's activations.
         entered = [self.vision.embed(images)]
         for block in self.vision.blocks[:-1]:
             entered = [*entered, block(entered[-1])][-count:]
-        patch = self.vision.patch_size
-        return entered, None, (images.shape[2] // patch, images.shape[3] // patch)
+
+        patch_size = self.vision.patch_size
+        height, width = images.shape[2:]
+        return entered, None, (height // patch_size, width // patch_size)
 
     def last(self, tokens: Tensor, rope: None) -> Tensor:
+        """[B, N, W] through the last block."""
         return self.vision.blocks[-1](tokens)
 
     def normed(self, patches: Tensor) -> Tensor:
+        """[B, N, W] through the norm after the blocks."""
         return self.vision.norm(patches)
 
     def joint(self, patches: Tensor) -> Tensor:
+        """[B, N, W] -> [B, N, D]: each patch pooled alone, so that it meets texts."""
         return self.vision.pool.per_patch(self.vision.norm(patches))
 
 
 class NativeBlock:
-    """`silc_bench.trainer.silc.towers.Block` taken apart."""
+    """A ``silc_bench.trainer.silc.towers.Block`` taken apart around its attention."""
 
     def __init__(self, block: Any):
         self.block = block
 
     def split(self, tokens: Tensor, rope: None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of tokens [B, N, W], by head."""
         attention = self.block.attention
         q, k, v = attention.qkv(self.block.norm1(tokens)).chunk(3, dim=-1)
-        return (
-            heads_of(q, attention.num_heads),
-            heads_of(k, attention.num_heads),
-            heads_of(v, attention.num_heads),
-        )
+        num_heads = attention.num_heads
+        return heads_of(q, num_heads), heads_of(k, num_heads), heads_of(v, num_heads)
 
     def join(self, tokens: Tensor, values: Tensor) -> Tensor:
+        """Values that were attended to, by head -> what the block adds to its tokens [B, N, W]."""
         return self.block.attention.out(merge_heads(values))
 
     def finish(self, tokens: Tensor, added: Tensor) -> Tensor:
+        """The rest of the block, after attention has given ``added`` [B, N, W]."""
         tokens = tokens + added
         return tokens + self.block.mlp(self.block.norm2(tokens))

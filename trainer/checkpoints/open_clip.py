@@ -1,8 +1,14 @@
-"""Models of open_clip as towers of ours: timm's vision transformers with attention pooling, and
-open_clip's own text tower.
+"""SigLIP of open_clip, in both directions: its towers as ours, and ours as a folder of its own.
 
-A folder that ``open_clip.create_model_from_pretrained("local-dir:FOLDER")`` and
-``open_clip.get_tokenizer`` load.
+Its image tower is one of timm's vision transformers with attention pooling, its text tower is
+open_clip's own.
+
+Reading: ``of_open_clip(model)`` of a model that ``silc_bench.models.load.load_model`` gave ->
+``Towers``, or a sentence that says why not. Weights are renamed, never changed.
+
+Writing: ``write`` makes a folder that
+``open_clip.create_model_from_pretrained("local-dir:FOLDER")`` and ``open_clip.get_tokenizer`` load.
+Needs open_clip 3.0 and timm 1.0.16 or newer to be read.
 
 open_clip has no tower of its own with MAP pooling; it asks timm for one. timm's models of that kind
 have fixed sizes, and most of them (all of base size with 16-pixel patches) have the exact GELU,
@@ -10,7 +16,7 @@ where ours is its tanh form. timm also builds what a config.json in a folder say
 FOLDER/config.json describes the vision tower to timm, and open_clip_config.json names it. timm
 finds a folder by its path alone, hence an export is tied to its place: after moving it, write the
 new path into ``timm_model_name`` and delete the list of checksums
-(``silc_bench.system.checksums.MANIFEST``). Needs open_clip 3.0 and timm 1.0.16 or newer to be read.
+(``silc_bench.system.checksums.MANIFEST``).
 """
 
 from __future__ import annotations
@@ -43,140 +49,8 @@ from silc_bench.trainer.checkpoints.exchange import (
 from silc_bench.trainer.checkpoints.model import NativeModel
 from silc_bench.trainer.silc.tokenizers import AnyTokenizer, of_transformers
 
-
-def of_open_clip(model: Any) -> Towers:
-    """A SigLIP of open_clip. UserError where it is another kind of model."""
-    network = model.network
-    trunk: Any = getattr(network.visual, "trunk", None)
-    text: Any = getattr(network, "text", None)
-    pool = getattr(trunk, "attn_pool", None)
-    if text is None or pool is None or not hasattr(trunk, "blocks") or trunk.num_prefix_tokens:
-        raise UserError(
-            f"it is no SigLIP ({_differences_of_open_clip(network)}), and {OURS}; {INSTEAD}"
-        )
-    if (
-        not hasattr(text, "token_embedding")
-        or text.attn_mask is not None
-        or text.pool_type != "last"
-        or text.cls_emb is not None
-    ):
-        raise UserError(
-            f"its texts are read by another kind of tower (causal mask, or another pooling), and {OURS}; {INSTEAD}"
-        )
-    blocks, resblocks = list(trunk.blocks), list(text.transformer.resblocks)
-    if {pool.num_heads} != {block.attn.num_heads for block in blocks}:
-        raise UserError(
-            f"its pooling has {pool.num_heads} heads and its blocks another number, and {OURS}; {INSTEAD}"
-        )
-    vision_sizes = {
-        "width": trunk.embed_dim,
-        "depth": len(blocks),
-        "num_heads": pool.num_heads,
-        "mlp_dim": blocks[0].mlp.fc1.out_features,
-        "gelu": _gelu_of(module for part in (*blocks, pool) for module in part.modules()),
-    }
-    text_sizes = {
-        "width": text.token_embedding.embedding_dim,
-        "depth": len(resblocks),
-        "num_heads": resblocks[0].attn.num_heads,
-        "mlp_dim": resblocks[0].mlp.c_fc.out_features,
-        "gelu": _gelu_of(text.modules()),
-    }
-    modules = (module for part in (trunk, text) for module in part.modules())
-    check_sizes(
-        {"vision": vision_sizes, "text": text_sizes},
-        model.embed_dim,
-        (m.eps for m in modules if is_norm(m)),
-    )
-    weights = _open_clip_weights(network, len(blocks), len(resblocks))
-    patch = int(trunk.patch_embed.patch_size[0])
-    return Towers(
-        {
-            **vision_sizes,
-            "patch_size": patch,
-            "image_size": patch * round(weights["vision.positions"].shape[1] ** 0.5),
-        },
-        {
-            **text_sizes,
-            "vocab_size": text.token_embedding.num_embeddings,
-            "context_length": text.context_length,
-        },
-        weights,
-        _open_clip_tokenizer(model.tokenizer, text.token_embedding.num_embeddings),
-    )
-
-
-def _open_clip_weights(network: Any, vision_depth: int, text_depth: int) -> Weights:
-    trunk, text = network.visual.trunk, network.text
-    left = {f"visual.{name}": value for name, value in state(network.visual)}
-    left |= {f"text.{name}": value for name, value in state(text)}
-    try:
-        weights = {
-            **taken(left, "visual.trunk.patch_embed.proj", "vision.patch"),
-            "vision.positions": left.pop("visual.trunk.pos_embed"),
-            **taken(left, "visual.trunk.norm", "vision.norm"),
-            "vision.pool.probe": left.pop("visual.trunk.attn_pool.latent"),
-            "text.embedding.weight": left.pop("text.token_embedding.weight"),
-            "text.positions": left.pop("text.positional_embedding")[None],
-            **taken(left, "text.ln_final", "text.norm"),
-            **taken(left, "text.text_projection", "text.head"),
-            **scalars(network),
-        }
-        for ours, theirs in POOLING.items():
-            weights |= taken(left, f"visual.trunk.attn_pool.{theirs}", f"vision.pool.{ours}")
-        for index in range(vision_depth):
-            for ours, theirs in VISION.items():
-                weights |= taken(
-                    left, f"visual.trunk.blocks.{index}.{theirs}", f"vision.blocks.{index}.{ours}"
-                )
-        for index in range(text_depth):
-            prefix = f"text.transformer.resblocks.{index}"
-            for ours, theirs in TEXT.items():
-                weights |= taken(left, f"{prefix}.{theirs}", f"text.blocks.{index}.{ours}")
-            for part in ("weight", "bias"):
-                weights[f"text.blocks.{index}.attention.qkv.{part}"] = left.pop(
-                    f"{prefix}.attn.in_proj_{part}"
-                )
-    except KeyError as error:
-        raise UserError(
-            f"its {type(trunk).__name__} has no {error.args[0]}, and {OURS}; {INSTEAD}"
-        ) from None
-    check_nothing_left(left)
-    return weights
-
-
-def _differences_of_open_clip(network: Any) -> str:
-    if hasattr(network.visual, "attnpool"):
-        return "a ResNet, and a causal mask over its texts"
-    if not hasattr(network.visual, "trunk"):
-        return "a class token, a causal mask over its texts, and QuickGELU where OpenAI trained it"
-    return f"its image tower is timm's {type(network.visual.trunk).__name__}, pooled in another way"
-
-
-def _gelu_of(modules: Iterable[nn.Module]) -> str:
-    """ "tanh", "exact", or the name of what else the towers have between their layers."""
-    kinds = set()
-    for module in modules:
-        name = type(module).__name__
-        if isinstance(module, nn.GELU):
-            kinds.add("tanh" if module.approximate == "tanh" else "exact")
-        elif re.search(r"(GELU|ReLU|SiLU|Swish)", name, re.IGNORECASE):
-            kinds.add({"GELUTanh": "tanh", "GELU": "exact"}.get(name, name))  # timm's own classes
-    return "+".join(sorted(kinds))
-
-
-def _open_clip_tokenizer(tokenizer: Any, vocab_size: int) -> AnyTokenizer:
-    inner = getattr(tokenizer, "tokenizer", None)
-    if inner is None or tokenizer.tokenizer_mode or tokenizer.strip_sep_token:
-        raise UserError(
-            f"its tokenizer is open_clip's {type(tokenizer).__name__} in Python, which no checkpoint here can hold; export the"
-            " model with a tokenizer of transformers (hf_tokenizer_name), or start from its transformers form (hf:FOLDER)"
-        )
-    cleaning = f"open_clip {tokenizer.clean_fn.__name__.removeprefix('_clean_')}"
-    return of_transformers(inner, cleaning, tokenizer.context_length, vocab_size)
-
-
-WEIGHTS = "open_clip_model.safetensors"
+# Layers with a weight and a bias, by our names and theirs: of a block of the image tower, of its
+# pooling, and of a block of the text tower.
 VISION = {
     "norm1": "norm1",
     "attention.qkv": "attn.qkv",
@@ -200,11 +74,183 @@ TEXT = {
     "mlp.fc1": "mlp.c_fc",
     "mlp.fc2": "mlp.c_proj",
 }
+WEIGHTS = "open_clip_model.safetensors"
+
+
+# ---- reading ----
+
+
+def of_open_clip(model: Any) -> Towers:
+    """A SigLIP of open_clip. UserError where it is another kind of model."""
+    network = model.network
+    _check_kind(network)
+    trunk = network.visual.trunk
+    text = network.text
+
+    vision_sizes, text_sizes = _sizes(trunk, text)
+    modules = [*trunk.modules(), *text.modules()]
+    epsilons = [module.eps for module in modules if is_norm(module)]
+    check_sizes({"vision": vision_sizes, "text": text_sizes}, model.embed_dim, epsilons)
+
+    weights = _our_weights(network, vision_sizes["depth"], text_sizes["depth"])
+    vocab_size = text.token_embedding.num_embeddings
+
+    # Told by the positions, one a patch: they are what the tower was trained with.
+    patch_size = int(trunk.patch_embed.patch_size[0])
+    grid = round(weights["vision.positions"].shape[1] ** 0.5)
+    return Towers(
+        {**vision_sizes, "patch_size": patch_size, "image_size": patch_size * grid},
+        {**text_sizes, "vocab_size": vocab_size, "context_length": text.context_length},
+        weights,
+        _tokenizer(model.tokenizer, vocab_size),
+    )
+
+
+def _check_kind(network: Any) -> None:
+    """Raises UserError: its towers are built otherwise than ours."""
+    trunk: Any = getattr(network.visual, "trunk", None)
+    text: Any = getattr(network, "text", None)
+    pool = getattr(trunk, "attn_pool", None)
+    if text is None or pool is None or not hasattr(trunk, "blocks") or trunk.num_prefix_tokens:
+        raise UserError(f"it is no SigLIP ({_differences(network)}), and {OURS}; {INSTEAD}")
+
+    if (
+        not hasattr(text, "token_embedding")
+        or text.attn_mask is not None
+        or text.pool_type != "last"
+        or text.cls_emb is not None
+    ):
+        raise UserError(
+            "its texts are read by another kind of tower (causal mask, or another pooling),"
+            f" and {OURS}; {INSTEAD}"
+        )
+
+    # Ours has one number for both.
+    if {pool.num_heads} != {block.attn.num_heads for block in trunk.blocks}:
+        raise UserError(
+            f"its pooling has {pool.num_heads} heads and its blocks another number,"
+            f" and {OURS}; {INSTEAD}"
+        )
+
+
+def _sizes(trunk: Any, text: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Fields that both towers of ours have: of the image tower, of the text tower."""
+    blocks = list(trunk.blocks)
+    pool = trunk.attn_pool
+    vision_modules = [module for part in (*blocks, pool) for module in part.modules()]
+    vision_sizes = {
+        "width": trunk.embed_dim,
+        "depth": len(blocks),
+        "num_heads": pool.num_heads,
+        "mlp_dim": blocks[0].mlp.fc1.out_features,
+        "gelu": _gelu_of(vision_modules),
+    }
+
+    blocks = list(text.transformer.resblocks)
+    text_sizes = {
+        "width": text.token_embedding.embedding_dim,
+        "depth": len(blocks),
+        "num_heads": blocks[0].attn.num_heads,
+        "mlp_dim": blocks[0].mlp.c_fc.out_features,
+        "gelu": _gelu_of(text.modules()),
+    }
+    return vision_sizes, text_sizes
+
+
+def _our_weights(network: Any, vision_depth: int, text_depth: int) -> Weights:
+    """Both towers by the names of Student. Raises UserError: one is missing, or has no place."""
+    trunk = network.visual.trunk
+    text = network.text
+
+    # Every weight is taken out of this table when it finds its place.
+    left = {f"visual.{name}": value for name, value in state(network.visual)}
+    left |= {f"text.{name}": value for name, value in state(text)}
+
+    # Another transformer of timm has other names, which taken and pop miss.
+    try:
+        weights = {
+            **taken(left, "visual.trunk.patch_embed.proj", "vision.patch"),
+            "vision.positions": left.pop("visual.trunk.pos_embed"),
+            **taken(left, "visual.trunk.norm", "vision.norm"),
+            "vision.pool.probe": left.pop("visual.trunk.attn_pool.latent"),
+            "text.embedding.weight": left.pop("text.token_embedding.weight"),
+            "text.positions": left.pop("text.positional_embedding")[None],
+            **taken(left, "text.ln_final", "text.norm"),
+            **taken(left, "text.text_projection", "text.head"),
+            **scalars(network),
+        }
+        for ours, theirs in POOLING.items():
+            weights |= taken(left, f"visual.trunk.attn_pool.{theirs}", f"vision.pool.{ours}")
+
+        for index in range(vision_depth):
+            prefix = f"visual.trunk.blocks.{index}"
+            for ours, theirs in VISION.items():
+                weights |= taken(left, f"{prefix}.{theirs}", f"vision.blocks.{index}.{ours}")
+
+        for index in range(text_depth):
+            prefix = f"text.transformer.resblocks.{index}"
+            for ours, theirs in TEXT.items():
+                weights |= taken(left, f"{prefix}.{theirs}", f"text.blocks.{index}.{ours}")
+
+            # torch's MultiheadAttention has no layer for q, k, v, only these two parameters.
+            for part in ("weight", "bias"):
+                values = left.pop(f"{prefix}.attn.in_proj_{part}")
+                weights[f"text.blocks.{index}.attention.qkv.{part}"] = values
+    except KeyError as error:
+        raise UserError(
+            f"its {type(trunk).__name__} has no {error.args[0]}, and {OURS}; {INSTEAD}"
+        ) from None
+    check_nothing_left(left)
+    return weights
+
+
+def _differences(network: Any) -> str:
+    """What is otherwise in a model that is no SigLIP, in a few words."""
+    if hasattr(network.visual, "attnpool"):
+        return "a ResNet, and a causal mask over its texts"
+    if not hasattr(network.visual, "trunk"):
+        return "a class token, a causal mask over its texts, and QuickGELU where OpenAI trained it"
+    return f"its image tower is timm's {type(network.visual.trunk).__name__}, pooled in another way"
+
+
+def _gelu_of(modules: Iterable[nn.Module]) -> str:
+    """The activation: "tanh", "exact", or the name of what else stands between the layers.
+
+    Of several kinds it gives all names, joined by "+".
+    """
+    kinds = set()
+    for module in modules:
+        name = type(module).__name__
+        if isinstance(module, nn.GELU):
+            kinds.add("tanh" if module.approximate == "tanh" else "exact")
+        elif re.search(r"(GELU|ReLU|SiLU|Swish)", name, re.IGNORECASE):
+            # timm has classes of its own for both forms of GELU.
+            kinds.add({"GELUTanh": "tanh", "GELU": "exact"}.get(name, name))
+    return "+".join(sorted(kinds))
+
+
+def _tokenizer(tokenizer: Any, vocab_size: int) -> AnyTokenizer:
+    """Raises UserError: it is code of open_clip, and not a file of transformers."""
+    inner = getattr(tokenizer, "tokenizer", None)
+    if inner is None or tokenizer.tokenizer_mode or tokenizer.strip_sep_token:
+        raise UserError(
+            f"its tokenizer is open_clip's {type(tokenizer).__name__} in Python, which no"
+            " checkpoint here can hold; export the model with a tokenizer of transformers"
+            " (hf_tokenizer_name), or start from its transformers form (hf:FOLDER)"
+        )
+
+    # open_clip cleans texts before its tokenizer sees them, so the checkpoint must do the same.
+    cleaning = f"open_clip {tokenizer.clean_fn.__name__.removeprefix('_clean_')}"
+    return of_transformers(inner, cleaning, tokenizer.context_length, vocab_size)
+
+
+# ---- writing ----
 
 
 def write(model: NativeModel, folder: Path, final: Path) -> None:
-    """Both configurations, weights and tokenizer into ``folder``, which will be moved to
-    ``final``.
+    """Both configurations, weights and tokenizer into ``folder``.
+
+    It will be moved to ``final``, the path that the configurations hold.
     """
     write_json(folder / "open_clip_config.json", _config(model, final))
     write_json(folder / "config.json", _timm_config(model))
@@ -214,7 +260,8 @@ def write(model: NativeModel, folder: Path, final: Path) -> None:
 
 def weights(model: NativeModel) -> dict[str, Tensor]:
     """The weights by the names of CustomTextCLIP over timm's VisionTransformer."""
-    vision, text = model.vision, model.text
+    vision = model.vision
+    text = model.text
     named = {
         **_renamed("visual.trunk.patch_embed.proj", vision.patch),
         "visual.trunk.pos_embed": vision.positions,
@@ -228,30 +275,38 @@ def weights(model: NativeModel) -> dict[str, Tensor]:
         "logit_scale": torch.tensor(model.log_scale),
         "logit_bias": torch.tensor(model.logit_bias),  # 0 after training with the softmax loss
     }
+
     for index, block in enumerate(vision.blocks):
         named |= _parts(f"visual.trunk.blocks.{index}", block, VISION)
     for index, block in enumerate(text.blocks):
         prefix = f"text.transformer.resblocks.{index}"
         named |= _parts(prefix, block, TEXT)
+
+        # No layer of theirs, so not in the table: see _our_weights.
         for part, value in block.get_submodule("attention.qkv").state_dict().items():
             named[f"{prefix}.attn.in_proj_{part}"] = value
     return named
 
 
 def _renamed(name: str, module: nn.Module) -> dict[str, Tensor]:
+    """The weight and bias of a linear layer, a convolution or a norm."""
     return {f"{name}.{part}": value for part, value in module.state_dict().items()}
 
 
 def _parts(prefix: str, module: nn.Module, names: dict[str, str]) -> dict[str, Tensor]:
-    return {
-        name: value
-        for ours, theirs in names.items()
-        for name, value in _renamed(f"{prefix}.{theirs}", module.get_submodule(ours)).items()
-    }
+    """The layers of one of the tables above."""
+    named: dict[str, Tensor] = {}
+    for ours, theirs in names.items():
+        named |= _renamed(f"{prefix}.{theirs}", module.get_submodule(ours))
+    return named
 
 
 def _config(model: NativeModel, final: Path) -> dict[str, Any]:
-    vision, text, pipeline = model.config.vision, model.config.text, model.pipeline
+    """What open_clip builds; the image tower is what timm builds from the folder."""
+    vision = model.config.vision
+    text = model.config.text
+    pipeline = model.pipeline
+    approximate = "tanh" if text.gelu == "tanh" else "none"
     return {
         "model_cfg": {
             "embed_dim": model.embed_dim,
@@ -275,7 +330,7 @@ def _config(model: NativeModel, final: Path) -> dict[str, Any]:
                 "no_causal_mask": True,
                 "pool_type": "last",
                 "proj_bias": True,
-                "act_kwargs": {"approximate": "tanh" if text.gelu == "tanh" else "none"},
+                "act_kwargs": {"approximate": approximate},
                 "norm_kwargs": {"eps": model.text.norm.eps},
             },
         },
@@ -293,13 +348,15 @@ def _config(model: NativeModel, final: Path) -> dict[str, Any]:
 def _timm_config(model: NativeModel) -> dict[str, Any]:
     """What timm builds: the class of its SigLIP towers with every size of ours."""
     vision = model.config.vision
+    size = vision.image_size
     return {
+        # Any name of that class does: model_args replaces every size.
         "architecture": "vit_base_patch16_siglip_256",
         "num_classes": 0,
         "num_features": vision.width,
         "global_pool": "map",
         "model_args": {
-            "img_size": vision.image_size,
+            "img_size": size,
             "patch_size": vision.patch_size,
             "embed_dim": vision.width,
             "depth": vision.depth,
@@ -308,7 +365,7 @@ def _timm_config(model: NativeModel) -> dict[str, Any]:
             "act_layer": "gelu_tanh" if vision.gelu == "tanh" else "gelu",
         },
         "pretrained_cfg": {
-            "input_size": [3, vision.image_size, vision.image_size],
+            "input_size": [3, size, size],
             "mean": list(model.pipeline.mean),
             "std": list(model.pipeline.std),
             "interpolation": model.pipeline.interpolation,
@@ -320,8 +377,7 @@ def _timm_config(model: NativeModel) -> dict[str, Any]:
 
 
 def ratio(mlp_dim: int, width: int) -> float:
-    """A factor by which both libraries, which cut to whole numbers, come from ``width`` to
-    ``mlp_dim`` exactly.
-    """
+    """A factor by which both libraries come from ``width`` to ``mlp_dim`` exactly."""
+    # They cut width * factor to a whole number, which a rounded quotient can miss by one.
     factor = mlp_dim / width
     return factor if int(width * factor) == mlp_dim else math.nextafter(factor, math.inf)
