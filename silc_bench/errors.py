@@ -26,7 +26,8 @@ class DataError(UserError):
     # A process that decodes data sends its error back by pickle, and unpickling calls the class
     # with the finished message alone: ``fix`` must have a default.
     def __init__(self, problem: str, fix: str = "") -> None:
-        super().__init__(f"{problem}; {fix}" if fix else problem)
+        message = f"{problem}; {fix}" if fix else problem
+        super().__init__(message)
         self.problem = problem
         self.fix = fix
 

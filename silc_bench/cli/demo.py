@@ -32,6 +32,7 @@ def demo(
     from silc_bench.cli.run_demo import run_demo
 
     # A folder each: with one for both, the second demo would find the runs of the first.
-    folder = out or Path("demo/fast" if fast else "demo")
+    default = "demo/fast" if fast else "demo"
+    folder = out or Path(default)
     check_writable(folder)
     run_demo(folder, is_fast=fast, console=console, on_result=_print_record)

@@ -84,7 +84,7 @@ def evaluate_command(
     """Measure checkpoints on tasks; one record a task, written as soon as it ends."""
     from silc_bench.tasks.selection import measurable, select, words_of
 
-    # An unknown task or a missing dataset is said at once, before torch is imported.
+    # An unknown task or a missing dataset is reported at once, before torch is imported.
     patterns = words_of(tasks)
     chosen, left_out = measurable(select(patterns), patterns, data_root)
     for reason in dict.fromkeys(left_out.values()):
@@ -103,7 +103,8 @@ def evaluate_command(
     settings = choose(protocol, per_class, prompt_average, dense_method)
     store = None
     if cache != "off":
-        store = Store(Path(cache) if cache else default_folder())
+        folder = Path(cache) if cache else default_folder()
+        store = Store(folder)
 
     # Both folders are checked before hours of work, not after them.
     check_writable(results)
@@ -111,10 +112,11 @@ def evaluate_command(
         check_writable(store.folder)
 
     with joined(choose_device(device)):
-        # Every checkpoint is loaded first: a wrong name at the end of the list is said at once.
+        # Every checkpoint is loaded first: a wrong name at the end of the list is reported at once.
         models = [(spec, load_model(spec, arch)) for spec in ckpt]
 
         is_first = rank() == 0
+        on_result = _print_record if is_first else _print_nothing
         for spec, model in models:
             evaluate(
                 model,
@@ -133,7 +135,7 @@ def evaluate_command(
                 progress=console.is_terminal and is_first,
                 store=store,
                 is_compiled=compiled,
-                on_result=_print_record if is_first else _print_nothing,
+                on_result=on_result,
             )
         if is_first:
             print(f"records in {results}; silc-bench leaderboard --results {results}")

@@ -57,10 +57,8 @@ def show(
 ) -> None:
     """Draw zero-shot classes over images, a map for each class, and PCA of patch features."""
     # Without --ckpt the first argument is the checkpoint.
-    if ckpt:
-        specs, paths = ckpt, arguments
-    else:
-        specs, paths = arguments[:1], arguments[1:]
+    specs = ckpt or arguments[:1]
+    paths = arguments if ckpt else arguments[1:]
     target = _target(out, results)
 
     # samefile, because a link or another way of writing the path would hide that they are one.

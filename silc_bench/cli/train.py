@@ -122,12 +122,13 @@ def train(
 
     with joined(chosen_device):
         is_first = rank() == 0
+        run_console = console if is_first else Console(quiet=True)
         path = run_training(
             config,
             run,
             resume=resume,
             device=chosen_device,
-            console=console if is_first else Console(quiet=True),
+            console=run_console,
             on_collapse=on_collapse,
             wandb=wandb,
         )

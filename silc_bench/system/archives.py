@@ -24,7 +24,8 @@ import numpy as np
 from silc_bench.system.checksums import checksums, differences
 
 HEADER = "header"
-SCHEMA, PARTS = "schema", "parts"  # in the header: what kind of file it is; name -> checksum
+SCHEMA = "schema"  # in the header: what kind of file it is
+PARTS = "parts"  # in the header: name -> checksum
 # What zipfile and numpy raise on a damaged file. MemoryError: a size that only the file claims.
 DAMAGE = (
     zipfile.BadZipFile,

@@ -1,7 +1,7 @@
-"""Which named parts a file or folder is made of: a missing, foreign or altered one is named.
+"""Checksums of the parts of a file or folder: a missing, foreign or altered part is named.
 
 Flow: whoever writes puts ``checksums(parts)`` into the header; whoever reads asks
-``differences(stated, parts)`` before it believes a part. Standard library only.
+``differences(stated, checksums(parts))`` before it believes a part. Standard library only.
 
 One kind of checksum everywhere: SHA-256, the first 16 hex digits. The standard library has it,
 processors compute it in hardware (1 to 2 GB a second), and unlike a CRC it does not fit damage by
@@ -65,21 +65,21 @@ def read_sealed(path: Path) -> dict[str, Any] | None:
     return None if problem else fields
 
 
-def differences(stated: Any, found: Mapping[str, str]) -> str:
+def differences(stated: Any, present: Mapping[str, str]) -> str:
     """What is missing, foreign or altered, as "acc1 is missing, labels is altered"; or "".
 
     Args:
         stated: what the header says, as ``checksums`` gave it. It is not believed: it may be
             whatever JSON can hold.
-        found: ``checksums`` of the parts that are there.
+        present: ``checksums`` of the parts that are there.
     """
     if not isinstance(stated, Mapping):
         return "its header does not say which parts belong to it"
 
-    problems = [f"{name} is missing" for name in stated if name not in found]
-    problems += [f"{name} does not belong to it" for name in found if name not in stated]
-    shared = [name for name in found if name in stated]
-    problems += [f"{name} is altered" for name in shared if stated[name] != found[name]]
+    problems = [f"{name} is missing" for name in stated if name not in present]
+    problems += [f"{name} does not belong to it" for name in present if name not in stated]
+    shared = [name for name in present if name in stated]
+    problems += [f"{name} is altered" for name in shared if stated[name] != present[name]]
 
     named = ", ".join(problems[:MAX_NAMED])
     num_others = len(problems) - MAX_NAMED

@@ -42,7 +42,8 @@ def answering(command: Callable[..., None]) -> Callable[..., None]:
             raise
         except (UserError, RunError) as error:
             _complain("error:", str(error))
-            raise typer.Exit(2 if isinstance(error, UserError) else 1) from None
+            code = 2 if isinstance(error, UserError) else 1
+            raise typer.Exit(code) from None
         except (OSError, MemoryError, RuntimeError) as error:
             # Anything else of these classes is a mistake of ours, and its traceback is wanted.
             sentence = _of_the_system(error)

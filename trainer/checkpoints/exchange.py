@@ -84,7 +84,7 @@ def is_norm(module: nn.Module) -> bool:
 
 
 def check_nothing_left(left: Weights) -> None:
-    """Every weight of the source must have found its place. Raises UserError."""
+    """Raises UserError: a weight of the source has no place in our towers."""
     if left:
         example = next(iter(left))
         raise UserError(

@@ -66,7 +66,7 @@ def towers_of(model: ImageModel) -> Towers:
             f" {list(pipeline.std)}, a run here gives its towers pixels from -1 to 1; {INSTEAD}"
         )
 
-    # Another way to make images of one size only moves scores a little: said, not refused.
+    # Another way to make images of one size only moves scores a little: noted, not refused.
     preprocessing = (pipeline.resize, pipeline.crop, pipeline.interpolation)
     if preprocessing == ("squash", "none", "bicubic"):
         return towers

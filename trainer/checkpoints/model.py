@@ -93,7 +93,7 @@ class NativeImageModel:
         self.feature_points = {"pooled": self.embed_dim, "mean_patch": self.embed_dim}
 
         # Two models can have the same weights and differ in these: no tensor's shape tells them.
-        # The usual GELU is left out, as it was before there was a choice.
+        # The default GELU adds nothing to the hash.
         towers: dict[str, Any] = {"vision": config.vision, "text": config.text}
         settings: dict[str, Any] = {}
         for side, tower in towers.items():
