@@ -1,26 +1,19 @@
-"""Training in several processes: what each rank does of one global batch, so that any number of
-ranks makes the same step.
+"""Where a step runs: in several processes, in which precision, and without waiting for a GPU.
 
-Rank r of W takes rows r * b to (r + 1) * b of a global batch of B = W * b. Every loss is the rank's
-share, whose mean over the ranks is the loss of the global batch; DDP takes the same mean of the
-gradients, so each step equals that of one process.
+Several processes: rank r of W takes rows r * b to (r + 1) * b of a global batch of B = W * b. Every
+loss is the rank's share, whose mean over the ranks is the loss of the global batch; DDP takes the
+same mean of the gradients, so each step equals that of one process, for any number of ranks.
+Flow: ``parallel(student)`` -> forward; ``gather`` inside the contrastive losses;
+``mean_over_ranks`` and ``log_sum_exp_over_ranks`` for centre, Sinkhorn and log. With one process
+each of them returns what it was given. ``silc_bench.system.processes`` starts and ends the group.
 
-Flow: ``parallel(student)`` -> forward; ``gather`` inside the contrastive losses; the rest for
-centre and log. With one process each of them returns what it was given.
-``silc_bench.system.processes`` starts and ends the group.
+Precision: ``precision=auto`` becomes "bf16" or "fp32" once, when ``TrainState.create`` calls
+``resolve``. The answer is saved with the run, so that a resumed one goes on in it on any machine.
 
-Which precision a run computes in: ``precision=auto`` becomes "bf16" or "fp32" once, when the run
-starts.
-
-``TrainState.create`` calls ``resolve``; the answer is saved with the run, so that a resumed one
-goes on in it on any machine.
-
-Between the host and a GPU without waiting: the host stays ahead of the GPU, which so always has
-something to do.
-
-``send`` brings what the host made to the device; ``Answer`` brings a step's values back, to be read
-a step later; ``DataWait`` measures how long the device stood still for want of a batch. On a CPU
-each of them answers at once.
+Without waiting: the host stays ahead of the GPU, which so always has something to do. ``send``
+brings what the host made to the device; ``Answer`` brings a step's values back, to be read a step
+later; ``DataWait`` measures how long the device stood still for want of a batch. On a CPU each of
+them answers at once.
 """
 
 from __future__ import annotations
@@ -39,10 +32,19 @@ from silc_bench.errors import UserError
 from silc_bench.system.processes import num_ranks, rank, summed
 from silc_bench.trainer.config.config import Config
 
+# Of torch.cpu.get_capabilities: two names of x86, then two of ARM.
+NATIVE_BF16 = ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16")
+
+T = TypeVar("T")
+
+
+# ---- several processes ----
+
 
 def parallel(student: nn.Module) -> nn.Module:
-    """What is called instead of ``student``: DDP, which averages the gradients while they are made,
-    or itself.
+    """What is called instead of ``student``: with one process itself, else its DDP.
+
+    DDP averages the gradients over the ranks while they are made.
     """
     if num_ranks() == 1:
         return student
@@ -50,37 +52,36 @@ def parallel(student: nn.Module) -> nn.Module:
 
 
 def share_of(batch_size: int, count: int | None = None, sharers: str = "processes") -> int:
-    """Pairs of the global batch that each of ``count`` takes, or each rank. UserError where they do
-    not divide.
+    """Pairs of the global batch that each of ``count`` takes, by default each rank.
+
+    UserError where they do not divide.
     """
     count = count or num_ranks()
     if batch_size % count:
         near = max(1, batch_size // count) * count
         raise UserError(
-            f"batch_size {batch_size} does not divide among {count} {sharers}; try --set batch_size={near}"
+            f"batch_size {batch_size} does not divide among {count} {sharers};"
+            f" try --set batch_size={near}"
         )
     return batch_size // count
 
 
 def first_of(share: int) -> int:
-    """Index in the global batch of this rank's first pair, where each rank has ``share`` of
-    them.
-    """
+    """Index in the global batch of this rank's first pair, where each rank has ``share``."""
     return rank() * share
 
 
 def gather(share: Tensor) -> Tensor:
-    """[b, ...] of each rank -> [W * b, ...] of all, in the order of the ranks. The gradient flows
-    back to the rank it is of.
+    """[b, ...] of each rank -> [W * b, ...] of all, in the order of the ranks.
+
+    The gradient of each row flows back to the rank that it came from.
     """
     return share if num_ranks() == 1 else _Gather.apply(share)
 
 
 @torch.no_grad()
 def mean_over_ranks(values: Tensor) -> Tensor:
-    """The mean over the ranks of a tensor without gradient, equal on each of them to the last
-    bit.
-    """
+    """The mean of a tensor without gradient, equal on each rank to the last bit."""
     return values if num_ranks() == 1 else summed(values.clone()) / num_ranks()
 
 
@@ -89,6 +90,8 @@ def log_sum_exp_over_ranks(values: Tensor) -> Tensor:
     """log of the sum over the ranks of exp(values), element by element."""
     if num_ranks() == 1:
         return values
+
+    # The highest value of any rank is taken out first, so that no exponential overflows.
     high = values.clone()
     dist.all_reduce(high, dist.ReduceOp.MAX)
     return summed((values - high).exp()).log() + high
@@ -103,23 +106,15 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        """Each rank's loss has its own gradient by what was gathered: their sum, and of it our
-        rows.
-        """
+        """Our rows of the sum over the ranks: each rank's loss has its own gradient by all rows."""
         return summed(gradient.contiguous().clone()).chunk(num_ranks())[rank()]
 
 
-NATIVE_BF16 = (
-    "amx_bf16",
-    "avx512_bf16",
-    "bf16",
-    "sve_bf16",
-)  # of torch.cpu.get_capabilities: x86, then ARM
+# ---- precision ----
 
 
 def resolve(config: Config, device: torch.device) -> Config:
-    """The same configuration with ``precision`` bf16 or fp32: what ``device`` computes natively,
-    where it says "auto".
+    """The same configuration, with what ``device`` computes natively where precision is "auto".
 
     An emulated bf16 is worse than none: on a CPU with AVX2 alone ``shapes_tiny`` trains at 13
     images/s, in fp32 at 110.
@@ -132,22 +127,20 @@ def resolve(config: Config, device: torch.device) -> Config:
 def has_native_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
+
     capabilities = torch.cpu.get_capabilities()
     return any(capabilities.get(name, False) for name in NATIVE_BF16)
 
 
-T = TypeVar("T")
+# ---- between the host and a GPU ----
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """``tensor`` of the host, on ``device``. A GPU takes it from page-locked memory: for other
-    memory the host would wait.
-    """
-    return (
-        tensor.pin_memory().to(device, non_blocking=True)
-        if device.type == "cuda"
-        else tensor.to(device)
-    )
+    """``tensor`` of the host, on ``device``, without waiting for the copy."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    # From memory that is not page-locked the host would wait.
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 class Answer:
@@ -155,12 +148,16 @@ class Answer:
 
     def __init__(self, step: int, values: dict[str, Tensor]) -> None:
         self.step = step
+        self._names = list(values)
+
+        # One copy for all of them. The mark behind it tells when the numbers may be read.
         numbers = torch.stack(list(values.values()))
-        self._names, self._numbers = list(values), numbers.to("cpu", non_blocking=True)
+        self._numbers = numbers.to("cpu", non_blocking=True)
         self._arrived = _mark() if numbers.is_cuda else None
 
     @property
     def is_here(self) -> bool:
+        """Whether ``wait`` returns without waiting, as on a CPU."""
         return self._arrived is None
 
     def wait(self) -> dict[str, float]:
@@ -170,8 +167,10 @@ class Answer:
 
 
 class DataWait:
-    """Of a GPU it is the time between its last work and the next batch, however long the host
-    waited meanwhile.
+    """How long the device stood still for want of a batch.
+
+    Of a GPU it is the time between its last work and the next batch, however long the host waited
+    meanwhile.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -180,21 +179,29 @@ class DataWait:
         self._marks: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
     def next(self, batches: Iterator[T]) -> T:
+        """The next batch, with the wait for it added to the measure."""
         if self._is_cuda:
-            before, batch = _mark(enable_timing=True), next(batches)
+            # The first mark passes when the GPU has finished its work, which may be after the
+            # batch is here: then both pass at once, and the GPU has not waited.
+            before = _mark(enable_timing=True)
+            batch = next(batches)
             self._marks.append((before, _mark(enable_timing=True)))
             return batch
+
         start = time.perf_counter()
         batch = next(batches)
         self._seconds += time.perf_counter() - start
         return batch
 
     def seconds(self) -> float:
-        """Since it was last asked."""
+        """Seconds of waiting since this was last asked."""
         for before, after in self._marks:
             after.synchronize()
-            self._seconds += before.elapsed_time(after) / 1000
-        seconds, self._seconds, self._marks = self._seconds, 0.0, []
+            self._seconds += before.elapsed_time(after) / 1000  # elapsed_time is in milliseconds
+
+        seconds = self._seconds
+        self._seconds = 0.0
+        self._marks = []
         return seconds
 
 

@@ -1,8 +1,7 @@
-"""A run, from a configuration to its folder: data -> steps -> log and checkpoints, until the end or
-a signal.
+"""A run, from a configuration to its folder: data -> steps -> log and checkpoints.
 
 Flow: ``run_training`` (a new run, or the continuation of one) -> ``train`` -> ``_loop``, which
-calls ``train_step``.
+calls ``train_step`` until the end or a signal.
 
 Run it: ``silc-bench train --preset shapes_tiny --data shapes --out runs/first``.
 """
@@ -43,7 +42,8 @@ from silc_bench.trainer.silc.tokenizers import Tokenizer
 from silc_bench.trainer.train import TrainState, train_step
 
 TOKENIZER_CAPTIONS = 20_000  # captions that the tokenizer is trained on
-# No part of the result:
+
+# Fields that suit the machine and are no part of the result, so that a resumed run takes new ones.
 OF_THE_MACHINE = (
     "checkpoint_every",
     "checkpoint_minutes",
@@ -52,12 +52,12 @@ OF_THE_MACHINE = (
     "checkpointing",
     "micro_batch",
 )
-FREE_ON_RESUME = ("data.num_workers", "data.mirror_gb", *OF_THE_MACHINE)  # prefixes
-STOPPING = (
-    signal.SIGINT,
-    signal.SIGTERM,
-    signal.SIGUSR1,
-)  # Ctrl-C, and what schedulers send before they take a machine away
+
+# Beginnings of the names of fields that may differ when a run is resumed.
+FREE_ON_RESUME = ("data.num_workers", "data.mirror_gb", *OF_THE_MACHINE)
+
+# Ctrl-C, and what schedulers send before they take a machine away.
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 def run_training(
@@ -70,8 +70,7 @@ def run_training(
     on_collapse: str = "warn",
     wandb: str | None = None,
 ) -> Path:
-    """A new run in an empty folder, or the continuation of one with the same configuration; the
-    final checkpoint's path.
+    """Train a new run in an empty folder, or continue one; returns the final checkpoint's path.
 
     ``on_collapse``: "warn" says what ``silc_bench.trainer.monitor.health`` finds and goes on,
     "stop" ends the run with it. ``wandb``: [ENTITY/]PROJECT that gets the rows of the log too
@@ -79,7 +78,7 @@ def run_training(
 
     Raises:
         UserError: an unknown word, no data; the folder already holds a run, holds none to resume,
-        or one of another configuration.
+            or one of another configuration.
         RunError: as ``train``.
     """
     check_on_collapse(on_collapse)
@@ -91,47 +90,53 @@ def run_training(
         )
     if config.preset in SECOND_PHASES and not config.init:
         raise UserError(
-            f"preset {config.preset} goes on from a finished run: name it, as in --init runs/b16 (or RUN:teacher)"
+            f"preset {config.preset} goes on from a finished run:"
+            " name it, as in --init runs/b16 (or RUN:teacher)"
         )
+
+    has_begun = bool(checkpoint.all_in(run))
     if not resume:
-        if checkpoint.all_in(run):
+        if has_begun:
             raise UserError(
                 f"{run} already holds a run; continue it with --resume, or choose another --out"
             )
         return train(config, run, device, console, on_collapse=on_collapse, wandb=wandb)
-    if not checkpoint.all_in(run):
+    if not has_begun:
         raise UserError(
-            f"--resume: {run} holds no checkpoints/step_*.pt to continue from; leave --resume out to start anew"
+            f"--resume: {run} holds no checkpoints/step_*.pt to continue from;"
+            " leave --resume out to start anew"
         )
+
+    # Where the newest checkpoint is damaged, the run goes on from an older one.
     path, payload, damaged = checkpoint.load_newest(run)
     for sentence in damaged:
-        console.print(
-            f"{sentence}; going on from {path}",
-            style="yellow",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
-        )
-    saved, wanted = flatten(from_dict(json.loads(payload["config"]))), flatten(config)
-    wanted |= {
-        name: value for name, value in saved.items() if name.startswith(FREE_ON_RESUME)
-    }  # the run ends as it would
-    if config.precision == "auto":
-        wanted["precision"] = saved["precision"]  # what was native where the run began
-    differ = [
-        f"{name} {saved[name]!r} -> {wanted[name]!r}"
-        for name in saved
-        if saved[name] != wanted[name]
-    ]
-    if differ:
-        raise UserError(
-            f"--resume: {run} was started with another configuration ({'; '.join(differ[:5])});"
-            " repeat its options, or choose another --out"
-        )
+        _warn(console, f"{sentence}; going on from {path}")
+    _check_same_configuration(config, json.loads(payload["config"]), run)
+
     if payload["step"] >= config.num_steps:
         console.print(f"{run} is already complete", markup=False, soft_wrap=True)
         return path
     return train(config, run, device, console, payload, on_collapse, wandb)
+
+
+def _check_same_configuration(config: Config, saved_config: dict[str, Any], run: Path) -> None:
+    """UserError that names the fields in which ``config`` would lead to another result."""
+    saved = flatten(from_dict(saved_config))
+    asked = flatten(config)
+
+    # What a resumed run may change does not change its result, so it counts as the same.
+    asked |= {name: value for name, value in saved.items() if name.startswith(FREE_ON_RESUME)}
+    if config.precision == "auto":
+        asked["precision"] = saved["precision"]  # what was native where the run began
+
+    differences = [
+        f"{name} {saved[name]!r} -> {asked[name]!r}" for name in saved if saved[name] != asked[name]
+    ]
+    if differences:
+        raise UserError(
+            f"--resume: {run} was started with another configuration"
+            f" ({'; '.join(differences[:5])}); repeat its options, or choose another --out"
+        )
 
 
 def train(
@@ -143,83 +148,60 @@ def train(
     on_collapse: str = "warn",
     wandb: str | None = None,
 ) -> Path:
-    """Train to the end of ``config``, or on from ``payload`` (of ``checkpoint.load``); the final
-    checkpoint's path.
+    """Train to the end of ``config``, or on from ``payload`` (of ``checkpoint.load``).
+
+    Returns the final checkpoint's path.
 
     Raises:
         RunError: a loss that is not finite, a collapse that is to stop it, or a checkpoint that
-        cannot be written. StoppedError: a signal to any of the ranks, after a checkpoint.
+            cannot be written.
+        StoppedError: a signal to any of the ranks, after a checkpoint.
     """
-    share_of(config.batch_size)
+    share_of(config.batch_size)  # refuses a batch that does not divide, before any data is read
     source = open_source(config.data)
     if payload is None:
         state = _created(config, source, device, console)
     else:
-        wanted = {name: value for name, value in to_dict(config).items() if name in OF_THE_MACHINE}
-        state = TrainState.restore(
-            {**payload, "config": json.dumps(json.loads(payload["config"]) | wanted)}, device
-        )
-    console.print(_plan(state, source, device), markup=False, highlight=False, soft_wrap=True)
+        state = _restored(config, payload, device)
+
+    _tell(console, _plan(state, source, device))
     doubts = (
         crowding(config.data.num_workers, num_local_ranks()),
         repeating(config, source.num_samples),
     )
     for sentence in filter(None, doubts):
-        console.print(sentence, style="yellow", markup=False, highlight=False, soft_wrap=True)
+        _warn(console, sentence)
+
     try:
         with _signals() as received:
+            # Log, probes and checkpoints are the first rank's; the others only do the steps.
             if rank() > 0:
                 return _follow(state, source, run, received)
-            online = (
-                WandbLog(wandb, run, flatten(state.config), state.step > 0, console)
-                if wandb
-                else None
-            )
+
+            online = None
+            if wandb:
+                online = WandbLog(wandb, run, flatten(state.config), state.step > 0, console)
             with RunLog(run, state.step, config.num_steps, console, online) as log:
                 watch = Watch(
                     state.config, device, console, on_collapse, source.damage, log.write_note
                 )
                 return _loop(state, source, run, log, received, watch)
     finally:
+        # However the run ends, its user learns which samples it went without.
         if source.damage.total:
-            console.print(
-                f"left out: {source.damage.summary()}",
-                style="yellow",
-                markup=False,
-                highlight=False,
-                soft_wrap=True,
-            )
-
-
-def _plan(state: TrainState, source: Source, device: torch.device) -> str:
-    """What the run is about to do, in a line."""
-    config = state.config
-    epoch = (
-        None if "|" in config.data.source else source.num_samples
-    )  # each part of a mixture ends at a time of its own
-    epochs = f", {config.samples / epoch:,.1f} epochs" if epoch else ""
-    late = config.start_step if config.is_taught_at(config.start_step) else 0
-    taught = f", the teacher from step {late + 1:,} on" if late else ""
-    begun = f", going on after step {state.step:,}" if state.step else ""
-    processes = f"{num_ranks()} processes on " if num_ranks() > 1 else ""
-    compiled = (
-        "; the first steps compile the blocks, for a minute or more" if config.compile else ""
-    )
-    return (
-        f"{config.name}: {config.num_steps:,} steps of {config.batch_size:,}{epochs}{taught}{begun}, from {source.describe()}"
-        f" on {processes}{device} in {config.precision}{compiled}"
-    )
+            _warn(console, f"left out: {source.damage.summary()}")
 
 
 def _created(config: Config, source: Source, device: torch.device, console: Console) -> TrainState:
     """A run before its first step."""
     if not config.init:
-        return TrainState.create(
-            config, Tokenizer.from_json(of_first(lambda: _tokenizer_json(source, config))), device
-        )
+        # One rank trains the tokenizer and the others get a copy, so that all of them agree.
+        tokenizer_json = of_first(lambda: _tokenizer_json(source, config))
+        return TrainState.create(config, Tokenizer.from_json(tokenizer_json), device)
+
     start = read_start(config)
     for sentence in start.said:
-        console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+        _tell(console, sentence)
     return TrainState.create(config, start.tokenizer, device, start)
 
 
@@ -228,13 +210,47 @@ def _tokenizer_json(source: Source, config: Config) -> str:
     return Tokenizer.train(captions, config.text.vocab_size, config.text.context_length).to_json()
 
 
+def _restored(config: Config, payload: dict[str, Any], device: torch.device) -> TrainState:
+    """The run of ``payload``, with what suits this machine from ``config``."""
+    saved_config = json.loads(payload["config"])
+    of_this_machine = {
+        name: value for name, value in to_dict(config).items() if name in OF_THE_MACHINE
+    }
+    return TrainState.restore(
+        {**payload, "config": json.dumps(saved_config | of_this_machine)}, device
+    )
+
+
+def _plan(state: TrainState, source: Source, device: torch.device) -> str:
+    """What the run is about to do, in a line."""
+    config = state.config
+
+    # The parts of a mixture ("A | B") end each at a time of its own: it has no epoch.
+    epoch = None if "|" in config.data.source else source.num_samples
+    epochs = f", {config.samples / epoch:,.1f} epochs" if epoch else ""
+
+    late = config.start_step if config.is_taught_at(config.start_step) else 0
+    taught = f", the teacher from step {late + 1:,} on" if late else ""
+    begun = f", going on after step {state.step:,}" if state.step else ""
+    processes = f"{num_ranks()} processes on " if num_ranks() > 1 else ""
+    compiled = ""
+    if config.compile:
+        compiled = "; the first steps compile the blocks, for a minute or more"
+
+    return (
+        f"{config.name}: {config.num_steps:,} steps of {config.batch_size:,}"
+        f"{epochs}{taught}{begun}, from {source.describe()}"
+        f" on {processes}{device} in {config.precision}{compiled}"
+    )
+
+
 def _follow(state: TrainState, source: Source, run: Path, received: list[int]) -> Path:
-    """What every rank but the first does: the same steps; log, checkpoints and probes are the first
-    one's.
-    """
+    """What every rank but the first does: the same steps, without log, checkpoints and probes."""
     with closing(_my_batches(state, source)) as batches:
         while state.step < state.config.num_steps:
             train_step(state, next(batches))
+
+            # A collective call, as in ``_loop``: the ranks learn of a signal after the same step.
             signals = of_all(received[0] if received else 0)
             if any(signals) and state.step < state.config.num_steps:
                 raise _stopped(signals, state.step, checkpoint.path_of(run, state.step))
@@ -242,76 +258,94 @@ def _follow(state: TrainState, source: Source, run: Path, received: list[int]) -
 
 
 def _my_batches(state: TrainState, source: Source) -> Generator[Batch, None, None]:
+    """This rank's part of each global batch, from the position where ``state`` stands."""
     return source.batches(state.config.batch_size, state.position, rank(), num_ranks())
 
 
 def _loop(
     state: TrainState, source: Source, run: Path, log: RunLog, received: list[int], watch: Watch
 ) -> Path:
+    """The first rank's steps, with what stands around each: log row, probe, checkpoint, signal."""
     config = state.config
-    probe = (
-        Probe(config.probe, state.student.log_scale.device, watch.say)
-        if config.probe.every
-        else None
-    )
+    device = state.student.log_scale.device
+    probe = Probe(config.probe, device, watch.say) if config.probe.every else None
     if probe is not None and state.start is not None and state.step == 0:
-        found = probe(state)
-        if probe.diverged:
-            raise RunError(f"--init {config.init} cannot be measured: {probe.diverged}")
-        log.write_probe(0, found)
-        state.start["probes"] = remembered(found, probe.errors)
-    wait = DataWait(state.student.log_scale.device)
+        state.start["probes"] = _probe_of_start(state, probe, log)
+
+    wait = DataWait(device)
     with closing(_my_batches(state, source)) as opened, checkpoint.Writer(run) as writer:
-        batches = chain(
-            [next(opened)], opened
-        )  # the first takes what opening the source takes, which is no part of the speed
-        mark, mark_step, saved = time.perf_counter(), state.step, time.monotonic()
+        # The first batch takes what opening the source takes, which is no part of the speed.
+        batches = chain([next(opened)], opened)
+        mark = time.perf_counter()
+        mark_step = state.step
+        saved = time.monotonic()
+
         while state.step < config.num_steps:
             batch = wait.next(batches)
-            is_last = state.step + 1 == config.num_steps
-            is_row = is_last or (state.step + 1) % config.log_every == 0
-            is_probe = probe is not None and (is_last or (state.step + 1) % config.probe.every == 0)
+            number = state.step + 1  # of this step, from 1 as in the log
+            is_last = number == config.num_steps
+            is_row = is_last or number % config.log_every == 0
+            is_probe = probe is not None and (is_last or number % config.probe.every == 0)
+
             if is_row:
                 watch.before_step(state)
             values = train_step(state, batch)
+
+            # A collective call, so after each step: a signal to one rank stops all of them.
             signals = of_all(received[0] if received else 0)
-            is_stopped, score, fallen = any(signals), None, None
+            is_stopped = any(signals)
             log.advance(state.step)
+
+            # No row and no score of a step whose values were not finite.
             if is_row or is_probe:
                 state.confirm()
             if is_row:
-                seconds, steps = time.perf_counter() - mark, state.step - mark_step
+                seconds = time.perf_counter() - mark
+                steps = state.step - mark_step
                 row = watch.row(state, batch, values, seconds / steps, wait.seconds() / seconds)
                 log.write(state.step, row)
                 watch.judge(state, row)
-                mark, mark_step = time.perf_counter(), state.step
+                mark = time.perf_counter()
+                mark_step = state.step
+
+            score = None  # the mean over the probe's tasks, by which the best checkpoint is kept
+            fallen = None
             if probe is not None and is_probe:
                 before = time.perf_counter()
-                found = probe(state)
+                scores = probe(state)
                 mark += time.perf_counter() - before  # the speed of a row is that of its steps
-                if found:  # nothing could be scored of a student that diverged
-                    log.write_probe(state.step, found)
-                score = sum(found.values()) / len(found) if found and not probe.diverged else None
-                fallen = destroyed(state.start, found, probe.errors, config.optim)
+                if scores:  # nothing could be scored of a student that diverged
+                    log.write_probe(state.step, scores)
+                if scores and not probe.diverged:
+                    score = sum(scores.values()) / len(scores)
+                fallen = destroyed(state.start, scores, probe.errors, config.optim)
+
+            # The probe's alarms come after its checkpoint: the weights they stop at are kept.
             writer.check()
             is_due = 0 < config.checkpoint_minutes * 60 <= time.monotonic() - saved
-            if (
-                state.step % config.checkpoint_every == 0
-                or is_due
-                or is_last
-                or is_stopped
-                or is_probe
-            ):
+            is_regular = is_due or state.step % config.checkpoint_every == 0
+            if is_regular or is_last or is_stopped or is_probe:
                 writer.write(state.payload(), score)
                 saved = time.monotonic()
+
             if is_probe and probe is not None and probe.diverged:
                 watch.alarm(state, "the student cannot be measured", probe.diverged)
             if fallen:
                 watch.alarm(state, "zero-shot is lost", fallen)
             if is_stopped and not is_last:
                 raise _stopped(signals, state.step, writer.wait())
+
     assert writer.path is not None, "a run of at least one step ends with a checkpoint"
     return writer.path
+
+
+def _probe_of_start(state: TrainState, probe: Probe, log: RunLog) -> dict[str, dict[str, float]]:
+    """What other weights score before the first step: later probes are compared with it."""
+    scores = probe(state)
+    if probe.diverged:
+        raise RunError(f"--init {state.config.init} cannot be measured: {probe.diverged}")
+    log.write_probe(0, scores)
+    return remembered(scores, probe.errors)
 
 
 def _stopped(signals: list[int], step: int, path: Path | None) -> StoppedError:
@@ -319,32 +353,45 @@ def _stopped(signals: list[int], step: int, path: Path | None) -> StoppedError:
     causes = []
     for number in sorted({*signals} - {0}):
         receivers = [index for index, received in enumerate(signals) if received == number]
-        to = f" to rank {', '.join(map(str, receivers))} of {len(signals)}"
-        if len(receivers) == len(signals):
-            to = " to every rank" if len(signals) > 1 else ""
-        causes.append(f"{signal.Signals(number).name}{to}")
+        if len(receivers) < len(signals):
+            where = f" to rank {', '.join(map(str, receivers))} of {len(signals)}"
+        elif len(signals) > 1:
+            where = " to every rank"
+        else:
+            where = ""
+        causes.append(f"{signal.Signals(number).name}{where}")
     return StoppedError(
-        f"stopped by {' and '.join(causes)} after step {step}; {path} is saved, continue with --resume"
+        f"stopped by {' and '.join(causes)} after step {step};"
+        f" {path} is saved, continue with --resume"
     )
 
 
 @contextmanager
 def _signals() -> Iterator[list[int]]:
-    """Signals that stop a run are noted and answered after the step; a second one acts at once, as
-    it always did.
-    """
+    """Note signals that stop a run, to be answered after the step; a second one acts at once."""
     received: list[int] = []
-    old = {kind: signal.getsignal(kind) for kind in STOPPING}
+    handlers = {kind: signal.getsignal(kind) for kind in STOPPING}
+
+    def restore() -> None:
+        for kind, handler in handlers.items():
+            signal.signal(kind, handler)
 
     def note(kind: int, frame: object) -> None:
         received.append(kind)
-        for each, handler in old.items():
-            signal.signal(each, handler)
+        restore()
 
-    for kind in old:
+    for kind in handlers:
         signal.signal(kind, note)
     try:
         yield received
     finally:
-        for kind, handler in old.items():
-            signal.signal(kind, handler)
+        restore()
+
+
+def _tell(console: Console, sentence: str) -> None:
+    # Paths and brackets in a sentence are no markup, and a path that is cut cannot be copied.
+    console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+
+
+def _warn(console: Console, sentence: str) -> None:
+    console.print(sentence, style="yellow", markup=False, highlight=False, soft_wrap=True)

@@ -1,29 +1,28 @@
-"""The optimiser as the recipe asks: decoupled weight decay on matrices only, gradients clipped by
-their global norm.
+"""The optimiser, what changes over a run, and an average of the weights for evaluation.
 
-Adafactor as big_vision trains with it (``scale_by_adafactor`` there): a factored second moment, a
-first moment kept in bf16.
+Flow, in the step's order: ``set_lr(optimizer, lr_at(step))`` -> ``clip_gradients`` -> the step of
+what ``make_optimizer`` made -> ``ema_at`` for the teacher -> ``Average.update``.
 
-For a gradient g at update t (from 1), with the decay rate d = min(0.999, 1 - t^-0.8) and s = g^2 +
-1e-30:
+Learning rate and momenta are pure functions of the step, so that there is nothing to checkpoint.
 
-    rows <- d rows + (1 - d) mean of s over the largest dimension        columns <- the same over
-    the second largest u = g / sqrt(rows / mean(rows)) / sqrt(columns)                      a tensor
-    too thin to factor keeps s whole momentum <- 0.9 momentum + 0.1 u
-    not corrected for its start at zero weight <- weight - lr (weight_decay weight + momentum)
+``Adafactor`` is big_vision's (``scale_by_adafactor`` there): a factored second moment, and a first
+moment kept in bf16. For a gradient g at update t (from 1), with the decay rate
+d = min(0.999, 1 - t^-0.8) and s = g^2 + 1e-30:
 
-Neither updates nor rates are scaled by the weights, and nothing is clipped here (Shazeer & Stern
-1804.04235 do both). What gets its first gradient later than the others counts t from there. A
-matrix of n x m takes 2 n m + 4 (n + m) bytes of state, against 8 n m of AdamW:
-``adafactor_state_bytes``.
+    rows     <- d rows + (1 - d) mean of s over the largest dimension
+    columns  <- d columns + (1 - d) mean of s over the second largest
+    u         = g / sqrt(rows / mean(rows)) / sqrt(columns)
+    momentum <- 0.9 momentum + 0.1 u
+    weight   <- weight - lr (weight_decay weight + momentum)
 
-A moving average of the student's towers and scalars, kept for evaluation: ``--ckpt RUN:average``.
+A tensor too thin to factor keeps s whole, and the momentum is not corrected for its start at zero.
+Neither updates nor rates are scaled by the weights, and nothing is clipped here (Shazeer & Stern,
+1804.04235, do both). What gets its first gradient later than the others counts t from there. A
+matrix of n x m takes 2 n m + 4 (n + m) bytes of state, against 8 n m of AdamW.
 
-The teacher averages the vision tower and head, which it needs for its targets; this averages the
-text tower and the scalars of the contrastive loss too, and nothing of it flows back into training.
-
-What changes over a run, learning rate and teacher's momentum, as pure functions of the step:
-nothing to checkpoint.
+``Average`` is a moving average of the student's towers and scalars, for ``--ckpt RUN:average``. The
+teacher averages only what its targets need, vision tower and heads; this one has the text tower
+and the scalars of the contrastive loss too, and nothing of it flows back into training.
 """
 
 from __future__ import annotations
@@ -40,9 +39,16 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from silc_bench.trainer.config.config import DistillationConfig, OptimConfig
 from silc_bench.trainer.silc.student import TAUGHT, Student
 
+MIN_FACTORED = 32  # the second largest dimension of a tensor that Adafactor factors
+DECAY_POWER = 0.8
+MAX_DECAY = 0.999
+EPSILON = 1e-30  # so that a gradient of 0 divides nothing by 0
+
 
 def make_optimizer(student: Student, config: OptimConfig) -> torch.optim.Optimizer:
-    """Weights of linear layers, patches and prototypes decay; biases, norms, positions, embeddings,
+    """AdamW or Adafactor over what asks for a gradient, with decoupled decay of matrices only.
+
+    Weights of linear layers, patches and prototypes decay; biases, norms, positions, embeddings and
     the mask token do not.
 
     ``weight_decay`` is big_vision's: per step the weight shrinks by weight_decay * lr / peak, so
@@ -53,15 +59,18 @@ def make_optimizer(student: Student, config: OptimConfig) -> torch.optim.Optimiz
     """
     matrices = {
         f"{name}.weight"
-        for name, m in student.named_modules()
-        if isinstance(m, nn.Linear | nn.Conv2d)
+        for name, module in student.named_modules()
+        if isinstance(module, nn.Linear | nn.Conv2d)
     }
     matrices |= {"head.prototypes", "patch_head.prototypes"}
+
+    # Checkpoints hold the optimiser's state by the order of groups: these two always come first.
     groups: dict[tuple[bool, float], list[nn.Parameter]] = {(True, 1.0): [], (False, 1.0): []}
     for name, parameter in student.named_parameters():
         if parameter.requires_grad:
             scale = config.layer_decay ** layers_above(name, student)
             groups.setdefault((name in matrices, scale), []).append(parameter)
+
     decay = config.weight_decay / config.lr
     described = [
         {"params": group, "weight_decay": decay if is_matrix else 0.0, "lr_scale": scale}
@@ -75,12 +84,15 @@ def make_optimizer(student: Student, config: OptimConfig) -> torch.optim.Optimiz
 
 
 def layers_above(name: str, student: Student) -> int:
-    """Of a parameter's tower: 0 for its end (norm, pooling, head) and all outside a tower, depth +
-    1 for what embeds.
+    """How many layers of its tower stand above the parameter ``name``.
+
+    0 for the tower's end (norm, pooling, head) and for all outside a tower, depth + 1 for what
+    embeds.
     """
     tower, _, rest = name.partition(".")
     if tower not in ("vision", "text"):
         return 0
+
     depth = len(getattr(student, tower).blocks)
     block = re.match(r"blocks\.(\d+)\.", rest)
     if block:
@@ -90,30 +102,112 @@ def layers_above(name: str, student: Student) -> int:
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
     for group in optimizer.param_groups:
-        group["lr"] = lr * group.get(
-            "lr_scale", 1.0
-        )  # groups of runs from before it existed have none
+        # Groups in checkpoints from before ``layer_decay`` have no scale.
+        group["lr"] = lr * group.get("lr_scale", 1.0)
 
 
 def clip_gradients(student: nn.Module, max_norm: float) -> torch.Tensor:
-    """Scale all gradients so that their global norm is at most ``max_norm``; the norm before
-    scaling, on the device.
+    """Scale all gradients so that their global norm is at most ``max_norm``.
+
+    Returns the norm before scaling, on the device.
     """
     return nn.utils.clip_grad_norm_(student.parameters(), max_norm, foreach=True)
 
 
-def state_bytes(student: nn.Module, config: OptimConfig) -> int:
-    """Bytes that the optimiser will keep beside the fp32 weights: two moments of AdamW, or
-    Adafactor's.
+def lr_at(step: int, num_steps: int, config: OptimConfig) -> float:
+    """Learning rate of optimiser update number ``step`` (from 0) of ``num_steps``.
+
+    Each schedule begins with a linear warm-up to the peak. Then
+
+    - rsqrt: peak * sqrt(warmup / step) and a linear cool-down to 0 (Zhai et al. 2106.04560). It is
+      big_vision's with its timescale equal to the warm-up; left out there, that is 10,000 steps,
+      and rates fall sooner.
+    - cosine: half a cosine to 0.
+    - wsd: constant, and a cool-down by 1 - sqrt(progress) to 0 (Haegele et al. 2405.18392).
     """
-    shapes = [p.shape for p in student.parameters() if p.requires_grad]
+    warmup = max(1, round(config.warmup_fraction * num_steps))
+    cooldown = round(config.cooldown_fraction * num_steps)
+
+    # From 1: the first update already moves, and the last of a cosine is not wasted on a rate of 0.
+    position = step + 1
+    if position < warmup:
+        return config.lr * position / warmup
+
+    if config.schedule == "cosine":
+        progress = (position - warmup) / (num_steps + 1 - warmup)
+        return config.lr * 0.5 * (1 + math.cos(math.pi * progress))
+
+    left = min(1.0, (num_steps + 1 - position) / (cooldown + 1))  # of the cool-down; 1 before it
+    if config.schedule == "wsd":
+        return config.lr * (1 - math.sqrt(1 - left))
+    return config.lr * math.sqrt(warmup / position) * left
+
+
+def ema_at(step: int, num_steps: int, config: DistillationConfig, batch_size: int) -> float:
+    """The teacher's momentum after optimiser update number ``step`` (from 0) of ``num_steps``.
+
+    With ``ema_batch`` the momentum is meant for batches of that size: 1 - m grows in proportion to
+    the batch, so that the teacher remembers as many images at any size. 0.966 at 16,384 is so
+    0.9915 at 4,096 and 0.9979 at 1,024.
+
+    fixed: the same at every step (SILC: at 1 the teacher would stop learning from the text loss).
+    cosine: half a cosine from there to 1 (DINO, 2104.14294).
+    """
+    distance = 1 - config.ema_momentum
+    if config.ema_batch:
+        distance = min(1.0, distance * batch_size / config.ema_batch)
+    if config.ema_schedule == "cosine":
+        distance *= (1 + math.cos(math.pi * step / num_steps)) / 2
+    return 1 - distance
+
+
+class Average:
+    """The weights by the student's names, without heads and mask token; ``update`` moves them."""
+
+    def __init__(self, student: Student) -> None:
+        self.weights = {name: value.detach().clone() for name, value in averaged(student).items()}
+
+    @torch.no_grad()
+    def load(self, weights: dict[str, Tensor]) -> None:
+        """Take the weights of a checkpoint. KeyError where names or shapes are others."""
+        theirs = {(name, value.shape) for name, value in weights.items()}
+        ours = {(name, value.shape) for name, value in self.weights.items()}
+        if theirs != ours:
+            raise KeyError(f"average of {sorted({name for name, _ in theirs ^ ours})[:3]}")
+
+        for name, value in self.weights.items():
+            value.copy_(weights[name])
+
+    @torch.no_grad()
+    def update(self, student: Student, momentum: float) -> None:
+        """average <- momentum * average + (1 - momentum) * student, once an optimiser step."""
+        average = list(self.weights.values())
+        weights = list(averaged(student).values())
+        get_ema_multi_avg_fn(momentum)(average, weights, 0)
+
+
+def average_at(step: int, momentum: float) -> float:
+    """The average's momentum after optimiser update number ``step`` (from 0).
+
+    min(momentum, (1 + step) / (10 + step)), so that the first weights, which are noise, are
+    forgotten at once (the warm-up of TensorFlow's ExponentialMovingAverage).
+    """
+    return min(momentum, (1 + step) / (10 + step))
+
+
+def averaged(student: Student) -> dict[str, Tensor]:
+    """What ``Average`` keeps: all but what only a teacher's targets move."""
+    return {
+        name: value for name, value in student.named_parameters() if not name.startswith(TAUGHT)
+    }
+
+
+def state_bytes(student: nn.Module, config: OptimConfig) -> int:
+    """Bytes that the optimiser will keep beside the fp32 weights."""
+    shapes = [weight.shape for weight in student.parameters() if weight.requires_grad]
     if config.kind == "adafactor":
         return adafactor_state_bytes(shapes)
-    return sum(8 * shape.numel() for shape in shapes)
-
-
-MIN_FACTORED = 32  # the second largest dimension of a tensor that is factored
-DECAY_POWER, MAX_DECAY, EPSILON = 0.8, 0.999, 1e-30
+    return sum(8 * shape.numel() for shape in shapes)  # two fp32 moments of AdamW
 
 
 class Adafactor(torch.optim.Optimizer):
@@ -121,8 +215,8 @@ class Adafactor(torch.optim.Optimizer):
 
     def __init__(self, groups: Iterable[dict[str, Any]], lr: float, beta1: float):
         super().__init__(groups, {"lr": lr, "beta1": beta1, "weight_decay": 0.0, "step": 0})
-        # torch gives every state the type of its weight when it loads; bf16 survives the way there
-        # and back
+        # torch gives every state the type of its weight when it loads. What was bf16 survives the
+        # way there and back without loss.
         self.register_load_state_dict_post_hook(_narrow_momenta)
 
     @torch.no_grad()
@@ -134,14 +228,21 @@ class Adafactor(torch.optim.Optimizer):
                 if weight.grad is None:
                     continue
                 state = self.state[weight]
+
+                # Heads wait for a late teacher. Their updates count from their first gradient.
                 if not state and group["step"] > 1:
                     state["missed"] = group["step"] - 1
                 updates = group["step"] - state.get("missed", 0)
-                update = _scaled(weight.grad, state, min(MAX_DECAY, 1 - updates**-DECAY_POWER))
+                decay = min(MAX_DECAY, 1 - updates**-DECAY_POWER)
+                update = _scaled(weight.grad, state, decay)
+
+                # Averaged in the update's own precision: only what is kept is rounded to bf16.
                 if "momentum" not in state:
                     state["momentum"] = torch.zeros_like(weight, dtype=torch.bfloat16)
                 update.lerp_(state["momentum"].to(update.dtype), group["beta1"])
                 state["momentum"].copy_(update)
+
+                # The weight moves by the unrounded update.
                 weight.mul_(1 - group["lr"] * group["weight_decay"]).sub_(update, alpha=group["lr"])
 
 
@@ -152,6 +253,7 @@ def _scaled(gradient: Tensor, state: dict[str, Tensor], decay: float) -> Tensor:
     if dims is None:
         state["square"] = _moved(state.get("square"), square, decay)
         return gradient * state["square"].rsqrt()
+
     second, largest = dims
     state["rows"] = _moved(state.get("rows"), square.mean(largest, keepdim=True), decay)
     state["columns"] = _moved(state.get("columns"), square.mean(second, keepdim=True), decay)
@@ -165,111 +267,27 @@ def _moved(moment: Tensor | None, value: Tensor, decay: float) -> Tensor:
 
 
 def factored_dims(shape: torch.Size) -> tuple[int, int] | None:
-    """Indices of the second largest and the largest dimension; None where the former is below
-    MIN_FACTORED.
+    """Indices of the second largest and the largest dimension.
+
+    None where the former is below MIN_FACTORED: such a tensor is not factored.
     """
     order = sorted(range(len(shape)), key=lambda index: shape[index])
-    return (order[-2], order[-1]) if len(shape) >= 2 and shape[order[-2]] >= MIN_FACTORED else None
+    if len(shape) < 2 or shape[order[-2]] < MIN_FACTORED:
+        return None
+    return order[-2], order[-1]
 
 
 def adafactor_state_bytes(shapes: Iterable[torch.Size]) -> int:
-    """Bytes of state for fp32 weights of these shapes."""
+    """Bytes of state for fp32 weights of these shapes: a bf16 momentum and fp32 second moments."""
     total = 0
     for shape in shapes:
         count = shape.numel()
         dims = factored_dims(shape)
-        total += 2 * count + 4 * (
-            count if dims is None else sum(count // shape[dim] for dim in dims)
-        )
+        moments = count if dims is None else sum(count // shape[dim] for dim in dims)
+        total += 2 * count + 4 * moments
     return total
 
 
 def _narrow_momenta(optimizer: torch.optim.Optimizer) -> None:
     for state in optimizer.state.values():
         state["momentum"] = state["momentum"].bfloat16()
-
-
-class Average:
-    """The weights by the student's names, without heads and mask token. ``update`` is the only
-    thing that moves them.
-    """
-
-    def __init__(self, student: Student) -> None:
-        self.weights = {name: value.detach().clone() for name, value in averaged(student).items()}
-
-    @torch.no_grad()
-    def load(self, weights: dict[str, Tensor]) -> None:
-        """Those of a checkpoint. KeyError where names or shapes are others."""
-        theirs, ours = (
-            {(name, value.shape) for name, value in one.items()} for one in (weights, self.weights)
-        )
-        if theirs != ours:
-            raise KeyError(f"average of {sorted({name for name, _ in theirs ^ ours})[:3]}")
-        for name, value in self.weights.items():
-            value.copy_(weights[name])
-
-    @torch.no_grad()
-    def update(self, student: Student, momentum: float) -> None:
-        """average <- momentum * average + (1 - momentum) * student, once an optimiser step."""
-        get_ema_multi_avg_fn(momentum)(
-            list(self.weights.values()), list(averaged(student).values()), 0
-        )
-
-
-def average_at(step: int, momentum: float) -> float:
-    """The momentum after optimiser update number ``step`` (from 0): min(momentum, (1 + step) / (10
-    + step)).
-
-    So the first weights, which are noise, are forgotten at once (the warm-up of TensorFlow's
-    ExponentialMovingAverage).
-    """
-    return min(momentum, (1 + step) / (10 + step))
-
-
-def averaged(student: Student) -> dict[str, Tensor]:
-    return {
-        name: value for name, value in student.named_parameters() if not name.startswith(TAUGHT)
-    }
-
-
-def lr_at(step: int, num_steps: int, config: OptimConfig) -> float:
-    """Learning rate of optimiser update number ``step`` (from 0) of ``num_steps``.
-
-    rsqrt: linear warm-up to the peak, peak * sqrt(warmup / step), linear cool-down to 0 (Zhai et
-    al. 2106.04560). It is big_vision's with its timescale equal to the warm-up; left out there,
-    that is 10,000 steps, and rates fall sooner. cosine: linear warm-up to the peak, half a cosine
-    to 0. wsd: linear warm-up to the peak, constant, a cool-down by 1 - sqrt(progress) to 0 (Haegele
-    et al. 2405.18392).
-    """
-    warmup = max(1, round(config.warmup_fraction * num_steps))
-    cooldown = round(config.cooldown_fraction * num_steps)
-    position = (
-        step + 1
-    )  # the first update already moves, and the last of a cosine is not wasted on a rate of 0
-    if position < warmup:
-        return config.lr * position / warmup
-    if config.schedule == "cosine":
-        progress = (position - warmup) / (num_steps + 1 - warmup)
-        return config.lr * 0.5 * (1 + math.cos(math.pi * progress))
-    left = min(1.0, (num_steps + 1 - position) / (cooldown + 1))
-    if config.schedule == "wsd":
-        return config.lr * (1 - math.sqrt(1 - left))
-    return config.lr * math.sqrt(warmup / position) * left
-
-
-def ema_at(step: int, num_steps: int, config: DistillationConfig, batch_size: int) -> float:
-    """The teacher's momentum after optimiser update number ``step`` (from 0) of ``num_steps``.
-
-    With ``ema_batch`` the momentum is meant for batches of that size: 1 - m grows in proportion to
-    the batch, so that the teacher remembers as many pictures at any size. 0.966 at 16,384 is so
-    0.9915 at 4,096 and 0.9979 at 1,024.
-
-    fixed: the same at every step (SILC: at 1 the teacher would stop learning from the text loss).
-    cosine: half a cosine from there to 1 (DINO, 2104.14294).
-    """
-    distance = 1 - config.ema_momentum
-    if config.ema_batch:
-        distance = min(1.0, distance * batch_size / config.ema_batch)
-    if config.ema_schedule == "cosine":
-        distance *= (1 + math.cos(math.pi * step / num_steps)) / 2
-    return 1 - distance

@@ -1,7 +1,11 @@
-"""The training step: views -> student and teacher -> losses -> update -> EMA, and the state that it
-moves.
+"""The training step of SILC (arXiv 2310.13355), and the state that it moves.
 
-``train_step`` is the algorithm and nothing else; ``silc_bench.trainer.loop`` is what surrounds it.
+Flow: views -> teacher's targets -> student -> losses -> backward -> update -> EMA. ``train_step``
+is the algorithm and nothing else; ``silc_bench.trainer.loop`` is what surrounds it.
+
+    state = TrainState.create(config, tokenizer, torch.device("cuda"))
+    values = train_step(state, next(batches))
+
 Randomness is a pure function of (seed, step), so (state, step, data position) continue a run bit
 for bit, on the same machine and with as many threads as before: another number of threads adds in
 another order.
@@ -41,24 +45,167 @@ from silc_bench.trainer.silc.towers import compile_blocks
 from silc_bench.trainer.silc.views import make_views
 
 
+def train_step(state: TrainState, batch: Batch) -> dict[str, Tensor]:
+    """One optimiser update on this rank's ``batch``.
+
+    Returns the losses and the gradient norm of the global batch: scalars, on the device.
+    """
+    config, student, teacher, step = state.config, state.student, state.teacher, state.step
+    device = student.log_scale.device
+    first = first_of(len(batch.texts))  # place of this rank's first pair in the global batch
+
+    # Schedules are pure functions of the step. A run may let its teacher begin late (SigLIP 2).
+    set_lr(state.optimizer, lr_at(step, config.num_steps, config.optim))
+    is_taught = config.is_taught_at(step)
+    if is_taught and step == config.start_step > 0:
+        state.start_teaching()
+
+    # Views: global and local crops of each image. Masked patches are SigLIP 2's; SILC has none.
+    images = batch.images.to(device, non_blocking=True)  # the data stream page-locked them
+    kinds = config.view_kinds_at(step)
+    views = make_views(
+        images, batch.sizes, config.views, config.seed, step, first=first, needs=kinds
+    )
+    masked = None
+    if is_taught and config.masked.weight > 0:
+        masked = send(draw_masked(config, len(batch.texts), step, first), device)
+    tokens = send(state.tokenizer(batch.texts), device)
+
+    # The teacher sees the global crops, without gradient. All that the student encodes goes through
+    # one call, because DDP needs it so.
+    targets = Taught(views=None, patches=None)
+    with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+        if is_taught:
+            targets = teacher.targets(views, masked, config.micro_batch)
+        out = state.forward(views, tokens, masked, is_taught)
+
+    # SILC: contrastive + weight * distillation, of local crops towards the teacher's global ones.
+    losses = {"contrastive": contrastive(out, config)}
+    if targets.views is not None:
+        losses["distillation"] = distillation(out, targets.views, config)
+    if targets.patches is not None:
+        losses["masked"] = masked_patches(out, targets.patches, config)
+    loss = losses["contrastive"] + config.distillation.weight * losses.get("distillation", 0.0)
+    loss = loss + config.masked.weight * losses.get("masked", 0.0)
+
+    state.optimizer.zero_grad()
+    loss.backward()
+    gradient_norm = clip_gradients(student, config.optim.clip_norm)
+    values = global_values({**losses, "loss": loss, "gradient_norm": gradient_norm})
+    state.check_finite(values)
+    state.optimizer.step()
+
+    # The teacher follows the weights just moved, the centre the logits behind this step's targets.
+    teacher.update(student, ema_at(step, config.num_steps, config.distillation, config.batch_size))
+    teacher.update_center(targets)
+    if state.average is not None:
+        state.average.update(student, average_at(step, config.average_momentum))
+
+    state.step += 1
+    state.samples_seen += config.batch_size
+    state.position = batch.position
+    return values
+
+
+def contrastive(out: StudentOutput, config: Config) -> Tensor:
+    """The image-text loss: each view that meets the text meets the texts of the global batch.
+
+    The loss is averaged over these views: in SILC every global view, with either loss.
+    """
+    if config.contrastive.loss == "sigmoid":
+        return sigmoid_loss(out.image_features, out.text_features, out.scale, out.bias)
+    return softmax_loss(out.image_features, out.text_features, out.scale)
+
+
+def distillation(out: StudentOutput, targets: Targets, config: Config) -> Tensor:
+    """Cross-entropy of the student's views with the teacher's, but for a view with itself."""
+    assert out.projections is not None
+    assert out.prototypes is not None
+    # The student's global views come first, in the teacher's order; local views equal none of its.
+    num_skipped = config.views.num_global if config.distillation.pairs == "local+global" else 0
+
+    return distillation_loss(
+        out.projections, out.prototypes, targets, config.distillation.student_temp, num_skipped
+    )
+
+
+def masked_patches(out: StudentOutput, targets: Targets, config: Config) -> Tensor:
+    """Cross-entropy with the teacher's patches, averaged over the masked places alone (iBOT)."""
+    assert out.patch_projections is not None
+    assert out.patch_prototypes is not None
+    # [T, B, n, d] -> [1, T * B * n, d]: each place is compared with the same place, no other.
+    patches = out.patch_projections.flatten(0, 2).unsqueeze(0)
+
+    return distillation_loss(
+        patches, out.patch_prototypes, targets, config.distillation.student_temp
+    )
+
+
+def global_values(shares: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Means over the ranks of this rank's scalars.
+
+    What is not finite on one rank is so in the mean, so that every rank stops at the same step and
+    none waits for another.
+    """
+    scalars = torch.stack([share.detach().float() for share in shares.values()])
+    return dict(zip(shares, mean_over_ranks(scalars), strict=True))
+
+
+def stop_if_not_finite(answer: Answer, config: Config) -> None:
+    """Raise RunError that names the first value that is not finite and the likely cause."""
+    numbers = answer.wait()
+    name = next((name for name, number in numbers.items() if not math.isfinite(number)), None)
+    if name is None:
+        return
+
+    lr = f"{config.optim.lr:g}"
+    temperatures = (
+        f"a temperature is too small (student {config.distillation.student_temp:g}, "
+        f"teacher {config.distillation.teacher_temp:g})"
+    )
+    masked_weight = f"masked.weight (now {config.masked.weight:g})"
+    causes = {
+        "contrastive": "the features overflowed or a picture was not a number;"
+        f" try a lower optim.lr (now {lr})",
+        "distillation": f"{temperatures} or optim.lr too high (now {lr})",
+        "masked": f"{temperatures} or {masked_weight} or optim.lr too high (now {lr})",
+        "gradient_norm": "the losses are finite but a gradient overflowed;"
+        f" try a lower optim.lr (now {lr}), a longer optim.warmup_fraction, or precision=fp32",
+        "loss": "the weighted losses add up to more than a number holds;"
+        f" lower distillation.weight (now {config.distillation.weight:g}) or {masked_weight}",
+    }
+    parts = ", ".join(f"{key} {number:g}" for key, number in numbers.items() if key != "loss")
+    raise RunError(
+        f"step {answer.step + 1}: {name} is not finite ({parts}). Likely cause: {causes[name]}."
+        " Checkpoints that were written are intact."
+    )
+
+
 @dataclass
 class TrainState:
-    """Everything that a checkpoint holds."""
+    """Everything that a checkpoint holds, and what is made anew from it (``forward``)."""
 
     config: Config
     student: Student
     teacher: Teacher
     optimizer: torch.optim.Optimizer
     tokenizer: AnyTokenizer
-    forward: nn.Module  # the student, or what stands before it: micro-batches, several processes
+
+    # The student, or what stands before it: micro-batches, several processes.
+    forward: nn.Module
+
     step: int = 0  # optimiser updates done
-    samples_seen: int = 0
+    samples_seen: int = 0  # images, over all ranks
     position: int = 0  # where the data continues
-    start: dict[str, Any] | None = (
-        None  # of a run that started from other weights: what is known of them
-    )
-    average: Average | None = None  # of the student's weights, for evaluation alone
-    unchecked: Answer | None = None  # values of the last step, still on their way from a GPU
+
+    # Of a run that started from other weights: what is known of them.
+    start: dict[str, Any] | None = None
+
+    # A moving average of the student's weights, for evaluation alone.
+    average: Average | None = None
+
+    # Values of the last step, still on their way from a GPU.
+    unchecked: Answer | None = None
 
     @classmethod
     def create(
@@ -68,31 +215,27 @@ class TrainState:
         device: torch.device,
         start: Start | None = None,
     ) -> TrainState:
-        """A run's state before its first step, its weights drawn from the seed, or those of
-        ``start``.
-        """
+        """The state before the first step: weights drawn from the seed, or those of ``start``."""
         config = resolve(config, device)
         student = Student(config)
         init_weights(student, config.seed)
         if start is not None:
             start.fill(student)
         student.to(device)
+
+        # The teacher begins as a copy of the student, so the student's weights must stand first.
         teacher = Teacher(student, config.distillation).to(device)
         if start is not None and start.center is not None:
             teacher.center.copy_(start.center)
         if config.compile:
             compile_blocks(student, teacher)
-        known = None if start is None else {"name": start.name}
-        state = cls(
-            config,
-            student,
-            teacher,
-            make_optimizer(student, config.optim),
-            tokenizer,
-            student,
-            start=known,
-        )
-        state.average = Average(student) if config.average_momentum else None
+
+        optimizer = make_optimizer(student, config.optim)
+        state = cls(config, student, teacher, optimizer, tokenizer, forward=student)
+        if start is not None:
+            state.start = {"name": start.name}
+        if config.average_momentum:
+            state.average = Average(student)
         state.connect()
         return state
 
@@ -104,55 +247,43 @@ class TrainState:
         """
         for parameter in self.student.taught_parameters():
             parameter.requires_grad_(self.config.is_taught_at(self.step))
-        micro_batch = self.config.micro_batch
-        self.forward = parallel(
-            MicroBatches(self.student, micro_batch) if micro_batch else self.student
-        )
+
+        # DDP notes at its start which parameters ask for a gradient, so it comes after that.
+        forward: nn.Module = self.student
+        if self.config.micro_batch:
+            forward = MicroBatches(self.student, self.config.micro_batch)
+        self.forward = parallel(forward)
 
     def start_teaching(self) -> None:
-        """The teacher becomes a copy of the student, heads and centres are as they started (SigLIP
-        2, 2502.14786).
+        """Make the teacher a copy of the student; heads and centres are still as they started.
+
+        SigLIP 2 (2502.14786) adds its self-distillation so, late in a run.
         """
         self.teacher.update(self.student, 0.0)
         self.connect()
 
-    @classmethod
-    def restore(cls, payload: dict[str, Any], device: torch.device) -> TrainState:
-        """From ``checkpoint.load``'s answer. UserError when the file's parts do not fit
-        together.
+    def check_finite(self, values: dict[str, Tensor]) -> None:
+        """Raise RunError where ``values`` of this step are not finite, on a GPU a step later.
+
+        On a CPU this happens before the weights are touched. On a GPU the host reads the values of
+        the step before while the GPU works on this one, so that the GPU never runs out of work.
         """
-        try:
-            config = from_dict(json.loads(payload["config"]))
-            state = cls.create(config, read_tokenizer(payload["tokenizer"]), device)
-            state.student.load_state_dict(payload["student"])
-            state.teacher.load_state_dict(payload["teacher"])
-            state.optimizer.load_state_dict(payload["optimizer"])
-            state.step, state.samples_seen, state.position = (
-                int(payload[k]) for k in ("step", "samples_seen", "position")
-            )
-            state.start = json.loads(payload["start"]) if "start" in payload else None
-            if state.average is not None:
-                state.average.load(payload["average"])
-            if state.step >= config.start_step > 0:
-                state.connect()
-        except (ValueError, TypeError, KeyError, RuntimeError) as error:
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
-            raise UserError(
-                f"--resume: the checkpoint's parts do not fit together ({reason})"
-            ) from None
-        return state
+        self.confirm()
+        self.unchecked = Answer(self.step, values)
+        if self.unchecked.is_here:
+            self.confirm()
 
     def confirm(self) -> None:
-        """Raises RunError where the last step's values are not finite. On a GPU the host waits for
-        them.
-        """
-        answer, self.unchecked = self.unchecked, None
+        """Raise RunError where the last step's values are not finite; the host waits for a GPU."""
+        answer = self.unchecked
+        self.unchecked = None
         if answer is not None:
             stop_if_not_finite(answer, self.config)
 
     def payload(self) -> dict[str, Any]:
+        """What a checkpoint holds; weights of a diverged student never reach one (RunError)."""
         self.confirm()
-        return {
+        payload: dict[str, Any] = {
             "config": json.dumps(to_dict(self.config)),
             "tokenizer": self.tokenizer.to_json(),
             "student": self.student.state_dict(),
@@ -161,133 +292,36 @@ class TrainState:
             "step": self.step,
             "samples_seen": self.samples_seen,
             "position": self.position,
-            **({} if self.start is None else {"start": json.dumps(self.start)}),
-            **({} if self.average is None else {"average": self.average.weights}),
         }
+        if self.start is not None:
+            payload["start"] = json.dumps(self.start)
+        if self.average is not None:
+            payload["average"] = self.average.weights
+        return payload
 
+    @classmethod
+    def restore(cls, payload: dict[str, Any], device: torch.device) -> TrainState:
+        """The state from ``checkpoint.load``'s answer; UserError where its parts do not fit."""
+        try:
+            config = from_dict(json.loads(payload["config"]))
+            state = cls.create(config, read_tokenizer(payload["tokenizer"]), device)
+            state.student.load_state_dict(payload["student"])
+            state.teacher.load_state_dict(payload["teacher"])
+            state.optimizer.load_state_dict(payload["optimizer"])
 
-def train_step(state: TrainState, batch: Batch) -> dict[str, Tensor]:
-    """One optimiser update on this rank's ``batch``. Returns losses and gradient norm of the global
-    one, on the device.
-    """
-    config, student, teacher = state.config, state.student, state.teacher
-    device, first = student.log_scale.device, first_of(len(batch.texts))
-    set_lr(state.optimizer, lr_at(state.step, config.num_steps, config.optim))
-    is_taught, needs = config.is_taught_at(state.step), config.view_kinds_at(state.step)
-    if is_taught and state.step == config.start_step > 0:
-        state.start_teaching()
-    images = batch.images.to(
-        device, non_blocking=True
-    )  # page-locked by silc_bench.trainer.data.stream
-    views = make_views(
-        images, batch.sizes, config.views, config.seed, state.step, first=first, needs=needs
-    )
-    is_masked = is_taught and config.masked.weight > 0
-    masked = (
-        send(draw_masked(config, len(batch.texts), state.step, first), device)
-        if is_masked
-        else None
-    )
-    tokens = send(state.tokenizer(batch.texts), device)
-    with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-        taught = (
-            teacher.targets(views, masked, config.micro_batch) if is_taught else Taught(None, None)
-        )
-        out = state.forward(views, tokens, masked, is_taught)  # of the student, all at once
-    losses = {"contrastive": contrastive(out, config)}
-    if taught.views is not None:
-        losses["distillation"] = distillation(out, taught.views, config)
-    if taught.patches is not None:
-        losses["masked"] = masked_patches(out, taught.patches, config)
-    loss = losses["contrastive"] + config.distillation.weight * losses.get("distillation", 0.0)
-    loss = loss + config.masked.weight * losses.get("masked", 0.0)
-    state.optimizer.zero_grad()
-    loss.backward()
-    gradient_norm = clip_gradients(student, config.optim.clip_norm)
-    values = global_values({**losses, "loss": loss, "gradient_norm": gradient_norm})
-    state.confirm()  # the step before, while a GPU is busy with this one
-    state.unchecked = Answer(state.step, values)
-    if state.unchecked.is_here:
-        state.confirm()  # before the weights are touched
-    state.optimizer.step()
-    teacher.update(
-        student, ema_at(state.step, config.num_steps, config.distillation, config.batch_size)
-    )
-    teacher.update_center(taught)
-    if state.average is not None:
-        state.average.update(student, average_at(state.step, config.average_momentum))
-    state.step, state.samples_seen, state.position = (
-        state.step + 1,
-        state.samples_seen + config.batch_size,
-        batch.position,
-    )
-    return values
+            state.step = int(payload["step"])
+            state.samples_seen = int(payload["samples_seen"])
+            state.position = int(payload["position"])
+            state.start = json.loads(payload["start"]) if "start" in payload else None
+            if state.average is not None:
+                state.average.load(payload["average"])
 
-
-def contrastive(out: StudentOutput, config: Config) -> Tensor:
-    """The image-text loss, averaged over the views that meet the text; each view meets the texts of
-    the global batch.
-    """
-    if config.contrastive.loss == "sigmoid":
-        return sigmoid_loss(out.image_features, out.text_features, out.scale, out.bias)
-    return softmax_loss(out.image_features, out.text_features, out.scale)
-
-
-def distillation(out: StudentOutput, targets: Targets, config: Config) -> Tensor:
-    """Cross-entropy of the student's views with the teacher's, but for a view with itself."""
-    assert out.projections is not None
-    assert out.prototypes is not None
-    num_skipped = config.views.num_global if config.distillation.pairs == "local+global" else 0
-    return distillation_loss(
-        out.projections, out.prototypes, targets, config.distillation.student_temp, num_skipped
-    )
-
-
-def masked_patches(out: StudentOutput, targets: Targets, config: Config) -> Tensor:
-    """Cross-entropy with the teacher's at the masked places alone, averaged over them (iBOT,
-    2111.07832).
-    """
-    assert out.patch_projections is not None
-    assert out.patch_prototypes is not None
-    patches = out.patch_projections.flatten(0, 2).unsqueeze(0)
-    return distillation_loss(
-        patches, out.patch_prototypes, targets, config.distillation.student_temp
-    )
-
-
-def global_values(shares: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Means over the ranks: what is not finite on one of them is so on all, and every rank stops at
-    the same step.
-    """
-    return dict(
-        zip(
-            shares,
-            mean_over_ranks(torch.stack([v.detach().float() for v in shares.values()])),
-            strict=True,
-        )
-    )
-
-
-def stop_if_not_finite(answer: Answer, config: Config) -> None:
-    """Raise RunError that names the first value that is not finite and the likely cause."""
-    numbers = answer.wait()
-    name = next((name for name, number in numbers.items() if not math.isfinite(number)), None)
-    if name is None:
-        return
-    causes = {
-        "contrastive": f"the features overflowed or a picture was not a number; try a lower optim.lr (now {config.optim.lr:g})",
-        "distillation": f"a temperature is too small (student {config.distillation.student_temp:g}, "
-        f"teacher {config.distillation.teacher_temp:g}) or optim.lr too high (now {config.optim.lr:g})",
-        "masked": f"a temperature is too small (student {config.distillation.student_temp:g}, "
-        f"teacher {config.distillation.teacher_temp:g}) or masked.weight (now {config.masked.weight:g}) or optim.lr too high "
-        f"(now {config.optim.lr:g})",
-        "gradient_norm": f"the losses are finite but a gradient overflowed; try a lower optim.lr (now {config.optim.lr:g}), "
-        "a longer optim.warmup_fraction, or precision=fp32",
-        "loss": f"the weighted losses add up to more than a number holds; lower distillation.weight (now "
-        f"{config.distillation.weight:g}) or masked.weight (now {config.masked.weight:g})",
-    }
-    found = ", ".join(f"{k} {number:g}" for k, number in numbers.items() if k != "loss")
-    raise RunError(
-        f"step {answer.step + 1}: {name} is not finite ({found}). Likely cause: {causes[name]}."
-        " Checkpoints that were written are intact."
-    )
+            # ``create`` connected it for step 0, when a late teacher does not teach yet.
+            if state.step >= config.start_step > 0:
+                state.connect()
+        except (ValueError, TypeError, KeyError, RuntimeError) as error:
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise UserError(
+                f"--resume: the checkpoint's parts do not fit together ({reason})"
+            ) from None
+        return state

@@ -1,22 +1,21 @@
-"""Local-to-global self-distillation over K prototypes without a table of K columns: head and loss
-in one, a chunk at a time.
+"""Local-to-global self-distillation over K prototypes without a table of K columns.
 
-A logit is the product of a feature and a prototype, so neither the student's [S, B, K] nor the
-teacher's [T, B, K] has to be kept. ``Targets`` holds the teacher's distributions factored;
-``distillation_loss`` needs each of them once: for s = W h / temp,
+Head and loss in one, a chunk of prototypes at a time. A logit is the product of a feature and a
+prototype, so neither the student's [S, B, K] nor the teacher's [T, B, K] has to be kept.
+``Targets`` holds the teacher's distributions factored; ``distillation_loss`` needs each of them
+once: for s = W h / temp,
 
     sum_t -P_t . log softmax(s) = T lse(s) - (sum_t P_t) . s    and    P_t . s = h . (P_t W) / temp
 
 where ``P_t W`` is only [T, B, d]. So chunks run over the log-sum-exp alone; the backward pass makes
 them anew.
 
-Shapes: T teacher views, S student views, B pictures, d bottleneck, K prototypes, k of them in a
-chunk. All in fp32.
+Flow: ``Head.project`` and ``Head.unit_prototypes`` of both networks -> ``Targets`` of the teacher
+(``log_sum_exp`` with a centre, or ``sinkhorn_targets``) -> ``distillation_loss`` of the student.
+The head is DINO's (2104.14294), in fp32 whatever the towers run in.
 
-The projection head that student and teacher meet in: DINO's (2104.14294), in fp32 whatever the
-towers run in.
-
-Shapes: B rows, D embedding, d bottleneck, K prototypes.
+Shapes: T teacher views, S student views, B images, D embedding, d bottleneck, K prototypes, k of
+them in a chunk. All in fp32.
 """
 
 from __future__ import annotations
@@ -31,19 +30,17 @@ from torch import Tensor, nn
 from silc_bench.trainer.config.config import DistillationConfig
 from silc_bench.trainer.device import log_sum_exp_over_ranks
 
-CHUNK = (
-    2**22
-    # logits made at a time (16 MB): on a CPU a fifth faster than four times as many, which leave
-    # the
-    # caches
-)
+# Logits made at a time (16 MB): on a CPU a fifth faster than four times as many, which leave the
+# caches.
+CHUNK = 2**22
+
 SINKHORN_STEPS = 3
 
 
 class Targets(NamedTuple):
-    """The teacher's distributions: P[t, b, k] = exp((features[t, b] . prototypes[k] - offsets[k]) /
-    temp - normalizers[t, b]).
+    """The teacher's distributions, factored.
 
+    P[t, b, k] = exp((features[t, b] . prototypes[k] - offsets[k]) / temp - normalizers[t, b]).
     Prototypes and offsets are those of the moment, whatever becomes of the teacher.
     """
 
@@ -55,18 +52,110 @@ class Targets(NamedTuple):
 
     def probabilities(self, columns: slice = slice(None)) -> Tensor:
         """[T, B, k] of the prototypes ``columns``; rows of all K sum to 1."""
+        # In place: the table is the largest thing here, and each pass over it costs.
         logits = self.features @ self.prototypes[columns].T
-        return (
-            logits.sub_(self.offsets[columns])
-            .div_(self.temp)
-            .sub_(self.normalizers.unsqueeze(-1))
-            .exp_()
+        logits.sub_(self.offsets[columns]).div_(self.temp)
+        return logits.sub_(self.normalizers.unsqueeze(-1)).exp_()
+
+
+def distillation_loss(
+    features: Tensor,
+    prototypes: Tensor,
+    targets: Targets,
+    student_temp: float,
+    num_skipped: int = 0,
+) -> Tensor:
+    """Cross-entropy -P_t . log softmax(prototypes . h_s / student_temp), a scalar.
+
+    Averaged over the batch and all pairs of views (SILC, 2310.13355; DINO, 2104.14294 eq. 1). The
+    gradient reaches features and prototypes, never the targets.
+
+    Args:
+        features: [S, B, d], ``Head.project`` of the student's views.
+        prototypes: [K, d], the student's.
+        targets: of the teacher's T views of the same B images.
+        student_temp: the student's temperature; the teacher's is in the targets.
+        num_skipped: the first ``num_skipped`` student views are the teacher's own views in the same
+            order, and a view is never compared with itself: pairs (t, s) with t == s < num_skipped
+            are left out. 0 when the student side holds local views only: then every pair counts.
+    """
+    wide = torch.promote_types(features.dtype, torch.float32)
+    with torch.autocast(features.device.type, enabled=False):
+        return _Distillation.apply(
+            features.to(wide), prototypes.to(wide), targets, student_temp, num_skipped
         )
 
 
+class _Distillation(torch.autograd.Function):
+    """Saves what has no K columns beside the prototypes, and the targets as they came."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        features: Tensor,
+        prototypes: Tensor,
+        targets: Targets,
+        student_temp: float,
+        num_skipped: int,
+    ) -> Tensor:
+        S, B, _ = features.shape
+        T = len(targets.features)
+        own = min(num_skipped, S, T)  # pairs of a view with itself
+
+        # P_t W, [T, B, d]: the prototype that the teacher expects.
+        expected = torch.zeros_like(targets.features)
+        for columns in chunks(len(prototypes), T * B):
+            expected += targets.probabilities(columns) @ prototypes[columns]
+
+        # [S, B, d]: its sum over the teacher views that a student view meets, and their number.
+        toward = expected.sum(0).repeat(S, 1, 1)
+        toward[:own] -= expected[:own]
+        num_met = torch.full((S, 1, 1), T, dtype=features.dtype, device=features.device)
+        num_met[:own] -= 1
+
+        normalizers = log_sum_exp(features, prototypes, student_temp)  # [S, B]
+        ctx.save_for_backward(features, prototypes, toward, num_met, normalizers)
+        ctx.targets = targets
+        ctx.temp = student_temp
+        ctx.own = own
+        ctx.count = B * (T * S - own)
+
+        cross = (features * toward).sum(-1) / student_temp
+        return (num_met[..., 0] * normalizers - cross).sum() / ctx.count
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        features, prototypes, toward, num_met, normalizers = ctx.saved_tensors
+        targets = ctx.targets
+        own = ctx.own
+        with torch.autocast(features.device.type, enabled=False):
+            # Scaled here and not in the end: a pass over [K, d] less.
+            factor = gradient / (ctx.temp * ctx.count)
+            scaled = features * factor
+
+            # [T, B, d]: the sum over the student views that a teacher view meets.
+            meets = scaled.sum(0).repeat(len(targets.features), 1, 1)
+            meets[:own] -= scaled[:own]
+
+            # The gradient by a logit is num_met * softmax(s) - sum_t P_t, times the factor.
+            for_features = -toward
+            for_prototypes = torch.empty_like(prototypes)
+            for columns in chunks(len(prototypes), features[..., 0].numel()):
+                rows = prototypes[columns]
+                logits = (features @ rows.T).div_(ctx.temp)
+                probs = logits.sub_(normalizers.unsqueeze(-1)).exp_().mul_(num_met)
+                for_features += probs @ rows
+
+                taught = targets.probabilities(columns).flatten(0, 1)
+                torch.mm(probs.flatten(0, 1).T, scaled.flatten(0, 1), out=for_prototypes[columns])
+                for_prototypes[columns].addmm_(taught.T, meets.flatten(0, 1), alpha=-1)
+        return for_features * factor, for_prototypes, None, None, None
+
+
 def chunks(num_prototypes: int, num_rows: int) -> Iterator[slice]:
-    """Prototypes in slices such that a table of ``num_rows`` has at most CHUNK entries (and at
-    least one column).
+    """Prototypes in slices such that a table of ``num_rows`` rows has at most CHUNK entries.
+
+    A slice has at least one column.
     """
     size = max(1, CHUNK // num_rows)
     return (
@@ -88,18 +177,17 @@ def log_sum_exp(
 
 
 def sinkhorn_targets(features: Tensor, prototypes: Tensor, temp: float) -> Targets:
-    """Distributions of [T, B, d] features that use every prototype equally over the views and the
-    global batch.
+    """Distributions of [T, B, d] features that use every prototype equally often.
 
-    Sinkhorn-Knopp (SwAV, 2006.09882; DINOv2 in the place of a centre): exp(logits / temp) is
-    divided by the sums of its columns, then of its rows, SINKHORN_STEPS times. Only the factors are
-    kept: logarithms of sums of columns and rows.
+    Equally over the views and the global batch: Sinkhorn-Knopp (SwAV, 2006.09882; DINOv2 in the
+    place of a centre). exp(logits / temp) is divided by the sums of its columns, then of its rows,
+    SINKHORN_STEPS times. Only the factors are kept: logarithms of sums of columns and rows.
     """
     T, B, _ = features.shape
-    sums = torch.zeros(
-        len(prototypes), dtype=features.dtype, device=features.device
-    )  # of columns, over all ranks
     normalizers = torch.zeros(T, B, dtype=features.dtype, device=features.device)
+
+    # Of columns, over all ranks; of rows each rank has its own.
+    sums = torch.zeros(len(prototypes), dtype=features.dtype, device=features.device)
     for _ in range(SINKHORN_STEPS):
         for columns in chunks(len(prototypes), T * B):
             logits = (features @ prototypes[columns].T).div_(temp).sub_(normalizers.unsqueeze(-1))
@@ -109,97 +197,10 @@ def sinkhorn_targets(features: Tensor, prototypes: Tensor, temp: float) -> Targe
     return Targets(features, prototypes, temp * sums, normalizers, temp)
 
 
-def distillation_loss(
-    features: Tensor,
-    prototypes: Tensor,
-    targets: Targets,
-    student_temp: float,
-    num_skipped: int = 0,
-) -> Tensor:
-    """Cross-entropy -P_t . log softmax(prototypes . h_s / student_temp), averaged over the batch
-    and all pairs of views.
-
-    (SILC, 2310.13355; DINO, 2104.14294 eq. 1.) The gradient reaches features and prototypes, never
-    the targets.
-
-    Args:
-        features: [S, B, d], ``Head.project`` of the student's views.
-        prototypes: [K, d], the student's.
-        num_skipped: the first ``num_skipped`` student views are the teacher's own views in the same
-        order, and a view is never compared with itself: pairs (t, s) with t == s < num_skipped are
-        left out. 0 when the student side holds local views only: then every pair counts.
-    """
-    wide = torch.promote_types(features.dtype, torch.float32)
-    with torch.autocast(features.device.type, enabled=False):
-        return _Distillation.apply(
-            features.to(wide), prototypes.to(wide), targets, student_temp, num_skipped
-        )
-
-
-class _Distillation(torch.autograd.Function):
-    """Saves what has no K columns beside the prototypes: features, log-sum-exp, and the targets as
-    they came.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        features: Tensor,
-        prototypes: Tensor,
-        targets: Targets,
-        student_temp: float,
-        num_skipped: int,
-    ) -> Tensor:
-        (S, B, _), T = features.shape, len(targets.features)
-        own = min(num_skipped, S, T)
-        expected = torch.zeros_like(
-            targets.features
-        )  # P_t W, [T, B, d]: the prototype that the teacher expects
-        for columns in chunks(len(prototypes), T * B):
-            expected += targets.probabilities(columns) @ prototypes[columns]
-        toward = expected.sum(0).repeat(
-            S, 1, 1
-        )  # [S, B, d]: over the teacher views that a student view meets
-        toward[:own] -= expected[:own]
-        num_met = torch.full((S, 1, 1), T, dtype=features.dtype, device=features.device)
-        num_met[:own] -= 1
-        normalizers = log_sum_exp(features, prototypes, student_temp)  # [S, B]
-        ctx.save_for_backward(features, prototypes, toward, num_met, normalizers)
-        ctx.targets, ctx.temp, ctx.own, ctx.count = targets, student_temp, own, B * (T * S - own)
-        cross = (features * toward).sum(-1) / student_temp
-        return (num_met[..., 0] * normalizers - cross).sum() / ctx.count
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        features, prototypes, toward, num_met, normalizers = ctx.saved_tensors
-        targets, own = ctx.targets, ctx.own
-        with torch.autocast(features.device.type, enabled=False):
-            factor = gradient / (ctx.temp * ctx.count)
-            scaled = features * factor  # here and not in the end: a pass over [K, d] less
-            meets = scaled.sum(0).repeat(
-                len(targets.features), 1, 1
-            )  # [T, B, d]: over the student views that it meets
-            meets[:own] -= scaled[:own]
-            for_features, for_prototypes = -toward, torch.empty_like(prototypes)
-            for columns in chunks(len(prototypes), features[..., 0].numel()):
-                rows = prototypes[columns]
-                probs = (
-                    (features @ rows.T)
-                    .div_(ctx.temp)
-                    .sub_(normalizers.unsqueeze(-1))
-                    .exp_()
-                    .mul_(num_met)
-                )
-                for_features += probs @ rows
-                taught = targets.probabilities(columns).flatten(0, 1)
-                torch.mm(probs.flatten(0, 1).T, scaled.flatten(0, 1), out=for_prototypes[columns])
-                for_prototypes[columns].addmm_(taught.T, meets.flatten(0, 1), alpha=-1)
-        return for_features * factor, for_prototypes, None, None, None
-
-
 def unit_rows(rows: Tensor) -> Tensor:
-    """[K, d] at unit length: ``F.normalize``, whose gradient takes several passes over all of it,
-    in two.
+    """[K, d] at unit length.
+
+    As ``F.normalize``, whose gradient takes several passes over all of it; this one takes two.
     """
     return _UnitRows.apply(rows)
 
@@ -214,20 +215,17 @@ class _UnitRows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        """What of the gradient is along a row changes its length only, which is 1 whatever the
-        row's is.
-        """
+        """The part of the gradient along a row is taken out: it would change its length only."""
         unit, lengths = ctx.saved_tensors
         along = torch.einsum("kd,kd->k", gradient, unit).unsqueeze(-1)
         return torch.addcmul(gradient, unit, along, value=-1).div_(lengths)
 
 
 class Head(nn.Module):
-    """DINO's projection head, always in fp32: 3 linear layers, l2-norm, prototypes of unit length.
-    [B, D] -> [B, K].
+    """DINO's projection head, [B, D] -> [B, K]: 3 linear layers, l2-norm, prototypes of length 1.
 
-    Training never makes the K logits: ``silc_bench.trainer.silc.distillation`` takes ``project``
-    and ``unit_prototypes``.
+    Always in fp32. Training never makes the K logits: the loss takes ``project`` and
+    ``unit_prototypes``.
     """
 
     def __init__(self, embed_dim: int, config: DistillationConfig):

@@ -1,9 +1,9 @@
 """Image operations on a batch, each sample with its own parameters, on any device.
 
-Flow: ``resample`` makes the batch (crop, resize and flip at once); the other operations then change
-it in place and return it: ``jitter_colors`` -> ``to_gray`` -> ``blur`` -> ``solarize``. Each equals
-the torchvision function of its name (v2 functional) on float pictures in [0, 1], which takes one
-sample at a time.
+Flow: ``to_pixels`` -> ``resample`` makes the batch (crop, resize and flip at once, read by
+``resampling_taps``). The other operations then change it in place and return it: ``jitter_colors``
+-> ``to_gray`` -> ``blur`` -> ``solarize``. Each equals the torchvision function of its name (v2
+functional) on float images in [0, 1], which takes one sample at a time.
 
 Shapes: n samples, [n, 3, h, w] fp32 in [0, 1], channels red, green, blue.
 """
@@ -23,17 +23,17 @@ GRAY = (0.2989, 0.587, 0.114)  # luma of red, green and blue, in torchvision's d
 
 
 def empty(*shape: int, device: torch.device) -> Tensor:
-    """fp32, not initialised. On a CPU by numpy, which asks for huge pages: the first touch of small
-    ones takes long.
-    """
+    """fp32, not initialised."""
     if device.type != "cpu":
         return torch.empty(shape, device=device)
+    # numpy asks for huge pages; the first touch of small ones takes long.
     return torch.from_numpy(np.empty(shape, dtype=np.float32))
 
 
 def to_pixels(images: Tensor) -> Tensor:
-    """uint8 [n, 3, h, w] -> fp32 in [0, 1], in memory as [n, w, 3, h]: each column together, as
-    ``resample`` wants it.
+    """uint8 [n, 3, h, w] -> fp32 in [0, 1], in memory as [n, w, 3, h].
+
+    So each column lies together, as ``resample`` wants it.
     """
     count, channels, height, width = images.shape
     pixels = empty(count, width, channels, height, device=images.device)
@@ -43,34 +43,38 @@ def to_pixels(images: Tensor) -> Tensor:
 def resampling_taps(
     boxes: Tensor, flips: Tensor, size: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """What ``resample`` reads: which columns and which rows, int64 [2, n, size, t], and their
-    weights, fp32, of sum 1.
+    """What ``resample`` reads: columns and rows, int64 [2, n, size, t], and their fp32 weights.
 
-    ``boxes`` int64 [n, 4] (top, left, height, width) and ``flips`` bool [n] on the CPU. The weights
-    are a triangle as wide as an output pixel, and at least as wide as an input pixel: the antialias
-    filter of Pillow and torch.
+    The weights of an output pixel have the sum 1. They are a triangle as wide as an output pixel,
+    and at least as wide as an input pixel: the antialias filter of Pillow and torch.
+
+    Args:
+        boxes: int64 [n, 4] (top, left, height, width), on the CPU.
+        flips: bool [n], on the CPU.
+        size: output pixels a side.
+        device: of the answer.
     """
-    taps = math.ceil(
-        2 * max(1, boxes[:, 2:].max().item() / size)
-    )  # so many pixels at most have their centre in a triangle
-    starts, lengths = (
-        send(boxes[:, [last, first]].T, device)[:, :, None, None]
-        for first, last in ((0, 1), (2, 3))
-    )
+    # As many pixels at most have their centre in a triangle.
+    taps = math.ceil(2 * max(1, boxes[:, 2:].max().item() / size))
+
+    # [2, n, 1, 1]: columns first, then rows, as ``resample`` takes them. Only columns are flipped.
+    starts = send(boxes[:, [1, 0]].T, device)[:, :, None, None]
+    lengths = send(boxes[:, [3, 2]].T, device)[:, :, None, None]
     backwards = send(torch.stack([flips, torch.zeros_like(flips)]), device)[:, :, None, None]
-    scale = lengths.double() / size  # input pixels an output pixel
+
+    # In input pixels, from the start of the box. fp64 until the difference is taken.
+    scale = lengths.double() / size
     reach = scale.clamp_min(1)
     centers = torch.arange(size, device=device, dtype=torch.float64)[:, None] + 0.5
     centers = torch.where(backwards, size - centers, centers) * scale
     first = torch.ceil(centers - reach - 0.5)
+
+    # 1 - |distance| / reach, and 0 beyond the triangle.
     index = torch.arange(taps, device=device)
-    weights = (
-        (((first + 0.5 - centers) / reach).float() + index / reach.float())
-        .abs_()
-        .neg_()
-        .add_(1)
-        .clamp_min_(0)
-    )
+    weights = ((first + 0.5 - centers) / reach).float() + index / reach.float()
+    weights.abs_().neg_().add_(1).clamp_min_(0)
+
+    # Nothing outside the box contributes: the weights inside make up for it.
     places = first.long() + index
     inside = places.clamp_min(0).minimum(lengths - 1)
     weights.masked_fill_(inside != places, 0)
@@ -78,22 +82,28 @@ def resampling_taps(
 
 
 def resample(pixels: Tensor, which: Tensor, places: Tensor, weights: Tensor) -> Tensor:
-    """Crop, antialiased bilinear resize and horizontal flip: [N, 3, h, w] of ``to_pixels`` -> [n,
-    3, size, size].
+    """Crop, antialiased bilinear resize and horizontal flip, as ``resized_crop(antialias=True)``.
 
-    ``which`` int64 [n] are the pictures to take, ``places`` and ``weights`` their
-    ``resampling_taps``. Separable: sums of columns, then of rows. Equals
-    ``resized_crop(antialias=True)``: nothing outside the box contributes.
+    Args:
+        pixels: [N, 3, h, w] of ``to_pixels``.
+        which: int64 [n], the images to take.
+        places, weights: the ``resampling_taps`` of these images.
+
+    Returns:
+        [n, 3, size, size].
     """
-    (_, _, height, width), (_, count, size, _) = pixels.shape, places.shape
+    _, _, height, width = pixels.shape
+    _, count, size, _ = places.shape
+
+    # Separable: sums of columns first, then of rows, from a table with a column of three channels
+    # in each row.
     table = pixels.permute(0, 3, 1, 2).reshape(-1, 3 * height)
-    narrow = weighted_sums(
-        table, places[0] + width * which[:, None, None], weights[0]
-    )  # [n, size, 3 * h]
+    columns = places[0] + width * which[:, None, None]
+    narrow = weighted_sums(table, columns, weights[0])  # [n, size, 3 * h]
+
     upright = transposed(narrow).view(-1, size)
-    return weighted_sums(upright, *by_plane(places[1], weights[1], height)).view(
-        count, 3, size, size
-    )
+    images = weighted_sums(upright, *by_plane(places[1], weights[1], height))
+    return images.view(count, 3, size, size)
 
 
 def weighted_sums(table: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
@@ -102,15 +112,15 @@ def weighted_sums(table: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
     A value costs t multiplications; as a product with a matrix that is zero but for t values a row
     it would cost r.
     """
-    sums = embedding_bag(
-        rows.flatten(0, -2), table, mode="sum", per_sample_weights=weights.flatten(0, -2)
-    )
+    flat_weights = weights.flatten(0, -2)
+    sums = embedding_bag(rows.flatten(0, -2), table, mode="sum", per_sample_weights=flat_weights)
     return sums.unflatten(0, rows.shape[:-1])
 
 
 def by_plane(rows: Tensor, weights: Tensor, height: int) -> tuple[Tensor, Tensor]:
-    """Rows of a picture and their weights, [n, s, t] -> rows of a table of n pictures of three
-    planes: [n, 3, s, t].
+    """Rows of an image and their weights, for a table of n images of three planes.
+
+    [n, s, t] -> [n, 3, s, t]; each plane has ``height`` rows in the table.
     """
     first = height * torch.arange(3 * len(rows), device=rows.device).view(-1, 3, 1, 1)
     places = rows[:, None] + first
@@ -118,21 +128,22 @@ def by_plane(rows: Tensor, weights: Tensor, height: int) -> tuple[Tensor, Tensor
 
 
 def transposed(matrices: Tensor) -> Tensor:
-    """[n, a, b] -> [n, b, a], contiguous.
-
-    On a CPU as a shuffle of a * b channels in a groups, which is the same, and which torch does by
-    blocks in registers: two to five times faster than its copy.
-    """
+    """[n, a, b] -> [n, b, a], contiguous."""
     if matrices.is_cuda:
         return matrices.mT.contiguous()
+
+    # A shuffle of a * b channels in a groups is the same, and torch does it by blocks in registers:
+    # two to five times faster than its copy.
     count, rows, columns = matrices.shape
     channels_last = matrices.view(1, count, 1, rows * columns).permute(0, 3, 1, 2)
-    return channel_shuffle(channels_last, rows).permute(0, 2, 3, 1).reshape(count, columns, rows)
+    shuffled = channel_shuffle(channels_last, rows).permute(0, 2, 3, 1)
+    return shuffled.reshape(count, columns, rows)
 
 
 def jitter_colors(images: Tensor, factors: Tensor, order: list[int]) -> Tensor:
-    """Brightness, contrast and saturation by a factor, hue by a shift: ``factors`` [n, 4], applied
-    in ``order``.
+    """Brightness, contrast and saturation by a factor, hue by a shift, applied in ``order``.
+
+    ``factors`` [n, 4], in the order of the names above.
     """
     operations = (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue)
     for index in order:
@@ -146,7 +157,7 @@ def adjust_brightness(images: Tensor, factor: Tensor) -> Tensor:
 
 
 def adjust_contrast(images: Tensor, factor: Tensor) -> Tensor:
-    """Away from the mean grey of each picture."""
+    """Away from the mean grey of each image."""
     mean = images.mean((2, 3), keepdim=True)  # the mean of the grey is the grey of the mean
     return images.mul_(factor).add_((1 - factor) * luma(mean)).clamp_(0, 1)
 
@@ -158,27 +169,28 @@ def adjust_saturation(images: Tensor, factor: Tensor) -> Tensor:
 
 
 def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
-    """Turn the hue by ``shift`` turns; value v (the highest channel) and chroma c (highest -
-    lowest) stay.
+    """Turn the hue by ``shift`` turns.
 
-    The hue is the angle on the colour hexagon, red at 0; with d the distance in turns from it to a
-    channel's own hue (red 0, green 1/3, blue 2/3), that channel is v up to d = 1/6, v - c from d =
-    1/3 on, and linear between.
+    Value v (the highest channel) and chroma c (highest - lowest) stay. The hue is the angle on the
+    colour hexagon, red at 0; with d the distance in turns from it to a channel's own hue (red 0,
+    green 1/3, blue 2/3), that channel is v up to d = 1/6, v - c from d = 1/3 on, and linear
+    between.
     """
     red, green, blue = images.unbind(1)
-    high, low = images.amax(1), images.amin(1)
+    high = images.amax(1)
+    low = images.amin(1)
     chroma = high - low
+
     # |hue| = (1 + g + b - r) / 6 with the channels scaled to 0..1, and green's side is the positive
-    # one: the six cases of the
-    # textbook in one, without a branch a pixel. Grey has no hue and any will do, as its chroma is
-    # 0.
-    hue = (
-        (green + blue).sub_(red).add_(high).sub_(low, alpha=2).div_(chroma.clamp_min(1e-30).mul_(6))
-    )
+    # one: the six cases of the textbook in one, without a branch a pixel. Grey has no hue and any
+    # will do, as its chroma is 0.
+    sixfold = (green + blue).sub_(red).add_(high).sub_(low, alpha=2)
+    hue = sixfold.div_(chroma.clamp_min(1e-30).mul_(6))
     hue.copysign_(green - blue).add_(shift[:, 0])
-    own = (
-        torch.arange(3, device=images.device).view(3, 1, 1) / 3 - 2.5
-    )  # differences are positive, and none is at 1/2
+
+    # 2.5 turns more, so that every difference is positive, as frac_ needs it. The half turn makes
+    # it 0.5 at a channel's own hue, and |6 frac - 3| - 1 the fraction of the chroma to take away.
+    own = torch.arange(3, device=images.device).view(3, 1, 1) / 3 - 2.5
     torch.sub(hue[:, None], own, out=images)
     torch.add(torch.tensor(-3.0), images.frac_(), alpha=6, out=images).abs_().sub_(1).clamp_(0, 1)
     return torch.addcmul(high[:, None], images, chroma[:, None], value=-1, out=images)
@@ -196,24 +208,26 @@ def luma(images: Tensor) -> Tensor:
 
 
 def blur(images: Tensor, sigmas: Tensor, radius: int) -> Tensor:
-    """Gaussian blur with ``sigmas`` [n] in pixels, 2 * radius + 1 taps and reflected borders
-    (radius < h = w).
+    """Gaussian blur with ``sigmas`` [n] in pixels, 2 * radius + 1 taps and reflected borders.
+
+    radius < h = w: a border reflects the whole image at most.
     """
+    count = len(images)
     size = images.shape[-1]
-    index, taps = (
-        torch.arange(low, high, device=images.device)
-        for low, high in ((0, size), (-radius, radius + 1))
-    )
-    rows = (
-        index[:, None] + taps
-    ).abs()  # where a tap of an output pixel reads, reflected at both borders
-    rows = (size - 1 - (size - 1 - rows).abs()).expand(len(images), -1, -1)
-    kernels = torch.softmax(-((taps / sigmas[:, None]) ** 2) / 2, dim=1)[:, None].expand_as(rows)
-    down = weighted_sums(images.view(-1, size), *by_plane(rows, kernels, size)).view(
-        len(images), 3 * size, size
-    )
-    first = size * torch.arange(len(images), device=images.device)[:, None, None]
-    across = weighted_sums(transposed(down).view(-1, 3 * size), rows + first, kernels)
+    index = torch.arange(0, size, device=images.device)
+    taps = torch.arange(-radius, radius + 1, device=images.device)
+
+    # Where a tap of an output pixel reads, [n, size, taps], reflected at both borders.
+    rows = (index[:, None] + taps).abs()
+    rows = (size - 1 - (size - 1 - rows).abs()).expand(count, -1, -1)
+    exponents = -((taps / sigmas[:, None]) ** 2) / 2
+    kernels = torch.softmax(exponents, dim=1)[:, None].expand_as(rows)
+
+    # Separable: down the columns of each plane, then across the rows of the transposed image.
+    down = weighted_sums(images.view(-1, size), *by_plane(rows, kernels, size))
+    upright = transposed(down.view(count, 3 * size, size)).view(-1, 3 * size)
+    first = size * torch.arange(count, device=images.device)[:, None, None]
+    across = weighted_sums(upright, rows + first, kernels)
     return images.copy_(transposed(across).view_as(images))
 
 

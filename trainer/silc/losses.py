@@ -2,11 +2,10 @@
 
 ``sigmoid_loss`` (SigLIP, 2303.15343 eq. 1) and ``softmax_loss`` (CLIP, 2103.00020), in fp32
 whatever autocast says. With several processes each gives its rank's share: its own pairs against
-the texts (and pictures) of all ranks; the mean of the shares over the ranks is the loss of the
-global batch (``silc_bench.trainer.device``).
+the texts (and images) of all ranks. The mean of the shares over the ranks is the loss of the global
+batch (``silc_bench.trainer.device``).
 
-Shapes: V views of the pictures (or none: [b, D]), b pairs of this rank, B of all ranks, D
-embedding.
+Shapes: V views of the images (or none: [b, D]), b pairs of this rank, B of all ranks, D embedding.
 """
 
 from __future__ import annotations
@@ -21,28 +20,43 @@ from silc_bench.trainer.device import first_of, gather
 def sigmoid_loss(
     image_features: Tensor, text_features: Tensor, scale: Tensor, bias: Tensor
 ) -> Tensor:
-    """1/b sum_ij -log sigmoid(z_ij (scale * x_i.y_j + bias)), z = +1 for a picture and its own text
-    and -1 elsewhere.
+    """1/b sum_ij -log sigmoid(z_ij (scale * x_i . y_j + bias)), averaged over the views.
 
-    Args: [V, b, D] and [b, D] features, not normalised; scale and bias are scalars (scale already
-    exponentiated). The mean over the views: each meets all texts.
+    z = +1 for an image and its own text and -1 elsewhere. Each view meets all texts.
+
+    Args:
+        image_features: [V, b, D], not normalised.
+        text_features: [b, D], not normalised.
+        scale: scalar, already exponentiated.
+        bias: scalar.
     """
     with torch.autocast(image_features.device.type, enabled=False):
         logits = scale * (unit(image_features) @ gather(unit(text_features)).T) + bias  # [V, b, B]
+
         own = own_columns(logits).expand(logits.shape[:-1]).unsqueeze(-1)
         z = torch.full_like(logits, -1).scatter_(-1, own, 1)
+
+        # By images, not by pairs: own.numel() is V * b, as SigLIP divides by the batch.
         return -F.logsigmoid(z * logits).sum() / own.numel()
 
 
 def softmax_loss(image_features: Tensor, text_features: Tensor, scale: Tensor) -> Tensor:
-    """Symmetric InfoNCE: the mean of cross-entropies of each picture over texts and of each text
-    over pictures of a view.
+    """Symmetric InfoNCE, averaged over the views.
+
+    The mean of two cross-entropies: of each image over the texts, and of each text over the images
+    of a view. Args as ``sigmoid_loss``; a bias would cancel.
     """
     with torch.autocast(image_features.device.type, enabled=False):
-        images, texts = unit(image_features), unit(text_features)
-        everyone = gather(images.transpose(0, -2)).transpose(0, -2)  # [V, B, D]
+        images = unit(image_features)
+        texts = unit(text_features)
+
+        # ``gather`` joins along the first dimension, so the pairs go there and back.
+        all_images = gather(images.transpose(0, -2)).transpose(0, -2)  # [V, B, D]
+        to_texts = images @ gather(texts).T  # [V, b, B]
+        to_images = texts @ all_images.mT  # [V, b, B]
+
         total = torch.zeros((), device=images.device, dtype=images.dtype)
-        for logits in (images @ gather(texts).T, texts @ everyone.mT):  # [V, b, B]
+        for logits in (to_texts, to_images):
             own = own_columns(logits).expand(logits.shape[:-1])
             total = total + F.cross_entropy(scale * logits.flatten(0, -2), own.flatten()) / 2
         return total
@@ -55,5 +69,5 @@ def own_columns(logits: Tensor) -> Tensor:
 
 
 def unit(features: Tensor) -> Tensor:
-    """[b, D] -> the same at unit length, at least fp32."""
+    """[..., D] -> the same at unit length, at least fp32."""
     return F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)

@@ -1,5 +1,4 @@
-"""Which patches of the global views the student sees as a mask token, and what the two networks say
-of those places.
+"""Which patches of the global views the student sees as a mask token, and how both read them out.
 
 Flow: ``draw_masked`` (on the CPU, as views are) -> ``VisionTower.embed`` puts the token there ->
 ``take`` after the last norm.
@@ -8,7 +7,7 @@ Masks are drawn at random over the view (iBOT, 2111.07832, and DINOv2 draw block
 share; of SigLIP 2 the share is known, 50 %). They are a pure function of (seed, step, view, place
 in the global batch), so any number of processes draws the same and there is nothing to checkpoint.
 
-Shapes: T global views, B pictures, N patches of a view, n of them masked, W width.
+Shapes: T global views, B images, N patches of a view, n of them masked, W width.
 """
 
 from __future__ import annotations
@@ -23,22 +22,22 @@ STREAM = 1  # beside (seed, step, view), which silc_bench.trainer.silc.views dra
 
 
 def draw_masked(config: Config, count: int, step: int, first: int = 0) -> Tensor:
-    """int64 [T, B, n]: places, row by row, of the masked patches of ``count`` pictures, in no
-    order.
+    """int64 [T, B, n]: places, row by row, of the masked patches of ``count`` images, in no order.
 
     ``first``: the place of the first of them in the global batch.
     """
     num_patches = (config.views.global_size // config.vision.patch_size) ** 2
-    drawn = []
+
+    views = []
     for view in range(config.views.num_global):
         words = (config.seed, step, view, STREAM)
         numbers = table(first, count, num_patches, seeded(*words), words)
-        drawn.append(numbers.argsort(dim=1, stable=True)[:, : config.num_masked])
-    return torch.stack(drawn)
+
+        # The n smallest of N uniform numbers are n places drawn without replacement.
+        views.append(numbers.argsort(dim=1, stable=True)[:, : config.num_masked])
+    return torch.stack(views)
 
 
 def take(tokens: Tensor, places: Tensor) -> Tensor:
-    """[B, N, W], int64 [B, n] -> [B, n, W]: the tokens at these places, and nothing of the
-    others.
-    """
+    """[B, N, W], int64 [B, n] -> [B, n, W]: the tokens at these places, nothing of the others."""
     return tokens.gather(1, places.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))

@@ -1,12 +1,17 @@
-"""Towers, heads and scalars: everything the optimiser moves.
+"""The student: towers, heads and scalars, which is everything that the optimiser moves.
 
-Large contrastive batches on a small device: the towers see a few pairs at a time, the losses the
-whole batch, exactly.
+Flow: ``Student(config)`` -> ``init_weights(student, seed)`` -> ``student(views, tokens)`` gives a
+``StudentOutput``, all that the losses need.
 
-The outputs of every micro-batch are computed and kept, their activations are not: the backward pass
-of the one loss makes them anew, micro-batch by micro-batch (GradCache, 2101.06983, as activation
-checkpointing). So k micro-batches of b pairs equal one batch of k * b in loss and gradients, and
-teacher and centre change once a step. It costs one more forward pass of the student.
+``MicroBatches`` stands before the student for large contrastive batches on a small device: the
+towers see a few pairs at a time, the losses the whole batch, exactly. The outputs of every
+micro-batch are computed and kept, their activations are not: the backward pass of the one loss
+makes them anew, micro-batch by micro-batch (GradCache, 2101.06983, as activation checkpointing). So
+k micro-batches of b pairs equal one batch of k * b in loss and gradients, and teacher and centre
+change once a step. It costs one more forward pass of the student.
+
+Shapes: B images or texts, V views that meet the text, S views that meet the teacher's, T masked
+views with n masked patches each, D embedding, d bottleneck, K prototypes.
 """
 
 from __future__ import annotations
@@ -24,54 +29,52 @@ from silc_bench.trainer.silc.masking import take
 from silc_bench.trainer.silc.towers import MapPooling, TextTower, VisionTower, sincos_positions
 from silc_bench.trainer.silc.views import Views
 
-TAUGHT = (
-    "head.",
-    "patch_head.",
-    "mask_token",
-)  # names of what only a teacher's targets move begin so
+# Beginnings of the names of what only a teacher's targets move.
+TAUGHT = ("head.", "patch_head.", "mask_token")
 
 
 class StudentOutput(NamedTuple):
+    """What the losses read. The last four are None where no head is asked."""
+
     image_features: Tensor  # [V, B, D] the views that meet the text
     text_features: Tensor  # [B, D]
     scale: Tensor  # of the contrastive logits, exponentiated
     bias: Tensor
-    projections: (
-        Tensor | None
-    )  # [S, B, d] fp32: local views, after the global ones where these are distilled too
+
+    # [S, B, d] fp32: local views, after the global ones where these are distilled too.
+    projections: Tensor | None
     prototypes: Tensor | None  # [K, d] fp32
-    patch_projections: Tensor | None = (
-        None  # [T, B, n, d] fp32: of the masked places of the masked global views
-    )
+
+    # [T, B, n, d] fp32: of the masked places of the masked global views.
+    patch_projections: Tensor | None = None
     patch_prototypes: Tensor | None = None  # [K, d] fp32
 
 
 class Student(nn.Module):
-    """Towers, heads, mask token and the two scalars of the contrastive loss: everything the
-    optimiser moves.
-    """
+    """Towers, heads, mask token and the two scalars of the contrastive loss."""
 
     def __init__(self, config: Config):
         super().__init__()
         self.config = config
         self.vision = VisionTower(config.vision)
         self.text = TextTower(config.text, embed_dim=config.vision.width)
-        self.vision.blocks.is_checkpointed = self.text.blocks.is_checkpointed = (
-            config.checkpointing == "blocks"
-        )
+        is_checkpointed = config.checkpointing == "blocks"
+        self.vision.blocks.is_checkpointed = is_checkpointed
+        self.text.blocks.is_checkpointed = is_checkpointed
+
+        # A bias cancels in a softmax: it would be a parameter without a gradient.
+        has_bias = config.contrastive.loss == "sigmoid"
         self.log_scale = nn.Parameter(torch.empty(()))
-        # a bias cancels in a softmax: it would be a parameter without a gradient
-        self.logit_bias = nn.Parameter(
-            torch.empty(()), requires_grad=config.contrastive.loss == "sigmoid"
-        )
-        self.head = (
-            Head(config.vision.width, config.distillation)
-            if config.distillation.weight > 0
-            else None
-        )
+        self.logit_bias = nn.Parameter(torch.empty(()), requires_grad=has_bias)
+
+        # What a weight of 0 leaves without a use is not built.
+        has_head = config.distillation.weight > 0
         has_masked = config.masked.weight > 0
-        self.patch_head = Head(config.vision.width, config.distillation) if has_masked else None
-        self.mask_token = nn.Parameter(torch.empty(config.vision.width)) if has_masked else None
+        width = config.vision.width
+        self.head = Head(width, config.distillation) if has_head else None
+        self.patch_head = Head(width, config.distillation) if has_masked else None
+        self.mask_token = nn.Parameter(torch.empty(width)) if has_masked else None
+
         if config.optim.locked:
             self.get_submodule(config.optim.locked).requires_grad_(False)
 
@@ -87,26 +90,31 @@ class Student(nn.Module):
         is_taught: bool = True,
         locked: Tensor | None = None,
     ) -> StudentOutput:
-        """Encode each view once: those that meet the text, and those that the head shows to the
-        teacher's targets.
+        """Encode each view once: those that meet the text, and those that meet the teacher's.
 
         Args:
+            views: the crops of B images.
+            tokens: int64 [B, L].
             masked: int64 [T, B, n], the patches that are hidden when the global views are encoded
-            once more (``masking``). is_taught: False: the teacher does not teach yet, and only what
-            meets the text is encoded. locked: what ``of_locked`` gave for the views and tokens,
-            where it is known already.
+                once more (``masking``).
+            is_taught: False: the teacher does not teach yet, and only what meets the text is
+                encoded.
+            locked: what ``of_locked`` gave for the views and tokens, where it is known already.
         """
         config = self.config
         locked = self.of_locked(views, tokens) if locked is None else locked
         if config.optim.locked == "vision":
+            # Nothing is left to distil into: only the text tower and the scalars learn.
             assert locked is not None
             return StudentOutput(
                 locked, self.text(tokens), self.log_scale.exp(), self.logit_bias, None, None
             )
+
+        is_distilled = is_taught and self.head is not None
+        shows_globals = is_distilled and config.distillation.pairs == "local+global"
+
+        # Each kind of view is encoded once, whichever losses ask for it.
         features: dict[str, Tensor] = {}
-        shows_globals = (
-            is_taught and self.head is not None and config.distillation.pairs == "local+global"
-        )
         if "global" in config.contrastive.images or shows_globals:
             assert views.global_crops is not None
             features["global"] = self._encode(views.global_crops)
@@ -114,19 +122,23 @@ class Student(nn.Module):
             assert views.original is not None
             features["original"] = self._encode(views.original.unsqueeze(0))
         meets_text = torch.cat([features[kind] for kind in config.contrastive.images.split("+")])
-        projections = prototypes = patch_projections = patch_prototypes = None
+
+        projections = prototypes = None
         if is_taught and self.head is not None:
+            # Global views first: the loss tells by their place which of them the teacher saw too.
             shown = [features["global"]] if shows_globals else []
-            shown += [] if views.local_crops is None else [self._encode(views.local_crops)]
-            projections, prototypes = (
-                self.head.project(torch.cat(shown)),
-                self.head.unit_prototypes(),
-            )
+            if views.local_crops is not None:
+                shown.append(self._encode(views.local_crops))
+            projections = self.head.project(torch.cat(shown))
+            prototypes = self.head.unit_prototypes()
+
+        patch_projections = patch_prototypes = None
         if masked is not None:
             assert views.global_crops is not None
             assert self.patch_head is not None
             patch_projections = self.project_masked(views.global_crops, masked)
             patch_prototypes = self.patch_head.unit_prototypes()
+
         return StudentOutput(
             meets_text,
             self.text(tokens) if locked is None else locked,
@@ -139,9 +151,7 @@ class Student(nn.Module):
         )
 
     def project_masked(self, views: Tensor, masked: Tensor) -> Tensor:
-        """[T, B, 3, s, s], int64 [T, B, n] -> [T, B, n, d]: what the student says of the patches
-        that it does not see.
-        """
+        """[T, B, 3, s, s], int64 [T, B, n] -> [T, B, n, d]: the patches that it does not see."""
         assert self.patch_head is not None
         places = masked.flatten(0, 1)
         tokens = self.vision.tokens(views.flatten(0, 1), places, self.mask_token)
@@ -149,8 +159,9 @@ class Student(nn.Module):
 
     @torch.no_grad()
     def of_locked(self, views: Views, tokens: Tensor) -> Tensor | None:
-        """Without a graph, what the locked tower gives: texts [B, D], or views that meet them [V,
-        B, D]; None if none is.
+        """What the locked tower gives, without a graph; None if no tower is locked.
+
+        Texts [B, D], or the views that meet them [V, B, D].
         """
         if self.config.optim.locked == "text":
             return self.text(tokens)
@@ -167,37 +178,28 @@ class Student(nn.Module):
 
 
 def init_weights(student: Student, seed: int) -> None:
-    """Fill every parameter from ``seed`` alone, towers before heads, so that the objective does not
-    change the towers.
+    """Fill every parameter from ``seed`` alone.
 
     Xavier-uniform matrices as big_vision, biases zero; positions of patches sines and cosines, of
     tokens normal with std 1/sqrt(width); heads as DINO (normal, std 0.02); the mask token zero, as
     iBOT and DINOv2.
     """
+    contrastive = student.config.contrastive
+    init_bias = contrastive.init_bias if contrastive.loss == "sigmoid" else 0.0
     if student.mask_token is not None:
         nn.init.zeros_(student.mask_token)
-    contrastive = student.config.contrastive
     nn.init.constant_(student.log_scale, math.log(contrastive.init_scale))
-    nn.init.constant_(
-        student.logit_bias, contrastive.init_bias if contrastive.loss == "sigmoid" else 0.0
-    )
+    nn.init.constant_(student.logit_bias, init_bias)
+
+    # One generator, and modules in the order they were made: towers before heads, so that the
+    # objective does not change the towers.
     generator = torch.Generator().manual_seed(seed)
     for name, module in student.named_modules():
         if isinstance(module, nn.Linear):
-            if name.startswith(("head.", "patch_head.")):
-                nn.init.trunc_normal_(module.weight, std=0.02, generator=generator)
-            elif name.endswith(
-                (".qkv", ".kv")
-            ):  # q, k and v are three matrices stacked: each has its own fan
-                for part in module.weight.data.split(module.in_features):
-                    nn.init.xavier_uniform_(part, generator=generator)
-            else:
-                nn.init.xavier_uniform_(module.weight, generator=generator)
-            nn.init.zeros_(module.bias)
+            _init_linear(name, module, generator)
         elif isinstance(module, nn.Conv2d):
-            nn.init.normal_(
-                module.weight, std=module.weight[0].numel() ** -0.5, generator=generator
-            )
+            std = module.weight[0].numel() ** -0.5
+            nn.init.normal_(module.weight, std=std, generator=generator)
             assert module.bias is not None
             nn.init.zeros_(module.bias)
         elif isinstance(module, nn.LayerNorm):
@@ -207,13 +209,25 @@ def init_weights(student: Student, seed: int) -> None:
         elif isinstance(module, VisionTower):
             module.positions.data.copy_(sincos_positions(module.grid, module.positions.shape[-1]))
         elif isinstance(module, TextTower):
-            nn.init.normal_(
-                module.positions, std=module.positions.shape[-1] ** -0.5, generator=generator
-            )
+            std = module.positions.shape[-1] ** -0.5
+            nn.init.normal_(module.positions, std=std, generator=generator)
         elif isinstance(module, MapPooling):
             nn.init.xavier_uniform_(module.probe.data[0], generator=generator)
         elif isinstance(module, Head):
             nn.init.trunc_normal_(module.prototypes, std=0.02, generator=generator)
+
+
+def _init_linear(name: str, layer: nn.Linear, generator: torch.Generator) -> None:
+    """Fill the layer ``name`` of the student."""
+    if name.startswith(("head.", "patch_head.")):
+        nn.init.trunc_normal_(layer.weight, std=0.02, generator=generator)
+    elif name.endswith((".qkv", ".kv")):
+        # q, k and v are three matrices stacked: each has its own fan.
+        for part in layer.weight.data.split(layer.in_features):
+            nn.init.xavier_uniform_(part, generator=generator)
+    else:
+        nn.init.xavier_uniform_(layer.weight, generator=generator)
+    nn.init.zeros_(layer.bias)
 
 
 class MicroBatches(nn.Module):
@@ -221,25 +235,27 @@ class MicroBatches(nn.Module):
 
     def __init__(self, student: Student, size: int):
         super().__init__()
-        self.student, self.size = student, size
+        self.student = student
+        self.size = size
 
     def forward(
         self, views: Views, tokens: Tensor, masked: Tensor | None = None, is_taught: bool = True
     ) -> StudentOutput:
-        words = tokens.split(self.size)
-        places = [None] * len(words) if masked is None else masked.split(self.size, dim=1)
-        outs: list[StudentOutput] = [
-            # nothing is random in it; a locked tower is outside of what is computed again
-            checkpoint(
-                self.student,
-                *part,
-                is_taught,
-                self.student.of_locked(*part[:2]),
-                use_reentrant=False,
-                preserve_rng_state=False,
+        """As ``Student.forward``; what does not depend on the batch is the first part's."""
+        texts = tokens.split(self.size)
+        masks = [None] * len(texts) if masked is None else masked.split(self.size, dim=1)
+
+        outs: list[StudentOutput] = []
+        for part in zip(views.split(self.size), texts, masks, strict=True):
+            # A locked tower needs no backward pass, so it stays outside of what is computed again.
+            # Nothing is random in the student, so no state of generators needs to be kept.
+            locked = self.student.of_locked(*part[:2])
+            arguments = (*part, is_taught, locked)
+            out = checkpoint(
+                self.student, *arguments, use_reentrant=False, preserve_rng_state=False
             )
-            for part in zip(views.split(self.size), words, places, strict=True)
-        ]
+            outs.append(out)
+
         return outs[0]._replace(
             image_features=torch.cat([out.image_features for out in outs], dim=1),
             text_features=torch.cat([out.text_features for out in outs]),
@@ -249,7 +265,7 @@ class MicroBatches(nn.Module):
 
 
 def _joined(parts: list[Tensor | None]) -> Tensor | None:
-    """Along the pictures; None where there is none of them."""
-    there = [part for part in parts if part is not None]
-    assert len(there) in (0, len(parts))
-    return torch.cat(there, dim=1) if there else None
+    """[S, b, ...] of each part -> [S, B, ...]; None where no part has any."""
+    present = [part for part in parts if part is not None]
+    assert len(present) in (0, len(parts))
+    return torch.cat(present, dim=1) if present else None

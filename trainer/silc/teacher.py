@@ -1,11 +1,11 @@
-"""The EMA teacher of the vision tower and heads, its centres, and its targets. State changes in two
-named methods only.
+"""The EMA teacher: the vision tower and heads, their centres, and the targets that they give.
 
-The teacher follows the student after every optimiser step, with the momentum of
-``schedule.ema_at``. Weights, centres and arithmetic are fp32.
+``targets`` reads; the state changes in ``update`` and ``update_center`` only. The teacher follows
+the student after every optimiser step, with the momentum of ``silc_bench.trainer.optim.ema_at``.
+Weights, centres and arithmetic are fp32.
 
-Shapes: T views, B pictures of this rank, N patches of a view, n of them masked for the student, d
-bottleneck, K prototypes.
+Shapes: T views, B images of this rank, N patches of a view, n of them masked for the student,
+d bottleneck, K prototypes.
 """
 
 from __future__ import annotations
@@ -33,9 +33,7 @@ class Taught(NamedTuple):
 
 
 class Teacher(nn.Module):
-    """``targets`` reads, ``update`` and ``update_center`` write. Without heads (weights 0) it is
-    the EMA of the tower.
-    """
+    """The teacher of one student; without heads (weights 0) it is the EMA of the tower alone."""
 
     center: Tensor
     patch_center: Tensor
@@ -46,48 +44,59 @@ class Teacher(nn.Module):
         self.head = copy.deepcopy(student.head)
         self.patch_head = copy.deepcopy(student.patch_head)
         self.requires_grad_(False)
+
         self.temp = config.teacher_temp
         self.center_momentum = config.center_momentum
         self.is_sinkhorn = config.centering == "sinkhorn"
+
+        # Buffers, so that a checkpoint holds them. A head that is not there has no centre.
         for name, head in (("center", self.head), ("patch_center", self.patch_head)):
-            self.register_buffer(
-                name, torch.zeros(config.num_prototypes) if head is not None else None
-            )
+            center = None if head is None else torch.zeros(config.num_prototypes)
+            self.register_buffer(name, center)
 
     @torch.no_grad()
     def targets(self, views: Views, masked: Tensor | None = None, micro_batch: int = 0) -> Taught:
-        """Of the global crops and, where the student does not see them, of their patches ``masked``
-        (int64 [T, B, n]).
+        """The targets of the global crops, and of their patches ``masked`` (int64 [T, B, n]).
 
         Factored, fp32: softmax((logits - centre) / temp), or Sinkhorn's over the views, and over
-        all masked patches, of the global batch. The teacher sees every patch.
+        all masked patches, of the global batch. The teacher itself sees every patch.
+        ``micro_batch``: images that are encoded at a time, with the same result; 0: all.
         """
         assert self.head is not None or masked is not None, (
             "targets need a head: distillation.weight is 0"
         )
         assert views.global_crops is not None, "targets need global crops"
         T, B = views.global_crops.shape[:2]
+        size = micro_batch or B
+
         of_views, of_patches = [], []
-        for start in range(0, B, micro_batch or B):
-            part = slice(start, start + (micro_batch or B))
+        for start in range(0, B, size):
+            part = slice(start, start + size)
+
+            # One pass of the tower serves both heads.
             tokens = self.vision.tokens(views.global_crops[:, part].flatten(0, 1))
             if self.head is not None:
-                of_views.append(self.head.project(self.vision.pool(tokens)).unflatten(0, (T, -1)))
+                features = self.head.project(self.vision.pool(tokens))
+                of_views.append(features.unflatten(0, (T, -1)))
             if masked is not None:
                 assert self.patch_head is not None
                 hidden = take(tokens, masked[:, part].flatten(0, 1))
                 of_patches.append(self.patch_head.project(hidden).unflatten(0, (T, -1)))
-        patches = torch.cat(of_patches, dim=1).flatten(0, 2).unsqueeze(0) if of_patches else None
-        return Taught(
-            self._of(torch.cat(of_views, dim=1), self.head, self.center)
-            if self.head is not None
-            else None,
-            self._of(patches, self.patch_head, self.patch_center) if patches is not None else None,
-        )
+
+        view_targets = patch_targets = None
+        if self.head is not None:
+            view_targets = self._of(torch.cat(of_views, dim=1), self.head, self.center)
+        if masked is not None:
+            # One row a masked place, so that the loss compares each place with itself alone.
+            patches = torch.cat(of_patches, dim=1).flatten(0, 2).unsqueeze(0)
+            patch_targets = self._of(patches, self.patch_head, self.patch_center)
+        return Taught(view_targets, patch_targets)
 
     def _of(self, features: Tensor, head: Head | None, center: Tensor) -> Targets:
         assert head is not None
-        prototypes, offsets = head.unit_prototypes(), center.clone()
+        prototypes = head.unit_prototypes()
+        offsets = center.clone()  # the targets keep the centre of the moment; the teacher's moves
+
         with torch.autocast(features.device.type, enabled=False):
             if self.is_sinkhorn:
                 return sinkhorn_targets(features, prototypes, self.temp)
@@ -96,25 +105,29 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def update(self, student: Student, momentum: float) -> None:
-        """teacher <- momentum * teacher + (1 - momentum) * student, once an optimiser step; with 0
-        it becomes the student.
+        """teacher <- momentum * teacher + (1 - momentum) * student, once an optimiser step.
+
+        With momentum 0 it becomes the student.
         """
+        # In the order of our own ``parameters``: tower, head, head of the patches.
         theirs = [*student.vision.parameters()]
         for head in (student.head, student.patch_head):
-            theirs += head.parameters() if head is not None else ()
+            if head is not None:
+                theirs += head.parameters()
         get_ema_multi_avg_fn(momentum)(list(self.parameters()), theirs, 0)
 
     @torch.no_grad()
     def update_center(self, taught: Taught) -> None:
-        """centre <- m * centre + (1 - m) * mean of the logits over views and the global batch;
-        Sinkhorn's targets have none.
+        """centre <- m * centre + (1 - m) * mean of the logits over views and the global batch.
 
-        Patches have a centre of their own (iBOT). A logit is linear in the feature, so the mean of
-        the logits is the logit of the mean: no table of [T, B, K].
+        Patches have a centre of their own (iBOT); Sinkhorn's targets have none.
         """
         if self.is_sinkhorn:
             return
+
         for targets, center in ((taught.views, self.center), (taught.patches, self.patch_center)):
             if targets is not None:
+                # A logit is linear in the feature, so the mean of the logits is the logit of the
+                # mean: no table of [T, B, K].
                 mean = mean_over_ranks(targets.features.flatten(0, 1).mean(0))
                 center.lerp_(targets.prototypes @ mean, 1 - self.center_momentum)

@@ -1,6 +1,6 @@
-"""Byte-level BPE trained on the captions themselves: nothing is downloaded, any unicode can be
-written.
+"""Texts to token ids: our own byte-level BPE, and the tokenizer of a model not trained here.
 
+Our own, trained on the captions themselves: nothing is downloaded, any unicode can be written.
 Flow: ``Tokenizer.train(captions, vocab_size, context_length)`` -> ``tokenizer(texts)`` [B, L] ->
 ``to_json()`` in the checkpoint -> ``Tokenizer.from_json``. Cleaning, merges, truncation, eos and
 padding are all in that one JSON of the ``tokenizers`` library.
@@ -10,15 +10,11 @@ ASCII punctuation is removed, lower case, whitespace collapsed; unicode is broug
 Layout as SigLIP: at most L - 1 tokens, eos, then padding with the same id, so that the last
 position is always eos and can be pooled without a mask.
 
-Shapes: B texts, L = context_length tokens.
-
-The tokenizer of a model that was not trained here, in one JSON text, so that a run that starts from
-that model is whole.
-
-Flow: ``of_transformers`` or ``of_pieces`` -> a ``ForeignTokenizer`` -> ``to_json()`` in the
-checkpoint -> ``read_tokenizer``, which reads our own tokenizers' JSON too. Kept are the cleaning by
-its name, the pieces (the JSON of the ``tokenizers`` library, or the bytes of a sentencepiece
-model), the length, the padding and the end of text.
+Another model's, in one JSON text too, so that a run that starts from that model is whole. Flow:
+``of_transformers`` or ``of_pieces`` -> a ``ForeignTokenizer`` -> ``to_json()`` in the checkpoint ->
+``read_tokenizer``, which reads our own tokenizers' JSON as well. Kept are the cleaning by its name,
+the pieces (the JSON of the ``tokenizers`` library, or the bytes of a sentencepiece model), the
+length, the padding and the end of text.
 
 Shapes: B texts, L = context_length tokens.
 """
@@ -55,16 +51,20 @@ CLEANING = {
 }
 
 
+# ---- our own ----
+
+
 class Tokenizer:
-    """Texts -> ids. ``vocab_size`` ids (never more than asked for), ``context_length`` of them a
-    text, ``cleaning`` as JSON.
+    """Texts -> ids of a tokenizer trained here.
+
+    It has ``vocab_size`` ids (never more than asked for), gives ``context_length`` of them a text,
+    and says its ``cleaning`` as JSON.
     """
 
     def __init__(self, pipeline: tokenizers.Tokenizer) -> None:
         self._pipeline = pipeline
-        self._pipeline.encode_special_tokens = (
-            True  # a caption that spells <eos> is five characters, not the end
-        )
+        # A caption that spells <eos> is five characters, not the end.
+        self._pipeline.encode_special_tokens = True
         self.vocab_size: int = pipeline.get_vocab_size()
         assert pipeline.padding is not None
         self.context_length: int = pipeline.padding["length"]
@@ -79,18 +79,22 @@ class Tokenizer:
         """
         if vocab_size < MIN_VOCAB_SIZE:
             raise UserError(
-                f"vocab_size={vocab_size} is too small: 256 bytes and eos need at least {MIN_VOCAB_SIZE}"
+                f"vocab_size={vocab_size} is too small:"
+                f" 256 bytes and eos need at least {MIN_VOCAB_SIZE}"
             )
         if context_length < 2:
             raise UserError(
-                f"context_length={context_length} leaves no room for text before eos; use at least 2"
+                f"context_length={context_length} leaves no room for text before eos;"
+                " use at least 2"
             )
+
         pipeline = tokenizers.Tokenizer(models.BPE())
         pipeline.normalizer = canonicalizer()
-        pipeline.pre_tokenizer = pre_tokenizers.ByteLevel(
-            add_prefix_space=True
-        )  # a word is the same token in first place
+        # With a space before the first word it is the same token as elsewhere.
+        pipeline.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
         pipeline.decoder = decoders.ByteLevel()
+
+        # All 256 bytes are in the alphabet, whichever of them the captions have.
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size,
             special_tokens=[EOS],
@@ -98,6 +102,7 @@ class Tokenizer:
             show_progress=False,
         )
         pipeline.train_from_iterator(captions, trainer)
+
         pipeline.post_processor = processors.TemplateProcessing(
             single=f"$A {EOS}", special_tokens=[(EOS, EOS_ID)]
         )
@@ -114,12 +119,14 @@ class Tokenizer:
             raise UserError(
                 f"the tokenizer is damaged, it is not what Tokenizer.to_json writes: {error}"
             ) from error
-        is_ours = pipeline.token_to_id(EOS) == EOS_ID and str(pipeline.normalizer) == str(
-            canonicalizer()
-        )
+
+        # Normalisers are compared by what they print, which names every step.
+        has_our_cleaning = str(pipeline.normalizer) == str(canonicalizer())
+        is_ours = pipeline.token_to_id(EOS) == EOS_ID and has_our_cleaning
         if not is_ours or not pipeline.padding or not pipeline.truncation:
             raise UserError(
-                f"not a tokenizer of this trainer: its cleaning, length or {EOS} = {EOS_ID} is another"
+                "not a tokenizer of this trainer:"
+                f" its cleaning, length or {EOS} = {EOS_ID} is another"
             )
         return cls(pipeline)
 
@@ -156,17 +163,19 @@ def canonicalizer() -> normalizers.Normalizer:
     )
 
 
+# ---- of a model that was not trained here ----
+
 FORMAT = "silc-bench-foreign-tokenizer/1"
 SHARED = ("format", "kind", "cleaning", "length", "vocab_size", "padding", "pieces")
+
+# The fields of each kind of description.
 FIELDS = {
-    "tokenizers": (
-        *SHARED,
-        "side",
-        "cut",
-        "splits_special",
-    ),  # JSON of a whole pipeline, with what ends a text
-    "pieces": (*SHARED, "eos"),  # JSON that makes pieces of a text; what ends it is added here
-    "sentencepiece": (*SHARED, "eos"),  # the same from a sentencepiece model
+    # JSON of a whole pipeline, with what ends a text.
+    "tokenizers": (*SHARED, "side", "cut", "splits_special"),
+    # JSON that makes pieces of a text; what ends it is added here.
+    "pieces": (*SHARED, "eos"),
+    # The same from a sentencepiece model.
+    "sentencepiece": (*SHARED, "eos"),
 }
 NEEDED = "a tokenizer kept from another library's model"
 
@@ -182,6 +191,7 @@ def _fixed(text: str) -> str:
     return html.unescape(html.unescape(ftfy.fix_text(text))).strip()
 
 
+# By the name that a checkpoint keeps.
 CLEANERS: dict[str, Callable[[str], str]] = {
     **CLEANINGS,  # of transformers
     "canonicalize": canonicalize,  # of big_vision
@@ -193,8 +203,9 @@ CLEANERS: dict[str, Callable[[str], str]] = {
 
 
 class ForeignTokenizer:
-    """Texts -> ids, as the model's own library makes them. ``described``: the FIELDS of its
-    kind.
+    """Texts -> ids, as the model's own library makes them.
+
+    ``described``: the FIELDS of its kind.
     """
 
     def __init__(self, described: dict[str, Any]) -> None:
@@ -215,7 +226,7 @@ class ForeignTokenizer:
             return cls(described)
         except UserError:
             raise
-        # JSON, the two libraries and base64 each raise their own kind, a bare Exception among them
+        # JSON, the two libraries and base64 each raise their own kind, a bare Exception among them.
         except Exception as error:
             raise UserError(f"{NEEDED} is damaged: {' '.join(str(error).split())[:200]}") from error
 
@@ -224,16 +235,16 @@ class ForeignTokenizer:
         return json.dumps(self._described, ensure_ascii=False)
 
     def __call__(self, texts: list[str]) -> Tensor:
-        """[B] texts -> [B, L] int64. UserError for a token that the text tower has no embedding
-        for.
-        """
-        ids = torch.tensor(
-            self._ids([self._clean(text) for text in texts]), dtype=torch.int64
-        ).view(-1, self.context_length)
+        """[B] texts -> [B, L] int64. UserError for a token that the text tower does not know."""
+        rows = self._ids([self._clean(text) for text in texts])
+        ids = torch.tensor(rows, dtype=torch.int64).view(-1, self.context_length)
+
+        # On a GPU such an id would end the process in an assertion that names no text.
         if texts and int(ids.max()) >= self.vocab_size:
             row = int(ids.amax(dim=1).argmax())
             raise UserError(
-                f"{texts[row]!r:.80} has the token {int(ids.max())}, but the text tower knows {self.vocab_size}"
+                f"{texts[row]!r:.80} has the token {int(ids.max())},"
+                f" but the text tower knows {self.vocab_size}"
             )
         return ids
 
@@ -251,7 +262,8 @@ def check_pairing(tokenizer: AnyTokenizer, text: TextConfig) -> None:
     """UserError where a text tower cannot read what the tokenizer writes."""
     if tokenizer.context_length != text.context_length or tokenizer.vocab_size > text.vocab_size:
         raise UserError(
-            f"its tokenizer makes {tokenizer.context_length} tokens of {tokenizer.vocab_size} kinds,"
+            f"its tokenizer makes {tokenizer.context_length} tokens of"
+            f" {tokenizer.vocab_size} kinds,"
             f" its text tower reads {text.context_length} of {text.vocab_size}"
         )
 
@@ -270,7 +282,10 @@ def of_transformers(
         "vocab_size": vocab_size,
         "padding": tokenizer.pad_token_id,
     }
+
+    # A fast one holds the whole pipeline; the end of text and the side of the padding are its own.
     if (fast := getattr(tokenizer, "backend_tokenizer", None)) is not None:
+        splits_special = bool(getattr(tokenizer, "split_special_tokens", False))
         return ForeignTokenizer(
             {
                 "format": FORMAT,
@@ -278,15 +293,16 @@ def of_transformers(
                 **shared,
                 "side": tokenizer.padding_side,
                 "cut": tokenizer.truncation_side,
-                "splits_special": bool(getattr(tokenizer, "split_special_tokens", False)),
+                "splits_special": splits_special,
                 "pieces": fast.to_str(),
             }
         )
     if (model := getattr(tokenizer, "sp_model", None)) is not None:
         return of_pieces(model.serialized_model_proto(), eos=tokenizer.eos_token_id, **shared)
     raise UserError(
-        f"its tokenizer is a {type(tokenizer).__name__}, which is neither a tokenizer.json nor a sentencepiece model, so no"
-        " checkpoint can hold it; bring the tokenizer.json of the same model"
+        f"its tokenizer is a {type(tokenizer).__name__}, which is neither a tokenizer.json nor a"
+        " sentencepiece model, so no checkpoint can hold it;"
+        " bring the tokenizer.json of the same model"
     )
 
 
@@ -294,10 +310,11 @@ def of_pieces(
     model: bytes, *, eos: int, padding: int, cleaning: str, length: int, vocab_size: int
 ) -> ForeignTokenizer:
     """As big_vision reads: pieces, cut to one less than the length, the end of text, padding.
-    ``model``: what makes the pieces, the bytes of a sentencepiece model or of a tokenizer.json."""
-    is_json = (
-        model[:1] == b"{"
-    )  # a sentencepiece model begins with the tag of its first piece, 0x0a
+
+    ``model``: what makes the pieces, the bytes of a sentencepiece model or of a tokenizer.json.
+    """
+    # A sentencepiece model begins with the tag of its first piece, 0x0a.
+    is_json = model[:1] == b"{"
     return ForeignTokenizer(
         {
             "format": FORMAT,
@@ -313,13 +330,15 @@ def of_pieces(
 
 
 def _whole(described: dict[str, Any]) -> Callable[[list[str]], list[list[int]]]:
-    import tokenizers
-
+    """Texts -> rows of ids, by a pipeline that knows how a text ends."""
     pipeline = tokenizers.Tokenizer.from_str(described["pieces"])
     pipeline.encode_special_tokens = described["splits_special"]
-    length, padding = described["length"], described["padding"]
-    pipeline.enable_truncation(length, direction=described["cut"])
+
+    # The pipeline's own length and padding may be anything: transformers sets them at each call.
+    length = described["length"]
+    padding = described["padding"]
     pad_token = pipeline.id_to_token(padding) or ""
+    pipeline.enable_truncation(length, direction=described["cut"])
     pipeline.enable_padding(
         length=length, pad_id=padding, pad_token=pad_token, direction=described["side"]
     )
@@ -327,10 +346,12 @@ def _whole(described: dict[str, Any]) -> Callable[[list[str]], list[list[int]]]:
 
 
 def _pieces(described: dict[str, Any]) -> Callable[[list[str]], list[list[int]]]:
-    encode = (_json_pieces if described["kind"] == "pieces" else _sentencepieces)(
-        described["pieces"]
-    )
-    length, eos, padding = described["length"], described["eos"], described["padding"]
+    """Texts -> rows of ids, with the end of text and the padding added here."""
+    read = _json_pieces if described["kind"] == "pieces" else _sentencepieces
+    encode = read(described["pieces"])
+    length = described["length"]
+    eos = described["eos"]
+    padding = described["padding"]
 
     def row(text: str) -> list[int]:
         ids = encode(text)[: length - 1] + [eos]
@@ -340,8 +361,6 @@ def _pieces(described: dict[str, Any]) -> Callable[[list[str]], list[list[int]]]
 
 
 def _json_pieces(text: str) -> Callable[[str], list[int]]:
-    import tokenizers
-
     pipeline = tokenizers.Tokenizer.from_str(text)
     pipeline.no_padding()
     pipeline.no_truncation()
@@ -353,7 +372,8 @@ def _sentencepieces(model: str) -> Callable[[str], list[int]]:
         import sentencepiece
     except ModuleNotFoundError:
         raise UserError(
-            "this run's tokenizer is a sentencepiece model: pip install sentencepiece ('silc-bench[big_vision]' brings it)"
+            "this run's tokenizer is a sentencepiece model: pip install sentencepiece"
+            " ('silc-bench[big_vision]' brings it)"
         ) from None
     processor = sentencepiece.SentencePieceProcessor()
     processor.LoadFromSerializedProto(base64.b64decode(model, validate=True))

@@ -1,22 +1,16 @@
-"""The two towers and the student: ViT with MAP pooling, SigLIP-style text transformer; their
-weights at the start.
+"""The two towers: ViT with MAP pooling, SigLIP-style text transformer, and their blocks.
 
-Flow: ``Student(config)(views, tokens)`` -> embeddings and head logits; ``VisionTower.tokens`` for
-patch features. Layout and parameter counts follow SigLIP (2303.15343; big_vision's and
-transformers' towers).
+Flow: ``VisionTower(config.vision)(images)`` and ``TextTower(config.text, D)(tokens)`` -> [B, D];
+``VisionTower.tokens`` for patch features. Layout and parameter counts follow SigLIP (2303.15343;
+big_vision's and transformers' towers). ``silc_bench.trainer.silc.student`` holds both and fills
+their weights.
 
-Shapes: B pictures or texts, N patches, L text tokens, W width, D embedding (= W), d bottleneck, K
-prototypes, V and S views.
+With ``compile=true``, ``TrainState.create`` calls ``compile_blocks(student, teacher)``: each block
+goes through torch.compile, one graph for all sizes of crops, and the rest stays as it is. Names of
+weights and checkpoints do not change.
 
-``compile=true``: each block of the towers through torch.compile, one graph for all sizes of crops;
-the rest stays as it is.
-
-Flow: ``TrainState.create`` -> ``compile_blocks(student, teacher)``. Names of weights and
-checkpoints do not change.
-
-What the towers are built of: attention, transformer blocks, MAP pooling.
-
-Shapes: B pictures or texts, N patches or tokens, W width, d width of a head.
+Shapes: B images or texts, N patches (h rows, w columns of P pixels a side), L text tokens, W width,
+D embedding (= W of the vision tower), d width of a head.
 """
 
 from __future__ import annotations
@@ -29,10 +23,13 @@ from torch.utils.checkpoint import checkpoint
 from silc_bench.errors import UserError
 from silc_bench.trainer.config.config import TextConfig, VisionConfig
 
+LN_EPS = 1e-6  # big_vision's; torch has 1e-5
+
 
 class VisionTower(nn.Module):
-    """[B, 3, H, W] pixels in [-1, 1] -> [B, D]. Any size that is a multiple of the patch: positions
-    are interpolated.
+    """[B, 3, H, W] pixels in [-1, 1] -> [B, D].
+
+    Any size that is a multiple of the patch: positions are interpolated.
     """
 
     def __init__(self, config: VisionConfig):
@@ -41,16 +38,21 @@ class VisionTower(nn.Module):
         self.grid = config.image_size // config.patch_size
         self.patch = nn.Conv2d(3, config.width, config.patch_size, config.patch_size)
         self.positions = nn.Parameter(torch.empty(1, self.grid**2, config.width))
+
         sizes = (config.width, config.num_heads, config.mlp_dim, config.gelu)
         self.blocks = Blocks(Block(*sizes) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.width, eps=LN_EPS)
         self.pool = MapPooling(*sizes)
 
+    def forward(self, images: Tensor) -> Tensor:
+        return self.pool(self.tokens(images))
+
     def tokens(
         self, images: Tensor, masked: Tensor | None = None, mask_token: Tensor | None = None
     ) -> Tensor:
-        """[B, 3, H, W] -> [B, N, W], after the last norm, row by row. ``masked``, ``mask_token``:
-        as ``embed``.
+        """[B, 3, H, W] -> [B, N, W], after the last norm, row by row.
+
+        ``masked``, ``mask_token``: as ``embed``.
         """
         return self.norm(self.blocks(self.embed(images, masked, mask_token)))
 
@@ -66,13 +68,14 @@ class VisionTower(nn.Module):
         P = self.patch_size
         if H % P or W % P:
             raise ValueError(f"pictures of {H} x {W} pixels do not divide into patches of {P}")
-        h, w = H // P, W // P
-        patches = (
-            images.view(B, 3, h, P, w, P).permute(0, 2, 4, 1, 3, 5).reshape(B, h * w, 3 * P * P)
-        )
-        x = F.linear(
-            patches, self.patch.weight.flatten(1), self.patch.bias
-        )  # a convolution without overlap is a matmul
+        h = H // P
+        w = W // P
+
+        # A convolution without overlap is a matmul.
+        patches = images.view(B, 3, h, P, w, P).permute(0, 2, 4, 1, 3, 5)
+        patches = patches.reshape(B, h * w, 3 * P * P)
+        x = F.linear(patches, self.patch.weight.flatten(1), self.patch.bias)
+
         if masked is not None:
             assert mask_token is not None
             places = masked.unsqueeze(-1).expand(-1, -1, x.shape[-1])
@@ -80,30 +83,31 @@ class VisionTower(nn.Module):
         return x + self.positions_for(h, w).to(x.dtype)
 
     def positions_for(self, h: int, w: int) -> Tensor:
-        """[1, h * w, W] position embeddings, resized (antialiased bilinear, as big_vision) from the
-        trained grid.
+        """[1, h * w, W] position embeddings, resized from the trained grid.
+
+        Antialiased bilinear, as big_vision.
         """
         if (h, w) == (self.grid, self.grid):
             return self.positions
+
         grid = self.positions.view(1, self.grid, self.grid, -1).permute(0, 3, 1, 2)
         grid = F.interpolate(
             grid, size=(h, w), mode="bilinear", antialias=True, align_corners=False
         )
         return grid.flatten(2).transpose(1, 2)
 
-    def forward(self, images: Tensor) -> Tensor:
-        return self.pool(self.tokens(images))
-
 
 class TextTower(nn.Module):
-    """[B, L] token ids, padded to L -> [B, D]. The last position is pooled; padding is attended to,
-    as in SigLIP.
+    """[B, L] token ids, padded to L -> [B, D].
+
+    The last position is pooled; padding is attended to, as in SigLIP.
     """
 
     def __init__(self, config: TextConfig, embed_dim: int):
         super().__init__()
         self.embedding = nn.Embedding(config.vocab_size, config.width)
         self.positions = nn.Parameter(torch.empty(1, config.context_length, config.width))
+
         sizes = (config.width, config.num_heads, config.mlp_dim, config.gelu)
         self.blocks = Blocks(Block(*sizes) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.width, eps=LN_EPS)
@@ -115,21 +119,23 @@ class TextTower(nn.Module):
 
 
 def sincos_positions(grid: int, width: int) -> Tensor:
-    """[1, grid * grid, width]: sine and cosine of row and column at width / 4 frequencies, 1 down
-    to 1/10,000 (2205.01580).
+    """[1, grid * grid, width]: sine and cosine of column and row (2205.01580).
+
+    At width / 4 frequencies, 1 down to 1/10,000.
     """
     frequencies = 10_000.0 ** -torch.linspace(0, 1, width // 4)
     rows, columns = torch.meshgrid(torch.arange(grid), torch.arange(grid), indexing="ij")
-    y, x = rows.reshape(-1, 1) * frequencies, columns.reshape(-1, 1) * frequencies
+    y = rows.reshape(-1, 1) * frequencies
+    x = columns.reshape(-1, 1) * frequencies
     return torch.cat([x.sin(), x.cos(), y.sin(), y.cos()], dim=1).unsqueeze(0)
 
 
 def count_parameters(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def compile_blocks(*models: nn.Module) -> None:
-    """In place; the compiler runs at each block's first call.
+    """Compile each block in place; the compiler runs at a block's first call.
 
     Raises:
         UserError: nothing can be compiled on this machine, found out with a small function.
@@ -140,26 +146,24 @@ def compile_blocks(*models: nn.Module) -> None:
     except RuntimeError as error:  # every error of dynamo and inductor is one
         reason = " ".join(next(iter(str(error).splitlines()), type(error).__name__).split())
         raise UserError(
-            f"compile=true: torch.compile does not work on this machine ({reason}); install a C++ compiler (g++ or clang++, or"
-            " name it in CXX), or leave compile out"
+            f"compile=true: torch.compile does not work on this machine ({reason}); install a C++"
+            " compiler (g++ or clang++, or name it in CXX), or leave compile out"
         ) from None
+
+    # ``dynamic``, because global and local crops differ in their number of patches.
     for model in models:
         for module in model.modules():
             if isinstance(module, Block):
                 module.compile(dynamic=True)
 
 
-LN_EPS = 1e-6
-
-
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v over [B, heads, N, d].
-
-    Written out on the CPU: there the fused kernel is 4 times slower forward and backward at our
-    lengths (64 patches, bf16) and materialising [N, N] is cheap; on a GPU the fused kernel wins.
-    """
+    """softmax(q k^T / sqrt(d)) v over [B, heads, N, d]."""
     if q.device.type != "cpu":
         return F.scaled_dot_product_attention(q, k, v)
+
+    # Written out on the CPU: there the fused kernel is 4 times slower forward and backward at our
+    # lengths (64 patches, bf16), and to hold [N, N] is cheap. On a GPU the fused kernel wins.
     return torch.softmax((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2), dim=-1) @ v
 
 
@@ -174,9 +178,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         B, N, W = x.shape
-        q, k, v = (
-            self.qkv(x).view(B, N, 3, self.num_heads, W // self.num_heads).permute(2, 0, 3, 1, 4)
-        )
+        qkv = self.qkv(x).view(B, N, 3, self.num_heads, W // self.num_heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # [B, heads, N, d] each
         return self.out(attend(q, k, v).transpose(1, 2).reshape(B, N, W))
 
 
@@ -216,20 +219,18 @@ class Blocks(nn.ModuleList):
     is_checkpointed = False
 
     def forward(self, x: Tensor) -> Tensor:
+        # Without a gradient nothing would be computed anew: the teacher takes the plain path.
         is_anew = self.is_checkpointed and torch.is_grad_enabled()
         for block in self:
-            x = (
-                checkpoint(block, x, use_reentrant=False, preserve_rng_state=False)
-                if is_anew
-                else block(x)
-            )
+            if is_anew:
+                x = checkpoint(block, x, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x = block(x)
         return x
 
 
 class MapPooling(nn.Module):
-    """Multi-head attention pooling: one learned query attends to all patches, then a residual
-    MLP.
-    """
+    """Multi-head attention pooling: a learned query attends to all patches, then a residual MLP."""
 
     def __init__(self, width: int, num_heads: int, mlp_dim: int, gelu: str):
         super().__init__()
@@ -251,14 +252,14 @@ class MapPooling(nn.Module):
         return self._finish(pooled)
 
     def per_patch(self, tokens: Tensor) -> Tensor:
-        """[B, N, W] -> [B, N, W]: what pooling would return if all its attention lay on one patch
-        (the value path).
+        """[B, N, W] -> [B, N, W]: what pooling would return with all its attention on one patch.
 
-        Averaging the values with the pooling weights before the output layer gives ``forward``
-        exactly: attention is linear in its values. This is MaskCLIP's idea (2112.01071) for a MAP
-        head.
+        That is the value path. Averaging the values with the pooling weights before the output
+        layer gives ``forward`` exactly, because attention is linear in its values. This is
+        MaskCLIP's idea (2112.01071) for a MAP head.
         """
-        return self._finish(self.kv(tokens)[..., tokens.shape[-1] :])
+        width = tokens.shape[-1]
+        return self._finish(self.kv(tokens)[..., width:])  # the second half of kv is v
 
     def _finish(self, values: Tensor) -> Tensor:
         values = self.out(values)
