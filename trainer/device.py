@@ -1,19 +1,22 @@
 """Where a step runs: in several processes, in which precision, and without waiting for a GPU.
 
-Several processes: rank r of W takes rows r * b to (r + 1) * b of a global batch of B = W * b. Every
-loss is the rank's share, whose mean over the ranks is the loss of the global batch; DDP takes the
-same mean of the gradients, so each step equals that of one process, for any number of ranks.
-Flow: ``parallel(student)`` -> forward; ``gather`` inside the contrastive losses;
-``mean_over_ranks`` and ``log_sum_exp_over_ranks`` for centre, Sinkhorn and log. With one process
-each of them returns what it was given. ``silc_bench.system.processes`` starts and ends the group.
+Several processes: rank r of W takes rows r * b to (r + 1) * b of a global batch of
+B = W * b. Every loss is the rank's share, whose mean over the ranks is the loss of
+the global batch; DDP takes the same mean of the gradients, so each step equals that
+of one process, for any number of ranks. Flow: ``parallel(student)`` -> forward;
+``gather`` inside the contrastive losses; ``mean_over_ranks`` and
+``log_sum_exp_over_ranks`` for centre, Sinkhorn and log. With one process each of
+them returns what it was given. ``silc_bench.system.processes`` starts and ends the
+group.
 
-Precision: ``precision=auto`` becomes "bf16" or "fp32" once, when ``TrainState.create`` calls
-``resolve``. The answer is saved with the run, so that a resumed one goes on in it on any machine.
+Precision: ``precision=auto`` becomes "bf16" or "fp32" once, when
+``TrainState.create`` calls ``resolve``. The answer is saved with the run, so that a
+resumed one goes on in it on any machine.
 
-Without waiting: the host stays ahead of the GPU, which so always has something to do. ``send``
-brings what the host made to the device; ``Answer`` brings a step's values back, to be read a step
-later; ``DataWait`` measures how long the device stood still for want of a batch. On a CPU each of
-them answers at once.
+Without waiting: the host stays ahead of the GPU, which so always has something to
+do. ``send`` brings what the host made to the device; ``Answer`` brings a step's
+values back, to be read a step later; ``DataWait`` measures how long the device
+stood still for want of a batch. On a CPU each of them answers at once.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A run, from a configuration to its folder: data -> steps -> log and checkpoints.
 
-Flow: ``run_training`` (a new run, or the continuation of one) -> ``train`` -> ``_loop``, which
-calls ``train_step`` until the end or a signal.
+Flow: ``run_training`` (a new run, or the continuation of one) -> ``train`` ->
+``_loop``, which calls ``train_step`` until the end or a signal.
 
 Run it: ``silc-bench train --preset shapes_tiny --data shapes --out runs/first``.
 """
@@ -302,7 +302,8 @@ def _loop(
             if is_row:
                 seconds = time.perf_counter() - mark
                 steps = state.step - mark_step
-                row = watch.row(state, batch, values, seconds / steps, wait.seconds() / seconds)
+                share = wait.seconds() / seconds  # of the time that went by without a batch
+                row = watch.row(state, batch, values, seconds / steps, share)
                 log.write(state.step, row)
                 watch.judge(state, row)
                 mark = time.perf_counter()

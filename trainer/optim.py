@@ -1,13 +1,15 @@
 """The optimiser, what changes over a run, and an average of the weights for evaluation.
 
-Flow, in the step's order: ``set_lr(optimizer, lr_at(step))`` -> ``clip_gradients`` -> the step of
-what ``make_optimizer`` made -> ``ema_at`` for the teacher -> ``Average.update``.
+Flow, in the step's order: ``set_lr(optimizer, lr_at(step))`` -> ``clip_gradients``
+-> the step of what ``make_optimizer`` made -> ``ema_at`` for the teacher ->
+``Average.update``.
 
-Learning rate and momenta are pure functions of the step, so that there is nothing to checkpoint.
+Learning rate and momenta are pure functions of the step, so that there is nothing
+to checkpoint.
 
-``Adafactor`` is big_vision's (``scale_by_adafactor`` there): a factored second moment, and a first
-moment kept in bf16. For a gradient g at update t (from 1), with the decay rate
-d = min(0.999, 1 - t^-0.8) and s = g^2 + 1e-30:
+``Adafactor`` is big_vision's (``scale_by_adafactor`` there): a factored second
+moment, and a first moment kept in bf16. For a gradient g at update t (from 1), with
+the decay rate d = min(0.999, 1 - t^-0.8) and s = g^2 + 1e-30:
 
     rows     <- d rows + (1 - d) mean of s over the largest dimension
     columns  <- d columns + (1 - d) mean of s over the second largest
@@ -15,14 +17,16 @@ d = min(0.999, 1 - t^-0.8) and s = g^2 + 1e-30:
     momentum <- 0.9 momentum + 0.1 u
     weight   <- weight - lr (weight_decay weight + momentum)
 
-A tensor too thin to factor keeps s whole, and the momentum is not corrected for its start at zero.
-Neither updates nor rates are scaled by the weights, and nothing is clipped here (Shazeer & Stern,
-1804.04235, do both). What gets its first gradient later than the others counts t from there. A
-matrix of n x m takes 2 n m + 4 (n + m) bytes of state, against 8 n m of AdamW.
+A tensor too thin to factor keeps s whole, and the momentum is not corrected for its
+start at zero. Neither updates nor rates are scaled by the weights, and nothing is
+clipped here (Shazeer & Stern, 1804.04235, do both). What gets its first gradient
+later than the others counts t from there. A matrix of n x m takes 2 n m + 4 (n + m)
+bytes of state, against 8 n m of AdamW.
 
-``Average`` is a moving average of the student's towers and scalars, for ``--ckpt RUN:average``. The
-teacher averages only what its targets need, vision tower and heads; this one has the text tower
-and the scalars of the contrastive loss too, and nothing of it flows back into training.
+``Average`` is a moving average of the student's towers and scalars, for ``--ckpt
+RUN:average``. The teacher averages only what its targets need, vision tower and
+heads; this one has the text tower and the scalars of the contrastive loss too, and
+nothing of it flows back into training.
 """
 
 from __future__ import annotations
@@ -165,7 +169,8 @@ class Average:
     """The weights by the student's names, without heads and mask token; ``update`` moves them."""
 
     def __init__(self, student: Student) -> None:
-        self.weights = {name: value.detach().clone() for name, value in averaged(student).items()}
+        weights = averaged(student)
+        self.weights = {name: value.detach().clone() for name, value in weights.items()}
 
     @torch.no_grad()
     def load(self, weights: dict[str, Tensor]) -> None:
@@ -243,7 +248,9 @@ class Adafactor(torch.optim.Optimizer):
                 state["momentum"].copy_(update)
 
                 # The weight moves by the unrounded update.
-                weight.mul_(1 - group["lr"] * group["weight_decay"]).sub_(update, alpha=group["lr"])
+                lr = group["lr"]
+                weight.mul_(1 - lr * group["weight_decay"])
+                weight.sub_(update, alpha=lr)
 
 
 def _scaled(gradient: Tensor, state: dict[str, Tensor], decay: float) -> Tensor:
@@ -255,10 +262,16 @@ def _scaled(gradient: Tensor, state: dict[str, Tensor], decay: float) -> Tensor:
         return gradient * state["square"].rsqrt()
 
     second, largest = dims
-    state["rows"] = _moved(state.get("rows"), square.mean(largest, keepdim=True), decay)
-    state["columns"] = _moved(state.get("columns"), square.mean(second, keepdim=True), decay)
-    rows = state["rows"] / state["rows"].mean(second, keepdim=True)
-    return gradient * rows.rsqrt() * state["columns"].rsqrt()
+    of_rows = square.mean(largest, keepdim=True)
+    of_columns = square.mean(second, keepdim=True)
+    rows = _moved(state.get("rows"), of_rows, decay)
+    columns = _moved(state.get("columns"), of_columns, decay)
+    state["rows"] = rows
+    state["columns"] = columns
+
+    # Their product stands for the whole moment; the mean would be in it twice.
+    rows = rows / rows.mean(second, keepdim=True)
+    return gradient * rows.rsqrt() * columns.rsqrt()
 
 
 def _moved(moment: Tensor | None, value: Tensor, decay: float) -> Tensor:

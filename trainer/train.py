@@ -1,14 +1,15 @@
 """The training step of SILC (arXiv 2310.13355), and the state that it moves.
 
-Flow: views -> teacher's targets -> student -> losses -> backward -> update -> EMA. ``train_step``
-is the algorithm and nothing else; ``silc_bench.trainer.loop`` is what surrounds it.
+Flow: views -> teacher's targets -> student -> losses -> backward -> update -> EMA.
+``train_step`` is the algorithm and nothing else; ``silc_bench.trainer.loop`` is
+what surrounds it.
 
     state = TrainState.create(config, tokenizer, torch.device("cuda"))
     values = train_step(state, next(batches))
 
-Randomness is a pure function of (seed, step), so (state, step, data position) continue a run bit
-for bit, on the same machine and with as many threads as before: another number of threads adds in
-another order.
+Randomness is a pure function of (seed, step), so (state, step, data position)
+continue a run bit for bit, on the same machine and with as many threads as before:
+another number of threads adds in another order.
 """
 
 from __future__ import annotations

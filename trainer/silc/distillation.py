@@ -1,21 +1,22 @@
 """Local-to-global self-distillation over K prototypes without a table of K columns.
 
-Head and loss in one, a chunk of prototypes at a time. A logit is the product of a feature and a
-prototype, so neither the student's [S, B, K] nor the teacher's [T, B, K] has to be kept.
-``Targets`` holds the teacher's distributions factored; ``distillation_loss`` needs each of them
-once: for s = W h / temp,
+Head and loss in one, a chunk of prototypes at a time. A logit is the product of a
+feature and a prototype, so neither the student's [S, B, K] nor the teacher's [T, B,
+K] has to be kept. ``Targets`` holds the teacher's distributions factored;
+``distillation_loss`` needs each of them once: for s = W h / temp,
 
     sum_t -P_t . log softmax(s) = T lse(s) - (sum_t P_t) . s    and    P_t . s = h . (P_t W) / temp
 
-where ``P_t W`` is only [T, B, d]. So chunks run over the log-sum-exp alone; the backward pass makes
-them anew.
+where ``P_t W`` is only [T, B, d]. So chunks run over the log-sum-exp alone; the
+backward pass makes them anew.
 
-Flow: ``Head.project`` and ``Head.unit_prototypes`` of both networks -> ``Targets`` of the teacher
-(``log_sum_exp`` with a centre, or ``sinkhorn_targets``) -> ``distillation_loss`` of the student.
-The head is DINO's (2104.14294), in fp32 whatever the towers run in.
+Flow: ``Head.project`` and ``Head.unit_prototypes`` of both networks -> ``Targets``
+of the teacher (``log_sum_exp`` with a centre, or ``sinkhorn_targets``) ->
+``distillation_loss`` of the student. The head is DINO's (2104.14294), in fp32
+whatever the towers run in.
 
-Shapes: T teacher views, S student views, B images, D embedding, d bottleneck, K prototypes, k of
-them in a chunk. All in fp32.
+Shapes: T teacher views, S student views, B images, D embedding, d bottleneck, K
+prototypes, k of them in a chunk. All in fp32.
 """
 
 from __future__ import annotations
@@ -147,8 +148,9 @@ class _Distillation(torch.autograd.Function):
                 for_features += probs @ rows
 
                 taught = targets.probabilities(columns).flatten(0, 1)
-                torch.mm(probs.flatten(0, 1).T, scaled.flatten(0, 1), out=for_prototypes[columns])
-                for_prototypes[columns].addmm_(taught.T, meets.flatten(0, 1), alpha=-1)
+                part = for_prototypes[columns]
+                torch.mm(probs.flatten(0, 1).T, scaled.flatten(0, 1), out=part)
+                part.addmm_(taught.T, meets.flatten(0, 1), alpha=-1)
         return for_features * factor, for_prototypes, None, None, None
 
 
@@ -158,9 +160,8 @@ def chunks(num_prototypes: int, num_rows: int) -> Iterator[slice]:
     A slice has at least one column.
     """
     size = max(1, CHUNK // num_rows)
-    return (
-        slice(start, min(start + size, num_prototypes)) for start in range(0, num_prototypes, size)
-    )
+    for start in range(0, num_prototypes, size):
+        yield slice(start, min(start + size, num_prototypes))
 
 
 def log_sum_exp(
@@ -190,7 +191,8 @@ def sinkhorn_targets(features: Tensor, prototypes: Tensor, temp: float) -> Targe
     sums = torch.zeros(len(prototypes), dtype=features.dtype, device=features.device)
     for _ in range(SINKHORN_STEPS):
         for columns in chunks(len(prototypes), T * B):
-            logits = (features @ prototypes[columns].T).div_(temp).sub_(normalizers.unsqueeze(-1))
+            logits = (features @ prototypes[columns].T).div_(temp)
+            logits.sub_(normalizers.unsqueeze(-1))
             sums[columns] = torch.logsumexp(logits.flatten(0, 1), dim=0)
         sums = log_sum_exp_over_ranks(sums)
         normalizers = log_sum_exp(features, prototypes, temp, temp * sums)

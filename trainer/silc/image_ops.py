@@ -1,9 +1,10 @@
 """Image operations on a batch, each sample with its own parameters, on any device.
 
-Flow: ``to_pixels`` -> ``resample`` makes the batch (crop, resize and flip at once, read by
-``resampling_taps``). The other operations then change it in place and return it: ``jitter_colors``
--> ``to_gray`` -> ``blur`` -> ``solarize``. Each equals the torchvision function of its name (v2
-functional) on float images in [0, 1], which takes one sample at a time.
+Flow: ``to_pixels`` -> ``resample`` makes the batch (crop, resize and flip at once,
+read by ``resampling_taps``). The other operations then change it in place and
+return it: ``jitter_colors`` -> ``to_gray`` -> ``blur`` -> ``solarize``. Each equals
+the torchvision function of its name (v2 functional) on float images in [0, 1],
+which takes one sample at a time.
 
 Shapes: n samples, [n, 3, h, w] fp32 in [0, 1], channels red, green, blue.
 """
@@ -60,7 +61,8 @@ def resampling_taps(
     # [2, n, 1, 1]: columns first, then rows, as ``resample`` takes them. Only columns are flipped.
     starts = send(boxes[:, [1, 0]].T, device)[:, :, None, None]
     lengths = send(boxes[:, [3, 2]].T, device)[:, :, None, None]
-    backwards = send(torch.stack([flips, torch.zeros_like(flips)]), device)[:, :, None, None]
+    unflipped = torch.zeros_like(flips)
+    backwards = send(torch.stack([flips, unflipped]), device)[:, :, None, None]
 
     # In input pixels, from the start of the box. fp64 until the difference is taken.
     scale = lengths.double() / size
@@ -192,7 +194,8 @@ def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
     # it 0.5 at a channel's own hue, and |6 frac - 3| - 1 the fraction of the chroma to take away.
     own = torch.arange(3, device=images.device).view(3, 1, 1) / 3 - 2.5
     torch.sub(hue[:, None], own, out=images)
-    torch.add(torch.tensor(-3.0), images.frac_(), alpha=6, out=images).abs_().sub_(1).clamp_(0, 1)
+    torch.add(torch.tensor(-3.0), images.frac_(), alpha=6, out=images)
+    images.abs_().sub_(1).clamp_(0, 1)
     return torch.addcmul(high[:, None], images, chroma[:, None], value=-1, out=images)
 
 
@@ -233,4 +236,5 @@ def blur(images: Tensor, sigmas: Tensor, radius: int) -> Tensor:
 
 def solarize(images: Tensor) -> Tensor:
     """Invert what is above one half."""
-    return images.sub_(0.5).abs_().neg_().add_(0.5)  # x above 1/2 -> 1 - x, the others unchanged
+    # x above 1/2 -> 1 - x, the others unchanged.
+    return images.sub_(0.5).abs_().neg_().add_(0.5)

@@ -1,11 +1,12 @@
 """The image-text losses as pure functions: nothing here has state, and evaluating one changes none.
 
-``sigmoid_loss`` (SigLIP, 2303.15343 eq. 1) and ``softmax_loss`` (CLIP, 2103.00020), in fp32
-whatever autocast says. With several processes each gives its rank's share: its own pairs against
-the texts (and images) of all ranks. The mean of the shares over the ranks is the loss of the global
-batch (``silc_bench.trainer.device``).
+``sigmoid_loss`` (SigLIP, 2303.15343 eq. 1) and ``softmax_loss`` (CLIP, 2103.00020),
+in fp32 whatever autocast says. With several processes each gives its rank's share:
+its own pairs against the texts (and images) of all ranks. The mean of the shares
+over the ranks is the loss of the global batch (``silc_bench.trainer.device``).
 
-Shapes: V views of the images (or none: [b, D]), b pairs of this rank, B of all ranks, D embedding.
+Shapes: V views of the images (or none: [b, D]), b pairs of this rank, B of all
+ranks, D embedding.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ def sigmoid_loss(
         bias: scalar.
     """
     with torch.autocast(image_features.device.type, enabled=False):
-        logits = scale * (unit(image_features) @ gather(unit(text_features)).T) + bias  # [V, b, B]
+        images = unit(image_features)
+        texts = gather(unit(text_features))
+        logits = scale * (images @ texts.T) + bias  # [V, b, B]
 
         own = own_columns(logits).expand(logits.shape[:-1]).unsqueeze(-1)
         z = torch.full_like(logits, -1).scatter_(-1, own, 1)
@@ -58,7 +61,8 @@ def softmax_loss(image_features: Tensor, text_features: Tensor, scale: Tensor) -
         total = torch.zeros((), device=images.device, dtype=images.dtype)
         for logits in (to_texts, to_images):
             own = own_columns(logits).expand(logits.shape[:-1])
-            total = total + F.cross_entropy(scale * logits.flatten(0, -2), own.flatten()) / 2
+            loss = F.cross_entropy(scale * logits.flatten(0, -2), own.flatten())
+            total = total + loss / 2
         return total
 
 
@@ -70,4 +74,5 @@ def own_columns(logits: Tensor) -> Tensor:
 
 def unit(features: Tensor) -> Tensor:
     """[..., D] -> the same at unit length, at least fp32."""
-    return F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)
+    wide = torch.promote_types(features.dtype, torch.float32)
+    return F.normalize(features.to(wide), dim=-1)

@@ -1,11 +1,12 @@
 """Which patches of the global views the student sees as a mask token, and how both read them out.
 
-Flow: ``draw_masked`` (on the CPU, as views are) -> ``VisionTower.embed`` puts the token there ->
-``take`` after the last norm.
+Flow: ``draw_masked`` (on the CPU, as views are) -> ``VisionTower.embed`` puts the
+token there -> ``take`` after the last norm.
 
-Masks are drawn at random over the view (iBOT, 2111.07832, and DINOv2 draw blocks and vary the
-share; of SigLIP 2 the share is known, 50 %). They are a pure function of (seed, step, view, place
-in the global batch), so any number of processes draws the same and there is nothing to checkpoint.
+Masks are drawn at random over the view (iBOT, 2111.07832, and DINOv2 draw blocks
+and vary the share; of SigLIP 2 the share is known, 50 %). They are a pure function
+of (seed, step, view, place in the global batch), so any number of processes draws
+the same and there is nothing to checkpoint.
 
 Shapes: T global views, B images, N patches of a view, n of them masked, W width.
 """
@@ -40,4 +41,5 @@ def draw_masked(config: Config, count: int, step: int, first: int = 0) -> Tensor
 
 def take(tokens: Tensor, places: Tensor) -> Tensor:
     """[B, N, W], int64 [B, n] -> [B, n, W]: the tokens at these places, nothing of the others."""
-    return tokens.gather(1, places.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
+    width = tokens.shape[-1]
+    return tokens.gather(1, places.unsqueeze(-1).expand(-1, -1, width))

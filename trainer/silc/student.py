@@ -1,17 +1,19 @@
 """The student: towers, heads and scalars, which is everything that the optimiser moves.
 
-Flow: ``Student(config)`` -> ``init_weights(student, seed)`` -> ``student(views, tokens)`` gives a
-``StudentOutput``, all that the losses need.
+Flow: ``Student(config)`` -> ``init_weights(student, seed)`` -> ``student(views,
+tokens)`` gives a ``StudentOutput``, all that the losses need.
 
-``MicroBatches`` stands before the student for large contrastive batches on a small device: the
-towers see a few pairs at a time, the losses the whole batch, exactly. The outputs of every
-micro-batch are computed and kept, their activations are not: the backward pass of the one loss
-makes them anew, micro-batch by micro-batch (GradCache, 2101.06983, as activation checkpointing). So
-k micro-batches of b pairs equal one batch of k * b in loss and gradients, and teacher and centre
-change once a step. It costs one more forward pass of the student.
+``MicroBatches`` stands before the student for large contrastive batches on a small
+device: the towers see a few pairs at a time, the losses the whole batch, exactly.
+The outputs of every micro-batch are computed and kept, their activations are not:
+the backward pass of the one loss makes them anew, micro-batch by micro-batch
+(GradCache, 2101.06983, as activation checkpointing). So k micro-batches of b pairs
+equal one batch of k * b in loss and gradients, and teacher and centre change once a
+step. It costs one more forward pass of the student.
 
-Shapes: B images or texts, V views that meet the text, S views that meet the teacher's, T masked
-views with n masked patches each, D embedding, d bottleneck, K prototypes.
+Shapes: B images or texts, V views that meet the text, S views that meet the
+teacher's, T masked views with n masked patches each, D embedding, d bottleneck, K
+prototypes.
 """
 
 from __future__ import annotations
@@ -121,7 +123,8 @@ class Student(nn.Module):
         if "original" in config.contrastive.images:
             assert views.original is not None
             features["original"] = self._encode(views.original.unsqueeze(0))
-        meets_text = torch.cat([features[kind] for kind in config.contrastive.images.split("+")])
+        kinds = config.contrastive.images.split("+")
+        meets_text = torch.cat([features[kind] for kind in kinds])
 
         projections = prototypes = None
         if is_taught and self.head is not None:
@@ -205,9 +208,11 @@ def init_weights(student: Student, seed: int) -> None:
         elif isinstance(module, nn.LayerNorm):
             module.reset_parameters()
         elif isinstance(module, nn.Embedding):
-            nn.init.normal_(module.weight, std=module.embedding_dim**-0.5, generator=generator)
+            std = module.embedding_dim**-0.5
+            nn.init.normal_(module.weight, std=std, generator=generator)
         elif isinstance(module, VisionTower):
-            module.positions.data.copy_(sincos_positions(module.grid, module.positions.shape[-1]))
+            width = module.positions.shape[-1]
+            module.positions.data.copy_(sincos_positions(module.grid, width))
         elif isinstance(module, TextTower):
             std = module.positions.shape[-1] ** -0.5
             nn.init.normal_(module.positions, std=std, generator=generator)

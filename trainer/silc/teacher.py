@@ -1,11 +1,11 @@
 """The EMA teacher: the vision tower and heads, their centres, and the targets that they give.
 
-``targets`` reads; the state changes in ``update`` and ``update_center`` only. The teacher follows
-the student after every optimiser step, with the momentum of ``silc_bench.trainer.optim.ema_at``.
-Weights, centres and arithmetic are fp32.
+``targets`` reads; the state changes in ``update`` and ``update_center`` only. The
+teacher follows the student after every optimiser step, with the momentum of
+``silc_bench.trainer.optim.ema_at``. Weights, centres and arithmetic are fp32.
 
-Shapes: T views, B images of this rank, N patches of a view, n of them masked for the student,
-d bottleneck, K prototypes.
+Shapes: T views, B images of this rank, N patches of a view, n of them masked for
+the student, d bottleneck, K prototypes.
 """
 
 from __future__ import annotations
@@ -95,7 +95,8 @@ class Teacher(nn.Module):
     def _of(self, features: Tensor, head: Head | None, center: Tensor) -> Targets:
         assert head is not None
         prototypes = head.unit_prototypes()
-        offsets = center.clone()  # the targets keep the centre of the moment; the teacher's moves
+        # The targets keep the centre of the moment; the teacher's moves on.
+        offsets = center.clone()
 
         with torch.autocast(features.device.type, enabled=False):
             if self.is_sinkhorn:
@@ -125,9 +126,14 @@ class Teacher(nn.Module):
         if self.is_sinkhorn:
             return
 
-        for targets, center in ((taught.views, self.center), (taught.patches, self.patch_center)):
+        pairs = (
+            (taught.views, self.center),
+            (taught.patches, self.patch_center),
+        )
+        for targets, center in pairs:
             if targets is not None:
                 # A logit is linear in the feature, so the mean of the logits is the logit of the
                 # mean: no table of [T, B, K].
                 mean = mean_over_ranks(targets.features.flatten(0, 1).mean(0))
-                center.lerp_(targets.prototypes @ mean, 1 - self.center_momentum)
+                mean_logits = targets.prototypes @ mean
+                center.lerp_(mean_logits, 1 - self.center_momentum)

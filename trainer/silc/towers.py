@@ -1,16 +1,16 @@
 """The two towers: ViT with MAP pooling, SigLIP-style text transformer, and their blocks.
 
-Flow: ``VisionTower(config.vision)(images)`` and ``TextTower(config.text, D)(tokens)`` -> [B, D];
-``VisionTower.tokens`` for patch features. Layout and parameter counts follow SigLIP (2303.15343;
-big_vision's and transformers' towers). ``silc_bench.trainer.silc.student`` holds both and fills
-their weights.
+Flow: ``VisionTower(config.vision)(images)`` and ``TextTower(config.text,
+D)(tokens)`` -> [B, D]; ``VisionTower.tokens`` for patch features. Layout and
+parameter counts follow SigLIP (2303.15343; big_vision's and transformers' towers).
+``silc_bench.trainer.silc.student`` holds both and fills their weights.
 
-With ``compile=true``, ``TrainState.create`` calls ``compile_blocks(student, teacher)``: each block
-goes through torch.compile, one graph for all sizes of crops, and the rest stays as it is. Names of
-weights and checkpoints do not change.
+With ``compile=true``, ``TrainState.create`` calls ``compile_blocks(student,
+teacher)``: each block goes through torch.compile, one graph for all sizes of crops,
+and the rest stays as it is. Names of weights and checkpoints do not change.
 
-Shapes: B images or texts, N patches (h rows, w columns of P pixels a side), L text tokens, W width,
-D embedding (= W of the vision tower), d width of a head.
+Shapes: B images or texts, N patches (h rows, w columns of P pixels a side), L text
+tokens, W width, D embedding (= W of the vision tower), d width of a head.
 """
 
 from __future__ import annotations

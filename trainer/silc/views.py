@@ -1,18 +1,20 @@
 """Global and local crops of a batch, augmented on the device.
 
-One decode an image on the host, then a few batched kernels a view. Flow: ``draw`` (all that is
-random in a view, on the CPU) -> ``augment`` (crop, resize and flip; colour jitter; grey; blur;
-solarise; normalise). The order, probabilities and strengths are DINO's (2104.14294 and its released
-code); the order of the four colour operations is drawn for each view.
+One decode an image on the host, then a few batched kernels a view. Flow: ``draw``
+(all that is random in a view, on the CPU) -> ``augment`` (crop, resize and flip;
+colour jitter; grey; blur; solarise; normalise). The order, probabilities and
+strengths are DINO's (2104.14294 and its released code); the order of the four
+colour operations is drawn for each view.
 
     kinds = {"global_crops", "local_crops"}
     views = make_views(batch.images, batch.sizes, ViewsConfig(), seed=0, step=7, needs=kinds)
 
-A view is a pure function of (seed, step, view index, place in the global batch): nothing to
-checkpoint, asking for fewer views changes none of the others, and any number of processes draws the
-same.
+A view is a pure function of (seed, step, view index, place in the global batch):
+nothing to checkpoint, asking for fewer views changes none of the others, and any
+number of processes draws the same.
 
-Shapes: B images, S canvas pixels a side, G global views of g pixels, L local views of l pixels.
+Shapes: B images, S canvas pixels a side, G global views of g pixels, L local views
+of l pixels.
 """
 
 from __future__ import annotations
@@ -185,11 +187,12 @@ def apply(
     start = rows[0].item()
     stop = rows[-1].item() + 1
     if stop - start == len(rows):
-        operation(images[start:stop], *(argument[start:stop] for argument in arguments), **settings)
+        theirs = [argument[start:stop] for argument in arguments]
+        operation(images[start:stop], *theirs, **settings)
     else:
         on_device = send(rows, images.device)
-        chosen = images.index_select(0, on_device)
-        changed = operation(chosen, *(argument[on_device] for argument in arguments), **settings)
+        theirs = [argument[on_device] for argument in arguments]
+        changed = operation(images.index_select(0, on_device), *theirs, **settings)
         put(changed, images, on_device)
 
 
@@ -276,7 +279,8 @@ def draw(
     (flip,), (jitter,), (gray,), (blur,), (solarize,), factors, (sigma,), box = columns
 
     # Uniform around what changes nothing: a factor of 1, and a hue shift of 0.
-    neutral, reach = torch.tensor([(1, 1, 1, 0), config.jitter], dtype=torch.float64)[:, :, None]
+    neutral = torch.tensor((1, 1, 1, 0), dtype=torch.float64)[:, None]
+    reach = torch.tensor(config.jitter, dtype=torch.float64)[:, None]
     factors = neutral + reach * (2 * factors - 1)
     factors[:3].clamp_min_(0)
 
@@ -353,6 +357,10 @@ def draw_boxes(sizes: Tensor, area: tuple[float, float], numbers: Tensor) -> Ten
     widest = torch.minimum(width, (height * ASPECT[1]).round())
     box_height = torch.where(any_fits, fit_height, tallest)
     box_width = torch.where(any_fits, fit_width, widest)
-    top = torch.where(any_fits, down * (height - box_height + 1), (height - box_height) / 2).floor()
-    left = torch.where(any_fits, right * (width - box_width + 1), (width - box_width) / 2).floor()
+
+    # A box of the drawn size has as many places as pixels are left beside it, and one more.
+    below = height - box_height
+    beside = width - box_width
+    top = torch.where(any_fits, down * (below + 1), below / 2).floor()
+    left = torch.where(any_fits, right * (beside + 1), beside / 2).floor()
     return torch.stack([top, left, box_height, box_width], dim=1).long()
