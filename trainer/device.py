@@ -124,7 +124,8 @@ def resolve(config: Config, device: torch.device) -> Config:
     """
     if config.precision != "auto":
         return config
-    return replace(config, precision="bf16" if has_native_bf16(device) else "fp32")
+    precision = "bf16" if has_native_bf16(device) else "fp32"
+    return replace(config, precision=precision)
 
 
 def has_native_bf16(device: torch.device) -> bool:

@@ -251,7 +251,7 @@ def _follow(state: TrainState, source: Source, run: Path, received: list[int]) -
             train_step(state, next(batches))
 
             # A collective call, as in ``_loop``: the ranks learn of a signal after the same step.
-            signals = of_all(received[0] if received else 0)
+            signals = _of_all_ranks(received)
             if any(signals) and state.step < state.config.num_steps:
                 raise _stopped(signals, state.step, checkpoint.path_of(run, state.step))
     return checkpoint.path_of(run, state.step)
@@ -292,7 +292,7 @@ def _loop(
             values = train_step(state, batch)
 
             # A collective call, so after each step: a signal to one rank stops all of them.
-            signals = of_all(received[0] if received else 0)
+            signals = _of_all_ranks(received)
             is_stopped = any(signals)
             log.advance(state.step)
 
@@ -347,6 +347,12 @@ def _probe_of_start(state: TrainState, probe: Probe, log: RunLog) -> dict[str, d
         raise RunError(f"--init {state.config.init} cannot be measured: {probe.diverged}")
     log.write_probe(0, scores)
     return remembered(scores, probe.errors)
+
+
+def _of_all_ranks(received: list[int]) -> list[int]:
+    """The first signal that each rank received, 0 for none."""
+    mine = received[0] if received else 0
+    return of_all(mine)
 
 
 def _stopped(signals: list[int], step: int, path: Path | None) -> StoppedError:

@@ -76,10 +76,10 @@ def make_optimizer(student: Student, config: OptimConfig) -> torch.optim.Optimiz
             groups.setdefault((name in matrices, scale), []).append(parameter)
 
     decay = config.weight_decay / config.lr
-    described = [
-        {"params": group, "weight_decay": decay if is_matrix else 0.0, "lr_scale": scale}
-        for (is_matrix, scale), group in groups.items()
-    ]
+    described = []
+    for (is_matrix, scale), group in groups.items():
+        group_decay = decay if is_matrix else 0.0
+        described.append({"params": group, "weight_decay": group_decay, "lr_scale": scale})
     if config.kind == "adafactor":
         return Adafactor(described, config.lr, config.beta1)
     return torch.optim.AdamW(

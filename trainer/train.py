@@ -72,8 +72,8 @@ def train_step(state: TrainState, batch: Batch) -> dict[str, Tensor]:
         masked = send(draw_masked(config, len(batch.texts), step, first), device)
     tokens = send(state.tokenizer(batch.texts), device)
 
-    # The teacher sees the global crops, without gradient. All that the student encodes goes through
-    # one call, because DDP needs it so.
+    # The teacher sees the global crops, without gradient. The student encodes all of its views in
+    # one call, because DDP syncs the gradients of a call to its wrapper alone.
     targets = Taught(views=None, patches=None)
     with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
         if is_taught:
@@ -93,7 +93,7 @@ def train_step(state: TrainState, batch: Batch) -> dict[str, Tensor]:
     loss.backward()
     gradient_norm = clip_gradients(student, config.optim.clip_norm)
     values = global_values({**losses, "loss": loss, "gradient_norm": gradient_norm})
-    state.check_finite(values)
+    state.check_finite(values)  # every rank stops, or none; on a CPU before the weights move
     state.optimizer.step()
 
     # The teacher follows the weights just moved, the centre the logits behind this step's targets.

@@ -142,9 +142,10 @@ class Student(nn.Module):
             patch_projections = self.project_masked(views.global_crops, masked)
             patch_prototypes = self.patch_head.unit_prototypes()
 
+        text_features = self.text(tokens) if locked is None else locked
         return StudentOutput(
             meets_text,
-            self.text(tokens) if locked is None else locked,
+            text_features,
             self.log_scale.exp(),
             self.logit_bias,
             projections,

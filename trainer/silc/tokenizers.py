@@ -318,6 +318,7 @@ def of_pieces(
     """
     # A sentencepiece model begins with the tag of its first piece, 0x0a.
     is_json = model[:1] == b"{"
+    pieces = model.decode() if is_json else base64.b64encode(model).decode()
     return ForeignTokenizer(
         {
             "format": FORMAT,
@@ -327,7 +328,7 @@ def of_pieces(
             "vocab_size": vocab_size,
             "padding": padding,
             "eos": eos,
-            "pieces": model.decode() if is_json else base64.b64encode(model).decode(),
+            "pieces": pieces,
         }
     )
 

@@ -258,7 +258,7 @@ def draw(
     if is_global:
         size = config.global_size
         area = config.global_area
-        blur_prob = config.blur_probs[0 if view == 0 else 1]
+        blur_prob = config.blur_probs[min(view, 1)]
     else:
         size = config.local_size
         area = config.local_area
