@@ -86,6 +86,9 @@ def joined(device: torch.device) -> Iterator[None]:
     store, number, count = next(dist.rendezvous("env://"))
     try:
         dist.init_process_group(BACKENDS[device.type], store=store, rank=number, world_size=count)
+        # A rank that refuses its input at once must not leave while others still connect: gloo
+        # would let them wait for it until their time is over.
+        any_of(False)
         try:
             yield
         except StoppedError:

@@ -5,6 +5,7 @@ without a group.
 import copy
 import io
 import os
+import select
 import signal
 from functools import partial
 from pathlib import Path
@@ -187,14 +188,38 @@ def run(config, folder, *, resume=False, at=(), event=None, gate=None):
                     Path(gate).read_text()
     except (Exception, SystemExit) as error:
         if first is not None:
+            # Nobody ends before rank 0 has spoken.
             said = Path(folder) / "said"
-            said.touch() if os.environ[
-                "RANK"
-            ] == "0" else said.stat()  # nobody ends before rank 0 has spoken
+            if os.environ["RANK"] == "0":
+                said.touch()
+            else:
+                said.stat()
         return type(error).__name__, " ".join([str(error), *getattr(error, "__notes__", ())])
     finally:
         if first is not None and first == int(os.environ["RANK"]):
             open_gate()
+
+
+def order_of_joining(folder, late):
+    """Which ranks begin their work before rank ``late`` is connected: empty files in ``folder``.
+
+    That rank's last line of connecting waits until another rank has begun, or half a second.
+    """
+    connect = dist.init_process_group
+
+    def connect_late(*args, **kwargs):
+        connect(*args, **kwargs)
+        if dist.get_rank() == late:
+            begun = os.open(Path(folder) / "gate", os.O_RDONLY | os.O_NONBLOCK)
+            select.select([begun], [], [], 0.5)
+            words = os.read(begun, 100)
+            os.close(begun)
+            (Path(folder) / "connected").write_bytes(words)
+
+    with mock.patch.object(dist, "init_process_group", connect_late), joined(torch.device("cpu")):
+        if rank() != late and not (Path(folder) / "connected").exists():
+            (Path(folder) / f"rank {rank()} was early").touch()
+            Path(folder, "gate").write_text("begun")
 
 
 def sigterm():

@@ -411,6 +411,14 @@ def test_a_rank_that_is_killed_is_missed(tiny, pool, tmp_path):
     assert answers[0][1].startswith("rank 0 of 2: lost another rank, which torchrun names below")
 
 
+def test_no_rank_begins_before_all_are_connected(pool, tmp_path):
+    """One that began could fail and leave, and the others would wait for it while they connect."""
+    os.mkfifo(tmp_path / "gate")
+    pool.run_as_torchrun(2, on_ranks.order_of_joining, tmp_path, late=1)
+    assert [path.name for path in tmp_path.glob("*early*")] == []
+    assert (tmp_path / "connected").read_bytes() == b""
+
+
 def test_a_batch_that_cannot_be_shared_stops_before_anything_is_read(tiny, pool, tmp_path):
     answers = pool.run_as_torchrun(
         3, on_ranks.run, whole(tiny, data={"source": "nowhere/*.tar"}), tmp_path
