@@ -1,5 +1,6 @@
-"""What each part of SILC changes: contrastive -> contrastive+views -> silc, at equal images and at
-equal cost.
+"""What each part of SILC changes, at equal images and at equal cost.
+
+The arms: contrastive -> contrastive+views -> silc.
 
 Flow: for each seed and arm a training run and the study's tasks on its student (on ``shapes`` on
 its teacher too) -> records -> the mean over the seeds with a 95 % interval (Student's t), and
@@ -9,8 +10,8 @@ and records are kept: the script goes on where it stopped, and prints the tables
 done.
 
     python benchmarks/ablation.py --out runs/ablation --seeds 5 --processes 2
-    python benchmarks/ablation.py --study cifar100 --data-root DATA --out runs/cifar100 --samples
-    40000 --seeds 3
+    python benchmarks/ablation.py --study cifar100 --data-root DATA --out runs/cifar100 \\
+        --samples 40000 --seeds 3
 """
 
 from __future__ import annotations
@@ -116,9 +117,8 @@ def main() -> None:
     arms = [name.strip() for name in args.arms.split(";")]
     steps_of = costs(args, [ARMS[arm][0] for arm in arms if ARMS[arm][1]])
     jobs = [(arm, seed) for seed in range(args.seeds) for arm in arms]
-    with ThreadPoolExecutor(
-        args.processes
-    ) as pool:  # each job is a process of its own; the threads only wait for it
+    # each job is a process of its own; the threads only wait for it
+    with ThreadPoolExecutor(args.processes) as pool:
         list(pool.map(lambda job: run_arm(args, *job, steps_of), jobs))
     print(report(args, arms))
 
@@ -181,8 +181,9 @@ def configured(args: argparse.Namespace, objective: str) -> Any:
 
 
 def costs(args: argparse.Namespace, objectives: list[str]) -> dict[str, float]:
-    """Of a training step of silc and of each of ``objectives``: FLOPs, or the median of its
-    seconds. Kept with the runs.
+    """Of a training step of silc and of each of ``objectives``.
+
+    FLOPs, or the median of its seconds. Kept with the runs.
     """
     kept = args.out / "cost_of_a_step.json"
     if not objectives:
@@ -256,13 +257,19 @@ def report(args: argparse.Namespace, arms: list[str]) -> str:
         (arm, branch): read_arm(args, arm, branch) for arm in arms for branch in study.branches
     }
     lines = [
-        f"`python {' '.join(sys.argv)}` · {platform.processor() or platform.machine()}, torch {torch.__version__}"
+        (
+            f"`python {' '.join(sys.argv)}` · {platform.processor() or platform.machine()}, "
+            f"torch {torch.__version__}"
+        )
     ]
     header = ["arm", "images", "training s", *study.metrics]
     for branch in study.branches:
         lines += [
             "",
-            f"{branch.capitalize()}, {args.seeds} seeds, percent, mean ± half of the 95 % interval:",
+            (
+                f"{branch.capitalize()}, {args.seeds} seeds, percent, "
+                "mean ± half of the 95 % interval:"
+            ),
             "",
             row(header),
         ]

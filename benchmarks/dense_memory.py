@@ -1,5 +1,6 @@
-"""Zero-shot segmentation of one picture of 2048 x 1024 into 847 classes by a ViT-B/16: memory above
-the model, and time.
+"""Memory above the model, and time, of zero-shot segmentation of one large picture by a ViT-B/16.
+
+The picture has 2048 x 1024 pixels, and there are 847 classes.
 
 Flow: for each view a process of its own -> the picture's windows through the tower alone, then all
 of it (resize, windows, dense features, cosines, up-sampling, argmax of every pixel), one after the
@@ -24,10 +25,8 @@ from pathlib import Path
 from time import process_time
 
 WIDTH, HEIGHT, CLASSES = 2048, 1024, 847
-VIEWS = {
-    "shorter side 448": (448, 448, 224),
-    "full resolution": (1024, 448, 224),
-}  # size, window, stride
+# size, window, stride
+VIEWS = {"shorter side 448": (448, 448, 224), "full resolution": (1024, 448, 224)}
 
 
 def main() -> None:
@@ -58,7 +57,8 @@ def main() -> None:
     )
     print(f"{platform.machine()}, torch {torch.__version__}, fp32, one thread\n")
     print(
-        "| view | windows | forward, s | all, s | all / forward: min, median, max | peak above the model, GB |"
+        "| view | windows | forward, s | all, s | all / forward: min, median, max | "
+        "peak above the model, GB |"
     )
     print("| --- | --- | --- | --- | --- | --- |")
     print("".join(row.stdout for row in rows), end="")
@@ -77,9 +77,8 @@ def measure(name: str, method: str, repeats: int) -> str:
         torch.randn(CLASSES, model.embed_dim, generator=torch.Generator().manual_seed(0))
     )
     with torch.inference_mode():
-        model.encode_dense(
-            torch.zeros(1, 3, view.window, view.window), (method,)
-        )  # what is made once
+        # what is made once
+        model.encode_dense(torch.zeros(1, 3, view.window, view.window), (method,))
     before = _reset_peak()
     segment(model, view, method, weights, picture)
     peak = _peak() - before

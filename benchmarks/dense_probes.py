@@ -1,8 +1,9 @@
-"""Linear probes of patches on 46 CamVid photographs: seconds after the forward passes, and mIoU, in
-closed form and descended.
+"""Linear probes of patches, in closed form and descended: seconds after the passes, and mIoU.
 
-Run:  python benchmarks/dense_probes.py --data-root DATA [--ckpt open_clip:ViT-B-16/random --ckpt
-...] [--view 448,448,224] [--closed-form]
+On 46 CamVid photographs; the seconds are those after the forward passes.
+
+Run:  python benchmarks/dense_probes.py --data-root DATA [--view 448,448,224] [--closed-form]
+      [--ckpt open_clip:ViT-B-16/random --ckpt ...]
 Prints its command, the machine, and a line a checkpoint and probe. Each picture is encoded once,
 before any clock starts; the clock then runs over the training pictures (masks are read, cells are
 summed or descended on), not over the scored ones.
@@ -39,7 +40,8 @@ def main() -> None:
     print(f"python {' '.join(sys.argv)}")
     print(machine())
     print(
-        f"{'checkpoint':<32} {'probe':<20} {'encode s':>9} {'fit s':>7} {'CPU s':>7} {'mIoU %':>14}   chosen"
+        f"{'checkpoint':<32} {'probe':<20} {'encode s':>9} {'fit s':>7} {'CPU s':>7} "
+        f"{'mIoU %':>14}   chosen"
     )
     view = View(*map(int, options.view.split(","))) if options.view else None
     for spec in options.ckpt or ["open_clip:ViT-B-16/random"]:
@@ -70,15 +72,16 @@ def measure(spec: str, extract: Extractor, family: str, view: View | None, data_
     score = f"{100 * scores.metrics['mIoU']:.1f} ± {100 * scores.stderr['mIoU']:.1f}"
     chosen = {name: value for name, value in scores.details.items() if name in ("l2", "steps")}
     print(
-        f"{spec:<32} {family:<20} {encoded - started:>9.1f} {fit:>7.1f} {cpu:>7.1f} {score:>14}   {chosen}",
+        (
+            f"{spec:<32} {family:<20} {encoded - started:>9.1f} {fit:>7.1f} {cpu:>7.1f} "
+            f"{score:>14}   {chosen}"
+        ),
         flush=True,
     )
 
 
 class Kept:
-    """Features that say how long it took from the first training picture to the first scored one:
-    what the fit took.
-    """
+    """Features that say what the fit took: from the first training picture to the first scored."""
 
     def __init__(self, features) -> None:
         self._features = features

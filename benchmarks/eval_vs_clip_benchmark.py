@@ -1,13 +1,14 @@
-"""The evaluation against clip-benchmark's, side by side in one run: equal numbers first, then
-seconds and memory as ratios.
+"""The evaluation against clip-benchmark's in one run: equal numbers, then seconds and memory.
+
+They run side by side; seconds and memory are ratios.
 
 Flow: one random ViT-B-32 and the first photographs of CIFAR-100, the same for both, fp32 -> each
 part checks that both sides give the same numbers, and times them alternately -> ratio with minimum,
 median and maximum over the repeats.
 
-    python benchmarks/eval_vs_clip_benchmark.py --data-root DIR          # all parts, about a
-    quarter of an hour on two cores python benchmarks/eval_vs_clip_benchmark.py --parts
-    retrieval,logistic --repeats 3
+    # all parts, about a quarter of an hour on two cores
+    python benchmarks/eval_vs_clip_benchmark.py --data-root DIR
+    python benchmarks/eval_vs_clip_benchmark.py --parts retrieval,logistic --repeats 3
 
 - text: class embeddings of the 1,800 CIFAR-100 prompts, tokenizing included.
 - images: the pure forward pass of preprocessed batches against our extractor, decoding and
@@ -40,19 +41,10 @@ from sweep_vs_sklearn import logistic
 
 SPEC = "open_clip:ViT-B-32/random"
 FIVE = ("fewshot", "fewshot_logistic", "knn", "linear", "zeroshot")
-NUM_CLASSES, SHOTS = (
-    20,
-    10,
-    # of tasks: with the 400 test photographs of these classes, 600 pictures are encoded at least
-    # once
-)
-REPEATS = {
-    "text": 2,
-    "images": 3,
-    "tasks": 1,
-    "retrieval": 2,
-    "logistic": 3,
-}  # what fits into a quarter of an hour
+# of tasks: with the 400 test photographs of these classes, 600 pictures are encoded at least once
+NUM_CLASSES, SHOTS = 20, 10
+# what fits into a quarter of an hour
+REPEATS = {"text": 2, "images": 3, "tasks": 1, "retrieval": 2, "logistic": 3}
 
 
 def main() -> None:
@@ -193,8 +185,9 @@ def _five_tasks(command: list[str], photographs: Path, repeats: int) -> None:
 
 
 def write_folders(cifar: Path, folder: Path) -> Path:
-    """The first classes of CIFAR-100's shards as class folders: ``SHOTS`` training photographs
-    each, all test photographs.
+    """The first classes of CIFAR-100's shards as class folders.
+
+    ``SHOTS`` training photographs each, all test photographs.
     """
     for split, most in (("train", SHOTS), ("test", sys.maxsize)):
         counts: Counter[int] = Counter()

@@ -1,8 +1,8 @@
-"""Runs killed with SIGKILL at random moments, every other one inside the write of a checkpoint,
-each resumed to its end.
+"""Runs killed with SIGKILL at random moments, each resumed to its end.
 
-    python benchmarks/kills.py                    # about a minute on an idle core; the line a kill,
-    and a verdict
+Every other one is killed inside the write of a checkpoint.
+
+    python benchmarks/kills.py    # about a minute on an idle core; the line a kill, and a verdict
 
 One process imports torch and forks a child for each life of a run, as tests/trainer/test_resume.py
 does with planned places; here the moment is random: after the first log row at the earliest, and
@@ -69,18 +69,25 @@ def main() -> None:
             num_equal, num_writing = num_equal + (not differs), num_writing + is_writing
             where = "inside a checkpoint's write" if is_writing else "outside of a write"
             print(
-                f"kill {number + 1:2}: {where:27} left {left or 'nothing':18} resumed: {differs or 'bit-equal'}",
+                (
+                    f"kill {number + 1:2}: {where:27} left {left or 'nothing':18} resumed: "
+                    f"{differs or 'bit-equal'}"
+                ),
                 flush=True,
             )
     print(
-        f"{num_equal} of {args.kills} end bit-equal to the uninterrupted run; {num_writing} died inside a write"
+        f"{num_equal} of {args.kills} end bit-equal to the uninterrupted run; "
+        f"{num_writing} died inside a write"
     )
     raise SystemExit(num_equal != args.kills)
 
 
 def tiny_config() -> Config:
-    """All that a run can carry on: masked patches, averaged weights, a teacher that begins at a
-    third of it. Checkpoints every second step, large enough that a write takes a while."""
+    """All that a run can carry on: masked patches, averaged weights, a teacher that begins late.
+
+    It begins at a third of the run. Checkpoints every second step, large enough that a write takes
+    a while.
+    """
     tower = ("depth=1", "width=32", "num_heads=2", "mlp_dim=48")
     sets = [f"{side}.{field}" for side in ("vision", "text") for field in tower]
     sets += [
@@ -114,8 +121,9 @@ def start(config: Config, run: Path) -> int:
 def kill_once(
     config: Config, run: Path, rng: random.Random, *, wants_write: bool, seconds: float
 ) -> tuple[bool, str]:
-    """Start a run and kill it. Whether a write was under way, and the newest checkpoint that is
-    left.
+    """Start a run and kill it.
+
+    Whether a write was under way, and the newest checkpoint that is left.
     """
     child = start(config, run)
     folder = run / "checkpoints"
@@ -126,9 +134,8 @@ def kill_once(
         time.sleep(0.0002)
     time.sleep(rng.uniform(0, 0.01) if wants_write else 0)
     os.kill(child, signal.SIGKILL)
-    if (
-        os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != -signal.SIGKILL
-    ):  # it came to its end before: another try
+    # it came to its end before: another try
+    if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != -signal.SIGKILL:
         shutil.rmtree(run)
         return kill_once(config, run, rng, wants_write=wants_write, seconds=seconds)
     kept = checkpoint.all_in(run)

@@ -1,5 +1,6 @@
-"""The memory of the distillation loss, ours and lightly's over full tables of logits, at equal
-values: for ``train_step``.
+"""The memory of the distillation loss, ours and lightly's over full tables of logits.
+
+At equal values, for ``train_step``.
 
 What counts is the peak of forward and backward pass beyond what goes in: features, prototypes and
 the teacher's.
@@ -58,15 +59,20 @@ def compare_memory(state: TrainState, num_prototypes: int) -> None:
     exact = exact_loss(teacher, student, weights, d)
     print(f"its value: {my_loss:.6f}, plain {their_loss:.6f}, in float64 {exact:.6f}")
     assert abs(my_loss - exact) <= 1e-5 * exact, "the loss is wrong"
-    assert abs(their_loss - exact) <= 5e-2 * exact, (
-        "the plain loss is another one"
-    )  # it adds B * K terms up in fp32
-    rows = f"{views.num_global} and {views.num_global + views.num_local} views x {config.batch_size} x {num_prototypes:,}"
+    # it adds B * K terms up in fp32
+    assert abs(their_loss - exact) <= 5e-2 * exact, "the plain loss is another one"
+    rows = (
+        f"{views.num_global} and {views.num_global + views.num_local} views x {config.batch_size} "
+        f"x {num_prototypes:,}"
+    )
     print(
         f"loss memory, {rows}: {mine / 1e6:,.0f} MB against {theirs / 1e6:,.0f} MB, of each", end=""
     )
     print(
-        f" {4 * weights.numel() / 1e6:,.0f} MB the prototypes' gradient; RATIO {mine / theirs:.3f} (goal: at most 0.25)",
+        (
+            f" {4 * weights.numel() / 1e6:,.0f} MB the prototypes' gradient; "
+            f"RATIO {mine / theirs:.3f} (goal: at most 0.25)"
+        ),
         flush=True,
     )
 
@@ -95,9 +101,7 @@ def allocated(work: Callable[[], float], device: torch.device) -> tuple[int, flo
 def exact_loss(
     teacher: Tensor, student: Tensor, weights: Tensor, config: DistillationConfig
 ) -> float:
-    """Of the features [T, B, d] and [S, B, d], from the definition, in float64, one picture at a
-    time.
-    """
+    """Of the features [T, B, d] and [S, B, d], by definition: in float64, a picture at a time."""
     total, weights = 0.0, weights.double()
     for t, s in zip(teacher.double().unbind(1), student.double().unbind(1), strict=True):
         pairs = (
@@ -109,8 +113,9 @@ def exact_loss(
 
 
 def reset_peak(device: torch.device) -> int:
-    """Bytes in use now, from which on ``peak`` counts; on a CPU resident ones (Linux, glibc), of
-    which malloc may keep more.
+    """Bytes in use now, from which on ``peak`` counts.
+
+    On a CPU resident ones (Linux, glibc), of which malloc may keep more.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()

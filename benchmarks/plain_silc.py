@@ -21,8 +21,9 @@ from silc_bench.trainer.train import TrainState
 
 
 class PlainSilc:
-    """``state`` gives weights and configuration, with ``distillation.pairs=local+global``:
-    lightly's loss has no others.
+    """``state`` gives weights and configuration, with ``distillation.pairs=local+global``.
+
+    lightly's loss has no other pairs.
     """
 
     def __init__(self, state: TrainState, batch: Batch):
@@ -38,8 +39,9 @@ class PlainSilc:
         )
 
     def make_views(self) -> tuple[Tensor, ...]:
-        """A stack [B, 3, s, s] of each view. Only timed: the losses are compared on the trainer's
-        own views.
+        """A stack [B, 3, s, s] of each view.
+
+        Only timed: the losses are compared on the trainer's own views.
         """
         return tuple(
             torch.stack(crops).to(self.device)
@@ -66,9 +68,7 @@ class PlainSilc:
         }
 
     def step(self, views: Views) -> dict[str, float]:
-        """One update; its losses and the norm of its gradients, as
-        ``silc_bench.trainer.train.train_step`` reports them.
-        """
+        """One update; its losses and the norm of its gradients, as ``train_step`` reports them."""
         state, config = self.state, self.state.config
         self.optimizer.param_groups[0]["lr"] = lr_at(state.step, config.num_steps, config.optim)
         losses = self.losses(views)

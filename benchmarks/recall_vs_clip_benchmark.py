@@ -1,5 +1,6 @@
-"""recall@1, 5, 10 both ways against clip-benchmark's, in seconds and in memory: the part
-"retrieval" of ``eval_vs_clip_benchmark.py``.
+"""recall@1, 5, 10 both ways against clip-benchmark's, in seconds and in memory.
+
+The part "retrieval" of ``eval_vs_clip_benchmark.py``.
 
 Each side runs in a process of its own, so that its peak is its own; memory is the peak beyond the
 embeddings.

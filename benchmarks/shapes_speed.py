@@ -1,5 +1,6 @@
-"""Pictures a second of the generated dataset ``shapes``: scene, five captions, picture and mask, on
-one core.
+"""Pictures a second of the generated dataset ``shapes``, on one core.
+
+A picture is scene, five captions, picture and mask.
 
 Run:  python benchmarks/shapes_speed.py [--pictures 1000] [--repeats 5]
 Prints its command, the machine, and min / median / max over the repeats at 64, 128 and 224 pixels.
@@ -30,7 +31,8 @@ def main() -> None:
     print(f"python {' '.join(sys.argv)}")
     print(machine())
     print(
-        f"{'pixels':>6} {'min/s':>8} {'median/s':>8} {'max/s':>8}   scene + 5 captions + picture + mask, one core"
+        f"{'pixels':>6} {'min/s':>8} {'median/s':>8} {'max/s':>8}   scene + 5 captions + picture "
+        "+ mask, one core"
     )
     for size in SIZES:
         draw(size, start=0, count=50)  # warm up
@@ -58,7 +60,10 @@ def machine() -> str:
         names = [line for line in models.read_text().splitlines() if line.startswith("model name")]
         cpu = names[0].partition(":")[2].strip() if names else cpu
     load = os.getloadavg()[0]
-    return f"{cpu}, {os.cpu_count()} cores, load {load:.1f}; python {platform.python_version()}, numpy {np.__version__}"
+    return (
+        f"{cpu}, {os.cpu_count()} cores, load {load:.1f}; python {platform.python_version()}, "
+        f"numpy {np.__version__}"
+    )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,4 @@
-"""What the comparisons in this folder share: the machine in words, two sides timed alternately, a
-ratio with its range.
-"""
+"""What the comparisons share: the machine in words, two sides timed in turn, a ratio's range."""
 
 from __future__ import annotations
 
@@ -29,7 +27,8 @@ def print_header(*packages: str) -> None:
     cpu = names[0] if names else platform.processor()
     when = time.strftime("%Y-%m-%d")
     print(
-        f"{when}, {cpu}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}"
+        f"{when}, {cpu}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, "
+        f"load {os.getloadavg()[0]:.1f}"
     )
     print(", ".join(f"{package} {version(package)}" for package in packages), flush=True)
 
@@ -49,9 +48,7 @@ def compare(
     repeats: int,
     check: Callable[[Any, Any], None],
 ) -> None:
-    """Both sides in turn, ``repeats`` times; what they returned must pass ``check`` before any time
-    is reported.
-    """
+    """Both sides in turn, ``repeats`` times; no time counts before the answers pass ``check``."""
     seconds: tuple[list[float], list[float]] = ([], [])
     for _ in range(repeats):
         found = []
@@ -68,7 +65,10 @@ def report(name: str, ours: list[float], theirs: list[float]) -> None:
     ratios = [their / our for our, their in zip(ours, theirs, strict=True)]
     words = [spread(x) for x in (ours, theirs, ratios)]
     print(
-        f"{name} (min / median / max of {len(ours)}): ours {words[0]}, the other {words[1]}, RATIO {words[2]}",
+        (
+            f"{name} (min / median / max of {len(ours)}): ours {words[0]}, the other {words[1]}, "
+            f"RATIO {words[2]}"
+        ),
         flush=True,
     )
 

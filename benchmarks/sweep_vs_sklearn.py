@@ -1,5 +1,6 @@
-"""Ten penalties of logistic regression against scikit-learn's at the same optimum: the part
-"logistic" of ``eval_vs_clip_benchmark.py``.
+"""Ten penalties of logistic regression against scikit-learn's at the same optimum.
+
+The part "logistic" of ``eval_vs_clip_benchmark.py``.
 
 Both sides get the same float32 features, as embeddings come: scikit-learn then computes in float32,
 which is faster for it, and in float64 where float32 stops short of the optimum whatever the
@@ -30,8 +31,9 @@ TOLERANCES = (1e-4, 3e-5, 3e-5, 1e-5, 3e-5, 1e-5, 1e-5, 3e-6, 3e-6, 3e-7)
 
 
 def logistic(shots: str, decay: float, repeats: int, peer_repeats: int, warm: bool) -> None:
-    """``shots``: classes, shots, D. Ours ``repeats`` times, scikit-learn's ``peer_repeats``
-    times.
+    """``shots``: classes, shots, D.
+
+    Ours ``repeats`` times, scikit-learn's ``peer_repeats`` times.
     """
     from silc_bench.probes.logistic import fit_logistic
 
@@ -59,11 +61,15 @@ def logistic(shots: str, decay: float, repeats: int, peer_repeats: int, warm: bo
             taken += seconds
             above.append(ours / theirs - 1)
             print(
-                f"  scikit-learn so far {taken:.1f} s, {taken / np.median(our_seconds):.1f} times our ten",
+                (
+                    f"  scikit-learn so far {taken:.1f} s, {taken / np.median(our_seconds):.1f} "
+                    "times our ten"
+                ),
                 flush=True,
             )
         print(
-            f"  our loss above scikit-learn's, largest over the penalties, relative: {max(above):.1e} (at most 1e-6)"
+            "  our loss above scikit-learn's, largest over the penalties, relative: "
+            f"{max(above):.1e} (at most 1e-6)"
         )
         assert max(above) < 1e-6
         their_seconds.append(taken)
@@ -85,9 +91,7 @@ def peer_fit(
     tolerance: float,
     before: tuple[np.ndarray, np.ndarray] | None,
 ) -> tuple[float, float, tuple[np.ndarray, np.ndarray], float]:
-    """Seconds, loss and solution at the loosest tolerance, from ``tolerance`` on, within 1e-6; and
-    that tolerance.
-    """
+    """Seconds, loss, solution and tolerance: the loosest from ``tolerance`` on, within 1e-6."""
     from sklearn.linear_model import LogisticRegression
 
     stalled_at, dtype = -1, np.float32
@@ -104,9 +108,8 @@ def peer_fit(
         print(f"  C {cost:.1e}: {fitted}, {gap:+.1e} of ours", flush=True)
         if gap < 1e-6:
             return seconds, theirs, (model.coef_, model.intercept_), step
-        if (
-            model.n_iter_[0] == stalled_at
-        ):  # a tighter tolerance ended at the same step: float32 has no more to give
+        # a tighter tolerance ended at the same step: float32 has no more to give
+        if model.n_iter_[0] == stalled_at:
             dtype = np.float64
         stalled_at = model.n_iter_[0]
     raise AssertionError(f"scikit-learn does not come within 1e-6 at C {cost}")
@@ -115,8 +118,9 @@ def peer_fit(
 def features(
     num_classes: int, per_class: int, dim: int, decay: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Standardised float32 [N, D], labels [N]: a centre a class, the k-th variance k ** -decay, in
-    turned axes.
+    """Standardised float32 [N, D], labels [N].
+
+    A centre a class, the k-th variance k ** -decay, in turned axes.
     """
     rng = np.random.default_rng(0)
     labels = np.repeat(np.arange(num_classes), per_class)

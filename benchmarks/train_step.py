@@ -1,22 +1,30 @@
-"""What a SILC step costs: by its arithmetic, and against the plain implementation of
-``plain_silc``, whose losses are equal.
+"""What a SILC step costs: by its arithmetic, and against the plain one of ``plain_silc``.
+
+The losses of both are equal.
 
 Flow: one batch of noise -> the parts named by ``--parts``; sides alternate, and a ratio is taken of
 each repetition:
 
     step      seconds of a silc step / seconds of a contrastive step, over the ratio of their
-    counted FLOPs plain     seconds of the plain step, views included / seconds of ours; first the
-    losses and gradient norms must be equal memory    bytes at the peak of the distillation loss and
-    its backward pass, beyond what goes in; ``--prototypes`` of them views     pictures a second of
-    the batched views / of torchvision v2, a sample at a time, in this process; DINO's recipe
+              counted FLOPs
+    plain     seconds of the plain step, views included / seconds of ours; first the losses and
+              gradient norms must be equal
+    memory    bytes at the peak of the distillation loss and its backward pass, beyond what goes
+              in; ``--prototypes`` of them
+    views     pictures a second of the batched views / of torchvision v2, a sample at a time, in
+              this process; DINO's recipe
     compile   seconds of a silc step / of one with compile=true, after two steps that compile; not
-    part of the default run       with ``--data`` shards: steps of a real run with decoding;
-    images/s, MFU, memory and the share of waiting for data
+              part of the default
+    run       with ``--data`` shards: steps of a real run with decoding; images/s, MFU, memory and
+              the share of waiting for data
 
-    OMP_NUM_THREADS=1 python benchmarks/train_step.py                                         #
-    cifar_tiny OMP_NUM_THREADS=1 python benchmarks/train_step.py --preset b16 --depth 1 --batch-size
-    16 --canvas 256 --repeats 3 python benchmarks/train_step.py --preset b16 --batch-size 256 --data
-    "DIR/*.tar" --parts step,plain,memory,views,run   # GPU
+    # cifar_tiny
+    OMP_NUM_THREADS=1 python benchmarks/train_step.py
+    OMP_NUM_THREADS=1 python benchmarks/train_step.py --preset b16 --depth 1 --batch-size 16 \\
+        --canvas 256 --repeats 3
+    # GPU
+    python benchmarks/train_step.py --preset b16 --batch-size 256 --data "DIR/*.tar" \\
+        --parts step,plain,memory,views,run
 
 With one thread on a CPU the clock counts CPU seconds of this process, so that other work on the
 machine weighs less.
@@ -93,7 +101,10 @@ def main() -> None:
     config = state.config  # its precision is resolved
     card = torch.cuda.get_device_name() if DEVICE.type == "cuda" else "CPU"
     print(
-        f"{card}, {config.precision}; {config.name}, {config.vision.depth} blocks, batches of {config.batch_size}",
+        (
+            f"{card}, {config.precision}; {config.name}, {config.vision.depth} blocks, "
+            f"batches of {config.batch_size}"
+        ),
         flush=True,
     )
     for part in options.parts.split(","):
@@ -111,7 +122,8 @@ def main() -> None:
             measure_run(config, options.data, options.run_steps)
         else:
             raise SystemExit(
-                f"--parts: {part!r} is none of {', '.join(PARTS)}, compile, or run together with --data"
+                f"--parts: {part!r} is none of {', '.join(PARTS)}, compile, "
+                "or run together with --data"
             )
 
 
@@ -140,7 +152,10 @@ def compare_objectives(silc: TrainState, batch: Batch, repeats: int) -> None:
         print(f"{name}: {spread(taken)} s a step, {flop / 1e9:.2f} GFLOP")
     excess = [ours / plain * flops[1] / flops[0] for ours, plain in zip(*seconds, strict=True)]
     print(
-        f"silc's seconds over its arithmetic: {flops[0] / flops[1]:.2f} x the FLOPs, RATIO {spread(excess)}",
+        (
+            f"silc's seconds over its arithmetic: {flops[0] / flops[1]:.2f} x the FLOPs, "
+            f"RATIO {spread(excess)}"
+        ),
         end="",
     )
     print(" (goal: at most 1.15)", flush=True)
@@ -167,7 +182,10 @@ def compare_with_plain(config: Config, tokenizer: Tokenizer, batch: Batch, repea
         (tower + view) / our for our, tower, view in zip(taken, towers, their_views, strict=True)
     ]
     print(
-        f"ours {spread(taken)} s a step; plain {spread(towers)} s and its views {spread(their_views)} s; ",
+        (
+            f"ours {spread(taken)} s a step; plain {spread(towers)} s and its views "
+            f"{spread(their_views)} s; "
+        ),
         end="",
     )
     print(f"RATIO {spread(ratios)} (goal: 1.5)")
@@ -185,7 +203,10 @@ def compare_views(config: Config, batch: Batch, repeats: int) -> None:
     rates = [[len(images) / second for second in seconds] for seconds in (batched, per_sample)]
     ratios = [theirs / ours for ours, theirs in zip(batched, per_sample, strict=True)]
     print(
-        f"views: {spread(rates[0])} pictures/s batched, {spread(rates[1])} one by one; RATIO {spread(ratios)} (goal: 5)",
+        (
+            f"views: {spread(rates[0])} pictures/s batched, {spread(rates[1])} one by one; "
+            f"RATIO {spread(ratios)} (goal: 5)"
+        ),
         flush=True,
     )
 
@@ -204,7 +225,10 @@ def compare_compiled(config: Config, tokenizer: Tokenizer, batch: Batch, repeats
     )
     ratios = [theirs / ours for theirs, ours in zip(plain, faster, strict=True)]
     print(
-        f"compile=true: {spread(faster)} s a step against {spread(plain)}; RATIO {spread(ratios)}; ",
+        (
+            f"compile=true: {spread(faster)} s a step against {spread(plain)}; "
+            f"RATIO {spread(ratios)}; "
+        ),
         end="",
     )
     print(f"its first two steps took {warm_up:.0f} s", flush=True)
@@ -229,11 +253,17 @@ def measure_run(config: Config, data: str, num_steps: int) -> None:
         run_training(config, run, resume=False, device=DEVICE, console=Console(quiet=True))
         row = json.loads((run / "log.jsonl").read_text().splitlines()[-1])
     print(
-        f"run: {row['images_per_second']:.0f} images/s, MFU {100 * row['mfu']:.1f} % of the measured rate of products, ",
+        (
+            f"run: {row['images_per_second']:.0f} images/s, MFU {100 * row['mfu']:.1f} % of the "
+            "measured rate of products, "
+        ),
         end="",
     )
     print(
-        f"{peak(DEVICE) / 1e9:.2f} GB at the peak, {100 * row['data_wait_share']:.1f} % of the time waiting for data",
+        (
+            f"{peak(DEVICE) / 1e9:.2f} GB at the peak, {100 * row['data_wait_share']:.1f} % of "
+            "the time waiting for data"
+        ),
         flush=True,
     )
 

@@ -1,5 +1,6 @@
-"""Pictures a second of the batched views against torchvision's v2 transforms, one sample at a time,
-on the same cores.
+"""Pictures a second of the batched views against torchvision's v2 transforms.
+
+The transforms take one sample at a time, on the same cores.
 
 Flow: the same uint8 pictures -> ``silc_bench.trainer.silc.views.make_views`` in this process with T
 threads, and the same recipe as per-sample v2 transforms on uint8 in T data workers of one thread
@@ -50,14 +51,19 @@ def main() -> None:
 
     policy = os.environ.get("OMP_WAIT_POLICY", "ACTIVE")
     print(
-        f"$ OMP_NUM_THREADS={options.threads} OMP_WAIT_POLICY={policy} python {shlex.join(sys.argv)}"
+        f"$ OMP_NUM_THREADS={options.threads} OMP_WAIT_POLICY={policy} python "
+        f"{shlex.join(sys.argv)}"
     )
     print(
-        f"torch {torch.__version__}, {options.threads} threads; B={len(images)}, canvas {options.canvas} px, views ",
+        (
+            f"torch {torch.__version__}, {options.threads} threads; B={len(images)}, "
+            f"canvas {options.canvas} px, views "
+        ),
         end="",
     )
     print(
-        f"{config.num_global} x {config.global_size} px + {config.num_local} x {config.local_size} px"
+        f"{config.num_global} x {config.global_size} px + {config.num_local} x "
+        f"{config.local_size} px"
     )
     batched = batched_seconds(images, config, options.batches)
     single = per_sample_seconds(images, config, options.batches, options.threads)

@@ -1,5 +1,6 @@
-"""No test touches the user's own folders, what tests write is removed after them, and every machine
-draws the same examples.
+"""No test touches the user's own folders, and every machine draws the same examples.
+
+What tests write is removed after them.
 """
 
 import os

@@ -1,5 +1,6 @@
-"""A command in a process of its own that counts what it encodes, meets the test at agreed places,
-or is killed at one.
+"""A command in its own process: it counts what it encodes, and meets the test or is killed.
+
+It meets the test at agreed places, and is killed at one.
 """
 
 import os
@@ -13,8 +14,7 @@ from silc_bench.trainer.checkpoints.model import NativeImageModel
 
 
 def run(words, counted, killed_at=None, meeting=None):
-    """``silc-bench`` with ``words``; the size of each batch goes to the file ``counted``, a line
-    each.
+    """``silc-bench`` with ``words``; the size of each batch is a line of the file ``counted``.
 
     ``killed_at``: by SIGKILL, before the first batch after so many pictures. ``meeting``: a
     connection by which the command says that it has come to its first picture, and again to its

@@ -1,5 +1,4 @@
-"""Every damage that a file or a folder may take, one after the other, each with a name: nothing is
-drawn by luck.
+"""Every damage that a file or a folder may take, each with a name: nothing is drawn by luck.
 
 ``for name, content in of_file(whole)``: what the file may have become. ``for name in
 of_folder(folder)``: ``folder`` has become it, and is whole again at the end.
@@ -22,15 +21,13 @@ CUTS = 60
 
 
 def of_file(whole: bytes, edge: int = EDGE) -> Iterator[tuple[str, bytes]]:
-    """Bytes changed, cut off, lost, repeated and added; of an archive also whole members
-    (``of_members``).
+    """Bytes changed, cut off, lost, repeated and added.
+
+    Of an archive also whole members (``of_members``).
     """
     for place in places(len(whole), edge):
-        values = (
-            whole[place] ^ 1,
-            1,
-            whole[place] ^ 0x20,
-        )  # 1: another count; ^ 0x20: a letter's other case
+        # 1: another count; ^ 0x20: a letter's other case
+        values = (whole[place] ^ 1, 1, whole[place] ^ 0x20)
         is_edge = min(place, len(whole) - 1 - place) < edge
         for value in dict.fromkeys(values if is_edge else values[:1]):
             if value != whole[place]:
@@ -65,9 +62,7 @@ def places(length: int, edge: int) -> list[int]:
 
 
 def of_members(whole: bytes) -> Iterator[tuple[str, bytes]]:
-    """Archives that are whole as archives: members removed, renamed, doubled, swapped, altered and
-    added.
-    """
+    """Whole archives: members removed, renamed, doubled, swapped, altered and added."""
     with zipfile.ZipFile(io.BytesIO(whole)) as archive:
         members = [(info.filename, archive.read(info)) for info in archive.infolist()]
     for index, (name, content) in enumerate(members):
@@ -108,9 +103,7 @@ def zipped(members: list[tuple[str, bytes]]) -> bytes:
 
 
 def of_folder(folder: Path) -> Iterator[str]:
-    """Files removed, emptied, cut, altered, renamed, swapped, overwritten by one another, and
-    added.
-    """
+    """Files removed, emptied, cut, altered, renamed, swapped, put over another, and added."""
     whole = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
     def become(files: dict[str, bytes]) -> None:

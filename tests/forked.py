@@ -1,5 +1,4 @@
-"""Real processes that import nothing: each is forked from one server that has imported what a run
-or a command needs.
+"""Real processes that import nothing: forked from one server that has imported what is needed.
 
 ``start(said, function, *args, **how)`` -> a process whose output goes to the file ``said``;
 ``ended(process)`` -> its exit code, -9 where it was killed. Functions and arguments are pickled, so
@@ -25,9 +24,8 @@ context.set_forkserver_preload(
 
 
 def start(said, function, *args, **how):
-    method = (
-        multiprocessing.get_start_method()
-    )  # of its own processes, which else would come from a second server
+    # of its own processes, which else would come from a second server
+    method = multiprocessing.get_start_method()
     process = context.Process(
         target=_run, args=(str(said), dict(os.environ), method, function, args, how)
     )
@@ -45,9 +43,7 @@ def ended(process):
 
 
 def _run(said, environment, method, function, args, how):
-    """In a session of its own, as a command of a terminal is, with the environment that the test
-    has now.
-    """
+    """In a session of its own, as a terminal's command is, with the test's present environment."""
     import torch
 
     os.setsid()

@@ -5,8 +5,8 @@ its own, which is printed, and runs all property tests with it. What fails is ke
 writes a patch that adds the example to its test (``git apply`` it and commit it with the cure), and
 the seed repeats the round.
 
-    make fuzz MINUTES=20                                    # or: .venv/bin/python tests/fuzz.py
-    --minutes 20 .venv/bin/python tests/fuzz.py --seed 123456            # one round again
+    make fuzz MINUTES=20                           # or: .venv/bin/python tests/fuzz.py --minutes 20
+    .venv/bin/python tests/fuzz.py --seed 123456   # one round again
 """
 
 from __future__ import annotations

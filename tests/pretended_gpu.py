@@ -1,10 +1,10 @@
-"""A GPU that is only pretended: tensors that say ``cuda:0`` and are computed on the CPU, to try
-what runs on a GPU without one.
+"""A GPU that is only pretended, to try what runs on a GPU without one.
+
+Its tensors say ``cuda:0`` and are computed on the CPU.
 
     with pretended_gpu() as gpu:
         ...                    # anything that computes on torch.device("cuda")
-    gpu.waits                  # where the host would have waited for the device, with the line that
-    did
+    gpu.waits                  # where the host would have waited for the device, with its line
 
 Three things are seen that a run on a CPU hides: an operation that mixes tensors of both
 (AssertionError, as a GPU would refuse it), the branches for a GPU (their numbers are real), and
@@ -28,26 +28,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 ROOT = Path(__file__).parents[1]
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
-MAY_MIX = {
-    "copy_",
-    "_foreach_copy_",
-    "index",
-    "index_put_",
-}  # an index on the CPU is taken over, which waits
-WAITS = {
-    "_local_scalar_dense",
-    "nonzero",
-    "masked_select",
-    "_unique2",
-    "unique_dim",
-    "equal",
-}  # their answer is the host's
+# an index on the CPU is taken over, which waits
+MAY_MIX = {"copy_", "_foreach_copy_", "index", "index_put_"}
+# their answer is the host's
+WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "equal"}
 to, group_tensors = nn.Module.to, torch._C._group_tensors_by_device_and_dtype
 
 
 class OnGpu(Tensor):
-    """``inner`` is on the CPU. To torch's own code in C++ it is on the device "meta", which needs
-    no driver.
+    """``inner`` is on the CPU.
+
+    To torch's own code in C++ it is on the device "meta", which needs no driver.
     """
 
     inner: Tensor
@@ -116,9 +107,8 @@ class Gpu(TorchDispatchMode):
         if not ours and not goes_here:
             return func(*args, **kwargs)
         name = func.overloadpacket.__name__
-        others = [
-            t for t in others if t.ndim > 0
-        ]  # one number may come from the CPU: it is passed to the kernel
+        # one number may come from the CPU: it is passed to the kernel
+        others = [t for t in others if t.ndim > 0]
         assert not (ours and others) or name in MAY_MIX, (
             f"{name} mixes tensors of CPU and GPU, at {_line()}"
         )
@@ -209,8 +199,9 @@ def pretended_gpu() -> Iterator[Gpu]:
 
 
 def _mapped(function: Callable[[Any], Any], value: Any) -> Any:
-    """``function`` of all that an operator takes or gives, in lists and tuples too; torch's
-    tree_map takes a lot longer.
+    """``function`` of all that an operator takes or gives, in lists and tuples too.
+
+    torch's tree_map takes a lot longer.
     """
     if isinstance(value, list | tuple):
         return type(value)([_mapped(function, part) for part in value])

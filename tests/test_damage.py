@@ -1,5 +1,6 @@
-"""Whatever is read as a set of named parts is read as it was written, or refused by name: never as
-something else.
+"""Whatever is read as a set of named parts is as it was written, or refused by name.
+
+It is never something else.
 
 One generator of damage (``damage.py``) over every container. What is kept for speed alone (stored
 features, indexes of shards) is not refused: the damaged part is not served, and made again.
@@ -90,13 +91,15 @@ def check_file(
     loses: Callable[[Any, Any], bool] | None = None,
     edge: int = EDGE,
 ) -> list[str]:
-    """Every damage of ``path``: ``read`` gives what it gave, or refuses by the file's name. The
-    refusals.
+    """Every damage of ``path``: ``read`` gives what it gave, or refuses by the file's name.
+
+    Returns the refusals.
 
     Args:
         instead: contents of whole files that do not belong here: of an older version, of another
-        measurement. loses: whether what was read is no more than a part of what was there; then
-        nothing is refused.
+            measurement.
+        loses: whether what was read is no more than a part of what was there; then nothing is
+            refused.
     """
     whole, expected, refusals, wrong = path.read_bytes(), read(), [], []
     others = ((f"file {number} in its place", content) for number, content in enumerate(instead))
@@ -134,8 +137,7 @@ def judged(
     return "read as something else"
 
 
-# --- records and what each sample scored
-# -----------------------------------------------------------------------------------
+# --- records and what each sample scored ----------------------------------------------------------
 
 
 def record_of(hits: np.ndarray, limit: int | None = None) -> results.Record:
@@ -164,8 +166,16 @@ def record_of(hits: np.ndarray, limit: int | None = None) -> results.Record:
         chance=0.1,
     )
     return results.Record.create(
-        model, task, data, scores, Protocol.of(model, task, "fp32"), model_source="x", device="cpu", limit=limit, seconds=1
-    )  # fmt: skip
+        model,
+        task,
+        data,
+        scores,
+        Protocol.of(model, task, "fp32"),
+        model_source="x",
+        device="cpu",
+        limit=limit,
+        seconds=1,
+    )
 
 
 def test_a_record(tmp_path):
@@ -232,82 +242,7 @@ def test_a_header_that_lists_no_parts_is_refused(stated):
     assert checksums.differences({"acc1": stated}, {"acc1": "0" * 16}) == "acc1 is altered"
 
 
-# --- stored features
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-# -------------------------------------------------------------------------------------------------------
+# --- stored features ------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -369,7 +304,7 @@ def test_the_folder_of_an_entry(entry):
     assert same(served(entry), expected)
 
 
-# --- checkpoints -----------------------------------------------------------------------------------------------------------
+# --- checkpoints ----------------------------------------------------------------------------------
 
 
 def payload(step: int = 3) -> dict[str, Any]:
@@ -427,7 +362,7 @@ def run(tmp_path):
 
 
 def test_the_folder_of_checkpoints(run):
-    """The newest whole one is what was written at that step, and the best one is the best, or not known."""
+    """The newest whole one is what was written then; the best one is the best, or not known."""
     folder, refused = run / "checkpoints", set()
     first, second = checkpoint.all_in(run)
     for name in of_folder(folder):
@@ -442,6 +377,7 @@ def test_the_folder_of_checkpoints(run):
                 ), name
             except UserError as error:
                 refused.add(name)
+                # not every damage is refused
                 assert path.name in str(error)  # noqa: PT017
     assert f"{first.name} and {second.name} are swapped" in refused
     assert (
@@ -480,7 +416,7 @@ def test_the_words_beside_a_checkpoint(run):
         checkpoint.load(first)
 
 
-# --- indexes of shards -----------------------------------------------------------------------------------------------------
+# --- indexes of shards ----------------------------------------------------------------------------
 
 
 def test_an_index_of_a_shard(tmp_path):
@@ -502,7 +438,7 @@ def test_an_index_of_a_shard(tmp_path):
     check_file(places[0], read, [places[1].read_bytes()], loses=lambda found, _: found is None)
 
 
-# --- exports ---------------------------------------------------------------------------------------------------------------
+# --- exports --------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -542,7 +478,10 @@ READERS = {
 @pytest.mark.parametrize("target", READERS)
 @pytest.mark.parametrize("reader", ["adapter", "weights"])
 def test_an_exported_folder(model, tmp_path, target, reader):
-    """Without its list of files it is anybody's folder. What is in it for people is not looked at."""
+    """Without its list of files it is anybody's folder.
+
+    What is in it for people is not looked at.
+    """
     folder = tmp_path / target
     export(model, target, folder)
     listed = {path.name: path.read_bytes() for path in folder.iterdir()}

@@ -1,5 +1,4 @@
-"""What a change of the code must leave as it is: ten training steps, the registered tasks, the
-leaderboard of ``results/``.
+"""What a change must leave: ten training steps, the tasks, the leaderboard of ``results/``.
 
 The files in ``tests/golden`` hold what the program gave when they were written. A refactor leaves
 them as they are, to the byte. A change that moves a number on purpose writes them anew, in the same
@@ -66,9 +65,8 @@ def machine() -> dict[str, str]:
             f"{name} {first.get(name)}"
             for name in ("vendor_id", "cpu family", "model", "stepping", "cache size")
         ]
-        processor += [
-            hashlib.sha256(first.get("flags", "").encode()).hexdigest()[:8]
-        ]  # what a virtual machine hides of it
+        # what a virtual machine hides of it
+        processor += [hashlib.sha256(first.get("flags", "").encode()).hexdigest()[:8]]
     return {
         "processor": ", ".join(processor),
         "kernels": torch.backends.cpu.get_cpu_capability(),
@@ -78,9 +76,7 @@ def machine() -> dict[str, str]:
 
 
 def training_rows() -> Iterator[dict[str, Any]]:
-    """The values of each step of a short run on one thread, then a hash of the weights at its
-    end.
-    """
+    """The values of each step of a short run on one thread, then a hash of its last weights."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -139,9 +135,7 @@ def task_rows() -> Iterator[dict[str, Any]]:
 
 
 def leaderboard_files() -> dict[str, str]:
-    """The leaderboard of the records of this repository: its tables, and the hashes of the larger
-    files.
-    """
+    """The leaderboard of this repository's records: its tables, and hashes of the larger files."""
     with tempfile.TemporaryDirectory() as folder:
         write_leaderboard(Path(folder))
         larger = [f"leaderboard.{ending}" for ending in ("csv", "html")]

@@ -1,5 +1,4 @@
-"""The house keeps its plan: imports point down, no two rooms import each other, and each folder
-says what lives in it.
+"""The house keeps its plan: imports point down, never both ways; folders say what lives in them.
 
 ``python tests/test_structure.py`` prints the floors, with the rooms of each folder and what they
 import.
@@ -18,11 +17,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-TOP = {
-    "silc_bench": "silc_bench",
-    "tasks": "silc_bench.tasks",
-    "trainer": "silc_bench.trainer",
-}  # folder -> module
+# folder -> module
+TOP = {"silc_bench": "silc_bench", "tasks": "silc_bench.tasks", "trainer": "silc_bench.trainer"}
 FILES = sorted(
     path for folder in TOP for path in (ROOT / folder).rglob("*.py") if not path.is_symlink()
 )
@@ -72,8 +68,9 @@ FOLDERS = sorted(module_of(path) for path in FILES if path.name == "__init__.py"
 
 
 def imports(path: Path) -> Iterator[str]:
-    """What a file imports, inside functions and for types too; of ``from a import b`` the module
-    that is meant.
+    """What a file imports, inside functions and for types too.
+
+    Of ``from a import b`` the module that is meant.
     """
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -99,9 +96,7 @@ def room_of(module: str) -> str:
 
 
 def child_of(module: str, folder: str) -> str | None:
-    """The file or folder of ``folder`` that a module stands in; None for one that stands
-    elsewhere.
-    """
+    """The file or folder of ``folder`` that a module stands in; None if it stands elsewhere."""
     if not module.startswith(folder + "."):
         return None
     return module.removeprefix(folder + ".").partition(".")[0]
@@ -131,9 +126,7 @@ def test_imports_point_down(module):
 
 @pytest.mark.parametrize("module", MODULES)
 def test_our_own_modules_have_one_name(module):
-    """``tasks`` and ``trainer`` are folders of the checkout, and names of other people's
-    projects.
-    """
+    """``tasks`` and ``trainer`` are folders of the checkout, and names of others' projects."""
     assert not {name.partition(".")[0] for name in IMPORTS[module]} & {"tasks", "trainer"}
 
 
@@ -188,7 +181,8 @@ def test_plain_rooms_never_import_torch(room):
 
 def test_listing_tables_and_help_never_import_torch():
     program = (
-        "import sys, silc_bench.tasks.selection, silc_bench.results.record, silc_bench.reports.leaderboard\n"
+        "import sys, silc_bench.tasks.selection, silc_bench.results.record, "
+        "silc_bench.reports.leaderboard\n"
         "assert len(silc_bench.tasks.selection.all_tasks()) >= 12\n"
         "assert silc_bench.tasks.selection.select(['shapes/*'])\n"
         "import silc_bench.cli.app\n"
@@ -212,10 +206,12 @@ def print_floors() -> None:
         for room in rooms:
             names = sorted(name.removeprefix("silc_bench.") for name in between[room])
             print(
-                f"{number:2} {room.removeprefix('silc_bench.'):12} imports {', '.join(names) or 'nothing'}"
+                f"{number:2} {room.removeprefix('silc_bench.'):12} imports "
+                f"{', '.join(names) or 'nothing'}"
             )
     print(
-        f"{len(FLOOR_OF)} rooms, {len(FLOORS)} floors, {sum(map(len, between.values()))} imports between rooms"
+        f"{len(FLOOR_OF)} rooms, {len(FLOORS)} floors, {sum(map(len, between.values()))} imports "
+        "between rooms"
     )
     for folder in FOLDERS:
         rooms = sorted({child_of(module, folder) for module in MODULES} - {None})

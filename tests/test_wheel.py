@@ -1,6 +1,4 @@
-"""An installation adds one name, ``silc_bench``, with every file of the three folders, and does not
-meet yours.
-"""
+"""An installation adds one name, ``silc_bench``, with all of three folders, and spares yours."""
 
 from __future__ import annotations
 
@@ -94,8 +92,9 @@ def test_a_folder_with_tasks_and_a_trainer_of_its_own_is_in_nobodys_way(tmp_path
 
 
 def test_no_file_is_imported_under_two_names():
-    """The links make ``trainer.loop`` and ``silc_bench.trainer.loop`` one file; only the second is
-    a name.
+    """The links make ``trainer.loop`` and ``silc_bench.trainer.loop`` one file.
+
+    Only the second is a name.
     """
     for name in ("tasks", "trainer"):
         with pytest.raises(ImportError):

@@ -58,9 +58,8 @@ def test_tasks_on_a_gpu_score_as_on_a_cpu(trained, tmp_path, monkeypatch):
     monkeypatch.setattr("silc_bench.probes.patch_sgd.MAX_STEPS", 5)
 
     def scores(device):
-        monkeypatch.setenv(
-            "SILC_BENCH_CACHE", str(tmp_path / device / "cache")
-        )  # else the second takes features of the first
+        # else the second takes features of the first
+        monkeypatch.setenv("SILC_BENCH_CACHE", str(tmp_path / device / "cache"))
         model, tasks = load_model(trained), select(TASKS)
         options = {
             "results_dir": tmp_path / device,

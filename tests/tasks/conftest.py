@@ -23,9 +23,7 @@ SCENE, RENDERED = cache(scenes.scene), cache(dataset._rendered.__wrapped__)
 
 @pytest.fixture(scope="module", autouse=True)
 def _scenes_are_drawn_once() -> Iterator[None]:
-    """Every family measures the same few scenes; to draw them again costs more than to score
-    them.
-    """
+    """Every family measures the same few scenes; to draw them again costs more than to score."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scenes, "scene", SCENE)
         patch.setattr(dataset, "_rendered", RENDERED)
@@ -33,8 +31,9 @@ def _scenes_are_drawn_once() -> Iterator[None]:
 
 
 class LookupModel:
-    """A DenseModel that looks everything up: ``image`` and ``text`` give [D], ``dense`` gives [h,
-    w, D].
+    """A DenseModel that looks everything up.
+
+    ``image`` and ``text`` give [D], ``dense`` gives [h, w, D].
     """
 
     name, revision = "lookup", "0" * 16
@@ -51,9 +50,8 @@ class LookupModel:
     ) -> None:
         self.embed_dim, self.image_size, self.patch_size = embed_dim, 64, patch_size
         self.feature_points = {"pooled": embed_dim}
-        self.pipeline = ImagePipeline(
-            64, mean=(0.0,) * 3, std=(1 / 255,) * 3
-        )  # windows arrive as the pixels they are
+        # windows arrive as the pixels they are
+        self.pipeline = ImagePipeline(64, mean=(0.0,) * 3, std=(1 / 255,) * 3)
         self.image_protocol, self.text_protocol = {"resize": "none"}, {"cleaning": "none"}
         self._image, self._text, self._dense = image, text, dense
         self._seen: list[str] = []

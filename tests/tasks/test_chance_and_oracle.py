@@ -1,6 +1,4 @@
-"""Every registered task on ``shapes``: a model that knows nothing scores chance, one that knows the
-answer scores 1.
-"""
+"""Every registered task on ``shapes``: knowing nothing scores chance, knowing the answer 1."""
 
 from __future__ import annotations
 
@@ -33,9 +31,7 @@ TASKS = {name: task for name, task in all_tasks().items() if name.startswith("sh
 
 @pytest.fixture(autouse=True)
 def few_penalties(monkeypatch):
-    """Two of the seven that few shots are fitted with, and two seeds: what holds does not hang on
-    how many there are.
-    """
+    """Two of few-shot's seven, and two seeds: what holds does not hang on how many there are."""
     monkeypatch.setattr(fewshot, "COSTS", fewshot.COSTS[2:4])
     monkeypatch.setattr(fewshot, "SEEDS", (0, 1))
     monkeypatch.setattr(shots, "POOL", 10)  # of a class, under a limit
@@ -63,8 +59,9 @@ def score(task: Task, model, data: Mapping) -> Scores:
 
 @pytest.fixture(scope="module")
 def scores_of_noise(random_model):
-    """name -> what the model that knows nothing scores on 100 pictures, computed once; not to be
-    changed.
+    """name -> what the model that knows nothing scores on 100 pictures.
+
+    Computed once; not to be changed.
     """
     return cache(lambda name: score(TASKS[name], random_model, TASKS[name].load(None, 100)))
 
@@ -136,8 +133,9 @@ def test_the_right_embedding_scores_one(name, lookup_model):
 
 
 def knows_masks(lookup_model, data, patch_size):
-    """Each patch holds the fractions of the classes in it; names of shapes are their axes, the
-    background has the first.
+    """Each patch holds the fractions of the classes in it.
+
+    Names of shapes are their axes, the background has the first.
     """
     size = 64 // patch_size
     eye = np.eye(1 + len(SHAPES))
@@ -175,9 +173,8 @@ def test_zeroshot_segmentation_of_the_right_patches_is_limited_by_their_size_alo
     model = knows_masks(lookup_model, data, patch_size=8)
     guesses, truths = [], []
     for key, dataset, index in pictures_of(data):
-        patches = torch.from_numpy(
-            model._dense(key, True).astype(np.float16)
-        ).float()  # as they are kept
+        # as they are kept
+        patches = torch.from_numpy(model._dense(key, True).astype(np.float16)).float()
         cosine = F.normalize(patches, dim=-1)[..., 1:].permute(2, 0, 1)[None]
         guesses.append(
             F.interpolate(cosine, size=(64, 64), mode="bilinear", align_corners=False).argmax(dim=1)

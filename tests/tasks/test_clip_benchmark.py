@@ -1,6 +1,4 @@
-"""Zero-shot and retrieval of a real model with random weights, as clip_benchmark's own ``evaluate``
-measures it.
-"""
+"""Zero-shot and retrieval of a real model with random weights, as clip_benchmark measures it."""
 
 from __future__ import annotations
 
@@ -27,8 +25,9 @@ TEMPLATES = ["a photo of a {c}.", "the {c}", "many {c} together"]
 
 @pytest.fixture(scope="module")
 def peer():
-    """Its two evaluations; it imports ``requests`` for downloads, and calls float() on arrays,
-    which numpy 2.4 refuses.
+    """Its two evaluations.
+
+    It imports ``requests`` for downloads, and calls float() on arrays, which numpy 2.4 refuses.
     """
     with pytest.MonkeyPatch.context() as patch:
         if importlib.util.find_spec("requests") is None:

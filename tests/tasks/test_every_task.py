@@ -1,5 +1,6 @@
-"""Every registered task on stand-in data: the answer scores 1, noise scores chance, twice is once,
-order is nothing.
+"""Every registered task on stand-in data: the answer scores 1, noise chance, order is nothing.
+
+Twice is once.
 
 Most sets need files. Here each registered task scores arrays in place of its own pictures, so that
 a set which is registered with a family that cannot score it, or with prompts that do not tell its
@@ -29,16 +30,13 @@ pytestmark = pytest.mark.broad
 
 TASKS = all_tasks()
 NAMES = tuple(f"thing {letter}" for letter in "abcdef")
-OF_THE_SET = frozenset(
-    {"name", "sources", "needs_data_root"}
-)  # the fields of a task that say which pictures, not what is done
+# the fields of a task that say which pictures, not what is done
+OF_THE_SET = frozenset({"name", "sources", "needs_data_root"})
 SIDE = 6  # of masks, and of patches: one a pixel
 
 
 def one_of_a_kind(*, leave_out):
-    """The first of the tasks that agree in their family, their roles and all their fields except
-    those in ``leave_out``.
-    """
+    """The first of the tasks that agree in family, roles and fields, except ``leave_out``."""
     kinds, names = [], []
     for name, task in TASKS.items():
         told_apart = [
@@ -57,8 +55,9 @@ FAMILIES = one_of_a_kind(leave_out=OF_THE_SET | {"prompts"})
 
 @dataclass(frozen=True)
 class StandIn:
-    """Labels, captions and masks without pictures. Mask value 0 is the background, as in every set
-    that has masks.
+    """Labels, captions and masks without pictures.
+
+    Mask value 0 is the background, as in every set that has masks.
     """
 
     labels: np.ndarray
@@ -80,8 +79,9 @@ class StandIn:
 
 @dataclass(frozen=True)
 class Given:
-    """Features from arrays: what the task asks for, computed beforehand. ``words`` maps a text to
-    its embedding.
+    """Features from arrays: what the task asks for, computed beforehand.
+
+    ``words`` maps a text to its embedding.
     """
 
     data: dict
@@ -127,9 +127,8 @@ def stand_ins(task, seed=0):
             tuple(f"{role} picture {i}, caption {k}" for k in range(1 + i % 5))
             for i in range(len(labels))
         )
-        is_thing = (
-            rng.random((len(labels), SIDE, SIDE)) < 0.2
-        )  # mostly background: noise leads a probe to say nothing else
+        # mostly background: noise leads a probe to say nothing else
+        is_thing = rng.random((len(labels), SIDE, SIDE)) < 0.2
         masks = (is_thing * rng.integers(1, 1 + len(NAMES), size=is_thing.shape)).astype(np.uint8)
         data[role] = StandIn(labels, captions, masks)
     return data
@@ -257,9 +256,8 @@ def test_the_order_of_the_pictures_does_not_matter(name):
     assert again.metrics == pytest.approx(scores.metrics, abs=1e-12)
     assert again.chance == pytest.approx(scores.chance, abs=1e-12)
     for key, outcome in scores.outcomes.items():
-        if (
-            key == "image_retrieval_picture"
-        ):  # the queries stand in another order, and the pictures have other numbers
+        # the queries stand in another order, and the pictures have other numbers
+        if key == "image_retrieval_picture":
             assert sorted(orders["test"][again.outcomes[key]].tolist()) == outcome.tolist()
         elif len(outcome) == scores.n:
             assert np.array_equal(again.outcomes[key], outcome[orders["test"]]), key

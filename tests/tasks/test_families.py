@@ -176,7 +176,10 @@ def test_without_ten_shots_of_each_class_few_shot_is_refused(family):
     }
     with pytest.raises(
         UserError,
-        match=r"given/f: 'ant' has 9 training pictures, and acc1_10shot needs 10 of each class; add",
+        match=(
+            r"given/f: 'ant' has 9 training pictures, "
+            r"and acc1_10shot needs 10 of each class; add"
+        ),
     ):
         family(name="given/f", sources={}).score(
             GivenFeatures(data, {"train": np.eye(2)[train], "test": np.eye(2)})
@@ -326,8 +329,9 @@ def test_cifar100_on_real_pictures(task, random_model):
 
 
 def test_classes_of_one_name_are_ranked_as_an_argmax_ranks_them():
-    """Two ImageNet classes are both a missile: the first of them is the answer, as in a peer that
-    takes the largest.
+    """Two ImageNet classes are both a missile: the first of them is the answer.
+
+    As in a peer that takes the largest.
     """
     rng = np.random.default_rng(0)
     texts = [["a cat"], ["a missile"], ["a dog"], ["a missile"], ["a bird"]]

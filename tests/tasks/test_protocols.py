@@ -1,5 +1,6 @@
-"""Named protocols: what a name means, that each choice reaches the hash, and that nothing is
-measured twice under two names.
+"""Named protocols: what a name means, and that each choice reaches the hash.
+
+Nothing is measured twice under two names.
 """
 
 from dataclasses import replace
@@ -48,9 +49,14 @@ def test_what_the_names_mean():
     task = task_of("shapes/zeroshot")
     asked = {name: choose(name).task(task).prompts for name in NAMES}
     assert asked["native"] is task.prompts
-    assert {name: len(prompts.templates) for name, prompts in asked.items() if name != "native"} == {
-        "openai80": 80, "openai7": 7, "single": 1, "bigvision": 80,
-    }  # fmt: skip
+    assert {
+        name: len(prompts.templates) for name, prompts in asked.items() if name != "native"
+    } == {
+        "openai80": 80,
+        "openai7": 7,
+        "single": 1,
+        "bigvision": 80,
+    }
     assert set(asked["openai7"].templates) < set(asked["openai80"].templates)
     assert asked["single"].texts(["red circle"]) == [["a photo of a red circle."]]
     assert asked["bigvision"].texts(["Red_circle"])[0][0] == "a bad photo of a red circle"
@@ -151,9 +157,14 @@ def test_what_is_changed_is_another_measurement():
 def test_class_names_count_where_they_are_asked_for(tmp_path, random_model):
     names = select(["shapes/zeroshot", "shapes/knn"])
     knn, zeroshot = evaluate(
-        random_model, sorted(names, key=lambda task: task.name), model_source="x", data_root=None, results_dir=tmp_path,
-        limit=20, device="cpu",
-    )  # fmt: skip
+        random_model,
+        sorted(names, key=lambda task: task.name),
+        model_source="x",
+        data_root=None,
+        results_dir=tmp_path,
+        limit=20,
+        device="cpu",
+    )
     assert zeroshot.protocol["class_names"]["count"] == 64
     assert knn.protocol["class_names"] == {}
 
@@ -201,9 +212,7 @@ def test_what_cannot_be_chosen(args, words):
 
 
 def test_records_under_protocols_stand_side_by_side(tmp_path, random_model):
-    """One model, three protocols: zero-shot thrice, kNN under its native name once and cropped
-    once.
-    """
+    """One model, three protocols: zero-shot thrice, kNN under its native name and cropped once."""
     random_model.name, random_model.revision, random_model.num_params = "random", "0" * 16, 1
     random_model.pipeline = PIPELINE
     measured = {}

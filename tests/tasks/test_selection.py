@@ -87,9 +87,8 @@ def test_loading_is_repeatable_limited_and_scores_the_role_test(name):
     for role, dataset in whole.items():
         assert dataset.fingerprint == again[role].fingerprint
         assert dataset.fingerprint != part[role].fingerprint
-        of_shots = (
-            role == "train" and task.group == "few-shot"
-        )  # that pool keeps the shots of each class
+        # that pool keeps the shots of each class
+        of_shots = role == "train" and task.group == "few-shot"
         assert len(part[role]) == (10 if not of_shots else 1399) < len(dataset)
 
 

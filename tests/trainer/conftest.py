@@ -1,6 +1,4 @@
-"""The real training path at the size of a test: towers of width 32, pictures of 16 pixels, batches
-of 8.
-"""
+"""The real training path at a test's size: towers of width 32, 16 pixels, batches of 8."""
 
 import io
 import random
@@ -64,9 +62,7 @@ def tiny_config(objective: str = "silc", *, steps: int = 4, **changes) -> Config
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread():
-    """At this size a second thread only waits for the first: many times as long where the machine
-    is busy.
-    """
+    """At this size a second thread only waits for the first, for long where the machine is busy."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -75,9 +71,7 @@ def _one_thread():
 
 @pytest.fixture(autouse=True)
 def _global_state():
-    """Each test begins with the same global generators, whatever ran before it, and leaves torch's
-    settings to the next.
-    """
+    """Each test begins with the same global generators, and leaves torch's settings to the next."""
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002
     torch.manual_seed(0)
@@ -120,9 +114,7 @@ def shards(tmp_path_factory):
 
 @pytest.fixture
 def small_mirror(tmp_path, monkeypatch):
-    """Remote shards in a mirror of the test's own, in small pieces and without waiting between
-    attempts.
-    """
+    """Remote shards in the test's own mirror, in small pieces, without waits between attempts."""
     from silc_bench.datasets.files import remote
     from silc_bench.datasets.files import remote as remote_source
 

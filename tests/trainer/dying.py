@@ -1,5 +1,6 @@
-"""How a process dies. A module of its own, as a new process that is to die imports nothing else for
-it.
+"""How a process dies.
+
+A module of its own, as a new process that is to die imports nothing else for it.
 """
 
 import os

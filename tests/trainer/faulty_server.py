@@ -1,6 +1,4 @@
-"""A web server on the loopback that fails on purpose: it drops, stalls, truncates, forgets ranges,
-or changes a file.
-"""
+"""A web server on the loopback that drops, stalls, truncates, forgets ranges, or changes a file."""
 
 import hashlib
 import http.server
@@ -9,8 +7,9 @@ from collections import Counter
 
 
 class FaultyServer:
-    """Serves ``files`` {name: bytes} with ranges. ``fault(name, start, count)`` -> None, or the
-    name of a fault.
+    """Serves ``files`` {name: bytes} with ranges.
+
+    ``fault(name, start, count)`` -> None, or the name of a fault.
 
     Faults: "drop" (half of the body, then the connection is closed), "truncate" (half of it, as if
     that were all), "stall" (no body until the test is over), "error" (500), "everything" (the range

@@ -1,5 +1,4 @@
-"""A few processes that answer as ranks of a gloo group, started once for all tests (seconds) and
-used many times.
+"""A few processes that answer as ranks of a gloo group, started once (seconds) for all tests.
 
 ``pool.run(3, function, *args)`` -> [result of rank 0, of rank 1, of rank 2]. Functions and
 arguments are pickled, so a function must be at the top of a module that a new process finds, as
@@ -27,8 +26,9 @@ class GlooPool:
             self._processes.append(process)
 
     def run(self, world, function, *args, **kwargs):
-        """``function`` in a group of the first ``world`` processes. AssertionError with the
-        tracebacks of ranks that failed.
+        """``function`` in a group of the first ``world`` processes.
+
+        AssertionError with the tracebacks of ranks that failed.
         """
         return self._run(world, True, function, args, kwargs)
 

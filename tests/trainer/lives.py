@@ -1,6 +1,4 @@
-"""A part of a run in a process of its own, which dies or is told to stop at a place of
-``PLACES``.
-"""
+"""A part of a run in its own process, which dies or is told to stop at one of ``PLACES``."""
 
 import io
 import json
@@ -20,9 +18,7 @@ from silc_bench.trainer.silc.teacher import Teacher
 
 
 def at(number, owner, name, act):
-    """Before call ``number`` of this process (from 1) of owner.name, do ``act`` with its
-    arguments.
-    """
+    """Before call ``number`` of this process (from 1) of owner.name, ``act`` on its arguments."""
     real, calls = getattr(owner, name), [0]
 
     def replaced(*args, **kwargs):
@@ -57,9 +53,7 @@ def warned(*args):
 
 
 def signal_to_the_group(*args):
-    """As a scheduler does, from outside: the process that reads the data is told to stop as
-    well.
-    """
+    """As a scheduler does, from outside: the process that reads the data is told to stop too."""
     group, sender = os.getpgrp(), os.fork()
     if sender == 0:
         os.setsid()
@@ -98,8 +92,9 @@ def uncounted(config, **how):
 
 
 def live(config, run, resume, place, count, is_waiting):
-    """``run_training``, until pass ``count`` of ``place`` or to the end. ``is_waiting``: each step
-    for its checkpoint.
+    """``run_training``, until pass ``count`` of ``place`` or to the end.
+
+    ``is_waiting``: each step for its checkpoint.
     """
     loop.TOKENIZER_CAPTIONS, health.flops_per_image = 50, uncounted
     if is_waiting:

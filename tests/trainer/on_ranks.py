@@ -1,6 +1,4 @@
-"""What the ranks of a GlooPool are asked to do; with one process each of these does the same
-without a group.
-"""
+"""What the ranks of a GlooPool are asked to do; one process does the same without a group."""
 
 import copy
 import io
@@ -47,8 +45,9 @@ def rows_of(batch):
 
 
 def train(config, tokenizer, batches, dtype=torch.float32, plant=None):
-    """Values and gradients of every step, and all that the run holds at its end. ``plant``: a rank
-    whose weights get a NaN.
+    """Values and gradients of every step, and all that the run holds at its end.
+
+    ``plant``: a rank whose weights get a NaN.
     """
     torch.set_default_dtype(dtype)  # of the weights
     try:
@@ -91,8 +90,9 @@ def message_of_train(*args, **kwargs):
 
 
 def losses(images, texts):
-    """Mean value over the ranks and this rank's gradients of both image-text losses; float64 [V, B,
-    D] and [B, D].
+    """Mean value over the ranks and this rank's gradients of both image-text losses.
+
+    float64 [V, B, D] and [B, D].
     """
     share = len(texts) // num_ranks()
     mine = slice(first_of(share), first_of(share) + share)
@@ -110,8 +110,9 @@ def losses(images, texts):
 
 
 def gathered(rows):
-    """gather of this rank's row, and the gradients of sum(weights * (gathered + other)) with this
-    rank's weights.
+    """gather of this rank's row, and the gradients of sum(weights * (gathered + other)).
+
+    With this rank's weights.
     """
     row = rows[rank()].clone().requires_grad_()
     everyone = gather(row[None])
@@ -140,8 +141,7 @@ def views(config, images, sizes, step):
     return make_views(images[mine], sizes[mine], config, 5, step, first=first_of(share))
 
 
-# --- a whole run, as torchrun starts it
-# ------------------------------------------------------------------------------------
+# --- a whole run, as torchrun starts it -----------------------------------------------------------
 
 
 def run(config, folder, *, resume=False, at=(), event=None, gate=None):

@@ -1,5 +1,6 @@
-"""Adafactor against a transcription to numpy over 50 steps, its state and what that weighs, and a
-resume in the middle.
+"""Adafactor against a numpy transcription over 50 steps, its state's weight, and a resume.
+
+The resume is in the middle.
 """
 
 import copy
@@ -25,9 +26,7 @@ def bf16(x):
 
 
 class Numpy:
-    """big_vision's ``scale_by_adafactor``, from its parts in optax: factored_rms, then an average
-    kept in bf16.
-    """
+    """big_vision's ``scale_by_adafactor``, from optax: factored_rms, then an average in bf16."""
 
     def __init__(self, weight):
         self.weight, self.t, self.momentum = weight.astype(np.float64), 0, np.zeros(weight.shape)
@@ -81,12 +80,12 @@ def advance(weights, optimizer, steps):
         optimizer.step()
 
 
-@pytest.mark.parametrize(
-    "done", [0, 9_950]
-)  # updates before; from the 5,624th on the decay rate is the largest
+# updates before; from the 5,624th on the decay rate is the largest
+@pytest.mark.parametrize("done", [0, 9_950])
 def test_fifty_steps_equal_numpy(done):
-    """Every kind of tensor; the rate changes. Where a momentum lies between two values of bf16 it
-    may be rounded to either.
+    """Every kind of tensor; the rate changes.
+
+    Where a momentum lies between two values of bf16 it may be rounded to either.
     """
     weights, optimizer = start()
     peers = [Numpy(w.detach().numpy()) for w in weights]

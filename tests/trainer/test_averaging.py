@@ -1,6 +1,4 @@
-"""The average of a run's weights: the formula, what it costs, and that it is measured, started from
-and resumed.
-"""
+"""The average of a run's weights: formula, cost, and measured, started from and resumed."""
 
 import io
 import shutil
@@ -77,9 +75,7 @@ def test_it_changes_nothing_of_the_run_and_is_absent_without_it(tiny):
 
 
 def test_weights_of_another_average_are_refused_before_any_is_taken(tiny):
-    """One name too many, one too few, and a shape that would be spread over the tensor in its
-    place.
-    """
+    """One name too many, one too few, and a shape that would be spread over its tensor."""
     student = Student(tiny())
     init_weights(student, 0)
     average = Average(student)

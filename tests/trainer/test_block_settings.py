@@ -1,5 +1,6 @@
-"""Settings that make a step cheaper and change no result: activation checkpointing to the bit,
-torch.compile to a rounding.
+"""Settings that make a step cheaper and change no result.
+
+Activation checkpointing to the bit, torch.compile to a rounding.
 """
 
 import copy
@@ -24,8 +25,9 @@ CPU = torch.device("cpu")
 
 
 def kept(config, batch, tokenizer):
-    """Bytes that the student's forward pass keeps for its backward pass, each storage once, weights
-    left out.
+    """Bytes that the student's forward pass keeps for its backward pass, each storage once.
+
+    Weights are left out.
     """
     state = TrainState.create(config, tokenizer, CPU)
     views = make_views(batch.images, batch.sizes, config.views, 0, 0, needs=config.view_kinds)
@@ -99,9 +101,7 @@ def test_the_teacher_computes_nothing_twice(tiny):
 
 
 def test_compile_compiles_each_block_and_nothing_else(tiny, monkeypatch):
-    """By a compiler that only writes down what it gets; a run resumed with it goes on to the
-    bit.
-    """
+    """By a compiler that only writes down its input; a run resumed with it goes on to the bit."""
     compiled, called = [], []
 
     def compile_nothing(function, **options):

@@ -1,5 +1,6 @@
-"""Two and three gloo ranks against one process on the same global batch: losses, gradients, centre,
-teacher, weights.
+"""Two and three gloo ranks against one process on the same global batch.
+
+Losses, gradients, centre, teacher, weights.
 """
 
 import itertools
@@ -36,86 +37,7 @@ def close(one, other, tolerance=1e-6):
     torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
 
 
-# --- whole steps
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-# ----------------------------------------------------------------------------------------------------------
+# --- whole steps ----------------------------------------------------------------------------------
 
 VARIANTS = {
     "silc": {},
@@ -135,7 +57,7 @@ VARIANTS = {
 
 
 def both(tiny, pool, world, variant, dtype):
-    """What one process and what rank 0 of ``world`` end with; the ranks equal each other bit for bit."""
+    """What one process and rank 0 of ``world`` end with; the ranks are equal bit for bit."""
     changes = {
         "objective": "silc",
         "precision": "fp32",
@@ -158,7 +80,10 @@ def both(tiny, pool, world, variant, dtype):
     ("variant", "world"), list(zip(VARIANTS, itertools.cycle(WORLDS), strict=False))
 )
 def test_ranks_equal_one_process(tiny, pool, world, variant):
-    """Losses and gradients of each step, then weights, teacher and centre, in float64; each variant in one of the worlds."""
+    """Losses and gradients of each step, then weights, teacher and centre, in float64.
+
+    Each variant in one of the worlds.
+    """
     one, ranks = both(tiny, pool, world, variant, torch.float64)
     for mine, theirs in zip(ranks[0], one[0], strict=True):
         assert mine == pytest.approx(theirs, rel=1e-6)  # reported in fp32
@@ -181,8 +106,11 @@ def test_ranks_equal_one_process(tiny, pool, world, variant):
 
 
 def test_ranks_equal_one_process_in_fp32(tiny, pool):
-    """To 1e-6. Adam divides a gradient by its own size: where that is nothing but rounding (a key's bias, which a softmax does
-    not see) the update is rounding at the size of the rate, so later steps are compared where the gradient is more than that.
+    """To 1e-6.
+
+    Adam divides a gradient by its own size: where that is nothing but rounding (a key's bias, which
+    a softmax does not see) the update is rounding at the size of the rate, so later steps are
+    compared where the gradient is more than that.
     """
     one, ranks = both(tiny, pool, 2, "local+global, both images", torch.float32)
     for mine, theirs in zip(ranks[0], one[0], strict=True):
@@ -210,7 +138,7 @@ def test_what_is_not_finite_on_one_rank_stops_all_at_the_same_step(tiny, pool):
     assert answers[0][1].startswith("step 1: contrastive is not finite")
 
 
-# --- the parts ---------------------------------------------------------------------------------------------------------------
+# --- the parts ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("world", WORLDS)
@@ -286,7 +214,7 @@ def test_a_batch_that_does_not_divide_is_refused(monkeypatch, world, batch, near
     assert share_of(near) == near // world
 
 
-# --- a whole run, as torchrun starts it --------------------------------------------------------------------------------------
+# --- a whole run, as torchrun starts it -----------------------------------------------------------
 
 
 def whole(tiny, **changes):
@@ -302,7 +230,7 @@ def files_in(folder):
 
 
 def test_a_run_of_two_is_the_run_of_one(tiny, pool, tmp_path):
-    """Files, log and final weights; the tokenizer is trained once, and only the first rank writes."""
+    """Files, log and final weights; the tokenizer is trained once; only the first rank writes."""
     alone = on_ranks.run(whole(tiny), tmp_path / "one")
     assert (
         pool.run_as_torchrun(2, on_ranks.run, whole(tiny), tmp_path / "two")
@@ -350,7 +278,10 @@ def test_shards_with_damage_are_shared_as_one_process_reads_them(tiny, pool, tmp
 def test_a_signal_is_told_of_by_rank_0_whoever_received_it_and_whoever_ends_first(
     tiny, pool, tmp_path, receivers, to, first
 ):
-    """All ranks stop after the same step, and the one sentence names the signal, who received it and what is saved."""
+    """All ranks stop after the same step, and one sentence says why.
+
+    It names the signal, who received it and what is saved.
+    """
     os.mkfifo(tmp_path / "gate")
     how = {
         "at": [(rank, 3) for rank in receivers],
@@ -429,7 +360,7 @@ def test_a_batch_that_cannot_be_shared_stops_before_anything_is_read(tiny, pool,
     )
 
 
-# --- evaluation --------------------------------------------------------------------------------------------------------------
+# --- evaluation -----------------------------------------------------------------------------------
 
 
 def written(folder):
@@ -454,7 +385,10 @@ def trained(tiny, tmp_path_factory):
 
 
 def test_records_of_several_processes_are_those_of_one(trained, pool, tmp_path):
-    """77 pictures in batches of 10: neither divides. With a store, again from it, and with another number of ranks."""
+    """77 pictures in batches of 10: neither divides.
+
+    With a store, again from it, and with another number of ranks.
+    """
     run = trained
     expected = on_ranks.evaluate_run(run, tmp_path / "one", 10)
     assert (

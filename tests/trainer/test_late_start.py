@@ -1,5 +1,6 @@
-"""The teacher begins late: before it a run is the contrastive one bit for bit; it begins as the
-student; resumed exactly.
+"""The teacher begins late: before it a run is the contrastive one; it begins as the student.
+
+Bit for bit before it, and resumed exactly.
 
 Then the presets that are built of these parts, shrunk until they run here.
 """
@@ -81,7 +82,8 @@ def test_before_the_start_it_is_the_contrastive_run_bit_for_bit(tiny):
 
 
 def test_before_the_start_it_costs_nothing(tiny, monkeypatch):
-    """No view is made that only a teacher needs, no mask drawn, the teacher never asked;
+    """No view is made that only a teacher needs, no mask drawn, the teacher never asked.
+
     local+global encodes no more.
     """
     config, asked = late(tiny, distillation={"start_fraction": 0.5, "pairs": "local+global"}), []
@@ -171,9 +173,7 @@ def test_a_resume_anywhere_about_the_start_is_exact(tiny, kind):
 
 
 def test_adafactor_is_as_fresh_for_a_weight_that_begins_late():
-    """Its first updates, after 40 of another weight, are those of an optimiser that begins with
-    it.
-    """
+    """Its first updates, after 40 of another weight, are those of a fresh optimiser."""
     early, weight, twin = (torch.ones(40, 64, requires_grad=True) for _ in range(3))
     both, alone = (
         Adafactor([{"params": params, "weight_decay": 0.0}], 1e-2, 0.9)
@@ -208,84 +208,7 @@ def test_a_start_that_cannot_be_is_refused(tiny, fraction, words):
         tiny(steps=STEPS, distillation={"start_fraction": fraction})
 
 
-# --- the presets
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-# ---------------------------------------------------------------------------------------------------------
+# --- the presets ----------------------------------------------------------------------------------
 
 SMALL = [
     *(
@@ -313,7 +236,7 @@ TAUGHT_STEPS = {"siglip2_dense": [5], "tips": [1, 2, 3, 4, 5]}
 
 @pytest.mark.parametrize("preset", TAUGHT_STEPS)
 def test_a_preset_trains_is_evaluated_and_resumes(preset, tmp_path):
-    """Five steps on generated scenes; from the checkpoint before the last step it ends with the same bits."""
+    """Five steps on generated scenes; resumed before the last step it ends with the same bits."""
     config = configure(preset, "silc", data="shapes", sets=SMALL)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     console = Console(file=io.StringIO(), width=200)

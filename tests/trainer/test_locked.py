@@ -1,6 +1,4 @@
-"""``optim.locked``: the tower stays as it started, to the bit, and nothing is computed for it that
-only learning needs.
-"""
+"""``optim.locked``: the tower stays as it started; nothing is computed for its learning alone."""
 
 from __future__ import annotations
 
@@ -72,19 +70,15 @@ def test_a_locked_tower_stays_to_the_bit_and_all_others_move(side, micro_batch, 
 @pytest.mark.parametrize("side", list(OTHER))
 def test_it_is_not_computed_again_for_the_backward_pass(side, tiny):
     _, _, calls = steps_of(locked_config(tiny, side, micro_batch=4))
-    per_step = {
-        "text": 2,
-        "vision": 2 * (1 if side == "vision" else 2),
-    }  # micro-batches, times views of a size
+    # micro-batches, times views of a size
+    per_step = {"text": 2, "vision": 2 * (1 if side == "vision" else 2)}
     assert calls[side] == STEPS * per_step[side]
     assert calls[OTHER[side]] == 2 * STEPS * per_step[OTHER[side]], "what learns is"
 
 
 @pytest.mark.parametrize("side", list(OTHER))
 def test_micro_batches_give_the_same_gradients(side, tiny):
-    """Of the first step: what Adam makes of a gradient that is zero but for rounding is not
-    compared.
-    """
+    """Of the first step: what Adam makes of a gradient that is only rounding is not compared."""
     _, whole, _ = steps_of(locked_config(tiny, side), 1)
     _, parts, _ = steps_of(locked_config(tiny, side, micro_batch=2), 1)
     for (name, one), other in zip(

@@ -1,6 +1,4 @@
-"""Training on a pretended GPU: the numbers of a CPU, no tensor left behind on the host, and a host
-that waits for nothing.
-"""
+"""Training on a pretended GPU: the numbers of a CPU, no tensor left behind, no waiting host."""
 
 import copy
 import io
@@ -147,9 +145,8 @@ def rows_of(folder):
 def test_a_run_on_a_gpu_goes_on_from_its_checkpoint_and_says_what_one_on_a_cpu_says(
     tiny, tmp_path, monkeypatch
 ):
-    monkeypatch.setitem(
-        estimate.MATRIX, "cuda", 64
-    )  # a GPU's products take seconds here, and no rate is compared
+    # a GPU's products take seconds here, and no rate is compared
+    monkeypatch.setitem(estimate.MATRIX, "cuda", 64)
     config = tiny(
         steps=4,
         probe={"every": 4, "limit": 16, "tasks": "shapes/knn"},

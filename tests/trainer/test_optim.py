@@ -1,6 +1,4 @@
-"""AdamW against its formula in float64, which parameters decay and by how much, and the clipping of
-gradients.
-"""
+"""AdamW against its formula in float64, which parameters decay and how much, clipping."""
 
 import math
 from dataclasses import replace
@@ -79,8 +77,9 @@ def test_matrices_decay_and_nothing_else_does(loss, weight, masked):
 
 @pytest.mark.parametrize("share", [1.0, 0.25])
 def test_decay_is_big_visions(share):
-    """Without a gradient a matrix loses weight_decay of itself a step at the peak rate, and less
-    with the rate.
+    """Without a gradient a matrix loses weight_decay of itself a step at the peak rate.
+
+    And less with the rate.
     """
     model = student()
     optimizer = make_optimizer(model, OPTIM)
@@ -97,9 +96,7 @@ def test_decay_is_big_visions(share):
 
 @pytest.mark.parametrize("size", [1.0, 1e-7])  # of the gradients; 1e-8 is added to a root
 def test_steps_equal_the_formula_in_float64(size):
-    """Loshchilov & Hutter 1711.05101, algorithm 2, at a rate that changes and at momenta that are
-    not the default.
-    """
+    """Loshchilov & Hutter 1711.05101, algorithm 2, at a changing rate and unusual momenta."""
     model, rates, config = (
         student(),
         [1e-3, 1e-2, 4e-3, 1e-3],
@@ -149,9 +146,7 @@ def test_gradients_are_clipped_by_their_global_norm(max_norm, is_clipped):
 
 @pytest.mark.parametrize("kind", ["adamw", "adafactor"])
 def test_layers_further_from_the_end_move_less(kind):
-    """BEiT's rule: blocks of a tower of depth 3 at 0.5, 0.25, 0.125 of the rate, what embeds at
-    0.0625, the rest at 1.
-    """
+    """BEiT's rule for a tower of depth 3: rates 0.5, 0.25, 0.125, embedding 0.0625, the rest 1."""
     config = Config(
         preset="deep",
         vision=VisionConfig(image_size=16, patch_size=8, **SIZE | {"depth": 3}),
@@ -183,8 +178,9 @@ def test_layers_further_from_the_end_move_less(kind):
 
 
 def test_without_layer_decay_there_are_the_groups_of_ever(tmp_path):
-    """A run begun before rates had layers goes on: two groups, and a saved one without its share
-    takes the whole rate.
+    """A run begun before rates had layers goes on.
+
+    Two groups, and a saved one without its share takes the whole rate.
     """
     optimizer = make_optimizer(student(), OPTIM)
     assert len(optimizer.param_groups) == 2

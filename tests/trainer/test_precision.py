@@ -67,9 +67,7 @@ def test_every_preset_leaves_it_to_the_machine():
 
 @pytest.mark.usefixtures("few_captions")
 def test_a_run_keeps_the_precision_it_began_in(tiny, tmp_path, monkeypatch):
-    """Begun where bf16 is emulated, resumed where it is native: the weights are those of the run
-    that stayed.
-    """
+    """Begun where bf16 is emulated, resumed where native: the weights of the run that stayed."""
 
     def run(folder, steps, *, resume, **changes):
         config = tiny(checkpoint_every=2, log_every=2, samples=8 * 4, **changes)

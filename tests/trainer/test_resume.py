@@ -1,5 +1,4 @@
-"""A run that is killed or stopped anywhere and resumed ends bit for bit where the uninterrupted one
-does.
+"""A run that is killed or stopped anywhere and resumed ends bit for bit as the uninterrupted one.
 
 Real processes die by SIGKILL here, one for every part of every run, at the places that ``LIVES``
 names; only the files that the dead leave behind go on. The run that nothing interrupts is made in
@@ -52,11 +51,8 @@ LIVES = {
     "dies logging, then of two signals": [("inside a row of the log", 1), ("two signals", 4)],
     "dies, then is told to stop": [("before a step", 4), ("signal to the group", 3)],
 }
-HOW = {
-    "two signals": -signal.SIGTERM,
-    "signal to the group": 1,
-    "warned": 1,
-}  # exit code; of every other place SIGKILL's
+# exit code; of every other place SIGKILL's
+HOW = {"two signals": -signal.SIGTERM, "signal to the group": 1, "warned": 1}
 SOURCES = {"shapes": list(LIVES)[:5], "shards": list(LIVES)[5:]}
 CASES = [(source, life) for source, lives in SOURCES.items() for life in lives]
 
@@ -92,9 +88,7 @@ def same_run(one, other):
 
 @pytest.fixture(scope="module")
 def _uncounted():
-    """Counting a step's operations, for the rows' mfu alone, takes as long as the steps of so small
-    a run.
-    """
+    """Counting a step's operations, for mfu alone, takes as long as the steps of so small a run."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("silc_bench.trainer.monitor.health.flops_per_image", lives.uncounted)
         yield
@@ -102,8 +96,9 @@ def _uncounted():
 
 @pytest.fixture(scope="module")
 def configs(tiny, shards):
-    """Distillation of globals and locals in fp32 on generated scenes; bf16 on shards, of which one
-    picture is damaged.
+    """Distillation of globals and locals in fp32 on generated scenes; bf16 on shards.
+
+    Of the shards one picture is damaged.
     """
     rhythm = {"steps": STEPS, "checkpoint_every": 2, "log_every": 3}
     return {
@@ -143,9 +138,8 @@ def stopped(configs, tmp_path_factory, _uncounted):
 def test_a_killed_run_ends_as_the_uninterrupted_one(whole, configs, tmp_path, source, life):
     config, run, said, codes = configs[source], tmp_path / "run", tmp_path / "said", []
     for number, (place, count) in enumerate([*LIVES[life], (None, 0)]):
-        workers = (
-            1 if place == "signal to the group" else 0
-        )  # how many read the data is no part of the result
+        # how many read the data is no part of the result
+        workers = 1 if place == "signal to the group" else 0
         used = replace(config, data=replace(config.data, num_workers=workers))
         is_waiting = life != "dies saving"  # there the main thread trains on while the writer dies
         codes.append(
@@ -234,8 +228,9 @@ def test_another_rhythm_of_checkpoints_is_no_other_run(configs, whole, stopped, 
 def test_what_a_step_keeps_in_memory_may_change(
     configs, whole, stopped, tmp_path, monkeypatch, changes, allowed
 ):
-    """Blocks computed anew end to the bit; parts of a batch at a time add in another order. Both
-    are really in use.
+    """Blocks computed anew end to the bit; parts of a batch at a time add in another order.
+
+    Both are really in use.
     """
     shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
     states, real = [], loop._loop
@@ -255,9 +250,7 @@ def test_what_a_step_keeps_in_memory_may_change(
 
 
 def test_killed_before_the_first_checkpoint_it_starts_anew(configs, tmp_path, monkeypatch):
-    """There is nothing to resume; the same command without --resume goes through, and its log is
-    whole.
-    """
+    """There is nothing to resume; the same command without --resume succeeds, its log whole."""
     config = configs["shapes"]
 
     def stop(state, batch):
@@ -279,83 +272,14 @@ def test_killed_before_the_first_checkpoint_it_starts_anew(configs, tmp_path, mo
     assert [row["step"] for row in rows(tmp_path)] == [3, 6, 9]
 
 
-# --- signals
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-# -------------------------------------------------------------------------------------------------------------
+# --- signals --------------------------------------------------------------------------------------
 
 
 def interrupted(config, run, kind, step, monkeypatch):
-    """Start ``config``, send this process ``kind`` inside optimiser step ``step``; what was printed and what was raised."""
+    """Start ``config``, send this process ``kind`` inside optimiser step ``step``.
+
+    What was printed and what was raised.
+    """
     real, console = loop.train_step, Console(file=io.StringIO(), width=200)
 
     def signalled(state, batch):

@@ -1,6 +1,4 @@
-"""The learning rate: published points of both schedules, and what holds at every step of any of
-them.
-"""
+"""The learning rate: published points of both schedules, and what holds at every step."""
 
 import itertools
 import math
@@ -40,8 +38,9 @@ def test_rsqrt_halves_when_the_steps_are_four_times_as_many():
 
 
 def test_rsqrt_is_big_visions_with_the_warm_up_as_its_time_scale():
-    """Its rate after the warm-up is peak / sqrt(1 + (update - warmup) / timescale), at 10,000 steps
-    half of ours in the end.
+    """Its rate after the warm-up is peak / sqrt(1 + (update - warmup) / timescale).
+
+    At 10,000 steps half of ours in the end.
     """
     steps, warmup = 1_220_703, 50_000
     b16 = make_preset("b16").optim
@@ -52,9 +51,7 @@ def test_rsqrt_is_big_visions_with_the_warm_up_as_its_time_scale():
 
 
 def test_rsqrt_cools_down_in_a_straight_line_to_nothing():
-    """The factor on top of 1/sqrt falls by the same amount each step and would be 0 one step after
-    the last.
-    """
+    """The factor on top of 1/sqrt falls evenly and would be 0 one step after the last."""
     found = rates(1000, RSQRT)
     factors = [found[i] / (PEAK * math.sqrt(100 / (i + 1))) for i in range(799, 1000)]
     assert factors[0] == pytest.approx(1.0)
@@ -64,9 +61,8 @@ def test_rsqrt_cools_down_in_a_straight_line_to_nothing():
 
 def test_cosine_is_half_a_cosine():
     found = rates(1000, COSINE)
-    middle = (
-        99 + (1001 - 100) / 2
-    )  # where the update number is half way from the peak to one after the last
+    # where the update number is half way from the peak to one after the last
+    middle = 99 + (1001 - 100) / 2
     assert (found[math.floor(middle)] + found[math.ceil(middle)]) / 2 == pytest.approx(
         PEAK / 2, rel=1e-6
     )
@@ -76,8 +72,9 @@ def test_cosine_is_half_a_cosine():
 
 
 def test_wsd_is_constant_and_then_falls_by_a_root():
-    """Haegele et al. 2405.18392: 1 - sqrt(progress): a quarter of the way down half of the peak is
-    left, at its end nothing.
+    """Haegele et al. 2405.18392: 1 - sqrt(progress).
+
+    A quarter of the way down half of the peak is left, at its end nothing.
     """
     found = rates(1000, WSD)
     assert found[99:799] == pytest.approx([PEAK] * 700)
@@ -86,8 +83,7 @@ def test_wsd_is_constant_and_then_falls_by_a_root():
     assert longer[698:] == pytest.approx([PEAK * (1 - math.sqrt(k / 301)) for k in range(301)])
 
 
-# --- the teacher's momentum
-# ------------------------------------------------------------------------------------------------
+# --- the teacher's momentum -----------------------------------------------------------------------
 
 
 def test_a_fixed_momentum_is_the_same_at_every_step():
@@ -117,8 +113,9 @@ def test_the_distance_to_one_grows_with_the_batch(batch, momentum):
 
 
 def test_the_real_recipe():
-    """50,000 steps of warm-up and of cool-down in 1.22 million: the peak, the 1/sqrt law between,
-    nearly nothing at the end.
+    """50,000 steps of warm-up and of cool-down in 1.22 million.
+
+    The peak, the 1/sqrt law between, nearly nothing at the end.
     """
     config = make_preset("b16")
     steps, optim = config.num_steps, config.optim

@@ -1,6 +1,4 @@
-"""The training step against one written out in plain PyTorch, the ablation's exact identities, and
-how a run stops.
-"""
+"""The training step against plain PyTorch, the ablation's exact identities, how a run stops."""
 
 import copy
 import io
@@ -61,13 +59,13 @@ def differing(one, other):
     }
 
 
-# --- one step, written out
-# -----------------------------------------------------------------------------------------------
+# --- one step, written out ------------------------------------------------------------------------
 
 
 class PlainRun:
-    """SILC's step with torch's optimiser and loops for the losses, the average and the centre;
-    towers and views are shared.
+    """SILC's step with torch's optimiser and loops for the losses, the average and the centre.
+
+    Towers and views are shared.
     """
 
     def __init__(self, config, tokenizer):
@@ -233,9 +231,7 @@ def test_bf16_keeps_weights_and_average_in_fp32(tiny):
 
 
 def test_it_learns(tiny):
-    """25 steps on the real path bring the contrastive loss down by half, and the student away from
-    the teacher.
-    """
+    """25 real steps halve the contrastive loss, and take the student away from the teacher."""
     state, rows = steps(tiny(steps=25, optim={"lr": 3e-3}), 25)
     assert rows[-1]["contrastive"] < rows[0]["contrastive"] / 2
     assert differing(state.student.vision, state.teacher.vision) == set(
@@ -243,8 +239,7 @@ def test_it_learns(tiny):
     )
 
 
-# --- the ablation is one code path
-# ---------------------------------------------------------------------------------------
+# --- the ablation is one code path ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("images", ["global", "original+global"])
@@ -313,13 +308,13 @@ def test_the_same_seed_gives_the_same_run_and_another_another(tiny):
     assert "vision.patch.weight" in differing(one.student, other.student)
 
 
-# --- values that are not finite
-# ------------------------------------------------------------------------------------------
+# --- values that are not finite -------------------------------------------------------------------
 
 
 def moving_parts(state):
-    """Bytes of weights, average, centre and moments, so that a planted NaN equals itself; and the
-    counters.
+    """Bytes of weights, average, centre and moments; and the counters.
+
+    Bytes, so that a planted NaN equals itself.
     """
     parts = state.student.state_dict() | {
         f"teacher.{n}": v for n, v in state.teacher.state_dict().items()
@@ -400,8 +395,7 @@ def test_a_row_of_a_step_that_overflowed_the_student_is_a_sentence(tiny, tmp_pat
     assert checkpoint.all_in(tmp_path) == []
 
 
-# --- a run and its folder
-# ------------------------------------------------------------------------------------------------
+# --- a run and its folder -------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -524,7 +518,10 @@ def test_a_full_disk_names_the_last_good_checkpoint(tiny, tmp_path, monkeypatch)
     monkeypatch.setattr(torch, "save", fills_up)
     with pytest.raises(
         RunError,
-        match=r"step 4: the checkpoint could not be written .*the last good one is .*step_00000002.pt",
+        match=(
+            r"step 4: the checkpoint could not be written .*the last good one is "
+            r".*step_00000002.pt"
+        ),
     ):
         run(config, tmp_path)
     assert [p.name for p in (tmp_path / "checkpoints").iterdir() if p.suffix != ".json"] == [

@@ -1,6 +1,4 @@
-"""The command line as its users meet it: what it prints, writes, refuses, and with which exit
-code.
-"""
+"""The command line as its users meet it: what it prints, writes, refuses, and its exit codes."""
 
 from __future__ import annotations
 
@@ -185,8 +183,8 @@ for words in json.loads(sys.argv[1]):
         except SystemExit as end:
             code = end.code
     imported = [name for name in ("torch", "sklearn", "transformers") if name in sys.modules]
-    ends.append({"code": code, "stdout": out.getvalue(), "stderr": err.getvalue(), "imported":
-    imported})
+    said = {"code": code, "stdout": out.getvalue(), "stderr": err.getvalue()}
+    ends.append(said | {"imported": imported})
 print(json.dumps(ends))
 """
 COMPARE = ("compare", "shapes_tiny-silc:student", "shapes_tiny-silc:teacher")
@@ -205,8 +203,9 @@ COMMANDS = {  # words, and the exit code; none of them computes with a model
 
 @pytest.fixture(scope="module")
 def ends(results, tmp_path_factory):
-    """{command: how it ended}. One process runs them in turn: a module that one has imported, the
-    next ones show too.
+    """{command: how it ended}.
+
+    One process runs them in turn: a module that one has imported, the next ones show too.
     """
     out = tmp_path_factory.mktemp("out")
     lines = [
@@ -263,8 +262,8 @@ def test_a_reader_that_goes_away_ends_it_quietly(args):
 
 
 FEW_CAPTIONS = (
-    "import silc_bench.trainer.loop; silc_bench.trainer.loop.TOKENIZER_CAPTIONS = 50; from silc_bench.cli.app import main; "
-    "main()"
+    "import silc_bench.trainer.loop; silc_bench.trainer.loop.TOKENIZER_CAPTIONS = 50; "
+    "from silc_bench.cli.app import main; main()"
 )
 
 
@@ -464,7 +463,10 @@ def test_overwrite_measures_again(run, tmp_path):
         (["--ckpt", "{tmp}/none"], "checkpoint {tmp}/none: no such file or folder"),
         (
             ["--ckpt", "{tmp}"],
-            "checkpoint {tmp}: a folder without checkpoints/step_*.pt of a run, or model.safetensors",
+            (
+                "checkpoint {tmp}: a folder without checkpoints/step_*.pt of a run, "
+                "or model.safetensors"
+            ),
         ),
         (
             ["--ckpt", "{run}/log.jsonl"],
@@ -576,7 +578,8 @@ def test_a_family_without_a_data_root_means_what_can_be_measured(run, tmp_path):
         "cpu",
     )
     assert said.startswith(
-        "left out without --data-root: cifar10/knn, cifar10/zeroshot, cifar100/knn, cifar100/zeroshot, "
+        "left out without --data-root: cifar10/knn, cifar10/zeroshot, cifar100/knn, "
+        "cifar100/zeroshot, "
     )
     assert {record.task.name for record in load_all(tmp_path)} == {
         "shapes/knn",
@@ -721,9 +724,9 @@ def commands_that_write(run, results, place):
 def test_a_place_that_cannot_be_written_is_found_before_any_work(run, results, tmp_path, name):
     (tmp_path / "file").write_text("mine")
     for command in commands_that_write(run, results, tmp_path / name):
-        assert (
-            fail(*command)
-            == f"cannot write to {tmp_path / name}: {tmp_path}/file is not a folder; choose another one"
+        assert fail(*command) == (
+            f"cannot write to {tmp_path / name}: {tmp_path}/file is not a folder; "
+            "choose another one"
         )
     assert (tmp_path / "file").read_text() == "mine"
 
@@ -742,8 +745,9 @@ def test_a_full_disk_is_one_sentence(run, tmp_path, monkeypatch):
 
 
 LESS_MEMORY = (
-    "A training step needs less with --set micro_batch=N or --set checkpointing=blocks, and `silc-bench train --dry-run` counts"
-    " it by part; an evaluation with a smaller --batch-size"
+    "A training step needs less with --set micro_batch=N or --set checkpointing=blocks, "
+    "and `silc-bench train --dry-run` counts it by part; "
+    "an evaluation with a smaller --batch-size"
 )
 
 

@@ -1,5 +1,6 @@
-"""The demo's whole way - two runs, every task, pictures, page - at the size of a test; a second
-call does nothing anew.
+"""The demo's whole way at the size of a test; a second call does nothing anew.
+
+The way: two runs, every task, pictures, page.
 """
 
 from __future__ import annotations
@@ -32,17 +33,12 @@ pytestmark = pytest.mark.broad
 
 STEPS, BATCH = 3, 8
 TASKS = 10
-NUM_TEST, NUM_MASKS = (
-    20,
-    40,
-)  # images that are scored, and images whose pixels a dense probe learns from
-NUM_TRAIN = (
-    1000  # the fewest scenes that hold ten of each class, as the main metric of few-shot needs
-)
-FEW = (
-    "shapes/retrieval",
-    "shapes/zeroshot",
-)  # for what stops and goes on: neither has anything to learn
+# images that are scored, and images whose pixels a dense probe learns from
+NUM_TEST, NUM_MASKS = 20, 40
+# the fewest scenes that hold ten of each class, as the main metric of few-shot needs
+NUM_TRAIN = 1000
+# for what stops and goes on: neither has anything to learn
+FEW = ("shapes/retrieval", "shapes/zeroshot")
 
 
 def tiny_preset():
@@ -202,8 +198,9 @@ def test_the_page_holds_tables_and_pictures(finished):
 
 
 def columns_of(path, count):
-    """The sheet's cells [SHOWN, CELL, CELL, 3] of each column; columns stand in pairs, each row
-    below its titles.
+    """The sheet's cells [SHOWN, CELL, CELL, 3] of each column.
+
+    Columns stand in pairs, each row below its titles.
     """
     pixels, start, step = (
         np.asarray(Image.open(path)),

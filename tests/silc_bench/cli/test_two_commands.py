@@ -1,5 +1,6 @@
-"""Whole commands that are killed, and whole commands at the same time: one record, the same
-numbers, nothing encoded twice.
+"""Whole commands that are killed, and at the same time: one record, nothing encoded twice.
+
+The numbers are the same too.
 
 Each is a process of its own that runs the command line (``counted_command``); what it encodes is
 counted, and it meets the test at agreed places through a connection of its own, so that nothing
@@ -22,10 +23,8 @@ from silc_bench.results.record import load_all
 from silc_bench.trainer.checkpoints.model import NativeImageModel
 
 pytestmark = pytest.mark.timing
-LIMIT, BATCH = (
-    60,
-    8,
-)  # pictures a split, of which kNN has two; pictures a forward pass, and here a part of the store
+# pictures a split, of which kNN has two; pictures a forward pass, and here a part of the store
+LIMIT, BATCH = 60, 8
 SETS = {
     **{
         f"{tower}.{name}": value
@@ -67,8 +66,9 @@ def run(tmp_path_factory):
 
 
 class Commands:
-    """``silc-bench eval`` of one model on kNN, each into a folder of results below ``home``, with
-    one store of embeddings.
+    """``silc-bench eval`` of one model on kNN, with one store of embeddings.
+
+    Each into a folder of results below ``home``.
     """
 
     def __init__(self, run, home):
@@ -90,9 +90,7 @@ class Commands:
         return [*words, "--cache", cache if cache == "off" else str(self.home / cache)]
 
     def here(self, results, cache="cache"):
-        """The same in this process, which is faster: what it printed, how many pictures it
-        encoded.
-        """
+        """The same in this process, which is faster: what it printed, how many it encoded."""
         sizes, encode = [], NativeImageModel.encode_image
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(
@@ -154,8 +152,9 @@ def test_a_killed_command_goes_on_where_it_was(commands):
 
 
 def test_two_commands_with_one_key_at_once_leave_one_record(commands):
-    """They meet before the first picture, when neither found a record, and again when both are
-    about to write theirs.
+    """They meet before the first picture, and again when both are about to write their records.
+
+    Before the first picture neither found one.
     """
     meetings, ends = zip(*(forked.context.Pipe() for _ in range(2)), strict=True)
     started = [commands.start("shared", meeting=end) for end in ends]

@@ -1,6 +1,4 @@
-"""``silc-bench data check``: what is there, what is wrong, the line that mends it; nothing is
-written.
-"""
+"""``silc-bench data check``: what is there, what is wrong, what mends it; nothing is written."""
 
 from __future__ import annotations
 
@@ -58,9 +56,9 @@ def test_what_is_wrong_and_the_line_that_mends_it(make, tmp_path):
     assert code == 2
     assert "wrong: cifar10 test in" in said
     assert (
-        "9 pictures (webdataset shards), and the set has 10; 1 of 10 classes have none, such as 'truck'"
-        in said
-    )
+        "9 pictures (webdataset shards), and the set has 10; 1 of 10 classes have none, "
+        "such as 'truck'"
+    ) in said
     assert "fix:   fetch what is missing" in said
     assert "cifar10 cannot be measured as it is" in error
 
@@ -77,9 +75,9 @@ def test_damaged_pictures_are_counted(make, tmp_path):
     assert code == 2
     assert "  skipped stray files of the system: 1 .DS_Store\n" in said
     assert (
-        f"wrong: 2 of 10 pictures cannot be decoded; the first: {tmp_path}/cifar10/test/cat/0.png is damaged"
-        in said
-    )
+        "wrong: 2 of 10 pictures cannot be decoded; the first: "
+        f"{tmp_path}/cifar10/test/cat/0.png is damaged"
+    ) in said
 
 
 def test_only_a_spread_part_is_decoded_unless_all_are_asked_for(make, tmp_path, monkeypatch):

@@ -1,6 +1,4 @@
-"""Fingerprints are remembered for files in exactly the state in which they were read, and for no
-others.
-"""
+"""Fingerprints are remembered for files in exactly the state they were read in, and no others."""
 
 from __future__ import annotations
 
@@ -39,8 +37,9 @@ def shards(make, tmp_path):
 
 @pytest.fixture
 def hashed(monkeypatch, tmp_path):
-    """Fingerprint of a word, as a command makes it, and how many pictures were read for it; all
-    files count as settled.
+    """Fingerprint of a word, as a command makes it, and how many pictures were read for it.
+
+    All files count as settled.
     """
     monkeypatch.setattr(fingerprints, "SETTLED", -1.0)
     store = Store(tmp_path / "cache")

@@ -1,6 +1,4 @@
-"""Every layout that docs/datasets.md lists, as ``silc-bench data check`` meets it: found, counted,
-ready, and untouched.
-"""
+"""Every layout of docs/datasets.md as ``silc-bench data check`` meets it: ready, and untouched."""
 
 from __future__ import annotations
 

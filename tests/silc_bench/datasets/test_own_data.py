@@ -1,6 +1,4 @@
-"""The user's own folders, shards and lists of captions: read as they are, or refused with a
-sentence.
-"""
+"""The user's own folders, shards and lists of captions: read as they are, or refused in words."""
 
 from __future__ import annotations
 
@@ -151,7 +149,10 @@ def listed(make, tmp_path, name, text, pictures=("a.jpg", "b.jpg")):
     [
         (
             "x.jsonl",
-            '{"file": "a.jpg", "captions": ["one", "two, too"]}\n\n{"file": "b.jpg", "captions": ["drei"]}\n',
+            (
+                '{"file": "a.jpg", "captions": ["one", "two, too"]}\n\n{"file": "b.jpg", '
+                '"captions": ["drei"]}\n'
+            ),
         ),
         (
             "x.jsonl",

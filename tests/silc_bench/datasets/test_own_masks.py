@@ -1,6 +1,4 @@
-"""The user's own pictures with masks: what CLASSES.json may say, what it may not, and what a
-command makes of it.
-"""
+"""The user's own masked pictures: what CLASSES.json may say, and what a command makes of it."""
 
 from __future__ import annotations
 
@@ -126,7 +124,10 @@ def test_a_list_that_is_too_short_or_too_long(make, tmp_path):
     word = write(tmp_path, make, ["sky", "road"])
     with pytest.raises(
         UserError,
-        match=r"a.png has the value 2 in .* the 2 classes have the values 0 to 1, and 255 is not scored;",
+        match=(
+            r"a.png has the value 2 in .* the 2 classes have the values 0 to 1, "
+            r"and 255 is not scored;"
+        ),
     ):
         parse(word).load("test")
     (tmp_path / "classes.json").write_text(json.dumps(["sky", "road", "tree", "sea", "car"]))
@@ -191,7 +192,10 @@ def test_pictures_and_masks_that_do_not_match(make, tmp_path):
     (tmp_path / "masks/deep/b.png").unlink()
     with pytest.raises(
         UserError,
-        match=r"1 of 2 pictures .* have no mask, such as b.jpg; its mask would be .*masks/deep/b.png",
+        match=(
+            r"1 of 2 pictures .* have no mask, such as b.jpg; "
+            r"its mask would be .*masks/deep/b.png"
+        ),
     ):
         parse(word).load("test")
 
@@ -202,6 +206,6 @@ def test_real_masks_of_coco():
     report = check(f"seg:{root}/images,{root}/masks,{root}/classes.json")
     assert not report.problems
     assert (
-        "  159 masks of 81 classes; background: label 0; not scored: values 255, 0.7 % of the pixels"
-        in report.found
-    )
+        "  159 masks of 81 classes; background: label 0; not scored: values 255, "
+        "0.7 % of the pixels"
+    ) in report.found

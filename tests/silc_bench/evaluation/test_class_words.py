@@ -36,9 +36,7 @@ def test_every_label_has_its_words(protocol, name):
 
 
 def test_words_stand_at_their_labels():
-    """A label's words hold its name, whatever the spaces; the few that are called otherwise are
-    known by hand.
-    """
+    """A label's words hold its name, whatever the spaces; the few exceptions are known by hand."""
     others = {}
     for protocol, name in LISTED:
         for own, words in zip(mask_names(name), class_words(name, protocol), strict=True):

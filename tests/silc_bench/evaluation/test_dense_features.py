@@ -1,6 +1,4 @@
-"""Dense features: cut, batched and put together as one window at a time would be, encoded once for
-all who ask.
-"""
+"""Dense features: as one window at a time would give them, encoded once for all who ask."""
 
 from __future__ import annotations
 

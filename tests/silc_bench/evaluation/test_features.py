@@ -32,8 +32,9 @@ class Pictures:
 
 
 class Grey:
-    """Embeds a picture as (grey, -grey) and a text as (length, 1); counts, and records the dtype it
-    computed in.
+    """Embeds a picture as (grey, -grey) and a text as (length, 1).
+
+    Counts, and records the dtype it computed in.
     """
 
     name, revision, embed_dim, image_size, patch_size = "grey", "0" * 16, 2, 4, 2
@@ -181,7 +182,10 @@ def test_features_that_are_not_finite_stop_the_run(value):
         RunError, match="grey gives image features that are not finite for picture 6 of greys/test"
     ):
         features.image("test")
-    dense = "grey gives tokens features that are not finite, or beyond fp16, for picture 6 of greys/test"
+    dense = (
+        "grey gives tokens features that are not finite, or beyond fp16, "
+        "for picture 6 of greys/test"
+    )
     with pytest.raises(RunError, match=dense):
         list(features.grids("test", None, "tokens"))
     with pytest.raises(RunError, match="not finite: 'ccc'"):

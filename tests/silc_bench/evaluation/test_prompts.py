@@ -1,6 +1,4 @@
-"""How classes become text: named sets, cleaning, files of prompts per class, and the two
-averages.
-"""
+"""How classes become text: named sets, cleaning, files of prompts a class, the two averages."""
 
 from __future__ import annotations
 

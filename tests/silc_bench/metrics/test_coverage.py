@@ -1,5 +1,6 @@
-"""Intervals from our standard errors hold the true score as often as they say: score +- 1.96
-errors, 95 of 100 times.
+"""Intervals from our standard errors hold the true score as often as they say.
+
+Score +- 1.96 errors: 95 of 100 times.
 """
 
 from __future__ import annotations
@@ -35,9 +36,7 @@ def mean_per_class(rng):
 
 
 def recall_of_captions(rng):
-    """Five captions a picture, which are hit or missed together: a picture's own rate is 0.1 or
-    0.9.
-    """
+    """Five captions a picture, hit or missed together: a picture's own rate is 0.1 or 0.9."""
     hits = rng.binomial(5, rng.choice([0.1, 0.9], size=200))
     counts = np.stack([hits, np.full(200, 5)], axis=1)
     return hits.sum() / 1000, stats.bootstrap_stderr(counts, lambda sums: sums[:, 0] / sums[:, 1])
@@ -61,8 +60,9 @@ def test_captions_counted_as_independent_would_not_cover():
 
 
 def test_intervals_of_few_shots_err_on_the_wide_side():
-    """Three draws tell little of their own spread: the interval must not promise more than it holds
-    by much.
+    """Three draws tell little of their own spread.
+
+    The interval must not promise more than it holds by much.
     """
 
     def draw(rng):

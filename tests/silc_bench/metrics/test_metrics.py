@@ -1,6 +1,4 @@
-"""Metrics against loops written from their definitions, against peer libraries, and on tables
-worked by hand.
-"""
+"""Metrics against loops from their definitions, peer libraries, and tables worked by hand."""
 
 from __future__ import annotations
 
@@ -166,9 +164,7 @@ def test_iou_of_pictures_of_odd_sizes_equals_torchmetrics_and_a_loop_over_pixels
 
 
 def boundary_by_erosion(mask, num_classes):
-    """[C, H, W] bool by the paper's words: each class, less what is left of it after d erosions by
-    3 x 3.
-    """
+    """[C, H, W] bool by the paper: each class, less what is left of it after d 3 x 3 erosions."""
     from scipy.ndimage import binary_erosion
 
     distance = max(1, round(0.02 * np.sqrt(mask.shape[0] ** 2 + mask.shape[1] ** 2)))

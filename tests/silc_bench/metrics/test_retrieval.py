@@ -1,6 +1,4 @@
-"""Retrieval ranks against a loop over exact fractions, against clip_benchmark, and in tiles of any
-size.
-"""
+"""Retrieval ranks against a loop over exact fractions, clip_benchmark, and tiles of any size."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Standard errors against simulation: the spread of a score over many repetitions is what its error
-claims. p against peers.
-"""
+"""Standard errors against simulation: the spread of a score over repetitions. p against peers."""
 
 from __future__ import annotations
 
@@ -67,9 +65,7 @@ def test_bootstrap_of_miou_by_simulation():
 
 @pytest.mark.filterwarnings("error")
 def test_draws_in_which_no_class_was_asked_for_do_not_count():
-    """A third of the draws of three pictures, of which one is asked about, hold nothing:
-    (2/3)^3.
-    """
+    """A third of the draws of three pictures, of which one is asked about, are empty: (2/3)^3."""
     counts = np.zeros((3, 2, 1))
     counts[0] = [[1], [2]]
     assert stats.bootstrap_stderr(counts, iou.mean_class_rate) == 0
@@ -131,9 +127,7 @@ def test_mcnemar_by_hand():
 
 
 def holm_by_definition(p):
-    """Step down: adjusted p of the i-th smallest is the largest of (M - j) p_j over j <= i, at most
-    1.
-    """
+    """Step down: the i-th smallest adjusted p is the largest (M - j) p_j over j <= i, at most 1."""
     order = sorted(range(len(p)), key=lambda index: p[index])
     adjusted = [0.0] * len(p)
     for i, index in enumerate(order):
@@ -214,9 +208,7 @@ def test_the_interval_covers_at_its_level(monkeypatch):
 
 
 def test_few_draws_of_the_shots_widen_the_interval():
-    """Both models are equal on average, but one set of shots favours this one and another that
-    one.
-    """
+    """Both models are equal on average, but one set of shots favours this one, another that one."""
     rng = np.random.default_rng(12)
     false, claimed, spread = 0, [], []
     for _ in range(600):

@@ -1,6 +1,4 @@
-"""Tiny random checkpoints in transformers' own layout, with tokenizers made here; every kind that
-`hf:` loads.
-"""
+"""Tiny random checkpoints in transformers' layout, with tokenizers; every kind that `hf:` loads."""
 
 from __future__ import annotations
 
@@ -57,9 +55,7 @@ def write(kind: str, folder: Path) -> Path:
 
 
 def network_of(config):
-    """A network whose every weight is random, biases and norms too, so that none of them can be
-    left out unseen.
-    """
+    """A network with every weight random, biases and norms too: none can be left out unseen."""
     import transformers
 
     with torch.random.fork_rng(devices=[]):
@@ -109,8 +105,12 @@ def _config(kind: str, vocab_size: int, special: dict[str, int]):
             architectures=["Siglip2Model"],
         )
         return config, {
-            "image_processor_type": "Siglip2ImageProcessor", "patch_size": 8, "max_num_patches": 20, "resample": 2, **HALF
-        }  # fmt: skip
+            "image_processor_type": "Siglip2ImageProcessor",
+            "patch_size": 8,
+            "max_num_patches": 20,
+            "resample": 2,
+            **HALF,
+        }
     if kind == "altclip":
         text |= {"project_dim": 20, "max_position_embeddings": LENGTH + 2}
         config = tf.AltCLIPConfig(

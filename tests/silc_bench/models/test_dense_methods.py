@@ -1,6 +1,4 @@
-"""Each dense method against its paper's formula in float64 from the weights; blocks taken apart;
-refusals.
-"""
+"""Each dense method against its paper's formula in float64; blocks taken apart; refusals."""
 
 from __future__ import annotations
 
@@ -70,9 +68,7 @@ def layer_norm(x, weight, bias, eps):
 
 
 def by_the_paper(method, q, k, v, first_patch):
-    """One head of one picture: q, k, v [N, d] -> [N, d], as the papers write it, pair of tokens by
-    pair of tokens.
-    """
+    """One head of one picture: q, k, v [N, d] -> [N, d], by pairs of tokens, as papers write it."""
     count, d = q.shape
     mixed = torch.zeros_like(v)
     for i in range(count):

@@ -1,6 +1,4 @@
-"""Our own checkpoints as models: what is loaded, what names it, what is refused; preprocessing
-against torchvision.
-"""
+"""Our own checkpoints as models: loaded, named, refused; preprocessing against torchvision."""
 
 from __future__ import annotations
 

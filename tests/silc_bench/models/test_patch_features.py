@@ -1,6 +1,4 @@
-"""The value path equals attention over a sequence of one token, the naive way to look at a token
-alone.
-"""
+"""The value path equals attention over a sequence of one token: a naive look at it alone."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""Pixels equal those of torchvision, open_clip, timm and transformers, bit for bit, on pictures of
-every shape and mode.
+"""Pixels equal torchvision's, open_clip's, timm's and transformers', bit for bit, of any picture.
+
+Of every shape and mode.
 """
 
 import os

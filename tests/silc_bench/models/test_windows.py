@@ -1,6 +1,4 @@
-"""Sliding windows: every pixel is covered, and the separable matrices are what mmsegmentation's
-loop computes.
-"""
+"""Sliding windows: every pixel is covered; the separable matrices are mmsegmentation's loop."""
 
 from __future__ import annotations
 
@@ -20,8 +18,9 @@ PATCH = 4
 
 
 def loop(view, layout, grid, height, width):
-    """Per window bilinear, summed and divided by the count, then bilinear to the mask: torch, in
-    float64.
+    """Per window bilinear, summed, divided by the count, then bilinear to the mask: float64.
+
+    By torch.
     """
     channels = grid.shape[-1]
     total = torch.zeros(1, channels, layout.height, layout.width, dtype=torch.float64)
@@ -115,10 +114,8 @@ def test_one_window_is_the_plain_path():
     shown = F.interpolate(
         torch.from_numpy(grid).permute(2, 0, 1)[None], size=(12, 12), mode="bilinear"
     )
-    for height, width in (
-        (12, 12),
-        (30, 17),
-    ):  # at the size that the tower saw, and resized from there to the mask
+    # at the size that the tower saw, and resized from there to the mask
+    for height, width in ((12, 12), (30, 17)):
         plain = F.interpolate(shown, size=(height, width), mode="bilinear")[0].permute(1, 2, 0)
         np.testing.assert_allclose(
             pixels_of(lambda cells: cells, grid, layout, height, width), plain.numpy(), atol=1e-6
@@ -128,9 +125,7 @@ def test_one_window_is_the_plain_path():
 @pytest.mark.parametrize("num_classes", [2, 31, 200, 333])
 @pytest.mark.parametrize("spread", [0.0, 3.0])
 def test_bounded_memory_changes_no_prediction(num_classes, spread, monkeypatch):
-    """Small tiles, logits made again for each, classes left out that cannot win: as the argmax of
-    all of them at once.
-    """
+    """Small tiles, logits made anew, classes left out that cannot win: as the argmax of all."""
     rng = np.random.default_rng(num_classes)
     view = View(20, 16, 8)
     layout = view.layout(20, 44, PATCH)

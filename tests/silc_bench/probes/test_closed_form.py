@@ -48,6 +48,7 @@ def test_ridge_survives_a_feature_that_never_changes():
 
 def test_shots_depend_on_labels_and_seed_alone():
     labels = np.random.default_rng(3).integers(0, 4, size=60)
+    # a global generator must not matter
     np.random.seed(0)  # noqa: NPY002
     torch.manual_seed(0)
     first = probes.shot_indices(labels, 5, 1, 4)

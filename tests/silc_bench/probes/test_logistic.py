@@ -95,8 +95,9 @@ def test_where_fp32_is_not_enough_float64_finishes(monkeypatch):
 
 
 def test_fp32_is_left_soon_where_it_gains_nothing(monkeypatch):
-    """Gradients with an error that does not shrink, as of many samples of collinear features: steps
-    lead nowhere for ever.
+    """Gradients with an error that does not shrink: steps lead nowhere for ever.
+
+    As of many samples of collinear features.
     """
     x, labels = clustered(np.random.default_rng(11), 200, 8, 4, 2.0)
     fit = fit_logistic(x, labels, COSTS)
@@ -131,8 +132,9 @@ def test_rounding_is_the_difference_to_float64():
 
 @pytest.mark.parametrize("own_rows", [3, 32])
 def test_the_model_of_the_curvature_is_divided_by_exactly(own_rows, monkeypatch):
-    """Against the dense matrix of each class; classes of unequal sizes, some with more samples than
-    are kept apart.
+    """Against the dense matrix of each class; classes of unequal sizes.
+
+    Some have more samples than are kept apart.
     """
     monkeypatch.setattr(logistic_problem, "OWN_ROWS", own_rows)
     x, labels = clustered(np.random.default_rng(13), 24, 5, 4)

@@ -1,5 +1,6 @@
-"""The closed-form probe against the discriminant written out on every up-sampled pixel, in
-float64.
+"""The closed-form probe against the discriminant written out on every up-sampled pixel.
+
+In float64.
 """
 
 from __future__ import annotations
@@ -90,9 +91,7 @@ def test_one_window_is_bilinear_upsampling():
 
 
 def test_the_penalty_is_chosen_on_pictures_left_out(monkeypatch):
-    """Two folds, every cell sampled: each penalty's score is that of the other fold's
-    discriminant.
-    """
+    """Two folds, every cell sampled: a penalty's score is that of the other fold's discriminant."""
     monkeypatch.setattr(dense_ridge, "FOLDS", 2)
     data, penalties = pictures(VIEWS["overlap"]), [1e-3, 1e-1, 10.0]
     _, details = summed(data).solve(penalties)

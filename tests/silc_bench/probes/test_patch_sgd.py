@@ -1,6 +1,4 @@
-"""The descended probe: its gradient against autograd, its schedule against the source's words, its
-layers folded.
-"""
+"""The descended probe: gradient against autograd, schedule as the source says, layers folded."""
 
 from __future__ import annotations
 
@@ -39,8 +37,9 @@ def test_the_gradient_equals_autograd_through_interpolation(band, monkeypatch):
 
 
 def test_the_schedule_is_dinov2s():
-    """mmcv's poly policy of power 1 to 0, times its linear warm-up of 1,500 steps from a millionth,
-    over 40,000 steps.
+    """mmcv's poly policy of power 1 to 0, times its linear warm-up, over 40,000 steps.
+
+    The warm-up takes 1,500 steps from a millionth.
     """
     for step in (0, 1, 700, 1499, 1500, 20_000, 39_999):
         rate = 1e-3 * (1 - step / 40_000)
@@ -57,9 +56,7 @@ def test_steps_keep_the_passes_between_bounds():
 
 
 def test_a_fit_is_what_plain_layers_reach(monkeypatch):
-    """The same steps by torch's own layers, interpolation and loss, on one window and full
-    batches.
-    """
+    """The same steps by torch's own layers, interpolation and loss: one window and full batches."""
     monkeypatch.setattr(dense_sgd, "MIN_STEPS", 12)
     rng = np.random.default_rng(1)
     layout = View(12, 12, 12).layout(12, 12, 4)

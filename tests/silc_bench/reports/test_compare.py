@@ -1,6 +1,4 @@
-"""`silc-bench compare` on made-up records: who is compared with whom, what is said, and how often
-it is wrong.
-"""
+"""`silc-bench compare` on made-up records: who with whom, what is said, how often it is wrong."""
 
 from __future__ import annotations
 
@@ -27,16 +25,34 @@ from silc_bench.task import Scores
 N = 400
 
 
-def put(folder, model, arrays, values, task="made/zeroshot", *, revision=None, limit=None, version=1, fingerprint="0" * 16,
-        n=N, group="zero-shot", **protocol):  # fmt: skip
-    """Write a made-up record of the first metric in ``values`` and, unless ``arrays`` is empty, its
-    outcomes.
+def put(
+    folder,
+    model,
+    arrays,
+    values,
+    task="made/zeroshot",
+    *,
+    revision=None,
+    limit=None,
+    version=1,
+    fingerprint="0" * 16,
+    n=N,
+    group="zero-shot",
+    **protocol,
+):
+    """Write a made-up record of the first metric in ``values``.
+
+    And, unless ``arrays`` is empty, its outcomes.
     """
     image = {"size": 64, **protocol}
     measured = SimpleNamespace(
-        name=model, revision=revision or f"{sum(model.encode()):016x}"[::-1], num_params=7, image_size=64,
-        image_protocol=image, text_protocol={},
-    )  # fmt: skip
+        name=model,
+        revision=revision or f"{sum(model.encode()):016x}"[::-1],
+        num_params=7,
+        image_size=64,
+        image_protocol=image,
+        text_protocol={},
+    )
     task = SimpleNamespace(
         name=task,
         version=version,
@@ -260,9 +276,7 @@ def test_the_order_of_samples_does_not_matter():
 
 
 def test_equal_models_are_told_apart_in_five_of_a_hundred_reports(monkeypatch):
-    """Four tasks of every kind, two models equally good: any difference that is claimed is
-    false.
-    """
+    """Four tasks of every kind, two equally good models: any difference claimed is false."""
     monkeypatch.setattr(stats, "PAIRED_RESAMPLES", 300)
     rng = np.random.default_rng(4)
     picture, easy, false, single = np.repeat(np.arange(80), 5), rng.random(80), 0, []
@@ -326,12 +340,13 @@ def test_every_task_is_compared_or_has_a_reason(tmp_path):
         == "limit/zeroshot: not measured alike: limit is 400 pictures against the whole split"
     )
     assert found[2].startswith(
-        "old/zeroshot: a kept no outcomes of single pictures (`silc-bench eval --existing overwrite`"
+        "old/zeroshot: a kept no outcomes of single pictures (`silc-bench eval --existing "
+        "overwrite`"
     )
     assert found[3].startswith("only/zeroshot: only a has measured it (protocol native ")
-    assert (
-        found[4]
-        == 'size/zeroshot: not measured alike: image.size is 224 against 64; image.crop is nothing against "none"'
+    assert found[4] == (
+        "size/zeroshot: not measured alike: image.size is 224 against 64; "
+        'image.crop is nothing against "none"'
     )
     assert found[5] == "strange/zeroshot: the outcomes do not say what each picture adds to map"
     assert found[6] == "version/zeroshot: not measured alike: task_version is 1 against 2"
@@ -350,9 +365,8 @@ def test_different_protocols_are_paired_only_when_asked_and_then_marked(tmp_path
     out = said("a", "b", "--results", tmp_path, "--across-protocols")
     assert out.startswith("b is better on made/zeroshot, ")
     assert "[protocols differ: native " in out.splitlines()[0]
-    put_hits(
-        tmp_path, "a", hits_of(0.5), size=128
-    )  # now a has two, and which one is meant is not ours to guess
+    # now a has two, and which one is meant is not ours to guess
+    put_hits(tmp_path, "a", hits_of(0.5), size=128)
     assert len(reasons(tmp_path, across_protocols=True)) == 2
     put_hits(tmp_path, "b", hits_of(0.6), size=128)
     assert len(reasons(tmp_path, across_protocols=True)) == 0
@@ -369,8 +383,14 @@ def test_whole_runs_go_before_limited_ones_and_limited_ones_are_marked(tmp_path)
     found = compare.compare(tmp_path, ["a", "b"])
     assert [(result.n, result.limit) for result in found.results] == [(N, None)]
     assert sorted(left.reason for left in found.omissions) == [
-        "task version 1 on 50 pictures: left out, as task version 2 on the whole split was compared",
-        "task version 1 on the whole split: left out, as task version 2 on the whole split was compared",
+        (
+            "task version 1 on 50 pictures: left out, as task version 2 on the whole split was "
+            "compared"
+        ),
+        (
+            "task version 1 on the whole split: left out, as task version 2 on the whole split "
+            "was compared"
+        ),
     ]
 
 

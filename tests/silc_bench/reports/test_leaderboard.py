@@ -1,6 +1,4 @@
-"""The leaderboard: what may share a column, what ranks, what is compared, and that its files are
-safe and repeatable.
-"""
+"""The leaderboard: what shares a column, ranks, is compared; its files are safe and repeatable."""
 
 import base64
 import csv
@@ -37,9 +35,21 @@ ROOT = Path(__file__).parents[3]
 
 
 def put(
-    folder, model, metrics, task="shapes/zeroshot", *, stderr=0.01, group="zero-shot", main="acc1", chance=0.02,
-    limit=None, version=1, size=64, fingerprint="0" * 16, revision=None,
-):  # fmt: skip
+    folder,
+    model,
+    metrics,
+    task="shapes/zeroshot",
+    *,
+    stderr=0.01,
+    group="zero-shot",
+    main="acc1",
+    chance=0.02,
+    limit=None,
+    version=1,
+    size=64,
+    fingerprint="0" * 16,
+    revision=None,
+):
     """Write a made-up record; ``metrics`` may be the main metric alone."""
     metrics = metrics if isinstance(metrics, dict) else {main: metrics}
     revision = revision or f"{sum(model.encode()):016x}"[::-1]
@@ -321,9 +331,7 @@ def test_only_the_newest_task_version_is_shown(tmp_path):
 
 
 def test_what_the_program_measures_otherwise_today_does_not_rank(tmp_path):
-    """Also while nobody has measured anew: two old records would be compared by a rule that was
-    given up.
-    """
+    """Also before anybody measures anew: two old records would be compared by an abandoned rule."""
     today = current_version("shapes/fewshot")
     for name, task, version in (
         ("old", "shapes/fewshot", today - 1),
@@ -349,8 +357,9 @@ def test_what_the_program_measures_otherwise_today_does_not_rank(tmp_path):
 
 
 def test_published_numbers_bear_our_names_and_a_source():
-    """A name of our own for each, so that they stand beside what is measured; open-vocabulary heads
-    are not measured here.
+    """A name of our own for each, to stand beside what is measured.
+
+    Open-vocabulary heads are not measured here.
     """
     rows = load_reported(ROOT / "results/reported")
     assert len(rows) >= 130
@@ -487,11 +496,8 @@ def test_the_published_numbers_of_this_repository():
         "coco/retrieval": {"image_retrieval_recall@1": 0.547, "text_retrieval_recall@1": 0.732},
     }
     silc = {name for collection, name in by_model if name.startswith("SILC")}
-    assert silc == {
-        "SILC B/16",
-        "SILC L/16 + CAT-Seg",
-        "SILC G/16",
-    }  # the paper's table 1 was not readable: no rows from it
+    # the paper's table 1 was not readable: no rows from it
+    assert silc == {"SILC B/16", "SILC L/16 + CAT-Seg", "SILC G/16"}
 
 
 # What self-distillation changed.
@@ -581,10 +587,8 @@ def test_hostile_names_are_shown_as_they_are(tmp_path):
     assert _Page(text).text.count(HOSTILE) >= 6
     lines = to_markdown(board).splitlines()
     table = [line for line in lines if "script" in line and line.startswith("| ")]
-    assert {len(re.findall(r"(?<!\\)\|", line)) for line in table} == {
-        5,
-        6,
-    }  # no name opened a cell of its own
+    # no name opened a cell of its own
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in table} == {5, 6}
     assert "<script" not in to_markdown(board)
     assert "**x**" not in to_markdown(board)
     assert HOSTILE[:8] in terminal(board, 400)
@@ -610,7 +614,10 @@ def test_rebuilding_gives_the_same_bytes(tmp_path):
         shutil.copyfile(path, second / path.relative_to(first))
     texts = [{path.name: path.read_bytes() for path in write(build(first), tmp_path / "out")}]
     for folder, seed in ((first, "1"), (second, "2")):  # another order of sets too
-        code = f"from silc_bench.reports.leaderboard import build, write; write(build({str(folder)!r}), {str(folder / 'out')!r})"
+        code = (
+            "from silc_bench.reports.leaderboard import build, write; "
+            f"write(build({str(folder)!r}), {str(folder / 'out')!r})"
+        )
         subprocess.run(
             [sys.executable, "-c", code],
             check=True,

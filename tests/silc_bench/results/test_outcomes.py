@@ -1,6 +1,4 @@
-"""What each sample scored, kept: round trips, size, and every way in which a file may not belong to
-its record.
-"""
+"""What each sample scored, kept: round trips, size, and every file that is not its record's."""
 
 from __future__ import annotations
 
@@ -92,8 +90,13 @@ def make(metrics, *, n=N, revision="0123456789abcdef", limit=None):
         text_protocol={},
     )
     task = SimpleNamespace(
-        name="made/up", version=1, group="zero-shot", main_metric=main, requires=frozenset(), protocol=dict
-    )  # fmt: skip
+        name="made/up",
+        version=1,
+        group="zero-shot",
+        main_metric=main,
+        requires=frozenset(),
+        protocol=dict,
+    )
     data = SimpleNamespace(name="made", split="test", fingerprint="0" * 16)
     scores = Scores({name: float(value) for name, value in metrics.items()}, {}, n, chance=0.1)
     return Record.create(

@@ -1,6 +1,4 @@
-"""The hash names what was measured: every field counts, the order of keys does not, and only JSON
-is accepted.
-"""
+"""The hash names what was measured: every field counts, key order does not, only JSON passes."""
 
 import hashlib
 import json

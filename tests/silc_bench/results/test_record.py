@@ -1,6 +1,4 @@
-"""Records: round trips, the schema against an independent validator, damaged files, keys and
-places, atomic writes.
-"""
+"""Records: round trips, schema by another validator, damage, keys and places, atomic writes."""
 
 import copy
 import json
@@ -25,9 +23,13 @@ from silc_bench.task import Scores
 
 ROOT = Path(__file__).parents[3]
 MODEL = SimpleNamespace(
-    name="shapes_tiny-silc:student", revision="0123456789abcdef", num_params=1_600_000, image_size=64,
-    image_protocol={"size": 64}, text_protocol={"length": 32},
-)  # fmt: skip
+    name="shapes_tiny-silc:student",
+    revision="0123456789abcdef",
+    num_params=1_600_000,
+    image_size=64,
+    image_protocol={"size": 64},
+    text_protocol={"length": 32},
+)
 TASK = SimpleNamespace(
     name="shapes/retrieval", version=2, group="retrieval", main_metric="text_retrieval_recall@1",
     requires=frozenset({"image", "text"}), protocol=lambda: {"captions": 5},
@@ -95,7 +97,10 @@ def test_round_trip_through_json_and_through_a_file(
 
 def test_create_fills_every_field_of_the_contract():
     record = json.loads(make(limit=100, details={"per_class": (0.5, 1)}).to_json())
-    fields = "schema task metrics stderr n limit details model dataset protocol code env seconds created source checksums"
+    fields = (
+        "schema task metrics stderr n limit details model dataset protocol code env seconds "
+        "created source checksums"
+    )
     assert " ".join(record) == fields
     assert record["schema"] == "record/2"
     assert record["task"] == {
@@ -103,8 +108,12 @@ def test_create_fills_every_field_of_the_contract():
         "main_metric": "text_retrieval_recall@1", "chance": 0.001,
     }  # fmt: skip
     assert record["model"] == {
-        "name": MODEL.name, "revision": MODEL.revision, "source": "runs/a", "params": 1_600_000, "image_size": 64,
-    }  # fmt: skip
+        "name": MODEL.name,
+        "revision": MODEL.revision,
+        "source": "runs/a",
+        "params": 1_600_000,
+        "image_size": 64,
+    }
     assert record["dataset"] == {"name": "shapes", "split": "val", "fingerprint": DATA.fingerprint}
     assert record["protocol"]["name"] == "native"
     assert record["protocol"]["hash"] == Protocol.of(MODEL, TASK, "fp32").hash

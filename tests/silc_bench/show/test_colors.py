@@ -35,8 +35,9 @@ def make_features(seed):
 
 @pytest.mark.parametrize("seed", range(6))
 def test_pca_colors_are_the_stretched_components_of_sklearn(seed):
-    """Of each component the largest loading is positive: an eigenvector is as good as its negative,
-    and LAPACK picks either.
+    """Of each component the largest loading is positive.
+
+    An eigenvector is as good as its negative, and LAPACK picks either.
     """
     features = make_features(seed)
     colors = np.stack(pca_colors(features))
@@ -157,8 +158,9 @@ DEUTERANOPE = [
 
 
 def test_the_colors_can_be_told_apart():
-    """The first eight are Okabe and Ito's; no later colour lies nearer to another than those do, up
-    to 24 of them.
+    """The first eight are Okabe and Ito's.
+
+    No later colour lies nearer to another than those do, up to 24 of them.
     """
     assert len(set(PALETTE)) == len(PALETTE) == 32
     okabe_ito = nearest(PALETTE[:8])

@@ -1,6 +1,4 @@
-"""What ``silc-bench show`` draws: each class where it is, names that break nothing, and a sentence
-for each mistake.
-"""
+"""What ``silc-bench show`` draws: classes in place, harmless names, a sentence for each mistake."""
 
 from __future__ import annotations
 
@@ -133,8 +131,9 @@ def refused(*args):
 
 
 def find(sheet, panel_height, column, groups):
-    """[panel_height, CELL, 3] of the first row's panel in that column; ``groups``: columns of each
-    group before and with it.
+    """[panel_height, CELL, 3] of the first row's panel in that column.
+
+    ``groups``: columns of each group before and with it.
     """
     pixels = np.asarray(Image.open(sheet))
     left = MARGIN + column * (CELL + GAP) + (len(groups) - 1) * (GROUP_GAP - GAP)
@@ -285,7 +284,8 @@ def test_a_picture_too_thin_for_its_windows_is_named(tmp_path):
     Image.new("RGB", (20_000, 1)).save(tmp_path / "line.png")
     words = refused("eyes", tmp_path / "line.png", "--classes", "red", "--out", tmp_path / "x.png")
     assert words == (
-        "line.png, 20,000 x 1 pixels, becomes 39,999 windows of 32, more than 4,096: too long and thin; cut it, or leave it out"
+        "line.png, 20,000 x 1 pixels, becomes 39,999 windows of 32, more than 4,096: "
+        "too long and thin; cut it, or leave it out"
     )
 
 
@@ -323,9 +323,8 @@ def test_a_picture_goes_into_the_page_with_its_caption_escaped(flag, tmp_path):
         "--results",
         results,
     )
-    assert (
-        said.splitlines()[0]
-        == f"wrote {results}/pictures/two_flags.png, {_size(results / 'pictures' / 'two_flags.png')}"
+    assert said.splitlines()[0] == (
+        f"wrote {results}/pictures/two_flags.png, {_size(results / 'pictures' / 'two_flags.png')}"
     )
     page = leaderboard.to_html(leaderboard.build(results))
     assert page.count("data:image/png;base64,") == 1
@@ -347,7 +346,10 @@ def _size(path):
     [
         (
             "red,,blue",
-            "--classes 'red,,blue' holds an empty name; write them with one comma between, as in cat,grass",
+            (
+                "--classes 'red,,blue' holds an empty name; write them with one comma between, "
+                "as in cat,grass"
+            ),
         ),
         (
             "",
@@ -364,7 +366,10 @@ def _size(path):
         ),
         (
             None,
-            'eyes:student reads text, and no classes are named; add them, as in --classes "cat,grass"',
+            (
+                "eyes:student reads text, and no classes are named; add them, "
+                'as in --classes "cat,grass"'
+            ),
         ),
     ],
 )
@@ -424,7 +429,8 @@ def test_places_where_it_cannot_be_written(flag, tmp_path):
         f"--out {tmp_path}/folder.png is a folder; add the name of the picture"
     )
     assert refused(*many, "--out", "a/x.png", "--results", tmp_path) == (
-        f"with --results the picture goes into {tmp_path}/pictures; give --out a name without folders"
+        f"with --results the picture goes into {tmp_path}/pictures; "
+        "give --out a name without folders"
     )
 
 
@@ -455,8 +461,9 @@ def test_a_model_whose_patches_meet_no_text_shows_its_components():
 
 
 def test_the_picture_shows_pixels_as_they_are_read(tmp_path):
-    """A palette becomes RGB before it is reduced, as for the model: no colour between two of its
-    numbers.
+    """A palette becomes RGB before it is reduced, as for the model.
+
+    So there is no colour between two of its numbers.
     """
     image = Image.new("P", (500, 250), 1)
     image.putpalette([0, 0, 0, 250, 0, 0, 0, 250, 0])

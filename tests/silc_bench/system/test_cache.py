@@ -1,6 +1,4 @@
-"""The feature store: what was finished is never encoded again, what is damaged is, and nothing ever
-comes back changed.
-"""
+"""The feature store: the finished is not encoded again, the damaged is, and nothing changes."""
 
 import os
 import signal
@@ -171,14 +169,11 @@ def test_pruning_takes_the_least_recently_used_first(store, rows):
 
 
 def test_an_entry_is_in_use_while_it_is_written(store, rows):
-    """An extraction of hours writes a part now and then: whoever makes room meanwhile leaves the
-    parts that are there.
-    """
+    """An extraction of hours writes parts now and then: making room leaves those that are there."""
     entry = store.entry(DESCRIPTIONS)
     entry.save(0, rows[:25])
-    os.utime(
-        entry.folder / DESCRIPTION, (time.time() - 2 * store_module.IN_USE,) * 2
-    )  # the first part was written long ago
+    # the first part was written long ago
+    os.utime(entry.folder / DESCRIPTION, (time.time() - 2 * store_module.IN_USE,) * 2)
     entry.save(25, rows[25:])
     Store(store.folder, limit=0).trim()
     assert entry.rows(50, 8)[1].all()
@@ -213,8 +208,7 @@ def test_the_default_folder(monkeypatch, tmp_path):
     assert default_folder() == tmp_path / "silc-bench" / "features"
 
 
-# --- through the extractor
-# -----------------------------------------------------------------------------------------------
+# --- through the extractor ------------------------------------------------------------------------
 
 
 def test_a_second_command_encodes_nothing(store):
@@ -250,9 +244,7 @@ def test_another_measurement_finds_nothing(store, model, options, data):
     ("library", "is_used"), [("pillow", True), ("timm", True), ("transformers", False)]
 )
 def test_another_release_of_a_library_finds_nothing(store, monkeypatch, library, is_used):
-    """It may resize, tokenize or pool otherwise; of a library that the model does not use, it may
-    not.
-    """
+    """It may resize, tokenize or pool otherwise; a library that the model does not use may not."""
     installed = {"pillow": "12.0.0", "timm": "1.0.31", "transformers": "5.0.0"}
     monkeypatch.setattr("silc_bench.system.cache.version", installed.__getitem__)
     extractor(Counting(libraries=("timm",)), store)({"test": Pictures(20)}).image("test")
@@ -293,18 +285,25 @@ class Suicidal(Counting):
 
 
 def in_parts(folder):
-    """A program for another process, which finds this module only by its folder; parts of 8
-    pictures.
-    """
+    """A program for another process, which finds this module by its folder; parts of 8 pictures."""
     tests = Path(__file__).parent
-    start = f"import pathlib, sys; sys.path.insert(0, {str(tests)!r}); import silc_bench.evaluation.features, test_cache as tests\n"
-    return f"{start}silc_bench.evaluation.features.PART_ROWS = 8; folder = pathlib.Path({str(folder)!r})\n"
+    start = (
+        f"import pathlib, sys; sys.path.insert(0, {str(tests)!r}); "
+        "import silc_bench.evaluation.features, test_cache as tests\n"
+    )
+    return (
+        f"{start}silc_bench.evaluation.features.PART_ROWS = 8; "
+        f"folder = pathlib.Path({str(folder)!r})\n"
+    )
 
 
 @pytest.mark.timing
 def test_a_killed_extraction_goes_on_where_it_was(tmp_path, monkeypatch):
     monkeypatch.setattr("silc_bench.evaluation.features.PART_ROWS", 8)
-    work = "tests.extractor(tests.Suicidal(), tests.Store(folder))({'test': tests.Pictures(64)}).image('test')"
+    work = (
+        "tests.extractor(tests.Suicidal(), tests.Store(folder))({'test': "
+        "tests.Pictures(64)}).image('test')"
+    )
     dead = forked.start(tmp_path / "said", exec, in_parts(tmp_path) + work)
     assert forked.ended(dead) == -signal.SIGKILL, (tmp_path / "said").read_text()
     again = Counting()
@@ -344,82 +343,7 @@ def test_features_that_are_not_finite_are_not_kept(store):
     assert store.listing() == []
 
 
-# --- the command
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-# -----------------------------------------------------------------------------------------------------------
+# --- the command ----------------------------------------------------------------------------------
 
 
 def test_the_command_lists_and_prunes(store, rows):

@@ -1,6 +1,4 @@
-"""Memory that was freed is used again, in a process of its own: the setting is for the whole of
-it.
-"""
+"""Memory that was freed is used again, in a process of its own: the setting is for all of it."""
 
 import platform
 import subprocess

@@ -1,6 +1,4 @@
-"""Limits of a container are those of this process: trees as the kernel shows them, of both
-versions.
-"""
+"""Limits of a container are those of this process: the kernel's trees, of both versions."""
 
 import math
 import os
@@ -17,8 +15,9 @@ NO_LIMIT = "9223372036854771712"  # how version 1 writes it
 
 @pytest.fixture
 def machine(tmp_path):
-    """Writes /proc/self of a process in ``groups``, mounts (below "fs"; another one of no groups),
-    and files of the groups.
+    """Writes /proc/self of a process in ``groups``, mounts, and files of the groups.
+
+    The mounts: below "fs", and another one of no groups.
     """
 
     def write(groups, mounts, files):
@@ -58,8 +57,9 @@ def test_a_container_with_a_namespace_of_its_own(machine):
     [("max", "4096", 4096), ("2048", "4096", 2048), ("8192", "4096", 4096)],
 )
 def test_the_least_limit_up_the_tree_counts(machine, inner, outer, limit):
-    """As of a service or a job of a scheduler; the topmost group has no such file, and neighbours
-    do not count.
+    """As of a service or a scheduler's job.
+
+    The topmost group has no such file, and neighbours do not count.
     """
     files = {
         "a.slice/b.scope/memory.max": inner,
@@ -74,9 +74,7 @@ def test_the_least_limit_up_the_tree_counts(machine, inner, outer, limit):
 
 @pytest.mark.parametrize("inner", ["", "/inner"])
 def test_version_1_in_a_container_that_sees_the_path_of_the_host(machine, inner):
-    """/proc/self/cgroup has the host's path, and what is mounted begins at the container's
-    group.
-    """
+    """/proc/self/cgroup has the host's path, and the mount begins at the container's group."""
     groups = [
         f"11:memory:/docker/af01{inner}",
         f"3:cpu,cpuacct:/docker/af01{inner}",

@@ -1,6 +1,4 @@
-"""What a process says before it joins the others; groups themselves are in
-tests/trainer/test_distributed.py.
-"""
+"""What a process says before it joins others; for groups see tests/trainer/test_distributed.py."""
 
 import pytest
 import torch
@@ -19,9 +17,7 @@ class ReachedError(Exception):
 
 @pytest.fixture
 def gpus(monkeypatch):
-    """torchrun's variables for the second of three processes, two GPUs, and which of them was
-    chosen.
-    """
+    """torchrun's variables for the second of three processes, two GPUs, and which was chosen."""
     chosen = []
     for name, value in {"WORLD_SIZE": 3, "RANK": 1, "LOCAL_RANK": 1, "LOCAL_WORLD_SIZE": 3}.items():
         monkeypatch.setenv(name, str(value))

@@ -1,5 +1,6 @@
-"""Background, words and rules of zero-shot segmentation: against SCLIP's rule and plain loops, on
-made-up sets.
+"""Background, words and rules of zero-shot segmentation, on made-up sets.
+
+Against SCLIP's rule and plain loops.
 """
 
 from __future__ import annotations
@@ -152,9 +153,8 @@ def test_a_set_without_background_asks_for_every_label():
 @pytest.mark.parametrize("scores_background", [True, False])
 def test_noise_scores_chance(scores_background, seed):
     words, cells = noise(seed)
-    orthogonal = np.linalg.qr(np.stack(list(words.values())).T)[
-        0
-    ].T  # then no word is the best more often than another
+    # then no word is the best more often than another
+    orthogonal = np.linalg.qr(np.stack(list(words.values())).T)[0].T
     words = dict(zip(NAMES, orthogonal, strict=True))
     data = {"test": masks(60, seed), "train": masks(10, seed + 50)}
     scores = task(scores_background=scores_background).score(Made(data, cells, words))
@@ -190,9 +190,7 @@ def upsampled(cells, layout, height, width):
 
 @pytest.mark.parametrize("scale", [40.0, None])
 def test_decisions_are_those_of_sclips_code(scale):
-    """Softmax over all words, the largest of each class's words, argmax; and the largest as
-    confidence.
-    """
+    """Softmax over all words, each class's largest, argmax; and the largest as confidence."""
     rng, layout = np.random.default_rng(1), VIEW.layout(SIDE, SIDE, 1)
     owner = np.array([0, 0, 1, 2, 2, 2, 3])
     cells = rng.uniform(-0.2, 0.3, (*layout.grid, len(owner)))

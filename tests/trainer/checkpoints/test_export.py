@@ -1,6 +1,4 @@
-"""Exports: the other libraries' embeddings, token ids and pixels are ours; what is refused, and
-that nothing half is left.
-"""
+"""Exports: the other libraries' embeddings, token ids and pixels are ours; refusals; no halves."""
 
 from __future__ import annotations
 
@@ -210,9 +208,7 @@ def assert_same(found, expected):
 
 
 def through_transformers(folder: Path, texts=PLAIN, number=3):
-    """Its embeddings of the pictures and texts, with its own reading of both; and all that the
-    model returned.
-    """
+    """Its embeddings of pictures and texts, as it reads both; and all that the model returned."""
     import transformers
 
     network = transformers.AutoModel.from_pretrained(folder).eval()
@@ -284,12 +280,9 @@ def test_one_file_is_the_same_model(model, exported):
 
 @pytest.mark.slow
 def test_a_model_of_the_shape_of_b16(tmp_path, monkeypatch):
-    """The real sizes: 203 M parameters, 32,000 tokens, 256 px; 15 s of one core and 0.8 GB on disk
-    at a time.
-    """
-    monkeypatch.setattr(
-        os, "fsync", lambda descriptor: None
-    )  # whether the files outlive a power cut is not asked here
+    """The real sizes: 203 M parameters, 32,000 tokens, 256 px; 15 s of a core, 0.8 GB of disk."""
+    # whether the files outlive a power cut is not asked here
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
     model = made(make_preset("b16"))
     assert model.num_params > 200e6
     expected = ours(model, PLAIN[:2], 1)
@@ -379,8 +372,9 @@ OWN_PACKAGES = ("silc_bench", "trainer", "tasks")
 
 
 def test_the_libraries_import_nothing_of_ours(model, exported, tmp_path, monkeypatch):
-    """In this process, where our packages cannot be imported meanwhile; the transformers folder has
-    been moved.
+    """In this process, where our packages cannot be imported meanwhile.
+
+    The transformers folder has been moved.
     """
     expected = ours(model)
     shutil.copytree(exported / "hf", tmp_path / "moved")
@@ -399,8 +393,9 @@ def test_the_libraries_import_nothing_of_ours(model, exported, tmp_path, monkeyp
 
 @pytest.mark.slow
 def test_the_libraries_need_nothing_of_ours(tmp_path):
-    """Another process, in another folder, that cannot import this package; the transformers folder
-    has been moved.
+    """Another process, in another folder, that cannot import this package.
+
+    The transformers folder has been moved.
     """
     model = made(CONFIGS["shapes_tiny"])
     export(model, "open_clip", tmp_path / "open_clip")
@@ -408,6 +403,7 @@ def test_the_libraries_need_nothing_of_ours(tmp_path):
     (tmp_path / "hf").rename(tmp_path / "moved")
     rows = np.stack([model.preprocess(picture).numpy() for picture in pictures()])
     np.savez(tmp_path / "asked.npz", pixels=rows, texts=np.array(PLAIN))
+    moved, opened = str(tmp_path / "moved"), f"local-dir:{tmp_path / 'open_clip'}"
     program = f"""
         import importlib.abc, sys
         class Blocked(importlib.abc.MetaPathFinder):
@@ -424,17 +420,20 @@ def test_the_libraries_need_nothing_of_ours(tmp_path):
         import numpy as np, open_clip, torch, transformers
         asked = np.load({str(tmp_path / "asked.npz")!r})
         pixels, texts = torch.from_numpy(asked["pixels"]), asked["texts"].tolist()
-        network = transformers.AutoModel.from_pretrained({str(tmp_path / "moved")!r}).eval()
-        tokenizer = transformers.AutoTokenizer.from_pretrained({str(tmp_path / "moved")!r})
+        network = transformers.AutoModel.from_pretrained({moved!r}).eval()
+        tokenizer = transformers.AutoTokenizer.from_pretrained({moved!r})
         tokens = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")
-        other = open_clip.create_model_from_pretrained({f"local-dir:{tmp_path / 'open_clip'}"!r}, return_transform=False).eval()
-        reader = open_clip.get_tokenizer({f"local-dir:{tmp_path / 'open_clip'}"!r})
+        other = open_clip.create_model_from_pretrained({opened!r}, return_transform=False).eval()
+        reader = open_clip.get_tokenizer({opened!r})
         with torch.no_grad():
             np.savez({str(tmp_path / "found.npz")!r}, **{{
-                "hf_images": network.vision_model(pixels).pooler_output, "hf_texts": network.text_model(**tokens).pooler_output,
-                "open_clip_images": other.encode_image(pixels), "open_clip_texts": other.encode_text(reader(texts)),
+                "hf_images": network.vision_model(pixels).pooler_output,
+                "hf_texts": network.text_model(**tokens).pooler_output,
+                "open_clip_images": other.encode_image(pixels),
+                "open_clip_texts": other.encode_text(reader(texts)),
             }})
-        assert not [name for name in sys.modules if name.split(".")[0] in ("silc_bench", "trainer", "tasks")]
+        tops = {{name.split(".")[0] for name in sys.modules}}
+        assert not tops & {{"silc_bench", "trainer", "tasks"}}
     """
     done = subprocess.run(
         [sys.executable, "-I", "-c", textwrap.dedent(program)],

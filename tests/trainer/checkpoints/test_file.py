@@ -1,6 +1,4 @@
-"""Checkpoints: all or nothing on the disk, two kept, and nothing executed or believed of a file
-that is not one.
-"""
+"""Checkpoints: all or nothing on disk, two kept, nothing executed or believed of other files."""
 
 import errno
 import hashlib
@@ -75,86 +73,7 @@ def good(tmp_path_factory):
     return checkpoint.save(tmp_path_factory.mktemp("good"), payload())
 
 
-# --- what is written
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-# -----------------------------------------------------------------------------------------------------
+# --- what is written ------------------------------------------------------------------------------
 
 
 def test_round_trip(tmp_path):
@@ -189,7 +108,7 @@ def test_find_takes_a_run_its_checkpoints_or_a_file(tmp_path):
     assert checkpoint.find(old) == old
 
 
-# --- a disk that fills up ------------------------------------------------------------------------------------------------
+# --- a disk that fills up -------------------------------------------------------------------------
 
 
 def half_a_file(payload, path):
@@ -216,7 +135,9 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_nothing_else(tmp_path, monke
 
 @contextmanager
 def small_files():
-    """No file of this process may grow beyond 8,000 bytes: the system call fails as on a full disk, inside torch's writer.
+    """No file of this process may grow beyond 8,000 bytes: the call fails as on a full disk.
+
+    The system call fails inside torch's writer.
 
     Held around the one call only: pytest's own progress may be going to a file too.
     """
@@ -281,7 +202,7 @@ def test_a_write_that_fails_keeps_the_one_before(tmp_path, state):
     assert listing(tmp_path) == before
 
 
-# --- written while the run goes on ---------------------------------------------------------------------------------------
+# --- written while the run goes on ----------------------------------------------------------------
 
 
 @pytest.mark.timing
@@ -329,7 +250,7 @@ def test_an_error_of_the_run_is_not_hidden_by_that_of_a_write(tmp_path, monkeypa
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("checkpoint")]
 
 
-# --- the best one, and damaged ones --------------------------------------------------------------------------------------
+# --- the best one, and damaged ones ---------------------------------------------------------------
 
 
 def test_the_best_stays_beside_the_newest(tmp_path):
@@ -361,7 +282,10 @@ def test_the_words_hold_the_checksum(tmp_path):
 
 
 def test_words_come_first_and_a_checkpoint_needs_none(tmp_path, monkeypatch):
-    """So no moment has a checkpoint without its checksum; where the words are lost the archive has checksums of its own."""
+    """So no checkpoint is ever without its checksum.
+
+    Where the words are lost the archive has checksums of its own.
+    """
     placed, real = [], os.replace
     monkeypatch.setattr(
         os, "replace", lambda old, new: placed.append(os.path.basename(new)) or real(old, new)
@@ -434,7 +358,7 @@ def test_what_a_killed_process_left_is_removed_by_the_next_save(tmp_path):
     assert not left.exists()
 
 
-# --- files that are none -------------------------------------------------------------------------------------------------
+# --- files that are none --------------------------------------------------------------------------
 
 
 class Shell:
@@ -539,7 +463,7 @@ def test_a_flipped_weight_names_the_checksum(tmp_path, good):
     assert "wrong checksum" in refused(path)
 
 
-# --- as a model to be measured -------------------------------------------------------------------------------------------
+# --- as a model to be measured --------------------------------------------------------------------
 
 
 @pytest.fixture

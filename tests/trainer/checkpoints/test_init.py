@@ -1,5 +1,6 @@
-"""``--init``: a run's first step has the source's embeddings, by the source's own library; what
-cannot be exact is refused.
+"""``--init``: a run's first step has the source's embeddings.
+
+By the source's own library; what cannot be exact is refused.
 """
 
 from __future__ import annotations
@@ -92,9 +93,7 @@ def uneven(tiny):
 
 
 def random_run(config, folder: Path) -> Path:
-    """A checkpoint no number of which is zero or one by default, and whose teacher is another model
-    than its student.
-    """
+    """A checkpoint with no number zero or one by default, and a teacher unlike its student."""
     state = TrainState.create(
         config, Tokenizer.train(CAPTIONS, 300, config.text.context_length), CPU
     )
@@ -132,9 +131,8 @@ def test_transformers(kind, tiny, tmp_path, request):
         "what the folder says of its pictures"
     )
     network = transformers.AutoModel.from_pretrained(folder).eval()
-    tokens = model.tokenize(
-        TEXTS
-    )  # its own tokenizer, compared with the library in tests/silc_bench/models
+    # its own tokenizer, compared with the library in tests/silc_bench/models
+    tokens = model.tokenize(TEXTS)
     assert torch.equal(state.tokenizer(TEXTS), tokens)
     with torch.no_grad():
         outputs = network(input_ids=tokens, pixel_values=pixels(32))
@@ -226,9 +224,7 @@ SMALL_CLIPS = {
 
 @pytest.fixture
 def small_clips(tmp_path):
-    """SMALL_CLIPS are known to open_clip as its own ViT-B-32 and RN50 are, of which they are small
-    copies.
-    """
+    """open_clip knows SMALL_CLIPS as its own ViT-B-32 and RN50, of which they are small copies."""
     import open_clip
 
     folder = tmp_path / "archs"
@@ -594,8 +590,9 @@ def test_a_token_without_an_embedding_is_named(tiny, tmp_path):
 
 
 def test_silc_star_is_a_second_phase(uneven, tmp_path):
-    """From a finished run on a cleaner set, with the preset's own schedule; without one it says
-    what it needs.
+    """From a finished run on a cleaner set, with the preset's own schedule.
+
+    Without one it says what it needs.
     """
     from silc_bench.trainer.config.presets import configure
 

@@ -1,6 +1,4 @@
-"""Configuration: typed --set, nearest names, every rule of validate, and the round trip through a
-checkpoint's JSON.
-"""
+"""Configuration: typed --set, nearest names, validate's rules, the checkpoint's JSON and back."""
 
 import dataclasses
 import json
@@ -54,86 +52,7 @@ def refused(*sets, config=None):
     return message
 
 
-# --- --set
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-# ---------------------------------------------------------------------------------------------------------------
+# --- --set ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -214,7 +133,7 @@ def test_any_text_is_a_valid_configuration_or_one_sentence(text, path):
     assert validate(changed) is changed
 
 
-# --- rules ---------------------------------------------------------------------------------------------------------------
+# --- rules ----------------------------------------------------------------------------------------
 
 BROKEN = [  # changes, and words of the message they meet
     ("vision.image_size=60", "vision.image_size must be a multiple of vision.patch_size"),
@@ -279,7 +198,10 @@ def test_no_rule_is_left_untested():
 
 @pytest.mark.parametrize("path", [path for path, value in FIELDS.items() if type(value) is int])
 def test_whole_numbers_have_a_least_value(path):
-    """0 patches, heads or steps would divide by zero; 0 workers, local views and the seed 0 are meant."""
+    """0 patches, heads or steps would divide by zero.
+
+    0 workers, local views and the seed 0 are meant.
+    """
     may_be_zero = path in module.MAY_BE_ZERO
     assert f"{path} must be at least {0 if may_be_zero else 1}" in refused(f"{path}=-1")
     if not may_be_zero:
@@ -306,14 +228,14 @@ def test_choices_are_closed_and_name_the_nearest(path):
 
 
 def test_distillation_needs_a_pair_of_views():
-    """A lone global view cannot be compared with itself: without local views two globals are needed."""
+    """A lone global view cannot be compared with itself: without local views it takes two."""
     two_globals = ["views.num_local=0", "distillation.pairs=local+global"]
     assert apply_sets(BASE, two_globals).views.num_local == 0
     assert "views.num_global >= 2" in refused(*two_globals, "views.num_global=1")
     assert apply_sets(BASE, ["views.num_local=0", "distillation.weight=0"]).distillation.weight == 0
 
 
-# --- objectives ----------------------------------------------------------------------------------------------------------
+# --- objectives -----------------------------------------------------------------------------------
 
 
 def test_an_objective_takes_a_part_away_and_nothing_else():
@@ -359,7 +281,7 @@ def test_steps_are_whole_batches(samples, steps):
     assert replace(BASE, samples=samples).num_steps == steps
 
 
-# --- the checkpoint's copy -----------------------------------------------------------------------------------------------
+# --- the checkpoint's copy ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)

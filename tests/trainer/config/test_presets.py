@@ -1,6 +1,4 @@
-"""Presets: the numbers of the recipe, their provenance, and how a run's configuration is put
-together.
-"""
+"""Presets: the recipe's numbers, their provenance, and how a configuration is put together."""
 
 import re
 from dataclasses import fields, is_dataclass
@@ -66,8 +64,9 @@ def test_the_recipe(name):
 
 
 def test_siglip2_dense():
-    """Tschannen et al. 2502.14786 at ViT-B/16, as far as it is known: the factor of this size is
-    0.25.
+    """Tschannen et al. 2502.14786 at ViT-B/16, as far as it is known.
+
+    The factor of this size is 0.25.
     """
     config = make_preset("siglip2_dense")
     assert (config.views.num_global, config.views.num_local, config.contrastive.images) == (
@@ -149,9 +148,7 @@ def test_the_second_phase_is_b16_but_for_its_length_and_rate():
 
 
 def test_every_number_of_the_recipe_has_a_provenance():
-    """The groups of the recipe say how sure each of their fields is; our own affairs say
-    nothing.
-    """
+    """The recipe's groups say how sure each of their fields is; our own affairs say nothing."""
     own = {
         "init",
         "preset",

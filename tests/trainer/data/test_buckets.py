@@ -1,6 +1,4 @@
-"""Shards in a bucket: s3://, gs:// and hf:// as their file systems answer, and fsspec's own
-memory://.
-"""
+"""Shards in a bucket: s3://, gs:// and hf:// as their file systems answer, and memory://."""
 
 import importlib
 import itertools
@@ -27,14 +25,10 @@ from silc_bench.trainer.data.stream import open_source  # noqa: E402
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from test_data import numbers, whole, write_shard  # noqa: E402
 
-REGISTRY = importlib.import_module(
-    "fsspec.registry"
-)._registry  # {scheme: file system}, of those asked for so far
-VERSION_NAMES = {
-    "s3": "ETag",
-    "gs": "etag",
-    "hf": "blob_id",
-}  # what s3fs, gcsfs and huggingface_hub call it
+# {scheme: file system}, of those asked for so far
+REGISTRY = importlib.import_module("fsspec.registry")._registry
+# what s3fs, gcsfs and huggingface_hub call it
+VERSION_NAMES = {"s3": "ETag", "gs": "etag", "hf": "blob_id"}
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +47,9 @@ pytestmark = pytest.mark.usefixtures("small_mirror")
 
 
 class Bucket(AsyncFileSystem):
-    """``files`` of a bucket behind an asynchronous file system, as s3fs is; ``fault(path)`` may
-    raise.
+    """``files`` of a bucket behind an asynchronous file system, as s3fs is.
+
+    ``fault(path)`` may raise.
     """
 
     cachable = False
@@ -99,9 +94,7 @@ class Bucket(AsyncFileSystem):
 
 @pytest.fixture
 def bucket(files, monkeypatch):
-    """``bucket(scheme)``: the file system that fsspec then has for it, with the shards in
-    SCHEME://place/set/.
-    """
+    """``bucket(scheme)``: fsspec's file system for it, with the shards in SCHEME://place/set/."""
 
     def install(scheme, fault=lambda path: None, listing_fault=lambda path: None):
         body = {
@@ -187,84 +180,7 @@ def test_a_bucket_that_never_answers_is_named(bucket):
         read("s3://place/set/*.tar")
 
 
-# --- globs
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-# ---------------------------------------------------------------------------------------------------------------
+# --- globs ----------------------------------------------------------------------------------------
 
 
 def two_sets(kind, files):
@@ -311,7 +227,10 @@ def test_a_listing_that_fails_is_asked_for_again_and_never_passed_over(bucket, f
     two_sets(bucket("s3", listing_fault=always), files)
     with pytest.raises(
         RunError,
-        match=r"s3://place/\*/\*.tar: no answer in 6 attempts \(last: SlowDown.*\); see that the address",
+        match=(
+            r"s3://place/\*/\*.tar: no answer in 6 attempts \(last: SlowDown.*\); "
+            r"see that the address"
+        ),
     ):
         remote.expand("s3://place/*/*.tar")
 
@@ -329,7 +248,7 @@ def test_a_folder_and_two_stars_are_refused_with_what_to_write(bucket):
         read("s3://place/**/000.tar")
 
 
-# --- what the libraries raise --------------------------------------------------------------------------------------------
+# --- what the libraries raise ---------------------------------------------------------------------
 
 
 class S3Error(Exception):
@@ -505,6 +424,9 @@ def test_a_missing_package_is_one_sentence_with_the_line_that_mends_it(
     monkeypatch.delitem(sys.modules, "fsspec.implementations.http", raising=False)
     with pytest.raises(
         UserError,
-        match=rf"^{scheme}://place/000.tar: reading {scheme}:// needs the package {module}; {line}$",
+        match=(
+            rf"^{scheme}://place/000.tar: "
+            rf"reading {scheme}:// needs the package {module}; {line}$"
+        ),
     ):
         read(f"{scheme}://place/000.tar")

@@ -1,5 +1,6 @@
-"""The training stream: every pair once an epoch, the same from any position with any number of
-workers, damage counted.
+"""The training stream: every pair once an epoch, the same from anywhere, damage counted.
+
+From any position, with any number of workers.
 """
 
 import io
@@ -113,13 +114,11 @@ def assert_equal(first, second):
         assert (one.texts, one.position) == (other.texts, other.position)
 
 
-# --- order and position
-# -------------------------------------------------------------------------------------------------
+# --- order and position ---------------------------------------------------------------------------
 
 
-@pytest.mark.filterwarnings(
-    "ignore:This DataLoader will create"
-)  # more workers than this machine has cores
+# more workers than this machine has cores
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
 @pytest.mark.parametrize("workers", [0, 1, 3])
 def test_each_pair_once_an_epoch_in_an_order_of_its_own(clean, workers):
     stream = source(clean, num_workers=workers)
@@ -141,9 +140,8 @@ def test_where_a_gpu_is_in_use_batches_are_page_locked(name, request, monkeypatc
     locked, plain = [], take(source(request.getfixturevalue(name)), 5, 0, 6)
 
     def pin_memory(images):
-        assert (
-            threading.current_thread() is not threading.main_thread()
-        )  # it takes as long as a copy
+        # it takes as long as a copy
+        assert threading.current_thread() is not threading.main_thread()
         locked.append(images.clone())
         return locked[-1]
 
@@ -206,85 +204,7 @@ def test_a_temporary_folder_of_too_long_a_name_is_refused_where_workers_need_it(
     assert len(take(source(clean), 4, 0, 1)) == 1
 
 
-# --- contents
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-# -----------------------------------------------------------------------------------------------------------
+# --- contents -------------------------------------------------------------------------------------
 
 
 def test_shapes_are_the_scenes_of_the_training_split():
@@ -406,7 +326,7 @@ def test_describe_says_how_much_there_is(clean):
     assert "endless" in source("shapes").describe()
 
 
-# --- damage -------------------------------------------------------------------------------------------------------------
+# --- damage ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -430,9 +350,8 @@ def test_damage_counts_only_what_was_handed_over(damaged, workers):
         stream = source(damaged, num_workers=workers)
         position = take(stream, 2, 0, count)[-1].position
         met.append(stream.damage.total - 2)
-        assert (
-            met[-1] == position - 2 * count
-        )  # within the first epoch: each position is a pair or damage
+        # within the first epoch: each position is a pair or damage
+        assert met[-1] == position - 2 * count
     assert met[0] < met[-1]
 
 
@@ -509,7 +428,7 @@ def test_filters_that_shapes_cannot_meet_are_refused(clean, name, filters):
         source(name.format(clean=clean), filters=filters)
 
 
-# --- ends ---------------------------------------------------------------------------------------------------------------
+# --- ends -----------------------------------------------------------------------------------------
 
 
 def data_threads():
@@ -529,7 +448,10 @@ def test_closing_ends_the_thread_and_the_workers(clean, workers):
 
 
 def test_the_death_of_a_worker_interrupts_nothing(clean, monkeypatch):
-    """Who waits for its batch is told; torch's handler would raise in the main thread, whatever that is doing."""
+    """Who waits for its batch is told.
+
+    torch's handler would raise in the main thread, whatever that is doing.
+    """
     monkeypatch.setattr("torch.utils.data._utils.signal_handling._SIGCHLD_handler_set", False)
     handler = signal.getsignal(signal.SIGCHLD)
     with closing(source(clean, num_workers=1).batches(4, 0)) as batches:
@@ -542,8 +464,9 @@ def test_a_program_that_never_closes_still_ends():
     code = """
 from silc_bench.trainer.config.config import DataConfig
 from silc_bench.trainer.data.stream import open_source
-opened = [open_source(DataConfig(source="shapes", decode_size=16, num_workers=n)).batches(4, 0) for n in (0, 2)]
-print(*(next(batches).position for batches in opened), *(next(batches).position for batches in opened))
+configs = [DataConfig(source="shapes", decode_size=16, num_workers=n) for n in (0, 2)]
+opened = [open_source(config).batches(4, 0) for config in configs]
+print(*(next(batches).position for _ in range(2) for batches in opened))
 """
     root = Path(__file__).parents[3]
     done = subprocess.run(

@@ -1,5 +1,6 @@
-"""``silc-bench cache`` and the indexes of shards: listed by source, pruned with everything else,
-and never missed by a run.
+"""``silc-bench cache`` and the indexes of shards: listed, pruned, and never missed by a run.
+
+They are listed by source, and pruned with everything else.
 """
 
 import itertools
@@ -105,9 +106,7 @@ def test_a_start_is_a_use(folder):
 
 
 def test_evaluation_makes_no_room_of_them(folder):
-    """A set of a billion pairs has more of them than the embeddings' limit, and a day of work in
-    them.
-    """
+    """A set of a billion pairs has more of them than the embeddings' limit, and a day's work."""
     indexed(folder / "first")
     for listed in listing(shards_folder()):
         used(1000, listed.path)
@@ -137,8 +136,9 @@ def test_a_run_that_goes_on_meanwhile_misses_none(folder):
 
 
 def test_nothing_else_goes(folder):
-    """Not what is being written, nor copies of shards, their locks, and files of others; what was
-    left half-written does.
+    """Not what is being written, nor copies of shards, their locks, and files of others.
+
+    What was left half-written does.
     """
     (index, _) = indexed(folder / "first")
     place = listing(shards_folder())[0].path

@@ -1,5 +1,6 @@
-"""Shards behind a URL: whatever a server does to the bytes, the pairs are those of the files, or
-the run says what it lacks.
+"""Shards behind a URL: whatever a server does to the bytes, the pairs are those of the files.
+
+Or the run says what it lacks.
 """
 
 import itertools
@@ -72,86 +73,7 @@ class Now:
         return rng.choice(self.kinds) if rng.random() < self.share else None
 
 
-# --- faults
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-# --------------------------------------------------------------------------------------------------------------
+# --- faults ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["drop", "truncate", "error", "everything", "wrong"])
@@ -162,7 +84,10 @@ def test_a_faulty_server_loses_nothing(files, kind):
 
 
 def test_a_server_that_stalls_is_asked_again(files, tmp_path, monkeypatch):
-    """Every second request stalls. The limit of time is short for these alone: on a busy machine any other may take long."""
+    """Every second request stalls.
+
+    The limit of time is short for these alone: on a busy machine any other may take long.
+    """
     read_range, calls = remote._read_range, itertools.count()
 
     def asked(*which):
@@ -195,7 +120,10 @@ def test_all_faults_together(files, tmp_path):
 
 
 def test_what_has_arrived_is_not_fetched_again(files):
-    """A server that sends a third of each file and then nothing, until it is mended: the rest is all that is asked for."""
+    """A server that sends a third of each file and then nothing, until it is mended.
+
+    The rest is all that is asked for.
+    """
     limit = {name: len(data) // 3 for name, data in files.items()}
 
     def broken(name, start, count):
@@ -265,7 +193,7 @@ def test_an_unknown_scheme_is_said():
         remote.stamp_of("nosuch://place/000.tar")
 
 
-# --- the mirror ----------------------------------------------------------------------------------------------------------
+# --- the mirror -----------------------------------------------------------------------------------
 
 
 def test_a_second_run_fetches_nothing(files):
@@ -371,7 +299,7 @@ def test_a_copy_that_is_damaged_is_complained_of_in_the_name_of_its_url(files):
         assert server.bytes_sent.total() == 0
 
 
-# --- the order -----------------------------------------------------------------------------------------------------------
+# --- the order ------------------------------------------------------------------------------------
 
 
 def test_an_epoch_takes_the_shards_in_groups_and_shuffles_within(files):

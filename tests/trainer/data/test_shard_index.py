@@ -1,6 +1,4 @@
-"""Each shard is looked through once: the second start reads what was kept, and only of exactly that
-version.
-"""
+"""Each shard is looked through once: the second start reads what was kept of that very version."""
 
 import os
 import shutil
@@ -24,9 +22,7 @@ pytestmark = pytest.mark.timing
 
 @pytest.fixture
 def folder(tmp_path):
-    """Three shards of five pairs; the second has a sample without a picture, the third is cut
-    off.
-    """
+    """Three shards of five pairs; the second lacks a sample's picture, the third is cut off."""
     for shard in range(3):
         members = [member for i in range(5 * shard, 5 * shard + 5) for member in whole(i)]
         write_shard(tmp_path / f"{shard}.tar", members[1:] if shard == 1 else members)
@@ -122,9 +118,8 @@ def test_where_nothing_can_be_kept_the_run_begins_all_the_same(folder, looked_at
     (folder / "kept").write_text("a file is in the place of the folder")
     assert_same(indexed(folder), indexed(folder))
     assert len(looked_at) == 6
-    said = " ".join(
-        capsys.readouterr().err.split()
-    )  # in lines as wide as the terminal of whoever runs this
+    # in lines as wide as the terminal of whoever runs this
+    said = " ".join(capsys.readouterr().err.split())
     assert said.count("the next start looks through all shards again") == 2
 
 
@@ -191,85 +186,7 @@ def test_the_stream_is_the_same_from_a_kept_index(folder, looked_at):
     assert len(looked_at) == num_looked_at == 3
 
 
-# --- ranks, as threads
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-# ----------------------------------------------------------------------------------------------------
+# --- ranks, as threads ----------------------------------------------------------------------------
 
 
 def on_ranks(count, monkeypatch, work):

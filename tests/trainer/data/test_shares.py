@@ -1,5 +1,6 @@
-"""Each process reads its own part of every batch, and together they read what one process does,
-whatever is damaged.
+"""Each process reads its own part of every batch; together they read what one process does.
+
+Whatever is damaged.
 """
 
 import itertools
@@ -24,8 +25,9 @@ SIDE = 2
 
 
 class Numbers:
-    """Samples 0 to n - 1 in epochs of an order each, some unreadable in text or picture; counts
-    what it is asked for.
+    """Samples 0 to n - 1 in epochs of an order each, some unreadable in text or picture.
+
+    Counts what it is asked for.
     """
 
     def __init__(self, num_samples, damaged=(), seed=0):
@@ -58,8 +60,9 @@ class Numbers:
 
 
 class Ranks:
-    """Threads instead of processes; ``tell(rank)`` is what silc_bench.system.processes.concatenated
-    does.
+    """Threads instead of processes.
+
+    ``tell(rank)`` is what silc_bench.system.processes.concatenated does.
     """
 
     def __init__(self, count):
@@ -101,9 +104,7 @@ def read(readers, batch_size, start, count, workers=0):
 
 
 def walked(reader, batch_size, start, count):
-    """Sample and position of the pairs of ``count`` batches, and where each ends: one entry after
-    the other.
-    """
+    """Sample and position of the pairs of ``count`` batches, and where each ends, in turn."""
     batches, position = [], start
     for _ in range(count):
         pairs = []
@@ -143,9 +144,7 @@ def assert_is(parts, pairs, end):
     data=st.data(),
 )
 def test_any_ranks_read_what_one_process_reads(num_samples, ranks, share, seed, resume, data):
-    """Byte for byte, from any batch on, counting the same damage; nobody reads much more than his
-    own part.
-    """
+    """Byte for byte, from any batch on, with the same damage; nobody reads much beyond his part."""
     damaged = data.draw(st.sets(st.integers(0, num_samples - 1), max_size=num_samples - 1))
     batch_size, count = ranks * share, 4
     expected = walked(Numbers(num_samples, damaged, seed), batch_size, 0, resume + count)

@@ -1,5 +1,6 @@
-"""What a source may be besides shards: lists and folders of captioned pictures, mixtures; several
-captions; filters.
+"""What a source may be besides shards: lists and folders of captioned pictures, mixtures.
+
+Several captions; filters.
 """
 
 import collections
@@ -65,8 +66,7 @@ def shard(path, samples):
     return str(path)
 
 
-# --- each sample once, for any number of shards, workers and ranks, from any point
-# -----------------------------------------
+# --- each sample once, for any number of shards, workers and ranks, from any point ----------------
 
 
 @settings(max_examples=60, deadline=None)
@@ -81,8 +81,9 @@ def shard(path, samples):
 def test_every_order_is_a_permutation_that_any_number_of_ranks_divides(
     sizes, group, ranks, share, seed, data
 ):
-    """The positions that ranks read of each global batch, put together, are the stream; from any
-    batch on; an epoch has all.
+    """What ranks read of each global batch, put together, is the stream; an epoch has all.
+
+    By positions, and from any batch on.
     """
     places = np.zeros((sum(sizes), 7), np.int64)
     places[:, 0] = np.repeat(np.arange(len(sizes)), sizes)
@@ -131,84 +132,7 @@ def test_workers_and_the_point_of_resuming_change_nothing(tmp_path_factory, work
         assert numbers(itertools.islice(batches, 4)) == reference[resume:]
 
 
-# --- several captions
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-# ----------------------------------------------------------------------------------------------------
+# --- several captions -----------------------------------------------------------------------------
 
 
 def test_a_caption_a_line_and_which_is_f_of_seed_epoch_and_sample(tmp_path):
@@ -238,7 +162,7 @@ def test_a_choice_needs_no_other_choice():
 
 
 def test_no_use_of_random_words_sees_anothers():
-    """Of three uses, epochs and samples, eight words each; and they stay what they are, or no run could be resumed later."""
+    """Of three uses, epochs and samples, eight words each, which stay: or no run could resume."""
     uses, numbers = (ORDER, CAPTION, MIXTURE), range(3)
     words = [
         random_words(7, use, counter, 8, inner)
@@ -274,7 +198,10 @@ def test_a_json_without_columns_cannot_be_read(data):
 
 
 def test_img2dataset_is_read_as_it_is(tmp_path):
-    """.jpg, .txt and .json a sample: the text is one caption whatever its lines; without a .txt it stands in the JSON."""
+    """.jpg, .txt and .json a sample: the text is one caption; without a .txt the JSON has it.
+
+    One caption whatever its lines.
+    """
     columns = {
         "url": "http://x",
         "caption": "two\nlines",
@@ -302,7 +229,7 @@ def test_img2dataset_is_read_as_it_is(tmp_path):
     assert source.damage.counts == {"empty text": 1, "JSON that cannot be read": 1}
 
 
-# --- lists and folders ---------------------------------------------------------------------------------------------------
+# --- lists and folders ----------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -388,7 +315,7 @@ def test_coco_photographs_with_five_captions_each():
     assert source.damage.total == 0
 
 
-# --- filters -------------------------------------------------------------------------------------------------------------
+# --- filters --------------------------------------------------------------------------------------
 
 
 SAMPLES = [
@@ -472,7 +399,7 @@ def test_filters_that_leave_nothing(tmp_path):
         stream(shard(tmp_path / "a.tar", SAMPLES), filters="text>=1000")
 
 
-# --- mixtures ------------------------------------------------------------------------------------------------------------
+# --- mixtures -------------------------------------------------------------------------------------
 
 
 @settings(max_examples=50, deadline=None)

@@ -1,5 +1,6 @@
-"""A run from other weights whose zero-shot falls below its start, beyond its errors, is told so,
-and stops on request.
+"""A run from other weights that falls below its start is told so, and stops on request.
+
+What falls is its zero-shot, beyond its errors.
 """
 
 from __future__ import annotations
@@ -33,8 +34,9 @@ def test_the_rule_is_twice_the_error_of_a_difference(now, falls):
 
 
 def test_what_stays_perfect_or_cannot_be_compared_has_not_fallen():
-    """Every picture right, at the start and now, has an error of 0; a task may give no error, or
-    drop out of the probe.
+    """Every picture right, at the start and now, has an error of 0.
+
+    A task may give no error, or drop out of the probe.
     """
     start = {"probes": remembered({ZEROSHOT: 1.0}, {ZEROSHOT: 0.0})}
     assert destroyed(start, {ZEROSHOT: 1.0}, {ZEROSHOT: 0.0}, OptimConfig()) is None
@@ -53,9 +55,9 @@ def test_the_sentence_names_the_deepest_fall_and_the_settings():
     sentence = destroyed(start, found, errors, OptimConfig(lr=0.002))
     assert sentence is not None
     assert (
-        "coco/retrieval fell from 60.0 % at the start to 20.0 %, and its standard errors allow 2.8 points"
-        in sentence
-    )
+        "coco/retrieval fell from 60.0 % at the start to 20.0 %, "
+        "and its standard errors allow 2.8 points"
+    ) in sentence
     assert "lower optim.lr (now 0.002), lock a tower (--set optim.locked=text)" in sentence
     assert "lock a tower" not in str(destroyed(start, found, errors, OptimConfig(locked="text")))
     assert destroyed(None, found, errors, OptimConfig()) is None

@@ -1,6 +1,4 @@
-"""Health: numbers against loops, planted failures named with their setting, and a run that does not
-know it is watched.
-"""
+"""Health: numbers against loops, planted failures named with their setting, runs undisturbed."""
 
 import copy
 import io
@@ -52,86 +50,7 @@ def start(config):
     return TrainState.create(config, tokenizer, CPU), source.batches(config.batch_size, 0)
 
 
-# --- planted failures
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-# ----------------------------------------------------------------------------------------------------
+# --- planted failures -----------------------------------------------------------------------------
 
 SENTENCES = {
     "teacher stands still": r"lower distillation.ema_momentum (now 1;",
@@ -283,7 +202,7 @@ def test_a_collapse_needs_several_rows(tiny, changes, name, words):
     ],
 )
 def test_where_a_collapse_begins(tiny, changes, names):
-    """Sinkhorn balances the prototypes whatever the outputs are; embeddings are judged with it too."""
+    """Sinkhorn balances the prototypes whatever the outputs; embeddings are judged with it too."""
     assert list(health._collapses(tiny(), row(**changes))) == names
     balanced = health._collapses(tiny(distillation={"centering": "sinkhorn"}), row(**changes))
     assert list(balanced) == [name for name in names if name == "embeddings are one direction"]
@@ -293,11 +212,8 @@ def test_where_a_collapse_begins(tiny, changes, names):
     ("at_recipe", "teacher_temp", "setting"),
     [
         (0.5, 0.08, "lower distillation.teacher_temp (now 0.08"),
-        (
-            0.999,
-            0.11,
-            "lower distillation.teacher_temp (now 0.11",
-        ),  # above the student's, no recipe's
+        # above the student's, no recipe's
+        (0.999, 0.11, "lower distillation.teacher_temp (now 0.11"),
         (0.999, 0.09, "its outputs are alike at any temperature; lower optim.lr"),
     ],
 )
@@ -345,7 +261,10 @@ def test_how_large_a_step_is_too_large(tiny, update_ratio, is_named):
 def test_a_centre_that_stands_still_is_named_where_the_mean_has_moved_away(
     tiny, errors, changes, names
 ):
-    """Not while the student stands still too, nor where nothing reads the centre; each of the two for itself."""
+    """Not while the student stands still too, nor where nothing reads the centre.
+
+    Each of the two for itself.
+    """
     state, batches = start(tiny(steps=100, masked={"weight": 0.5}, **changes))
     batches.close()
     watch, full = Health(state.config, CPU), row(update_ratio=0.01, **errors)
@@ -399,7 +318,10 @@ def test_a_collapse_of_masked_patches_is_named_as_theirs(tiny, changes, name):
 
 
 def test_heads_that_begin_late_are_young_then(tiny):
-    """What a run may show in its first steps, heads may show in theirs; the embeddings are judged as ever."""
+    """What a run may show in its first steps, heads may show in theirs.
+
+    The embeddings are judged as ever.
+    """
     config = tiny(steps=100, distillation={"start_fraction": 0.5}, optim={"warmup_fraction": 0.2})
     state, batches = start(config)
     batches.close()
@@ -438,7 +360,7 @@ def test_one_prototype_is_no_collapse_before_the_centre_has_settled(tiny):
         assert any("one prototype" in watch.verdicts(state, full) for _ in range(5)) == is_named
 
 
-# --- the numbers ---------------------------------------------------------------------------------------------------------
+# --- the numbers ----------------------------------------------------------------------------------
 
 
 def looped(logits, answers, center, config):
@@ -502,9 +424,8 @@ def test_numbers_equal_loops_in_float64(tiny, monkeypatch, clip_norm):
     norm = float(train_step(state, batch)["gradient_norm"])
     assert 0.5 < norm < 1e4
     with torch.no_grad():
-        state.student.text.blocks[1].mlp.fc1.weight.add_(
-            0.3
-        )  # the largest change is in one of four matrices
+        # the largest change is in one of four matrices
+        state.student.text.blocks[1].mlp.fc1.weight.add_(0.3)
         state.teacher.vision.patch.weight.mul_(2)  # not as long as the student's
         state.teacher.center.add_(
             0.02 * torch.randn(64, generator=torch.Generator().manual_seed(0))
@@ -552,9 +473,8 @@ def test_numbers_equal_loops_in_float64(tiny, monkeypatch, clip_norm):
     size = sum(float((a**2).detach().sum()) for a in student.vision.parameters())
     assert found["ema_distance"] == pytest.approx(math.sqrt(apart / size), rel=1e-4)
     parts = [found[f"gradient_norm_{part}"] for part in ("vision", "text", "head", "patch_head")]
-    assert math.sqrt(sum(part**2 for part in parts)) == pytest.approx(
-        norm, rel=1e-2
-    )  # less scale, bias and mask token
+    # less scale, bias and mask token
+    assert math.sqrt(sum(part**2 for part in parts)) == pytest.approx(norm, rel=1e-2)
     assert found["mfu"] == pytest.approx(100.0 * estimate.flops_per_image(config) / 3e9)
 
 
@@ -594,7 +514,7 @@ def test_without_a_head_there_is_no_teacher_to_judge(tiny, tmp_path):
     assert "teacher_entropy" not in rows[0]
 
 
-# --- it changes nothing --------------------------------------------------------------------------------------------------
+# --- it changes nothing ---------------------------------------------------------------------------
 
 
 def test_looking_draws_nothing_and_touches_nothing(tiny):
@@ -623,7 +543,10 @@ def test_looking_draws_nothing_and_touches_nothing(tiny):
 
 
 def test_rows_and_probes_leave_the_run_as_it_is(tiny, tmp_path):
-    """The weights of a run that looks at every step and probes every second one are those of a run that never looks."""
+    """The weights of a run that looks at every step are those of a run that never looks.
+
+    It probes every second step, too.
+    """
     probe = {"every": 2, "tasks": "shapes/knn,shapes/zeroshot", "limit": 24}
     ends = []
     for name, changes in (
@@ -658,7 +581,7 @@ def test_rows_and_probes_leave_the_run_as_it_is(tiny, tmp_path):
     )
 
 
-# --- the estimate --------------------------------------------------------------------------------------------------------
+# --- the estimate ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -736,7 +659,7 @@ def test_waiting_for_data_is_answered_by_what_can_help(tiny, monkeypatch, data, 
 
 
 def test_a_step_too_large_for_the_device_is_told_what_fits(tiny):
-    """8 pairs of 10 GiB and 4 GiB beside them: 2 pairs at a time fit into nine tenths of 30, 1 into 20, none into 8."""
+    """8 pairs of 10 GiB and 4 GiB beside: 2 fit into nine tenths of 30, 1 into 20, none into 8."""
     config, parts = tiny(batch_size=8), {"weights": 4 << 30, "activations": 80 << 30}
     assert too_large_for(parts, config, 84 << 30) is None
     assert (
@@ -753,19 +676,18 @@ def test_a_step_too_large_for_the_device_is_told_what_fits(tiny):
     assert "less than model and optimiser alone, 4.00 GiB" in too_large_for(parts, config, 3 << 30)
     batch = {**parts, "pictures and views": 16 << 30}
     assert (
-        "less than the pictures and logits of 4 pairs and the model, 20.00 GiB: it takes more devices"
-        in too_large_for(batch, config, 19 << 30, devices=2)
-    )
-    assert "micro_batch=1 fits" in too_large_for(
-        parts, config, 30 << 30, devices=2
-    )  # 4 pairs of 20 GiB
+        "less than the pictures and logits of 4 pairs and the model, 20.00 GiB: "
+        "it takes more devices"
+    ) in too_large_for(batch, config, 19 << 30, devices=2)
+    # 4 pairs of 20 GiB
+    assert "micro_batch=1 fits" in too_large_for(parts, config, 30 << 30, devices=2)
     half = {"weights": 4 << 30, "activations": 40 << 30}
     assert "micro_batch=2 fits" in too_large_for(half, tiny(batch_size=8, micro_batch=4), 30 << 30)
     assert estimate.memory_of(CPU) > 2**30
 
 
 def test_what_is_left_out_is_in_the_rows_and_its_cause_is_said_once(tiny, tmp_path, shards):
-    """Of the 20 readable pairs and the broken one the log counts each time that it was met, the summary the pair once."""
+    """Of 20 readable pairs and the broken one the log counts each meeting, the summary the pair."""
     config = tiny(precision="fp32", data={"source": shards}, batch_size=4, samples=64, log_every=1)
     said, rows, _ = watched(config, tmp_path)
     (cause,) = {line.split(", first ")[0] for line in said.splitlines() if ": left out: " in line}
@@ -788,9 +710,9 @@ def test_a_source_of_which_much_cannot_be_read_is_named(tiny, monkeypatch):
     for left_out in (10, 11, 12):
         watching.judge(state, {"data_wait_share": 0.0, "left_out": left_out})
     assert kept == said.getvalue().splitlines()
-    assert (
-        said.getvalue()
-        == "step 0: 11 % of the pairs could not be read; `silc-bench data stats` counts them by cause\n"
+    assert said.getvalue() == (
+        "step 0: 11 % of the pairs could not be read; `silc-bench data stats` counts them by "
+        "cause\n"
     )
 
 

@@ -1,6 +1,4 @@
-"""The log of a run: rows by step, what a killed run wrote too much, curves, and the progress that
-people see.
-"""
+"""The log of a run: rows by step, a killed run's surplus, curves, and the progress shown."""
 
 import io
 import json
@@ -132,7 +130,10 @@ def test_a_log_of_something_else_is_not_overwritten(tmp_path, line):
     before = path.read_bytes()
     with pytest.raises(
         UserError,
-        match=r"log.jsonl:2 is no row of a run's log, and a new run would overwrite it; choose anot",
+        match=(
+            r"log.jsonl:2 is no row of a run's log, "
+            r"and a new run would overwrite it; choose anot"
+        ),
     ):
         write(tmp_path, [2])
     assert path.read_bytes() == before

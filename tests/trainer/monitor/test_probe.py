@@ -1,6 +1,4 @@
-"""What a probe logs while a run goes on is what `silc-bench eval` measures of the checkpoint saved
-with it.
-"""
+"""What a probe logs during a run is what `silc-bench eval` measures of its checkpoint."""
 
 import io
 import json
@@ -30,9 +28,7 @@ FEW = 16
 
 @pytest.fixture(scope="module")
 def run(tiny, tmp_path_factory):
-    """A run of four steps that probes after two and at its end, of all that is probed by
-    default.
-    """
+    """A run of four steps that probes after two and at its end, all that is probed by default."""
     folder, config = (
         tmp_path_factory.mktemp("probed") / "run",
         tiny(precision="fp32", probe={"every": 2, "limit": LIMIT}),
@@ -110,9 +106,7 @@ def test_a_task_that_cannot_be_scored_is_left_out_in_a_sentence_and_the_run_goes
 def test_a_student_that_cannot_be_measured_is_named_and_the_checkpoint_kept(
     tiny, tmp_path, monkeypatch, on_collapse
 ):
-    """Its features outgrow fp16 at step 2; what a probe cannot encode must not end a run that is
-    only to be warned.
-    """
+    """Its features outgrow fp16 at step 2; a probe that cannot encode must not end a warned run."""
 
     def step(state, batch):
         values = train_step(state, batch)
@@ -130,7 +124,10 @@ def test_a_student_that_cannot_be_measured_is_named_and_the_checkpoint_kept(
     if on_collapse == "stop":
         with pytest.raises(
             RunError,
-            match=r"stopped at step 2: the student cannot be measured: .*not finite.*lower optim.lr",
+            match=(
+                r"stopped at step 2: the student cannot be measured: "
+                r".*not finite.*lower optim.lr"
+            ),
         ):
             run_training(
                 config, tmp_path, resume=False, device=device, console=console, on_collapse="stop"

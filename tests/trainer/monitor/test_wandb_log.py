@@ -1,6 +1,4 @@
-"""W&B gets what the log gets: the configuration once, each row, each probe, in one run however
-often it is resumed.
-"""
+"""W&B gets what the log gets: configuration once, each row and probe, one run over resumes."""
 
 import importlib.machinery
 import io

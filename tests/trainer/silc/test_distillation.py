@@ -1,6 +1,4 @@
-"""Fused, chunked distillation against loops in float64 and lightly, in any number of chunks; what
-it keeps in memory.
-"""
+"""Fused, chunked distillation against float64 loops and lightly, in any chunks; its memory."""
 
 import copy
 import math
@@ -139,15 +137,12 @@ def test_any_shape(teachers, students, batch, prototypes, skipped, temp, chunk):
     theirs = value_and_gradients(
         lambda h, w: plain(h, w, probs, temp, skipped), *inputs, dtype=torch.float64
     )
-    same(
-        mine, theirs, value=1e-5, gradient=1e-5, floor=1 / temp
-    )  # a logit of 25 has an ulp of 2e-6
+    # a logit of 25 has an ulp of 2e-6
+    same(mine, theirs, value=1e-5, gradient=1e-5, floor=1 / temp)
 
 
 def test_the_recipes_prototypes_in_bf16(monkeypatch):
-    """K = 65,536 in 16 chunks, inputs in bf16: only their rounding is lost, whatever autocast
-    says.
-    """
+    """K = 65,536 in 16 chunks, inputs in bf16: only their rounding is lost, even in autocast."""
     # and 0, in chunks too, at the small sizes above: which pairs meet has no part in the rounding
     num_skipped = 2
     monkeypatch.setattr(distillation, "CHUNK", 2**14 * 3)
@@ -164,9 +159,8 @@ def test_the_recipes_prototypes_in_bf16(monkeypatch):
     theirs = value_and_gradients(
         lambda h, w: plain(h.double(), w.double(), probs, TEMP, num_skipped), *inputs
     )
-    same(
-        [value.double(), *mine[1:]], theirs, gradient=1e-2
-    )  # gradients by leaves of bf16 are rounded to it
+    # gradients by leaves of bf16 are rounded to it
+    same([value.double(), *mine[1:]], theirs, gradient=1e-2)
     exact = value_and_gradients(
         lambda h, w: plain(h, w, probs, TEMP, num_skipped), *inputs, dtype=torch.float64
     )
@@ -198,8 +192,9 @@ def test_a_weighted_loss_has_weighted_gradients():
 
 
 def test_nothing_of_k_columns_is_kept_or_made():
-    """Saved for the backward pass: a hundredth of one table of logits. Made at any time: less than
-    the table.
+    """Saved for the backward pass: a hundredth of one table of logits.
+
+    Made at any time: less than the table.
     """
     views, batch, prototypes, dim = 4, 32, 65_536, 16
     targets, table = make_targets(2, batch, prototypes, dim), views * batch * prototypes
@@ -236,8 +231,9 @@ def test_nothing_of_k_columns_is_kept_or_made():
 
 
 def test_no_pair_is_dropped_where_the_student_holds_local_views_only():
-    """With one teacher view that agrees with the first student view alone, dropping the diagonal
-    would hide it.
+    """With one teacher view that agrees with the first student view alone.
+
+    Dropping the diagonal would hide it.
     """
     prototypes = torch.eye(4)
     targets = Targets(
@@ -270,9 +266,7 @@ def test_it_is_least_at_the_teachers_own_distribution():
 
 @pytest.mark.parametrize(("num_global", "num_local"), [(2, 0), (2, 6), (1, 3), (3, 1)])
 def test_it_equals_lightly_where_identical_views_are_skipped(num_global, num_local):
-    """DINO's pairing: the student shows every view, the teacher the global ones, the first views of
-    the student.
-    """
+    """DINO's pairing: the student shows every view, the teacher its first ones, the global."""
     from lightly.loss import DINOLoss
 
     targets = make_targets(num_global, 4, 64)

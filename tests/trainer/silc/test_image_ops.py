@@ -13,8 +13,9 @@ SIDE = 40
 
 
 def pictures(count=9, seed=0, side=SIDE):
-    """fp32 [count, 3, side, side] with all hues, flat colours and flat greys, in the memory layout
-    of ``resample``.
+    """fp32 [count, 3, side, side] with all hues, flat colours and flat greys.
+
+    In the memory layout of ``resample``.
     """
     rng = np.random.default_rng(seed)
     images = rng.integers(0, 256, (count, 3, side, side), dtype=np.uint8)

@@ -1,6 +1,4 @@
-"""The image-text losses against loops written from their formulas in float64, and against open_clip
-and transformers.
-"""
+"""The image-text losses against float64 loops from their formulas, open_clip and transformers."""
 
 import copy
 import math
@@ -29,8 +27,7 @@ def same(mine, theirs, tolerance=1e-5):
         torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
 
 
-# --- from the formula, one pair at a time
-# ------------------------------------------------------------------------------
+# --- from the formula, one pair at a time ---------------------------------------------------------
 
 
 def unit(x):
@@ -80,85 +77,7 @@ def test_softmax_value_and_gradient_equal_the_loop(batch, scale):
     )
 
 
-# --- peers
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-# ---------------------------------------------------------------------------------------------------------------
+# --- peers ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("batch", [2, 32])
@@ -186,7 +105,10 @@ def test_softmax_equals_open_clip(batch):
 
 
 def test_sigmoid_equals_transformers():
-    """SiglipModel's own loss; the embeddings it met give the same value, the gradients of scale and bias agree."""
+    """SiglipModel's own loss: the same value of the same embeddings.
+
+    The gradients of scale and bias agree.
+    """
     from transformers import SiglipConfig, SiglipModel
 
     torch.manual_seed(0)
@@ -226,11 +148,11 @@ def test_sigmoid_equals_transformers():
     same(torch.autograd.grad(mine, [log_scale, bias]), [g.squeeze() for g in theirs])
 
 
-# --- precision and purity ------------------------------------------------------------------------------------------------
+# --- precision and purity -------------------------------------------------------------------------
 
 
 def test_bf16_inputs_are_computed_in_fp32():
-    """Only the rounding of the inputs is lost: the values equal those of the rounded inputs in float64."""
+    """Only the rounding of the inputs is lost: the values are those of rounded ones in float64."""
     images, texts = (x.bfloat16() for x in features(8, 16, seed=4))
     scale, bias = torch.tensor(10.0), torch.tensor(-10.0)
     with torch.autocast("cpu", torch.bfloat16):

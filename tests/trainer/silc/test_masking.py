@@ -1,6 +1,4 @@
-"""Masked patches: which, how many, for any number of ranks; the loss against loops in float64; what
-it must not touch.
-"""
+"""Masked patches: which, how many, for any ranks; the loss against loops; what stays untouched."""
 
 import copy
 from dataclasses import replace
@@ -57,86 +55,7 @@ def in_float64(config, tokenizer):
     return state
 
 
-# --- which patches
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-# -------------------------------------------------------------------------------------------------------
+# --- which patches --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("ratio", "count"), [(0.5, 8), (0.25, 4), (0.06, 1), (0.9, 14)])
@@ -195,11 +114,14 @@ def test_tokens_are_taken_in_the_order_of_the_places():
     assert torch.equal(take(tokens, places), torch.stack([tokens[0, [3, 0]], tokens[1, [1, 2]]]))
 
 
-# --- the loss ------------------------------------------------------------------------------------------------------------
+# --- the loss -------------------------------------------------------------------------------------
 
 
 def naive(student, teacher, views, masked, config, guessed):
-    """One view, one picture, one masked place, one prototype at a time; ``guessed`` [T * B, N, W]: the student's tokens."""
+    """One view, one picture, one masked place, one prototype at a time.
+
+    ``guessed`` [T * B, N, W]: the student's tokens.
+    """
     d, total, count = config.distillation, 0.0, 0
     unit = student.patch_head.prototypes / student.patch_head.prototypes.norm(dim=-1, keepdim=True)
     for t, view in enumerate(views):
@@ -223,7 +145,10 @@ def naive(student, teacher, views, masked, config, guessed):
 
 @pytest.mark.parametrize("chunk", [1, 100, 2**24])
 def test_loss_and_gradients_equal_the_loop(config, first, monkeypatch, chunk):
-    """By the student's tokens, prototypes and layers of the head, in float64, in chunks of one prototype, few, and all."""
+    """By the student's tokens, prototypes and layers of the head, in float64, in chunks.
+
+    Of one prototype, of few, and of all.
+    """
     monkeypatch.setattr(distillation, "CHUNK", chunk)
     state = in_float64(config, first[0])
     student, teacher = state.student, state.teacher
@@ -323,7 +248,7 @@ def test_no_table_of_patches_and_prototypes_is_made(config, first, monkeypatch):
     assert largest[0] == 16_384 * 16 < 2 * 8 * 8 * 16_384 / 4  # the prototypes themselves
 
 
-# --- the mask token ------------------------------------------------------------------------------------------------------
+# --- the mask token -------------------------------------------------------------------------------
 
 
 def test_the_token_stands_where_the_patch_was_before_positions_are_added(config, first):

@@ -1,5 +1,6 @@
-"""k micro-batches of b pairs equal one batch of k x b: loss, gradients, centre, teacher; and keep
-few activations.
+"""k micro-batches of b pairs equal one of k x b: loss, gradients, centre, teacher; memory.
+
+They keep few activations.
 """
 
 import pytest
@@ -20,10 +21,8 @@ ALL_VIEWS = {
 @pytest.mark.parametrize(
     ("size", "changes"),
     [
-        (
-            1,
-            ALL_VIEWS,
-        ),  # what a part of one pair may lose, a dimension, does not depend on the losses
+        # what a part of one pair may lose, a dimension, does not depend on the losses
+        (1, ALL_VIEWS),
         (3, ALL_VIEWS),
         (3, {"distillation": {"centering": "sinkhorn"}, "contrastive": {"loss": "softmax"}}),
         (3, {"distillation": {"weight": 0.0}}),

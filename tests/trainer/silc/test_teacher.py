@@ -63,87 +63,7 @@ def changed(module, before):
     }
 
 
-# --- the average
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-# ---------------------------------------------------------------------------------------------------------
+# --- the average ----------------------------------------------------------------------------------
 
 
 def test_teacher_starts_as_a_copy_of_tower_and_head_alone():
@@ -157,7 +77,7 @@ def test_teacher_starts_as_a_copy_of_tower_and_head_alone():
 
 @pytest.mark.parametrize("momentum", [0.0, 0.3, 0.9, 0.966, 0.9999, 1.0])
 def test_update_is_the_formula_at_every_step(momentum):
-    """teacher <- m teacher + (1 - m) student with the same m at each of 20 steps, against float64."""
+    """teacher <- m teacher + (1 - m) student, the same m at each of 20 steps, against float64."""
     student, teacher = pair()
     expected = {name: p.double().clone() for name, p in teacher.named_parameters()}
     for step in range(20):
@@ -204,7 +124,7 @@ def test_a_slow_teacher_moves_under_autocast():
         assert moved == pytest.approx(1e-6, rel=0.1), name
 
 
-# --- targets and centre --------------------------------------------------------------------------------------------------
+# --- targets and centre ---------------------------------------------------------------------------
 
 
 def test_targets_are_the_centred_softmax_of_the_global_crops():
@@ -294,7 +214,7 @@ def test_center_and_targets_equal_lightlys():
 
 
 def test_sinkhorn_balances_the_prototypes():
-    """Against a table that is divided by its columns and rows in float64; there is no centre to keep."""
+    """Against a table divided by its columns and rows in float64; there is no centre to keep."""
     _, teacher = pair(centering="sinkhorn", teacher_temp=0.07)
     targets = teacher.targets(VIEWS)
     table = torch.exp(
@@ -313,7 +233,7 @@ def test_sinkhorn_balances_the_prototypes():
     assert changed(teacher, before) == set()
 
 
-# --- what it must not do -------------------------------------------------------------------------------------------------
+# --- what it must not do --------------------------------------------------------------------------
 
 
 def test_teacher_gets_no_gradient_and_is_not_optimised():

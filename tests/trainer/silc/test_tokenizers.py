@@ -100,7 +100,10 @@ def test_training_is_deterministic_in_any_order(tokenizer):
 @pytest.mark.slow
 def test_training_is_deterministic_in_any_process(tokenizer):
     code = "import json, sys; from silc_bench.trainer.silc.tokenizers import Tokenizer\n"
-    code += f"sys.stdout.write(json.dumps(Tokenizer.train(json.load(sys.stdin), 400, {LENGTH}).to_json()))"
+    code += (
+        "sys.stdout.write(json.dumps(Tokenizer.train(json.load(sys.stdin), 400, "
+        f"{LENGTH}).to_json()))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code],
         input=json.dumps(CAPTIONS),

@@ -1,5 +1,6 @@
-"""Towers against transformers' SigLIP with copied weights, head against DINO's, and what dense
-features and init promise.
+"""Towers against transformers' SigLIP with copied weights, head against DINO's.
+
+And what dense features and init promise.
 """
 
 import copy
@@ -38,9 +39,7 @@ def _seeded():
 
 
 def tiny(objective="silc", **parts):
-    """A configuration of the real path with small towers; ``parts`` replace whole sections or
-    fields of them.
-    """
+    """A configuration of the real path with small towers; ``parts`` replace sections or fields."""
     config = Config(
         preset="tiny",
         vision=VISION,
@@ -54,9 +53,7 @@ def tiny(objective="silc", **parts):
 
 
 def randomised(module, seed=0):
-    """Every parameter far from its initial value: no zero bias or unit gain hides a mistake in the
-    mapping.
-    """
+    """Every parameter far from its start: no zero bias or unit gain hides a mistaken mapping."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in module.parameters():
@@ -92,88 +89,14 @@ def same(mine, theirs, tolerance=1e-5):
     torch.testing.assert_close(mine, theirs, rtol=tolerance, atol=tolerance)
 
 
-# --- SigLIP's towers
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-# -----------------------------------------------------------------------------------------------------
+# --- SigLIP's towers ------------------------------------------------------------------------------
 
 
 def parameters_of(siglip):
-    """transformers' parameters without the prefix that depends on its release; the pool's stacked q, k, v apart."""
+    """transformers' parameters without the prefix that depends on its release.
+
+    The pool's stacked q, k, v apart.
+    """
     found = {
         name.removeprefix("vision_model.").removeprefix("text_model."): p
         for name, p in siglip.named_parameters()
@@ -189,7 +112,10 @@ def parameters_of(siglip):
 
 
 def copy_weights(siglip, tower, table):
-    """``table``: our module -> the names of theirs, stacked. Every parameter of both sides is used exactly once."""
+    """``table``: our module -> the names of theirs, stacked.
+
+    Every parameter of both sides is used exactly once.
+    """
     theirs = parameters_of(siglip)
     with torch.no_grad():
         for name, parameter in tower.named_parameters():
@@ -265,7 +191,7 @@ def tower(vision_pair):
 
 
 def test_vision_tower_equals_transformers(vision_pair):
-    """Patch features, the pooled embedding (torch.nn.MultiheadAttention inside) and the gradient of the pixels."""
+    """Patch features, the pooled embedding (by MultiheadAttention) and the pixels' gradient."""
     peer, mine = vision_pair
     ours, theirs = (
         torch.randn(B, 3, 32, 32, generator=torch.Generator().manual_seed(0)).requires_grad_()
@@ -281,7 +207,10 @@ def test_vision_tower_equals_transformers(vision_pair):
 
 
 def test_text_tower_equals_transformers():
-    """No causal mask, padding attended to, the last position pooled, then the linear head - to another width here."""
+    """No causal mask, padding attended to, the last position pooled, then the linear head.
+
+    To another width here.
+    """
     from transformers import SiglipTextConfig, SiglipTextModel
 
     peer_config = SiglipTextConfig(
@@ -302,7 +231,10 @@ def test_text_tower_equals_transformers():
 
 @pytest.mark.parametrize("name", ["b16", "l16", "so400m", "g16"])
 def test_parameter_counts_of_the_real_presets(name):
-    """Towers, scale and bias together are SigLIP's at 256 px, patch 16, 32,000 words, 64 tokens: to the last parameter."""
+    """Towers, scale and bias together are SigLIP's, to the last parameter.
+
+    At 256 px, patch 16, 32,000 words, 64 tokens.
+    """
     from transformers import SiglipConfig, SiglipModel
 
     config = apply_objective(make_preset(name), "contrastive")
@@ -329,14 +261,17 @@ def test_parameter_counts_of_the_real_presets(name):
     [("b16", 92.93, 110.27), ("l16", 315.96, 336.19), ("so400m", None, 449.73)],
 )
 def test_parameter_counts_of_open_clips_profile(name, vision, text):
-    """Millions, of ViT-B-16-SigLIP-256, ViT-L-16-SigLIP-256 and ViT-SO400M-14-SigLIP-384 (whose patches are not ours)."""
+    """Millions, of ViT-B-16-SigLIP-256, ViT-L-16-SigLIP-256 and ViT-SO400M-14-SigLIP-384.
+
+    The patches of the last are not ours.
+    """
     with torch.device("meta"):
         mine = Student(make_preset(name))
     assert round(count_parameters(mine.text) / 1e6, 2) == text
     assert vision is None or round(count_parameters(mine.vision) / 1e6, 2) == vision
 
 
-# --- positions, pooling, dense features ----------------------------------------------------------------------------------
+# --- positions, pooling, dense features -----------------------------------------------------------
 
 
 def test_positions_at_the_trained_size_are_the_parameter_itself(tower):
@@ -359,7 +294,7 @@ def test_positions_at_another_size_are_pillows_bilinear_resize(tower, h, w):
 
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (24, 40), (64, 32)])
 def test_any_size_of_whole_patches_is_encoded(tower, height, width):
-    """A tower built for that size whose positions are the resized ones gives the same patches, row by row."""
+    """A tower built for that size with resized positions gives the same patches, row by row."""
     images = torch.randn(B, 3, height, width)
     tokens = tower.tokens(images)
     assert tokens.shape == (B, height // 8 * (width // 8), VISION.width)
@@ -406,7 +341,7 @@ def test_attend_is_scaled_dot_product_attention(queries, keys):
     same(attend(q, k, v), F.scaled_dot_product_attention(q, k, v))
 
 
-# --- head ----------------------------------------------------------------------------------------------------------------
+# --- head -----------------------------------------------------------------------------------------
 
 HEAD = DistillationConfig(num_prototypes=40, hidden_dim=24, bottleneck_dim=16)
 
@@ -467,7 +402,7 @@ def test_head_stays_in_fp32_under_autocast():
     assert out.abs().max() <= 1 + 1e-6  # cosines of the bottleneck and the prototypes
 
 
-# --- the student ---------------------------------------------------------------------------------------------------------
+# --- the student ----------------------------------------------------------------------------------
 
 
 def initialised(config, seed=0):
@@ -545,7 +480,7 @@ def test_bf16_is_close_to_fp32():
         assert (one - other).norm() < 0.03 * one.norm(), name
 
 
-# --- initial weights -----------------------------------------------------------------------------------------------------
+# --- initial weights ------------------------------------------------------------------------------
 
 
 def test_init_fills_every_parameter_from_the_seed_alone():
@@ -575,7 +510,7 @@ def test_the_towers_start_equal_whatever_the_objective(objective):
 
 
 def test_initial_scales():
-    """Xavier over the fan of each of q, k and v; unit norms; the contrastive scalars of the configuration."""
+    """Xavier over the fan of each of q, k and v; unit norms; the configured contrastive scalars."""
     config = tiny(contrastive={"init_scale": 7.0, "init_bias": -3.0})
     student = initialised(config)
     assert student.log_scale.exp().item() == pytest.approx(7.0)
@@ -601,7 +536,10 @@ def test_softmax_starts_without_a_bias():
 
 
 def test_initial_positions_are_sines_and_cosines_of_row_and_column():
-    """Better plain ViT baselines, 2205.01580: a quarter of the width each for sin x, cos x, sin y, cos y."""
+    """Better plain ViT baselines, 2205.01580: sin x, cos x, sin y, cos y.
+
+    A quarter of the width each.
+    """
     positions = initialised(tiny()).vision.positions[0].double()
     quarter = VISION.width // 4
     for row in range(4):

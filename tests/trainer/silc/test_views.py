@@ -16,8 +16,9 @@ CANVAS = 48
 
 
 def pictures(count, sizes=None, *, seed=0, padding=0):
-    """uint8 canvases [count, 3, CANVAS, CANVAS] and their sizes; smooth enough to have all hues,
-    noisy enough to alias.
+    """uint8 canvases [count, 3, CANVAS, CANVAS] and their sizes.
+
+    Smooth enough to have all hues, noisy enough to alias.
     """
     rng = np.random.default_rng(seed)
     sizes = (
@@ -28,9 +29,8 @@ def pictures(count, sizes=None, *, seed=0, padding=0):
     images = np.full((count, 3, CANVAS, CANVAS), padding, dtype=np.uint8)
     for image, (height, width) in zip(images, sizes, strict=True):
         image[:, :height, :width] = rng.integers(0, 256, (3, height, width))
-        image[:, : height // 2, : width // 3] = rng.integers(
-            0, 256, (3, 1, 1)
-        )  # flat, and some of it grey
+        # flat, and some of it grey
+        image[:, : height // 2, : width // 3] = rng.integers(0, 256, (3, 1, 1))
         image[:, height // 2 :, : width // 4] = rng.integers(0, 256)
     return torch.from_numpy(images), torch.from_numpy(sizes)
 
@@ -40,9 +40,7 @@ def same(mine, theirs, tolerance=1e-5):
 
 
 def test_whole_view_is_torchvisions_chain():
-    """The operations meet the right samples, in DINO's order, with the parameters that were
-    drawn.
-    """
+    """The operations meet the right samples, in DINO's order, with the drawn parameters."""
     images, sizes = pictures(32)
     made = views.make_views(images, sizes, CONFIG, seed=3, step=11)
     for view, (crops, size) in enumerate(
@@ -95,85 +93,7 @@ def test_original_is_the_whole_picture_squashed():
         same(original[index], expected * 2 - 1)
 
 
-# --- randomness
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-#
-# ---------------------------------------------------------------------------------------------------------
+# --- randomness -----------------------------------------------------------------------------------
 
 
 def statistic(first, second):
@@ -235,7 +155,7 @@ def test_a_crop_of_a_few_pixels_has_one_at_least(side):
 
 
 def test_settings_beyond_the_recipe_stay_within_what_the_operations_can():
-    """A factor is no less than 0, as torchvision has it, and a blur reflects the view once at most."""
+    """A factor is no less than 0, as in torchvision, and a blur reflects the view once at most."""
     images, sizes = pictures(6)
     config = dataclasses.replace(CONFIG, jitter=(2.0, 1.5, 1.2, 0.5), blur_sigma=(90.0, 100.0))
     params = views.draw(torch.full((500, 2), CANVAS), config, 0, 0, 0)
@@ -248,14 +168,16 @@ def test_settings_beyond_the_recipe_stay_within_what_the_operations_can():
 
 
 def test_jitter_and_blur_are_drawn_as_torchvision_draws_them():
-    """Factors, order and sigma of its own transforms; the shares of jittered and blurred samples are tested below."""
+    """Factors, order and sigma of its own transforms.
+
+    The shares of jittered and blurred samples are tested below.
+    """
     count = 3000
     torch.manual_seed(2)
     jitter, blur = v2.ColorJitter(*CONFIG.jitter), v2.GaussianBlur(5, sigma=CONFIG.blur_sigma)
     theirs = [jitter.make_params([]) for _ in range(count)]
-    config = dataclasses.replace(
-        CONFIG, global_size=views.BLUR_REFERENCE, jitter_prob=1.0
-    )  # sigma in torchvision's pixels
+    # sigma in torchvision's pixels
+    config = dataclasses.replace(CONFIG, global_size=views.BLUR_REFERENCE, jitter_prob=1.0)
     params = views.draw(torch.full((count, 2), CANVAS), config, seed=4, step=0, view=0)
     bound = 2.2 * np.sqrt(2 / count)
     for index, name in enumerate(
@@ -286,7 +208,10 @@ def test_jitter_and_blur_are_drawn_as_torchvision_draws_them():
 
 
 def test_finished_views_have_the_distribution_of_torchvisions():
-    """One picture, hundreds of views through either chain: means of channels, contrast, sharpness, difference of halves."""
+    """One picture, hundreds of views through either chain: their statistics.
+
+    Means of channels, contrast, sharpness, difference of halves.
+    """
     count, size = 700, 24
     image = pictures(1, CANVAS, seed=8)[0][0]
     config = dataclasses.replace(CONFIG, num_global=2, global_size=size, blur_probs=(1.0, 0.5, 0.5))
@@ -332,9 +257,8 @@ def test_finished_views_have_the_distribution_of_torchvisions():
         7,
         0,
     )
-    halves = (
-        other.global_crops[1] + 1
-    ) / 2  # what the test can tell apart: without solarisation it fails
+    # what the test can tell apart: without solarisation it fails
+    halves = (other.global_crops[1] + 1) / 2
     assert (
         max(
             statistic(measure(halves).numpy(), measure(theirs).numpy())
@@ -345,7 +269,7 @@ def test_finished_views_have_the_distribution_of_torchvisions():
 
 
 def test_a_reduced_view_is_antialiased():
-    """Stripes of one pixel become their grey; reading every third pixel would make them black and white."""
+    """Stripes of one pixel become their grey; every third pixel alone would be black and white."""
     images = torch.zeros(2, 3, CANVAS, CANVAS, dtype=torch.uint8)
     images[0, :, :, ::2] = 255
     images[1, :, ::2] = 255
@@ -359,9 +283,8 @@ def test_a_reduced_view_is_antialiased():
         0,
         0,
     )
-    inside = made.global_crops[
-        ..., 1:-1, 1:-1
-    ]  # a kernel that a border cuts sees more of one stripe
+    # a kernel that a border cuts sees more of one stripe
+    inside = made.global_crops[..., 1:-1, 1:-1]
     assert inside.abs().max() < 0.15
     aliased = peer.resize(images.float() / 127.5 - 1, [16, 16], antialias=False)
     assert aliased.abs().max() > 0.9
@@ -457,7 +380,7 @@ def test_views_do_not_depend_on_how_many_are_made_at_a_time(monkeypatch, pixels)
     same(apart.local_crops, together.local_crops)
 
 
-# --- promises about the tensors ---------------------------------------------------------------------------------------
+# --- promises about the tensors -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("block", [4096, 3, 1])
@@ -515,9 +438,8 @@ def test_outputs_are_plain_contiguous_fp32_in_range_without_gradient():
         assert not tensor.requires_grad
         assert -1.00001 <= tensor.min() < -0.5
         assert 0.5 < tensor.max() <= 1.00001
-    assert torch.equal(
-        made.original, views.make_views(images, sizes, CONFIG, 0, 0).original
-    )  # autocast changed nothing
+    # autocast changed nothing
+    assert torch.equal(made.original, views.make_views(images, sizes, CONFIG, 0, 0).original)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

@@ -1,6 +1,4 @@
-"""Shards: the same samples as webdataset reads, patterns as braceexpand expands, and damage that is
-counted, not hidden.
-"""
+"""Shards: webdataset's samples, braceexpand's patterns, and damage that is counted, not hidden."""
 
 import io
 import multiprocessing

@@ -1,5 +1,6 @@
-"""CIFAR-100 from both layouts: the same data, the same fingerprint; anything doubtful is refused
-with a sentence.
+"""CIFAR-100 from both layouts: the same data, the same fingerprint.
+
+Anything doubtful is refused with a sentence.
 """
 
 import io
@@ -139,9 +140,7 @@ def test_nothing_found_says_where_it_looked_and_what_fits(tmp_path):
 
 
 def test_a_foreign_folder_named_test_is_no_cifar(tmp_path):
-    """What lies under a root of any other name is not ours: it would be counted, and blamed, as
-    CIFAR-100.
-    """
+    """What lies under any other root is not ours: it would be counted, and blamed, as CIFAR-100."""
     write_shard(tmp_path / "test/0.tar", labelled([5]))
     (tmp_path / "train/cats").mkdir(parents=True)
     (tmp_path / "meta").write_bytes(b"")

@@ -1,5 +1,6 @@
-"""CIFAR's original files, and CIFAR-10: read without running anything, counted, with the classes in
-their order.
+"""CIFAR's original files, and CIFAR-10: read without running anything, and counted.
+
+With the classes in their order.
 """
 
 from __future__ import annotations
@@ -53,12 +54,13 @@ def test_python_files(tmp_path, protocol):
 
 
 def test_python_files_of_python_2(tmp_path):
-    """The originals were written by python 2, where bytes are strings: protocol 2 with
-    BINSTRING.
-    """
+    """Python 2 wrote the originals, where bytes are strings: protocol 2 with BINSTRING."""
     raw = BATCH[b"data"].tobytes()
     array = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
-    dtype = b"cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+    dtype = (
+        b"cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R(K\x03U\x01|NNN"
+        b"J\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+    )
     state = (
         b"(K\x01K\x0aM\x00\x0c\x86"
         + dtype
@@ -183,7 +185,10 @@ def test_fewer_pictures_than_promised_are_no_set(make, tmp_path):
     make.shard(tmp_path / "cifar10/test/0.tar", range(9))
     with pytest.raises(
         UserError,
-        match=r"9 pictures .webdataset shards., and the set has 10; 1 of 10 classes have none, such as 'truck'",
+        match=(
+            r"9 pictures .webdataset shards., and the set has 10; 1 of 10 classes have none, "
+            r"such as 'truck'"
+        ),
     ):
         load("cifar10", "test", tmp_path, limit=2)
     (tmp_path / "cifar10/classnames.txt").write_text("\n".join(reversed(CIFAR10_NAMES)))

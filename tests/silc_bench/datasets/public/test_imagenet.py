@@ -1,6 +1,4 @@
-"""The ImageNet family: the same pictures in six layouts are the same data, and a label never means
-another class.
-"""
+"""The ImageNet family: six layouts give the same data, and a label never means another class."""
 
 from __future__ import annotations
 
@@ -68,8 +66,9 @@ def kaggle_csv():
 
 
 def devkit(to):
-    """The devkit's numbers are no order of wnids: here they run backwards, with inner nodes above
-    1,000.
+    """The devkit's numbers are no order of wnids: here they run backwards.
+
+    With inner nodes above 1,000.
     """
     from scipy.io import savemat
 
@@ -246,7 +245,10 @@ def test_an_empty_class_folder_is_too_few_pictures(val):
     next((val / WNIDS[17]).iterdir()).unlink()
     refused(
         val,
-        r"999 pictures \(class folders\), and the set has 1,000; 1 of 1000 classes have none, such as 'jay'",
+        (
+            r"999 pictures \(class folders\), and the set has 1,000; 1 of 1000 classes have none, "
+            r"such as 'jay'"
+        ),
     )
 
 
@@ -254,7 +256,10 @@ def test_one_picture_too_many(val, make):
     (val / WNIDS[0] / "copy of it.JPEG").write_bytes(make.picture(0))
     refused(
         val,
-        "1,001 pictures .* the set has 1,000; 1 classes do not have 1, such as 'tench' with 2; remove",
+        (
+            "1,001 pictures .* the set has 1,000; 1 classes do not have 1, "
+            "such as 'tench' with 2; remove"
+        ),
     )
 
 
@@ -262,7 +267,10 @@ def test_the_right_number_of_the_wrong_classes(val):
     next((val / WNIDS[1]).iterdir()).rename(val / WNIDS[0] / "moved.JPEG")
     refused(
         val,
-        "1,000 pictures, but not of the right classes; 1 of 1000 classes have none, such as 'goldfish'",
+        (
+            "1,000 pictures, but not of the right classes; 1 of 1000 classes have none, "
+            "such as 'goldfish'"
+        ),
     )
 
 

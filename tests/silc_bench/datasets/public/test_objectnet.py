@@ -1,6 +1,4 @@
-"""ObjectNet: the 113 classes that ImageNet has too, by mappings that must be the ones its labels
-were numbered by.
-"""
+"""ObjectNet: ImageNet's 113 classes in it, by the mappings that its labels were numbered by."""
 
 from __future__ import annotations
 

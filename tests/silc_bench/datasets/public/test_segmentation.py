@@ -1,5 +1,6 @@
-"""Sets with masks: every layout of a set is the same data, each label is its class, and what is no
-mask is refused by name.
+"""Sets with masks: every layout is the same data; what is no mask is refused by name.
+
+Each label is its class.
 """
 
 from __future__ import annotations
@@ -318,13 +319,17 @@ def test_a_value_outside_the_list(camvid):
     stored_labels[3, 4] = stored_labels[3, 5] = 12
     stored_labels[9, 9] = 200
     (camvid / "a10.png").write_bytes(encoded(stored_labels))
-    what = r"a10.png has the value 12 \(and 1 other values\) in 2 pixels: the 11 classes have the values 0 to 10, and 11 is not"
+    what = (
+        r"a10.png has the value 12 \(and 1 other values\) in 2 pixels: "
+        r"the 11 classes have the values 0 to 10, and 11 is not"
+    )
     refused(camvid, what)
 
 
 def test_masks_that_are_numbered_in_another_way(make, tmp_path):
-    """Context with 255 for the background and classes from 0, as detectron2 has it, is not taken
-    for mmsegmentation's.
+    """Context as detectron2 has it is not taken for mmsegmentation's.
+
+    The former has 255 for the background and classes from 0.
     """
     layout = next(layout for layout in LAYOUTS if layout[0] == "pc60")
     write(tmp_path, layout, make)
@@ -342,7 +347,10 @@ def test_a_mask_of_another_size(camvid):
     assert labels.shape == (31, 33)
     refused(
         camvid,
-        r"a10.png is 34 x 31 pixels, and its picture .*a10.png 33 x 31; a mask says .* save it at the picture's size",
+        (
+            r"a10.png is 34 x 31 pixels, and its picture .*a10.png 33 x 31; "
+            r"a mask says .* save it at the picture's size"
+        ),
     )
     (camvid / "a10.png").write_bytes(encoded(np.zeros((33, 31), np.uint8)))
     refused(camvid, "is 31 x 33 pixels, and its picture .* 33 x 31")
@@ -351,18 +359,33 @@ def test_a_mask_of_another_size(camvid):
 @pytest.mark.parametrize(
     ("data", "sentence"),
     [
-        (lambda labels: encoded(np.stack([labels] * 3, axis=-1)), r"has colours \(RGB\), and a mask has one number a pixel"),
+        (
+            lambda labels: encoded(np.stack([labels] * 3, axis=-1)),
+            r"has colours \(RGB\), and a mask has one number a pixel",
+        ),
         (lambda labels: encoded(np.stack([labels] * 4, axis=-1)), r"has colours \(RGBA\)"),
-        (lambda labels: encoded(np.stack([labels] * 2, axis=-1), mode="LA"), "has an alpha channel"),
-        (lambda labels: encoded(labels, "JPEG"), "is a JPEG file, which does not keep values as they were"),
+        (
+            lambda labels: encoded(np.stack([labels] * 2, axis=-1), mode="LA"),
+            "has an alpha channel",
+        ),
+        (
+            lambda labels: encoded(labels, "JPEG"),
+            "is a JPEG file, which does not keep values as they were",
+        ),
         (lambda labels: encoded(labels, "WEBP"), "is a WEBP file"),
-        (lambda labels: encoded(labels, "TIFF", tiffinfo={262: 0}), r"is stored inverted \(white is 0\)"),
+        (
+            lambda labels: encoded(labels, "TIFF", tiffinfo={262: 0}),
+            r"is stored inverted \(white is 0\)",
+        ),
         (lambda labels: encoded(labels)[:60], "a10.png is damaged"),
         (lambda labels: b"", "a10.png is damaged: cannot identify"),
-        (lambda labels: encoded(labels.astype(np.int32) + 70_000, "TIFF"), "has values from 70000 to 70010, beyond 16 bits"),
+        (
+            lambda labels: encoded(labels.astype(np.int32) + 70_000, "TIFF"),
+            "has values from 70000 to 70010, beyond 16 bits",
+        ),
         (lambda labels: encoded(labels.astype(np.uint16) * 257), r"has the value 257 \("),
     ],
-)  # fmt: skip
+)
 def test_what_is_no_mask(camvid, data, sentence):
     _, labels = sample("camvid", 1)
     labels[0, 0] = 0
@@ -439,7 +462,10 @@ def test_a_missing_mask_and_one_too_many(camvid, make):
     (camvid / "a10.png").rename(camvid / "a11.png")
     refused(
         camvid,
-        r"1 of 3 pictures in .* have no mask, such as a10.png; its mask would be .*testannot/a10.png",
+        (
+            r"1 of 3 pictures in .* have no mask, such as a10.png; "
+            r"its mask would be .*testannot/a10.png"
+        ),
     )
     make.tree(camvid.parent, [("test/a11.png", photo(1, 31, 33))])
     (camvid.parent / "test/a10.png").unlink()
@@ -453,7 +479,10 @@ def test_fewer_pictures_than_the_set_has(camvid):
         (camvid.parent / name).unlink()
     refused(
         camvid,
-        r"camvid test in .*: 2 pictures \(test/\*.png with testannot/\*.png\), and the set has 3; fetch .* --tasks seg:",
+        (
+            r"camvid test in .*: 2 pictures \(test/\*.png with testannot/\*.png\), "
+            r"and the set has 3; fetch .* --tasks seg:"
+        ),
     )
 
 
@@ -474,7 +503,10 @@ def test_masks_without_pictures(camvid):
     (camvid.parent / "test").rename(camvid.parent / "tset")
     refused(
         camvid,
-        "testannot is there, and its pictures are not: looked in .*CamVid/test; fetch the set's pictures too",
+        (
+            "testannot is there, and its pictures are not: looked in .*CamVid/test; "
+            "fetch the set's pictures too"
+        ),
     )
 
 
@@ -496,7 +528,10 @@ def test_system_files_are_passed_over(camvid, make):
         ),
         (
             None,
-            "no voc21 test data: looked in .*ImageSets/Segmentation/val.txt; needed: VOCdevkit/VOC2012/",
+            (
+                "no voc21 test data: looked in .*ImageSets/Segmentation/val.txt; needed: "
+                "VOCdevkit/VOC2012/"
+            ),
         ),
     ],
 )
@@ -587,15 +622,38 @@ def instances(make, tmp_path):
     ]
     crowd = {"size": [40, 50], "counts": [0, 400, 1600]}
     content = {
-        "images": [{"id": number, "file_name": f"{number:012d}.jpg", "height": 40, "width": 50} for number in (9, 4, 139)],
-        "categories": [{"id": number, "name": name} for number, name in zip(numbers, names, strict=True)],
+        "images": [
+            {"id": number, "file_name": f"{number:012d}.jpg", "height": 40, "width": 50}
+            for number in (9, 4, 139)
+        ],
+        "categories": [
+            {"id": number, "name": name} for number, name in zip(numbers, names, strict=True)
+        ],
         "annotations": [
-            {"image_id": 9, "category_id": 1, "iscrowd": 0, "area": 64.0, "segmentation": square(10, 10, 8)},
-            {"image_id": 9, "category_id": 90, "iscrowd": 0, "area": 400.0, "segmentation": square(4, 4, 20)},
-            {"image_id": 4, "category_id": 13, "iscrowd": 0, "area": 25.0, "segmentation": square(0, 0, 5)},
+            {
+                "image_id": 9,
+                "category_id": 1,
+                "iscrowd": 0,
+                "area": 64.0,
+                "segmentation": square(10, 10, 8),
+            },
+            {
+                "image_id": 9,
+                "category_id": 90,
+                "iscrowd": 0,
+                "area": 400.0,
+                "segmentation": square(4, 4, 20),
+            },
+            {
+                "image_id": 4,
+                "category_id": 13,
+                "iscrowd": 0,
+                "area": 25.0,
+                "segmentation": square(0, 0, 5),
+            },
             {"image_id": 4, "category_id": 1, "iscrowd": 1, "area": 400.0, "segmentation": crowd},
         ],
-    }  # fmt: skip
+    }
     (tmp_path / "coco/annotations").mkdir(parents=True)
     (tmp_path / "coco/annotations/instances_val2017.json").write_text(json.dumps(content))
     make.tree(
@@ -642,15 +700,33 @@ def test_the_images_folder_of_2017_may_lie_in_images(instances):
     ("edit", "sentence"),
     [
         (lambda content: content["categories"].pop(), "KeyError 90"),
-        (lambda content: content["categories"][3].update(name="moped"), "'moped' where 'motorcycle' belongs"),
+        (
+            lambda content: content["categories"][3].update(name="moped"),
+            "'moped' where 'motorcycle' belongs",
+        ),
         (lambda content: content.pop("images"), "no COCO file of instances: KeyError"),
-        (lambda content: content["annotations"][0].update(segmentation=[[1, 2]]), "image 9 has an outline that cannot"),
-        (lambda content: content["annotations"][3]["segmentation"]["counts"].append(9), "image 4 has an outline that cannot"),
-        (lambda content: content["annotations"][0].update(segmentation=None), "image 9 has an outline that cannot"),
-        (lambda content: content["images"][0].update(file_name="no.jpg"), "1 of the 3 pictures .* missing, such as .*no.jpg"),
-        (lambda content: content["images"][0].update(height=41), "image 9 is 50 x 41 pixels, and its picture .* 50 x 40"),
+        (
+            lambda content: content["annotations"][0].update(segmentation=[[1, 2]]),
+            "image 9 has an outline that cannot",
+        ),
+        (
+            lambda content: content["annotations"][3]["segmentation"]["counts"].append(9),
+            "image 4 has an outline that cannot",
+        ),
+        (
+            lambda content: content["annotations"][0].update(segmentation=None),
+            "image 9 has an outline that cannot",
+        ),
+        (
+            lambda content: content["images"][0].update(file_name="no.jpg"),
+            "1 of the 3 pictures .* missing, such as .*no.jpg",
+        ),
+        (
+            lambda content: content["images"][0].update(height=41),
+            "image 9 is 50 x 41 pixels, and its picture .* 50 x 40",
+        ),
     ],
-)  # fmt: skip
+)
 def test_instances_that_are_wrong(instances, edit, sentence):
     change(instances, edit)
     with pytest.raises(DataError, match=sentence):
@@ -664,9 +740,9 @@ def test_what_is_said_of_masks(camvid):
     report = check("camvid", camvid.parent.parent)
     assert not report.problems
     assert (
-        "  3 masks of 11 classes; background: none; not scored: unlabelled (11), 0.1 % of the pixels"
-        in report.found
-    )
+        "  3 masks of 11 classes; background: none; not scored: unlabelled (11), "
+        "0.1 % of the pixels"
+    ) in report.found
 
 
 def test_every_wrong_mask_is_counted(camvid):

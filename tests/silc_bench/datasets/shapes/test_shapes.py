@@ -1,6 +1,4 @@
-"""Generated scenes: determinism, disjoint splits, captions that are true, and pictures drawn as an
-independent hand would.
-"""
+"""Generated scenes: determinism, disjoint splits, true captions, pictures as another hand draws."""
 
 import hashlib
 import math
@@ -56,9 +54,7 @@ def test_vocabulary_is_eight_by_eight_and_holds_out_each_colour_and_shape_once()
 
 
 def test_scenes_and_captions_are_pinned():
-    """Changing a scene or a caption changes every number measured on shapes: raise VERSION and this
-    hash together.
-    """
+    """A changed scene or caption changes every number on shapes: raise VERSION and this hash."""
     drawn = [
         scene(seed, split, index) for seed in (0, 7) for split in SPLITS for index in (0, 1, 10**12)
     ]
@@ -110,9 +106,8 @@ def test_everything_in_the_vocabulary_occurs_about_equally_often():
         sigma = math.sqrt(1 / len(names) / len(scenes))
         np.testing.assert_allclose(share, 1 / len(names), atol=5 * sigma)
     counts = np.bincount([len(one.objects) for one in scenes], minlength=5)[1:] / len(scenes)
-    np.testing.assert_allclose(
-        counts[:2], (0.6, 0.2), atol=0.04
-    )  # a little more: where there is no room, one object less
+    # a little more: where there is no room, one object less
+    np.testing.assert_allclose(counts[:2], (0.6, 0.2), atol=0.04)
     assert counts.min() > 0.02
 
 
@@ -199,8 +194,9 @@ def scene_of(*items: Item, texture: str = "plain") -> Scene:
 
 
 def outline_by_hand(item: Item, size: int, factor: int = 24) -> np.ndarray:
-    """Coverage [size, size] from polygons filled by Pillow at ``factor`` times the size, then
-    averaged.
+    """Coverage [size, size] from polygons filled by Pillow at ``factor`` times the size.
+
+    Then averaged.
     """
     turn = math.radians(item.angle)
 

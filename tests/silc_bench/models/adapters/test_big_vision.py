@@ -1,5 +1,6 @@
-"""A file in big_vision's layout computes what transformers' SigLIP computes from the same arrays;
-what cannot be read is said.
+"""A file in big_vision's layout computes what transformers' SigLIP does from the same arrays.
+
+What cannot be read is said.
 
 The files are written here from a random model, by a mapping of their own: name by name, in NumPy,
 the way flax lays out arrays.
@@ -40,14 +41,18 @@ TEXTS = [
 
 @pytest.fixture(scope="module")
 def pieces(tmp_path_factory):
-    """Two small sentencepiece models in the manner of c4_en (ends with </s>) and of Gemma (<eos>,
-    <pad>, no leading space).
+    """Two small sentencepiece models, in the manner of c4_en and of Gemma.
+
+    The first ends with </s>; Gemma has <eos>, <pad>, no leading space.
     """
     sentencepiece = pytest.importorskip("sentencepiece")
     folder = tmp_path_factory.mktemp("pieces")
     words = re.findall(
         r"\w+",
-        "a photo of the cat dog and many two long sentence about great goes on that no here underscores",
+        (
+            "a photo of the cat dog and many two long sentence about great goes on that no here "
+            "underscores"
+        ),
     )
     generator = np.random.default_rng(0)
     sentences = [" ".join(generator.choice(words, 8)) for _ in range(400)]
@@ -107,9 +112,7 @@ def theirs(pieces):
 
 
 def flax_arrays(model):
-    """{flax name: array}, each block its own entry; unknown parameters of the model make it
-    fail.
-    """
+    """{flax name: array}, each block its own entry; unknown parameters of the model fail."""
     arrays = {}
     for name, value in model.state_dict().items():
         value = value.numpy()
@@ -218,9 +221,8 @@ def embeddings_of(model, pixels, tokens):
             model.get_image_features(pixel_values=pixels),
             model.get_text_features(input_ids=tokens),
         )
-    return [
-        getattr(output, "pooler_output", output) for output in (image, text)
-    ]  # transformers 5 gives more than the tensor
+    # transformers 5 gives more than the tensor
+    return [getattr(output, "pooler_output", output) for output in (image, text)]
 
 
 @pytest.mark.parametrize("layout", ["plain", "scanned", "params", "scanned params"])
@@ -268,9 +270,8 @@ def test_bfloat16_arrays_are_read_as_jax_saves_them(theirs, arrays, write):
         name: rounded(value).view(torch.int16).numpy().view("V2") for name, value in arrays.items()
     }
     ours = load_model(f"big_vision:{write(stored)}")
-    exact = load_model(
-        f"big_vision:{write({name: rounded(value).float().numpy() for name, value in arrays.items()})}"
-    )
+    in_fp32 = {name: rounded(value).float().numpy() for name, value in arrays.items()}
+    exact = load_model(f"big_vision:{write(in_fp32)}")
     assert ours.revision == exact.revision
     with torch.no_grad():
         assert ours.encode_image(random_pixels()).dtype == torch.float32
@@ -305,9 +306,8 @@ def test_dense_features_pool_back_and_take_the_value_path(theirs, arrays, write)
             ours.encode_image(pixels, "mean_patch"), tokens.mean(dim=1), atol=1e-5
         )
         joint = ours.encode_dense(pixels, ["maskclip"])["maskclip"].flatten(1, 2)
-        for i in range(
-            tokens.shape[1]
-        ):  # the head sees one patch at a time: all attention lies on it
+        # the head sees one patch at a time: all attention lies on it
+        for i in range(tokens.shape[1]):
             assert torch.allclose(
                 joint[:, i], theirs.vision_model.head(tokens[:, i : i + 1]), atol=1e-5
             )
@@ -429,9 +429,8 @@ def test_without_a_tokenizer_pictures_are_measured_and_texts_refused_by_the_miss
 
 
 def test_an_image_tower_alone(arrays, write, theirs):
-    ours = load_model(
-        f"big_vision:{write({name: value for name, value in arrays.items() if name.startswith('img/')})}"
-    )
+    of_images = {name: value for name, value in arrays.items() if name.startswith("img/")}
+    ours = load_model(f"big_vision:{write(of_images)}")
     assert "holds no text tower" in ours.lacking["text"]
     with torch.no_grad():
         expected = theirs.vision_model(pixel_values=random_pixels()).pooler_output
@@ -540,8 +539,9 @@ def test_arch_of_a_true_size(theirs, write, monkeypatch):
 
 
 def test_patches_that_leave_a_rest(theirs, write, monkeypatch):
-    """So400m/14 was trained on 384 pixels, of which 27 patches see 378; here 3 patches of 8 see 24
-    of 29.
+    """So400m/14 was trained on 384 pixels, and its 27 patches see 378.
+
+    Here 3 patches of 8 see 24 of 29.
     """
     from silc_bench.models.adapters import big_vision
     from silc_bench.models.adapters import big_vision as big_vision_layout

@@ -1,5 +1,6 @@
-"""timm's own embeddings, pixels and maps, for one tiny model of each family; and what is refused,
-in one sentence.
+"""timm's own embeddings, pixels and maps, for a tiny model of each family; and refusals.
+
+Each refusal is one sentence.
 """
 
 import sys
@@ -49,8 +50,9 @@ def picture(width, height):
 
 @pytest.fixture(scope="module")
 def models():
-    """Each architecture once: ours with random weights, and timm's own, built its own way, with the
-    same ones.
+    """Each architecture once: ours with random weights, and timm's own with the same ones.
+
+    timm's is built its own way.
     """
     known = {}
 
@@ -154,8 +156,9 @@ def test_convolutions_take_any_size(models):
 
 
 def test_patches_that_leave_a_rest_are_taken_at_the_trained_size(monkeypatch):
-    """As in SigLIP So400m/14, where 27 patches of 14 see 378 of 384 pixels; here 3 of 14 see 42 of
-    45.
+    """As in SigLIP So400m/14, where 27 patches of 14 see 378 of 384 pixels.
+
+    Here 3 of 14 see 42 of 45.
     """
     registry = sys.modules["timm.models._registry"]._model_entrypoints
     original = registry["test_vit"]
@@ -292,8 +295,9 @@ def test_local_weights_with_and_without_a_classifier(tmp_path):
 
 
 def test_the_original_release_is_translated_by_timm(tmp_path):
-    """ConvNeXt's first release names its parts otherwise (`downsample_layers.0.0`,
-    `stages.0.0.pwconv1`).
+    """ConvNeXt's first release names its parts otherwise.
+
+    `downsample_layers.0.0`, `stages.0.0.pwconv1`.
     """
     ours = load_model("timm:test_convnext/random")
     weights = ours.network.state_dict()
@@ -372,9 +376,7 @@ def test_what_cannot_be_downloaded_is_named(monkeypatch, tmp_path):
 
 
 def test_a_cached_download_works_without_a_network(monkeypatch, tmp_path):
-    """The layout of the hub's cache, made by hand: snapshots of a commit, and a reference that
-    names it.
-    """
+    """The layout of the hub's cache, by hand: snapshots of a commit, a reference that names it."""
     from huggingface_hub import constants
     from safetensors.torch import save_file
 

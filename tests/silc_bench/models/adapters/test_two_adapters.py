@@ -1,5 +1,6 @@
-"""The same weights through open_clip: and through hf: - equal embeddings, equal scores, two names
-and two revisions.
+"""The same weights through open_clip: and through hf: - equal embeddings, equal scores.
+
+Two names and two revisions.
 """
 
 from __future__ import annotations
@@ -135,10 +136,8 @@ def pair(tmp_path_factory):
     (theirs / "vocab.json").write_text(json.dumps(vocab))
     merges = ["#version: 0.2", *(" ".join(merge) for merge in simple.bpe_ranks)]
     (theirs / "merges.txt").write_text("\n".join(merges), encoding="utf-8")
-    settings = {
-        "tokenizer_class": "CLIPTokenizer",
-        "pad_token": "!",
-    }  # 0, with which open_clip pads
+    # 0, with which open_clip pads
+    settings = {"tokenizer_class": "CLIPTokenizer", "pad_token": "!"}
     (theirs / "tokenizer_config.json").write_text(json.dumps(settings))
     return load_model(f"open_clip:{ours}"), load_model(f"hf:{theirs}")
 
@@ -150,11 +149,8 @@ def close(left, right):
 def test_pixels_tokens_and_embeddings_are_equal(pair):
     left, right = pair
     generator = np.random.default_rng(0)
-    sizes = [
-        (64, 64),
-        (32, 32),
-        (96, 48),
-    ]  # elsewhere the two libraries round the offset of the crop differently
+    # elsewhere the two libraries round the offset of the crop differently
+    sizes = [(64, 64), (32, 32), (96, 48)]
     pictures = [
         Image.fromarray(generator.integers(0, 256, (h, w, 3), dtype=np.uint8)) for w, h in sizes
     ]

@@ -1,5 +1,6 @@
-"""Healthy models pass every check; models spoilt in one way each are named by the check for it;
-tables are what they claim.
+"""Healthy models pass every check; models spoilt in one way are named by the check for it.
+
+Tables are what they claim.
 """
 
 from __future__ import annotations
@@ -356,7 +357,9 @@ SPOILT = {  # how: which checks fail, and a word that tells what is wrong
     "padded to the longest": (to_longest, TEXTS_ALL | {"tokens"}, "beside long texts"),
     "cleaning dropped": (broken_text, {"text cleaning"}, "upper case change the tokens"),
     "unknown words": (
-        lambda model: spoilt(model, tokenize=lambda texts: torch.zeros(len(texts), 24, dtype=torch.int64)),
+        lambda model: spoilt(
+            model, tokenize=lambda texts: torch.zeros(len(texts), 24, dtype=torch.int64)
+        ),
         {"tokens", "text embeddings"},
         "unknown to this tokenizer",
     ),
@@ -366,10 +369,22 @@ SPOILT = {  # how: which checks fail, and a word that tells what is wrong
         {"text embeddings"},
         "16 dimensions",
     ),
-    "log scale": (lambda model: spoilt(model, logit_scale=math.log(model.logit_scale)), {"logit scale"}, "a logarithm: exp("),
-    "scale twice": (lambda model: spoilt(model, logit_scale=math.exp(model.logit_scale)), {"logit scale"}, "twice"),
+    "log scale": (
+        lambda model: spoilt(model, logit_scale=math.log(model.logit_scale)),
+        {"logit scale"},
+        "a logarithm: exp(",
+    ),
+    "scale twice": (
+        lambda model: spoilt(model, logit_scale=math.exp(model.logit_scale)),
+        {"logit scale"},
+        "twice",
+    ),
     "scale lost": (lambda model: spoilt(model, logit_scale=float("nan")), {"logit scale"}, "nan"),
-    "bias turned": (lambda model: spoilt(model, logit_bias=-model.logit_bias), {"logit bias"}, "sign"),
+    "bias turned": (
+        lambda model: spoilt(model, logit_bias=-model.logit_bias),
+        {"logit bias"},
+        "sign",
+    ),
     "wrong mean": (with_pixels(wrong_mean), {"preprocessing"}, "not those of the protocol"),
     "no resize filter": (
         with_pixels(lambda model: replace(model.pipeline, interpolation="bilinear")),
@@ -382,11 +397,19 @@ SPOILT = {  # how: which checks fail, and a word that tells what is wrong
         "protocol",
     ),
     "depends on others": (with_pixels(drifting), {"preprocessing"}, "twice the same picture"),
-    "batch statistics": (lambda model: mixed(model, 0.1), {"picture alone and in a batch"}, "batch"),
+    "batch statistics": (
+        lambda model: mixed(model, 0.1),
+        {"picture alone and in a batch"},
+        "batch",
+    ),
     "dropout": (
         image_encoder(noisy),
-        {"the same picture twice", "picture alone and in a batch", "mean_patch and the dense map",
-         "dense map pools to the embedding"},
+        {
+            "the same picture twice",
+            "picture alone and in a batch",
+            "mean_patch and the dense map",
+            "dense map pools to the embedding",
+        },
         "dropout",
     ),
     "not a number": (image_encoder(with_nan), {"image embeddings"}, "4 of 32 are not finite"),
@@ -408,7 +431,7 @@ SPOILT = {  # how: which checks fail, and a word that tells what is wrong
     "half precision": (halves, {"weights"}, "float16"),
     "dense head": (doubled_joint, {"dense map pools to the embedding"}, "pooling head"),
     "other tokens": (other_tokens, {"mean_patch and the dense map"}, "final norm"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("how", SPOILT)
@@ -453,8 +476,19 @@ def test_weights_before_the_first_step_are_named(runs):
 
 
 def test_a_text_tower_without_its_tokenizer_is_a_fault(model):
-    kept = ("name", "revision", "num_params", "image_size", "feature_points", "image_protocol", "pipeline", "preprocess",
-            "encode_image", "vision", "text")  # fmt: skip
+    kept = (
+        "name",
+        "revision",
+        "num_params",
+        "image_size",
+        "feature_points",
+        "image_protocol",
+        "pipeline",
+        "preprocess",
+        "encode_image",
+        "vision",
+        "text",
+    )
     blind = types.SimpleNamespace(
         **{name: getattr(model, name) for name in kept}, lacking={"text": "put x.model beside it"}
     )

@@ -97,7 +97,8 @@ def test_weights_that_do_not_fit_the_preset(saved):
     )
     said = answer(path, "silc:cifar_tiny")
     assert said.startswith(
-        f"checkpoint {path} as silc:cifar_tiny: its weights do not fit: 1 missing (vision.norm.weight);"
+        f"checkpoint {path} as silc:cifar_tiny: its weights do not fit: "
+        "1 missing (vision.norm.weight);"
     )
     assert "1 unexpected (more)" in said
     assert "1 of another shape (text.norm.bias [3] instead of" in said
@@ -177,8 +178,9 @@ def test_an_export_needs_no_architecture(saved):
 
 @pytest.fixture
 def tiny_clip(tmp_path):
-    """An architecture that open_clip knows for one test, and its random weights in a file; (name,
-    path).
+    """An architecture that open_clip knows for one test, and its random weights: (name, path).
+
+    The weights are in a file.
     """
     import open_clip
 
@@ -302,7 +304,8 @@ def test_transformers_architectures():
 def test_the_answer_names_what_fits(student, tmp_path):
     said = answer(written(shapes_of(student), tmp_path / "x.pt"))
     assert said.startswith(
-        f"checkpoint {tmp_path}/x.pt: {len(student.state_dict())} tensors without a configuration; --arch"
+        f"checkpoint {tmp_path}/x.pt: {len(student.state_dict())} tensors without a "
+        "configuration; --arch"
     )
     assert "it fits silc:cifar_tiny" in said
     assert native.fitting_presets({**shapes_of(student), "vision.norm.weight": (3,)}) == []

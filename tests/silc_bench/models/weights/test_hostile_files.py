@@ -1,5 +1,6 @@
-"""Files that are damaged, forged, or something else: one line that names file and reason, quickly,
-and nothing is executed.
+"""Files damaged, forged, or something else: a line names file and reason; nothing is executed.
+
+It comes quickly.
 """
 
 from __future__ import annotations
@@ -95,8 +96,9 @@ def flipped(data, marker):
 
 
 def forged(claimed, numel=1, real=b"\0" * 4):
-    """torch.save's file whose pickle claims ``claimed`` values in a storage of ``real`` bytes, and
-    a tensor of ``numel``.
+    """torch.save's file whose pickle claims ``claimed`` values in a storage of ``real`` bytes.
+
+    Its tensor has ``numel``.
     """
     number = pickle.dumps(claimed, 2)[2:-1]
     size = pickle.dumps(numel, 2)[2:-1]
@@ -362,8 +364,7 @@ def test_a_file_cut_anywhere_is_refused(tmp_path, cut):
         refused(path, "truncated|damaged|text file|zeros")
 
 
-# --- folders, links and what else a path can be
-# ----------------------------------------------------------------------------
+# --- folders, links and what else a path can be ---------------------------------------------------
 
 
 def folder_with_index(path: Path, index, shards=("model-1.safetensors",)) -> Path:

@@ -1,6 +1,4 @@
-"""Weights of good files: bit for bit what was saved, in every format, under the names that were
-meant.
-"""
+"""Weights of good files: bit for bit what was saved, in every format, under the right names."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""transformers' own embeddings, pixels and token ids, for a tiny random model of each kind; its
-traps; what is refused.
+"""transformers' embeddings, pixels and token ids, a tiny model a kind; traps; what is refused.
+
+The models are random.
 """
 
 from __future__ import annotations
@@ -230,8 +231,9 @@ def test_the_mean_patch_of_naflex_leaves_out_the_padding(models, folders):
 
 @pytest.mark.parametrize("kind", SQUARES)
 def test_joint_features_are_what_the_library_says_of_a_patch_left_alone(kind, models):
-    """A sequence of one token attends to nothing else: the library's own last block or pooling head
-    on each patch alone.
+    """A sequence of one token attends to nothing else.
+
+    So each patch goes alone through the library's own last block or pooling head.
     """
     ours, theirs = models(kind)
     images, vision = noise(2, 3, SIZE, SIZE), theirs.vision_model
@@ -246,9 +248,8 @@ def test_joint_features_are_what_the_library_says_of_a_patch_left_alone(kind, mo
         vision(pixel_values=images)
         hook.remove()
         for i in range(1, entering[0].shape[1]):
-            masks = (None,) * (
-                len(inspect.signature(last.forward).parameters) - 2
-            )  # transformers 4 wants each named
+            # transformers 4 wants each named
+            masks = (None,) * (len(inspect.signature(last.forward).parameters) - 2)
             output = last(entering[0][:, i : i + 1], *masks)
             output = output if torch.is_tensor(output) else output[0]
             expected.append(theirs.visual_projection(vision.post_layernorm(output[:, 0])))
@@ -259,9 +260,7 @@ def test_joint_features_are_what_the_library_says_of_a_patch_left_alone(kind, mo
 
 @pytest.mark.parametrize("kind", ["clip", "siglip"])
 def test_other_sizes_keep_positions_where_they_are(kind, folders):
-    """Positions that do not vary over the grid are the same on any grid, however they are
-    interpolated.
-    """
+    """Positions that do not vary over the grid are the same on any grid, however interpolated."""
     ours = load_model(f"hf:{folders[kind]}")
     theirs = (
         transformers.AutoModel.from_pretrained(folders[kind], attn_implementation="eager")
@@ -355,9 +354,16 @@ def test_siglip_texts_are_canonical(tmp_path):
         "\n".join(text.lower() for text in hf_folders.CORPUS * 20), encoding="utf-8"
     )
     spm.SentencePieceTrainer.train(
-        input=str(tmp_path / "corpus"), model_prefix=str(folder / "spiece"), vocab_size=40, pad_id=0, eos_id=1, unk_id=2,
-        bos_id=-1, hard_vocab_limit=False, minloglevel=2,
-    )  # fmt: skip
+        input=str(tmp_path / "corpus"),
+        model_prefix=str(folder / "spiece"),
+        vocab_size=40,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
     hf_folders.write_json(
         folder / "tokenizer_config.json",
         {"tokenizer_class": "SiglipTokenizer", "model_max_length": 64},
@@ -391,9 +397,7 @@ def test_a_siglip_whose_tokenizer_keeps_capitals_is_refused_unless_it_says_so(co
 @pytest.mark.parametrize("kind", ["clip", "clip_old_eos"])
 @torch.no_grad()
 def test_clips_causal_tower_reads_no_padding(kind, models):
-    """Cut behind the longest text of the batch: the library's answer at full length, from less
-    work.
-    """
+    """Cut behind the batch's longest text: the library's answer at full length, from less work."""
     ours, theirs = models(kind)
     seen = []
     handle = ours.network.text_model.register_forward_pre_hook(
@@ -446,9 +450,8 @@ def test_clip_pools_the_end_of_text_in_old_configurations_too(models):
         end = ours.reader.tokenizer.eos_token_id
         after = tokens.clone()
         for row, ids in enumerate(tokens.tolist()):
-            after[row, ids.index(end) + 1 :] = (
-                5  # what follows the first end-of-text token is never looked at
-            )
+            # what follows the first end-of-text token is never looked at
+            after[row, ids.index(end) + 1 :] = 5
         assert close(ours.encode_text(tokens), ours.encode_text(after))
     assert models("clip")[0].revision != models("clip_old_eos")[0].revision
 
@@ -586,9 +589,8 @@ def test_weights_in_any_safe_form_are_the_same_model(copy, models, tmp_path):
     assert load_model(f"hf:{folder}").revision == ours.revision
     (folder / "pytorch_model.bin").unlink()
     state["logit_scale"] = torch.tensor(1.0)
-    state["vision_model.post_layernorm.bias"] = (
-        state["vision_model.post_layernorm.bias"] + 1
-    )  # the model's own stays
+    # the model's own stays
+    state["vision_model.post_layernorm.bias"] = state["vision_model.post_layernorm.bias"] + 1
     torch.save({"state_dict": state}, tmp_path / "tuned.pt")
     tuned = hf.load(str(folder), weights=tmp_path / "tuned.pt")
     assert tuned.name == "hf:clip/tuned"

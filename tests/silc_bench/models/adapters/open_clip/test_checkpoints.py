@@ -1,6 +1,4 @@
-"""No code of a checkpoint runs, and nobody is asked whether it may, whatever its configuration
-says.
-"""
+"""No code of a checkpoint runs, and nobody is asked if it may, whatever its configuration says."""
 
 from __future__ import annotations
 
@@ -52,8 +50,9 @@ class Canary(PreTrainedTokenizerFast):
 
 @pytest.fixture
 def canary(tmp_path, monkeypatch):
-    """Is written where code of a checkpoint runs. Code that runs is copied beside the hub's cache,
-    here under tmp_path.
+    """Is written where code of a checkpoint runs.
+
+    Code that runs is copied beside the hub's cache, here under tmp_path.
     """
     from transformers import dynamic_module_utils
 
@@ -108,9 +107,8 @@ def test_code_that_a_folder_asks_for_is_refused_before_it_runs(tmp_path, canary)
     with pytest.raises(UserError, match=r"tokenizer_config\.json asks for code of its own"):
         load_model(f"open_clip:{folder}")
     assert not canary.exists()
-    open_clip.get_tokenizer(
-        f"local-dir:{tmp_path / 'bad'}"
-    )  # the library alone runs it: the canary sings
+    # the library alone runs it: the canary sings
+    open_clip.get_tokenizer(f"local-dir:{tmp_path / 'bad'}")
     assert canary.exists()
 
 

@@ -1,5 +1,6 @@
-"""open_clip's own embeddings, pixels and token ids for one tiny model of each family; maps from
-their weights; and refusals.
+"""open_clip's own embeddings, pixels and token ids, a tiny model a family; maps; and refusals.
+
+The maps are checked from their weights.
 """
 
 from __future__ import annotations
@@ -109,9 +110,7 @@ def small_swin(pretrained=False, **others):
 
 
 def small_eva(pretrained=False, **others):
-    """timm's EVA02 tower, small: rotary positions beside learned ones, gated layers, norms
-    inside.
-    """
+    """timm's EVA02 tower, small: rotary positions beside learned ones, gates, norms inside."""
     from timm.models.eva import _create_eva
 
     eva = {
@@ -127,8 +126,9 @@ def small_eva(pretrained=False, **others):
 
 
 def configs(reader):
-    """{architecture: its configuration}; ``reader``: a folder with a tokenizer and a text tower of
-    transformers.
+    """{architecture: its configuration}.
+
+    ``reader``: a folder with a tokenizer and a text tower of transformers.
     """
     siglip_text = {
         "context_length": 16,
@@ -197,9 +197,7 @@ GRIDS = ["tiny-vit", "tiny-clipa", "tiny-coca", "tiny-siglip", "tiny-eva", "tiny
 
 
 def make_reader(folder):
-    """A byte-level tokenizer and the configuration of a small text tower, as they lie in a
-    cache.
-    """
+    """A byte-level tokenizer and the configuration of a small text tower, as cached."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast, RobertaConfig
 
@@ -242,17 +240,17 @@ def make_reader(folder):
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """A folder with the configurations, known to open_clip while this file is tested, as the small
-    towers are to timm.
+    """A folder of configurations that open_clip knows during this file.
+
+    As timm knows the small towers.
     """
     import timm
 
     for small in (small_map, small_rest, small_gap, small_swin, small_eva):
         timm.models.register_model(small)
     reads = open_clip.factory.SimpleTokenizer
-    open_clip.factory.SimpleTokenizer = functools.cache(
-        reads
-    )  # the same vocabulary, parsed once instead of thirty times
+    # the same vocabulary, parsed once instead of thirty times
+    open_clip.factory.SimpleTokenizer = functools.cache(reads)
     folder = tmp_path_factory.mktemp("open_clip")
     (folder / "archs").mkdir()
     make_reader(folder / "reader")
@@ -268,9 +266,7 @@ def home(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def models(home):
-    """Each architecture once: open_clip's own with every weight drawn at random, and ours from its
-    file.
-    """
+    """Each architecture once: open_clip's own with random weights, and ours from its file."""
     known = {}
 
     def pair(arch):
@@ -579,7 +575,9 @@ def test_a_map_has_one_path_to_text(models):
     assert ours.dense_methods == ("tokens", "plain")
     with pytest.raises(
         UserError,
-        match="'maskclip': it pools the mean of a map and has no attention to change; ask for plain",
+        match=(
+            "'maskclip': it pools the mean of a map and has no attention to change; ask for plain"
+        ),
     ):
         ours.encode_dense(noise(ours), ["maskclip"])
 
@@ -593,9 +591,8 @@ def test_another_size_is_what_open_clip_gives_when_built_for_it(models, home, ar
     bigger = open_clip.create_model(
         arch, pretrained=str(home / f"{arch}.pt"), force_image_size=tuple(images.shape[2:])
     ).eval()
-    if not hasattr(
-        bigger.visual, "trunk"
-    ):  # the library resizes positions of squares only when it loads
+    # the library resizes positions of squares only when it loads
+    if not hasattr(bigger.visual, "trunk"):
         square = noise(ours, more=(2, 2))
         bigger = open_clip.create_model(
             arch, pretrained=str(home / f"{arch}.pt"), force_image_size=square.shape[2]
@@ -727,9 +724,8 @@ def test_a_tag_brings_its_preprocessing_and_activation_and_a_file_what_all_tags_
     with torch.no_grad():
         images = noise(tagged)
         assert close(tagged.encode_image(images), forced.encode_image(images))
-        assert not close(
-            tagged.encode_image(images), theirs.eval().encode_image(images)
-        )  # a warning is all it does
+        # a warning is all it does
+        assert not close(tagged.encode_image(images), theirs.eval().encode_image(images))
     file = load_model(f"open_clip:tiny-vit/{home / 'tiny-vit.pt'}")
     assert file.image_protocol == tagged.image_protocol
     assert file.revision == plain.revision  # weights and activation; pixels are in the protocol
@@ -858,7 +854,10 @@ def no_network(monkeypatch, tmp_path):
 
 
 def test_without_a_network_the_file_to_bring_is_named(home, no_network, tmp_path):
-    source = "open_clip_model.safetensors of timm/vit_base_patch32_clip_224.openai on the Hugging Face hub"
+    source = (
+        "open_clip_model.safetensors of timm/vit_base_patch32_clip_224.openai on the Hugging Face "
+        "hub"
+    )
     refused("open_clip:ViT-B-32/openai", source, "write open_clip:ViT-B-32-quickgelu/PATH")
     refused(
         "open_clip:ViTamin-S/datacomp1b",

@@ -1,6 +1,4 @@
-"""Causal text towers are cut where no text of the batch goes on; the protocol of texts names every
-option of a tokenizer.
-"""
+"""Causal text towers are cut behind the longest text; the protocol names all tokenizer options."""
 
 import json
 
@@ -97,9 +95,7 @@ def test_every_option_of_the_librarys_own_tokenizer_is_another_protocol():
 
 @pytest.fixture(scope="module")
 def words(tmp_path_factory):
-    """A tokenizer of transformers: words to numbers, with the special tokens of BERT and of a
-    language.
-    """
+    """A tokenizer of transformers: words to numbers, special tokens of BERT and of a language."""
     tokenizers, transformers = (
         pytest.importorskip("tokenizers"),
         pytest.importorskip("transformers"),
