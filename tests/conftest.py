@@ -4,6 +4,7 @@ What tests write is removed after them.
 """
 
 import os
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -16,6 +17,8 @@ sys.modules["tasks"] = sys.modules["trainer"] = None  # type: ignore[assignment]
 
 sys.path.insert(0, str(Path(__file__).parent))  # forked, pretended_gpu
 
+BROAD_FILE = re.compile(r"^pytestmark = .*\bbroad\b", re.MULTILINE)
+
 # Before any test module is imported; each process of xdist has its own, and it goes with the
 # process that made it.
 _CACHE = tempfile.TemporaryDirectory(prefix="silc-bench-test-cache-")
@@ -26,6 +29,17 @@ os.environ["SILC_BENCH_CACHE"] = _CACHE.name
 settings.register_profile("same everywhere", derandomize=True, database=None, print_blob=True)
 settings.register_profile("fuzz", derandomize=False, print_blob=True)
 settings.load_profile("same everywhere")
+
+
+def pytest_ignore_collect(collection_path, config):
+    """A broad file is not even imported where its tests are left out.
+
+    It brings foreign libraries, and importing them takes longer than many tests.
+    """
+    is_left_out = "not broad" in config.option.markexpr and collection_path.suffix == ".py"
+    if is_left_out and BROAD_FILE.search(collection_path.read_text(encoding="utf-8")):
+        return True
+    return None
 
 
 def pytest_unconfigure():

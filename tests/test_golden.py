@@ -37,6 +37,8 @@ from silc_bench.trainer.data.stream import open_source
 from silc_bench.trainer.silc.tokenizers import Tokenizer
 from silc_bench.trainer.train import TrainState, train_step
 
+pytestmark = pytest.mark.broad
+
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "golden"
 STEPS, BATCH_SIZE, CAPTIONS = 10, 16, 500

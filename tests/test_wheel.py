@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.broad
+
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = ("silc_bench", "tasks", "trainer", "pyproject.toml", "README.md", "LICENSE")
 BUILD = (

@@ -22,6 +22,8 @@ from silc_bench.results.protocol import Protocol
 from silc_bench.results.record import Record, save
 from silc_bench.task import Scores
 
+pytestmark = pytest.mark.broad
+
 N = 400
 
 

@@ -31,6 +31,8 @@ from silc_bench.results.record import Record, save
 from silc_bench.task import Scores
 from silc_bench.tasks.selection import all_tasks, current_version
 
+pytestmark = pytest.mark.broad
+
 ROOT = Path(__file__).parents[3]
 
 
