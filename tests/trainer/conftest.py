@@ -116,9 +116,8 @@ def shards(tmp_path_factory):
 def small_mirror(tmp_path, monkeypatch):
     """Remote shards in the test's own mirror, in small pieces, without waits between attempts."""
     from silc_bench.datasets.files import remote
-    from silc_bench.datasets.files import remote as remote_source
 
     monkeypatch.setenv("SILC_BENCH_CACHE", str(tmp_path / "cache" / "features"))
-    monkeypatch.setattr(remote_source, "WAIT_SECONDS", 0.0)
+    monkeypatch.setattr(remote, "WAIT_SECONDS", 0.0)
     monkeypatch.setattr(remote, "CHUNK", 8192)
     monkeypatch.setattr(remote, "MIN_CHUNK", 1024)

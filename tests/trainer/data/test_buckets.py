@@ -17,7 +17,6 @@ from fsspec.asyn import AsyncFileSystem  # noqa: E402
 from fsspec.implementations.memory import MemoryFileSystem  # noqa: E402
 
 from silc_bench.datasets.files import remote  # noqa: E402
-from silc_bench.datasets.files import remote as remote_source  # noqa: E402
 from silc_bench.errors import RunError, UserError  # noqa: E402
 from silc_bench.trainer.config.config import DataConfig  # noqa: E402
 from silc_bench.trainer.data.stream import open_source  # noqa: E402
@@ -366,7 +365,7 @@ def test_a_library_that_tries_for_long_by_itself_is_not_asked_six_times(bucket, 
         attempts.append(path)
         raise OSError("connection refused")
 
-    monkeypatch.setattr(remote_source, "PATIENCE_SECONDS", -1.0)
+    monkeypatch.setattr(remote, "PATIENCE_SECONDS", -1.0)
     bucket("gs", listing_fault=fail)
     with pytest.raises(RunError, match=r"no answer in 1 attempts \(last: connection refused\)"):
         remote.expand("gs://place/set/*.tar")

@@ -19,7 +19,6 @@ import pytest
 from fsspec.exceptions import FSTimeoutError
 
 from silc_bench.datasets.files import remote
-from silc_bench.datasets.files import remote as remote_source
 from silc_bench.datasets.files.shards import index_shard, read_member
 from silc_bench.errors import RunError, UserError
 from silc_bench.trainer.config.config import DataConfig
@@ -174,8 +173,8 @@ def test_a_server_that_never_answers_is_named():
 
 
 def test_waiting_for_a_server_is_said_once_for_many_shards(files, capsys, monkeypatch):
-    monkeypatch.setattr(remote_source, "_said", -math.inf)
-    monkeypatch.setattr(remote_source, "SAID_EVERY", 3600.0)
+    monkeypatch.setattr(remote, "_said", -math.inf)
+    monkeypatch.setattr(remote, "SAID_EVERY", 3600.0)
     with FaultyServer(files, lambda name, start, count: "error") as server, pytest.raises(RunError):
         open_source(config(server))
     (line,) = capsys.readouterr().err.splitlines()

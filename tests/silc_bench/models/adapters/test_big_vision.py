@@ -544,12 +544,11 @@ def test_patches_that_leave_a_rest(theirs, write, monkeypatch):
     Here 3 patches of 8 see 24 of 29.
     """
     from silc_bench.models.adapters import big_vision
-    from silc_bench.models.adapters import big_vision as big_vision_layout
 
     monkeypatch.setitem(big_vision.VARIANTS, "Nano", big_vision.TowerShape(WIDTH, 3, 80, HEADS))
     path = write(flax_arrays(theirs))
     asked = load_model(f"big_vision:{path}", "Nano/8@29")
-    monkeypatch.setitem(big_vision_layout.RESOLUTIONS, (PATCH, 3), 29)
+    monkeypatch.setitem(big_vision.RESOLUTIONS, (PATCH, 3), 29)
     known = load_model(f"big_vision:{path}")
     assert asked.revision == known.revision
     for ours in (asked, known):
