@@ -1,8 +1,8 @@
 """Which dataset is measured by which family, with the prompts that OpenAI wrote for it.
 
-Named sets are registered here and read from the data root: layouts and counts stand in
-docs/datasets.md. A set more is a line in one of the tables below, beside its lines in
-`silc_bench.datasets`.
+Named sets are registered here (shapes and cifar100 in the file of each family) and read from the
+data root: layouts and counts stand in docs/datasets.md. A set more is a line in one of the tables
+below, beside its lines in `silc_bench.datasets`.
 
 The user's own data is measured by the same families, and nothing of it is registered: such tasks
 belong to the command that names them. ``own_tasks("folder:pets")`` -> pets/zeroshot, with a train

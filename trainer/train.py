@@ -73,14 +73,16 @@ def train_step(state: TrainState, batch: Batch) -> dict[str, Tensor]:
     tokens = send(state.tokenizer(batch.texts), device)
 
     # The teacher sees the global crops, without gradient. The student encodes all of its views in
-    # one call, because DDP syncs the gradients of a call to its wrapper alone.
+    # one call, because DDP syncs the gradients of a call to its wrapper alone: state.forward is
+    # the student behind micro-batches and DDP.
     targets = Taught(views=None, patches=None)
     with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
         if is_taught:
             targets = teacher.targets(views, masked, config.micro_batch)
         out = state.forward(views, tokens, masked, is_taught)
 
-    # SILC: contrastive + weight * distillation, of local crops towards the teacher's global ones.
+    # SILC: contrastive + weight * distillation, of the student's local crops (with local+global:
+    # of its global crops too) towards the teacher's global ones.
     losses = {"contrastive": contrastive(out, config)}
     if targets.views is not None:
         losses["distillation"] = distillation(out, targets.views, config)

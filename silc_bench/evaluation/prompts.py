@@ -176,9 +176,10 @@ class Prompts:
 def class_embeddings(
     features: Features, class_names: Sequence[str], prompts: Prompts
 ) -> np.ndarray:
-    """[C, D]: the cosine with an image's embedding, times its length, is the class's logit.
+    """[C, D]: the mean over the prompts of each class.
 
-    Unit length for "embeddings".
+    Its dot product with the unit embedding of an image is the logit of the class. The mean itself
+    has unit length where ``prompts`` averages "embeddings".
     """
     texts = prompts.texts(class_names)
 

@@ -6,8 +6,9 @@ of each member -> ``read_member(file, place)`` -> bytes -> ``decode_image``.
 Nothing is extracted, and no torch is needed. Reading keeps no file position (``os.pread``), so
 the same index serves any number of threads and forked workers.
 
-Damage never passes in silence and never stops a training run: what is whole is kept, the rest is
-counted in a ``Damage``.
+Damage never passes in silence. It does not stop a training run: what is whole is kept, the rest is
+counted in a ``Damage``; only a file that is no tar at all is a UserError. An evaluation refuses
+damage (``silc_bench.datasets.layouts``), because a score over a part would bear the whole's name.
 """
 
 from __future__ import annotations
