@@ -19,7 +19,7 @@ test-fast: .venv/dev  # for the inner loop: one part at a time, no whole runs, n
 test-timing: .venv/dev  # what uses signals, kills, threads or processes
 	$(PYTEST) -m "timing and not slow"
 
-test-slow: .venv/dev  # compilation, models of real size, the demo from end to end, kills in series
+test-slow: .venv/dev  # compilation, models of real size, other processes that load whole libraries
 	$(PYTEST) -m slow
 
 fuzz: .venv/dev  # property tests with new examples, for MINUTES
