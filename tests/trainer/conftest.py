@@ -115,9 +115,13 @@ def shards(tmp_path_factory):
 @pytest.fixture
 def small_mirror(tmp_path, monkeypatch):
     """Remote shards in the test's own mirror, in small pieces, without waits between attempts."""
+    from faulty_server import end_of_fetches
+
     from silc_bench.datasets.files import remote
 
     monkeypatch.setenv("SILC_BENCH_CACHE", str(tmp_path / "cache" / "features"))
     monkeypatch.setattr(remote, "WAIT_SECONDS", 0.0)
     monkeypatch.setattr(remote, "CHUNK", 8192)
     monkeypatch.setattr(remote, "MIN_CHUNK", 1024)
+    yield tmp_path / "cache" / "shards"
+    end_of_fetches()

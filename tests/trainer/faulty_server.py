@@ -6,6 +6,16 @@ import threading
 from collections import Counter
 
 
+def end_of_fetches():
+    """Return when no thread fetches shards in the background.
+
+    They go on after a reader is closed, and change the mirror while a test looks at it.
+    """
+    for thread in threading.enumerate():
+        if thread.name == "fetch-ahead":
+            thread.join()
+
+
 class FaultyServer:
     """Serves ``files`` {name: bytes} with ranges.
 

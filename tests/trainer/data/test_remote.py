@@ -10,7 +10,6 @@ import os
 import random
 import socket
 import sys
-import threading
 from contextlib import closing
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from silc_bench.trainer.config.config import DataConfig
 from silc_bench.trainer.data.stream import open_source
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from faulty_server import FaultyServer
+from faulty_server import FaultyServer, end_of_fetches
 from test_data import numbers, whole, write_shard
 
 SIZES = (15, 15, 7, 11, 9)
@@ -54,7 +53,9 @@ def config(server, **fields):
 
 def read(server, count=57, start=0, **fields):
     with closing(open_source(config(server, **fields)).batches(1, start)) as batches:
-        return numbers(itertools.islice(batches, count))
+        found = numbers(itertools.islice(batches, count))
+    end_of_fetches()
+    return found
 
 
 class Now:
@@ -211,12 +212,11 @@ def test_a_new_version_of_a_shard_is_fetched_anew(files):
         assert sorted(found) == sorted([*range(48), *range(37, 48)])
 
 
-def test_a_small_mirror_makes_room_and_reads_on(files):
+def test_a_small_mirror_makes_room_and_reads_on(files, small_mirror):
     largest = max(map(len, files.values()))
     with FaultyServer(files) as server:
         found = read(server, 114, shuffle_shards=1, mirror_gb=2.5 * largest / 2**30)
-        mirror = Path(os.environ["SILC_BENCH_CACHE"]).parent / "shards"
-        kept = [path for path in mirror.glob("*.tar") if not path.name.startswith(".")]
+        kept = [path for path in small_mirror.glob("*.tar") if not path.name.startswith(".")]
         assert sum(path.stat().st_size for path in kept) <= 2.5 * largest
         assert server.bytes_sent.total() > sum(map(len, files.values()))
     assert sorted(found[:57]) == sorted(found[57:]) == list(range(57))
@@ -233,9 +233,6 @@ def test_a_mirror_too_small_for_two_groups_is_refused(files):
 def test_the_index_of_a_shard_is_kept_when_the_shard_is_not(files):
     with FaultyServer(files) as server:
         found = read(server)
-        for thread in threading.enumerate():
-            if thread.name == "fetch-ahead":  # it would fetch what is removed below
-                thread.join()
         for path in (Path(os.environ["SILC_BENCH_CACHE"]).parent / "shards").glob("*.tar"):
             path.unlink()
         server.bytes_sent.clear()
