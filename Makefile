@@ -1,11 +1,11 @@
-# make demo | test | test-fast | test-timing | test-slow | fuzz | check: each makes .venv first, if it is missing
+# make demo | test | test-fast | test-timing | test-slow | messages | fuzz | check: each makes .venv first, if it is missing
 PYTHON ?= python3
 MINUTES ?= 20
 BIN := .venv/bin
 # Two processes share two cores; one thread each, because at the size of a test a second thread only waits for the first.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
-.PHONY: demo test test-fast test-timing test-slow fuzz check
+.PHONY: demo test test-fast test-timing test-slow messages fuzz check
 
 demo: .venv/core
 	$(BIN)/silc-bench demo --out demo
@@ -21,6 +21,9 @@ test-timing: .venv/dev  # what uses signals, kills, threads or processes
 
 test-slow: .venv/dev  # compilation, models of real size, other processes that load whole libraries
 	$(PYTEST) -m slow
+
+messages: .venv/dev  # rewrite tests/messages.txt, the sentences of all errors; read its diff
+	SILC_BENCH_REWRITE_MESSAGES=1 $(PYTEST) -m "not slow"
 
 fuzz: .venv/dev  # property tests with new examples, for MINUTES
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz.py --minutes $(MINUTES)

@@ -1,5 +1,5 @@
 """Prints how dense our sources are: characters a line, blank lines inside functions, own-line
-comments, longest line.
+comments, longest line, and how much there is in tokens, which no formatting changes.
 
 python benchmarks/density.py [PATH ...]          # default: the three source folders
 """
@@ -7,10 +7,21 @@ python benchmarks/density.py [PATH ...]          # default: the three source fol
 from __future__ import annotations
 
 import ast
+import io
 import sys
+import tokenize
 from pathlib import Path
 
 LIMIT = 100  # columns
+LAYOUT = {  # tokens that say nothing
+    tokenize.COMMENT,
+    tokenize.NL,
+    tokenize.NEWLINE,
+    tokenize.INDENT,
+    tokenize.DEDENT,
+    tokenize.ENCODING,
+    tokenize.ENDMARKER,
+}
 
 
 def measure(paths: list[Path]) -> dict[str, float]:
@@ -18,8 +29,11 @@ def measure(paths: list[Path]) -> dict[str, float]:
     letters = lines_of_text = lines_of_code = comments = function_lines = function_blanks = (
         long_lines
     ) = 0
+    tokens = 0
     for path in paths:
         text = path.read_text(encoding="utf-8")
+        for token in tokenize.generate_tokens(io.StringIO(text).readline):
+            tokens += token.type not in LAYOUT
         lines = text.splitlines()
         tree = ast.parse(text)
         docstring_lines: set[int] = set()
@@ -50,6 +64,7 @@ def measure(paths: list[Path]) -> dict[str, float]:
                 function_blanks += not content
     return {
         "files": len(paths),
+        "tokens": tokens,
         "lines of text": lines_of_text,
         "mean characters a line": letters / max(lines_of_text, 1),
         "blank lines in functions, %": 100 * function_blanks / max(function_lines, 1),

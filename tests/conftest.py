@@ -9,13 +9,16 @@ import sys
 import tempfile
 from pathlib import Path
 
+import pytest
 from hypothesis import settings
 
 # A file has one name: silc_bench.trainer.loop, never trainer.loop, though the checkout may be on
 # the path.
 sys.modules["tasks"] = sys.modules["trainer"] = None  # type: ignore[assignment]
 
-sys.path.insert(0, str(Path(__file__).parent))  # forked, pretended_gpu
+sys.path.insert(0, str(Path(__file__).parent))  # forked, pretended_gpu, refusals
+
+import refusals
 
 BROAD_FILE = re.compile(r"^pytestmark = .*\bbroad\b", re.MULTILINE)
 
@@ -40,6 +43,29 @@ def pytest_ignore_collect(collection_path, config):
     if is_left_out and BROAD_FILE.search(collection_path.read_text(encoding="utf-8")):
         return True
     return None
+
+
+@pytest.fixture(scope="session", autouse=True)
+def places_in_messages(tmp_path_factory):
+    refusals.places[str(tmp_path_factory.getbasetemp())] = "TMP"
+    refusals.places[str(Path(__file__).parents[1])] = "REPOSITORY"
+    refusals.places[_CACHE.name] = "CACHE"
+
+
+def pytest_sessionfinish(session):
+    """`make messages`: each process hands its sentences to the first one, which writes them."""
+    if "SILC_BENCH_REWRITE_MESSAGES" not in os.environ:
+        return
+    output = getattr(session.config, "workeroutput", None)
+    if output is None:
+        refusals.write(refusals.rewritten)
+    else:
+        output["sentences"] = refusals.rewritten
+
+
+@pytest.hookimpl(optionalhook=True)  # of xdist
+def pytest_testnodedown(node):
+    refusals.rewritten.update(getattr(node, "workeroutput", {}).get("sentences", {}))
 
 
 def pytest_unconfigure():

@@ -83,6 +83,16 @@ def _of_the_system(error: OSError | MemoryError | RuntimeError) -> str | None:
     return None
 
 
+def say(sentence: str, to: Console = notes) -> None:
+    """A sentence for the user; what stands in it is never taken for markup."""
+    to.print(one_line(sentence), markup=False, highlight=False, soft_wrap=True)
+
+
+def warn(sentence: str, to: Console = notes) -> None:
+    """As ``say``, in a color that is seen: something may be wrong, and the command goes on."""
+    to.print(one_line(sentence), style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+
 def _complain(verdict: str, message: str) -> None:
     """One line on the error stream."""
     # Text, not str: rich would take brackets in the message for markup.
