@@ -18,7 +18,7 @@ sys.modules["tasks"] = sys.modules["trainer"] = None  # type: ignore[assignment]
 
 sys.path.insert(0, str(Path(__file__).parent))  # forked, pretended_gpu, refusals
 
-import refusals
+import refusals  # noqa: E402
 
 BROAD_FILE = re.compile(r"^pytestmark = .*\bbroad\b", re.MULTILINE)
 

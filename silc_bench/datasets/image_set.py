@@ -76,7 +76,7 @@ class Picture:
         try:
             return decode_image(self.read())
         except DamagedImageError as error:
-            raise DataError(f"{self.where} is damaged: {error}", FETCH_AGAIN) from error
+            raise DataError(f"{self.where} is damaged: {error}", fix=FETCH_AGAIN) from error
 
     def labels(self) -> np.ndarray:
         """The label of each pixel, [H, W].
@@ -91,7 +91,7 @@ class Picture:
         try:
             width, height = image_size(self.read())
         except DamagedImageError as error:
-            raise DataError(f"{self.where} is damaged: {error}", FETCH_AGAIN) from error
+            raise DataError(f"{self.where} is damaged: {error}", fix=FETCH_AGAIN) from error
 
         if labels.shape != (height, width):
             mask_size = f"{labels.shape[1]:,} x {labels.shape[0]:,}"
@@ -100,7 +100,7 @@ class Picture:
                 f" and its picture {self.where} {width:,} x {height:,}"
             )
             fix = "a mask says what each pixel of its picture is: save it at the picture's size"
-            raise DataError(problem, fix)
+            raise DataError(problem, fix=fix)
         return labels
 
 
@@ -198,7 +198,9 @@ class PictureSet:
             raise self._cannot_be_scored(error) from error
 
     def _cannot_be_scored(self, error: DataError) -> DataError:
-        return DataError(f"{self.name} {self.split} cannot be scored, {error.problem}", error.fix)
+        return DataError(
+            f"{self.name} {self.split} cannot be scored, {error.problem}", fix=error.fix
+        )
 
 
 LONG = 256 << 20  # bytes: to hash more takes a second or longer, and shows a progress bar

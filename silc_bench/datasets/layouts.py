@@ -66,7 +66,7 @@ def read_class_folders(
         if key in folder_of:
             raise DataError(
                 f"{content.path} has two folders for one class: {folder_of[key]!r} and {folder!r}",
-                "keep one of them",
+                fix="keep one of them",
             )
         folder_of[key] = folder
     _check_keys(content, folder_of, labels, title)
@@ -96,7 +96,7 @@ def _check_keys(
             f"{content.path}: the class folders are numbered ({unknown[0]!r} ...),"
             f" and a number alone is no class of {title}"
         )
-        raise DataError(problem, f"name them as the set does, such as {next(iter(labels))!r}")
+        raise DataError(problem, fix=f"name them as the set does, such as {next(iter(labels))!r}")
     if unknown:
         raise unknown_name(f"class folder in {content.path}", unknown[0], labels)
 
@@ -106,7 +106,7 @@ def _check_keys(
             f"{content.path} lacks {len(missing)} of the {len(labels)} class folders,"
             f" such as {missing[0]!r}"
         )
-        raise DataError(problem, f"fetch {title} again, or the folders that are missing")
+        raise DataError(problem, fix=f"fetch {title} again, or the folders that are missing")
 
 
 # ---- lists of captions ----
@@ -130,13 +130,13 @@ def read_captions_file(path: Path) -> tuple[list[Picture], list[str]]:
     for number, name, row_captions, _ in rows(path, text):
         if not row_captions or not all(row_captions):
             problem = f"{path}:{number}: {name} has an empty caption"
-            raise DataError(problem, "write one, or remove the row")
+            raise DataError(problem, fix="write one, or remove the row")
         known = captions.setdefault(locate(path, name), [])
         num_repeated += sum(caption in known for caption in row_captions)
         known += row_captions
 
     if not captions:
-        raise DataError(f"{path} lists no pictures", "add a row for each picture")
+        raise DataError(f"{path} lists no pictures", fix="add a row for each picture")
 
     missing = [image for image in captions if not image.is_file()]
     if missing:
@@ -145,7 +145,7 @@ def read_captions_file(path: Path) -> tuple[list[Picture], list[str]]:
             f" such as {missing[0]}"
         )
         beside = path.parent / "images"
-        raise DataError(problem, f"file names are relative to {path.parent} or to {beside}")
+        raise DataError(problem, fix=f"file names are relative to {path.parent} or to {beside}")
 
     notes = [f"{num_repeated} rows repeat a caption of their picture"] if num_repeated else []
     pictures = [
@@ -174,7 +174,9 @@ def read_text(path: Path) -> str:
         return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         problem = f"{path} is not UTF-8 (byte {error.start:,})"
-        raise DataError(problem, f"iconv -f LATIN1 -t UTF-8 {path} > utf8{path.suffix}") from error
+        raise DataError(
+            problem, fix=f"iconv -f LATIN1 -t UTF-8 {path} > utf8{path.suffix}"
+        ) from error
 
 
 def rows(path: Path, text: str) -> Iterator[tuple[int, str, list[str], dict[str, Any]]]:
@@ -200,7 +202,7 @@ def rows(path: Path, text: str) -> Iterator[tuple[int, str, list[str], dict[str,
         if not is_whole or not all(isinstance(caption, str) for caption in captions):
             raise DataError(
                 f"{path}:{number}: {picture_column!r} or {caption_column!r} is missing or no text",
-                "every row has a file name and a caption, or a list of captions",
+                fix="every row has a file name and a caption, or a list of captions",
             )
         yield number, name.strip(), [caption.strip() for caption in captions], row
 
@@ -213,7 +215,7 @@ def _columns(path: Path, row: dict[str, Any]) -> tuple[str, str]:
         if column is None:
             names = ", ".join(map(repr, row)) or "none"
             problem = f"{path} has no column of {kind}s: it has {names}"
-            raise DataError(problem, f"call it one of {', '.join(known)}")
+            raise DataError(problem, fix=f"call it one of {', '.join(known)}")
         columns.append(column)
     return columns[0], columns[1]
 
@@ -227,10 +229,10 @@ def _json_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
             row = json.loads(line)
         except ValueError as error:
             problem = f"{path}:{number} is not JSON: {error}"
-            raise DataError(problem, "write one object a line") from error
+            raise DataError(problem, fix="write one object a line") from error
         if not isinstance(row, dict):
             problem = f"{path}:{number} holds a {type(row).__name__}, not an object"
-            raise DataError(problem, "write one object a line")
+            raise DataError(problem, fix="write one object a line")
         yield number, row
 
 
@@ -248,12 +250,12 @@ def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
             if None in row:
                 raise DataError(
                     f"{path}:{reader.line_num} has more fields than the header",
-                    'put captions that hold commas in double quotes: "a dog, running"',
+                    fix='put captions that hold commas in double quotes: "a dog, running"',
                 )
             yield reader.line_num, row
     except csv.Error as error:
         problem = f"{path}:{reader.line_num} cannot be read: {error}"
-        raise DataError(problem, "quote fields as CSV does") from error
+        raise DataError(problem, fix="quote fields as CSV does") from error
 
 
 def locate(path: Path, name: str) -> Path:
@@ -281,7 +283,7 @@ def shards_in(folder: Path) -> list[Path]:
         text = promise.read_text(encoding="utf-8", errors="replace").strip()
         if text != str(len(tars)):
             problem = f"{promise} promises {text[:20]} shards, and {len(tars)} are there"
-            raise DataError(problem, "fetch the missing shards")
+            raise DataError(problem, fix="fetch the missing shards")
     return tars
 
 
@@ -318,7 +320,7 @@ def read_captioned(paths: Sequence[Path]) -> list[Picture]:
             captions = tuple(line.strip() for line in text.splitlines() if line.strip())
             if not captions:
                 fix = "a sample to be retrieved needs words; remove it"
-                raise DataError(f"{where} has an empty caption", fix)
+                raise DataError(f"{where} has an empty caption", fix=fix)
             pictures.append(Picture(path, place, where, captions=captions))
     return pictures
 
@@ -352,7 +354,7 @@ def _samples(path: Path) -> Sequence[Sample]:
     shard = index_shard(path)
     if shard.damage.total:
         problem = f"a damaged shard cannot be scored: {shard.damage.summary()}"
-        raise DataError(problem, f"fetch {path.name} again")
+        raise DataError(problem, fix=f"fetch {path.name} again")
     return shard.samples
 
 

@@ -88,7 +88,7 @@ class MaskRule:
         if not is_known[values].all():
             counts = np.bincount(values.ravel(), minlength=size)
             unknown = np.flatnonzero((counts > 0) & ~is_known)
-            raise DataError(self._problem(where, unknown, counts), self.fix)
+            raise DataError(self._problem(where, unknown, counts), fix=self.fix)
         return table[values]
 
     def _problem(self, where: str, unknown: np.ndarray, counts: np.ndarray) -> str:
@@ -130,7 +130,7 @@ def read_values(data: bytes, where: str) -> np.ndarray:
         image = Image.open(io.BytesIO(data))
         if image.width * image.height > MAX_PIXELS:
             problem = f"{where} claims {image.width:,} x {image.height:,} pixels"
-            raise DataError(problem, FETCH_AGAIN)
+            raise DataError(problem, fix=FETCH_AGAIN)
         _check_kind(image, where)
 
         # how the file packs its pixels is known only before they are decoded
@@ -139,7 +139,7 @@ def read_values(data: bytes, where: str) -> np.ndarray:
     except DataError:
         raise
     except (Image.DecompressionBombError, *BROKEN_IMAGE) as error:
-        raise DataError(f"{where} is damaged: {what_broke(error)}", FETCH_AGAIN) from error
+        raise DataError(f"{where} is damaged: {what_broke(error)}", fix=FETCH_AGAIN) from error
 
     if values.dtype == np.bool_:
         return values.astype(np.uint8)
@@ -149,7 +149,7 @@ def read_values(data: bytes, where: str) -> np.ndarray:
         low, high = values.min(), values.max()
         if low < 0 or high > 65535:
             problem = f"{where} has values from {low} to {high}, beyond 16 bits"
-            raise DataError(problem, SAVE_AS_GREY)
+            raise DataError(problem, fix=SAVE_AS_GREY)
         return values.astype(np.uint16)
     return values // scale if scale > 1 else values
 
@@ -163,17 +163,17 @@ def check_names(names: Sequence[str], source: str) -> tuple[str, ...]:
     stripped = tuple(name.strip() for name in names)
     if not stripped or not all(stripped):
         lack = "no names" if not stripped else "an empty name"
-        raise DataError(f"{source} has {lack}", "give each class a name")
+        raise DataError(f"{source} has {lack}", fix="give each class a name")
 
     twice = next((name for name in stripped if stripped.count(name) > 1), None)
     if twice is not None:
         fix = "classes of one name cannot be told apart: rename one"
-        raise DataError(f"{source} names {twice!r} twice", fix)
+        raise DataError(f"{source} names {twice!r} twice", fix=fix)
 
     # 65,536 values, less the one of pixels that are not scored
     if len(stripped) > 65535:
         problem = f"{source} names {len(stripped):,} classes"
-        raise DataError(problem, "masks of 16 bits tell 65,535 apart")
+        raise DataError(problem, fix="masks of 16 bits tell 65,535 apart")
     return stripped
 
 
@@ -181,16 +181,16 @@ def _check_kind(image: Image.Image, where: str) -> None:
     """Raise DataError for an image whose numbers may not be those that were meant."""
     if image.format not in FORMATS:
         problem = f"{where} is a {image.format} file, which does not keep values as they were"
-        raise DataError(problem, "save masks as PNG from their source: this file has lost them")
+        raise DataError(problem, fix="save masks as PNG from their source: this file has lost them")
 
     if image.mode not in _GREY | _GREY_16:
         kind = "an alpha channel" if image.mode in ("LA", "PA", "La") else f"colours ({image.mode})"
-        raise DataError(f"{where} has {kind}, and a mask has one number a pixel", SAVE_AS_GREY)
+        raise DataError(f"{where} has {kind}, and a mask has one number a pixel", fix=SAVE_AS_GREY)
 
     # TIFF's "white is zero", which Pillow turns over while it decodes
     if _raw_mode(image).endswith(("L;I", "1;I")):
         problem = f"{where} is stored inverted (white is 0), so its numbers may be meant either way"
-        raise DataError(problem, SAVE_AS_GREY)
+        raise DataError(problem, fix=SAVE_AS_GREY)
 
 
 def _raw_mode(image: Image.Image) -> str:

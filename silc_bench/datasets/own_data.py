@@ -149,7 +149,7 @@ class OwnData:
         if len(folders) < 2:
             raise DataError(
                 f"{self.path} holds {len(folders)} class folders",
-                "a class is a folder of pictures; two are needed",
+                fix="a class is a folder of pictures; two are needed",
             )
         is_numbered = all(name.isdecimal() for name in folders)
         ordered = sorted(folders, key=by_number if is_numbered else None)
@@ -166,7 +166,7 @@ class OwnData:
         for label in sorted(set(labels.values()) - labels_here):
             if ordered[label] not in absent:
                 problem = f"{mine.path / ordered[label]} holds no pictures"
-                raise DataError(problem, "fill the class or remove its folder")
+                raise DataError(problem, fix="fill the class or remove its folder")
         if absent:
             notes.append(
                 f"{len(absent)} classes to learn are not scored:"
@@ -181,7 +181,7 @@ class OwnData:
         shards = shards_in(path) if path.is_dir() else expand(self.where)
         if not shards:
             fix = f"give wds:PATTERN, such as 'wds:{path}/{{000..009}}.tar'"
-            raise DataError(f"{path} holds no *.tar", fix)
+            raise DataError(f"{path} holds no *.tar", fix=fix)
         return shards
 
     def _from_shards(self, split: str) -> Found:
@@ -195,7 +195,7 @@ class OwnData:
             if listed_names is None:
                 raise DataError(
                     f"{self.word} has labels, which are numbers, and no names for them",
-                    "write the names of the classes in label order, one a line,"
+                    fix="write the names of the classes in label order, one a line,"
                     " into classnames.txt beside the shards",
                 )
             names = listed_names
@@ -205,7 +205,7 @@ class OwnData:
         if not pictures:
             raise DataError(
                 f"{self.word} holds no samples",
-                "a sample is a picture with a .cls or a .txt of the same name",
+                fix="a sample is a picture with a .cls or a .txt of the same name",
             )
         return Found(pictures, shards[0].parent, layout, names, self.templates())
 
@@ -247,19 +247,21 @@ def _names_from(path: Path, folders: list[str] | None) -> tuple[str, ...]:
             content = json.loads(path.read_text(encoding="utf-8-sig"))
         except ValueError as error:
             problem = f"{path} is not JSON: {error}"
-            raise DataError(problem, "write {folder: name}, or a list in label order") from error
+            raise DataError(
+                problem, fix="write {folder: name}, or a list in label order"
+            ) from error
 
     if isinstance(content, dict):
         assert folders is not None
         lacking = [folder for folder in folders if not isinstance(content.get(folder), str)]
         if lacking:
-            raise DataError(f"{path} names no class for the folder {lacking[0]!r}", "add it")
+            raise DataError(f"{path} names no class for the folder {lacking[0]!r}", fix="add it")
         return tuple(content[folder] for folder in folders)
 
     names = tuple(read_names(path))
     if folders is not None and len(names) != len(folders):
         problem = f"{path} names {len(names)} classes, and there are {len(folders)} folders"
-        raise DataError(problem, "name each folder's class")
+        raise DataError(problem, fix="name each folder's class")
     return names
 
 
@@ -334,7 +336,7 @@ class OwnMasks:
             masks = self.masks / folder.name
             if folder != self.images and not masks.is_dir():
                 problem = f"{folder} holds pictures, and {masks} is missing"
-                raise DataError(problem, "put their masks there")
+                raise DataError(problem, fix="put their masks there")
         return folders
 
     def load(self, split: str, limit: int | None = None) -> PictureSet:
@@ -360,13 +362,13 @@ def read_classes(path: Path) -> Classes:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         fix = 'write a list of names, such as ["road", "tree"]'
-        raise DataError(f"{path} is not JSON: {error}", fix) from error
+        raise DataError(f"{path} is not JSON: {error}", fix=fix) from error
 
     fields: dict[str, Any] = {"names": content} if isinstance(content, list) else content
     if not isinstance(fields, dict):
         raise DataError(
             f"{path} holds a {type(fields).__name__}",
-            "write a list of names, or an object with a field names",
+            fix="write a list of names, or an object with a field names",
         )
     for field in fields:
         if field not in FIELDS:
@@ -377,7 +379,7 @@ def read_classes(path: Path) -> Classes:
     if not isinstance(has_background, bool):
         raise DataError(
             f"{path}: background is {has_background!r}",
-            "write true where the first name is all that no name says, or false",
+            fix="write true where the first name is all that no name says, or false",
         )
 
     ignored = _ignored(fields.get("ignore"), names, stored, path)
@@ -395,19 +397,19 @@ def _names(names: Any, path: Path) -> tuple[tuple[str, ...], tuple[int, ...]]:
         wrong = [value for value in names if not (value.isdecimal() and int(value) < IGNORE_16)]
         if wrong:
             problem = f"{path} names the value {wrong[0]!r}"
-            raise DataError(problem, "a mask holds numbers from 0 to 65534")
+            raise DataError(problem, fix="a mask holds numbers from 0 to 65534")
 
         # "7" and "07" are two keys of an object and one value of a mask
         name_of_value = {int(value): name for value, name in names.items()}
         stored = tuple(sorted(name_of_value))
         if len(stored) != len(names):
-            raise DataError(f"{path} names a value twice", "write each number in one way")
+            raise DataError(f"{path} names a value twice", fix="write each number in one way")
         names = [name_of_value[value] for value in stored]
 
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise DataError(
             f"{path} has no names",
-            'write ["road", "tree"] in the order of the values 0, 1 ...,'
+            fix='write ["road", "tree"] in the order of the values 0, 1 ...,'
             ' or {"7": "road", "8": "tree"}',
         )
     return check_names(names, str(path)), stored
@@ -427,20 +429,22 @@ def _ignored(
         isinstance(value, int) and 0 <= value <= IGNORE_16 for value in ignored
     ):
         problem = f"{path}: ignore is {ignored!r:.60}"
-        raise DataError(problem, "write a list of values, such as [255], or []")
+        raise DataError(problem, fix="write a list of values, such as [255], or []")
 
     both = next((value for value in ignored if value in values), None)
     if both is not None:
         name = names[values.index(both)]
         problem = f"{path}: the value {both} is {name!r} and is ignored"
-        raise DataError(problem, "take it out of ignore, or out of names")
+        raise DataError(problem, fix="take it out of ignore, or out of names")
     return tuple(sorted(ignored))
 
 
 def _words(synonyms: Any, names: tuple[str, ...], path: Path) -> tuple[tuple[str, ...], ...] | None:
     """Words to ask for, of each label; None without synonyms."""
     if not isinstance(synonyms, dict):
-        raise DataError(f"{path}: synonyms is {synonyms!r:.60}", 'write {"tree": ["tree", "bush"]}')
+        raise DataError(
+            f"{path}: synonyms is {synonyms!r:.60}", fix='write {"tree": ["tree", "bush"]}'
+        )
     for name, words in synonyms.items():
         if name not in names:
             raise unknown_name(f"class in the synonyms of {path}:", name, names)
@@ -448,7 +452,7 @@ def _words(synonyms: Any, names: tuple[str, ...], path: Path) -> tuple[tuple[str
         if not is_filled or not all(isinstance(word, str) and word.strip() for word in words):
             raise DataError(
                 f"{path}: the synonyms of {name!r} are {words!r:.60}",
-                "write a list of words, which replaces the name",
+                fix="write a list of words, which replaces the name",
             )
 
     if not synonyms:

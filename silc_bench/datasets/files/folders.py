@@ -125,7 +125,7 @@ def split_folders(path: Path, may_hold_others: bool = False) -> dict[str, Path]:
         problem = f"{path} holds {own} and {', '.join(sorted(others)) or 'nothing else'}"
         raise DataError(
             problem,
-            f"put the pictures to be scored into {path / 'test'} and those to learn from"
+            fix=f"put the pictures to be scored into {path / 'test'} and those to learn from"
             " into train/",
         )
 
@@ -155,7 +155,7 @@ def _in_folder(path: Path, result: Listing) -> Iterable[File]:
                 size = full.stat().st_size
             except FileNotFoundError as error:  # a link into nowhere
                 problem = f"{full} is a link to a file that is gone"
-                raise DataError(problem, "restore the file or remove the link") from error
+                raise DataError(problem, fix="restore the file or remove the link") from error
             yield File(full.relative_to(path).as_posix(), full, (0, size))
 
 
@@ -164,7 +164,7 @@ def _in_tar(path: Path, result: Listing) -> Iterable[File]:
     members, damage = list_members(path)
     if damage.total:
         problem = f"a damaged tar cannot be scored: {damage.summary()}"
-        raise DataError(problem, f"fetch {path.name} again")
+        raise DataError(problem, fix=f"fetch {path.name} again")
 
     seen: set[str] = set()
     for name, place in members:
@@ -176,6 +176,6 @@ def _in_tar(path: Path, result: Listing) -> Iterable[File]:
         # unpacked, the second would replace the first; here both would be scored
         if name in seen:
             fix = f"fetch {path.name} again, or pack it anew"
-            raise DataError(f"{path} holds {name} twice", fix)
+            raise DataError(f"{path} holds {name} twice", fix=fix)
         seen.add(name)
         yield File(name, path, place)

@@ -142,7 +142,7 @@ def read_pickles(
     names = [_text(item).replace("_", " ") for item in _read(folder / meta).get(names_key, ())]
     if names != list(class_names):
         problem = f"{folder / meta} does not list the classes of {name} in their order"
-        raise DataError(problem, _fix(name))
+        raise DataError(problem, fix=_fix(name))
 
     pictures: list[Picture] = []
     for file in _FILES[name, split]:
@@ -153,7 +153,7 @@ def read_pickles(
             if not isinstance(label, int) or not 0 <= label < len(class_names):
                 last = len(class_names) - 1
                 problem = f"{where} has the label {label!r}; {name} has 0 to {last}"
-                raise DataError(problem, _fix(name))
+                raise DataError(problem, fix=_fix(name))
             pictures.append(Picture(path, (0, image.nbytes), where, label, pixels=image))
     return pictures
 
@@ -165,10 +165,10 @@ def _read_batch(path: Path, labels_key: bytes, name: str) -> tuple[np.ndarray, l
     labels: Any = content.get(labels_key)
     is_bytes = isinstance(pixels, np.ndarray) and pixels.dtype == np.uint8
     if not is_bytes or pixels.shape[1:] != (3072,):
-        raise DataError(f"{path} holds no array of 3,072 bytes a picture", _fix(name))
+        raise DataError(f"{path} holds no array of 3,072 bytes a picture", fix=_fix(name))
     if not isinstance(labels, list) or len(labels) != len(pixels):
         problem = f"{path} holds {len(pixels)} pictures and not as many labels"
-        raise DataError(problem, _fix(name))
+        raise DataError(problem, fix=_fix(name))
 
     # stored plane by plane: all red values of an image, then the green ones, then the blue ones
     planes = pixels.reshape(-1, 3, 32, 32)
@@ -198,15 +198,15 @@ def _read(path: Path) -> dict[bytes, Any]:
     try:
         content = _ArraysOnly(io.BytesIO(path.read_bytes()), encoding="bytes").load()
     except FileNotFoundError as error:
-        raise DataError(f"{path} is missing", "unpack the whole archive") from error
+        raise DataError(f"{path} is missing", fix="unpack the whole archive") from error
     except pickle.UnpicklingError as error:
-        raise DataError(f"{path} is refused: {error}", again) from error
+        raise DataError(f"{path} is refused: {error}", fix=again) from error
     except _BROKEN_PICKLE as error:
-        raise DataError(f"{path} is not a readable pickle: {error}", again) from error
+        raise DataError(f"{path} is not a readable pickle: {error}", fix=again) from error
 
     if not isinstance(content, dict):
         problem = f"{path} holds a {type(content).__name__}, not CIFAR's dictionary"
-        raise DataError(problem, again)
+        raise DataError(problem, fix=again)
     return {key.encode() if isinstance(key, str) else key: value for key, value in content.items()}
 
 

@@ -40,7 +40,7 @@ def read_karpathy(name: str, split: str, site: Site) -> Found:
     else:
         file = {"coco": "dataset_coco.json", "flickr30k": "dataset_flickr30k.json"}[name]
         problem = f"{site.path} holds pictures and no captions"
-        raise DataError(problem, f"put Karpathy's {file} into {site.base}")
+        raise DataError(problem, fix=f"put Karpathy's {file} into {site.base}")
     return _first_captions(pictures, EXPECTED[name, split].captions, site, layout)
 
 
@@ -61,7 +61,7 @@ def _from_list(name: str, split: str, site: Site) -> list[Picture]:
     rows = _rows(site.path, split)
     if not rows:
         problem = f"{site.path} has no picture of the split {split!r}"
-        raise DataError(problem, "fetch Karpathy's file again")
+        raise DataError(problem, fix="fetch Karpathy's file again")
 
     folder = _folder_of(rows, site)
     pictures, missing = [], []
@@ -71,7 +71,7 @@ def _from_list(name: str, split: str, site: Site) -> list[Picture]:
         file_name = row["filename"]
         if file_name in seen:
             problem = f"{site.path} lists {file_name} twice"
-            raise DataError(problem, "fetch Karpathy's file again")
+            raise DataError(problem, fix="fetch Karpathy's file again")
         seen.add(file_name)
 
         path = folder / file_name
@@ -86,7 +86,7 @@ def _from_list(name: str, split: str, site: Site) -> list[Picture]:
             f"{len(missing):,} of the {len(rows):,} pictures of {name} {split} are missing,"
             f" such as {missing[0]}"
         )
-        raise DataError(problem, f"put them all into {folder}")
+        raise DataError(problem, fix=f"put them all into {folder}")
     return pictures
 
 
@@ -107,7 +107,7 @@ def _rows(path: Path, split: str) -> list[dict[str, Any]]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         problem = f"{path} is not Karpathy's list: {type(error).__name__}: {error}"
         fix = "its entries are {filename, split, sentences: [{raw}]}; fetch the file again"
-        raise DataError(problem, fix) from error
+        raise DataError(problem, fix=fix) from error
     return rows
 
 
@@ -128,5 +128,5 @@ def _folder_of(rows: list[dict[str, Any]], site: Site) -> Path:
     looked = ", ".join(str(folder) for folder in dict.fromkeys(folders))
     raise DataError(
         f"none of the {len(rows):,} pictures of {site.path} is there",
-        f"put {rows[0]['filename']} and the others into one of {looked}",
+        fix=f"put {rows[0]['filename']} and the others into one of {looked}",
     )

@@ -123,7 +123,7 @@ def checked_order(title: str, names: tuple[str, ...], fix: str = "") -> tuple[st
             f"the list of {title} is not the one that labels are numbered by ({len(names)} names)"
         )
         raise DataError(
-            problem, fix or f"install it again: pip install --force-reinstall {package}"
+            problem, fix=fix or f"install it again: pip install --force-reinstall {package}"
         )
     return names
 
@@ -156,7 +156,8 @@ def check_counts(name: str, split: str, found: Found) -> None:
         is_short = here < expected.pictures
         fix = "fetch what is missing" if is_short else "remove what does not belong to the set"
         raise DataError(
-            problem, f"{fix}; a part of your own is scored under its own name with --tasks {kinds}"
+            problem,
+            fix=f"{fix}; a part of your own is scored under its own name with --tasks {kinds}",
         )
 
     if here == expected.pictures and expected.classes:
@@ -164,7 +165,7 @@ def check_counts(name: str, split: str, found: Found) -> None:
         is_uneven = bool(expected.per_class) and bool((counts != expected.per_class).any())
         if (counts == 0).any() or is_uneven:
             problem = f"{place} has {here:,} pictures, but not of the right classes"
-            raise DataError(problem + _worst_class(found, expected), "fetch the set again")
+            raise DataError(problem + _worst_class(found, expected), fix="fetch the set again")
 
     # a part that somebody chose: another choice of as many images has the same count
     if expected.content:
@@ -172,7 +173,7 @@ def check_counts(name: str, split: str, found: Found) -> None:
         if content != expected.content:
             raise DataError(
                 f"{place} has {here:,} pictures, but not those of this part of the set",
-                "a part of your own is scored under its own name"
+                fix="a part of your own is scored under its own name"
                 " with --tasks seg:IMAGES,MASKS,CLASSES.json",
             )
 
@@ -181,7 +182,7 @@ def check_counts(name: str, split: str, found: Found) -> None:
             raise DataError(
                 f"{picture.where} has {len(picture.captions)} captions,"
                 f" and every picture of {name} has {expected.captions}",
-                "fetch the file of captions again",
+                fix="fetch the file of captions again",
             )
 
 

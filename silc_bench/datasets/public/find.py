@@ -180,7 +180,7 @@ def find(name: str, split: str, data_root: Path | None, is_the_set: bool = False
         raise unknown_name(f"split of {name}", split, known.folders)
     needed = known.needed.replace("{split}", split)
     if data_root is None:
-        raise NotFoundError(f"{name} is read from files", f"give --data-root DIR with {needed}")
+        raise NotFoundError(f"{name} is read from files", fix=f"give --data-root DIR with {needed}")
 
     # two copies of a set may differ, and nobody could say later which one was scored
     root = Path(data_root)
@@ -189,7 +189,7 @@ def find(name: str, split: str, data_root: Path | None, is_the_set: bool = False
         places = " and ".join(str(site.path) for site in sites)
         raise DataError(
             f"{name} {split} is there {len(sites)} times: {places}",
-            "give --data-root the folder of the one you mean",
+            fix="give --data-root the folder of the one you mean",
         )
 
     if not sites:
@@ -199,7 +199,7 @@ def find(name: str, split: str, data_root: Path | None, is_the_set: bool = False
         where = " and ".join(map(str, looked))
         hint = _hint(known, bases)
         fix = _unpack(name, root) or hint or f"needed: {needed}"
-        raise NotFoundError(f"no {name} {split} data: looked in {where}", fix)
+        raise NotFoundError(f"no {name} {split} data: looked in {where}", fix=fix)
     return sites[0]
 
 

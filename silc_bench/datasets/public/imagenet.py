@@ -64,7 +64,7 @@ def read_imagenet(name: str, split: str, site: Site) -> Found:
     # one tar without labels may be a packed folder of the set
     if len(paths) > 1:
         problem = f"{paths[0]}: the first sample has no label (.cls)"
-        raise DataError(problem, f"write shards of {name} with a .cls beside each .jpg")
+        raise DataError(problem, fix=f"write shards of {name} with a .cls beside each .jpg")
     return _from_listing(name, site, paths[0])
 
 
@@ -75,7 +75,7 @@ def _from_listing(name: str, site: Site, path: Path) -> Found:
         problem = f"{path} holds no pictures"
         if content.other:
             problem += f" but {len(content.other)} other files, such as {content.other[0]}"
-        raise DataError(problem, "unpack the archives in it, one folder a class")
+        raise DataError(problem, fix="unpack the archives in it, one folder a class")
 
     if all("/" not in file.name for file in content.files):
         pictures, layout = read_flat(content, site.base)
@@ -119,14 +119,14 @@ def _check_names(name: str, site: Site) -> list[str]:
     ours = [text.lower() for text in class_names(name)]
     fix = f"number the labels of {name} by their wnids in sorted order and write the shards again"
     if len(theirs) != len(ours):
-        raise DataError(f"{path} names {len(theirs)} classes, {name} has {len(ours)}", fix)
+        raise DataError(f"{path} names {len(theirs)} classes, {name} has {len(ours)}", fix=fix)
 
     # the mistake of V2's folders, see above
     if theirs == sorted(map(str, range(len(ours)))):
         raise DataError(
             f"{path} lists the numbers of the classes sorted as strings: 1, 10, 100 ..."
             " so the labels are wrong",
-            fix,
+            fix=fix,
         )
 
     # one of our names at another label is a wrong order; a name that we do not know may be a
@@ -136,13 +136,13 @@ def _check_names(name: str, site: Site) -> list[str]:
     if swapped is not None:
         raise DataError(
             f"{path}: class {swapped} is {theirs[swapped]!r}, in {name} it is {ours[swapped]!r}",
-            fix,
+            fix=fix,
         )
     if len(other) > len(ours) // 2:
         raise DataError(
             f"{path} knows only {len(ours) - len(other)} of the {len(ours)} names of {name},"
             " so no order can be checked",
-            fix,
+            fix=fix,
         )
     return [f"{path.name} words {len(other)} names differently; OpenAI's are used"] if other else []
 
@@ -225,7 +225,7 @@ def read_flat(content: Listing, base: Path) -> tuple[list[Picture], str]:
                 problem = f"{source} gives no class for {file.name}"
             raise DataError(
                 problem,
-                "the names must be ILSVRC's, ILSVRC2012_val_00000001.JPEG to ..._00050000.JPEG",
+                fix="the names must be ILSVRC's, ILSVRC2012_val_00000001.JPEG to ..._00050000.JPEG",
             )
         pictures.append(Picture(file.path, file.place, file.where, label_of[wnid]))
     return pictures, f"flat, labels from {source.name}"
@@ -242,7 +242,7 @@ def _truth(folder: Path, base: Path) -> tuple[Mapping[str, str], Path]:
                 return read(place / name), place / name
     raise DataError(
         f"{folder} holds pictures without classes",
-        f"put Kaggle's {KAGGLE}, or the devkit {DEVKIT}.tar.gz,"
+        fix=f"put Kaggle's {KAGGLE}, or the devkit {DEVKIT}.tar.gz,"
         " beside the pictures or in a folder above",
     )
 
@@ -263,13 +263,13 @@ def _kaggle(path: Path) -> dict[str, str]:
     if {"ImageId", "PredictionString"} - set(rows.fieldnames or ()):
         raise DataError(
             f"{path} has the columns {rows.fieldnames}, not ImageId and PredictionString",
-            f"fetch {KAGGLE} again",
+            fix=f"fetch {KAGGLE} again",
         )
     wnid_of: dict[str, str] = {}
     for row in rows:
         image = row["ImageId"]
         if image in wnid_of:
-            raise DataError(f"{path} lists {image} twice", f"fetch {KAGGLE} again")
+            raise DataError(f"{path} lists {image} twice", fix=f"fetch {KAGGLE} again")
 
         # boxes follow; the class of the first is that of the image
         words = (row["PredictionString"] or "").split()
@@ -307,7 +307,7 @@ def _devkit(path: Path) -> dict[str, str]:
     for text in truth.decode("ascii", errors="replace").split():
         if not re.fullmatch(r"\d{1,4}", text) or int(text) not in wnid_of:
             problem = f"{path}: {text[:20]!r} is no class of the devkit"
-            raise DataError(problem, f"fetch {DEVKIT}.tar.gz again")
+            raise DataError(problem, fix=f"fetch {DEVKIT}.tar.gz again")
         wnids_in_order.append(wnid_of[int(text)])
     return {_name(number): wnid for number, wnid in enumerate(wnids_in_order, start=1)}
 
@@ -322,4 +322,6 @@ def _devkit_file(path: Path, name: str) -> bytes:
             assert member is not None
             return member.read()
     except (OSError, tarfile.TarError, KeyError, EOFError) as error:
-        raise DataError(f"{path} lacks {name}: {error}", f"fetch {DEVKIT}.tar.gz again") from error
+        raise DataError(
+            f"{path} lacks {name}: {error}", fix=f"fetch {DEVKIT}.tar.gz again"
+        ) from error

@@ -59,7 +59,7 @@ def _from_shards(num_classes: int, site: Site) -> Found:
     if not names_file.exists():
         raise DataError(
             f"{names_file} is missing: shards hold numbers only",
-            "fetch the set's classnames.txt too",
+            fix="fetch the set's classnames.txt too",
         )
     names = tuple(text.lower() for text in read_names(names_file))
     names = checked_order("objectnet names", names, f"fetch the set's {names_file} again")
@@ -81,7 +81,7 @@ def _overlapping(site: Site) -> dict[str, str]:
     else:
         raise DataError(
             f"no {FOLDERS} and {OVERLAP} near {site.path}",
-            "copy the folder mappings/ of objectnet-1.0.zip beside images/",
+            fix="copy the folder mappings/ of objectnet-1.0.zip beside images/",
         )
 
     folders = _read(place / FOLDERS)
@@ -90,7 +90,7 @@ def _overlapping(site: Site) -> dict[str, str]:
     missing = sorted(set(overlap) - set(folder_of))
     if missing:
         problem = f"{place / FOLDERS} has no folder for {missing[0]!r}"
-        raise DataError(problem, "fetch the set's mappings/ again")
+        raise DataError(problem, fix="fetch the set's mappings/ again")
     return {folder_of[label]: label for label in overlap}
 
 
@@ -99,9 +99,9 @@ def _read(path: Path) -> dict[str, str]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(f"{path} is not JSON: {error}", fix) from error
+        raise DataError(f"{path} is not JSON: {error}", fix=fix) from error
 
     is_mapping = isinstance(content, dict)
     if not is_mapping or not all(isinstance(value, str) for value in content.values()):
-        raise DataError(f"{path} is no mapping of names", fix)
+        raise DataError(f"{path} is no mapping of names", fix=fix)
     return content

@@ -90,7 +90,7 @@ def _images_of(base: Path, layout: MaskLayout, masks: Path) -> Path:
     if folder is None:
         looked = " and ".join(map(str, folders))
         problem = f"{masks} is there, and its pictures are not: looked in {looked}"
-        raise DataError(problem, "fetch the set's pictures too")
+        raise DataError(problem, fix="fetch the set's pictures too")
     return folder
 
 
@@ -101,7 +101,7 @@ def _listed(
     stems = listed.read_text(encoding="utf-8").split()
     if len(set(stems)) != len(stems):
         twice = next(stem for stem in stems if stems.count(stem) > 1)
-        raise DataError(f"{listed} lists {twice} twice", "fetch the list again")
+        raise DataError(f"{listed} lists {twice} twice", fix="fetch the list again")
 
     image_paths = [images / f"{stem}{layout.image_end}" for stem in stems]
     mask_paths = [masks / f"{stem}{layout.mask_end}" for stem in stems]
@@ -112,7 +112,7 @@ def _listed(
                 f"{len(missing):,} of the {len(stems):,} {kind} that {listed} lists are missing,"
                 f" such as {missing[0]}"
             )
-            raise DataError(problem, f"fetch the set's {kind} again")
+            raise DataError(problem, fix=f"fetch the set's {kind} again")
 
     pairs = zip(image_paths, mask_paths, strict=True)
     return [_picture(image, mask, rule) for image, mask in pairs]
@@ -131,7 +131,7 @@ def _matched(
     mask_of = _by_stem(masks, mask_ends, skipped)
     if not image_of:
         fix = f"a picture ends with {' or '.join(image_ends)}"
-        raise DataError(f"{images} holds no pictures", fix)
+        raise DataError(f"{images} holds no pictures", fix=fix)
 
     # neither side may have more: what is left out would change the score in silence
     without = sorted(set(image_of) - set(mask_of), key=by_number)
@@ -142,7 +142,7 @@ def _matched(
             f" such as {image_of[without[0]].name}"
         )
         fix = f"its mask would be {wanted}: add the masks, or take these pictures out"
-        raise DataError(problem, fix)
+        raise DataError(problem, fix=fix)
 
     alone = sorted(set(mask_of) - set(image_of), key=by_number)
     if alone:
@@ -150,7 +150,7 @@ def _matched(
             f"{len(alone):,} of {len(mask_of):,} masks in {masks} have no picture,"
             f" such as {mask_of[alone[0]].name}"
         )
-        raise DataError(problem, f"add the pictures to {images}, or take these masks out")
+        raise DataError(problem, fix=f"add the pictures to {images}, or take these masks out")
     return [
         _picture(image_of[stem], mask_of[stem], rule) for stem in sorted(image_of, key=by_number)
     ]
@@ -169,7 +169,7 @@ def _by_stem(folder: Path, ends: Collection[str], skipped: str = "") -> dict[str
         stem = name[: -len(end)]
         if stem in path_of:
             problem = f"{folder} holds {path_of[stem].name} and {path.name}"
-            raise DataError(problem, "two files of one name: keep one of them")
+            raise DataError(problem, fix="two files of one name: keep one of them")
         path_of[stem] = path
     return path_of
 
@@ -186,7 +186,7 @@ def _picture(path: Path, mask: Path, rule: MaskRule) -> Picture:
         size = path.stat().st_size
     except FileNotFoundError as error:
         problem = f"{path} is a link to a file that is gone"
-        raise DataError(problem, "restore the file or remove the link") from error
+        raise DataError(problem, fix="restore the file or remove the link") from error
     return Picture(path, (0, size), str(path), mask=MaskFile(mask, rule))
 
 
@@ -223,7 +223,7 @@ class DrawnMask:
                 raise DataError(
                     f"{self.where} has an outline that cannot be drawn in"
                     f" {self.width} x {self.height} pixels: {str(outline)[:60]}",
-                    FETCH_AGAIN,
+                    fix=FETCH_AGAIN,
                 )
 
             # polygons, run lengths as numbers, or run lengths already packed into a string
@@ -265,12 +265,12 @@ def read_instances(path: Path, folder: Path, rule: MaskRule) -> list[Picture]:
             outlines[annotation["image_id"]].append(outline)
     except (ValueError, KeyError, TypeError) as error:
         problem = f"{path} is no COCO file of instances: {type(error).__name__} {error}"
-        raise DataError(problem, FETCH_AGAIN) from error
+        raise DataError(problem, fix=FETCH_AGAIN) from error
 
     names = tuple(categories[number] for number in sorted(categories))
     if names != rule.names[1:]:
         other = _first_other(names, rule.names[1:])
-        raise DataError(f"{path} has other categories than COCO's 80: {other}", FETCH_AGAIN)
+        raise DataError(f"{path} has other categories than COCO's 80: {other}", fix=FETCH_AGAIN)
 
     pictures, missing = [], []
     for number, (name, height, width) in sorted(images.items()):
@@ -286,7 +286,7 @@ def read_instances(path: Path, folder: Path, rule: MaskRule) -> list[Picture]:
             f"{len(missing):,} of the {len(images):,} pictures of {path} are missing,"
             f" such as {missing[0]}"
         )
-        raise DataError(problem, "unpack val2017.zip again")
+        raise DataError(problem, fix="unpack val2017.zip again")
     return pictures
 
 

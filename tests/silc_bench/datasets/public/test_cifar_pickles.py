@@ -198,6 +198,6 @@ def test_fewer_pictures_than_promised_are_no_set(make, tmp_path):
 
 def test_what_a_worker_raises_arrives_as_what_it_was():
     """Torch makes the error of a data worker again from its message alone."""
-    error = DataError("the picture is damaged", "get it again")
+    error = DataError("the picture is damaged", fix="get it again")
     again = type(error)(f"Caught in worker: {error}")
     assert "the picture is damaged; get it again" in str(again)
