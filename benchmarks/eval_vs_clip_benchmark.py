@@ -41,7 +41,7 @@ from sweep_vs_sklearn import logistic
 
 SPEC = "open_clip:ViT-B-32/random"
 FIVE = ("fewshot", "fewshot_logistic", "knn", "linear", "zeroshot")
-# of tasks: with the 400 test photographs of these classes, 600 pictures are encoded at least once
+# of tasks: with the 400 test photographs of these classes, 600 images are encoded at least once
 NUM_CLASSES, SHOTS = 20, 10
 # what fits into a quarter of an hour
 REPEATS = {"text": 2, "images": 3, "tasks": 1, "retrieval": 2, "logistic": 3}

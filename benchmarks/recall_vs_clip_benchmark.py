@@ -48,14 +48,12 @@ def measure_recall(side: Callable[..., Callable[[], Recalls]], sizes: str, send:
     num_images, num_texts, dim = map(int, sizes.split(","))
     rng = np.random.default_rng(0)
     image_features = rng.normal(size=(num_images, dim)).astype(np.float32)
-    picture = np.arange(num_texts) * num_images // num_texts
-    text_features = image_features[picture] + 6 * rng.normal(size=(num_texts, dim)).astype(
-        np.float32
-    )
+    image = np.arange(num_texts) * num_images // num_texts
+    text_features = image_features[image] + 6 * rng.normal(size=(num_texts, dim)).astype(np.float32)
     image_features, text_features = (
         x / np.linalg.norm(x, axis=1, keepdims=True) for x in (image_features, text_features)
     )
-    run = side(image_features, text_features, picture)  # imports, before anything is measured
+    run = side(image_features, text_features, image)  # imports, before anything is measured
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew here: Linux, proc(5)
     before = peak_megabytes()
     started = time.perf_counter()
@@ -70,13 +68,13 @@ def peak_megabytes() -> float:
 
 
 def ours_recall(
-    image_features: np.ndarray, text_features: np.ndarray, picture: np.ndarray
+    image_features: np.ndarray, text_features: np.ndarray, image: np.ndarray
 ) -> Callable[[], Recalls]:
     from silc_bench.metrics.accuracy import recall_at
     from silc_bench.metrics.retrieval import retrieval_ranks
 
     def run() -> Recalls:
-        right = np.stack([picture, np.arange(len(picture))], axis=1)
+        right = np.stack([image, np.arange(len(image))], axis=1)
         text_ranks, image_ranks = retrieval_ranks(image_features, text_features, right)
         ways = {"image": image_ranks, "text": text_ranks}
         return {
@@ -89,7 +87,7 @@ def ours_recall(
 
 
 def their_recall(
-    image_features: np.ndarray, text_features: np.ndarray, picture: np.ndarray
+    image_features: np.ndarray, text_features: np.ndarray, image: np.ndarray
 ) -> Callable[[], Recalls]:
     module = peer("zeroshot_retrieval")
 
@@ -97,7 +95,7 @@ def their_recall(
         """What its ``evaluate`` does once the embeddings are there."""
         scores = torch.from_numpy(text_features) @ torch.from_numpy(image_features).t()
         positive = torch.zeros_like(scores, dtype=torch.bool)
-        positive[torch.arange(len(scores)), torch.from_numpy(picture)] = True
+        positive[torch.arange(len(scores)), torch.from_numpy(image)] = True
         found = {}
         for k in (1, 5, 10):
             for way, s, p in (("image", scores, positive), ("text", scores.T, positive.T)):

@@ -39,8 +39,8 @@ def main() -> None:
         rates = []
         for repeat in range(options.repeats):
             started = time.perf_counter()
-            draw(size, start=repeat * options.pictures, count=options.pictures)
-            rates.append(options.pictures / (time.perf_counter() - started))
+            draw(size, start=repeat * options.images, count=options.images)
+            rates.append(options.images / (time.perf_counter() - started))
         print(
             f"{size:>6} {min(rates):>8,.0f} {statistics.median(rates):>8,.0f} {max(rates):>8,.0f}"
         )

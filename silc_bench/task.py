@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from silc_bench.datasets.dataset import ImageDataset
-    from silc_bench.models.windows import DensePicture, View
+    from silc_bench.models.windows import DenseImage, View
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Features(Protocol):
         """Text embeddings [len(texts), D]."""
         ...
 
-    def grids(self, role: str, view: View | None, method: str) -> Iterator[DensePicture]:
+    def grids(self, role: str, view: View | None, method: str) -> Iterator[DenseImage]:
         """Dense features of every image, in order and in bounded memory.
 
         A second call gives the same features again.

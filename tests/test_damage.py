@@ -54,9 +54,9 @@ from damage import EDGE, of_file, of_folder
 
 pytestmark = pytest.mark.broad
 
-NUM_PICTURES = 24
-HITS = np.random.default_rng(0).random(NUM_PICTURES) < 0.6
-LABELS = np.repeat([0, 1, 2], NUM_PICTURES // 3)
+NUM_IMAGES = 24
+HITS = np.random.default_rng(0).random(NUM_IMAGES) < 0.6
+LABELS = np.repeat([0, 1, 2], NUM_IMAGES // 3)
 TOWER = {"width": 8, "depth": 1, "num_heads": 1, "mlp_dim": 8}
 CONFIG = Config(
     preset="tiny",
@@ -162,7 +162,7 @@ def record_of(hits: np.ndarray, limit: int | None = None) -> results.Record:
     scores = Scores(
         {"acc1": float(hits.mean()), "mean_per_class_recall": float(recall)},
         {},
-        NUM_PICTURES,
+        NUM_IMAGES,
         chance=0.1,
     )
     return results.Record.create(

@@ -41,8 +41,8 @@ def check(
     path: Annotated[
         Path | None, typer.Argument(help="Folder of a named set, or the data root it lies under.")
     ] = None,
-    every_picture: Annotated[
-        bool, typer.Option("--every-picture", help="Decode all pictures, not 500 a split.")
+    every_image: Annotated[
+        bool, typer.Option("--every-image", help="Decode all images, not 500 a split.")
     ] = False,
 ) -> None:
     """Say what is there (layout, classes, counts, fingerprint), what is wrong, and what mends it.
@@ -51,7 +51,7 @@ def check(
     """
     from silc_bench.datasets import check as looking
 
-    report = looking.check(name, path, every_picture)
+    report = looking.check(name, path, every_image)
     for line in report.found:
         print(one_line(line))
     for problem in report.problems:
@@ -115,7 +115,7 @@ def pack(
     source: Annotated[
         Path,
         typer.Argument(
-            help="A list of captions, or a folder of pictures with NAME.txt beside NAME.jpg."
+            help="A list of captions, or a folder of images with NAME.txt beside NAME.jpg."
         ),
     ],
     out: Annotated[Path, typer.Argument(help="A new folder for the shards.")],

@@ -17,8 +17,7 @@ def demo(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Folder for runs, records, pictures and the page;"
-            " demo, or demo/fast, if not given."
+            help="Folder for runs, records, images and the page; demo, or demo/fast, if not given."
         ),
     ] = None,
     fast: Annotated[

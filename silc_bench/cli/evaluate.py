@@ -66,16 +66,14 @@ def evaluate_command(
     precision: Precision = "auto",
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures a forward pass.")] = 256,
     workers: Annotated[
-        int, typer.Option(min=0, help="Processes that decode pictures; 0: in this one.")
+        int, typer.Option(min=0, help="Processes that decode images; 0: in this one.")
     ] = 0,
     existing: Annotated[
         str, typer.Option(help="What to do with measurements that exist: skip, overwrite or error.")
     ] = "skip",
     compiled: Annotated[
         bool,
-        typer.Option(
-            "--compile", help="torch.compile the picture tower; for thousands of pictures."
-        ),
+        typer.Option("--compile", help="torch.compile the picture tower; for thousands of images."),
     ] = False,
     cache: Annotated[
         str | None, typer.Option(help="Folder that keeps embeddings between commands, or off.")

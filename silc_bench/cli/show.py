@@ -24,12 +24,12 @@ def show(
         list[str],
         typer.Argument(
             metavar="[CKPT] IMAGE...",
-            help="A checkpoint as for eval, unless --ckpt names it; pictures.",
+            help="A checkpoint as for eval, unless --ckpt names it; images.",
         ),
     ],
     ckpt: Annotated[
         list[str] | None,
-        typer.Option(help="Checkpoints side by side; repeatable. All arguments are then pictures."),
+        typer.Option(help="Checkpoints side by side; repeatable. All arguments are then images."),
     ] = None,
     classes: Annotated[
         str | None, typer.Option(help='Class names with commas between: "cat,grass".')
@@ -48,7 +48,7 @@ def show(
     results: Annotated[
         Path | None,
         typer.Option(
-            help="Put it, with a caption, among the pictures of this folder's leaderboard page."
+            help="Put it, with a caption, among the images of this folder's leaderboard page."
         ),
     ] = None,
     arch: Arch = None,
@@ -71,7 +71,7 @@ def show(
 
     rule = look.choose_rule(protocol, dense_method)
     class_names = look.read_classes(classes)
-    shown = look.read_pictures(images)
+    shown = look.read_images(images)
 
     looks = []
     for spec in specs:

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import track
 
 from silc_bench.datasets.dataset import ignore_of, spread
-from silc_bench.datasets.image_set import Found, Picture, fingerprint
+from silc_bench.datasets.image_set import ImageFile, ImageSplit, fingerprint
 from silc_bench.datasets.own_data import KINDS, OwnData, OwnMasks, parse
 from silc_bench.datasets.public.counts import EXPECTED, Expected, check_counts
 from silc_bench.datasets.public.find import SETS, NotFoundError, Site, find
@@ -46,7 +46,7 @@ class Report:
     problems: list[Problem]
 
 
-def check(name: str, path: Path | None = None, every_picture: bool = False) -> Report:
+def check(name: str, path: Path | None = None, every_image: bool = False) -> Report:
     """Look at a named set, or at the user's own data.
 
     Args:
@@ -61,7 +61,7 @@ def check(name: str, path: Path | None = None, every_picture: bool = False) -> R
     if own_set is not None:
         if path is not None:
             raise UserError(f"{name} says already where the data lies; leave {path} out")
-        return _report(_own_readers(own_set), own_set.word, every_picture)
+        return _report(_own_readers(own_set), own_set.word, every_image)
 
     if name not in SETS:
         raise unknown_name("dataset", name, [*SETS, *(f"{kind}:" for kind in KINDS)])
@@ -69,10 +69,10 @@ def check(name: str, path: Path | None = None, every_picture: bool = False) -> R
         raise UserError(f"where is {name}? Write: silc-bench data check {name} PATH")
     if not path.exists():
         raise UserError(f"{path} does not exist")
-    return _report(_named_readers(name, path), name, every_picture)
+    return _report(_named_readers(name, path), name, every_image)
 
 
-Reader = Callable[[], Found]
+Reader = Callable[[], ImageSplit]
 
 
 def _own_readers(own_set: OwnData | OwnMasks) -> Iterator[tuple[str, Reader]]:
@@ -84,7 +84,7 @@ def _own_readers(own_set: OwnData | OwnMasks) -> Iterator[tuple[str, Reader]]:
 def _named_readers(name: str, path: Path) -> Iterator[tuple[str, Reader]]:
     """The splits that are there; the test split also where it is not, to say so."""
 
-    def read(split: str) -> Found:
+    def read(split: str) -> ImageSplit:
         found = READERS[name](name, split, _find(name, split, path))
         check_counts(name, split, found)
         return found
@@ -109,17 +109,17 @@ def _find(name: str, split: str, path: Path) -> Site:
         return find(name, split, path, is_the_set=True)
 
 
-def _report(readers: Iterator[tuple[str, Reader]], title: str, every_picture: bool) -> Report:
+def _report(readers: Iterator[tuple[str, Reader]], title: str, every_image: bool) -> Report:
     report = Report([], [])
     try:
         for split, read in readers:
-            _look_at(split, read, title, every_picture, report)
+            _look_at(split, read, title, every_image, report)
     except UserError as error:  # no split at all
         report.problems.append(_problem(error))
     return report
 
 
-def _look_at(split: str, read: Reader, title: str, every_picture: bool, report: Report) -> None:
+def _look_at(split: str, read: Reader, title: str, every_image: bool, report: Report) -> None:
     """One split: what is found and what is wrong go into ``report``."""
     try:
         found = read()
@@ -128,13 +128,13 @@ def _look_at(split: str, read: Reader, title: str, every_picture: bool, report: 
         return
 
     # what was counted is worth knowing, whatever comes out later
-    count = len(found.pictures)
+    count = len(found.images)
     report.found.append(f"{title} {split}: {found.layout} in {found.folder}")
     report.found.extend(_contents(found, EXPECTED.get((title, split))))
     report.found.extend(f"  {note}" for note in found.notes)
 
     # spread, so that each class and each shard is tried
-    chosen = [found.pictures[i] for i in spread(count, None if every_picture else DECODED)]
+    chosen = [found.images[i] for i in spread(count, None if every_image else DECODED)]
     sizes, damaged = _decode(chosen, f"decoding {title} {split}")
     most_common = sizes.most_common(SHOWN)
     shown = ", ".join(f"{width} x {height} ({n})" for (width, height), n in most_common)
@@ -152,29 +152,29 @@ def _look_at(split: str, read: Reader, title: str, every_picture: bool, report: 
     mask_title = f"reading masks of {title} {split}"
     if found.mask_names and not _masks_are_right(found, mask_title, report):
         return
-    digits = fingerprint(found.names, found.pictures, f"{title} {split}")
+    digits = fingerprint(found.names, found.images, f"{title} {split}")
     report.found.append(f"  fingerprint {digits}")
 
 
-def _contents(found: Found, expected: Expected | None) -> Iterator[str]:
+def _contents(found: ImageSplit, expected: Expected | None) -> Iterator[str]:
     """Lines on the images, classes and captions; ``expected`` is None for own data."""
-    pictures = found.pictures
-    line = f"  {len(pictures):,} pictures"
+    images = found.images
+    line = f"  {len(images):,} pictures"
     if found.class_names:
-        counts = Counter(picture.label for picture in pictures)
+        counts = Counter(image.label for image in images)
         least, most = min(counts.values()), max(counts.values())
         line += f", {len(found.class_names):,} classes of {least:,} to {most:,} pictures"
 
-    captions = [len(picture.captions) for picture in pictures]
+    captions = [len(image.captions) for image in images]
     if any(captions):
         line += f", {sum(captions):,} captions ({min(captions)} to {max(captions)} a picture)"
 
     # a wrong count was refused before: what is here is the whole set, or a part that we know
     if expected is not None:
-        if len(pictures) in (expected.pictures, expected.also):
+        if len(images) in (expected.images, expected.also):
             line += ", as many as the set has"
         else:
-            line += f": a known part of the set's {expected.pictures:,}"
+            line += f": a known part of the set's {expected.images:,}"
     yield line
 
     if found.class_names and expected is None:
@@ -190,14 +190,14 @@ def _contents(found: Found, expected: Expected | None) -> Iterator[str]:
             )
 
 
-def _masks_are_right(found: Found, title: str, report: Report) -> bool:
+def _masks_are_right(found: ImageSplit, title: str, report: Report) -> bool:
     """Read every mask and report which classes they show, or how many of them are wrong."""
     pixels = np.zeros(len(found.mask_names), np.int64)  # of each class
     not_scored = 0
     wrong: list[DataError] = []
-    for picture in _tracked(found.pictures, title):
+    for image in _tracked(found.images, title):
         try:
-            labels = picture.labels()
+            labels = image.labels()
         except DataError as error:
             wrong.append(error)
             continue
@@ -209,7 +209,7 @@ def _masks_are_right(found: Found, title: str, report: Report) -> bool:
 
     if wrong:
         what = (
-            f"{len(wrong):,} of {len(found.pictures):,} masks are wrong;"
+            f"{len(wrong):,} of {len(found.images):,} masks are wrong;"
             f" the first: {wrong[0].problem}"
         )
         report.problems.append(Problem(what, wrong[0].fix))
@@ -218,7 +218,7 @@ def _masks_are_right(found: Found, title: str, report: Report) -> bool:
     policy = found.mask_policy
     share = 100 * not_scored / (int(pixels.sum()) + not_scored)
     report.found.append(
-        f"  {len(found.pictures):,} masks of {len(pixels)} classes;"
+        f"  {len(found.images):,} masks of {len(pixels)} classes;"
         f" background: {policy['background']};"
         f" not scored: {policy['not_scored']}, {share:.1f} % of the pixels"
     )
@@ -232,22 +232,22 @@ def _masks_are_right(found: Found, title: str, report: Report) -> bool:
 
 
 def _decode(
-    pictures: list[Picture], title: str
+    images: list[ImageFile], title: str
 ) -> tuple[Counter[tuple[int, int]], list[DataError]]:
     """How many images have each size (width, height), and what is wrong with the others."""
     sizes: Counter[tuple[int, int]] = Counter()
     damaged = []
-    for picture in _tracked(pictures, title):
+    for image in _tracked(images, title):
         try:
-            sizes[picture.decode().size] += 1
+            sizes[image.decode().size] += 1
         except DataError as error:
             damaged.append(error)
     return sizes, damaged
 
 
-def _tracked(pictures: Sequence[Picture], title: str) -> Iterable[Picture]:
+def _tracked(images: Sequence[ImageFile], title: str) -> Iterable[ImageFile]:
     console = Console(stderr=True)
-    return track(pictures, title, console=console, transient=True, disable=not console.is_terminal)
+    return track(images, title, console=console, transient=True, disable=not console.is_terminal)
 
 
 def _problem(error: UserError) -> Problem:

@@ -50,7 +50,7 @@ from silc_bench.system.cache import Store
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class ImageFile:
     """One sample: encoded bytes in a file, or raw pixels where the format stores them so."""
 
     path: Path
@@ -105,10 +105,10 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Found:
+class ImageSplit:
     """What a reader found, in the order that is scored."""
 
-    pictures: Sequence[Picture]
+    images: Sequence[ImageFile]
     folder: Path
     layout: str  # "class folders", for people
     class_names: tuple[str, ...] = ()
@@ -125,10 +125,10 @@ class Found:
         return (*self.class_names, *self.mask_names)
 
 
-class PictureSet:
+class ImageFiles:
     """The samples as an ImageDataset."""
 
-    def __init__(self, name: str, split: str, found: Found, limit: int | None = None) -> None:
+    def __init__(self, name: str, split: str, found: ImageSplit, limit: int | None = None) -> None:
         self.name = name
         self.split = split
         self.found = found
@@ -136,28 +136,28 @@ class PictureSet:
         self.mask_names = found.mask_names
         self.has_background = found.has_background
         self.mask_policy = found.mask_policy
-        self.pictures = [found.pictures[i] for i in spread(len(found.pictures), limit)]
+        self.images = [found.images[i] for i in spread(len(found.images), limit)]
 
-        labels = [picture.label for picture in self.pictures if picture.label is not None]
-        assert len(labels) in (0, len(self.pictures)), "all have a label, or none"
+        labels = [image.label for image in self.images if image.label is not None]
+        assert len(labels) in (0, len(self.images)), "all have a label, or none"
         self.labels = np.array(labels, np.int64) if labels else None
         self.captions = self._all_captions()
 
     def _all_captions(self) -> list[tuple[str, ...]] | None:
         """None where no image has one. Raises UserError where only some have."""
-        without = [picture for picture in self.pictures if not picture.captions]
-        if len(without) == len(self.pictures):
+        without = [image for image in self.images if not image.captions]
+        if len(without) == len(self.images):
             return None
         if without:
-            having = len(self.pictures) - len(without)
+            having = len(self.images) - len(without)
             raise UserError(
-                f"{having} of {len(self.pictures)} samples have a caption;"
+                f"{having} of {len(self.images)} samples have a caption;"
                 f" {without[0].where} has none"
             )
-        return [picture.captions for picture in self.pictures]
+        return [image.captions for image in self.images]
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -165,22 +165,22 @@ class PictureSet:
 
         It may have to read every image, so it is made when somebody asks for it.
         """
-        return known_fingerprint(self.found.names, self.pictures, f"{self.name} {self.split}")
+        return known_fingerprint(self.found.names, self.images, f"{self.name} {self.split}")
 
-    def hashed(self) -> PictureSet:
+    def hashed(self) -> ImageFiles:
         """The same set, with every image read once, so that what is damaged or gone shows now."""
         assert self.fingerprint
         return self
 
-    def part(self, indices: Sequence[int]) -> PictureSet:
+    def part(self, indices: Sequence[int]) -> ImageFiles:
         """These samples, in this order."""
-        pictures = [self.pictures[i] for i in indices]
-        return PictureSet(self.name, self.split, replace(self.found, pictures=pictures))
+        images = [self.images[i] for i in indices]
+        return ImageFiles(self.name, self.split, replace(self.found, images=images))
 
     def image(self, index: int) -> Image.Image:
         """RGB. Raises DataError for an image that cannot be decoded, naming it."""
         try:
-            return self.pictures[index].decode()
+            return self.images[index].decode()
         except DataError as error:
             raise self._cannot_be_scored(error) from error
 
@@ -193,7 +193,7 @@ class PictureSet:
         if not self.mask_names:
             raise ValueError(f"{self.name} has no masks")
         try:
-            return self.pictures[index].labels()
+            return self.images[index].labels()
         except DataError as error:
             raise self._cannot_be_scored(error) from error
 
@@ -219,30 +219,30 @@ def remembered(store: Store | None) -> Iterator[None]:
         _STORE.reset(token)
 
 
-def known_fingerprint(names: Iterable[str], pictures: Sequence[Picture], title: str) -> str:
+def known_fingerprint(names: Iterable[str], images: Sequence[ImageFile], title: str) -> str:
     """`fingerprint`, without reading the files where ``remembered`` knows them as they are now."""
     names = list(names)
     store = _STORE.get()
-    if store is None or not pictures or any(picture.pixels is not None for picture in pictures):
-        return fingerprint(names, pictures, title)
+    if store is None or not images or any(image.pixels is not None for image in images):
+        return fingerprint(names, images, title)
 
     entry = None
-    before = _state(pictures)
+    before = _state(images)
     if before is not None:
-        files = _digest(names, pictures, before)
+        files = _digest(names, images, before)
         description = {"kind": "fingerprint", "version": VERSION, "title": title, "files": files}
         entry = store.entry(description)
         if known := entry.word():
             return known
 
     # a file that changed while it was read has a hash of neither state: that is not kept
-    digits = fingerprint(names, pictures, title)
-    if entry is not None and _state(pictures) == before:
+    digits = fingerprint(names, images, title)
+    if entry is not None and _state(images) == before:
         entry.save_word(digits)
     return digits
 
 
-def fingerprint(names: Iterable[str], pictures: Sequence[Picture], title: str) -> str:
+def fingerprint(names: Iterable[str], images: Sequence[ImageFile], title: str) -> str:
     """16 hex digits over names, labels, captions, encoded images and what their masks say.
 
     The order counts. File names and layout do not, nor how masks are stored. Images are read at
@@ -254,26 +254,26 @@ def fingerprint(names: Iterable[str], pictures: Sequence[Picture], title: str) -
             another size than its image.
     """
     digest = hashlib.sha256(json.dumps(list(names)).encode())
-    for picture in _with_progress(pictures, f"hashing {title}"):
-        content = picture.read()
+    for image in _with_progress(images, f"hashing {title}"):
+        content = image.read()
 
         # a single caption is written as itself, none as null
-        captions: list[str] | str | None = list(picture.captions)
-        if len(picture.captions) < 2:
-            captions = next(iter(picture.captions), None)
-        digest.update(json.dumps([picture.label, captions, len(content)]).encode())
+        captions: list[str] | str | None = list(image.captions)
+        if len(image.captions) < 2:
+            captions = next(iter(image.captions), None)
+        digest.update(json.dumps([image.label, captions, len(content)]).encode())
         digest.update(content)
 
         # little-endian on every machine; shape and type stand before, so that no two masks that
         # differ give the same bytes
-        if picture.mask is not None:
-            labels = picture.labels()
+        if image.mask is not None:
+            labels = image.labels()
             digest.update(json.dumps([labels.shape, labels.dtype.name]).encode())
             digest.update(np.ascontiguousarray(labels, labels.dtype.newbyteorder("<")).tobytes())
     return digest.hexdigest()[:16]
 
 
-def _state(pictures: Sequence[Picture]) -> dict[Path, list[int]] | None:
+def _state(images: Sequence[ImageFile]) -> dict[Path, list[int]] | None:
     """What the file system says of each file; None where one changed a moment ago.
 
     Raises:
@@ -281,8 +281,8 @@ def _state(pictures: Sequence[Picture]) -> dict[Path, list[int]] | None:
     """
     state = {}
     now = time.time()
-    paths = [picture.path for picture in pictures]
-    paths += [picture.mask.path for picture in pictures if picture.mask is not None]
+    paths = [image.path for image in images]
+    paths += [image.mask.path for image in images if image.mask is not None]
 
     # a shard holds thousands of images: each file is asked about once
     for path in dict.fromkeys(paths):
@@ -296,33 +296,33 @@ def _state(pictures: Sequence[Picture]) -> dict[Path, list[int]] | None:
     return state
 
 
-def _digest(names: Sequence[str], pictures: Sequence[Picture], state: dict[Path, list[int]]) -> str:
+def _digest(names: Sequence[str], images: Sequence[ImageFile], state: dict[Path, list[int]]) -> str:
     """Hash of all that the fingerprint follows from, with the files' state for their content."""
     digest = hashlib.sha256(json.dumps(list(names)).encode())
 
     # the rule decides which label a stored value becomes, so it counts like content
-    rules = dict.fromkeys(picture.mask.rule for picture in pictures if picture.mask is not None)
+    rules = dict.fromkeys(image.mask.rule for image in images if image.mask is not None)
     digest.update("".join(map(repr, rules)).encode())
 
-    for picture in pictures:
-        path = os.path.abspath(picture.path)
-        sample = [picture.label, picture.captions, picture.place, path, state[picture.path]]
-        if picture.mask is not None:
-            mask_path = os.path.abspath(picture.mask.path)
-            sample += [picture.mask.where, mask_path, state[picture.mask.path]]
+    for image in images:
+        path = os.path.abspath(image.path)
+        sample = [image.label, image.captions, image.place, path, state[image.path]]
+        if image.mask is not None:
+            mask_path = os.path.abspath(image.mask.path)
+            sample += [image.mask.where, mask_path, state[image.mask.path]]
         # file names may hold bytes that are no UTF-8; Python carries them as surrogates
         digest.update(json.dumps(sample).encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
 
-def _with_progress(pictures: Sequence[Picture], title: str) -> Iterator[Picture]:
+def _with_progress(images: Sequence[ImageFile], title: str) -> Iterator[ImageFile]:
     console = Console(stderr=True)
-    total = sum(picture.num_bytes for picture in pictures)
+    total = sum(image.num_bytes for image in images)
     is_quiet = total < LONG or not console.is_terminal
 
     # counted in bytes: images of one set differ in size by a factor of a hundred
     with Progress(console=console, transient=True, disable=is_quiet) as bar:
         task = bar.add_task(title, total=total)
-        for picture in pictures:
-            yield picture
-            bar.advance(task, picture.num_bytes)
+        for image in images:
+            yield image
+            bar.advance(task, image.num_bytes)

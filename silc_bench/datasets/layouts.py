@@ -23,7 +23,7 @@ from typing import Any
 
 from silc_bench.datasets.files.folders import File, Listing, by_number, is_stray
 from silc_bench.datasets.files.shards import IMAGE_EXTENSIONS, Sample, index_shard, read_member
-from silc_bench.datasets.image_set import Picture
+from silc_bench.datasets.image_set import ImageFile
 from silc_bench.errors import DataError, UserError, unknown_name
 
 # ---- class folders ----
@@ -31,7 +31,7 @@ from silc_bench.errors import DataError, UserError, unknown_name
 
 def read_class_folders(
     content: Listing, labels: Mapping[str, int], title: str, normalise: Callable[[str], str] = str
-) -> tuple[list[Picture], list[str]]:
+) -> tuple[list[ImageFile], list[str]]:
     """Images with labels, and notes on what was passed over.
 
     Args:
@@ -71,17 +71,17 @@ def read_class_folders(
         folder_of[key] = folder
     _check_keys(content, folder_of, labels, title)
 
-    pictures = []
+    images = []
     for key in sorted(folder_of, key=labels.__getitem__):
         for file in files_of[folder_of[key]]:
-            pictures.append(Picture(file.path, file.place, file.where, labels[key]))
+            images.append(ImageFile(file.path, file.place, file.where, labels[key]))
 
     notes = content.notes()
     if outside:
         notes.append(
             f"skipped {len(outside)} pictures outside the class folders, such as {outside[0].name}"
         )
-    return pictures, notes
+    return images, notes
 
 
 def _check_keys(
@@ -111,12 +111,12 @@ def _check_keys(
 
 # ---- lists of captions ----
 
-PICTURE_COLUMNS = ("file", "filepath", "filename", "file_name", "image", "image_path", "path")
+IMAGE_COLUMNS = ("file", "filepath", "filename", "file_name", "image", "image_path", "path")
 CAPTION_COLUMNS = ("captions", "caption", "title", "text")
 ENDINGS = (".jsonl", ".csv", ".tsv")
 
 
-def read_captions_file(path: Path) -> tuple[list[Picture], list[str]]:
+def read_captions_file(path: Path) -> tuple[list[ImageFile], list[str]]:
     """Images in the order of their first row, and notes.
 
     Raises:
@@ -148,11 +148,11 @@ def read_captions_file(path: Path) -> tuple[list[Picture], list[str]]:
         raise DataError(problem, fix=f"file names are relative to {path.parent} or to {beside}")
 
     notes = [f"{num_repeated} rows repeat a caption of their picture"] if num_repeated else []
-    pictures = [
-        Picture(image, (0, image.stat().st_size), str(image), captions=tuple(image_captions))
+    images = [
+        ImageFile(image, (0, image.stat().st_size), str(image), captions=tuple(image_captions))
         for image, image_captions in captions.items()
     ]
-    return pictures, notes
+    return images, notes
 
 
 def read_text(path: Path) -> str:
@@ -192,8 +192,8 @@ def rows(path: Path, text: str) -> Iterator[tuple[int, str, list[str], dict[str,
     for number, row in numbered_rows:
         # the first row decides, so that a list means one thing from its first to its last line
         columns = columns or _columns(path, row)
-        picture_column, caption_column = columns
-        name: Any = row.get(picture_column)
+        image_column, caption_column = columns
+        name: Any = row.get(image_column)
         captions: Any = row.get(caption_column)
         if isinstance(captions, str):
             captions = [captions]
@@ -201,7 +201,7 @@ def rows(path: Path, text: str) -> Iterator[tuple[int, str, list[str], dict[str,
         is_whole = isinstance(name, str) and isinstance(captions, list)
         if not is_whole or not all(isinstance(caption, str) for caption in captions):
             raise DataError(
-                f"{path}:{number}: {picture_column!r} or {caption_column!r} is missing or no text",
+                f"{path}:{number}: {image_column!r} or {caption_column!r} is missing or no text",
                 fix="every row has a file name and a caption, or a list of captions",
             )
         yield number, name.strip(), [caption.strip() for caption in captions], row
@@ -210,7 +210,7 @@ def rows(path: Path, text: str) -> Iterator[tuple[int, str, list[str], dict[str,
 def _columns(path: Path, row: dict[str, Any]) -> tuple[str, str]:
     """Names of the columns of images and of captions."""
     columns = []
-    for kind, known in (("picture", PICTURE_COLUMNS), ("caption", CAPTION_COLUMNS)):
+    for kind, known in (("picture", IMAGE_COLUMNS), ("caption", CAPTION_COLUMNS)):
         column = next((name for name in known if name in row), None)
         if column is None:
             names = ", ".join(map(repr, row)) or "none"
@@ -289,7 +289,7 @@ def shards_in(folder: Path) -> list[Path]:
 
 def read_labelled(
     paths: Sequence[Path], num_classes: int | None, with_captions: bool = False
-) -> list[Picture]:
+) -> list[ImageFile]:
     """Images with the label of their ``.cls``, in the order of the shards.
 
     ``num_classes`` bounds the labels; None leaves them open above.
@@ -304,16 +304,16 @@ def read_labelled(
     ]
 
 
-def read_captioned(paths: Sequence[Path]) -> list[Picture]:
+def read_captioned(paths: Sequence[Path]) -> list[ImageFile]:
     """Images with the captions of their ``.txt``, one a line.
 
     Raises:
         UserError: as ``read_labelled`` does.
     """
-    pictures = []
+    images = []
     for path in paths:
         for sample in _samples(path):
-            place, where = _picture(path, sample, "txt", "caption")
+            place, where = _image(path, sample, "txt", "caption")
             text = read_member(path, sample.members["txt"]).decode("utf-8", errors="replace")
 
             # a line a caption: a set for retrieval has several of each image
@@ -321,8 +321,8 @@ def read_captioned(paths: Sequence[Path]) -> list[Picture]:
             if not captions:
                 fix = "a sample to be retrieved needs words; remove it"
                 raise DataError(f"{where} has an empty caption", fix=fix)
-            pictures.append(Picture(path, place, where, captions=captions))
-    return pictures
+            images.append(ImageFile(path, place, where, captions=captions))
+    return images
 
 
 def has_member(paths: Sequence[Path], extension: str) -> bool:
@@ -358,9 +358,7 @@ def _samples(path: Path) -> Sequence[Sample]:
     return shard.samples
 
 
-def _picture(
-    path: Path, sample: Sample, other: str, other_name: str
-) -> tuple[tuple[int, int], str]:
+def _image(path: Path, sample: Sample, other: str, other_name: str) -> tuple[tuple[int, int], str]:
     """Place of the image, and its name for messages; ``other`` is the extension beside it."""
     where = f"{path}:{sample.key}"
     place = next((sample.members[ext] for ext in IMAGE_EXTENSIONS if ext in sample.members), None)
@@ -373,8 +371,10 @@ def _picture(
     return place, where
 
 
-def _labelled(path: Path, sample: Sample, num_classes: int | None, with_captions: bool) -> Picture:
-    place, where = _picture(path, sample, "cls", "label")
+def _labelled(
+    path: Path, sample: Sample, num_classes: int | None, with_captions: bool
+) -> ImageFile:
+    place, where = _image(path, sample, "cls", "label")
 
     # read as bytes: bytes.isdigit() takes ASCII digits only, and no sign
     text = read_member(path, sample.members["cls"]).strip()
@@ -387,4 +387,4 @@ def _labelled(path: Path, sample: Sample, num_classes: int | None, with_captions
     if with_captions and "txt" in sample.members:
         data = read_member(path, sample.members["txt"])
         captions = (data.decode("utf-8", errors="replace").strip(),)
-    return Picture(path, place, where, label, captions)
+    return ImageFile(path, place, where, label, captions)

@@ -51,7 +51,7 @@ from silc_bench.datasets.files.folders import (
     split_folders,
 )
 from silc_bench.datasets.files.shards import expand
-from silc_bench.datasets.image_set import Found, PictureSet
+from silc_bench.datasets.image_set import ImageFiles, ImageSplit
 from silc_bench.datasets.layouts import (
     has_member,
     read_captioned,
@@ -125,22 +125,24 @@ class OwnData:
                 return tuple(read_names(home / TEMPLATES))
         return ()
 
-    def load(self, split: str, limit: int | None = None) -> PictureSet:
+    def load(self, split: str, limit: int | None = None) -> ImageFiles:
         """The split "test" or "train", hashed when somebody asks for its fingerprint.
 
         Raises:
             UserError: whatever is wrong with the data.
         """
-        return PictureSet(self.name, split, self.read(split), limit)
+        return ImageFiles(self.name, split, self.read(split), limit)
 
-    def read(self, split: str) -> Found:
+    def read(self, split: str) -> ImageSplit:
         """All images of a split, none of them decoded. Raises UserError as ``load`` does."""
         if self.kind == "captions":
             pictures, notes = read_captions_file(self.path)
-            return Found(pictures, self.path, f"list of captions {self.path.suffix}", notes=notes)
+            return ImageSplit(
+                pictures, self.path, f"list of captions {self.path.suffix}", notes=notes
+            )
         return self._from_folders(split) if self.kind == "folder" else self._from_shards(split)
 
-    def _from_folders(self, split: str) -> Found:
+    def _from_folders(self, split: str) -> ImageSplit:
         places = self.splits()
         listings = {role: listing(path) for role, path in places.items()}
 
@@ -162,7 +164,7 @@ class OwnData:
         pictures, notes = read_class_folders(mine, labels, self.word)
 
         # any other empty class is a mistake, such as a folder that was not filled
-        labels_here = {picture.label for picture in pictures if picture.label is not None}
+        labels_here = {image.label for image in pictures if image.label is not None}
         for label in sorted(set(labels.values()) - labels_here):
             if ordered[label] not in absent:
                 problem = f"{mine.path / ordered[label]} holds no pictures"
@@ -174,7 +176,7 @@ class OwnData:
             )
 
         names = self._names(ordered) or tuple(folder.replace("_", " ") for folder in ordered)
-        return Found(pictures, mine.path, "class folders", names, self.templates(), notes)
+        return ImageSplit(pictures, mine.path, "class folders", names, self.templates(), notes)
 
     def _shards(self, split: str) -> list[Path]:
         path = self.splits()[split]
@@ -184,7 +186,7 @@ class OwnData:
             raise DataError(f"{path} holds no *.tar", fix=fix)
         return shards
 
-    def _from_shards(self, split: str) -> Found:
+    def _from_shards(self, split: str) -> ImageSplit:
         shards = self._shards(split)
         names: tuple[str, ...] = ()
         if not self.has_labels():
@@ -207,7 +209,7 @@ class OwnData:
                 f"{self.word} holds no samples",
                 fix="a sample is a picture with a .cls or a .txt of the same name",
             )
-        return Found(pictures, shards[0].parent, layout, names, self.templates())
+        return ImageSplit(pictures, shards[0].parent, layout, names, self.templates())
 
     def _homes(self) -> list[Path]:
         """Folders in which lists beside the data may lie."""
@@ -339,11 +341,11 @@ class OwnMasks:
                 raise DataError(problem, fix="put their masks there")
         return folders
 
-    def load(self, split: str, limit: int | None = None) -> PictureSet:
+    def load(self, split: str, limit: int | None = None) -> ImageFiles:
         """The split "test" or "train". Raises UserError for whatever is wrong with the data."""
-        return PictureSet(self.name, split, self.read(split), limit).hashed()
+        return ImageFiles(self.name, split, self.read(split), limit).hashed()
 
-    def read(self, split: str) -> Found:
+    def read(self, split: str) -> ImageSplit:
         """All images of a split with their masks, none of them decoded."""
         folder = self.splits()[split]
         masks = self.masks if folder == self.images else self.masks / folder.name

@@ -31,14 +31,14 @@ from silc_bench.datasets.dataset import ImageDataset
 from silc_bench.errors import RunError, UserError
 from silc_bench.models.interface import DenseModel
 from silc_bench.models.preprocessing import ImagePipeline
-from silc_bench.models.windows import DensePicture, Layout, Logits, View
+from silc_bench.models.windows import DenseImage, Layout, Logits, View
 from silc_bench.system.cache import Entry
 
 MEMORY = 1 << 30  # bytes of grids kept in memory where there is no store
 STORE_SHARE = 0.25  # of the store's limit, for one dataset seen in one way
 TOKENS = {"cpu": 1 << 13, "cuda": 1 << 16}  # patches of one forward pass: bounds its memory
 T = TypeVar("T")
-Found: TypeAlias = tuple[
+ImageSplit: TypeAlias = tuple[
     tuple[int, int], np.ndarray
 ]  # sides of the resized image, fp16 [gh, gw, D]
 
@@ -104,7 +104,7 @@ class DenseFeatures:
     device: str
     store_limit: int | None
     _expected: dict[tuple[str, View], set[str]] = field(default_factory=dict)
-    _memory: dict[tuple[str, View, str], dict[int, Found]] = field(default_factory=dict)
+    _memory: dict[tuple[str, View, str], dict[int, ImageSplit]] = field(default_factory=dict)
 
     def expect(self, dataset: ImageDataset, view: View | None, methods: Iterable[str]) -> None:
         """These methods will be asked for: whichever comes first encodes for all of them."""
@@ -113,7 +113,7 @@ class DenseFeatures:
 
     def __call__(
         self, dataset: ImageDataset, view: View | None, method: str
-    ) -> Iterator[DensePicture]:
+    ) -> Iterator[DenseImage]:
         """Every image in order. ``view`` None: the model's own.
 
         Raises:
@@ -149,7 +149,7 @@ class DenseFeatures:
 
                 sides, grid = item
                 layout = view.layout(*sides, self.model.patch_size)
-                yield DensePicture(index, grid.astype(np.float32), layout)
+                yield DenseImage(index, grid.astype(np.float32), layout)
 
     def _kept(self, dataset: ImageDataset, view: View, method: str) -> _Kept:
         named = {
@@ -270,7 +270,7 @@ class _Open:
 class _Kept:
     """Grids of one method: in the store's entry, or in memory."""
 
-    def __init__(self, entry: Entry | None, memory: dict[int, Found]) -> None:
+    def __init__(self, entry: Entry | None, memory: dict[int, ImageSplit]) -> None:
         self._entry = entry
         self._memory = memory
         if entry is not None:
@@ -278,7 +278,7 @@ class _Kept:
         else:
             self.sides = {index: item[0] for index, item in memory.items()}
 
-    def get(self, index: int) -> Found | None:
+    def get(self, index: int) -> ImageSplit | None:
         """None where a grid of the store is damaged or gone; ``index`` is one of ``sides``."""
         if self._entry is None:
             return self._memory.get(index)

@@ -40,7 +40,7 @@ from silc_bench.errors import RunError, UserError, unknown_name
 from silc_bench.evaluation.dense_features import DenseFeatures
 from silc_bench.models.interface import DenseModel, ImageModel, ImageTextModel
 from silc_bench.models.preprocessing import ImagePipeline
-from silc_bench.models.windows import DensePicture, View
+from silc_bench.models.windows import DenseImage, View
 from silc_bench.system.cache import Entry, Store, releases, text_hash
 from silc_bench.system.processes import concatenated, num_ranks, rank, summed
 from silc_bench.system.terminal import progress_bar
@@ -345,7 +345,7 @@ class DatasetFeatures:
     def text(self, texts: Sequence[str]) -> np.ndarray:
         return self._extractor.text(texts)
 
-    def grids(self, role: str, view: View | None, method: str) -> Iterator[DensePicture]:
+    def grids(self, role: str, view: View | None, method: str) -> Iterator[DenseImage]:
         return self._extractor.grids(self.data[role], view, method)
 
 

@@ -43,7 +43,7 @@ Logits = Callable[["Tensor"], "Tensor"]  # cells [n, D] -> [n, C]
 
 
 @dataclass(frozen=True)
-class DensePicture:
+class DenseImage:
     """What a tower says of each cell of one image."""
 
     index: int  # in the dataset

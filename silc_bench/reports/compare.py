@@ -29,7 +29,7 @@ from silc_bench.errors import UserError, unknown_name
 from silc_bench.metrics import statistics
 from silc_bench.reports.leaderboard import COMPARED, flat_fields
 from silc_bench.results import outcomes
-from silc_bench.results.outcomes import PerPicture
+from silc_bench.results.outcomes import PerImage
 from silc_bench.results.record import Record, load_all
 
 ALPHA = 0.05  # of all tests together
@@ -164,7 +164,7 @@ def compare(
     return Comparison(labels[0], tuple(labels[1:]), final, tuple(omissions))
 
 
-def paired(a: PerPicture, b: PerPicture) -> Paired:
+def paired(a: PerImage, b: PerImage) -> Paired:
     """One metric of two models, from what each image adds to it."""
     value_a, value_b = (float(part.statistic(part.counts.sum(axis=0)[None])[0]) for part in (a, b))
     difference = value_b - value_a
@@ -274,8 +274,8 @@ def _results(
     in_both = [metric for metric in a.metrics if metric in b.metrics]
     shared = [metric for metric in in_both if re.fullmatch(COMPARED, metric)]
     for metric in dict.fromkeys((a.task.main_metric, *shared)):
-        part_a = outcomes.per_picture(kept_a, metric)
-        part_b = outcomes.per_picture(kept_b, metric)
+        part_a = outcomes.per_image(kept_a, metric)
+        part_b = outcomes.per_image(kept_b, metric)
         if part_a is None or part_b is None:
             reasons.append(f"the outcomes do not say what each picture adds to {metric}")
             continue

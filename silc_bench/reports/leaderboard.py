@@ -37,8 +37,8 @@ from silc_bench.reports.tables import (
     Board,
     Cell,
     Change,
+    Figure,
     Head,
-    Picture,
     Section,
     Table,
     to_csv,
@@ -81,7 +81,7 @@ _TWIN = re.compile(r"(?P<preset>.+)-(?P<objective>contrastive|silc)(?P<branch>:.
 
 def build(
     results_dir: Path,
-    pictures: Path | None = None,
+    images: Path | None = None,
     *,
     across_protocols: bool = False,
     current_version: Callable[[str], int | None] = lambda task: None,
@@ -89,7 +89,7 @@ def build(
     """Read every record, published row and picture below ``results_dir``.
 
     Args:
-        pictures: folder of ``*.png`` and ``*.svg``, each with an optional caption in a ``.txt``
+        images: folder of ``*.png`` and ``*.svg``, each with an optional caption in a ``.txt``
             beside it; ``results_dir/pictures`` if not given.
         across_protocols: one column a task, whatever the protocols; each value is marked with its
             own, and none is called best.
@@ -116,7 +116,7 @@ def build(
     sections = [
         _measured(_with_main(ranked, SHOWN)),
         Section("What self-distillation changed", NOTE, changes),
-        Section("Pictures", "", pictures=_pictures(pictures or results_dir / "pictures")),
+        Section("Pictures", "", images=_images(images or results_dir / "pictures")),
         _limited(scores[scores.kind == "limited"]),
         _outdated(scores[scores.kind == "outdated"]),
         protocols_section(ranked, protocols),
@@ -124,7 +124,7 @@ def build(
     ]
 
     # the first section stays even if it is empty: it then says how to measure
-    shown = [part for part in sections if part.tables or part.pictures or part is sections[0]]
+    shown = [part for part in sections if part.tables or part.images or part is sections[0]]
     return Board(tuple(shown), scores)
 
 
@@ -440,18 +440,18 @@ def _measured_beside(
     return rows
 
 
-def _pictures(folder: Path) -> tuple[Picture, ...]:
+def _images(folder: Path) -> tuple[Figure, ...]:
     """The drawings of a folder, by name, embedded as data: the page needs no other file."""
     types = {".png": "image/png", ".svg": "image/svg+xml"}
-    pictures = []
+    images = []
     for path in sorted(path for path in Path(folder).glob("*") if path.suffix in types):
         caption = path.with_suffix(".txt")
         text = caption.read_text(encoding="utf-8").strip() if caption.exists() else ""
 
         data = base64.b64encode(path.read_bytes()).decode()
         url = f"data:{types[path.suffix]};base64,{data}"
-        pictures.append(Picture(path.stem.replace("_", " "), text, url))
-    return tuple(pictures)
+        images.append(Figure(path.stem.replace("_", " "), text, url))
+    return tuple(images)
 
 
 def _percent(value: float, metric: str) -> str:

@@ -77,7 +77,7 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Picture:
+class Figure:
     title: str
     caption: str
     data_uri: str
@@ -88,7 +88,7 @@ class Section:
     title: str
     note: str
     tables: tuple[Table, ...] = ()
-    pictures: tuple[Picture, ...] = ()
+    images: tuple[Figure, ...] = ()
     # published numbers: long, and left to the files when the terminal is shown
     is_reference: bool = False
 
@@ -113,9 +113,9 @@ def to_terminal(board: Board) -> RenderableType:
         parts.append(Text(f"\n{section.title}", style="bold"))
 
         # long, or not to be drawn with letters
-        if section.is_reference or section.pictures:
+        if section.is_reference or section.images:
             rows = sum(len(table.rows) for table in section.tables)
-            size = f"{len(section.pictures)} pictures" if section.pictures else f"{rows} rows"
+            size = f"{len(section.images)} pictures" if section.images else f"{rows} rows"
             hint = f"{size}: see the page that `silc-bench leaderboard --out DIR` writes"
             parts.append(Text(hint, style="dim"))
             continue
@@ -194,8 +194,8 @@ def to_markdown(board: Board) -> str:
             lines.append(f"|{'|'.join(rulers)}|")
             for row in table.rows:
                 lines.append(f"| {' | '.join(_markdown_cell(cell) for cell in row)} |")
-        if section.pictures:
-            lines += ["", f"In the HTML page: {len(section.pictures)}."]
+        if section.images:
+            lines += ["", f"In the HTML page: {len(section.images)}."]
     return "\n".join(lines) + "\n"
 
 

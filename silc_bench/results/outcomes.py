@@ -51,7 +51,7 @@ _OF_AREAS: dict[str, tuple[str, Callable[[np.ndarray], np.ndarray]]] = {
 
 
 @dataclass(frozen=True)
-class PerPicture:
+class PerImage:
     """A metric as what each image adds to it."""
 
     counts: np.ndarray  # [N, ...]
@@ -135,7 +135,7 @@ def load(record: Record, results_dir: Path) -> dict[str, np.ndarray] | None:
     return outcomes
 
 
-def per_picture(outcomes: Mapping[str, np.ndarray], metric: str) -> PerPicture | None:
+def per_image(outcomes: Mapping[str, np.ndarray], metric: str) -> PerImage | None:
     """What each image adds to ``metric``; None if the outcomes do not say."""
     # in the order of certainty: a name that is an array, then a name that follows from one
     if metric in outcomes and outcomes[metric].dtype == bool:
@@ -146,9 +146,9 @@ def per_picture(outcomes: Mapping[str, np.ndarray], metric: str) -> PerPicture |
     # areas and counts: the image adds its own, and the metric is one of their sums
     kept, statistic = _OF_AREAS.get(metric, ("", None))
     if kept in outcomes and statistic is not None:
-        return PerPicture(outcomes[kept], statistic, None)
+        return PerImage(outcomes[kept], statistic, None)
     if metric in outcomes:
-        return PerPicture(outcomes[metric], iou.mean_class_rate, None)
+        return PerImage(outcomes[metric], iou.mean_class_rate, None)
     if metric == "foreground_iou" and _FOREGROUND in outcomes:
         return _of_shares(outcomes[_FOREGROUND])
 
@@ -161,31 +161,31 @@ def per_picture(outcomes: Mapping[str, np.ndarray], metric: str) -> PerPicture |
     return _of_queries(hits, outcomes[ASKED_BY])
 
 
-def _of_hits(hits: np.ndarray) -> PerPicture:
+def _of_hits(hits: np.ndarray) -> PerImage:
     """The mean over images and draws: hits [N, S]."""
-    return PerPicture(hits.sum(axis=1, keepdims=True), lambda sums: sums[..., 0] / hits.size, hits)
+    return PerImage(hits.sum(axis=1, keepdims=True), lambda sums: sums[..., 0] / hits.size, hits)
 
 
-def _of_weighted_hits(hits: np.ndarray, labels: np.ndarray) -> PerPicture:
+def _of_weighted_hits(hits: np.ndarray, labels: np.ndarray) -> PerImage:
     """The mean over classes of the fraction hit.
 
     An image weighs less, the more its class has; class sizes are given.
     """
     _, inverse, counts = np.unique(labels, return_inverse=True, return_counts=True)
     weight = 1 / (len(counts) * counts[inverse])
-    return PerPicture((hits * weight)[:, None], lambda sums: sums[..., 0], None)
+    return PerImage((hits * weight)[:, None], lambda sums: sums[..., 0], None)
 
 
-def _of_queries(hits: np.ndarray, asked_by: np.ndarray) -> PerPicture:
+def _of_queries(hits: np.ndarray, asked_by: np.ndarray) -> PerImage:
     """Of the captions that ask, [Q] and [Q]: those of one image are drawn together."""
     counts = np.stack([np.bincount(asked_by, weights=hits), np.bincount(asked_by)], axis=1)
-    return PerPicture(counts, lambda sums: sums[..., 0] / sums[..., 1], None)
+    return PerImage(counts, lambda sums: sums[..., 0] / sums[..., 1], None)
 
 
-def _of_shares(counts: np.ndarray) -> PerPicture:
+def _of_shares(counts: np.ndarray) -> PerImage:
     """The mean over images of part / whole: counts [N, 2]."""
     ratios = counts[:, :1] / counts[:, 1:]
-    return PerPicture(ratios, lambda sums: sums[..., 0] / len(counts), None)
+    return PerImage(ratios, lambda sums: sums[..., 0] / len(counts), None)
 
 
 def _smallest(array: np.ndarray) -> np.ndarray:
@@ -228,7 +228,7 @@ def _problem(outcomes: Mapping[str, np.ndarray], record: Record) -> str:
 
     # each metric once more from the outcomes: a file that was mixed up cannot give the same
     for metric, stated in record.metrics.items():
-        parts = per_picture(outcomes, metric)
+        parts = per_image(outcomes, metric)
         if parts is None:
             continue
         value = float(parts.statistic(parts.counts.sum(axis=0)[None])[0])

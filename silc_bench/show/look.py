@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 
 from silc_bench.datasets.files.shards import DamagedImageError, decode_image
-from silc_bench.datasets.image_set import Found, Picture, PictureSet
+from silc_bench.datasets.image_set import ImageFile, ImageFiles, ImageSplit
 from silc_bench.errors import UserError, unknown_name
 from silc_bench.evaluation.dense_features import cosines_with, native_view
 from silc_bench.evaluation.features import Extractor, choose_device, choose_precision
@@ -30,7 +30,7 @@ from silc_bench.evaluation.prompts import class_embeddings, named_prompts
 from silc_bench.evaluation.protocols import Rule, protocol_names, rule_of
 from silc_bench.models.interface import DenseModel, ImageModel
 from silc_bench.models.patch_features import JOINT, check_methods
-from silc_bench.models.windows import MAX_WINDOWS, DensePicture, View, pixel_logits
+from silc_bench.models.windows import MAX_WINDOWS, DenseImage, View, pixel_logits
 from silc_bench.show.colors import PALETTE, heat_colors, overlay, pca_colors
 from silc_bench.show.sheet import Panel, drawable, figure, panel_size
 
@@ -43,7 +43,7 @@ NATIVE = Rule("native", method=METHOD, prompts=named_prompts()["single"])
 class Shown:
     """The user's images: as data, and as they are drawn."""
 
-    data: PictureSet
+    data: ImageFiles
     names: tuple[str, ...]
     sizes: tuple[tuple[int, int], ...]  # height and width
     panels: tuple[np.ndarray, ...]  # uint8 [H, W, 3]
@@ -61,7 +61,7 @@ class Look:
     missing: str = ""  # why there are none
 
 
-def read_pictures(paths: Sequence[Path]) -> Shown:
+def read_images(paths: Sequence[Path]) -> Shown:
     """Decode every image once.
 
     Raises:
@@ -93,8 +93,8 @@ def read_pictures(paths: Sequence[Path]) -> Shown:
         panels.append(np.array(image.resize((width, height), Image.Resampling.LANCZOS)))
 
     # A Picture is a range of bytes in a file, because of shards; here it is the whole file.
-    pictures = [Picture(path, (0, path.stat().st_size), str(path)) for path in paths]
-    data = PictureSet("pictures", "shown", Found(pictures, paths[0].parent, "files"))
+    pictures = [ImageFile(path, (0, path.stat().st_size), str(path)) for path in paths]
+    data = ImageFiles("pictures", "shown", ImageSplit(pictures, paths[0].parent, "files"))
     return Shown(data, tuple(path.name for path in paths), tuple(sizes), tuple(panels))
 
 
@@ -225,7 +225,7 @@ def look(
 
 
 def cosine_maps(
-    images: Iterable[DensePicture], classes: np.ndarray, sizes: Sequence[tuple[int, ...]]
+    images: Iterable[DenseImage], classes: np.ndarray, sizes: Sequence[tuple[int, ...]]
 ) -> list[np.ndarray]:
     """fp32 [H, W, C] of each image: its patches' cosines with ``classes`` [C, D], up-sampled.
 
@@ -242,7 +242,7 @@ def cosine_maps(
 
 
 def component_maps(
-    images: Iterable[DensePicture], sizes: Sequence[tuple[int, ...]]
+    images: Iterable[DenseImage], sizes: Sequence[tuple[int, ...]]
 ) -> list[np.ndarray]:
     """uint8 [H, W, 3] of each image: principal components over all images, up-sampled.
 

@@ -34,7 +34,7 @@ from silc_bench.tasks.dense.scores import CellsTask
 from silc_bench.tasks.sources import shapes
 
 KS = (1, 5)
-MAX_PICTURES = 500  # whose patches are held at once
+MAX_IMAGES = 500  # whose patches are held at once
 UNLABELLED = -1
 
 
@@ -49,7 +49,7 @@ class Correspondence(CellsTask):
             "patch": "class of most of its pixels",
             "pairs": "for each class but a background, the next picture that holds it,"
             " in the order of the masks' SHA-256",
-            "pictures": f"the first {MAX_PICTURES} in that order",
+            "pictures": f"the first {MAX_IMAGES} in that order",
             "scored": "mean over classes of the share of patches",
         }
 
@@ -101,7 +101,7 @@ class Correspondence(CellsTask):
         """
         dataset = features.data["test"]
         masks = (dataset.mask(index) for index in range(len(dataset)))
-        order = order_by_mask(masks)[:MAX_PICTURES]
+        order = order_by_mask(masks)[:MAX_IMAGES]
         chosen = set(order.tolist())
 
         # features come in the dataset's order; ``places`` says where an image lies in the lists

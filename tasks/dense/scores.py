@@ -72,14 +72,14 @@ class CellsTask(SourcedTask):
 
     def predicted(
         self, features: Features, logits: Callable[[Tensor], Tensor], num_classes: int
-    ) -> PictureAreas:
+    ) -> ImageAreas:
         """Give each pixel of every test image the class of largest up-sampled logit.
 
         ``logits`` of cells [n, D] are [n, C].
         """
         from silc_bench.models.windows import predict
 
-        areas = PictureAreas(num_classes)
+        areas = ImageAreas(num_classes)
         for grid, layout, mask in self.labelled(features, "test"):
             areas.add(predict(logits, grid, layout, *mask.shape), mask)
         return areas
@@ -104,7 +104,7 @@ MEASURES = {
 }
 
 
-class PictureAreas:
+class ImageAreas:
     """Areas of each image scored so far: in whole, and near the contours."""
 
     def __init__(self, num_classes: int) -> None:

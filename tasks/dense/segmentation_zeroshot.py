@@ -40,14 +40,14 @@ from silc_bench.evaluation.protocols import NamedProtocol, Rule, rule_of
 from silc_bench.metrics import iou
 from silc_bench.models.windows import View, pixel_logits, predict
 from silc_bench.task import Features, Scores, register
-from silc_bench.tasks.dense.scores import PictureAreas, shares_miou, without_background
+from silc_bench.tasks.dense.scores import ImageAreas, shares_miou, without_background
 from silc_bench.tasks.sources import NamedSource, SourcedTask, shapes
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from silc_bench.datasets.dataset import ImageDataset
-    from silc_bench.models.windows import DensePicture
+    from silc_bench.models.windows import DenseImage
 
 SWEPT = 200  # training images, evenly spread, that choose a threshold
 HELD_OUT = 10
@@ -131,7 +131,7 @@ class ZeroShotSegmentation(SourcedTask):
             words = words[1:]
         logits, owner = self._asked(features, words)
 
-        areas = PictureAreas(len(names))
+        areas = ImageAreas(len(names))
         for image in features.grids("test", self.view, self.rule.method):
             mask = test.mask(image.index)
             best_word = predict(logits, image.grid, image.layout, *mask.shape)
@@ -150,7 +150,7 @@ class ZeroShotSegmentation(SourcedTask):
 
         def decide(
             role: str,
-        ) -> Iterator[tuple[DensePicture, np.ndarray, tuple[np.ndarray, np.ndarray, np.ndarray]]]:
+        ) -> Iterator[tuple[DenseImage, np.ndarray, tuple[np.ndarray, np.ndarray, np.ndarray]]]:
             for image in features.grids(role, self.view, self.rule.method):
                 mask = features.data[role].mask(image.index)
                 yield image, mask, decided(logits, owner, self.rule.scale, image, *mask.shape)
@@ -179,8 +179,8 @@ class ZeroShotSegmentation(SourcedTask):
             threshold_details = {"threshold_from": source, "threshold_mIoU": reached}
         assert threshold is not None
 
-        whole = PictureAreas(len(test.mask_names))
-        named = PictureAreas(len(test.mask_names) - 1)
+        whole = ImageAreas(len(test.mask_names))
+        named = ImageAreas(len(test.mask_names) - 1)
         for image, mask, (label, best_named, confidence) in decide("test"):
             if not is_held_out or image.index % HELD_OUT != 0:
                 whole.add(np.where(confidence < threshold, 0, label), mask)
@@ -192,8 +192,8 @@ class ZeroShotSegmentation(SourcedTask):
         self,
         names: tuple[str, ...],
         owner: np.ndarray,
-        whole: PictureAreas,
-        named: PictureAreas,
+        whole: ImageAreas,
+        named: ImageAreas,
         details: dict[str, Any],
     ) -> Scores:
         """mIoU with the background, mIoU_foreground beside it.
@@ -256,7 +256,7 @@ def decided(
     logits: Callable[[Tensor], Tensor],
     owner: np.ndarray,
     scale: float | None,
-    image: DensePicture,
+    image: DenseImage,
     height: int,
     width: int,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -28,7 +28,7 @@ LEARNED = tuple(
 )
 
 
-def picture(value: int) -> bytes:
+def image(value: int) -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (64, 64), (value, 3 * value, 9)).save(buffer, "PNG")
     return buffer.getvalue()
@@ -41,7 +41,7 @@ def pets(tmp_path_factory) -> Path:
         for label, name in enumerate(("cat", "dog")):
             (root / split / name).mkdir(parents=True)
             for i in range(count):
-                (root / split / name / f"{i}.png").write_bytes(picture(40 * label + i))
+                (root / split / name / f"{i}.png").write_bytes(image(40 * label + i))
     lines = [f'{{"file": "test/cat/{i}.png", "caption": "cat {i}"}}' for i in range(3)]
     (root / "words.jsonl").write_text("\n".join(lines))
     return root
@@ -128,7 +128,7 @@ def test_words_are_separated_by_commas_outside_braces():
 # ---- what can be measured ----
 
 
-def test_few_shot_is_left_out_where_a_class_has_too_few_pictures(pets, tmp_path):
+def test_few_shot_is_left_out_where_a_class_has_too_few_images(pets, tmp_path):
     shutil.copytree(pets, tmp_path / "pets")
     (tmp_path / "pets/train/dog/0.png").unlink()
     word = f"folder:{tmp_path}/pets"
@@ -181,7 +181,7 @@ def test_a_named_set_is_counted_before_a_limit_is_taken(tmp_path, monkeypatch):
         ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
     ):
         (tmp_path / "cifar10/test" / name).mkdir(parents=True)
-        (tmp_path / "cifar10/test" / name / "0.png").write_bytes(picture(label))
+        (tmp_path / "cifar10/test" / name / "0.png").write_bytes(image(label))
     task = all_tasks()["cifar10/zeroshot"]
     with pytest.raises(UserError, match=r"10 pictures .* and the set has 10,000"):
         task.load(tmp_path, 2)
@@ -201,7 +201,7 @@ def test_the_known_part_of_cifar100_is_accepted_by_its_content(monkeypatch):
     assert np.unique(data.labels).size == 100
 
 
-# ---- pictures with masks ----
+# ---- images with masks ----
 
 
 @pytest.fixture(scope="module")
@@ -227,7 +227,7 @@ def seg(town, images="images", masks="masks"):
     return f"seg:{town}/{images},{town}/{masks},{town}/classes.json"
 
 
-def test_the_families_of_pictures_with_masks(town):
+def test_the_families_of_images_with_masks(town):
     objects, learned = (
         ["town/correspondence", "town/discovery"],
         [f"town/segmentation_{kind}" for kind in ("knn", "linear", "sgd")],
@@ -253,7 +253,7 @@ def test_synonyms_are_asked_for_under_every_protocol(town):
         assert task.protocol()["words"] == [["background"], ["road"], ["tree", "bush"]]
 
 
-def test_pictures_with_masks_are_measured_and_their_records_say_what_is_scored(
+def test_images_with_masks_are_measured_and_their_records_say_what_is_scored(
     town, tmp_path, random_model, monkeypatch
 ):
     monkeypatch.setattr(patch_sgd, "MIN_STEPS", 5)

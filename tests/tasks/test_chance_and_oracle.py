@@ -66,7 +66,7 @@ def scores_of_noise(random_model):
     return cache(lambda name: score(TASKS[name], random_model, TASKS[name].load(None, 100)))
 
 
-def pictures_of(data: Mapping) -> Iterator:
+def images_of(data: Mapping) -> Iterator:
     """(RGB bytes, dataset, index) of every picture of every role."""
     for dataset in data.values():
         for index in range(len(dataset)):
@@ -94,7 +94,7 @@ def test_noise_scores_chance(name, random_model):
 
 
 def knows_labels(lookup_model, data):
-    labels = {key: dataset.labels[index] for key, dataset, index in pictures_of(data)}
+    labels = {key: dataset.labels[index] for key, dataset, index in images_of(data)}
     eye = np.eye(len(PAIRS))
     return lookup_model(
         len(PAIRS),
@@ -110,10 +110,10 @@ def test_the_right_embedding_scores_one(name, lookup_model):
     task = TASKS[name]
     data = task.load(None, 400)
     if task.group == "retrieval":
-        pictures, texts, captions = captions_of(data["test"])
+        images, texts, captions = captions_of(data["test"])
         own = np.zeros((len(data["test"]), len(captions)))
-        own[pictures, texts] = 1
-        index_of = {key: index for key, _, index in pictures_of(data)}
+        own[images, texts] = 1
+        index_of = {key: index for key, _, index in images_of(data)}
         eye = dict(zip(captions, np.eye(len(captions)), strict=True))
         model = lookup_model(
             len(captions), image=lambda key: own[index_of[key]], text=eye.__getitem__
@@ -140,7 +140,7 @@ def knows_masks(lookup_model, data, patch_size):
     size = 64 // patch_size
     eye = np.eye(1 + len(SHAPES))
     fractions = {}
-    for key, dataset, index in pictures_of(data):
+    for key, dataset, index in images_of(data):
         onehot = eye[dataset.mask(index)].reshape(size, patch_size, size, patch_size, -1)
         fractions[key] = onehot.mean(axis=(1, 3))
     return lookup_model(
@@ -172,7 +172,7 @@ def test_zeroshot_segmentation_of_the_right_patches_is_limited_by_their_size_alo
     data = task.load(None, 60)
     model = knows_masks(lookup_model, data, patch_size=8)
     guesses, truths = [], []
-    for key, dataset, index in pictures_of(data):
+    for key, dataset, index in images_of(data):
         # as they are kept
         patches = torch.from_numpy(model._dense(key, True).astype(np.float16)).float()
         cosine = F.normalize(patches, dim=-1)[..., 1:].permute(2, 0, 1)[None]
@@ -234,7 +234,7 @@ class Reordered:
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_the_order_of_the_scored_pictures_does_not_matter(name, random_model, scores_of_noise):
+def test_the_order_of_the_scored_images_does_not_matter(name, random_model, scores_of_noise):
     task = TASKS[name]
     data = task.load(None, 100)
     scores = scores_of_noise(name)
@@ -266,7 +266,7 @@ def test_every_task_writes_a_record_that_can_be_read(random_model, tmp_path):
 
 @pytest.mark.parametrize("limit", [1, 2, 7])
 @pytest.mark.parametrize("name", TASKS)
-def test_a_handful_of_pictures_is_scored_or_refused(name, limit, random_model):
+def test_a_handful_of_images_is_scored_or_refused(name, limit, random_model):
     task = TASKS[name]
     data = task.load(None, limit)
     refused = {
@@ -295,7 +295,7 @@ def test_a_handful_of_pictures_is_scored_or_refused(name, limit, random_model):
 @pytest.mark.parametrize("name", TASKS)
 def test_metrics_follow_from_the_outcomes_of_each_sample(name, scores_of_noise):
     scores = scores_of_noise(name)
-    again = {metric: outcomes.per_picture(scores.outcomes, metric) for metric in scores.metrics}
+    again = {metric: outcomes.per_image(scores.outcomes, metric) for metric in scores.metrics}
     silent = {metric for metric, parts in again.items() if parts is None}
     assert silent == {metric for metric in scores.metrics if metric.endswith("median_rank")}
     for metric in again.keys() - silent:

@@ -84,7 +84,7 @@ def features_of(tiny, images, **fields):
 def test_zeroshot_equals_its_evaluation(peer, tiny):
     rng = torch.Generator().manual_seed(1)
     images = torch.randn(240, 3, 32, 32, generator=rng)
-    labels = torch.randint(0, len(CLASSES) - 1, (240,), generator=rng)  # a class without a picture
+    labels = torch.randint(0, len(CLASSES) - 1, (240,), generator=rng)  # a class without an imagee
     loader = Loader((images[i : i + 50], labels[i : i + 50]) for i in range(0, 240, 50))
     theirs = peer.zeroshot(tiny[0], loader, tiny[1], CLASSES, TEMPLATES, "cpu", amp=False)
 

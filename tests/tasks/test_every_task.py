@@ -18,7 +18,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from silc_bench.models.windows import DensePicture, View
+from silc_bench.models.windows import DenseImage, View
 from silc_bench.probes import patch_knn as dense_knn
 from silc_bench.probes import patch_sgd as dense_sgd
 from silc_bench.tasks.classification import fewshot
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.broad
 
 TASKS = all_tasks()
 NAMES = tuple(f"thing {letter}" for letter in "abcdef")
-# the fields of a task that say which pictures, not what is done
+# the fields of a task that say which images, not what is done
 OF_THE_SET = frozenset({"name", "sources", "needs_data_root"})
 SIDE = 6  # of masks, and of patches: one a pixel
 
@@ -99,7 +99,7 @@ class Given:
     def grids(self, role, view, method):
         layout = View(SIDE, SIDE, SIDE).layout(SIDE, SIDE, 1)
         for index, grid in enumerate(self.patches[role]):
-            yield DensePicture(index, grid, layout)
+            yield DenseImage(index, grid, layout)
 
 
 @pytest.fixture(autouse=True)
@@ -114,15 +114,15 @@ def few_fits(monkeypatch):
     monkeypatch.setattr(dense_knn, "MAX_CELLS", 2000)
 
 
-def pictures_a_class(task):
-    return 8 if isinstance(task, ZeroShotSegmentation) else 30  # there a picture holds many pixels
+def images_a_class(task):
+    return 8 if isinstance(task, ZeroShotSegmentation) else 30  # there an image holds many pixelss
 
 
 def stand_ins(task, seed=0):
     rng = np.random.default_rng(seed)
     data = {}
     for role in task.sources:
-        labels = rng.permutation(np.repeat(np.arange(len(NAMES)), pictures_a_class(task)))
+        labels = rng.permutation(np.repeat(np.arange(len(NAMES)), images_a_class(task)))
         captions = tuple(
             tuple(f"{role} picture {i}, caption {k}" for k in range(1 + i % 5))
             for i in range(len(labels))
@@ -198,7 +198,7 @@ def test_the_answer_scores_one(name):
     scores = task.score(knows(task, stand_ins(task)))
     assert scores.metrics[task.main_metric] == 1.0
     assert scores.stderr[task.main_metric] == 0.0
-    count = len(NAMES) * pictures_a_class(task)
+    count = len(NAMES) * images_a_class(task)
     assert scores.n == (count - len(range(0, count, HELD_OUT)) if chooses_on_test(task) else count)
 
 
@@ -223,14 +223,14 @@ def test_two_runs_are_identical(name):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_the_order_of_the_pictures_does_not_matter(name):
+def test_the_order_of_the_images_does_not_matter(name):
     task = TASKS[name]
     if chooses_on_test(task):
         pytest.skip(
             "which of its pictures choose the threshold is decided by their place among them"
         )
     features = noise(task, stand_ins(task))
-    # which pictures are shots, or held out, is decided by their place among the training pictures:
+    # which images are shots, or held out, is decided by their place among the training images:
     # those stay
     shuffled_roles = [role for role in features.data if role == "test" or task.group == "knn"]
     orders = {
@@ -256,7 +256,7 @@ def test_the_order_of_the_pictures_does_not_matter(name):
     assert again.metrics == pytest.approx(scores.metrics, abs=1e-12)
     assert again.chance == pytest.approx(scores.chance, abs=1e-12)
     for key, outcome in scores.outcomes.items():
-        # the queries stand in another order, and the pictures have other numbers
+        # the queries stand in another order, and the images have other numbers
         if key == "image_retrieval_picture":
             assert sorted(orders["test"][again.outcomes[key]].tolist()) == outcome.tolist()
         elif len(outcome) == scores.n:
@@ -265,7 +265,7 @@ def test_the_order_of_the_pictures_does_not_matter(name):
             assert sorted(again.outcomes[key].tolist()) == sorted(outcome.tolist()), key
 
 
-def test_captions_of_stand_ins_are_several_a_picture():
+def test_captions_of_stand_ins_are_several_an_image():
     test = stand_ins(SimpleNamespace(sources=["test"], group="retrieval"))["test"]
     pictures, _, captions = captions_of(test)
     assert sorted(set(np.bincount(pictures))) == [1, 2, 3, 4, 5]

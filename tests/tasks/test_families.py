@@ -70,7 +70,7 @@ def test_chance_of_classification_by_simulation(chance):
 # ---- linear probe ----
 
 
-def test_linear_chooses_on_training_pictures_only_and_never_answers_an_unseen_class():
+def test_linear_chooses_on_training_images_only_and_never_answers_an_unseen_class():
     rng = np.random.default_rng(2)
     centers = rng.normal(size=(4, 6))
     train, test = np.repeat([0, 1, 3], 20), np.array([0, 1, 2, 3] * 10)
@@ -137,7 +137,7 @@ def few_fits(monkeypatch):
     """What holds does not hang on how many penalties are tried, or how often shots are drawn."""
     monkeypatch.setattr(fewshot, "COSTS", (1e-2, 1.0))
     monkeypatch.setattr(fewshot, "SEEDS", (0, 1))
-    monkeypatch.setattr(shots, "POOL", 10)  # pictures of a class, under a limit
+    monkeypatch.setattr(shots, "POOL", 10)  # images of a class, under a limit
 
 
 @pytest.mark.usefixtures("few_fits")
@@ -187,7 +187,7 @@ def test_without_ten_shots_of_each_class_few_shot_is_refused(family):
 
 
 @pytest.mark.parametrize("family", ["fewshot", "fewshot_logistic"])
-def test_a_limit_thins_out_the_scored_pictures_and_keeps_the_shots(family):
+def test_a_limit_thins_out_the_scored_images_and_keeps_the_shots(family):
     (task,) = select([f"shapes/{family}"])
     data, whole = task.load(None, 20), task.load(None, None)
     assert len(data["test"]) == 20
@@ -232,7 +232,7 @@ def test_few_shots_are_learned_from_the_shots_alone(family, monkeypatch):
 # ---- retrieval ----
 
 
-def test_captions_that_repeat_stand_once_in_the_gallery_and_are_right_for_each_picture():
+def test_captions_that_repeat_stand_once_in_the_gallery_and_are_right_for_each_image():
     dataset = Labelled(captions=[("x", "y"), ("y", "z", "z"), ("w",)])
     pictures, texts, captions = captions_of(dataset)
     assert captions == ["w", "x", "y", "z"]
@@ -249,9 +249,9 @@ def test_captions_that_repeat_stand_once_in_the_gallery_and_are_right_for_each_p
     scores = Retrieval(name="given/retrieval", sources={}).score(
         GivenFeatures({"test": dataset}, {"test": images}, embeddings)
     )
-    # picture 1 asks for "y", and finds it; picture 2 finds "w" tied with "z", which is not a hit
+    # image 1 asks for "y", and finds it; image 2 finds "w" tied with "z", which is not a hit
     assert scores.metrics["text_retrieval_recall@1"] == pytest.approx(2 / 3)
-    # "x" and, for both of its pictures, "y" find one; "z" finds picture 2, and "w" too, of which
+    # "x" and, for both of its images, "y" find one; "z" finds image 2, and "w" too, of which
     # one is right
     assert scores.metrics["image_retrieval_recall@1"] == pytest.approx(4 / 5)
     assert scores.chance == pytest.approx((2 / 4 + 2 / 4 + 1 / 4) / 3)
@@ -306,7 +306,7 @@ DATA = os.environ.get("SILC_BENCH_TEST_DATA")
 @pytest.mark.usefixtures("few_fits")
 @pytest.mark.skipif(DATA is None, reason="SILC_BENCH_TEST_DATA names no folder with cifar100/")
 @pytest.mark.parametrize("task", select(["cifar100"]), ids=lambda task: task.name)
-def test_cifar100_on_real_pictures(task, random_model):
+def test_cifar100_on_real_images(task, random_model):
     import torch
 
     from silc_bench.evaluation.features import Extractor

@@ -101,9 +101,9 @@ def shards(tmp_path_factory):
             for index in range(count):
                 file = io.BytesIO()
                 Image.fromarray(rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(file, "PNG")
-                picture = file.getvalue()[: 200 if (number, index) == (0, 5) else None]
+                image = file.getvalue()[: 200 if (number, index) == (0, 5) else None]
                 for suffix, data in (
-                    (".png", picture),
+                    (".png", image),
                     (".txt", f"picture {index} of shard {number}".encode()),
                 ):
                     header = tarfile.TarInfo(f"{number}{index:03}{suffix}")

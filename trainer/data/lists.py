@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from silc_bench.datasets import layouts
-from silc_bench.datasets.files.folders import PICTURE_EXTENSIONS
+from silc_bench.datasets.files.folders import FILE_EXTENSIONS
 from silc_bench.datasets.files.shards import Damage
 from silc_bench.errors import UserError
 from silc_bench.trainer.config.config import DataConfig
@@ -94,7 +94,7 @@ class ListedReader:
         captions = self.filters.captions(self.pairs[index].captions)
         return choose_caption(captions, self.config.seed, epoch, index)
 
-    def picture(self, position: int) -> np.ndarray:
+    def image(self, position: int) -> np.ndarray:
         _, index = self._find(position)
         pair = self.pairs[index]
         return decoded(pair.read(), self.config.decode_size, str(pair.path))
@@ -144,7 +144,7 @@ def read_pairs(path: Path, damage: Damage) -> list[Listed]:
 
 
 def _from_list(path: Path, damage: Damage) -> list[Listed]:
-    not_columns = (*layouts.PICTURE_COLUMNS, *layouts.CAPTION_COLUMNS)
+    not_columns = (*layouts.IMAGE_COLUMNS, *layouts.CAPTION_COLUMNS)
     pairs: dict[Path, Listed] = {}
     for number, name, all_captions, row in layouts.rows(path, layouts.read_text(path)):
         image = layouts.locate(path, name)
@@ -167,7 +167,7 @@ def _from_list(path: Path, damage: Damage) -> list[Listed]:
 def _from_folder(path: Path, damage: Damage) -> list[Listed]:
     # By name, so that the order does not depend on how the disk lists the folder.
     images = sorted(
-        file for file in path.rglob("*") if file.suffix.lower().lstrip(".") in PICTURE_EXTENSIONS
+        file for file in path.rglob("*") if file.suffix.lower().lstrip(".") in FILE_EXTENSIONS
     )
 
     pairs = []

@@ -139,7 +139,7 @@ def look(config: DataConfig, count: int, *, progress: bool = False) -> dict[str,
             advance(1)
             try:
                 text = reader.text(position)
-                image = reader.picture(position)
+                image = reader.image(position)
             except UnreadableError as error:
                 damage.add(error.cause, error.where)
                 continue

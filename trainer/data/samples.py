@@ -63,7 +63,7 @@ class Reader(Protocol):
 
     def text(self, position: int) -> str: ...
 
-    def picture(self, position: int) -> np.ndarray:
+    def image(self, position: int) -> np.ndarray:
         """uint8 [h, w, 3], no side longer than S.
 
         UnreadableError, as for ``text``, leaves the entry out.
@@ -101,7 +101,7 @@ class ShapesReader:
         word = random_words(self._seed, ORDER, position, 1)[0]
         return captions[int(word % len(captions))]
 
-    def picture(self, position: int) -> np.ndarray:
+    def image(self, position: int) -> np.ndarray:
         return drawing.render(_scene(self._seed, position), self._size)[0]
 
 

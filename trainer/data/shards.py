@@ -105,7 +105,7 @@ class ShardsReader:
         captions = self.filters.captions(self.captions(index))
         return choose_caption(captions, self.config.seed, epoch, index)
 
-    def picture(self, position: int) -> np.ndarray:
+    def image(self, position: int) -> np.ndarray:
         _, index = self.find(position)
         return decoded(self.read(index, 1), self.config.decode_size, self.where(index))
 

@@ -125,9 +125,9 @@ class MixedReader:
         reader, inner = self.find(position)
         return self._readers[reader].text(inner)
 
-    def picture(self, position: int) -> np.ndarray:
+    def image(self, position: int) -> np.ndarray:
         reader, inner = self.find(position)
-        return self._readers[reader].picture(inner)
+        return self._readers[reader].image(inner)
 
     def find(self, position: int) -> tuple[int, int]:
         """(which source, position in its own stream) of an entry."""

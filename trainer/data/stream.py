@@ -371,7 +371,7 @@ class _Loader(Dataset):
         for row, position in enumerate(positions):
             try:
                 text = self._reader.text(position)
-                image = self._reader.picture(position)
+                image = self._reader.image(position)
             except UnreadableError as error:
                 failures.append((position, error))
                 continue

@@ -291,7 +291,7 @@ def _of_targets(config: Config, row: dict[str, float], prefix: str) -> dict[str,
         )
     elif entropy < ONE_HOT:
         collapses[f"teacher {whose}is one-hot"] = (
-            f"the teacher is certain of one prototype a {'patch' if prefix else 'picture'}"
+            f"the teacher is certain of one prototype a {'patch' if prefix else 'image'}"
             f" ({shown}): raise distillation.teacher_temp (now {distil.teacher_temp:g}; the"
             f" recipe's is {RECIPE_TEMP:g})"
         )

@@ -17,7 +17,7 @@ from pathlib import Path
 from silc_bench.datasets.files.shards import IMAGE_EXTENSIONS, Place, list_members
 from silc_bench.errors import DataError
 
-PICTURE_EXTENSIONS = (*IMAGE_EXTENSIONS, "bmp", "ppm", "pgm", "tif", "tiff")
+FILE_EXTENSIONS = (*IMAGE_EXTENSIONS, "bmp", "ppm", "pgm", "tif", "tiff")
 TRAIN, TEST = ("train",), ("test", "val", "validation")  # folders of splits
 _STRAY_FILES = ("thumbs.db", "desktop.ini", "ehthumbs.db")
 _STRAY_FOLDERS = ("__macosx", "@eadir", "$recycle.bin")
@@ -82,7 +82,7 @@ def listing(path: Path) -> Listing:
 
     # sorted here, as neither file systems nor tars promise an order
     for file in sorted(entries, key=lambda file: file.name):
-        if file.name.lower().rpartition(".")[2] in PICTURE_EXTENSIONS:
+        if file.name.lower().rpartition(".")[2] in FILE_EXTENSIONS:
             result.files.append(file)
         else:
             result.other.append(file.name)

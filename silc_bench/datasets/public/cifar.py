@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from silc_bench.datasets.files.folders import listing
-from silc_bench.datasets.image_set import Found, Picture, PictureSet
+from silc_bench.datasets.image_set import ImageFile, ImageFiles, ImageSplit
 from silc_bench.datasets.layouts import read_class_folders, read_labelled, read_names, shards_in
 from silc_bench.datasets.public.counts import checked_order
 from silc_bench.datasets.public.find import Site, find, split_tars
@@ -51,7 +51,7 @@ CIFAR10_NAMES = checked_order(
 _NAMES = {"cifar10": CIFAR10_NAMES, "cifar100": CLASS_NAMES}
 
 
-def load_cifar100(data_root: Path | None, split: str, limit: int | None = None) -> PictureSet:
+def load_cifar100(data_root: Path | None, split: str, limit: int | None = None) -> ImageFiles:
     """Whatever part of the split "train" or "test" lies there; ``load.load`` asks for all of it.
 
     Raises:
@@ -59,10 +59,10 @@ def load_cifar100(data_root: Path | None, split: str, limit: int | None = None) 
             order, a sample without image or label, or a damaged shard.
     """
     site = find("cifar100", split, data_root)
-    return PictureSet("cifar100", split, read_cifar("cifar100", split, site), limit)
+    return ImageFiles("cifar100", split, read_cifar("cifar100", split, site), limit)
 
 
-def read_cifar(name: str, split: str, site: Site) -> Found:
+def read_cifar(name: str, split: str, site: Site) -> ImageSplit:
     """Images and labels of "cifar10" or "cifar100".
 
     Raises:
@@ -71,7 +71,7 @@ def read_cifar(name: str, split: str, site: Site) -> Found:
     names = _NAMES[name]
     if site.kind == "pickles":
         pictures = read_pickles(name, split, site.path, names)
-        return Found(pictures, site.path, "python pickles", names)
+        return ImageSplit(pictures, site.path, "python pickles", names)
 
     # a list of names lies beside the folders of the splits
     set_folder = site.path.parent if site.path != site.base else site.path
@@ -88,7 +88,7 @@ def read_cifar(name: str, split: str, site: Site) -> Found:
         layout = "class folders"
     if not pictures:
         raise UserError(f"{site.path} holds no samples of {name}")
-    return Found(pictures, site.path, layout, names, notes=notes)
+    return ImageSplit(pictures, site.path, layout, names, notes=notes)
 
 
 def _check_class_order(folder: Path, name: str, names: tuple[str, ...]) -> None:
@@ -131,7 +131,7 @@ _KEYS = {
 
 def read_pickles(
     name: str, split: str, folder: Path, class_names: tuple[str, ...]
-) -> list[Picture]:
+) -> list[ImageFile]:
     """The images of a split in the order of its files, each with raw pixels [32, 32, 3].
 
     Raises:
@@ -144,7 +144,7 @@ def read_pickles(
         problem = f"{folder / meta} does not list the classes of {name} in their order"
         raise DataError(problem, fix=_fix(name))
 
-    pictures: list[Picture] = []
+    pictures: list[ImageFile] = []
     for file in _FILES[name, split]:
         path = folder / file
         images, labels = _read_batch(path, labels_key, name)
@@ -154,7 +154,7 @@ def read_pickles(
                 last = len(class_names) - 1
                 problem = f"{where} has the label {label!r}; {name} has 0 to {last}"
                 raise DataError(problem, fix=_fix(name))
-            pictures.append(Picture(path, (0, image.nbytes), where, label, pixels=image))
+            pictures.append(ImageFile(path, (0, image.nbytes), where, label, pixels=image))
     return pictures
 
 

@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from silc_bench.datasets.image_set import Found, Picture
+from silc_bench.datasets.image_set import ImageFile, ImageSplit
 from silc_bench.datasets.layouts import read_captioned, shards_in
 from silc_bench.datasets.public.counts import EXPECTED
 from silc_bench.datasets.public.find import Site
@@ -25,38 +25,38 @@ from silc_bench.errors import DataError
 _FOLDERS = ("", "images", "flickr30k-images", "flickr30k_images", "Images", "val2014")
 
 
-def read_karpathy(name: str, split: str, site: Site) -> Found:
+def read_karpathy(name: str, split: str, site: Site) -> ImageSplit:
     """Images of "coco" or "flickr30k" with their first five captions.
 
     Raises:
         DataError: a broken list, or missing images.
     """
     if site.kind == "json":
-        pictures = _from_list(name, split, site)
+        images = _from_list(name, split, site)
         layout = f"{site.path.name} and pictures"
     elif site.kind == "shards":
-        pictures = read_captioned(shards_in(site.path))
+        images = read_captioned(shards_in(site.path))
         layout = "webdataset shards"
     else:
         file = {"coco": "dataset_coco.json", "flickr30k": "dataset_flickr30k.json"}[name]
         problem = f"{site.path} holds pictures and no captions"
         raise DataError(problem, fix=f"put Karpathy's {file} into {site.base}")
-    return _first_captions(pictures, EXPECTED[name, split].captions, site, layout)
+    return _first_captions(images, EXPECTED[name, split].captions, site, layout)
 
 
-def _first_captions(pictures: Sequence[Picture], count: int, site: Site, layout: str) -> Found:
+def _first_captions(images: Sequence[ImageFile], count: int, site: Site, layout: str) -> ImageSplit:
     """The images with their first ``count`` captions, and a note where some had more."""
-    num_longer = sum(len(picture.captions) > count for picture in pictures)
+    num_longer = sum(len(image.captions) > count for image in images)
     notes = []
     if num_longer:
         notes.append(
             f"{num_longer} pictures have more than {count} captions: their first {count} are taken"
         )
-    shortened = [replace(picture, captions=picture.captions[:count]) for picture in pictures]
-    return Found(shortened, site.path, layout, notes=notes)
+    shortened = [replace(image, captions=image.captions[:count]) for image in images]
+    return ImageSplit(shortened, site.path, layout, notes=notes)
 
 
-def _from_list(name: str, split: str, site: Site) -> list[Picture]:
+def _from_list(name: str, split: str, site: Site) -> list[ImageFile]:
     """Images in the order of the list."""
     rows = _rows(site.path, split)
     if not rows:
@@ -64,7 +64,7 @@ def _from_list(name: str, split: str, site: Site) -> list[Picture]:
         raise DataError(problem, fix="fetch Karpathy's file again")
 
     folder = _folder_of(rows, site)
-    pictures, missing = [], []
+    images, missing = [], []
     seen = set()
     for row in rows:
         # two entries of one image would compete with each other's captions
@@ -79,7 +79,7 @@ def _from_list(name: str, split: str, site: Site) -> list[Picture]:
             missing.append(path)
             continue
         captions = tuple(sentence["raw"].strip() for sentence in row["sentences"])
-        pictures.append(Picture(path, (0, path.stat().st_size), str(path), captions=captions))
+        images.append(ImageFile(path, (0, path.stat().st_size), str(path), captions=captions))
 
     if missing:
         problem = (
@@ -87,7 +87,7 @@ def _from_list(name: str, split: str, site: Site) -> list[Picture]:
             f" such as {missing[0]}"
         )
         raise DataError(problem, fix=f"put them all into {folder}")
-    return pictures
+    return images
 
 
 def _rows(path: Path, split: str) -> list[dict[str, Any]]:

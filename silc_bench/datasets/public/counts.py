@@ -20,7 +20,7 @@ from functools import cache
 
 import numpy as np
 
-from silc_bench.datasets.image_set import Found, known_fingerprint
+from silc_bench.datasets.image_set import ImageSplit, known_fingerprint
 from silc_bench.errors import DataError
 
 
@@ -28,7 +28,7 @@ from silc_bench.errors import DataError
 class Expected:
     """What a whole split has."""
 
-    pictures: int  # images
+    images: int  # images
     classes: int = 0
     per_class: int = 0  # images of each class, 0 where that differs
     captions: int = 0  # of each image
@@ -128,7 +128,7 @@ def checked_order(title: str, names: tuple[str, ...], fix: str = "") -> tuple[st
     return names
 
 
-def check_counts(name: str, split: str, found: Found) -> None:
+def check_counts(name: str, split: str, found: ImageSplit) -> None:
     """Refuse a set that is not whole, before any image is encoded.
 
     Raises:
@@ -136,14 +136,14 @@ def check_counts(name: str, split: str, found: Found) -> None:
             few captions.
     """
     expected = EXPECTED[name, split]
-    here = len(found.pictures)
+    here = len(found.images)
     place = f"{name} {split} in {found.folder}"
 
     # a part with a wrong number of images would be scored and compared as if it were the set
-    is_counted = here in (expected.pictures, expected.also)
+    is_counted = here in (expected.images, expected.also)
     if not is_counted and not _is_known_part(name, split, found):
         problem = (
-            f"{place}: {here:,} pictures ({found.layout}), and the set has {expected.pictures:,}"
+            f"{place}: {here:,} pictures ({found.layout}), and the set has {expected.images:,}"
         )
         kinds = "captions:FILE"
         if expected.classes:
@@ -153,14 +153,14 @@ def check_counts(name: str, split: str, found: Found) -> None:
             kinds = "seg:IMAGES,MASKS,CLASSES.json"
 
         # the fix names the way to score what lies there as a set of the user's own
-        is_short = here < expected.pictures
+        is_short = here < expected.images
         fix = "fetch what is missing" if is_short else "remove what does not belong to the set"
         raise DataError(
             problem,
             fix=f"{fix}; a part of your own is scored under its own name with --tasks {kinds}",
         )
 
-    if here == expected.pictures and expected.classes:
+    if here == expected.images and expected.classes:
         counts = _counts(found, expected.classes)
         is_uneven = bool(expected.per_class) and bool((counts != expected.per_class).any())
         if (counts == 0).any() or is_uneven:
@@ -169,7 +169,7 @@ def check_counts(name: str, split: str, found: Found) -> None:
 
     # a part that somebody chose: another choice of as many images has the same count
     if expected.content:
-        content = known_fingerprint(found.names, found.pictures, f"{name} {split}")
+        content = known_fingerprint(found.names, found.images, f"{name} {split}")
         if content != expected.content:
             raise DataError(
                 f"{place} has {here:,} pictures, but not those of this part of the set",
@@ -177,31 +177,31 @@ def check_counts(name: str, split: str, found: Found) -> None:
                 " with --tasks seg:IMAGES,MASKS,CLASSES.json",
             )
 
-    for picture in found.pictures:
-        if len(picture.captions) < expected.captions:
+    for image in found.images:
+        if len(image.captions) < expected.captions:
             raise DataError(
-                f"{picture.where} has {len(picture.captions)} captions,"
+                f"{image.where} has {len(image.captions)} captions,"
                 f" and every picture of {name} has {expected.captions}",
                 fix="fetch the file of captions again",
             )
 
 
-def _is_known_part(name: str, split: str, found: Found) -> bool:
-    content = PARTS.get((name, split), {}).get(len(found.pictures))
+def _is_known_part(name: str, split: str, found: ImageSplit) -> bool:
+    content = PARTS.get((name, split), {}).get(len(found.images))
     if content is None:
         return False
 
     # hashed only where the number of images fits: that reads all of them
-    return known_fingerprint(found.names, found.pictures, f"{name} {split}") == content
+    return known_fingerprint(found.names, found.images, f"{name} {split}") == content
 
 
-def _counts(found: Found, num_classes: int) -> np.ndarray:
+def _counts(found: ImageSplit, num_classes: int) -> np.ndarray:
     """[num_classes] images of each."""
-    labels = [picture.label for picture in found.pictures if picture.label is not None]
+    labels = [image.label for image in found.images if image.label is not None]
     return np.bincount(np.array(labels, np.int64), minlength=num_classes)
 
 
-def _worst_class(found: Found, expected: Expected) -> str:
+def _worst_class(found: ImageSplit, expected: Expected) -> str:
     """The end of a sentence: how many classes have a wrong count, and the first of them."""
     counts = _counts(found, expected.classes)
     empty = np.flatnonzero(counts == 0)

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from silc_bench.datasets.files.folders import PICTURE_EXTENSIONS, by_number, is_stray, subfolders
+from silc_bench.datasets.files.folders import FILE_EXTENSIONS, by_number, is_stray, subfolders
 from silc_bench.datasets.public import mask_sets
 from silc_bench.datasets.public.mask_sets import MaskLayout, MaskSet
 from silc_bench.errors import DataError, unknown_name
@@ -300,7 +300,7 @@ def _recognise(base: Path, folder: str, known: Known) -> Site | None:
         return Site(path, "shards", base)
     if any(entry.is_dir() for entry in entries):
         return Site(path, "folders", base)
-    if any(file.lower().rpartition(".")[2] in PICTURE_EXTENSIONS for file in files):
+    if any(file.lower().rpartition(".")[2] in FILE_EXTENSIONS for file in files):
         return Site(path, "flat", base)
     return None
 

@@ -34,7 +34,7 @@ from functools import cache
 from pathlib import Path
 
 from silc_bench.datasets.files.folders import Listing, listing
-from silc_bench.datasets.image_set import Found, Picture
+from silc_bench.datasets.image_set import ImageFile, ImageSplit
 from silc_bench.datasets.layouts import (
     has_member,
     read_class_folders,
@@ -47,7 +47,7 @@ from silc_bench.datasets.public.find import Site, split_tars
 from silc_bench.errors import DataError
 
 
-def read_imagenet(name: str, split: str, site: Site) -> Found:
+def read_imagenet(name: str, split: str, site: Site) -> ImageSplit:
     """Images and labels of a set of the family, such as "imagenet1k" or "imagenet_sketch".
 
     Raises:
@@ -58,8 +58,8 @@ def read_imagenet(name: str, split: str, site: Site) -> Found:
 
     paths = [site.path] if site.kind == "tar" else split_tars(site, split) or shards_in(site.path)
     if has_member(paths, "cls"):
-        pictures = read_labelled(paths, len(wnids(name)))
-        return _in_label_order(name, site, "webdataset shards", pictures, _check_names(name, site))
+        images = read_labelled(paths, len(wnids(name)))
+        return _in_label_order(name, site, "webdataset shards", images, _check_names(name, site))
 
     # one tar without labels may be a packed folder of the set
     if len(paths) > 1:
@@ -68,7 +68,7 @@ def read_imagenet(name: str, split: str, site: Site) -> Found:
     return _from_listing(name, site, paths[0])
 
 
-def _from_listing(name: str, site: Site, path: Path) -> Found:
+def _from_listing(name: str, site: Site, path: Path) -> ImageSplit:
     """From a folder or tar of class folders, or of images that lie flat."""
     content = listing(path)
     if not content.files:
@@ -78,19 +78,19 @@ def _from_listing(name: str, site: Site, path: Path) -> Found:
         raise DataError(problem, fix="unpack the archives in it, one folder a class")
 
     if all("/" not in file.name for file in content.files):
-        pictures, layout = read_flat(content, site.base)
-        return _in_label_order(name, site, layout, pictures, content.notes())
+        images, layout = read_flat(content, site.base)
+        return _in_label_order(name, site, layout, images, content.notes())
 
     # a tar has no list of folders
     folders = content.folders or [file.folder for file in content.files]
     if name == "imagenet_v2" and all(folder.isdecimal() for folder in folders):
         labels = {str(label): label for label in range(1000)}
-        pictures, notes = read_class_folders(content, labels, name, _without_zeros)
+        images, notes = read_class_folders(content, labels, name, _without_zeros)
     else:
         labels = {wnid: label for label, wnid in enumerate(wnids(name))}
-        pictures, notes = read_class_folders(content, labels, name)
+        images, notes = read_class_folders(content, labels, name)
     layout = "class folders" if path.is_dir() else "tar of class folders"
-    return _in_label_order(name, site, layout, pictures, notes)
+    return _in_label_order(name, site, layout, images, notes)
 
 
 def _without_zeros(number: str) -> str:
@@ -98,11 +98,11 @@ def _without_zeros(number: str) -> str:
 
 
 def _in_label_order(
-    name: str, site: Site, layout: str, pictures: Sequence[Picture], notes: list[str]
-) -> Found:
+    name: str, site: Site, layout: str, images: Sequence[ImageFile], notes: list[str]
+) -> ImageSplit:
     # a stable sort: within a class the order stays that of the file names
-    ordered = sorted(pictures, key=lambda picture: picture.label or 0)
-    return Found(ordered, site.path, layout, class_names(name), notes=notes)
+    ordered = sorted(images, key=lambda picture: picture.label or 0)
+    return ImageSplit(ordered, site.path, layout, class_names(name), notes=notes)
 
 
 def _check_names(name: str, site: Site) -> list[str]:
@@ -206,7 +206,7 @@ _TRUTH = f"{DEVKIT}/data/ILSVRC2012_validation_ground_truth.txt"
 _META = f"{DEVKIT}/data/meta.mat"
 
 
-def read_flat(content: Listing, base: Path) -> tuple[list[Picture], str]:
+def read_flat(content: Listing, base: Path) -> tuple[list[ImageFile], str]:
     """Images with labels, and what the labels were read from.
 
     ``base`` is the set's folder: nothing above its parent is read.
@@ -216,7 +216,7 @@ def read_flat(content: Listing, base: Path) -> tuple[list[Picture], str]:
     """
     wnid_of, source = _truth(content.path, base)
     label_of = {wnid: label for label, wnid in enumerate(wnids("imagenet1k"))}
-    pictures = []
+    images = []
     for file in content.files:
         wnid = wnid_of.get(file.stem)
         if wnid not in label_of:
@@ -227,8 +227,8 @@ def read_flat(content: Listing, base: Path) -> tuple[list[Picture], str]:
                 problem,
                 fix="the names must be ILSVRC's, ILSVRC2012_val_00000001.JPEG to ..._00050000.JPEG",
             )
-        pictures.append(Picture(file.path, file.place, file.where, label_of[wnid]))
-    return pictures, f"flat, labels from {source.name}"
+        images.append(ImageFile(file.path, file.place, file.where, label_of[wnid]))
+    return images, f"flat, labels from {source.name}"
 
 
 def _truth(folder: Path, base: Path) -> tuple[Mapping[str, str], Path]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from silc_bench.datasets.image_set import Found, PictureSet
+from silc_bench.datasets.image_set import ImageFiles, ImageSplit
 from silc_bench.datasets.public.cifar import read_cifar
 from silc_bench.datasets.public.coco_flickr import read_karpathy
 from silc_bench.datasets.public.counts import EXPECTED, check_counts
@@ -23,7 +23,7 @@ from silc_bench.datasets.public.objectnet import read_objectnet
 from silc_bench.datasets.public.segmentation import read_segmentation
 
 # by name; a reader takes name, split and place
-READERS: dict[str, Callable[[str, str, Site], Found]] = {
+READERS: dict[str, Callable[[str, str, Site], ImageSplit]] = {
     "imagenet1k": read_imagenet,
     "imagenet_v2": read_imagenet,
     "imagenet_a": read_imagenet,
@@ -43,7 +43,7 @@ def splits(name: str) -> tuple[str, ...]:
     return tuple(split for known, split in EXPECTED if known == name)
 
 
-def load(name: str, split: str, data_root: Path | None, limit: int | None = None) -> PictureSet:
+def load(name: str, split: str, data_root: Path | None, limit: int | None = None) -> ImageFiles:
     """A split of a named set, or ``limit`` images of it; each of them is read and hashed.
 
     The set must be there as a whole, also where a limit is given.
@@ -54,11 +54,11 @@ def load(name: str, split: str, data_root: Path | None, limit: int | None = None
     return find_set(name, split, data_root, limit).hashed()
 
 
-def find_set(name: str, split: str, data_root: Path | None, limit: int | None = None) -> PictureSet:
+def find_set(name: str, split: str, data_root: Path | None, limit: int | None = None) -> ImageFiles:
     """The same, read and hashed only when its fingerprint is asked for."""
     site = find(name, split, data_root)
     found = READERS[name](name, split, site)
 
     # before the limit: a part of a set with a hole would be another part
     check_counts(name, split, found)
-    return PictureSet(name, split, found, limit)
+    return ImageFiles(name, split, found, limit)

@@ -15,7 +15,7 @@ import json
 from pathlib import Path
 
 from silc_bench.datasets.files.folders import Listing, listing
-from silc_bench.datasets.image_set import Found
+from silc_bench.datasets.image_set import ImageSplit
 from silc_bench.datasets.layouts import read_class_folders, read_labelled, read_names, shards_in
 from silc_bench.datasets.public.counts import EXPECTED, checked_order
 from silc_bench.datasets.public.find import Site
@@ -24,7 +24,7 @@ from silc_bench.errors import DataError
 FOLDERS, OVERLAP = "folder_to_objectnet_label.json", "objectnet_to_imagenet_1k.json"
 
 
-def read_objectnet(name: str, split: str, site: Site) -> Found:
+def read_objectnet(name: str, split: str, site: Site) -> ImageSplit:
     """Images and labels from shards, or from ObjectNet's own folders.
 
     Raises:
@@ -45,13 +45,13 @@ def read_objectnet(name: str, split: str, site: Site) -> Found:
     part = Listing(site.path, files, folders_here, everything.stray, everything.other)
 
     labels = {folder: label for label, folder in enumerate(folders)}
-    pictures, notes = read_class_folders(part, labels, name)
+    images, notes = read_class_folders(part, labels, name)
     num_left = len(everything.files) - len(files)
     notes.append(f"left {num_left:,} pictures of classes that ImageNet does not have")
-    return Found(pictures, site.path, "class folders", class_names, notes=notes)
+    return ImageSplit(images, site.path, "class folders", class_names, notes=notes)
 
 
-def _from_shards(num_classes: int, site: Site) -> Found:
+def _from_shards(num_classes: int, site: Site) -> ImageSplit:
     paths = [site.path] if site.kind == "tar" else shards_in(site.path)
 
     # the numbers mean ObjectNet's classes only where the list beside them says so
@@ -63,7 +63,7 @@ def _from_shards(num_classes: int, site: Site) -> Found:
         )
     names = tuple(text.lower() for text in read_names(names_file))
     names = checked_order("objectnet names", names, f"fetch the set's {names_file} again")
-    return Found(read_labelled(paths, num_classes), site.path, "webdataset shards", names)
+    return ImageSplit(read_labelled(paths, num_classes), site.path, "webdataset shards", names)
 
 
 def _overlapping(site: Site) -> dict[str, str]:

@@ -24,15 +24,15 @@ from typing import Any
 import numpy as np
 
 from silc_bench.datasets.dataset import IGNORE
-from silc_bench.datasets.files.folders import PICTURE_EXTENSIONS, by_number, is_stray
-from silc_bench.datasets.image_set import Found, Picture
+from silc_bench.datasets.files.folders import FILE_EXTENSIONS, by_number, is_stray
+from silc_bench.datasets.image_set import ImageFile, ImageSplit
 from silc_bench.datasets.masks import MASK_EXTENSIONS, MaskFile, MaskRule
 from silc_bench.datasets.public.find import Site
 from silc_bench.datasets.public.mask_sets import MaskLayout, rule_of
 from silc_bench.errors import DataError, UserError
 
 
-def read_segmentation(name: str, split: str, site: Site) -> Found:
+def read_segmentation(name: str, split: str, site: Site) -> ImageSplit:
     """Images and masks of a named set.
 
     Raises:
@@ -58,7 +58,7 @@ def read_segmentation(name: str, split: str, site: Site) -> Found:
     return found_of(pictures, site.base, f"{images} with {how}", rule)
 
 
-def read_pairs(images: Path, masks: Path, rule: MaskRule) -> list[Picture]:
+def read_pairs(images: Path, masks: Path, rule: MaskRule) -> list[ImageFile]:
     """Images below ``images``, each with the mask of its name below ``masks``.
 
     The endings may differ.
@@ -66,14 +66,14 @@ def read_pairs(images: Path, masks: Path, rule: MaskRule) -> list[Picture]:
     Raises:
         DataError: none, an image without a mask, a mask without an image, or two of one name.
     """
-    image_ends = tuple(f".{end}" for end in PICTURE_EXTENSIONS)
+    image_ends = tuple(f".{end}" for end in FILE_EXTENSIONS)
     mask_ends = tuple(f".{end}" for end in MASK_EXTENSIONS)
     return _matched(images, masks, image_ends, mask_ends, rule)
 
 
-def found_of(pictures: list[Picture], folder: Path, layout: str, rule: MaskRule) -> Found:
+def found_of(pictures: list[ImageFile], folder: Path, layout: str, rule: MaskRule) -> ImageSplit:
     """What a reader of masks gives back; their rule says what the labels are called."""
-    return Found(
+    return ImageSplit(
         pictures,
         folder,
         layout,
@@ -96,7 +96,7 @@ def _images_of(base: Path, layout: MaskLayout, masks: Path) -> Path:
 
 def _listed(
     listed: Path, images: Path, masks: Path, layout: MaskLayout, rule: MaskRule
-) -> list[Picture]:
+) -> list[ImageFile]:
     """In the order of the list."""
     stems = listed.read_text(encoding="utf-8").split()
     if len(set(stems)) != len(stems):
@@ -115,7 +115,7 @@ def _listed(
             raise DataError(problem, fix=f"fetch the set's {kind} again")
 
     pairs = zip(image_paths, mask_paths, strict=True)
-    return [_picture(image, mask, rule) for image, mask in pairs]
+    return [_image(image, mask, rule) for image, mask in pairs]
 
 
 def _matched(
@@ -125,7 +125,7 @@ def _matched(
     mask_ends: Collection[str],
     rule: MaskRule,
     skipped: str = "",
-) -> list[Picture]:
+) -> list[ImageFile]:
     """By their names, "9" before "10"; ``skipped`` is the end of files that are no masks."""
     image_of = _by_stem(images, image_ends)
     mask_of = _by_stem(masks, mask_ends, skipped)
@@ -151,9 +151,7 @@ def _matched(
             f" such as {mask_of[alone[0]].name}"
         )
         raise DataError(problem, fix=f"add the pictures to {images}, or take these masks out")
-    return [
-        _picture(image_of[stem], mask_of[stem], rule) for stem in sorted(image_of, key=by_number)
-    ]
+    return [_image(image_of[stem], mask_of[stem], rule) for stem in sorted(image_of, key=by_number)]
 
 
 def _by_stem(folder: Path, ends: Collection[str], skipped: str = "") -> dict[str, Path]:
@@ -181,13 +179,13 @@ def _walk(folder: Path) -> Iterator[Path]:
         yield from (Path(parent, name) for name in files if not is_stray(name))
 
 
-def _picture(path: Path, mask: Path, rule: MaskRule) -> Picture:
+def _image(path: Path, mask: Path, rule: MaskRule) -> ImageFile:
     try:
         size = path.stat().st_size
     except FileNotFoundError as error:
         problem = f"{path} is a link to a file that is gone"
         raise DataError(problem, fix="restore the file or remove the link") from error
-    return Picture(path, (0, size), str(path), mask=MaskFile(mask, rule))
+    return ImageFile(path, (0, size), str(path), mask=MaskFile(mask, rule))
 
 
 # ---- masks that are drawn from outlines ----
@@ -237,7 +235,7 @@ class DrawnMask:
         return labels
 
 
-def read_instances(path: Path, folder: Path, rule: MaskRule) -> list[Picture]:
+def read_instances(path: Path, folder: Path, rule: MaskRule) -> list[ImageFile]:
     """All images that the file lists, by their number.
 
     Raises:
@@ -279,7 +277,7 @@ def read_instances(path: Path, folder: Path, rule: MaskRule) -> list[Picture]:
             missing.append(image)
             continue
         mask = DrawnMask(path, rule, number, height, width, tuple(outlines[number]))
-        pictures.append(Picture(image, (0, image.stat().st_size), str(image), mask=mask))
+        pictures.append(ImageFile(image, (0, image.stat().st_size), str(image), mask=mask))
 
     if missing:
         problem = (

@@ -84,7 +84,7 @@ class Answer:
 class Finding(Answer):
     """An answer, and to what."""
 
-    check: str = ""  # "picture alone and in a batch"
+    check: str = ""  # "image alone and in a batch"
 
 
 class Subject:

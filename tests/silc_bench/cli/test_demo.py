@@ -164,7 +164,7 @@ def test_both_models_are_measured_on_every_task_and_rank(finished):
     assert "What self-distillation changed" in screen
 
 
-def test_both_runs_see_the_same_pictures(finished):
+def test_both_runs_see_the_same_images(finished):
     out, _ = finished
     steps = [
         path.parent.parent.name + "/" + path.name
@@ -175,7 +175,7 @@ def test_both_runs_see_the_same_pictures(finished):
     ]
 
 
-def test_the_page_holds_tables_and_pictures(finished):
+def test_the_page_holds_tables_and_images(finished):
     out, (_, _, page) = finished
     assert page == out / "leaderboard.html"
     text = page.read_text(encoding="utf-8")
@@ -219,7 +219,7 @@ def columns_of(path, count):
     ]
 
 
-def test_the_picture_has_scenes_truth_and_two_columns_a_model(finished):
+def test_the_image_has_scenes_truth_and_two_columns_a_model(finished):
     scenes, truth, _, patches, _, other_patches = columns_of(
         finished[0] / "results" / "pictures" / "dense_features.png", 6
     )

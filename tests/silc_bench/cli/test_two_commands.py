@@ -23,7 +23,7 @@ from silc_bench.results.record import load_all
 from silc_bench.trainer.checkpoints.model import NativeImageModel
 
 pytestmark = pytest.mark.timing
-# pictures a split, of which kNN has two; pictures a forward pass, and here a part of the store
+# images a split, of which kNN has two; images a forward pass, and here a part of the store
 LIMIT, BATCH = 60, 8
 SETS = {
     **{

@@ -66,7 +66,7 @@ def write_shard(path: Path, labels: Iterable[int]) -> Path:
 @pytest.fixture(scope="session")
 def make() -> SimpleNamespace:
     return SimpleNamespace(
-        picture=picture,
+        image=picture,
         mask=mask,
         label_of=label_of,
         tar=write_tar,

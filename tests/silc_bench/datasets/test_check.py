@@ -63,10 +63,10 @@ def test_what_is_wrong_and_the_line_that_mends_it(make, tmp_path):
     assert "cifar10 cannot be measured as it is" in error
 
 
-def test_damaged_pictures_are_counted(make, tmp_path):
+def test_damaged_images_are_counted(make, tmp_path):
     make.tree(
         tmp_path / "cifar10/test",
-        [(f"{name}/0.png", make.picture(i)) for i, name in enumerate(CIFAR10_NAMES)],
+        [(f"{name}/0.png", make.image(i)) for i, name in enumerate(CIFAR10_NAMES)],
     )
     for name in ("cat", "dog"):
         (tmp_path / f"cifar10/test/{name}/0.png").write_bytes(b"no picture")
@@ -83,18 +83,18 @@ def test_damaged_pictures_are_counted(make, tmp_path):
 def test_only_a_spread_part_is_decoded_unless_all_are_asked_for(make, tmp_path, monkeypatch):
     monkeypatch.setattr("silc_bench.datasets.check.DECODED", 2)
     make.tree(
-        tmp_path, [(f"{name}/{i}.png", make.picture(i)) for name in ("a", "b") for i in range(3)]
+        tmp_path, [(f"{name}/{i}.png", make.image(i)) for name in ("a", "b") for i in range(3)]
     )
     (tmp_path / "a/1.png").write_bytes(b"no picture")
     assert not check(f"folder:{tmp_path}").problems
-    assert check(f"folder:{tmp_path}", every_picture=True).problems
+    assert check(f"folder:{tmp_path}", every_image=True).problems
 
 
 def test_own_data(make, tmp_path):
     make.tree(
         tmp_path,
         [
-            (f"{split}/{label}/0.png", make.picture(label))
+            (f"{split}/{label}/0.png", make.image(label))
             for split in ("train", "test")
             for label in (0, 1)
         ],

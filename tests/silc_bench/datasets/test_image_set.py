@@ -20,7 +20,7 @@ def pets(make, tmp_path):
     return make.tree(
         tmp_path / "pets",
         [
-            (f"{name}/{i}.png", make.picture(10 * c + i))
+            (f"{name}/{i}.png", make.image(10 * c + i))
             for c, name in enumerate("ab")
             for i in (0, 1)
         ],
@@ -51,7 +51,7 @@ def hashed(monkeypatch, tmp_path):
             patch.setattr(
                 fingerprints,
                 "_with_progress",
-                lambda pictures, title: read.extend(pictures) or real(pictures, title),
+                lambda images, title: read.extend(images) or real(images, title),
             )
             fingerprint = parse(word).load("test").fingerprint
         return fingerprint, len(read)
@@ -69,8 +69,8 @@ def test_files_are_read_once(hashed, pets, shards):
 @pytest.fixture
 def town(make, tmp_path):
     """Two pictures with masks, and the word for them."""
-    pictures = [(f"{kind}/{i}.png", make.mask(i)) for kind in ("images", "masks") for i in (0, 1)]
-    make.tree(tmp_path / "town", [*pictures, ("classes.json", b'["sky", "road"]')])
+    images = [(f"{kind}/{i}.png", make.mask(i)) for kind in ("images", "masks") for i in (0, 1)]
+    make.tree(tmp_path / "town", [*images, ("classes.json", b'["sky", "road"]')])
     return f"seg:{tmp_path}/town/images,{tmp_path}/town/masks,{tmp_path}/town/classes.json"
 
 
@@ -206,7 +206,7 @@ def test_data_check_always_reads(hashed, pets, monkeypatch, tmp_path):
     monkeypatch.setattr(
         fingerprints,
         "_with_progress",
-        lambda pictures, title: read.extend(pictures) or real(pictures, title),
+        lambda images, title: read.extend(images) or real(images, title),
     )
     with remembered(Store(tmp_path / "cache")):
         (line,) = [line for line in check(f"folder:{pets}").found if "fingerprint" in line]

@@ -39,13 +39,13 @@ def _small(monkeypatch):
 
 def by_wnid(make, root, folder, name="imagenet1k"):
     make.tree(
-        root / folder, [(f"{wnid}/a.JPEG", make.picture(i)) for i, wnid in enumerate(wnids(name))]
+        root / folder, [(f"{wnid}/a.JPEG", make.image(i)) for i, wnid in enumerate(wnids(name))]
     )
 
 
 def flat(make, root, folder):
     make.tree(
-        root / folder, [(f"ILSVRC2012_val_{i + 1:08d}.JPEG", make.picture(i)) for i in range(1000)]
+        root / folder, [(f"ILSVRC2012_val_{i + 1:08d}.JPEG", make.image(i)) for i in range(1000)]
     )
 
 
@@ -62,7 +62,7 @@ def synsets(make, root):
 def val_tar(make, root):
     make.tar(
         root / "ILSVRC2012_img_val.tar",
-        [(f"ILSVRC2012_val_{i + 1:08d}.JPEG", make.picture(i)) for i in range(1000)],
+        [(f"ILSVRC2012_val_{i + 1:08d}.JPEG", make.image(i)) for i in range(1000)],
     )
     (root / "synset_labels.txt").write_text("\n".join(SYNSETS))
 
@@ -78,14 +78,14 @@ def shards(make, root, folder, count, names=None):
 def v2(make, root):
     make.tree(
         root / "imagenetv2-matched-frequency-format-val",
-        [(f"{i}/a.jpeg", make.picture(i)) for i in range(1000)],
+        [(f"{i}/a.jpeg", make.image(i)) for i in range(1000)],
     )
 
 
 def tar_of_folders(make, root, name, archive):
     make.tar(
         root / archive,
-        [(f"{name}/{wnid}/a.jpg", make.picture(i)) for i, wnid in enumerate(wnids(name))],
+        [(f"{name}/{wnid}/a.jpg", make.image(i)) for i, wnid in enumerate(wnids(name))],
     )
 
 
@@ -104,11 +104,11 @@ def pickles(root, folder, files, meta, content, names):
 def folders(make, root, folder, names):
     make.tree(
         root / folder,
-        [(f"{name.replace(' ', '_')}/a.png", make.picture(i)) for i, name in enumerate(names)],
+        [(f"{name.replace(' ', '_')}/a.png", make.image(i)) for i, name in enumerate(names)],
     )
 
 
-def karpathy(make, root, name, pictures):
+def karpathy(make, root, name, images):
     rows = [
         {
             "filename": f"{i}.jpg",
@@ -117,7 +117,7 @@ def karpathy(make, root, name, pictures):
         }
         for i in range(3)
     ]
-    make.tree(root / pictures, [(f"{i}.jpg", make.picture(i)) for i in range(3)])
+    make.tree(root / images, [(f"{i}.jpg", make.image(i)) for i in range(3)])
     (root / name / f"dataset_{name}.json").write_text(json.dumps({"images": rows}))
 
 
@@ -125,7 +125,7 @@ def captioned(make, root, folder):
     members = []
     for i in range(3):
         words = "\n".join(f"caption {j} of {i}" for j in range(5)).encode()
-        members += [(f"s{i}.jpg", make.picture(i)), (f"s{i}.txt", words)]
+        members += [(f"s{i}.jpg", make.image(i)), (f"s{i}.txt", words)]
     make.tar(root / folder / "test/0.tar", members)
 
 
@@ -188,11 +188,11 @@ def test_every_layout_is_ready_to_be_measured(make, tmp_path, layout):
     report = check(name, tmp_path)
     assert not report.problems, report.problems
     size = SIZES[name]
-    counted = f"{size.pictures:,} pictures"
+    counted = f"{size.images:,} pictures"
     counted += (
         f", {size.classes:,} classes"
         if size.classes
-        else f", {5 * size.pictures} captions (5 to 5 a picture)"
+        else f", {5 * size.images} captions (5 to 5 a picture)"
     )
     assert [
         line for line in report.found if counted in line and "as many as the set has" in line
@@ -200,7 +200,7 @@ def test_every_layout_is_ready_to_be_measured(make, tmp_path, layout):
     assert contents(tmp_path) == before, "it writes nothing into the data"
 
 
-def test_every_named_set_of_pictures_is_here():
+def test_every_named_set_of_images_is_here():
     without_masks = {
         name for (name, split), known in EXPECTED.items() if split == "test" and not known.labels
     }

@@ -16,7 +16,7 @@ REAL = os.environ.get("SILC_BENCH_TEST_DATA")
 
 def pets(make, names=("cat", "lap_dog", "newt")):
     return [
-        (f"{name}/{i}.jpg", make.picture(10 * label + i))
+        (f"{name}/{i}.jpg", make.image(10 * label + i))
         for label, name in enumerate(names)
         for i in range(2)
     ]
@@ -51,13 +51,13 @@ def test_train_and_test(make, tmp_path, test):
     assert own.read("test").notes == [
         f"1 classes to learn are not scored: cat has no pictures in {tmp_path / test}"
     ]
-    make.tree(tmp_path / test, [("zebra/0.jpg", make.picture(0))])
+    make.tree(tmp_path / test, [("zebra/0.jpg", make.image(0))])
     with pytest.raises(UserError, match="'zebra'"):
         own.load("test")
 
 
 def test_numbered_classes_are_sorted_as_numbers_and_may_be_named(make, tmp_path):
-    make.tree(tmp_path, [(f"{number}/a.png", make.picture(number)) for number in (10, 9, 1)])
+    make.tree(tmp_path, [(f"{number}/a.png", make.image(number)) for number in (10, 9, 1)])
     data = folder(tmp_path)
     assert data.class_names == ("1", "9", "10")
     assert [make.label_of(data.image(i)) for i in range(3)] == [1, 9, 10]
@@ -99,20 +99,20 @@ def test_folders_that_are_no_classes(make, tmp_path):
         match=r"holds train and nothing else; put the pictures to be scored into .*b/test",
     ):
         folder(tmp_path / "b")
-    make.tree(tmp_path / "b", [*pets(make), ("test/cat/0.jpg", make.picture(0))])
+    make.tree(tmp_path / "b", [*pets(make), ("test/cat/0.jpg", make.image(0))])
     with pytest.raises(DataError, match="holds test and train and cat, lap_dog, newt"):
         folder(tmp_path / "b")
 
 
-def test_a_corrupt_picture_is_named(make, tmp_path):
-    make.tree(tmp_path, [*pets(make), ("cat/0.jpg", make.picture(0)[:30])])
+def test_a_corrupt_image_is_named(make, tmp_path):
+    make.tree(tmp_path, [*pets(make), ("cat/0.jpg", make.image(0)[:30])])
     with pytest.raises(
         DataError, match=r"cannot be scored, .*cat/0\.jpg is damaged: corrupt image"
     ):
         folder(tmp_path).image(0)
 
 
-def test_stray_files_and_loose_pictures(make, tmp_path):
+def test_stray_files_and_loose_images(make, tmp_path):
     make.tree(
         tmp_path,
         [
@@ -120,12 +120,12 @@ def test_stray_files_and_loose_pictures(make, tmp_path):
             ("Thumbs.db", b""),
             (".DS_Store", b""),
             ("cat/._0.jpg", b""),
-            ("me.jpg", make.picture(3)),
+            ("me.jpg", make.image(3)),
             ("cat/notes.txt", b""),
         ],
     )
     found = parse(f"folder:{tmp_path}").read("test")
-    assert len(found.pictures) == 6
+    assert len(found.images) == 6
     assert found.notes == [
         "skipped stray files of the system: 1 ._*, 1 .DS_Store, 1 Thumbs.db".replace(
             "1 ._*, 1 .DS_Store", "1 .DS_Store, 1 ._*"
@@ -138,8 +138,8 @@ def test_stray_files_and_loose_pictures(make, tmp_path):
 # ---- captions: ----
 
 
-def listed(make, tmp_path, name, text, pictures=("a.jpg", "b.jpg")):
-    make.tree(tmp_path / "images", [(file, make.picture(i)) for i, file in enumerate(pictures)])
+def listed(make, tmp_path, name, text, images=("a.jpg", "b.jpg")):
+    make.tree(tmp_path / "images", [(file, make.image(i)) for i, file in enumerate(images)])
     (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
     return parse(f"captions:{tmp_path / name}")
 
@@ -256,9 +256,9 @@ def test_shards_with_captions(make, tmp_path):
     make.tar(
         tmp_path / "a.tar",
         [
-            ("0.jpg", make.picture(0)),
+            ("0.jpg", make.image(0)),
             ("0.txt", b"one\ntwo\n"),
-            ("1.jpg", make.picture(1)),
+            ("1.jpg", make.image(1)),
             ("1.txt", b"three"),
         ],
     )

@@ -181,7 +181,7 @@ def test_words_that_name_nothing(make, tmp_path, word, sentence):
         parse(word.format(root=tmp_path)).splits()
 
 
-def test_pictures_and_masks_that_do_not_match(make, tmp_path):
+def test_images_and_masks_that_do_not_match(make, tmp_path):
     word = write(tmp_path, make, ["sky", "road", "tree"])
     make.tree(tmp_path, [("images/a.png", encoded(np.zeros((8, 9, 3), np.uint8)))])
     with pytest.raises(

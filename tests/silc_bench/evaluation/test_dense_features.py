@@ -173,7 +173,7 @@ def test_features_that_are_no_numbers_are_named(value):
         list(extractor(Broken(), batch_size=1)({"test": Noise()}).grids("test", None, "tokens"))
 
 
-def test_the_protocol_says_all_that_is_done_to_a_picture():
+def test_the_protocol_says_all_that_is_done_to_an_image():
     model = Patches()
     native, other = image_protocol(model, None), image_protocol(model, View(12, 8, 8, "bilinear"))
     assert native == image_protocol(model, View(8, 8, 4))

@@ -25,7 +25,7 @@ class CountingModel:
     def __init__(self):
         self.feature_points = {"pooled": 3}
         self.image_protocol, self.text_protocol = {"resize": "none"}, {"cleaning": "none"}
-        self.pictures = self.texts = 0
+        self.images = self.texts = 0
 
     def preprocess(self, image):
         return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
@@ -34,7 +34,7 @@ class CountingModel:
         return torch.tensor([[len(text), text.count("e"), 1] for text in texts])
 
     def encode_image(self, images, point="pooled"):
-        self.pictures += len(images)
+        self.images += len(images)
         return images.mean(dim=(2, 3)) - 0.5
 
     def encode_text(self, tokens):
@@ -70,7 +70,7 @@ def test_records_are_written_and_known_ones_are_not_measured_again(tmp_path):
         on_result=lambda record, is_new: seen.append(is_new),
     )
     assert [record.task.name for record in first] == ["shapes/knn", "shapes/zeroshot"]
-    assert model.pictures == 80, "40 training and 40 test pictures, each once for both tasks"
+    assert model.images == 80, "40 training and 40 test pictures, each once for both tasks"
     assert model.texts == 64 * 4
     assert all(record.limit == 40 and record.n == 40 for record in first)
     assert len(list(tmp_path.rglob("*.json"))) == 2
@@ -83,7 +83,7 @@ def test_records_are_written_and_known_ones_are_not_measured_again(tmp_path):
         on_result=lambda record, is_new: seen.append(is_new),
     )
     assert second == first
-    assert (again.pictures, again.texts) == (0, 0)
+    assert (again.images, again.texts) == (0, 0)
     assert seen == [True, True, False, False]
 
 
@@ -92,7 +92,7 @@ def test_another_limit_or_precision_is_another_measurement(tmp_path, change):
     run(CountingModel(), ["shapes/zeroshot"], tmp_path)
     model = CountingModel()
     run(model, ["shapes/zeroshot"], tmp_path, **change)
-    assert model.pictures > 0
+    assert model.images > 0
 
 
 def test_existing_overwrite_and_error(tmp_path):
@@ -100,9 +100,9 @@ def test_existing_overwrite_and_error(tmp_path):
     model = CountingModel()
     with pytest.raises(UserError, match=r"already measured.*shapes/zeroshot"):
         run(model, ["shapes/zeroshot", "shapes/knn"], tmp_path, existing="error")
-    assert model.pictures == 0, "refused before any work"
+    assert model.images == 0, "refused before any work"
     (second,) = run(model, ["shapes/zeroshot"], tmp_path, existing="overwrite")
-    assert model.pictures == 40
+    assert model.images == 40
     assert second.metrics == first.metrics
     assert len(list(tmp_path.rglob("*.json"))) == 1
     with pytest.raises(UserError, match="did you mean skip"):
@@ -143,7 +143,7 @@ def test_a_model_without_dense_features_is_refused_before_any_work(tmp_path):
     model = CountingModel()
     with pytest.raises(UserError, match=r"needs dense features.*encode_dense"):
         run(model, ["shapes/zeroshot", "shapes/segmentation_linear"], tmp_path)
-    assert model.pictures == 0
+    assert model.images == 0
     assert not list(tmp_path.rglob("*.json"))
 
 
@@ -151,7 +151,7 @@ def test_missing_data_root_is_named_before_any_work(tmp_path):
     model = CountingModel()
     with pytest.raises(UserError, match="--data-root"):
         run(model, ["shapes/zeroshot", "cifar100/zeroshot"], tmp_path)
-    assert model.pictures == 0
+    assert model.images == 0
 
 
 @pytest.mark.parametrize(
@@ -265,11 +265,11 @@ def test_a_score_that_is_not_a_number_is_not_written(tmp_path):
     assert not list(tmp_path.rglob("*.json"))
 
 
-def test_features_that_are_not_finite_name_the_model_and_the_picture(tmp_path):
+def test_features_that_are_not_finite_name_the_model_and_the_image(tmp_path):
     class Diverged(CountingModel):
         def encode_image(self, images, point="pooled"):
             features = super().encode_image(images)
-            if self.pictures > 16:
+            if self.images > 16:
                 features[3] = torch.nan
             return features
 

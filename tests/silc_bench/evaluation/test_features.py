@@ -12,7 +12,7 @@ from silc_bench.evaluation.features import Extractor, choose_device, choose_prec
 from silc_bench.models.preprocessing import ImagePipeline
 
 
-class Pictures:
+class Images:
     """N pictures of one grey each; ``base`` moves the greys and with them the fingerprint."""
 
     name, split, class_names, labels, captions, mask_names = "greys", "test", (), None, None, ()
@@ -43,7 +43,7 @@ class Grey:
     def __init__(self):
         self.feature_points = {"pooled": 2, "mean_patch": 3}
         self.image_protocol, self.text_protocol = {"resize": "none"}, {"cleaning": "none"}
-        self.pictures = self.texts = 0
+        self.images = self.texts = 0
         self.matrix = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, -1.0]])
         self.dtype = None
 
@@ -54,7 +54,7 @@ class Grey:
         return torch.tensor([[len(text)] for text in texts])
 
     def encode_image(self, images, point="pooled"):
-        self.pictures += len(images)
+        self.images += len(images)
         if point == "mean_patch":
             return images.mean(dim=(2, 3))
         features = images.mean(dim=(2, 3)) @ self.matrix.T
@@ -66,7 +66,7 @@ class Grey:
         return torch.stack([tokens[:, 0], torch.ones(len(tokens))], dim=1).float()
 
     def encode_dense(self, images, methods):
-        self.pictures += len(images)
+        self.images += len(images)
         patches = images[:, :2, ::2, ::2].permute(0, 2, 3, 1)
         return {method: patches * (1 if method == "tokens" else 2) for method in methods}
 
@@ -86,7 +86,7 @@ def extractor(model, **options):
 
 
 def test_the_feature_point_decides_what_is_encoded():
-    data = Pictures(3, base=200)
+    data = Images(3, base=200)
     features = extractor(Grey(), feature_point="mean_patch")({"test": data}).image("test")
     expected = [np.array(data.image(i), np.float32).mean(axis=(0, 1)) for i in range(3)]
     np.testing.assert_allclose(features, expected, rtol=1e-6)
@@ -97,7 +97,7 @@ def test_the_feature_point_decides_what_is_encoded():
     "options", [{}, {"batch_size": 1}, {"batch_size": 100}, {"num_workers": 2}, {"progress": True}]
 )
 def test_features_stand_in_the_datasets_order(options):
-    data = Pictures(10, base=200)
+    data = Images(10, base=200)
     features = extractor(Grey(), **options)({"test": data}).image("test")
     assert features.dtype == np.float32
     assert features.tolist() == [[grey, -grey] for grey in data.greys]
@@ -107,23 +107,23 @@ def test_nothing_is_encoded_before_it_is_asked_for_and_then_once():
     model = Grey()
     extract = extractor(model)
     first, second = (
-        extract({"test": Pictures(10)}),
-        extract({"train": Pictures(10), "test": Pictures(6)}),
+        extract({"test": Images(10)}),
+        extract({"train": Images(10), "test": Images(6)}),
     )
-    assert model.pictures == 0
+    assert model.images == 0
     first.image("test")
     second.image("train")
-    assert model.pictures == 10, (
+    assert model.images == 10, (
         "equal content under another role, in another object, is the same encoding"
     )
     second.image("test")
-    assert model.pictures == 16
+    assert model.images == 16
 
 
 def test_equal_names_with_other_content_are_not_mixed_up():
     extract = extractor(Grey())
-    first = extract({"test": Pictures(5)}).image("test")
-    second = extract({"test": Pictures(5, base=1)}).image("test")
+    first = extract({"test": Images(5)}).image("test")
+    second = extract({"test": Images(5, base=1)}).image("test")
     assert (first != second).all()
 
 
@@ -138,13 +138,13 @@ def test_texts_are_encoded_once_and_returned_in_the_order_asked():
 
 def test_dense_features_come_in_batches_when_they_are_taken():
     model = Grey()
-    pictures = extractor(model)({"test": Pictures(10)}).grids("test", None, "maskclip")
-    assert model.pictures == 0
+    pictures = extractor(model)({"test": Images(10)}).grids("test", None, "maskclip")
+    assert model.images == 0
     first = next(pictures)
-    assert model.pictures == 4
+    assert model.images == 4
     assert first.grid.shape == (2, 2, 2)
     rest = np.stack([picture.grid for picture in (first, *pictures)])
-    assert rest[:, 0, 0, 0].tolist() == [2 * grey for grey in Pictures(10).greys]
+    assert rest[:, 0, 0, 0].tolist() == [2 * grey for grey in Images(10).greys]
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_dense_features_come_in_batches_when_they_are_taken():
 )
 def test_precision_is_the_one_of_the_forward_pass(precision, dtype):
     model = Grey()
-    features = extractor(model, precision=precision)({"test": Pictures(3)}).image("test")
+    features = extractor(model, precision=precision)({"test": Images(3)}).image("test")
     assert model.dtype == dtype
     assert features.dtype == np.float32
 
@@ -160,7 +160,7 @@ def test_precision_is_the_one_of_the_forward_pass(precision, dtype):
 def test_gradients_are_not_kept():
     model = Grey()
     model.matrix.requires_grad_()
-    extractor(model)({"test": Pictures(3)}).image("test")
+    extractor(model)({"test": Images(3)}).image("test")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -168,7 +168,7 @@ def test_features_that_are_not_finite_stop_the_run(value):
     class Diverged(Grey):
         def encode_image(self, images, point="pooled"):
             features = super().encode_image(images)
-            features[images.mean(dim=(1, 2, 3)).round() == 42, 1] = value  # the seventh picture
+            features[images.mean(dim=(1, 2, 3)).round() == 42, 1] = value  # the seventh image
             return features
 
         def encode_dense(self, images, methods):
@@ -177,7 +177,7 @@ def test_features_that_are_not_finite_stop_the_run(value):
         def encode_text(self, tokens):
             return torch.where(tokens == 3, value, 1.0).expand(-1, 2)
 
-    features = extractor(Diverged())({"test": Pictures(10)})
+    features = extractor(Diverged())({"test": Images(10)})
     with pytest.raises(
         RunError, match="grey gives image features that are not finite for picture 6 of greys/test"
     ):
@@ -220,7 +220,7 @@ def test_compiled_features_are_the_same(monkeypatch):
         return real(encode, backend="eager")
 
     monkeypatch.setattr(torch, "compile", compile_eagerly)
-    data = {"test": Pictures(10, base=200)}
+    data = {"test": Images(10, base=200)}
     plain, compiled = (extractor(Grey(), is_compiled=flag)(data) for flag in (False, True))
     assert np.array_equal(plain.image("test"), compiled.image("test"))
     dense = [
@@ -242,4 +242,4 @@ def test_what_cannot_be_compiled_is_said(monkeypatch):
 
     monkeypatch.setattr(torch, "compile", refusing)
     with pytest.raises(UserError, match=r"grey cannot be compiled here .*leave --compile out"):
-        extractor(Grey(), is_compiled=True)({"test": Pictures(10, base=200)}).image("test")
+        extractor(Grey(), is_compiled=True)({"test": Images(10, base=200)}).image("test")

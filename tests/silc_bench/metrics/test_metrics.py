@@ -107,7 +107,7 @@ def test_areas_and_scores_by_hand():
     )
 
 
-def test_iou_equals_torchmetrics_over_several_pictures():
+def test_iou_equals_torchmetrics_over_several_images():
     from torchmetrics import JaccardIndex
     from torchmetrics.classification import MulticlassAccuracy
 
@@ -133,7 +133,7 @@ def test_masks_of_16_bits_have_a_class_255():
     assert found.sum(axis=1).tolist() == [2, 3, 3]
 
 
-def test_iou_of_pictures_of_odd_sizes_equals_torchmetrics_and_a_loop_over_pixels():
+def test_iou_of_images_of_odd_sizes_equals_torchmetrics_and_a_loop_over_pixels():
     """Class 3 is never true but predicted, class 4 true but never predicted, class 5 neither."""
     from torchmetrics import JaccardIndex
 

@@ -43,7 +43,7 @@ def test_bootstrap_of_a_mean_is_its_binomial_error():
     assert error == stats.bootstrap_stderr(counts, lambda sums: sums[:, 0] / sums[:, 1]), "seeded"
 
 
-def test_bootstrap_sees_that_captions_of_a_picture_fail_together():
+def test_bootstrap_sees_that_captions_of_an_image_fail_together():
     hits = np.random.default_rng(3).random(200) < 0.4
     five = np.stack([5 * hits, np.full(200, 5)], axis=1)
     error = stats.bootstrap_stderr(five, lambda sums: sums[:, 0] / sums[:, 1])
@@ -53,13 +53,13 @@ def test_bootstrap_sees_that_captions_of_a_picture_fail_together():
 def test_bootstrap_of_miou_by_simulation():
     rng = np.random.default_rng(4)
 
-    def pictures(num):
+    def images(num):
         truth = rng.multinomial(100, [0.6, 0.3, 0.1], size=num)
         found = rng.binomial(truth, rng.beta(4, 2, size=(num, 3)))
         return np.stack([found, found + rng.poisson(10, size=(num, 3)), truth], axis=1)
 
-    spread = np.std([iou.mean_iou(pictures(60).sum(axis=0)) for _ in range(600)])
-    claimed = np.mean([stats.bootstrap_stderr(pictures(60), iou.mean_iou) for _ in range(12)])
+    spread = np.std([iou.mean_iou(images(60).sum(axis=0)) for _ in range(600)])
+    claimed = np.mean([stats.bootstrap_stderr(images(60), iou.mean_iou) for _ in range(12)])
     assert claimed == pytest.approx(spread, rel=0.12)
 
 
@@ -82,7 +82,7 @@ def test_bootstrap_does_not_depend_on_the_chunks(monkeypatch):
     assert len(errors) == 1
 
 
-def test_seeds_cover_pictures_and_draws():
+def test_seeds_cover_images_and_draws():
     rng = np.random.default_rng(6)
     spread, claimed = [], []
     for _ in range(600):
@@ -104,8 +104,8 @@ def hits(both, only_a, only_b, neither):
     return a, b
 
 
-def fraction(num_pictures):
-    return lambda sums: sums[..., 0] / num_pictures
+def fraction(num_images):
+    return lambda sums: sums[..., 0] / num_images
 
 
 def paired_error(a, b, seed=0):
@@ -191,7 +191,7 @@ def test_the_interval_covers_at_its_level(monkeypatch):
     rng = np.random.default_rng(11)
 
     def counts(num):
-        easy = rng.beta(1, 1, size=num)  # of a picture, for both models
+        easy = rng.beta(1, 1, size=num)  # of an image, for both modelss
         a, b = rng.binomial(5, easy), rng.binomial(5, np.minimum(1, easy * 1.1))
         return [np.stack([found, np.full(num, 5)], axis=1) for found in (a, b)]
 
@@ -215,9 +215,9 @@ def test_few_draws_of_the_shots_widen_the_interval():
         favour = 0.05 * rng.normal(size=3)
         a, b = rng.random((400, 3)) < 0.5, rng.random((400, 3)) < 0.5 + favour
         difference = b.mean() - a.mean()
-        pictures = (b.mean(axis=1) - a.mean(axis=1)).var(ddof=1) / 400
+        images = (b.mean(axis=1) - a.mean(axis=1)).var(ddof=1) / 400
         draws = stats.draws_variance(a, b)
-        stderr, dof = np.sqrt(pictures + draws), stats.pooled_dof([pictures, draws], [399, 2])
+        stderr, dof = np.sqrt(images + draws), stats.pooled_dof([images, draws], [399, 2])
         false += stats.paired_p(difference, stderr, dof, 400) < 0.05
         claimed.append(stderr)
         spread.append(difference)

@@ -247,7 +247,7 @@ def picture(mode: str, size: tuple[int, int]) -> Image.Image:
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "RGBA", "LA", "CMYK", "YCbCr"])
 @pytest.mark.parametrize("size", [(1, 1), (16, 16), (37, 23), (1, 300), (15, 17)])
-def test_preprocess_is_torchvisions_squash_of_the_picture_in_colour(model, mode, size):
+def test_preprocess_is_torchvisions_squash_of_the_image_in_colour(model, mode, size):
     image = picture(mode, size)
     peer = v2.Compose(
         [
@@ -263,7 +263,7 @@ def test_preprocess_is_torchvisions_squash_of_the_picture_in_colour(model, mode,
     assert -1 <= pixels.min() <= pixels.max() <= 1
 
 
-def test_preprocess_of_black_white_and_a_known_picture(model):
+def test_preprocess_of_black_white_and_a_known_image(model):
     assert (model.preprocess(Image.new("L", (5, 9), 0)) == -1).all()
     assert (model.preprocess(Image.new("RGB", (5, 9), "white")) == 1).all()
     rng = np.random.default_rng(0)

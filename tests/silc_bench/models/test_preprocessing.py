@@ -73,7 +73,7 @@ def test_center_floor_equals_transformers(size, resize_size, crop):
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "1", "CMYK", "I;16"])
-def test_a_picture_of_another_mode_is_made_rgb_first(mode):
+def test_an_image_of_another_mode_is_made_rgb_first(mode):
     image = (
         picture(40, 30, "L").convert("I").convert("I;16")
         if mode == "I;16"

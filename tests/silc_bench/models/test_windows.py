@@ -153,18 +153,16 @@ def test_of_equal_classes_the_first_wins():
         assert (predict(lambda cells: cells, grid, layout, 9, 9) == 0).all()
 
 
-def test_pictures_keep_their_aspect_and_their_pixels_at_the_right_size():
+def test_images_keep_their_aspect_and_their_pixels_at_the_right_size():
     view = View(16, 16, 8)
-    picture = Image.fromarray(
-        np.random.default_rng(0).integers(0, 256, (16, 40, 3), dtype=np.uint8)
-    )
-    assert np.array_equal(view.resized(picture, "bicubic"), np.asarray(picture))
-    assert view.resized(picture.resize((5, 2)), "bilinear").shape == (16, 40, 3)
-    assert view.resized(picture.convert("L"), "nearest").shape == (16, 40, 3)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 40, 3), dtype=np.uint8))
+    assert np.array_equal(view.resized(image, "bicubic"), np.asarray(image))
+    assert view.resized(image.resize((5, 2)), "bilinear").shape == (16, 40, 3)
+    assert view.resized(image.convert("L"), "nearest").shape == (16, 40, 3)
     assert view.resized(Image.new("RGB", (1, 1)), "bicubic").shape == (16, 16, 3)
 
 
-def test_a_strip_is_refused_and_a_wide_picture_is_not():
+def test_a_strip_is_refused_and_a_wide_image_is_not():
     view = View(16, 16, 8)
     with pytest.raises(
         UserError,

@@ -18,7 +18,7 @@ from silc_bench.probes.patch_labels import class_sums, members, sample
 VIEWS = {"one window": View(12, 12, 12), "overlap": View(12, 8, 4), "resized": View(20, 12, 8)}
 
 
-def pictures(view, sizes=((12, 15), (9, 7), (13, 12), (6, 20)), dim=5, num_classes=3, seed=0):
+def images(view, sizes=((12, 15), (9, 7), (13, 12), (6, 20)), dim=5, num_classes=3, seed=0):
     """Cells of very different scales, and masks of odd sizes in which much is not scored."""
     rng = np.random.default_rng(seed)
     scale, shift = np.array([1, 100, 0.001, 3, 1.0])[:dim], np.array([5, 0, 5, -40, 0.0])[:dim]
@@ -71,7 +71,7 @@ def summed(data, num_classes=3):
 @pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS)
 @pytest.mark.parametrize("l2", [1e-3, 1.0])
 def test_the_probe_equals_the_discriminant_of_every_pixel(view, l2):
-    data = pictures(view)
+    data = images(view)
     weight, bias = discriminant(data, 3, l2)
     probe, details = summed(data).solve([l2])
     for grid, _, _ in data:
@@ -82,7 +82,7 @@ def test_the_probe_equals_the_discriminant_of_every_pixel(view, l2):
 
 
 def test_one_window_is_bilinear_upsampling():
-    (grid, layout, mask), *_ = pictures(VIEWS["one window"], sizes=((12, 12),))
+    (grid, layout, mask), *_ = images(VIEWS["one window"], sizes=((12, 12),))
     mine = upsampled(grid, layout, mask)
     theirs = F.interpolate(
         torch.from_numpy(grid).double().permute(2, 0, 1)[None], size=mask.shape, mode="bilinear"
@@ -90,10 +90,10 @@ def test_one_window_is_bilinear_upsampling():
     np.testing.assert_allclose(mine, theirs[0].permute(1, 2, 0).numpy(), atol=1e-12)
 
 
-def test_the_penalty_is_chosen_on_pictures_left_out(monkeypatch):
+def test_the_penalty_is_chosen_on_images_left_out(monkeypatch):
     """Two folds, every cell sampled: a penalty's score is that of the other fold's discriminant."""
     monkeypatch.setattr(dense_ridge, "FOLDS", 2)
-    data, penalties = pictures(VIEWS["overlap"]), [1e-3, 1e-1, 10.0]
+    data, penalties = images(VIEWS["overlap"]), [1e-3, 1e-1, 10.0]
     _, details = summed(data).solve(penalties)
     # moments over all cells standardise every fold: take them in by a map that the formula cannot
     # see
@@ -132,7 +132,7 @@ def test_the_penalty_is_chosen_on_pictures_left_out(monkeypatch):
 
 
 def test_two_runs_are_identical_and_a_class_never_seen_is_never_said():
-    data = pictures(VIEWS["overlap"])
+    data = images(VIEWS["overlap"])
     first, second = (summed(data, num_classes=5).solve([1e-2, 1.0]) for _ in range(2))
     assert np.array_equal(first[0].weight, second[0].weight)
     assert first[1] == second[1]
@@ -141,11 +141,11 @@ def test_two_runs_are_identical_and_a_class_never_seen_is_never_said():
     assert logits.argmax(axis=1).max() <= 2
 
 
-def test_pictures_without_a_scored_pixel_say_nothing():
-    data = pictures(VIEWS["overlap"])
+def test_images_without_a_scored_pixel_say_nothing():
+    data = images(VIEWS["overlap"])
     empty = [
         (grid, layout, np.full_like(mask, 255))
-        for grid, layout, mask in pictures(VIEWS["overlap"], seed=1)
+        for grid, layout, mask in images(VIEWS["overlap"], seed=1)
     ]
     probe, details = summed(empty).solve([1e-2, 1.0])
     assert np.isfinite(probe(data[0][0])).all()
@@ -154,7 +154,7 @@ def test_pictures_without_a_scored_pixel_say_nothing():
 
 def test_cells_without_any_spread():
     data = [
-        (np.ones_like(grid), layout, mask) for grid, layout, mask in pictures(VIEWS["one window"])
+        (np.ones_like(grid), layout, mask) for grid, layout, mask in images(VIEWS["one window"])
     ]
     probe, _ = summed(data).solve([1e-3, 1.0])
     assert set(probe(data[0][0]).argmax(axis=-1).ravel()) == {0}, "what occurs most"
@@ -165,7 +165,7 @@ def test_cells_without_any_spread():
 
 @pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS)
 def test_members_are_the_pixels_whose_middle_lies_in_the_cell(view):
-    for _, layout, mask in pictures(view):
+    for _, layout, mask in images(view):
         classes, counts = class_sums(mask, *members(layout, *mask.shape))
         expected = np.zeros((*layout.grid, 3))
         for y, x in np.ndindex(*mask.shape):

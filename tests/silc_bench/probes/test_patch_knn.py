@@ -12,7 +12,7 @@ from silc_bench.probes.patch_knn import CellMemory
 from silc_bench.probes.patch_labels import class_sums, members
 
 
-def pictures(count=4, seed=0):
+def images(count=4, seed=0):
     view, rng = View(12, 8, 4), np.random.default_rng(seed)
     for number in range(count):
         height, width = ((12, 15), (9, 7))[number % 2]
@@ -33,7 +33,7 @@ def remembered(data, num_classes=6):
 @pytest.mark.parametrize("k", [1, 5, 1000])
 def test_votes_equal_a_loop_in_any_chunks(k, chunk, monkeypatch):
     monkeypatch.setattr(dense_knn, "CHUNK", chunk)
-    data = list(pictures())
+    data = list(images())
     queries = np.random.default_rng(9).normal(size=(7, 5)).astype(np.float32)
     votes = remembered(data).voter(k, 0.1)(torch.from_numpy(queries)).numpy()
 
@@ -63,7 +63,7 @@ def test_votes_equal_a_loop_in_any_chunks(k, chunk, monkeypatch):
 
 def test_memory_is_bounded_and_the_same_each_time(monkeypatch):
     monkeypatch.setattr(dense_knn, "MAX_CELLS", 10)
-    data = list(pictures())
+    data = list(images())
     first, again = remembered(data), remembered(data)
     assert first.num_cells == 10
     query = torch.ones(3, 5)

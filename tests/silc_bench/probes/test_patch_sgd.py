@@ -12,7 +12,7 @@ from silc_bench.probes import patch_sgd as dense_sgd
 from silc_bench.probes.patch_sgd import fit, learning_rate_at, num_steps, shuffled
 
 
-def pictures(count=6, seed=0, sizes=((12, 15), (9, 7))):
+def images(count=6, seed=0, sizes=((12, 15), (9, 7))):
     view, rng = View(12, 8, 4), np.random.default_rng(seed)
     for number in range(count):
         height, width = sizes[number % len(sizes)]
@@ -92,14 +92,14 @@ def test_a_fit_is_what_plain_layers_reach(monkeypatch):
 def test_the_seed_decides_everything(monkeypatch):
     monkeypatch.setattr(dense_sgd, "MIN_STEPS", 5)
     monkeypatch.setattr(dense_sgd, "BATCH", 2)
-    first, again, other = (fit(pictures, 6, 3, seed) for seed in (0, 0, 1))
+    first, again, other = (fit(images, 6, 3, seed) for seed in (0, 0, 1))
     assert np.array_equal(first.weight, again.weight)
     assert not np.array_equal(first.weight, other.weight)
 
 
 def test_each_pass_is_the_whole_set_in_a_new_order():
-    order = shuffled(pictures, seed=0)
-    masks = [mask.tobytes() for _, _, mask in pictures()]
+    order = shuffled(images, seed=0)
+    masks = [mask.tobytes() for _, _, mask in images()]
     passes = [[next(order)[2].tobytes() for _ in range(6)] for _ in range(3)]
     assert all(sorted(one) == sorted(masks) for one in passes)
     assert passes[0] != passes[1]
@@ -111,16 +111,16 @@ def test_a_set_that_does_not_fit_is_streamed_again_and_again(monkeypatch):
 
     def counted():
         calls.append(1)
-        return pictures(count=30)
+        return images(count=30)
 
     order = shuffled(counted, seed=0)
     drawn = [next(order)[2].tobytes() for _ in range(90)]
     assert len(calls) in (3, 4)
-    assert set(drawn) == {mask.tobytes() for _, _, mask in pictures(count=30)}
-    assert drawn[:30] != [mask.tobytes() for _, _, mask in pictures(count=30)]
+    assert set(drawn) == {mask.tobytes() for _, _, mask in images(count=30)}
+    assert drawn[:30] != [mask.tobytes() for _, _, mask in images(count=30)]
 
 
-def test_pictures_without_a_scored_pixel_change_nothing_but_decay(monkeypatch):
+def test_images_without_a_scored_pixel_change_nothing_but_decay(monkeypatch):
     monkeypatch.setattr(dense_sgd, "MIN_STEPS", 3)
-    empty = [(grid, layout, np.full_like(mask, 255)) for grid, layout, mask in pictures()]
+    empty = [(grid, layout, np.full_like(mask, 255)) for grid, layout, mask in images()]
     assert np.isfinite(fit(lambda: empty, 6, 3, seed=0).weight).all()

@@ -182,7 +182,7 @@ def retrieval(text, image, picture):
     }
 
 
-def test_captions_of_a_picture_move_together(tmp_path):
+def test_captions_of_an_image_move_together(tmp_path):
     rng = np.random.default_rng(1)
     picture = np.repeat(np.arange(N), 5)
     together = [np.repeat(rng.random(N) < rate, 5) for rate in (0.5, 0.55)]
@@ -236,9 +236,9 @@ def test_areas_and_draws_of_shots(tmp_path):
         outcomes.load(record, tmp_path)["acc1_10shot"]
         for record in records_of(tmp_path, "made/fewshot")
     ]
-    per_picture = (kept[1].mean(axis=1) - kept[0].mean(axis=1)).var() / N
+    per_image = (kept[1].mean(axis=1) - kept[0].mean(axis=1)).var() / N
     draws = np.var(kept[1].mean(axis=0) - kept[0].mean(axis=0), ddof=1) / 3
-    assert fewshot.paired.stderr == pytest.approx(np.sqrt(per_picture + draws), rel=0.05)
+    assert fewshot.paired.stderr == pytest.approx(np.sqrt(per_image + draws), rel=0.05)
 
 
 def records_of(folder, task):
@@ -268,9 +268,9 @@ def test_the_order_of_samples_does_not_matter():
     for chosen in (np.arange(60), rng.permutation(60)):
         asked_by = {"image_retrieval_picture": np.repeat(np.arange(60), 2)}
         queries = [{"image_retrieval_rank": ranks[chosen].ravel(), **asked_by} for ranks in image]
-        pictures = [{"areas": part[chosen]} for part in areas]
-        for metric, arrays in (("mIoU", pictures), ("image_retrieval_recall@1", queries)):
-            found.append(compare.paired(*(outcomes.per_picture(part, metric) for part in arrays)))
+        images = [{"areas": part[chosen]} for part in areas]
+        for metric, arrays in (("mIoU", images), ("image_retrieval_recall@1", queries)):
+            found.append(compare.paired(*(outcomes.per_image(part, metric) for part in arrays)))
     assert found[:2] == found[2:]
 
 
@@ -297,7 +297,7 @@ def test_equal_models_are_told_apart_in_five_of_a_hundred_reports(monkeypatch):
             },
         }
         p = [
-            compare.paired(*(outcomes.per_picture(arrays(), metric) for _ in "ab")).p
+            compare.paired(*(outcomes.per_image(arrays(), metric) for _ in "ab")).p
             for metric, arrays in draw.items()
         ]
         single.append([value < 0.05 for value in p])

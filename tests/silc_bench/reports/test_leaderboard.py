@@ -631,7 +631,7 @@ def test_rebuilding_gives_the_same_bytes(tmp_path):
     assert set(texts[0]) == {"leaderboard.md", "leaderboard.csv", "leaderboard.html"}
 
 
-def test_pictures_are_embedded_with_their_captions(tmp_path):
+def test_images_are_embedded_with_their_captions(tmp_path):
     put(tmp_path, "a", 0.5)
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures" / "zero_shot_masks.png").write_bytes(b"png bytes")
@@ -644,7 +644,7 @@ def test_pictures_are_embedded_with_their_captions(tmp_path):
     assert images[0]["src"].startswith("data:image/svg+xml;base64,")
     other = tmp_path / "other"
     other.mkdir()
-    assert section(build(tmp_path, pictures=other), "Pictures") is None
+    assert section(build(tmp_path, images=other), "Pictures") is None
 
 
 def test_a_failing_write_leaves_the_old_page(tmp_path, monkeypatch):

@@ -22,8 +22,8 @@ RNG = np.random.default_rng(0)
 LABELS = np.repeat([0, 1, 2], [30, 20, 10])
 HITS = RNG.random(N) < 0.6
 RANKS = RNG.integers(0, 40, N)
-PICTURE = np.repeat(np.arange(N), 3)  # three captions each
-ASKED = RNG.integers(0, 40, len(PICTURE))
+IMAGE = np.repeat(np.arange(N), 3)  # three captions each
+ASKED = RNG.integers(0, 40, len(IMAGE))
 INTERSECTION = RNG.integers(1, 2000, (N, 4))
 AREAS = np.stack([INTERSECTION, INTERSECTION + 9, INTERSECTION + 50], axis=1)
 HALVED = (AREAS // 2).sum(axis=0)
@@ -44,7 +44,7 @@ CASES = {
         {
             "text_retrieval_rank": RANKS,
             "image_retrieval_rank": ASKED,
-            "image_retrieval_picture": PICTURE,
+            "image_retrieval_picture": IMAGE,
         },
         {
             "text_retrieval_recall@1": (RANKS < 1).mean(),
@@ -128,7 +128,7 @@ def test_what_is_kept_comes_back_and_gives_the_metrics(kind, tmp_path):
         assert np.array_equal(again[name], array)
         assert again[name].dtype == bool if array.dtype == bool else again[name].dtype.kind == "u"
     for metric, value in metrics.items():
-        parts = outcomes.per_picture(again, metric)
+        parts = outcomes.per_image(again, metric)
         if "median" in metric:
             assert parts is None
         else:
@@ -139,16 +139,16 @@ def test_what_is_kept_comes_back_and_gives_the_metrics(kind, tmp_path):
     assert load_all(tmp_path) == [record], "the leaderboard reads records and nothing else"
 
 
-def test_hits_have_a_bitmap_where_a_picture_is_hit_or_missed():
+def test_hits_have_a_bitmap_where_an_image_is_hit_or_missed():
     arrays = CASES["retrieval"][0]
     assert np.array_equal(
-        outcomes.per_picture(arrays, "text_retrieval_recall@5").hits, RANKS[:, None] < 5
+        outcomes.per_image(arrays, "text_retrieval_recall@5").hits, RANKS[:, None] < 5
     )
-    assert outcomes.per_picture(arrays, "image_retrieval_recall@5").hits is None, (
+    assert outcomes.per_image(arrays, "image_retrieval_recall@5").hits is None, (
         "captions of a picture are not independent"
     )
-    assert outcomes.per_picture(CASES["few-shot"][0], "acc1_1shot").hits.shape == (N, 3)
-    assert outcomes.per_picture(CASES["classification"][0], "acc5") is None
+    assert outcomes.per_image(CASES["few-shot"][0], "acc1_1shot").hits.shape == (N, 3)
+    assert outcomes.per_image(CASES["classification"][0], "acc5") is None
 
 
 def test_it_is_small():
@@ -206,7 +206,7 @@ def test_a_failing_write_leaves_the_old_file(tmp_path, monkeypatch):
         ({"text_retrieval_rank": RANKS / 2}, "must hold integers"),
         ({"image_retrieval_rank": ASKED}, "must name a picture for each"),
         (
-            {"image_retrieval_rank": ASKED, "image_retrieval_picture": PICTURE + 1},
+            {"image_retrieval_rank": ASKED, "image_retrieval_picture": IMAGE + 1},
             "must name each of 60 pictures",
         ),
         ({"areas": AREAS[:, :2]}, r"'areas' must be \[60, 3, classes\]"),

@@ -176,9 +176,9 @@ def test_the_colors_can_be_told_apart():
 
 
 def test_an_overlay_mixes_class_and_grey_and_numbers_its_regions():
-    picture = np.full((40, 60, 3), 90, np.uint8)
+    image = np.full((40, 60, 3), 90, np.uint8)
     classes = np.repeat([[4, 11]], 40, axis=0).repeat([25, 35], axis=1)
-    colors = overlay(picture, classes)
+    colors = overlay(image, classes)
     for column, label in ((1, 4), (58, 11)):
         expected = np.rint(STRENGTH * np.array(PALETTE[label]) + (1 - STRENGTH) * 90)
         np.testing.assert_array_equal(colors[:, column], np.broadcast_to(expected, (40, 3)))
@@ -193,9 +193,9 @@ def is_written(colors):
 
 
 def test_a_region_without_room_has_no_number():
-    picture, classes = np.full((40, 60, 3), 90, np.uint8), np.zeros((40, 60), int)
+    image, classes = np.full((40, 60, 3), 90, np.uint8), np.zeros((40, 60), int)
     classes[:, :10] = 1
-    colors = overlay(picture, classes)
+    colors = overlay(image, classes)
     assert LABELLED * classes.size < 10 * 40
     assert not is_written(colors[:, :10])
     assert is_written(colors[:, 10:])

@@ -14,11 +14,11 @@ from typer.testing import CliRunner
 
 from silc_bench.cli import app as cli
 from silc_bench.models.preprocessing import ImagePipeline
-from silc_bench.models.windows import DensePicture, View
+from silc_bench.models.windows import DenseImage, View
 from silc_bench.reports import leaderboard
 from silc_bench.show import look as show
 from silc_bench.show.colors import HEAT, INK, PALETTE, STRENGTH
-from silc_bench.show.look import read_pictures
+from silc_bench.show.look import read_images
 from silc_bench.show.sheet import CELL, GAP, GROUP_GAP, MARGIN
 
 pytestmark = pytest.mark.broad
@@ -137,7 +137,7 @@ def find(sheet, panel_height, column, groups):
     """
     pixels = np.asarray(Image.open(sheet))
     left = MARGIN + column * (CELL + GAP) + (len(groups) - 1) * (GROUP_GAP - GAP)
-    strip = pixels[:, MARGIN : MARGIN + CELL]  # the picture itself says where the row begins
+    strip = pixels[:, MARGIN : MARGIN + CELL]  # the image itself says where the row begins
     top = int(
         np.flatnonzero((strip[..., 0] == 200).any(axis=1) & (strip[..., 1] == 0).any(axis=1))[0]
     )
@@ -147,7 +147,7 @@ def find(sheet, panel_height, column, groups):
 # ---- what is drawn ----
 
 
-def test_each_class_is_where_the_picture_has_it(flag, tmp_path):
+def test_each_class_is_where_the_image_has_it(flag, tmp_path):
     out = tmp_path / "x.png"
     assert succeed("eyes", flag, "--classes", "red,green,blue", "--out", out).startswith(
         f"wrote {out}, "
@@ -191,7 +191,7 @@ def test_names_titles_ranges_and_the_way_it_was_made_are_written(flag, tmp_path,
 
 
 def test_a_protocol_brings_its_windows_prompts_and_method(flag, tmp_path):
-    model, shown = Eyes(), read_pictures([flag])
+    model, shown = Eyes(), read_images([flag])
     model.dense_methods = (*model.dense_methods, "sclip")
     look = show.look(model, shown, ["red", "green"], rule=show.choose_rule("sclip", None))
     assert (look.view.size, look.view.window, look.view.stride) == (336, 224, 112)
@@ -205,9 +205,9 @@ def test_a_protocol_brings_its_windows_prompts_and_method(flag, tmp_path):
     assert words.startswith("unknown protocol 'scilp'; did you mean sclip")
 
 
-def test_one_forward_pass_serves_classes_and_components_of_all_pictures(flag):
+def test_one_forward_pass_serves_classes_and_components_of_all_images(flag):
     model = Eyes()
-    shown = read_pictures([flag, flag])
+    shown = read_images([flag, flag])
     show.look(model, shown, ["red", "green"])
     assert model.asked == [(6, ("maskclip", "tokens"))], (
         "two pictures of 32 x 64 in three windows each"
@@ -243,7 +243,7 @@ def test_cosines_at_pixels_are_those_of_the_cells_up_sampled():
     rng = np.random.default_rng(0)
     layout = View(16, 16, 8).layout(16, 24, 8)
     grid, classes = rng.normal(size=(*layout.grid, 5)).astype(np.float32), rng.normal(size=(4, 5))
-    (found,) = show.cosine_maps([DensePicture(0, grid, layout)], classes, [(7, 11)])
+    (found,) = show.cosine_maps([DenseImage(0, grid, layout)], classes, [(7, 11)])
     cosines = np.einsum("ijd,cd->ijc", grid / np.linalg.norm(grid, axis=-1, keepdims=True), classes)
     expected = np.einsum(
         "hi,ijc,wj->hwc", layout.rows(7).toarray(), cosines, layout.cols(11).toarray()
@@ -251,13 +251,13 @@ def test_cosines_at_pixels_are_those_of_the_cells_up_sampled():
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
-def test_components_are_of_all_pictures_and_each_has_its_own_size():
+def test_components_are_of_all_images_and_each_has_its_own_size():
     rng = np.random.default_rng(0)
     sizes, pictures = [(5, 9), (6, 4)], []
     for height, width in ((16, 24), (16, 16)):
         layout = View(16, 16, 8).layout(height, width, 8)
         pictures.append(
-            DensePicture(0, rng.normal(size=(*layout.grid, 6)).astype(np.float32), layout)
+            DenseImage(0, rng.normal(size=(*layout.grid, 6)).astype(np.float32), layout)
         )
     both = show.component_maps(pictures, sizes)
     assert [colors.shape for colors in both] == [(5, 9, 3), (6, 4, 3)]
@@ -270,17 +270,17 @@ def test_components_are_of_all_pictures_and_each_has_its_own_size():
     np.testing.assert_array_equal(both[1], np.rint(expected))
 
 
-# ---- pictures of any shape, names of any kind ----
+# ---- images of any shape, names of any kind ----
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2000, 3), (3, 500)])
-def test_pictures_of_any_shape(tmp_path, size):
+def test_images_of_any_shape(tmp_path, size):
     Image.new("RGB", size, (200, 0, 0)).save(tmp_path / "a.png")
     succeed("eyes", tmp_path / "a.png", "--classes", "red,green", "--out", tmp_path / "x.png")
     assert Image.open(tmp_path / "x.png").width == 2 * MARGIN + 5 * CELL + 3 * GAP + GROUP_GAP
 
 
-def test_a_picture_too_thin_for_its_windows_is_named(tmp_path):
+def test_an_image_too_thin_for_its_windows_is_named(tmp_path):
     Image.new("RGB", (20_000, 1)).save(tmp_path / "line.png")
     words = refused("eyes", tmp_path / "line.png", "--classes", "red", "--out", tmp_path / "x.png")
     assert words == (
@@ -310,7 +310,7 @@ def test_names_that_the_font_lacks_are_replaced_and_said(flag, tmp_path, drawn):
 # ---- on the leaderboard's page ----
 
 
-def test_a_picture_goes_into_the_page_with_its_caption_escaped(flag, tmp_path):
+def test_an_image_goes_into_the_page_with_its_caption_escaped(flag, tmp_path):
     results = tmp_path / "results"
     shutil.copytree(Path(__file__).parents[3] / "results" / "reported", results / "reported")
     said = succeed(
@@ -392,7 +392,7 @@ def test_as_many_classes_as_colors(flag, tmp_path):
     assert all((pixels == color).all(axis=-1).any() for color in PALETTE)
 
 
-def test_pictures_that_cannot_be_shown(flag, tmp_path):
+def test_images_that_cannot_be_shown(flag, tmp_path):
     out = ("--classes", "red", "--out", tmp_path / "x.png")
     assert refused("eyes", *out) == (
         "no pictures to show; name them after the checkpoint: silc-bench show CKPT cat.jpg dog.jpg"
@@ -460,7 +460,7 @@ def test_a_model_whose_patches_meet_no_text_shows_its_components():
     assert show._why_without_classes(Eyes()) == ""
 
 
-def test_the_picture_shows_pixels_as_they_are_read(tmp_path):
+def test_the_image_shows_pixels_as_they_are_read(tmp_path):
     """A palette becomes RGB before it is reduced, as for the model.
 
     So there is no colour between two of its numbers.
@@ -468,6 +468,6 @@ def test_the_picture_shows_pixels_as_they_are_read(tmp_path):
     image = Image.new("P", (500, 250), 1)
     image.putpalette([0, 0, 0, 250, 0, 0, 0, 250, 0])
     image.save(tmp_path / "a.png")
-    shown = read_pictures([tmp_path / "a.png"])
+    shown = read_images([tmp_path / "a.png"])
     assert shown.sizes == ((250, 500),)
     np.testing.assert_array_equal(shown.panels[0], np.full((CELL // 2, CELL, 3), (250, 0, 0)))

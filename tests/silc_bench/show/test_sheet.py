@@ -47,15 +47,15 @@ def test_every_panel_is_in_its_place(tmp_path):
         [*panels((0, 0, 250), side=6), None, *panels((9, 9, 9), side=300)],
     ]
     size = figure([("", 1), ("of a model", 2)], rows, ["ring", "star"], path)
-    picture = Image.open(path)
-    assert picture.format == "PNG"
+    image = Image.open(path)
+    assert image.format == "PNG"
     heads = MARGIN + 2 * (LINE + GAP)  # the groups' headings, then the first row's titles
     assert (
-        picture.size
+        image.size
         == size
         == (2 * MARGIN + 3 * CELL + GAP + GROUP_GAP, heads + 2 * (CELL + 2 * GAP) + STEP + MARGIN)
     )
-    pixels = np.asarray(picture)
+    pixels = np.asarray(image)
     for row, line in enumerate(rows):
         for panel, left in zip(
             line, (0, CELL + GROUP_GAP, 2 * CELL + GROUP_GAP + GAP), strict=True
@@ -79,14 +79,14 @@ def test_every_panel_is_in_its_place(tmp_path):
         ((5, 20_000), (1, CELL)),
     ],
 )
-def test_panels_keep_the_shape_of_their_picture(sides, expected, tmp_path):
+def test_panels_keep_the_shape_of_their_image(sides, expected, tmp_path):
     assert panel_size(*sides) == expected
     figure([("", 1)], [[Panel(np.full((*sides, 3), 7, np.uint8))]], [], tmp_path / "a.png")
     pixels = np.asarray(Image.open(tmp_path / "a.png"))
     assert (pixels == 7).all(axis=-1).sum() == expected[0] * expected[1]
 
 
-def test_small_pictures_keep_their_edges_and_large_ones_are_smoothed(tmp_path):
+def test_small_images_keep_their_edges_and_large_ones_are_smoothed(tmp_path):
     small, large = (
         (255 * (np.indices((side, side)).sum(0) % 2)).astype(np.uint8) for side in (6, 4 * CELL)
     )

@@ -30,7 +30,7 @@ def rows():
     return np.random.default_rng(0).normal(size=(50, 8)).astype(np.float32)
 
 
-class Pictures:
+class Images:
     """Indices as pictures: a stand-in for an ImageDataset."""
 
     name, split = "pictures", "test"
@@ -53,7 +53,7 @@ class Counting:
     def __init__(self, fails_at=None, **attributes):
         self.feature_points = {"pooled": 4, "mean_patch": 4}
         self.image_protocol, self.text_protocol = {"resize": "none"}, {"cleaning": "none"}
-        self.pictures = self.texts = 0
+        self.images = self.texts = 0
         self.fails_at = fails_at
         self.__dict__ |= attributes
 
@@ -61,9 +61,9 @@ class Counting:
         return torch.full((3, 2, 2), float(image))
 
     def encode_image(self, images, point="pooled"):
-        if self.fails_at is not None and self.pictures >= self.fails_at:
+        if self.fails_at is not None and self.images >= self.fails_at:
             raise KeyboardInterrupt
-        self.pictures += len(images)
+        self.images += len(images)
         return torch.nn.functional.pad(images.mean(dim=(2, 3)), (0, 1), value=7.0)
 
     def tokenize(self, texts):
@@ -213,12 +213,12 @@ def test_the_default_folder(monkeypatch, tmp_path):
 
 def test_a_second_command_encodes_nothing(store):
     first, second = Counting(), Counting()
-    data = {"test": Pictures(20)}
+    data = {"test": Images(20)}
     a, b = extractor(first, store)(data), extractor(second, store)(data)
     assert np.array_equal(a.image("test"), b.image("test"))
     assert np.array_equal(a.text(["x", "yy"]), b.text(["yy", "x"])[::-1])
-    assert (first.pictures, first.texts) == (20, 2)
-    assert (second.pictures, second.texts) == (0, 0)
+    assert (first.images, first.texts) == (20, 2)
+    assert (second.images, second.texts) == (0, 0)
     assert np.array_equal(b.text(["zzz", "x"])[:, 0], [3, 1])
     assert second.texts == 1, "only the new one"
 
@@ -234,10 +234,10 @@ def test_a_second_command_encodes_nothing(store):
     ],
 )
 def test_another_measurement_finds_nothing(store, model, options, data):
-    extractor(Counting(), store)({"test": Pictures(20)}).image("test")
+    extractor(Counting(), store)({"test": Images(20)}).image("test")
     other = Counting(**model)
-    extractor(other, store, **options)({"test": Pictures(20, **data)}).image("test")
-    assert other.pictures == 20
+    extractor(other, store, **options)({"test": Images(20, **data)}).image("test")
+    assert other.images == 20
 
 
 @pytest.mark.parametrize(
@@ -247,39 +247,39 @@ def test_another_release_of_a_library_finds_nothing(store, monkeypatch, library,
     """It may resize, tokenize or pool otherwise; a library that the model does not use may not."""
     installed = {"pillow": "12.0.0", "timm": "1.0.31", "transformers": "5.0.0"}
     monkeypatch.setattr("silc_bench.system.cache.version", installed.__getitem__)
-    extractor(Counting(libraries=("timm",)), store)({"test": Pictures(20)}).image("test")
+    extractor(Counting(libraries=("timm",)), store)({"test": Images(20)}).image("test")
     installed[library] = "99.0"
     other = Counting(libraries=("timm",))
-    extractor(other, store)({"test": Pictures(20)}).image("test")
-    assert other.pictures == (20 if is_used else 0)
+    extractor(other, store)({"test": Images(20)}).image("test")
+    assert other.images == (20 if is_used else 0)
 
 
 def test_a_library_that_is_not_installed_is_said_so(store):
-    extractor(Counting(libraries=("no-such-library",)), store)({"test": Pictures(20)}).image("test")
+    extractor(Counting(libraries=("no-such-library",)), store)({"test": Images(20)}).image("test")
     assert store.listing()[0].description["no-such-library"] == "none"
 
 
 def test_an_interrupted_extraction_goes_on_where_it_was(store, monkeypatch):
     monkeypatch.setattr("silc_bench.evaluation.features.PART_ROWS", 16)
-    data = {"test": Pictures(100)}
+    data = {"test": Images(100)}
     stopped = Counting(fails_at=40)
     with pytest.raises(KeyboardInterrupt):
         extractor(stopped, store)(data).image("test")
-    assert stopped.pictures == 40
+    assert stopped.images == 40
     again = Counting()
     features = extractor(again, store)(data).image("test")
-    assert again.pictures == 100 - 32, "two parts of 16 were finished"
+    assert again.images == 100 - 32, "two parts of 16 were finished"
     assert np.array_equal(features, extractor(Counting(), None)(data).image("test"))
     other_batches = Counting()
     assert np.array_equal(
         extractor(other_batches, store, batch_size=7)(data).image("test"), features
     )
-    assert other_batches.pictures == 0
+    assert other_batches.images == 0
 
 
 class Suicidal(Counting):
     def encode_image(self, images, point="pooled"):
-        if self.pictures >= 40:
+        if self.images >= 40:
             os.kill(os.getpid(), signal.SIGKILL)
         return super().encode_image(images)
 
@@ -307,13 +307,13 @@ def test_a_killed_extraction_goes_on_where_it_was(tmp_path, monkeypatch):
     dead = forked.start(tmp_path / "said", exec, in_parts(tmp_path) + work)
     assert forked.ended(dead) == -signal.SIGKILL, (tmp_path / "said").read_text()
     again = Counting()
-    features = extractor(again, Store(tmp_path))({"test": Pictures(64)}).image("test")
-    assert again.pictures == 24
+    features = extractor(again, Store(tmp_path))({"test": Images(64)}).image("test")
+    assert again.images == 24
     assert features[:, 0].tolist() == list(range(64))
 
 
 def _write(folder):
-    data = {"test": Pictures(64)}
+    data = {"test": Images(64)}
     model = Counting()
     features = extractor(model, Store(folder), batch_size=4)(data)
     assert features.image("test")[:, 0].tolist() == list(range(64))
@@ -339,7 +339,7 @@ def test_features_that_are_not_finite_are_not_kept(store):
             return super().encode_image(images) * float("nan")
 
     with pytest.raises(RunError, match="not finite"):
-        extractor(Broken(), store)({"test": Pictures(20)}).image("test")
+        extractor(Broken(), store)({"test": Images(20)}).image("test")
     assert store.listing() == []
 
 
@@ -350,8 +350,8 @@ def test_the_command_lists_and_prunes(store, rows):
     store.entry({"kind": "fingerprint", "title": "cifar100 test", "files": "0"}).save_word(
         "0123456789abcdef"
     )
-    extractor(Counting(), store)({"test": Pictures(20)}).image("test")
-    extractor(Counting(), store)({"test": Pictures(20)}).text(["a"])
+    extractor(Counting(), store)({"test": Images(20)}).image("test")
+    extractor(Counting(), store)({"test": Images(20)}).text(["a"])
     listed = CliRunner().invoke(
         app, ["cache", "ls", "--cache", str(store.folder)], terminal_width=200
     )
@@ -376,5 +376,5 @@ def test_the_limit_is_kept_while_working(store, monkeypatch):
     monkeypatch.setattr(store_module, "IN_USE", 0.0)
     small = Store(store.folder, limit=1)
     for number in range(3):
-        extractor(Counting(revision=str(number) * 16), small)({"test": Pictures(20)}).image("test")
+        extractor(Counting(revision=str(number) * 16), small)({"test": Images(20)}).image("test")
     assert len(store.listing()) == 1, "each command makes room for its own"

@@ -191,8 +191,8 @@ def test_unknown_name_gives_the_nearest_or_all():
         str(unknown_name("preset", "b61", ["b16", "l16", "g16"]))
         == "unknown preset 'b61'; did you mean b16?"
     )
-    assert str(unknown_name("task", "xyz", ["b", "a"])) == "unknown task 'xyz'; known: a, b."
-    assert str(unknown_name("task", "xyz", [])) == "unknown task 'xyz'; known: none."
+    assert str(unknown_name("task", "xyz", ["b", "a"])) == "unknown task 'xyz'; known: a, b"
+    assert str(unknown_name("task", "xyz", [])) == "unknown task 'xyz'; known: none"
     assert str(unknown_name("x", "skpi", iter(["skip"]))) == "unknown x 'skpi'; did you mean skip?"
 
 

@@ -61,7 +61,7 @@ def test_any_features_give_the_smaller_part():
         assert 2 * found.sum() <= found.size
 
 
-def test_a_picture_too_long_for_an_eigenvector_is_refused(monkeypatch):
+def test_an_image_too_long_for_an_eigenvector_is_refused(monkeypatch):
     monkeypatch.setattr(discovery, "MAX_CELLS", 3)
     with pytest.raises(
         UserError, match=r"8 x 8 pixels becomes 4 patches, and object discovery takes 3 at most"

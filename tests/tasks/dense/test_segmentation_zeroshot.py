@@ -17,7 +17,7 @@ from silc_bench.evaluation.prompts import Prompts, class_words
 from silc_bench.evaluation.protocols import Rule, choose, rule_of
 from silc_bench.metrics import accuracy, iou
 from silc_bench.models import windows
-from silc_bench.models.windows import DensePicture, View
+from silc_bench.models.windows import DenseImage, View
 from silc_bench.tasks.dense.scores import shares_miou
 from silc_bench.tasks.dense.segmentation_zeroshot import BINS, Sweep, ZeroShotSegmentation, decided
 
@@ -57,7 +57,7 @@ class Made:
         self.asked.append((role, view, method))
         layout = VIEW.layout(SIDE, SIDE, 1)
         for index in range(len(self.data[role])):
-            yield DensePicture(index, self.cells(self.data[role].mask(index), layout), layout)
+            yield DenseImage(index, self.cells(self.data[role].mask(index), layout), layout)
 
     def text(self, texts):
         return np.stack([self.words[text] for text in texts])
@@ -168,7 +168,7 @@ def test_noise_scores_chance(scores_background, seed):
         )
 
 
-def test_one_picture_cannot_choose_its_own_threshold():
+def test_one_image_cannot_choose_its_own_threshold():
     with pytest.raises(
         UserError, match="made-up/x: of one picture none is left to choose the threshold"
     ):
@@ -194,8 +194,8 @@ def test_decisions_are_those_of_sclips_code(scale):
     rng, layout = np.random.default_rng(1), VIEW.layout(SIDE, SIDE, 1)
     owner = np.array([0, 0, 1, 2, 2, 2, 3])
     cells = rng.uniform(-0.2, 0.3, (*layout.grid, len(owner)))
-    picture = DensePicture(0, cells.astype(np.float32), layout)
-    label, named, confidence = decided(lambda rows: rows, owner, scale, picture, 17, 23)
+    image = DenseImage(0, cells.astype(np.float32), layout)
+    label, named, confidence = decided(lambda rows: rows, owner, scale, image, 17, 23)
     pixels = torch.from_numpy(upsampled(cells, layout, 17, 23))
     probability = pixels if scale is None else (scale * pixels).softmax(dim=-1)
     per_class = torch.stack([probability[..., owner == c].amax(dim=-1) for c in range(4)], dim=-1)
@@ -207,15 +207,15 @@ def test_decisions_are_those_of_sclips_code(scale):
 
 def test_tiles_decide_as_the_whole_does(monkeypatch):
     rng, layout = np.random.default_rng(2), VIEW.layout(SIDE, SIDE, 1)
-    picture = DensePicture(
+    image = DenseImage(
         0, accuracy.normalize(rng.normal(size=(*layout.grid, D))).astype(np.float32), layout
     )
     weights = torch.from_numpy(accuracy.normalize(rng.normal(size=(9, D))).T.copy()).float()
     owner = np.arange(9)
-    whole = decided(lambda cells: cells @ weights, owner, None, picture, 50, 40)
+    whole = decided(lambda cells: cells @ weights, owner, None, image, 50, 40)
     monkeypatch.setattr(windows, "TILE_LOGITS", 9 * 8 * 8)
     monkeypatch.setattr(windows, "CELL_LOGITS", 1)
-    tiled = decided(lambda cells: cells @ weights, owner, None, picture, 50, 40)
+    tiled = decided(lambda cells: cells @ weights, owner, None, image, 50, 40)
     assert np.array_equal(whole[0], tiled[0])
     assert np.array_equal(whole[1], tiled[1])
     np.testing.assert_allclose(whole[2], tiled[2], atol=1e-6)
@@ -223,7 +223,7 @@ def test_tiles_decide_as_the_whole_does(monkeypatch):
 
 def test_the_sweep_is_mean_iou_at_each_threshold():
     rng = np.random.default_rng(3)
-    sweep, pictures = Sweep(4, -1.0, 1.0), []
+    sweep, images = Sweep(4, -1.0, 1.0), []
     for _ in range(3):
         label, confidence, mask = (
             rng.integers(0, 4, (9, 7)),
@@ -231,15 +231,15 @@ def test_the_sweep_is_mean_iou_at_each_threshold():
             rng.integers(0, 5, (9, 7)),
         )
         mask = np.where(mask == 4, 255, mask).astype(np.uint8)
-        pictures.append((label, confidence.astype(np.float32), mask))
-        sweep.add(*pictures[-1])
+        images.append((label, confidence.astype(np.float32), mask))
+        sweep.add(*images[-1])
     scores = sweep.scores()
     assert scores.shape == (BINS + 1,)
     for place in (0, 1, 250, 499, 777, BINS - 1):
         threshold = -1 + 2 * place / BINS
         areas = sum(
             iou.areas(np.where((confidence < threshold) & (place > 0), 0, label), mask, 4)
-            for label, confidence, mask in pictures
+            for label, confidence, mask in images
         )
         assert scores[place] == pytest.approx(iou.mean_iou(areas), abs=1e-12)
     threshold, best = sweep.best()

@@ -196,7 +196,7 @@ def ours(model, texts=PLAIN, number=3):
     """Our embeddings of ``number`` pictures and of ``texts``."""
     with torch.no_grad():
         images = model.encode_image(
-            torch.stack([model.preprocess(picture) for picture in pictures(number)])
+            torch.stack([model.preprocess(image) for image in pictures(number)])
         )
         return images, model.encode_text(model.tokenize(texts))
 
@@ -233,7 +233,7 @@ def through_open_clip(folder: Path, texts=PLAIN, number=3):
     tokens = open_clip.get_tokenizer(f"local-dir:{folder}")(texts)
     with torch.no_grad():
         images = network.encode_image(
-            torch.stack([preprocess(picture) for picture in pictures(number)])
+            torch.stack([preprocess(image) for image in pictures(number)])
         )
         return images, network.encode_text(tokens), network
 
@@ -321,7 +321,7 @@ def test_the_softmax_loss_has_no_bias(tmp_path):
     assert weights["logit_scale"].exp().item() == pytest.approx(10.0)
 
 
-# ---- texts and pictures ----
+# ---- texts and images ----
 
 
 def test_transformers_reads_texts_as_we_do(model, exported):
@@ -349,19 +349,19 @@ def test_open_clip_reads_texts_as_we_do_after_its_own_repair(model, exported):
     )
 
 
-def test_pictures_become_the_same_pixels(model, exported):
+def test_images_become_the_same_pixels(model, exported):
     import open_clip
     import transformers
 
     _, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{exported / 'open_clip'}")
     exact = transformers.AutoImageProcessor.from_pretrained(exported / "hf", backend="pil")
     default = transformers.AutoImageProcessor.from_pretrained(exported / "hf")
-    for picture in pictures():
-        expected = model.preprocess(picture)
-        assert torch.equal(preprocess(picture), expected)
-        assert torch.equal(torch.as_tensor(exact(picture)["pixel_values"][0]), expected)
+    for image in pictures():
+        expected = model.preprocess(image)
+        assert torch.equal(preprocess(image), expected)
+        assert torch.equal(torch.as_tensor(exact(image)["pixel_values"][0]), expected)
         assert (
-            torch.as_tensor(default(picture)["pixel_values"][0]) - expected
+            torch.as_tensor(default(image)["pixel_values"][0]) - expected
         ).abs().max() < 3 / 127.5
 
 
@@ -401,7 +401,7 @@ def test_the_libraries_need_nothing_of_ours(tmp_path):
     export(model, "open_clip", tmp_path / "open_clip")
     export(model, "hf", tmp_path / "hf")
     (tmp_path / "hf").rename(tmp_path / "moved")
-    rows = np.stack([model.preprocess(picture).numpy() for picture in pictures()])
+    rows = np.stack([model.preprocess(image).numpy() for image in pictures()])
     np.savez(tmp_path / "asked.npz", pixels=rows, texts=np.array(PLAIN))
     moved, opened = str(tmp_path / "moved"), f"local-dir:{tmp_path / 'open_clip'}"
     program = f"""

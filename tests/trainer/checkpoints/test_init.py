@@ -300,7 +300,7 @@ def with_another_token(towers):
         ),
     ],
 )
-def test_what_is_kept_is_proved_on_pictures_texts_and_tokens(
+def test_what_is_kept_is_proved_on_images_texts_and_tokens(
     tiny, tmp_path, monkeypatch, change, reason
 ):
     """Whatever a reader of another library's model gets wrong."""
@@ -386,7 +386,7 @@ def test_a_run_without_self_distillation_takes_no_head(uneven, tmp_path):
     assert read_start(replace(config, probe=replace(config.probe, every=500))).said == [begins]
 
 
-def test_pictures_of_another_size_interpolate_the_positions_and_say_so(uneven, tmp_path):
+def test_images_of_another_size_interpolate_the_positions_and_say_so(uneven, tmp_path):
     run = random_run(uneven, tmp_path / "run")
     config = replace(uneven, init=str(run), vision=replace(uneven.vision, image_size=40))
     state, said = started(config), " ".join(read_start(config).said)

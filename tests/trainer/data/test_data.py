@@ -236,7 +236,7 @@ def test_all_five_captions_of_shapes_are_read_about_equally():
     ]
 
 
-def test_pictures_keep_their_aspect_and_are_never_enlarged(tmp_path):
+def test_images_keep_their_aspect_and_are_never_enlarged(tmp_path):
     rng = np.random.default_rng(0)
     sides = {"wide": (64, 20), "tall": (10, 40), "small": (5, 7), "line": (300, 1)}
     members = []
@@ -275,7 +275,7 @@ def test_pictures_keep_their_aspect_and_are_never_enlarged(tmp_path):
             assert abs(int(image[2, 0, 0]) - 77) <= 2
 
 
-def test_grey_palette_and_transparent_pictures_become_rgb(tmp_path):
+def test_grey_palette_and_transparent_images_become_rgb(tmp_path):
     members = []
     for mode in ("L", "P", "RGBA", "1", "CMYK"):
         file = io.BytesIO()

@@ -34,7 +34,7 @@ def photos(tmp_path):
     return folder
 
 
-def test_packed_pictures_are_those_of_the_folder_byte_for_byte(photos, tmp_path):
+def test_packed_images_are_those_of_the_folder_byte_for_byte(photos, tmp_path):
     count, num_shards, damage = pack(photos, tmp_path / "shards", per_shard=4)
     assert (count, num_shards) == (6, 2)
     assert damage.counts == {
@@ -55,7 +55,7 @@ def test_packed_pictures_are_those_of_the_folder_byte_for_byte(photos, tmp_path)
     )
 
 
-def test_pictures_whose_names_are_no_utf8_are_packed(tmp_path):
+def test_images_whose_names_are_no_utf8_are_packed(tmp_path):
     folder = tmp_path / "photos"
     folder.mkdir()
     for suffix, data in ((b".png", encoded(1)), (b".txt", b"number 1")):
@@ -64,7 +64,7 @@ def test_pictures_whose_names_are_no_utf8_are_packed(tmp_path):
     assert (count, damage.total) == (1, 0)
 
 
-def test_a_bar_counts_each_picture_broken_ones_too(photos, tmp_path, monkeypatch):
+def test_a_bar_counts_each_image_broken_ones_too(photos, tmp_path, monkeypatch):
     seen = []
 
     @contextmanager
@@ -112,7 +112,7 @@ def test_a_look_says_what_training_would_see(photos):
     assert found["damage"] == {"picture without a text": 1, "corrupt image": 1}
 
 
-def test_a_look_at_generated_scenes_does_not_draw_them_as_large_as_pictures_may_be():
+def test_a_look_at_generated_scenes_does_not_draw_them_as_large_as_images_may_be():
     found = look(DataConfig(source="shapes", decode_size=10_000), 3)
     assert found["quantiles"]["width"] == [512] * 5
 

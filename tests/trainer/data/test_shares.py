@@ -211,7 +211,7 @@ class Gone(Numbers):
     def picture(self, position):
         if position == 3:
             raise self.error
-        return super().picture(position)
+        return super().image(position)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -233,66 +233,66 @@ def test_img2dataset_is_read_as_it_is(tmp_path):
 
 
 @pytest.fixture
-def pictures(tmp_path):
+def images(tmp_path):
     for n in range(6):
         (tmp_path / f"{n}.png").write_bytes(encoded(n))
     return tmp_path
 
 
-def test_a_list_of_captions(pictures):
+def test_a_list_of_captions(images):
     rows = [{"file": f"{n}.png", "caption": f"number {n}", "lang": "en"} for n in range(6)]
     rows += [
         {"file": "0.png", "caption": "another of 0"},
         {"file": "gone.png", "caption": "x"},
         {"file": "1.png", "caption": " "},
     ]
-    (pictures / "list.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    source = stream(pictures / "list.jsonl")
+    (images / "list.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    source = stream(images / "list.jsonl")
     assert source.num_samples == 6
     assert source.damage.counts == {"missing picture": 1, "empty text": 1}
-    texts = take(pictures / "list.jsonl", 60)
+    texts = take(images / "list.jsonl", 60)
     assert set(texts) == {f"number {n}" for n in range(6)} | {"another of 0"}
     assert all(len({text.split()[-1] for text in texts[6 * e : 6 * e + 6]}) == 6 for e in range(10))
-    assert take(pictures, 60) == texts, "the folder that holds one list is that list"
-    (pictures / "list.csv").write_text("file,caption\n0.png,zero\n")
-    assert take(pictures / "list.csv", 2) == ["zero", "zero"]
+    assert take(images, 60) == texts, "the folder that holds one list is that list"
+    (images / "list.csv").write_text("file,caption\n0.png,zero\n")
+    assert take(images / "list.csv", 2) == ["zero", "zero"]
     with pytest.raises(UserError, match=r"holds 2 lists of captions, such as list.csv; name one"):
-        stream(pictures)
+        stream(images)
 
 
-def test_a_list_at_home_in_capitals(pictures, monkeypatch):
-    (pictures / "LIST.CSV").write_text("file,caption\n0.png,zero\n")
-    monkeypatch.setenv("HOME", str(pictures))
+def test_a_list_at_home_in_capitals(images, monkeypatch):
+    (images / "LIST.CSV").write_text("file,caption\n0.png,zero\n")
+    monkeypatch.setenv("HOME", str(images))
     assert take("~/LIST.CSV", 1) == ["zero"]
 
 
-def test_a_folder_with_texts_beside_the_pictures(pictures):
+def test_a_folder_with_texts_beside_the_images(images):
     for n in range(5):
-        (pictures / f"{n}.txt").write_text(f"number {n}\nagain {n}\n")
-    (pictures / "4.txt").write_text(" \n")
-    source = stream(pictures)
+        (images / f"{n}.txt").write_text(f"number {n}\nagain {n}\n")
+    (images / "4.txt").write_text(" \n")
+    source = stream(images)
     assert source.num_samples == 4
     assert source.damage.counts == {"empty text": 1, "picture without a text": 1}
-    assert {text.split()[-1] for text in take(pictures, 4)} == set("0123")
+    assert {text.split()[-1] for text in take(images, 4)} == set("0123")
 
 
-def test_a_picture_that_disappears_or_is_broken_is_counted(pictures):
+def test_an_image_that_disappears_or_is_broken_is_counted(images):
     for n in range(6):
-        (pictures / f"{n}.txt").write_text(f"number {n}")
-    source = stream(pictures)
-    (pictures / "2.png").unlink()
-    (pictures / "3.png").write_bytes(b"no picture")
+        (images / f"{n}.txt").write_text(f"number {n}")
+    source = stream(images)
+    (images / "2.png").unlink()
+    (images / "3.png").write_bytes(b"no picture")
     with closing(source.batches(4, 0)) as batches:
         assert sorted(numbers([next(batches)])) == [0, 1, 4, 5]
         next(batches)
     assert source.damage.counts == {"missing picture": 1, "corrupt image": 1}
 
 
-def test_folders_without_pairs_say_what_is_missing(pictures, tmp_path_factory):
+def test_folders_without_pairs_say_what_is_missing(images, tmp_path_factory):
     with pytest.raises(
         UserError, match=r"holds 6 pictures and no caption of any: write NAME.txt beside NAME.jpg"
     ):
-        stream(pictures)
+        stream(images)
     with pytest.raises(UserError, match=r"holds neither pictures, nor shards"):
         stream(tmp_path_factory.mktemp("empty"))
 
@@ -347,17 +347,17 @@ def test_filters_leave_out_and_say_why(tmp_path, filters, kept, reasons):
         assert f"{count} {reason}" in source.describe()
 
 
-def test_a_list_is_filtered_by_its_columns(pictures):
+def test_a_list_is_filtered_by_its_columns(images):
     rows = [{"file": f"{n}.png", "caption": [f"number {n}", "no"], "score": n} for n in range(6)]
-    (pictures / "list.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    assert set(take(pictures, 30, filters="score<3 text>=4")) == {
+    (images / "list.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert set(take(images, 30, filters="score<3 text>=4")) == {
         "number 0",
         "number 1",
         "number 2",
     }
-    assert stream(pictures, filters="side>=9").num_samples == 6
+    assert stream(images, filters="side>=9").num_samples == 6
     with pytest.raises(UserError, match=r"no pair .*filters left out 6: 6 no quality"):
-        stream(pictures, filters="quality>1")
+        stream(images, filters="quality>1")
 
 
 @pytest.mark.parametrize(
@@ -488,7 +488,7 @@ def test_damage_of_each_source_is_counted(two, tmp_path):
     assert source.damage.counts == {"corrupt image": 3}
 
 
-def test_grey_and_palette_pictures_have_a_size_too(tmp_path):
+def test_grey_and_palette_images_have_a_size_too(tmp_path):
     file = io.BytesIO()
     Image.new("P", (30, 10)).save(file, "PNG")
     source = shard(tmp_path / "a.tar", [{"png": file.getvalue(), "txt": "x"}])

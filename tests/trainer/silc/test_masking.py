@@ -80,7 +80,7 @@ def test_any_number_of_ranks_draws_the_same(config, shares, block, monkeypatch):
     assert torch.equal(torch.cat(parts, dim=1), draw_masked(config, 12, 5))
 
 
-def test_masks_depend_on_seed_step_view_and_picture_and_on_nothing_else(config):
+def test_masks_depend_on_seed_step_view_and_image_and_on_nothing_else(config):
     one = draw_masked(config, 6, 5)
     torch.manual_seed(1)
     assert torch.equal(one, draw_masked(config, 6, 5))
@@ -125,9 +125,9 @@ def naive(student, teacher, views, masked, config, guessed):
     d, total, count = config.distillation, 0.0, 0
     unit = student.patch_head.prototypes / student.patch_head.prototypes.norm(dim=-1, keepdim=True)
     for t, view in enumerate(views):
-        for b, picture in enumerate(view):
+        for b, image in enumerate(view):
             with torch.no_grad():
-                seen = teacher.patch_head(teacher.vision.tokens(picture[None])[0])
+                seen = teacher.patch_head(teacher.vision.tokens(image[None])[0])
             for place in masked[t, b].tolist():
                 powers = torch.exp((seen[place] - teacher.patch_center) / d.teacher_temp)
                 bottleneck = student.patch_head.layers(guessed[t * len(view) + b, place])

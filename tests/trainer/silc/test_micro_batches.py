@@ -72,7 +72,7 @@ def test_the_activations_of_a_micro_batch_are_not_kept(tiny):
 
 
 @pytest.mark.parametrize("size", [1, 3, 8, 9])
-def test_views_are_split_by_pictures(tiny, size):
+def test_views_are_split_by_images(tiny, size):
     config = tiny()
     _, (batch, *_) = first_batches(config, STEPS)
     views = make_views(batch.images, batch.sizes, config.views, 0, 0)

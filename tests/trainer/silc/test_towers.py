@@ -306,7 +306,7 @@ def test_any_size_of_whole_patches_is_encoded(tower, height, width):
     same(tower(images), tower.pool(tokens))
 
 
-def test_a_picture_that_does_not_divide_into_patches_is_refused(tower):
+def test_an_image_that_does_not_divide_into_patches_is_refused(tower):
     with pytest.raises(ValueError, match=r"36 x 32 pixels do not divide into patches of 8"):
         tower(torch.zeros(1, 3, 36, 32))
 

@@ -83,7 +83,7 @@ def reference_view(images, params, row, size):
     return peer.normalize(image, [0.5] * 3, [0.5] * 3)
 
 
-def test_original_is_the_whole_picture_squashed():
+def test_original_is_the_whole_image_squashed():
     images, sizes = pictures(7)
     original = views.make_views(images, sizes, CONFIG, 0, 0, needs={"original"}).original
     for index, (height, width) in enumerate(sizes.tolist()):
@@ -132,7 +132,7 @@ def test_boxes_have_random_resized_crops_distribution(size, area):
 
 
 @pytest.mark.parametrize("size", [(4, 64), (64, 3)])
-def test_a_thin_picture_falls_back_to_the_centre(size):
+def test_a_thin_image_falls_back_to_the_centre(size):
     boxes = views.draw(
         torch.tensor([size]).expand(50, 2),
         dataclasses.replace(CONFIG, global_area=(1.0, 1.0)),
@@ -454,7 +454,7 @@ def test_a_gpu_makes_the_same_views():
         same(mine.cpu(), theirs, 1e-4)
 
 
-def test_no_local_views_and_one_pixel_pictures_work():
+def test_no_local_views_and_one_pixel_images_work():
     images, sizes = pictures(3, 1)
     made = views.make_views(images, sizes, dataclasses.replace(CONFIG, num_local=0), 0, 0)
     assert made.local_crops.shape == (0, 3, 3, 16, 16)

@@ -340,7 +340,7 @@ def test_one_missing_shard_of_a_range_is_an_error(tmp_path):
         expand(f"{tmp_path}/{{0..3}}.tar")
 
 
-# ---- pictures ----
+# ---- images ----
 
 
 @pytest.mark.parametrize(
@@ -354,7 +354,7 @@ def test_one_missing_shard_of_a_range_is_an_error(tmp_path):
         ("WEBP", "RGB"),
     ],
 )
-def test_pictures_of_every_usual_kind_become_rgb(kind, mode):
+def test_images_of_every_usual_kind_become_rgb(kind, mode):
     data = encoded(kind, mode)
     image = decode_image(data)
     assert image.mode == "RGB"
@@ -364,7 +364,7 @@ def test_pictures_of_every_usual_kind_become_rgb(kind, mode):
     )
 
 
-def test_unusable_pictures_are_refused_by_cause():
+def test_unusable_images_are_refused_by_cause():
     png = encoded("PNG", size=(64, 64))
     bomb = bytearray(png)
     bomb[16:24] = (20_000).to_bytes(4, "big") + (3_300).to_bytes(4, "big")
@@ -383,8 +383,8 @@ def test_unusable_pictures_are_refused_by_cause():
         "oversized image": [fix_header(bomb), fix_header(huge)],
         "image of more than 8 bits": [deep.getvalue()],
     }
-    for cause, pictures in cases.items():
-        for data in pictures:
+    for cause, images in cases.items():
+        for data in images:
             with pytest.raises(DamagedImageError) as caught:
                 decode_image(bytes(data))
             assert caught.value.cause == cause
@@ -401,7 +401,7 @@ def fix_header(png: bytearray) -> bytes:
     st.lists(st.tuples(st.integers(0, 5000), st.integers(0, 255)), max_size=6),
     st.floats(0, 1),
 )
-def test_broken_pictures_raise_nothing_else(kind, flips, keep):
+def test_broken_images_raise_nothing_else(kind, flips, keep):
     data = bytearray(encoded(kind, size=(24, 24)))
     for at, value in flips:
         data[at % len(data)] = value
@@ -412,7 +412,7 @@ def test_broken_pictures_raise_nothing_else(kind, flips, keep):
     assert image.mode == "RGB"
 
 
-def test_a_damaged_picture_is_described_without_the_address_of_a_buffer():
+def test_a_damaged_image_is_described_without_the_address_of_a_buffer():
     for read in (decode_image, image_size, image_format):
         with pytest.raises(DamagedImageError, match=r"^corrupt image: cannot identify image file$"):
             read(b"no picture")

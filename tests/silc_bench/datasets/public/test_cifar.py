@@ -115,7 +115,7 @@ def test_limit_takes_evenly_spread_samples(folders):
         [*labelled([3, 99]), {"png": picture(1), "cls": b"0", "txt": b"a photo of a apple."}],
     ],
 )
-def test_fingerprint_follows_labels_order_pictures_and_captions(shards, tmp_path, samples):
+def test_fingerprint_follows_labels_order_images_and_captions(shards, tmp_path, samples):
     (shards / "cifar100/test/001.tar").unlink()
     before = load_cifar100(shards, "test").fingerprint
     write_shard(tmp_path / "other/cifar100/test/a.tar", samples)
@@ -176,7 +176,7 @@ def test_a_damaged_shard_is_no_evaluation_set(shards):
         load_cifar100(shards, "test")
 
 
-def test_a_corrupt_picture_is_named(tmp_path):
+def test_a_corrupt_image_is_named(tmp_path):
     samples = labelled([5, 6])
     samples[1]["png"] = samples[1]["png"][:40]
     write_shard(tmp_path / "cifar100/test/0.tar", samples)

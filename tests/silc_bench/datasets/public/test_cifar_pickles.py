@@ -162,11 +162,11 @@ def test_broken_and_missing_files(tmp_path):
 def test_the_other_layouts(make, tmp_path):
     make.tree(
         tmp_path / "folders/cifar-10/test",
-        [(f"{name}/0.png", make.picture(i)) for i, name in enumerate(CIFAR10_NAMES)],
+        [(f"{name}/0.png", make.image(i)) for i, name in enumerate(CIFAR10_NAMES)],
     )
     make.shard(tmp_path / "shards/wds_vtab-cifar10/test/0.tar", range(10))
     make.shard(tmp_path / "nested/wds/vtab/cifar10/test/0.tar", range(10))
-    for shard in (10, 9, 2):  # parts of 2, of 5 and of 3 pictures
+    for shard in (10, 9, 2):  # parts of 2, of 5 and of 3 images
         make.shard(
             tmp_path / f"flat/cifar10/cifar10-test-{shard}.tar",
             {2: range(3), 9: range(3, 8), 10: range(8, 10)}[shard],
@@ -181,7 +181,7 @@ def test_the_other_layouts(make, tmp_path):
     assert len(load("cifar10", "train", tmp_path / "flat")) == 50
 
 
-def test_fewer_pictures_than_promised_are_no_set(make, tmp_path):
+def test_fewer_images_than_promised_are_no_set(make, tmp_path):
     make.shard(tmp_path / "cifar10/test/0.tar", range(9))
     with pytest.raises(
         UserError,

@@ -41,7 +41,7 @@ def write(root, images, name="dataset_coco.json"):
 @pytest.mark.parametrize("folder", ["val2014", "images/val2014", "images", ""])
 def test_coco(make, tmp_path, folder):
     make.tree(
-        write(tmp_path / "coco", rows()) / folder, [(f"{i}.jpg", make.picture(i)) for i in range(3)]
+        write(tmp_path / "coco", rows()) / folder, [(f"{i}.jpg", make.image(i)) for i in range(3)]
     )
     data = load("coco", "test", tmp_path)
     assert [len(own) for own in data.captions] == [5, 5, 5]
@@ -55,7 +55,7 @@ def test_coco(make, tmp_path, folder):
 def test_flickr_and_its_list_elsewhere(make, tmp_path, place):
     write(tmp_path / place, rows((5, 5, 5)), "dataset_flickr30k.json")
     make.tree(
-        tmp_path / "flickr30k/flickr30k-images", [(f"{i}.jpg", make.picture(i)) for i in range(3)]
+        tmp_path / "flickr30k/flickr30k-images", [(f"{i}.jpg", make.image(i)) for i in range(3)]
     )
     assert len(load("flickr30k", "test", tmp_path)) == 3
 
@@ -63,12 +63,12 @@ def test_flickr_and_its_list_elsewhere(make, tmp_path, place):
 def test_clip_benchmarks_shards_are_the_same_data(make, tmp_path):
     make.tree(
         write(tmp_path / "a/coco", rows()) / "val2014",
-        [(f"{i}.jpg", make.picture(i)) for i in range(3)],
+        [(f"{i}.jpg", make.image(i)) for i in range(3)],
     )
     members = []
     for i, count in enumerate((5, 7, 5)):
         text = "\n".join(f"picture {i}, caption {j}" for j in range(count))
-        members += [(f"s{i:07d}.jpg", make.picture(i)), (f"s{i:07d}.txt", text.encode())]
+        members += [(f"s{i:07d}.jpg", make.image(i)), (f"s{i:07d}.txt", text.encode())]
     make.tar(tmp_path / "b/wds_mscoco_captions/test/0.tar", members)
     assert (
         load("coco", "test", tmp_path / "b").fingerprint
@@ -84,10 +84,10 @@ def refused(root, sentence, name="coco"):
         load(name, "test", root, limit=1)
 
 
-def test_missing_pictures(make, tmp_path):
+def test_missing_images(make, tmp_path):
     write(tmp_path / "coco", rows())
     refused(tmp_path, r"none of the 3 pictures of .*dataset_coco\.json is there; put 0\.jpg")
-    make.tree(tmp_path / "coco/val2014", [("1.jpg", make.picture(1))])
+    make.tree(tmp_path / "coco/val2014", [("1.jpg", make.image(1))])
     refused(tmp_path, r"2 of the 3 pictures of coco test are missing, such as .*val2014/0\.jpg")
 
 
@@ -106,7 +106,7 @@ def test_missing_pictures(make, tmp_path):
 def test_a_list_that_does_not_fit(make, tmp_path, images, sentence):
     make.tree(
         write(tmp_path / "coco", images) / "val2014",
-        [(f"{i}.jpg", make.picture(i)) for i in range(3)],
+        [(f"{i}.jpg", make.image(i)) for i in range(3)],
     )
     refused(tmp_path, sentence)
 
@@ -120,18 +120,18 @@ def test_no_json(make, tmp_path):
 def test_cocos_own_captions_are_not_the_split(make, tmp_path):
     make.tree(
         tmp_path / "coco",
-        [("val2014/1.jpg", make.picture(1)), ("annotations/captions_val2014.json", b"{}")],
+        [("val2014/1.jpg", make.image(1)), ("annotations/captions_val2014.json", b"{}")],
     )
     with pytest.raises(
         DataError, match=r"no coco test data: .*dataset_coco\.json \(Karpathy's split\)"
     ):
         load("coco", "test", tmp_path)
-    make.tree(tmp_path / "coco", [("test/1.jpg", make.picture(1))])
+    make.tree(tmp_path / "coco", [("test/1.jpg", make.image(1))])
     refused(tmp_path, r"pictures and no captions; put Karpathy's dataset_coco\.json into")
 
 
 def test_empty_captions_in_shards(make, tmp_path):
-    make.tar(tmp_path / "coco/test/0.tar", [("0.jpg", make.picture(0)), ("0.txt", b" \n")])
+    make.tar(tmp_path / "coco/test/0.tar", [("0.jpg", make.image(0)), ("0.txt", b" \n")])
     refused(tmp_path, "has an empty caption")
-    make.tar(tmp_path / "coco/test/0.tar", [("0.jpg", make.picture(0)), ("0.cls", b"1")])
+    make.tar(tmp_path / "coco/test/0.tar", [("0.jpg", make.image(0)), ("0.cls", b"1")])
     refused(tmp_path, r"and a caption \(.txt\); it has .jpg, .cls")

@@ -24,7 +24,7 @@ from silc_bench.datasets.public.load import load
 from silc_bench.errors import DataError, UserError
 
 WNIDS = wnids("imagenet1k")
-LABELS = np.random.default_rng(0).permutation(1000)  # of picture 1, 2, ... 1000
+LABELS = np.random.default_rng(0).permutation(1000)  # of image 1, 2, ... 1000
 NAMES = [f"ILSVRC2012_val_{number:08d}" for number in range(1, 1001)]
 
 
@@ -43,15 +43,13 @@ def package(name):
 
 def by_wnid(make):
     return [
-        (f"{WNIDS[label]}/{name}.JPEG", make.picture(label))
+        (f"{WNIDS[label]}/{name}.JPEG", make.image(label))
         for name, label in zip(NAMES, LABELS, strict=True)
     ]
 
 
 def flat(make):
-    return [
-        (f"{name}.JPEG", make.picture(label)) for name, label in zip(NAMES, LABELS, strict=True)
-    ]
+    return [(f"{name}.JPEG", make.image(label)) for name, label in zip(NAMES, LABELS, strict=True)]
 
 
 def kaggle_csv():
@@ -142,7 +140,7 @@ def test_the_real_counts(monkeypatch):
     known = {
         name: one for (name, split), one in EXPECTED.items() if split == "test" and not one.labels
     }
-    counts = {name: (one.classes, one.pictures) for name, one in known.items()}
+    counts = {name: (one.classes, one.images) for name, one in known.items()}
     assert counts == {
         "imagenet1k": (1000, 50_000),
         "imagenet_v2": (1000, 10_000),
@@ -175,7 +173,7 @@ def test_v2_folders_are_numbers_not_strings(make, tmp_path, packed):
     files = [
         (
             f"imagenetv2-matched-frequency-format-val/{label}/{label * 7919 % 1000:04x}.jpeg",
-            make.picture(label),
+            make.image(label),
         )
         for label in range(1000)
     ]
@@ -203,7 +201,7 @@ def test_two_hundred_classes_keep_their_own_names(make, tmp_path, name):
     own = wnids(name)
     folder = tmp_path / name.replace("_", "-")
     make.tree(
-        folder, [(f"{wnid}/0.000116_x _ y_0.86.jpg", make.picture(i)) for i, wnid in enumerate(own)]
+        folder, [(f"{wnid}/0.000116_x _ y_0.86.jpg", make.image(i)) for i, wnid in enumerate(own)]
     )
     (folder / "README.txt").write_text("about")
     data = load(name, "test", tmp_path)
@@ -216,7 +214,7 @@ def test_two_hundred_classes_keep_their_own_names(make, tmp_path, name):
     shutil.rmtree(folder)
     make.tar(
         tmp_path / f"{name.replace('_', '-')}.tar",
-        [(f"{name}/{wnid}/0.00_a.b_.jpg", make.picture(i)) for i, wnid in enumerate(own)],
+        [(f"{name}/{wnid}/0.00_a.b_.jpg", make.image(i)) for i, wnid in enumerate(own)],
     )
     assert load(name, "test", tmp_path).fingerprint == data.fingerprint
 
@@ -241,7 +239,7 @@ def test_a_missing_class_folder(val):
     refused(val, f"lacks 1 of the 1000 class folders, such as '{WNIDS[17]}'")
 
 
-def test_an_empty_class_folder_is_too_few_pictures(val):
+def test_an_empty_class_folder_is_too_few_images(val):
     next((val / WNIDS[17]).iterdir()).unlink()
     refused(
         val,
@@ -252,8 +250,8 @@ def test_an_empty_class_folder_is_too_few_pictures(val):
     )
 
 
-def test_one_picture_too_many(val, make):
-    (val / WNIDS[0] / "copy of it.JPEG").write_bytes(make.picture(0))
+def test_one_image_too_many(val, make):
+    (val / WNIDS[0] / "copy of it.JPEG").write_bytes(make.image(0))
     refused(
         val,
         (
@@ -281,7 +279,7 @@ def test_a_folder_that_is_no_class(val):
 
 def test_numbered_folders_have_no_meaning_in_imagenet1k(make, tmp_path):
     make.tree(
-        tmp_path / "imagenet/val", [(f"{label}/a.jpeg", make.picture(label)) for label in range(3)]
+        tmp_path / "imagenet/val", [(f"{label}/a.jpeg", make.image(label)) for label in range(3)]
     )
     refused(
         tmp_path / "imagenet/val",
@@ -290,9 +288,7 @@ def test_numbered_folders_have_no_meaning_in_imagenet1k(make, tmp_path):
 
 
 def test_numbered_twice(make, tmp_path):
-    make.tree(
-        tmp_path / "imagenetv2", [("7/a.jpeg", make.picture(7)), ("007/a.jpeg", make.picture(7))]
-    )
+    make.tree(tmp_path / "imagenetv2", [("7/a.jpeg", make.image(7)), ("007/a.jpeg", make.image(7))])
     refused(tmp_path / "imagenetv2/x", "two folders for one class: '007' and '7'", "imagenet_v2")
 
 
@@ -315,7 +311,7 @@ def test_stray_files_are_skipped_and_said(val, make):
     ]
 
 
-def test_flat_pictures_without_labels(make, layouts, tmp_path):
+def test_flat_images_without_labels(make, layouts, tmp_path):
     make.tree(tmp_path / "imagenet/val", flat(make)[:3])
     refused(
         tmp_path / "imagenet/val", r"pictures without classes; put Kaggle's LOC_val_solution\.csv"
@@ -325,7 +321,7 @@ def test_flat_pictures_without_labels(make, layouts, tmp_path):
         tmp_path / "imagenet/val",
         "3 pictures .flat, labels from LOC_val_solution.csv., and the set has 1,000",
     )
-    (tmp_path / "imagenet/val/mine.JPEG").write_bytes(make.picture(0))
+    (tmp_path / "imagenet/val/mine.JPEG").write_bytes(make.image(0))
     refused(tmp_path / "imagenet/val", "gives no class for mine.JPEG")
 
 

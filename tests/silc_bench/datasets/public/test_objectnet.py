@@ -59,7 +59,7 @@ def root(make, tmp_path):
     folders = [*FOLDERS, "air_freshener"]
     make.tree(
         tmp_path / "objectnet-1.0/images",
-        [(f"{name}/0.png", make.picture(i)) for i, name in enumerate(folders)],
+        [(f"{name}/0.png", make.image(i)) for i, name in enumerate(folders)],
     )
     write_mappings(tmp_path, NAME_OF, dict.fromkeys(sorted(NAME_OF.values()), "x"))
     return tmp_path

@@ -28,7 +28,7 @@ REAL = os.environ.get("SILC_BENCH_TEST_DATA")
 STEMS = ("a2", "a10", "b")  # in the order that is scored
 SEGMENTED = [name for name in SETS if name != "coco_object"]
 
-# (set, pictures, masks, list, how values are stored); {s} is the split's folder, {n} the picture
+# (set, images, masks, list, how values are stored); {s} is the split's folder, {n} the image
 VOC, CONTEXT = "VOCdevkit/VOC2012", "VOCdevkit/VOC2010"
 ADE, FULL, CITY = (
     "ADEChallengeData2016",
@@ -93,10 +93,10 @@ FOLDERS = {
 
 
 @pytest.fixture(autouse=True)
-def _three_pictures(monkeypatch):
+def _three_images(monkeypatch):
     for (name, split), known in list(EXPECTED.items()):
         if name in SETS:
-            monkeypatch.setitem(EXPECTED, (name, split), replace(known, pictures=3, content=""))
+            monkeypatch.setitem(EXPECTED, (name, split), replace(known, images=3, content=""))
 
 
 def folder(name, split):
@@ -197,8 +197,7 @@ def test_the_train_split_too(make, tmp_path, name):
 def test_the_real_counts(monkeypatch):
     monkeypatch.undo()
     counts = {
-        name: [EXPECTED[name, split].pictures for split in sorted(SETS[name].splits)]
-        for name in SETS
+        name: [EXPECTED[name, split].images for split in sorted(SETS[name].splits)] for name in SETS
     }
     assert counts == {
         "voc21": [1_449, 1_464],
@@ -277,7 +276,7 @@ def test_the_background_is_a_class_or_is_not_scored(make, tmp_path):
     }
 
 
-def test_the_fingerprint_covers_pictures_masks_and_names(make, tmp_path):
+def test_the_fingerprint_covers_images_masks_and_names(make, tmp_path):
     layout = LAYOUTS[0]
     before = load("voc21", "test", write(tmp_path, layout, make)).fingerprint
     mask = tmp_path / layout[2].format(n="b")
@@ -444,7 +443,7 @@ def test_few_bits_hold_few_classes(camvid, depth):
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 20_000), (7, 20_000), (20_000, 3)])
-def test_pictures_of_odd_sizes(camvid, height, width):
+def test_images_of_odd_sizes(camvid, height, width):
     labels = np.random.default_rng(0).integers(0, 11, (height, width), dtype=np.uint8)
     (camvid / "a10.png").write_bytes(encoded(labels))
     (camvid.parent / "test/a10.png").write_bytes(photo(1, height, width))
@@ -474,7 +473,7 @@ def test_a_missing_mask_and_one_too_many(camvid, make):
     refused(camvid, r"1 of 4 masks in .* have no picture, such as a12.png")
 
 
-def test_fewer_pictures_than_the_set_has(camvid):
+def test_fewer_images_than_the_set_has(camvid):
     for name in ("test/b.png", "testannot/b.png"):
         (camvid.parent / name).unlink()
     refused(
@@ -489,17 +488,17 @@ def test_fewer_pictures_than_the_set_has(camvid):
 def test_context_goes_round_in_two_sizes(make, tmp_path, monkeypatch):
     layout = next(known for known in LAYOUTS if known[0] == "pc60")
     monkeypatch.setitem(
-        EXPECTED, ("pc60", "test"), replace(EXPECTED["pc60", "test"], pictures=2, also=3)
+        EXPECTED, ("pc60", "test"), replace(EXPECTED["pc60", "test"], images=2, also=3)
     )
     assert len(load("pc60", "test", write(tmp_path, layout, make))) == 3
     monkeypatch.setitem(
-        EXPECTED, ("pc60", "test"), replace(EXPECTED["pc60", "test"], pictures=2, also=4)
+        EXPECTED, ("pc60", "test"), replace(EXPECTED["pc60", "test"], images=2, also=4)
     )
     with pytest.raises(DataError, match=r"3 pictures .* and the set has 2"):
         load("pc60", "test", tmp_path)
 
 
-def test_masks_without_pictures(camvid):
+def test_masks_without_images(camvid):
     (camvid.parent / "test").rename(camvid.parent / "tset")
     refused(
         camvid,
@@ -673,7 +672,7 @@ def change(root, edit):
 def test_objects_are_drawn_the_smaller_ones_on_top(instances):
     before = sorted((path, path.stat().st_mtime_ns) for path in instances.rglob("*"))
     data = load("coco_object", "test", instances)
-    crowd, things, nothing = (data.mask(index) for index in range(3))  # pictures 4, 9, 139
+    crowd, things, nothing = (data.mask(index) for index in range(3))  # images 4, 9, 139
     expected = np.zeros((40, 50), np.uint8)
     expected[4:24, 4:24] = 80
     expected[10:18, 10:18] = 1

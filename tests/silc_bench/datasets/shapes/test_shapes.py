@@ -76,9 +76,9 @@ def test_splits_and_seeds_share_no_scene():
     assert len(set(layouts)) == len(layouts)
 
 
-def test_splits_share_no_picture():
-    pictures = {render(scene(0, split, i), 32)[0].tobytes() for split in SPLITS for i in range(150)}
-    assert len(pictures) == 150 * len(SPLITS)
+def test_splits_share_no_image():
+    images = {render(scene(0, split, i), 32)[0].tobytes() for split in SPLITS for i in range(150)}
+    assert len(images) == 150 * len(SPLITS)
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -113,7 +113,7 @@ def test_everything_in_the_vocabulary_occurs_about_equally_often():
 
 @settings(max_examples=150, deadline=None)
 @given(samples)
-def test_objects_are_in_the_picture_apart_and_told_apart(one):
+def test_objects_are_in_the_image_apart_and_told_apart(one):
     main, *others = one.objects
     assert 0 <= label(one) < 64
     assert PAIRS[label(one)] == pair(main)
@@ -174,7 +174,7 @@ def test_the_prompts_of_zero_shot_occur_among_the_captions():
     assert len(prompts & seen) > 0.9 * len(prompts)
 
 
-# ---- pictures ----
+# ---- images ----
 
 
 def item_of(shape: str, **changes: object) -> Item:
@@ -404,6 +404,6 @@ def test_bad_input_is_refused_with_a_sentence(wrong):
         wrong()
 
 
-def test_too_small_a_picture_is_refused():
+def test_too_small_an_image_is_refused():
     with pytest.raises(ValueError, match="at least 16"):
         render(scene(0, "train", 0), 8)

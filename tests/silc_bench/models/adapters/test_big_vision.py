@@ -327,7 +327,7 @@ def test_any_multiple_of_the_patch_size(arrays, write):
         ours.encode_image(random_pixels(24, 20))
 
 
-def test_pictures_are_squashed_as_transformers_does(arrays, write):
+def test_images_are_squashed_as_transformers_does(arrays, write):
     from transformers.models.siglip import image_processing_pil_siglip as siglip
 
     ours = load_model(f"big_vision:{write(arrays)}")
@@ -395,7 +395,7 @@ def test_cleaning():
     assert lower_ascii("ÉTÉ, Straße!") == "ÉtÉ, straße!"
 
 
-def test_without_a_tokenizer_pictures_are_measured_and_texts_refused_by_the_missing_file(
+def test_without_a_tokenizer_images_are_measured_and_texts_refused_by_the_missing_file(
     arrays, write, tmp_path
 ):
     path = write(arrays, tokenizer=None)

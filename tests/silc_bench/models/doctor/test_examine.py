@@ -499,7 +499,7 @@ def test_a_text_tower_without_its_tokenizer_is_a_fault(model):
     assert verdicts(examination)["dense map pools to the embedding"] == NOT_APPLICABLE
 
 
-def test_pictures_that_cannot_be_read_are_a_fault_and_no_traceback(model):
+def test_images_that_cannot_be_read_are_a_fault_and_no_traceback(model):
     def preprocess(image):
         raise ZeroDivisionError("a picture of no width")
 

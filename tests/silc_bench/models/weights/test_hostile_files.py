@@ -153,7 +153,7 @@ def npy(shape, descr="<f4", data=b"\0" * 16, version=b"\1\0"):
     )
 
 
-def picture():
+def image():
     file = io.BytesIO()
     Image.new("RGB", (8, 8)).save(file, "png")
     return file.getvalue()
@@ -286,7 +286,7 @@ HOSTILE = {  # name of the file: (its bytes, words of the answer)
     "config.pt": (json.dumps({"width": 3}).encode(), "a JSON text"),
     "archive.pt": (tarred(), "a tar archive"),
     "packed.pt": (gzip.compress(WHOLE), "a gzip file"),
-    "picture.pt": (picture(), "a PNG picture"),
+    "picture.pt": (image(), "a PNG picture"),
     "keras.h5": (b"\x89HDF\r\n\x1a\n" + b"\0" * 50, "an HDF5 file"),
     "zeros.pt": (b"\0" * 5000, "nothing but zeros"),
     "random.pt": (np.random.default_rng(0).bytes(5000), "of an unknown kind"),
