@@ -13,8 +13,9 @@ from __future__ import annotations
 import dataclasses
 import math
 import typing
+from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from silc_bench.errors import UserError, unknown_name
 
@@ -211,13 +212,21 @@ class Config:
 
     def is_taught_at(self, step: int) -> bool:
         """Whether update ``step`` (from 0) learns from a teacher, of views or of masked patches."""
-        has_teacher = self.distillation.weight > 0 or self.masked.weight > 0
-        return has_teacher and step >= self.start_step
+        return self.has_teacher and step >= self.start_step
+
+    @property
+    def has_teacher(self) -> bool:
+        return self.distillation.weight > 0 or self.masked.weight > 0
+
+    @property
+    def num_patches(self) -> int:
+        """Of a global view."""
+        return (self.views.global_size // self.vision.patch_size) ** 2
 
     @property
     def num_masked(self) -> int:
         """Patches that are masked in each global view."""
-        return round(self.masked.ratio * (self.views.global_size // self.vision.patch_size) ** 2)
+        return round(self.masked.ratio * self.num_patches)
 
     @property
     def view_kinds(self) -> set[str]:
@@ -240,6 +249,8 @@ class Config:
         return f"{self.preset}-{self.objective}"
 
 
+FORMS = {int: "a whole number", float: "a number", bool: "true or false"}  # of a field's type
+OTHER_VERSION = "read it with the version of silc-bench that wrote it"
 OBJECTIVES = ("silc", "contrastive+views", "contrastive")
 CHOICES = {
     "vision.gelu": ("tanh", "exact"),
@@ -256,14 +267,169 @@ CHOICES = {
     "checkpointing": ("none", "blocks"),
 }
 LABELS = ("preset", "objective")  # what the other fields were derived from
-MAY_BE_ZERO = (  # every other whole number is at least 1
-    "distillation.ema_batch",
-    "micro_batch",
-    "views.num_local",
-    "data.num_workers",
-    "data.seed",
-    "seed",
-    "probe.every",
+
+
+class Bound(NamedTuple):
+    """What each number of some fields must be."""
+
+    words: str
+    holds: Callable[[float], bool]
+    fields: tuple[str, ...]
+
+
+# Comparisons with infinity refuse NaN too, and take whole numbers that no float can hold.
+BOUNDS = (
+    Bound(
+        "a positive number",
+        lambda number: 0 < number < math.inf,
+        (
+            "contrastive.init_scale",
+            "data.mirror_gb",
+            "distillation.student_temp",
+            "distillation.teacher_temp",
+            "optim.clip_norm",
+            "optim.lr",
+            "views.blur_sigma",
+        ),
+    ),
+    Bound(
+        "at least 0",
+        lambda number: 0 <= number < math.inf,
+        (
+            "checkpoint_minutes",
+            "data.num_workers",
+            "distillation.ema_batch",
+            "distillation.weight",
+            "masked.weight",
+            "micro_batch",
+            "optim.cooldown_fraction",
+            "optim.warmup_fraction",
+            "optim.weight_decay",
+            "probe.every",
+            "views.jitter",
+            "views.num_local",
+        ),
+    ),
+    # A contrastive loss needs a negative, and one prototype would take every image.
+    Bound("at least 2", lambda number: number >= 2, ("batch_size", "distillation.num_prototypes")),
+    Bound(
+        "at least 0, and below 2**63",
+        lambda number: 0 <= number < 2**63,
+        ("seed", "data.seed"),
+    ),
+    Bound(
+        "from 0 to 1",
+        lambda number: 0 <= number <= 1,
+        (
+            "distillation.center_momentum",
+            "distillation.ema_momentum",
+            "masked.ratio",
+            "views.blur_probs",
+            "views.flip_prob",
+            "views.gray_prob",
+            "views.jitter_prob",
+            "views.solarize_prob",
+        ),
+    ),
+    Bound(
+        "at least 0, and below 1",
+        lambda number: 0 <= number < 1,
+        ("average_momentum", "distillation.start_fraction", "optim.beta1", "optim.beta2"),
+    ),
+    Bound(
+        "above 0, and at most 1",
+        lambda number: 0 < number <= 1,
+        ("optim.layer_decay", "views.global_area", "views.local_area"),
+    ),
+)
+BOUND_OF = {path: bound for bound in BOUNDS for path in bound.fields}
+
+# Of all other fields.
+WHOLE = Bound("at least 1", lambda number: number >= 1, ())
+FINITE = Bound("finite", lambda number: abs(number) < math.inf, ())
+
+
+class Rule(NamedTuple):
+    """What several fields must be together."""
+
+    about: str
+    holds: Callable[[Config], bool]
+    problem: str
+    fix: str
+
+
+def _has_pair(config: Config) -> bool:
+    """Someone learns what the teacher teaches: a local view, or the other global view."""
+    views = config.views
+    has_other_global = config.distillation.pairs == "local+global" and views.num_global >= 2
+    return config.distillation.weight == 0 or views.num_local >= 1 or has_other_global
+
+
+# Images are cut into whole patches, and embeddings into whole heads.
+MULTIPLES = {
+    "vision.image_size": "vision.patch_size",
+    "views.global_size": "vision.patch_size",
+    "views.local_size": "vision.patch_size",
+    "vision.width": "vision.num_heads",
+    "text.width": "text.num_heads",
+}
+RANGES = ("views.global_area", "views.local_area", "views.blur_sigma")
+RULES = (
+    Rule(
+        "vision.width",
+        lambda config: config.vision.width % 4 == 0,
+        "it is no multiple of 4, and positions are sines and cosines of two coordinates",
+        "take a multiple of 4",
+    ),
+    Rule(
+        "views.jitter",
+        lambda config: config.views.jitter[3] <= 0.5,
+        "its last number turns the hue by more than half a circle",
+        "take 0.5 or less",
+    ),
+    Rule(
+        "views.num_local",
+        _has_pair,
+        "without local views distillation has no pair of views",
+        "set views.num_local=1 or more, or distillation.pairs=local+global with"
+        " views.num_global=2 or more",
+    ),
+    Rule(
+        "distillation.start_fraction",
+        lambda config: config.start_step < config.num_steps,
+        "it leaves no step to distil in",
+        "lower it, or raise samples",
+    ),
+    Rule(
+        "masked.ratio",
+        lambda config: config.masked.weight == 0 or 1 <= config.num_masked < config.num_patches,
+        "it must mask at least one patch of a global view, and leave one",
+        "bring it nearer to 0.5, or take smaller patches",
+    ),
+    Rule(
+        "optim.locked",
+        lambda config: config.optim.locked != "vision" or not config.has_teacher,
+        "a locked image tower cannot learn from a teacher",
+        "take --objective contrastive or contrastive+views, or lock the text tower",
+    ),
+    Rule(
+        "optim.beta2",
+        lambda config: config.optim.kind != "adafactor" or config.optim.beta2 == OptimConfig.beta2,
+        "optim.kind=adafactor does not use it: its second moments fade by the step",
+        "leave it out",
+    ),
+    Rule(
+        "optim.warmup_fraction",
+        lambda config: config.optim.warmup_fraction + config.optim.cooldown_fraction <= 1,
+        "with optim.cooldown_fraction it takes more than the whole run",
+        "lower one of the two",
+    ),
+    Rule(
+        "samples",
+        lambda config: config.samples >= config.batch_size,
+        "they do not fill one batch",
+        "raise samples, or lower batch_size",
+    ),
 )
 
 
@@ -294,166 +460,35 @@ def without_heads(config: Config) -> Config:
 
 
 def validate(config: Config) -> Config:
-    """The same configuration.
-
-    Raises a UserError that names the first field that cannot work, and why.
-    """
+    """The same configuration. UserError about the first field that cannot work."""
     fields = flatten(config)
     for path, allowed in CHOICES.items():
         if fields[path] not in allowed:
-            raise unknown_name(path, str(fields[path]), allowed)
+            raise unknown_name("value", str(fields[path]), allowed, about=path)
 
     for path, value in fields.items():
-        least = 0 if path in MAY_BE_ZERO else 1
-        # type() and not isinstance: a bool is no whole number here.
-        if type(value) is int and value < least:
-            raise UserError(f"configuration: {path} must be at least {least}, not {value}")
+        if isinstance(value, str | bool):
+            continue
+        bound = BOUND_OF.get(path, WHOLE if isinstance(value, int) else FINITE)
         numbers = value if isinstance(value, tuple) else (value,)
-        if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
-            raise UserError(f"configuration: {path} must be finite, not {value}")
+        if not all(map(bound.holds, numbers)):
+            raise UserError(
+                f"must be {bound.words}, not {value}", about=path, fix="choose another value"
+            )
 
-    # Last, because the rules divide by numbers that are not 0 by now, and compare finite ones.
-    for holds, message in _rules(config):
-        if not holds:
-            raise UserError(f"configuration: {message}")
+    # Last, because these divide by numbers that are not 0 by now.
+    for path, part in MULTIPLES.items():
+        if fields[path] % fields[part]:
+            raise UserError(f"is no multiple of {part}", about=path, fix="change one of the two")
+    for path in RANGES:
+        if fields[path] != tuple(sorted(fields[path])):
+            raise UserError(
+                "its first number is above its second", about=path, fix="write the lower one first"
+            )
+    for rule in RULES:
+        if not rule.holds(config):
+            raise UserError(rule.problem, about=rule.about, fix=rule.fix)
     return config
-
-
-def _rules(config: Config) -> list[tuple[bool, str]]:
-    """(whether it holds, what has to hold) of each rule that a single field's type cannot say."""
-    vision = config.vision
-    views = config.views
-    distil = config.distillation
-    masked = config.masked
-    optim = config.optim
-
-    # Images are cut into whole patches, and embeddings into whole heads.
-    of_towers = [
-        (
-            vision.image_size % vision.patch_size == 0,
-            "vision.image_size must be a multiple of vision.patch_size",
-        ),
-        (
-            views.global_size % vision.patch_size == 0,
-            "views.global_size must be a multiple of vision.patch_size",
-        ),
-        (
-            views.local_size % vision.patch_size == 0,
-            "views.local_size must be a multiple of vision.patch_size",
-        ),
-        (
-            vision.width % vision.num_heads == 0,
-            "vision.width must be a multiple of vision.num_heads",
-        ),
-        # Positions of patches are sines and cosines of two coordinates.
-        (vision.width % 4 == 0, "vision.width must be a multiple of 4"),
-        (
-            config.text.width % config.text.num_heads == 0,
-            "text.width must be a multiple of text.num_heads",
-        ),
-    ]
-
-    # Someone has to learn what the teacher teaches: a local view, or the other global view.
-    has_other_global = distil.pairs == "local+global" and views.num_global >= 2
-    has_pair = views.num_local >= 1 or has_other_global
-    probabilities = (
-        views.flip_prob,
-        views.jitter_prob,
-        views.gray_prob,
-        views.solarize_prob,
-        *views.blur_probs,
-    )
-    of_views = [
-        (
-            distil.weight == 0 or has_pair,
-            "distillation needs views.num_local >= 1, or distillation.pairs=local+global and"
-            " views.num_global >= 2",
-        ),
-        (
-            all(0 < low <= high <= 1 for low, high in (views.global_area, views.local_area)),
-            "views.*_area must lie in (0, 1], low first",
-        ),
-        (
-            all(0 <= probability <= 1 for probability in probabilities),
-            "views.*_prob and views.blur_probs must lie in [0, 1]",
-        ),
-        (
-            min(views.jitter) >= 0 and views.jitter[3] <= 0.5,
-            "views.jitter must not be negative, its hue at most 0.5 of a turn",
-        ),
-        (
-            0 < views.blur_sigma[0] <= views.blur_sigma[1],
-            "views.blur_sigma must be positive, low first",
-        ),
-    ]
-
-    num_patches = (views.global_size // vision.patch_size) ** 2
-    of_losses = [
-        (config.contrastive.init_scale > 0, "contrastive.init_scale must be positive"),
-        (
-            distil.weight >= 0 and masked.weight >= 0,
-            "distillation.weight and masked.weight must not be negative",
-        ),
-        (0 <= distil.start_fraction < 1, "distillation.start_fraction must lie in [0, 1)"),
-        (
-            config.start_step < config.num_steps,
-            "distillation.start_fraction leaves no step of the run to distil in; lower it, or"
-            " raise samples",
-        ),
-        (
-            masked.weight == 0 or 1 <= config.num_masked < num_patches,
-            "masked.ratio must mask at least one patch of a global view and leave one",
-        ),
-        (
-            distil.num_prototypes >= 2,
-            "distillation.num_prototypes must be at least 2: one takes every picture",
-        ),
-        (0 <= distil.ema_momentum <= 1, "distillation.ema_momentum must lie in [0, 1]"),
-        (0 <= config.average_momentum < 1, "average_momentum must lie in [0, 1)"),
-        (0 <= distil.center_momentum <= 1, "distillation.center_momentum must lie in [0, 1]"),
-        (
-            distil.student_temp > 0 and distil.teacher_temp > 0,
-            "distillation temperatures must be positive",
-        ),
-    ]
-
-    fractions = (optim.warmup_fraction, optim.cooldown_fraction)
-    of_optimiser = [
-        (optim.lr > 0 and optim.clip_norm > 0, "optim.lr and optim.clip_norm must be positive"),
-        (0 < optim.layer_decay <= 1, "optim.layer_decay must lie in (0, 1]"),
-        (
-            optim.locked != "vision" or distil.weight == masked.weight == 0,
-            "optim.locked=vision leaves self-distillation no tower to teach; take --objective"
-            " contrastive or contrastive+views, or lock the text tower",
-        ),
-        (optim.weight_decay >= 0, "optim.weight_decay must not be negative"),
-        (
-            optim.kind != "adafactor" or optim.beta2 == OptimConfig.beta2,
-            "optim.beta2 has no meaning with optim.kind=adafactor, whose second moments fade by"
-            " the step; leave it out",
-        ),
-        (
-            0 <= optim.beta1 < 1 and 0 <= optim.beta2 < 1,
-            "optim.beta1 and optim.beta2 must lie in [0, 1)",
-        ),
-        (
-            min(fractions) >= 0 and sum(fractions) <= 1,
-            "optim.warmup_fraction and optim.cooldown_fraction must not be negative, and sum to at"
-            " most 1",
-        ),
-    ]
-
-    of_run = [
-        (max(config.seed, config.data.seed) < 2**63, "seed and data.seed must be below 2**63"),
-        (config.data.mirror_gb > 0, "data.mirror_gb must be positive"),
-        (config.checkpoint_minutes >= 0, "checkpoint_minutes must not be negative"),
-        (
-            config.batch_size >= 2,
-            "batch_size must be at least 2: a contrastive loss needs a negative",
-        ),
-        (config.samples >= config.batch_size, "samples must be at least batch_size"),
-    ]
-    return [*of_towers, *of_views, *of_losses, *of_optimiser, *of_run]
 
 
 # ---- as JSON ----
@@ -480,17 +515,17 @@ def from_dict(data: dict[str, Any]) -> Config:
     Unknown fields are a UserError: the file is of a later version. A field that an earlier version
     did not save takes its default, so a new field's default is what every run did before it.
     """
-    return validate(_build(Config, data, "config"))
+    try:
+        return validate(_build(Config, data, "config"))
+    except UserError as error:
+        raise UserError(error.problem, about=error.about, fix=OTHER_VERSION) from None
 
 
 def _build(cls: Any, data: Any, path: str) -> Any:
     """An instance of the dataclass ``cls``. ``path`` is where ``data`` stands in the file."""
     hints = typing.get_type_hints(cls)
     if not isinstance(data, dict):
-        raise UserError(
-            f"{path}: not a configuration of this version of silc-bench (found:"
-            f" {type(data).__name__})"
-        )
+        raise wrong_type(data, cls, path)
 
     needed = {
         f.name
@@ -500,7 +535,9 @@ def _build(cls: Any, data: Any, path: str) -> Any:
     differ = sorted((set(data) - set(hints)) | (needed - set(data)))
     if differ:
         raise UserError(
-            f"{path}: not a configuration of this version of silc-bench (differs in: {differ})"
+            f"not a configuration of this version of silc-bench (differs in: {differ})",
+            about=path,
+            fix=OTHER_VERSION,
         )
 
     values = {name: _read(value, hints[name], f"{path}.{name}") for name, value in data.items()}
@@ -525,5 +562,10 @@ def _read(value: Any, hint: Any, path: str) -> Any:
 
 
 def wrong_type(value: Any, hint: Any, path: str) -> UserError:
-    name = hint if typing.get_args(hint) else hint.__name__
-    return UserError(f"{path}: {value!r} is not of type {name}")
+    kinds = typing.get_args(hint)
+    form = FORMS.get(hint, f"{len(kinds)} numbers with commas between them")
+    return UserError(
+        f"{value!r} is not of type {hint if kinds else hint.__name__}",
+        about=path,
+        fix=f"write {form}",
+    )

@@ -8,54 +8,51 @@ refused.
 from __future__ import annotations
 
 import dataclasses
-import types
 import typing
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 from silc_bench.errors import UserError, unknown_name
-from silc_bench.trainer.config.config import LABELS, Config, validate, wrong_type
+from silc_bench.trainer.config.config import LABELS, Config, flatten, validate, wrong_type
 
-# Fields, when they do nothing, and why.
-IDLE: tuple[tuple[tuple[str, ...], Callable[[Config], bool], str], ...] = (
-    (
+
+class Idle(NamedTuple):
+    fields: tuple[str, ...]
+    is_idle: Callable[[Config], bool]
+    why: str
+
+
+IDLE = (
+    Idle(
         ("optim.cooldown_fraction",),
         lambda c: c.optim.schedule == "cosine",
         "optim.schedule=cosine has no cool-down",
     ),
-    (
+    Idle(
         ("contrastive.init_bias",),
         lambda c: c.contrastive.loss == "softmax",
         "contrastive.loss=softmax has no bias",
     ),
-    (
+    Idle(
         ("distillation.center_momentum",),
         lambda c: c.distillation.centering == "sinkhorn",
         "distillation.centering=sinkhorn has no centre",
     ),
     # The arms of an ablation share their changes, so what belongs to a teacher may be set without
     # one: under the other objectives the field is idle by right.
-    (
+    Idle(
         ("masked.ratio",),
         lambda c: c.objective == "silc" and c.masked.weight == 0,
         "masked.weight is 0",
     ),
-    (
-        ("views.jitter",),
-        lambda c: c.views.jitter_prob == 0,
-        "views.jitter_prob is 0",
-    ),
-    (
-        ("views.blur_sigma",),
-        lambda c: not any(c.views.blur_probs),
-        "views.blur_probs are 0",
-    ),
-    (
+    Idle(("views.jitter",), lambda c: c.views.jitter_prob == 0, "views.jitter_prob is 0"),
+    Idle(("views.blur_sigma",), lambda c: not any(c.views.blur_probs), "views.blur_probs are 0"),
+    Idle(
         ("views.solarize_prob",),
         lambda c: c.views.num_global == 1,
         "the first global view is never solarised, and views.num_global is 1",
     ),
-    (
+    Idle(
         ("probe.tasks", "probe.limit", "probe.data_root"),
         lambda c: c.probe.every == 0,
         "probe.every is 0",
@@ -70,17 +67,32 @@ def apply_sets(config: Config, sets: Iterable[str]) -> Config:
         UserError: no "=", an unknown field (nearest names are given), or a value that is not of the
         field's type.
     """
+    fields = flatten(config)
     for item in sets:
-        path, equals, value = item.partition("=")
+        path, equals, text = item.partition("=")
         path = path.strip()
-        value = value.strip()
         if not equals:
-            raise UserError(f"--set {item!r}: expected field=value, as in --set optim.lr=3e-4")
+            raise UserError(
+                "has no value",
+                about=f"--set {item}",
+                fix="write field=value, as in --set optim.lr=3e-4",
+            )
         if path in LABELS:
             raise UserError(
-                f"--set {item}: only a label here, it changes nothing; use --{path} {value}"
+                "is only a label here and changes nothing",
+                about=f"--set {item}",
+                fix=f"use --{path} {text.strip()}",
             )
-        config = _set(config, path.split("."), value, path)
+        if path not in fields:
+            raise unknown_name("field", path, fields, about=f"--set {item}")
+
+        section, _, name = path.rpartition(".")
+        node: Any = getattr(config, section) if section else config
+        hint = typing.get_type_hints(type(node))[name]
+        change = {name: parse_value(text.strip(), hint, path)}
+        if section:
+            change = {section: dataclasses.replace(node, **change)}
+        config = dataclasses.replace(config, **change)
 
     # Once, at the end: on the way two changes that belong together may not fit each other.
     return validate(config)
@@ -91,20 +103,21 @@ def refuse_idle(config: Config, sets: Iterable[str]) -> None:
 
     Changes that an objective leaves idle are allowed: the arms of an ablation share their changes.
     """
-    paths = [item.partition("=")[0].strip() for item in sets]
-    for path in paths:
+    for item in sets:
+        path = item.partition("=")[0].strip()
         for fields, is_idle, why in IDLE:
             if path in fields and is_idle(config):
                 raise UserError(
-                    f"--set {path} would do nothing: {why}; leave it out, or change that"
+                    f"would do nothing: {why}",
+                    about=f"--set {path}",
+                    fix="leave it out, or change that",
                 )
 
 
 def parse_value(text: str, hint: Any, path: str) -> Any:
     """Text -> int, float, bool, str or a tuple of them, as the field's annotation says."""
     try:
-        if isinstance(hint, types.GenericAlias) or typing.get_origin(hint) is tuple:
-            kinds = typing.get_args(hint)
+        if kinds := typing.get_args(hint):
             parts = text.strip("()[] ").split(",")
             if len(kinds) != len(parts):
                 raise ValueError
@@ -128,30 +141,6 @@ def parse_value(text: str, hint: Any, path: str) -> Any:
 
     assert hint is str, f"field {path} has a type that --set cannot parse: {hint}"
     return text
-
-
-def _set(node: Any, parts: list[str], value: str, path: str) -> Any:
-    """A copy of ``node`` with the field that ``parts`` lead to changed; ``path`` for messages."""
-    name, *rest = parts
-    field_names = {f.name for f in dataclasses.fields(node)}
-    if name not in field_names:
-        prefix = path.removesuffix(".".join(parts))
-        raise unknown_name("field", path, [prefix + field_name for field_name in field_names])
-
-    current = getattr(node, name)
-    is_section = dataclasses.is_dataclass(current)
-    if is_section and not rest:
-        inner = ", ".join(f.name for f in dataclasses.fields(current))
-        raise UserError(f"--set {path}: name one of its fields: {inner}")
-    if rest and not is_section:
-        raise UserError(f"--set {path}: {name} has no fields")
-
-    new = _set(current, rest, value, path) if rest else parse_value(value, _hint(node, name), path)
-    return dataclasses.replace(node, **{name: new})
-
-
-def _hint(node: Any, name: str) -> Any:
-    return typing.get_type_hints(type(node))[name]
 
 
 def _whole(value: float) -> int:

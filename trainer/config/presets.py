@@ -252,33 +252,36 @@ def _check_meaning(config: Config) -> None:
 
     It is asked of new runs alone: checkpoints of such runs are still read.
     """
-    is_taught = config.distillation.weight > 0 or config.masked.weight > 0
-    if is_taught and config.objective != "silc":
+    objective = f"--objective {config.objective}"
+    if config.has_teacher and config.objective != "silc":
         raise UserError(
-            f"objective {config.objective} has no teacher, and"
-            f" distillation.weight={config.distillation.weight:g},"
-            f" masked.weight={config.masked.weight:g} ask for one; take --objective silc, or leave"
-            " the weights out"
+            f"it has no teacher, but distillation.weight={config.distillation.weight:g} and"
+            f" masked.weight={config.masked.weight:g} need one",
+            about=objective,
+            fix="take --objective silc, or leave the weights out",
         )
-    if not is_taught and config.objective == "silc":
+    if not config.has_teacher and config.objective == "silc":
         raise UserError(
-            "objective silc without distillation.weight and masked.weight has nothing of SILC; take"
-            " --objective contrastive+views, or contrastive"
+            "without distillation.weight and masked.weight nothing of SILC is left",
+            about=objective,
+            fix="take --objective contrastive+views, or contrastive",
         )
 
     if config.objective == "contrastive" and config.contrastive.images != "original":
         raise UserError(
-            "objective contrastive is without views, and"
-            f" contrastive.images={config.contrastive.images} asks for them; take --objective"
-            " contrastive+views"
+            f"it has no views, but contrastive.images={config.contrastive.images} needs them",
+            about=objective,
+            fix="take --objective contrastive+views",
         )
 
     trained = config.views.global_size
     measured = config.vision.image_size
     if trained != measured:
         raise UserError(
-            f"views.global_size={trained} and vision.image_size={measured} differ: pictures would"
-            f" be trained at {trained} px and measured at {measured}; set both"
+            f"is {trained} and vision.image_size is {measured}: images would be trained at"
+            f" {trained} px and measured at {measured}",
+            about="views.global_size",
+            fix="set both to one size",
         )
 
 
@@ -363,7 +366,7 @@ PROVENANCE_OF = {
         "views": "open: SILC's augmentation",
         "text": "open: SILC's; SigLIP 2 has Gemma's vocabulary of 256k",
         "contrastive.loss": "sure: the sigmoid loss",
-        "contrastive.images": "sure: the original picture alone",
+        "contrastive.images": "sure: the original image alone",
         "contrastive": "likely: SigLIP's initial scale 10 and bias -10",
         "distillation.weight": "sure: 1, times 0.25 at this size",
         "distillation.start_fraction": (
@@ -391,7 +394,7 @@ PROVENANCE_OF = {
         "views": "sure: resized, cropped and flipped, nothing else",
         "vision": (
             "open: SILC's towers, with MAP pooling; TIPS pools by two class tokens, for two"
-            " captions a picture"
+            " captions an image"
         ),
         "text": "open: SILC's",
         "contrastive.loss": "sure: CLIP's softmax loss",
