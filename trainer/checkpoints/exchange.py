@@ -1,7 +1,9 @@
 """What the readers and writers of other libraries' models share.
 
-Reading: a source of weights in our words (``Towers``), weights that change names, sizes that are
-checked, the words of a refusal. ``silc_bench.trainer.checkpoints.transformers`` reads transformers'
+Each library has one table of names, {ours: theirs}, which ``renamed`` reads in both directions.
+
+Reading: a source of weights in our words (``Towers``), sizes that are checked, the words of a
+refusal. ``silc_bench.trainer.checkpoints.transformers`` reads transformers'
 and big_vision's models, ``silc_bench.trainer.checkpoints.open_clip`` open_clip's.
 
 Writing: ``write_tensors`` makes a safetensors file: 8 bytes with the length of the header, a JSON
@@ -19,7 +21,8 @@ text.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,10 +34,11 @@ from torch import Tensor, nn
 from silc_bench.errors import UserError
 from silc_bench.models.weights.tensor_files import CHECKSUMS, part_checksums
 from silc_bench.trainer.checkpoints.model import NativeModel
+from silc_bench.trainer.config.config import TextConfig, VisionConfig
 from silc_bench.trainer.silc.tokenizers import AnyTokenizer
 
 EPS = 1e-6  # of our norms
-# Two parts of every refusal: what our towers are, and what to do instead.
+# Two parts of a refusal: what our towers are, and what to do instead.
 OURS = (
     "a run's towers are SigLIP's (patches alone, pooled by attention; "
     "texts without a causal mask, their last token pooled)"
@@ -50,56 +54,64 @@ Weights = dict[str, Tensor]
 class Towers:
     """A source of weights, in our words."""
 
-    vision: dict[str, Any]  # fields of VisionConfig
-    text: dict[str, Any]  # fields of TextConfig
+    vision: VisionConfig
+    text: TextConfig
     weights: Weights  # by the names of Student, without a head
     tokenizer: AnyTokenizer
     note: str = ""  # what a run does otherwise than the source, though the towers are the same
 
 
+def renamed(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> Weights:
+    """Tensors by other names: of each, the first prefix of ``names`` that fits is replaced.
+
+    N in a prefix is the number of a block. A name that no prefix fits stays as it is.
+    """
+    patterns = {re.escape(old).replace("N", r"(\d+)"): new for old, new in names.items()}
+    by_name = {}
+    for name, value in tensors.items():
+        new_name = name
+        for pattern, new in patterns.items():
+            if match := re.match(pattern, name):
+                number = match[1] if match.groups() else ""
+                new_name = new.replace("N", number) + name[match.end() :]
+                break
+        by_name[new_name] = value
+    return by_name
+
+
+def inverse(names: Mapping[str, str]) -> dict[str, str]:
+    return {theirs: ours for ours, theirs in names.items()}
+
+
 # ---- reading ----
 
 
-def state(module: Any) -> list[tuple[str, Tensor]]:
-    """Names and values of a module's weights."""
+def state(network: nn.Module) -> Weights:
     # transformers' models keep 0, 1, 2 ... in a buffer: no weight, and not in every release.
-    values = module.state_dict().items()
-    return [(name, value) for name, value in values if not name.endswith("position_ids")]
+    values = network.state_dict().items()
+    return {name: value for name, value in values if not name.endswith("position_ids")}
 
 
-def taken(left: Weights, theirs: str, ours: str) -> Weights:
-    """The weight and bias of a layer under our name; ``left`` no longer holds them."""
-    return {f"{ours}.{part}": left.pop(f"{theirs}.{part}") for part in ("weight", "bias")}
+def unfit(problem: str) -> UserError:
+    """A model that our towers do not represent exactly."""
+    return UserError(f"{problem}, and {OURS}", about="its towers", fix=INSTEAD)
 
 
-def scalars(module: Any) -> Weights:
-    """Scale (its logarithm) and bias of the logits, each a tensor [] as in ``Student``."""
-    bias = getattr(module, "logit_bias", None)  # trained with a softmax there is none
-    bias = torch.zeros(()) if bias is None else bias.detach()
-    return {"log_scale": module.logit_scale.detach().reshape(()), "logit_bias": bias.reshape(())}
-
-
-def is_norm(module: nn.Module) -> bool:
-    return isinstance(module, nn.LayerNorm)
-
-
-def check_nothing_left(left: Weights) -> None:
-    """Raises UserError: a weight of the source has no place in our towers."""
-    if left:
-        example = next(iter(left))
-        raise UserError(
-            f"our towers have no place for {len(left)} of its weights, such as {example}; {INSTEAD}"
-        )
-
-
-def check_sizes(
-    sizes: dict[str, dict[str, Any]], embed_dim: int, epsilons: Iterable[float]
-) -> None:
-    """What our towers cannot be set to.
+def towers_from(
+    weights: Weights,
+    sizes: dict[str, dict[str, Any]],
+    *,
+    network: nn.Module,
+    embed_dim: int,
+    patch_size: int,
+    tokenizer: AnyTokenizer,
+) -> Towers:
+    """What the readers of both libraries end with.
 
     Args:
-        sizes: fields of our configuration of a tower, for "vision" and "text".
-        epsilons: of all norms.
+        weights: by our names. Names that are missing or left over are refused before a run begins.
+        sizes: fields of our configuration that both towers have, for "vision" and "text".
+        network: the source's, whose norms are looked at.
 
     Raises:
         UserError: the embedding has another width than the image tower, the layers another
@@ -107,21 +119,31 @@ def check_sizes(
     """
     width = sizes["vision"]["width"]
     if embed_dim != width:
-        raise UserError(
-            f"its embeddings have {embed_dim} numbers and its image tower is {width} wide,"
-            f" ours are as wide as the tower; {INSTEAD}"
-        )
-
+        raise unfit(f"embeddings of {embed_dim} numbers after an image tower {width} wide")
     for side, size in sizes.items():
         if size["gelu"] not in ("tanh", "exact"):
-            raise UserError(
-                f"its {side} tower has {size['gelu']} between its layers, ours have a GELU;"
-                f" {INSTEAD}"
-            )
-    if other := set(epsilons) - {EPS}:
-        raise UserError(
-            f"its norms add {sorted(other)[0]:g} to the variance, ours {EPS:g}; {INSTEAD}"
-        )
+            raise unfit(f"{size['gelu']} between the layers of the {side} tower, not a GELU")
+
+    norms = (module for module in network.modules() if isinstance(module, nn.LayerNorm))
+    if other := {norm.eps for norm in norms} - {EPS}:
+        raise unfit(f"norms that add {min(other):g} to the variance, ours {EPS:g}")
+    for name in ("vision.positions", "text.positions", "text.embedding.weight"):
+        if name not in weights:
+            raise unfit(f"nothing in the place of our {name}")
+
+    # A softmax loss has no bias.
+    for name in ("log_scale", "logit_bias"):
+        weights[name] = weights.get(name, torch.zeros(())).reshape(())
+
+    # Told by the positions, one a patch: they are what the tower was trained with.
+    image_size = patch_size * round(weights["vision.positions"].shape[1] ** 0.5)
+    vision = VisionConfig(**sizes["vision"], patch_size=patch_size, image_size=image_size)
+    text = TextConfig(
+        **sizes["text"],
+        vocab_size=len(weights["text.embedding.weight"]),
+        context_length=weights["text.positions"].shape[1],
+    )
+    return Towers(vision, text, weights, tokenizer)
 
 
 # ---- writing ----

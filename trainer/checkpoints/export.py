@@ -42,18 +42,21 @@ def check_target(target: str, out: Path) -> None:
         UserError: says what is in the way. An earlier export is not overwritten.
     """
     if target not in TARGETS:
-        raise unknown_name("target of an export", target, TARGETS)
-    if target == "safetensors" and (out.suffix != SUFFIX or out.is_dir()):
+        raise unknown_name("target of an export", target, TARGETS, about="--to")
+    if target == "safetensors" and out.suffix != SUFFIX:
         raise UserError(
-            f"--to safetensors writes one file: --out must name one that ends in {SUFFIX},"
-            f" and {out} does not"
+            f"--to safetensors writes one file, and {out} does not end in {SUFFIX}",
+            about="--out",
+            fix=f"write --out {out.with_suffix(SUFFIX)}",
         )
 
     # An empty folder may be taken; lexists sees broken links too.
     is_free_folder = target in FOLDERS and out.is_dir() and not any(out.iterdir())
     if os.path.lexists(out) and not is_free_folder:
         raise UserError(
-            f"{out} exists already and is not overwritten; remove it, or choose another --out"
+            "exists already and is not overwritten",
+            about=out,
+            fix="remove it, or choose another --out",
         )
     check_writable(out.parent)
 
@@ -67,18 +70,20 @@ def load_trained(spec: str) -> NativeModel:
     # "hf:NAME" names another library's model, unless somebody has a folder of that name.
     kind = spec.partition(":")[0]
     if kind in KINDS and not os.path.exists(spec):
-        raise UserError(
-            f"{spec}: only models trained here can be exported,"
-            f" and {kind}: names one of another library"
-        )
+        raise _foreign(spec, f"{kind}: names a model of another library")
 
     path, branch = find_path(spec)
     if not native.is_ours(path):
-        raise UserError(
-            f"{spec}: only models trained here can be exported,"
-            " and this is no checkpoint of `silc-bench train`"
-        )
+        raise _foreign(spec, "this is no checkpoint of `silc-bench train`")
     return native.load(path, branch)
+
+
+def _foreign(spec: str, reason: str) -> UserError:
+    return UserError(
+        f"{reason}, and only models trained here can be exported",
+        about=spec,
+        fix="name the folder of a run",
+    )
 
 
 def export(model: NativeModel, target: str, out: Path) -> None:
@@ -94,9 +99,10 @@ def export(model: NativeModel, target: str, out: Path) -> None:
     _check_finite(model)
     if target in FOLDERS and model.has_foreign_tokenizer:
         raise UserError(
-            f"{model.name} is not exported to {target}: its tokenizer is another library's, kept"
-            f" from what the run started from (cleaning {model.tokenizer.cleaning!r});"
-            " --to safetensors keeps it"
+            f"{target} cannot hold its tokenizer, which is another library's: it comes from what"
+            f" the run started from (cleaning {model.tokenizer.cleaning!r})",
+            about=model.name,
+            fix="take --to safetensors, which keeps it",
         )
 
     try:
@@ -110,8 +116,9 @@ def export(model: NativeModel, target: str, out: Path) -> None:
                 write_manifest(temporary)
     except OSError as error:
         raise RunError(
-            f"the export to {out} could not be written ({error.strerror or error});"
-            " nothing of it is left"
+            f"the export could not be written ({error.strerror or error}); nothing of it is left",
+            about=out,
+            fix="make room there, or choose another --out",
         ) from None
 
 
@@ -119,6 +126,7 @@ def _check_finite(model: NativeModel) -> None:
     bad = [name for name, value in native.tensors(model).items() if not value.isfinite().all()]
     if bad:
         raise UserError(
-            f"{model.name} is not exported: its training diverged,"
-            f" {bad[0]} is not finite ({len(bad)} tensors)"
+            f"its training diverged: {bad[0]} is not finite ({len(bad)} tensors)",
+            about=model.name,
+            fix="export an earlier checkpoint of the run",
         )

@@ -22,12 +22,11 @@ import pickle
 import re
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import torch
 
-from silc_bench.errors import RunError, UserError
+from silc_bench.errors import RunError, UserError, first_line
 from silc_bench.models.weights import pickles
 from silc_bench.system.checksums import CHECKSUMS, DIGITS, differences, read_sealed, sealed
 from silc_bench.system.files import atomic_path, write_text_atomic
@@ -47,7 +46,8 @@ FIELDS = (
 # What is known of the weights that the run started from, as JSON text; averaged weights.
 OPTIONAL = ("start", "average")
 KEEP = 2  # newest checkpoints that stay; the one with the best score stays besides
-EXPECTED = "expected a checkpoint written by `silc-bench train`"  # the end of each refusal
+OURS = "name a checkpoint that `silc-bench train` wrote"
+COPY_AGAIN = "copy it again, or take an earlier checkpoint of the run"
 
 
 class DamagedCheckpointError(UserError):
@@ -71,12 +71,7 @@ class Writer:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._thread.shutdown()
 
         # After an error of the block its own failure would hide that error.
@@ -113,8 +108,10 @@ class Writer:
             kept = all_in(self._run)
             last = f"the last good one is {kept[-1]}" if kept else "there is none yet"
             raise RunError(
-                f"step {self._step}: the checkpoint could not be written to {self._run}"
-                f" ({error}); {last}"
+                f"step {self._step}: the checkpoint could not be written ({first_line(error)});"
+                f" {last}",
+                about=self._run,
+                fix="make room there, and continue with --resume",
             ) from error
         return self.path
 
@@ -186,15 +183,12 @@ def find(path: Path) -> Path:
     if path.is_file():
         return path
     if not path.exists():
-        raise UserError(f"checkpoint {path}: no such file or folder")
+        raise UserError("no such file or folder", about=path, fix="check the path")
 
     # The folder of a run, or the folder checkpoints/ within it.
     checkpoints = all_in(path) or sorted(path.glob("step_*.pt"))
     if not checkpoints:
-        raise UserError(
-            f"checkpoint {path}: a folder without checkpoints/step_*.pt;"
-            " expected a run made by `silc-bench train --out`"
-        )
+        raise UserError("a folder without checkpoints/step_*.pt", about=path, fix=OURS)
     return checkpoints[-1]
 
 
@@ -214,7 +208,7 @@ def load_newest(run: Path) -> tuple[Path, dict[str, Any], list[str]]:
         except DamagedCheckpointError as error:
             damaged.append(error)
         else:
-            return path, payload, [str(error) for error in damaged]
+            return path, payload, [f"{error.about}: {error.problem}" for error in damaged]
     assert damaged, "the caller knows that there are checkpoints"
     raise damaged[0]
 
@@ -227,9 +221,10 @@ def load(path: Path) -> dict[str, Any]:
     Raises:
         DamagedCheckpointError: empty, truncated, not the bytes whose checksum stands beside it, of
         another step than its name says, or with a part that is missing, foreign or altered.
-        UserError: missing, or not one of ours. Both say what was found and what was expected.
+        UserError: missing, or not one of ours.
     """
-    payload = _unpickled(path)
+    sha256 = _note_of(path).get("sha256")
+    payload = _unpickled(path, sha256)
 
     is_ours = isinstance(payload, dict) and payload.get("format") == FORMAT
     if not is_ours or not _has_all_fields(payload):
@@ -237,50 +232,52 @@ def load(path: Path) -> dict[str, Any]:
         if isinstance(payload, dict):
             content = sorted(map(str, payload))[:6]
         raise UserError(
-            f"checkpoint {path}: another program's file (it holds {content});"
-            f" {EXPECTED}, format {FORMAT}"
+            f"it holds {content}, which is no checkpoint of format {FORMAT}", about=path, fix=OURS
         )
 
+    # Where the note has proved the whole file, the checksums of its parts say nothing new.
     stated = payload.pop(CHECKSUMS)
+    problem = ""
     try:
-        problem = differences(stated, _checksums(payload)) or _renamed(path, payload["step"])
+        if sha256 is None:
+            problem = differences(stated, _checksums(payload))
     except (TypeError, RuntimeError) as error:
         # What no checkpoint of ours holds: a part within itself, tensors without values.
         problem = f"a part cannot be looked at ({type(error).__name__})"
+    problem = problem or _renamed(path, payload["step"])
     if problem:
-        raise DamagedCheckpointError(f"checkpoint {path}: damaged: {problem}; {EXPECTED}")
+        raise _damaged(path, problem)
     return payload
 
 
-def _unpickled(path: Path) -> Any:
-    """Whatever tensors and plain values the file holds. Raises as ``load``."""
+def _unpickled(path: Path, sha256: str | None) -> Any:
+    """Whatever tensors and plain values the file of that checksum holds. Raises as ``load``."""
     try:
-        known = _note_of(path).get("sha256")
-        if known is not None and _sha256(path) != known:
+        if sha256 is not None and _sha256(path) != sha256:
             note_name = path.with_suffix(".json").name
-            raise DamagedCheckpointError(
-                f"checkpoint {path}: damaged: its sha256 is not that of {note_name} beside it;"
-                f" {EXPECTED}"
-            )
+            raise _damaged(path, f"its sha256 is not that of {note_name} beside it")
         return pickles.load_zip(path)
     except DamagedCheckpointError:
         raise
     except OSError as error:
-        raise UserError(
-            f"checkpoint {path}: cannot be read ({error.strerror or error}); {EXPECTED}"
-        ) from None
+        reason = f"cannot be read ({error.strerror or error})"
     except pickle.UnpicklingError as error:
-        reason = pickles.needed_global(error)
-        raise UserError(
-            f"checkpoint {path}: refused, nothing was executed: {reason}; {EXPECTED}"
-        ) from None
+        reason = f"refused, nothing was executed: {pickles.needed_global(error)}"
     except Exception as error:  # on a damaged file zipfile and the unpickler raise nearly anything
         size = path.stat().st_size
-        reason = next(iter(str(error).splitlines()), type(error).__name__)[:200]
-        kind = "an empty file"
-        if size:
-            kind = f"truncated, damaged or of another kind ({size:,} bytes: {reason})"
-        raise DamagedCheckpointError(f"checkpoint {path}: {kind}; {EXPECTED}") from None
+        problem = f"truncated or of another kind ({size:,} bytes: {first_line(error)})"
+        raise _damaged(path, problem if size else "it is empty") from None
+    raise UserError(reason, about=path, fix=OURS)
+
+
+def _damaged(path: Path, problem: str) -> DamagedCheckpointError:
+    return DamagedCheckpointError(f"damaged: {problem}", about=path, fix=COPY_AGAIN)
+
+
+def placed(error: UserError, place: str | Path) -> UserError:
+    """The same error, which says too where the thing stands that it is about."""
+    about = f"{place}, {error.about}" if error.about else place
+    return UserError(error.problem, about=about, fix=error.fix)
 
 
 def with_checksums(payload: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ the teacher starts as the student's copy.
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,20 +20,27 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from silc_bench.errors import UserError
+from silc_bench.errors import UserError, first_line
 from silc_bench.models.adapters.huggingface.text import PROBES
 from silc_bench.models.interface import ImageModel, ImageTextModel
-from silc_bench.models.load import find_path, load_model
+from silc_bench.models.load import KINDS, find_path, load_model
 from silc_bench.trainer.checkpoints import file as checkpoint
 from silc_bench.trainer.checkpoints import model as native
-from silc_bench.trainer.checkpoints.exchange import INSTEAD, Towers
+from silc_bench.trainer.checkpoints.exchange import INSTEAD, Towers, unfit
 from silc_bench.trainer.checkpoints.open_clip import of_open_clip
 from silc_bench.trainer.checkpoints.transformers import of_big_vision, of_hf
-from silc_bench.trainer.config.config import Config
+from silc_bench.trainer.config.config import Config, flatten, without_heads
 from silc_bench.trainer.config.presets import PRESETS, make_preset
 from silc_bench.trainer.silc.student import TAUGHT, Student
 from silc_bench.trainer.silc.tokenizers import AnyTokenizer
 from silc_bench.trainer.silc.towers import VisionTower
+
+# By the name of the class in ``silc_bench.models.adapters``, so that none of them is imported.
+READERS: dict[str, Callable[[Any], Towers]] = {
+    "HfModel": of_hf,
+    "OpenClipModel": of_open_clip,
+    "BigVisionTextModel": of_big_vision,
+}
 
 
 def towers_of(model: ImageModel) -> Towers:
@@ -43,27 +50,24 @@ def towers_of(model: ImageModel) -> Towers:
         UserError: a model that our towers do not represent exactly, or whose tokenizer a checkpoint
         cannot hold.
     """
-    from silc_bench.models.adapters.big_vision import BigVisionModel, BigVisionTextModel
-    from silc_bench.models.adapters.huggingface.model import HfModel
-    from silc_bench.models.adapters.open_clip.model import OpenClipModel
-
-    if isinstance(model, HfModel):
-        towers = of_hf(model)
-    elif isinstance(model, OpenClipModel):
-        towers = of_open_clip(model)
-    elif isinstance(model, BigVisionTextModel):
-        towers = of_big_vision(model)
-    elif isinstance(model, BigVisionModel):
-        raise UserError(f"a run needs both towers and the tokenizer: {model.lacking['text']}")
-    else:
-        raise UserError(f"it reads no texts, and a run learns from pictures with texts; {INSTEAD}")
+    reader = READERS.get(type(model).__name__)
+    if reader is None:
+        lacking = getattr(model, "lacking", {}).get("text", "it reads no texts")
+        raise UserError(
+            f"{lacking}, and a run needs both towers and the tokenizer",
+            about="its texts",
+            fix=INSTEAD,
+        )
+    towers = reader(model)
 
     # Other pixels could be folded into the first layer, but the weights would be changed by that.
     pipeline: Any = model.pipeline
     if tuple(pipeline.mean) != (0.5,) * 3 or tuple(pipeline.std) != (0.5,) * 3:
         raise UserError(
             f"it was trained on pixels with mean {list(pipeline.mean)} and deviation"
-            f" {list(pipeline.std)}, a run here gives its towers pixels from -1 to 1; {INSTEAD}"
+            f" {list(pipeline.std)}, and a run gives its towers pixels from -1 to 1",
+            about="its images",
+            fix=INSTEAD,
         )
 
     # Another way to make images of one size only moves scores a little: noted, not refused.
@@ -71,7 +75,7 @@ def towers_of(model: ImageModel) -> Towers:
     if preprocessing == ("squash", "none", "bicubic"):
         return towers
     note = (
-        f"its pictures were made by {' / '.join(preprocessing)} (resize / crop / interpolation);"
+        f"its images were made by {' / '.join(preprocessing)} (resize / crop / interpolation);"
         " those of this run are measured squashed, whole and bicubic, so its scores may differ from"
         " the source's by that"
     )
@@ -122,7 +126,7 @@ def read_start(config: Config) -> Start:
     try:
         source = _read(config.init)
     except UserError as error:
-        raise UserError(f"--init {config.init}: {error}") from None
+        raise checkpoint.placed(error, f"--init {config.init}") from None
     towers = source.towers
     _check_sizes(config, towers, source.name)
 
@@ -132,12 +136,12 @@ def read_start(config: Config) -> Start:
     weights = {**towers.weights, **_scalars(config, towers.weights, sentences)}
 
     # The size of the image is the one size that may differ: positions can be interpolated.
-    theirs = towers.vision["image_size"] // towers.vision["patch_size"]
+    theirs = towers.vision.image_size // towers.vision.patch_size
     ours = config.vision.image_size // config.vision.patch_size
     if theirs != ours:
         weights["vision.positions"] = _resized(config, weights["vision.positions"], theirs, ours)
         sentences.append(
-            f"its positions, {theirs} x {theirs} for pictures of {towers.vision['image_size']} px,"
+            f"its positions, {theirs} x {theirs} for images of {towers.vision.image_size} px,"
             f" are interpolated to {ours} x {ours} for {config.vision.image_size} px"
         )
     if config.probe.every == 0:
@@ -162,7 +166,7 @@ class _Source(NamedTuple):
 
 def _read(spec: str) -> _Source:
     """Raises UserError, without the name of the option."""
-    if spec.partition(":")[0] not in ("open_clip", "hf", "timm", "big_vision"):
+    if spec.partition(":")[0] not in KINDS:
         path, branch = find_path(spec)
         if native.is_ours(path):
             return _of_run(path, branch)
@@ -194,9 +198,7 @@ def _of_run(path: Path, branch: str | None) -> _Source:
     if model.config.contrastive.loss != "sigmoid":
         weights["logit_bias"] = torch.zeros(())
 
-    vision = dataclasses.asdict(model.config.vision)
-    text = dataclasses.asdict(model.config.text)
-    towers = Towers(vision, text, weights, model.tokenizer)
+    towers = Towers(model.config.vision, model.config.text, weights, model.tokenizer)
     return _Source(towers, head, center, f"{model.name}@{model.revision[:8]}")
 
 
@@ -209,7 +211,10 @@ def _prove(model: Any, towers: Towers) -> None:
     # On "meta" nothing is allocated; assign puts the source's tensors in place without a copy.
     with torch.device("meta"):
         student = Student(_config_of(towers))
-    student.load_state_dict(towers.weights, strict=False, assign=True)
+    try:
+        student.load_state_dict(towers.weights, assign=True)
+    except RuntimeError as error:
+        raise unfit(f"other weights than ours ({first_line(error)})") from None
     student.eval()
 
     texts = list(READ)
@@ -220,41 +225,38 @@ def _prove(model: Any, towers: Towers) -> None:
         ours = our_tokens[row][:8].tolist()
         theirs = their_tokens[row][:8].tolist()
         raise UserError(
-            f"its tokenizer cannot be kept in a checkpoint: {texts[row]!r:.60} would be read as"
-            f" {ours} ..., not {theirs} ...; bring its tokenizer.json, or start from another form"
-            " of the same model"
+            f"no checkpoint can keep it: {texts[row]!r:.60} would be read as {ours} ..., not"
+            f" {theirs} ...",
+            about="its tokenizer",
+            fix="bring its tokenizer.json, or start from another form of the same model",
         )
 
     # Noise over the whole range of pixels, -1 to 1, the same in every run.
-    size = towers.vision["image_size"]
+    size = towers.vision.image_size
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(2, 3, size, size, generator=generator) * 2 - 1
     with torch.no_grad():
         pairs = {
-            "pictures": (student.vision(images), model.encode_image(images)),
+            "images": (student.vision(images), model.encode_image(images)),
             "texts": (student.text(their_tokens), model.encode_text(their_tokens)),
         }
     for kind, (ours, theirs) in pairs.items():
-        error = float((ours - theirs).abs().max() / theirs.abs().max())
+        difference = float((ours - theirs).abs().max() / theirs.abs().max())
 
         # "not <" instead of ">=": a NaN is refused too.
-        if not error < EXACT:
+        if not difference < EXACT:
             raise UserError(
-                f"its embeddings of {kind} come out otherwise in the towers of a run (by"
-                f" {error:.1e} of the largest number, rounding explains 1e-6), so it is another"
-                " architecture; nothing is approximated here"
+                f"a run's towers give others (by {difference:.1e} of the largest number; rounding"
+                " explains 1e-6), so it is another architecture",
+                about=f"its embeddings of {kind}",
+                fix=INSTEAD,
             )
 
 
 def _config_of(towers: Towers) -> Config:
     """A configuration with towers of these sizes, and without a head."""
-    base = make_preset("b16")
-    return dataclasses.replace(
-        base,
-        vision=dataclasses.replace(base.vision, **towers.vision),
-        text=dataclasses.replace(base.text, **towers.text),
-        distillation=dataclasses.replace(base.distillation, weight=0.0),
-    )
+    config = replace(make_preset("b16"), vision=towers.vision, text=towers.text)
+    return without_heads(config)
 
 
 # ---- what of it fits the run ----
@@ -266,15 +268,15 @@ def _check_sizes(config: Config, towers: Towers, name: str) -> None:
     Raises:
         UserError: it names the differences and the options that remove them.
     """
-    theirs = _sizes(towers.vision, towers.text)
-    ours = _sizes(dataclasses.asdict(config.vision), dataclasses.asdict(config.text))
+    theirs = _sizes(_config_of(towers))
+    ours = _sizes(config)
     differing = _misfits(theirs, ours)
     if not differing:
         return
     differences = [f"{path} {theirs[path]} there and {ours[path]} here" for path in differing]
 
     # The shortest command: the preset that is nearest to the source, where it is nearer than ours.
-    misfits = {preset: _misfits(theirs, _sizes_of_preset(preset)) for preset in PRESETS}
+    misfits = {preset: _misfits(theirs, _sizes(make_preset(preset))) for preset in PRESETS}
     nearest = min(misfits, key=lambda preset: len(misfits[preset]))
     options = []
     if len(misfits[nearest]) < len(differing):
@@ -283,24 +285,23 @@ def _check_sizes(config: Config, towers: Towers, name: str) -> None:
     options += [f"--set {path}={theirs[path]}" for path in differing]
 
     raise UserError(
-        f"--init {config.init}: {name} has other towers than this run: {', '.join(differences)};"
-        f" use {' '.join(options)}"
+        f"{name} has other towers than this run: {', '.join(differences)}",
+        about=f"--init {config.init}",
+        fix=f"use {' '.join(options)}",
     )
 
 
-def _sizes(vision: dict[str, Any], text: dict[str, Any]) -> dict[str, Any]:
-    """Fields of both towers by their paths in the configuration, without the image's size."""
-    sizes = {f"vision.{name}": value for name, value in vision.items() if name != "image_size"}
-    return sizes | {f"text.{name}": value for name, value in text.items()}
+def _sizes(config: Config) -> dict[str, Any]:
+    """Fields of both towers by their paths, without the image's size."""
+    return {
+        path: value
+        for path, value in flatten(config).items()
+        if path.startswith(("vision.", "text.")) and path != "vision.image_size"
+    }
 
 
 def _misfits(theirs: dict[str, Any], ours: dict[str, Any]) -> list[str]:
     return [path for path in theirs if theirs[path] != ours[path]]
-
-
-def _sizes_of_preset(preset: str) -> dict[str, Any]:
-    config = make_preset(preset)
-    return _sizes(dataclasses.asdict(config.vision), dataclasses.asdict(config.text))
 
 
 def _scalars(config: Config, weights: dict[str, Tensor], sentences: list[str]) -> dict[str, Tensor]:
@@ -325,7 +326,7 @@ def _resized(config: Config, positions: Tensor, theirs: int, ours: int) -> Tenso
     """[1, theirs^2, W] -> [1, ours^2, W], as the tower itself does for images of another size."""
     image_size = theirs * config.vision.patch_size
     with torch.device("meta"):
-        tower = VisionTower(dataclasses.replace(config.vision, image_size=image_size))
+        tower = VisionTower(replace(config.vision, image_size=image_size))
     tower.positions = nn.Parameter(positions)
     return tower.positions_for(ours, ours).detach().contiguous()
 

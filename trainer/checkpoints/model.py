@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import textwrap
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -33,7 +32,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from silc_bench.errors import UserError, unknown_name
+from silc_bench.errors import UserError, first_line, unknown_name
 from silc_bench.models.patch_features import (
     check_methods,
     dense,
@@ -206,8 +205,9 @@ def load(path: Path, branch: str | None = None) -> NativeModel:
         model = load_safetensors(path)
         if branch is not None and not model.name.endswith(f":{branch}"):
             raise UserError(
-                f"{path}:{branch}: this export is {model.name} and holds nothing else;"
-                f" leave out :{branch}"
+                f"this export is {model.name} and holds nothing else",
+                about=f"{path}:{branch}",
+                fix=f"leave out :{branch}",
             )
         return model
 
@@ -222,11 +222,12 @@ def from_payload(file: Path, payload: dict[str, Any], branch: str | None = None)
         payload: ``checkpoint.load(file)``.
     """
     if branch is not None and branch not in BRANCHES:
-        raise unknown_name("branch", branch, BRANCHES)
+        raise unknown_name("branch", branch, BRANCHES, about=file)
     if branch == "average" and "average" not in payload:
         raise UserError(
-            f"checkpoint {file} keeps no average of its weights;"
-            " train with --set average_momentum=0.999 for one"
+            "keeps no average of its weights",
+            about=file,
+            fix="train with --set average_momentum=0.999 for one",
         )
 
     config, tokenizer = _read_texts(file, payload)
@@ -267,8 +268,9 @@ def load_safetensors(path: Path) -> NativeModel:
     is_known = texts.get("format") == EXPORTED and texts.get("branch") in BRANCHES
     if not is_known or tensor_files.CHECKSUMS not in texts:
         raise UserError(
-            f"{path}: no export of this version (its header names no format, branch or"
-            " checksums); export it again"
+            "no export of this version (its header names no format, branch or checksums)",
+            about=path,
+            fix="export it again",
         )
 
     # Before the texts are read: it compares their checksums too.
@@ -330,7 +332,9 @@ def _tokenizer_of(path: Path) -> str | None:
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
-            f"{file}: the tokenizer beside the weights cannot be read ({error})"
+            f"the tokenizer beside the weights cannot be read ({first_line(error)})",
+            about=file,
+            fix=f"bring {TOKENIZER_FILE} of the same run",
         ) from None
 
 
@@ -404,8 +408,11 @@ def _empty(config: Config) -> Student:
 
 
 def _misfit(file: Path, error: Exception) -> UserError:
-    reason = textwrap.shorten(str(error), 300, placeholder=" ...")
-    return UserError(f"checkpoint {file}: its weights do not fit its own configuration ({reason})")
+    return UserError(
+        f"its weights do not fit its own configuration ({first_line(error, 300)})",
+        about=file,
+        fix=checkpoint.COPY_AGAIN,
+    )
 
 
 def _read_texts(file: Path, texts: dict[str, Any]) -> tuple[Config, AnyTokenizer]:
@@ -416,7 +423,7 @@ def _read_texts(file: Path, texts: dict[str, Any]) -> tuple[Config, AnyTokenizer
         tokenizer = read_tokenizer(texts.get("tokenizer", ""))
         check_pairing(tokenizer, config.text)
     except UserError as error:
-        raise UserError(f"checkpoint {file}: {error}") from None
+        raise checkpoint.placed(error, file) from None
     return config, tokenizer
 
 
@@ -424,7 +431,9 @@ def _read_json(text: Any) -> Any:
     try:
         return json.loads(text)
     except (TypeError, ValueError, RecursionError) as error:
-        raise UserError(f"its config is not JSON ({error})") from None
+        raise UserError(
+            f"is not JSON ({first_line(error)})", about="config", fix=checkpoint.COPY_AGAIN
+        ) from None
 
 
 class NativeTower:

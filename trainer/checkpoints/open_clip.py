@@ -27,52 +27,46 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from silc_bench.errors import UserError
 from silc_bench.trainer.checkpoints.exchange import (
-    INSTEAD,
-    OURS,
     Towers,
-    Weights,
-    check_nothing_left,
-    check_sizes,
-    is_norm,
-    scalars,
+    inverse,
+    renamed,
     state,
-    taken,
+    towers_from,
+    unfit,
     write_json,
     write_tensors,
     write_tokenizer,
 )
-from silc_bench.trainer.checkpoints.model import NativeModel
+from silc_bench.trainer.checkpoints.model import NativeModel, tensors
 from silc_bench.trainer.silc.tokenizers import AnyTokenizer, of_transformers
 
-# Layers with a weight and a bias, by our names and theirs: of a block of the image tower, of its
-# pooling, and of a block of the text tower.
-VISION = {
-    "norm1": "norm1",
-    "attention.qkv": "attn.qkv",
-    "attention.out": "attn.proj",
-    "norm2": "norm2",
-    "mlp.fc1": "mlp.fc1",
-    "mlp.fc2": "mlp.fc2",
-}
-POOLING = {
-    "q": "q",
-    "kv": "kv",
-    "out": "proj",
-    "norm": "norm",
-    "mlp.fc1": "mlp.fc1",
-    "mlp.fc2": "mlp.fc2",
-}
-TEXT = {
-    "norm1": "ln_1",
-    "attention.out": "attn.out_proj",
-    "norm2": "ln_2",
-    "mlp.fc1": "mlp.c_fc",
-    "mlp.fc2": "mlp.c_proj",
+# Our names and theirs; the first prefix that fits counts, N is the number of a block.
+NAMES = {
+    "log_scale": "logit_scale",
+    "vision.patch.": "visual.trunk.patch_embed.proj.",
+    "vision.positions": "visual.trunk.pos_embed",
+    "vision.blocks.N.attention.qkv.": "visual.trunk.blocks.N.attn.qkv.",
+    "vision.blocks.N.attention.out.": "visual.trunk.blocks.N.attn.proj.",
+    "vision.blocks.": "visual.trunk.blocks.",
+    "vision.norm.": "visual.trunk.norm.",
+    "vision.pool.probe": "visual.trunk.attn_pool.latent",
+    "vision.pool.out.": "visual.trunk.attn_pool.proj.",
+    "vision.pool.": "visual.trunk.attn_pool.",
+    "text.embedding.": "text.token_embedding.",
+    "text.positions": "text.positional_embedding",
+    "text.blocks.N.norm1.": "text.transformer.resblocks.N.ln_1.",
+    "text.blocks.N.norm2.": "text.transformer.resblocks.N.ln_2.",
+    "text.blocks.N.mlp.fc1.": "text.transformer.resblocks.N.mlp.c_fc.",
+    "text.blocks.N.mlp.fc2.": "text.transformer.resblocks.N.mlp.c_proj.",
+    "text.blocks.N.attention.out.": "text.transformer.resblocks.N.attn.out_proj.",
+    # torch's MultiheadAttention has no layer for q, k, v, only these two parameters.
+    "text.blocks.N.attention.qkv.": "text.transformer.resblocks.N.attn.in_proj_",
+    "text.norm.": "text.ln_final.",
+    "text.head.": "text.text_projection.",
 }
 WEIGHTS = "open_clip_model.safetensors"
 
@@ -85,24 +79,17 @@ def of_open_clip(model: Any) -> Towers:
     network = model.network
     _check_kind(network)
     trunk = network.visual.trunk
-    text = network.text
 
-    vision_sizes, text_sizes = _sizes(trunk, text)
-    modules = [*trunk.modules(), *text.modules()]
-    epsilons = [module.eps for module in modules if is_norm(module)]
-    check_sizes({"vision": vision_sizes, "text": text_sizes}, model.embed_dim, epsilons)
-
-    weights = _our_weights(network, vision_sizes["depth"], text_sizes["depth"])
-    vocab_size = text.token_embedding.num_embeddings
-
-    # Told by the positions, one a patch: they are what the tower was trained with.
-    patch_size = int(trunk.patch_embed.patch_size[0])
-    grid = round(weights["vision.positions"].shape[1] ** 0.5)
-    return Towers(
-        {**vision_sizes, "patch_size": patch_size, "image_size": patch_size * grid},
-        {**text_sizes, "vocab_size": vocab_size, "context_length": text.context_length},
+    weights = renamed(state(network), inverse(NAMES))
+    if "text.positions" in weights:
+        weights["text.positions"] = weights["text.positions"][None]
+    return towers_from(
         weights,
-        _tokenizer(model.tokenizer, vocab_size),
+        _sizes(trunk, network.text),
+        network=network,
+        embed_dim=model.embed_dim,
+        patch_size=int(trunk.patch_embed.patch_size[0]),
+        tokenizer=_tokenizer(model.tokenizer, network.text.token_embedding.num_embeddings),
     )
 
 
@@ -112,7 +99,7 @@ def _check_kind(network: Any) -> None:
     text: Any = getattr(network, "text", None)
     pool = getattr(trunk, "attn_pool", None)
     if text is None or pool is None or not hasattr(trunk, "blocks") or trunk.num_prefix_tokens:
-        raise UserError(f"it is no SigLIP ({_differences(network)}), and {OURS}; {INSTEAD}")
+        raise unfit(f"no SigLIP ({_differences(network)})")
 
     if (
         not hasattr(text, "token_embedding")
@@ -120,88 +107,33 @@ def _check_kind(network: Any) -> None:
         or text.pool_type != "last"
         or text.cls_emb is not None
     ):
-        raise UserError(
-            "its texts are read by another kind of tower (causal mask, or another pooling),"
-            f" and {OURS}; {INSTEAD}"
-        )
+        raise unfit("another kind of tower for texts (causal mask, or another pooling)")
 
     # Ours has one number for both.
     if {pool.num_heads} != {block.attn.num_heads for block in trunk.blocks}:
-        raise UserError(
-            f"its pooling has {pool.num_heads} heads and its blocks another number,"
-            f" and {OURS}; {INSTEAD}"
-        )
+        raise unfit(f"{pool.num_heads} heads in the pooling and another number in the blocks")
 
 
-def _sizes(trunk: Any, text: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Fields that both towers of ours have: of the image tower, of the text tower."""
-    blocks = list(trunk.blocks)
-    pool = trunk.attn_pool
-    vision_modules = [module for part in (*blocks, pool) for module in part.modules()]
-    vision_sizes = {
-        "width": trunk.embed_dim,
-        "depth": len(blocks),
-        "num_heads": pool.num_heads,
-        "mlp_dim": blocks[0].mlp.fc1.out_features,
-        "gelu": _gelu_of(vision_modules),
+def _sizes(trunk: Any, text: Any) -> dict[str, dict[str, Any]]:
+    """Fields that both towers of ours have, by tower."""
+    vision_blocks = trunk.blocks
+    text_blocks = text.transformer.resblocks
+    return {
+        "vision": {
+            "width": trunk.embed_dim,
+            "depth": len(vision_blocks),
+            "num_heads": trunk.attn_pool.num_heads,
+            "mlp_dim": vision_blocks[0].mlp.fc1.out_features,
+            "gelu": _gelu_of([*vision_blocks.modules(), *trunk.attn_pool.modules()]),
+        },
+        "text": {
+            "width": text.token_embedding.embedding_dim,
+            "depth": len(text_blocks),
+            "num_heads": text_blocks[0].attn.num_heads,
+            "mlp_dim": text_blocks[0].mlp.c_fc.out_features,
+            "gelu": _gelu_of(text.modules()),
+        },
     }
-
-    blocks = list(text.transformer.resblocks)
-    text_sizes = {
-        "width": text.token_embedding.embedding_dim,
-        "depth": len(blocks),
-        "num_heads": blocks[0].attn.num_heads,
-        "mlp_dim": blocks[0].mlp.c_fc.out_features,
-        "gelu": _gelu_of(text.modules()),
-    }
-    return vision_sizes, text_sizes
-
-
-def _our_weights(network: Any, vision_depth: int, text_depth: int) -> Weights:
-    """Both towers by the names of Student. Raises UserError: one is missing, or has no place."""
-    trunk = network.visual.trunk
-    text = network.text
-
-    # Every weight is taken out of this table when it finds its place.
-    left = {f"visual.{name}": value for name, value in state(network.visual)}
-    left |= {f"text.{name}": value for name, value in state(text)}
-
-    # Another transformer of timm has other names, which taken and pop miss.
-    try:
-        weights = {
-            **taken(left, "visual.trunk.patch_embed.proj", "vision.patch"),
-            "vision.positions": left.pop("visual.trunk.pos_embed"),
-            **taken(left, "visual.trunk.norm", "vision.norm"),
-            "vision.pool.probe": left.pop("visual.trunk.attn_pool.latent"),
-            "text.embedding.weight": left.pop("text.token_embedding.weight"),
-            "text.positions": left.pop("text.positional_embedding")[None],
-            **taken(left, "text.ln_final", "text.norm"),
-            **taken(left, "text.text_projection", "text.head"),
-            **scalars(network),
-        }
-        for ours, theirs in POOLING.items():
-            weights |= taken(left, f"visual.trunk.attn_pool.{theirs}", f"vision.pool.{ours}")
-
-        for index in range(vision_depth):
-            prefix = f"visual.trunk.blocks.{index}"
-            for ours, theirs in VISION.items():
-                weights |= taken(left, f"{prefix}.{theirs}", f"vision.blocks.{index}.{ours}")
-
-        for index in range(text_depth):
-            prefix = f"text.transformer.resblocks.{index}"
-            for ours, theirs in TEXT.items():
-                weights |= taken(left, f"{prefix}.{theirs}", f"text.blocks.{index}.{ours}")
-
-            # torch's MultiheadAttention has no layer for q, k, v, only these two parameters.
-            for part in ("weight", "bias"):
-                values = left.pop(f"{prefix}.attn.in_proj_{part}")
-                weights[f"text.blocks.{index}.attention.qkv.{part}"] = values
-    except KeyError as error:
-        raise UserError(
-            f"its {type(trunk).__name__} has no {error.args[0]}, and {OURS}; {INSTEAD}"
-        ) from None
-    check_nothing_left(left)
-    return weights
 
 
 def _differences(network: Any) -> str:
@@ -234,9 +166,10 @@ def _tokenizer(tokenizer: Any, vocab_size: int) -> AnyTokenizer:
     inner = getattr(tokenizer, "tokenizer", None)
     if inner is None or tokenizer.tokenizer_mode or tokenizer.strip_sep_token:
         raise UserError(
-            f"its tokenizer is open_clip's {type(tokenizer).__name__} in Python, which no"
-            " checkpoint here can hold; export the model with a tokenizer of transformers"
-            " (hf_tokenizer_name), or start from its transformers form (hf:FOLDER)"
+            f"open_clip's {type(tokenizer).__name__} in Python, which no checkpoint here can hold",
+            about="its tokenizer",
+            fix="export the model with a tokenizer of transformers (hf_tokenizer_name), or start"
+            " from its transformers form (hf:FOLDER)",
         )
 
     # open_clip cleans texts before its tokenizer sees them, so the checkpoint must do the same.
@@ -260,45 +193,9 @@ def write(model: NativeModel, folder: Path, final: Path) -> None:
 
 def weights(model: NativeModel) -> dict[str, Tensor]:
     """The weights by the names of CustomTextCLIP over timm's VisionTransformer."""
-    vision = model.vision
-    text = model.text
-    named = {
-        **_renamed("visual.trunk.patch_embed.proj", vision.patch),
-        "visual.trunk.pos_embed": vision.positions,
-        **_renamed("visual.trunk.norm", vision.norm),
-        "visual.trunk.attn_pool.latent": vision.pool.probe,
-        **_parts("visual.trunk.attn_pool", vision.pool, POOLING),
-        "text.token_embedding.weight": text.embedding.weight,
-        "text.positional_embedding": text.positions[0],
-        **_renamed("text.ln_final", text.norm),
-        **_renamed("text.text_projection", text.head),
-        "logit_scale": torch.tensor(model.log_scale),
-        "logit_bias": torch.tensor(model.logit_bias),  # 0 after training with the softmax loss
-    }
-
-    for index, block in enumerate(vision.blocks):
-        named |= _parts(f"visual.trunk.blocks.{index}", block, VISION)
-    for index, block in enumerate(text.blocks):
-        prefix = f"text.transformer.resblocks.{index}"
-        named |= _parts(prefix, block, TEXT)
-
-        # No layer of theirs, so not in the table: see _our_weights.
-        for part, value in block.get_submodule("attention.qkv").state_dict().items():
-            named[f"{prefix}.attn.in_proj_{part}"] = value
-    return named
-
-
-def _renamed(name: str, module: nn.Module) -> dict[str, Tensor]:
-    """The weight and bias of a linear layer, a convolution or a norm."""
-    return {f"{name}.{part}": value for part, value in module.state_dict().items()}
-
-
-def _parts(prefix: str, module: nn.Module, names: dict[str, str]) -> dict[str, Tensor]:
-    """The layers of one of the tables above."""
-    named: dict[str, Tensor] = {}
-    for ours, theirs in names.items():
-        named |= _renamed(f"{prefix}.{theirs}", module.get_submodule(ours))
-    return named
+    ours = tensors(model)
+    ours["text.positions"] = ours["text.positions"][0]
+    return renamed(ours, NAMES)
 
 
 def _config(model: NativeModel, final: Path) -> dict[str, Any]:

@@ -23,40 +23,61 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from silc_bench.errors import UserError
 from silc_bench.trainer.checkpoints.exchange import (
-    INSTEAD,
-    OURS,
     Towers,
     Weights,
-    check_nothing_left,
-    check_sizes,
     end_of_text,
-    is_norm,
-    scalars,
+    inverse,
+    renamed,
     state,
-    taken,
+    towers_from,
+    unfit,
     write_json,
     write_tensors,
     write_tokenizer,
 )
-from silc_bench.trainer.checkpoints.model import NativeModel
+from silc_bench.trainer.checkpoints.model import NativeModel, tensors
 from silc_bench.trainer.silc.tokenizers import AnyTokenizer, of_pieces, of_transformers
 
-NAMES = {"clip": "a CLIP", "altclip": "an AltCLIP", "chinese_clip": "a Chinese-CLIP"}
-DIFFERENCES = {
+# What is no SigLIP of one resolution, by the model_type of its configuration.
+OTHERS = {
+    "siglip2": "a NaFlex SigLIP 2, which takes patches of images of any shape",
     "clip": (
-        "a class token, a causal mask over its texts, another embedding than the width,"
-        " QuickGELU in OpenAI's"
+        "a CLIP (a class token, a causal mask over its texts, another embedding than the width,"
+        " QuickGELU in OpenAI's)"
     ),
-    "altclip": "a class token, and XLM-R reads its texts",
-    "chinese_clip": "a class token, and BERT reads its texts",
+    "altclip": "an AltCLIP (a class token, and XLM-R reads its texts)",
+    "chinese_clip": "a Chinese-CLIP (a class token, and BERT reads its texts)",
 }
 BICUBIC = 3  # Pillow's number
-# Layers of a block with a weight and a bias, which only have another name there.
-PARTS = {"norm1": "layer_norm1", "norm2": "layer_norm2", "mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2"}
+GELUS = {"gelu_pytorch_tanh": "tanh", "gelu": "exact"}
+
+# Our names and theirs; N is the number of a block. Here q, k and v are one layer, "qkv", in the
+# blocks and in the pooling: see ``_our_weights``.
+NAMES = {
+    "log_scale": "logit_scale",
+    "vision.patch.": "vision_model.embeddings.patch_embedding.",
+    "vision.positions": "vision_model.embeddings.position_embedding.weight",
+    "vision.norm.": "vision_model.post_layernorm.",
+    "vision.pool.probe": "vision_model.head.probe",
+    "vision.pool.qkv.": "vision_model.head.attention.in_proj_",
+    "vision.pool.out.": "vision_model.head.attention.out_proj.",
+    "vision.pool.norm.": "vision_model.head.layernorm.",
+    "vision.pool.": "vision_model.head.",
+    "text.embedding.": "text_model.embeddings.token_embedding.",
+    "text.positions": "text_model.embeddings.position_embedding.weight",
+    "text.norm.": "text_model.final_layer_norm.",
+    "text.head.": "text_model.head.",
+}
+for _side in ("vision", "text"):
+    NAMES |= {
+        f"{_side}.blocks.N.norm": f"{_side}_model.encoder.layers.N.layer_norm",
+        f"{_side}.blocks.N.attention.qkv.": f"{_side}_model.encoder.layers.N.self_attn.qkv_proj.",
+        f"{_side}.blocks.N.attention.out.": f"{_side}_model.encoder.layers.N.self_attn.out_proj.",
+        f"{_side}.blocks.": f"{_side}_model.encoder.layers.",
+    }
 
 
 # ---- reading ----
@@ -65,18 +86,12 @@ PARTS = {"norm1": "layer_norm1", "norm2": "layer_norm2", "mlp.fc1": "mlp.fc1", "
 def of_hf(model: Any) -> Towers:
     """A SigLIP of transformers. Raises UserError where it is another kind of model."""
     kind = model.network.config.model_type
-    if kind == "siglip2":
-        raise UserError(
-            "it is a NaFlex SigLIP 2, which takes patches of pictures of any shape,"
-            f" and {OURS}; {INSTEAD}"
-        )
     if kind != "siglip":
-        raise UserError(f"it is {NAMES[kind]} ({DIFFERENCES[kind]}), and {OURS}; {INSTEAD}")
+        raise unfit(OTHERS[kind])
 
     reader = model.reader
-    network = model.network
     tokenizer = of_transformers(reader.tokenizer, reader.cleaning, reader.length, reader.vocab_size)
-    return _of_siglip(network.vision_model, network.text_model, network, tokenizer)
+    return _of_siglip(model.network, tokenizer)
 
 
 def of_big_vision(model: Any) -> Towers:
@@ -92,92 +107,58 @@ def of_big_vision(model: Any) -> Towers:
         vocab_size=text.config.vocab_size,
     )
 
-    # Two numbers in the place of the network, which has them as parameters in transformers.
-    numbers = nn.Module()
-    numbers.logit_scale = nn.Parameter(torch.tensor(model.logit_scale).log())
-    numbers.logit_bias = nn.Parameter(torch.tensor(model.logit_bias))
-    return _of_siglip(model.parts["vision"], text, numbers, tokenizer)
+    # As transformers' SiglipModel, whose parts these are.
+    network = nn.Module()
+    network.vision_model = model.parts["vision"]
+    network.text_model = text
+    network.logit_scale = nn.Parameter(torch.tensor(model.logit_scale).log())
+    network.logit_bias = nn.Parameter(torch.tensor(model.logit_bias))
+    return _of_siglip(network, tokenizer)
 
 
-def _of_siglip(vision: Any, text: Any, numbers: Any, tokenizer: AnyTokenizer) -> Towers:
-    """From the two towers of transformers' SigLIP."""
-    sizes = {"vision": _sizes(vision.config), "text": _sizes(text.config)}
-    modules = [*vision.modules(), *text.modules()]
-    epsilons = [module.eps for module in modules if is_norm(module)]
-    check_sizes(sizes, text.head.out_features, epsilons)
-
-    depths = {side: sizes[side]["depth"] for side in sizes}
-    weights = _our_weights(vision, text, numbers, depths)
-
-    # Told by the positions, one a patch: they are what the tower was trained with.
-    patch_size = int(vision.config.patch_size)
-    grid = round(weights["vision.positions"].shape[1] ** 0.5)
-    vision_fields = {**sizes["vision"], "patch_size": patch_size, "image_size": patch_size * grid}
-    text_fields = {
-        **sizes["text"],
-        "vocab_size": text.config.vocab_size,
-        "context_length": text.config.max_position_embeddings,
-    }
-    return Towers(vision_fields, text_fields, weights, tokenizer)
+def _of_siglip(network: Any, tokenizer: AnyTokenizer) -> Towers:
+    vision = network.vision_model.config
+    text = network.text_model
+    return towers_from(
+        _our_weights(network),
+        {"vision": _sizes(vision), "text": _sizes(text.config)},
+        network=network,
+        embed_dim=text.head.out_features,
+        patch_size=int(vision.patch_size),
+        tokenizer=tokenizer,
+    )
 
 
-def _our_weights(vision: Any, text: Any, numbers: Any, depths: dict[str, int]) -> Weights:
-    """Both towers by the names of Student. Raises UserError: a weight has no place there."""
-    # Every weight is taken out of this table when it finds its place.
-    left = {f"vision.{name}": value for name, value in state(vision)}
-    left |= {f"text.{name}": value for name, value in state(text)}
+def _our_weights(network: nn.Module) -> Weights:
+    """Both towers by the names of Student."""
+    theirs = state(network)
 
-    weights = {
-        **taken(left, "vision.embeddings.patch_embedding", "vision.patch"),
-        "vision.positions": left.pop("vision.embeddings.position_embedding.weight")[None],
-        **taken(left, "vision.post_layernorm", "vision.norm"),
-        "vision.pool.probe": left.pop("vision.head.probe"),
-        **taken(left, "vision.head.attention.out_proj", "vision.pool.out"),
-        **taken(left, "vision.head.layernorm", "vision.pool.norm"),
-        **taken(left, "vision.head.mlp.fc1", "vision.pool.mlp.fc1"),
-        **taken(left, "vision.head.mlp.fc2", "vision.pool.mlp.fc2"),
-        "text.embedding.weight": left.pop("text.embeddings.token_embedding.weight"),
-        "text.positions": left.pop("text.embeddings.position_embedding.weight")[None],
-        **taken(left, "text.final_layer_norm", "text.norm"),
-        **taken(left, "text.head", "text.head"),
-        **scalars(numbers),
-    }
+    # In the blocks three layers there are one here.
+    for name in [name for name in theirs if ".q_proj." in name]:
+        parts = [theirs.pop(name.replace(".q_", f".{letter}_")) for letter in "qkv"]
+        theirs[name.replace(".q_", ".qkv_")] = torch.cat(parts)
+    ours = renamed(theirs, inverse(NAMES))
 
     # torch's MultiheadAttention stacks q, k, v [3W, W]; our pooling has q [W, W], kv [2W, W].
-    width = vision.config.hidden_size
     for part in ("weight", "bias"):
-        packed = left.pop(f"vision.head.attention.in_proj_{part}")
-        weights[f"vision.pool.q.{part}"] = packed[:width]
-        weights[f"vision.pool.kv.{part}"] = packed[width:]
-
-    for side, depth in depths.items():
-        for index in range(depth):
-            theirs = f"{side}.encoder.layers.{index}"
-            ours = f"{side}.blocks.{index}"
-            for our_part, their_part in PARTS.items():
-                weights |= taken(left, f"{theirs}.{their_part}", f"{ours}.{our_part}")
-            weights |= taken(left, f"{theirs}.self_attn.out_proj", f"{ours}.attention.out")
-
-            # In the blocks it is the other way round: three layers there, one here.
-            for part in ("weight", "bias"):
-                names = [f"{theirs}.self_attn.{projection}_proj.{part}" for projection in "qkv"]
-                stacked = torch.cat([left.pop(name) for name in names])
-                weights[f"{ours}.attention.qkv.{part}"] = stacked
-
-    check_nothing_left(left)
-    return weights
+        packed = ours.pop(f"vision.pool.qkv.{part}")
+        width = len(packed) // 3
+        ours[f"vision.pool.q.{part}"] = packed[:width]
+        ours[f"vision.pool.kv.{part}"] = packed[width:]
+    for side in ("vision", "text"):
+        ours[f"{side}.positions"] = ours[f"{side}.positions"][None]
+    return ours
 
 
 def _sizes(config: Any) -> dict[str, Any]:
     """Fields that both towers of ours have."""
-    # Another activation keeps its name, and check_sizes refuses it by that.
-    gelu = {"gelu_pytorch_tanh": "tanh", "gelu": "exact"}.get(config.hidden_act, config.hidden_act)
     return {
         "width": config.hidden_size,
         "depth": config.num_hidden_layers,
         "num_heads": config.num_attention_heads,
         "mlp_dim": config.intermediate_size,
-        "gelu": gelu,
+        # Another activation keeps its name, by which it is refused.
+        "gelu": GELUS.get(config.hidden_act, config.hidden_act),
     }
 
 
@@ -197,60 +178,23 @@ def write(model: NativeModel, folder: Path, final: Path) -> None:
     )
 
 
-def weights(model: NativeModel) -> dict[str, Tensor]:
-    """The weights by SiglipModel's names."""
-    vision = model.vision
-    text = model.text
-    return {
-        **_linear("vision_model.embeddings.patch_embedding", vision.patch),
-        "vision_model.embeddings.position_embedding.weight": vision.positions[0],
-        **_blocks("vision_model", vision.blocks),
-        **_linear("vision_model.post_layernorm", vision.norm),
-        **_pooling("vision_model.head", vision.pool),
-        "text_model.embeddings.token_embedding.weight": text.embedding.weight,
-        "text_model.embeddings.position_embedding.weight": text.positions[0],
-        **_blocks("text_model", text.blocks),
-        **_linear("text_model.final_layer_norm", text.norm),
-        **_linear("text_model.head", text.head),
-        "logit_scale": torch.tensor([model.log_scale]),
-        "logit_bias": torch.tensor([model.logit_bias]),  # 0 after training with the softmax loss
-    }
+def weights(model: NativeModel) -> Weights:
+    """The weights by SiglipModel's names: what ``_our_weights`` does, backwards."""
+    ours = tensors(model)
+    for side in ("vision", "text"):
+        ours[f"{side}.positions"] = ours[f"{side}.positions"][0]
+    for part in ("weight", "bias"):
+        packed = [ours.pop(f"vision.pool.{layer}.{part}") for layer in ("q", "kv")]
+        ours[f"vision.pool.qkv.{part}"] = torch.cat(packed)
+    for name in ("log_scale", "logit_bias"):
+        ours[name] = ours[name].reshape(1)
 
-
-def _linear(name: str, module: nn.Module) -> dict[str, Tensor]:
-    """The weight and bias of a linear layer, a convolution or a norm."""
-    return {f"{name}.{part}": value for part, value in module.state_dict().items()}
-
-
-def _blocks(tower: str, blocks: nn.ModuleList) -> dict[str, Tensor]:
-    named: dict[str, Tensor] = {}
-    for index, block in enumerate(blocks):
-        prefix = f"{tower}.encoder.layers.{index}"
-        for ours, theirs in PARTS.items():
-            named |= _linear(f"{prefix}.{theirs}", block.get_submodule(ours))
-
-        # Views of the stacked tensor: nothing is copied.
-        for part, value in block.get_submodule("attention.qkv").state_dict().items():
-            for projection, values in zip("qkv", value.chunk(3), strict=True):
-                named[f"{prefix}.self_attn.{projection}_proj.{part}"] = values
-
-        named |= _linear(f"{prefix}.self_attn.out_proj", block.get_submodule("attention.out"))
-    return named
-
-
-def _pooling(name: str, pool: nn.Module) -> dict[str, Tensor]:
-    q = pool.get_submodule("q").state_dict()
-    kv = pool.get_submodule("kv").state_dict()
-
-    # MultiheadAttention there has one parameter for q, k and v: ours side by side.
-    return {
-        f"{name}.probe": pool.get_parameter("probe"),
-        f"{name}.attention.in_proj_weight": torch.cat([q["weight"], kv["weight"]]),
-        f"{name}.attention.in_proj_bias": torch.cat([q["bias"], kv["bias"]]),
-        **_linear(f"{name}.attention.out_proj", pool.get_submodule("out")),
-        **_linear(f"{name}.layernorm", pool.get_submodule("norm")),
-        **_linear(f"{name}.mlp", pool.get_submodule("mlp")),
-    }
+    # Views of the stacked tensor: nothing is copied.
+    theirs = renamed(ours, NAMES)
+    for name in [name for name in theirs if ".qkv_proj." in name]:
+        for letter, values in zip("qkv", theirs.pop(name).chunk(3), strict=True):
+            theirs[name.replace(".qkv_", f".{letter}_")] = values
+    return theirs
 
 
 def _config(model: NativeModel) -> dict[str, Any]:
@@ -289,7 +233,7 @@ def _tower(size: Any, eps: float) -> dict[str, Any]:
         "num_hidden_layers": size.depth,
         "num_attention_heads": size.num_heads,
         "intermediate_size": size.mlp_dim,
-        "hidden_act": "gelu_pytorch_tanh" if size.gelu == "tanh" else "gelu",
+        "hidden_act": inverse(GELUS)[size.gelu],
         "layer_norm_eps": eps,
     }
 
