@@ -50,7 +50,8 @@ def towers_of(model: ImageModel) -> Towers:
         UserError: a model that our towers do not represent exactly, or whose tokenizer a checkpoint
         cannot hold.
     """
-    reader = READERS.get(type(model).__name__)
+    readers = (READERS.get(kind.__name__) for kind in type(model).__mro__)
+    reader = next(filter(None, readers), None)
     if reader is None:
         lacking = getattr(model, "lacking", {}).get("text", "it reads no texts")
         raise UserError(

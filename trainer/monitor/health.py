@@ -1,7 +1,7 @@
 """Is the run learning, or has it collapsed: numbers for a row of the log, and verdicts on them.
 
 Flow: ``before_step`` and ``row`` around a step whose row is written; ``verdicts`` names what the
-last rows show together, each with a sentence that says what to change.
+last rows show together, each with what to change.
 
 Teacher and student are asked about the first SAMPLE images of the batch that was just learned from,
 in the same views, without gradient and after the update: nothing is drawn, no state of the run is
@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -48,8 +49,19 @@ SETTLED = 5.0
 RECIPE_TEMP = 0.04
 
 ONE_DIRECTION = "embeddings are one direction"
+ONE_PROTOTYPE = "one prototype"
 PATCH = "patch_"  # begins the names of numbers of masked patches
 WHOSE = {"": "", PATCH: "of patches "}  # how the sentences name a teacher's targets
+
+
+class Verdict(NamedTuple):
+    """What is wrong with a run, and what its user can do."""
+
+    problem: str
+    fix: str
+
+    def __str__(self) -> str:
+        return f"{self.problem}; {self.fix}"
 
 
 @dataclass
@@ -60,11 +72,8 @@ class Health:
     device: torch.device
     num_ranks: int = 1
     _before: list[Tensor] = field(default_factory=list)
-    _teacher: Tensor | None = None  # a part of it at the last row
-    _center: Tensor | None = None
-    _student: Tensor | None = None
+    _last: dict[str, Tensor] = field(default_factory=dict)  # what may stand still, at the last row
     _strikes: Counter[str] = field(default_factory=Counter)
-    _patch_center: Tensor | None = None
     _flops: dict[bool, int] = field(default_factory=dict)  # by whether the teacher teaches
 
     def before_step(self, state: TrainState) -> None:
@@ -115,9 +124,10 @@ class Health:
             features = student.vision(crops)
             if not torch.isfinite(features).all():
                 raise RunError(
-                    f"step {state.step}: after its update the features of its own pictures are not"
-                    f" finite; try a lower optim.lr (now {config.optim.lr:g}) or a longer"
-                    " optim.warmup_fraction. Checkpoints that were written are intact."
+                    "after its update the features of its own images are not finite",
+                    about=f"step {state.step}",
+                    fix=f"lower optim.lr (now {config.optim.lr:g}) or lengthen"
+                    " optim.warmup_fraction; checkpoints that were written are intact",
                 )
 
             # The first features are those of the first view of each image.
@@ -142,114 +152,104 @@ class Health:
 
     # ---- what the numbers mean ----
 
-    def verdicts(self, state: TrainState, row: dict[str, float]) -> dict[str, str]:
-        """A sentence for each thing that is wrong, by a short name. Call it once a row."""
+    def verdicts(self, state: TrainState, row: dict[str, float]) -> dict[str, Verdict]:
+        """Each thing that is wrong, by a short name. Call it once a row."""
         config = state.config
         verdicts = self._at_once(state, row)
 
-        # The rate is still rising: whatever a row shows then may pass.
+        # The rate is still rising, and heads that began late are as young as those of a run that
+        # warms up: whatever a row shows then may pass.
         warmup_steps = config.optim.warmup_fraction * config.num_steps
-        is_warm = state.step >= warmup_steps
-        suspected = _collapses(config, row) if is_warm else {}
-
-        # Heads that began late are as young as those of a run that warms up.
         taught_for = state.step - config.start_step
-        if taught_for < warmup_steps:
-            suspected = {
-                name: sentence for name, sentence in suspected.items() if name == ONE_DIRECTION
-            }
-
         # Rounded, because 1 - 0.9 is a little less than 0.1.
         time_constants = round(taught_for * (1 - config.distillation.center_momentum), 6)
-        if time_constants < SETTLED:
-            suspected = {
-                name: sentence
-                for name, sentence in suspected.items()
-                if not name.startswith("one prototype")
-            }
+
+        suspected = {}
+        for name, verdict in _collapses(config, row).items():
+            age = state.step if name == ONE_DIRECTION else taught_for
+            is_settled = time_constants >= SETTLED or not name.startswith(ONE_PROTOTYPE)
+            if age >= warmup_steps and is_settled:
+                suspected[name] = verdict
 
         # Only what each of the last PATIENCE rows showed is named.
-        for name in list(self._strikes):
-            if name not in suspected:
-                del self._strikes[name]
-        for name, sentence in suspected.items():
-            self._strikes[name] += 1
+        self._strikes = Counter({name: self._strikes[name] + 1 for name in suspected})
+        for name, verdict in suspected.items():
             if self._strikes[name] >= PATIENCE:
-                verdicts[name] = sentence
+                verdicts[name] = verdict
         return verdicts
 
-    def _at_once(self, state: TrainState, row: dict[str, float]) -> dict[str, str]:
+    def _at_once(self, state: TrainState, row: dict[str, float]) -> dict[str, Verdict]:
         """What one row shows without patience.
 
         Weights that stand still while the student's move, that were rounded, or that leap.
         """
-        verdicts: dict[str, str] = {}
+        verdicts: dict[str, Verdict] = {}
         config = state.config.distillation
-        teacher = _matrix(state.teacher.vision, -1).detach()
-        student = _matrix(state.student.vision, -1).detach()
+        watched = {
+            "student": _matrix(state.student.vision, -1),
+            "teacher": _matrix(state.teacher.vision, -1),
+            "": state.teacher.center,
+            PATCH: state.teacher.patch_center,
+        }
+
+        # Copies, to compare with at the next row: the run changes its weights in place.
+        last = self._last
+        self._last = {
+            name: tensor.detach().clone() for name, tensor in watched.items() if tensor is not None
+        }
+        still = {name for name in last if torch.equal(self._last[name], last[name])}
 
         # A tower that is locked, or a rate of 0, stands still by right: nothing follows from it.
-        has_learned = self._student is not None and not torch.equal(student, self._student)
-        if has_learned and self._teacher is not None and torch.equal(teacher, self._teacher):
-            verdicts["teacher stands still"] = (
-                "the teacher has not moved since the last row though the student has, so its"
-                " targets stay what they were; lower distillation.ema_momentum (now"
-                f" {config.ema_momentum:g}; the recipe's is 0.966 at batch 16k)"
+        has_learned = bool(last) and "student" not in still
+        if has_learned and "teacher" in still:
+            verdicts["teacher stands still"] = Verdict(
+                "the teacher has not moved since the last row though the student has, so it always"
+                " teaches the same",
+                f"lower distillation.ema_momentum (now {config.ema_momentum:g}; the recipe's is"
+                " 0.966 at batch 16k)",
             )
 
         for head in (state.student.head, state.student.patch_head):
             precision = None if head is None else _rounded_to(head.prototypes)
             if precision is not None:
-                verdicts["head in half precision"] = (
+                verdicts["head in half precision"] = Verdict(
                     f"the weights of the head hold no more than {precision}: small updates are lost"
-                    " and the teacher's average stops moving; keep head, centre and average in"
-                    " fp32, and set precision=fp32 or auto"
+                    " and the teacher's average stops moving",
+                    "keep head, centre and average in fp32, and set precision=fp32 or auto",
                 )
                 break
 
-        centers = {
-            "": (state.teacher.center, self._center),
-            PATCH: (state.teacher.patch_center, self._patch_center),
-        }
-        for prefix, (center, before) in centers.items():
-            is_still = has_learned and before is not None and torch.equal(center, before)
+        for prefix, whose in WHOSE.items():
             is_wrong = row.get(f"{prefix}center_error", 0.0) > MAX_CENTER_ERROR
-            if is_still and is_wrong and config.centering == "mean":
-                verdicts[f"centre {WHOSE[prefix]}stands still"] = (
+            is_read = config.centering == "mean"
+            if has_learned and prefix in still and is_wrong and is_read:
+                verdicts[f"centre {whose}stands still"] = Verdict(
                     "the centre has not moved since the last row though the teacher's outputs have"
-                    " another mean: nothing keeps the teacher from giving all pictures one"
-                    " prototype; lower distillation.center_momentum (now"
-                    f" {config.center_momentum:g}; the recipe's is 0.9)"
+                    " another mean: nothing keeps the teacher from giving all images one"
+                    " prototype",
+                    f"lower distillation.center_momentum (now {config.center_momentum:g}; the"
+                    " recipe's is 0.9)",
                 )
 
         if row["update_ratio"] > LEAP:
             lr = state.config.optim.lr
-            verdicts["steps too large"] = (
+            verdicts["steps too large"] = Verdict(
                 f"a single step changed a matrix by {100 * row['update_ratio']:.0f} % of its size:"
-                f" optim.lr={lr:g} is far too high; divide it by ten until this stays below 5 %"
+                f" optim.lr={lr:g} is far too high",
+                "divide it by ten until this stays below 5 %",
             )
-
-        # Copies, to compare with at the next row: the run changes its weights in place.
-        self._center = _copy_of(state.teacher.center)
-        self._patch_center = _copy_of(state.teacher.patch_center)
-        self._teacher = teacher.clone()
-        self._student = student.clone()
         return verdicts
 
 
-def _copy_of(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.clone()
-
-
-def _collapses(config: Config, row: dict[str, float]) -> dict[str, str]:
+def _collapses(config: Config, row: dict[str, float]) -> dict[str, Verdict]:
     """What a healthy run may show for a moment, but not for long."""
     collapses = {}
     optim = config.optim
     if row["feature_rank"] < SAME:
-        collapses[ONE_DIRECTION] = (
-            f"all pictures have the same embedding (effective rank {row['feature_rank']:.2f}):"
-            f" lower optim.lr (now {optim.lr:g}) or lengthen optim.warmup_fraction (now"
-            f" {optim.warmup_fraction:g})"
+        collapses[ONE_DIRECTION] = Verdict(
+            f"all images have the same embedding (effective rank {row['feature_rank']:.2f})",
+            f"lower optim.lr (now {optim.lr:g}) or lengthen optim.warmup_fraction (now"
+            f" {optim.warmup_fraction:g})",
         )
 
     # Sinkhorn balances the prototypes whatever the outputs are, so its entropy says nothing.
@@ -260,40 +260,38 @@ def _collapses(config: Config, row: dict[str, float]) -> dict[str, str]:
     return collapses
 
 
-def _of_targets(config: Config, row: dict[str, float], prefix: str) -> dict[str, str]:
+def _of_targets(config: Config, row: dict[str, float], prefix: str) -> dict[str, Verdict]:
     """Of the targets for views (prefix "") or for masked patches."""
     collapses = {}
     distil = config.distillation
-    lr = config.optim.lr
     whose = WHOSE[prefix]
     entropy = row[f"{prefix}teacher_entropy"]
-    shown = f"entropy {entropy:.4f} of ln K"
+    shown = f"(entropy {entropy:.4f} of ln K)"
+    lower_rate = f"lower optim.lr (now {config.optim.lr:g})"
+    temperature = (
+        f"distillation.teacher_temp (now {distil.teacher_temp:g}; the recipe's is {RECIPE_TEMP:g})"
+    )
 
     if entropy > UNIFORM:
         # At the recipe's temperature the outputs would differ, or targets are softer than answers.
         at_recipe = row[f"{prefix}teacher_entropy_at_recipe"]
-        if at_recipe < UNIFORM or distil.teacher_temp > distil.student_temp:
-            setting = (
-                f"lower distillation.teacher_temp (now {distil.teacher_temp:g}; the recipe's is"
-                f" {RECIPE_TEMP:g})"
-            )
-        else:
-            setting = f"its outputs are alike at any temperature; lower optim.lr (now {lr:g})"
-        collapses[f"teacher {whose}is uniform"] = (
-            f"the teacher's targets are uniform ({shown}) and teach nothing: {setting}"
+        is_too_warm = at_recipe < UNIFORM or distil.teacher_temp > distil.student_temp
+        reason = "" if is_too_warm else ", and its outputs are alike at any temperature"
+        collapses[f"teacher {whose}is uniform"] = Verdict(
+            f"the teacher's targets are uniform {shown} and teach nothing{reason}",
+            f"lower {temperature}" if is_too_warm else lower_rate,
         )
 
     if row[f"{prefix}prototypes_in_use"] == 1 and entropy < CERTAIN:
-        collapses[f"one prototype {whose}".strip()] = (
-            f"the teacher gives all pictures one prototype, the other {distil.num_prototypes - 1:,}"
-            f" are dead ({shown}): lower distillation.center_momentum (now"
-            f" {distil.center_momentum:g}), or optim.lr (now {lr:g})"
+        collapses[f"{ONE_PROTOTYPE} {whose}".strip()] = Verdict(
+            f"the teacher gives all images one prototype, the other {distil.num_prototypes - 1:,}"
+            f" are dead {shown}",
+            f"lower distillation.center_momentum (now {distil.center_momentum:g}), or {lower_rate}",
         )
     elif entropy < ONE_HOT:
-        collapses[f"teacher {whose}is one-hot"] = (
-            f"the teacher is certain of one prototype a {'patch' if prefix else 'image'}"
-            f" ({shown}): raise distillation.teacher_temp (now {distil.teacher_temp:g}; the"
-            f" recipe's is {RECIPE_TEMP:g})"
+        collapses[f"teacher {whose}is one-hot"] = Verdict(
+            f"the teacher is certain of one prototype a {'patch' if prefix else 'image'} {shown}",
+            f"raise {temperature}",
         )
     return collapses
 

@@ -22,15 +22,15 @@ import time
 from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Column
 
-from silc_bench.errors import RunError, UserError
+from silc_bench.errors import RunError, UserError, first_line
 from silc_bench.system.files import write_text_atomic
+from silc_bench.system.terminal import say, warn
 
 QUIET_SECONDS = 15.0  # between two progress lines when the output is not a terminal
 KEPT = "wandb.json"  # in the run's folder
@@ -82,12 +82,7 @@ class RunLog:
         self._bar.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         self._bar.stop()
         for opened in (self._file, self._probes, self._notes, self._board):
             try:
@@ -126,7 +121,7 @@ class RunLog:
         now = time.monotonic()
         if now - self._last_line > QUIET_SECONDS or step == self._num_steps:
             self._last_line = now
-            self._print(f"step {step}/{self._num_steps} · {words} · {left} left")
+            say(f"step {step}/{self._num_steps} · {words} · {left} left", self._console)
 
     def write_probe(self, step: int, scores: dict[str, float]) -> None:
         """Keep what a probe measured: a row in probes.jsonl, curves, and a line for people."""
@@ -134,14 +129,11 @@ class RunLog:
         words = " · ".join(
             f"{name.removeprefix('probe/')} {100 * value:.1f} %" for name, value in scores.items()
         )
-        self._print(f"step {step}/{self._num_steps} · {words}")
+        say(f"step {step}/{self._num_steps} · {words}", self._console)
 
     def write_note(self, sentence: str) -> None:
         """Keep a sentence that people were told: a row of its own in notes.jsonl."""
         self._append(self._notes, {"step": self._step, "note": sentence})
-
-    def _print(self, line: str) -> None:
-        self._console.print(line, highlight=False, soft_wrap=True)
 
     def _keep(self, file: TextIO, step: int, row: dict[str, float]) -> None:
         self._append(file, {"step": step, **row})
@@ -164,8 +156,9 @@ class RunLog:
 
     def _unwritten(self, error: OSError) -> RunError:
         return RunError(
-            f"the log could not be written to {self._run} ({error.strerror or error}); make room,"
-            " and continue with --resume where a checkpoint was written"
+            f"the log could not be written ({error.strerror or error})",
+            about=self._run,
+            fix="make room there, and continue with --resume where a checkpoint was written",
         )
 
 
@@ -193,8 +186,9 @@ def _rows_up_to(path: Path, step: int) -> list[str]:
         # The last line may have been cut off by a kill, so it proves nothing.
         if row is None and step == 0 and number < len(lines):
             raise UserError(
-                f"{path}:{number} is no row of a run's log, and a new run would overwrite it;"
-                " choose another --out"
+                "is no row of a run's log, and a new run would overwrite it",
+                about=f"{path}:{number}",
+                fix="choose another --out",
             )
         if row is not None and row["step"] <= step:
             kept.append(line.decode())
@@ -218,9 +212,15 @@ def row_of(line: bytes) -> dict[str, Any] | None:
 def check_place(place: str) -> None:
     """UserError where it names no project, or W&B is not installed."""
     if not place.rpartition("/")[2].strip():
-        raise UserError(f"--wandb {place!r} names no project; write PROJECT or ENTITY/PROJECT")
+        raise UserError(
+            f"{place!r} names no project", about="--wandb", fix="write PROJECT or ENTITY/PROJECT"
+        )
     if find_spec("wandb") is None:
-        raise UserError("--wandb: the package wandb is missing; pip install 'silc-bench[wandb]'")
+        raise UserError(
+            "the package wandb is missing",
+            about="--wandb",
+            fix="pip install 'silc-bench[wandb]'",
+        )
 
 
 class WandbLog:
@@ -249,14 +249,15 @@ class WandbLog:
             )
         except Exception as error:  # its errors have no base class of their own
             raise UserError(
-                f"--wandb {place}: {_first_line(error)}; `wandb login` once, or set"
-                " WANDB_MODE=offline, or leave --wandb out"
+                first_line(error),
+                about=f"--wandb {place}",
+                fix="`wandb login` once, or set WANDB_MODE=offline, or leave --wandb out",
             ) from error
 
         write_text_atomic(run / KEPT, json.dumps({"id": run_id, "place": place}) + "\n")
         self._console = console
         where = f"kept in {run / 'wandb'}, for `wandb sync`" if self._run.offline else self._run.url
-        console.print(f"W&B: {where}", markup=False, highlight=False, soft_wrap=True)
+        say(f"W&B: {where}", console)
 
     def log(self, step: int, row: dict[str, float]) -> None:
         self._try("log", dict(row), step=step)
@@ -272,13 +273,10 @@ class WandbLog:
             getattr(self._run, method)(*args, **kwargs)
         except Exception as error:  # whatever it is, it is no reason to lose a run
             self._run = None
-            self._console.print(
-                f"W&B failed and gets no more rows ({_first_line(error)}); the run goes on, and its"
+            warn(
+                f"W&B failed and gets no more rows ({first_line(error)}); the run goes on, and its"
                 " own files hold everything",
-                style="yellow",
-                markup=False,
-                highlight=False,
-                soft_wrap=True,
+                self._console,
             )
 
 
@@ -289,8 +287,6 @@ def _kept(path: Path) -> str | None:
     try:
         return str(json.loads(path.read_text(encoding="utf-8"))["id"])
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} holds no id of a W&B run; remove it to begin a new one") from error
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), "")[:200] or type(error).__name__
+        raise UserError(
+            "holds no id of a W&B run", about=path, fix="remove it to begin a new one"
+        ) from error

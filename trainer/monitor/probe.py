@@ -6,7 +6,7 @@ saves a checkpoint; the one with the best mean of the main metrics is kept.
 
 A run that starts from other weights may lose what they could do without training: zero-shot and
 retrieval. Flow: before the first step ``remembered`` keeps the start's probe scores with the run
-(in its checkpoints); after each later probe ``destroyed`` gives a sentence where one of them has
+(in its checkpoints); after each later probe ``destroyed`` gives a verdict where one of them has
 fallen.
 
 The rule: a metric has fallen when start - now > 2 * sqrt(s0^2 + s1^2), where s0 and s1 are its two
@@ -31,6 +31,7 @@ from silc_bench.task import Scores, Task
 from silc_bench.tasks.selection import select, words_of
 from silc_bench.trainer.checkpoints.model import NativeModel
 from silc_bench.trainer.config.config import OptimConfig, ProbeConfig
+from silc_bench.trainer.monitor.health import Verdict
 from silc_bench.trainer.train import TrainState
 
 BATCH_SIZE = 128
@@ -53,7 +54,7 @@ class Probe:
         self._device = device
         self._say = say
         self.errors: dict[str, float] = {}  # of what the last call found, where a task gives them
-        self.diverged: str | None = None  # why the last call could not score all
+        self.diverged: Verdict | None = None  # why the last call could not score all
         self._tasks: list[tuple[Task, Mapping[str, ImageDataset]]] = [
             (task, task.load(root, config.limit)) for task in select(words_of(config.tasks))
         ]
@@ -94,9 +95,10 @@ class Probe:
                     f" {error}"
                 )
             except RunError as error:
-                self.diverged = (
-                    f"{error}; lower optim.lr (now {state.config.optim.lr:g}), or start from an"
-                    " earlier checkpoint"
+                self.diverged = Verdict(
+                    str(error),
+                    f"lower optim.lr (now {state.config.optim.lr:g}), or start from an earlier"
+                    " checkpoint",
                 )
 
         student.train()  # NativeModel had set it to evaluation
@@ -131,8 +133,8 @@ def destroyed(
     scores: dict[str, float],
     errors: dict[str, float],
     optim: OptimConfig,
-) -> str | None:
-    """A sentence for the deepest fall below the start, with the settings to change.
+) -> Verdict | None:
+    """The deepest fall below the start, with the settings to change.
 
     ``start``: what the run keeps of the weights it began with, or None. The answer is None where
     nothing fell by the rule.
@@ -151,9 +153,10 @@ def destroyed(
     at_start = f"{100 * start_score:.1f} %"
     now = f"{100 * (start_score - fall):.1f} %"
     lock = "" if optim.locked else ", lock a tower (--set optim.locked=text)"
-    return (
+    return Verdict(
         f"{name.removeprefix('probe/')} fell from {at_start} at the start to {now}, and its"
         f" standard errors allow {100 * allowed:.1f} points: fine-tuning destroys what the source"
-        f" could do; lower optim.lr (now {optim.lr:g}){lock}, or lower optim.layer_decay (now"
-        f" {optim.layer_decay:g})"
+        " could do",
+        f"lower optim.lr (now {optim.lr:g}){lock}, or lower optim.layer_decay (now"
+        f" {optim.layer_decay:g})",
     )

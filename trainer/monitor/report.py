@@ -53,18 +53,18 @@ GROUPS = {
 # What stands below a curve; names say the rest.
 MEANINGS = {
     "loss": "what is minimised: the losses beside it, each times its weight",
-    "contrastive": "pictures against texts",
+    "contrastive": "images against texts",
     "distillation": "student against teacher; it may rise while the teacher grows less certain",
     "masked": "patches that the student does not see, against the teacher",
     "lr": (
         "of the layers next to the end; earlier ones are slower where optim.layer_decay is below 1"
     ),
-    "logit_scale": "what the cosine of a picture and a text is multiplied by",
+    "logit_scale": "what the cosine of an image and a text is multiplied by",
     "logit_bias": "added to it; the softmax loss has none",
     "teacher_entropy": "of ln K: 0 is one prototype, 1 is uniform; both are a collapse",
     "teacher_entropy_at_recipe": "the same at the recipe's teacher temperature, 0.04",
     "student_teacher_kl": "nats, of the same global view",
-    "prototypes_in_use": "different winners among the pictures looked at",
+    "prototypes_in_use": "different winners among the images looked at",
     "patch_teacher_entropy": "of ln K, of masked patches",
     "patch_teacher_entropy_at_recipe": "the same at the recipe's teacher temperature, 0.04",
     "patch_student_teacher_kl": "nats, of patches that the student does not see",
@@ -105,12 +105,16 @@ def write_report(run: Path, out: Path | None = None) -> Path:
     path = out or run / "report.html"
     if path.is_dir():
         raise UserError(
-            f"{path} is a folder; name a file for the page, as in --out {path / 'report.html'}"
+            "is a folder, and the page is a file",
+            about=path,
+            fix=f"write --out {path / 'report.html'}",
         )
     rows = _rows(run / "log.jsonl")
     if not rows:
         raise UserError(
-            f"{run} has no rows in log.jsonl; expected a run made by `silc-bench train --out`"
+            "has no rows in log.jsonl",
+            about=run,
+            fix="name a run made by `silc-bench train --out`",
         )
 
     checkpoints = _checkpoints(run)
@@ -220,8 +224,10 @@ def _rows(path: Path) -> list[dict[str, Any]]:
             rows.append(row)
         elif number < len(lines):
             raise UserError(
-                f"{path}:{number} is no row of a log; expected a run made by `silc-bench train"
-                " --out` (where it is one, remove the line)"
+                "is no row of a log",
+                about=f"{path}:{number}",
+                fix="name a run made by `silc-bench train --out`; where this is one, remove the"
+                " line",
             )
     return rows
 

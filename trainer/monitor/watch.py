@@ -16,10 +16,11 @@ from silc_bench.datasets.files.remote import is_remote
 from silc_bench.datasets.files.shards import Damage
 from silc_bench.errors import RunError, unknown_name
 from silc_bench.system.processes import num_local_ranks, num_ranks
+from silc_bench.system.terminal import warn
 from silc_bench.trainer.config.config import Config
 from silc_bench.trainer.data.stream import Batch, crowding
 from silc_bench.trainer.monitor.cost import flops_per_image
-from silc_bench.trainer.monitor.health import Health
+from silc_bench.trainer.monitor.health import Health, Verdict
 from silc_bench.trainer.optim import lr_at
 from silc_bench.trainer.train import TrainState
 
@@ -30,7 +31,7 @@ MAX_LEFT_OUT = 0.1  # of the pairs that were read
 
 def check_on_collapse(word: str) -> str:
     if word not in ON_COLLAPSE:
-        raise unknown_name("--on-collapse", word, ON_COLLAPSE)
+        raise unknown_name("answer to a collapse", word, ON_COLLAPSE, about="--on-collapse")
     return word
 
 
@@ -134,26 +135,27 @@ class Watch:
 
         # Every verdict is said before the first of them stops the run.
         verdicts = self._health.verdicts(state, row)
-        for name, sentence in verdicts.items():
-            self._say(name, f"{step}: {name}: {sentence}")
-        if verdicts and self._on_collapse == "stop":
-            name, sentence = next(iter(verdicts.items()))
-            raise RunError(
-                f"stopped at {step}: {name}: {sentence}. Checkpoints that were written are intact."
-            )
+        for name, verdict in verdicts.items():
+            self._say(name, f"{step}: {name}: {verdict}")
+        for name, verdict in verdicts.items():
+            self._stop(state, name, verdict)
 
-    def alarm(self, state: TrainState, name: str, sentence: str) -> None:
+    def alarm(self, state: TrainState, name: str, verdict: Verdict) -> None:
         """Say what a probe showed. Raises RunError where a run is to stop because of it."""
-        self._say(name, f"step {state.step}: {name}: {sentence}")
+        self._say(name, f"step {state.step}: {name}: {verdict}")
+        self._stop(state, name, verdict)
+
+    def _stop(self, state: TrainState, name: str, verdict: Verdict) -> None:
         if self._on_collapse == "stop":
             raise RunError(
-                f"stopped at step {state.step}: {name}: {sentence}. Its checkpoint and earlier ones"
-                " are intact."
+                f"stopped: {name}: {verdict.problem}",
+                about=f"step {state.step}",
+                fix=f"{verdict.fix}. Checkpoints that were written are intact.",
             )
 
     def say(self, sentence: str) -> None:
         self._keep(sentence)
-        self._console.print(sentence, style="yellow", markup=False, highlight=False, soft_wrap=True)
+        warn(sentence, self._console)
 
     def _say(self, name: str, sentence: str) -> None:
         """Say it unless something of this name was said before."""
@@ -192,5 +194,5 @@ def _faster_data(config: Config) -> str:
         ways.append("look for what slows the source down")
 
     if not ways:
-        return "every core decodes already: pack smaller pictures, or give it more cores"
+        return "every core decodes already: pack smaller images, or give it more cores"
     return ", or ".join(ways)
