@@ -52,7 +52,13 @@ OTHERS = {
     "chinese_clip": "a Chinese-CLIP (a class token, and BERT reads its texts)",
 }
 BICUBIC = 3  # Pillow's number
-GELUS = {"gelu_pytorch_tanh": "tanh", "gelu": "exact"}
+GELUS = {"tanh": "gelu_pytorch_tanh", "exact": "gelu"}  # ours and theirs, as all tables here
+SIZES = {
+    "width": "hidden_size",
+    "depth": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "mlp_dim": "intermediate_size",
+}
 
 # Our names and theirs; N is the number of a block. Here q, k and v are one layer, "qkv", in the
 # blocks and in the pooling: see ``_our_weights``.
@@ -152,14 +158,9 @@ def _our_weights(network: nn.Module) -> Weights:
 
 def _sizes(config: Any) -> dict[str, Any]:
     """Fields that both towers of ours have."""
-    return {
-        "width": config.hidden_size,
-        "depth": config.num_hidden_layers,
-        "num_heads": config.num_attention_heads,
-        "mlp_dim": config.intermediate_size,
-        # Another activation keeps its name, by which it is refused.
-        "gelu": GELUS.get(config.hidden_act, config.hidden_act),
-    }
+    sizes = {ours: getattr(config, theirs) for ours, theirs in SIZES.items()}
+    # Another activation keeps its name, by which it is refused.
+    return {**sizes, "gelu": inverse(GELUS).get(config.hidden_act, config.hidden_act)}
 
 
 # ---- writing ----
@@ -228,14 +229,8 @@ def _config(model: NativeModel) -> dict[str, Any]:
 
 def _tower(size: Any, eps: float) -> dict[str, Any]:
     """What both towers have in common; ``size`` is the configuration of either."""
-    return {
-        "hidden_size": size.width,
-        "num_hidden_layers": size.depth,
-        "num_attention_heads": size.num_heads,
-        "intermediate_size": size.mlp_dim,
-        "hidden_act": inverse(GELUS)[size.gelu],
-        "layer_norm_eps": eps,
-    }
+    sizes = {theirs: getattr(size, ours) for ours, theirs in SIZES.items()}
+    return {**sizes, "hidden_act": GELUS[size.gelu], "layer_norm_eps": eps}
 
 
 def _preprocessor(model: NativeModel) -> dict[str, Any]:

@@ -74,14 +74,16 @@ def estimate(config: Config, device: torch.device, num_ranks: int = 1) -> Estima
 
 def parts_of(student: Student) -> dict[str, int]:
     """Parameters by part."""
-    parts: dict[str, nn.Module] = {"vision tower": student.vision, "text tower": student.text}
-    if student.head is not None:
-        parts["head"] = student.head
-    if student.patch_head is not None:
-        parts["patch head"] = student.patch_head
-    return {name: count_parameters(module) for name, module in parts.items()}
+    parts = {
+        "vision tower": student.vision,
+        "text tower": student.text,
+        "head": student.head,
+        "patch head": student.patch_head,
+    }
+    return {name: count_parameters(module) for name, module in parts.items() if module is not None}
 
 
+@lru_cache(maxsize=4)
 def flops_per_image(
     config: Config, student: Student | None = None, *, is_taught: bool = True
 ) -> int:
@@ -94,7 +96,9 @@ def flops_per_image(
         with torch.device("meta"):
             student = Student(config)
     is_taught = is_taught and config.is_taught_at(config.start_step)
-    (num_global, global_flops), (num_local, local_flops) = _views(config, student, is_taught)
+    num_global, num_local = _num_encoded(config, is_taught)
+    global_flops = _flops(lambda: student.vision(_image(config.views.global_size)))
+    local_flops = _flops(lambda: student.vision(_image(config.views.local_size)))
     tokens = _tokens(config)
 
     # A locked tower runs forward alone, and the logits pass it no gradient.
@@ -111,20 +115,17 @@ def flops_per_image(
     if not is_taught:
         return total
 
-    num_teacher_views = config.views.num_global
-    total += num_teacher_views * global_flops
+    num_views = config.views.num_global
+    total += num_views * global_flops  # the teacher's
     if student.head is not None:
-        num_student_views = num_local
-        if config.distillation.pairs == "local+global":
-            num_student_views += config.views.num_global
-        head_flops = _head_flops(student.head, config)
-        total += (3 * num_student_views + num_teacher_views) * head_flops
+        num_answers = num_local + num_views * (config.distillation.pairs == "local+global")
+        total += (3 * num_answers + num_views) * _head_flops(student.head, config)
 
     if student.patch_head is not None:
         # The student encodes each global view once more, masked; the teacher has its tokens.
         masked_view = _flops(lambda: student.vision.tokens(_image(config.views.global_size)))
         patches = config.num_masked * _head_flops(student.patch_head, config)
-        total += config.views.num_global * (3 * (masked_view + patches) + patches)
+        total += num_views * (3 * (masked_view + patches) + patches)
     return total
 
 
@@ -159,7 +160,7 @@ def memory(config: Config, student: Student, batch_size: int) -> dict[str, int]:
     parts["contrastive logits"] = 4 * 2 * num_logits
 
     # Images are bytes on their canvas, views are fp32; both have three channels.
-    _, (num_local, _) = _views(config, student, config.is_taught_at(config.start_step))
+    _, num_local = _num_encoded(config, config.is_taught_at(config.start_step))
     kinds = config.view_kinds
     num_global = ("global_crops" in kinds) * views.num_global + ("original" in kinds)
     pixels = num_global * views.global_size**2 + num_local * views.local_size**2
@@ -182,8 +183,7 @@ def _activations(config: Config, student: Student) -> int:
     An upper bound where blocks are compiled.
     """
     half = 2 if config.precision == "bf16" else 1  # autocast keeps the large ones in bf16
-    is_taught = config.is_taught_at(config.start_step)
-    (num_global, _), (num_local, _) = _views(config, student, is_taught)
+    num_global, num_local = _num_encoded(config, config.is_taught_at(config.start_step))
     if student.patch_head is not None:
         num_global += config.views.num_global  # the masked ones
 
@@ -242,20 +242,16 @@ def _num_meeting_text(config: Config) -> int:
     return ("global" in kinds) * config.views.num_global + ("original" in kinds)
 
 
-def _views(
-    config: Config, student: Student, is_taught: bool
-) -> tuple[tuple[int, int], tuple[int, int]]:
-    """(views that the student encodes, FLOPs of one), of the global size and of the local size."""
-    kinds = set(config.contrastive.images.split("+"))
-    is_distilled = is_taught and student.head is not None
-    if is_distilled and config.distillation.pairs == "local+global":
-        kinds.add("global")
+def _num_encoded(config: Config, is_taught: bool) -> tuple[int, int]:
+    """Views of the global size, and of the local size, that the student encodes unmasked."""
+    num_global = _num_meeting_text(config)
+    if not is_taught or config.distillation.weight == 0:
+        return num_global, 0
 
-    num_global = ("global" in kinds) * config.views.num_global + ("original" in kinds)
-    num_local = config.views.num_local if is_distilled else 0
-    global_flops = _flops(lambda: student.vision(_image(config.views.global_size)))
-    local_flops = _flops(lambda: student.vision(_image(config.views.local_size)))
-    return (num_global, global_flops), (num_local, local_flops)
+    meets_teacher = config.distillation.pairs == "local+global"
+    if meets_teacher and "global" not in config.contrastive.images:
+        num_global += config.views.num_global
+    return num_global, config.views.num_local
 
 
 def _image(size: int) -> Tensor:

@@ -74,7 +74,6 @@ class Health:
     _before: list[Tensor] = field(default_factory=list)
     _last: dict[str, Tensor] = field(default_factory=dict)  # what may stand still, at the last row
     _strikes: Counter[str] = field(default_factory=Counter)
-    _flops: dict[bool, int] = field(default_factory=dict)  # by whether the teacher teaches
 
     def before_step(self, state: TrainState) -> None:
         self._before = [weight.detach().clone() for weight in _watched(state)]
@@ -94,8 +93,7 @@ class Health:
 
         # ``state.step`` counts the step that was just done, whose own number is one less.
         is_taught = state.config.is_taught_at(state.step - 1)
-        if is_taught not in self._flops:
-            self._flops[is_taught] = flops_per_image(state.config, is_taught=is_taught)
+        flops = images_per_second * flops_per_image(state.config, is_taught=is_taught)
         peak = self.num_ranks * matmul_rate(self.device, state.config.precision)
 
         return {
@@ -103,7 +101,7 @@ class Health:
             "ema_distance": _distance(state.student.vision, state.teacher.vision),
             "update_ratio": float(torch.stack(changes).max()),
             **_gradient_norms(state, gradient_norm),
-            "mfu": images_per_second * self._flops[is_taught] / peak,
+            "mfu": flops / peak,
         }
 
     def _of_images(self, state: TrainState, batch: Batch) -> dict[str, float]:
@@ -344,15 +342,9 @@ def _distance(student: nn.Module, teacher: nn.Module) -> float:
 def _gradient_norms(state: TrainState, gradient_norm: float) -> dict[str, float]:
     """By part, as they were before clipping."""
     student = state.student
-    parts: dict[str, nn.Module | None] = {
-        "vision": student.vision,
-        "text": student.text,
-        "head": student.head,
-        "patch_head": student.patch_head,
-    }
-
     squares = {}
-    for name, module in parts.items():
+    for name in ("vision", "text", "head", "patch_head"):
+        module = getattr(student, name)
         if module is None:
             continue
         gradients = [p.grad for p in module.parameters() if p.grad is not None]

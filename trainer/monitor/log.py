@@ -164,8 +164,7 @@ class RunLog:
 
 def _opened(path: Path, step: int) -> TextIO:
     """A file to append to, after its rows up to ``step``."""
-    kept = _rows_up_to(path, step)
-    write_text_atomic(path, "".join(kept))
+    write_text_atomic(path, "".join(_rows_up_to(path, step)))
     return open(path, "a", encoding="utf-8")
 
 

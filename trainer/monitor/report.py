@@ -1,7 +1,7 @@
 """One self-contained page of a run's curves, made from the files in its folder.
 
 Flow: ``write_report(run)`` reads log.jsonl, probes.jsonl, notes.jsonl and what stands beside the
-checkpoints -> a Chart for each number -> report.html. It may be called while the run goes on.
+checkpoints -> a chart for each number -> report.html. It may be called while the run goes on.
 
     silc-bench report RUN
 """
@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -86,20 +85,6 @@ MEANINGS = {
 }
 
 
-@dataclass(frozen=True)
-class Chart:
-    """A curve, and what stands around it: texts, as the page shows them."""
-
-    name: str
-    points: str  # of an SVG polyline in a box of 100 x 100
-    last: str
-    low: str
-    high: str
-    first_step: str
-    last_step: str
-    meaning: str
-
-
 def write_report(run: Path, out: Path | None = None) -> Path:
     """RUN/report.html, or ``out``. UserError for a folder without a log, or with a damaged one."""
     path = out or run / "report.html"
@@ -163,8 +148,8 @@ def _fields(config: dict[str, Any]) -> list[tuple[str, Any]]:
     return of_sections + of_config
 
 
-def _charts(rows: list[dict[str, Any]], names: Iterable[str]) -> list[Chart]:
-    """A chart for each name that has a finite value at all.
+def _charts(rows: list[dict[str, Any]], names: Iterable[str]) -> list[dict[str, str]]:
+    """A chart for each name that has a finite value at all, in the words of the page's template.
 
     A value that is not finite is left out of its curve, and shown where it is the last.
     """
@@ -176,21 +161,17 @@ def _charts(rows: list[dict[str, Any]], names: Iterable[str]) -> list[Chart]:
             continue
 
         values = [value for _, value in points]
-        low = min(values)
-        high = max(values)
-        first = points[0][0]
-        last = points[-1][0]
         charts.append(
-            Chart(
-                name,
-                points=_polyline(points),
-                last=f"{series[-1][1]:.4g}",
-                low=f"{low:.4g}",
-                high=f"{high:.4g}",
-                first_step=f"{first:,}",
-                last_step=f"{last:,}",
-                meaning=MEANINGS.get(name, ""),
-            )
+            {
+                "name": name,
+                "points": _polyline(points),
+                "last": f"{series[-1][1]:.4g}",
+                "low": f"{min(values):.4g}",
+                "high": f"{max(values):.4g}",
+                "first_step": f"{points[0][0]:,}",
+                "last_step": f"{points[-1][0]:,}",
+                "meaning": MEANINGS.get(name, ""),
+            }
         )
     return charts
 
@@ -219,8 +200,10 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     rows = []
     lines = path.read_bytes().splitlines()
     for number, line in enumerate(lines, start=1):
-        row = _row(line)
-        if row is not None:
+        row = row_of(line)
+
+        # type() and not isinstance: true is no number.
+        if row and all(type(value) in (int, float) for value in row.values()):
             rows.append(row)
         elif number < len(lines):
             raise UserError(
@@ -247,16 +230,6 @@ def _notes(path: Path) -> list[str]:
         except (ValueError, KeyError, TypeError):
             continue
     return list(dict.fromkeys(notes))  # in the order in which they were said
-
-
-def _row(line: bytes) -> dict[str, Any] | None:
-    """A step and numbers; None for anything else."""
-    row = row_of(line)
-    if row is None:
-        return None
-    # type() and not isinstance: true is no number.
-    are_numbers = all(type(value) in (int, float) for value in row.values())
-    return row if are_numbers else None
 
 
 def _checkpoints(run: Path) -> list[tuple[str, dict[str, Any]]]:

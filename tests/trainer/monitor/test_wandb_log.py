@@ -8,14 +8,11 @@ import types
 from pathlib import Path
 
 import pytest
-import torch
+from refusals import refused
 from rich.console import Console
 
-from silc_bench.errors import RunError, UserError
-from silc_bench.trainer.loop import run_training
+from silc_bench.trainer import loop
 from silc_bench.trainer.monitor.log import WandbLog
-
-CPU = torch.device("cpu")
 
 
 class FakeWandb(types.ModuleType):
@@ -24,14 +21,9 @@ class FakeWandb(types.ModuleType):
     def __init__(self, fails_at=None, init_error=None, offline=False):
         super().__init__("wandb")
         self.__spec__ = importlib.machinery.ModuleSpec("wandb", None)
-        self.begun, self.rows, self.ended, self.fails_at, self.init_error = (
-            [],
-            [],
-            [],
-            fails_at,
-            init_error,
-        )
-        self.offline, self.url = offline, "https://wandb.example/run"
+        self.begun, self.rows, self.ended = [], [], []
+        self.fails_at, self.init_error, self.offline = fails_at, init_error, offline
+        self.url = "https://wandb.example/run"
 
     def Settings(self, **kwargs):  # noqa: N802
         return kwargs
@@ -62,56 +54,42 @@ def fake(monkeypatch):
     return install
 
 
-def train(config, run, *, resume=False, wandb="team/project"):
-    said = io.StringIO()
-    console = Console(file=said, width=300)
-    run_training(config, run, resume=resume, device=CPU, console=console, wandb=wandb)
-    return said.getvalue()
+PLACE = "team/project"
 
 
-def rows_in(path):
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    return [(row.pop("step"), row) for row in rows]
-
-
-def test_the_configuration_once_each_row_each_probe(tiny, tmp_path, fake, few_captions):
+def test_the_configuration_once_each_row_each_probe(tiny, tmp_path, fake, train, rows_in):
     wandb = fake()
-    probe = {"every": 2, "tasks": "shapes/knn", "limit": 8}
-    said = train(tiny(precision="fp32", probe=probe), tmp_path / "first")
+    run = tmp_path / "first"
+    said = train(tiny(probe={"every": 2, "tasks": "shapes/knn", "limit": 8}), run, wandb=PLACE)
     (begun,) = wandb.begun
-    assert (begun["entity"], begun["project"], begun["name"], begun["resume"]) == (
-        "team",
-        "project",
-        "first",
-        None,
-    )
+    expected = {"entity": "team", "project": "project", "name": "first", "resume": None}
+    assert expected.items() <= begun.items()
     assert begun["config"]["optim.lr"] == 1e-3
     assert begun["config"]["batch_size"] == 8
-    assert begun["dir"] == str(tmp_path / "first")
-    both = rows_in(tmp_path / "first" / "log.jsonl") + rows_in(tmp_path / "first" / "probes.jsonl")
-    assert sorted(wandb.rows, key=str) == sorted(both, key=str)
+    assert begun["dir"] == str(run)
+    both = rows_in(run / "log.jsonl") + rows_in(run / "probes.jsonl")
+    sent = [{"step": step, **row} for step, row in wandb.rows]
+    assert sorted(sent, key=str) == sorted(both, key=str)
     assert [step for step, _ in wandb.rows] == [2, 2, 4, 4]
     assert wandb.ended == [0]
-    assert "W&B: https://wandb.example/run" in said
-    assert json.loads((tmp_path / "first" / "wandb.json").read_text())["id"] == begun["id"]
+    assert wandb.url in said
+    assert json.loads((run / "wandb.json").read_text())["id"] == begun["id"]
 
 
-def test_a_resumed_run_goes_on_in_the_same_one(tiny, tmp_path, fake, few_captions, monkeypatch):
+def test_a_resumed_run_goes_on_in_the_same_one(tiny, tmp_path, fake, train, monkeypatch):
     wandb = fake()
-    from silc_bench.trainer import loop
-
     step = loop.train_step
 
     def failing(state, batch):
         if state.step == 3 and len(wandb.begun) == 1:
-            raise RunError("power cut")
+            raise KeyError("power cut")
         return step(state, batch)
 
     monkeypatch.setattr(loop, "train_step", failing)
-    config = tiny(precision="fp32", log_every=1, checkpoint_every=1)
-    with pytest.raises(RunError, match="power cut"):
-        train(config, tmp_path / "run")
-    train(config, tmp_path / "run", resume=True)
+    config = tiny(log_every=1, checkpoint_every=1)
+    with pytest.raises(KeyError, match="power cut"):
+        train(config, tmp_path / "run", wandb=PLACE)
+    train(config, tmp_path / "run", resume=True, wandb=PLACE)
     first, second = wandb.begun
     assert second["id"] == first["id"]
     assert (first["resume"], second["resume"]) == (None, "allow")
@@ -120,57 +98,46 @@ def test_a_resumed_run_goes_on_in_the_same_one(tiny, tmp_path, fake, few_caption
 
 
 def test_a_failure_in_the_middle_is_a_sentence_and_training_goes_on(
-    tiny, tmp_path, fake, few_captions
+    tiny, tmp_path, fake, train, rows_in
 ):
     wandb = fake(fails_at=2)
-    said = train(tiny(precision="fp32", log_every=1), tmp_path / "run")
-    assert said.count("W&B failed and gets no more rows (the line); the run goes on") == 1
+    said = train(tiny(log_every=1), tmp_path / "run", wandb=PLACE)
+    assert said.count("ConnectionError: the line is dead") == 1
     assert [step for step, _ in wandb.rows] == [1]
     assert wandb.ended == []
-    assert [step for step, _ in rows_in(tmp_path / "run" / "log.jsonl")] == [1, 2, 3, 4]
+    assert [row["step"] for row in rows_in(tmp_path / "run" / "log.jsonl")] == [1, 2, 3, 4]
 
 
-def test_what_is_wrong_at_the_start_is_the_users_error(
-    tiny, tmp_path, fake, few_captions, monkeypatch
-):
+def test_what_is_wrong_at_the_start_is_the_users_error(tiny, tmp_path, fake, train):
     fake(init_error=RuntimeError("no API key configured"))
-    with pytest.raises(
-        UserError,
-        match=r"--wandb team/project: no API key configured; `wandb login` once, or set WANDB_MODE",
-    ):
-        train(tiny(precision="fp32"), tmp_path / "run")
+    with refused(about=f"--wandb {PLACE}"):
+        train(tiny(), tmp_path / "run", wandb=PLACE)
     (tmp_path / "wandb.json").write_text("[]")
-    with pytest.raises(UserError, match=r"wandb.json holds no id of a W&B run; remove it"):
+    with refused(about="wandb.json"):
         WandbLog("project", tmp_path, {}, True, Console(file=io.StringIO()))
-    for place in ("", "team/", " "):
-        with pytest.raises(
-            UserError, match=rf"--wandb '{place}' names no project; write PROJECT or ENTITY/PROJECT"
-        ):
-            train(tiny(data={"source": "nowhere/*.tar"}), tmp_path / "other", wandb=place)
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(
-        UserError, match=r"the package wandb is missing; pip install 'silc-bench\[wandb\]'"
-    ):
-        train(tiny(data={"source": "nowhere/*.tar"}), tmp_path / "other")
-    assert not (tmp_path / "other").exists()
 
 
-def test_without_the_option_nothing_is_imported(tiny, tmp_path, few_captions, monkeypatch):
+@pytest.mark.parametrize("place", ["", "team/", " ", PLACE])
+def test_what_cannot_be_is_said_before_anything_is_read(tiny, tmp_path, train, monkeypatch, place):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    train(tiny(precision="fp32"), tmp_path / "run", wandb=None)
+    with refused(about="--wandb"):
+        train(tiny(data={"source": "nowhere/*.tar"}), tmp_path / "run", wandb=place)
+    assert not (tmp_path / "run").exists()
+
+
+def test_without_the_option_nothing_is_imported(tiny, tmp_path, train, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    train(tiny(), tmp_path / "run")
     assert not (tmp_path / "run" / "wandb.json").exists()
 
 
 def test_without_a_network_it_says_where_the_run_is_kept(tmp_path, fake):
     wandb, run, said = fake(offline=True), tmp_path / "run", io.StringIO()
     WandbLog("project", run, {"optim.lr": 1e-3}, False, Console(file=said, width=300))
-    assert said.getvalue() == f"W&B: kept in {run / 'wandb'}, for `wandb sync`\n"
+    assert str(run / "wandb") in said.getvalue()
     (begun,) = wandb.begun
-    assert (begun["entity"], begun["project"], begun["settings"]) == (
-        None,
-        "project",
-        {"silent": True, "console": "off"},
-    )
+    assert (begun["entity"], begun["project"]) == (None, "project")
+    assert begun["settings"] == {"silent": True, "console": "off"}
 
 
 @pytest.mark.slow
@@ -186,7 +153,7 @@ def test_the_real_package_without_a_network(tmp_path, monkeypatch, capfd):
         log.log(1, {"loss": 2.0})
         log.log(1, {"probe/shapes/knn": 0.5})
         log.finish(has_failed=False)
-        assert said.getvalue() == f"W&B: kept in {run / 'wandb'}, for `wandb sync`\n"
+        assert str(run / "wandb") in said.getvalue()
     number = json.loads((run / "wandb.json").read_text())["id"]
     assert "WARNING" not in capfd.readouterr().err
     kept = list((run / "wandb").glob("offline-run-*"))
