@@ -19,6 +19,8 @@ from __future__ import annotations
 import json
 import secrets
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
@@ -85,14 +87,10 @@ class RunLog:
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         self._bar.stop()
         for opened in (self._file, self._probes, self._notes, self._board):
-            try:
-                opened.close()
-
             # What could not be written before cannot be now. Where that is the error that ends the
             # run, it was said already.
-            except OSError as failure:
-                if error is None:
-                    raise self._unwritten(failure) from failure
+            with self._writing() if error is None else suppress(OSError):
+                opened.close()
 
         if self._online is not None:
             self._online.finish(has_failed=error is not None)
@@ -137,29 +135,29 @@ class RunLog:
 
     def _keep(self, file: TextIO, step: int, row: dict[str, float]) -> None:
         self._append(file, {"step": step, **row})
-        try:
+        with self._writing():
             for name, value in row.items():
                 self._board.add_scalar(name, value, step)
-        except OSError as error:
-            raise self._unwritten(error) from error
 
         # Last, because W&B has copies only: what it gets stands in the files already.
         if self._online is not None:
             self._online.log(step, row)
 
     def _append(self, file: TextIO, row: dict[str, Any]) -> None:
-        try:
+        with self._writing():
             file.write(json.dumps(row) + "\n")
             file.flush()  # so that a kill loses nothing but a part of one row
-        except OSError as error:
-            raise self._unwritten(error) from error
 
-    def _unwritten(self, error: OSError) -> RunError:
-        return RunError(
-            f"the log could not be written ({error.strerror or error})",
-            about=self._run,
-            fix="make room there, and continue with --resume where a checkpoint was written",
-        )
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise RunError(
+                f"the log could not be written ({error.strerror or error})",
+                about=self._run,
+                fix="make room there, and continue with --resume where a checkpoint was written",
+            ) from error
 
 
 def _opened(path: Path, step: int) -> TextIO:

@@ -131,14 +131,11 @@ def test_the_second_phase_is_b16_but_for_its_length_and_rate():
     first, second = flatten(make_preset("b16")), flatten(make_preset("silc_star"))
     differ = {path for path in first if first[path] != second[path]} - {"preset"}
     assert differ == {"samples", "optim.lr", "optim.warmup_fraction", "optim.cooldown_fraction"}
-    assert differ < set(PROVENANCE_OF["silc_star"])
     assert second["samples"] == 1_000_000_000
-    assert provenance_of("optim.lr", "silc_star").startswith("open")
-    assert provenance_of("optim.lr", "b16").startswith("likely")
 
 
 def test_every_number_of_the_recipe_has_a_provenance():
-    """The recipe's groups say how sure each of their fields is; our own affairs say nothing."""
+    """Our own affairs say nothing."""
     own = {
         "init",
         "preset",

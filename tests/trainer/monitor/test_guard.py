@@ -40,7 +40,7 @@ def test_the_rule_is_twice_the_error_of_a_difference(at_start, now, falls):
 
 
 @pytest.mark.parametrize(
-    ("start", "scores", "errors"),
+    ("start", "now", "error"),
     [
         (None, {ZEROSHOT: 0.0}, {ZEROSHOT: 0.0}),
         ({"name": "a run whose start was not probed"}, {ZEROSHOT: 0.0}, {ZEROSHOT: 0.0}),
@@ -49,9 +49,9 @@ def test_the_rule_is_twice_the_error_of_a_difference(at_start, now, falls):
         ({"probes": remembered({ZEROSHOT: 1.0}, {ZEROSHOT: 0.0})}, {}, {}),
     ],
 )
-def test_what_cannot_be_compared_has_not_fallen(start, scores, errors):
+def test_what_cannot_be_compared_has_not_fallen(start, now, error):
     """A task may give no error, or drop out of the probe."""
-    assert destroyed(start, scores, errors, OptimConfig()) is None
+    assert destroyed(start, now, error, OptimConfig()) is None
 
 
 def test_the_verdict_names_the_deepest_fall_and_the_settings():
