@@ -170,8 +170,8 @@ def best_in(run: Path) -> Path | None:
 
 
 def all_in(run: Path) -> list[Path]:
-    """Checkpoints of a run, oldest first."""
-    return sorted((run / "checkpoints").glob("step_*.pt"))
+    """Checkpoints of a run, oldest first; the folder checkpoints/ within it does as well."""
+    return sorted((run / "checkpoints").glob("step_*.pt")) or sorted(run.glob("step_*.pt"))
 
 
 def find(path: Path) -> Path:
@@ -185,8 +185,7 @@ def find(path: Path) -> Path:
     if not path.exists():
         raise UserError("no such file or folder", about=path, fix="check the path")
 
-    # The folder of a run, or the folder checkpoints/ within it.
-    checkpoints = all_in(path) or sorted(path.glob("step_*.pt"))
+    checkpoints = all_in(path)
     if not checkpoints:
         raise UserError("a folder without checkpoints/step_*.pt", about=path, fix=OURS)
     return checkpoints[-1]

@@ -162,7 +162,7 @@ def is_ours(path: Path) -> bool:
     Nothing is unpickled.
     """
     if path.is_dir():
-        return bool(checkpoint.all_in(path) or list(path.glob("step_*.pt")))
+        return bool(checkpoint.all_in(path))
 
     # Opening a pipe would wait until somebody writes into it.
     if not path.is_file():

@@ -378,7 +378,7 @@ RULES = (
     Rule(
         "vision.width",
         lambda config: config.vision.width % 4 == 0,
-        "it is no multiple of 4, and positions are sines and cosines of two coordinates",
+        "is no multiple of 4, and positions are sines and cosines of two coordinates",
         "take a multiple of 4",
     ),
     Rule(
@@ -397,13 +397,13 @@ RULES = (
     Rule(
         "distillation.start_fraction",
         lambda config: config.start_step < config.num_steps,
-        "it leaves no step to distil in",
+        "leaves no step to distil in",
         "lower it, or raise samples",
     ),
     Rule(
         "masked.ratio",
         lambda config: config.masked.weight == 0 or 1 <= config.num_masked < config.num_patches,
-        "it must mask at least one patch of a global view, and leave one",
+        "must mask at least one patch of a global view, and leave one",
         "bring it nearer to 0.5, or take smaller patches",
     ),
     Rule(
@@ -427,7 +427,7 @@ RULES = (
     Rule(
         "samples",
         lambda config: config.samples >= config.batch_size,
-        "they do not fill one batch",
+        "do not fill one batch",
         "raise samples, or lower batch_size",
     ),
 )

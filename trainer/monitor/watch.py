@@ -29,10 +29,10 @@ MAX_WAIT = 0.1  # of the time, for data
 MAX_LEFT_OUT = 0.1  # of the pairs that were read
 
 
-def check_on_collapse(word: str) -> str:
-    if word not in ON_COLLAPSE:
-        raise unknown_name("answer to a collapse", word, ON_COLLAPSE, about="--on-collapse")
-    return word
+def check_on_collapse(answer: str) -> str:
+    if answer not in ON_COLLAPSE:
+        raise unknown_name("answer to a collapse", answer, ON_COLLAPSE, about="--on-collapse")
+    return answer
 
 
 class Watch:
