@@ -350,12 +350,12 @@ def test_show_config_says_how_sure_the_recipe_is(tmp_path, monkeypatch):
         (["--set", "optim.lrr=1"], "unknown field 'optim.lrr'; did you mean optim.lr"),
         (
             ["--set", "optim.lr"],
-            "--set 'optim.lr': expected field=value, as in --set optim.lr=3e-4",
+            "--set optim.lr: has no value; write field=value, as in --set optim.lr=3e-4",
         ),
         (["--set", "optim.lr=fast"], "optim.lr: 'fast' is not of type float"),
         (["--set", "batch_size=8.5"], "batch_size: '8.5' is not of type int"),
-        (["--samples", "0"], "samples must be at least 1, not 0"),
-        (["--seed", "-1"], "seed must be at least 0, not -1"),
+        (["--samples", "0"], "samples: must be at least 1, not 0"),
+        (["--seed", "-1"], "seed: must be at least 0, and below 2**63, not -1"),
         (
             ["--preset", "cifar_tiny"],
             "preset cifar_tiny brings no data: name your shards, as in --data 'DIR/*.tar'",
@@ -459,7 +459,7 @@ def test_overwrite_measures_again(run, tmp_path):
         ),
         (["--tasks", "cifar1/*"], "unknown task 'cifar1/*'; did you mean cifar10"),
         (["--tasks", " , "], "no task was named; `silc-bench tasks` lists them"),
-        (["--ckpt", "{run}:best"], "unknown branch 'best'; known: average, student, teacher."),
+        (["--ckpt", "{run}:best"], "unknown branch 'best'; known: average, student, teacher"),
         (["--ckpt", "{tmp}/none"], "checkpoint {tmp}/none: no such file or folder"),
         (
             ["--ckpt", "{tmp}"],

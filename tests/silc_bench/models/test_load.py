@@ -309,11 +309,11 @@ class Hostile:
 
 
 NOT_OURS = {
-    "empty": (lambda path, run: path.touch(), "an empty file"),
-    "text": (lambda path, run: path.write_text("hello"), "truncated, damaged or of another kind"),
+    "empty": (lambda path, run: path.touch(), "it is empty"),
+    "text": (lambda path, run: path.write_text("hello"), "truncated or of another kind"),
     "cut": (
         lambda path, run: path.write_bytes(checkpoint.find(run).read_bytes()[:20_000]),
-        "truncated, damaged",
+        "truncated or of another kind",
     ),
     "another program's": (
         lambda path, run: torch.save({"model": torch.zeros(2)}, path),
@@ -327,7 +327,7 @@ NOT_OURS = {
     "hostile": (lambda path, run: torch.save(Hostile(), path), "refused, nothing was executed"),
     "hostile pickle": (
         lambda path, run: path.write_bytes(pickle.dumps(Hostile())),
-        "truncated, damaged or of another kind",
+        "truncated or of another kind",
     ),
     "a folder": (lambda path, run: path.mkdir(), "a folder without checkpoints"),
     "nothing": (lambda path, run: None, "no such file or folder"),
@@ -338,7 +338,7 @@ NOT_OURS = {
 def test_what_is_no_checkpoint_is_named_and_never_executed(tmp_path, run, capfd, write, words):
     path = tmp_path / "it.pt"
     write(path, run)
-    with pytest.raises(UserError, match=rf"^checkpoint {path}: .*{words}") as caught:
+    with pytest.raises(UserError, match=rf"^{path}: .*{words}") as caught:
         native.load(path)
     assert "\n" not in str(caught.value)
     assert "HOSTILE" not in "".join(capfd.readouterr())
@@ -351,13 +351,13 @@ def with_field(section: str, name: str, value: int) -> str:
 
 
 DAMAGED = {
-    "config cut": ({"config": "{"}, "its config is not JSON"),
-    "config too deep": ({"config": "[" * 100_000}, "its config is not JSON"),
-    "config no text": ({"config": 3}, "its config is not JSON"),
+    "config cut": ({"config": "{"}, "config: is not JSON"),
+    "config too deep": ({"config": "[" * 100_000}, "config: is not JSON"),
+    "config no text": ({"config": 3}, "config: is not JSON"),
     "config of another version": ({"config": "{}"}, "not a configuration of this version"),
     "config that cannot be": (
         {"config": with_field("vision", "patch_size", 7)},
-        "must be a multiple of vision.patch_size",
+        "is no multiple of vision.patch_size",
     ),
     "another width": (
         {"config": with_field("vision", "width", 64)},
@@ -382,7 +382,7 @@ DAMAGED = {
     ),
     "another format": (
         {"format": "silc-bench-checkpoint/99"},
-        f"expected a checkpoint written by .*{checkpoint.FORMAT}",
+        f"no checkpoint of format {checkpoint.FORMAT}",
     ),
 }
 
@@ -390,7 +390,7 @@ DAMAGED = {
 @pytest.mark.parametrize(("fields", "words"), DAMAGED.values(), ids=DAMAGED)
 def test_parts_that_do_not_fit_are_named_with_the_file(changed, fields, words):
     path = changed(**fields)
-    with pytest.raises(UserError, match=f"^checkpoint {path}: .*{words}") as caught:
+    with pytest.raises(UserError, match=f"^{path}[:,] .*{words}") as caught:
         load_model(path)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 600
@@ -423,8 +423,8 @@ def test_a_run_of_sparse_weights_is_refused(run, changed):
     ("spec", "words"),
     [
         ("{run}:techer", "unknown branch 'techer'; did you mean teacher?"),
-        ("{run}:best", "unknown branch 'best'; known: average, student, teacher."),
-        ("{run}:", "unknown branch ''; known: average, student, teacher."),
+        ("{run}:best", "unknown branch 'best'; known: average, student, teacher"),
+        ("{run}:", "unknown branch ''; known: average, student, teacher"),
         ("{run}/nope:teacher", "checkpoint {run}/nope:teacher: no such file or folder"),
         ("openclip:ViT-B-32", "unknown kind of checkpoint 'openclip'; did you mean open_clip?"),
         (":teacher", "checkpoint :teacher: no such file or folder"),
@@ -435,4 +435,4 @@ def test_a_run_of_sparse_weights_is_refused(run, changed):
 def test_names_that_name_nothing(run, spec, words):
     with pytest.raises(UserError) as caught:
         load_model(spec.format(run=run))
-    assert str(caught.value).startswith(words.format(run=run))
+    assert words.format(run=run) in str(caught.value)
