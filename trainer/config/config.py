@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field
 from typing import Any, NamedTuple
 
@@ -441,22 +441,28 @@ def apply_objective(config: Config, objective: str) -> Config:
     if objective not in OBJECTIVES:
         raise unknown_name("objective", objective, OBJECTIVES)
 
-    config = dataclasses.replace(config, objective=objective)
+    config = changed(config, {"objective": objective})
     if objective != "silc":
         config = without_heads(config)
     if objective == "contrastive":
-        contrastive = dataclasses.replace(config.contrastive, images="original")
-        config = dataclasses.replace(config, contrastive=contrastive)
+        config = changed(config, {"contrastive.images": "original"})
     return config
 
 
 def without_heads(config: Config) -> Config:
     """The same towers with nothing that a teacher teaches."""
-    return dataclasses.replace(
-        config,
-        distillation=dataclasses.replace(config.distillation, weight=0.0),
-        masked=dataclasses.replace(config.masked, weight=0.0),
-    )
+    return changed(config, {"distillation.weight": 0.0, "masked.weight": 0.0})
+
+
+def changed(config: Config, fields: Mapping[str, Any]) -> Config:
+    """The configuration with other values in ``fields``, {"optim.lr": 0.001, ...}."""
+    for path, value in fields.items():
+        section, _, name = path.rpartition(".")
+        change = {name: value}
+        if section:
+            change = {section: dataclasses.replace(getattr(config, section), **change)}
+        config = dataclasses.replace(config, **change)
+    return config
 
 
 def validate(config: Config) -> Config:

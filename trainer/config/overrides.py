@@ -7,13 +7,12 @@ refused.
 
 from __future__ import annotations
 
-import dataclasses
 import typing
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from silc_bench.errors import UserError, unknown_name
-from silc_bench.trainer.config.config import LABELS, Config, flatten, validate, wrong_type
+from silc_bench.trainer.config.config import LABELS, Config, changed, flatten, validate, wrong_type
 
 
 class Idle(NamedTuple):
@@ -87,12 +86,9 @@ def apply_sets(config: Config, sets: Iterable[str]) -> Config:
             raise unknown_name("field", path, fields, about=f"--set {item}")
 
         section, _, name = path.rpartition(".")
-        node: Any = getattr(config, section) if section else config
+        node = getattr(config, section) if section else config
         hint = typing.get_type_hints(type(node))[name]
-        change = {name: parse_value(text.strip(), hint, path)}
-        if section:
-            change = {section: dataclasses.replace(node, **change)}
-        config = dataclasses.replace(config, **change)
+        config = changed(config, {path: parse_value(text.strip(), hint, path)})
 
     # Once, at the end: on the way two changes that belong together may not fit each other.
     return validate(config)

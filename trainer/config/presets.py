@@ -13,7 +13,6 @@ named). ``provenance_of(field, preset)`` reads it, and the command prints it bes
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from typing import Any
 
 from silc_bench.errors import UserError, unknown_name
@@ -22,15 +21,23 @@ from silc_bench.trainer.config.config import (
     ContrastiveConfig,
     DataConfig,
     DistillationConfig,
-    MaskedConfig,
     OptimConfig,
     ProbeConfig,
     TextConfig,
     ViewsConfig,
     VisionConfig,
     apply_objective,
+    changed,
 )
 from silc_bench.trainer.config.overrides import apply_sets, refuse_idle
+
+# Views that are only cropped and flipped.
+NO_COLOUR_CHANGES = {
+    "views.jitter_prob": 0.0,
+    "views.gray_prob": 0.0,
+    "views.blur_probs": (0.0, 0.0, 0.0),
+    "views.solarize_prob": 0.0,
+}
 
 
 def b16() -> Config:
@@ -72,10 +79,8 @@ def g16() -> Config:
 
 def _with_towers(preset: str, **sizes: Any) -> Config:
     """b16 with both towers of another size."""
-    base = b16()
-    vision = replace(base.vision, **sizes)
-    text = replace(base.text, **sizes)
-    return replace(base, preset=preset, vision=vision, text=text)
+    fields = {f"{side}.{name}": size for side in ("vision", "text") for name, size in sizes.items()}
+    return changed(b16(), {"preset": preset, **fields})
 
 
 def siglip2_dense() -> Config:
@@ -85,21 +90,25 @@ def siglip2_dense() -> Config:
     and the masked patches of itself; texts meet the original image. Weights 1 and 0.25, times 0.25
     at this size (L 0.5, So400m 1, g 0.5).
     """
-    base = b16()
     size_factor = 0.25  # of both losses
 
     # 40 billion pairs in batches of 32,768 are 1,220,703 steps.
     warmup = 20_000 / 1_220_703
-    return replace(
-        base,
-        preset="siglip2_dense",
-        views=replace(base.views, num_global=1),
-        contrastive=replace(base.contrastive, images="original"),
-        distillation=replace(base.distillation, weight=size_factor, start_fraction=0.8),
-        masked=MaskedConfig(weight=0.25 * size_factor, ratio=0.5),
-        optim=replace(base.optim, schedule="cosine", warmup_fraction=warmup),
-        batch_size=32_768,
-        samples=40_000_000_000,
+    return changed(
+        b16(),
+        {
+            "preset": "siglip2_dense",
+            "views.num_global": 1,
+            "contrastive.images": "original",
+            "distillation.weight": size_factor,
+            "distillation.start_fraction": 0.8,
+            "masked.weight": 0.25 * size_factor,
+            "masked.ratio": 0.5,
+            "optim.schedule": "cosine",
+            "optim.warmup_fraction": warmup,
+            "batch_size": 32_768,
+            "samples": 40_000_000_000,
+        },
     )
 
 
@@ -108,20 +117,16 @@ def tips() -> Config:
 
     CLIP's loss, distillation and masked patches from the start. Views are cropped and flipped only.
     """
-    base = b16()
-    return replace(
-        base,
-        preset="tips",
-        views=replace(
-            base.views,
-            jitter_prob=0.0,
-            gray_prob=0.0,
-            blur_probs=(0.0, 0.0, 0.0),
-            solarize_prob=0.0,
-        ),
-        contrastive=replace(base.contrastive, loss="softmax"),
-        distillation=replace(base.distillation, num_prototypes=32_768, teacher_temp=0.07),
-        masked=MaskedConfig(weight=2.0),
+    return changed(
+        b16(),
+        {
+            "preset": "tips",
+            **NO_COLOUR_CHANGES,
+            "contrastive.loss": "softmax",
+            "distillation.num_prototypes": 32_768,
+            "distillation.teacher_temp": 0.07,
+            "masked.weight": 2.0,
+        },
     )
 
 
@@ -130,12 +135,15 @@ def silc_star() -> Config:
 
     Only with --init, which names the checkpoint of the first phase.
     """
-    base = b16()
-    return replace(
-        base,
-        preset="silc_star",
-        samples=1_000_000_000,
-        optim=replace(base.optim, lr=1e-4, warmup_fraction=0.04, cooldown_fraction=0.04),
+    return changed(
+        b16(),
+        {
+            "preset": "silc_star",
+            "samples": 1_000_000_000,
+            "optim.lr": 1e-4,
+            "optim.warmup_fraction": 0.04,
+            "optim.cooldown_fraction": 0.04,
+        },
     )
 
 
@@ -152,19 +160,11 @@ def shapes_tiny() -> Config:
     views keep the recipe's share of a global one (4 of 36 patches).
     """
     tower: dict[str, Any] = {"width": 96, "num_heads": 6, "mlp_dim": 384}
-    return Config(
+    config = Config(
         preset="shapes_tiny",
         vision=VisionConfig(image_size=48, patch_size=8, depth=3, **tower),
         text=TextConfig(vocab_size=512, context_length=20, depth=2, **tower),
-        views=ViewsConfig(
-            global_size=48,
-            global_area=(0.7, 1.0),
-            local_size=16,
-            jitter_prob=0.0,
-            gray_prob=0.0,
-            blur_probs=(0.0, 0.0, 0.0),
-            solarize_prob=0.0,
-        ),
+        views=ViewsConfig(global_size=48, global_area=(0.7, 1.0), local_size=16),
         data=DataConfig(source="shapes", decode_size=64),
         contrastive=ContrastiveConfig(loss="softmax"),
         distillation=DistillationConfig(
@@ -176,6 +176,7 @@ def shapes_tiny() -> Config:
         log_every=10,
         checkpoint_every=100,
     )
+    return changed(config, NO_COLOUR_CHANGES)
 
 
 def cifar_tiny() -> Config:
@@ -184,20 +185,26 @@ def cifar_tiny() -> Config:
     The demo's towers, a little larger, and the recipe's colour jitter. Patches of 8 px: with
     minutes to train, seeing a photograph four times as often is worth more than finer patches.
     """
-    base = shapes_tiny()
-    return replace(
-        base,
-        preset="cifar_tiny",
-        vision=replace(base.vision, image_size=32, depth=4, width=128, num_heads=4, mlp_dim=512),
-        text=replace(base.text, context_length=16),
-        views=ViewsConfig(
-            global_size=32, local_size=16, blur_probs=(0.0, 0.0, 0.0), solarize_prob=0.0
-        ),
-        data=DataConfig(source="", decode_size=32),
-        optim=replace(base.optim, lr=1e-3),
-        samples=150_000,
-        log_every=20,
-        checkpoint_every=200,
+    return changed(
+        shapes_tiny(),
+        {
+            "preset": "cifar_tiny",
+            "vision.image_size": 32,
+            "vision.depth": 4,
+            "vision.width": 128,
+            "vision.num_heads": 4,
+            "vision.mlp_dim": 512,
+            "text.context_length": 16,
+            "views": ViewsConfig(
+                global_size=32, local_size=16, blur_probs=(0.0, 0.0, 0.0), solarize_prob=0.0
+            ),
+            "data.source": "",
+            "data.decode_size": 32,
+            "optim.lr": 1e-3,
+            "samples": 150_000,
+            "log_every": 20,
+            "checkpoint_every": 200,
+        },
     )
 
 
@@ -231,14 +238,10 @@ def configure(
         a change without effect.
     """
     config = apply_objective(make_preset(preset), objective)
-    if data is not None:
-        config = replace(config, data=replace(config.data, source=data))
-    if init is not None:
-        config = replace(config, init=init)
-    if samples is not None:
-        config = replace(config, samples=samples)
-    if seed is not None:
-        config = replace(config, seed=seed, data=replace(config.data, seed=seed))
+    fields = {"data.source": data, "init": init, "samples": samples}
+    fields |= {"seed": seed, "data.seed": seed}
+    given = {path: value for path, value in fields.items() if value is not None}
+    config = changed(config, given)
 
     sets = list(sets)  # it is read twice
     config = apply_sets(config, sets)

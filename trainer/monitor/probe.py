@@ -96,7 +96,7 @@ class Probe:
                 )
             except RunError as error:
                 self.diverged = Verdict(
-                    str(error),
+                    error.problem,
                     f"lower optim.lr (now {state.config.optim.lr:g}), or start from an earlier"
                     " checkpoint",
                 )
