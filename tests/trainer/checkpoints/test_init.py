@@ -39,7 +39,7 @@ from silc_bench.trainer.checkpoints import model as native
 from silc_bench.trainer.checkpoints import transformers as foreign_transformers
 from silc_bench.trainer.checkpoints.export import export
 from silc_bench.trainer.checkpoints.init import READ, UNMEASURED, read_start
-from silc_bench.trainer.config.config import flatten
+from silc_bench.trainer.config.config import changed, flatten
 from silc_bench.trainer.config.overrides import apply_sets
 from silc_bench.trainer.config.presets import configure
 from silc_bench.trainer.loop import run_training
@@ -60,13 +60,13 @@ def fitted(config, init: str):
         read_start(config)
     assert "--preset" not in caught.value.fix, "no preset is nearer than the tiny configuration"
     config = apply_sets(config, re.findall(r"--set (\S+)", caught.value.fix))
-    side = 3 * config.vision.patch_size
-    views = replace(config.views, global_size=side, local_size=config.vision.patch_size)
-    return replace(config, vision=replace(config.vision, image_size=side), views=views)
+    patch_size = config.vision.patch_size
+    sizes = dict.fromkeys(("vision.image_size", "views.global_size"), 3 * patch_size)
+    return changed(config, {**sizes, "views.local_size": patch_size})
 
 
 def at_source_size(config, model):
-    return replace(config, vision=replace(config.vision, image_size=model.image_size))
+    return changed(config, {"vision.image_size": model.image_size})
 
 
 def started(config) -> TrainState:
@@ -96,11 +96,6 @@ def features_of(network, tokens, images):
     """What a SiglipModel of transformers makes of both."""
     outputs = network(input_ids=tokens, pixel_values=images)
     return outputs.vision_model_output.pooler_output, outputs.text_model_output.pooler_output
-
-
-def with_section(config, **sections):
-    changes = {name: replace(getattr(config, name), **fields) for name, fields in sections.items()}
-    return replace(config, **changes)
 
 
 @pytest.fixture
@@ -180,7 +175,7 @@ def bring_sentencepiece(folder: Path, model: Path) -> None:
 def test_open_clip(gelu, uneven, tmp_path):
     import open_clip
 
-    config = with_section(uneven, vision={"gelu": gelu}, text={"gelu": gelu})
+    config = changed(uneven, {"vision.gelu": gelu, "text.gelu": gelu})
     run, folder = random_run(config, tmp_path / "run"), tmp_path / "open_clip"
     export(native.load(run), "open_clip", folder)
     config = replace(config, init=f"open_clip:{folder}")
@@ -193,7 +188,7 @@ def test_open_clip(gelu, uneven, tmp_path):
     assert_starts_as(started(config), tokens, pixels(24), features, network.logit_scale)
     other = "exact" if gelu == "tanh" else "tanh"
     with refused(about=f"--init {config.init}", is_kept=False) as caught:
-        read_start(with_section(config, vision={"gelu": other}))
+        read_start(changed(config, {"vision.gelu": other}))
     assert f"--set vision.gelu={gelu}" in caught.value.fix
 
 
@@ -362,22 +357,22 @@ def random(uneven, tmp_path):
 
 
 def test_a_head_of_another_shape_is_fresh_and_said(random):
-    config = with_section(random, distillation={"num_prototypes": 32})
+    config = changed(random, {"distillation.num_prototypes": 32})
     assert "(64 prototypes of 16) than this run's (32 of 16)" in read_start(config).said[-1]
     assert started(config).teacher.center.abs().max() == 0
 
 
 def test_a_run_without_self_distillation_takes_no_head(random):
-    config = with_section(random, distillation={"weight": 0.0})
+    config = changed(random, {"distillation.weight": 0.0})
     assert started(config).student.head is None
     source = native.load(Path(config.init))
     begins = f"starts from {source.name}@{source.revision[:8]}"
     assert read_start(config).said == [begins, UNMEASURED]
-    assert read_start(with_section(config, probe={"every": 500})).said == [begins]
+    assert read_start(changed(config, {"probe.every": 500})).said == [begins]
 
 
 def test_images_of_another_size_interpolate_the_positions_and_say_so(random):
-    config = with_section(random, vision={"image_size": 40})
+    config = changed(random, {"vision.image_size": 40})
     sentence = read_start(config).said[1]
     assert all(size in sentence for size in ("3 x 3", "24 px", "5 x 5", "40 px"))
     source = native.load(Path(random.init))
@@ -390,7 +385,7 @@ def test_images_of_another_size_interpolate_the_positions_and_say_so(random):
 def test_other_sizes_name_both_sides_and_what_fits(section, random):
     there = getattr(random, section).depth
     with refused(about=f"--init {random.init}", is_kept=False) as caught:
-        read_start(with_section(random, **{section: {"depth": 5}}))
+        read_start(changed(random, {f"{section}.depth": 5}))
     assert f"{section}.depth {there} there and 5 here" in caught.value.problem
     assert caught.value.fix == f"use --set {section}.depth={there}"
 
@@ -404,7 +399,7 @@ def test_the_preset_that_fits_is_named(tiny, tmp_path):
 
 
 def test_a_softmax_has_no_bias_and_a_sigmoid_starts_one(random, tmp_path):
-    softmax = with_section(random, contrastive={"loss": "softmax"})
+    softmax = changed(random, {"contrastive.loss": "softmax"})
     assert started(softmax).student.logit_bias.item() == 0
     config = replace(random, init=str(random_run(softmax, tmp_path / "softmax")))
     assert "init_bias=-10" in " ".join(read_start(config).said)
@@ -452,7 +447,7 @@ def test_the_dry_run_refuses_what_the_start_refuses(mistake, dry_run, random, tm
     if mistake == "cut":
         os.truncate(checkpoint.find(Path(run)), 5000)
     if mistake == "sizes":
-        config = with_section(config, text={"depth": 5})
+        config = changed(config, {"text.depth": 5})
     with pytest.raises(UserError, match=f"^--init {config.init}") as caught:
         read_start(config)
     done = dry_run(f"--init={config.init}", f"--set=text.depth={config.text.depth}")
