@@ -201,7 +201,8 @@ def test_a_checkpoint_from_before_these_fields_is_read_as_it_ran(tiny):
 
 
 @pytest.mark.parametrize(
-    ("fraction", "words"), [(-0.1, "must lie in"), (1.0, "must lie in"), (0.99, "leaves no step")]
+    ("fraction", "words"),
+    [(-0.1, "must be at least 0"), (1.0, "must be at least 0"), (0.99, "leaves no step")],
 )
 def test_a_start_that_cannot_be_is_refused(tiny, fraction, words):
     with pytest.raises(UserError, match=f"distillation.start_fraction.*{words}"):

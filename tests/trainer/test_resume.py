@@ -178,7 +178,7 @@ def test_a_damaged_newest_checkpoint_costs_its_steps_and_nothing_else(
     console = Console(file=io.StringIO(), width=200)
     run_training(configs["shards"], tmp_path, resume=True, device=CPU, console=console)
     (line,) = [line for line in console.file.getvalue().splitlines() if "sha256" in line]
-    assert line.startswith(f"checkpoint {newest}: damaged")
+    assert line.startswith(f"{newest}: damaged")
     assert line.endswith(f"going on from {tmp_path / 'checkpoints' / 'step_00000004.pt'}")
     same_run(tmp_path, whole["shards"])
 
