@@ -1,11 +1,11 @@
-# make demo | test | test-fast | test-timing | test-slow | messages | fuzz | check: each makes .venv first, if it is missing
+# make demo | test | test-fast | test-timing | test-slow | messages | fuzz | check | docs: each makes .venv first, if it is missing
 PYTHON ?= python3
 MINUTES ?= 20
 BIN := .venv/bin
 # Two processes share two cores; one thread each, because at the size of a test a second thread only waits for the first.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
-.PHONY: demo test test-fast test-timing test-slow messages fuzz check
+.PHONY: demo test test-fast test-timing test-slow messages fuzz check docs
 
 demo: .venv/core
 	$(BIN)/silc-bench demo --out demo
@@ -33,6 +33,9 @@ check: .venv/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: .venv/docs  # guides and reference as a site in build/docs; a broken link or a wrong docstring is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "silc-bench needs Python 3.11 or newer; this is " + sys.version'
 	$(PYTHON) -m venv .venv
@@ -43,4 +46,8 @@ check: .venv/dev
 
 .venv/dev: .venv/core
 	$(BIN)/pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+.venv/docs: .venv/core
+	$(BIN)/pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
 	touch $@
