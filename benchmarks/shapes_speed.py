@@ -2,7 +2,7 @@
 
 A picture is scene, five captions, picture and mask.
 
-Run:  python benchmarks/shapes_speed.py [--pictures 1000] [--repeats 5]
+Run:  python benchmarks/shapes_speed.py [--images 1000] [--repeats 5]
 Prints its command, the machine, and min / median / max over the repeats at 64, 128 and 224 pixels.
 """
 
@@ -25,7 +25,7 @@ SIZES = (64, 128, 224)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pictures", type=int, default=1000, help="drawn in each repeat")
+    parser.add_argument("--images", type=int, default=1000, help="drawn in each repeat")
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
     print(f"python {' '.join(sys.argv)}")
