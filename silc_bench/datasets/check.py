@@ -10,16 +10,14 @@ what was found, and each problem with its fix. On the command line: ``silc-bench
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
-from rich.progress import track
 
 from silc_bench.datasets.dataset import ignore_of, spread
-from silc_bench.datasets.image_set import ImageFile, ImageSplit, fingerprint
+from silc_bench.datasets.image_set import ImageFile, ImageSplit, fingerprint, tracked
 from silc_bench.datasets.own_data import KINDS, OwnData, OwnMasks, parse
 from silc_bench.datasets.public.counts import EXPECTED, Expected, check_counts
 from silc_bench.datasets.public.find import SETS, NotFoundError, Site, find
@@ -35,7 +33,7 @@ class Problem:
     """What is wrong, and what mends it."""
 
     what: str
-    fix: str  # one line; empty where the problem says what to do
+    fix: str
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,7 @@ def check(name: str, path: Path | None = None, every_image: bool = False) -> Rep
 
     Args:
         path: of a named set: its folder, or the data root it lies under.
-        every_picture: decode them all, not only DECODED of each split.
+        every_image: decode them all, not only DECODED of each split.
 
     Raises:
         UserError: an unknown name, or a name without a path. What is wrong with the data is in
@@ -60,15 +58,18 @@ def check(name: str, path: Path | None = None, every_image: bool = False) -> Rep
     own_set = parse(name)
     if own_set is not None:
         if path is not None:
-            raise UserError(f"{name} says already where the data lies; leave {path} out")
+            problem = f"{name} says already where the data lies"
+            raise UserError(problem, about=path, fix="leave this path out")
         return _report(_own_readers(own_set), own_set.word, every_image)
 
     if name not in SETS:
-        raise unknown_name("dataset", name, [*SETS, *(f"{kind}:" for kind in KINDS)])
+        kinds = [f"{kind}:" for kind in KINDS]
+        raise unknown_name("dataset", name, [*SETS, *kinds], about="data check")
     if path is None:
-        raise UserError(f"where is {name}? Write: silc-bench data check {name} PATH")
+        fix = f"write silc-bench data check {name} PATH"
+        raise UserError("where does it lie?", about=name, fix=fix)
     if not path.exists():
-        raise UserError(f"{path} does not exist")
+        raise UserError("no such file or folder", about=path, fix="check the path")
     return _report(_named_readers(name, path), name, every_image)
 
 
@@ -139,14 +140,11 @@ def _look_at(split: str, read: Reader, title: str, every_image: bool, report: Re
     most_common = sizes.most_common(SHOWN)
     shown = ", ".join(f"{width} x {height} ({n})" for (width, height), n in most_common)
     report.found.append(
-        f"  {len(chosen):,} of {count:,} pictures decoded; commonest sizes: {shown or 'none'}"
+        f"  {len(chosen):,} of {count:,} images decoded; commonest sizes: {shown or 'none'}"
     )
     if damaged:
-        what = (
-            f"{len(damaged)} of {len(chosen)} pictures cannot be decoded;"
-            f" the first: {damaged[0].problem}"
-        )
-        report.problems.append(Problem(what, damaged[0].fix))
+        what = f"{len(damaged)} of {len(chosen)} images cannot be decoded"
+        report.problems.append(_problem(damaged[0], f"{what}; the first: "))
 
     # what cannot be read cannot be hashed
     mask_title = f"reading masks of {title} {split}"
@@ -159,15 +157,15 @@ def _look_at(split: str, read: Reader, title: str, every_image: bool, report: Re
 def _contents(found: ImageSplit, expected: Expected | None) -> Iterator[str]:
     """Lines on the images, classes and captions; ``expected`` is None for own data."""
     images = found.images
-    line = f"  {len(images):,} pictures"
+    line = f"  {len(images):,} images"
     if found.class_names:
         counts = Counter(image.label for image in images)
         least, most = min(counts.values()), max(counts.values())
-        line += f", {len(found.class_names):,} classes of {least:,} to {most:,} pictures"
+        line += f", {len(found.class_names):,} classes of {least:,} to {most:,} images"
 
     captions = [len(image.captions) for image in images]
     if any(captions):
-        line += f", {sum(captions):,} captions ({min(captions)} to {max(captions)} a picture)"
+        line += f", {sum(captions):,} captions ({min(captions)} to {max(captions)} an image)"
 
     # a wrong count was refused before: what is here is the whole set, or a part that we know
     if expected is not None:
@@ -195,7 +193,7 @@ def _masks_are_right(found: ImageSplit, title: str, report: Report) -> bool:
     pixels = np.zeros(len(found.mask_names), np.int64)  # of each class
     not_scored = 0
     wrong: list[DataError] = []
-    for image in _tracked(found.images, title):
+    for image in tracked(found.images, title):
         try:
             labels = image.labels()
         except DataError as error:
@@ -208,11 +206,8 @@ def _masks_are_right(found: ImageSplit, title: str, report: Report) -> bool:
         not_scored += int(counts[ignore_of(labels)])
 
     if wrong:
-        what = (
-            f"{len(wrong):,} of {len(found.images):,} masks are wrong;"
-            f" the first: {wrong[0].problem}"
-        )
-        report.problems.append(Problem(what, wrong[0].fix))
+        what = f"{len(wrong):,} of {len(found.images):,} masks are wrong"
+        report.problems.append(_problem(wrong[0], f"{what}; the first: "))
         return False
 
     policy = found.mask_policy
@@ -237,7 +232,7 @@ def _decode(
     """How many images have each size (width, height), and what is wrong with the others."""
     sizes: Counter[tuple[int, int]] = Counter()
     damaged = []
-    for image in _tracked(images, title):
+    for image in tracked(images, title):
         try:
             sizes[image.decode().size] += 1
         except DataError as error:
@@ -245,12 +240,6 @@ def _decode(
     return sizes, damaged
 
 
-def _tracked(images: Sequence[ImageFile], title: str) -> Iterable[ImageFile]:
-    console = Console(stderr=True)
-    return track(images, title, console=console, transient=True, disable=not console.is_terminal)
-
-
-def _problem(error: UserError) -> Problem:
-    if isinstance(error, DataError):
-        return Problem(error.problem, error.fix)
-    return Problem(str(error), "")
+def _problem(error: UserError, before: str = "") -> Problem:
+    place = f"{error.about}: " if error.about else ""
+    return Problem(before + place + error.problem, error.fix)

@@ -110,7 +110,7 @@ def spread(n: int, limit: int | None) -> list[int]:
         UserError: a limit below 1.
     """
     if limit is not None and limit < 1:
-        raise UserError(f"a limit of {limit} leaves no sample; give 1 or more")
+        raise UserError(f"{limit} leaves no sample", about="limit", fix="give 1 or more")
 
     # integers, so that every platform takes the same samples
     count = n if limit is None else min(limit, n)

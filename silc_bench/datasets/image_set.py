@@ -1,7 +1,7 @@
 """Real data as a dataset: images stay in their files until somebody asks for them.
 
-Flow: a reader lists ``Picture``s (where the bytes lie, the label, the captions) -> ``Found`` says
-how they lay there -> the counts are checked -> ``PictureSet`` takes ``limit`` of them, evenly
+Flow: a reader lists ``ImageFile``s (where the bytes lie, the label, the captions) -> ``ImageSplit``
+says how they lay there -> the counts are checked -> ``ImageFiles`` takes ``limit`` of them, evenly
 spread -> its fingerprint is the hash of all of those.
 
 In an evaluation set damage is an error, because a score over fewer samples than were promised is
@@ -33,13 +33,12 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from rich.console import Console
-from rich.progress import Progress
 
 from silc_bench.datasets.dataset import spread
 from silc_bench.datasets.files.shards import (
     DamagedImageError,
     Place,
+    cannot_read,
     decode_image,
     image_size,
     read_member,
@@ -47,6 +46,7 @@ from silc_bench.datasets.files.shards import (
 from silc_bench.datasets.masks import Mask
 from silc_bench.errors import FETCH_AGAIN, DataError, UserError
 from silc_bench.system.cache import Store
+from silc_bench.system.terminal import notes, progress_bar
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,10 @@ class ImageFile:
         try:
             return decode_image(self.read())
         except DamagedImageError as error:
-            raise DataError(f"{self.where} is damaged: {error}", fix=FETCH_AGAIN) from error
+            raise self._damaged(error) from error
+
+    def _damaged(self, error: DamagedImageError) -> DataError:
+        return DataError(f"the image is damaged: {error}", about=self.where, fix=FETCH_AGAIN)
 
     def labels(self) -> np.ndarray:
         """The label of each pixel, [H, W].
@@ -91,16 +94,15 @@ class ImageFile:
         try:
             width, height = image_size(self.read())
         except DamagedImageError as error:
-            raise DataError(f"{self.where} is damaged: {error}", fix=FETCH_AGAIN) from error
+            raise self._damaged(error) from error
 
         if labels.shape != (height, width):
             mask_size = f"{labels.shape[1]:,} x {labels.shape[0]:,}"
             problem = (
-                f"{self.mask.where} is {mask_size} pixels,"
-                f" and its picture {self.where} {width:,} x {height:,}"
+                f"the mask is {mask_size} pixels, and its image {self.where} {width:,} x {height:,}"
             )
-            fix = "a mask says what each pixel of its picture is: save it at the picture's size"
-            raise DataError(problem, fix=fix)
+            fix = "save the mask at the size of its image"
+            raise DataError(problem, about=self.mask.where, fix=fix)
         return labels
 
 
@@ -149,11 +151,9 @@ class ImageFiles:
         if len(without) == len(self.images):
             return None
         if without:
-            having = len(self.images) - len(without)
-            raise UserError(
-                f"{having} of {len(self.images)} samples have a caption;"
-                f" {without[0].where} has none"
-            )
+            problem = f"{len(without)} of {len(self.images)} samples have no caption"
+            fix = "give each image a caption, or none"
+            raise UserError(problem, about=without[0].where, fix=fix)
         return [image.captions for image in self.images]
 
     def __len__(self) -> int:
@@ -198,9 +198,8 @@ class ImageFiles:
             raise self._cannot_be_scored(error) from error
 
     def _cannot_be_scored(self, error: DataError) -> DataError:
-        return DataError(
-            f"{self.name} {self.split} cannot be scored, {error.problem}", fix=error.fix
-        )
+        problem = f"{error.problem}, so {self.name} {self.split} cannot be scored"
+        return DataError(problem, about=error.about, fix=error.fix)
 
 
 LONG = 256 << 20  # bytes: to hash more takes a second or longer, and shows a progress bar
@@ -254,7 +253,8 @@ def fingerprint(names: Iterable[str], images: Sequence[ImageFile], title: str) -
             another size than its image.
     """
     digest = hashlib.sha256(json.dumps(list(names)).encode())
-    for image in _with_progress(images, f"hashing {title}"):
+    is_long = sum(image.num_bytes for image in images) > LONG
+    for image in tracked(images, f"hashing {title}", is_long):
         content = image.read()
 
         # a single caption is written as itself, none as null
@@ -289,7 +289,7 @@ def _state(images: Sequence[ImageFile]) -> dict[Path, list[int]] | None:
         try:
             stat = os.stat(path)
         except OSError as error:
-            raise UserError(f"cannot read {path}: {error.strerror}") from error
+            raise cannot_read(path, error) from error
         if now - max(stat.st_mtime, stat.st_ctime) < SETTLED:
             return None
         state[path] = [stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
@@ -315,14 +315,9 @@ def _digest(names: Sequence[str], images: Sequence[ImageFile], state: dict[Path,
     return digest.hexdigest()
 
 
-def _with_progress(images: Sequence[ImageFile], title: str) -> Iterator[ImageFile]:
-    console = Console(stderr=True)
-    total = sum(image.num_bytes for image in images)
-    is_quiet = total < LONG or not console.is_terminal
-
-    # counted in bytes: images of one set differ in size by a factor of a hundred
-    with Progress(console=console, transient=True, disable=is_quiet) as bar:
-        task = bar.add_task(title, total=total)
+def tracked(images: Sequence[ImageFile], title: str, is_long: bool = True) -> Iterator[ImageFile]:
+    """Each image, with a progress bar on a terminal where it takes long."""
+    with progress_bar(is_long and notes.is_terminal, title, len(images)) as advance:
         for image in images:
             yield image
-            bar.advance(task, image.num_bytes)
+            advance(1)

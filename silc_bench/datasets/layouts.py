@@ -4,12 +4,12 @@
   name, never from its place in a sort. ``read_class_folders(listing, {"n01440764": 0, ...},
   "imagenet1k")`` -> images sorted by label, then by file name.
 - A list of captions, as people write it: ``.jsonl`` with an object a line, or ``.csv`` or ``.tsv``
-  with a header. One column (PICTURE_COLUMNS) names the image, relative to the list or to
+  with a header. One column (IMAGE_COLUMNS) names the image, relative to the list or to
   ``images/`` beside it; another (CAPTION_COLUMNS) holds the caption, or in JSON the list of
   captions. Rows of the same image are its captions, in order.
 - Webdataset shards: ``.jpg .cls`` and ``.jpg .txt``, as clip_benchmark and img2dataset write them.
 
-Each reader gives ``Picture``s and decodes none of them.
+Each reader gives ``ImageFile``s and decodes none of them.
 """
 
 from __future__ import annotations
@@ -18,13 +18,20 @@ import csv
 import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from silc_bench.datasets.files.folders import File, Listing, by_number, is_stray
-from silc_bench.datasets.files.shards import IMAGE_EXTENSIONS, Sample, index_shard, read_member
+from silc_bench.datasets.files.shards import (
+    IMAGE_EXTENSIONS,
+    Sample,
+    check_whole,
+    index_shard,
+    read_member,
+)
 from silc_bench.datasets.image_set import ImageFile
-from silc_bench.errors import DataError, UserError, unknown_name
+from silc_bench.errors import DataError, UserError, first_line, unknown_name
 
 # ---- class folders ----
 
@@ -64,10 +71,8 @@ def read_class_folders(
     for folder in sorted(files_of):
         key = normalise(folder)
         if key in folder_of:
-            raise DataError(
-                f"{content.path} has two folders for one class: {folder_of[key]!r} and {folder!r}",
-                fix="keep one of them",
-            )
+            problem = f"{folder_of[key]!r} and {folder!r} are two folders of one class"
+            raise DataError(problem, about=content.path, fix="keep one of them")
         folder_of[key] = folder
     _check_keys(content, folder_of, labels, title)
 
@@ -78,9 +83,8 @@ def read_class_folders(
 
     notes = content.notes()
     if outside:
-        notes.append(
-            f"skipped {len(outside)} pictures outside the class folders, such as {outside[0].name}"
-        )
+        first = outside[0].name
+        notes.append(f"skipped {len(outside)} images outside the class folders, such as {first}")
     return images, notes
 
 
@@ -93,20 +97,21 @@ def _check_keys(
     # which class a number means depends on who numbered them: that is never guessed
     if unknown and all(key.isdecimal() for key in unknown):
         problem = (
-            f"{content.path}: the class folders are numbered ({unknown[0]!r} ...),"
+            f"the class folders are numbered ({unknown[0]!r} ...),"
             f" and a number alone is no class of {title}"
         )
-        raise DataError(problem, fix=f"name them as the set does, such as {next(iter(labels))!r}")
+        fix = f"name them as the set does, such as {next(iter(labels))!r}"
+        raise DataError(problem, about=content.path, fix=fix)
     if unknown:
-        raise unknown_name(f"class folder in {content.path}", unknown[0], labels)
+        raise unknown_name("class folder", unknown[0], labels, about=content.path)
 
     missing = sorted(set(labels) - set(keys), key=labels.__getitem__)
     if missing:
         problem = (
-            f"{content.path} lacks {len(missing)} of the {len(labels)} class folders,"
-            f" such as {missing[0]!r}"
+            f"{len(missing)} of the {len(labels)} class folders are missing, such as {missing[0]!r}"
         )
-        raise DataError(problem, fix=f"fetch {title} again, or the folders that are missing")
+        fix = f"fetch {title} again, or the folders that are missing"
+        raise DataError(problem, about=content.path, fix=fix)
 
 
 # ---- lists of captions ----
@@ -114,6 +119,7 @@ def _check_keys(
 IMAGE_COLUMNS = ("file", "filepath", "filename", "file_name", "image", "image_path", "path")
 CAPTION_COLUMNS = ("captions", "caption", "title", "text")
 ENDINGS = (".jsonl", ".csv", ".tsv")
+ONE_OBJECT = "write one object a line"
 
 
 def read_captions_file(path: Path) -> tuple[list[ImageFile], list[str]]:
@@ -124,30 +130,29 @@ def read_captions_file(path: Path) -> tuple[list[ImageFile], list[str]]:
             there.
         UserError: no such file, or one of an unknown kind.
     """
-    text = read_text(path)
     captions: dict[Path, list[str]] = {}
     num_repeated = 0
-    for number, name, row_captions, _ in rows(path, text):
+    for where, name, row_captions, _ in rows(path):
         if not row_captions or not all(row_captions):
-            problem = f"{path}:{number}: {name} has an empty caption"
-            raise DataError(problem, fix="write one, or remove the row")
+            problem = f"the caption of {name} is empty"
+            raise DataError(problem, about=where, fix="write one, or remove the row")
         known = captions.setdefault(locate(path, name), [])
         num_repeated += sum(caption in known for caption in row_captions)
         known += row_captions
 
     if not captions:
-        raise DataError(f"{path} lists no pictures", fix="add a row for each picture")
+        problem = "the list names no image"
+        raise DataError(problem, about=path, fix="add a row for each image")
 
     missing = [image for image in captions if not image.is_file()]
     if missing:
         problem = (
-            f"{len(missing):,} of the {len(captions):,} pictures of {path} are missing,"
-            f" such as {missing[0]}"
+            f"{len(missing):,} of the {len(captions):,} images are missing, such as {missing[0]}"
         )
-        beside = path.parent / "images"
-        raise DataError(problem, fix=f"file names are relative to {path.parent} or to {beside}")
+        fix = "give file names that are relative to the list, or to images/ beside it"
+        raise DataError(problem, about=path, fix=fix)
 
-    notes = [f"{num_repeated} rows repeat a caption of their picture"] if num_repeated else []
+    notes = [f"{num_repeated} rows repeat a caption of their image"] if num_repeated else []
     images = [
         ImageFile(image, (0, image.stat().st_size), str(image), captions=tuple(image_captions))
         for image, image_captions in captions.items()
@@ -155,41 +160,33 @@ def read_captions_file(path: Path) -> tuple[list[ImageFile], list[str]]:
     return images, notes
 
 
-def read_text(path: Path) -> str:
-    """The text of a list of captions.
+def rows(path: Path) -> Iterator[tuple[str, str, list[str], dict[str, Any]]]:
+    """(file:line, name of the image, captions, the whole row) of each row of a list of captions.
 
     Raises:
-        DataError: it is not UTF-8.
+        DataError: as ``read_captions_file`` does.
         UserError: no such file, or one of an unknown kind.
     """
     kinds = ", ".join(ENDINGS)
     if not path.exists():
-        raise UserError(f"{path}: no such file; expected a list of pictures and captions ({kinds})")
+        fix = f"name a list of images and captions ({kinds})"
+        raise UserError("no such file", about=path, fix=fix)
     if path.suffix.lower() not in ENDINGS:
-        ending = path.suffix or "one without ending"
-        raise UserError(f"{path}: a list of captions is a file {kinds}, not {ending}")
+        problem = "it has not the ending of a list of captions"
+        raise UserError(problem, about=path, fix=f"name a file that ends in one of {kinds}")
 
     # utf-8-sig: Excel writes a mark before the first column's name
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        problem = f"{path} is not UTF-8 (byte {error.start:,})"
-        raise DataError(
-            problem, fix=f"iconv -f LATIN1 -t UTF-8 {path} > utf8{path.suffix}"
-        ) from error
+        problem = f"it is not UTF-8 (byte {error.start:,})"
+        fix = f"iconv -f LATIN1 -t UTF-8 {path} > utf8{path.suffix}"
+        raise DataError(problem, about=path, fix=fix) from error
 
-
-def rows(path: Path, text: str) -> Iterator[tuple[int, str, list[str], dict[str, Any]]]:
-    """(line, name of the image, captions, the whole row) of each row.
-
-    Raises:
-        DataError: as ``read_captions_file`` does.
-    """
-    numbered_rows = (
-        _json_rows(path, text) if path.suffix.lower() == ".jsonl" else _csv_rows(path, text)
-    )
+    read_rows = _json_rows if path.suffix.lower() == ".jsonl" else _csv_rows
     columns: tuple[str, str] | None = None
-    for number, row in numbered_rows:
+    for number, row in read_rows(path, text):
+        where = f"{path}:{number}"
         # the first row decides, so that a list means one thing from its first to its last line
         columns = columns or _columns(path, row)
         image_column, caption_column = columns
@@ -200,22 +197,21 @@ def rows(path: Path, text: str) -> Iterator[tuple[int, str, list[str], dict[str,
 
         is_whole = isinstance(name, str) and isinstance(captions, list)
         if not is_whole or not all(isinstance(caption, str) for caption in captions):
-            raise DataError(
-                f"{path}:{number}: {image_column!r} or {caption_column!r} is missing or no text",
-                fix="every row has a file name and a caption, or a list of captions",
-            )
-        yield number, name.strip(), [caption.strip() for caption in captions], row
+            problem = f"{image_column!r} or {caption_column!r} is missing or no text"
+            fix = "give every row a file name and a caption, or a list of captions"
+            raise DataError(problem, about=where, fix=fix)
+        yield where, name.strip(), [caption.strip() for caption in captions], row
 
 
 def _columns(path: Path, row: dict[str, Any]) -> tuple[str, str]:
     """Names of the columns of images and of captions."""
     columns = []
-    for kind, known in (("picture", IMAGE_COLUMNS), ("caption", CAPTION_COLUMNS)):
+    for kind, known in (("image", IMAGE_COLUMNS), ("caption", CAPTION_COLUMNS)):
         column = next((name for name in known if name in row), None)
         if column is None:
             names = ", ".join(map(repr, row)) or "none"
-            problem = f"{path} has no column of {kind}s: it has {names}"
-            raise DataError(problem, fix=f"call it one of {', '.join(known)}")
+            problem = f"the list has no column of {kind}s: it has {names}"
+            raise DataError(problem, about=path, fix=f"call it one of {', '.join(known)}")
         columns.append(column)
     return columns[0], columns[1]
 
@@ -228,11 +224,11 @@ def _json_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
         try:
             row = json.loads(line)
         except ValueError as error:
-            problem = f"{path}:{number} is not JSON: {error}"
-            raise DataError(problem, fix="write one object a line") from error
+            problem = f"it is not JSON ({first_line(error)})"
+            raise DataError(problem, about=f"{path}:{number}", fix=ONE_OBJECT) from error
         if not isinstance(row, dict):
-            problem = f"{path}:{number} holds a {type(row).__name__}, not an object"
-            raise DataError(problem, fix="write one object a line")
+            problem = f"it holds a {type(row).__name__}, not an object"
+            raise DataError(problem, about=f"{path}:{number}", fix=ONE_OBJECT)
         yield number, row
 
 
@@ -248,14 +244,14 @@ def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
         for row in reader:
             # DictReader keeps the fields beyond the header under None
             if None in row:
-                raise DataError(
-                    f"{path}:{reader.line_num} has more fields than the header",
-                    fix='put captions that hold commas in double quotes: "a dog, running"',
-                )
+                problem = "it has more fields than the header"
+                fix = 'put captions that hold commas in double quotes: "a dog, running"'
+                raise DataError(problem, about=f"{path}:{reader.line_num}", fix=fix)
             yield reader.line_num, row
     except csv.Error as error:
-        problem = f"{path}:{reader.line_num} cannot be read: {error}"
-        raise DataError(problem, fix="quote fields as CSV does") from error
+        where = f"{path}:{reader.line_num}"
+        fix = "quote fields as CSV does"
+        raise DataError(f"it is not CSV ({first_line(error)})", about=where, fix=fix) from error
 
 
 def locate(path: Path, name: str) -> Path:
@@ -282,8 +278,8 @@ def shards_in(folder: Path) -> list[Path]:
     if tars and promise.exists():
         text = promise.read_text(encoding="utf-8", errors="replace").strip()
         if text != str(len(tars)):
-            problem = f"{promise} promises {text[:20]} shards, and {len(tars)} are there"
-            raise DataError(problem, fix="fetch the missing shards")
+            problem = f"it promises {text[:20]} shards, and {len(tars)} are there"
+            raise DataError(problem, about=promise, fix="fetch the missing shards")
     return tars
 
 
@@ -297,11 +293,22 @@ def read_labelled(
     Raises:
         UserError: a damaged shard, a sample without image or label, a label that is none.
     """
-    return [
-        _labelled(path, sample, num_classes, with_captions)
-        for path in paths
-        for sample in _samples(path)
-    ]
+    images = []
+    for image, sample, text in _samples(paths, "cls", "label"):
+        # read as bytes: bytes.isdigit() takes ASCII digits only, and no sign
+        text = text.strip()
+        label = int(text) if text.isdigit() and len(text) < 8 else -1
+        if label < 0 or (num_classes is not None and label >= num_classes):
+            last = "up" if num_classes is None else f"to {num_classes - 1}"
+            fix = f"give a number from 0 {last}"
+            raise UserError(f"{text[:20]!r} is no label", about=image.where, fix=fix)
+
+        captions: tuple[str, ...] = ()
+        if with_captions and "txt" in sample.members:
+            data = read_member(image.path, sample.members["txt"])
+            captions = (data.decode("utf-8", errors="replace").strip(),)
+        images.append(replace(image, label=label, captions=captions))
+    return images
 
 
 def read_captioned(paths: Sequence[Path]) -> list[ImageFile]:
@@ -311,18 +318,33 @@ def read_captioned(paths: Sequence[Path]) -> list[ImageFile]:
         UserError: as ``read_labelled`` does.
     """
     images = []
-    for path in paths:
-        for sample in _samples(path):
-            place, where = _image(path, sample, "txt", "caption")
-            text = read_member(path, sample.members["txt"]).decode("utf-8", errors="replace")
-
-            # a line a caption: a set for retrieval has several of each image
-            captions = tuple(line.strip() for line in text.splitlines() if line.strip())
-            if not captions:
-                fix = "a sample to be retrieved needs words; remove it"
-                raise DataError(f"{where} has an empty caption", fix=fix)
-            images.append(ImageFile(path, place, where, captions=captions))
+    for image, _, text in _samples(paths, "txt", "caption"):
+        # a line a caption: a set for retrieval has several of each image
+        lines = text.decode("utf-8", errors="replace").splitlines()
+        captions = tuple(line.strip() for line in lines if line.strip())
+        if not captions:
+            raise DataError("its caption is empty", about=image.where, fix="remove the sample")
+        images.append(replace(image, captions=captions))
     return images
+
+
+def _samples(
+    paths: Sequence[Path], extension: str, content: str
+) -> Iterator[tuple[ImageFile, Sample, bytes]]:
+    """Each sample: its image, its members, and the bytes of the member that is asked for."""
+    for path in paths:
+        shard = index_shard(path)
+        check_whole(path, shard.damage)
+        for sample in shard.samples:
+            where = f"{path}:{sample.key}"
+            place = sample.image
+            if place is None or extension not in sample.members:
+                members = ", ".join(f".{ext}" for ext in sample.members)
+                endings = ", ".join(f".{ext}" for ext in IMAGE_EXTENSIONS)
+                fix = f"give it an image ({endings}) and a {content} (.{extension})"
+                raise UserError(f"the sample has only {members}", about=where, fix=fix)
+            data = read_member(path, sample.members[extension])
+            yield ImageFile(path, place, where), sample, data
 
 
 def has_member(paths: Sequence[Path], extension: str) -> bool:
@@ -337,54 +359,22 @@ def read_names(path: Path) -> list[str]:
     Raises:
         UserError: the file holds anything else.
     """
-    text = path.read_text(encoding="utf-8-sig", errors="replace")
     if path.suffix == ".txt":
+        text = path.read_text(encoding="utf-8-sig", errors="replace")
         return [line.strip() for line in text.splitlines() if line.strip()]
 
-    try:
-        names = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not JSON: {error}") from error
+    names = read_json(path, NAMES_IN_ORDER)
     if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
-        raise UserError(f"{path} must hold a list of class names in label order")
+        raise UserError("it is no list of names", about=path, fix=NAMES_IN_ORDER)
     return names
 
 
-def _samples(path: Path) -> Sequence[Sample]:
-    shard = index_shard(path)
-    if shard.damage.total:
-        problem = f"a damaged shard cannot be scored: {shard.damage.summary()}"
-        raise DataError(problem, fix=f"fetch {path.name} again")
-    return shard.samples
+NAMES_IN_ORDER = "write a list of the class names in label order"
 
 
-def _image(path: Path, sample: Sample, other: str, other_name: str) -> tuple[tuple[int, int], str]:
-    """Place of the image, and its name for messages; ``other`` is the extension beside it."""
-    where = f"{path}:{sample.key}"
-    place = next((sample.members[ext] for ext in IMAGE_EXTENSIONS if ext in sample.members), None)
-    if place is None or other not in sample.members:
-        members = ", ".join(f".{ext}" for ext in sample.members)
-        raise UserError(
-            f"{where} needs a picture ({', '.join(IMAGE_EXTENSIONS)}) and a {other_name}"
-            f" (.{other}); it has {members}"
-        )
-    return place, where
-
-
-def _labelled(
-    path: Path, sample: Sample, num_classes: int | None, with_captions: bool
-) -> ImageFile:
-    place, where = _image(path, sample, "cls", "label")
-
-    # read as bytes: bytes.isdigit() takes ASCII digits only, and no sign
-    text = read_member(path, sample.members["cls"]).strip()
-    label = int(text) if text.isdigit() and len(text) < 8 else -1
-    if label < 0 or (num_classes is not None and label >= num_classes):
-        last = "up" if num_classes is None else f"to {num_classes - 1}"
-        raise UserError(f"{where} has the label {text[:20]!r}; a label is a number from 0 {last}")
-
-    captions: tuple[str, ...] = ()
-    if with_captions and "txt" in sample.members:
-        data = read_member(path, sample.members["txt"])
-        captions = (data.decode("utf-8", errors="replace").strip(),)
-    return ImageFile(path, place, where, label, captions)
+def read_json(path: Path, fix: str) -> Any:
+    """What a file of JSON holds. Raises DataError with this fix where it holds none."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"it is not JSON ({first_line(error)})", about=path, fix=fix) from error

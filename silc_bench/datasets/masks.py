@@ -88,17 +88,16 @@ class MaskRule:
         if not is_known[values].all():
             counts = np.bincount(values.ravel(), minlength=size)
             unknown = np.flatnonzero((counts > 0) & ~is_known)
-            raise DataError(self._problem(where, unknown, counts), fix=self.fix)
+            raise DataError(self._problem(unknown, counts), about=where, fix=self.fix)
         return table[values]
 
-    def _problem(self, where: str, unknown: np.ndarray, counts: np.ndarray) -> str:
+    def _problem(self, unknown: np.ndarray, counts: np.ndarray) -> str:
         first = int(unknown[0])
         others = f" (and {len(unknown) - 1} other values)" if len(unknown) > 1 else ""
-        allowed = f"{len(self.names)} classes have the values {_ranges(self.values)}"
         ignored = f", and {_ranges(self.ignored)} is not scored" if self.ignored else ""
         return (
-            f"{where} has the value {first}{others} in {counts[first]:,} pixels:"
-            f" the {allowed}{ignored}"
+            f"the mask has the value {first}{others} in {counts[first]:,} pixels: the"
+            f" {len(self.names)} classes have the values {_ranges(self.values)}{ignored}"
         )
 
 
@@ -129,8 +128,8 @@ def read_values(data: bytes, where: str) -> np.ndarray:
     try:
         image = Image.open(io.BytesIO(data))
         if image.width * image.height > MAX_PIXELS:
-            problem = f"{where} claims {image.width:,} x {image.height:,} pixels"
-            raise DataError(problem, fix=FETCH_AGAIN)
+            problem = f"the mask claims {image.width:,} x {image.height:,} pixels"
+            raise DataError(problem, about=where, fix=FETCH_AGAIN)
         _check_kind(image, where)
 
         # how the file packs its pixels is known only before they are decoded
@@ -139,7 +138,8 @@ def read_values(data: bytes, where: str) -> np.ndarray:
     except DataError:
         raise
     except (Image.DecompressionBombError, *BROKEN_IMAGE) as error:
-        raise DataError(f"{where} is damaged: {what_broke(error)}", fix=FETCH_AGAIN) from error
+        problem = f"the mask is damaged: {what_broke(error)}"
+        raise DataError(problem, about=where, fix=FETCH_AGAIN) from error
 
     if values.dtype == np.bool_:
         return values.astype(np.uint8)
@@ -148,8 +148,8 @@ def read_values(data: bytes, where: str) -> np.ndarray:
     if values.dtype.itemsize > 2:
         low, high = values.min(), values.max()
         if low < 0 or high > 65535:
-            problem = f"{where} has values from {low} to {high}, beyond 16 bits"
-            raise DataError(problem, fix=SAVE_AS_GREY)
+            problem = f"the mask has values from {low} to {high}, beyond 16 bits"
+            raise DataError(problem, about=where, fix=SAVE_AS_GREY)
         return values.astype(np.uint16)
     return values // scale if scale > 1 else values
 
@@ -162,35 +162,37 @@ def check_names(names: Sequence[str], source: str) -> tuple[str, ...]:
     """
     stripped = tuple(name.strip() for name in names)
     if not stripped or not all(stripped):
-        lack = "no names" if not stripped else "an empty name"
-        raise DataError(f"{source} has {lack}", fix="give each class a name")
+        problem = "it has an empty name" if stripped else "it has no names"
+        raise DataError(problem, about=source, fix="give each class a name")
 
     twice = next((name for name in stripped if stripped.count(name) > 1), None)
     if twice is not None:
-        fix = "classes of one name cannot be told apart: rename one"
-        raise DataError(f"{source} names {twice!r} twice", fix=fix)
+        problem = f"two classes are called {twice!r}, and cannot be told apart"
+        raise DataError(problem, about=source, fix="rename one")
 
     # 65,536 values, less the one of pixels that are not scored
     if len(stripped) > 65535:
-        problem = f"{source} names {len(stripped):,} classes"
-        raise DataError(problem, fix="masks of 16 bits tell 65,535 apart")
+        problem = f"it names {len(stripped):,} classes, and masks of 16 bits tell 65,535 apart"
+        raise DataError(problem, about=source, fix="name fewer classes")
     return stripped
 
 
 def _check_kind(image: Image.Image, where: str) -> None:
     """Raise DataError for an image whose numbers may not be those that were meant."""
     if image.format not in FORMATS:
-        problem = f"{where} is a {image.format} file, which does not keep values as they were"
-        raise DataError(problem, fix="save masks as PNG from their source: this file has lost them")
+        problem = f"{image.format} does not keep the values of a mask as they were"
+        fix = "save the mask as PNG from its source: this file has lost the values"
+        raise DataError(problem, about=where, fix=fix)
 
     if image.mode not in _GREY | _GREY_16:
         kind = "an alpha channel" if image.mode in ("LA", "PA", "La") else f"colours ({image.mode})"
-        raise DataError(f"{where} has {kind}, and a mask has one number a pixel", fix=SAVE_AS_GREY)
+        problem = f"the mask has {kind}, and a mask has one number a pixel"
+        raise DataError(problem, about=where, fix=SAVE_AS_GREY)
 
     # TIFF's "white is zero", which Pillow turns over while it decodes
     if _raw_mode(image).endswith(("L;I", "1;I")):
-        problem = f"{where} is stored inverted (white is 0), so its numbers may be meant either way"
-        raise DataError(problem, fix=SAVE_AS_GREY)
+        problem = "the mask is stored inverted (white is 0), so it may be meant either way"
+        raise DataError(problem, about=where, fix=SAVE_AS_GREY)
 
 
 def _raw_mode(image: Image.Image) -> str:
@@ -198,9 +200,8 @@ def _raw_mode(image: Image.Image) -> str:
     # a decoder's arguments: the raw mode, or a tuple that begins with it
     tile = getattr(image, "tile", None)
     args = tile[0][3] if tile else ""
-    if isinstance(args, tuple) and args:
-        return str(args[0])
-    return args if isinstance(args, str) else ""
+    first = next(iter(args), "") if isinstance(args, tuple) else args
+    return first if isinstance(first, str) else ""
 
 
 def _ranges(values: Sequence[int]) -> str:

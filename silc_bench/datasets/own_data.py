@@ -29,13 +29,12 @@ CLASSES.json is a list of names in label order, or an object:
                                                or 65535 from 255 classes on
      "synonyms": {"tree": ["tree", "bush"]}}   words to ask for instead of the name
 
-Flow: ``parse("folder:/data/pets")`` -> ``OwnData`` or ``OwnMasks`` -> ``.load("test")`` -> a
-PictureSet.
+Flow: ``parse("folder:/data/pets")`` -> ``OwnData`` or ``OwnMasks`` -> ``.load("test")`` ->
+ImageFiles.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +56,7 @@ from silc_bench.datasets.layouts import (
     read_captioned,
     read_captions_file,
     read_class_folders,
+    read_json,
     read_labelled,
     read_names,
     shards_in,
@@ -103,9 +103,8 @@ class OwnData:
         """
         if self.kind == "captions" or not self.path.is_dir():
             if self.kind == "folder":
-                raise UserError(
-                    f"{self.word}: no such folder; give one that holds a folder a class"
-                )
+                fix = "give a folder that holds a folder a class"
+                raise UserError("no such folder", about=self.path, fix=fix)
             return {"test": self.path}
 
         # beside class folders a third folder could be a class that was put in the wrong place;
@@ -136,10 +135,9 @@ class OwnData:
     def read(self, split: str) -> ImageSplit:
         """All images of a split, none of them decoded. Raises UserError as ``load`` does."""
         if self.kind == "captions":
-            pictures, notes = read_captions_file(self.path)
-            return ImageSplit(
-                pictures, self.path, f"list of captions {self.path.suffix}", notes=notes
-            )
+            images, notes = read_captions_file(self.path)
+            layout = f"list of captions {self.path.suffix}"
+            return ImageSplit(images, self.path, layout, notes=notes)
         return self._from_folders(split) if self.kind == "folder" else self._from_shards(split)
 
     def _from_folders(self, split: str) -> ImageSplit:
@@ -149,10 +147,9 @@ class OwnData:
         # what is learned sets the classes: both splits must number them alike
         folders = listings["train" if "train" in places else "test"].folders
         if len(folders) < 2:
-            raise DataError(
-                f"{self.path} holds {len(folders)} class folders",
-                fix="a class is a folder of pictures; two are needed",
-            )
+            problem = f"it holds {len(folders)} class folders, and two are needed"
+            fix = "put the images of each class into a folder of its own"
+            raise DataError(problem, about=self.path, fix=fix)
         is_numbered = all(name.isdecimal() for name in folders)
         ordered = sorted(folders, key=by_number if is_numbered else None)
         labels = {folder: label for label, folder in enumerate(ordered)}
@@ -161,55 +158,53 @@ class OwnData:
         mine = listings[split]
         absent = sorted(set(labels) - set(mine.folders)) if split == "test" else []
         mine = Listing(mine.path, mine.files, [*mine.folders, *absent], mine.stray, mine.other)
-        pictures, notes = read_class_folders(mine, labels, self.word)
+        images, notes = read_class_folders(mine, labels, self.word)
 
         # any other empty class is a mistake, such as a folder that was not filled
-        labels_here = {image.label for image in pictures if image.label is not None}
-        for label in sorted(set(labels.values()) - labels_here):
-            if ordered[label] not in absent:
-                problem = f"{mine.path / ordered[label]} holds no pictures"
-                raise DataError(problem, fix="fill the class or remove its folder")
+        labels_here = {image.label for image in images}
+        for folder, label in labels.items():
+            if label not in labels_here and folder not in absent:
+                fix = "fill the class or remove its folder"
+                raise DataError("it holds no image", about=mine.path / folder, fix=fix)
         if absent:
             notes.append(
                 f"{len(absent)} classes to learn are not scored:"
-                f" {absent[0]} has no pictures in {mine.path}"
+                f" {absent[0]} has no images in {mine.path}"
             )
 
         names = self._names(ordered) or tuple(folder.replace("_", " ") for folder in ordered)
-        return ImageSplit(pictures, mine.path, "class folders", names, self.templates(), notes)
+        return ImageSplit(images, mine.path, "class folders", names, self.templates(), notes)
 
     def _shards(self, split: str) -> list[Path]:
         path = self.splits()[split]
         shards = shards_in(path) if path.is_dir() else expand(self.where)
         if not shards:
             fix = f"give wds:PATTERN, such as 'wds:{path}/{{000..009}}.tar'"
-            raise DataError(f"{path} holds no *.tar", fix=fix)
+            raise DataError("it holds no *.tar", about=path, fix=fix)
         return shards
 
     def _from_shards(self, split: str) -> ImageSplit:
         shards = self._shards(split)
         names: tuple[str, ...] = ()
         if not self.has_labels():
-            pictures = read_captioned(shards)
+            images = read_captioned(shards)
             layout = "webdataset shards with captions"
         else:
-            listed_names = self._names(None)
-            if listed_names is None:
-                raise DataError(
-                    f"{self.word} has labels, which are numbers, and no names for them",
-                    fix="write the names of the classes in label order, one a line,"
-                    " into classnames.txt beside the shards",
+            names = self._names(None) or ()
+            if not names:
+                problem = "the labels are numbers, and there are no names for them"
+                fix = (
+                    "write the names of the classes in label order, one a line,"
+                    " into classnames.txt beside the shards"
                 )
-            names = listed_names
-            pictures = read_labelled(shards, len(names))
+                raise DataError(problem, about=self.where, fix=fix)
+            images = read_labelled(shards, len(names))
             layout = "webdataset shards with labels"
 
-        if not pictures:
-            raise DataError(
-                f"{self.word} holds no samples",
-                fix="a sample is a picture with a .cls or a .txt of the same name",
-            )
-        return ImageSplit(pictures, shards[0].parent, layout, names, self.templates())
+        if not images:
+            fix = "write samples: an image with a .cls or a .txt of the same name"
+            raise DataError("the shards hold no sample", about=self.where, fix=fix)
+        return ImageSplit(images, shards[0].parent, layout, names, self.templates())
 
     def _homes(self) -> list[Path]:
         """Folders in which lists beside the data may lie."""
@@ -243,27 +238,19 @@ def name_of(where: str) -> str:
 
 def _names_from(path: Path, folders: list[str] | None) -> tuple[str, ...]:
     """Class names of a list, in the order of ``folders`` where there are any."""
-    content = None
     if path.suffix == ".json" and folders is not None:
-        try:
-            content = json.loads(path.read_text(encoding="utf-8-sig"))
-        except ValueError as error:
-            problem = f"{path} is not JSON: {error}"
-            raise DataError(
-                problem, fix="write {folder: name}, or a list in label order"
-            ) from error
-
-    if isinstance(content, dict):
-        assert folders is not None
-        lacking = [folder for folder in folders if not isinstance(content.get(folder), str)]
-        if lacking:
-            raise DataError(f"{path} names no class for the folder {lacking[0]!r}", fix="add it")
-        return tuple(content[folder] for folder in folders)
+        content = read_json(path, "write {folder: name}, or a list in label order")
+        if isinstance(content, dict):
+            lacking = [folder for folder in folders if not isinstance(content.get(folder), str)]
+            if lacking:
+                problem = f"it has no name for the folder {lacking[0]!r}"
+                raise DataError(problem, about=path, fix="add the name")
+            return tuple(content[folder] for folder in folders)
 
     names = tuple(read_names(path))
     if folders is not None and len(names) != len(folders):
-        problem = f"{path} names {len(names)} classes, and there are {len(folders)} folders"
-        raise DataError(problem, fix="name each folder's class")
+        problem = f"it names {len(names)} classes, and there are {len(folders)} folders"
+        raise DataError(problem, about=path, fix="name each folder's class")
     return names
 
 
@@ -280,19 +267,19 @@ def parse(word: str) -> OwnData | OwnMasks | None:
     if kind == "seg":
         paths = [Path(path.strip()).expanduser() for path in where.split(",") if path.strip()]
         if len(paths) != 3:
-            raise UserError(f"{word!r} names {len(paths)} of three paths; write {WRITTEN}")
+            problem = f"it names {len(paths)} of three paths"
+            raise UserError(problem, about=word, fix="write seg:IMAGES,MASKS,CLASSES.json")
         images, masks, classes = paths
         return OwnMasks(images, masks, classes, name_of(str(images)))
 
     if not where:
         what = "FILE" if kind == "captions" else "PATH"
-        raise UserError(f"{word!r} names no data; write {kind}:{what}")
+        raise UserError("it names no data", about=word, fix=f"write {kind}:{what}")
     return OwnData(kind, where)
 
 
 # ---- images with masks ----
 
-WRITTEN = "seg:IMAGES,MASKS,CLASSES.json"
 FIELDS = ("names", "background", "ignore", "synonyms")
 IGNORE_16 = 65535  # in masks of 16 bits
 
@@ -324,21 +311,20 @@ class OwnMasks:
         Raises:
             UserError: one of the three paths, or the masks of a split, are not there.
         """
-        for path, what in ((self.images, "pictures"), (self.masks, "masks")):
+        for path, content in ((self.images, "images"), (self.masks, "masks")):
             if not path.is_dir():
-                raise UserError(f"{self.word}: {path} is no folder; give one that holds the {what}")
+                fix = f"give the folder of the {content}"
+                raise UserError("no such folder", about=path, fix=fix)
         if not self.classes.is_file():
-            raise UserError(
-                f"{self.word}: {self.classes} is no file;"
-                " give one that names the classes, as docs/datasets.md says"
-            )
+            fix = "give a file that names the classes, as docs/datasets.md says"
+            raise UserError("no such file", about=self.classes, fix=fix)
 
         folders = split_folders(self.images)
         for folder in folders.values():
             masks = self.masks / folder.name
             if folder != self.images and not masks.is_dir():
-                problem = f"{folder} holds pictures, and {masks} is missing"
-                raise DataError(problem, fix="put their masks there")
+                problem = f"the folder is missing, and {folder} holds images"
+                raise DataError(problem, about=masks, fix="put their masks there")
         return folders
 
     def load(self, split: str, limit: int | None = None) -> ImageFiles:
@@ -350,7 +336,7 @@ class OwnMasks:
         folder = self.splits()[split]
         masks = self.masks if folder == self.images else self.masks / folder.name
         rule = read_classes(self.classes).rule
-        layout = f"pictures, masks of the same names in {masks},"
+        layout = f"images, masks of the same names in {masks},"
         return found_of(read_pairs(folder, masks, rule), folder, layout, rule)
 
 
@@ -360,35 +346,30 @@ def read_classes(path: Path) -> Classes:
     Raises:
         UserError: what it does not say, or says wrongly; names the field.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
-        fix = 'write a list of names, such as ["road", "tree"]'
-        raise DataError(f"{path} is not JSON: {error}", fix=fix) from error
-
+    fix = 'write a list of names, such as ["road", "tree"], or an object with a field names'
+    content = read_json(path, fix)
     fields: dict[str, Any] = {"names": content} if isinstance(content, list) else content
     if not isinstance(fields, dict):
-        raise DataError(
-            f"{path} holds a {type(fields).__name__}",
-            fix="write a list of names, or an object with a field names",
-        )
+        raise DataError(f"it holds a {type(fields).__name__}", about=path, fix=fix)
     for field in fields:
         if field not in FIELDS:
-            raise unknown_name(f"field of {path}:", field, FIELDS)
+            raise unknown_name("field", field, FIELDS, about=path)
 
     names, stored = _names(fields.get("names"), path)
     has_background = fields.get("background", names[0] == "background")
     if not isinstance(has_background, bool):
-        raise DataError(
-            f"{path}: background is {has_background!r}",
-            fix="write true where the first name is all that no name says, or false",
-        )
+        fix = "write true where the first name is all that no name says, or false"
+        raise _wrong("background", has_background, path, fix)
 
     ignored = _ignored(fields.get("ignore"), names, stored, path)
     not_scored = f"values {', '.join(map(str, ignored))}" if ignored else "nothing"
     fix = f"name the value in {path}, or list it there under ignore"
     rule = MaskRule(names, has_background, stored, ignored, not_scored, fix)
     return Classes(rule, _words(fields.get("synonyms", {}), names, path))
+
+
+def _wrong(field: str, value: Any, path: Path, fix: str) -> DataError:
+    return DataError(f"{field} is {value!r:.60}", about=path, fix=fix)
 
 
 def _names(names: Any, path: Path) -> tuple[tuple[str, ...], tuple[int, ...]]:
@@ -398,22 +379,23 @@ def _names(names: Any, path: Path) -> tuple[tuple[str, ...], tuple[int, ...]]:
         # 65535 is kept for pixels that are not scored
         wrong = [value for value in names if not (value.isdecimal() and int(value) < IGNORE_16)]
         if wrong:
-            problem = f"{path} names the value {wrong[0]!r}"
-            raise DataError(problem, fix="a mask holds numbers from 0 to 65534")
+            problem = f"it names the value {wrong[0]!r}, which no mask can hold"
+            raise DataError(problem, about=path, fix="write values from 0 to 65534")
 
         # "7" and "07" are two keys of an object and one value of a mask
         name_of_value = {int(value): name for value, name in names.items()}
         stored = tuple(sorted(name_of_value))
         if len(stored) != len(names):
-            raise DataError(f"{path} names a value twice", fix="write each number in one way")
+            fix = "write each value once"
+            raise DataError("it names a value twice", about=path, fix=fix)
         names = [name_of_value[value] for value in stored]
 
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise DataError(
-            f"{path} has no names",
-            fix='write ["road", "tree"] in the order of the values 0, 1 ...,'
-            ' or {"7": "road", "8": "tree"}',
+        fix = (
+            'write ["road", "tree"] in the order of the values 0, 1 ...,'
+            ' or {"7": "road", "8": "tree"}'
         )
+        raise _wrong("names", names, path, fix)
     return check_names(names, str(path)), stored
 
 
@@ -430,32 +412,27 @@ def _ignored(
     if not is_list or not all(
         isinstance(value, int) and 0 <= value <= IGNORE_16 for value in ignored
     ):
-        problem = f"{path}: ignore is {ignored!r:.60}"
-        raise DataError(problem, fix="write a list of values, such as [255], or []")
+        raise _wrong("ignore", ignored, path, "write a list of values, such as [255], or []")
 
     both = next((value for value in ignored if value in values), None)
     if both is not None:
         name = names[values.index(both)]
-        problem = f"{path}: the value {both} is {name!r} and is ignored"
-        raise DataError(problem, fix="take it out of ignore, or out of names")
+        problem = f"the value {both} is {name!r} and is ignored"
+        raise DataError(problem, about=path, fix="take it out of ignore, or out of names")
     return tuple(sorted(ignored))
 
 
 def _words(synonyms: Any, names: tuple[str, ...], path: Path) -> tuple[tuple[str, ...], ...] | None:
     """Words to ask for, of each label; None without synonyms."""
     if not isinstance(synonyms, dict):
-        raise DataError(
-            f"{path}: synonyms is {synonyms!r:.60}", fix='write {"tree": ["tree", "bush"]}'
-        )
+        raise _wrong("synonyms", synonyms, path, 'write {"tree": ["tree", "bush"]}')
     for name, words in synonyms.items():
         if name not in names:
-            raise unknown_name(f"class in the synonyms of {path}:", name, names)
+            raise unknown_name("class in synonyms", name, names, about=path)
         is_filled = isinstance(words, list) and bool(words)
         if not is_filled or not all(isinstance(word, str) and word.strip() for word in words):
-            raise DataError(
-                f"{path}: the synonyms of {name!r} are {words!r:.60}",
-                fix="write a list of words, which replaces the name",
-            )
+            fix = "write a list of words, which replaces the name"
+            raise _wrong(f"synonyms of {name!r}", words, path, fix)
 
     if not synonyms:
         return None

@@ -30,7 +30,7 @@ from silc_bench.system.files import atomic_folder
 from silc_bench.system.terminal import progress_bar
 from silc_bench.trainer.config.config import DataConfig
 from silc_bench.trainer.data.lists import Listed, read_pairs
-from silc_bench.trainer.data.samples import UnreadableError
+from silc_bench.trainer.data.samples import UnreadableError, no_pair
 from silc_bench.trainer.data.sources import open_reader
 
 SUFFIXES = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
@@ -50,7 +50,8 @@ def pack(
         UserError: nothing to pack, images of a format that no shard holds, or ``out`` is in use.
     """
     if out.exists() and any(out.iterdir()):
-        raise UserError(f"{out} is not empty; choose another folder for the shards")
+        fix = "choose another folder for the shards"
+        raise UserError("the folder is not empty", about=out, fix=fix)
 
     damage = Damage()
     pairs = read_pairs(source, damage)
@@ -60,7 +61,7 @@ def pack(
 
     count = 0
     num_shards = 0
-    with atomic_folder(out) as folder, progress_bar(progress, "picture", len(pairs)) as advance:
+    with atomic_folder(out) as folder, progress_bar(progress, "image", len(pairs)) as advance:
         samples = iter(_checked(pairs, damage, advance))
         while part := list(islice(samples, per_shard)):
             _write_shard(folder / f"{num_shards:05}.tar", part, count)
@@ -69,7 +70,7 @@ def pack(
 
         # Raised in the folder's context, so that no empty folder is left behind.
         if not count:
-            raise UserError(f"{source} holds no pair that can be read: {damage.summary()}")
+            raise no_pair(source, damage, Counter())
     return count, num_shards, damage
 
 
@@ -101,7 +102,7 @@ def _checked(
             damage.add(error.cause, str(pair.path))
             continue
         if not suffix:
-            damage.add("picture of another format than JPEG, PNG and WebP", str(pair.path))
+            damage.add("image of another format than JPEG, PNG and WebP", str(pair.path))
             continue
 
         # In the .txt a line break would begin another caption.
@@ -151,9 +152,7 @@ def look(config: DataConfig, count: int, *, progress: bool = False) -> dict[str,
             repeated[text] += 1
 
     if not letters:
-        raise UserError(
-            f"{config.source}: none of {num_entries:,} pairs can be read: {damage.summary()}"
-        )
+        raise no_pair(config.source, damage, Counter())
 
     numbers = {
         "width": widths,

@@ -1,6 +1,6 @@
 """Image-text pairs by position: what a reader promises, and what all readers share.
 
-Flow: ``reader.text(p)`` and ``reader.picture(p)`` give entry p of an endless stream, a pure
+Flow: ``reader.text(p)`` and ``reader.image(p)`` give entry p of an endless stream, a pure
 function of (seed, p), in any order and in any process; ``silc_bench.trainer.data.stream`` makes
 batches of them. The reader of generated scenes is here, the others are in ``shards``, ``lists`` and
 ``sources``. They share the random order of an epoch, the way from bytes to a pair, and the filters.
@@ -19,10 +19,12 @@ from __future__ import annotations
 import json
 import operator
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
@@ -30,7 +32,7 @@ from silc_bench.datasets.files import shards
 from silc_bench.datasets.shapes import captions as shapes_captions
 from silc_bench.datasets.shapes import drawing
 from silc_bench.datasets.shapes import scenes as shapes
-from silc_bench.errors import UserError
+from silc_bench.errors import DataError, UserError
 from silc_bench.trainer.config.config import DataConfig
 
 # Pixels a side of a generated scene: a larger one shows nothing more, in a smaller one the shapes
@@ -81,15 +83,12 @@ class ShapesReader:
 
     def __init__(self, config: DataConfig) -> None:
         if config.filters:
-            raise UserError(
-                f"data.filters={config.filters!r} cannot be met by shapes: scenes are generated as"
-                " they come, without columns; leave the filters out, or shapes"
-            )
+            problem = "shapes cannot meet a filter: scenes are generated, without columns"
+            raise UserError(problem, about="data.filters", fix="leave the filters out, or shapes")
         if config.decode_size < SMALLEST_SCENE:
-            raise UserError(
-                f"data.decode_size={config.decode_size} is too small for shapes: at least"
-                f" {SMALLEST_SCENE}"
-            )
+            problem = f"{config.decode_size} is too small for shapes"
+            fix = f"give at least {SMALLEST_SCENE}"
+            raise UserError(problem, about="data.decode_size", fix=fix)
         self._seed = config.seed
         self._size = min(config.decode_size, LARGEST_SCENE)
 
@@ -109,6 +108,93 @@ class ShapesReader:
 @lru_cache(maxsize=1)
 def _scene(seed: int, position: int) -> shapes.Scene:
     return shapes.scene(seed, "train", position)
+
+
+# ---- samples in epochs ----
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class LastTwo(dict[K, V], Generic[K, V]):
+    """``values[key]`` makes a value, and keeps it for the last two keys.
+
+    Two, because a range of positions may lie across two epochs.
+    """
+
+    def __init__(self, make: Callable[[K], V]) -> None:
+        super().__init__()
+        self._make = make
+
+    def __missing__(self, key: K) -> V:
+        for old in list(self)[:-1]:
+            del self[old]
+        self[key] = value = self._make(key)
+        return value
+
+
+class EpochReader:
+    """Entries are epochs of all samples, each epoch in an order of its own.
+
+    A class below says what a sample holds, by its number: ``captions``, ``image_bytes`` and
+    ``where`` it lies, for people.
+    """
+
+    def __init__(
+        self, num_samples: int, place: str, config: DataConfig, left_out: Counter[str]
+    ) -> None:
+        self.num_samples = num_samples
+        self.place = place  # "in 3 shards"
+        self.config = config
+        self.filters = parse(config.filters)
+        self.left_out = left_out  # by the filters, by reason
+        self._orders = LastTwo(self.order)
+
+    def captions(self, index: int) -> Sequence[str]:
+        raise NotImplementedError
+
+    def image_bytes(self, index: int) -> bytes:
+        raise NotImplementedError
+
+    def where(self, index: int) -> str:
+        raise NotImplementedError
+
+    def order(self, epoch: int) -> np.ndarray:
+        """int64 [num_samples]: the numbers of the samples."""
+        return shuffled(self.config.seed, epoch, self.num_samples)
+
+    def find(self, position: int) -> tuple[int, int]:
+        """(epoch, number of the sample) of an entry."""
+        epoch, place = divmod(position, self.num_samples)
+        return epoch, int(self._orders[epoch][place])
+
+    def describe(self) -> str:
+        left_out = f" ({_by_reason(self.left_out)})" if self.left_out else ""
+        return f"{self.num_samples:,} pairs {self.place}{left_out}"
+
+    def text(self, position: int) -> str:
+        epoch, index = self.find(position)
+        captions = self.filters.captions(self.captions(index))
+        return choose_caption(captions, self.config.seed, epoch, index)
+
+    def image(self, position: int) -> np.ndarray:
+        _, index = self.find(position)
+        return decoded(self.image_bytes(index), self.config.decode_size, self.where(index))
+
+
+def no_pair(source: str | Path, damage: shards.Damage, left_out: Counter[str]) -> DataError:
+    """The error to raise where a source holds nothing to learn from; it says why."""
+    reasons = [damage.summary()] if damage.total else []
+    reasons += [_by_reason(left_out)] if left_out else []
+    problem = f"it holds no pair of an image and a caption: {'; '.join(reasons) or 'no sample'}"
+    endings = ", ".join(f".{extension}" for extension in shards.IMAGE_EXTENSIONS)
+    fix = f"give images ({endings}) with a .txt or a .json, and filters that keep some"
+    return DataError(problem, about=source, fix=fix)
+
+
+def _by_reason(left_out: Counter[str]) -> str:
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in left_out.most_common())
+    return f"filters left out {left_out.total():,}: {reasons}"
 
 
 # ---- what is random ----
@@ -174,8 +260,8 @@ def columns_of(data: bytes, where: str) -> dict[str, Any]:
     """A sample's JSON."""
     try:
         columns = json.loads(data)
-    except ValueError as error:
-        raise UnreadableError("JSON that cannot be read", where) from error
+    except ValueError:
+        columns = None
     if not isinstance(columns, dict):
         raise UnreadableError("JSON that cannot be read", where)
     return columns
@@ -279,10 +365,8 @@ def parse(text: str) -> Filters:
     for word in text.split():
         match = _CONDITION.fullmatch(word)
         if match is None:
-            raise UserError(
-                f"data.filters: {word!r} is no condition; write NAME>=NUMBER, NAME<NUMBER or"
-                " NAME=WORD|WORD"
-            )
+            fix = "write NAME>=NUMBER, NAME<NUMBER or NAME=WORD|WORD"
+            raise UserError(f"{word!r} is no condition", about="data.filters", fix=fix)
         condition = Condition(*match.groups())
 
         # What is a number by its meaning has to be one even with "=", where others may be words.
@@ -290,8 +374,7 @@ def parse(text: str) -> Filters:
             try:
                 float(condition.value)
             except ValueError:
-                raise UserError(
-                    f"data.filters: {word!r} compares with {condition.value!r}, which is no number"
-                ) from None
+                problem = f"{word!r} compares with {condition.value!r}, which is no number"
+                raise UserError(problem, about="data.filters", fix="write a number") from None
         conditions.append(condition)
     return Filters(tuple(conditions))

@@ -21,7 +21,6 @@ import os
 import re
 import signal
 import time
-import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -38,6 +37,7 @@ from silc_bench.datasets.files.shards import Damage
 from silc_bench.errors import RunError, UserError
 from silc_bench.system import archives
 from silc_bench.system.cache import IN_USE, Listed
+from silc_bench.system.files import atomic_path
 from silc_bench.trainer.data.samples import (
     Filters,
     UnreadableError,
@@ -93,7 +93,7 @@ def index_all(
     """
     # These bring torch, which the processes that look through shards do without.
     from silc_bench.system.processes import concatenated, num_ranks, rank
-    from silc_bench.system.terminal import notes
+    from silc_bench.system.terminal import warn
 
     is_first = rank() == 0
     places = [kept_at(shard, filters, mirror.folder) for shard in all_shards]
@@ -114,11 +114,8 @@ def index_all(
         raise errors[0]
 
     if is_first and not all(map(is_kept, indexes)):
-        notes.print(
-            f"cannot write to {folder_of(mirror.folder)}: the next start looks through all shards"
-            " again",
-            markup=False,
-        )
+        folder = folder_of(mirror.folder)
+        warn(f"cannot write to {folder}: the next start looks through all shards again")
 
     loaded = {place: load(place) for place in places if place not in indexes}
     indexes |= {place: index for place, index in loaded.items() if index is not None}
@@ -134,12 +131,10 @@ def _look_through(
 ) -> Iterator[tuple[Path, ShardIndex]]:
     """(place, index) of each shard, while a bar or a note shows people what takes the time."""
     # The command line's terminal, which the processes below do without.
-    from silc_bench.system.terminal import notes, progress_bar
+    from silc_bench.system.terminal import notes, progress_bar, say
 
     if len(new) >= MANY and is_shown and not notes.is_terminal:
-        notes.print(
-            f"looking through {len(new):,} new shards; what is found is kept for the next start"
-        )
+        say(f"looking through {len(new):,} new shards; what is found is kept for the next start")
 
     local = [(shard, place) for shard, place in new if isinstance(shard, Path)]
     others = [(shard, place) for shard, place in new if not isinstance(shard, Path)]
@@ -174,11 +169,12 @@ def _in_processes(
         try:
             yield from (future.result() for future in futures)
         except BrokenProcessPool as error:
-            raise RunError(
-                "a process that looks through shards was killed, most often for want of memory;"
-                " what was found is kept, so start again (in a script of your own, what it runs"
-                ' belongs under `if __name__ == "__main__":`)'
-            ) from error
+            problem = "a process that looks through them was killed, mostly for want of memory"
+            fix = (
+                "start again, because what was found is kept (in a script of your own, what it"
+                ' runs belongs under `if __name__ == "__main__":`)'
+            )
+            raise RunError(problem, about="shards", fix=fix) from error
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -209,19 +205,18 @@ def _index(path: Path, filters: Filters) -> ShardIndex:
     left_out = Counter[str]()
     for sample in shard.samples:
         members = sample.members
-        extension = next((e for e in shards.IMAGE_EXTENSIONS if e in members), None)
         text = members.get("txt", ABSENT)
         columns = members.get("json", ABSENT)
         where = f"{path}:{sample.key}"
 
-        if extension is None:
-            shard.damage.add("sample without a picture", where)
+        if sample.image is None:
+            shard.damage.add("sample without an image", where)
         elif text == columns == ABSENT:
             shard.damage.add("sample without a text", where)
-        elif reason := _reason(path, (members[extension], text, columns), filters, where):
+        elif reason := _reason(path, (sample.image, text, columns), filters, where):
             left_out[reason] += 1
         else:
-            rows.append((*members[extension], *text, *columns))
+            rows.append((*sample.image, *text, *columns))
 
     # The shape holds even for no row at all.
     return ShardIndex(np.array(rows, np.int64).reshape(-1, 6), shard.damage, left_out)
@@ -263,7 +258,7 @@ def kept_at(shard: Shard, filters: Filters, shards_folder: Path) -> Path:
         try:
             status = shard.stat()
         except OSError as error:
-            raise UserError(f"cannot read the shard {shard}: {error.strerror or error}") from error
+            raise shards.cannot_read(shard, error) from error
         version = f"{shard.resolve()}\n{status.st_size}\n{status.st_mtime_ns}\n{status.st_ctime_ns}"
     else:
         version = f"{shard[0]}\n{shard[1].size}\n{shard[1].etag}"
@@ -305,10 +300,7 @@ def load(place: Path) -> ShardIndex | None:
 
 
 def keep(index: ShardIndex, shard: Shard, place: Path) -> None:
-    """Write the index as a file that is there whole or not at all.
-
-    A power cut may still leave a part of it, which ``load`` does not take.
-    """
+    """Write the index as a file that is there whole or not at all."""
     notes = {
         "damage": index.damage.counts,
         "first": index.damage.first,
@@ -318,16 +310,9 @@ def keep(index: ShardIndex, shard: Shard, place: Path) -> None:
     }
     content = archives.pack(SCHEMA_VERSION, notes, {"rows": index.rows})
 
-    temporary = place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
-        os.replace(temporary, place)
-
     # A full or read-only disk costs the next start its time, not this run; index_all says so.
-    except OSError:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+    with suppress(OSError), atomic_path(place) as temporary:
+        temporary.write_bytes(content)
 
 
 def listing(shards_folder: Path) -> list[Listed]:

@@ -2,7 +2,7 @@
 both.
 
 Flow: ``ShardsReader.open(word, config, damage)`` finds every sample
-(``silc_bench.trainer.data.shard_index``) -> ``text(p)`` and ``picture(p)`` read one sample each,
+(``silc_bench.trainer.data.shard_index``) -> ``text(p)`` and ``image(p)`` read one sample each,
 straight from its place in the shard. Nothing is unpacked.
 
 Local shards are shuffled as a whole. Remote ones are read in groups of ``shuffle_shards``: an epoch
@@ -13,9 +13,7 @@ together; the next group is fetched while one is read.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -23,37 +21,44 @@ from silc_bench.datasets.files import remote, shards
 from silc_bench.errors import UserError
 from silc_bench.system.cache import shards_folder
 from silc_bench.trainer.config.config import DataConfig
-from silc_bench.trainer.data import samples as conditions
 from silc_bench.trainer.data.samples import (
     ORDER,
-    Filters,
+    EpochReader,
+    LastTwo,
     captions_of,
-    choose_caption,
     columns_of,
-    decoded,
+    no_pair,
+    parse,
     random_words,
     shuffled,
 )
 from silc_bench.trainer.data.shard_index import Shard, expand, index_all
 
 
-@dataclass(frozen=True)
-class ShardsReader:
-    """Entries are epochs of all samples, each epoch in an order of its own."""
+class ShardsReader(EpochReader):
+    """Entries are epochs of all samples of the shards."""
 
-    files: list[Shard]
-    # int64 [num_samples, 7]: shard; offset and size in bytes of image, text, JSON. Sorted by shard.
-    places: np.ndarray
-    config: DataConfig
-    filters: Filters
-    left_out: Counter[str]  # by the filters, by reason
-    mirror: remote.Mirror
-    # Per epoch: the samples' order, and where its groups of remote shards end (see ``_order``).
-    _orders: dict[int, tuple[np.ndarray, np.ndarray]] = field(
-        default_factory=dict, compare=False, repr=False
-    )
-    # Epoch and group that was read last; a list of one, because the dataclass is frozen.
-    _group: list[tuple[int, int]] = field(default_factory=list, compare=False, repr=False)
+    def __init__(
+        self,
+        files: list[Shard],
+        places: np.ndarray,
+        config: DataConfig,
+        left_out: Counter[str],
+        mirror: remote.Mirror,
+    ) -> None:
+        """
+        Args:
+            places: int64 [num_samples, 7]: shard; offset and size in bytes of image, text, JSON.
+                Sorted by shard.
+        """
+        count = "1 shard" if len(files) == 1 else f"{len(files):,} shards"
+        super().__init__(len(places), f"in {count}", config, left_out)
+        self.files = files
+        self.places = places
+        self.mirror = mirror
+        self._is_remote = not all(isinstance(shard, Path) for shard in files)
+        self._groups = LastTwo(self.groups)
+        self._read: tuple[int, int] | None = None  # epoch and group of the last entry
 
     @classmethod
     def open(cls, word: str, config: DataConfig, damage: shards.Damage) -> ShardsReader:
@@ -65,8 +70,8 @@ class ShardsReader:
             UserError: no such shard, one that is none, or shards without a single pair.
             RunError: a remote shard that cannot be fetched.
         """
-        filters = conditions.parse(config.filters)
         mirror = remote.Mirror(shards_folder(), int(config.mirror_gb * 2**30))
+        filters = parse(config.filters)
         files = expand(word)
         indexes = index_all(files, filters, mirror)
 
@@ -78,36 +83,12 @@ class ShardsReader:
         # One table of all samples, with the number of its shard before each row.
         numbers = np.repeat(np.arange(len(files)), [len(index.rows) for index in indexes])
         places = np.column_stack([numbers, np.concatenate([index.rows for index in indexes])])
-
         if not len(places):
-            endings = ", ".join(f".{extension}" for extension in shards.IMAGE_EXTENSIONS)
-            reasons = f"; filters left out {_by_reason(left_out)}" if left_out else ""
-            why = damage.summary() if damage.total or left_out else "no sample at all"
-            raise UserError(
-                f"{word} holds no pair of a picture ({endings}) and a .txt or .json: {why}{reasons}"
-            )
+            raise no_pair(word, damage, left_out)
 
-        reader = cls(files, places, config, filters, left_out, mirror)
+        reader = cls(files, places, config, left_out, mirror)
         reader._check_room()
         return reader
-
-    @property
-    def num_samples(self) -> int:
-        return len(self.places)
-
-    def describe(self) -> str:
-        left_out = f" (filters left out {_by_reason(self.left_out)})" if self.left_out else ""
-        files = "1 shard" if len(self.files) == 1 else f"{len(self.files):,} shards"
-        return f"{self.num_samples:,} pairs in {files}{left_out}"
-
-    def text(self, position: int) -> str:
-        epoch, index = self.find(position)
-        captions = self.filters.captions(self.captions(index))
-        return choose_caption(captions, self.config.seed, epoch, index)
-
-    def image(self, position: int) -> np.ndarray:
-        _, index = self.find(position)
-        return decoded(self.read(index, 1), self.config.decode_size, self.where(index))
 
     # ---- by the number of the sample ----
     #
@@ -115,27 +96,26 @@ class ShardsReader:
     # The column after it is the member's size, which is negative where the sample has none.
 
     def captions(self, index: int) -> list[str]:
-        text = self.read(index, 3) if self.places[index, 4] >= 0 else None
-        return captions_of(text, self.columns(index), self.where(index, 3))
+        data = self._member(index, 5)
+        columns = None if data is None else columns_of(data, self.where(index, 5))
+        return captions_of(self._member(index, 3), columns, self.where(index, 3))
 
-    def columns(self, index: int) -> dict[str, Any] | None:
-        """Its JSON; None where it has none."""
-        if self.places[index, 6] < 0:
-            return None
-        return columns_of(self.read(index, 5), self.where(index, 5))
+    def image_bytes(self, index: int) -> bytes:
+        data = self._member(index, 1)
+        assert data is not None
+        return data
 
-    def read(self, index: int, column: int) -> bytes:
-        """A member of the sample."""
+    def _member(self, index: int, column: int) -> bytes | None:
+        """A member of the sample; None where it has none."""
         offset, size = self.places[index, column : column + 2].tolist()
-        shard = self.files[self.places[index, 0]]
+        if size < 0:
+            return None
 
         def member(path: Path) -> bytes:
             return shards.read_member(path, (offset, size))
 
-        if isinstance(shard, Path):
-            return member(shard)
-        url, stamp = shard
-        return self.mirror.read(url, stamp, member)
+        shard = self.files[self.places[index, 0]]
+        return member(shard) if isinstance(shard, Path) else self.mirror.read(*shard, member)
 
     def where(self, index: int, column: int = 1) -> str:
         """Where a member lies, for people."""
@@ -146,31 +126,15 @@ class ShardsReader:
     # ---- the order ----
 
     def find(self, position: int) -> tuple[int, int]:
-        """(epoch, number of the sample) of an entry."""
-        epoch, place = divmod(position, self.num_samples)
-        if epoch not in self._orders:
-            # Two are kept, because a range of positions may lie across two epochs.
-            for old in sorted(self._orders)[:-1]:
-                del self._orders[old]
-            self._orders[epoch] = self._order(epoch)
+        epoch, index = super().find(position)
+        if self._is_remote:
+            self._fetch_ahead(epoch, int(self._groups[epoch][self.places[index, 0]]))
+        return epoch, index
 
-        order, group_ends = self._orders[epoch]
-        if len(group_ends):
-            group = np.searchsorted(group_ends, place, side="right")
-            self._fetch_ahead(epoch, int(group))
-        return epoch, int(order[place])
-
-    def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """The samples' order, and where each group of remote shards ends in it.
-
-        Local shards have no groups: all of them are there at any time.
-        """
-        seed = self.config.seed
-        if all(isinstance(shard, Path) for shard in self.files):
-            return shuffled(seed, epoch, self.num_samples), np.zeros(0, np.int64)
-        groups = self.groups(epoch)[self.places[:, 0]]
-        group_ends = np.cumsum(np.bincount(groups))
-        return shuffled(seed, epoch, self.num_samples, groups), group_ends
+    def order(self, epoch: int) -> np.ndarray:
+        # Local shards have no groups: all of them are there at any time.
+        groups = self._groups[epoch][self.places[:, 0]] if self._is_remote else None
+        return shuffled(self.config.seed, epoch, len(self.places), groups)
 
     def groups(self, epoch: int) -> np.ndarray:
         """int64 [number of shards]: which group of the epoch each shard is read in."""
@@ -182,11 +146,11 @@ class ShardsReader:
 
     def _fetch_ahead(self, epoch: int, group: int) -> None:
         """Begin to fetch the group after ``group``, once."""
-        if self._group == [(epoch, group)]:
+        if self._read == (epoch, group):
             return
-        self._group[:] = [(epoch, group)]
+        self._read = (epoch, group)
 
-        numbers = np.flatnonzero(self.groups(epoch) == group + 1)
+        numbers = np.flatnonzero(self._groups[epoch] == group + 1)
         next_shards = (self.files[number] for number in numbers)
         self.mirror.fetch_ahead([shard for shard in next_shards if not isinstance(shard, Path)])
 
@@ -196,13 +160,9 @@ class ShardsReader:
         sizes.sort(reverse=True)  # the worst case: the largest shards come together
         needed = sum(sizes[: 2 * self.config.shuffle_shards])
         if needed > self.mirror.limit:
-            raise UserError(
+            problem = (
                 f"two groups of {self.config.shuffle_shards} shards take {needed / 2**30:.1f} GiB,"
-                f" and data.mirror_gb is {self.config.mirror_gb:g}; raise it, or lower"
-                " data.shuffle_shards"
+                f" more than {self.config.mirror_gb:g}"
             )
-
-
-def _by_reason(left_out: Counter[str]) -> str:
-    reasons = ", ".join(f"{count:,} {reason}" for reason, count in left_out.most_common())
-    return f"{left_out.total():,}: {reasons}"
+            fix = "raise it, or lower data.shuffle_shards"
+            raise UserError(problem, about="data.mirror_gb", fix=fix)

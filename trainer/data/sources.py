@@ -30,7 +30,7 @@ from silc_bench.datasets.layouts import ENDINGS
 from silc_bench.errors import UserError
 from silc_bench.trainer.config.config import DataConfig
 from silc_bench.trainer.data.lists import ListedReader
-from silc_bench.trainer.data.samples import MIXTURE, Reader, ShapesReader, random_words
+from silc_bench.trainer.data.samples import MIXTURE, LastTwo, Reader, ShapesReader, random_words
 from silc_bench.trainer.data.shards import ShardsReader
 
 BLOCK = 1000  # entries: a share is met to 0.1 %
@@ -53,15 +53,14 @@ def open_reader(config: DataConfig, damage: Damage) -> Reader:
     weights = [weight for weight, _ in parts]
     if any(weight is None for weight in weights):
         if any(weights):
-            raise UserError(f"data {config.source!r}: give each source a weight, or none of them")
+            fix = "give each source a weight, or none of them"
+            raise UserError("some sources have no weight", about=config.source, fix=fix)
 
         # Without weights each source counts as many as it has, which an endless one cannot say.
         for (_, word), reader in zip(parts, readers, strict=True):
             if reader.num_samples is None:
-                raise UserError(
-                    f"data {config.source!r}: {word} never ends, so its share is yours to say;"
-                    " give each a weight"
-                )
+                problem = f"{word} never ends, so nothing says how large its share is"
+                raise UserError(problem, about=config.source, fix="give each source a weight")
         weights = [reader.num_samples for reader in readers]
     return MixedReader(readers, [float(weight or 0) for weight in weights], config.seed)
 
@@ -71,9 +70,8 @@ def _weighted(part: str, source: str) -> tuple[float | None, str]:
     match = re.fullmatch(r"([0-9.]+)\s*\*\s+(\S.*)", part)
     if not match:
         if not part:
-            raise UserError(
-                f"data {source!r}: a source is empty; write 'WEIGHT * SOURCE | WEIGHT * SOURCE'"
-            )
+            fix = "write 'WEIGHT * SOURCE | WEIGHT * SOURCE'"
+            raise UserError("a source is empty", about=repr(source), fix=fix)
         return None, part
 
     try:
@@ -81,7 +79,8 @@ def _weighted(part: str, source: str) -> tuple[float | None, str]:
     except ValueError:  # such as "1.2.3", which the pattern lets through
         weight = 0.0
     if weight <= 0:
-        raise UserError(f"data {source!r}: a weight is a number above 0, not {match[1]}")
+        problem = f"{match[1]} is no weight"
+        raise UserError(problem, about=source, fix="write a number above 0")
     return weight, match[2]
 
 
@@ -107,7 +106,7 @@ class MixedReader:
         self._readers = list(readers)
         self._seed = seed
         self._counts = shares(weights)
-        self._blocks: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self._blocks = LastTwo(self._block)
 
     @property
     def num_samples(self) -> int | None:
@@ -132,12 +131,6 @@ class MixedReader:
     def find(self, position: int) -> tuple[int, int]:
         """(which source, position in its own stream) of an entry."""
         block, place = divmod(position, BLOCK)
-        if block not in self._blocks:
-            # Two are kept, because a range of positions may lie across two blocks.
-            for old in sorted(self._blocks)[:-1]:
-                del self._blocks[old]
-            self._blocks[block] = self._block(block)
-
         which, before = self._blocks[block]
         reader = int(which[place])
         return reader, block * int(self._counts[reader]) + int(before[place])
@@ -163,8 +156,7 @@ def shares(weights: Sequence[float]) -> np.ndarray:
 
     if (counts == 0).any():
         smallest = min(weights) / sum(weights)
-        raise UserError(
-            f"a source has {100 * smallest:.3g} % of the stream; the least that can be met is"
-            f" {100 / BLOCK:g} %"
-        )
+        problem = f"a source has {100 * smallest:.3g} % of the stream"
+        fix = f"give it at least {100 / BLOCK:g} %, or leave it out"
+        raise UserError(problem, about="data.source", fix=fix)
     return counts

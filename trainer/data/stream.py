@@ -45,7 +45,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from silc_bench.datasets.files.shards import Damage
-from silc_bench.errors import RunError, UserError
+from silc_bench.errors import DataError, RunError, UserError, first_line
 from silc_bench.system.processes import concatenated, num_cores
 from silc_bench.trainer.config.config import DataConfig
 from silc_bench.trainer.data.samples import Reader, UnreadableError
@@ -83,7 +83,8 @@ def open_source(config: DataConfig) -> Source:
     for name, lowest in (("decode_size", 1), ("num_workers", 0), ("seed", 0)):
         value = getattr(config, name)
         if value < lowest:
-            raise UserError(f"data.{name}={value} is too small; it starts at {lowest}")
+            fix = f"give {lowest} or more"
+            raise UserError(f"{value} is too small", about=f"data.{name}", fix=fix)
 
     damage = Damage()
     return Source(open_reader(config, damage), config, damage)
@@ -206,10 +207,8 @@ class Source:
         if self.num_samples is None or num_failing < 2 * self.num_samples:
             return
         _, last = max(failures, key=_position_of)
-        raise UserError(
-            f"none of {self.num_samples:,} pairs can be read; the last: {last.cause} in"
-            f" {last.where}"
-        )
+        problem = f"none of {self.num_samples:,} pairs can be read; the last: {last.cause}"
+        raise DataError(problem, about=last.where, fix="look at it, and fetch or pack them anew")
 
     def _count(self, failures: Failures) -> None:
         # In the order of the stream, so that the first example named is the same at any number of
@@ -337,12 +336,12 @@ class ReadAhead:
             if is_sent or (isinstance(error, RuntimeError) and names_no_worker):
                 raise
 
-            first_line = next(iter(message.splitlines()), type(error).__name__)
-            raise RunError(
-                "a process that reads data was killed, most often for want of memory; lower"
-                " data.num_workers or data.decode_size, and continue with --resume"
-                f" ({first_line})"
-            ) from error
+            problem = (
+                f"a process that reads data was killed ({first_line(error)}),"
+                " mostly for want of memory"
+            )
+            fix = "lower it or data.decode_size, and continue with --resume"
+            raise RunError(problem, about="data.num_workers", fix=fix) from error
 
 
 class _Loader(Dataset):
@@ -418,11 +417,12 @@ def _in_workers(
     """
     folder = tempfile.gettempdir()
     if len(os.fsencode(folder)) > LONGEST_TMPDIR:
-        raise UserError(
-            f"data.num_workers={num_workers}: processes that read data cannot send it by way of"
-            f" {folder}, whose name is longer than {LONGEST_TMPDIR} letters; set the variable"
-            " TMPDIR to a shorter folder, as in TMPDIR=/tmp"
+        problem = (
+            f"processes that read data cannot send it by way of {folder}, whose name is longer"
+            f" than {LONGEST_TMPDIR} letters"
         )
+        fix = "set the variable TMPDIR to a shorter folder, as in TMPDIR=/tmp"
+        raise UserError(problem, about="data.num_workers", fix=fix)
 
     handler = signal.getsignal(signal.SIGCHLD)
     with warnings.catch_warnings():

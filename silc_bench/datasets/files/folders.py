@@ -14,7 +14,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from silc_bench.datasets.files.shards import IMAGE_EXTENSIONS, Place, list_members
+from silc_bench.datasets.files.shards import (
+    FETCH_OR_PACK,
+    IMAGE_EXTENSIONS,
+    Place,
+    check_whole,
+    list_members,
+)
 from silc_bench.errors import DataError
 
 FILE_EXTENSIONS = (*IMAGE_EXTENSIONS, "bmp", "ppm", "pgm", "tif", "tiff")
@@ -57,6 +63,10 @@ class Listing:
     stray: Counter[str] = field(default_factory=Counter)  # system files, by name
     other: list[str] = field(default_factory=list)  # files that are no images
 
+    def pass_over(self, stray: str) -> None:
+        # macOS writes a "._" file beside each: one line counts them all
+        self.stray["._*" if stray.startswith("._") else stray] += 1
+
     def notes(self) -> list[str]:
         """What was passed over, for people."""
         lines = []
@@ -65,9 +75,8 @@ class Listing:
             lines.append(f"skipped stray files of the system: {kinds}")
 
         if self.other:
-            lines.append(
-                f"skipped {len(self.other)} files that are no pictures, such as {self.other[0]}"
-            )
+            count = len(self.other)
+            lines.append(f"skipped {count} files that are no images, such as {self.other[0]}")
         return lines
 
 
@@ -122,12 +131,9 @@ def split_folders(path: Path, may_hold_others: bool = False) -> dict[str, Path]:
     others = set(names) - {*TRAIN, *TEST}
     if test is None or (others and not may_hold_others):
         own = " and ".join(sorted({*TRAIN, *TEST} & set(names)))
-        problem = f"{path} holds {own} and {', '.join(sorted(others)) or 'nothing else'}"
-        raise DataError(
-            problem,
-            fix=f"put the pictures to be scored into {path / 'test'} and those to learn from"
-            " into train/",
-        )
+        problem = f"the folder holds {own} and {', '.join(sorted(others)) or 'nothing else'}"
+        fix = "put the images to be scored into test/ and those to learn from into train/"
+        raise DataError(problem, about=path, fix=fix)
 
     splits = {"test": path / test}
     if has_train:
@@ -146,36 +152,32 @@ def _in_folder(path: Path, result: Listing) -> Iterable[File]:
             result.folders += names
 
         for name in files:
-            # macOS writes a "._" file beside each: one line counts them all
             if is_stray(name):
-                result.stray["._*" if name.startswith("._") else name] += 1
+                result.pass_over(name)
                 continue
             full = Path(folder, name)
             try:
                 size = full.stat().st_size
             except FileNotFoundError as error:  # a link into nowhere
-                problem = f"{full} is a link to a file that is gone"
-                raise DataError(problem, fix="restore the file or remove the link") from error
+                fix = "restore the file or remove the link"
+                problem = "it is a link to a file that is gone"
+                raise DataError(problem, about=full, fix=fix) from error
             yield File(full.relative_to(path).as_posix(), full, (0, size))
 
 
 def _in_tar(path: Path, result: Listing) -> Iterable[File]:
     """Members that are files; stray ones go into ``result``."""
     members, damage = list_members(path)
-    if damage.total:
-        problem = f"a damaged tar cannot be scored: {damage.summary()}"
-        raise DataError(problem, fix=f"fetch {path.name} again")
-
+    check_whole(path, damage)
     seen: set[str] = set()
     for name, place in members:
         name = name.removeprefix("./")  # written by `tar cf x.tar .`
         if stray := next((part for part in name.split("/") if is_stray(part)), None):
-            result.stray["._*" if stray.startswith("._") else stray] += 1
+            result.pass_over(stray)
             continue
 
         # unpacked, the second would replace the first; here both would be scored
         if name in seen:
-            fix = f"fetch {path.name} again, or pack it anew"
-            raise DataError(f"{path} holds {name} twice", fix=fix)
+            raise DataError(f"the tar holds {name} twice", about=path, fix=FETCH_OR_PACK)
         seen.add(name)
         yield File(name, path, place)

@@ -38,7 +38,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from silc_bench.datasets.files.shards import alternatives
-from silc_bench.errors import RunError, UserError
+from silc_bench.errors import RunError, UserError, first_line
 
 # ---- versions and copies of files ----
 
@@ -80,15 +80,14 @@ def expand(word: str) -> list[str]:
             urls.append(url)
             continue
         if url.startswith("http"):
-            raise UserError(
-                f"{url}: a web server has no list of its files;"
-                " name them by braces, as in {00000..00099}.tar"
-            )
+            fix = "name them by braces, as in {00000..00099}.tar"
+            raise UserError("a web server has no list of its files", about=url, fix=fix)
 
         # fsspec lists names without the scheme
         matches = [f"{scheme_of(url)}://{name}" for name in _listed(url)]
         if not matches:
-            raise UserError(f"no shard found: there is no {url}")
+            fix = "check the name of the bucket and the folders"
+            raise UserError("there is no such shard", about=url, fix=fix)
         urls += matches
     return urls
 
@@ -107,7 +106,8 @@ def _listed(url: str) -> list[str]:
     files: list[str] = []
     for number, part in enumerate(parts[first:], first):
         if part == "**":
-            raise UserError(f"{url}: ** is not understood here; name each level of folders by *")
+            fix = "name each level of folders by *"
+            raise UserError("** is not understood here", about=url, fix=fix)
 
         # whoever lists a file gets that file itself, which does not lie below its own name
         above = {folder.strip("/") for folder in folders}
@@ -162,12 +162,11 @@ def stamp_of(url: str) -> Stamp:
 
     info = ask(url, question)
     if info.get("type") == "directory":
-        raise UserError(f"{url} is a folder; name the shards in it, as in {url.rstrip('/')}/*.tar")
+        fix = f"name the shards in it, as in {url.rstrip('/')}/*.tar"
+        raise UserError("it is a folder", about=url, fix=fix)
     if not isinstance(info.get("size"), int):
-        raise UserError(
-            f"{url}: the source does not tell how large the file is,"
-            " so what arrives cannot be verified"
-        )
+        problem = "the source does not say how large the file is, which nothing can then verify"
+        raise UserError(problem, about=url, fix="fetch the shards yourself, and name the files")
 
     # what S3, the web, the hub, Google and old web servers call it
     names = ("ETag", "etag", "blob_id", "md5Hash", "Last-Modified")
@@ -215,12 +214,14 @@ class Mirror:
                 return look(path)
             except UserError as error:
                 if not isinstance(error.__cause__, FileNotFoundError):
-                    raise UserError(str(error).replace(str(path), url)) from error
-        raise UserError(
-            f"{url}: its copy in {self.folder} was removed {READS} times while it was read,"
-            " to make room for other shards;"
-            " raise data.mirror_gb of all runs that share the folder"
+                    about = error.about.replace(str(path), url)
+                    raise UserError(error.problem, about=about, fix=error.fix) from error
+        problem = (
+            f"its copy in {self.folder} was removed {READS} times while it was read,"
+            " to make room for other shards"
         )
+        fix = "raise data.mirror_gb of all runs that share the folder"
+        raise UserError(problem, about=url, fix=fix)
 
     def fetch_ahead(self, files: Sequence[tuple[str, Stamp]]) -> None:
         """Begin to fetch in the background.
@@ -261,31 +262,19 @@ def fetch(url: str, stamp: Stamp, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
     fs, remote_path = file_system(url)
-    chunk = CHUNK
-    failures = 0  # in a row
+    chunk = 2 * CHUNK
     with open(part, "ab") as file:
-        while (have := file.tell()) < stamp.size:
-            count = min(chunk, stamp.size - have)
-            try:
-                data = _read_range(fs, remote_path, have, count, stamp.size)
-            except Exception as error:  # each file system raises what its own library does
-                raise_if_final(url, error)
 
-                # a slow source may bring a smaller range in time
-                failures += 1
-                chunk = max(MIN_CHUNK, chunk // 2)
-                if failures == ATTEMPTS:
-                    raise RunError(
-                        f"{url}: stopped at byte {have:,} of {stamp.size:,} after {ATTEMPTS}"
-                        f" attempts that brought nothing (last: {words_of(error)});"
-                        " what has arrived is kept: once the source answers,"
-                        " give the command again (train: with --resume)"
-                    ) from error
-                wait(url, error, failures - 1)
-                continue
-            file.write(data)
-            failures = 0
-            chunk = min(CHUNK, 2 * chunk)
+        def question() -> bytes:
+            # a slow source may bring a smaller range in time
+            nonlocal chunk
+            chunk = max(MIN_CHUNK, chunk // 2)
+            return _read_range(fs, remote_path, have, min(chunk, stamp.size - have), stamp.size)
+
+        while (have := file.tell()) < stamp.size:
+            where = f"byte {have:,} of {stamp.size:,} was reached, and then there was "
+            file.write(ask(url, question, where, patience=math.inf))
+            chunk = min(2 * CHUNK, 4 * chunk)
 
         # on the disk before it gets its name, so that a name always means a whole file
         file.flush()
@@ -294,11 +283,11 @@ def fetch(url: str, stamp: Stamp, path: Path) -> None:
     now = stamp_of(url)
     if now != stamp or part.stat().st_size != stamp.size:
         part.unlink()
-        raise UserError(
-            f"{url} was changed while it was in use (size {stamp.size:,} -> {now.size:,},"
-            f" ETag {stamp.etag or 'none'} -> {now.etag or 'none'});"
-            " start anew on the version that is there"
+        problem = (
+            f"it was changed while it was in use (size {stamp.size:,} -> {now.size:,},"
+            f" ETag {stamp.etag or 'none'} -> {now.etag or 'none'})"
         )
+        raise UserError(problem, about=url, fix="start anew on the version that is there")
     os.replace(part, path)
 
 
@@ -373,7 +362,6 @@ NO_CREDENTIALS = (
     "ProfileNotFound",
     "DefaultCredentialsError",
 )
-Answer = TypeVar("Answer")
 _said = -math.inf  # when the last line about an attempt was printed
 _saying = threading.Lock()
 
@@ -394,32 +382,37 @@ def file_system(url: str) -> tuple[Any, str]:
         scheme = scheme_of(url)
         package, extra = PACKAGES.get(scheme, (scheme, None))
         line = f"pip install 'silc-bench[{extra}]'" if extra else f"pip install {package}"
-        raise UserError(
-            f"{url}: reading {scheme}:// needs the package {package}; {line}"
-        ) from error
+        problem = f"reading {scheme}:// needs the package {package}"
+        raise UserError(problem, about=url, fix=line) from error
     except ValueError as error:
-        raise UserError(f"{url}: {error}") from None
+        fix = "check how the address begins"
+        raise UserError(first_line(error), about=url, fix=fix) from None
 
 
-def ask(url: str, question: Callable[[], Answer]) -> Answer:
+def ask(url: str, question: Callable[[], T], before: str = "", patience: float | None = None) -> T:
     """What ``question()`` returns, asked anew where the source fails.
+
+    Args:
+        before: begins the sentence "no answer in 6 attempts".
+        patience: seconds, PATIENCE_SECONDS if not given.
 
     Raises:
         UserError: what no second attempt mends.
         RunError: no answer after several attempts.
     """
-    start = time.monotonic()
+    end = time.monotonic() + (PATIENCE_SECONDS if patience is None else patience)
     for attempt in range(ATTEMPTS):
         try:
             return question()
         except Exception as error:  # each file system raises what its own library does
             raise_if_final(url, error)
-            if attempt == ATTEMPTS - 1 or time.monotonic() - start > PATIENCE_SECONDS:
-                raise RunError(
-                    f"{url}: no answer in {attempt + 1} attempts (last: {words_of(error)});"
-                    " see that the address is right and that the source is up,"
-                    " then give the command again"
-                ) from error
+            if attempt == ATTEMPTS - 1 or time.monotonic() > end:
+                problem = f"{before}no answer in {attempt + 1} attempts (last: {first_line(error)})"
+                fix = (
+                    "see that the address is right and that the source is up, then give the command"
+                    " again (train: with --resume); what has arrived is kept"
+                )
+                raise RunError(problem, about=url, fix=fix) from error
             wait(url, error, attempt)
     raise AssertionError("the last attempt returns or raises")
 
@@ -429,7 +422,7 @@ def wait(url: str, error: Exception, failures: int) -> None:
 
     ``failures``: so many in a row before the last one.
     """
-    from silc_bench.system.terminal import notes
+    from silc_bench.system.terminal import warn
 
     global _said
     seconds = WAIT_SECONDS * 2**failures
@@ -438,8 +431,7 @@ def wait(url: str, error: Exception, failures: int) -> None:
         if time.monotonic() - _said > SAID_EVERY:
             _said = time.monotonic()
             attempt = f"attempt {failures + 2} of {ATTEMPTS} in {seconds:.0f} s"
-            line = f"{url}: {words_of(error)}; {attempt}"
-            notes.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
+            warn(f"{url}: {first_line(error)}; {attempt}")
     time.sleep(seconds)
 
 
@@ -447,66 +439,42 @@ def raise_if_final(url: str, error: Exception) -> None:
     """Raise UserError for errors that no second attempt mends."""
     # fsspec calls a web server's every failure "not found"; the cause knows better
     cause = error.__cause__ or error
-    status, code = _status(cause), _code(cause)
-    if code == "NoSuchBucket":
-        raise UserError(
-            f"{url}: there is no bucket {url.split('/')[2]};"
-            " check its name, and AWS_ENDPOINT_URL if it is set"
-        )
-    if status in (404, 410) or (status is None and isinstance(cause, FileNotFoundError)):
-        raise UserError(
-            f"{url}: there is no such file;"
-            " check the name of the bucket or host, the folder, and the numbers"
-        ) from error
-
-    advice = CREDENTIALS.get(scheme_of(url), "check your credentials")
-    if type(cause).__name__ in NO_CREDENTIALS:
-        raise UserError(
-            f"{url}: no credentials to read it with ({words_of(cause)}); {advice}"
-        ) from error
+    status, code = _status_and_code(cause)
+    is_missing = status in (404, 410) or (status is None and isinstance(cause, FileNotFoundError))
 
     # gcsfs says 403 by words alone
-    is_forbidden = type(error) is OSError and str(error).startswith("Forbidden:")
-    if isinstance(error, PermissionError) or status in (401, 403) or is_forbidden:
-        raise UserError(
-            f"{url}: the source does not let you read it ({words_of(error)});"
-            f" check your credentials: {advice}"
-        ) from error
+    says_forbidden = type(error) is OSError and str(error).startswith("Forbidden:")
+    is_forbidden = isinstance(error, PermissionError) or status in (401, 403) or says_forbidden
 
-    # an endpoint, or a bucket's name. An answer that cannot be parsed raises a class below
-    # ValueError, and may come right at the next attempt
-    if type(cause) is ValueError:
-        raise UserError(
-            f"{url}: cannot be asked for ({words_of(cause)});"
-            " check the name, and AWS_ENDPOINT_URL if it is set"
-        ) from error
+    reason = first_line(cause)
+    advice = CREDENTIALS.get(scheme_of(url), "check your credentials")
+    check = "check the name of the bucket or host, and AWS_ENDPOINT_URL if it is set"
+    finals = (
+        (code == "NoSuchBucket", "there is no such bucket", check),
+        (is_missing, "there is no such file", f"{check}; and the folder, and the numbers"),
+        (type(cause).__name__ in NO_CREDENTIALS, f"you have no credentials ({reason})", advice),
+        (is_forbidden, f"the source does not let you read it ({reason})", advice),
+        # An endpoint, or a bucket's name. An answer that cannot be parsed raises a class below
+        # ValueError, and may come right at the next attempt.
+        (type(cause) is ValueError, f"nobody can be asked for it ({reason})", check),
+    )
+    for is_final, problem, fix in finals:
+        if is_final:
+            raise UserError(problem, about=url, fix=fix) from error
 
 
 def scheme_of(url: str) -> str:
     return url.partition("://")[0]
 
 
-def words_of(error: BaseException) -> str:
-    """The first line of an error, at most 200 letters; its class where it says nothing."""
-    return next(iter(str(error).splitlines()), "")[:200] or type(error).__name__
-
-
-def _status(error: BaseException) -> int | None:
-    """The HTTP status that an error of aiohttp, gcsfs, requests or botocore carries."""
+def _status_and_code(error: BaseException) -> tuple[int | None, str | None]:
+    """The HTTP status that an error of a library carries, and what S3 calls the error."""
     response = getattr(error, "response", None)
-    if isinstance(response, dict):
-        response = response.get("ResponseMetadata", {})
-        return response.get("HTTPStatusCode")
+    if isinstance(response, dict):  # botocore
+        metadata = response.get("ResponseMetadata", {})
+        return metadata.get("HTTPStatusCode"), response.get("Error", {}).get("Code")
 
-    status = (
-        getattr(error, "status", None)
-        or getattr(error, "code", None)
-        or getattr(response, "status_code", None)
-    )
-    return status if isinstance(status, int) else None
-
-
-def _code(error: BaseException) -> str | None:
-    """What S3 calls the error."""
-    response = getattr(error, "response", None)
-    return response.get("Error", {}).get("Code") if isinstance(response, dict) else None
+    # aiohttp, gcsfs, requests
+    places = ((error, "status"), (error, "code"), (response, "status_code"))
+    values = (getattr(holder, name, None) for holder, name in places)
+    return next((value for value in values if isinstance(value, int)), None), None

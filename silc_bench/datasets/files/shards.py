@@ -27,7 +27,7 @@ from typing import TypeAlias
 
 from PIL import Image
 
-from silc_bench.errors import UserError
+from silc_bench.errors import DataError, UserError, first_line
 
 Place: TypeAlias = tuple[int, int]  # offset and size in bytes
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
@@ -35,6 +35,7 @@ IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 BROKEN_TAR = (tarfile.TarError, ValueError, OverflowError, MemoryError)
 # what Pillow lets through from its decoders
 BROKEN_IMAGE = (OSError, ValueError, SyntaxError, EOFError, IndexError, struct.error, zlib.error)
+BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 MAX_PIXELS = 64_000_000  # an image that claims more is taken for a decompression bomb
 
 
@@ -94,6 +95,11 @@ class Sample:
     key: str
     members: dict[str, Place]  # by extension: "jpg", "txt", "cls"
 
+    @property
+    def image(self) -> Place | None:
+        """Of its image; None where it has none that we read."""
+        return next((self.members[ext] for ext in IMAGE_EXTENSIONS if ext in self.members), None)
+
 
 @dataclass(frozen=True)
 class ShardIndex:
@@ -119,19 +125,17 @@ def expand(pattern: str) -> list[Path]:
         UserError: a pattern or a brace alternative that matches no file; a missing shard is never
             passed over.
     """
-    if Path(pattern).exists():
-        parts = [pattern]
-    else:
+    parts = [pattern]
+    if not Path(pattern).exists():
         parts = [part for part in re.split(r"::|\s+", pattern) if part]
     if not parts:
-        raise UserError(
-            "no shards named; give a path, a folder or a pattern such as 'data/{000..009}.tar'"
-        )
+        fix = "give a path, a folder or a pattern such as 'data/{000..009}.tar'"
+        raise UserError("it names no shard", about=repr(pattern), fix=fix)
 
     files: list[Path] = []
     for part in parts:
         for name in alternatives(part):
-            files += _matches(name, pattern)
+            files += _matches(name)
     return list(dict.fromkeys(files))
 
 
@@ -158,19 +162,19 @@ def alternatives(pattern: str) -> Iterator[str]:
         yield from alternatives(pattern[: braces.start()] + option + pattern[braces.end() :])
 
 
-def _matches(name: str, pattern: str) -> list[Path]:
-    """Files of one alternative; ``pattern`` is all that the user wrote, for the message."""
+def _matches(name: str) -> list[Path]:
+    """Files of one alternative."""
     path = Path(name).expanduser()
     if path.is_dir():
-        files = sorted(path.glob("*.tar"))
-        looked_for = f"*.tar in the folder {path}"
+        path /= "*.tar"
+        files = sorted(path.parent.glob("*.tar"))
     elif path.exists():
         return [path]  # also where its name holds a letter that a glob understands
     else:
         files = sorted(Path(match) for match in glob.glob(str(path), recursive=True))
-        looked_for = str(path.absolute())
     if not files:
-        raise UserError(f"no shard found for {pattern!r}: there is no {looked_for}")
+        fix = "check the folder and the numbers; a run reads all shards that it is given or none"
+        raise UserError("there is no such shard", about=path.absolute(), fix=fix)
     return files
 
 
@@ -205,9 +209,23 @@ def list_members(path: Path) -> tuple[list[tuple[str, Place]], Damage]:
             size = os.fstat(file.fileno()).st_size
             return list(_members(tar, size, path, damage)), damage
     except OSError as error:
-        raise UserError(f"cannot read the shard {path}: {error.strerror or error}") from error
+        raise cannot_read(path, error) from error
     except BROKEN_TAR as error:
-        raise UserError(f"{path} is not a tar shard: {_what_it_is(path)}") from error
+        kind, fix = _what_it_is(path)
+        raise UserError(f"it is no tar shard: {kind}", about=path, fix=fix) from error
+
+
+def cannot_read(path: Path, error: OSError) -> UserError:
+    """The error to raise where the system gives no access to a file."""
+    fix = "check that the file is there and that you may read it"
+    return UserError(f"it cannot be read ({error.strerror or error})", about=path, fix=fix)
+
+
+def check_whole(path: Path, damage: Damage) -> None:
+    """Raise DataError for a damaged tar, in an evaluation."""
+    if damage.total:
+        problem = f"the tar is damaged, and a part cannot be scored: {damage.summary()}"
+        raise DataError(problem, about=path, fix=FETCH_OR_PACK)
 
 
 def _members(
@@ -258,23 +276,31 @@ def _add_member(samples: list[Sample], name: str, place: Place, path: Path, dama
     members[extension] = place
 
 
-def _what_it_is(path: Path) -> str:
+FETCH_OR_PACK = "fetch the file again, or pack it anew"
+# first bytes of other files, what these are, and what to do
+_OTHER_KINDS = (
+    (
+        (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd"),  # gzip, bzip2, xz, zstandard
+        "the file is compressed, and reading at random needs a plain tar",
+        "decompress it first",
+    ),
+    ((b"version https://git-lfs",), "it is a Git LFS pointer", "run `git lfs pull`"),
+    (
+        (b"\xff\xd8\xff", b"\x89PNG", b"RIFF"),  # JPEG, PNG, WebP
+        "it is an image",
+        "name the folder instead of the images in it",
+    ),
+)
+
+
+def _what_it_is(path: Path) -> tuple[str, str]:
     """What lies there in place of a tar, by its first bytes, and what to do about it."""
     with open(path, "rb") as file:
         start = file.read(64)
-    if not start:
-        return "the file is empty; pack or upload it anew"
-
-    # gzip, bzip2, xz, zstandard
-    if start.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")):
-        return "it is compressed, and reading at random needs a plain tar; decompress it first"
-    if start.startswith(b"version https://git-lfs"):
-        return "it is a Git LFS pointer; fetch the file with `git lfs pull`"
-
-    # JPEG, PNG, WebP
-    if start.startswith((b"\xff\xd8\xff", b"\x89PNG", b"RIFF")):
-        return f"it is a picture; name its folder ({path.parent}) instead of the pictures in it"
-    return f"it starts with {start[:16]!r}; pack or upload it anew"
+    for first_bytes, kind, fix in _OTHER_KINDS:
+        if start.startswith(first_bytes):
+            return kind, fix
+    return f"it starts with {start[:16]!r}" if start else "the file is empty", FETCH_OR_PACK
 
 
 def read_member(path: Path, place: Place) -> bytes:
@@ -293,12 +319,11 @@ def read_member(path: Path, place: Place) -> bytes:
         finally:
             os.close(handle)
     except OSError as error:
-        raise UserError(f"cannot read the shard {path}: {error.strerror}") from error
+        raise cannot_read(path, error) from error
 
     if len(data) != size:
-        raise UserError(
-            f"{path} changed while it was in use: {len(data)} of {size} bytes at {offset}"
-        )
+        problem = f"it changed while it was in use: {len(data)} of {size} bytes at {offset}"
+        raise UserError(problem, about=path, fix="leave it as it is, and start anew")
     return data
 
 
@@ -306,11 +331,11 @@ def read_member(path: Path, place: Place) -> bytes:
 
 
 def what_broke(error: Exception) -> str:
-    """One of BROKEN_IMAGE in words.
+    """An error of Pillow as a clause.
 
-    Pillow names the buffer that it read by its address, which tells nobody which image it was.
+    It names the buffer that it read by its address, which tells nobody which image it was.
     """
-    return re.sub(r" <_io\.BytesIO object at 0x[0-9a-f]+>", "", str(error)) or type(error).__name__
+    return re.sub(r" <_io\.BytesIO object at 0x[0-9a-f]+>", "", first_line(error))
 
 
 def image_size(data: bytes) -> tuple[int, int]:
@@ -353,7 +378,6 @@ def decode_image(data: bytes) -> Image.Image:
         return image.convert("RGB")
     except DamagedImageError:
         raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise DamagedImageError("oversized image", str(error)) from error
-    except BROKEN_IMAGE as error:
-        raise DamagedImageError("corrupt image", what_broke(error)) from error
+    except (*BOMBS, *BROKEN_IMAGE) as error:
+        cause = "oversized image" if isinstance(error, BOMBS) else "corrupt image"
+        raise DamagedImageError(cause, what_broke(error)) from error

@@ -37,7 +37,8 @@ class Shapes:
         self, split: str, num_samples: int, size: int = 64, seed: int = 0, limit: int | None = None
     ) -> None:
         if num_samples < 1:
-            raise UserError(f"shapes needs at least one sample, not {num_samples}")
+            problem = f"{num_samples} samples are none"
+            raise UserError(problem, about="shapes", fix="ask for at least one")
 
         # a wrong split or seed is refused now, not at the first image
         scene(seed, split, num_samples - 1)

@@ -105,7 +105,7 @@ def render(scene: Scene, size: int) -> tuple[np.ndarray, np.ndarray]:
         ValueError: a size below 16 pixels, where the shapes cannot be told apart.
     """
     if size < 16:
-        raise ValueError(f"a shapes picture needs at least 16 pixels a side, not {size}")
+        raise ValueError(f"an image of shapes needs at least 16 pixels a side, not {size}")
 
     # the main object comes first in the scene and is drawn last, on top of the others
     centres = _pixel_centres(size)

@@ -146,11 +146,10 @@ class _Draws:
 
     def __init__(self, seed: int, split: str, index: int) -> None:
         if split not in SPLITS:
-            raise unknown_name("split of shapes", split, SPLITS)
+            raise unknown_name("split", split, SPLITS, about="shapes")
         if not (0 <= seed < 2**63 and 0 <= index < 2**63):
-            raise UserError(
-                f"shapes needs a seed and an index from 0 to 2**63 - 1, not {seed} and {index}"
-            )
+            problem = f"the seed {seed} or the index {index} is out of range"
+            raise UserError(problem, about="shapes", fix="give numbers from 0 to 2**63 - 1")
 
         # the index in the highest word of the counter: streams of two samples never meet
         words = np.random.Philox(key=(seed, SPLITS.index(split)), counter=(0, 0, 0, index))

@@ -7,7 +7,6 @@ import random
 import tarfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,12 +14,12 @@ from braceexpand import braceexpand
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from refusals import refused
 from webdataset import WebDataset
 
 from silc_bench.datasets.files.shards import (
     Damage,
     DamagedImageError,
-    ShardIndex,
     decode_image,
     expand,
     image_format,
@@ -49,9 +48,7 @@ ODD_NAMES = [
 ]
 
 
-def write_tar(
-    path: Path, members: list[tuple[str, bytes]], tar_format: int = tarfile.PAX_FORMAT
-) -> Path:
+def write_tar(path, members, tar_format=tarfile.PAX_FORMAT):
     with tarfile.open(path, "w", format=tar_format) as tar:
         for name, data in members:
             header = tarfile.TarInfo(name)
@@ -60,23 +57,21 @@ def write_tar(
     return path
 
 
-def content(shard: ShardIndex) -> list[tuple[str, dict[str, bytes]]]:
+def content(shard):
     return [
         (sample.key, {ext: read_member(shard.path, place) for ext, place in sample.members.items()})
         for sample in shard.samples
     ]
 
 
-def content_by_webdataset(paths: list[Path]) -> list[tuple[str, dict[str, bytes]]]:
+def content_by_webdataset(paths):
     read = WebDataset([str(path) for path in paths], shardshuffle=False, empty_check=False)
-    added = {"__key__", "__url__", "__local_path__"}
-    return [
-        (one["__key__"], {ext: data for ext, data in one.items() if ext not in added})
-        for one in read
-    ]
+    added = ("__url__", "__local_path__")
+    samples = [{ext: data for ext, data in sample.items() if ext not in added} for sample in read]
+    return [(sample.pop("__key__"), sample) for sample in samples]
 
 
-def encoded(kind: str, mode: str = "RGB", size: tuple[int, int] = (8, 6)) -> bytes:
+def encoded(kind, mode="RGB", size=(8, 6)):
     shape = (size[1], size[0], len(mode)) if len(mode) > 1 else (size[1], size[0])
     pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     buffer = io.BytesIO()
@@ -104,7 +99,7 @@ def test_samples_equal_webdatasets(tmp_path, tar_format):
 @pytest.mark.skipif(REAL is None, reason="SILC_BENCH_TEST_DATA is not set: no real shards")
 def test_real_shards_equal_webdatasets():
     paths = expand(f"{REAL}/cifar100/train/cifar100-train-00000{{3..4}}.tar")
-    ours = [one for path in paths for one in content(index_shard(path))]
+    ours = [sample for path in paths for sample in content(index_shard(path))]
     assert ours == content_by_webdataset(paths)
     assert len(ours) == 5000
 
@@ -118,26 +113,16 @@ def test_keys_are_split_as_webdataset_splits_them(tmp_path, name):
     assert content(index_shard(path)) == content_by_webdataset([path])
 
 
-def test_hidden_files_are_passed_over(tmp_path):
+def test_hidden_files_and_other_members_are_passed_over(tmp_path):
     """Finder's "._0.png" beside "0.png"; webdataset takes the folder for their key."""
-    shard = index_shard(
-        write_tar(tmp_path / "a.tar", [("a/._0.png", b"x"), ("a/0.png", b"y"), (".b", b"z")])
-    )
-    assert content(shard) == [("a/0", {"png": b"y"})]
-
-
-def test_other_members_are_passed_over(tmp_path):
-    path = tmp_path / "a.tar"
-    with tarfile.open(path, "w") as tar:
-        for name, kind in (
-            ("folder.d", tarfile.DIRTYPE),
-            ("link.png", tarfile.SYMTYPE),
-            ("hard.png", tarfile.LNKTYPE),
-        ):
-            header = tarfile.TarInfo(name)
+    members = [("a/._0.png", b"x"), ("a/0.png", b"y"), (".b", b"z")]
+    path = write_tar(tmp_path / "a.tar", members)
+    with tarfile.open(path, "a") as tar:
+        for kind in (tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE):
+            header = tarfile.TarInfo("other.png")
             header.type, header.linkname = kind, "/etc/passwd"
             tar.addfile(header)
-    assert index_shard(path).samples == ()
+    assert content(index_shard(path)) == [("a/0", {"png": b"y"})]
 
 
 @pytest.mark.timing
@@ -155,12 +140,10 @@ def test_threads_and_forked_workers_read_the_same(tmp_path):
 
 def test_reading_a_shard_that_shrank_or_vanished_is_an_error(tmp_path):
     shard = index_shard(write_tar(tmp_path / "a.tar", [("0.bin", bytes(9000))]))
-    os.truncate(shard.path, 4000)
-    with pytest.raises(UserError, match="changed while"):
-        read_member(shard.path, shard.samples[0].members["bin"])
-    shard.path.unlink()
-    with pytest.raises(UserError, match="cannot read"):
-        read_member(shard.path, shard.samples[0].members["bin"])
+    for change in (lambda: os.truncate(shard.path, 4000), shard.path.unlink):
+        change()
+        with refused(shard.path):
+            read_member(shard.path, shard.samples[0].members["bin"])
 
 
 # ---- damage ----
@@ -188,8 +171,9 @@ def test_a_broken_header_in_the_middle_is_counted(tmp_path):
     path.write_bytes(data)
     shard = index_shard(path)
     assert [sample.key for sample in shard.samples] == ["0", "1"]
-    assert "unreadable header" in shard.damage.summary()
-    assert "byte 2,048" in shard.damage.summary()
+    ((cause, where),) = shard.damage.first.items()
+    assert cause.startswith("unreadable header")
+    assert where.endswith("byte 2,048")
 
 
 def test_the_same_name_twice_in_a_sample_is_counted(tmp_path):
@@ -237,35 +221,29 @@ def test_nonsense_sizes_are_counted(tmp_path, size, kind):
     assert shard.damage.total == 1
 
 
-def seal_header(data: bytearray, start: int) -> None:
+def seal_header(data, start):
     """Make the checksum right, so that the header is believed."""
     data[start + 148 : start + 156] = b" " * 8
     data[start + 148 : start + 156] = b"%06o\0 " % sum(data[start : start + 512])
 
 
-@pytest.mark.parametrize(
-    ("data", "sentence"),
-    [
-        (b"", "empty"),
-        (b"\x1f\x8b" + bytes(600), "compressed"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "git lfs pull"),
-        (b"\xff\xd8\xff\xe0\x00\x10JFIF", "name its folder"),
-        (b"<!DOCTYPE html><html>not found</html>" * 40, "DOCTYPE"),
-        (bytes(range(256)) * 4, "starts with"),
-    ],
-)
-def test_files_that_are_no_tar_are_named_for_what_they_are(tmp_path, data, sentence):
+NO_TARS = {
+    "empty": b"",
+    "compressed": b"\x1f\x8b" + bytes(600),
+    "a pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:0",
+    "an image": b"\xff\xd8\xff\xe0\x00\x10JFIF",
+    "a page": b"<!DOCTYPE html><html>not found</html>" * 40,
+    "missing": None,
+}
+
+
+@pytest.mark.parametrize("case", NO_TARS)
+def test_files_that_are_no_tar_are_named_for_what_they_are(tmp_path, case):
     path = tmp_path / "a.tar"
-    path.write_bytes(data)
-    with pytest.raises(UserError, match=sentence):
+    if NO_TARS[case] is not None:
+        path.write_bytes(NO_TARS[case])
+    with refused(path):
         index_shard(path)
-
-
-def test_a_missing_file_or_a_folder_is_an_error(tmp_path):
-    with pytest.raises(UserError, match="No such file"):
-        index_shard(tmp_path / "none.tar")
-    with pytest.raises(UserError, match="directory"):
-        index_shard(tmp_path)
 
 
 def test_damage_is_summed_by_cause_with_the_first_example():
@@ -326,73 +304,55 @@ def test_folders_globs_and_several_patterns(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "pattern", ["", "  ", "{root}/none.tar", "{root}/*.tar", "{root}", "{root}/../x{{0..3}}.tar"]
+    ("pattern", "about"),
+    [
+        ("  ", "'  '"),
+        ("{root}/none.tar", "{root}/none.tar"),
+        ("{root}/*.tar", "{root}/*.tar"),
+        ("{root}/empty", "{root}/empty/*.tar"),
+        ("{root}/{{0..3}}.tar", "{root}/2.tar"),
+    ],
 )
-def test_nothing_found_says_what_was_looked_for(tmp_path, pattern):
-    with pytest.raises(UserError, match=r"no shard"):
+def test_a_pattern_without_a_file_is_an_error(tmp_path, pattern, about):
+    (tmp_path / "empty").mkdir()
+    if "0..3" in pattern:
+        for i in (0, 1, 3):
+            (tmp_path / f"{i}.tar").touch()
+    with refused(about.format(root=tmp_path)):
         expand(pattern.format(root=tmp_path))
-
-
-def test_one_missing_shard_of_a_range_is_an_error(tmp_path):
-    for i in (0, 1, 3):
-        (tmp_path / f"{i}.tar").touch()
-    with pytest.raises(UserError, match=r"2\.tar"):
-        expand(f"{tmp_path}/{{0..3}}.tar")
 
 
 # ---- images ----
 
 
-@pytest.mark.parametrize(
-    ("kind", "mode"),
-    [
-        ("PNG", "RGB"),
-        ("PNG", "L"),
-        ("PNG", "RGBA"),
-        ("JPEG", "RGB"),
-        ("JPEG", "L"),
-        ("WEBP", "RGB"),
-    ],
-)
-def test_images_of_every_usual_kind_become_rgb(kind, mode):
-    data = encoded(kind, mode)
+@pytest.mark.parametrize("kind", ["PNG RGB", "PNG L", "PNG RGBA", "JPEG RGB", "JPEG L", "WEBP RGB"])
+def test_images_of_every_usual_kind_become_rgb(kind):
+    data = encoded(*kind.split())
     image = decode_image(data)
-    assert image.mode == "RGB"
-    assert image.size == (8, 6)
-    np.testing.assert_array_equal(
-        np.asarray(image), np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
-    )
+    assert (image.mode, image.size) == ("RGB", (8, 6))
+    assert image.tobytes() == Image.open(io.BytesIO(data)).convert("RGB").tobytes()
 
 
 def test_unusable_images_are_refused_by_cause():
     png = encoded("PNG", size=(64, 64))
-    bomb = bytearray(png)
-    bomb[16:24] = (20_000).to_bytes(4, "big") + (3_300).to_bytes(4, "big")
-    huge = bytearray(png)
-    huge[16:24] = (100_000).to_bytes(4, "big") * 2
     deep = io.BytesIO()
     Image.fromarray(np.arange(64, dtype=np.uint16).reshape(8, 8) * 900).save(deep, "PNG")
-    cases = {
-        "corrupt image": [
-            b"",
-            b"not a picture",
-            png[: len(png) // 2],
-            png[:20],
-            encoded("JPEG", size=(64, 64))[:400],
-        ],
-        "oversized image": [fix_header(bomb), fix_header(huge)],
-        "image of more than 8 bits": [deep.getvalue()],
-    }
-    for cause, images in cases.items():
-        for data in images:
-            with pytest.raises(DamagedImageError) as caught:
-                decode_image(bytes(data))
-            assert caught.value.cause == cause
+    jpeg = encoded("JPEG", size=(64, 64))
+    corrupt = (b"", b"not an image", png[: len(png) // 2], png[:20], jpeg[:400])
+    cases = [
+        *(("corrupt image", data) for data in corrupt),
+        *(("oversized image", claiming(png, *size)) for size in ((20_000, 3_300), (10**5, 10**5))),
+        ("image of more than 8 bits", deep.getvalue()),
+    ]
+    for cause, data in cases:
+        with pytest.raises(DamagedImageError) as caught:
+            decode_image(data)
+        assert caught.value.cause == cause
 
 
-def fix_header(png: bytearray) -> bytes:
-    png[29:33] = zlib.crc32(png[12:29]).to_bytes(4, "big")
-    return bytes(png)
+def claiming(png, width, height):
+    header = png[12:16] + width.to_bytes(4, "big") + height.to_bytes(4, "big") + png[24:29]
+    return png[:12] + header + zlib.crc32(header).to_bytes(4, "big") + png[33:]
 
 
 @settings(max_examples=200, deadline=None)
@@ -414,5 +374,5 @@ def test_broken_images_raise_nothing_else(kind, flips, keep):
 
 def test_a_damaged_image_is_described_without_the_address_of_a_buffer():
     for read in (decode_image, image_size, image_format):
-        with pytest.raises(DamagedImageError, match=r"^corrupt image: cannot identify image file$"):
-            read(b"no picture")
+        with pytest.raises(DamagedImageError, match=r"^corrupt image: [^<]*image file$"):
+            read(b"no image")

@@ -1,6 +1,7 @@
-"""Generated scenes: determinism, disjoint splits, true captions, pictures as another hand draws."""
+"""Generated scenes: determinism, disjoint splits, true captions, images as another hand draws."""
 
 import hashlib
+import itertools
 import math
 import re
 
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
+from refusals import refused
 
 from silc_bench.datasets.dataset import ImageDataset, spread
 from silc_bench.datasets.shapes.captions import captions
@@ -29,7 +31,6 @@ from silc_bench.datasets.shapes.scenes import (
     label,
     scene,
 )
-from silc_bench.errors import UserError
 
 samples = st.builds(
     scene, st.integers(0, 2**63 - 1), st.sampled_from(SPLITS), st.integers(0, 2**63 - 1)
@@ -37,8 +38,12 @@ samples = st.builds(
 PAIR = re.compile(rf"\b({'|'.join(COLORS)}) ({'|'.join(SHAPES)})\b")
 
 
-def pair(item: Item) -> str:
+def pair(item):
     return f"{item.color} {item.shape}"
+
+
+def pairs_in(text):
+    return {" ".join(names) for names in PAIR.findall(text)}
 
 
 # ---- scenes ----
@@ -46,39 +51,23 @@ def pair(item: Item) -> str:
 
 def test_vocabulary_is_eight_by_eight_and_holds_out_each_colour_and_shape_once():
     assert len(COLORS) == len(SHAPES) == 8
-    assert len(PAIRS) == len(set(PAIRS)) == 64
-    assert PAIRS[0] == f"{COLORS[0]} {SHAPES[0]}"
+    assert len(set(PAIRS)) == 64
     assert PAIRS[1] == f"{COLORS[0]} {SHAPES[1]}"
-    assert sorted(name.split()[0] for name in UNSEEN) == sorted(COLORS)
-    assert sorted(name.split()[1] for name in UNSEEN) == sorted(SHAPES)
+    for names, which in ((COLORS, 0), (SHAPES, 1)):
+        assert sorted(pair.split()[which] for pair in UNSEEN) == sorted(names)
 
 
 def test_scenes_and_captions_are_pinned():
     """A changed scene or caption changes every number on shapes: raise VERSION and this hash."""
-    drawn = [
-        scene(seed, split, index) for seed in (0, 7) for split in SPLITS for index in (0, 1, 10**12)
-    ]
+    drawn = itertools.starmap(scene, itertools.product((0, 7), SPLITS, (0, 1, 10**12)))
     text = repr([(one, captions(one)) for one in drawn])
     assert hashlib.sha256(text.encode()).hexdigest()[:16] == "045deff16efc459f"
 
 
-def test_any_sample_can_be_made_alone_and_in_any_order():
-    forward = [scene(3, "val", i) for i in range(50)]
-    backward = [scene(3, "val", i) for i in reversed(range(50))][::-1]
-    assert forward == backward
-    assert forward[17] == scene(3, "val", 17)
-
-
 def test_splits_and_seeds_share_no_scene():
-    layouts = [
-        scene(seed, split, i).objects for seed in (0, 1) for split in SPLITS for i in range(1500)
-    ]
+    scenes = itertools.starmap(scene, itertools.product((0, 1), SPLITS, range(1500)))
+    layouts = [drawn.objects for drawn in scenes]
     assert len(set(layouts)) == len(layouts)
-
-
-def test_splits_share_no_image():
-    images = {render(scene(0, split, i), 32)[0].tobytes() for split in SPLITS for i in range(150)}
-    assert len(images) == 150 * len(SPLITS)
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -87,9 +76,7 @@ def test_held_out_pairs_occur_only_as_main_object_of_unseen(split):
     expected = set(UNSEEN) if split == "unseen" else set(PAIRS) - set(UNSEEN)
     assert {pair(one.objects[0]) for one in scenes} == expected
     assert not {pair(item) for one in scenes for item in one.objects[1:]} & set(UNSEEN)
-    mentioned = {
-        " ".join(found) for one in scenes for text in captions(one) for found in PAIR.findall(text)
-    }
+    mentioned = set().union(*(pairs_in(" ".join(captions(one))) for one in scenes))
     assert bool(mentioned & set(UNSEEN)) == (split == "unseen")
 
 
@@ -117,23 +104,15 @@ def test_objects_are_in_the_image_apart_and_told_apart(one):
     main, *others = one.objects
     assert 0 <= label(one) < 64
     assert PAIRS[label(one)] == pair(main)
-    assert (
-        len({item.color for item in one.objects})
-        == len({item.shape for item in one.objects})
-        == len(one.objects)
-        <= 4
-    )
+    for names in ({item.color for item in one.objects}, {item.shape for item in one.objects}):
+        assert len(names) == len(one.objects) <= 4
+    bands = {"top": (0, 0.42), "middle": (0.44, 0.56), "bottom": (0.58, 1)}
     for item in one.objects:
-        assert item.radius <= item.cx <= 1 - item.radius
-        assert item.radius <= item.cy <= 1 - item.radius
-        assert {"top": item.cy < 0.42, "middle": 0.44 < item.cy < 0.56, "bottom": item.cy > 0.58}[
-            item.place
-        ]
-    for item in others:
-        assert item.radius < 0.8 * main.radius
-    for i, a in enumerate(one.objects):
-        for b in one.objects[:i]:
-            assert math.dist((a.cx, a.cy), (b.cx, b.cy)) > a.radius + b.radius
+        assert item.radius <= min(item.cx, item.cy, 1 - item.cx, 1 - item.cy)
+        assert bands[item.place][0] < item.cy < bands[item.place][1]
+    assert all(item.radius < 0.8 * main.radius for item in others)
+    for a, b in itertools.combinations(one.objects, 2):
+        assert math.dist((a.cx, a.cy), (b.cx, b.cy)) > a.radius + b.radius
 
 
 # ---- captions ----
@@ -148,24 +127,18 @@ def test_captions_differ_and_are_true(one):
     assert all(pair(main) in text for text in texts)
     present = {pair(item) for item in one.objects}
     for text in texts:
-        assert {" ".join(found) for found in PAIR.findall(text)} <= present
+        assert pairs_in(text) <= present
         named = re.findall("|".join(SHAPES), text)
         assert named[0] == main.shape
         assert not re.search(r"\b(left|right)\b|\ba [aeiou](?!ne\b)|\ban [^aeiou]|  |^ | $", text)
     textured, pairs, placed, sized, counted = texts
     assert f"{main.texture} {pair(main)} on a {one.background.texture} background" in textured
-    assert {" ".join(found) for found in PAIR.findall(pairs)} == present
-    assert placed.endswith(
-        {"top": "at the top", "middle": "in the middle", "bottom": "at the bottom"}[main.place]
-    )
+    assert pairs_in(pairs) == present
+    assert placed.endswith(f"{'in' if main.place == 'middle' else 'at'} the {main.place}")
     assert f"{main.size} {pair(main)}" in sized
-    words = {
-        0: f"one {pair(main)}",
-        1: "and one smaller thing",
-        2: "and two smaller things",
-        3: "and three smaller things",
-    }
-    assert counted.endswith(words[len(others)])
+    number = ("one", "one", "two", "three")[len(others)]
+    rest = f"smaller thing{'s' * (len(others) > 1)}" if others else pair(main)
+    assert counted.endswith(f"{number} {rest}")
 
 
 def test_the_prompts_of_zero_shot_occur_among_the_captions():
@@ -177,77 +150,51 @@ def test_the_prompts_of_zero_shot_occur_among_the_captions():
 # ---- images ----
 
 
-def item_of(shape: str, **changes: object) -> Item:
-    fields = {
-        "color": "white",
-        "shape": shape,
-        "size": "huge",
-        "texture": "plain",
-        "place": "middle",
-    }
-    fields |= {"cx": 0.47, "cy": 0.52, "radius": 0.31, "angle": 12.0, "shade": 1.0}
-    return Item(**(fields | changes))
+def item_of(shape, color="white", texture="plain", cx=0.47, cy=0.52, radius=0.31):
+    return Item(color, shape, "huge", texture, "middle", cx, cy, radius, 12.0, 1.0)
 
 
-def scene_of(*items: Item, texture: str = "plain") -> Scene:
+def scene_of(*items, texture="plain"):
     return Scene(items, Background(texture, "slate", 0.0, 30.0, 0.2, 5), 0)
 
 
-def outline_by_hand(item: Item, size: int, factor: int = 24) -> np.ndarray:
-    """Coverage [size, size] from polygons filled by Pillow at ``factor`` times the size.
+def disc(u, v, radius):
+    angles = np.linspace(0, 2 * math.pi, 300)
+    return np.stack([u + radius * np.cos(angles), v + radius * np.sin(angles)], -1)
 
-    Then averaged.
-    """
-    turn = math.radians(item.angle)
 
-    def draw(points, value):
-        corners = [
-            (
-                (item.cx + item.radius * (u * math.cos(turn) - v * math.sin(turn))) * size * factor
-                - 0.5,
-                (item.cy + item.radius * (u * math.sin(turn) + v * math.cos(turn))) * size * factor
-                - 0.5,
-            )
-            for u, v in points
-        ]
-        pen.polygon(corners, fill=value)
+def box(u, v):
+    return [(-u, -v), (u, -v), (u, v), (-u, v)]
 
-    def disc(u, v, radius):
-        return [
-            (u + radius * math.cos(a), v + radius * math.sin(a))
-            for a in np.linspace(0, 2 * math.pi, 300)
-        ]
 
+def star():
+    angles, radii = np.arange(10) * math.pi / 5, np.tile([1.0, 0.5], 5)
+    return np.stack([radii * np.sin(angles), -radii * np.cos(angles)], -1)
+
+
+LOBES = [disc(side, 0.083 - 0.4, 0.8 / math.sqrt(2)) for side in (-0.4, 0.4)]
+# polygons that are filled, then those that are cut out
+POLYGONS = {
+    "circle": ([disc(0, 0, 0.88)], []),
+    "ring": ([disc(0, 0, 0.93)], [disc(0, 0, 0.45)]),
+    "crescent": ([disc(0, 0, 0.95)], [disc(0.45, 0, 0.65)]),
+    "heart": ([[(-0.8, 0.083), (0, 0.883), (0.8, 0.083), (0, -0.717)], *LOBES], []),
+    "star": ([star()], []),
+    "cross": ([box(0.95, 0.3), box(0.3, 0.95)], []),
+    "triangle": ([[(0, -1), (0.9, 0.62), (-0.9, 0.62)]], []),
+    "square": ([box(0.76, 0.76)], []),
+}
+
+
+def outline_by_hand(item, size, factor=24):
+    """Coverage [size, size] from polygons that Pillow fills at ``factor`` times the size."""
+    cos, sin = math.cos(math.radians(item.angle)), math.sin(math.radians(item.angle))
     canvas = Image.new("L", (size * factor, size * factor))
-    pen = ImageDraw.Draw(canvas)
-    if item.shape == "circle":
-        draw(disc(0, 0, 0.88), 255)
-    elif item.shape == "ring":
-        draw(disc(0, 0, 0.93), 255)
-        draw(disc(0, 0, 0.45), 0)
-    elif item.shape == "crescent":
-        draw(disc(0, 0, 0.95), 255)
-        draw(disc(0.45, 0, 0.65), 0)
-    elif item.shape == "heart":
-        draw([(-0.8, 0.083), (0, 0.883), (0.8, 0.083), (0, -0.717)], 255)
-        for side in (-0.4, 0.4):
-            draw(disc(side, 0.083 - 0.4, 0.8 / math.sqrt(2)), 255)
-    elif item.shape == "star":
-        radii = [(1.0, 0.5)[k % 2] for k in range(10)]
-        draw(
-            [
-                (r * math.sin(math.pi * k / 5), -r * math.cos(math.pi * k / 5))
-                for k, r in enumerate(radii)
-            ],
-            255,
-        )
-    elif item.shape == "cross":
-        draw([(-0.95, -0.3), (0.95, -0.3), (0.95, 0.3), (-0.95, 0.3)], 255)
-        draw([(-0.3, -0.95), (0.3, -0.95), (0.3, 0.95), (-0.3, 0.95)], 255)
-    elif item.shape == "triangle":
-        draw([(0, -1), (0.9, 0.62), (-0.9, 0.62)], 255)
-    else:
-        draw([(-0.76, -0.76), (0.76, -0.76), (0.76, 0.76), (-0.76, 0.76)], 255)
+    for polygons, value in zip(POLYGONS[item.shape], (255, 0), strict=True):
+        for polygon in polygons:
+            turned = np.array(polygon) @ np.array([[cos, sin], [-sin, cos]])
+            corners = ((item.cx, item.cy) + item.radius * turned) * size * factor - 0.5
+            ImageDraw.Draw(canvas).polygon([*map(tuple, corners)], fill=value)
     return np.asarray(canvas, np.float64).reshape(size, factor, size, factor).mean((1, 3)) / 255
 
 
@@ -255,10 +202,10 @@ def outline_by_hand(item: Item, size: int, factor: int = 24) -> np.ndarray:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_outlines_equal_supersampled_polygons(shape, radius):
     item = item_of(shape, radius=radius)
-    picture, mask = render(scene_of(item), 96)
+    image, mask = render(scene_of(item), 96)
     cover = outline_by_hand(item, 96)
     expected = cover[..., None] * PAINT["white"][0] + (1 - cover[..., None]) * TONES["slate"]
-    error = np.abs(picture - expected)
+    error = np.abs(image - expected)
     edge = (cover > 0) & (cover < 1)
     assert error[~edge].max() < 0.25 * (248 - 104)  # a distance rounds sharp corners a little
     assert error[edge].mean() < 0.04 * (248 - 104)
@@ -271,18 +218,16 @@ def test_outlines_equal_supersampled_polygons(shape, radius):
     ("texture", "second"), [("striped", 0.5), ("checkered", 0.5), ("dotted", math.pi * 0.3**2)]
 )
 def test_textures_show_the_second_colour_in_their_share(texture, second):
-    picture, mask = render(
-        scene_of(item_of("square", texture=texture, color="red", radius=0.4, cx=0.5, cy=0.5)), 512
-    )
+    image, mask = render(scene_of(item_of("square", "red", texture, 0.5, 0.5, 0.4)), 512)
     first, other = (np.array(paint) for paint in PAINT["red"])
-    share = (first - picture[mask > 0].mean(0)) / (first - other)
+    share = (first - image[mask > 0].mean(0)) / (first - other)
     np.testing.assert_allclose(share, second, atol=0.05)
 
 
 @pytest.mark.parametrize("texture", BACKGROUNDS)
 def test_backgrounds_stay_muted_around_their_tone(texture):
-    picture, mask = render(scene_of(item_of("circle", radius=0.1), texture=texture), 128)
-    ground = picture[mask == 0].astype(float)
+    image, mask = render(scene_of(item_of("circle", radius=0.1), texture=texture), 128)
+    ground = image[mask == 0].astype(float)
     assert np.abs(ground.mean(0) - TONES["slate"]).max() < 12
     saturation = ground.max(1) - ground.min(1)
     assert np.percentile(saturation, 95) < 40
@@ -292,9 +237,9 @@ def test_backgrounds_stay_muted_around_their_tone(texture):
 @settings(max_examples=60, deadline=None)
 @given(samples)
 def test_main_object_is_whole_and_has_the_largest_area(one):
-    picture, mask = render(one, 64)
-    assert picture.shape == (64, 64, 3)
-    assert picture.dtype == mask.dtype == np.uint8
+    image, mask = render(one, 64)
+    assert image.shape == (64, 64, 3)
+    assert image.dtype == mask.dtype == np.uint8
     areas = {item.shape: int((mask == SHAPES.index(item.shape) + 1).sum()) for item in one.objects}
     assert set(np.unique(mask)) == {0} | {SHAPES.index(shape) + 1 for shape in areas}
     main = one.objects[0]
@@ -324,12 +269,10 @@ def test_the_main_object_lies_on_top():
 
 
 def test_rendering_leaves_no_state_behind():
-    one, two = scene(0, "train", 1), scene(0, "train", 2)
-    first = render(one, 64)
-    render(two, 64)[0][:] = 0
-    again = render(one, 64)
-    np.testing.assert_array_equal(first[0], again[0])
-    np.testing.assert_array_equal(first[1], again[1])
+    first = render(scene(0, "train", 1), 64)
+    render(scene(0, "train", 2), 64)[0][:] = 0
+    for before, again in zip(first, render(scene(0, "train", 1), 64), strict=True):
+        np.testing.assert_array_equal(before, again)
 
 
 # ---- the dataset ----
@@ -345,29 +288,19 @@ def test_dataset_follows_the_contract():
     one = scene(0, "val", 7)
     assert data.captions[7] == captions(one)
     assert data.labels[7] == label(one)
-    picture, mask = render(one, 48)
+    image, mask = render(one, 48)
     assert data.image(7).mode == "RGB"
-    np.testing.assert_array_equal(np.asarray(data.image(7)), picture)
+    np.testing.assert_array_equal(np.asarray(data.image(7)), image)
     np.testing.assert_array_equal(data.mask(7), mask)
     with pytest.raises(IndexError):
         data.image(40)
 
 
 def test_fingerprint_depends_on_everything_that_is_scored():
-    made = [
-        Shapes("val", 40),
-        Shapes("test", 40),
-        Shapes("val", 41),
-        Shapes("val", 40, size=32),
-        Shapes("val", 40, seed=1),
-        Shapes("val", 40, limit=10),
-    ]
+    changes = ({}, {"split": "test"}, {"num_samples": 41}, {"size": 32}, {"seed": 1}, {"limit": 10})
+    made = [Shapes(**({"split": "val", "num_samples": 40} | change)) for change in changes]
     assert len({data.fingerprint for data in made}) == len(made)
-    assert (
-        Shapes("val", 40).fingerprint
-        == made[0].fingerprint
-        == Shapes("val", 40, limit=100).fingerprint
-    )
+    assert Shapes("val", 40, limit=100).fingerprint == made[0].fingerprint
 
 
 def test_limit_spreads_over_the_whole_set():
@@ -387,21 +320,21 @@ def test_spread_is_even_sorted_and_unique(n, limit):
     assert gaps.max() - gaps.min() <= 1
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        lambda: scene(0, "trian", 0),
-        lambda: scene(-1, "train", 0),
-        lambda: scene(0, "train", -1),
-        lambda: scene(2**63, "train", 0),
-        lambda: Shapes("valid", 10),
-        lambda: Shapes("val", 0),
-        lambda: Shapes("val", 10, limit=0),
-    ],
-)
-def test_bad_input_is_refused_with_a_sentence(wrong):
-    with pytest.raises(UserError, match=r"train|val|shapes|limit"):
-        wrong()
+WRONG = {
+    "split": lambda: scene(0, "trian", 0),
+    "seed below 0": lambda: scene(-1, "train", 0),
+    "index below 0": lambda: scene(0, "train", -1),
+    "seed too large": lambda: scene(2**63, "train", 0),
+    "split of the set": lambda: Shapes("valid", 10),
+    "no samples": lambda: Shapes("val", 0),
+    "limit": lambda: Shapes("val", 10, limit=0),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_bad_input_is_refused(case):
+    with refused("limit" if case == "limit" else "shapes"):
+        WRONG[case]()
 
 
 def test_too_small_an_image_is_refused():
