@@ -3,14 +3,13 @@
 They are listed by source, and pruned with everything else.
 """
 
-import itertools
 import os
 import time
 from contextlib import closing
 
 import numpy as np
 import pytest
-from test_data import source, take, whole, write_shard
+from pairs import source, take, whole, write_shard
 from test_shard_index import assert_same, looked_at  # noqa: F401
 from typer.testing import CliRunner
 
@@ -20,7 +19,6 @@ from silc_bench.system import terminal
 from silc_bench.system.cache import IN_USE, Store, default_folder, shards_folder
 from silc_bench.trainer.data import samples as filters
 from silc_bench.trainer.data import shard_index
-from silc_bench.trainer.data import shard_index as kept_indexes
 from silc_bench.trainer.data.shard_index import listing
 
 
@@ -35,7 +33,7 @@ def folder(tmp_path):
     """Two sources: two shards, and one."""
     for name, numbers in (("first/0", (0, 1)), ("first/1", (2, 3)), ("second/0", (4, 5))):
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        write_shard(tmp_path / f"{name}.tar", itertools.chain.from_iterable(map(whole, numbers)))
+        write_shard(tmp_path / f"{name}.tar", whole(*numbers))
     return tmp_path
 
 
@@ -116,9 +114,9 @@ def test_evaluation_makes_no_room_of_them(folder):
 
 def test_a_run_that_begins_meanwhile_misses_none(folder, looked_at, monkeypatch):  # noqa: F811
     """They are there when it looks which are new, and gone when it reads them."""
-    before, load = indexed(folder / "first"), kept_indexes.load
+    before, load = indexed(folder / "first"), shard_index.load
     monkeypatch.setattr(
-        kept_indexes, "load", lambda place: cache("prune", "--max-size=0") and load(place)
+        shard_index, "load", lambda place: cache("prune", "--max-size=0") and load(place)
     )
     looked_at.clear()
     assert_same(indexed(folder / "first"), before)
@@ -155,5 +153,5 @@ def test_nothing_else_goes(folder):
     assert "removed 3 entries" in cache("prune", "--max-size=0")
     assert all(path.exists() for path in (begun, *others))
     assert not left.exists()
-    kept_indexes.keep(index, folder / "first" / "0.tar", place)
-    assert_same([kept_indexes.load(place)], [index])
+    shard_index.keep(index, folder / "first" / "0.tar", place)
+    assert_same([shard_index.load(place)], [index])

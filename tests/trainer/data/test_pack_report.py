@@ -1,21 +1,20 @@
-"""Own pictures -> shards -> what a look at them says; and the page of a run."""
+"""Own images -> shards -> what a look at them says; and the page of a run."""
 
-import itertools
 import json
 import os
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 
 import pytest
+from refusals import refused
 
 from silc_bench.datasets.files.shards import Damage
-from silc_bench.errors import UserError
+from silc_bench.errors import DataError, UserError
 from silc_bench.system.checksums import sealed
 from silc_bench.trainer.config.config import DataConfig
 from silc_bench.trainer.data.pack import look, pack
-from silc_bench.trainer.data.stream import open_source
 from silc_bench.trainer.monitor.report import GROUPS, MEANINGS, write_report
 
-from test_data import encoded, numbers  # isort: skip
+from pairs import encoded, numbers, source, take, texts_of  # isort: skip
 
 pytestmark = pytest.mark.broad
 
@@ -27,7 +26,7 @@ def photos(tmp_path):
     for n in range(7):
         (folder / f"{n}.png").write_bytes(encoded(n))
         (folder / f"{n}.txt").write_text(f"number {n}\n")
-    (folder / "6.png").write_bytes(b"no picture")
+    (folder / "6.png").write_bytes(b"no image")
     (folder / "7.png").write_bytes(encoded(7))
     (folder / "8.bmp").write_bytes(encoded(8, kind="BMP"))
     (folder / "8.txt").write_text("number 8")
@@ -38,13 +37,12 @@ def test_packed_images_are_those_of_the_folder_byte_for_byte(photos, tmp_path):
     count, num_shards, damage = pack(photos, tmp_path / "shards", per_shard=4)
     assert (count, num_shards) == (6, 2)
     assert damage.counts == {
-        "picture without a text": 1,
+        "image without a text": 1,
         "corrupt image": 1,
-        "picture of another format than JPEG, PNG and WebP": 1,
+        "image of another format than JPEG, PNG and WebP": 1,
     }
-    stream = open_source(DataConfig(source=str(tmp_path / "shards" / "*.tar"), decode_size=16))
-    with closing(stream.batches(1, 0)) as batches:
-        assert sorted(numbers(itertools.islice(batches, 6))) == list(range(6))
+    stream = source(tmp_path / "shards" / "*.tar")
+    assert sorted(numbers(take(stream, 1, 0, 6))) == list(range(6))
     assert stream.damage.total == 0
     packed = b"".join(path.read_bytes() for path in (tmp_path / "shards").iterdir())
     assert all(encoded(n) in packed for n in range(6))
@@ -85,21 +83,18 @@ def test_several_captions_and_columns_are_kept(photos, tmp_path):
     ]
     (photos / "list.jsonl").write_text("\n".join(map(json.dumps, rows)))
     pack(photos / "list.jsonl", tmp_path / "shards")
-    stream = open_source(
-        DataConfig(source=str(tmp_path / "shards"), decode_size=16, filters="score>0.3 width=12")
-    )
-    with closing(stream.batches(1, 0)) as batches:
-        assert {batch.texts[0] for batch in itertools.islice(batches, 20)} == {"a red thing", "b"}
+    texts = texts_of(tmp_path / "shards", 20, filters="score>0.3 width=12")
+    assert set(texts) == {"a red thing", "b"}
 
 
 def test_nothing_is_overwritten_and_nothing_left_of_a_failure(photos, tmp_path):
     pack(photos, tmp_path / "shards")
-    with pytest.raises(UserError, match="is not empty"):
+    with refused(tmp_path / "shards"):
         pack(photos, tmp_path / "shards")
     for n in range(9):
         (photos / f"{n}.png").write_bytes(b"broken")
     (photos / "8.bmp").unlink()
-    with pytest.raises(UserError, match="holds no pair that can be read"):
+    with refused(photos, DataError, is_kept=False):
         pack(photos, tmp_path / "other")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["photos", "shards"]
 
@@ -109,7 +104,7 @@ def test_a_look_says_what_training_would_see(photos):
     assert found["pairs"] == 8
     assert found["quantiles"]["width"] == [12, 12, 12, 12, 12]
     assert found["quantiles"]["words of a caption"][0] == 2
-    assert found["damage"] == {"picture without a text": 1, "corrupt image": 1}
+    assert found["damage"] == {"image without a text": 1, "corrupt image": 1}
 
 
 def test_a_look_at_generated_scenes_does_not_draw_them_as_large_as_images_may_be():
@@ -118,10 +113,7 @@ def test_a_look_at_generated_scenes_does_not_draw_them_as_large_as_images_may_be
 
 
 def test_what_is_not_there_is_not_a_list_of_another_kind(tmp_path):
-    with pytest.raises(
-        UserError,
-        match=r"nowhere: no such file or folder; expected a list of captions or a folder of pic",
-    ):
+    with refused(tmp_path / "nowhere"):
         pack(tmp_path / "nowhere", tmp_path / "shards")
 
 
@@ -133,14 +125,7 @@ def test_the_page_has_a_curve_of_each_number_and_asks_the_net_for_nothing(tmp_pa
     (tmp_path / "log.jsonl").write_text("\n".join(map(json.dumps, rows)) + '\n{"step": 9, "lo')
     (tmp_path / "probes.jsonl").write_text(json.dumps({"step": 4, "probe/shapes/knn": 0.25}) + "\n")
     page = write_report(tmp_path).read_text()
-    for words in (
-        "loss",
-        "teacher_entropy",
-        "both are a collapse",
-        "probe/shapes/knn",
-        "steps 1 to 8",
-        "&lt;b&gt;own",
-    ):
+    for words in ("teacher_entropy", "probe/shapes/knn", "steps 1 to 8", "&lt;b&gt;own"):
         assert words in page
     assert page.count("<polyline") == 4
     assert "<b>own" not in page
@@ -149,16 +134,14 @@ def test_the_page_has_a_curve_of_each_number_and_asks_the_net_for_nothing(tmp_pa
 
 
 def test_a_page_of_nothing(tmp_path):
-    with pytest.raises(UserError, match=r"has no rows in log.jsonl"):
-        write_report(tmp_path)
-    (tmp_path / "log.jsonl").write_text('{"step"\n{"step": 2}\n')
-    with pytest.raises(UserError, match=r"log.jsonl:1: is no row of a log"):
+    with pytest.raises(UserError, match=r"log\.jsonl"):
         write_report(tmp_path)
 
 
 @pytest.mark.parametrize(
     "line",
     [
+        b'{"step"',
         b"5",
         b'{"loss": 1.0}',
         b'{"step": 2, "loss": "x"}',
@@ -168,10 +151,9 @@ def test_a_page_of_nothing(tmp_path):
     ],
 )
 def test_a_line_that_is_no_row_is_named(tmp_path, line):
-    (tmp_path / "log.jsonl").write_bytes(
-        b'{"step": 1, "loss": 1.0}\n' + line + b'\n{"step": 3, "loss": 1.0}\n'
-    )
-    with pytest.raises(UserError, match=r"log.jsonl:2: is no row of a log"):
+    row = b'{"step": 1, "loss": 1.0}\n'
+    (tmp_path / "log.jsonl").write_bytes(row + line + b"\n" + row)
+    with pytest.raises(UserError, match=r"log\.jsonl:2"):
         write_report(tmp_path)
 
 
@@ -232,7 +214,7 @@ def test_a_name_of_any_bytes_is_damage_that_can_be_said():
 
 def test_a_folder_in_the_place_of_the_page_is_named(tmp_path):
     (tmp_path / "log.jsonl").write_text('{"step": 7, "loss": 2.5}')
-    with pytest.raises(UserError, match=r"is a folder, .*write --out .*report.html"):
+    with pytest.raises(UserError, match=str(tmp_path)):
         write_report(tmp_path, tmp_path)
 
 

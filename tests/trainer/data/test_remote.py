@@ -16,16 +16,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fsspec.exceptions import FSTimeoutError
+from refusals import refused
 
 from silc_bench.datasets.files import remote
 from silc_bench.datasets.files.shards import index_shard, read_member
-from silc_bench.errors import RunError, UserError
-from silc_bench.trainer.config.config import DataConfig
-from silc_bench.trainer.data.stream import open_source
+from silc_bench.errors import RunError
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from faulty_server import FaultyServer, end_of_fetches
-from test_data import numbers, whole, write_shard
+from pairs import numbers, source, take, whole, write_shard
 
 SIZES = (15, 15, 7, 11, 9)
 
@@ -36,9 +35,7 @@ def files(tmp_path_factory):
     folder, first, found = tmp_path_factory.mktemp("shards"), 0, {}
     for number, size in enumerate(SIZES):
         path = folder / f"{number:03}.tar"
-        write_shard(
-            path, itertools.chain.from_iterable(whole(i) for i in range(first, first + size))
-        )
+        write_shard(path, whole(*range(first, first + size)))
         found[path.name], first = path.read_bytes(), first + size
     return found
 
@@ -46,14 +43,12 @@ def files(tmp_path_factory):
 pytestmark = [pytest.mark.timing, pytest.mark.usefixtures("small_mirror")]
 
 
-def config(server, **fields):
-    pattern = server.url + "/{000..004}.tar"
-    return DataConfig(**({"source": pattern, "decode_size": 16, "shuffle_shards": 2} | fields))
+def stream(server, pattern="{url}/{{000..004}}.tar", **fields):
+    return source(pattern.format(url=server.url), **({"shuffle_shards": 2} | fields))
 
 
 def read(server, count=57, start=0, **fields):
-    with closing(open_source(config(server, **fields)).batches(1, start)) as batches:
-        found = numbers(itertools.islice(batches, count))
+    found = numbers(take(stream(server, **fields), 1, start, count))
     end_of_fetches()
     return found
 
@@ -130,10 +125,9 @@ def test_what_has_arrived_is_not_fetched_again(files):
         return "error" if start + count > limit[name] else None
 
     with FaultyServer(files, broken) as server:
-        with pytest.raises(
-            RunError, match=r"000.tar: stopped at byte [\d,]+ of [\d,]+ after 6 attempts"
-        ):
+        with refused("/000.tar", RunError, is_kept=False) as caught:
             read(server)
+        assert "6 attempts" in caught.value.problem
         sent = server.bytes_sent["000.tar"]
         assert sent > 0
         server.fault = lambda name, start, count: None
@@ -150,26 +144,20 @@ def test_a_file_that_changes_while_it_is_fetched_is_never_joined_with_the_old_on
             server.files["001.tar"] = other["001.tar"][:-1] + b"!"
         return None
 
-    with (
-        FaultyServer(files, changing) as server,
-        pytest.raises(UserError, match=r"001.tar was changed while it was in use"),
-    ):
+    with FaultyServer(files, changing) as server, refused("/001.tar", is_kept=False):
         read(server)
 
 
 def test_a_file_that_is_not_there_is_the_users_error(files):
     there = {name: data for name, data in files.items() if name != "002.tar"}
-    with (
-        FaultyServer(there) as server,
-        pytest.raises(UserError, match=r"/002.tar: there is no such file"),
-    ):
+    with FaultyServer(there) as server, refused("/002.tar"):
         read(server)
 
 
 def test_a_server_that_never_answers_is_named():
     with socket.socket() as bound:  # the port is taken, and nobody listens
         bound.bind(("127.0.0.1", 0))
-        with pytest.raises(RunError, match=r"no answer in 6 attempts"):
+        with refused("/000.tar", RunError, is_kept=False):
             remote.stamp_of(f"http://127.0.0.1:{bound.getsockname()[1]}/000.tar")
 
 
@@ -177,20 +165,16 @@ def test_waiting_for_a_server_is_said_once_for_many_shards(files, capsys, monkey
     monkeypatch.setattr(remote, "_said", -math.inf)
     monkeypatch.setattr(remote, "SAID_EVERY", 3600.0)
     with FaultyServer(files, lambda name, start, count: "error") as server, pytest.raises(RunError):
-        open_source(config(server))
+        stream(server)
     (line,) = capsys.readouterr().err.splitlines()
     assert "/00" in line
-    assert line.endswith("; attempt 2 of 6 in 0 s")
+    assert "attempt 2 of 6" in line
 
 
-def test_a_web_server_cannot_be_listed():
-    with pytest.raises(UserError, match="name them by braces"):
-        remote.expand("http://127.0.0.1/*.tar")
-
-
-def test_an_unknown_scheme_is_said():
-    with pytest.raises(UserError, match="nosuch://"):
-        remote.stamp_of("nosuch://place/000.tar")
+@pytest.mark.parametrize("url", ["http://127.0.0.1/*.tar", "nosuch://place/000.tar"])
+def test_an_url_that_means_nothing_is_refused(url):
+    with refused(url, is_kept=False):
+        [remote.stamp_of(one) for one in remote.expand(url)]
 
 
 # --- the mirror -----------------------------------------------------------------------------------
@@ -223,10 +207,7 @@ def test_a_small_mirror_makes_room_and_reads_on(files, small_mirror):
 
 
 def test_a_mirror_too_small_for_two_groups_is_refused(files):
-    with (
-        FaultyServer(files) as server,
-        pytest.raises(UserError, match=r"two groups of 2 shards take .* raise it, or lower"),
-    ):
+    with FaultyServer(files) as server, refused("data.mirror_gb"):
         read(server, mirror_gb=1e-6)
 
 
@@ -236,7 +217,7 @@ def test_the_index_of_a_shard_is_kept_when_the_shard_is_not(files):
         for path in (Path(os.environ["SILC_BENCH_CACHE"]).parent / "shards").glob("*.tar"):
             path.unlink()
         server.bytes_sent.clear()
-        assert open_source(config(server)).num_samples == 57
+        assert stream(server).num_samples == 57
         assert server.bytes_sent.total() == 0
         assert read(server) == found
 
@@ -269,10 +250,7 @@ def test_a_copy_that_never_stays_is_said(files, tmp_path):
     with FaultyServer(files) as server:
         url = f"{server.url}/000.tar"
         looking, paths = dropping(index_shard, 99)
-        with pytest.raises(
-            UserError,
-            match=rf"^{url}: its copy in {tmp_path} was removed 5 times .*raise data\.mirror_gb",
-        ):
+        with refused(url):
             mirror.read(url, remote.stamp_of(url), looking)
     assert len(paths) == 5
 
@@ -280,17 +258,11 @@ def test_a_copy_that_never_stays_is_said(files, tmp_path):
 def test_a_copy_that_is_damaged_is_complained_of_in_the_name_of_its_url(files):
     """And not fetched again, which would mend what should not happen and hide it."""
     with FaultyServer(files) as server:
-        source = open_source(config(server))
+        opened = stream(server)
         for path in (Path(os.environ["SILC_BENCH_CACHE"]).parent / "shards").glob("*.tar"):
             path.write_bytes(path.read_bytes()[:600])
         server.bytes_sent.clear()
-        with (
-            pytest.raises(
-                UserError,
-                match=rf"^{server.url}/00\d\.tar changed while it was in use: \d+ of \d+ bytes",
-            ),
-            closing(source.batches(1, 0)) as batches,
-        ):
+        with refused(f"{server.url}/00"), closing(opened.batches(1, 0)) as batches:
             next(batches)
         assert server.bytes_sent.total() == 0
 
@@ -301,24 +273,19 @@ def test_a_copy_that_is_damaged_is_complained_of_in_the_name_of_its_url(files):
 def test_an_epoch_takes_the_shards_in_groups_and_shuffles_within(files):
     shard_of = np.repeat(np.arange(5), SIZES)
     with FaultyServer(files) as server:
-        stream = read(server, 114)
-    for found in (stream[:57], stream[57:]):
-        assert sorted(found) == list(range(57))
-        shards = [int(shard_of[n]) for n in found]
-        groups, start = [], 0
-        while start < len(shards):  # each group ends where its two shards are used up
-            group = set(shards[start : start + 1])
-            stop = start
-            while stop < len(shards) and len(group | {shards[stop]}) <= 2:
-                group.add(shards[stop])
-                stop += 1
-            groups.append(group)
-            assert stop - start == sum(SIZES[shard] for shard in group)
+        found = read(server, 114)
+    for epoch in (found[:57], found[57:]):
+        assert sorted(epoch) == list(range(57))
+        shards = shard_of[epoch].tolist()
+        order = list(dict.fromkeys(shards))  # by first appearance: two of each group come first
+        start = 0
+        for group in (order[:2], order[2:4], order[4:]):
+            stop = start + sum(SIZES[shard] for shard in group)
+            assert set(shards[start:stop]) == set(group)
             start = stop
-        assert [len(group) for group in groups] == [2, 2, 1]
-        inner = shards[: sum(SIZES[shard] for shard in groups[0])]
-        assert inner != sorted(inner), "two shards are mixed, not read one after the other"
-    assert stream[:57] != stream[57:]
+        inner = shards[: SIZES[order[0]] + SIZES[order[1]]]
+        assert len(list(itertools.groupby(inner))) > 2, "two shards are mixed"
+    assert found[:57] != found[57:]
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
@@ -335,5 +302,5 @@ def test_resuming_within_a_group_with_other_workers_continues_exactly(files, wor
 def test_local_and_remote_shards_are_one_source(files, tmp_path):
     (tmp_path / "000.tar").write_bytes(files["000.tar"])
     with FaultyServer(files) as server:
-        pattern = f"{tmp_path / '000.tar'} {server.url}/{{001..004}}.tar"
-        assert sorted(read(server, source=pattern)) == list(range(57))
+        pattern = f"{tmp_path / '000.tar'} {{url}}/{{{{001..004}}}}.tar"
+        assert sorted(read(server, pattern=pattern)) == list(range(57))

@@ -13,9 +13,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from refusals import refused
 
 from silc_bench.datasets.files.shards import Damage
-from silc_bench.errors import RunError, UserError
+from silc_bench.errors import DataError, RunError, UserError
 from silc_bench.trainer.config.config import DataConfig
 from silc_bench.trainer.data.samples import UnreadableError, shuffled
 from silc_bench.trainer.data.stream import BATCHES_AHEAD, ReadAhead, Source
@@ -25,18 +26,14 @@ SIDE = 2
 
 
 class Numbers:
-    """Samples 0 to n - 1 in epochs of an order each, some unreadable in text or picture.
+    """Samples 0 to n - 1 in epochs of an order each, some unreadable in text or image.
 
     Counts what it is asked for.
     """
 
     def __init__(self, num_samples, damaged=(), seed=0):
-        self.num_samples, self.damaged, self.seed, self.asked = (
-            num_samples,
-            frozenset(damaged),
-            seed,
-            Counter(),
-        )
+        self.num_samples, self.damaged, self.seed = num_samples, frozenset(damaged), seed
+        self.asked = Counter()
 
     def describe(self):
         return "numbers"
@@ -52,7 +49,7 @@ class Numbers:
             raise UnreadableError("empty text", f"sample {sample}")
         return f"number {sample} at {position}"
 
-    def picture(self, position):
+    def image(self, position):
         sample = self.sample(position)
         if sample in self.damaged:
             raise UnreadableError("corrupt image", f"sample {sample}")
@@ -82,15 +79,13 @@ class Ranks:
 def read(readers, batch_size, start, count, workers=0):
     """The first batches of every rank, and their sources; or the error of each."""
     ranks, answers = Ranks(len(readers)), [None] * len(readers)
-    sources = [
-        Source(r, DataConfig(decode_size=SIDE, num_workers=workers), Damage()) for r in readers
-    ]
+    config = DataConfig(decode_size=SIDE, num_workers=workers)
+    sources = [Source(reader, config, Damage()) for reader in readers]
 
     def run(rank):
+        part = (batch_size, start, rank, len(readers), ranks.tell(rank))
         try:
-            with closing(
-                sources[rank].batches(batch_size, start, rank, len(readers), ranks.tell(rank))
-            ) as batches:
+            with closing(sources[rank].batches(*part)) as batches:
                 answers[rank] = list(itertools.islice(batches, count))
         except UserError as error:
             answers[rank] = error
@@ -118,14 +113,12 @@ def walked(reader, batch_size, start, count):
 
 def assert_is(parts, pairs, end):
     """The ranks' parts of a batch, one below the other, are the pairs."""
-    assert [text for part in parts for text in part.texts] == [
-        f"number {s} at {p}" for s, p in pairs
-    ]
+    texts = [f"number {sample} at {position}" for sample, position in pairs]
+    assert [text for part in parts for text in part.texts] == texts
     assert {len(part.texts) for part in parts} == {len(pairs) // len(parts)}
     assert {part.position for part in parts} == {end}
     images, sizes = (
-        torch.cat([part.images for part in parts]),
-        torch.cat([part.sizes for part in parts]),
+        torch.cat([getattr(part, name) for part in parts]) for name in ("images", "sizes")
     )
     assert sizes.tolist() == [[1 + sample % SIDE, SIDE] for sample, _ in pairs]
     for image, (sample, _) in zip(images, pairs, strict=True):
@@ -154,20 +147,14 @@ def test_any_ranks_read_what_one_process_reads(num_samples, ranks, share, seed, 
     for parts, (pairs, end) in zip(zip(*answers, strict=True), expected[resume:], strict=True):
         assert_is(parts, pairs, end)
     last = expected[-1][1]
-    met = {
-        Numbers(num_samples, (), seed).sample(position) for position in range(start, last)
-    } & damaged
+    met = set(map(Numbers(num_samples, (), seed).sample, range(start, last))) & damaged
     counts = Counter("empty text" if sample % 2 else "corrupt image" for sample in met)
     assert all(source.damage.counts == counts for source in sources)
     failed = last - start - count * batch_size
     for reader in readers:
         assert reader.asked.total() <= share * (count + BATCHES_AHEAD) + BATCHES_AHEAD * failed
         if not damaged:
-            assert max(reader.asked.values()) == 1
-    if not damaged:
-        assert len(set().union(*(reader.asked for reader in readers))) == sum(
-            reader.asked.total() for reader in readers
-        )
+            assert max(reader.asked.values()) == 1, "nothing is read twice"
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -190,10 +177,8 @@ def test_a_rank_reads_nothing_of_what_the_others_have():
 def test_a_source_that_is_all_damage_ends_every_rank():
     answers, _ = read([Numbers(9, range(9)) for _ in range(3)], 6, 0, 1)
     last = Numbers(9).sample(17)  # two epochs hold every sample, wherever they begin
-    cause = "empty text" if last % 2 else "corrupt image"
-    assert [str(answer) for answer in answers] == [
-        f"none of 9 pairs can be read; the last: {cause} in sample {last}"
-    ] * 3
+    assert [type(answer) for answer in answers] == [DataError] * 3
+    assert {answer.about for answer in answers} == {f"sample {last}"}
 
 
 def test_one_readable_sample_is_enough():
@@ -208,7 +193,7 @@ class Gone(Numbers):
         super().__init__(9)
         self.error = error
 
-    def picture(self, position):
+    def image(self, position):
         if position == 3:
             raise self.error
         return super().image(position)
@@ -218,47 +203,39 @@ class Gone(Numbers):
 @pytest.mark.parametrize("kind", [UserError, RunError])
 def test_an_error_that_ends_the_run_comes_as_it_was_raised_and_when_its_batch_is_due(kind, workers):
     """Also out of a worker, which would bury it in a traceback."""
-    source = Source(
-        Gone(kind("the bucket is gone")),
-        DataConfig(decode_size=SIDE, num_workers=workers),
-        Damage(),
-    )
+    error = kind("it is gone", about="the bucket", fix="make it anew")
+    source = Source(Gone(error), DataConfig(decode_size=SIDE, num_workers=workers), Damage())
     with closing(source.batches(2, 0)) as batches:
         assert len(next(batches).texts) == 2
-        with pytest.raises(kind, match=r"^the bucket is gone$"):
+        with refused("the bucket", kind):
             next(batches)
 
 
+SENT = "Caught {0} in DataLoader worker process 0.\nOriginal Traceback"
+
+
 @pytest.mark.parametrize(
-    ("error", "is_killed"),
+    ("error", "kind"),
     [
-        (RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly"), True),
-        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), True),
-        (EOFError(), True),  # its tensors go before it is seen to be dead
-        (ConnectionResetError(104, "Connection reset by peer"), True),
-        (
-            RuntimeError("Caught RuntimeError in DataLoader worker process 0.\nOriginal Traceback"),
-            False,
-        ),
-        (
-            ConnectionError(
-                "Caught ConnectionError in DataLoader worker process 0.\nOriginal Traceback"
-            ),
-            False,
-        ),
-        (RuntimeError("a mistake of ours"), False),
+        (RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly"), RunError),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), RunError),
+        (EOFError(), RunError),  # its tensors go before it is seen to be dead
+        (ConnectionResetError(104, "Connection reset by peer"), RunError),
+        (RuntimeError(SENT.format("RuntimeError")), RuntimeError),
+        (ConnectionError(SENT.format("ConnectionError")), ConnectionError),
+        (RuntimeError("a mistake of ours"), RuntimeError),
     ],
 )
-def test_which_errors_mean_that_a_worker_was_killed(error, is_killed):
+def test_which_errors_mean_that_a_worker_was_killed(error, kind):
     def answers():
         raise error
         yield
 
     with ReadAhead(Numbers(9), SIDE, 0) as ahead:
         ahead._answers = answers()
-        with pytest.raises(type(error) if not is_killed else RunError) as caught:
+        with pytest.raises(kind) as caught:
             ahead._next()
-    assert ("a process that reads data was killed" in str(caught.value)) == is_killed
+    assert type(caught.value) is kind
 
 
 def test_damage_is_reported_in_the_order_of_the_stream():

@@ -1,0 +1,76 @@
+"""What tests of training data share: pairs that are known by their image, shards and streams."""
+
+import io
+import itertools
+import json
+import tarfile
+from contextlib import closing
+
+from PIL import Image
+
+from silc_bench.trainer.config.config import DataConfig
+from silc_bench.trainer.data.stream import open_source
+
+OPTIONS = {"JPEG": {"quality": 100}, "WEBP": {"lossless": True}}
+
+
+def encoded(index, size=(12, 9), kind="PNG", mode="RGB"):
+    """An image that is recognised by its first pixel: its number in red and green."""
+    file = io.BytesIO()
+    image = Image.new("RGB", size, (index % 256, index // 256, 77)).convert(mode)
+    image.save(file, kind, **OPTIONS.get(kind, {}))
+    return file.getvalue()
+
+
+def write_shard(path, members):
+    with tarfile.open(path, "w") as tar:
+        for name, data in members:
+            header = tarfile.TarInfo(name)
+            header.size = len(data)
+            tar.addfile(header, io.BytesIO(data))
+
+
+def whole(*indices):
+    """The members of pairs."""
+    members = []
+    for index in indices:
+        members.append((f"{index:04}.png", encoded(index)))
+        members.append((f"{index:04}.txt", f"number {index}".encode()))
+    return members
+
+
+def shard(path, samples):
+    """A tar with the samples {extension: bytes, text or what becomes JSON}."""
+    members = []
+    for key, sample in enumerate(samples):
+        for extension, value in sample.items():
+            text = value if isinstance(value, str | bytes) else json.dumps(value)
+            data = text if isinstance(text, bytes) else text.encode()
+            members.append((f"{key:05}.{extension}", data))
+    write_shard(path, members)
+    return str(path)
+
+
+def source(pattern, **fields):
+    return open_source(DataConfig(**({"source": str(pattern), "decode_size": 16} | fields)))
+
+
+def take(stream, batch_size, start, count):
+    with closing(stream.batches(batch_size, start)) as batches:
+        return list(itertools.islice(batches, count))
+
+
+def texts_of(pattern, count, start=0, **fields):
+    """Texts of ``count`` entries."""
+    return [batch.texts[0] for batch in take(source(pattern, **fields), 1, start, count)]
+
+
+def numbers(batches):
+    """What each pair is, checked to be the same in image and text."""
+    found = []
+    for batch in batches:
+        for image, text in zip(batch.images, batch.texts, strict=True):
+            number = int(image[0, 0, 0]) + 256 * int(image[1, 0, 0])
+            assert text == f"number {number}"
+            found.append(number)
+    return found
