@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -67,7 +68,7 @@ def check(name: str, path: Path | None = None, every_image: bool = False) -> Rep
         raise unknown_name("dataset", name, [*SETS, *kinds], about="data check")
     if path is None:
         fix = f"write silc-bench data check {name} PATH"
-        raise UserError("where does it lie?", about=name, fix=fix)
+        raise UserError("nothing says where the set lies", about=name, fix=fix)
     if not path.exists():
         raise UserError("no such file or folder", about=path, fix="check the path")
     return _report(_named_readers(name, path), name, every_image)
@@ -77,19 +78,12 @@ Reader = Callable[[], ImageSplit]
 
 
 def _own_readers(own_set: OwnData | OwnMasks) -> Iterator[tuple[str, Reader]]:
-    # the split as a default argument: a closure would see the loop's last one
     for split in own_set.splits():
-        yield split, lambda split=split: own_set.read(split)  # type: ignore[misc]
+        yield split, partial(own_set.read, split)
 
 
 def _named_readers(name: str, path: Path) -> Iterator[tuple[str, Reader]]:
     """The splits that are there; the test split also where it is not, to say so."""
-
-    def read(split: str) -> ImageSplit:
-        found = READERS[name](name, split, _find(name, split, path))
-        check_counts(name, split, found)
-        return found
-
     for split in sorted(splits(name)):
         if split != "test":
             try:
@@ -99,7 +93,13 @@ def _named_readers(name: str, path: Path) -> Iterator[tuple[str, Reader]]:
             except DataError:
                 pass  # it is there and wrong, which reading it will say
 
-        yield split, lambda split=split: read(split)  # type: ignore[misc]
+        yield split, partial(_read_named, name, split, path)
+
+
+def _read_named(name: str, split: str, path: Path) -> ImageSplit:
+    found = READERS[name](name, split, _find(name, split, path))
+    check_counts(name, split, found)
+    return found
 
 
 def _find(name: str, split: str, path: Path) -> Site:

@@ -40,7 +40,7 @@ from silc_bench.datasets.files.shards import (
     Place,
     cannot_read,
     decode_image,
-    image_size,
+    open_image,
     read_member,
 )
 from silc_bench.datasets.masks import Mask
@@ -92,7 +92,7 @@ class ImageFile:
 
         # the header alone: to decode the image would cost far more than the comparison
         try:
-            width, height = image_size(self.read())
+            width, height = open_image(self.read()).size
         except DamagedImageError as error:
             raise self._damaged(error) from error
 
@@ -225,18 +225,17 @@ def known_fingerprint(names: Iterable[str], images: Sequence[ImageFile], title: 
     if store is None or not images or any(image.pixels is not None for image in images):
         return fingerprint(names, images, title)
 
-    entry = None
-    before = _state(images)
-    if before is not None:
-        files = _digest(names, images, before)
-        description = {"kind": "fingerprint", "version": VERSION, "title": title, "files": files}
-        entry = store.entry(description)
-        if known := entry.word():
-            return known
+    files = _state(names, images)
+    if files is None:
+        return fingerprint(names, images, title)
+    description = {"kind": "fingerprint", "version": VERSION, "title": title, "files": files}
+    entry = store.entry(description)
+    if known := entry.word():
+        return known
 
     # a file that changed while it was read has a hash of neither state: that is not kept
     digits = fingerprint(names, images, title)
-    if entry is not None and _state(images) == before:
+    if _state(names, images) == files:
         entry.save_word(digits)
     return digits
 
@@ -273,40 +272,36 @@ def fingerprint(names: Iterable[str], images: Sequence[ImageFile], title: str) -
     return digest.hexdigest()[:16]
 
 
-def _state(images: Sequence[ImageFile]) -> dict[Path, list[int]] | None:
-    """What the file system says of each file; None where one changed a moment ago.
+def _state(names: Sequence[str], images: Sequence[ImageFile]) -> str | None:
+    """Hash of all that the fingerprint follows from; what the system says of a file stands for it.
+
+    None where a file changed a moment ago.
 
     Raises:
         UserError: a file is gone.
     """
-    state = {}
-    now = time.time()
-    paths = [image.path for image in images]
-    paths += [image.mask.path for image in images if image.mask is not None]
-
-    # a shard holds thousands of images: each file is asked about once
-    for path in dict.fromkeys(paths):
-        try:
-            stat = os.stat(path)
-        except OSError as error:
-            raise cannot_read(path, error) from error
-        if now - max(stat.st_mtime, stat.st_ctime) < SETTLED:
-            return None
-        state[path] = [stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
-    return state
-
-
-def _digest(names: Sequence[str], images: Sequence[ImageFile], state: dict[Path, list[int]]) -> str:
-    """Hash of all that the fingerprint follows from, with the files' state for their content."""
     digest = hashlib.sha256(json.dumps(list(names)).encode())
 
     # the rule decides which label a stored value becomes, so it counts like content
     rules = dict.fromkeys(image.mask.rule for image in images if image.mask is not None)
     digest.update("".join(map(repr, rules)).encode())
 
+    # a shard holds thousands of images: each file is asked about once
+    paths = [image.path for image in images]
+    paths += [image.mask.path for image in images if image.mask is not None]
+    state: dict[Path, list[int]] = {}
+    for path in dict.fromkeys(paths):
+        try:
+            stat = os.stat(path)
+        except OSError as error:
+            raise cannot_read(path, error) from error
+        if time.time() - max(stat.st_mtime, stat.st_ctime) < SETTLED:
+            return None
+        state[path] = [stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+
     for image in images:
-        path = os.path.abspath(image.path)
-        sample = [image.label, image.captions, image.place, path, state[image.path]]
+        image_path = os.path.abspath(image.path)
+        sample = [image.label, image.captions, image.place, image_path, state[image.path]]
         if image.mask is not None:
             mask_path = os.path.abspath(image.mask.path)
             sample += [image.mask.where, mask_path, state[image.mask.path]]

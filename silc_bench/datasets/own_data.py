@@ -432,7 +432,7 @@ def _words(synonyms: Any, names: tuple[str, ...], path: Path) -> tuple[tuple[str
         is_filled = isinstance(words, list) and bool(words)
         if not is_filled or not all(isinstance(word, str) and word.strip() for word in words):
             fix = "write a list of words, which replaces the name"
-            raise _wrong(f"synonyms of {name!r}", words, path, fix)
+            raise _wrong(f"the synonym of {name!r}", words, path, fix)
 
     if not synonyms:
         return None

@@ -30,11 +30,12 @@ from silc_bench.system.files import atomic_folder
 from silc_bench.system.terminal import progress_bar
 from silc_bench.trainer.config.config import DataConfig
 from silc_bench.trainer.data.lists import Listed, read_pairs
-from silc_bench.trainer.data.samples import UnreadableError, no_pair
+from silc_bench.trainer.data.samples import UnreadableError, damage_at, no_pair
 from silc_bench.trainer.data.sources import open_reader
 
 SUFFIXES = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 QUANTILES = (0.0, 0.05, 0.5, 0.95, 1.0)
+MEASURES = ("width", "height", "letters of a caption", "words of a caption")
 
 
 def pack(
@@ -93,15 +94,13 @@ def _checked(
         advance(1)
         try:
             data = pair.read()
-            suffix = SUFFIXES.get(shards.image_format(data), "")
-            image = shards.decode_image(data)
+            with damage_at(str(pair.path)):
+                suffix = SUFFIXES.get(shards.open_image(data).format or "")
+                image = shards.decode_image(data)
         except UnreadableError as error:
             damage.add(error.cause, error.where)
             continue
-        except shards.DamagedImageError as error:
-            damage.add(error.cause, str(pair.path))
-            continue
-        if not suffix:
+        if suffix is None:
             damage.add("image of another format than JPEG, PNG and WebP", str(pair.path))
             continue
 
@@ -130,10 +129,7 @@ def look(config: DataConfig, count: int, *, progress: bool = False) -> dict[str,
     reader = open_reader(config, damage)
     num_entries = count if reader.num_samples is None else min(count, reader.num_samples)
 
-    widths = []
-    heights = []
-    letters = []
-    words = []
+    measured = []
     repeated: Counter[str] = Counter()
     with progress_bar(progress, "pair", num_entries) as advance:
         for position in range(num_entries):
@@ -145,33 +141,21 @@ def look(config: DataConfig, count: int, *, progress: bool = False) -> dict[str,
                 damage.add(error.cause, error.where)
                 continue
 
-            heights.append(image.shape[0])
-            widths.append(image.shape[1])
-            letters.append(len(text))
-            words.append(len(text.split()))
+            height, width, _ = image.shape
+            measured.append((width, height, len(text), len(text.split())))
             repeated[text] += 1
 
-    if not letters:
+    if not measured:
         raise no_pair(config.source, damage, Counter())
 
-    numbers = {
-        "width": widths,
-        "height": heights,
-        "letters of a caption": letters,
-        "words of a caption": words,
-    }
-
-    # "nearest" gives values that some entry really has.
-    quantiles = {
-        name: np.quantile(values, QUANTILES, method="nearest").tolist()
-        for name, values in numbers.items()
-    }
+    # [quantiles, MEASURES]; "nearest" gives values that some entry really has.
+    quantiles = np.quantile(measured, QUANTILES, axis=0, method="nearest")
     text, times = repeated.most_common(1)[0]
     return {
         "source": reader.describe(),
         "pairs": reader.num_samples,
         "looked_at": num_entries,
-        "quantiles": quantiles,
+        "quantiles": dict(zip(MEASURES, quantiles.T.tolist(), strict=True)),
         "most_frequent_caption": {"text": text, "times": times},
         "damage": damage.counts,
         "damage_first": damage.first,

@@ -20,7 +20,8 @@ import json
 import operator
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -267,24 +268,29 @@ def columns_of(data: bytes, where: str) -> dict[str, Any]:
     return columns
 
 
+@contextmanager
+def damage_at(where: str) -> Iterator[None]:
+    """An image inside that is damaged is an entry that has to be left out."""
+    try:
+        yield
+    except shards.DamagedImageError as error:
+        raise UnreadableError(error.cause, where) from error
+
+
 def with_sizes(columns: dict[str, Any], image: bytes, where: str) -> dict[str, Any]:
     """``columns`` with "width", "height" and "side" of the stored image, read from its header.
 
     They take the place of columns with these names, which may be those of another resolution.
     """
-    try:
-        width, height = shards.image_size(image)
-    except shards.DamagedImageError as error:
-        raise UnreadableError(error.cause, where) from error
+    with damage_at(where):
+        width, height = shards.open_image(image).size
     return {**columns, "width": width, "height": height, "side": min(width, height)}
 
 
 def decoded(data: bytes, decode_size: int, where: str) -> np.ndarray:
     """uint8 [h, w, 3], the longer side at most ``decode_size``."""
-    try:
+    with damage_at(where):
         image = shards.decode_image(data)
-    except shards.DamagedImageError as error:
-        raise UnreadableError(error.cause, where) from error
 
     # It keeps the aspect and never enlarges; making a small image larger is the views' part.
     image.thumbnail((decode_size, decode_size))

@@ -115,7 +115,10 @@ class ShardsReader(EpochReader):
             return shards.read_member(path, (offset, size))
 
         shard = self.files[self.places[index, 0]]
-        return member(shard) if isinstance(shard, Path) else self.mirror.read(*shard, member)
+        if isinstance(shard, Path):
+            return member(shard)
+        url, stamp = shard
+        return self.mirror.read(url, stamp, member)
 
     def where(self, index: int, column: int = 1) -> str:
         """Where a member lies, for people."""

@@ -448,10 +448,12 @@ def raise_if_final(url: str, error: Exception) -> None:
 
     reason = first_line(cause)
     advice = CREDENTIALS.get(scheme_of(url), "check your credentials")
-    check = "check the name of the bucket or host, and AWS_ENDPOINT_URL if it is set"
+    check = "check the names of the host or bucket, of the folder and of the file"
+    if scheme_of(url) == "s3":
+        check += "; and AWS_ENDPOINT_URL if it is set"
     finals = (
         (code == "NoSuchBucket", "there is no such bucket", check),
-        (is_missing, "there is no such file", f"{check}; and the folder, and the numbers"),
+        (is_missing, "there is no such file", check),
         (type(cause).__name__ in NO_CREDENTIALS, f"you have no credentials ({reason})", advice),
         (is_forbidden, f"the source does not let you read it ({reason})", advice),
         # An endpoint, or a bucket's name. An answer that cannot be parsed raises a class below

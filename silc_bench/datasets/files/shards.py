@@ -119,24 +119,19 @@ def expand(pattern: str) -> list[Path]:
     """Shard files named by paths, folders, globs and braces, in that order.
 
     A folder stands for its ``*.tar``; braces are ``{000..009}`` or ``{a,b}``. Several patterns
-    are separated by spaces or by "::"; a path that exists is never split. A file is listed once.
+    are separated by spaces; a path that exists is never split. A file is listed once.
 
     Raises:
         UserError: a pattern or a brace alternative that matches no file; a missing shard is never
             passed over.
     """
-    parts = [pattern]
-    if not Path(pattern).exists():
-        parts = [part for part in re.split(r"::|\s+", pattern) if part]
+    parts = [pattern] if Path(pattern).exists() else pattern.split()
     if not parts:
         fix = "give a path, a folder or a pattern such as 'data/{000..009}.tar'"
         raise UserError("it names no shard", about=repr(pattern), fix=fix)
 
-    files: list[Path] = []
-    for part in parts:
-        for name in alternatives(part):
-            files += _matches(name)
-    return list(dict.fromkeys(files))
+    names = (name for part in parts for name in alternatives(part))
+    return list(dict.fromkeys(path for name in names for path in _matches(name)))
 
 
 def alternatives(pattern: str) -> Iterator[str]:
@@ -338,21 +333,12 @@ def what_broke(error: Exception) -> str:
     return re.sub(r" <_io\.BytesIO object at 0x[0-9a-f]+>", "", first_line(error))
 
 
-def image_size(data: bytes) -> tuple[int, int]:
-    """Width and height from an image's header. Raises DamagedImageError where it has none."""
-    return _header(data).size
-
-
-def image_format(data: bytes) -> str:
-    """The format ("JPEG") by an image's header.
+def open_image(data: bytes) -> Image.Image:
+    """An image of which only the header is read: its size and format.
 
     Raises:
         DamagedImageError: it has none.
     """
-    return _header(data).format or ""
-
-
-def _header(data: bytes) -> Image.Image:
     try:
         return Image.open(io.BytesIO(data))
     except BROKEN_IMAGE as error:

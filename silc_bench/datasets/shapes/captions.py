@@ -8,6 +8,7 @@ sentence below.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -18,53 +19,41 @@ AT = {"top": "at the top", "middle": "in the middle", "bottom": "at the bottom"}
 COUNTS = ("one", "two", "three")
 
 
-def captions(scene: Scene) -> tuple[str, str, str, str, str]:
+def captions(scene: Scene) -> tuple[str, ...]:
     """Five different sentences: texture and background; all pairs; the place; the size; the count.
 
     Each begins with the main object and names its colour and shape, because these tell the images
     of a batch apart best. Sentences without a colour, or with every attribute at once, made tiny
     towers stop at telling colours (see docs/log.md).
     """
-    # two bits of the phrasing for each sentence, the lowest first
-    openings = [OPENINGS[scene.phrasing >> 2 * k & 3] for k in range(5)]
-    sentences = (_textured(scene), _pairs(scene), _placed(scene), _sized(scene), _counted(scene))
-
-    # unpacked, so that the type says five
-    first, second, third, fourth, fifth = (
-        opening + text for opening, text in zip(openings, sentences, strict=True)
-    )
-    return first, second, third, fourth, fifth
-
-
-def _textured(scene: Scene) -> str:
-    main = scene.objects[0]
-    return f"a {main.texture} {_pair(main)} on a {scene.background.texture} background"
-
-
-def _pairs(scene: Scene) -> str:
-    names = [f"a {_pair(item)}" for item in scene.objects]
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-
-
-def _placed(scene: Scene) -> str:
-    main = scene.objects[0]
-    return f"a {_pair(main)} {AT[main.place]}"
-
-
-def _sized(scene: Scene) -> str:
-    main = scene.objects[0]
-    return f"a {main.size} {_pair(main)}"
-
-
-def _counted(scene: Scene) -> str:
     main, *others = scene.objects
-    if not others:
-        return f"one {_pair(main)}"
+    pair = _pair(main)
+    sentences = (
+        f"a {main.texture} {pair} on a {scene.background.texture} background",
+        _listed(scene.objects),
+        f"a {pair} {AT[main.place]}",
+        f"a {main.size} {pair}",
+        _counted(pair, len(others)),
+    )
+
+    # two bits of the phrasing for each sentence, the lowest first
+    return tuple(
+        OPENINGS[scene.phrasing >> 2 * k & 3] + sentence for k, sentence in enumerate(sentences)
+    )
+
+
+def _listed(items: Sequence[Item]) -> str:
+    *first, last = (f"a {_pair(item)}" for item in items)
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def _counted(pair: str, num_others: int) -> str:
+    if not num_others:
+        return f"one {pair}"
 
     # "smaller" is true of all others: the main object is the largest
-    count = COUNTS[len(others) - 1]
-    noun = "thing" if len(others) == 1 else "things"
-    return f"a {_pair(main)} and {count} smaller {noun}"
+    noun = "thing" if num_others == 1 else "things"
+    return f"a {pair} and {COUNTS[num_others - 1]} smaller {noun}"
 
 
 def _pair(item: Item) -> str:

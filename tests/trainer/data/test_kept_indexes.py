@@ -5,11 +5,10 @@ They are listed by source, and pruned with everything else.
 
 import os
 import time
-from contextlib import closing
 
 import numpy as np
 import pytest
-from pairs import source, take, whole, write_shard
+from pairs import whole, write_shard
 from test_shard_index import assert_same, looked_at  # noqa: F401
 from typer.testing import CliRunner
 
@@ -121,16 +120,6 @@ def test_a_run_that_begins_meanwhile_misses_none(folder, looked_at, monkeypatch)
     looked_at.clear()
     assert_same(indexed(folder / "first"), before)
     assert looked_at == ["0.tar", "1.tar"]
-
-
-def test_a_run_that_goes_on_meanwhile_misses_none(folder):
-    config = str(folder / "first")
-    expected = [batch.texts for batch in take(source(config), 1, 0, 8)]
-    with closing(source(config).batches(1, 0)) as batches:
-        found = [next(batches).texts]
-        cache("prune", "--max-size=0")
-        found += [next(batches).texts for _ in range(7)]
-    assert found == expected
 
 
 def test_nothing_else_goes(folder):

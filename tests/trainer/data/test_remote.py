@@ -104,16 +104,6 @@ def test_a_server_that_stalls_is_asked_again(files, tmp_path, monkeypatch):
     assert next(calls) >= 4
 
 
-def test_all_faults_together(files, tmp_path):
-    with FaultyServer(
-        files, Now("drop", "truncate", "error", "everything", "wrong", share=0.6, seed=1)
-    ) as server:
-        found = read(server)
-    with FaultyServer(files) as server:
-        os.environ["SILC_BENCH_CACHE"] = str(tmp_path / "other" / "features")
-        assert read(server) == found, "the order does not depend on what went wrong"
-
-
 def test_what_has_arrived_is_not_fetched_again(files):
     """A server that sends a third of each file and then nothing, until it is mended.
 
@@ -289,13 +279,12 @@ def test_an_epoch_takes_the_shards_in_groups_and_shuffles_within(files):
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
-@pytest.mark.parametrize("workers", [0, 2])
-def test_resuming_within_a_group_with_other_workers_continues_exactly(files, workers):
+def test_resuming_within_a_group_with_workers_continues_exactly(files):
     children = set(multiprocessing.active_children())
     with FaultyServer(files, Now("drop", share=0.2)) as server:
         reference = read(server, 80)
-        for start in (1, 23, 57, 61) if workers == 0 else (23, 57):
-            assert read(server, 80 - start, start, num_workers=workers) == reference[start:]
+        for start in (23, 57):
+            assert read(server, 80 - start, start, num_workers=2) == reference[start:]
     assert set(multiprocessing.active_children()) <= children
 
 

@@ -181,11 +181,6 @@ def test_a_source_that_is_all_damage_ends_every_rank():
     assert {answer.about for answer in answers} == {f"sample {last}"}
 
 
-def test_one_readable_sample_is_enough():
-    answers, _ = read([Numbers(9, range(8)) for _ in range(2)], 4, 0, 2)
-    assert {text.split()[1] for part in itertools.chain(*answers) for text in part.texts} == {"8"}
-
-
 class Gone(Numbers):
     """Ends the run at its fourth sample."""
 

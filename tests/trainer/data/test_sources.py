@@ -153,16 +153,13 @@ def test_img2dataset_is_read_as_it_is(tmp_path):
     rest = [
         {"json": columns, "txt": "two\nlines"},
         {"json": {**columns, "caption": "from the JSON"}},
-        {"json": {**columns, "caption": None}},
         {"json": b"{", "txt": "x"},
-        {"json": {"captions": ["one", "two", " "]}, "txt": "ignored"},
     ]
     samples = [{"jpg": encoded(n, kind="JPEG"), **files} for n, files in enumerate(rest)]
     stream = source(shard(tmp_path / "00000.tar", samples))
     (tmp_path / "00000_stats.json").write_text("{}")
-    texts = {batch.texts[0] for batch in take(stream, 1, 0, 30)}
-    assert texts == {"two\nlines", "from the JSON", "one", "two"}
-    assert stream.damage.counts == {"empty text": 1, "JSON that cannot be read": 1}
+    assert {batch.texts[0] for batch in take(stream, 1, 0, 6)} == {"two\nlines", "from the JSON"}
+    assert stream.damage.counts == {"JSON that cannot be read": 1}
 
 
 # --- lists and folders ----------------------------------------------------------------------------
@@ -259,10 +256,8 @@ SAMPLES = [
     ("filters", "kept", "reasons"),
     [
         ("text>=13", range(2, 10), {"length of text": 2}),
-        ("side>=12", range(4, 10), {"side": 4}),
         ("width<10 height=20", range(2), {"width": 8}),
         ("lang=EN|fr", range(1, 10, 2), {"lang": 5}),
-        ("score>=0.3 lang=de", (4, 6, 8), {"score": 3, "lang": 4}),
         ("side>=12 lang=de", (4, 6, 8), {"side": 4, "lang": 3}),
     ],
 )
@@ -379,11 +374,6 @@ def test_a_pattern_that_begins_with_a_number_is_no_weight(tmp_path, monkeypatch)
     shard(tmp_path / "00.tar", [{"png": encoded(0), "txt": "zero"}])
     monkeypatch.chdir(tmp_path)
     assert texts_of("0*.tar", 1) == texts_of("2.5 * 0*.tar", 1) == ["zero"]
-
-
-def test_scenes_can_be_mixed_in(two):
-    texts = texts_of(f"1 * shapes | 1 * {two[1]}", 40)
-    assert 10 < sum(text.startswith("other") for text in texts) < 30
 
 
 MIXTURES = {
