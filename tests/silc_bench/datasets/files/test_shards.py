@@ -71,10 +71,9 @@ def content_by_webdataset(paths):
 
 
 def encoded(kind, mode="RGB", size=(8, 6)):
-    shape = (size[1], size[0], len(mode)) if len(mode) > 1 else (size[1], size[0])
-    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, kind)
+    Image.fromarray(pixels).convert(mode).save(buffer, kind)
     return buffer.getvalue()
 
 
@@ -324,7 +323,9 @@ def test_a_pattern_without_a_file_is_an_error(tmp_path, pattern, about):
 # ---- images ----
 
 
-@pytest.mark.parametrize("kind", ["PNG RGB", "PNG L", "PNG RGBA", "JPEG RGB", "JPEG L", "WEBP RGB"])
+@pytest.mark.parametrize(
+    "kind", ["PNG RGB", "PNG P", "PNG 1", "PNG RGBA", "JPEG CMYK", "JPEG L", "WEBP RGB"]
+)
 def test_images_of_every_usual_kind_become_rgb(kind):
     data = encoded(*kind.split())
     image = decode_image(data)
