@@ -97,9 +97,9 @@ def _named_readers(name: str, path: Path) -> Iterator[tuple[str, Reader]]:
 
 
 def _read_named(name: str, split: str, path: Path) -> ImageSplit:
-    found = READERS[name](name, split, _find(name, split, path))
-    check_counts(name, split, found)
-    return found
+    data = READERS[name](name, split, _find(name, split, path))
+    check_counts(name, split, data)
+    return data
 
 
 def _find(name: str, split: str, path: Path) -> Site:
@@ -123,19 +123,19 @@ def _report(readers: Iterator[tuple[str, Reader]], title: str, every_image: bool
 def _look_at(split: str, read: Reader, title: str, every_image: bool, report: Report) -> None:
     """One split: what is found and what is wrong go into ``report``."""
     try:
-        found = read()
+        data = read()
     except UserError as error:
         report.problems.append(_problem(error))
         return
 
     # what was counted is worth knowing, whatever comes out later
-    count = len(found.images)
-    report.found.append(f"{title} {split}: {found.layout} in {found.folder}")
-    report.found.extend(_contents(found, EXPECTED.get((title, split))))
-    report.found.extend(f"  {note}" for note in found.notes)
+    count = len(data.images)
+    report.found.append(f"{title} {split}: {data.layout} in {data.folder}")
+    report.found.extend(_contents(data, EXPECTED.get((title, split))))
+    report.found.extend(f"  {note}" for note in data.notes)
 
     # spread, so that each class and each shard is tried
-    chosen = [found.images[i] for i in spread(count, None if every_image else DECODED)]
+    chosen = [data.images[i] for i in spread(count, None if every_image else DECODED)]
     sizes, damaged = _decode(chosen, f"decoding {title} {split}")
     most_common = sizes.most_common(SHOWN)
     shown = ", ".join(f"{width} x {height} ({n})" for (width, height), n in most_common)
@@ -148,20 +148,20 @@ def _look_at(split: str, read: Reader, title: str, every_image: bool, report: Re
 
     # what cannot be read cannot be hashed
     mask_title = f"reading masks of {title} {split}"
-    if found.mask_names and not _masks_are_right(found, mask_title, report):
+    if data.mask_names and not _masks_are_right(data, mask_title, report):
         return
-    digits = fingerprint(found.names, found.images, f"{title} {split}")
+    digits = fingerprint(data.names, data.images, f"{title} {split}")
     report.found.append(f"  fingerprint {digits}")
 
 
-def _contents(found: ImageSplit, expected: Expected | None) -> Iterator[str]:
+def _contents(data: ImageSplit, expected: Expected | None) -> Iterator[str]:
     """Lines on the images, classes and captions; ``expected`` is None for own data."""
-    images = found.images
+    images = data.images
     line = f"  {len(images):,} images"
-    if found.class_names:
+    if data.class_names:
         counts = Counter(image.label for image in images)
         least, most = min(counts.values()), max(counts.values())
-        line += f", {len(found.class_names):,} classes of {least:,} to {most:,} images"
+        line += f", {len(data.class_names):,} classes of {least:,} to {most:,} images"
 
     captions = [len(image.captions) for image in images]
     if any(captions):
@@ -175,12 +175,12 @@ def _contents(found: ImageSplit, expected: Expected | None) -> Iterator[str]:
             line += f": a known part of the set's {expected.images:,}"
     yield line
 
-    if found.class_names and expected is None:
-        more = ", ..." if len(found.class_names) > 5 else ""
-        yield f"  classes in label order: {', '.join(found.class_names[:5])}{more}"
+    if data.class_names and expected is None:
+        more = ", ..." if len(data.class_names) > 5 else ""
+        yield f"  classes in label order: {', '.join(data.class_names[:5])}{more}"
 
         # folders named by numbers or codes
-        letters = [any(letter.isalpha() for letter in name) for name in found.class_names]
+        letters = [any(letter.isalpha() for letter in name) for name in data.class_names]
         if not any(letters):
             yield (
                 "  the names are no words, and zero-shot asks for them:"
@@ -188,12 +188,12 @@ def _contents(found: ImageSplit, expected: Expected | None) -> Iterator[str]:
             )
 
 
-def _masks_are_right(found: ImageSplit, title: str, report: Report) -> bool:
+def _masks_are_right(data: ImageSplit, title: str, report: Report) -> bool:
     """Read every mask and report which classes they show, or how many of them are wrong."""
-    pixels = np.zeros(len(found.mask_names), np.int64)  # of each class
+    pixels = np.zeros(len(data.mask_names), np.int64)  # of each class
     not_scored = 0
     wrong: list[DataError] = []
-    for image in tracked(found.images, title):
+    for image in tracked(data.images, title):
         try:
             labels = image.labels()
         except DataError as error:
@@ -206,19 +206,19 @@ def _masks_are_right(found: ImageSplit, title: str, report: Report) -> bool:
         not_scored += int(counts[ignore_of(labels)])
 
     if wrong:
-        what = f"{len(wrong):,} of {len(found.images):,} masks are wrong"
+        what = f"{len(wrong):,} of {len(data.images):,} masks are wrong"
         report.problems.append(_problem(wrong[0], f"{what}; the first: "))
         return False
 
-    policy = found.mask_policy
+    policy = data.mask_policy
     share = 100 * not_scored / (int(pixels.sum()) + not_scored)
     report.found.append(
-        f"  {len(found.images):,} masks of {len(pixels)} classes;"
+        f"  {len(data.images):,} masks of {len(pixels)} classes;"
         f" background: {policy['background']};"
         f" not scored: {policy['not_scored']}, {share:.1f} % of the pixels"
     )
 
-    absent = [name for name, count in zip(found.mask_names, pixels, strict=True) if not count]
+    absent = [name for name, count in zip(data.mask_names, pixels, strict=True) if not count]
     if absent:
         more = ", ..." if len(absent) > SHOWN else ""
         shown = ", ".join(absent[:SHOWN])

@@ -130,15 +130,17 @@ class ImageSplit:
 class ImageFiles:
     """The samples as an ImageDataset."""
 
-    def __init__(self, name: str, split: str, found: ImageSplit, limit: int | None = None) -> None:
+    def __init__(
+        self, name: str, split: str, content: ImageSplit, limit: int | None = None
+    ) -> None:
         self.name = name
         self.split = split
-        self.found = found
-        self.class_names = found.class_names
-        self.mask_names = found.mask_names
-        self.has_background = found.has_background
-        self.mask_policy = found.mask_policy
-        self.images = [found.images[i] for i in spread(len(found.images), limit)]
+        self.content = content
+        self.class_names = content.class_names
+        self.mask_names = content.mask_names
+        self.has_background = content.has_background
+        self.mask_policy = content.mask_policy
+        self.images = [content.images[i] for i in spread(len(content.images), limit)]
 
         labels = [image.label for image in self.images if image.label is not None]
         assert len(labels) in (0, len(self.images)), "all have a label, or none"
@@ -165,7 +167,7 @@ class ImageFiles:
 
         It may have to read every image, so it is made when somebody asks for it.
         """
-        return known_fingerprint(self.found.names, self.images, f"{self.name} {self.split}")
+        return known_fingerprint(self.content.names, self.images, f"{self.name} {self.split}")
 
     def hashed(self) -> ImageFiles:
         """The same set, with every image read once, so that what is damaged or gone shows now."""
@@ -175,7 +177,7 @@ class ImageFiles:
     def part(self, indices: Sequence[int]) -> ImageFiles:
         """These samples, in this order."""
         images = [self.images[i] for i in indices]
-        return ImageFiles(self.name, self.split, replace(self.found, images=images))
+        return ImageFiles(self.name, self.split, replace(self.content, images=images))
 
     def image(self, index: int) -> Image.Image:
         """RGB. Raises DataError for an image that cannot be decoded, naming it."""

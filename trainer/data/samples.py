@@ -368,11 +368,11 @@ def parse(text: str) -> Filters:
     Raises UserError for what is no condition, or a comparison with something that is no number.
     """
     conditions = []
-    for word in text.split():
-        match = _CONDITION.fullmatch(word)
+    for part in text.split():
+        match = _CONDITION.fullmatch(part)
         if match is None:
             fix = "write NAME>=NUMBER, NAME<NUMBER or NAME=WORD|WORD"
-            raise UserError(f"{word!r} is no condition", about="data.filters", fix=fix)
+            raise UserError(f"{part!r} is no condition", about="data.filters", fix=fix)
         condition = Condition(*match.groups())
 
         # What is a number by its meaning has to be one even with "=", where others may be words.
@@ -380,7 +380,7 @@ def parse(text: str) -> Filters:
             try:
                 float(condition.value)
             except ValueError:
-                problem = f"{word!r} compares with {condition.value!r}, which is no number"
+                problem = f"{part!r} compares with {condition.value!r}, which is no number"
                 raise UserError(problem, about="data.filters", fix="write a number") from None
         conditions.append(condition)
     return Filters(tuple(conditions))

@@ -1,7 +1,7 @@
 """Where the samples of shards lie: each shard is looked through once, and its index is kept.
 
-Flow: ``expand(word)`` -> shards -> ``index_all(shards, filters, mirror)`` -> a ShardIndex each. An
-index that an earlier run, or another rank of this one, has kept is read; the other shards are
+Flow: ``expand(pattern)`` -> shards -> ``index_all(shards, filters, mirror)`` -> a ShardIndex each.
+An index that an earlier run, or another rank of this one, has kept is read; the other shards are
 looked through by several processes. A sample costs about 0.1 ms to find and 48 bytes to keep, so a
 billion pairs are looked through in a day of one core, once.
 
@@ -67,16 +67,15 @@ class ShardIndex:
     left_out: Counter[str]  # by the filters, by reason
 
 
-def expand(word: str) -> list[Shard]:
+def expand(pattern: str) -> list[Shard]:
     """Local shards first, then remote ones. Raises UserError where a pattern finds nothing."""
-    patterns = word.split()
-    if not any(map(remote.is_remote, patterns)):
-        return [*shards.expand(word)]
+    remote_patterns = [part for part in pattern.split() if remote.is_remote(part)]
+    if not remote_patterns:
+        return [*shards.expand(pattern)]
 
-    remote_patterns = [pattern for pattern in patterns if remote.is_remote(pattern)]
-    local_patterns = [pattern for pattern in patterns if not remote.is_remote(pattern)]
-    urls = [url for pattern in remote_patterns for url in remote.expand(pattern)]
-    local = [path for pattern in local_patterns for path in shards.expand(pattern)]
+    urls = [url for part in remote_patterns for url in remote.expand(part)]
+    local_patterns = [part for part in pattern.split() if not remote.is_remote(part)]
+    local = [path for part in local_patterns for path in shards.expand(part)]
     return [*local, *zip(urls, remote.stamps_of(urls), strict=True)]
 
 
@@ -104,8 +103,7 @@ def index_all(
     indexes: dict[Path, ShardIndex] = {}
     errors: list[UserError | RunError] = []
     try:
-        for place, index in _look_through(new, filters, mirror, is_shown=is_first):
-            indexes[place] = index
+        indexes |= _look_through(new, filters, mirror, is_shown=is_first)
     except (UserError, RunError) as error:
         errors.append(error)
 

@@ -1,7 +1,7 @@
 """Pairs in webdataset shards, on disks or behind URLs: an image with a ``.txt``, a ``.json``, or
 both.
 
-Flow: ``ShardsReader.open(word, config, damage)`` finds every sample
+Flow: ``ShardsReader.open(pattern, config, damage)`` finds every sample
 (``silc_bench.trainer.data.shard_index``) -> ``text(p)`` and ``image(p)`` read one sample each,
 straight from its place in the shard. Nothing is unpacked.
 
@@ -61,8 +61,8 @@ class ShardsReader(EpochReader):
         self._read: tuple[int, int] | None = None  # epoch and group of the last entry
 
     @classmethod
-    def open(cls, word: str, config: DataConfig, damage: shards.Damage) -> ShardsReader:
-        """The reader of the shards that ``word`` names; every rank opens it.
+    def open(cls, pattern: str, config: DataConfig, damage: shards.Damage) -> ShardsReader:
+        """The reader of the shards that ``pattern`` names; every rank opens it.
 
         What is damaged or incomplete in a shard is added to ``damage`` once.
 
@@ -72,7 +72,7 @@ class ShardsReader(EpochReader):
         """
         mirror = remote.Mirror(shards_folder(), int(config.mirror_gb * 2**30))
         filters = parse(config.filters)
-        files = expand(word)
+        files = expand(pattern)
         indexes = index_all(files, filters, mirror)
 
         left_out = Counter[str]()
@@ -84,7 +84,7 @@ class ShardsReader(EpochReader):
         numbers = np.repeat(np.arange(len(files)), [len(index.rows) for index in indexes])
         places = np.column_stack([numbers, np.concatenate([index.rows for index in indexes])])
         if not len(places):
-            raise no_pair(word, damage, left_out)
+            raise no_pair(pattern, damage, left_out)
 
         reader = cls(files, places, config, left_out, mirror)
         reader._check_room()

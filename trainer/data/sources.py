@@ -46,7 +46,7 @@ def open_reader(config: DataConfig, damage: Damage) -> Reader:
         RunError: a remote source that does not answer.
     """
     parts = [_weighted(part.strip(), config.source) for part in config.source.split("|")]
-    readers = [_open(word, config, damage) for _, word in parts]
+    readers = [_open(name, config, damage) for _, name in parts]
     if len(readers) == 1:
         return readers[0]
 
@@ -57,16 +57,16 @@ def open_reader(config: DataConfig, damage: Damage) -> Reader:
             raise UserError("some sources have no weight", about=config.source, fix=fix)
 
         # Without weights each source counts as many as it has, which an endless one cannot say.
-        for (_, word), reader in zip(parts, readers, strict=True):
+        for (_, name), reader in zip(parts, readers, strict=True):
             if reader.num_samples is None:
-                problem = f"{word} never ends, so nothing says how large its share is"
+                problem = f"{name} never ends, so nothing says how large its share is"
                 raise UserError(problem, about=config.source, fix="give each source a weight")
         weights = [reader.num_samples for reader in readers]
     return MixedReader(readers, [float(weight or 0) for weight in weights], config.seed)
 
 
 def _weighted(part: str, source: str) -> tuple[float | None, str]:
-    """(weight, word) of a part of ``source``; weight None where it gives none."""
+    """(weight, name) of a part of ``source``; weight None where it gives none."""
     match = re.fullmatch(r"([0-9.]+)\s*\*\s+(\S.*)", part)
     if not match:
         if not part:
@@ -84,15 +84,15 @@ def _weighted(part: str, source: str) -> tuple[float | None, str]:
     return weight, match[2]
 
 
-def _open(word: str, config: DataConfig, damage: Damage) -> Reader:
-    if word == "shapes":
+def _open(source: str, config: DataConfig, damage: Damage) -> Reader:
+    if source == "shapes":
         return ShapesReader(config)
 
-    path = Path(word).expanduser()
+    path = Path(source).expanduser()
     is_list = path.suffix.lower() in ENDINGS
     if is_list or (path.is_dir() and not any(path.glob("*.tar"))):
         return ListedReader.open(path, config, damage)
-    return ShardsReader.open(word, config, damage)
+    return ShardsReader.open(source, config, damage)
 
 
 class MixedReader:

@@ -2,7 +2,7 @@
 
 Whatever fsspec reads: http, s3, gs, hf.
 
-Flow: ``expand(word)`` -> URLs -> ``stamp_of(url)`` (size and ETag) -> ``Mirror.read(url, stamp,
+Flow: ``expand(pattern)`` -> URLs -> ``stamp_of(url)`` (size and ETag) -> ``Mirror.read(url, stamp,
 look)`` -> what ``look`` makes of a local copy. What has arrived stays where a connection drops,
 stalls or ends early, and the next request goes on at that byte. Size and ETag are asked for again
 at the end, so that two versions of a file are never joined. Nothing is passed over: a source that
@@ -63,11 +63,11 @@ class Stamp:
         return hashlib.sha256(f"{url}\n{self.size}\n{self.etag}".encode()).hexdigest()[:16]
 
 
-def is_remote(word: str) -> bool:
-    return _URL.match(word) is not None
+def is_remote(pattern: str) -> bool:
+    return _URL.match(pattern) is not None
 
 
-def expand(word: str) -> list[str]:
+def expand(pattern: str) -> list[str]:
     """URLs named by braces, and by globs where the source can be listed.
 
     Raises:
@@ -75,7 +75,7 @@ def expand(word: str) -> list[str]:
         RunError: a listing that gets no answer.
     """
     urls: list[str] = []
-    for url in alternatives(word):
+    for url in alternatives(pattern):
         if not re.search(r"[*?\[]", url.partition("://")[2]):
             urls.append(url)
             continue

@@ -7,6 +7,7 @@ import collections
 import itertools
 import json
 import os
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from refusals import refused
 
+from silc_bench.datasets.files.shards import Damage
 from silc_bench.errors import DataError
 from silc_bench.trainer.config.config import DataConfig
 from silc_bench.trainer.data.samples import (
@@ -30,7 +32,7 @@ from silc_bench.trainer.data.samples import (
     shuffled,
 )
 from silc_bench.trainer.data.shards import ShardsReader
-from silc_bench.trainer.data.sources import BLOCK, MixedReader
+from silc_bench.trainer.data.sources import BLOCK, MixedReader, open_reader
 
 from pairs import encoded, numbers, shard, source, take, texts_of, whole, write_shard  # isort: skip
 
@@ -360,6 +362,14 @@ def test_without_weights_sources_are_as_large_as_they_are(two):
     assert sum(text.startswith("one") for text in texts) == 750
     description = source(f"{two[0]} | {two[1]}").describe()
     assert description == "75 % 30 pairs in 1 shard + 25 % 10 pairs in 1 shard"
+
+
+def test_a_reader_is_the_same_in_another_process(two):
+    """It is copied there; where processes are not forked, by pickle."""
+    reader = open_reader(DataConfig(source=f"3 * {two[0]} | 1 * {two[1]}"), Damage())
+    texts = [reader.text(p) for p in range(5)]
+    copy = pickle.loads(pickle.dumps(reader))
+    assert [copy.text(p) for p in range(5)] == texts
 
 
 def test_a_pattern_that_begins_with_a_number_is_no_weight(tmp_path, monkeypatch):
