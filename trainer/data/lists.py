@@ -24,13 +24,11 @@ from silc_bench.errors import UserError
 from silc_bench.trainer.config.config import DataConfig
 from silc_bench.trainer.data.samples import (
     EpochReader,
-    Filters,
     UnreadableError,
     captions_of,
     columns_of,
     no_pair,
     parse,
-    with_sizes,
 )
 
 
@@ -65,7 +63,7 @@ class ListedReader(EpochReader):
         left_out = Counter[str]()
         kept = []
         for pair in read_pairs(path, damage):
-            reason = _reason(pair, filters)
+            reason = filters.reason(pair.captions, pair.columns, pair.read)
             if reason is None:
                 kept.append(pair)
             else:
@@ -164,14 +162,3 @@ def _from_folder(path: Path, damage: Damage) -> list[Listed]:
         ' {"file": "NAME.jpg", "caption": "..."}'
     )
     raise UserError(problem, about=path, fix=fix)
-
-
-def _reason(pair: Listed, filters: Filters) -> str | None:
-    """Why the filters leave a pair out; None: they do not."""
-    columns = pair.columns
-    if filters.needs_size:
-        try:
-            columns = with_sizes(columns, pair.read(), str(pair.path))
-        except UnreadableError:
-            return None  # what cannot be read is no matter of filters; it is counted when it is met
-    return filters.reason(pair.captions, columns)

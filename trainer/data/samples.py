@@ -277,16 +277,6 @@ def damage_at(where: str) -> Iterator[None]:
         raise UnreadableError(error.cause, where) from error
 
 
-def with_sizes(columns: dict[str, Any], image: bytes, where: str) -> dict[str, Any]:
-    """``columns`` with "width", "height" and "side" of the stored image, read from its header.
-
-    They take the place of columns with these names, which may be those of another resolution.
-    """
-    with damage_at(where):
-        width, height = shards.open_image(image).size
-    return {**columns, "width": width, "height": height, "side": min(width, height)}
-
-
 def decoded(data: bytes, decode_size: int, where: str) -> np.ndarray:
     """uint8 [h, w, 3], the longer side at most ``decode_size``."""
     with damage_at(where):
@@ -327,10 +317,6 @@ class Condition:
 class Filters:
     conditions: tuple[Condition, ...]
 
-    @property
-    def needs_size(self) -> bool:
-        return any(condition.name in SIZES for condition in self.conditions)
-
     def captions(self, captions: Sequence[str]) -> list[str]:
         """Those of an allowed length."""
         on_length = [condition for condition in self.conditions if condition.name == "text"]
@@ -340,13 +326,27 @@ class Filters:
 
         return [caption for caption in captions if is_allowed(caption)]
 
-    def reason(self, captions: Sequence[str], columns: Mapping[str, Any]) -> str | None:
+    def reason(
+        self,
+        captions: Sequence[str],
+        columns: Mapping[str, Any],
+        image: Callable[[], bytes] = bytes,
+    ) -> str | None:
         """Why a sample is left out; None: it stays.
 
-        The words are the same for all samples of a kind, so that they can be counted.
+        The words are the same for all samples of a kind, so that they can be counted. An image
+        that cannot be read is no matter of filters: it is counted when it is met.
         """
         if not self.captions(captions):
             return "length of text"
+        if any(condition.name in SIZES for condition in self.conditions):
+            try:
+                width, height = shards.open_image(image()).size
+            except (UnreadableError, shards.DamagedImageError):
+                return None
+            # Columns with these names may be those of another resolution.
+            sizes = {"width": width, "height": height, "side": min(width, height)}
+            columns = {**columns, **sizes}
 
         for condition in self.conditions:
             if condition.name == "text":

@@ -43,7 +43,6 @@ from silc_bench.trainer.data.samples import (
     UnreadableError,
     captions_of,
     columns_of,
-    with_sizes,
 )
 
 ABSENT = (0, -1)  # the place of a member that is not there
@@ -235,12 +234,9 @@ def _reason(
         row = None if columns == ABSENT else columns_of(shards.read_member(path, columns), where)
         text_bytes = None if text == ABSENT else shards.read_member(path, text)
         captions = captions_of(text_bytes, row, where)
-        fields = row or {}
-        if filters.needs_size:
-            fields = with_sizes(fields, shards.read_member(path, image), where)
     except UnreadableError:
         return None
-    return filters.reason(captions, fields)
+    return filters.reason(captions, row or {}, lambda: shards.read_member(path, image))
 
 
 # ---- the files of indexes ----

@@ -1,4 +1,4 @@
-"""Tiny pictures whose colour is their label, and the ways in which people pack them."""
+"""Tiny images whose colour is their label, and the ways in which people pack them."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from PIL import Image
 
 
 @cache
-def picture(label: int, size: int = 4) -> bytes:
+def image(label: int, size: int = 4) -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (size, size), (label // 256, label % 256, 7)).save(buffer, "PNG")
     return buffer.getvalue()
 
 
 def mask(seed: int, value: int = 1) -> bytes:
-    """A grey picture of 0 and ``value``."""
+    """A grey image of 0 and ``value``."""
     buffer = io.BytesIO()
     labels = np.random.default_rng(seed).integers(0, 2, (6, 7), dtype=np.uint8)
     Image.fromarray(labels * np.uint8(value)).save(buffer, "PNG")
     return buffer.getvalue()
 
 
-def label_of(image: Image.Image) -> int:
-    red, green, _ = image.getpixel((0, 0))
+def label_of(shown: Image.Image) -> int:
+    red, green, _ = shown.getpixel((0, 0))
     return 256 * red + green
 
 
@@ -58,7 +58,7 @@ def write_shard(path: Path, labels: Iterable[int]) -> Path:
         (
             (f"s{i:07d}.{end}", data)
             for i, label in enumerate(labels)
-            for end, data in (("png", picture(label)), ("cls", b"%d" % label))
+            for end, data in (("png", image(label)), ("cls", b"%d" % label))
         ),
     )
 
@@ -66,7 +66,7 @@ def write_shard(path: Path, labels: Iterable[int]) -> Path:
 @pytest.fixture(scope="session")
 def make() -> SimpleNamespace:
     return SimpleNamespace(
-        image=picture,
+        image=image,
         mask=mask,
         label_of=label_of,
         tar=write_tar,
