@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 from refusals import refused
 from typer.testing import CliRunner
@@ -12,8 +10,6 @@ from silc_bench.cli.app import app
 from silc_bench.datasets.check import check
 from silc_bench.datasets.public.cifar import CIFAR10_NAMES
 from silc_bench.datasets.public.counts import EXPECTED, Expected
-
-REAL = os.environ.get("SILC_BENCH_TEST_DATA")
 
 
 @pytest.fixture(autouse=True)
@@ -96,10 +92,3 @@ def test_both_splits_are_looked_at_and_only_what_is_there_is_wrong(make, tmp_pat
 def test_mistakes_in_the_command(tmp_path, name, path, about):
     with refused(about.format(tmp_path)):
         check(name.format(tmp_path), tmp_path / path if path else None)
-
-
-@pytest.mark.skipif(REAL is None, reason="SILC_BENCH_TEST_DATA is not set: no real photographs")
-def test_real_photographs():
-    report = check(f"captions:{REAL}/coco_mini/meta.jsonl")
-    assert not report.problems
-    assert "  159 images, 795 captions (5 to 5 an image)" in report.found

@@ -265,12 +265,6 @@ def test_a_library_that_tries_for_long_by_itself_is_not_asked_six_times(bucket, 
     assert not logging.getLogger("gcsfs").isEnabledFor(logging.ERROR)
 
 
-def test_what_is_no_shard_is_named_by_its_url(bucket):
-    bucket("s3").files["place/set/001.tar"] = b"<html>"
-    with refused("s3://place/set/001.tar"):
-        read("s3://place/set/*.tar")
-
-
 def test_a_shard_that_was_uploaded_in_part_is_counted(bucket, files):
     bucket("s3").files["place/set/001.tar"] = files["001.tar"][: len(files["001.tar"]) // 2]
     stream = source("s3://place/set/*.tar")
