@@ -6,7 +6,7 @@ trainer's own checkpoints, or, where it holds weights alone, to ``load_raw``.
 Weights alone come without a configuration, so ``--arch`` must say what they belong to:
 ``open_clip:NAME``, ``hf:FOLDER_OR_NAME`` (configuration and tokenizer come from there) or
 ``silc:PRESET`` (tokenizer: the file's header, or tokenizer.json beside it). Without ``--arch``
-nothing is guessed: the error names the architectures that the shapes fit.
+nothing is guessed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from typing import Any
 
 from silc_bench.errors import UserError, unknown_name
 from silc_bench.models.interface import ImageModel
-from silc_bench.models.weights import architectures
 from silc_bench.models.weights.read import metadata_of, read_weights
 
 # How a spec begins -> what follows the colon.
@@ -42,7 +41,6 @@ ADAPTERS = {
 
 # What --arch may say of weights alone.
 ARCHS = {"open_clip": "open_clip:NAME", "hf": "hf:FOLDER_OR_NAME", "silc": "silc:PRESET"}
-SHOWN = 8  # architectures that an error names
 
 
 def load_model(spec: str, arch: str | None = None) -> ImageModel:
@@ -186,33 +184,15 @@ def _unnamed(path: Path) -> UserError:
             f"checkpoint {path}: arrays in the layout of big_vision; write big_vision:{path}"
         )
 
-    problem = (
-        f"checkpoint {path}: {len(shapes):,} tensors without a configuration; "
-        "--arch must say what they belong to"
+    # Of our own presets the shapes tell; of other libraries only whoever trained the weights knows.
+    presets = adapter("silc").fitting_presets(shapes)
+    hint = f" (they fit silc:{', silc:'.join(presets)})" if presets else ""
+    forms = ", ".join(ARCHS.values())
+    return UserError(
+        f"holds {len(shapes):,} tensors without a configuration, as {_first(shapes)}",
+        about=path,
+        fix=f"say what they belong to by --arch {forms}{hint}, or write timm:NAME/{path}",
     )
-    candidates = _fitting(shapes)
-    if not candidates:
-        forms = ", ".join(ARCHS.values())
-        return UserError(
-            f"{problem} ({forms}); no architecture known here has tensors such as {_first(shapes)}"
-        )
-
-    listed = ", ".join(candidates[:SHOWN])
-    if len(candidates) > SHOWN:
-        listed += f" and {len(candidates) - SHOWN} more"
-    if len(candidates) > 1:
-        listed += (
-            " (same shapes, other activations, sizes or tokenizers: ask whoever trained it which)"
-        )
-    if candidates[0].startswith("timm:"):
-        listed += f"; timm's are written timm:NAME/{path}"
-    return UserError(f"{problem}. By its shapes it fits {listed}")
-
-
-def _fitting(shapes: dict[str, tuple[int, ...]]) -> list[str]:
-    """Architectures with these shapes, ours first."""
-    ours = [f"silc:{preset}" for preset in adapter("silc").fitting_presets(shapes)]
-    return ours + architectures.fitting(shapes)
 
 
 def _first(shapes: dict[str, tuple[int, ...]]) -> str:

@@ -1,0 +1,208 @@
+"""Weights alone: with ``--arch`` they are that model, without it the answer says what to write."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from refusals import refused
+from typer.testing import CliRunner
+
+from silc_bench.cli import app as cli
+from silc_bench.errors import UserError
+from silc_bench.models.interface import ImageTextModel
+from silc_bench.models.load import load_model
+from silc_bench.models.weights.read import read_weights
+from silc_bench.trainer.config.presets import make_preset
+from silc_bench.trainer.silc.student import Student, init_weights
+from silc_bench.trainer.silc.tokenizers import Tokenizer
+
+pytestmark = pytest.mark.broad
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+CAPTIONS = ["a red ring", "a blue star on a green ground"]
+ARCH = "silc:cifar_tiny"
+
+
+# ---- silc: ----
+
+
+@pytest.fixture(scope="module")
+def student():
+    config = make_preset("cifar_tiny")
+    made = Student(replace(config, distillation=replace(config.distillation, num_prototypes=8)))
+    return init_weights(made, seed=3) or made
+
+
+@pytest.fixture(scope="module")
+def tokenizer(student):
+    return Tokenizer.train(CAPTIONS, 300, student.config.text.context_length)
+
+
+@pytest.fixture
+def saved(student, tokenizer, tmp_path):
+    """Writes the student's tensors, changed, and texts (the tokenizer); the path."""
+
+    def write(metadata=None, **changes):
+        weights = {name: value.clone() for name, value in student.state_dict().items()} | changes
+        weights = {name: value for name, value in weights.items() if value is not None}
+        metadata = metadata or {"tokenizer": tokenizer.to_json()}
+        safetensors.torch.save_file(weights, tmp_path / "weights.bin", metadata)
+        return tmp_path / "weights.bin"
+
+    return write
+
+
+def check_embeddings(model, student, tokenizer):
+    tokens = tokenizer(CAPTIONS)
+    images = torch.randn(2, 3, model.image_size, model.image_size)
+    with torch.no_grad():
+        assert torch.equal(model.encode_image(images), student.vision(images))
+        if isinstance(model, ImageTextModel):
+            assert torch.equal(model.tokenize(CAPTIONS), tokens)
+            assert torch.equal(model.encode_text(tokens), student.text(tokens))
+
+
+def test_a_student_in_the_towers_of_its_preset(student, tokenizer, saved):
+    model = load_model(str(saved()), ARCH)
+    assert isinstance(model, ImageTextModel)
+    check_embeddings(model, student, tokenizer)
+    assert model.name == "silc:cifar_tiny/weights"
+    assert model.logit_scale == pytest.approx(student.log_scale.exp().item())
+
+
+@pytest.mark.parametrize("save", [torch.save, safetensors.torch.save_file])
+def test_the_tokenizer_may_lie_beside_the_weights(student, tokenizer, tmp_path, save):
+    path = tmp_path / "student.bin"
+    save({name: value.clone() for name, value in student.state_dict().items()}, path)
+    blind = load_model(str(path), ARCH)
+    assert not isinstance(blind, ImageTextModel)
+    assert "tokenizer.json" in blind.lacking["text"]
+    (tmp_path / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
+    model = load_model(str(path), ARCH)
+    assert isinstance(model, ImageTextModel)
+    assert model.revision == blind.revision
+    for each in (blind, model):
+        check_embeddings(each, student, tokenizer)
+    for damage in (b"{}", b"\xff"):
+        (tmp_path / "tokenizer.json").write_bytes(damage)
+        with pytest.raises(UserError, match="tokenizer"):
+            load_model(str(path), ARCH)
+
+
+def test_tasks_with_text_name_the_missing_tokenizer(saved, tmp_path):
+    path = str(saved(metadata={"format": "pt"}))
+    words = ["eval", "--ckpt", path, "--arch", ARCH, "--tasks", "shapes/zeroshot", "--limit", "10"]
+    done = CliRunner().invoke(cli.app, [*words, "--results", str(tmp_path / "results")])
+    assert done.exit_code == 2
+    assert "tokenizer.json" in done.stderr
+
+
+OTHERS = {"vision.norm.weight": None, "text.norm.bias": torch.ones(3), "more": torch.ones(2)}
+
+
+@pytest.mark.parametrize(
+    ("arch", "changes", "words"),
+    [
+        (ARCH, OTHERS, ["vision.norm.weight", "more", "text.norm.bias [3]"]),
+        (ARCH, {"metadata": {"tokenizer": "{}"}}, ["tokenizer"]),
+        (ARCH, {"metadata": {"format": "silc-bench"}}, ["--arch silc:cifar_tiny"]),
+        ("silc:b16", {}, ["16"]),
+        ("silc:cifar-tiny", {}, ["cifar_tiny"]),
+        ("openclip:RN50", {}, ["open_clip"]),
+        ("open_clip", {}, ["open_clip:NAME"]),
+        ("silc:", {}, ["silc:PRESET"]),
+        ("timm:vit_base_patch16_224", {}, ["timm:vit_base_patch16_224/"]),
+        ("", {}, ["open_clip"]),
+    ],
+)
+def test_what_does_not_fit_or_exist(saved, arch, changes, words):
+    path = saved(**changes)
+    with pytest.raises(UserError) as caught:
+        load_model(str(path), arch)
+    assert all(word in str(caught.value) for word in words)
+
+
+# ---- open_clip: and hf: ----
+
+
+@pytest.fixture
+def tiny_clip(tmp_path):
+    """An architecture that open_clip knows for one test, and a file of its random weights."""
+    import open_clip
+
+    tower = {"width": 32, "layers": 1}
+    vision = {**tower, "image_size": 16, "patch_size": 8, "head_width": 16}
+    text = {**tower, "heads": 2, "vocab_size": 49408}
+    path = tmp_path / "tiny-raw.json"
+    path.write_text(json.dumps({"embed_dim": 24, "vision_cfg": vision, "text_cfg": text}))
+    open_clip.add_model_config(path)
+    torch.save(open_clip.create_model("tiny-raw").state_dict(), tmp_path / "raw.pt")
+    yield tmp_path / "raw.pt"
+    open_clip.factory._MODEL_CONFIG_PATHS.remove(path)
+    del open_clip.factory._MODEL_CONFIGS["tiny-raw"]
+
+
+@pytest.fixture
+def hf_clip(tmp_path, monkeypatch):
+    """A folder of transformers, and a file of its weights."""
+    pytest.importorskip("transformers")
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1]))
+    import hf_folders
+
+    folder = hf_folders.write("clip", tmp_path / "folder")
+    torch.save(read_weights(folder), tmp_path / "raw.pt")
+    return folder, tmp_path / "raw.pt"
+
+
+def check_misfit(path, arch, lost):
+    weights = torch.load(path, weights_only=True)
+    del weights[lost]
+    torch.save(weights, path)
+    with pytest.raises(UserError, match=lost):
+        load_model(str(path), arch)
+
+
+def test_open_clip_takes_the_weights(tiny_clip):
+    model = load_model(str(tiny_clip), "open_clip:tiny-raw")
+    assert model.revision == load_model(f"open_clip:tiny-raw/{tiny_clip}").revision
+    assert (model.embed_dim, model.image_size) == (24, 16)
+    check_misfit(tiny_clip, "open_clip:tiny-raw", "visual.proj")
+
+
+def test_hf_takes_the_weights(hf_clip):
+    folder, path = hf_clip
+    model = load_model(str(path), f"hf:{folder}")
+    assert model.revision == load_model(f"hf:{folder}").revision
+    check_misfit(path, f"hf:{folder}", "logit_scale")
+
+
+# ---- no --arch ----
+
+
+def test_without_an_architecture_nothing_is_guessed(student, tmp_path):
+    torch.save({"a.weight": torch.ones(2, 3)}, tmp_path / "x.pt")
+    with refused(about=tmp_path / "x.pt"):
+        load_model(str(tmp_path / "x.pt"))
+    torch.save(student.state_dict(), tmp_path / "student.pt")
+    with refused(about=tmp_path / "student.pt") as caught:
+        load_model(str(tmp_path / "student.pt"))
+    assert ARCH in caught.value.fix
+
+
+def test_the_answer_says_how_other_kinds_are_written(tmp_path):
+    np.savez(tmp_path / "x.npz", **{"params/img/pos_embedding": np.ones(3, np.float32)})
+    kinds = {"big_vision": tmp_path / "x.npz"}
+    for kind, config in (("hf", "config.json"), ("open_clip", "open_clip_config.json")):
+        kinds[kind] = tmp_path / kind
+        kinds[kind].mkdir()
+        (kinds[kind] / config).write_text("{}")
+    for kind, path in kinds.items():
+        with pytest.raises(UserError, match=f"{kind}:{path}"):
+            load_model(str(path))
