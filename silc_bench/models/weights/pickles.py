@@ -24,6 +24,8 @@ from typing import IO, Any, ClassVar
 
 import torch
 
+from silc_bench.errors import first_line
+
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # first object of torch.save's format before 1.6
 MAX_READS = 1_000_000  # of one pickle; a state dict takes about 50 a tensor
 MAX_MEMBERS = 100_000
@@ -144,7 +146,7 @@ def needed_global(error: pickle.UnpicklingError) -> str:
     match = re.search(r"GLOBAL ([\w.<>]+)", str(error))
     if match:
         return f"its pickle needs GLOBAL {match[1]}"
-    return next(iter(str(error).splitlines()), "an unreadable pickle")[:200]
+    return first_line(error)
 
 
 def _load(path: Path) -> Any:

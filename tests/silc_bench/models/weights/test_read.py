@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from refusals import refused
 
-from silc_bench.errors import UserError
 from silc_bench.models.weights.read import load_into, metadata_of, read_weights
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
+ONES = {"a": torch.ones(2)}
 
 
 def weights():
@@ -34,25 +35,27 @@ def weights():
     }
 
 
-def same(one, other):
-    return one.keys() == other.keys() and all(
-        one[name].dtype == other[name].dtype
-        and one[name].shape == other[name].shape
-        and torch.equal(one[name], other[name])
-        for name in one
-    )
+def check(path, saved):
+    """What is read has the names, dtypes, shapes and bits of ``saved``."""
+    read = read_weights(path)
+    assert read.keys() == saved.keys()
+    for name, value in saved.items():
+        assert read[name].dtype == value.dtype
+        assert torch.equal(read[name], value)
+        assert not read[name].requires_grad
 
 
 def save_safetensors(content, path):
-    safetensors.torch.save_file(
-        {name: value.clone().contiguous() for name, value in content.items()}, path
-    )
+    copies = {name: value.clone().contiguous() for name, value in content.items()}
+    safetensors.torch.save_file(copies, path)
 
 
 def save_npz(content, path):
     arrays = {
-        n: (v.view(torch.int16).numpy().view("V2") if v.dtype == torch.bfloat16 else v.numpy())
-        for n, v in content.items()
+        name: value.view(torch.int16).numpy().view("V2")
+        if value.dtype == torch.bfloat16
+        else value.numpy()
+        for name, value in content.items()
     }
     with open(path, "wb") as file:  # by the handle: NumPy adds a suffix to names
         np.savez(file, **arrays)
@@ -69,11 +72,8 @@ FORMATS = {
 @pytest.mark.parametrize("kind", FORMATS)
 @pytest.mark.parametrize("suffix", ["pt", "safetensors", "npz", "words"])
 def test_round_trip_whatever_the_suffix(tmp_path, kind, suffix):
-    saved = weights()
-    FORMATS[kind](saved, tmp_path / f"x.{suffix}")
-    found = read_weights(tmp_path / f"x.{suffix}")
-    assert same(found, saved)
-    assert all(value.device.type == "cpu" and not value.requires_grad for value in found.values())
+    FORMATS[kind](weights(), tmp_path / f"x.{suffix}")
+    check(tmp_path / f"x.{suffix}", weights())
 
 
 def test_compressed_npz_and_names_with_slashes(tmp_path):
@@ -83,95 +83,75 @@ def test_compressed_npz_and_names_with_slashes(tmp_path):
         "fortran": np.eye(4)[::2].T,
     }
     np.savez_compressed(tmp_path / "x.npz", **arrays)
-    found = read_weights(tmp_path / "x.npz")
-    assert found.keys() == arrays.keys()
-    for name, value in arrays.items():
-        assert np.array_equal(found[name].numpy(), value)
-    assert found["params/t"].dtype == torch.float32
+    native = {name: value.astype(value.dtype.newbyteorder("=")) for name, value in arrays.items()}
+    check(tmp_path / "x.npz", {name: torch.from_numpy(value) for name, value in native.items()})
 
 
-def test_safetensors_are_those_of_the_library(tmp_path):
-    save_safetensors(weights(), tmp_path / "x")
-    assert same(read_weights(tmp_path / "x"), safetensors.torch.load_file(tmp_path / "x"))
+def test_a_file_that_is_written_anew_does_not_change_what_was_read(tmp_path):
+    path = tmp_path / "x.safetensors"
+    save_safetensors(ONES, path)
+    read = read_weights(path)
+    with open(path, "r+b") as file:
+        file.seek(-8, 2)
+        file.write(bytes(8))
+    assert torch.equal(read["a"], ONES["a"])
 
 
 def test_metadata(tmp_path):
     texts = {"format": "silc-bench", "config": '{"a": "ü"}'}
-    safetensors.torch.save_file({"a": torch.ones(2)}, tmp_path / "x", metadata=texts)
+    safetensors.torch.save_file(ONES, tmp_path / "x", metadata=texts)
     assert metadata_of(tmp_path / "x") == texts
-    save_safetensors({"a": torch.ones(2)}, tmp_path / "y")
-    torch.save({"a": torch.ones(2)}, tmp_path / "z")
+    save_safetensors(ONES, tmp_path / "y")
+    torch.save(ONES, tmp_path / "z")
     assert metadata_of(tmp_path / "y") == metadata_of(tmp_path / "z") == metadata_of(tmp_path) == {}
 
 
 STATE = {"a.weight": torch.ones(2, 3), "b": torch.zeros(4)}
+PARAMETERS = {name: torch.nn.Parameter(value) for name, value in STATE.items()}
+SAVED = {
+    "lightning": {"state_dict": STATE, "epoch": 3, "optimizer": {"state": {0: {"step": ONES}}}},
+    "ema": {"model": STATE, "model_ema": {name: value + 1 for name, value in STATE.items()}},
+    "twice": {"model": {"state_dict": STATE, "step": 1}},
+    "words": {
+        "model_state_dict": collections.OrderedDict(STATE),
+        "hyper": "text",
+        "words": [1, 2.5, None, True, ("a", b"b")],
+    },
+    "data parallel": {f"module.{name}": value for name, value in STATE.items()},
+    "compiled": {
+        "state_dict": {f"module._orig_mod.{name}": value for name, value in STATE.items()}
+    },
+    "prefixed": {"state_dict": {f"model.{name}": value for name, value in STATE.items()}},
+    "parameters": PARAMETERS,
+}
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        {"state_dict": STATE, "epoch": 3, "optimizer": {"state": {0: {"step": torch.tensor(1.0)}}}},
-        {
-            "model": STATE,
-            "model_ema": {name: value + 1 for name, value in STATE.items()},
-            "args": {"lr": 0.1},
-        },
-        {"model": {"state_dict": STATE, "step": 1}},
-        {
-            "model_state_dict": collections.OrderedDict(STATE),
-            "hyper": "text",
-            "words": [1, 2.5, None, True, ("a", b"b")],
-        },
-        {f"module.{name}": value for name, value in STATE.items()},
-        {"state_dict": {f"module._orig_mod.{name}": value for name, value in STATE.items()}},
-        {"state_dict": {f"model.{name}": value for name, value in STATE.items()}},
-        torch.nn.ParameterDict({"b": STATE["b"]}).state_dict()
-        | {"a.weight": torch.nn.Parameter(STATE["a.weight"])},
-    ],
-    ids=[
-        "lightning",
-        "ema",
-        "twice",
-        "words",
-        "data parallel",
-        "compiled",
-        "prefixed",
-        "parameters",
-    ],
-)
+@pytest.mark.parametrize("saved", SAVED)
 @pytest.mark.parametrize("kind", ["torch", "legacy"])
-def test_what_programs_save_around_it(tmp_path, content, kind):
-    FORMATS[kind](content, tmp_path / "x.pt")
-    assert same(read_weights(tmp_path / "x.pt"), STATE)
+def test_what_programs_save_around_it(tmp_path, saved, kind):
+    FORMATS[kind](SAVED[saved], tmp_path / "x.pt")
+    check(tmp_path / "x.pt", STATE)
 
 
 def test_a_prefix_that_one_name_lacks_stays(tmp_path):
-    content = {"model.a": torch.ones(2), "model.b": torch.ones(2), "logit_scale": torch.tensor(1.0)}
+    content = {"model.a": torch.ones(2), "logit_scale": torch.tensor(1.0)}
     torch.save(content, tmp_path / "x.pt")
-    assert same(read_weights(tmp_path / "x.pt"), content)
+    check(tmp_path / "x.pt", content)
 
 
-def test_folders(tmp_path):
+@pytest.mark.parametrize(
+    ("kind", "whole"), [("safetensors", "model.safetensors"), ("torch", "pytorch_model.bin")]
+)
+def test_folders(tmp_path, kind, whole):
     saved = weights()
-    names = sorted(saved)
-    for kind, pattern in (
-        ("safetensors", "model-{}.safetensors"),
-        ("torch", "pytorch_model-{}.bin"),
-    ):
-        folder = tmp_path / kind
-        folder.mkdir()
-        index = {name: pattern.format(i % 2) for i, name in enumerate(names)}
-        for shard in set(index.values()):
-            FORMATS[kind](
-                {name: saved[name] for name in names if index[name] == shard}, folder / shard
-            )
-        kept = "model.safetensors" if kind == "safetensors" else "pytorch_model.bin"
-        (folder / f"{kept}.index.json").write_text(
-            json.dumps({"metadata": {}, "weight_map": index})
-        )
-        assert same(read_weights(folder), saved)
-        FORMATS[kind]({"only": torch.ones(2)}, folder / kept)
-        assert list(read_weights(folder)) == ["only"], "a whole file comes before an index"
+    index = {name: f"shard-{number % 2}" for number, name in enumerate(saved)}
+    for shard in set(index.values()):
+        part = {name: value for name, value in saved.items() if index[name] == shard}
+        FORMATS[kind](part, tmp_path / shard)
+    (tmp_path / f"{whole}.index.json").write_text(json.dumps({"weight_map": index}))
+    check(tmp_path, saved)
+    FORMATS[kind](ONES, tmp_path / whole)
+    check(tmp_path, ONES)  # a whole file comes before an index
 
 
 def test_loading_into_a_module():
@@ -181,13 +161,9 @@ def test_loading_into_a_module():
         for name, value in module.state_dict().items()
     }
     load_into(module, state, "x.pt")
-    assert {p.dtype for p in module.parameters()} == {torch.float32}
+    assert {value.dtype for value in module.parameters()} == {torch.float32}
     assert (module[0].weight == 2).all()
     del state["0.bias"]
-    with pytest.raises(UserError) as caught:
+    with refused(about="x.pt"):
         load_into(module, {**state, "0.weight": torch.ones(3, 3), "c": torch.ones(1)}, "x.pt")
-    assert str(caught.value) == (
-        "x.pt: its weights do not fit: 1 missing (0.bias); 1 unexpected (c);"
-        " 1 of another shape (0.weight [3, 3] instead of [2, 3])"
-    )
     assert (module[0].weight == 2).all(), "nothing is loaded of what does not fit"
