@@ -62,8 +62,7 @@ ALONE = ("naclip", "clearclip")
 
 NEIGHBOURHOOD = 5.0  # patches: the standard deviation of naclip's G
 POOLED_BY_ATTENTION = (
-    "its patches meet text through attention pooling, so their plain path is its value path; "
-    "ask for maskclip, which is that"
+    "its patches meet text through attention pooling, so their plain path is maskclip"
 )
 
 
@@ -180,11 +179,8 @@ def joint_methods(
 
     # One method needs nothing from inside the last block: it takes what leaves it.
     outside = "maskclip" if is_attention_pooled else "plain"
-    reason = (
-        f"nobody has taken its last block, a {kind}, apart to change its attention; "
-        f"ask for {outside}"
-    )
-    closed = dict.fromkeys((method for method in possible if method != outside), reason)
+    reason = f"nobody has taken its last block, a {kind}, apart to change its attention"
+    closed = {method: reason for method in possible if method != outside}
     return (outside,), {**closed, **lacking}
 
 
@@ -197,28 +193,25 @@ def check_methods(
         UserError: names the method, the reason in ``why`` where it is known, and what ``name``
             can do.
     """
-    for method in methods:
-        if method in can:
-            continue
+    refused = next((method for method in methods if method not in can), None)
+    if refused is None:
+        return
 
-        # "tokens:2", "tokens:3", ... of a deep tower are listed by their range alone
-        counts = [int(known.partition(":")[2]) for known in can if ":" in known]
-        listed = ", ".join(known for known in can if ":" not in known)
-        listed += f", and tokens:N of its last 2 to {max(counts)} blocks" if counts else ""
+    # "tokens:2", "tokens:3", ... of a deep tower are listed by their range alone
+    counts = [num_layers(known) for known in can if ":" in known]
+    listed = ", ".join(known for known in can if ":" not in known)
+    reason = why.get(refused, "")
+    if counts:
+        listed += f", and tokens:N of its last 2 to {max(counts)} blocks"
+    elif num_layers(refused) > 1:
+        reason = "its features leave no blocks of one width"
 
-        if num_layers(method) > 1:
-            reason = "its features leave no blocks of one width"
-            if counts:
-                reason = f"it has {max(counts)} blocks"
-        elif method in METHODS:
-            reason = why.get(method, "")
-        else:
-            reason = why.get(method, f"the methods are {', '.join(METHODS)}, and tokens:N")
-
-        because = f": {reason}" if reason else ""
-        raise UserError(
-            f"{name} cannot give dense features by {method!r}{because}; it can do {listed}"
-        )
+    because = f": {reason}" if reason else ""
+    raise UserError(
+        f"cannot give dense features by {refused!r}{because}",
+        about=name,
+        fix=f"choose from {listed}",
+    )
 
 
 def value_path(attention: nn.MultiheadAttention, tokens: Tensor) -> Tensor:

@@ -102,9 +102,10 @@ class View:
         count = self.num_windows(image.height, image.width)
         if count > MAX_WINDOWS:
             raise UserError(
-                f"a picture of {image.width:,} x {image.height:,} pixels becomes {count:,} windows"
-                f" of {self.window} pixels, more than {MAX_WINDOWS:,}: too long and thin for a view"
-                " that keeps the aspect; cut it, or leave it out"
+                f"too long and thin: {count:,} windows of {self.window} pixels are more than"
+                f" {MAX_WINDOWS:,}",
+                about=f"an image of {image.width:,} x {image.height:,} pixels",
+                fix="cut it, or leave it out",
             )
 
         if image.size != (width, height):
@@ -120,8 +121,9 @@ class View:
         """
         if self.window % patch:
             raise UserError(
-                f"windows of {self.window} pixels do not divide into patches of {patch}; "
-                "choose a protocol whose window does"
+                f"they do not divide into patches of {patch}",
+                about=f"windows of {self.window} pixels",
+                fix="choose a protocol whose windows do",
             )
         tops = self._offsets(height)
         lefts = self._offsets(width)

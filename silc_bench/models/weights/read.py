@@ -162,10 +162,8 @@ def kind_of(path: Path) -> str:
         return "legacy"
     if head[8:9] == b"{":
         return "safetensors"
-    raise refused(
-        path,
-        f"is no checkpoint that silc-bench reads ({path.stat().st_size:,} bytes that begin {head!r})",
-    )
+    begin = f"{path.stat().st_size:,} bytes that begin {head!r}"
+    raise refused(path, f"is no checkpoint that silc-bench reads ({begin})")
 
 
 def refused(path: Path, problem: str, fix: str = NAME_WEIGHTS) -> UserError:
