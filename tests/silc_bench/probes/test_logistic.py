@@ -7,24 +7,10 @@ import pytest
 import torch
 
 from silc_bench.probes import logistic
-from silc_bench.probes import logistic as logistic_problem
 from silc_bench.probes.closed_form import moments
 from silc_bench.probes.logistic import Problem, fit_logistic
 
 COSTS = (1e-5, 1e-3, 1e-1, 10.0)
-
-
-def clustered(rng, num_samples, dim, num_classes, spread=1.0):
-    """Features of very different scales around a centre a class."""
-    labels = rng.integers(0, num_classes, size=num_samples)
-    labels[:num_classes] = np.arange(num_classes)
-    centers = rng.normal(size=(num_classes, dim))
-    features = (centers[labels] + spread * rng.normal(size=(num_samples, dim))) @ (
-        rng.normal(size=(dim, dim)) * np.logspace(0, -2, dim)
-    ) + 3
-    return features.astype(np.float32), labels
-
-
 DEVICES = [
     "cpu",
     pytest.param(
@@ -33,13 +19,28 @@ DEVICES = [
 ]
 
 
+@pytest.fixture(scope="module")
+def samples(clustered):
+    return clustered(np.random.default_rng(11), 200, 8, 4, 2.0)
+
+
+@pytest.fixture(scope="module")
+def fit(samples):
+    return fit_logistic(*samples, COSTS)
+
+
+def check_same(fitted, fit, rtol=1e-6):
+    assert fitted.converged.all()
+    np.testing.assert_allclose(fitted.loss, fit.loss, rtol=rtol)
+
+
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("spread", [3.0, 0.5], ids=["overlapping", "separable"])
 @pytest.mark.parametrize(
     ("num_samples", "dim", "num_classes"), [(300, 12, 5), (60, 90, 20)], ids=["N > D", "N < D"]
 )
 def test_logistic_reaches_sklearns_optimum_at_every_cost(
-    num_samples, dim, num_classes, spread, device
+    clustered, num_samples, dim, num_classes, spread, device
 ):
     """Also where classes have more samples than the curvature keeps apart, or one alone."""
     from sklearn.linear_model import LogisticRegression
@@ -47,8 +48,8 @@ def test_logistic_reaches_sklearns_optimum_at_every_cost(
     x, labels = clustered(np.random.default_rng(6), num_samples, dim, num_classes, spread)
     mean, std = moments(x)
     x = (x - mean) / std
-    fit = fit_logistic(x, labels, COSTS, device=device)
-    assert fit.converged.all()
+    fitted = fit_logistic(x, labels, COSTS, device=device)
+    assert fitted.converged.all()
 
     def loss(weight, bias, cost):
         logits = x @ weight + bias
@@ -57,73 +58,63 @@ def test_logistic_reaches_sklearns_optimum_at_every_cost(
         return log_loss.mean() + (weight**2).sum() / (2 * cost * len(x))
 
     for k, cost in enumerate(COSTS):
-        ours = loss(fit.weight[k], fit.bias[k], cost)
-        assert fit.loss[k] == pytest.approx(ours, rel=1e-7), (
-            "the loss it reports is the loss it reached"
-        )
+        ours = loss(fitted.weight[k], fitted.bias[k], cost)
+        assert fitted.loss[k] == pytest.approx(ours, rel=1e-7), "it reports what it reached"
         peer = LogisticRegression(C=cost, tol=1e-8, max_iter=5000).fit(x, labels)
-        theirs = loss(peer.coef_.T, peer.intercept_, cost)
-        assert ours <= theirs * (1 + 1e-6)
+        assert ours <= loss(peer.coef_.T, peer.intercept_, cost) * (1 + 1e-6)
 
 
-def test_logistic_without_standardisation_and_in_any_chunks(monkeypatch):
-    x, labels = clustered(np.random.default_rng(7), 200, 6, 3, 2.0)
-    x = (x * np.logspace(0, 3, 6)).astype(np.float32)  # badly scaled, far from centred
-    losses = []
-    for cells in (1, 1000, 1 << 20):
-        monkeypatch.setattr(logistic_problem, "CHUNK_CELLS", cells)
-        fit = fit_logistic(x, labels, (1e-2, 1.0))
-        assert fit.converged.all()
-        losses.append(fit.loss)
-    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-6)
-    np.testing.assert_allclose(losses[2], losses[0], rtol=1e-6)
+def test_logistic_without_standardisation_and_in_any_chunks(samples, monkeypatch):
+    x, labels = samples
+    x = (x * np.logspace(0, 3, 8)).astype(np.float32)  # badly scaled, far from centred
+    whole = fit_logistic(x, labels, (1e-2, 1.0))
+    for cells in (1, 1000):
+        monkeypatch.setattr(logistic, "CHUNK_CELLS", cells)
+        check_same(fit_logistic(x, labels, (1e-2, 1.0)), whole)
 
 
-def test_where_fp32_is_not_enough_float64_finishes(monkeypatch):
-    x, labels = clustered(np.random.default_rng(11), 200, 8, 4, 2.0)
-    fit = fit_logistic(x, labels, COSTS)
-    precisions = []
+@pytest.fixture
+def precisions(monkeypatch):
+    """Of each pass; in fp32 they have the error of ``precisions.noise``."""
+
+    class Precisions(list):
+        noise = 0.0
+
+    seen = Precisions()
     called = Problem.__call__
-    monkeypatch.setattr(
-        Problem, "__call__", lambda self, x: precisions.append(x.dtype) or called(self, x)
-    )
+    generator = torch.Generator().manual_seed(0)
+
+    def inexact(problem, parameters):
+        seen.append(parameters.dtype)
+        state = called(problem, parameters)
+        if parameters.dtype == torch.float32:
+            error = torch.randn(state.gradient.shape, generator=generator)
+            state.gradient.add_(error, alpha=seen.noise)
+        return state
+
+    monkeypatch.setattr(Problem, "__call__", inexact)
+    return seen
+
+
+def test_where_fp32_is_not_enough_float64_finishes(samples, fit, precisions, monkeypatch):
     monkeypatch.setattr(Problem, "rounding", lambda *_: np.inf)
-    exact = fit_logistic(x, labels, COSTS)
+    check_same(fit_logistic(*samples, COSTS), fit)
     assert precisions.count(torch.float64) >= len(COSTS)
-    assert exact.converged.all()
-    np.testing.assert_allclose(exact.loss, fit.loss, rtol=1e-6)
 
 
-def test_fp32_is_left_soon_where_it_gains_nothing(monkeypatch):
+def test_fp32_is_left_soon_where_it_gains_nothing(samples, fit, precisions):
     """Gradients with an error that does not shrink: steps lead nowhere for ever.
 
     As of many samples of collinear features.
     """
-    x, labels = clustered(np.random.default_rng(11), 200, 8, 4, 2.0)
-    fit = fit_logistic(x, labels, COSTS)
-    precisions = []
-    called = Problem.__call__
-
-    generator = torch.Generator().manual_seed(0)
-
-    def inexact(problem, parameters):
-        precisions.append(parameters.dtype)
-        state = called(problem, parameters)
-        if parameters.dtype == torch.float32:
-            state.gradient.add_(torch.randn(state.gradient.shape, generator=generator), alpha=1e-5)
-        return state
-
-    monkeypatch.setattr(Problem, "__call__", inexact)
-    exact = fit_logistic(x, labels, COSTS)
-    assert exact.converged.all()
-    np.testing.assert_allclose(exact.loss, fit.loss, rtol=1e-6)
+    precisions.noise = 1e-5
+    check_same(fit_logistic(*samples, COSTS), fit)
     assert precisions.count(torch.float32) < 100 * len(COSTS), precisions.count(torch.float32)
 
 
-def test_rounding_is_the_difference_to_float64():
-    x, labels = clustered(np.random.default_rng(12), 50, 6, 3)
-    problem = Problem(x, labels, 3, torch.device("cpu"))
-    parameters = torch.randn(3, 7, generator=torch.Generator().manual_seed(0))
+def test_rounding_is_the_difference_to_float64(samples):
+    problem = Problem(*samples, 4, torch.device("cpu"))
+    parameters = torch.randn(4, 9, generator=torch.Generator().manual_seed(0))
     state = problem(parameters)
     assert problem.rounding(parameters, state) < 1e-6
     state.losses.add_(0.5)
@@ -131,68 +122,52 @@ def test_rounding_is_the_difference_to_float64():
 
 
 @pytest.mark.parametrize("own_rows", [3, 32])
-def test_the_model_of_the_curvature_is_divided_by_exactly(own_rows, monkeypatch):
+def test_the_model_of_the_curvature_is_divided_by_exactly(clustered, own_rows, monkeypatch):
     """Against the dense matrix of each class; classes of unequal sizes.
 
     Some have more samples than are kept apart.
     """
-    monkeypatch.setattr(logistic_problem, "OWN_ROWS", own_rows)
+    monkeypatch.setattr(logistic, "OWN_ROWS", own_rows)
     x, labels = clustered(np.random.default_rng(13), 24, 5, 4)
     problem = Problem(x, labels, 4, torch.device("cpu"))
-    parameters = (
-        torch.randn(4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) / 10
-    )
-    gradient = torch.randn(4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    generator = torch.Generator().manual_seed(0)
+    parameters, gradient = torch.randn(2, 4, 6, dtype=torch.float64, generator=generator)
+    parameters /= 10
     solved = problem.curvature(problem(parameters), 0.1).solve(gradient)
 
-    rows = np.pad(
-        (x - x.mean(axis=0, dtype=np.float64)) @ problem.axes.numpy(),
-        ((0, 0), (0, 1)),
-        constant_values=1,
-    )
-    logits = rows @ parameters.numpy().T
-    p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    covariance = np.diag([*np.linalg.eigvalsh(np.cov(x.astype(np.float64).T, bias=True)), 1.0])
+    centered = x - x.mean(axis=0, dtype=np.float64)
+    rows = np.pad(centered @ problem.axes.numpy(), ((0, 0), (0, 1)), constant_values=1)
+    p = (torch.from_numpy(rows) @ parameters.T).softmax(1).numpy()
+    covariance = np.diag([*np.linalg.eigvalsh(np.cov(centered.T, bias=True)), 1.0])
     for c in range(4):
         apart = np.flatnonzero(labels == c)[:own_rows]
         others = np.setdiff1d(np.arange(len(x)), apart)
         weight = p[:, c] * (1 - p[:, c]) / len(x)
         hessian = weight[others].sum() * covariance + np.diag([0.1] * 5 + [0.0])
         hessian += (rows[apart].T * weight[apart]) @ rows[apart]
-        np.testing.assert_allclose(
-            solved[c].numpy(), np.linalg.solve(hessian, gradient[c].numpy()), rtol=1e-4
-        )
+        expected = np.linalg.solve(hessian, gradient[c].numpy())
+        np.testing.assert_allclose(solved[c].numpy(), expected, rtol=1e-4)
 
 
-def test_neither_the_order_of_the_costs_nor_the_start_moves_the_optimum():
+def test_neither_the_order_of_the_costs_nor_the_start_moves_the_optimum(samples, fit):
+    turned = fit_logistic(*samples, COSTS[::-1])
+    np.testing.assert_allclose(turned.loss[::-1], fit.loss, rtol=1e-6)
     rng = np.random.default_rng(9)
-    x, labels = clustered(rng, 200, 8, 4, 2.0)
-    costs = (1e-3, 1e-1, 10.0)
-    fit = fit_logistic(x, labels, costs)
-    other = fit_logistic(x, labels, costs[::-1])
-    np.testing.assert_allclose(other.loss[::-1], fit.loss, rtol=1e-6)
     far = rng.normal(size=(8, 4)), rng.normal(size=4)
-    np.testing.assert_allclose(fit_logistic(x, labels, costs, start=far).loss, fit.loss, rtol=1e-6)
+    check_same(fit_logistic(*samples, COSTS, start=far), fit)
 
 
-def test_a_start_at_the_optimum_is_where_it_stays(monkeypatch):
-    x, labels = clustered(np.random.default_rng(10), 200, 8, 4, 2.0)
-    fit = fit_logistic(x, labels, (1.0,))
+def test_a_start_at_the_optimum_is_where_it_stays_and_a_fit_says_when_it_is_cut_short(
+    samples, monkeypatch
+):
+    fit = fit_logistic(*samples, (1.0,))
     monkeypatch.setattr(logistic, "MAX_STEPS", 1)
-    again = fit_logistic(x, labels, (1.0,), start=(fit.weight[0], fit.bias[0]))
-    assert again.converged.all()
-    np.testing.assert_allclose(again.loss, fit.loss, rtol=1e-9)
-    assert not fit_logistic(x, labels, (1.0,)).converged.any()
-
-
-def test_logistic_says_when_it_is_cut_short(monkeypatch):
-    monkeypatch.setattr(logistic, "MAX_STEPS", 3)
-    x, labels = clustered(np.random.default_rng(8), 100, 6, 3)
-    assert not fit_logistic(x, labels, (10.0,)).converged.any()
+    start = fit.weight[0], fit.bias[0]
+    check_same(fit_logistic(*samples, (1.0,), start=start), fit, rtol=1e-9)
+    assert not fit_logistic(*samples, (1.0,)).converged.any()
 
 
 def test_logistic_with_one_class_and_with_a_gap():
-    fit = fit_logistic(np.ones((4, 2)), np.zeros(4, dtype=np.int64), (1.0,))
-    assert fit.converged.all()
+    assert fit_logistic(np.ones((4, 2)), np.zeros(4, dtype=np.int64), (1.0,)).converged.all()
     with pytest.raises(AssertionError, match="without gaps"):
         fit_logistic(np.ones((2, 2)), np.array([0, 2]), (1.0,))

@@ -8,32 +8,28 @@ import torch
 import torch.nn.functional as F
 
 from silc_bench.models.windows import View
-from silc_bench.probes import patch_sgd as dense_sgd
+from silc_bench.probes import patch_sgd
 from silc_bench.probes.patch_sgd import fit, learning_rate_at, num_steps, shuffled
 
+ONE_WINDOW = View(12, 12, 12).layout(12, 12, 4)
 
-def images(count=6, seed=0, sizes=((12, 15), (9, 7))):
-    view, rng = View(12, 8, 4), np.random.default_rng(seed)
-    for number in range(count):
-        height, width = sizes[number % len(sizes)]
-        layout = view.layout(*view.resized_sides(height, width), 4)
-        mask = rng.choice([0, 1, 2, 255], size=(height, width)).astype(np.uint8)
-        yield rng.normal(size=(*layout.grid, 5)).astype(np.float32), layout, mask
+
+def masks_of(images):
+    return [mask.tobytes() for _, _, mask in images]
 
 
 @pytest.mark.parametrize("band", [1, 40, 1 << 23], ids=["a row", "some rows", "whole"])
 def test_the_gradient_equals_autograd_through_interpolation(band, monkeypatch):
-    monkeypatch.setattr(dense_sgd, "BAND", band)
-    layout = View(12, 12, 12).layout(12, 12, 4)
+    monkeypatch.setattr(patch_sgd, "BAND", band)
     logits = torch.randn(9, 3, generator=torch.Generator().manual_seed(0), requires_grad=True)
     mask = np.random.default_rng(0).choice([0, 1, 2, 255], size=(10, 13)).astype(np.uint8)
-    up = F.interpolate(logits.T.reshape(1, 3, 3, 3), size=(12, 12), mode="bilinear")
-    up = F.interpolate(up, size=mask.shape, mode="bilinear")
+    pixels = F.interpolate(logits.T.reshape(1, 3, 3, 3), size=(12, 12), mode="bilinear")
+    pixels = F.interpolate(pixels, size=mask.shape, mode="bilinear")
     labels = torch.from_numpy(mask.astype(np.int64))[None]
-    F.cross_entropy(up, labels, ignore_index=255, reduction="sum").backward()
-    pull, pixels = dense_sgd._pull(logits.detach(), layout, mask)
+    F.cross_entropy(pixels, labels, ignore_index=255, reduction="sum").backward()
+    pull, num_pixels = patch_sgd._pull(logits.detach(), ONE_WINDOW, mask)
     torch.testing.assert_close(pull, logits.grad, atol=1e-5, rtol=1e-5)
-    assert pixels == int((mask != 255).sum())
+    assert num_pixels == int((mask != 255).sum())
 
 
 def test_the_schedule_is_dinov2s():
@@ -49,78 +45,67 @@ def test_the_schedule_is_dinov2s():
 
 
 def test_steps_keep_the_passes_between_bounds():
-    assert num_steps(20_210) == 40_000, "as published on ADE20K"
-    assert num_steps(10_000) * 16 == 32 * 10_000
-    assert num_steps(46) == dense_sgd.MIN_STEPS
-    assert num_steps(10**6) == 40_000
+    """As published on ADE20K, whose 20,210 images are the first."""
+    steps = [num_steps(num_images) for num_images in (20_210, 10_000, 46, 10**6)]
+    assert steps == [40_000, 32 * 10_000 / 16, patch_sgd.MIN_STEPS, 40_000]
 
 
 def test_a_fit_is_what_plain_layers_reach(monkeypatch):
     """The same steps by torch's own layers, interpolation and loss: one window and full batches."""
-    monkeypatch.setattr(dense_sgd, "MIN_STEPS", 12)
+    monkeypatch.setattr(patch_sgd, "MIN_STEPS", 12)
     rng = np.random.default_rng(1)
-    layout = View(12, 12, 12).layout(12, 12, 4)
-    data = [
-        (
-            rng.normal(3, 2, (3, 3, 5)).astype(np.float16).astype(np.float32),
-            layout,
-            rng.integers(0, 3, (12, 12)).astype(np.uint8),
-        )
-        for _ in range(4)
-    ]
+    grids = rng.normal(3, 2, (4, 3, 3, 5)).astype(np.float16).astype(np.float32)
+    masks = rng.integers(0, 3, (4, 12, 12)).astype(np.uint8)
+    data = [(grid, ONE_WINDOW, mask) for grid, mask in zip(grids, masks, strict=True)]
     probe = fit(lambda: data, 4, 3, seed=7)
 
     norm, head = torch.nn.BatchNorm2d(5), torch.nn.Conv2d(5, 3, 1)
-    torch.nn.init.normal_(
-        head.weight[:, :, 0, 0], std=0.01, generator=torch.Generator().manual_seed(7)
-    )
+    generator = torch.Generator().manual_seed(7)
+    torch.nn.init.normal_(head.weight[:, :, 0, 0], std=0.01, generator=generator)
     torch.nn.init.zeros_(head.bias)
     optimizer = torch.optim.AdamW([*norm.parameters(), *head.parameters()], weight_decay=1e-4)
-    cells = torch.from_numpy(np.stack([grid for grid, _, _ in data])).permute(0, 3, 1, 2)
-    labels = torch.from_numpy(np.stack([mask for _, _, mask in data])).long()
+    cells, labels = torch.from_numpy(grids).permute(0, 3, 1, 2), torch.from_numpy(masks).long()
     for step in range(12):
         optimizer.param_groups[0]["lr"] = learning_rate_at(step, 12)
         optimizer.zero_grad()
-        F.cross_entropy(
-            F.interpolate(head(norm(cells)), size=(12, 12), mode="bilinear"), labels
-        ).backward()
+        logits = F.interpolate(head(norm(cells)), size=(12, 12), mode="bilinear")
+        F.cross_entropy(logits, labels).backward()
         optimizer.step()
     expected = head.eval()(norm.eval()(cells)).detach().permute(0, 2, 3, 1).numpy()
-    np.testing.assert_allclose(probe(cells.permute(0, 2, 3, 1).numpy()), expected, atol=2e-4)
+    np.testing.assert_allclose(probe(grids), expected, atol=2e-4)
 
 
-def test_the_seed_decides_everything(monkeypatch):
-    monkeypatch.setattr(dense_sgd, "MIN_STEPS", 5)
-    monkeypatch.setattr(dense_sgd, "BATCH", 2)
-    first, again, other = (fit(images, 6, 3, seed) for seed in (0, 0, 1))
+def test_the_seed_decides_everything(cell_images, monkeypatch):
+    monkeypatch.setattr(patch_sgd, "MIN_STEPS", 5)
+    monkeypatch.setattr(patch_sgd, "BATCH", 2)
+    first, again, other = (fit(cell_images, 4, 3, seed) for seed in (0, 0, 1))
     assert np.array_equal(first.weight, again.weight)
     assert not np.array_equal(first.weight, other.weight)
 
 
-def test_each_pass_is_the_whole_set_in_a_new_order():
-    order = shuffled(images, seed=0)
-    masks = [mask.tobytes() for _, _, mask in images()]
-    passes = [[next(order)[2].tobytes() for _ in range(6)] for _ in range(3)]
-    assert all(sorted(one) == sorted(masks) for one in passes)
+def test_each_pass_is_the_whole_set_in_a_new_order(cell_images):
+    order = shuffled(cell_images, seed=0)
+    passes = [masks_of(next(order) for _ in range(4)) for _ in range(3)]
+    assert all(sorted(masks) == sorted(masks_of(cell_images())) for masks in passes)
     assert passes[0] != passes[1]
 
 
-def test_a_set_that_does_not_fit_is_streamed_again_and_again(monkeypatch):
-    monkeypatch.setattr(dense_sgd, "BUFFER", 1000)
+def test_a_set_that_does_not_fit_is_streamed_again_and_again(cell_images, monkeypatch):
+    monkeypatch.setattr(patch_sgd, "BUFFER", 1000)
     calls = []
 
     def counted():
         calls.append(1)
-        return images(count=30)
+        return cell_images(count=30)
 
     order = shuffled(counted, seed=0)
-    drawn = [next(order)[2].tobytes() for _ in range(90)]
+    drawn = masks_of(next(order) for _ in range(90))
     assert len(calls) in (3, 4)
-    assert set(drawn) == {mask.tobytes() for _, _, mask in images(count=30)}
-    assert drawn[:30] != [mask.tobytes() for _, _, mask in images(count=30)]
+    assert set(drawn) == set(masks_of(counted()))
+    assert drawn[:30] != masks_of(counted())
 
 
-def test_images_without_a_scored_pixel_change_nothing_but_decay(monkeypatch):
-    monkeypatch.setattr(dense_sgd, "MIN_STEPS", 3)
-    empty = [(grid, layout, np.full_like(mask, 255)) for grid, layout, mask in images()]
-    assert np.isfinite(fit(lambda: empty, 6, 3, seed=0).weight).all()
+def test_images_without_a_scored_pixel_change_nothing_but_decay(cell_images, monkeypatch):
+    monkeypatch.setattr(patch_sgd, "MIN_STEPS", 3)
+    empty = cell_images(classes=(255,))
+    assert np.isfinite(fit(lambda: empty, 4, 3, seed=0).weight).all()
