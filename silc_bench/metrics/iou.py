@@ -69,7 +69,7 @@ def class_iou(areas: np.ndarray) -> np.ndarray:
 
     NaN for a class that is neither true nor predicted anywhere.
     """
-    intersection, predicted, truth = np.moveaxis(np.asarray(areas, dtype=np.float64), -2, 0)
+    intersection, predicted, truth = _apart(areas)
     return _ratio(intersection, predicted + truth - intersection)
 
 
@@ -83,13 +83,13 @@ def mean_iou(areas: np.ndarray) -> np.ndarray:
 
 def pixel_accuracy(areas: np.ndarray) -> np.ndarray:
     """[..., 3, C] -> [...] fraction of scored pixels whose class is right."""
-    intersection, _, truth = np.moveaxis(np.asarray(areas, dtype=np.float64), -2, 0)
+    intersection, _, truth = _apart(areas)
     return _ratio(intersection.sum(-1), truth.sum(-1))
 
 
 def mean_class_accuracy(areas: np.ndarray) -> np.ndarray:
     """[..., 3, C] -> [...] mean over the classes of the truth of the fraction of pixels found."""
-    intersection, _, truth = np.moveaxis(np.asarray(areas, dtype=np.float64), -2, 0)
+    intersection, _, truth = _apart(areas)
     return _mean_of_known(_ratio(intersection, truth))
 
 
@@ -98,8 +98,12 @@ def mean_class_rate(counts: np.ndarray) -> np.ndarray:
 
     The counts are of both, for each class; a class that was never asked for is not averaged.
     """
-    hits, asked = np.moveaxis(np.asarray(counts, dtype=np.float64), -2, 0)
-    return _mean_of_known(_ratio(hits, asked))
+    return _mean_of_known(_ratio(*_apart(counts)))
+
+
+def _apart(counts: np.ndarray) -> np.ndarray:
+    """[..., K, C] -> float64 [K, ..., C]."""
+    return np.moveaxis(np.asarray(counts, dtype=np.float64), -2, 0)
 
 
 def _near_contours(labels: np.ndarray, distance: int) -> np.ndarray:

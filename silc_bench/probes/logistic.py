@@ -120,7 +120,7 @@ def fit_logistic(
     )
     problem = Problem(features, labels, num_classes, torch.device(device))
     zeros = np.zeros((features.shape[1], num_classes)), np.zeros(num_classes)
-    point = _evaluate(problem, problem.parameters(*(start or zeros)).float())
+    point = problem.at(problem.parameters(*(start or zeros)).float())
     pairs: list[Pair] = []
 
     solutions: list[tuple[float, Tensor]] = []  # the last two: logarithm of the cost, parameters
@@ -140,14 +140,15 @@ def fit_logistic(
         )
         line = newton
         if len(solutions) == 2:
-            line = _extrapolated(solutions, math.log(cost))
+            (log_a, a), (log_b, b) = solutions
+            line = torch.lerp(a, b, (math.log(cost) - log_a) / (log_b - log_a))
         if was_line_nearer:
             point, pairs = _tried(problem, decay, point, pairs, line)
 
         # fp32 first; float64 goes on from there where fp32 was not exact enough
         point, pairs, converged = _descend(problem, decay, point, pairs)
         if not converged or problem.rounding(point.x, point.state) > TOLERANCE * point.value(decay):
-            exact = _evaluate(problem, point.x.double())
+            exact = problem.at(point.x.double())
             point, pairs, converged = _descend(problem, decay, exact, pairs)
         fits[cost] = (*problem.linear_map(point.x), point.value(decay), converged)
 
@@ -161,21 +162,11 @@ def fit_logistic(
     return LogisticFit(np.stack(weight), np.stack(bias), np.array(loss), np.array(has_converged))
 
 
-def _evaluate(problem: Problem, x: Tensor) -> _Point:
-    return _Point(x, problem(x))
-
-
-def _extrapolated(solutions: list[tuple[float, Tensor]], log_cost: float) -> Tensor:
-    """On the line through the last two solutions, in the logarithm of the cost."""
-    (log_a, a), (log_b, b) = solutions
-    return torch.lerp(a, b, (log_cost - log_a) / (log_b - log_a))
-
-
 def _tried(
     problem: Problem, decay: float, point: _Point, pairs: list[Pair], x: Tensor
 ) -> tuple[_Point, list[Pair]]:
     """``x`` if it is better than ``point``, with the pair that the way there gave."""
-    trial = _evaluate(problem, x)
+    trial = problem.at(x)
     if trial.value(decay) >= point.value(decay):
         return point, pairs
     return trial, [*pairs, (trial.x - point.x, trial.gradient(decay) - point.gradient(decay))]
@@ -214,7 +205,7 @@ def _descend(
         # halved until it keeps, but for round-off, a ten-thousandth of what the slope promises
         step = 1.0
         for _ in range(_MAX_HALVINGS):
-            trial = _evaluate(problem, point.x + step * direction)
+            trial = problem.at(point.x + step * direction)
             if trial.value(decay) <= value * (1 + torch.finfo(dtype).eps) + 1e-4 * step * promise:
                 break
             step /= 2
@@ -314,24 +305,25 @@ class Problem:
 
         ``own_index`` names the samples of U_c, filled up with N, which is none.
         """
-        order = np.argsort(labels, kind="stable")
-        counts = np.bincount(labels)
-        starts = np.cumsum(counts) - counts
-        rank = np.arange(len(labels)) - np.repeat(starts, counts)  # of a sample within its class
-        index = np.full((self.num_classes, min(OWN_ROWS, int(counts.max()))), len(labels))
-        is_first = rank < index.shape[1]
-        index[labels[order][is_first], rank[is_first]] = order[is_first]
+        most = min(OWN_ROWS, int(np.bincount(labels).max()))
+        index = np.full((self.num_classes, most), len(labels))
         is_apart = np.zeros(len(labels), dtype=bool)
-        is_apart[order[is_first]] = True
+        for c in range(self.num_classes):
+            rows = np.flatnonzero(labels == c)[:most]
+            index[c, : len(rows)] = rows
+            is_apart[rows] = True
 
         self.own_index = torch.as_tensor(index, device=self.x.device)
         self.is_apart = torch.as_tensor(is_apart, device=self.x.device)
 
         # with the bias column, and one row of zeros for the index N
-        ones = self.x.new_ones(len(self.x), 1)
-        rows = torch.cat([self.x, ones], dim=1)
-        padded = torch.cat([rows, self.x.new_zeros(1, rows.shape[1])])
+        padded = torch.nn.functional.pad(self.x, (0, 1, 0, 1))
+        padded[:-1, -1] = 1
         self.own_rows = padded[self.own_index]  # [C, M, D + 1]
+
+    def at(self, parameters: Tensor) -> _Point:
+        """The parameters with a pass over all samples."""
+        return _Point(parameters, self(parameters))
 
     def __call__(self, parameters: Tensor) -> Pass:
         """One pass over all samples at ``parameters``."""

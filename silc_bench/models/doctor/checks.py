@@ -1,4 +1,4 @@
-"""Checks of a loaded model, each of which takes a ``Subject`` and gives one ``Answer``.
+"""Checks of a loaded model, each of which takes a ``Subject`` and gives one ``Finding``.
 
 ``IMAGE_CHECKS`` look at preprocessing and the image tower, ``TEXT_CHECKS`` at tokenizer, text
 tower, scale and bias; both tables stand at the end of this file, in the order of the report.
@@ -25,7 +25,7 @@ from silc_bench.models.doctor.subject import (
     OK,
     PATCHES_ALONE,
     SAME,
-    Answer,
+    Finding,
     Subject,
     cards,
     distance,
@@ -52,6 +52,8 @@ LONG = [
 ODD = ["", "café, naïve", "一只猫", "\U0001f600", *LONG]
 PLAIN = "a photo of a cat"
 
+SAME_EMBEDDING = "the same embedding (difference {} of its norm)"
+
 # Words of a protocol's cleaning that promise it.
 LOWER = ("lower", "canonicalize")
 NO_PUNCTUATION = ("canonicalize", "no ASCII punctuation", "ASCII removed")
@@ -67,7 +69,7 @@ LEAST_BIAS, MOST_BIAS = -40.0, -1.0  # of a sigmoid loss, which starts at -10
 # ---- preprocessing and the image tower ----
 
 
-def pixels(subject: Subject) -> Answer:
+def pixels(subject: Subject) -> Finding:
     """Preprocessing does what its protocol says, each time, and gives the stored pixels.
 
     Stored are those of known pipelines.
@@ -79,23 +81,23 @@ def pixels(subject: Subject) -> Answer:
         again = model.preprocess(card)
 
         if not torch.equal(first, again):
-            says = f"{name}: twice the same picture, other pixels"
+            says = f"{name}: twice the same image, other pixels"
             cause = (
                 "preprocessing draws at random (training transforms) "
-                "or depends on the pictures before"
+                "or depends on the images before"
             )
-            return Answer(FAILED, says, cause, "use the evaluation transform")
+            return failed(says, cause, "use the evaluation transform")
 
-        if first.shape != declared.shape or not torch.equal(first, declared):
+        if not torch.equal(first, declared):
             difference = _difference(first, declared)
             says = f"{name}: the pixels are not those of the protocol ({difference})"
             cause = "resize, crop, mean or std differ from what records would say"
-            return Answer(FAILED, says, cause, "make both one")
+            return failed(says, cause, "make both one")
 
     protocol = model.pipeline.as_dict()
     if any(model.image_protocol.get(key) != value for key, value in protocol.items()):
         says = "the protocol that records would carry is not that of the pipeline"
-        return Answer(FAILED, says, "image_protocol was written by hand", "take pipeline.as_dict()")
+        return failed(says, "image_protocol was written by hand", "take pipeline.as_dict()")
 
     # The pipeline agrees with itself, so what differs from the stored pixels is Pillow.
     digest = pixel_hash(model.preprocess)
@@ -108,13 +110,13 @@ def pixels(subject: Subject) -> Answer:
         )
         cause = "this Pillow resizes or converts colours differently"
         fix = "install the Pillow of constraints.txt, or do not mix records of both"
-        return Answer(FAILED, says, cause, fix)
+        return failed(says, cause, fix)
 
-    pipeline = known.pipeline_named(digest) or "none of the known pipelines"
-    return Answer(OK, f"pixels {digest}: {pipeline} (Pillow {pillow_version})")
+    pipeline = known.pipeline_named(digest)
+    return Finding(OK, f"pixels {digest}: {pipeline} (Pillow {pillow_version})")
 
 
-def weights(subject: Subject) -> Answer:
+def weights(subject: Subject) -> Finding:
     """fp32, and not those that an architecture starts with.
 
     There every norm has the gain 1 and the bias 0.
@@ -124,69 +126,62 @@ def weights(subject: Subject) -> Answer:
     if low:
         says = f"some are {', '.join(sorted(map(str, low)))}"
         cause = "half precision of the file was kept"
-        return Answer(FAILED, says, cause, "call float() on the network")
+        return failed(says, cause, "call float() on the network")
 
     if subject.model.name.endswith("/random"):
-        return Answer(NOT_APPLICABLE, "random ones were asked for")
+        return Finding(NOT_APPLICABLE, "random ones were asked for")
 
     gains = [layer for layer in subject.layers() if _is_norm_with_gain(layer)]
     if not gains:
         says = "no norm with a gain, by which trained weights are told from fresh ones"
-        return Answer(NOT_APPLICABLE, says)
+        return Finding(NOT_APPLICABLE, says)
     if all(_is_fresh(layer) for layer in gains):
         says = (
             f"all {len(gains)} norms have the gain 1 and the bias 0, "
             "as before the first step of training"
         )
         cause = "never trained, or the file's weights were not loaded"
-        return Answer(FAILED, says, cause, "bring the trained weights")
+        return failed(says, cause, "bring the trained weights")
 
-    return Answer(OK, f"fp32; {len(gains)} norms show training")
+    return Finding(OK, f"fp32; {len(gains)} norms show training")
 
 
-def image_embeddings(subject: Subject) -> Answer:
+def image_embeddings(subject: Subject) -> Finding:
     """The embeddings of different images are sane and different."""
-    answer = embeddings(subject.images, "picture", "image")
-    return looked_at(answer, len(subject.images), len(subject.pixels), subject.first_image[1])
+    finding = embeddings(subject.images, "image")
+    return looked_at(finding, len(subject.images), len(subject.pixels), subject.first_image[1])
 
 
-def same_answer(subject: Subject) -> Answer:
+def same_answer(subject: Subject) -> Finding:
     """The same image twice gives the same embedding."""
-    share = distance(subject.model.encode_image(subject.pixels[:1])[0], subject.first_image[0][0])
-    if share > SAME:
-        says = f"embeddings differ by {share:.1e} of their norm"
-        cause = "dropout or another layer of training is active"
-        return Answer(FAILED, says, cause, "call eval() on the network")
-    return Answer(OK, "the same embedding")
+    again = subject.model.encode_image(subject.pixels[:1])[0]
+    cause = "dropout or another layer of training is active"
+    fix = "call eval() on the network"
+    return same(again, subject.first_image[0][0], "the same embedding", cause, fix)
 
 
-def image_alone(subject: Subject) -> Answer:
+def image_alone(subject: Subject) -> Finding:
     """An image alone has the embedding that it has in a batch."""
-    share = distance(subject.first_image[0][0], subject.images[0])
-    if share > SAME:
-        says = f"embeddings differ by {share:.1e} of their norm"
-        cause = "batch norm in training mode, or something normalised over the batch"
-        return Answer(FAILED, says, cause, "call eval() on the network")
-    return Answer(OK, f"the same embedding (difference {share:.0e} of its norm)")
+    cause = "batch norm in training mode, or something normalised over the batch"
+    fix = "call eval() on the network"
+    return same(subject.first_image[0][0], subject.images[0], SAME_EMBEDDING, cause, fix)
 
 
-def patch_mean(subject: Subject) -> Answer:
+def patch_mean(subject: Subject) -> Finding:
     """The feature point mean_patch is the mean of the dense map."""
     model = subject.model
     if not subject.is_dense or "mean_patch" not in model.feature_points:
-        return Answer(NOT_APPLICABLE, _lacks_dense(subject))
+        return _lacks_dense(subject)
 
     images = subject.pixels[:1]
     dense_map = model.encode_dense(images, ("tokens",))["tokens"]
-    share = distance(model.encode_image(images, "mean_patch")[0], dense_map.mean(dim=(1, 2))[0])
-    if share > SAME:
-        says = f"they differ by {share:.1e} of the norm"
-        cause = "one of the two includes class tokens, or leaves out the final norm"
-        return Answer(FAILED, says, cause, "take both from the same tokens")
-    return Answer(OK, "the same features")
+    mean_patch = model.encode_image(images, "mean_patch")[0]
+    cause = "one of the two includes class tokens, or leaves out the final norm"
+    fix = "take both from the same tokens"
+    return same(mean_patch, dense_map.mean(dim=(1, 2))[0], "the same features", cause, fix)
 
 
-def one_patch(subject: Subject) -> Answer:
+def one_patch(subject: Subject) -> Finding:
     """The embedding of an image of one patch is its joint dense feature.
 
     What pools patches alone has no choice with one. So the dense path is compared with the pooling
@@ -194,11 +189,11 @@ def one_patch(subject: Subject) -> Answer:
     """
     model = subject.model
     if not subject.is_dense:
-        return Answer(NOT_APPLICABLE, _lacks_dense(subject))
+        return _lacks_dense(subject)
     pooling = pooling_of(subject)
     if pooling not in PATCHES_ALONE:
         says = f"pooling is {pooling}: more than patches meets in the embedding"
-        return Answer(NOT_APPLICABLE, says)
+        return Finding(NOT_APPLICABLE, says)
 
     # Not every tower takes images of another size than its own; then there is nothing to compare.
     side = model.patch_size
@@ -208,40 +203,37 @@ def one_patch(subject: Subject) -> Answer:
         alone = model.encode_dense(patch, (method,))[method]
         pooled = model.encode_image(patch)
     except UserError as error:
-        return Answer(NOT_APPLICABLE, str(error))
+        return Finding(NOT_APPLICABLE, str(error))
     if alone.shape[1:3] != (1, 1):
         says = f"{side} pixels are {alone.shape[1]} x {alone.shape[2]} positions here"
-        return Answer(NOT_APPLICABLE, says)
+        return Finding(NOT_APPLICABLE, says)
 
-    share = distance(alone[0, 0, 0], pooled[0])
-    if share > SAME:
-        says = f"a picture of one patch: {share:.1e} of the norm apart"
-        cause = (
-            "the dense path leaves out or adds a layer of the pooling head "
-            "(value, output, norm, MLP, projection)"
-        )
-        return Answer(FAILED, says, cause, "follow the head's forward")
-    return Answer(OK, f"a picture of one patch: map and embedding agree ({pooling})")
+    cause = (
+        "the dense path leaves out or adds a layer of the pooling head "
+        "(value, output, norm, MLP, projection)"
+    )
+    agree = f"an image of one patch: map and embedding agree ({pooling})"
+    return same(alone[0, 0, 0], pooled[0], agree, cause, "follow the head's forward")
 
 
 # ---- tokenizer, text tower, scale and bias ----
 
 
-def text_tower(subject: Subject) -> Answer:
+def text_tower(subject: Subject) -> Finding:
     """A model that has a text tower has its tokenizer too."""
     if subject.reads:
-        return Answer(OK, "present, with its tokenizer")
+        return Finding(OK, "present, with its tokenizer")
 
     # An adapter leaves out what it cannot load, and says why: weights without a tokenizer are
     # there, but nothing can be read with them.
-    why = getattr(subject.model, "lacking", {}).get("text", "this model has none")
+    why = subject.lacking("text", "this model has none")
     if any(name.endswith("text") for name in subject.modules):
         says = "its weights are here, its tokenizer is not"
-        return Answer(FAILED, says, "the tokenizer lies in a file of its own", why)
-    return Answer(NOT_APPLICABLE, why)
+        return failed(says, "the tokenizer lies in a file of its own", why)
+    return Finding(NOT_APPLICABLE, why)
 
 
-def tokens(subject: Subject) -> Answer:
+def tokens(subject: Subject) -> Finding:
     """Every text becomes the same number of tokens, whatever is beside it."""
     model = subject.model
     together = model.tokenize([SHORT, *ODD])
@@ -254,7 +246,7 @@ def tokens(subject: Subject) -> Answer:
             f"not {length} tokens each"
         )
         cause = "texts are padded or cut to another length than in training"
-        return Answer(FAILED, says, cause, "set the trained length")
+        return failed(says, cause, "set the trained length")
 
     if not torch.equal(together[:1], alone):
         says = (
@@ -262,22 +254,22 @@ def tokens(subject: Subject) -> Answer:
             f"({alone.shape[1]} and {together.shape[1]} of them)"
         )
         cause = "texts are padded to the longest of a batch"
-        return Answer(FAILED, says, cause, "pad to the trained length")
+        return failed(says, cause, "pad to the trained length")
 
     # A tokenizer of another model maps words that it does not know to one token.
     twins = len(subject.tokens) - len(torch.unique(subject.tokens, dim=0))
     if twins:
         says = f"{twins} of {len(subject.tokens)} different texts have the tokens of another"
         cause = "its words are unknown to this tokenizer"
-        return Answer(FAILED, says, cause, "bring the tokenizer of this checkpoint")
+        return failed(says, cause, "bring the tokenizer of this checkpoint")
 
     says = (
         f"{length} a text, alone and beside others; empty, long, accented, CJK and emoji texts too"
     )
-    return Answer(OK, says)
+    return Finding(OK, says)
 
 
-def cleaning(subject: Subject) -> Answer:
+def cleaning(subject: Subject) -> Finding:
     """The tokenizer does what its protocol calls cleaning."""
     named = subject.model.text_protocol.get("cleaning")
     declared = named if isinstance(named, str) else json.dumps(named)
@@ -303,13 +295,13 @@ def cleaning(subject: Subject) -> Answer:
         says = f"the protocol names {declared}, yet {', '.join(broken)} change the tokens"
         cause = "the cleaning was dropped on the way to the tokenizer"
         fix = "clean texts before the tokenizer as in training (published tokenizer_config.json)"
-        return Answer(FAILED, says, cause, fix)
+        return failed(says, cause, fix)
     if not promised:
-        return Answer(NOT_APPLICABLE, f"the protocol names {declared}; {seen}")
-    return Answer(OK, f"{declared}: {seen}")
+        return Finding(NOT_APPLICABLE, f"the protocol names {declared}; {seen}")
+    return Finding(OK, f"{declared}: {seen}")
 
 
-def text_alone(subject: Subject) -> Answer:
+def text_alone(subject: Subject) -> Finding:
     """Padding and masks: long neighbours must not be seen."""
     model = subject.model
     alone = model.encode_text(model.tokenize([SHORT]))[0]
@@ -318,61 +310,57 @@ def text_alone(subject: Subject) -> Answer:
     if not batch.isfinite().all():
         says = "not finite for empty, long or unusual texts"
         cause = "a mask that leaves nothing to attend to, or an overflow"
-        return Answer(FAILED, says, cause, "mask padding only, and load in fp32")
+        return failed(says, cause, "mask padding only, and load in fp32")
 
-    share = distance(alone, batch[0])
-    if share > SAME:
-        says = f"embeddings differ by {share:.1e} of their norm"
-        cause = "padding is attended to, or pooled, by the length of the batch"
-        fix = "pad to the trained length and use the attention mask of training (SigLIP: none)"
-        return Answer(FAILED, says, cause, fix)
-    return Answer(OK, f"the same embedding (difference {share:.0e} of its norm)")
+    cause = "padding is attended to, or pooled, by the length of the batch"
+    fix = "pad to the trained length and use the attention mask of training (SigLIP: none)"
+    return same(alone, batch[0], SAME_EMBEDDING, cause, fix)
 
 
-def text_embeddings(subject: Subject) -> Answer:
+def text_embeddings(subject: Subject) -> Finding:
     """The embeddings of different texts are sane, different, and as wide as those of images."""
-    answer = embeddings(subject.texts, "text", "text")
-    if answer.verdict == OK and subject.texts.shape[1] != subject.images.shape[1]:
-        says = f"texts have {subject.texts.shape[1]} dimensions, pictures {subject.images.shape[1]}"
+    finding = embeddings(subject.texts, "text")
+    if finding.verdict == OK and subject.texts.shape[1] != subject.images.shape[1]:
+        says = f"texts have {subject.texts.shape[1]} dimensions, images {subject.images.shape[1]}"
         fix = "return embeddings of the shared space"
-        return Answer(FAILED, says, "a projection was left out", fix)
-    return looked_at(answer, len(subject.texts), len(subject.tokens), subject.first_text[1])
+        return failed(says, "a projection was left out", fix)
+    return looked_at(finding, len(subject.texts), len(subject.tokens), subject.first_text[1])
 
 
-def scale(subject: Subject) -> Answer:
+def scale(subject: Subject) -> Finding:
     """The logit scale is one that training ends with, and not its logarithm."""
     value = float(subject.model.logit_scale)
     if not math.isfinite(value) or value <= 0:
         cause = "a damaged weight, or the exponential of what was already exponentiated"
         fix = "the scale is exp of the stored logarithm, once"
-        return Answer(FAILED, f"it is {value}", cause, fix)
+        return failed(f"it is {value}", cause, fix)
 
     # a logarithm lies in the range of small scales, so it is asked about first
     if LOGARITHMS[0] <= value <= LOGARITHMS[1]:
         says = f"{value:.4g} looks like a logarithm: exp({value:.4g}) = {math.exp(value):.4g}"
         cause = "checkpoints store the logarithm of the scale"
-        return Answer(FAILED, says, cause, "exponentiate it")
+        return failed(says, cause, "exponentiate it")
 
     if not LEAST_SCALE <= value <= MOST_SCALE:
         cause = "never trained, or a scale that divides instead of multiplying"
         if value > MOST_SCALE:
             cause = "exponentiated twice"
         says = f"{value:.4g} is none that training ends with"
-        return Answer(FAILED, says, cause, "compare with the stored logit_scale")
-    return Answer(OK, f"{value:.4g}")
+        return failed(says, cause, "compare with the stored logit_scale")
+    return Finding(OK, f"{value:.4g}")
 
 
-def bias(subject: Subject) -> Answer:
+def bias(subject: Subject) -> Finding:
     """The logit bias is none, or one that training with a sigmoid ends with."""
     value = float(subject.model.logit_bias)
     if value == 0:
-        return Answer(NOT_APPLICABLE, "none, as after training with softmax")
+        return Finding(NOT_APPLICABLE, "none, as after training with softmax")
 
     if not LEAST_BIAS <= value <= MOST_BIAS:
         says = f"{value:.4g}; a sigmoid loss ends between -10 and -20"
         cause = "a damaged weight, or its sign was lost"
-        return Answer(FAILED, says, cause, "compare with the stored bias")
-    return Answer(OK, f"{value:.4g}")
+        return failed(says, cause, "compare with the stored bias")
+    return Finding(OK, f"{value:.4g}")
 
 
 def ignores_case(subject: Subject) -> bool:
@@ -383,34 +371,51 @@ def ignores_case(subject: Subject) -> bool:
 # ---- what several checks share ----
 
 
-def embeddings(rows: Tensor, thing: str, tower: str) -> Answer:
-    """[B, D] of B different things: finite, of a sane length, all different.
+def failed(says: str, cause: str, fix: str) -> Finding:
+    """A fault, its likely cause, and what to do."""
+    return Finding(FAILED, says, cause, fix)
+
+
+def same(left: Tensor, right: Tensor, says: str, cause: str, fix: str) -> Finding:
+    """Whether two embeddings are the same but for round-off.
+
+    Args:
+        says: of two that are; {} stands for their difference.
+    """
+    share = distance(left, right)
+    if share > SAME:
+        return failed(f"they differ by {share:.1e} of the norm", cause, fix)
+    return Finding(OK, says.format(f"{share:.0e}"))
+
+
+def embeddings(rows: Tensor, kind: str) -> Finding:
+    """[B, D] of B different images or texts: finite, of a sane length, all different.
 
     They must also lie in more than a few directions.
 
     Args:
-        thing: what was encoded, in the singular; ``tower``: what encoded it.
+        kind: "image" or "text".
     """
-    fix = f"compare the weights of the {tower} tower with the published ones"
+    fix = f"compare the weights of the {kind} tower with the published ones"
 
     if rows.dtype != torch.float32:
         cause = "weights of half precision were not made fp32"
-        return Answer(FAILED, f"they are {rows.dtype}", cause, "load in fp32")
+        return failed(f"they are {rows.dtype}", cause, "load in fp32")
     if not rows.isfinite().all():
         bad = int((~rows.isfinite()).any(dim=1).sum())
         says = f"{bad} of {len(rows)} are not finite"
         cause = "NaN or overflow in the weights or in a half-precision layer"
-        return Answer(FAILED, says, cause, f"load in fp32; {fix}")
+        return failed(says, cause, f"load in fp32; {fix}")
 
     norms = rows.double().norm(dim=1)
     least = norms.min().item()
     most = norms.max().item()
     if least < SMALLEST or most > LARGEST or most > SPREAD * least:
         says = f"norms from {least:.2g} to {most:.2g}"
-        return Answer(FAILED, says, "weights damaged, or a final norm left out", fix)
+        return failed(says, "weights damaged, or a final norm left out", fix)
     if (norms - 1).abs().max() < SAME:
         cause = "the adapter normalises, and probes would see other features than the model's own"
-        return Answer(FAILED, "all norms are 1", cause, "return embeddings as they leave the tower")
+        return failed("all norms are 1", cause, "return embeddings as they leave the tower")
 
     # How many directions they differ in: singular values of the centred unit vectors. The diagonal
     # of the distances is 2, the largest possible, so that nothing is its own nearest neighbour.
@@ -420,34 +425,32 @@ def embeddings(rows: Tensor, thing: str, tower: str) -> Answer:
     nearest = torch.cdist(units, units).fill_diagonal_(2).min().item()
 
     if rank < min(FEWEST_DIRECTIONS, rows.shape[1]):
-        says = f"{len(rows)} different {thing}s differ in {rank} directions"
+        says = f"{len(rows)} different {kind}s differ in {rank} directions"
         cause = "collapsed: the tower does not look at its input, or training collapsed"
-        return Answer(FAILED, says, cause, fix)
+        return failed(says, cause, fix)
     if nearest < DIRECTION:
-        says = f"two different {thing}s have the same embedding"
-        return Answer(FAILED, says, f"{thing}s become equal input", fix)
+        says = f"two different {kind}s have the same embedding"
+        return failed(says, f"{kind}s become equal input", fix)
 
-    differ = f"{len(rows)} {thing}s differ in {rank} directions"
-    return Answer(OK, f"finite, norms {least:.3g} to {most:.3g}, {differ}")
+    differ = f"{len(rows)} {kind}s differ in {rank} directions"
+    return Finding(OK, f"finite, norms {least:.3g} to {most:.3g}, {differ}")
 
 
-def looked_at(answer: Answer, count: int, total: int, seconds: float) -> Answer:
+def looked_at(finding: Finding, count: int, total: int, seconds: float) -> Finding:
     """The answer, with how many were looked at where a slow model made it fewer.
 
     Args:
         seconds: one took so long.
     """
     if count == total:
-        return answer
-    says = f"{answer.says}; {count} of {total}, as one takes {seconds:.1f} s"
-    return replace(answer, says=says)
+        return finding
+    says = f"{finding.says}; {count} of {total}, as one takes {seconds:.1f} s"
+    return replace(finding, says=says)
 
 
 def _is_norm_with_gain(layer: nn.Module) -> bool:
-    kind = type(layer).__name__
-    return any(word in kind for word in NORMS) and isinstance(
-        getattr(layer, "weight", None), Tensor
-    )
+    is_norm = any(word in type(layer).__name__ for word in NORMS)
+    return is_norm and isinstance(getattr(layer, "weight", None), Tensor)
 
 
 def _is_fresh(layer: nn.Module) -> bool:
@@ -458,9 +461,9 @@ def _is_fresh(layer: nn.Module) -> bool:
     return bool((weight == 1).all()) and not has_bias
 
 
-def _lacks_dense(subject: Subject) -> str:
-    name = subject.model.name
-    return getattr(subject.model, "lacking", {}).get("dense", f"{name} has no dense features")
+def _lacks_dense(subject: Subject) -> Finding:
+    why = subject.lacking("dense", f"{subject.model.name} has no dense features")
+    return Finding(NOT_APPLICABLE, why)
 
 
 def _difference(left: Tensor, right: Tensor) -> str:
@@ -479,8 +482,8 @@ IMAGE_CHECKS = {
     "preprocessing": pixels,
     "weights": weights,
     "image embeddings": image_embeddings,
-    "the same picture twice": same_answer,
-    "picture alone and in a batch": image_alone,
+    "the same image twice": same_answer,
+    "image alone and in a batch": image_alone,
     "mean_patch and the dense map": patch_mean,
     "dense map pools to the embedding": one_patch,
 }

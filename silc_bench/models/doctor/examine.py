@@ -8,21 +8,20 @@ model is any good is no question here: that takes data (`silc-bench eval`).
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 
+from silc_bench.errors import first_line
 from silc_bench.models.doctor import known
 from silc_bench.models.doctor.checks import IMAGE_CHECKS, TEXT_CHECKS, ignores_case, text_tower
 from silc_bench.models.doctor.subject import (
     FAILED,
     NOT_APPLICABLE,
     OK,
-    Answer,
     Finding,
     Subject,
     activation_of,
@@ -31,6 +30,7 @@ from silc_bench.models.doctor.subject import (
 )
 from silc_bench.models.interface import ImageModel
 
+Check = Callable[[Subject], Finding | list[Finding]]
 KNOWN = "known checkpoint"  # what a report calls the comparison with the table
 __all__ = ["FAILED", "NOT_APPLICABLE", "OK", "Examination", "Finding", "examine"]
 
@@ -70,74 +70,57 @@ def examine(model: ImageModel, loading: float = 0.0) -> Examination:
     """
     started = time.perf_counter()
     subject = Subject(model)
-    facts, fault = _facts(subject)
-
-    # The text tower is asked about in any case; what it does, only where there is one.
-    checks = {**IMAGE_CHECKS, "text tower": text_tower}
-    if subject.reads:
-        checks |= TEXT_CHECKS
-
-    findings = list(fault)
-    for name, check in checks.items():
-        findings += [_named(name, answer) for answer in _answers(check, subject)]
-    findings += [_named(KNOWN, answer) for answer in _answers(_compare, subject)]
-
-    return Examination(facts, findings, loading + time.perf_counter() - started)
-
-
-def _named(check: str, answer: Answer) -> Finding:
-    return Finding(**vars(answer), check=check)
-
-
-def _facts(subject: Subject) -> tuple[dict[str, Any], list[Finding]]:
-    """What was loaded; of a model that cannot say it, its name and what it raised."""
-    facts: dict[str, Any] = {"name": subject.model.name}
+    facts: dict[str, Any] = {"name": model.name}
 
     # A check that has nothing to answer unless it raises, so that one place catches the errors.
-    def read(subject: Subject) -> list[Answer]:
-        digest = pixel_hash(subject.model.preprocess)
+    def read(subject: Subject) -> list[Finding]:
+        digest = pixel_hash(model.preprocess)
         facts.update(facts_of(subject, digest, known.pipeline_named(digest)))
         return []
 
-    return facts, [_named("what was loaded", answer) for answer in _answers(read, subject)]
+    # The text tower is asked about in any case; what it does, only where there is one.
+    checks: dict[str, Check] = {"what was loaded": read, **IMAGE_CHECKS, "text tower": text_tower}
+    if subject.reads:
+        checks |= TEXT_CHECKS
+    checks[KNOWN] = _compare
+
+    findings = []
+    for name, check in checks.items():
+        findings += [replace(finding, check=name) for finding in _findings(check, subject)]
+    return Examination(facts, findings, loading + time.perf_counter() - started)
 
 
-def _compare(subject: Subject) -> list[Answer]:
-    return known.compare(subject.model.name, _expected_facts(subject))
-
-
-def _answers(check: Callable[[Subject], Answer | list[Answer]], subject: Subject) -> list[Answer]:
-    """What a check answers, or its error as a failure."""
+def _findings(check: Check, subject: Subject) -> list[Finding]:
+    """What a check says, or its error as a failure."""
     try:
-        answer = check(subject)
-        return answer if isinstance(answer, list) else [answer]
+        findings = check(subject)
+        return findings if isinstance(findings, list) else [findings]
     # whatever a broken checkpoint or library raises is what this command is there to tell
     except Exception as error:
-        says = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         cause = "the parts of this checkpoint do not fit each other"
         fix = "check that the weights, the configuration and the tokenizer are of the same model"
-        return [Answer(FAILED, says, cause, fix)]
+        return [Finding(FAILED, first_line(error), cause, fix)]
 
 
-def _expected_facts(subject: Subject) -> dict[str, Callable[[], Any]]:
-    """How each word of the table of expectations is looked up."""
+def _compare(subject: Subject) -> list[Finding]:
+    """What is known of a public checkpoint of this name, against what is here."""
     model = subject.model
-    protocol = model.image_protocol
+    entry = known.expectation(model.name)
+    if entry is None:
+        return [Finding(NOT_APPLICABLE, f"nothing is stored about {model.name}")]
 
-    # Functions, because only what the table expects of this checkpoint is looked up.
-    facts: dict[str, Callable[[], Any]] = {
-        "parameters": lambda: model.num_params,
-        "image_size": lambda: model.image_size,
+    facts = {
+        "parameters": model.num_params,
+        "image_size": model.image_size,
+        "activation": activation_of(subject),
     }
     for name in ("mean", "std", "resize", "interpolation"):
-        facts[name] = functools.partial(protocol.get, name)
-    facts["activation"] = lambda: activation_of(subject)
-
+        facts[name] = model.image_protocol.get(name)
     if subject.reads:
         facts |= {
-            "context_length": lambda: model.text_protocol.get("length"),
-            "ignores_case": lambda: ignores_case(subject),
-            "has_bias": lambda: model.logit_bias != 0,
-            "logit_scale": lambda: model.logit_scale,
+            "context_length": model.text_protocol.get("length"),
+            "ignores_case": ignores_case(subject),
+            "has_bias": model.logit_bias != 0,
+            "logit_scale": model.logit_scale,
         }
-    return facts
+    return known.compare(entry, facts)

@@ -21,7 +21,6 @@ import fnmatch
 import json
 import re
 from collections import Counter
-from collections.abc import Callable
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -31,11 +30,10 @@ import torch
 from PIL import __version__ as pillow_version
 
 from silc_bench.models.adapters.huggingface.naflex import NaflexPipeline
-from silc_bench.models.doctor.subject import FAILED, NOT_APPLICABLE, OK, Answer, pixel_hash
+from silc_bench.models.doctor.subject import FAILED, OK, Finding, pixel_hash
 from silc_bench.models.preprocessing import ImagePipeline
 
-SCALE_AND_BIAS = 2  # parameters: adapters count them or not
-TOLERANCE = {"logit_scale": 0.01}
+TOLERANCE = {"parameters": 2, "logit_scale": 0.01}  # adapters count scale and bias or not
 
 # The fact that differs -> "likely cause; fix".
 CAUSES = {
@@ -68,55 +66,35 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 NONE = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 CENTER: dict[str, Any] = {"resize": "shortest", "crop": "center"}
 BILINEAR: dict[str, Any] = {"interpolation": "bilinear"}
+
+# Names, sizes of the image, means and deviations, and what else differs from a bicubic squash.
+PIPELINE_ROWS: list[tuple[str, tuple[int, ...], Any, dict[str, Any]]] = [
+    ("OpenAI CLIP {}", (224, 240, 256, 288, 336, 384, 448), OPENAI, CENTER),
+    ("OpenAI CLIP {} of transformers", (224, 336), OPENAI, {**CENTER, "crop": "center_floor"}),
+    ("SigLIP squash {}", (32, 48, 64, 224, 256, 378, 384, 512), HALF, {}),
+    (
+        "squash {}, bilinear (SigLIP 2 of transformers, PE-Core)",
+        (224, 256, 336, 384, 448, 512),
+        HALF,
+        BILINEAR,
+    ),
+    ("OpenAI's colours, squash {} (DFN)", (224, 378), OPENAI, {}),
+    ("CLIPA {}", (224, 336), IMAGENET, BILINEAR),
+    ("MobileCLIP {}", (224, 256), NONE, CENTER | BILINEAR),
+    ("LAION ViT-L/14 {}", (224,), HALF, CENTER),
+    ("DINOv2 {} of timm", (518,), IMAGENET, CENTER),
+    ("ImageNet {} of 256, bilinear", (224,), IMAGENET, CENTER | BILINEAR | {"resize_size": 256}),
+    ("ImageNet {} of 256, bicubic", (224,), IMAGENET, CENTER | {"resize_size": 256}),
+    ("AugReg ViT {} of timm", (224,), HALF, CENTER | {"resize_size": 248}),
+]
 PIPELINES: dict[str, ImagePipeline | NaflexPipeline] = {
-    **{
-        f"OpenAI CLIP {size}": ImagePipeline(size, mean=OPENAI[0], std=OPENAI[1], **CENTER)
-        for size in (224, 240, 256, 288, 336, 384, 448)
-    },
-    **{
-        f"OpenAI CLIP {size} of transformers": ImagePipeline(
-            size, mean=OPENAI[0], std=OPENAI[1], resize="shortest", crop="center_floor"
-        )
-        for size in (224, 336)
-    },
-    **{
-        f"SigLIP squash {size}": ImagePipeline(size, mean=HALF[0], std=HALF[1])
-        for size in (32, 48, 64, 224, 256, 378, 384, 512)
-    },
-    **{
-        f"squash {size}, bilinear (SigLIP 2 of transformers, PE-Core)": ImagePipeline(
-            size, mean=HALF[0], std=HALF[1], **BILINEAR
-        )
-        for size in (224, 256, 336, 384, 448, 512)
-    },
-    **{
-        f"NaFlex {most} patches of {side}": NaflexPipeline(side, most, *HALF, "bilinear")
-        for side, most in ((16, 256), (14, 256))
-    },
-    **{
-        f"OpenAI's colours, squash {size} (DFN)": ImagePipeline(size, mean=OPENAI[0], std=OPENAI[1])
-        for size in (224, 378)
-    },
-    **{
-        f"CLIPA {size}": ImagePipeline(size, mean=IMAGENET[0], std=IMAGENET[1], **BILINEAR)
-        for size in (224, 336)
-    },
-    **{
-        f"MobileCLIP {size}": ImagePipeline(size, mean=NONE[0], std=NONE[1], **CENTER, **BILINEAR)
-        for size in (224, 256)
-    },
-    "LAION ViT-L/14 224": ImagePipeline(224, mean=HALF[0], std=HALF[1], **CENTER),
-    "DINOv2 518 of timm": ImagePipeline(518, mean=IMAGENET[0], std=IMAGENET[1], **CENTER),
-    "ImageNet 224 of 256, bilinear": ImagePipeline(
-        224, mean=IMAGENET[0], std=IMAGENET[1], **CENTER, **BILINEAR, resize_size=256
-    ),
-    "ImageNet 224 of 256, bicubic": ImagePipeline(
-        224, mean=IMAGENET[0], std=IMAGENET[1], **CENTER, resize_size=256
-    ),
-    "AugReg ViT 224 of timm": ImagePipeline(
-        224, mean=HALF[0], std=HALF[1], **CENTER, resize_size=248
-    ),
+    name.format(size): ImagePipeline(size, *colors, **others)
+    for name, sizes, colors, others in PIPELINE_ROWS
+    for size in sizes
 }
+for _side in (16, 14):
+    PIPELINES[f"NaFlex 256 patches of {_side}"] = NaflexPipeline(_side, 256, *HALF, "bilinear")
+
 # How the tags begin whose checkpoints are listed.
 TAGS = ("openai", "laion2b", "datacomp_xl", "dfn", "metaclip_", "webli")
 
@@ -153,10 +131,11 @@ def read_table(name: str) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def pipeline_named(digest: str) -> str | None:
-    """The public preprocessing that gives these pixels."""
+def pipeline_named(digest: str) -> str:
+    """The public preprocessing that gives these pixels, or that none does."""
     entries = read_table("pixels")["pipelines"].items()
-    return next((name for name, entry in entries if entry["hash"] == digest), None)
+    named = (name for name, entry in entries if entry["hash"] == digest)
+    return next(named, "none of the known pipelines")
 
 
 def hash_declared(protocol: dict[str, Any]) -> str | None:
@@ -178,21 +157,18 @@ def expectation(name: str) -> dict[str, Any] | None:
     return None
 
 
-def compare(name: str, facts: dict[str, Callable[[], Any]]) -> list[Answer]:
-    """One answer, or one for each difference.
+def compare(entry: dict[str, Any], facts: dict[str, Any]) -> list[Finding]:
+    """One finding, or one for each difference.
 
     Args:
-        facts: how to look up each fact that the table may expect, as far as the model has it.
+        entry: an ``expectation``.
+        facts: of those that the table may expect, what the model has.
     """
-    entry = expectation(name)
-    if entry is None:
-        return [Answer(NOT_APPLICABLE, f"nothing is stored about {name}")]
-
     published = entry["names"][0]
     expect = {key: value for key, value in entry["expect"].items() if key in facts}
-    answers = []
+    findings = []
     for key, expected in expect.items():
-        value = facts[key]()
+        value = facts[key]
         if _fits(key, value, expected):
             continue
         shown = f"{value:.6g}" if isinstance(value, float) else value
@@ -202,13 +178,11 @@ def compare(name: str, facts: dict[str, Callable[[], Any]]) -> list[Answer]:
         )
         cause, _, fix = CAUSES[key].partition("; ")
         fix = fix or "compare the file with the one published"
-        answers.append(Answer(FAILED, says, cause, fix))
+        findings.append(Finding(FAILED, says, cause, fix))
 
-    if answers:
-        return answers
     compared = ", ".join(expect).replace("_", " ")
     says = f"configuration as expected of {published}: {compared}; weights not compared"
-    return [Answer(OK, says)]
+    return findings or [Finding(OK, says)]
 
 
 def main() -> None:
@@ -249,14 +223,12 @@ def expected_table() -> dict[str, Any]:
 
 
 def _fits(key: str, value: Any, expected: Any) -> bool:
-    if key == "parameters":
-        return abs(value - expected) <= SCALE_AND_BIAS
+    if key in TOLERANCE:
+        return bool(abs(value - expected) <= TOLERANCE[key])
 
     # two towers may differ, and the table speaks of one
     if key == "activation":
         return expected in value.split(", ")
-    if key in TOLERANCE:
-        return abs(value - expected) <= TOLERANCE[key]
     return bool(value == expected)
 
 
@@ -264,20 +236,13 @@ def _lines(table: dict[str, Any]) -> str:
     """JSON with a line an entry, so that a change of one entry is a change of one line."""
     parts = []
     for key, value in table.items():
-        if not isinstance(value, dict | list):
-            parts.append(f" {json.dumps(key)}: {json.dumps(value)}")
-
-    for key, value in table.items():
+        text = json.dumps(value)
         if isinstance(value, dict):
-            begin, end = "{}"
             rows = [f"{json.dumps(name)}: {json.dumps(item)}" for name, item in value.items()]
+            text = "{\n  " + ",\n  ".join(rows) + "\n }"
         elif isinstance(value, list):
-            begin, end = "[]"
-            rows = [json.dumps(item) for item in value]
-        else:
-            continue
-        parts.append(f" {json.dumps(key)}: {begin}\n  " + ",\n  ".join(rows) + f"\n {end}")
-
+            text = "[\n  " + ",\n  ".join(map(json.dumps, value)) + "\n ]"
+        parts.append(f" {json.dumps(key)}: {text}")
     return "{\n" + ",\n".join(parts) + "\n}\n"
 
 

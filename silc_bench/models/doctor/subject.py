@@ -71,20 +71,14 @@ PATCHES_ALONE = (ATTENTION, MEAN)  # poolings that have nothing but patches to p
 
 
 @dataclass(frozen=True)
-class Answer:
+class Finding:
     """What one check says."""
 
     verdict: str  # OK, FAILED or NOT_APPLICABLE
     says: str  # what was seen, or why there was nothing to check
     cause: str = ""  # of a failure, the likely one
     fix: str = ""
-
-
-@dataclass(frozen=True)
-class Finding(Answer):
-    """An answer, and to what."""
-
-    check: str = ""  # "image alone and in a batch"
+    check: str = ""  # "image alone and in a batch"; the report adds it
 
 
 class Subject:
@@ -95,10 +89,15 @@ class Subject:
 
     def __init__(self, model: Any):
         self.model = model
-        has_tokenizer = callable(getattr(model, "tokenize", None))
-        has_text_tower = callable(getattr(model, "encode_text", None))
-        self.reads = has_tokenizer and has_text_tower
-        self.is_dense = callable(getattr(model, "encode_dense", None))
+        self.reads = self._can("tokenize") and self._can("encode_text")
+        self.is_dense = self._can("encode_dense")
+
+    def _can(self, method: str) -> bool:
+        return callable(getattr(self.model, method, None))
+
+    def lacking(self, what: str, otherwise: str) -> str:
+        """Why the model lacks "text" or "dense", where its adapter says so."""
+        return str(getattr(self.model, "lacking", {}).get(what, otherwise))
 
     @cached_property
     def pixels(self) -> Tensor:
@@ -113,7 +112,7 @@ class Subject:
     @cached_property
     def images(self) -> Tensor:
         """[B, D] image embeddings."""
-        count = _affordable(len(self.pixels), self.first_image[1], IMAGE_SECONDS)
+        count = _affordable(self.first_image[1], IMAGE_SECONDS)
         parts = self.pixels[:count].split(BATCH)
         return torch.cat([self.model.encode_image(part) for part in parts])
 
@@ -125,7 +124,7 @@ class Subject:
     @cached_property
     def texts(self) -> Tensor:
         """[B, D] text embeddings."""
-        count = _affordable(len(self.tokens), self.first_text[1], TEXT_SECONDS)
+        count = _affordable(self.first_text[1], TEXT_SECONDS)
         return self.model.encode_text(self.tokens[:count])
 
     @cached_property
@@ -136,16 +135,12 @@ class Subject:
     @cached_property
     def modules(self) -> dict[str, nn.Module]:
         """The networks that an adapter holds, by the name of its attribute."""
-        networks: dict[str, nn.Module] = {}
+        parts = dict(vars(self.model))
         for name, value in vars(self.model).items():
-            if isinstance(value, nn.Module):
-                networks[name] = value
-            elif isinstance(value, dict):
-                # an adapter may hold its towers in one dict
-                for key, part in value.items():
-                    if isinstance(part, nn.Module):
-                        networks[f"{name}.{key}"] = part
-        return networks
+            # an adapter may hold its towers in one dict
+            if isinstance(value, dict):
+                parts |= {f"{name}.{key}": part for key, part in value.items()}
+        return {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
 
     def layers(self) -> Iterator[nn.Module]:
         """All modules of all networks."""
@@ -183,7 +178,7 @@ def pixel_hash(preprocess: Callable[[Image.Image], Tensor]) -> str:
     return digest.hexdigest()[:16]
 
 
-def facts_of(subject: Subject, pixel_hash: str, pipeline: str | None) -> dict[str, Any]:
+def facts_of(subject: Subject, digest: str, pipeline: str) -> dict[str, Any]:
     """All that is printed before the checks, in that order."""
     model = subject.model
 
@@ -202,7 +197,7 @@ def facts_of(subject: Subject, pixel_hash: str, pipeline: str | None) -> dict[st
     for key, value in model.image_protocol.items():
         if key not in ("size", "patch_size"):
             facts[key.replace("_", " ")] = value
-    facts["pixels"] = f"{pixel_hash}, {pipeline or 'none of the known pipelines'}"
+    facts["pixels"] = f"{digest}, {pipeline}"
 
     if subject.reads:
         protocol = model.text_protocol
@@ -215,7 +210,7 @@ def facts_of(subject: Subject, pixel_hash: str, pipeline: str | None) -> dict[st
             "logit bias": model.logit_bias,
         }
     else:
-        facts["text"] = getattr(model, "lacking", {}).get("text", "no text tower")
+        facts["text"] = subject.lacking("text", "no text tower")
     return facts
 
 
@@ -272,9 +267,9 @@ def _timed(encode: Callable[[Tensor], Tensor], batch: Tensor) -> tuple[Tensor, f
     return encode(batch), perf_counter() - started
 
 
-def _affordable(count: int, each: float, seconds: float) -> int:
-    """How many of ``count`` can be encoded in ``seconds``, where each takes so long."""
-    return max(FEWEST, min(count, int(seconds / max(each, 1e-9))))
+def _affordable(each: float, seconds: float) -> int:
+    """How many can be encoded in ``seconds``, where each takes so long."""
+    return max(FEWEST, int(seconds / max(each, 1e-9)))
 
 
 def _card(number: int, width: int, height: int, mode: str) -> Image.Image:
