@@ -202,18 +202,27 @@ def pixel_table() -> dict[str, Any]:
 
 
 def expected_table() -> dict[str, Any]:
-    """The content of expected.json."""
+    """The content of expected.json; checkpoints of which the same is expected share an entry."""
     import open_clip
 
     entries: dict[str, dict[str, Any]] = {}
     for arch, tag in open_clip.list_pretrained():
-        if not tag.startswith(TAGS) or arch.endswith("-quickgelu") or not _is_counted(arch):
+        config = open_clip.get_model_config(arch)
+        # Counted as the adapter counts, and built without a download.
+        is_counted = "hf_model_name" not in config["text_cfg"] and "multimodal_cfg" not in config
+        if not tag.startswith(TAGS) or arch.endswith("-quickgelu") or not is_counted:
             continue
+
         about = open_clip.get_pretrained_cfg(arch, tag)
-        expect = _expected(arch, tag, about)
-        _add(entries, _names(arch, tag, about), expect, tag)
-        for other in OTHER_NAMES.get(f"{arch}/{tag}", ()):
-            _add(entries, [other], _elsewhere(other, expect), tag)
+        expect = _expected(arch, tag, config, about)
+        source = f"open_clip {open_clip.__version__}" + (f"; {CLIPPED}" if tag == "openai" else "")
+        is_quick = f"{arch}-quickgelu" in open_clip.list_models() and about.get("quick_gelu")
+        alike = [(_names(arch, tag, str(about.get("hf_hub", "")), is_quick), expect)]
+        for name in OTHER_NAMES.get(f"{arch}/{tag}", ()):
+            alike.append(([name], _elsewhere(name, expect)))
+        for names, expected in alike:
+            empty = {"names": [], "expect": expected, "source": source}
+            entries.setdefault(json.dumps([expected, source]), empty)["names"] += names
 
     # a repository that two tags share does not say which of them it holds
     counts = Counter(name for entry in entries.values() for name in entry["names"])
@@ -246,51 +255,28 @@ def _lines(table: dict[str, Any]) -> str:
     return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
-def _add(
-    entries: dict[str, dict[str, Any]], names: list[str], expect: dict[str, Any], tag: str
-) -> None:
-    """Checkpoints of which the same is expected share an entry."""
-    import open_clip
-
-    source = f"open_clip {open_clip.__version__}" + (f"; {CLIPPED}" if tag == "openai" else "")
-    key = json.dumps([expect, source])
-    entry = entries.setdefault(key, {"names": [], "expect": expect, "source": source})
-    entry["names"] += names
-
-
-def _names(arch: str, tag: str, about: dict[str, Any]) -> list[str]:
+def _names(arch: str, tag: str, hub: str, is_quick: bool) -> list[str]:
     """How the model may be called when it is loaded.
 
     By tag, from the hub, and as OpenAI's own file (without suffix).
     """
-    import open_clip
-
     # open_clip lists some architectures twice, and a QuickGELU tag may be loaded by either name.
-    archs = [arch]
-    quick = f"{arch}-quickgelu"
-    if quick in open_clip.list_models() and about.get("quick_gelu"):
-        archs.append(quick)
-
+    archs = [arch, f"{arch}-quickgelu"] if is_quick else [arch]
     checkpoints = [tag]
     if tag == "openai":
         checkpoints.append(OPENAI_FILES.get(arch, arch))
     names = [f"open_clip:{name}/{checkpoint}" for name in archs for checkpoint in checkpoints]
 
     # two slashes: "OWNER/REPOSITORY/", where the hub has a repository of this checkpoint
-    hub = str(about.get("hf_hub", ""))
     if hub.count("/") == 2:
-        names.append(f"open_clip:{about['hf_hub'].rstrip('/')}")
+        names.append(f"open_clip:{hub.rstrip('/')}")
     return names
 
 
-def _expected(arch: str, tag: str, about: dict[str, Any]) -> dict[str, Any]:
+def _expected(arch: str, tag: str, config: dict[str, Any], about: dict[str, Any]) -> dict[str, Any]:
     """What open_clip's configuration says of an architecture and a tag."""
-    import open_clip
-
-    config = open_clip.get_model_config(arch)
     text = config["text_cfg"]
     vision = config["vision_cfg"]
-
     expect = {
         "parameters": _num_params(arch),
         "image_size": vision["image_size"],
@@ -320,21 +306,15 @@ def _expected(arch: str, tag: str, about: dict[str, Any]) -> dict[str, Any]:
 
 def _elsewhere(name: str, expect: dict[str, Any]) -> dict[str, Any]:
     """What is expected of the same weights in another library."""
-    # SigLIP 2 resizes there as its file says.
-    left_out = {"interpolation"} if name.startswith("hf:siglip2") else set()
-    kept = {key: value for key, value in expect.items() if key not in left_out}
-
     # All but the CLIPs are SigLIPs, whose towers have GELU's tanh there.
-    is_siglip = not name.startswith("hf:clip")
-    return {**kept, "activation": "gelu_tanh"} if is_siglip else kept
+    kept = dict(expect)
+    if not name.startswith("hf:clip"):
+        kept["activation"] = "gelu_tanh"
 
-
-def _is_counted(arch: str) -> bool:
-    """Whether it can be built without a download, and counted as the adapter counts."""
-    import open_clip
-
-    config = open_clip.get_model_config(arch)
-    return "hf_model_name" not in config["text_cfg"] and "multimodal_cfg" not in config
+    # SigLIP 2 resizes there as its file says.
+    if name.startswith("hf:siglip2"):
+        del kept["interpolation"]
+    return kept
 
 
 @cache

@@ -18,7 +18,6 @@ import io
 import pickle
 import re
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, ClassVar
 
@@ -64,19 +63,15 @@ def load_zip(path: Path) -> Any:
 
         # Storages lie in data/ beside the pickle, each under the key by which the pickle names it.
         folder = pickles[0].removesuffix("data.pkl") + "data/"
-        sizes = {
-            member.filename.removeprefix(folder): member.file_size
-            for member in archive.infolist()
-            if member.filename.startswith(folder)
-        }
+        sizes = {member.filename: member.file_size for member in archive.infolist()}
         walk = _Walk(io.BytesIO(archive.read(pickles[0])))
 
     walk.load()
     for key, (numel, item_size) in walk.storages.items():
-        if sizes.get(key) != numel * item_size:
+        stored = sizes.get(folder + key, 0)
+        if stored != numel * item_size:
             raise ValueError(
-                f"storage {key!r} claims {numel * item_size:,} bytes, "
-                f"the archive holds {sizes.get(key, 0):,}"
+                f"storage {key!r} claims {numel * item_size:,} bytes, the archive holds {stored:,}"
             )
     return _load(path)
 
@@ -256,8 +251,4 @@ class _Inert:
         pass
 
     # the names by which a pickle gives an object its state and its items
-    __setstate__: Callable[..., None] = _nothing
-    __setitem__: Callable[..., None] = _nothing
-    append: Callable[..., None] = _nothing
-    extend: Callable[..., None] = _nothing
-    add: Callable[..., None] = _nothing
+    __setstate__ = __setitem__ = append = extend = add = _nothing
