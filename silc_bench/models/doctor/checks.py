@@ -25,6 +25,7 @@ from silc_bench.models.doctor.subject import (
     OK,
     PATCHES_ALONE,
     SAME,
+    Encoded,
     Finding,
     Subject,
     cards,
@@ -148,23 +149,22 @@ def weights(subject: Subject) -> Finding:
 
 def image_embeddings(subject: Subject) -> Finding:
     """The embeddings of different images are sane and different."""
-    finding = embeddings(subject.images, "image")
-    return looked_at(finding, len(subject.images), len(subject.pixels), subject.first_image[1])
+    return looked_at(embeddings(subject.images.rows, "image"), subject.images)
 
 
 def same_answer(subject: Subject) -> Finding:
     """The same image twice gives the same embedding."""
-    again = subject.model.encode_image(subject.pixels[:1])[0]
+    again = subject.model.encode_image(subject.images.inputs[:1])[0]
     cause = "dropout or another layer of training is active"
     fix = "call eval() on the network"
-    return same(again, subject.first_image[0][0], "the same embedding", cause, fix)
+    return same(again, subject.images.first[0], "the same embedding", cause, fix)
 
 
 def image_alone(subject: Subject) -> Finding:
     """An image alone has the embedding that it has in a batch."""
     cause = "batch norm in training mode, or something normalised over the batch"
     fix = "call eval() on the network"
-    return same(subject.first_image[0][0], subject.images[0], SAME_EMBEDDING, cause, fix)
+    return same(subject.images.first[0], subject.images.rows[0], SAME_EMBEDDING, cause, fix)
 
 
 def patch_mean(subject: Subject) -> Finding:
@@ -173,7 +173,7 @@ def patch_mean(subject: Subject) -> Finding:
     if not subject.is_dense or "mean_patch" not in model.feature_points:
         return _lacks_dense(subject)
 
-    images = subject.pixels[:1]
+    images = subject.images.inputs[:1]
     dense_map = model.encode_dense(images, ("tokens",))["tokens"]
     mean_patch = model.encode_image(images, "mean_patch")[0]
     cause = "one of the two includes class tokens, or leaves out the final norm"
@@ -198,7 +198,7 @@ def one_patch(subject: Subject) -> Finding:
     # Not every tower takes images of another size than its own; then there is nothing to compare.
     side = model.patch_size
     method = "maskclip" if pooling == ATTENTION else "plain"
-    patch = subject.pixels[:1, :, :side, :side]
+    patch = subject.images.inputs[:1, :, :side, :side]
     try:
         alone = model.encode_dense(patch, (method,))[method]
         pooled = model.encode_image(patch)
@@ -257,9 +257,10 @@ def tokens(subject: Subject) -> Finding:
         return failed(says, cause, "pad to the trained length")
 
     # A tokenizer of another model maps words that it does not know to one token.
-    twins = len(subject.tokens) - len(torch.unique(subject.tokens, dim=0))
+    tokens = subject.texts.inputs
+    twins = len(tokens) - len(torch.unique(tokens, dim=0))
     if twins:
-        says = f"{twins} of {len(subject.tokens)} different texts have the tokens of another"
+        says = f"{twins} of {len(tokens)} different texts have the tokens of another"
         cause = "its words are unknown to this tokenizer"
         return failed(says, cause, "bring the tokenizer of this checkpoint")
 
@@ -319,12 +320,14 @@ def text_alone(subject: Subject) -> Finding:
 
 def text_embeddings(subject: Subject) -> Finding:
     """The embeddings of different texts are sane, different, and as wide as those of images."""
-    finding = embeddings(subject.texts, "text")
-    if finding.verdict == OK and subject.texts.shape[1] != subject.images.shape[1]:
-        says = f"texts have {subject.texts.shape[1]} dimensions, images {subject.images.shape[1]}"
+    finding = embeddings(subject.texts.rows, "text")
+    text_dim = subject.texts.rows.shape[1]
+    image_dim = subject.images.rows.shape[1]
+    if finding.verdict == OK and text_dim != image_dim:
+        says = f"texts have {text_dim} dimensions, images {image_dim}"
         fix = "return embeddings of the shared space"
         return failed(says, "a projection was left out", fix)
-    return looked_at(finding, len(subject.texts), len(subject.tokens), subject.first_text[1])
+    return looked_at(finding, subject.texts)
 
 
 def scale(subject: Subject) -> Finding:
@@ -436,15 +439,13 @@ def embeddings(rows: Tensor, kind: str) -> Finding:
     return Finding(OK, f"finite, norms {least:.3g} to {most:.3g}, {differ}")
 
 
-def looked_at(finding: Finding, count: int, total: int, seconds: float) -> Finding:
-    """The answer, with how many were looked at where a slow model made it fewer.
-
-    Args:
-        seconds: one took so long.
-    """
+def looked_at(finding: Finding, encoded: Encoded) -> Finding:
+    """The finding, with how many were looked at where a slow model made it fewer."""
+    count = len(encoded.rows)
+    total = len(encoded.inputs)
     if count == total:
         return finding
-    says = f"{finding.says}; {count} of {total}, as one takes {seconds:.1f} s"
+    says = f"{finding.says}; {count} of {total}, as one takes {encoded.first[1]:.1f} s"
     return replace(finding, says=says)
 
 

@@ -81,6 +81,40 @@ class Finding:
     check: str = ""  # "image alone and in a batch"; the report adds it
 
 
+class Encoded:
+    """Generated images or texts, and their embeddings by one tower.
+
+    Args:
+        make: gives the input, pixels [32, ...] or tokens [32, L].
+        limit: seconds that the embeddings may take.
+    """
+
+    def __init__(
+        self, encode: Callable[[Tensor], Tensor], make: Callable[[], Tensor], limit: float
+    ):
+        self._encode = encode
+        self._make = make
+        self._limit = limit
+
+    @cached_property
+    def inputs(self) -> Tensor:
+        """[32, ...]."""
+        return self._make()
+
+    @cached_property
+    def first(self) -> tuple[Tensor, float]:
+        """[D], the embedding of the first one alone, and the seconds it took."""
+        first = self.inputs[:1]
+        started = perf_counter()
+        return self._encode(first)[0], perf_counter() - started
+
+    @cached_property
+    def rows(self) -> Tensor:
+        """[B, D] embeddings, of as many as can be encoded within the limit."""
+        count = max(FEWEST, int(self._limit / max(self.first[1], 1e-9)))
+        return torch.cat([self._encode(part) for part in self.inputs[:count].split(BATCH)])
+
+
 class Subject:
     """A model, and its answers to the generated images and texts.
 
@@ -100,37 +134,19 @@ class Subject:
         return str(getattr(self.model, "lacking", {}).get(what, otherwise))
 
     @cached_property
-    def pixels(self) -> Tensor:
-        """[32, ...] as ``preprocess`` makes them."""
-        return torch.stack([self.model.preprocess(scene) for scene in scenes()])
+    def images(self) -> Encoded:
+        """Of the scenes."""
+        model = self.model
+
+        def pixels() -> Tensor:
+            return torch.stack([model.preprocess(scene) for scene in scenes()])
+
+        return Encoded(model.encode_image, pixels, IMAGE_SECONDS)
 
     @cached_property
-    def first_image(self) -> tuple[Tensor, float]:
-        """[1, D], the embedding of the first image alone, and the seconds it took."""
-        return _timed(self.model.encode_image, self.pixels[:1])
-
-    @cached_property
-    def images(self) -> Tensor:
-        """[B, D] image embeddings."""
-        count = _affordable(self.first_image[1], IMAGE_SECONDS)
-        parts = self.pixels[:count].split(BATCH)
-        return torch.cat([self.model.encode_image(part) for part in parts])
-
-    @cached_property
-    def tokens(self) -> Tensor:
-        """[32, L]."""
-        return self.model.tokenize(TEXTS)
-
-    @cached_property
-    def texts(self) -> Tensor:
-        """[B, D] text embeddings."""
-        count = _affordable(self.first_text[1], TEXT_SECONDS)
-        return self.model.encode_text(self.tokens[:count])
-
-    @cached_property
-    def first_text(self) -> tuple[Tensor, float]:
-        """[1, D], the embedding of the first text alone, and the seconds it took."""
-        return _timed(self.model.encode_text, self.tokens[:1])
+    def texts(self) -> Encoded:
+        """Of TEXTS."""
+        return Encoded(self.model.encode_text, lambda: self.model.tokenize(TEXTS), TEXT_SECONDS)
 
     @cached_property
     def modules(self) -> dict[str, nn.Module]:
@@ -260,16 +276,6 @@ def pooling_of(subject: Subject) -> str:
             return TOKEN
 
     return "not told"
-
-
-def _timed(encode: Callable[[Tensor], Tensor], batch: Tensor) -> tuple[Tensor, float]:
-    started = perf_counter()
-    return encode(batch), perf_counter() - started
-
-
-def _affordable(each: float, seconds: float) -> int:
-    """How many can be encoded in ``seconds``, where each takes so long."""
-    return max(FEWEST, int(seconds / max(each, 1e-9)))
 
 
 def _card(number: int, width: int, height: int, mode: str) -> Image.Image:

@@ -12,7 +12,7 @@ from PIL import Image
 from refusals import refused
 
 from silc_bench.models import windows
-from silc_bench.models.windows import View, bilinear, pixel_logits, predict
+from silc_bench.models.windows import View, pixel_logits, predict
 
 PATCH = 4
 
@@ -70,13 +70,6 @@ def test_any_window_and_stride_equals_the_loop_and_covers_each_pixel(view, size,
     for matrix in (rows, cols):
         assert (matrix >= 0).all()
         np.testing.assert_allclose(matrix.sum(axis=1), 1)
-
-
-@pytest.mark.parametrize(("size", "cells"), [(7, 3), (3, 7), (1, 5), (5, 1), (6, 6)])
-def test_bilinear_is_torchs(size, cells):
-    values = np.random.default_rng(9).normal(size=(cells, 1, 1))
-    ours = bilinear(size, cells) @ values[:, 0]
-    np.testing.assert_allclose(ours, upsampled(values, (size, 1))[:, 0], atol=1e-12)
 
 
 @pytest.mark.parametrize("num_classes", [2, 31, 200, 333])
