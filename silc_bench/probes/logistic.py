@@ -25,7 +25,7 @@ What the biases, few and unpenalised, could still gain is estimated by the model
 What is minimised is a ``Problem``: the mean log loss of a softmax, its gradient, and a model of its
 curvature. ``Problem(features, labels, ...)`` turns the features into their principal axes once ->
 ``problem(parameters)`` passes over all samples in chunks -> a ``Pass`` ->
-``problem.curvature(state, decay).solve(gradient)`` divides by the model of the Hessian.
+``problem.curvature(point, decay).solve(gradient)`` divides by the model of the Hessian.
 
 The Hessian of class c alone is ``sum_n p_nc (1 - p_nc) x_n x_n^T / N + decay``. The model keeps
 apart the few samples that weigh most in it, the first ``OWN_ROWS`` of the class itself, and lets
@@ -78,28 +78,6 @@ class LogisticFit:
     converged: np.ndarray  # [K] bool
 
 
-@dataclass(frozen=True)
-class _Point:
-    """Parameters, and what a pass over the samples found there.
-
-    The penalty is added apart, so that it may change.
-    """
-
-    x: Tensor
-    state: Pass
-
-    def value(self, decay: float) -> float:
-        """The penalised objective, divided by ``cost * N``."""
-        squares = self.x[:, :-1].square().sum(dtype=torch.float64)
-        return mean_loss(self.state.losses) + decay / 2 * float(squares)
-
-    def gradient(self, decay: float) -> Tensor:
-        """[C, D + 1], the bias without a penalty."""
-        gradient = self.state.gradient.clone()
-        gradient[:, :-1].add_(self.x[:, :-1], alpha=decay)
-        return gradient
-
-
 def fit_logistic(
     features: np.ndarray,
     labels: np.ndarray,
@@ -120,7 +98,7 @@ def fit_logistic(
     )
     problem = Problem(features, labels, num_classes, torch.device(device))
     zeros = np.zeros((features.shape[1], num_classes)), np.zeros(num_classes)
-    point = problem.at(problem.parameters(*(start or zeros)).float())
+    point = problem(problem.parameters(*(start or zeros)).float())
     pairs: list[Pair] = []
 
     solutions: list[tuple[float, Tensor]] = []  # the last two: logarithm of the cost, parameters
@@ -135,9 +113,7 @@ def fit_logistic(
             y[:, :-1].add_(s[:, :-1], alpha=decay - previous_decay)
 
         # two guesses of the new solution; the line is tried where it was the better one last time
-        newton = point.x - _solve(
-            problem.curvature(point.state, decay), pairs, point.gradient(decay)
-        )
+        newton = point.x - _solve(problem.curvature(point, decay), pairs, point.gradient(decay))
         line = newton
         if len(solutions) == 2:
             (log_a, a), (log_b, b) = solutions
@@ -147,12 +123,12 @@ def fit_logistic(
 
         # fp32 first; float64 goes on from there where fp32 was not exact enough
         point, pairs, converged = _descend(problem, decay, point, pairs)
-        if not converged or problem.rounding(point.x, point.state) > TOLERANCE * point.value(decay):
-            exact = problem.at(point.x.double())
+        if not converged or problem.rounding(point) > TOLERANCE * point.value(decay):
+            exact = problem(point.x.double())
             point, pairs, converged = _descend(problem, decay, exact, pairs)
         fits[cost] = (*problem.linear_map(point.x), point.value(decay), converged)
 
-        point = _Point(point.x.float(), point.state.float())
+        point = point.in_fp32()
         pairs = [(s.float(), y.float()) for s, y in pairs]
         was_line_nearer = torch.dist(point.x, line).item() < torch.dist(point.x, newton).item()
         solutions = [*solutions, (math.log(cost), point.x)][-2:]
@@ -163,21 +139,21 @@ def fit_logistic(
 
 
 def _tried(
-    problem: Problem, decay: float, point: _Point, pairs: list[Pair], x: Tensor
-) -> tuple[_Point, list[Pair]]:
+    problem: Problem, decay: float, point: Pass, pairs: list[Pair], x: Tensor
+) -> tuple[Pass, list[Pair]]:
     """``x`` if it is better than ``point``, with the pair that the way there gave."""
-    trial = problem.at(x)
+    trial = problem(x)
     if trial.value(decay) >= point.value(decay):
         return point, pairs
     return trial, [*pairs, (trial.x - point.x, trial.gradient(decay) - point.gradient(decay))]
 
 
 def _descend(
-    problem: Problem, decay: float, point: _Point, pairs: list[Pair]
-) -> tuple[_Point, list[Pair], bool]:
+    problem: Problem, decay: float, point: Pass, pairs: list[Pair]
+) -> tuple[Pass, list[Pair], bool]:
     """L-BFGS in the precision of ``point``: the last point, the pairs, and whether it converged."""
     dtype = point.x.dtype
-    curvature = problem.curvature(point.state, decay)
+    curvature = problem.curvature(point, decay)
     is_cautious = False
     lowest = math.inf
     num_stale = 0
@@ -205,7 +181,7 @@ def _descend(
         # halved until it keeps, but for round-off, a ten-thousandth of what the slope promises
         step = 1.0
         for _ in range(_MAX_HALVINGS):
-            trial = problem.at(point.x + step * direction)
+            trial = problem(point.x + step * direction)
             if trial.value(decay) <= value * (1 + torch.finfo(dtype).eps) + 1e-4 * step * promise:
                 break
             step /= 2
@@ -222,7 +198,7 @@ def _descend(
 
         pairs.append((step * direction, trial.gradient(decay) - gradient))
         point = trial
-        curvature = problem.curvature(trial.state, decay)
+        curvature = problem.curvature(trial, decay)
         is_cautious = False
     return point, pairs, False
 
@@ -258,18 +234,32 @@ def _dot(a: Tensor, b: Tensor) -> float:
 
 @dataclass(frozen=True)
 class Pass:
-    """The mean loss at some parameters, without the penalty."""
+    """What a pass over all samples sees at some parameters.
 
+    The penalty is added apart, so that it may change.
+    """
+
+    x: Tensor  # [C, D + 1] the parameters
     losses: Tensor  # [N]
-    gradient: Tensor  # [C, D + 1]
+    slope: Tensor  # [C, D + 1] the gradient of their mean
     # [C] mean of p (1 - p) over the samples of other classes, times their share of all
     others: Tensor
     own: Tensor  # [N] p (1 - p) of the sample's own class
 
-    def float(self) -> Pass:
-        return Pass(
-            self.losses.float(), self.gradient.float(), self.others.float(), self.own.float()
-        )
+    def value(self, decay: float) -> float:
+        """The penalised objective, divided by ``cost * N``."""
+        squares = self.x[:, :-1].square().sum(dtype=torch.float64)
+        return mean_loss(self.losses) + decay / 2 * float(squares)
+
+    def gradient(self, decay: float) -> Tensor:
+        """[C, D + 1], the bias without a penalty."""
+        gradient = self.slope.clone()
+        gradient[:, :-1].add_(self.x[:, :-1], alpha=decay)
+        return gradient
+
+    def in_fp32(self) -> Pass:
+        """The same, rounded."""
+        return Pass(*(tensor.float() for tensor in vars(self).values()))
 
 
 class Problem:
@@ -321,10 +311,6 @@ class Problem:
         padded[:-1, -1] = 1
         self.own_rows = padded[self.own_index]  # [C, M, D + 1]
 
-    def at(self, parameters: Tensor) -> _Point:
-        """The parameters with a pass over all samples."""
-        return _Point(parameters, self(parameters))
-
     def __call__(self, parameters: Tensor) -> Pass:
         """One pass over all samples at ``parameters``."""
         weight = parameters[:, :-1].contiguous()
@@ -362,15 +348,15 @@ class Problem:
             residual_sum += residual.sum(dim=0)
 
         gradient = torch.cat([gradient, residual_sum[:, None]], dim=1) / len(self.x)
-        return Pass(losses, gradient, others / len(self.x), own)
+        return Pass(parameters, losses, gradient, others / len(self.x), own)
 
-    def curvature(self, state: Pass, decay: float) -> Curvature:
-        """The model of the penalised objective's Hessian at the parameters of ``state``."""
+    def curvature(self, point: Pass, decay: float) -> Curvature:
+        """The model of the penalised objective's Hessian at ``point``."""
         # samples that are kept apart have weights of their own; the others share one
-        rest = torch.where(self.is_apart, 0, state.own)
-        shared = torch.zeros_like(state.others).index_add_(0, self.labels, rest)
-        spread = state.others + shared / len(self.x)
-        weights = torch.cat([state.own, state.own.new_zeros(1)])[self.own_index] / len(self.x)
+        rest = torch.where(self.is_apart, 0, point.own)
+        shared = torch.zeros_like(point.others).index_add_(0, self.labels, rest)
+        spread = point.others + shared / len(self.x)
+        weights = torch.cat([point.own, point.own.new_zeros(1)])[self.own_index] / len(self.x)
         diagonal = spread[:, None].clamp(min=MIN_SPREAD) * self.variance.to(spread.dtype)
         diagonal[:, :-1] += decay
         return Curvature(diagonal, self.own_rows.to(spread.dtype), weights)
@@ -396,15 +382,15 @@ class Problem:
         bias = parameters[:, -1].double() - self.mean @ weight
         return weight.cpu().numpy(), bias.cpu().numpy()
 
-    def rounding(self, parameters: Tensor, state: Pass) -> float:
-        """How far the mean loss of ``state`` is from float64's, over the samples of one chunk."""
+    def rounding(self, point: Pass) -> float:
+        """How far the mean loss of ``point`` is from float64's, over the samples of one chunk."""
         # evenly spread, as neighbours may be of one class
         sample = slice(None, None, -(-len(self.x) * self.num_classes // CHUNK_CELLS))
-        weight = parameters[:, :-1].double()
-        bias = parameters[:, -1].double()
+        weight = point.x[:, :-1].double()
+        bias = point.x[:, -1].double()
         logits = self._rotated(self.raw[sample]) @ weight.T + bias
         exact = torch.nn.functional.cross_entropy(logits, self.labels[sample])
-        return abs(float(exact) - mean_loss(state.losses[sample]))
+        return abs(float(exact) - mean_loss(point.losses[sample]))
 
     def _in_axes(self, part: slice, dtype: torch.dtype) -> Tensor:
         """Rows of ``part`` in ``dtype``; only fp32 is kept, float64 is computed anew."""

@@ -131,7 +131,7 @@ def shuffled(images: Callable[[], Iterable[Labelled]], seed: int) -> Iterator[La
             break
     else:
         # everything fits: no second pass over the stream is needed
-        assert held, "no picture to learn from"
+        assert held, "no image to learn from"
         while True:
             yield from (held[index] for index in rng.permutation(len(held)))
 

@@ -450,7 +450,7 @@ def looked_at(finding: Finding, encoded: Encoded) -> Finding:
 
 
 def _is_norm_with_gain(layer: nn.Module) -> bool:
-    is_norm = any(word in type(layer).__name__ for word in NORMS)
+    is_norm = any(norm in type(layer).__name__ for norm in NORMS)
     return is_norm and isinstance(getattr(layer, "weight", None), Tensor)
 
 

@@ -86,11 +86,11 @@ def precisions(monkeypatch):
 
     def inexact(problem, parameters):
         seen.append(parameters.dtype)
-        state = called(problem, parameters)
+        point = called(problem, parameters)
         if parameters.dtype == torch.float32:
-            error = torch.randn(state.gradient.shape, generator=generator)
-            state.gradient.add_(error, alpha=seen.noise)
-        return state
+            error = torch.randn(point.slope.shape, generator=generator)
+            point.slope.add_(error, alpha=seen.noise)
+        return point
 
     monkeypatch.setattr(Problem, "__call__", inexact)
     return seen
@@ -115,10 +115,10 @@ def test_fp32_is_left_soon_where_it_gains_nothing(samples, fit, precisions):
 def test_rounding_is_the_difference_to_float64(samples):
     problem = Problem(*samples, 4, torch.device("cpu"))
     parameters = torch.randn(4, 9, generator=torch.Generator().manual_seed(0))
-    state = problem(parameters)
-    assert problem.rounding(parameters, state) < 1e-6
-    state.losses.add_(0.5)
-    assert problem.rounding(parameters, state) == pytest.approx(0.5, abs=1e-6)
+    point = problem(parameters)
+    assert problem.rounding(point) < 1e-6
+    point.losses.add_(0.5)
+    assert problem.rounding(point) == pytest.approx(0.5, abs=1e-6)
 
 
 @pytest.mark.parametrize("own_rows", [3, 32])
