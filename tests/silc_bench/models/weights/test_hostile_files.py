@@ -128,7 +128,7 @@ def pickled(data):
 
 
 BOMB = np.zeros(80 * 2**20 // 8).tobytes()
-NAN, INFINITE = torch.tensor([1.0, float("nan")]), torch.tensor([float("inf"), 1.0, 2.0]).half()
+NAN = torch.tensor([1.0, float("nan")])
 WHOLE, OLD, ARRAYS = torch_file(GOOD), torch_file(GOOD, zipped=False), npz(w=np.arange(9.0))
 
 # Name of the file -> its bytes. Of OURS the sentence is ours, of THEIRS a library's.
@@ -136,12 +136,10 @@ OURS = {
     # pickles that would do something
     "shell.pt": torch_file(SHELL),
     "shell_inside.pt": torch_file({"state_dict": GOOD, "x": SHELL}),
-    "shell_key.pt": torch_file({**GOOD, "x": [SHELL]}),
     "shell_legacy.pth": torch_file({**GOOD, "x": SHELL}, zipped=False),
     "eval.bin": torch_file(EVALUATED),
     "nested.ckpt": torch_file(NESTED),
     "plain.pkl": pickle.dumps(SHELL),
-    "plain_2.pt": pickle.dumps(SHELL, 2),
     "plain_0.pt": pickle.dumps(SHELL, 0),
     "of_another_program.pkl": pickle.dumps([print]),
     "renamed.safetensors": torch_file(SHELL),
@@ -151,7 +149,6 @@ OURS = {
     "scripted.pt": scripted(),
     # pickles that lie about sizes
     "claims_more.pt": forged(10**6, 10**6),
-    "claims_all.pt": forged(10**15, 10**15),
     "claims_less_than_none.pt": forged(-1),
     "no_record.pt": forged(1, real=b""),
     "many_steps.pt": pickled(b"\x80\x02]" + b"Na" * (10 * pickles.MAX_READS) + b"."),
@@ -160,7 +157,6 @@ OURS = {
     "bomb.npz": zip_file([("w.npy", BOMB)], zipfile.ZIP_DEFLATED),
     "twice.pt": zip_file([("x/data.pkl", b"."), ("x/data.pkl", b".")]),
     "words.zip": zip_file([("readme.txt", "hello")]),
-    "none.zip": zip_file([]),
     "quantised.safetensors": safetensors(dtype="F8_E4M3", shape=[8]),
     # npz
     "text.npz": npz(w=np.array(["a"])),
@@ -168,7 +164,6 @@ OURS = {
     "structured.npz": npy((2,), [("a", "<f4"), ("b", "<f4")]),
     # tensors that are no weights
     "nan.pt": torch_file({**GOOD, "c": NAN}),
-    "infinite.pt": torch_file({"c": INFINITE}),
     "nan.npz": npz(**{"params/t": np.array([np.nan])}),
     "integers.pt": torch_file({"a.weight": torch.ones(3, 3).to(torch.int8), "b": torch.ones(2)}),
     "counters.pt": torch_file({"steps": torch.tensor(3)}),
@@ -181,16 +176,12 @@ OURS = {
     # something else
     "empty.pt": b"",
     "page.bin": b"<!DOCTYPE html>\n<html><body>Sign in to download</body></html>",
-    "config.pt": json.dumps({"width": 3}).encode(),
     "random.pt": np.random.default_rng(0).bytes(5000),
 }
 THEIRS = {
     "beyond_its_storage.pt": forged(1, 10**12),
     "negative_size.pt": forged(1, -3),
     "legacy_length.pt": legacy_forged(),
-    "cut.pt": WHOLE[: len(WHOLE) // 2],
-    "cut_legacy.pt": OLD[:-9],
-    "cut_early.pt": OLD[:40],
     "flipped.pt": flipped(WHOLE, GOOD["a.weight"].numpy().tobytes()),
     "flipped.npz": flipped(ARRAYS, np.arange(9.0).tobytes()),
     "header.safetensors": struct.pack("<Q", 2**62) + b'{"w":1}',
@@ -199,9 +190,7 @@ THEIRS = {
     "longer.safetensors": safetensors(data=b"\0" * 16),
     "petabytes.safetensors": safetensors(shape=[2**50], data_offsets=[0, 2**52]),
     "wraps_around.safetensors": safetensors(shape=[2**33, 2**33], data_offsets=[0, 8]),
-    "cut.safetensors": safetensors(data=b"\0" * 5),
     "objects.npz": npz(w=np.array([SHELL], dtype=object)),
-    "cut.npz": ARRAYS[:-30],
     "petabytes.npz": npy((2**50,)),
     "more.npz": npy((2**28,)),
     "wraps_around.npz": npy((2**32, 2**32)),
