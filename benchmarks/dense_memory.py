@@ -98,14 +98,13 @@ def measure(name: str, method: str, repeats: int) -> str:
 
 def segment(model, view, method, weights, picture):  # type: ignore[no-untyped-def]
     """int64 [HEIGHT, WIDTH], as ``silc_bench.tasks.dense.segmentation_zeroshot`` predicts it."""
-    import torch
 
     from silc_bench.evaluation.dense_features import cosines_with
     from silc_bench.evaluation.features import Extractor
+    from silc_bench.evaluation.settings import EvalSettings
     from silc_bench.models.windows import predict
 
-    settings = {"precision": "fp32", "batch_size": 256, "num_workers": 0, "progress": False}
-    extract = Extractor(model, device=torch.device("cpu"), **settings)
+    extract = Extractor(model, EvalSettings(device="cpu", precision="fp32"))
     (seen,) = extract({"test": picture}).grids("test", view, method)
     return predict(cosines_with(weights.numpy()), seen.grid, seen.layout, HEIGHT, WIDTH)
 

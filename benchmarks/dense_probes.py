@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 
 from silc_bench.evaluation.features import Extractor
+from silc_bench.evaluation.settings import EvalSettings
 from silc_bench.models.load import load_model
 from silc_bench.models.windows import View
 from silc_bench.tasks.selection import all_tasks
@@ -45,14 +46,8 @@ def main() -> None:
     )
     view = View(*map(int, options.view.split(","))) if options.view else None
     for spec in options.ckpt or ["open_clip:ViT-B-16/random"]:
-        extract = Extractor(
-            load_model(spec),
-            device=torch.device("cpu"),
-            precision="fp32",
-            batch_size=16,
-            num_workers=0,
-            progress=False,
-        )
+        settings = EvalSettings(device="cpu", precision="fp32", batch_size=16)
+        extract = Extractor(load_model(spec), settings)
         for family in FAMILIES[: 1 if options.closed_form else None]:
             measure(spec, extract, family, view, options.data_root)
 

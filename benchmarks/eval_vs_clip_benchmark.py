@@ -219,11 +219,9 @@ def cifar100(options: argparse.Namespace) -> Any:
 
 def extractor(model: Any, batch_size: int) -> Any:
     from silc_bench.evaluation.features import Extractor
+    from silc_bench.evaluation.settings import EvalSettings
 
-    device = torch.device("cpu")
-    return Extractor(
-        model, device=device, precision="fp32", batch_size=batch_size, num_workers=0, progress=False
-    )
+    return Extractor(model, EvalSettings(device="cpu", precision="fp32", batch_size=batch_size))
 
 
 def near(name: str, allowed: float = 1e-5) -> Any:

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -90,13 +90,17 @@ class Features(Protocol):
 
 @runtime_checkable
 class Task(Protocol):
-    """One measurement on one dataset."""
+    """One measurement on one dataset.
+
+    A class that inherits from it takes over what it leaves open here.
+    """
 
     name: str  # "cifar100/zeroshot": dataset/family
     version: int  # bumped by any change that moves a number
     group: str  # heading of the leaderboard: "zero-shot", "dense", ...
     main_metric: str
     requires: frozenset[str]  # of {"image", "text", "dense"}
+    needs_data_root: bool  # its data is read from files below the data root
 
     def load(self, data_root: Path | None, limit: int | None) -> dict[str, ImageDataset]:
         """Datasets by role; "test" is the one that is scored."""
@@ -113,19 +117,29 @@ class Task(Protocol):
         """Pure: the same features give the same scores."""
         ...
 
+    def under(self, protocol: Any) -> Self:
+        """The same task as a `silc_bench.evaluation.protocols.NamedProtocol` wants it asked."""
+        return self
 
-@runtime_checkable
-class DenseTask(Task, Protocol):
-    """A task that reads ``features.grids``."""
+    def is_there(self, data_root: Path) -> bool:
+        """Whether the data root holds its data, whatever may be wrong with it."""
+        return True
 
-    view: View | None  # how its images are shown; None: the model's own way
+    def shortage(self) -> str | None:
+        """Why the user's own data does not allow the main metric; None where it does."""
+        return None
+
+    @property
+    def view(self) -> View | None:
+        """How a dense task shows its images; None: the model's own way."""
+        return None
 
     def dense_needs(self) -> Mapping[str, Sequence[str]]:
         """The methods of ``silc_bench.models.patch_features`` that it reads, by role.
 
         They are asked for before any work, so that tasks of one command share one encoding.
         """
-        ...
+        return {}
 
 
 _TASKS: dict[str, Task] = {}

@@ -1,8 +1,7 @@
-"""Which dataset is measured by which family, with the prompts that OpenAI wrote for it.
+"""Which dataset is measured by which family: ``FAMILIES``, and ``measure`` for any data.
 
-Named sets are registered here (shapes and cifar100 in the file of each family) and read from the
-data root: layouts and counts stand in docs/datasets.md. A set more is a line in one of the tables
-below, beside its lines in `silc_bench.datasets`.
+A family is a file of this folder and a line in ``FAMILIES``; a named set is a line in ``SETS``,
+beside its lines in `silc_bench.datasets` (layouts and counts stand in docs/datasets.md).
 
 The user's own data is measured by the same families, and nothing of it is registered: such tasks
 belong to the command that names them. ``own_tasks("folder:pets")`` -> pets/zeroshot, with a train
@@ -12,14 +11,12 @@ folder the learned families too; ``seg:IMAGES,MASKS,CLASSES.json`` gives those o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 from silc_bench.datasets.own_data import OwnData, OwnMasks, parse, read_classes
-from silc_bench.datasets.public.mask_sets import rule_of
 from silc_bench.errors import UserError, unknown_name
-from silc_bench.evaluation.prompts import Prompts, named_prompts, openai_templates
+from silc_bench.evaluation.prompts import Prompts, prompts_of
 from silc_bench.task import Task, register
 from silc_bench.tasks.classification.fewshot import FewShot, FewShotLogistic
 from silc_bench.tasks.classification.knn import Knn
@@ -34,114 +31,97 @@ from silc_bench.tasks.dense.segmentation_probes import (
 )
 from silc_bench.tasks.dense.segmentation_zeroshot import ZeroShotSegmentation
 from silc_bench.tasks.retrieval import Retrieval
-from silc_bench.tasks.sources import NamedSource, OwnSource, Source
+from silc_bench.tasks.sources import NamedSource, OwnSource, SourcedTask, TaskData, shapes
 
-if TYPE_CHECKING:
-    from silc_bench.datasets.dataset import ImageDataset
-
-CIFAR10 = Prompts("openai_cifar10", openai_templates("cifar10"))
-IMAGENET = named_prompts()["openai80"]
-ZEROSHOT = {
-    "cifar10": CIFAR10,
-    "imagenet1k": IMAGENET,
-    "imagenet_v2": IMAGENET,
-    "imagenet_a": IMAGENET,
-    "imagenet_r": IMAGENET,
-    "imagenet_sketch": IMAGENET,
-    "objectnet": IMAGENET,
+FAMILIES: dict[str, type[SourcedTask]] = {
+    "zeroshot": ZeroShot,
+    "fewshot": FewShot,
+    "fewshot_logistic": FewShotLogistic,
+    "linear": Linear,
+    "knn": Knn,
+    "retrieval": Retrieval,
+    "segmentation_zeroshot": ZeroShotSegmentation,
+    "correspondence": Correspondence,
+    "discovery": Discovery,
+    "segmentation_linear": LinearSegmentation,
+    "segmentation_sgd": SgdSegmentation,
+    "segmentation_knn": KnnSegmentation,
 }
-LEARNED = ("cifar10", "imagenet1k")  # with a train split
-RETRIEVED = ("coco", "flickr30k")
-SEGMENTED = {  # and the splits that are measured
-    "voc20": ("test", "train"),
-    "voc21": ("test", "train"),
-    "pc59": ("test", "train"),
-    "pc60": ("test", "train"),
-    "ade20k150": ("test", "train"),
-    "ade20k847": ("test",),  # asked for in words; nobody learns it from frozen features
-    "cityscapes": ("test", "train"),
-    "cocostuff": ("test", "train"),
-    "coco_object": ("test",),
-    "camvid": ("test", "train"),
-    "camvid_mini": ("test", "train"),
+
+
+def measure(data: TaskData, families: Iterable[str]) -> list[Task]:
+    """The tasks of these families on ``data``."""
+    return [FAMILIES[family].of(data, family) for family in families]
+
+
+def allowed(holds: set[str]) -> tuple[str, ...]:
+    """The families for data that holds these: "labels", "train" ... (``SourcedTask.needs``)."""
+    return tuple(family for family, task in FAMILIES.items() if task.needs <= holds)
+
+
+LEARNED = allowed({"labels", "train"})
+DENSE = allowed({"masks"})
+OBJECTS = allowed({"masks", "background"})  # a background sets objects apart
+DENSE_LEARNED = allowed({"masks", "train"})
+OBJECTS_LEARNED = allowed({"masks", "train", "background"})
+
+
+@dataclass(frozen=True)
+class NamedSet:
+    families: tuple[str, ...]
+    prompts: str = "openai80"
+    splits: tuple[str, ...] = ("test", "train")
+
+
+SETS = {
+    "cifar10": NamedSet(LEARNED, "openai_cifar10"),
+    "cifar100": NamedSet(LEARNED, "openai_cifar100"),
+    "imagenet1k": NamedSet(LEARNED),
+    "imagenet_v2": NamedSet(("zeroshot",)),
+    "imagenet_a": NamedSet(("zeroshot",)),
+    "imagenet_r": NamedSet(("zeroshot",)),
+    "imagenet_sketch": NamedSet(("zeroshot",)),
+    "objectnet": NamedSet(("zeroshot",)),
+    "coco": NamedSet(("retrieval",)),
+    "flickr30k": NamedSet(("retrieval",)),
+    "voc20": NamedSet(DENSE_LEARNED),
+    "voc21": NamedSet(OBJECTS_LEARNED),
+    "pc59": NamedSet(DENSE_LEARNED),
+    "pc60": NamedSet(OBJECTS_LEARNED),
+    "ade20k150": NamedSet(DENSE_LEARNED),
+    # asked for in words; nobody learns it from frozen features
+    "ade20k847": NamedSet(DENSE, splits=("test",)),
+    "cityscapes": NamedSet(DENSE_LEARNED),
+    "cocostuff": NamedSet(DENSE_LEARNED),
+    "coco_object": NamedSet(OBJECTS, splits=("test",)),
+    "camvid": NamedSet(DENSE_LEARNED),
+    "camvid_mini": NamedSet(DENSE_LEARNED),
 }
-FAMILIES = ("zeroshot", "fewshot", "fewshot_logistic", "linear", "knn", "retrieval")
-for _name, _prompts in ZEROSHOT.items():
-    register(
-        ZeroShot(
-            name=f"{_name}/zeroshot",
-            needs_data_root=True,
-            sources={"test": NamedSource(_name, "test")},
-            prompts=_prompts,
-        )
-    )
-
-for _name in LEARNED:
-    _sources = {split: NamedSource(_name, split) for split in ("train", "test")}
-    register(FewShot(name=f"{_name}/fewshot", needs_data_root=True, sources=_sources))
-    register(
-        FewShotLogistic(name=f"{_name}/fewshot_logistic", needs_data_root=True, sources=_sources)
-    )
-    register(Linear(name=f"{_name}/linear", needs_data_root=True, sources=_sources))
-    register(Knn(name=f"{_name}/knn", needs_data_root=True, sources=_sources))
-
-for _name in RETRIEVED:
-    register(
-        Retrieval(
-            name=f"{_name}/retrieval",
-            needs_data_root=True,
-            sources={"test": NamedSource(_name, "test")},
-        )
-    )
 
 
-def segmentation_tasks(
-    name: str,
-    sources: Mapping[str, Source],
-    has_background: bool,
-    words: tuple[tuple[str, ...], ...] | None = None,
-    needs_data_root: bool = False,
-) -> list[Task]:
-    """The tasks of dense sets: what needs "test" alone, and with "train" also what is learned.
+def _registered() -> Iterable[Task]:
+    """The tasks of the named sets, and of the generated scenes."""
+    for name, entry in SETS.items():
+        sources = {split: NamedSource(name, split) for split in entry.splits}
+        data = TaskData(name, sources, prompts_of(entry.prompts), needs_data_root=True)
+        yield from measure(data, entry.families)
 
-    Object discovery is among them where the first label is a background.
+    prompts = prompts_of("shapes")
+    scenes = {"train": shapes("train", 2000), "test": shapes("test", 1000)}
+    yield from measure(TaskData("shapes", scenes, prompts), (*LEARNED, "retrieval"))
 
-    Args:
-        words: of each label, asked for instead of its name.
-    """
-    prompts = named_prompts()["openai80"]
-    home: dict[str, Any] = {"needs_data_root": needs_data_root}
-    test = {"test": sources["test"]}
+    # colour and shape pairs that no training caption holds, to be told from all 64
+    unseen = TaskData("shapes", {"test": shapes("unseen", 1000)}, prompts)
+    yield ZeroShot.of(unseen, "zeroshot_unseen")
 
-    # zero-shot chooses a background's threshold on "train" where there is one
-    tasks: list[Task] = [
-        ZeroShotSegmentation(
-            name=f"{name}/segmentation_zeroshot",
-            sources=sources,
-            prompts=prompts,
-            words=words,
-            **home,
-        ),
-        Correspondence(name=f"{name}/correspondence", sources=test, **home),
-    ]
-
-    # without a background nothing tells an object from the rest
-    if has_background:
-        tasks.append(Discovery(name=f"{name}/discovery", sources=test, **home))
-    if "train" in sources:
-        tasks += [
-            LinearSegmentation(name=f"{name}/segmentation_linear", sources=sources, **home),
-            SgdSegmentation(name=f"{name}/segmentation_sgd", sources=sources, **home),
-            KnnSegmentation(name=f"{name}/segmentation_knn", sources=sources, **home),
-        ]
-    return tasks
+    scenes = {"train": shapes("train", 1000), "test": shapes("test", 1000)}
+    prompts = prompts_of("shapes_segmentation")
+    masked = TaskData("shapes", scenes, prompts, scores_background=False)
+    yield from measure(masked, OBJECTS_LEARNED)
 
 
-for _name, _splits in SEGMENTED.items():
-    _sources = {split: NamedSource(_name, split) for split in _splits}
-    _has_background = rule_of(_name, "labels").has_background
-    for _task in segmentation_tasks(_name, _sources, _has_background, needs_data_root=True):
-        register(_task)
+for _task in _registered():
+    register(_task)
 
 
 def own_tasks(word: str) -> list[Task] | None:
@@ -151,64 +131,41 @@ def own_tasks(word: str) -> list[Task] | None:
         UserError: nothing is there, or the data does not allow the family.
     """
     # the last "#", as a folder's name may hold one too
-    data, _, family = word.rpartition("#")
-    if not data:
-        data, family = word, ""
-    own = parse(data)
+    place, _, family = word.rpartition("#")
+    if not place:
+        place, family = word, ""
+    own = parse(place)
     if own is None:
         return None
+    if family and family not in FAMILIES:
+        raise unknown_name("family", family, FAMILIES, about=word)
 
-    known = families() if isinstance(own, OwnMasks) else FAMILIES
-    if family and family not in known:
-        raise unknown_name(f"family in {word}: it", family, known)
-    tasks = _segmentation(own) if isinstance(own, OwnMasks) else _tasks(own)
-    chosen = [task for task in tasks if family in ("", task.name.split("/")[1])]
-
-    if not chosen:
-        allowed = ", ".join(task.name.split("/")[1] for task in tasks)
-        can_learn = isinstance(own, OwnMasks) or own.kind != "captions"
-        lacks = ""
-        if can_learn and "train" not in own.splits():
-            lacks = " without a folder train/"
-        if family == "discovery":
-            lacks = " without a background among its classes"
-        raise UserError(f"{own.word} does not allow {family}{lacks}; it allows {allowed}")
-    return chosen
+    data, holds = _own_data(own)
+    families = allowed(holds)
+    if family and family not in families:
+        # what is read decides which families are possible at all: only then a lack is the reason
+        lacks = FAMILIES[family].needs - holds
+        problem = f"does not allow {family}"
+        if lacks == {"train"}:
+            problem += " without a folder train/"
+        if lacks == {"background"}:
+            problem += " without a background among its classes"
+        raise UserError(problem, about=own.word, fix=f"it allows {', '.join(families)}")
+    return measure(data, [family] if family else families)
 
 
-def _segmentation(own: OwnMasks) -> list[Task]:
+def _own_data(own: OwnData | OwnMasks) -> tuple[TaskData, set[str]]:
+    """The user's data, and what it holds."""
     sources = {split: OwnSource(own, split) for split in own.splits()}
-    classes = read_classes(own.classes)
-    return segmentation_tasks(own.name, sources, classes.rule.has_background, classes.words)
-
-
-def _tasks(own: OwnData) -> list[Task]:
-    splits = own.splits()
-    sources = {split: OwnSource(own, split) for split in splits}
-    test = {"test": sources["test"]}
-
-    # captions, not labels: nothing but retrieval can be asked
-    if not own.has_labels():
-        return [Retrieval(name=f"{own.name}/retrieval", sources=test)]
+    if isinstance(own, OwnMasks):
+        classes = read_classes(own.classes)
+        holds = {"masks", *sources}
+        if classes.rule.has_background:
+            holds.add("background")
+        return TaskData(own.name, sources, prompts_of("openai80"), classes.words), holds
 
     templates = own.templates()
-    prompts = Prompts("own", templates) if templates else named_prompts()["single"]
-    tasks: list[Task] = [ZeroShot(name=f"{own.name}/zeroshot", sources=test, prompts=prompts)]
-
-    if "train" in splits:
-        tasks.append(FewShot(name=f"{own.name}/fewshot", sources=sources))
-        tasks.append(FewShotLogistic(name=f"{own.name}/fewshot_logistic", sources=sources))
-        tasks.append(Linear(name=f"{own.name}/linear", sources=sources))
-        tasks.append(Knn(name=f"{own.name}/knn", sources=sources))
-    return tasks
-
-
-def families() -> tuple[str, ...]:
-    """The families that measure images with masks, by name."""
-
-    def nothing(data_root: Path | None, limit: int | None) -> ImageDataset:
-        raise AssertionError("never loaded")
-
-    # asked of the tasks themselves: a list beside them would fall behind
-    tasks = segmentation_tasks("any", {"test": nothing, "train": nothing}, True)
-    return tuple(task.name.split("/")[1] for task in tasks)
+    prompts = Prompts("own", templates) if templates else prompts_of("single")
+    # captions, not labels: nothing but retrieval can be asked
+    kind = "labels" if own.has_labels() else "captions"
+    return TaskData(own.name, sources, prompts), {kind, *sources}

@@ -17,9 +17,8 @@ def all_tasks() -> dict[str, Task]:
 
     Our own families come from this folder; others from entry points.
     """
-    # each registers its tasks when it is imported
-    from silc_bench.tasks import catalogue, retrieval  # noqa: F401
-    from silc_bench.tasks.classification import fewshot, knn, linear, zeroshot  # noqa: F401
+    # it registers our tasks when it is imported
+    from silc_bench.tasks import catalogue  # noqa: F401
 
     for entry in entry_points(group="silc_bench.tasks"):
         entry.load()
@@ -67,10 +66,8 @@ def select(patterns: Iterable[str]) -> list[Task]:
                 # two folders of one name would write one record: neither is measured
                 if task.name in known or named_by.setdefault(task.name, word) != word:
                     other = named_by.get(task.name, "a registered task")
-                    raise UserError(
-                        f"{word} would be called {task.name}, as is {other};"
-                        " rename its folder or file"
-                    )
+                    problem = f"would be called {task.name}, as is {other}"
+                    raise UserError(problem, about=word, fix="rename its folder or file")
                 chosen[task.name] = task
             continue
 
@@ -78,12 +75,13 @@ def select(patterns: Iterable[str]) -> list[Task]:
         if not matching_tasks:
             parts = {part for name in known for part in name.split("/")}
             groups = {task.group for task in known.values()}
-            raise unknown_name("task", pattern, set(known) | parts | groups)
+            raise unknown_name("task", pattern, set(known) | parts | groups, about="--tasks")
 
         chosen |= matching_tasks
 
     if not chosen:
-        raise UserError("no task was named; `silc-bench tasks` lists them")
+        fix = "name one or more; `silc-bench tasks` lists them"
+        raise UserError("no task was named", about="--tasks", fix=fix)
     return [chosen[name] for name in sorted(chosen)]
 
 
@@ -97,24 +95,25 @@ def measurable(
     """
     left_out: dict[str, str] = {}
     for task in tasks:
-        if task.name in patterns:
-            continue
-        shortage = getattr(task, "shortage", None)
-        reason = shortage() if shortage else None
+        reason = None if task.name in patterns else _obstacle(task, data_root)
         if reason:
-            left_out[task.name] = f"as {reason}"
-        elif not getattr(task, "needs_data_root", False):
-            continue
-        elif data_root is None:
-            left_out[task.name] = "without --data-root"
-        else:
-            missing = getattr(task, "missing", None)
-            if missing and missing(data_root):
-                left_out[task.name] = f"as not found under {data_root}"
+            left_out[task.name] = reason
 
     # where nothing remains, all are kept: their errors say more than an empty list
     kept = [task for task in tasks if task.name not in left_out]
     return (kept, left_out) if kept else (list(tasks), {})
+
+
+def _obstacle(task: Task, data_root: Path | None) -> str | None:
+    """Why the task cannot be measured, as a clause; None where nothing is known against it."""
+    reason = task.shortage()
+    if reason:
+        return f"as {reason}"
+    if not task.needs_data_root:
+        return None
+    if data_root is None:
+        return "without --data-root"
+    return None if task.is_there(data_root) else f"as not found under {data_root}"
 
 
 def words_of(text: str) -> list[str]:

@@ -3,6 +3,8 @@
 ``shapes("test", 1000)`` is a source; ``source(data_root, limit)`` an ImageDataset. Tasks that name
 the same source get equal fingerprints, so an image that five of them score is encoded once.
 ``limit`` thins out every role, training pools too.
+
+``TaskData`` is a dataset as the families see it; ``FAMILY.of(data, "knn")`` a task on it.
 """
 
 from __future__ import annotations
@@ -11,35 +13,58 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from silc_bench.task import Task
 
 if TYPE_CHECKING:
     from silc_bench.datasets.dataset import ImageDataset
     from silc_bench.datasets.own_data import OwnData, OwnMasks
+    from silc_bench.evaluation.prompts import Prompts
 
 Source = Callable[[Path | None, int | None], "ImageDataset"]
 
 
-@dataclass(kw_only=True, eq=False)
-class SourcedTask:
-    """The part of `silc_bench.task.Task` that is the same for every family."""
+@dataclass(frozen=True)
+class TaskData:
+    """A dataset as the families see it."""
 
     name: str
     sources: Mapping[str, Source]  # by role: "test" is scored, "train" is learned from
-    needs_data_root: bool = False  # its data is read from files
+    prompts: Prompts
+    words: tuple[tuple[str, ...], ...] | None = None  # of each label, in place of its name
+    scores_background: bool = True  # of masks that have one, in zero-shot segmentation
+    needs_data_root: bool = False
+
+
+@dataclass(kw_only=True, eq=False)
+class SourcedTask(Task):
+    """The part of `silc_bench.task.Task` that is the same for every family."""
+
+    # What data must hold to be measured so: "labels", "captions" or "masks"; "train", a split to
+    # learn from; "background", a label that is no object.
+    needs: ClassVar[frozenset[str]]
+
+    name: str
+    sources: Mapping[str, Source]
+    needs_data_root: bool = False
+
+    @classmethod
+    def of(cls, data: TaskData, family: str, **fields: Any) -> Self:
+        """The task of this family on ``data``; it has "train" only where it learns."""
+        roles = {"test", "train"} & {"test", *cls.needs}
+        own: dict[str, Any] = {
+            "name": f"{data.name}/{family}",
+            "sources": {role: load for role, load in data.sources.items() if role in roles},
+            "needs_data_root": data.needs_data_root,
+        }
+        return cls(**{**own, **fields})
 
     def load(self, data_root: Path | None, limit: int | None) -> dict[str, ImageDataset]:
         return {role: source(data_root, limit) for role, source in self.sources.items()}
 
-    def missing(self, data_root: Path) -> str | None:
-        """What the data root does not hold, as "imagenet1k/train".
-
-        None when all is there, whatever may be wrong with it.
-        """
-        for source in self.sources.values():
-            if isinstance(source, NamedSource) and not source.is_there(data_root):
-                return f"{source.name}/{source.split}"
-        return None
+    def is_there(self, data_root: Path | None) -> bool:
+        return all(is_there(source, data_root) for source in self.sources.values())
 
 
 @dataclass(frozen=True)
@@ -55,14 +80,20 @@ class NamedSource:
     def __call__(self, data_root: Path | None, limit: int | None) -> ImageDataset:
         return _load_named(self.name, self.split, data_root, limit)
 
-    def is_there(self, data_root: Path) -> bool:
-        from silc_bench.datasets.public.find import NotFoundError, find
 
-        try:
-            find(self.name, self.split, data_root)
-        except NotFoundError:
-            return False
+def is_there(source: Source, data_root: Path | None) -> bool:
+    """Whether the data root holds it, if it is a named set; other data needs no data root."""
+    from silc_bench.datasets.public.find import NotFoundError, find
+
+    if not isinstance(source, NamedSource):
         return True
+    if data_root is None:
+        return False
+    try:
+        find(source.name, source.split, data_root)
+    except NotFoundError:
+        return False
+    return True
 
 
 # to hash a set takes seconds or minutes, and the families of a command ask for the same
@@ -82,11 +113,6 @@ def shapes(split: str, num_samples: int) -> Source:
         return Shapes(split, num_samples, limit=limit)
 
     return load
-
-
-def cifar100(split: str) -> Source:
-    """Real photographs, 32 pixels, read from the data root."""
-    return NamedSource("cifar100", split)
 
 
 @dataclass(frozen=True)

@@ -118,7 +118,7 @@ def task_rows() -> Iterator[dict[str, Any]]:
     for name, task in all_tasks().items():
         hashes = {}
         for protocol_name in PROTOCOLS:
-            asked = choose(protocol_name).task(task)
+            asked = task.under(choose(protocol_name))
             hashes[protocol_name] = Protocol.of(
                 model, asked, "fp32", class_names=("cat", "dog")
             ).hash

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -53,18 +54,15 @@ def evaluate_command(
     prompts: Annotated[
         Path | None, typer.Option(help="Prompts per class instead: JSON {class: [prompt, ...]}.")
     ] = None,
-    prompt_average: Annotated[
-        str | None, typer.Option(help="Over the prompts of a class: embeddings or logits.")
-    ] = None,
     data_root: Annotated[Path | None, typer.Option(help="Folder that holds the datasets.")] = None,
     results: Results = Path("results"),
     limit: Annotated[
         int | None,
-        typer.Option(min=1, help="Pictures a split; such records are marked and never rank."),
+        typer.Option(min=1, help="Images a split; such records are marked and never rank."),
     ] = None,
     device: Device = "auto",
     precision: Precision = "auto",
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures a forward pass.")] = 256,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images a forward pass.")] = 256,
     workers: Annotated[
         int, typer.Option(min=0, help="Processes that decode images; 0: in this one.")
     ] = 0,
@@ -73,7 +71,7 @@ def evaluate_command(
     ] = "skip",
     compiled: Annotated[
         bool,
-        typer.Option("--compile", help="torch.compile the picture tower; for thousands of images."),
+        typer.Option("--compile", help="torch.compile the image tower; for thousands of images."),
     ] = False,
     cache: Annotated[
         str | None, typer.Option(help="Folder that keeps embeddings between commands, or off.")
@@ -93,16 +91,27 @@ def evaluate_command(
     from silc_bench.evaluation.features import choose_device
     from silc_bench.evaluation.prompts import read_per_class
     from silc_bench.evaluation.protocols import choose
+    from silc_bench.evaluation.settings import EvalSettings
     from silc_bench.models.load import load_model
     from silc_bench.system.cache import Store, default_folder
     from silc_bench.system.processes import joined, rank
 
-    per_class = read_per_class(prompts) if prompts else None
-    settings = choose(protocol, per_class, prompt_average, dense_method)
     store = None
     if cache != "off":
-        folder = Path(cache) if cache else default_folder()
-        store = Store(folder)
+        store = Store(Path(cache) if cache else default_folder())
+    settings = EvalSettings(
+        limit=limit,
+        protocol=choose(protocol, read_per_class(prompts) if prompts else None, dense_method),
+        feature_point=feature_point,
+        device=device,
+        precision=precision,
+        batch_size=batch_size,
+        num_workers=workers,
+        is_compiled=compiled,
+        store=store,
+        existing=existing,
+        progress=console.is_terminal,
+    )
 
     # Both folders are checked before hours of work, not after them.
     check_writable(results)
@@ -113,27 +122,18 @@ def evaluate_command(
         # Every checkpoint is loaded first: a wrong name at the end of the list is reported at once.
         models = [(spec, load_model(spec, arch)) for spec in ckpt]
 
+        # Of several processes the first one speaks.
         is_first = rank() == 0
-        on_result = _print_record if is_first else _print_nothing
+        settings = replace(settings, progress=settings.progress and is_first)
         for spec, model in models:
             evaluate(
                 model,
                 chosen,
+                settings,
                 model_source=spec,
                 data_root=data_root,
                 results_dir=results,
-                limit=limit,
-                device=device,
-                precision=precision,
-                feature_point=feature_point,
-                protocol=settings,
-                batch_size=batch_size,
-                num_workers=workers,
-                existing=existing,
-                progress=console.is_terminal and is_first,
-                store=store,
-                is_compiled=compiled,
-                on_result=on_result,
+                on_result=_print_record if is_first else lambda record, is_new: None,
             )
         if is_first:
             print(f"records in {results}; silc-bench leaderboard --results {results}")
@@ -157,10 +157,6 @@ def _print_record(record: Record, is_new: bool) -> None:
         f"  chance {100 * record.task.chance:.1f} %  n {record.n:,}{remarks}",
         flush=True,
     )
-
-
-def _print_nothing(record: Record, is_new: bool) -> None:
-    """Of several processes the first one speaks."""
 
 
 @answering

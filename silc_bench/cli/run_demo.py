@@ -22,6 +22,7 @@ from silc_bench.datasets.shapes.scenes import SHAPES
 from silc_bench.evaluation.evaluate import evaluate
 from silc_bench.evaluation.features import Extractor, choose_device
 from silc_bench.evaluation.prompts import Prompts, class_embeddings, own_templates
+from silc_bench.evaluation.settings import EvalSettings
 from silc_bench.models.interface import ImageModel
 from silc_bench.models.load import load_model
 from silc_bench.reports import leaderboard
@@ -77,10 +78,10 @@ def run_demo(
         evaluate(
             model,
             tasks,
+            EvalSettings(progress=console.is_terminal),
             model_source=spec,
             data_root=None,
             results_dir=results,
-            progress=console.is_terminal,
             on_result=on_result,
         )
 
@@ -112,9 +113,7 @@ def draw_dense(models: Sequence[ImageModel], path: Path, device: torch.device) -
 
     own_prompts = Prompts("shapes_segmentation", own_templates("shapes_segmentation"))
     for model in models:
-        extract = Extractor(
-            model, device=device, precision="fp32", batch_size=64, num_workers=0, progress=False
-        )
+        extract = Extractor(model, EvalSettings(device=device, precision="fp32", batch_size=64))
         # Said before the extraction, so that both kinds of features come from one forward pass.
         extract.grids.expect(dataset, None, (METHOD, "tokens"))
         features = extract({"test": dataset})

@@ -1,7 +1,7 @@
 """Dense features of a dataset, one image at a time, encoded once for all the tasks that read them.
 
 Flow: ``grids = DenseFeatures(...)``; ``grids.expect(dataset, view, methods)`` for everything that a
-command will ask; then ``grids(dataset, view, method)`` yields a DensePicture for each image, in
+command will ask; then ``grids(dataset, view, method)`` yields a DenseImage for each image, in
 order, as often as it is called.
 
 Windows are batched across images, and one forward pass gives every method that was announced. The
@@ -29,10 +29,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from silc_bench.datasets.dataset import ImageDataset
 from silc_bench.errors import RunError, UserError
+from silc_bench.evaluation.settings import EvalSettings
 from silc_bench.models.interface import DenseModel
 from silc_bench.models.preprocessing import ImagePipeline
 from silc_bench.models.windows import DenseImage, Layout, Logits, View
 from silc_bench.system.cache import Entry
+from silc_bench.system.terminal import progress_bar
 
 MEMORY = 1 << 30  # bytes of grids kept in memory where there is no store
 STORE_SHARE = 0.25  # of the store's limit, for one dataset seen in one way
@@ -48,6 +50,11 @@ def native_view(model: DenseModel) -> View:
     cells = model.image_size // model.patch_size
     window = cells * model.patch_size  # So400m/14 at 384 sees 378
     return View(window, window, max(1, cells // 2) * model.patch_size)
+
+
+def description(dataset: ImageDataset) -> dict[str, str]:
+    """Which images these are, as JSON for the store."""
+    return {"name": dataset.name, "split": dataset.split, "fingerprint": dataset.fingerprint}
 
 
 def cosines_with(classes: np.ndarray) -> Logits:
@@ -76,10 +83,8 @@ def _pipeline(model: DenseModel) -> ImagePipeline:
         UserError: the model takes no square windows.
     """
     if not isinstance(model.pipeline, ImagePipeline):
-        raise UserError(
-            f"{model.name} takes pictures of their own shape, which windows are not;"
-            " leave dense tasks out"
-        )
+        problem = "takes images of their own shape, which windows are not"
+        raise UserError(problem, about=model.name, fix="leave dense tasks out")
     return model.pipeline
 
 
@@ -88,21 +93,18 @@ class DenseFeatures:
     """Encodes and keeps; belongs to one model, whose weights do not change.
 
     Args:
+        device: its type.
         encode: windows [B, 3, S, S] on any device and methods -> {method: fp32 [B, h, w, D]} on the
             CPU.
         entry: where the store keeps one method's grids of (dataset, view), given as JSON; None:
             nowhere.
-        bar: ``with bar(title, total) as advance``.
     """
 
     model: DenseModel
+    settings: EvalSettings
+    device: str
     encode: Callable[[Tensor, Sequence[str]], Mapping[str, np.ndarray]]
     entry: Callable[[dict[str, Any]], Entry | None]
-    bar: Callable[[str, int], Any]
-    batch_size: int
-    num_workers: int
-    device: str
-    store_limit: int | None
     _expected: dict[tuple[str, View], set[str]] = field(default_factory=dict)
     _memory: dict[tuple[str, View, str], dict[int, ImageSplit]] = field(default_factory=dict)
 
@@ -152,19 +154,15 @@ class DenseFeatures:
                 yield DenseImage(index, grid.astype(np.float32), layout)
 
     def _kept(self, dataset: ImageDataset, view: View, method: str) -> _Kept:
-        named = {
-            "name": dataset.name,
-            "split": dataset.split,
-            "fingerprint": dataset.fingerprint,
-        }
-        image = image_protocol(self.model, view)
-        entry = self.entry({"image": image, "method": method, "dataset": named})
+        what = {"method": method, "dataset": description(dataset)}
+        entry = self.entry({"image": image_protocol(self.model, view), **what})
         memory = self._memory.setdefault((dataset.fingerprint, view, method), {})
         return _Kept(entry, memory)
 
     def _budget(self) -> float:
         """Bytes that the grids of one dataset may take."""
-        return MEMORY if self.store_limit is None else self.store_limit * STORE_SHARE
+        store = self.settings.store
+        return MEMORY if store is None else store.limit * STORE_SHARE
 
     def _encode(
         self, dataset: ImageDataset, view: View, indices: Sequence[int], methods: Sequence[str]
@@ -183,12 +181,13 @@ class DenseFeatures:
         # the batch size of the user is one of images at the model's size; a window can hold more
         # cells, so batches are bounded by cells too
         cells = view.layout(view.window, view.window, patch_size).cells
-        size = max(1, min(self.batch_size, TOKENS[self.device] // cells**2))
+        size = max(1, min(self.settings.batch_size, TOKENS[self.device] // cells**2))
 
         # images whose windows are not all encoded, in order: a batch can span several
         open_images: deque[_Open] = deque()
         windows = self._windows(dataset, view, indices, pipeline, open_images)
-        with self.bar(f"{title} dense", len(dataset)) as advance:
+        is_shown = self.settings.progress
+        with progress_bar(is_shown, f"{title} dense", len(dataset)) as advance:
             advance(len(dataset) - len(indices))
             for batch in _batches(windows, size):
                 features = self.encode(torch.stack([pixels for _, _, pixels in batch]), methods)
@@ -200,8 +199,10 @@ class DenseFeatures:
                     for name, grid in image.grids.items():
                         if not np.isfinite(grid).all():
                             raise RunError(
-                                f"{self.model.name} gives {name} features that are not finite,"
-                                f" or beyond fp16, for picture {image.index} of {title}"
+                                f"the {name} features of image {image.index} of {title} are not"
+                                " finite, or beyond fp16",
+                                about=self.model.name,
+                                fix="leave dense tasks or this checkpoint out",
                             )
                     yield (image.layout.height, image.layout.width), image.grids
                     advance(1)
@@ -223,8 +224,9 @@ class DenseFeatures:
         resized = _Resized(dataset, view, pipeline.interpolation, indices)
 
         # images differ in size, so that the loader cannot stack them: one at a time, unchanged
+        num_workers = self.settings.num_workers
         loader = DataLoader(
-            resized, batch_size=None, num_workers=self.num_workers, collate_fn=_unchanged
+            resized, batch_size=None, num_workers=num_workers, collate_fn=_unchanged
         )
         for index, pixels in loader:
             layout = view.layout(pixels.shape[0], pixels.shape[1], self.model.patch_size)

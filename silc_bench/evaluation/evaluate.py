@@ -20,7 +20,7 @@ import torch
 
 from silc_bench.datasets.dataset import ImageDataset
 from silc_bench.datasets.image_set import remembered
-from silc_bench.errors import RunError, UserError, unknown_name
+from silc_bench.errors import ExplainedError, RunError, UserError, first_line, unknown_name
 from silc_bench.evaluation.dense_features import image_protocol
 from silc_bench.evaluation.features import (
     Extractor,
@@ -28,7 +28,7 @@ from silc_bench.evaluation.features import (
     choose_device,
     choose_precision,
 )
-from silc_bench.evaluation.protocols import NamedProtocol
+from silc_bench.evaluation.settings import EvalSettings
 from silc_bench.models.interface import FEATURE_POINTS, DenseModel, ImageModel
 from silc_bench.models.patch_features import check_methods
 from silc_bench.models.preprocessing import ImagePipeline
@@ -36,11 +36,9 @@ from silc_bench.results import outcomes
 from silc_bench.results import record as results
 from silc_bench.results.protocol import Protocol
 from silc_bench.results.record import Record
-from silc_bench.system.cache import Store
 from silc_bench.system.processes import meet, num_ranks, rank
-from silc_bench.task import DenseTask, Task
+from silc_bench.task import Task
 
-EXISTING = ("skip", "overwrite", "error")
 _METHODS = {
     "image": ("preprocess", "encode_image"),
     "text": ("tokenize", "encode_text"),
@@ -51,35 +49,17 @@ _METHODS = {
 def evaluate(
     model: ImageModel,
     tasks: Sequence[Task],
+    settings: EvalSettings,
     *,
     model_source: str,
     data_root: Path | None,
     results_dir: Path,
-    limit: int | None = None,
-    device: str = "auto",
-    precision: str = "auto",
-    feature_point: str = "pooled",
-    protocol: NamedProtocol | None = None,
-    batch_size: int = 256,
-    num_workers: int = 0,
-    existing: str = "skip",
-    progress: bool = False,
-    store: Store | None = None,
-    is_compiled: bool = False,
     on_result: Callable[[Record, bool], None] = lambda record, is_new: None,
 ) -> list[Record]:
     """The records of all ``tasks``, in their order; those that were known are read, not measured.
 
     Args:
         model_source: what the user asked for, kept in the records.
-        limit: images a split, evenly spread; the records say so and never rank.
-        feature_point: where image embeddings are read (models.FEATURE_POINTS); tasks that compare
-            them with text need "pooled".
-        protocol: whose prompts and preprocessing; None: native.
-        existing: what to do about a measurement that is known: "skip" it, "overwrite" it, or
-            "error" before any work.
-        store: where embeddings, and fingerprints of data, outlive the command.
-        is_compiled: images through torch.compile, which changes last bits at most.
         on_result: called with each record and whether it was measured now.
 
     Raises:
@@ -88,115 +68,78 @@ def evaluate(
         RunError: some tasks failed. As after a damaged image (UserError), the records of the
             other tasks are saved.
     """
-    if existing not in EXISTING:
-        raise unknown_name("--existing", existing, EXISTING)
-    if batch_size < 1:
-        raise UserError(f"--batch-size must be 1 or more, not {batch_size}")
-
     # two processes that write one store would overwrite each other: the first rank has it alone
-    store = store if rank() == 0 else None
-    chosen_device = choose_device(device)
-    chosen_precision = choose_precision(precision, chosen_device)
-    choices = _Choices(chosen_precision, feature_point, protocol, limit)
+    device = choose_device(settings.device)
+    settings = replace(
+        settings,
+        device=device,
+        precision=choose_precision(settings.precision, device),
+        store=settings.store if rank() == 0 else None,
+    )
 
     # refuse before any data is read: to hash a dataset can take minutes
     for task in tasks:
-        check_supported(model, choices.task(task), feature_point)
-    with remembered(store):
-        plans = [
-            _plan(model, task, task.load(data_root, limit), choices, results_dir) for task in tasks
-        ]
+        check_supported(model, task.under(settings.protocol), settings.feature_point)
+    plans: list[_Plan] = []
+    with remembered(settings.store):
+        for task in tasks:
+            data = task.load(data_root, settings.limit)
+            plans.append(_plan(model, task, data, settings, results_dir))
 
     # every rank has looked for known records before the first rank saves a new one; otherwise the
     # ranks could disagree on what is left to do, and wait for each other for ever
     meet()
     known_names = [plan.task.name for plan in plans if plan.known]
-    if existing == "error" and known_names:
-        raise UserError(
-            f"already measured in {results_dir}: {', '.join(known_names)};"
-            " use --existing skip or overwrite"
-        )
+    if settings.existing == "error" and known_names:
+        problem = f"already measured: {', '.join(known_names)}"
+        raise UserError(problem, about=results_dir, fix="use --existing skip or overwrite")
 
-    extractor_class = Extractor if num_ranks() == 1 else SharedExtractor
-    extract = extractor_class(
-        model,
-        device=chosen_device,
-        precision=choices.precision,
-        feature_point=feature_point,
-        batch_size=batch_size,
-        num_workers=num_workers,
-        progress=progress,
-        store=store,
-        is_compiled=is_compiled,
-    )
+    extract = (Extractor if num_ranks() == 1 else SharedExtractor)(model, settings)
 
     # announced before the first task runs, so that one pass over the images serves all dense tasks
-    plans_to_measure = [plan for plan in plans if plan.known is None or existing != "skip"]
+    plans_to_measure = [plan for plan in plans if plan.known is None or settings.existing != "skip"]
     for plan in plans_to_measure:
         extract.expect(plan.task, plan.data)
 
-    def save(record: Record, samples: bytes) -> None:
-        if rank() > 0:
-            return
-
-        # samples first: no record without its samples
-        outcomes.save(samples, record, results_dir)
-        results.save(record, results_dir)
-
-    def measure(plan: _Plan) -> tuple[Record, bytes]:
-        return _measure(model, plan, extract, model_source=model_source, limit=limit)
-
-    return _each(plans, plans_to_measure, measure, save, on_result)
-
-
-def _each(
-    plans: Sequence[_Plan],
-    plans_to_measure: Sequence[_Plan],
-    measure: Callable[[_Plan], tuple[Record, bytes]],
-    save: Callable[[Record, bytes], None],
-    on_result: Callable[[Record, bool], None],
-) -> list[Record]:
-    """Records in the order of ``plans``, each saved as soon as it exists.
-
-    A task that fails stops no other.
-    """
     records: list[Record] = []
     failures: dict[str, Exception] = {}
-
     for plan in plans:
-        if plan not in plans_to_measure:
-            assert plan.known is not None
-            records.append(plan.known)
-            on_result(plan.known, False)
-            continue
+        record = plan.known
+        is_new = plan in plans_to_measure
+        if is_new:
+            try:
+                record, samples = _measure(model, plan, extract, model_source)
+            except Exception as error:
+                # whatever it is, the measurements of the other tasks are not lost over it
+                failures[plan.task.name] = error
+                continue
+            if rank() == 0:
+                # samples first: no record without its samples
+                outcomes.save(samples, record, results_dir)
+                results.save(record, results_dir)
 
-        try:
-            record, samples = measure(plan)
-        except Exception as error:
-            # whatever it is, the measurements of the other tasks are not lost over it
-            failures[plan.task.name] = error
-            continue
-
-        save(record, samples)
+        assert record is not None
         records.append(record)
-        on_result(record, True)
-
+        on_result(record, is_new)
     if failures:
-        reasons = "; ".join(f"{name}: {_reason(error)}" for name, error in failures.items())
-        summary = f"{len(failures)} of {len(plans)} tasks failed - {reasons}"
-
-        # a defect of ours among the failures outweighs input that the user can mend
-        is_input = all(isinstance(error, UserError) for error in failures.values())
-        kind = UserError if is_input else RunError
-        raise kind(summary) from next(iter(failures.values()))
+        raise _summary(failures, len(plans)) from next(iter(failures.values()))
     return records
 
 
-def _reason(error: Exception) -> str:
-    """A sentence that was written for people stands alone; any other error goes with its kind."""
-    if isinstance(error, UserError | RunError):
-        return str(error)
-    return f"{type(error).__name__}: {error}"
+def _summary(failures: Mapping[str, Exception], num_tasks: int) -> UserError | RunError:
+    # a sentence that was written for people stands alone; any other error goes with its class
+    reasons: list[str] = []
+    for name, error in failures.items():
+        is_explained = isinstance(error, ExplainedError)
+        reasons.append(f"{name}: {error if is_explained else first_line(error)}")
+
+    # a defect of ours among the failures outweighs input that the user can mend
+    is_input = all(isinstance(error, UserError) for error in failures.values())
+    return (UserError if is_input else RunError)(
+        "; ".join(reasons),
+        about=f"{len(failures)} of {num_tasks} tasks failed",
+        fix="the other records are saved: mend these, and start the command again",
+    )
 
 
 def check_supported(model: ImageModel, task: Task, feature_point: str = "pooled") -> None:
@@ -207,43 +150,26 @@ def check_supported(model: ImageModel, task: Task, feature_point: str = "pooled"
         missing = [method for method in methods if not callable(getattr(model, method, None))]
         if missing:
             reason = lacking.get(capability, f"no {' and no '.join(missing)}")
-            raise UserError(
-                f"{task.name} needs {capability} features, which {model.name} cannot give"
-                f" ({reason}); leave this task out"
-            )
+            problem = f"{model.name} cannot give {capability} features ({reason})"
+            raise UserError(problem, about=task.name, fix="leave this task out")
 
-    if isinstance(task, DenseTask):
-        needs = task.dense_needs().values()
+    needs = task.dense_needs().values()
+    if needs:
         needed_methods = sorted({method for methods in needs for method in methods})
         known_methods = model.dense_methods  # type: ignore[attr-defined]
         check_methods(f"{task.name}: {model.name}", needed_methods, known_methods, lacking)
 
     if feature_point not in FEATURE_POINTS:
-        raise unknown_name("feature point", feature_point, FEATURE_POINTS)
+        known = FEATURE_POINTS
+        raise unknown_name("feature point", feature_point, known, about="--feature-point")
     if feature_point not in model.feature_points:
-        raise UserError(
-            f"{model.name} has no feature point {feature_point!r};"
-            f" it has {', '.join(model.feature_points)}"
-        )
+        fix = f"choose one of {', '.join(model.feature_points)}"
+        raise UserError(f"has no feature point {feature_point!r}", about=model.name, fix=fix)
 
     # the text tower was trained against the pooled embedding alone
     if feature_point != "pooled" and {"image", "text"} <= task.requires:
-        raise UserError(
-            f"{task.name} compares pictures with text, which only the feature point 'pooled'"
-            f" allows, not {feature_point!r}; leave this task out"
-        )
-
-
-@dataclass(frozen=True)
-class _Choices:
-    precision: str
-    feature_point: str
-    protocol: NamedProtocol | None
-    limit: int | None
-
-    def task(self, task: Task) -> Task:
-        """The task in the words of the protocol."""
-        return task if self.protocol is None else self.protocol.task(task)
+        problem = f"images meet text at the feature point 'pooled' alone, not at {feature_point!r}"
+        raise UserError(problem, about=task.name, fix="leave this task out")
 
 
 @dataclass(frozen=True, eq=False)
@@ -259,28 +185,32 @@ def _plan(
     model: ImageModel,
     task: Task,
     data: Mapping[str, ImageDataset],
-    choices: _Choices,
+    settings: EvalSettings,
     results_dir: Path,
 ) -> _Plan:
-    named = choices.protocol
+    named = settings.protocol
     pipeline: ImagePipeline | None = None
     fields: dict[str, Any] = {}
 
     # a measurement that the named protocol would not change is called native, so that nothing is
     # measured twice under two names
-    if named is not None and named.changes(model, task):
-        task = choices.task(task)
+    if named.changes(model, task):
+        task = task.under(named)
         pipeline = named.pipeline(model, task)
         image = pipeline.as_dict() if pipeline else None
         fields = {"name": named.name, "version": named.version, "image": image}
-    if isinstance(task, DenseTask):
+    is_dense = "dense" in task.requires
+    if is_dense:
         fields["image"] = image_protocol(cast(DenseModel, model), task.view)
 
     test = data["test"]
-    is_dense = "dense" in task.requires
-    fields["class_names"] = test.mask_names if is_dense else test.class_names
     protocol = Protocol.of(
-        model, task, choices.precision, feature_point=choices.feature_point, **fields
+        model,
+        task,
+        settings.precision,
+        feature_point=settings.feature_point,
+        class_names=test.mask_names if is_dense else test.class_names,
+        **fields,
     )
 
     # the record names the scored data; what was learned from is part of how it was measured
@@ -293,13 +223,13 @@ def _plan(
         data_fields["masks"] = masks
     protocol = replace(protocol, task={**protocol.task, **data_fields})
 
-    key = results.key(task.name, task.version, protocol.hash, test.fingerprint, choices.limit)
+    key = results.key(task.name, task.version, protocol.hash, test.fingerprint, settings.limit)
     known = results.find(results_dir, model.name, model.revision, task.name, key)
     return _Plan(task, data, protocol, pipeline, known)
 
 
 def _measure(
-    model: ImageModel, plan: _Plan, extract: Extractor, *, model_source: str, limit: int | None
+    model: ImageModel, plan: _Plan, extract: Extractor, model_source: str
 ) -> tuple[Record, bytes]:
     """The record, and what each sample scored, packed."""
     # encoding and fitting; what another task has encoded before is not paid for again
@@ -307,6 +237,8 @@ def _measure(
     scores = plan.task.score(extract(plan.data, plan.pipeline))
     seconds = time.perf_counter() - started
 
+    device = extract.device
+    is_cuda = device.type == "cuda"
     record = Record.create(
         model,
         plan.task,
@@ -314,12 +246,8 @@ def _measure(
         scores,
         plan.protocol,
         model_source=model_source,
-        device=_device_name(extract.device),
-        limit=limit,
+        device=torch.cuda.get_device_name(device) if is_cuda else device.type,
+        limit=extract.settings.limit,
         seconds=seconds,
     )
     return record, outcomes.pack(scores.outcomes, record)
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

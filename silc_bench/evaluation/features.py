@@ -2,7 +2,7 @@
 
 The store keeps them for the commands after it.
 
-Flow: ``extract = Extractor(model, device=...)`` once a command; ``features =
+Flow: ``extract = Extractor(model, settings)`` once a command; ``features =
 extract(task.load(...))`` for each task; the task asks ``features.image("test")``,
 ``.text(prompts)``, ``.grids("test", view, method)`` and nothing is encoded before that.
 
@@ -36,15 +36,22 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from silc_bench.datasets.dataset import ImageDataset
-from silc_bench.errors import RunError, UserError, unknown_name
-from silc_bench.evaluation.dense_features import DenseFeatures
+from silc_bench.errors import (
+    ExplainedError,
+    RunError,
+    UserError,
+    first_line,
+    unknown_name,
+)
+from silc_bench.evaluation.dense_features import DenseFeatures, description
+from silc_bench.evaluation.settings import EvalSettings
 from silc_bench.models.interface import DenseModel, ImageModel, ImageTextModel
 from silc_bench.models.preprocessing import ImagePipeline
 from silc_bench.models.windows import DenseImage, View
-from silc_bench.system.cache import Entry, Store, releases, text_hash
+from silc_bench.system.cache import Entry, releases, text_hash
 from silc_bench.system.processes import concatenated, num_ranks, rank, summed
 from silc_bench.system.terminal import progress_bar
-from silc_bench.task import DenseTask, Task
+from silc_bench.task import Task
 
 Encode = Callable[[Tensor], Tensor]
 DEVICES = ("auto", "cpu", "cuda")
@@ -52,26 +59,27 @@ PRECISIONS = ("auto", "fp32", "bf16")
 PART_ROWS = 1024  # about what the store writes at a time: a few seconds of work
 
 
-def choose_device(name: str) -> torch.device:
+def choose_device(device: str | torch.device) -> torch.device:
     """``auto`` is the GPU where there is one.
 
     Raises UserError for an unknown name or a GPU that is not there.
     """
-    if name not in DEVICES:
-        raise unknown_name("device", name, DEVICES)
+    if isinstance(device, torch.device):
+        return device
+    if device not in DEVICES:
+        raise unknown_name("device", device, DEVICES, about="--device")
 
     has_cuda = torch.cuda.is_available()
-    if name == "cuda" and not has_cuda:
-        raise UserError(
-            "device 'cuda' was asked for but torch finds no GPU here; use --device cpu or auto"
-        )
-    return torch.device("cuda" if has_cuda and name != "cpu" else "cpu")
+    if device == "cuda" and not has_cuda:
+        fix = "use --device cpu or auto"
+        raise UserError("torch finds no GPU here", about="--device cuda", fix=fix)
+    return torch.device("cuda" if has_cuda and device != "cpu" else "cpu")
 
 
 def choose_precision(name: str, device: torch.device) -> str:
     """``auto`` is bf16 on a GPU and fp32 on a CPU. Raises UserError for an unknown name."""
     if name not in PRECISIONS:
-        raise unknown_name("precision", name, PRECISIONS)
+        raise unknown_name("precision", name, PRECISIONS, about="--precision")
 
     if name != "auto":
         return name
@@ -82,35 +90,13 @@ class Extractor:
     """Encodes for one model and keeps what it encoded.
 
     Called with a task's data it gives that task's Features.
-
-    Args:
-        feature_point: where image embeddings are read (models.FEATURE_POINTS).
-        store: where embeddings outlive the command; None: nowhere.
-        is_compiled: images through torch.compile: pays off from some thousand images on.
     """
 
-    def __init__(
-        self,
-        model: ImageModel,
-        *,
-        device: torch.device,
-        precision: str,
-        feature_point: str = "pooled",
-        batch_size: int,
-        num_workers: int,
-        progress: bool,
-        store: Store | None = None,
-        is_compiled: bool = False,
-    ) -> None:
-        self.model = model.to(device)
-        self.device = device
-        self.precision = precision
-        self.feature_point = feature_point
-        self.batch_size = batch_size
-        self.num_workers = num_workers
-        self.progress = progress
-        self.store = store
-        self.is_compiled = is_compiled
+    def __init__(self, model: ImageModel, settings: EvalSettings) -> None:
+        self.device = choose_device(settings.device)
+        self.model = model.to(self.device)
+        self.precision = choose_precision(settings.precision, self.device)
+        self.settings = settings
 
         self._images: dict[tuple[str, ...], np.ndarray] = {}
         self._texts: dict[str, np.ndarray] = {}
@@ -119,13 +105,10 @@ class Extractor:
         # they read patches, not embeddings, so they are kept apart: image by image, in a file each
         self.grids = DenseFeatures(
             cast(DenseModel, model),
+            settings,
+            self.device.type,
             self._encode_windows,
             lambda what: self._entry(kind="dense", **what),
-            partial(progress_bar, progress),
-            batch_size,
-            num_workers,
-            device.type,
-            None if store is None else store.limit,
         )
 
     def __call__(
@@ -139,9 +122,8 @@ class Extractor:
 
         Dense features that several tasks read are then encoded in one pass.
         """
-        if isinstance(task, DenseTask):
-            for role, methods in task.dense_needs().items():
-                self.grids.expect(data[role], task.view, methods)
+        for role, methods in task.dense_needs().items():
+            self.grids.expect(data[role], task.view, methods)
 
     def image(self, dataset: ImageDataset, pipeline: ImagePipeline | None = None) -> np.ndarray:
         """[N, D] fp32, in the dataset's order.
@@ -154,53 +136,62 @@ class Extractor:
         # by content, not by name: two tasks that load the same images share the encoding
         key = (json.dumps(image, sort_keys=True), dataset.name, dataset.split, dataset.fingerprint)
         if key not in self._images:
-            named = {
-                "name": dataset.name,
-                "split": dataset.split,
-                "fingerprint": dataset.fingerprint,
-            }
             entry = self._entry(
-                kind="image", image=image, feature_point=self.feature_point, dataset=named
+                kind="image",
+                image=image,
+                feature_point=self.settings.feature_point,
+                dataset=description(dataset),
             )
             self._images[key] = self._encoded(_Preprocessed(preprocess, dataset), entry)
         return self._images[key]
 
+    def _encoded(self, images: _Preprocessed, entry: Entry | None) -> np.ndarray:
+        # NaN, not zeros: a row that nobody fills must not pass for an embedding
+        features, is_known = self._stored(len(images), np.nan, entry)
+        indices: list[int] = []
+        for part in self._missing(is_known):
+            indices.extend(range(part.start, part.stop))
+
+        for batch_indices, batch in self._batches(images, self._image_tower(), indices):
+            features[batch_indices] = batch
+
+            # a part goes to the store with its last batch: a kill costs one part at most
+            start = int(batch_indices[0]) // self._part_size * self._part_size
+            stop = int(batch_indices[-1]) + 1
+            if entry is not None and (stop - start == self._part_size or stop == len(images)):
+                entry.save(start, features[start:stop])
+        return features
+
+    def _stored(
+        self, num_rows: int, empty: float, entry: Entry | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Rows [N, D] that the store holds, and which these are [N]; the others are ``empty``."""
+        width = self.model.feature_points[self.settings.feature_point]
+        if entry is not None:
+            return entry.rows(num_rows, width)
+        return np.full((num_rows, width), empty, np.float32), np.zeros(num_rows, bool)
+
     @property
-    def part_size(self) -> int:
+    def _part_size(self) -> int:
         """Rows a part, always whole batches.
 
         An extraction that goes on after a kill then encodes the same batches, and so the same bits.
         """
-        return self.batch_size * max(1, PART_ROWS // self.batch_size)
+        batch_size = self.settings.batch_size
+        return batch_size * max(1, PART_ROWS // batch_size)
 
-    def _encoded(self, images: _Preprocessed, entry: Entry | None) -> np.ndarray:
-        num_rows = len(images)
-        width = self.model.feature_points[self.feature_point]
+    def _missing(self, is_known: np.ndarray) -> list[slice]:
+        """The parts that are to be encoded.
 
-        # NaN, not zeros: a row that nobody fills must not pass for an embedding
-        features = np.full((num_rows, width), np.nan, np.float32)
-        is_known = np.zeros(num_rows, bool)
-        if entry is not None:
-            features, is_known = entry.rows(num_rows, width)
+        A part that the store holds in pieces is one of them: same batches, same bits.
+        """
+        starts = range(0, len(is_known), self._part_size)
+        parts = [slice(start, min(start + self._part_size, len(is_known))) for start in starts]
+        return [part for part in parts if not is_known[part].all()]
 
-        # a part that the store holds in pieces is encoded again as a whole: same batches, same bits
-        size = self.part_size
-        starts = range(0, num_rows, size)
-        missing = [start for start in starts if not is_known[start : start + size].all()]
-        indices: list[int] = []
-        for start in missing:
-            indices.extend(range(start, min(start + size, num_rows)))
-
-        encode = self._compiled(partial(self.model.encode_image, point=self.feature_point))
-        for batch_indices, batch in self._batches(images, encode, indices):
-            features[batch_indices] = batch
-
-            # a part goes to the store with its last batch: a kill costs one part at most
-            start = int(batch_indices[0]) // size * size
-            stop = int(batch_indices[-1]) + 1
-            if entry is not None and (stop - start == size or stop == num_rows):
-                entry.save(start, features[start:stop])
-        return features
+    def _image_tower(self) -> Encode:
+        point = self.settings.feature_point
+        return self._compiled(partial(self.model.encode_image, point=point))
 
     def text(self, texts: Sequence[str]) -> np.ndarray:
         """[len(texts), D] fp32; equal texts are encoded once."""
@@ -220,32 +211,40 @@ class Extractor:
         return np.stack([self._texts[text] for text in texts])
 
     def _encode_texts(self, model: ImageTextModel, texts: list[str], entry: Entry | None) -> None:
-        with progress_bar(self.progress, "texts", len(texts)) as advance:
-            for start in range(0, len(texts), self.batch_size):
-                batch = texts[start : start + self.batch_size]
+        batch_size = self.settings.batch_size
+        with progress_bar(self.settings.progress, "texts", len(texts)) as advance:
+            for start in range(0, len(texts), batch_size):
+                batch = texts[start : start + batch_size]
                 features = self._encode(model.encode_text, model.tokenize(batch))
 
                 bad = _first_not_finite(features)
                 if bad is not None:
-                    raise RunError(
-                        f"{model.name} gives a text embedding that is not finite: {batch[bad]!r}"
-                    )
+                    problem = f"the text embedding of {batch[bad]!r} is not finite"
+                    raise RunError(problem, about=model.name, fix=self._not_finite)
 
                 self._texts.update(zip(batch, features, strict=True))
                 if entry is not None:
                     entry.save_texts(batch, features)
                 advance(len(batch))
 
+    @property
+    def _not_finite(self) -> str:
+        """What to do where features are not finite."""
+        if self.precision == "bf16":
+            return "try --precision fp32, or leave this checkpoint out"
+        return "its weights diverged: try an earlier checkpoint, or leave this one out"
+
     def _entry(self, **what: Any) -> Entry | None:
         """Where the store keeps embeddings of this kind.
 
         The entry is named by everything that can change one of their bits.
         """
-        if self.store is None:
+        store = self.settings.store
+        if store is None:
             return None
 
-        self.store.trim()
-        compiled = "compiled " if self.is_compiled else ""
+        store.trim()
+        compiled = "compiled " if self.settings.is_compiled else ""
 
         # the libraries count too: another Pillow resizes, another torch multiplies differently
         how = {
@@ -254,7 +253,7 @@ class Extractor:
             "torch": f"{compiled}{torch.__version__}",
         }
         how |= releases("pillow", *getattr(self.model, "libraries", ()))
-        return self.store.entry(
+        return store.entry(
             {"model": self.model.name, "revision": self.model.revision, **how, **what}
         )
 
@@ -263,16 +262,16 @@ class Extractor:
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """(indices of a batch, its features) for the images ``indices``, in that order."""
         # worker processes cost seconds to start: none where the store held everything
-        num_workers = self.num_workers if indices else 0
+        num_workers = self.settings.num_workers if indices else 0
         loader = DataLoader(
             Subset(images, indices),
-            batch_size=self.batch_size,
+            batch_size=self.settings.batch_size,
             num_workers=num_workers,
             pin_memory=self.device.type == "cuda",
         )
 
         title = f"{images.dataset.name}/{images.dataset.split}"
-        with progress_bar(self.progress, f"{title} image", len(images)) as advance:
+        with progress_bar(self.settings.progress, f"{title} image", len(images)) as advance:
             advance(len(images) - len(indices))
             for batch_indices, pixels in loader:
                 features = self._encode(encode, pixels)
@@ -280,17 +279,15 @@ class Extractor:
                 # here, not in the task: a mean would hide which image it was
                 bad = _first_not_finite(features)
                 if bad is not None:
-                    raise RunError(
-                        f"{self.model.name} gives image features that are not finite"
-                        f" for picture {int(batch_indices[bad])} of {title}"
-                        f" ({self.precision} on {self.device})"
-                    )
+                    image = f"image {int(batch_indices[bad])} of {title}"
+                    problem = f"the image features of {image} are not finite"
+                    raise RunError(problem, about=self.model.name, fix=self._not_finite)
 
                 yield batch_indices.numpy(), features
                 advance(len(batch_indices))
 
     def _compiled(self, encode: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
-        if not self.is_compiled:
+        if not self.settings.is_compiled:
             return encode
         compiled = torch.compile(lambda images: encode(images))
 
@@ -299,10 +296,9 @@ class Extractor:
                 return compiled(images)
             except torch._dynamo.exc.TorchDynamoException as error:
                 # no C++ compiler, or an operation that it cannot take
-                reason = str(error).strip().splitlines()[0][:200]
-                raise UserError(
-                    f"{self.model.name} cannot be compiled here ({reason}); leave --compile out"
-                ) from error
+                problem = f"cannot be compiled here ({first_line(error)})"
+                fix = "leave --compile out"
+                raise UserError(problem, about=self.model.name, fix=fix) from error
 
         return checked
 
@@ -373,21 +369,11 @@ class SharedExtractor(Extractor):
     """Called with the same data in the same order by every rank; each gets all features."""
 
     def _encoded(self, images: _Preprocessed, entry: Entry | None) -> np.ndarray:
-        num_rows = len(images)
-        width = self.model.feature_points[self.feature_point]
-
         # zeros, not NaN: what other ranks fill must not change the sum
-        features = np.zeros((num_rows, width), np.float32)
-        is_known = np.zeros(num_rows, bool)
-        if entry is not None:
-            assert rank() == 0, "one store, one process"
-            features, is_known = entry.rows(num_rows, width)
+        features, is_known = self._stored(len(images), 0, entry)
 
         # the first rank tells the others what its store holds: their share adds nothing there
-        is_known = self._sum(is_known.astype(np.float32)) > 0
-        starts = range(0, num_rows, self.part_size)
-        parts = [slice(start, min(start + self.part_size, num_rows)) for start in starts]
-        missing = [part for part in parts if not is_known[part].all()]
+        missing = self._missing(self._sum(is_known.astype(np.float32)) > 0)
         for part in missing:
             features[part] = 0
         self._encode_share(images, missing, features)
@@ -406,31 +392,35 @@ class SharedExtractor(Extractor):
         Where ranks fail, all of them raise the error of the first.
         """
         # the batches of one process, in its order: a row's bits can depend on its batch
+        size = self.settings.batch_size
         batches: list[range] = []
         for part in parts:
-            for start in range(part.start, part.stop, self.batch_size):
-                batches.append(range(start, min(start + self.batch_size, part.stop)))
+            for start in range(part.start, part.stop, size):
+                batches.append(range(start, min(start + size, part.stop)))
         own_indices = [index for batch in batches[rank() :: num_ranks()] for index in batch]
 
-        encode = self._compiled(partial(self.model.encode_image, point=self.feature_point))
         failure: Exception | None = None
         try:
-            for batch_indices, batch in self._batches(images, encode, own_indices):
+            for batch_indices, batch in self._batches(images, self._image_tower(), own_indices):
                 features[batch_indices] = batch
         except Exception as error:
             # not raised here: the other ranks wait below, and would wait for ever
             failure = error
 
-        own_failures: list[tuple[type[Exception], str]] = []
-        if failure is not None:
-            own_failures = [(type(failure), f"rank {rank()} of {num_ranks()}: {failure}")]
-
         # all ranks raise the same error: it does not matter which of them is heard in the end
-        failures = concatenated(own_failures)
-        if failures:
-            failed_class, reason = failures[0]
-            kind = UserError if issubclass(failed_class, UserError) else RunError
-            raise kind(reason) from failure
+        for first in concatenated([] if failure is None else [_told(failure)]):
+            raise first from failure
 
     def _sum(self, values: np.ndarray) -> np.ndarray:
         return summed(torch.from_numpy(values).to(self.device)).cpu().numpy()
+
+
+def _told(error: Exception) -> UserError | RunError:
+    """What a rank tells the others of its error."""
+    place = f"rank {rank()} of {num_ranks()}"
+    if not isinstance(error, ExplainedError):
+        fix = "read the log of that rank; what is stored by now is not encoded again"
+        return RunError(first_line(error), about=place, fix=fix)
+    kind = UserError if isinstance(error, UserError) else RunError
+    about = f"{place}: {error.about}" if error.about else place
+    return kind(error.problem, about=about, fix=error.fix)

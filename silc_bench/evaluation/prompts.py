@@ -1,14 +1,10 @@
 """How a class becomes text: named sets of prompts, their cleaning, the mean of their embeddings.
 
 Flow: ``named_prompts()["openai80"]`` or ``read_per_class(Path("cupl.json"))`` ->
-``with_prompts(task, prompts)`` gives the same task asking in other words -> its score calls
-``class_embeddings(features, class_names, prompts)``, [C, D].
+a task's score calls ``class_embeddings(features, class_names, prompts)``, [C, D].
 
-- "embeddings" (CLIP, Radford et al., 2021): each prompt's embedding normalised, averaged over the
-  class, normalised again.
-- "logits": the cosines with the single prompts are averaged. A mean of dot products is the dot
-  product with the mean, so this is the same without the last normalisation: classes whose prompts
-  disagree score lower.
+Each prompt's embedding is normalised, averaged over the class, and normalised again (CLIP, Radford
+et al., 2021).
 
 Shapes: C classes, D embedding.
 
@@ -41,16 +37,16 @@ import json
 import re
 import string
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from silc_bench.errors import UserError, unknown_name
+from silc_bench.errors import DataError, UserError, first_line
 from silc_bench.metrics.accuracy import normalize
 
 if TYPE_CHECKING:
@@ -67,9 +63,7 @@ OPENAI_7 = (
     "art of the {c}.",
     "a photo of the small {c}.",
 )
-AVERAGES = ("embeddings", "logits")
 SAME_AS = {"naclip": "sclip"}
-PROTOCOLS = ("native", "tcl", "sclip", "naclip", "clearclip")
 
 
 def _bigvision(text: str) -> str:
@@ -92,8 +86,7 @@ class Prompts:
     by class name (CuPL).
 
     Raises:
-        UserError: both or neither are given, a template lacks "{c}", a class has no prompt, a
-        choice is unknown.
+        UserError: a template lacks "{c}".
     """
 
     name: str
@@ -101,27 +94,16 @@ class Prompts:
     per_class: Mapping[str, tuple[str, ...]] | None = None
     # done to the whole prompt, before the model's own tokenizer cleans it
     text_cleaning: str = "none"
-    average: str = "embeddings"
 
     def __post_init__(self) -> None:
-        where = f"prompts {self.name!r}"
-        if bool(self.templates) == bool(self.per_class):
-            raise UserError(f"{where}: give templates or prompts per class, one of the two")
-
+        assert bool(self.templates) != bool(self.per_class), f"{self.name}: one of the two"
         for template in self.templates:
             if "{c}" not in template:
                 raise UserError(
-                    f"{where}: the template {template!r} has no {{c}},"
-                    " where the class name would stand"
+                    f"the template {template!r} has no {{c}}",
+                    about=f"prompts {self.name!r}",
+                    fix="put {c} where the class name stands",
                 )
-        for class_name, prompts in (self.per_class or {}).items():
-            if not prompts:
-                raise UserError(f"{where}: class {class_name!r} has no prompt")
-
-        if self.text_cleaning not in CLEANINGS:
-            raise unknown_name("text cleaning", self.text_cleaning, CLEANINGS)
-        if self.average not in AVERAGES:
-            raise unknown_name("average over prompts", self.average, AVERAGES)
 
     def texts(self, class_names: Sequence[str]) -> list[list[str]]:
         """The prompts of each class, cleaned.
@@ -144,10 +126,9 @@ class Prompts:
                 shown += ", ..."
             near = difflib.get_close_matches(missing[0], self.per_class, n=1)
             hint = f" (the nearest to the first is {near[0]!r})" if near else ""
-            raise UserError(
-                f"prompts {self.name!r} lack {len(missing)} of {len(class_names)} classes:"
-                f" {shown}{hint}; every class needs its prompts, under exactly its name"
-            )
+            problem = f"{len(missing)} of {len(class_names)} classes have none: {shown}{hint}"
+            fix = "give every class its prompts, under exactly its name"
+            raise UserError(problem, about=f"prompts {self.name!r}", fix=fix)
 
         return [[clean(prompt) for prompt in self.per_class[name]] for name in class_names]
 
@@ -166,20 +147,16 @@ class Prompts:
                 "per_class_sha256": hashlib.sha256(content.encode()).hexdigest()[:16],
             }
 
-        ensemble = {
-            "embeddings": "normalised mean of normalised prompt embeddings",
-            "logits": "mean of the cosines with the prompts",
-        }
-        return {**words, "text_cleaning": self.text_cleaning, "ensemble": ensemble[self.average]}
+        ensemble = "normalised mean of normalised prompt embeddings"
+        return {**words, "text_cleaning": self.text_cleaning, "ensemble": ensemble}
 
 
 def class_embeddings(
     features: Features, class_names: Sequence[str], prompts: Prompts
 ) -> np.ndarray:
-    """[C, D]: the mean over the prompts of each class.
+    """[C, D] of unit length: the mean over the prompts of each class.
 
-    Its dot product with the unit embedding of an image is the logit of the class. The mean itself
-    has unit length where ``prompts`` averages "embeddings".
+    Its dot product with the unit embedding of an image is the logit of the class.
     """
     texts = prompts.texts(class_names)
 
@@ -187,7 +164,7 @@ def class_embeddings(
     starts = np.cumsum([0, *(len(own) for own in texts)])
     embeddings = normalize(features.text([text for own in texts for text in own]))
     means = np.stack([embeddings[start:end].mean(axis=0) for start, end in pairwise(starts)])
-    return normalize(means) if prompts.average == "embeddings" else means
+    return normalize(means)
 
 
 @cache
@@ -210,48 +187,29 @@ def read_per_class(path: Path) -> Prompts:
 
     Raises UserError for anything else.
     """
+    fix = "write {class name: [prompt, ...]}"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(
-            f"{path}: no such file; prompts per class are a JSON file {{class name: [prompt, ...]}}"
-        ) from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not a JSON file of prompts: {error}") from error
-
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"is no JSON file ({first_line(error)})", about=path, fix=fix) from error
     if not isinstance(content, dict) or not content:
-        raise UserError(
-            f"{path}: expected {{class name: [prompt, ...]}},"
-            f" found {type(content).__name__} {content!r:.60}"
-        )
+        raise DataError(f"holds {type(content).__name__} {content!r:.60}", about=path, fix=fix)
 
     # checked one by one, so that the error names the class
     for name, prompts in content.items():
-        if not isinstance(prompts, list) or not all(isinstance(prompt, str) for prompt in prompts):
-            raise UserError(
-                f"{path}: the prompts of class {name!r} are not a list of texts: {prompts!r:.60}"
-            )
+        is_list = isinstance(prompts, list) and bool(prompts)
+        if not is_list or not all(isinstance(prompt, str) for prompt in prompts):
+            problem = f"the prompts of class {name!r} are no list of texts: {prompts!r:.60}"
+            raise DataError(problem, about=path, fix=fix)
     return Prompts(path.stem, per_class={name: tuple(prompts) for name, prompts in content.items()})
 
 
-AnyTask = TypeVar("AnyTask")
-
-
-def with_prompts(task: AnyTask, prompts: Prompts) -> AnyTask:
-    """The same task with other prompts. Raises UserError for a task that asks in no words."""
-    if not asks_in_words(task):
-        raise UserError(
-            f"{getattr(task, 'name', task)} has no prompts to change;"
-            " only zero-shot tasks ask in words"
-        )
-    return replace(task, prompts=prompts)  # type: ignore[type-var]
-
-
-def asks_in_words(task: object) -> bool:
-    """Whether ``with_prompts`` can change how a task asks."""
-    if not hasattr(task, "__dataclass_fields__"):
-        return False
-    return "prompts" in {field.name for field in fields(task)}  # type: ignore[arg-type]
+def prompts_of(name: str) -> Prompts:
+    """A set of prompts by name: of ``named_prompts``, "openai_DATASET", or one of our own."""
+    if name in named_prompts():
+        return named_prompts()[name]
+    owner, _, dataset = name.partition("_")
+    return Prompts(name, openai_templates(dataset) if owner == "openai" else own_templates(name))
 
 
 def own_templates(name: str) -> tuple[str, ...]:
@@ -285,12 +243,7 @@ def class_words(dataset: str, protocol: str) -> tuple[tuple[str, ...], ...] | No
     """The words of each label in order, the background's too.
 
     None: the protocol takes the set's own names.
-
-    Raises:
-        UserError: an unknown protocol.
     """
-    if protocol not in PROTOCOLS:
-        raise unknown_name("protocol of class words", protocol, PROTOCOLS)
     return _asset().get(SAME_AS.get(protocol, protocol), {}).get(dataset)
 
 

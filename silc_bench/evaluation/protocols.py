@@ -1,7 +1,8 @@
 """Named protocols: the choices that papers make silently, each set under one name and version.
 
-Flow: ``choose("bigvision")`` -> NamedProtocol; ``.task(task)`` is the task asked in its words, and
-``.pipeline(model, task)`` what is done to the images instead of the model's own preprocessing.
+Flow: ``choose("bigvision")`` -> NamedProtocol; ``task.under(protocol)`` is the task asked in its
+words, and ``.pipeline(model, task)`` what is done to the images instead of the model's own
+preprocessing.
 The rule of names: a measurement whose words and images are the native ones is called native,
 whatever was asked for, so that nothing is measured twice under two names. Under openai80 kNN is
 native, which asks in no words, and so is ImageNet's zero-shot, whose own prompts are those 80.
@@ -14,7 +15,6 @@ native, which asks in no words, and so is ImageNet's zero-shot, whose own prompt
   the shorter side resized to size / 0.875, then the centre crop, in the model's own interpolation
   and normalisation, for classification and its probes (big_vision, evaluators of image_text and
   fewshot_lsr). Retrieval keeps the model's own preprocessing, as there.
-- tcl, sclip, naclip, clearclip: of zero-shot segmentation (silc_bench.evaluation.protocols);
 - tcl, sclip, naclip, clearclip: of zero-shot segmentation (below); another dense method in place of
   the protocol's gives it another name, "tcl+sclip". What else reads patches
   (silc_bench.tasks.dense.scores) sees the same windows: encoded once; "tokens:4" gives it those of
@@ -46,10 +46,8 @@ resizes without antialiasing; Pillow's bilinear has it.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, TypeVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from silc_bench.errors import UserError, unknown_name
 from silc_bench.evaluation.prompts import OPENAI_7, Prompts, named_prompts
@@ -60,7 +58,6 @@ if TYPE_CHECKING:
     from silc_bench.models.preprocessing import ImagePipeline
     from silc_bench.task import Task
 
-AnyTask = TypeVar("AnyTask")
 CROP_FRACTION = 0.875
 CROPPED_GROUPS = ("zero-shot", "few-shot", "linear", "knn")
 
@@ -73,19 +70,11 @@ class NamedProtocol:
     version: int = 1  # raised when the name comes to mean something else
     prompts: Prompts | None = None  # None: the task's own
     is_cropped: bool = False  # classification sees the centre of a larger image
-    # a protocol of silc_bench.evaluation.protocols; None: the task's own rule
+    # a protocol of ``rule_of``; None: the task's own rule
     segmentation: str | None = None
     dense_method: str | None = None  # of zero-shot segmentation, instead of the rule's
     # of what learns from patches or compares them, instead of the task's
     probe_method: str | None = None
-
-    def task(self, task: AnyTask) -> AnyTask:
-        """The same task in this protocol's words (its ``under``).
-
-        A task that has no words to change is returned as it is.
-        """
-        under = getattr(task, "under", None)
-        return task if under is None else under(self)
 
     def pipeline(self, model: ImageModel, task: Task) -> ImagePipeline | None:
         """What is done to the images instead of the model's own preprocessing; None: that.
@@ -93,7 +82,7 @@ class NamedProtocol:
         Raises:
             UserError: the model's preprocessing has no fixed size to crop to.
         """
-        if not self.is_cropped or not self._is_classification(task):
+        if not self.is_cropped or task.group not in CROPPED_GROUPS:
             return None
 
         # imported here: it brings torch, which a listing of protocols must not wait for
@@ -102,8 +91,9 @@ class NamedProtocol:
         own = model.pipeline
         if not isinstance(own, ImagePipeline):
             raise UserError(
-                f"protocol {self.name} crops to a fixed size, which {model.name} has not;"
-                " use --protocol native"
+                f"protocol {self.name} crops to a fixed size, which the model has not",
+                about=model.name,
+                fix="use --protocol native",
             )
         resize_size = int(own.size / CROP_FRACTION)
         return replace(own, resize="shortest", resize_size=resize_size, crop="center")
@@ -113,49 +103,34 @@ class NamedProtocol:
         # compared by what is done, not by name: a model can crop like this by itself
         pipeline = self.pipeline(model, task)
         sees_others = pipeline is not None and pipeline.as_dict() != model.image_protocol
-        return sees_others or self.task(task).protocol() != task.protocol()
+        return sees_others or task.under(self).protocol() != task.protocol()
 
-    @staticmethod
-    def _is_classification(task: object) -> bool:
-        return getattr(task, "group", None) in CROPPED_GROUPS
+
+NATIVE = NamedProtocol("native")
 
 
 def choose(
-    name: str,
-    prompts: Prompts | None = None,
-    average: str | None = None,
-    dense_method: str | None = None,
+    name: str, prompts: Prompts | None = None, dense_method: str | None = None
 ) -> NamedProtocol:
     """A protocol by name, or one of the user's own making from it.
 
     Args:
         prompts: instead of the protocol's; the name then says whose they are.
-        average: over prompts, instead of the protocol's: "embeddings" or "logits".
         dense_method: of zero-shot segmentation, instead of the protocol's; or "tokens:N", and
             whatever learns from patches or compares them reads those of the last N blocks side by
             side.
 
     Raises:
-        UserError: an unknown name, or a choice that the protocol leaves to the tasks.
+        UserError: an unknown name.
     """
     known = {protocol.name: protocol for protocol in _protocols()}
     if name not in known:
-        raise unknown_name("protocol", name, known)
-
-    chosen = known[name]
+        raise unknown_name("protocol", name, known, about="--protocol")
 
     # every change goes into the name: two records of one name must mean one thing
+    chosen = known[name]
     if prompts is not None:
-        own_prompts = replace(prompts, average=average or prompts.average)
-        chosen = replace(chosen, name=f"{name}+{prompts.name}", prompts=own_prompts)
-    elif average is not None and average != "embeddings":
-        if chosen.prompts is None:
-            raise UserError(
-                f"protocol {name!r} has no prompts of its own to average by {average};"
-                " name openai80, openai7 or single"
-            )
-        averaged = replace(chosen.prompts, average=average)
-        chosen = replace(chosen, name=f"{name}+{average}", prompts=averaged)
+        chosen = replace(chosen, name=f"{name}+{prompts.name}", prompts=prompts)
 
     if dense_method is not None:
         from silc_bench.models.patch_features import JOINT
@@ -163,13 +138,15 @@ def choose(
         # "tokens:1" is left out: it is what the probes read anyway, under a second name
         is_joint = dense_method in JOINT
         if not is_joint and not re.fullmatch(r"tokens:([2-9]|[1-9]\d+)", dense_method):
-            raise unknown_name("dense method", dense_method, (*JOINT, "tokens:2", "tokens:4"))
+            methods = (*JOINT, "tokens:2", "tokens:4")
+            raise unknown_name("dense method", dense_method, methods, about="--dense-method")
 
-        chosen = replace(chosen, name=f"{chosen.name}+{dense_method}")
-        if is_joint:
-            chosen = replace(chosen, dense_method=dense_method)
-        else:
-            chosen = replace(chosen, probe_method=dense_method)
+        chosen = replace(
+            chosen,
+            name=f"{chosen.name}+{dense_method}",
+            dense_method=dense_method if is_joint else None,
+            probe_method=None if is_joint else dense_method,
+        )
     return chosen
 
 
@@ -178,7 +155,7 @@ def _protocols() -> tuple[NamedProtocol, ...]:
     sets = named_prompts()
     canonical = replace(sets["openai80"], text_cleaning="bigvision")
     return (
-        NamedProtocol("native"),
+        NATIVE,
         *(NamedProtocol(name, prompts=sets[name]) for name in ("openai80", "openai7", "single")),
         NamedProtocol("bigvision", prompts=canonical, is_cropped=True),
         *(NamedProtocol(name, segmentation=name) for name in protocol_names()),
@@ -226,89 +203,52 @@ class Rule:
         }
 
 
-@dataclass(frozen=True)
-class _Family:
-    """A protocol on all sets; by set where it makes a difference."""
-
-    method: str
-    prompts: Prompts
-    view: View
-    views: Mapping[str, View] = field(default_factory=dict)
-    scale: float | None = 40.0
-    scales: Mapping[str, float] = field(default_factory=dict)
-    thresholds: Mapping[str, float] = field(default_factory=dict)
-    has_background_words: bool = True
-
-
 def protocol_names() -> tuple[str, ...]:
     """Those that say how pixels are named; "native" is every task's own."""
-    return tuple(_families())
+    return tuple(_rules())
 
 
 def rule_of(protocol: str, dataset: str) -> Rule:
     """The rule of a protocol on a set. Raises UserError for an unknown protocol."""
-    families = _families()
-    if protocol not in families:
-        raise unknown_name("protocol of segmentation", protocol, families)
-
-    # without a scale the confidence is the cosine itself, on every set
-    family = families[protocol]
-    scale = family.scale
-    if scale is not None:
-        scale = family.scales.get(dataset, scale)
-    return Rule(
-        protocol,
-        family.views.get(dataset, family.view),
-        family.method,
-        scale,
-        family.thresholds.get(dataset),
-        family.has_background_words,
-        family.prompts,
-    )
+    rules = _rules()
+    if protocol not in rules:
+        raise unknown_name("protocol of segmentation", protocol, rules, about="--protocol")
+    rule, by_set = rules[protocol]
+    return replace(rule, **by_set.get(dataset, {}))
 
 
-def _families() -> Mapping[str, _Family]:
-    """The numbers of the authors' code; the module's docstring names the commits."""
+def _rules() -> dict[str, tuple[Rule, dict[str, dict[str, Any]]]]:
+    """The numbers of the authors' code, and by set what differs there.
+
+    The module's docstring names the commits.
+    """
     openai80 = named_prompts()["openai80"]
 
     # View(shorter side, window, stride), in pixels
     small = View(336, 224, 112, "bilinear")
-    sizes = {
-        "cityscapes": View(560, 224, 112, "bilinear"),
-        "cocostuff": View(448, 224, 112, "bilinear"),
-    }
-    clearclip_sizes = {"cityscapes": View(448, 224, 224, "bilinear")}
     large = View(448, 448, 224, "bilinear")
+    views = {
+        "cityscapes": {"view": View(560, 224, 112, "bilinear")},
+        "cocostuff": {"view": View(448, 224, 112, "bilinear")},
+    }
 
     # only sets with a background need a threshold
-    tenth = {"voc21": 0.1, "pc60": 0.1, "coco_object": 0.1}
-    return MappingProxyType(
-        {
-            "tcl": _Family(
-                method="maskclip",
-                prompts=Prompts("tcl", TCL_TEMPLATES),
-                view=large,
-                scale=None,
-                has_background_words=False,
-            ),
-            "sclip": _Family(
-                method="sclip",
-                prompts=openai80,
-                view=small,
-                views=sizes,
-                scales={"voc21": 65.0, "pc60": 50.0, "coco_object": 50.0},
-                thresholds=tenth,
-            ),
-            "naclip": _Family(
-                method="naclip", prompts=openai80, view=small, views=sizes, thresholds=tenth
-            ),
-            "clearclip": _Family(
-                method="clearclip",
-                prompts=openai80,
-                view=large,
-                views=clearclip_sizes,
-                scale=50.0,
-                thresholds={"voc21": 0.5, "pc60": 0.15, "coco_object": 0.4},
-            ),
-        }
-    )
+    scales = {"voc21": 65.0, "pc60": 50.0, "coco_object": 50.0}
+    sclip = {name: {"scale": scale, "threshold": 0.1} for name, scale in scales.items()}
+    return {
+        "tcl": (Rule("tcl", large, "maskclip", None, prompts=Prompts("tcl", TCL_TEMPLATES)), {}),
+        "sclip": (Rule("sclip", small, "sclip", 40.0, None, True, openai80), views | sclip),
+        "naclip": (
+            Rule("naclip", small, "naclip", 40.0, None, True, openai80),
+            views | {name: {"threshold": 0.1} for name in scales},
+        ),
+        "clearclip": (
+            Rule("clearclip", large, "clearclip", 50.0, None, True, openai80),
+            {
+                "cityscapes": {"view": View(448, 224, 224, "bilinear")},
+                "voc21": {"threshold": 0.5},
+                "pc60": {"threshold": 0.15},
+                "coco_object": {"threshold": 0.4},
+            },
+        ),
+    }

@@ -3,7 +3,7 @@
 With it two models can be paired.
 
 Flow: ``pack(scores.outcomes, record)`` -> bytes -> ``save``, always before the record; ``load`` ->
-arrays -> ``per_picture(outcomes, metric)`` -> counts that add up to the metric. Hits are bitmaps,
+arrays -> ``per_image(outcomes, metric)`` -> counts that add up to the metric. Hits are bitmaps,
 ranks and areas the smallest unsigned integers that hold them: 50,000 hits are 6 KB.
 `Scores.outcomes` in `silc_bench.task` says which arrays there are.
 
@@ -24,9 +24,9 @@ from typing import Any
 
 import numpy as np
 
-from silc_bench.errors import UserError
+from silc_bench.errors import DataError, first_line
 from silc_bench.metrics import iou
-from silc_bench.results.record import Record, record_path
+from silc_bench.results.record import Record
 from silc_bench.system import archives
 from silc_bench.system.files import atomic_path
 
@@ -61,10 +61,7 @@ class PerImage:
 
 def path_of(record: Record, results_dir: Path) -> Path:
     """``zeroshot.89abcdef.outcomes.npz`` beside ``zeroshot.89abcdef.json``."""
-    home = record_path(
-        results_dir, record.model.name, record.model.revision, record.task.name, record.key
-    )
-    return home.with_suffix(".outcomes.npz")
+    return record.path(results_dir).with_suffix(".outcomes.npz")
 
 
 def pack(outcomes: Mapping[str, np.ndarray], record: Record) -> bytes:
@@ -127,11 +124,11 @@ def load(record: Record, results_dir: Path) -> dict[str, np.ndarray] | None:
             outcomes = {name: _unpacked(array, shapes.get(name)) for name, array in arrays.items()}
             problem = _problem(outcomes, record)
     except archives.DAMAGE as error:
-        problem = f"cannot be read ({type(error).__name__}: {error})"
+        problem = f"cannot be read ({first_line(error)})"
 
     if problem:
-        mend = f"measure {record.task.name} again with `silc-bench eval --existing overwrite`"
-        raise UserError(f"{path}: {problem}; {mend}")
+        fix = f"measure {record.task.name} again with `silc-bench eval --existing overwrite`"
+        raise DataError(problem, about=path, fix=fix)
     return outcomes
 
 
@@ -222,9 +219,9 @@ def _problem(outcomes: Mapping[str, np.ndarray], record: Record) -> str:
     if _RANKS["image"] in outcomes:
         asked_by = outcomes.get(ASKED_BY)
         if asked_by is None or asked_by.shape != outcomes[_RANKS["image"]].shape:
-            return f"{ASKED_BY!r} must name a picture for each {_RANKS['image']!r}"
+            return f"{ASKED_BY!r} must name an image for each {_RANKS['image']!r}"
         if not np.array_equal(np.unique(asked_by), np.arange(record.n)):
-            return f"{ASKED_BY!r} must name each of {record.n} pictures"
+            return f"{ASKED_BY!r} must name each of {record.n} images"
 
     # each metric once more from the outcomes: a file that was mixed up cannot give the same
     for metric, stated in record.metrics.items():
@@ -241,26 +238,33 @@ def _problem(outcomes: Mapping[str, np.ndarray], record: Record) -> str:
 def _shape_problem(name: str, array: np.ndarray, record: Record) -> str:
     """What the array of this name must be and is not; empty if it is."""
     n = record.n
-    if name in (LABELS, _AREAS, _BOUNDARY, _NAMED, _FOREGROUND, ASKED_BY, *_RANKS.values()):
-        if array.dtype.kind not in "iu" or (array.size and array.min() < 0):
-            return "must hold integers, none negative"
-
-        if name in (_AREAS, _BOUNDARY, _NAMED):
-            fits = array.ndim == 3 and array.shape[:2] == (n, 3)
-            return "" if fits else f"must be [{n}, 3, classes]"
+    is_count = array.dtype.kind in "iu" and array.min(initial=0) >= 0
+    shapes = {
+        **dict.fromkeys((_AREAS, _BOUNDARY, _NAMED), (n, 3, None)),
+        _FOREGROUND: (n, 2),
+        **dict.fromkeys((LABELS, _RANKS["text"]), (n,)),
+        **dict.fromkeys((_RANKS["image"], ASKED_BY), (None,)),
+    }
+    if name in shapes:
+        fits = is_count and _fits(array, shapes[name])
         if name == _FOREGROUND:
-            is_share = array.shape == (n, 2) and bool((array[:, 1] > 0).all())
-            return "" if is_share else f"must be [{n}, 2], the whole 1 or more"
-        if name in (LABELS, _RANKS["text"]):
-            return "" if array.shape == (n,) else f"must be [{n}]"
-        return "" if array.ndim == 1 else "must be [captions]"
+            fits = fits and bool((array[:, 1] > 0).all())
+            return "" if fits else f"must hold counts, [{n}, 2], the whole 1 or more"
+        shown = ", ".join(str(side or "any") for side in shapes[name])
+        return "" if fits else f"must hold integers, none negative, [{shown}]"
 
     # every other array is called like the metric that it gives
     if name not in record.metrics:
         return "names no metric of the record"
     if _PATCH_RECALL.fullmatch(name):
-        is_counts = array.dtype.kind in "iu" and array.ndim == 3 and array.shape[:2] == (n, 2)
-        fits = is_counts and bool((array[:, 0] <= array[:, 1]).all())
+        fits = is_count and _fits(array, (n, 2, None)) and bool((array[:, 0] <= array[:, 1]).all())
         return "" if fits else f"must hold counts, [{n}, 2, classes], no more hits than asked for"
-    is_hits = array.dtype == bool and array.ndim in (1, 2) and len(array) == n and array.size
-    return "" if is_hits else f"must be bool, [{n}] or [{n}, draws]"
+    fits = array.dtype == bool and (_fits(array, (n,)) or _fits(array, (n, None))) and array.size
+    return "" if fits else f"must be bool, [{n}] or [{n}, draws]"
+
+
+def _fits(array: np.ndarray, shape: tuple[int | None, ...]) -> bool:
+    """Whether the array has this shape; None: any side."""
+    return array.ndim == len(shape) and all(
+        side in (None, length) for side, length in zip(shape, array.shape, strict=True)
+    )

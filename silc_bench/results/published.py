@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from silc_bench.errors import UserError
+from silc_bench.errors import DataError, first_line
 from silc_bench.results.schema import METRICS, NAME, TASK_NAME, URL, check, object_of
 
+MEND = "mend the file, or take it away"
 SCHEMA: dict[str, Any] = object_of(
     schema={"const": "reported/1"},
     rows={
@@ -65,9 +66,10 @@ def load_reported(folder: Path) -> list[ReportedRow]:
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
-            raise UserError(f"{path}: not a readable JSON file ({error})") from error
+            problem = f"cannot be read ({first_line(error)})"
+            raise DataError(problem, about=path, fix=MEND) from error
 
-        check(data, SCHEMA, str(path))
+        check(data, SCHEMA, path, fix=MEND)
         seen: set[tuple[str, str]] = set()
         for index, row in enumerate(data["rows"]):
             model = row["model"]
@@ -76,9 +78,8 @@ def load_reported(folder: Path) -> list[ReportedRow]:
 
             # one row of the table is one model in one source: two would overwrite each other
             if (model, url) in seen:
-                raise UserError(
-                    f"{path}: rows[{index}]: {model!r} from {url} stands there twice; join the rows"
-                )
+                problem = f"{model!r} from {url} stands there twice"
+                raise DataError(problem, about=f"{path}: rows[{index}]", fix="join the rows")
             seen.add((model, url))
             rows.append(
                 ReportedRow(path.stem, model, row["params"], url, where, row["note"], row["values"])

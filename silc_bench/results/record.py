@@ -1,4 +1,4 @@
-"""The record: one measurement in one JSON file (standard library only).
+"""The record: one measurement in one JSON file (no torch, no numpy).
 
 It is typed, versioned, and written whole or not at all. ``SCHEMA`` is the law: ``validate`` adds
 what it cannot say. In the file each field has a checksum: a record is written by the program only,
@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import silc_bench
-from silc_bench.errors import UserError
+from silc_bench.errors import DataError, UserError, first_line
 from silc_bench.results.schema import COUNT, HEX, METRICS, NAME, TASK_NAME, check, object_of
 from silc_bench.system.checksums import CHECKSUMS, differences, json_checksums, sealed
 from silc_bench.system.files import write_text_atomic
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from silc_bench.task import Scores, Task
 
 SCHEMA_VERSION = "record/2"
+AGAIN = "delete it and measure again"  # what to do about a damaged record
 SCHEMA: dict[str, Any] = {
     "$schema": "https://json-schema.org/draft/2020-12/schema",
     "title": "silc-bench record: one model measured on one task",
@@ -113,6 +114,15 @@ class Environment:
     precision: str
 
 
+NESTED: dict[str, Any] = {
+    "task": MeasuredTask,
+    "model": MeasuredModel,
+    "dataset": MeasuredDataset,
+    "code": Code,
+    "env": Environment,
+}
+
+
 @dataclass(frozen=True)
 class Record:
     """One measurement and all that is needed to judge or repeat it.
@@ -158,31 +168,41 @@ class Record:
         Raises:
             UserError: a score is not finite, not a fraction, or not JSON; the field is named.
         """
-        measured_task = MeasuredTask(
-            task.name, task.version, task.group, task.main_metric, scores.chance
-        )
-        measured_model = MeasuredModel(
-            model.name, model.revision, model_source, model.num_params, model.image_size
-        )
-        measured_dataset = MeasuredDataset(dataset.name, dataset.split, dataset.fingerprint)
-        environment = Environment(
-            platform.python_version(), version("torch"), device, protocol.precision
-        )
-
         # float and int: a task may give numpy's numbers, which JSON does not know
         data = {
             "schema": SCHEMA_VERSION,
-            "task": asdict(measured_task),
+            "task": {
+                "name": task.name,
+                "version": task.version,
+                "group": task.group,
+                "main_metric": task.main_metric,
+                "chance": scores.chance,
+            },
             "metrics": {name: float(value) for name, value in scores.metrics.items()},
             "stderr": {name: float(value) for name, value in scores.stderr.items()},
             "n": int(scores.n),
             "limit": limit,
             "details": scores.details,
-            "model": asdict(measured_model),
-            "dataset": asdict(measured_dataset),
+            "model": {
+                "name": model.name,
+                "revision": model.revision,
+                "source": model_source,
+                "params": model.num_params,
+                "image_size": model.image_size,
+            },
+            "dataset": {
+                "name": dataset.name,
+                "split": dataset.split,
+                "fingerprint": dataset.fingerprint,
+            },
             "protocol": protocol.as_dict(),
             "code": asdict(code_state()),
-            "env": asdict(environment),
+            "env": {
+                "python": platform.python_version(),
+                "torch": version("torch"),
+                "device": device,
+                "precision": protocol.precision,
+            },
             "seconds": round(float(seconds), 3),
             "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
             "source": "measured",
@@ -190,7 +210,7 @@ class Record:
 
         # through the text of the file: a record in memory is what a reader of the file will see
         where = f"{task.name} on {model.name}"
-        validate({**data, CHECKSUMS: {}}, where)
+        validate({**data, CHECKSUMS: {}}, where, fix="mend the task, or leave it out")
         return cls.from_json(json.dumps(sealed(data)), where)
 
     @property
@@ -200,46 +220,41 @@ class Record:
         fingerprint = self.dataset.fingerprint
         return key(self.task.name, self.task.version, protocol_hash, fingerprint, self.limit)
 
+    def path(self, results_dir: Path) -> Path:
+        """Where it belongs."""
+        model = self.model
+        return record_path(results_dir, model.name, model.revision, self.task.name, self.key)
+
     def to_json(self) -> str:
         """Indented JSON, fields in the order of the schema.
 
         Raises UserError rather than write an invalid record.
         """
         data = asdict(self)
-        validate({**data, CHECKSUMS: {}})
+        validate({**data, CHECKSUMS: {}}, f"record of {self.task.name}")
         return json.dumps(sealed(data), indent=2, allow_nan=False) + "\n"
 
     @classmethod
-    def from_json(cls, text: str, where: str = "record") -> Record:
+    def from_json(cls, text: str, where: object = "record") -> Record:
         """The inverse of ``to_json``.
 
-        Raises UserError, beginning with ``where``, on anything that is not a record.
+        Raises DataError, about ``where``, on anything that is not a record.
         """
         try:
             data = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{where}: not JSON ({error}); delete it and measure again") from error
+            raise DataError(f"no JSON ({first_line(error)})", about=where, fix=AGAIN) from error
 
         validate(data, where)
 
         # a digit that an editor changed is still a valid number: only the checksums notice it
         problem = differences(data.pop(CHECKSUMS), json_checksums(data))
         if problem:
-            raise UserError(
-                f"{where}: {problem} since the program wrote it; delete it and measure again"
-            )
+            raise DataError(f"{problem} since the program wrote it", about=where, fix=AGAIN)
 
-        nested = {
-            "task": MeasuredTask,
-            "model": MeasuredModel,
-            "dataset": MeasuredDataset,
-            "code": Code,
-            "env": Environment,
-        }
-        fields: dict[str, Any] = {}
-        for name, value in data.items():
-            fields[name] = nested[name](**value) if name in nested else value
-        return cls(**fields)
+        for name, part in NESTED.items():
+            data[name] = part(**data[name])
+        return cls(**data)
 
 
 def key(
@@ -266,9 +281,7 @@ def record_path(
 
 def save(record: Record, results_dir: Path) -> Path:
     """Write the record where it belongs, atomically; an older one of the same key is replaced."""
-    path = record_path(
-        results_dir, record.model.name, record.model.revision, record.task.name, record.key
-    )
+    path = record.path(results_dir)
     write_text_atomic(path, record.to_json())
     return path
 
@@ -288,10 +301,8 @@ def find(
 
     record = _read(path, Path(results_dir))
     if record.model.revision != revision:
-        raise UserError(
-            f"{path}: measured on revision {record.model.revision}, not {revision};"
-            " use another folder"
-        )
+        problem = f"measured on revision {record.model.revision}, not {revision}"
+        raise UserError(problem, about=path, fix="use another folder for --results")
     return record
 
 
@@ -306,10 +317,8 @@ def load_all(results_dir: Path) -> list[Record]:
     """
     results_dir = Path(results_dir)
     if not results_dir.is_dir():
-        raise UserError(
-            f"no results folder at {results_dir};"
-            f" `silc-bench eval --results {results_dir}` makes one"
-        )
+        fix = f"`silc-bench eval --results {results_dir}` makes one"
+        raise UserError("no folder of results", about=results_dir, fix=fix)
 
     # in the order of the names as written with "/", which is the same on every system
     paths = [path for path in results_dir.rglob("*.json") if path.is_file()]
@@ -318,34 +327,24 @@ def load_all(results_dir: Path) -> list[Record]:
     return [_read(by_name[name], results_dir) for name in own_names]
 
 
-def validate(data: Any, where: str = "record") -> None:
+def validate(data: Any, where: object = "record", fix: str = AGAIN) -> None:
     """Check decoded JSON against ``SCHEMA``, and what a schema cannot say.
 
     Numbers are finite; stderr and main_metric name known metrics.
 
     Raises:
-        UserError: ``where`` (the file), the field, what was expected and what was found.
+        DataError: about ``where`` (the file) and the field.
     """
     # the version first: a file of another version would fail at a field that tells nothing
     if isinstance(data, dict) and data.get("schema") != SCHEMA_VERSION:
-        reason = "it has no schema field"
-        if "schema" in data:
-            reason = f"schema is {data['schema']!r}"
-        raise UserError(
-            f"{where}: not a {SCHEMA_VERSION!r} file ({reason});"
-            " another program or version wrote it: measure again"
-        )
-
-    check(data, SCHEMA, where)
+        problem = f"no {SCHEMA_VERSION!r} file: its schema is {data.get('schema')!r}"
+        raise DataError(problem, about=where, fix=fix)
+    check(data, SCHEMA, where, fix)
 
     # what one field says of another
-    if data["task"]["main_metric"] not in data["metrics"]:
-        raise UserError(
-            f"{where}: task.main_metric {data['task']['main_metric']!r} is not among metrics"
-        )
-    for name in data["stderr"]:
+    for name in (data["task"]["main_metric"], *data["stderr"]):
         if name not in data["metrics"]:
-            raise UserError(f"{where}: stderr.{name}: there is no metric of this name")
+            raise DataError("not among its metrics", about=f"{where}: {name}", fix=fix)
 
 
 @cache
@@ -385,16 +384,14 @@ def _read(path: Path, results_dir: Path) -> Record:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); delete it and measure again") from error
-
-    record = Record.from_json(text, str(path))
+        problem = f"cannot be read ({first_line(error)})"
+        raise DataError(problem, about=path, fix=AGAIN) from error
+    record = Record.from_json(text, path)
 
     # a record under another name would be found by nobody who measures, and yet be ranked
-    home = record_path(
-        results_dir, record.model.name, record.model.revision, record.task.name, record.key
-    )
+    home = record.path(results_dir)
     if path != home:
-        raise UserError(f"{path}: was moved, copied or edited; what it says belongs in {home}")
+        raise DataError("was moved, copied or edited", about=path, fix=f"it belongs in {home}")
     return record
 
 

@@ -1,17 +1,20 @@
-"""The part of JSON Schema that this project uses.
+"""The schemas of our JSON files, and their check.
 
-Its errors name the file, the field and what was expected. ``check(json.loads(text), SCHEMA,
-"results/a/b.json")`` passes or raises UserError (standard library only). The schemas stand beside
-what they describe: records in ``record.py``, published numbers in ``published.py``.
+``check(json.loads(text), SCHEMA, "results/a/b.json")`` passes or raises a DataError that names the
+file, the field and what is wrong. The schemas stand beside what they describe: records in
+``record.py``, published numbers in ``published.py``; here is what they share.
 """
 
 from __future__ import annotations
 
+import json
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Any
 
-from silc_bench.errors import UserError, unknown_name
+from silc_bench.errors import DataError, first_line
 
 # No control characters and no half of a surrogate pair: names are printed in terminals and written
 # as UTF-8.
@@ -53,84 +56,56 @@ def object_of(**properties: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def check(data: Any, schema: Mapping[str, Any], where: str) -> None:
-    """Pass if ``data`` (decoded JSON) fits ``schema``; every number anywhere in it must be finite.
-
-    Stricter than the standard in two more ways: 1.0 is no integer, and a newline never ends a
-    string unseen.
+def check(data: Any, schema: Mapping[str, Any], where: object, fix: str) -> None:
+    """Pass if ``data`` (decoded JSON) fits ``schema`` and JSON can say it: a NaN is refused.
 
     Raises:
-        UserError: ``where``, the field, what was expected and what was found.
+        DataError: about ``where`` and the field.
     """
-    try:
-        _check(data, schema, "", where)
-    except RecursionError as error:
-        raise UserError(f"{where}: nested too deeply to be one of our files") from error
+    from jsonschema.exceptions import best_match
+
+    error = best_match(_validator(json.dumps(schema)).iter_errors(data))
+    if error is not None:
+        field = error.json_path.removeprefix("$").removeprefix(".")
+        about = f"{where}: {field}" if field else where
+        raise DataError(error.message[:200], about=about, fix=fix)
+
+    # what a schema leaves open may hold anything: a NaN, an array of a task
+    for name, value in data.items():
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as reason:
+            raise DataError(first_line(reason), about=f"{where}: {name}", fix=fix) from reason
 
 
-_TYPES: dict[str, Any] = {
-    "object": dict,
-    "array": (list, tuple),
-    "string": str,
-    "boolean": bool,
-    "null": type(None),
-    "integer": int,
-    "number": (int, float),
-}
+@cache
+def _validator(schema: str) -> Any:
+    """Made once for each schema: thousands of records are read with it.
 
+    Stricter than the standard: 1.0 is no integer, a NaN is no number, and a newline never ends a
+    text unseen.
+    """
+    # imported here: it takes longer than all that a listing of tasks needs
+    from jsonschema import Draft202012Validator
+    from jsonschema.exceptions import ValidationError
+    from jsonschema.validators import extend
 
-def _check(value: Any, schema: Mapping[str, Any], field: str, where: str) -> None:
-    def refusal(expected: str) -> UserError:
-        shown = repr(value) if len(repr(value)) <= 60 else repr(value)[:57] + "..."
-        return UserError(f"{where}: {field or 'top level'}: expected {expected}, got {shown}")
+    def is_integer(checker: object, value: object) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool)
 
-    types = schema.get("type", list(_TYPES))
-    types = [types] if isinstance(types, str) else types
-    fits = [name for name in types if isinstance(value, _TYPES[name])]
-    # a bool is an int for Python, not for JSON
-    if not fits or (isinstance(value, bool) and "boolean" not in fits):
-        raise refusal(" or ".join(types))
+    def is_number(checker: object, value: object) -> bool:
+        is_finite = isinstance(value, int | float) and math.isfinite(value)
+        return is_finite and not isinstance(value, bool)
 
-    # NaN is the one number that differs from itself
-    if isinstance(value, float) and (value != value or abs(value) == float("inf")):
-        raise refusal("a finite number")
-    if "const" in schema and value != schema["const"]:
-        raise refusal(repr(schema["const"]))
-    # fullmatch, because "$" would let a newline at the end pass
-    if "pattern" in schema and not re.fullmatch(schema["pattern"], value):
-        raise refusal(f"text like {schema['pattern']}")
-    if "minimum" in schema and value is not None and value < schema["minimum"]:
-        raise refusal(f"at least {schema['minimum']}")
-    if "maximum" in schema and value > schema["maximum"]:
-        raise refusal(f"at most {schema['maximum']} (a fraction, not percent)")
+    def matches(validator: object, pattern: str, value: object, schema: object) -> Iterator[Any]:
+        if isinstance(value, str) and not re.fullmatch(pattern, value):
+            yield ValidationError(f"{value!r} is no text like {pattern}")
 
-    if isinstance(value, dict):
-        _check_object(value, schema, field, where)
-    elif isinstance(value, list | tuple):
-        for index, item in enumerate(value):
-            _check(item, schema.get("items", {}), f"{field}[{index}]", where)
-
-
-def _check_object(value: dict[Any, Any], schema: Mapping[str, Any], field: str, where: str) -> None:
-    known = schema.get("properties", {})
-    prefix = f"{field}." if field else ""
-    for name in schema.get("required", ()):
-        if name not in value:
-            raise UserError(f"{where}: field {prefix}{name} is missing")
-    if len(value) < schema.get("minProperties", 0):
-        raise UserError(f"{where}: {field} is empty")
-
-    for name, item in value.items():
-        if not isinstance(name, str):
-            raise UserError(f"{where}: {field}: key {name!r} is not a string, as JSON needs")
-        _check(name, schema.get("propertyNames", {}), f"name of {prefix}{name}", where)
-        if name not in known and not schema.get("additionalProperties", True):
-            known_fields = (prefix + word for word in known)
-            raise UserError(f"{where}: {unknown_name('field', prefix + name, known_fields)}")
-
-        # a name can match several patterns, and must fit all of them
-        by_pattern = schema.get("patternProperties", {})
-        parts = [known.get(name, {})]
-        parts += [part for pattern, part in by_pattern.items() if re.search(pattern, name)]
-        for part in parts:
-            _check(item, part, f"{prefix}{name}", where)
+    strict = extend(
+        Draft202012Validator,
+        {"pattern": matches},
+        type_checker=Draft202012Validator.TYPE_CHECKER.redefine_many(
+            {"integer": is_integer, "number": is_number}
+        ),
+    )
+    return strict(json.loads(schema))

@@ -25,9 +25,10 @@ from silc_bench.datasets.files.shards import DamagedImageError, decode_image
 from silc_bench.datasets.image_set import ImageFile, ImageFiles, ImageSplit
 from silc_bench.errors import UserError, unknown_name
 from silc_bench.evaluation.dense_features import cosines_with, native_view
-from silc_bench.evaluation.features import Extractor, choose_device, choose_precision
+from silc_bench.evaluation.features import Extractor
 from silc_bench.evaluation.prompts import class_embeddings, named_prompts
 from silc_bench.evaluation.protocols import Rule, protocol_names, rule_of
+from silc_bench.evaluation.settings import EvalSettings
 from silc_bench.models.interface import DenseModel, ImageModel
 from silc_bench.models.patch_features import JOINT, check_methods
 from silc_bench.models.windows import MAX_WINDOWS, DenseImage, View, pixel_logits
@@ -201,15 +202,10 @@ def look(
     _check_shapes(view, shown)
 
     # No workers: there are few images, and starting a process takes longer than decoding them.
-    chosen = choose_device(device)
-    extract = Extractor(
-        model,
-        device=chosen,
-        precision=choose_precision(precision, chosen),
-        batch_size=batch_size,
-        num_workers=0,
-        progress=progress,
+    settings = EvalSettings(
+        device=device, precision=precision, batch_size=batch_size, progress=progress
     )
+    extract = Extractor(model, settings)
     extract.grids.expect(shown.data, view, methods)
     features = extract({"shown": shown.data})
 

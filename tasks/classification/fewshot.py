@@ -13,7 +13,7 @@ happens where a class has too few of them, and under ``--limit``, stands in
 The pool that few shots are drawn from, and which numbers of shots it allows: no number is scored
 under another one's name.
 
-Flow: ``ShotTask.load`` -> pool and scored images -> ``scored_shots`` -> the numbers of shots that
+Flow: ``FewShot.load`` -> pool and scored images -> ``scored_shots`` -> the numbers of shots that
 every class has.
 
 - A class that the pool holds no image of is not learned, and is counted in the details.
@@ -28,7 +28,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
 
@@ -36,11 +36,17 @@ from silc_bench.datasets.dataset import spread
 from silc_bench.errors import UserError
 from silc_bench.metrics import statistics
 from silc_bench.metrics.accuracy import class_ranks
-from silc_bench.probes.closed_form import BIAS_COLUMN, STD_EPSILON, ridge, shot_indices
-from silc_bench.task import Features, Scores, register
+from silc_bench.probes.closed_form import (
+    BIAS_COLUMN,
+    STD_EPSILON,
+    LinearMap,
+    ridge,
+    shot_indices,
+)
+from silc_bench.task import Features, Scores
 from silc_bench.tasks.classification.linear import HELD_OUT, held_out_fifth, logistic_probe
 from silc_bench.tasks.classification.scores import labels_of, uniform_chance
-from silc_bench.tasks.sources import OwnSource, SourcedTask, cifar100, shapes
+from silc_bench.tasks.sources import OwnSource, SourcedTask
 
 if TYPE_CHECKING:
     from silc_bench.datasets.dataset import ImageDataset, Pool
@@ -54,9 +60,19 @@ MAIN_SHOTS = 10  # of the main metric
 _LEFT_OUT = "numbers of shots that a class has too few pictures for"
 
 
+def metric(shots: int) -> str:
+    return f"acc1_{shots}shot"
+
+
 @dataclass(kw_only=True, eq=False)
-class ShotTask(SourcedTask):
-    """A task that learns from some images of each class."""
+class FewShot(SourcedTask):
+    needs: ClassVar = frozenset({"labels", "train"})
+
+    # 25 shots are not scored where a class has 24; the other numbers are those of version 2
+    version: int = 3
+    group: str = "few-shot"
+    main_metric: str = metric(MAIN_SHOTS)
+    requires: frozenset[str] = frozenset({"image"})
 
     def load(self, data_root: Path | None, limit: int | None) -> dict[str, ImageDataset]:
         if limit is None:
@@ -70,29 +86,13 @@ class ShotTask(SourcedTask):
         }
 
     def shortage(self) -> str | None:
-        """Why the user's own data does not allow the main metric.
-
-        None where it does, and for sets whose size is known.
-        """
+        """Of the user's own data; the size of a named set is known."""
         source = self.sources["train"]
         if not isinstance(source, OwnSource):
             return None
 
         pool = source(None, None)
         return too_few(labels_of(pool), pool.class_names)
-
-
-def metric(shots: int) -> str:
-    return f"acc1_{shots}shot"
-
-
-@dataclass(kw_only=True, eq=False)
-class FewShot(ShotTask):
-    # 25 shots are not scored where a class has 24; the other numbers are those of version 2
-    version: int = 3
-    group: str = "few-shot"
-    main_metric: str = metric(MAIN_SHOTS)
-    requires: frozenset[str] = frozenset({"image"})
 
     def protocol(self) -> dict[str, Any]:
         return {
@@ -109,33 +109,58 @@ class FewShot(ShotTask):
         train = labels_of(features.data["train"])
         labels = labels_of(features.data["test"])
         names = features.data["train"].class_names
-        scored, details = scored_shots(self.name, train, names, SHOTS)
+        scored, details = scored_shots(self.name, train, names, self.protocol()["shots"])
 
-        hits: dict[int, np.ndarray] = {}
-        num_classes = len(names)
+        hits: dict[str, np.ndarray] = {}  # [N, S] of S draws
+        fits: dict[str, list[dict[str, Any]]] = {}
         for shots in scored:
             # the same seeds for each number: 5 shots hold the 1 shot
+            draws = [shot_indices(train, shots, seed, len(names)) for seed in SEEDS]
             right: list[np.ndarray] = []
-            for seed in SEEDS:
-                chosen = shot_indices(train, shots, seed, num_classes)
-                probe = ridge(features.image("train")[chosen], train[chosen], num_classes, L2)
+            fits[metric(shots)] = []
+            for chosen in draws:
+                x = features.image("train")[chosen]
+                probe, fit = self.fit(x, train[chosen], len(names), features.device)
                 right.append(class_ranks(probe(features.image("test")), labels) < 1)
-            hits[shots] = np.stack(right, axis=1)  # [N, S]
-        return _scores(hits, train, labels, details)
+                fits[metric(shots)].append(fit)
+            hits[metric(shots)] = np.stack(right, axis=1)
+
+        # the deviation over draws alone: the standard error holds the draw of the test images too
+        by_seed = {name: hit.mean(axis=0).tolist() for name, hit in hits.items()}
+        details |= self.describe(fits) | {
+            "by_seed": by_seed,
+            "std_over_seeds": {name: float(np.std(own, ddof=1)) for name, own in by_seed.items()},
+        }
+        return Scores(
+            metrics={name: float(hit.mean()) for name, hit in hits.items()},
+            stderr={name: statistics.seeds_stderr(hit.T) for name, hit in hits.items()},
+            n=len(labels),
+            chance=uniform_chance(train, labels),
+            details=details,
+            outcomes=dict(hits),
+        )
+
+    def fit(
+        self, x: np.ndarray, labels: np.ndarray, num_classes: int, device: str
+    ) -> tuple[LinearMap, dict[str, Any]]:
+        """The probe of one draw's shots [K, D] and labels [K], and what is to be said of it."""
+        return ridge(x, labels, num_classes, L2), {}
+
+    def describe(self, fits: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+        """Details of the fits of each metric, a draw each."""
+        return {}
 
 
 @dataclass(kw_only=True, eq=False)
-class FewShotLogistic(ShotTask):
+class FewShotLogistic(FewShot):
     # as few-shot's 3; of 10 and 25 shots the fifth and tenth ... are held out, not the last ones
     version: int = 2
-    group: str = "few-shot"
-    main_metric: str = metric(MAIN_SHOTS)
-    requires: frozenset[str] = frozenset({"image"})
 
     def protocol(self) -> dict[str, Any]:
         return {
             "probe": "multinomial logistic regression on standardised pooled embeddings,"
             " l2 penalty, free bias",
+            # one shot is left out: nothing remains to choose the penalty on
             "shots": list(SHOTS[1:]),
             "left_out": _LEFT_OUT,
             "seeds": list(SEEDS),
@@ -143,65 +168,17 @@ class FewShotLogistic(ShotTask):
             "held_out": f"every {HELD_OUT}th shot of each class",
         }
 
-    def score(self, features: Features) -> Scores:
-        train = labels_of(features.data["train"])
-        labels = labels_of(features.data["test"])
-        names = features.data["train"].class_names
-        # one shot is left out: nothing remains to choose the penalty on
-        scored, details = scored_shots(self.name, train, names, SHOTS[1:])
-
-        hits: dict[int, np.ndarray] = {}
-        chosen_costs: dict[str, list[float]] = {}
-        converged: dict[str, bool] = {}
-        for shots in scored:
-            draws = [self._draw(features, train, labels, len(names), shots, seed) for seed in SEEDS]
-            hits[shots] = np.stack([draw for draw, _ in draws], axis=1)
-            chosen_costs[metric(shots)] = [fit["cost"] for _, fit in draws]
-            converged[metric(shots)] = all(all(fit["converged"]) for _, fit in draws)
-
-        fits = {"cost_by_seed": chosen_costs, "converged": converged}
-        return _scores(hits, train, labels, {**fits, **details})
-
-    def _draw(
-        self,
-        features: Features,
-        train: np.ndarray,
-        labels: np.ndarray,
-        num_classes: int,
-        shots: int,
-        seed: int,
-    ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Hits [N] on the test images of one draw, and how its fit went."""
-        chosen = shot_indices(train, shots, seed, num_classes)
-
+    def fit(
+        self, x: np.ndarray, labels: np.ndarray, num_classes: int, device: str
+    ) -> tuple[LinearMap, dict[str, Any]]:
         # the penalty is chosen on shots, never on test images: more would not be few shots
-        held_out = held_out_fifth(train[chosen])
-        probe, details = logistic_probe(
-            features.image("train")[chosen],
-            train[chosen],
-            held_out,
-            num_classes,
-            COSTS,
-            features.device,
-        )
-        return class_ranks(probe(features.image("test")), labels) < 1, details
+        held_out = held_out_fifth(labels)
+        return logistic_probe(x, labels, held_out, num_classes, COSTS, device)
 
-
-def _scores(
-    hits: Mapping[int, np.ndarray], train: np.ndarray, labels: np.ndarray, details: dict[str, Any]
-) -> Scores:
-    """From the hits [N, S] of S draws for each number of shots."""
-    # the deviation over draws alone: the standard error holds the draw of the test images too
-    by_seed = {metric(shots): hit.mean(axis=0).tolist() for shots, hit in hits.items()}
-    deviations = {name: float(np.std(values, ddof=1)) for name, values in by_seed.items()}
-    return Scores(
-        metrics={metric(shots): float(hit.mean()) for shots, hit in hits.items()},
-        stderr={metric(shots): statistics.seeds_stderr(hit.T) for shots, hit in hits.items()},
-        n=len(labels),
-        chance=uniform_chance(train, labels),
-        details={**details, "by_seed": by_seed, "std_over_seeds": deviations},
-        outcomes={metric(shots): hit for shots, hit in hits.items()},
-    )
+    def describe(self, fits: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+        costs = {name: [fit["cost"] for fit in own] for name, own in fits.items()}
+        converged = {name: all(all(fit["converged"]) for fit in own) for name, own in fits.items()}
+        return {"cost_by_seed": costs, "converged": converged}
 
 
 def spread_by_class(labels: np.ndarray, count: int) -> list[int]:
@@ -223,7 +200,7 @@ def scored_shots(
     """
     reason = too_few(labels, class_names)
     if reason is not None:
-        raise UserError(f"{task_name}: {reason}; add pictures, or leave the task out")
+        raise UserError(reason, about=task_name, fix="add images, or leave the task out")
 
     # the scarcest class decides for all: every number means as many of each class
     name, fewest = _scarcest(labels, class_names)
@@ -242,7 +219,7 @@ def too_few(labels: np.ndarray, class_names: Sequence[str]) -> str | None:
     if fewest >= MAIN_SHOTS:
         return None
     return (
-        f"{name!r} has {fewest} training pictures,"
+        f"{name!r} has {fewest} training images,"
         f" and {metric(MAIN_SHOTS)} needs {MAIN_SHOTS} of each class"
     )
 
@@ -254,11 +231,3 @@ def _scarcest(labels: np.ndarray, class_names: Sequence[str]) -> tuple[str, int]
     present = np.flatnonzero(counts)
     scarcest = present[counts[present].argmin()]
     return class_names[scarcest], int(counts[scarcest])
-
-
-SHAPES = {"train": shapes("train", 2000), "test": shapes("test", 1000)}
-CIFAR100 = {"train": cifar100("train"), "test": cifar100("test")}
-register(FewShot(name="shapes/fewshot", sources=SHAPES))
-register(FewShot(name="cifar100/fewshot", needs_data_root=True, sources=CIFAR100))
-register(FewShotLogistic(name="shapes/fewshot_logistic", sources=SHAPES))
-register(FewShotLogistic(name="cifar100/fewshot_logistic", needs_data_root=True, sources=CIFAR100))

@@ -6,14 +6,14 @@ Source: DINO, appendix F.1.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from silc_bench.metrics import statistics
 from silc_bench.metrics.accuracy import recall_at
 from silc_bench.probes.closed_form import knn_ranks
-from silc_bench.task import Features, Scores, register
+from silc_bench.task import Features, Scores
 from silc_bench.tasks.classification.scores import frequency_chance, labels_of
-from silc_bench.tasks.sources import SourcedTask, cifar100, shapes
+from silc_bench.tasks.sources import SourcedTask
 
 KS = (1, 5, 10, 20)
 TEMPERATURE = 0.07
@@ -21,6 +21,8 @@ TEMPERATURE = 0.07
 
 @dataclass(kw_only=True, eq=False)
 class Knn(SourcedTask):
+    needs: ClassVar = frozenset({"labels", "train"})
+
     version: int = 1
     group: str = "knn"
     main_metric: str = "acc1_20nn"
@@ -45,15 +47,3 @@ class Knn(SourcedTask):
             chance=frequency_chance(train, labels),
             outcomes=dict(hits),
         )
-
-
-register(
-    Knn(name="shapes/knn", sources={"train": shapes("train", 2000), "test": shapes("test", 1000)})
-)
-register(
-    Knn(
-        name="cifar100/knn",
-        needs_data_root=True,
-        sources={"train": cifar100("train"), "test": cifar100("test")},
-    )
-)

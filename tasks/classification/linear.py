@@ -12,20 +12,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from silc_bench.errors import UserError
 from silc_bench.metrics.accuracy import class_ranks
 from silc_bench.probes.closed_form import LinearMap, moments
-from silc_bench.task import Features, Scores, register
+from silc_bench.task import Features, Scores
 from silc_bench.tasks.classification.scores import (
     classification_scores,
     frequency_chance,
     labels_of,
 )
-from silc_bench.tasks.sources import SourcedTask, cifar100, shapes
+from silc_bench.tasks.sources import SourcedTask
 
 COSTS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # scikit-learn's C: the weight of the summed log loss
 HELD_OUT = 5  # every fifth of a class
@@ -33,6 +33,8 @@ HELD_OUT = 5  # every fifth of a class
 
 @dataclass(kw_only=True, eq=False)
 class Linear(SourcedTask):
+    needs: ClassVar = frozenset({"labels", "train"})
+
     # held out by class: of data in which the classes alternate, every fifth image can be all of
     # one class
     version: int = 3
@@ -58,8 +60,9 @@ class Linear(SourcedTask):
         held_out = held_out_fifth(train)
         if not held_out.any():
             raise UserError(
-                f"{self.name} needs two training pictures of a class to choose its penalty,"
-                " and each has one"
+                "needs two training images of a class to choose its penalty, and each has one",
+                about=self.name,
+                fix="add images, or leave the task out",
             )
 
         probe, details = logistic_probe(
@@ -162,17 +165,3 @@ def _fit(
         maps.append(full)
 
     return maps, fit.converged.tolist()
-
-
-register(
-    Linear(
-        name="shapes/linear", sources={"train": shapes("train", 2000), "test": shapes("test", 1000)}
-    )
-)
-register(
-    Linear(
-        name="cifar100/linear",
-        needs_data_root=True,
-        sources={"train": cifar100("train"), "test": cifar100("test")},
-    )
-)

@@ -10,37 +10,35 @@ alternatives). Nothing is learned and the scale and bias of the model's logits d
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from silc_bench.evaluation.prompts import (
-    Prompts,
-    class_embeddings,
-    openai_templates,
-    own_templates,
-    with_prompts,
-)
+from silc_bench.evaluation.prompts import Prompts, class_embeddings
 from silc_bench.evaluation.protocols import NamedProtocol
 from silc_bench.metrics.accuracy import class_ranks, normalize
-from silc_bench.task import Features, Scores, register
+from silc_bench.task import Features, Scores
 from silc_bench.tasks.classification.scores import classification_scores, labels_of
-from silc_bench.tasks.sources import SourcedTask, cifar100, shapes
+from silc_bench.tasks.sources import SourcedTask, TaskData
 
 
 @dataclass(kw_only=True, eq=False)
 class ZeroShot(SourcedTask):
+    needs: ClassVar = frozenset({"labels"})
+
     prompts: Prompts
     version: int = 1
     group: str = "zero-shot"
     main_metric: str = "acc1"
     requires: frozenset[str] = frozenset({"image", "text"})
 
-    def under(self, protocol: NamedProtocol) -> ZeroShot:
-        if protocol.prompts is None:
-            return self
-        return with_prompts(self, protocol.prompts)
+    @classmethod
+    def of(cls, data: TaskData, family: str, **fields: Any) -> Self:
+        return super().of(data, family, prompts=data.prompts, **fields)
+
+    def under(self, protocol: NamedProtocol) -> Self:
+        return self if protocol.prompts is None else replace(self, prompts=protocol.prompts)
 
     def protocol(self) -> dict[str, Any]:
         return self.prompts.protocol()
@@ -81,26 +79,3 @@ def ranks_among_namesakes(
     is_namesake = names[labels][:, None] == names[None]
     np.put_along_axis(is_namesake, labels[:, None], False, axis=1)
     return class_ranks(np.where(is_namesake, -np.inf, logits), labels) + before[labels]
-
-
-SHAPES_PROMPTS = Prompts("shapes", own_templates("shapes"))
-register(
-    ZeroShot(name="shapes/zeroshot", sources={"test": shapes("test", 1000)}, prompts=SHAPES_PROMPTS)
-)
-
-# colour and shape pairs that no training caption holds, to be told from all 64
-register(
-    ZeroShot(
-        name="shapes/zeroshot_unseen",
-        sources={"test": shapes("unseen", 1000)},
-        prompts=SHAPES_PROMPTS,
-    )
-)
-register(
-    ZeroShot(
-        name="cifar100/zeroshot",
-        needs_data_root=True,
-        sources={"test": cifar100("test")},
-        prompts=Prompts("openai_cifar100", openai_templates("cifar100")),
-    )
-)

@@ -18,7 +18,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from scipy.special import gammaln
@@ -29,9 +29,8 @@ from silc_bench.metrics import statistics as stats
 from silc_bench.metrics.accuracy import normalize
 from silc_bench.models.windows import Layout
 from silc_bench.probes.patch_labels import class_sums, members
-from silc_bench.task import Features, Scores, register
+from silc_bench.task import Features, Scores
 from silc_bench.tasks.dense.scores import CellsTask
-from silc_bench.tasks.sources import shapes
 
 KS = (1, 5)
 MAX_IMAGES = 500  # whose patches are held at once
@@ -40,6 +39,8 @@ UNLABELLED = -1
 
 @dataclass(kw_only=True, eq=False)
 class Correspondence(CellsTask):
+    needs: ClassVar = frozenset({"masks"})
+
     main_metric: str = "patch_recall@1"
 
     def protocol(self) -> dict[str, Any]:
@@ -79,8 +80,9 @@ class Correspondence(CellsTask):
         num_asked = counts[KS[0]].sum(axis=0)[1]
         if not num_asked.any():
             raise UserError(
-                f"{self.name}: no class occurs in two of the {len(cells)} pictures;"
-                " leave it out, or raise --limit"
+                f"no class occurs in two of the {len(cells)} images",
+                about=self.name,
+                fix="leave the task out, or raise --limit",
             )
 
         by_name = {f"patch_recall@{k}": hits_and_asked for k, hits_and_asked in counts.items()}
@@ -184,6 +186,3 @@ def chance_at(k: int, num_right: int, num_others: int) -> float:
     # by logarithms of factorials, as the binomials themselves overflow
     logs = gammaln([wrong + 1, num_others - k + 1, wrong - k + 1, num_others + 1])
     return float(1 - np.exp(logs[0] + logs[1] - logs[2] - logs[3]))
-
-
-register(Correspondence(name="shapes/correspondence", sources={"test": shapes("test", 1000)}))

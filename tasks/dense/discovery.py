@@ -21,7 +21,7 @@ Shapes: gh x gw = n cells, D features, H x W pixels.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -30,9 +30,8 @@ from silc_bench.errors import UserError
 from silc_bench.metrics import statistics
 from silc_bench.metrics.accuracy import normalize
 from silc_bench.models.windows import Layout
-from silc_bench.task import Features, Scores, register
+from silc_bench.task import Features, Scores
 from silc_bench.tasks.dense.scores import CellsTask
-from silc_bench.tasks.sources import shapes
 
 MAX_CELLS = 6000  # an eigenvector of n x n takes n^3: about a minute here
 
@@ -40,6 +39,8 @@ MAX_CELLS = 6000  # an eigenvector of n x n takes n^3: about a minute here
 @dataclass(kw_only=True, eq=False)
 class Discovery(CellsTask):
     """Of data with a background: everything else is an object."""
+
+    needs: ClassVar = frozenset({"masks", "background"})
 
     main_metric: str = "foreground_iou"
 
@@ -70,8 +71,9 @@ class Discovery(CellsTask):
             chances.append(placed_at_random(guess, truth))
         if not areas:
             raise UserError(
-                f"{self.name}: no picture has both an object and a background;"
-                " leave it out, or raise --limit"
+                "no image has both an object and a background",
+                about=self.name,
+                fix="leave the task out, or raise --limit",
             )
 
         # the mean over images, not over pixels: small objects count as much as large ones
@@ -96,9 +98,9 @@ def foreground(grid: np.ndarray, layout: Layout, height: int, width: int) -> np.
     cells = grid.reshape(-1, grid.shape[-1])
     if len(cells) > MAX_CELLS:
         raise UserError(
-            f"a picture of {width:,} x {height:,} pixels becomes {len(cells):,} patches,"
-            f" and object discovery takes {MAX_CELLS:,} at most:"
-            " it is too long and thin; cut it, or leave it out"
+            f"becomes {len(cells):,} patches, and object discovery takes {MAX_CELLS:,} at most",
+            about=f"an image of {width:,} x {height:,} pixels",
+            fix="it is too long and thin: cut it, or leave it out",
         )
 
     # each pixel goes to the side that has more than half of its bilinear weights
@@ -147,6 +149,3 @@ def placed_at_random(prediction: np.ndarray, truth: np.ndarray) -> float:
     guessed = prediction.mean()
     true = truth.mean()
     return float(guessed * true / (guessed + true - guessed * true))
-
-
-register(Discovery(name="shapes/discovery", sources={"test": shapes("test", 1000)}))

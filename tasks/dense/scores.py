@@ -5,7 +5,7 @@ its company, beside their chance. Everything follows from areas summed over the 
 from averages of images: a class absent from truth and prediction is not averaged. Standard errors
 are a bootstrap over images.
 
-Flow: ``areas = PictureAreas(num_classes)``; for each image ``areas.add(prediction, mask)``;
+Flow: ``areas = ImageAreas(num_classes)``; for each image ``areas.add(prediction, mask)``;
 ``areas.scores(names, chance)``.
 
 Shapes: H x W pixels, gh x gw = n cells, D features, C classes.
@@ -13,7 +13,7 @@ Shapes: H x W pixels, gh x gw = n cells, D features, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
@@ -27,15 +27,13 @@ from silc_bench.task import Features, Scores
 from silc_bench.tasks.sources import SourcedTask
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from silc_bench.models.windows import Layout, View
+    from silc_bench.models.windows import Layout, Logits, View
     from silc_bench.probes.closed_form import LinearMap
 
 
 @dataclass(kw_only=True, eq=False)
 class CellsTask(SourcedTask):
-    """A `silc_bench.task.DenseTask` that reads one method's cells of every role."""
+    """A dense task that reads one method's cells of every role."""
 
     version: int = 1
     group: str = "dense"
@@ -70,22 +68,8 @@ class CellsTask(SourcedTask):
         for item in features.grids(role, self.view, self.method):
             yield item.grid, item.layout, dataset.mask(item.index)
 
-    def predicted(
-        self, features: Features, logits: Callable[[Tensor], Tensor], num_classes: int
-    ) -> ImageAreas:
-        """Give each pixel of every test image the class of largest up-sampled logit.
 
-        ``logits`` of cells [n, D] are [n, C].
-        """
-        from silc_bench.models.windows import predict
-
-        areas = ImageAreas(num_classes)
-        for grid, layout, mask in self.labelled(features, "test"):
-            areas.add(predict(logits, grid, layout, *mask.shape), mask)
-        return areas
-
-
-def as_logits(probe: LinearMap) -> Callable[[Tensor], Tensor]:
+def as_logits(probe: LinearMap) -> Logits:
     """The probe as a function of cells fp32 [n, D].
 
     It computes in float64, because the scales of the features differ much.

@@ -15,14 +15,18 @@ The probes are imported where they are used: they bring torch, and a listing of 
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from silc_bench.errors import UserError
-from silc_bench.task import Features, Scores, register
-from silc_bench.tasks.dense.scores import CellsTask, as_logits, constant_miou
-from silc_bench.tasks.sources import shapes
+from silc_bench.task import Features, Scores
+from silc_bench.tasks.dense.scores import CellsTask, ImageAreas, as_logits, constant_miou
+
+if TYPE_CHECKING:
+    from silc_bench.datasets.dataset import ImageDataset
+    from silc_bench.models.windows import Logits
 
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 SEED = 0
@@ -31,7 +35,26 @@ TEMPERATURE = 0.02  # from there, too
 
 
 @dataclass(kw_only=True, eq=False)
-class LinearSegmentation(CellsTask):
+class LearnedSegmentation(CellsTask):
+    needs: ClassVar = frozenset({"masks", "train"})
+
+    def score(self, features: Features) -> Scores:
+        from silc_bench.models.windows import predict
+
+        names = features.data["train"].mask_names
+        logits, details = self.learned(features, features.data["train"])
+        areas = ImageAreas(len(names))
+        for grid, layout, mask in self.labelled(features, "test"):
+            areas.add(predict(logits, grid, layout, *mask.shape), mask)
+        return areas.scores(names, chance=constant_miou(areas.truth), details=details)
+
+    @abstractmethod
+    def learned(self, features: Features, train: ImageDataset) -> tuple[Logits, dict[str, Any]]:
+        """Cells fp32 [n, D] -> logits [n, C], and what is to be said of the fit."""
+
+
+@dataclass(kw_only=True, eq=False)
+class LinearSegmentation(LearnedSegmentation):
     # 3: a discriminant instead of regressed one-hots, its penalty chosen, seen through windows
     version: int = 3
 
@@ -48,28 +71,26 @@ class LinearSegmentation(CellsTask):
             "seed": SEED,
         }
 
-    def score(self, features: Features) -> Scores:
+    def learned(self, features: Features, train: ImageDataset) -> tuple[Logits, dict[str, Any]]:
         from silc_bench.probes.patch_discriminant import PixelSums
 
-        train = features.data["train"]
         # each fold leaves an image out: with a single one nothing would be left to learn from
         if len(train) < 2:
             raise UserError(
-                f"{self.name} needs two training pictures or more to choose its penalty,"
-                f" not {len(train)}"
+                f"needs two training images or more to choose its penalty, not {len(train)}",
+                about=self.name,
+                fix="add images, or leave the task out",
             )
 
         sums = PixelSums(len(train), len(train.mask_names), SEED, features.device)
         for grid, layout, mask in self.labelled(features, "train"):
             sums.add(grid, layout, mask)
         probe, details = sums.solve(PENALTIES)
-
-        areas = self.predicted(features, as_logits(probe), len(train.mask_names))
-        return areas.scores(train.mask_names, chance=constant_miou(areas.truth), details=details)
+        return as_logits(probe), details
 
 
 @dataclass(kw_only=True, eq=False)
-class KnnSegmentation(CellsTask):
+class KnnSegmentation(LearnedSegmentation):
     def protocol(self) -> dict[str, Any]:
         from silc_bench.probes.patch_knn import MAX_CELLS
 
@@ -84,23 +105,17 @@ class KnnSegmentation(CellsTask):
             "seed": SEED,
         }
 
-    def score(self, features: Features) -> Scores:
+    def learned(self, features: Features, train: ImageDataset) -> tuple[Logits, dict[str, Any]]:
         from silc_bench.probes.patch_knn import CellMemory
 
-        train = features.data["train"]
-        num_classes = len(train.mask_names)
-
-        memory = CellMemory(len(train), num_classes, SEED, features.device)
+        memory = CellMemory(len(train), len(train.mask_names), SEED, features.device)
         for grid, layout, mask in self.labelled(features, "train"):
             memory.add(grid, layout, mask)
-
-        areas = self.predicted(features, memory.voter(K, TEMPERATURE), num_classes)
-        details = {"patches": memory.num_cells}
-        return areas.scores(train.mask_names, chance=constant_miou(areas.truth), details=details)
+        return memory.voter(K, TEMPERATURE), {"patches": memory.num_cells}
 
 
 @dataclass(kw_only=True, eq=False)
-class SgdSegmentation(CellsTask):
+class SgdSegmentation(LearnedSegmentation):
     def protocol(self) -> dict[str, Any]:
         from silc_bench.probes import patch_sgd
 
@@ -122,22 +137,10 @@ class SgdSegmentation(CellsTask):
             "seed": SEED,
         }
 
-    def score(self, features: Features) -> Scores:
+    def learned(self, features: Features, train: ImageDataset) -> tuple[Logits, dict[str, Any]]:
         from silc_bench.probes import patch_sgd
-
-        train = features.data["train"]
-        num_classes = len(train.mask_names)
 
         # a function, not an iterator: the probe goes over the images several times
         images = partial(self.labelled, features, "train")
-        probe = patch_sgd.fit(images, len(train), num_classes, SEED, features.device)
-
-        areas = self.predicted(features, as_logits(probe), num_classes)
-        details = {"steps": patch_sgd.num_steps(len(train))}
-        return areas.scores(train.mask_names, chance=constant_miou(areas.truth), details=details)
-
-
-SHAPES = {"train": shapes("train", 1000), "test": shapes("test", 1000)}
-register(LinearSegmentation(name="shapes/segmentation_linear", sources=SHAPES))
-register(KnnSegmentation(name="shapes/segmentation_knn", sources=SHAPES))
-register(SgdSegmentation(name="shapes/segmentation_sgd", sources=SHAPES))
+        probe = patch_sgd.fit(images, len(train), len(train.mask_names), SEED, features.device)
+        return as_logits(probe), {"steps": patch_sgd.num_steps(len(train))}

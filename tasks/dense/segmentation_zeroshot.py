@@ -29,19 +29,19 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
 from silc_bench.datasets.dataset import ignore_of
 from silc_bench.errors import UserError
-from silc_bench.evaluation.prompts import Prompts, class_embeddings, class_words, own_templates
+from silc_bench.evaluation.prompts import Prompts, class_embeddings, class_words
 from silc_bench.evaluation.protocols import NamedProtocol, Rule, rule_of
 from silc_bench.metrics import iou
 from silc_bench.models.windows import View, pixel_logits, predict
-from silc_bench.task import Features, Scores, register
+from silc_bench.task import Features, Scores
 from silc_bench.tasks.dense.scores import ImageAreas, shares_miou, without_background
-from silc_bench.tasks.sources import NamedSource, SourcedTask, shapes
+from silc_bench.tasks.sources import SourcedTask, TaskData, is_there
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,6 +56,8 @@ BINS = 1000  # thresholds that are tried, evenly over the range of the confidenc
 
 @dataclass(kw_only=True, eq=False)
 class ZeroShotSegmentation(SourcedTask):
+    needs: ClassVar = frozenset({"masks"})
+
     prompts: Prompts
     rule: Rule = field(default_factory=lambda: Rule("native"))
     scores_background: bool = True  # of a set that has one
@@ -66,11 +68,24 @@ class ZeroShotSegmentation(SourcedTask):
     main_metric: str = "mIoU"
     requires: frozenset[str] = frozenset({"dense", "text"})
 
+    @classmethod
+    def of(cls, data: TaskData, family: str, **fields: Any) -> Self:
+        # a train split is no need: where there is one, a background's threshold is chosen on it
+        return super().of(
+            data,
+            family,
+            sources=data.sources,
+            prompts=data.prompts,
+            words=data.words,
+            scores_background=data.scores_background,
+            **fields,
+        )
+
     @property
     def view(self) -> View | None:
         return self.rule.view
 
-    def under(self, protocol: NamedProtocol) -> ZeroShotSegmentation:
+    def under(self, protocol: NamedProtocol) -> Self:
         rule = self.rule
         prompts = self.prompts
         if protocol.segmentation is not None:
@@ -83,27 +98,20 @@ class ZeroShotSegmentation(SourcedTask):
     def dense_needs(self) -> Mapping[str, tuple[str, ...]]:
         return {"test": (self.rule.method,)}
 
-    def missing(self, data_root: Path) -> str | None:
-        """What is scored and not there; a train split only serves to choose a threshold."""
-        source = self.sources["test"]
-        if isinstance(source, NamedSource) and not source.is_there(data_root):
-            return f"{source.name}/{source.split}"
-        return None
+    def is_there(self, data_root: Path | None) -> bool:
+        """Of the scored split alone: a train split only serves to choose a threshold."""
+        return is_there(self.sources["test"], data_root)
 
     def load(self, data_root: Path | None, limit: int | None) -> dict[str, ImageDataset]:
         """The train split too, where a threshold is swept on it."""
         data = {"test": self.sources["test"](data_root, limit)}
         source = self.sources.get("train")
-        if source is None or not self._is_swept(data["test"]):
-            return data
 
         # a train split that is not there is no error: the test split then gives images to sweep on
-        if isinstance(source, NamedSource) and (
-            data_root is None or not source.is_there(data_root)
-        ):
-            return data
-        num_swept = SWEPT if limit is None else min(limit, SWEPT)
-        return {**data, "train": source(data_root, num_swept)}
+        if source is not None and self._is_swept(data["test"]) and is_there(source, data_root):
+            num_swept = SWEPT if limit is None else min(limit, SWEPT)
+            data["train"] = source(data_root, num_swept)
+        return data
 
     def protocol(self) -> dict[str, Any]:
         background: dict[str, Any] = {}
@@ -164,8 +172,9 @@ class ZeroShotSegmentation(SourcedTask):
         is_held_out = self._is_swept(test) and "train" not in features.data
         if is_held_out and len(test) < 2:
             raise UserError(
-                f"{self.name}: of one picture none is left to choose the threshold"
-                " of the background; give more"
+                "of one image none is left to choose the threshold of the background",
+                about=self.name,
+                fix="give more images",
             )
         if self._is_swept(test):
             swept_role = "test" if is_held_out else "train"
@@ -341,13 +350,3 @@ class Sweep:
 
         step = (self.high - self.low) / BINS
         return self.low + (first + last) // 2 * step, float(scores[first])
-
-
-register(
-    ZeroShotSegmentation(
-        name="shapes/segmentation_zeroshot",
-        sources={"test": shapes("test", 1000)},
-        prompts=Prompts("shapes_segmentation", own_templates("shapes_segmentation")),
-        scores_background=False,
-    )
-)

@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from pretended_gpu import CUDA, pretended_gpu
 
 from silc_bench.evaluation.evaluate import evaluate
+from silc_bench.evaluation.settings import EvalSettings
 from silc_bench.models.load import load_model
 from silc_bench.tasks.selection import select
 from silc_bench.trainer.config.presets import configure
@@ -61,13 +62,9 @@ def test_tasks_on_a_gpu_score_as_on_a_cpu(trained, tmp_path, monkeypatch):
         # else the second takes features of the first
         monkeypatch.setenv("SILC_BENCH_CACHE", str(tmp_path / device / "cache"))
         model, tasks = load_model(trained), select(TASKS)
-        options = {
-            "results_dir": tmp_path / device,
-            "limit": 24,
-            "device": device,
-            "precision": "fp32",
-        }
-        found = evaluate(model, tasks, model_source=trained, data_root=None, **options)
+        settings = EvalSettings(limit=24, device=device, precision="fp32")
+        places = {"data_root": None, "results_dir": tmp_path / device}
+        found = evaluate(model, tasks, settings, model_source=trained, **places)
         return {record.task.name: record.metrics for record in found}
 
     wanted = scores("cpu")

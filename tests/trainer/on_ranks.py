@@ -243,6 +243,7 @@ def leave():
 def evaluate_run(run, results, batch_size, store=None):
     """Metrics of two tasks of a trained run; records below ``results``."""
     from silc_bench.evaluation.evaluate import evaluate
+    from silc_bench.evaluation.settings import EvalSettings
     from silc_bench.models.load import load_model
     from silc_bench.system.cache import Store
     from silc_bench.tasks.selection import select
@@ -250,14 +251,11 @@ def evaluate_run(run, results, batch_size, store=None):
     model = load_model(str(run))
     kept = None if store is None else Store(store)
     tasks = select(["shapes/zeroshot", "shapes/knn"])
-    how = {
-        "model_source": "run",
-        "data_root": None,
-        "results_dir": results,
-        "limit": 77,
-        "batch_size": batch_size,
-    }
-    records = evaluate(model, tasks, device="cpu", store=kept, existing="overwrite", **how)
+    settings = EvalSettings(
+        limit=77, device="cpu", batch_size=batch_size, store=kept, existing="overwrite"
+    )
+    places = {"data_root": None, "results_dir": results}
+    records = evaluate(model, tasks, settings, model_source="run", **places)
     return [record.metrics for record in records]
 
 

@@ -27,6 +27,7 @@ import torch
 from silc_bench.datasets.dataset import ImageDataset
 from silc_bench.errors import RunError, UserError
 from silc_bench.evaluation.features import Extractor
+from silc_bench.evaluation.settings import EvalSettings
 from silc_bench.task import Scores, Task
 from silc_bench.tasks.selection import select, words_of
 from silc_bench.trainer.checkpoints.model import NativeModel
@@ -69,15 +70,8 @@ class Probe:
         model = NativeModel(name, student, student.vision, state.tokenizer)
 
         # No store: these features are of weights that nobody will ask for again.
-        extract = Extractor(
-            model,
-            device=self._device,
-            precision="fp32",
-            batch_size=BATCH_SIZE,
-            num_workers=0,
-            progress=False,
-            store=None,
-        )
+        settings = EvalSettings(device=self._device, precision="fp32", batch_size=BATCH_SIZE)
+        extract = Extractor(model, settings)
 
         # Dense features that several tasks read are encoded in one pass, if all are known before.
         for task, data in self._tasks:

@@ -1,27 +1,23 @@
-"""How classes become text: named sets, cleaning, files of prompts a class, the two averages."""
+"""How classes become text: named sets, cleaning, files of prompts a class, their mean."""
 
 from __future__ import annotations
 
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from refusals import refused
 
-from silc_bench.errors import UserError
+from silc_bench.errors import DataError
 from silc_bench.evaluation.prompts import (
     Prompts,
-    asks_in_words,
     class_embeddings,
     named_prompts,
-    openai_templates,
     own_templates,
+    prompts_of,
     read_per_class,
-    with_prompts,
 )
-from silc_bench.tasks.classification.knn import Knn
-from silc_bench.tasks.classification.zeroshot import ZeroShot
-from silc_bench.tasks.dense.segmentation_zeroshot import ZeroShotSegmentation
+from silc_bench.evaluation.protocols import choose
 from silc_bench.tasks.selection import all_tasks
 
 
@@ -39,43 +35,28 @@ class Texts:
         )
 
 
-# ---- templates ----
-
-
 def test_named_sets_are_clips():
-    from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMAGENET_TEMPLATES
+    from open_clip import zero_shot_metadata as theirs
 
-    named = named_prompts()
-    for name, theirs in (
-        ("openai80", OPENAI_IMAGENET_TEMPLATES),
-        ("openai7", SIMPLE_IMAGENET_TEMPLATES),
+    for name, templates in (
+        ("openai80", theirs.OPENAI_IMAGENET_TEMPLATES),
+        ("openai7", theirs.SIMPLE_IMAGENET_TEMPLATES),
     ):
-        assert named[name].name == name
-        assert sorted(named[name].texts(["tench"])[0]) == sorted(
-            template("tench") for template in theirs
-        )
-    assert len(named["openai80"].templates) == 80
-    assert named["single"].texts(["tench"]) == [["a photo of a tench."]]
-
-
-def test_openais_prompts_of_cifar100_and_our_own():
-    assert len(openai_templates("cifar100")) == 18
-    assert openai_templates("cifar100")[0] == "a photo of a {c}."
-    for template in (*openai_templates("cifar100"), *own_templates("shapes")):
-        assert Prompts("one", (template,)).texts(["red circle"])[0][0].count("red circle") == 1
+        ours = prompts_of(name)
+        assert ours.name == name
+        assert sorted(ours.texts(["tench"])[0]) == sorted(make("tench") for make in templates)
+    assert prompts_of("single").texts(["tench"]) == [["a photo of a tench."]]
+    assert prompts_of("openai_cifar100").templates[0] == "a photo of a {c}."
+    assert len(prompts_of("openai_cifar100").templates) == 18
 
 
 def test_prompts_of_shapes_are_how_its_captions_begin():
     from silc_bench.datasets.shapes.dataset import Shapes
 
     dataset = Shapes("test", 200)
-    said = {caption for own in dataset.captions for caption in own}
-    prompts = {
-        text
-        for own in Prompts("own", own_templates("shapes")).texts(dataset.class_names)
-        for text in own
-    }
-    assert len(prompts & said) > 10, "a single object is described by exactly its prompt"
+    captions = {caption for own in dataset.captions for caption in own}
+    prompts = {text for own in prompts_of("shapes").texts(dataset.class_names) for text in own}
+    assert len(prompts & captions) > 10, "a single object is described by exactly its prompt"
 
 
 @pytest.mark.parametrize(
@@ -91,9 +72,6 @@ def test_bigvision_cleaning(text, cleaned):
     assert Prompts("p", ("{c}",)).texts([text]) == [[text]]
 
 
-# ---- averages ----
-
-
 def test_embeddings_are_normalised_means_of_normalised_prompts():
     features = Texts()
     ours = class_embeddings(features, ["cat", "dog"], Prompts("p", ("a {c}", "the {c}", "my {c}")))
@@ -104,91 +82,30 @@ def test_embeddings_are_normalised_means_of_normalised_prompts():
         np.testing.assert_allclose(row, mean / np.linalg.norm(mean), atol=1e-12)
 
 
-def test_logits_are_means_of_the_cosines_with_each_prompt():
-    features = Texts()
-    prompts = Prompts(
-        "p", per_class={"cat": ("purrs", "meows", "sleeps"), "dog": ("barks",)}, average="logits"
-    )
-    logits = (image := np.random.default_rng(1).normal(size=5)) @ class_embeddings(
-        features, ["dog", "cat"], prompts
-    ).T
-    for ours, own in zip(logits, (("barks",), ("purrs", "meows", "sleeps")), strict=True):
-        assert ours == pytest.approx(
-            np.mean(
-                [
-                    image @ features.known[text] / np.linalg.norm(features.known[text])
-                    for text in own
-                ]
-            ),
-            abs=1e-12,
-        )
-
-
-def test_the_two_averages_can_disagree():
-    # one class whose prompts contradict each other, one whose prompts are poor and agree
-    known = {"x1": [1, 0, 0.0], "x2": [0.28, 0.96, 0], "y1": [0.65, 0, 0.76], "y2": [0.65, 0, 0.76]}
-    features = SimpleNamespace(text=lambda texts: np.array([known[text] for text in texts]))
-    answers = {}
-    for average in ("embeddings", "logits"):
-        prompts = Prompts("p", per_class={"x": ("x1", "x2"), "y": ("y1", "y2")}, average=average)
-        answers[average] = int(
-            np.argmax(class_embeddings(features, ["x", "y"], prompts) @ [1.0, 0, 0])
-        )
-    assert answers == {"embeddings": 0, "logits": 1}
-
-
-# ---- prompts per class ----
-
-
 def test_a_file_of_prompts_per_class(tmp_path):
     path = tmp_path / "cupl.json"
-    path.write_text(
-        json.dumps({"dog": ["A dog barks.", "It wags."], "cat": ["It purrs."], "unused": ["x"]})
-    )
+    content = {"dog": ["A dog barks.", "It wags."], "cat": ["It purrs."], "unused": ["x"]}
+    path.write_text(json.dumps(content))
     prompts = read_per_class(path)
     assert prompts.name == "cupl"
     assert prompts.texts(["cat", "dog"]) == [["It purrs."], ["A dog barks.", "It wags."]]
-    with pytest.raises(
-        UserError, match=r"lack 2 of 3 classes: 'cats', 'cow' \(the nearest to the first is 'cat'\)"
-    ):
+    with refused("cupl") as caught:
         prompts.texts(["dog", "cats", "cow"])
+    assert "'cats', 'cow'" in caught.value.problem
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("[1]", "expected {class name"),
-        ("{", "not a JSON file"),
-        ('{"cat": "purrs"}', "prompts of class 'cat' are not a list"),
-        ('{"cat": []}', "class 'cat' has no prompt"),
-        ("{}", "expected {class name"),
-    ],
-)
-def test_a_wrong_file_is_refused(content, message, tmp_path):
+@pytest.mark.parametrize("content", ["[1]", "{", '{"cat": "purrs"}', '{"cat": []}', "{}", None])
+def test_a_wrong_file_is_refused(content, tmp_path):
     path = tmp_path / "p.json"
-    path.write_text(content)
-    with pytest.raises(UserError, match=message):
+    if content is not None:
+        path.write_text(content)
+    with refused(path, kind=DataError):
         read_per_class(path)
-    with pytest.raises(UserError, match="no such file"):
-        read_per_class(tmp_path / "q.json")
 
 
-# ---- what is refused, what is hashed ----
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({}, "one of the two"),
-        ({"templates": ("{c}",), "per_class": {"a": ("b",)}}, "one of the two"),
-        ({"templates": ("a {}",)}, "has no {c}"),
-        ({"templates": ("{c}",), "text_cleaning": "bigvisoin"}, "did you mean bigvision"),
-        ({"templates": ("{c}",), "average": "logit"}, "did you mean logits"),
-    ],
-)
-def test_wrong_prompts_are_refused(fields, message):
-    with pytest.raises(UserError, match=message):
-        Prompts("p", **fields)
+def test_a_template_without_a_place_for_the_class_is_refused():
+    with refused("mine"):
+        Prompts("mine", ("a {}",))
 
 
 def test_every_choice_is_in_the_protocol():
@@ -196,28 +113,24 @@ def test_every_choice_is_in_the_protocol():
         Prompts("p", ("{c}",)),
         Prompts("p", ("{c}", "a {c}")),
         Prompts("p", ("{c}",), text_cleaning="bigvision"),
-        Prompts("p", ("{c}",), average="logits"),
         Prompts("p", per_class={"a": ("b",)}),
         Prompts("p", per_class={"a": ("c",)}),
     ]
-    assert len({json.dumps(prompts.protocol(), sort_keys=True) for prompts in choices}) == len(
-        choices
-    )
+    hashed = {json.dumps(prompts.protocol(), sort_keys=True) for prompts in choices}
+    assert len(hashed) == len(choices)
 
 
 def test_a_task_asked_in_other_words_is_otherwise_the_same():
-    single = named_prompts()["single"]
+    single = choose("single")
     for name, task in all_tasks().items():
-        if isinstance(task, ZeroShot | ZeroShotSegmentation):
-            assert asks_in_words(task)
-            other = with_prompts(task, single)
+        other = task.under(single)
+        if name.endswith("/zeroshot"):
             assert (other.name, other.version, other.sources) == (name, task.version, task.sources)
-            assert (
-                other.protocol()["templates"]
-                == ["a photo of a {c}."]
-                != task.protocol()["templates"]
-            )
-        if isinstance(task, Knn):
-            assert not asks_in_words(task)
-            with pytest.raises(UserError, match="no prompts to change"):
-                with_prompts(task, single)
+            assert other.prompts == named_prompts()["single"] != task.prompts
+        else:
+            assert other.protocol() == task.protocol() or name == "shapes/zeroshot_unseen"
+
+
+def test_our_own_templates_hold_the_class_once():
+    for template in own_templates("shapes"):
+        assert template.count("{c}") == 1

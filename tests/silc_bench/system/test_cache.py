@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from silc_bench.cli.app import app
 from silc_bench.errors import RunError, UserError
 from silc_bench.evaluation.features import Extractor
+from silc_bench.evaluation.settings import EvalSettings
 from silc_bench.system import cache as store_module
 from silc_bench.system.cache import DESCRIPTION, Store, default_folder, prune, text_hash
 
@@ -78,14 +79,8 @@ class Counting:
 
 
 def extractor(model, store, **options):
-    defaults = {
-        "device": torch.device("cpu"),
-        "precision": "fp32",
-        "batch_size": 8,
-        "num_workers": 0,
-        "progress": False,
-    }
-    return Extractor(model, store=store, **{**defaults, **options})
+    defaults = {"device": "cpu", "precision": "fp32", "batch_size": 8}
+    return Extractor(model, EvalSettings(store=store, **{**defaults, **options}))
 
 
 def test_rows_come_back_bit_for_bit_with_the_gaps_marked(store, rows):

@@ -9,6 +9,7 @@ from refusals import refused
 
 from silc_bench.errors import RunError
 from silc_bench.evaluation.evaluate import evaluate
+from silc_bench.evaluation.settings import EvalSettings
 from silc_bench.models.load import load_model
 from silc_bench.tasks.selection import select, words_of
 from silc_bench.trainer import loop
@@ -43,18 +44,12 @@ def test_classes_texts_and_patches_are_probed_by_default(run, rows_in):
 def test_a_probe_is_an_evaluation(run, tmp_path, rows_in):
     """Bit for bit, of every task."""
     last = rows_in(run / "probes.jsonl")[-1]
-    records = evaluate(
-        load_model(str(run)),
-        select(words_of(ProbeConfig().tasks)),
-        model_source=str(run),
-        data_root=None,
-        results_dir=tmp_path,
-        limit=LIMIT,
-        device="cpu",
-        precision="fp32",
-        batch_size=128,
-        existing="overwrite",
+    tasks = select(words_of(ProbeConfig().tasks))
+    settings = EvalSettings(
+        limit=LIMIT, device="cpu", precision="fp32", batch_size=128, existing="overwrite"
     )
+    places = {"data_root": None, "results_dir": tmp_path}
+    records = evaluate(load_model(str(run)), tasks, settings, model_source=str(run), **places)
     measured = {
         f"probe/{record.task.name}": record.metrics[record.task.main_metric] for record in records
     }

@@ -18,6 +18,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from silc_bench.evaluation.evaluate import evaluate
+from silc_bench.evaluation.settings import EvalSettings
 from silc_bench.models.load import load_model
 from silc_bench.tasks.selection import select
 
@@ -181,8 +182,11 @@ def test_dense_features_are_equal_at_any_size(pair, size):
 
 def test_records_have_equal_metrics_and_different_sources(pair, tmp_path):
     tasks = select(["shapes/zeroshot", "shapes/knn"])
-    options = {"data_root": None, "results_dir": tmp_path, "limit": 40, "device": "cpu"}
-    left, right = (evaluate(model, tasks, model_source=model.name, **options) for model in pair)
+    settings = EvalSettings(limit=40, device="cpu")
+    left, right = (
+        evaluate(m, tasks, settings, model_source=m.name, data_root=None, results_dir=tmp_path)
+        for m in pair
+    )
     for one, other in zip(left, right, strict=True):
         assert one.metrics == pytest.approx(other.metrics, abs=1e-6)
         assert one.model.source != other.model.source

@@ -1,0 +1,44 @@
+"""How models are measured: what one command decides for all of its tasks.
+
+Flow: ``EvalSettings(limit=100, device="cpu")`` -> ``evaluate(model, tasks, settings, ...)``, or
+``Extractor(model, settings)`` for features alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from silc_bench.errors import UserError, unknown_name
+from silc_bench.evaluation.protocols import NATIVE, NamedProtocol
+
+if TYPE_CHECKING:
+    import torch
+
+    from silc_bench.system.cache import Store
+
+EXISTING = ("skip", "overwrite", "error")
+
+
+@dataclass(frozen=True)
+class EvalSettings:
+    """The choices of one command. Raises UserError for one that cannot be."""
+
+    limit: int | None = None  # images a split, evenly spread; the records say so and never rank
+    protocol: NamedProtocol = NATIVE  # whose prompts and preprocessing
+    # where image embeddings are read (models.FEATURE_POINTS); "pooled" where text is compared
+    feature_point: str = "pooled"
+    device: str | torch.device = "auto"
+    precision: str = "auto"
+    batch_size: int = 256
+    num_workers: int = 0  # processes that decode images; 0: in this one
+    is_compiled: bool = False  # torch.compile: pays off from some thousand images on
+    store: Store | None = None  # where embeddings and fingerprints outlive the command
+    existing: str = "skip"  # what to do about a measurement that is known; "error": before any work
+    progress: bool = False
+
+    def __post_init__(self) -> None:
+        if self.existing not in EXISTING:
+            raise unknown_name("choice", self.existing, EXISTING, about="--existing")
+        if self.batch_size < 1:
+            raise UserError(f"is {self.batch_size}", about="--batch-size", fix="give 1 or more")
