@@ -48,20 +48,10 @@ def test_hash_is_the_start_of_sha256_of_the_sorted_json():
 @settings(max_examples=50)  # there are ten fields
 def test_a_change_of_any_field_changes_the_hash(field, data):
     old = getattr(BASE, field.name)
-    kind = {dict: st.dictionaries(st.text(), JSON, max_size=3), int: st.integers(), str: st.text()}[
-        type(old)
-    ]
-    new = data.draw(kind)
-    assert (replace(BASE, **{field.name: new}).hash == BASE.hash) == (
-        json.dumps(new) == json.dumps(old)
-    )
-
-
-@pytest.mark.parametrize("part", ["image", "text", "task"])
-def test_a_change_deep_inside_changes_the_hash(part):
-    changed = replace(BASE, **{part: {**getattr(BASE, part), "added": [1, {"deep": None}]}})
-    again = replace(BASE, **{part: {**getattr(BASE, part), "added": [1, {"deep": False}]}})
-    assert len({BASE.hash, changed.hash, again.hash}) == 3
+    parts = {dict: st.dictionaries(st.text(), JSON, max_size=3), int: st.integers(), str: st.text()}
+    new = data.draw(parts[type(old)])
+    is_same = json.dumps(new) == json.dumps(old)
+    assert (replace(BASE, **{field.name: new}).hash == BASE.hash) == is_same
 
 
 @given(st.dictionaries(st.text(), JSON, max_size=5), st.randoms())
