@@ -124,21 +124,21 @@ for _task in _registered():
     register(_task)
 
 
-def own_tasks(word: str) -> list[Task] | None:
-    """The tasks that "folder:", "captions:", "wds:" and "seg:" words name, None for any other word.
+def own_tasks(pattern: str) -> list[Task] | None:
+    """The tasks that "folder:", "captions:", "wds:" and "seg:" name, None for any other pattern.
 
     Raises:
         UserError: nothing is there, or the data does not allow the family.
     """
     # the last "#", as a folder's name may hold one too
-    place, _, family = word.rpartition("#")
+    place, _, family = pattern.rpartition("#")
     if not place:
-        place, family = word, ""
+        place, family = pattern, ""
     own = parse(place)
     if own is None:
         return None
     if family and family not in FAMILIES:
-        raise unknown_name("family", family, FAMILIES, about=word)
+        raise unknown_name("family", family, FAMILIES, about=pattern)
 
     data, holds = _own_data(own)
     families = allowed(holds)

@@ -30,14 +30,15 @@ def current_version(name: str) -> int | None:
 
     None: a task that is not known.
     """
+    from silc_bench.tasks.catalogue import FAMILIES
+
     known = all_tasks()
     if name in known:
         return known[name].version
 
-    # of the user's own data the dataset is not known; a family answers if all its tasks agree
-    family = name.split("/")[1]
-    versions = {task.version for other, task in known.items() if other.split("/")[1] == family}
-    return versions.pop() if len(versions) == 1 else None
+    # of the user's own data the dataset is not known
+    family = FAMILIES.get(name.split("/")[1])
+    return None if family is None else family.version
 
 
 def select(patterns: Iterable[str]) -> list[Task]:
@@ -62,12 +63,12 @@ def select(patterns: Iterable[str]) -> list[Task]:
         own = own_tasks(pattern)
         if own is not None:
             for task in own:
-                word = pattern.rpartition("#")[0] or pattern
+                data = pattern.rpartition("#")[0] or pattern
                 # two folders of one name would write one record: neither is measured
-                if task.name in known or named_by.setdefault(task.name, word) != word:
+                if task.name in known or named_by.setdefault(task.name, data) != data:
                     other = named_by.get(task.name, "a registered task")
                     problem = f"would be called {task.name}, as is {other}"
-                    raise UserError(problem, about=word, fix="rename its folder or file")
+                    raise UserError(problem, about=data, fix="rename its folder or file")
                 chosen[task.name] = task
             continue
 

@@ -19,13 +19,15 @@ import itertools
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias, TypeVar
+from functools import partial
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from silc_bench.datasets.dataset import ImageDataset
 from silc_bench.errors import RunError, UserError
@@ -39,10 +41,7 @@ from silc_bench.system.terminal import progress_bar
 MEMORY = 1 << 30  # bytes of grids kept in memory where there is no store
 STORE_SHARE = 0.25  # of the store's limit, for one dataset seen in one way
 TOKENS = {"cpu": 1 << 13, "cuda": 1 << 16}  # patches of one forward pass: bounds its memory
-T = TypeVar("T")
-ImageSplit: TypeAlias = tuple[
-    tuple[int, int], np.ndarray
-]  # sides of the resized image, fp16 [gh, gw, D]
+Sides: TypeAlias = tuple[int, int]  # of the resized image
 
 
 def native_view(model: DenseModel) -> View:
@@ -106,7 +105,7 @@ class DenseFeatures:
     encode: Callable[[Tensor, Sequence[str]], Mapping[str, np.ndarray]]
     entry: Callable[[dict[str, Any]], Entry | None]
     _expected: dict[tuple[str, View], set[str]] = field(default_factory=dict)
-    _memory: dict[tuple[str, View, str], dict[int, ImageSplit]] = field(default_factory=dict)
+    _memory: dict[tuple[str, View, str], _Memory] = field(default_factory=dict)
 
     def expect(self, dataset: ImageDataset, view: View | None, methods: Iterable[str]) -> None:
         """These methods will be asked for: whichever comes first encodes for all of them."""
@@ -126,15 +125,19 @@ class DenseFeatures:
         self.expect(dataset, view, [method])
         names = sorted(self._expected[dataset.fingerprint, view])
         kept = {name: self._kept(dataset, view, name) for name in names}
+        sides_of = {name: grids.grids() for name, grids in kept.items()}
 
         # an image counts as known only with the grids of every method: one pass gives all of them
-        known = set.intersection(*(set(grids.sides) for grids in kept.values()))
+        known = set.intersection(*(set(sides) for sides in sides_of.values()))
         missing = [index for index in range(len(dataset)) if index not in known]
 
         with contextlib.closing(self._encode(dataset, view, missing, names)) as coming:
             for index in range(len(dataset)):
-                item = kept[method].get(index) if index in known else None
-                if item is None:
+                grid = None
+                if index in known:
+                    sides = sides_of[method][index]
+                    grid = kept[method].grid(index, sides)
+                if grid is None:
                     # a grid that was there and is damaged, or was pruned meanwhile, is encoded by
                     # itself; the stream of the missing ones does not hold it
                     source = coming
@@ -146,18 +149,18 @@ class DenseFeatures:
                     num_bytes = sum(grid.nbytes for grid in grids.values()) * len(dataset)
                     if num_bytes <= self._budget():
                         for name, grid in grids.items():
-                            kept[name].save(index, sides, grid)
-                    item = sides, grids[method]
+                            kept[name].save_grid(index, sides, grid)
+                    grid = grids[method]
 
-                sides, grid = item
                 layout = view.layout(*sides, self.model.patch_size)
                 yield DenseImage(index, grid.astype(np.float32), layout)
 
-    def _kept(self, dataset: ImageDataset, view: View, method: str) -> _Kept:
+    def _kept(self, dataset: ImageDataset, view: View, method: str) -> Entry | _Memory:
         what = {"method": method, "dataset": description(dataset)}
         entry = self.entry({"image": image_protocol(self.model, view), **what})
-        memory = self._memory.setdefault((dataset.fingerprint, view, method), {})
-        return _Kept(entry, memory)
+        if entry is not None:
+            return entry
+        return self._memory.setdefault((dataset.fingerprint, view, method), _Memory())
 
     def _budget(self) -> float:
         """Bytes that the grids of one dataset may take."""
@@ -166,7 +169,7 @@ class DenseFeatures:
 
     def _encode(
         self, dataset: ImageDataset, view: View, indices: Sequence[int], methods: Sequence[str]
-    ) -> Generator[tuple[tuple[int, int], dict[str, np.ndarray]], None, None]:
+    ) -> Generator[tuple[Sides, dict[str, np.ndarray]], None, None]:
         """(sides of the resized image, {method: fp16 [gh, gw, D]}) of each image.
 
         Nothing is computed before the first is asked for.
@@ -189,7 +192,7 @@ class DenseFeatures:
         is_shown = self.settings.progress
         with progress_bar(is_shown, f"{title} dense", len(dataset)) as advance:
             advance(len(dataset) - len(indices))
-            for batch in _batches(windows, size):
+            while batch := list(itertools.islice(windows, size)):
                 features = self.encode(torch.stack([pixels for _, _, pixels in batch]), methods)
                 for row, (image, place, _) in enumerate(batch):
                     image.put(place, {name: values[row] for name, values in features.items()})
@@ -221,37 +224,35 @@ class DenseFeatures:
         """
         mean = torch.tensor(pipeline.mean).view(3, 1, 1)
         std = torch.tensor(pipeline.std).view(3, 1, 1)
-        resized = _Resized(dataset, view, pipeline.interpolation, indices)
+        resize = partial(view.resized, interpolation=pipeline.interpolation)
+        resized = Subset(Prepared(resize, dataset), indices)
 
-        # images differ in size, so that the loader cannot stack them: one at a time, unchanged
-        num_workers = self.settings.num_workers
-        loader = DataLoader(
-            resized, batch_size=None, num_workers=num_workers, collate_fn=_unchanged
-        )
+        # images differ in size, so that the loader cannot stack them: one at a time
+        loader = DataLoader(resized, batch_size=None, num_workers=self.settings.num_workers)
         for index, pixels in loader:
             layout = view.layout(pixels.shape[0], pixels.shape[1], self.model.patch_size)
             image = _Open(index, layout)
             opened.append(image)
 
             # cut first, made a float then: a whole large image in fp32 would be four times as large
-            whole = torch.from_numpy(pixels).permute(2, 0, 1)
+            whole = pixels.permute(2, 0, 1)
             for place, (top, left) in enumerate(layout.places):
                 part = whole[:, top : top + view.window, left : left + view.window]
                 yield image, place, part.float().div_(255).sub_(mean).div_(std)
 
 
+@dataclass
 class _Open:
     """An image some of whose windows are encoded."""
 
-    def __init__(self, index: int, layout: Layout) -> None:
-        self.index = index
-        self.layout = layout
-        self.grids: dict[str, np.ndarray] = {}
-        self._left = len(layout.places)
+    index: int
+    layout: Layout
+    grids: dict[str, np.ndarray] = field(default_factory=dict)
+    num_encoded: int = 0
 
     @property
     def is_done(self) -> bool:
-        return self._left == 0
+        return self.num_encoded == len(self.layout.places)
 
     def put(self, place: int, features: Mapping[str, np.ndarray]) -> None:
         """Window number ``place``: {method: fp32 [h, w, D]}."""
@@ -266,57 +267,34 @@ class _Open:
             # what overflows fp16 becomes infinite, and is reported when the image is whole
             with np.errstate(over="ignore"):
                 grid[rows, columns] = values
-        self._left -= 1
+        self.num_encoded += 1
 
 
-class _Kept:
-    """Grids of one method: in the store's entry, or in memory."""
+class _Memory:
+    """What an `Entry` of the store is, where there is no store."""
 
-    def __init__(self, entry: Entry | None, memory: dict[int, ImageSplit]) -> None:
-        self._entry = entry
-        self._memory = memory
-        if entry is not None:
-            self.sides = entry.grids()
-        else:
-            self.sides = {index: item[0] for index, item in memory.items()}
+    def __init__(self) -> None:
+        self._items: dict[int, tuple[Sides, np.ndarray]] = {}
 
-    def get(self, index: int) -> ImageSplit | None:
-        """None where a grid of the store is damaged or gone; ``index`` is one of ``sides``."""
-        if self._entry is None:
-            return self._memory.get(index)
-        grid = self._entry.grid(index, self.sides[index])
-        return None if grid is None else (self.sides[index], grid)
+    def grids(self) -> dict[int, Sides]:
+        return {index: sides for index, (sides, _) in self._items.items()}
 
-    def save(self, index: int, sides: tuple[int, int], grid: np.ndarray) -> None:
-        if self._entry is None:
-            self._memory[index] = (sides, grid)
-        else:
-            self._entry.save_grid(index, sides, grid)
+    def grid(self, index: int, sides: Sides) -> np.ndarray | None:
+        return self._items[index][1]
+
+    def save_grid(self, index: int, sides: Sides, grid: np.ndarray) -> None:
+        self._items[index] = sides, grid
 
 
-class _Resized(Dataset):
-    """(index, uint8 [h, w, 3]) of the images ``indices``."""
+class Prepared(Dataset):
+    """(index, ``prepare`` of the image) of each image."""
 
-    def __init__(
-        self, dataset: ImageDataset, view: View, interpolation: str, indices: Sequence[int]
-    ) -> None:
-        self._dataset = dataset
-        self._view = view
-        self._interpolation = interpolation
-        self._indices = indices
+    def __init__(self, prepare: Callable[[Image.Image], Any], dataset: ImageDataset) -> None:
+        self.prepare = prepare
+        self.dataset = dataset
 
     def __len__(self) -> int:
-        return len(self._indices)
+        return len(self.dataset)
 
-    def __getitem__(self, number: int) -> tuple[int, np.ndarray]:
-        index = self._indices[number]
-        return index, self._view.resized(self._dataset.image(index), self._interpolation)
-
-
-def _batches(items: Iterator[T], size: int) -> Iterator[list[T]]:
-    while batch := list(itertools.islice(items, size)):
-        yield batch
-
-
-def _unchanged(item: T) -> T:
-    return item
+    def __getitem__(self, index: int) -> tuple[int, Any]:
+        return index, self.prepare(self.dataset.image(index))

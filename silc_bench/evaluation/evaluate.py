@@ -29,7 +29,7 @@ from silc_bench.evaluation.features import (
     choose_precision,
 )
 from silc_bench.evaluation.settings import EvalSettings
-from silc_bench.models.interface import FEATURE_POINTS, DenseModel, ImageModel
+from silc_bench.models.interface import DenseModel, ImageModel
 from silc_bench.models.patch_features import check_methods
 from silc_bench.models.preprocessing import ImagePipeline
 from silc_bench.results import outcomes
@@ -159,12 +159,8 @@ def check_supported(model: ImageModel, task: Task, feature_point: str = "pooled"
         known_methods = model.dense_methods  # type: ignore[attr-defined]
         check_methods(f"{task.name}: {model.name}", needed_methods, known_methods, lacking)
 
-    if feature_point not in FEATURE_POINTS:
-        known = FEATURE_POINTS
-        raise unknown_name("feature point", feature_point, known, about="--feature-point")
     if feature_point not in model.feature_points:
-        fix = f"choose one of {', '.join(model.feature_points)}"
-        raise UserError(f"has no feature point {feature_point!r}", about=model.name, fix=fix)
+        raise unknown_name("feature point", feature_point, model.feature_points, about=model.name)
 
     # the text tower was trained against the pooled embedding alone
     if feature_point != "pooled" and {"image", "text"} <= task.requires:
@@ -214,13 +210,9 @@ def _plan(
     )
 
     # the record names the scored data; what was learned from is part of how it was measured
-    data_fields: dict[str, Any] = {}
     pools = {role: pool.fingerprint for role, pool in data.items() if role != "test"}
-    masks = dict(test.mask_policy) if is_dense else {}
-    if pools:
-        data_fields["pools"] = pools
-    if masks:
-        data_fields["masks"] = masks
+    data_fields = {"pools": pools, "masks": dict(test.mask_policy) if is_dense else {}}
+    data_fields = {name: value for name, value in data_fields.items() if value}
     protocol = replace(protocol, task={**protocol.task, **data_fields})
 
     key = results.key(task.name, task.version, protocol.hash, test.fingerprint, settings.limit)

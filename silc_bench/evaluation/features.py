@@ -31,9 +31,8 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Subset
 
 from silc_bench.datasets.dataset import ImageDataset
 from silc_bench.errors import (
@@ -43,7 +42,7 @@ from silc_bench.errors import (
     first_line,
     unknown_name,
 )
-from silc_bench.evaluation.dense_features import DenseFeatures, description
+from silc_bench.evaluation.dense_features import DenseFeatures, Prepared, description
 from silc_bench.evaluation.settings import EvalSettings
 from silc_bench.models.interface import DenseModel, ImageModel, ImageTextModel
 from silc_bench.models.preprocessing import ImagePipeline
@@ -142,17 +141,30 @@ class Extractor:
                 feature_point=self.settings.feature_point,
                 dataset=description(dataset),
             )
-            self._images[key] = self._encoded(_Preprocessed(preprocess, dataset), entry)
+            self._images[key] = self._encoded(Prepared(preprocess, dataset), entry)
         return self._images[key]
 
-    def _encoded(self, images: _Preprocessed, entry: Entry | None) -> np.ndarray:
+    def _encoded(self, images: Prepared, entry: Entry | None) -> np.ndarray:
         # NaN, not zeros: a row that nobody fills must not pass for an embedding
         features, is_known = self._stored(len(images), np.nan, entry)
-        indices: list[int] = []
-        for part in self._missing(is_known):
-            indices.extend(range(part.start, part.stop))
+        self._encode_parts(images, self._missing(is_known), features, entry)
+        return features
 
-        for batch_indices, batch in self._batches(images, self._image_tower(), indices):
+    def _encode_parts(
+        self, images: Prepared, parts: list[slice], features: np.ndarray, entry: Entry | None
+    ) -> None:
+        """``parts`` into their rows of ``features``; of W ranks each takes every W-th batch."""
+        # the batches of one process, in its order: a row's bits can depend on its batch
+        size = self.settings.batch_size
+        batches: list[range] = []
+        for part in parts:
+            for start in range(part.start, part.stop, size):
+                batches.append(range(start, min(start + size, part.stop)))
+        indices = [index for batch in batches[rank() :: num_ranks()] for index in batch]
+
+        point = self.settings.feature_point
+        encode = self._compiled(partial(self.model.encode_image, point=point))
+        for batch_indices, batch in self._batches(images, encode, indices):
             features[batch_indices] = batch
 
             # a part goes to the store with its last batch: a kill costs one part at most
@@ -160,7 +172,6 @@ class Extractor:
             stop = int(batch_indices[-1]) + 1
             if entry is not None and (stop - start == self._part_size or stop == len(images)):
                 entry.save(start, features[start:stop])
-        return features
 
     def _stored(
         self, num_rows: int, empty: float, entry: Entry | None
@@ -189,10 +200,6 @@ class Extractor:
         parts = [slice(start, min(start + self._part_size, len(is_known))) for start in starts]
         return [part for part in parts if not is_known[part].all()]
 
-    def _image_tower(self) -> Encode:
-        point = self.settings.feature_point
-        return self._compiled(partial(self.model.encode_image, point=point))
-
     def text(self, texts: Sequence[str]) -> np.ndarray:
         """[len(texts), D] fp32; equal texts are encoded once."""
         model = cast(ImageTextModel, self.model)
@@ -217,22 +224,11 @@ class Extractor:
                 batch = texts[start : start + batch_size]
                 features = self._encode(model.encode_text, model.tokenize(batch))
 
-                bad = _first_not_finite(features)
-                if bad is not None:
-                    problem = f"the text embedding of {batch[bad]!r} is not finite"
-                    raise RunError(problem, about=model.name, fix=self._not_finite)
-
+                self._check_finite(features, [f"text {text!r}" for text in batch])
                 self._texts.update(zip(batch, features, strict=True))
                 if entry is not None:
                     entry.save_texts(batch, features)
                 advance(len(batch))
-
-    @property
-    def _not_finite(self) -> str:
-        """What to do where features are not finite."""
-        if self.precision == "bf16":
-            return "try --precision fp32, or leave this checkpoint out"
-        return "its weights diverged: try an earlier checkpoint, or leave this one out"
 
     def _entry(self, **what: Any) -> Entry | None:
         """Where the store keeps embeddings of this kind.
@@ -258,7 +254,7 @@ class Extractor:
         )
 
     def _batches(
-        self, images: _Preprocessed, encode: Encode, indices: Sequence[int]
+        self, images: Prepared, encode: Encode, indices: Sequence[int]
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """(indices of a batch, its features) for the images ``indices``, in that order."""
         # worker processes cost seconds to start: none where the store held everything
@@ -277,14 +273,18 @@ class Extractor:
                 features = self._encode(encode, pixels)
 
                 # here, not in the task: a mean would hide which image it was
-                bad = _first_not_finite(features)
-                if bad is not None:
-                    image = f"image {int(batch_indices[bad])} of {title}"
-                    problem = f"the image features of {image} are not finite"
-                    raise RunError(problem, about=self.model.name, fix=self._not_finite)
+                numbers = batch_indices.numpy()
+                self._check_finite(features, [f"image {number} of {title}" for number in numbers])
+                yield numbers, features
+                advance(len(numbers))
 
-                yield batch_indices.numpy(), features
-                advance(len(batch_indices))
+    def _check_finite(self, features: np.ndarray, names: Sequence[str]) -> None:
+        """Raises RunError for the first row of [B, D] that holds a NaN or an infinity."""
+        is_bad = ~np.isfinite(features).all(axis=1)
+        if is_bad.any():
+            problem = f"gives features of {names[is_bad.argmax()]} that are not finite"
+            fix = "try --precision fp32, or an earlier checkpoint"
+            raise RunError(problem, about=self.model.name, fix=fix)
 
     def _compiled(self, encode: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
         if not self.settings.is_compiled:
@@ -345,30 +345,10 @@ class DatasetFeatures:
         return self._extractor.grids(self.data[role], view, method)
 
 
-class _Preprocessed(Dataset):
-    """(index, [3, H, W]) as the model sees its images."""
-
-    def __init__(self, preprocess: Callable[[Image.Image], Tensor], dataset: ImageDataset) -> None:
-        self.preprocess = preprocess
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> tuple[int, Tensor]:
-        return index, self.preprocess(self.dataset.image(index))
-
-
-def _first_not_finite(features: np.ndarray) -> int | None:
-    """The first row of [B, D] that holds a NaN or an infinity; None where there is none."""
-    bad = ~np.isfinite(features).reshape(len(features), -1).all(axis=1)
-    return int(bad.argmax()) if bad.any() else None
-
-
 class SharedExtractor(Extractor):
     """Called with the same data in the same order by every rank; each gets all features."""
 
-    def _encoded(self, images: _Preprocessed, entry: Entry | None) -> np.ndarray:
+    def _encoded(self, images: Prepared, entry: Entry | None) -> np.ndarray:
         # zeros, not NaN: what other ranks fill must not change the sum
         features, is_known = self._stored(len(images), 0, entry)
 
@@ -376,33 +356,10 @@ class SharedExtractor(Extractor):
         missing = self._missing(self._sum(is_known.astype(np.float32)) > 0)
         for part in missing:
             features[part] = 0
-        self._encode_share(images, missing, features)
-        features = self._sum(features)
-
-        if entry is not None:
-            for part in missing:
-                entry.save(part.start, features[part])
-        return features
-
-    def _encode_share(
-        self, images: _Preprocessed, parts: list[slice], features: np.ndarray
-    ) -> None:
-        """Every W-th batch of ``parts`` into its rows.
-
-        Where ranks fail, all of them raise the error of the first.
-        """
-        # the batches of one process, in its order: a row's bits can depend on its batch
-        size = self.settings.batch_size
-        batches: list[range] = []
-        for part in parts:
-            for start in range(part.start, part.stop, size):
-                batches.append(range(start, min(start + size, part.stop)))
-        own_indices = [index for batch in batches[rank() :: num_ranks()] for index in batch]
 
         failure: Exception | None = None
         try:
-            for batch_indices, batch in self._batches(images, self._image_tower(), own_indices):
-                features[batch_indices] = batch
+            self._encode_parts(images, missing, features, None)
         except Exception as error:
             # not raised here: the other ranks wait below, and would wait for ever
             failure = error
@@ -410,6 +367,12 @@ class SharedExtractor(Extractor):
         # all ranks raise the same error: it does not matter which of them is heard in the end
         for first in concatenated([] if failure is None else [_told(failure)]):
             raise first from failure
+
+        features = self._sum(features)
+        if entry is not None:
+            for part in missing:
+                entry.save(part.start, features[part])
+        return features
 
     def _sum(self, values: np.ndarray) -> np.ndarray:
         return summed(torch.from_numpy(values).to(self.device)).cpu().numpy()

@@ -218,8 +218,7 @@ def own_templates(name: str) -> tuple[str, ...]:
     "shapes" is how its captions begin. "shapes_segmentation" averages a shape over the colours,
     because no caption names a shape without one.
     """
-    path = files("silc_bench.evaluation") / "assets" / "prompts.json"
-    return tuple(json.loads(path.read_text(encoding="utf-8"))[name])
+    return tuple(_asset("prompts.json")[name])
 
 
 def openai_templates(dataset: str) -> tuple[str, ...]:
@@ -244,18 +243,11 @@ def class_words(dataset: str, protocol: str) -> tuple[tuple[str, ...], ...] | No
 
     None: the protocol takes the set's own names.
     """
-    return _asset().get(SAME_AS.get(protocol, protocol), {}).get(dataset)
+    sets = _asset("class_words.json").get(SAME_AS.get(protocol, protocol), {})
+    return tuple(map(tuple, sets[dataset])) if dataset in sets else None
 
 
 @cache
-def _asset() -> dict[str, dict[str, tuple[tuple[str, ...], ...]]]:
-    path = files("silc_bench.evaluation") / "assets" / "class_words.json"
-    content = json.loads(path.read_text(encoding="utf-8"))
-
-    # tuples: they are cached, and nobody may change them
-    by_protocol: dict[str, dict[str, tuple[tuple[str, ...], ...]]] = {}
-    for protocol, sets in content.items():
-        by_protocol[protocol] = {
-            dataset: tuple(map(tuple, classes)) for dataset, classes in sets.items()
-        }
-    return by_protocol
+def _asset(name: str) -> dict[str, Any]:
+    path = files("silc_bench.evaluation") / "assets" / name
+    return json.loads(path.read_text(encoding="utf-8"))

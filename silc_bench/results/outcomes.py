@@ -238,33 +238,32 @@ def _problem(outcomes: Mapping[str, np.ndarray], record: Record) -> str:
 def _shape_problem(name: str, array: np.ndarray, record: Record) -> str:
     """What the array of this name must be and is not; empty if it is."""
     n = record.n
-    is_count = array.dtype.kind in "iu" and array.min(initial=0) >= 0
-    shapes = {
+    shapes: dict[str, tuple[int | None, ...]] = {
         **dict.fromkeys((_AREAS, _BOUNDARY, _NAMED), (n, 3, None)),
-        _FOREGROUND: (n, 2),
         **dict.fromkeys((LABELS, _RANKS["text"]), (n,)),
         **dict.fromkeys((_RANKS["image"], ASKED_BY), (None,)),
+        _FOREGROUND: (n, 2),
     }
-    if name in shapes:
-        fits = is_count and _fits(array, shapes[name])
-        if name == _FOREGROUND:
-            fits = fits and bool((array[:, 1] > 0).all())
-            return "" if fits else f"must hold counts, [{n}, 2], the whole 1 or more"
-        shown = ", ".join(str(side or "any") for side in shapes[name])
-        return "" if fits else f"must hold integers, none negative, [{shown}]"
-
-    # every other array is called like the metric that it gives
-    if name not in record.metrics:
+    is_patch_recall = _PATCH_RECALL.fullmatch(name) is not None
+    if name not in shapes and name not in record.metrics:
         return "names no metric of the record"
-    if _PATCH_RECALL.fullmatch(name):
-        fits = is_count and _fits(array, (n, 2, None)) and bool((array[:, 0] <= array[:, 1]).all())
-        return "" if fits else f"must hold counts, [{n}, 2, classes], no more hits than asked for"
-    fits = array.dtype == bool and (_fits(array, (n,)) or _fits(array, (n, None))) and array.size
-    return "" if fits else f"must be bool, [{n}] or [{n}, draws]"
+
+    # every other array is called like the metric that it gives, and holds its hits
+    if name not in shapes and not is_patch_recall:
+        fits = array.dtype == bool and array.size and (_has(array, (n,)) or _has(array, (n, None)))
+        return "" if fits else f"must be bool, [{n}] or [{n}, draws]"
+
+    shape = shapes.get(name, (n, 2, None))
+    fits = array.dtype.kind in "iu" and array.min(initial=0) >= 0 and _has(array, shape)
+    if fits and is_patch_recall:
+        fits = bool((array[:, 0] <= array[:, 1]).all())
+    if fits and name == _FOREGROUND:
+        fits = bool((array[:, 1] > 0).all())
+    sides = ", ".join(str(side or "any") for side in shape)
+    return "" if fits else f"must hold counts, [{sides}], no part larger than its whole"
 
 
-def _fits(array: np.ndarray, shape: tuple[int | None, ...]) -> bool:
+def _has(array: np.ndarray, shape: tuple[int | None, ...]) -> bool:
     """Whether the array has this shape; None: any side."""
-    return array.ndim == len(shape) and all(
-        side in (None, length) for side, length in zip(shape, array.shape, strict=True)
-    )
+    expected = [side or length for side, length in zip(shape, array.shape, strict=False)]
+    return array.ndim == len(shape) and list(array.shape) == expected

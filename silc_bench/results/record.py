@@ -166,52 +166,31 @@ class Record:
         reader would name it.
 
         Raises:
-            UserError: a score is not finite, not a fraction, or not JSON; the field is named.
+            DataError: a score is not finite, not a fraction, or not JSON; the field is named.
         """
         # float and int: a task may give numpy's numbers, which JSON does not know
-        data = {
-            "schema": SCHEMA_VERSION,
-            "task": {
-                "name": task.name,
-                "version": task.version,
-                "group": task.group,
-                "main_metric": task.main_metric,
-                "chance": scores.chance,
-            },
-            "metrics": {name: float(value) for name, value in scores.metrics.items()},
-            "stderr": {name: float(value) for name, value in scores.stderr.items()},
-            "n": int(scores.n),
-            "limit": limit,
-            "details": scores.details,
-            "model": {
-                "name": model.name,
-                "revision": model.revision,
-                "source": model_source,
-                "params": model.num_params,
-                "image_size": model.image_size,
-            },
-            "dataset": {
-                "name": dataset.name,
-                "split": dataset.split,
-                "fingerprint": dataset.fingerprint,
-            },
-            "protocol": protocol.as_dict(),
-            "code": asdict(code_state()),
-            "env": {
-                "python": platform.python_version(),
-                "torch": version("torch"),
-                "device": device,
-                "precision": protocol.precision,
-            },
-            "seconds": round(float(seconds), 3),
-            "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-            "source": "measured",
-        }
+        record = cls(
+            SCHEMA_VERSION,
+            MeasuredTask(task.name, task.version, task.group, task.main_metric, scores.chance),
+            {name: float(value) for name, value in scores.metrics.items()},
+            {name: float(value) for name, value in scores.stderr.items()},
+            int(scores.n),
+            limit,
+            scores.details,
+            MeasuredModel(
+                model.name, model.revision, model_source, model.num_params, model.image_size
+            ),
+            MeasuredDataset(dataset.name, dataset.split, dataset.fingerprint),
+            protocol.as_dict(),
+            code_state(),
+            Environment(platform.python_version(), version("torch"), device, protocol.precision),
+            seconds=round(float(seconds), 3),
+            created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            source="measured",
+        )
 
         # through the text of the file: a record in memory is what a reader of the file will see
-        where = f"{task.name} on {model.name}"
-        validate({**data, CHECKSUMS: {}}, where, fix="mend the task, or leave it out")
-        return cls.from_json(json.dumps(sealed(data)), where)
+        return cls.from_json(record.to_json())
 
     @property
     def key(self) -> str:
@@ -228,10 +207,11 @@ class Record:
     def to_json(self) -> str:
         """Indented JSON, fields in the order of the schema.
 
-        Raises UserError rather than write an invalid record.
+        Raises DataError rather than write an invalid record.
         """
         data = asdict(self)
-        validate({**data, CHECKSUMS: {}}, f"record of {self.task.name}")
+        where = f"{self.task.name} on {self.model.name}"
+        validate({**data, CHECKSUMS: {}}, where, fix="mend the task, or leave it out")
         return json.dumps(sealed(data), indent=2, allow_nan=False) + "\n"
 
     @classmethod

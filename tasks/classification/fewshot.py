@@ -13,7 +13,7 @@ happens where a class has too few of them, and under ``--limit``, stands in
 The pool that few shots are drawn from, and which numbers of shots it allows: no number is scored
 under another one's name.
 
-Flow: ``FewShot.load`` -> pool and scored images -> ``scored_shots`` -> the numbers of shots that
+Flow: ``FewShot.load`` -> pool and scored images -> ``score`` takes the numbers of shots that
 every class has.
 
 - A class that the pool holds no image of is not learned, and is counted in the details.
@@ -92,7 +92,7 @@ class FewShot(SourcedTask):
             return None
 
         pool = source(None, None)
-        return too_few(labels_of(pool), pool.class_names)
+        return too_few(*scarcest_class(labels_of(pool), pool.class_names))
 
     def protocol(self) -> dict[str, Any]:
         return {
@@ -109,11 +109,23 @@ class FewShot(SourcedTask):
         train = labels_of(features.data["train"])
         labels = labels_of(features.data["test"])
         names = features.data["train"].class_names
-        scored, details = scored_shots(self.name, train, names, self.protocol()["shots"])
+        num_shots = self.protocol()["shots"]
+
+        # the scarcest class decides for all: every number means as many of each class
+        scarcest, fewest = scarcest_class(train, names)
+        reason = too_few(scarcest, fewest)
+        if reason is not None:
+            raise UserError(reason, about=self.name, fix="add images, or leave the task out")
+        left_out = [metric(k) for k in num_shots if k > fewest]
+        details: dict[str, Any] = {
+            "left_out": dict.fromkeys(left_out, f"{scarcest!r} has {fewest} training pictures"),
+            "fewest_pictures_of_a_class": fewest,
+            "classes_without_pictures": len(names) - len(np.unique(train)),
+        }
 
         hits: dict[str, np.ndarray] = {}  # [N, S] of S draws
         fits: dict[str, list[dict[str, Any]]] = {}
-        for shots in scored:
+        for shots in (k for k in num_shots if k <= fewest):
             # the same seeds for each number: 5 shots hold the 1 shot
             draws = [shot_indices(train, shots, seed, len(names)) for seed in SEEDS]
             right: list[np.ndarray] = []
@@ -127,16 +139,18 @@ class FewShot(SourcedTask):
 
         # the deviation over draws alone: the standard error holds the draw of the test images too
         by_seed = {name: hit.mean(axis=0).tolist() for name, hit in hits.items()}
-        details |= self.describe(fits) | {
-            "by_seed": by_seed,
-            "std_over_seeds": {name: float(np.std(own, ddof=1)) for name, own in by_seed.items()},
-        }
+        deviations = {name: float(np.std(own, ddof=1)) for name, own in by_seed.items()}
         return Scores(
             metrics={name: float(hit.mean()) for name, hit in hits.items()},
             stderr={name: statistics.seeds_stderr(hit.T) for name, hit in hits.items()},
             n=len(labels),
             chance=uniform_chance(train, labels),
-            details=details,
+            details={
+                **self.describe(fits),
+                **details,
+                "by_seed": by_seed,
+                "std_over_seeds": deviations,
+            },
             outcomes=dict(hits),
         )
 
@@ -190,44 +204,18 @@ def spread_by_class(labels: np.ndarray, count: int) -> list[int]:
     return sorted(int(own[i]) for own in by_class for i in spread(len(own), count))
 
 
-def scored_shots(
-    task_name: str, labels: np.ndarray, class_names: Sequence[str], shots: Sequence[int]
-) -> tuple[list[int], dict[str, Any]]:
-    """Those of ``shots`` that every class of the pool has images for, and the record's details.
-
-    Raises:
-        UserError: the main metric's number is not among them; names the class and its count.
-    """
-    reason = too_few(labels, class_names)
-    if reason is not None:
-        raise UserError(reason, about=task_name, fix="add images, or leave the task out")
-
-    # the scarcest class decides for all: every number means as many of each class
-    name, fewest = _scarcest(labels, class_names)
-    left_out = {k: f"{name!r} has {fewest} training pictures" for k in shots if k > fewest}
-    details = {
-        "left_out": {metric(k): reason for k, reason in left_out.items()},
-        "fewest_pictures_of_a_class": fewest,
-        "classes_without_pictures": len(class_names) - len(np.unique(labels)),
-    }
-    return [number for number in shots if number <= fewest], details
-
-
-def too_few(labels: np.ndarray, class_names: Sequence[str]) -> str | None:
-    """ "'cat' has 3 training images, and acc1_10shot needs 10 of each class", or None."""
-    name, fewest = _scarcest(labels, class_names)
-    if fewest >= MAIN_SHOTS:
-        return None
-    return (
-        f"{name!r} has {fewest} training images,"
-        f" and {metric(MAIN_SHOTS)} needs {MAIN_SHOTS} of each class"
-    )
-
-
-def _scarcest(labels: np.ndarray, class_names: Sequence[str]) -> tuple[str, int]:
-    """The class with the fewest images among those that have any."""
+def scarcest_class(labels: np.ndarray, class_names: Sequence[str]) -> tuple[str, int]:
+    """The class with the fewest images among those that have any, and how many these are."""
     counts = np.bincount(labels, minlength=len(class_names))
     # a class without images is not learned at all, and is counted in the details
     present = np.flatnonzero(counts)
     scarcest = present[counts[present].argmin()]
     return class_names[scarcest], int(counts[scarcest])
+
+
+def too_few(class_name: str, num_images: int) -> str | None:
+    """Why the main metric needs more than the scarcest class has; None if it has enough."""
+    if num_images >= MAIN_SHOTS:
+        return None
+    needed = f"{metric(MAIN_SHOTS)} needs {MAIN_SHOTS} of each class"
+    return f"{class_name!r} has {num_images} training images, and {needed}"

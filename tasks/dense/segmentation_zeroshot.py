@@ -194,36 +194,24 @@ class ZeroShotSegmentation(SourcedTask):
             if not is_held_out or image.index % HELD_OUT != 0:
                 whole.add(np.where(confidence < threshold, 0, label), mask)
                 named.add(best_named - 1, without_background(mask))
-        details = {"threshold": threshold, **threshold_details}
-        return self._scores(test.mask_names, owner, whole, named, details)
 
-    def _scores(
-        self,
-        names: tuple[str, ...],
-        owner: np.ndarray,
-        whole: ImageAreas,
-        named: ImageAreas,
-        details: dict[str, Any],
-    ) -> Scores:
-        """mIoU with the background, mIoU_foreground beside it.
-
-        At chance background is as frequent as it was predicted.
-        """
-        # what features that know nothing predict: each named label as often as it has words
-        per_label = np.bincount(owner, minlength=len(names)).astype(float)
-        per_label[0] = 0
+        # what features that know nothing predict: each named label as often as it has words, and
+        # background as often as it was predicted
+        per_label = np.bincount(owner, minlength=len(test.mask_names))[1:].astype(float)
         background = whole.predicted[0] / whole.predicted.sum()
-        shares = (1 - background) * per_label / per_label.sum()
-        shares[0] = background
-        scores = whole.scores(names, chance=shares_miou(whole.truth, shares))
+        shares = np.append(background, (1 - background) * per_label / per_label.sum())
+        scores = whole.scores(test.mask_names, chance=shares_miou(whole.truth, shares))
 
-        foreground = named.scores(names[1:], chance=0.0)
-        foreground_chance = shares_miou(named.truth, per_label[1:] / per_label.sum())
+        foreground_chance = shares_miou(named.truth, per_label / per_label.sum())
+        foreground = named.scores(test.mask_names[1:], chance=foreground_chance)
         scores.metrics["mIoU_foreground"] = foreground.metrics["mIoU"]
         scores.stderr["mIoU_foreground"] = foreground.stderr["mIoU"]
-        scores.details.update(details, iou_foreground=foreground.details["iou"])
-        scores.details["chance_foreground"] = foreground_chance
         scores.outcomes["named_areas"] = foreground.outcomes["areas"]
+        scores.details.update(
+            {"threshold": threshold, **threshold_details},
+            iou_foreground=foreground.details["iou"],
+            chance_foreground=foreground_chance,
+        )
         return scores
 
     def _is_swept(self, test: ImageDataset) -> bool:

@@ -1,6 +1,6 @@
 """Models whose scores are known beforehand: one that knows the answers, and one that knows nothing.
 
-Both recognise a picture by its pixels, as a real model would have to; none is told an index.
+Both recognise an image by its pixels, as a real model would have to; none is told an index.
 """
 
 from __future__ import annotations
@@ -64,31 +64,29 @@ class LookupModel:
         return torch.arange(len(self._seen) - len(texts), len(self._seen))[:, None]
 
     def encode_image(self, images: Tensor, point: str = "pooled") -> Tensor:
-        return torch.stack(
-            [torch.from_numpy(self._image(pixels(picture))).float() for picture in images]
-        )
+        return _stacked([self._image(pixels(image)) for image in images])
 
     def encode_text(self, tokens: Tensor) -> Tensor:
-        return torch.stack(
-            [torch.from_numpy(self._text(self._seen[row])).float() for row in tokens[:, 0].tolist()]
-        )
+        return _stacked([self._text(self._seen[row]) for row in tokens[:, 0].tolist()])
 
     def encode_dense(self, images: Tensor, methods: Sequence[str]) -> dict[str, Tensor]:
-        found = {}
+        grids = {}
         for method in methods:
-            grids = [
-                self._dense(pixels(picture), not method.startswith("tokens")) for picture in images
-            ]
-            found[method] = torch.stack([torch.from_numpy(grid).float() for grid in grids])
-        return found
+            is_joint = not method.startswith("tokens")
+            grids[method] = _stacked([self._dense(pixels(image), is_joint) for image in images])
+        return grids
 
     def to(self, device: torch.device) -> LookupModel:
         return self
 
 
-def pixels(picture: Tensor) -> bytes:
-    """The key of a picture: its RGB bytes."""
-    return picture.permute(1, 2, 0).round().to(torch.uint8).numpy().tobytes()
+def _stacked(arrays: list[np.ndarray]) -> Tensor:
+    return torch.from_numpy(np.stack(arrays)).float()
+
+
+def pixels(image: Tensor) -> bytes:
+    """The key of an image: its RGB bytes."""
+    return image.permute(1, 2, 0).round().to(torch.uint8).numpy().tobytes()
 
 
 def _noise(key: bytes, *shape: int) -> np.ndarray:
@@ -103,7 +101,7 @@ def lookup_model() -> type[LookupModel]:
 
 @pytest.fixture(scope="session")
 def random_model() -> LookupModel:
-    """Features that have nothing to do with the picture or the text, but are the same each time."""
+    """Features that have nothing to do with the image or the text, but are the same each time."""
     return LookupModel(
         64,
         image=lambda key: _noise(key, 64),

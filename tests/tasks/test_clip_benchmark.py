@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from given import GivenData, GivenFeatures
 
 from silc_bench.evaluation.prompts import Prompts
 from silc_bench.tasks.classification.zeroshot import ZeroShot
@@ -20,7 +21,7 @@ CLASSES = [
     for colour in ("red", "green", "blue")
     for thing in ("cat", "dog", "cow", "hen")
 ]
-TEMPLATES = ["a photo of a {c}.", "the {c}", "many {c} together"]
+TEMPLATES = ("a photo of a {c}.", "the {c}", "many {c} together")
 
 
 @pytest.fixture(scope="module")
@@ -62,69 +63,52 @@ class Loader(list):
     dataset = SimpleNamespace(classes=CLASSES)
 
 
+@torch.no_grad()
 def features_of(tiny, images, **fields):
     model, tokenizer = tiny
-    with torch.no_grad():
-        embeddings = model.encode_image(images).numpy()
+    embeddings = model.encode_image(images).numpy()
+    data = GivenData(class_names=tuple(CLASSES), **fields)
 
-    @torch.no_grad()
-    def text(texts):
-        return model.encode_text(tokenizer(list(texts))).numpy()
+    class Features(GivenFeatures):
+        @torch.no_grad()
+        def text(self, texts):
+            return model.encode_text(tokenizer(list(texts))).numpy()
 
-    class Data(SimpleNamespace):
-        def __len__(self):
-            return len(images)
-
-    data = Data(name="pictures", split="test", class_names=tuple(CLASSES), **fields)
-    return SimpleNamespace(
-        data={"test": data}, image=lambda role: embeddings, text=text, device="cpu"
-    )
+    return Features(data={"test": data}, images={"test": embeddings})
 
 
-def test_zeroshot_equals_its_evaluation(peer, tiny):
+PER_CLASS = {
+    name: tuple(f"{name} number {k}" for k in range(1 + c % 4)) for c, name in enumerate(CLASSES)
+}
+
+
+@pytest.mark.parametrize(
+    ("prompts", "theirs"),
+    [
+        (Prompts("three", TEMPLATES), list(TEMPLATES)),
+        (Prompts("own", per_class=PER_CLASS), {name: list(own) for name, own in PER_CLASS.items()}),
+    ],
+    ids=["templates", "per class"],
+)
+def test_zeroshot_equals_its_evaluation(peer, tiny, prompts, theirs):
     rng = torch.Generator().manual_seed(1)
     images = torch.randn(240, 3, 32, 32, generator=rng)
-    labels = torch.randint(0, len(CLASSES) - 1, (240,), generator=rng)  # a class without an imagee
+    labels = torch.randint(0, len(CLASSES) - 1, (240,), generator=rng)  # a class without an image
     loader = Loader((images[i : i + 50], labels[i : i + 50]) for i in range(0, 240, 50))
-    theirs = peer.zeroshot(tiny[0], loader, tiny[1], CLASSES, TEMPLATES, "cpu", amp=False)
-
-    task = ZeroShot(
-        name="pictures/zeroshot", sources={}, prompts=Prompts("three", tuple(TEMPLATES))
-    )
-    scores = task.score(features_of(tiny, images, labels=labels.numpy()))
-    assert scores.metrics == pytest.approx(
-        {name: theirs[name] for name in scores.metrics}, abs=1e-12
-    )
-    assert 0 < scores.metrics["acc1"] < scores.metrics["acc5"] < 1
-
-
-def test_prompts_per_class_equal_its_evaluation(peer, tiny):
-    rng = torch.Generator().manual_seed(2)
-    images = torch.randn(120, 3, 32, 32, generator=rng)
-    labels = torch.arange(120) % len(CLASSES)
-    own = {name: [f"{name} number {k}" for k in range(1 + c % 4)] for c, name in enumerate(CLASSES)}
-    theirs = peer.zeroshot(
-        tiny[0], Loader([(images, labels)]), tiny[1], CLASSES, own, "cpu", amp=False
-    )
-    prompts = Prompts("own", per_class={name: tuple(texts) for name, texts in own.items()})
-    scores = ZeroShot(name="pictures/zeroshot", sources={}, prompts=prompts).score(
-        features_of(tiny, images, labels=labels.numpy())
-    )
-    assert scores.metrics == pytest.approx(
-        {name: theirs[name] for name in scores.metrics}, abs=1e-12
-    )
+    expected = peer.zeroshot(tiny[0], loader, tiny[1], CLASSES, theirs, "cpu", amp=False)
+    task = ZeroShot(name="given/zeroshot", sources={}, prompts=prompts)
+    scores = task.score(features_of(tiny, images, labels=labels.numpy())).metrics
+    assert scores == pytest.approx({name: expected[name] for name in scores}, abs=1e-12)
+    assert 0 < scores["acc1"] < scores["acc5"] < 1
 
 
 def test_retrieval_equals_its_evaluation(peer, tiny):
     images = torch.randn(60, 3, 32, 32, generator=torch.Generator().manual_seed(3))
-    captions = [
-        tuple(f"picture {i} seen from side {k}" for k in range(1 + i % 5)) for i in range(60)
-    ]
+    captions = [tuple(f"image {i} seen from side {k}" for k in range(1 + i % 5)) for i in range(60)]
     loader = [(images[i : i + 25], captions[i : i + 25]) for i in range(0, 60, 25)]
     theirs = peer.retrieval(tiny[0], loader, tiny[1], "cpu", amp=False, recall_k_list=[1, 5, 10])
-    scores = Retrieval(name="pictures/retrieval", sources={}).score(
-        features_of(tiny, images, captions=captions)
-    )
-    ours = {name: value for name, value in scores.metrics.items() if "recall" in name}
+    task = Retrieval(name="given/retrieval", sources={})
+    metrics = task.score(features_of(tiny, images, captions=captions)).metrics
+    ours = {name: value for name, value in metrics.items() if "recall" in name}
     assert ours == pytest.approx(theirs, abs=1e-6)  # it averages in fp32
     assert ours["image_retrieval_recall@10"] > 0

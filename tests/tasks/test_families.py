@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import numpy as np
 import pytest
+from given import GivenData, GivenFeatures
+from refusals import refused
 
-from silc_bench.errors import UserError
-from silc_bench.metrics import accuracy, iou
-from silc_bench.metrics.retrieval import retrieval_ranks
+from silc_bench.metrics import iou
 from silc_bench.probes.closed_form import shot_indices
 from silc_bench.tasks.classification import fewshot
-from silc_bench.tasks.classification import fewshot as shots
 from silc_bench.tasks.classification.fewshot import FewShot, FewShotLogistic
 from silc_bench.tasks.classification.linear import COSTS, Linear, held_out_fifth
 from silc_bench.tasks.classification.scores import frequency_chance, uniform_chance
@@ -23,33 +19,18 @@ from silc_bench.tasks.retrieval import Retrieval, captions_of
 from silc_bench.tasks.selection import select
 
 pytestmark = pytest.mark.broad
+RNG = np.random.default_rng(0)
 
 
-class GivenFeatures:
-    """Features from arrays instead of a model: ``images`` by role, ``texts`` by text."""
-
-    device = "cpu"
-
-    def __init__(self, data, images=None, texts=None):
-        self.data, self._images, self._texts = data, images, texts
-        self.asked = []
-
-    def image(self, role):
-        return self._images[role]
-
-    def text(self, texts):
-        self.asked += texts
-        return np.stack([self._texts[text] for text in texts])
-
-
-class Labelled:
-    name, split, fingerprint = "given", "test", "0" * 16
-
-    def __init__(self, labels=None, class_names=(), captions=None):
-        self.labels, self.class_names, self.captions = labels, class_names, captions
-
-    def __len__(self):
-        return len(self.labels if self.labels is not None else self.captions)
+def clusters(noise, names, **labels):
+    """Features of two roles, an image near the centre of its class."""
+    rng = np.random.default_rng(len(names))
+    centers = rng.normal(size=(len(names), 6))
+    images, data = {}, {}
+    for role, own in labels.items():
+        images[role] = centers[own] + noise * rng.normal(size=(len(own), 6))
+        data[role] = GivenData(labels=own, class_names=tuple(names))
+    return GivenFeatures(data=data, images=images)
 
 
 # ---- chance ----
@@ -58,68 +39,45 @@ class Labelled:
 @pytest.mark.parametrize("chance", [uniform_chance, frequency_chance])
 def test_chance_of_classification_by_simulation(chance):
     rng = np.random.default_rng(1)
-    train, test = (
-        rng.choice([0, 2, 3], p=[0.7, 0.2, 0.1], size=500),
-        rng.choice([0, 1, 2], p=[0.5, 0.2, 0.3], size=400),
-    )
+    train = rng.choice([0, 2, 3], p=[0.7, 0.2, 0.1], size=500)
+    test = rng.choice([0, 1, 2], p=[0.5, 0.2, 0.3], size=400)
     pool = np.unique(train) if chance is uniform_chance else train
     guesses = rng.choice(pool, size=(500, 400))
     assert chance(train, test) == pytest.approx((guesses == test).mean(), abs=0.005)
+
+
+def test_chance_of_segmentation_by_simulation():
+    truth = RNG.choice([0, 1, 2], p=[0.9, 0.08, 0.02], size=200_000)
+    counts = np.bincount(truth, minlength=4)  # the fourth class does not occur
+    even = iou.areas(RNG.integers(0, 4, size=truth.shape), truth, 4)
+    assert shares_miou(counts, np.full(4, 0.25)) == pytest.approx(iou.mean_iou(even), abs=0.001)
+    constant = iou.areas(np.zeros_like(truth), truth, 4)
+    assert constant_miou(counts) == pytest.approx(iou.mean_iou(constant), abs=1e-12)
 
 
 # ---- linear probe ----
 
 
 def test_linear_chooses_on_training_images_only_and_never_answers_an_unseen_class():
-    rng = np.random.default_rng(2)
-    centers = rng.normal(size=(4, 6))
-    train, test = np.repeat([0, 1, 3], 20), np.array([0, 1, 2, 3] * 10)
-    order = rng.permutation(60)
-    images = {
-        "train": (centers[train] + 0.2 * rng.normal(size=(60, 6)))[order],
-        "test": centers[test] + 0.2 * rng.normal(size=(40, 6)),
-    }
-    names = ("a", "b", "c", "d")
-    data = {"train": Labelled(train[order], names), "test": Labelled(test, names)}
+    train = np.random.default_rng(2).permutation(np.repeat([0, 1, 3], 20))
+    features = clusters(0.2, "abcd", train=train, test=np.array([0, 1, 2, 3] * 10))
     task = Linear(name="given/linear", sources={})
-    scores = task.score(GivenFeatures(data, images))
+    scores = task.score(features)
     assert scores.metrics["acc1"] == 0.75, "all but the class that training does not hold"
     assert scores.details["cost"] in COSTS
     assert scores.details["converged"] == [True] * (len(COSTS) + 1)
-    held_out = scores.details["held_out_acc1"]
 
-    data["test"] = Labelled(test[::-1].copy(), names)
-    other = task.score(GivenFeatures(data, images))
-    assert other.details["held_out_acc1"] == held_out, (
-        "the test labels decide nothing but the score"
-    )
+    # the test labels decide nothing but the score
+    features.data["test"].labels = features.data["test"].labels[::-1].copy()
+    assert task.score(features).details["held_out_acc1"] == scores.details["held_out_acc1"]
 
 
-def test_linear_needs_enough_to_hold_some_out():
-    data = {
-        "train": Labelled(np.array([0, 1]), ("a", "b")),
-        "test": Labelled(np.array([0]), ("a", "b")),
-    }
-    with pytest.raises(UserError, match="needs two training pictures of a class"):
-        Linear(name="given/linear", sources={}).score(
-            GivenFeatures(data, {"train": np.eye(2), "test": np.eye(2)[:1]})
-        )
-
-
-@pytest.mark.parametrize("num_classes", [2, 5, 10])
-@pytest.mark.parametrize("order", ["sorted by class", "the classes take turns", "at random"])
-def test_a_fifth_of_each_class_is_held_out_in_any_order(num_classes, order):
-    """Where five classes take turns, every fifth picture of the set is of one class."""
-    labels = np.repeat(np.arange(num_classes), 20)
-    if order == "the classes take turns":
-        labels = np.tile(np.arange(num_classes), 20)
-    elif order == "at random":
-        labels = np.random.default_rng(num_classes).permutation(labels)
+@pytest.mark.parametrize("num_classes", [2, 5, 7])
+@pytest.mark.parametrize("order", [np.sort, lambda labels: labels, RNG.permutation])
+def test_every_fifth_of_a_class_is_held_out_in_whatever_order(num_classes, order):
+    labels = order(np.tile(np.arange(num_classes), 20))
     held_out = held_out_fifth(labels)
-    assert np.bincount(labels[held_out]).tolist() == [4] * num_classes
-    assert np.array_equal(held_out, held_out_fifth(7 - labels)), (
-        "what the classes are called does not matter"
-    )
+    assert np.array_equal(held_out, held_out_fifth(7 - labels)), "names do not matter"
     for label in range(num_classes):
         assert np.flatnonzero(held_out[labels == label]).tolist() == [4, 9, 14, 19]
 
@@ -132,123 +90,72 @@ def test_small_classes_hold_one_out_and_keep_one():
 # ---- few-shot ----
 
 
-@pytest.fixture
-def few_fits(monkeypatch):
+@pytest.fixture(params=[FewShot, FewShotLogistic])
+def few_shot(request, monkeypatch):
     """What holds does not hang on how many penalties are tried, or how often shots are drawn."""
     monkeypatch.setattr(fewshot, "COSTS", (1e-2, 1.0))
     monkeypatch.setattr(fewshot, "SEEDS", (0, 1))
-    monkeypatch.setattr(shots, "POOL", 10)  # images of a class, under a limit
+    return request.param(name="given/fewshot", sources={})
 
 
-@pytest.mark.usefixtures("few_fits")
-@pytest.mark.parametrize(("family", "first"), [(FewShot, 1), (FewShotLogistic, 5)])
 @pytest.mark.parametrize("fewest", [10, 24, 25])
-def test_no_number_of_shots_is_scored_that_a_class_does_not_have(family, first, fewest):
-    rng = np.random.default_rng(fewest)
-    train, test = np.repeat([0, 1, 3], [40, fewest, 30]), rng.choice([0, 1, 3], size=30)
-    images = {
-        role: np.eye(4)[labels] + 0.1 * rng.normal(size=(len(labels), 4))
-        for role, labels in (("train", train), ("test", test))
-    }
-    names = ("ant", "bee", "none of these", "cow")
-    data = {"train": Labelled(train, names), "test": Labelled(test, names)}
-    scores = family(name="given/fewshot", sources={}).score(GivenFeatures(data, images))
+def test_no_number_of_shots_is_scored_that_a_class_does_not_have(few_shot, fewest):
+    train, test = np.repeat([0, 1, 3], [40, fewest, 30]), RNG.choice([0, 1, 3], size=30)
+    scores = few_shot.score(clusters(0.1, ("ant", "bee", "none", "cow"), train=train, test=test))
+    first = 5 if isinstance(few_shot, FewShotLogistic) else 1
     scored = [f"acc1_{k}shot" for k in (1, 5, 10, 25) if first <= k <= fewest]
-    assert (
-        list(scores.metrics)
-        == list(scores.stderr)
-        == list(scores.outcomes)
-        == list(scores.details["by_seed"])
-        == scored
-    )
+    for numbers in (scores.metrics, scores.stderr, scores.outcomes, scores.details["by_seed"]):
+        assert list(numbers) == scored
     left_out = {} if fewest == 25 else {"acc1_25shot": f"'bee' has {fewest} training pictures"}
-    assert scores.details["left_out"] == left_out
-    assert scores.details["fewest_pictures_of_a_class"] == fewest
-    assert scores.details["classes_without_pictures"] == 1
+    stated = {"fewest_pictures_of_a_class": fewest, "classes_without_pictures": 1}
+    assert {"left_out": left_out, **stated}.items() <= scores.details.items()
 
 
-@pytest.mark.parametrize("family", [FewShot, FewShotLogistic])
-def test_without_ten_shots_of_each_class_few_shot_is_refused(family):
-    train = np.repeat([0, 1], [9, 30])
-    data = {
-        "train": Labelled(train, ("ant", "bee")),
-        "test": Labelled(np.arange(2), ("ant", "bee")),
-    }
-    with pytest.raises(
-        UserError,
-        match=(
-            r"given/f: 'ant' has 9 training pictures, "
-            r"and acc1_10shot needs 10 of each class; add"
-        ),
-    ):
-        family(name="given/f", sources={}).score(
-            GivenFeatures(data, {"train": np.eye(2)[train], "test": np.eye(2)})
-        )
+def test_without_ten_shots_of_each_class_few_shot_is_refused(few_shot):
+    with refused("given/fewshot"):
+        few_shot.score(clusters(0.1, "ab", train=np.repeat([0, 1], [9, 30]), test=np.arange(2)))
 
 
-@pytest.mark.parametrize("family", ["fewshot", "fewshot_logistic"])
-def test_a_limit_thins_out_the_scored_images_and_keeps_the_shots(family):
-    (task,) = select([f"shapes/{family}"])
-    data, whole = task.load(None, 20), task.load(None, None)
-    assert len(data["test"]) == 20
-    counts = np.bincount(whole["train"].labels, minlength=64)
-    assert (
-        np.bincount(data["train"].labels, minlength=64).tolist() == np.minimum(counts, 25).tolist()
-    )
-    assert (
-        len({data["train"].fingerprint, whole["train"].fingerprint, data["test"].fingerprint}) == 3
-    )
-    kept = [np.array(data["train"].image(i)) for i in range(3)]
-    originals = [np.array(whole["train"].image(i)) for i in range(40)]
-    assert all(any(np.array_equal(mine, theirs) for theirs in originals) for mine in kept)
-
-
-@pytest.mark.usefixtures("few_fits")
-@pytest.mark.parametrize("family", [FewShot, FewShotLogistic])
-def test_few_shots_are_learned_from_the_shots_alone(family, monkeypatch):
+def test_few_shots_are_learned_from_the_shots_alone(few_shot, monkeypatch):
     monkeypatch.setattr(fewshot, "SHOTS", (1, 5, 10))
-    rng = np.random.default_rng(5)
-    centers = rng.normal(size=(3, 6))
-    train, test = rng.integers(0, 3, size=200), rng.integers(0, 3, size=60)
-    images = {
-        role: centers[labels] + 0.7 * rng.normal(size=(len(labels), 6))
-        for role, labels in (("train", train), ("test", test))
-    }
-    data = {"train": Labelled(train, ("a", "b", "c")), "test": Labelled(test, ("a", "b", "c"))}
-    task = family(name="given/fewshot", sources={})
-    scores = task.score(GivenFeatures(data, images))
+    train, test = RNG.integers(0, 3, size=200), RNG.integers(0, 3, size=60)
+    features = clusters(0.7, "abc", train=train, test=test)
+    scores = few_shot.score(features)
     assert 0.5 < scores.metrics["acc1_5shot"] <= scores.metrics["acc1_10shot"] + 0.1
 
     used = np.unique(np.concatenate([shot_indices(train, 10, seed, 3) for seed in (0, 1)]))
-    images["train"][np.setdiff1d(np.arange(200), used)] = 1e6
-    again = task.score(GivenFeatures(data, images))
-    assert again.metrics == scores.metrics, "pictures that no draw holds do not matter"
-    data["test"] = Labelled((test + 1) % 3, ("a", "b", "c"))
-    assert task.score(GivenFeatures(data, images)).details.get(
-        "cost_by_seed"
-    ) == scores.details.get("cost_by_seed")
+    features.images["train"][np.setdiff1d(np.arange(200), used)] = 1e6
+    assert few_shot.score(features).metrics == scores.metrics, "images that no draw holds"
+    features.data["test"].labels = (test + 1) % 3
+    other = few_shot.score(features)
+    assert other.details.get("cost_by_seed") == scores.details.get("cost_by_seed")
 
 
-# ---- retrieval ----
+def test_a_limit_thins_out_the_scored_images_and_keeps_the_shots():
+    (task,) = select(["shapes/fewshot"])
+    data, whole = task.load(None, 20), task.load(None, None)
+    assert len(data["test"]) == 20
+    kept, counts = (np.bincount(own["train"].labels, minlength=64) for own in (data, whole))
+    assert kept.tolist() == np.minimum(counts, 25).tolist()
+    assert data["train"].fingerprint != whole["train"].fingerprint
+    first = np.array(data["train"].image(0))
+    assert any(np.array_equal(first, whole["train"].image(i)) for i in range(40))
+
+
+# ---- what else is asked ----
 
 
 def test_captions_that_repeat_stand_once_in_the_gallery_and_are_right_for_each_image():
-    dataset = Labelled(captions=[("x", "y"), ("y", "z", "z"), ("w",)])
+    dataset = GivenData(captions=[("x", "y"), ("y", "z", "z"), ("w",)])
     pictures, texts, captions = captions_of(dataset)
     assert captions == ["w", "x", "y", "z"]
-    assert list(zip(pictures.tolist(), texts.tolist(), strict=True)) == [
-        (0, 1),
-        (0, 2),
-        (1, 2),
-        (1, 3),
-        (2, 0),
-    ]
+    assert pictures.tolist() == [0, 0, 1, 1, 2]
+    assert texts.tolist() == [1, 2, 2, 3, 0]
 
-    images = np.eye(4)[:3]
-    embeddings = {"x": images[0], "y": images[0] + 0.9 * images[1], "z": images[2], "w": images[2]}
-    scores = Retrieval(name="given/retrieval", sources={}).score(
-        GivenFeatures({"test": dataset}, {"test": images}, embeddings)
-    )
+    a, b, c = images = np.eye(4)[:3]
+    embeddings = {"x": a, "y": a + 0.9 * b, "z": c, "w": c}
+    features = GivenFeatures(data={"test": dataset}, images={"test": images}, texts=embeddings)
+    scores = Retrieval(name="given/retrieval", sources={}).score(features)
     # image 1 asks for "y", and finds it; image 2 finds "w" tied with "z", which is not a hit
     assert scores.metrics["text_retrieval_recall@1"] == pytest.approx(2 / 3)
     # "x" and, for both of its images, "y" find one; "z" finds image 2, and "w" too, of which
@@ -257,75 +164,9 @@ def test_captions_that_repeat_stand_once_in_the_gallery_and_are_right_for_each_i
     assert scores.chance == pytest.approx((2 / 4 + 2 / 4 + 1 / 4) / 3)
 
 
-def test_retrieval_without_repeats_is_the_usual_recall():
-    rng = np.random.default_rng(3)
-    captions = [tuple(f"{picture} {k}" for k in range(5)) for picture in range(30)]
-    images = rng.normal(size=(30, 8))
-    embeddings = {
-        text: images[p] + rng.normal(size=8) for p, own in enumerate(captions) for text in own
-    }
-    features = GivenFeatures({"test": Labelled(captions=captions)}, {"test": images}, embeddings)
-    scores = Retrieval(name="given/retrieval", sources={}).score(features)
-    texts = np.stack([embeddings[text] for own in captions for text in own])
-    right = np.stack([np.repeat(np.arange(30), 5), np.arange(150)], axis=1)
-    ranks = dict(zip(("text", "image"), retrieval_ranks(images, texts, right), strict=True))
-    for k in (1, 5, 10):
-        for way in ranks:
-            assert scores.metrics[f"{way}_retrieval_recall@{k}"] == pytest.approx(
-                accuracy.recall_at(ranks[way], k), abs=1e-12
-            )
-    assert scores.chance == pytest.approx(5 / 150)
-    assert scores.stderr["image_retrieval_recall@1"] > 0
-
-
-# ---- segmentation ----
-
-
 def test_without_background():
     mask = np.array([[0, 1], [8, 255]], dtype=np.uint8)
     assert without_background(mask).tolist() == [[255, 0], [7, 255]]
-
-
-def test_chance_of_segmentation_by_simulation():
-    rng = np.random.default_rng(4)
-    truth = rng.choice([0, 1, 2], p=[0.9, 0.08, 0.02], size=200_000)
-    counts = np.bincount(truth, minlength=4)  # the fourth class does not occur
-    even = iou.areas(rng.integers(0, 4, size=truth.shape), truth, 4)
-    assert shares_miou(counts, np.full(len(counts), 1 / len(counts))) == pytest.approx(
-        iou.mean_iou(even), abs=0.001
-    )
-    constant = iou.areas(np.zeros_like(truth), truth, 4)
-    assert constant_miou(counts) == pytest.approx(iou.mean_iou(constant), abs=1e-12)
-
-
-# ---- CIFAR-100 ----
-
-DATA = os.environ.get("SILC_BENCH_TEST_DATA")
-
-
-@pytest.mark.usefixtures("few_fits")
-@pytest.mark.skipif(DATA is None, reason="SILC_BENCH_TEST_DATA names no folder with cifar100/")
-@pytest.mark.parametrize("task", select(["cifar100"]), ids=lambda task: task.name)
-def test_cifar100_on_real_images(task, random_model):
-    import torch
-
-    from silc_bench.evaluation.features import Extractor
-
-    data = task.load(Path(str(DATA)), 600)
-    extract = Extractor(
-        random_model,
-        device=torch.device("cpu"),
-        precision="fp32",
-        batch_size=256,
-        num_workers=0,
-        progress=False,
-    )
-    scores = task.score(extract(data))
-    assert scores.n == 600
-    assert scores.chance == pytest.approx(0.01, abs=0.002)
-    assert abs(scores.metrics[task.main_metric] - scores.chance) < 4 * max(
-        scores.stderr[task.main_metric], 0.003
-    )
 
 
 def test_classes_of_one_name_are_ranked_as_an_argmax_ranks_them():
@@ -333,16 +174,12 @@ def test_classes_of_one_name_are_ranked_as_an_argmax_ranks_them():
 
     As in a peer that takes the largest.
     """
-    rng = np.random.default_rng(0)
     texts = [["a cat"], ["a missile"], ["a dog"], ["a missile"], ["a bird"]]
-    logits = rng.normal(size=(300, 5))
-    logits[:, 3] = logits[:, 1] + 1e-9 * rng.normal(size=300)  # equal up to the order of a sum
-    labels = rng.integers(5, size=300)
+    logits, labels = RNG.normal(size=(300, 5)), RNG.integers(5, size=300)
+    logits[:, 3] = logits[:, 1] + 1e-9 * RNG.normal(size=300)  # equal up to the order of a sum
     ranks = ranks_among_namesakes(logits, labels, texts)
     logits[:, 3] = logits[:, 1]
     order = np.argsort(-logits, axis=1, kind="stable")  # of equals the lowest label first
-    assert ranks.tolist() == [
-        row.tolist().index(label) for row, label in zip(order, labels, strict=True)
-    ]
+    assert ranks.tolist() == np.argmax(order == labels[:, None], axis=1).tolist()
     assert (ranks[labels == 1] == 0).any()
     assert not (ranks[labels == 3] == 0).any()

@@ -6,8 +6,6 @@ import hashlib
 import json
 from importlib.resources import files
 
-import pytest
-
 from silc_bench.datasets.public.mask_sets import SETS, mask_names
 from silc_bench.evaluation.prompts import class_words
 
@@ -24,16 +22,6 @@ LISTED = [
 def test_the_lists_are_those_that_were_carried_over():
     content = json.loads(ASSET.read_text(encoding="utf-8"))
     assert hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest() == SHA256
-
-
-@pytest.mark.parametrize(("protocol", "name"), LISTED)
-def test_every_label_has_its_words(protocol, name):
-    by_label = class_words(name, protocol)
-    assert len(by_label) == len(mask_names(name))
-    for words in by_label:
-        assert words
-        assert len(set(words)) == len(words)
-        assert all(word and word == word.strip() for word in words)
 
 
 def test_words_stand_at_their_labels():

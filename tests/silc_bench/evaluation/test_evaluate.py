@@ -117,7 +117,7 @@ def test_what_the_probe_learned_from_is_part_of_the_key(tmp_path):
         ("shapes/knn", {"precision": "fp16"}, "--precision"),
         ("shapes/knn", {"batch_size": 0}, "--batch-size"),
         ("shapes/knn", {"existing": "skp"}, "--existing"),
-        ("shapes/knn", {"feature_point": "poold"}, "--feature-point"),
+        ("shapes/knn", {"feature_point": "poold"}, "runs/counting:student"),
         ("shapes/knn", {"feature_point": "mean_patch"}, "runs/counting:student"),
     ],
 )

@@ -111,16 +111,6 @@ def test_texts_are_encoded_once_and_returned_in_the_order_asked():
     assert model.texts == 4
 
 
-def test_dense_features_come_in_batches_when_they_are_taken():
-    model = Grey()
-    images = extractor(model)({"test": Images(10)}).grids("test", None, "maskclip")
-    assert model.images == 0
-    grids = [next(images).grid]
-    assert model.images == 4
-    grids += [image.grid for image in images]
-    assert [grid[0, 0, 0] for grid in grids] == [2 * grey for grey in Images(10).greys]
-
-
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_precision_is_the_one_of_the_forward_pass(precision):
     model = Grey()

@@ -13,7 +13,6 @@ from silc_bench.evaluation.prompts import (
     Prompts,
     class_embeddings,
     named_prompts,
-    own_templates,
     prompts_of,
     read_per_class,
 )
@@ -129,8 +128,3 @@ def test_a_task_asked_in_other_words_is_otherwise_the_same():
             assert other.prompts == named_prompts()["single"] != task.prompts
         else:
             assert other.protocol() == task.protocol() or name == "shapes/zeroshot_unseen"
-
-
-def test_our_own_templates_hold_the_class_once():
-    for template in own_templates("shapes"):
-        assert template.count("{c}") == 1

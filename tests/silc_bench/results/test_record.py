@@ -141,7 +141,7 @@ def test_each_part_changes_the_key():
     for place, other in enumerate(others):
         keys.add(key(*base[:place], other, *base[place + 1 :]))
     assert len(keys) == 6
-    assert all(len(one) == 8 and int(one, 16) >= 0 for one in keys)
+    assert all(len(digits) == 8 and int(digits, 16) >= 0 for digits in keys)
 
 
 def test_a_record_lies_where_the_design_says():

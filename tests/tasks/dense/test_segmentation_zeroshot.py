@@ -5,92 +5,68 @@ Against SCLIP's rule and plain loops.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from given import GivenData, GivenFeatures
+from refusals import refused
 
-from silc_bench.errors import UserError
 from silc_bench.evaluation.prompts import Prompts, class_words
 from silc_bench.evaluation.protocols import Rule, choose, rule_of
 from silc_bench.metrics import accuracy, iou
 from silc_bench.models import windows
 from silc_bench.models.windows import DenseImage, View
-from silc_bench.tasks.dense.scores import shares_miou
 from silc_bench.tasks.dense.segmentation_zeroshot import BINS, Sweep, ZeroShotSegmentation, decided
 
 MODEL = SimpleNamespace(image_protocol={})
 NAMES = ("background", "cat", "dog", "grass")
 SIDE, D = 12, 16
 VIEW = View(SIDE, 8, 4)
+RNG = np.random.default_rng(0)
 
 
-@dataclass(frozen=True)
-class Masks:
-    masks: np.ndarray
-    mask_names: tuple[str, ...] = NAMES
-    has_background: bool = True
-    name: str = "made-up"
-
-    def __len__(self):
-        return len(self.masks)
-
-    def mask(self, index):
-        return self.masks[index]
-
-
-@dataclass
-class Made:
-    """Features made from the masks; ``asked`` keeps what views and methods were asked for."""
-
-    data: dict
-    cells: object
-    words: dict
-    device: str = "cpu"
-
-    def __post_init__(self):
-        self.asked = []
+class Made(GivenFeatures):
+    """``cells`` makes features from a mask; ``asked`` keeps what views and methods are read."""
 
     def grids(self, role, view, method):
-        self.asked.append((role, view, method))
+        self.asked = (role, view, method)
         layout = VIEW.layout(SIDE, SIDE, 1)
         for index in range(len(self.data[role])):
             yield DenseImage(index, self.cells(self.data[role].mask(index), layout), layout)
 
     def text(self, texts):
-        return np.stack([self.words[text] for text in texts])
+        # every prompt of a class has its axis
+        return np.stack([next(self.words[n] for n in NAMES if n in text) for text in texts])
 
 
-def source(data_root, limit):
-    raise AssertionError("not loaded here")
+def made(cells, words, **masks):
+    return Made(data=masks, cells=cells, words=words)
 
 
 def task(**changes):
-    return ZeroShotSegmentation(
-        name="made-up/x", sources={"test": source}, prompts=Prompts("p", ("{c}",)), **changes
-    )
+    fields = {"name": "made-up/x", "sources": {"test": None}, "prompts": Prompts("p", ("{c}",))}
+    return ZeroShotSegmentation(**{**fields, **changes})
 
 
-def masks(count, seed=0):
+def masks(count, seed=0, **fields):
     """Blocks of 4 x 4 pixels, half of them background, some pixels not scored."""
     rng = np.random.default_rng(seed)
     blocks = rng.integers(1, 4, (count, 3, 3)) * (rng.random((count, 3, 3)) < 0.5)
-    found = blocks.repeat(4, axis=1).repeat(4, axis=2).astype(np.uint8)
-    found[rng.random(found.shape) < 0.05] = 255
-    return Masks(found)
+    pixels = blocks.repeat(4, axis=1).repeat(4, axis=2).astype(np.uint8)
+    pixels[rng.random(pixels.shape) < 0.05] = 255
+    what = {"masks": pixels, "mask_names": NAMES, "has_background": True, "name": "made-up"}
+    return GivenData(**what | fields)
 
 
 def of_windows(pixels, layout):
     """[SIDE, SIDE, D] -> the grid of all windows' cells, a cell a pixel."""
-    rows = [
-        np.concatenate(
-            [pixels[top : top + VIEW.window, left : left + VIEW.window] for left in layout.lefts],
-            axis=1,
-        )
-        for top in layout.tops
-    ]
+    rows = []
+    for top in layout.tops:
+        band = pixels[top : top + VIEW.window]
+        rows.append(np.hstack([band[:, left : left + VIEW.window] for left in layout.lefts]))
     return np.concatenate(rows).astype(np.float32)
 
 
@@ -103,12 +79,6 @@ def oracle(mask, layout):
     return of_windows(EYE[np.where((mask == 0) | (mask == 255), D - 1, mask)], layout)
 
 
-def noise(seed):
-    rng = np.random.default_rng(seed)
-    words = {name: rng.normal(size=D) for name in NAMES}
-    return words, lambda mask, layout: of_windows(rng.normal(size=(*mask.shape, D)), layout)
-
-
 # ---- the answer, and noise ----
 
 
@@ -116,66 +86,54 @@ def noise(seed):
 @pytest.mark.parametrize("scale", [40.0, None])
 def test_the_right_pixels_score_one_with_the_background_and_without(has_train, scale):
     data = {"test": masks(21), **({"train": masks(5, seed=1)} if has_train else {})}
-    scores = task(rule=Rule("native", scale=scale)).score(Made(data, oracle, WORDS))
-    assert (
-        scores.metrics["mIoU"]
-        == scores.metrics["mIoU_foreground"]
-        == scores.metrics["pixel_accuracy"]
-        == 1.0
-    )
-    assert scores.n == (21 if has_train else 18), (
-        "every tenth of the test pictures chose the threshold"
-    )
-    assert scores.details["threshold_from"].startswith(
-        "5 pictures of train" if has_train else "every 10th test picture"
-    )
+    scores = task(rule=Rule("native", scale=scale)).score(made(oracle, WORDS, **data))
+    for metric in ("mIoU", "mIoU_foreground", "pixel_accuracy"):
+        assert scores.metrics[metric] == 1.0
+    assert scores.n == (21 if has_train else 18), "every tenth test image chose the threshold"
     assert scores.details["threshold_mIoU"] == 1.0
     assert 0 < scores.details["threshold"] < 1
 
 
-def test_background_that_is_not_scored_needs_no_threshold():
-    scores = task(scores_background=False).score(Made({"test": masks(4)}, oracle, WORDS))
+@pytest.mark.parametrize(
+    ("settings", "fields"),
+    [
+        ({"scores_background": False}, {}),
+        ({"rule": Rule("native", threshold=0.5)}, {}),
+        ({}, {"has_background": False, "masks": RNG.integers(1, 4, (4, SIDE, SIDE))}),
+    ],
+    ids=["not scored", "a threshold of the rule", "none"],
+)
+def test_no_threshold_is_chosen_where_none_is_needed(settings, fields):
+    scores = task(**settings).score(made(oracle, WORDS, test=masks(4, **fields)))
     assert scores.metrics["mIoU"] == 1.0
-    assert "threshold" not in scores.details
-    assert list(scores.details["iou"]) == list(NAMES[1:])
-
-
-def test_a_set_without_background_asks_for_every_label():
-    data = Masks(
-        np.random.default_rng(0).integers(0, 4, (6, SIDE, SIDE)).astype(np.uint8),
-        has_background=False,
-    )
-    features = Made({"test": data}, lambda mask, layout: of_windows(EYE[mask], layout), WORDS)
-    assert task().score(features).metrics["mIoU"] == 1.0
+    assert scores.n == 4
+    assert "threshold_mIoU" not in scores.details
+    has_names = settings.get("scores_background", True)
+    assert list(scores.details["iou"]) == list(NAMES if has_names else NAMES[1:])
 
 
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("scores_background", [True, False])
 def test_noise_scores_chance(scores_background, seed):
-    words, cells = noise(seed)
-    # then no word is the best more often than another
-    orthogonal = np.linalg.qr(np.stack(list(words.values())).T)[0].T
-    words = dict(zip(NAMES, orthogonal, strict=True))
+    rng = np.random.default_rng(seed)
+    # orthogonal: then no word is the best more often than another
+    words = dict(zip(NAMES, np.linalg.qr(rng.normal(size=(D, 4)))[0].T, strict=True))
     data = {"test": masks(60, seed), "train": masks(10, seed + 50)}
-    scores = task(scores_background=scores_background).score(Made(data, cells, words))
-    assert abs(scores.metrics["mIoU"] - scores.chance) < 4 * scores.stderr["mIoU"]
+
+    def cells(mask, layout):
+        return of_windows(rng.normal(size=(*mask.shape, D)), layout)
+
+    scores = task(scores_background=scores_background).score(made(cells, words, **data))
+    chances = {"mIoU": scores.chance}
     if scores_background:
-        away = scores.metrics["mIoU_foreground"] - scores.details["chance_foreground"]
-        assert abs(away) < 4 * scores.stderr["mIoU_foreground"]
-    else:
-        assert scores.chance == pytest.approx(
-            shares_miou(np.bincount(data["test"].masks.ravel())[1:4], np.full(3, 1 / 3))
-        )
+        chances["mIoU_foreground"] = scores.details["chance_foreground"]
+    for metric, chance in chances.items():
+        assert abs(scores.metrics[metric] - chance) < 4 * scores.stderr[metric]
 
 
 def test_one_image_cannot_choose_its_own_threshold():
-    with pytest.raises(
-        UserError, match="made-up/x: of one picture none is left to choose the threshold"
-    ):
-        task().score(Made({"test": masks(1)}, oracle, WORDS))
-    fixed = task(rule=Rule("native", threshold=0.5)).score(Made({"test": masks(1)}, oracle, WORDS))
-    assert fixed.details["threshold"] == 0.5
-    assert fixed.n == 1
+    with refused("made-up/x"):
+        task().score(made(oracle, WORDS, test=masks(1)))
 
 
 # ---- how a pixel is decided ----
@@ -191,9 +149,9 @@ def upsampled(cells, layout, height, width):
 @pytest.mark.parametrize("scale", [40.0, None])
 def test_decisions_are_those_of_sclips_code(scale):
     """Softmax over all words, each class's largest, argmax; and the largest as confidence."""
-    rng, layout = np.random.default_rng(1), VIEW.layout(SIDE, SIDE, 1)
+    layout = VIEW.layout(SIDE, SIDE, 1)
     owner = np.array([0, 0, 1, 2, 2, 2, 3])
-    cells = rng.uniform(-0.2, 0.3, (*layout.grid, len(owner)))
+    cells = RNG.uniform(-0.2, 0.3, (*layout.grid, len(owner)))
     image = DenseImage(0, cells.astype(np.float32), layout)
     label, named, confidence = decided(lambda rows: rows, owner, scale, image, 17, 23)
     pixels = torch.from_numpy(upsampled(cells, layout, 17, 23))
@@ -206,45 +164,38 @@ def test_decisions_are_those_of_sclips_code(scale):
 
 
 def test_tiles_decide_as_the_whole_does(monkeypatch):
-    rng, layout = np.random.default_rng(2), VIEW.layout(SIDE, SIDE, 1)
-    image = DenseImage(
-        0, accuracy.normalize(rng.normal(size=(*layout.grid, D))).astype(np.float32), layout
-    )
-    weights = torch.from_numpy(accuracy.normalize(rng.normal(size=(9, D))).T.copy()).float()
-    owner = np.arange(9)
-    whole = decided(lambda cells: cells @ weights, owner, None, image, 50, 40)
+    layout = VIEW.layout(SIDE, SIDE, 1)
+    grid = accuracy.normalize(RNG.normal(size=(*layout.grid, D))).astype(np.float32)
+    weights = torch.from_numpy(accuracy.normalize(RNG.normal(size=(9, D))).T.copy()).float()
+
+    def parts():
+        image = DenseImage(0, grid, layout)
+        return decided(lambda cells: cells @ weights, np.arange(9), None, image, 50, 40)
+
+    whole = parts()
     monkeypatch.setattr(windows, "TILE_LOGITS", 9 * 8 * 8)
     monkeypatch.setattr(windows, "CELL_LOGITS", 1)
-    tiled = decided(lambda cells: cells @ weights, owner, None, image, 50, 40)
-    assert np.array_equal(whole[0], tiled[0])
-    assert np.array_equal(whole[1], tiled[1])
-    np.testing.assert_allclose(whole[2], tiled[2], atol=1e-6)
+    for part, in_tiles in zip(whole, parts(), strict=True):
+        np.testing.assert_allclose(part, in_tiles, atol=1e-6)
 
 
 def test_the_sweep_is_mean_iou_at_each_threshold():
-    rng = np.random.default_rng(3)
     sweep, images = Sweep(4, -1.0, 1.0), []
     for _ in range(3):
-        label, confidence, mask = (
-            rng.integers(0, 4, (9, 7)),
-            rng.uniform(-1.1, 1.1, (9, 7)),
-            rng.integers(0, 5, (9, 7)),
-        )
-        mask = np.where(mask == 4, 255, mask).astype(np.uint8)
-        images.append((label, confidence.astype(np.float32), mask))
+        label, mask = RNG.integers(0, 4, (9, 7)), RNG.integers(0, 5, (9, 7))
+        confidence = RNG.uniform(-1.1, 1.1, (9, 7)).astype(np.float32)
+        images.append((label, confidence, np.where(mask == 4, 255, mask).astype(np.uint8)))
         sweep.add(*images[-1])
     scores = sweep.scores()
     assert scores.shape == (BINS + 1,)
     for place in (0, 1, 250, 499, 777, BINS - 1):
-        threshold = -1 + 2 * place / BINS
-        areas = sum(
-            iou.areas(np.where((confidence < threshold) & (place > 0), 0, label), mask, 4)
-            for label, confidence, mask in images
-        )
+        areas = 0
+        for label, confidence, mask in images:
+            is_below = (confidence < -1 + 2 * place / BINS) & (place > 0)
+            areas = areas + iou.areas(np.where(is_below, 0, label), mask, 4)
         assert scores[place] == pytest.approx(iou.mean_iou(areas), abs=1e-12)
     threshold, best = sweep.best()
-    assert best == scores.max()
-    assert scores[round((threshold + 1) / 2 * BINS)] == best
+    assert best == scores.max() == scores[round((threshold + 1) / 2 * BINS)]
 
 
 def test_the_best_threshold_lies_amid_those_that_are_as_good():
@@ -258,120 +209,95 @@ def test_the_best_threshold_lies_amid_those_that_are_as_good():
 # ---- rules ----
 
 
-def test_rules_are_those_of_the_papers_code():
-    tcl, sclip, naclip, clearclip = (
-        {
-            name: rule_of(protocol, name)
-            for name in ("voc20", "voc21", "pc60", "cityscapes", "cocostuff", "coco_object")
-        }
-        for protocol in ("tcl", "sclip", "naclip", "clearclip")
-    )
-    assert {rule.view for rule in tcl.values()} == {View(448, 448, 224, "bilinear")}
-    assert {rule.threshold for rule in tcl.values()} == {None}
-    assert len(tcl["voc20"].prompts.templates) == 9
-    assert tcl["voc20"].prompts.templates[-3:] == (
-        "a photo of the small {c}.",
-        "a photo of many {c}.",
-        "a photo of {c}s.",
-    )
-    assert sclip["voc21"].view == View(336, 224, 112, "bilinear")
-    assert (sclip["voc21"].scale, sclip["pc60"].scale, sclip["voc20"].scale) == (65, 50, 40)
-    assert {naclip[name].view == sclip[name].view for name in naclip} == {True}
-    assert (sclip["cityscapes"].view.size, sclip["cocostuff"].view.size) == (560, 448)
-    assert {rule.scale for rule in naclip.values()} == {40}
-    assert [clearclip[name].threshold for name in ("voc20", "voc21", "pc60", "coco_object")] == [
-        None,
-        0.5,
-        0.15,
-        0.4,
-    ]
-    assert clearclip["cityscapes"].view == View(448, 224, 224, "bilinear")
-    assert [rule["voc20"].method for rule in (tcl, sclip, naclip, clearclip)] == [
-        "maskclip",
-        "sclip",
-        "naclip",
-        "clearclip",
-    ]
-    with pytest.raises(UserError, match="protocol of segmentation 'sclib'"):
+SETS = ("voc20", "voc21", "pc60", "coco_object", "cityscapes", "cocostuff")
+LARGE, SMALL = View(448, 448, 224, "bilinear"), View(336, 224, 112, "bilinear")
+STREETS, STUFF = View(560, 224, 112, "bilinear"), View(448, 224, 112, "bilinear")
+
+
+@pytest.mark.parametrize(
+    ("protocol", "method", "views", "scales", "thresholds"),
+    [
+        ("tcl", "maskclip", [LARGE] * 6, [None] * 6, [None] * 6),
+        (
+            "sclip",
+            "sclip",
+            [*[SMALL] * 4, STREETS, STUFF],
+            [40, 65, 50, 50, 40, 40],
+            [None, 0.1, 0.1, 0.1, None, None],
+        ),
+        (
+            "naclip",
+            "naclip",
+            [*[SMALL] * 4, STREETS, STUFF],
+            [40] * 6,
+            [None, 0.1, 0.1, 0.1, None, None],
+        ),
+        (
+            "clearclip",
+            "clearclip",
+            [*[LARGE] * 4, View(448, 224, 224, "bilinear"), LARGE],
+            [50] * 6,
+            [None, 0.5, 0.15, 0.4, None, None],
+        ),
+    ],
+)
+def test_rules_are_those_of_the_papers_code(protocol, method, views, scales, thresholds):
+    rules = [rule_of(protocol, name) for name in SETS]
+    assert [rule.view for rule in rules] == views
+    assert [rule.scale for rule in rules] == scales
+    assert [rule.threshold for rule in rules] == thresholds
+    assert {rule.method for rule in rules} == {method}
+    assert {rule.has_background_words for rule in rules} == {protocol != "tcl"}
+    assert len(rules[0].prompts.templates) == (9 if protocol == "tcl" else 80)
+
+
+def test_an_unknown_protocol_is_refused():
+    with refused("--protocol"):
         rule_of("sclib", "voc20")
 
 
 def test_a_protocol_puts_its_rule_and_words_in_place_of_the_tasks():
-    own = replace(task(), name="voc21/segmentation_zeroshot", needs_data_root=True)
-    named = choose("sclip")
-    assert named.changes(MODEL, own)
-    asked = named.task(own)
-    assert (asked.view, asked.rule.method, asked.rule.threshold) == (
-        View(336, 224, 112, "bilinear"),
-        "sclip",
-        0.1,
-    )
-    assert len(asked.prompts.templates) == 80
+    own = task(name="voc21/segmentation_zeroshot", needs_data_root=True)
+    asked = own.under(choose("sclip"))
+    assert asked.rule == rule_of("sclip", "voc21")
+    assert asked.prompts == asked.rule.prompts
     assert asked.dense_needs() == {"test": ("sclip",)}
     other = choose("tcl", dense_method="naclip")
     assert other.name == "tcl+naclip"
-    assert other.task(own).rule == replace(rule_of("tcl", "voc21"), method="naclip")
-    method_alone = choose("native", dense_method="plain")
-    assert method_alone.task(own).rule == replace(own.rule, method="plain")
-    assert method_alone.task(own).prompts is own.prompts
+    assert own.under(other).rule == replace(rule_of("tcl", "voc21"), method="naclip")
+    method_alone = own.under(choose("native", dense_method="plain"))
+    assert method_alone.rule == replace(own.rule, method="plain")
+    assert method_alone.prompts is own.prompts
     assert not choose("openai80").changes(MODEL, own)
-    assert not choose("native", dense_method="maskclip").changes(MODEL, own), (
-        "what changes nothing is native"
-    )
-    with pytest.raises(UserError, match="dense method 'sclap'"):
-        choose("tcl", dense_method="sclap")
-    hashes = {
-        repr(choose(name).task(own).protocol())
-        for name in ("native", "tcl", "sclip", "naclip", "clearclip")
-    }
-    assert len(hashes) == 5
-
-
-def test_a_protocol_of_segmentation_leaves_other_tasks_alone():
-    from silc_bench.tasks.selection import select
-
-    for name in ("shapes/zeroshot", "shapes/knn", "shapes/retrieval"):
-        assert not choose("tcl").changes(MODEL, select([name])[0])
+    assert not choose("native", dense_method="maskclip").changes(MODEL, own)
+    names = ("native", "tcl", "sclip", "naclip", "clearclip")
+    assert len({repr(own.under(choose(name)).protocol()) for name in names}) == 5
 
 
 def test_view_and_method_reach_the_features():
-    features = Made({"test": masks(4)}, oracle, WORDS)
-    choose("clearclip").task(task(scores_background=False)).score(replace_words(features))
-    assert features.asked == [("test", View(448, 448, 224, "bilinear"), "clearclip")]
-
-
-def replace_words(features):
-    """Every prompt of a class has its axis."""
-
-    class All(dict):
-        def __missing__(self, text):
-            return next(EYE[label] for label, name in enumerate(NAMES) if name in text)
-
-    features.words = All()
-    return features
+    features = made(oracle, WORDS, test=masks(4))
+    task(scores_background=False).under(choose("clearclip")).score(features)
+    assert features.asked == ("test", LARGE, "clearclip")
 
 
 def test_words_of_named_sets_are_the_protocols_and_those_of_own_data_their_names():
     names = tuple(words[0] for words in class_words("voc21", "native"))
-    data = Masks(np.zeros((1, 4, 4), np.uint8), mask_names=names, name="voc21")
-    named = replace(task(), needs_data_root=True, rule=rule_of("sclip", "voc21"))
+    data = GivenData(mask_names=names, name="voc21")
+    fields = {"name": "voc21/x", "rule": rule_of("sclip", "voc21")}
+    named, own = (task(needs_data_root=is_named, **fields) for is_named in (True, False))
     assert named._words(data) == list(class_words("voc21", "sclip"))
-    assert task(rule=rule_of("sclip", "voc21"))._words(data) == [(name,) for name in names]
-    listed = {
-        rule: replace(named, name="voc21/x", rule=rule_of(rule, "voc21")).protocol()
-        for rule in ("sclip", "clearclip")
-    }
-    assert listed["sclip"]["words_sha256"] != listed["clearclip"]["words_sha256"], (
-        "the words themselves are hashed"
-    )
-    assert "words_sha256" not in task().protocol()
+    assert own._words(data) == [(name,) for name in names]
+
+    # the words themselves are hashed
+    other = replace(named, rule=rule_of("clearclip", "voc21")).protocol()
+    assert named.protocol()["words_sha256"] != other["words_sha256"]
+    assert "words_sha256" not in own.protocol()
 
 
 @pytest.mark.parametrize("has_words", [True, False])
 def test_background_words_take_part_where_the_rule_says_so(has_words):
-    data = masks(10)
-    away = {"background": EYE[D - 1], **{name: WORDS[name] for name in NAMES[1:]}}
+    away = WORDS | {"background": EYE[D - 1]}
     rule = Rule("native", threshold=0.0, has_background_words=has_words)
-    scores = task(rule=rule).score(Made({"test": data}, oracle, away))
+    scores = task(rule=rule).score(made(oracle, away, test=masks(10)))
     assert (scores.metrics["mIoU"] == 1.0) == has_words
     assert scores.metrics["mIoU_foreground"] == 1.0
