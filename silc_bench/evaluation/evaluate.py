@@ -130,8 +130,8 @@ def _summary(failures: Mapping[str, Exception], num_tasks: int) -> UserError | R
     # a sentence that was written for people stands alone; any other error goes with its class
     reasons: list[str] = []
     for name, error in failures.items():
-        is_explained = isinstance(error, ExplainedError)
-        reasons.append(f"{name}: {error if is_explained else first_line(error)}")
+        reason = str(error) if isinstance(error, ExplainedError) else first_line(error)
+        reasons.append(reason if reason.startswith(name) else f"{name}: {reason}")
 
     # a defect of ours among the failures outweighs input that the user can mend
     is_input = all(isinstance(error, UserError) for error in failures.values())

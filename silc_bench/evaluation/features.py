@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
@@ -97,7 +98,7 @@ class Extractor:
         self.precision = choose_precision(settings.precision, self.device)
         self.settings = settings
 
-        self._images: dict[tuple[str, ...], np.ndarray] = {}
+        self._images: dict[str, np.ndarray] = {}
         self._texts: dict[str, np.ndarray] = {}
         self._dense: dict[tuple[str, ...], Callable[[Tensor], Any]] = {}
 
@@ -129,19 +130,18 @@ class Extractor:
 
         What the store holds is not encoded; each finished part goes into it.
         """
-        preprocess = pipeline or self.model.preprocess
         image = pipeline.as_dict() if pipeline else self.model.image_protocol
+        what = {
+            "image": image,
+            "feature_point": self.settings.feature_point,
+            "dataset": description(dataset),
+        }
 
         # by content, not by name: two tasks that load the same images share the encoding
-        key = (json.dumps(image, sort_keys=True), dataset.name, dataset.split, dataset.fingerprint)
+        key = json.dumps(what, sort_keys=True)
         if key not in self._images:
-            entry = self._entry(
-                kind="image",
-                image=image,
-                feature_point=self.settings.feature_point,
-                dataset=description(dataset),
-            )
-            self._images[key] = self._encoded(Prepared(preprocess, dataset), entry)
+            images = Prepared(pipeline or self.model.preprocess, dataset)
+            self._images[key] = self._encoded(images, self._entry(kind="image", **what))
         return self._images[key]
 
     def _encoded(self, images: Prepared, entry: Entry | None) -> np.ndarray:
@@ -324,25 +324,26 @@ class Extractor:
             return encode(inputs.to(self.device, non_blocking=True))
 
 
+@dataclass(frozen=True)
 class DatasetFeatures:
     """What `silc_bench.task.Features` promises: a task's data beside the extractor."""
 
-    def __init__(
-        self, extractor: Extractor, data: Mapping[str, ImageDataset], pipeline: ImagePipeline | None
-    ) -> None:
-        self.data = data
-        self.device = str(extractor.device)
-        self._extractor = extractor
-        self._pipeline = pipeline
+    extractor: Extractor
+    data: Mapping[str, ImageDataset]
+    pipeline: ImagePipeline | None
+
+    @property
+    def device(self) -> str:
+        return str(self.extractor.device)
 
     def image(self, role: str) -> np.ndarray:
-        return self._extractor.image(self.data[role], self._pipeline)
+        return self.extractor.image(self.data[role], self.pipeline)
 
     def text(self, texts: Sequence[str]) -> np.ndarray:
-        return self._extractor.text(texts)
+        return self.extractor.text(texts)
 
     def grids(self, role: str, view: View | None, method: str) -> Iterator[DenseImage]:
-        return self._extractor.grids(self.data[role], view, method)
+        return self.extractor.grids(self.data[role], view, method)
 
 
 class SharedExtractor(Extractor):

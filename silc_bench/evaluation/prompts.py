@@ -110,27 +110,25 @@ class Prompts:
 
         Raises UserError for classes that ``per_class`` lacks, and names them.
         """
-        clean = CLEANINGS[self.text_cleaning]
+        by_class: dict[str, Sequence[str]] = dict(self.per_class or {})
         if self.per_class is None:
             # replace, not format: a template may hold other braces
-            by_class: list[list[str]] = []
             for name in class_names:
-                own = [template.replace("{c}", name) for template in self.templates]
-                by_class.append([clean(prompt) for prompt in own])
-            return by_class
+                by_class[name] = [template.replace("{c}", name) for template in self.templates]
 
-        missing = [name for name in class_names if name not in self.per_class]
+        missing = [name for name in class_names if name not in by_class]
         if missing:
             shown = ", ".join(repr(name) for name in missing[:5])
             if len(missing) > 5:
                 shown += ", ..."
-            near = difflib.get_close_matches(missing[0], self.per_class, n=1)
+            near = difflib.get_close_matches(missing[0], by_class, n=1)
             hint = f" (the nearest to the first is {near[0]!r})" if near else ""
             problem = f"{len(missing)} of {len(class_names)} classes have none: {shown}{hint}"
             fix = "give every class its prompts, under exactly its name"
             raise UserError(problem, about=f"prompts {self.name!r}", fix=fix)
 
-        return [[clean(prompt) for prompt in self.per_class[name]] for name in class_names]
+        clean = CLEANINGS[self.text_cleaning]
+        return [[clean(prompt) for prompt in by_class[name]] for name in class_names]
 
     def protocol(self) -> dict[str, Any]:
         """What moves a number, as JSON.
@@ -191,7 +189,9 @@ def read_per_class(path: Path) -> Prompts:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"is no JSON file ({first_line(error)})", about=path, fix=fix) from error
+        raise DataError(
+            f"cannot be read as JSON ({first_line(error)})", about=path, fix=fix
+        ) from error
     if not isinstance(content, dict) or not content:
         raise DataError(f"holds {type(content).__name__} {content!r:.60}", about=path, fix=fix)
 

@@ -20,7 +20,6 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -118,8 +117,9 @@ def load(record: Record, results_dir: Path) -> dict[str, np.ndarray] | None:
     # every way in which the file can be wrong ends in one sentence
     try:
         header, arrays = archives.unpack(SCHEMA_VERSION, path.read_bytes(), MAX_BYTES)
-        problem = _foreign(header, record)
-        if not problem:
+        owner = header.get("revision"), header.get("key")
+        problem = f"belongs to revision {owner[0]}, key {owner[1]}, not to the record beside it"
+        if owner == (record.model.revision, record.key):
             shapes = dict(header["bits"])
             outcomes = {name: _unpacked(array, shapes.get(name)) for name, array in arrays.items()}
             problem = _problem(outcomes, record)
@@ -187,16 +187,6 @@ def _of_shares(counts: np.ndarray) -> PerImage:
 
 def _smallest(array: np.ndarray) -> np.ndarray:
     return array.astype(np.min_scalar_type(int(array.max(initial=0))))
-
-
-def _foreign(header: Mapping[str, Any], record: Record) -> str:
-    """Why the file belongs to another record; empty if it does not."""
-    if (header.get("revision"), header.get("key")) == (record.model.revision, record.key):
-        return ""
-    return (
-        f"belongs to revision {header.get('revision')}, key {header.get('key')},"
-        " not to the record beside it"
-    )
 
 
 def _unpacked(array: np.ndarray, shape: list[int] | None) -> np.ndarray:

@@ -66,7 +66,7 @@ def load_reported(folder: Path) -> list[ReportedRow]:
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
-            problem = f"cannot be read ({first_line(error)})"
+            problem = f"not a readable JSON file ({first_line(error)})"
             raise DataError(problem, about=path, fix=MEND) from error
 
         check(data, SCHEMA, path, fix=MEND)

@@ -223,7 +223,7 @@ class Record:
         try:
             data = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise DataError(f"no JSON ({first_line(error)})", about=where, fix=AGAIN) from error
+            raise DataError(f"not JSON ({first_line(error)})", about=where, fix=AGAIN) from error
 
         validate(data, where)
 
@@ -298,7 +298,7 @@ def load_all(results_dir: Path) -> list[Record]:
     results_dir = Path(results_dir)
     if not results_dir.is_dir():
         fix = f"`silc-bench eval --results {results_dir}` makes one"
-        raise UserError("no folder of results", about=results_dir, fix=fix)
+        raise UserError("no results folder", about=results_dir, fix=fix)
 
     # in the order of the names as written with "/", which is the same on every system
     paths = [path for path in results_dir.rglob("*.json") if path.is_file()]
@@ -317,7 +317,7 @@ def validate(data: Any, where: object = "record", fix: str = AGAIN) -> None:
     """
     # the version first: a file of another version would fail at a field that tells nothing
     if isinstance(data, dict) and data.get("schema") != SCHEMA_VERSION:
-        problem = f"no {SCHEMA_VERSION!r} file: its schema is {data.get('schema')!r}"
+        problem = f"not a {SCHEMA_VERSION!r} file: its schema is {data.get('schema')!r}"
         raise DataError(problem, about=where, fix=fix)
     check(data, SCHEMA, where, fix)
 

@@ -45,7 +45,7 @@ from silc_bench.probes.closed_form import (
 )
 from silc_bench.task import Features, Scores
 from silc_bench.tasks.classification.linear import HELD_OUT, held_out_fifth, logistic_probe
-from silc_bench.tasks.classification.scores import labels_of, uniform_chance
+from silc_bench.tasks.classification.scores import labels_of, labels_of_both, uniform_chance
 from silc_bench.tasks.sources import OwnSource, SourcedTask
 
 if TYPE_CHECKING:
@@ -106,9 +106,7 @@ class FewShot(SourcedTask):
         }
 
     def score(self, features: Features) -> Scores:
-        train = labels_of(features.data["train"])
-        labels = labels_of(features.data["test"])
-        names = features.data["train"].class_names
+        train, labels, names = labels_of_both(features)
         num_shots = self.protocol()["shots"]
 
         # the scarcest class decides for all: every number means as many of each class

@@ -12,7 +12,7 @@ from silc_bench.metrics import statistics
 from silc_bench.metrics.accuracy import recall_at
 from silc_bench.probes.closed_form import knn_ranks
 from silc_bench.task import Features, Scores
-from silc_bench.tasks.classification.scores import frequency_chance, labels_of
+from silc_bench.tasks.classification.scores import frequency_chance, labels_of_both
 from silc_bench.tasks.sources import SourcedTask
 
 KS = (1, 5, 10, 20)
@@ -32,8 +32,7 @@ class Knn(SourcedTask):
         return {"k": list(KS), "vote": "exp(cosine / temperature)", "temperature": TEMPERATURE}
 
     def score(self, features: Features) -> Scores:
-        train = labels_of(features.data["train"])
-        labels = labels_of(features.data["test"])
+        train, labels, _ = labels_of_both(features)
         by_k = knn_ranks(
             features.image("train"), train, features.image("test"), labels, KS, TEMPERATURE
         )

@@ -23,7 +23,7 @@ from silc_bench.task import Features, Scores
 from silc_bench.tasks.classification.scores import (
     classification_scores,
     frequency_chance,
-    labels_of,
+    labels_of_both,
 )
 from silc_bench.tasks.sources import SourcedTask
 
@@ -52,9 +52,7 @@ class Linear(SourcedTask):
         }
 
     def score(self, features: Features) -> Scores:
-        train = labels_of(features.data["train"])
-        labels = labels_of(features.data["test"])
-        names = features.data["train"].class_names
+        train, labels, names = labels_of_both(features)
 
         # of training images: the test images are scored once, after every choice
         held_out = held_out_fifth(train)

@@ -9,7 +9,7 @@ import numpy as np
 
 from silc_bench.metrics import accuracy as metrics
 from silc_bench.metrics import statistics as stats
-from silc_bench.task import Scores
+from silc_bench.task import Features, Scores
 
 if TYPE_CHECKING:
     from silc_bench.datasets.dataset import ImageDataset
@@ -19,6 +19,12 @@ def labels_of(dataset: ImageDataset) -> np.ndarray:
     """The labels of a dataset that has them: [N] int64."""
     assert dataset.labels is not None, f"{dataset.name}/{dataset.split} has no labels"
     return dataset.labels
+
+
+def labels_of_both(features: Features) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    """The labels to learn from, those to be scored, and the names of the classes."""
+    train, test = features.data["train"], features.data["test"]
+    return labels_of(train), labels_of(test), train.class_names
 
 
 def classification_scores(

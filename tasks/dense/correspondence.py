@@ -80,7 +80,7 @@ class Correspondence(CellsTask):
         num_asked = counts[KS[0]].sum(axis=0)[1]
         if not num_asked.any():
             raise UserError(
-                f"no class occurs in two of the {len(cells)} images",
+                f"no class occurs in two images, of {len(cells)}",
                 about=self.name,
                 fix="leave the task out, or raise --limit",
             )

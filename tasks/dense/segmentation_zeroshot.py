@@ -172,7 +172,7 @@ class ZeroShotSegmentation(SourcedTask):
         is_held_out = self._is_swept(test) and "train" not in features.data
         if is_held_out and len(test) < 2:
             raise UserError(
-                "of one image none is left to choose the threshold of the background",
+                "one image leaves none to choose the threshold of the background on",
                 about=self.name,
                 fix="give more images",
             )
