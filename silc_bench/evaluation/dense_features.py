@@ -202,8 +202,8 @@ class DenseFeatures:
                     for name, grid in image.grids.items():
                         if not np.isfinite(grid).all():
                             raise RunError(
-                                f"the {name} features of image {image.index} of {title} are not"
-                                " finite, or beyond fp16",
+                                f"gives {name} features of image {image.index} of {title} that"
+                                " are not finite, or beyond fp16",
                                 about=self.model.name,
                                 fix="leave dense tasks or this checkpoint out",
                             )

@@ -115,7 +115,7 @@ class Extractor:
         self, data: Mapping[str, ImageDataset], pipeline: ImagePipeline | None = None
     ) -> DatasetFeatures:
         """A task's Features; ``pipeline`` takes the place of the model's own preprocessing."""
-        return DatasetFeatures(self, data, pipeline)
+        return DatasetFeatures(self, data, pipeline, str(self.device))
 
     def expect(self, task: Task, data: Mapping[str, ImageDataset]) -> None:
         """``task`` will be scored on ``data``.
@@ -324,17 +324,14 @@ class Extractor:
             return encode(inputs.to(self.device, non_blocking=True))
 
 
-@dataclass(frozen=True)
+@dataclass
 class DatasetFeatures:
     """What `silc_bench.task.Features` promises: a task's data beside the extractor."""
 
     extractor: Extractor
     data: Mapping[str, ImageDataset]
     pipeline: ImagePipeline | None
-
-    @property
-    def device(self) -> str:
-        return str(self.extractor.device)
+    device: str
 
     def image(self, role: str) -> np.ndarray:
         return self.extractor.image(self.data[role], self.pipeline)

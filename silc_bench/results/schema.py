@@ -94,8 +94,9 @@ def _validator(schema: str) -> Any:
         return isinstance(value, int) and not isinstance(value, bool)
 
     def is_number(checker: object, value: object) -> bool:
-        is_finite = isinstance(value, int | float) and math.isfinite(value)
-        return is_finite and not isinstance(value, bool)
+        if isinstance(value, float):
+            return math.isfinite(value)
+        return is_integer(checker, value)
 
     def matches(validator: object, pattern: str, value: object, schema: object) -> Iterator[Any]:
         if isinstance(value, str) and not re.fullmatch(pattern, value):

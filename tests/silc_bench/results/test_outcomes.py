@@ -123,9 +123,6 @@ def test_it_is_small(make):
     hits = np.random.default_rng(1).random(50_000) < 0.5
     record = make({"acc1": hits.mean()}, n=50_000)
     assert len(outcomes.pack({"acc1": hits}, record)) < 7_000
-    ranks = np.random.default_rng(2).integers(0, 25_000, 5_000)
-    record = make({"text_retrieval_recall@1": (ranks < 1).mean()}, n=5_000)
-    assert len(outcomes.pack({"text_retrieval_rank": ranks}, record)) < 2 * 5_000 + 1_000
 
 
 def test_without_outcomes_nothing_is_written_and_older_ones_go(kept):

@@ -297,7 +297,7 @@ def test_a_killed_extraction_goes_on_where_it_was(tmp_path, monkeypatch):
     monkeypatch.setattr("silc_bench.evaluation.features.PART_ROWS", 8)
     work = (
         "tests.extractor(tests.Suicidal(), tests.Store(folder))({'test': "
-        "tests.Pictures(64)}).image('test')"
+        "tests.Images(64)}).image('test')"
     )
     dead = forked.start(tmp_path / "said", exec, in_parts(tmp_path) + work)
     assert forked.ended(dead) == -signal.SIGKILL, (tmp_path / "said").read_text()
