@@ -70,7 +70,7 @@ OBJECTS_LEARNED = allowed({"masks", "train", "background"})
 class NamedSet:
     families: tuple[str, ...]
     prompts: str = "openai80"
-    splits: tuple[str, ...] = ("test", "train")
+    splits: tuple[str, ...] = ("train", "test")
 
 
 SETS = {
@@ -103,7 +103,8 @@ def _registered() -> Iterable[Task]:
     """The tasks of the named sets, and of the generated scenes."""
     for name, entry in SETS.items():
         sources = {split: NamedSource(name, split) for split in entry.splits}
-        data = TaskData(name, sources, prompts_of(entry.prompts), needs_data_root=True)
+        prompts = prompts_of(entry.prompts or "single")
+        data = TaskData(name, sources, prompts, needs_data_root=True)
         yield from measure(data, entry.families)
 
     prompts = prompts_of("shapes")

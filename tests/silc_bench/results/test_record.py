@@ -100,6 +100,7 @@ def test_the_published_schema_is_the_one_in_use():
         ({"metrics": {"acc1": float("nan")}}, "a.json: metrics.acc1"),
         ({"metrics": {"acc1": float("inf")}}, "a.json: metrics.acc1"),
         ({"metrics": {"acc1": True}}, "a.json: metrics.acc1"),
+        ({"metrics": {"acc1": 10**400}}, "a.json: metrics.acc1"),
         ({"metrics": {"median_rank": 0.5}}, "a.json: metrics.median_rank"),
         ({"metrics": {"acc5": 0.5}, "stderr": {}}, "a.json: acc1"),
         ({"stderr": {"acc9": 0.1}}, "a.json: acc9"),
