@@ -170,20 +170,22 @@ class Record:
         """
         # float and int: a task may give numpy's numbers, which JSON does not know
         record = cls(
-            SCHEMA_VERSION,
-            MeasuredTask(task.name, task.version, task.group, task.main_metric, scores.chance),
-            {name: float(value) for name, value in scores.metrics.items()},
-            {name: float(value) for name, value in scores.stderr.items()},
-            int(scores.n),
-            limit,
-            scores.details,
-            MeasuredModel(
+            schema=SCHEMA_VERSION,
+            task=MeasuredTask(task.name, task.version, task.group, task.main_metric, scores.chance),
+            metrics={name: float(value) for name, value in scores.metrics.items()},
+            stderr={name: float(value) for name, value in scores.stderr.items()},
+            n=int(scores.n),
+            limit=limit,
+            details=scores.details,
+            model=MeasuredModel(
                 model.name, model.revision, model_source, model.num_params, model.image_size
             ),
-            MeasuredDataset(dataset.name, dataset.split, dataset.fingerprint),
-            protocol.as_dict(),
-            code_state(),
-            Environment(platform.python_version(), version("torch"), device, protocol.precision),
+            dataset=MeasuredDataset(dataset.name, dataset.split, dataset.fingerprint),
+            protocol=protocol.as_dict(),
+            code=code_state(),
+            env=Environment(
+                platform.python_version(), version("torch"), device, protocol.precision
+            ),
             seconds=round(float(seconds), 3),
             created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
             source="measured",

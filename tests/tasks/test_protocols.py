@@ -24,7 +24,6 @@ MODEL = {
     "pipeline": PIPELINE,
     "feature_points": {"pooled": 4},
 }
-MINE = Prompts("mine", ("my {c}",))
 TASKS = all_tasks()
 ZEROSHOT = TASKS["shapes/zeroshot"]
 CELLS = [f"segmentation_{kind}" for kind in ("linear", "sgd", "knn")]
@@ -38,17 +37,6 @@ def model(**changes):
 def changed(protocol, *names):
     """Whether the protocol changes each of these tasks."""
     return [protocol.changes(model(), TASKS[name]) for name in names]
-
-
-def test_what_the_names_mean():
-    names = ("native", "openai80", "openai7", "single", "bigvision")
-    asked = {name: ZEROSHOT.under(choose(name)).prompts for name in names}
-    assert asked["native"] is ZEROSHOT.prompts
-    assert [len(asked[name].templates) for name in names[1:]] == [80, 7, 1, 80]
-    assert set(asked["openai7"].templates) < set(asked["openai80"].templates)
-    assert asked["single"].texts(["red circle"]) == [["a photo of a red circle."]]
-    assert asked["bigvision"].texts(["Red_circle"])[0][0] == "a bad photo of a red circle"
-    assert asked["openai80"].texts(["Red_circle"])[0][0] == "a bad photo of a Red_circle."
 
 
 def test_bigvision_crops_classification_and_its_probes_only():
@@ -91,6 +79,12 @@ def test_a_protocol_that_changes_nothing_is_native(name, changes, leaves):
     protocol = choose(name)
     assert all(changed(protocol, *changes))
     assert not any(changed(protocol, *leaves))
+
+
+def test_own_prompts_are_another_protocol():
+    protocol = choose("native", Prompts("mine", ("my {c}",)))
+    assert protocol.name == "native+mine"
+    assert changed(protocol, "shapes/zeroshot", "shapes/knn") == [True, False]
 
 
 def test_what_is_the_same_by_another_name_is_native():

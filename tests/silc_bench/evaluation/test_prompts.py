@@ -12,12 +12,9 @@ from silc_bench.errors import DataError
 from silc_bench.evaluation.prompts import (
     Prompts,
     class_embeddings,
-    named_prompts,
     prompts_of,
     read_per_class,
 )
-from silc_bench.evaluation.protocols import choose
-from silc_bench.tasks.selection import all_tasks
 
 
 class Texts:
@@ -117,14 +114,3 @@ def test_every_choice_is_in_the_protocol():
     ]
     hashed = {json.dumps(prompts.protocol(), sort_keys=True) for prompts in choices}
     assert len(hashed) == len(choices)
-
-
-def test_a_task_asked_in_other_words_is_otherwise_the_same():
-    single = choose("single")
-    for name, task in all_tasks().items():
-        other = task.under(single)
-        if name.endswith("/zeroshot"):
-            assert (other.name, other.version, other.sources) == (name, task.version, task.sources)
-            assert other.prompts == named_prompts()["single"] != task.prompts
-        else:
-            assert other.protocol() == task.protocol() or name == "shapes/zeroshot_unseen"
