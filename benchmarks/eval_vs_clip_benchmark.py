@@ -212,9 +212,9 @@ def random_model() -> Any:
 
 
 def cifar100(options: argparse.Namespace) -> Any:
-    from silc_bench.datasets.public.cifar import load_cifar100
+    from silc_bench.datasets.public.load import load
 
-    return load_cifar100(options.data_root, "test", options.images)
+    return load("cifar100", "test", options.data_root, options.images)
 
 
 def extractor(model: Any, batch_size: int) -> Any:

@@ -83,14 +83,15 @@ class NamedSource:
 
 def is_there(source: Source, data_root: Path | None) -> bool:
     """Whether the data root holds it, if it is a named set; other data needs no data root."""
-    from silc_bench.datasets.public.find import NotFoundError, find
+    from silc_bench.datasets.public.find import NotFoundError
+    from silc_bench.datasets.public.load import find_site
 
     if not isinstance(source, NamedSource):
         return True
     if data_root is None:
         return False
     try:
-        find(source.name, source.split, data_root)
+        find_site(source.name, source.split, data_root)
     except NotFoundError:
         return False
     return True

@@ -20,9 +20,8 @@ import numpy as np
 from silc_bench.datasets.dataset import ignore_of, spread
 from silc_bench.datasets.image_set import ImageFile, ImageSplit, fingerprint, tracked
 from silc_bench.datasets.own_data import KINDS, OwnData, OwnMasks, parse
-from silc_bench.datasets.public.counts import EXPECTED, Expected, check_counts
-from silc_bench.datasets.public.find import SETS, NotFoundError, Site, find
-from silc_bench.datasets.public.load import READERS, splits
+from silc_bench.datasets.public.find import Expected, NotFoundError, Site
+from silc_bench.datasets.public.load import SETS, find_site, read
 from silc_bench.errors import DataError, UserError, unknown_name
 
 DECODED = 500  # images a split that are decoded, unless all are asked for
@@ -84,7 +83,7 @@ def _own_readers(own_set: OwnData | OwnMasks) -> Iterator[tuple[str, Reader]]:
 
 def _named_readers(name: str, path: Path) -> Iterator[tuple[str, Reader]]:
     """The splits that are there; the test split also where it is not, to say so."""
-    for split in sorted(splits(name)):
+    for split in sorted(SETS[name].splits):
         if split != "test":
             try:
                 _find(name, split, path)
@@ -97,17 +96,15 @@ def _named_readers(name: str, path: Path) -> Iterator[tuple[str, Reader]]:
 
 
 def _read_named(name: str, split: str, path: Path) -> ImageSplit:
-    data = READERS[name](name, split, _find(name, split, path))
-    check_counts(name, split, data)
-    return data
+    return read(name, split, _find(name, split, path))
 
 
 def _find(name: str, split: str, path: Path) -> Site:
     """As the commands find it under a data root; else the path is the set's folder itself."""
     try:
-        return find(name, split, path)
+        return find_site(name, split, path)
     except NotFoundError:
-        return find(name, split, path, is_the_set=True)
+        return find_site(name, split, path, is_the_set=True)
 
 
 def _report(readers: Iterator[tuple[str, Reader]], title: str, every_image: bool) -> Report:
@@ -131,7 +128,7 @@ def _look_at(split: str, read: Reader, title: str, every_image: bool, report: Re
     # what was counted is worth knowing, whatever comes out later
     count = len(data.images)
     report.found.append(f"{title} {split}: {data.layout} in {data.folder}")
-    report.found.extend(_contents(data, EXPECTED.get((title, split))))
+    report.found.extend(_contents(data, SETS[title].splits[split] if title in SETS else None))
     report.found.extend(f"  {note}" for note in data.notes)
 
     # spread, so that each class and each shard is tried

@@ -13,7 +13,8 @@ from given import measured
 from PIL import Image
 from refusals import refused
 
-from silc_bench.datasets.public.counts import EXPECTED, Expected
+from silc_bench.datasets.public.find import Expected
+from silc_bench.datasets.public.load import SETS
 from silc_bench.errors import UserError
 from silc_bench.evaluation.protocols import choose
 from silc_bench.metrics.accuracy import class_ranks, normalize
@@ -230,7 +231,7 @@ def test_a_named_set_is_counted_before_a_limit_is_taken(tmp_path, monkeypatch):
     task = all_tasks()["cifar10/zeroshot"]
     with pytest.raises(UserError, match=r"10,000"):
         task.load(tmp_path, 2)
-    monkeypatch.setitem(EXPECTED, ("cifar10", "test"), Expected(10, classes=10))
+    monkeypatch.setitem(SETS["cifar10"].splits, "test", Expected(10, classes=10))
     assert task.load(tmp_path, 2)["test"].labels.tolist() == [0, 5]
 
 
@@ -240,8 +241,8 @@ def test_the_known_part_of_cifar100_is_accepted_by_its_content(monkeypatch):
     data = task.load(REAL, None)["test"]
     assert (len(data), data.fingerprint) == (2000, "e81073476a0c5283")
     assert np.unique(data.labels).size == 100
-    parts = {("cifar100", "test"): {2000: "0" * 16}}
-    monkeypatch.setattr("silc_bench.datasets.public.counts.PARTS", parts)
+    another = Expected(10_000, classes=100, part=(2000, "0" * 16))
+    monkeypatch.setitem(SETS["cifar100"].splits, "test", another)
     with pytest.raises(UserError, match=r"10,000"):
         task.load(REAL, 100)
 

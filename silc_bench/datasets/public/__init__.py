@@ -1,5 +1,6 @@
 """Public datasets in the layouts in which people have them.
 
-Where each lies, how many samples it has, what its classes are called. Tasks import ``load`` and
-the command line ``find``; the other files hold one dataset or one family of them each.
+An entry says of one all that is known: where it lies, how many samples it has, what its classes are
+called, how it is read, which tasks measure it. Tasks and the command line import ``load``, whose
+``SETS`` holds the entries of all files here; ``find`` looks for a set.
 """

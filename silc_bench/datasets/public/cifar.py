@@ -24,11 +24,10 @@ from typing import Any
 import numpy as np
 
 from silc_bench.datasets.files.folders import listing
-from silc_bench.datasets.image_set import ImageFile, ImageFiles, ImageSplit
+from silc_bench.datasets.image_set import ImageFile, ImageSplit
 from silc_bench.datasets.layouts import read_class_folders, read_labelled, read_names, shards_in
-from silc_bench.datasets.public.counts import checked_order
-from silc_bench.datasets.public.find import Site, find, split_tars
-from silc_bench.errors import DataError, UserError
+from silc_bench.datasets.public.find import Expected, PublicSet, Site, split_tars
+from silc_bench.errors import DataError, first_line
 
 # the fine labels in the dataset's own (alphabetical) order, with spaces for its underscores, as
 # OpenAI's prompts have them
@@ -43,71 +42,60 @@ _FINE_LABELS = (
     "table,tank,telephone,television,tiger,tractor,train,trout,tulip,turtle,wardrobe,whale,"
     "willow tree,wolf,woman,worm"
 )
-CLASS_NAMES = checked_order("cifar100 names", tuple(_FINE_LABELS.split(",")))
-CIFAR10_NAMES = checked_order(
-    "cifar10 names",
-    ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
+CLASS_NAMES = tuple(_FINE_LABELS.split(","))
+CIFAR10_NAMES = (
+    *("airplane", "automobile", "bird", "cat", "deer"),
+    *("dog", "frog", "horse", "ship", "truck"),
 )
-_NAMES = {"cifar10": CIFAR10_NAMES, "cifar100": CLASS_NAMES}
 
 
-def load_cifar100(data_root: Path | None, split: str, limit: int | None = None) -> ImageFiles:
-    """Whatever part of the split "train" or "test" lies there; ``load.load`` asks for all of it.
-
-    Raises:
-        UserError: not found (says where it looked and which layouts fit), classes in another
-            order, a sample without image or label, or a damaged shard.
-    """
-    site = find("cifar100", split, data_root)
-    return ImageFiles("cifar100", split, read_cifar("cifar100", split, site), limit)
-
-
-def read_cifar(name: str, split: str, site: Site) -> ImageSplit:
+def read_cifar(known: PublicSet, split: str, site: Site) -> ImageSplit:
     """Images and labels of "cifar10" or "cifar100".
 
     Raises:
-        UserError: as ``load_cifar100`` does.
+        UserError: classes in another order, a sample without image or label, a damaged shard.
     """
-    names = _NAMES[name]
+    names = CIFAR10_NAMES if known.name == "cifar10" else CLASS_NAMES
     if site.kind == "pickles":
-        pictures = read_pickles(name, split, site.path, names)
-        return ImageSplit(pictures, site.path, "python pickles", names)
+        images = _read_pickles(known.name, split, site.path, names)
+        return ImageSplit(images, site.path, "python pickles", names)
 
     # a list of names lies beside the folders of the splits
-    set_folder = site.path.parent if site.path != site.base else site.path
-    _check_class_order(set_folder, name, names)
+    _check_class_order(site.path.parent if site.path != site.base else site.path, names)
 
     notes: list[str] = []
+    layout = "webdataset shards"
     if site.kind == "shards":
         paths = split_tars(site, split) or shards_in(site.path)
-        pictures = read_labelled(paths, len(names), with_captions=True)
-        layout = "webdataset shards"
+        images = read_labelled(paths, len(names), with_captions=True)
     else:
-        labels = {text: label for label, text in enumerate(names)}
-        pictures, notes = read_class_folders(listing(site.path), labels, name, _normalise)
         layout = "class folders"
-    if not pictures:
-        raise UserError(f"{site.path} holds no samples of {name}")
-    return ImageSplit(pictures, site.path, layout, names, notes=notes)
+        labels = {text: label for label, text in enumerate(names)}
+        images, notes = read_class_folders(listing(site.path), labels, known.name, _normalise)
+    return ImageSplit(images, site.path, layout, names, notes=notes)
 
 
-def _check_class_order(folder: Path, name: str, names: tuple[str, ...]) -> None:
+def _check_class_order(folder: Path, names: tuple[str, ...]) -> None:
     """Raise where a list of names beside the data has another order than ours.
 
     Shards hold numbers only, and such a list says what the numbers mean.
     """
-    title = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}[name]
     for path in (folder / "classnames.json", folder / "classnames.txt"):
         if not path.exists():
             continue
 
         # the first difference tells more than two lengths
-        theirs = read_names(path)
-        for label, (our, their) in enumerate(zip(names, map(_normalise, theirs), strict=False)):
-            if our != their:
-                raise UserError(f"{path}: class {label} is {their!r}, in {title} it is {our!r}")
+        theirs = [_normalise(name) for name in read_names(path)]
+        problem = ""
         if len(theirs) != len(names):
-            raise UserError(f"{path} names {len(theirs)} classes, {title} has {len(names)}")
+            problem = f"names {len(theirs)} classes, and the set has {len(names)}"
+        for label, (our, their) in enumerate(zip(names, theirs, strict=False)):
+            if our != their:
+                problem = f"class {label} is {their!r}, and the set's is {our!r}"
+                break
+        if problem:
+            fix = "number the labels in the order of the set's own names"
+            raise DataError(problem, about=path, fix=fix)
 
 
 def _normalise(name: str) -> str:
@@ -127,9 +115,10 @@ _KEYS = {
     "cifar10": ("batches.meta", b"label_names", b"labels"),
     "cifar100": ("meta", b"fine_label_names", b"fine_labels"),
 }
+AGAIN = "fetch the archive again and unpack all of it"
 
 
-def read_pickles(
+def _read_pickles(
     name: str, split: str, folder: Path, class_names: tuple[str, ...]
 ) -> list[ImageFile]:
     """The images of a split in the order of its files, each with raw pixels [32, 32, 3].
@@ -139,74 +128,59 @@ def read_pickles(
             ``meta`` are in another order.
     """
     meta, names_key, labels_key = _KEYS[name]
-    names = [_text(item).replace("_", " ") for item in _read(folder / meta).get(names_key, ())]
-    if names != list(class_names):
-        problem = f"{folder / meta} does not list the classes of {name} in their order"
-        raise DataError(problem, fix=_fix(name))
+    theirs = [_normalise(_text(item)) for item in _read(folder / meta).get(names_key, ())]
+    if theirs != list(class_names):
+        problem = f"does not list the classes of {name} in their order"
+        raise DataError(problem, about=folder / meta, fix=AGAIN)
 
-    pictures: list[ImageFile] = []
+    images: list[ImageFile] = []
     for file in _FILES[name, split]:
         path = folder / file
-        images, labels = _read_batch(path, labels_key, name)
-        for index, (image, label) in enumerate(zip(images, labels, strict=True)):
+        batch, labels = _read_batch(path, labels_key)
+        for index, (image, label) in enumerate(zip(batch, labels, strict=True)):
             where = f"{path}:{index}"
             if not isinstance(label, int) or not 0 <= label < len(class_names):
-                last = len(class_names) - 1
-                problem = f"{where} has the label {label!r}; {name} has 0 to {last}"
-                raise DataError(problem, fix=_fix(name))
-            pictures.append(ImageFile(path, (0, image.nbytes), where, label, pixels=image))
-    return pictures
+                problem = f"has the label {label!r}, and {name} has 0 to {len(class_names) - 1}"
+                raise DataError(problem, about=where, fix=AGAIN)
+            images.append(ImageFile(path, (0, image.nbytes), where, label, pixels=image))
+    return images
 
 
-def _read_batch(path: Path, labels_key: bytes, name: str) -> tuple[np.ndarray, list[Any]]:
+def _read_batch(path: Path, labels_key: bytes) -> tuple[np.ndarray, list[Any]]:
     """Images [N, 32, 32, 3] uint8 and their N labels, as they stand in one file."""
     content = _read(path)
     pixels: Any = content.get(b"data")
     labels: Any = content.get(labels_key)
     is_bytes = isinstance(pixels, np.ndarray) and pixels.dtype == np.uint8
     if not is_bytes or pixels.shape[1:] != (3072,):
-        raise DataError(f"{path} holds no array of 3,072 bytes a picture", fix=_fix(name))
+        raise DataError("holds no array of 3,072 bytes an image", about=path, fix=AGAIN)
     if not isinstance(labels, list) or len(labels) != len(pixels):
-        problem = f"{path} holds {len(pixels)} pictures and not as many labels"
-        raise DataError(problem, fix=_fix(name))
+        problem = f"holds {len(pixels)} images and not as many labels"
+        raise DataError(problem, about=path, fix=AGAIN)
 
     # stored plane by plane: all red values of an image, then the green ones, then the blue ones
     planes = pixels.reshape(-1, 3, 32, 32)
     return np.ascontiguousarray(planes.transpose(0, 2, 3, 1)), labels
 
 
-def _fix(name: str) -> str:
-    return f"fetch {name.replace('cifar', 'cifar-')}-python.tar.gz again and unpack it"
-
-
-# what the unpickler's machine and numpy raise on bytes that are no pickle of arrays
+# what the unpickler's machine, numpy and the file system raise on what is no pickle of arrays
 _BROKEN_PICKLE = (
-    ValueError,
-    TypeError,
-    KeyError,
-    IndexError,
-    EOFError,
-    AttributeError,
-    MemoryError,
-    OverflowError,
+    *(pickle.UnpicklingError, ValueError, TypeError, KeyError, IndexError, EOFError),
+    *(AttributeError, MemoryError, OverflowError, OSError),
 )
 
 
 def _read(path: Path) -> dict[bytes, Any]:
     """The dictionary in a pickle, its keys as bytes."""
-    again = "fetch the archive again from its source"
     try:
         content = _ArraysOnly(io.BytesIO(path.read_bytes()), encoding="bytes").load()
-    except FileNotFoundError as error:
-        raise DataError(f"{path} is missing", fix="unpack the whole archive") from error
-    except pickle.UnpicklingError as error:
-        raise DataError(f"{path} is refused: {error}", fix=again) from error
     except _BROKEN_PICKLE as error:
-        raise DataError(f"{path} is not a readable pickle: {error}", fix=again) from error
+        problem = f"cannot be read as a pickle of arrays: {first_line(error)}"
+        raise DataError(problem, about=path, fix=AGAIN) from error
 
     if not isinstance(content, dict):
-        problem = f"{path} holds a {type(content).__name__}, not CIFAR's dictionary"
-        raise DataError(problem, fix=again)
+        problem = f"holds a {type(content).__name__}, not CIFAR's dictionary"
+        raise DataError(problem, about=path, fix=AGAIN)
     return {key.encode() if isinstance(key, str) else key: value for key, value in content.items()}
 
 
@@ -255,3 +229,38 @@ def _number_dtype(code: bytes | str, *rest: Any) -> np.dtype:
 
     # a copy, because the state that follows is written into it
     return np.dtype("u1", copy=True)
+
+
+# ---- the two sets ----
+
+_FAMILIES = ("zeroshot", "fewshot", "fewshot_logistic", "linear", "knn")
+_FOLDERS = {"train": ("train",), "test": ("test", "val")}
+
+
+def _entry(number: int, archive: str, names: tuple[str, ...], **splits: Expected) -> PublicSet:
+    name = f"cifar{number}"
+    return PublicSet(
+        name,
+        (*names, f"{name}python"),
+        splits,
+        f"{name}/{{split}}/*.tar (webdataset: .png and .cls),"
+        f" {name}/{{split}}/<class name>/*.png, or {archive}/",
+        read_cifar,
+        {split: (*folders, archive, "") for split, folders in _FOLDERS.items()},
+        _FAMILIES,
+        f"openai_{name}",
+    )
+
+
+ENTRIES = (
+    _entry(
+        *(10, "cifar-10-batches-py", ("cifar10batchespy",)),
+        train=Expected(50_000, classes=10, per_class=5_000),
+        test=Expected(10_000, classes=10, per_class=1_000),
+    ),
+    _entry(
+        *(100, "cifar-100-python", ()),
+        train=Expected(50_000, classes=100, per_class=500, part=(25_000, "409010c8a1340970")),
+        test=Expected(10_000, classes=100, per_class=100, part=(2_000, "e81073476a0c5283")),
+    ),
+)

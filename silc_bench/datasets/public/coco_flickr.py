@@ -5,7 +5,7 @@ They have 5,000 and 1,000 test images, five captions each. The split is the file
 ``captions_val2014.json`` alone is not enough. A few COCO images have six or seven captions: the
 first five are taken, as everybody does, so that 25,000 captions compete.
 
-Flow: ``read_karpathy("coco", "test", site)`` -> Found.
+Flow: ``read_karpathy(SETS["coco"], "test", site)`` -> ImageSplit.
 """
 
 from __future__ import annotations
@@ -18,75 +18,57 @@ from typing import Any
 
 from silc_bench.datasets.image_set import ImageFile, ImageSplit
 from silc_bench.datasets.layouts import read_captioned, shards_in
-from silc_bench.datasets.public.counts import EXPECTED
-from silc_bench.datasets.public.find import Site
-from silc_bench.errors import DataError
+from silc_bench.datasets.public.find import Expected, PublicSet, Site, check_files
+from silc_bench.errors import DataError, first_line
 
 _FOLDERS = ("", "images", "flickr30k-images", "flickr30k_images", "Images", "val2014")
+AGAIN = "fetch Karpathy's file again"
 
 
-def read_karpathy(name: str, split: str, site: Site) -> ImageSplit:
+def read_karpathy(known: PublicSet, split: str, site: Site) -> ImageSplit:
     """Images of "coco" or "flickr30k" with their first five captions.
 
     Raises:
         DataError: a broken list, or missing images.
     """
     if site.kind == "json":
-        images = _from_list(name, split, site)
-        layout = f"{site.path.name} and pictures"
+        images = _from_list(split, site)
+        layout = f"{site.path.name} and images"
     elif site.kind == "shards":
         images = read_captioned(shards_in(site.path))
         layout = "webdataset shards"
     else:
-        file = {"coco": "dataset_coco.json", "flickr30k": "dataset_flickr30k.json"}[name]
-        problem = f"{site.path} holds pictures and no captions"
-        raise DataError(problem, fix=f"put Karpathy's {file} into {site.base}")
-    return _first_captions(images, EXPECTED[name, split].captions, site, layout)
+        fix = f"put Karpathy's {known.lists[0]} into {site.base}"
+        raise DataError("holds images and no captions", about=site.path, fix=fix)
 
-
-def _first_captions(images: Sequence[ImageFile], count: int, site: Site, layout: str) -> ImageSplit:
-    """The images with their first ``count`` captions, and a note where some had more."""
+    # the first captions, and a note where some images had more
+    count = known.splits[split].captions
     num_longer = sum(len(image.captions) > count for image in images)
-    notes = []
-    if num_longer:
-        notes.append(
-            f"{num_longer} pictures have more than {count} captions: their first {count} are taken"
-        )
+    note = f"{num_longer} images have more than {count} captions: their first {count} are taken"
     shortened = [replace(image, captions=image.captions[:count]) for image in images]
-    return ImageSplit(shortened, site.path, layout, notes=notes)
+    return ImageSplit(shortened, site.path, layout, notes=[note] if num_longer else [])
 
 
-def _from_list(name: str, split: str, site: Site) -> list[ImageFile]:
+def _from_list(split: str, site: Site) -> list[ImageFile]:
     """Images in the order of the list."""
     rows = _rows(site.path, split)
     if not rows:
-        problem = f"{site.path} has no picture of the split {split!r}"
-        raise DataError(problem, fix="fetch Karpathy's file again")
+        raise DataError(f"no image of the split {split!r}", about=site.path, fix=AGAIN)
 
-    folder = _folder_of(rows, site)
-    images, missing = [], []
-    seen = set()
-    for row in rows:
-        # two entries of one image would compete with each other's captions
-        file_name = row["filename"]
-        if file_name in seen:
-            problem = f"{site.path} lists {file_name} twice"
-            raise DataError(problem, fix="fetch Karpathy's file again")
-        seen.add(file_name)
+    # two entries of one image would compete with each other's captions
+    names = [row["filename"] for row in rows]
+    if len(set(names)) != len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise DataError(f"lists {twice} twice", about=site.path, fix=AGAIN)
 
-        path = folder / file_name
-        if not path.is_file():
-            missing.append(path)
-            continue
+    folder = _folder_of(rows, names, site)
+    paths = [folder / name for name in names]
+    check_files(paths, "images", site.path, f"put them all into {folder}")
+
+    images = []
+    for path, row in zip(paths, rows, strict=True):
         captions = tuple(sentence["raw"].strip() for sentence in row["sentences"])
         images.append(ImageFile(path, (0, path.stat().st_size), str(path), captions=captions))
-
-    if missing:
-        problem = (
-            f"{len(missing):,} of the {len(rows):,} pictures of {name} {split} are missing,"
-            f" such as {missing[0]}"
-        )
-        raise DataError(problem, fix=f"put them all into {folder}")
     return images
 
 
@@ -105,28 +87,55 @@ def _rows(path: Path, split: str) -> list[dict[str, Any]]:
             if not is_text:
                 raise ValueError(f"an entry has the file name {name!r:.60}")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        problem = f"{path} is not Karpathy's list: {type(error).__name__}: {error}"
-        fix = "its entries are {filename, split, sentences: [{raw}]}; fetch the file again"
-        raise DataError(problem, fix=fix) from error
+        fix = "its entries are {filename, split, sentences: [{raw}]}; " + AGAIN
+        problem = f"is not Karpathy's list: {first_line(error)}"
+        raise DataError(problem, about=path, fix=fix) from error
     return rows
 
 
-def _folder_of(rows: list[dict[str, Any]], site: Site) -> Path:
+def _folder_of(rows: list[dict[str, Any]], names: Sequence[str], site: Site) -> Path:
     """Where the first image that is there lies; the others must lie there too."""
     # COCO's entries name their folder, as in "val2014"
     own_folder = str(rows[0].get("filepath", ""))
-    names = list(_FOLDERS)
+    inner = list(_FOLDERS)
     if own_folder and Path(own_folder).name == own_folder:
-        names = [own_folder, f"images/{own_folder}", *names]
-    folders = [base / name for base in (site.base, site.path.parent) for name in names]
+        inner = [own_folder, f"images/{own_folder}", *inner]
+    folders = [base / name for base in (site.base, site.path.parent) for name in inner]
 
-    for row in rows:
+    for name in names:
         for folder in folders:
-            if (folder / row["filename"]).is_file():
+            if (folder / name).is_file():
                 return folder
 
     looked = ", ".join(str(folder) for folder in dict.fromkeys(folders))
     raise DataError(
-        f"none of the {len(rows):,} pictures of {site.path} is there",
-        fix=f"put {rows[0]['filename']} and the others into one of {looked}",
+        f"none of its {len(names):,} images is there",
+        about=site.path,
+        fix=f"put {names[0]} and the others into one of {looked}",
     )
+
+
+def _entry(name: str, names: tuple[str, ...], images: str, test: Expected) -> PublicSet:
+    file = f"dataset_{name}.json"
+    return PublicSet(
+        name,
+        names,
+        {"test": test},
+        f"{name}/{file} (Karpathy's split) with {name}/{images}/*.jpg,"
+        f" or {name}/test/*.tar (webdataset: .jpg and .txt)",
+        read_karpathy,
+        {"test": ("test",)},
+        ("retrieval",),
+        lists=(file,),
+    )
+
+
+ENTRIES = (
+    _entry(
+        "coco",
+        ("mscoco", "coco2014", "mscococaptions", "cococaptions", "mscoco2014"),
+        "val2014",
+        Expected(5_000, captions=5),
+    ),
+    _entry("flickr30k", (), "flickr30k-images", Expected(1_000, captions=5)),
+)

@@ -1,27 +1,58 @@
-"""Where the named sets lie under a data root: which folder names mean which set and split.
+"""What a public dataset is, and where its splits lie under a data root.
 
-``find("imagenet1k", "test", Path("/data"))`` -> ``Site(/data/ILSVRC2012/val, "folders")``. A folder
-is a set's when its name, without punctuation and without clip_benchmark's prefixes ``wds_`` and
-``vtab-``, is one of the set's names; the data root itself may be that folder. Nothing is opened:
-readers do that, and say what is wrong.
+``find(SETS["imagenet1k"], "test", Path("/data"))`` -> ``Site(/data/ILSVRC2012/val, "folders")``. A
+folder is a set's when its name, without punctuation and without clip_benchmark's prefixes ``wds_``
+and ``vtab-``, is one of the set's names; the data root itself may be that folder. Nothing is
+opened: readers do that, and say what is wrong.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from silc_bench.datasets.files.folders import FILE_EXTENSIONS, by_number, is_stray, subfolders
-from silc_bench.datasets.public import mask_sets
-from silc_bench.datasets.public.mask_sets import MaskLayout, MaskSet
+from silc_bench.datasets.image_set import ImageSplit
 from silc_bench.errors import DataError, unknown_name
 
 
 class NotFoundError(DataError):
     """No place holds the split; other faults mean that it is there and wrong."""
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a whole split has."""
+
+    images: int
+    classes: int = 0
+    per_class: int = 0  # images of each class, 0 where that differs
+    captions: int = 0  # of each image
+    content: str = ""  # fingerprint of a set that is known by its content alone
+    also: int = 0  # images, where the set goes round in two sizes
+    # images and fingerprint of a published part that is scored as it is
+    part: tuple[int, str] = (0, "")
+
+
+@dataclass(frozen=True)
+class MaskLayout:
+    """One way in which images and masks lie in their set's folder.
+
+    A mask is named like its image, but for the ends.
+    """
+
+    images: tuple[str, ...]  # folders in which its images may lie
+    masks: str  # folder of its masks, or the file that they are drawn from
+    mask_end: str = ".png"
+    image_end: str = ".jpg"
+    listed: str = ""  # the file that lists the split's images; else it is all in the folder
+    values: str = "labels"  # how masks are numbered; "ids": as the set was published
+    skipped: str = ""  # end of files that converters lay beside its masks
+    not_beside: str = ""  # a folder that only another set has
 
 
 @dataclass(frozen=True)
@@ -42,119 +73,70 @@ class Site:
 
 
 @dataclass(frozen=True)
-class Known:
-    """How a named set may lie.
+class PublicSet:
+    """All that is known of one public dataset.
 
     Attributes:
-        names: of its folder, without punctuation.
-        folders: of each split, tried in this order; "" is the set's folder itself.
+        names: of its folder, without punctuation, beside its own name.
+        splits: what each of them has; a dictionary, so that a test can have a small set.
         needed: the layouts, for messages; {split} stands for the split's folder.
+        read: images of a split at a place; it raises DataError for what is not the set.
+        folders: of each split, tried in this order; "" is the set's folder itself.
+        families: of the tasks that measure it.
+        prompts: name of those that ask for its classes.
         tars: of its images, beside it under the data root.
         lists: files that name the images of a retrieval set.
-        masks: of a set of images with masks.
+        layouts: of each split of a set with masks, the first that is there counts.
+        inner: folders in the set's in which all of that may lie.
+        hints: files that may lie there instead of masks, and the line that makes masks of them.
     """
 
+    name: str
     names: tuple[str, ...]
-    folders: dict[str, tuple[str, ...]]
+    splits: dict[str, Expected]
     needed: str
+    read: Callable[[PublicSet, str, Site], ImageSplit]
+    folders: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    families: tuple[str, ...] = ()
+    prompts: str = ""
     tars: tuple[str, ...] = ()
     lists: tuple[str, ...] = ()
-    masks: MaskSet | None = None
+    layouts: Mapping[str, tuple[MaskLayout, ...]] = field(default_factory=dict)
+    inner: tuple[str, ...] = ("",)
+    hints: Mapping[str, str] = field(default_factory=dict)
+
+    def is_called(self, name: str) -> bool:
+        """Whether a folder of that name is the set's: "wds_vtab-CIFAR_100" is CIFAR-100's."""
+        return _plain(name) in (_plain(self.name), *self.names)
 
 
-_KAGGLE = ("ILSVRC/Data/CLS-LOC", "Data/CLS-LOC", "CLS-LOC")
-_CIFAR_SPLITS = {"train": ("train",), "test": ("test", "val")}
-_WDS = "test/*.tar (webdataset: .jpg and .cls)"
-SETS = {
-    "imagenet1k": Known(
-        (
-            *("imagenet1k", "imagenet", "ilsvrc2012", "ilsvrc"),
-            *("imagenet2012", "in1k", "imagenetobjectlocalizationchallenge"),
-        ),
-        {
-            "train": ("train", *(f"{folder}/train" for folder in _KAGGLE)),
-            # ILSVRC's own test part has no public labels: where val is there, it is what counts
-            "test": (
-                *("val", "validation", "ILSVRC2012_img_val"),
-                *(f"{folder}/val" for folder in _KAGGLE),
-                "test",
-            ),
-        },
-        "imagenet1k/val/<wnid>/*.JPEG, Kaggle's ILSVRC/Data/CLS-LOC/val/*.JPEG with"
-        " LOC_val_solution.csv, ILSVRC2012_img_val.tar with its devkit,"
-        f" or imagenet1k/{_WDS};"
-        " for training imagenet1k/train/<wnid>/*.JPEG or train/*.tar",
-        ("ilsvrc2012imgval",),
-    ),
-    "imagenet_v2": Known(
-        ("imagenetv2", "imagenetv2matchedfrequency", "imagenetv2matchedfrequencyformatval"),
-        {
-            "test": (
-                *("imagenetv2-matched-frequency-format-val", "ImageNetV2-matched-frequency"),
-                *("test", "val", ""),
-            )
-        },
-        f"imagenet_v2/<0..999>/*.jpeg (matched frequency), or imagenet_v2/{_WDS}",
-    ),
-    "imagenet_a": Known(
-        ("imageneta",),
-        {"test": ("imagenet-a", "test", "val", "")},
-        f"imagenet-a/<wnid>/*.jpg, imagenet-a.tar, or imagenet-a/{_WDS}",
-    ),
-    "imagenet_r": Known(
-        ("imagenetr",),
-        {"test": ("imagenet-r", "test", "val", "")},
-        f"imagenet-r/<wnid>/*.jpg, imagenet-r.tar, or imagenet-r/{_WDS}",
-    ),
-    "imagenet_sketch": Known(
-        ("imagenetsketch", "sketch"),
-        {"test": ("sketch", "test", "val", "")},
-        f"imagenet-sketch/<wnid>/*.JPEG, or imagenet-sketch/{_WDS}",
-    ),
-    "objectnet": Known(
-        ("objectnet", "objectnet10"),
-        {"test": ("objectnet-1.0/images", "images", "test")},
-        "objectnet-1.0/images/<folder>/*.png with objectnet-1.0/mappings/*.json,"
-        f" or objectnet/{_WDS}",
-    ),
-    "cifar10": Known(
-        ("cifar10", "cifar10batchespy"),
-        {split: (*folders, "cifar-10-batches-py", "") for split, folders in _CIFAR_SPLITS.items()},
-        "cifar10/{split}/*.tar (webdataset: .png and .cls),"
-        " cifar10/{split}/<class name>/*.png, or cifar-10-batches-py/",
-    ),
-    "cifar100": Known(
-        ("cifar100", "cifar100python"),
-        {split: (*folders, "cifar-100-python", "") for split, folders in _CIFAR_SPLITS.items()},
-        "cifar100/{split}/*.tar (webdataset: .png and .cls),"
-        " cifar100/{split}/<class name>/*.png, or cifar-100-python/",
-    ),
-    "coco": Known(
-        ("coco", "mscoco", "coco2014", "mscococaptions", "cococaptions", "mscoco2014"),
-        {"test": ("test",)},
-        "coco/dataset_coco.json (Karpathy's split) with coco/val2014/*.jpg,"
-        " or coco/test/*.tar (webdataset: .jpg and .txt)",
-        lists=("dataset_coco.json",),
-    ),
-    "flickr30k": Known(
-        ("flickr30k",),
-        {"test": ("test",)},
-        "flickr30k/dataset_flickr30k.json (Karpathy's split) with flickr30k/flickr30k-images/*.jpg,"
-        " or flickr30k/test/*.tar (webdataset: .jpg and .txt)",
-        lists=("dataset_flickr30k.json",),
-    ),
-}
+def checked_order(
+    title: str, names: tuple[str, ...], sha256: str, about: object, fix: str
+) -> tuple[str, ...]:
+    """The same names of labels, once it is sure that they are the right ones, in their order.
+
+    Args:
+        sha256: of the lines, one a label.
+
+    Raises:
+        DataError: they are not the list that the labels were numbered by.
+    """
+    if hashlib.sha256("\n".join(names).encode()).hexdigest() != sha256:
+        problem = f"its {len(names)} names are not the {title} that labels are numbered by"
+        raise DataError(problem, about=about, fix=fix)
+    return names
 
 
-def _known_by_masks(masks: MaskSet) -> Known:
-    """A set with masks; its folders serve the message that says where was looked."""
-    folders: dict[str, tuple[str, ...]] = {}
-    for split, layouts in masks.splits.items():
-        folders[split] = (layouts[0].listed or layouts[0].masks,)
-    return Known(masks.names, folders, masks.needed, masks=masks)
+def check_files(paths: Sequence[Path], kind: str, about: object, fix: str) -> None:
+    """Raise DataError where files are missing; says how many and which is the first."""
+    missing = [path for path in paths if not path.is_file()]
+    if missing:
+        count = f"{len(missing):,} of its {len(paths):,} {kind}"
+        raise DataError(f"{count} are missing, such as {missing[0]}", about=about, fix=fix)
 
 
-SETS |= {name: _known_by_masks(masks) for name, masks in mask_sets.SETS.items()}
+# ---- where a split lies ----
+
 LIST_FOLDERS = ("", "annotations", "karpathy", "caption_datasets")
 _SPLIT_WORDS = {
     "train": r"(^|[-_.])train([-_.\d]|$)",
@@ -162,59 +144,56 @@ _SPLIT_WORDS = {
 }
 
 
-def find(name: str, split: str, data_root: Path | None, is_the_set: bool = False) -> Site:
+def find(known: PublicSet, split: str, data_root: Path | None, is_the_set: bool = False) -> Site:
     """The one place that holds a split.
 
-    ``is_the_set``: the root was given as this set's folder, whatever its name.
+    Args:
+        is_the_set: the root was given as this set's folder, whatever its name.
 
     Raises:
         NotFoundError: no place does; says where it looked, which layouts fit, and which archive
             waits to be unpacked.
         DataError: several do.
-        UserError: an unknown set or split.
+        UserError: an unknown split.
     """
-    if name not in SETS:
-        raise unknown_name("dataset", name, SETS)
-    known = SETS[name]
-    if split not in known.folders:
-        raise unknown_name(f"split of {name}", split, known.folders)
+    if split not in known.splits:
+        raise unknown_name("split", split, known.splits, known.name)
     needed = known.needed.replace("{split}", split)
     if data_root is None:
-        raise NotFoundError(f"{name} is read from files", fix=f"give --data-root DIR with {needed}")
+        fix = f"give --data-root DIR with {needed}"
+        raise NotFoundError("no data root to read it from", about=known.name, fix=fix)
 
     # two copies of a set may differ, and nobody could say later which one was scored
     root = Path(data_root)
-    sites = list(_sites(name, split, root, is_the_set))
+    bases = _bases(known, root, is_the_set)
+    sites = list(_sites(known, split, root, bases, is_the_set))
     if len(sites) > 1:
-        places = " and ".join(str(site.path) for site in sites)
         raise DataError(
-            f"{name} {split} is there {len(sites)} times: {places}",
+            f"is there {len(sites)} times: {' and '.join(str(site.path) for site in sites)}",
+            about=f"{known.name} {split}",
             fix="give --data-root the folder of the one you mean",
         )
+    if sites:
+        return sites[0]
 
-    if not sites:
-        first = known.folders[split][0]
-        bases = _bases(name, root, is_the_set)
-        looked = dict.fromkeys(base / first for base in (root / name, *bases))
-        where = " and ".join(map(str, looked))
-        hint = _hint(known, bases)
-        fix = _unpack(name, root) or hint or f"needed: {needed}"
-        raise NotFoundError(f"no {name} {split} data: looked in {where}", fix=fix)
-    return sites[0]
+    layout = known.layouts[split][0] if known.layouts else None
+    first = known.folders[split][0] if layout is None else layout.listed or layout.masks
+    looked = dict.fromkeys(base / first for base in (root / known.name, *bases))
+    raise NotFoundError(
+        f"no {known.name} {split} data",
+        about=" and ".join(map(str, looked)),
+        fix=_unpack(known, root) or _hint(known, bases) or f"put it there as {needed}",
+    )
 
 
-def _sites(name: str, split: str, root: Path, is_the_set: bool) -> Iterator[Site]:
+def _sites(
+    known: PublicSet, split: str, root: Path, bases: list[Path], is_the_set: bool
+) -> Iterator[Site]:
     """Every place that holds the split."""
-    known = SETS[name]
-    bases = _bases(name, root, is_the_set)
-    if known.masks is not None:
+    if known.layouts:
         # two folders of the root may be links to one place
-        places: dict[Path, Site] = {}
-        for base in bases:
-            site = _masks(known.masks, split, base)
-            if site is not None:
-                places[site.path.resolve()] = site
-        yield from places.values()
+        sites = [site for base in bases if (site := _masks(known, split, base))]
+        yield from {site.path.resolve(): site for site in sites}.values()
         return
 
     if is_the_set and root.suffix == ".tar" and root.is_file():
@@ -223,36 +202,38 @@ def _sites(name: str, split: str, root: Path, is_the_set: bool) -> Iterator[Site
 
     # a list of captions says more than the images that it names, so it comes first
     for base in bases:
-        candidates = (_recognise(base, folder, known) for folder in known.folders[split])
-        site = next((site for site in candidates if site is not None), None)
-        site = _listed(base, root, known) or site or _split_shards(base, split, known)
+        site = _listed(known, base, root)
+        for folder in known.folders[split]:
+            site = site or _recognise(known, base, folder)
+        whole = Site(base, "shards", base)
+        if site is None and len(known.splits) > 1 and split_tars(whole, split):
+            site = whole
         if site is not None:
             yield site
 
-    if root.is_dir():
+    if root.is_dir() and split == "test":
         for path in sorted(root.glob("*.tar")):
-            if split == "test" and _plain(path.stem) in (*known.names, *known.tars):
+            if known.is_called(path.stem) or _plain(path.stem) in known.tars:
                 yield Site(path, "tar", root)
 
 
-def _bases(name: str, root: Path, is_the_set: bool) -> list[Path]:
+def _bases(known: PublicSet, root: Path, is_the_set: bool) -> list[Path]:
     """Folders that are the set's, by their name."""
     if not root.is_dir():
         return []
-    names = SETS[name].names
-    bases = [root] if is_the_set or _plain(root.resolve().name) in names else []
+    bases = [root] if is_the_set or known.is_called(root.resolve().name) else []
 
     # clip_benchmark's names, such as wds/vtab/cifar10, taken as paths
     for parent in (root, root / "wds", root / "vtab", root / "wds/vtab"):
         if parent.is_dir():
-            bases += [parent / child for child in subfolders(parent) if _plain(child) in names]
+            bases += [parent / child for child in subfolders(parent) if known.is_called(child)]
     return bases
 
 
-def _masks(known: MaskSet, split: str, base: Path) -> Site | None:
+def _masks(known: PublicSet, split: str, base: Path) -> Site | None:
     """The first layout whose masks are there, and the list of the split where it needs one."""
     for inner in known.inner:
-        for layout in known.splits[split]:
+        for layout in known.layouts[split]:
             home = base / inner
             path = home / layout.masks
 
@@ -263,25 +244,12 @@ def _masks(known: MaskSet, split: str, base: Path) -> Site | None:
                 continue
 
             # one mask is enough: whether all are there is counted later
-            has_masks = path.is_file()
-            if path.is_dir():
-                has_masks = next(path.rglob(f"*{layout.mask_end}"), None) is not None
-            if has_masks:
+            if path.is_file() or next(path.rglob(f"*{layout.mask_end}"), None) is not None:
                 return Site(path, "masks", home, layout)
     return None
 
 
-def _hint(known: Known, bases: list[Path]) -> str | None:
-    """The line that makes masks of what lies there instead of them."""
-    if known.masks is None:
-        return None
-    for path, fix in known.masks.hints:
-        if any((base / inner / path).is_file() for base in bases for inner in known.masks.inner):
-            return fix
-    return None
-
-
-def _recognise(base: Path, folder: str, known: Known) -> Site | None:
+def _recognise(known: PublicSet, base: Path, folder: str) -> Site | None:
     """What a folder holds, by the names in it; None where it is not there or empty."""
     path = base / folder
     if not path.is_dir():
@@ -292,7 +260,7 @@ def _recognise(base: Path, folder: str, known: Known) -> Site | None:
     files = {entry.name for entry in entries if entry.is_file()}
     if {"test_batch"} <= files or {"meta", "test"} <= files:
         return Site(path, "pickles", base)
-    if not folder and len(known.folders) > 1:
+    if not folder and len(known.splits) > 1:
         return None  # its subfolders are splits
 
     # shards before folders: what was downloaded may lie beside what was made of it
@@ -305,20 +273,14 @@ def _recognise(base: Path, folder: str, known: Known) -> Site | None:
     return None
 
 
-def _listed(base: Path, root: Path, known: Known) -> Site | None:
-    """A file that lists pictures and captions, in the set's folder or under the data root."""
+def _listed(known: PublicSet, base: Path, root: Path) -> Site | None:
+    """A file that lists images and captions, in the set's folder or under the data root."""
     for parent in (base, root):
         for folder in LIST_FOLDERS:
             for name in known.lists:
                 if (parent / folder / name).is_file():
                     return Site(parent / folder / name, "json", base)
     return None
-
-
-def _split_shards(base: Path, split: str, known: Known) -> Site | None:
-    """Shards of all splits in one folder, told apart by a word in their names."""
-    site = Site(base, "shards", base)
-    return site if len(known.folders) > 1 and split_tars(site, split) else None
 
 
 def split_tars(site: Site, split: str) -> list[Path] | None:
@@ -330,23 +292,25 @@ def split_tars(site: Site, split: str) -> list[Path] | None:
     return sorted(tars, key=lambda path: by_number(path.name)) or None
 
 
-def _unpack(name: str, root: Path) -> str | None:
+def _unpack(known: PublicSet, root: Path) -> str | None:
     """The line that unpacks an archive of the set, if there is one."""
-    if not root.is_dir():
-        return None
-
-    known = SETS[name]
     for path in sorted(root.glob("*")):
         is_zip = path.name.endswith(".zip")
         stem, dot, _ = path.name.partition(".zip" if is_zip else ".tar.")
-        if name == "cifar10":
-            stem = stem.removesuffix("-python")
-        if dot and path.is_file() and _plain(stem) in (*known.names, *known.tars):
+        is_ours = known.is_called(stem) or _plain(stem) in known.tars
+        if dot and is_ours and path.is_file():
             command = f"unzip {path} -d {root}" if is_zip else f"tar xf {path} -C {root}"
             return f"unpack it first: {command}"
     return None
 
 
+def _hint(known: PublicSet, bases: list[Path]) -> str | None:
+    """The line that makes masks of what lies there instead of them."""
+    homes = [base / inner for base in bases for inner in known.inner]
+    fixes = (fix for name, fix in known.hints.items() for home in homes if (home / name).is_file())
+    return next(fixes, None)
+
+
 def _plain(name: str) -> str:
-    """A name as ``Known.names`` has it: "wds_vtab-CIFAR_100" is "cifar100"."""
+    """A name as ``PublicSet.names`` has it: "wds_vtab-CIFAR_100" is "cifar100"."""
     return re.sub(r"[^a-z0-9]", "", name.lower()).removeprefix("wds").removeprefix("vtab")

@@ -1,4 +1,4 @@
-"""The ImageNet family: ImageNet-1k, V2, A, R and Sketch, from every layout people keep them in.
+"""The ImageNet family: ImageNet-1k, V2, A, R, Sketch and ObjectNet, from every layout.
 
 Flow: ``find.find`` names the place -> class folders, shards, a tar of images or a flat folder are
 read -> images in label order, within a class by file name, so that the same files give the same
@@ -18,6 +18,17 @@ Validation images that lie flat, as they are delivered (ILSVRC2012_val_00000001.
 their classes in a file beside them or above: Kaggle's ``LOC_val_solution.csv``, a list of wnids in
 the order of the images (``imagenet_2012_validation_synset_labels.txt``), or the ILSVRC 2012
 devkit, whose numbers are not the order of the wnids and are translated by its ``meta.mat``.
+
+Of ObjectNet the 113 classes count that ImageNet has too. The mappings that come with the data say
+which those are: ``mappings/folder_to_objectnet_label.json`` names each folder,
+``mappings/objectnet_to_imagenet_1k.json`` lists the names that ImageNet knows. As in
+clip_benchmark the labels are those folders in sorted order, the class names ObjectNet's own in
+lower case, and all 113 compete, not ImageNet's 1,000. The red border of one pixel stays on the
+images. Whatever gives the names, they must be the list whose hash is committed.
+
+Sources of the counts: ILSVRC 2012 (Russakovsky et al., 2015); ImageNet-V2 matched frequency (Recht
+et al., 2019); -A and -R (Hendrycks et al., 2021); -Sketch (Wang et al., 2019: 50 queries a class,
+50,889 images released); ObjectNet (Barbu et al., 2019).
 """
 
 from __future__ import annotations
@@ -27,9 +38,8 @@ import csv
 import importlib.util
 import io
 import json
-import re
 import tarfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -42,17 +52,17 @@ from silc_bench.datasets.layouts import (
     read_names,
     shards_in,
 )
-from silc_bench.datasets.public.counts import checked_order
-from silc_bench.datasets.public.find import Site, split_tars
-from silc_bench.errors import DataError
+from silc_bench.datasets.public.find import Expected, PublicSet, Site, checked_order, split_tars
+from silc_bench.errors import DataError, first_line
 
 
-def read_imagenet(name: str, split: str, site: Site) -> ImageSplit:
+def read_imagenet(known: PublicSet, split: str, site: Site) -> ImageSplit:
     """Images and labels of a set of the family, such as "imagenet1k" or "imagenet_sketch".
 
     Raises:
         DataError, UserError: what lies there is not the set; says what to do.
     """
+    name = known.name
     if site.kind not in ("shards", "tar"):
         return _from_listing(name, site, site.path)
 
@@ -63,8 +73,8 @@ def read_imagenet(name: str, split: str, site: Site) -> ImageSplit:
 
     # one tar without labels may be a packed folder of the set
     if len(paths) > 1:
-        problem = f"{paths[0]}: the first sample has no label (.cls)"
-        raise DataError(problem, fix=f"write shards of {name} with a .cls beside each .jpg")
+        fix = f"write shards of {name} with a .cls beside each .jpg"
+        raise DataError("its first sample has no label (.cls)", about=paths[0], fix=fix)
     return _from_listing(name, site, paths[0])
 
 
@@ -72,23 +82,24 @@ def _from_listing(name: str, site: Site, path: Path) -> ImageSplit:
     """From a folder or tar of class folders, or of images that lie flat."""
     content = listing(path)
     if not content.files:
-        problem = f"{path} holds no pictures"
+        problem = "holds no images"
         if content.other:
             problem += f" but {len(content.other)} other files, such as {content.other[0]}"
-        raise DataError(problem, fix="unpack the archives in it, one folder a class")
+        raise DataError(problem, about=path, fix="unpack the archives in it, one folder a class")
 
     if all("/" not in file.name for file in content.files):
-        images, layout = read_flat(content, site.base)
+        images, layout = _read_flat(content, site.base)
         return _in_label_order(name, site, layout, images, content.notes())
 
     # a tar has no list of folders
     folders = content.folders or [file.folder for file in content.files]
+    keys = wnids(name)
+    normalise: Callable[[str], str] = str
     if name == "imagenet_v2" and all(folder.isdecimal() for folder in folders):
-        labels = {str(label): label for label in range(1000)}
-        images, notes = read_class_folders(content, labels, name, _without_zeros)
-    else:
-        labels = {wnid: label for label, wnid in enumerate(wnids(name))}
-        images, notes = read_class_folders(content, labels, name)
+        keys = tuple(map(str, range(1000)))
+        normalise = _without_zeros
+    labels = {key: label for label, key in enumerate(keys)}
+    images, notes = read_class_folders(content, labels, name, normalise)
     layout = "class folders" if path.is_dir() else "tar of class folders"
     return _in_label_order(name, site, layout, images, notes)
 
@@ -101,7 +112,7 @@ def _in_label_order(
     name: str, site: Site, layout: str, images: Sequence[ImageFile], notes: list[str]
 ) -> ImageSplit:
     # a stable sort: within a class the order stays that of the file names
-    ordered = sorted(images, key=lambda picture: picture.label or 0)
+    ordered = sorted(images, key=lambda image: image.label or 0)
     return ImageSplit(ordered, site.path, layout, class_names(name), notes=notes)
 
 
@@ -117,39 +128,46 @@ def _check_names(name: str, site: Site) -> list[str]:
 
     theirs = [text.lower() for text in read_names(path)]
     ours = [text.lower() for text in class_names(name)]
-    fix = f"number the labels of {name} by their wnids in sorted order and write the shards again"
-    if len(theirs) != len(ours):
-        raise DataError(f"{path} names {len(theirs)} classes, {name} has {len(ours)}", fix=fix)
-
-    # the mistake of V2's folders, see above
-    if theirs == sorted(map(str, range(len(ours)))):
-        raise DataError(
-            f"{path} lists the numbers of the classes sorted as strings: 1, 10, 100 ..."
-            " so the labels are wrong",
-            fix=fix,
-        )
+    other = [label for label, text in enumerate(theirs) if ours[label : label + 1] != [text]]
 
     # one of our names at another label is a wrong order; a name that we do not know may be a
     # wording, but too many of them would hide any order
-    other = [label for label, text in enumerate(theirs) if text != ours[label]]
     swapped = next((label for label in other if theirs[label] in ours), None)
-    if swapped is not None:
-        raise DataError(
-            f"{path}: class {swapped} is {theirs[swapped]!r}, in {name} it is {ours[swapped]!r}",
-            fix=fix,
-        )
-    if len(other) > len(ours) // 2:
-        raise DataError(
-            f"{path} knows only {len(ours) - len(other)} of the {len(ours)} names of {name},"
-            " so no order can be checked",
-            fix=fix,
-        )
+    problem = ""
+    if len(theirs) != len(ours):
+        problem = f"names {len(theirs)} classes, and {name} has {len(ours)}"
+    elif theirs == sorted(map(str, range(len(ours)))):  # the mistake of V2's folders, see above
+        problem = "lists the numbers of the classes sorted as strings (1, 10, 100 ...)"
+    elif swapped is not None:
+        problem = f"class {swapped} is {theirs[swapped]!r}, and {name}'s is {ours[swapped]!r}"
+    elif len(other) > len(ours) // 2:
+        count = len(ours) - len(other)
+        problem = f"knows only {count} of the {len(ours)} names of {name}, too few to check labels"
+    if problem:
+        fix = f"number the labels of {name} by its wnids in sorted order; write the shards again"
+        raise DataError(problem, about=path, fix=fix)
     return [f"{path.name} words {len(other)} names differently; OpenAI's are used"] if other else []
 
 
 # ---- classes ----
 
-_SUBSETS = {"imagenet_a": "imagenet_a_wnids", "imagenet_r": "imagenet_r_wnids"}
+_REINSTALL = "install it again: pip install --force-reinstall clip-benchmark==1.6.2"
+# clip_benchmark's variable, and sha256 of its lines in sorted order
+_ALL = (
+    "all_imagenet_wordnet_ids",
+    "385e0240499426c022b773be1ae4da780f057b89c9694c7f47199f62746b6edd",
+)
+_SUBSETS = {
+    "imagenet_a": (
+        "imagenet_a_wnids",
+        "f6aa4b23244554d9b864fd715ae20048f6a9686388911b2dfbf1ada01bf0f520",
+    ),
+    "imagenet_r": (
+        "imagenet_r_wnids",
+        "e19a59d84e3746fafd34d2ccf6ae604a44e9a0500a596f343c878a89e30ce624",
+    ),
+}
+_NAMES_SHA256 = "571ae1c583b4be7da87519494c52bf405a46af05d5815627c7a0dee997068b60"
 
 
 @cache
@@ -158,17 +176,23 @@ def wnids(name: str) -> tuple[str, ...]:
 
     Of "imagenet_a" and "imagenet_r" their 200, of any other set all 1,000.
     """
-    lists = _lists()
-    if name in _SUBSETS:
-        return checked_order(f"{name} wnids", tuple(sorted(lists[_SUBSETS[name]])))
-    return checked_order("imagenet wnids", lists["all_imagenet_wordnet_ids"])
+    variable, sha256 = _SUBSETS.get(name, _ALL)
+    path = _folder() / "builder.py"
+    assigned = (
+        node.value
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == variable
+    )
+    numbers = tuple(sorted(ast.literal_eval(next(assigned))))
+    return checked_order("wnids", numbers, sha256, path, _REINSTALL)
 
 
 @cache
 def class_names(name: str) -> tuple[str, ...]:
     """Names of the labels of a set of the ImageNet family."""
-    content = json.loads((_folder() / "en_classnames.json").read_text(encoding="utf-8"))
-    names = checked_order("imagenet names", tuple(content["imagenet1k"]))
+    path = _folder() / "en_classnames.json"
+    names = tuple(json.loads(path.read_text(encoding="utf-8"))["imagenet1k"])
+    checked_order("names", names, _NAMES_SHA256, path, _REINSTALL)
 
     # a subset numbers its classes anew, in the order of the whole
     own = set(wnids(name))
@@ -183,30 +207,14 @@ def _folder() -> Path:
     return Path(str(spec.origin)).parent / "datasets"
 
 
-@cache
-def _lists() -> dict[str, tuple[str, ...]]:
-    """The lists of wnids in builder.py, by variable."""
-    wanted = {*_SUBSETS.values(), "all_imagenet_wordnet_ids"}
-    source = (_folder() / "builder.py").read_text(encoding="utf-8")
-    lists = {}
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-            variable = node.targets[0].id
-            if variable in wanted:
-                lists[variable] = tuple(ast.literal_eval(node.value))
-    return lists
-
-
 # ---- labels of validation images that lie flat ----
 
 KAGGLE = "LOC_val_solution.csv"
 SYNSETS = ("imagenet_2012_validation_synset_labels.txt", "synset_labels.txt")
 DEVKIT = "ILSVRC2012_devkit_t12"
-_TRUTH = f"{DEVKIT}/data/ILSVRC2012_validation_ground_truth.txt"
-_META = f"{DEVKIT}/data/meta.mat"
 
 
-def read_flat(content: Listing, base: Path) -> tuple[list[ImageFile], str]:
+def _read_flat(content: Listing, base: Path) -> tuple[list[ImageFile], str]:
     """Images with labels, and what the labels were read from.
 
     ``base`` is the set's folder: nothing above its parent is read.
@@ -220,13 +228,11 @@ def read_flat(content: Listing, base: Path) -> tuple[list[ImageFile], str]:
     for file in content.files:
         wnid = wnid_of.get(file.stem)
         if wnid not in label_of:
-            problem = f"{source} has {wnid!r} for {file.name}"
+            problem = f"gives {file.name} the class {wnid!r}"
             if wnid is None:
-                problem = f"{source} gives no class for {file.name}"
-            raise DataError(
-                problem,
-                fix="the names must be ILSVRC's, ILSVRC2012_val_00000001.JPEG to ..._00050000.JPEG",
-            )
+                problem = f"gives no class for {file.name}"
+            fix = "name the images as ILSVRC, ILSVRC2012_val_00000001.JPEG to ..._00050000.JPEG"
+            raise DataError(problem, about=source, fix=fix)
         images.append(ImageFile(file.path, file.place, file.where, label_of[wnid]))
     return images, f"flat, labels from {source.name}"
 
@@ -241,9 +247,10 @@ def _truth(folder: Path, base: Path) -> tuple[Mapping[str, str], Path]:
             if (place / name).exists():
                 return read(place / name), place / name
     raise DataError(
-        f"{folder} holds pictures without classes",
+        "holds images without classes",
+        about=folder,
         fix=f"put Kaggle's {KAGGLE}, or the devkit {DEVKIT}.tar.gz,"
-        " beside the pictures or in a folder above",
+        " beside the images or in a folder above",
     )
 
 
@@ -259,32 +266,31 @@ def _upwards(folder: Path, base: Path) -> Iterator[Path]:
 
 def _kaggle(path: Path) -> dict[str, str]:
     """A table of ImageId and PredictionString, of which the second begins with the wnid."""
+    again = f"fetch {KAGGLE} again"
     rows = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig")))
     if {"ImageId", "PredictionString"} - set(rows.fieldnames or ()):
-        raise DataError(
-            f"{path} has the columns {rows.fieldnames}, not ImageId and PredictionString",
-            fix=f"fetch {KAGGLE} again",
-        )
+        problem = f"has the columns {rows.fieldnames}, not ImageId and PredictionString"
+        raise DataError(problem, about=path, fix=again)
+
     wnid_of: dict[str, str] = {}
     for row in rows:
         image = row["ImageId"]
         if image in wnid_of:
-            raise DataError(f"{path} lists {image} twice", fix=f"fetch {KAGGLE} again")
+            raise DataError(f"lists {image} twice", about=path, fix=again)
 
         # boxes follow; the class of the first is that of the image
-        words = (row["PredictionString"] or "").split()
-        wnid_of[image] = words[0] if words else ""
+        wnid_of[image] = (row["PredictionString"] or "").partition(" ")[0]
     return wnid_of
 
 
 def _synsets(path: Path) -> dict[str, str]:
     """A wnid a line, in the order of the images' numbers."""
-    lines = path.read_text(encoding="utf-8").split()
-    return {_name(number): wnid for number, wnid in enumerate(lines, start=1)}
+    return _numbered(path.read_text(encoding="utf-8").split())
 
 
-def _name(number: int) -> str:
-    return f"ILSVRC2012_val_{number:08d}"
+def _numbered(wnids_in_order: list[str]) -> dict[str, str]:
+    names = (f"ILSVRC2012_val_{number:08d}" for number in range(1, len(wnids_in_order) + 1))
+    return dict(zip(names, wnids_in_order, strict=True))
 
 
 def _devkit(path: Path) -> dict[str, str]:
@@ -295,25 +301,25 @@ def _devkit(path: Path) -> dict[str, str]:
     """
     from scipy.io import loadmat
 
-    truth = _devkit_file(path, _TRUTH)
-    synsets = loadmat(io.BytesIO(_devkit_file(path, _META)), squeeze_me=True)["synsets"]
+    truth = _devkit_file(path, "ILSVRC2012_validation_ground_truth.txt")
+    synsets = loadmat(io.BytesIO(_devkit_file(path, "meta.mat")), squeeze_me=True)["synsets"]
     wnid_of = {
-        int(row["ILSVRC2012_ID"]): str(row["WNID"])
+        str(row["ILSVRC2012_ID"]): str(row["WNID"])
         for row in synsets
         if int(row["num_children"]) == 0
     }
 
-    wnids_in_order = []
-    for text in truth.decode("ascii", errors="replace").split():
-        if not re.fullmatch(r"\d{1,4}", text) or int(text) not in wnid_of:
-            problem = f"{path}: {text[:20]!r} is no class of the devkit"
-            raise DataError(problem, fix=f"fetch {DEVKIT}.tar.gz again")
-        wnids_in_order.append(wnid_of[int(text)])
-    return {_name(number): wnid for number, wnid in enumerate(wnids_in_order, start=1)}
+    numbers = truth.decode("ascii", errors="replace").split()
+    unknown = next((number for number in numbers if number not in wnid_of), None)
+    if unknown is not None:
+        problem = f"{unknown[:20]!r} is no class of the devkit"
+        raise DataError(problem, about=path, fix=f"fetch {DEVKIT}.tar.gz again")
+    return _numbered([wnid_of[number] for number in numbers])
 
 
 def _devkit_file(path: Path, name: str) -> bytes:
-    """A file of the devkit, from its folder or its archive."""
+    """A file of the devkit's data, from its folder or its archive."""
+    name = f"{DEVKIT}/data/{name}"
     try:
         if path.is_dir():
             return (path.parent / name).read_bytes()
@@ -322,6 +328,173 @@ def _devkit_file(path: Path, name: str) -> bytes:
             assert member is not None
             return member.read()
     except (OSError, tarfile.TarError, KeyError, EOFError) as error:
-        raise DataError(
-            f"{path} lacks {name}: {error}", fix=f"fetch {DEVKIT}.tar.gz again"
-        ) from error
+        problem = f"lacks {name}: {first_line(error)}"
+        raise DataError(problem, about=path, fix=f"fetch {DEVKIT}.tar.gz again") from error
+
+
+# ---- ObjectNet ----
+
+FOLDERS, OVERLAP = "folder_to_objectnet_label.json", "objectnet_to_imagenet_1k.json"
+_MAPPINGS_AGAIN = "fetch the set's folder mappings/ again"
+# of the mappings of its release, as in mlfoundations/wise-ft,
+# src/datasets/objectnet_metadata, in the order of the folders
+_OBJECTNET_SHA256 = "6f31c7eebfd7cd1d19bf0640ec17f649e2b6bce48f13a142224bc0fa327e659e"
+
+
+def read_objectnet(known: PublicSet, split: str, site: Site) -> ImageSplit:
+    """Images and labels from shards, or from ObjectNet's own folders.
+
+    Raises:
+        DataError: the mappings are missing, or do not fit the folders.
+    """
+    if site.kind in ("shards", "tar"):
+        return _objectnet_shards(known.splits[split].classes, site)
+
+    name_of = _overlapping(site)
+    folders = sorted(name_of)
+    names = tuple(name_of[folder].lower() for folder in folders)
+    checked_order("names of ObjectNet", names, _OBJECTNET_SHA256, site.path, _MAPPINGS_AGAIN)
+
+    # of all 313 classes only the 113 are listed, so that the others are no unknown folders
+    everything = listing(site.path)
+    files = [file for file in everything.files if file.name.split("/")[0] in name_of]
+    folders_here = [folder for folder in everything.folders if folder in name_of]
+    part = Listing(site.path, files, folders_here, everything.stray, everything.other)
+
+    labels = {folder: label for label, folder in enumerate(folders)}
+    images, notes = read_class_folders(part, labels, known.name)
+    num_left = len(everything.files) - len(files)
+    notes.append(f"left {num_left:,} images of classes that ImageNet does not have")
+    return ImageSplit(images, site.path, "class folders", names, notes=notes)
+
+
+def _objectnet_shards(num_classes: int, site: Site) -> ImageSplit:
+    # the numbers mean ObjectNet's classes only where the list beside them says so
+    path = site.base / "classnames.txt"
+    fix = f"fetch the set's {path.name} too"
+    if not path.exists():
+        raise DataError("is missing, and shards hold numbers only", about=path, fix=fix)
+    names = tuple(text.lower() for text in read_names(path))
+    checked_order("names of ObjectNet", names, _OBJECTNET_SHA256, path, fix)
+
+    paths = [site.path] if site.kind == "tar" else shards_in(site.path)
+    return ImageSplit(read_labelled(paths, num_classes), site.path, "webdataset shards", names)
+
+
+def _overlapping(site: Site) -> dict[str, str]:
+    """ObjectNet's name of each folder whose class ImageNet has."""
+    homes = (site.path.parent, site.base, site.base / "objectnet-1.0")
+    places = [place for home in homes for place in (home / "mappings", home)]
+    place = next((place for place in places if (place / FOLDERS).is_file()), None)
+    if place is None:
+        fix = "copy the folder mappings/ of objectnet-1.0.zip beside images/"
+        raise DataError(f"no {FOLDERS} beside it", about=site.path, fix=fix)
+
+    folder_of = {label: folder for folder, label in _mapping(place / FOLDERS).items()}
+    overlap = _mapping(place / OVERLAP)
+    missing = sorted(set(overlap) - set(folder_of))
+    if missing:
+        problem = f"has no folder for {missing[0]!r}"
+        raise DataError(problem, about=place / FOLDERS, fix=_MAPPINGS_AGAIN)
+    return {folder_of[label]: label for label in overlap}
+
+
+def _mapping(path: Path) -> dict[str, str]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not all(isinstance(value, str) for value in content.values()):
+            raise ValueError("a value is no name")
+    except (OSError, ValueError, AttributeError) as error:
+        problem = f"is no mapping of names: {first_line(error)}"
+        raise DataError(problem, about=path, fix=_MAPPINGS_AGAIN) from error
+    return content
+
+
+# ---- the sets ----
+
+_KAGGLE_FOLDERS = ("ILSVRC/Data/CLS-LOC", "Data/CLS-LOC", "CLS-LOC")
+_WDS = "test/*.tar (webdataset: .jpg and .cls)"
+
+
+def _variant(
+    name: str, names: tuple[str, ...], test: Expected, needed: str, *folders: str
+) -> PublicSet:
+    """A set that is only tested on."""
+    folders_of = {"test": (*folders, "test", "val", "")}
+    needed = f"{needed}, or {name}/{_WDS}"
+    test_split = {"test": test}
+    return PublicSet(
+        name, names, test_split, needed, read_imagenet, folders_of, ("zeroshot",), "openai80"
+    )
+
+
+ENTRIES = (
+    PublicSet(
+        "imagenet1k",
+        (
+            *("imagenet", "ilsvrc2012", "ilsvrc"),
+            *("imagenet2012", "in1k", "imagenetobjectlocalizationchallenge"),
+        ),
+        {
+            "train": Expected(1_281_167, classes=1000),
+            # ILSVRC's validation part, as nobody has its test labels
+            "test": Expected(50_000, classes=1000, per_class=50),
+        },
+        "imagenet1k/val/<wnid>/*.JPEG, Kaggle's ILSVRC/Data/CLS-LOC/val/*.JPEG with"
+        " LOC_val_solution.csv, ILSVRC2012_img_val.tar with its devkit,"
+        f" or imagenet1k/{_WDS};"
+        " for training imagenet1k/train/<wnid>/*.JPEG or train/*.tar",
+        read_imagenet,
+        {
+            "train": ("train", *(f"{folder}/train" for folder in _KAGGLE_FOLDERS)),
+            # where val is there, it is what counts
+            "test": (
+                *("val", "validation", "ILSVRC2012_img_val"),
+                *(f"{folder}/val" for folder in _KAGGLE_FOLDERS),
+                "test",
+            ),
+        },
+        ("zeroshot", "fewshot", "fewshot_logistic", "linear", "knn"),
+        "openai80",
+        tars=("ilsvrc2012imgval",),
+    ),
+    _variant(
+        "imagenet_v2",
+        ("imagenetv2matchedfrequency", "imagenetv2matchedfrequencyformatval"),
+        Expected(10_000, classes=1000, per_class=10),
+        "imagenet_v2/<0..999>/*.jpeg (matched frequency)",
+        *("imagenetv2-matched-frequency-format-val", "ImageNetV2-matched-frequency"),
+    ),
+    _variant(
+        "imagenet_a",
+        (),
+        Expected(7_500, classes=200),
+        "imagenet-a/<wnid>/*.jpg, imagenet-a.tar",
+        "imagenet-a",
+    ),
+    _variant(
+        "imagenet_r",
+        (),
+        Expected(30_000, classes=200),
+        "imagenet-r/<wnid>/*.jpg, imagenet-r.tar",
+        "imagenet-r",
+    ),
+    _variant(
+        "imagenet_sketch",
+        ("sketch",),
+        Expected(50_889, classes=1000),
+        "imagenet-sketch/<wnid>/*.JPEG",
+        "sketch",
+    ),
+    PublicSet(
+        "objectnet",
+        ("objectnet10",),
+        {"test": Expected(18_574, classes=113)},
+        "objectnet-1.0/images/<folder>/*.png with objectnet-1.0/mappings/*.json,"
+        f" or objectnet/{_WDS}",
+        read_objectnet,
+        {"test": ("objectnet-1.0/images", "images", "test")},
+        ("zeroshot",),
+        "openai80",
+    ),
+)

@@ -1,7 +1,7 @@
-"""Images with a mask each: the named sets of ``mask_sets``, and any two folders of the same names.
+"""Images with a mask each: those of a public set, and any two folders of the same names.
 
-Flow: ``read_segmentation("cityscapes", "test", site)`` -> images matched with masks by their
-names -> Found. Masks are decoded when they are hashed or scored, not here.
+Flow: ``read_segmentation(masks, base, layout, rule)`` -> images matched with masks by their names
+-> ImageSplit. Masks are decoded when they are hashed or scored, not here.
 
 COCO-Object has no masks in files. They are drawn from the outlines in
 ``instances_val2017.json``, 80 things on a background (value 0): ``read_instances(path, folder,
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,36 +26,38 @@ import numpy as np
 from silc_bench.datasets.dataset import IGNORE
 from silc_bench.datasets.files.folders import FILE_EXTENSIONS, by_number, is_stray
 from silc_bench.datasets.image_set import ImageFile, ImageSplit
-from silc_bench.datasets.masks import MASK_EXTENSIONS, MaskFile, MaskRule
-from silc_bench.datasets.public.find import Site
-from silc_bench.datasets.public.mask_sets import MaskLayout, rule_of
-from silc_bench.errors import DataError, UserError
+from silc_bench.datasets.masks import MASK_EXTENSIONS, Mask, MaskFile, MaskRule
+from silc_bench.datasets.public.find import MaskLayout, check_files
+from silc_bench.errors import DataError, UserError, first_line
 
 
-def read_segmentation(name: str, split: str, site: Site) -> ImageSplit:
-    """Images and masks of a named set.
+def read_segmentation(masks: Path, base: Path, layout: MaskLayout, rule: MaskRule) -> ImageSplit:
+    """Images and masks of a public set.
+
+    Args:
+        masks: their folder, or the file that they are drawn from.
+        base: the set's folder, for ``layout``.
 
     Raises:
         DataError: some are missing, or a list names what is not there.
     """
-    layout = site.layout
-    assert layout is not None, site
-    rule = rule_of(name, layout.values)
-    folder = _images_of(site.base, layout, site.path)
+    folders = [base / name for name in layout.images]
+    folder = next((folder for folder in folders if folder.is_dir()), None)
+    if folder is None:
+        problem = f"is there, and its images are not: looked in {' and '.join(map(str, folders))}"
+        raise DataError(problem, about=masks, fix="fetch the set's images too")
 
     how = f"{layout.masks}/*{layout.mask_end}"
-    if site.path.is_file():
+    if masks.is_file():
         how = layout.masks
-        pictures = read_instances(site.path, folder, rule)
+        images = read_instances(masks, folder, rule)
     elif layout.listed:
-        pictures = _listed(site.base / layout.listed, folder, site.path, layout, rule)
+        images = _listed(base / layout.listed, folder, masks, layout, rule)
     else:
-        image_ends = (layout.image_end,)
-        mask_ends = (layout.mask_end,)
-        pictures = _matched(folder, site.path, image_ends, mask_ends, rule, layout.skipped)
-
-    images = f"{folder.relative_to(site.base)}/*{layout.image_end}"
-    return found_of(pictures, site.base, f"{images} with {how}", rule)
+        ends = ((layout.image_end,), (layout.mask_end,))
+        images = _matched(folder, masks, *ends, rule, layout.skipped)
+    where = f"{folder.relative_to(base)}/*{layout.image_end}"
+    return found_of(images, base, f"{where} with {how}", rule)
 
 
 def read_pairs(images: Path, masks: Path, rule: MaskRule) -> list[ImageFile]:
@@ -71,27 +73,16 @@ def read_pairs(images: Path, masks: Path, rule: MaskRule) -> list[ImageFile]:
     return _matched(images, masks, image_ends, mask_ends, rule)
 
 
-def found_of(pictures: list[ImageFile], folder: Path, layout: str, rule: MaskRule) -> ImageSplit:
+def found_of(images: list[ImageFile], folder: Path, layout: str, rule: MaskRule) -> ImageSplit:
     """What a reader of masks gives back; their rule says what the labels are called."""
     return ImageSplit(
-        pictures,
+        images,
         folder,
         layout,
         mask_names=rule.names,
         has_background=rule.has_background,
         mask_policy=rule.policy(),
     )
-
-
-def _images_of(base: Path, layout: MaskLayout, masks: Path) -> Path:
-    """The folder of the images; ``masks`` for the message alone."""
-    folders = [base / name for name in layout.images]
-    folder = next((folder for folder in folders if folder.is_dir()), None)
-    if folder is None:
-        looked = " and ".join(map(str, folders))
-        problem = f"{masks} is there, and its pictures are not: looked in {looked}"
-        raise DataError(problem, fix="fetch the set's pictures too")
-    return folder
 
 
 def _listed(
@@ -101,21 +92,14 @@ def _listed(
     stems = listed.read_text(encoding="utf-8").split()
     if len(set(stems)) != len(stems):
         twice = next(stem for stem in stems if stems.count(stem) > 1)
-        raise DataError(f"{listed} lists {twice} twice", fix="fetch the list again")
+        raise DataError(f"lists {twice} twice", about=listed, fix="fetch the list again")
 
     image_paths = [images / f"{stem}{layout.image_end}" for stem in stems]
     mask_paths = [masks / f"{stem}{layout.mask_end}" for stem in stems]
-    for kind, paths in (("pictures", image_paths), ("masks", mask_paths)):
-        missing = [path for path in paths if not path.is_file()]
-        if missing:
-            problem = (
-                f"{len(missing):,} of the {len(stems):,} {kind} that {listed} lists are missing,"
-                f" such as {missing[0]}"
-            )
-            raise DataError(problem, fix=f"fetch the set's {kind} again")
-
+    for kind, paths in (("images", image_paths), ("masks", mask_paths)):
+        check_files(paths, kind, listed, f"fetch the set's {kind} again")
     pairs = zip(image_paths, mask_paths, strict=True)
-    return [_image(image, mask, rule) for image, mask in pairs]
+    return [_image(image, MaskFile(mask, rule)) for image, mask in pairs]
 
 
 def _matched(
@@ -130,28 +114,29 @@ def _matched(
     image_of = _by_stem(images, image_ends)
     mask_of = _by_stem(masks, mask_ends, skipped)
     if not image_of:
-        fix = f"a picture ends with {' or '.join(image_ends)}"
-        raise DataError(f"{images} holds no pictures", fix=fix)
+        fix = f"put images there, whose names end with {' or '.join(image_ends)}"
+        raise DataError("holds no images", about=images, fix=fix)
 
     # neither side may have more: what is left out would change the score in silence
     without = sorted(set(image_of) - set(mask_of), key=by_number)
     if without:
+        count = f"{len(without):,} of its {len(image_of):,} images"
         wanted = masks / f"{without[0]}{next(iter(mask_ends))}"
-        problem = (
-            f"{len(without):,} of {len(image_of):,} pictures in {images} have no mask,"
-            f" such as {image_of[without[0]].name}"
+        raise DataError(
+            f"{count} have no mask, such as {image_of[without[0]].name} without {wanted}",
+            about=images,
+            fix="add the masks, or take these images out",
         )
-        fix = f"its mask would be {wanted}: add the masks, or take these pictures out"
-        raise DataError(problem, fix=fix)
 
     alone = sorted(set(mask_of) - set(image_of), key=by_number)
     if alone:
-        problem = (
-            f"{len(alone):,} of {len(mask_of):,} masks in {masks} have no picture,"
-            f" such as {mask_of[alone[0]].name}"
-        )
-        raise DataError(problem, fix=f"add the pictures to {images}, or take these masks out")
-    return [_image(image_of[stem], mask_of[stem], rule) for stem in sorted(image_of, key=by_number)]
+        count = f"{len(alone):,} of its {len(mask_of):,} masks"
+        problem = f"{count} have no image, such as {mask_of[alone[0]].name}"
+        fix = f"add the images to {images}, or take these masks out"
+        raise DataError(problem, about=masks, fix=fix)
+
+    stems = sorted(image_of, key=by_number)
+    return [_image(image_of[stem], MaskFile(mask_of[stem], rule)) for stem in stems]
 
 
 def _by_stem(folder: Path, ends: Collection[str], skipped: str = "") -> dict[str, Path]:
@@ -166,8 +151,8 @@ def _by_stem(folder: Path, ends: Collection[str], skipped: str = "") -> dict[str
         # 1.jpg and 1.png: nobody says which of them the mask belongs to
         stem = name[: -len(end)]
         if stem in path_of:
-            problem = f"{folder} holds {path_of[stem].name} and {path.name}"
-            raise DataError(problem, fix="two files of one name: keep one of them")
+            problem = f"holds {path_of[stem].name} and {path.name}, two files of one name"
+            raise DataError(problem, about=folder, fix="keep one of them")
         path_of[stem] = path
     return path_of
 
@@ -179,18 +164,18 @@ def _walk(folder: Path) -> Iterator[Path]:
         yield from (Path(parent, name) for name in files if not is_stray(name))
 
 
-def _image(path: Path, mask: Path, rule: MaskRule) -> ImageFile:
+def _image(path: Path, mask: Mask) -> ImageFile:
     try:
         size = path.stat().st_size
     except FileNotFoundError as error:
-        problem = f"{path} is a link to a file that is gone"
-        raise DataError(problem, fix="restore the file or remove the link") from error
-    return ImageFile(path, (0, size), str(path), mask=MaskFile(mask, rule))
+        fix = "restore the file or remove the link"
+        raise DataError("links to a file that is gone", about=path, fix=fix) from error
+    return ImageFile(path, (0, size), str(path), mask=mask)
 
 
 # ---- masks that are drawn from outlines ----
 
-FETCH_AGAIN = "fetch annotations_trainval2017.zip again"
+AGAIN = "fetch annotations_trainval2017.zip again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,11 +203,9 @@ class DrawnMask:
         ordered = sorted(self.outlines, key=lambda drawn: (not drawn[1], -drawn[2]))
         for label, is_crowd, _, outline in ordered:
             if not _can_be_drawn(outline, self.height, self.width):
-                raise DataError(
-                    f"{self.where} has an outline that cannot be drawn in"
-                    f" {self.width} x {self.height} pixels: {str(outline)[:60]}",
-                    fix=FETCH_AGAIN,
-                )
+                size = f"{self.width} x {self.height} pixels"
+                problem = f"has an outline that cannot be drawn in {size}: {str(outline)[:60]}"
+                raise DataError(problem, about=self.where, fix=AGAIN)
 
             # polygons, run lengths as numbers, or run lengths already packed into a string
             runs = outline
@@ -262,30 +245,25 @@ def read_instances(path: Path, folder: Path, rule: MaskRule) -> list[ImageFile]:
             outline = (label, is_crowd, area, annotation["segmentation"])
             outlines[annotation["image_id"]].append(outline)
     except (ValueError, KeyError, TypeError) as error:
-        problem = f"{path} is no COCO file of instances: {type(error).__name__} {error}"
-        raise DataError(problem, fix=FETCH_AGAIN) from error
+        problem = f"is no COCO file of instances: {first_line(error)}"
+        raise DataError(problem, about=path, fix=AGAIN) from error
 
-    names = tuple(categories[number] for number in sorted(categories))
-    if names != rule.names[1:]:
-        other = _first_other(names, rule.names[1:])
-        raise DataError(f"{path} has other categories than COCO's 80: {other}", fix=FETCH_AGAIN)
+    names = [categories[number] for number in sorted(categories)]
+    other = [name for name, ours in zip(names, rule.names[1:], strict=False) if name != ours]
+    if other or len(names) != len(rule.names) - 1:
+        shown = f", the first is {other[0]!r}" if other else ""
+        problem = f"its {len(names)} categories are not COCO's 80{shown}"
+        raise DataError(problem, about=path, fix=AGAIN)
 
-    pictures, missing = [], []
-    for number, (name, height, width) in sorted(images.items()):
-        image = folder / name
-        if not image.is_file():
-            missing.append(image)
-            continue
+    listed = sorted(images.items())
+    check_files(
+        [folder / name for _, (name, *_) in listed], "images", path, "unpack val2017.zip again"
+    )
+    found = []
+    for number, (name, height, width) in listed:
         mask = DrawnMask(path, rule, number, height, width, tuple(outlines[number]))
-        pictures.append(ImageFile(image, (0, image.stat().st_size), str(image), mask=mask))
-
-    if missing:
-        problem = (
-            f"{len(missing):,} of the {len(images):,} pictures of {path} are missing,"
-            f" such as {missing[0]}"
-        )
-        raise DataError(problem, fix="unpack val2017.zip again")
-    return pictures
+        found.append(_image(folder / name, mask))
+    return found
 
 
 def _can_be_drawn(outline: Any, height: int, width: int) -> bool:
@@ -316,19 +294,13 @@ def _are_numbers(values: list[Any]) -> bool:
     return all(isinstance(value, int | float) for value in values)
 
 
-def _first_other(names: Sequence[str], expected: Sequence[str]) -> str:
-    if len(names) != len(expected):
-        return f"{len(names)} of them"
-    pairs = zip(names, expected, strict=True)
-    return next(f"{name!r} where {other!r} belongs" for name, other in pairs if name != other)
-
-
 def _pycocotools() -> Any:
     try:
         from pycocotools import mask
     except ImportError as error:
         raise UserError(
-            "coco_object is drawn by pycocotools, which is not installed:"
-            ' pip install "silc-bench[coco]"'
+            "is drawn by pycocotools, which is not installed",
+            about="coco_object",
+            fix='pip install "silc-bench[coco]"',
         ) from error
     return mask

@@ -9,12 +9,13 @@ from typer.testing import CliRunner
 from silc_bench.cli.app import app
 from silc_bench.datasets.check import check
 from silc_bench.datasets.public.cifar import CIFAR10_NAMES
-from silc_bench.datasets.public.counts import EXPECTED, Expected
+from silc_bench.datasets.public.find import Expected
+from silc_bench.datasets.public.load import SETS
 
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch):
-    monkeypatch.setitem(EXPECTED, ("cifar10", "test"), Expected(10, classes=10, per_class=1))
+    monkeypatch.setitem(SETS["cifar10"].splits, "test", Expected(10, classes=10, per_class=1))
 
 
 def run(*words):

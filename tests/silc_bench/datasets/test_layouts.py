@@ -9,8 +9,9 @@ import pytest
 
 from silc_bench.datasets.check import check
 from silc_bench.datasets.public.cifar import CIFAR10_NAMES, CLASS_NAMES
-from silc_bench.datasets.public.counts import EXPECTED, Expected
+from silc_bench.datasets.public.find import Expected
 from silc_bench.datasets.public.imagenet import class_names, wnids
+from silc_bench.datasets.public.load import SETS
 
 SIZES = {
     **dict.fromkeys(
@@ -26,9 +27,9 @@ SIZES = {
 @pytest.fixture(autouse=True)
 def _small(monkeypatch):
     for name, size in SIZES.items():
-        monkeypatch.setitem(EXPECTED, (name, "test"), size)
-    monkeypatch.setitem(EXPECTED, ("cifar10", "train"), Expected(50, classes=10, per_class=5))
-    monkeypatch.setitem(EXPECTED, ("cifar100", "train"), Expected(100, classes=100, per_class=1))
+        monkeypatch.setitem(SETS[name].splits, "test", size)
+    monkeypatch.setitem(SETS["cifar10"].splits, "train", Expected(50, classes=10, per_class=5))
+    monkeypatch.setitem(SETS["cifar100"].splits, "train", Expected(100, classes=100, per_class=1))
 
 
 def by_wnid(make, root, folder, name="imagenet1k"):
@@ -111,8 +112,6 @@ def test_every_layout_is_ready_to_be_measured(make, tmp_path, layout):
 
 
 def test_every_named_set_of_images_is_here():
-    without_masks = {
-        name for (name, split), known in EXPECTED.items() if split == "test" and not known.labels
-    }
-    assert without_masks - {"objectnet"} == set(SIZES)  # ObjectNet's layouts: test_objectnet.py
+    without_masks = {name for name, known in SETS.items() if not known.layouts}
+    assert without_masks - {"objectnet"} == set(SIZES)  # ObjectNet's layouts: test_imagenet.py
     assert {layout.split()[0] for layout in LAYOUTS} == set(SIZES)

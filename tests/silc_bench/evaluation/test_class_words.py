@@ -6,7 +6,8 @@ import hashlib
 import json
 from importlib.resources import files
 
-from silc_bench.datasets.public.mask_sets import SETS, mask_names
+from silc_bench.datasets.public.load import SETS
+from silc_bench.datasets.public.mask_sets import mask_names
 from silc_bench.evaluation.prompts import class_words
 
 ASSET = files("silc_bench.evaluation") / "assets" / "class_words.json"

@@ -1,4 +1,4 @@
-"""COCO and Flickr30k: Karpathy's split, five captions a picture, every picture there."""
+"""COCO and Flickr30k: Karpathy's split, five captions an image, every image there."""
 
 from __future__ import annotations
 
@@ -6,30 +6,34 @@ import json
 
 import pytest
 
-from silc_bench.datasets.public.counts import EXPECTED, Expected
+from silc_bench.datasets.public.find import NotFoundError
 from silc_bench.datasets.public.load import load
-from silc_bench.errors import DataError, UserError
+from silc_bench.errors import UserError
 
 
 @pytest.fixture(autouse=True)
-def _small(monkeypatch):
-    for name in ("coco", "flickr30k"):
-        monkeypatch.setitem(EXPECTED, (name, "test"), Expected(3, captions=5))
+def _small(small):
+    small("coco", test=3)
+    small("flickr30k", test=3)
+
+
+@pytest.fixture
+def images(make):
+    return [(f"{i}.jpg", make.image(i)) for i in range(3)]
+
+
+def caption(image, number):
+    return f"image {image}, caption {number}"
 
 
 def rows(num_captions=(5, 7, 5), **changes):
-    images = [
-        {
-            "filepath": "val2014",
-            "filename": f"{i}.jpg",
-            "split": "test",
-            "sentences": [{"raw": f" picture {i}, caption {j} "} for j in range(count)],
-            **changes,
-        }
-        for i, count in enumerate(num_captions)
-    ]
-    train = {"filepath": "train2014", "filename": "99.jpg", "split": "restval", "sentences": []}
-    return [train, *images]
+    """One of another split, then as many as there are numbers of captions."""
+    listed = [{"filepath": "train2014", "filename": "9.jpg", "split": "restval", "sentences": []}]
+    for i, count in enumerate(num_captions):
+        sentences = [{"raw": f" {caption(i, j)} "} for j in range(count)]
+        row = {"filepath": "val2014", "filename": f"{i}.jpg", "split": "test"}
+        listed.append({**row, "sentences": sentences, **changes})
+    return listed
 
 
 def write(root, images, name="dataset_coco.json"):
@@ -39,99 +43,74 @@ def write(root, images, name="dataset_coco.json"):
 
 
 @pytest.mark.parametrize("folder", ["val2014", "images/val2014", "images", ""])
-def test_coco(make, tmp_path, folder):
-    make.tree(
-        write(tmp_path / "coco", rows()) / folder, [(f"{i}.jpg", make.image(i)) for i in range(3)]
-    )
+def test_coco(make, tmp_path, images, folder):
+    make.tree(write(tmp_path / "coco", rows()) / folder, images)
     data = load("coco", "test", tmp_path)
-    assert [len(own) for own in data.captions] == [5, 5, 5]
-    assert data.captions[1][0] == "picture 1, caption 0"
+    assert [len(captions) for captions in data.captions] == [5, 5, 5]
+    assert data.captions[1][0] == caption(1, 0)
     assert data.labels is None
     assert [make.label_of(data.image(i)) for i in range(3)] == [0, 1, 2]
     assert load("coco", "test", tmp_path, limit=2).captions == data.captions[:2]
 
 
 @pytest.mark.parametrize("place", ["flickr30k", "caption_datasets", "."])
-def test_flickr_and_its_list_elsewhere(make, tmp_path, place):
+def test_flickr_and_its_list_elsewhere(make, tmp_path, images, place):
     write(tmp_path / place, rows((5, 5, 5)), "dataset_flickr30k.json")
-    make.tree(
-        tmp_path / "flickr30k/flickr30k-images", [(f"{i}.jpg", make.image(i)) for i in range(3)]
-    )
+    make.tree(tmp_path / "flickr30k/flickr30k-images", images)
     assert len(load("flickr30k", "test", tmp_path)) == 3
 
 
-def test_clip_benchmarks_shards_are_the_same_data(make, tmp_path):
-    make.tree(
-        write(tmp_path / "a/coco", rows()) / "val2014",
-        [(f"{i}.jpg", make.image(i)) for i in range(3)],
-    )
+def test_clip_benchmarks_shards_are_the_same_data(make, tmp_path, images):
+    make.tree(write(tmp_path / "a/coco", rows()) / "val2014", images)
     members = []
-    for i, count in enumerate((5, 7, 5)):
-        text = "\n".join(f"picture {i}, caption {j}" for j in range(count))
-        members += [(f"s{i:07d}.jpg", make.image(i)), (f"s{i:07d}.txt", text.encode())]
+    for (name, data), count in zip(images, (5, 7, 5), strict=True):
+        text = "\n".join(caption(name[0], j) for j in range(count))
+        members += [(name, data), (f"{name[0]}.txt", text.encode())]
     make.tar(tmp_path / "b/wds_mscoco_captions/test/0.tar", members)
-    assert (
-        load("coco", "test", tmp_path / "b").fingerprint
-        == load("coco", "test", tmp_path / "a").fingerprint
-    )
+    fingerprints = {load("coco", "test", tmp_path / root).fingerprint for root in "ab"}
+    assert len(fingerprints) == 1
 
 
 # ---- refused ----
 
 
-def refused(root, sentence, name="coco"):
-    with pytest.raises(UserError, match=sentence):
-        load(name, "test", root, limit=1)
-
-
-def test_missing_images(make, tmp_path):
-    write(tmp_path / "coco", rows())
-    refused(tmp_path, r"none of the 3 pictures of .*dataset_coco\.json is there; put 0\.jpg")
-    make.tree(tmp_path / "coco/val2014", [("1.jpg", make.image(1))])
-    refused(tmp_path, r"2 of the 3 pictures of coco test are missing, such as .*val2014/0\.jpg")
-
-
 @pytest.mark.parametrize(
-    ("images", "sentence"),
+    ("listed", "about"),
     [
-        (rows((5, 4, 5)), "1.jpg has 4 captions, and every picture of coco has 5"),
-        (rows((5, 5)), "2 pictures .* and the set has 3; fetch what is missing"),
-        (rows((5, 5, 5)) + rows((5,)), "lists 0.jpg twice"),
-        (rows(split="val"), "no picture of the split 'test'"),
-        (rows(filename="../0.jpg"), "not Karpathy's list"),
-        (rows(sentences=[{"raw": 1}]), "not Karpathy's list"),
-        ([{"file_name": "0.jpg"}], "not Karpathy's list: KeyError: 'split'"),
+        (rows((5, 4, 5)), "1.jpg"),
+        (rows((5, 5)), "coco test"),
+        (rows((5, 5, 5)) + rows((5,)), "dataset_coco.json"),
+        (rows((5, 5, 5, 5)), "dataset_coco.json"),
+        (rows(split="val"), "dataset_coco.json"),
+        (rows(filename="../0.jpg"), "dataset_coco.json"),
+        (rows(sentences=[{"raw": 1}]), "dataset_coco.json"),
+        ([{"file_name": "0.jpg"}], "dataset_coco.json"),
     ],
+    ids=["captions", "short", "twice", "image", "no split", "outside", "no text", "no Karpathy"],
 )
-def test_a_list_that_does_not_fit(make, tmp_path, images, sentence):
-    make.tree(
-        write(tmp_path / "coco", images) / "val2014",
-        [(f"{i}.jpg", make.image(i)) for i in range(3)],
-    )
-    refused(tmp_path, sentence)
+def test_a_list_that_does_not_fit(make, tmp_path, images, refuses, listed, about):
+    make.tree(write(tmp_path / "coco", listed) / "val2014", images)
+    refuses("coco", tmp_path, about)
 
 
-def test_no_json(make, tmp_path):
-    (tmp_path / "coco/annotations").mkdir(parents=True)
+def test_no_images_and_no_json(tmp_path, refuses):
+    write(tmp_path / "coco/annotations", rows())
+    refuses("coco", tmp_path, "dataset_coco.json")
     (tmp_path / "coco/annotations/dataset_coco.json").write_text("{")
-    refused(tmp_path, "not Karpathy's list: JSONDecodeError")
+    refuses("coco", tmp_path, "dataset_coco.json", is_kept=False)
 
 
-def test_cocos_own_captions_are_not_the_split(make, tmp_path):
-    make.tree(
-        tmp_path / "coco",
-        [("val2014/1.jpg", make.image(1)), ("annotations/captions_val2014.json", b"{}")],
-    )
-    with pytest.raises(
-        DataError, match=r"no coco test data: .*dataset_coco\.json \(Karpathy's split\)"
-    ):
+def test_cocos_own_captions_are_not_the_split(make, tmp_path, images, refuses):
+    make.tree(tmp_path / "coco", [*images, ("annotations/captions_val2014.json", b"{}")])
+    error = refuses("coco", tmp_path, "coco", kind=NotFoundError)
+    assert "dataset_coco.json" in error.fix
+    make.tree(tmp_path / "coco/test", images)
+    error = refuses("coco", tmp_path, tmp_path / "coco/test")
+    assert "dataset_coco.json" in error.fix
+
+
+@pytest.mark.parametrize("member", [("0.txt", b" \n"), ("0.cls", b"1")])
+def test_no_captions_in_shards(make, tmp_path, images, member):
+    make.tar(tmp_path / "coco/test/0.tar", [images[0], member])
+    with pytest.raises(UserError, match=r"0\.tar:0"):
         load("coco", "test", tmp_path)
-    make.tree(tmp_path / "coco", [("test/1.jpg", make.image(1))])
-    refused(tmp_path, r"pictures and no captions; put Karpathy's dataset_coco\.json into")
-
-
-def test_empty_captions_in_shards(make, tmp_path):
-    make.tar(tmp_path / "coco/test/0.tar", [("0.jpg", make.image(0)), ("0.txt", b" \n")])
-    refused(tmp_path, "has an empty caption")
-    make.tar(tmp_path / "coco/test/0.tar", [("0.jpg", make.image(0)), ("0.cls", b"1")])
-    refused(tmp_path, r"and a caption \(.txt\); it has .jpg, .cls")
