@@ -60,7 +60,7 @@ def check(
             print(one_line(f"fix:   {problem.fix}"))
 
     if report.problems:
-        raise UserError(f"{name} cannot be measured as it is")
+        raise UserError("cannot be measured as it is", about=name, fix="mend what is wrong above")
     print("ready to be measured")
 
 

@@ -34,7 +34,7 @@ def show(
     classes: Annotated[
         str | None, typer.Option(help='Class names with commas between: "cat,grass".')
     ] = None,
-    out: Annotated[Path, typer.Option(help="The picture, a PNG.")] = Path("show.png"),
+    out: Annotated[Path, typer.Option(help="The image to write, a PNG.")] = Path("show.png"),
     protocol: Annotated[
         str,
         typer.Option(help="Windows, prompts and method: native, tcl, sclip, naclip or clearclip."),
@@ -64,7 +64,8 @@ def show(
     # samefile, because a link or another way of writing the path would hide that they are one.
     images = [Path(path) for path in paths]
     if any(path.exists() and target.exists() and path.samefile(target) for path in images):
-        raise UserError(f"--out {target} is one of the pictures to show; choose another name")
+        problem = f"{target} is one of the images to show"
+        raise UserError(problem, about="--out", fix="choose another name")
 
     from silc_bench.models.load import load_model
     from silc_bench.show import look
@@ -106,17 +107,16 @@ def show(
 def _target(out: Path, results: Path | None) -> Path:
     """Where the image goes. Raises UserError: it cannot be written there, or is no PNG."""
     if out.suffix != ".png":
-        raise UserError(f"--out {out}: the picture is a PNG; let its name end in .png")
+        raise UserError(f"{out} is no PNG", about="--out", fix="let its name end in .png")
 
     if results is not None:
         folder = results / "pictures"
         if out.name != str(out):
-            raise UserError(
-                f"with --results the picture goes into {folder}; give --out a name without folders"
-            )
+            problem = f"with --results the image goes into {folder}"
+            raise UserError(problem, about="--out", fix="give a name without folders")
         out = folder / out
 
     if out.is_dir():
-        raise UserError(f"--out {out} is a folder; add the name of the picture")
+        raise UserError(f"{out} is a folder", about="--out", fix="add the name of the image")
     check_writable(out.parent)
     return out

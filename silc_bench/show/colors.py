@@ -11,33 +11,31 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageColor, ImageDraw, ImageFont
 from scipy import ndimage
 
 from silc_bench.datasets.dataset import IGNORE
 
 INK, PAPER = (32, 33, 36), (255, 255, 255)
 
+
+def _rgb(names: str) -> list[tuple[int, ...]]:
+    return [ImageColor.getrgb(name) for name in names.split()]
+
+
 # Okabe and Ito's eight colours, told apart with any colour vision (black is replaced by grey), and
 # 24 more. Each of those is the one farthest from all before it and from ink and paper: distance in
 # CIELAB, or twice that as protanopes and deuteranopes see it (Machado et al., 2009) where that is
 # less. The test of this file holds the distances.
-PALETTE = (
-    *((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66)),
-    *((0, 114, 178), (213, 94, 0), (204, 121, 167), (120, 120, 120)),
-    *((0, 0, 255), (45, 15, 135), (0, 255, 135), (225, 0, 255)),
-    *((60, 75, 0), (225, 0, 60), (150, 0, 120), (180, 240, 180)),
-    *((195, 165, 90), (0, 225, 240), (75, 30, 75), (165, 30, 75)),
-    *((30, 105, 225), (75, 0, 195), (165, 225, 90), (90, 45, 30)),
-    *((225, 180, 180), (210, 0, 180), (120, 150, 90), (120, 165, 255)),
-    *((0, 210, 135), (30, 120, 45), (0, 240, 210), (0, 210, 30)),
+PALETTE = _rgb(
+    "#e69f00 #56b4e9 #009e73 #f0e442 #0072b2 #d55e00 #cc79a7 #787878 "
+    "#0000ff #2d0f87 #00ff87 #e100ff #3c4b00 #e1003c #960078 #b4f0b4 "
+    "#c3a55a #00e1f0 #4b1e4b #a51e4b #1e69e1 #4b00c3 #a5e15a #5a2d1e "
+    "#e1b4b4 #d200b4 #78965a #78a5ff #00d287 #1e782d #00f0d2 #00d21e"
 )
 
 # viridis of matplotlib at ten even places: brighter is more, in grey and to any colour vision too
-HEAT = (
-    *((68, 1, 84), (72, 40, 120), (62, 73, 137), (49, 104, 142), (38, 130, 142)),
-    *((31, 158, 137), (53, 183, 121), (110, 206, 88), (181, 222, 43), (253, 231, 37)),
-)
+HEAT = _rgb("#440154 #482878 #3e4989 #31688e #26828e #1f9e89 #35b779 #6ece58 #b5de2b #fde725")
 FADED = 0.25  # strength of a colour where nothing is scored
 STRENGTH = 0.7  # of a class's colour over the grey photograph
 LABELLED = 0.01  # share of the image from which a region has its number written on it
@@ -144,11 +142,5 @@ def _places(prediction: np.ndarray) -> list[tuple[int, tuple[int, int]]]:
 
 
 def _colors_of(classes: np.ndarray) -> np.ndarray:
-    """[H, W] -> float64 [H, W, 3].
-
-    Raises:
-        ValueError: more classes than the palette tells apart.
-    """
-    if (classes >= len(PALETTE)).any():
-        raise ValueError(f"{len(PALETTE)} colours cannot tell more classes apart")
+    """[H, W] -> float64 [H, W, 3]."""
     return np.array(PALETTE, float)[classes]

@@ -1,6 +1,6 @@
 """What checkpoints see on some images: zero-shot classes, maps of similarity, principal components.
 
-Flow: ``read_pictures(paths)`` and ``read_classes("cat,grass")`` check what the user wants shown,
+Flow: ``read_images(paths)`` and ``read_classes("cat,grass")`` check what the user wants shown,
 before anything is computed -> for each model ``look(model, shown, class_names)`` -> a Look ->
 ``draw(shown, looks, ...)`` puts them side by side into one PNG. ``replaced(names)`` says which
 class names cannot be drawn.
@@ -13,6 +13,8 @@ Shapes: N images, gh x gw cells of all windows, D features, C classes, H x W pix
 
 from __future__ import annotations
 
+import math
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -71,31 +73,32 @@ def read_images(paths: Sequence[Path]) -> Shown:
     """
     if not paths:
         raise UserError(
-            "no pictures to show; name them after the checkpoint: "
-            "silc-bench show CKPT cat.jpg dog.jpg"
+            "no images to show",
+            about="IMAGE",
+            fix="name them after the checkpoint: silc-bench show CKPT cat.jpg dog.jpg",
         )
 
     sizes = []
     panels = []
     for path in paths:
         if path.is_dir():
-            raise UserError(
-                f"{path} is a folder, not a picture; name the pictures in it, as in {path}/*.jpg"
-            )
+            fix = f"name the images in it, as in {path}/*.jpg"
+            raise UserError("a folder, not an image", about=path, fix=fix)
         if not path.exists():
-            raise UserError(f"picture {path}: no such file")
+            raise UserError("no such file", about=path, fix="check the path")
         try:
             image = decode_image(path.read_bytes())
         except DamagedImageError as error:
-            raise UserError(f"{path} is not a picture that can be read: {error}") from error
+            problem = f"cannot be read as an image: {error}"
+            raise UserError(problem, about=path, fix="save it anew, or leave it out") from error
 
         height, width = panel_size(image.height, image.width)
         sizes.append((image.height, image.width))
         panels.append(np.array(image.resize((width, height), Image.Resampling.LANCZOS)))
 
-    # A Picture is a range of bytes in a file, because of shards; here it is the whole file.
-    pictures = [ImageFile(path, (0, path.stat().st_size), str(path)) for path in paths]
-    data = ImageFiles("pictures", "shown", ImageSplit(pictures, paths[0].parent, "files"))
+    # an ImageFile is a range of bytes in a file, because of shards; here it is the whole file
+    files = [ImageFile(path, (0, path.stat().st_size), str(path)) for path in paths]
+    data = ImageFiles("images", "shown", ImageSplit(files, paths[0].parent, "files"))
     return Shown(data, tuple(path.name for path in paths), tuple(sizes), tuple(panels))
 
 
@@ -111,34 +114,29 @@ def read_classes(option: str | None) -> list[str]:
 
     names = [" ".join(name.split()) for name in option.split(",")]
     for name in names:
+        problem = ""
         if not name:
-            raise UserError(
-                f"--classes {option!r} holds an empty name; "
-                "write them with one comma between, as in cat,grass"
-            )
-        if any(ord(letter) < 32 or 127 <= ord(letter) < 160 for letter in name):
-            raise UserError(f"the class name {name!r} holds a control character; write it without")
-        if names.count(name) > 1:
-            raise UserError(f"--classes names {name!r} {names.count(name)} times; once is enough")
-
-    if len(names) > len(PALETTE):
-        raise UserError(
-            f"{len(names)} classes are more than the {len(PALETTE)} colours "
-            "that can be told apart; name fewer"
-        )
+            problem = f"{option!r} holds an empty name"
+        elif any(unicodedata.category(letter) == "Cc" for letter in name):
+            problem = f"the name {name!r} holds a control character"
+        elif names.count(name) > 1:
+            problem = f"names {name!r} {names.count(name)} times"
+        elif len(names) > len(PALETTE):
+            problem = f"{len(names)} classes, and {len(PALETTE)} colours can be told apart"
+        if problem:
+            fix = "write different names with one comma between, as in cat,grass"
+            raise UserError(problem, about="--classes", fix=fix)
     return names
 
 
 def replaced(class_names: Sequence[str]) -> list[str]:
     """A sentence for each class name that cannot be drawn as it is."""
-    sentences = []
-    for number, name in enumerate(class_names, 1):
-        if drawable(name) != name:
-            sentences.append(
-                f"class {number}, {name!r}, is drawn as {drawable(name)!r}: "
-                "Pillow's own font has no other letters"
-            )
-    return sentences
+    return [
+        f"class {number}, {name!r}, is drawn as {drawable(name)!r}:"
+        " Pillow's own font has no other letters"
+        for number, name in enumerate(class_names, 1)
+        if drawable(name) != name
+    ]
 
 
 def choose_rule(protocol: str, method: str | None) -> Rule:
@@ -152,10 +150,11 @@ def choose_rule(protocol: str, method: str | None) -> Rule:
     Raises:
         UserError: an unknown method or protocol.
     """
+    protocols = ("native", *protocol_names())
     if method is not None and method not in JOINT:
-        raise unknown_name("dense method", method, JOINT)
-    if protocol not in ("native", *protocol_names()):
-        raise unknown_name("protocol", protocol, ("native", *protocol_names()))
+        raise unknown_name("dense method", method, JOINT, "--dense-method")
+    if protocol not in protocols:
+        raise unknown_name("protocol", protocol, protocols, "--protocol")
 
     rule = NATIVE if protocol == "native" else rule_of(protocol, "pictures")
     return replace(rule, method=method or rule.method)
@@ -181,8 +180,12 @@ def look(
     """
     lacking = getattr(model, "lacking", {})
     if not callable(getattr(model, "encode_dense", None)):
-        reason = lacking.get("dense", "its features have no places on the picture")
-        raise UserError(f"{model.name} has no dense features to show ({reason})")
+        reason = lacking.get("dense", "its features have no places on the image")
+        raise UserError(
+            f"no dense features to show: {reason}",
+            about=model.name,
+            fix="show a checkpoint that has a feature for each patch",
+        )
 
     # All that can be refused is refused here, before the images are encoded.
     dense = cast(DenseModel, model)
@@ -191,10 +194,9 @@ def look(
     methods = ["tokens"] if missing else ["tokens", rule.method]
     if not missing:
         if not class_names:
-            raise UserError(
-                f"{model.name} reads text, and no classes are named; "
-                'add them, as in --classes "cat,grass"'
-            )
+            problem = "reads text, and no classes are named"
+            fix = 'add them, as in --classes "cat,grass"'
+            raise UserError(problem, about=model.name, fix=fix)
         check_methods(model.name, [rule.method], dense.dense_methods, lacking)
 
     # refuses windows that are no whole number of patches
@@ -266,30 +268,27 @@ def draw(
 ) -> tuple[int, int]:
     """Images below each other, models side by side -> PNG; its width and height."""
     has_classes = any(seen.cosines is not None for seen in looks)
-    widths = []
+    widths = [1]
+    groups = [("", 1)]
     for seen in looks:
         num_panels = 1 if seen.cosines is None else 2 + len(class_names)
         widths.append(_columns(len(looks), num_panels))
+        groups.append((f"{seen.name} @{seen.revision[:8]}", widths[-1]))
 
     # An image and each model have a block of columns; a model with many classes fills several rows
     # of it, and the other blocks have gaps there.
-    rows: list[list[Panel | None]] = []
+    rows = []
     for index, name in enumerate(shown.names):
         blocks = [[Panel(shown.panels[index], name)]]
         blocks += [_panels(seen, shown, index, class_names) for seen in looks]
-        placed = list(zip(blocks, [1, *widths], strict=True))
-
-        num_rows = max(-(-len(block) // width) for block, width in placed)
-        for row in range(num_rows):
+        placed = list(zip(blocks, widths, strict=True))
+        for row in range(max(math.ceil(len(block) / width) for block, width in placed)):
             line: list[Panel | None] = []
             for block, width in placed:
                 part = block[row * width : (row + 1) * width]
                 line += [*part, *[None] * (width - len(part))]
             rows.append(line)
 
-    groups = [("", 1)]
-    for seen, width in zip(looks, widths, strict=True):
-        groups.append((f"{seen.name} @{seen.revision[:8]}", width))
     legend = class_names if has_classes else ()
     return figure(groups, rows, legend, path, note, has_heat=has_classes)
 
@@ -343,8 +342,7 @@ def _columns(num_models: int, num_panels: int) -> int:
     As few rows as fit into its share of COLUMNS, then as few columns as those rows need.
     """
     most = max(2, COLUMNS // num_models)
-    rows = -(-num_panels // most)
-    return -(-num_panels // rows)
+    return math.ceil(num_panels / math.ceil(num_panels / most))
 
 
 def _why_without_classes(model: Any) -> str:
@@ -361,7 +359,6 @@ def _check_shapes(view: View, shown: Shown) -> None:
     for name, (height, width) in zip(shown.names, shown.sizes, strict=True):
         count = view.num_windows(height, width)
         if count > MAX_WINDOWS:
-            raise UserError(
-                f"{name}, {width:,} x {height:,} pixels, becomes {count:,} windows of {view.window}"
-                f", more than {MAX_WINDOWS:,}: too long and thin; cut it, or leave it out"
-            )
+            size = f"{width:,} x {height:,} pixels"
+            problem = f"{size} become {count:,} windows of {view.window}, over {MAX_WINDOWS:,}"
+            raise UserError(problem, about=name, fix="cut the image, or leave it out")

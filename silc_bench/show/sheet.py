@@ -1,6 +1,8 @@
 """A sheet of images in rows and groups of columns, with titles, a legend and a note -> PNG.
 
 Flow: ``figure([("", 1), ("model", 2)], [[panel, panel, panel], ...], ["ring", "star"], path)``.
+Everything is drawn as a block of its own; blocks stand beside each other in strips, and strips
+below each other.
 
 Names may hold anything: ``wrapped`` and ``drawable`` wrap, cut and replace, so that each becomes so
 many lines of so many pixels, of letters that Pillow's own font has. No other font is looked for, so
@@ -11,10 +13,9 @@ Sizes are pixels.
 
 from __future__ import annotations
 
-import math
-import string
+import textwrap
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -26,15 +27,13 @@ from silc_bench.show.colors import HEAT, INK, PALETTE, PAPER, heat_colors
 from silc_bench.system.files import atomic_path
 
 CELL, GAP, GROUP_GAP, MARGIN, SWATCH = 192, 8, 28, 16, 13
-INDENT = SWATCH + 6  # from a swatch to its name
 LINE = 17  # pixels from line to line
-STEP = LINE + 3  # from line to line of the legend
 TITLE_LINES, HEADING_LINES, NOTE_LINES = 2, 2, 8
 SOFT, FAINT = (95, 99, 104), (218, 220, 224)
 HEAT_WORDS = "cosine of patch and class, from the map's least to its largest"
-DRAWN = frozenset(string.digits + string.ascii_letters + string.punctuation + " ")  # by the font
 CUT = "..."
-Color = tuple[int, int, int]
+Color = tuple[int, ...]
+Placed = Iterable[tuple[int, Image.Image]]  # blocks with their left edges
 
 
 @dataclass(frozen=True)
@@ -49,11 +48,16 @@ class Panel:
     detail: str = ""  # one line more, in softer ink
     color: Color | None = None  # of the class it shows, before the title
 
-    @property
-    def lines(self) -> list[str]:
-        """Title and detail as they are drawn above the image."""
-        room = CELL if self.color is None else CELL - INDENT
-        return wrapped(self.title, room, TITLE_LINES) + wrapped(self.detail, CELL, 1)
+    def text(self) -> Image.Image:
+        """Title and detail."""
+        return _text(CELL, self.title, TITLE_LINES, _swatch(self.color), self.detail, 1)
+
+    def image(self) -> Image.Image:
+        """Pixels of a small image stay visible as squares; a large one is smoothed."""
+        height, width = panel_size(*self.pixels.shape[:2])
+        is_reduced = max(self.pixels.shape[:2]) > CELL
+        resampling = Image.Resampling.LANCZOS if is_reduced else Image.Resampling.NEAREST
+        return Image.fromarray(self.pixels).resize((width, height), resampling)
 
 
 def figure(
@@ -73,39 +77,43 @@ def figure(
         note: one paragraph below everything.
         has_heat: some panels are similarities, whose colours the legend then explains.
     """
-    lefts, inner = _columns(groups)
-    assert all(len(row) == len(lefts) for row in rows), "a row has a panel or a gap for each column"
+    headings = []
+    lefts = []
+    left = 0
+    for heading, count in groups:
+        span = count * (CELL + GAP) - GAP
+        headings.append((left, _heading(span, heading)))
+        lefts += [left + index * (CELL + GAP) for index in range(count)]
+        left += span + GROUP_GAP
+    width = left - GROUP_GAP
 
-    # From top to bottom: headings, rows of panels, ...
-    headings = [wrapped(text, _span(count), HEADING_LINES) for text, count in groups]
-    first = MARGIN + _height(headings)
-    tops, bottom = _rows(rows, first)
+    # titles end where their images begin
+    strips = [_strip(width, headings)]
+    for row in rows:
+        placed = [(left, panel) for left, panel in zip(lefts, row, strict=True) if panel]
+        strips.append(_strip(width, ((left, panel.text()) for left, panel in placed), is_low=True))
+        strips.append(_strip(width, ((left, panel.image()) for left, panel in placed)))
+        strips.append(Image.new("RGB", (width, 2 * GAP), PAPER))
 
-    # ... the legend, in columns as wide as its widest name, ...
-    names = [f"{number} {name}" for number, name in enumerate(legend, 1)]
-    widest = max((width_of(drawable(name)) for name in names), default=0)
-    step = min(inner, INDENT + 3 * GAP + math.ceil(widest))
-    per_line = inner // step
-    num_lines = math.ceil(len(names) / per_line)
-    end = bottom + (num_lines + has_heat) * STEP
-
-    # ... and the note. The size of the sheet follows from all of them.
-    notes = wrapped(note, inner, NOTE_LINES)
-    note_height = GAP + len(notes) * LINE if notes else 0
-    size = (inner + 2 * MARGIN, end + note_height + MARGIN)
-    sheet = Image.new("RGB", size, PAPER)
-
-    _draw_headings(sheet, groups, headings, lefts, first)
-    for row, top in zip(rows, tops, strict=True):
-        for panel, left in zip(row, lefts, strict=True):
-            if panel is not None:
-                _draw_panel(sheet, panel, left, top)
-    _draw_legend(sheet, names, bottom, per_line, step)
+    # a name behind each colour, in the columns of the panels
+    names = enumerate(zip(legend, PALETTE, strict=False), 1)
+    blocks = [
+        _text(CELL, f"{number} {name}", TITLE_LINES, _swatch(color))
+        for number, (name, color) in names
+    ]
+    for first in range(0, len(blocks), len(lefts)):
+        strips.append(_strip(width, zip(lefts, blocks[first:], strict=False)))
     if has_heat:
-        _draw_heat(sheet, bottom + num_lines * STEP)
-    for number, line in enumerate(notes):
-        ImageDraw.Draw(sheet).text((MARGIN, end + GAP + number * LINE), line, SOFT, font())
+        ramp = heat_colors(np.linspace(0, 1, 12 * len(HEAT))[None].repeat(SWATCH, axis=0))
+        strips.append(_text(width, HEAT_WORDS, 1, Image.fromarray(ramp)))
+    strips.append(_text(width, "", 0, detail=note, detail_lines=NOTE_LINES))
 
+    height = sum(strip.height for strip in strips)
+    sheet = Image.new("RGB", (width + 2 * MARGIN, height + 2 * MARGIN), PAPER)
+    top = MARGIN
+    for strip in strips:
+        sheet.paste(strip, (MARGIN, top))
+        top += strip.height
     with atomic_path(path) as temporary:
         sheet.save(temporary, format="PNG")
     return sheet.size
@@ -133,16 +141,10 @@ def drawable(text: str) -> str:
 
     Accents are taken off, marks that show nothing left out, all else is "?".
     """
-    letters = []
-    for letter in " ".join(text.split()):
-        # NFKD parts a letter from its accents; Mn are accents, Cf and Cc show nothing
-        parts = [
-            part
-            for part in unicodedata.normalize("NFKD", letter)
-            if unicodedata.category(part) not in ("Mn", "Cf", "Cc")
-        ]
-        letters.append("".join(parts) if set(parts) <= DRAWN else "?")
-    return "".join(letters)
+    # NFKD parts a letter from its accents; Mn are accents, Cf and Cc show nothing
+    letters = unicodedata.normalize("NFKD", " ".join(text.split()))
+    shown = (part for part in letters if unicodedata.category(part) not in ("Mn", "Cf", "Cc"))
+    return "".join(shown).encode("ascii", "replace").decode()
 
 
 def wrapped(text: str, width: float, lines: int) -> list[str]:
@@ -150,132 +152,69 @@ def wrapped(text: str, width: float, lines: int) -> list[str]:
 
     What does not fit is cut and ends in three dots. No text is no line.
     """
-    filled = [""]
-    for word in drawable(text).split(" "):
-        # A word that fits into no line does not begin a new one: it would leave a hole behind.
-        if filled[-1] and width_of(f"{filled[-1]} {word}") > width >= width_of(word):
-            filled.append("")
-        filled[-1] += f" {word}" if filled[-1] else word
+    text = drawable(text)[: lines * int(width)]  # no letter is narrower than a pixel
 
-        # it goes on in the next line instead
-        while width_of(filled[-1]) > width and len(filled) <= lines:
-            fits = _fitting(filled[-1], width)
-            filled[-1:] = [filled[-1][:fits], filled[-1][fits:]]
-
+    # the most letters a line whose lines all fit
+    for count in range(int(width) // 3, len(CUT), -1):
+        filled = textwrap.wrap(text, count)
         if len(filled) > lines:
-            last = filled[lines - 1]
-            last = last[: _fitting(last, width - width_of(CUT))]
-            return [*filled[: lines - 1], last.rstrip() + CUT]
-
-    return filled if filled[0] else []
-
-
-def _columns(groups: Sequence[tuple[str, int]]) -> tuple[list[int], int]:
-    """Left edge of each column, and the width without margins."""
-    lefts = []
-    left = MARGIN
-    for _, count in groups:
-        lefts += [left + index * (CELL + GAP) for index in range(count)]
-        left += _span(count) + GROUP_GAP
-    return lefts, left - GROUP_GAP - MARGIN
+            filled = filled[:lines]
+            filled[-1] = filled[-1][: count - len(CUT)] + CUT
+        if all(width_of(line) <= width for line in filled):
+            return filled
+    return []
 
 
-def _span(columns: int) -> int:
-    """Width of so many columns side by side."""
-    return columns * (CELL + GAP) - GAP
+# ---- blocks ----
 
 
-def _height(texts: Sequence[Sequence[str]]) -> int:
-    """Of texts that stand side by side, with a gap below; 0 where all are empty."""
-    most = max((len(lines) for lines in texts), default=0)
-    return most * LINE + GAP * (most > 0)
+def _strip(width: int, placed: Placed, is_low: bool = False) -> Image.Image:
+    """Blocks beside each other, aligned at their tops, or at their bottoms."""
+    placed = list(placed)
+    height = max((block.height for _, block in placed), default=0)
+    strip = Image.new("RGB", (width, height), PAPER)
+    for left, block in placed:
+        strip.paste(block, (left, height - block.height if is_low else 0))
+    return strip
 
 
-def _rows(rows: Sequence[Sequence[Panel | None]], top: int) -> tuple[list[int], int]:
-    """Where the images of each row begin, below their titles, and where the last row ends."""
-    tops = []
-    for row in rows:
-        panels = [panel for panel in row if panel is not None]
-        tops.append(top + _height([panel.lines for panel in panels]))
-        highest = max(panel_size(*panel.pixels.shape[:2])[0] for panel in panels)
-        top = tops[-1] + highest + 2 * GAP
-    return tops, top
+def _text(
+    width: int,
+    title: str,
+    title_lines: int,
+    swatch: Image.Image | None = None,
+    detail: str = "",
+    detail_lines: int = 0,
+) -> Image.Image:
+    """A title in ink behind a swatch, a detail in softer ink, and a gap below."""
+    indent = swatch.width + 6 if swatch else 0
+    lines = wrapped(title, width - indent, title_lines)
+    details = wrapped(detail, width, detail_lines)
+    count = len(lines) + len(details)
+    block = Image.new("RGB", (width, count * LINE + GAP if count else 0), PAPER)
 
-
-def _draw_headings(
-    sheet: Image.Image,
-    groups: Sequence[tuple[str, int]],
-    headings: Sequence[Sequence[str]],
-    lefts: Sequence[int],
-    bottom: int,
-) -> None:
-    """Each group's heading, underlined as far as its columns go."""
-    draw = ImageDraw.Draw(sheet)
-    column = 0
-    underline = bottom - GAP + 3
-    for (_, count), lines in zip(groups, headings, strict=True):
-        left = lefts[column]
-        for number, line in enumerate(lines):
-            draw.text((left, MARGIN + number * LINE), line, INK, font())
-        if lines:
-            draw.line((left, underline, left + _span(count) - 1, underline), FAINT, 2)
-        column += count
-
-
-def _draw_panel(sheet: Image.Image, panel: Panel, left: int, top: int) -> None:
-    """The image with its left upper corner there, and its lines right above it."""
-    draw = ImageDraw.Draw(sheet)
-    lines = panel.lines
-    start = top - GAP + 3 - len(lines) * LINE
-
-    if panel.color is not None:
-        _swatch(draw, left, start + LINE // 2, panel.color)
+    draw = ImageDraw.Draw(block)
+    if swatch:
+        block.paste(swatch, (0, 5))
     for number, line in enumerate(lines):
-        # only the title stands behind the swatch
-        is_detail = bool(panel.detail) and number == len(lines) - 1
-        indent = INDENT * (panel.color is not None and not is_detail)
-        ink = SOFT if is_detail else INK
-        draw.text((left + indent, start + number * LINE), line, ink, font())
-
-    # Pixels of a small image stay visible as squares; a large one is smoothed.
-    height, width = panel_size(*panel.pixels.shape[:2])
-    image = Image.fromarray(panel.pixels)
-    if image.size != (width, height):
-        is_reduced = max(image.size) > CELL
-        resampling = Image.Resampling.LANCZOS if is_reduced else Image.Resampling.NEAREST
-        image = image.resize((width, height), resampling)
-    sheet.paste(image, (left, top))
+        draw.text((indent, 3 + number * LINE), line, INK, font())
+    for number, line in enumerate(details, len(lines)):
+        draw.text((0, 3 + number * LINE), line, SOFT, font())
+    return block
 
 
-def _draw_legend(
-    sheet: Image.Image, names: Sequence[str], top: int, per_line: int, width: int
-) -> None:
-    draw = ImageDraw.Draw(sheet)
-    for index, name in enumerate(names):
-        left = MARGIN + index % per_line * width
-        middle = top + index // per_line * STEP + STEP // 2
-        _swatch(draw, left, middle, PALETTE[index])
-        line = wrapped(name, width - INDENT - GAP, 1)
-        draw.text((left + INDENT, middle), line[0], INK, font(), anchor="lm")
+def _heading(width: int, text: str) -> Image.Image:
+    """A group's heading, underlined as far as its columns go."""
+    block = _text(width, text, HEADING_LINES)
+    underline = block.height - GAP + 3
+    ImageDraw.Draw(block).line((0, underline, width - 1, underline), FAINT, 2)
+    return block
 
 
-def _draw_heat(sheet: Image.Image, top: int) -> None:
-    """The colours of a map from its least value to its largest, and what they mean."""
-    ramp = heat_colors(np.linspace(0, 1, 12 * len(HEAT))[None].repeat(SWATCH, axis=0))
-    sheet.paste(Image.fromarray(ramp), (MARGIN, top + (STEP - SWATCH) // 2))
-    place = (MARGIN + ramp.shape[1] + 6, top + STEP // 2)
-    ImageDraw.Draw(sheet).text(place, HEAT_WORDS, INK, font(), anchor="lm")
-
-
-def _swatch(draw: ImageDraw.ImageDraw, left: int, middle: int, color: Color) -> None:
+def _swatch(color: Color | None) -> Image.Image | None:
     """A square of a class's colour."""
-    box = (left, middle - SWATCH // 2, left + SWATCH - 1, middle + SWATCH // 2)
-    draw.rectangle(box, color, FAINT)
-
-
-def _fitting(text: str, width: float) -> int:
-    """How many of the first letters fit; one at least."""
-    count = 1
-    while count < len(text) and width_of(text[: count + 1]) <= width:
-        count += 1
-    return count
+    if color is None:
+        return None
+    square = Image.new("RGB", (SWATCH, SWATCH), color)
+    ImageDraw.Draw(square).rectangle((0, 0, SWATCH - 1, SWATCH - 1), outline=FAINT)
+    return square

@@ -25,8 +25,8 @@ import numpy as np
 
 from silc_bench.datasets.files.folders import listing
 from silc_bench.datasets.image_set import ImageFile, ImageSplit
-from silc_bench.datasets.layouts import read_class_folders, read_labelled, read_names, shards_in
-from silc_bench.datasets.public.find import Expected, PublicSet, Site, split_tars
+from silc_bench.datasets.layouts import read_class_folders, read_labelled, shards_in
+from silc_bench.datasets.public.find import Expected, PublicSet, Site, check_names, split_tars
 from silc_bench.errors import DataError, first_line
 
 # the fine labels in the dataset's own (alphabetical) order, with spaces for its underscores, as
@@ -61,9 +61,12 @@ def read_cifar(known: PublicSet, split: str, site: Site) -> ImageSplit:
         return ImageSplit(images, site.path, "python pickles", names)
 
     # a list of names lies beside the folders of the splits
-    _check_class_order(site.path.parent if site.path != site.base else site.path, names)
-
     notes: list[str] = []
+    folder = site.path.parent if site.path != site.base else site.path
+    for path in (folder / "classnames.json", folder / "classnames.txt"):
+        if path.exists():
+            notes += check_names(path, names, _normalise)
+
     layout = "webdataset shards"
     if site.kind == "shards":
         paths = split_tars(site, split) or shards_in(site.path)
@@ -71,31 +74,10 @@ def read_cifar(known: PublicSet, split: str, site: Site) -> ImageSplit:
     else:
         layout = "class folders"
         labels = {text: label for label, text in enumerate(names)}
-        images, notes = read_class_folders(listing(site.path), labels, known.name, _normalise)
+        content = listing(site.path)
+        images, skipped = read_class_folders(content, labels, known.name, _normalise)
+        notes += skipped
     return ImageSplit(images, site.path, layout, names, notes=notes)
-
-
-def _check_class_order(folder: Path, names: tuple[str, ...]) -> None:
-    """Raise where a list of names beside the data has another order than ours.
-
-    Shards hold numbers only, and such a list says what the numbers mean.
-    """
-    for path in (folder / "classnames.json", folder / "classnames.txt"):
-        if not path.exists():
-            continue
-
-        # the first difference tells more than two lengths
-        theirs = [_normalise(name) for name in read_names(path)]
-        problem = ""
-        if len(theirs) != len(names):
-            problem = f"names {len(theirs)} classes, and the set has {len(names)}"
-        for label, (our, their) in enumerate(zip(names, theirs, strict=False)):
-            if our != their:
-                problem = f"class {label} is {their!r}, and the set's is {our!r}"
-                break
-        if problem:
-            fix = "number the labels in the order of the set's own names"
-            raise DataError(problem, about=path, fix=fix)
 
 
 def _normalise(name: str) -> str:

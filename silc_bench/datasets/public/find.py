@@ -12,11 +12,12 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from silc_bench.datasets.files.folders import FILE_EXTENSIONS, by_number, is_stray, subfolders
 from silc_bench.datasets.image_set import ImageSplit
+from silc_bench.datasets.layouts import read_names
 from silc_bench.errors import DataError, unknown_name
 
 
@@ -42,7 +43,7 @@ class Expected:
 class MaskLayout:
     """One way in which images and masks lie in their set's folder.
 
-    A mask is named like its image, but for the ends.
+    A mask is named like its image, but for the ends; {split} stands for a split's folder.
     """
 
     images: tuple[str, ...]  # folders in which its images may lie
@@ -53,6 +54,15 @@ class MaskLayout:
     values: str = "labels"  # how masks are numbered; "ids": as the set was published
     skipped: str = ""  # end of files that converters lay beside its masks
     not_beside: str = ""  # a folder that only another set has
+
+    def of(self, folder: str) -> MaskLayout:
+        """That of a split's folder."""
+        return replace(
+            self,
+            images=tuple(name.format(split=folder) for name in self.images),
+            masks=self.masks.format(split=folder),
+            listed=self.listed.format(split=folder),
+        )
 
 
 @dataclass(frozen=True)
@@ -77,18 +87,16 @@ class PublicSet:
     """All that is known of one public dataset.
 
     Attributes:
-        names: of its folder, without punctuation, beside its own name.
+        names: of its folder or archive, without punctuation, beside its own name.
         splits: what each of them has; a dictionary, so that a test can have a small set.
         needed: the layouts, for messages; {split} stands for the split's folder.
         read: images of a split at a place; it raises DataError for what is not the set.
-        folders: of each split, tried in this order; "" is the set's folder itself.
+        folders: of each split, tried in this order; "" is the set's folder itself. With masks one.
         families: of the tasks that measure it.
         prompts: name of those that ask for its classes.
-        tars: of its images, beside it under the data root.
         lists: files that name the images of a retrieval set.
-        layouts: of each split of a set with masks, the first that is there counts.
+        layouts: of a set with masks; the first that is there counts.
         inner: folders in the set's in which all of that may lie.
-        hints: files that may lie there instead of masks, and the line that makes masks of them.
     """
 
     name: str
@@ -96,14 +104,12 @@ class PublicSet:
     splits: dict[str, Expected]
     needed: str
     read: Callable[[PublicSet, str, Site], ImageSplit]
-    folders: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    folders: Mapping[str, tuple[str, ...]]
     families: tuple[str, ...] = ()
     prompts: str = ""
-    tars: tuple[str, ...] = ()
     lists: tuple[str, ...] = ()
-    layouts: Mapping[str, tuple[MaskLayout, ...]] = field(default_factory=dict)
+    layouts: tuple[MaskLayout, ...] = ()
     inner: tuple[str, ...] = ("",)
-    hints: Mapping[str, str] = field(default_factory=dict)
 
     def is_called(self, name: str) -> bool:
         """Whether a folder of that name is the set's: "wds_vtab-CIFAR_100" is CIFAR-100's."""
@@ -125,6 +131,33 @@ def checked_order(
         problem = f"its {len(names)} names are not the {title} that labels are numbered by"
         raise DataError(problem, about=about, fix=fix)
     return names
+
+
+def check_names(path: Path, names: Sequence[str], normalise: Callable[[str], str]) -> list[str]:
+    """Notes on a list of names that lies beside the data, where it calls some labels otherwise.
+
+    Shards hold numbers only, and such a list says what the numbers mean.
+
+    Raises:
+        DataError: it gives a label another label's name, or knows too few names to tell.
+    """
+    theirs = [normalise(name) for name in read_names(path)]
+    ours = [normalise(name) for name in names]
+    other = [label for label, name in enumerate(theirs) if ours[label : label + 1] != [name]]
+    swapped = next((label for label in other if theirs[label] in ours), None)
+
+    # a name that we do not know may be a wording, but too many of them would hide any order
+    problem = ""
+    if swapped is not None and swapped < len(ours):
+        problem = f"class {swapped} is {theirs[swapped]!r}, and the set's is {ours[swapped]!r}"
+    elif len(theirs) != len(ours):
+        problem = f"names {len(theirs)} classes, and the set has {len(ours)}"
+    elif len(other) > len(ours) // 2:
+        problem = f"has {len(other)} of {len(ours)} names that the set does not know"
+    if problem:
+        fix = "number the labels in the order of the set's own names, and write the shards again"
+        raise DataError(problem, about=path, fix=fix)
+    return [f"{path.name} words {len(other)} names differently; the set's are used"] * bool(other)
 
 
 def check_files(paths: Sequence[Path], kind: str, about: object, fix: str) -> None:
@@ -176,13 +209,15 @@ def find(known: PublicSet, split: str, data_root: Path | None, is_the_set: bool 
     if sites:
         return sites[0]
 
-    layout = known.layouts[split][0] if known.layouts else None
-    first = known.folders[split][0] if layout is None else layout.listed or layout.masks
+    first = known.folders[split][0]
+    if known.layouts:
+        layout = known.layouts[0].of(first)
+        first = layout.listed or layout.masks
     looked = dict.fromkeys(base / first for base in (root / known.name, *bases))
     raise NotFoundError(
         f"no {known.name} {split} data",
         about=" and ".join(map(str, looked)),
-        fix=_unpack(known, root) or _hint(known, bases) or f"put it there as {needed}",
+        fix=_unpack(known, root) or f"put it there as {needed}",
     )
 
 
@@ -213,7 +248,7 @@ def _sites(
 
     if root.is_dir() and split == "test":
         for path in sorted(root.glob("*.tar")):
-            if known.is_called(path.stem) or _plain(path.stem) in known.tars:
+            if known.is_called(path.stem):
                 yield Site(path, "tar", root)
 
 
@@ -233,8 +268,9 @@ def _bases(known: PublicSet, root: Path, is_the_set: bool) -> list[Path]:
 def _masks(known: PublicSet, split: str, base: Path) -> Site | None:
     """The first layout whose masks are there, and the list of the split where it needs one."""
     for inner in known.inner:
-        for layout in known.layouts[split]:
+        for pattern in known.layouts:
             home = base / inner
+            layout = pattern.of(known.folders[split][0])
             path = home / layout.masks
 
             # the folder may be another set's of the same name, or another form of this one
@@ -297,18 +333,10 @@ def _unpack(known: PublicSet, root: Path) -> str | None:
     for path in sorted(root.glob("*")):
         is_zip = path.name.endswith(".zip")
         stem, dot, _ = path.name.partition(".zip" if is_zip else ".tar.")
-        is_ours = known.is_called(stem) or _plain(stem) in known.tars
-        if dot and is_ours and path.is_file():
+        if dot and known.is_called(stem) and path.is_file():
             command = f"unzip {path} -d {root}" if is_zip else f"tar xf {path} -C {root}"
             return f"unpack it first: {command}"
     return None
-
-
-def _hint(known: PublicSet, bases: list[Path]) -> str | None:
-    """The line that makes masks of what lies there instead of them."""
-    homes = [base / inner for base in bases for inner in known.inner]
-    fixes = (fix for name, fix in known.hints.items() for home in homes if (home / name).is_file())
-    return next(fixes, None)
 
 
 def _plain(name: str) -> str:

@@ -39,7 +39,7 @@ import importlib.util
 import io
 import json
 import tarfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -52,7 +52,14 @@ from silc_bench.datasets.layouts import (
     read_names,
     shards_in,
 )
-from silc_bench.datasets.public.find import Expected, PublicSet, Site, checked_order, split_tars
+from silc_bench.datasets.public.find import (
+    Expected,
+    PublicSet,
+    Site,
+    check_names,
+    checked_order,
+    split_tars,
+)
 from silc_bench.errors import DataError, first_line
 
 
@@ -69,7 +76,10 @@ def read_imagenet(known: PublicSet, split: str, site: Site) -> ImageSplit:
     paths = [site.path] if site.kind == "tar" else split_tars(site, split) or shards_in(site.path)
     if has_member(paths, "cls"):
         images = read_labelled(paths, len(wnids(name)))
-        return _in_label_order(name, site, "webdataset shards", images, _check_names(name, site))
+        places = (site.base / "classnames.txt", site.path / "classnames.txt")
+        listed = next((path for path in places if path.exists()), None)
+        notes = check_names(listed, class_names(name), str.lower) if listed else []
+        return _in_label_order(name, site, "webdataset shards", images, notes)
 
     # one tar without labels may be a packed folder of the set
     if len(paths) > 1:
@@ -114,39 +124,6 @@ def _in_label_order(
     # a stable sort: within a class the order stays that of the file names
     ordered = sorted(images, key=lambda image: image.label or 0)
     return ImageSplit(ordered, site.path, layout, class_names(name), notes=notes)
-
-
-def _check_names(name: str, site: Site) -> list[str]:
-    """Raise where a list of names beside shards gives a label another class's name.
-
-    Wordings differ between lists, which is only noted.
-    """
-    places = (site.base / "classnames.txt", site.path / "classnames.txt")
-    path = next((path for path in places if path.exists()), None)
-    if path is None:
-        return []
-
-    theirs = [text.lower() for text in read_names(path)]
-    ours = [text.lower() for text in class_names(name)]
-    other = [label for label, text in enumerate(theirs) if ours[label : label + 1] != [text]]
-
-    # one of our names at another label is a wrong order; a name that we do not know may be a
-    # wording, but too many of them would hide any order
-    swapped = next((label for label in other if theirs[label] in ours), None)
-    problem = ""
-    if len(theirs) != len(ours):
-        problem = f"names {len(theirs)} classes, and {name} has {len(ours)}"
-    elif theirs == sorted(map(str, range(len(ours)))):  # the mistake of V2's folders, see above
-        problem = "lists the numbers of the classes sorted as strings (1, 10, 100 ...)"
-    elif swapped is not None:
-        problem = f"class {swapped} is {theirs[swapped]!r}, and {name}'s is {ours[swapped]!r}"
-    elif len(other) > len(ours) // 2:
-        count = len(ours) - len(other)
-        problem = f"knows only {count} of the {len(ours)} names of {name}, too few to check labels"
-    if problem:
-        fix = f"number the labels of {name} by its wnids in sorted order; write the shards again"
-        raise DataError(problem, about=path, fix=fix)
-    return [f"{path.name} words {len(other)} names differently; OpenAI's are used"] if other else []
 
 
 # ---- classes ----
@@ -242,9 +219,11 @@ def _truth(folder: Path, base: Path) -> tuple[Mapping[str, str], Path]:
     readers = {KAGGLE: _kaggle}
     readers |= dict.fromkeys(SYNSETS, _synsets)
     readers |= dict.fromkeys((DEVKIT, f"{DEVKIT}.tar.gz"), _devkit)
-    for place in _upwards(folder, base):
+    # as far up as the folder that holds the set's own
+    top = base.resolve().parent
+    for place in (folder.resolve(), *folder.resolve().parents):
         for name, read in readers.items():
-            if (place / name).exists():
+            if place.is_relative_to(top) and (place / name).exists():
                 return read(place / name), place / name
     raise DataError(
         "holds images without classes",
@@ -252,16 +231,6 @@ def _truth(folder: Path, base: Path) -> tuple[Mapping[str, str], Path]:
         fix=f"put Kaggle's {KAGGLE}, or the devkit {DEVKIT}.tar.gz,"
         " beside the images or in a folder above",
     )
-
-
-def _upwards(folder: Path, base: Path) -> Iterator[Path]:
-    """The folder and those above it, as far as the one that holds the set's own."""
-    last = base.resolve().parent
-    for place in (folder.resolve(), *folder.resolve().parents):
-        if place.is_dir():
-            yield place
-        if place == last:
-            return
 
 
 def _kaggle(path: Path) -> dict[str, str]:
@@ -433,7 +402,7 @@ ENTRIES = (
         "imagenet1k",
         (
             *("imagenet", "ilsvrc2012", "ilsvrc"),
-            *("imagenet2012", "in1k", "imagenetobjectlocalizationchallenge"),
+            *("imagenet2012", "in1k", "imagenetobjectlocalizationchallenge", "ilsvrc2012imgval"),
         ),
         {
             "train": Expected(1_281_167, classes=1000),
@@ -456,7 +425,6 @@ ENTRIES = (
         },
         ("zeroshot", "fewshot", "fewshot_logistic", "linear", "knn"),
         "openai80",
-        tars=("ilsvrc2012imgval",),
     ),
     _variant(
         "imagenet_v2",

@@ -21,8 +21,6 @@ from silc_bench.datasets.image_set import ImageFiles, ImageSplit, known_fingerpr
 from silc_bench.datasets.public.find import Expected, PublicSet, Site, find
 from silc_bench.errors import DataError, unknown_name
 
-OWN_MASKS = "seg:IMAGES,MASKS,CLASSES.json"
-
 
 def _entries() -> Iterator[PublicSet]:
     for module in pkgutil.iter_modules(public.__path__, f"{public.__name__}."):
@@ -80,38 +78,35 @@ def _check_counts(known: PublicSet, split: str, found: ImageSplit) -> None:
     expected = known.splits[split]
     here = len(found.images)
     title = f"{known.name} {split}"
-    place = f"{title} in {found.folder}"
 
     # a part with a wrong number of images would be scored and compared as if it were the set;
     # it is hashed only where the number fits, because that reads all of them
-    is_counted = here > 0 and here in (expected.images, expected.also)
     size, content = expected.part
+    is_counted = here > 0 and here in (expected.images, expected.also)
+    wrong_class = _worst_class(found, expected)
+    problem = ""
     if not is_counted and not (here == size and _content(found, title) == content):
+        problem = (
+            f"{here:,} images ({found.layout}), and the set has {expected.images:,}{wrong_class}"
+        )
+        fix = "fetch what is missing" if here < expected.images else "remove what is no part of it"
+    elif is_counted and wrong_class:
+        problem = f"{here:,} images, but not of the right classes{wrong_class}"
+        fix = "fetch the set again"
+    elif expected.content and _content(found, title) != expected.content:
+        # a part that somebody chose: another choice of as many images has the same count
+        problem = f"{here:,} images, but not those of this part of the set"
+        fix = "fetch the part again"
+    if problem:
         own = "captions:FILE"
         if expected.classes:
             own = "folder:PATH, wds:PATTERN"
         if known.layouts:
-            own = OWN_MASKS
-        is_short = here < expected.images
-        fix = "fetch what is missing" if is_short else "remove what does not belong to the set"
+            own = "seg:IMAGES,MASKS,CLASSES.json"
         raise DataError(
-            f"{here:,} images ({found.layout}), and the set has {expected.images:,}"
-            + _worst_class(found, expected),
-            about=place,
+            problem,
+            about=f"{title} in {found.folder}",
             fix=f"{fix}; a part of your own is scored under its own name with --tasks {own}",
-        )
-
-    wrong_class = _worst_class(found, expected) if here == expected.images else ""
-    if wrong_class:
-        problem = f"{here:,} images, but not of the right classes{wrong_class}"
-        raise DataError(problem, about=place, fix="fetch the set again")
-
-    # a part that somebody chose: another choice of as many images has the same count
-    if expected.content and _content(found, title) != expected.content:
-        raise DataError(
-            f"{here:,} images, but not those of this part of the set",
-            about=place,
-            fix=f"a part of your own is scored under its own name with --tasks {OWN_MASKS}",
         )
 
     for image in found.images:

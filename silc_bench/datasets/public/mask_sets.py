@@ -101,14 +101,17 @@ def _read(known: PublicSet, split: str, site: Site) -> ImageSplit:
 def _entry(
     name: str,
     names: tuple[str, ...],
-    splits: dict[str, Expected],
+    counts: dict[str, Expected],
+    folders: tuple[str, ...],
+    layouts: tuple[MaskLayout, ...],
     needed: str,
-    layouts: dict[str, tuple[MaskLayout, ...]],
     inner: tuple[str, ...] = ("",),
-    hints: dict[str, str] | None = None,
     is_learned: bool = True,
 ) -> PublicSet:
-    """A set whose families follow from its rule, and from whether tasks learn from it."""
+    """A set whose families follow from its rule, and from whether tasks learn from it.
+
+    ``folders``: what the layouts call its splits, in the order of ``counts``.
+    """
     families = ["segmentation_zeroshot", "correspondence"]
     if _RULES[name].has_background:
         families.append("discovery")
@@ -117,14 +120,14 @@ def _entry(
     return PublicSet(
         name,
         names,
-        splits,
+        counts,
         needed,
         _read,
-        families=tuple(families),
-        prompts="openai80",
+        {split: (folder,) for split, folder in zip(counts, folders, strict=True)},
+        tuple(families),
+        "openai80",
         layouts=layouts,
         inner=inner,
-        hints=hints or {},
     )
 
 
@@ -132,104 +135,70 @@ def _counts(test: int, train: int) -> dict[str, Expected]:
     return {"test": Expected(test), "train": Expected(train)}
 
 
-def _voc(name: str) -> PublicSet:
-    def layout(split: str) -> tuple[MaskLayout]:
-        listed = f"ImageSets/Segmentation/{split}.txt"
-        return (MaskLayout(("JPEGImages",), "SegmentationClass", listed=listed),)
-
-    return _entry(
-        name,
-        ("voc21", "voc20", "voc", "voc2012", "pascalvoc", "pascalvoc2012", "vocdevkit"),
-        # val is the test split: the labels of VOC's and Context's own are not public
-        _counts(1_449, 1_464),
-        "VOCdevkit/VOC2012/{JPEGImages,SegmentationClass,ImageSets/Segmentation}",
-        {"test": layout("val"), "train": layout("train")},
-        ("", "VOC2012", "VOCdevkit/VOC2012"),
-    )
+def _devkit(suffix: str = "") -> tuple[MaskLayout]:
+    listed = f"ImageSets/Segmentation{suffix}/{{split}}.txt"
+    return (MaskLayout(("JPEGImages",), f"SegmentationClass{suffix}", listed=listed),)
 
 
-def _context(name: str) -> PublicSet:
-    def layout(split: str) -> tuple[MaskLayout]:
-        listed = f"ImageSets/SegmentationContext/{split}.txt"
-        return (MaskLayout(("JPEGImages",), "SegmentationClassContext", listed=listed),)
-
-    return _entry(
-        name,
-        ("pc60", "pc59", "pascalcontext", "context", "voc2010", "vocdevkit"),
-        # with mmsegmentation's converter; also: as the paper counts them
-        {"test": Expected(5_104, also=5_105), "train": Expected(4_996, also=4_998)},
-        "VOCdevkit/VOC2010/{JPEGImages,SegmentationClassContext,ImageSets/SegmentationContext}",
-        {"test": layout("val"), "train": layout("train")},
-        ("", "VOC2010", "VOCdevkit/VOC2010"),
-        {
-            "trainval_merged.json": "make masks of trainval_merged.json with mmsegmentation's"
-            " tools/dataset_converters/pascal_context.py VOCdevkit"
-            " VOCdevkit/VOC2010/trainval_merged.json"
-        },
-    )
-
-
-def _ade(split: str, folder: str = "", mask_end: str = ".png") -> tuple[MaskLayout]:
-    return (MaskLayout((f"images{folder}/{split}",), f"annotations{folder}/{split}", mask_end),)
-
-
-def _cityscapes(split: str) -> tuple[MaskLayout, ...]:
-    images = (f"leftImg8bit/{split}",)
-    masks = f"gtFine/{split}"
-    image_end = "_leftImg8bit.png"
-    return (
-        MaskLayout(images, masks, "_gtFine_labelTrainIds.png", image_end),
-        MaskLayout(images, masks, "_gtFine_labelIds.png", image_end, values="ids"),
-    )
-
-
-def _stuff(split: str) -> tuple[MaskLayout, ...]:
-    images = (f"images/{split}", split)
-    folders = (f"annotations/{split}", f"stuffthingmaps/{split}")
-
-    # mmsegmentation's converter writes its numbers beside the published ids: its files count
-    # first, and are no ids
-    converted = [MaskLayout(images, folder, "_labelTrainIds.png") for folder in folders]
-    published = [
-        MaskLayout(images, folder, values="ids", skipped="TrainIds.png") for folder in folders
-    ]
-    return (*converted, *published)
-
-
-def _camvid(split: str, not_beside: str = "") -> tuple[MaskLayout]:
-    layout = MaskLayout((split,), f"{split}annot", image_end=".png", not_beside=not_beside)
-    return (layout,)
-
-
+# val is the test split where the labels of the set's own are not public
+_VAL = ("val", "train")
+_VOC = ("voc21", "voc20", "voc", "voc2012", "pascalvoc", "pascalvoc2012", "vocdevkit")
+_CONTEXT = ("pc60", "pc59", "pascalcontext", "context", "voc2010", "vocdevkit")
 _COCO = ("coco", "coco2017", "mscoco", "mscoco2017")
+_CITY = (("leftImg8bit/{split}",), "gtFine/{split}")
+_STUFF = ("images/{split}", "{split}")
+_CAMVID_MASKS = (("{split}",), "{split}annot", ".png", ".png")
 ENTRIES = (
-    _voc("voc21"),
-    _voc("voc20"),
-    _context("pc60"),
-    _context("pc59"),
+    *(
+        _entry(
+            name,
+            _VOC,
+            _counts(1_449, 1_464),
+            _VAL,
+            _devkit(),
+            "VOCdevkit/VOC2012/{JPEGImages,SegmentationClass,ImageSets/Segmentation}",
+            ("", "VOC2012", "VOCdevkit/VOC2012"),
+        )
+        for name in ("voc21", "voc20")
+    ),
+    *(
+        _entry(
+            name,
+            _CONTEXT,
+            # with mmsegmentation's converter; also: as the paper counts them
+            {"test": Expected(5_104, also=5_105), "train": Expected(4_996, also=4_998)},
+            _VAL,
+            _devkit("Context"),
+            "VOCdevkit/VOC2010/{JPEGImages,SegmentationClassContext,ImageSets/SegmentationContext};"
+            " mmsegmentation's tools/dataset_converters/pascal_context.py VOCdevkit"
+            " VOCdevkit/VOC2010/trainval_merged.json makes the masks",
+            ("", "VOC2010", "VOCdevkit/VOC2010"),
+        )
+        for name in ("pc60", "pc59")
+    ),
     _entry(
         "ade20k150",
         ("adechallengedata2016", "ade20k", "ade"),
         _counts(2_000, 20_210),
+        ("validation", "training"),
+        (MaskLayout(("images/{split}",), "annotations/{split}"),),
         "ADEChallengeData2016/{images,annotations}/{validation,training}",
-        {"test": _ade("validation"), "train": _ade("training")},
         ("", "ADEChallengeData2016"),
     ),
     _entry(
         "ade20k847",
         ("ade20k20211701", "ade20kfull", "ade20k", "ade"),
         _counts(2_000, 25_574),
+        ("validation", "training"),
+        (
+            MaskLayout(
+                ("images_detectron2/{split}",), "annotations_detectron2/{split}", mask_end=".tif"
+            ),
+        ),
         "ADE20K_2021_17_01/{images,annotations}_detectron2/{validation,training},"
-        " as MaskFormer makes them: 16-bit .tif",
-        {
-            "test": _ade("validation", "_detectron2", ".tif"),
-            "train": _ade("training", "_detectron2", ".tif"),
-        },
+        " 16-bit .tif, which MaskFormer's prepare_ade20k_full_sem_seg.py makes of the set's own"
+        " masks in colours",
         ("", "ADE20K_2021_17_01"),
-        {
-            "index_ade20k.pkl": "the set's own masks are in colours: make numbers of them with"
-            " MaskFormer's prepare_ade20k_full_sem_seg.py"
-        },
         # asked for in words; nobody learns it from frozen features
         is_learned=False,
     ),
@@ -237,36 +206,46 @@ ENTRIES = (
         "cityscapes",
         (),
         _counts(500, 2_975),
+        _VAL,
+        (
+            MaskLayout(*_CITY, "_gtFine_labelTrainIds.png", "_leftImg8bit.png"),
+            MaskLayout(*_CITY, "_gtFine_labelIds.png", "_leftImg8bit.png", values="ids"),
+        ),
         "cityscapes/leftImg8bit/{val,train}/<city>/*_leftImg8bit.png with"
         " cityscapes/gtFine/{val,train}/<city>/*_gtFine_labelIds.png or *_gtFine_labelTrainIds.png",
-        {"test": _cityscapes("val"), "train": _cityscapes("train")},
     ),
     _entry(
         "cocostuff",
         ("cocostuff164k", *_COCO),
         _counts(5_000, 118_287),
+        ("val2017", "train2017"),
+        # mmsegmentation's converter writes its numbers beside the published ids: its files count
+        # first, and are no ids
+        (
+            MaskLayout(_STUFF, "annotations/{split}", "_labelTrainIds.png"),
+            MaskLayout(_STUFF, "stuffthingmaps/{split}", "_labelTrainIds.png"),
+            MaskLayout(_STUFF, "annotations/{split}", values="ids", skipped="TrainIds.png"),
+            MaskLayout(_STUFF, "stuffthingmaps/{split}", values="ids", skipped="TrainIds.png"),
+        ),
         "coco/{val2017,train2017}/*.jpg with coco/stuffthingmaps/{val2017,train2017}/*.png,"
         " or mmsegmentation's coco_stuff164k/{images,annotations}/{val2017,train2017}",
-        {"test": _stuff("val2017"), "train": _stuff("train2017")},
     ),
     _entry(
         "coco_object",
         _COCO,
         {"test": Expected(5_000)},
+        ("val2017",),
+        (MaskLayout(("{split}", "images/{split}"), "annotations/instances_{split}.json"),),
         "coco/val2017/*.jpg with coco/annotations/instances_val2017.json",
-        {
-            "test": (
-                MaskLayout(("val2017", "images/val2017"), "annotations/instances_val2017.json"),
-            )
-        },
         is_learned=False,
     ),
     _entry(
         "camvid",
         ("camvid11",),
         _counts(233, 367),
+        ("test", "train"),
+        (MaskLayout(*_CAMVID_MASKS),),
         "CamVid/{train,test}/*.png with CamVid/{train,test}annot/*.png, as SegNet has them",
-        {"test": _camvid("test"), "train": _camvid("train")},
         ("", "CamVid"),
     ),
     _entry(
@@ -276,8 +255,9 @@ ENTRIES = (
             "test": Expected(20, content="48dd8d4c3e1ecee5"),
             "train": Expected(46, content="4e31f079867da654"),
         },
-        "camvid/{train,val}/*.png with camvid/{train,val}annot/*.png and no camvid/test",
+        _VAL,
         # beside a test/ it is the whole CamVid, whose val is another part
-        {"test": _camvid("val", "test"), "train": _camvid("train", "test")},
+        (MaskLayout(*_CAMVID_MASKS, not_beside="test"),),
+        "camvid/{train,val}/*.png with camvid/{train,val}annot/*.png and no camvid/test",
     ),
 )

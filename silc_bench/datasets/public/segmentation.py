@@ -118,22 +118,16 @@ def _matched(
         raise DataError("holds no images", about=images, fix=fix)
 
     # neither side may have more: what is left out would change the score in silence
-    without = sorted(set(image_of) - set(mask_of), key=by_number)
-    if without:
-        count = f"{len(without):,} of its {len(image_of):,} images"
-        wanted = masks / f"{without[0]}{next(iter(mask_ends))}"
-        raise DataError(
-            f"{count} have no mask, such as {image_of[without[0]].name} without {wanted}",
-            about=images,
-            fix="add the masks, or take these images out",
-        )
-
-    alone = sorted(set(mask_of) - set(image_of), key=by_number)
-    if alone:
-        count = f"{len(alone):,} of its {len(mask_of):,} masks"
-        problem = f"{count} have no image, such as {mask_of[alone[0]].name}"
-        fix = f"add the images to {images}, or take these masks out"
-        raise DataError(problem, about=masks, fix=fix)
+    for kind, other, folder, paths, others in (
+        ("images", "mask", images, image_of, mask_of),
+        ("masks", "image", masks, mask_of, image_of),
+    ):
+        alone = sorted(set(paths) - set(others), key=by_number)
+        if alone:
+            count = f"{len(alone):,} of its {len(paths):,} {kind}"
+            problem = f"{count} have no {other}, such as {paths[alone[0]].name}"
+            fix = f"add each {other} to {masks if other == 'mask' else images}, or take these out"
+            raise DataError(problem, about=folder, fix=fix)
 
     stems = sorted(image_of, key=by_number)
     return [_image(image_of[stem], MaskFile(mask_of[stem], rule)) for stem in stems]
@@ -272,26 +266,23 @@ def _can_be_drawn(outline: Any, height: int, width: int) -> bool:
     pycocotools takes more, and reads beyond the end of its memory.
     """
     if isinstance(outline, list):
-        return bool(outline) and all(_is_polygon(polygon) for polygon in outline)
-
+        return bool(outline) and all(map(_is_polygon, outline))
     if not isinstance(outline, dict) or outline.get("size") != [height, width]:
         return False
+
     counts = outline.get("counts")
-    if isinstance(counts, list):
-        is_plain = _are_numbers(counts) and min(counts, default=0) >= 0
-        return is_plain and sum(counts) == height * width
-    return isinstance(counts, str)
+    is_plain = _are_numbers(counts) and min(counts, default=0) >= 0
+    return isinstance(counts, str) or (is_plain and sum(counts) == height * width)
 
 
 def _is_polygon(polygon: Any) -> bool:
     """Whether it is x, y, x, y, ... of three corners or more."""
-    if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
-        return False
-    return _are_numbers(polygon)
+    return _are_numbers(polygon) and len(polygon) >= 6 and len(polygon) % 2 == 0
 
 
-def _are_numbers(values: list[Any]) -> bool:
-    return all(isinstance(value, int | float) for value in values)
+def _are_numbers(values: Any) -> bool:
+    is_list = isinstance(values, list)
+    return is_list and all(isinstance(value, int | float) for value in values)
 
 
 def _pycocotools() -> Any:

