@@ -81,16 +81,12 @@ def read_images(paths: Sequence[Path]) -> Shown:
     sizes = []
     panels = []
     for path in paths:
-        if path.is_dir():
-            fix = f"name the images in it, as in {path}/*.jpg"
-            raise UserError("a folder, not an image", about=path, fix=fix)
-        if not path.exists():
-            raise UserError("no such file", about=path, fix="check the path")
         try:
             image = decode_image(path.read_bytes())
-        except DamagedImageError as error:
-            problem = f"cannot be read as an image: {error}"
-            raise UserError(problem, about=path, fix="save it anew, or leave it out") from error
+        except (OSError, DamagedImageError) as error:
+            reason = getattr(error, "strerror", error)
+            fix = "name files that are whole images, as in photos/*.jpg"
+            raise UserError(f"cannot be shown: {reason}", about=path, fix=fix) from error
 
         height, width = panel_size(image.height, image.width)
         sizes.append((image.height, image.width))

@@ -25,8 +25,8 @@ import numpy as np
 
 from silc_bench.datasets.files.folders import listing
 from silc_bench.datasets.image_set import ImageFile, ImageSplit
-from silc_bench.datasets.layouts import read_class_folders, read_labelled, shards_in
-from silc_bench.datasets.public.find import Expected, PublicSet, Site, check_names, split_tars
+from silc_bench.datasets.layouts import read_class_folders, read_labelled
+from silc_bench.datasets.public.find import Expected, PublicSet, Site, check_names, tars_of
 from silc_bench.errors import DataError, first_line
 
 # the fine labels in the dataset's own (alphabetical) order, with spaces for its underscores, as
@@ -69,8 +69,7 @@ def read_cifar(known: PublicSet, split: str, site: Site) -> ImageSplit:
 
     layout = "webdataset shards"
     if site.kind == "shards":
-        paths = split_tars(site, split) or shards_in(site.path)
-        images = read_labelled(paths, len(names), with_captions=True)
+        images = read_labelled(tars_of(site, split), len(names), with_captions=True)
     else:
         layout = "class folders"
         labels = {text: label for label, text in enumerate(names)}

@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from silc_bench.datasets.files.folders import FILE_EXTENSIONS, by_number, is_stray, subfolders
+from silc_bench.datasets.files.folders import FILE_EXTENSIONS, is_stray, subfolders
 from silc_bench.datasets.image_set import ImageSplit
-from silc_bench.datasets.layouts import read_names
+from silc_bench.datasets.layouts import read_names, shards_in
 from silc_bench.errors import DataError, unknown_name
 
 
@@ -240,9 +240,10 @@ def _sites(
         site = _listed(known, base, root)
         for folder in known.folders[split]:
             site = site or _recognise(known, base, folder)
-        whole = Site(base, "shards", base)
-        if site is None and len(known.splits) > 1 and split_tars(whole, split):
-            site = whole
+        if site is None and len(known.splits) > 1:
+            tars = (path.stem for path in base.glob("*.tar") if not is_stray(path.name))
+            if any(re.search(_SPLIT_WORDS[split], stem) for stem in tars):
+                site = Site(base, "shards", base)
         if site is not None:
             yield site
 
@@ -319,13 +320,14 @@ def _listed(known: PublicSet, base: Path, root: Path) -> Site | None:
     return None
 
 
-def split_tars(site: Site, split: str) -> list[Path] | None:
-    """The shards of a split where those of several lie in one folder, else None."""
+def tars_of(site: Site, split: str) -> list[Path]:
+    """The shards of a split, also where those of several lie in one folder."""
+    if site.kind == "tar":
+        return [site.path]
+    tars = shards_in(site.path)
     if site.path != site.base:
-        return None
-    tars = [path for path in site.path.glob("*.tar") if not is_stray(path.name)]
-    tars = [path for path in tars if re.search(_SPLIT_WORDS[split], path.stem)]
-    return sorted(tars, key=lambda path: by_number(path.name)) or None
+        return tars
+    return [path for path in tars if re.search(_SPLIT_WORDS[split], path.stem)] or tars
 
 
 def _unpack(known: PublicSet, root: Path) -> str | None:

@@ -50,7 +50,6 @@ from silc_bench.datasets.layouts import (
     read_class_folders,
     read_labelled,
     read_names,
-    shards_in,
 )
 from silc_bench.datasets.public.find import (
     Expected,
@@ -58,7 +57,7 @@ from silc_bench.datasets.public.find import (
     Site,
     check_names,
     checked_order,
-    split_tars,
+    tars_of,
 )
 from silc_bench.errors import DataError, first_line
 
@@ -73,7 +72,7 @@ def read_imagenet(known: PublicSet, split: str, site: Site) -> ImageSplit:
     if site.kind not in ("shards", "tar"):
         return _from_listing(name, site, site.path)
 
-    paths = [site.path] if site.kind == "tar" else split_tars(site, split) or shards_in(site.path)
+    paths = tars_of(site, split)
     if has_member(paths, "cls"):
         images = read_labelled(paths, len(wnids(name)))
         places = (site.base / "classnames.txt", site.path / "classnames.txt")
@@ -317,7 +316,7 @@ def read_objectnet(known: PublicSet, split: str, site: Site) -> ImageSplit:
         DataError: the mappings are missing, or do not fit the folders.
     """
     if site.kind in ("shards", "tar"):
-        return _objectnet_shards(known.splits[split].classes, site)
+        return _objectnet_shards(tars_of(site, split), known.splits[split].classes, site)
 
     name_of = _overlapping(site)
     folders = sorted(name_of)
@@ -337,7 +336,7 @@ def read_objectnet(known: PublicSet, split: str, site: Site) -> ImageSplit:
     return ImageSplit(images, site.path, "class folders", names, notes=notes)
 
 
-def _objectnet_shards(num_classes: int, site: Site) -> ImageSplit:
+def _objectnet_shards(paths: list[Path], num_classes: int, site: Site) -> ImageSplit:
     # the numbers mean ObjectNet's classes only where the list beside them says so
     path = site.base / "classnames.txt"
     fix = f"fetch the set's {path.name} too"
@@ -346,7 +345,6 @@ def _objectnet_shards(num_classes: int, site: Site) -> ImageSplit:
     names = tuple(text.lower() for text in read_names(path))
     checked_order("names of ObjectNet", names, _OBJECTNET_SHA256, path, fix)
 
-    paths = [site.path] if site.kind == "tar" else shards_in(site.path)
     return ImageSplit(read_labelled(paths, num_classes), site.path, "webdataset shards", names)
 
 

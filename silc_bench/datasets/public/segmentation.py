@@ -270,7 +270,7 @@ def _can_be_drawn(outline: Any, height: int, width: int) -> bool:
     if not isinstance(outline, dict) or outline.get("size") != [height, width]:
         return False
 
-    counts = outline.get("counts")
+    counts: Any = outline.get("counts")
     is_plain = _are_numbers(counts) and min(counts, default=0) >= 0
     return isinstance(counts, str) or (is_plain and sum(counts) == height * width)
 
