@@ -152,7 +152,7 @@ def choose_rule(protocol: str, method: str | None) -> Rule:
     if protocol not in protocols:
         raise unknown_name("protocol", protocol, protocols, "--protocol")
 
-    rule = NATIVE if protocol == "native" else rule_of(protocol, "pictures")
+    rule = NATIVE if protocol == "native" else rule_of(protocol, "images")
     return replace(rule, method=method or rule.method)
 
 
