@@ -155,11 +155,11 @@ def wrapped(text: str, width: float, lines: int) -> list[str]:
     text = drawable(text)[: lines * int(width)]  # no letter is narrower than a pixel
 
     # the most letters a line whose lines all fit
-    for count in range(int(width) // 3, len(CUT), -1):
+    for count in range(int(width) // 3, 0, -1):
         filled = textwrap.wrap(text, count)
         if len(filled) > lines:
             filled = filled[:lines]
-            filled[-1] = filled[-1][: count - len(CUT)] + CUT
+            filled[-1] += CUT
         if all(width_of(line) <= width for line in filled):
             return filled
     return []

@@ -77,6 +77,13 @@ def test_every_panel_is_in_its_place(draw):
     assert not has(legend, PALETTE[2]), "no colour without a name"
 
 
+def test_titles_stand_right_above_their_images(draw):
+    row = [*panels((1, 1, 1), title="one"), *panels((1, 1, 1), title="many words " * 4)]
+    first, second = np.split(draw([("", 2)], [row])[MARGIN : MARGIN + 2 * LINE, : MARGIN + CELL], 2)
+    assert (first == 255).all()
+    assert (second < 255).any()
+
+
 @pytest.mark.parametrize(
     ("sides", "expected"),
     [
