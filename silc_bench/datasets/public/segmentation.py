@@ -118,15 +118,16 @@ def _matched(
         raise DataError("holds no images", about=images, fix=fix)
 
     # neither side may have more: what is left out would change the score in silence
-    for kind, other, folder, paths, others in (
-        ("images", "mask", images, image_of, mask_of),
-        ("masks", "image", masks, mask_of, image_of),
-    ):
+    sides = (
+        ("image", images, image_of, next(iter(image_ends))),
+        ("mask", masks, mask_of, next(iter(mask_ends))),
+    )
+    for (kind, folder, paths, _), (other, home, others, end) in (sides, sides[::-1]):
         alone = sorted(set(paths) - set(others), key=by_number)
         if alone:
-            count = f"{len(alone):,} of its {len(paths):,} {kind}"
+            count = f"{len(alone):,} of its {len(paths):,} {kind}s"
             problem = f"{count} have no {other}, such as {paths[alone[0]].name}"
-            fix = f"add each {other} to {masks if other == 'mask' else images}, or take these out"
+            fix = f"add {home / alone[0]}{end} and its like, or take these {kind}s out"
             raise DataError(problem, about=folder, fix=fix)
 
     stems = sorted(image_of, key=by_number)
