@@ -103,7 +103,7 @@ def _bytes(text: str) -> int:
 
     # "500B" is surely a slip: nobody limits a store to 500 bytes.
     if match is None or match[2] == "B":
-        raise UserError(f"--max-size {text!r} is not a size; write 500MB, 5GB or 0")
+        raise UserError(f"{text!r} is not a size", about="--max-size", fix="write 500MB, 5GB or 0")
     return int(float(match[1]) * UNITS[match[2] or ""])
 
 

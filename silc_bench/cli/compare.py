@@ -51,10 +51,8 @@ def compare(
         check_writable(out)
         # Our compare.json would be read as a damaged record by the next command.
         if out.resolve().is_relative_to(results.resolve()):
-            raise UserError(
-                f"--out {out} lies in {results}, where every JSON file is a record;"
-                " choose another folder"
-            )
+            problem = f"{out} lies in {results}, where every JSON file is a record"
+            raise UserError(problem, about="--out", fix="choose another folder")
 
     comparison = comparing.compare(
         results, models, words_of(tasks), across_protocols=across_protocols
@@ -63,7 +61,11 @@ def compare(
     for line in compare_report.sentences(comparison):
         print(line)
     if not comparison.results:
-        raise UserError(f"no task was compared, for the {len(comparison.omissions)} reasons above")
+        raise UserError(
+            "no task was compared",
+            about=results,
+            fix=f"see the {len(comparison.omissions)} reasons above",
+        )
 
     console.print(compare_report.to_terminal(comparison))
     for path in compare_report.write(comparison, out) if out else ():

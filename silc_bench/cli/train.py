@@ -107,8 +107,9 @@ def train(
         return
     if devices is not None:
         raise UserError(
-            "--devices belongs to --dry-run;"
-            " torchrun --nproc-per-node N -m silc_bench train starts a run on N"
+            "belongs to --dry-run",
+            about="--devices",
+            fix="torchrun --nproc-per-node N -m silc_bench train starts a run on N devices",
         )
 
     from silc_bench.system.limits import keep_freed_memory

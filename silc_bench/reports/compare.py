@@ -27,7 +27,7 @@ import numpy as np
 
 from silc_bench.errors import UserError, unknown_name
 from silc_bench.metrics import statistics
-from silc_bench.reports.leaderboard import COMPARED, flat_fields
+from silc_bench.reports.leaderboard import COMPARED, flat_fields, no_records
 from silc_bench.results import outcomes
 from silc_bench.results.outcomes import PerImage
 from silc_bench.results.record import Record, load_all
@@ -76,7 +76,7 @@ class Result:
         """What sets it apart from a whole run under one protocol."""
         marks: list[str] = []
         if self.limit is not None:
-            marks.append(f"limited to {self.limit} pictures")
+            marks.append(f"limited to {self.limit} images")
         if " / " in self.protocol:
             marks.append(f"protocols differ: {self.protocol}")
         return tuple(marks)
@@ -121,19 +121,19 @@ def compare(
     """
     if len(names) < 2:
         raise UserError(
-            "name two models or more; the first is the one that the others are compared with"
+            "one model cannot be compared",
+            about=", ".join(names),
+            fix="name two or more; the others are compared with the first",
         )
 
     records = [record for record in load_all(results_dir) if record.source == "measured"]
     if not records:
-        raise UserError(
-            f"no records in {results_dir}; `silc-bench eval --results {results_dir}` writes them"
-        )
+        raise no_records(results_dir)
 
     rows = sorted({(record.model.name, record.model.revision) for record in records})
     chosen = [_row(name, rows) for name in names]
     if len(set(chosen)) < len(chosen):
-        raise UserError(f"a model was named twice: {', '.join(names)}")
+        raise UserError("names one model twice", about=", ".join(names), fix="name each one once")
     labels = [_label(row, rows) for row in chosen]
 
     named = _of_tasks(records, tasks)
@@ -206,7 +206,7 @@ def _row(name: str, rows: Sequence[tuple[str, str]]) -> tuple[str, str]:
         raise unknown_name("model", name, known_names)
     if len(matching_rows) > 1:
         shown = ", ".join(_shown(row) for row in matching_rows)
-        raise UserError(f"{name} has several revisions; name one: {shown}")
+        raise UserError("has several revisions", about=name, fix=f"name one of {shown}")
     return matching_rows[0]
 
 
@@ -254,7 +254,7 @@ def _results(
         by_label = zip(labels, (kept_a, kept_b), strict=True)
         missing = [label for label, kept in by_label if kept is None]
         mend = "`silc-bench eval --existing overwrite` keeps them"
-        return [], [f"{' and '.join(missing)} kept no outcomes of single pictures ({mend})"]
+        return [], [f"{' and '.join(missing)} kept no outcomes of single images ({mend})"]
 
     problem = _not_the_same_samples(kept_a, kept_b)
     if problem:
@@ -263,7 +263,9 @@ def _results(
             return [], [f"the protocols differ, and so do the samples: {problem}"]
         places = " and ".join(str(outcomes.path_of(record, results_dir)) for record in (a, b))
         raise UserError(
-            f"{places}: {problem}, though both say the same data; measure one of them again"
+            f"{problem}, though both records name the same data",
+            about=places,
+            fix="measure one of them again",
         )
 
     protocol = protocol_of(a)
@@ -277,7 +279,7 @@ def _results(
         part_a = outcomes.per_image(kept_a, metric)
         part_b = outcomes.per_image(kept_b, metric)
         if part_a is None or part_b is None:
-            reasons.append(f"the outcomes do not say what each picture adds to {metric}")
+            reasons.append(f"the outcomes do not say what each image adds to {metric}")
             continue
         results.append(
             Result(
@@ -374,7 +376,7 @@ def _way(record: Record) -> str:
 
 
 def _part(record: Record) -> str:
-    return "the whole split" if record.limit is None else f"{record.limit} pictures"
+    return "the whole split" if record.limit is None else f"{record.limit} images"
 
 
 def _unpaired(mine: list[Record], theirs: list[Record], labels: tuple[str, str]) -> list[str]:

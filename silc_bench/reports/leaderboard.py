@@ -102,9 +102,7 @@ def build(
     records = load_all(results_dir)
     reported = load_reported(results_dir / "reported")
     if not records and not reported:
-        raise UserError(
-            f"no records in {results_dir}; `silc-bench eval --results {results_dir}` writes them"
-        )
+        raise no_records(results_dir)
 
     scores = _scores(records, reported, current_version)
     ranked = scores[scores.kind == "ranked"]
@@ -126,6 +124,12 @@ def build(
     # the first section stays even if it is empty: it then says how to measure
     shown = [part for part in sections if part.tables or part.images or part is sections[0]]
     return Board(tuple(shown), scores)
+
+
+def no_records(results_dir: Path) -> UserError:
+    """The error of a folder that holds nothing to show."""
+    fix = f"`silc-bench eval --results {results_dir}` writes some"
+    return UserError("holds no records", about=results_dir, fix=fix)
 
 
 def write(board: Board, out_dir: Path) -> list[Path]:

@@ -264,9 +264,10 @@ class Entry:
             self._touch()
         except OSError as error:
             raise UserError(
-                f"the feature store {self.store.folder} cannot be written"
-                f" ({error.strerror or error}); free some space (silc-bench cache prune),"
-                " give --cache another folder, or --cache off"
+                f"the feature store cannot be written ({error.strerror or error})",
+                about=self.store.folder,
+                fix="make room (silc-bench cache prune), give --cache another folder,"
+                " or --cache off",
             ) from None
 
     def _load(self, name: str, dtype: np.dtype | type = np.float32) -> np.ndarray | None:

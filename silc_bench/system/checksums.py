@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from silc_bench.errors import UserError
+from silc_bench.errors import DataError, first_line
 
 Bytes = bytes | memoryview
 DIGITS = 16
@@ -105,7 +105,7 @@ def check_manifest(folder: Path) -> None:
     Without a list the folder may be anybody's, and is not checked.
 
     Raises:
-        UserError: names the files that are missing, foreign or altered, and says how to go on.
+        DataError: names the files that are missing, foreign or altered, and says how to go on.
     """
     path = folder / MANIFEST
     if not path.exists():
@@ -118,12 +118,13 @@ def check_manifest(folder: Path) -> None:
             problem = f"{MANIFEST} is not of format {MANIFEST_FORMAT}"
         problem = problem or differences(content["files"], _files_in(folder))
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        problem = f"{MANIFEST} cannot be read ({type(error).__name__}: {error})"
+        problem = f"{MANIFEST} cannot be read ({first_line(error)})"
 
     if problem:
-        raise UserError(
-            f"{folder}: not as `silc-bench export` wrote it: {problem}; export it again,"
-            f" or delete {path} if you changed the folder on purpose"
+        raise DataError(
+            f"not as `silc-bench export` wrote it: {problem}",
+            about=folder,
+            fix=f"export it again, or delete {path} if you changed the folder on purpose",
         )
 
 

@@ -30,12 +30,13 @@ def check_writable(folder: Path) -> None:
     # lexists, not exists: a link that points nowhere is in the way too.
     nearest = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
 
+    problem = ""
     if not nearest.is_dir():
-        raise UserError(f"cannot write to {folder}: {nearest} is not a folder; choose another one")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise UserError(
-            f"cannot write to {folder}: no permission to write in {nearest}; choose another folder"
-        )
+        problem = f"cannot be written, because {nearest} is not a folder"
+    elif not os.access(nearest, os.W_OK | os.X_OK):
+        problem = f"cannot be written, because you may not write in {nearest}"
+    if problem:
+        raise UserError(problem, about=folder, fix="choose another folder")
 
 
 @contextmanager

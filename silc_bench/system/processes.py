@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from silc_bench.errors import RunError, UserError
+from silc_bench.errors import RunError, UserError, first_line
 from silc_bench.system.limits import core_limit
 
 T = TypeVar("T")
@@ -115,14 +115,16 @@ def joined(device: torch.device) -> Iterator[None]:
         if speaker != name:
             raise SystemExit(1) from None
         if isinstance(error, UserError | RunError):
-            raise type(error)(f"{name}: {error}") from error
+            about = f"{name}: {error.about}" if error.about else name
+            raise type(error)(error.problem, about=about, fix=error.fix) from error
 
         # gloo reports a lost connection as a RuntimeError that has its own name in the message.
         is_gloo = isinstance(error, RuntimeError) and "gloo" in str(error).lower()
         if is_gloo or isinstance(error, dist.DistError):
-            reason = str(error)[:200]
             raise RunError(
-                f"{name}: lost another rank, which torchrun names below ({reason})"
+                f"lost another rank, which torchrun names below ({first_line(error)})",
+                about=name,
+                fix="mend what ended that one",
             ) from error
         error.add_note(f"on {name}")
         raise
@@ -137,8 +139,9 @@ def _take_gpu() -> None:
     num_gpus = torch.cuda.device_count()
     if local_rank >= num_gpus:
         raise UserError(
-            f"torchrun started more processes than there are GPUs ({num_gpus}):"
-            f" --nproc-per-node {num_gpus}"
+            f"torchrun started more processes than there are GPUs ({num_gpus})",
+            about="--nproc-per-node",
+            fix=f"torchrun --nproc-per-node {num_gpus}",
         )
     torch.cuda.set_device(local_rank)
 

@@ -1,4 +1,4 @@
-"""Files are the old one or the new one; errors name the nearest names."""
+"""Files are the old one or the new one, and what stands in their way is found before the work."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from refusals import refused
 
-from silc_bench.errors import RunError, UserError, unknown_name
 from silc_bench.system.files import atomic_folder, atomic_path, check_writable, write_text_atomic
 
 
@@ -21,18 +19,29 @@ def names_in(folder):
 # ---- atomic files ----
 
 
-def test_a_file_is_made_with_its_folders_and_replaced(tmp_path):
-    path = tmp_path / "a" / "b" / "c.txt"
-    write_text_atomic(path, "old ±\n")
-    assert path.read_bytes() == "old ±\n".encode()
-    write_text_atomic(path, "new")
-    assert path.read_text() == "new"
-    assert names_in(path.parent) == ["c.txt"]
-
-
-def test_until_the_end_readers_see_the_old_file(tmp_path):
+@pytest.fixture
+def path(tmp_path):
+    """A file that holds "old", alone in its folder."""
     path = tmp_path / "a.txt"
-    write_text_atomic(path, "old")
+    path.write_text("old")
+    return path
+
+
+def assert_old(path):
+    assert (names_in(path.parent), path.read_text()) == (["a.txt"], "old")
+
+
+def test_a_file_is_made_with_its_folders(tmp_path, monkeypatch):
+    path = tmp_path / "a" / "b" / "c.txt"
+    write_text_atomic(path, "±\n")
+    assert path.read_bytes() == "±\n".encode()
+    assert names_in(path.parent) == ["c.txt"]
+    monkeypatch.chdir(path.parent)
+    write_text_atomic("d.txt", "x")
+    assert names_in(path.parent) == ["c.txt", "d.txt"]
+
+
+def test_until_the_end_readers_see_the_old_file(path):
     with atomic_path(path) as temporary:
         temporary.write_text("half of the n")
         assert path.read_text() == "old"
@@ -41,89 +50,98 @@ def test_until_the_end_readers_see_the_old_file(tmp_path):
     assert path.read_text() == "half of the n"
 
 
-@pytest.mark.parametrize(
-    "error",
-    [ValueError("x"), OSError(28, "No space left on device"), KeyboardInterrupt()],
-    ids=repr,
-)
 @pytest.mark.parametrize("has_old", [True, False])
-def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path, error, has_old):
-    path = tmp_path / "a.txt"
-    if has_old:
-        path.write_text("old")
+@pytest.mark.parametrize("made", [atomic_path, atomic_folder])
+@pytest.mark.parametrize("error", [ValueError("x"), KeyboardInterrupt()], ids=repr)
+def test_an_error_leaves_what_was_there_and_nothing_else(path, made, error, has_old):
+    target = path if has_old else path.with_name("b.txt")
 
     def write_half():
-        with atomic_path(path) as temporary:
-            temporary.write_text("half")
+        with made(target) as temporary:
+            (temporary / "x" if made is atomic_folder else temporary).write_text("half")
             raise error
 
     with pytest.raises(type(error)):
         write_half()
-    assert names_in(tmp_path) == (["a.txt"] if has_old else [])
-    assert not has_old or path.read_text() == "old"
+    assert_old(path)
 
 
 @pytest.mark.parametrize("made", [atomic_path, atomic_folder])
-def test_a_full_disk_names_the_place_that_was_asked_for_and_another_file_its_own(tmp_path, made):
-    def fail(*error):
-        with made(tmp_path / "a") as temporary:
-            raise OSError(*(str(temporary) if word == "temporary" else word for word in error))
-
-    for words, named in (
-        ((28, "No space left on device"), tmp_path / "a"),
-        ((13, "Permission denied", "temporary"), tmp_path / "a"),
+@pytest.mark.parametrize(
+    ("error", "named"),
+    [
+        ((28, "No space left on device"), "{folder}/a"),
+        ((13, "Permission denied", "{temporary}"), "{folder}/a"),
         ((5, "Input/output error"), None),
         ((2, "No such file", "source.tmp"), "source.tmp"),
-    ):
-        with pytest.raises(OSError, match=words[1]) as found:
-            fail(*words)
-        assert found.value.filename == (None if named is None else str(named))
+    ],
+)
+def test_a_full_disk_names_the_place_that_was_asked_for_and_another_file_its_own(
+    tmp_path, made, error, named
+):
+    def fail():
+        with made(tmp_path / "a") as temporary:
+            number, *words = error
+            raise OSError(number, *(word.format(temporary=temporary) for word in words))
+
+    with pytest.raises(OSError, match=error[1]) as caught:
+        fail()
+    assert caught.value.filename == (named and named.format(folder=tmp_path))
 
 
 @pytest.mark.parametrize("step", ["fsync", "replace"])
-def test_a_failing_flush_or_move_leaves_the_old_file(tmp_path, monkeypatch, step):
+def test_a_failing_flush_or_move_leaves_the_old_file(path, monkeypatch, step):
     def fail(*args):
         raise OSError(5, "Input/output error")
 
-    path = tmp_path / "a.txt"
-    path.write_text("old")
     monkeypatch.setattr(os, step, fail)
     with pytest.raises(OSError, match="Input/output"):
         write_text_atomic(path, "new")
-    assert (names_in(tmp_path), path.read_text()) == (["a.txt"], "old")
+    assert_old(path)
+
+
+def test_a_folder_takes_an_empty_place_and_no_other(tmp_path):
+    for name in ("empty", "full"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "full" / "mine").write_text("x")
+
+    def write(name):
+        with atomic_folder(tmp_path / name) as temporary:
+            (temporary / "theirs").write_text("x")
+
+    write("empty")
+    with pytest.raises(OSError, match="not empty"):
+        write("full")
+    assert names_in(tmp_path) == ["empty", "full"]
+    assert names_in(tmp_path / "empty") == ["theirs"]
+    assert names_in(tmp_path / "full") == ["mine"]
+
+
+CUT_OFF = """
+import resource
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+write_text_atomic(sys.argv[1], 'x' * 100_000)
+"""
+KILLED = """
+import os, signal
+with atomic_path(sys.argv[1]) as temporary:
+    temporary.write_text('half')
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
 
 
 @pytest.mark.timing
-def test_a_file_that_the_system_cuts_off_leaves_the_old_one(tmp_path):
-    """A real write that fails half-way, by the limit on a file's size."""
-    path = tmp_path / "a.txt"
-    path.write_text("old")
-    program = (
-        "import pathlib, resource, sys\n"
-        "from silc_bench.system.files import write_text_atomic\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
-        "write_text_atomic(pathlib.Path(sys.argv[1]), 'x' * 100_000)\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program, str(path)], capture_output=True, text=True, timeout=240
-    )
-    assert "File too large" in done.stderr
-    assert (names_in(tmp_path), path.read_text()) == (["a.txt"], "old")
-
-
-@pytest.mark.timing
-def test_a_killed_process_leaves_the_old_file(tmp_path):
-    path = tmp_path / "a.txt"
-    path.write_text("old")
-    program = (
-        "import os, pathlib, signal, sys\n"
-        "from silc_bench.system.files import atomic_path\n"
-        "with atomic_path(pathlib.Path(sys.argv[1])) as temporary:\n"
-        "    temporary.write_text('half')\n"
-        "    os.kill(os.getpid(), signal.SIGKILL)\n"
-    )
-    assert subprocess.run([sys.executable, "-c", program, str(path)], timeout=240).returncode == -9
-    assert path.read_text() == "old"
+@pytest.mark.parametrize(("program", "code"), [(CUT_OFF, 1), (KILLED, -9)], ids=["cut", "killed"])
+def test_a_process_that_the_system_stops_leaves_the_old_file(path, program, code):
+    """By the limit on a file's size, in the middle of a real write; or by a signal."""
+    program = f"import sys\nfrom silc_bench.system.files import *\n{program}"
+    command = [sys.executable, "-c", program, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == code
+    assert ("File too large" in done.stderr) == (code == 1)
+    for left_behind in path.parent.glob(".a.txt.*.tmp") if code == -9 else ():
+        left_behind.unlink()
+    assert_old(path)
 
 
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
@@ -134,12 +152,6 @@ def test_permissions_are_those_of_any_new_file(tmp_path, umask, mode):
     finally:
         os.umask(before)
     assert (tmp_path / "a.txt").stat().st_mode & 0o777 == mode
-
-
-def test_a_path_without_a_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    write_text_atomic("a.txt", "x")
-    assert names_in(tmp_path) == ["a.txt"]
 
 
 # ---- folders to write in ----
@@ -157,56 +169,14 @@ def test_a_folder_that_could_be_made_is_not_made(tmp_path, name, monkeypatch):
 def test_what_stands_in_the_way_is_named(tmp_path, name):
     (tmp_path / "file").write_text("x")
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
-    with pytest.raises(UserError) as caught:
+    with refused(about=tmp_path / name) as caught:
         check_writable(tmp_path / name)
-    there = tmp_path / name.split("/")[0]
-    assert (
-        str(caught.value)
-        == f"cannot write to {tmp_path / name}: {there} is not a folder; choose another one"
-    )
+    assert f"{tmp_path / name.split('/')[0]} is not a folder" in caught.value.problem
 
 
 def test_a_folder_without_permission(tmp_path, monkeypatch):
     if os.geteuid() == 0:  # nothing is forbidden to root
         monkeypatch.setattr(os, "access", lambda path, mode: not mode & os.W_OK)
     tmp_path.chmod(0o555)
-    with pytest.raises(
-        UserError,
-        match=rf"cannot write to {tmp_path}/runs/a: no permission to write in {tmp_path};",
-    ):
+    with refused(about=tmp_path / "runs" / "a"):
         check_writable(tmp_path / "runs" / "a")
-
-
-# ---- errors ----
-
-
-def test_both_kinds_of_error_are_what_python_programs_expect():
-    assert issubclass(UserError, ValueError)
-    assert issubclass(RunError, RuntimeError)
-    assert not issubclass(RunError, UserError)
-
-
-def test_unknown_name_gives_the_nearest_or_all():
-    assert (
-        str(unknown_name("preset", "b61", ["b16", "l16", "g16"]))
-        == "unknown preset 'b61'; did you mean b16?"
-    )
-    assert str(unknown_name("task", "xyz", ["b", "a"])) == "unknown task 'xyz'; known: a, b"
-    assert str(unknown_name("task", "xyz", [])) == "unknown task 'xyz'; known: none"
-    assert str(unknown_name("x", "skpi", iter(["skip"]))) == "unknown x 'skpi'; did you mean skip?"
-
-
-@given(name=st.text("abcdefgh_", min_size=4, max_size=12), data=st.data())
-def test_one_wrong_letter_is_understood(name, data):
-    at = data.draw(st.integers(0, len(name) - 1))
-    letter = data.draw(st.sampled_from("xyz"))
-    typo = data.draw(
-        st.sampled_from(
-            [
-                name[:at] + name[at + 1 :],
-                name[:at] + letter + name[at:],
-                name[:at] + letter + name[at + 1 :],
-            ]
-        )
-    )
-    assert f"did you mean {name}?" in str(unknown_name("word", typo, [name, "quite another"]))

@@ -46,82 +46,84 @@ def first(root, *controllers):
     ]
 
 
-def test_a_container_with_a_namespace_of_its_own(machine):
-    proc = machine(["0::/"], [SECOND], {"memory.max": "8589934592", "cpu.max": "150000 100000"})
-    assert memory_limit(proc) == 8 << 30
-    assert core_limit(proc) == 1.5
+TREE = {
+    "a.slice/other/memory.max": "1",  # a neighbour does not count
+    "a.slice/b.scope/cpu.max": "max 100000",
+    "a.slice/cpu.max": "50000 20000",
+}
+DOCKER = ["11:memory:/docker/af01{}", "3:cpu,cpuacct:/docker/af01{}", "1:name=systemd:/docker/af01"]
+OF_HOST = {
+    "memory/memory.limit_in_bytes": NO_LIMIT,
+    "cpu/cpu.cfs_quota_us": "-1",
+    "cpu/cpu.cfs_period_us": "100000",
+}
 
 
-@pytest.mark.parametrize(
-    ("inner", "outer", "limit"),
-    [("max", "4096", 4096), ("2048", "4096", 2048), ("8192", "4096", 4096)],
-)
-def test_the_least_limit_up_the_tree_counts(machine, inner, outer, limit):
-    """As of a service or a scheduler's job.
-
-    The topmost group has no such file, and neighbours do not count.
-    """
-    files = {
-        "a.slice/b.scope/memory.max": inner,
-        "a.slice/memory.max": outer,
-        "a.slice/other/memory.max": "1",
+def of_container(folder):
+    return {
+        f"memory{folder}/memory.limit_in_bytes": "1073741824",
+        f"cpu{folder}/cpu.cfs_quota_us": "400000",
+        f"cpu{folder}/cpu.cfs_period_us": "100000",
     }
-    files |= {"a.slice/b.scope/cpu.max": "max 100000", "a.slice/cpu.max": "50000 20000"}
-    proc = machine(["0::/a.slice/b.scope"], [SECOND], files)
-    assert memory_limit(proc) == limit
-    assert core_limit(proc) == 2.5
 
 
-@pytest.mark.parametrize("inner", ["", "/inner"])
-def test_version_1_in_a_container_that_sees_the_path_of_the_host(machine, inner):
+def of_scope(inner, outer):
+    return TREE | {"a.slice/b.scope/memory.max": inner, "a.slice/memory.max": outer}
+
+
+def version_1(folder):
     """/proc/self/cgroup has the host's path, and the mount begins at the container's group."""
-    groups = [
-        f"11:memory:/docker/af01{inner}",
-        f"3:cpu,cpuacct:/docker/af01{inner}",
-        "1:name=systemd:/docker/af01",
-    ]
-    folder = inner.lstrip("/")
-    files = {
-        "memory/memory.limit_in_bytes": NO_LIMIT,
-        f"memory/{folder}/memory.limit_in_bytes": "1073741824",
-    }
-    files |= {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}
-    files |= {
-        f"cpu/{folder}/cpu.cfs_quota_us": "400000",
-        f"cpu/{folder}/cpu.cfs_period_us": "100000",
-    }
-    proc = machine(groups, first("/docker/af01", "memory", "cpu,cpuacct", "cpuset"), files)
-    assert memory_limit(proc) == 1 << 30
-    assert core_limit(proc) == 4
+    groups = [line.format(folder) for line in DOCKER]
+    mounts = first("/docker/af01", "memory", "cpu,cpuacct", "cpuset")
+    return groups, mounts, OF_HOST | of_container(folder), 1 << 30, 4
 
 
-def test_version_1_beside_version_2(machine):
-    """A controller belongs to one of them; the other's files say nothing of it."""
-    mounts = [*first("/", "cpu", "cpuacct", "memory"), SECOND.replace(" fs ", " fs/unified ")]
-    files = {"memory/job/memory.limit_in_bytes": "4096", "memory/memory.limit_in_bytes": NO_LIMIT}
-    files |= {
-        "cpu/cpu.cfs_quota_us": "-1",
-        "cpu/cpu.cfs_period_us": "100000",
-        "unified/cgroup.controllers": "hugetlb",
-    }
-    proc = machine(["4:memory:/job", "2:cpuacct:/", "1:cpu:/", "0::/"], mounts, files)
-    assert memory_limit(proc) == 4096
-    assert core_limit(proc) == math.inf
-
-
-def test_a_mount_that_begins_above_the_namespace_counts_by_its_top(machine):
-    proc = machine(["0::/"], [SECOND.replace("/ fs", "/../.. fs")], {"memory.max": "4096"})
-    assert memory_limit(proc) == 4096
-
-
-@pytest.mark.parametrize("mounts", [[SECOND], []])
-def test_without_limits_or_groups_there_is_none(machine, mounts):
-    proc = machine(
+BOTH = [*first("/", "cpu", "cpuacct", "memory"), SECOND.replace(" fs ", " fs/unified ")]
+MACHINES = {  # groups, mounts, files, bytes, cores
+    "a namespace of its own": (
+        ["0::/"],
+        [SECOND],
+        {"memory.max": "8589934592", "cpu.max": "150000 100000"},
+        8 << 30,
+        1.5,
+    ),
+    # as of a service or a scheduler's job: the least up the tree, whose top has no such file
+    "outer": (["0::/a.slice/b.scope"], [SECOND], of_scope("max", "4096"), 4096, 2.5),
+    "inner": (["0::/a.slice/b.scope"], [SECOND], of_scope("2048", "4096"), 2048, 2.5),
+    "least": (["0::/a.slice/b.scope"], [SECOND], of_scope("8192", "4096"), 4096, 2.5),
+    "version 1": version_1(""),
+    "version 1, in a group": version_1("/inner"),
+    # a controller belongs to one of them; the other's files say nothing of it
+    "version 1 beside version 2": (
+        ["4:memory:/job", "2:cpuacct:/", "1:cpu:/", "0::/"],
+        BOTH,
+        OF_HOST | {"memory/job/memory.limit_in_bytes": "4096", "unified/cgroup.controllers": "x"},
+        4096,
+        math.inf,
+    ),
+    "a mount that begins above the namespace": (
+        ["0::/"],
+        [SECOND.replace("/ fs", "/../.. fs")],
+        {"memory.max": "4096"},
+        4096,
+        math.inf,
+    ),
+    "no limit": (
         ["0::/user.slice"],
-        mounts,
+        [SECOND],
         {"user.slice/memory.max": "max", "user.slice/cpu.max": "max 100000"},
-    )
-    assert memory_limit(proc) == core_limit(proc) == math.inf
+        math.inf,
+        math.inf,
+    ),
+    "no groups": (["0::/user.slice"], [], {}, math.inf, math.inf),
+}
+
+
+@pytest.mark.parametrize("name", MACHINES)
+def test_the_limits_of_a_container(machine, name):
+    groups, mounts, files, num_bytes, cores = MACHINES[name]
+    proc = machine(groups, mounts, files)
+    assert (memory_limit(proc), core_limit(proc)) == (num_bytes, cores)
 
 
 def test_another_system_has_none(tmp_path):

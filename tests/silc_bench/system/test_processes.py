@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.distributed as dist
+from refusals import refused
 
 from silc_bench.errors import UserError
 from silc_bench.system import processes as ranks
@@ -39,13 +40,9 @@ def test_each_process_takes_the_gpu_of_its_number_on_the_machine(gpus):
 
 def test_more_processes_than_gpus_are_refused_with_how_many_there_are(gpus, monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "2")
-    with (
-        pytest.raises(
-            UserError, match=r"more processes than there are GPUs \(2\): --nproc-per-node 2$"
-        ),
-        joined(GPU),
-    ):
+    with refused(about="--nproc-per-node") as caught, joined(GPU):
         pass
+    assert caught.value.fix.endswith("--nproc-per-node 2")
     assert gpus == []
 
 
@@ -80,10 +77,12 @@ def test_the_first_rank_to_fail_says_why_and_where_the_store_is_gone_every_rank(
             return spoke.encode()
 
     def refuse(*args, **how):
-        raise UserError("no such run")
+        raise UserError("no such run", about="runs/a", fix="train it")
 
     monkeypatch.setattr(dist, "rendezvous", lambda url: iter([(Failures(), 1, 3)]))
     monkeypatch.setattr(dist, "init_process_group", refuse)
     with pytest.raises(raised) as caught, joined(GPU):
         pass
-    assert str(caught.value) == ("1" if raised is SystemExit else "rank 1 of 3: no such run")
+    assert str(caught.value) == (
+        "1" if raised is SystemExit else "rank 1 of 3: runs/a: no such run; train it"
+    )

@@ -1,0 +1,72 @@
+"""Made-up records, as if a model had been measured."""
+
+from types import SimpleNamespace
+
+from silc_bench.results import outcomes, record
+from silc_bench.results.protocol import Protocol
+from silc_bench.task import Scores
+
+N = 400  # samples scored, if nothing else is said
+
+
+def record_of(
+    model,
+    metrics,
+    task="shapes/zeroshot",
+    *,
+    main=None,
+    stderr=0.01,
+    group="zero-shot",
+    chance=0.02,
+    n=N,
+    limit=None,
+    version=1,
+    fingerprint="0" * 16,
+    revision=None,
+    **image,
+):
+    """A record. ``metrics``: of all, the main one first, or the main metric alone; ``image``: of
+    the protocol.
+    """
+    if not isinstance(metrics, dict):
+        metrics = {main or "acc1": metrics}
+    image = {"size": 64, **image}
+    measured = SimpleNamespace(
+        name=model,
+        revision=revision or f"{sum(model.encode()):016x}"[::-1],
+        num_params=1_640_000,
+        image_size=image["size"],
+        image_protocol=image,
+        text_protocol={},
+    )
+    of_task = SimpleNamespace(
+        name=task,
+        version=version,
+        group=group,
+        main_metric=main or next(iter(metrics)),
+        requires=frozenset(),
+        protocol=dict,
+    )
+    data = SimpleNamespace(name=task.split("/")[0], split="test", fingerprint=fingerprint)
+    values = {name: float(value) for name, value in metrics.items()}
+    errors = {} if stderr is None else dict.fromkeys(values, stderr)
+    return record.Record.create(
+        measured,
+        of_task,
+        data,
+        Scores(values, errors, n, chance),
+        Protocol.of(measured, of_task, "fp32"),
+        model_source="x",
+        device="cpu",
+        limit=limit,
+        seconds=1,
+    )
+
+
+def put(folder, *args, arrays=None, **more):
+    """Write ``record_of(...)`` and, if there are any, its outcomes."""
+    made = record_of(*args, **more)
+    if arrays is not None:
+        outcomes.save(outcomes.pack(arrays, made), made, folder)
+    record.save(made, folder)
+    return made
