@@ -49,18 +49,23 @@ def options(
     pass
 
 
-app.command()(train.train)
-app.command("eval")(evaluate.evaluate_command)
-app.command()(leaderboard.leaderboard)
-app.command("tasks")(evaluate.list_tasks)
-app.command()(demo.demo)
-app.add_typer(cache.app, name="cache")
-app.add_typer(data.app, name="data")
-app.command()(compare.compare)
-app.command()(doctor.doctor)
-app.command()(export.export)
-app.command()(show.show)
-app.command()(train.report)
+# name, function, how it is used
+COMMANDS = (
+    ("train", train.train, "--preset b16 --data 'shards/{000..999}.tar' --out runs/b16"),
+    ("eval", evaluate.evaluate_command, "--ckpt runs/b16 --tasks zeroshot,knn --data-root data"),
+    ("leaderboard", leaderboard.leaderboard, "--results results --out results"),
+    ("tasks", evaluate.list_tasks, "--json"),
+    ("demo", demo.demo, "--fast"),
+    ("compare", compare.compare, "b16-contrastive:student b16-silc:student --tasks retrieval"),
+    ("doctor", doctor.doctor, "open_clip:ViT-B-32/openai"),
+    ("export", export.export, "runs/b16:teacher --to hf --out exports/b16"),
+    ("show", show.show, "runs/b16 cat.jpg --classes cat,grass --out cat.png"),
+    ("report", train.report, "runs/b16"),
+)
+for _name, _command, _words in COMMANDS:
+    app.command(_name, epilog=f"Example: silc-bench {_name} {_words}")(_command)
+app.add_typer(cache.app, name="cache", epilog="Example: silc-bench cache prune --max-size 5GB")
+app.add_typer(data.app, name="data", epilog="Example: silc-bench data check photos")
 
 
 def main() -> None:

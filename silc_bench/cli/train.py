@@ -18,10 +18,9 @@ from rich.console import Console
 from rich.text import Text
 
 from silc_bench.cli.options import Device
-from silc_bench.datasets.layouts import ENDINGS
 from silc_bench.errors import UserError
 from silc_bench.system.files import check_writable
-from silc_bench.system.terminal import answering, console, table_of
+from silc_bench.system.terminal import answering, console, say, table_of, warn
 
 if TYPE_CHECKING:
     from silc_bench.trainer.config.config import Config
@@ -201,9 +200,7 @@ def print_estimate(config: Any, device: Any, devices: int = 1) -> None:
 
     too_large = too_large_for(cost.bytes_by_part, config, memory_of(device), devices)
     if too_large:
-        console.print(
-            f"{too_large}.", style="yellow", markup=False, highlight=False, soft_wrap=True
-        )
+        warn(f"{too_large}.", console)
 
 
 def print_start(config: Any) -> None:
@@ -215,7 +212,7 @@ def print_start(config: Any) -> None:
     from silc_bench.trainer.checkpoints.init import read_start
 
     for sentence in read_start(config).said:
-        console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+        say(sentence, console)
 
 
 def too_large_for(
@@ -280,6 +277,9 @@ def tasks_for(source: str) -> str:
     """What to measure first after training on ``source``: options of ``silc-bench eval``."""
     if source == "shapes":
         return "shapes"
+
+    # Brings numpy, which --help needs not.
+    from silc_bench.datasets.layouts import ENDINGS
 
     # A single list of captions can be measured by retrieval; a mixture or a pattern cannot.
     if source.lower().endswith(ENDINGS) and "|" not in source and "*" not in source:
