@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = "compare/1"
 HEADS = ("task", "metric", "baseline", "model", "difference", "p", "p Holm", "verdict")
 NOTE = (
-    "Percent, and differences in points ± one standard error, on the same pictures for both."
-    " p is McNemar's exact test where a picture is hit or missed, and Student's t on the paired"
+    "Percent, and differences in points ± one standard error, on the same images for both."
+    " p is McNemar's exact test where an image is hit or missed, and Student's t on the paired"
     " bootstrap's error elsewhere; the verdict is at {alpha:g} after Holm's correction over"
-    " {tests}. Errors cover the pictures, and the draws of training shots where there are several,"
+    " {tests}. Errors cover the images, and the draws of training shots where there are several,"
     " not the spread between training runs."
 )
 
@@ -121,20 +121,17 @@ def to_markdown(comparison: Comparison) -> str:
 def to_csv(comparison: Comparison) -> str:
     """A line for each metric, unrounded, as fractions.
 
-    What was not compared has its reason and no numbers.
+    What was not compared has its reason and no numbers. There is at least one result.
     """
-    rows: list[dict[str, Any]] = []
-    for result in comparison.results:
-        rows.append({"baseline": comparison.baseline, **_flat(result), "reason": ""})
-    fields = list(rows[0]) if rows else ["baseline", "model", "task", "verdict", "reason"]
+    rows = [_flat(result) for result in comparison.results]
+    rows += [{"verdict": "not compared", **asdict(left)} for left in comparison.omissions]
 
     buffer = io.StringIO()
+    fields = ["baseline", *rows[0], "reason"]
     writer = csv.DictWriter(buffer, fields, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
-    for omission in comparison.omissions:
-        row = {"baseline": comparison.baseline, "verdict": "not compared", **asdict(omission)}
-        writer.writerow(row)
+    for row in rows:
+        writer.writerow({"baseline": comparison.baseline, **row})
     return buffer.getvalue()
 
 

@@ -27,6 +27,8 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -63,13 +65,50 @@ COMPARED = r"(?:image|text)_retrieval_recall@1"  # between twins, beside each ma
 ROW = ["model", "revision", "params", "image_size"]
 COLUMN = ["task", "metric", "variant", "fingerprint"]
 
-# the fields of a score, in the order of leaderboard.csv
-NAMES = ["kind", "group", "task", "metric", "model", "revision", "protocol", "fingerprint"]
-NAMES += ["precision", "device"]
+# the fields of a score, in the order of leaderboard.csv, and where a record has them
+FIELDS = {
+    "kind": "",
+    "group": "task.group",
+    "task": "task.name",
+    "metric": "",
+    "model": "model.name",
+    "revision": "model.revision",
+    "protocol": "",
+    "fingerprint": "dataset.fingerprint",
+    "precision": "env.precision",
+    "device": "env.device",
+    "is_main": "",
+    "value": "",
+    "stderr": "",
+    "chance": "",
+    "params": "model.params",
+    "image_size": "model.image_size",
+    "n": "n",
+    "limit": "limit",
+    "version": "task.version",
+    "seconds": "seconds",
+    "commit": "code.commit",
+    "source": "source",
+    "where": "",
+    "note": "",
+}
 WHOLE_NUMBERS = ["params", "image_size", "n", "limit", "version"]
-FIELDS = [*NAMES, "is_main", "value", "stderr", "chance", *WHOLE_NUMBERS]
-FIELDS += ["seconds", "commit", "source", "where", "note"]
 
+# what never ranks: the heading, why, and the field that sets it apart
+LISTED = {
+    "limited": (
+        "Limited runs",
+        "Run with `--limit`: quick looks at part of the data."
+        " They never rank and share no column with whole runs.",
+        "limit",
+    ),
+    "outdated": (
+        "Outdated",
+        "Measured by an older version of their task, which gives other numbers today."
+        " They never rank; the same `silc-bench eval` measures them anew.",
+        "version",
+    ),
+}
 NOTE = (
     "SILC minus its contrastive-only twin, in points. The standard error is the root of the two"
     " summed squares, as if the two were independent; the interval is ±1.96 of it, for each task"
@@ -81,16 +120,16 @@ _TWIN = re.compile(r"(?P<preset>.+)-(?P<objective>contrastive|silc)(?P<branch>:.
 
 def build(
     results_dir: Path,
-    images: Path | None = None,
     *,
     across_protocols: bool = False,
     current_version: Callable[[str], int | None] = lambda task: None,
 ) -> Board:
-    """Read every record, published row and picture below ``results_dir``.
+    """Read every record and published row below ``results_dir``, and the images of its page.
+
+    The images are the ``*.png`` and ``*.svg`` of ``results_dir/pictures``, each with an optional
+    caption in a ``.txt`` beside it.
 
     Args:
-        images: folder of ``*.png`` and ``*.svg``, each with an optional caption in a ``.txt``
-            beside it; ``results_dir/pictures`` if not given.
         across_protocols: one column a task, whatever the protocols; each value is marked with its
             own, and none is called best.
         current_version: of a task, as the program has it today; records of an older one never rank.
@@ -114,9 +153,8 @@ def build(
     sections = [
         _measured(_with_main(ranked, SHOWN)),
         Section("What self-distillation changed", NOTE, changes),
-        Section("Pictures", "", images=_images(images or results_dir / "pictures")),
-        _limited(scores[scores.kind == "limited"]),
-        _outdated(scores[scores.kind == "outdated"]),
+        Section("Pictures", "", images=_images(results_dir / "pictures")),
+        *(_listed(kind, scores[scores.kind == kind]) for kind in LISTED),
         protocols_section(ranked, protocols),
         _reported(scores[scores.kind == "reported"], ranked),
     ]
@@ -152,7 +190,7 @@ def _scores(
 
     The newest version of a task is that of the program or of a whole run, whichever is higher.
     """
-    newest = {record.task.name: current_version(record.task.name) or 0 for record in records}
+    newest = {name: current_version(name) or 0 for name in {record.task.name for record in records}}
     for record in records:
         if record.limit is None:
             newest[record.task.name] = max(record.task.version, newest[record.task.name])
@@ -172,49 +210,28 @@ def _scores(
             change = {"kind": "reported", "group": "records"}
         rows += [{**_score(record, metric), **change} for metric in record.metrics]
     for row in reported:
-        shared = {
-            "kind": "reported",
-            "group": row.collection,
-            "model": row.model,
-            "params": row.params,
-            "source": f"reported({row.url})",
-            "where": row.where,
-            "note": row.note,
-            "is_main": False,
-        }
+        shared = {name: getattr(row, name) for name in ("model", "params", "where", "note")}
+        shared |= {"kind": "reported", "group": row.collection, "is_main": False}
         for task, metrics in row.values.items():
             for metric, value in metrics.items():
-                rows.append({**shared, "task": task, "metric": metric, "value": value})
+                score = {"task": task, "metric": metric, "value": value}
+                rows.append({**shared, **score, "source": f"reported({row.url})"})
 
     # Int64 is the integer of pandas that can be missing: published rows have no n
-    return pd.DataFrame(rows, columns=FIELDS).astype(dict.fromkeys(WHOLE_NUMBERS, "Int64"))
+    return pd.DataFrame(rows, columns=list(FIELDS)).astype(dict.fromkeys(WHOLE_NUMBERS, "Int64"))
 
 
 def _score(record: Record, metric: str) -> dict[str, Any]:
     """The fields of one metric; a chance is known of the main metric alone."""
     is_main = metric == record.task.main_metric
     return {
-        "group": record.task.group,
-        "task": record.task.name,
-        "version": record.task.version,
+        **{name: attrgetter(place)(record) for name, place in FIELDS.items() if place},
         "metric": metric,
+        "protocol": record.protocol["hash"],
         "is_main": is_main,
         "value": record.metrics[metric],
         "stderr": record.stderr.get(metric),
         "chance": record.task.chance if is_main else None,
-        "n": record.n,
-        "limit": record.limit,
-        "model": record.model.name,
-        "revision": record.model.revision,
-        "params": record.model.params,
-        "image_size": record.model.image_size,
-        "protocol": record.protocol["hash"],
-        "fingerprint": record.dataset.fingerprint,
-        "precision": record.env.precision,
-        "device": record.env.device,
-        "seconds": record.seconds,
-        "commit": record.code.commit,
-        "source": record.source,
         "where": "",
         "note": "",
     }
@@ -251,13 +268,9 @@ def _ranking(group: str, part: pd.DataFrame) -> Table:
 
     Equal rows stand by name.
     """
-    scores: dict[tuple[tuple, tuple], Any] = {}
-    for score in part.itertuples():
-        row = tuple(getattr(score, name) for name in ROW)
-        scores[row, tuple(getattr(score, name) for name in COLUMN)] = score
-
     # columns by task, the main metric first, then "5shot" before "10shot"
-    is_main = {column: score.is_main for (_, column), score in scores.items()}
+    by_column = dict(iter(part.groupby(COLUMN)))
+    is_main = {column: own.is_main.iloc[0] for column, own in by_column.items()}
     columns = sorted(
         is_main, key=lambda column: (column[0], not is_main[column], _natural(column[1]), column)
     )
@@ -267,40 +280,34 @@ def _ranking(group: str, part: pd.DataFrame) -> Table:
     wide = part.pivot(index=ROW, columns=COLUMN, values="value").sort_index()
     wide = wide.sort_values(columns, ascending=lower_is_better, kind="stable")
 
-    heads = [Head("model", is_numeric=False), Head("params"), Head("px")]
-    best: dict[tuple, float | None] = {}
+    heads = [*_names("model"), Head("params"), Head("px")]
+    cells: dict[tuple[tuple, tuple], Cell] = {}
     for column, is_low_best in zip(columns, lower_is_better, strict=True):
-        own_scores = [score for (_, other), score in scores.items() if other == column]
-        heads.append(_ranked_head(column, own_scores, part))
+        own = by_column[column]
+        heads.append(_ranked_head(column, own, part))
 
         # no best of a single value, nor under different protocols (an empty variant)
-        values = wide[column].dropna()
-        best[column] = None
-        if len(values) >= 2 and column[2] != "":
-            best[column] = values.min() if is_low_best else values.max()
+        best = None
+        if len(own) >= 2 and column[2] != "":
+            best = own.value.min() if is_low_best else own.value.max()
+        for score in own.itertuples():
+            row = tuple(getattr(score, name) for name in ROW)
+            cells[row, column] = _ranked_cell(score, is_best=score.value == best)
 
     rows = []
     for row in wide.index:
         model, revision, params, image_size = row
-        cells = [Cell(model, f"@{revision[:8]}"), Cell(_count(params)), Cell(str(image_size))]
-        for column in columns:
-            score = scores.get((row, column))
-            if score is None:
-                cells.append(Cell())
-            else:
-                cells.append(_ranked_cell(score, is_best=score.value == best[column]))
-        rows.append(tuple(cells))
+        named = (Cell(model, f"@{revision[:8]}"), Cell(_count(params)), Cell(str(image_size)))
+        rows.append((*named, *(cells.get((row, column), Cell()) for column in columns)))
     return Table(group, tuple(heads), tuple(rows))
 
 
-def _ranked_head(
-    column: tuple[str, str, str, str], scores: Sequence[Any], part: pd.DataFrame
-) -> Head:
+def _ranked_head(column: tuple[str, ...], own: pd.DataFrame, part: pd.DataFrame) -> Head:
     task, metric, variant, fingerprint = column
     details = [metric]
 
     # protocols that share a column can differ in their chance
-    chances = sorted({_percent(score.chance, metric) for score in scores if score.is_main})
+    chances = sorted({_percent(chance, metric) for chance in own.chance.dropna()})
     if chances:
         details.append(f"chance {'–'.join(chances)}")
 
@@ -324,53 +331,25 @@ def _ranked_cell(score: Any, is_best: bool) -> Cell:
         f"n = {score.n}, {score.precision},"
         f" protocol {score.protocol[:8]}, data {score.fingerprint[:8]}"
     )
-    mark = "" if score.variant else f" #{score.protocol[:8]}"
-    detail = _plus_minus(score) + mark
-    return Cell(_percent(score.value, score.metric), detail, is_best, share, hint)
+    cell = _value(score, "" if score.variant else f" #{score.protocol[:8]}")
+    return replace(cell, is_best=is_best, share=share, hint=hint)
 
 
-def _limited(limited: pd.DataFrame) -> Section:
-    note = (
-        "Run with `--limit`: quick looks at part of the data."
-        " They never rank and share no column with whole runs."
-    )
-    return _listed("Limited runs", note, "limited", limited, "limit")
-
-
-def _outdated(outdated: pd.DataFrame) -> Section:
-    note = (
-        "Measured by an older version of their task, which gives other numbers today."
-        " They never rank; the same `silc-bench eval` measures them anew."
-    )
-    return _listed("Outdated", note, "outdated", outdated, "version")
-
-
-def _listed(title: str, note: str, name: str, scores: pd.DataFrame, field: str) -> Section:
+def _listed(kind: str, scores: pd.DataFrame) -> Section:
     """The main metric of each record in a row of its own, with what sets it apart."""
-    heads = [
-        Head("model", is_numeric=False),
-        Head("task", is_numeric=False),
-        Head("metric", is_numeric=False),
-    ]
+    title, note, field = LISTED[kind]
+    heads = [*_names("model", "task", "metric"), Head("value"), Head(field)]
 
     # astype, because the column of an empty table is no bool and cannot be a mask
     main_scores = scores[scores.is_main.astype(bool)]
     rows: list[tuple[Cell, ...]] = []
     for score in main_scores.sort_values(["task", *ROW, field], kind="stable").itertuples():
-        cells = [
-            Cell(score.model, f"@{score.revision[:8]}"),
-            Cell(score.task),
-            Cell(score.metric),
-            Cell(_percent(score.value, score.metric), _plus_minus(score)),
-            Cell(str(getattr(score, field))),
-        ]
-        rows.append(tuple(cells))
+        number = Cell(str(getattr(score, field)))
+        rows.append((_model(score), Cell(score.task), Cell(score.metric), _value(score), number))
 
     # without a table the section is not shown
-    if not rows:
-        return Section(title, note)
-    table = Table(name, (*heads, Head("value"), Head(field)), tuple(rows))
-    return Section(title, note, (table,))
+    tables = (Table(kind, tuple(heads), tuple(rows)),) if rows else ()
+    return Section(title, note, tables)
 
 
 def _reported(reported: pd.DataFrame, ranked: pd.DataFrame) -> Section:
@@ -386,62 +365,37 @@ def _reported(reported: pd.DataFrame, ranked: pd.DataFrame) -> Section:
     tables = []
     for (collection, name), part in reported.groupby(["group", family]):
         columns = sorted(set(zip(part.task, part.metric, strict=True)))
-        heads = [Head("model", is_numeric=False), Head("params")]
+        heads = [*_names("model"), Head("params")]
         heads += [Head(task.split("/")[0], (metric,)) for task, metric in columns]
-        heads += [Head("source", is_numeric=False), Head("note", is_numeric=False)]
+        heads += _names("source", "note")
 
-        rows: list[tuple[Cell, ...]] = []
-        for (model, source), scores in part.groupby(["model", "source"], sort=False):
-            values = {
-                (score.task, score.metric): _percent(score.value, score.metric)
-                for score in scores.itertuples()
-            }
-            first = scores.iloc[0]
-            cells = [Cell(model), Cell(_count(first.params))]
-            cells += [Cell(values.get(column, "")) for column in columns]
-
-            # where in the publication, as a link to it
-            url = source.removeprefix("reported(").removesuffix(")")
-            rows.append((*cells, Cell(first["where"] or url, url=url), Cell(first.note)))
-
-        rows += _measured_beside(ranked, columns)
+        # each value bears its protocol, and a second one has a second row
+        ours = ranked.merge(pd.DataFrame(columns, columns=["task", "metric"]))
+        second = ours.groupby(["model", "revision", "task", "metric"]).cumcount()
+        of_papers = part.groupby(["model", "source"], sort=False)
+        of_ours = ours.groupby(["model", "revision", second])
+        rows = [_row(scores, columns) for _, scores in (*of_papers, *of_ours)]
         tables.append(Table(f"published ({collection}): {name}", tuple(heads), tuple(rows)))
     return Section("Published numbers", note, tuple(tables), is_reference=True)
 
 
-def _measured_beside(
-    ranked: pd.DataFrame, columns: Sequence[tuple[str, str]]
-) -> list[tuple[Cell, ...]]:
-    """A row for each model measured in one of the columns.
+def _row(scores: pd.DataFrame, columns: Sequence[tuple[str, str]]) -> tuple[Cell, ...]:
+    """Of one publication or of one model measured here."""
+    first = scores.iloc[0]
+    by_column = {(score.task, score.metric): score for score in scores.itertuples()}
+    if first.kind == "ranked":
+        model, ending = _model(first), (Cell("measured here"), Cell())
+    else:
+        # where in the publication, as a link to it
+        url = first.source.removeprefix("reported(").removesuffix(")")
+        model, ending = Cell(first.model), (Cell(first["where"] or url, url=url), Cell(first.note))
 
-    Each value bears its protocol, and a second one has a second row.
-    """
-    # with dtype and index given, an empty board gives an empty mask, not an error
-    is_ours = pd.Series(
-        [column in columns for column in zip(ranked.task, ranked.metric, strict=True)],
-        ranked.index,
-        dtype=bool,
-    )
-
-    rows: list[tuple[Cell, ...]] = []
-    for (model, revision), scores in ranked[is_ours].groupby(["model", "revision"]):
-        by_column: dict[tuple[str, str], list[Any]] = {column: [] for column in columns}
-        for score in scores.itertuples():
-            by_column[score.task, score.metric].append(score)
-
-        # one row for each protocol under which a column was measured
-        for number in range(max(map(len, by_column.values()))):
-            cells = [Cell(model, f"@{revision[:8]}"), Cell(_count(scores.iloc[0].params))]
-            for column in columns:
-                own_scores = by_column[column]
-                if number >= len(own_scores):
-                    cells.append(Cell())
-                    continue
-                score = own_scores[number]
-                detail = f"{_plus_minus(score)} #{score.protocol[:8]}"
-                cells.append(Cell(_percent(score.value, score.metric), detail))
-            rows.append((*cells, Cell("measured here"), Cell()))
-    return rows
+    cells = [model, Cell(_count(first.params))]
+    for column in columns:
+        score = by_column.get(column)
+        mark = f" #{score.protocol[:8]}" if score and first.kind == "ranked" else ""
+        cells.append(_value(score, mark) if score else Cell())
+    return (*cells, *ending)
 
 
 def _images(folder: Path) -> tuple[Figure, ...]:
@@ -458,13 +412,26 @@ def _images(folder: Path) -> tuple[Figure, ...]:
     return tuple(images)
 
 
+def _names(*texts: str) -> list[Head]:
+    """Heads of columns that hold no numbers."""
+    return [Head(text, is_numeric=False) for text in texts]
+
+
+def _model(score: Any) -> Cell:
+    return Cell(score.model, f"@{score.revision[:8]}")
+
+
+def _value(score: Any, mark: str = "") -> Cell:
+    """The value, its standard error and a mark."""
+    error = ""
+    if not pd.isna(score.stderr):
+        error = f" ±{_percent(score.stderr, score.metric)}"
+    return Cell(_percent(score.value, score.metric), error + mark)
+
+
 def _percent(value: float, metric: str) -> str:
     """A fraction in percent, a rank as it is."""
     return f"{100 * value if is_fraction(metric) else value:.1f}"
-
-
-def _plus_minus(score: Any) -> str:
-    return "" if pd.isna(score.stderr) else f" ±{_percent(score.stderr, score.metric)}"
 
 
 def _count(params: Any) -> str:
@@ -512,63 +479,44 @@ def change_tables(ranked: pd.DataFrame) -> tuple[Table, ...]:
                 tables.append(_table(f"{preset}{branch}", changes))
 
         elif contrastive and silc:
-            models = contrastive + silc
-            rows = tuple((Cell(model, f"@{revision[:8]}"),) for model, revision in models)
+            rows = [(Cell(name, f"@{revision[:8]}"),) for name, revision in contrastive + silc]
             title = f"{preset}{branch}: not compared, several models bear one name"
-            tables.append(Table(title, (Head("model", is_numeric=False),), rows))
+            tables.append(Table(title, tuple(_names("model")), tuple(rows)))
     return tuple(tables)
 
 
 def _changes(ranked: pd.DataFrame, before: tuple[str, str], after: tuple[str, str]) -> list[Change]:
     """The columns that both have, in the order of the first; ranks are no points, and left out."""
-    old = _fractions(ranked, *before)
-    new = _fractions(ranked, *after)
-    changes = []
-    for column, a in old.items():
-        if column not in new:
-            continue
-        b = new[column]
+    fractions = ranked[ranked.metric.map(is_fraction).astype(bool)]
+    old, new = (
+        fractions[(fractions.model == model) & (fractions.revision == revision)]
+        for model, revision in (before, after)
+    )
+    both = old.merge(new, on=["task", "metric", "protocol", "fingerprint"], suffixes=("", "_new"))
 
+    changes = []
+    for pair in both.itertuples():
         # as if independent: what two models share of the test set makes the truth smaller
-        has_both = not (pd.isna(a.stderr) or pd.isna(b.stderr))
-        stderr = math.hypot(a.stderr, b.stderr) if has_both else None
-        changes.append(Change(a.task, a.metric, a.value, b.value, stderr))
+        stderr = math.hypot(pair.stderr, pair.stderr_new)
+        known_stderr = None if math.isnan(stderr) else stderr
+        changes.append(Change(pair.task, pair.metric, pair.value, pair.value_new, known_stderr))
     return changes
 
 
-def _fractions(ranked: pd.DataFrame, model: str, revision: str) -> dict[tuple, Any]:
-    """The scores of one model by task, metric, protocol and data."""
-    part = ranked[(ranked.model == model) & (ranked.revision == revision)]
-    return {
-        (score.task, score.metric, score.protocol, score.fingerprint): score
-        for score in part.itertuples()
-        if is_fraction(score.metric)
-    }
-
-
 def _table(title: str, changes: tuple[Change, ...]) -> Table:
-    heads = (
-        Head("task", is_numeric=False),
-        Head("metric", is_numeric=False),
-        Head("contrastive"),
-        Head("silc"),
-        Head("difference", ("points",)),
+    heads = [
+        *_names("task", "metric"),
+        *(Head("contrastive"), Head("silc"), Head("difference", ("points",))),
         Head("95 % interval", ("excludes 0?",), is_numeric=False),
-    )
-
+    ]
     rows: list[tuple[Cell, ...]] = []
     for change in changes:
         error = "" if change.stderr is None else f" ±{100 * change.stderr:.1f}"
-        cells = [
-            Cell(change.task),
-            Cell(change.metric),
-            Cell(f"{100 * change.contrastive:.1f}"),
-            Cell(f"{100 * change.silc:.1f}"),
-            Cell(f"{100 * change.difference:+.1f}", error),
-            Cell(change.verdict),
-        ]
-        rows.append(tuple(cells))
-    return Table(title, heads, tuple(rows), changes)
+        difference = Cell(f"{100 * change.difference:+.1f}", error)
+        values = [Cell(f"{100 * value:.1f}") for value in (change.contrastive, change.silc)]
+        texts = (Cell(change.task), Cell(change.metric), *values)
+        rows.append((*texts, difference, Cell(change.verdict)))
+    return Table(title, tuple(heads), tuple(rows), changes)
 
 
 def with_variants(ranked: pd.DataFrame, across_protocols: bool) -> pd.DataFrame:
@@ -601,10 +549,10 @@ def protocols_section(ranked: pd.DataFrame, protocols: Mapping[str, dict[str, An
         differing = [name for name in names if len({field.get(name) for field in fields}) > 1]
 
         # what all of them share says nothing about the difference
-        heads = [Head("field", is_numeric=False)]
+        heads = _names("field")
         for protocol, data in variants:
-            title = f"protocol {protocol[:8]}"
-            heads.append(Head(title, (f"data {data[:8]}",), is_numeric=False))
+            details = (f"data {data[:8]}",)
+            heads.append(Head(f"protocol {protocol[:8]}", details, is_numeric=False))
         rows: list[tuple[Cell, ...]] = []
         for name in differing:
             rows.append((Cell(name), *(Cell(field.get(name, "")) for field in fields)))

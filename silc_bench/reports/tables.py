@@ -1,6 +1,6 @@
 """The board as data, and its four forms: terminal, Markdown, CSV, HTML (no torch).
 
-A board is made of sections of tables, pictures and changes. ``leaderboard.build`` makes a Board;
+A board is made of sections of tables, images and changes. ``leaderboard.build`` makes a Board;
 each ``to_*`` is a pure function of it, so equal boards give equal bytes.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import html
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -103,7 +104,7 @@ class Board:
 def to_terminal(board: Board) -> RenderableType:
     """Something for ``rich.print``.
 
-    Published numbers and pictures are counted and left to the files.
+    Published numbers and images are counted and left to the files.
     """
     from rich.console import Group
     from rich.text import Text
@@ -115,7 +116,7 @@ def to_terminal(board: Board) -> RenderableType:
         # long, or not to be drawn with letters
         if section.is_reference or section.images:
             rows = sum(len(table.rows) for table in section.tables)
-            size = f"{len(section.images)} pictures" if section.images else f"{rows} rows"
+            size = f"{len(section.images)} images" if section.images else f"{rows} rows"
             hint = f"{size}: see the page that `silc-bench leaderboard --out DIR` writes"
             parts.append(Text(hint, style="dim"))
             continue
@@ -128,10 +129,8 @@ def to_terminal(board: Board) -> RenderableType:
 
 def _blocks(table: Table) -> list[list[int]]:
     """Columns side by side in a terminal of 80 characters: the first one, and five at a time."""
-    num_columns = len(table.heads)
-    starts = range(1, num_columns, 5)
-    blocks = [[0, *range(start, min(start + 5, num_columns))] for start in starts]
-    return blocks or [[0]]
+    others = range(1, len(table.heads))
+    return [[0, *others[start : start + 5]] for start in range(0, len(others) or 1, 5)]
 
 
 def _terminal_table(table: Table, columns: list[int]) -> RenderableType:
@@ -176,7 +175,7 @@ def _terminal_table(table: Table, columns: list[int]) -> RenderableType:
 
 
 def to_markdown(board: Board) -> str:
-    """The board for a page that renders Markdown; pictures are counted, not shown."""
+    """The board for a page that renders Markdown; images are counted, not shown."""
     lines = ["# Leaderboard"]
     for section in board.sections:
         lines += ["", f"## {section.title}"]
@@ -226,22 +225,14 @@ def to_html(board: Board) -> str:
 
 def _chart(changes: tuple[Change, ...]) -> dict[str, Any]:
     """Where the marks of a chart of differences go: x in percent of its width, ticks in points."""
-    lows = [change.difference - change.margin for change in changes]
-    highs = [change.difference + change.margin for change in changes]
-    ends = [0.0, *lows, *highs]
-    low, high = 100 * min(ends), 100 * max(ends)
-    room = (high - low) or 1.0  # all equal to zero still needs a width
-
-    # the smallest step of 1, 2 or 5 times a power of ten that gives four ticks or fewer
-    rough = room / 4
-    power = 10 ** math.floor(math.log10(rough))
-    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough)
-    left, right = low - 0.06 * room, high + 0.06 * room
+    ends: list[float] = []
+    for change in changes:
+        ends += [change.difference - change.margin, change.difference + change.margin]
+    left, right, ticks = axis([100 * end for end in ends], most_ticks=4)
 
     def x(points: float) -> str:
         return f"{100 * (points - left) / (right - left):.2f}%"
 
-    ticks = [step * index for index in range(math.ceil(left / step), math.floor(right / step) + 1)]
     tones = {"yes, better": "up", "yes, worse": "down"}
     marks = []
     for change in changes:
@@ -255,9 +246,23 @@ def _chart(changes: tuple[Change, ...]) -> dict[str, Any]:
         marks.append(mark)
     return {
         "marks": marks,
-        "ticks": [(x(tick), f"{tick:+g}" if tick else "0") for tick in ticks],
+        "ticks": [(x(tick), label) for tick, label in ticks],
         "zero": x(0.0),
     }
+
+
+def axis(ends: Sequence[float], most_ticks: int) -> tuple[float, float, list[tuple[float, str]]]:
+    """An axis that holds ``ends`` and zero: where it begins and ends, and its ticks with labels."""
+    low, high = min(0.0, *ends), max(0.0, *ends)
+    room = (high - low) or 1.0  # all equal to zero still needs a width
+    left, right = low - 0.06 * room, high + 0.06 * room
+
+    # the smallest step of 1, 2 or 5 times a power of ten that is long enough
+    shortest = room / most_ticks
+    power = 10 ** math.floor(math.log10(shortest))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= shortest)
+    ticks = [step * index for index in range(math.ceil(left / step), math.floor(right / step) + 1)]
+    return left, right, [(tick, f"{tick:+g}" if tick else "0") for tick in ticks]
 
 
 def _markdown_cell(cell: Cell) -> str:
