@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.filesize import decimal
 from rich.text import Text
 
 from silc_bench.errors import UserError
@@ -43,7 +44,7 @@ def ls(cache: Folder = None) -> None:
     for listed in least_used_first([*features, *by_source(indexes)]):
         age = time.strftime("%Y-%m-%d %H:%M", time.localtime(listed.used))
         model = str(listed.description.get("model", "any"))
-        table.add_row(Text(model), Text(_what(listed.description)), _size(listed.bytes), age)
+        table.add_row(Text(model), Text(_what(listed.description)), decimal(listed.bytes), age)
     console.print(table)
 
     places = str(cache or default_folder())
@@ -108,11 +109,4 @@ def _bytes(text: str) -> int:
 
 
 def _sum(entries: list[Listed]) -> str:
-    return f"{len(entries):,} entries, {_size(sum(listed.bytes for listed in entries))}"
-
-
-def _size(num_bytes: int) -> str:
-    """In the largest unit that is not larger than the number; KB at least."""
-    fitting = (unit for unit, factor in reversed(UNITS.items()) if unit and num_bytes >= factor)
-    unit = next(fitting, "KB")
-    return f"{num_bytes / UNITS[unit]:.1f} {unit}"
+    return f"{len(entries):,} entries, {decimal(sum(listed.bytes for listed in entries))}"

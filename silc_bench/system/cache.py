@@ -51,6 +51,7 @@ LIMIT = 20 * 2**30  # bytes
 # Seconds: an entry of which a part was read or written since then is not pruned to make room.
 IN_USE = 3600.0
 _ROWS = re.compile(r"rows-(\d{9})-(\d{9})\.npy")
+_TEXTS = re.compile(r"texts-\w+\.npy")
 _GRID = re.compile(r"grid-(\d{9})-(\d+)x(\d+)\.npy")
 
 
@@ -169,14 +170,9 @@ class Entry:
         features = np.full((num_rows, width), np.nan, dtype=np.float32)
         is_known = np.zeros(num_rows, dtype=bool)
 
-        for path in self._parts("rows-*.npy"):
-            match = _ROWS.fullmatch(path.name)
-            if match is None:
-                continue
-
-            start = int(match[1])
-            stop = int(match[2])
-            part = self._load(path.name)
+        for match in self._parts(_ROWS):
+            start, stop = int(match[1]), int(match[2])
+            part = self._load(match[0])
             if part is not None and part.shape == (stop - start, width) and stop <= num_rows:
                 features[start:stop] = part
                 is_known[start:stop] = True
@@ -191,8 +187,8 @@ class Entry:
 
     def grids(self) -> dict[int, tuple[int, int]]:
         """Images whose dense features are there -> the (height, width) each was resized to."""
-        matches = [_GRID.fullmatch(path.name) for path in self._parts("grid-*.npy")]
-        return {int(match[1]): (int(match[2]), int(match[3])) for match in matches if match}
+        matches = self._parts(_GRID)
+        return {int(match[1]): (int(match[2]), int(match[3])) for match in matches}
 
     def grid(self, index: int, sides: tuple[int, int]) -> np.ndarray | None:
         """fp16 [gh, gw, D] of an image; None where it is not there whole."""
@@ -210,8 +206,8 @@ class Entry:
         """Hash of a text (``text_hash``) -> its embedding [D] fp32."""
         row_type = _text_row(width)
         known: dict[str, np.ndarray] = {}
-        for path in self._parts("texts-*.npy"):
-            part = self._load(path.name, row_type)
+        for match in self._parts(_TEXTS):
+            part = self._load(match[0], row_type)
             if part is not None:
                 hashes = [digits.decode() for digits in part["hash"].tolist()]
                 known.update(zip(hashes, part["features"], strict=True))
@@ -229,10 +225,7 @@ class Entry:
 
     def word(self) -> str | None:
         """What ``save_word`` kept; None where nothing was, or it is damaged."""
-        paths = list(self._parts("word.npy"))
-        if not paths:
-            return None
-        part = self._load(paths[0].name, np.dtype("S64"))
+        part = self._load("word.npy", np.dtype("S64"))
         return None if part is None or part.shape != () else part.item().decode()
 
     def save_word(self, word: str) -> None:
@@ -241,10 +234,12 @@ class Entry:
 
     # ---- files ----
 
-    def _parts(self, pattern: str) -> Iterator[Path]:
+    def _parts(self, kind: re.Pattern[str]) -> Iterator[re.Match[str]]:
+        """The names of the files of one kind, in order."""
         if self.folder.is_dir():
-            self._touch()
-            yield from sorted(self.folder.glob(pattern))
+            for path in sorted(self.folder.iterdir()):
+                if match := kind.fullmatch(path.name):
+                    yield match
 
     def _touch(self) -> None:
         """Used now: whoever makes room takes others first, and none that is in use."""
@@ -272,6 +267,7 @@ class Entry:
 
     def _load(self, name: str, dtype: np.dtype | type = np.float32) -> np.ndarray | None:
         """The array, or None where the part is gone, damaged, another's, or of another type."""
+        self._touch()
         try:
             content = memoryview((self.folder / name).read_bytes())
         except OSError:

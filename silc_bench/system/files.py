@@ -11,8 +11,8 @@ import errno
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from silc_bench.errors import UserError
@@ -39,39 +39,17 @@ def check_writable(folder: Path) -> None:
         raise UserError(problem, about=folder, fix="choose another folder")
 
 
-@contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; on a clean exit flush it and move it into place.
+def atomic_path(path: Path) -> AbstractContextManager[Path]:
+    """A temporary path beside ``path``; a clean exit flushes it and moves it into place.
 
     On any error the temporary file is removed and ``path`` is untouched: a full disk costs the new
     file, not the old one.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-
-    # Beside it, because only a move within one file system is atomic.
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        # Unlike tempfile's, with the permissions that the user's umask gives a file.
-        temporary.touch()
-        yield temporary
-
-        # The content must be on the disk before the name is: after a power failure the new name
-        # could otherwise stand for an empty file.
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        _name(error, temporary, path)
-        raise
-
-    # The move itself is an entry of the folder, which is flushed on its own.
-    _flush(path.parent)
+    # Unlike tempfile's, with the permissions that the user's umask gives a file.
+    return _moved_into_place(Path(path), Path.touch)
 
 
-@contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
+def atomic_folder(path: Path) -> AbstractContextManager[Path]:
     """The same for a folder of files, where ``path`` is missing or empty.
 
     On any error nothing of it is left.
@@ -79,23 +57,37 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     Raises:
         OSError: also where ``path`` has got files of its own in the meantime.
     """
-    path = Path(path)
+    return _moved_into_place(Path(path), Path.mkdir)
+
+
+@contextmanager
+def _moved_into_place(path: Path, make: Callable[[Path], None]) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
 
+    # Beside it, because only a move within one file system is atomic.
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    temporary.mkdir()
     try:
+        make(temporary)
         yield temporary
-        for file in (*temporary.iterdir(), temporary):
+
+        # The content must be on the disk before the name is: after a power failure the new name
+        # could otherwise stand for an empty file.
+        files = temporary.iterdir() if temporary.is_dir() else ()
+        for file in (*files, temporary):
             _flush(file)
 
         # POSIX lets a folder take the place of an empty one; where ``path`` is not empty, the
         # system refuses.
-        os.rename(temporary, path)
+        os.replace(temporary, path)
     except BaseException as error:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink(missing_ok=True)
         _name(error, temporary, path)
         raise
+
+    # The move itself is an entry of the folder, which is flushed on its own.
     _flush(path.parent)
 
 

@@ -10,7 +10,8 @@ scheduler/sched-bwc. Standard library only.
 ``keep_freed_memory`` is about a training step on a CPU, with Linux and glibc. A step makes and
 frees the same large tensors again and again. glibc gives blocks of 32 MB and more back to the
 system at once, so that each page of the next block is new: the system has to find and clear it,
-0.7 ms a MB on the virtual machine of `benchmarks/README.md`, a tenth of a step of `b16`'s width.
+0.7 ms a MB on the virtual machine of `benchmarks/README.md`. Kept, because a step of `b16`'s width
+takes 14.1 s instead of 15.9 (docs/log.md).
 """
 
 from __future__ import annotations

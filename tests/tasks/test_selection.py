@@ -98,4 +98,5 @@ def test_other_packages_register_through_an_entry_point(monkeypatch):
 
     entries = {"silc_bench.tasks": [Entry()]}
     monkeypatch.setattr(selection, "entry_points", lambda group: entries[group])
+    selection._load_plugins.cache_clear()
     assert "birds/knn" in all_tasks()
