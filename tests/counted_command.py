@@ -16,8 +16,8 @@ from silc_bench.trainer.checkpoints.model import NativeImageModel
 def run(words, counted, killed_at=None, meeting=None):
     """``silc-bench`` with ``words``; the size of each batch is a line of the file ``counted``.
 
-    ``killed_at``: by SIGKILL, before the first batch after so many pictures. ``meeting``: a
-    connection by which the command says that it has come to its first picture, and again to its
+    ``killed_at``: by SIGKILL, before the first batch after so many images. ``meeting``: a
+    connection by which the command says that it has come to its first image, and again to its
     record, and waits each time until the test answers.
     """
     encode, save = NativeImageModel.encode_image, silc_bench.results.outcomes.save

@@ -31,21 +31,18 @@ def of_file(whole: bytes, edge: int = EDGE) -> Iterator[tuple[str, bytes]]:
         is_edge = min(place, len(whole) - 1 - place) < edge
         for value in dict.fromkeys(values if is_edge else values[:1]):
             if value != whole[place]:
-                yield (
-                    f"byte {place} is {value}",
-                    whole[:place] + bytes([value]) + whole[place + 1 :],
-                )
-    for length in dict.fromkeys(len(whole) * cut // CUTS for cut in range(CUTS)):
+                altered = bytearray(whole)
+                altered[place] = value
+                yield f"byte {place} is {value}", bytes(altered)
+    for length in {len(whole) * cut // CUTS: None for cut in range(CUTS)}:
         yield f"cut to {length} bytes", whole[:length]
     yield "cut by one byte", whole[:-1]
-    block = max(1, min(512, len(whole) // 8))
-    for start in range(0, len(whole), block):
-        yield (
-            f"{block} zeros from {start}",
-            whole[:start] + bytes(len(whole[start : start + block])) + whole[start + block :],
-        )
-        yield f"{block} bytes from {start} are missing", whole[:start] + whole[start + block :]
-        yield f"{block} bytes from {start} are there twice", whole[: start + block] + whole[start:]
+    size = max(1, min(512, len(whole) // 8))
+    for start in range(0, len(whole), size):
+        before, block, after = whole[:start], whole[start : start + size], whole[start + size :]
+        yield f"{size} zeros from {start}", before + bytes(len(block)) + after
+        yield f"{size} bytes from {start} are missing", before + after
+        yield f"{size} bytes from {start} are there twice", before + block + block + after
     yield "a byte is appended", whole + b"\0"
     yield "it is there twice", whole + whole
     yield "something stands before it", b"#!" + whole
@@ -68,26 +65,22 @@ def of_members(whole: bytes) -> Iterator[tuple[str, bytes]]:
     for index, (name, content) in enumerate(members):
         others = members[:index] + members[index + 1 :]
         altered = content[:-1] + bytes([content[-1] ^ 1]) if content else b"\1"
-        yield f"{name} is removed", zipped(others)
-        yield f"{name} is renamed", zipped([*others, (f"{name}.old", content)])
-        yield (
-            f"{name} has another suffix",
-            zipped([*others, (name.rpartition(".")[0] or "x", content)]),
-        )
-        yield f"{name} is emptied", zipped([*others, (name, b"")])
-        yield (
-            f"{name} is altered",
-            zipped([*members[:index], (name, altered), *members[index + 1 :]]),
-        )
-        yield f"{name} is there twice", zipped([*members, (name, content)])
-        yield f"{name} is there twice, the second altered", zipped([*members, (name, altered)])
-        yield f"{name} is there twice, the first altered", zipped([(name, altered), *members])
+        variants = {
+            "is removed": others,
+            "is renamed": [*others, (f"{name}.old", content)],
+            "has another suffix": [*others, (name.rpartition(".")[0] or "x", content)],
+            "is emptied": [*others, (name, b"")],
+            "is altered": [*members[:index], (name, altered), *members[index + 1 :]],
+            "is there twice": [*members, (name, content)],
+            "is there twice, the second altered": [*members, (name, altered)],
+            "is there twice, the first altered": [(name, altered), *members],
+        }
+        for what, damaged in variants.items():
+            yield f"{name} {what}", zipped(damaged)
         for other, other_content in others[:3]:
             rest = [member for member in others if member[0] != other]
-            yield (
-                f"{name} and {other} are swapped",
-                zipped([(name, other_content), (other, content), *rest]),
-            )
+            swapped = [(name, other_content), (other, content), *rest]
+            yield f"{name} and {other} are swapped", zipped(swapped)
             yield f"{other} is in the place of {name}", zipped([(name, other_content), *others])
     yield "another member is added", zipped([*members, ("other.npy", members[-1][1])])
     yield "no members", zipped([])

@@ -33,7 +33,7 @@ NOTES = {
     ),
     "hf": (
         'note: pad texts to the trained length, padding="max_length". transformers 5 resizes'
-        " pictures with torchvision, a grey level or two beside Pillow here and there;"
+        " images with torchvision, a grey level or two beside Pillow here and there;"
         ' AutoImageProcessor.from_pretrained(..., backend="pil") gives our pixels.'
     ),
 }

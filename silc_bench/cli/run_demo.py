@@ -90,7 +90,7 @@ def run_demo(
     board = leaderboard.build(results, current_version=current_version)
     console.print(leaderboard.to_terminal(board))
     page = next(path for path in leaderboard.write(board, out) if path.suffix == ".html")
-    print(f"open {page} in a browser: tables, intervals and pictures")
+    print(f"open {page} in a browser: tables, intervals and images")
     return page
 
 
@@ -108,7 +108,7 @@ def draw_dense(models: Sequence[ImageModel], path: Path, device: torch.device) -
     groups = [("", 2)]
     rows = []
     for index, mask in enumerate(truth):
-        image = Panel(np.asarray(dataset.image(index)), "picture")
+        image = Panel(np.asarray(dataset.image(index)), "image")
         rows.append([image, _mask(mask, mask, "truth")])
 
     own_prompts = Prompts("shapes_segmentation", own_templates("shapes_segmentation"))

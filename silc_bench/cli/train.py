@@ -185,7 +185,7 @@ def print_estimate(config: Any, device: Any, devices: int = 1) -> None:
     for name, size in cost.bytes_by_part.items():
         table.add_row(f"memory, {name}", _size(size))
     table.add_row("memory, all of it", _size(sum(cost.bytes_by_part.values())))
-    table.add_row("FLOPs a picture, counted", f"{cost.flops_per_image / 1e9:,.2f} G")
+    table.add_row("FLOPs an image, counted", f"{cost.flops_per_image / 1e9:,.2f} G")
     matmul_rate = f"{cost.matmul_rate / 1e12:,.3f} TFLOP/s"
     table.add_row(f"matrix products on {device}, measured", matmul_rate)
 
@@ -224,41 +224,38 @@ def too_large_for(
         room: bytes of each device that this process may use.
     """
     needed = sum(bytes_by_part.values())
-    activations = bytes_by_part["activations"]
     if needed <= room:
         return None
-    problem = f"a step needs {_size(needed)} and this process may use {_size(room)}"
 
-    # First what no option mends.
-    of_model = sum(bytes_by_part.get(part, 0) for part in OF_MODEL)
-    if of_model > room:
-        return (
-            f"{problem}, less than model and optimiser alone, {_size(of_model)}:"
-            " it takes a larger device or a smaller model"
-        )
-
-    # The contrastive loss needs the images and logits of the whole share at once, in however many
-    # micro-batches the towers take them.
     share = config.batch_size // devices
+    activations = bytes_by_part["activations"]
     rest = needed - activations
-    if rest > room:
-        return (
-            f"{problem}, less than the pictures and logits of {share:,} pairs and the model,"
-            f" {_size(rest)}: it takes more devices (--devices counts for them)"
-            " or a smaller batch_size"
-        )
-
-    saves = "--set checkpointing=blocks needs less" if config.checkpointing == "none" else ""
+    of_model = sum(bytes_by_part.get(part, 0) for part in OF_MODEL)
     bytes_per_pair = activations / (config.micro_batch or share)
     pairs = int((0.9 * room - rest) / bytes_per_pair)  # 0.1 for what is not counted
-    if pairs < 1:
-        ending = f": {saves}" if saves else ""
-        return f"{problem}, not enough for one pair at a time{ending}"
+    saves = "--set checkpointing=blocks needs less" if config.checkpointing == "none" else ""
 
-    # The largest power of two that fits divides the usual batch sizes.
-    fits = f"--set micro_batch={2 ** (pairs.bit_length() - 1)} fits"
-    remedies = [fits, saves, "a smaller batch_size needs less too"]
-    return f"{problem}: {', '.join(filter(None, remedies))}"
+    # First what no option mends.
+    if of_model > room:
+        advice = (
+            f", less than model and optimiser alone, {_size(of_model)}:"
+            " it takes a larger device or a smaller model"
+        )
+    elif rest > room:
+        # The contrastive loss needs the images and logits of the whole share at once, in however
+        # many micro-batches the towers take them.
+        advice = (
+            f", less than the images and logits of {share:,} pairs and the model, {_size(rest)}:"
+            " it takes more devices (--devices counts for them) or a smaller batch_size"
+        )
+    elif pairs < 1:
+        advice = ", not enough for one pair at a time" + (f": {saves}" if saves else "")
+    else:
+        # The largest power of two that fits divides the usual batch sizes.
+        fits = f"--set micro_batch={2 ** (pairs.bit_length() - 1)} fits"
+        remedies = [fits, saves, "a smaller batch_size needs less too"]
+        advice = f": {', '.join(filter(None, remedies))}"
+    return f"a step needs {_size(needed)} and this process may use {_size(room)}{advice}"
 
 
 def _duration(hours: float) -> str:

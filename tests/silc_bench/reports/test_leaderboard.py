@@ -5,12 +5,7 @@ import csv
 import io
 import json
 import math
-import os
-import random
 import re
-import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -22,7 +17,7 @@ from made import put, record_of
 from rich.console import Console
 
 from silc_bench.errors import UserError
-from silc_bench.reports.leaderboard import build, write
+from silc_bench.reports.leaderboard import build
 from silc_bench.reports.tables import Change, _chart, to_csv, to_html, to_markdown, to_terminal
 from silc_bench.results.published import load_reported
 from silc_bench.tasks.selection import all_tasks, current_version
@@ -476,33 +471,6 @@ def test_hostile_names_are_shown_as_they_are(tmp_path):
     assert HOSTILE in {row["model"] for row in csv_of(board)}
 
 
-@pytest.mark.timing
-def test_rebuilding_gives_the_same_bytes(tmp_path):
-    first, second = tmp_path / "first", tmp_path / "second"
-    for task in ("a/zeroshot", "b/knn", "a/retrieval"):
-        values = {"acc1": 0.5, "acc1_seen": 0.5}
-        for model in ("p-silc", "p-contrastive", "q"):
-            put(first, model, values, task, group=task.split("/")[1])
-    publish(first, {})
-    paths = list(first.rglob("*.json"))
-    random.Random(0).shuffle(paths)
-    for path in paths:  # another order of creation
-        (second / path.relative_to(first)).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, second / path.relative_to(first))
-    contents = [{path.name: path.read_bytes() for path in write(build(first), tmp_path / "out")}]
-    code = (
-        "import sys; from silc_bench.reports.leaderboard import build, write; "
-        "write(build(sys.argv[1]), sys.argv[1] + '/out')"
-    )
-    for folder, seed in ((first, "1"), (second, "2")):  # another order of sets too
-        environment = os.environ | {"PYTHONHASHSEED": seed}
-        command = [sys.executable, "-c", code, str(folder)]
-        subprocess.run(command, check=True, cwd=ROOT, env=environment)
-        contents.append({path.name: path.read_bytes() for path in (folder / "out").iterdir()})
-    assert contents[0] == contents[1] == contents[2]
-    assert set(contents[0]) == {"leaderboard.md", "leaderboard.csv", "leaderboard.html"}
-
-
 def test_images_are_embedded_with_their_captions(tmp_path):
     put(tmp_path, "a", 0.5)
     folder = tmp_path / "pictures"
@@ -514,22 +482,6 @@ def test_images_are_embedded_with_their_captions(tmp_path):
     assert (svg["alt"], png["alt"]) == ("pca", 'Masks, the "truth" <beside>')
     assert base64.b64decode(png["src"].removeprefix("data:image/png;base64,")) == b"png bytes"
     assert svg["src"].startswith("data:image/svg+xml;base64,")
-
-
-def test_a_failing_write_leaves_the_old_page(tmp_path, monkeypatch):
-    put(tmp_path, "a", 0.5)
-    before = {path: path.read_bytes() for path in write(build(tmp_path), tmp_path)}
-    put(tmp_path, "b", 0.6)
-    board = build(tmp_path)
-
-    def full_disk(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full_disk)
-    with pytest.raises(OSError, match="No space"):
-        write(board, tmp_path)
-    assert {path: path.read_bytes() for path in before} == before
-    assert not list(tmp_path.glob(".leaderboard*"))
 
 
 def test_the_csv_keeps_every_number_unrounded(tmp_path):
