@@ -1,6 +1,6 @@
 """Real processes that import nothing: forked from one server that has imported what is needed.
 
-``start(said, function, *args, **how)`` -> a process whose output goes to the file ``said``;
+``start(output, function, *args, **how)`` -> a process whose output goes to the file ``output``;
 ``ended(process)`` -> its exit code, -9 where it was killed. Functions and arguments are pickled, so
 a function must be at the top of a module that a new process finds, and that imports little.
 """
@@ -23,11 +23,11 @@ context.set_forkserver_preload(
 )
 
 
-def start(said, function, *args, **how):
+def start(output, function, *args, **how):
     # of its own processes, which else would come from a second server
     method = multiprocessing.get_start_method()
     process = context.Process(
-        target=_run, args=(str(said), dict(os.environ), method, function, args, how)
+        target=_run, args=(str(output), dict(os.environ), method, function, args, how)
     )
     process.start()
     return process
@@ -42,12 +42,12 @@ def ended(process):
     return process.exitcode
 
 
-def _run(said, environment, method, function, args, how):
+def _run(output, environment, method, function, args, how):
     """In a session of its own, as a terminal's command is, with the test's present environment."""
     import torch
 
     os.setsid()
-    file = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)
     os.dup2(file, 2)
     os.environ.clear()

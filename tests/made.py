@@ -6,7 +6,7 @@ from silc_bench.results import outcomes, record
 from silc_bench.results.protocol import Protocol
 from silc_bench.task import Scores
 
-N = 400  # samples scored, if nothing else is said
+N = 400  # samples scored, if nothing else is asked for
 
 
 def record_of(

@@ -167,8 +167,8 @@ def pretended_gpu() -> Iterator[Gpu]:
 
     def grouped(*args: Any) -> dict[tuple[torch.device, torch.dtype], Any]:
         return {
-            (CUDA if d.type == "meta" else d, dtype): found
-            for (d, dtype), found in group_tensors(*args).items()
+            (CUDA if d.type == "meta" else d, dtype): tensors
+            for (d, dtype), tensors in group_tensors(*args).items()
         }
 
     def moved(module: nn.Module, device: torch.device | str) -> nn.Module:

@@ -118,14 +118,14 @@ def judged(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            found = read()
+            given = read()
     except UserError as error:
         if loses is not None:
             return f"refused: {error}"
         return "refused" if name in str(error) else f"not named: {error}"
     except Exception as error:
         return f"{type(error).__name__}: {error}"
-    if same(found, expected) or (loses is not None and loses(found, expected)):
+    if same(given, expected) or (loses is not None and loses(given, expected)):
         return "read"
     return "read as something else"
 
@@ -184,7 +184,7 @@ def test_what_each_sample_scored(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("found", "words"),
+    ("given", "words"),
     [
         ({"acc1": b"1"}, "labels is missing"),
         ({"acc1": b"1", "labels": b"2", "acc5": b"1"}, "acc5 does not belong to it"),
@@ -193,9 +193,9 @@ def test_what_each_sample_scored(tmp_path):
         ({"acc1": b"1", "labels": b"2"}, ""),
     ],
 )
-def test_the_part_is_named(found, words):
+def test_the_part_is_named(given, words):
     stated = checksums.checksums({"acc1": b"1", "labels": b"2"})
-    assert checksums.differences(stated, checksums.checksums(found)) == words
+    assert checksums.differences(stated, checksums.checksums(given)) == words
 
 
 @pytest.mark.parametrize("stated", [None, 3, "acc1", ["acc1"]])
@@ -236,8 +236,8 @@ def served(entry) -> dict[str, Any]:
     return given | ({} if entry.word() is None else {"word": entry.word()})
 
 
-def is_less(found: dict[str, Any], expected: dict[str, Any]) -> bool:
-    return all(name in expected and same(value, expected[name]) for name, value in found.items())
+def is_less(given: dict[str, Any], expected: dict[str, Any]) -> bool:
+    return all(name in expected and same(value, expected[name]) for name, value in given.items())
 
 
 @pytest.mark.parametrize(
@@ -253,12 +253,12 @@ def test_a_part_of_the_store(entry, kind, tmp_path):
 
 def test_the_folder_of_an_entry(entry):
     """Parts that changed places are served in neither."""
-    expected, told = served(entry), Counter()
+    expected, counts = served(entry), Counter()
     for name in of_folder(entry.folder):
-        found = served(entry)
-        assert is_less(found, expected), name
-        told[name.rpartition(" ")[2]] += len(found) < len(expected)
-    assert told["swapped"] >= 7
+        given = served(entry)
+        assert is_less(given, expected), name
+        counts[name.rpartition(" ")[2]] += len(given) < len(expected)
+    assert counts["swapped"] >= 7
     assert same(served(entry), expected)
 
 
@@ -391,7 +391,7 @@ def test_an_index_of_a_shard(tmp_path):
         index = kept_indexes.load(places[0])
         return index and (index.rows, index.damage.counts, index.damage.first, index.left_out)
 
-    check_file(places[0], read, [places[1].read_bytes()], loses=lambda found, _: found is None)
+    check_file(places[0], read, [places[1].read_bytes()], loses=lambda given, _: given is None)
 
 
 # --- exports --------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -130,16 +130,13 @@ def check_manifest(folder: Path) -> None:
 
 def _files_in(folder: Path) -> dict[str, str]:
     """What a library could read; folders within count as files, since an export has none."""
-    return {path.name: _file_checksum(path) for path in _visible(folder.iterdir())}
-
-
-def _visible(paths: Iterable[Path]) -> list[Path]:
-    # Left out: notes for people, and what file managers and editors leave (.DS_Store, .swp).
-    return sorted(
-        path
-        for path in paths
-        if path.name != MANIFEST and path.suffix not in NOT_READ and not path.name.startswith(".")
-    )
+    files = {}
+    for path in sorted(folder.iterdir()):
+        # Left out: notes for people, and what file managers and editors leave (.DS_Store, .swp).
+        is_read = path.suffix not in NOT_READ and not path.name.startswith(".")
+        if is_read and path.name != MANIFEST:
+            files[path.name] = _file_checksum(path)
+    return files
 
 
 def _file_checksum(path: Path) -> str:

@@ -29,9 +29,9 @@ def memory_limit(proc: Path = PROC) -> float:
     limits = []
     for folder in _groups("memory", proc):
         # Version 2, or else version 1. Only version 2 has a word, "max", for no limit.
-        content = _words(folder / "memory.max") or _words(folder / "memory.limit_in_bytes")
-        if content and content[0] != "max":
-            limits.append(float(content[0]))
+        content = _text(folder / "memory.max") or _text(folder / "memory.limit_in_bytes")
+        if content and content != "max":
+            limits.append(float(content))
     return min(limits, default=math.inf)
 
 
@@ -41,9 +41,10 @@ def core_limit(proc: Path = PROC) -> float:
     for folder in _groups("cpu", proc):
         # Microseconds of work in a period of so many: version 2 has both in one file, version 1
         # each in its own.
-        content = _words(folder / "cpu.max")
+        content = _text(folder / "cpu.max").split()
         if not content:
-            content = _words(folder / "cpu.cfs_quota_us") + _words(folder / "cpu.cfs_period_us")
+            names = ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+            content = " ".join(_text(folder / name) for name in names).split()
 
         # No limit is "max" in version 2 and -1 in version 1.
         if content and content[0] not in ("max", "-1"):
@@ -54,11 +55,11 @@ def core_limit(proc: Path = PROC) -> float:
 def _groups(controller: str, proc: Path) -> Iterator[Path]:
     """Folders of this process's groups: its own, and each one above it that is mounted here."""
     group_of: dict[str, str] = {}  # path of the process's group, by controller; of version 2 by ""
-    for line in _lines(proc / "cgroup"):
+    for line in _text(proc / "cgroup").splitlines():
         _, names, path = line.split(":", 2)
         group_of |= dict.fromkeys(names.split(","), path)
 
-    for line in _lines(proc / "mountinfo"):
+    for line in _text(proc / "mountinfo").splitlines():
         mount, _, source = line.partition(" - ")
         root, mount_point = mount.split()[3:5]
         kind, *_, options = source.split()
@@ -80,17 +81,12 @@ def _groups(controller: str, proc: Path) -> Iterator[Path]:
             yield Path(mount_point, *parts[:depth])
 
 
-def _lines(path: Path) -> list[str]:
-    """The lines of a file; none on other systems."""
-    return path.read_text().splitlines() if path.exists() else []
-
-
-def _words(path: Path) -> list[str]:
-    """The words of a file; none where a group has no such file.
+def _text(path: Path) -> str:
+    """Of a file; "" on other systems, and where a group has no such file.
 
     The topmost group has none, and neither has a group without this controller.
     """
-    return path.read_text().split() if path.exists() else []
+    return path.read_text().strip() if path.exists() else ""
 
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # parameters of mallopt, in glibc's malloc.h

@@ -45,11 +45,11 @@ def results(run, tmp_path_factory):
     """Records of student and teacher on a whole task and on part of others."""
     folder = tmp_path_factory.mktemp("results")
     both = f"--ckpt {run}:student --ckpt {run}:teacher --results {folder} --device cpu"
-    said = succeed(f"eval {both} --tasks shapes/zeroshot")
-    said += succeed(f"eval {both} --tasks shapes/knn,shapes/retrieval --limit 30")
-    assert said.count("known") == 0
-    assert said.count("(limited to 30, never ranks)") == 4
-    assert said.count(f"records in {folder}; silc-bench leaderboard --results {folder}\n") == 2
+    output = succeed(f"eval {both} --tasks shapes/zeroshot")
+    output += succeed(f"eval {both} --tasks shapes/knn,shapes/retrieval --limit 30")
+    assert output.count("known") == 0
+    assert output.count("(limited to 30, never ranks)") == 4
+    assert output.count(f"records in {folder}; silc-bench leaderboard --results {folder}\n") == 2
     return folder
 
 
@@ -220,8 +220,8 @@ def test_train_keeps_runs_apart(run):
     sentence = fail(f"{again} --samples 48 --seed 3 --resume", run)
     assert "samples 24 -> 48" in sentence
     assert "seed 0 -> 3" in sentence
-    said = succeed(f"{again} --samples 24 --resume").replace("\n", "")
-    assert f"{run} is already complete" in said
+    output = succeed(f"{again} --samples 24 --resume").replace("\n", "")
+    assert f"{run} is already complete" in output
     assert contents(run) == before
 
 
@@ -346,10 +346,10 @@ def test_records_are_valid_and_student_and_teacher_are_two_models(run, results):
 
 
 def test_a_family_without_a_data_root_means_what_can_be_measured(run, tmp_path):
-    said = succeed(
+    output = succeed(
         f"eval --ckpt {run} --tasks knn,zeroshot --limit 20 --results {tmp_path} --device cpu"
     )
-    names = said.splitlines()[0].removeprefix("left out without --data-root: ").split(", ")
+    names = output.splitlines()[0].removeprefix("left out without --data-root: ").split(", ")
     assert {"cifar10/knn", "cifar10/zeroshot", "cifar100/knn", "cifar100/zeroshot"} <= set(names)
     measured = {record.task.name for record in load_all(tmp_path)}
     assert measured == {"shapes/knn", "shapes/zeroshot", "shapes/zeroshot_unseen"}
@@ -375,11 +375,11 @@ def test_show_draws_what_two_branches_of_a_run_see(run, tmp_path):
     image = tmp_path / "a[x].png"
     Image.new("RGB", (90, 40), (200, 30, 30)).save(image)
     both = f"--ckpt {run}:student --ckpt {run}:teacher {shlex.quote(str(image))} --device cpu"
-    said = succeed(
+    output = succeed(
         f"show {both} --classes 'red [/x],ring' --dense-method naclip --out {tmp_path}/out.png"
     )
     with Image.open(tmp_path / "out.png") as sheet:
-        assert said == f"wrote {tmp_path}/out.png, {sheet.width} x {sheet.height} pixels\n"
+        assert output == f"wrote {tmp_path}/out.png, {sheet.width} x {sheet.height} pixels\n"
     method = f"--classes ring --dense-method plain --out {tmp_path}/no.png"
     fail(f"show {run} {shlex.quote(str(image))} {method}", "plain")
     assert not (tmp_path / "no.png").exists()
@@ -387,13 +387,13 @@ def test_show_draws_what_two_branches_of_a_run_see(run, tmp_path):
 
 def test_leaderboard_prints_and_writes(results, tmp_path):
     folder = tmp_path / "board[/x]"
-    said = succeed(f"leaderboard --results {results} --out '{folder}'")
-    assert "Measured here" in said
-    assert "limited" in said
+    output = succeed(f"leaderboard --results {results} --out '{folder}'")
+    assert "Measured here" in output
+    assert "limited" in output
     names = {"leaderboard.md", "leaderboard.csv", "leaderboard.html"}
     assert {path.name for path in folder.iterdir()} == names
-    assert all(f"wrote {folder}/{name}\n" in said for name in names)
-    assert succeed(f"leaderboard --results {results}") in said
+    assert all(f"wrote {folder}/{name}\n" in output for name in names)
+    assert succeed(f"leaderboard --results {results}") in output
 
 
 def test_tasks_lists_what_eval_knows():
@@ -421,7 +421,7 @@ def test_a_full_disk_is_one_sentence(run, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "said"),
+    ("error", "code", "output"),
     [
         (UserError("x is [red]wrong[/]; :x: y[/b]"), 2, "error: x is [red]wrong[/]; :x: y[/b]"),
         (RunError("two\nlines \x1b[31mred"), 1, "error: two lines  [31mred"),
@@ -445,7 +445,7 @@ def test_a_full_disk_is_one_sentence(run, tmp_path, monkeypatch):
         "long",
     ],
 )
-def test_an_end_is_one_line_as_it_was_written(monkeypatch, error, code, said):
+def test_an_end_is_one_line_as_it_was_written(monkeypatch, error, code, output):
     def fails(*args, **kwargs):
         raise error
 
@@ -453,11 +453,11 @@ def test_an_end_is_one_line_as_it_was_written(monkeypatch, error, code, said):
     result = call("leaderboard")
     assert (result.exit_code, result.stdout) == (code, "")
     assert result.stderr.count("\n") == 1
-    if "memory" in said or "GiB" in said:
-        assert said in result.stderr
+    if "memory" in output or "GiB" in output:
+        assert output in result.stderr
         assert "--set micro_batch=N" in result.stderr
     else:
-        assert result.stderr == f"{said}\n"
+        assert result.stderr == f"{output}\n"
 
 
 def test_towers_that_no_memory_holds_are_a_sentence(tmp_path, monkeypatch):

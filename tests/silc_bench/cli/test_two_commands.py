@@ -64,15 +64,15 @@ class Commands:
 
     def start(self, results, **how):
         self.count += 1
-        counted, said = (self.home / f"{name}{self.count}" for name in ("counted", "said"))
+        counted, output = (self.home / f"{name}{self.count}" for name in ("counted", "output"))
         counted.write_text("")
         words = self.line(results).split()
-        return forked.start(said, counted_command.run, words, counted, **how), counted, said
+        return forked.start(output, counted_command.run, words, counted, **how), counted, output
 
     def finish(self, started):
         """(exit code, what it printed, how many images it encoded)."""
-        process, counted, said = started
-        return forked.ended(process), said.read_text(), sum(map(int, counted.read_text().split()))
+        process, counted, output = started
+        return forked.ended(process), output.read_text(), sum(map(int, counted.read_text().split()))
 
     def metrics(self, results):
         """Of the one record, whose outcomes are whole."""
@@ -88,15 +88,15 @@ def commands(run, tmp_path):
 
 def test_a_killed_command_goes_on_where_it_was(commands):
     assert commands.here("alone", cache="off")[1] == 2 * LIMIT
-    code, said, encoded = commands.finish(commands.start("killed", killed_at=33))
-    assert (code, encoded) == (-signal.SIGKILL, 40), said
+    code, output, encoded = commands.finish(commands.start("killed", killed_at=33))
+    assert (code, encoded) == (-signal.SIGKILL, 40), output
     assert not list((commands.home / "killed").rglob("*.json")), "nothing was measured"
-    code, said, encoded = commands.finish(commands.start("killed"))
-    assert (code, encoded) == (0, 2 * LIMIT - 40), said
+    code, output, encoded = commands.finish(commands.start("killed"))
+    assert (code, encoded) == (0, 2 * LIMIT - 40), output
 
-    said, encoded = commands.here("killed")
+    output, encoded = commands.here("killed")
     assert encoded == 0
-    assert "known, not measured again" in said
+    assert "known, not measured again" in output
     assert commands.here("elsewhere")[1] == 0, "scored anew from what is kept"
     for results in ("killed", "elsewhere"):
         assert commands.metrics(results) == commands.metrics("alone")
@@ -123,7 +123,7 @@ def test_two_commands_with_one_key_at_once_leave_one_record(commands):
         for process, _, _ in started:
             process.kill()
     assert [code for code, _, _ in finished] == [0, 0], finished
-    assert all("known" not in said for _, said, _ in finished), "both measured"
+    assert all("known" not in output for _, output, _ in finished), "both measured"
     files = [path.suffix for path in (commands.home / "shared").rglob("*.*") if path.is_file()]
     assert sorted(files) == [".json", ".npz"]
     assert not list(commands.home.rglob("*.tmp"))

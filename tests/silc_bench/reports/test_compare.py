@@ -1,4 +1,4 @@
-"""`silc-bench compare` on made-up records: who with whom, what is said, how often it is wrong."""
+"""`silc-bench compare` on made-up records: who with whom, what it says, how often it is wrong."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def hits_of(rate, seed=0, n=N):
     return np.random.default_rng(seed).random(n) < rate
 
 
-def said(folder, words="a b"):
+def lines_of(folder, words="a b"):
     return succeed(f"compare {words} --results {folder}").splitlines()
 
 
@@ -43,13 +43,13 @@ def test_one_sentence_a_task(tmp_path):
         put_hits(tmp_path, "a", first, f"{task}/zeroshot")
         put_hits(tmp_path, "b", second, f"{task}/zeroshot")
     points = 100 * (b.mean() - a.mean())
-    better, same, worse = said(tmp_path)[:3]
+    better, same, worse = lines_of(tmp_path)[:3]
     assert better.startswith(f"b is better on made/zeroshot, +{points:.2f} ± ")
     assert better.endswith("p < 0.0001 after Holm over 3 tests")
     assert same.startswith("no difference of b can be shown on other/zeroshot, +0.00 ± ")
     assert worse.startswith(f"b is worse on third/zeroshot, -{points:.2f} ± ")
-    assert said(tmp_path, "b a")[0].startswith(f"a is worse on made/zeroshot, -{points:.2f} ± ")
-    chosen = said(tmp_path, "a b --tasks 'oth*/*, third'")
+    assert lines_of(tmp_path, "b a")[0].startswith(f"a is worse on made/zeroshot, -{points:.2f} ± ")
+    chosen = lines_of(tmp_path, "a b --tasks 'oth*/*, third'")
     assert [line.split(",")[0].split()[-1] for line in chosen[:2]] == [
         "other/zeroshot",
         "third/zeroshot",
@@ -63,7 +63,7 @@ def test_identical_models_do_not_differ(tmp_path):
     (result,) = results_of(tmp_path)
     paired = result.paired
     assert (paired.difference, paired.stderr, paired.p, result.p_holm) == (0, 0, 1, 1)
-    lines = said(tmp_path)
+    lines = lines_of(tmp_path)
     assert lines[0].endswith("+0.00 ± 0.00 points, p 1")
     assert "over 1 test." in " ".join(lines)
 
@@ -107,7 +107,7 @@ def test_captions_of_an_image_move_together(tmp_path):
     ]
     stderr = np.std(hits[1].astype(int) - hits[0]) / np.sqrt(N)
     assert other.paired.stderr == pytest.approx(stderr, rel=0.05), "not less by sqrt(5)"
-    assert "on made/retrieval (image_retrieval_recall@1)" in said(tmp_path)[1]
+    assert "on made/retrieval (image_retrieval_recall@1)" in lines_of(tmp_path)[1]
 
 
 def test_areas_and_draws_of_shots(tmp_path):
@@ -233,7 +233,7 @@ def test_every_task_is_compared_or_has_a_reason(tmp_path):
     }.items():
         assert words in by_task.pop(task)
     assert by_task == {}
-    assert sum(line.startswith("not compared: ") for line in said(tmp_path)) == 7
+    assert sum(line.startswith("not compared: ") for line in lines_of(tmp_path)) == 7
 
 
 def test_different_protocols_are_paired_only_when_asked_and_then_marked(tmp_path):
@@ -243,7 +243,7 @@ def test_different_protocols_are_paired_only_when_asked_and_then_marked(tmp_path
     assert result.exit_code == 2
     assert "made/zeroshot: not measured alike: image.size is 64 against 224" in result.stdout
     assert str(tmp_path) in error_of(result.stderr)
-    line = said(tmp_path, "a b --across-protocols")[0]
+    line = lines_of(tmp_path, "a b --across-protocols")[0]
     assert line.startswith("b is better on made/zeroshot, ")
     assert "[protocols differ: native " in line
 
@@ -260,7 +260,7 @@ def test_whole_runs_go_before_limited_ones_and_limited_ones_are_marked(tmp_path)
     for model, rate in rates.items():
         hits = hits_of(rate, n=50)
         put_hits(tmp_path, model, hits, limit=50, fingerprint="1" * 16)
-    assert said(tmp_path)[0].endswith("[limited to 50 images]")
+    assert lines_of(tmp_path)[0].endswith("[limited to 50 images]")
     for model, rate in rates.items():
         for version in (1, 2):
             put_hits(tmp_path, model, hits_of(rate), version=version)
@@ -303,7 +303,7 @@ def test_a_wrong_comparison_is_refused(named, words, about):
 
 
 def test_revisions_are_told_apart(named):
-    lines = said(named, "run-silc:student@12345678 run-silc:student@fedcba98 hf:org/name@main")
+    lines = lines_of(named, "run-silc:student@12345678 run-silc:student@fedcba98 hf:org/name@main")
     assert "no difference of run-silc:student@fedcba98 can be shown" in lines[0]
     assert "hf:org/name@main is better" in lines[1]
 
@@ -346,7 +346,7 @@ def report(tmp_path_factory):
         put_hits(folder, model, hits_of(rate))
         put_hits(folder, model, hits_of(rate + 0.01, seed=1), "second/zeroshot")
     put_hits(folder, "a", hits_of(0.5), "only/zeroshot")
-    lines = said(folder, f"a '{HOSTILE}' c --out {written}")
+    lines = lines_of(folder, f"a '{HOSTILE}' c --out {written}")
     return lines, written, compare.compare(folder, ["a", HOSTILE, "c"])
 
 
