@@ -1,7 +1,7 @@
 """Which dataset is measured by which family: ``FAMILIES``, and ``measure`` for any data.
 
-A family is a file of this folder and a line in ``FAMILIES``; a named set is a line in ``SETS``,
-beside its lines in `silc_bench.datasets` (layouts and counts stand in docs/datasets.md).
+A family is a file of this folder and a line in ``FAMILIES``. A named set says itself which families
+measure it (``SETS`` of `silc_bench.datasets.public.load`).
 
 The user's own data is measured by the same families, and nothing of it is registered: such tasks
 belong to the command that names them. ``own_tasks("folder:pets")`` -> pets/zeroshot, with a train
@@ -12,9 +12,9 @@ folder the learned families too; ``seg:IMAGES,MASKS,CLASSES.json`` gives those o
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from silc_bench.datasets.own_data import OwnData, OwnMasks, parse, read_classes
+from silc_bench.datasets.public.load import SETS
 from silc_bench.errors import UserError, unknown_name
 from silc_bench.evaluation.prompts import Prompts, prompts_of
 from silc_bench.task import Task, register
@@ -59,57 +59,21 @@ def allowed(holds: set[str]) -> tuple[str, ...]:
     return tuple(family for family, task in FAMILIES.items() if task.needs <= holds)
 
 
-LEARNED = allowed({"labels", "train"})
-DENSE = allowed({"masks"})
-OBJECTS = allowed({"masks", "background"})  # a background sets objects apart
-DENSE_LEARNED = allowed({"masks", "train"})
-OBJECTS_LEARNED = allowed({"masks", "train", "background"})
-
-
-@dataclass(frozen=True)
-class NamedSet:
-    families: tuple[str, ...]
-    prompts: str = "openai80"
-    splits: tuple[str, ...] = ("train", "test")
-
-
-SETS = {
-    "cifar10": NamedSet(LEARNED, "openai_cifar10"),
-    "cifar100": NamedSet(LEARNED, "openai_cifar100"),
-    "imagenet1k": NamedSet(LEARNED),
-    "imagenet_v2": NamedSet(("zeroshot",)),
-    "imagenet_a": NamedSet(("zeroshot",)),
-    "imagenet_r": NamedSet(("zeroshot",)),
-    "imagenet_sketch": NamedSet(("zeroshot",)),
-    "objectnet": NamedSet(("zeroshot",)),
-    "coco": NamedSet(("retrieval",)),
-    "flickr30k": NamedSet(("retrieval",)),
-    "voc20": NamedSet(DENSE_LEARNED),
-    "voc21": NamedSet(OBJECTS_LEARNED),
-    "pc59": NamedSet(DENSE_LEARNED),
-    "pc60": NamedSet(OBJECTS_LEARNED),
-    "ade20k150": NamedSet(DENSE_LEARNED),
-    # asked for in words; nobody learns it from frozen features
-    "ade20k847": NamedSet(DENSE, splits=("test",)),
-    "cityscapes": NamedSet(DENSE_LEARNED),
-    "cocostuff": NamedSet(DENSE_LEARNED),
-    "coco_object": NamedSet(OBJECTS, splits=("test",)),
-    "camvid": NamedSet(DENSE_LEARNED),
-    "camvid_mini": NamedSet(DENSE_LEARNED),
-}
-
-
 def _registered() -> Iterable[Task]:
     """The tasks of the named sets, and of the generated scenes."""
     for name, entry in SETS.items():
-        sources = {split: NamedSource(name, split) for split in entry.splits}
+        # a train split that no family learns from is not asked for
+        learns = any("train" in FAMILIES[family].needs for family in entry.families)
+        splits = ("train", "test") if learns else ("test",)
+        sources = {split: NamedSource(name, split) for split in splits}
         prompts = prompts_of(entry.prompts or "single")
         data = TaskData(name, sources, prompts, needs_data_root=True)
         yield from measure(data, entry.families)
 
     prompts = prompts_of("shapes")
     scenes = {"train": shapes("train", 2000), "test": shapes("test", 1000)}
-    yield from measure(TaskData("shapes", scenes, prompts), (*LEARNED, "retrieval"))
+    families = allowed({"labels", "captions", "train"})
+    yield from measure(TaskData("shapes", scenes, prompts), families)
 
     # colour and shape pairs that no training caption holds, to be told from all 64
     unseen = TaskData("shapes", {"test": shapes("unseen", 1000)}, prompts)
@@ -118,7 +82,7 @@ def _registered() -> Iterable[Task]:
     scenes = {"train": shapes("train", 1000), "test": shapes("test", 1000)}
     prompts = prompts_of("shapes_segmentation")
     masked = TaskData("shapes", scenes, prompts, scores_background=False)
-    yield from measure(masked, OBJECTS_LEARNED)
+    yield from measure(masked, allowed({"masks", "train", "background"}))
 
 
 for _task in _registered():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import replace
 
 import pytest
@@ -14,7 +13,6 @@ from silc_bench.datasets.public.find import NotFoundError, checked_order
 from silc_bench.datasets.public.load import SETS, load
 from silc_bench.datasets.public.mask_sets import mask_names
 from silc_bench.errors import DataError, UserError
-from silc_bench.tasks.selection import all_tasks
 
 # classes of images or pixels, images to be tested on, and to learn from
 COUNTS = {
@@ -73,16 +71,6 @@ def test_labels_are_numbered_by_these_names():
         assert checked_order(name, names[name], sha256, "", "") == names[name]
     with refused(about="builder.py", kind=DataError):
         checked_order("names", names["cifar10"][::-1], ORDER["cifar10"], "builder.py", "reinstall")
-
-
-def test_the_families_of_an_entry_are_those_that_measure_it():
-    families = defaultdict(set)
-    for task in all_tasks():
-        name, family = task.split("/")
-        families[name].add(family)
-    assert {name: set(known.families) for name, known in SETS.items()} == {
-        name: families[name] for name in SETS
-    }
 
 
 def test_what_is_asked_for_must_exist(tmp_path):
