@@ -29,7 +29,7 @@ from silc_bench.evaluation.features import (
     choose_precision,
 )
 from silc_bench.evaluation.settings import EvalSettings
-from silc_bench.models.interface import DenseModel, ImageModel
+from silc_bench.models.interface import DenseModel, ImageModel, lacking_of
 from silc_bench.models.patch_features import check_methods
 from silc_bench.models.preprocessing import ImagePipeline
 from silc_bench.results import outcomes
@@ -144,7 +144,7 @@ def _summary(failures: Mapping[str, Exception], num_tasks: int) -> UserError | R
 
 def check_supported(model: ImageModel, task: Task, feature_point: str = "pooled") -> None:
     """Raises UserError when the model lacks what the task asks for, and names it."""
-    lacking: Mapping[str, str] = getattr(model, "lacking", {})
+    lacking = lacking_of(model)
     for capability in sorted(task.requires):
         methods = _METHODS[capability]
         missing = [method for method in methods if not callable(getattr(model, method, None))]

@@ -45,7 +45,12 @@ from silc_bench.errors import (
 )
 from silc_bench.evaluation.dense_features import DenseFeatures, Prepared, description
 from silc_bench.evaluation.settings import EvalSettings
-from silc_bench.models.interface import DenseModel, ImageModel, ImageTextModel
+from silc_bench.models.interface import (
+    DenseModel,
+    ImageModel,
+    ImageTextModel,
+    libraries_of,
+)
 from silc_bench.models.preprocessing import ImagePipeline
 from silc_bench.models.windows import DenseImage, View
 from silc_bench.system.cache import Entry, releases, text_hash
@@ -248,7 +253,7 @@ class Extractor:
             "device": self.device.type,
             "torch": f"{compiled}{torch.__version__}",
         }
-        how |= releases("pillow", *getattr(self.model, "libraries", ()))
+        how |= releases("pillow", *libraries_of(self.model))
         return store.entry(
             {"model": self.model.name, "revision": self.model.revision, **how, **what}
         )

@@ -1,15 +1,18 @@
 """What an evaluation asks of a checkpoint.
 
-Three protocols, and no base class: an adapter is any object that has these attributes. A model that
-reads text is an ``ImageTextModel``, one that places its features on the image a ``DenseModel``; a
-model may be both.
+Protocols, and no base class: an adapter is any object that has these attributes. A model that reads
+text is an ``ImageTextModel``, one that places its features on the image a ``DenseModel``; a model
+may be both.
+
+Two attributes may be left out, ``libraries`` and ``lacking`` of an ``ExplainedModel``. So they are
+read by ``libraries_of(model)`` and ``lacking_of(model)`` alone, never from the model itself.
 
 Shapes: B images or texts, H x W pixels, L tokens, D embedding, h x w patches, W width of the tower.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
@@ -26,11 +29,7 @@ FEATURE_POINTS = {
 
 @runtime_checkable
 class ImageModel(Protocol):
-    """What every evaluation asks of a checkpoint; embeddings are fp32 and not normalised.
-
-    An adapter may also have ``libraries``, the distributions that run the model: their versions
-    then belong to the key under which features are stored.
-    """
+    """What every evaluation asks of a checkpoint; embeddings are fp32 and not normalised."""
 
     name: str  # row of the leaderboard: "shapes_tiny-silc:student"
     revision: str  # hash of the weights, 16 hex digits (models/weights/revision.py)
@@ -95,3 +94,31 @@ class DenseModel(ImageModel, Protocol):
                 patches.
         """
         ...
+
+
+@runtime_checkable
+class ExplainedModel(ImageModel, Protocol):
+    """A model that also says what it runs on, and why it cannot do something.
+
+    All adapters here do. A model of another package that does not is measured all the same: the
+    versions of its libraries are then in no key of stored features, and what it cannot do is
+    refused without a reason.
+    """
+
+    # Distributions that run the model, such as "timm": their versions belong to the key under which
+    # features are stored.
+    libraries: tuple[str, ...]
+
+    # Why something is not possible, as a clause that ends a sentence. The names are "text",
+    # "dense" and the methods of models/patch_features.py.
+    lacking: Mapping[str, str]
+
+
+def libraries_of(model: object) -> tuple[str, ...]:
+    """``libraries`` of an ``ExplainedModel``; () of any other model."""
+    return tuple(getattr(model, "libraries", ()))
+
+
+def lacking_of(model: object) -> Mapping[str, str]:
+    """``lacking`` of an ``ExplainedModel``; {} of any other model."""
+    return getattr(model, "lacking", {})

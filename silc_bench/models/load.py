@@ -3,9 +3,14 @@
 Flow: ``load_model(spec)`` -> "KIND:..." goes to the adapter of that library; a path goes to the
 trainer's own checkpoints, or, where it holds weights alone, to ``load_raw``.
 
-Weights alone come without a configuration, so ``--arch`` must say what they belong to:
-``open_clip:NAME``, ``hf:FOLDER_OR_NAME`` (configuration and tokenizer come from there) or
-``silc:PRESET`` (tokenizer: the file's header, or tokenizer.json beside it). Without ``--arch``
+A family of models is one module and one line of ``ADAPTERS``. The module has
+
+- ``load(rest)`` -> an ImageModel, from what follows "KIND:"; also ``load(rest, arch)`` where the
+  line has an ``arch``;
+- ``load_state(path, name)`` -> an ImageModel, from weights alone and ``--arch KIND:NAME``, where
+  the line has an ``of_weights``.
+
+Weights alone come without a configuration, so ``--arch`` must say what they belong to. Without it
 nothing is guessed.
 """
 
@@ -14,33 +19,49 @@ from __future__ import annotations
 import importlib
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from silc_bench.errors import UserError, unknown_name
 from silc_bench.models.interface import ImageModel
 from silc_bench.models.weights.read import metadata_of, read_weights
 
-# How a spec begins -> what follows the colon.
-KINDS = {
-    "open_clip": "ARCH/TAG, ARCH/PATH or ARCH/random",
-    "hf": "NAME or FOLDER",
-    "timm": "NAME, NAME/PATH or NAME/random",
-    "big_vision": "FILE.npz",
-}
 
-# The module that reads each kind. It is imported when it is asked for, because the libraries behind
-# the adapters take seconds to import and need not all be installed.
+class Adapter(NamedTuple):
+    """How checkpoints of one kind are written, and the module that reads them.
+
+    The module is imported when it is asked for, because the libraries behind the adapters take
+    seconds to import and need not all be installed.
+    """
+
+    module: str
+    form: str  # what follows "KIND:"; empty where a path needs no kind
+    of_weights: str = ""  # what follows "--arch KIND:" of weights alone, if they can be loaded
+    arch: str = ""  # what --arch may say beside "KIND:...", if anything
+    mark: str = ""  # a file that tells such a folder, or the suffix that tells such a file
+
+
 ADAPTERS = {
-    "open_clip": "silc_bench.models.adapters.open_clip.model",
-    "hf": "silc_bench.models.adapters.huggingface.model",
-    "timm": "silc_bench.models.adapters.timm",
-    "big_vision": "silc_bench.models.adapters.big_vision",
-    # a run's folder or checkpoint, which needs no prefix
-    "silc": "silc_bench.trainer.checkpoints.model",
+    "open_clip": Adapter(
+        "silc_bench.models.adapters.open_clip.model",
+        "ARCH/TAG, ARCH/PATH or ARCH/random",
+        of_weights="NAME",
+        mark="open_clip_config.json",
+    ),
+    "hf": Adapter(
+        "silc_bench.models.adapters.huggingface.model",
+        "NAME or FOLDER",
+        of_weights="FOLDER_OR_NAME",
+        mark="config.json",
+    ),
+    "timm": Adapter("silc_bench.models.adapters.timm", "NAME, NAME/PATH or NAME/random"),
+    "big_vision": Adapter(
+        "silc_bench.models.adapters.big_vision", "FILE.npz", arch="B/16", mark=".npz"
+    ),
+    # a run's folder or checkpoint
+    "silc": Adapter("silc_bench.trainer.checkpoints.model", "", of_weights="PRESET"),
 }
-
-# What --arch may say of weights alone.
-ARCHS = {"open_clip": "open_clip:NAME", "hf": "hf:FOLDER_OR_NAME", "silc": "silc:PRESET"}
+KINDS = {kind: row.form for kind, row in ADAPTERS.items() if row.form}
+ARCHS = {kind: f"{kind}:{row.of_weights}" for kind, row in ADAPTERS.items() if row.of_weights}
 
 
 def load_model(spec: str, arch: str | None = None) -> ImageModel:
@@ -56,26 +77,18 @@ def load_model(spec: str, arch: str | None = None) -> ImageModel:
         UserError: nothing there, not a checkpoint, or an architecture or branch that does not exist
             or does not fit.
     """
-    if not spec:
-        raise UserError(
-            "an empty name is no checkpoint; name a run's folder, a file, or " + _kinds()
-        )
-
     kind, colon, rest = spec.partition(":")
-    if colon and kind in KINDS:
-        if not rest:
-            raise UserError(f"{spec!r} names no checkpoint; write {kind}:{KINDS[kind]}")
+    if not colon or kind not in KINDS:
+        return _load_path(*find_path(spec), arch)
 
-        # of big_vision the architecture follows from the shapes; there --arch checks it
-        if arch is not None and kind != "big_vision":
-            raise UserError(
-                "--arch says what a file of weights alone does not; "
-                f"{spec!r} names its architecture itself"
-            )
-        return _load_kind(kind, rest, arch)
-
-    path, branch = find_path(spec)
-    return _load_path(path, branch, arch)
+    if not rest:
+        raise UserError("this names no checkpoint", about=spec, fix=f"write {kind}:{KINDS[kind]}")
+    if arch is None:
+        return adapter(kind).load(rest)
+    if not ADAPTERS[kind].arch:
+        problem = "this names its architecture itself"
+        raise UserError(problem, about=spec, fix=f"leave out --arch {arch}")
+    return adapter(kind).load(rest, arch)
 
 
 def find_path(spec: str) -> tuple[Path, str | None]:
@@ -93,7 +106,7 @@ def find_path(spec: str) -> tuple[Path, str | None]:
     if not os.path.exists(path) or os.path.exists(spec):
         path, branch = spec, None
     if not os.path.exists(path):
-        _refuse_missing(spec)
+        raise _missing(spec)
     return Path(path), branch
 
 
@@ -108,36 +121,25 @@ def load_raw(path: Path, arch: str | None) -> ImageModel:
         raise _unnamed(path)
 
     kind, _, name = arch.partition(":")
-    if kind == "timm" and name:
-        raise UserError(
-            f"--arch {arch}: timm's models are written with their weights, timm:{name}/{path}"
-        )
+    about = f"--arch {arch}"
+    if kind not in ADAPTERS:
+        raise unknown_name("kind of architecture", kind, ARCHS, about)
     if kind not in ARCHS:
-        raise unknown_name("kind of architecture", kind, ARCHS)
+        fix = f"write the checkpoint as {kind}:{KINDS[kind]}, without --arch"
+        raise UserError("this kind is written with its weights", about=about, fix=fix)
     if not name:
-        raise UserError(f"--arch {arch} names no architecture; write {ARCHS[kind]}")
+        raise UserError("this names no architecture", about=about, fix=f"write {ARCHS[kind]}")
 
     # An export of ours says what it is; a second statement could only contradict it.
     if metadata_of(path).get("format") == "silc-bench":
-        raise UserError(
-            f"checkpoint {path}: exported with its configuration and tokenizer; "
-            f"leave out --arch {arch}"
-        )
-
-    if kind == "silc":
-        return adapter("silc").load_state(path, name)
-    return adapter(kind).load(name, path)
+        problem = "this file was exported with its configuration and tokenizer"
+        raise UserError(problem, about=f"checkpoint {path}", fix=f"leave out {about}")
+    return adapter(kind).load_state(path, name)
 
 
 def adapter(kind: str) -> Any:
     """The module that loads checkpoints of this kind, imported now."""
-    return importlib.import_module(ADAPTERS[kind])
-
-
-def _load_kind(kind: str, rest: str, arch: str | None) -> ImageModel:
-    if kind == "big_vision":
-        return adapter(kind).load(Path(rest), arch)
-    return adapter(kind).load(rest)
+    return importlib.import_module(ADAPTERS[kind].module)
 
 
 def _load_path(path: Path, branch: str | None, arch: str | None) -> ImageModel:
@@ -146,42 +148,34 @@ def _load_path(path: Path, branch: str | None, arch: str | None) -> ImageModel:
         return silc.load(path, branch)
 
     if branch is not None:
-        raise UserError(
-            f"{path}:{branch}: only checkpoints made by `silc-bench train` have branches, "
-            "and this is none"
-        )
+        problem = "only checkpoints made by `silc-bench train` have branches, and this is none"
+        raise UserError(problem, about=f"{path}:{branch}", fix=f"leave out :{branch}")
     return load_raw(path, arch)
 
 
-def _refuse_missing(spec: str) -> None:
+def _missing(spec: str) -> UserError:
     # "openclip:ViT-B-32" is a misspelt kind and no path: a kind holds neither slash nor dot.
     kind, _, rest = spec.partition(":")
     if kind and rest and "/" not in kind and "." not in kind:
-        raise unknown_name("kind of checkpoint", kind, KINDS)
-    raise UserError(
-        f"checkpoint {spec}: no such file or folder; "
-        f"checkpoints of other libraries are written {_kinds()}"
-    )
+        return unknown_name("kind of checkpoint", kind, KINDS, spec)
 
-
-def _kinds() -> str:
-    """One form of each kind, for errors: "open_clip:ARCH/TAG, hf:NAME or FOLDER, ..."."""
-    return ", ".join(f"{kind}:{form.split(',')[0]}" for kind, form in KINDS.items())
+    forms = [f"{kind}:{form.split(',')[0]}" for kind, form in KINDS.items()]
+    fix = f"write a run's folder, a file, or {', '.join(forms)}"
+    return UserError("no such file or folder", about=f"checkpoint {spec}", fix=fix)
 
 
 def _unnamed(path: Path) -> UserError:
     """What to write instead of a path alone."""
-    # A folder of another library has a configuration, so its prefix is all that is missing.
-    if path.is_dir():
-        for kind, config in (("open_clip", "open_clip_config.json"), ("hf", "config.json")):
-            if (path / config).is_file():
-                return UserError(f"checkpoint {path}: a folder with {config}; write {kind}:{path}")
+    about = f"checkpoint {path}"
+    for kind, row in ADAPTERS.items():
+        if row.mark and (path.suffix == row.mark or (path / row.mark).is_file()):
+            problem = f"a checkpoint of {kind} ({row.mark})"
+            return UserError(problem, about=about, fix=f"write {kind}:{path}")
 
-    # big_vision separates the parts of a name by slashes, the torch libraries by dots
     shapes = {name: tuple(value.shape) for name, value in read_weights(path).items()}
     if any("/" in name for name in shapes):
         return UserError(
-            f"checkpoint {path}: arrays in the layout of big_vision; write big_vision:{path}"
+            "arrays in the layout of big_vision", about=path, fix=f"write big_vision:{path}"
         )
 
     # Of our own presets the shapes tell; of other libraries only whoever trained the weights knows.

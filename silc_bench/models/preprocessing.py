@@ -27,6 +27,7 @@ INTERPOLATIONS = {
 }
 RESIZES = ("squash", "shortest")
 CROPS = ("none", "center", "center_floor")
+Color = tuple[float, float, float]  # a number each of red, green and blue
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,8 @@ class ImagePipeline:
     """
 
     size: int  # S
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: Color
+    std: Color
 
     # "squash": both sides become resize_size. "shortest": the shorter side does, and the other one
     # follows in proportion, cut to whole pixels.
@@ -52,18 +53,13 @@ class ImagePipeline:
     interpolation: str = "bicubic"
 
     def __post_init__(self) -> None:
-        is_known = (
-            self.resize in RESIZES and self.crop in CROPS and self.interpolation in INTERPOLATIONS
-        )
-        if not is_known:
-            raise ValueError(f"no such image pipeline: {self}")
+        assert self.resize in RESIZES, self
+        assert self.crop in CROPS, self
+        assert self.interpolation in INTERPOLATIONS, self
 
         # without a crop nothing later would bring the image to S x S
         makes_square = self.resize == "squash" and self.resize_size in (None, self.size)
-        if self.crop == "none" and not makes_square:
-            raise ValueError(
-                f"without a crop the picture must be squashed to its final size: {self}"
-            )
+        assert makes_square or self.crop != "none", self
 
     def __call__(self, image: Image.Image) -> Tensor:
         """An image of any size and mode -> [3, S, S] fp32."""
@@ -75,12 +71,7 @@ class ImagePipeline:
         if self.crop != "none":
             image = self._cropped(image)
 
-        # Scaled first and normalised after, in fp32, as the libraries do: one operation for both
-        # would round otherwise.
-        pixels = tv.pil_to_tensor(image).float().div_(255)
-        mean = torch.tensor(self.mean).view(3, 1, 1)
-        std = torch.tensor(self.std).view(3, 1, 1)
-        return pixels.sub_(mean).div_(std)
+        return normalized(image, self.mean, self.std)
 
     def as_dict(self) -> dict[str, Any]:
         """All of it as JSON, for the protocol."""
@@ -134,3 +125,11 @@ class ImagePipeline:
 
         # Pillow fills with black where the box reaches beyond the image.
         return image.crop((left, top, left + self.size, top + self.size))
+
+
+def normalized(image: Image.Image, mean: Color, std: Color) -> Tensor:
+    """An RGB image -> (x - mean) / std [3, H, W] fp32, where x lies in [0, 1]."""
+    # Scaled first and normalised after, as the libraries do: one operation for both would round
+    # otherwise.
+    pixels = tv.pil_to_tensor(image).float().div_(255)
+    return pixels.sub_(torch.tensor(mean).view(3, 1, 1)).div_(torch.tensor(std).view(3, 1, 1))

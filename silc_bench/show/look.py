@@ -31,7 +31,7 @@ from silc_bench.evaluation.features import Extractor
 from silc_bench.evaluation.prompts import class_embeddings, named_prompts
 from silc_bench.evaluation.protocols import Rule, protocol_names, rule_of
 from silc_bench.evaluation.settings import EvalSettings
-from silc_bench.models.interface import DenseModel, ImageModel
+from silc_bench.models.interface import DenseModel, ImageModel, lacking_of
 from silc_bench.models.patch_features import JOINT, check_methods
 from silc_bench.models.windows import MAX_WINDOWS, DenseImage, View, pixel_logits
 from silc_bench.show.colors import PALETTE, heat_colors, overlay, pca_colors
@@ -174,7 +174,7 @@ def look(
             class names; an image is too long and thin for its windows.
         RunError: a feature is not finite.
     """
-    lacking = getattr(model, "lacking", {})
+    lacking = lacking_of(model)
     if not callable(getattr(model, "encode_dense", None)):
         reason = lacking.get("dense", "its features have no places on the image")
         raise UserError(
@@ -344,7 +344,7 @@ def _columns(num_models: int, num_panels: int) -> int:
 def _why_without_classes(model: Any) -> str:
     """Empty where patches can be compared with text."""
     if not callable(getattr(model, "encode_text", None)):
-        return str(getattr(model, "lacking", {}).get("text", "it reads no text"))
+        return lacking_of(model).get("text", "it reads no text")
     if not set(JOINT) & set(model.dense_methods):
         return "none of its dense features are in the space shared with text"
     return ""

@@ -33,22 +33,20 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
-from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from silc_bench.errors import UserError, unknown_name
 from silc_bench.models.adapters.huggingface.towers import MapTower
+from silc_bench.models.adapters.library import library
+from silc_bench.models.adapters.loaded import DenseLoadedModel
 from silc_bench.models.adapters.sentencepieces import FILES, PieceTokenizer, find_tokenizer
-from silc_bench.models.patch_features import check_methods, dense
 from silc_bench.models.preprocessing import ImagePipeline
 from silc_bench.models.weights.read import load_into, read_weights
-from silc_bench.models.weights.revision import revision_of
 
 # a torch module; its parts are those of transformers' SigLIP, which its base class does not declare
 Network = Any
@@ -96,26 +94,45 @@ VARIANTS = {  # big_vision, models/vit.py: width, depth, MLP, heads
 # SigLIP So400m/14
 RESOLUTIONS = {(14, 27): 384}
 
+OURS = "give a SigLIP or SILC checkpoint of big_vision; NaFlex loads as hf:google/siglip2-..."
+NOTHING = torch.empty(0)
 EPS = 1e-6
 ACTIVATION = "gelu_pytorch_tanh"
 
 ATTENTION = "MultiHeadDotProductAttention_0"
 PACKED = ("query", "key", "value")  # of the pooling head, in this order one matrix in torch
 
-# the parts of a block: transformers' name -> big_vision's
-BLOCK = {
-    "layer_norm1": "LayerNorm_0",
-    "layer_norm2": "LayerNorm_1",
-    "mlp.fc1": "MlpBlock_0/Dense_0",
-    "mlp.fc2": "MlpBlock_0/Dense_1",
-    "self_attn.q_proj": f"{ATTENTION}/query",
-    "self_attn.k_proj": f"{ATTENTION}/key",
-    "self_attn.v_proj": f"{ATTENTION}/value",
-    "self_attn.out_proj": f"{ATTENTION}/out",
+# big_vision's names -> transformers', part by part and in this order
+NAMES = {
+    "img/embedding/": "vision_model.embeddings.patch_embedding/",
+    "img/pos_embedding": "vision_model.embeddings.position_embedding/kernel",
+    "img/Transformer/encoder_norm": "vision_model.post_layernorm",
+    "img/Transformer/": "vision_model.encoder/",
+    "img/MAPHead_0/LayerNorm_0": "vision_model.head/layernorm",
+    "img/MAPHead_0": "vision_model.head",
+    f"head/{ATTENTION}/": "head/attention/",
+    "txt/Embed_0/embedding": "text_model.embeddings.token_embedding/kernel",
+    "txt/pos_embedding": "text_model.embeddings.position_embedding/kernel",
+    "txt/Encoder_0/encoder_norm": "text_model.final_layer_norm",
+    "txt/Encoder_0/": "text_model.encoder/",
+    "txt/head": "text_model.head",
+    "encoderblock_": "layers/",
+    "LayerNorm_0": "layer_norm1",
+    "LayerNorm_1": "layer_norm2",
+    "MlpBlock_0/Dense_0": "mlp/fc1",
+    "MlpBlock_0/Dense_1": "mlp/fc2",
+    f"{ATTENTION}/query": "self_attn/q_proj",
+    f"{ATTENTION}/key": "self_attn/k_proj",
+    f"{ATTENTION}/value": "self_attn/v_proj",
+    f"{ATTENTION}/out": "self_attn/out_proj",
+    "attention/out": "attention/out_proj",
+    "/kernel": "/weight",
+    "/scale": "/weight",
+    "/": ".",
 }
 
 
-class BigVisionModel:
+class BigVisionModel(DenseLoadedModel):
     """A DenseModel: the image side of a checkpoint.
 
     The text tower, if there is one, counts for revision and size.
@@ -124,11 +141,9 @@ class BigVisionModel:
     libraries = ("transformers", "tokenizers")  # its towers, and the tokenizer of a tokenizer.json
 
     def __init__(self, name: str, shape: Shape, network: Network, lacking: dict[str, str]):
-        self.name = name
         self.parts = {"vision": network.vision_model}
         if shape.text is not None:
             self.parts["text"] = network.text_model
-        self.num_params = sum(p.numel() for part in self.parts.values() for p in part.parameters())
 
         settings = {
             "activation": ACTIVATION,
@@ -136,32 +151,12 @@ class BigVisionModel:
             "pooling": "map",
             "shape": asdict(shape),
         }
-        self.revision = revision_of(self.parts, settings)
+        tower = MapTower(network)
+        tower.lacking |= lacking
+        pipeline = ImagePipeline(shape.image_size, mean=(0.5,) * 3, std=(0.5,) * 3)
+        super().__init__(name, None, tower, pipeline, self.parts, settings)
 
-        self.tower = MapTower(network)
-        self.embed_dim = shape.image.width
-        self.image_size = shape.image_size
-        self.patch_size = shape.patch_size
-        self.feature_points = self.tower.feature_points
-        self.dense_methods = self.tower.dense_methods
-        self.lacking = {**self.tower.lacking, **lacking}
-
-        self.pipeline = ImagePipeline(self.image_size, mean=(0.5,) * 3, std=(0.5,) * 3)
-        self.image_protocol = self.pipeline.as_dict()
-
-    def preprocess(self, image: Image.Image) -> Tensor:
-        return self.pipeline(image)
-
-    def encode_image(self, images: Tensor, point: str = "pooled") -> Tensor:
-        """[B, 3, H, W] -> [B, D]."""
-        return self.tower.encode(images, point).float()
-
-    def encode_dense(self, images: Tensor, methods: Sequence[str]) -> dict[str, Tensor]:
-        """[B, 3, H, W] -> {method: [B, h, w, D]}."""
-        check_methods(self.name, methods, self.dense_methods, self.lacking)
-        return dense(self.tower, images, methods)
-
-    def to(self, device: torch.device) -> BigVisionModel:
+    def to(self, device: torch.device) -> Self:
         for part in self.parts.values():
             part.to(device)
         return self
@@ -198,19 +193,21 @@ class BigVisionTextModel(BigVisionModel):
         return self.parts["text"](input_ids=tokens).pooler_output.float()
 
 
-def load(path: Path, arch: str | None) -> BigVisionModel:
+def load(file: str, arch: str | None = None) -> BigVisionModel:
     """A file -> a model on the CPU.
 
     Args:
-        path: the npz file.
+        file: the npz file.
         arch: what the file is expected to be ("B/16", "So400m/14@384"), or None.
 
     Raises:
         UserError: no such file, damaged, of another layout, or not what ``arch`` says; a tokenizer
             file that does not fit.
     """
+    library("transformers", "big_vision")
+    path = Path(file)
     if not path.is_file():
-        raise UserError(f"big_vision:{path}: no such file; write big_vision:FILE.npz")
+        raise UserError("no such file", about=f"big_vision:{path}", fix="check the path")
 
     params = read_params(path)
     shape = shape_of(params, path)
@@ -226,9 +223,9 @@ def load(path: Path, arch: str | None) -> BigVisionModel:
         return BigVisionModel(name, shape, network, {"text": _bring_tokenizer(path, shape)})
 
     # t is the logarithm of the scale; only checkpoints of the sigmoid loss have a bias
-    logit_bias = _number(params["b"], "b, the bias", path) if "b" in params else 0.0
-    logit_scale = _number(params["t"].exp(), "exp(t), the scale", path)
-    return BigVisionTextModel(name, shape, network, tokenizer, logit_scale, logit_bias)
+    scale = _number("exp(t)", params.get("t", NOTHING).exp(), path)
+    bias = _number("b", params.get("b", torch.zeros(1)), path)
+    return BigVisionTextModel(name, shape, network, tokenizer, scale, bias)
 
 
 def read_params(path: Path) -> dict[str, Tensor]:
@@ -249,9 +246,7 @@ def read_params(path: Path) -> dict[str, Tensor]:
         name: array.float() for name, array in arrays.items() if re.match(r"(img|txt)/|[tb]$", name)
     }
     if not any(name.startswith("img/") for name in arrays):
-        raise UserError(
-            f"{path} holds no img/ arrays: it is not an image-text checkpoint of big_vision"
-        )
+        raise UserError("it holds no img/ arrays", about=path, fix=OURS)
 
     # blocks that were stacked along depth become arrays of their own
     params = {}
@@ -278,9 +273,8 @@ def shape_of(params: dict[str, Tensor], path: Path) -> Shape:
     positions = _axes(params, path, "img/pos_embedding", 3)[1]
     grid = math.isqrt(positions)
     if channels != 3 or grid**2 != positions:
-        raise UserError(
-            f"{path}: {positions} positions of {channels} channels are no square colour picture"
-        )
+        problem = f"its {positions} positions of {channels} channels are no square colour image"
+        raise UserError(problem, about=path, fix=OURS)
 
     image = _tower(params, path, "img/Transformer", width)
     size = RESOLUTIONS.get((patch, grid), patch * grid)
@@ -299,17 +293,9 @@ def build(params: dict[str, Tensor], shape: Shape, path: Path) -> Network:
     Without a text tower in the file that part stays empty.
 
     Raises:
-        UserError: transformers is missing; arrays are missing, too many or of another shape.
+        UserError: arrays are missing, too many or of another shape.
     """
-    try:
-        from transformers import SiglipConfig, SiglipModel
-    except ModuleNotFoundError as error:
-        if error.name != "transformers":
-            raise
-        raise UserError(
-            "big_vision: checkpoints need the package transformers: "
-            "pip install 'silc-bench[big_vision]'"
-        ) from None
+    from transformers import SiglipConfig, SiglipModel
 
     sizes = {"image_size": shape.image_size, "patch_size": shape.patch_size}
     vision = {**_config(shape.image), **sizes}
@@ -320,32 +306,35 @@ def build(params: dict[str, Tensor], shape: Shape, path: Path) -> Network:
     with torch.device("meta"):  # every weight comes from the file, so none is drawn
         model = SiglipModel(SiglipConfig(vision_config=vision, text_config=text))
 
-    sources = _vision_names(shape.image)
+    state = {
+        _target(name): _to_torch(name, array)
+        for name, array in params.items()
+        if name not in ("t", "b")
+    }
+    _pack_pooling(state)
+    towers = {"vision_model": model.vision_model}
     if shape.text is not None:
-        sources = {**sources, **_text_names(shape.text)}
-    _check_names(params, set(sources.values()), path)
+        towers["text_model"] = model.text_model
+    load_into(nn.ModuleDict(towers), state, f"{path} as SigLIP")
 
-    state = {target: _to_torch(source, params[source]) for target, source in sources.items()}
-    state |= _vision_pooling(params)
-    _fill(model.vision_model, "vision_model.", state, path)
-    if shape.text is not None:
-        _fill(model.text_model, "text_model.", state, path)
+    # the positions' numbers are a buffer: no weight, so in no file, and without values on meta
+    for tower in towers.values():
+        numbers = tower.embeddings.position_ids
+        tower.embeddings.position_ids = torch.arange(numbers.shape[-1]).expand(1, -1)
     return model.eval().requires_grad_(False)
 
 
-def _number(array: Tensor, what: str, path: Path) -> float:
+def _number(what: str, array: Tensor, path: Path) -> float:
     """The one number of an array.
 
     Raises:
-        UserError: it holds more, or is not finite (training diverged).
+        UserError: it is missing, holds more, or is not finite (training diverged).
     """
-    if array.numel() != 1:
-        fault = f"has the shape {list(array.shape)}"
-    elif not array.isfinite().all():
-        fault = f"is {array.item()}"
-    else:
-        return array.item()
-    raise UserError(f"{path}: {what} {fault}; it must be one finite number")
+    values = array.flatten().tolist()
+    if len(values) != 1 or not math.isfinite(values[0]):
+        problem = f"its {what} is {values[:3]}"
+        raise UserError(problem, about=path, fix="it must be one finite number")
+    return values[0]
 
 
 def _bring_tokenizer(path: Path, shape: Shape) -> str:
@@ -365,37 +354,24 @@ def _checked(arch: str, shape: Shape, path: Path) -> Shape:
     Raises:
         UserError: it is another one, or ``arch`` is not understood.
     """
-    variant, _, patch_and_size = arch.partition("/")
-    patch, at, size = patch_and_size.partition("@")
+    about = f"--arch {arch}"
+    parts = re.fullmatch(r"([^/]*)/([0-9]+)(?:@([0-9]+))?", arch)
+    if parts is None:
+        fix = "write VARIANT/PATCH such as B/16, or B/16@256 with the pixels"
+        raise UserError("this says no patch size", about=about, fix=fix)
+    variant, patch, size = parts.groups()
     if variant not in VARIANTS:
-        raise unknown_name("architecture of big_vision", variant, VARIANTS)
-    if not patch.isdecimal() or (at and not size.isdecimal()):
-        raise UserError(
-            f"--arch {arch!r} does not say the patch size; "
-            f"write {variant}/16, or {variant}/16@256 with the pixels"
-        )
+        raise unknown_name("architecture of big_vision", variant, VARIANTS, about)
 
     # the pixels may leave a rest of less than one patch
-    fits = not at or int(size) // shape.patch_size == shape.grid
+    fits = size is None or int(size) // shape.patch_size == shape.grid
     if shape.image != VARIANTS[variant] or shape.patch_size != int(patch) or not fits:
-        known_names = [name for name, tower in VARIANTS.items() if tower == shape.image]
-        actual = known_names[0] if known_names else str(shape.image)
-        raise UserError(f"{path} is not {arch} but {actual}/{shape.patch_size}@{shape.image_size}")
+        names = [name for name, tower in VARIANTS.items() if tower == shape.image]
+        actual = f"{(names or [shape.image])[0]}/{shape.patch_size}@{shape.image_size}"
+        fix = f"leave it out: the file is {actual}"
+        raise UserError(f"this is not what {path} holds", about=about, fix=fix)
 
-    return replace(shape, image_size=int(size)) if at else shape
-
-
-def _fill(tower: Network, prefix: str, state: dict[str, Tensor], path: Path) -> None:
-    """Puts the weights that begin with ``prefix`` into a tower built on the meta device."""
-    weights = {
-        name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)
-    }
-    load_into(tower, weights, f"{path} as the {prefix[:-1]} of SigLIP")
-
-    # the positions' numbers are a buffer: no weight, so in no file, and without values on meta
-    for module in tower.modules():
-        if isinstance(getattr(module, "position_ids", None), Tensor):
-            module.position_ids = torch.arange(module.position_ids.shape[-1]).expand(1, -1)
+    return replace(shape, image_size=int(size)) if size else shape
 
 
 def _config(tower: TowerShape) -> dict[str, Any]:
@@ -412,18 +388,10 @@ def _config(tower: TowerShape) -> dict[str, Any]:
 
 def _axes(params: dict[str, Tensor], path: Path, name: str, count: int) -> tuple[int, ...]:
     """The shape of one array, which must have ``count`` axes."""
-    if name not in params:
-        raise UserError(f"{path} is no SigLIP or SILC checkpoint of big_vision: it has no {name}")
-
-    axes = tuple(params[name].shape)
+    axes = tuple(params[name].shape) if name in params else ()
     if len(axes) != count or 0 in axes:
-        # NaFlex embeds flat patches, so its kernel has two axes
-        hint = ""
-        if name.startswith("img/"):
-            hint = "; NaFlex checkpoints load as hf:google/siglip2-base-patch16-naflex"
-        raise UserError(
-            f"{path}: {name} has the shape {axes}, where SigLIP and SILC have {count} axes{hint}"
-        )
+        problem = f"its {name} has the shape {list(axes)} instead of {count} axes"
+        raise UserError(problem, about=path, fix=OURS)
     return axes
 
 
@@ -433,7 +401,8 @@ def _tower(params: dict[str, Tensor], path: Path, prefix: str, width: int) -> To
     heads = _axes(params, path, f"{first}/{ATTENTION}/query/kernel", 3)[1]
     mlp_dim = _axes(params, path, f"{first}/MlpBlock_0/Dense_0/kernel", 2)[1]
     if width % heads:
-        raise UserError(f"{path}: {heads} heads do not divide the width {width} of {prefix}")
+        problem = f"{heads} heads do not divide the width {width} of {prefix}"
+        raise UserError(problem, about=path, fix=OURS)
 
     # a block that is missing between others is named when names are checked
     matches = [re.match(rf"{prefix}/encoderblock_(\d+)/", name) for name in params]
@@ -441,98 +410,23 @@ def _tower(params: dict[str, Tensor], path: Path, prefix: str, width: int) -> To
     return TowerShape(width, last + 1, mlp_dim, heads)
 
 
-def _vision_names(tower: TowerShape) -> dict[str, str]:
-    """transformers' name -> big_vision's.
-
-    The attention of the pooling head is left out, because transformers packs it
-    (``_vision_pooling``).
-    """
-    return {
-        "vision_model.embeddings.patch_embedding.weight": "img/embedding/kernel",
-        "vision_model.embeddings.patch_embedding.bias": "img/embedding/bias",
-        "vision_model.embeddings.position_embedding.weight": "img/pos_embedding",
-        **_block_names("vision_model", "img/Transformer", tower.depth),
-        **_pair("vision_model.post_layernorm", "img/Transformer/encoder_norm"),
-        "vision_model.head.probe": "img/MAPHead_0/probe",
-        **_pair("vision_model.head.layernorm", "img/MAPHead_0/LayerNorm_0"),
-        **_pair("vision_model.head.mlp.fc1", "img/MAPHead_0/MlpBlock_0/Dense_0"),
-        **_pair("vision_model.head.mlp.fc2", "img/MAPHead_0/MlpBlock_0/Dense_1"),
-        **_pair("vision_model.head.attention.out_proj", f"img/MAPHead_0/{ATTENTION}/out"),
-    }
+def _target(name: str) -> str:
+    """transformers' name of an array of big_vision."""
+    for theirs, ours in NAMES.items():
+        name = name.replace(theirs, ours)
+    return name
 
 
-def _text_names(tower: TowerShape) -> dict[str, str]:
-    """transformers' name -> big_vision's."""
-    return {
-        "text_model.embeddings.token_embedding.weight": "txt/Embed_0/embedding",
-        "text_model.embeddings.position_embedding.weight": "txt/pos_embedding",
-        **_block_names("text_model", "txt/Encoder_0", tower.depth),
-        **_pair("text_model.final_layer_norm", "txt/Encoder_0/encoder_norm"),
-        **_pair("text_model.head", "txt/head"),
-    }
+def _pack_pooling(state: dict[str, Tensor]) -> None:
+    """The attention of the pooling head becomes one matrix and one bias, as torch has them."""
+    attention = "vision_model.head.attention"
+    for kind in ("weight", "bias"):
+        names = [f"{attention}.{part}.{kind}" for part in PACKED]
 
-
-def _block_names(ours: str, theirs: str, depth: int) -> dict[str, str]:
-    names: dict[str, str] = {}
-    for i in range(depth):
-        layer = f"{ours}.encoder.layers.{i}"
-        block = f"{theirs}/encoderblock_{i}"
-        for target, source in BLOCK.items():
-            names |= _pair(f"{layer}.{target}", f"{block}/{source}")
-    return names
-
-
-def _pair(target: str, source: str) -> dict[str, str]:
-    """Weight and bias of one layer; flax calls a norm's weight its scale."""
-    is_norm = source.split("/")[-1].startswith(("LayerNorm", "encoder_norm"))
-    weight = "scale" if is_norm else "kernel"
-    return {f"{target}.weight": f"{source}/{weight}", f"{target}.bias": f"{source}/bias"}
-
-
-def _check_names(params: dict[str, Tensor], expected: set[str], path: Path) -> None:
-    """Refuses a file in which an expected array is missing, or holds one that nothing reads."""
-    has_text = any(name.startswith("txt/") for name in expected)
-    attention = f"img/MAPHead_0/{ATTENTION}"
-    expected = expected | {
-        f"{attention}/{part}/{kind}" for part in PACKED for kind in ("kernel", "bias")
-    }
-
-    # the scale belongs to a pair of towers; the bias is there only where the loss has one
-    if has_text:
-        expected |= {"t"}
-    missing = sorted(expected - params.keys())
-    extra = sorted(params.keys() - expected - {"t", "b"})
-
-    faults = []
-    if missing:
-        faults.append(f"lacks {_first_three(missing)}")
-    if extra:
-        faults.append(f"has also {_first_three(extra)}")
-    if faults:
-        raise UserError(
-            f"{path} is no SigLIP or SILC checkpoint of big_vision: it {' and '.join(faults)}"
-        )
-
-
-def _first_three(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-
-
-def _vision_pooling(params: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The attention of the pooling head, packed into one matrix as torch has it."""
-    attention = f"img/MAPHead_0/{ATTENTION}"
-
-    def arrays(kind: str) -> list[Tensor]:
-        names = [f"{attention}/{part}/{kind}" for part in PACKED]
-        return [_to_torch(name, params[name]) for name in names]
-
-    # kernels that do not fit each other are left unpacked: load_into refuses and names their shape
-    kernels = arrays("kernel")
-    fits = all(kernel.dim() == 2 and kernel.shape == kernels[0].shape for kernel in kernels)
-    return {
-        "vision_model.head.attention.in_proj_weight": torch.cat(kernels) if fits else kernels[-1],
-        "vision_model.head.attention.in_proj_bias": torch.cat(arrays("bias")),
-    }
+        # parts that are missing or do not fit each other stay: load_into refuses them by name
+        shapes = {state[name].shape for name in names if name in state}
+        if len(shapes) == 1 and state.keys() >= set(names):
+            state[f"{attention}.in_proj_{kind}"] = torch.cat([state.pop(name) for name in names])
 
 
 def _to_torch(name: str, array: Tensor) -> Tensor:

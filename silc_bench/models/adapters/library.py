@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from silc_bench.errors import UserError
+import torch
+
+from silc_bench.errors import UserError, first_line
+
+# what libraries raise where the parts of a checkpoint do not fit each other
+MISFITS = (AssertionError, AttributeError, KeyError, RuntimeError, TypeError, ValueError)
 
 
 def library(package: str, kind: str) -> Any:
@@ -23,6 +30,32 @@ def library(package: str, kind: str) -> Any:
         if error.name != package:
             raise
 
-        raise UserError(
-            f"{kind}: checkpoints need the package {package}: pip install 'silc-bench[{kind}]'"
-        ) from None
+        problem = f"checkpoints need the package {package}"
+        fix = f"pip install 'silc-bench[{kind}]'"
+        raise UserError(problem, about=kind, fix=fix) from None
+
+
+@contextmanager
+def explained(
+    problem: str, *, about: object, fix: str, kinds: type[Exception] | tuple = Exception
+) -> Iterator[None]:
+    """What a library raises within becomes a UserError with the library's own words.
+
+    Args:
+        kinds: where something is fetched, every kind: the cache, the hub, a proxy and a broken
+            download each raise their own.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except kinds as error:
+        raise UserError(f"{problem} ({first_line(error)})", about=about, fix=fix) from None
+
+
+@contextmanager
+def seeded() -> Iterator[None]:
+    """Weights are drawn from seed 0; the caller's random numbers go on as if none were drawn."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield

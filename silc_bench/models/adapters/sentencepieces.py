@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from silc_bench.errors import UserError
+from silc_bench.models.adapters.library import explained, library
 
 SENTENCEPIECE_FILES = (
     "tokenizer.model",
@@ -41,6 +42,7 @@ SENTENCEPIECE_FILES = (
     "gemma_tokenizer.model",
 )
 FILES = (*SENTENCEPIECE_FILES, "tokenizer.json")
+PUBLISHED = "bring the published file"
 EXTRA_IDS = 100  # T5's releases append so many pieces that no text contains
 
 # what a file gives: text -> ids of its pieces, piece -> id or None, and the number of pieces
@@ -106,23 +108,21 @@ def _read(path: Path, vocab_size: int, length: int) -> PieceTokenizer:
     read = _read_json if path.suffix == ".json" else _read_pieces
     encode, id_of, count = read(path)
     if not vocab_size <= count <= vocab_size + EXTRA_IDS:
-        raise UserError(
-            f"{path} has {count:,} pieces, the text tower {vocab_size:,}: "
-            "it is the tokenizer of another model"
-        )
+        problem = f"it has {count:,} pieces, the text tower {vocab_size:,}"
+        raise UserError(problem, about=path, fix="bring the tokenizer of this model")
 
     gemma_eos = id_of("<eos>")
     is_gemma = gemma_eos is not None
     eos = gemma_eos if is_gemma else id_of("</s>")
     if eos is None:
-        raise UserError(
-            f"{path} has neither </s> (SigLIP) nor <eos> (SigLIP 2), one of which ends every text"
-        )
+        fix = "one of which ends every text: bring the tokenizer of this model"
+        raise UserError("it has neither </s> nor <eos>", about=path, fix=fix)
 
     # SigLIP has no other padding than the end of the sentence
     padding = id_of("<pad>") if is_gemma else eos
     if padding is None:
-        raise UserError(f"{path} has no <pad>, with which SigLIP 2 fills up short texts")
+        fix = "SigLIP 2 fills up short texts with it: bring the tokenizer of this model"
+        raise UserError("it has no <pad>", about=path, fix=fix)
 
     return PieceTokenizer(
         encode=encode,
@@ -138,20 +138,10 @@ def _read(path: Path, vocab_size: int, length: int) -> PieceTokenizer:
 
 def _read_pieces(path: Path) -> Pieces:
     """A sentencepiece model."""
-    try:
-        import sentencepiece
-    except ModuleNotFoundError:
-        raise UserError(
-            f"{path} needs the package sentencepiece: pip install 'silc-bench[big_vision]'"
-        ) from None
-
+    sentencepiece = library("sentencepiece", "big_vision")
     processor = sentencepiece.SentencePieceProcessor()
-    try:
+    with explained("no sentencepiece model", about=path, fix=PUBLISHED, kinds=RuntimeError):
         processor.LoadFromSerializedProto(path.read_bytes())
-    except RuntimeError as error:
-        raise UserError(
-            f"{path} is no sentencepiece model: {' '.join(str(error).split())[:200]}"
-        ) from None
 
     def id_of(piece: str) -> int | None:
         # an unknown piece has the id of <unk>, whose own piece is another one
@@ -165,10 +155,8 @@ def _read_json(path: Path) -> Pieces:
     """A tokenizer.json of the library tokenizers."""
     from tokenizers import Tokenizer
 
-    try:
+    with explained("no tokenizer", about=path, fix=PUBLISHED):
         tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
-    except Exception as error:  # the library raises bare Exception
-        raise UserError(f"{path} is no tokenizer: {' '.join(str(error).split())[:200]}") from None
 
     # the file may ask for both, but cutting and padding are done by PieceTokenizer
     tokenizer.no_padding()

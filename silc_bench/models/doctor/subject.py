@@ -29,6 +29,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from silc_bench.models.interface import lacking_of
+
 OK, FAILED, NOT_APPLICABLE = "ok", "failed", "not applicable"
 BATCH = 8
 IMAGE_SECONDS, TEXT_SECONDS, FEWEST = 20.0, 10.0, 4
@@ -131,7 +133,7 @@ class Subject:
 
     def lacking(self, what: str, otherwise: str) -> str:
         """Why the model lacks "text" or "dense", where its adapter says so."""
-        return str(getattr(self.model, "lacking", {}).get(what, otherwise))
+        return lacking_of(self.model).get(what, otherwise)
 
     @cached_property
     def images(self) -> Encoded:

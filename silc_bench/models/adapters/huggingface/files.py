@@ -25,8 +25,9 @@ from typing import Any
 
 from PIL import Image
 
-from silc_bench.errors import UserError
-from silc_bench.models.preprocessing import INTERPOLATIONS, ImagePipeline
+from silc_bench.errors import UserError, first_line
+from silc_bench.models.adapters.library import explained
+from silc_bench.models.preprocessing import INTERPOLATIONS, Color, ImagePipeline
 from silc_bench.system.checksums import check_manifest
 
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -35,6 +36,9 @@ CONFIGURATION = (
     "preprocessor_config.json",
     "processor_config.json",
     "tokenizer_config.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
 )
 TOKENIZERS = (
     "tokenizer.json",
@@ -44,7 +48,6 @@ TOKENIZERS = (
     "vocab.json",
     "vocab.txt",
 )
-TOKENIZER_EXTRAS = ("merges.txt", "special_tokens_map.json", "added_tokens.json")
 SAFETENSORS = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
 # read with torch's weights_only, which builds nothing but tensors
 PICKLES = (
@@ -66,8 +69,6 @@ IS_CROPPED = {
     "SiglipImageProcessor": False,
 }
 
-Color = tuple[float, float, float]
-
 
 def find_folder(name: str, needs_weights: bool) -> Path:
     """A folder as it is; else the hub's cache, then the hub, under that name.
@@ -77,35 +78,37 @@ def find_folder(name: str, needs_weights: bool) -> Path:
             belong. Or the folder is an export of ours and not as it was written.
     """
     folder = Path(name).expanduser()
+    bring = (
+        f"bring config.json, {'model.safetensors, ' if needs_weights else ''}"
+        "preprocessor_config.json, tokenizer_config.json and tokenizer.json (or spiece.model, or "
+        "vocab and merges) into a folder and write hf:FOLDER"
+    )
     if folder.is_dir():
         missing = _missing(folder, needs_weights)
         if missing:
-            raise UserError(f"{folder} lacks {'; '.join(missing)}")
+            raise UserError(f"it lacks {'; '.join(missing)}", about=folder, fix=bring)
         check_manifest(folder)
         return folder
 
+    about = f"hf:{name}"
     if folder.exists() or not HUB_NAME.fullmatch(name):
-        kind = "a file" if folder.exists() else "no such folder"
-        raise UserError(
-            f"hf:{name}: {kind}; hf: takes a folder with config.json, "
-            "or a name on the Hugging Face hub"
-        )
+        fix = "write hf:FOLDER with config.json in it, or a name on the Hugging Face hub"
+        raise UserError("no folder, and no name on the hub", about=about, fix=fix)
 
     from huggingface_hub import snapshot_download
 
     # What is complete in the cache needs no network, whatever form its weights have. Then
     # safetensors are downloaded, and pickles only where a repository has nothing else.
-    fixed = [*CONFIGURATION, *TOKENIZERS, *TOKENIZER_EXTRAS]
     reason = ""
     for weights, is_offline in [(PICKLES, True), (SAFETENSORS, False), (PICKLES, False)]:
-        patterns = [*fixed, *(weights if needs_weights else ())]
+        patterns = [*CONFIGURATION, *TOKENIZERS, *(weights if needs_weights else ())]
         try:
             folder = Path(
                 snapshot_download(name, allow_patterns=patterns, local_files_only=is_offline)
             )
         # the cache, the hub, a proxy and a broken download each raise their own kind
         except Exception as error:
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+            reason = first_line(error)
             continue
 
         missing = _missing(folder, needs_weights)
@@ -113,13 +116,7 @@ def find_folder(name: str, needs_weights: bool) -> Path:
             return folder
         reason = f"{folder} lacks {'; '.join(missing)}"
 
-    weights_too = "model.safetensors, " if needs_weights else ""
-    raise UserError(
-        f"hf:{name} is no folder here, not complete in the hub's cache, and cannot be downloaded "
-        f"({reason}); bring config.json, {weights_too}preprocessor_config.json, tokenizer.json "
-        "(or spiece.model, or vocab and merges) and tokenizer_config.json from that page "
-        "into a folder and write hf:FOLDER"
-    )
+    raise UserError(f"it cannot be downloaded ({reason})", about=about, fix=bring)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -131,7 +128,9 @@ def read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
 
-    try:
+    problem = "no configuration"
+    fix = "bring the published file: one JSON object"
+    with explained(problem, about=path, fix=fix, kinds=(ValueError, RecursionError)):
         if path.stat().st_size > MAX_JSON:
             raise ValueError(f"larger than {MAX_JSON} bytes")
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -140,14 +139,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
         # at any depth: a processor's configuration may lie within another file's
         asks_for_code = "auto_map" in json.dumps(content)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is no configuration: {error}") from None
 
     if asks_for_code:
-        raise UserError(
-            f"{path} asks for code of its own (auto_map), "
-            "and nothing that comes with a checkpoint is executed"
-        )
+        fix = "remove it: nothing that comes with a checkpoint is executed"
+        raise UserError("it asks for code of its own (auto_map)", about=path, fix=fix)
     return content
 
 
@@ -163,10 +158,8 @@ def read_preprocessor(folder: Path) -> tuple[Path, dict[str, Any]]:
     whole = folder / "processor_config.json"
     settings = read_json(whole).get("image_processor")
     if not isinstance(settings, dict):
-        raise UserError(
-            f"{whole} has no image_processor; bring preprocessor_config.json, "
-            "which says how pictures are resized"
-        )
+        fix = "bring preprocessor_config.json, which says how images are resized"
+        raise UserError("it has no image_processor", about=whole, fix=fix)
     return whole, settings
 
 
@@ -193,9 +186,7 @@ def pipeline_of(
     """
     kind = processor_type(settings, default)
     if kind not in IS_CROPPED:
-        raise UserError(
-            f"{path} is of {kind}; what is known how to reproduce: {', '.join(sorted(IS_CROPPED))}"
-        )
+        raise _unknown(path, "image_processor_type", kind, ", ".join(sorted(IS_CROPPED)))
 
     resize, resize_size = _side(path, settings, "size")
     size = resize_size
@@ -205,16 +196,11 @@ def pipeline_of(
         crop = "center_floor"
         size = _side(path, settings, "crop_size")[1]
     elif resize != "squash":
-        raise UserError(
-            f"{path} resizes the shortest edge without a crop: "
-            "pictures of many sizes, which do not make a batch"
-        )
+        raise _unknown(path, "do_center_crop", False, "true, or a size of height and width")
 
     if size != image_size:
-        raise UserError(
-            f"{path} makes pictures of {size} pixels a side, "
-            f"but config.json is of a tower for {image_size}"
-        )
+        fix = f"bring the file of this model, whose tower takes {image_size}"
+        raise UserError(f"it makes images of {size} pixels a side", about=path, fix=fix)
 
     mean, std, interpolation = pixel_settings(path, settings)
     return ImagePipeline(
@@ -237,67 +223,49 @@ def pixel_settings(path: Path, settings: dict[str, Any]) -> tuple[Color, Color, 
     """
     for step in ("do_resize", "do_rescale"):
         if not settings.get(step, True):
-            raise UserError(
-                f"{path} says {step}: false; "
-                "only pictures that are resized and scaled to [0, 1] are measured"
-            )
+            raise _unknown(path, step, False, "true")
 
     factor = settings.get("rescale_factor", 1 / 255)
     if not isinstance(factor, int | float) or not math.isclose(factor, 1 / 255, rel_tol=1e-9):
-        raise UserError(
-            f"{path} says rescale_factor: {factor!r}; only 1/255 is known how to reproduce"
-        )
+        raise _unknown(path, "rescale_factor", factor, "1/255")
 
     # a bool is an int in Python, and true would be Pillow's Lanczos
     resample = settings.get("resample")
-    if isinstance(resample, bool) or not isinstance(resample, int) or resample not in RESAMPLE:
-        known = ", ".join(f"{number} ({name})" for number, name in sorted(RESAMPLE.items()))
-        raise UserError(f"{path} says resample: {resample!r}; known: {known}")
-    interpolation = RESAMPLE[resample]
+    if type(resample) is not int or resample not in RESAMPLE:
+        known = [f"{number} ({name})" for number, name in sorted(RESAMPLE.items())]
+        raise _unknown(path, "resample", resample, ", ".join(known))
 
     if not settings.get("do_normalize", True):
-        return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), interpolation
-
+        return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), RESAMPLE[resample]
     mean = _color(path, settings, "image_mean")
-    std = _color(path, settings, "image_std")
-    return mean, std, interpolation
+    return mean, _color(path, settings, "image_std"), RESAMPLE[resample]
+
+
+def _unknown(path: Path, key: str, value: Any, known: str) -> UserError:
+    return UserError(f"{key} is {value!r}", about=path, fix=f"only {known} can be reproduced")
 
 
 def _side(path: Path, settings: dict[str, Any], key: str) -> tuple[str, int]:
     """("squash" or "shortest", pixels) from any of the forms that the library has had."""
     value = settings.get(key)
-    keys = set(value) if isinstance(value, dict) else set()
-    if isinstance(value, int):
-        how, sides = "shortest", {value}
-    elif keys == {"shortest_edge"}:
-        how, sides = "shortest", set(value.values())  # type: ignore[union-attr]
-    elif keys == {"height", "width"}:
-        how, sides = "squash", set(value.values())  # type: ignore[union-attr]
-    else:
-        raise UserError(
-            f"{path} says {key}: {value!r}; known: a number, shortest_edge, or height and width"
-        )
-
-    # a second side is left where height and width differ
-    side = sides.pop()
-    if sides or isinstance(side, bool) or not isinstance(side, int) or side < 1:
-        raise UserError(f"{path} says {key}: {value!r}; only squares of whole pixels are measured")
-    return how, side
+    sides = value if isinstance(value, dict) else {"shortest_edge": value}
+    is_squash = sides.keys() == {"height", "width"}
+    pixels = next(iter(sides.values()), None)
+    is_known = is_squash or sides.keys() == {"shortest_edge"}
+    if not is_known or type(pixels) is not int or pixels < 1 or set(sides.values()) != {pixels}:
+        known = "a number of pixels, shortest_edge, or height and width of a square"
+        raise _unknown(path, key, value, known)
+    return "squash" if is_squash else "shortest", pixels
 
 
 def _color(path: Path, settings: dict[str, Any], key: str) -> Color:
     """Three numbers, of red, green and blue."""
-    value = settings.get(key)
-    numbers = value if isinstance(value, list) else []
-    if len(numbers) != 3 or not all(_is_finite(number) for number in numbers):
-        raise UserError(f"{path} says {key}: {value!r}; expected three numbers")
-
-    red, green, blue = numbers
-    return float(red), float(green), float(blue)
-
-
-def _is_finite(number: Any) -> bool:
-    return isinstance(number, int | float) and math.isfinite(number)
+    try:
+        red, green, blue = map(float, settings[key])
+        assert math.isfinite(red + green + blue)
+    except (AssertionError, KeyError, TypeError, ValueError):
+        raise _unknown(path, key, settings.get(key), "three numbers") from None
+    return red, green, blue
 
 
 def _missing(folder: Path, needs_weights: bool) -> list[str]:
@@ -306,20 +274,16 @@ def _missing(folder: Path, needs_weights: bool) -> list[str]:
     def lacks(*names: str) -> bool:
         return not any((folder / name).is_file() for name in names)
 
-    missing = []
-    if lacks("config.json"):
-        missing.append("config.json")
-    if lacks("preprocessor_config.json", "processor_config.json"):
-        missing.append("preprocessor_config.json")
-    if lacks(*TOKENIZERS):
-        missing.append(
-            "a tokenizer (tokenizer.json, or spiece.model, or vocab.json with merges.txt)"
-        )
+    weights = (*SAFETENSORS[:2], *PICKLES[:2])
+    needs = {
+        "config.json": ("config.json",),
+        "preprocessor_config.json": ("preprocessor_config.json", "processor_config.json"),
+        "a tokenizer (tokenizer.json, or spiece.model, or vocab.json with merges.txt)": TOKENIZERS,
+        **({"model.safetensors": weights} if needs_weights else {}),
+    }
+    missing = [what for what, names in needs.items() if lacks(*names)]
     if not needs_weights:
         return missing
-
-    if lacks(*SAFETENSORS[:2], *PICKLES[:2]):
-        missing.append("model.safetensors")
 
     # the last part of a download that broke off may be missing, though its index is here
     for index in (SAFETENSORS[1], PICKLES[1]):

@@ -16,28 +16,22 @@ Shapes: B images or texts, L tokens, D embedding, W width of the tower, N patche
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from PIL import Image
 from torch import Tensor
 
-from silc_bench.errors import UserError, unknown_name
+from silc_bench.errors import UserError
 from silc_bench.models.adapters.huggingface.files import (
     find_folder,
     pipeline_of,
     read_json,
     read_preprocessor,
 )
-from silc_bench.models.adapters.huggingface.naflex import (
-    NaflexPipeline,
-    NaflexTower,
-    naflex_pipeline,
-)
+from silc_bench.models.adapters.huggingface.naflex import NaflexTower, naflex_pipeline
 from silc_bench.models.adapters.huggingface.text import (
     Reader,
     check_end_of_text,
@@ -45,10 +39,8 @@ from silc_bench.models.adapters.huggingface.text import (
     without_padding,
 )
 from silc_bench.models.adapters.huggingface.towers import ClsTower, MapTower, embedding_of
-from silc_bench.models.adapters.library import library
-from silc_bench.models.patch_features import check_methods, dense
-from silc_bench.models.preprocessing import ImagePipeline
-from silc_bench.models.weights.revision import revision_of
+from silc_bench.models.adapters.library import explained, library
+from silc_bench.models.adapters.loaded import DenseLoadedModel, LoadedModel
 
 
 @dataclass(frozen=True)
@@ -82,53 +74,25 @@ SETTINGS = (
 )
 
 
-class HfModel:
+class HfModel(LoadedModel):
     """An ImageTextModel over a network of transformers."""
 
     libraries = ("transformers", "tokenizers")
 
-    def __init__(
-        self,
-        name: str,
-        network: Any,
-        tower: ClsTower | MapTower | NaflexTower,
-        reader: Reader,
-        pipeline: ImagePipeline | NaflexPipeline,
-    ):
-        self.name = name
-        self.network = network
-        self.tower = tower
-        self.reader = reader
-        self._is_causal = FAMILIES[network.config.model_type].is_causal
-
-        self.feature_points = tower.feature_points
-        self.embed_dim = tower.feature_points["pooled"]
-        self.image_size = pipeline.size
-
+    def __init__(self, name: str, network: Any, tower: Any, reader: Reader, pipeline: Any):
         # towers and projections: the scale and the bias are no modules, so they are not counted
-        modules = dict(network.named_children())
-        self.num_params = sum(
-            parameter.numel() for module in modules.values() for parameter in module.parameters()
-        )
-        self.revision = revision_of(modules, _settings(network.config))
+        parts = dict(network.named_children())
+        super().__init__(name, network, tower, pipeline, parts, _settings(network.config))
+        self.reader = reader
+        self.text_protocol = reader.protocol()
+        self._is_causal = FAMILIES[network.config.model_type].is_causal
 
         # the network keeps the logarithm of the scale; only models of the sigmoid loss have a bias
         self.logit_scale = network.logit_scale.exp().item()
         self.logit_bias = network.logit_bias.item() if hasattr(network, "logit_bias") else 0.0
 
-        self.pipeline = pipeline
-        self.image_protocol = pipeline.as_dict()
-        self.text_protocol = reader.protocol()
-
-    def preprocess(self, image: Image.Image) -> Tensor:
-        return self.pipeline(image)
-
     def tokenize(self, texts: list[str]) -> Tensor:
         return self.reader(texts)
-
-    def encode_image(self, images: Tensor, point: str = "pooled") -> Tensor:
-        """What ``preprocess`` gives, in a batch -> [B, feature_points[point]]."""
-        return self.tower.encode(images, point).float()
 
     def encode_text(self, tokens: Tensor) -> Tensor:
         """[B, L] -> [B, D]."""
@@ -140,38 +104,9 @@ class HfModel:
         masked = {} if mask is None else {"attention_mask": mask}
         return embedding_of(self.network.get_text_features(input_ids=tokens, **masked)).float()
 
-    def to(self, device: torch.device) -> HfModel:
-        self.network.to(device)
-        return self
 
-
-class DenseHfModel(HfModel):
+class DenseHfModel(HfModel, DenseLoadedModel):
     """A DenseModel: images of one size make one grid of patches."""
-
-    tower: ClsTower | MapTower
-
-    def __init__(
-        self,
-        name: str,
-        network: Any,
-        tower: ClsTower | MapTower,
-        reader: Reader,
-        pipeline: ImagePipeline,
-    ):
-        super().__init__(name, network, tower, reader, pipeline)
-        self.patch_size = tower.patch_size
-        self.dense_methods = tower.dense_methods
-        self.lacking = tower.lacking
-
-    def encode_dense(self, images: Tensor, methods: Sequence[str]) -> dict[str, Tensor]:
-        """[B, 3, H, W] -> {method: [B, h, w, D or W]}.
-
-        Raises:
-            UserError: a size that does not divide into patches, or a method that this tower cannot
-                do.
-        """
-        check_methods(self.name, methods, self.dense_methods, self.lacking)
-        return dense(self.tower, images, methods)
 
 
 def load(rest: str, weights: Path | None = None) -> HfModel:
@@ -187,19 +122,23 @@ def load(rest: str, weights: Path | None = None) -> HfModel:
     """
     transformers = library("transformers", "hf")
     folder = find_folder(rest, needs_weights=weights is None)
-    content = read_json(folder / "config.json")
-    model_type, family = _family(content, folder)
+    path = folder / "config.json"
+    content = read_json(path)
+    model_type = str(content.get("model_type"))
+    if model_type not in FAMILIES:
+        fix = f"only {', '.join(sorted(FAMILIES))} can be loaded"
+        raise UserError(f"unknown model_type {model_type!r}", about=path, fix=fix)
+    family = FAMILIES[model_type]
 
     with _quiet(transformers):
-        network = _network(transformers, family, folder, content, weights or folder)
+        network = _network(transformers, family, path, content, weights or folder)
         vision = network.config.vision_config
         text = network.config.text_config
 
         # the tokens of a text; XLM-R counts its positions from one behind the id of its padding
         offset = text.pad_token_id + 1 if model_type == "altclip" else 0
         positions = text.max_position_embeddings - offset
-        length = positions if family.length is None else min(family.length, positions)
-
+        length = min(family.length or positions, positions)
         is_siglip = model_type.startswith("siglip")
         reader = read_tokenizer(folder, length, text.vocab_size, family.is_masked, is_siglip)
 
@@ -215,33 +154,20 @@ def load(rest: str, weights: Path | None = None) -> HfModel:
     path, settings = read_preprocessor(folder)
     if model_type == "siglip2":
         squares = naflex_pipeline(path, settings, vision.patch_size)
-        return HfModel(name, network, NaflexTower(network, squares.patch_size), reader, squares)
+        return HfModel(name, network, NaflexTower(network), reader, squares)
 
     pipeline = pipeline_of(path, settings, family.processor, vision.image_size)
-    tower = MapTower(network) if model_type == "siglip" else ClsTower(network)
+    tower = MapTower(network) if is_siglip else ClsTower(network)
     return DenseHfModel(name, network, tower, reader, pipeline)
 
 
-def _family(content: dict[str, Any], folder: Path) -> tuple[str, Family]:
-    """The model type that a config.json names, and its row in ``FAMILIES``.
-
-    Raises:
-        UserError: none, or one that is not known.
-    """
-    model_type = content.get("model_type")
-    if model_type in FAMILIES:
-        return model_type, FAMILIES[model_type]
-
-    known = f"model types of pictures and text that are known: {', '.join(sorted(FAMILIES))}"
-    if not isinstance(model_type, str):
-        raise UserError(f"{folder / 'config.json'} names no model_type; {known}")
-
-    unknown = unknown_name("model_type", model_type, FAMILIES)
-    raise UserError(f"{unknown} ({folder / 'config.json'}; {known})")
+def load_state(path: Path, name: str) -> HfModel:
+    """Weights alone, with the configuration and the tokenizer of a folder or a name on the hub."""
+    return load(name, path)
 
 
 def _network(
-    transformers: Any, family: Family, folder: Path, content: dict[str, Any], weights: Path
+    transformers: Any, family: Family, path: Path, content: dict[str, Any], weights: Path
 ) -> Any:
     """The library's network in fp32, every weight from ``weights``.
 
@@ -261,7 +187,10 @@ def _network(
         for key, value in read_weights(weights).items()
         if not key.endswith(".position_ids")
     }
-    try:
+    problem = f"it describes no {family.network}"
+    fix = "bring the published config.json"
+    # the library raises its own kinds where fields do not fit, or do not fit each other
+    with explained(problem, about=path, fix=fix):
         config = kind.config_class.from_dict({**_without_dtype(content), "torch_dtype": "float32"})
         network, report = kind.from_pretrained(
             None,
@@ -271,45 +200,29 @@ def _network(
             ignore_mismatched_sizes=True,  # reported, and refused below
             output_loading_info=True,
         )
-    # the library raises its own kinds where fields do not fit, or do not fit each other
-    except Exception as error:
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        raise UserError(
-            f"{folder / 'config.json'} does not describe a {family.network} ({reason})"
-        ) from None
 
     if not getattr(config.vision_config, "vision_use_head", True):
-        raise UserError(
-            f"{folder / 'config.json'}: this image tower has no pooling head, "
-            "so it gives no image embedding"
-        )
-    _check_report(report, folder, weights)
+        fix = "name a checkpoint with vision_use_head"
+        raise UserError("its image tower has no pooling head", about=path, fix=fix)
+    _check_report(report, path, weights)
     return network.float().eval().requires_grad_(False)
 
 
-def _check_report(report: dict[str, Any], folder: Path, weights: Path) -> None:
+def _check_report(report: dict[str, Any], path: Path, weights: Path) -> None:
     """Refuses weights that are missing, too many or of another shape.
 
     The library would draw the missing ones at random and only warn.
     """
     faults = []
-    for verb, entry in (
-        ("lacks", "missing_keys"),
-        ("has besides", "unexpected_keys"),
-        ("has in other shapes", "mismatched_keys"),
-    ):
+    for kind in ("missing", "unexpected", "mismatched"):
         # a mismatch is a tuple: the name and the two shapes
-        keys = sorted(
-            key if isinstance(key, str) else f"{key[0]} {tuple(key[1])}" for key in report[entry]
-        )
+        keys = sorted(map(str, report[f"{kind}_keys"]))
         if keys:
-            faults.append(f"{verb} {len(keys)} ({', '.join(keys[:3])})")
+            faults.append(f"{len(keys)} {kind} ({', '.join(keys[:3])})")
 
     if faults:
-        raise UserError(
-            f"{weights} does not hold the weights of {folder / 'config.json'}: "
-            f"it {' and '.join(faults)}"
-        )
+        fix = f"bring the weights of {path}"
+        raise UserError(f"its weights do not fit: {'; '.join(faults)}", about=weights, fix=fix)
 
 
 def _without_dtype(content: dict[str, Any]) -> dict[str, Any]:

@@ -23,11 +23,10 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2 import functional as tv
 
 from silc_bench.errors import UserError
 from silc_bench.models.adapters.huggingface.files import pixel_settings, processor_type
-from silc_bench.models.preprocessing import INTERPOLATIONS
+from silc_bench.models.preprocessing import INTERPOLATIONS, Color, normalized
 
 
 @dataclass(frozen=True)
@@ -36,8 +35,8 @@ class NaflexPipeline:
 
     patch_size: int  # P
     max_num_patches: int  # N
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: Color
+    std: Color
     interpolation: str
 
     @property
@@ -55,10 +54,7 @@ class NaflexPipeline:
         if image.size != (w * P, h * P):
             image = image.resize((w * P, h * P), INTERPOLATIONS[self.interpolation])
 
-        pixels = tv.pil_to_tensor(image).float().div_(255)
-        mean = torch.tensor(self.mean).view(3, 1, 1)
-        std = torch.tensor(self.std).view(3, 1, 1)
-        pixels = pixels.sub_(mean).div_(std)
+        pixels = normalized(image, self.mean, self.std)
 
         # [3, h P, w P] -> [h w, P P 3]: patches row by row, colours last
         patches = pixels.view(3, h, P, w, P).permute(1, 3, 2, 4, 0).reshape(h * w, 3 * P * P)
@@ -85,11 +81,13 @@ class NaflexPipeline:
 class NaflexTower:
     """The library's own forward pass, padding masked."""
 
-    def __init__(self, network: Any, patch_size: int):
+    step = 1  # an image comes as a packed sequence, whose size says nothing
+
+    def __init__(self, network: Any):
         self.vision = network.vision_model
-        self.patch_size = patch_size
         width = self.vision.config.hidden_size
         self.feature_points = {"pooled": width, "mean_patch": width}
+        self.lacking = {"dense": "the images of a batch have grids of different shapes"}
 
     def encode(self, images: Tensor, point: str) -> Tensor:
         """[B, 1 + N, 3 P P] -> [B, W]."""
@@ -148,23 +146,19 @@ def naflex_pipeline(path: Path, settings: dict[str, Any], patch_size: int) -> Na
     Raises:
         UserError: another processor, other patches than the tower's, or something that is not said.
     """
-    if processor_type(settings, "Siglip2ImageProcessor") != "Siglip2ImageProcessor":
-        raise UserError(
-            f"{path} is of {processor_type(settings, '')}; "
-            "a NaFlex tower needs Siglip2ImageProcessor"
-        )
+    kind = processor_type(settings, "Siglip2ImageProcessor")
+    if kind != "Siglip2ImageProcessor":
+        fix = "a NaFlex tower needs Siglip2ImageProcessor"
+        raise UserError(f"it is of {kind}", about=path, fix=fix)
+    if settings.get("patch_size") != patch_size:
+        problem = f"it cuts patches of {settings.get('patch_size')} pixels"
+        raise UserError(problem, about=path, fix=f"bring the file of this model: {patch_size}")
 
-    # unlike other settings these two have no default that all releases share
-    for key in ("patch_size", "max_num_patches"):
-        value = settings.get(key)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise UserError(f"{path} says {key}: {value!r}; expected a number of 1 or more")
-
-    if settings["patch_size"] != patch_size:
-        raise UserError(
-            f"{path} cuts patches of {settings['patch_size']} pixels, "
-            f"but config.json is of a tower for {patch_size}"
-        )
+    # unlike other settings this one has no default that all releases share
+    most = settings.get("max_num_patches")
+    if type(most) is not int or most < 1:
+        fix = "write a number of 1 or more"
+        raise UserError(f"max_num_patches is {most!r}", about=path, fix=fix)
 
     mean, std, interpolation = pixel_settings(path, settings)
-    return NaflexPipeline(patch_size, settings["max_num_patches"], mean, std, interpolation)
+    return NaflexPipeline(patch_size, most, mean, std, interpolation)

@@ -33,6 +33,7 @@ from torch import Tensor
 
 from silc_bench.errors import UserError
 from silc_bench.models.adapters.huggingface.files import read_json
+from silc_bench.models.adapters.library import explained
 from silc_bench.models.adapters.sentencepieces import canonicalize
 
 # Texts whose ids tell tokenizers apart: capitals, punctuation, white space, accents, other scripts,
@@ -78,11 +79,9 @@ class Reader:
         # on a GPU such a token would be an assertion of the device, which ends the process
         if texts and int(tokens.max()) >= self.vocab_size:
             row = int(tokens.amax(dim=1).argmax())
-            raise UserError(
-                f"{texts[row]!r:.80} has the token {int(tokens.max())}, "
-                f"but the text tower knows {self.vocab_size}: "
-                "the tokenizer's files are of another model"
-            )
+            problem = f"{texts[row]!r:.80} has the token {int(tokens.max())}"
+            fix = f"bring the tokenizer of this model: its text tower knows {self.vocab_size}"
+            raise UserError(problem, about=self.tokenizer.name_or_path, fix=fix)
         return tokens
 
     def attention_mask(self, tokens: Tensor) -> Tensor | None:
@@ -130,24 +129,19 @@ def read_tokenizer(
     from transformers import AutoTokenizer
 
     settings = read_json(folder / "tokenizer_config.json")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            str(folder), local_files_only=True, trust_remote_code=False
-        )
-    except ImportError as error:
-        name = "sentencepiece" if "sentencepiece" in str(error).lower() else "protobuf"
-        raise UserError(
-            f"the tokenizer of {folder} needs a package that is not here: pip install {name}"
-        ) from None
+    fix = "bring the published files of its tokenizer"
     # the library and its tokenizers raise many kinds, a bare Exception among them
-    except Exception as error:
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        raise UserError(f"the tokenizer's files in {folder} cannot be read ({reason})") from None
-
+    with explained("its tokenizer cannot be read", about=folder, fix=fix):
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(
+                str(folder), local_files_only=True, trust_remote_code=False
+            )
+        except ImportError as error:
+            name = "sentencepiece" if "sentencepiece" in str(error).lower() else "protobuf"
+            problem = f"its tokenizer needs the package {name}"
+            raise UserError(problem, about=folder, fix=f"pip install {name}") from None
     if tokenizer.pad_token_id is None:
-        raise UserError(
-            f"the tokenizer of {folder} has no padding token; bring its tokenizer_config.json"
-        )
+        raise UserError("its tokenizer has no padding token", about=folder, fix=fix)
 
     # The models were trained with padding on the right; a class of the library says "left".
     tokenizer.padding_side = settings.get("padding_side", "right")
@@ -171,11 +165,11 @@ def check_end_of_text(reader: Reader, eos_token_id: int, folder: Path) -> None:
         pooled = max(reader.tokenizer.get_vocab().values())
 
     if eos != pooled:
-        raise UserError(
-            f"the tokenizer of {folder} ends texts with token {eos}, but its config.json "
-            f"(eos_token_id {eos_token_id}) pools another one: "
-            "tokenizer and weights are of different models"
+        problem = (
+            f"its tokenizer ends texts with token {eos}, but its config.json pools another one "
+            f"(eos_token_id {eos_token_id})"
         )
+        raise UserError(problem, about=folder, fix="bring tokenizer and weights of one model")
 
 
 def without_padding(tokens: Tensor, eos_token_id: int) -> Tensor:
@@ -210,12 +204,12 @@ def _cleaning_of_siglip(tokenizer: Any, settings: dict[str, Any], folder: Path) 
     upper = tokenizer(CASE_PROBE.upper())["input_ids"]
     lower = tokenizer(CASE_PROBE)["input_ids"]
     if upper != lower and is_lower:
-        raise UserError(
-            f"the tokenizer of {folder} is a {name} that tells capitals apart, "
-            "but SigLIP read lower-cased text: bring the published tokenizer_config.json "
-            "(SiglipTokenizer, GemmaTokenizer), or, if it was trained with capitals, "
-            'write "do_lower_case": false there'
+        fix = (
+            "bring the published tokenizer_config.json (SiglipTokenizer, GemmaTokenizer), or, "
+            'if it was trained with capitals, write "do_lower_case": false there'
         )
+        problem = f"its {name} tells capitals apart, but SigLIP read lower-cased text"
+        raise UserError(problem, about=folder, fix=fix)
     return "none"
 
 

@@ -12,13 +12,14 @@ Shapes: B images, H x W pixels, N patches = h x w, W width of the tower, D embed
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from silc_bench.errors import UserError
 from silc_bench.models.patch_features import (
+    dense,
     heads_of,
     joint_methods,
     merge_heads,
@@ -39,7 +40,7 @@ class LayeredTower:
 
     def __init__(self, vision: Any):
         self.vision = vision
-        self.patch_size = int(vision.config.patch_size)
+        self.patch_size = self.step = int(vision.config.patch_size)
         self.block = HfBlock(self.vision.encoder.layers[-1])
         joint, self.lacking = joint_methods(self.is_attention_pooled, self.block, "layer")
         self.dense_methods = methods_of(len(self.vision.encoder.layers), joint)
@@ -60,6 +61,10 @@ class LayeredTower:
     def normed(self, patches: Tensor) -> Tensor:
         """The final norm, which a library that pools a class token gives to that alone."""
         return self.vision.post_layernorm(patches)
+
+    def dense(self, images: Tensor, methods: Sequence[str]) -> dict[str, Tensor]:
+        """[B, 3, H, W] -> {method: [B, h, w, D or W]}."""
+        return dense(self, images, methods)
 
     def _embedded(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """The tokens that enter the first block, and (h, w)."""
@@ -85,11 +90,7 @@ class ClsTower(LayeredTower):
     def encode(self, images: Tensor, point: str) -> Tensor:
         """[B, 3, H, W] -> [B, D] or [B, W]."""
         (tokens,), _, _ = self.enter(images, 1)
-        tokens = self.last(tokens, None)
-        if point == "mean_patch":
-            return self.vision.post_layernorm(tokens[:, 1:]).mean(dim=1)
-
-        pooled = self.vision.post_layernorm(tokens[:, 0])
+        pooled = self.normed(self.last(tokens, None)[:, 0])
         return pooled if point == "pre_projection" else self.projection(pooled)
 
     def joint(self, patches: Tensor) -> Tensor:
@@ -126,8 +127,7 @@ class MapTower(LayeredTower):
     def encode(self, images: Tensor, point: str) -> Tensor:
         """[B, 3, H, W] -> [B, W]."""
         (tokens,), _, _ = self.enter(images, 1)
-        tokens = self.normed(self.last(tokens, None))
-        return tokens.mean(dim=1) if point == "mean_patch" else self.vision.head(tokens)
+        return self.vision.head(self.normed(self.last(tokens, None)))
 
     def joint(self, patches: Tensor) -> Tensor:
         # as the head does after its attention, whose residual begins behind the query
@@ -152,12 +152,9 @@ class HfBlock:
     def split(self, tokens: Tensor, rope: None) -> tuple[Tensor, Tensor, Tensor]:
         attention = self.layer.self_attn
         inputs = self.layer.layer_norm1(tokens)
-        q = attention.q_proj(inputs)
-        k = attention.k_proj(inputs)
-        v = attention.v_proj(inputs)
-
-        num_heads = attention.num_heads
-        return heads_of(q, num_heads), heads_of(k, num_heads), heads_of(v, num_heads)
+        layers = (attention.q_proj, attention.k_proj, attention.v_proj)
+        q, k, v = (heads_of(layer(inputs), attention.num_heads) for layer in layers)
+        return q, k, v
 
     def join(self, tokens: Tensor, values: Tensor) -> Tensor:
         return self.layer.self_attn.out_proj(merge_heads(values))
@@ -186,21 +183,9 @@ def _patches(embeddings: Any, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
 
     What is left over at the trained size is not seen, as in the library (SigLIP So400m: 27 patches
     of 14 pixels in 384).
-
-    Raises:
-        UserError: another size that does not divide into patches.
     """
-    height, width = images.shape[-2:]
-    patch = embeddings.patch_size
-    trained = (embeddings.image_size, embeddings.image_size)
-    if (height % patch or width % patch) and (height, width) != trained:
-        raise UserError(
-            f"pictures of {height} x {width} pixels do not divide into patches of {patch}"
-        )
-
-    conv: nn.Conv2d = embeddings.patch_embedding
-    grid = height // patch, width // patch
-    return conv(images).flatten(2).transpose(1, 2), grid
+    planes = embeddings.patch_embedding(images)
+    return planes.flatten(2).transpose(1, 2), tuple(planes.shape[2:])
 
 
 def _trained_grid(embeddings: Any) -> tuple[int, int]:

@@ -37,6 +37,7 @@ import torch
 from torch import Tensor
 
 from silc_bench.errors import UserError, unknown_name
+from silc_bench.models.adapters.library import MISFITS, explained, library, seeded
 from silc_bench.system.checksums import check_manifest
 
 CONFIG = "open_clip_config.json"
@@ -53,6 +54,7 @@ OPENAI_ENTRIES = {"input_resolution", "context_length", "vocab_size"}
 
 # options of open_clip's tokenizers; all others reach transformers
 TOKENIZER_KWARGS = ("clean", "language", "strip_sep_token")
+NO_SETTINGS = f"leave only {', '.join(TOKENIZER_KWARGS)} in the configuration's text_cfg"
 READ_BY_TRANSFORMERS = ("config.json", "tokenizer_config.json")
 
 Network = Any  # a CLIP, CustomTextCLIP or CoCa of open_clip
@@ -94,24 +96,21 @@ def find(rest: str, weights: Path | None = None) -> Checkpoint:
     if os.path.isdir(rest) and (config is None or os.path.exists(os.path.join(rest, CONFIG))):
         return _from_folder(Path(rest))
 
+    about = f"open_clip:{rest}"
     if config is None:
         if os.path.exists(rest):
-            raise UserError(
-                f"{rest} is a file, which does not say its architecture; "
-                f"write open_clip:ARCH/{rest}"
-            )
-        raise unknown_name("open_clip architecture", arch, open_clip.list_models())
+            problem = "a file does not say its architecture"
+            raise UserError(problem, about=about, fix=f"write open_clip:ARCH/{rest}")
+        raise unknown_name("architecture", arch, open_clip.list_models(), about)
 
     if weights is not None:
         if slash:
-            raise UserError(
-                f"open_clip:{rest} with a file of weights beside it: "
-                f"write the architecture alone, open_clip:{arch}"
-            )
+            problem = f"a file of weights beside it, {weights}"
+            raise UserError(problem, about=about, fix=f"write the architecture alone, {arch}")
         return _from_file(arch, config, weights)
 
     if choice == "random":
-        return Checkpoint(f"open_clip:{arch}/random", arch, config, _agreed_preprocess(arch), None)
+        return Checkpoint(about, arch, config, _agreed_preprocess(arch), None)
 
     # A tag before a file of the same name; open_clip itself takes tags in any case, with - or _.
     if choice and open_clip.get_pretrained_cfg(arch, choice):
@@ -121,13 +120,11 @@ def find(rest: str, weights: Path | None = None) -> Checkpoint:
 
     known_tags = [*open_clip.list_pretrained_tags_by_model(arch), "random"]
     if not choice:
-        raise UserError(
-            f"open_clip:{arch} names no weights; write open_clip:{arch}/TAG with one of "
-            f"{', '.join(known_tags)}, or open_clip:{arch}/PATH for a file"
-        )
+        fix = f"write open_clip:{arch}/PATH for a file, or /TAG, one of {', '.join(known_tags)}"
+        raise UserError("this names no weights", about=about, fix=fix)
     if "/" in choice or choice.endswith(SUFFIXES):
-        raise UserError(f"open_clip:{rest}: no such file: {choice}")
-    raise unknown_name(f"tag or file of open_clip's {arch}", choice, known_tags)
+        raise UserError("no such file", about=about, fix=f"check the path {choice}")
+    raise unknown_name("tag or file", choice, known_tags, about)
 
 
 def refuse_code(checkpoint: Checkpoint) -> None:
@@ -140,18 +137,14 @@ def refuse_code(checkpoint: Checkpoint) -> None:
     from silc_bench.models.adapters.huggingface.files import read_json
 
     settings = checkpoint.config["text_cfg"].get("tokenizer_kwargs", {})
+    about = f"{checkpoint.name}: tokenizer_kwargs"
     if not isinstance(settings, dict):
-        raise UserError(
-            f"{checkpoint.name}: tokenizer_kwargs of its text_cfg is no object, but {settings!r}"
-        )
+        raise UserError(f"this is no object, but {settings!r}", about=about, fix=NO_SETTINGS)
 
     unknown = sorted(settings.keys() - set(TOKENIZER_KWARGS))
     if unknown:
-        raise UserError(
-            f"{checkpoint.name}: tokenizer_kwargs of its text_cfg sets {', '.join(unknown)}; "
-            f"only {', '.join(TOKENIZER_KWARGS)} are taken, since others can have a checkpoint's "
-            "own code executed; remove it from the configuration"
-        )
+        problem = f"{', '.join(unknown)} can have a checkpoint's own code executed"
+        raise UserError(problem, about=about, fix=NO_SETTINGS)
 
     # read_json refuses an auto_map; what it returns is of no use here
     for folder in _folders(checkpoint):
@@ -163,22 +156,18 @@ def refuse_code(checkpoint: Checkpoint) -> None:
 def without_code() -> Iterator[None]:
     """Within it transformers refuses a repository's code, where it would ask at the terminal."""
     try:
-        from transformers import dynamic_module_utils
+        from transformers import dynamic_module_utils as transformers_code
     except ModuleNotFoundError:  # what does not read with transformers is built without it
         yield
         return
 
     # The seconds that transformers waits for the user's answer; with 0 it never asks.
-    seconds = getattr(dynamic_module_utils, "TIME_OUT_REMOTE_CODE", None)
-    if seconds is None:
-        yield
-        return
-
-    dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
+    seconds = transformers_code.TIME_OUT_REMOTE_CODE
+    transformers_code.TIME_OUT_REMOTE_CODE = 0
     try:
         yield
     finally:
-        dynamic_module_utils.TIME_OUT_REMOTE_CODE = seconds
+        transformers_code.TIME_OUT_REMOTE_CODE = seconds
 
 
 def state_of(checkpoint: Checkpoint) -> tuple[dict[str, Tensor] | None, bool]:
@@ -213,22 +202,23 @@ def build(checkpoint: Checkpoint, quick_gelu: bool) -> Network:
     config["text_cfg"]["hf_model_pretrained"] = False
     config["vision_cfg"]["timm_model_pretrained"] = False
 
-    try:
-        # the caller's random numbers go on as if nothing had been drawn
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            return kind(**config)
-    except OSError as error:  # how transformers says that it found no configuration
-        text_tower = config["text_cfg"].get("hf_model_name")
-        raise UserError(
-            f"{checkpoint.name} reads with {text_tower}, whose configuration cannot be had "
-            f"({_short(error)}); bring config.json and the tokenizer's files of {text_tower} "
-            "on the Hugging Face hub to this machine's cache (HF_HOME)"
-        ) from None
-    except (AssertionError, AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{checkpoint.name}: its configuration builds no model ({_reason(error)})"
-        ) from None
+    # how transformers says that it found no configuration
+    text_tower = config["text_cfg"].get("hf_model_name")
+    no_reader = explained(
+        f"the configuration of its text tower {text_tower} cannot be had",
+        about=checkpoint.name,
+        fix=f"bring config.json and the tokenizer's files of {text_tower} on the Hugging Face hub "
+        "to this machine's cache (HF_HOME)",
+        kinds=OSError,
+    )
+    no_model = explained(
+        "its configuration builds no model",
+        about=checkpoint.name,
+        fix="correct the configuration",
+        kinds=MISFITS,
+    )
+    with seeded(), no_model, no_reader:
+        return kind(**config)
 
 
 def fill(network: Network, state: dict[str, Tensor], checkpoint: Checkpoint) -> None:
@@ -250,8 +240,9 @@ def fill(network: Network, state: dict[str, Tensor], checkpoint: Checkpoint) -> 
     from silc_bench.models.weights.read import load_into
 
     source = f"{checkpoint.weights} as open_clip's {checkpoint.library_name}"
+    fix = "name the architecture that these weights were trained in"
     expected = network.state_dict()
-    try:
+    with explained("its weights do not fit", about=source, fix=fix, kinds=MISFITS):
         state = convert_state_dict(network, state)
 
         # CLIP's names of the text tower, in a network that keeps it apart
@@ -268,8 +259,6 @@ def fill(network: Network, state: dict[str, Tensor], checkpoint: Checkpoint) -> 
 
         resize_pos_embed(state, network)
         resize_text_pos_embed(state, network)
-    except (AssertionError, AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise UserError(f"{source}: its weights do not fit ({_reason(error)})") from None
 
     load_into(network, state, source)
 
@@ -283,31 +272,20 @@ def tokenizer_of(checkpoint: Checkpoint) -> Any:
     import open_clip
 
     hub_name = checkpoint.config["text_cfg"].get("hf_tokenizer_name")
+    if hub_name:
+        library("transformers", "hf")
+
+    scheme, _, place = checkpoint.library_name.rpartition(":")
+    if scheme != "local-dir":
+        place = "this machine's cache (HF_HOME), or a folder that you write as open_clip:FOLDER"
+    fix = (
+        "bring the tokenizer's files (tokenizer.json, tokenizer_config.json) of "
+        f"{hub_name or 'open_clip'} on the Hugging Face hub to {place}"
+    )
     # only where transformers makes the tokenizer: open_clip's own classes do not know this option
     refusal = {"trust_remote_code": False} if hub_name else {}
-    try:
+    with explained("its tokenizer cannot be had", about=checkpoint.name, fix=fix):
         return open_clip.get_tokenizer(checkpoint.library_name, **refusal)
-    except ImportError as error:
-        raise UserError(
-            f"the tokenizer of {checkpoint.name} needs transformers: "
-            f"pip install 'silc-bench[hf]' ({error})"
-        ) from None
-    # transformers, tokenizers, the hub and a proxy each raise their own kind
-    except Exception as error:
-        owner = hub_name or "open_clip's own"
-        scheme, _, folder = checkpoint.library_name.rpartition(":")
-        place = (
-            "to this machine's cache (HF_HOME), or with configuration and weights to a folder, "
-            "and write open_clip:FOLDER"
-        )
-        if scheme == "local-dir":
-            place = f"to {folder}"
-
-        raise UserError(
-            f"the tokenizer of {checkpoint.name} cannot be had ({_short(error)}); "
-            "bring the tokenizer's files (tokenizer.json, tokenizer_config.json) of "
-            f"{owner} on the Hugging Face hub {place}"
-        ) from None
 
 
 def _from_file(arch: str, config: dict[str, Any], path: Path) -> Checkpoint:
@@ -334,16 +312,10 @@ def _from_tag(arch: str, config: dict[str, Any], tag: str) -> Checkpoint:
     variant = f"{arch}-quickgelu"
     arch_of_file = variant if quick_gelu and variant in open_clip.list_models() else arch
 
-    try:
-        path = open_clip.download_pretrained(entry)
-    # the cache, the hub, a proxy and a broken download each raise their own kind
-    except Exception as error:
-        raise UserError(
-            f"the weights of open_clip:{arch}/{tag} cannot be had ({_reason(error)}); "
-            f"bring {source} to this machine and write open_clip:{arch_of_file}/PATH"
-        ) from None
-
     name = f"open_clip:{arch}/{tag}"
+    fix = f"bring {source} to this machine and write open_clip:{arch_of_file}/PATH"
+    with explained("its weights cannot be had", about=name, fix=fix):
+        path = open_clip.download_pretrained(entry)
     return Checkpoint(name, arch, config, _preprocess(entry), Path(path), quick_gelu)
 
 
@@ -354,10 +326,8 @@ def _from_folder(folder: Path) -> Checkpoint:
         UserError: no CONFIG, no or too many weights, or an export of ours that was changed.
     """
     if not (folder / CONFIG).is_file():
-        raise UserError(
-            f"{folder} holds no {CONFIG}; a folder of open_clip has one, "
-            "a file is written open_clip:ARCH/PATH"
-        )
+        fix = f"bring its {CONFIG}, or write open_clip:ARCH/PATH for a file"
+        raise UserError(f"a folder without {CONFIG}", about=folder, fix=fix)
     check_manifest(folder)
     config, preprocess = _read_config(folder / CONFIG)
 
@@ -370,7 +340,8 @@ def _from_folder(folder: Path) -> Checkpoint:
         if files:
             first_names = ", ".join(path.name for path in files[:3])
             content = f"{len(files)} files of weights ({first_names})"
-        raise UserError(f"{folder} holds {content}; it should hold {WEIGHTS[0]} or {WEIGHTS[-1]}")
+        fix = f"give the file that is meant the name {WEIGHTS[0]} or {WEIGHTS[-1]}"
+        raise UserError(f"a folder with {content}", about=folder, fix=fix)
 
     name = f"open_clip:{folder.resolve().name}"
     return Checkpoint(name, f"local-dir:{folder}", config, preprocess, files[0])
@@ -380,21 +351,18 @@ def _from_hub(repository: str) -> Checkpoint:
     """A repository of the form that ``_from_folder`` reads, from the hub's cache or the hub."""
     from open_clip.pretrained import download_pretrained_from_hf
 
+    about = f"open_clip:hf-hub:{repository}"
     if repository.count("/") != 1:
-        raise UserError(f"open_clip:hf-hub:{repository}: a repository is written ORG/NAME")
+        raise UserError("no name on the hub", about=about, fix="write open_clip:hf-hub:ORG/NAME")
 
-    try:
+    fix = (
+        f"bring {CONFIG}, {WEIGHTS[0]} and the tokenizer's files of {repository} on the Hugging "
+        "Face hub to a folder on this machine and write open_clip:FOLDER"
+    )
+    with explained("it cannot be had", about=about, fix=fix):
         config_path = Path(download_pretrained_from_hf(repository, filename=CONFIG))
         config, preprocess = _read_config(config_path)
         weights = Path(download_pretrained_from_hf(repository))
-    except UserError:
-        raise
-    except Exception as error:  # of many kinds, as where a tag is fetched
-        raise UserError(
-            f"open_clip:hf-hub:{repository} cannot be had ({_reason(error)}); "
-            f"bring {CONFIG}, {WEIGHTS[0]} and the tokenizer's files of {repository} "
-            "on the Hugging Face hub to a folder on this machine and write open_clip:FOLDER"
-        ) from None
 
     name = f"open_clip:{repository}"
     return Checkpoint(name, f"hf-hub:{repository}", config, preprocess, weights)
@@ -406,26 +374,16 @@ def _read_config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     Raises:
         UserError: it cannot be read or lacks a part of the architecture.
     """
-    expected = {"embed_dim": int, "vision_cfg": dict, "text_cfg": dict}
-    try:
+    # whatever JSON of another form makes of the lines below; deep nesting is a RecursionError
+    kinds = (*MISFITS, OSError, RecursionError)
+    problem = "no configuration of open_clip"
+    fix = "its model_cfg needs embed_dim, vision_cfg and text_cfg"
+    with explained(problem, about=path, fix=fix, kinds=kinds):
         content = json.loads(path.read_text(encoding="utf-8"))
         config = content["model_cfg"]
-        assert all(isinstance(config[part], kind) for part, kind in expected.items())
+        for part, kind in (("embed_dim", int), ("vision_cfg", dict), ("text_cfg", dict)):
+            assert isinstance(config[part], kind), part
         return config, _preprocess(content.get("preprocess_cfg") or {})
-    # whatever JSON of another form makes of the lines above; deep nesting is a RecursionError
-    except (
-        OSError,
-        ValueError,
-        TypeError,
-        KeyError,
-        AttributeError,
-        AssertionError,
-        RecursionError,
-    ) as error:
-        raise UserError(
-            f"{path} is no configuration of open_clip: "
-            f"model_cfg needs embed_dim, vision_cfg, text_cfg ({error})"
-        ) from None
 
 
 def _preprocess(entry: dict[str, Any]) -> dict[str, Any]:
@@ -456,12 +414,3 @@ def _folders(checkpoint: Checkpoint) -> list[Path]:
     if named and scheme == "local-dir":
         named.append(folder)
     return [Path(name) for name in named if Path(name).is_dir()]
-
-
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {_short(error)}"
-
-
-def _short(error: Exception) -> str:
-    """The error's text on one line."""
-    return " ".join(str(error).split())[:200]

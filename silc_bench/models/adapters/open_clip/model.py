@@ -23,17 +23,17 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from silc_bench.errors import UserError
 from silc_bench.models.adapters.huggingface.text import PROBES
 from silc_bench.models.adapters.library import library
+from silc_bench.models.adapters.loaded import DenseLoadedModel
 from silc_bench.models.adapters.open_clip.checkpoints import (
     Checkpoint,
     build,
@@ -44,10 +44,8 @@ from silc_bench.models.adapters.open_clip.checkpoints import (
     tokenizer_of,
     without_code,
 )
-from silc_bench.models.adapters.open_clip.towers import Tower, tower_of
-from silc_bench.models.patch_features import check_methods
+from silc_bench.models.adapters.open_clip.towers import tower_of
 from silc_bench.models.preprocessing import ImagePipeline
-from silc_bench.models.weights.revision import revision_of
 
 Network = Any  # a CLIP, CustomTextCLIP or CoCa of open_clip
 
@@ -87,10 +85,11 @@ READER_FIELDS = (
     "relative_attention_max_distance",
 )
 
+SQUARE = "name a model whose images are resized by shortest or squash to one square"
 POOLS = ("argmax", "eos")  # at the end of the text: the largest id, or a given one
 
 
-class OpenClipModel:
+class OpenClipModel(DenseLoadedModel):
     """A DenseModel that also reads texts."""
 
     libraries = ("open_clip_torch", "timm", "transformers")  # towers of the latter two occur in it
@@ -99,94 +98,26 @@ class OpenClipModel:
         self,
         name: str,
         network: Network,
-        tower: Tower,
+        tower: Any,
         pipeline: ImagePipeline,
         tokenizer: Any,
         settings: dict[str, Any],
     ):
-        self.name = name
-        self.network = network
-        self.tower = tower
+        tower.feature_points = {"pooled": int(settings["embed_dim"]), **tower.feature_points}
+        super().__init__(name, network, tower, pipeline, _parts(network), settings)
         self.tokenizer = tokenizer
-        self.settings = settings
-        self._encode_text = encoder_of(network)
-
-        modules = _modules(network)
-        self.revision = revision_of(modules, settings)
-        self.num_params = sum(
-            parameter.numel() for module in modules.values() for parameter in module.parameters()
-        )
-
-        self.embed_dim = int(settings["embed_dim"])
-        self.image_size = pipeline.size
-        self.patch_size = tower.patch_size
-        self.feature_points = {"pooled": self.embed_dim, **tower.points}
-        self.dense_methods = tower.dense_methods
-        self.lacking = tower.lacking
-
-        self.pipeline = pipeline
-        self.image_protocol = pipeline.as_dict()
         self.text_protocol = text_protocol(tokenizer)
+        self._encode_text = encoder_of(network)
 
         # the network keeps the logarithm of the scale; only models of the sigmoid loss have a bias
         self.logit_scale = network.logit_scale.exp().item()
         self.logit_bias = 0.0 if network.logit_bias is None else network.logit_bias.item()
 
-    def preprocess(self, image: Image.Image) -> Tensor:
-        return self.pipeline(image)
-
     def tokenize(self, texts: list[str]) -> Tensor:
         return self.tokenizer(texts)
 
-    def encode_image(self, images: Tensor, point: str = "pooled") -> Tensor:
-        """[B, 3, H, W] -> [B, feature_points[point]].
-
-        Raises:
-            UserError: a size that does not divide into patches, or that this architecture does not
-                take.
-        """
-        if point == "mean_patch":
-            return self.encode_dense(images, ("tokens",))["tokens"].mean(dim=(1, 2))
-
-        self._check_size(images)
-        encode = self.tower.pooled if point == "pooled" else self.tower.pre_projection
-        return encode(images).float()
-
     def encode_text(self, tokens: Tensor) -> Tensor:
         return self._encode_text(tokens).float()
-
-    def encode_dense(self, images: Tensor, methods: Sequence[str]) -> dict[str, Tensor]:
-        """[B, 3, H, W] -> {method: [B, h, w, D or W]}.
-
-        Raises:
-            UserError: as ``encode_image``, and a method that this tower cannot do.
-        """
-        self._check_size(images)
-        check_methods(self.name, methods, self.dense_methods, self.lacking)
-        return self.tower.dense(images, methods)
-
-    def to(self, device: torch.device) -> OpenClipModel:
-        self.network.to(device)
-        return self
-
-    def _check_size(self, images: Tensor) -> None:
-        height, width = images.shape[-2:]
-
-        # The trained size is always taken, also where its last pixels make no whole patch
-        # (SigLIP So400m/14 at 384): the library drops them.
-        if (height, width) == (self.image_size, self.image_size):
-            return
-
-        if self.tower.is_fixed_size:
-            raise UserError(
-                f"{self.name} takes pictures of {self.image_size} x {self.image_size} pixels only, "
-                f"not {height} x {width}"
-            )
-        if height % self.patch_size or width % self.patch_size:
-            raise UserError(
-                f"{self.name} cuts pictures into patches of {self.patch_size} pixels; "
-                f"{height} x {width} does not divide"
-            )
 
 
 def load(rest: str, weights: Path | None = None) -> OpenClipModel:
@@ -221,10 +152,15 @@ def load(rest: str, weights: Path | None = None) -> OpenClipModel:
         tower = tower_of(network.visual)
         pipeline = _pipeline(checkpoint, network.visual.image_size)
     except UserError as error:
-        raise UserError(f"{checkpoint.name}: {error}") from None
+        raise UserError(error.problem, about=checkpoint.name, fix=error.fix) from None
 
     settings = _settings(network, checkpoint.config, quick_gelu)
     return OpenClipModel(checkpoint.name, network, tower, pipeline, tokenizer, settings)
+
+
+def load_state(path: Path, arch: str) -> OpenClipModel:
+    """Weights alone, of an architecture that open_clip knows."""
+    return load(arch, path)
 
 
 def encoder_of(network: Network) -> Callable[[Tensor], Tensor]:
@@ -297,28 +233,23 @@ def _pipeline(checkpoint: Checkpoint, image_size: int | tuple[int, int]) -> Imag
     """`open_clip.transform.image_transform_v2` for evaluation, of the size that the tower takes."""
     from open_clip.transform import PreprocessCfg
 
-    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    sides = {image_size} if isinstance(image_size, int) else set(image_size)
     preprocess = PreprocessCfg(**checkpoint.preprocess)
+    size, *others = sides
+    resizes = {"squash": "none", "shortest": "center"}  # and how the image is then cropped
+    resize = preprocess.resize_mode
+    if others or resize not in resizes:
+        problem = f"its images are resized by {resize!r} to sides of {sorted(sides)} pixels"
+        raise UserError(problem, about=checkpoint.name, fix=SQUARE)
 
-    if height != width:
-        raise UserError(
-            f"it takes pictures of {height} x {width} pixels; only squares are measured"
-        )
-    if preprocess.resize_mode not in ("shortest", "squash"):
-        raise UserError(
-            f"it resizes pictures by their {preprocess.resize_mode!r} side, which is not supported;"
-            " only shortest and squash"
-        )
-
-    is_squash = preprocess.resize_mode == "squash"
     # the library's third word, "random", means bicubic in evaluation
     is_bilinear = preprocess.interpolation == "bilinear"
     return ImagePipeline(
-        size=int(height),
+        size=int(size),
         mean=tuple(preprocess.mean),
         std=tuple(preprocess.std),
-        resize="squash" if is_squash else "shortest",
-        crop="none" if is_squash else "center",
+        resize=resize,
+        crop=resizes[resize],
         interpolation="bilinear" if is_bilinear else "bicubic",
     )
 
@@ -347,24 +278,18 @@ def _settings(network: Network, config: dict[str, Any], quick_gelu: bool) -> dic
     return settings
 
 
-def _modules(network: Network) -> dict[str, nn.Module]:
+def _parts(network: Network) -> dict[str, nn.Module]:
     """What stands behind the embeddings: not the scale, the bias, or CoCa's decoder."""
     if hasattr(network, "text"):
         return {"visual": network.visual, "text": network.text}
 
     # CLIP has no module of its text tower: its parts lie beside the image tower
-    parts = {"positional_embedding": network.positional_embedding}
-    if isinstance(network.text_projection, nn.Parameter):
-        parts["text_projection"] = network.text_projection
-
-    modules = {
-        f"text.{name}": getattr(network, name)
-        for name in ("transformer", "token_embedding", "ln_final")
-    }
-    if isinstance(network.text_projection, nn.Module):
-        modules["text.text_projection"] = network.text_projection
-
-    return {"visual": network.visual, "text": nn.ParameterDict(parts), **modules}
+    names = ("transformer", "token_embedding", "ln_final", "text_projection")
+    parts = {f"text.{name}": getattr(network, name) for name in names}
+    weights = {"positional_embedding": network.positional_embedding}
+    if not isinstance(network.text_projection, nn.Module):
+        weights["text_projection"] = parts.pop("text.text_projection")
+    return {"visual": network.visual, "text": nn.ParameterDict(weights), **parts}
 
 
 def _digest(value: Any) -> str:

@@ -2,10 +2,10 @@
 
 They are its own ViT and ResNet, and networks of timm under its projection.
 
-Flow: ``tower_of(model.visual)`` -> ``pooled``, ``pre_projection`` and ``dense`` of a batch of
-images.
+Flow: ``tower_of(model.visual)`` -> one of ``TOWERS`` -> ``encode`` and ``dense`` of a batch of
+images, as ``adapters.loaded`` asks of a tower.
 
-At the trained size and at every other one ``pooled`` is the library's own forward; only position
+At the trained size and at every other one "pooled" is the library's own forward; only position
 embeddings are resized, and no weight is changed. How a patch meets text depends on the pooling, as
 ``silc_bench.models.patch_features`` says:
 
@@ -35,12 +35,12 @@ from torch import Tensor
 from torch.func import functional_call
 
 from silc_bench.errors import UserError
-from silc_bench.models import patch_features as towers
 from silc_bench.models.adapters.blocks import block_of, trunk_tokens
 from silc_bench.models.patch_features import (
     CHANGED,
     JOINT,
     POOLED_BY_ATTENTION,
+    dense,
     joint_methods,
     methods_of,
     resize_positions,
@@ -53,25 +53,18 @@ Network = Any  # a module of open_clip or timm, whose parts their base class doe
 class VitTower:
     """open_clip's VisionTransformer: pooled by class token, patch mean, or attention (CoCa)."""
 
-    is_fixed_size = False
     num_prefix = 1
 
     def __init__(self, visual: Network):
         # there is a second pooling, and patches could go through one of the two only
         if getattr(visual, "attn_pool_contrastive", None) is not None:
-            raise UserError(
-                f"an image tower pooled twice (attentional_pool {visual.attn_pool_type!r}) "
-                "is not supported"
-            )
+            raise _unsupported(f"pools twice (attentional_pool {visual.attn_pool_type!r})")
         if visual.pool_type == "none":
-            raise UserError(
-                "an image tower that gives tokens instead of one embedding (pool_type 'none') "
-                "is not supported"
-            )
+            raise _unsupported("gives tokens instead of one embedding (pool_type 'none')")
 
         self.visual = visual
-        self.patch_size = int(visual.patch_size[0])
-        self.points = {
+        self.patch_size = self.step = int(visual.patch_size[0])
+        self.feature_points = {
             "pre_projection": visual.proj.shape[0],
             "mean_patch": visual.transformer.width,
         }
@@ -83,19 +76,18 @@ class VitTower:
         joint, self.lacking = joint_methods(self.is_attention_pooled, self.block, kind)
         self.dense_methods = methods_of(len(self.blocks), joint)
 
-    def pooled(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, D]."""
-        return self._forward(images, {})
+    def encode(self, images: Tensor, point: str) -> Tensor:
+        """[B, 3, H, W] -> [B, D], or [B, width before the projection]."""
+        weights = {"positional_embedding": self._positions(images)}
 
-    def pre_projection(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, width before the projection]."""
         # the library's forward with the identity in the projection's place
-        identity = torch.eye(len(self.visual.proj)).to(self.visual.proj)
-        return self._forward(images, {"proj": identity})
+        if point == "pre_projection":
+            weights["proj"] = torch.eye(len(self.visual.proj)).to(self.visual.proj)
+        output = functional_call(self.visual, weights, (images,))
+        return output[0] if isinstance(output, tuple) else output  # CoCa gives its tokens too
 
     def dense(self, images: Tensor, methods: Sequence[str]) -> dict[str, Tensor]:
-        """[B, 3, H, W] -> {method: [B, h, w, D or W]}."""
-        return towers.dense(self, images, methods)
+        return dense(self, images, methods)
 
     # The next four are what patch_features.dense asks of a tower (its TokenTower).
 
@@ -108,7 +100,7 @@ class VitTower:
         entered = [visual.ln_pre(x + self._positions(images).to(x.dtype))]
         for block in self.blocks[:-1]:
             entered = [*entered, block(entered[-1])][-count:]
-        return entered, None, self._grid(images)
+        return entered, None, _grid(images, self.patch_size)
 
     def last(self, tokens: Tensor, rope: None) -> Tensor:
         return self.blocks[-1](tokens)
@@ -124,69 +116,55 @@ class VitTower:
             patches = value_path(visual.attn_pool.attn, visual.attn_pool.ln_k(patches))
         return visual.ln_post(patches) @ visual.proj
 
-    def _grid(self, images: Tensor) -> tuple[int, int]:
-        return images.shape[2] // self.patch_size, images.shape[3] // self.patch_size
-
     def _positions(self, images: Tensor) -> Tensor:
         """[1 + h * w, W]."""
-        positions = self.visual.positional_embedding
-        grid = self._grid(images)
-        if grid == self.visual.grid_size:
-            return positions
-        return _resized(positions, self.visual.grid_size, grid)
-
-    def _forward(self, images: Tensor, instead: dict[str, Tensor]) -> Tensor:
-        """The library's forward with other tensors in place of some parameters."""
-        weights = {"positional_embedding": self._positions(images), **instead}
-        output = functional_call(self.visual, weights, (images,))
-        return output[0] if isinstance(output, tuple) else output  # CoCa gives its tokens too
+        grid = _grid(images, self.patch_size)
+        return _resized(self.visual.positional_embedding, self.visual.grid_size, grid)
 
 
 class ResNetTower:
     """open_clip's ModifiedResNet, pooled by attention over its 1 / 32 map and the map's mean."""
 
-    is_fixed_size = False
-    patch_size = 32
+    patch_size = step = 32
     dense_methods = ("tokens", "maskclip")
 
     def __init__(self, visual: Network):
         self.visual = visual
+        self.pool = visual.attnpool
 
         # positions a side of the trained map, without the one of the mean
-        self.side = math.isqrt(len(visual.attnpool.positional_embedding) - 1)
+        self.side = math.isqrt(len(self.pool.positional_embedding) - 1)
 
-        width = visual.attnpool.c_proj.in_features
-        self.points = {"pre_projection": width, "mean_patch": width}
+        width = self.pool.c_proj.in_features
+        self.feature_points = {"pre_projection": width, "mean_patch": width}
         reason = "its last layers are convolutions, which attend to nothing; ask for maskclip"
         self.lacking = {"plain": POOLED_BY_ATTENTION, **dict.fromkeys(CHANGED, reason)}
 
-    def pooled(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, D]."""
-        return self._pool(self._map(images), {})
+    def encode(self, images: Tensor, point: str) -> Tensor:
+        """[B, 3, H, W] -> [B, D or W]."""
+        features = self._map(images)
+        weights = {"positional_embedding": self._positions(features)}
 
-    def pre_projection(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, W]."""
-        last = self.visual.attnpool.c_proj
-        identity = {
-            "c_proj.weight": torch.eye(last.in_features).to(last.weight),
-            "c_proj.bias": last.weight.new_zeros(last.in_features),
-        }
-        return self._pool(self._map(images), identity)
+        # the library's pooling with the identity in the projection's place
+        if point == "pre_projection":
+            last = self.pool.c_proj.weight
+            weights["c_proj.weight"] = torch.eye(last.shape[1]).to(last)
+            weights["c_proj.bias"] = last.new_zeros(last.shape[1])
+        return functional_call(self.pool, weights, (features,))
 
     def dense(self, images: Tensor, methods: Sequence[str]) -> dict[str, Tensor]:
         """[B, 3, H, W] -> {method: [B, h, w, D or W]}."""
         features = self._map(images)
         tokens = features.permute(0, 2, 3, 1)
-        by_method = {"tokens": tokens}
+        by_method = {"tokens": tokens.float()}
 
         # A patch that gets all the attention of the pooling: its value, through the projection.
         if "maskclip" in methods:
-            pool = self.visual.attnpool
-            grid = features.shape[-2:]
-            positions = self._positions(*grid)[1:].unflatten(0, grid)
-            by_method["maskclip"] = pool.c_proj(pool.v_proj(tokens + positions.to(tokens.dtype)))
+            positions = self._positions(features)[1:].unflatten(0, features.shape[-2:])
+            values = self.pool.v_proj(tokens + positions.to(tokens.dtype))
+            by_method["maskclip"] = self.pool.c_proj(values).float()
 
-        return {method: by_method[method].float() for method in methods}
+        return {method: by_method[method] for method in methods}
 
     def _map(self, images: Tensor) -> Tensor:
         """[B, W, h, w]."""
@@ -196,18 +174,11 @@ class ResNetTower:
             x = layer(x)
         return x
 
-    def _positions(self, height: int, width: int) -> Tensor:
+    def _positions(self, features: Tensor) -> Tensor:
         """[1 + h * w, W]."""
-        positions = self.visual.attnpool.positional_embedding
+        height, width = features.shape[-2:]
         trained = (self.side, self.side)
-        if (height, width) == trained:
-            return positions
-        return _resized(positions, trained, (height, width))
-
-    def _pool(self, features: Tensor, instead: dict[str, Tensor]) -> Tensor:
-        """The library's pooling with other tensors in place of some parameters."""
-        weights = {"positional_embedding": self._positions(*features.shape[-2:]), **instead}
-        return functional_call(self.visual.attnpool, weights, (features,))
+        return _resized(self.pool.positional_embedding, trained, (height, width))
 
 
 class TimmTower:
@@ -230,55 +201,54 @@ class TimmTower:
         if is_open:
             _open_to_any_size(trunk)
         is_one_size = not is_open and bool(trunk.pretrained_cfg.get("fixed_input_size"))
-        self.is_fixed_size = has_rest or is_one_size
+        self.step = 0 if has_rest or is_one_size else self.patch_size
 
         self.inner = trunk_tokens(trunk) if self.is_tokens else None
-        self.block = None if self.inner is None else self.inner.block
+        self.block = self.inner and self.inner.block
         self.num_prefix = trunk.num_prefix_tokens if self.is_tokens else 0
         self.is_attention_pooled = self.is_tokens and getattr(trunk, "attn_pool", None) is not None
 
-        num_blocks = 0 if self.inner is None else len(self.inner.blocks)
+        num_blocks = len(self.inner.blocks) if self.inner else 0
         joint, self.lacking = self._what_meets_text()
         self.dense_methods = methods_of(num_blocks, joint)
 
         # A head with a pooling of its own has no vector between pooling and projection.
-        self.points = {"mean_patch": trunk.num_features}
+        self.feature_points = {"mean_patch": trunk.num_features}
         has_projection = bool(visual.head) or isinstance(trunk.get_classifier(), torch.nn.Linear)
         if has_projection and not hasattr(visual.head, "pool"):
             width = getattr(trunk, "head_hidden_size", None) or trunk.num_features
-            self.points["pre_projection"] = width
+            self.feature_points["pre_projection"] = width
 
-    def pooled(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, D]."""
-        return self.visual.head(self.trunk.forward_head(self._features(images)))
-
-    def pre_projection(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, width before the projection]."""
-        return self.trunk.forward_head(self._features(images), pre_logits=True)
+    def encode(self, images: Tensor, point: str) -> Tensor:
+        """[B, 3, H, W] -> [B, D], or [B, width before the projection]."""
+        features = self._features(images)
+        if point == "pre_projection":
+            return self.trunk.forward_head(features, pre_logits=True)
+        return self.visual.head(self.trunk.forward_head(features))
 
     def dense(self, images: Tensor, methods: Sequence[str]) -> dict[str, Tensor]:
         """[B, 3, H, W] -> {method: [B, h, w, D or W]}."""
         if self.inner is not None:
-            return towers.dense(self, images, methods)
+            return dense(self, images, methods)
 
         features = self._features(images)
+        tokens = features
         if self.is_tokens:
-            tokens = features[:, self.num_prefix :].unflatten(1, self._grid(images))
-        else:
-            tokens = features if self._is_channels_last() else features.permute(0, 2, 3, 1)
+            grid = _grid(images, self.patch_size)
+            tokens = features[:, self.num_prefix :].unflatten(1, grid)
+        elif not self._is_channels_last():
+            tokens = features.permute(0, 2, 3, 1)
 
         # without blocks, whatever is no tokens is their one path to the text
-        return {
-            method: (tokens if method == "tokens" else self.joint(tokens)).float()
-            for method in methods
-        }
+        by_method = {method: self.joint(tokens) for method in methods if method != "tokens"}
+        return {method: by_method.get(method, tokens).float() for method in methods}
 
     # The next four are what patch_features.dense asks of a tower (its TokenTower).
 
     def enter(self, images: Tensor, count: int) -> tuple[list[Tensor], Any, tuple[int, int]]:
         assert self.inner is not None
         self._set_rotary_grid(images)
-        return *self.inner.enter(images, count), self._grid(images)
+        return *self.inner.enter(images, count), _grid(images, self.patch_size)
 
     def last(self, tokens: Tensor, rope: Any) -> Tensor:
         assert self.inner is not None
@@ -314,20 +284,20 @@ class TimmTower:
         trunk = self.trunk
         pool = getattr(trunk, "attn_pool", None)
 
+        reason = ""
+        possible: tuple[str, ...] = ()
         if hasattr(self.visual.head, "pool"):
-            return _none("its attention pooling adds positions of its own")
-        if not self.is_tokens:
+            reason = "its attention pooling adds positions of its own"
+        elif not self.is_tokens:
+            possible = ("plain",)
             reason = "it pools the mean of a map and has no attention to change; ask for plain"
-            return ("plain",), dict.fromkeys(("maskclip", *CHANGED), reason)
-        if pool is not None and (not hasattr(pool, "kv") or pool.pos_embed is not None):
-            return _none(f"its pooling, {type(pool).__name__}, is no plain attention")
-        if pool is None and trunk.global_pool not in ("avg", "token"):
-            return _none(f"its pooling {trunk.global_pool!r} says nothing of a patch alone")
-
-        return joint_methods(pool is not None, self.block, type(trunk.blocks[-1]).__name__)
-
-    def _grid(self, images: Tensor) -> tuple[int, int]:
-        return images.shape[2] // self.patch_size, images.shape[3] // self.patch_size
+        elif pool is not None and (not hasattr(pool, "kv") or pool.pos_embed is not None):
+            reason = f"its pooling, {type(pool).__name__}, is no plain attention"
+        elif pool is None and trunk.global_pool not in ("avg", "token"):
+            reason = f"its pooling {trunk.global_pool!r} says nothing of a patch alone"
+        else:
+            return joint_methods(pool is not None, self.block, type(trunk.blocks[-1]).__name__)
+        return possible, dict.fromkeys(set(JOINT).difference(possible), reason)
 
     def _features(self, images: Tensor) -> Tensor:
         """[B, N, W], or a map in the network's own order."""
@@ -338,24 +308,28 @@ class TimmTower:
         """Rotary positions for this grid: a trunk that keeps the last ones computes none itself."""
         rope = getattr(self.trunk, "rope", None)
         if rope is not None and hasattr(rope, "update_feat_shape"):
-            rope.update_feat_shape(self._grid(images))
+            rope.update_feat_shape(_grid(images, self.patch_size))
 
     def _is_channels_last(self) -> bool:
         return str(getattr(self.trunk, "output_fmt", "NCHW")) == "NHWC"
 
 
-Tower = VitTower | ResNetTower | TimmTower
+# the part that only such a network has, the first that is there -> its tower
+TOWERS = {"trunk": TimmTower, "attnpool": ResNetTower, "transformer": VitTower}
 
 
-def tower_of(visual: Network) -> Tower:
-    """The tower of an open_clip model.
+def tower_of(visual: Network) -> Any:
+    """The ``loaded.DenseTower`` of an open_clip model; its "pooled" width is the model's own.
 
     Raises:
         UserError: a pooling that gives no single embedding.
     """
-    if hasattr(visual, "trunk"):
-        return TimmTower(visual)
-    return ResNetTower(visual) if hasattr(visual, "attnpool") else VitTower(visual)
+    kind = next(tower for part, tower in TOWERS.items() if hasattr(visual, part))
+    return kind(visual)
+
+
+def _grid(images: Tensor, patch_size: int) -> tuple[int, int]:
+    return images.shape[2] // patch_size, images.shape[3] // patch_size
 
 
 def _resized(positions: Tensor, trained: tuple[int, int], grid: tuple[int, int]) -> Tensor:
@@ -363,9 +337,12 @@ def _resized(positions: Tensor, trained: tuple[int, int], grid: tuple[int, int])
     return torch.cat([positions[:1], resize_positions(positions[1:], trained, *grid)])
 
 
-def _none(reason: str) -> tuple[tuple[str, ...], dict[str, str]]:
-    """No method in the space shared with text, all of them for one reason."""
-    return (), dict.fromkeys(JOINT, reason)
+def _unsupported(reason: str) -> UserError:
+    return UserError(
+        f"an image tower that {reason}",
+        about="open_clip",
+        fix="name one that gives an embedding an image",
+    )
 
 
 def _divides(trunk: Network) -> bool:

@@ -1,0 +1,63 @@
+"""What the tests of every adapter share: images, noise, a comparison, and the command line."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import numpy as np
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from silc_bench.cli import app as cli
+
+SIZES = [(211, 97), (40, 333), (64, 64), (7, 5), (33, 31)]
+
+
+def image_of(width, height):
+    rng = np.random.default_rng(width * 1000 + height)
+    return Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+IMAGES = [image_of(*size) for size in SIZES]
+
+
+def pixels_of(preprocess, images=IMAGES):
+    return torch.stack([preprocess(image) for image in images])
+
+
+def noise(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def close(left, right, tolerance=1e-5):
+    return torch.allclose(left, right, rtol=tolerance, atol=tolerance)
+
+
+def tokens_of_patches(model, images):
+    return model.encode_dense(images, ["tokens"])["tokens"]
+
+
+def measure(spec, tasks, results, limit=20):
+    """`silc-bench eval` of a model on the CPU."""
+    options = ["--limit", str(limit), "--device", "cpu", "--results", str(results)]
+    return CliRunner().invoke(cli.app, ["eval", "--ckpt", spec, "--tasks", tasks, *options])
+
+
+def without_network(monkeypatch, cache):
+    """The hub's cache lies in a folder of the test, and nothing is fetched."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(cache))
+
+
+def cached_repository(cache, name):
+    """The folder of a repository's files in the layout of the hub's cache."""
+    commit = "0123456789abcdef" * 2 + "01234567"
+    repository = cache / f"models--{name.replace('/', '--')}"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    (repository / "snapshots").mkdir()
+    return repository / "snapshots" / commit
