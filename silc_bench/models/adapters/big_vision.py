@@ -332,8 +332,8 @@ def _number(what: str, array: Tensor, path: Path) -> float:
     """
     values = array.flatten().tolist()
     if len(values) != 1 or not math.isfinite(values[0]):
-        problem = f"its {what} is {values[:3]}"
-        raise UserError(problem, about=path, fix="it must be one finite number")
+        problem = f"its {what} is {values[:3]}, not one finite number"
+        raise UserError(problem, about=path, fix="take an earlier checkpoint of that run")
     return values[0]
 
 
