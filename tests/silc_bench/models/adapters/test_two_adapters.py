@@ -5,21 +5,22 @@ Two names and two revisions.
 
 from __future__ import annotations
 
-import os
-
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-
 import json
+import sys
+from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import save_file
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from images_and_runs import close, image_of, noise, pixels_of
 
 from silc_bench.evaluation.evaluate import evaluate
 from silc_bench.evaluation.settings import EvalSettings
 from silc_bench.models.load import load_model
+from silc_bench.models.patch_features import METHODS
 from silc_bench.tasks.selection import select
 
 open_clip = pytest.importorskip("open_clip")
@@ -39,50 +40,45 @@ TEXTS = [
     "🐈 on a 🛋️",
     "word " * 200,
 ]
-BLOCK = {  # of a tower's blocks; queries, keys and values are one matrix in open_clip
+# open_clip's names -> transformers', part by part and in this order; queries, keys and values are
+# one matrix in open_clip
+NAMES = {
+    "visual.class_embedding": "vision_model.embeddings.class_embedding",
+    "visual.positional_embedding": "vision_model.embeddings.position_embedding.weight",
+    "visual.conv1.": "vision_model.embeddings.patch_embedding.",
+    "visual.ln_pre.": "vision_model.pre_layrnorm.",
+    "visual.ln_post.": "vision_model.post_layernorm.",
+    "visual.proj": "visual_projection.weight",
+    "visual.transformer.resblocks.": "vision_model.encoder.layers.",
+    "text_projection": "text_projection.weight",
+    "token_embedding.": "text_model.embeddings.token_embedding.",
+    "ln_final.": "text_model.final_layer_norm.",
     "attn.out_proj.": "self_attn.out_proj.",
     "ln_1.": "layer_norm1.",
     "ln_2.": "layer_norm2.",
     "mlp.c_fc.": "mlp.fc1.",
     "mlp.c_proj.": "mlp.fc2.",
 }
-REST = {
-    "visual.class_embedding": "vision_model.embeddings.class_embedding",
-    "visual.positional_embedding": "vision_model.embeddings.position_embedding.weight",
-    "visual.conv1.": "vision_model.embeddings.patch_embedding.",
-    "visual.ln_pre.": "vision_model.pre_layrnorm.",
-    "visual.ln_post.": "vision_model.post_layernorm.",
-    "token_embedding.": "text_model.embeddings.token_embedding.",
+OF_TEXT = {
     "positional_embedding": "text_model.embeddings.position_embedding.weight",
-    "ln_final.": "text_model.final_layer_norm.",
-    "logit_scale": "logit_scale",
+    "transformer.resblocks.": "text_model.encoder.layers.",
 }
 
 
 def to_transformers(state):
     """open_clip's names -> transformers'."""
-    new = {}
+    renamed = {}
     for name, value in state.items():
-        if "resblocks." in name:
-            tower = "vision_model" if name.startswith("visual.") else "text_model"
-            layer, rest = name.partition("resblocks.")[2].split(".", 1)
-            home = f"{tower}.encoder.layers.{layer}."
-            if rest.startswith("attn.in_proj_"):
-                for part, piece in zip("qkv", value.chunk(3), strict=True):
-                    new[f"{home}self_attn.{part}_proj.{rest.removeprefix('attn.in_proj_')}"] = (
-                        piece.contiguous()
-                    )
-            else:
-                old = next(old for old in BLOCK if rest.startswith(old))
-                new[home + BLOCK[old] + rest.removeprefix(old)] = value
-        elif name in ("visual.proj", "text_projection"):
-            new["visual_projection.weight" if "visual" in name else "text_projection.weight"] = (
-                value.T.contiguous()
-            )
-        else:
-            old = next(old for old in REST if name.startswith(old))
-            new[REST[old] + name.removeprefix(old)] = value
-    return new
+        for old, new in (NAMES if name.startswith("visual.") else OF_TEXT | NAMES).items():
+            name = name.replace(old, new)
+        if name.endswith("_projection.weight"):
+            value = value.T.contiguous()
+        if "attn.in_proj_" not in name:
+            renamed[name] = value
+            continue
+        for part, piece in zip("qkv", value.chunk(3), strict=True):
+            renamed[name.replace("attn.in_proj_", f"self_attn.{part}_proj.")] = piece.contiguous()
+    return renamed
 
 
 @pytest.fixture(scope="module")
@@ -95,13 +91,10 @@ def pair(tmp_path_factory):
         network = open_clip.CLIP(**config)
         for parameter in network.parameters():
             parameter.data.add_(torch.randn_like(parameter), alpha=0.02)
-    state = {
-        name: value.contiguous()
-        for name, value in network.state_dict().items()
-        if name != "attn_mask"
-    }
-    about = {"model_cfg": config, "preprocess_cfg": {"mean": MEAN, "std": STD}}
-    (ours / "open_clip_config.json").write_text(json.dumps(about))
+    kept = network.state_dict().items()
+    state = {name: value.contiguous() for name, value in kept if name != "attn_mask"}
+    content = {"model_cfg": config, "preprocess_cfg": {"mean": MEAN, "std": STD}}
+    (ours / "open_clip_config.json").write_text(json.dumps(content))
     save_file(state, ours / "open_clip_model.safetensors")
 
     shared = {
@@ -143,20 +136,12 @@ def pair(tmp_path_factory):
     return load_model(f"open_clip:{ours}"), load_model(f"hf:{theirs}")
 
 
-def close(left, right):
-    return torch.allclose(left, right, rtol=1e-5, atol=1e-5)
-
-
 def test_pixels_tokens_and_embeddings_are_equal(pair):
     left, right = pair
-    generator = np.random.default_rng(0)
     # elsewhere the two libraries round the offset of the crop differently
-    sizes = [(64, 64), (32, 32), (96, 48)]
-    pictures = [
-        Image.fromarray(generator.integers(0, 256, (h, w, 3), dtype=np.uint8)) for w, h in sizes
-    ]
-    pixels = torch.stack([left.preprocess(image) for image in pictures])
-    assert torch.equal(pixels, torch.stack([right.preprocess(image) for image in pictures]))
+    images = [image_of(*size) for size in [(64, 64), (32, 32), (96, 48)]]
+    pixels = pixels_of(left.preprocess, images)
+    assert torch.equal(pixels, pixels_of(right.preprocess, images))
     assert left.feature_points == right.feature_points
     for point in left.feature_points:
         assert close(left.encode_image(pixels, point), right.encode_image(pixels, point))
@@ -168,13 +153,8 @@ def test_pixels_tokens_and_embeddings_are_equal(pair):
 
 @pytest.mark.parametrize("size", [(32, 32), (64, 64), (48, 24)])
 def test_dense_features_are_equal_at_any_size(pair, size):
-    images = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
-    left, right = (model.encode_dense(images, model.dense_methods) for model in pair)
-    assert (
-        list(left)
-        == list(right)
-        == ["tokens", "tokens:2", "plain", "maskclip", "sclip", "naclip", "clearclip"]
-    )
+    left, right = (model.encode_dense(noise(2, 3, *size), model.dense_methods) for model in pair)
+    assert left.keys() == right.keys() == {*METHODS, "tokens:2"}
     for method in left:
         assert left[method].shape == right[method].shape
         assert close(left[method], right[method])

@@ -34,14 +34,10 @@ def lengths_seen(model):
 
 def tokens_of(*lengths):
     """Texts of so many words: start, words, end, padding."""
-    generator = torch.Generator().manual_seed(1)
-    tokens = torch.zeros(len(lengths), 77, dtype=torch.long)
+    tokens = torch.randint(1, 40_000, (len(lengths), 77))
     for row, length in zip(tokens, lengths, strict=True):
-        row[0], row[1 : length + 1], row[length + 1] = (
-            EOS - 1,
-            torch.randint(1, 40_000, (length,), generator=generator),
-            EOS,
-        )
+        row[0], row[length + 1] = EOS - 1, EOS
+        row[length + 2 :] = 0
     return tokens
 
 
@@ -96,17 +92,11 @@ def test_every_option_of_the_librarys_own_tokenizer_is_another_protocol():
 @pytest.fixture(scope="module")
 def words(tmp_path_factory):
     """A tokenizer of transformers: words to numbers, special tokens of BERT and of a language."""
-    tokenizers, transformers = (
-        pytest.importorskip("tokenizers"),
-        pytest.importorskip("transformers"),
-    )
+    tokenizers = pytest.importorskip("tokenizers")
+    transformers = pytest.importorskip("transformers")
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[BOS]", "[EOS]"]
-    vocabulary = {
-        word: number
-        for number, word in enumerate(
-            [*special, "A", "a", "photo", "of", "text", "that", "is", "too", "long"]
-        )
-    }
+    words = [*special, "A", "a", "photo", "of", "text", "that", "is", "too", "long"]
+    vocabulary = {word: number for number, word in enumerate(words)}
     inner = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="[UNK]"))
     inner.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     inner.post_processor = tokenizers.processors.TemplateProcessing(
