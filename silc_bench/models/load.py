@@ -60,15 +60,13 @@ ADAPTERS = {
     # a run's folder or checkpoint
     "silc": Adapter("silc_bench.trainer.checkpoints.model", "", of_weights="PRESET"),
 }
-KINDS = {kind: row.form for kind, row in ADAPTERS.items() if row.form}
-ARCHS = {kind: f"{kind}:{row.of_weights}" for kind, row in ADAPTERS.items() if row.of_weights}
 
 
 def load_model(spec: str, arch: str | None = None) -> ImageModel:
     """A checkpoint -> a model on the CPU, ready to be measured.
 
     Args:
-        spec: ``KIND:...`` for the libraries in ``KINDS``, or a path: a run made by `silc-bench
+        spec: ``KIND:...`` for the libraries in ``ADAPTERS``, or a path: a run made by `silc-bench
             train` (also with ``:student``, ``:teacher`` or ``:average``), or a file of weights.
         arch: what a file of weights alone does not say: ``open_clip:NAME``, ``hf:NAME``,
             ``silc:PRESET``.
@@ -78,17 +76,23 @@ def load_model(spec: str, arch: str | None = None) -> ImageModel:
             or does not fit.
     """
     kind, colon, rest = spec.partition(":")
-    if not colon or kind not in KINDS:
+    if not colon or kind not in kinds():
         return _load_path(*find_path(spec), arch)
 
+    row = ADAPTERS[kind]
     if not rest:
-        raise UserError("this names no checkpoint", about=spec, fix=f"write {kind}:{KINDS[kind]}")
+        raise UserError("this names no checkpoint", about=spec, fix=f"write {kind}:{row.form}")
     if arch is None:
         return adapter(kind).load(rest)
-    if not ADAPTERS[kind].arch:
+    if not row.arch:
         problem = "this names its architecture itself"
         raise UserError(problem, about=spec, fix=f"leave out --arch {arch}")
     return adapter(kind).load(rest, arch)
+
+
+def kinds() -> dict[str, str]:
+    """How the spec of another library's checkpoint begins, and what follows the colon."""
+    return {kind: row.form for kind, row in ADAPTERS.items() if row.form}
 
 
 def find_path(spec: str) -> tuple[Path, str | None]:
@@ -122,13 +126,14 @@ def load_raw(path: Path, arch: str | None) -> ImageModel:
 
     kind, _, name = arch.partition(":")
     about = f"--arch {arch}"
-    if kind not in ADAPTERS:
-        raise unknown_name("kind of architecture", kind, ARCHS, about)
-    if kind not in ARCHS:
-        fix = f"write the checkpoint as {kind}:{KINDS[kind]}, without --arch"
+    known = _archs()
+    if kind in kinds() and kind not in known:
+        fix = f"write the checkpoint as {kind}:{ADAPTERS[kind].form}, without --arch"
         raise UserError("this kind is written with its weights", about=about, fix=fix)
+    if kind not in known:
+        raise unknown_name("kind of architecture", kind, known, about)
     if not name:
-        raise UserError("this names no architecture", about=about, fix=f"write {ARCHS[kind]}")
+        raise UserError("this names no architecture", about=about, fix=f"write {known[kind]}")
 
     # An export of ours says what it is; a second statement could only contradict it.
     if metadata_of(path).get("format") == "silc-bench":
@@ -140,6 +145,11 @@ def load_raw(path: Path, arch: str | None) -> ImageModel:
 def adapter(kind: str) -> Any:
     """The module that loads checkpoints of this kind, imported now."""
     return importlib.import_module(ADAPTERS[kind].module)
+
+
+def _archs() -> dict[str, str]:
+    """What --arch may say of weights alone, by kind."""
+    return {kind: f"{kind}:{row.of_weights}" for kind, row in ADAPTERS.items() if row.of_weights}
 
 
 def _load_path(path: Path, branch: str | None, arch: str | None) -> ImageModel:
@@ -157,9 +167,9 @@ def _missing(spec: str) -> UserError:
     # "openclip:ViT-B-32" is a misspelt kind and no path: a kind holds neither slash nor dot.
     kind, _, rest = spec.partition(":")
     if kind and rest and "/" not in kind and "." not in kind:
-        return unknown_name("kind of checkpoint", kind, KINDS, spec)
+        return unknown_name("kind of checkpoint", kind, kinds(), spec)
 
-    forms = [f"{kind}:{form.split(',')[0]}" for kind, form in KINDS.items()]
+    forms = [f"{kind}:{form.split(',')[0]}" for kind, form in kinds().items()]
     fix = f"write a run's folder, a file, or {', '.join(forms)}"
     return UserError("no such file or folder", about=f"checkpoint {spec}", fix=fix)
 
@@ -181,7 +191,7 @@ def _unnamed(path: Path) -> UserError:
     # Of our own presets the shapes tell; of other libraries only whoever trained the weights knows.
     presets = adapter("silc").fitting_presets(shapes)
     hint = f" (they fit silc:{', silc:'.join(presets)})" if presets else ""
-    forms = ", ".join(ARCHS.values())
+    forms = ", ".join(_archs().values())
     return UserError(
         f"holds {len(shapes):,} tensors without a configuration, as {_first(shapes)}",
         about=path,

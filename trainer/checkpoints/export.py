@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from silc_bench.errors import RunError, UserError, unknown_name
-from silc_bench.models.load import KINDS, find_path
+from silc_bench.models.load import find_path, kinds
 from silc_bench.system.checksums import write_manifest
 from silc_bench.system.files import atomic_folder, atomic_path, check_writable
 from silc_bench.trainer.checkpoints import model as native
@@ -69,7 +69,7 @@ def load_trained(spec: str) -> NativeModel:
     """
     # "hf:NAME" names another library's model, unless somebody has a folder of that name.
     kind = spec.partition(":")[0]
-    if kind in KINDS and not os.path.exists(spec):
+    if kind in kinds() and not os.path.exists(spec):
         raise _foreign(spec, f"{kind}: names a model of another library")
 
     path, branch = find_path(spec)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from silc_bench.errors import UserError, first_line
 from silc_bench.models.adapters.huggingface.text import PROBES
 from silc_bench.models.interface import ImageModel, ImageTextModel
-from silc_bench.models.load import KINDS, find_path, load_model
+from silc_bench.models.load import find_path, kinds, load_model
 from silc_bench.trainer.checkpoints import file as checkpoint
 from silc_bench.trainer.checkpoints import model as native
 from silc_bench.trainer.checkpoints.exchange import INSTEAD, Towers, unfit
@@ -167,7 +167,7 @@ class _Source(NamedTuple):
 
 def _read(spec: str) -> _Source:
     """Raises UserError, without the name of the option."""
-    if spec.partition(":")[0] not in KINDS:
+    if spec.partition(":")[0] not in kinds():
         path, branch = find_path(spec)
         if native.is_ours(path):
             return _of_run(path, branch)
