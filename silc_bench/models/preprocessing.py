@@ -103,28 +103,20 @@ class ImagePipeline:
 
     def _cropped(self, image: Image.Image) -> Image.Image:
         """The centre [S, S]; an image smaller than that is set on black, as both libraries do."""
-        width, height = image.size
-
-        if self.crop == "center_floor":
-            left = (width - self.size) // 2
-            top = (height - self.size) // 2
-
-        # Python's round goes to the even number at one half, and so does torchvision's crop.
-        elif min(width, height) >= self.size:
-            left = round((width - self.size) / 2.0)
-            top = round((height - self.size) / 2.0)
-
-        # torchvision pads first, then crops what is left over
-        else:
-            pad_left = max(0, (self.size - width) // 2)
-            pad_top = max(0, (self.size - height) // 2)
-            padded_width = max(width, self.size)
-            padded_height = max(height, self.size)
-            left = round((padded_width - self.size) / 2.0) - pad_left
-            top = round((padded_height - self.size) / 2.0) - pad_top
+        left, top = map(self._offset, image.size)
 
         # Pillow fills with black where the box reaches beyond the image.
         return image.crop((left, top, left + self.size, top + self.size))
+
+    def _offset(self, side: int) -> int:
+        """Pixels of a side that lie before the crop; fewer than 0 where the side is too short."""
+        margin = side - self.size
+        if self.crop == "center_floor":
+            return margin // 2
+
+        # torchvision pads a short side first, then rounds, to the even number at one half as Python
+        # does
+        return round(margin / 2) if margin > 0 else -(-margin // 2)
 
 
 def normalized(image: Image.Image, mean: Color, std: Color) -> Tensor:

@@ -367,7 +367,7 @@ def _checked(arch: str, shape: Shape, path: Path) -> Shape:
     fits = size is None or int(size) // shape.patch_size == shape.grid
     if shape.image != VARIANTS[variant] or shape.patch_size != int(patch) or not fits:
         names = [name for name, tower in VARIANTS.items() if tower == shape.image]
-        actual = f"{(names or [shape.image])[0]}/{shape.patch_size}@{shape.image_size}"
+        actual = f"{names[0] if names else shape.image}/{shape.patch_size}@{shape.image_size}"
         fix = f"leave it out: the file is {actual}"
         raise UserError(f"this is not what {path} holds", about=about, fix=fix)
 

@@ -1,7 +1,18 @@
 """What the models of all libraries have in common: a tower for images, and what surrounds it.
 
-Flow: an adapter builds a ``Tower`` and an image pipeline -> ``LoadedModel``, or
-``DenseLoadedModel`` where features have places on the image; text is the adapter's own.
+Flow: an adapter builds a tower and an image pipeline -> ``LoadedModel``, or ``DenseLoadedModel``
+where features have places on the image; text is the adapter's own.
+
+A tower is the images' side of a network:
+
+- ``feature_points``: of interface.FEATURE_POINTS, with their widths;
+- ``lacking``: as in interface.ExplainedModel;
+- ``step``: pixels of which each side is a multiple, but for the trained size, whose rest may belong
+  to no patch (27 patches of 14 pixels in 384); 0: no other size than that;
+- ``encode(images, point)``: [B, 3, H, W] -> [B, feature_points[point]].
+
+A dense one has ``patch_size``, ``dense_methods`` and ``dense(images, methods)``, [B, 3, H, W] ->
+{method: [B, h, w, D or W]}, too, and need not encode "mean_patch".
 
 Shapes: B images, H x W pixels, h x w patches, D embedding, W width of the tower.
 """
@@ -9,7 +20,7 @@ Shapes: B images, H x W pixels, h x w patches, D embedding, W width of the tower
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import torch
 from PIL import Image
@@ -18,32 +29,6 @@ from torch import Tensor, nn
 from silc_bench.errors import UserError
 from silc_bench.models.patch_features import check_methods
 from silc_bench.models.weights.revision import revision_of
-
-
-class Tower(Protocol):
-    """The images' side of a network."""
-
-    feature_points: dict[str, int]  # of interface.FEATURE_POINTS, with their widths
-    lacking: dict[str, str]  # as in interface.ExplainedModel
-
-    # Pixels of which each side is a multiple, but for the trained size, whose rest may belong to no
-    # patch (27 patches of 14 pixels in 384); 0: no other size than that.
-    step: int
-
-    def encode(self, images: Tensor, point: str) -> Tensor:
-        """[B, 3, H, W] -> [B, feature_points[point]]."""
-        ...
-
-
-class DenseTower(Tower, Protocol):
-    """A tower whose features have places on the image; it need not encode "mean_patch"."""
-
-    patch_size: int  # pixels a side
-    dense_methods: tuple[str, ...]
-
-    def dense(self, images: Tensor, methods: Sequence[str]) -> dict[str, Tensor]:
-        """[B, 3, H, W] -> {method: [B, h, w, D or W]}."""
-        ...
 
 
 class LoadedModel:
@@ -60,10 +45,10 @@ class LoadedModel:
         parts: Mapping[str, nn.Module],
         settings: dict[str, Any],
     ):
-        """Args:
+        """As attributes, but for ``parts``: what stands behind the embeddings.
 
-        parts: what stands behind the embeddings, for revision and size.
-        settings: what changes the embeddings and is no weight, for the revision.
+        Args:
+            settings: what changes the embeddings and is no weight; it belongs to the revision.
         """
         self.name = name
         self.network = network

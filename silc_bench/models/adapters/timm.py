@@ -116,7 +116,7 @@ class DenseTower(Tower):
         }
 
 
-def load(rest: str) -> TimmModel:
+def load(rest: str) -> LoadedModel:
     """What follows ``timm:`` -> a model on the CPU.
 
     Raises:

@@ -81,57 +81,35 @@ def _config(kind: str, vocab_size: int, special: dict[str, int]):
 
     vision = {**VISION, "image_size": SIZE}
     text = {**TEXT, "vocab_size": vocab_size, "max_position_embeddings": LENGTH, **special}
-    if kind in ("clip", "clip_old_eos"):
-        text |= {"eos_token_id": 2, "hidden_act": "gelu"} if kind == "clip_old_eos" else {}
-        config = tf.CLIPConfig(
-            text_config=text, vision_config=vision, projection_dim=20, architectures=["CLIPModel"]
-        )
-        return config, {**CLIP_PIXELS, **OPENAI}
-    if kind in ("siglip", "siglip2"):
-        text |= {"hidden_size": 32, "projection_size": 32}
-        config = tf.SiglipConfig(
-            text_config=text, vision_config=vision, architectures=["SiglipModel"]
-        )
-        kind_of_pixels = {
-            "image_processor_type": "SiglipImageProcessor",
-            "size": {"height": SIZE, "width": SIZE},
-        }
-        return config, {**kind_of_pixels, "resample": 3 if kind == "siglip" else 2, **HALF}
+    of_siglip = {"hidden_size": 32, "projection_size": 32}
+    square = {"size": {"height": SIZE, "width": SIZE}}
+    clip = {**CLIP_PIXELS, **OPENAI}
+    chinese = {"image_processor_type": "ChineseCLIPImageProcessor", "do_center_crop": False}
+    siglip = {"image_processor_type": "SiglipImageProcessor", **square, **HALF}
+    flexible = {"patch_size": 8, "max_num_patches": 20, "resample": 2, **HALF}
+    family, text_fields, pixels = {
+        "clip": ("CLIP", {}, clip),
+        "clip_old_eos": ("CLIP", {"eos_token_id": 2, "hidden_act": "gelu"}, clip),
+        "siglip": ("Siglip", of_siglip, {**siglip, "resample": 3}),
+        "siglip2": ("Siglip", of_siglip, {**siglip, "resample": 2}),
+        "naflex": (
+            "Siglip2",
+            of_siglip,
+            {"image_processor_type": "Siglip2ImageProcessor", **flexible},
+        ),
+        "altclip": ("AltCLIP", {"project_dim": 20, "max_position_embeddings": LENGTH + 2}, clip),
+        "chinese_clip": ("ChineseCLIP", {}, {**chinese, "resample": 3, **square, **OPENAI}),
+    }[kind]
     if kind == "naflex":
-        text |= {"hidden_size": 32, "projection_size": 32}
-        config = tf.Siglip2Config(
-            text_config=text,
-            vision_config={**VISION, "num_patches": 16},
-            architectures=["Siglip2Model"],
-        )
-        return config, {
-            "image_processor_type": "Siglip2ImageProcessor",
-            "patch_size": 8,
-            "max_num_patches": 20,
-            "resample": 2,
-            **HALF,
-        }
-    if kind == "altclip":
-        text |= {"project_dim": 20, "max_position_embeddings": LENGTH + 2}
-        config = tf.AltCLIPConfig(
-            text_config=text,
-            vision_config=vision,
-            projection_dim=20,
-            architectures=["AltCLIPModel"],
-        )
-        return config, {**CLIP_PIXELS, **OPENAI}
-    config = tf.ChineseCLIPConfig(
-        text_config=text,
+        vision = {**VISION, "num_patches": 16}
+    projection = {} if family.startswith("Siglip") else {"projection_dim": 20}
+    config = getattr(tf, f"{family}Config")(
+        text_config=text | text_fields,
         vision_config=vision,
-        projection_dim=20,
-        architectures=["ChineseCLIPModel"],
+        architectures=[f"{family}Model"],
+        **projection,
     )
-    pixels = {
-        "image_processor_type": "ChineseCLIPImageProcessor",
-        "do_center_crop": False,
-        "resample": 3,
-    }
-    return config, {**pixels, "size": {"height": SIZE, "width": SIZE}, **OPENAI}
+    return config, pixels
 
 
 def _clip_tokenizer(folder: Path) -> tuple[int, dict[str, int]]:
@@ -184,47 +162,31 @@ def _bert_tokenizer(folder: Path) -> tuple[int, dict[str, int]]:
 
 
 def _xlmr_tokenizer(folder: Path) -> tuple[int, dict[str, int]]:
-    tokenizer = Tokenizer(models.Unigram())
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    special = ["<s>", "<pad>", "</s>", "<unk>"]
-    tokenizer.train_from_iterator(
-        CORPUS, trainers.UnigramTrainer(vocab_size=80, special_tokens=special, unk_token="<unk>")
-    )
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
-    )
-    _save(
-        tokenizer,
-        folder,
-        tokenizer_class="PreTrainedTokenizerFast",
-        pad_token="<pad>",
-        eos_token="</s>",
-        unk_token="<unk>",
-    )
-    return tokenizer.get_vocab_size(), {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
+    special = {"<s>": 0, "<pad>": 1, "</s>": 2}
+    size = _unigrams(folder, special, "<s> $A </s>", pad_token="<pad>")
+    return size, {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
 
 
 def _t5_tokenizer(folder: Path) -> tuple[int, dict[str, int]]:
     """Pieces as SigLIP's, in the library's JSON; the real one is a sentencepiece file."""
+    lower = normalizers.Lowercase()
+    size = _unigrams(folder, {"<pad>": 0, "</s>": 1}, "$A </s>", lower, pad_token="</s>")
+    return size, {"pad_token_id": 1, "eos_token_id": 1}
+
+
+def _unigrams(folder: Path, special: dict[str, int], ends: str, normalizer=None, **names) -> int:
     tokenizer = Tokenizer(models.Unigram())
-    tokenizer.normalizer = normalizers.Lowercase()
+    if normalizer is not None:
+        tokenizer.normalizer = normalizer
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    special = ["<pad>", "</s>", "<unk>"]
-    tokenizer.train_from_iterator(
-        CORPUS, trainers.UnigramTrainer(vocab_size=80, special_tokens=special, unk_token="<unk>")
-    )
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="$A </s>", special_tokens=[("</s>", 1)]
-    )
-    _save(
-        tokenizer,
-        folder,
-        tokenizer_class="PreTrainedTokenizerFast",
-        pad_token="</s>",
-        eos_token="</s>",
-        unk_token="<unk>",
-    )
-    return tokenizer.get_vocab_size(), {"pad_token_id": 1, "eos_token_id": 1}
+    tokens = [*special, "<unk>"]
+    trainer = trainers.UnigramTrainer(vocab_size=80, special_tokens=tokens, unk_token="<unk>")
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    used = [(token, number) for token, number in special.items() if token in ends]
+    tokenizer.post_processor = processors.TemplateProcessing(single=ends, special_tokens=used)
+    names |= {"eos_token": "</s>", "unk_token": "<unk>"}
+    _save(tokenizer, folder, tokenizer_class="PreTrainedTokenizerFast", **names)
+    return tokenizer.get_vocab_size()
 
 
 def _gemma_tokenizer(folder: Path) -> tuple[int, dict[str, int]]:

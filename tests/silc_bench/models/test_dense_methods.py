@@ -156,7 +156,7 @@ def test_plain_is_what_the_class_token_goes_through():
     expected = tower.visual.ln_post(left) @ tower.visual.proj
     plain = tower.dense(IMAGES, ("plain",))["plain"].flatten(1, 2)
     torch.testing.assert_close(plain, expected[:, 1:])
-    torch.testing.assert_close(tower.pooled(IMAGES), expected[:, 0])
+    torch.testing.assert_close(tower.encode(IMAGES, "pooled"), expected[:, 0])
 
 
 @pytest.mark.parametrize("kinds", [{}, {"kdim": W, "vdim": W}, {"bias": False}])

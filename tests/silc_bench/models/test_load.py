@@ -1,4 +1,4 @@
-"""Our own checkpoints as models: loaded, named, refused; preprocessing against torchvision."""
+"""Our own checkpoints as models: loaded, named, refused; and a family of models of your own."""
 
 from __future__ import annotations
 
@@ -8,16 +8,15 @@ import pickle
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
 from refusals import refused
-from torchvision.transforms import InterpolationMode, v2
 
 from silc_bench.errors import UserError
 from silc_bench.models.interface import DenseModel, ImageTextModel, lacking_of, libraries_of
 from silc_bench.models.load import ADAPTERS, Adapter, load_model
+from silc_bench.models.preprocessing import ImagePipeline
 from silc_bench.models.weights.revision import revision_of
 from silc_bench.trainer.checkpoints import file as checkpoint
 from silc_bench.trainer.checkpoints import model as native
@@ -229,21 +228,10 @@ def test_revision_tells_where_a_value_stands():
 # ---- preprocessing ----
 
 
-@pytest.mark.parametrize("size", [(1, 1), (16, 16), (37, 23), (1, 300), (15, 17)])
-def test_preprocess_is_torchvisions_squash(model, size):
-    rng = np.random.default_rng(0)
-    image = Image.fromarray(rng.integers(0, 256, (*size[::-1], 3), dtype=np.uint8))
-    peer = v2.Compose(
-        [
-            v2.Resize((16, 16), InterpolationMode.BICUBIC, antialias=True),
-            v2.PILToTensor(),
-            v2.ToDtype(torch.float32, scale=True),
-            v2.Normalize([0.5] * 3, [0.5] * 3),
-        ]
-    )
-    torch.testing.assert_close(model.preprocess(image), peer(image), atol=1e-6, rtol=0)
-    assert (model.preprocess(Image.new("L", size, 0)) == -1).all()
-    assert (model.preprocess(Image.new("RGB", size, "white")) == 1).all()
+def test_images_are_squashed_to_pixels_from_minus_one_to_one(model):
+    assert model.pipeline == ImagePipeline(16, (0.5,) * 3, (0.5,) * 3)
+    assert (model.preprocess(Image.new("L", (5, 9), 0)) == -1).all()
+    assert (model.preprocess(Image.new("RGB", (5, 9), "white")) == 1).all()
 
 
 # ---- texts ----

@@ -36,6 +36,7 @@ class LayeredTower:
     of a tower (its ``TokenTower``).
     """
 
+    num_prefix: int
     is_attention_pooled: bool
 
     def __init__(self, vision: Any):
@@ -65,6 +66,9 @@ class LayeredTower:
     def dense(self, images: Tensor, methods: Sequence[str]) -> dict[str, Tensor]:
         """[B, 3, H, W] -> {method: [B, h, w, D or W]}."""
         return dense(self, images, methods)
+
+    def joint(self, patches: Tensor) -> Tensor:
+        raise NotImplementedError
 
     def _embedded(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """The tokens that enter the first block, and (h, w)."""

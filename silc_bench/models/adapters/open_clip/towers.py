@@ -204,7 +204,7 @@ class TimmTower:
         self.step = 0 if has_rest or is_one_size else self.patch_size
 
         self.inner = trunk_tokens(trunk) if self.is_tokens else None
-        self.block = self.inner and self.inner.block
+        self.block = None if self.inner is None else self.inner.block
         self.num_prefix = trunk.num_prefix_tokens if self.is_tokens else 0
         self.is_attention_pooled = self.is_tokens and getattr(trunk, "attn_pool", None) is not None
 

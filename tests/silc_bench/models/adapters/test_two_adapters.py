@@ -1,7 +1,4 @@
-"""The same weights through open_clip: and through hf: - equal embeddings, equal scores.
-
-Two names and two revisions.
-"""
+"""The same weights through open_clip: and through hf: - equal embeddings, two revisions."""
 
 from __future__ import annotations
 
@@ -17,11 +14,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from images_and_runs import close, image_of, noise, pixels_of
 
-from silc_bench.evaluation.evaluate import evaluate
-from silc_bench.evaluation.settings import EvalSettings
 from silc_bench.models.load import load_model
 from silc_bench.models.patch_features import METHODS
-from silc_bench.tasks.selection import select
 
 open_clip = pytest.importorskip("open_clip")
 transformers = pytest.importorskip("transformers")
@@ -149,6 +143,8 @@ def test_pixels_tokens_and_embeddings_are_equal(pair):
     assert torch.equal(tokens, right.tokenize(TEXTS))
     assert close(left.encode_text(tokens), right.encode_text(tokens))
     assert left.logit_scale == right.logit_scale
+    assert left.num_params == right.num_params
+    assert left.revision != right.revision, "names of weights are the library's"
 
 
 @pytest.mark.parametrize("size", [(32, 32), (64, 64), (48, 24)])
@@ -158,18 +154,3 @@ def test_dense_features_are_equal_at_any_size(pair, size):
     for method in left:
         assert left[method].shape == right[method].shape
         assert close(left[method], right[method])
-
-
-def test_records_have_equal_metrics_and_different_sources(pair, tmp_path):
-    tasks = select(["shapes/zeroshot", "shapes/knn"])
-    settings = EvalSettings(limit=40, device="cpu")
-    left, right = (
-        evaluate(m, tasks, settings, model_source=m.name, data_root=None, results_dir=tmp_path)
-        for m in pair
-    )
-    for one, other in zip(left, right, strict=True):
-        assert one.metrics == pytest.approx(other.metrics, abs=1e-6)
-        assert one.model.source != other.model.source
-        assert one.model.revision != other.model.revision, "names of weights are the library's"
-        assert one.dataset == other.dataset
-        assert one.model.params == other.model.params
