@@ -168,6 +168,18 @@ class TimmBlock:
         return getattr(self.block, f"ls{which}")(added)
 
 
+def places_of(trunk: Network, features: Tensor, grid: tuple[int, int]) -> Tensor:
+    """What `forward_features` of a trunk gives -> [B, h, w, W]; a map has a grid of its own."""
+    if features.dim() == 3:
+        return features[:, trunk.num_prefix_tokens :].unflatten(1, grid)
+    return features if is_channels_last(trunk) else features.permute(0, 2, 3, 1)
+
+
+def is_channels_last(trunk: Network) -> bool:
+    """The order of a map, which most trunks give as [B, W, h, w]."""
+    return str(getattr(trunk, "output_fmt", "NCHW")) == "NHWC"
+
+
 def trunk_tokens(trunk: Network) -> TrunkTokens | None:
     """None for a trunk whose ``forward_features`` takes other steps (``is_known_course``)."""
     return TrunkTokens(trunk) if is_known_course(trunk) else None

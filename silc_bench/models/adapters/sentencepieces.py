@@ -111,18 +111,14 @@ def _read(path: Path, vocab_size: int, length: int) -> PieceTokenizer:
         problem = f"it has {count:,} pieces, the text tower {vocab_size:,}"
         raise UserError(problem, about=path, fix="bring the tokenizer of this model")
 
-    gemma_eos = id_of("<eos>")
-    is_gemma = gemma_eos is not None
-    eos = gemma_eos if is_gemma else id_of("</s>")
-    if eos is None:
-        fix = "one of which ends every text: bring the tokenizer of this model"
-        raise UserError("it has neither </s> nor <eos>", about=path, fix=fix)
+    is_gemma = id_of("<eos>") is not None
+    eos = id_of("<eos>" if is_gemma else "</s>")
 
     # SigLIP has no other padding than the end of the sentence
     padding = id_of("<pad>") if is_gemma else eos
-    if padding is None:
-        fix = "SigLIP 2 fills up short texts with it: bring the tokenizer of this model"
-        raise UserError("it has no <pad>", about=path, fix=fix)
+    if eos is None or padding is None:
+        problem = "it has neither </s> (SigLIP) nor <eos> and <pad> (SigLIP 2)"
+        raise UserError(problem, about=path, fix="bring the tokenizer of this model")
 
     return PieceTokenizer(
         encode=encode,

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from silc_bench.errors import UserError, unknown_name
-from silc_bench.models.adapters.blocks import is_known_course
+from silc_bench.models.adapters.blocks import is_known_course, places_of
 from silc_bench.models.adapters.library import explained, library, seeded
 from silc_bench.models.adapters.loaded import DenseLoadedModel, LoadedModel
 from silc_bench.models.patch_features import JOINT, methods_of, num_layers
@@ -54,10 +54,8 @@ class TimmModel(LoadedModel):
     libraries = ("timm",)
 
 
-class DenseTimmModel(DenseLoadedModel):
+class DenseTimmModel(TimmModel, DenseLoadedModel):
     """A DenseModel: the features of this network have positions."""
-
-    libraries = ("timm",)
 
 
 class Tower:
@@ -110,13 +108,13 @@ class DenseTower(Tower):
 
         grid = images.shape[2] // self.patch_size, images.shape[3] // self.patch_size
         layers = [*(self.network.norm(tokens) for tokens in outputs), features]
-        maps = [_positions(self.network, layer, grid) for layer in layers]
+        maps = [places_of(self.network, layer, grid) for layer in layers]
         return {
             method: torch.cat(maps[-num_layers(method) :], dim=-1).float() for method in methods
         }
 
 
-def load(rest: str) -> LoadedModel:
+def load(rest: str) -> TimmModel:
     """What follows ``timm:`` -> a model on the CPU.
 
     Raises:
@@ -244,7 +242,7 @@ def _without_classifier(weights: dict[str, Tensor], network: Network) -> dict[st
     return {key: value for key, value in weights.items() if key not in left_out}
 
 
-def _adapt(timm: ModuleType, label: str, network: Network) -> LoadedModel:
+def _adapt(timm: ModuleType, label: str, network: Network) -> TimmModel:
     """The model around a filled network: dense where its features have positions."""
     config = _config(network)
     pipeline = _pipeline(label, timm.data.resolve_model_data_config(network))
@@ -271,7 +269,7 @@ def _adapt(timm: ModuleType, label: str, network: Network) -> LoadedModel:
     num_rows = 0
     if is_tokens:
         num_rows = math.isqrt(features.shape[1] - network.num_prefix_tokens)
-    places = _positions(network, features, (num_rows, num_rows))
+    places = places_of(network, features, (num_rows, num_rows))
 
     # rounded, because patches may leave a rest of the image: 384 / 27 is a bit more than 14
     dense_tower = DenseTower(network, embed_dim, places.shape[-1], round(side / places.shape[1]))
@@ -284,15 +282,6 @@ def _is_tokens(network: Network) -> bool:
     Elsewhere in timm their order differs.
     """
     return hasattr(network, "num_prefix_tokens") and getattr(network, "output_fmt", "NLC") == "NLC"
-
-
-def _positions(network: Network, features: Tensor, grid: tuple[int, int]) -> Tensor:
-    """What `forward_features` gives -> [B, h, w, W]; a map has a grid of its own."""
-    if features.dim() == 3:
-        return features[:, network.num_prefix_tokens :].unflatten(1, grid)
-
-    is_channels_last = str(getattr(network, "output_fmt", "NCHW")) == "NHWC"
-    return features if is_channels_last else features.permute(0, 2, 3, 1)
 
 
 def _pipeline(label: str, config: dict[str, Any]) -> ImagePipeline:

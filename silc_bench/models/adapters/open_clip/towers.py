@@ -35,7 +35,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from silc_bench.errors import UserError
-from silc_bench.models.adapters.blocks import block_of, trunk_tokens
+from silc_bench.models.adapters.blocks import block_of, is_channels_last, places_of, trunk_tokens
 from silc_bench.models.patch_features import (
     CHANGED,
     JOINT,
@@ -232,12 +232,7 @@ class TimmTower:
             return dense(self, images, methods)
 
         features = self._features(images)
-        tokens = features
-        if self.is_tokens:
-            grid = _grid(images, self.patch_size)
-            tokens = features[:, self.num_prefix :].unflatten(1, grid)
-        elif not self._is_channels_last():
-            tokens = features.permute(0, 2, 3, 1)
+        tokens = places_of(self.trunk, features, _grid(images, self.patch_size))
 
         # without blocks, whatever is no tokens is their one path to the text
         by_method = {method: self.joint(tokens) for method in methods if method != "tokens"}
@@ -265,7 +260,7 @@ class TimmTower:
         if not self.is_tokens:
             # the head pools a map, so each position goes through it as a map of one position
             alone = patches.flatten(0, -2)
-            alone = alone[:, None, None, :] if self._is_channels_last() else alone[:, :, None, None]
+            alone = alone[:, None, None] if is_channels_last(self.trunk) else alone[..., None, None]
             return self.visual.head(self.trunk.forward_head(alone)).unflatten(0, patches.shape[:-1])
 
         if self.inner is not None:
@@ -297,7 +292,8 @@ class TimmTower:
             reason = f"its pooling {trunk.global_pool!r} says nothing of a patch alone"
         else:
             return joint_methods(pool is not None, self.block, type(trunk.blocks[-1]).__name__)
-        return possible, dict.fromkeys(set(JOINT).difference(possible), reason)
+        impossible = [method for method in JOINT if method not in possible]
+        return possible, dict.fromkeys(impossible, reason)
 
     def _features(self, images: Tensor) -> Tensor:
         """[B, N, W], or a map in the network's own order."""
@@ -309,9 +305,6 @@ class TimmTower:
         rope = getattr(self.trunk, "rope", None)
         if rope is not None and hasattr(rope, "update_feat_shape"):
             rope.update_feat_shape(_grid(images, self.patch_size))
-
-    def _is_channels_last(self) -> bool:
-        return str(getattr(self.trunk, "output_fmt", "NCHW")) == "NHWC"
 
 
 # the part that only such a network has, the first that is there -> its tower

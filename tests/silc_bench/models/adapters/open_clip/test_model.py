@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from refusals import refused
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+import hf_folders
 import images_and_runs
 from images_and_runs import (
     close,
@@ -201,45 +203,13 @@ GRIDS = ["tiny-vit", "tiny-clipa", "tiny-coca", "tiny-siglip", "tiny-eva", "tiny
 
 
 def make_reader(folder):
-    """A byte-level tokenizer and the configuration of a small text tower, as cached."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-    from transformers import PreTrainedTokenizerFast, RobertaConfig
+    """A tokenizer and the configuration of a small text tower, as cached."""
+    from transformers import RobertaConfig
 
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(), decoders.ByteLevel()
-    special = ["<s>", "<pad>", "</s>", "<unk>"]
-    trainer = trainers.BpeTrainer(
-        vocab_size=300,
-        special_tokens=special,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(["a photo of a cat", "things and numbers"], trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
-    )
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token="<s>",
-        pad_token="<pad>",
-        eos_token="</s>",
-        unk_token="<unk>",
-    )
-    fast.save_pretrained(folder)
-    sizes = {
-        "hidden_size": 32,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 4,
-        "intermediate_size": 48,
-    }
-    RobertaConfig(
-        vocab_size=300,
-        max_position_embeddings=40,
-        pad_token_id=1,
-        bos_token_id=0,
-        eos_token_id=2,
-        **sizes,
-    ).save_pretrained(folder)
+    folder.mkdir(exist_ok=True)
+    _, special = hf_folders.TOKENIZER["altclip"](folder)
+    sizes = {**hf_folders.TEXT, "hidden_size": 32, "max_position_embeddings": 40}
+    RobertaConfig(vocab_size=300, **sizes, **special).save_pretrained(folder)
 
 
 @pytest.fixture(scope="module")
@@ -631,7 +601,7 @@ def test_a_folder_is_what_open_clip_makes_of_it(models, home, tmp_path):
 
     released, _ = models("tiny-siglip")
     folder = tmp_path / "mine"
-    make_reader(folder)
+    shutil.copytree(home / "reader", folder)
     write_config(folder, home, "tiny-siglip", mean=[0.5] * 3, std=[0.5] * 3, resize_mode="squash")
     state = torch.load(home / "tiny-siglip.pt")
     save_file(
