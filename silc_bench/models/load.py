@@ -53,9 +53,15 @@ ADAPTERS = {
         of_weights="FOLDER_OR_NAME",
         mark="config.json",
     ),
-    "timm": Adapter("silc_bench.models.adapters.timm", "NAME, NAME/PATH or NAME/random"),
+    "timm": Adapter(
+        "silc_bench.models.adapters.timm",
+        "NAME, NAME/PATH or NAME/random",
+    ),
     "big_vision": Adapter(
-        "silc_bench.models.adapters.big_vision", "FILE.npz", arch="B/16", mark=".npz"
+        "silc_bench.models.adapters.big_vision",
+        "FILE.npz",
+        arch="B/16",
+        mark=".npz",
     ),
     # a run's folder or checkpoint
     "silc": Adapter("silc_bench.trainer.checkpoints.model", "", of_weights="PRESET"),
@@ -177,12 +183,16 @@ def _missing(spec: str) -> UserError:
 def _unnamed(path: Path) -> UserError:
     """What to write instead of a path alone."""
     about = f"checkpoint {path}"
-    for kind, row in ADAPTERS.items():
-        if row.mark and (path.suffix == row.mark or (path / row.mark).is_file()):
-            problem = f"a checkpoint of {kind} ({row.mark})"
-            return UserError(problem, about=about, fix=f"write {kind}:{path}")
+    kind = _marked(path)
 
-    shapes = {name: tuple(value.shape) for name, value in read_weights(path).items()}
+    # a file is read whatever its suffix says, so that damage is named; a folder is told by its mark
+    shapes: dict[str, tuple[int, ...]] = {}
+    if not kind or path.is_file():
+        shapes = {name: tuple(value.shape) for name, value in read_weights(path).items()}
+    if kind:
+        problem = f"a checkpoint of {kind} ({ADAPTERS[kind].mark})"
+        return UserError(problem, about=about, fix=f"write {kind}:{path}")
+
     if any("/" in name for name in shapes):
         return UserError(
             "arrays in the layout of big_vision", about=path, fix=f"write big_vision:{path}"
