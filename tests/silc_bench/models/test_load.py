@@ -215,11 +215,11 @@ def test_revision_is_not_about_dtype_or_device(payload, changed):
 
 def test_revision_tells_where_a_value_stands():
     first, second = torch.nn.Linear(2, 2, bias=False), torch.nn.Linear(2, 2, bias=False)
-    one = revision_of({"vision": first, "text": second})
-    assert one == revision_of({"text": second, "vision": first}), (
+    revision = revision_of({"vision": first, "text": second})
+    assert revision == revision_of({"text": second, "vision": first}), (
         "the order of the modules is no difference"
     )
-    assert one != revision_of({"vision": second, "text": first})
+    assert revision != revision_of({"vision": second, "text": first})
     flat = torch.nn.Linear(4, 1, bias=False)
     flat.weight.data = first.weight.data.reshape(1, 4)
     assert revision_of({"x": flat}) != revision_of({"x": first}), "same bytes, other shape"

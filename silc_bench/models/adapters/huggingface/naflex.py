@@ -148,11 +148,11 @@ def naflex_pipeline(path: Path, settings: dict[str, Any], patch_size: int) -> Na
     """
     kind = processor_type(settings, "Siglip2ImageProcessor")
     if kind != "Siglip2ImageProcessor":
-        fix = "a NaFlex tower needs Siglip2ImageProcessor"
+        fix = "bring the Siglip2ImageProcessor of this NaFlex model"
         raise UserError(f"it is of {kind}", about=path, fix=fix)
     if settings.get("patch_size") != patch_size:
         problem = f"it cuts patches of {settings.get('patch_size')} pixels"
-        raise UserError(problem, about=path, fix=f"bring the file of this model: {patch_size}")
+        raise UserError(problem, about=path, fix=f"bring that of a tower for {patch_size}")
 
     # unlike other settings this one has no default that all releases share
     most = settings.get("max_num_patches")

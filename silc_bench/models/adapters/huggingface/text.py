@@ -80,7 +80,9 @@ class Reader:
         if texts and int(tokens.max()) >= self.vocab_size:
             row = int(tokens.amax(dim=1).argmax())
             problem = f"{texts[row]!r:.80} has the token {int(tokens.max())}"
-            fix = f"bring the tokenizer of this model: its text tower knows {self.vocab_size}"
+            fix = (
+                f"bring the tokenizer of this model: its text tower knows {self.vocab_size} tokens"
+            )
             raise UserError(problem, about=self.tokenizer.name_or_path, fix=fix)
         return tokens
 

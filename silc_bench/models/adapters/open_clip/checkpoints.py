@@ -340,7 +340,7 @@ def _from_folder(folder: Path) -> Checkpoint:
         if files:
             first_names = ", ".join(path.name for path in files[:3])
             content = f"{len(files)} files of weights ({first_names})"
-        fix = f"give the file that is meant the name {WEIGHTS[0]} or {WEIGHTS[-1]}"
+        fix = f"put the weights that are meant there as {WEIGHTS[0]} or {WEIGHTS[-1]}"
         raise UserError(f"a folder with {content}", about=folder, fix=fix)
 
     name = f"open_clip:{folder.resolve().name}"
@@ -377,7 +377,7 @@ def _read_config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     # whatever JSON of another form makes of the lines below; deep nesting is a RecursionError
     kinds = (*MISFITS, OSError, RecursionError)
     problem = "no configuration of open_clip"
-    fix = "its model_cfg needs embed_dim, vision_cfg and text_cfg"
+    fix = "write its model_cfg with embed_dim, vision_cfg and text_cfg"
     with explained(problem, about=path, fix=fix, kinds=kinds):
         content = json.loads(path.read_text(encoding="utf-8"))
         config = content["model_cfg"]

@@ -307,6 +307,8 @@ class TimmTower:
             rope.update_feat_shape(_grid(images, self.patch_size))
 
 
+ONE_EMBEDDING = "name a model whose image tower gives one embedding an image"
+
 # the part that only such a network has, the first that is there -> its tower
 TOWERS = {"trunk": TimmTower, "attnpool": ResNetTower, "transformer": VitTower}
 
@@ -332,9 +334,9 @@ def _resized(positions: Tensor, trained: tuple[int, int], grid: tuple[int, int])
 
 def _unsupported(reason: str) -> UserError:
     return UserError(
-        f"an image tower that {reason}",
+        f"its image tower {reason}",
         about="open_clip",
-        fix="name one that gives an embedding an image",
+        fix=ONE_EMBEDDING,
     )
 
 
