@@ -193,11 +193,6 @@ def _unnamed(path: Path) -> UserError:
         problem = f"a checkpoint of {kind} ({ADAPTERS[kind].mark})"
         return UserError(problem, about=about, fix=f"write {kind}:{path}")
 
-    if any("/" in name for name in shapes):
-        return UserError(
-            "arrays in the layout of big_vision", about=path, fix=f"write big_vision:{path}"
-        )
-
     # Of our own presets the shapes tell; of other libraries only whoever trained the weights knows.
     presets = adapter("silc").fitting_presets(shapes)
     hint = f" (they fit silc:{', silc:'.join(presets)})" if presets else ""
@@ -207,6 +202,14 @@ def _unnamed(path: Path) -> UserError:
         about=path,
         fix=f"say what they belong to by --arch {forms}{hint}, or write timm:NAME/{path}",
     )
+
+
+def _marked(path: Path) -> str:
+    """The kind of checkpoint that a folder or a file looks like, or "" where it is not told."""
+    for kind, row in ADAPTERS.items():
+        if row.mark and (path.suffix == row.mark or (path / row.mark).is_file()):
+            return kind
+    return ""
 
 
 def _first(shapes: dict[str, tuple[int, ...]]) -> str:
