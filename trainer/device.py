@@ -63,8 +63,9 @@ def share_of(batch_size: int, count: int | None = None, sharers: str = "processe
     if batch_size % count:
         near = max(1, batch_size // count) * count
         raise UserError(
-            f"batch_size {batch_size} does not divide among {count} {sharers};"
-            f" try --set batch_size={near}"
+            f"{batch_size} does not divide among {count} {sharers}",
+            about="batch_size",
+            fix=f"try --set batch_size={near}",
         )
     return batch_size // count
 

@@ -29,6 +29,7 @@ from silc_bench.system.processes import (
     of_first,
     rank,
 )
+from silc_bench.system.terminal import say, warn
 from silc_bench.trainer.checkpoints import file as checkpoint
 from silc_bench.trainer.checkpoints.init import read_start
 from silc_bench.trainer.config.config import Config, flatten, from_dict, to_dict
@@ -86,35 +87,41 @@ def run_training(
         check_place(wandb)
     if not config.data.source:
         raise UserError(
-            f"preset {config.preset} brings no data: name your shards, as in --data 'DIR/*.tar'"
+            f"preset {config.preset} brings no data",
+            about="--data",
+            fix="name your shards, as in --data 'DIR/*.tar'",
         )
     if config.preset in SECOND_PHASES and not config.init:
         raise UserError(
-            f"preset {config.preset} goes on from a finished run:"
-            " name it, as in --init runs/b16 (or RUN:teacher)"
+            f"preset {config.preset} goes on from a finished run",
+            about="--init",
+            fix="name the run, as in --init runs/b16 (or RUN:teacher)",
         )
 
     has_begun = bool(checkpoint.all_in(run))
     if not resume:
         if has_begun:
             raise UserError(
-                f"{run} already holds a run; continue it with --resume, or choose another --out"
+                "already holds a run",
+                about=run,
+                fix="continue it with --resume, or choose another --out",
             )
         return train(config, run, device, console, on_collapse=on_collapse, wandb=wandb)
     if not has_begun:
         raise UserError(
-            f"--resume: {run} holds no checkpoints/step_*.pt to continue from;"
-            " leave --resume out to start anew"
+            "holds no checkpoints/step_*.pt to continue from",
+            about=run,
+            fix="leave --resume out to start anew",
         )
 
     # Where the newest checkpoint is damaged, the run goes on from an older one.
     path, payload, damaged = checkpoint.load_newest(run)
     for sentence in damaged:
-        _warn(console, f"{sentence}; going on from {path}")
+        warn(f"{sentence}; going on from {path}", console)
     _check_same_configuration(config, json.loads(payload["config"]), run)
 
     if payload["step"] >= config.num_steps:
-        console.print(f"{run} is already complete", markup=False, soft_wrap=True)
+        say(f"{run} is already complete", console)
         return path
     return train(config, run, device, console, payload, on_collapse, wandb)
 
@@ -134,8 +141,9 @@ def _check_same_configuration(config: Config, saved_config: dict[str, Any], run:
     ]
     if differences:
         raise UserError(
-            f"--resume: {run} was started with another configuration"
-            f" ({'; '.join(differences[:5])}); repeat its options, or choose another --out"
+            f"was started with another configuration ({'; '.join(differences[:5])})",
+            about=run,
+            fix="repeat its options, or choose another --out",
         )
 
 
@@ -164,13 +172,13 @@ def train(
     else:
         state = _restored(config, payload, device)
 
-    _tell(console, _plan(state, source, device))
+    say(_plan(state, source, device), console)
     doubts = (
         crowding(config.data.num_workers, num_local_ranks()),
         repeating(config, source.num_samples),
     )
     for sentence in filter(None, doubts):
-        _warn(console, sentence)
+        warn(sentence, console)
 
     try:
         with _signals() as received:
@@ -189,7 +197,7 @@ def train(
     finally:
         # However the run ends, its user learns which samples it went without.
         if source.damage.total:
-            _warn(console, f"left out: {source.damage.summary()}")
+            warn(f"left out: {source.damage.summary()}", console)
 
 
 def _created(config: Config, source: Source, device: torch.device, console: Console) -> TrainState:
@@ -201,7 +209,7 @@ def _created(config: Config, source: Source, device: torch.device, console: Cons
 
     start = read_start(config)
     for sentence in start.said:
-        _tell(console, sentence)
+        say(sentence, console)
     return TrainState.create(config, start.tokenizer, device, start)
 
 
@@ -344,7 +352,11 @@ def _probe_of_start(state: TrainState, probe: Probe, log: RunLog) -> dict[str, d
     """What other weights score before the first step: later probes are compared with it."""
     scores = probe(state)
     if probe.diverged:
-        raise RunError(f"--init {state.config.init} cannot be measured: {probe.diverged}")
+        raise RunError(
+            f"its weights cannot be measured: {probe.diverged}",
+            about=f"--init {state.config.init}",
+            fix="name weights that did not diverge",
+        )
     log.write_probe(0, scores)
     return remembered(scores, probe.errors)
 
@@ -368,8 +380,8 @@ def _stopped(signals: list[int], step: int, path: Path | None) -> StoppedError:
             where = ""
         causes.append(f"{signal.Signals(number).name}{where}")
     return StoppedError(
-        f"stopped by {' and '.join(causes)} after step {step};"
-        f" {path} is saved, continue with --resume"
+        f"stopped by {' and '.join(causes)} after step {step}",
+        fix=f"{path} is saved, continue with --resume",
     )
 
 
@@ -393,12 +405,3 @@ def _signals() -> Iterator[list[int]]:
         yield received
     finally:
         restore()
-
-
-def _tell(console: Console, sentence: str) -> None:
-    # Paths and brackets in a sentence are no markup, and a path that is cut cannot be copied.
-    console.print(sentence, markup=False, highlight=False, soft_wrap=True)
-
-
-def _warn(console: Console, sentence: str) -> None:
-    console.print(sentence, style="yellow", markup=False, highlight=False, soft_wrap=True)

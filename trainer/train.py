@@ -22,9 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from silc_bench.errors import RunError, UserError
+from silc_bench.errors import RunError, UserError, first_line
 from silc_bench.trainer.checkpoints.init import Start
-from silc_bench.trainer.config.config import Config, from_dict, to_dict
+from silc_bench.trainer.config.config import LOSSES, Config, from_dict, to_dict
 from silc_bench.trainer.data.stream import Batch
 from silc_bench.trainer.device import Answer, first_of, mean_over_ranks, parallel, resolve, send
 from silc_bench.trainer.optim import (
@@ -36,8 +36,8 @@ from silc_bench.trainer.optim import (
     make_optimizer,
     set_lr,
 )
+from silc_bench.trainer.silc import losses
 from silc_bench.trainer.silc.distillation import Targets, distillation_loss
-from silc_bench.trainer.silc.losses import sigmoid_loss, softmax_loss
 from silc_bench.trainer.silc.masking import draw_masked
 from silc_bench.trainer.silc.student import MicroBatches, Student, StudentOutput, init_weights
 from silc_bench.trainer.silc.teacher import Taught, Teacher
@@ -83,18 +83,18 @@ def train_step(state: TrainState, batch: Batch) -> dict[str, Tensor]:
 
     # SILC: contrastive + weight * distillation, of the student's local crops (with local+global:
     # of its global crops too) towards the teacher's global ones.
-    losses = {"contrastive": contrastive(out, config)}
+    terms = {"contrastive": contrastive(out, config)}
     if targets.views is not None:
-        losses["distillation"] = distillation(out, targets.views, config)
+        terms["distillation"] = distillation(out, targets.views, config)
     if targets.patches is not None:
-        losses["masked"] = masked_patches(out, targets.patches, config)
-    loss = losses["contrastive"] + config.distillation.weight * losses.get("distillation", 0.0)
-    loss = loss + config.masked.weight * losses.get("masked", 0.0)
+        terms["masked"] = masked_patches(out, targets.patches, config)
+    loss = terms["contrastive"] + config.distillation.weight * terms.get("distillation", 0.0)
+    loss = loss + config.masked.weight * terms.get("masked", 0.0)
 
     state.optimizer.zero_grad()
     loss.backward()
     gradient_norm = clip_gradients(student, config.optim.clip_norm)
-    values = global_values({**losses, "loss": loss, "gradient_norm": gradient_norm})
+    values = global_values({**terms, "loss": loss, "gradient_norm": gradient_norm})
     state.check_finite(values)  # every rank stops, or none; on a CPU before the weights move
     state.optimizer.step()
 
@@ -115,9 +115,8 @@ def contrastive(out: StudentOutput, config: Config) -> Tensor:
 
     The loss is averaged over these views: in SILC every global view, with either loss.
     """
-    if config.contrastive.loss == "sigmoid":
-        return sigmoid_loss(out.image_features, out.text_features, out.scale, out.bias)
-    return softmax_loss(out.image_features, out.text_features, out.scale)
+    loss = getattr(losses, LOSSES[config.contrastive.loss].function)
+    return loss(out.image_features, out.text_features, out.scale, out.bias)
 
 
 def distillation(out: StudentOutput, targets: Targets, config: Config) -> Tensor:
@@ -161,26 +160,31 @@ def stop_if_not_finite(answer: Answer, config: Config) -> None:
     if name is None:
         return
 
-    lr = f"{config.optim.lr:g}"
-    temperatures = (
-        f"a temperature is too small (student {config.distillation.student_temp:g}, "
-        f"teacher {config.distillation.teacher_temp:g})"
+    distil = config.distillation
+    lower_lr = f"lower optim.lr (now {config.optim.lr:g})"
+    lower_weight = f"lower masked.weight (now {config.masked.weight:g})"
+    raise_temps = (
+        f"raise distillation.student_temp (now {distil.student_temp:g})"
+        f" or distillation.teacher_temp (now {distil.teacher_temp:g}), or {lower_lr}"
     )
-    masked_weight = f"masked.weight (now {config.masked.weight:g})"
-    causes = {
-        "contrastive": "the features overflowed or a picture was not a number;"
-        f" try a lower optim.lr (now {lr})",
-        "distillation": f"{temperatures} or optim.lr too high (now {lr})",
-        "masked": f"{temperatures} or {masked_weight} or optim.lr too high (now {lr})",
-        "gradient_norm": "the losses are finite but a gradient overflowed;"
-        f" try a lower optim.lr (now {lr}), a longer optim.warmup_fraction, or precision=fp32",
-        "loss": "the weighted losses add up to more than a number holds;"
-        f" lower distillation.weight (now {config.distillation.weight:g}) or {masked_weight}",
-    }
+    cause, fix = {
+        "contrastive": ("the features overflowed", lower_lr),
+        "distillation": ("a temperature is too small, or the rate too high", raise_temps),
+        "masked": ("as for distillation", f"{raise_temps}, or {lower_weight}"),
+        "gradient_norm": (
+            "the losses are finite, and a gradient overflowed",
+            f"{lower_lr}, raise optim.warmup_fraction, or set precision=fp32",
+        ),
+        "loss": (
+            "the weighted losses add up to more than a number holds",
+            f"lower distillation.weight (now {distil.weight:g}), or {lower_weight}",
+        ),
+    }[name]
     parts = ", ".join(f"{key} {number:g}" for key, number in numbers.items() if key != "loss")
     raise RunError(
-        f"step {answer.step + 1}: {name} is not finite ({parts}). Likely cause: {causes[name]}."
-        " Checkpoints that were written are intact."
+        f"{name} is not finite ({parts}); likely cause: {cause}; saved checkpoints are intact",
+        about=f"step {answer.step + 1}",
+        fix=fix,
     )
 
 
@@ -323,8 +327,9 @@ class TrainState:
             if state.step >= config.start_step > 0:
                 state.connect()
         except (ValueError, TypeError, KeyError, RuntimeError) as error:
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise UserError(
-                f"--resume: the checkpoint's parts do not fit together ({reason})"
+                f"the checkpoint's parts do not fit together ({first_line(error)})",
+                about="--resume",
+                fix="resume with the version that wrote it, or start anew with another --out",
             ) from None
         return state

@@ -196,7 +196,7 @@ def _of_run(path: Path, branch: str | None) -> _Source:
 
     weights = native.tensors(model)
     # A softmax loss leaves the bias where it was: it was never trained.
-    if model.config.contrastive.loss != "sigmoid":
+    if not model.config.contrastive.has_bias:
         weights["logit_bias"] = torch.zeros(())
 
     towers = Towers(model.config.vision, model.config.text, weights, model.tokenizer)
@@ -310,7 +310,7 @@ def _scalars(config: Config, weights: dict[str, Tensor], sentences: list[str]) -
     bias = weights["logit_bias"]
 
     # In a softmax it cancels, and would be a parameter without a gradient.
-    if config.contrastive.loss == "softmax":
+    if not config.contrastive.has_bias:
         return {"logit_bias": torch.zeros(())}
 
     # 0: the source's loss was a softmax, or it was never trained.

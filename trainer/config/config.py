@@ -107,11 +107,15 @@ class ProbeConfig:
 
 @dataclass(frozen=True)
 class ContrastiveConfig:
-    loss: str = "sigmoid"  # "sigmoid" (SigLIP) or "softmax" (CLIP)
+    loss: str = "sigmoid"  # of LOSSES: "sigmoid" (SigLIP) or "softmax" (CLIP)
     # which images meet the text: "global" (every global view), "original", "original+global"
     images: str = "global"
     init_scale: float = 10.0
-    init_bias: float = -10.0  # sigmoid only
+    init_bias: float = -10.0  # of a loss with a bias
+
+    @property
+    def has_bias(self) -> bool:
+        return LOSSES[self.loss].has_bias
 
 
 @dataclass(frozen=True)
@@ -251,11 +255,22 @@ class Config:
 
 FORMS = {int: "a whole number", float: "a number", bool: "true or false"}  # of a field's type
 OTHER_VERSION = "read it with the version of silc-bench that wrote it"
+class Loss(NamedTuple):
+    """An image-text loss, by its name in ``contrastive.loss``."""
+
+    function: str  # of silc_bench.trainer.silc.losses: a name, so that this file imports no torch
+    has_bias: bool  # in a softmax a bias cancels: it would be a parameter without a gradient
+
+
+LOSSES = {
+    "sigmoid": Loss("sigmoid_loss", has_bias=True),
+    "softmax": Loss("softmax_loss", has_bias=False),
+}
 OBJECTIVES = ("silc", "contrastive+views", "contrastive")
 CHOICES = {
     "vision.gelu": ("tanh", "exact"),
     "text.gelu": ("tanh", "exact"),
-    "contrastive.loss": ("sigmoid", "softmax"),
+    "contrastive.loss": LOSSES,
     "contrastive.images": ("global", "original", "original+global"),
     "distillation.pairs": ("local", "local+global"),
     "distillation.centering": ("mean", "sinkhorn"),

@@ -1,7 +1,8 @@
 """The image-text losses as pure functions: nothing here has state, and evaluating one changes none.
 
 ``sigmoid_loss`` (SigLIP, 2303.15343 eq. 1) and ``softmax_loss`` (CLIP, 2103.00020),
-in fp32 whatever autocast says. With several processes each gives its rank's share:
+in fp32 whatever autocast says. Another one is a function here with the same
+arguments, and a line of ``LOSSES`` in ``silc_bench.trainer.config.config``. With several processes each gives its rank's share:
 its own pairs against the texts (and images) of all ranks. The mean of the shares
 over the ranks is the loss of the global batch (``silc_bench.trainer.device``).
 
@@ -43,7 +44,9 @@ def sigmoid_loss(
         return -F.logsigmoid(z * logits).sum() / own.numel()
 
 
-def softmax_loss(image_features: Tensor, text_features: Tensor, scale: Tensor) -> Tensor:
+def softmax_loss(
+    image_features: Tensor, text_features: Tensor, scale: Tensor, bias: Tensor
+) -> Tensor:
     """Symmetric InfoNCE, averaged over the views.
 
     The mean of two cross-entropies: of each image over the texts, and of each text over the images

@@ -64,10 +64,8 @@ class Student(nn.Module):
         self.vision.blocks.is_checkpointed = is_checkpointed
         self.text.blocks.is_checkpointed = is_checkpointed
 
-        # A bias cancels in a softmax: it would be a parameter without a gradient.
-        has_bias = config.contrastive.loss == "sigmoid"
         self.log_scale = nn.Parameter(torch.empty(()))
-        self.logit_bias = nn.Parameter(torch.empty(()), requires_grad=has_bias)
+        self.logit_bias = nn.Parameter(torch.empty(()), config.contrastive.has_bias)
 
         # What a weight of 0 leaves without a use is not built.
         has_head = config.distillation.weight > 0
@@ -189,7 +187,7 @@ def init_weights(student: Student, seed: int) -> None:
     iBOT and DINOv2.
     """
     contrastive = student.config.contrastive
-    init_bias = contrastive.init_bias if contrastive.loss == "sigmoid" else 0.0
+    init_bias = contrastive.init_bias if contrastive.has_bias else 0.0
     if student.mask_token is not None:
         nn.init.zeros_(student.mask_token)
     nn.init.constant_(student.log_scale, math.log(contrastive.init_scale))

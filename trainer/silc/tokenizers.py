@@ -37,11 +37,12 @@ import torch
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor
 
-from silc_bench.errors import UserError
+from silc_bench.errors import UserError, first_line
 from silc_bench.models.adapters.huggingface.text import CLEANINGS
 from silc_bench.models.adapters.sentencepieces import canonicalize, lower_ascii
 from silc_bench.trainer.config.config import TextConfig
 
+PLACE = "the checkpoint"  # what an error is about; who knows the file names it instead
 EOS_ID = 0  # end of text and padding
 EOS = "<eos>"
 MIN_VOCAB_SIZE = 1 + 256  # eos and every byte
@@ -82,13 +83,15 @@ class Tokenizer:
         """
         if vocab_size < MIN_VOCAB_SIZE:
             raise UserError(
-                f"vocab_size={vocab_size} is too small:"
-                f" 256 bytes and eos need at least {MIN_VOCAB_SIZE}"
+                f"{vocab_size} ids are too few for 256 bytes and eos",
+                about="text.vocab_size",
+                fix=f"use at least {MIN_VOCAB_SIZE}",
             )
         if context_length < 2:
             raise UserError(
-                f"context_length={context_length} leaves no room for text before eos;"
-                " use at least 2"
+                f"{context_length} tokens leave no room for text before eos",
+                about="text.context_length",
+                fix="use at least 2",
             )
 
         pipeline = tokenizers.Tokenizer(models.BPE())
@@ -119,18 +122,13 @@ class Tokenizer:
         try:
             pipeline = tokenizers.Tokenizer.from_str(text)
         except Exception as error:  # the library raises nothing narrower
-            raise UserError(
-                f"the tokenizer is damaged, it is not what Tokenizer.to_json writes: {error}"
-            ) from error
+            raise _damaged(error) from error
 
         # Normalisers are compared by what they print, which names every step.
         has_our_cleaning = str(pipeline.normalizer) == str(canonicalizer())
         is_ours = pipeline.token_to_id(EOS) == EOS_ID and has_our_cleaning
         if not is_ours or not pipeline.padding or not pipeline.truncation:
-            raise UserError(
-                "not a tokenizer of this trainer:"
-                f" its cleaning, length or {EOS} = {EOS_ID} is another"
-            )
+            raise _damaged(ValueError(f"other cleaning, length or {EOS} than this trainer's"))
         return cls(pipeline)
 
     def to_json(self) -> str:
@@ -149,6 +147,14 @@ class Tokenizer:
     def clean(self, text: str) -> str:
         """The text that is really tokenized."""
         return self._pipeline.normalizer.normalize_str(text)
+
+
+def _damaged(error: Exception) -> UserError:
+    return UserError(
+        f"its tokenizer is damaged ({first_line(error)})",
+        about=PLACE,
+        fix="take another copy, or a checkpoint that this version reads",
+    )
 
 
 def canonicalizer() -> normalizers.Normalizer:
@@ -180,7 +186,6 @@ FIELDS = {
     # The same from a sentencepiece model.
     "sentencepiece": (*SHARED, "eos"),
 }
-NEEDED = "a tokenizer kept from another library's model"
 
 
 def _fixed(text: str) -> str:
@@ -189,7 +194,9 @@ def _fixed(text: str) -> str:
         import ftfy
     except ModuleNotFoundError:
         raise UserError(
-            "this run's tokenizer is open_clip's and repairs texts with ftfy: pip install ftfy"
+            "its tokenizer is open_clip's, which repairs texts with ftfy",
+            about=PLACE,
+            fix="pip install ftfy",
         ) from None
     return html.unescape(html.unescape(ftfy.fix_text(text))).strip()
 
@@ -225,13 +232,13 @@ class ForeignTokenizer:
         try:
             described = json.loads(text)
             if set(described) != set(FIELDS[described["kind"]]) or described["format"] != FORMAT:
-                raise UserError(f"not {NEEDED} by this version: it holds {sorted(described)}")
+                raise ValueError(f"it holds {sorted(described)}")
             return cls(described)
         except UserError:
             raise
         # JSON, the two libraries and base64 each raise their own kind, a bare Exception among them.
         except Exception as error:
-            raise UserError(f"{NEEDED} is damaged: {' '.join(str(error).split())[:200]}") from error
+            raise _damaged(error) from error
 
     def to_json(self) -> str:
         """Everything ``from_json`` needs."""
@@ -246,8 +253,9 @@ class ForeignTokenizer:
         if texts and int(ids.max()) >= self.vocab_size:
             row = int(ids.amax(dim=1).argmax())
             raise UserError(
-                f"{texts[row]!r:.80} has the token {int(ids.max())},"
-                f" but the text tower knows {self.vocab_size}"
+                f"has the token {int(ids.max())}, but the text tower knows {self.vocab_size}",
+                about=f"{texts[row]!r:.80}",
+                fix="reword the text, or take a checkpoint with its own tokenizer",
             )
         return ids
 
@@ -265,9 +273,10 @@ def check_pairing(tokenizer: AnyTokenizer, text: TextConfig) -> None:
     """UserError where a text tower cannot read what the tokenizer writes."""
     if tokenizer.context_length != text.context_length or tokenizer.vocab_size > text.vocab_size:
         raise UserError(
-            f"its tokenizer makes {tokenizer.context_length} tokens of"
-            f" {tokenizer.vocab_size} kinds,"
-            f" its text tower reads {text.context_length} of {text.vocab_size}"
+            f"its tokenizer makes {tokenizer.context_length} tokens of {tokenizer.vocab_size} kinds,"
+            f" its text tower reads {text.context_length} of {text.vocab_size}",
+            about=PLACE,
+            fix="take a checkpoint whose parts were trained together",
         )
 
 
@@ -303,9 +312,10 @@ def of_transformers(
     if (model := getattr(tokenizer, "sp_model", None)) is not None:
         return of_pieces(model.serialized_model_proto(), eos=tokenizer.eos_token_id, **shared)
     raise UserError(
-        f"its tokenizer is a {type(tokenizer).__name__}, which is neither a tokenizer.json nor a"
-        " sentencepiece model, so no checkpoint can hold it;"
-        " bring the tokenizer.json of the same model"
+        f"its tokenizer is a {type(tokenizer).__name__}, neither a tokenizer.json nor a"
+        " sentencepiece model, so no checkpoint of ours can hold it",
+        about=PLACE,
+        fix="bring the tokenizer.json of the same model",
     )
 
 
@@ -376,8 +386,9 @@ def _sentencepieces(model: str) -> Callable[[str], list[int]]:
         import sentencepiece
     except ModuleNotFoundError:
         raise UserError(
-            "this run's tokenizer is a sentencepiece model: pip install sentencepiece"
-            " ('silc-bench[big_vision]' brings it)"
+            "its tokenizer is a sentencepiece model, which needs a library",
+            about=PLACE,
+            fix="pip install sentencepiece ('silc-bench[big_vision]' brings it)",
         ) from None
     processor = sentencepiece.SentencePieceProcessor()
     processor.LoadFromSerializedProto(base64.b64decode(model, validate=True))

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from silc_bench.errors import UserError
+from silc_bench.errors import UserError, first_line
 from silc_bench.trainer.config.config import TextConfig, VisionConfig
 
 LN_EPS = 1e-6  # big_vision's; torch has 1e-5
@@ -67,7 +67,7 @@ class VisionTower(nn.Module):
         B, _, H, W = images.shape
         P = self.patch_size
         if H % P or W % P:
-            raise ValueError(f"pictures of {H} x {W} pixels do not divide into patches of {P}")
+            raise ValueError(f"images of {H} x {W} pixels do not divide into patches of {P}")
         h = H // P
         w = W // P
 
@@ -144,10 +144,10 @@ def compile_blocks(*models: nn.Module) -> None:
     try:
         torch.compile(torch.nn.functional.relu)(torch.ones(8, device=device))
     except RuntimeError as error:  # every error of dynamo and inductor is one
-        reason = " ".join(next(iter(str(error).splitlines()), type(error).__name__).split())
         raise UserError(
-            f"compile=true: torch.compile does not work on this machine ({reason}); install a C++"
-            " compiler (g++ or clang++, or name it in CXX), or leave compile out"
+            f"torch.compile does not work on this machine ({first_line(error)})",
+            about="compile=true",
+            fix="install a C++ compiler (g++ or clang++, or name it in CXX), or leave compile out",
         ) from None
 
     # ``dynamic``, because global and local crops differ in their number of patches.

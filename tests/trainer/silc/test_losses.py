@@ -3,11 +3,17 @@
 import copy
 import math
 
+import open_clip.loss
 import pytest
 import torch
 import torch.nn.functional as F
+from on_ranks import first_batches, train
+from runs import close, value_and_gradients
 
-from silc_bench.trainer.silc.losses import sigmoid_loss, softmax_loss
+from silc_bench.trainer.config.config import LOSSES, Loss
+from silc_bench.trainer.silc import losses
+
+SCALARS = [torch.tensor(10.0), torch.tensor(-10.0)]
 
 
 def features(batch, dim, seed, scale=3.0):
@@ -15,19 +21,17 @@ def features(batch, dim, seed, scale=3.0):
     return [scale * torch.randn(batch, dim, generator=generator) for _ in range(2)]
 
 
-def value_and_gradients(loss, *inputs, dtype=None):
-    """Value and gradients of ``loss`` at copies of ``inputs``, as float64."""
-    leaves = [x.detach().to(dtype or x.dtype).clone().requires_grad_() for x in inputs]
-    value = loss(*leaves)
-    return [value.detach().double(), *(g.double() for g in torch.autograd.grad(value, leaves))]
+@pytest.fixture(params=LOSSES)
+def name(request):
+    return request.param
 
 
-def same(mine, theirs, tolerance=1e-5):
-    for one, other in zip(mine, theirs, strict=True):
-        torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
+@pytest.fixture
+def loss(name):
+    return getattr(losses, LOSSES[name].function)
 
 
-# --- from the formula, one pair at a time ---------------------------------------------------------
+# --- from the formula, one pair at a time, and peers ----------------------------------------------
 
 
 def unit(x):
@@ -36,163 +40,119 @@ def unit(x):
 
 def naive_sigmoid(images, texts, scale, bias):
     total = 0.0
-    for i in range(len(images)):
-        for j in range(len(texts)):
+    for i, image in enumerate(images):
+        for j, text in enumerate(texts):
             z = 1.0 if i == j else -1.0
-            total = total - torch.log(
-                1
-                / (1 + torch.exp(-z * (scale * torch.dot(unit(images[i]), unit(texts[j])) + bias)))
-            )
+            logit = scale * torch.dot(unit(image), unit(text)) + bias
+            total = total - torch.log(1 / (1 + torch.exp(-z * logit)))
     return total / len(images)
 
 
-def naive_softmax(images, texts, scale):
-    def one_way(queries, keys):
-        total = 0.0
-        for i in range(len(queries)):
-            weights = [torch.exp(scale * torch.dot(unit(queries[i]), unit(key))) for key in keys]
-            total = total - torch.log(weights[i] / sum(weights))
-        return total / len(queries)
-
-    return (one_way(images, texts) + one_way(texts, images)) / 2
+def naive_softmax(images, texts, scale, bias):
+    total = 0.0
+    for queries, keys in ((images, texts), (texts, images)):
+        for i, query in enumerate(queries):
+            powers = [torch.exp(scale * torch.dot(unit(query), unit(key))) for key in keys]
+            total = total - torch.log(powers[i] / sum(powers))
+    return total / (2 * len(images))
 
 
-@pytest.mark.parametrize(("scale", "bias"), [(10.0, -10.0), (1.0, 0.0), (25.0, -3.0)])
+def by_open_clip(name):
+    def peer(images, texts, *scalars):
+        images, texts = F.normalize(images, dim=-1), F.normalize(texts, dim=-1)
+        if name == "sigmoid":
+            return open_clip.loss.SigLipLoss()(images, texts, *scalars)
+        return open_clip.loss.ClipLoss()(images, texts, scalars[0])
+
+    return peer
+
+
+NAIVE = {"sigmoid": naive_sigmoid, "softmax": naive_softmax}
+
+
+@pytest.mark.parametrize("scalars", [(10.0, -10.0), (1.0, 0.0), (40.0, -3.0)])
 @pytest.mark.parametrize("batch", [2, 7])
-def test_sigmoid_value_and_gradient_equal_the_loop(batch, scale, bias):
-    inputs = [*features(batch, 5, seed=batch), torch.tensor(scale), torch.tensor(bias)]
-    same(
-        value_and_gradients(sigmoid_loss, *inputs),
-        value_and_gradients(naive_sigmoid, *inputs, dtype=torch.float64),
-    )
-
-
-@pytest.mark.parametrize("scale", [1.0, 10.0, 40.0])
-@pytest.mark.parametrize("batch", [2, 7])
-def test_softmax_value_and_gradient_equal_the_loop(batch, scale):
-    inputs = [*features(batch, 5, seed=batch), torch.tensor(scale)]
-    same(
-        value_and_gradients(softmax_loss, *inputs),
-        value_and_gradients(naive_softmax, *inputs, dtype=torch.float64),
-    )
-
-
-# --- peers ----------------------------------------------------------------------------------------
+def test_value_and_gradients_equal_the_loop(name, loss, batch, scalars):
+    inputs = [*features(batch, 5, seed=batch), *map(torch.tensor, scalars)]
+    theirs = value_and_gradients(NAIVE[name], *inputs, dtype=torch.float64)
+    close(value_and_gradients(loss, *inputs), theirs)
 
 
 @pytest.mark.parametrize("batch", [2, 32])
-def test_sigmoid_equals_open_clip(batch):
-    from open_clip.loss import SigLipLoss
-
-    inputs = [*features(batch, 16, seed=0), torch.tensor(10.0), torch.tensor(-10.0)]
-
-    def peer(images, texts, scale, bias):
-        return SigLipLoss()(F.normalize(images, dim=-1), F.normalize(texts, dim=-1), scale, bias)
-
-    same(value_and_gradients(sigmoid_loss, *inputs), value_and_gradients(peer, *inputs))
-
-
-@pytest.mark.parametrize("batch", [2, 32])
-def test_softmax_equals_open_clip(batch):
-    from open_clip.loss import ClipLoss
-
-    inputs = [*features(batch, 16, seed=0), torch.tensor(14.0)]
-
-    def peer(images, texts, scale):
-        return ClipLoss()(F.normalize(images, dim=-1), F.normalize(texts, dim=-1), scale)
-
-    same(value_and_gradients(softmax_loss, *inputs), value_and_gradients(peer, *inputs))
+def test_it_equals_open_clip(name, loss, batch):
+    inputs = [*features(batch, 16, seed=0), *SCALARS]
+    close(value_and_gradients(loss, *inputs), value_and_gradients(by_open_clip(name), *inputs))
 
 
 def test_sigmoid_equals_transformers():
-    """SiglipModel's own loss: the same value of the same embeddings.
-
-    The gradients of scale and bias agree.
-    """
+    """SiglipModel's own loss of the same embeddings: its value, and the scalars' gradients."""
     from transformers import SiglipConfig, SiglipModel
 
     torch.manual_seed(0)
-    tower = {
-        "hidden_size": 16,
-        "intermediate_size": 24,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-    }
-    model = SiglipModel(
-        SiglipConfig(
-            text_config={
-                **tower,
-                "vocab_size": 30,
-                "max_position_embeddings": 8,
-                "projection_size": 16,
-            },
-            vision_config={**tower, "image_size": 16, "patch_size": 8},
-        )
-    )
-    torch.nn.init.constant_(model.logit_scale, math.log(10.0))
-    torch.nn.init.constant_(model.logit_bias, -10.0)
-    out = model(
-        input_ids=torch.randint(1, 30, (6, 8)),
-        pixel_values=torch.randn(6, 3, 16, 16),
-        return_loss=True,
-    )
+    tower = dict(zip(("hidden_size", "intermediate_size"), (16, 24), strict=True))
+    tower |= {"num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {"vocab_size": 30, "max_position_embeddings": 8, "projection_size": 16}
+    vision = {"image_size": 16, "patch_size": 8}
+    model = SiglipModel(SiglipConfig(text_config=tower | text, vision_config=tower | vision))
+    model.logit_scale.data.fill_(math.log(10.0))
+    model.logit_bias.data.fill_(-10.0)
+    out = model(torch.randint(1, 30, (6, 8)), torch.randn(6, 3, 16, 16), return_loss=True)
     theirs = torch.autograd.grad(out.loss, [model.logit_scale, model.logit_bias])
-    log_scale, bias = (
-        torch.tensor(math.log(10.0)).requires_grad_(),
-        torch.tensor(-10.0).requires_grad_(),
+
+    mine = value_and_gradients(
+        lambda log_scale, bias: losses.sigmoid_loss(
+            5 * out.image_embeds.detach(), 2 * out.text_embeds.detach(), log_scale.exp(), bias
+        ),
+        torch.tensor(math.log(10.0)),
+        torch.tensor(-10.0),
     )
-    mine = sigmoid_loss(
-        5 * out.image_embeds.detach(), 2 * out.text_embeds.detach(), log_scale.exp(), bias
-    )
-    torch.testing.assert_close(mine, out.loss)
-    same(torch.autograd.grad(mine, [log_scale, bias]), [g.squeeze() for g in theirs])
+    close(mine, [x.detach().double().squeeze() for x in (out.loss, *theirs)])
 
 
-# --- precision and purity -------------------------------------------------------------------------
+# --- what holds of each loss ----------------------------------------------------------------------
 
 
-def test_bf16_inputs_are_computed_in_fp32():
+def test_bf16_inputs_are_computed_in_fp32(loss):
     """Only the rounding of the inputs is lost: the values are those of rounded ones in float64."""
-    images, texts = (x.bfloat16() for x in features(8, 16, seed=4))
-    scale, bias = torch.tensor(10.0), torch.tensor(-10.0)
+    inputs = [*(x.bfloat16() for x in features(8, 16, seed=4)), *SCALARS]
     with torch.autocast("cpu", torch.bfloat16):
-        mine = [
-            sigmoid_loss(images, texts, scale, bias),
-            softmax_loss(images, texts, scale),
-        ]
-    assert {value.dtype for value in mine} == {torch.float32}
-    theirs = [
-        sigmoid_loss(images.double(), texts.double(), scale.double(), bias.double()),
-        softmax_loss(images.double(), texts.double(), scale.double()),
-    ]
-    same([value.double() for value in mine], theirs, tolerance=1e-5)
+        mine = loss(*inputs)
+    assert mine.dtype == torch.float32
+    close(mine.double(), loss(*(x.double() for x in inputs)))
 
 
-def test_large_logits_do_not_overflow():
-    images, texts = features(4, 8, seed=0, scale=1e4)
-    assert torch.isfinite(sigmoid_loss(images, texts, torch.tensor(1000.0), torch.tensor(-10.0)))
-    assert torch.isfinite(softmax_loss(images, texts, torch.tensor(1000.0)))
+def test_large_logits_do_not_overflow(loss):
+    assert loss(*features(4, 8, seed=0, scale=1e4), torch.tensor(1000.0), SCALARS[1]).isfinite()
 
 
-@pytest.mark.parametrize("loss", [sigmoid_loss, softmax_loss])
 def test_views_are_averaged(loss):
     """Three views at once are the mean of three times one view."""
-    views, texts = (
-        torch.stack([features(5, 8, seed=n)[0] for n in range(3)]),
-        features(5, 8, seed=9)[1],
-    )
-    scalars = [torch.tensor(10.0), torch.tensor(-10.0)][: 2 if loss is sigmoid_loss else 1]
-    together = value_and_gradients(loss, views, texts, *scalars)
+    views = torch.stack([features(5, 8, seed=n)[0] for n in range(3)])
+    inputs = [views, features(5, 8, seed=9)[1], *SCALARS]
     apart = value_and_gradients(
-        lambda v, *rest: sum(loss(view, *rest) for view in v) / 3, views, texts, *scalars
+        lambda views, *rest: sum(loss(view, *rest) for view in views) / 3, *inputs
     )
-    same(together, apart)
+    close(value_and_gradients(loss, *inputs), apart)
 
 
-def test_a_loss_changes_no_state_and_draws_no_random_numbers():
-    inputs = [*features(6, 8, seed=9), torch.tensor(10.0), torch.tensor(-10.0)]
+def test_it_changes_no_state_and_draws_no_random_numbers(loss):
+    inputs = [*features(6, 8, seed=9), *SCALARS]
     before, random_state = copy.deepcopy(inputs), torch.get_rng_state()
-    values = [[sigmoid_loss(*inputs), softmax_loss(*inputs[:3])] for _ in range(2)]
-    assert values[0] == values[1]
-    assert all(torch.equal(one, other) for one, other in zip(inputs, before, strict=True))
+    assert loss(*inputs) == loss(*inputs)
+    assert all(map(torch.equal, inputs, before))
     assert torch.equal(torch.get_rng_state(), random_state)
+
+
+def cosine_loss(image_features, text_features, scale, bias):
+    """1 - cosine of each pair; the scale has no part in it, but keeps its gradient."""
+    images, texts = losses.unit(image_features), losses.unit(text_features)
+    return (1 - (images * texts).sum(-1)).mean() + 0 * scale
+
+
+def test_a_new_loss_is_a_function_and_a_line(tiny, monkeypatch):
+    monkeypatch.setattr(losses, "cosine_loss", cosine_loss, raising=False)
+    monkeypatch.setitem(LOSSES, "cosine", Loss("cosine_loss", has_bias=False))
+    config = tiny(contrastive={"loss": "cosine"}, optim={"lr": 1e-2})
+    values, _, student, *_ = train(config, *first_batches(config, 4))
+    assert values[-1]["contrastive"] < values[0]["contrastive"]
+    assert student["logit_bias"] == 0

@@ -1,0 +1,91 @@
+"""Runs, comparisons and counts that several tests of the trainer need."""
+
+import io
+import json
+
+import torch
+from rich.console import Console
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from silc_bench.trainer.checkpoints import file as checkpoint
+from silc_bench.trainer.loop import run_training
+
+CPU = torch.device("cpu")
+TIMING = {"images_per_second", "data_wait_share", "seconds_left", "mfu"}  # of a row of the log
+
+
+def run(config, folder, *, resume=False, device=CPU, **options):
+    """``run_training``: the path of the last checkpoint, and what was printed."""
+    console = Console(file=io.StringIO(), width=200)
+    path = run_training(config, folder, resume=resume, device=device, console=console, **options)
+    return path, console.file.getvalue()
+
+
+def end_of(folder):
+    """What the newest checkpoint of a run holds."""
+    return checkpoint.load(checkpoint.find(folder))
+
+
+def rows_of(folder):
+    """The log without what a clock says."""
+    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [{name: row[name] for name in row.keys() - TIMING} for row in rows]
+
+
+def saved_in(folder):
+    return [int(path.stem.removeprefix("step_")) for path in checkpoint.all_in(folder)]
+
+
+def equal(one, other):
+    """The same to the bit, in type and order, however nested."""
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        return one.dtype == other.dtype and torch.equal(one, other)
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and not differing(one, other)
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return len(one) == len(other) and all(map(equal, one, other))
+    return type(one) is type(other) and one == other
+
+
+def differing(one, other):
+    """Names of what is not equal to the bit, of two dictionaries or two modules."""
+    if isinstance(one, torch.nn.Module):
+        one, other = one.state_dict(), other.state_dict()
+    return {name for name in one.keys() | other.keys() if not equal(one.get(name), other.get(name))}
+
+
+def value_and_gradients(loss, *inputs, dtype=None):
+    """Value and gradients of ``loss`` at copies of ``inputs``, as float64."""
+    leaves = [x.detach().to(dtype or x.dtype).clone().requires_grad_() for x in inputs]
+    value = loss(*leaves)
+    gradients = torch.autograd.grad(value, leaves, materialize_grads=True)
+    return [x.detach().double() for x in (value, *gradients)]
+
+
+def close(mine, theirs, tolerance=1e-5, atol=None):
+    torch.testing.assert_close(
+        mine, theirs, rtol=tolerance, atol=tolerance if atol is None else atol
+    )
+
+
+class LargestTensor(TorchDispatchMode):
+    """``numel`` of the largest tensor that any operation inside makes."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        for leaf in torch.utils._pytree.tree_leaves(made):
+            if isinstance(leaf, torch.Tensor):
+                self.numel = max(self.numel, leaf.numel())
+        return made
+
+
+def saved_numels(forward):
+    """{place: entries} of what ``forward`` saves for its backward pass, and its result."""
+    saved = {}
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda x: saved.update({x.data_ptr(): x.numel()}) or x, lambda x: x
+    ):
+        result = forward()
+    return saved, result
