@@ -2,9 +2,11 @@
 
 ``sigmoid_loss`` (SigLIP, 2303.15343 eq. 1) and ``softmax_loss`` (CLIP, 2103.00020),
 in fp32 whatever autocast says. Another one is a function here with the same
-arguments, and a line of ``LOSSES`` in ``silc_bench.trainer.config.config``. With several processes each gives its rank's share:
-its own pairs against the texts (and images) of all ranks. The mean of the shares
-over the ranks is the loss of the global batch (``silc_bench.trainer.device``).
+arguments, and a line of ``LOSSES`` in ``silc_bench.trainer.config.config``.
+
+With several processes each gives its rank's share: its own pairs against the texts
+(and images) of all ranks. The mean of the shares over the ranks is the loss of the
+global batch (``silc_bench.trainer.device``).
 
 Shapes: V views of the images (or none: [b, D]), b pairs of this rank, B of all
 ranks, D embedding.

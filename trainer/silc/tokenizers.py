@@ -273,8 +273,9 @@ def check_pairing(tokenizer: AnyTokenizer, text: TextConfig) -> None:
     """UserError where a text tower cannot read what the tokenizer writes."""
     if tokenizer.context_length != text.context_length or tokenizer.vocab_size > text.vocab_size:
         raise UserError(
-            f"its tokenizer makes {tokenizer.context_length} tokens of {tokenizer.vocab_size} kinds,"
-            f" its text tower reads {text.context_length} of {text.vocab_size}",
+            f"its tokenizer makes {tokenizer.context_length} tokens of"
+            f" {tokenizer.vocab_size} kinds, its text tower reads {text.context_length} of"
+            f" {text.vocab_size}",
             about=PLACE,
             fix="take a checkpoint whose parts were trained together",
         )
