@@ -93,11 +93,14 @@ def make_views(
         sizes: int64 [B, 2], the height and width in pixels of each.
         first: the place of the first image in the global batch, of which ``images`` may be a part.
         needs: the fields of Views to make.
-
-    Raises:
-        ValueError: an unknown name, or sizes that do not fit the canvas.
     """
-    sizes = _checked(images, sizes, needs)
+    sizes = sizes.cpu()
+    canvas = images.shape[-1]
+    assert set(needs) <= KINDS, needs
+    assert images.dtype == torch.uint8, images.dtype
+    assert images.shape == (len(sizes), 3, canvas, canvas), images.shape
+    assert sizes.min() >= 1
+    assert sizes.max() <= canvas
 
     # Half precision would round the pixels below 8 bits.
     with torch.autocast(images.device.type, enabled=False):
@@ -119,24 +122,6 @@ def make_views(
         if "original" in needs:
             original = squash(pixels, sizes, config.global_size)
         return Views(global_crops, local_crops, original)
-
-
-def _checked(images: Tensor, sizes: Tensor, needs: Collection[str]) -> Tensor:
-    """``sizes`` on the CPU. ValueError for what ``make_views`` does not take."""
-    if not set(needs) <= KINDS:
-        raise ValueError(f"needs={sorted(needs)} names no view; known: {', '.join(sorted(KINDS))}")
-
-    sizes = sizes.cpu()
-    canvas = images.shape[-1]
-    if images.dtype != torch.uint8 or images.shape != (len(sizes), 3, canvas, canvas):
-        raise ValueError(
-            f"images must be uint8 [{len(sizes)}, 3, S, S], got {images.dtype} {list(images.shape)}"
-        )
-    if ((sizes < 1) | (sizes > canvas)).any():
-        raise ValueError(
-            f"sizes must lie in 1..{canvas}, the canvas; got {sizes.min()}..{sizes.max()}"
-        )
-    return sizes
 
 
 def augment(pixels: Tensor, params: ViewParams, out: Tensor) -> None:
