@@ -4,11 +4,13 @@ import io
 import json
 
 import torch
+from on_ranks import first_batches
 from rich.console import Console
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from silc_bench.trainer.checkpoints import file as checkpoint
 from silc_bench.trainer.loop import run_training
+from silc_bench.trainer.train import TrainState, train_step
 
 CPU = torch.device("cpu")
 TIMING = {"images_per_second", "data_wait_share", "seconds_left", "mfu"}  # of a row of the log
@@ -89,3 +91,19 @@ def saved_numels(forward):
     ):
         result = forward()
     return saved, result
+
+
+def values_of(row):
+    return {name: value.item() for name, value in row.items()}
+
+
+def steps_of(config, count, device=CPU):
+    """The state after ``count`` steps, and what each of them reported."""
+    tokenizer, batches = first_batches(config, count)
+    state = TrainState.create(config, tokenizer, device)
+    return state, [values_of(train_step(state, batch)) for batch in batches]
+
+
+# Ends of the names of what never decays.
+SPARED = ("bias", "positions", "probe", "log_scale", "norm1.weight", "norm2.weight", "norm.weight")
+SPARED += ("embedding.weight", "mask_token")
