@@ -17,9 +17,17 @@ TIMING = {"images_per_second", "data_wait_share", "seconds_left", "mfu"}  # of a
 
 
 def run(config, folder, *, resume=False, device=CPU, **options):
-    """``run_training``: the path of the last checkpoint, and what was printed."""
+    """``run_training``: the path of the last checkpoint, and what was printed.
+
+    An error has the latter too.
+    """
+    options |= {"resume": resume, "device": device}
     console = Console(file=io.StringIO(), width=200)
-    path = run_training(config, folder, resume=resume, device=device, console=console, **options)
+    try:
+        path = run_training(config, folder, console=console, **options)
+    except Exception as error:
+        error.printed = console.file.getvalue()
+        raise
     return path, console.file.getvalue()
 
 
