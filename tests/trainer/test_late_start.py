@@ -6,14 +6,13 @@ Then the presets that are built of these parts, shrunk until they run here.
 """
 
 import copy
-import io
 import json
 import shutil
 
 import pytest
 import torch
 from on_ranks import first_batches
-from rich.console import Console
+from runs import CPU, differing, end_of, rows_of, run, values_of
 
 from silc_bench.errors import UserError
 from silc_bench.trainer import train
@@ -21,15 +20,13 @@ from silc_bench.trainer.checkpoints import file as checkpoint
 from silc_bench.trainer.checkpoints import model as native
 from silc_bench.trainer.config.config import MaskedConfig, from_dict, to_dict, without_heads
 from silc_bench.trainer.config.presets import configure
-from silc_bench.trainer.loop import run_training
 from silc_bench.trainer.monitor.cost import flops_per_image
 from silc_bench.trainer.optim import Adafactor
-from silc_bench.trainer.silc.student import TAUGHT, Student, init_weights
+from silc_bench.trainer.silc.student import TAUGHT
 from silc_bench.trainer.silc.teacher import Teacher
 from silc_bench.trainer.train import TrainState, train_step
 
 pytestmark = [pytest.mark.broad, pytest.mark.usefixtures("few_captions")]
-CPU = torch.device("cpu")
 STEPS, START = 6, 3
 LATE = {
     "distillation": {"start_fraction": START / STEPS},
@@ -39,45 +36,32 @@ LATE = {
 
 
 def late(tiny, **changes):
-    return tiny(steps=STEPS, precision="fp32", **copy.deepcopy(LATE) | changes)
+    return tiny(steps=STEPS, **LATE | changes)
 
 
-def values_of(row):
-    return {name: value.item() for name, value in row.items()}
-
-
-def equal(one, other):
-    if isinstance(one, torch.Tensor):
-        return torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(
-            equal(value, other[key]) for key, value in one.items()
-        )
-    if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(map(equal, one, other))
-    return one == other
-
-
-def test_before_the_start_it_is_the_contrastive_run_bit_for_bit(tiny):
-    """Values, towers, teacher and moments of the optimiser; from the start on it is another run."""
-    config, plain = late(tiny), late(tiny, objective="contrastive", masked={"weight": 0.0})
+@pytest.fixture
+def begun(tiny):
+    """A run before its first step, and its batches."""
+    config = late(tiny)
     tokenizer, batches = first_batches(config, STEPS)
-    mine, theirs = (TrainState.create(c, tokenizer, CPU) for c in (config, plain))
+    return TrainState.create(config, tokenizer, CPU), batches
+
+
+def test_before_the_start_it_is_the_contrastive_run_bit_for_bit(tiny, begun):
+    """Values, towers, teacher and moments of the optimiser; from the start on it is another run."""
+    mine, batches = begun
+    plain = late(tiny, objective="contrastive", masked={"weight": 0.0})
+    theirs = TrainState.create(plain, mine.tokenizer, CPU)
     for number, batch in enumerate(batches):
-        row, other = values_of(train_step(mine, batch)), values_of(train_step(theirs, batch))
-        if number < START:
-            assert row == other
-        towers, twins = mine.student.state_dict(), theirs.student.state_dict()
-        assert all(torch.equal(towers[name], value) for name, value in twins.items()) == (
-            number < START
-        )
-        teachers = mine.teacher.state_dict()
-        assert all(torch.equal(teachers[n], v) for n, v in theirs.teacher.state_dict().items()) == (
-            number < START
-        )
-        assert len(mine.optimizer.state) == len(theirs.optimizer.state) + (number >= START) * len(
-            mine.student.taught_parameters()
-        )
+        row, other = (values_of(train_step(state, batch)) for state in (mine, theirs))
+        is_taught = number >= START
+        assert is_taught or row == other
+        for name in ("student", "teacher"):
+            ours, twins = (getattr(state, name).state_dict() for state in (mine, theirs))
+            changed = differing({key: ours[key] for key in twins}, dict(twins))
+            assert bool(changed) == is_taught
+        late_ones = len(mine.student.taught_parameters()) if is_taught else 0
+        assert len(mine.optimizer.state) == len(theirs.optimizer.state) + late_ones
     assert set(row) - set(other) == {"distillation", "masked"}
 
 
@@ -89,66 +73,57 @@ def test_before_the_start_it_costs_nothing(tiny, monkeypatch):
     config, asked = late(tiny, distillation={"start_fraction": 0.5, "pairs": "local+global"}), []
     tokenizer, batches = first_batches(config, STEPS)
     state = TrainState.create(config, tokenizer, CPU)
-    real_views, real_masks, real_targets = train.make_views, train.draw_masked, Teacher.targets
-    monkeypatch.setattr(
-        train,
-        "make_views",
-        lambda *a, **k: asked.append(("views", *sorted(k["needs"]))) or real_views(*a, **k),
-    )
-    monkeypatch.setattr(train, "draw_masked", lambda *a: asked.append("masks") or real_masks(*a))
-    monkeypatch.setattr(Teacher, "targets", lambda *a: asked.append("teacher") or real_targets(*a))
+
+    def note(owner, name):
+        real = getattr(owner, name)
+
+        def noted(*args, **kwargs):
+            asked.append((name, *sorted(kwargs.get("needs", ()))))
+            return real(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, noted)
+
+    note(train, "make_views")
+    note(train, "draw_masked")
+    note(Teacher, "targets")
     encoded = []
-    state.student.vision.register_forward_hook(lambda module, inputs, out: encoded.append(len(out)))
-    for batch in batches[:START]:
+    state.student.vision.register_forward_hook(lambda *call: encoded.append(len(call[-1])))
+    for batch in batches[: START + 1]:
         train_step(state, batch)
-    assert asked == [("views", "original")] * START
-    assert encoded == [config.batch_size] * START
-    train_step(state, batches[START])
-    assert asked[START:] == [
-        ("views", "global_crops", "local_crops", "original"),
-        "masks",
-        "teacher",
-    ]
+    assert asked[:START] == [("make_views", "original")] * START
+    assert encoded[:START] == [config.batch_size] * START
+    kinds = ("global_crops", "local_crops", "original")
+    assert asked[START:] == [("make_views", *kinds), ("draw_masked",), ("targets",)]
 
 
-def test_at_the_start_the_teacher_is_the_student_and_the_heads_are_fresh(tiny, monkeypatch):
-    config, seen = late(tiny), []
-    tokenizer, batches = first_batches(config, STEPS)
-    state = TrainState.create(config, tokenizer, CPU)
-    fresh = Student(config)
-    init_weights(fresh, config.seed)
-    real = Teacher.targets
+def test_at_the_start_the_teacher_is_the_student_and_the_heads_are_fresh(begun, monkeypatch):
+    state, batches = begun
+    first = copy.deepcopy(state.student.state_dict())
+    at, real = {}, Teacher.targets
 
     def look(teacher, *args):
-        seen.append(state.step)
-        if state.step == START:
-            ours, first = state.student.state_dict(), fresh.state_dict()
-            followed = dict(teacher.named_parameters())
-            assert all(torch.equal(value, ours[name]) for name, value in followed.items())
-            assert not torch.equal(ours["vision.patch.weight"], first["vision.patch.weight"])
-            assert all(
-                torch.equal(value, first[name])
-                for name, value in ours.items()
-                if name.startswith(TAUGHT)
-            )
-            assert not teacher.center.any()
-            assert not teacher.patch_center.any()
+        at[state.step] = copy.deepcopy((state.student.state_dict(), teacher.state_dict()))
         return real(teacher, *args)
 
     monkeypatch.setattr(Teacher, "targets", look)
     for batch in batches:
         train_step(state, batch)
-    assert seen == [3, 4, 5]
-    assert not torch.equal(state.teacher.vision.patch.weight, state.student.vision.patch.weight)
+    assert list(at) == [3, 4, 5]
+    student, teacher = at[START]
+    centers = {name for name in teacher if name.endswith("center")}
+    assert {name for name in differing(student, teacher) if name in teacher} == centers
+    assert not any(teacher[name].any() for name in centers)
+    moved = differing(student, first)
+    assert "vision.patch.weight" in moved
+    assert not [name for name in moved if name.startswith(TAUGHT)]
+    assert "vision.patch.weight" in differing(*at[START + 1])
 
 
 def test_the_time_left_knows_that_taught_steps_cost_more(tiny, tmp_path):
     """In units of the mean of the steps since the last row, which ``images_per_second`` gives."""
-    config, said = late(tiny, log_every=1), io.StringIO()
-    run_training(config, tmp_path, resume=False, device=CPU, console=Console(file=said))
-    assert f"{STEPS} steps of 8, the teacher from step {START + 1} on" in " ".join(
-        said.getvalue().split()
-    )
+    config = late(tiny, log_every=1)
+    _, printed = run(config, tmp_path)
+    assert f"{STEPS} steps of 8, the teacher from step {START + 1} on" in printed
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     growth = flops_per_image(config) / flops_per_image(config, is_taught=False)
     assert growth > 1.5
@@ -160,16 +135,15 @@ def test_the_time_left_knows_that_taught_steps_cost_more(tiny, tmp_path):
 def test_a_resume_anywhere_about_the_start_is_exact(tiny, kind):
     config = late(tiny, optim={"kind": kind})
     tokenizer, batches = first_batches(config, STEPS)
-    state, saved = TrainState.create(config, tokenizer, CPU), {}
+    state, saved = TrainState.create(config, tokenizer, CPU), []
     for batch in batches:
-        saved[state.step] = copy.deepcopy(state.payload())
+        saved.append(copy.deepcopy(state.payload()))
         train_step(state, batch)
     for step in (START - 1, START, START + 1):
-        other = TrainState.restore(saved[step], CPU)
+        resumed = TrainState.restore(saved[step], CPU)
         for batch in batches[step:]:
-            train_step(other, batch)
-        one, two = state.payload(), other.payload()
-        assert [name for name in one if not equal(one[name], two[name])] == []
+            train_step(resumed, batch)
+        assert not differing(state.payload(), resumed.payload())
 
 
 def test_adafactor_is_as_fresh_for_a_weight_that_begins_late():
@@ -179,12 +153,10 @@ def test_adafactor_is_as_fresh_for_a_weight_that_begins_late():
         Adafactor([{"params": params, "weight_decay": 0.0}], 1e-2, 0.9)
         for params in ([early, weight], [twin])
     )
-    generator = torch.Generator().manual_seed(0)
     for step in range(45):
-        early.grad = torch.randn(40, 64, generator=generator)
+        early.grad = torch.randn(40, 64)
         if step >= 40:
-            weight.grad = torch.randn(40, 64, generator=generator)
-            twin.grad = weight.grad.clone()
+            weight.grad = twin.grad = torch.randn(40, 64)
             alone.step()
         both.step()
     assert torch.equal(weight, twin)
@@ -200,39 +172,27 @@ def test_a_checkpoint_from_before_these_fields_is_read_as_it_ran(tiny):
     assert config.masked.weight == 0
 
 
-@pytest.mark.parametrize(
-    ("fraction", "words"),
-    [(-0.1, "must be at least 0"), (1.0, "must be at least 0"), (0.99, "leaves no step")],
-)
-def test_a_start_that_cannot_be_is_refused(tiny, fraction, words):
-    with pytest.raises(UserError, match=f"distillation.start_fraction.*{words}"):
+@pytest.mark.parametrize("fraction", [-0.1, 1.0, 0.99])
+def test_a_start_that_cannot_be_is_refused(tiny, fraction):
+    with pytest.raises(UserError, match=r"distillation\.start_fraction"):
         tiny(steps=STEPS, distillation={"start_fraction": fraction})
 
 
 # --- the presets ----------------------------------------------------------------------------------
 
-SMALL = [
-    *(
-        f"{tower}.{size}"
-        for tower in ("vision", "text")
-        for size in ("width=32", "depth=1", "num_heads=2", "mlp_dim=48")
-    ),
-    *(
-        "vision.image_size=32",
-        "vision.patch_size=8",
-        "text.vocab_size=300",
-        "text.context_length=12",
-    ),
-    *("views.global_size=32", "views.local_size=16", "views.num_local=2", "data.decode_size=32"),
-    *(
-        "distillation.num_prototypes=64",
-        "distillation.hidden_dim=32",
-        "distillation.bottleneck_dim=16",
-    ),
-    *("batch_size=8", "samples=40", "precision=fp32", "log_every=1", "checkpoint_every=1"),
-    *("probe.every=5", "probe.tasks=shapes/knn,shapes/zeroshot", "probe.limit=24"),
-]
+TOWER = {"width": 32, "depth": 1, "num_heads": 2, "mlp_dim": 48}
+SECTIONS = {
+    "vision": {**TOWER, "image_size": 32, "patch_size": 8},
+    "text": {**TOWER, "vocab_size": 300, "context_length": 12},
+    "views": {"global_size": 32, "local_size": 16, "num_local": 2},
+    "data": {"decode_size": 32},
+    "distillation": {"num_prototypes": 64, "hidden_dim": 32, "bottleneck_dim": 16},
+    "probe": {"every": 5, "tasks": "shapes/knn,shapes/zeroshot", "limit": 24},
+}
+SMALL = [f"{part}.{name}={x}" for part, fields in SECTIONS.items() for name, x in fields.items()]
+SMALL += ["batch_size=8", "samples=40", "precision=fp32", "log_every=1", "checkpoint_every=1"]
 TAUGHT_STEPS = {"siglip2_dense": [5], "tips": [1, 2, 3, 4, 5]}
+TAUGHT_NAMES = {"teacher_entropy", "patch_teacher_entropy", "patch_student_teacher_kl"}
 
 
 @pytest.mark.parametrize("preset", TAUGHT_STEPS)
@@ -240,37 +200,25 @@ def test_a_preset_trains_is_evaluated_and_resumes(preset, tmp_path):
     """Five steps on generated scenes; resumed before the last step it ends with the same bits."""
     config = configure(preset, "silc", data="shapes", sets=SMALL)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    console = Console(file=io.StringIO(), width=200)
-    run_training(config, whole, resume=False, device=CPU, console=console)
-    rows = [json.loads(line) for line in (whole / "log.jsonl").read_text().splitlines()]
-    for name in (
-        "distillation",
-        "masked",
-        "teacher_entropy",
-        "patch_teacher_entropy",
-        "patch_student_teacher_kl",
-    ):
+    run(config, whole)
+    rows = rows_of(whole)
+    for name in TAUGHT_NAMES | {"distillation", "masked"}:
         assert [row["step"] for row in rows if name in row] == TAUGHT_STEPS[preset], name
+    weights = {"distillation": config.distillation.weight, "masked": config.masked.weight}
     for row in rows:
-        total = row["contrastive"] + config.distillation.weight * row.get("distillation", 0.0)
-        assert row["loss"] == pytest.approx(
-            total + config.masked.weight * row.get("masked", 0.0), rel=1e-6
-        )
+        taught = sum(weight * row.get(name, 0.0) for name, weight in weights.items())
+        assert row["loss"] == pytest.approx(row["contrastive"] + taught, rel=1e-6)
     (probe,) = [json.loads(line) for line in (whole / "probes.jsonl").read_text().splitlines()]
     assert {"probe/shapes/knn", "probe/shapes/zeroshot"} < set(probe)
 
     shutil.copytree(whole, parts)
-    for suffix in (".pt", ".json"):
-        checkpoint.path_of(parts, 5).with_suffix(suffix).unlink()
-    assert checkpoint.load(checkpoint.find(parts))["step"] == 4
-    run_training(config, parts, resume=True, device=CPU, console=console)
-    ends = [checkpoint.load(checkpoint.find(run)) for run in (whole, parts)]
-    assert [name for name in ends[0] if not equal(ends[0][name], ends[1][name])] == []
+    checkpoint.path_of(parts, 5).unlink()
+    run(config, parts, resume=True)
+    assert not differing(end_of(whole), end_of(parts))
 
     for branch in ("student", "teacher"):
         model = native.load(whole, branch)
         towers = native._empty(without_heads(model.config))
         towers.load_state_dict(native.tensors(model), assign=True)
-        assert torch.equal(
-            towers.vision(torch.zeros(1, 3, 32, 32)), model.vision(torch.zeros(1, 3, 32, 32))
-        )
+        images = torch.zeros(1, 3, 32, 32)
+        assert torch.equal(towers.vision(images), model.vision(images))
