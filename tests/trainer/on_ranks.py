@@ -15,11 +15,12 @@ from rich.console import Console
 
 from silc_bench.errors import UserError
 from silc_bench.system.processes import joined, meet, num_ranks, rank
+from silc_bench.trainer.config.config import LOSSES
 from silc_bench.trainer.data.stream import Batch, open_source
 from silc_bench.trainer.device import first_of, gather, log_sum_exp_over_ranks, mean_over_ranks
 from silc_bench.trainer.loop import run_training
+from silc_bench.trainer.silc import losses as all_losses
 from silc_bench.trainer.silc.distillation import sinkhorn_targets
-from silc_bench.trainer.silc.losses import sigmoid_loss, softmax_loss
 from silc_bench.trainer.silc.tokenizers import Tokenizer
 from silc_bench.trainer.silc.views import Views, make_views
 from silc_bench.trainer.train import TrainState, train_step
@@ -39,8 +40,7 @@ def first_batches(config, count):
 
 def rows_of(batch):
     """This rank's part of a global batch."""
-    share = len(batch.texts) // num_ranks()
-    mine = slice(first_of(share), first_of(share) + share)
+    mine = my_share(len(batch.texts))
     return Batch(batch.images[mine], batch.sizes[mine], batch.texts[mine], batch.position)
 
 
@@ -72,12 +72,8 @@ def train(config, tokenizer, batches, dtype=torch.float32, plant=None):
 
 def views_as(dtype, *args, **kwargs):
     made = make_views(*args, **kwargs)
-    return Views(
-        *(
-            None if part is None else part.to(dtype)
-            for part in (made.global_crops, made.local_crops, made.original)
-        )
-    )
+    present = {name: part for name, part in vars(made).items() if part is not None}
+    return Views(**{name: part.to(dtype) for name, part in present.items()})
 
 
 def message_of_train(*args, **kwargs):
@@ -89,24 +85,26 @@ def message_of_train(*args, **kwargs):
     return None
 
 
-def losses(images, texts):
-    """Mean value over the ranks and this rank's gradients of both image-text losses.
+def my_share(count):
+    """This rank's part of ``count`` rows."""
+    share = count // num_ranks()
+    return slice(first_of(share), first_of(share) + share)
+
+
+def losses(name, images, texts):
+    """Mean value over the ranks of an image-text loss, and this rank's gradients.
 
     float64 [V, B, D] and [B, D].
     """
-    share = len(texts) // num_ranks()
-    mine = slice(first_of(share), first_of(share) + share)
-    answer = []
-    for loss in (sigmoid_loss, softmax_loss):
-        leaves = [images[:, mine].clone().requires_grad_(), texts[mine].clone().requires_grad_()]
-        scalars = [
-            torch.tensor(10.0, dtype=torch.float64, requires_grad=True)
-            for _ in range(2 if loss is sigmoid_loss else 1)
-        ]
-        value = loss(*leaves, *scalars)
-        gradients = torch.autograd.grad(value, [*leaves, *scalars])
-        answer.append((mean_over_ranks(value.detach()), [g / num_ranks() for g in gradients]))
-    return answer
+    mine = my_share(len(texts))
+    loss = getattr(all_losses, LOSSES[name].function)
+    scalar = torch.tensor(10.0, dtype=torch.float64)
+    leaves = [
+        leaf.clone().requires_grad_() for leaf in (images[:, mine], texts[mine], scalar, scalar)
+    ]
+    value = loss(*leaves)
+    gradients = torch.autograd.grad(value, leaves, materialize_grads=True)
+    return mean_over_ranks(value.detach()), *(g / num_ranks() for g in gradients)
 
 
 def gathered(rows):
@@ -130,15 +128,8 @@ def reduced(rows):
 
 
 def sinkhorn(features, prototypes):
-    share = features.shape[1] // num_ranks()
-    mine = slice(first_of(share), first_of(share) + share)
+    mine = my_share(features.shape[1])
     return sinkhorn_targets(features[:, mine], prototypes, 0.07).probabilities()
-
-
-def views(config, images, sizes, step):
-    share = len(sizes) // num_ranks()
-    mine = slice(first_of(share), first_of(share) + share)
-    return make_views(images[mine], sizes[mine], config, 5, step, first=first_of(share))
 
 
 # --- a whole run, as torchrun starts it -----------------------------------------------------------
@@ -178,10 +169,9 @@ def run(config, folder, *, resume=False, at=(), event=None, gate=None):
             joined(torch.device("cpu")),
         ):
             try:
+                device = torch.device("cpu")
                 return str(
-                    run_training(
-                        config, folder, resume=resume, device=torch.device("cpu"), console=console
-                    )
+                    run_training(config, folder, resume=resume, device=device, console=console)
                 )
             finally:
                 if gate is not None and first != rank():
@@ -227,7 +217,7 @@ def sigterm():
 
 
 def refuse():
-    raise UserError("the picture is missing")
+    raise UserError("the image is missing")
 
 
 def break_down():
@@ -260,14 +250,14 @@ def evaluate_run(run, results, batch_size, store=None):
 
 
 def evaluate_run_that_fails(run, results):
-    """The error of an evaluation in which the last rank meets a damaged picture."""
+    """The error of an evaluation in which the last rank meets a damaged image."""
     from silc_bench.evaluation.features import SharedExtractor
 
     batches = SharedExtractor._batches
 
     def damaged(*which):
         if rank() == num_ranks() - 1:
-            raise UserError("picture 7 is damaged")
+            raise UserError("image 7 is damaged")
         return batches(*which)
 
     with mock.patch.object(SharedExtractor, "_batches", damaged):
