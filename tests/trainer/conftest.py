@@ -49,14 +49,9 @@ def tiny_config(objective: str = "silc", *, steps: int = 4, **changes) -> Config
     )
     config = apply_objective(config, objective)
     for name, change in changes.items():
-        config = replace(
-            config,
-            **{
-                name: replace(getattr(config, name), **change)
-                if isinstance(change, dict)
-                else change
-            },
-        )
+        if isinstance(change, dict):
+            change = replace(getattr(config, name), **change)
+        config = replace(config, **{name: change})
     return validate(config)
 
 
@@ -93,7 +88,7 @@ def few_captions(monkeypatch):
 
 @pytest.fixture(scope="session")
 def shards(tmp_path_factory):
-    """Patterns of two shards of 12 and 9 pairs; one picture of the first is cut in half."""
+    """Patterns of two shards of 12 and 9 pairs; one image of the first is cut in half."""
     folder = tmp_path_factory.mktemp("shards")
     rng = np.random.default_rng(0)
     for number, count in enumerate((12, 9)):
@@ -102,10 +97,8 @@ def shards(tmp_path_factory):
                 file = io.BytesIO()
                 Image.fromarray(rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(file, "PNG")
                 image = file.getvalue()[: 200 if (number, index) == (0, 5) else None]
-                for suffix, data in (
-                    (".png", image),
-                    (".txt", f"picture {index} of shard {number}".encode()),
-                ):
+                caption = f"image {index} of shard {number}".encode()
+                for suffix, data in ((".png", image), (".txt", caption)):
                     header = tarfile.TarInfo(f"{number}{index:03}{suffix}")
                     header.size = len(data)
                     tar.addfile(header, io.BytesIO(data))

@@ -1,17 +1,16 @@
 """The average of a run's weights: formula, cost, and measured, started from and resumed."""
 
-import io
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 from on_ranks import first_batches
-from rich.console import Console
+from runs import CPU, close, differing, end_of, run
 
 from silc_bench.errors import UserError
 from silc_bench.models.load import load_model
 from silc_bench.trainer.checkpoints import file as checkpoint
-from silc_bench.trainer.loop import run_training
 from silc_bench.trainer.monitor.cost import memory
 from silc_bench.trainer.optim import Average, average_at
 from silc_bench.trainer.silc.student import Student, init_weights
@@ -19,59 +18,30 @@ from silc_bench.trainer.train import TrainState, train_step
 
 pytestmark = pytest.mark.broad
 
-CPU = torch.device("cpu")
-
-
-def ran(config, folder, resume=False):
-    run_training(
-        config, folder, resume=resume, device=CPU, console=Console(file=io.StringIO(), width=200)
-    )
-    return checkpoint.load(checkpoint.find(folder))
-
-
-@pytest.fixture
-def few(few_captions):
-    """Tokenizers from few captions."""
-
 
 def test_it_is_the_formula_over_the_steps_of_a_run(tiny):
-    """In float64, weight by weight; heads are not in it."""
-    config = tiny(precision="fp32", average_momentum=0.5, steps=12)
+    """In float64, weight by weight, of towers and scalars alone; nothing of the run changes."""
+    config = tiny(average_momentum=0.5, steps=12)
     tokenizer, batches = first_batches(config, 12)
-    state = TrainState.create(config, tokenizer, CPU)
-    expected = {name: value.detach().double() for name, value in state.student.named_parameters()}
+    state, plain = (
+        TrainState.create(c, tokenizer, CPU) for c in (config, replace(config, average_momentum=0))
+    )
+    expected = {
+        name: value.detach().double()
+        for name, value in state.student.named_parameters()
+        if name.startswith(("vision.", "text.", "log"))
+    }
+    assert state.average.weights.keys() == expected.keys()
     for step, batch in enumerate(batches):
         train_step(state, batch)
+        train_step(plain, batch)
         momentum = min(0.5, (1 + step) / (10 + step))
-        for name, value in state.student.named_parameters():
-            expected[name] = momentum * expected[name] + (1 - momentum) * value.detach().double()
-    assert not [
-        name
-        for name in state.average.weights
-        if name.startswith(("head.", "patch_head.", "mask_token"))
-    ]
-    assert {name.split(".")[0] for name in state.average.weights} == {
-        "vision",
-        "text",
-        "log_scale",
-        "logit_bias",
-    }
-    for name, value in state.average.weights.items():
-        torch.testing.assert_close(value.double(), expected[name], rtol=1e-5, atol=1e-6)
-
-
-def test_it_changes_nothing_of_the_run_and_is_absent_without_it(tiny):
-    tokenizer, batches = first_batches(tiny(precision="fp32"), 3)
-    payloads = []
-    for momentum in (0.0, 0.9):
-        state = TrainState.create(tiny(precision="fp32", average_momentum=momentum), tokenizer, CPU)
-        for batch in batches:
-            train_step(state, batch)
-        payloads.append(state.payload())
-    without, with_average = payloads
-    assert set(with_average) - set(without) == {"average"}
-    for name, value in without["student"].items():
-        assert torch.equal(value, with_average["student"][name])
+        for name in expected:
+            value = state.student.get_parameter(name).detach().double()
+            expected[name] = momentum * expected[name] + (1 - momentum) * value
+    averages = {name: value.double() for name, value in state.average.weights.items()}
+    close(averages, expected, atol=1e-6)
+    assert differing(state.payload(), plain.payload()) == {"average", "config"}
 
 
 def test_weights_of_another_average_are_refused_before_any_is_taken(tiny):
@@ -79,19 +49,16 @@ def test_weights_of_another_average_are_refused_before_any_is_taken(tiny):
     student = Student(tiny())
     init_weights(student, 0)
     average = Average(student)
-    whole = {name: torch.full_like(value, 3.0) for name, value in average.weights.items()}
     before = {name: value.clone() for name, value in average.weights.items()}
+    whole = {name: torch.full_like(value, 3.0) for name, value in before.items()}
     name = "text.head.weight"
-    for other in (
-        whole | {"text.extra": torch.ones(1)},
-        {n: v for n, v in whole.items() if n != name},
-        whole | {name: torch.ones(1)},
-    ):
+    fewer = {key: value for key, value in whole.items() if key != name}
+    for other in (whole | {"text.extra": torch.ones(1)}, fewer, whole | {name: torch.ones(1)}):
         with pytest.raises(KeyError, match=r"average of \['text\.(extra|head\.weight)'\]"):
             average.load(other)
-    assert all(torch.equal(value, before[name]) for name, value in average.weights.items())
+    assert not differing(average.weights, before)
     average.load(whole)
-    assert all((value == 3).all() for value in average.weights.values())
+    assert not differing(average.weights, whole)
 
 
 def test_it_warms_up():
@@ -99,48 +66,41 @@ def test_it_warms_up():
     assert average_at(10**6, 0.999) == 0.999
 
 
-def test_a_run_is_measured_resumed_and_started_from_by_its_average(tiny, few, tmp_path):
-    config = tiny(precision="fp32", average_momentum=0.9, checkpoint_every=2)
-    whole = ran(config, tmp_path / "whole")
-    shutil.copytree(tmp_path / "whole", tmp_path / "parts")
-    for suffix in (".pt", ".json"):
-        checkpoint.path_of(tmp_path / "parts", 4).with_suffix(suffix).unlink()
-    parts = ran(config, tmp_path / "parts", resume=True)
-    for name, value in whole["average"].items():
-        assert torch.equal(value, parts["average"][name])
+@pytest.mark.usefixtures("few_captions")
+def test_a_run_is_measured_resumed_and_started_from_by_its_average(tiny, tmp_path):
+    config = tiny(average_momentum=0.9, checkpoint_every=2)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    run(config, whole)
+    average = end_of(whole)["average"]
+    shutil.copytree(whole, parts)
+    checkpoint.path_of(parts, 4).unlink()
+    run(config, parts, resume=True)
+    assert not differing(end_of(parts)["average"], average)
 
-    model, student = load_model(f"{tmp_path}/whole:average"), load_model(f"{tmp_path}/whole")
+    model, student = load_model(f"{whole}:average"), load_model(f"{whole}")
     assert model.name == "tiny-silc:average"
     assert model.revision != student.revision
-    assert torch.equal(model.text.head.weight, whole["average"]["text.head.weight"])
-    assert torch.equal(model.vision.patch.weight, whole["average"]["vision.patch.weight"])
-    assert model.log_scale == whole["average"]["log_scale"].item()
+    assert model.log_scale == average["log_scale"].item()
+    assert torch.equal(model.text.head.weight, average["text.head.weight"])
+    assert torch.equal(model.vision.patch.weight, average["vision.patch.weight"])
 
-    second = tiny(
-        precision="fp32", init=f"{tmp_path}/whole:average", optim={"lr": 1e-12, "weight_decay": 0.0}
-    )
-    begun = ran(second, tmp_path / "second")
-    torch.testing.assert_close(
-        begun["student"]["text.head.weight"],
-        whole["average"]["text.head.weight"],
-        rtol=0,
-        atol=1e-6,
-    )
+    still = {"lr": 1e-12, "weight_decay": 0.0}
+    run(tiny(init=f"{whole}:average", optim=still), tmp_path / "second")
+    begun = end_of(tmp_path / "second")["student"]
+    close(begun["text.head.weight"], average["text.head.weight"], 0, atol=1e-6)
 
 
-def test_a_run_without_one_says_so(tiny, few, tmp_path):
-    ran(tiny(precision="fp32"), tmp_path / "run")
-    with pytest.raises(
-        UserError, match=r"keeps no average of its weights; train with --set average_momentum="
-    ):
-        load_model(f"{tmp_path}/run:average")
+@pytest.mark.usefixtures("few_captions")
+def test_a_run_without_one_says_so(tiny, tmp_path):
+    run(tiny(), tmp_path)
+    with pytest.raises(UserError, match="--set average_momentum="):
+        load_model(f"{tmp_path}:average")
 
 
 def test_the_dry_run_counts_it(tiny):
     config = tiny(average_momentum=0.9)
     with torch.device("meta"):
         student = Student(config)
-    assert memory(config, student, 4)["average"] == 4 * sum(
-        value.numel() for value in Average(student).weights.values()
-    )
+    count = sum(value.numel() for value in Average(student).weights.values())
+    assert memory(config, student, 4)["average"] == 4 * count
     assert "average" not in memory(tiny(), student, 4)

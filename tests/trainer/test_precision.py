@@ -1,29 +1,20 @@
 """precision=auto: what is native, resolved once, kept by the run on any machine."""
 
-import contextlib
-import io
 import json
+import shutil
+from dataclasses import replace
 
 import pytest
 import torch
-from rich.console import Console
+from refusals import refused
+from runs import differing, end_of, run
 
-from silc_bench.errors import UserError
 from silc_bench.trainer.checkpoints import file as checkpoint
 from silc_bench.trainer.config.presets import PRESETS
 from silc_bench.trainer.device import resolve
-from silc_bench.trainer.loop import run_training
-from silc_bench.trainer.train import train_step
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
-X86 = {
-    "architecture": "x86_64",
-    "avx2": True,
-    "avx512_f": False,
-    "avx512_bf16": False,
-    "amx_bf16": False,
-    "amx_fp16": True,
-}
+X86 = {"architecture": "x86_64", "avx2": True, "avx512_bf16": False, "amx_fp16": True}
 
 
 def computes(monkeypatch, **capabilities):
@@ -68,33 +59,15 @@ def test_every_preset_leaves_it_to_the_machine():
 @pytest.mark.usefixtures("few_captions")
 def test_a_run_keeps_the_precision_it_began_in(tiny, tmp_path, monkeypatch):
     """Begun where bf16 is emulated, resumed where native: the weights of the run that stayed."""
-
-    def run(folder, steps, *, resume, **changes):
-        config = tiny(checkpoint_every=2, log_every=2, samples=8 * 4, **changes)
-        monkeypatch.setattr("silc_bench.trainer.loop.train_step", stop_after(steps))
-        with contextlib.suppress(KeyboardInterrupt):
-            run_training(
-                config, folder, resume=resume, device=CPU, console=Console(file=io.StringIO())
-            )
-        return checkpoint.load(checkpoint.find(folder))
-
-    def stop_after(steps):
-        def limited(state, batch):
-            if state.step == steps:
-                raise KeyboardInterrupt
-            return train_step(state, batch)
-
-        return limited
-
+    config = tiny(precision="auto", checkpoint_every=2)
+    moved, stayed = tmp_path / "moved", tmp_path / "stayed"
     computes(monkeypatch)
-    begun = run(tmp_path / "moved", 2, resume=False)
-    stayed = run(tmp_path / "stayed", 99, resume=False)
-    assert (begun["step"], json.loads(begun["config"])["precision"]) == (2, "fp32")
+    run(config, stayed)
+    shutil.copytree(stayed, moved)
+    checkpoint.path_of(moved, 4).unlink()
     computes(monkeypatch, amx_bf16=True)
-    with pytest.raises(UserError, match="precision 'fp32' -> 'bf16'"):
-        run(tmp_path / "moved", 99, resume=True, precision="bf16")
-    moved = run(tmp_path / "moved", 99, resume=True)
-    assert (moved["step"], json.loads(moved["config"])["precision"]) == (4, "fp32")
-    assert all(
-        torch.equal(value, stayed["student"][name]) for name, value in moved["student"].items()
-    )
+    with refused(about=moved):
+        run(replace(config, precision="bf16"), moved, resume=True)
+    run(config, moved, resume=True)
+    assert json.loads(end_of(moved)["config"])["precision"] == "fp32"
+    assert not differing(end_of(moved)["student"], end_of(stayed)["student"])

@@ -255,6 +255,8 @@ class Config:
 
 FORMS = {int: "a whole number", float: "a number", bool: "true or false"}  # of a field's type
 OTHER_VERSION = "read it with the version of silc-bench that wrote it"
+
+
 class Loss(NamedTuple):
     """An image-text loss, by its name in ``contrastive.loss``."""
 
