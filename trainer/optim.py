@@ -209,10 +209,18 @@ def averaged(student: Student) -> dict[str, Tensor]:
 
 def state_bytes(student: nn.Module, config: OptimConfig) -> int:
     """Bytes that the optimiser will keep beside the fp32 weights."""
-    shapes = [weight.shape for weight in student.parameters() if weight.requires_grad]
-    if config.kind == "adafactor":
-        return adafactor_state_bytes(shapes)
-    return sum(8 * shape.numel() for shape in shapes)  # two fp32 moments of AdamW
+    total = 0
+    for weight in student.parameters():
+        count = weight.numel() if weight.requires_grad else 0
+        if config.kind == "adamw":
+            total += 8 * count  # two fp32 moments
+            continue
+
+        # A bf16 momentum and fp32 second moments.
+        dims = factored_dims(weight.shape)
+        moments = count if dims is None else sum(count // weight.shape[dim] for dim in dims)
+        total += 2 * count + 4 * moments
+    return total
 
 
 class Adafactor(torch.optim.Optimizer):
@@ -288,17 +296,6 @@ def factored_dims(shape: torch.Size) -> tuple[int, int] | None:
     if len(shape) < 2 or shape[order[-2]] < MIN_FACTORED:
         return None
     return order[-2], order[-1]
-
-
-def adafactor_state_bytes(shapes: Iterable[torch.Size]) -> int:
-    """Bytes of state for fp32 weights of these shapes: a bf16 momentum and fp32 second moments."""
-    total = 0
-    for shape in shapes:
-        count = shape.numel()
-        dims = factored_dims(shape)
-        moments = count if dims is None else sum(count // shape[dim] for dim in dims)
-        total += 2 * count + 4 * moments
-    return total
 
 
 def _narrow_momenta(optimizer: torch.optim.Optimizer) -> None:

@@ -45,6 +45,8 @@ from silc_bench.trainer.silc.tokenizers import AnyTokenizer, read_tokenizer
 from silc_bench.trainer.silc.towers import compile_blocks
 from silc_bench.trainer.silc.views import make_views
 
+COUNTERS = ("step", "samples_seen", "position")  # of a checkpoint
+
 
 def train_step(state: TrainState, batch: Batch) -> dict[str, Tensor]:
     """One optimiser update on this rank's ``batch``.
@@ -296,9 +298,7 @@ class TrainState:
             "student": self.student.state_dict(),
             "teacher": self.teacher.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "step": self.step,
-            "samples_seen": self.samples_seen,
-            "position": self.position,
+            **{name: getattr(self, name) for name in COUNTERS},
         }
         if self.start is not None:
             payload["start"] = json.dumps(self.start)
@@ -316,9 +316,8 @@ class TrainState:
             state.teacher.load_state_dict(payload["teacher"])
             state.optimizer.load_state_dict(payload["optimizer"])
 
-            state.step = int(payload["step"])
-            state.samples_seen = int(payload["samples_seen"])
-            state.position = int(payload["position"])
+            for name in COUNTERS:
+                setattr(state, name, int(payload[name]))
             state.start = json.loads(payload["start"]) if "start" in payload else None
             if state.average is not None:
                 state.average.load(payload["average"])

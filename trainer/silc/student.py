@@ -19,7 +19,7 @@ prototypes.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -44,8 +44,8 @@ class StudentOutput(NamedTuple):
     bias: Tensor
 
     # [S, B, d] fp32: local views, after the global ones where these are distilled too.
-    projections: Tensor | None
-    prototypes: Tensor | None  # [K, d] fp32
+    projections: Tensor | None = None
+    prototypes: Tensor | None = None  # [K, d] fp32
 
     # [T, B, n, d] fp32: of the masked places of the masked global views.
     patch_projections: Tensor | None = None
@@ -106,26 +106,20 @@ class Student(nn.Module):
         if config.optim.locked == "vision":
             # Nothing is left to distil into: only the text tower and the scalars learn.
             assert locked is not None
-            return StudentOutput(
-                locked, self.text(tokens), self.log_scale.exp(), self.logit_bias, None, None
-            )
+            return StudentOutput(locked, self.text(tokens), self.log_scale.exp(), self.logit_bias)
 
         is_distilled = is_taught and self.head is not None
         shows_globals = is_distilled and config.distillation.pairs == "local+global"
 
         # Each kind of view is encoded once, whichever losses ask for it.
-        features: dict[str, Tensor] = {}
-        if "global" in config.contrastive.images or shows_globals:
-            assert views.global_crops is not None
-            features["global"] = self._encode(views.global_crops)
-        if "original" in config.contrastive.images:
-            assert views.original is not None
-            features["original"] = self._encode(views.original.unsqueeze(0))
         kinds = config.contrastive.images.split("+")
+        asked = {*kinds, "global"} if shows_globals else {*kinds}
+        crops = views.of_images()
+        features = {kind: self._encode(crops[kind]) for kind in crops if kind in asked}
         meets_text = torch.cat([features[kind] for kind in kinds])
 
         projections = prototypes = None
-        if is_taught and self.head is not None:
+        if is_distilled and self.head is not None:
             # Global views first: the loss tells by their place which of them the teacher saw too.
             shown = [features["global"]] if shows_globals else []
             if views.local_crops is not None:
@@ -135,9 +129,8 @@ class Student(nn.Module):
 
         patch_projections = patch_prototypes = None
         if masked is not None:
-            assert views.global_crops is not None
             assert self.patch_head is not None
-            patch_projections = self.project_masked(views.global_crops, masked)
+            patch_projections = self.project_masked(crops["global"], masked)
             patch_prototypes = self.patch_head.unit_prototypes()
 
         text_features = self.text(tokens) if locked is None else locked
@@ -168,10 +161,9 @@ class Student(nn.Module):
         if self.config.optim.locked == "text":
             return self.text(tokens)
         if self.config.optim.locked == "vision":
-            original = None if views.original is None else views.original.unsqueeze(0)
-            kinds = {"global": views.global_crops, "original": original}
-            shown = [kinds[kind] for kind in self.config.contrastive.images.split("+")]
-            return torch.cat([self._encode(crops) for crops in shown if crops is not None])
+            crops = views.of_images()
+            kinds = self.config.contrastive.images.split("+")
+            return torch.cat([self._encode(crops[kind]) for kind in kinds])
         return None
 
     def _encode(self, views: Tensor) -> Tensor:
@@ -260,16 +252,10 @@ class MicroBatches(nn.Module):
             )
             outs.append(out)
 
-        return outs[0]._replace(
-            image_features=torch.cat([out.image_features for out in outs], dim=1),
-            text_features=torch.cat([out.text_features for out in outs]),
-            projections=_joined([out.projections for out in outs]),
-            patch_projections=_joined([out.patch_projections for out in outs]),
-        )
-
-
-def _joined(parts: list[Tensor | None]) -> Tensor | None:
-    """[S, b, ...] of each part -> [S, B, ...]; None where no part has any."""
-    present = [part for part in parts if part is not None]
-    assert len(present) in (0, len(parts))
-    return torch.cat(present, dim=1) if present else None
+        # Each with the dimension in which its pairs lie.
+        dims = {"image_features": 1, "text_features": 0, "projections": 1, "patch_projections": 1}
+        joined: dict[str, Any] = {}
+        for name, dim in dims.items():
+            parts = [getattr(out, name) for out in outs]
+            joined[name] = None if parts[0] is None else torch.cat(parts, dim)
+        return outs[0]._replace(**joined)

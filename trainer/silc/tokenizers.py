@@ -140,14 +140,6 @@ class Tokenizer:
         ids = [encoding.ids for encoding in self._pipeline.encode_batch_fast(texts)]
         return torch.tensor(ids, dtype=torch.int64).view(-1, self.context_length)
 
-    def decode(self, ids: Tensor) -> str:
-        """[L] -> the cleaned text it was made from, as far as it was not truncated."""
-        return self._pipeline.decode(ids.tolist(), skip_special_tokens=True).removeprefix(" ")
-
-    def clean(self, text: str) -> str:
-        """The text that is really tokenized."""
-        return self._pipeline.normalizer.normalize_str(text)
-
 
 def _damaged(error: Exception) -> UserError:
     return UserError(

@@ -54,22 +54,23 @@ class Views:
     # [B, 3, g, g]: the whole image squashed to the square, not augmented.
     original: Tensor | None = None
 
+    def of_images(self) -> dict[str, Tensor]:
+        """[V, B, 3, g, g] of what may meet the text, by its name in ``contrastive.images``."""
+        crops = {}
+        if self.global_crops is not None:
+            crops["global"] = self.global_crops
+        if self.original is not None:
+            crops["original"] = self.original.unsqueeze(0)
+        return crops
+
     def split(self, size: int) -> Iterator[Views]:
         """The same views of ``size`` images at a time."""
         # Each field with the dimension in which its images lie.
-        parts = {
-            "global_crops": (self.global_crops, 1),
-            "local_crops": (self.local_crops, 1),
-            "original": (self.original, 0),
-        }
-        present = {name: (crops, dim) for name, (crops, dim) in parts.items() if crops is not None}
-        count = next(crops.shape[dim] for crops, dim in present.values())
-
-        for start in range(0, count, size):
-            num = min(size, count - start)
-            yield Views(
-                **{name: crops.narrow(dim, start, num) for name, (crops, dim) in present.items()}
-            )
+        dims = {"global_crops": 1, "local_crops": 1, "original": 0}
+        present = {name: crops for name, crops in vars(self).items() if crops is not None}
+        parts = [crops.split(size, dims[name]) for name, crops in present.items()]
+        for crops in zip(*parts, strict=True):
+            yield Views(**dict(zip(present, crops, strict=True)))
 
 
 KINDS = frozenset(field.name for field in fields(Views))
@@ -114,14 +115,14 @@ def make_views(
 
         # Views are numbered globals first. A view that is not needed keeps its number.
         num_views = config.num_global + config.num_local
-        global_crops = local_crops = original = None
+        made = {}
         if "global_crops" in needs:
-            global_crops = stack(range(config.num_global), config.global_size)
+            made["global_crops"] = stack(range(config.num_global), config.global_size)
         if "local_crops" in needs:
-            local_crops = stack(range(config.num_global, num_views), config.local_size)
+            made["local_crops"] = stack(range(config.num_global, num_views), config.local_size)
         if "original" in needs:
-            original = squash(pixels, sizes, config.global_size)
-        return Views(global_crops, local_crops, original)
+            made["original"] = squash(pixels, sizes, config.global_size)
+        return Views(**made)
 
 
 def augment(pixels: Tensor, params: ViewParams, out: Tensor) -> None:
