@@ -15,12 +15,9 @@ from rich.console import Console
 
 from silc_bench.errors import UserError
 from silc_bench.system.processes import joined, meet, num_ranks, rank
-from silc_bench.trainer.config.config import LOSSES
 from silc_bench.trainer.data.stream import Batch, open_source
 from silc_bench.trainer.device import first_of, gather, log_sum_exp_over_ranks, mean_over_ranks
 from silc_bench.trainer.loop import run_training
-from silc_bench.trainer.silc import losses as all_losses
-from silc_bench.trainer.silc.distillation import sinkhorn_targets
 from silc_bench.trainer.silc.tokenizers import Tokenizer
 from silc_bench.trainer.silc.views import Views, make_views
 from silc_bench.trainer.train import TrainState, train_step
@@ -91,22 +88,6 @@ def my_share(count):
     return slice(first_of(share), first_of(share) + share)
 
 
-def losses(name, images, texts):
-    """Mean value over the ranks of an image-text loss, and this rank's gradients.
-
-    float64 [V, B, D] and [B, D].
-    """
-    mine = my_share(len(texts))
-    loss = getattr(all_losses, LOSSES[name].function)
-    scalar = torch.tensor(10.0, dtype=torch.float64)
-    leaves = [
-        leaf.clone().requires_grad_() for leaf in (images[:, mine], texts[mine], scalar, scalar)
-    ]
-    value = loss(*leaves)
-    gradients = torch.autograd.grad(value, leaves, materialize_grads=True)
-    return mean_over_ranks(value.detach()), *(g / num_ranks() for g in gradients)
-
-
 def gathered(rows):
     """gather of this rank's row, and the gradients of sum(weights * (gathered + other)).
 
@@ -125,11 +106,6 @@ def reduced(rows):
     """This rank's row, its mean over the ranks and its log-sum-exp over them."""
     row = rows[rank()].clone()
     return mean_over_ranks(row), log_sum_exp_over_ranks(row), row
-
-
-def sinkhorn(features, prototypes):
-    mine = my_share(features.shape[1])
-    return sinkhorn_targets(features[:, mine], prototypes, 0.07).probabilities()
 
 
 # --- a whole run, as torchrun starts it -----------------------------------------------------------

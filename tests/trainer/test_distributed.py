@@ -11,7 +11,6 @@ import signal
 import on_ranks
 import pytest
 import torch
-import torch.nn.functional as F
 from gloo_pool import GlooPool
 from refusals import refused
 from runs import close, end_of, equal, rows_of
@@ -19,7 +18,6 @@ from runs import close, end_of, equal, rows_of
 from silc_bench.trainer import device as distributed
 from silc_bench.trainer import loop
 from silc_bench.trainer.checkpoints import file as checkpoint
-from silc_bench.trainer.config.config import LOSSES
 from silc_bench.trainer.device import share_of
 
 pytestmark = pytest.mark.timing
@@ -53,17 +51,6 @@ VARIANTS = {
 }
 
 
-def both(tiny, pool, world, variant, dtype):
-    """What one process and rank 0 of ``world`` end with; the ranks are equal bit for bit."""
-    config = tiny(**{"batch_size": BATCH, "samples": BATCH * STEPS} | VARIANTS[variant])
-    tokenizer, batches = on_ranks.first_batches(config, STEPS)
-    alone = on_ranks.train(config, tokenizer, batches, dtype=dtype)
-    first, *others = pool.run(world, on_ranks.train, config, tokenizer, batches, dtype=dtype)
-    assert all(equal(other, first) for other in others)
-    assert first[4] == alone[4] == (STEPS, STEPS * BATCH, STEPS * BATCH)
-    return alone, first
-
-
 NUM_CENTERS = {"contrastive": 0, "locked vision": 0, "masked": 2, "masked, late": 2}
 
 
@@ -73,9 +60,15 @@ NUM_CENTERS = {"contrastive": 0, "locked vision": 0, "masked": 2, "masked, late"
 def test_ranks_equal_one_process(tiny, pool, world, variant):
     """Losses and gradients of each step, then weights, teacher and centre, in float64.
 
-    Each variant in one of the worlds.
+    Each variant in one of the worlds; the ranks are equal bit for bit.
     """
-    alone, ranks = both(tiny, pool, world, variant, torch.float64)
+    config = tiny(**{"batch_size": BATCH, "samples": BATCH * STEPS} | VARIANTS[variant])
+    tokenizer, batches = on_ranks.first_batches(config, STEPS)
+    work = (config, tokenizer, batches, torch.float64)
+    alone = on_ranks.train(*work)
+    ranks, *others = pool.run(world, on_ranks.train, *work)
+    assert all(equal(other, ranks) for other in others)
+    assert ranks[4] == alone[4] == (STEPS, STEPS * BATCH, STEPS * BATCH)
     for mine, theirs in zip(ranks[0], alone[0], strict=True):
         assert mine == pytest.approx(theirs, rel=1e-6)  # reported in fp32
     close(ranks[1:4], alone[1:4], 1e-9)
@@ -83,28 +76,6 @@ def test_ranks_equal_one_process(tiny, pool, world, variant):
         centers = [value for name, value in alone[3].items() if "center" in name]
         assert len(centers) == NUM_CENTERS.get(variant, 1)
         assert all(center.abs().max() > 1e-3 for center in centers)
-
-
-def test_ranks_equal_one_process_in_fp32(tiny, pool):
-    """To 1e-6.
-
-    Adam divides a gradient by its own size: where that is nothing but rounding (a key's bias, which
-    a softmax does not see) the update is rounding at the size of the rate, so later steps are
-    compared where the gradient is more than that.
-    """
-    alone, ranks = both(tiny, pool, 2, "local+global, both images", torch.float32)
-    for mine, theirs in zip(ranks[0], alone[0], strict=True):
-        assert mine == pytest.approx(theirs, rel=1e-5)
-    close(ranks[1][0], alone[1][0], 1e-6)
-    is_real = {
-        name: torch.stack([step[name].abs() for step in alone[1]]).amin(0) > 1e-5
-        for name in alone[1][0]
-    }
-    assert torch.cat([where.flatten() for where in is_real.values()]).double().mean() > 0.5
-    for part in (2, 3):
-        for name, value in alone[part].items():
-            error = (ranks[part][name] - value).abs()
-            assert error[is_real.get(name, ...)].max() < 1e-6, name
 
 
 def test_what_is_not_finite_on_one_rank_stops_all_at_the_same_step(tiny, pool):
@@ -116,27 +87,7 @@ def test_what_is_not_finite_on_one_rank_stops_all_at_the_same_step(tiny, pool):
     assert answers[0][1].startswith("step 1: contrastive ")
 
 
-def random(*shape):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-
-
 # --- the parts ------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize("world", WORLDS)
-def test_shares_of_the_losses_average_to_the_loss_of_the_global_batch(pool, world, loss):
-    """Values and gradients in float64."""
-    images, texts = random(2, 6, 5), random(6, 5)
-    value, by_images, by_texts, *by_scalars = on_ranks.losses(loss, images, texts)
-    values, of_images, of_texts, *of_scalars = zip(
-        *pool.run(world, on_ranks.losses, loss, images, texts), strict=True
-    )
-    for mine in values:
-        close(mine, value, 1e-12)
-    close(torch.cat(of_images, dim=1), by_images, 1e-12)
-    close(torch.cat(of_texts), by_texts, 1e-12)
-    close([sum(shares) for shares in of_scalars], by_scalars, 1e-12)
 
 
 @pytest.mark.parametrize("world", WORLDS)
@@ -159,13 +110,6 @@ def test_sums_over_the_ranks_leave_what_was_given_and_do_not_overflow(pool, worl
         close(mean, rows.mean(0))
         close(log_sum, torch.logsumexp(rows, 0))
         assert torch.equal(mine, row)
-
-
-@pytest.mark.parametrize("world", WORLDS)
-def test_sinkhorn_balances_the_global_batch(pool, world):
-    features, prototypes = (F.normalize(random(*shape), dim=-1) for shape in ((2, 6, 5), (9, 5)))
-    parts = pool.run(world, on_ranks.sinkhorn, features, prototypes)
-    close(torch.cat(parts, dim=1), on_ranks.sinkhorn(features, prototypes), 1e-12)
 
 
 @pytest.mark.parametrize(("world", "batch", "near"), [(2, 9, 8), (3, 16, 15), (5, 3, 5)])

@@ -374,25 +374,6 @@ def test_a_mixture_has_no_epochs(tiny, tmp_path, shards):
 
 
 @pytest.mark.timing
-def test_a_full_disk_names_the_last_good_checkpoint(tiny, tmp_path, monkeypatch):
-    real, config = torch.save, tiny(steps=5, checkpoint_every=2)
-
-    def fills_up(payload, path):
-        if payload["step"] == 4:
-            path.write_bytes(b"half a checkpoint")
-            raise OSError(28, "No space left on device")
-        real(payload, path)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(torch, "save", fills_up)
-        with pytest.raises(RunError, match=r"step 4: .*step_00000002.pt"):
-            run(config, tmp_path)
-    assert {path.stem for path in (tmp_path / "checkpoints").iterdir()} == {"step_00000002"}
-    path, _ = run(config, tmp_path, resume=True)
-    assert path.name == "step_00000005.pt"
-
-
-@pytest.mark.timing
 def test_a_write_that_failed_ends_the_run_at_the_next_step(tiny, tmp_path, monkeypatch):
     """And not at the next checkpoint, which may be hours away."""
     calls, write, step = [], checkpoint.Writer.write, loop.train_step

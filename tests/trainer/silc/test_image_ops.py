@@ -82,22 +82,6 @@ def test_color_operation_is_torchvisions(name, low, high):
     same(mine(images.clone(), factors.view(-1, 1, 1, 1)), expected)
 
 
-@pytest.mark.parametrize("order", [[0, 1, 2, 3], [3, 2, 1, 0], [1, 3, 0, 2]])
-def test_jitter_applies_the_operations_in_the_order_drawn(order):
-    images, factors = make_images().contiguous(), torch.tensor([[1.4, 0.6, 0.8, 0.1]])
-    expected = images
-    for index in order:
-        name = ("brightness", "contrast", "saturation", "hue")[index]
-        expected = getattr(peer, f"adjust_{name}")(expected, factors[0, index].item())
-    same(image_ops.jitter_colors(images.clone(), factors.expand(9, 4), order), expected)
-
-
-def test_gray_and_solarize_are_torchvisions():
-    images = make_images().contiguous()
-    same(image_ops.to_gray(images.clone()), peer.rgb_to_grayscale(images, num_output_channels=3))
-    same(image_ops.solarize(images.clone()), peer.solarize(images, threshold=0.5))
-
-
 @pytest.mark.parametrize("radius", [1, 3, 7, SIDE - 1])
 def test_blur_is_torchvisions_with_reflected_borders(radius):
     images = make_images().contiguous()

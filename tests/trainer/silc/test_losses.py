@@ -1,7 +1,6 @@
-"""The image-text losses against float64 loops from their formulas, open_clip and transformers."""
+"""The image-text losses against float64 loops from their formulas and open_clip."""
 
 import copy
-import math
 
 import open_clip.loss
 import pytest
@@ -82,31 +81,6 @@ def test_value_and_gradients_equal_the_loop(name, loss, batch, scalars):
 def test_it_equals_open_clip(name, loss, batch):
     inputs = [*features(batch, 16, seed=0), *SCALARS]
     close(value_and_gradients(loss, *inputs), value_and_gradients(by_open_clip(name), *inputs))
-
-
-def test_sigmoid_equals_transformers():
-    """SiglipModel's own loss of the same embeddings: its value, and the scalars' gradients."""
-    from transformers import SiglipConfig, SiglipModel
-
-    torch.manual_seed(0)
-    tower = dict(zip(("hidden_size", "intermediate_size"), (16, 24), strict=True))
-    tower |= {"num_hidden_layers": 1, "num_attention_heads": 2}
-    text = {"vocab_size": 30, "max_position_embeddings": 8, "projection_size": 16}
-    vision = {"image_size": 16, "patch_size": 8}
-    model = SiglipModel(SiglipConfig(text_config=tower | text, vision_config=tower | vision))
-    model.logit_scale.data.fill_(math.log(10.0))
-    model.logit_bias.data.fill_(-10.0)
-    out = model(torch.randint(1, 30, (6, 8)), torch.randn(6, 3, 16, 16), return_loss=True)
-    theirs = torch.autograd.grad(out.loss, [model.logit_scale, model.logit_bias])
-
-    mine = value_and_gradients(
-        lambda log_scale, bias: losses.sigmoid_loss(
-            5 * out.image_embeds.detach(), 2 * out.text_embeds.detach(), log_scale.exp(), bias
-        ),
-        torch.tensor(math.log(10.0)),
-        torch.tensor(-10.0),
-    )
-    close(mine, [x.detach().double().squeeze() for x in (out.loss, *theirs)])
 
 
 # --- what holds of each loss ----------------------------------------------------------------------

@@ -151,24 +151,6 @@ def test_center_is_the_formula(momentum):
     close(teacher.center.double(), center, atol=1e-6)
 
 
-def test_center_and_targets_equal_lightlys():
-    """Step after step: the targets of a step are made with the centre before it."""
-    from lightly.loss import DINOLoss
-
-    student, teacher = pair(center_momentum=0.8)
-    peer = DINOLoss(50, teacher_temp=0.04, student_temp=0.1, center_momentum=0.8)
-    for step in range(4):
-        targets = teacher.targets(VIEWS)
-        logits = targets.views.features @ targets.views.prototypes.T
-        expected = torch.softmax((logits - peer.center) / 0.04, -1)
-        close(targets.views.probabilities(), expected, 1e-4, atol=1e-6)
-        peer(list(logits), [*logits, torch.randn(3, 50)])
-        teacher.update_center(targets)
-        close(teacher.center, peer.center.flatten(), atol=1e-7)
-        shake(student, seed=step)
-        teacher.update(student, 0.9)
-
-
 def test_sinkhorn_balances_the_prototypes():
     """Against a table divided by its columns and rows in float64; there is no centre to keep."""
     _, teacher = pair(centering="sinkhorn", teacher_temp=0.07)

@@ -209,20 +209,6 @@ def test_views_are_a_pure_function_of_seed_step_and_view():
         assert not torch.isclose(crops, other).flatten(2).all(-1).any()
 
 
-@pytest.mark.parametrize(
-    "drawn", [[0, 0, 0, 0, 0], [1, 1, 1, 1, 1], [0, 1, 1, 0, 0], [1, 0, 0, 1, 0], [0, 0, 1, 0, 1]]
-)
-def test_an_operation_changes_the_rows_it_was_drawn_for_with_their_own_parameters(drawn):
-    """None, all, a run of them, and scattered."""
-    images, drawn, factors = torch.ones(5, 3), torch.tensor(drawn).bool(), torch.arange(2.0, 7.0)
-
-    def multiply(images, factor, power):
-        return images.mul_(factor.view(-1, 1) ** power)
-
-    views.apply(multiply, images, drawn, factors, power=2)
-    assert torch.equal(images[:, 0], torch.where(drawn, factors**2, 1))
-
-
 @pytest.mark.parametrize("pixels", [1, 3 * 40**2])
 def test_views_do_not_depend_on_how_many_are_made_at_a_time(monkeypatch, pixels):
     inputs = make_images(16)
