@@ -39,7 +39,6 @@ def test_an_unknown_name_is_met_by_near_ones():
     assert unknown_name("preset", "x", ["b16", "l16"]).fix == "known: b16, l16"
 
 
-@pytest.mark.xfail(reason="the rooms are carried over one by one", strict=True)
 def test_every_error_of_ours_says_what_it_is_about_and_what_to_do():
     bare = []
     for path in sources():

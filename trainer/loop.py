@@ -99,30 +99,30 @@ def run_training(
         )
 
     has_begun = bool(checkpoint.all_in(run))
-    if not resume:
-        if has_begun:
-            raise UserError(
-                "already holds a run",
-                about=run,
-                fix="continue it with --resume, or choose another --out",
-            )
-        return train(config, run, device, console, on_collapse=on_collapse, wandb=wandb)
-    if not has_begun:
+    if has_begun and not resume:
+        raise UserError(
+            "already holds a run",
+            about=run,
+            fix="continue it with --resume, or choose another --out",
+        )
+    if resume and not has_begun:
         raise UserError(
             "holds no checkpoints/step_*.pt to continue from",
             about=run,
             fix="leave --resume out to start anew",
         )
 
-    # Where the newest checkpoint is damaged, the run goes on from an older one.
-    path, payload, damaged = checkpoint.load_newest(run)
-    for sentence in damaged:
-        warn(f"{sentence}; going on from {path}", console)
-    _check_same_configuration(config, json.loads(payload["config"]), run)
+    payload = None
+    if resume:
+        # Where the newest checkpoint is damaged, the run goes on from an older one.
+        path, payload, damaged = checkpoint.load_newest(run)
+        for sentence in damaged:
+            warn(f"{sentence}; going on from {path}", console)
+        _check_same_configuration(config, json.loads(payload["config"]), run)
 
-    if payload["step"] >= config.num_steps:
-        say(f"{run} is already complete", console)
-        return path
+        if payload["step"] >= config.num_steps:
+            say(f"{run} is already complete", console)
+            return path
     return train(config, run, device, console, payload, on_collapse, wandb)
 
 
@@ -152,9 +152,9 @@ def train(
     run: Path,
     device: torch.device,
     console: Console,
-    payload: dict[str, Any] | None = None,
-    on_collapse: str = "warn",
-    wandb: str | None = None,
+    payload: dict[str, Any] | None,
+    on_collapse: str,
+    wandb: str | None,
 ) -> Path:
     """Train to the end of ``config``, or on from ``payload`` (of ``checkpoint.load``).
 

@@ -29,7 +29,7 @@ IDLE = (
     ),
     Idle(
         ("contrastive.init_bias",),
-        lambda c: c.contrastive.loss == "softmax",
+        lambda c: not c.contrastive.has_bias,
         "contrastive.loss=softmax has no bias",
     ),
     Idle(

@@ -245,9 +245,10 @@ class ForeignTokenizer:
         if texts and int(ids.max()) >= self.vocab_size:
             row = int(ids.amax(dim=1).argmax())
             raise UserError(
-                f"has the token {int(ids.max())}, but the text tower knows {self.vocab_size}",
-                about=f"{texts[row]!r:.80}",
-                fix="reword the text, or take a checkpoint with its own tokenizer",
+                f"{texts[row]!r:.80} has the token {int(ids.max())},"
+                f" but the text tower knows {self.vocab_size}",
+                about=PLACE,
+                fix="take one with the tokenizer that it was trained with",
             )
         return ids
 
