@@ -31,8 +31,8 @@ def draw_masked(config: Config, count: int, step: int, first: int = 0) -> Tensor
 
     views = []
     for view in range(config.views.num_global):
-        words = (config.seed, step, view, STREAM)
-        numbers = table(first, count, num_patches, seeded(*words), words)
+        key = (config.seed, step, view, STREAM)
+        numbers = table(first, count, num_patches, seeded(*key), key)
 
         # The n smallest of N uniform numbers are n places drawn without replacement.
         views.append(numbers.argsort(dim=1, stable=True)[:, : config.num_masked])

@@ -288,19 +288,19 @@ def draw(
     )
 
 
-def seeded(*words: int) -> torch.Generator:
+def seeded(*key: int) -> torch.Generator:
     """A generator of its own for each sequence of numbers."""
-    (word,) = np.random.SeedSequence(words).generate_state(1, np.uint64).tolist()
-    return torch.Generator().manual_seed(word >> 1)
+    (state,) = np.random.SeedSequence(key).generate_state(1, np.uint64).tolist()
+    return torch.Generator().manual_seed(state >> 1)
 
 
 def table(
-    first: int, count: int, columns: int, generator: torch.Generator, words: tuple[int, ...]
+    first: int, count: int, columns: int, generator: torch.Generator, key: tuple[int, ...]
 ) -> Tensor:
     """Rows ``first`` to ``first + count`` of an endless table of uniform numbers on [0, 1).
 
     Returns float64 [count, columns]. ``generator`` draws its first BLOCK rows, and generators of
-    ``words`` and its number each further block: of a large global batch a process draws little
+    ``key`` and its number each further block: of a large global batch a process draws little
     more than its own part.
     """
     end = first + count
@@ -308,7 +308,7 @@ def table(
     for block in range(first // BLOCK, -(-end // BLOCK)):
         start = min(max(first - block * BLOCK, 0), BLOCK)
         stop = min(max(end - block * BLOCK, 0), BLOCK)
-        source = seeded(*words, block) if block else generator
+        source = seeded(*key, block) if block else generator
 
         # A generator can only be run from its start, so rows before ours are drawn and dropped.
         rows = torch.rand(stop, columns, generator=source, dtype=torch.float64)
