@@ -177,6 +177,8 @@ def _missing(spec: str) -> UserError:
 
     forms = [f"{kind}:{form.split(',')[0]}" for kind, form in kinds().items()]
     fix = f"write a run's folder, a file, or {', '.join(forms)}"
+    if not spec:
+        return UserError("the name is empty", about="checkpoint", fix=fix)
     return UserError("no such file or folder", about=f"checkpoint {spec}", fix=fix)
 
 

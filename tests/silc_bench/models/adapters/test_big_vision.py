@@ -390,7 +390,7 @@ def test_a_damaged_file_is_refused(arrays, write, damage):
     else:
         path = write(arrays | change)
     if damage in (*BY_OTHERS, "a text width"):
-        with pytest.raises(UserError, match=rf"{path}\b.*(not fit|Python objects)"):
+        with pytest.raises(UserError, match=rf"{path}\b.*(not fit|Object arrays)"):
             load_model(f"big_vision:{path}")
     else:
         with refused(about=path):

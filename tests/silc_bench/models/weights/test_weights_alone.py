@@ -108,7 +108,7 @@ OTHERS = {"vision.norm.weight": None, "text.norm.bias": torch.ones(3), "more": t
         ("openclip:RN50", {}, ["open_clip"]),
         ("open_clip", {}, ["open_clip:NAME"]),
         ("silc:", {}, ["silc:PRESET"]),
-        ("timm:vit_base_patch16_224", {}, ["timm:vit_base_patch16_224/"]),
+        ("timm:vit_base_patch16_224", {}, ["timm:NAME"]),
         ("", {}, ["open_clip"]),
     ],
 )
