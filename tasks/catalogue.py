@@ -1,6 +1,6 @@
 """Which dataset is measured by which family: ``FAMILIES``, and ``measure`` for any data.
 
-A family is a file of this folder and a line in ``FAMILIES``. A named set says itself which families
+A family is a file of this folder and a line in ``CLASSES``. A named set says itself which families
 measure it (``SETS`` of `silc_bench.datasets.public.load`).
 
 The user's own data is measured by the same families, and nothing of it is registered: such tasks
@@ -11,6 +11,7 @@ folder the learned families too; ``seg:IMAGES,MASKS,CLASSES.json`` gives those o
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterable
 
 from silc_bench.datasets.own_data import OwnData, OwnMasks, parse, read_classes
@@ -18,35 +19,31 @@ from silc_bench.datasets.public.load import SETS
 from silc_bench.errors import UserError, unknown_name
 from silc_bench.evaluation.prompts import Prompts, prompts_of
 from silc_bench.task import Task, register
-from silc_bench.tasks.classification.fewshot import FewShot, FewShotLogistic
-from silc_bench.tasks.classification.knn import Knn
-from silc_bench.tasks.classification.linear import Linear
-from silc_bench.tasks.classification.zeroshot import ZeroShot
-from silc_bench.tasks.dense.correspondence import Correspondence
-from silc_bench.tasks.dense.discovery import Discovery
-from silc_bench.tasks.dense.segmentation_probes import (
-    KnnSegmentation,
-    LinearSegmentation,
-    SgdSegmentation,
-)
-from silc_bench.tasks.dense.segmentation_zeroshot import ZeroShotSegmentation
-from silc_bench.tasks.retrieval import Retrieval
 from silc_bench.tasks.sources import NamedSource, OwnSource, SourcedTask, TaskData, shapes
 
-FAMILIES: dict[str, type[SourcedTask]] = {
-    "zeroshot": ZeroShot,
-    "fewshot": FewShot,
-    "fewshot_logistic": FewShotLogistic,
-    "linear": Linear,
-    "knn": Knn,
-    "retrieval": Retrieval,
-    "segmentation_zeroshot": ZeroShotSegmentation,
-    "correspondence": Correspondence,
-    "discovery": Discovery,
-    "segmentation_linear": LinearSegmentation,
-    "segmentation_sgd": SgdSegmentation,
-    "segmentation_knn": KnnSegmentation,
+# Family -> its class, below silc_bench.tasks; a name, so that a new family is one line.
+CLASSES = {
+    "zeroshot": "classification.zeroshot:ZeroShot",
+    "fewshot": "classification.fewshot:FewShot",
+    "fewshot_logistic": "classification.fewshot:FewShotLogistic",
+    "linear": "classification.linear:Linear",
+    "knn": "classification.knn:Knn",
+    "retrieval": "retrieval:Retrieval",
+    "segmentation_zeroshot": "dense.segmentation_zeroshot:ZeroShotSegmentation",
+    "correspondence": "dense.correspondence:Correspondence",
+    "discovery": "dense.discovery:Discovery",
+    "segmentation_linear": "dense.segmentation_probes:LinearSegmentation",
+    "segmentation_sgd": "dense.segmentation_probes:SgdSegmentation",
+    "segmentation_knn": "dense.segmentation_probes:KnnSegmentation",
 }
+
+
+def _class_at(place: str) -> type[SourcedTask]:
+    module, _, name = place.partition(":")
+    return getattr(importlib.import_module(f"silc_bench.tasks.{module}"), name)
+
+
+FAMILIES = {family: _class_at(place) for family, place in CLASSES.items()}
 
 
 def measure(data: TaskData, families: Iterable[str]) -> list[Task]:
@@ -77,7 +74,7 @@ def _registered() -> Iterable[Task]:
 
     # colour and shape pairs that no training caption holds, to be told from all 64
     unseen = TaskData("shapes", {"test": shapes("unseen", 1000)}, prompts)
-    yield ZeroShot.of(unseen, "zeroshot_unseen")
+    yield FAMILIES["zeroshot"].of(unseen, "zeroshot_unseen")
 
     scenes = {"train": shapes("train", 1000), "test": shapes("test", 1000)}
     prompts = prompts_of("shapes_segmentation")
