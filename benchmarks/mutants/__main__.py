@@ -1,16 +1,24 @@
 """A hundred small mistakes, planted one at a time: does a test notice?
 
-    python benchmarks/mutants draw --seed 14 --number 100      # mutants.json: which mistakes; drawn
-    once, then kept python benchmarks/mutants cover before                     # the suite once
-    under coverage: which test runs which line python benchmarks/mutants judge before
-    # before.jsonl: killed by which test, survived, not covered, gone python benchmarks/mutants
-    table                            # table.md, and the sums python benchmarks/mutants cover after
-    --tree ../other -m "not slow"        # the same mistakes in a changed tree python
-    benchmarks/mutants judge after --tree ../other
+    # mutants.json: which mistakes; drawn once, then kept
+    python benchmarks/mutants draw --seed 14 --number 100
+
+    # the suite once under coverage: which test runs which line
+    python benchmarks/mutants cover before
+
+    # before.jsonl: killed by which test, survived, not covered, gone
+    python benchmarks/mutants judge before
+
+    # the same mistakes in a changed tree
+    python benchmarks/mutants cover after --tree ../other -m "not slow"
+    python benchmarks/mutants judge after --tree ../other
+
+    # table.md, and the sums
+    python benchmarks/mutants table
 
 Needs ``pip install -e '.[dev,mutants]'``. ``judge`` goes on where it was stopped.
 On two cores ``cover`` takes twice as long as the suite, ``judge`` a quarter of an hour. Set
-OMP_NUM_THREADS=1 and, for tests of real pictures, SILC_BENCH_TEST_DATA.
+OMP_NUM_THREADS=1 and, for tests of real images, SILC_BENCH_TEST_DATA.
 """
 
 from __future__ import annotations
