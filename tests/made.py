@@ -23,6 +23,7 @@ def record_of(
     version=1,
     fingerprint="0" * 16,
     revision=None,
+    details=None,
     **image,
 ):
     """A record. ``metrics``: of all, the main one first, or the main metric alone; ``image``: of
@@ -48,13 +49,12 @@ def record_of(
         protocol=dict,
     )
     data = SimpleNamespace(name=task.split("/")[0], split="test", fingerprint=fingerprint)
-    values = {name: float(value) for name, value in metrics.items()}
-    errors = {} if stderr is None else dict.fromkeys(values, stderr)
+    errors = {} if stderr is None else dict.fromkeys(metrics, stderr)
     return record.Record.create(
         measured,
         of_task,
         data,
-        Scores(values, errors, n, chance),
+        Scores(metrics, errors, n, chance, details or {}),
         Protocol.of(measured, of_task, "fp32"),
         model_source="x",
         device="cpu",

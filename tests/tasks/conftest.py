@@ -6,14 +6,12 @@ Both recognise an image by its pixels, as a real model would have to; none is to
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from torch import Tensor
+from given import Means
 
 from silc_bench.datasets.shapes import dataset, scenes
 from silc_bench.models.preprocessing import ImagePipeline
@@ -22,7 +20,7 @@ SCENE, RENDERED = cache(scenes.scene), cache(dataset._rendered.__wrapped__)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _scenes_are_drawn_once() -> Iterator[None]:
+def _scenes_are_drawn_once():
     """Every family measures the same few scenes; to draw them again costs more than to score."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scenes, "scene", SCENE)
@@ -30,81 +28,63 @@ def _scenes_are_drawn_once() -> Iterator[None]:
         yield
 
 
-class LookupModel:
-    """A DenseModel that looks everything up.
+class LookupModel(Means):
+    """Looks everything up: ``image`` and ``text`` give [D], ``dense`` gives [h, w, D]."""
 
-    ``image`` and ``text`` give [D], ``dense`` gives [h, w, D].
-    """
+    image_size, dense_methods = 64, ("tokens", "plain", "maskclip")
 
-    name, revision = "lookup", "0" * 16
-    num_params, logit_scale, logit_bias = 1, 1.0, 0.0
-    dense_methods = ("tokens", "plain", "maskclip")
-
-    def __init__(
-        self,
-        embed_dim: int,
-        image: Callable[[bytes], np.ndarray] | None = None,
-        text: Callable[[str], np.ndarray] | None = None,
-        dense: Callable[[bytes, bool], np.ndarray] | None = None,
-        patch_size: int = 8,
-    ) -> None:
-        self.embed_dim, self.image_size, self.patch_size = embed_dim, 64, patch_size
+    def __init__(self, embed_dim, image=None, text=None, dense=None, patch_size=8):
+        super().__init__()
+        self.embed_dim, self.patch_size = embed_dim, patch_size
         self.feature_points = {"pooled": embed_dim}
-        # windows arrive as the pixels they are
+        # images and windows arrive as the pixels they are
         self.pipeline = ImagePipeline(64, mean=(0.0,) * 3, std=(1 / 255,) * 3)
-        self.image_protocol, self.text_protocol = {"resize": "none"}, {"cleaning": "none"}
-        self._image, self._text, self._dense = image, text, dense
-        self._seen: list[str] = []
+        self.image_of, self.text_of, self.dense_of = image, text, dense
+        self.seen = []
 
-    def preprocess(self, image: Image.Image) -> Tensor:
-        return torch.from_numpy(np.array(image)).permute(2, 0, 1).float()
+    def tokenize(self, texts):
+        self.seen += texts
+        return torch.arange(len(self.seen) - len(texts), len(self.seen))[:, None]
 
-    def tokenize(self, texts: list[str]) -> Tensor:
-        self._seen += texts
-        return torch.arange(len(self._seen) - len(texts), len(self._seen))[:, None]
+    def encode_image(self, images, point="pooled"):
+        return stacked(self.image_of(pixels(image)) for image in images)
 
-    def encode_image(self, images: Tensor, point: str = "pooled") -> Tensor:
-        return _stacked([self._image(pixels(image)) for image in images])
+    def encode_text(self, tokens):
+        return stacked(self.text_of(self.seen[row]) for row in tokens[:, 0].tolist())
 
-    def encode_text(self, tokens: Tensor) -> Tensor:
-        return _stacked([self._text(self._seen[row]) for row in tokens[:, 0].tolist()])
-
-    def encode_dense(self, images: Tensor, methods: Sequence[str]) -> dict[str, Tensor]:
+    def encode_dense(self, images, methods):
         grids = {}
         for method in methods:
             is_joint = not method.startswith("tokens")
-            grids[method] = _stacked([self._dense(pixels(image), is_joint) for image in images])
+            grids[method] = stacked(self.dense_of(pixels(image), is_joint) for image in images)
         return grids
 
-    def to(self, device: torch.device) -> LookupModel:
-        return self
+
+def stacked(arrays):
+    return torch.from_numpy(np.stack(list(arrays))).float()
 
 
-def _stacked(arrays: list[np.ndarray]) -> Tensor:
-    return torch.from_numpy(np.stack(arrays)).float()
-
-
-def pixels(image: Tensor) -> bytes:
+def pixels(image):
     """The key of an image: its RGB bytes."""
     return image.permute(1, 2, 0).round().to(torch.uint8).numpy().tobytes()
 
 
-def _noise(key: bytes, *shape: int) -> np.ndarray:
+def noise(key, *shape):
     seed = int.from_bytes(hashlib.sha256(key).digest()[:8], "little")
     return np.random.default_rng(seed).normal(size=shape)
 
 
 @pytest.fixture(scope="session")
-def lookup_model() -> type[LookupModel]:
+def lookup_model():
     return LookupModel
 
 
 @pytest.fixture(scope="session")
-def random_model() -> LookupModel:
+def random_model():
     """Features that have nothing to do with the image or the text, but are the same each time."""
     return LookupModel(
         64,
-        image=lambda key: _noise(key, 64),
-        text=lambda text: _noise(text.encode(), 64),
-        dense=lambda key, joint: _noise(key + bytes([joint]), 8, 8, 64),
+        image=lambda key: noise(key, 64),
+        text=lambda text: noise(text.encode(), 64),
+        dense=lambda key, joint: noise(key + bytes([joint]), 8, 8, 64),
     )

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -17,14 +15,11 @@ from silc_bench.datasets.public.find import Expected
 from silc_bench.datasets.public.load import SETS
 from silc_bench.errors import UserError
 from silc_bench.evaluation.protocols import choose
-from silc_bench.metrics.accuracy import class_ranks, normalize
 from silc_bench.probes import patch_sgd
 from silc_bench.results.record import load_all
 from silc_bench.tasks.catalogue import FAMILIES
 from silc_bench.tasks.classification import fewshot
-from silc_bench.tasks.classification.scores import classification_scores, uniform_chance
 from silc_bench.tasks.selection import all_tasks, measurable, select
-from silc_bench.tasks.sources import SourcedTask
 
 REAL = Path(os.environ.get("SILC_BENCH_TEST_DATA", ""))
 needs_photographs = pytest.mark.skipif(Path() == REAL, reason="SILC_BENCH_TEST_DATA is not set")
@@ -145,37 +140,6 @@ def test_own_prompts_and_words(own):
     assert after.protocol()["templates"] == ["my {c}."]
 
 
-@dataclass(kw_only=True, eq=False)
-class NearestMean(SourcedTask):
-    """The smallest family: the class whose mean training embedding is nearest by cosine."""
-
-    needs: ClassVar = frozenset({"labels", "train"})
-
-    version: int = 1
-    group: str = "linear"
-    main_metric: str = "acc1"
-    requires: frozenset[str] = frozenset({"image"})
-
-    def protocol(self):
-        return {"probe": "mean training embedding of each class, cosine"}
-
-    def score(self, features):
-        train, test = features.data["train"], features.data["test"]
-        images = normalize(features.image("train"))
-        means = [images[train.labels == c].mean(axis=0) for c in range(len(train.class_names))]
-        logits = normalize(features.image("test")) @ normalize(np.stack(means)).T
-        ranks = class_ranks(logits, test.labels)
-        chance = uniform_chance(train.labels, test.labels)
-        return classification_scores(ranks, test.labels, train.class_names, chance, details={})
-
-
-def test_a_family_more_is_one_class_and_one_line(own, tmp_path, random_model, monkeypatch):
-    monkeypatch.setitem(FAMILIES, "nearest_mean", NearestMean)
-    (record,) = measured(random_model, tasks_of(own, "folder:{own}/my pets#nearest_mean"), tmp_path)
-    assert record.task.name == "my_pets/nearest_mean"
-    assert set(record.metrics) == {"acc1", "acc5", "mean_per_class_recall"}
-
-
 # ---- what can be measured ----
 
 
@@ -214,37 +178,13 @@ def test_what_the_data_root_holds_is_kept_and_what_was_named_in_full(tmp_path):
 
 
 def test_a_named_set_is_counted_before_a_limit_is_taken(tmp_path, monkeypatch):
-    names = [
-        "airplane",
-        "automobile",
-        "bird",
-        "cat",
-        "deer",
-        "dog",
-        "frog",
-        "horse",
-        "ship",
-        "truck",
-    ]
-    for label, name in enumerate(names):
+    for label, name in enumerate(CIFAR10.split()):
         save_images(tmp_path / "cifar10/test" / name, 1, label)
     task = all_tasks()["cifar10/zeroshot"]
     with pytest.raises(UserError, match=r"10,000"):
         task.load(tmp_path, 2)
     monkeypatch.setitem(SETS["cifar10"].splits, "test", Expected(10, classes=10))
     assert task.load(tmp_path, 2)["test"].labels.tolist() == [0, 5]
-
-
-@needs_photographs
-def test_the_known_part_of_cifar100_is_accepted_by_its_content(monkeypatch):
-    task = all_tasks()["cifar100/zeroshot"]
-    data = task.load(REAL, None)["test"]
-    assert (len(data), data.fingerprint) == (2000, "e81073476a0c5283")
-    assert np.unique(data.labels).size == 100
-    another = Expected(10_000, classes=100, part=(2000, "0" * 16))
-    monkeypatch.setitem(SETS["cifar100"].splits, "test", another)
-    with pytest.raises(UserError, match=r"10,000"):
-        task.load(REAL, 100)
 
 
 @needs_photographs

@@ -14,8 +14,8 @@ from silc_bench.tasks.classification.fewshot import FewShot, FewShotLogistic
 from silc_bench.tasks.classification.linear import COSTS, Linear, held_out_fifth
 from silc_bench.tasks.classification.scores import frequency_chance, uniform_chance
 from silc_bench.tasks.classification.zeroshot import ranks_among_namesakes
-from silc_bench.tasks.dense.scores import constant_miou, shares_miou, without_background
-from silc_bench.tasks.retrieval import Retrieval, captions_of
+from silc_bench.tasks.dense.scores import constant_miou, shares_miou
+from silc_bench.tasks.retrieval import Retrieval
 from silc_bench.tasks.selection import select
 
 pytestmark = pytest.mark.broad
@@ -147,11 +147,6 @@ def test_a_limit_thins_out_the_scored_images_and_keeps_the_shots():
 
 def test_captions_that_repeat_stand_once_in_the_gallery_and_are_right_for_each_image():
     dataset = GivenData(captions=[("x", "y"), ("y", "z", "z"), ("w",)])
-    pictures, texts, captions = captions_of(dataset)
-    assert captions == ["w", "x", "y", "z"]
-    assert pictures.tolist() == [0, 0, 1, 1, 2]
-    assert texts.tolist() == [1, 2, 2, 3, 0]
-
     a, b, c = images = np.eye(4)[:3]
     embeddings = {"x": a, "y": a + 0.9 * b, "z": c, "w": c}
     features = GivenFeatures(data={"test": dataset}, images={"test": images}, texts=embeddings)
@@ -162,11 +157,6 @@ def test_captions_that_repeat_stand_once_in_the_gallery_and_are_right_for_each_i
     # one is right
     assert scores.metrics["image_retrieval_recall@1"] == pytest.approx(4 / 5)
     assert scores.chance == pytest.approx((2 / 4 + 2 / 4 + 1 / 4) / 3)
-
-
-def test_without_background():
-    mask = np.array([[0, 1], [8, 255]], dtype=np.uint8)
-    assert without_background(mask).tolist() == [[255, 0], [7, 255]]
 
 
 def test_classes_of_one_name_are_ranked_as_an_argmax_ranks_them():

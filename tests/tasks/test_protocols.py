@@ -81,13 +81,10 @@ def test_a_protocol_that_changes_nothing_is_native(name, changes, leaves):
     assert not any(changed(protocol, *leaves))
 
 
-def test_own_prompts_are_another_protocol():
-    protocol = choose("native", Prompts("mine", ("my {c}",)))
-    assert protocol.name == "native+mine"
-    assert changed(protocol, "shapes/zeroshot", "shapes/knn") == [True, False]
-
-
-def test_what_is_the_same_by_another_name_is_native():
+def test_prompts_and_crops_count_by_what_they_are_and_not_by_name():
+    own = choose("native", Prompts("mine", ("my {c}",)))
+    assert own.name == "native+mine"
+    assert changed(own, "shapes/zeroshot", "shapes/knn") == [True, False]
     assert not changed(choose("native", ZEROSHOT.prompts), "shapes/zeroshot")[0]
     crops = model(pipeline=CROPPED, image_protocol=CROPPED.as_dict())
     assert not choose("bigvision").changes(crops, TASKS["shapes/knn"])
@@ -120,10 +117,6 @@ def test_blocks_side_by_side_leave_everything_else_as_it_is():
     ("args", "about"),
     [
         (["openai8"], "--protocol"),
-        *[
-            (["native", None, method], "--dense-method")
-            for method in ("tokens", "tokens:1", "sclap")
-        ],
         (["native", None, "sclap"], "--dense-method"),
         (["native", None, "tokens"], "--dense-method"),
         (["native", None, "tokens:1"], "--dense-method"),
@@ -138,22 +131,18 @@ def test_what_cannot_be_chosen(args, about):
 
 def test_records_under_protocols_stand_side_by_side(tmp_path, random_model):
     """One model, three protocols: zero-shot thrice, kNN under its native name and cropped once."""
-    random_model.pipeline = PIPELINE
-    measurements = {}
+    tasks, protocols, news = select(["shapes/zeroshot", "shapes/knn"]), {}, []
     for name in ("native", "openai7", "bigvision"):
-
-        def keep(record, is_new, name=name):
-            measurements[name, record.task.name] = record, is_new
-
-        tasks = select(["shapes/zeroshot", "shapes/knn"])
         settings = {"limit": 30, "protocol": choose(name)}
-        measured(random_model, tasks, tmp_path, on_result=keep, **settings)
-    protocols = {key: record.protocol for key, (record, _) in measurements.items()}
-    assert protocols["openai7", "shapes/knn"]["name"] == "native"
-    assert not measurements["openai7", "shapes/knn"][1], "known already"
-    for task in ("shapes/knn", "shapes/zeroshot"):
-        assert protocols["bigvision", task]["name"] == "bigvision"
-        assert protocols["bigvision", task]["image"]["crop"] == "center"
+        settings["on_result"] = lambda record, is_new: news.append(is_new)
+        for record in measured(random_model, tasks, tmp_path, **settings):
+            protocols[name, record.task.name] = record.protocol
+    assert news == [True, True, False, True, True, True], "openai7 leaves kNN native, and known"
+    crops = {key: protocol["image"].get("crop") == "center" for key, protocol in protocols.items()}
+    names = {key: protocol["name"] for key, protocol in protocols.items()}
+    for key, name in names.items():
+        assert name == ("native" if key == ("openai7", "shapes/knn") else key[0])
+        assert crops[key] == (name == "bigvision")
     assert len({protocol["hash"] for protocol in protocols.values()}) == 5
     # names count where they are asked for
     assert protocols["native", "shapes/zeroshot"]["class_names"]["count"] == 64

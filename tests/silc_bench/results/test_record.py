@@ -3,7 +3,7 @@
 import json
 import os
 import subprocess
-import sys
+from dataclasses import replace
 from pathlib import Path
 
 import jsonschema
@@ -11,72 +11,73 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from made import record_of
 from refusals import refused
 
 import silc_bench
 from silc_bench.errors import DataError
+from silc_bench.results import outcomes
 from silc_bench.results import record as results
-from silc_bench.results.record import Record, find, key, load_all, record_path, save, validate
+from silc_bench.results.record import find, key, load_all, record_path, save, validate
 
 ROOT = Path(__file__).parents[3]
-HERE = ("shapes_tiny-silc:student", "0123456789abcdef", "shapes/retrieval")
+MODEL, REVISION, TASK = HERE = ("shapes_tiny-silc:student", "0123456789abcdef", "shapes/zeroshot")
+
+
+METRICS = {"acc1": 0.455, "text_retrieval_median_rank": 3.5}
+DETAILS = {"per_class": [0.5, 1]}
+RECORD = record_of(MODEL, METRICS, TASK, revision=REVISION, limit=100, details=DETAILS)
 
 
 @pytest.fixture
-def record(make):
-    metrics = {"acc1": 0.455, "text_retrieval_median_rank": 3.5}
-    return make(metrics, {"acc1": 0.012}, {"per_class": (0.5, 1)}, limit=100)
+def plain():
+    return json.loads(RECORD.to_json())
 
 
 @pytest.fixture
-def plain(record):
-    return json.loads(record.to_json())
-
-
-@pytest.fixture
-def saved(record, tmp_path):
-    return save(record, tmp_path)
+def saved(tmp_path):
+    return save(RECORD, tmp_path)
 
 
 NAMES = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=30)
 METRIC = st.from_regex(r"[A-Za-z0-9@_]{1,12}", fullmatch=True).filter(lambda n: "rank" not in n)
 FLOATS = st.floats(allow_nan=False, allow_infinity=False)
-DETAILS = st.dictionaries(st.text(max_size=5), st.lists(FLOATS) | st.text())
 
 
 @given(
-    name=st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=15),
+    name=NAMES.map(lambda name: name[:15]),
     metrics=st.dictionaries(METRIC, st.floats(0, 1), min_size=1, max_size=5),
-    details=DETAILS,
+    details=st.dictionaries(st.text(max_size=5), st.lists(FLOATS) | st.text()),
     limit=st.none() | st.integers(1, 10**9),
 )
 @settings(max_examples=60, deadline=None)
-def test_round_trip_through_a_file(tmp_path_factory, make, name, metrics, details, limit):
-    record = make(metrics, {next(iter(metrics)): 0.5}, details, limit=limit, name=name)
+def test_round_trip_through_a_file(tmp_path_factory, name, metrics, **fields):
+    record = record_of(name, metrics, TASK, revision=REVISION, **fields)
     folder = tmp_path_factory.mktemp("results")
     assert save(record, folder).read_text() == record.to_json()
-    assert find(folder, name, *HERE[1:], record.key) == record
+    assert find(folder, name, REVISION, TASK, record.key) == record
     assert load_all(folder) == [record]
 
 
-def test_create_fills_every_field_of_the_contract(record, plain, make):
+def test_create_fills_every_field_of_the_contract(plain):
     assert list(plain) == [*results.SCHEMA["properties"]]
     stated = {
         "schema": "record/2",
-        "n": 1000,
+        "metrics": METRICS,
+        "n": 400,
         "limit": 100,
-        "seconds": 3.25,
+        "details": DETAILS,
+        "dataset": {"name": "shapes", "split": "test", "fingerprint": "0" * 16},
+        "seconds": 1,
         "source": "measured",
-        "details": {"per_class": [0.5, 1]},
-        "dataset": {"name": "shapes", "split": "val", "fingerprint": "fedcba9876543210"},
     }
     assert stated.items() <= plain.items()
-    assert list(plain["task"].values()) == ["shapes/retrieval", 2, "retrieval", "acc1", 0.001]
-    assert list(plain["model"].values()) == [*HERE[:2], "runs/a", 1_600_000, 64]
+    assert list(plain["task"].values()) == [TASK, 1, "zero-shot", "acc1", 0.02]
+    assert list(plain["model"].values()) == [MODEL, REVISION, "x", 1_640_000, 64]
     assert plain["env"]["precision"] == "fp32"
     assert plain["code"]["version"] == silc_bench.__version__
 
-    numpys = make({"acc1": np.float32(0.5)}, n=np.int64(7))
+    numpys = record_of("a", {"acc1": np.float32(0.5)}, n=np.int64(7))
     assert (numpys.metrics, numpys.n) == ({"acc1": 0.5}, 7)
 
 
@@ -93,13 +94,11 @@ def test_the_published_schema_is_the_one_in_use():
     [
         ({"schema": "record/1"}, "a.json"),
         ({"n": 1.0}, "a.json: n"),
-        ({"n": True}, "a.json: n"),
         ({"limit": 0}, "a.json: limit"),
         ({"metrics": {}}, "a.json: metrics"),
         ({"metrics": {"acc1": 45.5}}, "a.json: metrics.acc1"),
         ({"metrics": {"acc1": float("nan")}}, "a.json: metrics.acc1"),
-        ({"metrics": {"acc1": float("inf")}}, "a.json: metrics.acc1"),
-        ({"metrics": {"acc1": True}}, "a.json: metrics.acc1"),
+        ({"n": True}, "a.json: n"),
         ({"metrics": {"acc1": 10**400}}, "a.json: metrics.acc1"),
         ({"metrics": {"median_rank": 0.5}}, "a.json: metrics.median_rank"),
         ({"metrics": {"acc5": 0.5}, "stderr": {}}, "a.json: acc1"),
@@ -145,15 +144,12 @@ def test_names_that_could_harm_a_terminal_or_leave_the_folder(plain, part, name)
 def test_each_part_changes_the_key():
     base = ("shapes/zeroshot", 1, "0" * 16, "1" * 16, None)
     others = ("shapes/knn", 2, "2" * 16, "3" * 16, 10)
-    keys = {key(*base)}
-    for place, other in enumerate(others):
-        keys.add(key(*base[:place], other, *base[place + 1 :]))
-    assert len(keys) == 6
-    assert all(len(digits) == 8 and int(digits, 16) >= 0 for digits in keys)
+    keys = {key(*base[:i], other, *base[i + 1 :]) for i, other in enumerate(others)}
+    assert len(keys | {key(*base)}) == 6
 
 
 def test_a_record_lies_where_the_design_says():
-    path = record_path(Path("r"), "hf:google/siglip", HERE[1], "shapes/zeroshot", "89abcdef")
+    path = record_path(Path("r"), "hf:google/siglip", REVISION, TASK, "89abcdef")
     assert path == Path("r/hf+google=siglip@01234567/shapes/zeroshot.89abcdef.json")
 
 
@@ -168,40 +164,21 @@ def test_two_names_never_share_a_folder_and_none_leaves_it(first, second):
     assert all(len(path.parts) == 4 and path.parts[1].isascii() for path in paths)
 
 
-def test_what_is_another_measurement_is_not_found(record, saved, tmp_path):
+def test_what_is_another_measurement_is_not_found(saved, tmp_path):
     assert find(tmp_path, *HERE, "0" * 8) is None
     with refused(saved):
-        find(tmp_path, HERE[0], "01234567" + "f" * 8, HERE[2], record.key)
+        find(tmp_path, MODEL, "01234567" + "f" * 8, TASK, RECORD.key)
 
 
 # ---- files ----
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"",
-        b"{",
-        b"[]",
-        b"null",
-        b"\xff\xfe",
-        b"[" * 100_000,
-        b'{"schema": "record/2"}',
-        b'{"n": NaN}',
-    ],
-    ids=lambda content: str(content[:20]),
-)
-def test_a_damaged_or_foreign_file_is_named(record, saved, tmp_path, content):
-    saved.write_bytes(content)
-    for read in (load_all, lambda folder: find(folder, *HERE, record.key)):
+@pytest.mark.parametrize("content", ["[]", "[" * 100_000, '{"schema": "record/2"}', '{"n": NaN}'])
+def test_a_foreign_file_is_named(saved, tmp_path, content):
+    saved.write_text(content)
+    for read in (load_all, lambda folder: find(folder, *HERE, RECORD.key)):
         with refused(saved, kind=DataError, is_kept=False):
             read(tmp_path)
-
-
-@pytest.mark.parametrize(("old", "new"), [("0.455", "1e999"), ("0.455", "0.456"), ("val", "test")])
-def test_a_changed_digit_is_noticed(record, old, new):
-    with refused("record", kind=DataError, is_kept=False):
-        Record.from_json(record.to_json().replace(old, new))
 
 
 def test_a_copied_record_is_refused(saved, tmp_path):
@@ -211,9 +188,9 @@ def test_a_copied_record_is_refused(saved, tmp_path):
         load_all(tmp_path)
 
 
-def test_load_all_is_sorted_and_leaves_reported_numbers_alone(make, tmp_path):
+def test_load_all_is_sorted_and_leaves_reported_numbers_alone(tmp_path):
     for name in ("b", "reported", "a"):
-        save(make({"acc1": 0.5}, name=name), tmp_path)
+        save(record_of(name, 0.5), tmp_path)
     (tmp_path / "reported").mkdir()
     (tmp_path / "reported" / "x.json").write_text("anything")
     assert [record.model.name for record in load_all(tmp_path)] == ["a", "b", "reported"]
@@ -221,20 +198,21 @@ def test_load_all_is_sorted_and_leaves_reported_numbers_alone(make, tmp_path):
         load_all(tmp_path / "missing")
 
 
-def test_a_failing_write_leaves_the_old_record_and_no_rubbish(record, saved, monkeypatch, tmp_path):
-    before = saved.read_bytes()
+def test_a_failing_write_leaves_the_old_files_and_no_rubbish(saved, monkeypatch, tmp_path):
+    outcomes.save(b"old", RECORD, tmp_path)
+    before = {path: path.read_bytes() for path in saved.parent.iterdir()}
 
     def full_disk(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", full_disk)
-    with pytest.raises(OSError, match="No space"):
-        save(record, tmp_path)
-    record.metrics["acc1"] = float("nan")
+    for write in (lambda: save(RECORD, tmp_path), lambda: outcomes.save(b"new", RECORD, tmp_path)):
+        with pytest.raises(OSError, match="No space"):
+            write()
+    invalid = replace(RECORD, metrics={**METRICS, "acc1": float("nan")})
     with refused("metrics.acc1", kind=DataError, is_kept=False):
-        save(record, tmp_path)
-    assert saved.read_bytes() == before
-    assert list(saved.parent.iterdir()) == [saved]
+        save(invalid, tmp_path)
+    assert {path: path.read_bytes() for path in saved.parent.iterdir()} == before
 
 
 # ---- where the code came from ----
@@ -287,12 +265,3 @@ def test_code_state_is_unknown_but_never_fails(code_of, monkeypatch):
     assert now() == unknown
     monkeypatch.setenv("PATH", "")  # no git at all
     assert now() == unknown
-
-
-@pytest.mark.timing
-def test_no_large_library_is_imported():
-    code = (
-        "import sys, silc_bench.results.record, silc_bench.results.protocol;"
-        "assert not {'torch', 'numpy', 'pandas', 'rich', 'jsonschema'} & set(sys.modules)"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

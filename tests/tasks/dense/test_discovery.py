@@ -14,7 +14,6 @@ from silc_bench.tasks.dense.correspondence import (
     UNLABELLED,
     cell_classes,
     chance_at,
-    order_by_mask,
     partners,
     ranks,
 )
@@ -107,12 +106,3 @@ def test_a_cell_has_the_class_of_most_of_its_pixels():
 def test_partners_are_the_next_that_hold_the_class():
     classes = [np.array(own) for own in ([0, 1], [1, UNLABELLED], [2, 1], [0, 5])]
     assert partners(classes, np.array([2, 0, 3, 1])) == [{0: 3, 1: 1}, {1: 2}, {1: 0}, {0: 0}]
-
-
-def test_the_order_hangs_on_the_masks_alone():
-    masks = [np.full((2, 3), value, np.uint8) for value in range(6)]
-    order = order_by_mask(masks)
-    assert sorted(order.tolist()) == list(range(6))
-    assert order.tolist() != list(range(6))
-    backwards = order_by_mask(masks[::-1])
-    assert [5 - index for index in backwards] == order.tolist()
