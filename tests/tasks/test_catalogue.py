@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import numpy as np
 import pytest
 from given import measured
@@ -21,8 +18,6 @@ from silc_bench.tasks.catalogue import FAMILIES
 from silc_bench.tasks.classification import fewshot
 from silc_bench.tasks.selection import all_tasks, measurable, select
 
-REAL = Path(os.environ.get("SILC_BENCH_TEST_DATA", ""))
-needs_photographs = pytest.mark.skipif(Path() == REAL, reason="SILC_BENCH_TEST_DATA is not set")
 LEARNED = [family for family, task in FAMILIES.items() if {"labels", "train"} <= task.needs]
 LABELLED = sorted([*LEARNED, "zeroshot"])
 CIFAR10 = "airplane automobile bird cat deer dog frog horse ship truck"
@@ -185,10 +180,3 @@ def test_a_named_set_is_counted_before_a_limit_is_taken(tmp_path, monkeypatch):
         task.load(tmp_path, 2)
     monkeypatch.setitem(SETS["cifar10"].splits, "test", Expected(10, classes=10))
     assert task.load(tmp_path, 2)["test"].labels.tolist() == [0, 5]
-
-
-@needs_photographs
-def test_real_streets_are_measured(tmp_path, random_model):
-    tasks = select(["camvid_mini/segmentation_zeroshot"])
-    (record,) = measured(random_model, tasks, tmp_path, data_root=REAL, limit=3)
-    assert (record.dataset.name, record.n) == ("camvid_mini", 3)

@@ -16,7 +16,6 @@ from silc_bench.tasks.classification.scores import frequency_chance, uniform_cha
 from silc_bench.tasks.classification.zeroshot import ranks_among_namesakes
 from silc_bench.tasks.dense.scores import constant_miou, shares_miou
 from silc_bench.tasks.retrieval import Retrieval
-from silc_bench.tasks.selection import select
 
 pytestmark = pytest.mark.broad
 RNG = np.random.default_rng(0)
@@ -129,17 +128,6 @@ def test_few_shots_are_learned_from_the_shots_alone(few_shot, monkeypatch):
     features.data["test"].labels = (test + 1) % 3
     other = few_shot.score(features)
     assert other.details.get("cost_by_seed") == scores.details.get("cost_by_seed")
-
-
-def test_a_limit_thins_out_the_scored_images_and_keeps_the_shots():
-    (task,) = select(["shapes/fewshot"])
-    data, whole = task.load(None, 20), task.load(None, None)
-    assert len(data["test"]) == 20
-    kept, counts = (np.bincount(own["train"].labels, minlength=64) for own in (data, whole))
-    assert kept.tolist() == np.minimum(counts, 25).tolist()
-    assert data["train"].fingerprint != whole["train"].fingerprint
-    first = np.array(data["train"].image(0))
-    assert any(np.array_equal(first, whole["train"].image(i)) for i in range(40))
 
 
 # ---- what else is asked ----

@@ -7,8 +7,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from silc_bench.results.protocol import Protocol
 
@@ -24,39 +22,14 @@ BASE = Protocol(
     feature_point="pooled",
     precision="fp32",
 )
-JSON = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text(),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
-    max_leaves=8,
-)
 
 
 def test_hash_is_the_start_of_sha256_of_the_sorted_json():
     content = BASE.as_dict()
     stated = content.pop("hash")
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    assert content.keys() == {field.name for field in fields(Protocol)}
     assert BASE.hash == stated == hashlib.sha256(canonical.encode()).hexdigest()[:16]
-
-
-@given(st.sampled_from(fields(Protocol)), st.data())
-@settings(max_examples=50)  # there are ten fields
-def test_a_change_of_any_field_changes_the_hash(field, data):
-    old = getattr(BASE, field.name)
-    parts = {dict: st.dictionaries(st.text(), JSON, max_size=3), int: st.integers(), str: st.text()}
-    new = data.draw(parts[type(old)])
-    is_same = json.dumps(new) == json.dumps(old)
-    assert (replace(BASE, **{field.name: new}).hash == BASE.hash) == is_same
-
-
-@given(st.dictionaries(st.text(), JSON, max_size=5), st.randoms())
-def test_the_order_of_keys_does_not_count(image, random):
-    items = list(image.items())
-    random.shuffle(items)
-    assert replace(BASE, image=dict(items)).hash == replace(BASE, image=image).hash
 
 
 @pytest.mark.parametrize("bad", [float("nan"), np.float32(1), {1, 2}])

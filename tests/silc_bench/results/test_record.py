@@ -128,8 +128,8 @@ def test_deep_nesting_is_refused(plain):
 @pytest.mark.parametrize(
     ("part", "name"),
     [
-        *[("model", name) for name in ("", "a\nb", "esc\x1b[31m", "half \ud800", None)],
-        *[("task", name) for name in ("../x", "a/../b", "a", "a/b/c", "/a/b", "a/.b", "a b/c")],
+        *[("model", name) for name in ("", "a\nb", "esc\x1b[31m", "half \ud800")],
+        *[("task", name) for name in ("../x", "a/../b", "a", "a/.b", "a b/c")],
     ],
 )
 def test_names_that_could_harm_a_terminal_or_leave_the_folder(plain, part, name):
