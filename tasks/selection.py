@@ -58,7 +58,7 @@ def select(patterns: Iterable[str]) -> list[Task]:
 
     Raises:
         UserError: a pattern that matches nothing (the nearest names are given), or two sets that
-        would share a name.
+            would share a name.
     """
     from silc_bench.tasks.catalogue import own_tasks
 

@@ -44,21 +44,23 @@ class SourcedTask(Task):
     # What data must hold to be measured so: "labels", "captions" or "masks"; "train", a split to
     # learn from; "background", a label that is no object.
     needs: ClassVar[frozenset[str]]
+    takes: ClassVar[tuple[str, ...]] = ()  # fields of the data that are the task's too
 
     name: str
     sources: Mapping[str, Source]
     needs_data_root: bool = False
+    version: int = 1
 
     @classmethod
-    def of(cls, data: TaskData, family: str, **fields: Any) -> Self:
+    def of(cls, data: TaskData, family: str) -> Self:
         """The task of this family on ``data``; it has "train" only where it learns."""
-        roles = {"test", "train"} & {"test", *cls.needs}
-        own: dict[str, Any] = {
-            "name": f"{data.name}/{family}",
+        roles = {"test", *cls.needs}
+        fields: dict[str, Any] = {
             "sources": {role: load for role, load in data.sources.items() if role in roles},
             "needs_data_root": data.needs_data_root,
         }
-        return cls(**{**own, **fields})
+        fields |= {name: getattr(data, name) for name in cls.takes}
+        return cls(name=f"{data.name}/{family}", **fields)
 
     def load(self, data_root: Path | None, limit: int | None) -> dict[str, ImageDataset]:
         return {role: source(data_root, limit) for role, source in self.sources.items()}

@@ -21,7 +21,7 @@ from silc_bench.datasets.shapes.dataset import Shapes
 from silc_bench.datasets.shapes.scenes import SHAPES
 from silc_bench.evaluation.evaluate import evaluate
 from silc_bench.evaluation.features import Extractor, choose_device
-from silc_bench.evaluation.prompts import Prompts, class_embeddings, own_templates
+from silc_bench.evaluation.prompts import class_embeddings, prompts_of
 from silc_bench.evaluation.settings import EvalSettings
 from silc_bench.models.interface import ImageModel
 from silc_bench.models.load import load_model
@@ -111,7 +111,7 @@ def draw_dense(models: Sequence[ImageModel], path: Path, device: torch.device) -
         image = Panel(np.asarray(dataset.image(index)), "image")
         rows.append([image, _mask(mask, mask, "truth")])
 
-    own_prompts = Prompts("shapes_segmentation", own_templates("shapes_segmentation"))
+    own_prompts = prompts_of("shapes_segmentation")
     for model in models:
         extract = Extractor(model, EvalSettings(device=device, precision="fp32", batch_size=64))
         # Said before the extraction, so that both kinds of features come from one forward pass.

@@ -177,7 +177,6 @@ class DenseFeatures:
         if not indices:
             return
 
-        pipeline = _pipeline(self.model)
         title = f"{dataset.name}/{dataset.split}"
         patch_size = self.model.patch_size
 
@@ -188,7 +187,7 @@ class DenseFeatures:
 
         # images whose windows are not all encoded, in order: a batch can span several
         open_images: deque[_Open] = deque()
-        windows = self._windows(dataset, view, indices, pipeline, open_images)
+        windows = self._windows(dataset, view, indices, open_images)
         is_shown = self.settings.progress
         with progress_bar(is_shown, f"{title} dense", len(dataset)) as advance:
             advance(len(dataset) - len(indices))
@@ -215,13 +214,13 @@ class DenseFeatures:
         dataset: ImageDataset,
         view: View,
         indices: Sequence[int],
-        pipeline: ImagePipeline,
         opened: deque[_Open],
     ) -> Iterator[tuple[_Open, int, Tensor]]:
         """(image, number of the window, normalised pixels [3, S, S]) of every window in order.
 
         Each image is put into ``opened`` as it begins.
         """
+        pipeline = _pipeline(self.model)
         mean = torch.tensor(pipeline.mean).view(3, 1, 1)
         std = torch.tensor(pipeline.std).view(3, 1, 1)
         resize = partial(view.resized, interpolation=pipeline.interpolation)

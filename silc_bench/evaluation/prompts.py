@@ -1,6 +1,6 @@
 """How a class becomes text: named sets of prompts, their cleaning, the mean of their embeddings.
 
-Flow: ``named_prompts()["openai80"]`` or ``read_per_class(Path("cupl.json"))`` ->
+Flow: ``prompts_of("openai80")`` or ``read_per_class(Path("cupl.json"))`` ->
 a task's score calls ``class_embeddings(features, class_names, prompts)``, [C, D].
 
 Each prompt's embedding is normalised, averaged over the class, and normalised again (CLIP, Radford
@@ -52,17 +52,6 @@ from silc_bench.metrics.accuracy import normalize
 if TYPE_CHECKING:
     from silc_bench.task import Features
 
-# CLIP, notebooks/Prompt_Engineering_for_ImageNet: the 7 of the 80 that a greedy search on ImageNet
-# ends with
-OPENAI_7 = (
-    "itap of a {c}.",
-    "a bad photo of the {c}.",
-    "a origami {c}.",
-    "a photo of the large {c}.",
-    "a {c} in a video game.",
-    "art of the {c}.",
-    "a photo of the small {c}.",
-)
 SAME_AS = {"naclip": "sclip"}
 
 
@@ -165,21 +154,6 @@ def class_embeddings(
     return normalize(means)
 
 
-@cache
-def named_prompts() -> dict[str, Prompts]:
-    """Sets for any classification dataset, by name.
-
-    clip_benchmark and CLIP made the first two for ImageNet.
-    """
-
-    sets = (
-        Prompts("openai80", openai_templates("imagenet1k")),
-        Prompts("openai7", OPENAI_7),
-        Prompts("single", ("a photo of a {c}.",)),
-    )
-    return {prompts.name: prompts for prompts in sets}
-
-
 def read_per_class(path: Path) -> Prompts:
     """A JSON file {class name: [prompt, ...]} (CuPL, Pratt et al., 2023).
 
@@ -205,36 +179,37 @@ def read_per_class(path: Path) -> Prompts:
 
 
 def prompts_of(name: str) -> Prompts:
-    """A set of prompts by name: of ``named_prompts``, "openai_DATASET", or one of our own."""
-    if name in named_prompts():
-        return named_prompts()[name]
-    owner, _, dataset = name.partition("_")
-    return Prompts(name, openai_templates(dataset) if owner == "openai" else own_templates(name))
+    """A set of prompts by name: "openai80" (those of ImageNet), "openai_DATASET", or one listed.
 
+    OpenAI's prompts are those that clip_benchmark ships (CLIP, notebooks/Prompt_Engineering). The
+    others are listed in assets/prompts.json; ``{c}`` is the name of a class:
 
-def own_templates(name: str) -> tuple[str, ...]:
-    """Prompts written here (assets/prompts.json); ``{c}`` is the name of a class.
-
-    "shapes" is how its captions begin. "shapes_segmentation" averages a shape over the colours,
-    because no caption names a shape without one.
+    - "openai7": the 7 of the 80 that a greedy search on ImageNet ends with
+      (Prompt_Engineering_for_ImageNet).
+    - "tcl": what khanrc/tcl calls custom (datasets/templates.py); one article differs from CLIP's.
+    - "shapes": how its captions begin.
+    - "shapes_segmentation": a shape averaged over the colours, because no caption names a shape
+      without one.
     """
-    return tuple(_asset("prompts.json")[name])
+    listed = _asset("prompts.json")
+    if name in listed:
+        return Prompts(name, tuple(listed[name]))
+    dataset = "imagenet1k" if name == "openai80" else name.removeprefix("openai_")
+    return Prompts(name, openai_templates(dataset))
 
 
 def openai_templates(dataset: str) -> tuple[str, ...]:
-    """OpenAI's prompts as clip_benchmark ships them (CLIP, notebooks/Prompt_Engineering).
-
-    They are read as data: nothing of clip_benchmark is imported.
-    """
-    return tuple(_clip_benchmark("en_zeroshot_classification_templates.json")[dataset])
+    """OpenAI's prompts of a dataset, as clip_benchmark names it."""
+    return tuple(_clip_benchmark()[dataset])
 
 
 @cache
-def _clip_benchmark(name: str) -> dict[str, Any]:
+def _clip_benchmark() -> dict[str, list[str]]:
     # found without importing it, as only its data is read
     spec = importlib.util.find_spec("clip_benchmark")
     assert spec is not None, "clip-benchmark is a dependency of silc-bench"
-    path = Path(str(spec.origin)).parent / "datasets" / name
+    folder = Path(str(spec.origin)).parent / "datasets"
+    path = folder / "en_zeroshot_classification_templates.json"
     return json.loads(path.read_text(encoding="utf-8"))
 
 

@@ -50,7 +50,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from silc_bench.errors import UserError, unknown_name
-from silc_bench.evaluation.prompts import OPENAI_7, Prompts, named_prompts
+from silc_bench.evaluation.prompts import Prompts, prompts_of
 from silc_bench.models.windows import View
 
 if TYPE_CHECKING:
@@ -152,22 +152,14 @@ def choose(
 
 def _protocols() -> tuple[NamedProtocol, ...]:
     """All of them, made when they are asked for: their templates are read from files."""
-    sets = named_prompts()
-    canonical = replace(sets["openai80"], text_cleaning="bigvision")
+    canonical = replace(prompts_of("openai80"), text_cleaning="bigvision")
+    sets = ("openai80", "openai7", "single")
     return (
         NATIVE,
-        *(NamedProtocol(name, prompts=sets[name]) for name in ("openai80", "openai7", "single")),
+        *(NamedProtocol(name, prompts=prompts_of(name)) for name in sets),
         NamedProtocol("bigvision", prompts=canonical, is_cropped=True),
         *(NamedProtocol(name, segmentation=name) for name in protocol_names()),
     )
-
-
-# khanrc/tcl, datasets/templates.py: "custom". Its seven are not quite CLIP's: one article differs.
-TCL_TEMPLATES = (
-    *(template.replace("a bad photo of the {c}", "a bad photo of a {c}") for template in OPENAI_7),
-    "a photo of many {c}.",
-    "a photo of {c}s.",
-)
 
 
 @dataclass(frozen=True)
@@ -209,11 +201,8 @@ def protocol_names() -> tuple[str, ...]:
 
 
 def rule_of(protocol: str, dataset: str) -> Rule:
-    """The rule of a protocol on a set. Raises UserError for an unknown protocol."""
-    rules = _rules()
-    if protocol not in rules:
-        raise unknown_name("protocol of segmentation", protocol, rules, about="--protocol")
-    rule, by_set = rules[protocol]
+    """The rule of a protocol, one of ``protocol_names``, on a set."""
+    rule, by_set = _rules()[protocol]
     return replace(rule, **by_set.get(dataset, {}))
 
 
@@ -222,7 +211,7 @@ def _rules() -> dict[str, tuple[Rule, dict[str, dict[str, Any]]]]:
 
     The module's docstring names the commits.
     """
-    openai80 = named_prompts()["openai80"]
+    openai80 = prompts_of("openai80")
 
     # View(shorter side, window, stride), in pixels
     small = View(336, 224, 112, "bilinear")
@@ -236,7 +225,7 @@ def _rules() -> dict[str, tuple[Rule, dict[str, dict[str, Any]]]]:
     scales = {"voc21": 65.0, "pc60": 50.0, "coco_object": 50.0}
     sclip = {name: {"scale": scale, "threshold": 0.1} for name, scale in scales.items()}
     return {
-        "tcl": (Rule("tcl", large, "maskclip", None, prompts=Prompts("tcl", TCL_TEMPLATES)), {}),
+        "tcl": (Rule("tcl", large, "maskclip", None, prompts=prompts_of("tcl")), {}),
         "sclip": (Rule("sclip", small, "sclip", 40.0, None, True, openai80), views | sclip),
         "naclip": (
             Rule("naclip", small, "naclip", 40.0, None, True, openai80),

@@ -147,7 +147,8 @@ def per_image(outcomes: Mapping[str, np.ndarray], metric: str) -> PerImage | Non
     if metric in outcomes:
         return PerImage(outcomes[metric], iou.mean_class_rate, None)
     if metric == "foreground_iou" and _FOREGROUND in outcomes:
-        return _of_shares(outcomes[_FOREGROUND])
+        both, either = outcomes[_FOREGROUND].T
+        return _of_values(both / either, len(both))
 
     recall = _RECALL.fullmatch(metric)
     if recall is None or _RANKS[recall[1]] not in outcomes:
@@ -160,7 +161,7 @@ def per_image(outcomes: Mapping[str, np.ndarray], metric: str) -> PerImage | Non
 
 def _of_hits(hits: np.ndarray) -> PerImage:
     """The mean over images and draws: hits [N, S]."""
-    return PerImage(hits.sum(axis=1, keepdims=True), lambda sums: sums[..., 0] / hits.size, hits)
+    return _of_values(hits.sum(axis=1), hits.size, hits)
 
 
 def _of_weighted_hits(hits: np.ndarray, labels: np.ndarray) -> PerImage:
@@ -170,19 +171,18 @@ def _of_weighted_hits(hits: np.ndarray, labels: np.ndarray) -> PerImage:
     """
     _, inverse, counts = np.unique(labels, return_inverse=True, return_counts=True)
     weight = 1 / (len(counts) * counts[inverse])
-    return PerImage((hits * weight)[:, None], lambda sums: sums[..., 0], None)
+    return _of_values(hits * weight)
+
+
+def _of_values(values: np.ndarray, size: int = 1, hits: np.ndarray | None = None) -> PerImage:
+    """The sum over images, divided by ``size``: values [N]."""
+    return PerImage(values[:, None], lambda sums: sums[..., 0] / size, hits)
 
 
 def _of_queries(hits: np.ndarray, asked_by: np.ndarray) -> PerImage:
     """Of the captions that ask, [Q] and [Q]: those of one image are drawn together."""
     counts = np.stack([np.bincount(asked_by, weights=hits), np.bincount(asked_by)], axis=1)
     return PerImage(counts, lambda sums: sums[..., 0] / sums[..., 1], None)
-
-
-def _of_shares(counts: np.ndarray) -> PerImage:
-    """The mean over images of part / whole: counts [N, 2]."""
-    ratios = counts[:, :1] / counts[:, 1:]
-    return PerImage(ratios, lambda sums: sums[..., 0] / len(counts), None)
 
 
 def _smallest(array: np.ndarray) -> np.ndarray:

@@ -57,7 +57,8 @@ class Protocol:
 
         Args:
             feature_point: where image embeddings are read.
-            name, version: of the named protocol; its prompts are the task's by now.
+            name: of the named protocol; its prompts are the task's by now.
+            version: of what the name means.
             image: preprocessing, where it is not the model's own.
             class_names: of the scored data, in label order; they count where text is encoded.
         """

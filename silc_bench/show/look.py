@@ -28,7 +28,7 @@ from silc_bench.datasets.image_set import ImageFile, ImageFiles, ImageSplit
 from silc_bench.errors import UserError, unknown_name
 from silc_bench.evaluation.dense_features import cosines_with, native_view
 from silc_bench.evaluation.features import Extractor
-from silc_bench.evaluation.prompts import class_embeddings, named_prompts
+from silc_bench.evaluation.prompts import class_embeddings, prompts_of
 from silc_bench.evaluation.protocols import Rule, protocol_names, rule_of
 from silc_bench.evaluation.settings import EvalSettings
 from silc_bench.models.interface import DenseModel, ImageModel, lacking_of
@@ -39,7 +39,7 @@ from silc_bench.show.sheet import Panel, drawable, figure, panel_size
 
 METHOD = "maskclip"
 COLUMNS = 7  # panels beside the image, of all models together, where each then has two at least
-NATIVE = Rule("native", method=METHOD, prompts=named_prompts()["single"])
+NATIVE = Rule("native", method=METHOD, prompts=prompts_of("single"))
 
 
 @dataclass(frozen=True)

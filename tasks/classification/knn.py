@@ -23,7 +23,6 @@ TEMPERATURE = 0.07
 class Knn(SourcedTask):
     needs: ClassVar = frozenset({"labels", "train"})
 
-    version: int = 1
     group: str = "knn"
     main_metric: str = "acc1_20nn"
     requires: frozenset[str] = frozenset({"image"})

@@ -38,25 +38,19 @@ def classification_scores(
 
     The acc1 of each class stands in the details.
     """
-    hits = ranks < 1
-    hits_of_5 = ranks < 5
+    hits = {"acc1": ranks < 1, "acc5": ranks < 5}
+    acc1, recall = hits["acc1"], "mean_per_class_recall"
+    values = {name: float(np.mean(hit)) for name, hit in hits.items()}
+    errors = {name: stats.accuracy_stderr(hit) for name, hit in hits.items()}
 
     # what each sample scored is kept: paired tests of two models need it
     return Scores(
-        metrics={
-            "acc1": metrics.recall_at(ranks, 1),
-            "acc5": metrics.recall_at(ranks, 5),
-            "mean_per_class_recall": metrics.mean_per_class_recall(hits, labels),
-        },
-        stderr={
-            "acc1": stats.accuracy_stderr(hits),
-            "acc5": stats.accuracy_stderr(hits_of_5),
-            "mean_per_class_recall": stats.mean_per_class_stderr(hits, labels),
-        },
+        metrics={**values, recall: metrics.mean_per_class_recall(acc1, labels)},
+        stderr={**errors, recall: stats.mean_per_class_stderr(acc1, labels)},
         n=len(labels),
         chance=chance,
-        details={**details, "acc1_by_class": _by_class(hits, labels, class_names)},
-        outcomes={"acc1": hits, "acc5": hits_of_5, "labels": labels},
+        details={**details, "acc1_by_class": _by_class(acc1, labels, class_names)},
+        outcomes={**hits, "labels": labels},
     )
 
 

@@ -20,22 +20,18 @@ from silc_bench.evaluation.protocols import NamedProtocol
 from silc_bench.metrics.accuracy import class_ranks, normalize
 from silc_bench.task import Features, Scores
 from silc_bench.tasks.classification.scores import classification_scores, labels_of
-from silc_bench.tasks.sources import SourcedTask, TaskData
+from silc_bench.tasks.sources import SourcedTask
 
 
 @dataclass(kw_only=True, eq=False)
 class ZeroShot(SourcedTask):
     needs: ClassVar = frozenset({"labels"})
+    takes: ClassVar = ("prompts",)
 
     prompts: Prompts
-    version: int = 1
     group: str = "zero-shot"
     main_metric: str = "acc1"
     requires: frozenset[str] = frozenset({"image", "text"})
-
-    @classmethod
-    def of(cls, data: TaskData, family: str, **fields: Any) -> Self:
-        return super().of(data, family, prompts=data.prompts, **fields)
 
     def under(self, protocol: NamedProtocol) -> Self:
         return self if protocol.prompts is None else replace(self, prompts=protocol.prompts)

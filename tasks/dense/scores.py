@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 class CellsTask(SourcedTask):
     """A dense task that reads one method's cells of every role."""
 
-    version: int = 1
     group: str = "dense"
     main_metric: str = "mIoU"
     requires: frozenset[str] = frozenset({"dense"})

@@ -41,7 +41,7 @@ from silc_bench.metrics import iou
 from silc_bench.models.windows import View, pixel_logits, predict
 from silc_bench.task import Features, Scores
 from silc_bench.tasks.dense.scores import ImageAreas, shares_miou, without_background
-from silc_bench.tasks.sources import SourcedTask, TaskData, is_there
+from silc_bench.tasks.sources import SourcedTask, is_there
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,6 +57,8 @@ BINS = 1000  # thresholds that are tried, evenly over the range of the confidenc
 @dataclass(kw_only=True, eq=False)
 class ZeroShotSegmentation(SourcedTask):
     needs: ClassVar = frozenset({"masks"})
+    # a train split is no need: where there is one, a background's threshold is chosen on it
+    takes: ClassVar = ("sources", "prompts", "words", "scores_background")
 
     prompts: Prompts
     rule: Rule = field(default_factory=lambda: Rule("native"))
@@ -67,19 +69,6 @@ class ZeroShotSegmentation(SourcedTask):
     group: str = "dense"
     main_metric: str = "mIoU"
     requires: frozenset[str] = frozenset({"dense", "text"})
-
-    @classmethod
-    def of(cls, data: TaskData, family: str, **fields: Any) -> Self:
-        # a train split is no need: where there is one, a background's threshold is chosen on it
-        return super().of(
-            data,
-            family,
-            sources=data.sources,
-            prompts=data.prompts,
-            words=data.words,
-            scores_background=data.scores_background,
-            **fields,
-        )
 
     @property
     def view(self) -> View | None:
