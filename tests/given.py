@@ -1,6 +1,5 @@
 """Data, features and evaluations as tests give them: arrays in place of images and models."""
 
-import hashlib
 from types import SimpleNamespace
 
 import numpy as np
@@ -64,8 +63,7 @@ class Noise:
     name, split, class_names, labels, captions, mask_names = "noise", "test", (), None, None, ()
 
     def __init__(self, sizes, seed=0):
-        self.sizes, self.seed = sizes, seed
-        self.fingerprint = hashlib.sha256(repr((sizes, seed)).encode()).hexdigest()[:16]
+        self.sizes, self.seed, self.fingerprint = sizes, seed, repr((sizes, seed))
 
     def __len__(self):
         return len(self.sizes)

@@ -100,17 +100,13 @@ def test_what_reads_patches_sees_the_windows_of_a_segmentation_protocol(family):
     assert asked.protocol() == {**task.protocol(), "view": view.as_dict()}
     blocks = choose("native", dense_method="tokens:4")
     assert blocks.name == "native+tokens:4"
+    others = ("zeroshot", "knn", "retrieval", "segmentation_zeroshot")
+    assert not any(changed(blocks, *(f"shapes/{other}" for other in others)))
     asked = task.under(blocks)
     assert asked.dense_needs() == dict.fromkeys(task.sources, ("tokens:4",))
     assert changed(blocks, task.name)[0]
     both = task.under(choose("sclip", dense_method="tokens:2"))
     assert (both.method, both.view) == ("tokens:2", view)
-
-
-def test_blocks_side_by_side_leave_everything_else_as_it_is():
-    families = ("zeroshot", "knn", "retrieval", "segmentation_zeroshot")
-    tokens = choose("native", dense_method="tokens:4")
-    assert not any(changed(tokens, *(f"shapes/{family}" for family in families)))
 
 
 @pytest.mark.parametrize(
@@ -138,11 +134,10 @@ def test_records_under_protocols_stand_side_by_side(tmp_path, random_model):
         for record in measured(random_model, tasks, tmp_path, **settings):
             protocols[name, record.task.name] = record.protocol
     assert news == [True, True, False, True, True, True], "openai7 leaves kNN native, and known"
-    crops = {key: protocol["image"].get("crop") == "center" for key, protocol in protocols.items()}
-    names = {key: protocol["name"] for key, protocol in protocols.items()}
-    for key, name in names.items():
-        assert name == ("native" if key == ("openai7", "shapes/knn") else key[0])
-        assert crops[key] == (name == "bigvision")
+    for (name, task), protocol in protocols.items():
+        is_unchanged = (name, task) == ("openai7", "shapes/knn")
+        assert protocol["name"] == ("native" if is_unchanged else name)
+        assert (protocol["image"].get("crop") == "center") == (name == "bigvision")
     assert len({protocol["hash"] for protocol in protocols.values()}) == 5
     # names count where they are asked for
     assert protocols["native", "shapes/zeroshot"]["class_names"]["count"] == 64
