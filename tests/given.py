@@ -81,7 +81,7 @@ class Means:
     """
 
     name, revision, num_params = "runs/means:student", "0123456789abcdef", 7
-    embed_dim, image_size, patch_size, logit_scale, logit_bias = 3, 8, 4, 1.0, 0.0
+    embed_dim, image_size, patch_size = 3, 8, 4
     dense_methods = ("tokens", "twice")
 
     def __init__(self):

@@ -62,7 +62,6 @@ def test_unknown_names_are_refused(patterns):
     ("text", "words"),
     [
         ("a/b, knn,wds:x/{a,b}/{0..3}.tar,", ["a/b", "knn", "wds:x/{a,b}/{0..3}.tar"]),
-        (" , ", []),
         ("seg:a,b/c, d.json#knn,knn", ["seg:a,b/c,d.json#knn", "knn"]),
         ("knn,seg:a", ["knn", "seg:a"]),
     ],
