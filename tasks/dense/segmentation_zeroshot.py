@@ -29,7 +29,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias
 
 import numpy as np
 
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 
 SWEPT = 200  # training images, evenly spread, that choose a threshold
 HELD_OUT = 10
+Decision: TypeAlias = tuple[np.ndarray, np.ndarray, np.ndarray]  # see ``decided``
 BINS = 1000  # thresholds that are tried, evenly over the range of the confidence
 
 
@@ -103,17 +104,16 @@ class ZeroShotSegmentation(SourcedTask):
         return data
 
     def protocol(self) -> dict[str, Any]:
-        background: dict[str, Any] = {}
+        stated = {**self.prompts.protocol(), **self.rule.as_dict()}
         if not self.scores_background:
-            background["background_if"] = "never: its pixels are not scored"
+            stated["background_if"] = "never: its pixels are not scored"
 
-        listed: dict[str, Any] = {}
         if self.words is not None:
-            listed["words"] = [list(own) for own in self.words]
+            stated["words"] = [list(own) for own in self.words]
         words = self._words_of(self.name.partition("/")[0])
         if words is not None:
-            listed["words_sha256"] = hashlib.sha256(json.dumps(words).encode()).hexdigest()[:16]
-        return {**self.prompts.protocol(), **self.rule.as_dict(), **background, **listed}
+            stated["words_sha256"] = hashlib.sha256(json.dumps(words).encode()).hexdigest()[:16]
+        return stated
 
     def score(self, features: Features) -> Scores:
         test = features.data["test"]
@@ -145,9 +145,7 @@ class ZeroShotSegmentation(SourcedTask):
             words = [(), *words[1:]]
         logits, owner = self._asked(features, words)
 
-        def decide(
-            role: str,
-        ) -> Iterator[tuple[DenseImage, np.ndarray, tuple[np.ndarray, np.ndarray, np.ndarray]]]:
+        def decide(role: str) -> Iterator[tuple[DenseImage, np.ndarray, Decision]]:
             for image in features.grids(role, self.view, self.rule.method):
                 mask = features.data[role].mask(image.index)
                 yield image, mask, decided(logits, owner, self.rule.scale, image, *mask.shape)
@@ -245,7 +243,7 @@ def decided(
     image: DenseImage,
     height: int,
     width: int,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+) -> Decision:
     """(labels, labels among 1..C-1, confidence fp32), each [height, width], of one image.
 
     Args:
