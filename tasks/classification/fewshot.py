@@ -28,7 +28,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -45,8 +45,13 @@ from silc_bench.probes.closed_form import (
 )
 from silc_bench.task import Features, Scores
 from silc_bench.tasks.classification.linear import HELD_OUT, held_out_fifth, logistic_probe
-from silc_bench.tasks.classification.scores import labels_of, labels_of_both, uniform_chance
-from silc_bench.tasks.sources import OwnSource, SourcedTask
+from silc_bench.tasks.classification.scores import (
+    LearnedTask,
+    labels_of,
+    labels_of_both,
+    uniform_chance,
+)
+from silc_bench.tasks.sources import OwnSource
 
 if TYPE_CHECKING:
     from silc_bench.datasets.dataset import ImageDataset, Pool
@@ -65,14 +70,11 @@ def metric(shots: int) -> str:
 
 
 @dataclass(kw_only=True, eq=False)
-class FewShot(SourcedTask):
-    needs: ClassVar = frozenset({"labels", "train"})
-
+class FewShot(LearnedTask):
     # 25 shots are not scored where a class has 24; the other numbers are those of version 2
     version: int = 3
     group: str = "few-shot"
     main_metric: str = metric(MAIN_SHOTS)
-    requires: frozenset[str] = frozenset({"image"})
 
     def load(self, data_root: Path | None, limit: int | None) -> dict[str, ImageDataset]:
         if limit is None:

@@ -6,26 +6,22 @@ Source: DINO, appendix F.1.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from silc_bench.metrics import statistics
 from silc_bench.metrics.accuracy import recall_at
 from silc_bench.probes.closed_form import knn_ranks
 from silc_bench.task import Features, Scores
-from silc_bench.tasks.classification.scores import frequency_chance, labels_of_both
-from silc_bench.tasks.sources import SourcedTask
+from silc_bench.tasks.classification.scores import LearnedTask, frequency_chance, labels_of_both
 
 KS = (1, 5, 10, 20)
 TEMPERATURE = 0.07
 
 
 @dataclass(kw_only=True, eq=False)
-class Knn(SourcedTask):
-    needs: ClassVar = frozenset({"labels", "train"})
-
+class Knn(LearnedTask):
     group: str = "knn"
     main_metric: str = "acc1_20nn"
-    requires: frozenset[str] = frozenset({"image"})
 
     def protocol(self) -> dict[str, Any]:
         return {"k": list(KS), "vote": "exp(cosine / temperature)", "temperature": TEMPERATURE}

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -21,26 +21,23 @@ from silc_bench.metrics.accuracy import class_ranks
 from silc_bench.probes.closed_form import LinearMap, moments
 from silc_bench.task import Features, Scores
 from silc_bench.tasks.classification.scores import (
+    LearnedTask,
     classification_scores,
     frequency_chance,
     labels_of_both,
 )
-from silc_bench.tasks.sources import SourcedTask
 
 COSTS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # scikit-learn's C: the weight of the summed log loss
 HELD_OUT = 5  # every fifth of a class
 
 
 @dataclass(kw_only=True, eq=False)
-class Linear(SourcedTask):
-    needs: ClassVar = frozenset({"labels", "train"})
-
+class Linear(LearnedTask):
     # held out by class: of data in which the classes alternate, every fifth image can be all of
     # one class
     version: int = 3
     group: str = "linear"
     main_metric: str = "acc1"
-    requires: frozenset[str] = frozenset({"image"})
 
     def protocol(self) -> dict[str, Any]:
         return {

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from silc_bench.metrics import accuracy as metrics
 from silc_bench.metrics import statistics as stats
 from silc_bench.task import Features, Scores
+from silc_bench.tasks.sources import SourcedTask
 
 if TYPE_CHECKING:
     from silc_bench.datasets.dataset import ImageDataset
+
+
+@dataclass(kw_only=True, eq=False)
+class LearnedTask(SourcedTask):
+    """A family that learns from the pooled embeddings and labels of a train split."""
+
+    needs: ClassVar = frozenset({"labels", "train"})
+
+    requires: frozenset[str] = frozenset({"image"})
 
 
 def labels_of(dataset: ImageDataset) -> np.ndarray:
