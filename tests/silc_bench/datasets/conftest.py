@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
 import tarfile
-from collections.abc import Iterable
 from functools import cache
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,29 +13,35 @@ import pytest
 from PIL import Image
 
 
+def encoded(pixels, kind="PNG", mode=None, palette=(), **options):
+    """Pixels in the bytes of a file; ``mode``: what they are converted to before."""
+    buffer = io.BytesIO()
+    image = Image.fromarray(pixels)
+    image = image if mode is None else image.convert(mode)
+    if palette:
+        image.putpalette(palette)
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
 @cache
-def image(label: int, size: int = 4) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (size, size), (label // 256, label % 256, 7)).save(buffer, "PNG")
-    return buffer.getvalue()
+def image(label):
+    return encoded(np.full((4, 4, 3), (label // 256, label % 256, 7), np.uint8))
 
 
-def mask(seed: int, value: int = 1) -> bytes:
-    """A grey image of 0 and ``value``."""
-    buffer = io.BytesIO()
-    labels = np.random.default_rng(seed).integers(0, 2, (6, 7), dtype=np.uint8)
-    Image.fromarray(labels * np.uint8(value)).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def label_of(shown: Image.Image) -> int:
+def label_of(shown):
     red, green, _ = shown.getpixel((0, 0))
     return 256 * red + green
 
 
-def write_tar(path: Path, members: Iterable[tuple[str, bytes]]) -> Path:
+def mask(index, classes=3):
+    """Labels [H, W]; no two have the same shape."""
+    return np.random.default_rng(index).integers(0, classes, (8 + index, 9), dtype=np.uint8)
+
+
+def write_tar(path, members, tar_format=tarfile.PAX_FORMAT):
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as tar:
+    with tarfile.open(path, "w", format=tar_format) as tar:
         for name, data in members:
             header = tarfile.TarInfo(name)
             header.size = len(data)
@@ -44,7 +49,7 @@ def write_tar(path: Path, members: Iterable[tuple[str, bytes]]) -> Path:
     return path
 
 
-def write_tree(root: Path, files: Iterable[tuple[str, bytes]]) -> Path:
+def write_tree(root, files):
     for name, data in files:
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -52,20 +57,17 @@ def write_tree(root: Path, files: Iterable[tuple[str, bytes]]) -> Path:
     return root
 
 
-def write_shard(path: Path, labels: Iterable[int]) -> Path:
-    return write_tar(
-        path,
-        (
-            (f"s{i:07d}.{end}", data)
-            for i, label in enumerate(labels)
-            for end, data in (("png", image(label)), ("cls", b"%d" % label))
-        ),
-    )
+def write_shard(path, labels):
+    members = []
+    for i, label in enumerate(labels):
+        members += [(f"s{i:07d}.png", image(label)), (f"s{i:07d}.cls", b"%d" % label)]
+    return write_tar(path, members)
 
 
 @pytest.fixture(scope="session")
-def make() -> SimpleNamespace:
+def make():
     return SimpleNamespace(
+        encoded=encoded,
         image=image,
         mask=mask,
         label_of=label_of,
@@ -73,3 +75,20 @@ def make() -> SimpleNamespace:
         tree=write_tree,
         shard=write_shard,
     )
+
+
+@pytest.fixture
+def town(tmp_path):
+    """The function that writes two images with masks, and returns the word for them."""
+
+    def write(classes=("sky", "road", "tree"), folders=("",), root=tmp_path):
+        files = [("classes.json", json.dumps(classes).encode())]
+        for folder in folders:
+            for index, stem in enumerate(("a", "deep/b")):
+                labels = mask(index)
+                files.append((f"images/{folder}{stem}.jpg", encoded(labels, mode="RGB")))
+                files.append((f"masks/{folder}{stem}.png", encoded(labels)))
+        write_tree(root, files)
+        return f"seg:{root}/images,{root}/masks,{root}/classes.json"
+
+    return write

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from refusals import refused
 
 from silc_bench.datasets.dataset import ImageDataset
 from silc_bench.datasets.image_set import ImageFiles
 from silc_bench.datasets.public.cifar import CIFAR10_NAMES, CLASS_NAMES
 from silc_bench.datasets.public.find import NotFoundError
 from silc_bench.datasets.public.load import SETS, find_site, load
-from silc_bench.errors import UserError
 
 REAL = os.environ.get("SILC_BENCH_TEST_DATA")
 PICKLES = "cifar-10-batches-py"
@@ -66,9 +66,9 @@ def shards(write, tmp_path):
 @pytest.fixture
 def folders(make, tmp_path):
     names = [name.replace(" ", "_") for name in CLASS_NAMES]
-    train = tmp_path / "folders/cifar100/train"
-    make.tree(train, [(f"{name}/0.png", make.image(label)) for label, name in enumerate(names)])
-    (train / "apple/notes.txt").write_text("not an image")
+    files = [(f"{name}/0.png", make.image(label)) for label, name in enumerate(names)]
+    files.append(("apple/notes.txt", b"not an image"))
+    make.tree(tmp_path / "folders/cifar100/train", files)
     return tmp_path / "folders"
 
 
@@ -96,26 +96,25 @@ def test_folders_are_the_same_data_as_shards(folders, write, tmp_path):
     assert uncounted(tmp_path, "train").fingerprint == data.fingerprint
     assert uncounted(folders, "train", limit=4).labels.tolist() == [0, 25, 50, 75]
     assert len(uncounted(folders, "train", limit=1000)) == 100
-    with pytest.raises(UserError, match="limit"):
-        uncounted(folders, "train", limit=0)
 
 
 def test_fingerprint_follows_labels_order_images_and_captions(make, write, tmp_path):
-    samples = {
-        "label": ([3, 99, 1], "a {}"),
-        "order": ([99, 3, 0], "a {}"),
-        "count": ([3, 99], "a {}"),
-        "no caption": ([3, 99, 0], ""),
-        "caption": ([3, 99, 0], "an {}"),
-    }
     last = {"png": make.image(1), "cls": b"0", "txt": b"a apple"}
-    write(tmp_path / "image/cifar100/test/a.tar", [3, 99], "a {}", last)
-    write(tmp_path / "renamed/cifar100/test/b.tar", [3, 99, 0], "a {}")
-    for name, (labels, caption) in {"same": ([3, 99, 0], "a {}"), **samples}.items():
-        write(tmp_path / f"{name}/cifar100/test/a.tar", labels, caption)
-    fingerprints = {path.name: uncounted(path).fingerprint for path in tmp_path.iterdir()}
-    assert fingerprints.pop("renamed") == fingerprints["same"]
-    assert len(set(fingerprints.values())) == 7
+    samples = [
+        ([3, 99, 0], "a {}"),
+        ([3, 99, 1], "a {}"),  # label
+        ([99, 3, 0], "a {}"),  # order
+        ([3, 99], "a {}"),
+        ([3, 99], "a {}", last),  # image
+        ([3, 99, 0], ""),
+        ([3, 99, 0], "an {}"),
+    ]
+    fingerprints = []
+    for number, sample in enumerate([*samples, samples[0]]):
+        write(tmp_path / f"{number}/cifar100/test/{number}.tar", *sample)
+        fingerprints.append(uncounted(tmp_path / str(number)).fingerprint)
+    assert fingerprints[-1] == fingerprints[0], "the name of the file does not count"
+    assert len(set(fingerprints)) == len(samples)
 
 
 def test_shards_deep_down_and_of_all_splits_in_one_folder(make, tmp_path):
@@ -146,29 +145,19 @@ def test_what_lies_under_another_root_is_no_cifar(make, write, tmp_path, refuses
 def test_samples_that_are_refused(make, write, tmp_path, label):
     """The last one has no caption, where the others have one."""
     write(tmp_path / "cifar100/test/0.tar", [5], last={"png": make.image(1), "cls": label})
-    with pytest.raises(UserError, match=r"0\.tar:z"):
+    with refused("0.tar:z"):
         uncounted(tmp_path)
 
 
-@pytest.mark.parametrize("order", ["swapped", "short", "reversed"])
-@pytest.mark.parametrize("file", ["classnames.json", "classnames.txt"])
-def test_class_names_in_another_order_are_refused(shards, refuses, file, order):
-    names = [name.replace("_", " ") for name in CLASS_NAMES]
-    swapped = [names[1], names[0], *names[2:]]
-    other = {"swapped": swapped, "short": names[:20], "reversed": names[::-1]}[order]
+@pytest.mark.parametrize(
+    ("file", "written"), [("classnames.json", json.dumps), ("classnames.txt", "\n".join)]
+)
+def test_class_names_in_another_order_are_refused(shards, refuses, file, written):
     path = shards / "cifar100" / file
-    written = json.dumps if file.endswith("json") else "\n".join
-    path.write_text(written(names))
+    path.write_text(written(CLASS_NAMES))
     uncounted(shards)
-    path.write_text(written(other))
+    path.write_text(written(CLASS_NAMES[::-1]))
     refuses("cifar100", shards, path)
-
-
-@pytest.mark.parametrize("text", ["[", "{}", "[1, 2]"])
-def test_a_list_of_names_that_is_none(shards, text):
-    (shards / "cifar100/classnames.json").write_text(text)
-    with pytest.raises(UserError, match=r"classnames\.json"):
-        uncounted(shards)
 
 
 @pytest.mark.parametrize("count", [0, 9])
@@ -258,22 +247,22 @@ def test_nothing_but_arrays_of_bytes_is_read(tmp_path, monkeypatch, refuses, evi
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize(
-    ("batch", "about"),
-    [
-        ({b"data": BATCH[b"data"]}, "test_batch"),
-        ({**BATCH, b"labels": [1]}, "test_batch"),
-        ({**BATCH, b"labels": [10] * 10}, "test_batch:0"),
-        ({**BATCH, b"labels": ["1"] * 10}, "test_batch:0"),
-        ({**BATCH, b"labels": [0] * 10}, "cifar10 test"),
-        ({**BATCH, b"data": BATCH[b"data"][:, :3000]}, "test_batch"),
-        ({**BATCH, b"data": BATCH[b"data"].tobytes()}, "test_batch"),
-        ([1], "test_batch"),
-    ],
-    ids=["no labels", "few", "large", "text", "one class", "short", "bytes", "list"],
-)
-def test_other_contents(tmp_path, refuses, batch, about):
-    refuses("cifar10", write_pickles(tmp_path, batch=batch), about)
+BATCHES = {
+    "no labels": {b"data": BATCH[b"data"]},
+    "few": BATCH | {b"labels": [1]},
+    "large": BATCH | {b"labels": [10] * 10},
+    "text": BATCH | {b"labels": ["1"] * 10},
+    "one class": BATCH | {b"labels": [0] * 10},
+    "short": BATCH | {b"data": BATCH[b"data"][:, :3000]},
+    "bytes": BATCH | {b"data": BATCH[b"data"].tobytes()},
+    "list": [1],
+}
+
+
+@pytest.mark.parametrize("case", BATCHES)
+def test_other_contents(tmp_path, refuses, case):
+    about = {"one class": "cifar10 test"}.get(case, "test_batch")
+    refuses("cifar10", write_pickles(tmp_path, batch=BATCHES[case]), about)
 
 
 @pytest.mark.parametrize("content", [b"", BATCH[b"data"][:100], b"\x80\x02x", b"version 1", None])
@@ -300,6 +289,3 @@ def test_real_photographs(monkeypatch):
     for label, (caption,) in zip(data.labels, data.captions, strict=True):
         article = "an" if caption.startswith("a photo of an ") else "a"
         assert caption == f"a photo of {article} {CLASS_NAMES[label]}."
-    part = load("cifar100", "test", Path(REAL), limit=100)
-    assert part.fingerprint != data.fingerprint
-    np.testing.assert_array_equal(part.labels, data.labels[::20])
