@@ -57,11 +57,14 @@ def write_tree(root, files):
     return root
 
 
-def write_shard(path, labels):
+def write_shard(path, labels, caption="", last=()):
+    """Images with these labels; ``caption`` has a place for the label, ``last`` is more members."""
     members = []
     for i, label in enumerate(labels):
         members += [(f"s{i:07d}.png", image(label)), (f"s{i:07d}.cls", b"%d" % label)]
-    return write_tar(path, members)
+        if caption:
+            members.append((f"s{i:07d}.txt", caption.format(label).encode()))
+    return write_tar(path, [*members, *last])
 
 
 @pytest.fixture(scope="session")

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from commands import call, succeed
 from refusals import refused
-from typer.testing import CliRunner
 
-from silc_bench.cli.app import app
 from silc_bench.datasets.check import check
 from silc_bench.datasets.public.cifar import CIFAR10_NAMES
 from silc_bench.datasets.public.find import Expected
@@ -18,23 +17,16 @@ def _small(monkeypatch):
     monkeypatch.setitem(SETS["cifar10"].splits, "test", Expected(10, classes=10, per_class=1))
 
 
-def run(*words):
-    done = CliRunner().invoke(app, ["data", "check", *map(str, words)], env={"COLUMNS": "200"})
-    return done.exit_code, done.stdout
-
-
 def test_a_whole_set(make, tmp_path):
     make.shard(tmp_path / "cifar10/test/0.tar", range(10))
     for path in (tmp_path, tmp_path / "cifar10"):
-        code, shown = run("cifar10", path)
-        assert code == 0, shown
-        assert shown.splitlines()[:3] == [
+        assert succeed(f"data check cifar10 {path}").splitlines()[:3] == [
             f"cifar10 test: webdataset shards in {tmp_path}/cifar10/test",
             "  10 images, 10 classes of 1 to 1 images, as many as the set has",
             "  10 of 10 images decoded; commonest sizes: 4 x 4 (10)",
         ]
     (tmp_path / "cifar10").rename(tmp_path / "images")
-    assert run("cifar10", tmp_path / "images")[0] == 0, "the path may have any name"
+    succeed(f"data check cifar10 {tmp_path}/images")  # the path may have any name
 
 
 def test_damaged_images_are_counted(make, tmp_path):
@@ -42,10 +34,10 @@ def test_damaged_images_are_counted(make, tmp_path):
     make.tree(folder, [(f"{name}/0.png", make.image(i)) for i, name in enumerate(CIFAR10_NAMES)])
     damaged = [(f"{name}/0.png", b"no image") for name in ("cat", "dog")]
     make.tree(folder, [*damaged, ("dog/.DS_Store", b"")])
-    code, shown = run("cifar10", tmp_path)
-    assert code == 2
-    assert "1 .DS_Store\n" in shown
-    wrong, fix = shown.splitlines()[-2:]
+    result = call(f"data check cifar10 {tmp_path}")
+    assert result.exit_code == 2
+    assert "1 .DS_Store\n" in result.stdout
+    wrong, fix = result.stdout.splitlines()[-2:]
     assert wrong.startswith("wrong: 2 of 10 ")
     assert f" {folder}/cat/0.png: " in wrong
     assert fix.startswith("fix: ")
@@ -62,8 +54,7 @@ def test_only_a_spread_part_is_decoded_unless_all_are_asked_for(make, tmp_path, 
 def test_own_data(make, tmp_path):
     splits = [(split, label) for split in ("train", "test") for label in (0, 1)]
     make.tree(tmp_path, [(f"{split}/{label}/0.png", make.image(label)) for split, label in splits])
-    code, shown = run(f"folder:{tmp_path}")
-    assert code == 0
+    shown = succeed(f"data check folder:{tmp_path}")
     assert f"folder:{tmp_path} train: class folders" in shown
     assert "classes in label order: 0, 1\n" in shown
     assert "classnames.txt" in shown, "numbers are no names"

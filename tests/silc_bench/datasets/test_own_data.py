@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 
 import pytest
 from refusals import refused
 
 from silc_bench.datasets.own_data import OwnData, parse
 from silc_bench.errors import DataError, UserError
-
-REAL = os.environ.get("SILC_BENCH_TEST_DATA")
 
 
 @pytest.fixture
@@ -285,10 +282,3 @@ def test_a_set_is_named_after_the_last_part_that_says_something(kind, where, nam
 
 def test_other_words_are_no_data():
     assert parse("shapes/zeroshot") is parse("folders:/x") is None
-
-
-@pytest.mark.skipif(REAL is None, reason="SILC_BENCH_TEST_DATA is not set: no real photographs")
-def test_real_data():
-    data = parse(f"captions:{REAL}/coco_mini/meta.jsonl").load("test")
-    assert (data.name, len(data), {len(own) for own in data.captions}) == ("coco_mini", 159, {5})
-    assert data.image(0).size == (640, 399)

@@ -25,7 +25,6 @@ from silc_bench.datasets.files.shards import (
 )
 from silc_bench.errors import UserError
 
-REAL = os.environ.get("SILC_BENCH_TEST_DATA")
 ODD_NAMES = [
     *("000.png", "000.txt", "001.PNG", "001.seg.png", "__meta__/notes.txt", "__about__"),
     *("noextension", "sub.dir/002.jpg", "sub.dir/002.cls", "./003.png", "._003.png"),
@@ -55,8 +54,8 @@ def content(shard):
     ]
 
 
-def content_by_webdataset(paths):
-    read = WebDataset([str(path) for path in paths], shardshuffle=False, empty_check=False)
+def content_by_webdataset(path):
+    read = WebDataset(str(path), shardshuffle=False, empty_check=False)
     added = ("__url__", "__local_path__")
     samples = [{ext: data for ext, data in sample.items() if ext not in added} for sample in read]
     return [(sample.pop("__key__"), sample) for sample in samples]
@@ -70,18 +69,10 @@ def test_samples_equal_webdatasets(shard, tar_format):
     sizes = (0, 1, 511, 512, 513, 3000)
     members = [(name, os.urandom(sizes[i % 6])) for i, name in enumerate(ODD_NAMES)]
     index = shard(members, tar_format=tar_format)
-    assert content(index) == content_by_webdataset([index.path])
+    assert content(index) == content_by_webdataset(index.path)
     assert [sample.key for sample in index.samples][:3] == ["000", "001", "sub.dir/002"]
     assert set(index.samples[1].members) == {"png", "seg.png"}
     assert index.damage.total == 0
-
-
-@pytest.mark.skipif(REAL is None, reason="SILC_BENCH_TEST_DATA is not set: no real shards")
-def test_real_shards_equal_webdatasets():
-    paths = expand(f"{REAL}/cifar100/train/cifar100-train-00000{{3..4}}.tar")
-    ours = [sample for path in paths for sample in content(index_shard(path))]
-    assert ours == content_by_webdataset(paths)
-    assert len(ours) == 5000
 
 
 @given(st.from_regex(r"(([ab.]{1,3}|__a__)/){0,2}([abA_][abA._]{0,6}|__a__)", fullmatch=True))
@@ -90,7 +81,7 @@ def test_real_shards_equal_webdatasets():
 )
 def test_keys_are_split_as_webdataset_splits_them(shard, name):
     index = shard([(name, b"x")])
-    assert content(index) == content_by_webdataset([index.path])
+    assert content(index) == content_by_webdataset(index.path)
 
 
 def test_hidden_files_and_other_members_are_passed_over(make, tmp_path):
@@ -147,16 +138,12 @@ def test_the_same_name_twice_in_a_sample_is_counted(shard):
 @settings(
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-@given(
-    st.lists(st.tuples(st.integers(0, 10239), st.integers(0, 255)), min_size=1, max_size=6),
-    st.booleans(),
-)
-def test_flipped_bytes_never_lead_outside_the_file(shard, flips, seal):
+@given(st.lists(st.tuples(st.integers(0, 10239), st.integers(0, 255)), min_size=1, max_size=6))
+def test_flipped_bytes_never_lead_outside_the_file(shard, flips):
     def flip(data):
         for at, value in flips:
             data[at] = value
-            if seal:
-                seal_header(data, at - at % 512)
+            seal_header(data, at - at % 512)
 
     try:
         index = shard([(f"{'d' * 120}/{i}.txt", bytes(300)) for i in range(3)], flip)

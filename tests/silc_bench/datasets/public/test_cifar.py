@@ -43,23 +43,9 @@ def uncounted(root, split="test", limit=None):
 
 
 @pytest.fixture
-def write(make):
-    def write_shard(path, labels, caption="a photo of a {}.", last=None):
-        members = []
-        for index, label in enumerate(labels):
-            members += [(f"{index}.png", make.image(label)), (f"{index}.cls", b"%d" % label)]
-            if caption:
-                members.append((f"{index}.txt", caption.format(CLASS_NAMES[label]).encode()))
-        members += [(f"z.{end}", data) for end, data in (last or {}).items()]
-        make.tar(path, members)
-
-    return write_shard
-
-
-@pytest.fixture
-def shards(write, tmp_path):
-    write(tmp_path / "cifar100/test/000.tar", [3, 99, 0])
-    write(tmp_path / "cifar100/test/001.tar", [47])
+def shards(make, tmp_path):
+    make.shard(tmp_path / "cifar100/test/000.tar", [3, 99, 0], "a photo of {}.")
+    make.shard(tmp_path / "cifar100/test/001.tar", [47], "a photo of {}.")
     return tmp_path
 
 
@@ -75,31 +61,27 @@ def folders(make, tmp_path):
 def test_shards_become_a_dataset(make, shards):
     data = uncounted(shards)
     assert isinstance(data, ImageDataset)
-    assert (data.name, data.split, len(data)) == ("cifar100", "test", 4)
+    assert (data.name, data.split, len(data), data.mask_names) == ("cifar100", "test", 4, ())
     assert data.labels.dtype == np.int64
-    assert (
-        data.labels.tolist() == [make.label_of(data.image(i)) for i in range(4)] == [3, 99, 0, 47]
-    )
-    assert data.captions == [(f"a photo of a {CLASS_NAMES[label]}.",) for label in data.labels]
-    assert data.mask_names == ()
-    with pytest.raises(ValueError, match="no masks"):
-        data.mask(0)
+    labels = [make.label_of(data.image(i)) for i in range(4)]
+    assert data.labels.tolist() == labels == [3, 99, 0, 47]
+    assert data.captions == [(f"a photo of {label}.",) for label in labels]
     direct = uncounted(shards / "cifar100")
     assert direct.fingerprint == data.fingerprint, "the root may be the folder of the set"
 
 
-def test_folders_are_the_same_data_as_shards(folders, write, tmp_path):
+def test_folders_are_the_same_data_as_shards(make, folders, tmp_path):
     data = uncounted(folders, "train")
     assert data.labels.tolist() == list(range(100))
     assert data.captions is None
-    write(tmp_path / "cifar100/train/a.tar", range(100), caption="")
+    make.shard(tmp_path / "cifar100/train/a.tar", range(100))
     assert uncounted(tmp_path, "train").fingerprint == data.fingerprint
     assert uncounted(folders, "train", limit=4).labels.tolist() == [0, 25, 50, 75]
     assert len(uncounted(folders, "train", limit=1000)) == 100
 
 
-def test_fingerprint_follows_labels_order_images_and_captions(make, write, tmp_path):
-    last = {"png": make.image(1), "cls": b"0", "txt": b"a apple"}
+def test_fingerprint_follows_labels_order_images_and_captions(make, tmp_path):
+    last = [("z.png", make.image(1)), ("z.cls", b"0"), ("z.txt", b"a 0")]
     samples = [
         ([3, 99, 0], "a {}"),
         ([3, 99, 1], "a {}"),  # label
@@ -111,7 +93,7 @@ def test_fingerprint_follows_labels_order_images_and_captions(make, write, tmp_p
     ]
     fingerprints = []
     for number, sample in enumerate([*samples, samples[0]]):
-        write(tmp_path / f"{number}/cifar100/test/{number}.tar", *sample)
+        make.shard(tmp_path / f"{number}/cifar100/test/{number}.tar", *sample)
         fingerprints.append(uncounted(tmp_path / str(number)).fingerprint)
     assert fingerprints[-1] == fingerprints[0], "the name of the file does not count"
     assert len(set(fingerprints)) == len(samples)
@@ -123,17 +105,17 @@ def test_shards_deep_down_and_of_all_splits_in_one_folder(make, tmp_path):
         make.shard(tmp_path / f"flat/cifar10/cifar10-test-{shard}.tar", labels)
     (tmp_path / "flat/cifar10/._cifar10-test-0.tar").write_bytes(b"left by a Mac")
     make.shard(tmp_path / "flat/cifar10/cifar10-train-000.tar", [*range(10)] * 5)
-    nested, flat = (load("cifar10", "test", tmp_path / layout) for layout in ("nested", "flat"))
-    assert nested.fingerprint == flat.fingerprint
+    for layout in ("nested", "flat"):
+        assert load("cifar10", "test", tmp_path / layout).labels.tolist() == [*range(10)]
     assert len(load("cifar10", "train", tmp_path / "flat")) == 50
 
 
 # ---- what is refused of them ----
 
 
-def test_what_lies_under_another_root_is_no_cifar(make, write, tmp_path, refuses):
+def test_what_lies_under_another_root_is_no_cifar(make, tmp_path, refuses):
     """It would be counted, and blamed, as CIFAR-100."""
-    write(tmp_path / "test/0.tar", [5])
+    make.shard(tmp_path / "test/0.tar", [5])
     make.tree(tmp_path, [("train/cats/0.png", b""), ("meta", b"")])
     for split in ("train", "test"):
         where = tmp_path / "cifar100" / split
@@ -142,9 +124,10 @@ def test_what_lies_under_another_root_is_no_cifar(make, write, tmp_path, refuses
 
 
 @pytest.mark.parametrize("label", [b"100", b"-1", b"apple", b"9" * 5000, b"1"])
-def test_samples_that_are_refused(make, write, tmp_path, label):
+def test_samples_that_are_refused(make, tmp_path, label):
     """The last one has no caption, where the others have one."""
-    write(tmp_path / "cifar100/test/0.tar", [5], last={"png": make.image(1), "cls": label})
+    last = [("z.png", make.image(1)), ("z.cls", label)]
+    make.shard(tmp_path / "cifar100/test/0.tar", [5], "{}", last)
     with refused("0.tar:z"):
         uncounted(tmp_path)
 
@@ -160,9 +143,8 @@ def test_class_names_in_another_order_are_refused(shards, refuses, file, written
     refuses("cifar100", shards, path)
 
 
-@pytest.mark.parametrize("count", [0, 9])
-def test_fewer_images_than_the_set_has(make, tmp_path, refuses, count):
-    make.shard(tmp_path / "cifar10/test/0.tar", range(count))
+def test_no_image(make, tmp_path, refuses):
+    make.shard(tmp_path / "cifar10/test/0.tar", [])
     refuses("cifar10", tmp_path, "cifar10 test")
 
 
@@ -209,12 +191,15 @@ def test_python_files_of_python_2(tmp_path):
 
 
 def test_cifar100s_fine_labels(make, tmp_path):
-    labels = {b"coarse_labels": [0] * 100, b"fine_labels": list(range(100))}
-    batch = pickle.dumps({b"data": np.zeros((100, 3072), np.uint8), **labels}, 2)
+    batch = {
+        b"data": np.zeros((100, 3072), np.uint8),
+        b"coarse_labels": [0] * 100,
+        b"fine_labels": [*range(100)],
+    }
     meta = {"fine_label_names": [name.replace(" ", "_") for name in CLASS_NAMES]}
-    files = [("test", batch), ("train", batch), ("meta", pickle.dumps(meta, 2))]
+    files = [("test", pickle.dumps(batch, 2)), ("meta", pickle.dumps(meta, 2))]
     make.tree(tmp_path / "cifar100/cifar-100-python", files)
-    assert load("cifar100", "test", tmp_path).labels.tolist() == list(range(100))
+    assert load("cifar100", "test", tmp_path).labels.tolist() == batch[b"fine_labels"]
 
 
 class Evil:

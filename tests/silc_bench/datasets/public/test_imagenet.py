@@ -12,7 +12,6 @@ import io
 import json
 import os
 import shutil
-import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -231,12 +230,10 @@ def test_a_broken_list_of_labels(make, tmp_path, refuses, text):
 @pytest.mark.parametrize("truth", [None, b"1\n1001\n"], ids=["missing", "an inner node"])
 def test_a_devkit_without_its_list_of_classes(make, tmp_path, refuses, truth):
     make.tar(tmp_path / "ILSVRC2012_img_val.tar", images(make))
-    (meta, mat), (truth_name, _) = devkit()
-    make.tree(tmp_path / "unpacked", [(meta, mat), (truth_name, truth or b"")])
-    with tarfile.open(tmp_path / "ILSVRC2012_devkit_t12.tar.gz", "w:gz") as tar:
-        for name in (meta, truth_name)[: 1 if truth is None else 2]:
-            tar.add(tmp_path / "unpacked" / name, name)
-    refuses("imagenet1k", tmp_path, "devkit_t12.tar.gz")
+    meta, (name, _) = devkit()
+    path = tmp_path / "ILSVRC2012_devkit_t12.tar.gz"
+    make.tar(path, [meta, *([(name, truth)] if truth else [])])
+    refuses("imagenet1k", tmp_path, path)
 
 
 # ---- refused: shards ----
@@ -252,19 +249,15 @@ def test_a_missing_shard(shards, refuses):
     refuses("imagenet1k", shards.parent, "nshards.txt")
 
 
-@pytest.mark.parametrize("order", ["swapped", "short", "unknown"])
-def test_class_names_of_another_order(shards, refuses, order):
+def test_class_names_of_another_order(shards, refuses):
     names = list(class_names("imagenet1k"))
-    orders = {
-        "swapped": [names[1], names[0], *names[2:]],
-        "short": names[:10],
-        "unknown": [f"thing {i}" for i in range(1000)],
-    }
     path = shards / "classnames.txt"
     path.write_text("\n".join([*names[:5], "something else", *names[6:]]))
     load("imagenet1k", "test", shards.parent)
-    path.write_text("\n".join(orders[order]))
-    refuses("imagenet1k", shards.parent, path)
+    swapped = [names[1], names[0], *names[2:]]
+    for other in (swapped, names[:10], [f"thing {i}" for i in range(1000)]):
+        path.write_text("\n".join(other))
+        refuses("imagenet1k", shards.parent, path)
 
 
 def test_the_same_set_in_two_places(val, shards, refuses):

@@ -68,9 +68,9 @@ def test_held_out_pairs_occur_only_as_main_object_of_unseen(split):
     scenes = [scene(0, split, i) for i in range(2000)]
     expected = set(UNSEEN) if split == "unseen" else set(PAIRS) - set(UNSEEN)
     assert {pair(one.objects[0]) for one in scenes} == expected
-    assert not {pair(item) for one in scenes for item in one.objects[1:]} & set(UNSEEN)
-    mentioned = set().union(*(pairs_in(" ".join(captions(one))) for one in scenes))
-    assert bool(mentioned & set(UNSEEN)) == (split == "unseen")
+    assert {pair(item) for one in scenes for item in one.objects[1:]}.isdisjoint(UNSEEN)
+    mentioned = pairs_in(" ".join(text for one in scenes for text in captions(one)))
+    assert mentioned.isdisjoint(UNSEEN) == (split != "unseen")
 
 
 def test_everything_in_the_vocabulary_occurs_about_equally_often():
@@ -231,13 +231,10 @@ def test_backgrounds_stay_muted_around_their_tone(texture):
 @settings(max_examples=60, deadline=None)
 @given(samples)
 def test_main_object_is_whole_and_has_the_largest_area(one):
-    image, mask = render(one, 64)
-    assert image.shape == (64, 64, 3)
-    assert image.dtype == mask.dtype == np.uint8
+    _, mask = render(one, 64)
     values = [SHAPES.index(item.shape) + 1 for item in one.objects]
     assert set(np.unique(mask)) == {0, *values}
-    areas = np.bincount(mask.ravel())
-    assert max(values, key=areas.__getitem__) == values[0]
+    assert np.bincount(mask.ravel())[values].argmax() == 0
     alone = render(Scene(one.objects[:1], one.background, one.phrasing), 64)[1]
     np.testing.assert_array_equal(alone == values[0], mask == values[0])
 
@@ -266,7 +263,6 @@ def test_dataset_follows_the_contract():
     assert (data.captions[7], data.labels[7]) == (captions(one), label(one))
     image, mask = render(one, 48)
     data.mask(7)[:] = 0
-    assert data.image(7).mode == "RGB"
     np.testing.assert_array_equal(np.asarray(data.image(7)), image)
     np.testing.assert_array_equal(data.mask(7), mask)
     with pytest.raises(IndexError):
