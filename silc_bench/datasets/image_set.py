@@ -30,6 +30,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -60,10 +61,6 @@ class ImageFile:
     captions: tuple[str, ...] = ()
     pixels: np.ndarray | None = None  # [H, W, 3] uint8
     mask: Mask | None = None
-
-    @property
-    def num_bytes(self) -> int:
-        return self.place[1]
 
     def read(self) -> bytes:
         """The encoded bytes, or the raw pixels where there are no others."""
@@ -104,6 +101,11 @@ class ImageFile:
             fix = "save the mask at the size of its image"
             raise DataError(problem, about=self.mask.where, fix=fix)
         return labels
+
+
+def image_file(path: Path, **fields: Any) -> ImageFile:
+    """An image in a file of its own."""
+    return ImageFile(path, (0, path.stat().st_size), str(path), **fields)
 
 
 @dataclass(frozen=True)
@@ -254,7 +256,7 @@ def fingerprint(names: Iterable[str], images: Sequence[ImageFile], title: str) -
             another size than its image.
     """
     digest = hashlib.sha256(json.dumps(list(names)).encode())
-    is_long = sum(image.num_bytes for image in images) > LONG
+    is_long = sum(image.place[1] for image in images) > LONG
     for image in tracked(images, f"hashing {title}", is_long):
         content = image.read()
 

@@ -30,7 +30,7 @@ from silc_bench.datasets.files.shards import (
     index_shard,
     read_member,
 )
-from silc_bench.datasets.image_set import ImageFile
+from silc_bench.datasets.image_set import ImageFile, image_file
 from silc_bench.errors import DataError, UserError, first_line, unknown_name
 
 # ---- class folders ----
@@ -154,7 +154,7 @@ def read_captions_file(path: Path) -> tuple[list[ImageFile], list[str]]:
 
     notes = [f"{num_repeated} rows repeat a caption of their image"] if num_repeated else []
     images = [
-        ImageFile(image, (0, image.stat().st_size), str(image), captions=tuple(image_captions))
+        image_file(image, captions=tuple(image_captions))
         for image, image_captions in captions.items()
     ]
     return images, notes

@@ -158,7 +158,7 @@ def check_names(names: Sequence[str], source: str) -> tuple[str, ...]:
     """Names of labels, stripped.
 
     Raises:
-        DataError: no names, an empty one, one twice, or more than 16 bits tell apart.
+        DataError: no names, an empty one, or one twice.
     """
     stripped = tuple(name.strip() for name in names)
     if not stripped or not all(stripped):
@@ -169,11 +169,6 @@ def check_names(names: Sequence[str], source: str) -> tuple[str, ...]:
     if twice is not None:
         problem = f"two classes are called {twice!r}, and cannot be told apart"
         raise DataError(problem, about=source, fix="rename one")
-
-    # 65,536 values, less the one of pixels that are not scored
-    if len(stripped) > 65535:
-        problem = f"it names {len(stripped):,} classes, and masks of 16 bits tell 65,535 apart"
-        raise DataError(problem, about=source, fix="name fewer classes")
     return stripped
 
 

@@ -36,7 +36,7 @@ ImageFiles.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,6 @@ from silc_bench.datasets.dataset import IGNORE
 from silc_bench.datasets.files.folders import (
     TEST,
     TRAIN,
-    Listing,
     by_number,
     listing,
     split_folders,
@@ -157,7 +156,7 @@ class OwnData:
         # a class to learn may have nothing to score: its folder counts as there, and empty
         mine = listings[split]
         absent = sorted(set(labels) - set(mine.folders)) if split == "test" else []
-        mine = Listing(mine.path, mine.files, [*mine.folders, *absent], mine.stray, mine.other)
+        mine = replace(mine, folders=[*mine.folders, *absent])
         images, notes = read_class_folders(mine, labels, self.word)
 
         # any other empty class is a mistake, such as a folder that was not filled

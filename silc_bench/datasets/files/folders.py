@@ -43,10 +43,6 @@ class File:
         return self.name.rpartition("/")[0].rpartition("/")[2]
 
     @property
-    def stem(self) -> str:
-        return Path(self.name).stem
-
-    @property
     def where(self) -> str:
         """For messages: the file, or tar:member."""
         is_own_file = self.path.name == Path(self.name).name
@@ -87,7 +83,7 @@ def listing(path: Path) -> Listing:
         DataError: a damaged or compressed tar, a tar with two members of one name.
     """
     result = Listing(path)
-    entries = _in_folder(path, result) if path.is_dir() else _in_tar(path, result)
+    entries = walk(path, result) if path.is_dir() else _in_tar(path, result)
 
     # sorted here, as neither file systems nor tars promise an order
     for file in sorted(entries, key=lambda file: file.name):
@@ -141,8 +137,12 @@ def split_folders(path: Path, may_hold_others: bool = False) -> dict[str, Path]:
     return splits
 
 
-def _in_folder(path: Path, result: Listing) -> Iterable[File]:
-    """Files at any depth; folders and stray files go into ``result``."""
+def walk(path: Path, result: Listing) -> Iterable[File]:
+    """Files at any depth, in no order; folders and stray files go into ``result``.
+
+    Raises:
+        DataError: a link to a file that is gone.
+    """
     for folder, names, files in os.walk(path, followlinks=True):
         # os.walk enters what is left in the list
         for name in [name for name in names if is_stray(name)]:

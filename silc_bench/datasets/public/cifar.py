@@ -183,18 +183,11 @@ class _ArraysOnly(pickle.Unpickler):
     """
 
     def find_class(self, module: str, name: str) -> Callable[..., Any]:
-        # numpy 2 moved its core; the files of 2009 ask for the old place
-        if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "_reconstruct":
-            return _empty_array
-        if (module, name) == ("numpy", "ndarray"):
-            return np.ndarray
-        if (module, name) == ("numpy", "dtype"):
-            return _number_dtype
-        if (module, name) == ("_codecs", "encode"):
-            return _bytes_of
-        raise pickle.UnpicklingError(
-            f"it asks for {module}.{name}, and a pickle of arrays needs no such thing"
-        )
+        asked = f"{module}.{name}"
+        if asked not in _HARMLESS:
+            problem = f"it asks for {asked}, and a pickle of arrays needs no such thing"
+            raise pickle.UnpicklingError(problem)
+        return _HARMLESS[asked]
 
 
 def _empty_array(kind: type, shape: tuple[int, ...], dtype: bytes | str) -> np.ndarray:
@@ -210,6 +203,16 @@ def _number_dtype(code: bytes | str, *rest: Any) -> np.dtype:
 
     # a copy, because the state that follows is written into it
     return np.dtype("u1", copy=True)
+
+
+_HARMLESS: dict[str, Callable[..., Any]] = {
+    # numpy 2 moved its core; the files of 2009 ask for the old place
+    "numpy.core.multiarray._reconstruct": _empty_array,
+    "numpy._core.multiarray._reconstruct": _empty_array,
+    "numpy.ndarray": np.ndarray,
+    "numpy.dtype": _number_dtype,
+    "_codecs.encode": _bytes_of,
+}
 
 
 # ---- the two sets ----

@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from silc_bench.datasets.image_set import ImageFile, ImageSplit
+from silc_bench.datasets.image_set import ImageFile, ImageSplit, image_file
 from silc_bench.datasets.layouts import read_captioned, shards_in
 from silc_bench.datasets.public.find import Expected, PublicSet, Site, check_files
 from silc_bench.errors import DataError, first_line
@@ -68,7 +68,7 @@ def _from_list(split: str, site: Site) -> list[ImageFile]:
     images = []
     for path, row in zip(paths, rows, strict=True):
         captions = tuple(sentence["raw"].strip() for sentence in row["sentences"])
-        images.append(ImageFile(path, (0, path.stat().st_size), str(path), captions=captions))
+        images.append(image_file(path, captions=captions))
     return images
 
 

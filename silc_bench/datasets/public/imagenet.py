@@ -40,6 +40,7 @@ import io
 import json
 import tarfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -66,7 +67,7 @@ def read_imagenet(known: PublicSet, split: str, site: Site) -> ImageSplit:
     """Images and labels of a set of the family, such as "imagenet1k" or "imagenet_sketch".
 
     Raises:
-        DataError, UserError: what lies there is not the set; says what to do.
+        UserError: what lies there is not the set; says what to do.
     """
     name = known.name
     if site.kind not in ("shards", "tar"):
@@ -202,7 +203,7 @@ def _read_flat(content: Listing, base: Path) -> tuple[list[ImageFile], str]:
     label_of = {wnid: label for label, wnid in enumerate(wnids("imagenet1k"))}
     images = []
     for file in content.files:
-        wnid = wnid_of.get(file.stem)
+        wnid = wnid_of.get(Path(file.name).stem)
         if wnid not in label_of:
             problem = f"gives {file.name} the class {wnid!r}"
             if wnid is None:
@@ -327,7 +328,7 @@ def read_objectnet(known: PublicSet, split: str, site: Site) -> ImageSplit:
     everything = listing(site.path)
     files = [file for file in everything.files if file.name.split("/")[0] in name_of]
     folders_here = [folder for folder in everything.folders if folder in name_of]
-    part = Listing(site.path, files, folders_here, everything.stray, everything.other)
+    part = replace(everything, files=files, folders=folders_here)
 
     labels = {folder: label for label, folder in enumerate(folders)}
     images, notes = read_class_folders(part, labels, known.name)

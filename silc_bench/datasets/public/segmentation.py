@@ -15,8 +15,7 @@ pixel maps are others: there the maps say what lies on top.
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,9 +23,9 @@ from typing import Any
 import numpy as np
 
 from silc_bench.datasets.dataset import IGNORE
-from silc_bench.datasets.files.folders import FILE_EXTENSIONS, by_number, is_stray
-from silc_bench.datasets.image_set import ImageFile, ImageSplit
-from silc_bench.datasets.masks import MASK_EXTENSIONS, Mask, MaskFile, MaskRule
+from silc_bench.datasets.files.folders import FILE_EXTENSIONS, Listing, by_number, walk
+from silc_bench.datasets.image_set import ImageFile, ImageSplit, image_file
+from silc_bench.datasets.masks import MASK_EXTENSIONS, MaskFile, MaskRule
 from silc_bench.datasets.public.find import MaskLayout, check_files
 from silc_bench.errors import DataError, UserError, first_line
 
@@ -99,7 +98,7 @@ def _listed(
     for kind, paths in (("images", image_paths), ("masks", mask_paths)):
         check_files(paths, kind, listed, f"fetch the set's {kind} again")
     pairs = zip(image_paths, mask_paths, strict=True)
-    return [_image(image, MaskFile(mask, rule)) for image, mask in pairs]
+    return [image_file(image, mask=MaskFile(mask, rule)) for image, mask in pairs]
 
 
 def _matched(
@@ -131,14 +130,14 @@ def _matched(
             raise DataError(problem, about=folder, fix=fix)
 
     stems = sorted(image_of, key=by_number)
-    return [_image(image_of[stem], MaskFile(mask_of[stem], rule)) for stem in stems]
+    return [image_file(image_of[stem], mask=MaskFile(mask_of[stem], rule)) for stem in stems]
 
 
 def _by_stem(folder: Path, ends: Collection[str], skipped: str = "") -> dict[str, Path]:
     """Files below a folder by their name in it without the ending."""
     path_of: dict[str, Path] = {}
-    for path in _walk(folder):
-        name = path.relative_to(folder).as_posix()
+    for file in walk(folder, Listing(folder)):
+        name = file.name
         end = next((end for end in ends if name.lower().endswith(end.lower())), None)
         if end is None or (skipped and name.endswith(skipped)):
             continue
@@ -146,26 +145,10 @@ def _by_stem(folder: Path, ends: Collection[str], skipped: str = "") -> dict[str
         # 1.jpg and 1.png: nobody says which of them the mask belongs to
         stem = name[: -len(end)]
         if stem in path_of:
-            problem = f"holds {path_of[stem].name} and {path.name}, two files of one name"
+            problem = f"holds {path_of[stem].name} and {file.path.name}, two files of one name"
             raise DataError(problem, about=folder, fix="keep one of them")
-        path_of[stem] = path
+        path_of[stem] = file.path
     return path_of
-
-
-def _walk(folder: Path) -> Iterator[Path]:
-    for parent, names, files in os.walk(folder, followlinks=True):
-        # os.walk enters what is left in its list
-        names[:] = [name for name in names if not is_stray(name)]
-        yield from (Path(parent, name) for name in files if not is_stray(name))
-
-
-def _image(path: Path, mask: Mask) -> ImageFile:
-    try:
-        size = path.stat().st_size
-    except FileNotFoundError as error:
-        fix = "restore the file or remove the link"
-        raise DataError("links to a file that is gone", about=path, fix=fix) from error
-    return ImageFile(path, (0, size), str(path), mask=mask)
 
 
 # ---- masks that are drawn from outlines ----
@@ -257,7 +240,7 @@ def read_instances(path: Path, folder: Path, rule: MaskRule) -> list[ImageFile]:
     found = []
     for number, (name, height, width) in listed:
         mask = DrawnMask(path, rule, number, height, width, tuple(outlines[number]))
-        found.append(_image(folder / name, mask))
+        found.append(image_file(folder / name, mask=mask))
     return found
 
 

@@ -173,7 +173,7 @@ class _Draws:
         return low + (high - low) * ((next(self._words) >> 11) * 2.0**-53)
 
     def choice(self, options: Sequence[str]) -> str:
-        return options[next(self._words) * len(options) >> 64]
+        return options[self.below(len(options))]
 
 
 def _main_item(draw: _Draws, pairs: tuple[str, ...]) -> Item:
