@@ -145,7 +145,7 @@ def _look_at(split: str, read: Reader, title: str, every_image: bool, report: Re
 
     # what cannot be read cannot be hashed
     mask_title = f"reading masks of {title} {split}"
-    if data.mask_names and not _masks_are_right(data, mask_title, report):
+    if data.rule.names and not _masks_are_right(data, mask_title, report):
         return
     digits = fingerprint(data.names, data.images, f"{title} {split}")
     report.found.append(f"  fingerprint {digits}")
@@ -187,7 +187,7 @@ def _contents(data: ImageSplit, expected: Expected | None) -> Iterator[str]:
 
 def _masks_are_right(data: ImageSplit, title: str, report: Report) -> bool:
     """Read every mask and report which classes they show, or how many of them are wrong."""
-    pixels = np.zeros(len(data.mask_names), np.int64)  # of each class
+    pixels = np.zeros(len(data.rule.names), np.int64)  # of each class
     not_scored = 0
     wrong: list[DataError] = []
     for image in tracked(data.images, title):
@@ -207,7 +207,7 @@ def _masks_are_right(data: ImageSplit, title: str, report: Report) -> bool:
         report.problems.append(_problem(wrong[0], f"{what}; the first: "))
         return False
 
-    policy = data.mask_policy
+    policy = data.rule.policy()
     share = 100 * not_scored / (int(pixels.sum()) + not_scored)
     report.found.append(
         f"  {len(data.images):,} masks of {len(pixels)} classes;"
@@ -215,7 +215,7 @@ def _masks_are_right(data: ImageSplit, title: str, report: Report) -> bool:
         f" not scored: {policy['not_scored']}, {share:.1f} % of the pixels"
     )
 
-    absent = [name for name, count in zip(data.mask_names, pixels, strict=True) if not count]
+    absent = [name for name, count in zip(data.rule.names, pixels, strict=True) if not count]
     if absent:
         more = ", ..." if len(absent) > SHOWN else ""
         shown = ", ".join(absent[:SHOWN])

@@ -24,7 +24,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
@@ -44,7 +44,7 @@ from silc_bench.datasets.files.shards import (
     open_image,
     read_member,
 )
-from silc_bench.datasets.masks import Mask
+from silc_bench.datasets.masks import NO_MASKS, Mask, MaskRule
 from silc_bench.errors import FETCH_AGAIN, DataError, UserError
 from silc_bench.system.cache import Store
 from silc_bench.system.terminal import notes, progress_bar
@@ -118,15 +118,12 @@ class ImageSplit:
     class_names: tuple[str, ...] = ()
     templates: tuple[str, ...] = ()  # prompts that lay beside the data
     notes: list[str] = field(default_factory=list)  # what was passed over
-    mask_names: tuple[str, ...] = ()  # of labels 0..C-1 in the masks
-    has_background: bool = False  # whether label 0 is everything that no class names
-    # what is not scored, for the protocol
-    mask_policy: Mapping[str, str] = field(default_factory=dict)
+    rule: MaskRule = NO_MASKS
 
     @property
     def names(self) -> tuple[str, ...]:
         """Of classes, then of mask labels: those that the fingerprint hashes."""
-        return (*self.class_names, *self.mask_names)
+        return (*self.class_names, *self.rule.names)
 
 
 class ImageFiles:
@@ -139,9 +136,9 @@ class ImageFiles:
         self.split = split
         self.content = content
         self.class_names = content.class_names
-        self.mask_names = content.mask_names
-        self.has_background = content.has_background
-        self.mask_policy = content.mask_policy
+        self.mask_names = content.rule.names
+        self.has_background = content.rule.has_background
+        self.mask_policy = content.rule.policy()
         self.images = [content.images[i] for i in spread(len(content.images), limit)]
 
         labels = [image.label for image in self.images if image.label is not None]

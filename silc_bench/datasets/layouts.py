@@ -141,8 +141,7 @@ def read_captions_file(path: Path) -> tuple[list[ImageFile], list[str]]:
         known += row_captions
 
     if not captions:
-        problem = "the list names no image"
-        raise DataError(problem, about=path, fix="add a row for each image")
+        raise DataError("the list names no image", about=path, fix="add a row for each image")
 
     missing = [image for image in captions if not image.is_file()]
     if missing:

@@ -59,6 +59,8 @@ class MaskRule:
 
     def policy(self) -> dict[str, str]:
         """For the protocol: what is a class although nobody names it, and what is not scored."""
+        if not self.names:
+            return {}
         return {
             "background": "label 0" if self.has_background else "none",
             "not_scored": self.not_scored,
@@ -99,6 +101,9 @@ class MaskRule:
             f"the mask has the value {first}{others} in {counts[first]:,} pixels: the"
             f" {len(self.names)} classes have the values {_ranges(self.values)}{ignored}"
         )
+
+
+NO_MASKS = MaskRule(())
 
 
 @dataclass(frozen=True, slots=True)

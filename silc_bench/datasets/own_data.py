@@ -61,7 +61,7 @@ from silc_bench.datasets.layouts import (
     shards_in,
 )
 from silc_bench.datasets.masks import MOST_IN_8_BITS, MaskRule, check_names
-from silc_bench.datasets.public.segmentation import found_of, read_pairs
+from silc_bench.datasets.public.segmentation import read_pairs
 from silc_bench.errors import DataError, UserError, unknown_name
 
 KINDS = ("folder", "captions", "wds", "seg")
@@ -336,7 +336,7 @@ class OwnMasks:
         masks = self.masks if folder == self.images else self.masks / folder.name
         rule = read_classes(self.classes).rule
         layout = f"images, masks of the same names in {masks},"
-        return found_of(read_pairs(folder, masks, rule), folder, layout, rule)
+        return ImageSplit(read_pairs(folder, masks, rule), folder, layout, rule=rule)
 
 
 def read_classes(path: Path) -> Classes:
@@ -385,8 +385,7 @@ def _names(names: Any, path: Path) -> tuple[tuple[str, ...], tuple[int, ...]]:
         name_of_value = {int(value): name for value, name in names.items()}
         stored = tuple(sorted(name_of_value))
         if len(stored) != len(names):
-            fix = "write each value once"
-            raise DataError("it names a value twice", about=path, fix=fix)
+            raise DataError("it names a value twice", about=path, fix="write each value once")
         names = [name_of_value[value] for value in stored]
 
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):

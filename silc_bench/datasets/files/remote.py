@@ -385,8 +385,7 @@ def file_system(url: str) -> tuple[Any, str]:
         problem = f"reading {scheme}:// needs the package {package}"
         raise UserError(problem, about=url, fix=line) from error
     except ValueError as error:
-        fix = "check how the address begins"
-        raise UserError(first_line(error), about=url, fix=fix) from None
+        raise UserError(first_line(error), about=url, fix="check how the address begins") from None
 
 
 def ask(url: str, question: Callable[[], T], before: str = "", patience: float | None = None) -> T:

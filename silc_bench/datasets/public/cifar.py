@@ -136,8 +136,7 @@ def _read_batch(path: Path, labels_key: bytes) -> tuple[np.ndarray, list[Any]]:
     if not is_bytes or pixels.shape[1:] != (3072,):
         raise DataError("holds no array of 3,072 bytes an image", about=path, fix=AGAIN)
     if not isinstance(labels, list) or len(labels) != len(pixels):
-        problem = f"holds {len(pixels)} images and not as many labels"
-        raise DataError(problem, about=path, fix=AGAIN)
+        raise DataError(f"holds {len(pixels)} images and not as many labels", about=path, fix=AGAIN)
 
     # stored plane by plane: all red values of an image, then the green ones, then the blue ones
     planes = pixels.reshape(-1, 3, 32, 32)

@@ -43,12 +43,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from silc_bench.datasets.files.folders import Listing, listing
 from silc_bench.datasets.image_set import ImageFile, ImageSplit
 from silc_bench.datasets.layouts import (
     has_member,
     read_class_folders,
+    read_json,
     read_labelled,
     read_names,
 )
@@ -368,13 +370,10 @@ def _overlapping(site: Site) -> dict[str, str]:
 
 
 def _mapping(path: Path) -> dict[str, str]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if not all(isinstance(value, str) for value in content.values()):
-            raise ValueError("a value is no name")
-    except (OSError, ValueError, AttributeError) as error:
-        problem = f"is no mapping of names: {first_line(error)}"
-        raise DataError(problem, about=path, fix=_MAPPINGS_AGAIN) from error
+    content: Any = read_json(path, _MAPPINGS_AGAIN)
+    is_mapping = isinstance(content, dict)
+    if not is_mapping or not all(isinstance(value, str) for value in content.values()):
+        raise DataError("is no mapping of names", about=path, fix=_MAPPINGS_AGAIN)
     return content
 
 
@@ -388,11 +387,15 @@ def _variant(
     name: str, names: tuple[str, ...], test: Expected, needed: str, *folders: str
 ) -> PublicSet:
     """A set that is only tested on."""
-    folders_of = {"test": (*folders, "test", "val", "")}
-    needed = f"{needed}, or {name}/{_WDS}"
-    test_split = {"test": test}
     return PublicSet(
-        name, names, test_split, needed, read_imagenet, folders_of, ("zeroshot",), "openai80"
+        name,
+        names,
+        {"test": test},
+        f"{needed}, or {name}/{_WDS}",
+        read_imagenet,
+        {"test": (*folders, "test", "val", "")},
+        ("zeroshot",),
+        "openai80",
     )
 
 

@@ -56,7 +56,7 @@ def read_segmentation(masks: Path, base: Path, layout: MaskLayout, rule: MaskRul
         ends = ((layout.image_end,), (layout.mask_end,))
         images = _matched(folder, masks, *ends, rule, layout.skipped)
     where = f"{folder.relative_to(base)}/*{layout.image_end}"
-    return found_of(images, base, f"{where} with {how}", rule)
+    return ImageSplit(images, base, f"{where} with {how}", rule=rule)
 
 
 def read_pairs(images: Path, masks: Path, rule: MaskRule) -> list[ImageFile]:
@@ -70,18 +70,6 @@ def read_pairs(images: Path, masks: Path, rule: MaskRule) -> list[ImageFile]:
     image_ends = tuple(f".{end}" for end in FILE_EXTENSIONS)
     mask_ends = tuple(f".{end}" for end in MASK_EXTENSIONS)
     return _matched(images, masks, image_ends, mask_ends, rule)
-
-
-def found_of(images: list[ImageFile], folder: Path, layout: str, rule: MaskRule) -> ImageSplit:
-    """What a reader of masks gives back; their rule says what the labels are called."""
-    return ImageSplit(
-        images,
-        folder,
-        layout,
-        mask_names=rule.names,
-        has_background=rule.has_background,
-        mask_policy=rule.policy(),
-    )
 
 
 def _listed(

@@ -133,9 +133,7 @@ def test_every_layout_is_the_same_data(make, layouts, layout):
     check_labels(make, data, 1000)
     assert data.class_names == class_names("imagenet1k")
     torchvision = load("imagenet1k", "test", layouts / "torchvision")
-    part = load("imagenet1k", "test", layouts / "torchvision", limit=100)
-    assert part.labels.tolist() == list(range(0, 1000, 10))
-    assert data.fingerprint == torchvision.fingerprint != part.fingerprint
+    assert data.fingerprint == torchvision.fingerprint
 
 
 @pytest.mark.parametrize("name", OTHERS)
@@ -349,7 +347,7 @@ def test_mappings_that_are_none(objectnet, refuses):
     mappings = write_mappings(objectnet, NAME_OF, ["Unicorn"])
     refuses("objectnet", objectnet, mappings / "folder_to_objectnet_label.json")
     (mappings / "objectnet_to_imagenet_1k.json").write_text("[1]")
-    refuses("objectnet", objectnet, "objectnet_to_imagenet_1k.json", is_kept=False)
+    refuses("objectnet", objectnet, "objectnet_to_imagenet_1k.json")
     shutil.rmtree(mappings)
     refuses("objectnet", objectnet, objectnet / "objectnet-1.0/images")
 
