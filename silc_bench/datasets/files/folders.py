@@ -146,7 +146,7 @@ def walk(path: Path, result: Listing) -> Iterable[File]:
     for folder, names, files in os.walk(path, followlinks=True):
         # os.walk enters what is left in the list
         for name in [name for name in names if is_stray(name)]:
-            result.stray[name] += 1
+            result.pass_over(name)
             names.remove(name)
         if folder == str(path):
             result.folders += names

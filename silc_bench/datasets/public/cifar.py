@@ -85,11 +85,10 @@ def _normalise(name: str) -> str:
 
 # ---- the original python files ----
 
+# of each split; CIFAR-100 has one of the split's name
 _FILES = {
     ("cifar10", "train"): tuple(f"data_batch_{i}" for i in range(1, 6)),
     ("cifar10", "test"): ("test_batch",),
-    ("cifar100", "train"): ("train",),
-    ("cifar100", "test"): ("test",),
 }
 # the file of the names, and the keys of names and labels
 _KEYS = {
@@ -115,7 +114,7 @@ def _read_pickles(
         raise DataError(problem, about=folder / meta, fix=AGAIN)
 
     images: list[ImageFile] = []
-    for file in _FILES[name, split]:
+    for file in _FILES.get((name, split), (split,)):
         path = folder / file
         batch, labels = _read_batch(path, labels_key)
         for index, (image, label) in enumerate(zip(batch, labels, strict=True)):

@@ -71,13 +71,14 @@ class Shapes:
         return [captions(self._scene(i)) for i in range(len(self))]
 
     def image(self, index: int) -> Image.Image:
-        pixels, _ = _rendered(self.seed, self.split, self._indices[index], self.size)
-        return Image.fromarray(pixels)
+        return Image.fromarray(self._drawn(index)[0])
 
     def mask(self, index: int) -> np.ndarray:
         # a copy, because the caller may write into it and the next one would read that
-        _, mask = _rendered(self.seed, self.split, self._indices[index], self.size)
-        return mask.copy()
+        return self._drawn(index)[1].copy()
+
+    def _drawn(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        return _rendered(self.seed, self.split, self._indices[index], self.size)
 
     def _scene(self, index: int) -> Scene:
         return scene(self.seed, self.split, self._indices[index])
