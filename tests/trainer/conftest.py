@@ -1,16 +1,13 @@
 """The real training path at a test's size: towers of width 32, 16 pixels, batches of 8."""
 
-import io
 import random
 import sys
-import tarfile
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from silc_bench.trainer.config.config import (
     Config,
@@ -24,7 +21,8 @@ from silc_bench.trainer.config.config import (
     validate,
 )
 
-sys.path.insert(0, str(Path(__file__).parent))  # gloo_pool, on_ranks
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE / "data")]  # gloo_pool, on_ranks; pairs
 TOWER = {"width": 32, "depth": 1, "num_heads": 2, "mlp_dim": 48}
 BATCH = 8
 
@@ -89,19 +87,14 @@ def few_captions(monkeypatch):
 @pytest.fixture(scope="session")
 def shards(tmp_path_factory):
     """Patterns of two shards of 12 and 9 pairs; one image of the first is cut in half."""
+    from pairs import encoded, shard
+
     folder = tmp_path_factory.mktemp("shards")
-    rng = np.random.default_rng(0)
     for number, count in enumerate((12, 9)):
-        with tarfile.open(folder / f"{number:03}.tar", "w") as tar:
-            for index in range(count):
-                file = io.BytesIO()
-                Image.fromarray(rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(file, "PNG")
-                image = file.getvalue()[: 200 if (number, index) == (0, 5) else None]
-                caption = f"image {index} of shard {number}".encode()
-                for suffix, data in ((".png", image), (".txt", caption)):
-                    header = tarfile.TarInfo(f"{number}{index:03}{suffix}")
-                    header.size = len(data)
-                    tar.addfile(header, io.BytesIO(data))
+        samples = [{"png": encoded(i), "txt": f"image {i} of {number}"} for i in range(count)]
+        if number == 0:
+            samples[5]["png"] = samples[5]["png"][:40]
+        shard(folder / f"{number:03}.tar", samples)
     return str(folder / "{000..001}.tar")
 
 

@@ -16,7 +16,7 @@ from rich.console import Console
 from silc_bench.errors import UserError
 from silc_bench.system.processes import joined, meet, num_ranks, rank
 from silc_bench.trainer.data.stream import Batch, open_source
-from silc_bench.trainer.device import first_of, gather, log_sum_exp_over_ranks, mean_over_ranks
+from silc_bench.trainer.device import first_of, log_sum_exp_over_ranks, mean_over_ranks
 from silc_bench.trainer.loop import run_training
 from silc_bench.trainer.silc.tokenizers import Tokenizer
 from silc_bench.trainer.silc.views import Views, make_views
@@ -86,20 +86,6 @@ def my_share(count):
     """This rank's part of ``count`` rows."""
     share = count // num_ranks()
     return slice(first_of(share), first_of(share) + share)
-
-
-def gathered(rows):
-    """gather of this rank's row, and the gradients of sum(weights * (gathered + other)).
-
-    With this rank's weights.
-    """
-    row = rows[rank()].clone().requires_grad_()
-    everyone = gather(row[None])
-    other = torch.zeros_like(everyone).requires_grad_()
-    weights = torch.arange(everyone.numel(), dtype=row.dtype).view_as(everyone) + 100 * rank()
-    mine, others = torch.autograd.grad((weights * (everyone + other)).sum(), [row, other])
-    assert torch.equal(others, weights), "a gradient that others see too was summed"
-    return everyone.detach(), mine
 
 
 def reduced(rows):

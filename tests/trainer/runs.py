@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from silc_bench.trainer.checkpoints import file as checkpoint
 from silc_bench.trainer.loop import run_training
+from silc_bench.trainer.silc.student import Student, init_weights
 from silc_bench.trainer.train import TrainState, train_step
 
 CPU = torch.device("cpu")
@@ -91,24 +92,42 @@ class LargestTensor(TorchDispatchMode):
         return made
 
 
-def saved_numels(forward):
-    """{place: entries} of what ``forward`` saves for its backward pass, and its result."""
+def saved_bytes(forward):
+    """{place: bytes} of each storage that ``forward`` saves for its backward pass, and its result.
+
+    The storages stay until the end, so that no place is used twice.
+    """
     saved = {}
-    with torch.autograd.graph.saved_tensors_hooks(
-        lambda x: saved.update({x.data_ptr(): x.numel()}) or x, lambda x: x
-    ):
+
+    def save(tensor):
+        storage = tensor.untyped_storage()
+        saved[storage.data_ptr()] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(save, lambda x: x):
         result = forward()
-    return saved, result
+    return {place: storage.nbytes() for place, storage in saved.items()}, result
 
 
 def values_of(row):
     return {name: value.item() for name, value in row.items()}
 
 
+def student_of(config, seed=0):
+    student = Student(config)
+    init_weights(student, seed)
+    return student
+
+
+def started(config, count, device=CPU):
+    """The state a run starts with, and its first batches."""
+    tokenizer, batches = first_batches(config, count)
+    return TrainState.create(config, tokenizer, device), batches
+
+
 def steps_of(config, count, device=CPU):
     """The state after ``count`` steps, and what each of them reported."""
-    tokenizer, batches = first_batches(config, count)
-    state = TrainState.create(config, tokenizer, device)
+    state, batches = started(config, count, device)
     return state, [values_of(train_step(state, batch)) for batch in batches]
 
 

@@ -64,8 +64,9 @@ def test_fifty_steps_equal_numpy(done):
         optimizer.param_groups[0]["step"] += done if step == 0 else 0
     for weight, peer, start in zip(weights, peers, values, strict=True):
         mine = weight.detach().numpy()
-        np.testing.assert_allclose(mine, peer.weight, rtol=0, atol=2e-4)
-        assert np.abs(mine - peer.weight).mean() < 2e-6
+        errors = np.abs(mine - peer.weight)
+        assert errors.max() < 2e-4
+        assert errors.mean() < 2e-6
         assert np.abs(mine - start).mean() > 1e-4
         momentum = optimizer.state[weight]["momentum"]
         assert momentum.dtype == torch.bfloat16

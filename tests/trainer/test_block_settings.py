@@ -13,34 +13,12 @@ import pytest
 import torch
 from on_ranks import first_batches, train
 from refusals import refused
-from runs import CPU, close, equal, run
+from runs import CPU, close, equal, run, saved_bytes, started
 
 from silc_bench.trainer.monitor import cost as estimate
-from silc_bench.trainer.silc.student import Student
 from silc_bench.trainer.silc.towers import Block
 from silc_bench.trainer.silc.views import make_views
 from silc_bench.trainer.train import TrainState, train_step
-
-
-def kept(config, batch, tokenizer):
-    """Bytes that the student's forward pass keeps for its backward pass, each storage once.
-
-    Weights are left out.
-    """
-    student = TrainState.create(config, tokenizer, CPU).student
-    views = make_views(batch.images, batch.sizes, config.views, 0, 0, needs=config.view_kinds)
-    storages = {}
-
-    def keep(tensor):
-        storages[tensor.untyped_storage().data_ptr()] = tensor
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-        out = student(views, tokenizer(batch.texts))
-    assert out.image_features.requires_grad
-    for weight in student.parameters():
-        storages.pop(weight.untyped_storage().data_ptr(), None)
-    return sum(tensor.untyped_storage().nbytes() for tensor in storages.values())
 
 
 @pytest.mark.parametrize(
@@ -63,26 +41,26 @@ def test_checkpointed_blocks_give_the_same_bits(tiny, changes):
 
 def test_checkpointed_blocks_keep_what_enters_them(tiny):
     """A third of the bytes at most, with four blocks a tower; the estimate knows of both."""
-    tower = {"depth": 4}
-    configs = [
-        tiny(vision=tower, text=tower, checkpointing=policy) for policy in ("none", "blocks")
-    ]
-    tokenizer, (batch,) = first_batches(configs[0], 1)
-    plain, anew = (kept(config, batch, tokenizer) for config in configs)
-    assert anew < plain / 3
-    with torch.device("meta"):
-        guess, guess_anew = (
-            estimate.memory(config, Student(config), config.batch_size)["activations"]
-            for config in configs
-        )
-    assert guess_anew < guess / 2
-    assert guess == pytest.approx(plain, rel=0.25)
+    tower, held, guesses = {"depth": 4}, [], []
+    for policy in ("none", "blocks"):
+        config = tiny(vision=tower, text=tower, checkpointing=policy)
+        state, (batch,) = started(config, 1)
+        student, tokens = state.student, state.tokenizer(batch.texts)
+        views = make_views(batch.images, batch.sizes, config.views, 0, 0, needs=config.view_kinds)
+        saved, _ = saved_bytes(lambda forward=student, inputs=(views, tokens): forward(*inputs))
+        for weight in student.parameters():
+            saved.pop(weight.untyped_storage().data_ptr(), None)
+        held.append(sum(saved.values()))
+        guess = estimate.memory(config, student.to("meta"), config.batch_size)
+        guesses.append(guess["activations"])
+    assert held[1] < held[0] / 3
+    assert guesses[1] < guesses[0] / 2
+    assert guesses[0] == pytest.approx(held[0], rel=0.25)
 
 
 def test_the_teacher_computes_nothing_twice(tiny):
-    config, calls = tiny(checkpointing="blocks"), []
-    tokenizer, (batch,) = first_batches(config, 1)
-    state = TrainState.create(config, tokenizer, CPU)
+    calls = []
+    state, (batch,) = started(tiny(checkpointing="blocks"), 1)
     for name in ("teacher", "student"):
         block = getattr(state, name).vision.blocks[0]
         block.register_forward_pre_hook(lambda *_, name=name: calls.append(name))
@@ -111,8 +89,7 @@ def test_compile_compiles_each_block_and_nothing_else(tiny, monkeypatch):
 
     monkeypatch.setattr(torch, "compile", compile_nothing)
     config = tiny(compile=True)
-    tokenizer, batches = first_batches(config, 2)
-    state = TrainState.create(config, tokenizer, CPU)
+    state, batches = started(config, 2)
     modules = [*state.student.modules(), *state.teacher.modules()]
     blocks = [module for module in modules if isinstance(module, Block)]
     assert len(blocks) == 3, "one a tower, and one of the teacher's"
@@ -122,8 +99,8 @@ def test_compile_compiles_each_block_and_nothing_else(tiny, monkeypatch):
     called.clear()
     train_step(state, batches[0])
     assert {*called} == {*blocks}
-    plain = train(tiny(), tokenizer, batches)
-    assert equal(trained_on(config, tokenizer, batches), plain[2:4])
+    plain = train(tiny(), state.tokenizer, batches)
+    assert equal(trained_on(config, state.tokenizer, batches), plain[2:4])
 
 
 @pytest.mark.slow

@@ -11,14 +11,12 @@ import shutil
 
 import pytest
 import torch
-from on_ranks import first_batches
-from runs import CPU, differing, end_of, rows_of, run, values_of
+from runs import CPU, differing, end_of, rows_of, run, started, values_of
 
-from silc_bench.errors import UserError
 from silc_bench.trainer import train
 from silc_bench.trainer.checkpoints import file as checkpoint
 from silc_bench.trainer.checkpoints import model as native
-from silc_bench.trainer.config.config import MaskedConfig, from_dict, to_dict, without_heads
+from silc_bench.trainer.config.config import without_heads
 from silc_bench.trainer.config.presets import configure
 from silc_bench.trainer.monitor.cost import flops_per_image
 from silc_bench.trainer.optim import Adafactor
@@ -42,9 +40,7 @@ def late(tiny, **changes):
 @pytest.fixture
 def begun(tiny):
     """A run before its first step, and its batches."""
-    config = late(tiny)
-    tokenizer, batches = first_batches(config, STEPS)
-    return TrainState.create(config, tokenizer, CPU), batches
+    return started(late(tiny), STEPS)
 
 
 def test_before_the_start_it_is_the_contrastive_run_bit_for_bit(tiny, begun):
@@ -71,8 +67,7 @@ def test_before_the_start_it_costs_nothing(tiny, monkeypatch):
     local+global encodes no more.
     """
     config, asked = late(tiny, distillation={"start_fraction": 0.5, "pairs": "local+global"}), []
-    tokenizer, batches = first_batches(config, STEPS)
-    state = TrainState.create(config, tokenizer, CPU)
+    state, batches = started(config, STEPS)
 
     def note(owner, name):
         real = getattr(owner, name)
@@ -133,9 +128,7 @@ def test_the_time_left_knows_that_taught_steps_cost_more(tiny, tmp_path):
 
 @pytest.mark.parametrize("kind", ["adamw", "adafactor"])
 def test_a_resume_anywhere_about_the_start_is_exact(tiny, kind):
-    config = late(tiny, optim={"kind": kind})
-    tokenizer, batches = first_batches(config, STEPS)
-    state, saved = TrainState.create(config, tokenizer, CPU), []
+    (state, batches), saved = started(late(tiny, optim={"kind": kind}), STEPS), []
     for batch in batches:
         saved.append(copy.deepcopy(state.payload()))
         train_step(state, batch)
@@ -161,21 +154,6 @@ def test_adafactor_is_as_fresh_for_a_weight_that_begins_late():
         both.step()
     assert torch.equal(weight, twin)
     assert not torch.equal(weight, torch.ones(40, 64))
-
-
-def test_a_checkpoint_from_before_these_fields_is_read_as_it_ran(tiny):
-    saved = to_dict(tiny())
-    del saved["masked"], saved["distillation"]["start_fraction"]
-    config = from_dict(json.loads(json.dumps(saved)))
-    assert config == tiny()
-    assert (config.masked, config.start_step) == (MaskedConfig(), 0)
-    assert config.masked.weight == 0
-
-
-@pytest.mark.parametrize("fraction", [-0.1, 1.0, 0.99])
-def test_a_start_that_cannot_be_is_refused(tiny, fraction):
-    with pytest.raises(UserError, match=r"distillation\.start_fraction"):
-        tiny(steps=STEPS, distillation={"start_fraction": fraction})
 
 
 # --- the presets ----------------------------------------------------------------------------------

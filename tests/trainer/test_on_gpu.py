@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from on_ranks import first_batches
 from refusals import refused
-from runs import close, rows_of, run, saved_in, steps_of
+from runs import close, rows_of, run, saved_in, started, steps_of
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from pretended_gpu import CPU, CUDA, pretended_gpu
@@ -17,7 +16,7 @@ from silc_bench.errors import RunError
 from silc_bench.trainer.checkpoints import file as checkpoint
 from silc_bench.trainer.device import DataWait
 from silc_bench.trainer.monitor import cost as estimate
-from silc_bench.trainer.train import TrainState, train_step
+from silc_bench.trainer.train import train_step
 
 pytestmark = [pytest.mark.broad, pytest.mark.usefixtures("few_captions")]
 MASKED = {"masked": {"weight": 1.0}}
@@ -55,11 +54,6 @@ def test_steps_on_a_gpu_are_those_on_a_cpu(tiny, changes):
     close(ours, weights, 1e-4, atol=1e-5)
 
 
-def begun(config):
-    tokenizer, batches = first_batches(config, 2)
-    return TrainState.create(config, tokenizer, CUDA), batches
-
-
 @pytest.mark.parametrize(
     "changes",
     [{"average_momentum": 0.9, **MASKED}, {"micro_batch": 4, "optim": {"kind": "adafactor"}}],
@@ -67,7 +61,7 @@ def begun(config):
 def test_the_host_waits_for_nothing_in_a_step(tiny, changes):
     """It would leave the GPU with nothing to do while the host prepares what comes next."""
     with pretended_gpu() as gpu:
-        state, batches = begun(tiny(views=GRAY, **changes))
+        state, batches = started(tiny(views=GRAY, **changes), 2, CUDA)
         for batch in batches:
             gpu.waits.clear()
             train_step(state, batch)
@@ -79,7 +73,7 @@ def test_the_host_waits_for_nothing_in_a_step(tiny, changes):
 @pytest.mark.parametrize("end", ["payload", "step"])
 def test_what_is_not_finite_on_a_gpu_is_known_a_step_later_and_not_saved(tiny, end):
     with pretended_gpu():
-        state, batches = begun(tiny())
+        state, batches = started(tiny(), 2, CUDA)
         state.teacher.center.fill_(math.nan)
         train_step(state, batches[0])
         with refused(about="step 1", kind=RunError, is_kept=False):

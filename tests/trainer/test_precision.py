@@ -10,7 +10,6 @@ from refusals import refused
 from runs import differing, end_of, run
 
 from silc_bench.trainer.checkpoints import file as checkpoint
-from silc_bench.trainer.config.presets import PRESETS
 from silc_bench.trainer.device import resolve
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -22,27 +21,24 @@ def computes(monkeypatch, **capabilities):
 
 
 @pytest.mark.parametrize(
-    ("capabilities", "precision"),
+    ("device", "capabilities", "precision"),
     [
-        ({}, "fp32"),
-        ({"avx512_f": True}, "fp32"),
-        ({"avx512_bf16": True}, "bf16"),
-        ({"amx_bf16": True}, "bf16"),
-        ({"bf16": True}, "bf16"),
+        (CPU, {}, "fp32"),
+        (CPU, {"avx512_f": True}, "fp32"),
+        (CPU, {"avx512_bf16": True}, "bf16"),
+        (CPU, {"amx_bf16": True}, "bf16"),
+        (CPU, {"bf16": True}, "bf16"),
+        (GPU, {}, "fp32"),  # one from before Ampere only emulates it
+        (GPU, {"gpu": True}, "bf16"),
     ],
 )
-def test_a_cpu_computes_bf16_where_it_does_so_natively(tiny, monkeypatch, capabilities, precision):
+def test_bf16_is_computed_where_it_is_native(tiny, monkeypatch, device, capabilities, precision):
+    def is_native(including_emulation):
+        return including_emulation or bool(capabilities)
+
     computes(monkeypatch, **capabilities)
-    assert resolve(tiny(precision="auto"), CPU).precision == precision
-
-
-@pytest.mark.parametrize(("native", "precision"), [(True, "bf16"), (False, "fp32")])
-def test_so_does_a_gpu(tiny, monkeypatch, native, precision):
-    """One from before Ampere only emulates it."""
-    monkeypatch.setattr(
-        torch.cuda, "is_bf16_supported", lambda including_emulation: native or including_emulation
-    )
-    assert resolve(tiny(precision="auto"), GPU).precision == precision
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", is_native)
+    assert resolve(tiny(precision="auto"), device).precision == precision
 
 
 @pytest.mark.parametrize("asked", ["bf16", "fp32"])
@@ -50,10 +46,6 @@ def test_what_was_asked_for_stays(tiny, monkeypatch, asked):
     computes(monkeypatch, avx512_bf16=asked == "fp32")
     config = tiny(precision=asked)
     assert resolve(config, CPU) is config
-
-
-def test_every_preset_leaves_it_to_the_machine():
-    assert {make().precision for make in PRESETS.values()} == {"auto"}
 
 
 @pytest.mark.usefixtures("few_captions")

@@ -86,14 +86,6 @@ def test_the_distance_to_one_grows_with_the_batch(batch, momentum):
     assert ema_at(3, 100, replace(scaled, ema_batch=0), batch) == pytest.approx(0.966)
 
 
-def test_the_real_recipe():
-    """50,000 steps of warm-up and of cool-down in 1.22 million."""
-    config = make_preset("b16")
-    steps, optim = config.num_steps, config.optim
-    points = [lr_at(step, steps, optim) for step in (24_999, 49_999, 199_999, steps - 1)]
-    assert points == pytest.approx([5e-4, 1e-3, 5e-4, 0.0], abs=1e-8)
-
-
 @settings(max_examples=200, deadline=None)
 @given(
     num_steps=st.integers(1, 400),

@@ -1,7 +1,5 @@
 """The image-text losses against float64 loops from their formulas and open_clip."""
 
-import copy
-
 import open_clip.loss
 import pytest
 import torch
@@ -71,16 +69,11 @@ NAIVE = {"sigmoid": naive_sigmoid, "softmax": naive_softmax}
 
 @pytest.mark.parametrize("scalars", [(10.0, -10.0), (1.0, 0.0), (40.0, -3.0)])
 @pytest.mark.parametrize("batch", [2, 7])
-def test_value_and_gradients_equal_the_loop(name, loss, batch, scalars):
+def test_value_and_gradients_equal_the_loop_and_open_clip(name, loss, batch, scalars):
     inputs = [*features(batch, 5, seed=batch), *map(torch.tensor, scalars)]
-    theirs = value_and_gradients(NAIVE[name], *inputs, dtype=torch.float64)
-    close(value_and_gradients(loss, *inputs), theirs)
-
-
-@pytest.mark.parametrize("batch", [2, 32])
-def test_it_equals_open_clip(name, loss, batch):
-    inputs = [*features(batch, 16, seed=0), *SCALARS]
-    close(value_and_gradients(loss, *inputs), value_and_gradients(by_open_clip(name), *inputs))
+    mine = value_and_gradients(loss, *inputs)
+    for peer in (NAIVE[name], by_open_clip(name)):
+        close(mine, value_and_gradients(peer, *inputs, dtype=torch.float64))
 
 
 # --- what holds of each loss ----------------------------------------------------------------------
@@ -107,14 +100,6 @@ def test_views_are_averaged(loss):
         lambda views, *rest: sum(loss(view, *rest) for view in views) / 3, *inputs
     )
     close(value_and_gradients(loss, *inputs), apart)
-
-
-def test_it_changes_no_state_and_draws_no_random_numbers(loss):
-    inputs = [*features(6, 8, seed=9), *SCALARS]
-    before, random_state = copy.deepcopy(inputs), torch.get_rng_state()
-    assert loss(*inputs) == loss(*inputs)
-    assert all(map(torch.equal, inputs, before))
-    assert torch.equal(torch.get_rng_state(), random_state)
 
 
 def cosine_loss(image_features, text_features, scale, bias):

@@ -3,8 +3,6 @@
 import json
 import re
 import string
-import subprocess
-import sys
 import unicodedata
 
 import pytest
@@ -37,13 +35,8 @@ def canonical(text):
 
 
 def test_layout_is_text_then_eos_to_the_end(tokenizer):
-    short, empty, long = tokenizer(["a red circle", "", "red circle " * 50])
-    assert torch.equal(empty, torch.full((LENGTH,), EOS_ID))
-    length = int((short != EOS_ID).sum())
-    assert 0 < length < LENGTH
-    assert (short[length:] == EOS_ID).all()
-    assert (long[:-1] != EOS_ID).all()  # truncated to L - 1
-    assert long[-1] == EOS_ID
+    ids = tokenizer(["large red circle", "", "red circle " * 50])
+    assert (ids != EOS_ID).sum(1).tolist() == [3, 0, LENGTH - 1]
     assert tokenizer([]).shape == (0, LENGTH)
 
 
@@ -79,7 +72,6 @@ def test_eos_in_a_caption_is_text(tokenizer):
 def test_merges_are_learned_within_the_vocabulary():
     large = Tokenizer.train(CAPTIONS, 100_000, LENGTH)
     assert MIN_VOCAB_SIZE < large.vocab_size < 1000  # no more than the captions are worth
-    assert (large(["large red circle"]) != EOS_ID).sum() == 3
     for asked in (MIN_VOCAB_SIZE, 258, 300, 333):
         assert MIN_VOCAB_SIZE <= Tokenizer.train(CAPTIONS, asked, LENGTH).vocab_size <= asked
 
@@ -87,16 +79,6 @@ def test_merges_are_learned_within_the_vocabulary():
 def test_training_is_deterministic_in_any_order(tokenizer):
     again = Tokenizer.train(iter(reversed(CAPTIONS)), 400, LENGTH).to_json()
     assert again == tokenizer.to_json()
-
-
-@pytest.mark.slow
-def test_training_is_deterministic_in_any_process(tokenizer):
-    code = "import json, sys; from silc_bench.trainer.silc.tokenizers import Tokenizer\n"
-    code += "captions, *sizes = json.load(sys.stdin)\n"
-    code += "sys.stdout.write(Tokenizer.train(captions, *sizes).to_json())"
-    asked = json.dumps([CAPTIONS, 400, LENGTH])
-    done = subprocess.run([sys.executable, "-c", code], input=asked.encode(), capture_output=True)
-    assert done.stdout.decode() == tokenizer.to_json()
 
 
 def test_json_keeps_everything(tokenizer):

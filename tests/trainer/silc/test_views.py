@@ -193,13 +193,11 @@ def test_every_order_of_the_colour_operations_is_drawn():
 
 def test_views_are_a_pure_function_of_seed_step_and_view():
     inputs = make_images(8)
-    torch.manual_seed(5)
     first = made(*inputs, seed=1, step=2)
     state = torch.random.get_rng_state()
-    same(made(*inputs, seed=1, step=2), first, 0)
-    assert torch.equal(state, torch.random.get_rng_state())  # the global generator is left alone
     fewer = made(*inputs, seed=1, step=2, needs={"local_crops"})
     smaller = made(*inputs, dataclasses.replace(CONFIG, num_local=1), seed=1, step=2)
+    assert torch.equal(state, torch.random.get_rng_state())  # the global generator is left alone
     assert fewer.global_crops is fewer.original is None
     assert torch.equal(first.local_crops, fewer.local_crops)
     assert torch.equal(first.local_crops[:1], smaller.local_crops)
@@ -231,19 +229,7 @@ def test_a_part_of_the_global_batch_gets_the_views_that_the_whole_would_give_it(
     part = made(images[first:7], sizes[first:7], first=first)
     same(part.global_crops, whole.global_crops[:, first:7])
     same(part.local_crops, whole.local_crops[:, first:7])
-
-
-def test_random_numbers_of_a_block_are_drawn_for_those_who_ask_for_it(monkeypatch):
-    monkeypatch.setattr(views, "BLOCK", 4)
-    asked, rand = [], torch.rand
-    monkeypatch.setattr(
-        torch, "rand", lambda *shape, **rest: asked.append(shape) or rand(*shape, **rest)
-    )
-    whole = views.table(0, 11, 5, views.seeded(1), (1, 2))
-    assert len(whole.unique()) == whole.numel(), "no two blocks draw the same"
-    assert torch.equal(views.table(9, 1, 5, views.seeded(1), (1, 2)), whole[9:10])
-    # and nothing of the blocks before
-    assert asked == [(4, 5), (4, 5), (3, 5), (2, 5)]
+    assert len(drawn(8).blur_sigmas.unique()) == 8, "two blocks draw the same"
 
 
 def test_padding_never_reaches_a_view():
@@ -251,20 +237,19 @@ def test_padding_never_reaches_a_view():
     same(black, white, 0)
 
 
-def test_outputs_are_plain_contiguous_fp32_in_range_without_gradient():
+def test_outputs_are_contiguous_fp32_in_range():
+    """In autocast too."""
     images, sizes = make_images(4)
     before = images.clone()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         finished = made(images, sizes)
     assert torch.equal(images, before)
-    same(finished, made(images, sizes), 0)  # autocast changed nothing
+    same(finished, made(images, sizes), 0)
     tensors = dataclasses.astuple(finished)
     shapes = [(3, 4, 3, 40, 40), (2, 4, 3, 16, 16), (4, 3, 40, 40)]
     assert [tensor.shape for tensor in tensors] == shapes
     for tensor in tensors:
-        assert tensor.dtype == torch.float32
-        assert tensor.is_contiguous()
-        assert not tensor.requires_grad
+        assert (tensor.dtype, tensor.is_contiguous()) == (torch.float32, True)
         assert -1.00001 <= tensor.min() < -0.5
         assert 0.5 < tensor.max() <= 1.00001
 
@@ -281,19 +266,3 @@ def test_no_local_views_and_one_pixel_images_work():
     finished = made(*make_images(3, 1), dataclasses.replace(CONFIG, num_local=0))
     assert finished.local_crops.shape == (0, 3, 3, 16, 16)
     assert finished.global_crops.isfinite().all()
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"needs": {"globals"}},
-        {"images": torch.zeros(4, 3, CANVAS, CANVAS)},
-        {"images": torch.zeros(4, 3, CANVAS, 8, dtype=torch.uint8)},
-        {"sizes": torch.full((4, 2), CANVAS + 1)},
-        {"sizes": torch.zeros(4, 2, dtype=torch.int64)},
-    ],
-)
-def test_wrong_input_is_refused(change):
-    images, sizes = make_images(4)
-    with pytest.raises(AssertionError):
-        made(**{"images": images, "sizes": sizes} | change)
