@@ -92,16 +92,6 @@ def test_large_logits_do_not_overflow(loss):
     assert loss(*features(4, 8, seed=0, scale=1e4), torch.tensor(1000.0), SCALARS[1]).isfinite()
 
 
-def test_views_are_averaged(loss):
-    """Three views at once are the mean of three times one view."""
-    views = torch.stack([features(5, 8, seed=n)[0] for n in range(3)])
-    inputs = [views, features(5, 8, seed=9)[1], *SCALARS]
-    apart = value_and_gradients(
-        lambda views, *rest: sum(loss(view, *rest) for view in views) / 3, *inputs
-    )
-    close(value_and_gradients(loss, *inputs), apart)
-
-
 def cosine_loss(image_features, text_features, scale, bias):
     """1 - cosine of each pair; the scale has no part in it, but keeps its gradient."""
     images, texts = losses.unit(image_features), losses.unit(text_features)

@@ -37,16 +37,6 @@ def test_every_view_masks_the_stated_share_and_every_place_equally_often(config,
     assert (counts / 4000 - count / 16).abs().max() < 0.04  # five standard errors
 
 
-@pytest.mark.parametrize("block", [4096, 5])
-@pytest.mark.parametrize("shares", [(12,), (4, 4, 4), (1, 11)])
-def test_any_number_of_ranks_draws_the_same(config, shares, block, monkeypatch):
-    monkeypatch.setattr("silc_bench.trainer.silc.views.BLOCK", block)
-    parts = [
-        draw_masked(config, share, 5, sum(shares[:number])) for number, share in enumerate(shares)
-    ]
-    assert torch.equal(torch.cat(parts, dim=1), draw_masked(config, 12, 5))
-
-
 def test_masks_depend_on_seed_step_view_and_image_and_not_on_what_a_view_draws(config):
     masks = draw_masked(config, 6, 5)
     numbers_of_views = torch.rand(6, 16, generator=seeded(0, 5, 0), dtype=torch.float64)
