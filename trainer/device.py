@@ -125,16 +125,13 @@ def resolve(config: Config, device: torch.device) -> Config:
     """
     if config.precision != "auto":
         return config
-    precision = "bf16" if has_native_bf16(device) else "fp32"
-    return replace(config, precision=precision)
 
-
-def has_native_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-
-    capabilities = torch.cpu.get_capabilities()
-    return any(capabilities.get(name, False) for name in NATIVE_BF16)
+        is_native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        capabilities = torch.cpu.get_capabilities()
+        is_native = any(capabilities.get(name, False) for name in NATIVE_BF16)
+    return replace(config, precision="bf16" if is_native else "fp32")
 
 
 # ---- between the host and a GPU ----

@@ -220,13 +220,10 @@ def _tokenizer_json(source: Source, config: Config) -> str:
 
 def _restored(config: Config, payload: dict[str, Any], device: torch.device) -> TrainState:
     """The run of ``payload``, with what suits this machine from ``config``."""
-    saved_config = json.loads(payload["config"])
-    of_this_machine = {
-        name: value for name, value in to_dict(config).items() if name in OF_THE_MACHINE
-    }
-    return TrainState.restore(
-        {**payload, "config": json.dumps(saved_config | of_this_machine)}, device
-    )
+    asked = to_dict(config)
+    of_this_machine = {name: asked[name] for name in OF_THE_MACHINE}
+    joined = json.loads(payload["config"]) | of_this_machine
+    return TrainState.restore({**payload, "config": json.dumps(joined)}, device)
 
 
 def _plan(state: TrainState, source: Source, device: torch.device) -> str:

@@ -1,8 +1,7 @@
 """The optimiser, what changes over a run, and an average of the weights for evaluation.
 
-Flow, in the step's order: ``set_lr(optimizer, lr_at(step))`` -> ``clip_gradients``
--> the step of what ``make_optimizer`` made -> ``ema_at`` for the teacher ->
-``Average.update``.
+Flow, in the step's order: ``set_lr(optimizer, lr_at(step))`` -> the step of what
+``make_optimizer`` made -> ``ema_at`` for the teacher -> ``Average.update``.
 
 Learning rate and momenta are pure functions of the step, so that there is nothing
 to checkpoint.
@@ -83,7 +82,7 @@ def make_optimizer(student: Student, config: OptimConfig) -> torch.optim.Optimiz
     if config.kind == "adafactor":
         return Adafactor(described, config.lr, config.beta1)
     return torch.optim.AdamW(
-        described, lr=config.lr, betas=(config.beta1, config.beta2), eps=1e-8, fused=True
+        described, lr=config.lr, betas=(config.beta1, config.beta2), fused=True
     )
 
 
@@ -106,16 +105,7 @@ def layers_above(name: str, student: Student) -> int:
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
     for group in optimizer.param_groups:
-        # Groups in checkpoints from before ``layer_decay`` have no scale.
-        group["lr"] = lr * group.get("lr_scale", 1.0)
-
-
-def clip_gradients(student: nn.Module, max_norm: float) -> torch.Tensor:
-    """Scale all gradients so that their global norm is at most ``max_norm``.
-
-    Returns the norm before scaling, on the device.
-    """
-    return nn.utils.clip_grad_norm_(student.parameters(), max_norm, foreach=True)
+        group["lr"] = lr * group["lr_scale"]
 
 
 def lr_at(step: int, num_steps: int, config: OptimConfig) -> float:

@@ -27,15 +27,7 @@ from silc_bench.trainer.checkpoints.init import Start
 from silc_bench.trainer.config.config import LOSSES, Config, from_dict, to_dict
 from silc_bench.trainer.data.stream import Batch
 from silc_bench.trainer.device import Answer, first_of, mean_over_ranks, parallel, resolve, send
-from silc_bench.trainer.optim import (
-    Average,
-    average_at,
-    clip_gradients,
-    ema_at,
-    lr_at,
-    make_optimizer,
-    set_lr,
-)
+from silc_bench.trainer.optim import Average, average_at, ema_at, lr_at, make_optimizer, set_lr
 from silc_bench.trainer.silc import losses
 from silc_bench.trainer.silc.distillation import Targets, distillation_loss
 from silc_bench.trainer.silc.masking import draw_masked
@@ -95,7 +87,9 @@ def train_step(state: TrainState, batch: Batch) -> dict[str, Tensor]:
 
     state.optimizer.zero_grad()
     loss.backward()
-    gradient_norm = clip_gradients(student, config.optim.clip_norm)
+    gradient_norm = nn.utils.clip_grad_norm_(
+        student.parameters(), config.optim.clip_norm, foreach=True
+    )
     values = global_values({**terms, "loss": loss, "gradient_norm": gradient_norm})
     state.check_finite(values)  # every rank stops, or none; on a CPU before the weights move
     state.optimizer.step()

@@ -199,15 +199,12 @@ def sinkhorn_targets(features: Tensor, prototypes: Tensor, temp: float) -> Targe
     return Targets(features, prototypes, temp * sums, normalizers, temp)
 
 
-def unit_rows(rows: Tensor) -> Tensor:
+class _UnitRows(torch.autograd.Function):
     """[K, d] at unit length.
 
     As ``F.normalize``, whose gradient takes several passes over all of it; this one takes two.
     """
-    return _UnitRows.apply(rows)
 
-
-class _UnitRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
         lengths = torch.linalg.vector_norm(rows, dim=-1, keepdim=True).clamp_min_(1e-12)
@@ -252,4 +249,4 @@ class Head(nn.Module):
 
     def unit_prototypes(self) -> Tensor:
         """[K, d]: weight normalisation with its gain fixed to 1."""
-        return unit_rows(self.prototypes)
+        return _UnitRows.apply(self.prototypes)

@@ -89,7 +89,8 @@ def resample(pixels: Tensor, which: Tensor, places: Tensor, weights: Tensor) -> 
     Args:
         pixels: [N, 3, h, w] of ``to_pixels``.
         which: int64 [n], the images to take.
-        places, weights: the ``resampling_taps`` of these images.
+        places: of the ``resampling_taps`` of these images.
+        weights: of the same taps.
 
     Returns:
         [n, 3, size, size].

@@ -63,12 +63,11 @@ def softmax_loss(
         to_texts = images @ gather(texts).T  # [V, b, B]
         to_images = texts @ all_images.mT  # [V, b, B]
 
-        total = torch.zeros((), device=images.device, dtype=images.dtype)
+        losses = []
         for logits in (to_texts, to_images):
             own = own_columns(logits).expand(logits.shape[:-1])
-            loss = F.cross_entropy(scale * logits.flatten(0, -2), own.flatten())
-            total = total + loss / 2
-        return total
+            losses.append(F.cross_entropy(scale * logits.flatten(0, -2), own.flatten()))
+        return torch.stack(losses).mean()
 
 
 def own_columns(logits: Tensor) -> Tensor:

@@ -185,21 +185,20 @@ def init_weights(student: Student, seed: int) -> None:
     nn.init.constant_(student.log_scale, math.log(contrastive.init_scale))
     nn.init.constant_(student.logit_bias, init_bias)
 
+    for name, parameter in student.named_parameters():
+        if name.endswith(".bias"):
+            nn.init.zeros_(parameter)
+
     # One generator, and modules in the order they were made: towers before heads, so that the
     # objective does not change the towers.
     generator = torch.Generator().manual_seed(seed)
     for name, module in student.named_modules():
         if isinstance(module, nn.Linear):
-            _init_linear(name, module, generator)
-        elif isinstance(module, nn.Conv2d):
-            std = module.weight[0].numel() ** -0.5
-            nn.init.normal_(module.weight, std=std, generator=generator)
-            assert module.bias is not None
-            nn.init.zeros_(module.bias)
+            _init_matrix(name, module, generator)
         elif isinstance(module, nn.LayerNorm):
-            module.reset_parameters()
-        elif isinstance(module, nn.Embedding):
-            std = module.embedding_dim**-0.5
+            nn.init.ones_(module.weight)
+        elif isinstance(module, nn.Conv2d | nn.Embedding):
+            std = module.weight[0].numel() ** -0.5
             nn.init.normal_(module.weight, std=std, generator=generator)
         elif isinstance(module, VisionTower):
             width = module.positions.shape[-1]
@@ -213,8 +212,8 @@ def init_weights(student: Student, seed: int) -> None:
             nn.init.trunc_normal_(module.prototypes, std=0.02, generator=generator)
 
 
-def _init_linear(name: str, layer: nn.Linear, generator: torch.Generator) -> None:
-    """Fill the layer ``name`` of the student."""
+def _init_matrix(name: str, layer: nn.Linear, generator: torch.Generator) -> None:
+    """Fill the weight of the layer ``name`` of the student."""
     if name.startswith(("head.", "patch_head.")):
         nn.init.trunc_normal_(layer.weight, std=0.02, generator=generator)
     elif name.endswith((".qkv", ".kv")):
@@ -223,7 +222,6 @@ def _init_linear(name: str, layer: nn.Linear, generator: torch.Generator) -> Non
             nn.init.xavier_uniform_(part, generator=generator)
     else:
         nn.init.xavier_uniform_(layer.weight, generator=generator)
-    nn.init.zeros_(layer.bias)
 
 
 class MicroBatches(nn.Module):
