@@ -39,8 +39,8 @@ def sigmoid_loss(
         texts = gather(unit(text_features))
         logits = scale * (images @ texts.T) + bias  # [V, b, B]
 
-        own = own_columns(logits).expand(logits.shape[:-1]).unsqueeze(-1)
-        z = torch.full_like(logits, -1).scatter_(-1, own, 1)
+        own = own_columns(logits)
+        z = torch.full_like(logits, -1).scatter_(-1, own.unsqueeze(-1), 1)
 
         # By images, not by pairs: own.numel() is V * b, as SigLIP divides by the batch.
         return -F.logsigmoid(z * logits).sum() / own.numel()
@@ -65,15 +65,16 @@ def softmax_loss(
 
         losses = []
         for logits in (to_texts, to_images):
-            own = own_columns(logits).expand(logits.shape[:-1])
-            losses.append(F.cross_entropy(scale * logits.flatten(0, -2), own.flatten()))
+            own = own_columns(logits).flatten()
+            losses.append(F.cross_entropy(scale * logits.flatten(0, -2), own))
         return torch.stack(losses).mean()
 
 
 def own_columns(logits: Tensor) -> Tensor:
-    """int64 [b]: where in the global batch the pairs of this rank are, for logits [..., b, B]."""
+    """int64 [..., b]: where in the global batch this rank's pairs are, for logits [..., b, B]."""
     share = logits.shape[-2]
-    return first_of(share) + torch.arange(share, device=logits.device)
+    own = first_of(share) + torch.arange(share, device=logits.device)
+    return own.expand(logits.shape[:-1])
 
 
 def unit(features: Tensor) -> Tensor:

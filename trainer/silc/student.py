@@ -108,8 +108,8 @@ class Student(nn.Module):
             assert locked is not None
             return StudentOutput(locked, self.text(tokens), self.log_scale.exp(), self.logit_bias)
 
-        is_distilled = is_taught and self.head is not None
-        shows_globals = is_distilled and config.distillation.pairs == "local+global"
+        head = self.head if is_taught else None
+        shows_globals = head is not None and config.distillation.pairs == "local+global"
 
         # Each kind of view is encoded once, whichever losses ask for it.
         kinds = config.contrastive.images.split("+")
@@ -119,13 +119,13 @@ class Student(nn.Module):
         meets_text = torch.cat([features[kind] for kind in kinds])
 
         projections = prototypes = None
-        if is_distilled and self.head is not None:
+        if head is not None:
             # Global views first: the loss tells by their place which of them the teacher saw too.
             shown = [features["global"]] if shows_globals else []
             if views.local_crops is not None:
                 shown.append(self._encode(views.local_crops))
-            projections = self.head.project(torch.cat(shown))
-            prototypes = self.head.unit_prototypes()
+            projections = head.project(torch.cat(shown))
+            prototypes = head.unit_prototypes()
 
         patch_projections = patch_prototypes = None
         if masked is not None:

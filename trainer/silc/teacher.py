@@ -107,11 +107,7 @@ class Teacher(nn.Module):
 
         With momentum 0 it becomes the student.
         """
-        # In the order of our own ``parameters``: tower, head, head of the patches.
-        theirs = [*student.vision.parameters()]
-        for head in (student.head, student.patch_head):
-            if head is not None:
-                theirs += head.parameters()
+        theirs = [student.get_parameter(name) for name, _ in self.named_parameters()]
         get_ema_multi_avg_fn(momentum)(list(self.parameters()), theirs, 0)
 
     @torch.no_grad()

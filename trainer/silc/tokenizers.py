@@ -118,17 +118,14 @@ class Tokenizer:
 
     @classmethod
     def from_json(cls, text: str) -> Tokenizer:
-        """What ``to_json`` wrote. UserError for anything else."""
-        try:
-            pipeline = tokenizers.Tokenizer.from_str(text)
-        except Exception as error:  # the library raises nothing narrower
-            raise _damaged(error) from error
+        """What ``to_json`` wrote. For anything else ValueError, or what the library raises."""
+        pipeline = tokenizers.Tokenizer.from_str(text)
 
         # Normalisers are compared by what they print, which names every step.
         has_our_cleaning = str(pipeline.normalizer) == str(canonicalizer())
         is_ours = pipeline.token_to_id(EOS) == EOS_ID and has_our_cleaning
         if not is_ours or not pipeline.padding or not pipeline.truncation:
-            raise _damaged(ValueError(f"other cleaning, length or {EOS} than this trainer's"))
+            raise ValueError(f"other cleaning, length or {EOS} than this trainer's")
         return cls(pipeline)
 
     def to_json(self) -> str:
@@ -139,14 +136,6 @@ class Tokenizer:
         """[B] texts -> [B, L] int64; the last position is always EOS_ID."""
         ids = [encoding.ids for encoding in self._pipeline.encode_batch_fast(texts)]
         return torch.tensor(ids, dtype=torch.int64).view(-1, self.context_length)
-
-
-def _damaged(error: Exception) -> UserError:
-    return UserError(
-        f"its tokenizer is damaged ({first_line(error)})",
-        about=PLACE,
-        fix="take another copy, or a checkpoint that this version reads",
-    )
 
 
 def canonicalizer() -> normalizers.Normalizer:
@@ -209,19 +198,8 @@ class ForeignTokenizer:
         self._clean = CLEANERS[self.cleaning]
         self._ids = _whole(described) if described["kind"] == "tokenizers" else _pieces(described)
 
-    @classmethod
-    def from_json(cls, text: str) -> ForeignTokenizer:
-        """What ``to_json`` wrote. UserError for anything else."""
-        try:
-            return cls(json.loads(text))
-        except UserError:
-            raise
-        # JSON, the two libraries and base64 each raise their own kind, a bare Exception among them.
-        except Exception as error:
-            raise _damaged(error) from error
-
     def to_json(self) -> str:
-        """Everything ``from_json`` needs."""
+        """What it was made from, for ``read_tokenizer``."""
         return json.dumps(self._described, ensure_ascii=False)
 
     def __call__(self, texts: list[str]) -> Tensor:
@@ -247,7 +225,17 @@ AnyTokenizer = Tokenizer | ForeignTokenizer
 def read_tokenizer(text: Any) -> AnyTokenizer:
     """The tokenizer of a checkpoint, whichever kind it is. UserError where it is neither."""
     is_foreign = isinstance(text, str) and f'"{FORMAT}"' in text[:100]  # the first field
-    return ForeignTokenizer.from_json(text) if is_foreign else Tokenizer.from_json(text)
+    try:
+        return ForeignTokenizer(json.loads(text)) if is_foreign else Tokenizer.from_json(text)
+    except UserError:
+        raise
+    # JSON, the two libraries and base64 each raise their own kind, a bare Exception among them.
+    except Exception as error:
+        raise UserError(
+            f"its tokenizer is damaged ({first_line(error)})",
+            about=PLACE,
+            fix="take another copy, or a checkpoint that this version reads",
+        ) from error
 
 
 def check_pairing(tokenizer: AnyTokenizer, text: TextConfig) -> None:
