@@ -3,34 +3,24 @@
 By the source's own library; what cannot be exact is refused.
 """
 
-from __future__ import annotations
-
-import io
 import json
 import math
 import os
 import re
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 
+import hf_folders
 import numpy as np
 import pytest
 import torch
+from commands import fail, succeed
+from random_runs import fresh_state, random_run
 from refusals import refused
-from rich.console import Console
-from typer.testing import CliRunner
-
-os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: nothing is looked up
-sys.path.insert(0, str(Path(__file__).parents[2] / "silc_bench" / "models"))
-
-import hf_folders
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "silc_bench" / "models" / "adapters"))
+from runs import CPU, differing, end_of, run
 from test_big_vision import flax_arrays, pieces, theirs  # noqa: F401
 
-from silc_bench.cli.app import app
 from silc_bench.errors import UserError
 from silc_bench.models.load import load_model
 from silc_bench.trainer.checkpoints import file as checkpoint
@@ -42,15 +32,11 @@ from silc_bench.trainer.checkpoints.init import READ, UNMEASURED, read_start
 from silc_bench.trainer.config.config import changed, flatten
 from silc_bench.trainer.config.overrides import apply_sets
 from silc_bench.trainer.config.presets import configure
-from silc_bench.trainer.loop import run_training
-from silc_bench.trainer.silc.tokenizers import ForeignTokenizer, Tokenizer, read_tokenizer
+from silc_bench.trainer.silc.tokenizers import ForeignTokenizer, read_tokenizer
 from silc_bench.trainer.train import TrainState
 
 pytestmark = pytest.mark.broad
-
-CPU = torch.device("cpu")
 TEXTS = [*READ, "two dogs, please", "A RED RING!", "the sea"]
-CAPTIONS = ["a red ring", "a blue star on a green ground", "the photo of a small dog"]
 
 
 def fitted(config, init: str):
@@ -103,32 +89,6 @@ def siglip(tmp_path):
     return hf_folders.write("siglip", tmp_path / "hf")
 
 
-@pytest.fixture
-def uneven(tiny):
-    """Towers of which no size is another's."""
-    return tiny(
-        vision={"image_size": 24, "width": 24, "depth": 2, "num_heads": 3, "mlp_dim": 50},
-        text={"width": 40, "depth": 3, "num_heads": 5, "mlp_dim": 87},
-        views={"global_size": 24},
-        contrastive={"loss": "sigmoid"},
-    )
-
-
-def random_run(config, folder: Path) -> Path:
-    """A checkpoint with no number zero or one by default, and a teacher unlike its student."""
-    state = TrainState.create(
-        config, Tokenizer.train(CAPTIONS, 300, config.text.context_length), CPU
-    )
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in (*state.student.parameters(), *state.teacher.parameters()):
-            parameter.normal_(std=0.05 if parameter.ndim > 1 else 0.2, generator=generator)
-        state.teacher.center.normal_(generator=generator)
-        state.student.log_scale.fill_(2.5)
-    checkpoint.save(folder, state.payload())
-    return folder
-
-
 # ---- models of other libraries ----
 
 
@@ -176,8 +136,8 @@ def test_open_clip(gelu, uneven, tmp_path):
     import open_clip
 
     config = changed(uneven, {"vision.gelu": gelu, "text.gelu": gelu})
-    run, folder = random_run(config, tmp_path / "run"), tmp_path / "open_clip"
-    export(native.load(run), "open_clip", folder)
+    folder = tmp_path / "open_clip"
+    export(native.load(random_run(config, tmp_path / "run")), "open_clip", folder)
     config = replace(config, init=f"open_clip:{folder}")
     network = open_clip.create_model_from_pretrained(
         f"local-dir:{folder}", return_transform=False
@@ -320,20 +280,22 @@ def test_norms_of_another_epsilon_and_other_pixels_are_refused(tiny, siglip):
 # ---- runs made here ----
 
 
+@pytest.fixture
+def random(uneven, tmp_path):
+    """The configuration ``uneven`` that starts from a random run of itself."""
+    return replace(uneven, init=str(random_run(uneven, tmp_path / "random")))
+
+
 @pytest.mark.parametrize("branch", ["student", "teacher"])
-def test_a_run(branch, uneven, tmp_path):
-    run = random_run(uneven, tmp_path / "run")
-    source, payload = native.load(run, branch), checkpoint.load(checkpoint.find(run))
-    state = started(replace(uneven, init=f"{run}:{branch}"))
+def test_a_run(branch, random):
+    source, payload = native.load(Path(random.init), branch), end_of(Path(random.init))
+    state = started(replace(random, init=f"{random.init}:{branch}"))
     student, teacher = state.student, state.teacher
-    tokens = source.tokenize(TEXTS)
-    with torch.no_grad():
-        assert torch.equal(student.vision(pixels(24)), source.encode_image(pixels(24)))
-        assert torch.equal(student.text(tokens), source.encode_text(tokens))
+    assert not differing(student.vision, source.vision)
+    assert not differing(student.text, source.text)
+    assert not differing(teacher.vision, student.vision), "the teacher starts as the copy"
     assert torch.equal(student.head.prototypes, payload[branch]["head.prototypes"])
     assert torch.equal(teacher.center, payload["teacher"]["center"])
-    for copy, own in zip(teacher.vision.parameters(), student.vision.parameters(), strict=True):
-        assert torch.equal(copy, own), "the teacher starts as the student's copy"
     assert student.log_scale.item() == 2.5
     assert student.logit_bias.item() == payload["student"]["logit_bias"].item()
     assert state.tokenizer.to_json() == payload["tokenizer"]
@@ -341,19 +303,13 @@ def test_a_run(branch, uneven, tmp_path):
     assert not state.optimizer.state, "the optimiser is fresh"
 
 
-def test_an_export_has_no_head(uneven, tmp_path):
+def test_an_export_has_no_head(uneven, random, tmp_path):
     path = tmp_path / "x.safetensors"
-    export(native.load(random_run(uneven, tmp_path / "run")), "safetensors", path)
+    export(native.load(Path(random.init)), "safetensors", path)
     config = replace(uneven, init=str(path))
     assert "source has none" in read_start(config).said[-1]
-    fresh = TrainState.create(uneven, Tokenizer.train(CAPTIONS, 300, 12), CPU)
-    assert torch.equal(started(config).student.head.prototypes, fresh.student.head.prototypes)
-
-
-@pytest.fixture
-def random(uneven, tmp_path):
-    """The configuration ``uneven`` that starts from a random run of itself."""
-    return replace(uneven, init=str(random_run(uneven, tmp_path / "run")))
+    head = started(config).student.head
+    assert torch.equal(head.prototypes, fresh_state(uneven).student.head.prototypes)
 
 
 def test_a_head_of_another_shape_is_fresh_and_said(random):
@@ -392,9 +348,9 @@ def test_other_sizes_name_both_sides_and_what_fits(section, random):
 
 def test_the_preset_that_fits_is_named(tiny, tmp_path):
     source = configure("shapes_tiny", "silc", sets=["text.vocab_size=300"])
-    run = random_run(source, tmp_path / "run")
-    with refused(about=f"--init {run}", is_kept=False) as caught:
-        read_start(replace(tiny(), init=str(run)))
+    init = str(random_run(source, tmp_path))
+    with refused(about=f"--init {init}", is_kept=False) as caught:
+        read_start(replace(tiny(), init=init))
     assert caught.value.fix == "use --preset shapes_tiny --set text.vocab_size=300"
 
 
@@ -420,63 +376,50 @@ def sets_of(config, *sections):
 def dry_run(uneven):
     """The command with the sizes of ``uneven``, which are no preset's."""
     sections = ("vision.", "text.", "views.", "distillation.", "batch_size", "samples")
-    sets = [f"--set={change}" for change in sets_of(uneven, *sections, "contrastive.loss")]
-    command = ["train", "--preset=shapes_tiny", *sets, "--dry-run"]
-
-    def run(*options):
-        return CliRunner().invoke(app, [*command, *options], terminal_width=400)
-
-    return run
+    sets = " --set ".join(sets_of(uneven, *sections, "contrastive.loss"))
+    return f"train --preset shapes_tiny --dry-run --set {sets}"
 
 
 def test_the_dry_run_says_what_the_start_would_say(dry_run, random):
-    spec, changed = f"{random.init}:teacher", "distillation.num_prototypes=32"
-    done = dry_run(f"--init={spec}", f"--set={changed}")
-    said = read_start(apply_sets(replace(random, init=spec), [changed])).said
-    assert done.exit_code == 0
-    assert done.output.splitlines()[: len(said)] == said
+    init, other = f"{random.init}:teacher", "distillation.num_prototypes=32"
+    lines = succeed(f"{dry_run} --init {init} --set {other}").splitlines()
+    said = read_start(apply_sets(replace(random, init=init), [other])).said
+    assert lines[: len(said)] == said
     assert len(said) == 3
-    assert "memory, all of it" in done.output
+    assert any("memory, all of it" in line for line in lines)
 
 
-@pytest.mark.parametrize("mistake", ["name", "branch", "cut", "sizes", "library"])
-def test_the_dry_run_refuses_what_the_start_refuses(mistake, dry_run, random, tmp_path):
-    run = random.init
-    specs = {"name": "nowhere", "branch": f"{run}:techer", "library": f"hf:{tmp_path}"}
-    config = replace(random, init=specs.get(mistake, run))
-    if mistake == "cut":
-        os.truncate(checkpoint.find(Path(run)), 5000)
-    if mistake == "sizes":
-        config = changed(config, {"text.depth": 5})
-    with pytest.raises(UserError, match=f"^--init {config.init}") as caught:
-        read_start(config)
-    done = dry_run(f"--init={config.init}", f"--set=text.depth={config.text.depth}")
-    assert (done.exit_code, done.stdout) == (2, "")
-    assert done.stderr == f"error: {caught.value}\n"
+@pytest.mark.parametrize(
+    ("init", "sets"),
+    [
+        ("nowhere", ""),
+        ("{run}:techer", ""),
+        ("hf:{run}", ""),
+        ("{cut}", ""),
+        ("{run}", "--set text.depth=5"),
+    ],
+)
+def test_the_dry_run_refuses_what_the_start_refuses(init, sets, dry_run, random, tmp_path):
+    shutil.copytree(random.init, tmp_path / "cut")
+    os.truncate(checkpoint.find(tmp_path / "cut"), 5000)
+    init = init.format(run=random.init, cut=tmp_path / "cut")
+    fail(f"{dry_run} --init {init} {sets}", f"--init {init}", is_kept=False)
 
 
 def test_a_run_that_goes_on_reads_no_source_in_a_dry_run_either(dry_run):
-    done = dry_run("--init=nowhere", "--resume")
-    assert done.exit_code == 0
-    assert "memory, all of it" in done.output
+    assert "memory, all of it" in succeed(f"{dry_run} --init nowhere --resume")
 
 
 # ---- the run itself ----
 
 
-def trained(config, run: Path, *, resume: bool = False) -> str:
-    out = io.StringIO()
-    run_training(config, run, resume=resume, device=CPU, console=Console(file=out, width=400))
-    return out.getvalue()
-
-
 def test_a_run_from_foreign_weights_is_whole_without_them(tiny, tmp_path):
     """It trains, stops, goes on and is measured after the source's folder is gone."""
     folder = hf_folders.write("siglip2", tmp_path / "hf")
-    config = fitted(tiny(steps=4, contrastive={"loss": "sigmoid"}), f"hf:{folder}")
-    said = trained(config, tmp_path / "run")
+    config = fitted(tiny(contrastive={"loss": "sigmoid"}), f"hf:{folder}")
+    _, said = run(config, tmp_path / "run")
     assert "starts from hf:hf@" in said
-    state = TrainState.restore(checkpoint.load(checkpoint.find(tmp_path / "run")), CPU)
+    state = TrainState.restore(end_of(tmp_path / "run"), CPU)
     expected = load_model(f"hf:{folder}").tokenize(TEXTS)
     shutil.rmtree(folder)
     assert isinstance(state.tokenizer, ForeignTokenizer)
@@ -491,22 +434,16 @@ def test_a_run_from_foreign_weights_is_whole_without_them(tiny, tmp_path):
             export(model, target, tmp_path / target)
 
 
-def test_a_resumed_run_ends_bit_for_bit_and_does_not_read_the_source_again(
-    random, tmp_path, few_captions
-):
-    config = replace(random, checkpoint_every=2)
-    trained(config, tmp_path / "whole")
-    shutil.copytree(tmp_path / "whole", tmp_path / "part")
-    (tmp_path / "part" / "checkpoints" / "step_00000004.pt").unlink()
+def test_a_resumed_run_ends_bit_for_bit_and_does_not_read_the_source_again(random, tmp_path):
+    config, folder = replace(random, checkpoint_every=2), tmp_path / "run"
+    run(config, folder)
+    end = end_of(folder)
+    checkpoint.path_of(folder, 4).unlink()
     shutil.rmtree(random.init)
-    trained(config, tmp_path / "part", resume=True)
-    runs = (tmp_path / "whole", tmp_path / "part")
-    whole, part = (checkpoint.load(checkpoint.find(run)) for run in runs)
-    assert whole["step"] == part["step"] == 4
-    for name, value in whole["student"].items():
-        assert torch.equal(value, part["student"][name]), name
-    with pytest.raises(UserError, match="init "):
-        trained(replace(config, init="elsewhere"), tmp_path / "part", resume=True)
+    run(config, folder, resume=True)
+    assert not differing(end_of(folder), end)
+    with refused(about=folder):
+        run(replace(config, init="elsewhere"), folder, resume=True)
 
 
 def test_a_foreign_tokenizer_is_read_again_or_refused(tiny, siglip):
@@ -532,15 +469,12 @@ def test_silc_star_is_a_second_phase(uneven, tmp_path):
     shrunk += ["data.decode_size=32", "precision=fp32", "probe.tasks=shapes/zeroshot"]
     options = {"data": "shapes", "samples": 32, "sets": [*shrunk, "probe.limit=16"]}
     with pytest.raises(UserError, match="silc_star"):
-        trained(configure("silc_star", "silc", **options), tmp_path / "star")
-    run = random_run(uneven, tmp_path / "first")
-    config = configure("silc_star", "silc", init=f"{run}:teacher", **options)
-    said = trained(config, tmp_path / "star")
+        run(configure("silc_star", "silc", **options), tmp_path / "star")
+    first = random_run(uneven, tmp_path / "first")
+    config = configure("silc_star", "silc", init=f"{first}:teacher", **options)
+    _, said = run(config, tmp_path / "star")
     assert "starts from tiny-silc:teacher@" in said
     assert "its head for self-distillation and the centre are taken over" in said
-    payload = checkpoint.load(checkpoint.find(tmp_path / "star"))
-    before = checkpoint.load(checkpoint.find(run))["teacher"]["vision.patch.weight"]
-    assert payload["step"] == 4
-    assert not torch.equal(payload["teacher"]["vision.patch.weight"], before), "it learns on"
-    change = payload["student"]["vision.patch.weight"] - before
-    assert change.abs().max() < 1e-3, "from there"
+    before, after = (end_of(folder)["teacher"] for folder in (first, tmp_path / "star"))
+    change = after["vision.patch.weight"] - before["vision.patch.weight"]
+    assert 0 < change.abs().max() < 1e-3, "it learns on from there"
