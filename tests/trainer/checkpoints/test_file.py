@@ -5,13 +5,16 @@ import hashlib
 import json
 import os
 import resource
+import shutil
 import threading
 import zipfile
 from contextlib import contextmanager
 
 import pytest
 import torch
+from random_runs import fresh_state, random_state
 from refusals import refused
+from runs import equal, saved_in
 
 from silc_bench.errors import RunError, UserError
 from silc_bench.trainer.checkpoints import file as checkpoint
@@ -19,20 +22,15 @@ from silc_bench.trainer.checkpoints import model as native
 from silc_bench.trainer.checkpoints.file import DamagedCheckpointError
 from silc_bench.trainer.config.config import to_dict
 from silc_bench.trainer.config.presets import shapes_tiny
-from silc_bench.trainer.silc.tokenizers import Tokenizer
-from silc_bench.trainer.train import TrainState
 
 
 def payload(step=3):
-    generator = torch.Generator().manual_seed(step)
+    weight = torch.randn(30, 20, generator=torch.Generator().manual_seed(step))
     return {
         "config": json.dumps(to_dict(shapes_tiny())),
         "tokenizer": "{}",
-        "student": {
-            "weight": torch.randn(30, 20, generator=generator),
-            "half": torch.randn(4, generator=generator).bfloat16(),
-        },
-        "teacher": {"center": torch.randn(7, generator=generator)},
+        "student": {"weight": weight, "half": weight[0].bfloat16()},
+        "teacher": {"center": weight[1]},
         "optimizer": {
             "state": {0: {"step": torch.tensor(3.0), "exp_avg": torch.ones(5)}},
             "param_groups": [{"lr": 0.1}],
@@ -43,16 +41,8 @@ def payload(step=3):
     }
 
 
-def equal(one, other):
-    if isinstance(one, torch.Tensor):
-        return one.dtype == other.dtype and torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(
-            equal(value, other[key]) for key, value in one.items()
-        )
-    if isinstance(one, list):
-        return len(one) == len(other) and all(map(equal, one, other))
-    return one == other
+def save(run, *steps):
+    return [checkpoint.save(run, payload(step)) for step in steps]
 
 
 def whole(step=3):
@@ -60,18 +50,7 @@ def whole(step=3):
     return {"format": checkpoint.FORMAT, **payload(step)}
 
 
-def names(run):
-    return [path.name for path in checkpoint.all_in(run)]
-
-
 # --- what is written ------------------------------------------------------------------------------
-
-
-def test_round_trip(tmp_path):
-    path = checkpoint.save(tmp_path, payload())
-    assert path == tmp_path / "checkpoints" / "step_00000003.pt"
-    assert equal(checkpoint.load(path), whole())
-    assert not equal(checkpoint.load(path), whole(4))
 
 
 def test_the_note_beside_it(tmp_path):
@@ -86,14 +65,14 @@ def test_the_note_beside_it(tmp_path):
 
 def test_the_newest_two_are_kept(tmp_path):
     for step in (8, 9, 10, 11):
-        checkpoint.save(tmp_path, payload(step))
-        assert checkpoint.find(tmp_path).name == f"step_{step:08d}.pt"
+        assert save(tmp_path, step) == [checkpoint.find(tmp_path)]
     kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert kept == [f"step_{step:08d}.{kind}" for step in (10, 11) for kind in ("json", "pt")]
+    assert checkpoint.best_in(tmp_path) is None, "none was scored"
 
 
 def test_find_takes_a_run_its_checkpoints_or_a_file(tmp_path):
-    old, new = (checkpoint.save(tmp_path, payload(step)) for step in (9, 100))
+    old, new = save(tmp_path, 9, 100)
     assert checkpoint.find(tmp_path) == checkpoint.find(tmp_path / "checkpoints") == new
     assert checkpoint.find(old) == old
 
@@ -129,9 +108,7 @@ def small_files():
 
 @pytest.fixture
 def state(tiny):
-    return TrainState.create(
-        tiny(), Tokenizer.train(["a red circle"] * 3, 300, 12), torch.device("cpu")
-    )
+    return fresh_state(tiny())
 
 
 @pytest.mark.timing
@@ -157,14 +134,14 @@ def test_a_write_that_fails_names_the_last_good_checkpoint_and_keeps_it(
 @pytest.mark.timing
 def test_a_write_that_failed_is_told_before_the_next_one_begins(tmp_path, monkeypatch):
     """And the last good one is the newest of those that are there."""
-    kept = [checkpoint.save(tmp_path, payload(step)) for step in (1, 2)]
+    _, newest = save(tmp_path, 1, 2)
     monkeypatch.setattr(torch, "save", half_a_file)
     with checkpoint.Writer(tmp_path) as writer:
         writer.write(payload(3))
         with refused(about=tmp_path, kind=RunError, is_kept=False) as caught:
             writer.write(payload(4))
         assert "step 3" in caught.value.problem
-        assert str(kept[1]) in caught.value.problem
+        assert str(newest) in caught.value.problem
         monkeypatch.undo()
         writer.write(payload(5), score=0.5)
         assert writer.wait() == checkpoint.best_in(tmp_path) == checkpoint.path_of(tmp_path, 5)
@@ -196,15 +173,6 @@ def test_the_writer_copies_before_it_returns(tmp_path, monkeypatch):
 
 
 @pytest.mark.timing
-def test_the_writer_writes_in_order_and_ends_with_the_last(tmp_path):
-    with checkpoint.Writer(tmp_path) as writer:
-        for step in range(1, 6):
-            writer.write(payload(step))
-        assert writer.wait().name == "step_00000005.pt"
-    assert names(tmp_path) == ["step_00000004.pt", "step_00000005.pt"]
-
-
-@pytest.mark.timing
 def test_an_error_of_the_run_is_not_hidden_by_that_of_a_write(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "save", half_a_file)
 
@@ -224,99 +192,62 @@ def test_an_error_of_the_run_is_not_hidden_by_that_of_a_write(tmp_path, monkeypa
 def test_the_best_stays_beside_the_newest(tmp_path):
     for step, score in enumerate([0.1, 0.5, None, 0.5, 0.2, None, None, 0.4]):
         checkpoint.save(tmp_path, payload(step), score)
-    assert names(tmp_path) == [f"step_{step:08d}.pt" for step in (3, 6, 7)]
-    assert checkpoint.best_in(tmp_path).name == "step_00000003.pt"
+    assert saved_in(tmp_path) == [3, 6, 7]
+    assert checkpoint.best_in(tmp_path) == checkpoint.path_of(tmp_path, 3)
     checkpoint.save(tmp_path, payload(8), 0.6)
-    assert names(tmp_path) == ["step_00000007.pt", "step_00000008.pt"]
+    assert saved_in(tmp_path) == [7, 8]
     notes = sorted((tmp_path / "checkpoints").glob("*.json"))
     assert [note.stem for note in notes] == ["step_00000007", "step_00000008"]
 
 
-def test_without_scores_none_is_best(tmp_path):
-    checkpoint.save(tmp_path, payload())
-    assert checkpoint.best_in(tmp_path) is None
-
-
-def test_the_note_comes_first_and_a_checkpoint_needs_none(tmp_path, monkeypatch):
-    """So no checkpoint is ever without its checksum.
-
-    Where the note is lost the archive has checksums of its own.
-    """
+def test_the_note_comes_first(tmp_path, monkeypatch):
+    """So no checkpoint is ever without its checksum."""
     placed, real = [], os.replace
-    monkeypatch.setattr(
-        os, "replace", lambda old, new: placed.append(os.path.basename(new)) or real(old, new)
-    )
-    path = checkpoint.save(tmp_path, payload(), score=0.5)
-    assert placed == ["step_00000003.json", "step_00000003.pt"]
-    for note in ("", "{", "[1]", "3"):
-        path.with_suffix(".json").write_text(note)
-        assert equal(checkpoint.load(path), whole())
-        assert checkpoint.best_in(tmp_path) is None
+    monkeypatch.setattr(os, "replace", lambda old, new: placed.append(new) or real(old, new))
+    (path,) = save(tmp_path, 3)
+    assert list(map(str, placed)) == [str(path.with_suffix(".json")), str(path)]
 
 
-def test_padding_that_no_archive_checks_is_under_the_checksum(tmp_path):
-    """The one place where the archive's own checksums are blind."""
-    path = checkpoint.save(tmp_path, payload())
-    content = bytearray(path.read_bytes())
-    alone = tmp_path / "alone.pt"
-    for place in range(len(content)):
-        content[place] ^= 1
-        alone.write_bytes(content)
-        try:
-            checkpoint.load(alone)
-            break
-        except UserError:
-            content[place] ^= 1
-    else:
-        pytest.fail("every byte is checked by the archive: this test tests nothing")
-    path.write_bytes(content)
+def test_what_no_part_covers_is_under_the_checksum_of_the_file(tmp_path):
+    (path,) = save(tmp_path, 3)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(archive.namelist()[0] + ".more", "")
+    alone = shutil.copy(path, tmp_path / "alone.pt")
+    assert equal(checkpoint.load(alone), whole())
     with refused(about=path, kind=DamagedCheckpointError):
         checkpoint.load(path)
 
 
 def test_a_checkpoint_is_hashed_once(tmp_path, monkeypatch):
     """As a whole where its note says what it was, else by its parts."""
-    path = checkpoint.save(tmp_path, payload())
+    (path,) = save(tmp_path, 3)
     monkeypatch.setattr(checkpoint, "_checksums", lambda payload: pytest.fail("hashed again"))
     assert equal(checkpoint.load(path), whole())
 
 
 def test_a_damaged_newest_falls_back_to_the_one_before_and_is_told(tmp_path):
-    for step in (1, 2):
-        checkpoint.save(tmp_path, payload(step))
-    newest = checkpoint.find(tmp_path)
-    newest.write_bytes(newest.read_bytes()[:-100])
-    path, found, damaged = checkpoint.load_newest(tmp_path)
-    assert path.name == "step_00000001.pt"
-    assert found["step"] == 1
-    assert len(damaged) == 1
-    assert damaged[0].startswith(f"{newest}: damaged")
-    checkpoint.save(tmp_path, payload(1))
+    older, newest = save(tmp_path, 1, 2)
+    os.truncate(newest, 2000)
+    path, loaded, (sentence,) = checkpoint.load_newest(tmp_path)
+    assert (path, loaded["step"]) == (older, 1)
+    assert sentence.startswith(f"{newest}: damaged")
+    save(tmp_path, 1)
     assert not newest.exists(), "else it would count as one of the newest"
 
 
 def test_nothing_whole_to_fall_back_to(tmp_path):
     """The newest is the one that is told of."""
-    for step in (1, 2):
-        checkpoint.save(tmp_path, payload(step)).write_bytes(b"")
+    for path in save(tmp_path, 1, 2):
+        path.write_bytes(b"")
     with refused(about="step_00000002.pt", kind=DamagedCheckpointError):
         checkpoint.load_newest(tmp_path)
 
 
 def test_a_foreign_newest_is_not_passed_over(tmp_path):
-    checkpoint.save(tmp_path, payload(1))
-    torch.save({"state_dict": {}}, tmp_path / "checkpoints" / "step_00000002.pt")
+    save(tmp_path, 1)
+    torch.save({"state_dict": {}}, checkpoint.path_of(tmp_path, 2))
     with refused(about="step_00000002.pt"):
         checkpoint.load_newest(tmp_path)
-
-
-def test_what_a_killed_process_left_is_removed_by_the_next_save(tmp_path):
-    path = checkpoint.save(tmp_path, payload(1))
-    left = path.parent / ".step_00000002.pt.abc.tmp"
-    left.write_bytes(b"half")
-    assert checkpoint.find(tmp_path) == path
-    checkpoint.save(tmp_path, payload(2))
-    assert not left.exists()
 
 
 # --- files that are none --------------------------------------------------------------------------
@@ -345,7 +276,7 @@ def test_nothing_is_executed(tmp_path, is_legacy):
     assert marker.exists(), "the payload was harmless: this test tests nothing"
 
 
-def an_archive_of(name):
+def archive_of(name):
     def write(path):
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr(name, "")
@@ -353,77 +284,36 @@ def an_archive_of(name):
     return write
 
 
-def holding(content):
-    return lambda path: torch.save(content, path)
-
-
 @pytest.mark.parametrize(
     ("write", "kind"),
     [
-        (lambda path: path.write_bytes(b""), DamagedCheckpointError),
-        (an_archive_of("readme.txt"), DamagedCheckpointError),
-        (an_archive_of("archive/data.pkl"), DamagedCheckpointError),
-        (holding(torch.zeros(3)), UserError),
-        (holding({"state_dict": {}, "epoch": 3}), UserError),
-        (holding({**payload(), "format": "silc-bench-checkpoint/0"}), UserError),
-        (holding({"format": checkpoint.FORMAT, "student": {}}), UserError),
-        (holding({**whole(), "zebra": 1}), UserError),
+        (archive_of("readme.txt"), DamagedCheckpointError),
+        (archive_of("archive/data.pkl"), DamagedCheckpointError),
+        (lambda path: torch.save({"format": checkpoint.FORMAT}, path), UserError),
+        (lambda path: torch.save({**whole(), "zebra": 1}, path), UserError),
     ],
 )
 def test_a_foreign_file_is_refused(tmp_path, write, kind):
+    """The models' tests try more of them."""
     path = tmp_path / "x.pt"
     write(path)
     with refused(about=path, kind=kind, is_kept=kind is UserError):
         checkpoint.load(path)
 
 
-@pytest.mark.parametrize("read", [checkpoint.find, checkpoint.load])
-@pytest.mark.parametrize("name", ["nowhere", "."])
-def test_what_is_not_there(tmp_path, read, name):
-    with refused(about=tmp_path / name):
-        read(tmp_path / name)
-
-
 # --- as a model to be measured --------------------------------------------------------------------
 
 
-@pytest.fixture
-def run(tmp_path, state):
-    with torch.no_grad():
-        for p in state.teacher.vision.parameters():
-            p.add_(0.01)
-    checkpoint.save(tmp_path, state.payload())
-    return tmp_path
-
-
 @pytest.mark.parametrize("branch", ["student", "teacher"])
-def test_a_branch_is_loaded_as_it_was(run, state, branch):
-    images = torch.randn(2, 3, 16, 16)
-    texts = ["a red circle", "a blue square"]
+def test_a_branch_is_loaded_as_it_was(tmp_path, tiny, branch):
+    state = random_state(tiny())
+    checkpoint.save(tmp_path, state.payload())
+    images, texts = torch.randn(2, 3, 16, 16), ["a red circle", "a blue square"]
     vision = getattr(state, branch).vision
-    model = native.load(run, branch)
-    assert model.name == f"tiny-silc:{branch}"
-    assert model.logit_scale == pytest.approx(10.0)
+    model = native.load(tmp_path, branch)
     with torch.no_grad():
         assert torch.equal(model.encode_image(images), vision(images))
         patches = model.encode_dense(images, ["tokens"])["tokens"].flatten(1, 2)
         assert torch.equal(patches, vision.tokens(images))
         expected = state.student.text(state.tokenizer(texts))
         assert torch.equal(model.encode_text(model.tokenize(texts)), expected)
-    is_default = native.load(checkpoint.find(run)).revision == model.revision
-    assert is_default == (branch == "student")
-
-
-@pytest.mark.parametrize(
-    ("change", "about"),
-    [
-        ({"student": {}}, "x.pt"),
-        ({"config": "{}"}, "x.pt, config"),
-    ],
-)
-def test_parts_that_do_not_fit_are_refused(run, tmp_path, change, about):
-    path = tmp_path / "x.pt"
-    saved = checkpoint.load(checkpoint.find(run))
-    torch.save(checkpoint.with_checksums({**saved, **change}), path)
-    with refused(about=about, is_kept=False):
-        native.load(path)
