@@ -12,13 +12,12 @@ from silc_bench.errors import UserError
 from silc_bench.trainer.config import config as module
 from silc_bench.trainer.config.config import (
     CHOICES,
-    OBJECTIVES,
     Config,
-    DistillationConfig,
     TextConfig,
     ViewsConfig,
     VisionConfig,
     apply_objective,
+    changed,
     flatten,
     from_dict,
     to_dict,
@@ -43,6 +42,10 @@ def value_of(config, path):
     return flatten(config)[path]
 
 
+def differing(config):
+    return {path for path in FIELDS if value_of(config, path) != FIELDS[path]}
+
+
 # --- --set ----------------------------------------------------------------------------------------
 
 
@@ -53,21 +56,19 @@ def value_of(config, path):
         ("samples=1e4", "samples", 10_000),
         ("samples=25_600", "samples", 25_600),
         ("samples=2.5E4", "samples", 25_000),
-        ("optim.lr=3e-4", "optim.lr", 3e-4),
         ("optim.lr=1", "optim.lr", 1.0),
         (" optim.lr = 0.5 ", "optim.lr", 0.5),
         ("views.local_area=0.1,0.3", "views.local_area", (0.1, 0.3)),
         ("views.jitter=(0.1, 0.2, 0.3, 0)", "views.jitter", (0.1, 0.2, 0.3, 0.0)),
         ("contrastive.loss=softmax", "contrastive.loss", "softmax"),
         ("data.source=a=b/{0..3}.tar", "data.source", "a=b/{0..3}.tar"),
-        ("seed=0", "seed", 0),
     ],
 )
 def test_set_reads_a_value_as_its_fields_type(item, path, value):
-    changed = apply_sets(BASE, [item])
-    assert value_of(changed, path) == value
-    assert type(value_of(changed, path)) is type(FIELDS[path])
-    assert {p for p in FIELDS if value_of(changed, p) != FIELDS[p]} <= {path}
+    config = apply_sets(BASE, [item])
+    assert value_of(config, path) == value
+    assert type(value_of(config, path)) is type(FIELDS[path])
+    assert differing(config) <= {path}
 
 
 def test_later_sets_win():
@@ -80,12 +81,10 @@ def test_later_sets_win():
         ("batch_size=12.5", "batch_size"),
         ("batch_size=1.5e0", "batch_size"),
         ("batch_size=1e999", "batch_size"),
-        ("batch_size=many", "batch_size"),
         ("batch_size=", "batch_size"),
         ("optim.lr=fast", "optim.lr"),
         ("compile=1", "compile"),
         ("views.local_area=0.1", "views.local_area"),
-        ("views.local_area=0.1,0.2,0.3", "views.local_area"),
         ("views.local_area=0.1,x", "views.local_area"),
         ("optim.lr", "--set optim.lr"),
         ("objective=contrastive", "--set objective=contrastive"),
@@ -100,13 +99,9 @@ def test_set_refuses_what_cannot_be_meant(item, about):
 @pytest.mark.parametrize(
     ("path", "nearest"),
     [
-        ("optim.lrr", "optim.lr"),
         ("optm.lr", "optim.lr"),
         ("optim", "optim.lr"),
-        ("view.num_local", "views.num_local"),
-        ("distillation.wieght", "distillation.weight"),
         ("batchsize", "batch_size"),
-        ("seed.value", "seed"),
         ("zzz", "known: "),
     ],
 )
@@ -119,10 +114,10 @@ def test_an_unknown_field_names_the_nearest(path, nearest):
 @given(text=st.text(max_size=12), path=st.sampled_from(sorted(FIELDS)))
 def test_any_text_is_a_valid_configuration_or_one_sentence(text, path):
     try:
-        changed = apply_sets(BASE, [f"{path}={text}"])
+        config = apply_sets(BASE, [f"{path}={text}"])
     except UserError:
         return
-    assert validate(changed) is changed
+    assert validate(config) is config
 
 
 # --- rules ----------------------------------------------------------------------------------------
@@ -166,19 +161,13 @@ MAY_BE_ZERO = (
 )
 
 
-@pytest.mark.parametrize(("items", "about"), BROKEN)
-def test_every_rule_refuses_and_names_its_field(items, about):
-    with refused(about=about):
-        apply_sets(BASE, items.split())
-
-
-def test_no_rule_is_left_untested():
-    met = set()
-    for items, _ in BROKEN:
-        with pytest.raises(UserError) as caught:
+def test_every_rule_refuses_and_names_its_field():
+    problems = set()
+    for items, about in BROKEN:
+        with refused(about=about) as caught:
             apply_sets(BASE, items.split())
-        met.add(caught.value.problem)
-    assert {rule.problem for rule in module.RULES} <= met
+        problems.add(caught.value.problem)
+    assert {rule.problem for rule in module.RULES} <= problems
 
 
 @pytest.mark.parametrize(
@@ -226,36 +215,34 @@ def test_distillation_needs_a_pair_of_views():
 
 
 @pytest.mark.parametrize(
-    ("objective", "changed"),
+    ("objective", "fields"),
     [
         ("silc", set()),
         ("contrastive+views", {"objective", "distillation.weight"}),
         ("contrastive", {"objective", "distillation.weight", "contrastive.images"}),
     ],
 )
-def test_an_objective_takes_a_part_away_and_nothing_else(objective, changed):
+def test_an_objective_takes_a_part_away_and_nothing_else(objective, fields):
     config = apply_objective(BASE, objective)
-    assert {path for path in FIELDS if value_of(config, path) != FIELDS[path]} == changed
+    assert differing(config) == fields
     assert config.name == f"base-{objective}"
 
 
 @pytest.mark.parametrize(
     ("objective", "images", "num_local", "kinds"),
     [
-        ("silc", "global", 8, {"global_crops", "local_crops"}),
-        ("silc", "original", 8, {"global_crops", "local_crops", "original"}),
-        ("silc", "original+global", 8, {"global_crops", "local_crops", "original"}),
-        ("silc", "global", 0, {"global_crops"}),
-        ("contrastive+views", "global", 8, {"global_crops"}),
-        ("contrastive+views", "original+global", 8, {"global_crops", "original"}),
-        ("contrastive", None, 8, {"original"}),
+        ("silc", "global", 8, "global_crops local_crops"),
+        ("silc", "original", 8, "global_crops local_crops original"),
+        ("silc", "global", 0, "global_crops"),
+        ("contrastive+views", "global", 8, "global_crops"),
+        ("contrastive+views", "original+global", 8, "global_crops original"),
+        ("contrastive", "original", 8, "original"),
     ],
 )
 def test_only_the_views_that_a_step_uses_are_made(objective, images, num_local, kinds):
-    config = apply_objective(BASE, objective)
-    if images is not None:
-        config = replace(config, contrastive=replace(config.contrastive, images=images))
-    assert replace(config, views=replace(config.views, num_local=num_local)).view_kinds == kinds
+    fields = {"contrastive.images": images, "views.num_local": num_local}
+    config = changed(apply_objective(BASE, objective), fields)
+    assert config.view_kinds == set(kinds.split())
 
 
 @pytest.mark.parametrize(("samples", "steps"), [(128, 1), (255, 1), (256, 2), (25_600, 200)])
@@ -266,35 +253,34 @@ def test_steps_are_whole_batches(samples, steps):
 # --- the checkpoint's copy ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("preset", PRESETS)
-def test_round_trip_through_json(preset, objective):
-    config = apply_objective(PRESETS[preset](), objective)
+def test_round_trip_through_json(preset):
+    config = PRESETS[preset]()
     back = from_dict(json.loads(json.dumps(to_dict(config))))
-    assert back == config
-    assert [type(v) for v in flatten(back).values()] == [type(v) for v in flatten(config).values()]
+    assert repr(back) == repr(config), "types too"
 
 
 @pytest.mark.parametrize(
-    ("section", "change", "about"),
+    ("path", "value", "about"),
     [
-        ("", {"gain": 1}, "config"),
-        ("", {"optim": 3}, "config.optim"),
-        ("optim", {"lr_": 1}, "config.optim"),
-        ("optim", {"lr": "fast"}, "config.optim.lr"),
-        ("optim", {"lr": None}, "config.optim.lr"),
-        ("", {"batch_size": 12.5}, "config.batch_size"),
-        ("", {"batch_size": True}, "config.batch_size"),
-        ("", {"preset": 3}, "config.preset"),
-        ("views", {"local_area": None}, "config.views.local_area"),
-        ("views", {"local_area": [0.1]}, "config.views.local_area"),
-        ("views", {"local_area": [0.1, "x"]}, "config.views.local_area"),
-        ("vision", {"patch_size": 0}, "vision.patch_size"),
+        ("gain", 1, "config"),
+        ("optim", 3, "config.optim"),
+        ("optim.lr_", 1, "config.optim"),
+        ("optim.lr", "fast", "config.optim.lr"),
+        ("optim.lr", None, "config.optim.lr"),
+        ("batch_size", 12.5, "config.batch_size"),
+        ("batch_size", True, "config.batch_size"),
+        ("preset", 3, "config.preset"),
+        ("views.local_area", None, "config.views.local_area"),
+        ("views.local_area", [0.1], "config.views.local_area"),
+        ("views.local_area", [0.1, "x"], "config.views.local_area"),
+        ("vision.patch_size", 0, "vision.patch_size"),
     ],
 )
-def test_a_foreign_configuration_is_a_users_error(section, change, about):
-    data = json.loads(json.dumps(to_dict(BASE)))
-    (data[section] if section else data).update(change)
+def test_a_foreign_configuration_is_a_users_error(path, value, about):
+    data = to_dict(BASE)
+    section, _, name = path.rpartition(".")
+    (data[section] if section else data)[name] = value
     with refused(about=about):
         from_dict(data)
 
@@ -307,12 +293,9 @@ def test_what_is_no_configuration_at_all(data):
 
 def test_a_field_that_an_older_checkpoint_lacks_takes_its_default():
     """Of every field that has one; the others stay as they were saved."""
-    data = json.loads(json.dumps(to_dict(replace(BASE, seed=3, optim=replace(BASE.optim, lr=0.5)))))
+    data = to_dict(changed(BASE, {"seed": 3, "precision": "fp32", "optim.lr": 0.5}))
     del data["precision"], data["optim"]["clip_norm"], data["distillation"]
-    back = from_dict(data)
-    assert back.distillation == DistillationConfig()
-    assert (back.precision, back.optim.clip_norm) == ("auto", 1.0)
-    assert (back.seed, back.optim.lr) == (3, 0.5)
+    assert from_dict(data) == changed(BASE, {"seed": 3, "optim.lr": 0.5})
 
 
 def test_a_whole_number_is_a_float_in_json():

@@ -9,6 +9,7 @@ import json
 
 import pytest
 from refusals import refused
+from runs import end_of
 
 from silc_bench.errors import RunError
 from silc_bench.trainer.checkpoints import file as checkpoint
@@ -20,11 +21,15 @@ pytestmark = pytest.mark.broad
 ZEROSHOT, KNN = "probe/shapes/zeroshot", "probe/shapes/knn"
 
 
+def kept(*score_and_error):
+    """What is kept of a start."""
+    return {"probes": remembered(*({ZEROSHOT: number} for number in score_and_error))}
+
+
 @pytest.mark.parametrize(
     ("at_start", "now", "falls"),
     [
         # 2 * sqrt(0.03^2 + 0.04^2) = 0.1
-        ((0.5, 0.03), (0.45, 0.04), False),
         ((0.5, 0.03), (0.401, 0.04), False),
         ((0.5, 0.03), (0.399, 0.04), True),
         ((0.5, 0.03), (0.9, 0.04), False),
@@ -34,9 +39,8 @@ ZEROSHOT, KNN = "probe/shapes/zeroshot", "probe/shapes/knn"
     ],
 )
 def test_the_rule_is_twice_the_error_of_a_difference(at_start, now, falls):
-    start = {"probes": remembered({ZEROSHOT: at_start[0]}, {ZEROSHOT: at_start[1]})}
-    found = destroyed(start, {ZEROSHOT: now[0]}, {ZEROSHOT: now[1]}, OptimConfig())
-    assert (found is not None) == falls
+    verdict = destroyed(kept(*at_start), {ZEROSHOT: now[0]}, {ZEROSHOT: now[1]}, OptimConfig())
+    assert (verdict is not None) == falls
 
 
 @pytest.mark.parametrize(
@@ -45,8 +49,8 @@ def test_the_rule_is_twice_the_error_of_a_difference(at_start, now, falls):
         (None, {ZEROSHOT: 0.0}, {ZEROSHOT: 0.0}),
         ({"name": "a run whose start was not probed"}, {ZEROSHOT: 0.0}, {ZEROSHOT: 0.0}),
         ({"probes": remembered({ZEROSHOT: 1.0}, {})}, {ZEROSHOT: 0.0}, {ZEROSHOT: 0.0}),
-        ({"probes": remembered({ZEROSHOT: 1.0}, {ZEROSHOT: 0.0})}, {ZEROSHOT: 0.9}, {}),
-        ({"probes": remembered({ZEROSHOT: 1.0}, {ZEROSHOT: 0.0})}, {}, {}),
+        (kept(1.0, 0.0), {ZEROSHOT: 0.9}, {}),
+        (kept(1.0, 0.0), {}, {}),
     ],
 )
 def test_what_cannot_be_compared_has_not_fallen(start, now, error):
@@ -55,17 +59,17 @@ def test_what_cannot_be_compared_has_not_fallen(start, now, error):
 
 
 def test_the_verdict_names_the_deepest_fall_and_the_settings():
-    names = {ZEROSHOT: 0.5, "probe/coco/retrieval": 0.6, KNN: 0.9}
-    errors = dict.fromkeys(names, 0.01)
-    start = {"probes": remembered(names, errors)}
+    scores = {ZEROSHOT: 0.5, "probe/coco/retrieval": 0.6, KNN: 0.9}
+    errors = dict.fromkeys(scores, 0.01)
+    start = {"probes": remembered(scores, errors)}
     assert set(start["probes"]) == {ZEROSHOT, "probe/coco/retrieval"}, "kNN was never zero-shot"
-    found = {ZEROSHOT: 0.4, "probe/coco/retrieval": 0.2, KNN: 0.0}
-    problem, fix = destroyed(start, found, errors, OptimConfig(lr=0.002))
+    now = {ZEROSHOT: 0.4, "probe/coco/retrieval": 0.2, KNN: 0.0}
+    problem, fix = destroyed(start, now, errors, OptimConfig(lr=0.002))
     assert problem.startswith("coco/retrieval fell from 60.0 % at the start to 20.0 %")
     assert "2.8 points" in problem
     assert "optim.lr (now 0.002)" in fix
     assert "optim.locked=text" in fix
-    assert "lock" not in destroyed(start, found, errors, OptimConfig(locked="text")).fix
+    assert "lock" not in destroyed(start, now, errors, OptimConfig(locked="text")).fix
     assert is_zeroshot("probe/shapes/segmentation_zeroshot")
 
 
@@ -87,40 +91,39 @@ def source(tiny, tmp_path_factory, train):
     return folder
 
 
-def probed(tiny, source, **changes):
-    """The configuration of a run from ``source`` whose probe measures both."""
-    probe = {"every": 2, "tasks": "shapes/zeroshot,shapes/knn"} | changes
-    return tiny(steps=4, init=str(source), probe=probe)
-
-
-def test_a_run_is_warned_once_and_the_start_is_kept_for_a_resume(
-    tiny, source, tmp_path, monkeypatch, train, rows_in
-):
+@pytest.fixture
+def probed(tiny, source, monkeypatch):
+    """The configuration of a run from ``source``, whose probe is scripted."""
     monkeypatch.setattr("silc_bench.trainer.loop.Probe", ScriptedProbe)
-    run = tmp_path / "run"
-    said = train(probed(tiny, source), run)
+    probe = {"every": 2, "tasks": "shapes/zeroshot,shapes/knn", "limit": 32}
+    return tiny(init=str(source), probe=probe)
+
+
+def test_a_run_is_warned_once_and_the_start_is_kept_for_a_resume(probed, tmp_path, train, rows_in):
+    said = train(probed, tmp_path)
     warning = "step 4: zero-shot is lost: shapes/zeroshot fell from 50.0 % at the start to 20.0 %"
     assert said.count("zero-shot is lost") == said.count(warning) == 1
-    assert [row["step"] for row in rows_in(run / "probes.jsonl")] == [0, 2, 4]
-    kept = json.loads(checkpoint.load(checkpoint.path_of(run, 2))["start"])
-    assert kept["probes"] == {ZEROSHOT: {"score": 0.5, "stderr": 0.01}}
-    checkpoint.path_of(run, 4).unlink()
-    again = train(probed(tiny, source), run, resume=True)
+    assert [row["step"] for row in rows_in(tmp_path / "probes.jsonl")] == [0, 2, 4]
+    start = json.loads(checkpoint.load(checkpoint.path_of(tmp_path, 2))["start"])
+    assert start["probes"] == {ZEROSHOT: {"score": 0.5, "stderr": 0.01}}
+    checkpoint.path_of(tmp_path, 4).unlink()
+    again = train(probed, tmp_path, resume=True)
     assert warning in again
     assert "step 0/" not in again, "the start is not measured again"
 
 
-def test_it_stops_on_request_with_its_checkpoint(tiny, source, tmp_path, monkeypatch, train):
-    monkeypatch.setattr("silc_bench.trainer.loop.Probe", ScriptedProbe)
+def test_it_stops_on_request_with_its_checkpoint(probed, tmp_path, train):
     with refused(about="step 4", kind=RunError):
-        train(probed(tiny, source), tmp_path / "run", on_collapse="stop")
-    assert checkpoint.load(checkpoint.path_of(tmp_path / "run", 4))["step"] == 4
+        train(probed, tmp_path, on_collapse="stop")
+    assert end_of(tmp_path)["step"] == 4
 
 
-def test_a_real_probe_gives_the_errors_that_the_rule_needs(tiny, source, tmp_path, train, rows_in):
-    train(probed(tiny, source, every=4, limit=32), tmp_path)
-    start = json.loads(checkpoint.load(checkpoint.path_of(tmp_path, 4))["start"])
-    ((name, kept),) = start["probes"].items()
+def test_a_real_probe_gives_the_errors_that_the_rule_needs(
+    probed, tmp_path, train, rows_in, monkeypatch
+):
+    monkeypatch.undo()
+    train(probed, tmp_path)
+    ((name, start),) = json.loads(end_of(tmp_path)["start"])["probes"].items()
     assert name == ZEROSHOT
-    assert kept["score"] == rows_in(tmp_path / "probes.jsonl")[0][ZEROSHOT]
-    assert 0 <= kept["stderr"] < 0.2
+    assert start["score"] == rows_in(tmp_path / "probes.jsonl")[0][ZEROSHOT]
+    assert 0 <= start["stderr"] < 0.2

@@ -1,7 +1,6 @@
 """The log of a run: rows by step, a killed run's surplus, curves, and the progress shown."""
 
 import io
-import json
 import re
 from pathlib import Path
 
@@ -14,77 +13,72 @@ from silc_bench.errors import RunError
 from silc_bench.trainer.monitor.log import RunLog
 
 
-def row(value, **more):
-    return {
-        "loss": value,
-        "contrastive": value / 2,
-        "images_per_second": 1234.0,
-        "seconds_left": 3605.0,
-        **more,
-    }
+def row(value):
+    names = ("loss", "contrastive", "images_per_second", "seconds_left")
+    return dict(zip(names, (value, value / 2, 1234.0, 3605.0), strict=True))
 
 
-def write(run, steps, *, start=0, num_steps=10, terminal=False, value=0.0, width=200):
+def write(run, steps, *, start=0, value=0.0, **terminal):
     """Log ``steps`` as a run that begins at ``start`` does; what was shown."""
-    console = Console(file=io.StringIO(), width=width, force_terminal=terminal)
-    with RunLog(run, start, num_steps, console) as log:
+    console = Console(file=io.StringIO(), **{"width": 200, **terminal})
+    with RunLog(run, start, 10, console) as log:
         for step in steps:
             log.advance(step)
             log.write(step, row(value + step))
     return console.file.getvalue()
 
 
-def losses(run):
-    rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    return {row["step"]: row["loss"] for row in rows}
+def losses(run, rows_in):
+    return {row["step"]: row["loss"] for row in rows_in(run / "log.jsonl")}
 
 
-def test_a_row_is_on_the_disk_as_soon_as_it_is_written(tmp_path):
+def test_a_row_is_on_the_disk_as_soon_as_it_is_written(tmp_path, rows_in):
     with RunLog(tmp_path, 0, 10, Console(file=io.StringIO())) as log:
         log.write(2, row(2.0))
-        assert json.loads((tmp_path / "log.jsonl").read_text()) == {"step": 2, **row(2.0)}
+        assert rows_in(tmp_path / "log.jsonl") == [{"step": 2, **row(2.0)}]
 
 
 @pytest.mark.parametrize("cut", ['{"step": 4, "lo', '{"step": 4, "loss": 4.0}', "{", '{"step'])
-def test_a_row_that_a_kill_cut_off_is_dropped(tmp_path, cut):
-    write(tmp_path, [2])
-    with open(tmp_path / "log.jsonl", "a") as file:
-        file.write(cut)
+def test_a_resumed_log_leaves_out_what_is_damaged_or_was_cut_off_by_a_kill(tmp_path, rows_in, cut):
+    write(tmp_path, [2, 3])
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(path.read_bytes().replace(b'{"step": 3', b"\xff\x00") + cut.encode())
     write(tmp_path, [4], start=4)
-    assert losses(tmp_path) == {2: 2.0, 4: 4.0}
+    assert losses(tmp_path, rows_in) == {2: 2.0, 4: 4.0}
 
 
-def test_a_run_that_starts_anew_has_a_new_log(tmp_path):
+def test_a_run_that_starts_anew_has_a_new_log(tmp_path, rows_in):
     write(tmp_path, [2, 4])
     write(tmp_path, [2], value=50.0)
-    assert losses(tmp_path) == {2: 52.0}
+    assert losses(tmp_path, rows_in) == {2: 52.0}
 
 
-def test_a_resumed_log_and_its_curves_read_as_if_nothing_had_happened(tmp_path):
+def test_a_resumed_log_and_its_curves_read_as_if_nothing_had_happened(tmp_path, rows_in):
     write(tmp_path, [2, 4, 6, 8])
     write(tmp_path, [6, 8, 10], start=5, value=100.0)
     expected = {2: 2.0, 4: 4.0, 6: 106.0, 8: 108.0, 10: 110.0}
-    assert losses(tmp_path) == expected
+    assert losses(tmp_path, rows_in) == expected
     board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert {"contrastive", "images_per_second"} <= set(board.Tags()["scalars"])
-    assert sorted((event.step, event.value) for event in board.Scalars("loss")) == [
-        *expected.items()
-    ]
+    curve = {event.step: event.value for event in board.Scalars("loss")}
+    assert curve == expected
+    assert len(board.Scalars("loss")) == len(expected)
 
 
 def test_a_log_file_gets_a_line_now_and_then_and_the_last_one(tmp_path):
     """The first row, the last, and none between within a quarter of a minute."""
     lines = write(tmp_path, range(1, 11)).splitlines()
     assert [line.split(" · ")[0] for line in lines] == ["step 1/10", "step 10/10"]
-    assert (
-        lines[-1] == "step 10/10 · loss 10.000 · contrastive 5.000 · 1234 images/s · 1:00:05 left"
-    )
+    shown = ["loss 10.000", "contrastive 5.000", "1234 images/s", "1:00:05 left"]
+    assert lines[-1].split(" · ")[1:] == shown
 
 
 def test_a_narrow_terminal_keeps_step_and_time_left(tmp_path):
     """Of what does not fit, the end of the losses is cut."""
     wide, narrow = (
-        re.sub(r"\x1b\[[0-9;?]*\w", "", write(tmp_path, range(1, 11), terminal=True, width=width))
+        re.sub(
+            r"\x1b\[[0-9;?]*\w", "", write(tmp_path, range(1, 11), force_terminal=True, width=width)
+        )
         for width in (200, 60)
     )
     for shown in (wide, narrow):
@@ -92,14 +86,6 @@ def test_a_narrow_terminal_keeps_step_and_time_left(tmp_path):
         assert "loss 10.000" in shown
     assert "1234 images/s" in wide
     assert "images/s" not in narrow
-
-
-def test_everything_is_closed_when_the_run_fails(tmp_path):
-    log = RunLog(tmp_path, 0, 10, Console(file=io.StringIO()))
-    with pytest.raises(KeyError, match="images_per_second"), log:
-        log.write(1, {"loss": 1.0})
-    assert log._file.closed
-    assert losses(tmp_path) == {1: 1.0}
 
 
 @pytest.mark.parametrize("line", ['{"a": 1}', "some words", "3", '{"step": "2"}'])
@@ -110,14 +96,6 @@ def test_a_log_of_something_else_is_not_overwritten(tmp_path, line):
     with refused(about=f"{path}:2"):
         write(tmp_path, [2])
     assert path.read_bytes() == before
-
-
-def test_a_resumed_log_goes_on_without_a_damaged_line(tmp_path):
-    write(tmp_path, [2, 4, 6])
-    path = tmp_path / "log.jsonl"
-    path.write_bytes(path.read_bytes().replace(b'{"step": 4', b"\xff\x00"))
-    write(tmp_path, [8], start=6)
-    assert list(losses(tmp_path)) == [2, 6, 8]
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
@@ -134,20 +112,13 @@ def test_a_full_disk_is_a_sentence_with_the_place(tmp_path, method):
         getattr(log, method)(*arguments)
 
 
-def test_notes_are_kept_by_step_and_those_of_a_killed_run_dropped(tmp_path):
+def test_notes_are_kept_by_step_and_those_of_a_killed_run_dropped(tmp_path, rows_in):
     for start, steps in ((0, (2, 4, 6)), (4, (5, 7))):
         with RunLog(tmp_path, start, 10, Console(file=io.StringIO())) as log:
-            log.write_note(f"begun at {start}")
+            log.write_note(f"from {start}")
             for step in steps:
                 log.advance(step)
-                log.write_note(f"said at {step}")
-    notes = [json.loads(line) for line in (tmp_path / "notes.jsonl").read_text().splitlines()]
-    words = [
-        (0, "begun at 0"),
-        (2, "said at 2"),
-        (4, "said at 4"),
-        (4, "begun at 4"),
-        (5, "said at 5"),
-        (7, "said at 7"),
-    ]
-    assert notes == [{"step": step, "note": note} for step, note in words]
+                log.write_note("then")
+    notes = [(note["step"], note["note"]) for note in rows_in(tmp_path / "notes.jsonl")]
+    first, second = [(0, "from 0"), (2, "then"), (4, "then")], [(4, "from 4")]
+    assert notes == [*first, *second, (5, "then"), (7, "then")]

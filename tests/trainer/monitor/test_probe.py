@@ -1,15 +1,14 @@
 """What a probe logs during a run is what `silc-bench eval` measures of its checkpoint."""
 
 from types import SimpleNamespace
-from typing import ClassVar
 
 import pytest
 import torch
+from given import measured
 from refusals import refused
+from runs import saved_in
 
 from silc_bench.errors import RunError
-from silc_bench.evaluation.evaluate import evaluate
-from silc_bench.evaluation.settings import EvalSettings
 from silc_bench.models.load import load_model
 from silc_bench.tasks.selection import select, words_of
 from silc_bench.trainer import loop
@@ -35,9 +34,8 @@ def run(tiny, tmp_path_factory, train):
 def test_classes_texts_and_patches_are_probed_by_default(run, rows_in):
     families = "knn zeroshot segmentation_zeroshot discovery correspondence"
     names = {f"shapes/{family}" for family in families.split()}
-    rows = rows_in(run / "probes.jsonl")
-    assert [row.pop("step") for row in rows] == [2, 4]
-    assert all(set(row) == {f"probe/{name}" for name in names} for row in rows)
+    columns = {"step", *(f"probe/{name}" for name in names)}
+    assert [set(row) for row in rows_in(run / "probes.jsonl")] == [columns] * 2
     assert {task.name for task in select(words_of(ProbeConfig().tasks))} == names
 
 
@@ -45,15 +43,11 @@ def test_a_probe_is_an_evaluation(run, tmp_path, rows_in):
     """Bit for bit, of every task."""
     last = rows_in(run / "probes.jsonl")[-1]
     tasks = select(words_of(ProbeConfig().tasks))
-    settings = EvalSettings(
-        limit=LIMIT, device="cpu", precision="fp32", batch_size=128, existing="overwrite"
-    )
-    places = {"data_root": None, "results_dir": tmp_path}
-    records = evaluate(load_model(str(run)), tasks, settings, model_source=str(run), **places)
-    measured = {
-        f"probe/{record.task.name}": record.metrics[record.task.main_metric] for record in records
-    }
-    assert {"step": 4, **measured} == last
+    settings = {"limit": LIMIT, "precision": "fp32", "batch_size": 128}
+    expected = {"step": 4}
+    for record in measured(load_model(str(run)), tasks, tmp_path, **settings):
+        expected[f"probe/{record.task.name}"] = record.metrics[record.task.main_metric]
+    assert expected == last
 
 
 def test_the_report_draws_every_probe(run, rows_in):
@@ -68,9 +62,8 @@ def test_a_task_that_cannot_be_scored_is_left_out_in_a_sentence_and_the_run_goes
     """Too few images for a class to occur twice."""
     tasks = "shapes/knn,shapes/correspondence"
     said = train(tiny(probe={"every": 2, "limit": FEW, "tasks": tasks}), tmp_path)
-    assert [set(row) for row in rows_in(tmp_path / "probes.jsonl")] == [
-        {"step", "probe/shapes/knn"}
-    ] * 2
+    rows = rows_in(tmp_path / "probes.jsonl")
+    assert [set(row) for row in rows] == [{"step", "probe/shapes/knn"}] * 2
     (sentence,) = [line for line in said.splitlines() if "left out" in line]
     assert sentence.startswith("step 2: shapes/correspondence ")
 
@@ -96,7 +89,7 @@ def test_a_student_that_cannot_be_measured_is_named_and_the_checkpoint_kept(
         assert "optim.lr" in caught.value.fix
     else:
         assert "step 2: the student cannot be measured" in train(config, tmp_path)
-    assert checkpoint.path_of(tmp_path, 2) in checkpoint.all_in(tmp_path)
+    assert 2 in saved_in(tmp_path)
     best = checkpoint.best_in(tmp_path)
     assert best == checkpoint.path_of(tmp_path, 1), "what was not measured is not the best"
     assert [row["step"] for row in rows_in(tmp_path / "probes.jsonl")] == [1]
@@ -106,37 +99,29 @@ def test_the_speed_of_a_row_is_that_of_its_steps_without_the_probe(
     tiny, tmp_path, monkeypatch, train, rows_in
 ):
     """By a clock on which a step takes a second, its data another quarter and a probe a hundred."""
-    clock = [0.0]
+    clock = SimpleNamespace(now=0.0, perf_counter=lambda: clock.now, monotonic=lambda: clock.now)
 
     def step(state, batch):
-        clock[0] += 1
+        clock.now += 1
         return train_step(state, batch)
 
     def data(state, source, real=loop._my_batches):
         for batch in real(state, source):
-            clock[0] += 0.25
+            clock.now += 0.25
             yield batch
 
-    class SlowProbe:
-        errors: ClassVar[dict[str, float]] = {}
-        diverged = None
+    def probe(state):
+        clock.now += 100
+        return {"probe/x": 0.5}
 
-        def __init__(self, *_):
-            pass
-
-        def __call__(self, state):
-            clock[0] += 100
-            return {"probe/x": 0.5}
-
-    for name, value in (("train_step", step), ("Probe", SlowProbe), ("_my_batches", data)):
+    probe.errors, probe.diverged = {}, None
+    replaced = {"train_step": step, "_my_batches": data, "Probe": lambda *_: probe, "time": clock}
+    for name, value in replaced.items():
         monkeypatch.setattr(loop, name, value)
-    for module in ("loop", "device"):
-        stands_still = SimpleNamespace(perf_counter=lambda: clock[0], monotonic=lambda: clock[0])
-        monkeypatch.setattr(f"silc_bench.trainer.{module}.time", stands_still)
+    monkeypatch.setattr("silc_bench.trainer.device.time", clock)
     train(tiny(steps=6, log_every=2, probe={"every": 3}), tmp_path)
-    rows = rows_in(tmp_path / "log.jsonl")
     names = ("step", "images_per_second", "seconds_left", "data_wait_share")
-    found = [tuple(row[name] for name in names) for row in rows]
-    assert found == [(2, 64 / 9, 4.5, 1 / 9), (4, 6.4, 2.5, 0.2), (6, 6.4, 0, 0.2)], (
+    rows = [tuple(map(row.get, names)) for row in rows_in(tmp_path / "log.jsonl")]
+    assert rows == [(2, 64 / 9, 4.5, 1 / 9), (4, 6.4, 2.5, 0.2), (6, 6.4, 0, 0.2)], (
         "but for the first batch, which is the start's"
     )
