@@ -146,13 +146,9 @@ def test_every_number_of_the_recipe_has_a_provenance():
     assert provenance_of("views.flip_prob") == PROVENANCE["views"]
 
 
-@pytest.mark.parametrize(
-    ("name", "nearest"), [("b61", "b16"), ("shapes-tiny", "shapes_tiny"), ("resnet", "known: b16")]
-)
-def test_an_unknown_preset_names_the_nearest(name, nearest):
-    with pytest.raises(UserError) as caught:
-        make_preset(name)
-    assert nearest in caught.value.fix
+def test_an_unknown_preset_names_the_nearest():
+    with pytest.raises(UserError, match="shapes_tiny"):
+        make_preset("shapes-tiny")
 
 
 def test_configure_lets_the_user_speak_last():

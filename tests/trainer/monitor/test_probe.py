@@ -14,7 +14,6 @@ from silc_bench.tasks.selection import select, words_of
 from silc_bench.trainer import loop
 from silc_bench.trainer.checkpoints import file as checkpoint
 from silc_bench.trainer.config.config import ProbeConfig
-from silc_bench.trainer.monitor.report import write_report
 from silc_bench.trainer.train import train_step
 
 pytestmark = pytest.mark.broad
@@ -48,12 +47,6 @@ def test_a_probe_is_an_evaluation(run, tmp_path, rows_in):
     for record in measured(load_model(str(run)), tasks, tmp_path, **settings):
         expected[f"probe/{record.task.name}"] = record.metrics[record.task.main_metric]
     assert expected == last
-
-
-def test_the_report_draws_every_probe(run, rows_in):
-    page = write_report(run).read_text()
-    names = set(rows_in(run / "probes.jsonl")[0]) - {"step"}
-    assert [name for name in names if name not in page] == []
 
 
 def test_a_task_that_cannot_be_scored_is_left_out_in_a_sentence_and_the_run_goes_on(
