@@ -115,7 +115,7 @@ def towers_from(
 
     Raises:
         UserError: the embedding has another width than the image tower, the layers another
-        activation, the norms another epsilon.
+            activation, the norms another epsilon.
     """
     width = sizes["vision"]["width"]
     if embed_dim != width:

@@ -219,7 +219,7 @@ def load(path: Path) -> dict[str, Any]:
 
     Raises:
         DamagedCheckpointError: empty, truncated, not the bytes whose checksum stands beside it, of
-        another step than its name says, or with a part that is missing, foreign or altered.
+            another step than its name says, or with a part that is missing, foreign or altered.
         UserError: missing, or not one of ours.
     """
     sha256 = _note_of(path).get("sha256")

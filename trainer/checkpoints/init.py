@@ -48,7 +48,7 @@ def towers_of(model: ImageModel) -> Towers:
 
     Raises:
         UserError: a model that our towers do not represent exactly, or whose tokenizer a checkpoint
-        cannot hold.
+            cannot hold.
     """
     readers = (READERS.get(kind.__name__) for kind in type(model).__mro__)
     reader = next(filter(None, readers), None)
@@ -122,7 +122,7 @@ def read_start(config: Config) -> Start:
 
     Raises:
         UserError: no such checkpoint; a model that our towers do not represent exactly; other sizes
-        than the run's.
+            than the run's.
     """
     try:
         source = _read(config.init)

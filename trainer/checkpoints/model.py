@@ -199,7 +199,7 @@ def load(path: Path, branch: str | None = None) -> NativeModel:
 
     Raises:
         UserError: no such file, a damaged or foreign one, an unknown branch, or parts that do not
-        fit together: configuration, tokenizer, weights.
+            fit together: configuration, tokenizer, weights.
     """
     if is_exported(path):
         model = load_safetensors(path)
@@ -262,7 +262,7 @@ def load_safetensors(path: Path) -> NativeModel:
 
     Raises:
         UserError: damaged, not an export of a model trained here, or parts that do not fit
-        together.
+            together.
     """
     texts = metadata_of(path)
     is_known = texts.get("format") == EXPORTED and texts.get("branch") in BRANCHES

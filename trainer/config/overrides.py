@@ -64,7 +64,7 @@ def apply_sets(config: Config, sets: Iterable[str]) -> Config:
 
     Raises:
         UserError: no "=", an unknown field (nearest names are given), or a value that is not of the
-        field's type.
+            field's type.
     """
     fields = flatten(config)
     for item in sets:

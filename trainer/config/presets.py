@@ -235,7 +235,7 @@ def configure(
 
     Raises:
         UserError: an unknown name, a value of the wrong type, a configuration that cannot work, or
-        a change without effect.
+            a change without effect.
     """
     config = apply_objective(make_preset(preset), objective)
     fields = {"data.source": data, "init": init, "samples": samples}
