@@ -1,9 +1,9 @@
 """A model trained here, in the form of another library or in one file.
 
 Flow: ``load_trained("RUN:teacher")`` -> ``check_target`` -> ``export(model, "hf",
-Path("silc-hf"))``: the target's ``write`` into a temporary place, which is then moved to ``out``.
-Nothing is downloaded, and no other library is needed: each target is JSON and a safetensors file.
-Weights are renamed and regrouped, never changed, so the other library's embeddings are ours
+Path("silc-hf"))``: all files into a temporary place, which is then moved to ``out``. Nothing is
+downloaded, and no other library is needed: each target is JSON and a safetensors file. Weights are
+renamed and regrouped, never changed, so the other library's embeddings are ours
 (``tests/trainer/checkpoints/test_export.py``).
 
 A folder gets a list of its files with their checksums (``silc_bench.system.checksums.MANIFEST``), a
@@ -13,8 +13,8 @@ safetensors file has those of its tensors in its header.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 from silc_bench.errors import RunError, UserError, unknown_name
 from silc_bench.models.load import find_path, kinds
@@ -23,14 +23,13 @@ from silc_bench.system.files import atomic_folder, atomic_path, check_writable
 from silc_bench.trainer.checkpoints import model as native
 from silc_bench.trainer.checkpoints import open_clip
 from silc_bench.trainer.checkpoints import transformers as hf
-from silc_bench.trainer.checkpoints.exchange import write_tensors
+from silc_bench.trainer.checkpoints.exchange import write_json, write_tensors, write_tokenizer
 from silc_bench.trainer.checkpoints.model import NativeModel
+from silc_bench.trainer.silc.tokenizers import ForeignTokenizer
 
-# Each takes the model, the temporary folder to write into, and the folder's final place.
-FOLDERS: dict[str, Callable[[NativeModel, Path, Path], None]] = {
-    "open_clip": open_clip.write,
-    "hf": hf.write,
-}
+# Each module says what a folder holds beside the tokenizer: ``configs``, ``weights`` and the name
+# of their file, WEIGHTS.
+FOLDERS: dict[str, ModuleType] = {"open_clip": open_clip, "hf": hf}
 TARGETS = (*FOLDERS, "safetensors")
 SUFFIX = ".safetensors"
 
@@ -97,7 +96,7 @@ def export(model: NativeModel, target: str, out: Path) -> None:
     """
     check_target(target, out)
     _check_finite(model)
-    if target in FOLDERS and model.has_foreign_tokenizer:
+    if target in FOLDERS and isinstance(model.tokenizer, ForeignTokenizer):
         raise UserError(
             f"{target} cannot hold its tokenizer, which is another library's: it comes from what"
             f" the run started from (cleaning {model.tokenizer.cleaning!r})",
@@ -111,15 +110,25 @@ def export(model: NativeModel, target: str, out: Path) -> None:
                 write_tensors(temporary, native.tensors(model), native.metadata(model))
         else:
             with atomic_folder(out) as temporary:
-                FOLDERS[target](model, temporary, out)
-                # The last file, because it lists all others.
-                write_manifest(temporary)
+                _write_folder(model, FOLDERS[target], temporary, out)
     except OSError as error:
         raise RunError(
             f"the export could not be written ({error.strerror or error}); nothing of it is left",
             about=out,
             fix="make room there, or choose another --out",
         ) from None
+
+
+def _write_folder(model: NativeModel, library: ModuleType, folder: Path, final: Path) -> None:
+    """Into ``folder``, which will be moved to ``final``."""
+    for name, content in library.configs(model, final).items():
+        write_json(folder / name, content)
+    write_tokenizer(model, folder)
+    header = {"format": "pt", "name": model.name}
+    write_tensors(folder / library.WEIGHTS, library.weights(model), header)
+
+    # The last file, because it lists all others.
+    write_manifest(folder)
 
 
 def _check_finite(model: NativeModel) -> None:

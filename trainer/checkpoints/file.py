@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
+from torch.utils._pytree import tree_map_only
 
 from silc_bench.errors import RunError, UserError, first_line
 from silc_bench.models.weights import pickles
@@ -88,7 +89,8 @@ class Writer:
         self._step = payload["step"]
 
         # A copy, because the next step changes the tensors while the thread still writes them.
-        self._pending = self._thread.submit(save, self._run, _copied(payload), score)
+        copy = tree_map_only(torch.Tensor, _copied, payload)
+        self._pending = self._thread.submit(save, self._run, copy, score)
 
     def check(self) -> None:
         """Notice a write that has ended, without waiting for one that has not."""
@@ -337,12 +339,5 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _copied(value: Any) -> Any:
-    """The same nest of dicts and lists with every tensor copied to the CPU."""
-    if isinstance(value, torch.Tensor):
-        return value.detach().to("cpu", copy=True)
-    if isinstance(value, dict):
-        return type(value)((key, _copied(inner)) for key, inner in value.items())
-    if isinstance(value, list | tuple):
-        return type(value)(map(_copied, value))
-    return value
+def _copied(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().to("cpu", copy=True)

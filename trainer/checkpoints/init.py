@@ -13,7 +13,7 @@ the teacher starts as the student's copy.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -108,7 +108,7 @@ class Start:
     weights: dict[str, Tensor]  # by the names of Student; with a head where that is taken over
     center: Tensor | None  # of the head's teacher
     tokenizer: AnyTokenizer
-    said: list[str] = field(default_factory=list)  # sentences for people
+    said: list[str]  # sentences for people
 
     def fill(self, student: Student) -> None:
         """Every parameter but those of fresh heads and the mask token, which stay as they were."""

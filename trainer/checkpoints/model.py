@@ -50,12 +50,7 @@ from silc_bench.trainer.config.config import Config, from_dict, to_dict, without
 from silc_bench.trainer.config.presets import PRESETS, make_preset
 from silc_bench.trainer.silc.student import TAUGHT, Student
 from silc_bench.trainer.silc.teacher import Teacher
-from silc_bench.trainer.silc.tokenizers import (
-    AnyTokenizer,
-    ForeignTokenizer,
-    check_pairing,
-    read_tokenizer,
-)
+from silc_bench.trainer.silc.tokenizers import AnyTokenizer, check_pairing, read_tokenizer
 from silc_bench.trainer.silc.towers import VisionTower, count_parameters
 
 BRANCHES = ("student", "teacher", "average")  # the last where the run kept one
@@ -132,9 +127,6 @@ class NativeModel(NativeImageModel):
     def __init__(self, name: str, student: Student, vision: VisionTower, tokenizer: AnyTokenizer):
         super().__init__(name, student, vision)
         self.tokenizer = tokenizer
-        # That of the other library's model which the run started from.
-        self.has_foreign_tokenizer = isinstance(tokenizer, ForeignTokenizer)
-
         self.log_scale = student.log_scale.item()
         self.logit_scale = student.log_scale.exp().item()
         self.logit_bias = student.logit_bias.item()
@@ -215,7 +207,7 @@ def load(path: Path, branch: str | None = None) -> NativeModel:
     return from_payload(file, checkpoint.load(file), branch)
 
 
-def from_payload(file: Path, payload: dict[str, Any], branch: str | None = None) -> NativeModel:
+def from_payload(file: Path, payload: dict[str, Any], branch: str | None) -> NativeModel:
     """``load`` of a checkpoint file that has been read.
 
     Args:

@@ -6,7 +6,7 @@ open_clip's own.
 Reading: ``of_open_clip(model)`` of a model that ``silc_bench.models.load.load_model`` gave ->
 ``Towers``, or a sentence that says why not. Weights are renamed, never changed.
 
-Writing: ``write`` makes a folder that
+Writing: ``configs`` and ``weights`` are what makes a folder that
 ``open_clip.create_model_from_pretrained("local-dir:FOLDER")`` and ``open_clip.get_tokenizer`` load.
 Needs open_clip 3.0 and timm 1.0.16 or newer to be read.
 
@@ -37,9 +37,6 @@ from silc_bench.trainer.checkpoints.exchange import (
     state,
     towers_from,
     unfit,
-    write_json,
-    write_tensors,
-    write_tokenizer,
 )
 from silc_bench.trainer.checkpoints.model import NativeModel, tensors
 from silc_bench.trainer.silc.tokenizers import AnyTokenizer, of_transformers
@@ -180,15 +177,9 @@ def _tokenizer(tokenizer: Any, vocab_size: int) -> AnyTokenizer:
 # ---- writing ----
 
 
-def write(model: NativeModel, folder: Path, final: Path) -> None:
-    """Both configurations, weights and tokenizer into ``folder``.
-
-    It will be moved to ``final``, the path that the configurations hold.
-    """
-    write_json(folder / "open_clip_config.json", _config(model, final))
-    write_json(folder / "config.json", _timm_config(model))
-    write_tokenizer(model, folder)
-    write_tensors(folder / WEIGHTS, weights(model), {"format": "pt", "name": model.name})
+def configs(model: NativeModel, final: Path) -> dict[str, Any]:
+    """By name of the file; ``final`` is the folder's place, which they hold."""
+    return {"open_clip_config.json": _config(model, final), "config.json": _timm_config(model)}
 
 
 def weights(model: NativeModel) -> dict[str, Tensor]:

@@ -7,8 +7,9 @@ are renamed and regrouped, never changed. Whatever names or numbers are left ove
 towers here cannot be set to, refuses the model; ``silc_bench.trainer.checkpoints.init`` then
 compares embeddings before a run begins.
 
-Writing: ``write`` makes a folder that ``transformers.AutoModel``, ``AutoTokenizer`` and
-``AutoImageProcessor`` load: a SiglipModel. Needs transformers 4.51 or newer to be read.
+Writing: ``configs`` and ``weights`` are what makes a folder that ``transformers.AutoModel``,
+``AutoTokenizer`` and ``AutoImageProcessor`` load: a SiglipModel. Needs transformers 4.51 or newer
+to be read.
 
 SigLIP's towers there and ours are the same computation: pre-norm blocks, GELU by its tanh or exact,
 LayerNorm with epsilon 1e-6, MAP pooling, last token pooled, no mask. Ours keep q, k and v stacked;
@@ -34,9 +35,6 @@ from silc_bench.trainer.checkpoints.exchange import (
     state,
     towers_from,
     unfit,
-    write_json,
-    write_tensors,
-    write_tokenizer,
 )
 from silc_bench.trainer.checkpoints.model import NativeModel, tensors
 from silc_bench.trainer.silc.tokenizers import AnyTokenizer, of_pieces, of_transformers
@@ -51,6 +49,7 @@ OTHERS = {
     "altclip": "an AltCLIP (a class token, and XLM-R reads its texts)",
     "chinese_clip": "a Chinese-CLIP (a class token, and BERT reads its texts)",
 }
+WEIGHTS = "model.safetensors"
 BICUBIC = 3  # Pillow's number
 GELUS = {"tanh": "gelu_pytorch_tanh", "exact": "gelu"}  # ours and theirs, as all tables here
 SIZES = {
@@ -166,17 +165,9 @@ def _sizes(config: Any) -> dict[str, Any]:
 # ---- writing ----
 
 
-def write(model: NativeModel, folder: Path, final: Path) -> None:
-    """config.json, weights, tokenizer and image processor into ``folder``.
-
-    It may be moved from ``final`` to anywhere.
-    """
-    write_json(folder / "config.json", _config(model))
-    write_json(folder / "preprocessor_config.json", _preprocessor(model))
-    write_tokenizer(model, folder)
-    write_tensors(
-        folder / "model.safetensors", weights(model), {"format": "pt", "name": model.name}
-    )
+def configs(model: NativeModel, final: Path) -> dict[str, Any]:
+    """By name of the file; the folder may be moved from ``final`` to anywhere."""
+    return {"config.json": _config(model), "preprocessor_config.json": _preprocessor(model)}
 
 
 def weights(model: NativeModel) -> Weights:

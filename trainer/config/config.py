@@ -521,10 +521,11 @@ def to_dict(config: Config) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
-def flatten(config: Config) -> dict[str, Any]:
-    """{"optim.lr": 0.001, ...}, in the order of the fields."""
+def flatten(config: Config | dict[str, Any]) -> dict[str, Any]:
+    """{"optim.lr": 0.001, ...}, in the order of the fields; of ``to_dict``'s answer too."""
     flat: dict[str, Any] = {}
-    for name, value in to_dict(config).items():
+    fields = config if isinstance(config, dict) else to_dict(config)
+    for name, value in fields.items():
         if isinstance(value, dict):
             flat |= {f"{name}.{inner}": inner_value for inner, inner_value in value.items()}
         else:

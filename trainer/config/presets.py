@@ -347,6 +347,21 @@ _TEACHER = {
     "masked.ratio": "open",
 }
 
+_SILCS = (  # of tips
+    "views.num_global",
+    "views.num_local",
+    "views.global_area",
+    "views.local_area",
+    "views.global_size",
+    "views.local_size",
+    "text",
+    "contrastive.images",
+    "optim",
+    "optim.schedule",
+    "batch_size",
+    "samples",
+)
+
 # Where a preset departs from SILC, or SILC's value is all that is known.
 PROVENANCE_OF = {
     "silc_star": {
@@ -388,30 +403,19 @@ PROVENANCE_OF = {
     },
     "tips": _TEACHER
     | {
-        "views.num_global": "open: SILC's",
-        "views.num_local": "open: SILC's",
-        "views.global_area": "open: SILC's",
-        "views.local_area": "open: SILC's",
-        "views.global_size": "open: SILC's",
-        "views.local_size": "open: SILC's",
+        **dict.fromkeys(_SILCS, "open: SILC's"),
         "views": "sure: resized, cropped and flipped, nothing else",
         "vision": (
             "open: SILC's towers, with MAP pooling; TIPS pools by two class tokens, for two"
             " captions an image"
         ),
-        "text": "open: SILC's",
         "contrastive.loss": "sure: CLIP's softmax loss",
-        "contrastive.images": "open: SILC's",
         "contrastive": "open: SILC's scale; the softmax loss has no bias",
         "distillation.weight": "sure: 1",
         "distillation.start_fraction": "likely: from the first step",
         "distillation.num_prototypes": "sure: 32k",
         "distillation.teacher_temp": "sure",
         "masked.weight": "sure: 2",
-        "optim": "open: SILC's",
-        "optim.schedule": "open: SILC's",
-        "batch_size": "open: SILC's",
-        "samples": "open: SILC's",
     },
 }
 

@@ -8,10 +8,8 @@ checkpoints -> a chart for each number -> report.html. It may be called while th
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ import jinja2
 from silc_bench.errors import UserError
 from silc_bench.system.checksums import read_sealed
 from silc_bench.system.files import write_text_atomic
+from silc_bench.trainer.config.config import flatten
 from silc_bench.trainer.monitor.log import row_of
 
 # Which curves stand together on the page, in this order.
@@ -119,10 +118,12 @@ def write_report(run: Path, out: Path | None = None) -> Path:
     groups.append({"title": "Others", "charts": _charts(rows, others)})
     groups.append({"title": "Probes", "charts": _charts(probes, probe_names)})
 
-    source = files("silc_bench.trainer.monitor").joinpath("report.html.j2")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    template = environment.from_string(source.read_text(encoding="utf-8"))
-    page = template.render(
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("silc_bench.trainer.monitor", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    page = environment.get_template("report.html.j2").render(
         name=f"{config.get('preset', run.name)}-{config.get('objective', '')}".rstrip("-"),
         step=rows[-1]["step"],
         num_steps=max(1, config.get("samples", 0) // max(1, config.get("batch_size", 1))),
@@ -130,22 +131,10 @@ def write_report(run: Path, out: Path | None = None) -> Path:
         best=max(scored)[1] if scored else "",
         notes=_notes(run / "notes.jsonl"),
         groups=[group for group in groups if group["charts"]],
-        config=_fields(config),
+        config=flatten(config).items(),
     )
     write_text_atomic(path, page)
     return path
-
-
-def _fields(config: dict[str, Any]) -> list[tuple[str, Any]]:
-    """("optim.lr", value) of each field; those of the sections first."""
-    of_sections = []
-    of_config = []
-    for name, value in config.items():
-        if isinstance(value, dict):
-            of_sections += [(f"{name}.{field}", inner) for field, inner in value.items()]
-        else:
-            of_config.append((name, value))
-    return of_sections + of_config
 
 
 def _charts(rows: list[dict[str, Any]], names: Iterable[str]) -> list[dict[str, str]]:
@@ -225,10 +214,9 @@ def _notes(path: Path) -> list[str]:
 
     notes = []
     for line in path.read_bytes().splitlines():
-        try:
-            notes.append(str(json.loads(line)["note"]))
-        except (ValueError, KeyError, TypeError):
-            continue
+        row = row_of(line)
+        if row and "note" in row:
+            notes.append(str(row["note"]))
     return list(dict.fromkeys(notes))  # in the order in which they were said
 
 
