@@ -71,12 +71,6 @@ def test_the_newest_two_are_kept(tmp_path):
     assert checkpoint.best_in(tmp_path) is None, "none was scored"
 
 
-def test_find_takes_a_run_its_checkpoints_or_a_file(tmp_path):
-    old, new = save(tmp_path, 9, 100)
-    assert checkpoint.find(tmp_path) == checkpoint.find(tmp_path / "checkpoints") == new
-    assert checkpoint.find(old) == old
-
-
 # --- a disk that fills up -------------------------------------------------------------------------
 
 

@@ -177,22 +177,13 @@ SMALL_CLIPS = {
 
 
 @pytest.fixture
-def small_clips(tmp_path):
+def small_clips(monkeypatch):
     """open_clip knows SMALL_CLIPS as its own ViT-B-32 and RN50, of which they are small copies."""
-    import open_clip
+    from open_clip import factory
 
-    folder = tmp_path / "archs"
-    folder.mkdir()
     for name, vision in SMALL_CLIPS.items():
-        hf_folders.write_json(
-            folder / f"{name}.json",
-            {"embed_dim": 32, "vision_cfg": vision, "text_cfg": TEXT_OF_CLIP},
-        )
-    open_clip.add_model_config(folder)
-    yield
-    open_clip.factory._MODEL_CONFIG_PATHS.remove(folder)
-    for name in SMALL_CLIPS:
-        del open_clip.factory._MODEL_CONFIGS[name]
+        config = {"embed_dim": 32, "vision_cfg": vision, "text_cfg": TEXT_OF_CLIP}
+        monkeypatch.setitem(factory._MODEL_CONFIGS, name, config)
 
 
 @pytest.mark.usefixtures("small_clips")
