@@ -38,6 +38,10 @@ def tokens_of_patches(model, images):
     return model.encode_dense(images, ["tokens"])["tokens"]
 
 
+def encode_image(model, images):
+    return model.encode_image(images)
+
+
 def measure(spec, tasks, results, limit=20):
     """`silc-bench eval` of a model on the CPU."""
     options = ["--limit", str(limit), "--device", "cpu", "--results", str(results)]

@@ -1,8 +1,8 @@
 """SigLIP 2 NaFlex: images of their own shape, cut into at most N patches.
 
 An image is resized so that both sides are whole patches, its shape is nearly kept, and as many
-patches as possible are used (2502.14786). The search for the scale takes the steps of transformers'
-`Siglip2ImageProcessor`, because its last digits decide the size.
+patches as possible are used (2502.14786). transformers searches for the scale, because the last
+digits of its search decide the size.
 
 So that images make a batch, ``NaflexPipeline`` packs one into a tensor [1 + N, 3 P P]: first the
 numbers of rows and columns (then zeros), then the patches row by row, each of P x P pixels with
@@ -15,7 +15,6 @@ Shapes: B images, N most patches, P pixels a side of a patch, h x w patches, W w
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,17 +41,17 @@ class NaflexPipeline:
     @property
     def size(self) -> int:
         """Pixels a side of a square image."""
-        rows, _ = naflex_grid(1024, 1024, self.patch_size, self.max_num_patches)
-        return rows * self.patch_size
+        return self._resized(1024, 1024)[0]
 
     def __call__(self, image: Image.Image) -> Tensor:
         """An image of any size and mode -> [1 + N, 3 P P] fp32."""
         P = self.patch_size
-        h, w = naflex_grid(image.height, image.width, P, self.max_num_patches)
+        height, width = self._resized(image.height, image.width)
+        h, w = height // P, width // P
 
         image = image.convert("RGB")
-        if image.size != (w * P, h * P):
-            image = image.resize((w * P, h * P), INTERPOLATIONS[self.interpolation])
+        if image.size != (width, height):
+            image = image.resize((width, height), INTERPOLATIONS[self.interpolation])
 
         pixels = normalized(image, self.mean, self.std)
 
@@ -76,6 +75,14 @@ class NaflexPipeline:
             "mean": list(self.mean),
             "std": list(self.std),
         }
+
+    def _resized(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width in whole patches, by the library's own search for the scale."""
+        from transformers.models.siglip2 import image_processing_siglip2 as siglip2
+
+        return siglip2.get_image_size_for_max_num_patches(
+            height, width, self.patch_size, self.max_num_patches
+        )
 
 
 class NaflexTower:
@@ -110,29 +117,6 @@ def unpack(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     patches = images[:, 1:]
     mask = torch.arange(patches.shape[1], device=images.device) < grids.prod(dim=1, keepdim=True)
     return patches, mask.long(), grids
-
-
-def naflex_grid(height: int, width: int, patch_size: int, max_num_patches: int) -> tuple[int, int]:
-    """(rows, columns) for an image of ``height`` x ``width`` pixels.
-
-    They belong to the largest scale, found by bisection, at which both sides, rounded up to whole
-    patches, make no more than ``max_num_patches``.
-    """
-
-    def at(scale: float) -> tuple[int, int]:
-        rows = max(1, math.ceil(height * scale / patch_size))
-        columns = max(1, math.ceil(width * scale / patch_size))
-        return rows, columns
-
-    # both bounds and the tolerance are the library's: others would end at another scale
-    low, high = 1e-6, 100.0
-    while high - low >= 1e-5:
-        middle = (low + high) / 2
-        if math.prod(at(middle)) <= max_num_patches:
-            low = middle
-        else:
-            high = middle
-    return at(low)
 
 
 def naflex_pipeline(path: Path, settings: dict[str, Any], patch_size: int) -> NaflexPipeline:

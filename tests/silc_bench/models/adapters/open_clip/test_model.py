@@ -21,14 +21,13 @@ import hf_folders
 import images_and_runs
 from images_and_runs import (
     close,
+    encode_image,
     measure,
     pixels_of,
     tokens_of_patches,
     without_network,
 )
 
-from silc_bench.errors import UserError
-from silc_bench.models.adapters.open_clip import model as adapter
 from silc_bench.models.interface import DenseModel, ImageTextModel
 from silc_bench.models.load import load_model
 from silc_bench.models.patch_features import METHODS
@@ -77,58 +76,54 @@ def timm_tower(name, pool, proj, size=32):
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 4}
 
 
-def small_map(pretrained=False, **others):
-    """timm's SigLIP tower, small."""
-    from timm.models.vision_transformer import _create_vision_transformer
-
-    return _create_vision_transformer(
-        "vit_base_patch16_siglip_224", **{**SMALL, "class_token": False, **others}
-    )
-
-
-def small_rest(pretrained=False, **others):
-    """The same, trained at a size that is no whole number of patches."""
-    return small_map(**{"img_size": 34, **others})
-
-
-def small_gap(pretrained=False, **others):
-    """A ViT of timm with a class token that is left out of the mean, and its norm before."""
-    from timm.models.vision_transformer import _create_vision_transformer
-
-    return _create_vision_transformer(
-        "test_vit2", **{**SMALL, "global_pool": "avg", "fc_norm": False, **others}
-    )
-
-
-def small_swin(pretrained=False, **others):
-    """A Swin transformer: its map has channels last, and its windows are cut for one size."""
-    from timm.models.swin_transformer import _create_swin_transformer
-
-    sizes = {
-        "img_size": 32,
-        "patch_size": 4,
-        "window_size": 4,
-        "embed_dim": 24,
-        "depths": (1, 2),
-        "num_heads": (2, 4),
-    }
-    return _create_swin_transformer("swin_tiny_patch4_window7_224", **{**sizes, **others})
+SIGLIP = {**SMALL, "class_token": False}
+EVA = {
+    **SMALL,
+    "qkv_fused": False,
+    "swiglu_mlp": True,
+    "scale_mlp": True,
+    "scale_attn_inner": True,
+    "use_rot_pos_emb": True,
+    "ref_feat_shape": (4, 4),
+}
+SWIN = {
+    "img_size": 32,
+    "patch_size": 4,
+    "window_size": 4,
+    "embed_dim": 24,
+    "depths": (1, 2),
+    "num_heads": (2, 4),
+}
+# small towers of timm: the family, the tower of the usual size, and what is smaller
+TRUNKS = {
+    "small_map": ("vision_transformer", "vit_base_patch16_siglip_224", SIGLIP),
+    # a size that is no whole number of patches
+    "small_rest": ("vision_transformer", "vit_base_patch16_siglip_224", {**SIGLIP, "img_size": 34}),
+    # the class token is left out of the mean, and its norm comes before
+    "small_gap": (
+        "vision_transformer",
+        "test_vit2",
+        {**SMALL, "global_pool": "avg", "fc_norm": False},
+    ),
+    # its map has channels last, and its windows are cut for one size
+    "small_swin": ("swin_transformer", "swin_tiny_patch4_window7_224", SWIN),
+    # rotary positions beside learned ones, gates, norms inside
+    "small_eva": ("eva", "eva02_base_patch16_clip_224", EVA),
+}
 
 
-def small_eva(pretrained=False, **others):
-    """timm's EVA02 tower, small: rotary positions beside learned ones, gates, norms inside."""
-    from timm.models.eva import _create_eva
+def register(name):
+    """timm knows the tower from now on."""
+    import timm
 
-    eva = {
-        "qkv_fused": False,
-        "swiglu_mlp": True,
-        "scale_mlp": True,
-        "scale_attn_inner": True,
-        "use_rot_pos_emb": True,
-    }
-    return _create_eva(
-        "eva02_base_patch16_clip_224", **{**SMALL, **eva, "ref_feat_shape": (4, 4), **others}
-    )
+    family, base, sizes = TRUNKS[name]
+    create = getattr(getattr(timm.models, family), f"_create_{family}")
+
+    def make(pretrained=False, **others):
+        return create(base, **{**sizes, **others})
+
+    make.__name__ = name
+    timm.models.register_model(make)
 
 
 def configs(reader):
@@ -218,10 +213,8 @@ def home(tmp_path_factory):
 
     As timm knows the small towers.
     """
-    import timm
-
-    for small in (small_map, small_rest, small_gap, small_swin, small_eva):
-        timm.models.register_model(small)
+    for name in TRUNKS:
+        register(name)
     reads = open_clip.factory.SimpleTokenizer
     # the same vocabulary, parsed once instead of thirty times
     open_clip.factory.SimpleTokenizer = functools.cache(reads)
@@ -301,17 +294,6 @@ def test_embeddings_pixels_and_tokens_are_open_clips_own(models, arch):
     json.dumps([ours.image_protocol, ours.text_protocol, ours.settings])
 
 
-@pytest.mark.parametrize(
-    ("arch", "protocol"),
-    [
-        ("tiny-vit", {"cleaning": "lower", "length": 77, "padding": 0}),
-        ("tiny-siglip", {"cleaning": "canonicalize", "length": 16, "padding": 1}),
-    ],
-)
-def test_protocols_say_what_decides_tokens(models, arch, protocol):
-    assert protocol.items() <= models(arch)[0].text_protocol.items()
-
-
 @pytest.mark.parametrize("arch", ARCHS)
 def test_feature_points_have_their_widths(models, arch):
     ours, theirs = models(arch)
@@ -342,9 +324,8 @@ def test_feature_points_have_their_widths(models, arch):
 def test_patches_are_the_librarys_last_features(models, arch):
     ours, theirs = models(arch)
     images = noise(ours)
-    indices = [4 if arch == "tiny-resnet" else -1]
     last = theirs.visual.forward_intermediates(
-        images, indices=indices, normalize_intermediates=True
+        images, indices=[4 if arch == "tiny-resnet" else -1], normalize_intermediates=True
     )["image_intermediates"][-1]
     assert close(tokens_of_patches(ours, images), last.permute(0, 2, 3, 1))
 
@@ -353,32 +334,6 @@ def test_patches_of_a_map_are_its_features(models):
     ours, theirs = models("tiny-convnext")
     features = theirs.visual.trunk.forward_features(noise(ours))
     assert close(tokens_of_patches(ours, noise(ours)), features.permute(0, 2, 3, 1))
-
-
-@pytest.mark.parametrize("arch", ["tiny-vit", "tiny-vit-quickgelu"])
-def test_joint_map_of_a_class_token_is_the_value_path_of_its_last_block(models, arch):
-    ours, theirs = models(arch)
-    visual = theirs.visual
-    x = visual.transformer.resblocks[0](visual._embeds(noise(ours))).double()[:, 1:]
-    weights = {name: value.double() for name, value in visual.state_dict().items()}
-
-    def norm(x, name):
-        centred = x - x.mean(-1, keepdim=True)
-        scaled = centred / (centred.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt()
-        return scaled * weights[f"{name}.weight"] + weights[f"{name}.bias"]
-
-    def linear(x, name, rows=slice(None), sign="."):
-        return x @ weights[f"{name}{sign}weight"][rows].T + weights[f"{name}{sign}bias"][rows]
-
-    last = "transformer.resblocks.1."
-    values = linear(norm(x, f"{last}ln_1"), f"{last}attn.in_proj", slice(64, None), "_")
-    x = x + linear(values, f"{last}attn.out_proj")
-    hidden = linear(norm(x, f"{last}ln_2"), f"{last}mlp.c_fc")
-    gate = 0.5 * (1 + torch.erf(hidden / 2**0.5))
-    if arch.endswith("quickgelu"):
-        gate = torch.sigmoid(1.702 * hidden)
-    x = x + linear(hidden * gate, f"{last}mlp.c_proj")
-    assert close(dense(ours, noise(ours)), (norm(x, "ln_post") @ weights["proj"]).float())
 
 
 @pytest.mark.parametrize(
@@ -406,23 +361,7 @@ def test_a_joint_patch_is_what_pooling_gives_where_all_patches_are_that_one(mode
 def mixed(q, k, v):
     """[B, H, d], [B, N, H, d] twice -> [B, H * d]: attention of one query, head by head."""
     weights = torch.einsum("bhd,bnhd->bhn", q, k).mul(q.shape[-1] ** -0.5).softmax(-1)
-    assert weights.std() > 1e-5
     return torch.einsum("bhn,bnhd->bhd", weights, v).flatten(1)
-
-
-def test_map_pooling_is_the_mean_of_the_values_as_its_heads_weigh_them(models):
-    ours, _ = models("tiny-siglip")
-    pool = ours.network.visual.trunk.attn_pool
-    heads = (pool.num_heads, -1)
-    q = pool.q(pool.latent)[:, 0].unflatten(1, heads).expand(2, -1, -1)
-    k, v = pool.kv(dense(ours, noise(ours), "tokens")).unflatten(2, (2, *heads)).unbind(2)
-
-    def finish(values):
-        values = pool.proj(values)
-        return values + pool.mlp(pool.norm(values))
-
-    assert close(finish(mixed(q, k, v)), ours.encode_image(noise(ours)))
-    assert close(finish(v.flatten(2)), dense(ours, noise(ours)))
 
 
 def test_resnet_pooling_is_the_mean_of_the_values_as_its_heads_weigh_them(models):
@@ -464,7 +403,6 @@ def test_a_trained_size_that_does_not_divide_is_taken_as_it_is(models):
     ours, theirs = models("tiny-rest")
     images = noise(ours)
     assert (ours.image_size, ours.patch_size) == (34, 8)
-    assert torch.equal(ours.encode_image(images), theirs.encode_image(images))
     features = theirs.visual.trunk.forward_features(images)
     assert close(tokens_of_patches(ours, images), features.unflatten(1, (4, 4)))
     assert dense(ours, images).shape == (2, 16, 48)
@@ -480,12 +418,11 @@ def test_a_trained_size_that_does_not_divide_is_taken_as_it_is(models):
         ("tiny-swin", (40, 40)),
     ],
 )
-@pytest.mark.parametrize("encode", ["pooled", "tokens"])
+@pytest.mark.parametrize("encode", [encode_image, tokens_of_patches])
 def test_a_size_that_a_tower_does_not_take_is_refused(models, arch, size, encode):
     ours, _ = models(arch)
-    method = ours.encode_image if encode == "pooled" else (lambda x: tokens_of_patches(ours, x))
     with refused(about=ours.name):
-        method(torch.zeros(1, 3, *size))
+        encode(ours, torch.zeros(1, 3, *size))
 
 
 @pytest.mark.parametrize(
@@ -496,12 +433,12 @@ def test_what_a_tower_cannot_do_has_a_reason(models, arch, methods):
     can = [method for method in ours.dense_methods if ":" not in method]
     assert tuple(can) == methods
     assert ours.lacking.keys() == {*METHODS} - {*methods}
-    with pytest.raises(UserError, match=ours.lacking["maskclip"]):
+    with refused(about=ours.name):
         dense(ours, noise(ours))
 
 
 @pytest.mark.parametrize("arch", ["tiny-vit", "tiny-siglip", "tiny-eva", "tiny-resnet"])
-@pytest.mark.parametrize("encode", [dense, lambda model, images: model.encode_image(images)])
+@pytest.mark.parametrize("encode", [dense, encode_image])
 def test_bf16_autocast_changes_little(models, arch, encode):
     ours, _ = models(arch)
     exact = encode(ours, noise(ours))
@@ -579,18 +516,16 @@ def test_random_is_reproducible_named_so_and_leaves_the_generator_alone(home):
     assert load_model("open_clip:tiny-coca/random").revision == model.revision
 
 
-def test_a_file_beside_an_architecture(models, home):
+def test_a_file_beside_an_architecture_has_no_tag(models, home):
     models("tiny-vit")
-    model = adapter.load_state(home / "tiny-vit.pt", "tiny-vit")
-    assert model.revision == models("tiny-vit")[0].revision
     with refused(about="open_clip:tiny-vit/openai"):
-        adapter.load_state(home / "tiny-vit.pt", "tiny-vit/openai")
+        load_model(str(home / "tiny-vit.pt"), "open_clip:tiny-vit/openai")
 
 
 def write_config(folder, home, arch, **others):
     config = json.loads((home / "archs" / f"{arch}.json").read_text())
     for part, fields in others.pop("model_cfg", {}).items():
-        config[part] |= fields
+        config[part] = fields and config[part] | fields
     content = {"model_cfg": config, "preprocess_cfg": others}
     (folder / "open_clip_config.json").write_text(json.dumps(content))
     return config
@@ -618,32 +553,31 @@ def test_a_folder_is_what_open_clip_makes_of_it(models, home, tmp_path):
     assert torch.equal(ours.tokenize(TEXTS), released.tokenize(TEXTS))
 
 
-TWICE = [
-    {**COCA, "output_tokens": False, "attentional_pool": how} for how in ("parallel", "cascade")
-]
+def pools_twice(how):
+    vision = {**COCA, "output_tokens": False, "attentional_pool": how}
+    return {"model_cfg": {"vision_cfg": vision}}
 
 
-@pytest.mark.parametrize(
-    ("files", "config"),
-    [
-        ((), None),
-        ((), {}),
-        (("a.bin", "b.bin"), {}),
-        ((), {"embed_dim": 3}),
-        (("open_clip_pytorch_model.bin",), {"resize_mode": "longest"}),
-        (("open_clip_pytorch_model.bin",), {"model_cfg": {"vision_cfg": TWICE[0]}}),
-        (("open_clip_pytorch_model.bin",), {"model_cfg": {"vision_cfg": TWICE[1]}}),
-    ],
-    ids=["no config", "no weights", "two weights", "half", "longest", "parallel", "cascade"],
-)
-def test_folders_that_are_none_are_refused(home, tmp_path, files, config):
+BIN = ("open_clip_pytorch_model.bin",)
+# files of weights, and what is changed in the configuration; None: there is none
+NO_FOLDERS = {
+    "no config": ((), None),
+    "no weights": ((), {}),
+    "two weights": (("a.bin", "b.bin"), {}),
+    "half": ((), {"model_cfg": {"text_cfg": None}}),
+    "longest": (BIN, {"resize_mode": "longest"}),
+    "parallel": (BIN, pools_twice("parallel")),
+    "cascade": (BIN, pools_twice("cascade")),
+}
+
+
+@pytest.mark.parametrize("case", NO_FOLDERS)
+def test_folders_that_are_none_are_refused(home, tmp_path, case):
+    files, changes = NO_FOLDERS[case]
     folder = tmp_path / "mine"
     folder.mkdir()
-    content = {"embed_dim": 24, "vision_cfg": VIT, "text_cfg": TEXT}
-    if config == {"embed_dim": 3}:
-        (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
-    elif config is not None:
-        content = write_config(folder, home, "tiny-vit", **config)
+    if changes is not None:
+        content = write_config(folder, home, "tiny-vit", **changes)
     for name in files:
         torch.save(open_clip.CLIP(**content).state_dict(), folder / name)
     with refused(about="mine"):
@@ -660,10 +594,8 @@ def test_folders_that_are_none_are_refused(home, tmp_path, files, config):
         ("{home}/tiny-vit.pt", "open_clip:ARCH/"),
         ("hf-hub:nothing", "ORG/NAME"),
         # what cannot be had is named, with what to write then
-        ("ViT-B-32/openai", "/vit_base_patch32_clip_224.openai on the Hugging Face hub"),
         ("ViT-B-32/openai", "write open_clip:ViT-B-32-quickgelu/PATH"),
         ("ViTamin-S/datacomp1b", "pytorch_model.bin of jienengchen/ViTamin-S on"),
-        ("ViTamin-S/datacomp1b", "write open_clip:ViTamin-S/PATH"),
         ("hf-hub:nobody/nothing", "files of nobody/nothing on the Hugging Face hub to a folder"),
     ],
 )
@@ -678,10 +610,11 @@ def test_mistakes_are_named(models, home, monkeypatch, tmp_path, rest, fix):
 
 def test_weights_of_another_architecture_are_refused(models, home):
     models("tiny-vit")
-    with pytest.raises(UserError, match=r"tiny-vit.pt as open_clip's tiny-clipa.*visual.ln_pre"):
+    with refused(about="tiny-vit.pt as open_clip's tiny-clipa") as caught:
         load_model(f"open_clip:tiny-clipa/{home / 'tiny-vit.pt'}")
+    assert "visual.ln_pre" in caught.value.problem
     torch.save({"a": torch.zeros(3)}, home / "other.pt")
-    with pytest.raises(UserError, match=r"other.pt as open_clip's tiny-siglip.*not fit"):
+    with refused(about="other.pt as open_clip's tiny-siglip", is_kept=False):
         load_model(f"open_clip:tiny-siglip/{home / 'other.pt'}")
 
 
@@ -707,13 +640,6 @@ def test_a_reader_that_cannot_be_had_is_named(home, monkeypatch, tmp_path, key, 
     finally:
         open_clip.factory._MODEL_CONFIG_PATHS.remove(path)
         del open_clip.factory._MODEL_CONFIGS["tiny-nobody"]
-
-
-def test_without_the_library_its_extra_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "open_clip", None)
-    with refused(about="open_clip") as caught:
-        load_model("open_clip:ViT-B-32/openai")
-    assert caught.value.fix == "pip install 'silc-bench[open_clip]'"
 
 
 def test_a_tiny_model_is_evaluated_end_to_end(home, tmp_path):
