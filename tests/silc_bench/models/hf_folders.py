@@ -40,7 +40,6 @@ CORPUS = [
     "two dogs don't bark",
     "the stars, the sea",
 ] * 3
-KINDS = ("clip", "clip_old_eos", "siglip", "siglip2", "naflex", "altclip", "chinese_clip")
 
 
 def write(kind: str, folder: Path) -> Path:
@@ -114,24 +113,12 @@ def _config(kind: str, vocab_size: int, special: dict[str, int]):
 
 def _clip_tokenizer(folder: Path) -> tuple[int, dict[str, int]]:
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    merges = [
-        ("a", "t</w>"),
-        ("c", "at</w>"),
-        ("r", "e"),
-        ("re", "d</w>"),
-        ("p", "h"),
-        ("ph", "o"),
-        ("o", "f</w>"),
-    ]
-    tokens = [
-        *letters,
-        *(letter + "</w>" for letter in letters),
-        *(left + right for left, right in merges),
-    ]
+    merges = ["a t</w>", "c at</w>", "r e", "re d</w>", "p h", "ph o", "o f</w>"]
+    tokens = [*letters, *(f"{letter}</w>" for letter in letters)]
+    tokens += [merge.replace(" ", "") for merge in merges]
     tokens += ["<|startoftext|>", "<|endoftext|>"]
     write_json(folder / "vocab.json", {token: index for index, token in enumerate(tokens)})
-    lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
-    (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]), encoding="utf-8")
     write_json(
         folder / "tokenizer_config.json",
         {"tokenizer_class": "CLIPTokenizer", "model_max_length": LENGTH},
@@ -142,17 +129,8 @@ def _clip_tokenizer(folder: Path) -> tuple[int, dict[str, int]]:
 
 def _bert_tokenizer(folder: Path) -> tuple[int, dict[str, int]]:
     letters = "abcdefghijklmnopqrstuvwxyz0123456789.,'!?东京一只猫的照片"
-    tokens = [
-        "[PAD]",
-        "[UNK]",
-        "[CLS]",
-        "[SEP]",
-        "[MASK]",
-        *letters,
-        *("##" + letter for letter in letters),
-        "photo",
-        "cat",
-    ]
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "photo", "cat", *letters]
+    tokens += [f"##{letter}" for letter in letters]
     (folder / "vocab.txt").write_text("\n".join(tokens) + "\n", encoding="utf-8")
     write_json(
         folder / "tokenizer_config.json",
@@ -207,13 +185,7 @@ def _gemma_tokenizer(folder: Path) -> tuple[int, dict[str, int]]:
     tokenizer.post_processor = processors.TemplateProcessing(
         single="$A <eos>", special_tokens=[("<eos>", 1)]
     )
-    names = {
-        "pad_token": "<pad>",
-        "eos_token": "<eos>",
-        "bos_token": "<bos>",
-        "unk_token": "<unk>",
-        "mask_token": "<mask>",
-    }
+    names = {f"{name}_token": f"<{name}>" for name in ("pad", "eos", "bos", "unk", "mask")}
     settings = {
         "add_bos_token": False,
         "add_eos_token": True,
@@ -238,3 +210,4 @@ TOKENIZER = {
     "altclip": _xlmr_tokenizer,
     "chinese_clip": _bert_tokenizer,
 }
+KINDS = tuple(TOKENIZER)

@@ -7,18 +7,13 @@ the way flax lays out arrays.
 """
 
 import re
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from refusals import refused
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 from hf_folders import LENGTH, TEXT, VISION, network_of
 from images_and_runs import IMAGES, close, measure, noise, pixels_of, tokens_of_patches
+from refusals import refused
 
 from silc_bench.models.adapters import big_vision
 from silc_bench.models.interface import DenseModel, ImageTextModel
@@ -40,12 +35,6 @@ TEXTS = [
     "no_underscores here",
     "🐱 猫 and 犬",
 ]
-
-
-@pytest.fixture(autouse=True)
-def no_gradients():
-    with torch.no_grad():
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -193,6 +182,8 @@ def arrays(theirs):
 
 @pytest.fixture
 def write(tmp_path, pieces):
+    """Writes a checkpoint and its tokenizer's file; the path."""
+
     def write(arrays, tokenizer="c4_en"):
         np.savez(tmp_path / "tiny.npz", **arrays)
         if tokenizer:
@@ -249,7 +240,6 @@ def test_dense_features_pool_back_and_take_the_value_path(theirs, arrays, load):
     ours = load(arrays)
     tokens = theirs.vision_model(pixel_values=PIXELS).last_hidden_state
     assert close(tokens_of_patches(ours, PIXELS), tokens.unflatten(1, (3, 3)))
-    assert close(ours.encode_image(PIXELS, "mean_patch"), tokens.mean(dim=1))
     joint = ours.encode_dense(PIXELS, ["maskclip"])["maskclip"].flatten(1, 2)
     # the head sees one patch at a time: all attention lies on it
     alone = [theirs.vision_model.head(tokens[:, i : i + 1]) for i in range(tokens.shape[1])]

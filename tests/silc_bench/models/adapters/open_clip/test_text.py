@@ -1,7 +1,9 @@
 """Causal text towers are cut behind the longest text; the protocol names all tokenizer options."""
 
 import json
+from functools import partial
 
+import hf_folders
 import pytest
 import torch
 
@@ -55,10 +57,9 @@ def test_causal_towers_read_no_padding(kind, text):
     encode, seen = encoder_of(model), lengths_seen(model)
     for lengths in ((3, 9, 0), (75, 1), (0,)):
         tokens = tokens_of(*lengths)
-        with torch.inference_mode():
-            ours, theirs = encode(tokens), model.encode_text(tokens)
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
-        assert seen[-2:] == [max(lengths) + 2, 77]
+        expected = model.encode_text(tokens)
+        torch.testing.assert_close(encode(tokens), expected, rtol=0, atol=1e-6)
+        assert seen[-2:] == [77, max(lengths) + 2]
 
 
 @pytest.mark.parametrize(
@@ -68,76 +69,53 @@ def test_causal_towers_read_no_padding(kind, text):
 def test_towers_that_see_their_padding_are_left_whole(text):
     model = network("custom", **text)
     encode, seen, tokens = encoder_of(model), lengths_seen(model), tokens_of(3, 9)
-    with torch.inference_mode():
-        assert torch.equal(encode(tokens), model.encode_text(tokens))
+    assert torch.equal(encode(tokens), model.encode_text(tokens))
     assert min(seen) >= 77
 
 
 # ---- what the tokenizer does ----
 
 
-def test_every_option_of_the_librarys_own_tokenizer_is_another_protocol():
-    options = [
-        {},
-        {"context_length": 32},
-        {"clean": "whitespace"},
-        {"clean": "canonicalize"},
-        {"reduction_mask": "simple"},
-        {"additional_special_tokens": ["<image>"]},
-    ]
-    protocols = [json.dumps(text_protocol(open_clip.SimpleTokenizer(**own))) for own in options]
-    assert len(set(protocols)) == len(protocols)
-
-
 @pytest.fixture(scope="module")
-def words(tmp_path_factory):
-    """A tokenizer of transformers: words to numbers, special tokens of BERT and of a language."""
-    tokenizers = pytest.importorskip("tokenizers")
-    transformers = pytest.importorskip("transformers")
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[BOS]", "[EOS]"]
-    words = [*special, "A", "a", "photo", "of", "text", "that", "is", "too", "long"]
-    vocabulary = {word: number for number, word in enumerate(words)}
-    inner = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="[UNK]"))
-    inner.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    inner.post_processor = tokenizers.processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    folder = tmp_path_factory.mktemp("words")
-    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-    wrapped = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=inner, bos_token="[BOS]", eos_token="[EOS]", **names
-    )
-    wrapped.save_pretrained(folder)
-    return str(folder)
+def reader(tmp_path_factory):
+    """A tokenizer of transformers within open_clip's."""
+    folder = tmp_path_factory.mktemp("reader")
+    hf_folders.TOKENIZER["altclip"](folder)
+    special = {"bos_token": "<s>", "cls_token": "<s>", "sep_token": "</s>"}
+    return partial(open_clip.tokenizer.HFTokenizer, str(folder), context_length=16, **special)
 
 
-def test_every_option_of_a_tokenizer_of_transformers_is_another_protocol(words):
-    options = [
-        {},
-        {"context_length": 8},
-        {"clean": "lower"},
-        {"clean": "canonicalize"},
-        {"strip_sep_token": True},
-        {"tokenizer_mode": "clips"},
-        {"truncation_side": "left"},
-        {"padding_side": "left"},
-    ]
-    protocols = [
-        json.dumps(
-            text_protocol(open_clip.tokenizer.HFTokenizer(words, **{"context_length": 16, **own}))
-        )
-        for own in options
-    ]
-    assert len(set(protocols)) == len(protocols)
+OWN = [
+    {},
+    {"context_length": 32},
+    {"clean": "whitespace"},
+    {"clean": "canonicalize"},
+    {"reduction_mask": "simple"},
+    {"additional_special_tokens": ["<image>"]},
+]
+OF_TRANSFORMERS = [
+    {},
+    {"context_length": 8},
+    {"clean": "lower"},
+    {"clean": "canonicalize"},
+    {"strip_sep_token": True},
+    {"tokenizer_mode": "clips"},
+    {"truncation_side": "left"},
+    {"padding_side": "left"},
+]
 
 
-def test_a_language_that_leaves_no_trace_but_in_the_tokens_is_another_protocol(words):
-    plain, spoken = (open_clip.tokenizer.HFTokenizer(words, context_length=16) for _ in range(2))
+def test_every_option_of_a_tokenizer_is_another_protocol(reader):
+    for make, options in ((open_clip.SimpleTokenizer, OWN), (reader, OF_TRANSFORMERS)):
+        protocols = {json.dumps(text_protocol(make(**chosen))) for chosen in options}
+        assert len(protocols) == len(options)
+
+
+def test_a_language_that_leaves_no_trace_but_in_the_tokens_is_another_protocol(reader):
+    plain, spoken = reader(), reader()
     backend = spoken.tokenizer.backend_tokenizer  # as set_src_lang_special_tokens does
     backend.post_processor = type(backend.post_processor)(
-        single="[BOS] $A [SEP]", special_tokens=[("[BOS]", 4), ("[SEP]", 3)]
+        single="<pad> $A </s>", special_tokens=[("<pad>", 1), ("</s>", 2)]
     )
-    differing = {
-        key for key, value in text_protocol(plain).items() if text_protocol(spoken)[key] != value
-    }
-    assert differing == {"reads"}
+    known = text_protocol(spoken)
+    assert {key for key, value in text_protocol(plain).items() if known[key] != value} == {"reads"}
