@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import shutil
 from copy import deepcopy
@@ -36,7 +35,6 @@ from silc_bench.models.load import load_model
 transformers = pytest.importorskip("transformers")
 
 pytestmark = pytest.mark.broad
-IS_5 = int(transformers.__version__.split(".")[0]) >= 5
 SQUARES = [kind for kind in KINDS if kind != "naflex"]
 MAPS = ["siglip", "siglip2"]  # pooled by attention
 WORDS = [
@@ -62,8 +60,7 @@ TEXTS = [
 
 def library_pixels(folder):
     """What the library's own processor over Pillow makes of the images."""
-    backend = {"backend": "pil"} if IS_5 else {"use_fast": False}
-    processor = transformers.AutoImageProcessor.from_pretrained(folder, **backend)
+    processor = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")
     return processor(IMAGES, return_tensors="pt")
 
 
@@ -208,13 +205,6 @@ def test_the_mean_patch_of_naflex_leaves_out_the_padding(models, folders):
 # ---- dense ----
 
 
-def through(layer, tokens):
-    """A layer of the library; transformers 4 wants each mask named and gives a tuple."""
-    masks = (None,) * (len(inspect.signature(layer.forward).parameters) - 2)
-    output = layer(tokens, *masks)
-    return output if torch.is_tensor(output) else output[0]
-
-
 @pytest.mark.parametrize("kind", SQUARES)
 def test_joint_features_are_what_the_library_says_of_a_patch_left_alone(kind, models):
     """A sequence of one token attends to nothing else.
@@ -232,7 +222,7 @@ def test_joint_features_are_what_the_library_says_of_a_patch_left_alone(kind, mo
         hook = last.register_forward_pre_hook(lambda _, inputs: entering.append(inputs[0]))
         vision(pixel_values=images)
         hook.remove()
-        output = through(last, entering[0][:, 1:].flatten(0, 1)[:, None])
+        output = last(entering[0][:, 1:].flatten(0, 1)[:, None], None)
         expected = theirs.visual_projection(vision.post_layernorm(output[:, 0]))
     joint = ours.encode_dense(images, ["maskclip"])["maskclip"]
     assert close(joint, expected.view(2, SIZE // 8, SIZE // 8, ours.embed_dim))
@@ -243,7 +233,7 @@ def test_a_layer_taken_apart_and_put_together_is_the_layer(kind, models):
     layer = models(kind)[1].vision_model.encoder.layers[-1]
     parts, tokens = HfBlock(layer), noise(2, 5, 32)
     attended = torch.nn.functional.scaled_dot_product_attention(*parts.split(tokens, None))
-    assert close(parts.finish(tokens, parts.join(tokens, attended)), through(layer, tokens))
+    assert close(parts.finish(tokens, parts.join(tokens, attended)), layer(tokens, None))
 
 
 @pytest.mark.parametrize("kind", ["clip", "siglip"])
@@ -285,8 +275,7 @@ def test_the_trained_size_need_not_divide(copy):
 @pytest.mark.parametrize("kind", ["siglip2", "naflex"])
 def test_siglip2_reads_lower_case_whatever_the_librarys_tokenizer_does(kind, models, folders):
     ours, _ = models(kind)
-    raw = transformers.GemmaTokenizerFast if not IS_5 else transformers.GemmaTokenizer
-    tokenizer = raw.from_pretrained(folders[kind])
+    tokenizer = transformers.GemmaTokenizer.from_pretrained(folders[kind])
     texts = ["A Photo of two CATS", "a photo of two cats"]
     upper, lower = tokenizer(texts)["input_ids"]
     assert upper != lower, "the trap is real: the tokenizer that the files name keeps capitals"
