@@ -17,7 +17,8 @@ Shapes: B images, N tokens (prefix tokens first), W width of the tokens, H heads
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -180,6 +181,21 @@ def is_channels_last(trunk: Network) -> bool:
     return str(getattr(trunk, "output_fmt", "NCHW")) == "NHWC"
 
 
+@contextmanager
+def inputs_of(blocks: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
+    """The tokens that enter each of the blocks within."""
+    entered: list[Tensor] = []
+    handles = [
+        block.register_forward_pre_hook(lambda _, inputs: entered.append(inputs[0]))
+        for block in blocks
+    ]
+    try:
+        yield entered
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def trunk_tokens(trunk: Network) -> TrunkTokens | None:
     """None for a trunk whose ``forward_features`` takes other steps (``is_known_course``)."""
     return TrunkTokens(trunk) if is_known_course(trunk) else None
@@ -216,19 +232,12 @@ class TrunkTokens:
 
         The positions are rotary ones, or None.
         """
-        entered: list[Tensor] = []
-        handles = [
-            block.register_forward_pre_hook(lambda _, inputs: entered.append(inputs[0]))
-            for block in self.blocks[-count:-1]
-        ]
-        try:
+        with inputs_of(self.blocks[-count:-1]) as entered:
             # what leaves the view would have entered the last block
             entered.append(self._before.forward_features(images))
-            return entered, self._end.rope
-        finally:
-            self._end.rope = None
-            for handle in handles:
-                handle.remove()
+
+        rope, self._end.rope = self._end.rope, None
+        return entered, rope
 
     def last(self, tokens: Tensor, rope: Any) -> Tensor:
         """[B, N, W] as they leave the last block."""

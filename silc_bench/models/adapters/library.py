@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -51,6 +53,11 @@ def explained(
         raise
     except kinds as error:
         raise UserError(f"{problem} ({first_line(error)})", about=about, fix=fix) from None
+
+
+def digest(value: object) -> str:
+    """16 hex digits of a value's JSON. They stand in records: how they come about never changes."""
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
 
 
 @contextmanager

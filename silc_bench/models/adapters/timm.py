@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from silc_bench.errors import UserError, unknown_name
-from silc_bench.models.adapters.blocks import is_known_course, places_of
+from silc_bench.models.adapters.blocks import inputs_of, is_known_course, places_of
 from silc_bench.models.adapters.library import explained, library, seeded
 from silc_bench.models.adapters.loaded import DenseLoadedModel, LoadedModel
 from silc_bench.models.patch_features import JOINT, methods_of, num_layers
@@ -92,19 +92,11 @@ class DenseTower(Tower):
 
     def dense(self, images: Tensor, methods: Sequence[str]) -> dict[str, Tensor]:
         """[B, 3, H, W] -> {method: [B, h, w, W]}, [B, h, w, N * W] for "tokens:N"."""
-        # The last block's output comes out of the network, with the final norm; hooks bring that of
-        # the blocks before it, as many as the methods ask for.
+        # The last block's output comes out of the network, with the final norm; that of the blocks
+        # before it, as many as the methods ask for, is what enters the next one.
         count = max(map(num_layers, methods))
-        outputs: list[Tensor] = []
-        handles = [
-            block.register_forward_hook(lambda _, inputs, output: outputs.append(output))
-            for block in self.blocks[-count:-1]
-        ]
-        try:
+        with inputs_of(self.blocks[len(self.blocks) - count + 1 :]) as outputs:
             features = self.network.forward_features(images)
-        finally:
-            for handle in handles:
-                handle.remove()
 
         grid = images.shape[2] // self.patch_size, images.shape[3] // self.patch_size
         layers = [*(self.network.norm(tokens) for tokens in outputs), features]

@@ -20,8 +20,6 @@ Shapes: B texts, L tokens.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import string
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,7 +31,7 @@ from torch import Tensor
 
 from silc_bench.errors import UserError
 from silc_bench.models.adapters.huggingface.files import read_json
-from silc_bench.models.adapters.library import explained
+from silc_bench.models.adapters.library import digest, explained
 from silc_bench.models.adapters.sentencepieces import canonicalize
 
 # Texts whose ids tell tokenizers apart: capitals, punctuation, white space, accents, other scripts,
@@ -117,7 +115,7 @@ class Reader:
         vocab = sorted(self.tokenizer.get_vocab().items())
         clean = CLEANINGS[self.cleaning]
         ids = [self.tokenizer(clean(text), verbose=False)["input_ids"] for text in PROBES]
-        return hashlib.sha256(json.dumps([vocab, ids]).encode()).hexdigest()[:16]
+        return digest([vocab, ids])
 
 
 def read_tokenizer(

@@ -71,8 +71,27 @@ class LayeredTower:
         raise NotImplementedError
 
     def _embedded(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """The tokens that enter the first block, and (h, w)."""
-        raise NotImplementedError
+        """[B, N, W] or [B, 1 + N, W] that enter the first block, and (h, w).
+
+        What is left over at the trained size is not seen, as in the library (SigLIP So400m: 27
+        patches of 14 pixels in 384).
+        """
+        embeddings = self.vision.embeddings
+        planes = embeddings.patch_embedding(images)
+        grid = tuple(planes.shape[2:])
+
+        # the first position is a class token's, if there is one; it has no place in the image, and
+        # one more does not change the root, which is rounded down
+        positions = embeddings.position_embedding.weight
+        side = math.isqrt(len(positions))
+        resized = resize_positions(positions[self.num_prefix :], (side, side), *grid)
+        tokens = planes.flatten(2).transpose(1, 2) + resized
+        if not self.num_prefix:
+            return tokens, grid
+
+        # "layrnorm" is how the library spells it
+        first = (embeddings.class_embedding + positions[0]).expand(len(images), 1, -1)
+        return self.vision.pre_layrnorm(torch.cat([first, tokens], dim=1)), grid
 
 
 class ClsTower(LayeredTower):
@@ -100,19 +119,6 @@ class ClsTower(LayeredTower):
     def joint(self, patches: Tensor) -> Tensor:
         return self.projection(self.vision.post_layernorm(patches))
 
-    def _embedded(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """[B, 1 + N, W] that enter the first block, and (h, w)."""
-        embeddings = self.vision.embeddings
-        patches, grid = _patches(embeddings, images)
-
-        # the first position is the class token's, which has no place in the image
-        positions = embeddings.position_embedding.weight
-        resized = resize_positions(positions[1:], _trained_grid(embeddings), *grid)
-        first = (embeddings.class_embedding + positions[0]).expand(len(images), 1, -1)
-
-        # "layrnorm" is how the library spells it
-        return self.vision.pre_layrnorm(torch.cat([first, patches + resized], dim=1)), grid
-
 
 class MapTower(LayeredTower):
     """SigLIP, and SigLIP 2 of one resolution: a learned query pools the patches.
@@ -138,13 +144,6 @@ class MapTower(LayeredTower):
         head = self.vision.head
         patches = value_path(head.attention, self.vision.post_layernorm(patches))
         return patches + head.mlp(head.layernorm(patches))
-
-    def _embedded(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """[B, N, W] that enter the first block, and (h, w)."""
-        embeddings = self.vision.embeddings
-        patches, grid = _patches(embeddings, images)
-        positions = embeddings.position_embedding.weight
-        return patches + resize_positions(positions, _trained_grid(embeddings), *grid), grid
 
 
 class HfBlock:
@@ -180,20 +179,3 @@ def _through(layer: Any, tokens: Tensor) -> Tensor:
     """One layer, part by part, because what the layer's ``forward`` returns has changed."""
     tokens = tokens + layer.self_attn(layer.layer_norm1(tokens))[0]
     return tokens + layer.mlp(layer.layer_norm2(tokens))
-
-
-def _patches(embeddings: Any, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
-    """[B, 3, H, W] -> [B, N, W] without positions, and (h, w).
-
-    What is left over at the trained size is not seen, as in the library (SigLIP So400m: 27 patches
-    of 14 pixels in 384).
-    """
-    planes = embeddings.patch_embedding(images)
-    return planes.flatten(2).transpose(1, 2), tuple(planes.shape[2:])
-
-
-def _trained_grid(embeddings: Any) -> tuple[int, int]:
-    """(h, w) of the trained size."""
-    # the root is rounded down, so a class token's position, one more, does not change it
-    side = math.isqrt(embeddings.position_embedding.weight.shape[0])
-    return side, side

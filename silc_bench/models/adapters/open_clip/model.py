@@ -21,8 +21,6 @@ Shapes: B images or texts, L tokens, D embedding, W width, H x W pixels, h x w p
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,7 +30,7 @@ from torch import Tensor, nn
 
 from silc_bench.errors import UserError
 from silc_bench.models.adapters.huggingface.text import PROBES
-from silc_bench.models.adapters.library import library
+from silc_bench.models.adapters.library import digest, library
 from silc_bench.models.adapters.loaded import DenseLoadedModel
 from silc_bench.models.adapters.open_clip.checkpoints import (
     Checkpoint,
@@ -220,12 +218,12 @@ def text_protocol(tokenizer: Any) -> dict[str, Any]:
         "cleaning": cleaning,
         "length": tokenizer.context_length,
         "tokenizer": type(inner or tokenizer).__name__,
-        "vocabulary": _digest(sorted(vocabulary.items())),
+        "vocabulary": digest(sorted(vocabulary.items())),
         "padding": 0 if inner is None else inner.pad_token_id,
         "mode": getattr(tokenizer, "tokenizer_mode", ""),
         "strip_sep_token": bool(getattr(tokenizer, "strip_sep_token", False)),
         "reduction": reduction,
-        "reads": _digest(ids),
+        "reads": digest(ids),
     }
 
 
@@ -290,8 +288,3 @@ def _parts(network: Network) -> dict[str, nn.Module]:
     if not isinstance(network.text_projection, nn.Module):
         weights["text_projection"] = parts.pop("text.text_projection")
     return {"visual": network.visual, "text": nn.ParameterDict(weights), **parts}
-
-
-def _digest(value: Any) -> str:
-    """16 hex digits of a value's JSON."""
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
