@@ -35,7 +35,7 @@ import math
 import re
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -141,7 +141,7 @@ class BigVisionModel(DenseLoadedModel):
     libraries = ("transformers", "tokenizers")  # its towers, and the tokenizer of a tokenizer.json
 
     def __init__(self, name: str, shape: Shape, network: Network, lacking: dict[str, str]):
-        self.parts: dict[str, nn.Module] = {"vision": network.vision_model}
+        self.parts = {"vision": network.vision_model}
         if shape.text is not None:
             self.parts["text"] = network.text_model
 
@@ -154,8 +154,12 @@ class BigVisionModel(DenseLoadedModel):
         tower = MapTower(network)
         tower.lacking |= lacking
         pipeline = ImagePipeline(shape.image_size, mean=(0.5,) * 3, std=(0.5,) * 3)
-        towers = nn.ModuleDict(self.parts)
-        super().__init__(name, towers, tower, pipeline, self.parts, settings)
+        super().__init__(name, None, tower, pipeline, self.parts, settings)
+
+    def to(self, device: torch.device) -> Self:
+        for part in self.parts.values():
+            part.to(device)
+        return self
 
 
 class BigVisionTextModel(BigVisionModel):
