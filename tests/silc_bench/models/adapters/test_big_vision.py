@@ -211,8 +211,8 @@ def test_embeddings_equal_transformers(theirs, arrays, load, layout):
     assert close(ours.encode_text(tokens), theirs.text_model(input_ids=tokens).pooler_output)
     assert isinstance(ours, ImageTextModel)
     assert isinstance(ours, DenseModel)
-    sizes = (ours.name, ours.image_size, ours.patch_size, ours.embed_dim)
-    assert sizes == ("big_vision:tiny", SIZE, PATCH, WIDTH)
+    assert ours.name == "big_vision:tiny"
+    assert (ours.image_size, ours.patch_size) == (SIZE, PATCH)
     num_params = sum(weight.numel() for weight in theirs.parameters())
     assert ours.num_params == num_params - 2, "less scale and bias"
     assert ours.logit_scale == pytest.approx(theirs.logit_scale.exp().item())
