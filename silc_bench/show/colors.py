@@ -26,7 +26,7 @@ def _rgb(names: str) -> list[tuple[int, ...]]:
 # Okabe and Ito's eight colours, told apart with any colour vision (black is replaced by grey), and
 # 24 more. Each of those is the one farthest from all before it and from ink and paper: distance in
 # CIELAB, or twice that as protanopes and deuteranopes see it (Machado et al., 2009) where that is
-# less. The test of this file holds the distances.
+# less.
 PALETTE = _rgb(
     "#e69f00 #56b4e9 #009e73 #f0e442 #0072b2 #d55e00 #cc79a7 #787878 "
     "#0000ff #2d0f87 #00ff87 #e100ff #3c4b00 #e1003c #960078 #b4f0b4 "

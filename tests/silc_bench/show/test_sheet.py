@@ -55,33 +55,28 @@ def has(pixels, color):
 
 
 def test_every_panel_is_in_its_place(draw):
+    """Titles stand right above their images."""
     rows = [
-        panels((250, 0, 0), (0, 250, 0), (1, 1, 1), title="one"),
+        [*panels((250, 0, 0), (0, 250, 0), title="one"), *panels((1, 1, 1), title="words " * 9)],
         [*panels((0, 0, 250), side=6), None, *panels((9, 9, 9), side=300)],
     ]
     pixels = draw([("", 1), ("of a model", 2)], rows, ["ring", "star"])
-    heads = MARGIN + 2 * LEGEND  # the groups' headings, then the first row's titles
+    # the groups' headings, then the first row's titles of one line and of two
+    heads = MARGIN + 2 * LEGEND + LINE
     width = 3 * CELL + GAP + GROUP_GAP
     height = heads + 2 * (CELL + 2 * GAP) + LEGEND + MARGIN
     assert pixels.shape == (height, 2 * MARGIN + width, 3)
-    lefts = (0, CELL + GROUP_GAP, 2 * CELL + GROUP_GAP + GAP)
-    for row, line in enumerate(rows):
-        for panel, left in zip(line, lefts, strict=True):
-            top = heads + row * (CELL + 2 * GAP)
-            place = pixels[top : top + CELL, MARGIN + left : MARGIN + left + CELL]
-            assert (place == (PAPER if panel is None else panel.pixels[0, 0])).all()
-    assert (pixels[:heads] != 255).any(), "headings and titles are written"
+    for column, left in enumerate((0, CELL + GROUP_GAP, 2 * CELL + GROUP_GAP + GAP)):
+        strip = pixels[:, MARGIN + left : MARGIN + left + CELL]
+        for row, line in enumerate(rows):
+            panel, top = line[column], heads + row * (CELL + 2 * GAP)
+            color = PAPER if panel is None else panel.pixels[0, 0]
+            assert (strip[top : top + CELL] == color).all()
+        is_written = (strip[:heads] < 255).any(axis=(1, 2))
+        assert is_written[-LEGEND:].any()
+        assert is_written[-LEGEND - LINE : -LEGEND].any() == (column == 2)
     legend = pixels[-MARGIN - LEGEND :]
-    assert has(legend, PALETTE[0])
-    assert has(legend, PALETTE[1])
-    assert not has(legend, PALETTE[2]), "no colour without a name"
-
-
-def test_titles_stand_right_above_their_images(draw):
-    row = [*panels((1, 1, 1), title="one"), *panels((1, 1, 1), title="many words " * 4)]
-    first, second = np.split(draw([("", 2)], [row])[MARGIN : MARGIN + 2 * LINE, : MARGIN + CELL], 2)
-    assert (first == 255).all()
-    assert (second < 255).any()
+    assert [has(legend, color) for color in PALETTE[:3]] == [True, True, False]
 
 
 @pytest.mark.parametrize(
@@ -111,40 +106,24 @@ def test_small_images_keep_their_edges_and_large_ones_are_smoothed(draw):
 
 def test_the_legend_goes_on_in_the_next_line_and_explains_heat(draw):
     names = [f"class {index}" for index in range(len(PALETTE))]
-    row = panels((1, 1, 1), (2, 2, 2))
-    few, many = (draw([("", 2)], [row], names[:count]) for count in (2, 32))
-    assert many.shape[0] - few.shape[0] == 15 * LEGEND
-    assert all(has(many, color) for color in PALETTE)
-    hot = draw([("", 2)], [row], names, has_heat=True)
-    assert hot.shape[0] - many.shape[0] == LEGEND
-    assert has(hot, HEAT[0])
-    assert has(hot, HEAT[-1])
+    sheet = [("", 2)], [panels((1, 1, 1), (2, 2, 2))]
+    few, many, hot = (
+        draw(*sheet, names[:2]),
+        draw(*sheet, names),
+        draw(*sheet, names, has_heat=True),
+    )
+    assert [len(many) - len(few), len(hot) - len(many)] == [15 * LEGEND, LEGEND]
+    assert all(has(hot, color) for color in (*PALETTE, HEAT[0], HEAT[-1]))
 
 
 def test_text_stays_inside(draw):
     word = "W" * 500
     panel = Panel(np.zeros((4, 4, 3), np.uint8), word, word, PALETTE[0])
-    pixels = draw([(word, 1)], [[panel]], [word], note=" ".join([word] * 40))
+    pixels = draw([(word, 1)], [[panel]], [word], note=f"{word} " * 40)
     assert pixels.shape[1] == 2 * MARGIN + CELL
     assert pixels.shape[0] < 700
     for edge in (pixels[:, :MARGIN], pixels[:, -MARGIN + 1 :], pixels[-MARGIN + 4 :]):
         assert (edge == 255).all()
-
-
-def test_a_sheet_that_cannot_be_written_leaves_the_old_one(draw, tmp_path, monkeypatch):
-    def fail(self, path, **kwargs):
-        path.write_bytes(b"half")
-        raise OSError(28, "No space left on device")
-
-    before = draw([("x", 1)], [panels((1, 2, 3))])
-    again = draw([("x", 1)], [panels((1, 2, 3))])
-    np.testing.assert_array_equal(again, before, "equal figures are equal files")
-    with monkeypatch.context() as patch:
-        patch.setattr(Image.Image, "save", fail)
-        with pytest.raises(OSError, match="No space"):
-            draw([("y", 1)], [panels((9, 9, 9))])
-    (path,) = (tmp_path / "images").iterdir()
-    np.testing.assert_array_equal(np.asarray(Image.open(path)), before)
 
 
 # ---- letters ----
@@ -165,13 +144,10 @@ def test_the_font_has_every_letter_that_is_drawn():
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("café crème", "cafe creme"),
-        ("ﬁ ½", "fi 1?2"),
-        ("猫 кот", "? ???"),
+        ("café ﬁ ½", "cafe fi 1?2"),
         (" a\tb\nc  d ", "a b c d"),
         ("\u202ea\u200db\x00", "ab"),
         ("<b>{c}%s</b>", "<b>{c}%s</b>"),
-        ("", ""),
     ],
 )
 def test_drawable(text, expected):
@@ -194,6 +170,6 @@ def test_wrapped_lines_fit_and_hold_every_word():
 def test_what_does_not_fit_is_cut(text, count):
     lines = wrapped(text, 90, count)
     assert len(lines) == count
-    assert lines[-1].endswith("...")
     assert lines[0].startswith(text[:5])
+    assert lines[-1].endswith("...")
     assert all(width_of(line) <= 90 for line in lines)
