@@ -8,14 +8,13 @@ import re
 import shlex
 import subprocess
 import sys
-from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
 from commands import SETS, call, error_of, fail, succeed, train_tiny
 from PIL import Image
 
-from silc_bench import __version__
 from silc_bench.cli.train import tasks_for
 from silc_bench.errors import RunError, UserError
 from silc_bench.results.record import SCHEMA, load_all
@@ -47,9 +46,9 @@ def results(run, tmp_path_factory):
     both = f"--ckpt {run}:student --ckpt {run}:teacher --results {folder} --device cpu"
     output = succeed(f"eval {both} --tasks shapes/zeroshot")
     output += succeed(f"eval {both} --tasks shapes/knn,shapes/retrieval --limit 30")
-    assert output.count("known") == 0
+    assert "known" not in output
     assert output.count("(limited to 30, never ranks)") == 4
-    assert output.count(f"records in {folder}; silc-bench leaderboard --results {folder}\n") == 2
+    assert output.endswith(f"records in {folder}; silc-bench leaderboard --results {folder}\n")
     return folder
 
 
@@ -109,18 +108,6 @@ def test_what_computes_nothing_imports_no_torch_and_help_no_numpy(ends, command)
         assert error_of(end["err"])
 
 
-def test_the_version_is_that_of_the_package(ends):
-    assert ends["--version"]["out"] == f"silc-bench {__version__}\n"
-
-
-def test_every_command_shows_how_it_is_used():
-    groups = ("cache", "data")
-    names = re.findall(r"^│ (\w+) ", succeed("--help"), flags=re.MULTILINE)
-    assert {*groups, "train", "eval", "compare"} < set(names)
-    for name in names:
-        assert f"silc-bench {name}" in succeed(f"{name} --help").partition("Usage:")[2][20:]
-
-
 @pytest.mark.timing
 def test_a_reader_that_goes_away_ends_it_quietly():
     read, write = os.pipe()
@@ -135,8 +122,8 @@ def test_a_reader_that_goes_away_ends_it_quietly():
 
 
 def test_train_writes_a_run(run):
-    names = ("checkpoints", "log.jsonl", "notes.jsonl", "probes.jsonl", "tensorboard")
-    assert sorted(path.name for path in run.iterdir()) == sorted(names)
+    names = ["checkpoints", "log.jsonl", "notes.jsonl", "probes.jsonl", "tensorboard"]
+    assert sorted(path.name for path in run.iterdir()) == names
     rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3]
     saved = json.loads((run / "checkpoints" / "step_00000003.json").read_text())["config"]
@@ -144,9 +131,7 @@ def test_train_writes_a_run(run):
 
 
 def test_the_command_that_comes_next_can_be_typed_as_it_stands(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        "silc_bench.trainer.loop.run_training", lambda config, run, **options: run / "step_1.pt"
-    )
+    monkeypatch.setattr("silc_bench.trainer.loop.run_training", Mock())
     lines = succeed(f"train --out '{tmp_path}/my runs'").splitlines()
     assert lines[1] == f"next: silc-bench eval --ckpt '{tmp_path}/my runs' --tasks shapes"
     photos = tmp_path / "photos"
@@ -173,24 +158,23 @@ def test_the_next_step_fits_the_data(source, tasks):
 
 def test_the_cost_of_a_run_on_several_devices(monkeypatch):
     """Each has its share of the images; the weights are whole on each."""
-    one, four = (succeed(f"train --dry-run {SHALLOW} {devices}") for devices in ("", "--devices 4"))
+    dry = f"train --dry-run {SHALLOW}"
+    one, four = succeed(dry), succeed(f"{dry} --devices 4")
     assert "of a step on one device" in one
     assert "of a step on one of 4 devices" in four
 
     def size_of(part, output):
-        return float(re.search(rf"memory, {part} +([0-9.]+) MiB", output)[1])
+        return float(re.search(rf"memory, [^\n]*{part}.*? +([0-9.]+) MiB", output)[1])
 
-    part = next(part for part in re.findall(r"memory, (.*?)  ", one) if "and views" in part)
-    assert size_of(part, four) == pytest.approx(size_of(part, one) / 4, abs=0.1)
+    assert size_of("and views", four) == pytest.approx(size_of("and views", one) / 4, abs=0.1)
     assert size_of("weights", four) == size_of("weights", one)
 
     # of the processes that torchrun starts one says it
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setenv("RANK", "0")
-    assert "of a step on one of 4 devices" in succeed(f"train --dry-run {SHALLOW}")
+    assert "of a step on one of 4 devices" in succeed(dry)
     monkeypatch.setenv("RANK", "1")
-    for option in ("--dry-run", "--show-config"):
-        assert succeed(f"train {option} {SHALLOW}") == ""
+    assert succeed(dry) == succeed(f"train --show-config {SHALLOW}") == ""
 
 
 def test_show_config_says_how_sure_the_recipe_is(tmp_path, monkeypatch):
@@ -198,8 +182,7 @@ def test_show_config_says_how_sure_the_recipe_is(tmp_path, monkeypatch):
     shown = succeed("train --preset b16 --data '[/a].tar' --objective contrastive --show-config")
     rows = {}
     for line in shown.splitlines():
-        field, *cells = re.split(r"\s{2,}", line.rstrip())
-        rows[field] = cells
+        field, *rows[field] = re.split(r"\s{2,}", line.rstrip())
     assert rows["data.source"][0] == "[/a].tar"
     assert rows["distillation.weight"][0] == "0.0"
     for field, status in (
@@ -296,26 +279,6 @@ def test_a_mistake_is_one_sentence_and_nothing_is_made(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(
-    ("line", "words"),
-    [
-        ("eval --ckpt x --tasks knn --limit 0", "Invalid value for '--limit'"),
-        ("eval --ckpt x --tasks knn --limit many", "Invalid value for '--limit'"),
-        ("eval --ckpt x --tasks knn --batch-size 0", "Invalid value for '--batch-size'"),
-        ("eval --ckpt x --tasks knn --workers -1", "Invalid value for '--workers'"),
-        ("eval --ckpt x", "Missing option '--tasks'"),
-        ("eval --tasks knn", "Missing option '--ckpt'"),
-        ("train --sample 3", "No such option: --sample"),
-        ("trian", "No such command 'trian'. Did you mean 'train'?"),
-    ],
-)
-def test_a_command_line_that_cannot_be_read(line, words):
-    result = call(line)
-    assert (result.exit_code, result.stdout) == (2, "")
-    assert words in result.stderr
-    assert "Traceback" not in result.stderr
-
-
 @pytest.mark.parametrize("name", ["file", "file/below"])
 def test_a_place_that_cannot_be_written_is_found_before_any_work(run, results, tmp_path, name):
     (tmp_path / "file").write_text("mine")
@@ -339,10 +302,10 @@ def test_records_are_valid_and_student_and_teacher_are_two_models(run, results):
         jsonschema.validate(json.loads(path.read_text()), SCHEMA)
     records = load_all(results)
     assert len(records) == 6
-    models = {record.model.name: record.model for record in records}
-    assert set(models) == {"shapes_tiny-silc:student", "shapes_tiny-silc:teacher"}
+    models = {(record.model.name, record.model.source) for record in records}
+    branches = ("student", "teacher")
+    assert models == {(f"shapes_tiny-silc:{branch}", f"{run}:{branch}") for branch in branches}
     assert len({record.model.revision for record in records}) == 2
-    assert models["shapes_tiny-silc:teacher"].source == f"{run}:teacher"
     tasks = {(record.task.name, record.limit) for record in records}
     assert tasks == {("shapes/zeroshot", None), ("shapes/knn", 30), ("shapes/retrieval", 30)}
 
@@ -355,19 +318,6 @@ def test_a_family_without_a_data_root_means_what_can_be_measured(run, tmp_path):
     assert {"cifar10/knn", "cifar10/zeroshot", "cifar100/knn", "cifar100/zeroshot"} <= set(names)
     measured = {record.task.name for record in load_all(tmp_path)}
     assert measured == {"shapes/knn", "shapes/zeroshot", "shapes/zeroshot_unseen"}
-
-
-def test_real_photographs(run, tmp_path):
-    root = os.environ.get("SILC_BENCH_TEST_DATA")
-    if not root or not (Path(root) / "cifar100").is_dir():
-        pytest.skip("SILC_BENCH_TEST_DATA holds no cifar100")
-    succeed(
-        f"eval --ckpt {run} --data-root {root} --results {tmp_path} --device cpu"
-        " --tasks cifar100/zeroshot --limit 20"
-    )
-    (record,) = load_all(tmp_path)
-    assert (record.task.name, record.n) == ("cifar100/zeroshot", 20)
-    assert record.task.chance == pytest.approx(0.01)
 
 
 # ---- show, leaderboard and tasks ----
@@ -391,31 +341,24 @@ def test_leaderboard_prints_and_writes(results, tmp_path):
     folder = tmp_path / "board[/x]"
     output = succeed(f"leaderboard --results {results} --out '{folder}'")
     assert "Measured here" in output
-    assert "limited" in output
-    names = {"leaderboard.md", "leaderboard.csv", "leaderboard.html"}
-    assert {path.name for path in folder.iterdir()} == names
-    assert all(f"wrote {folder}/{name}\n" in output for name in names)
+    for ending in ("md", "csv", "html"):
+        assert (folder / f"leaderboard.{ending}").exists()
+        assert f"wrote {folder}/leaderboard.{ending}\n" in output
     assert succeed(f"leaderboard --results {results}") in output
 
 
 def test_tasks_lists_what_eval_knows():
-    rows = {row["name"]: row for row in json.loads(succeed("tasks --json"))}
-    assert {"shapes/zeroshot", "cifar100/knn", "shapes/segmentation_zeroshot"} <= set(rows)
-    for row in rows.values():
-        assert set(row) == {"name", "version", "group", "main_metric", "requires"}
-        assert set(row["requires"]) <= {"image", "text", "dense"}
     table = succeed("tasks")
-    assert all(name in table for name in rows)
+    for row in json.loads(succeed("tasks --json")):
+        assert set(row) == {"name", "version", "group", "main_metric", "requires"}
+        assert row["name"] in table
 
 
 # ---- ends that no command foresees ----
 
 
 def test_a_full_disk_is_one_sentence(run, tmp_path, monkeypatch):
-    def full(*args):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", Mock(side_effect=OSError(28, "No space left on device")))
     line = f"eval --ckpt {run} {ONE_TASK} --results {tmp_path} --cache off"
     sentence = fail(line, tmp_path, code=1, is_kept=False)
     assert ".npz: No space left on device; make room there" in sentence
@@ -435,23 +378,9 @@ def test_a_full_disk_is_one_sentence(run, tmp_path, monkeypatch):
         (KeyboardInterrupt(), 1, "stopped by Ctrl-C; everything that was finished is saved"),
         (UserError("long " * 100 + "end"), 2, "error: " + "long " * 100 + "end"),
     ],
-    ids=[
-        "markup",
-        "control",
-        "permission",
-        "places",
-        "no number",
-        "memory",
-        "GPU",
-        "Ctrl-C",
-        "long",
-    ],
 )
 def test_an_end_is_one_line_as_it_was_written(monkeypatch, error, code, output):
-    def fails(*args, **kwargs):
-        raise error
-
-    monkeypatch.setattr("silc_bench.reports.leaderboard.build", fails)
+    monkeypatch.setattr("silc_bench.reports.leaderboard.build", Mock(side_effect=error))
     result = call("leaderboard")
     assert (result.exit_code, result.stdout) == (code, "")
     assert result.stderr.count("\n") == 1
@@ -471,8 +400,5 @@ def test_towers_that_no_memory_holds_are_a_sentence(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("bug", [ZeroDivisionError("x"), RuntimeError("x")])
 def test_a_bug_keeps_its_traceback(monkeypatch, bug):
-    def fails(*args, **kwargs):
-        raise bug
-
-    monkeypatch.setattr("silc_bench.reports.leaderboard.build", fails)
+    monkeypatch.setattr("silc_bench.reports.leaderboard.build", Mock(side_effect=bug))
     assert call("leaderboard").exception is bug

@@ -9,6 +9,7 @@ import io
 import os
 import shutil
 import signal
+from collections import Counter
 from dataclasses import replace
 from functools import partial
 
@@ -17,18 +18,20 @@ import pytest
 import torch
 from commands import TINY
 from PIL import Image
+from refusals import refused
 from rich.console import Console
 
 from silc_bench.cli import run_demo as demo
 from silc_bench.datasets.dataset import IGNORE
 from silc_bench.datasets.shapes.scenes import SHAPES
-from silc_bench.errors import RunError, UserError
+from silc_bench.errors import RunError
 from silc_bench.models.preprocessing import ImagePipeline
 from silc_bench.results.record import load_all
 from silc_bench.show.colors import PALETTE
 from silc_bench.show.sheet import CELL, GAP, GROUP_GAP, LINE, MARGIN
 from silc_bench.tasks.selection import select
 from silc_bench.trainer import loop
+from silc_bench.trainer.checkpoints.model import NativeImageModel
 from silc_bench.trainer.config import presets
 from silc_bench.trainer.config.presets import configure
 
@@ -40,6 +43,7 @@ SMALL = """
 """
 STEPS, BATCH = 3, 8
 TASKS = 10
+NAMES = {"shapes_tiny-contrastive:student", "shapes_tiny-silc:student"}
 # images that are scored, and images whose pixels a dense probe learns from
 NUM_TEST, NUM_MASKS = 20, 40
 # the fewest scenes that hold ten of each class, as the main metric of few-shot needs
@@ -68,37 +72,32 @@ def small_tasks(patterns):
 @pytest.fixture(scope="module")
 def patched():
     """Everything small; counts training steps and encoded batches of images."""
-    counts = {"steps": 0, "batches": 0}
+    counts = Counter()
     with pytest.MonkeyPatch.context() as patch:
         tiny = configure("shapes_tiny", "silc", sets=[*TINY.split(), *SMALL.split()])
         patch.setitem(presets.PRESETS, "shapes_tiny", lambda: tiny)
         patch.setattr(loop, "TOKENIZER_CAPTIONS", 50)
         patch.setattr(demo, "FAST_SAMPLES", STEPS * BATCH)
         patch.setattr(demo, "select", small_tasks)
-        step, encode = loop.train_step, demo.evaluate
-
-        def counted_step(*args):
-            counts["steps"] += 1
-            return step(*args)
-
-        def counted_evaluate(model, *args, **kwargs):
-            forward = model.encode_image
-
-            def counted(images, point="pooled"):
-                counts["batches"] += 1
-                return forward(images, point)
-
-            model.encode_image = counted
-            return encode(model, *args, **kwargs)
-
-        patch.setattr(loop, "train_step", counted_step)
-        patch.setattr(demo, "evaluate", counted_evaluate)
+        for what, owner, name in (
+            ("steps", loop, "train_step"),
+            ("batches", NativeImageModel, "encode_image"),
+        ):
+            patch.setattr(owner, name, counted(getattr(owner, name), counts, what))
         yield counts
+
+
+def counted(function, counts, what):
+    def call(*args, **kwargs):
+        counts[what] += 1
+        return function(*args, **kwargs)
+
+    return call
 
 
 @pytest.fixture
 def counts(patched):
-    patched.update(steps=0, batches=0)
+    patched.clear()
     return patched
 
 
@@ -132,10 +131,9 @@ def test_both_models_are_measured_on_every_task_and_rank(finished):
     out, (screen, is_new, _) = finished
     assert is_new == [True] * 2 * TASKS
     records = load_all(out / "results")
-    measured = {(record.model.name, record.task.name): record for record in records}
+    measured = {(record.model.name, record.task.name) for record in records}
     assert len(measured) == len(records) == 2 * TASKS
-    names = {name for name, _ in measured}
-    assert names == {"shapes_tiny-contrastive:student", "shapes_tiny-silc:student"}
+    assert {name for name, _ in measured} == NAMES
     assert len({record.model.revision for record in records}) == 2
     assert {record.limit for record in records} == {None}
     assert "What self-distillation changed" in screen
@@ -143,17 +141,10 @@ def test_both_models_are_measured_on_every_task_and_rank(finished):
 
 def test_both_runs_see_the_same_images_and_the_page_holds_all(finished):
     out, (_, _, page) = finished
-    for objective in ("contrastive", "silc"):
-        (path,) = (out / "runs" / f"shapes_tiny-{objective}").glob("checkpoints/*.pt")
-        assert path.name == f"step_{STEPS:08d}.pt"
+    checkpoints = (out / "runs").glob("shapes_tiny-*/checkpoints/*.pt")
+    assert [path.name for path in checkpoints] == 2 * [f"step_{STEPS:08d}.pt"]
     text = page.read_text(encoding="utf-8")
-    for words in (
-        "shapes_tiny-silc:student",
-        "shapes_tiny-contrastive:student",
-        "What self-distillation changed",
-        "mIoU",
-        "Patch PCA: three principal components",
-    ):
+    for words in (*NAMES, "What self-distillation changed", "mIoU", "Patch PCA: three principal"):
         assert words in text
     assert text.count("data:image/png;base64,") == 1
     pages = {f"leaderboard.{ending}" for ending in ("md", "csv", "html")}
@@ -166,27 +157,22 @@ def columns_of(path, count):
     Columns stand in pairs, each row below its titles.
     """
     pixels = np.asarray(Image.open(path))
-    gaps = np.arange(count) * GAP + np.arange(count) // 2 * (GROUP_GAP - GAP)
-    lefts = MARGIN + np.arange(count) * CELL + gaps
+    index = np.arange(count)
+    lefts = MARGIN + index * (CELL + GAP) + index // 2 * (GROUP_GAP - GAP)
     assert pixels.shape[1] == lefts[-1] + CELL + MARGIN
     tops = MARGIN + 2 * (LINE + GAP) + np.arange(demo.SHOWN) * (CELL + LINE + 3 * GAP)
-    columns = []
-    for left in lefts:
-        cells = [pixels[top : top + CELL, left : left + CELL] for top in tops]
-        columns.append(np.stack(cells))
-    return columns
+    cell = np.arange(CELL)
+    rows, cols = (tops[:, None] + cell)[..., None], lefts[:, None, None, None] + cell
+    return pixels[rows, cols]
 
 
 def test_the_image_has_scenes_truth_and_two_columns_a_model(finished):
     path = finished[0] / "results" / "pictures" / "dense_features.png"
-    scenes, truth, _, patches, _, other_patches = columns_of(path, 6)
-    dataset = demo.Shapes("test", 64)
+    scenes, _, _, patches, _, other_patches = columns_of(path, 6)
+    dataset = demo.Shapes("test", demo.SHOWN)
     for index, scene in enumerate(scenes):
         enlarged = dataset.image(index).resize((CELL, CELL), Image.Resampling.NEAREST)
         np.testing.assert_array_equal(scene, enlarged)
-    colors = {tuple(color) for color in truth.reshape(-1, 3).tolist()}
-    assert colors <= {*PALETTE, (255, 255, 255)}
-    assert len(colors) > 2
     assert (patches != other_patches).any(), "the two models differ"
 
 
@@ -226,19 +212,20 @@ class Oracle:
 def test_masks_are_the_nearest_names(tmp_path):
     demo.draw_dense([Oracle()], tmp_path / "a.png", torch.device("cpu"))
     _, truth, mask, _ = columns_of(tmp_path / "a.png", 4)
+    colors = {tuple(color) for color in truth.reshape(-1, 3).tolist()}
+    assert len(colors) > 2
+    assert colors <= {*PALETTE, (255, 255, 255)}
     is_scored = (truth != 255).any(axis=-1)
-    assert 0.02 < is_scored.mean() < 0.98
     np.testing.assert_array_equal(mask[is_scored], truth[is_scored])
     assert (mask[~is_scored] != 255).any(axis=-1).all(), "pale, not empty, on the background"
-    caption = (tmp_path / "a.txt").read_text()
-    assert caption.startswith("Dense features of the two models on six test scenes.")
+    assert "two models on six test scenes" in (tmp_path / "a.txt").read_text()
 
 
 def test_a_second_call_trains_and_measures_nothing(finished, counts):
     out, (screen, _, _) = finished
     before = files_in(out)
     again, is_new, _ = run_demo(out)
-    assert counts == {"steps": 0, "batches": 0}
+    assert not counts
     assert is_new == [False] * 2 * TASKS
     assert again.count("is already complete") == 2
     assert files_in(out) == before, "tables, page and image too are the same bytes"
@@ -295,7 +282,6 @@ def test_a_folder_of_another_demo_is_refused(finished, monkeypatch):
     out, _ = finished
     before = files_in(out)
     monkeypatch.setattr(demo, "FAST_SAMPLES", 2 * STEPS * BATCH)
-    with pytest.raises(UserError) as caught:
+    with refused(about=out / "runs" / "shapes_tiny-contrastive"):
         run_demo(out)
-    assert f"{out}/runs/shapes_tiny-contrastive" in str(caught.value)
     assert files_in(out) == before
