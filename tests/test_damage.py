@@ -83,10 +83,8 @@ def check_file(
     instead: Iterable[bytes] = (),
     loses: Callable[[Any, Any], bool] | None = None,
     edge: int = EDGE,
-) -> list[str]:
+) -> None:
     """Every damage of ``path``: ``read`` gives what it gave, or refuses by the file's name.
-
-    Returns the refusals.
 
     Args:
         instead: contents of whole files that do not belong here: of an older version, of another
@@ -94,40 +92,33 @@ def check_file(
         loses: whether what was read is no more than a part of what was there; then nothing is
             refused.
     """
-    whole, expected, refusals, wrong = path.read_bytes(), read(), [], []
+    whole, expected, wrong = path.read_bytes(), read(), []
     others = ((f"file {number} in its place", content) for number, content in enumerate(instead))
     for name, content in (*of_file(whole, edge), *others):
         with open(path, "r+b") as file:  # many times cheaper than a new file each time
             file.write(content)
             file.truncate()
-        outcome = judged(read, expected, path.name, loses)
-        if outcome == "refused":
-            refusals.append(name)
-        elif outcome != "read":
-            wrong.append(f"{name}: {outcome}")
+        if fault := fault_of(read, expected, path.name, loses):
+            wrong.append(f"{name}: {fault}")
     path.write_bytes(whole)
     assert same(read(), expected)
     assert not wrong, f"{len(wrong)} damages, of which {wrong[:5]}"
-    return refusals
 
 
-def judged(
+def fault_of(
     read: Callable[[], Any], expected: Any, name: str, loses: Callable[[Any, Any], bool] | None
 ) -> str:
-    """ "read" as it was written, or less of it; "refused" by name; or what is wrong."""
+    """Empty where it is read as it was written, or less of it, or refused by name."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             given = read()
     except UserError as error:
-        if loses is not None:
-            return f"refused: {error}"
-        return "refused" if name in str(error) else f"not named: {error}"
+        return "" if loses is None and name in str(error) else f"refused: {error}"
     except Exception as error:
         return f"{type(error).__name__}: {error}"
-    if same(given, expected) or (loses is not None and loses(given, expected)):
-        return "read"
-    return "read as something else"
+    is_right = same(given, expected) or (loses is not None and loses(given, expected))
+    return "" if is_right else "read as something else"
 
 
 # --- records and what each sample scored ----------------------------------------------------------
@@ -142,59 +133,35 @@ def record_of(hits: np.ndarray, limit: int | None = None) -> results.Record:
 def test_a_record(tmp_path):
     record = record_of(HITS)
     path = results.save(record, tmp_path)
-    older = json.loads(path.read_text())
-    del older["checksums"]
-    other = record_of(HITS, limit=5).to_json()
-    refusals = check_file(
-        path, lambda: results.load_all(tmp_path), [json.dumps(older).encode(), other.encode()]
-    )
-    digit = path.read_text().index(str(record.metrics["acc1"])) + 3
-    assert f"byte {digit} is {path.read_bytes()[digit] ^ 1}" in refusals, "one digit of a metric"
-
-
-def test_the_altered_field_of_a_record_is_named(tmp_path):
-    record = record_of(HITS)
-    path = results.save(record, tmp_path)
     fields = json.loads(path.read_text())
-    path.write_text(json.dumps({**fields, "n": 1000}))
-    with pytest.raises(UserError, match="n is altered"):
-        results.load_all(tmp_path)
     path.write_text(json.dumps(dict(reversed(fields.items()))))
     assert results.load_all(tmp_path) == [record], "the order of the fields is no difference"
+    del fields["checksums"]
+    others = [json.dumps(fields), record_of(HITS, limit=5).to_json()]
+    check_file(path, lambda: results.load_all(tmp_path), map(str.encode, others))
 
 
 def test_what_each_sample_scored(tmp_path):
     record = record_of(HITS)
     arrays = {"acc1": HITS, "labels": LABELS}
     outcomes.save(outcomes.pack(arrays, record), record, tmp_path)
-    path = outcomes.path_of(record, tmp_path)
     others = [outcomes.pack({"acc1": HITS}, record_of(HITS, limit=5))]
-    refusals = check_file(path, lambda: outcomes.load(record, tmp_path), others)
-    for damage in (
-        "acc1.npy is removed",
-        "labels.npy is removed",
-        "labels.npy is renamed",
-        "acc1.npy is altered",
-        "acc1.npy and labels.npy are swapped",
-        "another member is added",
-        "acc1.npy is there twice",
-        "labels.npy is there twice, the first altered",
-    ):
-        assert damage in refusals
+    check_file(outcomes.path_of(record, tmp_path), lambda: outcomes.load(record, tmp_path), others)
+
+
+ONE_AND_TWO = {"acc1": b"1", "labels": b"2"}
 
 
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"acc1": b"1"}, "labels is missing"),
-        ({"acc1": b"1", "labels": b"2", "acc5": b"1"}, "acc5 does not belong to it"),
+        ({"acc1": b"1", "acc5": b"1"}, "labels is missing, acc5 does not belong to it"),
         ({"acc1": b"1", "labels": b"3"}, "labels is altered"),
-        ({}, "acc1 is missing, labels is missing"),
-        ({"acc1": b"1", "labels": b"2"}, ""),
+        (ONE_AND_TWO, ""),
     ],
 )
 def test_the_part_is_named(given, words):
-    stated = checksums.checksums({"acc1": b"1", "labels": b"2"})
+    stated = checksums.checksums(ONE_AND_TWO)
     assert checksums.differences(stated, checksums.checksums(given)) == words
 
 
@@ -253,12 +220,9 @@ def test_a_part_of_the_store(entry, kind, tmp_path):
 
 def test_the_folder_of_an_entry(entry):
     """Parts that changed places are served in neither."""
-    expected, counts = served(entry), Counter()
+    expected = served(entry)
     for name in of_folder(entry.folder):
-        given = served(entry)
-        assert is_less(given, expected), name
-        counts[name.rpartition(" ")[2]] += len(given) < len(expected)
-    assert counts["swapped"] >= 7
+        assert is_less(served(entry), expected), name
     assert same(served(entry), expected)
 
 
@@ -286,17 +250,12 @@ def saved(step: int) -> dict[str, Any]:
     return {"format": checkpoint.FORMAT, **payload(step)}
 
 
-def older_checkpoint(folder: Path) -> bytes:
-    path = folder / "older.pt"
-    torch.save({**payload(), "format": "silc-bench-checkpoint/1"}, path)
-    return path.read_bytes()
-
-
 def test_a_checkpoint_alone(tmp_path):
     """It was copied without the words beside it: the checksums are inside."""
-    path = tmp_path / "x.pt"
+    path, older = tmp_path / "x.pt", tmp_path / "older.pt"
     shutil.copy(checkpoint.save(tmp_path / "run", payload()), path)
-    check_file(path, lambda: checkpoint.load(path), [older_checkpoint(tmp_path)])
+    torch.save({**payload(), "format": "silc-bench-checkpoint/1"}, older)
+    check_file(path, lambda: checkpoint.load(path), [older.read_bytes()])
 
 
 def test_a_checkpoint_whose_tensors_were_replaced_is_refused_by_part(tmp_path):
@@ -329,8 +288,6 @@ def test_the_folder_of_checkpoints(run):
     first, second = checkpoint.all_in(run)
     for name in of_folder(folder):
         assert checkpoint.best_in(run) in (None, *checkpoint.all_in(run)), name
-        if second.stem not in name:
-            assert same(checkpoint.load(second), saved(2)), name
         for path in checkpoint.all_in(run):
             try:
                 assert same(checkpoint.load(path), saved(int(path.stem[-1]))), name
@@ -338,6 +295,7 @@ def test_the_folder_of_checkpoints(run):
                 refused.add(name)
                 # not every damage is refused
                 assert path.name in str(error)  # noqa: PT017
+                assert path.stem in name, f"{path.name} is refused: {name}"
     assert f"{first.name} and {second.name} are swapped" in refused
     words = [path.with_suffix(".json").name for path in (second, first)]
     assert " is in the place of ".join(words) in refused
@@ -347,9 +305,10 @@ def test_the_folder_of_checkpoints(run):
 def test_checkpoints_that_changed_places_with_their_words(run):
     first, second = checkpoint.all_in(run)
     for suffix in (".pt", ".json"):
-        first.with_suffix(suffix).rename(run / "kept")
-        second.with_suffix(suffix).rename(first.with_suffix(suffix))
-        (run / "kept").rename(second.with_suffix(suffix))
+        paths = [path.with_suffix(suffix) for path in (first, second)]
+        contents = [path.read_bytes() for path in paths]
+        for path, content in zip(paths, reversed(contents), strict=True):
+            path.write_bytes(content)
     with pytest.raises(UserError, match="it holds step 1 and was renamed"):
         checkpoint.load_newest(run)
 
@@ -440,10 +399,10 @@ def test_an_exported_folder(model, tmp_path, target, reader):
     """
     folder = tmp_path / target
     export(model, target, folder)
-    listed = {path.name: path.read_bytes() for path in folder.iterdir()}
+    listed = contents(folder)
     read = READERS[target] if reader == "adapter" else read_weights
     for name in of_folder(folder):
-        files = {path.name: path.read_bytes() for path in folder.iterdir()}
+        files = contents(folder)
         damaged = {file for file in files | listed if files.get(file) != listed.get(file)}
         try:
             read(folder)
@@ -456,6 +415,10 @@ def test_an_exported_folder(model, tmp_path, target, reader):
             assert checksums.MANIFEST not in files, name
     (folder / "README.md").write_text("mine")
     read(folder)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def test_the_answer_says_how_to_go_on_with_a_folder_that_was_changed_on_purpose(model, tmp_path):
