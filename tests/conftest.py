@@ -14,7 +14,7 @@ from hypothesis import settings
 
 # A file has one name: silc_bench.trainer.loop, never trainer.loop, though the checkout may be on
 # the path.
-sys.modules["tasks"] = sys.modules["trainer"] = None  # type: ignore[assignment]
+sys.modules["tasks"] = sys.modules["trainer"] = None
 
 sys.path.insert(0, str(Path(__file__).parent))  # forked, pretended_gpu, refusals
 

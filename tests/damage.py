@@ -4,14 +4,10 @@
 of_folder(folder)``: ``folder`` has become it, and is whole again at the end.
 """
 
-from __future__ import annotations
-
 import io
 import shutil
 import warnings
 import zipfile
-from collections.abc import Iterator
-from pathlib import Path
 
 # bytes at either end of a file in which every byte is changed in turn: headers and directories
 # stand there
@@ -20,7 +16,7 @@ PLACES = 300  # changed between them
 CUTS = 60
 
 
-def of_file(whole: bytes, edge: int = EDGE) -> Iterator[tuple[str, bytes]]:
+def of_file(whole, edge=EDGE):
     """Bytes changed, cut off, lost, repeated and added.
 
     Of an archive also whole members (``of_members``).
@@ -51,14 +47,14 @@ def of_file(whole: bytes, edge: int = EDGE) -> Iterator[tuple[str, bytes]]:
         yield from of_members(whole)
 
 
-def places(length: int, edge: int) -> list[int]:
+def places(length, edge):
     """Every byte of both ends, and bytes at a fixed stride between them."""
     stride = max(1, (length - 2 * edge) // PLACES)
     middle = range(edge, max(edge, length - edge), stride)
     return sorted({*range(min(edge, length)), *middle, *range(max(0, length - edge), length)})
 
 
-def of_members(whole: bytes) -> Iterator[tuple[str, bytes]]:
+def of_members(whole):
     """Whole archives: members removed, renamed, doubled, swapped, altered and added."""
     with zipfile.ZipFile(io.BytesIO(whole)) as archive:
         members = [(info.filename, archive.read(info)) for info in archive.infolist()]
@@ -86,7 +82,7 @@ def of_members(whole: bytes) -> Iterator[tuple[str, bytes]]:
     yield "no members", zipped([])
 
 
-def zipped(members: list[tuple[str, bytes]]) -> bytes:
+def zipped(members):
     buffer = io.BytesIO()
     with warnings.catch_warnings(), zipfile.ZipFile(buffer, "w") as archive:
         warnings.simplefilter("ignore")  # of two members of one name, which are wanted here
@@ -95,11 +91,11 @@ def zipped(members: list[tuple[str, bytes]]) -> bytes:
     return buffer.getvalue()
 
 
-def of_folder(folder: Path) -> Iterator[str]:
+def of_folder(folder):
     """Files removed, emptied, cut, altered, renamed, swapped, put over another, and added."""
     whole = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
-    def become(files: dict[str, bytes]) -> None:
+    def become(files):
         shutil.rmtree(folder)
         folder.mkdir()
         for name, content in files.items():

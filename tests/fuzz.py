@@ -9,8 +9,6 @@ the seed repeats the round.
     .venv/bin/python tests/fuzz.py --seed 123456   # one round again
 """
 
-from __future__ import annotations
-
 import argparse
 import random
 import subprocess
@@ -22,7 +20,7 @@ TESTS = Path(__file__).resolve().parent
 NO_TESTS = 5  # pytest's exit code when nothing was selected
 
 
-def property_test_files() -> list[str]:
+def property_test_files():
     """Files that hold a property test; collecting only these saves most of a round's start."""
     return [
         str(path)
@@ -31,7 +29,7 @@ def property_test_files() -> list[str]:
     ]
 
 
-def run_round(seed: int) -> int:
+def run_round(seed):
     """All property tests with examples drawn from ``seed``; pytest's exit code."""
     options = ["-m", "hypothesis", "--hypothesis-profile", "fuzz", "--hypothesis-seed", str(seed)]
     processes = ["--numprocesses", "2", "--dist", "load"]
@@ -39,7 +37,7 @@ def run_round(seed: int) -> int:
     return subprocess.run(command, cwd=TESTS.parent, check=False).returncode
 
 
-def main() -> int:
+def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--minutes", type=float, default=20, help="no round begins after this time")
     parser.add_argument("--seed", type=int, help="run one round with this seed")

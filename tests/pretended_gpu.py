@@ -11,14 +11,10 @@ Three things are seen that a run on a CPU hides: an operation that mixes tensors
 where the host waits. Not seen: speed, bf16, compilation, and the kernels of a GPU themselves.
 """
 
-from __future__ import annotations
-
 import linecache
 import sys
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
 import torch
@@ -45,7 +41,7 @@ class OnGpu(Tensor):
     __torch_function__ = torch._C._disabled_torch_function_impl
 
     @staticmethod
-    def __new__(cls, inner: Tensor) -> OnGpu:
+    def __new__(cls, inner):
         made = torch.Tensor._make_wrapper_subclass(
             cls,
             inner.shape,
@@ -62,35 +58,35 @@ class OnGpu(Tensor):
         raise AssertionError(f"{func} of a pretended GPU's tensor after the GPU is gone")
 
     @property
-    def device(self) -> torch.device:
+    def device(self):
         return CUDA
 
     @property
-    def is_cuda(self) -> bool:
+    def is_cuda(self):
         return True
 
     @property
-    def is_meta(self) -> bool:
+    def is_meta(self):
         return False
 
-    def __repr__(self) -> str:
+    def __repr__(self):
         return f"OnGpu({self.inner!r})"
 
 
 class Gpu(TorchDispatchMode):
     """Computes on ``inner``, and writes down the lines where the host would wait."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
-        self.waits: list[str] = []
-        self.events: list[Event] = []
+        self.waits = []
+        self.events = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
-        ours: list[OnGpu] = []
-        others: list[Tensor] = []
+        ours = []
+        others = []
 
-        def inner(value: Any) -> Any:
+        def inner(value):
             if isinstance(value, OnGpu):
                 ours.append(value)
                 return value.inner
@@ -131,7 +127,7 @@ class Gpu(TorchDispatchMode):
             return out
         known = {id(t.inner): t for t in ours}  # of an operation in place
 
-        def outer(value: Any) -> Any:
+        def outer(value):
             if not isinstance(value, Tensor):
                 return value
             return known[id(value)] if id(value) in known else OnGpu(value)
@@ -142,36 +138,36 @@ class Gpu(TorchDispatchMode):
 class Event:
     """A torch.cuda.Event of a GPU that is always done."""
 
-    def __init__(self, enable_timing: bool = False) -> None:
+    def __init__(self, enable_timing=False):
         self.is_recorded = self.is_waited_for = False
 
-    def record(self) -> None:
+    def record(self):
         self.is_recorded = True
 
-    def synchronize(self) -> None:
+    def synchronize(self):
         assert self.is_recorded, "nothing was recorded"
         self.is_waited_for = True
 
-    def elapsed_time(self, later: Event) -> float:
+    def elapsed_time(self, later):
         assert self.is_recorded, "nothing was recorded"
         assert later.is_waited_for, "the later event may not have happened yet"
         return 0.0
 
 
 @contextmanager
-def pretended_gpu() -> Iterator[Gpu]:
-    def pinned(tensor: Tensor) -> Tensor:
+def pretended_gpu():
+    def pinned(tensor):
         made = tensor.clone()
-        made.pretends_pinned = True  # type: ignore[attr-defined]
+        made.pretends_pinned = True
         return made
 
-    def grouped(*args: Any) -> dict[tuple[torch.device, torch.dtype], Any]:
+    def grouped(*args):
         return {
             (CUDA if d.type == "meta" else d, dtype): tensors
             for (d, dtype), tensors in group_tensors(*args).items()
         }
 
-    def moved(module: nn.Module, device: torch.device | str) -> nn.Module:
+    def moved(module, device):
         kind = torch.device(device).type
         if all(tensor.device.type == kind for tensor in (*module.parameters(), *module.buffers())):
             return module
@@ -198,7 +194,7 @@ def pretended_gpu() -> Iterator[Gpu]:
         yield gpu
 
 
-def _mapped(function: Callable[[Any], Any], value: Any) -> Any:
+def _mapped(function, value):
     """``function`` of all that an operator takes or gives, in lists and tuples too.
 
     torch's tree_map takes a lot longer.
@@ -208,7 +204,7 @@ def _mapped(function: Callable[[Any], Any], value: Any) -> Any:
     return function(value)
 
 
-def _line() -> str:
+def _line():
     """The innermost of ours that is running."""
     frame = sys._getframe(1)
     while frame is not None:
@@ -216,5 +212,5 @@ def _line() -> str:
         if path.is_relative_to(ROOT) and "tests" not in path.parts and ".venv" not in path.parts:
             line = linecache.getline(str(path), frame.f_lineno).strip()
             return f"{path.relative_to(ROOT)}:{frame.f_lineno} {line}"
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return "no line of ours"

@@ -6,15 +6,10 @@ One generator of damage (``damage.py``) over every container. What is kept for s
 features, indexes of shards) is not refused: the damaged part is not served, and made again.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable
-from pathlib import Path
-from typing import Any
 
 import made
 import numpy as np
@@ -63,7 +58,7 @@ CONFIG = Config(
 )
 
 
-def same(one: Any, other: Any) -> bool:
+def same(one, other):
     """Equal to the bit, with arrays and tensors anywhere in it."""
     if isinstance(one, torch.Tensor):
         return one.dtype == other.dtype and torch.equal(one, other)
@@ -78,12 +73,12 @@ def same(one: Any, other: Any) -> bool:
 
 
 def check_file(
-    path: Path,
-    read: Callable[[], Any],
-    instead: Iterable[bytes] = (),
-    loses: Callable[[Any, Any], bool] | None = None,
-    edge: int = EDGE,
-) -> None:
+    path,
+    read,
+    instead=(),
+    loses=None,
+    edge=EDGE,
+):
     """Every damage of ``path``: ``read`` gives what it gave, or refuses by the file's name.
 
     Args:
@@ -105,9 +100,7 @@ def check_file(
     assert not wrong, f"{len(wrong)} damages, of which {wrong[:5]}"
 
 
-def fault_of(
-    read: Callable[[], Any], expected: Any, name: str, loses: Callable[[Any, Any], bool] | None
-) -> str:
+def fault_of(read, expected, name, loses):
     """Empty where it is read as it was written, or less of it, or refused by name."""
     try:
         with warnings.catch_warnings():
@@ -124,7 +117,7 @@ def fault_of(
 # --- records and what each sample scored ----------------------------------------------------------
 
 
-def record_of(hits: np.ndarray, limit: int | None = None) -> results.Record:
+def record_of(hits, limit=None):
     recall = np.mean([hits[label == LABELS].mean() for label in range(3)])
     metrics = {"acc1": hits.mean(), "mean_per_class_recall": recall}
     return made.record_of("a:student", metrics, n=NUM_IMAGES, limit=limit)
@@ -192,7 +185,7 @@ def fill(entry, numbers):
     entry.save_word(repr(numbers[0, 0]))
 
 
-def served(entry) -> dict[str, Any]:
+def served(entry):
     """All that an entry gives to whoever asks: by row, image, text."""
     rows, is_known = entry.rows(16, 3)
     given = {f"row {index}": rows[index] for index in np.flatnonzero(is_known)}
@@ -203,7 +196,7 @@ def served(entry) -> dict[str, Any]:
     return given | ({} if entry.word() is None else {"word": entry.word()})
 
 
-def is_less(given: dict[str, Any], expected: dict[str, Any]) -> bool:
+def is_less(given, expected):
     return all(name in expected and same(value, expected[name]) for name, value in given.items())
 
 
@@ -229,7 +222,7 @@ def test_the_folder_of_an_entry(entry):
 # --- checkpoints ----------------------------------------------------------------------------------
 
 
-def payload(step: int = 3) -> dict[str, Any]:
+def payload(step=3):
     generator = torch.Generator().manual_seed(step)
     return {
         "config": '{"preset": "tiny"}',
@@ -246,7 +239,7 @@ def payload(step: int = 3) -> dict[str, Any]:
     }
 
 
-def saved(step: int) -> dict[str, Any]:
+def saved(step):
     return {"format": checkpoint.FORMAT, **payload(step)}
 
 
@@ -417,7 +410,7 @@ def test_an_exported_folder(model, tmp_path, target, reader):
     read(folder)
 
 
-def contents(folder: Path) -> dict[str, bytes]:
+def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 

@@ -2,11 +2,8 @@
 and values.
 """
 
-from __future__ import annotations
-
 import re
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -35,7 +32,7 @@ PATH = re.compile(rf"(?<![\w/.~-])(?:{OUR_FOLDERS})/[\w/]+\.(?:py|md|json)\b")
 MODULE = re.compile(r"(?<![\w./])silc_bench(?:\.[a-z]\w*)+(?![\w/])")
 
 
-def code_blocks(text: str) -> str:
+def code_blocks(text):
     """The indented lines and those between fences; text lines are left empty."""
     lines, is_fenced = [], False
     for line in text.splitlines():
@@ -46,23 +43,23 @@ def code_blocks(text: str) -> str:
     return "\n".join(lines).replace("\\\n", " ")
 
 
-def prose(text: str) -> str:
+def prose(text):
     """The page without its code blocks."""
     text = re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)
     return re.sub(r"^    .*$", "", text, flags=re.M)
 
 
-def inline_code(text: str) -> list[str]:
+def inline_code(text):
     return [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", prose(text))]
 
 
-def anchors(page: Path) -> set[str]:
+def anchors(page):
     """The headings of a page, as GitHub names them in links."""
     headings = re.findall(r"^#+ +(.+?)\s*$", prose(page.read_text(encoding="utf-8")), flags=re.M)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def link_fault(page: Path, target: str) -> str | None:
+def link_fault(page, target):
     """What is wrong with a link of ``page``. Pages elsewhere are not asked."""
     if re.match(r"[a-z]+:", target):
         return None
@@ -75,7 +72,7 @@ def link_fault(page: Path, target: str) -> str | None:
     return None
 
 
-def command_fault(line: str, *, is_whole: bool = True) -> str | None:
+def command_fault(line, *, is_whole=True):
     """What is wrong with one line of a shell, parsed as the command itself parses it; None too for
     what is not ours.
 
@@ -106,7 +103,7 @@ def command_fault(line: str, *, is_whole: bool = True) -> str | None:
     return value_fault(name, values)
 
 
-def value_fault(name: str, values: dict) -> str | None:
+def value_fault(name, values):
     """Values that are names of ours: presets, objectives and fields of a configuration; tasks and
     protocols.
     """
@@ -125,12 +122,12 @@ def value_fault(name: str, values: dict) -> str | None:
     return None
 
 
-def all_options(command=COMMANDS) -> set[str]:
+def all_options(command=COMMANDS):
     options = {"--help"}.union(*(parameter.opts for parameter in command.params))
     return options.union(*map(all_options, getattr(command, "commands", {}).values()))
 
 
-def module_exists(dotted: str) -> bool:
+def module_exists(dotted):
     """A package, a module, or a name that stands in a module."""
     place = ROOT
     parts = dotted.split(".")
@@ -143,7 +140,7 @@ def module_exists(dotted: str) -> bool:
     return all(re.search(rf"\b{name}\b", text) for name in parts[1:])
 
 
-def faults_of(page: Path) -> Iterator[str | None]:
+def faults_of(page):
     """Of its links, files, modules and commands; None for what is right."""
     text = page.read_text(encoding="utf-8")
     targets = LINK.findall(re.sub(r"`[^`]*`", "", prose(text)))

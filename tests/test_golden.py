@@ -11,8 +11,6 @@ another version of torch, add numbers in another order. So a machine of the same
 same bits, weights included, and any other machine the same numbers up to 1e-4 of each.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import platform
@@ -20,10 +18,8 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -55,7 +51,7 @@ PROTOCOLS = (
 )
 
 
-def machine() -> dict[str, str]:
+def machine():
     """What decides in which order the kernels add."""
     processor = [platform.machine()]
     cpuinfo = Path("/proc/cpuinfo")
@@ -74,7 +70,7 @@ def machine() -> dict[str, str]:
     }
 
 
-def training_rows() -> Iterator[dict[str, Any]]:
+def training_rows():
     """The values of each step of a short run on one thread, then a hash of its last weights."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -98,14 +94,14 @@ def training_rows() -> Iterator[dict[str, Any]]:
         torch.set_num_threads(threads)
 
 
-def hash_of(module: torch.nn.Module) -> str:
+def hash_of(module):
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(name.encode() + tensor.detach().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
-def task_rows() -> Iterator[dict[str, Any]]:
+def task_rows():
     """Each registered task, with the hashes of its protocol for a model that stands for any.
 
     The named protocols that do not change the task hash as "native" does, and are left out.
@@ -130,7 +126,7 @@ def task_rows() -> Iterator[dict[str, Any]]:
         }
 
 
-def leaderboard_files() -> dict[str, str]:
+def leaderboard_files():
     """The leaderboard of this repository's records: its tables, and hashes of the larger files."""
     with tempfile.TemporaryDirectory() as folder:
         options = ["--results", str(ROOT / "results"), "--out", folder]
@@ -149,7 +145,7 @@ def files():
     return leaderboard_files()
 
 
-def as_lines(rows: list[dict[str, Any]]) -> str:
+def as_lines(rows):
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
@@ -173,7 +169,7 @@ def test_the_leaderboard_of_the_records_is_as_it_was(name, files):
     assert files[name] == (GOLDEN / name).read_text()
 
 
-def write() -> None:
+def write():
     """Every golden file anew."""
     GOLDEN.mkdir(exist_ok=True)
     (GOLDEN / "shapes_tiny.jsonl").write_text(as_lines([machine(), *training_rows()]))

@@ -1,10 +1,7 @@
 """The house keeps its plan: imports point down, never both ways; folders say what lives in them."""
 
-from __future__ import annotations
-
 import ast
 from collections import defaultdict
-from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -50,7 +47,7 @@ PLAIN = [
 ]
 
 
-def module_of(path: Path) -> str:
+def module_of(path):
     folder, *rest = path.relative_to(ROOT).with_suffix("").parts
     return ".".join([TOP[folder], *rest]).removesuffix(".__init__")
 
@@ -59,7 +56,7 @@ MODULES = {module_of(path): path for path in FILES}
 FOLDERS = sorted(module_of(path) for path in FILES if path.name == "__init__.py")
 
 
-def imports(path: Path) -> Iterator[str]:
+def imports(path):
     """What a file imports, inside functions and for types too.
 
     Of ``from a import b`` the module that is meant.
@@ -77,7 +74,7 @@ def imports(path: Path) -> Iterator[str]:
 IMPORTS = {module: sorted(set(imports(path))) for module, path in MODULES.items()}
 
 
-def room_of(module: str) -> str:
+def room_of(module):
     """The room of the plan that a module stands in."""
     room = module
     while room not in FLOOR_OF:
@@ -87,16 +84,16 @@ def room_of(module: str) -> str:
     return room
 
 
-def child_of(module: str, folder: str) -> str | None:
+def child_of(module, folder):
     """The file or folder of ``folder`` that a module stands in; None if it stands elsewhere."""
     if not module.startswith(folder + "."):
         return None
     return module.removeprefix(folder + ".").partition(".")[0]
 
 
-def edges_within(folder: str) -> dict[str, set[str]]:
+def edges_within(folder):
     """Of the files and folders of ``folder``: which imports which."""
-    edges: dict[str, set[str]] = defaultdict(set)
+    edges = defaultdict(set)
     for module, targets in IMPORTS.items():
         here = child_of(module, folder)
         if here is None:

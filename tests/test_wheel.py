@@ -1,7 +1,5 @@
 """An installation adds one name, ``silc_bench``, with all of three folders, and spares yours."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess
@@ -43,7 +41,7 @@ def dist(tmp_path_factory):
     return copy / "dist"
 
 
-def files_of_the_checkout() -> set[str]:
+def files_of_the_checkout():
     files = set()
     for name in ("silc_bench", "silc_bench/tasks", "silc_bench/trainer"):
         for path in (ROOT / name).resolve().rglob("*"):

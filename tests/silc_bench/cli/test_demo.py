@@ -3,8 +3,6 @@
 The way: two runs, every task, images, page.
 """
 
-from __future__ import annotations
-
 import io
 import os
 import shutil

@@ -7,8 +7,6 @@ counted, and it meets the test at agreed places through a connection of its own,
 here hangs on how fast the machine is.
 """
 
-from __future__ import annotations
-
 import signal
 from multiprocessing.connection import wait
 

@@ -1,7 +1,5 @@
 """`silc-bench compare` on made-up records: who with whom, what it says, how often it is wrong."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json

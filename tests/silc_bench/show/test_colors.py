@@ -1,7 +1,5 @@
 """Images of dense features: colours that mean the same each time and can be told apart."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from PIL import Image

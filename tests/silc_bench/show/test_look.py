@@ -1,7 +1,5 @@
 """What ``silc-bench show`` draws: classes in place, harmless names, a sentence for each mistake."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

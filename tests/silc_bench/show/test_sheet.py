@@ -1,7 +1,5 @@
 """A sheet: every panel in its place, text that fits, files that are whole."""
 
-from __future__ import annotations
-
 import string
 from itertools import pairwise
 

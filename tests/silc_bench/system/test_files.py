@@ -1,7 +1,5 @@
 """Files are the old one or the new one, and what stands in their way is found before the work."""
 
-from __future__ import annotations
-
 import os
 
 import pytest
