@@ -26,7 +26,7 @@ messages: .venv/dev  # rewrite tests/messages.txt, the sentences of all errors; 
 	SILC_BENCH_REWRITE_MESSAGES=1 $(PYTEST) -m "not slow"
 
 fuzz: .venv/dev  # property tests with new examples, for MINUTES
-	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz.py --minutes $(MINUTES)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz.py $(MINUTES)
 
 check: .venv/dev
 	$(BIN)/ruff check .

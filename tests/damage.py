@@ -64,8 +64,6 @@ def of_members(whole):
         variants = {
             "is removed": others,
             "is renamed": [*others, (f"{name}.old", content)],
-            "has another suffix": [*others, (name.rpartition(".")[0] or "x", content)],
-            "is emptied": [*others, (name, b"")],
             "is altered": [*members[:index], (name, altered), *members[index + 1 :]],
             "is there twice": [*members, (name, content)],
             "is there twice, the second altered": [*members, (name, altered)],

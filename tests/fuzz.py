@@ -3,13 +3,11 @@
 `make test` draws the same examples on every machine. This draws others: each round has a seed of
 its own, which is printed, and runs all property tests with it. What fails is kept twice: hypothesis
 writes a patch that adds the example to its test (``git apply`` it and commit it with the cure), and
-the seed repeats the round.
+pytest repeats the round with the printed options.
 
-    make fuzz MINUTES=20                           # or: .venv/bin/python tests/fuzz.py --minutes 20
-    .venv/bin/python tests/fuzz.py --seed 123456   # one round again
+    make fuzz MINUTES=20                           # or: .venv/bin/python tests/fuzz.py 20
 """
 
-import argparse
 import random
 import subprocess
 import sys
@@ -17,52 +15,25 @@ import time
 from pathlib import Path
 
 TESTS = Path(__file__).resolve().parent
-NO_TESTS = 5  # pytest's exit code when nothing was selected
+# collecting only files that hold a property test saves most of a round's start
+FILES = [str(path) for path in TESTS.rglob("test_*.py") if "@given(" in path.read_text("utf-8")]
 
 
-def property_test_files():
-    """Files that hold a property test; collecting only these saves most of a round's start."""
-    return [
-        str(path)
-        for path in sorted(TESTS.rglob("test_*.py"))
-        if "@given(" in path.read_text("utf-8")
-    ]
-
-
-def run_round(seed):
-    """All property tests with examples drawn from ``seed``; pytest's exit code."""
-    options = ["-m", "hypothesis", "--hypothesis-profile", "fuzz", "--hypothesis-seed", str(seed)]
-    processes = ["--numprocesses", "2", "--dist", "load"]
-    command = [sys.executable, "-m", "pytest", *options, *processes, *property_test_files()]
-    return subprocess.run(command, cwd=TESTS.parent, check=False).returncode
-
-
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--minutes", type=float, default=20, help="no round begins after this time")
-    parser.add_argument("--seed", type=int, help="run one round with this seed")
-    wanted = parser.parse_args()
-
-    if wanted.seed is not None:
-        return run_round(wanted.seed)
-
-    end, num_rounds, failed_seeds = time.monotonic() + 60 * wanted.minutes, 0, []
+def main(minutes):
+    end, failed_seeds = time.monotonic() + 60 * minutes, []
     while time.monotonic() < end:
         seed = random.SystemRandom().randrange(2**32)
-        num_rounds += 1
-        print(f"round {num_rounds}, seed {seed}", flush=True)
-        exit_code = run_round(seed)
-        if exit_code == NO_TESTS:
-            print("no property test was found")
-            return 1
-        if exit_code == 1:
-            failed_seeds.append(seed)
-        elif exit_code:
-            return exit_code  # Ctrl-C, or a mistake in the tests themselves
+        options = f"-m hypothesis --hypothesis-profile fuzz --hypothesis-seed {seed} -n 2"
+        print(options, flush=True)
+        command = [sys.executable, "-m", "pytest", *options.split(), *FILES]
+        exit_code = subprocess.run(command, cwd=TESTS.parent, check=False).returncode
+        if exit_code > 1:
+            return exit_code  # Ctrl-C, a mistake in the tests themselves, or no property test
+        failed_seeds += [seed] * exit_code
 
-    print(f"{num_rounds} rounds; failed with seeds: {failed_seeds or 'none'}")
-    return 1 if failed_seeds else 0
+    print(f"failed with seeds: {failed_seeds or 'none'}")
+    return bool(failed_seeds)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(float(sys.argv[1])))

@@ -79,7 +79,6 @@ class Gpu(TorchDispatchMode):
     def __init__(self):
         super().__init__()
         self.waits = []
-        self.events = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})

@@ -280,22 +280,17 @@ def test_revisions_are_told_apart(named):
     assert "hf:org/name@main is better" in lines[1]
 
 
-@pytest.mark.parametrize("change", ["labels", "draws", "cut"])
-def test_damaged_outcomes_and_those_of_other_samples_are_refused(tmp_path, change):
+@pytest.mark.parametrize("change", ["labels", "draws"])
+def test_outcomes_of_other_samples_are_refused(tmp_path, change):
     hits = np.tile([True, False], N // 2)
     arrays = {
         "labels": [{"acc1": hits, "labels": np.arange(N) % count} for count in (4, 3)],
         "draws": [{"acc1": np.stack([hits] * count, 1)} for count in (2, 3)],
-        "cut": [{"acc1": hits}] * 2,
     }[change]
-    first, second = (
-        outcomes.path_of(put(tmp_path, model, 0.5, arrays=part), tmp_path)
-        for model, part in zip("ab", arrays, strict=True)
-    )
-    if change == "cut":
-        second.write_bytes(second.read_bytes()[:-30])
-    sentence = fail(f"compare a b --results {tmp_path}", second, is_kept=change != "cut")
-    assert (str(first) in sentence) == (change != "cut")
+    paths = []
+    for model, part in zip("ab", arrays, strict=True):
+        paths.append(outcomes.path_of(put(tmp_path, model, 0.5, arrays=part), tmp_path))
+    fail(f"compare a b --results {tmp_path}", " and ".join(map(str, paths)))
 
 
 def test_other_samples_under_another_protocol_are_a_reason_not_an_error(tmp_path):

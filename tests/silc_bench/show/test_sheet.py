@@ -1,6 +1,5 @@
 """A sheet: every panel in its place, text that fits, files that are whole."""
 
-import string
 from itertools import pairwise
 
 import numpy as np
@@ -17,7 +16,6 @@ from silc_bench.show.sheet import (
     Panel,
     drawable,
     figure,
-    font,
     panel_size,
     width_of,
     wrapped,
@@ -125,18 +123,6 @@ def test_text_stays_inside(draw):
 
 
 # ---- letters ----
-
-
-def test_the_font_has_every_letter_that_is_drawn():
-    """What a font lacks it draws as one and the same box."""
-
-    def shape(letter):
-        mask = font().getmask(letter)
-        return mask.size, bytes(mask)
-
-    lacking = shape("\U0010fffd")
-    assert all(shape(letter) != lacking for letter in string.printable if letter.isprintable())
-    assert all(shape(letter) == lacking for letter in "é–猫я"), "else they could be drawn"
 
 
 @pytest.mark.parametrize(

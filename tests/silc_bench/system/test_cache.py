@@ -1,6 +1,6 @@
 """The feature store: the finished is not encoded again, the damaged is, and nothing changes.
 
-Commands that are killed, and two at a time: ``tests/silc_bench/cli/test_two_commands.py``. Every
+Two commands at a time: ``tests/silc_bench/cli/test_two_commands.py``. Every
 damage of a part: ``tests/test_damage.py``.
 """
 
