@@ -119,15 +119,6 @@ def test_a_reader_that_goes_away_ends_it_quietly():
 # ---- train ----
 
 
-def test_train_writes_a_run(run):
-    names = ["checkpoints", "log.jsonl", "notes.jsonl", "probes.jsonl", "tensorboard"]
-    assert sorted(path.name for path in run.iterdir()) == names
-    rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows] == [1, 2, 3]
-    saved = json.loads((run / "checkpoints" / "step_00000003.json").read_text())["config"]
-    assert (saved["objective"], saved["samples"], saved["vision"]["width"]) == ("silc", 24, 32)
-
-
 def test_the_command_that_comes_next_can_be_typed_as_it_stands(tmp_path, monkeypatch):
     monkeypatch.setattr("silc_bench.trainer.loop.run_training", Mock())
     lines = succeed(f"train --out '{tmp_path}/my runs'").splitlines()

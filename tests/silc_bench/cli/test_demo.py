@@ -5,7 +5,6 @@ The way: two runs, every task, images, page.
 
 import io
 import os
-import shutil
 import signal
 from collections import Counter
 from dataclasses import replace
@@ -16,7 +15,6 @@ import pytest
 import torch
 from commands import TINY
 from PIL import Image
-from refusals import refused
 from rich.console import Console
 
 from silc_bench.cli import run_demo as demo
@@ -99,17 +97,15 @@ def counts(patched):
     return patched
 
 
-@pytest.fixture
-def few_tasks(patched, monkeypatch):
-    """Two tasks instead of all: where a demo goes on does not depend on how many tasks it has."""
-    monkeypatch.setattr(demo, "select", lambda patterns: small_tasks(FEW))
-
-
-def run_demo(out, **options):
+def run_demo(out):
     """(what it printed, whether each record was new, the page)."""
     screen, is_new = io.StringIO(), []
-    options.setdefault("on_result", lambda record, new: is_new.append(new))
-    page = demo.run_demo(out, is_fast=True, console=Console(file=screen, width=200), **options)
+    page = demo.run_demo(
+        out,
+        is_fast=True,
+        console=Console(file=screen, width=200),
+        on_result=lambda record, new: is_new.append(new),
+    )
     return screen.getvalue(), is_new, page
 
 
@@ -227,8 +223,10 @@ def test_a_second_call_trains_and_measures_nothing(finished, counts):
 @pytest.mark.timing
 @pytest.mark.parametrize("stopped_after", [1, STEPS + 1])
 def test_a_demo_stopped_while_it_trains_goes_on(
-    finished, few_tasks, counts, tmp_path, monkeypatch, stopped_after
+    finished, counts, tmp_path, monkeypatch, stopped_after
 ):
+    """Two tasks instead of all: where it goes on does not depend on how many it has."""
+    monkeypatch.setattr(demo, "select", lambda patterns: small_tasks(FEW))
     step = loop.train_step
 
     def interrupted(*args):
@@ -252,28 +250,3 @@ def test_a_demo_stopped_while_it_trains_goes_on(
         for out in (tmp_path, finished[0])
     )
     assert stopped == whole, "the weights of a demo that was not stopped"
-
-
-def test_a_demo_stopped_while_it_measures_goes_on(finished, few_tasks, counts, tmp_path):
-    shutil.copytree(finished[0] / "runs", tmp_path / "runs")
-    seen = []
-
-    def interrupt(record, is_new):
-        seen.append(record.task.name)
-        if len(seen) == len(FEW) + 1:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run_demo(tmp_path, on_result=interrupt)
-    _, is_new, _ = run_demo(tmp_path)
-    assert is_new == [False] * (len(FEW) + 1) + [True] * (len(FEW) - 1)
-    assert counts["steps"] == 0
-
-
-def test_a_folder_of_another_demo_is_refused(finished, monkeypatch):
-    out, _ = finished
-    before = files_in(out)
-    monkeypatch.setattr(demo, "FAST_SAMPLES", 2 * STEPS * BATCH)
-    with refused(about=out / "runs" / "shapes_tiny-contrastive"):
-        run_demo(out)
-    assert files_in(out) == before

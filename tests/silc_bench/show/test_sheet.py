@@ -14,7 +14,6 @@ from silc_bench.show.sheet import (
     LINE,
     MARGIN,
     Panel,
-    drawable,
     figure,
     panel_size,
     width_of,
@@ -123,19 +122,6 @@ def test_text_stays_inside(draw):
 
 
 # ---- letters ----
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("café ﬁ ½", "cafe fi 1?2"),
-        (" a\tb\nc  d ", "a b c d"),
-        ("\u202ea\u200db\x00", "ab"),
-        ("<b>{c}%s</b>", "<b>{c}%s</b>"),
-    ],
-)
-def test_drawable(text, expected):
-    assert drawable(text) == expected
 
 
 TEXT = "one two three four five six seven eight nine ten"
