@@ -8,7 +8,6 @@ Exit codes: 0 all checks passed, 1 a check failed, 2 nothing could be loaded.
 from __future__ import annotations
 
 import json
-import math
 import time
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -45,7 +44,10 @@ def doctor(
     examination = examine(model, loading=time.perf_counter() - started)
 
     if as_json:
-        print(json.dumps(_finite(examination.as_dict()), indent=1))
+        # JSON knows no NaN and no infinity: they become words.
+        text = json.dumps(examination.as_dict())
+        content = json.loads(text, parse_constant=lambda word: str(float(word)))
+        print(json.dumps(content, indent=1))
     else:
         _show(examination)
     if examination.failed:
@@ -81,12 +83,3 @@ def _in_words(value: Any) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-def _finite(value: Any) -> Any:
-    """JSON knows no NaN and no infinity: they become words."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -166,16 +166,12 @@ def list_tasks(as_json: AsJson = False) -> None:
 
     known = all_tasks().values()
     if as_json:
-        rows = [
-            {
-                "name": task.name,
-                "version": task.version,
-                "group": task.group,
-                "main_metric": task.main_metric,
-                "requires": sorted(task.requires),
+        rows = []
+        for task in known:
+            row = {
+                name: getattr(task, name) for name in ("name", "version", "group", "main_metric")
             }
-            for task in known
-        ]
+            rows.append({**row, "requires": sorted(task.requires)})
         print(json.dumps(rows, indent=1))
         return
 

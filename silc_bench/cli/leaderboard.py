@@ -28,6 +28,7 @@ def leaderboard(
 ) -> None:
     """Tables from the records; with --out also as Markdown, CSV and a self-contained page."""
     from silc_bench.reports import leaderboard as boards
+    from silc_bench.reports.tables import to_terminal
     from silc_bench.tasks.selection import current_version
 
     if out:
@@ -37,6 +38,6 @@ def leaderboard(
     board = boards.build(
         results, across_protocols=across_protocols, current_version=current_version
     )
-    console.print(boards.to_terminal(board))
+    console.print(to_terminal(board))
     for path in boards.write(board, out) if out else ():
         print(f"wrote {path}")

@@ -26,6 +26,7 @@ from silc_bench.evaluation.settings import EvalSettings
 from silc_bench.models.interface import ImageModel
 from silc_bench.models.load import load_model
 from silc_bench.reports import leaderboard
+from silc_bench.reports.tables import to_terminal
 from silc_bench.results.record import Record
 from silc_bench.show.colors import class_colors
 from silc_bench.show.look import METHOD, component_maps, cosine_maps
@@ -88,7 +89,7 @@ def run_demo(
     # Before the leaderboard, whose page takes in the images that lie below the results.
     draw_dense(models, results / "pictures" / "dense_features.png", device)
     board = leaderboard.build(results, current_version=current_version)
-    console.print(leaderboard.to_terminal(board))
+    console.print(to_terminal(board))
     page = next(path for path in leaderboard.write(board, out) if path.suffix == ".html")
     print(f"open {page} in a browser: tables, intervals and images")
     return page

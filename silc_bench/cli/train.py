@@ -100,7 +100,11 @@ def train(
     if dry_run:
         # A resumed run has its weights already.
         if config.init and not resume:
-            print_start(config)
+            from silc_bench.trainer.checkpoints.init import read_start
+
+            # What --init brings, as the run would say it; what the run would refuse is refused.
+            for sentence in read_start(config).said:
+                say(sentence, console)
         num_devices = devices or int(os.environ.get("WORLD_SIZE", "1"))
         print_estimate(config, choose_device(device), num_devices)
         return
@@ -160,7 +164,7 @@ def report(
 OF_MODEL = ("weights", "gradients", "optimiser state", "teacher", "average")
 
 
-def print_estimate(config: Any, device: Any, devices: int = 1) -> None:
+def print_estimate(config: Any, device: Any, devices: int) -> None:
     """What a step costs on ``devices`` like this one.
 
     Raises:
@@ -172,13 +176,9 @@ def print_estimate(config: Any, device: Any, devices: int = 1) -> None:
     share_of(config.batch_size, devices, "devices")
     cost = estimate(config, device, devices)
 
-    if devices == 1:
-        where = "one device"
-        head = "of a step on one device"
-    else:
-        where = f"{devices:,} devices"
-        head = f"of a step on one of {where}"
-    table = table_of(head, "", title=config.name)
+    where = "one device" if devices == 1 else f"{devices:,} devices"
+    head = where if devices == 1 else f"one of {where}"
+    table = table_of(f"of a step on {head}", "", title=config.name)
 
     for name, count in cost.parameters.items():
         table.add_row(f"parameters, {name}", f"{count / 1e6:,.1f} M")
@@ -201,18 +201,6 @@ def print_estimate(config: Any, device: Any, devices: int = 1) -> None:
     too_large = too_large_for(cost.bytes_by_part, config, memory_of(device), devices)
     if too_large:
         warn(f"{too_large}.", console)
-
-
-def print_start(config: Any) -> None:
-    """What ``--init`` brings, as the run would say it.
-
-    Raises:
-        UserError: the run would refuse it.
-    """
-    from silc_bench.trainer.checkpoints.init import read_start
-
-    for sentence in read_start(config).said:
-        say(sentence, console)
 
 
 def too_large_for(

@@ -46,14 +46,11 @@ from silc_bench.reports.tables import (
     to_csv,
     to_html,
     to_markdown,
-    to_terminal,
 )
 from silc_bench.results.published import ReportedRow, load_reported
 from silc_bench.results.record import Record, load_all
 from silc_bench.results.schema import is_fraction
 from silc_bench.system.files import write_text_atomic
-
-__all__ = ["Board", "build", "to_csv", "to_html", "to_markdown", "to_terminal", "write"]
 
 # headings in this order, then any others
 GROUPS = ("zero-shot", "few-shot", "linear", "knn", "retrieval", "dense")

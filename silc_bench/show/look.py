@@ -164,7 +164,6 @@ def look(
     rule: Rule = NATIVE,
     device: str = "auto",
     precision: str = "auto",
-    batch_size: int = 64,
     progress: bool = False,
 ) -> Look:
     """Encode every image once and compare its patches with the class names.
@@ -200,9 +199,7 @@ def look(
     _check_shapes(view, shown)
 
     # No workers: there are few images, and starting a process takes longer than decoding them.
-    settings = EvalSettings(
-        device=device, precision=precision, batch_size=batch_size, progress=progress
-    )
+    settings = EvalSettings(device=device, precision=precision, batch_size=64, progress=progress)
     extract = Extractor(model, settings)
     extract.grids.expect(shown.data, view, methods)
     features = extract({"shown": shown.data})

@@ -67,8 +67,8 @@ def unpack(
 
     Raises:
         ValueError: another schema; it claims to unpack to more than ``max_bytes``; arrays are
-        missing, foreign or altered, and are named.
-        DAMAGE: it is no such archive.
+            missing, foreign or altered, and are named.
+        Exception: one of DAMAGE: it is no such archive.
     """
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         members = archive.infolist()

@@ -25,7 +25,7 @@ def check_writable(folder: Path) -> None:
 
     Raises:
         UserError: a file is in its place or above it, or nothing may be written there; names what
-        is in the way.
+            is in the way.
     """
     # lexists, not exists: a link that points nowhere is in the way too.
     nearest = next(path for path in (folder, *folder.parents) if os.path.lexists(path))

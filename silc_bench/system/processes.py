@@ -72,8 +72,8 @@ def joined(device: torch.device) -> Iterator[None]:
     asked for before.
 
     Raises:
-        The error of the block. Of all ranks only the first that fails says why, with its number;
-        the others exit in silence.
+        Exception: the error of the block. Of all ranks only the first that fails says why, with
+            its number; the others exit in silence.
         StoppedError: every rank raised it, and rank 0 speaks for all.
         RunError: another rank was killed.
     """

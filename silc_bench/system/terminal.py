@@ -83,14 +83,14 @@ def _of_the_system(error: OSError | MemoryError | RuntimeError) -> str | None:
     return None
 
 
-def say(sentence: str, to: Console = notes) -> None:
+def say(sentence: str, to: Console = notes, style: str | None = None) -> None:
     """A sentence for the user; what stands in it is never taken for markup."""
-    to.print(one_line(sentence), markup=False, highlight=False, soft_wrap=True)
+    to.print(one_line(sentence), style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def warn(sentence: str, to: Console = notes) -> None:
     """As ``say``, in a color that is seen: something may be wrong, and the command goes on."""
-    to.print(one_line(sentence), style="yellow", markup=False, highlight=False, soft_wrap=True)
+    say(sentence, to, "yellow")
 
 
 def _complain(verdict: str, message: str) -> None:
