@@ -69,9 +69,6 @@ class OnGpu(Tensor):
     def is_meta(self):
         return False
 
-    def __repr__(self):
-        return f"OnGpu({self.inner!r})"
-
 
 class Gpu(TorchDispatchMode):
     """Computes on ``inner``, and writes down the lines where the host would wait."""

@@ -203,7 +203,6 @@ OPTIONS = {  # which a row may give again
     "train": "--out {tmp}/runs/a",
     "eval": "--ckpt {run} --tasks shapes/zeroshot --limit 20 --results {tmp}/results",
     "compare": "a b",
-    "show": "--classes ring --out {tmp}/x.png",
 }
 REFUSED = {  # the rest of a command line, and what the sentence is about
     "train": [
@@ -245,7 +244,6 @@ REFUSED = {  # the rest of a command line, and what the sentence is about
         ("{here} --to safetensors --out {tmp}/x.safetensors", __file__),
     ],
     "report": [("{tmp}/none", "/none")],
-    "show": [("{run} {tmp}/none.png", "/none.png"), ("{run} {here}", __file__)],
 }
 ROWS = [(name, *row) for name, rows in REFUSED.items() for row in rows]
 

@@ -50,6 +50,8 @@ TREE = {
     "a.slice/other/memory.max": "1",  # a neighbour does not count
     "a.slice/b.scope/cpu.max": "max 100000",
     "a.slice/cpu.max": "50000 20000",
+    "a.slice/b.scope/memory.max": "8192",
+    "a.slice/memory.max": "4096",
 }
 DOCKER = ["11:memory:/docker/af01{}", "3:cpu,cpuacct:/docker/af01{}", "1:name=systemd:/docker/af01"]
 OF_HOST = {
@@ -65,10 +67,6 @@ def of_container(folder):
         f"cpu{folder}/cpu.cfs_quota_us": "400000",
         f"cpu{folder}/cpu.cfs_period_us": "100000",
     }
-
-
-def of_scope(inner, outer):
-    return TREE | {"a.slice/b.scope/memory.max": inner, "a.slice/memory.max": outer}
 
 
 def version_1(folder):
@@ -88,9 +86,8 @@ MACHINES = {  # groups, mounts, files, bytes, cores
         1.5,
     ),
     # as of a service or a scheduler's job: the least up the tree, whose top has no such file
-    "outer": (["0::/a.slice/b.scope"], [SECOND], of_scope("max", "4096"), 4096, 2.5),
-    "inner": (["0::/a.slice/b.scope"], [SECOND], of_scope("2048", "4096"), 2048, 2.5),
-    "least": (["0::/a.slice/b.scope"], [SECOND], of_scope("8192", "4096"), 4096, 2.5),
+    "outer": (["0::/a.slice/b.scope"], [SECOND], TREE, 4096, 2.5),
+    "inner": (["0::/a.slice/b.scope"], [SECOND], TREE | {"a.slice/memory.max": "9999"}, 8192, 2.5),
     "version 1": version_1(""),
     "version 1, in a group": version_1("/inner"),
     # a controller belongs to one of them; the other's files say nothing of it
