@@ -7,11 +7,12 @@ from functools import partial
 
 import pytest
 import torch
+from images_and_runs import noise
 from refusals import refused
 from torch import nn
 
 from silc_bench.models.adapters.blocks import block_of
-from silc_bench.models.patch_features import check_methods, dense, value_path
+from silc_bench.models.patch_features import JOINT, check_methods, dense, methods_of, value_path
 from silc_bench.trainer.checkpoints.model import NativeTower
 from silc_bench.trainer.config.config import VisionConfig
 from silc_bench.trainer.silc.towers import VisionTower
@@ -22,21 +23,16 @@ W, HEADS = 32, 4
 GRID = (3, 5)  # rows and columns that cannot be taken for each other
 
 
-def seeded(*shape, seed=1):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-IMAGES = seeded(2, 3, 8 * GRID[0], 8 * GRID[1])
+IMAGES = noise(2, 3, 8 * GRID[0], 8 * GRID[1], seed=1)
 
 
 def filled(module):
     """Every weight drawn anew, so that no norm, bias or scale is what it starts as."""
-    generator = torch.Generator().manual_seed(0)
-    for name, parameter in module.named_parameters():
-        noise = torch.randn(parameter.shape, generator=generator)
+    for seed, (name, parameter) in enumerate(module.named_parameters()):
+        drawn = noise(*parameter.shape, seed=seed)
         is_gain = parameter.dim() == 1 and name.endswith("weight")
         scale = 0.6 * W**-0.5 if parameter.dim() > 1 else 0.3
-        parameter.data = 1 + 0.2 * noise if is_gain else scale * noise
+        parameter.data = 1 + 0.2 * drawn if is_gain else scale * drawn
     return module.eval().requires_grad_(False)
 
 
@@ -163,7 +159,7 @@ def test_plain_is_what_the_class_token_goes_through():
 def test_value_path_is_attention_on_one_token(kinds):
     width = kinds.get("kdim", 16)
     attention = filled(nn.MultiheadAttention(16, 4, batch_first=True, **kinds))
-    tokens, query = seeded(2, 5, width), seeded(10, 1, 16)
+    tokens, query = noise(2, 5, width), noise(10, 1, 16)
     alone = tokens.reshape(10, 1, width)
     expected = attention(query, alone, alone)[0].view(2, 5, 16)
     torch.testing.assert_close(value_path(attention, tokens), expected)
@@ -221,7 +217,6 @@ def open_clip_block(kind, *scaled):
 
 SCALED = ("qk_norm", "scale_heads", "scale_attn", "scale_attn_inner", "scale_fc", "ls_init_value")
 BLOCKS = {
-    "open_clip": lambda: open_clip_block("ResidualAttentionBlock"),
     "open_clip, all its norms": lambda: open_clip_block("CustomResidualAttentionBlock", *SCALED),
     "timm": lambda: timm_block("Block", qkv_bias=True),
     "timm, all its norms": lambda: timm_block(
@@ -240,8 +235,8 @@ BLOCKS = {
 def test_a_block_taken_apart_and_put_together_is_the_block(kind):
     block = filled(BLOCKS[kind]())
     parts = block_of(block)
-    tokens = seeded(2, 1 + 15, W, seed=2)
-    rotary = {"rope": seeded(15, 2 * W // HEADS, seed=3)} if kind in ("eva02", "pe") else {}
+    tokens = noise(2, 1 + 15, W, seed=2)
+    rotary = {"rope": noise(15, 2 * W // HEADS, seed=3)} if kind in ("eva02", "pe") else {}
     q, k, v = parts.split(tokens, rotary.get("rope"))
     assert q.shape == k.shape == v.shape == (2, HEADS, 16, W // HEADS)
     attended = nn.functional.scaled_dot_product_attention(q, k, v)
@@ -257,29 +252,22 @@ def test_a_block_that_nobody_knows_is_not_taken_apart():
 
 # ---- refusals ----
 
-
-def resnet_tower():
-    open_clip = pytest.importorskip("open_clip")
-    from silc_bench.models.adapters.open_clip.towers import tower_of
-
-    resnet = open_clip.modified_resnet.ModifiedResNet
-    return tower_of(resnet([1, 1, 1, 1], 24, 8, image_size=64, width=8).eval())
+DEEP = methods_of(3, [method for method in JOINT if method != "plain"])
+FLAT = ("tokens", "maskclip")
 
 
 @pytest.mark.parametrize(
-    ("make", "method", "can"),
+    ("can", "method", "named"),
     [
-        (native_tower, "plain", "maskclip"),
-        (native_tower, "tokens:4", "2 to 3 blocks"),
-        (native_tower, "itsclip", "sclip"),
-        (resnet_tower, "naclip", "tokens, maskclip"),
-        (resnet_tower, "tokens:2", "tokens, maskclip"),
+        (DEEP, "tokens:4", "2 to 3 blocks"),
+        (DEEP, "itsclip", "sclip"),
+        (FLAT, "naclip", "tokens, maskclip"),
+        (FLAT, "tokens:2", "tokens, maskclip"),
     ],
 )
-def test_what_a_tower_cannot_do_is_refused_with_the_reason(make, method, can):
-    tower = make()
-    refuse = partial(check_methods, "runs/silc", can=tower.dense_methods, why=tower.lacking)
-    refuse(tower.dense_methods)
+def test_what_a_tower_cannot_do_is_refused_with_the_reason(can, method, named):
+    refuse = partial(check_methods, "runs/silc", can=can, why={"naclip": "it has no attention"})
+    refuse(can)
     with refused(about="runs/silc") as caught:
         refuse(["tokens", method])
-    assert can in caught.value.fix
+    assert named in caught.value.fix

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from images_and_runs import image_of
 from PIL import Image
 from torchvision import transforms
 
@@ -14,12 +15,6 @@ from silc_bench.models.preprocessing import INTERPOLATIONS, ImagePipeline
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # CLIP's
 SIZES = [(40, 30), (31, 47), (24, 24), (101, 25), (25, 101), (5, 7), (1, 1), (1, 60), (33, 32)]
 GOLDEN = Path(os.environ.get("SILC_BENCH_TEST_DATA", "/nowhere")) / "clip_vit_b32_golden"
-
-
-def image_of(width, height, mode="RGB"):
-    rng = np.random.default_rng(width * 1000 + height)
-    pixels = rng.integers(0, 256, (height, width, 4), dtype=np.uint8)
-    return Image.fromarray(pixels, "RGBA").convert(mode)
 
 
 def library_pixels(*operations):
@@ -59,25 +54,11 @@ def test_center_floor_equals_transformers(size, resize_size, crop):
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "1", "CMYK", "YCbCr", "I;16"])
 def test_an_image_of_another_mode_is_made_rgb_first(mode):
-    image = image_of(40, 30, "L").convert("I") if mode == "I;16" else image_of(40, 30)
-    image = image.convert(mode)
+    image = image_of(40, 30)
+    image.putalpha(image.convert("L"))
+    image = image.convert("I").convert(mode) if mode == "I;16" else image.convert(mode)
     pipeline = ImagePipeline(24, MEAN, STD, resize="shortest", crop="center")
     assert torch.equal(pipeline(image), pipeline(image.convert("RGB")))
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"resize": "longest"},
-        {"crop": "top"},
-        {"interpolation": "cubic"},
-        {"resize": "shortest"},
-        {"resize_size": 30},
-    ],
-)
-def test_what_cannot_be_is_refused(wrong):
-    with pytest.raises(AssertionError):
-        ImagePipeline(24, MEAN, STD, **wrong)
 
 
 def test_its_description_tells_pipelines_apart():

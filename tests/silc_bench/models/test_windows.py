@@ -63,13 +63,8 @@ def test_any_window_and_stride_equals_the_loop_and_covers_each_pixel(view, size,
     layout = view.layout(*resized, PATCH)
     grid = np.random.default_rng(0).normal(size=(*layout.grid, 3)).astype(np.float32)
     expected = loop(view, layout, grid, mask_size)
-    rows, cols = layout.rows(mask_size[0]).toarray(), layout.cols(mask_size[1]).toarray()
-    np.testing.assert_allclose(np.einsum("yj,jkc,xk->yxc", rows, grid, cols), expected, atol=1e-6)
     pixels = pixels_of(lambda cells: cells, grid, layout, *mask_size)
     np.testing.assert_allclose(pixels, expected, atol=1e-5)
-    for matrix in (rows, cols):
-        assert (matrix >= 0).all()
-        np.testing.assert_allclose(matrix.sum(axis=1), 1)
 
 
 @pytest.mark.parametrize("num_classes", [2, 31, 200, 333])

@@ -167,7 +167,5 @@ def test_a_start_at_the_optimum_is_where_it_stays_and_a_fit_says_when_it_is_cut_
     assert not fit_logistic(*samples, (1.0,)).converged.any()
 
 
-def test_logistic_with_one_class_and_with_a_gap():
+def test_logistic_with_one_class():
     assert fit_logistic(np.ones((4, 2)), np.zeros(4, dtype=np.int64), (1.0,)).converged.all()
-    with pytest.raises(AssertionError, match="without gaps"):
-        fit_logistic(np.ones((2, 2)), np.array([0, 2]), (1.0,))
