@@ -32,26 +32,10 @@ def captions(rng):
     return hits.mean() / 5, stats.bootstrap_stderr(counts, fraction)
 
 
-def areas(rng):
-    truth = rng.multinomial(100, [0.6, 0.3, 0.1], size=60)
-    intersection = rng.binomial(truth, rng.beta(4, 2, size=(60, 3)))
-    counts = np.stack([intersection, intersection + rng.poisson(10, size=(60, 3)), truth], axis=1)
-    return iou.mean_iou(counts.sum(axis=0)), stats.bootstrap_stderr(counts, iou.mean_iou)
-
-
 def draws_of_shots(rng):
     """Three draws tell little of their own spread: it errs on the wide side."""
     hits = rng.random((3, 200)) < (0.5 + 0.1 * rng.normal(size=3))[:, None]
     return hits.mean(), stats.seeds_stderr(hits)
-
-
-def captions_of_two_models(rng):
-    """Captions of one image are hit together, by both models."""
-    easy = rng.beta(1, 1, size=80)
-    rates = easy, np.minimum(1, easy * 1.1)
-    a, b = (np.stack([rng.binomial(5, rate), np.full(80, 5)], axis=1) for rate in rates)
-    difference = fraction(b.sum(axis=0)) - fraction(a.sum(axis=0))
-    return difference, stats.paired_bootstrap(a, b, fraction)
 
 
 def shots_of_two_models(rng):
@@ -67,15 +51,12 @@ def shots_of_two_models(rng):
     [
         (hits_of_classes, 1000, 0.06),
         (captions, 400, 0.12),
-        (areas, 300, 0.12),
         (draws_of_shots, 600, 0.2),
-        (captions_of_two_models, 400, 0.12),
         (shots_of_two_models, 600, 0.25),
     ],
 )
 def test_the_error_is_the_spread_of_the_score(draw, repetitions, within, monkeypatch):
     monkeypatch.setattr(stats, "NUM_RESAMPLES", 200)
-    monkeypatch.setattr(stats, "PAIRED_RESAMPLES", 400)
     rng = np.random.default_rng(1)
     scores, errors = np.array([draw(rng) for _ in range(repetitions)]).T
     assert np.sqrt(np.mean(errors**2)) == pytest.approx(np.std(scores), rel=within)

@@ -145,16 +145,6 @@ def test_methods_on_our_own_tower_go_on_through_the_value_path_of_the_pooling(me
     torch.testing.assert_close(features.double(), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_plain_is_what_the_class_token_goes_through():
-    tower = open_clip_tower()
-    (entered,), _, _ = tower.enter(IMAGES, 1)
-    left = tower.visual.transformer.resblocks[-1](entered)
-    expected = tower.visual.ln_post(left) @ tower.visual.proj
-    plain = tower.dense(IMAGES, ("plain",))["plain"].flatten(1, 2)
-    torch.testing.assert_close(plain, expected[:, 1:])
-    torch.testing.assert_close(tower.encode(IMAGES, "pooled"), expected[:, 0])
-
-
 @pytest.mark.parametrize("kinds", [{}, {"kdim": W, "vdim": W}, {"bias": False}])
 def test_value_path_is_attention_on_one_token(kinds):
     width = kinds.get("kdim", 16)

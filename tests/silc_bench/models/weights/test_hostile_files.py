@@ -62,21 +62,13 @@ def zip_file(members, compression=zipfile.ZIP_STORED):
     return file.getvalue()
 
 
-def scripted():
-    file = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)), file)
-    return file.getvalue()
-
-
 def flipped(data, marker):
     place = data.index(marker) + len(marker) // 2
     return data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :]
 
 
-def forged(claimed, numel=1, real=b"\0" * 4):
-    """torch.save's file whose pickle claims ``claimed`` values in a storage of ``real`` bytes.
+def forged(claimed, numel=1):
+    """torch.save's file whose pickle claims ``claimed`` values in a storage of one.
 
     Its tensor has ``numel``.
     """
@@ -89,7 +81,12 @@ def forged(claimed, numel=1, real=b"\0" * 4):
     )
     data = b"\x80\x02}" + text[0] + rebuilt + b"ccollections\nOrderedDict\n)RtRs."
     return zip_file(
-        [("x/data.pkl", data), ("x/byteorder", "little"), ("x/data/0", real), ("x/version", "3\n")]
+        [
+            ("x/data.pkl", data),
+            ("x/byteorder", "little"),
+            ("x/data/0", b"\0" * 4),
+            ("x/version", "3\n"),
+        ]
     )
 
 
@@ -140,11 +137,10 @@ OURS = {
     "renamed.safetensors": torch_file(SHELL),
     "memory.pt": torch_file({"w": Called(bytearray, 10**11)}),
     "codec.pt": torch_file({"w": Called(__import__("_codecs").encode, "a" * 10**6, "idna")}),
-    "scripted.pt": scripted(),
+    "scripted.pt": zip_file([("x/constants.pkl", b""), ("x/data.pkl", b"")]),
     # pickles that lie about sizes
     "claims_more.pt": forged(10**6, 10**6),
     "claims_less_than_none.pt": forged(-1),
-    "no_record.pt": forged(1, real=b""),
     "many_steps.pt": pickled(b"\x80\x02]" + b"Na" * (10 * pickles.MAX_READS) + b"."),
     # archives
     "bomb.pt": zip_file([("x/data.pkl", BOMB)], zipfile.ZIP_DEFLATED),
@@ -173,7 +169,6 @@ OURS = {
 }
 THEIRS = {
     "beyond_its_storage.pt": forged(1, 10**12),
-    "negative_size.pt": forged(1, -3),
     "legacy_length.pt": legacy_forged(),
     "flipped.pt": flipped(WHOLE, GOOD["a.weight"].numpy().tobytes()),
     "flipped.npz": flipped(ARRAYS, np.arange(9.0).tobytes()),
@@ -278,14 +273,7 @@ def a_link_to_itself(path):
     path.symlink_to(path)
 
 
-def unreadable(path):
-    if os.geteuid() == 0:
-        pytest.skip("root reads every file")
-    path.write_bytes(WHOLE)
-    path.chmod(0)
-
-
-@pytest.mark.parametrize("make", [os.mkdir, a_link_to_itself, os.mkfifo, unreadable])
+@pytest.mark.parametrize("make", [os.mkdir, a_link_to_itself, os.mkfifo])
 def test_what_else_a_path_can_be(tmp_path, make):
     """A pipe is not waited for."""
     make(tmp_path / "x.pt")

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from refusals import refused
 
-from silc_bench.models.weights.read import load_into, metadata_of, read_weights
+from silc_bench.models.weights.read import load_into, read_weights
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 ONES = {"a": torch.ones(2)}
@@ -97,15 +96,6 @@ def test_a_file_that_is_written_anew_does_not_change_what_was_read(tmp_path):
     assert torch.equal(read["a"], ONES["a"])
 
 
-def test_metadata(tmp_path):
-    texts = {"format": "silc-bench", "config": '{"a": "ü"}'}
-    safetensors.torch.save_file(ONES, tmp_path / "x", metadata=texts)
-    assert metadata_of(tmp_path / "x") == texts
-    save_safetensors(ONES, tmp_path / "y")
-    torch.save(ONES, tmp_path / "z")
-    assert metadata_of(tmp_path / "y") == metadata_of(tmp_path / "z") == metadata_of(tmp_path) == {}
-
-
 STATE = {"a.weight": torch.ones(2, 3), "b": torch.zeros(4)}
 SAVED = {
     "lightning": {"state_dict": STATE, "epoch": 3, "optimizer": {"state": {0: {"step": ONES}}}},
@@ -156,7 +146,3 @@ def test_loading_into_a_module():
     load_into(module, state, "x.pt")
     assert {value.dtype for value in module.parameters()} == {torch.float32}
     assert (module[0].weight == 2).all()
-    del state["0.bias"]
-    with refused(about="x.pt"):
-        load_into(module, {**state, "0.weight": torch.ones(3, 3), "c": torch.ones(1)}, "x.pt")
-    assert (module[0].weight == 2).all(), "nothing is loaded of what does not fit"
