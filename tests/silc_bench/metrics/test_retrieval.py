@@ -7,12 +7,10 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from silc_bench.metrics import retrieval
-from silc_bench.metrics.accuracy import recall_at
 from silc_bench.metrics.retrieval import SCALE, retrieval_ranks
 
 
@@ -36,21 +34,6 @@ def loop(scores, right):
     return ranks
 
 
-def test_recall_equals_clip_benchmark_both_ways(clip_benchmark):
-    images, texts, right = several_captions(np.random.default_rng(2), num_images=60, dim=6)
-    unit_texts, unit_images = (
-        torch.nn.functional.normalize(torch.from_numpy(rows)) for rows in (texts, images)
-    )
-    scores = unit_texts @ unit_images.T
-    positive = torch.zeros_like(scores, dtype=torch.bool)
-    positive[right[:, 1], right[:, 0]] = True
-    sides = (scores.T, positive.T), (scores, positive)
-    for k in (1, 5, 10):
-        for ranks, asked in zip(retrieval_ranks(images, texts, right), sides, strict=True):
-            theirs = (clip_benchmark.zeroshot_retrieval.recall_at_k(*asked, k) > 0).float().mean()
-            assert 0 < recall_at(ranks, k) == pytest.approx(theirs.item(), abs=1e-7)
-
-
 # ---- exact: ties, near ties, and nothing that depends on how it was summed ----
 
 
@@ -67,14 +50,10 @@ def nearly_tied(rng, kind):
         images, texts = np.ones_like(images), np.full_like(texts, 7)
     elif kind == "zeros":
         images = np.zeros_like(images)
-    elif kind == "signs":
-        images, texts = (rng.integers(-1, 2, size=rows.shape) for rows in (images, texts))
     return images.astype(np.float32), texts.astype(np.float32), right
 
 
-@pytest.mark.parametrize(
-    "kind", ["random", "copies", "a last bit apart", "collapsed", "zeros", "signs"]
-)
+@pytest.mark.parametrize("kind", ["random", "copies", "a last bit apart", "collapsed", "zeros"])
 @settings(max_examples=8, deadline=None)
 @given(
     seed=st.integers(0, 10**6),

@@ -201,10 +201,6 @@ def leaking(features, tokens):
     return features + 0.01 * features.norm(dim=1).mean() * (tokens != 0).float().mean()
 
 
-def raising(features, tokens):
-    raise IndexError("index out of range in self")
-
-
 def with_nan(features):
     return torch.where(torch.arange(len(features))[:, None] == 3, torch.nan, features)
 
@@ -229,7 +225,6 @@ SPOILT = {  # how: which checks fail
         returns("tokenize", lambda tokens, texts: torch.zeros_like(tokens)),
         {"tokens", "text embeddings"},
     ),
-    "text tower fails": (returns("encode_text", raising), TEXTS),
     "no projection": (
         returns("encode_text", lambda features, tokens: features[:, :16]),
         {"text embeddings"},
@@ -238,7 +233,6 @@ SPOILT = {  # how: which checks fail
     "scale lost": (has("logit_scale", lambda scale: float("nan")), {"logit scale"}),
     "bias turned": (has("logit_bias", lambda bias: -bias), {"logit bias"}),
     "wrong mean": (prepares(mean=(0.48, 0.45, 0.40)), {"preprocessing"}),
-    "no resize filter": (prepares(interpolation="bilinear"), {"preprocessing"}),
     "protocol by hand": (
         has("image_protocol", lambda protocol: {**protocol, "std": [1, 1, 1]}),
         {"preprocessing"},
@@ -305,9 +299,6 @@ def test_what_a_broken_model_raises_is_a_fault_and_no_traceback(model):
     assert examination.facts["name"] == model.name
     assert verdicts(examination)["tokens"] == verdicts(examination)["logit scale"] == OK
 
-    blank = spoilt(model, image_protocol=None, name="open_clip:ViT-B-32/openai")
-    assert failures(blank) == {"what was loaded", "preprocessing", KNOWN}
-
 
 def test_wrong_preprocessing_under_a_known_name(model):
     twin = spoilt(
@@ -361,7 +352,6 @@ def test_expectations_are_those_of_transformers(name, kind):
     expect = known.expectation(f"hf:{name}")["expect"]
     count = sum(parameter.numel() for parameter in network.parameters())
     assert 0 < count - expect["parameters"] <= known.TOLERANCE["parameters"]
-    assert expect["image_size"] == network.config.vision_config.image_size
     assert expect["context_length"] == network.config.text_config.max_position_embeddings
     assert expect["activation"] == activation_of(network)
 

@@ -10,7 +10,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from silc_bench.models.weights.read import load_into, read_weights
+from silc_bench.models.weights.read import read_weights
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 ONES = {"a": torch.ones(2)}
@@ -135,14 +135,3 @@ def test_folders(tmp_path, kind, whole):
     check(tmp_path, saved)
     FORMATS[kind](ONES, tmp_path / whole)
     check(tmp_path, ONES)  # a whole file comes before an index
-
-
-def test_loading_into_a_module():
-    module = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
-    state = {
-        name: torch.full_like(value, 2).bfloat16() if value.ndim else value
-        for name, value in module.state_dict().items()
-    }
-    load_into(module, state, "x.pt")
-    assert {value.dtype for value in module.parameters()} == {torch.float32}
-    assert (module[0].weight == 2).all()

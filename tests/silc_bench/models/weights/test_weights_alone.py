@@ -67,7 +67,8 @@ def check_embeddings(model, student, tokenizer):
 
 
 def test_a_student_in_the_towers_of_its_preset(student, tokenizer, saved):
-    model = load_model(str(saved()), ARCH)
+    zeros = student.state_dict()["text.norm.bias"].bfloat16()
+    model = load_model(str(saved(**{"text.norm.bias": zeros})), ARCH)
     assert isinstance(model, ImageTextModel)
     check_embeddings(model, student, tokenizer)
     assert model.name == "silc:cifar_tiny/weights"
