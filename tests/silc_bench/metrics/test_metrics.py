@@ -101,9 +101,3 @@ def test_boundary_areas_equal_erosion_of_each_class(size, ignored):
     # right wherever it counts: the edge of what is not scored is contour of both
     right = iou.boundary_areas(np.where(valid, truth, guess), truth.astype(np.uint8), 5)
     assert iou.mean_iou(right) == 1.0
-
-
-def test_scores_work_on_stacks_of_areas():
-    stack = np.random.default_rng(5).integers(1, 9, size=(7, 3, 4))
-    for score in (iou.mean_iou, iou.pixel_accuracy, iou.mean_class_accuracy):
-        assert score(stack).tolist() == [score(areas) for areas in stack]

@@ -106,7 +106,7 @@ def test_holm_by_definition(size):
     assert stats.holm(p) == pytest.approx(expected, abs=1e-15)
 
 
-@pytest.mark.parametrize("table", [(300, 40, 70, 90), (0, 5, 5, 490), (10, 0, 30, 60)])
+@pytest.mark.parametrize("table", [(300, 40, 70, 90), (0, 5, 5, 490)])
 def test_paired_bootstrap_of_hits_is_the_closed_form(table):
     n, (_, only_a, only_b, _) = sum(table), table
     closed = np.sqrt(only_a + only_b - (only_b - only_a) ** 2 / n) / n
@@ -140,7 +140,6 @@ def test_degrees_of_freedom_by_hand(variances, dofs, expected):
 @pytest.mark.parametrize(
     ("difference", "stderr", "dof", "num_differing", "expected"),
     [
-        (0.02, 0.01, 30, 100, 2 * t.sf(2, 30)),
         (-0.02, 0.01, 30, 100, 2 * t.sf(2, 30)),
         (0.0, 0.0, 30, 0, 1),
         (1.0, 0.0, 2, 3, 2 / 2**3),  # three images in agreement prove no more than three tosses

@@ -169,8 +169,6 @@ def test_one_pass_gives_what_each_method_gives_alone(make):
     assert list(together) == list(tower.dense_methods)
     for method, features in together.items():
         assert torch.equal(features, dense(tower, IMAGES, (method,))[method])
-    different = {features.flatten()[:8].sum().item() for features in together.values()}
-    assert len(different) == len(together)
 
 
 @TOWERS

@@ -34,18 +34,6 @@ def test_pixels_equal_torchvisions(size, name, resize_size):
     assert torch.equal(ours(image_of(*size)), theirs)
 
 
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize(("resize_size", "crop"), [(27, 24), (24, 30)])
-def test_center_floor_equals_transformers(size, resize_size, crop):
-    from transformers.models.clip import image_processing_pil_clip as clip
-
-    sizes = {"size": {"shortest_edge": resize_size}, "crop_size": {"height": crop, "width": crop}}
-    theirs = clip.CLIPImageProcessorPil(**sizes)(image_of(*size), return_tensors="pt")
-    options = {"resize": "shortest", "resize_size": resize_size, "crop": "center_floor"}
-    ours = ImagePipeline(crop, MEAN, STD, **options)
-    assert torch.equal(ours(image_of(*size)), theirs["pixel_values"][0])
-
-
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "1", "CMYK", "YCbCr", "I;16"])
 def test_an_image_of_another_mode_is_made_rgb_first(mode):
     image = image_of(40, 30)

@@ -8,7 +8,7 @@ import torch
 
 from silc_bench.probes import logistic
 from silc_bench.probes.closed_form import moments
-from silc_bench.probes.logistic import Curvature, Problem, fit_logistic
+from silc_bench.probes.logistic import Problem, fit_logistic
 
 COSTS = (1e-5, 1e-3, 1e-1, 10.0)
 DEVICES = [
@@ -121,16 +121,32 @@ def test_rounding_is_the_difference_to_float64(samples):
     assert problem.rounding(point) == pytest.approx(0.5, abs=1e-6)
 
 
-def test_the_model_of_the_curvature_is_divided_by_exactly():
-    """Against the dense matrix of each class."""
-    rng = np.random.default_rng(13)
-    diagonal, gradient = rng.random((2, 4, 6)) + 0.1
-    rows, weights = rng.normal(size=(4, 3, 6)), rng.random((4, 3))
-    curvature = Curvature(*map(torch.from_numpy, (diagonal, rows, weights)))
-    solved = curvature.solve(torch.from_numpy(gradient)).numpy()
+@pytest.mark.parametrize("own_rows", [3, 32])
+def test_the_model_of_the_curvature_is_divided_by_exactly(clustered, own_rows, monkeypatch):
+    """Against the dense matrix of each class; classes of unequal sizes.
+
+    Some have more samples than are kept apart.
+    """
+    monkeypatch.setattr(logistic, "OWN_ROWS", own_rows)
+    x, labels = clustered(np.random.default_rng(13), 24, 5, 4)
+    problem = Problem(x, labels, 4, torch.device("cpu"))
+    generator = torch.Generator().manual_seed(0)
+    parameters, gradient = torch.randn(2, 4, 6, dtype=torch.float64, generator=generator)
+    parameters /= 10
+    solved = problem.curvature(problem(parameters), 0.1).solve(gradient)
+
+    centered = x - x.mean(axis=0, dtype=np.float64)
+    rows = np.pad(centered @ problem.axes.numpy(), ((0, 0), (0, 1)), constant_values=1)
+    p = (torch.from_numpy(rows) @ parameters.T).softmax(1).numpy()
+    covariance = np.diag([*np.linalg.eigvalsh(np.cov(centered.T, bias=True)), 1.0])
     for c in range(4):
-        hessian = np.diag(diagonal[c]) + (rows[c].T * weights[c]) @ rows[c]
-        np.testing.assert_allclose(solved[c], np.linalg.solve(hessian, gradient[c]))
+        apart = np.flatnonzero(labels == c)[:own_rows]
+        others = np.setdiff1d(np.arange(len(x)), apart)
+        weight = p[:, c] * (1 - p[:, c]) / len(x)
+        hessian = weight[others].sum() * covariance + np.diag([0.1] * 5 + [0.0])
+        hessian += (rows[apart].T * weight[apart]) @ rows[apart]
+        expected = np.linalg.solve(hessian, gradient[c].numpy())
+        np.testing.assert_allclose(solved[c].numpy(), expected, rtol=1e-4)
 
 
 @pytest.mark.parametrize(("num_samples", "dim", "num_classes"), [(200, 8, 4), (200, 90, 20)])

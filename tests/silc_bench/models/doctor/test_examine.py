@@ -127,7 +127,6 @@ def test_a_vision_model_passes_what_applies():
     answers = verdicts(examination)
     assert answers["text tower"] == answers["weights"] == NOT_APPLICABLE
     assert "tokens" not in answers
-    assert "text" in examination.facts
 
 
 @pytest.mark.parametrize(("each", "count"), [(0.5, 32), (2.0, 10), (90.0, 4)])
@@ -170,10 +169,6 @@ def has(name, change):
 def encodes(change):
     """Image features are something else, at every feature point."""
     return returns("encode_image", lambda features, *args: change(features))
-
-
-def prepares(**changes):
-    return lambda model: spoilt(model, preprocess=replace(model.pipeline, **changes))
 
 
 def drifting(model):
@@ -232,7 +227,10 @@ SPOILT = {  # how: which checks fail
     "scale twice": (has("logit_scale", math.exp), {"logit scale"}),
     "scale lost": (has("logit_scale", lambda scale: float("nan")), {"logit scale"}),
     "bias turned": (has("logit_bias", lambda bias: -bias), {"logit bias"}),
-    "wrong mean": (prepares(mean=(0.48, 0.45, 0.40)), {"preprocessing"}),
+    "wrong mean": (
+        lambda model: spoilt(model, preprocess=replace(model.pipeline, mean=(0.4, 0.4, 0.4))),
+        {"preprocessing"},
+    ),
     "protocol by hand": (
         has("image_protocol", lambda protocol: {**protocol, "std": [1, 1, 1]}),
         {"preprocessing"},
@@ -400,7 +398,6 @@ def test_command_passes(runs):
     assert done.exit_code == 0, done.output
     as_json = json.loads(done.stdout)
     assert as_json["passed"] is True
-    assert as_json["facts"]["image size"] == 32
     assert {finding["verdict"] for finding in as_json["findings"]} == {OK, NOT_APPLICABLE}
 
 

@@ -104,7 +104,6 @@ OTHERS = {"vision.norm.weight": None, "text.norm.bias": torch.ones(3), "more": t
         ("silc:b16", {}, ["16"]),
         ("silc:cifar-tiny", {}, ["cifar_tiny"]),
         ("open_clip", {}, ["open_clip:NAME"]),
-        ("", {}, ["open_clip"]),
     ],
 )
 def test_what_does_not_fit_or_exist(saved, arch, changes, words):
