@@ -46,8 +46,8 @@ def retrieval_ranks(
     CLIP-like papers report it).
 
     Args:
-        images, texts: [I, D], [T, D], finite, of any length; a zero vector ties with everything
-            orthogonal to it.
+        images: [I, D], finite, of any length; a zero vector ties with everything orthogonal to it.
+        texts: [T, D], the same.
         right: [P, 2] (image, text) pairs; every image and every text is in one or more.
     """
     assert np.isfinite(images).all(), "an embedding that is not finite has no rank"

@@ -53,12 +53,10 @@ def seeds_stderr(hits: np.ndarray) -> float:
     return float(np.sqrt(of_images + of_draws))
 
 
-def bootstrap_stderr(
-    per_image: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], seed: int = 0
-) -> float:
+def bootstrap_stderr(per_image: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray]) -> float:
     """Standard deviation of a statistic of summed counts over resamples of images (Efron, 1979).
 
-    The images are drawn anew, with replacement.
+    The images are drawn anew, with replacement; the same counts give the same error.
 
     Of few images a draw may hold none that the statistic is about; it is NaN there, and such
     draws do not count.
@@ -66,11 +64,10 @@ def bootstrap_stderr(
     Args:
         per_image: [N, ...] counts of each image (areas [3, C], or hits and queries [2]).
         statistic: sums [R, ...] -> [R], for R draws at once.
-        seed: of the draws; the same counts give the same error.
     """
     num_images = len(per_image)
     flat = per_image.reshape(num_images, -1).astype(np.float64)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     sums = np.empty((NUM_RESAMPLES, flat.shape[1]))
 
     # in chunks, as all indices at once would take N x R numbers
@@ -89,11 +86,11 @@ def bootstrap_stderr(
 
 
 def paired_bootstrap(
-    a: np.ndarray, b: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], seed: int = 0
+    a: np.ndarray, b: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray]
 ) -> float:
     """Standard deviation of statistic(b) - statistic(a) over resamples of the images (Efron, 1979).
 
-    The images are drawn anew, the same for both.
+    The images are drawn anew, the same for both; the same counts give the same error.
 
     Images with equal counts are drawn together, by how many of them there are (the multinomial
     distribution of the same resamples): hits take four numbers a draw however many images there
@@ -101,9 +98,9 @@ def paired_bootstrap(
     count.
 
     Args:
-        a, b: [N, ...] counts of each image by the two models.
+        a: [N, ...] counts of each image by one model.
+        b: the same by the other.
         statistic: sums [R, ...] -> [R], for R draws at once.
-        seed: of the draws; the same counts give the same error.
     """
     assert a.shape == b.shape, (a.shape, b.shape)
     num_images = len(a)
@@ -111,7 +108,7 @@ def paired_bootstrap(
     kinds, times = np.unique(both.astype(np.float64), axis=0, return_counts=True)
 
     # one generator for all chunks: their size does not change the draws
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     differences = np.empty(PAIRED_RESAMPLES)
     chunk = max(1, _CHUNK // len(kinds))
     for start in range(0, PAIRED_RESAMPLES, chunk):
@@ -146,13 +143,13 @@ def pooled_dof(variances: Sequence[float], dofs: Sequence[int]) -> float:
     return total**2 / sum(variance**2 / dof for variance, dof in parts)
 
 
-def half_interval(stderr: float, dof: float, level: float = 0.95) -> float:
-    """Half the width of the confidence interval, by Student's t."""
+def half_interval(stderr: float, dof: float) -> float:
+    """Half the width of the 95 % confidence interval, by Student's t."""
 
     # imported here: a listing of tasks needs no scipy
     from scipy.special import stdtrit
 
-    return float(stdtrit(dof, (1 + level) / 2)) * stderr
+    return float(stdtrit(dof, 0.975)) * stderr
 
 
 def paired_p(difference: float, stderr: float, dof: float, num_differing: int) -> float:

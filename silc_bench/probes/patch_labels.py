@@ -25,7 +25,9 @@ def class_sums(
     """For each class of a mask [H, W] the weight of its pixels in each cell.
 
     Args:
-        rows, cols: [H, gh] and [W, gw]; a pixel weighs ``rows[y, i] * cols[x, j]`` in cell (i, j).
+        mask: class indices.
+        rows: [H, gh]; a pixel weighs ``rows[y, i] * cols[x, j]`` in cell (i, j).
+        cols: [W, gw].
 
     Returns:
         The classes that occur [P], in order and without what is not scored, and float64 sums

@@ -41,11 +41,12 @@ CAUSES = {
     "load it under the architecture it has",
     "image_size": "the tower or its preprocessing is of another resolution; "
     "bring the configuration published with the weights",
-    "mean": "preprocessing of another family; "
-    "bring the preprocessor configuration published with the weights",
+    **dict.fromkeys(
+        ("mean", "std", "resize"),
+        "preprocessing of another family; "
+        "bring the preprocessor configuration published with the weights",
+    ),
     "interpolation": "preprocessing of another library; "
-    "bring the preprocessor configuration published with the weights",
-    "resize": "preprocessing of another family; "
     "bring the preprocessor configuration published with the weights",
     "context_length": "the tokenizer pads or cuts to another length than in training; "
     "set it to the trained one",
@@ -57,7 +58,6 @@ CAUSES = {
     "has_bias": "the sigmoid's bias was lost when the weights were converted; "
     "convert logit_bias (big_vision: b) too",
 }
-CAUSES["std"] = CAUSES["mean"]
 
 # Means and standard deviations of the families: (mean, std) of red, green, blue.
 OPENAI = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))

@@ -83,38 +83,31 @@ class Finding:
     check: str = ""  # "image alone and in a batch"; the report adds it
 
 
+@dataclass
 class Encoded:
-    """Generated images or texts, and their embeddings by one tower.
+    """Generated images or texts, and their embeddings by one tower."""
 
-    Args:
-        make: gives the input, pixels [32, ...] or tokens [32, L].
-        limit: seconds that the embeddings may take.
-    """
-
-    def __init__(
-        self, encode: Callable[[Tensor], Tensor], make: Callable[[], Tensor], limit: float
-    ):
-        self._encode = encode
-        self._make = make
-        self._limit = limit
+    encode: Callable[[Tensor], Tensor]
+    make: Callable[[], Tensor]  # the input, pixels [32, ...] or tokens [32, L]
+    limit: float  # seconds that the embeddings may take
 
     @cached_property
     def inputs(self) -> Tensor:
         """[32, ...]."""
-        return self._make()
+        return self.make()
 
     @cached_property
     def first(self) -> tuple[Tensor, float]:
         """[D], the embedding of the first one alone, and the seconds it took."""
         first = self.inputs[:1]
         started = perf_counter()
-        return self._encode(first)[0], perf_counter() - started
+        return self.encode(first)[0], perf_counter() - started
 
     @cached_property
     def rows(self) -> Tensor:
         """[B, D] embeddings, of as many as can be encoded within the limit."""
-        count = max(FEWEST, int(self._limit / max(self.first[1], 1e-9)))
-        return torch.cat([self._encode(part) for part in self.inputs[:count].split(BATCH)])
+        count = max(FEWEST, int(self.limit / max(self.first[1], 1e-9)))
+        return torch.cat([self.encode(part) for part in self.inputs[:count].split(BATCH)])
 
 
 class Subject:
