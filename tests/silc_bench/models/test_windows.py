@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
+from images_and_runs import image_of
 from PIL import Image
 from refusals import refused
 
@@ -96,14 +97,10 @@ def test_of_equal_classes_the_first_wins(num_classes):
 
 def test_images_keep_their_aspect_and_their_pixels_at_the_right_size():
     view = View(16, 16, 8)
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 40, 3), dtype=np.uint8))
+    image = image_of(40, 16)
     assert np.array_equal(view.resized(image, "bicubic"), np.asarray(image))
-    for other, width in (
-        (image.resize((5, 2)), 40),
-        (Image.new("RGB", (1, 1)), 16),
-        (Image.new("RGB", (20_000, 50)), 6400),
-    ):
-        assert view.resized(other, "bilinear").shape == (16, width, 3)
+    for sides, width in (((1, 1), 16), ((20_000, 50), 6400)):
+        assert view.resized(image_of(*sides), "bilinear").shape == (16, width, 3)
 
 
 def test_what_no_view_can_show_is_refused():

@@ -143,7 +143,6 @@ def test_slow_models_are_looked_at_less_and_it_is_said(model, monkeypatch, each,
     assert not examination.failed
     (says,) = [f.says for f in examination.findings if f.check == "image embeddings"]
     assert (f"; {count} of 32, as one takes {each:.1f} s" in says) == (count < 32)
-    assert clock.now <= each * (count + 4), "one alone, again, its mean_patch, and one patch"
 
 
 # ---- spoilt models ----

@@ -101,7 +101,6 @@ SAVED = {
     "lightning": {"state_dict": STATE, "epoch": 3, "optimizer": {"state": {0: {"step": ONES}}}},
     "ema": {"model": STATE, "model_ema": {name: value + 1 for name, value in STATE.items()}},
     "twice": {"model_state_dict": {"model": collections.OrderedDict(STATE), "words": ("a", b"b")}},
-    "data parallel": {f"module.{name}": value for name, value in STATE.items()},
     "compiled": {
         "state_dict": {f"module._orig_mod.{name}": value for name, value in STATE.items()}
     },
