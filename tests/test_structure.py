@@ -1,4 +1,8 @@
-"""The house keeps its plan: imports point down, never both ways; folders say what lives in them."""
+"""The house keeps its plan: imports point down, never both ways; folders say what lives in them.
+
+``python tests/test_structure.py`` prints the floors, with the rooms of each folder and what they
+import.
+"""
 
 import ast
 from collections import defaultdict
@@ -150,3 +154,22 @@ def test_plain_rooms_never_import_torch(room):
     for module in modules:
         packages = {name.partition(".")[0] for name in IMPORTS[module]}
         assert not packages & {"torch", "torchvision", "transformers"}, module
+
+
+def print_floors() -> None:
+    """The floors from the top down, what each room imports, and the rooms of each folder."""
+    between = defaultdict(set)
+    for module, targets in IMPORTS.items():
+        here = room_of(module)
+        between[here] |= {room_of(target) for target in targets if target in MODULES} - {here}
+    for number in range(len(FLOORS) - 1, -1, -1):
+        for room in FLOORS[number]:
+            names = ", ".join(sorted(between[room])) or "nothing"
+            print(f"{number:2} {room:12} imports {names}".replace("silc_bench.", ""))
+    for folder in FOLDERS:
+        rooms = sorted({child_of(module, folder) for module in MODULES} - {None})
+        print(f"{folder}: {len(rooms)}: {', '.join(rooms)}")
+
+
+if __name__ == "__main__":
+    print_floors()

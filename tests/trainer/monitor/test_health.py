@@ -494,7 +494,9 @@ def test_what_is_left_out_is_in_the_rows_and_its_cause_is_said_once(
     said = train(config, tmp_path)
     rows = rows_in(tmp_path / "log.jsonl")
     met = next(row["step"] for row in rows if row["left_out"])
-    (note,) = rows_in(tmp_path / "notes.jsonl")
+    # a busy machine may note that data is waited for, too
+    notes = [row for row in rows_in(tmp_path / "notes.jsonl") if "left out" in row["note"]]
+    (note,) = notes
     assert note["note"].startswith(f"step {met}: left out: corrupt image")
     assert said.count(note["note"]) == 1, "and one in 21 is no alarm"
     end = end_of(tmp_path)
