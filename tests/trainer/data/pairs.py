@@ -4,20 +4,23 @@ import io
 import itertools
 import json
 import tarfile
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 from PIL import Image
 
+from silc_bench.errors import UserError
 from silc_bench.trainer.config.config import DataConfig
 from silc_bench.trainer.data.stream import open_source
 
 OPTIONS = {"JPEG": {"quality": 100}, "WEBP": {"lossless": True}}
 
 
-def encoded(index, size=(12, 9), kind="PNG", mode="RGB"):
+def encoded(index, size=(12, 9), kind="PNG"):
     """An image that is recognised by its first pixel: its number in red and green."""
     file = io.BytesIO()
-    image = Image.new("RGB", size, (index % 256, index // 256, 77)).convert(mode)
+    image = Image.new("RGB", size, (index % 256, index // 256, 77))
     image.save(file, kind, **OPTIONS.get(kind, {}))
     return file.getvalue()
 
@@ -37,6 +40,17 @@ def whole(*indices):
         members.append((f"{index:04}.png", encoded(index)))
         members.append((f"{index:04}.txt", f"number {index}".encode()))
     return members
+
+
+def numbered(folder, *sizes):
+    """Shards 000.tar, 001.tar, ... of so many pairs each, numbered through: {name: bytes}."""
+    start, files = 0, {}
+    for number, size in enumerate(sizes):
+        path = folder / f"{number:03}.tar"
+        write_shard(path, whole(*range(start, start + size)))
+        start += size
+        files[path.name] = path.read_bytes()
+    return files
 
 
 def shard(path, samples):
@@ -67,10 +81,34 @@ def texts_of(pattern, count, start=0, **fields):
 
 def numbers(batches):
     """What each pair is, checked to be the same in image and text."""
-    found = []
+    numbers = []
     for batch in batches:
         for image, text in zip(batch.images, batch.texts, strict=True):
             number = int(image[0, 0, 0]) + 256 * int(image[1, 0, 0])
             assert text == f"number {number}"
-            found.append(number)
-    return found
+            numbers.append(number)
+    return numbers
+
+
+def as_ranks(count, work):
+    """``work(rank, tell)`` of each rank, or its error, in threads instead of processes.
+
+    ``tell`` does what silc_bench.system.processes.concatenated does.
+    """
+    boxes, barrier = [[]] * count, threading.Barrier(count, timeout=60)
+
+    def run(rank):
+        def tell(values):
+            boxes[rank] = values
+            barrier.wait()
+            of_all = [value for box in boxes for value in box]
+            barrier.wait()
+            return of_all
+
+        try:
+            return work(rank, tell)
+        except UserError as error:
+            return error
+
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(run, range(count)))

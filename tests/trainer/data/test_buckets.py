@@ -11,7 +11,7 @@ fsspec = pytest.importorskip("fsspec", reason="the package fsspec is not install
 
 from fsspec.asyn import AsyncFileSystem  # noqa: E402
 from fsspec.implementations.memory import MemoryFileSystem  # noqa: E402
-from pairs import numbers, source, take, whole, write_shard  # noqa: E402
+from pairs import numbered, numbers, source, take  # noqa: E402
 from refusals import refused  # noqa: E402
 
 from silc_bench.datasets.files import remote  # noqa: E402
@@ -26,31 +26,16 @@ VERSION_NAMES = {"s3": "ETag", "gs": "etag", "hf": "blob_id"}
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     """30 pairs in 3 shards."""
-    folder = tmp_path_factory.mktemp("shards")
-    for number in range(3):
-        write_shard(folder / f"{number:03}.tar", whole(*range(10 * number, 10 * number + 10)))
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+    return numbered(tmp_path_factory.mktemp("shards"), 10, 10, 10)
 
 
 pytestmark = pytest.mark.usefixtures("small_mirror")
 
 
 class Bucket(AsyncFileSystem):
-    """``files`` of a bucket behind an asynchronous file system, as s3fs is.
-
-    ``fault(path)`` may raise.
-    """
+    """``files`` of a bucket behind an asynchronous file system, as s3fs is."""
 
     cachable = False
-    files, version_name = {}, "ETag"
-
-    @staticmethod
-    def fault(path):
-        pass
-
-    @staticmethod
-    def listing_fault(path):
-        pass
 
     async def _info(self, path, **kwargs):
         if path in self.files:
@@ -69,8 +54,7 @@ class Bucket(AsyncFileSystem):
             for name in self.files
             if name.startswith(above)
         }
-        found = [await self._info(name) for name in sorted(names)]
-        return found if detail else [entry["name"] for entry in found]
+        return [await self._info(name) for name in sorted(names)]
 
     async def _cat_file(self, path, start=None, end=None, **kwargs):
         self.fault(path)
@@ -79,7 +63,10 @@ class Bucket(AsyncFileSystem):
 
 @pytest.fixture
 def bucket(files, monkeypatch):
-    """``bucket(scheme)``: fsspec's file system for it, with the shards in SCHEME://place/set/."""
+    """``bucket(scheme)``: fsspec's file system for it, with the shards in SCHEME://place/set/.
+
+    Its files are also what it returns. A fault, called with a path, may raise.
+    """
 
     def install(scheme, fault=lambda path: None, listing_fault=lambda path: None):
         body = {
@@ -89,11 +76,22 @@ def bucket(files, monkeypatch):
             "fault": staticmethod(fault),
             "listing_fault": staticmethod(listing_fault),
         }
-        kind = type("Bucket", (Bucket,), body)
-        monkeypatch.setitem(REGISTRY, scheme, kind)
-        return kind
+        monkeypatch.setitem(REGISTRY, scheme, type("Bucket", (Bucket,), body))
+        return body["files"]
 
     return install
+
+
+def failing(error, times=99):
+    """A fault of the first ``times`` requests for each path, and the paths of all requests."""
+    paths = []
+
+    def fail(path):
+        paths.append(path)
+        if paths.count(path) <= times:
+            raise error
+
+    return fail, paths
 
 
 def read(pattern, count=30, **fields):
@@ -103,10 +101,11 @@ def read(pattern, count=30, **fields):
 @pytest.mark.parametrize("scheme", VERSION_NAMES)
 def test_braces_and_globs_name_the_same_shards(bucket, scheme):
     bucket(scheme)
-    found = read(f"{scheme}://place/set/{{000..002}}.tar")
-    assert sorted(found) == list(range(30))
-    assert read(f"{scheme}://place/set/*.tar") == found
-    assert remote.stamp_of(f"{scheme}://place/set/000.tar").etag.startswith("version ")
+    place = f"{scheme}://place/set"
+    pairs = read(f"{place}/{{000..002}}.tar")
+    assert sorted(pairs) == list(range(30))
+    assert read(f"{place}/*.tar") == pairs
+    assert remote.stamp_of(f"{place}/000.tar").etag.startswith("version ")
 
 
 def test_what_is_not_there_is_the_users_error(bucket):
@@ -124,14 +123,6 @@ def test_what_is_not_there_is_the_users_error(bucket):
 # --- globs ----------------------------------------------------------------------------------------
 
 
-def two_sets(kind, files):
-    kind.files |= {
-        "place/other/000.tar": files["000.tar"],
-        "place/other/notes.txt": b"",
-        "place/000.tar": files["000.tar"],
-    }
-
-
 @pytest.mark.parametrize(
     ("pattern", "names"),
     [
@@ -143,28 +134,21 @@ def two_sets(kind, files):
         ("place/set/{000..001}.t*", ["set/000", "set/001"]),
     ],
 )
-def test_a_glob_names_files_at_its_depth(bucket, files, pattern, names):
-    two_sets(bucket("s3"), files)
+def test_a_glob_names_files_at_its_depth(bucket, pattern, names):
+    elsewhere = ("place/other/000.tar", "place/other/notes.txt", "place/000.tar")
+    bucket("s3").update(dict.fromkeys(elsewhere, b""))
     assert remote.expand(f"s3://{pattern}") == [f"s3://place/{name}.tar" for name in names]
 
 
-def test_a_listing_that_fails_is_asked_for_again_and_never_passed_over(bucket, files):
+def test_a_listing_that_fails_is_asked_for_again_and_never_passed_over(bucket):
     """fsspec's own glob takes the folder for an empty one."""
-    asked = []
+    error = OSError("SlowDown: please reduce your request rate")
+    fail_once, paths = failing(error, 1)
+    bucket("s3", listing_fault=fail_once)
+    assert len(remote.expand("s3://place/*/*.tar")) == 3
+    assert paths.count("place/set") == 2
 
-    def once(path):
-        asked.append(path)
-        if asked.count("place/set") == 1 and path == "place/set":
-            raise OSError("SlowDown: please reduce your request rate")
-
-    two_sets(bucket("s3", listing_fault=once), files)
-    assert len(remote.expand("s3://place/*/*.tar")) == 4
-    assert asked.count("place/set") == 2
-
-    def always(path):
-        raise OSError("SlowDown: please reduce your request rate")
-
-    two_sets(bucket("s3", listing_fault=always), files)
+    bucket("s3", listing_fault=failing(error)[0])
     with refused("s3://place/*/*.tar", RunError):
         remote.expand("s3://place/*/*.tar")
 
@@ -172,117 +156,92 @@ def test_a_listing_that_fails_is_asked_for_again_and_never_passed_over(bucket, f
 # --- what the libraries raise ---------------------------------------------------------------------
 
 
-class S3Error(Exception):
-    """botocore's ClientError, as far as it is looked at; s3fs makes it the cause of its own."""
-
-    def __init__(self, status, code):
-        super().__init__(f"{status} {code}")
-        self.response = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}
+def named(name, words, **fields):
+    return type(name, (Exception,), fields)(words)
 
 
-class GoogleError(Exception):
-    """gcsfs's HttpError."""
-
-    def __init__(self, code, words):
-        super().__init__(f"{words}, {code}")
-        self.code = code
+def s3_error(status, code):
+    """botocore's, as far as it is looked at; s3fs makes it the cause of its own."""
+    response = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    return named("ClientError", f"{status} {code}", response=response)
 
 
-def because(error, cause):
-    error.__cause__ = cause
+def because(error, status, code):
+    error.__cause__ = s3_error(status, code)
     return error
-
-
-def named(name, words):
-    return type(name, (Exception,), {})(words)
 
 
 # (scheme, the error, a word of the sentence)
 FINAL = [
-    ("s3", because(FileNotFoundError("gone"), S3Error(404, "NoSuchBucket")), "bucket"),
-    ("s3", because(FileNotFoundError("gone"), S3Error(404, "NoSuchKey")), "no such file"),
-    ("s3", because(PermissionError("Forbidden"), S3Error(403, "403")), "AWS_ACCESS_KEY_ID"),
+    ("s3", because(FileNotFoundError("gone"), 404, "NoSuchBucket"), "bucket"),
+    ("s3", because(FileNotFoundError("gone"), 404, "NoSuchKey"), "no such file"),
+    ("s3", because(PermissionError("Forbidden"), 403, "403"), "AWS_ACCESS_KEY_ID"),
     ("s3", named("NoCredentialsError", "Unable to locate credentials"), "AWS_ACCESS_KEY_ID"),
     ("s3", named("ProfileNotFound", "The config profile (me) could not be found"), "(me)"),
     ("s3", ValueError("Invalid endpoint: nonsense"), "AWS_ENDPOINT_URL"),
     ("s3", PermissionError("Access Denied"), "Access Denied"),
     ("gs", OSError("Forbidden: https://place\nno access"), "GOOGLE_APPLICATION_CREDENTIALS"),
-    ("gs", GoogleError(401, "Invalid Credentials"), "GOOGLE_APPLICATION_CREDENTIALS"),
+    (
+        "gs",
+        named("HttpError", "Invalid Credentials, 401", code=401),
+        "GOOGLE_APPLICATION_CREDENTIALS",
+    ),
     ("gs", named("DefaultCredentialsError", "not found"), "GOOGLE_APPLICATION_CREDENTIALS"),
 ]
 
 
 @pytest.mark.parametrize(("scheme", "error", "word"), FINAL, ids=[str(row[1]) for row in FINAL])
 def test_a_mistake_is_one_sentence_at_the_first_attempt(bucket, scheme, error, word):
-    attempts = []
-
-    def fail(path):
-        attempts.append(path)
-        raise error
-
-    for shards in ("000.tar", "*.tar"):
-        bucket(scheme, fail, fail if shards == "*.tar" else lambda path: None)
+    fail, paths = failing(error)
+    for shards, faults in (("000.tar", {"fault": fail}), ("*.tar", {"listing_fault": fail})):
+        bucket(scheme, **faults)
         with refused(f"{scheme}://place/set/{shards}", is_kept=False) as caught:
             read(f"{scheme}://place/set/{shards}")
         assert word in str(caught.value)
-    assert len(attempts) == 2
+    assert len(paths) == 2
 
 
 @pytest.mark.parametrize(
     "error",
     [
-        S3Error(503, "SlowDown"),
-        GoogleError(503, "backend"),
+        s3_error(503, "SlowDown"),
+        named("HttpError", "backend, 503", code=503),
         json.JSONDecodeError("cut", "{", 1),
         OSError("SlowDown: please reduce your request rate"),
     ],
 )
 def test_what_may_pass_is_asked_for_again(bucket, error):
-    attempts = []
-
-    def fail_once(path):
-        attempts.append(path)
-        if attempts.count(path) == 1:
-            raise error
-
-    bucket("s3", fail_once)
+    bucket("s3", failing(error, 1)[0])
     assert sorted(read("s3://place/set/*.tar")) == list(range(30))
 
 
 def test_a_library_that_tries_for_long_by_itself_is_not_asked_six_times(bucket, monkeypatch):
     """And what it logs of each attempt is no output of ours."""
-    attempts = []
-
-    def fail(path):
-        attempts.append(path)
-        raise OSError("connection refused")
-
+    fail, paths = failing(OSError("connection refused"))
     monkeypatch.setattr(remote, "PATIENCE_SECONDS", -1.0)
     bucket("gs", listing_fault=fail)
     with refused("gs://place/set/*.tar", RunError):
         remote.expand("gs://place/set/*.tar")
-    assert len(attempts) == 1
+    assert len(paths) == 1
     assert not logging.getLogger("gcsfs").isEnabledFor(logging.ERROR)
 
 
 def test_a_shard_that_was_uploaded_in_part_is_counted(bucket, files):
-    bucket("s3").files["place/set/001.tar"] = files["001.tar"][: len(files["001.tar"]) // 2]
+    url = "s3://place/set/001.tar"
+    bucket("s3")["place/set/001.tar"] = files["001.tar"][: len(files["001.tar"]) // 2]
     stream = source("s3://place/set/*.tar")
     assert 20 < stream.num_samples < 30
     assert stream.damage.total > 0
-    assert all("s3://place/set/001.tar" in where for where in stream.damage.first.values())
+    assert all(url in where for where in stream.damage.first.values())
 
 
 def test_memory_is_read_as_any_other(files, monkeypatch):
     """A file system that is not asynchronous and knows no versions."""
     monkeypatch.setattr(MemoryFileSystem, "store", {})
     monkeypatch.setattr(MemoryFileSystem, "pseudo_dirs", [""])
-    system = fsspec.filesystem("memory")
-    for name, data in files.items():
-        system.pipe_file(f"/place/{name}", data)
-    found = read("memory://place/{000..002}.tar")
-    assert sorted(found) == list(range(30))
-    assert sorted(read("memory://place/*.tar")) == list(range(30))
+    fsspec.filesystem("memory").pipe({f"/place/{name}": data for name, data in files.items()})
+    for pattern in ("{000..002}", "*"):
+        assert sorted(read(f"memory://place/{pattern}.tar")) == list(range(30))
     # a listing of a file is that file
     for pattern in ("memory://place/000.tar/*.tar", "memory://place/003.tar"):
         with refused(pattern):

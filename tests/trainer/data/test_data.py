@@ -23,7 +23,7 @@ from silc_bench.datasets.shapes import captions, drawing, scenes
 from silc_bench.errors import DataError
 from silc_bench.trainer.data.stream import crowding
 
-from pairs import encoded, numbers, shard, source, take, whole, write_shard  # isort: skip
+from pairs import encoded, numbered, numbers, shard, source, take, whole, write_shard  # isort: skip
 
 pytestmark = pytest.mark.timing
 
@@ -32,26 +32,27 @@ pytestmark = pytest.mark.timing
 def clean(tmp_path_factory):
     """37 pairs in 3 shards."""
     folder = tmp_path_factory.mktemp("clean")
-    for number, indices in enumerate([range(15), range(15, 30), range(30, 37)]):
-        write_shard(folder / f"{number:03}.tar", whole(*indices))
+    numbered(folder, 15, 15, 7)
     return str(folder / "{000..002}.tar")
 
 
-CORRUPT, TEXTLESS, EMPTY, LATIN = {3, 4, 5, 17}, {8, 20}, {11}, {13}
+CORRUPT, TEXTLESS = {3, 4, 5, 17}, {8, 20}
+TEXTS = {11: b" \n", 13: b"caf\xe9"}
+NUM_TEXTS = 24 - len(TEXTLESS) - len(TEXTS)
 
 
 @pytest.fixture(scope="module")
 def damaged(tmp_path_factory):
     """24 samples, of which 16 are readable pairs."""
-    folder, members = tmp_path_factory.mktemp("damaged"), []
+    members = []
     for index in range(24):
         (image, pixels), (text, words) = whole(index)
         members.append((image, pixels[:40] if index in CORRUPT else pixels))
         if index not in TEXTLESS:
-            damage = {**dict.fromkeys(EMPTY, b" \n"), **dict.fromkeys(LATIN, b"caf\xe9")}
-            members.append((text, damage.get(index, words)))
-    write_shard(folder / "a.tar", members)
-    return str(folder / "a.tar")
+            members.append((text, TEXTS.get(index, words)))
+    path = tmp_path_factory.mktemp("damaged") / "a.tar"
+    write_shard(path, members)
+    return str(path)
 
 
 # --- order and position ---------------------------------------------------------------------------
@@ -63,20 +64,17 @@ def damaged(tmp_path_factory):
 def test_each_pair_once_an_epoch_in_an_order_of_its_own(clean, workers):
     stream = source(clean, num_workers=workers)
     assert stream.num_samples == 37
-    found = numbers(take(stream, 5, 0, 23))  # 3 epochs of 37, and a bit
-    epochs = [found[37 * epoch : 37 * (epoch + 1)] for epoch in range(3)]
-    for epoch in epochs:
-        assert sorted(epoch) == list(range(37))
-    assert len({tuple(epoch) for epoch in epochs}) == 3
-    assert epochs[0] != list(range(37))
+    stream_of_pairs = numbers(take(stream, 5, 0, 23))  # 3 epochs of 37, and a bit
+    epochs = [stream_of_pairs[37 * epoch : 37 * (epoch + 1)] for epoch in range(3)]
+    orders = [*epochs, list(range(37)), numbers(take(source(clean, seed=1), 37, 0, 1))]
+    for order in orders:
+        assert sorted(order) == list(range(37))
+    assert len(set(map(tuple, orders))) == 5
     assert stream.damage.total == 0
-    other = numbers(take(source(clean, seed=1), 37, 0, 1))
-    assert sorted(other) == list(range(37))
-    assert other != epochs[0]
 
 
 def test_where_a_gpu_is_in_use_batches_are_page_locked(damaged, monkeypatch):
-    locked, plain = [], take(source(damaged), 5, 0, 6)
+    locked, (plain,) = [], take(source(damaged), 5, 0, 1)
 
     def pin_memory(images):
         # it takes as long as a copy
@@ -86,10 +84,9 @@ def test_where_a_gpu_is_in_use_batches_are_page_locked(damaged, monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.Tensor, "pin_memory", pin_memory)
-    batches = take(source(damaged), 5, 0, 6)
-    for batch, expected in zip(batches, plain, strict=True):
-        assert torch.equal(batch.images, expected.images)
-    assert all(any(batch.images is images for images in locked) for batch in batches)
+    (batch,) = take(source(damaged), 5, 0, 1)
+    assert torch.equal(batch.images, plain.images)
+    assert any(batch.images is images for images in locked)
 
 
 def test_the_global_generator_is_left_alone(clean):
@@ -123,43 +120,41 @@ def test_shapes_are_the_scenes_of_the_training_split():
     (batch,) = take(source("shapes", seed=5, decode_size=32), 8, 100, 1)
     assert batch.position == 108
     assert batch.sizes.tolist() == [[32, 32]] * 8
-    for offset in range(8):
-        scene = scenes.scene(5, "train", 100 + offset)
-        assert batch.texts[offset] in captions.captions(scene)
-        image = batch.images[offset].permute(1, 2, 0).numpy()
-        assert np.array_equal(image, drawing.render(scene, 32)[0])
+    for index, (image, text) in enumerate(zip(batch.images, batch.texts, strict=True), start=100):
+        scene = scenes.scene(5, "train", index)
+        assert text in captions.captions(scene)
+        assert np.array_equal(image.permute(1, 2, 0), drawing.render(scene, 32)[0])
 
 
 def test_all_five_captions_of_shapes_are_read_about_equally():
     texts = source("shapes", seed=2).captions(500)
-    of_scenes = [captions.captions(scenes.scene(2, "train", index)) for index in range(500)]
-    ranks = [own.index(text) for own, text in zip(of_scenes, texts, strict=True)]
+    ranks = [
+        captions.captions(scenes.scene(2, "train", index)).index(text)
+        for index, text in enumerate(texts)
+    ]
     assert (np.bincount(ranks, minlength=5) > 70).all()
 
 
 def test_images_keep_their_aspect_and_are_never_enlarged(tmp_path):
-    images = {
-        "wide": ("JPG", encoded(0, (64, 20), "JPEG"), [5, 16]),
-        "tall": ("png", encoded(1, (10, 40)), [16, 4]),
-        "small": ("webp", encoded(2, (5, 7), "WEBP"), [7, 5]),
-        "line": ("jpeg", encoded(3, (300, 1), "JPEG"), [1, 16]),
+    cases = {
+        "JPEG": ((64, 20), [5, 16]),
+        "PNG": ((10, 40), [16, 4]),
+        "WEBP": ((5, 7), [7, 5]),
+        "BMP": ((300, 1), [1, 16]),
     }
-    samples = [{ending: data, "txt": name} for name, (ending, data, _) in images.items()]
+    samples = [{"jpg": encoded(0, size, kind), "txt": kind} for kind, (size, _) in cases.items()]
     (batch,) = take(source(shard(tmp_path / "a.tar", samples)), 4, 0, 1)
-    for text, size, image in zip(batch.texts, batch.sizes.tolist(), batch.images, strict=True):
-        height, width = images[text][2]
+    for kind, size, image in zip(batch.texts, batch.sizes.tolist(), batch.images, strict=True):
+        height, width = cases[kind][1]
         assert size == [height, width]
         assert (abs(image[2, :height, :width].int() - 77) <= 2).all()
-        image[:, :height, :width] = 0
-        assert (image == 0).all()
+        assert image.sum() == image[:, :height, :width].sum(), "black around it"
 
 
 def test_captions_are_the_readable_texts_of_an_epoch(clean, damaged):
     assert sorted(source(clean).captions(1000)) == sorted(f"number {index}" for index in range(37))
-    some = source(clean).captions(10)
-    assert len(some) == 10
-    assert some == source(clean, num_workers=2).captions(10)
-    assert len(source(damaged).captions(1000)) == 24 - len(TEXTLESS | EMPTY | LATIN)
+    assert len(source(clean).captions(10)) == 10
+    assert len(source(damaged).captions(1000)) == NUM_TEXTS
 
 
 @pytest.mark.skipif(
@@ -171,7 +166,6 @@ def test_real_shards_are_read_completely():
     stream = source(path, decode_size=32, num_workers=1)
     (batch,) = take(stream, 2000, 0, 1)
     assert (stream.num_samples, batch.position, stream.damage.total) == (2000, 2000, 0)
-    assert (batch.sizes == 32).all()
     assert len(batch.images.flatten(1).unique(dim=0)) > 1990  # a few photographs occur twice
     assert sorted(batch.texts) == sorted(stream.captions(2000))
 
@@ -195,31 +189,16 @@ def test_damage_is_counted_once_by_cause_when_it_is_met(damaged, workers):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_users_error_is_one_sentence_and_ends_the_workers(tmp_path, workers):
-    children = set(multiprocessing.active_children())
-    path = tmp_path / "a.tar"
+    before, path = in_background(), tmp_path / "a.tar"
     shard(path, [{"png": encoded(n)[:30], "txt": "x"} for n in range(10)])
     stream = source(path, num_workers=workers)
     with refused(f"{path} at byte ", DataError, is_kept=False) as damage:
         take(stream, 4, 0, 1)
     assert "corrupt image" in damage.value.problem
     path.unlink()
-    with refused(path) as gone:
+    with refused(path):
         take(stream, 4, 0, 1)
-    assert "Traceback" not in str(gone.value)
-    assert set(multiprocessing.active_children()) <= children  # though the errors are still held
-
-
-def test_a_cut_shard_gives_what_is_whole(tmp_path):
-    path = tmp_path / "a.tar"
-    write_shard(path, whole(*range(10)))
-    os.truncate(path, 512 * 4 * 7 + 700)
-    stream = source(path)
-    assert stream.num_samples == 7
-    assert stream.damage.counts == {
-        "archive without an end (cut off?)": 1,
-        "sample without a text": 1,
-    }
-    assert set(numbers(take(stream, 7, 0, 1))) == set(range(7))
+    assert in_background() == before  # though the errors are still held
 
 
 @pytest.mark.parametrize(
@@ -238,7 +217,6 @@ def test_shards_without_pairs_are_refused(tmp_path, members):
         ("shapes", "decode_size", 0),
         ("shapes", "decode_size", 15),
         ("shapes", "seed", -1),
-        ("shapes", "filters", "text>=5"),
         ("1 * {clean} | 1 * shapes", "filters", "text>=5"),
     ],
 )
@@ -250,20 +228,19 @@ def test_wrong_configurations_are_refused(clean, pattern, field, value):
 # --- ends -----------------------------------------------------------------------------------------
 
 
-def data_threads():
-    return {thread for thread in threading.enumerate() if thread.name.startswith("data")}
+def in_background():
+    """How many threads read, and how many processes there are."""
+    threads = [thread for thread in threading.enumerate() if thread.name.startswith("data")]
+    return len(threads), len(multiprocessing.active_children())
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_closing_ends_the_thread_and_the_workers(clean, workers):
-    threads, children = data_threads(), set(multiprocessing.active_children())
-    batches = source(clean, num_workers=workers).batches(4, 0)
-    next(batches)
-    assert len(data_threads() - threads) == 1
-    assert len(set(multiprocessing.active_children()) - children) == workers
-    batches.close()
-    assert data_threads() <= threads
-    assert set(multiprocessing.active_children()) <= children
+    threads, children = in_background()
+    with closing(source(clean, num_workers=workers).batches(4, 0)) as batches:
+        next(batches)
+        assert in_background() == (threads + 1, children + workers)
+    assert in_background() == (threads, children)
 
 
 def test_the_death_of_a_worker_interrupts_nothing(clean, monkeypatch):
@@ -287,14 +264,7 @@ configs = [DataConfig(source="shapes", decode_size=16, num_workers=n) for n in (
 opened = [open_source(config).batches(4, 0) for config in configs]
 print(*(next(batches).position for _ in range(2) for batches in opened))
 """
-    root = Path(__file__).parents[3]
     done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=root,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=True,
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=240, check=True
     )
-    assert done.stdout.split() == ["4", "4", "8", "8"]
-    assert done.stderr == ""
+    assert (done.stdout, done.stderr) == ("4 4 8 8\n", "")

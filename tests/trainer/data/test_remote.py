@@ -6,38 +6,31 @@ Or the run says what it lacks.
 import itertools
 import math
 import multiprocessing
-import os
-import random
 import socket
 import sys
-from contextlib import closing
+from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
 
-import numpy as np
 import pytest
 from fsspec.exceptions import FSTimeoutError
 from refusals import refused
 
 from silc_bench.datasets.files import remote
-from silc_bench.datasets.files.shards import index_shard, read_member
+from silc_bench.datasets.files.shards import read_member
 from silc_bench.errors import RunError
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from faulty_server import FaultyServer, end_of_fetches
-from pairs import numbers, source, take, whole, write_shard
+from pairs import numbered, numbers, source, take
 
-SIZES = (15, 15, 7, 11, 9)
+PAIRS = list(range(57))
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     """57 pairs in 5 shards."""
-    folder, first, found = tmp_path_factory.mktemp("shards"), 0, {}
-    for number, size in enumerate(SIZES):
-        path = folder / f"{number:03}.tar"
-        write_shard(path, whole(*range(first, first + size)))
-        found[path.name], first = path.read_bytes(), first + size
-    return found
+    return numbered(tmp_path_factory.mktemp("shards"), 15, 15, 7, 11, 9)
 
 
 pytestmark = [pytest.mark.timing, pytest.mark.usefixtures("small_mirror")]
@@ -48,24 +41,20 @@ def stream(server, pattern="{url}/{{000..004}}.tar", **fields):
 
 
 def read(server, count=57, start=0, **fields):
-    found = numbers(take(stream(server, **fields), 1, start, count))
+    pairs = numbers(take(stream(server, **fields), 1, start, count))
     end_of_fetches()
-    return found
+    return pairs
 
 
-class Now:
-    """A fault for each request, by chance but the same in every run.
+def often(kind, of_five=3):
+    """A fault of so many in a row of five requests for a file; several are fetched at once."""
+    requests = Counter()
 
-    Each file has draws of its own, because several files are fetched at once, and only the
-    requests for one file come in order.
-    """
+    def fault(name, start, count):
+        requests[name] += 1
+        return kind if requests[name] % 5 < of_five else None
 
-    def __init__(self, *kinds, share=0.5, seed=0):
-        self.kinds, self.share, self.seed, self.draws = kinds, share, seed, {}
-
-    def __call__(self, name, start, count):
-        rng = self.draws.setdefault(name, random.Random(f"{self.seed} {name}"))
-        return rng.choice(self.kinds) if rng.random() < self.share else None
+    return fault
 
 
 # --- faults ---------------------------------------------------------------------------------------
@@ -73,8 +62,8 @@ class Now:
 
 @pytest.mark.parametrize("kind", ["drop", "truncate", "error", "everything", "wrong"])
 def test_a_faulty_server_loses_nothing(files, kind):
-    with FaultyServer(files, Now(kind)) as server:
-        assert sorted(read(server)) == list(range(57))
+    with FaultyServer(files, often(kind)) as server:
+        assert sorted(read(server)) == PAIRS
         assert sum(count for (_, what), count in server.requests.items() if what == kind) > 5
 
 
@@ -83,16 +72,14 @@ def test_a_server_that_stalls_is_asked_again(files, tmp_path, monkeypatch):
 
     The limit of time is short for these alone: on a busy machine any other may take long.
     """
-    read_range, calls = remote._read_range, itertools.count()
+    read_range, calls = remote._read_range, itertools.count(1)
 
     def asked(*which):
-        is_stalling = next(calls) % 2 == 0
+        is_stalling = next(calls) % 2 == 1
         monkeypatch.setattr(remote, "STALL_SECONDS", 0.05 if is_stalling else 60.0)
-        if not is_stalling:
+        with pytest.raises(FSTimeoutError) if is_stalling else nullcontext():
             return read_range(*which)
-        with pytest.raises(FSTimeoutError) as caught:
-            read_range(*which)
-        raise caught.value
+        raise FSTimeoutError
 
     monkeypatch.setattr(remote, "_read_range", asked)
     with FaultyServer(
@@ -101,7 +88,7 @@ def test_a_server_that_stalls_is_asked_again(files, tmp_path, monkeypatch):
         url = f"{server.url}/000.tar"
         remote.fetch(url, remote.stamp_of(url), tmp_path / "000.tar")
     assert (tmp_path / "000.tar").read_bytes() == files["000.tar"]
-    assert next(calls) >= 4
+    assert next(calls) > 4
 
 
 def test_what_has_arrived_is_not_fetched_again(files):
@@ -118,30 +105,24 @@ def test_what_has_arrived_is_not_fetched_again(files):
         with refused("/000.tar", RunError, is_kept=False) as caught:
             read(server)
         assert "6 attempts" in caught.value.problem
-        sent = server.bytes_sent["000.tar"]
-        assert sent > 0
+        sent = server.bytes_sent.pop("000.tar")
         server.fault = lambda name, start, count: None
-        server.bytes_sent.clear()
-        assert sorted(read(server)) == list(range(57))
-        assert server.bytes_sent["000.tar"] == len(files["000.tar"]) - sent
+        assert sorted(read(server)) == PAIRS
+        assert server.bytes_sent["000.tar"] == len(files["000.tar"]) - sent < len(files["000.tar"])
 
 
 def test_a_file_that_changes_while_it_is_fetched_is_never_joined_with_the_old_one(files):
-    other = dict(files)
-
     def changing(name, start, count):
         if name == "001.tar" and start > 0:
-            server.files["001.tar"] = other["001.tar"][:-1] + b"!"
-        return None
+            server.files[name] = files[name][:-1] + b"!"
 
     with FaultyServer(files, changing) as server, refused("/001.tar", is_kept=False):
         read(server)
 
 
 def test_a_file_that_is_not_there_is_the_users_error(files):
-    there = {name: data for name, data in files.items() if name != "002.tar"}
-    with FaultyServer(there) as server, refused("/002.tar"):
-        read(server)
+    with FaultyServer(files) as server, refused("/005.tar"):
+        read(server, pattern="{url}/{{000..005}}.tar")
 
 
 def test_a_server_that_never_answers_is_named():
@@ -164,36 +145,30 @@ def test_waiting_for_a_server_is_said_once_for_many_shards(files, capsys, monkey
 @pytest.mark.parametrize("url", ["http://127.0.0.1/*.tar", "nosuch://place/000.tar"])
 def test_an_url_that_means_nothing_is_refused(url):
     with refused(url, is_kept=False):
-        [remote.stamp_of(one) for one in remote.expand(url)]
+        [remote.stamp_of(shard) for shard in remote.expand(url)]
 
 
 # --- the mirror -----------------------------------------------------------------------------------
 
 
-def test_a_second_run_fetches_nothing(files):
+def test_a_second_run_fetches_what_is_new_alone(files):
     with FaultyServer(files) as server:
-        found = read(server)
+        first = read(server)
         server.bytes_sent.clear()
-        assert read(server) == found
+        assert read(server) == first
         assert server.bytes_sent.total() == 0
-
-
-def test_a_new_version_of_a_shard_is_fetched_anew(files):
-    with FaultyServer(files) as server:
-        read(server)
         server.files["004.tar"] = files["003.tar"]
-        found = read(server, 59)
-        assert sorted(found) == sorted([*range(48), *range(37, 48)])
+        assert sorted(read(server, 59)) == sorted([*range(48), *range(37, 48)])
 
 
 def test_a_small_mirror_makes_room_and_reads_on(files, small_mirror):
     largest = max(map(len, files.values()))
     with FaultyServer(files) as server:
-        found = read(server, 114, shuffle_shards=1, mirror_gb=2.5 * largest / 2**30)
-        kept = [path for path in small_mirror.glob("*.tar") if not path.name.startswith(".")]
+        pairs = read(server, 114, shuffle_shards=1, mirror_gb=2.5 * largest / 2**30)
+        kept = small_mirror.glob("[!.]*.tar")
         assert sum(path.stat().st_size for path in kept) <= 2.5 * largest
         assert server.bytes_sent.total() > sum(map(len, files.values()))
-    assert sorted(found[:57]) == sorted(found[57:]) == list(range(57))
+    assert sorted(pairs[:57]) == sorted(pairs[57:]) == PAIRS
 
 
 def test_a_mirror_too_small_for_two_groups_is_refused(files):
@@ -201,87 +176,57 @@ def test_a_mirror_too_small_for_two_groups_is_refused(files):
         read(server, mirror_gb=1e-6)
 
 
-def test_the_index_of_a_shard_is_kept_when_the_shard_is_not(files):
+def test_the_index_of_a_shard_is_kept_when_the_shard_is_not(files, small_mirror):
     with FaultyServer(files) as server:
-        found = read(server)
-        for path in (Path(os.environ["SILC_BENCH_CACHE"]).parent / "shards").glob("*.tar"):
+        first = read(server)
+        for path in small_mirror.glob("*.tar"):
             path.unlink()
         server.bytes_sent.clear()
         assert stream(server).num_samples == 57
         assert server.bytes_sent.total() == 0
-        assert read(server) == found
+        assert read(server) == first
 
 
-def dropping(look, times):
-    """``look`` at a copy that is gone by then, so many times."""
+@pytest.mark.parametrize("times", [remote.READS - 1, 99])
+def test_a_copy_that_makes_room_while_it_is_read_is_fetched_again(files, tmp_path, times):
+    """Until it never stays."""
     paths = []
 
     def looking(path):
         paths.append(path)
         if len(paths) <= times:
             path.unlink()
-        return look(path)
+        return read_member(path, (512, 20))
 
-    return looking, paths
-
-
-def test_a_copy_that_makes_room_while_it_is_read_is_fetched_again(files, tmp_path):
-    mirror, member = remote.Mirror(tmp_path, 2**30), (512, 20)
     with FaultyServer(files) as server:
         url = f"{server.url}/000.tar"
-        looking, paths = dropping(lambda path: read_member(path, member), remote.READS - 1)
-        assert mirror.read(url, remote.stamp_of(url), looking) == files["000.tar"][512:532]
-        assert len(paths) == remote.READS
+        stays = times < remote.READS
+        with nullcontext() if stays else refused(url):
+            mirror, stamp = remote.Mirror(tmp_path, 2**30), remote.stamp_of(url)
+            assert mirror.read(url, stamp, looking) == files["000.tar"][512:532]
+        assert len(paths) == remote.READS == 5
         assert server.bytes_sent["000.tar"] == remote.READS * len(files["000.tar"])
 
 
-def test_a_copy_that_never_stays_is_said(files, tmp_path):
-    mirror = remote.Mirror(tmp_path, 2**30)
-    with FaultyServer(files) as server:
-        url = f"{server.url}/000.tar"
-        looking, paths = dropping(index_shard, 99)
-        with refused(url):
-            mirror.read(url, remote.stamp_of(url), looking)
-    assert len(paths) == 5
-
-
-def test_a_copy_that_is_damaged_is_complained_of_in_the_name_of_its_url(files):
+def test_a_copy_that_is_damaged_is_complained_of_in_the_name_of_its_url(files, small_mirror):
     """And not fetched again, which would mend what should not happen and hide it."""
     with FaultyServer(files) as server:
         opened = stream(server)
-        for path in (Path(os.environ["SILC_BENCH_CACHE"]).parent / "shards").glob("*.tar"):
+        for path in small_mirror.glob("*.tar"):
             path.write_bytes(path.read_bytes()[:600])
         server.bytes_sent.clear()
-        with refused(f"{server.url}/00"), closing(opened.batches(1, 0)) as batches:
-            next(batches)
+        with refused(f"{server.url}/00"):
+            take(opened, 1, 0, 1)
         assert server.bytes_sent.total() == 0
 
 
 # --- the order ------------------------------------------------------------------------------------
 
 
-def test_an_epoch_takes_the_shards_in_groups_and_shuffles_within(files):
-    shard_of = np.repeat(np.arange(5), SIZES)
-    with FaultyServer(files) as server:
-        found = read(server, 114)
-    for epoch in (found[:57], found[57:]):
-        assert sorted(epoch) == list(range(57))
-        shards = shard_of[epoch].tolist()
-        order = list(dict.fromkeys(shards))  # by first appearance: two of each group come first
-        start = 0
-        for group in (order[:2], order[2:4], order[4:]):
-            stop = start + sum(SIZES[shard] for shard in group)
-            assert set(shards[start:stop]) == set(group)
-            start = stop
-        inner = shards[: SIZES[order[0]] + SIZES[order[1]]]
-        assert len(list(itertools.groupby(inner))) > 2, "two shards are mixed"
-    assert found[:57] != found[57:]
-
-
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_resuming_within_a_group_with_workers_continues_exactly(files):
     children = set(multiprocessing.active_children())
-    with FaultyServer(files, Now("drop", share=0.2)) as server:
+    with FaultyServer(files, often("drop", 1)) as server:
         reference = read(server, 80)
         for start in (23, 57):
             assert read(server, 80 - start, start, num_workers=2) == reference[start:]
@@ -292,4 +237,4 @@ def test_local_and_remote_shards_are_one_source(files, tmp_path):
     (tmp_path / "000.tar").write_bytes(files["000.tar"])
     with FaultyServer(files) as server:
         pattern = f"{tmp_path / '000.tar'} {{url}}/{{{{001..004}}}}.tar"
-        assert sorted(read(server, pattern=pattern)) == list(range(57))
+        assert sorted(read(server, pattern=pattern)) == PAIRS

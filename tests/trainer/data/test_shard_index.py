@@ -6,43 +6,42 @@ import signal
 import threading
 from pathlib import Path
 
-import numpy as np
 import pytest
-from pairs import whole, write_shard
+from pairs import as_ranks, whole, write_shard
 from refusals import refused
-from test_shares import Ranks
 
 from silc_bench.datasets.files import remote, shards
-from silc_bench.errors import RunError, UserError
+from silc_bench.errors import RunError
 from silc_bench.trainer.data import samples as filters
 from silc_bench.trainer.data import shard_index
 
 pytestmark = pytest.mark.timing
+SHARDS = ["0.tar", "1.tar", "2.tar"]
 
 
 @pytest.fixture
 def folder(tmp_path):
     """Three shards of five pairs; the second lacks a sample's image, the third is cut off."""
-    for shard in range(3):
-        members = whole(*range(5 * shard, 5 * shard + 5))
-        write_shard(tmp_path / f"{shard}.tar", members[1:] if shard == 1 else members)
-    cut = tmp_path / "2.tar"
-    cut.write_bytes(cut.read_bytes()[:3000])
+    for number, name in enumerate(SHARDS):
+        members = whole(*range(5 * number, 5 * number + 5))
+        write_shard(tmp_path / name, members[1:] if number == 1 else members)
+    os.truncate(tmp_path / "2.tar", 3000)
     return tmp_path
 
 
-def indexed(folder, conditions=""):
-    found = shard_index.expand(str(folder))
-    mirror = remote.Mirror(folder / "kept", 2**30)
-    return shard_index.index_all(found, filters.parse(conditions), mirror)
+def content(index):
+    return index.rows.tolist(), index.rows.dtype, index.damage, index.left_out
 
 
-def assert_same(first, second):
-    assert len(first) == len(second)
-    for one, other in zip(first, second, strict=True):
-        np.testing.assert_array_equal(one.rows, other.rows)
-        assert one.rows.dtype == other.rows.dtype == np.int64
-        assert (one.damage, one.left_out) == (other.damage, other.left_out)
+def indexed(folder, conditions="", kept=None):
+    """What the index of each shard of a folder holds."""
+    mirror = remote.Mirror(kept or folder / "kept", 2**30)
+    all_shards = shard_index.expand(str(folder))
+    return [*map(content, shard_index.index_all(all_shards, filters.parse(conditions), mirror))]
+
+
+def num_rows(indexes):
+    return [len(rows) for rows, *_ in indexes]
 
 
 @pytest.fixture
@@ -57,11 +56,11 @@ def looked_at(monkeypatch):
 
 def test_a_second_start_looks_at_nothing_and_finds_the_same(folder, looked_at):
     first = indexed(folder)
-    assert looked_at == ["0.tar", "1.tar", "2.tar"]
-    assert [len(index.rows) for index in first] == [5, 4, 1]
-    assert [index.damage.total for index in first] == [0, 1, 2]
-    assert_same(indexed(folder), first)
-    assert len(looked_at) == 3
+    assert looked_at == SHARDS
+    assert num_rows(first) == [5, 4, 1]
+    assert [damage.total for *_, damage, _ in first] == [0, 1, 2]
+    assert indexed(folder) == first
+    assert looked_at == SHARDS
 
 
 def test_a_changed_shard_is_looked_at_again(folder, looked_at):
@@ -69,37 +68,25 @@ def test_a_changed_shard_is_looked_at_again(folder, looked_at):
     looked_at.clear()
     os.utime(folder / "0.tar", ns=(1, 1))  # written anew, with as many bytes
     write_shard(folder / "2.tar", whole(7))
-    assert [len(index.rows) for index in indexed(folder)] == [5, 4, 1]
-    assert looked_at == ["0.tar", "2.tar"]
+    assert num_rows(indexed(folder)) == [5, 4, 1]
     shutil.copytree(folder, folder.parent / "copy")
-    looked_at.clear()
     indexed(folder.parent / "copy")  # another path, though its mirror came along
-    assert looked_at == ["0.tar", "1.tar", "2.tar"]
+    assert looked_at == ["0.tar", "2.tar", *SHARDS]
 
 
 def test_filters_have_an_index_of_their_own(folder, looked_at):
     everything, none = indexed(folder), indexed(folder, "text>=100")
-    assert [len(index.rows) for index in none] == [0, 0, 0]
-    assert sum(index.left_out.total() for index in none) == 10
+    assert num_rows(none) == [0, 0, 0]
+    assert sum(left_out.total() for *_, left_out in none) == 10
     looked_at.clear()
-    assert_same(indexed(folder, "text>=100"), none)
-    assert_same(indexed(folder), everything)
+    assert (indexed(folder), indexed(folder, "text>=100")) == (everything, none)
     assert looked_at == []
-
-
-def test_a_damaged_index_is_made_anew(folder, looked_at):
-    first = indexed(folder)
-    for path in (folder / "kept" / "indexes").glob("*.npz"):
-        path.write_bytes(path.read_bytes()[:-40])
-    for _ in range(2):  # the second time it is mended
-        assert_same(indexed(folder), first)
-        assert len(looked_at) == 6
 
 
 def test_where_nothing_can_be_kept_the_run_begins_all_the_same(folder, looked_at, capsys):
     (folder / "kept").write_text("a file is in the place of the folder")
-    assert_same(indexed(folder), indexed(folder))
-    assert len(looked_at) == 6
+    assert indexed(folder) == indexed(folder)
+    assert looked_at == 2 * SHARDS
     assert capsys.readouterr().err.count(str(folder / "kept" / "indexes")) == 2
 
 
@@ -112,8 +99,8 @@ def test_a_folder_that_may_not_be_looked_into_costs_time_only(folder, looked_at,
         return is_file(path)
 
     monkeypatch.setattr(Path, "is_file", forbidden)
-    assert_same(indexed(folder), first)
-    assert len(looked_at) == 6
+    assert indexed(folder) == first
+    assert looked_at == 2 * SHARDS
 
 
 @pytest.fixture
@@ -125,10 +112,9 @@ def two_processes(monkeypatch):
 def test_many_shards_are_looked_through_by_processes(folder, request, looked_at):
     alone = indexed(folder)
     shutil.rmtree(folder / "kept")
-    looked_at.clear()
     request.getfixturevalue("two_processes")
-    assert_same(indexed(folder), alone)
-    assert looked_at == []  # not in this process
+    assert indexed(folder) == alone
+    assert looked_at == SHARDS  # not again in this process
     (folder / "1.tar").write_bytes(b"no shard at all")
     with refused(folder / "1.tar"):
         indexed(folder)
@@ -148,41 +134,35 @@ def test_a_process_that_is_killed_is_an_error_in_words(folder, monkeypatch):
 # --- ranks, as threads ----------------------------------------------------------------------------
 
 
-def on_ranks(count, monkeypatch, work):
-    """What ``work`` gives on each of ``count`` ranks, or its error in words."""
-    ranks, answers, who = Ranks(count), [None] * count, threading.local()
+@pytest.fixture
+def on_two_ranks(folder, monkeypatch):
+    """What two ranks have of the folder's shards."""
+    here = threading.local()
     functions = {
-        "rank": lambda: who.rank,
-        "num_ranks": lambda: count,
-        "concatenated": lambda values: ranks.tell(who.rank)(values),
+        "rank": lambda: here.rank,
+        "num_ranks": lambda: 2,
+        "concatenated": lambda values: here.tell(values),
     }
-    for name, function in functions.items():
-        monkeypatch.setattr(f"silc_bench.system.processes.{name}", function)
 
-    def run(rank):
-        who.rank = rank
-        try:
-            answers[rank] = work()
-        except UserError as error:
-            answers[rank] = error.about
+    def work(rank, tell):
+        here.rank, here.tell = rank, tell
+        return indexed(folder)
 
-    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return answers
+    def run():
+        with monkeypatch.context() as patch:
+            for name, function in functions.items():
+                patch.setattr(f"silc_bench.system.processes.{name}", function)
+            return as_ranks(2, work)
+
+    return run
 
 
-def test_each_rank_looks_through_its_own_part(folder, monkeypatch, looked_at):
-    answers = on_ranks(2, monkeypatch, lambda: indexed(folder))
-    assert sorted(looked_at) == ["0.tar", "1.tar", "2.tar"]  # none twice
-    monkeypatch.undo()
-    for found in answers:
-        assert_same(found, indexed(folder))
+def test_each_rank_looks_through_its_own_part(folder, on_two_ranks, looked_at):
+    answers = on_two_ranks()
+    assert sorted(looked_at) == SHARDS  # none twice
+    assert answers == [indexed(folder)] * 2
 
 
-def test_an_error_of_one_rank_is_the_error_of_all(folder, monkeypatch):
+def test_an_error_of_one_rank_is_the_error_of_all(folder, on_two_ranks):
     (folder / "1.tar").write_bytes(b"no shard at all")
-    answers = on_ranks(2, monkeypatch, lambda: indexed(folder))
-    assert answers == [str(folder / "1.tar")] * 2
+    assert [error.about for error in on_two_ranks()] == [str(folder / "1.tar")] * 2
