@@ -30,7 +30,7 @@ from silc_bench.system.files import atomic_folder
 from silc_bench.system.terminal import progress_bar
 from silc_bench.trainer.config.config import DataConfig
 from silc_bench.trainer.data.lists import Listed, read_pairs
-from silc_bench.trainer.data.samples import UnreadableError, damage_at, no_pair
+from silc_bench.trainer.data.samples import UnreadableError, no_pair
 from silc_bench.trainer.data.sources import open_reader
 
 SUFFIXES = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
@@ -94,11 +94,10 @@ def _checked(
         advance(1)
         try:
             data = pair.read()
-            with damage_at(str(pair.path)):
-                suffix = SUFFIXES.get(shards.open_image(data).format or "")
-                image = shards.decode_image(data)
-        except UnreadableError as error:
-            damage.add(error.cause, error.where)
+            suffix = SUFFIXES.get(shards.open_image(data).format or "")
+            image = shards.decode_image(data)
+        except (UnreadableError, shards.DamagedImageError) as error:
+            damage.add(error.cause, str(pair.path))
             continue
         if suffix is None:
             damage.add("image of another format than JPEG, PNG and WebP", str(pair.path))

@@ -20,8 +20,7 @@ import json
 import operator
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -113,24 +112,23 @@ def _scene(seed: int, position: int) -> shapes.Scene:
 
 # ---- samples in epochs ----
 
-K = TypeVar("K")
 V = TypeVar("V")
 
 
-class LastTwo(dict[K, V], Generic[K, V]):
-    """``values[key]`` makes a value, and keeps it for the last two keys.
+class LastTwo(dict[int, V], Generic[V]):
+    """``values[number]`` makes a value, and keeps it for the last two numbers.
 
     Two, because a range of positions may lie across two epochs.
     """
 
-    def __init__(self, make: Callable[[K], V]) -> None:
+    def __init__(self, make: Callable[[int], V]) -> None:
         super().__init__()
         self._make = make
 
-    def __missing__(self, key: K) -> V:
+    def __missing__(self, number: int) -> V:
         for old in list(self)[:-1]:
             del self[old]
-        self[key] = value = self._make(key)
+        self[number] = value = self._make(number)
         return value
 
 
@@ -268,19 +266,12 @@ def columns_of(data: bytes, where: str) -> dict[str, Any]:
     return columns
 
 
-@contextmanager
-def damage_at(where: str) -> Iterator[None]:
-    """An image inside that is damaged is an entry that has to be left out."""
-    try:
-        yield
-    except shards.DamagedImageError as error:
-        raise UnreadableError(error.cause, where) from error
-
-
 def decoded(data: bytes, decode_size: int, where: str) -> np.ndarray:
     """uint8 [h, w, 3], the longer side at most ``decode_size``."""
-    with damage_at(where):
+    try:
         image = shards.decode_image(data)
+    except shards.DamagedImageError as error:
+        raise UnreadableError(error.cause, where) from error
 
     # It keeps the aspect and never enlarges; making a small image larger is the views' part.
     image.thumbnail((decode_size, decode_size))

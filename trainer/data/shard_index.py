@@ -68,14 +68,14 @@ class ShardIndex:
 
 def expand(pattern: str) -> list[Shard]:
     """Local shards first, then remote ones. Raises UserError where a pattern finds nothing."""
-    remote_patterns = [part for part in pattern.split() if remote.is_remote(part)]
-    if not remote_patterns:
+    parts = pattern.split()
+    urls = [url for part in parts if remote.is_remote(part) for url in remote.expand(part)]
+    if not urls:
         return [*shards.expand(pattern)]
 
-    urls = [url for part in remote_patterns for url in remote.expand(part)]
-    local_patterns = [part for part in pattern.split() if not remote.is_remote(part)]
-    local = [path for part in local_patterns for path in shards.expand(part)]
-    return [*local, *zip(urls, remote.stamps_of(urls), strict=True)]
+    local = " ".join(part for part in parts if not remote.is_remote(part))
+    paths = shards.expand(local) if local else []
+    return [*paths, *zip(urls, remote.stamps_of(urls), strict=True)]
 
 
 def index_all(

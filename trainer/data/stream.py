@@ -36,8 +36,8 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from types import TracebackType
-from typing import Self, TypeAlias, TypeVar
+from operator import itemgetter
+from typing import Self, TypeAlias
 
 import numpy as np
 import torch
@@ -63,8 +63,8 @@ PIECES = 4
 # worker dies where torch does not see it, and the run would wait for ever.
 LONGEST_TMPDIR = 107 - 32
 
-T = TypeVar("T")
-Failures: TypeAlias = list[tuple[int, UnreadableError]]  # position, and why it cannot be read
+Failure: TypeAlias = tuple[int, UnreadableError]  # position, and why it cannot be read
+Failures: TypeAlias = list[Failure]
 
 
 @dataclass(frozen=True)
@@ -158,9 +158,12 @@ class Source:
         assert batch_size % num_ranks == 0
         share = batch_size // num_ranks
 
-        def own(first: int) -> range:
-            """This process's positions of a batch from ``first`` on, if all of it can be read."""
-            return range(first + rank * share, first + (rank + 1) * share)
+        def own(first: int, failures: Sequence[Failure] = ()) -> list[int]:
+            """This process's positions of a batch from ``first`` on, without those that fail."""
+            failed = {position for position, _ in failures}
+            candidates = range(first, first + batch_size + len(failed))
+            members = [position for position in candidates if position not in failed]
+            return members[rank * share : (rank + 1) * share]
 
         with ReadAhead(self._reader, self._config.decode_size, self._config.num_workers) as ahead:
             coming = deque(
@@ -172,9 +175,8 @@ class Source:
                 rows = asked.rows()
                 failures = Failures()
                 num_new = batch_size  # entries that were new in this round, on all ranks together
-                num_failing = (
-                    0  # of all rounds in a row, up to this one, in which every entry failed
-                )
+                # Of all rounds in a row, up to this one, in which every entry failed.
+                num_failing = 0
 
                 # All ranks see the same list, so they go round equally often and none waits alone.
                 # A replacement may fail too; the batch is full when a round brings no failure.
@@ -183,10 +185,9 @@ class Source:
                     num_failing = num_failing + num_new if have_all_failed else 0
                     self._stop_if_all(num_failing, new_failures)
 
-                    failures = failures + new_failures
+                    failures += new_failures
                     num_new = len(new_failures)
-                    members = _members(start, batch_size, failures)
-                    asked = ahead.ask(members[rank * share : (rank + 1) * share], asked)
+                    asked = ahead.ask(own(start, failures), asked)
                     rows = asked.rows()
 
                 # The batches that were begun assumed that this one is whole. Where it was not, they
@@ -206,28 +207,17 @@ class Source:
         # A row of failures may begin anywhere in an epoch; so many hold a whole one for certain.
         if self.num_samples is None or num_failing < 2 * self.num_samples:
             return
-        _, last = max(failures, key=_position_of)
+        _, last = max(failures, key=itemgetter(0))
         problem = f"none of {self.num_samples:,} pairs can be read; the last: {last.cause}"
         raise DataError(problem, about=last.where, fix="look at it, and fetch or pack them anew")
 
     def _count(self, failures: Failures) -> None:
         # In the order of the stream, so that the first example named is the same at any number of
         # ranks.
-        for _, error in sorted(failures, key=_position_of):
+        for _, error in sorted(failures, key=itemgetter(0)):
             if error.where not in self._left_out:
                 self._left_out.add(error.where)
                 self.damage.add(error.cause, error.where)
-
-
-def _members(start: int, count: int, failures: Failures) -> list[int]:
-    """The first ``count`` positions from ``start`` that are not known to fail."""
-    failed = {position for position, _ in failures}
-    candidates = range(start, start + count + len(failed))
-    return [position for position in candidates if position not in failed]
-
-
-def _position_of(failure: tuple[int, UnreadableError]) -> int:
-    return failure[0]
 
 
 # ---- reading ahead ----
@@ -270,12 +260,7 @@ class ReadAhead:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._thread.shutdown(cancel_futures=True)
 
         # This is the last reference, so the worker processes end now, and not when an error's
@@ -432,9 +417,8 @@ def _in_workers(
             DataLoader(
                 loader,
                 batch_size=None,
-                sampler=_Sampler(queue),
+                sampler=_pieces(queue),
                 num_workers=num_workers,
-                collate_fn=_unchanged,
                 worker_init_fn=_leave_the_group,
                 # Else it would draw a seed from the global generator, and the run would differ from
                 # one without workers.
@@ -449,23 +433,14 @@ def _in_workers(
     return answers
 
 
-class _Sampler:
+def _pieces(queue: deque[Sequence[int]]) -> Iterator[Sequence[int]]:
     """What to read next, for ever.
 
     A DataLoader asks for more as soon as it has handed something over. Where nothing is asked of
     us, it gets an empty piece, which a worker answers with None at once.
     """
-
-    def __init__(self, queue: deque[Sequence[int]]) -> None:
-        self._queue = queue
-
-    def __iter__(self) -> Iterator[Sequence[int]]:
-        while True:
-            yield self._queue.popleft() if self._queue else ()
-
-
-def _unchanged(rows: T) -> T:
-    return rows
+    while True:
+        yield queue.popleft() if queue else ()
 
 
 def _leave_the_group(worker: int) -> None:

@@ -47,7 +47,6 @@ def test_packed_images_are_those_of_the_folder_byte_for_byte(photos, tmp_path):
     }
     stream = source(tmp_path / "shards" / "*.tar")
     assert sorted(numbers(take(stream, 1, 0, 6))) == list(range(6))
-    assert stream.damage.total == 0
 
 
 def test_images_whose_names_are_no_utf8_are_packed(tmp_path):
@@ -67,13 +66,13 @@ def test_a_bar_counts_each_image_broken_ones_too(photos, tmp_path, monkeypatch):
 
     @contextmanager
     def bar(is_shown, title, total):
-        seen.append([is_shown, total, 0])
-        yield lambda count: seen[-1].__setitem__(2, seen[-1][2] + count)
+        seen.append((is_shown, total))
+        yield seen.append
 
     monkeypatch.setattr("silc_bench.trainer.data.pack.progress_bar", bar)
     pack(photos, tmp_path / "shards", progress=True)
     look(DataConfig(source=str(photos), decode_size=16), 5, progress=True)
-    assert seen == [[True, 8, 8], [True, 5, 5]]
+    assert seen == [(True, 8), *[1] * 8, (True, 5), *[1] * 5]
 
 
 def test_several_captions_and_columns_are_kept(photos, tmp_path):
@@ -101,16 +100,16 @@ def test_nothing_is_overwritten_and_nothing_left_of_a_failure(photos, tmp_path):
 
 
 def test_a_look_says_what_training_would_see(photos):
-    found = look(DataConfig(source=str(photos), decode_size=10_000), 100)
-    assert found["pairs"] == 8
-    assert found["quantiles"]["width"] == [12, 12, 12, 12, 12]
-    assert found["quantiles"]["words of a caption"][0] == 2
-    assert found["damage"] == {"image without a text": 1, "corrupt image": 1}
+    seen = look(DataConfig(source=str(photos), decode_size=10_000), 100)
+    assert seen["pairs"] == 8
+    assert seen["quantiles"]["width"] == [12] * 5
+    assert seen["quantiles"]["words of a caption"] == [2] * 5
+    assert seen["damage"] == {"image without a text": 1, "corrupt image": 1}
 
 
 def test_a_look_at_generated_scenes_does_not_draw_them_as_large_as_images_may_be():
-    found = look(DataConfig(source="shapes", decode_size=10_000), 3)
-    assert found["quantiles"]["width"] == [512] * 5
+    seen = look(DataConfig(source="shapes", decode_size=10_000), 3)
+    assert seen["quantiles"]["width"] == [512] * 5
 
 
 # --- the page of a run ----------------------------------------------------------------------------
@@ -143,11 +142,6 @@ def test_the_page_has_a_curve_of_each_number_and_asks_the_net_for_nothing(page_o
     assert page.count("<polyline") == 4
     for part in ("<b>own", "http", "src=", "What the run said"):
         assert part not in page
-
-
-def test_a_page_of_nothing(tmp_path):
-    with refused(tmp_path):
-        write_report(tmp_path)
 
 
 def test_a_folder_in_the_place_of_the_page_is_named(tmp_path):
