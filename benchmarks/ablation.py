@@ -4,7 +4,7 @@ The arms: contrastive -> contrastive+views -> silc.
 
 Flow: for each seed and arm a training run and the study's tasks on its student (on ``shapes`` on
 its teacher too) -> records -> the mean over the seeds with a 95 % interval (Student's t), and
-paired differences from the contrastive arm. An arm at equal cost sees as many more pictures as its
+paired differences from the contrastive arm. An arm at equal cost sees as many more images as its
 step costs less than silc's: in counted FLOPs on ``shapes``, in measured seconds on CIFAR-100. Runs
 and records are kept: the script goes on where it stopped, and prints the tables again when all is
 done.

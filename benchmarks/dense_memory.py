@@ -1,8 +1,8 @@
-"""Memory above the model, and time, of zero-shot segmentation of one large picture by a ViT-B/16.
+"""Memory above the model, and time, of zero-shot segmentation of one large image by a ViT-B/16.
 
-The picture has 2048 x 1024 pixels, and there are 847 classes.
+The image has 2048 x 1024 pixels, and there are 847 classes.
 
-Flow: for each view a process of its own -> the picture's windows through the tower alone, then all
+Flow: for each view a process of its own -> the image's windows through the tower alone, then all
 of it (resize, windows, dense features, cosines, up-sampling, argmax of every pixel), one after the
 other, as often as asked -> peak memory above the loaded model, and the ratio of the two times.
 Weights are random, which changes neither; the words' embeddings are given.
@@ -72,7 +72,7 @@ def measure(name: str, method: str, repeats: int) -> str:
     from silc_bench.models.windows import View
 
     model = load_model("open_clip:ViT-B-16/random")
-    view, picture = View(*VIEWS[name]), _Picture()
+    view, image = View(*VIEWS[name]), _Noise()
     weights = torch.nn.functional.normalize(
         torch.randn(CLASSES, model.embed_dim, generator=torch.Generator().manual_seed(0))
     )
@@ -80,15 +80,15 @@ def measure(name: str, method: str, repeats: int) -> str:
         # what is made once
         model.encode_dense(torch.zeros(1, 3, view.window, view.window), (method,))
     before = _reset_peak()
-    segment(model, view, method, weights, picture)
+    segment(model, view, method, weights, image)
     peak = _peak() - before
     alone, whole = [], []
     for _ in range(repeats):
         started = process_time()
-        count = forward(model, view, picture)
+        count = forward(model, view, image)
         alone.append(process_time() - started)
         started = process_time()
-        segment(model, view, method, weights, picture)
+        segment(model, view, method, weights, image)
         whole.append(process_time() - started)
     ratios = sorted(both / one for one, both in zip(alone, whole, strict=True))
     spread = f"{ratios[0]:.3f}, {statistics.median(ratios):.3f}, {ratios[-1]:.3f}"
@@ -96,7 +96,7 @@ def measure(name: str, method: str, repeats: int) -> str:
     return f"| {name} | {count} | {seconds} | {spread} | {peak / 1e9:.2f} |"
 
 
-def segment(model, view, method, weights, picture):  # type: ignore[no-untyped-def]
+def segment(model, view, method, weights, image):  # type: ignore[no-untyped-def]
     """int64 [HEIGHT, WIDTH], as ``silc_bench.tasks.dense.segmentation_zeroshot`` predicts it."""
 
     from silc_bench.evaluation.dense_features import cosines_with
@@ -105,11 +105,11 @@ def segment(model, view, method, weights, picture):  # type: ignore[no-untyped-d
     from silc_bench.models.windows import predict
 
     extract = Extractor(model, EvalSettings(device="cpu", precision="fp32"))
-    (seen,) = extract({"test": picture}).grids("test", view, method)
+    (seen,) = extract({"test": image}).grids("test", view, method)
     return predict(cosines_with(weights.numpy()), seen.grid, seen.layout, HEIGHT, WIDTH)
 
 
-def forward(model, view, picture) -> int:  # type: ignore[no-untyped-def]
+def forward(model, view, image) -> int:  # type: ignore[no-untyped-def]
     """The same windows in the same batches through the tower, pooled; how many."""
     import torch
 
@@ -125,8 +125,8 @@ def forward(model, view, picture) -> int:  # type: ignore[no-untyped-def]
 
 
 @dataclass
-class _Picture:
-    """A set of one picture: noise."""
+class _Noise:
+    """A set of one image: noise."""
 
     name: str = "noise"
     split: str = "test"

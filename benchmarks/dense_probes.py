@@ -4,8 +4,8 @@ On 46 CamVid photographs; the seconds are those after the forward passes.
 
 Run:  python benchmarks/dense_probes.py --data-root DATA [--view 448,448,224] [--closed-form]
       [--ckpt open_clip:ViT-B-16/random --ckpt ...]
-Prints its command, the machine, and a line a checkpoint and probe. Each picture is encoded once,
-before any clock starts; the clock then runs over the training pictures (masks are read, cells are
+Prints its command, the machine, and a line a checkpoint and probe. Each image is encoded once,
+before any clock starts; the clock then runs over the training images (masks are read, cells are
 summed or descended on), not over the scored ones.
 """
 
@@ -76,7 +76,7 @@ def measure(spec: str, extract: Extractor, family: str, view: View | None, data_
 
 
 class Kept:
-    """Features that say what the fit took: from the first training picture to the first scored."""
+    """Features that say what the fit took: from the first training image to the first scored."""
 
     def __init__(self, features) -> None:
         self._features = features

@@ -101,7 +101,7 @@ def allocated(work: Callable[[], float], device: torch.device) -> tuple[int, flo
 def exact_loss(
     teacher: Tensor, student: Tensor, weights: Tensor, config: DistillationConfig
 ) -> float:
-    """Of the features [T, B, d] and [S, B, d], by definition: in float64, a picture at a time."""
+    """Of the features [T, B, d] and [S, B, d], by definition: in float64, an image at a time."""
     total, weights = 0.0, weights.double()
     for t, s in zip(teacher.double().unbind(1), student.double().unbind(1), strict=True):
         pairs = (

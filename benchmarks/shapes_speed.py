@@ -1,6 +1,6 @@
-"""Pictures a second of the generated dataset ``shapes``, on one core.
+"""Images a second of the generated dataset ``shapes``, on one core.
 
-A picture is scene, five captions, picture and mask.
+An image is scene, five captions, image and mask.
 
 Run:  python benchmarks/shapes_speed.py [--images 1000] [--repeats 5]
 Prints its command, the machine, and min / median / max over the repeats at 64, 128 and 224 pixels.
@@ -31,7 +31,7 @@ def main() -> None:
     print(f"python {' '.join(sys.argv)}")
     print(machine())
     print(
-        f"{'pixels':>6} {'min/s':>8} {'median/s':>8} {'max/s':>8}   scene + 5 captions + picture "
+        f"{'pixels':>6} {'min/s':>8} {'median/s':>8} {'max/s':>8}   scene + 5 captions + image "
         "+ mask, one core"
     )
     for size in SIZES:

@@ -12,7 +12,7 @@ starts at ``TOLERANCES``: the next looser ones failed at the default size (first
 classes (the others).
 
 The penalties go in nine equal steps from C = 1e-5, where all classes are nearly equal, to 1, where
-every training picture is right by far; weaker ones change little in a linear probe. The variances
+every training image is right by far; weaker ones change little in a linear probe. The variances
 of the features fall as embeddings' do.
 """
 

@@ -11,7 +11,7 @@ each repetition:
               gradient norms must be equal
     memory    bytes at the peak of the distillation loss and its backward pass, beyond what goes
               in; ``--prototypes`` of them
-    views     pictures a second of the batched views / of torchvision v2, a sample at a time, in
+    views     images a second of the batched views / of torchvision v2, a sample at a time, in
               this process; DINO's recipe
     compile   seconds of a silc step / of one with compile=true, after two steps that compile; not
               part of the default
@@ -73,7 +73,7 @@ def main() -> None:
     )
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument(
-        "--canvas", type=int, help="pixels a side of the decoded pictures, if not the preset's"
+        "--canvas", type=int, help="pixels a side of the decoded images, if not the preset's"
     )
     parser.add_argument("--precision", default="auto")
     parser.add_argument(
@@ -132,7 +132,7 @@ def make_batch(config: Config, canvas: int) -> tuple[Batch, Tokenizer]:
     images = torch.randint(
         0, 256, (config.batch_size, 3, canvas, canvas), dtype=torch.uint8, generator=generator
     )
-    texts = [f"picture {index} of noise" for index in range(config.batch_size)]
+    texts = [f"image {index} of noise" for index in range(config.batch_size)]
     tokenizer = Tokenizer.train(texts, config.text.vocab_size, config.text.context_length)
     return Batch(
         images, torch.full((config.batch_size, 2), canvas), texts, config.batch_size
@@ -204,7 +204,7 @@ def compare_views(config: Config, batch: Batch, repeats: int) -> None:
     ratios = [theirs / ours for ours, theirs in zip(batched, per_sample, strict=True)]
     print(
         (
-            f"views: {spread(rates[0])} pictures/s batched, {spread(rates[1])} one by one; "
+            f"views: {spread(rates[0])} images/s batched, {spread(rates[1])} one by one; "
             f"RATIO {spread(ratios)} (goal: 5)"
         ),
         flush=True,

@@ -1,8 +1,8 @@
-"""Pictures a second of the batched views against torchvision's v2 transforms.
+"""Images a second of the batched views against torchvision's v2 transforms.
 
 The transforms take one sample at a time, on the same cores.
 
-Flow: the same uint8 pictures -> ``silc_bench.trainer.silc.views.make_views`` in this process with T
+Flow: the same uint8 images -> ``silc_bench.trainer.silc.views.make_views`` in this process with T
 threads, and the same recipe as per-sample v2 transforms on uint8 in T data workers of one thread
 each, as training loops run them -> a line for each.
 
@@ -36,7 +36,7 @@ def main() -> None:
     )
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument(
-        "--canvas", type=int, default=64, help="pixels a side of the decoded pictures"
+        "--canvas", type=int, default=64, help="pixels a side of the decoded images"
     )
     parser.add_argument("--global-size", type=int, default=48)
     parser.add_argument("--local-size", type=int, default=24)
@@ -69,7 +69,7 @@ def main() -> None:
     single = per_sample_seconds(images, config, options.batches, options.threads)
     for name, seconds in (("silc_bench.trainer.silc.views", batched), ("torchvision v2", single)):
         print(
-            f"{name:<15} {1000 * seconds:8.1f} ms a batch   {len(images) / seconds:8.0f} pictures/s"
+            f"{name:<15} {1000 * seconds:8.1f} ms a batch   {len(images) / seconds:8.0f} images/s"
         )
     print(f"ratio {single / batched:.1f}")
 
@@ -96,7 +96,7 @@ def per_sample_seconds(images: Tensor, config: ViewsConfig, batches: int, worker
 
 
 class PerSampleViews(Dataset):
-    """Every view of one picture by torchvision alone."""
+    """Every view of one image by torchvision alone."""
 
     def __init__(self, images: Tensor, config: ViewsConfig, batches: int) -> None:
         self.images, self.length = images, len(images) * batches
@@ -114,7 +114,7 @@ class PerSampleViews(Dataset):
         return [view(self.images[index % len(self.images)]) for view in self.transforms]
 
     def one_batch(self) -> list[list[Tensor]]:
-        """The views of each picture once, in this process."""
+        """The views of each image once, in this process."""
         return [self[index] for index in range(len(self.images))]
 
 

@@ -3,7 +3,7 @@
 ``check`` says whether evaluation data is what it should be, ``stats`` what training data holds, and
 ``pack`` writes shards of your own images.
 
-Exit codes of ``check``: 0 yes, 2 no, with the line that mends it.
+Exit codes of ``check``: 0 where the data can be measured, 2 where not; it prints the remedy.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Reads only; writes nothing anywhere.
 
 Flow: ``check("imagenet1k", Path("/data/imagenet"))`` or ``check("folder:/data/pets")`` -> for each
 split: find, read, count, decode a spread part of the images and every mask, hash -> a ``Report``:
-what was found, and each problem with its fix. On the command line: ``silc-bench data check``.
+what lies there, and each problem with its fix. On the command line: ``silc-bench data check``.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ from the authors' code, at the commit that is named:
 - native: the model's own size and interpolation (silc_bench.evaluation.dense_features), the value
   path, words and templates of the set; background below a swept probability at SCLIP's scale.
 
-Left out of all of them, and said in the protocol: refinement by colour (PAMR, a CRF), TCL's mixing
+Left out of all of them, as their protocols state: refinement by colour (PAMR, a CRF), TCL's mixing
 with key features and SCLIP's rule on VOC-21 that drops classes of small area. mmsegmentation
 resizes without antialiasing; Pillow's bilinear has it.
 """

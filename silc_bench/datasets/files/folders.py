@@ -2,7 +2,7 @@
 
 ``listing(Path("imagenet-a"))`` or ``listing(Path("imagenet-a.tar"))`` -> files with their place,
 and what was passed over: system files such as .DS_Store, and files that are no images. Both kinds
-are listed alike. What was passed over is said and never guessed at.
+are listed alike.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ gives up is an error that names the byte.
 The mirror keeps the files used last, up to its limit. Any number of processes share it: one
 fetches, the others wait.
 
-A source that fails is asked again where that may help; else one sentence says what mends it:
+A source that fails is asked again where that may help; otherwise an error says what to do:
 ``file_system(url)`` -> fsspec's -> ``ask(url, question)`` -> the answer, or ``raise_if_final`` or
 RunError. Each file system raises what its own library does, and none of those libraries need be
 installed. So their errors are told apart by HTTP status, by error code (S3), and by the name of
