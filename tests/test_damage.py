@@ -313,8 +313,9 @@ def test_the_words_beside_a_checkpoint(run):
 def test_an_index_of_a_shard(tmp_path):
     places = []
     for number in (1, 2):
-        shard = tmp_path / f"{number}.tar"
-        shard.write_bytes(bytes(number))
+        path = tmp_path / f"{number}.tar"
+        path.write_bytes(bytes(number))
+        shard = kept_indexes.Shard(str(path))
         places.append(kept_indexes.kept_at(shard, filters.parse(""), tmp_path / "kept"))
         rows = np.arange(12).reshape(2, 6) * number
         index = kept_indexes.ShardIndex(

@@ -22,13 +22,13 @@ import re
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeVar
 
 import numpy as np
 
@@ -49,14 +49,24 @@ ABSENT = (0, -1)  # the place of a member that is not there
 MANY = 16  # new shards, from which on processes look through them
 MOST_PROCESSES = 16
 
+T = TypeVar("T")
 SCHEMA_VERSION = "shard-index/3"
 MAX_BYTES = 1 << 34  # of an index, 48 a sample
 
-# A local shard, or a remote one: its URL, and which version of it is meant.
-Shard: TypeAlias = Path | tuple[str, remote.Stamp]
-
 # Names of our own files: an index, and one that is being written.
 _OURS = re.compile(r"[0-9a-f]{24}\.npz|\.[0-9a-f]{24}\.npz\.[0-9a-f]{8}\.tmp")
+
+
+@dataclass(frozen=True)
+class Shard:
+    name: str  # its path, or its URL
+    stamp: remote.Stamp | None = None  # which version is meant, behind a URL
+
+    def read(self, mirror: remote.Mirror, look: Callable[[Path], T]) -> T:
+        """What ``look`` makes of the file, or of a copy where it lies behind a URL."""
+        if self.stamp is None:
+            return look(Path(self.name))
+        return mirror.read(self.name, self.stamp, look)
 
 
 @dataclass(frozen=True)
@@ -70,12 +80,12 @@ def expand(pattern: str) -> list[Shard]:
     """Local shards first, then remote ones. Raises UserError where a pattern finds nothing."""
     parts = pattern.split()
     urls = [url for part in parts if remote.is_remote(part) for url in remote.expand(part)]
-    if not urls:
-        return [*shards.expand(pattern)]
+    remote_shards = [*map(Shard, urls, remote.stamps_of(urls))]
 
-    local = " ".join(part for part in parts if not remote.is_remote(part))
-    paths = shards.expand(local) if local else []
-    return [*paths, *zip(urls, remote.stamps_of(urls), strict=True)]
+    # Without a URL the pattern stays whole: a path may have a space.
+    local = " ".join(part for part in parts if not remote.is_remote(part)) if urls else pattern
+    paths = [] if urls and not local else shards.expand(local)
+    return [*(Shard(str(path)) for path in paths), *remote_shards]
 
 
 def index_all(
@@ -133,8 +143,8 @@ def _look_through(
     if len(new) >= MANY and is_shown and not notes.is_terminal:
         say(f"looking through {len(new):,} new shards; what is found is kept for the next start")
 
-    local = [(shard, place) for shard, place in new if isinstance(shard, Path)]
-    others = [(shard, place) for shard, place in new if not isinstance(shard, Path)]
+    local = [(shard, place) for shard, place in new if shard.stamp is None]
+    others = [(shard, place) for shard, place in new if shard.stamp is not None]
     has_bar = is_shown and notes.is_terminal and len(new) > 1
     with progress_bar(has_bar, "looking through new shards", len(new)) as advance:
         for (_, place), index in zip(local, _in_processes(local, filters, mirror), strict=True):
@@ -181,18 +191,14 @@ def _in_processes(
 
 def _look_at(shard: Shard, place: Path, filters: Filters, mirror: remote.Mirror) -> ShardIndex:
     """Find its samples, and keep what was found at ``place``."""
-    if isinstance(shard, Path):
-        index = _index(shard, filters)
-    else:
-        url, stamp = shard
-        index = mirror.read(url, stamp, lambda path: _named(_index(path, filters), path, url))
+    index = shard.read(mirror, lambda path: _named(_index(path, filters), path, shard.name))
     keep(index, shard, place)
     return index
 
 
-def _named(index: ShardIndex, path: Path, url: str) -> ShardIndex:
+def _named(index: ShardIndex, path: Path, name: str) -> ShardIndex:
     """With the URL of a shard, which its user knows, and not the place of its copy."""
-    first = {cause: where.replace(str(path), url) for cause, where in index.damage.first.items()}
+    first = {cause: where.replace(str(path), name) for cause, where in index.damage.first.items()}
     return replace(index, damage=replace(index.damage, first=first))
 
 
@@ -248,14 +254,15 @@ def folder_of(shards_folder: Path) -> Path:
 
 def kept_at(shard: Shard, filters: Filters, shards_folder: Path) -> Path:
     """Where the index of exactly this version of the shard lies, if anywhere."""
-    if isinstance(shard, Path):
+    if shard.stamp is None:
+        path = Path(shard.name)
         try:
-            status = shard.stat()
+            status = path.stat()
         except OSError as error:
-            raise shards.cannot_read(shard, error) from error
-        version = f"{shard.resolve()}\n{status.st_size}\n{status.st_mtime_ns}\n{status.st_ctime_ns}"
+            raise shards.cannot_read(path, error) from error
+        version = f"{path.resolve()}\n{status.st_size}\n{status.st_mtime_ns}\n{status.st_ctime_ns}"
     else:
-        version = f"{shard[0]}\n{shard[1].size}\n{shard[1].etag}"
+        version = f"{shard.name}\n{shard.stamp.size}\n{shard.stamp.etag}"
 
     # In their order: the first condition that fails is the reason that is counted.
     conditions = " ".join(f"{c.name}{c.sign}{c.value}" for c in filters.conditions)
@@ -299,7 +306,7 @@ def keep(index: ShardIndex, shard: Shard, place: Path) -> None:
         "damage": index.damage.counts,
         "first": index.damage.first,
         "left_out": index.left_out,
-        "shard": str(shard.resolve()) if isinstance(shard, Path) else shard[0],
+        "shard": str(Path(shard.name).resolve()) if shard.stamp is None else shard.name,
         "place": place.name,
     }
     content = archives.pack(SCHEMA_VERSION, notes, {"rows": index.rows})

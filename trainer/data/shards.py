@@ -13,7 +13,6 @@ together; the next group is fetched while one is read.
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 
@@ -56,7 +55,7 @@ class ShardsReader(EpochReader):
         self.files = files
         self.places = places
         self.mirror = mirror
-        self._is_remote = not all(isinstance(shard, Path) for shard in files)
+        self._is_remote = any(shard.stamp for shard in files)
         self._groups = LastTwo(self.groups)
         self._read: tuple[int, int] | None = None  # epoch and group of the last entry
 
@@ -111,19 +110,12 @@ class ShardsReader(EpochReader):
         if size < 0:
             return None
 
-        def member(path: Path) -> bytes:
-            return shards.read_member(path, (offset, size))
-
         shard = self.files[self.places[index, 0]]
-        if isinstance(shard, Path):
-            return member(shard)
-        url, stamp = shard
-        return self.mirror.read(url, stamp, member)
+        return shard.read(self.mirror, lambda path: shards.read_member(path, (offset, size)))
 
     def where(self, index: int, column: int = 1) -> str:
         """Where a member lies, for people."""
-        shard = self.files[self.places[index, 0]]
-        name = shard if isinstance(shard, Path) else shard[0]
+        name = self.files[self.places[index, 0]].name
         return f"{name} at byte {self.places[index, column]:,}"
 
     # ---- the order ----
@@ -155,11 +147,11 @@ class ShardsReader(EpochReader):
 
         numbers = np.flatnonzero(self._groups[epoch] == group + 1)
         next_shards = (self.files[number] for number in numbers)
-        self.mirror.fetch_ahead([shard for shard in next_shards if not isinstance(shard, Path)])
+        self.mirror.fetch_ahead([(shard.name, shard.stamp) for shard in next_shards if shard.stamp])
 
     def _check_room(self) -> None:
         """UserError where the mirror cannot hold the group that is read and the one after it."""
-        sizes = [shard[1].size for shard in self.files if not isinstance(shard, Path)]
+        sizes = [shard.stamp.size for shard in self.files if shard.stamp]
         sizes.sort(reverse=True)  # the worst case: the largest shards come together
         needed = sum(sizes[: 2 * self.config.shuffle_shards])
         if needed > self.mirror.limit:

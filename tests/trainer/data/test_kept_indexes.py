@@ -17,7 +17,7 @@ from silc_bench.system import terminal
 from silc_bench.system.cache import IN_USE, Store, default_folder, shards_folder
 from silc_bench.trainer.data import samples as filters
 from silc_bench.trainer.data import shard_index
-from silc_bench.trainer.data.shard_index import listing
+from silc_bench.trainer.data.shard_index import Shard, listing
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def embeddings():
 def test_they_are_listed_by_source(folder, monkeypatch):
     embeddings()
     monkeypatch.setattr(remote.Mirror, "path", lambda *which: folder / "first" / "000.tar")
-    shards = [(f"s3://bucket/set/{name}.tar", remote.Stamp(1, name)) for name in "ab"]
+    shards = [Shard(f"s3://bucket/set/{name}.tar", remote.Stamp(1, name)) for name in "ab"]
     shard_index.index_all(shards, filters.parse(""), remote.Mirror(shards_folder(), 2**30))
     table = succeed("cache ls")
     for part in (

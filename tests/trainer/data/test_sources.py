@@ -7,7 +7,6 @@ import collections
 import itertools
 import json
 import pickle
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from refusals import refused
 
+from silc_bench.datasets.files import remote
 from silc_bench.datasets.files.shards import Damage
 from silc_bench.errors import DataError
 from silc_bench.trainer.config.config import DataConfig
@@ -30,6 +30,7 @@ from silc_bench.trainer.data.samples import (
     random_words,
     shuffled,
 )
+from silc_bench.trainer.data.shard_index import Shard
 from silc_bench.trainer.data.shards import ShardsReader
 from silc_bench.trainer.data.sources import BLOCK, MixedReader, open_reader
 
@@ -52,7 +53,7 @@ def test_every_epoch_is_a_permutation_that_is_the_same_from_any_position(
 ):
     shard_of = np.repeat(np.arange(len(sizes)), sizes)
     places = shard_of[:, None] * np.eye(1, 7, dtype=np.int64)
-    files = [("http://x", None) if is_remote else Path("x")] * len(sizes)
+    files = [Shard("x", remote.Stamp(1, "") if is_remote else None)] * len(sizes)
     config = DataConfig(seed=seed, shuffle_shards=group)
     n = len(places)
 
