@@ -90,7 +90,7 @@ def read_pairs(path: Path, damage: Damage) -> list[Listed]:
 
     Raises:
         UserError: no such place, a list that cannot be read, or a folder of images without a single
-        caption.
+            caption.
     """
     if not path.exists():
         fix = "name a list of captions, or a folder of images"
@@ -116,13 +116,11 @@ def _from_list(path: Path, damage: Damage) -> list[Listed]:
             damage.add("missing image", f"{where}: {name}")
         elif not captions:
             damage.add("empty text", f"{where}: {name}")
-        elif image in pairs:
-            # A further row of an image adds captions; the other columns stay those of the first.
-            first = pairs[image]
-            pairs[image] = Listed(image, first.captions + captions, first.columns)
         else:
+            # A further row of an image adds captions; the other columns stay those of the first.
             columns = {column: value for column, value in row.items() if column not in not_columns}
-            pairs[image] = Listed(image, captions, columns)
+            first = pairs.get(image, Listed(image, (), columns))
+            pairs[image] = Listed(image, first.captions + captions, first.columns)
     return list(pairs.values())
 
 

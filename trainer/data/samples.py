@@ -310,12 +310,11 @@ class Filters:
 
     def captions(self, captions: Sequence[str]) -> list[str]:
         """Those of an allowed length."""
-        on_length = [condition for condition in self.conditions if condition.name == "text"]
-
-        def is_allowed(caption: str) -> bool:
-            return all(condition.holds(len(caption)) for condition in on_length)
-
-        return [caption for caption in captions if is_allowed(caption)]
+        kept = list(captions)
+        for condition in self.conditions:
+            if condition.name == "text":
+                kept = [caption for caption in kept if condition.holds(len(caption))]
+        return kept
 
     def reason(
         self,

@@ -222,7 +222,6 @@ def test_a_copy_that_is_damaged_is_complained_of_in_the_name_of_its_url(files, s
 # --- the order ------------------------------------------------------------------------------------
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_resuming_within_a_group_with_workers_continues_exactly(files):
     with FaultyServer(files, often("drop", 1)) as server:
         reference = read(server, 80)
