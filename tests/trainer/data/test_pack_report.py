@@ -152,7 +152,6 @@ def test_a_folder_in_the_place_of_the_page_is_named(tmp_path):
 @pytest.mark.parametrize(
     "line",
     [
-        b'{"step"',
         b"5",
         b'{"loss": 1.0}',
         b'{"step": 2, "loss": "x"}',
