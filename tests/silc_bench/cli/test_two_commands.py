@@ -49,6 +49,7 @@ def test_a_killed_command_goes_on_where_it_was(tmp_path, monkeypatch):
         sizes.append(len(args[1]))
         return encode(*args, **how)
 
+    monkeypatch.setattr("silc_bench.evaluation.features.PART_ROWS", 1)
     monkeypatch.setattr(NativeImageModel, "encode_image", counted)
     succeed(evaluate_line(tmp_path, "killed", cache))
     assert sum(sizes) == 2 * 60 - 5 * 8, "what was encoded is kept"
