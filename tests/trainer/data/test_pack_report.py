@@ -191,6 +191,8 @@ def test_the_page_does_without_a_checkpoints_damaged_words(tmp_path, page_of):
 
 
 def test_the_page_begins_with_what_the_run_said(page_of):
-    page = page_of(notes=[{"note": note} for note in ("<b>one</b>", "<b>one</b>", "two")])
+    page = page_of(
+        notes=[{"step": 1, "note": note} for note in ("<b>one</b>", "<b>one</b>", "two")]
+    )
     assert "<ul><li>&lt;b&gt;one&lt;/b&gt;</li><li>two</li></ul>" in page
     assert page.index("What the run said") < page.index("Losses")
