@@ -16,9 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from silc_bench.datasets.shapes.captions import captions
-from silc_bench.datasets.shapes.drawing import render
-from silc_bench.datasets.shapes.scenes import scene
+from silc_bench.datasets.generated.shapes.captions import captions
+from silc_bench.datasets.generated.shapes.drawing import render
+from silc_bench.datasets.generated.shapes.scenes import scene
 
 SIZES = (64, 128, 224)
 

@@ -111,9 +111,21 @@ def shapes(split: str, num_samples: int) -> Source:
     """Generated scenes at 64 pixels."""
 
     def load(data_root: Path | None, limit: int | None) -> ImageDataset:
-        from silc_bench.datasets.shapes.dataset import Shapes
+        from silc_bench.datasets.generated.shapes.dataset import Shapes
 
         return Shapes(split, num_samples, limit=limit)
+
+    return load
+
+
+def places(split: str, num_samples: int, are_things: bool = False) -> Source:
+    """Generated scenes with structure at 64 pixels, as ``Places`` or ``PlacesThings``."""
+
+    def load(data_root: Path | None, limit: int | None) -> ImageDataset:
+        from silc_bench.datasets.generated.places.dataset import Places, PlacesThings
+
+        kind = PlacesThings if are_things else Places
+        return kind(split, num_samples, limit=limit)
 
     return load
 

@@ -17,8 +17,8 @@ import torch
 from rich.console import Console
 
 from silc_bench.datasets.dataset import IGNORE
-from silc_bench.datasets.shapes.dataset import Shapes
-from silc_bench.datasets.shapes.scenes import SHAPES
+from silc_bench.datasets.generated.shapes.dataset import Shapes
+from silc_bench.datasets.generated.shapes.scenes import SHAPES
 from silc_bench.evaluation.evaluate import evaluate
 from silc_bench.evaluation.features import Extractor, choose_device
 from silc_bench.evaluation.prompts import class_embeddings, prompts_of

@@ -13,7 +13,7 @@ import pytest
 import torch
 from given import Means
 
-from silc_bench.datasets.shapes import dataset, scenes
+from silc_bench.datasets.generated.shapes import dataset, scenes
 from silc_bench.models.preprocessing import ImagePipeline
 
 SCENE, RENDERED = cache(scenes.scene), cache(dataset._rendered.__wrapped__)

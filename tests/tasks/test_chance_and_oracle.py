@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from given import extractor
 from refusals import refused
 
-from silc_bench.datasets.shapes.scenes import SHAPES
+from silc_bench.datasets.generated.shapes.scenes import SHAPES
 from silc_bench.probes import patch_knn, patch_sgd
 from silc_bench.tasks.classification import fewshot
 from silc_bench.tasks.selection import all_tasks

@@ -29,9 +29,9 @@ from typing import Any, Generic, Protocol, TypeVar
 import numpy as np
 
 from silc_bench.datasets.files import shards
-from silc_bench.datasets.shapes import captions as shapes_captions
-from silc_bench.datasets.shapes import drawing
-from silc_bench.datasets.shapes import scenes as shapes
+from silc_bench.datasets.generated.shapes import captions as shapes_captions
+from silc_bench.datasets.generated.shapes import drawing
+from silc_bench.datasets.generated.shapes import scenes as shapes
 from silc_bench.errors import DataError, UserError
 from silc_bench.trainer.config.config import DataConfig
 

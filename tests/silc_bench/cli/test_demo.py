@@ -19,7 +19,7 @@ from rich.console import Console
 
 from silc_bench.cli import run_demo as demo
 from silc_bench.datasets.dataset import IGNORE
-from silc_bench.datasets.shapes.scenes import SHAPES
+from silc_bench.datasets.generated.shapes.scenes import SHAPES
 from silc_bench.errors import RunError
 from silc_bench.models.preprocessing import ImagePipeline
 from silc_bench.results.record import load_all

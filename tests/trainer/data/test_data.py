@@ -17,7 +17,7 @@ import pytest
 import torch
 from refusals import refused
 
-from silc_bench.datasets.shapes import captions, drawing, scenes
+from silc_bench.datasets.generated.shapes import captions, drawing, scenes
 from silc_bench.errors import DataError
 from silc_bench.trainer.data.samples import decoded
 from silc_bench.trainer.data.stream import crowding

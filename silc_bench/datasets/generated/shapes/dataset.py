@@ -13,9 +13,9 @@ import numpy as np
 from PIL import Image
 
 from silc_bench.datasets.dataset import spread
-from silc_bench.datasets.shapes.captions import captions
-from silc_bench.datasets.shapes.drawing import render
-from silc_bench.datasets.shapes.scenes import PAIRS, SHAPES, VERSION, Scene, label, scene
+from silc_bench.datasets.generated.shapes.captions import captions
+from silc_bench.datasets.generated.shapes.drawing import render
+from silc_bench.datasets.generated.shapes.scenes import PAIRS, SHAPES, VERSION, Scene, label, scene
 from silc_bench.errors import UserError
 
 

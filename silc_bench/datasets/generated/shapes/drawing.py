@@ -12,18 +12,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import lru_cache
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
-from silc_bench.datasets.shapes.scenes import PAINT, REACH, TONES
+from silc_bench.datasets.generated.shapes.scenes import PAINT, REACH, TONES
+from silc_bench.datasets.generated.textures import Plane, pixel_centres, texture
 
 if TYPE_CHECKING:
-    from silc_bench.datasets.shapes.scenes import Background, Item, Scene
+    from silc_bench.datasets.generated.shapes.scenes import Background, Item, Scene
 
-Plane: TypeAlias = np.ndarray  # [H, W] float32
 BACKGROUND_CONTRAST = 20.0  # grey levels either side of the tone
 ITEM_CELL = 0.1  # period of an item's texture, in image sides: 6.4 pixels at 64
 
@@ -108,7 +107,7 @@ def render(scene: Scene, size: int) -> tuple[np.ndarray, np.ndarray]:
         raise ValueError(f"an image of shapes needs at least 16 pixels a side, not {size}")
 
     # the main object comes first in the scene and is drawn last, on top of the others
-    centres = _pixel_centres(size)
+    centres = pixel_centres(size)
     canvas = _draw_background(scene.background, centres)
     mask = np.zeros((size, size), np.uint8)
     for item in reversed(scene.objects):
@@ -117,14 +116,6 @@ def render(scene: Scene, size: int) -> tuple[np.ndarray, np.ndarray]:
     # + 0.5: the cast cuts off, and we want the nearest level
     image = (canvas + 0.5).astype(np.uint8)
     return np.ascontiguousarray(image.transpose(1, 2, 0)), mask
-
-
-@lru_cache(maxsize=8)
-def _pixel_centres(size: int) -> np.ndarray:
-    """[size] positions in image sides; read-only, as all callers share one array."""
-    centres = (np.arange(size, dtype=np.float32) + np.float32(0.5)) / np.float32(size)
-    centres.flags.writeable = False
-    return centres
 
 
 def _draw_background(background: Background, centres: np.ndarray) -> np.ndarray:
@@ -157,7 +148,7 @@ def _background_field(background: Background, centres: np.ndarray) -> Plane:
     # a and b count cells of the texture
     a = (cos / background.cell) * x + (sin / background.cell) * y
     b = (cos / background.cell) * y - (sin / background.cell) * x
-    return 2 * _texture(background.texture, a, b, background.cell * len(centres)) - 1
+    return 2 * texture(background.texture, a, b, background.cell * len(centres)) - 1
 
 
 def _speckles(noise: int, size: int) -> Plane:
@@ -193,32 +184,9 @@ def _draw_item(canvas: np.ndarray, mask: np.ndarray, item: Item, centres: np.nda
     paint = first
     if item.texture != "plain":
         cells = item.radius / ITEM_CELL
-        share = _texture(item.texture, cells * u, cells * v, ITEM_CELL * size)
+        share = texture(item.texture, cells * u, cells * v, ITEM_CELL * size)
         paint = first + (second - first) * share
 
     box = canvas[:, rows, columns]
     box += (paint - box) * cover
     mask[rows, columns][cover >= 0.5] = MASK_VALUES[item.shape]
-
-
-def _texture(name: str, a: Plane, b: Plane, cell: float) -> Plane:
-    """Where the second colour shows, 0..1.
-
-    ``a`` and ``b`` count cells; a cell is ``cell`` pixels, which makes the edges soft.
-    """
-    if name == "striped":
-        return _bands(a, cell)
-    if name == "checkered":
-        # one of the two, not both: "exclusive or" for shares
-        p, q = _bands(a, cell), _bands(b, cell)
-        return p + q - 2 * p * q
-
-    # discs around the middle of each cell
-    assert name == "dotted", name
-    p, q = a - np.floor(a) - 0.5, b - np.floor(b) - 0.5
-    return np.clip((0.3 - np.sqrt(p * p + q * q)) * cell + 0.5, 0, 1)
-
-
-def _bands(a: Plane, cell: float) -> Plane:
-    """Stripes across ``a``, half a cell wide."""
-    return np.clip((np.abs(a - np.floor(a) - 0.5) - 0.25) * cell + 0.5, 0, 1)

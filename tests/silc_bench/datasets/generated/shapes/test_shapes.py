@@ -14,10 +14,10 @@ from PIL import Image, ImageDraw
 from refusals import refused
 
 from silc_bench.datasets.dataset import ImageDataset, spread
-from silc_bench.datasets.shapes.captions import captions
-from silc_bench.datasets.shapes.dataset import Shapes
-from silc_bench.datasets.shapes.drawing import render
-from silc_bench.datasets.shapes.scenes import (
+from silc_bench.datasets.generated.shapes.captions import captions
+from silc_bench.datasets.generated.shapes.dataset import Shapes
+from silc_bench.datasets.generated.shapes.drawing import render
+from silc_bench.datasets.generated.shapes.scenes import (
     BACKGROUNDS,
     COLORS,
     PAINT,

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from silc_bench.datasets.shapes.scenes import Item, Scene
+    from silc_bench.datasets.generated.shapes.scenes import Item, Scene
 
 OPENINGS = ("a photo of ", "a picture of ", "an image of ", "")
 AT = {"top": "at the top", "middle": "in the middle", "bottom": "at the bottom"}

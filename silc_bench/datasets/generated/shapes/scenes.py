@@ -16,12 +16,9 @@ split "unseen" every main object is one of them: compositional zero-shot, measur
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
-from silc_bench.errors import UserError, unknown_name
+from silc_bench.datasets.generated.draws import Draws
 
 VERSION = 1  # raised by any change that moves a pixel, a caption or a label
 
@@ -114,7 +111,7 @@ def scene(seed: int, split: str, index: int) -> Scene:
         UserError: an unknown split, or a seed or index outside 0..2**63 - 1.
     """
     # the order of the draws is part of the data: another order makes other scenes
-    draw = _Draws(seed, split, index)
+    draw = Draws("shapes", SPLITS, seed, split, index)
     items = [_main_item(draw, UNSEEN if split == "unseen" else SEEN)]
     for _ in range(OTHERS[draw.below(len(OTHERS))]):
         other = _other_item(draw, items)
@@ -138,45 +135,7 @@ def label(scene: Scene) -> int:
     return COLORS.index(main.color) * len(SHAPES) + SHAPES.index(main.shape)
 
 
-class _Draws:
-    """Random numbers of one sample, from raw Philox words.
-
-    numpy promises that these words never change, and promises nothing of its distributions.
-    """
-
-    def __init__(self, seed: int, split: str, index: int) -> None:
-        if split not in SPLITS:
-            raise unknown_name("split", split, SPLITS, about="shapes")
-        if not (0 <= seed < 2**63 and 0 <= index < 2**63):
-            problem = f"the seed {seed} or the index {index} is out of range"
-            raise UserError(problem, about="shapes", fix="give numbers from 0 to 2**63 - 1")
-
-        # the index in the highest word of the counter: streams of two samples never meet
-        words = np.random.Philox(key=(seed, SPLITS.index(split)), counter=(0, 0, 0, index))
-        self._words = self._stream(words)
-
-    @staticmethod
-    def _stream(words: np.random.Philox) -> Iterator[int]:
-        while True:
-            yield from words.random_raw(64).tolist()
-
-    def bits(self) -> int:
-        """64 random bits."""
-        return next(self._words)
-
-    def below(self, n: int) -> int:
-        """One of 0..n-1, by the high word of a product: no division, no rejected draws."""
-        return next(self._words) * n >> 64
-
-    def between(self, low: float, high: float) -> float:
-        # 53 bits: as many as a float64 holds exactly
-        return low + (high - low) * ((next(self._words) >> 11) * 2.0**-53)
-
-    def choice(self, options: Sequence[str]) -> str:
-        return options[self.below(len(options))]
-
-
-def _main_item(draw: _Draws, pairs: tuple[str, ...]) -> Item:
+def _main_item(draw: Draws, pairs: tuple[str, ...]) -> Item:
     color, shape = draw.choice(pairs).split()
     size = draw.choice(tuple(MAIN_SIZES))
     radius = draw.between(*MAIN_SIZES[size])
@@ -190,7 +149,7 @@ def _main_item(draw: _Draws, pairs: tuple[str, ...]) -> Item:
     return _finish(draw, color, shape, size, place, cx, cy, radius)
 
 
-def _other_item(draw: _Draws, items: list[Item]) -> Item | None:
+def _other_item(draw: Draws, items: list[Item]) -> Item | None:
     """A smaller object of another colour and shape; None where there is no room for it."""
     while True:
         color, shape = draw.choice(SEEN).split()
@@ -218,7 +177,7 @@ def _other_item(draw: _Draws, items: list[Item]) -> Item | None:
 
 
 def _finish(
-    draw: _Draws, color: str, shape: str, size: str, place: str, cx: float, cy: float, radius: float
+    draw: Draws, color: str, shape: str, size: str, place: str, cx: float, cy: float, radius: float
 ) -> Item:
     """The rest of an object, drawn alike for main and other ones."""
     texture = draw.choice(TEXTURES)
