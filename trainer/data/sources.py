@@ -1,6 +1,7 @@
 """What ``data.source`` means: one word a source, or a mixture of them.
 
     shapes                                  generated scenes, endless
+    places:num_pairs=1024,cooccurrence=0.9  generated scenes with structure, endless or so many
     DIR, DIR/*.tar, DIR/{000..009}.tar      webdataset shards; several patterns with spaces between
                                             them are one source
     https://HOST/{000..099}.tar, s3://...   the same behind a URL, and gs://, hf://
@@ -29,6 +30,7 @@ from silc_bench.datasets.files.shards import Damage
 from silc_bench.datasets.layouts import ENDINGS
 from silc_bench.errors import UserError
 from silc_bench.trainer.config.config import DataConfig
+from silc_bench.trainer.data import places
 from silc_bench.trainer.data.lists import ListedReader
 from silc_bench.trainer.data.samples import MIXTURE, LastTwo, Reader, ShapesReader, random_words
 from silc_bench.trainer.data.shards import ShardsReader
@@ -85,6 +87,8 @@ def _weighted(part: str, source: str) -> tuple[float | None, str]:
 
 
 def _open(source: str, config: DataConfig, damage: Damage) -> Reader:
+    if source == places.NAME or source.startswith(f"{places.NAME}:"):
+        return places.PlacesReader(source, config)
     if source == "shapes":
         return ShapesReader(config)
 

@@ -1,0 +1,104 @@
+"""``places`` as a source of training: ``places`` or ``places:num_pairs=1024,cooccurrence=0.9``.
+
+Entry p is scene p of the split "train" and one caption of it; with ``num_pairs`` there are so many
+pairs, each with one caption for good, shuffled anew in each epoch, as in a set of alt texts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from silc_bench.datasets.generated.places.captions import MAX_CAPTIONS, caption
+from silc_bench.datasets.generated.places.drawing import SMALLEST, render
+from silc_bench.datasets.generated.places.scenes import Scene, World, scene
+from silc_bench.errors import UserError, unknown_name
+from silc_bench.trainer.config.config import DataConfig
+from silc_bench.trainer.data.samples import (
+    LARGEST_SCENE,
+    ORDER,
+    LastTwo,
+    random_words,
+    shuffled,
+)
+
+NAME = "places"
+SHARES = ("cooccurrence", "own_color", "caption_noise", "named")
+
+
+def world_of(word: str) -> World:
+    """``places:NAME=VALUE,...`` -> the dials. Raises UserError for unknown names and values."""
+    world = World()
+    dials = word.removeprefix(NAME).removeprefix(":")
+    for item in dials.split(",") if dials else ():
+        name, _, value = item.partition("=")
+        if name not in (*SHARES, "num_pairs"):
+            raise unknown_name("dial", name, (*SHARES, "num_pairs"), about=f"data {word!r}")
+        try:
+            number = int(value) if name == "num_pairs" else float(value)
+        except ValueError:
+            number = -1
+        if number < 0 or (name in SHARES and number > 1) or (name == "num_pairs" and number < 2):
+            rule = "a whole number from 2" if name == "num_pairs" else "a share from 0 to 1"
+            raise UserError(
+                f"{value!r} is not {rule}", about=f"data {word!r}: {name}", fix=f"give {rule}"
+            )
+        changes: dict[str, Any] = {name: number}
+        world = dataclasses.replace(world, **changes)
+    return world
+
+
+class PlacesReader:
+    """UserError for filters, which scenes cannot meet, and for images that are too small."""
+
+    def __init__(self, word: str, config: DataConfig) -> None:
+        self._world = world_of(word)
+        if config.filters:
+            raise UserError(
+                "scenes are generated as they come, without columns",
+                about=f"data.filters={config.filters!r}",
+                fix="leave the filters out, or places",
+            )
+        if config.decode_size < SMALLEST:
+            raise UserError(
+                "too small for places",
+                about=f"data.decode_size={config.decode_size}",
+                fix=f"at least {SMALLEST}",
+            )
+        self._seed = config.seed
+        self._size = min(config.decode_size, LARGEST_SCENE)
+        self.num_samples = self._world.num_pairs
+        self._orders = LastTwo(self._order)
+
+    def describe(self) -> str:
+        count = "endless" if self.num_samples is None else f"{self.num_samples:,} pairs"
+        return f"places (generated, {count}, seed {self._seed})"
+
+    def text(self, position: int) -> str:
+        number, scene = self._at(position)
+        return caption(scene, self._world, number, is_noisy=True)
+
+    def image(self, position: int) -> np.ndarray:
+        return render(self._at(position)[1], self._size)[0]
+
+    def _order(self, epoch: int) -> np.ndarray:
+        assert self.num_samples is not None
+        return shuffled(self._seed, epoch, self.num_samples)
+
+    def _at(self, position: int) -> tuple[int, Scene]:
+        """(number of the caption, scene) of an entry."""
+        if self.num_samples is None:
+            word = random_words(self._seed, ORDER, position, 1)[0]
+            return int(word % MAX_CAPTIONS), _scene(self._world, self._seed, position)
+        epoch, place = divmod(position, self.num_samples)
+        index = int(self._orders[epoch][place])
+        return 0, _scene(self._world, self._seed, index)
+
+
+# One scene is enough: text and image of an entry are asked for one after the other.
+@lru_cache(maxsize=1)
+def _scene(world: World, seed: int, index: int) -> Scene:
+    return scene(world, seed, "train", index)
