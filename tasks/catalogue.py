@@ -14,12 +14,20 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterable
 
+from silc_bench.datasets.generated.places.scenes import GROUND_NAMES, KIND_NAMES, SKY_NAMES
 from silc_bench.datasets.own_data import OwnData, OwnMasks, parse, read_classes
 from silc_bench.datasets.public.load import SETS
 from silc_bench.errors import UserError, unknown_name
 from silc_bench.evaluation.prompts import Prompts, prompts_of
 from silc_bench.task import Task, register
-from silc_bench.tasks.sources import NamedSource, OwnSource, SourcedTask, TaskData, shapes
+from silc_bench.tasks.sources import (
+    NamedSource,
+    OwnSource,
+    SourcedTask,
+    TaskData,
+    places,
+    shapes,
+)
 
 # Family -> its class, below silc_bench.tasks; a name, so that a new family is one line.
 CLASSES = {
@@ -36,6 +44,13 @@ CLASSES = {
     "segmentation_sgd": "dense.segmentation_probes:SgdSegmentation",
     "segmentation_knn": "dense.segmentation_probes:KnnSegmentation",
 }
+
+
+# a caption of places says "a boat", but "water" and "clouds"
+PLACES_WORDS = tuple(
+    (f"a {name}",) if name in KIND_NAMES else (name,)
+    for name in (*KIND_NAMES, *GROUND_NAMES, *SKY_NAMES)
+)
 
 
 def _class_at(place: str) -> type[SourcedTask]:
@@ -80,6 +95,27 @@ def _registered() -> Iterable[Task]:
     prompts = prompts_of("shapes_segmentation")
     masked = TaskData("shapes", scenes, prompts, scores_background=False)
     yield from measure(masked, allowed({"masks", "train", "background"}))
+
+    yield from _of_places("places", are_things=False)
+    yield from _of_places("places_things", are_things=True)
+
+
+def _of_places(name: str, are_things: bool) -> Iterable[Task]:
+    """Of the scenes with structure: by place with things and stuff, or by thing with things."""
+    labelled = {
+        "train": places("train", 2000, are_things),
+        "test": places("test", 1000, are_things),
+    }
+    holds = {"labels", "train"} | ({"captions"} if name == "places" else set())
+    yield from measure(TaskData(name, labelled, prompts_of(name)), allowed(holds))
+
+    masked = {"train": places("train", 1000, are_things), "test": places("test", 500, are_things)}
+    words = (("",), *PLACES_WORDS[: len(KIND_NAMES)]) if are_things else PLACES_WORDS
+    data = TaskData(
+        name, masked, prompts_of("places_segmentation"), words, scores_background=not are_things
+    )
+    holds = {"masks", "train"} | ({"background"} if are_things else set())
+    yield from measure(data, allowed(holds))
 
 
 for _task in _registered():
