@@ -73,6 +73,8 @@ def train_step(state: TrainState, batch: Batch) -> dict[str, Tensor]:
     with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
         if is_taught:
             targets = teacher.targets(views, masked, config.micro_batch)
+            if config.distillation.is_shuffled:  # a control: no image gets its own targets
+                targets = targets.shuffled(config.seed, step)
         out = state.forward(views, tokens, masked, is_taught)
 
     # SILC: contrastive + weight * distillation, of the student's local crops (with local+global:

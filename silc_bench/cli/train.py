@@ -31,21 +31,26 @@ def train(
     preset: Annotated[
         str,
         typer.Option(
-            help="shapes_tiny, cifar_tiny, b16, l16, so400m, g16, siglip2_dense, tips, silc_star."
+            help="shapes_tiny, cifar_tiny, places_tiny, b16, l16, so400m, g16, siglip2_dense, tips,"
+            " silc_star."
         ),
     ] = "shapes_tiny",
     data: Annotated[
         str | None,
         typer.Option(
-            help='"shapes", shards ("DIR/{000..009}.tar", "s3://..."), LIST.jsonl, a folder,'
-            ' or "3 * A | 1 * B".'
+            help='"shapes", "places:num_pairs=4096", shards ("DIR/{000..009}.tar", "s3://..."),'
+            ' LIST.jsonl, a folder, or "3 * A | 1 * B".'
         ),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder of the run; runs/PRESET-OBJECTIVE if not given.")
     ] = None,
     objective: Annotated[
-        str, typer.Option(help="silc, contrastive+views or contrastive: the steps of the ablation.")
+        str,
+        typer.Option(
+            help="silc, contrastive+views or contrastive: the steps of the ablation;"
+            " silc+frozen, silc+shuffled: its controls."
+        ),
     ] = "silc",
     samples: Annotated[int | None, typer.Option(help="Images seen in the whole run.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of weights, views and data order.")] = None,

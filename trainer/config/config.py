@@ -139,6 +139,8 @@ class DistillationConfig:
     ema_momentum: float = 0.966  # of the teacher
     # "fixed" (one value for the whole run) or "cosine" (half a cosine from there to 1)
     ema_schedule: str = "fixed"
+    # each image gets the targets of another one: a control, see CONTROLS
+    is_shuffled: bool = False
     # batch that ema_momentum is meant for: 1 - m is scaled with batch_size; 0: never scaled
     ema_batch: int = 0
 
@@ -252,6 +254,11 @@ class Config:
     def name(self) -> str:
         return f"{self.preset}-{self.objective}"
 
+    @property
+    def is_silc(self) -> bool:
+        """Whether it distils: silc, or a control of it."""
+        return self.objective == "silc" or self.objective in CONTROLS
+
 
 FORMS = {int: "a whole number", float: "a number", bool: "true or false"}  # of a field's type
 OTHER_VERSION = "read it with the version of silc-bench that wrote it"
@@ -268,7 +275,13 @@ LOSSES = {
     "sigmoid": Loss("sigmoid_loss", has_bias=True),
     "softmax": Loss("softmax_loss", has_bias=False),
 }
-OBJECTIVES = ("silc", "contrastive+views", "contrastive")
+# What a study must hold against silc, and no recipe: a teacher that keeps its first, random
+# weights, and targets of another image. A gain that they share with silc is no self-distillation.
+CONTROLS: dict[str, dict[str, Any]] = {
+    "silc+frozen": {"distillation.ema_momentum": 1.0, "distillation.ema_schedule": "fixed"},
+    "silc+shuffled": {"distillation.is_shuffled": True},
+}
+OBJECTIVES = ("silc", "contrastive+views", "contrastive", *CONTROLS)
 CHOICES = {
     "vision.gelu": ("tanh", "exact"),
     "text.gelu": ("tanh", "exact"),
@@ -453,13 +466,14 @@ RULES = (
 def apply_objective(config: Config, objective: str) -> Config:
     """A step of the ablation: "contrastive" -> "contrastive+views" -> "silc".
 
-    Each step is the next one with a part taken away.
+    Each step is the next one with a part taken away. Or one of CONTROLS: silc with a part made
+    meaningless.
     """
     if objective not in OBJECTIVES:
         raise unknown_name("objective", objective, OBJECTIVES)
 
-    config = changed(config, {"objective": objective})
-    if objective != "silc":
+    config = changed(config, {"objective": objective, **CONTROLS.get(objective, {})})
+    if not config.is_silc:
         config = without_heads(config)
     if objective == "contrastive":
         config = changed(config, {"contrastive.images": "original"})

@@ -41,7 +41,7 @@ IDLE = (
     # one: under the other objectives the field is idle by right.
     Idle(
         ("masked.ratio",),
-        lambda c: c.objective == "silc" and c.masked.weight == 0,
+        lambda c: c.is_silc and c.masked.weight == 0,
         "masked.weight is 0",
     ),
     Idle(("views.jitter",), lambda c: c.views.jitter_prob == 0, "views.jitter_prob is 0"),

@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
@@ -30,6 +31,21 @@ class Taught(NamedTuple):
 
     views: Targets | None  # of the global views, [T, B, K]
     patches: Targets | None  # of their masked places, [1, T * B * n, K]
+
+    def shuffled(self, seed: int, step: int) -> Taught:
+        """Each image of this rank gets the targets of another one; patches have none.
+
+        The permutation is one cycle through all images, drawn by seed and step.
+        """
+        assert self.views is not None
+        order = np.random.default_rng([seed, step]).permutation(self.views.features.shape[1])
+        giver = np.empty_like(order)
+        giver[order] = np.roll(order, 1)
+        index = torch.from_numpy(giver).to(self.views.features.device)
+        views = self.views._replace(
+            features=self.views.features[:, index], normalizers=self.views.normalizers[:, index]
+        )
+        return Taught(views, None)
 
 
 class Teacher(nn.Module):

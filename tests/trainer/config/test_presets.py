@@ -178,8 +178,11 @@ def test_the_seed_names_the_whole_run():
     assert configure("shapes_tiny", "silc", seed=0) == configure("shapes_tiny", "silc")
 
 
-def test_only_shapes_tiny_brings_its_data():
-    assert {name for name in PRESETS if configure(name, "silc").data.source} == {"shapes_tiny"}
+def test_only_presets_of_generated_scenes_bring_their_data():
+    assert {name for name in PRESETS if configure(name, "silc").data.source} == {
+        "shapes_tiny",
+        "places_tiny",
+    }
 
 
 @pytest.mark.parametrize("samples", [0, 63])
