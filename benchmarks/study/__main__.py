@@ -1,0 +1,300 @@
+"""Does self-distillation help where parts predict wholes? Asked on ``places``, with controls.
+
+The rule, written down before the runs: SILC's claim holds in a setting if the difference
+"silc - contrastive+views" AND the difference "silc - silc+frozen" exclude 0 (95 %
+intervals, paired by seed) on linear segmentation of things and stuff and on zero-shot segmentation
+of things and stuff.
+
+The arms run on one code path. Two are controls: a teacher that keeps its first, random weights, and
+targets that belong to another image. A gain that they share is no self-distillation. Learning rate
+and clipping are chosen for each arm by itself, on "val", with seeds that are not reported.
+
+Flow: ``tune`` trains each arm with each setting of GRID -> ``run`` trains each arm with its best
+setting and eight seeds, and measures it on "test" -> ``report`` writes table and verdict. Each
+finished run is a line of a file; the commands go on where they stopped.
+
+    python benchmarks/study --quick                            # all of it, very small
+    python benchmarks/study tune --out runs/study --setting 1024
+    python benchmarks/study run --out runs/study --setting 1024
+    python benchmarks/study report --out runs/study --setting 1024
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from statistics import mean, stdev
+
+HERE = Path(__file__).parent
+ARMS = ("contrastive", "contrastive+views", "silc", "silc+frozen", "silc+shuffled")  # objectives
+SETTINGS = {  # (source, images seen by a run)
+    "1024": ("places:num_pairs=1024", 38_400),
+    "4096": ("places:num_pairs=4096", 38_400),
+    "endless": ("places", 38_400),
+}
+GRID = tuple(itertools.product(("5e-4", "1e-3", "2e-3"), ("0.3", "1.0")))  # optim.lr, clip_norm
+TUNING_SEEDS = (100, 101)
+SEEDS = tuple(range(8))
+MEASURES = {  # column: (task, metric)
+    "linear things+stuff": ("places/segmentation_linear", "mIoU"),
+    "zero-shot things+stuff": ("places/segmentation_zeroshot", "mIoU"),
+    "linear things": ("places_things/segmentation_linear", "mIoU"),
+    "zero-shot things": ("places_things/segmentation_zeroshot", "mIoU"),
+    "correspondence": ("places/correspondence", "patch_recall@1"),
+    "discovery": ("places_things/discovery", "foreground_iou"),
+    "zero-shot place": ("places/zeroshot", "acc1"),
+    "zero-shot thing": ("places_things/zeroshot", "acc1"),
+    "kNN place": ("places/knn", "acc1_20nn"),
+}
+DECISIVE = ("linear things+stuff", "zero-shot things+stuff")
+AGAINST = ("contrastive+views", "silc+frozen")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", nargs="?", choices=("tune", "run", "report", "job"))
+    parser.add_argument("--quick", action="store_true", help="everything, two seeds, few images")
+    parser.add_argument("--setting", choices=SETTINGS, default="1024")
+    parser.add_argument("--out", type=Path, default=Path("runs/study"))
+    parser.add_argument("--processes", type=int, default=2, help="runs at a time, one thread each")
+    parser.add_argument("--samples", type=int, help="images of a run; the setting's if not given")
+    parser.add_argument("--seeds", type=int, default=len(SEEDS))
+    parser.add_argument("--job", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.what == "job":
+        run_job(json.loads(args.job))
+        return
+    if args.quick:
+        args.out, args.samples, args.seeds = Path("runs/study_quick"), 3200, 2
+    what = ("tune", "run", "report") if args.quick else (args.what or parser.error("what?"),)
+    for step in what:
+        {"tune": tune, "run": run, "report": report}[step](args)
+
+
+def tune(args: argparse.Namespace) -> None:
+    """Each arm with each setting of the grid, on "val"."""
+    grid = GRID[2:4] if args.quick else GRID
+    seeds = TUNING_SEEDS[:1] if args.quick else TUNING_SEEDS
+    carry_out(
+        args,
+        "tune",
+        [
+            job(args, arm, seed, lr, clip, "val")
+            for seed, (lr, clip), arm in itertools.product(seeds, grid, ARMS)
+        ],
+    )
+    for arm, (lr, clip) in best(args).items():
+        print(f"{arm}: optim.lr={lr} optim.clip_norm={clip}")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Each arm with its best setting, on "test"."""
+    chosen = best(args)
+    carry_out(
+        args,
+        "run",
+        [
+            job(args, arm, seed, *chosen[arm], "test")
+            for seed, arm in itertools.product(SEEDS[: args.seeds], ARMS)
+        ],
+    )
+
+
+def best(args: argparse.Namespace) -> dict[str, tuple[str, str]]:
+    """Of each arm the setting whose decisive measures are highest on "val", summed."""
+    scores: dict[str, dict[tuple[str, str], list[float]]] = {}
+    for row in rows(args, "tune"):
+        value = sum(row["student"][name] for name in DECISIVE)
+        scores.setdefault(row["arm"], {}).setdefault((row["lr"], row["clip"]), []).append(value)
+    return {
+        arm: max(by_setting, key=lambda setting: mean(by_setting[setting]))
+        for arm, by_setting in scores.items()
+    }
+
+
+def job(
+    args: argparse.Namespace, arm: str, seed: int, lr: str, clip: str, split: str
+) -> dict[str, object]:
+    source, samples = SETTINGS[args.setting]
+    return {
+        "setting": args.setting,
+        "source": source,
+        "samples": args.samples or samples,
+        "arm": arm,
+        "seed": seed,
+        "lr": lr,
+        "clip": clip,
+        "split": split,
+    }
+
+
+def carry_out(args: argparse.Namespace, step: str, jobs: list[dict[str, object]]) -> None:
+    """Run the jobs that have no line yet; a line is added when its run has ended."""
+    path = lines_of(args, step)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    done = [{name: row[name] for name in jobs[0]} for row in rows(args, step)]
+    waiting = [one for one in jobs if one not in done]
+    print(f"{step} {args.setting}: {len(jobs) - len(waiting)} of {len(jobs)} runs are there")
+
+    def start(number: int) -> None:
+        one = waiting[number]
+        folder = (
+            args.out / args.setting / step / f"{one['arm']}-{one['seed']}-{one['lr']}-{one['clip']}"
+        )
+        command = [
+            sys.executable,
+            str(HERE),
+            "job",
+            "--job",
+            json.dumps(one | {"folder": str(folder)}),
+        ]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        answer = subprocess.run(command, env=environment, capture_output=True, text=True)
+        if answer.returncode:
+            sys.exit(f"{one}\n{answer.stdout[-2000:]}\n{answer.stderr[-4000:]}")
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(answer.stdout.splitlines()[-1] + "\n")
+        print(f"{number + 1} of {len(waiting)}: {one['arm']}, seed {one['seed']}", flush=True)
+
+    with ThreadPoolExecutor(args.processes) as pool:
+        list(pool.map(start, range(len(waiting))))
+
+
+def run_job(one: dict[str, str]) -> None:
+    """Train, measure, and print the line of the run."""
+    from silc_bench.cli.app import app
+
+    folder = Path(one["folder"])
+    sets = (f"optim.lr={one['lr']}", f"optim.clip_norm={one['clip']}")
+    command = ["train", "--preset", "places_tiny", "--objective", one["arm"]]
+    command += ["--data", one["source"], "--samples", str(one["samples"])]
+    command += ["--seed", str(one["seed"]), "--out", str(folder)]
+    for item in sets:
+        command += ["--set", item]
+    if (folder / "checkpoints").exists():
+        command.append("--resume")
+    began = time.process_time()
+    app(command, standalone_mode=False)
+    seconds = time.process_time() - began
+
+    suffix = "" if one["split"] == "test" else f"_{one['split']}"
+    if suffix:
+        register_on(one["split"], suffix)
+    row = {name: one[name] for name in one if name != "folder"} | {"train_seconds": seconds}
+    branches = ("student", "teacher") if one["arm"].startswith("silc") else ("student",)
+    for branch in branches:
+        results = folder / f"records-{branch}"
+        tasks = ",".join(task.replace("/", f"{suffix}/") for task, _ in MEASURES.values())
+        app(
+            ["eval", "--ckpt", f"{folder}:{branch}", "--tasks", tasks, "--results", str(results)],
+            standalone_mode=False,
+        )
+        row[branch] = dict(measured(results, suffix))
+    print(json.dumps(row))
+
+
+def measured(results: Path, suffix: str) -> Iterable[tuple[str, float]]:
+    records = [json.loads(path.read_text()) for path in results.rglob("*.json")]
+    by_task = {record["task"]["name"]: record["metrics"] for record in records}
+    for column, (task, metric) in MEASURES.items():
+        yield column, by_task[task.replace("/", f"{suffix}/")][metric]
+
+
+def register_on(split: str, suffix: str) -> None:
+    """The tasks of ``places`` on another split, for this process alone."""
+    from dataclasses import replace
+
+    from silc_bench.task import register
+    from silc_bench.tasks.selection import all_tasks
+    from silc_bench.tasks.sources import places
+
+    for name, task in list(all_tasks().items()):
+        dataset, _, family = name.partition("/")
+        if dataset in ("places", "places_things"):
+            count = 1000 if family in ("zeroshot", "knn") else 500
+            test = places(split, count, are_things=dataset == "places_things")
+            sources = task.sources | {"test": test}
+            register(replace(task, name=f"{dataset}{suffix}/{family}", sources=sources))
+
+
+def lines_of(args: argparse.Namespace, step: str) -> Path:
+    return args.out / f"{args.setting}-{step}.jsonl"
+
+
+def rows(args: argparse.Namespace, step: str) -> list[dict]:
+    path = lines_of(args, step)
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def report(args: argparse.Namespace) -> None:
+    """The table of all arms, the differences, and what follows from the rule."""
+    from scipy import stats
+
+    found = rows(args, "run")
+    text = [f"# places, {args.setting} pairs" if args.setting.isdigit() else "# places, endless"]
+    for branch in ("student", "teacher"):
+        arms = [arm for arm in ARMS if any(row["arm"] == arm and branch in row for row in found)]
+        text += ["", f"{branch}, percent, mean ± half of the 95 % interval over seeds:", ""]
+        text += [
+            "| arm | seeds | " + " | ".join(MEASURES) + " |",
+            "|---" * (len(MEASURES) + 2) + "|",
+        ]
+        for arm in arms:
+            values = by_seed(found, arm, branch)
+            cells = [interval([100 * row[name] for row in values.values()]) for name in MEASURES]
+            text.append(f"| {arm} | {len(values)} | " + " | ".join(cells) + " |")
+
+    text += ["", "Differences of students, paired by seed; **bold** excludes 0:", ""]
+    text += [
+        "| difference | seeds | " + " | ".join(MEASURES) + " |",
+        "|---" * (len(MEASURES) + 2) + "|",
+    ]
+    holds = []
+    silc = by_seed(found, "silc", "student")
+    for arm in ARMS:
+        other = by_seed(found, arm, "student")
+        seeds = sorted(set(silc) & set(other))
+        if arm == "silc" or len(seeds) < 2:
+            continue
+        cells = []
+        for name in MEASURES:
+            differences = [100 * (silc[seed][name] - other[seed][name]) for seed in seeds]
+            half = stats.t.ppf(0.975, len(seeds) - 1) * stdev(differences) / len(seeds) ** 0.5
+            cell = f"{mean(differences):+.1f} ± {half:.1f}"
+            excludes = abs(mean(differences)) > half
+            cells.append(f"**{cell}**" if excludes else cell)
+            if arm in AGAINST and name in DECISIVE:
+                holds.append(excludes and mean(differences) > 0)
+        text.append(f"| silc - {arm} | {len(seeds)} | " + " | ".join(cells) + " |")
+    verdict = "holds" if len(holds) == 4 and all(holds) else "does not hold"
+    text += ["", f"By the rule written in the script, SILC's claim **{verdict}** in this setting."]
+    path = args.out / f"{args.setting}.md"
+    path.write_text("\n".join(text) + "\n", encoding="utf-8")
+    print("\n".join(text))
+
+
+def by_seed(found: list[dict], arm: str, branch: str) -> dict[int, dict[str, float]]:
+    return {row["seed"]: row[branch] for row in found if row["arm"] == arm and branch in row}
+
+
+def interval(values: list[float]) -> str:
+    from scipy import stats
+
+    if len(values) < 2:
+        return f"{mean(values):.1f}"
+    half = stats.t.ppf(0.975, len(values) - 1) * stdev(values) / len(values) ** 0.5
+    return f"{mean(values):.1f} ± {half:.1f}"
+
+
+if __name__ == "__main__":
+    main()
