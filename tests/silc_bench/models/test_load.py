@@ -14,7 +14,7 @@ from PIL import Image
 from refusals import refused
 
 from silc_bench.models.interface import DenseModel, ImageTextModel, lacking_of, libraries_of
-from silc_bench.models.load import ADAPTERS, Adapter, load_model
+from silc_bench.models.load import load_model
 from silc_bench.models.preprocessing import ImagePipeline
 from silc_bench.models.weights.revision import revision_of
 from silc_bench.trainer.checkpoints import file as checkpoint
@@ -311,68 +311,3 @@ def test_without_a_library_its_extra_is_named(monkeypatch, kind, package):
     with refused(about=kind) as caught:
         load_model(f"{kind}:anything")
     assert caught.value.fix == f"pip install 'silc-bench[{kind}]'"
-
-
-# ---- a family of your own ----
-
-TOY = """
-import json
-
-import torch
-from silc_bench.models.adapters.loaded import LoadedModel
-from silc_bench.models.preprocessing import ImagePipeline
-
-
-class ToyModel(LoadedModel):
-    libraries = ()
-    logit_scale, logit_bias = 10.0, 0.0
-    text_protocol = {"cleaning": "none", "length": 8}
-
-    def tokenize(self, texts):
-        rows = [list(text.encode()[:8].ljust(8)) for text in texts]
-        return torch.tensor(rows).view(-1, 8)
-
-    def encode_text(self, tokens):
-        return self.network["text"](tokens).mean(dim=1)
-
-
-class ToyTower:
-    step = 1  # any size
-    lacking = {"dense": "it sees one color an image"}
-
-    def __init__(self, linear):
-        self.linear = linear
-        self.feature_points = {"pooled": linear.out_features}
-
-    def encode(self, images, point):
-        return self.linear(images.mean(dim=(2, 3)))
-
-
-def load(rest):
-    with open(f"{rest}/config.json") as file:
-        config = json.load(file)
-    dim = config["dim"]
-    parts = {"image": torch.nn.Linear(3, dim), "text": torch.nn.Embedding(256, dim)}
-    network = torch.nn.ModuleDict(parts)
-    network.load_state_dict(torch.load(f"{rest}/weights.pt", weights_only=True))
-    pipeline = ImagePipeline(config["size"], mean=(0.5,) * 3, std=(0.5,) * 3)
-    return ToyModel(f"toy:{rest}", network, ToyTower(parts["image"]), pipeline, parts, {})
-"""
-
-
-def test_a_family_is_one_file_and_one_line(tmp_path, monkeypatch):
-    (tmp_path / "toy_family.py").write_text(TOY)
-    (tmp_path / "config.json").write_text('{"dim": 6, "size": 4}')
-    parts = {"image": torch.nn.Linear(3, 6), "text": torch.nn.Embedding(256, 6)}
-    torch.save(torch.nn.ModuleDict(parts).state_dict(), tmp_path / "weights.pt")
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setitem(ADAPTERS, "toy", Adapter("toy_family", "FOLDER"))
-    model = load_model(f"toy:{tmp_path}")
-    assert isinstance(model, ImageTextModel)
-    assert not isinstance(model, DenseModel)
-    images = torch.rand(2, 3, 4, 4)
-    assert torch.equal(model.encode_image(images), parts["image"](images.mean(dim=(2, 3))))
-    assert model.encode_text(model.tokenize(["a", "b"])).shape == (2, 6)
-    assert "dense" in lacking_of(model)
-    with refused(about=f"--arch toy:{tmp_path}"):
-        load_model(str(tmp_path), f"toy:{tmp_path}")

@@ -4,10 +4,9 @@ import open_clip.loss
 import pytest
 import torch
 import torch.nn.functional as F
-from on_ranks import first_batches, train
 from runs import close, value_and_gradients
 
-from silc_bench.trainer.config.config import LOSSES, Loss
+from silc_bench.trainer.config.config import LOSSES
 from silc_bench.trainer.silc import losses
 
 SCALARS = [torch.tensor(10.0), torch.tensor(-10.0)]
@@ -90,18 +89,3 @@ def test_bf16_inputs_are_computed_in_fp32(loss):
 
 def test_large_logits_do_not_overflow(loss):
     assert loss(*features(4, 8, seed=0, scale=1e4), torch.tensor(1000.0), SCALARS[1]).isfinite()
-
-
-def cosine_loss(image_features, text_features, scale, bias):
-    """1 - cosine of each pair; the scale has no part in it, but keeps its gradient."""
-    images, texts = losses.unit(image_features), losses.unit(text_features)
-    return (1 - (images * texts).sum(-1)).mean() + 0 * scale
-
-
-def test_a_new_loss_is_a_function_and_a_line(tiny, monkeypatch):
-    monkeypatch.setattr(losses, "cosine_loss", cosine_loss, raising=False)
-    monkeypatch.setitem(LOSSES, "cosine", Loss("cosine_loss", has_bias=False))
-    config = tiny(contrastive={"loss": "cosine"}, optim={"lr": 1e-2})
-    values, _, student, *_ = train(config, *first_batches(config, 4))
-    assert values[-1]["contrastive"] < values[0]["contrastive"]
-    assert student["logit_bias"] == 0

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
-from oxford_pets import ENTRIES
 from refusals import refused
 
 from silc_bench.datasets.public.cifar import CIFAR10_NAMES, CLASS_NAMES
@@ -96,24 +93,3 @@ def test_an_archive_is_to_be_unpacked(tmp_path, refuses, archive, name, line):
 
 
 # ---- a set more is one file ----
-
-
-def test_a_set_more(make, tmp_path, monkeypatch, refuses):
-    """Of the layout of Oxford Pets, three breeds; the list has another order than the names."""
-    (pets,) = ENTRIES
-    monkeypatch.setitem(SETS, pets.name, pets)
-    for split, size in (("test", 3), ("train", 4)):
-        monkeypatch.setitem(pets.splits, split, replace(pets.splits[split], images=size, classes=3))
-    stems = ("Abyssinian_1", "american_bulldog_7", "Bengal_100")
-    listed = b"# Image CLASS-ID SPECIES BREED\nBengal_100 3 1 2\nAbyssinian_1 1 1 1\n"
-    files = [(f"images/{stem}.jpg", make.image(label)) for label, stem in enumerate(stems)]
-    files.append(("annotations/test.txt", listed + b"american_bulldog_7 2 2 1\n"))
-    files.append(("annotations/trainval.txt", listed + b"american_bulldog_8 2 2 1\n"))
-    make.tree(tmp_path / "oxford-iiit-pet", files)
-
-    data = load("oxford_pets", "test", tmp_path)
-    assert data.class_names == ("abyssinian", "american bulldog", "bengal")
-    assert data.labels.tolist() == [make.label_of(data.image(i)) for i in range(3)] == [2, 0, 1]
-    refuses("oxford_pets", tmp_path, "trainval.txt", "train")
-    make.tree(tmp_path / "oxford-iiit-pet/images", [("american_bulldog_8.jpg", make.image(1))])
-    refuses("oxford_pets", tmp_path, "oxford_pets train", "train")
