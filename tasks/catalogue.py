@@ -14,7 +14,6 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterable
 
-from silc_bench.datasets.generated.places.scenes import GROUND_NAMES, KIND_NAMES, SKY_NAMES
 from silc_bench.datasets.own_data import OwnData, OwnMasks, parse, read_classes
 from silc_bench.datasets.public.load import SETS
 from silc_bench.errors import UserError, unknown_name
@@ -44,13 +43,6 @@ CLASSES = {
     "segmentation_sgd": "dense.segmentation_probes:SgdSegmentation",
     "segmentation_knn": "dense.segmentation_probes:KnnSegmentation",
 }
-
-
-# a caption of places says "a boat", but "water" and "clouds"
-PLACES_WORDS = tuple(
-    (f"a {name}",) if name in KIND_NAMES else (name,)
-    for name in (*KIND_NAMES, *GROUND_NAMES, *SKY_NAMES)
-)
 
 
 def _class_at(place: str) -> type[SourcedTask]:
@@ -110,10 +102,8 @@ def _of_places(name: str, are_things: bool) -> Iterable[Task]:
     yield from measure(TaskData(name, labelled, prompts_of(name)), allowed(holds))
 
     masked = {"train": places("train", 1000, are_things), "test": places("test", 500, are_things)}
-    words = (("",), *PLACES_WORDS[: len(KIND_NAMES)]) if are_things else PLACES_WORDS
-    data = TaskData(
-        name, masked, prompts_of("places_segmentation"), words, scores_background=not are_things
-    )
+    prompts = prompts_of("places_segmentation")
+    data = TaskData(name, masked, prompts, scores_background=not are_things)
     holds = {"masks", "train"} | ({"background"} if are_things else set())
     yield from measure(data, allowed(holds))
 

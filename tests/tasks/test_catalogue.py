@@ -159,12 +159,13 @@ def test_what_the_data_root_holds_is_kept_and_what_was_named_in_full(tmp_path):
         (tmp_path / "cifar10/test" / name).mkdir(parents=True)  # there, and wrong
     words = ["cifar10", "retrieval", "coco/retrieval"]
     kept, left_out = measurable(select(words), words, tmp_path)
-    assert names_of(kept) == ["cifar10/zeroshot", "coco/retrieval", "shapes/retrieval"]
+    generated = ["places/retrieval", "shapes/retrieval"]
+    assert names_of(kept) == ["cifar10/zeroshot", "coco/retrieval", *generated]
     assert set(left_out) == {*(f"cifar10/{family}" for family in LEARNED), "flickr30k/retrieval"}
     assert all(str(tmp_path) in reason for reason in left_out.values())
 
     kept, left_out = measurable(select(["zeroshot"]), ["zeroshot"], None)
-    assert names_of(kept) == ["shapes/zeroshot", "shapes/zeroshot_unseen"]
+    assert {name.split("/")[0] for name in names_of(kept)} == {"places", "places_things", "shapes"}
     assert set(left_out.values()) == {"without --data-root"}
     assert measurable(select(["coco"]), ["coco"], tmp_path) == (select(["coco"]), {}), "alone"
 

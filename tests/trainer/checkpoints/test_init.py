@@ -30,7 +30,7 @@ from silc_bench.trainer.checkpoints.export import export
 from silc_bench.trainer.checkpoints.init import READ, UNMEASURED, read_start
 from silc_bench.trainer.config.config import changed, flatten
 from silc_bench.trainer.config.overrides import apply_sets
-from silc_bench.trainer.config.presets import configure
+from silc_bench.trainer.config.presets import configure, make_preset
 from silc_bench.trainer.silc.tokenizers import ForeignTokenizer, read_tokenizer
 from silc_bench.trainer.train import TrainState
 
@@ -43,7 +43,9 @@ def fitted(config, init: str):
     config = replace(config, init=init)
     with refused(about=f"--init {init}", is_kept=False) as caught:
         read_start(config)
-    assert "--preset" not in caught.value.fix, "no preset is nearer than the tiny configuration"
+    for preset in re.findall(r"--preset (\S+)", caught.value.fix):
+        towers = make_preset(preset)
+        config = replace(config, vision=towers.vision, text=towers.text)
     config = apply_sets(config, re.findall(r"--set (\S+)", caught.value.fix))
     patch_size = config.vision.patch_size
     sizes = dict.fromkeys(("vision.image_size", "views.global_size"), 3 * patch_size)
