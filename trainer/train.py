@@ -1,8 +1,9 @@
 """The training step of SILC (arXiv 2310.13355), and the state that it moves.
 
 Flow: views -> teacher's targets -> student -> losses -> backward -> update -> EMA.
-``train_step`` is the algorithm and nothing else; ``silc_bench.trainer.loop`` is
-what surrounds it.
+``train_step`` is the algorithm and nothing else: SILC, with masked patches, a late teacher, a
+control and an average of the weights, which are off unless asked for. ``silc_bench.trainer.loop``
+is what surrounds it; PROVENANCE of ``config.presets`` says how sure each number is.
 
     state = TrainState.create(config, tokenizer, torch.device("cuda"))
     values = train_step(state, next(batches))
@@ -73,7 +74,9 @@ def train_step(state: TrainState, batch: Batch) -> dict[str, Tensor]:
     with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
         if is_taught:
             targets = teacher.targets(views, masked, config.micro_batch)
-            if config.distillation.is_shuffled:  # a control: no image gets its own targets
+            if (
+                config.distillation.is_shuffled
+            ):  # a control (config.CONTROLS): no image gets its own targets
                 targets = targets.shuffled(config.seed, step)
         out = state.forward(views, tokens, masked, is_taught)
 

@@ -347,7 +347,7 @@ PROVENANCE = {
     "distillation.bottleneck_dim": "likely: DINO's head",
     "distillation.start_fraction": "sure: SILC distils from the first step",
     "distillation.ema_momentum": (
-        "sure that it is fixed; likely 0.966 at batch 16k, and 1 - m shrinks with the batch"
+        "sure that it is fixed; likely 0.966 at batch 16k, and 1 - m is proportional to the batch"
     ),
     "distillation.is_shuffled": "sure: each image has its own targets",
     "distillation": "likely: DINO's temperatures and centre momentum",
@@ -374,7 +374,9 @@ _TEACHER = {
     "distillation.bottleneck_dim": "open: DINO's head, for views and for patches",
     "distillation.center_momentum": "open: DINO's, with a centre of their own for patches (iBOT)",
     "distillation.centering": "open: SILC's centre",
-    "distillation.ema_momentum": "open: SILC's at batch 16k, and 1 - m grows with the batch",
+    "distillation.ema_momentum": (
+        "open: SILC's at batch 16k, and 1 - m is proportional to the batch"
+    ),
     "distillation": "open: SILC's",
     "masked.ratio": "open",
 }

@@ -1,10 +1,10 @@
 """Global and local crops of a batch, augmented on the device.
 
-One decode an image on the host, then a few batched kernels a view. Flow: ``draw``
-(all that is random in a view, on the CPU) -> ``augment`` (crop, resize and flip;
-colour jitter; grey; blur; solarise; normalise). The order, probabilities and
-strengths are DINO's (2104.14294 and its released code); the order of the four
-colour operations is drawn for each view.
+One decode an image on the host, then a few batched kernels a view. Flow: ``draw`` (all that is
+random in a view, on the CPU; ``draw_boxes`` the areas of the crops) -> ``augment`` (crop, resize
+and flip; colour jitter; grey; blur; solarise; normalise). ``ViewsConfig`` has the sizes and areas.
+The order, probabilities and strengths are DINO's (2104.14294 and its released code); the order of
+the four colour operations is drawn for each view.
 
     kinds = {"global_crops", "local_crops"}
     views = make_views(batch.images, batch.sizes, ViewsConfig(), seed=0, step=7, needs=kinds)
