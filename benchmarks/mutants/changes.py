@@ -99,7 +99,12 @@ def all_in(tree: Path) -> dict[tuple[Any, ...], dict[str, Change]]:
 
 
 def find(known: dict[tuple[Any, ...], dict[str, Change]], wanted: dict[str, Any]) -> Change | None:
-    """The change in its own file, or in the only other file that has it. None: its code is gone."""
+    """The change in its own file, or in the only other file that has it. None: its code is gone.
+
+    ``moved`` of a mutant says, by hand, what its statement became in a later tree.
+    """
+    if "moved" in wanted and (now := find(known, {"kind": wanted["kind"], **wanted["moved"]})):
+        return now
     places = known.get(
         tuple(wanted[name] for name in ("function", "statement", "occurrence", "kind", "spot")), {}
     )
