@@ -340,7 +340,7 @@ DAMAGES = {
     "objects": {"img/pos_embedding": np.array([{}, 1], dtype=object)},
     "a text width": {"txt/head/kernel": ones(TEXT_WIDTH, 9)},
     "heads": {f"img/Transformer/encoderblock_0/{ATTENTION}/query/kernel": ones(WIDTH, 5, 9)},
-    "two scales": {"t": ones(2)},
+    "two scales": {"t": 0 * ones(2)},
     "no scale": {"t": ones(0)},
     "a scale beyond fp32": {"t": np.array(200.0, np.float32)},
     "biases": {"b": ones(3, 1)},
