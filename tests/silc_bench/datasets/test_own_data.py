@@ -71,6 +71,12 @@ def test_numbered_classes_are_sorted_as_numbers_and_may_be_named(make, tmp_path)
     assert folder(tmp_path).class_names == ("ONE", "NINE", "TEN")
 
 
+def test_lists_beside_the_splits_hold_for_a_split_that_is_named_alone(pets, tmp_path):
+    path = pets("pets/test", ("a", "b"))
+    (tmp_path / "pets/classnames.txt").write_text("cat\ndog\n")
+    assert folder(path).class_names == ("cat", "dog")
+
+
 def test_prompts_beside_the_data(pets):
     own = parse(f"folder:{pets()}")
     assert own.templates() == ()
