@@ -52,7 +52,8 @@ def evaluate_command(
         ),
     ] = None,
     prompts: Annotated[
-        Path | None, typer.Option(help="Prompts per class instead: JSON {class: [prompt, ...]}.")
+        Path | None,
+        typer.Option(help="A JSON file with the prompts of each class: an object of lists."),
     ] = None,
     data_root: Annotated[Path | None, typer.Option(help="Folder that holds the datasets.")] = None,
     results: Results = Path("results"),

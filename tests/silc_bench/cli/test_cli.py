@@ -10,9 +10,12 @@ from unittest.mock import Mock
 
 import pytest
 import torch
+import typer
 from commands import SETS, call, error_of, fail, succeed, train_tiny
 from PIL import Image
+from typer.testing import CliRunner
 
+from silc_bench.cli.app import app
 from silc_bench.cli.train import tasks_for
 from silc_bench.errors import RunError, UserError
 from silc_bench.results.record import SCHEMA, load_all
@@ -385,3 +388,12 @@ def test_towers_that_no_memory_holds_are_a_sentence(tmp_path, monkeypatch):
 def test_a_bug_keeps_its_traceback(monkeypatch, bug):
     monkeypatch.setattr("silc_bench.reports.leaderboard.build", Mock(side_effect=bug))
     assert call("leaderboard").exception is bug
+
+
+@pytest.mark.parametrize("name", typer.main.get_command(app).commands)
+def test_help_says_each_word_of_an_option(name):
+    """Brackets too, which a renderer of markup may swallow."""
+    command = typer.main.get_command(app).commands[name]
+    printed = CliRunner().invoke(app, [name, "--help"], env={"COLUMNS": "900"}).output
+    helps = [option.help for option in command.params if getattr(option, "help", None)]
+    assert [text for text in helps if " ".join(text.split()) not in printed] == []
