@@ -150,7 +150,7 @@ def build(
     sections = [
         _measured(_with_main(ranked, SHOWN)),
         Section("What self-distillation changed", NOTE, changes),
-        Section("Pictures", "", images=_images(results_dir / "pictures")),
+        Section("Images", "", images=_images(results_dir / "pictures")),
         *(_listed(kind, scores[scores.kind == kind]) for kind in LISTED),
         protocols_section(ranked, protocols),
         _reported(scores[scores.kind == "reported"], ranked),

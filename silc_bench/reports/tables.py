@@ -116,7 +116,8 @@ def to_terminal(board: Board) -> RenderableType:
         # long, or not to be drawn with letters
         if section.is_reference or section.images:
             rows = sum(len(table.rows) for table in section.tables)
-            size = f"{len(section.images)} images" if section.images else f"{rows} rows"
+            count, noun = (len(section.images), "image") if section.images else (rows, "row")
+            size = f"{count} {noun}{'' if count == 1 else 's'}"
             hint = f"{size}: see the page that `silc-bench leaderboard --out DIR` writes"
             parts.append(Text(hint, style="dim"))
             continue

@@ -227,7 +227,7 @@ def test_published_numbers_stand_apart_with_their_source(tmp_path):
     board = build(tmp_path)
     assert "Nothing yet" in to_markdown(board)
     assert "99.0" in text_of(to_html(board))
-    assert "1 rows" in terminal(board)
+    assert "1 row: see" in terminal(board)
 
     put_all(tmp_path, {"a": 0.1, "b": 0.2})
     board = build(tmp_path)
