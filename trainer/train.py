@@ -74,10 +74,10 @@ def train_step(state: TrainState, batch: Batch) -> dict[str, Tensor]:
     with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
         if is_taught:
             targets = teacher.targets(views, masked, config.micro_batch)
-            if (
-                config.distillation.is_shuffled
-            ):  # a control (config.CONTROLS): no image gets its own targets
-                targets = targets.shuffled(config.seed, step)
+            # a control of a study (config.CONTROLS): no image gets its own targets
+            if config.distillation.is_shuffled:
+                num_views, num_images = config.views.num_global, len(batch.texts)
+                targets = targets.shuffled(num_views, num_images, config.seed, step)
         out = state.forward(views, tokens, masked, is_taught)
 
     # SILC: contrastive + weight * distillation, of the student's local crops (with local+global:

@@ -38,16 +38,33 @@ def taught(num_images):
 def test_shuffled_targets_are_a_permutation_without_fixed_points_by_seed_and_step(num_images):
     given = taught(num_images)
     for seed, step in ((0, 0), (0, 1), (1, 0)):
-        views = given.shuffled(seed, step).views
-        assert equal(views, given.shuffled(seed, step).views)
+        views = given.shuffled(2, num_images, seed, step).views
+        assert equal(views, given.shuffled(2, num_images, seed, step).views)
         order = views.features[0, :, 0].long()
         assert sorted(order.tolist()) == list(range(num_images))
         assert (order != torch.arange(num_images)).all()
         assert torch.equal(views.features[1, :, 0].long(), order + num_images), "all views alike"
         assert torch.equal(views.normalizers, views.features[..., 0])
     if num_images > 3:
-        assert not equal(given.shuffled(0, 0).views, given.shuffled(0, 1).views)
-        assert not equal(given.shuffled(0, 0).views, given.shuffled(1, 0).views)
+        assert not equal(
+            given.shuffled(2, num_images, 0, 0).views, given.shuffled(2, num_images, 0, 1).views
+        )
+        assert not equal(
+            given.shuffled(2, num_images, 0, 0).views, given.shuffled(2, num_images, 1, 0).views
+        )
+
+
+def test_masked_patches_move_with_their_images():
+    """Two views of three images with two masked places each."""
+    rows = torch.arange(12).float()
+    patches = Targets(rows.view(1, 12, 1), torch.ones(3, 1), torch.zeros(3), rows.view(1, 12), 0.1)
+    views = taught(3).views
+    moved = Taught(views, patches).shuffled(2, 3, 0, 0)
+    givers = moved.views.features[0, :, 0].long()
+    expected = rows.view(2, 3, 2)[:, givers].flatten()
+    assert torch.equal(moved.patches.features.flatten(), expected)
+    assert torch.equal(moved.patches.normalizers.flatten(), expected)
+    assert equal(Taught(None, patches).shuffled(2, 3, 0, 0).patches, moved.patches)
 
 
 def test_a_step_meets_the_shuffled_targets(tiny):

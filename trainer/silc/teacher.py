@@ -32,20 +32,26 @@ class Taught(NamedTuple):
     views: Targets | None  # of the global views, [T, B, K]
     patches: Targets | None  # of their masked places, [1, T * B * n, K]
 
-    def shuffled(self, seed: int, step: int) -> Taught:
-        """Each image of this rank gets the targets of another one; patches have none.
+    def shuffled(self, num_views: int, num_images: int, seed: int, step: int) -> Taught:
+        """Each image of this rank gets the targets of another one, and so do its masked patches.
 
         The permutation is one cycle through all images, drawn by seed and step.
         """
-        assert self.views is not None
-        order = np.random.default_rng([seed, step]).permutation(self.views.features.shape[1])
+        order = np.random.default_rng([seed, step]).permutation(num_images)
         giver = np.empty_like(order)
         giver[order] = np.roll(order, 1)
-        index = torch.from_numpy(giver).to(self.views.features.device)
-        views = self.views._replace(
-            features=self.views.features[:, index], normalizers=self.views.normalizers[:, index]
-        )
-        return Taught(views, None)
+
+        def moved(targets: Targets | None) -> Targets | None:
+            if targets is None:
+                return None
+            # [T, B, n] rows in their order, n = 1 for views; then those of the giving images
+            rows = torch.arange(targets.normalizers.numel()).view(num_views, num_images, -1)
+            index = rows[:, torch.from_numpy(giver)].flatten().to(targets.features.device)
+            features = targets.features.flatten(0, 1)[index].view_as(targets.features)
+            normalizers = targets.normalizers.flatten()[index].view_as(targets.normalizers)
+            return targets._replace(features=features, normalizers=normalizers)
+
+        return Taught(moved(self.views), moved(self.patches))
 
 
 class Teacher(nn.Module):
