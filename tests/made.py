@@ -1,9 +1,11 @@
 """Made-up records, as if a model had been measured."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 from silc_bench.results import outcomes, record
-from silc_bench.results.protocol import Protocol
+from silc_bench.results.question import Question
+from silc_bench.results.setup import Setup
 from silc_bench.task import Scores
 
 N = 400  # samples scored, if nothing else is asked for
@@ -24,10 +26,15 @@ def record_of(
     fingerprint="0" * 16,
     revision=None,
     details=None,
+    protocol="native",
+    asks=None,
+    precision="fp32",
+    source="x",
+    created=None,
     **image,
 ):
-    """A record. ``metrics``: of all, the main one first, or the main metric alone; ``image``: of
-    the protocol.
+    """A record. ``metrics``: of all, the main one first, or the main metric alone; ``asks``: of
+    the question; ``image``: the model's own preprocessing.
     """
     if not isinstance(metrics, dict):
         metrics = {main or "acc1": metrics}
@@ -46,21 +53,22 @@ def record_of(
         group=group,
         main_metric=main or next(iter(metrics)),
         requires=frozenset(),
-        protocol=dict,
+        protocol=lambda: dict(asks or {}),
     )
-    data = SimpleNamespace(name=task.split("/")[0], split="test", fingerprint=fingerprint)
+    data = SimpleNamespace(
+        name=task.split("/")[0], split="test", fingerprint=fingerprint, class_names=()
+    )
     errors = {} if stderr is None else dict.fromkeys(metrics, stderr)
-    return record.Record.create(
+    made = record.Record.create(
         measured,
         of_task,
-        data,
         Scores(metrics, errors, n, chance, details or {}),
-        Protocol.of(measured, of_task, "fp32"),
-        model_source="x",
-        device="cpu",
-        limit=limit,
+        Question.of(of_task, {"test": data}, limit=limit, protocol=protocol),
+        Setup.of(measured, precision=precision, device="cpu"),
+        model_source=source,
         seconds=1,
     )
+    return replace(made, created=created) if created else made
 
 
 def put(folder, *args, arrays=None, **more):

@@ -26,7 +26,7 @@ import torch
 from silc_bench.evaluation.protocols import choose
 from silc_bench.reports.leaderboard import build
 from silc_bench.reports.leaderboard import write as write_board
-from silc_bench.results.protocol import Protocol
+from silc_bench.results.question import Question
 from silc_bench.tasks.selection import all_tasks, current_version
 from silc_bench.trainer.config.presets import configure
 from silc_bench.trainer.data.stream import open_source
@@ -102,20 +102,26 @@ def hash_of(module):
 
 
 def task_rows():
-    """Each registered task, with the hashes of its protocol for a model that stands for any.
+    """Each registered task, with the hashes of its question on data that stand for any.
 
     The named protocols that do not change the task hash as "native" does, and are left out.
     """
-    image, text = {"resize": "shortest", "size": 224}, {"cleaning": "none", "length": 77}
-    model = SimpleNamespace(image_protocol=image, text_protocol=text)
+    names = ("cat", "dog")
+    data = SimpleNamespace(name="any", split="test", fingerprint="0" * 16, mask_policy={})
+    data.class_names = data.mask_names = names
     for name, task in all_tasks().items():
         hashes = {}
-        for named in PROTOCOLS:
-            protocol = Protocol.of(
-                model, task.under(choose(named)), "fp32", class_names=("cat", "dog")
-            )
-            if protocol.hash != hashes.get("native"):
-                hashes[named] = protocol.hash
+        for word in PROTOCOLS:
+            named = choose(word)
+            asked = task.under(named)
+            if named.changes(task):
+                question = Question.of(
+                    asked, {"test": data}, protocol=word, image=named.images(asked)
+                )
+            else:
+                question = Question.of(task, {"test": data}, image=choose("native").images(task))
+            if question.hash != hashes.get("native"):
+                hashes[word] = question.hash
         yield {
             "task": name,
             "version": task.version,

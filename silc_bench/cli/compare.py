@@ -31,13 +31,6 @@ def compare(
     out: Annotated[
         Path | None, typer.Option(help="Also write compare.md, .csv, .json and .png here.")
     ] = None,
-    across_protocols: Annotated[
-        bool,
-        typer.Option(
-            "--across-protocols",
-            help="Also pair what was measured under different protocols, marked.",
-        ),
-    ] = False,
 ) -> None:
     """Paired differences with standard errors, and one sentence a task.
 
@@ -54,11 +47,15 @@ def compare(
             problem = f"{out} lies in {results}, where every JSON file is a record"
             raise UserError(problem, about="--out", fix="choose another folder")
 
-    comparison = comparing.compare(
-        results, models, words_of(tasks), across_protocols=across_protocols
-    )
-    # Also where nothing could be compared: the sentences then say why.
+    comparison = comparing.compare(results, models, words_of(tasks))
     for line in compare_report.sentences(comparison):
+        print(line)
+    for line in compare_report.setup_lines(comparison):
+        print(line)
+    if comparison.results:
+        console.print(compare_report.to_terminal(comparison))
+    # Last, because it is long; also where nothing could be compared: it then says why.
+    for line in compare_report.omission_lines(comparison):
         print(line)
     if not comparison.results:
         raise UserError(
@@ -67,6 +64,5 @@ def compare(
             fix=f"see the {len(comparison.omissions)} reasons above",
         )
 
-    console.print(compare_report.to_terminal(comparison))
     for path in compare_report.write(comparison, out) if out else ():
         print(f"wrote {path}")

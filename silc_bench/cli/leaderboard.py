@@ -18,13 +18,6 @@ def leaderboard(
     out: Annotated[
         Path | None, typer.Option(help="Also write leaderboard.md, .csv and .html here.")
     ] = None,
-    across_protocols: Annotated[
-        bool,
-        typer.Option(
-            "--across-protocols",
-            help="One column a task; each value is marked with its protocol, none is best.",
-        ),
-    ] = False,
 ) -> None:
     """Tables from the records; with --out also as Markdown, CSV and a self-contained page."""
     from silc_bench.reports import leaderboard as boards
@@ -35,9 +28,7 @@ def leaderboard(
         check_writable(out)
 
     # Reports know no tasks (imports point one way), so we tell them which version is current.
-    board = boards.build(
-        results, across_protocols=across_protocols, current_version=current_version
-    )
+    board = boards.build(results, current_version=current_version)
     console.print(to_terminal(board))
     for path in boards.write(board, out) if out else ():
         print(f"wrote {path}")

@@ -64,7 +64,7 @@ def cosines_with(classes: np.ndarray) -> Logits:
 
 def image_protocol(model: DenseModel, view: View | None) -> dict[str, Any]:
     """All that is done to an image before ``model`` sees it, as JSON."""
-    pipeline = _pipeline(model)
+    pipeline = window_pipeline(model)
     view = view or native_view(model)
     return {
         "mean": list(pipeline.mean),
@@ -75,7 +75,7 @@ def image_protocol(model: DenseModel, view: View | None) -> dict[str, Any]:
     }
 
 
-def _pipeline(model: DenseModel) -> ImagePipeline:
+def window_pipeline(model: DenseModel) -> ImagePipeline:
     """The model's own; its colours and interpolation count here, not its sizes.
 
     Raises:
@@ -220,7 +220,7 @@ class DenseFeatures:
 
         Each image is put into ``opened`` as it begins.
         """
-        pipeline = _pipeline(self.model)
+        pipeline = window_pipeline(self.model)
         mean = torch.tensor(pipeline.mean).view(3, 1, 1)
         std = torch.tensor(pipeline.std).view(3, 1, 1)
         resize = partial(view.resized, interpolation=pipeline.interpolation)

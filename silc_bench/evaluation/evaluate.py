@@ -14,28 +14,30 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 
 from silc_bench.datasets.dataset import ImageDataset
 from silc_bench.datasets.image_set import remembered
 from silc_bench.errors import ExplainedError, RunError, UserError, first_line, unknown_name
-from silc_bench.evaluation.dense_features import image_protocol
+from silc_bench.evaluation.dense_features import window_pipeline
 from silc_bench.evaluation.features import (
     Extractor,
     SharedExtractor,
     choose_device,
     choose_precision,
 )
+from silc_bench.evaluation.protocols import NATIVE
 from silc_bench.evaluation.settings import EvalSettings
 from silc_bench.models.interface import DenseModel, ImageModel, lacking_of
 from silc_bench.models.patch_features import check_methods
 from silc_bench.models.preprocessing import ImagePipeline
 from silc_bench.results import outcomes
 from silc_bench.results import record as results
-from silc_bench.results.protocol import Protocol
+from silc_bench.results.question import Question
 from silc_bench.results.record import Record
+from silc_bench.results.setup import Setup
 from silc_bench.system.processes import meet, num_ranks, rank
 from silc_bench.task import Task
 
@@ -172,7 +174,8 @@ def check_supported(model: ImageModel, task: Task, feature_point: str = "pooled"
 class _Plan:
     task: Task
     data: Mapping[str, ImageDataset]
-    protocol: Protocol
+    question: Question
+    setup: Setup
     pipeline: ImagePipeline | None  # instead of the model's own preprocessing
     known: Record | None  # measured before, under the same key
 
@@ -184,40 +187,37 @@ def _plan(
     settings: EvalSettings,
     results_dir: Path,
 ) -> _Plan:
-    named = settings.protocol
-    pipeline: ImagePipeline | None = None
-    fields: dict[str, Any] = {}
-
-    # a measurement that the named protocol would not change is called native, so that nothing is
-    # measured twice under two names
-    if named.changes(model, task):
-        task = task.under(named)
-        pipeline = named.pipeline(model, task)
-        image = pipeline.as_dict() if pipeline else None
-        fields = {"name": named.name, "version": named.version, "image": image}
+    # a task that the named protocol would not change is called native, so that nothing is measured
+    # twice under two names
+    named = settings.protocol if settings.protocol.changes(task) else NATIVE
+    task = task.under(named)
     is_dense = "dense" in task.requires
     if is_dense:
-        fields["image"] = image_protocol(cast(DenseModel, model), task.view)
-
-    test = data["test"]
-    protocol = Protocol.of(
-        model,
+        window_pipeline(cast(DenseModel, model))  # refuses a model that takes no windows
+    question = Question.of(
         task,
-        settings.precision,
-        feature_point=settings.feature_point,
-        class_names=test.mask_names if is_dense else test.class_names,
-        **fields,
+        data,
+        limit=settings.limit,
+        protocol=named.name,
+        protocol_version=named.version,
+        image=named.images(task),
     )
 
-    # the record names the scored data; what was learned from is part of how it was measured
-    pools = {role: pool.fingerprint for role, pool in data.items() if role != "test"}
-    data_fields = {"pools": pools, "masks": dict(test.mask_policy) if is_dense else {}}
-    data_fields = {name: value for name, value in data_fields.items() if value}
-    protocol = replace(protocol, task={**protocol.task, **data_fields})
-
-    key = results.key(task.name, task.version, protocol.hash, test.fingerprint, settings.limit)
+    compiled = ", compiled" if settings.is_compiled else ""
+    setup = Setup.of(
+        model,
+        precision=f"{settings.precision}{compiled}",
+        device=_name_of(torch.device(settings.device)),
+        feature_point="patches" if is_dense else settings.feature_point,
+    )
+    key = results.key(question, setup)
     known = results.find(results_dir, model.name, model.revision, task.name, key)
-    return _Plan(task, data, protocol, pipeline, known)
+    return _Plan(task, data, question, setup, named.pipeline(model, task), known)
+
+
+def _name_of(device: torch.device) -> str:
+    """As a reader would name it."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def _measure(
@@ -229,17 +229,13 @@ def _measure(
     scores = plan.task.score(extract(plan.data, plan.pipeline))
     seconds = time.perf_counter() - started
 
-    device = extract.device
-    is_cuda = device.type == "cuda"
     record = Record.create(
         model,
         plan.task,
-        plan.data["test"],
         scores,
-        plan.protocol,
+        plan.question,
+        plan.setup,
         model_source=model_source,
-        device=torch.cuda.get_device_name(device) if is_cuda else device.type,
-        limit=extract.settings.limit,
         seconds=seconds,
     )
     return record, outcomes.pack(scores.outcomes, record)

@@ -3,8 +3,8 @@
 Flow: ``choose("bigvision")`` -> NamedProtocol; ``task.under(protocol)`` is the task asked in its
 words, and ``.pipeline(model, task)`` what is done to the images instead of the model's own
 preprocessing.
-The rule of names: a measurement whose words and images are the native ones is called native,
-whatever was asked for, so that nothing is measured twice under two names. Under openai80 kNN is
+The rule of names: a task that a protocol leaves as it is is called native, whatever was asked for,
+so that nothing is measured twice under two names. Under openai80 kNN is
 native, which asks in no words, and so is ImageNet's zero-shot, whose own prompts are those 80.
 
 - native: the checkpoint's own preprocessing, the prompts that belong to the dataset.
@@ -52,6 +52,7 @@ from typing import TYPE_CHECKING, Any
 from silc_bench.errors import UserError, unknown_name
 from silc_bench.evaluation.prompts import Prompts, prompts_of
 from silc_bench.models.windows import View
+from silc_bench.results.question import MODELS_OWN
 
 if TYPE_CHECKING:
     from silc_bench.models.interface import ImageModel
@@ -59,6 +60,9 @@ if TYPE_CHECKING:
     from silc_bench.task import Task
 
 CROP_FRACTION = 0.875
+MODELS_OWN_WINDOWS = (
+    "shorter side to the model's size, aspect kept, windows of that size that half overlap"
+)
 CROPPED_GROUPS = ("zero-shot", "few-shot", "linear", "knn")
 
 
@@ -82,7 +86,7 @@ class NamedProtocol:
         Raises:
             UserError: the model's preprocessing has no fixed size to crop to.
         """
-        if not self.is_cropped or task.group not in CROPPED_GROUPS:
+        if not self.crops(task):
             return None
 
         # imported here: it brings torch, which a listing of protocols must not wait for
@@ -98,12 +102,33 @@ class NamedProtocol:
         resize_size = int(own.size / CROP_FRACTION)
         return replace(own, resize="shortest", resize_size=resize_size, crop="center")
 
-    def changes(self, model: ImageModel, task: Task) -> bool:
-        """Whether ``task`` on ``model`` differs from the native one, in its words or its images."""
-        # compared by what is done, not by name: a model can crop like this by itself
-        pipeline = self.pipeline(model, task)
-        sees_others = pipeline is not None and pipeline.as_dict() != model.image_protocol
-        return sees_others or task.under(self).protocol() != task.protocol()
+    def crops(self, task: Task) -> bool:
+        """Whether ``task`` sees the centre of a larger image."""
+        return self.is_cropped and task.group in CROPPED_GROUPS
+
+    def changes(self, task: Task) -> bool:
+        """Whether ``task`` differs from the native one, in its words, its images or its methods.
+
+        It is a question about the task alone: a model that crops like this by itself is asked the
+        same as all others.
+        """
+        asked = task.under(self)
+        return self.crops(task) or (asked.protocol(), asked.view) != (task.protocol(), task.view)
+
+    def images(self, task: Task) -> str | dict[str, Any]:
+        """What is done to the images of ``task`` (``under`` this protocol), for any model."""
+        if self.crops(task):
+            return {
+                "resize": f"shorter side to the model's size / {CROP_FRACTION:g}",
+                "crop": "center, of the model's size",
+                "otherwise": MODELS_OWN,
+            }
+        if "dense" not in task.requires:
+            return MODELS_OWN
+        if task.view is None:
+            return MODELS_OWN_WINDOWS
+        view = task.view.as_dict()
+        return {**view, "interpolation": view["interpolation"] or "the model's own"}
 
 
 NATIVE = NamedProtocol("native")

@@ -3,16 +3,13 @@
 What cannot be compared is listed, with the reason.
 
 Flow: ``compare("results", ["a", "b", "c"])`` -> rows of the leaderboard by name -> records that
-measure the same, paired -> each pair's outcomes -> difference, standard error and p -> Holm over
-all of them -> ``Comparison``. The first model is the baseline. `silc_bench.reports.compare_report`
-writes it down; run: ``silc-bench compare A B --results results``.
+answer one question, paired -> the paired test of each pair (`silc_bench.reports.pairing`) -> Holm
+over all of them -> ``Comparison``. The first model is the baseline. How the models' setups differ
+is said once. `silc_bench.reports.compare_report` writes it down; run: ``silc-bench compare A B
+--results results``.
 
-Hits are tested by McNemar's exact test. Everything else has Student's t on the paired bootstrap's
-error: captions and pixels are drawn with their image; where the training shots were drawn several
-times, that variance is added.
-
-``pair_up(mine, theirs, labels)`` decides which records of two models measure the same - one
-protocol, data, limit and task version - and says why others do not; it accounts for every record.
+``pair_up(mine, theirs, labels)`` decides which records of two models answer the same question and
+says why others do not; it accounts for every record.
 """
 
 from __future__ import annotations
@@ -23,28 +20,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
 from silc_bench.errors import UserError, unknown_name
 from silc_bench.metrics import statistics
-from silc_bench.reports.leaderboard import COMPARED, flat_fields, no_records
-from silc_bench.results import outcomes
-from silc_bench.results.outcomes import PerImage
+from silc_bench.reports.leaderboard import COMPARED, no_records
+from silc_bench.reports.pairing import ALPHA, Paired, Samples
+from silc_bench.reports.titles import differing, question_words, setup_words
 from silc_bench.results.record import Record, load_all
 
-ALPHA = 0.05  # of all tests together
 SHOWN_FIELDS = 3  # of those in which two measurements differ
-
-
-@dataclass(frozen=True)
-class Paired:
-    """Two models on the same samples, as fractions; the difference is second minus first."""
-
-    difference: float
-    stderr: float
-    margin: float  # half the 95 % interval, of this test alone
-    p: float
-    test: str  # "mcnemar" or "bootstrap"
 
 
 @dataclass(frozen=True)
@@ -55,7 +38,8 @@ class Result:
     task: str
     metric: str
     is_main: bool
-    protocol: str  # name and hash; both, where they differ
+    protocol: str  # its name
+    question: str  # its hash
     fingerprint: str
     limit: int | None
     n: int
@@ -73,12 +57,12 @@ class Result:
 
     @property
     def marks(self) -> tuple[str, ...]:
-        """What sets it apart from a whole run under one protocol."""
+        """What sets it apart from a whole run under the native protocol."""
         marks: list[str] = []
+        if self.protocol != "native":
+            marks.append(self.protocol)
         if self.limit is not None:
             marks.append(f"limited to {self.limit} images")
-        if " / " in self.protocol:
-            marks.append(f"protocols differ: {self.protocol}")
         return tuple(marks)
 
 
@@ -97,23 +81,17 @@ class Comparison:
     models: tuple[str, ...]
     results: tuple[Result, ...]
     omissions: tuple[Omission, ...]
+    # of each further model: in which fields its setup differs from the baseline's, with both values
+    setups: dict[str, tuple[tuple[str, str, str], ...]]
 
 
-def compare(
-    results_dir: Path,
-    names: Sequence[str],
-    tasks: Sequence[str] = (),
-    *,
-    across_protocols: bool = False,
-) -> Comparison:
+def compare(results_dir: Path, names: Sequence[str], tasks: Sequence[str] = ()) -> Comparison:
     """Each further model of ``names`` against the first.
 
     Args:
         names: of models, as the leaderboard's rows; with "@" and digits of the revision where
             several bear one name.
         tasks: names, families, datasets, groups or globs; empty: all.
-        across_protocols: also pair what was measured under different protocols on the same samples,
-            and mark it.
 
     Raises:
         UserError: fewer than two models, one twice, an unknown or ambiguous name, no record of such
@@ -142,52 +120,32 @@ def compare(
         of_row.append([r for r in named if (r.model.name, r.model.revision) == row])
 
     # every task that either of two models has measured is a result or an omission
+    samples = Samples([results_dir])
     results: list[Result] = []
     omissions: list[Omission] = []
+    setups: dict[str, tuple[tuple[str, str, str], ...]] = {}
     for label, theirs in zip(labels[1:], of_row[1:], strict=True):
         both = (labels[0], label)
+        paired_setups: dict[tuple[str, str, str], None] = {}
         for task in sorted({record.task.name for record in (*of_row[0], *theirs)}):
             mine = [record for record in of_row[0] if record.task.name == task]
             other = [record for record in theirs if record.task.name == task]
-            pairs, reasons = pair_up(mine, other, both, across_protocols)
+            pairs, reasons = pair_up(mine, other, both)
             for a, b in pairs:
-                new_results, new_reasons = _results(a, b, both, results_dir)
+                new_results, new_reasons = _results(a, b, label, samples)
                 results += new_results
                 reasons += new_reasons
+                words = setup_words(a.setup), setup_words(b.setup)
+                paired_setups |= dict.fromkeys(differing(*words))
             omissions += [Omission(label, task, reason) for reason in reasons]
+        setups[label] = tuple(paired_setups)
 
     # over all tests of the comparison: more models and tasks make each claim harder
     adjusted = statistics.holm([result.paired.p for result in results])
     final = tuple(
         replace(result, p_holm=float(p)) for result, p in zip(results, adjusted, strict=True)
     )
-    return Comparison(labels[0], tuple(labels[1:]), final, tuple(omissions))
-
-
-def paired(a: PerImage, b: PerImage) -> Paired:
-    """One metric of two models, from what each image adds to it."""
-    value_a, value_b = (float(part.statistic(part.counts.sum(axis=0)[None])[0]) for part in (a, b))
-    difference = value_b - value_a
-    num_images = len(a.counts)
-
-    # which images were tested, and which shots were drawn: independent, so variances add
-    variances = [statistics.paired_bootstrap(a.counts, b.counts, a.statistic) ** 2]
-    dofs = [num_images - 1]
-    if a.hits is not None and b.hits is not None:
-        variances.append(statistics.draws_variance(a.hits, b.hits))
-        dofs.append(a.hits.shape[1] - 1)
-    stderr = float(np.sqrt(sum(variances)))
-    dof = statistics.pooled_dof(variances, dofs)
-
-    # hits of a single draw have an exact test
-    if a.hits is not None and b.hits is not None and a.hits.shape[1] == 1:
-        test = "mcnemar"
-        p = statistics.mcnemar(a.hits, b.hits)
-    else:
-        test = "bootstrap"
-        num_differing = int((a.counts != b.counts).reshape(num_images, -1).any(axis=1).sum())
-        p = statistics.paired_p(difference, stderr, dof, num_differing)
-    return Paired(difference, stderr, statistics.half_interval(stderr, dof), p, test)
+    return Comparison(labels[0], tuple(labels[1:]), final, tuple(omissions), setups)
 
 
 def _row(name: str, rows: Sequence[tuple[str, str]]) -> tuple[str, str]:
@@ -244,126 +202,70 @@ def _of_tasks(records: Sequence[Record], patterns: Sequence[str]) -> list[Record
     return [record for record in records if record.task.name in meant]
 
 
-def _results(
-    a: Record, b: Record, labels: tuple[str, str], results_dir: Path
-) -> tuple[list[Result], list[str]]:
+def _results(a: Record, b: Record, model: str, samples: Samples) -> tuple[list[Result], list[str]]:
     """Main metric first, then recall at 1 the other way; or why there are none."""
-    kept_a = outcomes.load(a, results_dir)
-    kept_b = outcomes.load(b, results_dir)
-    if kept_a is None or kept_b is None:
-        by_label = zip(labels, (kept_a, kept_b), strict=True)
-        missing = [label for label, kept in by_label if kept is None]
-        mend = "`silc-bench eval --existing overwrite` keeps them"
-        return [], [f"{' and '.join(missing)} kept no outcomes of single images ({mend})"]
-
-    problem = _not_the_same_samples(kept_a, kept_b)
-    if problem:
-        # under two protocols other samples are a choice; under one they are damage
-        if not is_alike(a, b):
-            return [], [f"the protocols differ, and so do the samples: {problem}"]
-        places = " and ".join(str(outcomes.path_of(record, results_dir)) for record in (a, b))
-        raise UserError(
-            f"{problem}, though both records name the same data",
-            about=places,
-            fix="measure one of them again",
-        )
-
-    protocol = protocol_of(a)
-    if not is_alike(a, b):
-        protocol = f"{protocol_of(a)} / {protocol_of(b)}"
     results: list[Result] = []
     reasons: list[str] = []
     in_both = [metric for metric in a.metrics if metric in b.metrics]
     shared = [metric for metric in in_both if re.fullmatch(COMPARED, metric)]
     for metric in dict.fromkeys((a.task.main_metric, *shared)):
-        part_a = outcomes.per_image(kept_a, metric)
-        part_b = outcomes.per_image(kept_b, metric)
-        if part_a is None or part_b is None:
-            reasons.append(f"the outcomes do not say what each image adds to {metric}")
+        pair = samples.pair(a, b, metric)
+        if isinstance(pair, str):
+            reasons.append(pair)
             continue
         results.append(
             Result(
-                model=labels[1],
+                model=model,
                 task=a.task.name,
                 metric=metric,
                 is_main=metric == a.task.main_metric,
-                protocol=protocol,
+                protocol=a.question.protocol,
+                question=a.question.hash,
                 fingerprint=a.dataset.fingerprint,
                 limit=a.limit,
                 n=a.n,
                 baseline_value=a.metrics[metric],
                 value=b.metrics[metric],
-                paired=paired(part_a, part_b),
+                paired=pair,
             )
         )
-    return results, reasons
-
-
-def _not_the_same_samples(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> str:
-    """What shows that two files are of different samples; empty if nothing does."""
-    for name in sorted(set(a) & set(b)):
-        if a[name].shape != b[name].shape:
-            return f"{name} is {list(a[name].shape)} in one and {list(b[name].shape)} in the other"
-        if name in (outcomes.LABELS, outcomes.ASKED_BY) and not np.array_equal(a[name], b[name]):
-            return f"{name} differs"
-    return ""
+    return results, list(dict.fromkeys(reasons))
 
 
 def pair_up(
-    mine: Sequence[Record],
-    theirs: Sequence[Record],
-    labels: tuple[str, str],
-    across_protocols: bool = False,
+    mine: Sequence[Record], theirs: Sequence[Record], labels: tuple[str, str]
 ) -> tuple[list[tuple[Record, Record]], list[str]]:
-    """Pairs of records, and a reason for each record that is in none.
+    """Pairs of records of one question, and a reason for each record that is in none.
 
-    Of several pairs the newest task version counts, and of that whole runs, if there are any.
+    Of several setups under which a model answered one question, the newest record counts. Of
+    several pairs the newest task version counts, and of that whole runs, if there are any.
 
     Args:
         labels: of the two models, for the reasons.
-        across_protocols: also pair records that differ in nothing but the protocol, where each
-            model has one such.
     """
-    pairs = [(a, b) for a in mine for b in theirs if a.key == b.key]
-    left_mine = _without(mine, pairs)
-    left_theirs = _without(theirs, pairs)
-    if across_protocols:
-        for a in left_mine:
-            same_mine = [record for record in left_mine if _scored(record) == _scored(a)]
-            same_theirs = [record for record in left_theirs if _scored(record) == _scored(a)]
+    reasons: list[str] = []
+    newest: list[dict[str, Record]] = []
+    for label, records in zip(labels, (mine, theirs), strict=True):
+        own: dict[str, Record] = {}
+        for record in sorted(records, key=lambda record: (record.created, record.key)):
+            if record.question.hash in own:
+                reasons.append(f"{label} answered it under several setups: the newest counts")
+            own[record.question.hash] = record
+        newest.append(own)
 
-            # of several protocols on one side none is ours to choose
-            if len(same_mine) == len(same_theirs) == 1:
-                pairs.append((a, same_theirs[0]))
-        left_mine = _without(mine, pairs)
-        left_theirs = _without(theirs, pairs)
+    shared = [name for name in newest[0] if name in newest[1]]
+    pairs = [(newest[0][name], newest[1][name]) for name in shared]
+    left_mine, left_theirs = (
+        [record for name, record in own.items() if name not in shared] for own in newest
+    )
 
     best = max((a for a, _ in pairs), key=_rank, default=None)
     if best is None:
-        return [], _unpaired(left_mine, left_theirs, labels)
+        return [], reasons + _unpaired(left_mine, left_theirs, labels)
     kept = [pair for pair in pairs if _rank(pair[0]) == _rank(best)]
     worse = [a for a, _ in pairs if _rank(a) != _rank(best)]
-    reasons = [f"{_way(a)}: left out, as {_way(best)} was compared" for a in worse]
+    reasons += [f"{_way(a)}: left out, as {_way(best)} was compared" for a in worse]
     return kept, reasons + _unpaired(left_mine, left_theirs, labels)
-
-
-def is_alike(a: Record, b: Record) -> bool:
-    """Whether two records have one protocol."""
-    return bool(a.protocol["hash"] == b.protocol["hash"])
-
-
-def protocol_of(record: Record) -> str:
-    """Its name and the beginning of its hash."""
-    return f"{record.protocol['name']} {record.protocol['hash'][:8]}"
-
-
-def _without(records: Sequence[Record], pairs: Sequence[tuple[Record, Record]]) -> list[Record]:
-    return [record for record in records if all(record not in pair for pair in pairs)]
-
-
-def _scored(record: Record) -> tuple[int, str, int | None]:
-    """What two records must share to be of the same samples."""
-    return record.task.version, record.dataset.fingerprint, record.limit
 
 
 def _rank(record: Record) -> tuple[int, bool]:
@@ -372,51 +274,38 @@ def _rank(record: Record) -> tuple[int, bool]:
 
 
 def _way(record: Record) -> str:
-    return f"task version {record.task.version} on {_part(record)}"
-
-
-def _part(record: Record) -> str:
-    return "the whole split" if record.limit is None else f"{record.limit} images"
+    part = "the whole split" if record.limit is None else f"{record.limit} images"
+    return f"task version {record.task.version} on {part}"
 
 
 def _unpaired(mine: list[Record], theirs: list[Record], labels: tuple[str, str]) -> list[str]:
     """A reason for each record, or for two at once.
 
-    Two are named together where they are nearest to having measured the same.
+    Two are named together where their questions are nearest to each other.
     """
     reasons: list[str] = []
+    mine, theirs = list(mine), list(theirs)
     while mine and theirs:
         candidates = ((a, b) for a in mine for b in theirs)
         a, b = min(candidates, key=lambda pair: len(_differences(*pair)))
-        mine = _without(mine, [(a, b)])
-        theirs = _without(theirs, [(a, b)])
+        mine.remove(a)
+        theirs.remove(b)
 
-        differing = _differences(a, b)
+        differences = _differences(a, b)
         more = ""
-        if len(differing) > SHOWN_FIELDS:
-            more = f" and {len(differing) - SHOWN_FIELDS} more"
-        reasons.append(f"not measured alike: {'; '.join(differing[:SHOWN_FIELDS])}{more}")
+        if len(differences) > SHOWN_FIELDS:
+            more = f" and {len(differences) - SHOWN_FIELDS} more"
+        reasons.append(f"not the same question: {'; '.join(differences[:SHOWN_FIELDS])}{more}")
 
     # one side is empty by now
     for label, rest in zip(labels, (mine, theirs), strict=True):
         for record in rest:
-            how = f"protocol {protocol_of(record)}, {_way(record)}"
+            how = f"protocol {record.question.protocol}, {_way(record)}"
             reasons.append(f"only {label} has measured it ({how})")
     return reasons
 
 
 def _differences(a: Record, b: Record) -> list[str]:
-    """Every field that decides what a measurement is, where the two disagree."""
-    fields: list[dict[str, str]] = []
-    for record in (a, b):
-        data = {"limit": _part(record), "data": record.dataset.fingerprint[:8]}
-        fields.append({**data, **flat_fields(record.protocol)})
-
-    # the order of the first record, then what the second alone has
-    differences: list[str] = []
-    for name in dict.fromkeys((*fields[0], *fields[1])):
-        first = fields[0].get(name, "nothing")
-        second = fields[1].get(name, "nothing")
-        if first != second:
-            differences.append(f"{name} is {first} against {second}")
-    return differences
+    """Every field of the questions in which the two disagree."""
+    fields = question_words(a.question), question_words(b.question)
+    return [f"{name} is {one} against {other}" for name, one, other in differing(*fields)]

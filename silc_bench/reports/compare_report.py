@@ -15,14 +15,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from silc_bench.reports import forest_plot
-from silc_bench.reports.compare import ALPHA, Comparison, Omission, Result
+from silc_bench.reports.compare import Comparison, Result
+from silc_bench.reports.pairing import ALPHA
 from silc_bench.reports.tables import escaped
 from silc_bench.system.files import write_text_atomic
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-SCHEMA_VERSION = "compare/1"
+SCHEMA_VERSION = "compare/2"
 HEADS = ("task", "metric", "baseline", "model", "difference", "p", "p Holm", "verdict")
 NOTE = (
     "Percent, and differences in points ± one standard error, on the same images for both."
@@ -49,17 +50,35 @@ def sentence(result: Result, num_tests: int) -> str:
 
 
 def sentences(comparison: Comparison) -> list[str]:
-    """One for each task and metric, then one for each thing that was not compared."""
-    lines = [sentence(result, len(comparison.results)) for result in comparison.results]
-    for omission in comparison.omissions:
-        lines.append(f"not compared: {omission_line(omission, comparison)}")
+    """One for each task and metric."""
+    return [sentence(result, len(comparison.results)) for result in comparison.results]
+
+
+def setup_lines(comparison: Comparison) -> list[str]:
+    """One for each further model: how its setup differs from the baseline's; none if it does not.
+
+    Models with other preprocessing answer the same question, each in its own way.
+    """
+    lines: list[str] = []
+    for model, differences in comparison.setups.items():
+        if differences:
+            fields = ", ".join(f"{name} {one} → {other}" for name, one, other in differences)
+            lines.append(f"setups of {comparison.baseline} → {model}: {fields}")
     return lines
 
 
-def omission_line(omission: Omission, comparison: Comparison) -> str:
-    """The task, the model where there are several, and the reason."""
-    model = f" ({omission.model})" if len(comparison.models) > 1 else ""
-    return f"{omission.task}{model}: {omission.reason}"
+def omission_lines(comparison: Comparison) -> list[str]:
+    """What was not compared: one line for each model and reason, with the tasks it holds for."""
+    tasks: dict[tuple[str, str], list[str]] = {}
+    for omission in comparison.omissions:
+        tasks.setdefault((omission.model, omission.reason), []).append(omission.task)
+
+    lines: list[str] = []
+    for (model, reason), names in tasks.items():
+        # the model is said where there are several
+        whose = f" ({model})" if len(comparison.models) > 1 else ""
+        lines.append(f"not compared{whose}: {reason}: {', '.join(names)}")
+    return lines
 
 
 def note(comparison: Comparison) -> str:
@@ -111,10 +130,12 @@ def to_markdown(comparison: Comparison) -> str:
 
     lines += ["", "![Differences with their 95 % intervals, each for its test alone](compare.png)"]
 
+    if any(comparison.setups.values()):
+        lines += ["", "## Setups that differ", ""]
+        lines += [f"- {escaped(line)}" for line in setup_lines(comparison)]
     if comparison.omissions:
         lines += ["", "## Not compared", ""]
-        for omission in comparison.omissions:
-            lines.append(f"- {escaped(omission_line(omission, comparison))}")
+        lines += [f"- {escaped(line)}" for line in omission_lines(comparison)]
     return "\n".join(lines) + "\n"
 
 
@@ -143,6 +164,7 @@ def to_json(comparison: Comparison) -> str:
         "models": comparison.models,
         "num_tests": len(comparison.results),
         "results": [_flat(result) for result in comparison.results],
+        "setups": comparison.setups,
         "not_compared": [asdict(omission) for omission in comparison.omissions],
     }
     return json.dumps(data, indent=2, allow_nan=False) + "\n"

@@ -6,27 +6,22 @@ Flow: ``build("results")`` -> Board -> ``to_terminal``, ``to_markdown``, ``to_cs
 ``write(board, out)`` makes the three files. Run: ``silc-bench leaderboard --results results --out
 results``.
 
-What never happens: an average over gaps; two protocols in one column unless asked for and then
-marked; two datasets or task versions in one column; a limited, an outdated or a published number
-among ranked ones.
+A column is a question and a metric, a row is a model under one setup
+(`silc_bench.results.question`, `silc_bench.results.setup`). What never happens: an average over
+gaps; two questions in one column; a limited, an outdated or a published number among ranked ones.
+Which values are tied with the best, and every difference, comes from the paired test of
+`silc_bench.reports.pairing`.
 
 What self-distillation changed: a SILC model against its contrastive-only twin, task by task. Twins
 are found by name, ``preset-objective:branch``: "shapes_tiny-silc:student" and
-"shapes_tiny-contrastive:student". They are compared only within a column of the leaderboard: same
-data, same protocol.
-
-One task may be measured in more than one way: ``with_variants`` says which values share a column,
-``protocols_section`` where the ways differ.
+"shapes_tiny-contrastive:student". They are compared only within a column of the leaderboard.
 """
 
 from __future__ import annotations
 
 import base64
-import hashlib
-import json
-import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from operator import attrgetter
 from pathlib import Path
@@ -35,6 +30,7 @@ from typing import Any
 import pandas as pd
 
 from silc_bench.errors import UserError
+from silc_bench.reports.pairing import Paired, Samples, tied
 from silc_bench.reports.tables import (
     Board,
     Cell,
@@ -47,9 +43,19 @@ from silc_bench.reports.tables import (
     to_html,
     to_markdown,
 )
+from silc_bench.reports.titles import (
+    distinctions,
+    metric_title,
+    question_words,
+    setup_labels,
+    setup_words,
+    task_title,
+)
 from silc_bench.results.published import ReportedRow, load_reported
+from silc_bench.results.question import Question
 from silc_bench.results.record import Record, load_all
 from silc_bench.results.schema import is_fraction
+from silc_bench.results.setup import Setup
 from silc_bench.system.files import write_text_atomic
 
 # headings in this order, then any others
@@ -59,8 +65,8 @@ SHOWN = r"(?:acc1|mIoU)(?:_.*)?|(?:image|text)_retrieval_recall@1"
 COMPARED = r"(?:image|text)_retrieval_recall@1"  # between twins, beside each main metric
 
 # what sets two rows apart, and two columns
-ROW = ["model", "revision", "params", "image_size"]
-COLUMN = ["task", "metric", "variant", "fingerprint"]
+ROW = ["model", "revision", "setup", "params", "image_size"]
+COLUMN = ["task", "metric", "question"]
 
 # the fields of a score, in the order of leaderboard.csv, and where a record has them
 FIELDS = {
@@ -70,10 +76,14 @@ FIELDS = {
     "metric": "",
     "model": "model.name",
     "revision": "model.revision",
-    "protocol": "",
+    "setup": "setup.row",
+    "setup_label": "",
+    "protocol": "question.protocol",
+    "question": "question.hash",
+    "question_label": "",
     "fingerprint": "dataset.fingerprint",
-    "precision": "env.precision",
-    "device": "env.device",
+    "precision": "setup.precision",
+    "device": "setup.device",
     "is_main": "",
     "value": "",
     "stderr": "",
@@ -107,19 +117,16 @@ LISTED = {
     ),
 }
 NOTE = (
-    "SILC minus its contrastive-only twin, in points. The standard error is the root of the two"
-    " summed squares, as if the two were independent; the interval is ±1.96 of it, for each task"
-    " alone (no correction for several tasks). It covers the finite test set, not the spread"
-    " between training seeds."
+    "SILC minus its contrastive-only twin, in points ± one standard error, on the same images for"
+    " both (the paired test of `silc-bench compare`). The 95 % interval is of each task alone (no"
+    " correction for several tasks). It covers the finite test set, not the spread between training"
+    " seeds: it says which of these two checkpoints is better, not which method."
 )
 _TWIN = re.compile(r"(?P<preset>.+)-(?P<objective>contrastive|silc)(?P<branch>:.+)?")
 
 
 def build(
-    results_dir: Path,
-    *,
-    across_protocols: bool = False,
-    current_version: Callable[[str], int | None] = lambda task: None,
+    results_dir: Path, *, current_version: Callable[[str], int | None] = lambda task: None
 ) -> Board:
     """Read every record and published row below ``results_dir``, and the images of its page.
 
@@ -127,8 +134,6 @@ def build(
     caption in a ``.txt`` beside it.
 
     Args:
-        across_protocols: one column a task, whatever the protocols; each value is marked with its
-            own, and none is called best.
         current_version: of a task, as the program has it today; records of an older one never rank.
 
     Raises:
@@ -143,22 +148,67 @@ def build(
     scores = _scores(records, reported, current_version)
     ranked = scores[scores.kind == "ranked"]
     ranked = ranked.sort_values(["group", "task"], key=_heading_order, kind="stable")
-    ranked = with_variants(ranked, across_protocols)
 
-    changes = change_tables(_with_main(ranked, COMPARED))
-    protocols = {record.protocol["hash"]: record.protocol for record in records}
+    ranks = Ranks(Samples([results_dir]), records)
+    shown_scores = _with_main(ranked, SHOWN)
+    changes = change_tables(_with_main(ranked, COMPARED), ranks)
     sections = [
-        _measured(_with_main(ranked, SHOWN)),
+        _measured(shown_scores, ranks),
         Section("What self-distillation changed", NOTE, changes),
         Section("Images", "", images=_images(results_dir / "pictures")),
         *(_listed(kind, scores[scores.kind == kind]) for kind in LISTED),
-        protocols_section(ranked, protocols),
+        questions_section(shown_scores, records),
+        setups_section(shown_scores, records),
         _reported(scores[scores.kind == "reported"], ranked),
     ]
 
     # the first section stays even if it is empty: it then says how to measure
     shown = [part for part in sections if part.tables or part.images or part is sections[0]]
     return Board(tuple(shown), scores)
+
+
+class Ranks:
+    """Who is best in a column, who is tied with it, and how far two of its values lie apart."""
+
+    def __init__(self, samples: Samples, records: Sequence[Record]) -> None:
+        self.samples = samples
+        self._records: dict[tuple[str, str, str, str], Record] = {}
+        for record in records:
+            self._records[self._place(record)] = record
+
+    def standing(self, own: pd.DataFrame, metric: str) -> dict[tuple[str, str, str], str]:
+        """ "best" or "tied", by the row's model, revision and setup; ``own`` is one column.
+
+        There is no best of a single value. A value whose samples were not kept is never tied.
+        """
+        if len(own) < 2:
+            return {}
+        is_low_best = not is_fraction(metric)
+        best = own.value.min() if is_low_best else own.value.max()
+        rows = [(score.model, score.revision, score.setup) for score in own.itertuples()]
+        is_best = (own.value == best).tolist()
+        found = {row: "best" for row, one in zip(rows, is_best, strict=True) if one}
+
+        question = str(own.question.iloc[0])
+        first = self._records[(*next(iter(found)), question)]
+        others = [row for row, one in zip(rows, is_best, strict=True) if not one]
+        records = [self._records[(*row, question)] for row in others]
+        for row, is_tied in zip(others, tied(self.samples, first, records, metric), strict=True):
+            if is_tied:
+                found[row] = "tied"
+        return found
+
+    def pair(
+        self, a: tuple[str, str, str], b: tuple[str, str, str], question: str, metric: str
+    ) -> Paired | str:
+        """The paired test of two rows in a column, or why there is none."""
+        records = [self._records[(*row, question)] for row in (a, b)]
+        return self.samples.pair(records[0], records[1], metric)
+
+    @staticmethod
+    def _place(record: Record) -> tuple[str, str, str, str]:
+        model = record.model
+        return model.name, model.revision, record.setup.row, record.question.hash
 
 
 def no_records(results_dir: Path) -> UserError:
@@ -192,6 +242,8 @@ def _scores(
         if record.limit is None:
             newest[record.task.name] = max(record.task.version, newest[record.task.name])
 
+    question_label = question_labels(records)
+    setup_label = labels_of_setups(records)
     rows: list[dict[str, Any]] = []
     for record in records:
         if record.limit is not None:
@@ -205,7 +257,11 @@ def _scores(
         change = {"kind": kind}
         if record.source != "measured":
             change = {"kind": "reported", "group": "records"}
-        rows += [{**_score(record, metric), **change} for metric in record.metrics]
+        labels = {"question_label": question_label[record.question.hash]}
+        labels["setup_label"] = setup_label[record.model.name, record.model.revision][
+            record.setup.row
+        ]
+        rows += [{**_score(record, metric), **labels, **change} for metric in record.metrics]
     for row in reported:
         shared = {name: getattr(row, name) for name in ("model", "params", "where", "note")}
         shared |= {"kind": "reported", "group": row.collection, "is_main": False}
@@ -224,7 +280,6 @@ def _score(record: Record, metric: str) -> dict[str, Any]:
     return {
         **{name: attrgetter(place)(record) for name, place in FIELDS.items() if place},
         "metric": metric,
-        "protocol": record.protocol["hash"],
         "is_main": is_main,
         "value": record.metrics[metric],
         "stderr": record.stderr.get(metric),
@@ -234,7 +289,37 @@ def _score(record: Record, metric: str) -> dict[str, Any]:
     }
 
 
-def _measured(ranked: pd.DataFrame) -> Section:
+def question_labels(records: Sequence[Record]) -> dict[str, str]:
+    """Of each question, by its hash: how it differs from the other whole ones of its task."""
+    by_task: dict[str, dict[str, Question]] = {}
+    for record in records:
+        questions = by_task.setdefault(record.task.name, {})
+        questions[record.question.hash] = record.question
+
+    labels: dict[str, str] = {}
+    for questions in by_task.values():
+        # a limited or outdated one never stands beside the others
+        for kind in (True, False):
+            own = {name: q for name, q in questions.items() if (q.limit is None) == kind}
+            labels |= zip(own, distinctions(list(own.values())), strict=True)
+    return labels
+
+
+def labels_of_setups(records: Sequence[Record]) -> dict[tuple[str, str], dict[str, str]]:
+    """Of each model and revision: row of the setup -> how it differs from the model's others."""
+    by_model: dict[tuple[str, str], dict[str, Setup]] = {}
+    for record in records:
+        setups = by_model.setdefault((record.model.name, record.model.revision), {})
+        # which patches or pooled features a task reads is no choice of the run
+        setups.setdefault(record.setup.row, record.setup)
+
+    labels: dict[tuple[str, str], dict[str, str]] = {}
+    for model, setups in by_model.items():
+        labels[model] = dict(zip(setups, setup_labels(list(setups.values())), strict=True))
+    return labels
+
+
+def _measured(ranked: pd.DataFrame, ranks: Ranks) -> Section:
     if ranked.empty:
         return Section("Measured here", "Nothing yet: `silc-bench eval` measures a model.")
 
@@ -242,11 +327,11 @@ def _measured(ranked: pd.DataFrame) -> Section:
     num_models = ranked.groupby(["model", "revision"]).ngroups
     counts = f"{_counted(num_models, 'model')}, {_counted(ranked.task.nunique(), 'task')}"
     note = (
-        f"{counts}. Percent ± one standard error; **bold** is the best of a column,"
-        " an empty cell was not measured."
+        f"{counts}. Percent ± one standard error; **bold** is the best of a column, `=` is tied"
+        " with it (no difference after Holm in the paired test), an empty cell was not measured."
     )
     by_group = ranked.groupby("group", sort=False)
-    tables = tuple(_ranking(str(group), part) for group, part in by_group)
+    tables = tuple(_ranking(str(group), part, ranks) for group, part in by_group)
     return Section("Measured here", note, tables)
 
 
@@ -260,17 +345,21 @@ def _with_main(scores: pd.DataFrame, others: str) -> pd.DataFrame:
     return scores[scores.is_main.astype(bool) | scores.metric.str.fullmatch(others)]
 
 
-def _ranking(group: str, part: pd.DataFrame) -> Table:
+def _ranking(group: str, part: pd.DataFrame, ranks: Ranks) -> Table:
     """Rows in the order of the first column's values, then of the second's ...; gaps last.
 
     Equal rows stand by name.
     """
     # columns by task, the main metric first, then "5shot" before "10shot"
     by_column = dict(iter(part.groupby(COLUMN)))
-    is_main = {column: own.is_main.iloc[0] for column, own in by_column.items()}
-    columns = sorted(
-        is_main, key=lambda column: (column[0], not is_main[column], _natural(column[1]), column)
-    )
+    order: dict[tuple, tuple] = {}
+    for column, own in by_column.items():
+        first = own.iloc[0]
+        is_native = first.protocol == "native"
+        order[column] = (
+            column[0], not first.is_main, _natural(column[1]), not is_native, first.question_label
+        )  # fmt: skip
+    columns = sorted(by_column, key=lambda column: (order[column], column))
     lower_is_better = [not is_fraction(metric) for _, metric, *_ in columns]
 
     # sorted by name first: a stable sort by values then leaves equal rows in the order of names
@@ -279,57 +368,60 @@ def _ranking(group: str, part: pd.DataFrame) -> Table:
 
     heads = [*_names("model"), Head("params"), Head("px")]
     cells: dict[tuple[tuple, tuple], Cell] = {}
-    for column, is_low_best in zip(columns, lower_is_better, strict=True):
+    for column in columns:
         own = by_column[column]
         heads.append(_ranked_head(column, own, part))
 
-        # no best of a single value, nor under different protocols (an empty variant)
-        best = None
-        if len(own) >= 2 and column[2] != "":
-            best = own.value.min() if is_low_best else own.value.max()
+        standing = ranks.standing(own, column[1])
         for score in own.itertuples():
             row = tuple(getattr(score, name) for name in ROW)
-            cells[row, column] = _ranked_cell(score, is_best=score.value == best)
+            cells[row, column] = _ranked_cell(
+                score, standing.get((score.model, score.revision, score.setup), "")
+            )
 
+    label_of = {
+        tuple(getattr(score, name) for name in ROW): score.setup_label
+        for score in part.itertuples()
+    }
     rows = []
     for row in wide.index:
-        model, revision, params, image_size = row
-        named = (Cell(model, f"@{revision[:8]}"), Cell(_count(params)), Cell(str(image_size)))
+        model, revision, _, params, image_size = row
+        label = f" ({label_of[row]})" if label_of[row] else ""
+        named = (
+            Cell(model, f"@{revision[:8]}{label}"),
+            Cell(_count(params)),
+            Cell(str(image_size)),
+        )
         rows.append((*named, *(cells.get((row, column), Cell()) for column in columns)))
     return Table(group, tuple(heads), tuple(rows))
 
 
 def _ranked_head(column: tuple[str, ...], own: pd.DataFrame, part: pd.DataFrame) -> Head:
-    task, metric, variant, fingerprint = column
-    details = [metric]
-
-    # protocols that share a column can differ in their chance
+    task, metric, _ = column
+    details = [metric_title(metric)]
     chances = sorted({_percent(chance, metric) for chance in own.chance.dropna()})
     if chances:
         details.append(f"chance {'–'.join(chances)}")
 
-    # what is the same for all columns of a task is not said
-    variants = part[part.task == task]
-    if variants.protocol.nunique() > 1:
-        details.append(f"protocol {variant[:8]}" if variant else "protocols differ (#)")
-    if variants.fingerprint.nunique() > 1:
-        details.append(f"data {fingerprint[:8]}")
-    return Head(task, tuple(details))
+    # in words, and only where two questions of one task stand side by side
+    label = own.question_label.iloc[0]
+    if label and part[part.task == task].question.nunique() > 1:
+        details.append(label)
+    return Head(task_title(task), tuple(details))
 
 
-def _ranked_cell(score: Any, is_best: bool) -> Cell:
+def _ranked_cell(score: Any, standing: str) -> Cell:
     # the bar behind the number: from chance to perfect, so that a guess has no bar
     share = None
     if is_fraction(score.metric):
         chance = score.chance if score.is_main else 0.0
         share = min(max((score.value - chance) / (1 - chance), 0.0), 1.0) if chance < 1 else None
 
-    hint = (
-        f"n = {score.n}, {score.precision},"
-        f" protocol {score.protocol[:8]}, data {score.fingerprint[:8]}"
-    )
-    cell = _value(score, "" if score.variant else f" #{score.protocol[:8]}")
-    return replace(cell, is_best=is_best, share=share, hint=hint)
+    hint = f"n = {score.n}, {score.precision}, {score.device}"
+    if standing == "tied":
+        hint += "; tied with the best: the paired test shows no difference"
+    cell = _value(score, " =" if standing == "tied" else "")
+    return replace(cell, is_best=standing == "best", share=share, hint=hint)
 
 
 def _listed(kind: str, scores: pd.DataFrame) -> Section:
@@ -366,7 +458,7 @@ def _reported(reported: pd.DataFrame, ranked: pd.DataFrame) -> Section:
         heads += [Head(task.split("/")[0], (metric,)) for task, metric in columns]
         heads += _names("source", "note")
 
-        # each value bears its protocol, and a second one has a second row
+        # of two questions of one task, or two setups of a model, the second has a second row
         ours = ranked.merge(pd.DataFrame(columns, columns=["task", "metric"]))
         second = ours.groupby(["model", "revision", "task", "metric"]).cumcount()
         of_papers = part.groupby(["model", "source"], sort=False)
@@ -390,7 +482,9 @@ def _row(scores: pd.DataFrame, columns: Sequence[tuple[str, str]]) -> tuple[Cell
     cells = [model, Cell(_count(first.params))]
     for column in columns:
         score = by_column.get(column)
-        mark = f" #{score.protocol[:8]}" if score and first.kind == "ranked" else ""
+        mark = ""
+        if score and first.kind == "ranked" and score.protocol != "native":
+            mark = f" {score.protocol}"
         cells.append(_value(score, mark) if score else Cell())
     return (*cells, *ending)
 
@@ -451,7 +545,7 @@ def _natural(name: str) -> list[tuple[int, str]]:
     return [(int(part or 0), "") if part.isdigit() else (0, part) for part in parts]
 
 
-def change_tables(ranked: pd.DataFrame) -> tuple[Table, ...]:
+def change_tables(ranked: pd.DataFrame, ranks: Ranks) -> tuple[Table, ...]:
     """One table a pair of twins.
 
     Where several revisions bear one twin's name, the table lists them instead: which to pair is not
@@ -470,7 +564,7 @@ def change_tables(ranked: pd.DataFrame) -> tuple[Table, ...]:
         contrastive = twin["contrastive"]
         silc = twin["silc"]
         if len(contrastive) == len(silc) == 1:
-            changes = tuple(_changes(ranked, contrastive[0], silc[0]))
+            changes = tuple(_changes(ranked, contrastive[0], silc[0], ranks))
             # twins that share no column have nothing to show
             if changes:
                 tables.append(_table(f"{preset}{branch}", changes))
@@ -482,21 +576,28 @@ def change_tables(ranked: pd.DataFrame) -> tuple[Table, ...]:
     return tuple(tables)
 
 
-def _changes(ranked: pd.DataFrame, before: tuple[str, str], after: tuple[str, str]) -> list[Change]:
+def _changes(
+    ranked: pd.DataFrame, before: tuple[str, str], after: tuple[str, str], ranks: Ranks
+) -> list[Change]:
     """The columns that both have, in the order of the first; ranks are no points, and left out."""
     fractions = ranked[ranked.metric.map(is_fraction).astype(bool)]
     old, new = (
         fractions[(fractions.model == model) & (fractions.revision == revision)]
         for model, revision in (before, after)
     )
-    both = old.merge(new, on=["task", "metric", "protocol", "fingerprint"], suffixes=("", "_new"))
+
+    # Of several setups of a model the first is taken: each is a row, and one row says enough.
+    old, new = (part.drop_duplicates(["question", "metric"]) for part in (old, new))
+    both = old.merge(new, on=["task", "metric", "question"], suffixes=("", "_new"))
 
     changes = []
-    for pair in both.itertuples():
-        # as if independent: what two models share of the test set makes the truth smaller
-        stderr = math.hypot(pair.stderr, pair.stderr_new)
-        known_stderr = None if math.isnan(stderr) else stderr
-        changes.append(Change(pair.task, pair.metric, pair.value, pair.value_new, known_stderr))
+    for both_rows in both.itertuples():
+        rows = ((*before, both_rows.setup), (*after, both_rows.setup_new))
+        pair = ranks.pair(*rows, both_rows.question, both_rows.metric)
+        paired = pair if isinstance(pair, Paired) else None
+        changes.append(
+            Change(both_rows.task, both_rows.metric, both_rows.value, both_rows.value_new, paired)
+        )
     return changes
 
 
@@ -508,75 +609,57 @@ def _table(title: str, changes: tuple[Change, ...]) -> Table:
     ]
     rows: list[tuple[Cell, ...]] = []
     for change in changes:
-        error = "" if change.stderr is None else f" ±{100 * change.stderr:.1f}"
-        difference = Cell(f"{100 * change.difference:+.1f}", error)
+        error = "" if change.paired is None else f" ±{100 * change.paired.stderr:.2f}"
+        difference = Cell(f"{100 * change.difference:+.2f}", error)
         values = [Cell(f"{100 * value:.1f}") for value in (change.contrastive, change.silc)]
-        texts = (Cell(change.task), Cell(change.metric), *values)
+        texts = (Cell(task_title(change.task)), Cell(metric_title(change.metric)), *values)
         rows.append((*texts, difference, Cell(change.verdict)))
     return Table(title, tuple(heads), tuple(rows), changes)
 
 
-def with_variants(ranked: pd.DataFrame, across_protocols: bool) -> pd.DataFrame:
-    """The scores with a field ``variant``: what a column holds apart.
-
-    It is the protocol, or "" where several may meet because every model has one value.
-    """
-    columns = ["task", "fingerprint"]
-    has_several = ranked.groupby(columns).protocol.transform("nunique") > 1
-
-    # of a model with two values in one column neither could be left out: such columns stay apart
-    per_model = ranked.groupby([*columns, "model", "revision"]).protocol.transform("nunique")
-    most = per_model.groupby([ranked.task, ranked.fingerprint]).transform("max")
-    may_meet = has_several & (most == 1) & across_protocols
-    return ranked.assign(variant=ranked.protocol.where(~may_meet, ""))
-
-
-def protocols_section(ranked: pd.DataFrame, protocols: Mapping[str, dict[str, Any]]) -> Section:
-    """Where one task has several columns: the fields of protocol and dataset that differ."""
+def questions_section(ranked: pd.DataFrame, records: Sequence[Record]) -> Section:
+    """Where one task has several columns: what was asked differently, in words."""
+    by_hash = {record.question.hash: record.question for record in records}
     tables = []
-    for task, part in ranked.groupby("task"):
-        variants = sorted(set(zip(part.protocol, part.fingerprint, strict=True)))
-        if len(variants) < 2:
-            continue
-
-        fields = []
-        for protocol, data in variants:
-            fields.append({**flat_fields(protocols[protocol]), "dataset.fingerprint": data})
-        names = sorted(set().union(*fields))
-        differing = [name for name in names if len({field.get(name) for field in fields}) > 1]
-
-        # what all of them share says nothing about the difference
-        heads = _names("field")
-        for protocol, data in variants:
-            details = (f"data {data[:8]}",)
-            heads.append(Head(f"protocol {protocol[:8]}", details, is_numeric=False))
-        rows: list[tuple[Cell, ...]] = []
-        for name in differing:
-            rows.append((Cell(name), *(Cell(field.get(name, "")) for field in fields)))
-        tables.append(Table(str(task), tuple(heads), tuple(rows)))
+    for task, part in ranked.groupby("task", sort=False):
+        hashes = list(dict.fromkeys(part.question))
+        if len(hashes) > 1:
+            labels = dict(zip(part.question, part.question_label, strict=True))
+            fields = [question_words(by_hash[name]) for name in hashes]
+            heads = [labels[name] for name in hashes]
+            tables.append(_differences(task_title(str(task)), heads, fields))
     note = (
-        "One task measured in more than one way: not to be compared without a thought."
-        " This is where they differ."
+        "One task asked in more than one way: these are several questions, each with columns of"
+        " its own. This is how they differ."
     )
-    return Section("Protocols that differ", note, tuple(tables))
+    return Section("Questions that differ", note, tuple(tables))
 
 
-def flat_fields(value: Any, prefix: str = "") -> dict[str, str]:
-    """A protocol as dotted fields with printable values, its hash left out.
+def setups_section(ranked: pd.DataFrame, records: Sequence[Record]) -> Section:
+    """Models that were measured under more than one setup: where those differ."""
+    by_row: dict[tuple[str, str], dict[str, Setup]] = {}
+    for record in records:
+        own = by_row.setdefault((record.model.name, record.model.revision), {})
+        own.setdefault(record.setup.row, record.setup)
 
-    Long values become their length and a hash.
-    """
-    if isinstance(value, dict):
-        fields: dict[str, str] = {}
-        for key, item in value.items():
-            # the hash follows from the fields: it says nothing of its own
-            if prefix or key != "hash":
-                fields |= flat_fields(item, f"{prefix}.{key}" if prefix else key)
-        return fields
+    tables = []
+    for (model, revision), part in ranked.groupby(["model", "revision"], sort=False):
+        labels = dict(zip(part.setup, part.setup_label, strict=True))
+        if len(labels) > 1:
+            setups = by_row[str(model), str(revision)]
+            fields = [setup_words(setups[row]) for row in labels]
+            tables.append(_differences(f"{model}@{revision[:8]}", list(labels.values()), fields))
+    note = "One model measured under more than one setup: each is a row of its own."
+    return Section("Setups that differ", note, tuple(tables))
 
-    text = json.dumps(value)
-    if len(text) > 60:
-        unit = "entries" if isinstance(value, list) else "characters"
-        digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-        text = f"{len(value)} {unit}, {digest}"
-    return {prefix: text}
+
+def _differences(title: str, labels: Sequence[str], fields: Sequence[dict[str, str]]) -> Table:
+    """A column for each of the labels, a row for each field that is not the same in all."""
+    names = dict.fromkeys(name for own in fields for name in own)
+    rows: list[tuple[Cell, ...]] = []
+    for name in names:
+        values = [own.get(name, "–") for own in fields]
+        # what all of them share says nothing about the difference
+        if len(set(values)) > 1:
+            rows.append((Cell(name), *map(Cell, values)))
+    return Table(title, tuple(_names("field", *labels)), tuple(rows))

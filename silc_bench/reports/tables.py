@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from rich.console import JustifyMethod, RenderableType
 
+    from silc_bench.reports.pairing import Paired
+
 
 @dataclass(frozen=True)
 class Head:
@@ -41,13 +43,13 @@ class Cell:
 
 @dataclass(frozen=True)
 class Change:
-    """One metric of two twins, as fractions, and the standard error of their difference."""
+    """One metric of two twins, as fractions, and the paired test of them."""
 
     task: str
     metric: str
     contrastive: float
     silc: float
-    stderr: float | None
+    paired: Paired | None  # None: the samples of one were not kept
 
     @property
     def difference(self) -> float:
@@ -56,13 +58,13 @@ class Change:
 
     @property
     def margin(self) -> float:
-        """Half the 95 % interval; 0 where no standard error is known."""
-        return 1.96 * (self.stderr or 0.0)
+        """Half the 95 % interval; 0 where it is not known."""
+        return self.paired.margin if self.paired else 0.0
 
     @property
     def verdict(self) -> str:
         """Whether the interval leaves zero out; for this test alone."""
-        if self.stderr is None:
+        if self.paired is None:
             return "unknown"
         if abs(self.difference) <= self.margin:
             return "no"

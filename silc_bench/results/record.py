@@ -11,7 +11,6 @@ silc_bench.results.record > docs/record.schema.json`` publishes the schema.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
@@ -20,24 +19,25 @@ import subprocess
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import silc_bench
 from silc_bench.errors import DataError, UserError, first_line
+from silc_bench.results.canonical import hash_of
+from silc_bench.results.question import Question
 from silc_bench.results.schema import COUNT, HEX, METRICS, NAME, TASK_NAME, check, object_of
+from silc_bench.results.setup import Setup
 from silc_bench.system.checksums import CHECKSUMS, differences, json_checksums, sealed
 from silc_bench.system.files import write_text_atomic
 
 if TYPE_CHECKING:
-    from silc_bench.datasets.dataset import ImageDataset
     from silc_bench.models.interface import ImageModel
-    from silc_bench.results.protocol import Protocol
     from silc_bench.task import Scores, Task
 
-SCHEMA_VERSION = "record/2"
+SCHEMA_VERSION = "record/3"
+HASH = {"type": "string", "pattern": "^[0-9a-f]{16}$"}
 AGAIN = "delete it and measure again"  # what to do about a damaged record
 SCHEMA: dict[str, Any] = {
     "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -50,26 +50,45 @@ SCHEMA: dict[str, Any] = {
         metrics=METRICS,
         stderr={"type": "object", "patternProperties": {"": {"type": "number", "minimum": 0}}},
         n=COUNT,
-        limit={"type": ["integer", "null"], "minimum": 1},
         details={"type": "object"},
         model=object_of(name=NAME, revision=HEX, source=NAME, params=COUNT, image_size=COUNT),
-        dataset=object_of(name=NAME, split=NAME, fingerprint=HEX),
-        protocol={
-            "type": "object",
-            "properties": {"name": NAME, "hash": {"type": "string", "pattern": "^[0-9a-f]{16}$"}},
-            "required": ["name", "hash"],
-        },
+        question=object_of(
+            hash=HASH,
+            task=TASK_NAME,
+            task_version=COUNT,
+            main_metric=NAME,
+            protocol=NAME,
+            protocol_version=COUNT,
+            image={"type": ["string", "object"]},
+            class_names={"type": "object"},
+            asks={"type": "object"},
+            dataset=object_of(
+                name=NAME,
+                split=NAME,
+                fingerprint=HEX,
+                pools={"type": "object", "patternProperties": {"": HEX}},
+                masks={"type": "object"},
+            ),
+            limit={"type": ["integer", "null"], "minimum": 1},
+        ),
+        setup=object_of(
+            hash=HASH,
+            image={"type": "object"},
+            text={"type": "object"},
+            network={"type": "object"},
+            feature_point=NAME,
+            precision=NAME,
+            device=NAME,
+            libraries={"type": "object", "patternProperties": {"": NAME}},
+        ),
         code=object_of(
             version=NAME, commit={"type": ["string", "null"]}, dirty={"type": ["boolean", "null"]}
         ),
-        env=object_of(python=NAME, torch=NAME, device=NAME, precision=NAME),
+        env=object_of(python=NAME, platform=NAME, processor=NAME),
         seconds={"type": "number", "minimum": 0},
         created={"type": "string", "pattern": r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$"},
         source={"type": "string", "pattern": r"^(measured|reported\(https?://[^\s()]+\))$"},
-        checksums={
-            "type": "object",
-            "patternProperties": {"": {"type": "string", "pattern": "^[0-9a-f]{16}$"}},
-        },
+        checksums={"type": "object", "patternProperties": {"": HASH}},
     ),
 }
 
@@ -108,16 +127,16 @@ class Code:
 
 @dataclass(frozen=True)
 class Environment:
+    """The machine; what can move a number stands in the setup."""
+
     python: str
-    torch: str
-    device: str
-    precision: str
+    platform: str
+    processor: str
 
 
 NESTED: dict[str, Any] = {
     "task": MeasuredTask,
     "model": MeasuredModel,
-    "dataset": MeasuredDataset,
     "code": Code,
     "env": Environment,
 }
@@ -135,11 +154,10 @@ class Record:
     metrics: dict[str, float]
     stderr: dict[str, float]
     n: int  # samples scored
-    limit: int | None  # None: the whole split
     details: dict[str, Any]
     model: MeasuredModel
-    dataset: MeasuredDataset
-    protocol: dict[str, Any]  # Protocol.as_dict(): name, hash and everything that was hashed
+    question: Question  # what was asked: its hash is the column
+    setup: Setup  # how the model took it in
     code: Code
     env: Environment
     seconds: float
@@ -151,19 +169,14 @@ class Record:
         cls,
         model: ImageModel,
         task: Task,
-        dataset: ImageDataset,
         scores: Scores,
-        protocol: Protocol,
+        question: Question,
+        setup: Setup,
         *,
         model_source: str,
-        device: str,
-        limit: int | None,
         seconds: float,
     ) -> Record:
-        """A measured record, dated now.
-
-        ``dataset`` is the scored split; ``model_source`` what the user asked for; ``device`` as a
-        reader would name it.
+        """A measured record, dated now; ``model_source`` is what the user asked for.
 
         Raises:
             DataError: a score is not finite, not a fraction, or not JSON; the field is named.
@@ -175,17 +188,14 @@ class Record:
             metrics={name: float(value) for name, value in scores.metrics.items()},
             stderr={name: float(value) for name, value in scores.stderr.items()},
             n=int(scores.n),
-            limit=limit,
             details=scores.details,
             model=MeasuredModel(
                 model.name, model.revision, model_source, model.num_params, model.image_size
             ),
-            dataset=MeasuredDataset(dataset.name, dataset.split, dataset.fingerprint),
-            protocol=protocol.as_dict(),
+            question=question,
+            setup=setup,
             code=code_state(),
-            env=Environment(
-                platform.python_version(), version("torch"), device, protocol.precision
-            ),
+            env=Environment(platform.python_version(), platform.platform(), processor()),
             seconds=round(float(seconds), 3),
             created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
             source="measured",
@@ -197,9 +207,18 @@ class Record:
     @property
     def key(self) -> str:
         """See the function ``key``."""
-        protocol_hash = self.protocol["hash"]
-        fingerprint = self.dataset.fingerprint
-        return key(self.task.name, self.task.version, protocol_hash, fingerprint, self.limit)
+        return key(self.question, self.setup)
+
+    @property
+    def dataset(self) -> MeasuredDataset:
+        """The scored one."""
+        scored = self.question.dataset
+        return MeasuredDataset(scored["name"], scored["split"], scored["fingerprint"])
+
+    @property
+    def limit(self) -> int | None:
+        """Images a split; None: the whole split."""
+        return self.question.limit
 
     def path(self, results_dir: Path) -> Path:
         """Where it belongs."""
@@ -212,6 +231,7 @@ class Record:
         Raises DataError rather than write an invalid record.
         """
         data = asdict(self)
+        data |= {"question": self.question.as_dict(), "setup": self.setup.as_dict()}
         where = f"{self.task.name} on {self.model.name}"
         validate({**data, CHECKSUMS: {}}, where, fix="mend the task, or leave it out")
         return json.dumps(sealed(data), indent=2, allow_nan=False) + "\n"
@@ -236,15 +256,30 @@ class Record:
 
         for name, part in NESTED.items():
             data[name] = part(**data[name])
+        for name, kind in (("question", Question), ("setup", Setup)):
+            try:
+                data[name] = kind.from_dict(data[name])
+            except ValueError as error:
+                raise DataError(str(error), about=f"{where}: {name}", fix=AGAIN) from error
         return cls(**data)
 
 
-def key(
-    task_name: str, task_version: int, protocol_hash: str, fingerprint: str, limit: int | None
-) -> str:
+def key(question: Question, setup: Setup) -> str:
     """8 hex digits, equal for two measurements of one model if they are the same measurement."""
-    parts = json.dumps([task_name, task_version, protocol_hash, fingerprint, limit])
-    return hashlib.sha256(parts.encode()).hexdigest()[:8]
+    return hash_of({"question": question.hash, "setup": setup.hash})[:8]
+
+
+@cache
+def processor() -> str:
+    """The processor as its maker names it, or its kind where the system does not say."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name" and value.strip():
+                return value.strip()
+    except (OSError, UnicodeDecodeError):
+        pass
+    return platform.processor() or platform.machine() or "unknown"
 
 
 def record_path(
@@ -327,6 +362,11 @@ def validate(data: Any, where: object = "record", fix: str = AGAIN) -> None:
     for name in (data["task"]["main_metric"], *data["stderr"]):
         if name not in data["metrics"]:
             raise DataError("not among its metrics", about=f"{where}: {name}", fix=fix)
+    task, question = data["task"], data["question"]
+    for name, other in (("name", "task"), ("version", "task_version"), ("main_metric",) * 2):
+        if task[name] != question[other]:
+            problem = f"says {task[name]!r}, and the question {question[other]!r}"
+            raise DataError(problem, about=f"{where}: task.{name}", fix=fix)
 
 
 @cache

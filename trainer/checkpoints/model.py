@@ -95,6 +95,8 @@ class NativeImageModel:
             if tower.gelu != "tanh":
                 settings[f"{side}_gelu"] = tower.gelu
         self.revision = revision_of({"vision": vision, "text": student.text}, settings)
+        gelus = {f"{side}_gelu": tower.gelu for side, tower in towers.items()}
+        self.settings = {**settings, **gelus}  # for people: the default is said, too
 
         # The whole image, squashed to a square; pixels from -1 to 1.
         self.pipeline = ImagePipeline(self.image_size, mean=(MEAN,) * 3, std=(STD,) * 3)

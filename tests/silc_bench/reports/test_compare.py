@@ -12,7 +12,7 @@ from PIL import Image
 
 from silc_bench.metrics import iou as metrics
 from silc_bench.metrics import statistics as stats
-from silc_bench.reports import compare, compare_report, forest_plot
+from silc_bench.reports import compare, compare_report, forest_plot, pairing
 from silc_bench.results import outcomes
 
 pytestmark = pytest.mark.broad
@@ -158,9 +158,9 @@ def test_equal_models_are_told_apart_in_five_of_a_hundred_reports(monkeypatch):
     for _ in range(300):
         p = []
         for metric, arrays in draw.items():
-            p.append(compare.paired(*(outcomes.per_image(arrays(), metric) for _ in "ab")).p)
+            p.append(pairing.paired(*(outcomes.per_image(arrays(), metric) for _ in "ab")).p)
         reports.append(p)
-    is_false = [min(stats.holm(p)) < compare.ALPHA for p in reports]
+    is_false = [min(stats.holm(p)) < pairing.ALPHA for p in reports]
     assert np.mean(is_false) <= 0.08, "0.05 within 2.4 standard errors of this simulation"
     *safe, captions, pixels = np.mean(np.less(reports, 0.05), axis=0)
     assert 0.02 <= captions <= 0.09
@@ -179,7 +179,8 @@ def reasons(folder, **options):
 def test_every_task_is_compared_or_has_a_reason(tmp_path):
     hits = hits_of(0.5)
     differing = {
-        "size": ({"size": 224}, {"size": 64, "crop": "none"}),
+        "asked": ({"asks": {"shots": 5}}, {"asks": {"prompts": ["a {}"]}}),
+        "protocol": ({}, {"protocol": "openai80"}),
         "data": ({"fingerprint": "1" * 16}, {"fingerprint": "2" * 16}),
         "version": ({"version": 1}, {"version": 2}),
         "limit": ({"limit": N}, {}),
@@ -196,35 +197,50 @@ def test_every_task_is_compared_or_has_a_reason(tmp_path):
         put(tmp_path, model, values, "strange/zeroshot", arrays={"acc1": hits})
     by_task = reasons(tmp_path)
     for task, words in {
-        "data": "data is 11111111 against 22222222",
-        "limit": "limit is 400 images against the whole split",
-        "old": "b kept no outcomes of single images (`silc-bench eval --existing overwrite`",
-        "only": "only a has measured it (protocol native ",
-        "size": 'image.size is 224 against 64; image.crop is nothing against "none"',
+        "asked": 'asks.shots is 5 against –; asks.prompts is – against ["a {}"]',
+        "data": "dataset.fingerprint is 1111111111111111 against 2222222222222222",
+        "limit": "limit is 400 against null",
+        "old": "no outcomes of single images of b@",
+        "only": "only a has measured it (protocol native, ",
+        "protocol": "protocol is native against openai80",
         "strange": "the outcomes do not say what each image adds to map",
         "version": "task_version is 1 against 2",
     }.items():
         assert words in by_task.pop(task)
     assert by_task == {}
-    assert sum(line.startswith("not compared: ") for line in lines_of(tmp_path)) == 7
+    assert sum(line.startswith("not compared: ") for line in lines_of(tmp_path)) == 8
 
 
-def test_different_protocols_are_paired_only_when_asked_and_then_marked(tmp_path):
-    put_hits(tmp_path, "a", hits_of(0.5), size=64)
-    put_hits(tmp_path, "b", hits_of(0.6), size=224)
+def test_models_with_other_preprocessing_are_paired_and_the_difference_is_said_once(tmp_path):
+    for task in ("made/zeroshot", "other/zeroshot"):
+        put_hits(tmp_path, "a", hits_of(0.5), task, size=64)
+        put_hits(tmp_path, "b", hits_of(0.6), task, size=224, crop="center")
+    comparison = compare.compare(tmp_path, ["a", "b"])
+    assert len(comparison.results) == 2
+    assert comparison.setups == {"b": (("image.size", "64", "224"), ("image.crop", "–", "center"))}
+    shown = lines_of(tmp_path)
+    assert sum("image.size 64 → 224" in line for line in shown) == 1
+
+
+def test_no_question_in_common_is_an_error_that_says_why(tmp_path):
+    put_hits(tmp_path, "a", hits_of(0.5))
+    put_hits(tmp_path, "b", hits_of(0.6), protocol="openai80")
     result = call(f"compare a b --results {tmp_path}")
     assert result.exit_code == 2
-    assert "made/zeroshot: not measured alike: image.size is 64 against 224" in result.stdout
+    assert "protocol is native against openai80" in result.stdout
     assert str(tmp_path) in error_of(result.stderr)
-    line = lines_of(tmp_path, "a b --across-protocols")[0]
-    assert line.startswith("b is better on made/zeroshot, ")
-    assert "[protocols differ: native " in line
 
-    # now a has two, and which one is meant is not ours to guess
-    put_hits(tmp_path, "a", hits_of(0.5), size=128)
-    assert compare.compare(tmp_path, ["a", "b"], across_protocols=True).results == ()
-    put_hits(tmp_path, "b", hits_of(0.6), size=128)
-    assert reasons(tmp_path, across_protocols=True) == {}
+
+def test_of_several_setups_of_one_model_the_newest_counts_and_is_said(tmp_path):
+    put_hits(tmp_path, "a", hits_of(0.5))
+    for day, precision in ((1, "bf16"), (2, "fp32")):
+        created = f"2026-01-0{day}T00:00:00Z"
+        put_hits(tmp_path, "b", hits_of(0.5 + day / 10), precision=precision, created=created)
+    comparison = compare.compare(tmp_path, ["a", "b"])
+    (result,) = comparison.results
+    assert result.value == hits_of(0.7).mean()
+    (left,) = comparison.omissions
+    assert "several setups" in left.reason
 
 
 def test_whole_runs_go_before_limited_ones_and_limited_ones_are_marked(tmp_path):
@@ -293,13 +309,6 @@ def test_outcomes_of_other_samples_are_refused(tmp_path, change):
     fail(f"compare a b --results {tmp_path}", " and ".join(map(str, paths)))
 
 
-def test_other_samples_under_another_protocol_are_a_reason_not_an_error(tmp_path):
-    for model, draws in (("a", 2), ("b", 3)):
-        put(tmp_path, model, 1.0, arrays={"acc1": np.ones((N, draws), bool)}, size=32 * draws)
-    (reason,) = reasons(tmp_path, across_protocols=True).values()
-    assert reason.startswith("the protocols differ, and so do the samples: acc1 is [400, 2]")
-
-
 # ---- files ----
 
 HOSTILE = "x|<b>`[a](b)*"
@@ -327,7 +336,7 @@ def test_files_say_what_the_terminal_says(report):
 
     content = json.loads(data.read_text(encoding="utf-8"))
     keys = ("schema", "baseline", "models", "num_tests")
-    assert [content[key] for key in keys] == ["compare/1", "a", [HOSTILE, "c"], 4]
+    assert [content[key] for key in keys] == ["compare/2", "a", [HOSTILE, "c"], 4]
     differences = [result.paired.difference for result in comparison.results]
     assert [row["difference"] for row in content["results"]] == differences
     assert content["not_compared"][0]["task"] == "only/zeroshot"

@@ -5,19 +5,21 @@ import csv
 import html
 import io
 import json
-import math
 import re
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made import put, record_of
+from made import N, put, record_of
 from rich.console import Console
 
 from silc_bench.errors import UserError
+from silc_bench.reports.compare import compare
 from silc_bench.reports.leaderboard import build
+from silc_bench.reports.pairing import Paired
 from silc_bench.reports.tables import Change, axis, to_csv, to_html, to_markdown, to_terminal
 from silc_bench.results.published import load_reported
 from silc_bench.tasks.selection import all_tasks, current_version
@@ -85,8 +87,8 @@ def test_values_errors_chance_best_and_gaps(tmp_path):
     put(tmp_path, "c", 0.455)
     put(tmp_path, "b", 0.3, "shapes/knn", group="knn")
     columns = ranked(build(tmp_path))
-    assert {head[1:] for head in columns} == {("acc1", "chance 2.0")}
-    knn, zeroshot = (columns[head] for head in sorted(columns))
+    assert {head[1:] for head in columns} == {("top-1", "chance 2.0")}
+    knn, zeroshot = (columns[head] for head in sorted(columns))  # by title
     assert {name: (cell.text, cell.detail, cell.is_best) for name, cell in zeroshot.items()} == {
         "a": ("45.5", " ±1.2", True), "c": ("45.5", " ±1.0", True), "b": ("41.0", "", False)
     }  # fmt: skip
@@ -108,30 +110,55 @@ def test_of_ranks_the_lowest_is_best_and_no_percent(tmp_path):
     assert cells == [("3.0", True, None), ("12.5", False, None)]
 
 
-def test_protocols_share_a_column_only_when_asked_and_are_marked(tmp_path):
+def test_models_with_other_preprocessing_share_a_column(tmp_path):
+    """What is asked makes a column; how a model takes it in belongs to its row."""
     put(tmp_path, "a", 0.1, size=64)
-    put(tmp_path, "b", 0.2, size=224)
-    put(tmp_path, "c", 0.3, size=224, fingerprint="1" * 16)
-    put_all(tmp_path, {"a": 0.5, "b": 0.6}, "shapes/knn", group="knn")
-    columns = ranked(build(tmp_path, across_protocols=True))
-    (mixed,) = (column for head, column in columns.items() if "protocols differ (#)" in head)
-    marks = {name: re.search(r" #(\w{8})$", cell.detail)[1] for name, cell in mixed.items()}
-    assert set(marks) == {"a", "b"}, "other data stay apart"
-    assert marks["a"] != marks["b"]
-    assert not any(cell.is_best for cell in mixed.values())
-    (knn,) = (column for head, column in columns.items() if head[0] == "shapes/knn")
-    assert [knn["b"].is_best, "#" in knn["b"].detail] == [True, False], "one protocol is no mixture"
+    put(tmp_path, "b", 0.2, size=224, crop="center", mean=[0.5] * 3)
+    put(tmp_path, "c", 0.3, protocol="openai80", asks={"prompts": "80"})
+    native, openai80 = ranked(build(tmp_path)).items()
+    assert set(native[1]) == {"a", "b"}
+    assert set(openai80[1]) == {"c"}
+    assert [head[-1] for head, _ in (native, openai80)] == ["native", "openai80"]
+    (table,) = tables(build(tmp_path), "Questions that differ")
+    assert [head.text for head in table.heads] == ["field", "native", "openai80"]
+    assert ["asks.prompts", "–", "80"] in texts(table)
 
-    # a model with two values keeps two columns
-    put(tmp_path, "a", 0.11, size=96)
-    heads = ranked(build(tmp_path, across_protocols=True))
-    assert not any("protocols differ (#)" in head for head in heads)
+
+def test_one_model_under_two_setups_is_two_rows_with_what_differs(tmp_path):
+    for precision, value in (("fp32", 0.5), ("bf16", 0.4)):
+        put(tmp_path, "a", value, precision=precision)
+    (table,) = tables(build(tmp_path))
+    assert [row[0].detail.partition(" ")[2] for row in table.rows] == ["(fp32)", "(bf16)"]
+    (table,) = tables(build(tmp_path), "Setups that differ")
+    assert texts(table) == [["precision", "bf16", "fp32"]]
+
+
+def test_what_is_tied_with_the_best_is_marked(tmp_path):
+    """By the paired test; not where the samples are unknown, nor where only the best stands."""
+    hits = np.arange(N) < 200
+    for model, own in {
+        "best": hits,
+        "tied": np.roll(hits, 3),
+        "worse": np.arange(N) < 100,
+    }.items():
+        put(tmp_path, model, own.mean() - 0, arrays={"acc1": own})
+    put(tmp_path, "near", 0.499)
+    put(tmp_path, "far", 0.1)
+    column = only(ranked(build(tmp_path)))
+    marks = {name: (cell.is_best, cell.detail.endswith(" =")) for name, cell in column.items()}
+    assert marks.pop("best") == marks.pop("tied") == (True, False), "equal values are both best"
+    assert set(marks.values()) == {(False, False)}
+
+    lucky = np.arange(N) < 199
+    put(tmp_path, "tied", lucky.mean(), arrays={"acc1": lucky})
+    column = only(ranked(build(tmp_path)))
+    assert [name for name, cell in column.items() if cell.detail.endswith(" =")] == ["tied"]
 
 
 RUNS = st.tuples(
     st.sampled_from("abc"),
     st.sampled_from(["d/zeroshot", "d/knn"]),
-    st.sampled_from([64, 96]),  # image size, and with it the protocol
+    st.sampled_from(["native", "other"]),  # protocol
     st.sampled_from(["0" * 16, "1" * 16]),  # fingerprint
     st.sampled_from([None, 10]),  # limit
     st.integers(1, 2),  # task version
@@ -143,9 +170,9 @@ RUNS = st.tuples(
 def test_whatever_was_measured_a_column_holds_one_kind_of_number(tmp_path_factory, runs):
     folder = tmp_path_factory.mktemp("results")
     newest = {}
-    for number, (model, task, size, fingerprint, limit, version) in enumerate(runs):
-        how = {"size": size, "fingerprint": fingerprint, "limit": limit, "version": version}
-        put(folder, f"{model}{size}{fingerprint[0]}", number / 1000, task, **how)
+    for number, (model, task, protocol, fingerprint, limit, version) in enumerate(runs):
+        how = {"protocol": protocol, "fingerprint": fingerprint, "limit": limit, "version": version}
+        put(folder, f"{model}{protocol}{fingerprint[0]}", number / 1000, task, **how)
         if limit is None:
             newest[task] = max(version, newest.get(task, 0))
 
@@ -243,7 +270,7 @@ def test_published_numbers_stand_apart_with_their_source(tmp_path):
 def test_what_was_measured_stands_beside_what_was_published(tmp_path):
     """A second protocol has a second row; limited runs and other tasks have none."""
     put(tmp_path, "a", 0.1, stderr=0.02)
-    put(tmp_path, "a", 0.3, size=96)
+    put(tmp_path, "a", 0.3, protocol="openai80")
     put(tmp_path, "a", 0.5, "other/zeroshot")
     put(tmp_path, "limited", 0.9, limit=10)
     put(tmp_path, "knn", 0.9, "shapes/knn")
@@ -255,8 +282,8 @@ def test_what_was_measured_stands_beside_what_was_published(tmp_path):
     assert {(row[0], row[4]) for row in ours} == {("a", "measured here")}
     assert sorted(row[3] for row in ours) == ["10.0", "30.0"]
     assert sorted(row[2] for row in ours) == ["", "50.0"]
-    (detail,) = (row[3].detail for row in table.rows if row[3].text == "10.0")
-    assert re.fullmatch(r" ±2\.0 #\w{8}", detail)
+    details = {row[3].text: row[3].detail for row in table.rows}
+    assert [details["10.0"], details["30.0"]] == [" ±2.0", " ±1.0 openai80"]
 
 
 def test_a_record_that_says_it_was_reported_does_not_rank(tmp_path):
@@ -294,34 +321,41 @@ def test_a_wrong_published_file_is_named(tmp_path, rows, problem):
 
 
 def test_twins_are_compared_within_a_column(tmp_path):
-    put(tmp_path, "shapes_tiny-contrastive:student", 0.30, stderr=0.012)
-    put(tmp_path, "shapes_tiny-silc:student", 0.35, stderr=0.016)
+    hits = {"contrastive": np.arange(N) < 120, "silc": np.arange(N) < 140}
+    for objective, own in hits.items():
+        name = f"shapes_tiny-{objective}:student"
+        put(tmp_path, name, own.mean(), arrays={"acc1": own})
+        put(tmp_path, name, 0.3, "s/knn", protocol=objective)  # two questions
     put(tmp_path, "shapes_tiny-silc:teacher", 0.99)  # no twin
     put(tmp_path, "shapes_tiny-contrastive+views:student", 0.99)
-    put(tmp_path, "shapes_tiny-contrastive:student", 0.3, "s/knn", size=32)  # another protocol
-    put(tmp_path, "shapes_tiny-silc:student", 0.3, "s/knn", size=64)
     (table,) = tables(build(tmp_path), "What self-distillation changed")
     assert table.title == "shapes_tiny:student"
     (change,) = table.changes
     assert (change.contrastive, change.silc) == (0.30, 0.35)
-    assert change.stderr == pytest.approx(math.hypot(0.012, 0.016))
+
+    # the same test as everywhere else
+    names = [f"shapes_tiny-{objective}:student" for objective in hits]
+    (result,) = compare(tmp_path, names, ["shapes/zeroshot"]).results
+    assert change.paired == result.paired
+    error = f" ±{100 * result.paired.stderr:.2f}"
     assert [cell.text + cell.detail for cell in table.rows[0]] == [
-        "shapes/zeroshot", "acc1", "30.0", "35.0", "+5.0 ±2.0", "yes, better"
+        "shapes zero-shot", "top-1", "30.0", "35.0", f"+5.00{error}", "yes, better"
     ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("silc", "stderr", "verdict"),
+    ("silc", "margin", "verdict"),
     [
-        (0.5, 0.01, "yes, better"),
-        (0.1, 0.01, "yes, worse"),
-        (0.31, 0.01, "no"),
+        (0.5, 0.02, "yes, better"),
+        (0.1, 0.02, "yes, worse"),
+        (0.31, 0.02, "no"),
         (0.3, 0.0, "no"),
         (0.9, None, "unknown"),
     ],
 )
-def test_verdicts(silc, stderr, verdict):
-    assert Change("t", "m", 0.3, silc, stderr).verdict == verdict
+def test_verdicts(silc, margin, verdict):
+    paired = None if margin is None else Paired(silc - 0.3, margin / 2, margin, 0.5, "mcnemar")
+    assert Change("t", "m", 0.3, silc, paired).verdict == verdict
 
 
 def test_twins_with_several_revisions_are_listed_not_guessed(tmp_path):

@@ -19,6 +19,7 @@ from silc_bench.errors import DataError
 from silc_bench.results import outcomes
 from silc_bench.results import record as results
 from silc_bench.results.record import find, key, load_all, record_path, save, validate
+from silc_bench.system.checksums import sealed
 
 ROOT = Path(__file__).parents[3]
 MODEL, REVISION, TASK = HERE = ("shapes_tiny-silc:student", "0123456789abcdef", "shapes/zeroshot")
@@ -27,6 +28,7 @@ MODEL, REVISION, TASK = HERE = ("shapes_tiny-silc:student", "0123456789abcdef", 
 METRICS = {"acc1": 0.455, "text_retrieval_median_rank": 3.5}
 DETAILS = {"per_class": [0.5, 1]}
 RECORD = record_of(MODEL, METRICS, TASK, revision=REVISION, limit=100, details=DETAILS)
+PLAIN = json.loads(RECORD.to_json())
 
 
 @pytest.fixture
@@ -62,19 +64,19 @@ def test_round_trip_through_a_file(tmp_path_factory, name, metrics, **fields):
 def test_create_fills_every_field_of_the_contract(plain):
     assert list(plain) == [*results.SCHEMA["properties"]]
     stated = {
-        "schema": "record/2",
+        "schema": "record/3",
         "metrics": METRICS,
         "n": 400,
-        "limit": 100,
         "details": DETAILS,
-        "dataset": {"name": "shapes", "split": "test", "fingerprint": "0" * 16},
         "seconds": 1,
         "source": "measured",
     }
     assert stated.items() <= plain.items()
     assert list(plain["task"].values()) == [TASK, 1, "zero-shot", "acc1", 0.02]
     assert list(plain["model"].values()) == [MODEL, REVISION, "x", 1_640_000, 64]
-    assert plain["env"]["precision"] == "fp32"
+    assert plain["question"] == RECORD.question.as_dict()
+    assert plain["setup"] == RECORD.setup.as_dict()
+    assert (RECORD.limit, RECORD.dataset.fingerprint) == (100, "0" * 16)
     assert plain["code"]["version"] == silc_bench.__version__
 
     numpys = record_of("a", {"acc1": np.float32(0.5)}, n=np.int64(7))
@@ -104,6 +106,7 @@ def test_the_published_schema_is_the_one_in_use():
         ({"details": {"deep": [1, float("inf")]}}, "a.json: details"),
         ({"details": {"array": np.zeros(2)}}, "a.json: details"),
         ({"colour": 1}, "a.json"),
+        ({"task": {**PLAIN["task"], "version": 2}}, "a.json: task.version"),
         ({"source": "reported(nowhere)"}, "a.json: source"),
         ({"created": "2024-01-01T00:00:00Z\n"}, "a.json: created"),
     ],
@@ -137,11 +140,19 @@ def test_names_that_could_harm_a_terminal_or_leave_the_folder(plain, part, name)
 # ---- keys and places ----
 
 
-def test_each_part_changes_the_key():
-    base = ("shapes/zeroshot", 1, "0" * 16, "1" * 16, None)
-    others = ("shapes/knn", 2, "2" * 16, "3" * 16, 10)
-    keys = {key(*base[:i], other, *base[i + 1 :]) for i, other in enumerate(others)}
-    assert len(keys | {key(*base)}) == 6
+def test_question_and_setup_change_the_key_and_must_be_what_their_hashes_say():
+    changes = ({"limit": 10}, {"protocol": "own"}, {"size": 65}, {"precision": "bf16"})
+    keys = {record_of("a", 0.5, **change).key for change in ({}, *changes)}
+    assert len(keys) == 5
+    question, setup = record_of("a", 0.5).question, record_of("b", 0.5).setup
+    assert key(question, setup) == record_of("c", 0.5).key, "neither names the model"
+
+    for part, field in (("question", "protocol"), ("setup", "precision")):
+        changed = json.loads(RECORD.to_json())
+        changed[part][field] = "another"
+        del changed["checksums"]
+        with refused(f"x.json: {part}", kind=DataError, is_kept=False):
+            results.Record.from_json(json.dumps(sealed(changed)), "x.json")
 
 
 def test_a_record_lies_where_the_design_says():
@@ -169,7 +180,7 @@ def test_what_is_another_measurement_is_not_found(saved, tmp_path):
 # ---- files ----
 
 
-@pytest.mark.parametrize("content", ["[]", "[" * 100_000, '{"schema": "record/2"}', '{"n": NaN}'])
+@pytest.mark.parametrize("content", ["[]", "[" * 100_000, '{"schema": "record/3"}', '{"n": NaN}'])
 def test_a_foreign_file_is_named(saved, tmp_path, content):
     saved.write_text(content)
     for read in (load_all, lambda folder: find(folder, *HERE, RECORD.key)):

@@ -21,7 +21,6 @@ from silc_bench.models import windows
 from silc_bench.models.windows import DenseImage, View
 from silc_bench.tasks.dense.segmentation_zeroshot import BINS, Sweep, ZeroShotSegmentation, decided
 
-MODEL = SimpleNamespace(image_protocol={})
 NAMES = ("background", "cat", "dog", "grass")
 SIDE, D = 12, 16
 VIEW = View(SIDE, 8, 4)
@@ -202,8 +201,8 @@ def test_a_protocol_puts_its_rule_and_words_in_place_of_the_tasks():
     method_alone = own.under(choose("native", dense_method="plain"))
     assert method_alone.rule == replace(own.rule, method="plain")
     assert method_alone.prompts is own.prompts
-    assert not choose("openai80").changes(MODEL, own)
-    assert not choose("native", dense_method="maskclip").changes(MODEL, own)
+    assert not choose("openai80").changes(own)
+    assert not choose("native", dense_method="maskclip").changes(own)
 
 
 def test_view_and_method_reach_the_features():

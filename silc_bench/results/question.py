@@ -1,0 +1,139 @@
+"""What a measurement asks, named and hashed (no torch).
+
+A question is everything that the evaluation decides. How a checkpoint takes it in - its own size,
+crop, tokenizer, precision - is its setup (`silc_bench.results.setup`). So models with different
+preprocessing answer one question, and a column of the leaderboard is a question.
+
+Flow: ``Question.of(task, data, ...)`` -> ``.hash`` is the column, and with the setup's hash the key
+of a record -> ``.as_dict()`` goes into the record whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+from silc_bench.results.canonical import canonical, hash_of, plain
+
+if TYPE_CHECKING:
+    from silc_bench.datasets.dataset import ImageDataset
+    from silc_bench.task import Task
+
+MODELS_OWN = "the model's own preprocessing"
+
+
+@dataclass(frozen=True)
+class Question:
+    """Every choice of the evaluation that can move a number.
+
+    The dicts hold JSON only; a NaN or an array in them is a ValueError.
+    """
+
+    task: str  # "cifar100/zeroshot"
+    task_version: int
+    main_metric: str
+
+    # of silc_bench.evaluation.protocols; "native": the checkpoint's own preprocessing and the
+    # dataset's own prompts
+    protocol: str
+    protocol_version: int  # of what the name means
+
+    # what the protocol does to images, as a rule that holds for a model of any size
+    image: str | dict[str, Any]
+
+    # how many names are asked for, and their hash; empty where no text is encoded
+    class_names: dict[str, Any]
+    asks: dict[str, Any]  # Task.protocol(): prompts, shots, draws, penalties, dense method ...
+
+    # name, split and fingerprint of the scored data; the fingerprints of what was learned from, by
+    # role ("pools"); what the pixels of masks mean ("masks")
+    dataset: dict[str, Any]
+    limit: int | None  # images a split; None: all
+
+    @classmethod
+    def of(
+        cls,
+        task: Task,
+        data: Mapping[str, ImageDataset],
+        *,
+        limit: int | None = None,
+        protocol: str = "native",
+        protocol_version: int = 1,
+        image: str | dict[str, Any] = MODELS_OWN,
+    ) -> Question:
+        """What measuring ``task`` on ``data`` asks; ``task`` has the protocol's words by now.
+
+        Args:
+            data: by role; "test" is the scored one.
+            protocol: the name of the protocol, and ``protocol_version`` of what it means.
+            image: what the protocol does to images.
+        """
+        test = data["test"]
+        is_dense = "dense" in task.requires
+        names = test.mask_names if is_dense else test.class_names
+        dataset: dict[str, Any] = {
+            "name": test.name,
+            "split": test.split,
+            "fingerprint": test.fingerprint,
+            "pools": {role: pool.fingerprint for role, pool in data.items() if role != "test"},
+            "masks": dict(test.mask_policy) if is_dense else {},
+        }
+        return cls(
+            task=task.name,
+            task_version=task.version,
+            main_metric=task.main_metric,
+            protocol=protocol,
+            protocol_version=protocol_version,
+            image=image,
+            # the names of classes move a number only where they are read as words
+            class_names=_names(names) if "text" in task.requires and names else {},
+            asks=task.protocol(),
+            dataset=dataset,
+            limit=limit,
+        )
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Question:
+        """The inverse of ``as_dict``.
+
+        Raises:
+            ValueError: a field is missing or unknown, or the hash does not follow from the fields.
+        """
+        return of_fields(cls, data)
+
+    def __post_init__(self) -> None:
+        # raises here, where the task that gave the field is still known, not when it is hashed
+        canonical(asdict(self))
+
+    @property
+    def hash(self) -> str:
+        """16 hex digits that any field changes."""
+        return hash_of(asdict(self))
+
+    def as_dict(self) -> dict[str, Any]:
+        """The hash and all fields, as plain JSON."""
+        return {"hash": self.hash, **plain(asdict(self))}
+
+
+def of_fields(kind: Any, data: Mapping[str, Any]) -> Any:
+    """A ``Question`` or a ``Setup`` from its ``as_dict``; ValueError as ``from_dict`` says."""
+    stated = dict(data)
+    stated_hash = stated.pop("hash", None)
+    known = {field.name for field in fields(kind)}
+    if stated.keys() != known:
+        wrong = ", ".join(sorted(stated.keys() ^ known))
+        raise ValueError(f"has missing or unknown fields: {wrong}")
+
+    made = kind(**stated)
+    if made.hash != stated_hash:
+        raise ValueError(f"its hash is {stated_hash}, and its fields give {made.hash}")
+    return made
+
+
+def _names(class_names: Sequence[str]) -> dict[str, Any]:
+    """By their hash, for ImageNet has a thousand."""
+    content = json.dumps(list(class_names)).encode()
+    return {"count": len(class_names), "sha256": hashlib.sha256(content).hexdigest()[:16]}
