@@ -6,7 +6,6 @@ Against SCLIP's rule and plain loops.
 from __future__ import annotations
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
