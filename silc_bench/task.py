@@ -36,6 +36,9 @@ class Scores:
     # Values of each class, chosen hyper-parameters ...: only what JSON can hold.
     details: dict[str, Any] = field(default_factory=dict)
 
+    # Sentences for the user: what was left out, merged or guessed, with its count and first place.
+    notes: tuple[str, ...] = ()
+
     # Large arrays: they take no part in comparisons and are not printed.
     outcomes: dict[str, np.ndarray] = field(default_factory=dict, compare=False, repr=False)
     """What each sample scored, in the dataset's order.
@@ -74,6 +77,10 @@ class Features(Protocol):
 
     def text(self, texts: Sequence[str]) -> np.ndarray:
         """Text embeddings [len(texts), D]."""
+        ...
+
+    def same_text(self, texts: Sequence[str]) -> np.ndarray:
+        """[len(texts)] int64: of each text the place of the first that the model reads alike."""
         ...
 
     def grids(self, role: str, view: View | None, method: str) -> Iterator[DenseImage]:

@@ -158,6 +158,8 @@ def _print_record(record: Record, is_new: bool) -> None:
         f"  chance {100 * record.task.chance:.1f} %  n {record.n:,}{remarks}",
         flush=True,
     )
+    for note in record.notes:
+        print(f"  note: {note}", flush=True)
 
 
 @answering

@@ -229,6 +229,12 @@ def _measure(
     scores = plan.task.score(extract(plan.data, plan.pipeline))
     seconds = time.perf_counter() - started
 
+    # a single sample has no spread: 0.0 would promise that the number is exact
+    if scores.n < 2 and scores.stderr:
+        scores = replace(
+            scores, stderr={}, notes=(*scores.notes, "one sample was scored: no standard error")
+        )
+
     record = Record.create(
         model,
         plan.task,
@@ -237,5 +243,6 @@ def _measure(
         plan.setup,
         model_source=model_source,
         seconds=seconds,
+        notes=[note for data in plan.data.values() for note in getattr(data, "notes", ())],
     )
     return record, outcomes.pack(scores.outcomes, record)

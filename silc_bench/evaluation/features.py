@@ -7,8 +7,8 @@ extract(task.load(...))`` for each task; the task asks ``features.image("test")`
 ``.text(prompts)``, ``.grids("test", view, method)`` and nothing is encoded before that.
 
 - Pooled image embeddings are kept by the *content* of the dataset (its fingerprint), text
-  embeddings by the text itself: tasks that share images or prompts share the encoding. An
-  Extractor belongs to one model, whose weights do not change.
+  embeddings by the tokens: tasks that share images or prompts share the encoding. An Extractor
+  belongs to one model, whose weights do not change.
 - A `silc_bench.system.cache.Store` keeps both on disk, part by part: what was finished is never
   encoded again, after a kill neither.
 - Dense features come image by image from `silc_bench.evaluation.dense_features`.
@@ -54,6 +54,7 @@ from silc_bench.models.interface import (
 from silc_bench.models.preprocessing import ImagePipeline
 from silc_bench.models.windows import DenseImage, View
 from silc_bench.system.cache import Entry, releases, text_hash
+from silc_bench.system.checksums import checksum
 from silc_bench.system.processes import concatenated, num_ranks, rank, summed
 from silc_bench.system.terminal import progress_bar
 from silc_bench.task import Task
@@ -104,7 +105,8 @@ class Extractor:
         self.settings = settings
 
         self._images: dict[str, np.ndarray] = {}
-        self._texts: dict[str, np.ndarray] = {}
+        self._tokens: dict[str, str] = {}  # text -> key of what the model reads
+        self._texts: dict[str, np.ndarray] = {}  # by that key
         self._dense: dict[tuple[str, ...], Callable[[Tensor], Any]] = {}
 
         # they read patches, not embeddings, so they are kept apart: image by image, in a file each
@@ -206,33 +208,61 @@ class Extractor:
         return [part for part in parts if not is_known[part].all()]
 
     def text(self, texts: Sequence[str]) -> np.ndarray:
-        """[len(texts), D] fp32; equal texts are encoded once."""
+        """[len(texts), D] fp32; what the model reads as one text is encoded once."""
         model = cast(ImageTextModel, self.model)
-        missing = set(texts) - self._texts.keys()
-        if missing:
-            entry = self._entry(kind="text", text=model.text_protocol)
+        keys = self._read(texts)
+        if not self._texts.keys() >= set(keys):
+            # kept by its tokens: "Red" and "red" can be one text for a model, and must not get
+            # two embeddings from two batches or from a store
+            entry = self._entry(kind="tokens", text=model.text_protocol)
             if entry is not None:
                 known = entry.texts(model.embed_dim)
-                hashes = {text: text_hash(text) for text in missing}
-                self._texts |= {text: known[h] for text, h in hashes.items() if h in known}
+                hashes = {key: text_hash(key) for key in keys}
+                self._texts |= {key: known[h] for key, h in hashes.items() if h in known}
 
+            # of the texts that share a key the first in order, whatever was asked first
+            missing: dict[str, str] = {}
+            for text, key in sorted(zip(texts, keys, strict=True)):
+                if key not in self._texts:
+                    missing.setdefault(key, text)
             # in a fixed order: a set has another one in each process, and so would the batches
-            unknown = missing - self._texts.keys()
-            in_order = sorted(unknown, key=lambda text: (len(text), text))
+            in_order = sorted(missing.items(), key=lambda item: (len(item[1]), item[1]))
             self._encode_texts(model, in_order, entry)
-        return np.stack([self._texts[text] for text in texts])
+        return np.stack([self._texts[key] for key in keys])
 
-    def _encode_texts(self, model: ImageTextModel, texts: list[str], entry: Entry | None) -> None:
+    def same_text(self, texts: Sequence[str]) -> np.ndarray:
+        """[len(texts)] int64: of each text the place of the first that the model reads alike."""
+        keys = self._read(texts)
+        first: dict[str, int] = {}
+        return np.array([first.setdefault(key, place) for place, key in enumerate(keys)], np.int64)
+
+    def _read(self, texts: Sequence[str]) -> list[str]:
+        """Of each text a key of what the model reads: its tokens."""
+        model = cast(ImageTextModel, self.model)
+        new = sorted(set(texts) - self._tokens.keys())
+        for start in range(0, len(new), self.settings.batch_size):
+            batch = new[start : start + self.settings.batch_size]
+            rows = model.tokenize(batch).numpy()
+            self._tokens |= {
+                text: checksum(np.ascontiguousarray(row).tobytes())
+                for text, row in zip(batch, rows, strict=True)
+            }
+        return [self._tokens[text] for text in texts]
+
+    def _encode_texts(
+        self, model: ImageTextModel, texts: list[tuple[str, str]], entry: Entry | None
+    ) -> None:
+        """``texts``: key and text."""
         batch_size = self.settings.batch_size
         with progress_bar(self.settings.progress, "texts", len(texts)) as advance:
             for start in range(0, len(texts), batch_size):
-                batch = texts[start : start + batch_size]
+                keys, batch = map(list, zip(*texts[start : start + batch_size], strict=True))
                 features = self._encode(model.encode_text, model.tokenize(batch))
 
                 self._check_finite(features, [f"text {text!r}" for text in batch])
-                self._texts.update(zip(batch, features, strict=True))
+                self._texts.update(zip(keys, features, strict=True))
                 if entry is not None:
-                    entry.save_texts(batch, features)
+                    entry.save_texts(keys, features)
                 advance(len(batch))
 
     def _entry(self, **what: Any) -> Entry | None:
@@ -343,6 +373,9 @@ class DatasetFeatures:
 
     def text(self, texts: Sequence[str]) -> np.ndarray:
         return self.extractor.text(texts)
+
+    def same_text(self, texts: Sequence[str]) -> np.ndarray:
+        return self.extractor.same_text(texts)
 
     def grids(self, role: str, view: View | None, method: str) -> Iterator[DenseImage]:
         return self.extractor.grids(self.data[role], view, method)

@@ -16,6 +16,7 @@ import os
 import platform
 import re
 import subprocess
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -51,6 +52,7 @@ SCHEMA: dict[str, Any] = {
         stderr={"type": "object", "patternProperties": {"": {"type": "number", "minimum": 0}}},
         n=COUNT,
         details={"type": "object"},
+        notes={"type": "array", "items": NAME},
         model=object_of(name=NAME, revision=HEX, source=NAME, params=COUNT, image_size=COUNT),
         question=object_of(
             hash=HASH,
@@ -155,6 +157,8 @@ class Record:
     stderr: dict[str, float]
     n: int  # samples scored
     details: dict[str, Any]
+    # sentences: what was left out, cut, merged, turned or guessed, with its count and first place
+    notes: list[str]
     model: MeasuredModel
     question: Question  # what was asked: its hash is the column
     setup: Setup  # how the model took it in
@@ -175,8 +179,11 @@ class Record:
         *,
         model_source: str,
         seconds: float,
+        notes: Sequence[str] = (),
     ) -> Record:
-        """A measured record, dated now; ``model_source`` is what the user asked for.
+        """A measured record, dated now.
+
+        ``model_source`` is what the user asked for, ``notes`` what the data had to say.
 
         Raises:
             DataError: a score is not finite, not a fraction, or not JSON; the field is named.
@@ -189,6 +196,7 @@ class Record:
             stderr={name: float(value) for name, value in scores.stderr.items()},
             n=int(scores.n),
             details=scores.details,
+            notes=list(dict.fromkeys((*notes, *scores.notes))),
             model=MeasuredModel(
                 model.name, model.revision, model_source, model.num_params, model.image_size
             ),

@@ -29,6 +29,8 @@ class ZeroShot(SourcedTask):
     takes: ClassVar = ("prompts",)
 
     prompts: Prompts
+    # 2: classes that are one text for the model are namesakes, not only equal letters
+    version: int = 2
     group: str = "zero-shot"
     main_metric: str = "acc1"
     requires: frozenset[str] = frozenset({"image", "text"})
@@ -47,26 +49,49 @@ class ZeroShot(SourcedTask):
         # cosines: the scale and the bias of the model's logits change no rank
         logits = normalize(features.image("test")) @ classes.T
 
-        ranks = ranks_among_namesakes(logits, labels, self.prompts.texts(test.class_names))
-        return classification_scores(
+        texts = self.prompts.texts(test.class_names)
+        names = same_classes(features, texts)
+        ranks = ranks_among_namesakes(logits, labels, names)
+        scores = classification_scores(
             ranks, labels, test.class_names, chance=1 / len(classes), details={}
         )
+        return replace(scores, notes=namesake_notes(names, test.class_names))
 
 
-def ranks_among_namesakes(
-    logits: np.ndarray, labels: np.ndarray, texts: Sequence[Sequence[str]]
-) -> np.ndarray:
-    """`class_ranks` [N] where classes of the same words stand in the order of their labels.
+def same_classes(features: Features, texts: Sequence[Sequence[str]]) -> np.ndarray:
+    """[C] of each class the first class whose prompts the model reads alike.
 
-    ``texts`` are the words of each class.
-
-    OpenAI's names give two pairs of ImageNet classes one name each ("missile", "sunglasses").
-    Nothing that a model says tells them apart: counted as ties, none of their images could ever
-    be right; an argmax answers with the first.
+    OpenAI's names give two pairs of ImageNet classes one name each ("missile", "sunglasses"). For a
+    model that reads lower case "Red" and "red" are one name, too, and so are names that differ
+    behind its token limit. So tokens are compared, not letters.
     """
-    # each class bears the number of the first class of the same words
-    first: dict[tuple[str, ...], int] = {}
-    names = np.array([first.setdefault(tuple(own), number) for number, own in enumerate(texts)])
+    flat = features.same_text([text for own in texts for text in own])
+    ends = np.cumsum([len(own) for own in texts])
+    first: dict[tuple[int, ...], int] = {}
+    parts = np.split(flat, ends[:-1])
+    return np.array([first.setdefault(tuple(own), place) for place, own in enumerate(parts)])
+
+
+def namesake_notes(names: np.ndarray, class_names: Sequence[str]) -> tuple[str, ...]:
+    """What to tell of classes that are one text for the model; nothing where there are none."""
+    _, first, counts = np.unique(names, return_index=True, return_counts=True)
+    if counts.max(initial=1) < 2:
+        return ()
+    place = int(first[counts > 1].min())
+    other = int(np.flatnonzero(names == names[place])[1])
+    total = int(counts[counts > 1].sum())
+    return (
+        f"{total} of {len(names)} classes are the same text for this model, first"
+        f" {class_names[place]!r} and {class_names[other]!r}: the first of them is answered",
+    )
+
+
+def ranks_among_namesakes(logits: np.ndarray, labels: np.ndarray, names: np.ndarray) -> np.ndarray:
+    """`class_ranks` [N] where classes of one name stand in the order of their labels.
+
+    ``names`` [C] are equal where the words are. Nothing that a model says tells such classes apart:
+    counted as ties, none of their images could ever be right; an argmax answers with the first.
+    """
     before = np.array(
         [np.count_nonzero(names[:number] == name) for number, name in enumerate(names)]
     )

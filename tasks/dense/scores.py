@@ -158,3 +158,8 @@ def without_background(mask: np.ndarray) -> np.ndarray:
     """Mask value 0 is not scored; the first class becomes 0."""
     ignore = ignore_of(mask)
     return np.where((mask == 0) | (mask == ignore), ignore, mask - 1).astype(mask.dtype)
+
+
+def is_labelled(mask: np.ndarray) -> bool:
+    """Whether any pixel of a mask [H, W] bears a class."""
+    return bool((mask != ignore_of(mask)).any())

@@ -22,7 +22,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from silc_bench.errors import UserError
 from silc_bench.task import Features, Scores
-from silc_bench.tasks.dense.scores import CellsTask, ImageAreas, as_logits, constant_miou
+from silc_bench.tasks.dense.scores import (
+    CellsTask,
+    ImageAreas,
+    as_logits,
+    constant_miou,
+    is_labelled,
+)
 
 if TYPE_CHECKING:
     from silc_bench.datasets.dataset import ImageDataset
@@ -41,8 +47,16 @@ class LearnedSegmentation(CellsTask):
     def score(self, features: Features) -> Scores:
         from silc_bench.models.windows import predict
 
-        names = features.data["train"].mask_names
-        logits, details = self.learned(features, features.data["train"])
+        train = features.data["train"]
+        names = train.mask_names
+        # one labelled image is enough to go on: the loop ends there
+        if not any(is_labelled(train.mask(index)) for index in range(len(train))):
+            raise UserError(
+                f"none of the {len(train)} training masks has a pixel of a class",
+                about=self.name,
+                fix="look at the masks' values with `silc-bench data check`",
+            )
+        logits, details = self.learned(features, train)
         areas = ImageAreas(len(names))
         for grid, layout, mask in self.labelled(features, "test"):
             areas.add(predict(logits, grid, layout, *mask.shape), mask)

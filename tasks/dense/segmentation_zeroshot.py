@@ -66,7 +66,9 @@ class ZeroShotSegmentation(SourcedTask):
     scores_background: bool = True  # of a set that has one
     # of each label, whatever the protocol; None: the protocol's for the set
     words: tuple[tuple[str, ...], ...] | None = None
-    version: int = 3  # 3: windows over the image in its own shape; 2: with boundary_mIoU
+    # 4: a single word is judged by its cosine, and the sweep counts the highest confidence as the
+    # score does; 3: windows over the image in its own shape; 2: with boundary_mIoU
+    version: int = 4
     group: str = "dense"
     main_metric: str = "mIoU"
     requires: frozenset[str] = frozenset({"dense", "text"})
@@ -145,14 +147,22 @@ class ZeroShotSegmentation(SourcedTask):
             words = [(), *words[1:]]
         logits, owner = self._asked(features, words)
 
+        # a softmax over one word is 1 everywhere and parts nothing: then the cosine itself does
+        scale = self.rule.scale if len(owner) > 1 else None
+        notes: list[str] = []
+        if scale is None and self.rule.scale is not None:
+            notes.append(
+                "one word is asked: the confidence is its cosine, for a softmax over it is always 1"
+            )
+
         def decide(role: str) -> Iterator[tuple[DenseImage, np.ndarray, Decision]]:
             for image in features.grids(role, self.view, self.rule.method):
                 mask = features.data[role].mask(image.index)
-                yield image, mask, decided(logits, owner, self.rule.scale, image, *mask.shape)
+                yield image, mask, decided(logits, owner, scale, image, *mask.shape)
 
         threshold = self.rule.threshold
         threshold_details: dict[str, Any] = {}
-        lowest = -1.0 if self.rule.scale is None else 0.0  # of a cosine, of a probability
+        lowest = -1.0 if scale is None else 0.0  # of a cosine, of a probability
         sweep = Sweep(len(test.mask_names), lowest, 1.0)
 
         # chosen on images that are not scored: a threshold that has seen them would fit them
@@ -199,7 +209,7 @@ class ZeroShotSegmentation(SourcedTask):
             iou_foreground=foreground.details["iou"],
             chance_foreground=foreground_chance,
         )
-        return scores
+        return replace(scores, notes=tuple(notes))
 
     def _is_swept(self, test: ImageDataset) -> bool:
         """Whether the background needs a threshold that the rule does not fix."""
@@ -282,7 +292,10 @@ class Sweep:
         self.low = low
         self.high = high
         # [3, BINS, C] right, predicted and true pixels of each confidence
-        self._counts = np.zeros((3, BINS, num_labels), dtype=np.int64)
+        # ... ; the last place is that of ``high`` itself, which no threshold below it parts
+        self._counts = np.zeros((3, BINS + 1, num_labels), dtype=np.int64)
+        # exactly the numbers that a pixel's confidence is compared with in the end
+        self.thresholds = low + np.arange(BINS + 1) * ((high - low) / BINS)
 
     def add(self, label: np.ndarray, confidence: np.ndarray, mask: np.ndarray) -> None:
         """One image's decisions [H, W] against its mask."""
@@ -290,9 +303,10 @@ class Sweep:
         label = label[kept]
         truth = mask[kept].astype(np.int64)
 
-        # the bin of each pixel; a confidence of exactly ``high`` belongs to the last one
-        place = (confidence[kept].astype(np.float64) - self.low) * (BINS / (self.high - self.low))
-        place = np.clip(place.astype(np.int64), 0, BINS - 1) * self.num_labels
+        # the last threshold that each pixel reaches, so that "confidence < threshold" and the
+        # counts agree at every threshold, whatever a product rounds to
+        reached = np.searchsorted(self.thresholds, confidence[kept].astype(np.float64), "right")
+        place = np.clip(reached - 1, 0, BINS) * self.num_labels
 
         is_right = label == truth
         indices = (place[is_right] + truth[is_right], place + label, place + truth)
@@ -300,17 +314,16 @@ class Sweep:
             counts += np.bincount(index, minlength=counts.size).reshape(counts.shape)
 
     def scores(self) -> np.ndarray:
-        """[BINS + 1] mIoU where what lies below low + k (high - low) / BINS is background."""
+        """[BINS + 1] mIoU where what lies below each of ``thresholds`` is background."""
         right, predicted, true = self._counts
 
         # pixels at or above each threshold keep their label ...
-        above = np.zeros((2, BINS + 1, self.num_labels), dtype=np.int64)
-        above[:, :-1] = np.stack([right, predicted])[:, ::-1].cumsum(axis=1)[:, ::-1]
+        above = np.stack([right, predicted])[:, ::-1].cumsum(axis=1)[:, ::-1]
         areas = np.stack([*above, np.broadcast_to(true.sum(axis=0), above[0].shape)], axis=1)
 
         # ... and those below it become background, right where they are background
         below = np.zeros(BINS + 1, dtype=np.int64)
-        below[1:] = true[:, 0].cumsum()
+        below[1:] = true[:-1, 0].cumsum()
         areas[:, 0, 0] += below
         areas[:, 1, 0] = true.sum() - areas[:, 1, 1:].sum(axis=1)
         return iou.mean_iou(areas)
@@ -323,5 +336,4 @@ class Sweep:
         while last < BINS and scores[last + 1] == scores[first]:
             last += 1
 
-        step = (self.high - self.low) / BINS
-        return self.low + (first + last) // 2 * step, float(scores[first])
+        return float(self.thresholds[(first + last) // 2]), float(scores[first])

@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
-from given import GivenData, GivenFeatures
+import torch
+from given import GivenData, GivenFeatures, Means, extractor
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
 from refusals import refused
 
+from silc_bench.evaluation.prompts import Prompts
 from silc_bench.metrics import iou
 from silc_bench.probes.closed_form import shot_indices
+from silc_bench.system.cache import Store
 from silc_bench.tasks.classification import fewshot
 from silc_bench.tasks.classification.fewshot import FewShot, FewShotLogistic
+from silc_bench.tasks.classification.knn import Knn
 from silc_bench.tasks.classification.linear import COSTS, Linear, held_out_fifth
 from silc_bench.tasks.classification.scores import frequency_chance, uniform_chance
-from silc_bench.tasks.classification.zeroshot import ranks_among_namesakes
+from silc_bench.tasks.classification.zeroshot import ZeroShot, ranks_among_namesakes
 from silc_bench.tasks.dense.scores import constant_miou, shares_miou
-from silc_bench.tasks.retrieval import Retrieval
+from silc_bench.tasks.dense.segmentation_probes import (
+    KnnSegmentation,
+    LinearSegmentation,
+    SgdSegmentation,
+)
+from silc_bench.tasks.retrieval import Retrieval, same_images
 
 pytestmark = pytest.mark.broad
 RNG = np.random.default_rng(0)
@@ -133,6 +147,17 @@ def test_few_shots_are_learned_from_the_shots_alone(few_shot, monkeypatch):
 # ---- what else is asked ----
 
 
+class Colors(GivenData):
+    """An image of one colour a class."""
+
+    def __init__(self, colors):
+        super().__init__(class_names=tuple(colors), labels=np.arange(len(colors)))
+        self.colors = list(colors.values())
+
+    def image(self, index):
+        return Image.new("RGB", (8, 8), self.colors[index])
+
+
 def test_captions_that_repeat_stand_once_in_the_gallery_and_are_right_for_each_image():
     dataset = GivenData(captions=[("x", "y"), ("y", "z", "z"), ("w",)])
     a, b, c = images = np.eye(4)[:3]
@@ -152,12 +177,103 @@ def test_classes_of_one_name_are_ranked_as_an_argmax_ranks_them():
 
     As in a peer that takes the largest.
     """
-    texts = [["a cat"], ["a missile"], ["a dog"], ["a missile"], ["a bird"]]
+    names = np.array([0, 1, 2, 1, 4])
     logits, labels = RNG.normal(size=(300, 5)), RNG.integers(5, size=300)
     logits[:, 3] = logits[:, 1] + 1e-9 * RNG.normal(size=300)  # equal up to the order of a sum
-    ranks = ranks_among_namesakes(logits, labels, texts)
+    ranks = ranks_among_namesakes(logits, labels, names)
     logits[:, 3] = logits[:, 1]
     order = np.argsort(-logits, axis=1, kind="stable")  # of equals the lowest label first
     assert ranks.tolist() == np.argmax(order == labels[:, None], axis=1).tolist()
     assert (ranks[labels == 1] == 0).any()
     assert not (ranks[labels == 3] == 0).any()
+
+
+class LowerCase(Means):
+    """Reads the first six letters in lower case, without punctuation."""
+
+    def tokenize(self, texts):
+        kept = ["".join(filter(str.isalpha, text.lower()))[:6].ljust(6) for text in texts]
+        return torch.tensor([[ord(letter) for letter in text] for text in kept])
+
+    def encode_text(self, tokens):
+        """Red, green or blue by the first letter; an embedding that depends on its batch."""
+        colors = torch.stack([(tokens[:, 0] == ord(first)).float() for first in "rgb"], dim=1)
+        return colors + 1e-6 * len(tokens)
+
+
+ALIKE = {
+    "case": ("Red", "red"),
+    "punctuation": ("red", "red!"),
+    "behind the limit": ("redred one", "redred two"),
+}
+
+
+@pytest.mark.parametrize("kind", ALIKE)
+@pytest.mark.parametrize("was_stored", [False, True])
+def test_classes_that_are_one_text_for_the_model_are_namesakes(tmp_path, kind, was_stored):
+    """Whatever was encoded before, in whatever batch: of such classes the first is answered."""
+    first, second = ALIKE[kind]
+    store = Store(tmp_path)
+    if was_stored:
+        extractor(LowerCase(), store=store).text([second, "green"])
+    colors = {first: (255, 0, 0), second: (250, 0, 0), "blue": (0, 0, 255)}
+    dataset = Colors(colors)
+    task = ZeroShot(name="given/zeroshot", sources={}, prompts=Prompts("p", ("{c}",)))
+    scores = task.score(extractor(LowerCase(), store=store)({"test": dataset}))
+    assert scores.metrics["acc1"] == pytest.approx(2 / 3)
+    assert scores.details["acc1_by_class"] == [[first, 1.0], [second, 0.0], ["blue", 1.0]]
+    (note,) = scores.notes
+    assert "2 of 3 classes" in note
+    assert repr(first) in note
+    assert repr(second) in note
+
+
+def test_captions_that_are_one_text_for_the_model_count_once():
+    dataset = Colors({"Red": (255, 0, 0), "red": (250, 0, 0), "blue": (0, 0, 255)})
+    dataset.captions = [("Red.",), ("red",), ("blue",)]
+    scores = Retrieval(name="given/retrieval", sources={}).score(
+        extractor(LowerCase())({"test": dataset})
+    )
+    assert scores.metrics["text_retrieval_recall@1"] == 1.0
+    assert scores.details["distinct_captions"] == 2
+    assert "1 of 3 captions" in scores.notes[0]
+
+
+def test_repeated_images_share_their_captions():
+    """Four copies with a caption each: any of the four is right for each of them."""
+    dataset = Colors(dict.fromkeys("abcd", (255, 0, 0)) | {"e": (0, 0, 255)})
+    dataset.captions = [("red a",), ("red b",), ("red c",), ("red d",), ("blue",)]
+    scores = Retrieval(name="given/retrieval", sources={}).score(
+        extractor(LowerCase())({"test": dataset})
+    )
+    assert scores.metrics["text_retrieval_recall@1"] == 1.0
+    assert scores.metrics["image_retrieval_recall@1"] == 1.0
+    assert scores.n == 5
+    assert scores.details["distinct_images"] == 2
+    assert "3 of 5 images repeat" in scores.notes[0]
+    assert len(scores.outcomes["image_retrieval_rank"]) == 5
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=12), st.integers(0, 99))
+def test_same_images_are_found_by_their_pixels(kinds, seed):
+    rng = np.random.default_rng(seed)
+    # two kinds have one colour on average, and so one embedding, but other pixels
+    embeddings = np.eye(4)[[0, 1, 2, 3, 3]][kinds] + 1e-7 * rng.normal(size=(len(kinds), 4))
+    dataset = SimpleNamespace(image=lambda index: Image.new("L", (kinds[index] + 1, 2), 7))
+    firsts = [kinds.index(kind) for kind in kinds]
+    assert same_images(dataset, embeddings).tolist() == firsts
+
+
+def test_neighbours_that_are_more_than_there_are_images_are_refused():
+    train = np.arange(19) % 3
+    features = clusters(0.5, "abc", train=train, test=np.arange(6) % 3)
+    with refused("given/knn"):
+        Knn(name="given/knn", sources={}).score(features)
+
+
+@pytest.mark.parametrize("kind", [LinearSegmentation, SgdSegmentation, KnnSegmentation])
+def test_training_masks_without_a_class_are_refused(kind):
+    nothing = GivenData(masks=np.full((3, 4, 4), 255, np.uint8), mask_names=("a", "b"))
+    features = GivenFeatures(data={"train": nothing, "test": nothing}, images={}, texts={})
+    with refused("given/x"):
+        kind(name="given/x", sources={}).score(features)

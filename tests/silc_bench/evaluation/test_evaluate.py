@@ -37,7 +37,8 @@ def test_records_are_written_and_known_ones_are_not_measured_again(tmp_path):
     )
     assert [record.task.name for record in first] == ["shapes/knn", "shapes/zeroshot"]
     assert first_model.images == 80, "40 training and 40 test images, each once for both tasks"
-    assert first_model.texts == 64 * 4
+    distinct = {len(text) * 100 + text.count("e") for text in first_model.asked}
+    assert first_model.texts == len(distinct), "what the model reads alike is encoded once"
     assert all(record.limit == 40 and record.n == 40 for record in first)
     assert names_in(tmp_path, "json") == ["knn", "zeroshot"]
     assert second == first
@@ -163,3 +164,11 @@ def test_what_each_sample_scored_lies_beside_the_record_and_comes_first(tmp_path
         run(Means(), ["shapes/knn"], tmp_path)
     assert names_in(tmp_path, "npz") == ["knn", "zeroshot"]
     assert names_in(tmp_path, "json") == ["zeroshot"], "no record without its samples"
+
+
+def test_one_sample_has_no_standard_error_and_the_record_says_so(tmp_path):
+    (record,) = run(Means(), ["shapes/zeroshot"], tmp_path, limit=1)
+    assert record.stderr == {}
+    assert any("one sample" in note for note in record.notes)
+    (record,) = run(Means(), ["shapes/zeroshot"], tmp_path, limit=2)
+    assert "acc1" in record.stderr

@@ -167,14 +167,50 @@ def test_the_sweep_is_mean_iou_at_each_threshold():
         sweep.add(*images[-1])
     scores = sweep.scores()
     assert scores.shape == (BINS + 1,)
-    for place in (0, 1, 250, 499, 777, BINS - 1):
+    for place in (0, 1, 250, 499, 777, BINS - 1, BINS):
         areas = 0
         for label, confidence, mask in images:
-            is_below = (confidence < -1 + 2 * place / BINS) & (place > 0)
+            is_below = (confidence < sweep.thresholds[place]) & (place > 0)
             areas = areas + iou.areas(np.where(is_below, 0, label), mask, 4)
         assert scores[place] == pytest.approx(iou.mean_iou(areas), abs=1e-12)
     threshold, best = sweep.best()
     assert best == scores.max() == scores[round((threshold + 1) / 2 * BINS)]
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (-1.0, 1.0)])
+def test_sweep_and_score_agree_at_every_threshold(low, high):
+    """Also where a confidence is a threshold itself, or the highest there is."""
+    sweep = Sweep(2, low, high)
+    values = np.concatenate([sweep.thresholds, RNG.uniform(low, high, 500), [high] * 9])
+    confidence = values.astype(np.float32)[None]
+    label = np.ones(confidence.shape, dtype=np.int64)
+    mask = RNG.integers(0, 2, confidence.shape).astype(np.uint8)
+    sweep.add(label, confidence, mask)
+    for threshold, swept in zip(sweep.thresholds, sweep.scores(), strict=True):
+        scored = np.where(confidence < threshold, 0, label)
+        assert swept == pytest.approx(iou.mean_iou(iou.areas(scored, mask, 2)), abs=1e-12)
+
+
+@pytest.mark.parametrize("num_words", [1, 2, 20])
+def test_a_background_is_found_among_any_number_of_words(num_words):
+    names = ("background", *(f"<{number}>" for number in range(num_words)))
+    axes = np.eye(num_words + 2)
+    words = dict(zip(names, axes, strict=False))
+    rng = np.random.default_rng(1)
+    fields = {"mask_names": names, "has_background": True, "name": "made-up"}
+    pixels = rng.integers(0, num_words + 1, (22, SIDE, SIDE)).astype(np.uint8)
+    test = GivenData(masks=pixels, **fields)
+
+    class Asked(Made):
+        def text(self, texts):
+            return np.stack([words[text] for text in texts])
+
+    def cells(mask, layout):
+        return of_windows(axes[np.where(mask == 0, num_words + 1, mask)], layout)
+
+    scores = task().score(Asked(data={"test": test}, cells=cells, words=words))
+    assert scores.metrics["mIoU"] == scores.details["threshold_mIoU"] == 1.0
+    assert bool(scores.notes) == (num_words == 1)
 
 
 def test_the_best_threshold_lies_amid_those_that_are_as_good():
