@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from silc_bench.datasets.dataset import IGNORE
 from silc_bench.datasets.generated.shapes.dataset import Shapes
 from silc_bench.datasets.generated.shapes.scenes import SHAPES
 from silc_bench.evaluation.evaluate import evaluate
@@ -30,7 +29,7 @@ from silc_bench.reports.tables import to_terminal
 from silc_bench.results.record import Record
 from silc_bench.show.colors import class_colors
 from silc_bench.show.look import METHOD, component_maps, cosine_maps
-from silc_bench.show.sheet import Panel, figure
+from silc_bench.show.sheet import CELL, Panel, figure
 from silc_bench.system.files import write_text_atomic
 from silc_bench.tasks.dense.scores import without_background
 from silc_bench.tasks.selection import current_version, select
@@ -48,8 +47,8 @@ SLOW = ("shapes/fewshot_logistic", "shapes/segmentation_sgd", "shapes/segmentati
 SHOWN = 6  # images in the figure
 CAPTION = (
     "Dense features of the two models on six test scenes. Zero-shot masks: the nearest shape name"
-    " for each pixel, strong where it is scored, pale on the background. Patch PCA: three principal"
-    " components of the patch features over the six scenes.\n"
+    " for each pixel, in flat colours; the line is the true outline, and pixels outside it are not"
+    " scored. Patch PCA: three principal components of the patch features over the six scenes.\n"
 )
 
 
@@ -136,5 +135,8 @@ def draw_dense(models: Sequence[ImageModel], path: Path, device: torch.device) -
 
 
 def _mask(classes: np.ndarray, truth: np.ndarray, title: str) -> Panel:
-    """Classes [H, W] in colours: strong where ``truth`` is scored, pale elsewhere."""
-    return Panel(class_colors(classes, truth != IGNORE), title)
+    """Classes [H, W] in flat colours, the outline of ``truth`` over them."""
+    # enlarged first: the outline is a line then, not a row of the image's large pixels
+    zoom = max(1, CELL // max(truth.shape))
+    large = (part.repeat(zoom, axis=0).repeat(zoom, axis=1) for part in (classes, truth))
+    return Panel(class_colors(*large), title)

@@ -36,42 +36,33 @@ PALETTE = _rgb(
 
 # viridis of matplotlib at ten even places: brighter is more, in grey and to any colour vision too
 HEAT = _rgb("#440154 #482878 #3e4989 #31688e #26828e #1f9e89 #35b779 #6ece58 #b5de2b #fde725")
-FADED = 0.25  # strength of a colour where nothing is scored
-STRENGTH = 0.7  # of a class's colour over the grey photograph
 LABELLED = 0.01  # share of the image from which a region has its number written on it
 ROOM = 8  # pixels from such a number's middle to the edge of its region
 
 
-def class_colors(prediction: np.ndarray, scored: np.ndarray) -> np.ndarray:
-    """[H, W] class indices and [H, W] bool -> [H, W, 3] uint8.
+def class_colors(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """[H, W] class indices and the true ones [H, W] -> [H, W, 3] uint8.
 
-    Pixels that are not scored are faded; pixels without a class (IGNORE) are white.
+    The prediction is flat: each pixel has its class's colour, white without one (IGNORE), whatever
+    the truth is. The truth is a contour in ink over it. A tint that is strong where a pixel is
+    scored would draw the true outline into any prediction.
     """
-    # Any class does for IGNORE, because its strength is 0.
+    # Any class does for IGNORE, because it is painted white.
     colors = _colors_of(np.where(prediction == IGNORE, 0, prediction))
-    strength = np.where(scored, 1.0, FADED) * (prediction != IGNORE)
+    colors = np.where((prediction == IGNORE)[..., None], 255, np.rint(colors)).astype(np.uint8)
+    colors[_borders(truth)] = INK
+    return colors
 
-    mixed = colors * strength[..., None] + 255.0 * (1 - strength[..., None])
-    return np.rint(mixed).astype(np.uint8)
 
-
-def overlay(image: np.ndarray, prediction: np.ndarray) -> np.ndarray:
-    """An image uint8 [H, W, 3] in grey under the colours of its classes [H, W].
+def numbered(prediction: np.ndarray) -> np.ndarray:
+    """The flat colours of classes [H, W] -> [H, W, 3] uint8, for an image whose truth is not known.
 
     Borders between classes are drawn in ink. Regions of some size carry the number of their class,
-    counted from 1, as the legend does.
+    counted from 1, as the legend does. The photograph belongs beside it, not below it: its own
+    edges would pass for those of the prediction.
     """
-    grey = np.asarray(Image.fromarray(image).convert("L"), float)[..., None]
-    colors = np.rint(STRENGTH * _colors_of(prediction) + (1 - STRENGTH) * grey).astype(np.uint8)
-
-    # a pixel is border where its neighbour to the left or above has another class
-    is_border = np.zeros(prediction.shape, bool)
-    is_border[:, 1:] |= prediction[:, 1:] != prediction[:, :-1]
-    is_border[1:] |= prediction[1:] != prediction[:-1]
-    colors[is_border] = INK
-
     # Numbers are light with an outline in ink, so that they are read on any colour.
-    drawn = Image.fromarray(colors)
+    drawn = Image.fromarray(class_colors(prediction, prediction))
     draw = ImageDraw.Draw(drawn)
     font = ImageFont.load_default(13)
     for number, (x, y) in _places(prediction):
@@ -115,6 +106,14 @@ def pca_colors(grids: Sequence[np.ndarray]) -> list[np.ndarray]:
         part.reshape(*grid.shape[:2], 3)
         for part, grid in zip(np.split(colors, ends), grids, strict=True)
     ]
+
+
+def _borders(classes: np.ndarray) -> np.ndarray:
+    """[H, W] bool: the pixel's neighbour to the left or above has another class."""
+    is_border = np.zeros(classes.shape, bool)
+    is_border[:, 1:] |= classes[:, 1:] != classes[:, :-1]
+    is_border[1:] |= classes[1:] != classes[:-1]
+    return is_border
 
 
 def _places(prediction: np.ndarray) -> list[tuple[int, tuple[int, int]]]:

@@ -34,7 +34,7 @@ from silc_bench.evaluation.settings import EvalSettings
 from silc_bench.models.interface import DenseModel, ImageModel, lacking_of
 from silc_bench.models.patch_features import JOINT, check_methods
 from silc_bench.models.windows import MAX_WINDOWS, DenseImage, View, pixel_logits
-from silc_bench.show.colors import PALETTE, heat_colors, overlay, pca_colors
+from silc_bench.show.colors import PALETTE, heat_colors, numbered, pca_colors
 from silc_bench.show.sheet import Panel, drawable, figure, panel_size
 
 METHOD = "maskclip"
@@ -318,7 +318,7 @@ def _panels(seen: Look, shown: Shown, index: int, class_names: Sequence[str]) ->
         return [components]
 
     cosines = seen.cosines[index]
-    classes = Panel(overlay(shown.panels[index], cosines.argmax(axis=-1)), "zero-shot classes")
+    classes = Panel(numbered(cosines.argmax(axis=-1)), "zero-shot classes")
 
     maps = []
     by_class = zip(class_names, np.moveaxis(cosines, -1, 0), strict=True)

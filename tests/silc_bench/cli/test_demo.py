@@ -23,7 +23,7 @@ from silc_bench.datasets.generated.shapes.scenes import SHAPES
 from silc_bench.errors import RunError
 from silc_bench.models.preprocessing import ImagePipeline
 from silc_bench.results.record import load_all
-from silc_bench.show.colors import PALETTE
+from silc_bench.show.colors import INK, PALETTE
 from silc_bench.show.sheet import CELL, GAP, GROUP_GAP, LINE, MARGIN
 from silc_bench.tasks.selection import select
 from silc_bench.trainer import loop
@@ -201,11 +201,13 @@ def test_masks_are_the_nearest_names(tmp_path):
         enlarged = image.resize((CELL, CELL), Image.Resampling.NEAREST)
         np.testing.assert_array_equal(scene, enlarged)
     colors = {tuple(color) for color in truth.reshape(-1, 3).tolist()}
-    assert len(colors) > 2
-    assert colors <= {*PALETTE, (255, 255, 255)}
+    assert len(colors) > 3
+    assert colors <= {*PALETTE, (255, 255, 255), INK}
     is_scored = (truth != 255).any(axis=-1)
     np.testing.assert_array_equal(mask[is_scored], truth[is_scored])
-    assert (mask[~is_scored] != 255).any(axis=-1).all(), "pale, not empty, on the background"
+    beside = {tuple(color) for color in mask[~is_scored].tolist()}
+    assert beside <= set(PALETTE), "the prediction is flat: nothing marks where it is scored"
+    assert (mask == INK).all(axis=-1).any(), "but the true outline"
     assert "two models on six test scenes" in (tmp_path / "a.txt").read_text()
 
 

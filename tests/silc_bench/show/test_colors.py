@@ -8,16 +8,14 @@ from sklearn.decomposition import PCA
 
 from silc_bench.datasets.dataset import IGNORE
 from silc_bench.show.colors import (
-    FADED,
     HEAT,
     INK,
     LABELLED,
     PALETTE,
     PAPER,
-    STRENGTH,
     class_colors,
     heat_colors,
-    overlay,
+    numbered,
     pca_colors,
 )
 
@@ -70,14 +68,19 @@ def test_features_that_are_all_equal_have_one_color():
 # ---- classes ----
 
 
-def test_class_colors():
-    """What is not scored is pale and its class still readable; what has no class is paper."""
-    classes = np.arange(len(PALETTE))[None]
-    np.testing.assert_array_equal(class_colors(classes, classes >= 0)[0], PALETTE)
-    pale = class_colors(classes, classes < 0)[0]
-    np.testing.assert_allclose(pale, FADED * np.array(PALETTE) + (1 - FADED) * 255, atol=1)
-    ignored = np.array([[IGNORE, IGNORE]])
-    assert (class_colors(ignored, np.array([[True, False]])) == 255).all()
+@pytest.mark.parametrize("truth", [0, IGNORE, "another"])
+def test_a_prediction_is_flat_whatever_the_truth(truth):
+    """Nothing of the truth but its contour: a tint would draw it into any prediction."""
+    classes = np.arange(len(PALETTE))[None].repeat(3, axis=0)
+    true = np.full_like(classes, 0 if truth == "another" else truth)
+    if truth == "another":
+        true[1:, 5:] = 1
+    colors = class_colors(classes, true)
+    is_contour = (colors == INK).all(axis=-1)
+    assert is_contour.sum() == (0 if truth != "another" else len(PALETTE) - 5 + 1)
+    flat = np.broadcast_to(np.array(PALETTE), colors.shape)
+    np.testing.assert_array_equal(colors[~is_contour], flat[~is_contour])
+    assert (class_colors(np.full((1, 2), IGNORE), np.zeros((1, 2))) == 255).all()
 
 
 # ---- the palette ----
@@ -95,20 +98,18 @@ def test_heat_goes_from_the_least_to_the_largest():
     assert (np.diff(np.asarray(grey, int)) > 0).all(), "brighter is more"
 
 
-# ---- over an image ----
+# ---- numbers on regions ----
 
 
 @pytest.mark.parametrize(("width", "is_numbered"), [(25, True), (10, False)])
-def test_an_overlay_mixes_class_and_grey_and_numbers_regions_with_room(width, is_numbered):
-    image = np.full((40, 60, 3), 90, np.uint8)
+def test_regions_with_room_are_numbered(width, is_numbered):
     classes = np.repeat([[4, 11]], 40, axis=0).repeat([width, 60 - width], axis=1)
-    colors = overlay(image, classes)
+    colors = numbered(classes)
     for column, label in ((1, 4), (58, 11)):
-        expected = np.rint(STRENGTH * np.array(PALETTE[label]) + (1 - STRENGTH) * 90)
-        np.testing.assert_array_equal(colors[:, column], np.broadcast_to(expected, (40, 3)))
+        np.testing.assert_array_equal(colors[:, column], np.broadcast_to(PALETTE[label], (40, 3)))
     assert (colors[[0, 39], width] == INK).all(), "the border between them"
 
-    # a number's letters are bright; classes over grey 90 are darker
+    # a number's letters are bright; these two classes are darker
     is_written = (colors.min(axis=-1) > 200).any(axis=0)
     assert is_written[:width].any() == is_numbered
     assert is_written[width + 1 :].any()

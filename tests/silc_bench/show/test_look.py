@@ -14,7 +14,7 @@ from silc_bench.cli.show import show as command
 from silc_bench.models.preprocessing import ImagePipeline
 from silc_bench.models.windows import DenseImage, View
 from silc_bench.show import look as show
-from silc_bench.show.colors import HEAT, INK, PALETTE, STRENGTH
+from silc_bench.show.colors import HEAT, INK, PALETTE
 from silc_bench.show.look import read_images
 from silc_bench.show.sheet import CELL, GAP, GROUP_GAP, MARGIN
 
@@ -133,9 +133,7 @@ def test_each_class_is_where_the_image_has_it(run, tmp_path):
 
     seen = panel(tmp_path, 1, [1, 5])
     for part, label in ((seen[:, : CELL // 2 - 3], 0), (seen[:, CELL // 2 + 3 :], 1)):
-        grey = Image.new("RGB", (1, 1), tuple(corners[label])).convert("L").getpixel((0, 0))
-        expected = np.rint(STRENGTH * np.array(PALETTE[label]) + (1 - STRENGTH) * grey)
-        is_plain = (part == expected).all(axis=-1)
+        is_plain = (part == PALETTE[label]).all(axis=-1)
         assert is_plain.mean() > 0.97, "all but the number on it"
     border = seen[4, CELL // 2 - 3 : CELL // 2 + 3]
     assert (border == INK).all(axis=-1).sum() == 1
@@ -164,7 +162,7 @@ def test_a_protocol_brings_its_windows_prompts_and_method(flag):
     look = show.look(model, read_images([flag]), ["red", "green"], rule=rule)
     assert (look.view.size, look.view.window, look.view.stride) == (336, 224, 112)
     assert {methods for _, methods in model.asked} == {("sclip", "tokens")}
-    assert len(model.texts) == 2 * 80
+    assert len(set(model.texts)) == 2 * 80
     assert (look.cosines[0].argmax(axis=-1)[:, [9, -9]] == [0, 1]).all()
     assert show.choose_rule("tcl", "naclip").method == "naclip"
 
