@@ -294,6 +294,12 @@ def test_a_run_leaves_a_log_and_the_state_after_its_last_step(tiny, finished):
     assert (saved["step"], saved["samples_seen"], saved["position"]) == (5, 40, 40)
 
 
+@pytest.mark.usefixtures("few_captions")
+def test_another_seed_and_objective_have_the_same_tokenizer(tiny, finished, tmp_path):
+    run(tiny("contrastive", steps=1, seed=7, data={"seed": 7}), tmp_path)
+    assert end_of(tmp_path)["tokenizer"] == end_of(finished[0])["tokenizer"]
+
+
 def test_a_finished_run_is_recognised(tiny, finished):
     folder, path, _ = finished
     before = path.stat().st_mtime_ns

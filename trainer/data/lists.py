@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from silc_bench.datasets import layouts
 from silc_bench.datasets.files.folders import FILE_EXTENSIONS
 from silc_bench.datasets.files.shards import Damage
@@ -75,6 +77,11 @@ class ListedReader(EpochReader):
 
     def captions(self, index: int) -> Sequence[str]:
         return self.pairs[index].captions
+
+    def in_order(self, count: int) -> np.ndarray:
+        # A list that is written anew in another order is the same data.
+        by_name = sorted(range(len(self.pairs)), key=lambda index: self.pairs[index].path)
+        return np.array(by_name)
 
     def image_bytes(self, index: int) -> bytes:
         return self.pairs[index].read()

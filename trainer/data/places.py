@@ -7,6 +7,7 @@ pairs, each with one caption for good, shuffled anew in each epoch, as in a set 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -20,6 +21,7 @@ from silc_bench.trainer.config.config import DataConfig
 from silc_bench.trainer.data.samples import (
     LARGEST_SCENE,
     ORDER,
+    SEED_OF_CAPTIONS,
     LastTwo,
     random_words,
     shuffled,
@@ -81,6 +83,14 @@ class PlacesReader:
         number, scene = self._at(position)
         return caption(scene, self._world, number, is_noisy=True)
 
+    def captions_of_data(self, count: int) -> Iterator[str]:
+        if self.num_samples is not None:
+            count = min(count, self.num_samples)
+        for index in range(count):
+            number = self._number(SEED_OF_CAPTIONS, index)
+            scene = _scene(self._world, SEED_OF_CAPTIONS, index)
+            yield caption(scene, self._world, number, is_noisy=True)
+
     def image(self, position: int) -> np.ndarray:
         return render(self._at(position)[1], self._size)[0]
 
@@ -90,12 +100,17 @@ class PlacesReader:
 
     def _at(self, position: int) -> tuple[int, Scene]:
         """(number of the caption, scene) of an entry."""
-        if self.num_samples is None:
-            word = random_words(self._seed, ORDER, position, 1)[0]
-            return int(word % MAX_CAPTIONS), _scene(self._world, self._seed, position)
-        epoch, place = divmod(position, self.num_samples)
-        index = int(self._orders[epoch][place])
-        return 0, _scene(self._world, self._seed, index)
+        index = position
+        if self.num_samples is not None:
+            epoch, place = divmod(position, self.num_samples)
+            index = int(self._orders[epoch][place])
+        return self._number(self._seed, index), _scene(self._world, self._seed, index)
+
+    def _number(self, seed: int, index: int) -> int:
+        """Which caption of a scene is read: of so many pairs each has one for good."""
+        if self.num_samples is not None:
+            return 0
+        return int(random_words(seed, ORDER, index, 1)[0] % MAX_CAPTIONS)
 
 
 # One scene is enough: text and image of an entry are asked for one after the other.

@@ -2,8 +2,11 @@
 
 Flow: ``reader.text(p)`` and ``reader.image(p)`` give entry p of an endless stream, a pure
 function of (seed, p), in any order and in any process; ``silc_bench.trainer.data.stream`` makes
-batches of them. The reader of generated scenes is here, the others are in ``shards``, ``lists`` and
-``sources``. They share the random order of an epoch, the way from bytes to a pair, and the filters.
+batches of them. ``reader.captions_of_data(count)`` is what a tokenizer is trained on: no seed
+decides it, so that runs with several seeds share a tokenizer.
+
+The reader of generated scenes is here, the others are in ``shards``, ``lists`` and ``sources``.
+They share the random order of an epoch, the way from bytes to a pair, and the filters.
 
 Filters say which samples a run leaves out:
 ``--set data.filters="text>=5 side>=64 language=en|de similarity>=0.28"``. Conditions are separated
@@ -20,7 +23,8 @@ import json
 import operator
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -39,6 +43,10 @@ from silc_bench.trainer.config.config import DataConfig
 # cannot be told apart.
 LARGEST_SCENE = 512
 SMALLEST_SCENE = 16
+
+# Scenes have no data but their seed: the captions that a tokenizer is trained on are those of this
+# one, whichever the run has.
+SEED_OF_CAPTIONS = 0
 
 # What random words are drawn for. Each use has a key of its own, so none ever sees another's.
 ORDER, CAPTION, MIXTURE = range(3)
@@ -72,6 +80,13 @@ class Reader(Protocol):
         """
         ...
 
+    def captions_of_data(self, count: int) -> Iterator[str]:
+        """About ``count`` captions, or all where there are fewer; the seed has no part in them.
+
+        Those that cannot be read are left out: they are counted when a batch meets them.
+        """
+        ...
+
 
 class ShapesReader:
     """Entry p is scene p of the split "train", with one of its five captions.
@@ -96,9 +111,10 @@ class ShapesReader:
         return f"shapes (generated, endless, seed {self._seed})"
 
     def text(self, position: int) -> str:
-        captions = shapes_captions.captions(_scene(self._seed, position))
-        word = random_words(self._seed, ORDER, position, 1)[0]
-        return captions[int(word % len(captions))]
+        return _caption(self._seed, position)
+
+    def captions_of_data(self, count: int) -> Iterator[str]:
+        return (_caption(SEED_OF_CAPTIONS, position) for position in range(count))
 
     def image(self, position: int) -> np.ndarray:
         return drawing.render(_scene(self._seed, position), self._size)[0]
@@ -108,6 +124,12 @@ class ShapesReader:
 @lru_cache(maxsize=1)
 def _scene(seed: int, position: int) -> shapes.Scene:
     return shapes.scene(seed, "train", position)
+
+
+def _caption(seed: int, position: int) -> str:
+    captions = shapes_captions.captions(_scene(seed, position))
+    word = random_words(seed, ORDER, position, 1)[0]
+    return captions[int(word % len(captions))]
 
 
 # ---- samples in epochs ----
@@ -161,6 +183,23 @@ class EpochReader:
     def order(self, epoch: int) -> np.ndarray:
         """int64 [num_samples]: the numbers of the samples."""
         return shuffled(self.config.seed, epoch, self.num_samples)
+
+    def in_order(self, count: int) -> np.ndarray:
+        """int64: the numbers of all samples as the data has them, whatever the seed.
+
+        Of data that is read over a network, at least ``count`` of them.
+        """
+        return np.arange(self.num_samples)
+
+    def captions_of_data(self, count: int) -> Iterator[str]:
+        order = self.in_order(count)
+
+        # Spread over all of them, because data may be sorted by subject.
+        num_chosen = min(len(order), count)
+        chosen = order[np.arange(num_chosen) * len(order) // num_chosen]
+        for index in chosen.tolist():
+            with suppress(UnreadableError):
+                yield from self.filters.captions(self.captions(index))[: count // num_chosen]
 
     def find(self, position: int) -> tuple[int, int]:
         """(epoch, number of the sample) of an entry."""

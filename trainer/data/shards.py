@@ -12,6 +12,7 @@ together; the next group is fetched while one is read.
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 
 import numpy as np
@@ -130,6 +131,23 @@ class ShardsReader(EpochReader):
         # Local shards have no groups: all of them are there at any time.
         groups = self._groups[epoch][self.places[:, 0]] if self._is_remote else None
         return shuffled(self.config.seed, epoch, len(self.places), groups)
+
+    def in_order(self, count: int) -> np.ndarray:
+        # By name, because a pattern may name the same shards in any order. Remote ones are fetched
+        # whole, so only as many are taken as hold ``count`` samples; their hashes choose them,
+        # because neighbours may be of one subject.
+        names = [shard.name for shard in self.files]
+        if self._is_remote:
+            names = [hashlib.sha256(name.encode()).hexdigest() for name in names]
+        ranks = np.empty(len(names), np.int64)
+        ranks[sorted(range(len(names)), key=names.__getitem__)] = np.arange(len(names))
+
+        rank_of_sample = ranks[self.places[:, 0]]
+        order = np.argsort(rank_of_sample, kind="stable")
+        if self._is_remote:
+            last = rank_of_sample[order[:count][-1]]
+            order = order[rank_of_sample[order] <= last]
+        return order
 
     def groups(self, epoch: int) -> np.ndarray:
         """int64 [number of shards]: which group of the epoch each shard is read in."""

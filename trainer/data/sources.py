@@ -20,8 +20,9 @@ each.
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -131,6 +132,11 @@ class MixedReader:
     def image(self, position: int) -> np.ndarray:
         reader, inner = self.find(position)
         return self._readers[reader].image(inner)
+
+    def captions_of_data(self, count: int) -> Iterator[str]:
+        """Of each source as many as its share; the tokenizer does not mind their order."""
+        for share, reader in zip(self._counts.tolist(), self._readers, strict=True):
+            yield from reader.captions_of_data(math.ceil(count * share / BLOCK))
 
     def find(self, position: int) -> tuple[int, int]:
         """(which source, position in its own stream) of an entry."""

@@ -123,17 +123,8 @@ class Source:
         return self._reader.describe()
 
     def captions(self, count: int) -> list[str]:
-        """The texts of the first ``count`` entries (at most an epoch), to train a tokenizer on."""
-        if self.num_samples is not None:
-            count = min(count, self.num_samples)
-
-        texts = []
-        for position in range(count):
-            try:
-                texts.append(self._reader.text(position))
-            except UnreadableError:
-                continue  # counted when a batch meets it
-        return texts
+        """About ``count`` captions that the data alone decides, to train a tokenizer on."""
+        return list(self._reader.captions_of_data(count))
 
     def batches(
         self,
