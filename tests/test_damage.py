@@ -22,6 +22,7 @@ from silc_bench.datasets.files.shards import Damage
 from silc_bench.errors import UserError
 from silc_bench.models.adapters.huggingface import files as hf_files
 from silc_bench.models.adapters.open_clip import checkpoints as open_clip_checkpoints
+from silc_bench.models.interface import Training
 from silc_bench.models.weights.read import read_weights
 from silc_bench.results import outcomes
 from silc_bench.results import record as results
@@ -340,7 +341,8 @@ def model():
     for parameter in student.parameters():
         torch.nn.init.normal_(parameter, std=0.1, generator=generator)
     tokenizer = Tokenizer.train(["a red ring"], 260, 4)
-    return native.NativeModel("tiny-silc:student", student, student.vision, tokenizer)
+    training = Training("tiny", "silc", "student", "shapes", seed=0, step=4)
+    return native.NativeModel("own:student", student, student.vision, tokenizer, training)
 
 
 def test_an_exported_file(model, tmp_path):

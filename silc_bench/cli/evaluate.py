@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from silc_bench.cli.options import Arch, AsJson, Device, Precision, Results
+from silc_bench.errors import UserError
 from silc_bench.system.files import check_writable
-from silc_bench.system.terminal import answering, console, table_of
+from silc_bench.system.terminal import answering, console, one_line, table_of
 
 if TYPE_CHECKING:
     from silc_bench.results.record import Record
@@ -34,6 +35,13 @@ def evaluate_command(
         ),
     ],
     arch: Arch = None,
+    name: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What records and tables call it, instead of the name of its folder;"
+            " once for each --ckpt, in their order."
+        ),
+    ] = None,
     feature_point: Annotated[
         str, typer.Option(help="pooled, pre_projection or mean_patch.")
     ] = "pooled",
@@ -79,6 +87,8 @@ def evaluate_command(
     ] = None,
 ) -> None:
     """Measure checkpoints on tasks; one record a task, written as soon as it ends."""
+    own_names = _names(name or [], ckpt)
+
     from silc_bench.tasks.selection import measurable, select, words_of
 
     # An unknown task or a missing dataset is reported at once, before torch is imported.
@@ -121,7 +131,9 @@ def evaluate_command(
 
     with joined(choose_device(device)):
         # Every checkpoint is loaded first: a wrong name at the end of the list is reported at once.
-        models = [(spec, load_model(spec, arch)) for spec in ckpt]
+        models = []
+        for spec, own_name in zip(ckpt, own_names, strict=True):
+            models.append((spec, load_model(spec, arch, own_name)))
 
         # Of several processes the first one speaks.
         is_first = rank() == 0
@@ -140,6 +152,24 @@ def evaluate_command(
             print(f"records in {results}; silc-bench leaderboard --results {results}")
 
 
+def _names(names: list[str], ckpt: list[str]) -> list[str]:
+    """The name that is asked for each checkpoint; "" where none is.
+
+    Raises:
+        UserError: not one for each, or one without a letter.
+    """
+    if names and len(names) != len(ckpt):
+        raise UserError(
+            f"{len(names)} for {len(ckpt)} checkpoints",
+            about="--name",
+            fix="give it once for each --ckpt, in their order, or not at all",
+        )
+    for name in names:
+        if not name.strip():
+            raise UserError(f"{name!r} is no name", about="--name", fix="give it a letter")
+    return names or [""] * len(ckpt)
+
+
 def _print_record(record: Record, is_new: bool) -> None:
     metric = record.task.main_metric
     value = f"{metric} {100 * record.metrics[metric]:5.1f}"
@@ -152,9 +182,11 @@ def _print_record(record: Record, is_new: bool) -> None:
     if not is_new:
         remarks += "  (known, not measured again)"
 
-    # Flushed, because a log file of a long evaluation is watched while it grows.
+    # With the revision, because other commands take NAME@REVISION. Flushed, because a log file of
+    # a long evaluation is watched while it grows.
+    model = f"{one_line(record.model.name)}@{record.model.revision[:8]}"
     print(
-        f"{record.model.name:34} {record.task.name:28} {value} %"
+        f"{model:43} {record.task.name:28} {value} %"
         f"  chance {100 * record.task.chance:.1f} %  n {record.n:,}{remarks}",
         flush=True,
     )

@@ -22,7 +22,7 @@ from silc_bench.evaluation.evaluate import evaluate
 from silc_bench.evaluation.features import Extractor, choose_device
 from silc_bench.evaluation.prompts import class_embeddings, prompts_of
 from silc_bench.evaluation.settings import EvalSettings
-from silc_bench.models.interface import ImageModel
+from silc_bench.models.interface import ImageModel, training_of
 from silc_bench.models.load import load_model
 from silc_bench.reports import leaderboard
 from silc_bench.reports.tables import to_terminal
@@ -122,9 +122,8 @@ def draw_dense(models: Sequence[ImageModel], path: Path, device: torch.device) -
         cosines = cosine_maps(features.grids("test", None, METHOD), classes, sizes)
         parts = component_maps(features.grids("test", None, "tokens"), sizes)
 
-        # "shapes_tiny-silc:student" -> "silc"
-        objective = model.name.partition("-")[2].partition(":")[0]
-        groups.append((objective, 2))
+        training = training_of(model)
+        groups.append((training.objective if training else model.name, 2))
         for index, row in enumerate(rows):
             predicted = cosines[index].argmax(axis=-1)
             row.append(_mask(predicted, truth[index], "zero-shot mask"))

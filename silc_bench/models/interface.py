@@ -4,8 +4,9 @@ Protocols, and no base class: an adapter is any object that has these attributes
 text is an ``ImageTextModel``, one that places its features on the image a ``DenseModel``; a model
 may be both.
 
-Two attributes may be left out, ``libraries`` and ``lacking`` of an ``ExplainedModel``. So they are
-read by ``libraries_of(model)`` and ``lacking_of(model)`` alone, never from the model itself.
+Three attributes may be left out: ``libraries`` and ``lacking`` of an ``ExplainedModel``, and
+``training`` of a model that was trained here. So they are read by ``libraries_of(model)``,
+``lacking_of(model)`` and ``training_of(model)`` alone, never from the model itself.
 
 Shapes: B images or texts, H x W pixels, L tokens, D embedding, h x w patches, W width of the tower.
 """
@@ -13,6 +14,7 @@ Shapes: B images or texts, H x W pixels, L tokens, D embedding, h x w patches, W
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
@@ -27,11 +29,23 @@ FEATURE_POINTS = {
 }
 
 
+@dataclass(frozen=True)
+class Training:
+    """How a model came to be that was trained here: what its name, a folder's, need not say."""
+
+    preset: str
+    objective: str  # "silc", "contrastive" ...
+    branch: str  # "student", "teacher" or "average" of its weights
+    data: str  # what --data was
+    seed: int
+    step: int  # optimiser updates done
+
+
 @runtime_checkable
 class ImageModel(Protocol):
     """What every evaluation asks of a checkpoint; embeddings are fp32 and not normalised."""
 
-    name: str  # row of the leaderboard: "shapes_tiny-silc:student"
+    name: str  # row of the leaderboard: "own:student" of the run runs/own
     revision: str  # hash of the weights, 16 hex digits (models/weights/revision.py)
     embed_dim: int  # D
     image_size: int  # pixels a side that preprocess makes
@@ -117,6 +131,11 @@ class ExplainedModel(ImageModel, Protocol):
 def libraries_of(model: object) -> tuple[str, ...]:
     """``libraries`` of an ``ExplainedModel``; () of any other model."""
     return tuple(getattr(model, "libraries", ()))
+
+
+def training_of(model: object) -> Training | None:
+    """``training`` of a model that was trained here; None of any other model."""
+    return getattr(model, "training", None)
 
 
 def lacking_of(model: object) -> Mapping[str, str]:

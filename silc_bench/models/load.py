@@ -10,6 +10,9 @@ A family of models is one module and one line of ``ADAPTERS``. The module has
 - ``load_state(path, name)`` -> an ImageModel, from weights alone and ``--arch KIND:NAME``, where
   the line has an ``of_weights``.
 
+The libraries of models are imported where one is loaded, and not here: who only asks whether two
+specs mean one checkpoint (``normal_form``) needs no torch.
+
 Weights alone come without a configuration, so ``--arch`` must say what they belong to. Without it
 nothing is guessed.
 """
@@ -23,7 +26,7 @@ from typing import Any, NamedTuple
 
 from silc_bench.errors import UserError, unknown_name
 from silc_bench.models.interface import ImageModel
-from silc_bench.models.weights.read import metadata_of, read_weights
+from silc_bench.system.files import printable
 
 
 class Adapter(NamedTuple):
@@ -68,7 +71,12 @@ ADAPTERS = {
 }
 
 
-def load_model(spec: str, arch: str | None = None) -> ImageModel:
+# Of a run, the parts that can be measured: "RUN:teacher". RUN alone is the first; the last is there
+# where the run kept it.
+BRANCHES = ("student", "teacher", "average")
+
+
+def load_model(spec: str, arch: str | None = None, name: str = "") -> ImageModel:
     """A checkpoint -> a model on the CPU, ready to be measured.
 
     Args:
@@ -76,11 +84,44 @@ def load_model(spec: str, arch: str | None = None) -> ImageModel:
             train` (also with ``:student``, ``:teacher`` or ``:average``), or a file of weights.
         arch: what a file of weights alone does not say: ``open_clip:NAME``, ``hf:NAME``,
             ``silc:PRESET``.
+        name: what records and tables call it; empty: its own, of the run's folder for example.
 
     Raises:
         UserError: nothing there, not a checkpoint, or an architecture or branch that does not exist
             or does not fit.
     """
+    model = _load(spec, arch)
+    model.name = printable(name or model.name)
+    return model
+
+
+def normal_form(spec: str) -> str:
+    """A checkpoint as an absolute path, or ``KIND:`` with one: equal for two ways to write it.
+
+    Links are followed, trailing slashes and the ``:student`` of a run are left out. Nothing is
+    loaded, and nothing has to be there.
+    """
+    kind, colon, rest = spec.partition(":")
+    if colon and kind in kinds():
+        # ARCH/PATH and NAME/PATH begin with a word; names of a hub are no paths.
+        head, slash, tail = rest.partition("/")
+        for before, path in (("", rest), (head + slash, tail)):
+            if path and os.path.exists(os.path.expanduser(path)):
+                return printable(f"{kind}:{before}{_absolute(path)}")
+        return printable(f"{kind}:{os.path.normpath(rest)}")
+
+    path, colon, branch = spec.rpartition(":")
+    if not colon or branch not in BRANCHES or os.path.exists(spec):
+        path, branch = spec, BRANCHES[0]
+    suffix = "" if branch == BRANCHES[0] else f":{branch}"
+    return printable(_absolute(path) + suffix)
+
+
+def _absolute(path: str) -> str:
+    return os.path.realpath(os.path.expanduser(path))
+
+
+def _load(spec: str, arch: str | None) -> ImageModel:
     kind, colon, rest = spec.partition(":")
     if not colon or kind not in kinds():
         return _load_path(*find_path(spec), arch)
@@ -141,6 +182,8 @@ def load_raw(path: Path, arch: str | None) -> ImageModel:
     if not name:
         raise UserError("this names no architecture", about=about, fix=f"write {known[kind]}")
 
+    from silc_bench.models.weights.read import metadata_of
+
     # An export of ours says what it is; a second statement could only contradict it.
     if metadata_of(path).get("format") == "silc-bench":
         problem = "this file was exported with its configuration and tokenizer"
@@ -186,6 +229,8 @@ def _unnamed(path: Path) -> UserError:
     """What to write instead of a path alone."""
     about = f"checkpoint {path}"
     kind = _marked(path)
+
+    from silc_bench.models.weights.read import read_weights
 
     # a file is read whatever its suffix says, so that damage is named; a folder is told by its mark
     shapes: dict[str, tuple[int, ...]] = {}

@@ -9,13 +9,18 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from urllib.parse import quote
 
 from silc_bench.errors import UserError
+
+# What the names of a record may not hold: control characters and halves of surrogate pairs.
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def check_writable(folder: Path) -> None:
@@ -113,6 +118,14 @@ def _flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def printable(name: str) -> str:
+    """A name as text that every terminal, record and table can hold.
+
+    Control characters, and bytes that are no UTF-8, become %XX; everything else stays.
+    """
+    return _UNPRINTABLE.sub(lambda match: quote(match[0], errors="surrogatepass"), name)
 
 
 def write_text_atomic(path: Path, text: str) -> None:

@@ -65,7 +65,7 @@ def test_a_run_is_measured_resumed_and_started_from_by_its_average(tiny, tmp_pat
     assert not differing(end_of(parts)["average"], average)
 
     model, student = load_model(f"{whole}:average"), load_model(f"{whole}")
-    assert model.name == "tiny-silc:average"
+    assert model.name == "whole:average"
     assert model.revision != student.revision
     assert model.log_scale == average["log_scale"].item()
     assert torch.equal(model.text.head.weight, average["text.head.weight"])

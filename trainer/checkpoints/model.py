@@ -1,7 +1,8 @@
 """Models trained here, as an evaluation sees them.
 
 Flow: ``load(path, branch)`` -> a ``NativeModel``. The path is RUN or RUN/checkpoints/step_N.pt, the
-branch "student" (the default), "teacher" or "average" of its weights; or the path is an export.
+branch "student" (the default), "teacher" or "average" of its weights; or the path is an export. It
+is called as the run's folder, "own:student" of runs/own; ``training`` says what it was trained as.
 ``silc_bench.models.load`` imports this file when a run is asked for.
 
 An export (`silc-bench export --to safetensors`) is one branch in one file: its tensors by the names
@@ -22,6 +23,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -33,6 +35,8 @@ from PIL import Image
 from torch import Tensor
 
 from silc_bench.errors import UserError, first_line, unknown_name
+from silc_bench.models.interface import Training
+from silc_bench.models.load import BRANCHES
 from silc_bench.models.patch_features import (
     check_methods,
     dense,
@@ -53,7 +57,6 @@ from silc_bench.trainer.silc.teacher import Teacher
 from silc_bench.trainer.silc.tokenizers import AnyTokenizer, check_pairing, read_tokenizer
 from silc_bench.trainer.silc.towers import VisionTower, count_parameters
 
-BRANCHES = ("student", "teacher", "average")  # the last where the run kept one
 MAX_DEPTH = 1000  # blocks; the largest preset has 48
 EXPORTED = "silc-bench"  # metadata "format" of an exported file
 TOKENIZER_FILE = "tokenizer.json"  # beside weights alone
@@ -73,6 +76,7 @@ class NativeImageModel:
     ):
         config = student.config
         self.name = name
+        self.training: Training | None = None  # of weights alone nobody knows it
         self.config = config
         self.vision = vision.eval()
         self.text = student.text.eval()
@@ -126,8 +130,16 @@ class NativeImageModel:
 class NativeModel(NativeImageModel):
     """An ImageTextModel: both towers, with the tokenizer they were trained with."""
 
-    def __init__(self, name: str, student: Student, vision: VisionTower, tokenizer: AnyTokenizer):
+    def __init__(
+        self,
+        name: str,
+        student: Student,
+        vision: VisionTower,
+        tokenizer: AnyTokenizer,
+        training: Training | None = None,
+    ):
         super().__init__(name, student, vision)
+        self.training = training
         self.tokenizer = tokenizer
         self.log_scale = student.log_scale.item()
         self.logit_scale = student.log_scale.exp().item()
@@ -197,9 +209,10 @@ def load(path: Path, branch: str | None = None) -> NativeModel:
     """
     if is_exported(path):
         model = load_safetensors(path)
-        if branch is not None and not model.name.endswith(f":{branch}"):
+        assert model.training is not None
+        if branch is not None and branch != model.training.branch:
             raise UserError(
-                f"this export is {model.name} and holds nothing else",
+                f"this export is the {model.training.branch} and holds nothing else",
                 about=f"{path}:{branch}",
                 fix=f"leave out :{branch}",
             )
@@ -225,7 +238,8 @@ def from_payload(file: Path, payload: dict[str, Any], branch: str | None) -> Nat
         )
 
     config, tokenizer = _read_texts(file, payload)
-    name = f"{config.name}:{branch or BRANCHES[0]}"
+    training = _training(config, branch or BRANCHES[0], payload["step"])
+    name = f"{_name_of(file) or config.name}:{training.branch}"
     try:
         student = _empty(config)
         with torch.device("meta"):
@@ -244,7 +258,7 @@ def from_payload(file: Path, payload: dict[str, Any], branch: str | None) -> Nat
         if branch == "average":
             student.load_state_dict(student.state_dict() | payload["average"], assign=True)
         vision = teacher.vision if branch == "teacher" else student.vision
-        return NativeModel(name, student.float(), vision.float(), tokenizer)
+        return NativeModel(name, student.float(), vision.float(), tokenizer, training)
     except (TypeError, OverflowError, RuntimeError) as error:
         raise _misfit(file, error) from None
 
@@ -260,9 +274,11 @@ def load_safetensors(path: Path) -> NativeModel:
     """
     texts = metadata_of(path)
     is_known = texts.get("format") == EXPORTED and texts.get("branch") in BRANCHES
-    if not is_known or tensor_files.CHECKSUMS not in texts:
+    is_known = is_known and re.fullmatch("[0-9]{1,18}", texts.get("step", "")) is not None
+    if not is_known or not texts.get("name") or tensor_files.CHECKSUMS not in texts:
         raise UserError(
-            "no export of this version (its header names no format, branch or checksums)",
+            "no export of this version (its header lacks its format, name, branch, step or"
+            " checksums)",
             about=path,
             fix="export it again",
         )
@@ -270,13 +286,13 @@ def load_safetensors(path: Path) -> NativeModel:
     # Before the texts are read: it compares their checksums too.
     weights = read_weights(path)
     config, tokenizer = _read_texts(path, texts)
-    name = f"{config.name}:{texts['branch']}"
+    training = _training(config, texts["branch"], int(texts["step"]))
     try:
         # An export holds no heads, but the model's configuration says what it was trained with.
         towers = _empty(without_heads(config))
         towers.load_state_dict(weights, assign=True)
         towers.config = config
-        return NativeModel(name, towers.float(), towers.vision, tokenizer)
+        return NativeModel(texts["name"], towers.float(), towers.vision, tokenizer, training)
     except (TypeError, OverflowError, RuntimeError) as error:
         raise _misfit(path, error) from None
 
@@ -378,14 +394,37 @@ def tensors(model: NativeModel) -> dict[str, Tensor]:
 
 
 def metadata(model: NativeModel) -> dict[str, str]:
-    """The texts of an export: all that it needs beside the weights, and the name, for people."""
+    """The texts of an export: all that it needs beside the weights, its name among them."""
+    assert model.training is not None
     return {
         "format": EXPORTED,
         "name": model.name,
-        "branch": model.name.rpartition(":")[2],
+        "branch": model.training.branch,
+        "step": str(model.training.step),
         "config": json.dumps(to_dict(model.config)),
         "tokenizer": model.tokenizer.to_json(),
     }
+
+
+def _name_of(file: Path) -> str:
+    """A run's name is its folder's, a checkpoint that lies alone is called as its file."""
+    # The folder is resolved, so that "." has a name; the file is not, as a store of many files may
+    # call what it links to by a hash.
+    folder = file.parent.resolve()
+    if not file.name.startswith("step_"):
+        return file.stem
+    return folder.parent.name if folder.name == "checkpoints" else folder.name
+
+
+def _training(config: Config, branch: str, step: int) -> Training:
+    return Training(
+        preset=config.preset,
+        objective=config.objective,
+        branch=branch,
+        data=config.data.source,
+        seed=config.seed,
+        step=step,
+    )
 
 
 def _empty(config: Config) -> Student:

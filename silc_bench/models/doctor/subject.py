@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from time import perf_counter
 from typing import Any
@@ -29,7 +29,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from silc_bench.models.interface import lacking_of
+from silc_bench.models.interface import lacking_of, training_of
 
 OK, FAILED, NOT_APPLICABLE = "ok", "failed", "not applicable"
 BATCH = 8
@@ -203,6 +203,8 @@ def facts_of(subject: Subject, digest: str, pipeline: str) -> dict[str, Any]:
         "activation": activation_of(subject),
         "feature points": dict(model.feature_points),
     }
+    if (training := training_of(model)) is not None:
+        facts["training"] = asdict(training)
 
     # Both sizes stand above already.
     for key, value in model.image_protocol.items():

@@ -74,7 +74,7 @@ for line in json.loads(sys.argv[1]):
     ends.append({"code": code, "out": out.getvalue(), "err": err.getvalue(), "imported": imported})
 print(json.dumps(ends))
 """
-COMPARE = "compare shapes_tiny-silc:student shapes_tiny-silc:teacher"
+COMPARE = "compare tiny:student tiny:teacher"
 COMMANDS = {  # the exit code of each, and what it may import; none of them computes with a model
     "--help": (0, []),
     "train --help": (0, []),
@@ -289,10 +289,24 @@ def test_records_are_valid_and_student_and_teacher_are_two_models(run, results):
     assert len(records) == 6
     models = {(record.model.name, record.model.source) for record in records}
     branches = ("student", "teacher")
-    assert models == {(f"shapes_tiny-silc:{branch}", f"{run}:{branch}") for branch in branches}
+    assert models == {(f"{run.name}:{branch}", f"{run}:{branch}") for branch in branches}
     assert len({record.model.revision for record in records}) == 2
     tasks = {(record.task.name, record.limit) for record in records}
     assert tasks == {("shapes/zeroshot", None), ("shapes/knn", 30), ("shapes/retrieval", 30)}
+
+
+def test_names_that_were_asked_for_stand_in_tables_with_their_revisions(run, tmp_path):
+    both = f"--ckpt {run} --name 'ours, a' --ckpt {run}:teacher --name ours@b"
+    output = succeed(f"eval {both} {ONE_TASK} --results {tmp_path}")
+    for record in load_all(tmp_path):
+        branch = record.model.source.removeprefix(str(run))
+        assert record.model.name == {"": "ours, a", ":teacher": "ours@b"}[branch]
+        assert f"{record.model.name}@{record.model.revision[:8]} " in output
+
+
+@pytest.mark.parametrize("names", ["--name a --name b", "--name ' '"])
+def test_names_are_given_to_each_checkpoint_or_to_none(names):
+    fail(f"eval --ckpt nowhere {names} {ONE_TASK}", "--name")
 
 
 def test_a_family_without_a_data_root_means_what_can_be_measured(run, tmp_path):

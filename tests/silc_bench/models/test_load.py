@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import re
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -13,10 +15,18 @@ import torch
 from PIL import Image
 from refusals import refused
 
-from silc_bench.models.interface import DenseModel, ImageTextModel, lacking_of, libraries_of
+from silc_bench.models.interface import (
+    DenseModel,
+    ImageTextModel,
+    Training,
+    lacking_of,
+    libraries_of,
+    training_of,
+)
 from silc_bench.models.load import load_model
 from silc_bench.models.preprocessing import ImagePipeline
 from silc_bench.models.weights.revision import revision_of
+from silc_bench.results.schema import NAME
 from silc_bench.trainer.checkpoints import file as checkpoint
 from silc_bench.trainer.config.config import (
     Config,
@@ -102,6 +112,7 @@ def test_it_keeps_the_protocol(payload, model):
 def test_a_model_of_another_package_need_not_explain_itself():
     assert libraries_of(object()) == ()
     assert lacking_of(object()) == {}
+    assert training_of(object()) is None
 
 
 def test_embeddings_are_fp32_under_autocast_too_and_not_normalised(model):
@@ -129,6 +140,43 @@ def test_loading_is_repeatable_and_draws_no_random_numbers(run, model):
 # ---- names ----
 
 
+def test_a_run_is_called_as_its_folder_and_knows_what_it_was_trained_as(run, monkeypatch):
+    own = Training("tiny", "silc", "student", "shapes", seed=0, step=0)
+    monkeypatch.chdir(run)
+    for spec in (str(run), f"{run}/", ".", "checkpoints", "../a", str(checkpoint.find(run))):
+        model = load_model(spec)
+        assert (model.name, model.training) == ("a:student", own), spec
+
+    # With the same preset, objective and seed: only the folder tells one run from another.
+    copied = run.with_name("b")
+    shutil.copytree(run, copied)
+    assert load_model(f"{copied}:teacher").name == "b:teacher"
+
+
+def test_a_checkpoint_that_lies_alone_is_called_as_its_file(changed):
+    assert load_model(changed("lonely.pt")).name == "lonely:student"
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ("ours", "ours"),
+        ("a b@c:d", "a b@c:d"),
+        ("猫", "猫"),
+        ("a\nb\x1b[1m\udcff", "a%0Ab%1B[1m%ED%B3%BF"),
+    ],
+)
+def test_another_name_is_taken_as_it_is_where_a_record_can_hold_it(run, given, shown):
+    assert load_model(str(run), name=given).name == shown
+    assert re.fullmatch(NAME["pattern"], shown)
+
+
+def test_a_folder_of_any_name_gives_a_name_that_a_record_can_hold(run, tmp_path):
+    folder = tmp_path / "line\nbreak"
+    shutil.copytree(run, folder)
+    assert load_model(str(folder)).name == "line%0Abreak:student"
+
+
 def test_student_is_the_default_and_teacher_another_model(run, model):
     file = str(checkpoint.find(run))
     for spec in (f"{run}:student", file, f"{file}:student", str(run / "checkpoints")):
@@ -137,7 +185,7 @@ def test_student_is_the_default_and_teacher_another_model(run, model):
 
     teacher = load_model(f"{run}:teacher")
     again = load_model(f"{file}:teacher")
-    assert teacher.name == again.name == "tiny-silc:teacher"
+    assert teacher.name == again.name == "a:teacher"
     assert teacher.revision == again.revision != model.revision
 
 
@@ -148,7 +196,7 @@ def test_a_colon_may_be_part_of_the_path(run, model, tmp_path, name):
     path.symlink_to(run)
     (tmp_path / "with").touch()  # the path as it is written comes first
     assert load_model(str(path)).revision == model.revision
-    assert load_model(f"{path}:teacher").name == "tiny-silc:teacher"
+    assert load_model(f"{path}:teacher").name == "a:teacher", "a link is no name of its own"
 
 
 # ---- the revision ----
@@ -167,7 +215,7 @@ def test_revision_depends_on_every_weight_of_the_towers_and_nothing_else(payload
 def test_revision_is_not_about_names_optimiser_step_or_tokenizer(model, changed):
     renamed = json.dumps(to_dict(replace(CONFIG, preset="another", seed=7, samples=800)))
     other = load_model(changed(config=renamed, optimizer={}, step=99, samples_seen=1, position=5))
-    assert other.name == "another-silc:student"
+    assert other.training == Training("another", "silc", "student", "shapes", seed=7, step=99)
     assert other.revision == model.revision
 
 

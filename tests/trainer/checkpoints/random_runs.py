@@ -2,6 +2,7 @@
 
 import torch
 
+from silc_bench.models.interface import Training
 from silc_bench.trainer.checkpoints import file as checkpoint
 from silc_bench.trainer.checkpoints.model import NativeModel
 from silc_bench.trainer.silc.tokenizers import Tokenizer
@@ -35,6 +36,6 @@ def random_run(config, folder):
 
 def random_model(config):
     state = random_state(config)
-    return NativeModel(
-        f"{config.name}:student", state.student, state.student.vision, state.tokenizer
-    )
+    student = state.student
+    training = Training(config.preset, config.objective, "student", "shapes", seed=0, step=4)
+    return NativeModel("own:student", student, student.vision, state.tokenizer, training)

@@ -258,7 +258,7 @@ def test_the_command_says_how_to_load_what_it_wrote(run, tmp_path, monkeypatch, 
     if target == "hf":
         out.mkdir(parents=True)  # an empty folder is as good as none
     said = succeed(f"export {run}:teacher --to {target} --out {out}")
-    assert "tiny-silc:teacher@" in said
+    assert f"{run.name}:teacher@" in said
     assert str(tmp_path / out) in said
     (checked,) = re.findall(r"check it with: silc-bench doctor (\S+)", said)
     assert load_model(checked, None).name
@@ -347,7 +347,7 @@ def test_what_appears_in_its_place_meanwhile_stays(odd, tmp_path, monkeypatch):
 def test_a_diverged_model_is_not_exported(uneven, tmp_path):
     model = random_model(uneven)
     model.text.norm.weight.data[3] = math.nan
-    with refused(about="tiny-silc:student"):
+    with refused(about="own:student"):
         export(model, "hf", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -358,6 +358,8 @@ def test_a_diverged_model_is_not_exported(uneven, tmp_path):
 FORGERIES = {
     "another branch": {"branch": "ema"},
     "no branch": {"branch": None},
+    "no name": {"name": ""},
+    "no step": {"step": "-1"},
     "no config": {"config": None},
     "config deep": {"config": "[" * 100_000},
     "a million blocks": {"vision.depth": 10**9},

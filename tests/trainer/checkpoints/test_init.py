@@ -453,7 +453,7 @@ def test_silc_star_is_a_second_phase(uneven, tmp_path):
     first = random_run(uneven, tmp_path / "first")
     config = configure("silc_star", "silc", init=f"{first}:teacher", **options)
     _, said = run(config, tmp_path / "star")
-    assert "starts from tiny-silc:teacher@" in said
+    assert "starts from first:teacher@" in said
     assert "its head for self-distillation and the centre are taken over" in said
     before, after = (end_of(folder)["teacher"] for folder in (first, tmp_path / "star"))
     change = after["vision.patch.weight"] - before["vision.patch.weight"]
