@@ -35,7 +35,9 @@ ImageFiles.
 
 from __future__ import annotations
 
+import hashlib
 import re
+import unicodedata
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -66,6 +68,10 @@ from silc_bench.errors import DataError, UserError, unknown_name
 
 KINDS = ("folder", "captions", "wds", "seg")
 TEMPLATES = "zeroshot_classification_templates.txt"
+
+# of a set's name: a file system takes 255 bytes, and a record's folder is called so
+LONGEST_NAME = 100
+_HASHED = re.compile(r"\+[0-9a-f]{8}$")
 
 # parts of a path that name the role of a folder, and not the data in it
 _SAYS_NOTHING = (
@@ -227,12 +233,24 @@ def name_of(where: str) -> str:
     """The last part of a path that says something, in letters that a record's name may have."""
     # a part with a wildcard or braces names many files, and none of them
     stems = []
-    for part in Path(where).expanduser().absolute().parts:
+    for part in Path(where).expanduser().absolute().parts[1:]:
         if not set(part) & set("*?[{"):
             is_file = Path(part).suffix in (".jsonl", ".csv", ".tsv", ".tar")
             stems.append(Path(part).stem if is_file else part)
-    stem = next((stem for stem in reversed(stems) if stem.lower() not in _SAYS_NOTHING), "own")
-    return re.sub(r"[^A-Za-z0-9_.+-]+", "_", stem).lstrip("_.+-") or "own"
+    last = stems[-1] if stems else "own"
+    stem = next((stem for stem in reversed(stems) if stem.lower() not in _SAYS_NOTHING), last)
+    stem = unicodedata.normalize("NFC", stem)  # a disk may hold an accent in either of two forms
+
+    # "+" is a space: "a b" and "a_b" stay two names
+    name = re.sub(r"[^A-Za-z0-9_. -]+", "_", stem).lstrip("_. -").replace(" ", "+")
+    is_whole = name.replace("+", " ") == stem and len(name) <= LONGEST_NAME
+    if is_whole and not _HASHED.search(name):
+        return name
+
+    # Letters were lost: of "猫" and of "犬" nothing would stay. A hash of them all keeps two names
+    # apart.
+    digest = hashlib.sha256(stem.encode("utf-8", "surrogatepass")).hexdigest()
+    return f"{name[:LONGEST_NAME] or 'own'}+{digest[:8]}"
 
 
 def _names_from(path: Path, folders: list[str] | None) -> tuple[str, ...]:

@@ -72,9 +72,9 @@ def tasks_of(own, *words):
 @pytest.mark.parametrize(
     ("words", "name", "families"),
     [
-        (["folder:{own}/my pets"], "my_pets", LABELLED),
-        (["folder:{own}/my pets/test"], "my_pets", ["zeroshot"]),
-        (["folder:{own}/my pets#knn", "folder:{own}/my pets#linear"], "my_pets", ["knn", "linear"]),
+        (["folder:{own}/my pets"], "my+pets", LABELLED),
+        (["folder:{own}/my pets/test"], "my+pets", ["zeroshot"]),
+        (["folder:{own}/my pets#knn", "folder:{own}/my pets#linear"], "my+pets", ["knn", "linear"]),
         (["captions:{own}/my pets/words.jsonl"], "words", ["retrieval"]),
         (["SEG"], "town", MASKED),
         (["PART"], "town", [*OBJECTS, "segmentation_zeroshot"]),

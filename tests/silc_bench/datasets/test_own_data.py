@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
+import unicodedata
 
 import pytest
+from hypothesis import assume, example, given
+from hypothesis import strategies as st
 from refusals import refused
 
-from silc_bench.datasets.own_data import OwnData, parse
+from silc_bench.datasets.own_data import OwnData, name_of, parse
 from silc_bench.errors import DataError, UserError
+from silc_bench.results.schema import TASK_NAME
+
+ENDINGS = (".jsonl", ".csv", ".tsv", ".tar")  # of files, which are named without them
 
 
 @pytest.fixture
@@ -270,7 +277,8 @@ def test_words_that_name_nothing(town, tmp_path, word, about, kind):
 @pytest.mark.parametrize(
     ("kind", "where", "name"),
     [
-        ("folder", "/data/My Pets!", "My_Pets_"),
+        ("folder", "/data/My Pets!", "My+Pets_+5cf8a464"),
+        ("folder", "/data/my pets", "my+pets"),
         ("folder", "/data/pets/test", "pets"),
         ("folder", "/data/pets.v2/", "pets.v2"),
         ("captions", "/data/coco_mini/meta.jsonl", "coco_mini"),
@@ -279,11 +287,37 @@ def test_words_that_name_nothing(town, tmp_path, word, about, kind):
         ("wds", "/data/birds/test/*.tar", "birds"),
         ("wds", "/data/birds-val.tar", "birds-val"),
         ("folder", "/", "own"),
-        ("folder", "/größe", "gr_e"),
+        ("folder", "/data/images", "images"),
+        ("folder", "/größe", "gr_e+d353a267"),
+        ("folder", "/data/猫", "own+a810bf84"),
+        ("folder", "/data/" + "a" * 300, "a" * 100 + "+9835fa6b"),
     ],
 )
 def test_a_set_is_named_after_the_last_part_that_says_something(kind, where, name):
     assert OwnData(kind, where).name == name
+
+
+NAMES_OF_FOLDERS = st.text(st.characters(codec="utf-8", exclude_characters="/\0*?[{"), min_size=1)
+
+
+@example("猫", "犬")
+@example("a b", "a_b")
+@example("a b", "a+b")
+@example("a", "_a")
+@example("a" * 200, "a" * 201)
+@example("猫", name_of("猫"))
+@example("own 38443a9c", "own+38443a9c")
+@example("cafe\u0301", "caf\xe9")
+@given(NAMES_OF_FOLDERS | st.sampled_from(["猫 a", "犬 a"]), NAMES_OF_FOLDERS)
+def test_two_folders_never_share_a_name_and_every_name_can_be_a_records(one, other):
+    assume({one, other}.isdisjoint({".", ".."}))
+    assume(not one.endswith(ENDINGS) and not other.endswith(ENDINGS))
+    names = [name_of(f"/top/{folder}") for folder in (one, other)]
+    are_one = unicodedata.normalize("NFC", one) == unicodedata.normalize("NFC", other)
+    assert (names[0] == names[1]) == are_one
+    for name in names:
+        assert re.fullmatch(TASK_NAME["pattern"], f"{name}/knn")
+        assert len(name) < 128
 
 
 def test_other_words_are_no_data():

@@ -16,7 +16,7 @@ from silc_bench.errors import DataError, UserError
 
 def test_a_list_of_names_is_enough(make, town, tmp_path):
     own = parse(town(root=tmp_path / "my town"))
-    assert (own.name, list(own.splits())) == ("my_town", ["test"])
+    assert (own.name, list(own.splits())) == ("my+town", ["test"])
     data = own.load("test")
     assert (data.mask_names, data.has_background) == (("sky", "road", "tree"), False)
     for index in range(2):
