@@ -31,6 +31,7 @@ def record_of(
     precision="fp32",
     source="x",
     created=None,
+    training=None,
     **image,
 ):
     """A record. ``metrics``: of all, the main one first, or the main metric alone; ``asks``: of
@@ -46,6 +47,7 @@ def record_of(
         image_size=image["size"],
         image_protocol=image,
         text_protocol={},
+        training=training,
     )
     of_task = SimpleNamespace(
         name=task,

@@ -13,8 +13,8 @@ Which values are tied with the best, and every difference, comes from the paired
 `silc_bench.reports.pairing`.
 
 What self-distillation changed: a SILC model against its contrastive-only twin, task by task. Twins
-are found by name, ``preset-objective:branch``: "shapes_tiny-silc:student" and
-"shapes_tiny-contrastive:student". They are compared only within a column of the leaderboard.
+are alike in all that their records say of the training - preset, data, seed, step, branch - but
+the objective. They are compared only within a column of the leaderboard.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import astuple, replace
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from typing import Any
 import pandas as pd
 
 from silc_bench.errors import UserError
+from silc_bench.models.interface import Training
 from silc_bench.reports.pairing import Paired, Samples, tied
 from silc_bench.reports.tables import (
     Board,
@@ -122,7 +123,7 @@ NOTE = (
     " correction for several tasks). It covers the finite test set, not the spread between training"
     " seeds: it says which of these two checkpoints is better, not which method."
 )
-_TWIN = re.compile(r"(?P<preset>.+)-(?P<objective>contrastive|silc)(?P<branch>:.+)?")
+TWINS = ("contrastive", "silc")  # objectives
 
 
 def build(
@@ -173,8 +174,11 @@ class Ranks:
     def __init__(self, samples: Samples, records: Sequence[Record]) -> None:
         self.samples = samples
         self._records: dict[tuple[str, str, str, str], Record] = {}
+        self.trainings: dict[tuple[str, str], Training | None] = {}  # by model and revision
         for record in records:
             self._records[self._place(record)] = record
+            model = record.model
+            self.trainings[model.name, model.revision] = model.training
 
     def standing(self, own: pd.DataFrame, metric: str) -> dict[tuple[str, str, str], str]:
         """ "best" or "tied", by the row's model, revision and setup; ``own`` is one column.
@@ -548,30 +552,30 @@ def _natural(name: str) -> list[tuple[int, str]]:
 def change_tables(ranked: pd.DataFrame, ranks: Ranks) -> tuple[Table, ...]:
     """One table a pair of twins.
 
-    Where several revisions bear one twin's name, the table lists them instead: which to pair is not
-    ours to guess.
+    Where several runs are one twin, the table lists them instead: which to pair is not ours to
+    guess.
     """
-    twins: dict[tuple[str, str], dict[str, list[tuple[str, str]]]] = {}
-    for model, revision in sorted(set(zip(ranked.model, ranked.revision, strict=True))):
-        match = _TWIN.fullmatch(model)
-        if match:
-            pair = (match["preset"], match["branch"] or "")
-            twin = twins.setdefault(pair, {"contrastive": [], "silc": []})
-            twin[match["objective"]].append((model, revision))
+    twins: dict[Training, dict[str, list[tuple[str, str]]]] = {}
+    for row in sorted(set(zip(ranked.model, ranked.revision, strict=True))):
+        training = ranks.trainings[row]
+        if training is not None and training.objective in TWINS:
+            pair = replace(training, objective="")
+            twins.setdefault(pair, {name: [] for name in TWINS})[training.objective].append(row)
 
     tables = []
-    for (preset, branch), twin in sorted(twins.items()):
-        contrastive = twin["contrastive"]
-        silc = twin["silc"]
+    for training, twin in sorted(twins.items(), key=lambda item: astuple(item[0])):
+        contrastive, silc = (twin[name] for name in TWINS)
+        how = f"{training.preset}:{training.branch}, seed {training.seed}, step {training.step:,}"
         if len(contrastive) == len(silc) == 1:
             changes = tuple(_changes(ranked, contrastive[0], silc[0], ranks))
             # twins that share no column have nothing to show
             if changes:
-                tables.append(_table(f"{preset}{branch}", changes))
+                title = f"{silc[0][0]} against {contrastive[0][0]} ({how})"
+                tables.append(_table(title, changes))
 
         elif contrastive and silc:
             rows = [(Cell(name, f"@{revision[:8]}"),) for name, revision in contrastive + silc]
-            title = f"{preset}{branch}: not compared, several models bear one name"
+            title = f"{how}: not compared, several runs are alike"
             tables.append(Table(title, tuple(_names("model")), tuple(rows)))
     return tuple(tables)
 

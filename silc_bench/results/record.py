@@ -17,7 +17,7 @@ import platform
 import re
 import subprocess
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -26,12 +26,13 @@ from urllib.parse import quote
 
 import silc_bench
 from silc_bench.errors import DataError, UserError, first_line
+from silc_bench.models.interface import Training, training_of
 from silc_bench.results.canonical import hash_of
 from silc_bench.results.question import Question
 from silc_bench.results.schema import COUNT, HEX, METRICS, NAME, TASK_NAME, check, object_of
 from silc_bench.results.setup import Setup
 from silc_bench.system.checksums import CHECKSUMS, differences, json_checksums, sealed
-from silc_bench.system.files import write_text_atomic
+from silc_bench.system.files import printable, write_text_atomic
 
 if TYPE_CHECKING:
     from silc_bench.models.interface import ImageModel
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = "record/3"
 HASH = {"type": "string", "pattern": "^[0-9a-f]{16}$"}
 AGAIN = "delete it and measure again"  # what to do about a damaged record
+NUMBER = {"type": "integer", "minimum": 0}
+TRAINING = object_of(preset=NAME, objective=NAME, branch=NAME, data=NAME, seed=NUMBER, step=NUMBER)
 SCHEMA: dict[str, Any] = {
     "$schema": "https://json-schema.org/draft/2020-12/schema",
     "title": "silc-bench record: one model measured on one task",
@@ -53,7 +56,14 @@ SCHEMA: dict[str, Any] = {
         n=COUNT,
         details={"type": "object"},
         notes={"type": "array", "items": NAME},
-        model=object_of(name=NAME, revision=HEX, source=NAME, params=COUNT, image_size=COUNT),
+        model=object_of(
+            name=NAME,
+            revision=HEX,
+            source=NAME,
+            params=COUNT,
+            image_size=COUNT,
+            training={**TRAINING, "type": ["object", "null"]},
+        ),
         question=object_of(
             hash=HASH,
             task=TASK_NAME,
@@ -111,6 +121,7 @@ class MeasuredModel:
     source: str  # what was asked for: a run folder, a file, "open_clip:..."
     params: int
     image_size: int  # pixels
+    training: Training | None  # of a model that was not trained here nobody knows it
 
 
 @dataclass(frozen=True)
@@ -188,6 +199,10 @@ class Record:
         Raises:
             DataError: a score is not finite, not a fraction, or not JSON; the field is named.
         """
+        training = training_of(model)
+        if training is not None:
+            training = replace(training, data=printable(training.data))
+
         # float and int: a task may give numpy's numbers, which JSON does not know
         record = cls(
             schema=SCHEMA_VERSION,
@@ -198,7 +213,12 @@ class Record:
             details=scores.details,
             notes=list(dict.fromkeys((*notes, *scores.notes))),
             model=MeasuredModel(
-                model.name, model.revision, model_source, model.num_params, model.image_size
+                name=model.name,
+                revision=model.revision,
+                source=printable(model_source),
+                params=model.num_params,
+                image_size=model.image_size,
+                training=training,
             ),
             question=question,
             setup=setup,
@@ -262,6 +282,8 @@ class Record:
         if problem:
             raise DataError(f"{problem} since the program wrote it", about=where, fix=AGAIN)
 
+        training = data["model"]["training"]
+        data["model"]["training"] = training and Training(**training)
         for name, part in NESTED.items():
             data[name] = part(**data[name])
         for name, kind in (("question", Question), ("setup", Setup)):

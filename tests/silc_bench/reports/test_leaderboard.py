@@ -17,6 +17,7 @@ from made import N, put, record_of
 from rich.console import Console
 
 from silc_bench.errors import UserError
+from silc_bench.models.interface import Training
 from silc_bench.reports.compare import compare
 from silc_bench.reports.leaderboard import build
 from silc_bench.reports.pairing import Paired
@@ -320,21 +321,54 @@ def test_a_wrong_published_file_is_named(tmp_path, rows, problem):
 # What self-distillation changed.
 
 
+def trained(objective="silc", **changes):
+    known = {"preset": "tiny", "branch": "student", "data": "d/*.tar", "seed": 1, "step": 2000}
+    return Training(**{**known, "objective": objective, **changes})
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        None,
+        *({"objective": name} for name in ("silc", "contrastive+views", "silc+frozen")),
+        *({"preset": "b16"}, {"branch": "teacher"}, {"data": "shapes"}, {"seed": 2}, {"step": 200}),
+    ],
+    ids=str,
+)
+def test_what_differs_in_more_than_the_objective_is_no_twin(tmp_path, other):
+    """Whatever they are called: names say nothing."""
+    put(tmp_path, "tiny-silc:student", 0.3, training=trained())
+    training = other and trained(**{"objective": "contrastive", **other})
+    put(tmp_path, "tiny-contrastive:student", 0.4, training=training)
+    assert "What self-distillation changed" not in [part.title for part in build(tmp_path).sections]
+
+
+def test_several_seeds_are_several_pairs_of_twins(tmp_path):
+    for seed in (0, 1):
+        for objective in ("contrastive", "silc"):
+            training = trained(objective, seed=seed)
+            put(tmp_path, f"{objective}-{seed}", 0.3 + seed / 10, training=training)
+    found = tables(build(tmp_path), "What self-distillation changed")
+    for seed, table in enumerate(found):
+        how = f"(tiny:student, seed {seed}, step 2,000)"
+        assert table.title == f"silc-{seed} against contrastive-{seed} {how}"
+    assert len(found) == 2
+
+
 def test_twins_are_compared_within_a_column(tmp_path):
     hits = {"contrastive": np.arange(N) < 120, "silc": np.arange(N) < 140}
     for objective, own in hits.items():
-        name = f"shapes_tiny-{objective}:student"
-        put(tmp_path, name, own.mean(), arrays={"acc1": own})
-        put(tmp_path, name, 0.3, "s/knn", protocol=objective)  # two questions
-    put(tmp_path, "shapes_tiny-silc:teacher", 0.99)  # no twin
-    put(tmp_path, "shapes_tiny-contrastive+views:student", 0.99)
+        name, training = f"{objective} run", trained(objective)
+        put(tmp_path, name, own.mean(), arrays={"acc1": own}, training=training)
+        # two questions
+        put(tmp_path, name, 0.3, "s/knn", protocol=objective, training=training)
     (table,) = tables(build(tmp_path), "What self-distillation changed")
-    assert table.title == "shapes_tiny:student"
+    assert table.title == "silc run against contrastive run (tiny:student, seed 1, step 2,000)"
     (change,) = table.changes
     assert (change.contrastive, change.silc) == (0.30, 0.35)
 
     # the same test as everywhere else
-    names = [f"shapes_tiny-{objective}:student" for objective in hits]
+    names = [f"{objective} run" for objective in hits]
     (result,) = compare(tmp_path, names, ["shapes/zeroshot"]).results
     assert change.paired == result.paired
     error = f" ±{100 * result.paired.stderr:.2f}"
@@ -358,10 +392,10 @@ def test_verdicts(silc, margin, verdict):
     assert Change("t", "m", 0.3, silc, paired).verdict == verdict
 
 
-def test_twins_with_several_revisions_are_listed_not_guessed(tmp_path):
-    put(tmp_path, "p-contrastive", 0.3)
+def test_twins_of_several_runs_are_listed_not_guessed(tmp_path):
+    put(tmp_path, "plain", 0.3, training=trained("contrastive"))
     for digit in "12":
-        put(tmp_path, "p-silc", 0.4, revision=16 * digit)
+        put(tmp_path, "p-silc", 0.4, revision=16 * digit, training=trained())
     (table,) = tables(build(tmp_path), "What self-distillation changed")
     assert "not compared" in table.title
     assert [row[0].text + row[0].detail[:3] for row in table.rows[1:]] == ["p-silc@11", "p-silc@22"]

@@ -1,9 +1,9 @@
 """Records: round trips, what fits the schema, damage, keys and places, atomic writes."""
 
+import dataclasses
 import json
 import os
 import subprocess
-from dataclasses import replace
 from pathlib import Path
 
 import jsonschema
@@ -16,6 +16,7 @@ from refusals import refused
 
 import silc_bench
 from silc_bench.errors import DataError
+from silc_bench.models.interface import Training
 from silc_bench.results import outcomes
 from silc_bench.results import record as results
 from silc_bench.results.record import find, key, load_all, record_path, save, validate
@@ -73,7 +74,7 @@ def test_create_fills_every_field_of_the_contract(plain):
     }
     assert stated.items() <= plain.items()
     assert list(plain["task"].values()) == [TASK, 1, "zero-shot", "acc1", 0.02]
-    assert list(plain["model"].values()) == [MODEL, REVISION, "x", 1_640_000, 64]
+    assert list(plain["model"].values()) == [MODEL, REVISION, "x", 1_640_000, 64, None]
     assert plain["question"] == RECORD.question.as_dict()
     assert plain["setup"] == RECORD.setup.as_dict()
     assert (RECORD.limit, RECORD.dataset.fingerprint) == (100, "0" * 16)
@@ -171,6 +172,23 @@ def test_two_names_never_share_a_folder_and_none_leaves_it(first, second):
     assert all(len(path.parts) == 4 and path.parts[1].isascii() for path in paths)
 
 
+def test_what_a_run_was_trained_as_is_kept_whatever_letters_are_in_it(tmp_path):
+    training = Training("tiny", "silc", "teacher", "a\nb/*.tar", seed=0, step=0)
+    record = record_of(MODEL, METRICS, source="runs/a\x1bb:teacher", training=training)
+    save(record, tmp_path)
+    (read,) = load_all(tmp_path)
+    assert read.model.source == "runs/a%1Bb:teacher"
+    assert read.model.training == dataclasses.replace(training, data="a%0Ab/*.tar")
+
+
+@pytest.mark.parametrize("change", [{"seed": 0.5}, {"step": -1}, {"branch": ""}, {"colour": 1}])
+def test_a_training_that_says_something_else_is_refused(plain, change):
+    known = Training("tiny", "silc", "teacher", "shapes", seed=0, step=1)
+    training = {**dataclasses.asdict(known), **change}
+    with refused("model.training", kind=DataError, is_kept=False):
+        validate({**plain, "model": {**plain["model"], "training": training}})
+
+
 def test_what_is_another_measurement_is_not_found(saved, tmp_path):
     assert find(tmp_path, *HERE, "0" * 8) is None
     with refused(saved):
@@ -216,7 +234,7 @@ def test_a_failing_write_leaves_the_old_files_and_no_rubbish(saved, monkeypatch,
     for write in (lambda: save(RECORD, tmp_path), lambda: outcomes.save(b"new", RECORD, tmp_path)):
         with pytest.raises(OSError, match="No space"):
             write()
-    invalid = replace(RECORD, metrics={**METRICS, "acc1": float("nan")})
+    invalid = dataclasses.replace(RECORD, metrics={**METRICS, "acc1": float("nan")})
     with refused("metrics.acc1", kind=DataError, is_kept=False):
         save(invalid, tmp_path)
     assert {path: path.read_bytes() for path in saved.parent.iterdir()} == before
