@@ -11,6 +11,7 @@ silc_bench.results.record > docs/record.schema.json`` publishes the schema.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -40,6 +41,9 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = "record/3"
 HASH = {"type": "string", "pattern": "^[0-9a-f]{16}$"}
+# ASCII letters. File systems take 255 bytes: there is room for a revision, a key and the endings of
+# files that are being written.
+LONGEST_NAME = 180
 AGAIN = "delete it and measure again"  # what to do about a damaged record
 NUMBER = {"type": "integer", "minimum": 0}
 TRAINING = object_of(preset=NAME, objective=NAME, branch=NAME, data=NAME, seed=NUMBER, step=NUMBER)
@@ -318,12 +322,22 @@ def record_path(
     """``results/<model>@<rev8>/<dataset>/<family>.<key>.json``.
 
     In the folder's name ":" is written "+" and "/" is written "="; any other unsafe character, and
-    these two, as %XX. Different names therefore never meet in one folder.
+    these two, as %XX. A name that is too long for a file system is cut, and ends with "," and 16
+    digits of its hash. Different names therefore never meet in one folder.
     """
     # both replacements are safe: quote has turned every "+" and "=" of the name into %XX
     folder = quote(model_name, safe=":/").replace(":", "+").replace("/", "=")
-    dataset, family = task_name.split("/")
-    return Path(results_dir) / f"{folder}@{revision[:8]}" / dataset / f"{family}.{key}.json"
+    dataset, family = map(_fitting, task_name.split("/"))
+    own = f"{_fitting(folder)}@{revision[:8]}"
+    return Path(results_dir) / own / dataset / f"{family}.{key}.json"
+
+
+def _fitting(name: str) -> str:
+    """``name`` as part of a file's name; no name has the "," with which a cut one ends."""
+    if len(name) <= LONGEST_NAME:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:16]
+    return f"{name[: LONGEST_NAME - 17]},{digest}"
 
 
 def save(record: Record, results_dir: Path) -> Path:

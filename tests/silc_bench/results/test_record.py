@@ -42,13 +42,13 @@ def saved(tmp_path):
     return save(RECORD, tmp_path)
 
 
-NAMES = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=30)
+NAMES = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=300)
 METRIC = st.from_regex(r"[A-Za-z0-9@_]{1,12}", fullmatch=True).filter(lambda n: "rank" not in n)
 FLOATS = st.floats(allow_nan=False, allow_infinity=False)
 
 
 @given(
-    name=NAMES.map(lambda name: name[:15]),
+    name=NAMES | st.sampled_from(["a" * 300, "猫" * 300]),
     metrics=st.dictionaries(METRIC, st.floats(0, 1), min_size=1, max_size=5),
     details=st.dictionaries(st.text(max_size=5), st.lists(FLOATS) | st.text()),
     limit=st.none() | st.integers(1, 10**9),
@@ -166,10 +166,27 @@ def test_a_record_lies_where_the_design_says():
 @example("a/b", "a=b")
 @example("a:b", "a%3Ab")
 @example("..", "/")
+@example("a" * 180, "a" * 181)
+@example("a" * 300, "a" * 299 + "b")
+@example("猫" * 300, "猫" * 299 + "犬")
 def test_two_names_never_share_a_folder_and_none_leaves_it(first, second):
     paths = [record_path(Path("r"), name, "0" * 16, "a/b", "c" * 8) for name in (first, second)]
     assert (paths[0] == paths[1]) == (first == second)
-    assert all(len(path.parts) == 4 and path.parts[1].isascii() for path in paths)
+    for path in paths:
+        assert len(path.parts) == 4
+        assert path.parts[1].isascii()
+        assert len(path.parts[1]) < 200
+
+
+def test_a_cut_name_meets_no_name_that_is_written_like_it():
+    cut = record_path(Path("r"), "a" * 300, REVISION, TASK, "c" * 8).parts[1].rpartition("@")[0]
+    assert record_path(Path("r"), cut, REVISION, TASK, "c" * 8).parts[1].rpartition("@")[0] != cut
+
+
+def test_a_task_of_any_length_has_a_place(tmp_path):
+    record = record_of(MODEL, METRICS, "d" * 300 + "/" + "f" * 300)
+    save(record, tmp_path)
+    assert load_all(tmp_path) == [record]
 
 
 def test_what_a_run_was_trained_as_is_kept_whatever_letters_are_in_it(tmp_path):
