@@ -56,7 +56,7 @@ COMMANDS = (
     ("leaderboard", leaderboard.leaderboard, "--results results --out results"),
     ("tasks", evaluate.list_tasks, "--json"),
     ("demo", demo.demo, "--fast"),
-    ("compare", compare.compare, "b16-contrastive:student b16-silc:student --tasks retrieval"),
+    ("compare", compare.compare, "runs/contrastive runs/b16 --tasks retrieval"),
     ("doctor", doctor.doctor, "open_clip:ViT-B-32/openai"),
     ("export", export.export, "runs/b16:teacher --to hf --out exports/b16"),
     ("show", show.show, "runs/b16 cat.jpg --classes cat,grass --out cat.png"),

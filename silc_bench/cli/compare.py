@@ -18,7 +18,8 @@ def compare(
     models: Annotated[
         list[str],
         typer.Argument(
-            help="Names as in the leaderboard, or NAME@REVISION; the first is the baseline."
+            help="What eval --ckpt took, names as in the leaderboard, or NAME@REVISION;"
+            " the first is the baseline."
         ),
     ],
     results: Results = Path("results"),

@@ -8,7 +8,7 @@ Several checkpoints stand side by side:
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import typer
 
@@ -24,7 +24,8 @@ def show(
         list[str],
         typer.Argument(
             metavar="[CKPT] IMAGE...",
-            help="A checkpoint as for eval, unless --ckpt names it; images.",
+            help="A checkpoint as for eval, or a name of the leaderboard, unless --ckpt names it;"
+            " images.",
         ),
     ],
     ckpt: Annotated[
@@ -76,7 +77,15 @@ def show(
 
     looks = []
     for spec in specs:
-        model = load_model(spec, arch)
+        measured = _measured(spec, results or Path("results"))
+        model = load_model(measured.source if measured else spec, arch)
+        if measured and model.revision != measured.revision:
+            raise UserError(
+                f"{measured.source} holds other weights ({model.revision[:8]}) than were measured"
+                f" ({measured.revision[:8]})",
+                about=spec,
+                fix="name the checkpoint itself, or measure it again",
+            )
         model_look = look.look(
             model,
             shown,
@@ -102,6 +111,34 @@ def show(
         classes_note = f" Classes: {', '.join(class_names)}." if class_names else ""
         write_text_atomic(target.with_suffix(".txt"), f"{caption}{classes_note}\n")
         print(f"on the page of: silc-bench leaderboard --results {results} --out {results}")
+
+
+class _Measured(NamedTuple):
+    """A model of the records."""
+
+    source: str  # what eval --ckpt took
+    revision: str
+
+
+def _measured(spec: str, results: Path) -> _Measured | None:
+    """The model that a name of the leaderboard means; None where ``spec`` is a checkpoint itself.
+
+    Raises:
+        UserError: a name that several models bear.
+    """
+    from silc_bench.models.load import is_there, kinds
+    from silc_bench.results.names import Models
+    from silc_bench.results.record import load_all
+
+    if is_there(spec) or not results.is_dir():
+        return None
+    models = Models(load_all(results))
+    is_checkpoint = spec.partition(":")[0] in kinds() or "/" in spec
+    if is_checkpoint and not models.knows(spec):
+        return None
+
+    row = models.find(spec)
+    return _Measured(models.source(row), row[1])
 
 
 def _target(out: Path, results: Path | None) -> Path:

@@ -142,6 +142,11 @@ def kinds() -> dict[str, str]:
     return {kind: row.form for kind, row in ADAPTERS.items() if row.form}
 
 
+def is_there(spec: str) -> bool:
+    """Whether ``spec`` is a path of something that is there, with or without a branch."""
+    return os.path.exists(spec) or os.path.exists(spec.rpartition(":")[0])
+
+
 def find_path(spec: str) -> tuple[Path, str | None]:
     """A checkpoint that is there, and its branch: "RUN:teacher" -> (RUN, "teacher").
 

@@ -25,6 +25,7 @@ from silc_bench.metrics import statistics
 from silc_bench.reports.leaderboard import COMPARED, no_records
 from silc_bench.reports.pairing import ALPHA, Paired, Samples
 from silc_bench.reports.titles import differing, question_words, setup_words
+from silc_bench.results.names import Models
 from silc_bench.results.record import Record, load_all
 
 SHOWN_FIELDS = 3  # of those in which two measurements differ
@@ -89,8 +90,8 @@ def compare(results_dir: Path, names: Sequence[str], tasks: Sequence[str] = ()) 
     """Each further model of ``names`` against the first.
 
     Args:
-        names: of models, as the leaderboard's rows; with "@" and digits of the revision where
-            several bear one name.
+        names: of models: what `eval --ckpt` took, or a name as the leaderboard's rows have it; with
+            "@" and digits of the revision where several bear one name.
         tasks: names, families, datasets, groups or globs; empty: all.
 
     Raises:
@@ -108,11 +109,11 @@ def compare(results_dir: Path, names: Sequence[str], tasks: Sequence[str] = ()) 
     if not records:
         raise no_records(results_dir)
 
-    rows = sorted({(record.model.name, record.model.revision) for record in records})
-    chosen = [_row(name, rows) for name in names]
+    models = Models(records)
+    chosen = [models.find(name) for name in names]
     if len(set(chosen)) < len(chosen):
         raise UserError("names one model twice", about=", ".join(names), fix="name each one once")
-    labels = [_label(row, rows) for row in chosen]
+    labels = [models.label(row) for row in chosen]
 
     named = _of_tasks(records, tasks)
     of_row: list[list[Record]] = []
@@ -146,35 +147,6 @@ def compare(results_dir: Path, names: Sequence[str], tasks: Sequence[str] = ()) 
         replace(result, p_holm=float(p)) for result, p in zip(results, adjusted, strict=True)
     )
     return Comparison(labels[0], tuple(labels[1:]), final, tuple(omissions), setups)
-
-
-def _row(name: str, rows: Sequence[tuple[str, str]]) -> tuple[str, str]:
-    """The model of this name, or of this name@revision."""
-    matching_rows = [row for row in rows if row[0] == name]
-    if not matching_rows and "@" in name:
-        # the last "@", as a model's name may hold one too
-        model, _, digits = name.rpartition("@")
-        revisions_of_model = [row for row in rows if row[0] == model]
-        matching_rows = [row for row in revisions_of_model if digits and row[1].startswith(digits)]
-
-    if not matching_rows:
-        known_names = {model for model, _ in rows}
-        if "@" in name:
-            known_names = {_shown(row) for row in rows}
-        raise unknown_name("model", name, known_names)
-    if len(matching_rows) > 1:
-        shown = ", ".join(_shown(row) for row in matching_rows)
-        raise UserError("has several revisions", about=name, fix=f"name one of {shown}")
-    return matching_rows[0]
-
-
-def _label(row: tuple[str, str], rows: Sequence[tuple[str, str]]) -> str:
-    """The name alone where it says which model is meant, else with the revision."""
-    return row[0] if sum(name == row[0] for name, _ in rows) == 1 else _shown(row)
-
-
-def _shown(row: tuple[str, str]) -> str:
-    return f"{row[0]}@{row[1][:8]}"
 
 
 def _of_tasks(records: Sequence[Record], patterns: Sequence[str]) -> list[Record]:

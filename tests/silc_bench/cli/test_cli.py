@@ -4,8 +4,10 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
@@ -335,6 +337,35 @@ def test_show_draws_what_two_branches_of_a_run_see(run, tmp_path):
     method = f"--classes ring --dense-method plain --out {tmp_path}/no.png"
     fail(f"show {run} {shlex.quote(str(image))} {method}", "plain")
     assert not (tmp_path / "no.png").exists()
+
+
+def test_compare_takes_what_eval_took_however_it_is_written(run, results, monkeypatch):
+    monkeypatch.chdir(run.parent)
+    expected = succeed(f"compare tiny:student tiny:teacher --results {results}")
+    (teacher,) = {r.model.revision for r in load_all(results) if r.model.name == "tiny:teacher"}
+    for names in ("tiny tiny/:teacher", f"{run} tiny:teacher@{teacher[:4]}"):
+        assert succeed(f"compare {names} --results {results}") == expected
+
+
+def test_show_takes_names_of_the_leaderboard(run, results, tmp_path, monkeypatch):
+    """From a folder in which nothing is called so."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(results, "results")
+    Image.new("RGB", (90, 40)).save("x.png")
+    (teacher,) = {r.model.revision for r in load_all(results) if r.model.name == "tiny:teacher"}
+
+    def show(name):
+        return f"show --ckpt {name} x.png --classes ring --results results --out y.png --device cpu"
+
+    for name in ("tiny:teacher", f"tiny:teacher@{teacher}"):
+        succeed(show(name))
+        assert f"tiny:teacher @{teacher[:8]}" in Path("results/pictures/y.txt").read_text()
+    fail(show("tiny:techer"), "did you mean tiny:teacher")
+    fail(show("runs/tiny:teacher"), "no such file or folder")
+
+    # Its run has been trained on since: not what the name stands for in the tables.
+    monkeypatch.setattr("silc_bench.results.names.Models.source", lambda *_: str(run))
+    fail(show("tiny:teacher"), "than were measured", is_kept=False)
 
 
 def test_leaderboard_prints_and_writes(results, tmp_path):
