@@ -39,6 +39,9 @@ class Training:
     data: str  # what --data was
     seed: int
     step: int  # optimiser updates done
+    recipe: str = (
+        "0" * 16
+    )  # hash of the configuration but for the seed: equal for seeds of a method
 
 
 @runtime_checkable

@@ -559,7 +559,7 @@ def change_tables(ranked: pd.DataFrame, ranks: Ranks) -> tuple[Table, ...]:
     for row in sorted(set(zip(ranked.model, ranked.revision, strict=True))):
         training = ranks.trainings[row]
         if training is not None and training.objective in TWINS:
-            pair = replace(training, objective="")
+            pair = replace(training, objective="", recipe="")
             twins.setdefault(pair, {name: [] for name in TWINS})[training.objective].append(row)
 
     tables = []

@@ -46,7 +46,9 @@ HASH = {"type": "string", "pattern": "^[0-9a-f]{16}$"}
 LONGEST_NAME = 180
 AGAIN = "delete it and measure again"  # what to do about a damaged record
 NUMBER = {"type": "integer", "minimum": 0}
-TRAINING = object_of(preset=NAME, objective=NAME, branch=NAME, data=NAME, seed=NUMBER, step=NUMBER)
+TRAINING = object_of(
+    preset=NAME, objective=NAME, branch=NAME, data=NAME, seed=NUMBER, step=NUMBER, recipe=HASH
+)
 SCHEMA: dict[str, Any] = {
     "$schema": "https://json-schema.org/draft/2020-12/schema",
     "title": "silc-bench record: one model measured on one task",

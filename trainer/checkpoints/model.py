@@ -49,8 +49,9 @@ from silc_bench.models.preprocessing import ImagePipeline
 from silc_bench.models.weights import tensor_files
 from silc_bench.models.weights.read import check_tensors, load_into, metadata_of, read_weights
 from silc_bench.models.weights.revision import revision_of
+from silc_bench.results.canonical import hash_of
 from silc_bench.trainer.checkpoints import file as checkpoint
-from silc_bench.trainer.config.config import Config, from_dict, to_dict, without_heads
+from silc_bench.trainer.config.config import Config, flatten, from_dict, to_dict, without_heads
 from silc_bench.trainer.config.presets import PRESETS, make_preset
 from silc_bench.trainer.silc.student import TAUGHT, Student
 from silc_bench.trainer.silc.teacher import Teacher
@@ -61,6 +62,8 @@ MAX_DEPTH = 1000  # blocks; the largest preset has 48
 EXPORTED = "silc-bench"  # metadata "format" of an exported file
 TOKENIZER_FILE = "tokenizer.json"  # beside weights alone
 MEAN, STD = 0.5, 0.5
+# fields of the configuration that leave the weights as they are, and the seed
+NO_RECIPE = ("seed", "log_every", "checkpoint_every", "checkpoint_minutes", "probe")
 T = TypeVar("T")
 
 
@@ -424,7 +427,18 @@ def _training(config: Config, branch: str, step: int) -> Training:
         data=config.data.source,
         seed=config.seed,
         step=step,
+        recipe=_recipe(config),
     )
+
+
+def _recipe(config: Config) -> str:
+    """16 hex digits over all that makes the weights but the seed, which the runs of a study vary."""
+    fields = {
+        name: value
+        for name, value in flatten(config).items()
+        if name.partition(".")[0] not in NO_RECIPE
+    }
+    return hash_of({name: str(value) for name, value in fields.items()})
 
 
 def _empty(config: Config) -> Student:

@@ -1,0 +1,114 @@
+"""Several seeds of one method as one row: what can be said of a method, not of a checkpoint.
+
+A method is what runs have in common that differ in the seed alone: preset, objective, branch, data,
+step and the rest of the configuration (``Training.recipe``). One run says which of two checkpoints
+is better; several seeds say something of the method, and their spread is its error.
+
+Flow: ``Methods(records)`` -> ``.of(row)`` -> a ``Method`` with its runs by seed ->
+``over_seeds(a, b)`` pairs two methods by seed (no torch).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from silc_bench.metrics import statistics
+from silc_bench.models.interface import Training
+from silc_bench.reports.pairing import Paired
+from silc_bench.results.names import Row
+from silc_bench.results.record import Record
+
+
+@dataclass(frozen=True)
+class Method:
+    """Runs that differ in their seed alone."""
+
+    label: str
+    runs: dict[int, Row]  # by seed
+
+
+class Methods:
+    """The methods of ``records``, and which run is whose."""
+
+    def __init__(self, records: Iterable[Record]) -> None:
+        by_key: dict[Training, dict[int, Row]] = {}
+        self._key_of: dict[Row, Training] = {}
+        for record in sorted(records, key=lambda record: record.created):
+            training = record.model.training
+            if training is None:
+                continue
+            row = (record.model.name, record.model.revision)
+            key = replace(training, seed=0)
+            self._key_of[row] = key
+            # of two runs with one seed the newer counts: they are one sample of the method
+            by_key.setdefault(key, {})[training.seed] = row
+
+        labels = _labels(list(by_key))
+        self._methods = {
+            key: Method(labels[key], dict(sorted(runs.items()))) for key, runs in by_key.items()
+        }
+
+    def of(self, row: Row) -> Method | None:
+        """The method of a run; None of a model that was not trained here."""
+        key = self._key_of.get(row)
+        return None if key is None else self._methods[key]
+
+    def named(self, label: str) -> Method | None:
+        """The method of this label."""
+        return next((own for own in self._methods.values() if own.label == label), None)
+
+    @property
+    def labels(self) -> list[str]:
+        return sorted(method.label for method in self._methods.values())
+
+
+def over_seeds(a: Mapping[int, float], b: Mapping[int, float]) -> Paired | str:
+    """One metric of two methods, paired by seed: Student's t over the seeds that both have.
+
+    The difference is second minus first; ``a`` and ``b`` are values by seed. A string says why
+    there is no test.
+    """
+    seeds = sorted(set(a) & set(b))
+    if len(seeds) < 2:
+        return f"{len(seeds)} seeds that both have been measured with: two are needed"
+
+    differences = np.array([b[seed] - a[seed] for seed in seeds])
+    stderr = float(differences.std(ddof=1) / np.sqrt(len(seeds)))
+    dof = len(seeds) - 1
+    mean = float(differences.mean())
+    p = statistics.paired_p(mean, stderr, dof, int(np.count_nonzero(differences)))
+    test = f"t over {len(seeds)} seeds"
+    return Paired(mean, stderr, statistics.half_interval(stderr, dof), p, test)
+
+
+def mean_and_half(values: Iterable[float]) -> tuple[float, float | None]:
+    """Mean over seeds and half of its 95 % interval by Student's t; None of a single seed."""
+    array = np.array(list(values), dtype=np.float64)
+    if len(array) < 2:
+        return float(array.mean()), None
+    stderr = float(array.std(ddof=1) / np.sqrt(len(array)))
+    return float(array.mean()), statistics.half_interval(stderr, len(array) - 1)
+
+
+def _labels(keys: list[Training]) -> dict[Training, str]:
+    """Words for each method, no two alike: first preset, objective and branch, then what differs."""
+    labels = {key: f"{key.preset}-{key.objective}:{key.branch}" for key in keys}
+    for part in (
+        lambda key: f"data {key.data}",
+        lambda key: f"step {key.step:,}",
+        lambda key: f"recipe {recipe_number[key]}",
+    ):
+        # recipes have no words: they are numbered in the order in which they were measured
+        recipe_number = {key: 1 + number for number, key in enumerate(keys)}
+        texts = list(labels.values())
+        if len(set(texts)) == len(texts):
+            break
+        repeated = {text for text in texts if texts.count(text) > 1}
+        labels = {
+            key: f"{text}, {part(key)}" if text in repeated else text
+            for key, text in labels.items()
+        }
+    return labels
