@@ -17,7 +17,7 @@ from refusals import refused
 import silc_bench
 from silc_bench.errors import DataError
 from silc_bench.models.interface import Training
-from silc_bench.results import outcomes
+from silc_bench.results import outcomes, schema
 from silc_bench.results import record as results
 from silc_bench.results.record import find, key, load_all, record_path, save, validate
 from silc_bench.system.checksums import sealed
@@ -106,6 +106,7 @@ def test_the_published_schema_is_the_one_in_use():
         ({"stderr": {"acc9": 0.1}}, "a.json: acc9"),
         ({"details": {"deep": [1, float("inf")]}}, "a.json: details"),
         ({"details": {"array": np.zeros(2)}}, "a.json: details"),
+        ({"details": {"name": "half \ud800"}}, "a.json: details"),
         ({"colour": 1}, "a.json"),
         ({"task": {**PLAIN["task"], "version": 2}}, "a.json: task.version"),
         ({"source": "reported(nowhere)"}, "a.json: source"),
@@ -116,6 +117,32 @@ def test_the_published_schema_is_the_one_in_use():
 def test_what_is_wrong_is_named_by_file_and_field(plain, change, about):
     with refused(about, kind=DataError, is_kept=False):
         validate({**plain, **change}, "a.json")
+
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9)
+    | st.sampled_from(["record/2", "measured", "0" * 16, 10**400]),
+    lambda inner: st.lists(inner, max_size=2)
+    | st.dictionaries(st.sampled_from(["name", "median_rank", "acc1", "\n"]), inner, max_size=3),
+    max_leaves=4,
+)  # fmt: skip
+
+
+@given(st.data())
+def test_what_passes_and_what_jsonschema_passes_are_the_same(data):
+    """The quick reading of a schema decides; jsonschema only says what is wrong."""
+    plain = json.loads(RECORD.to_json())
+    holder = plain
+    field = data.draw(st.sampled_from(sorted(plain)))
+    if isinstance(plain[field], dict) and plain[field] and data.draw(st.booleans()):
+        holder = plain[field]
+        field = data.draw(st.sampled_from([*sorted(holder), "another"]))
+    holder[field] = data.draw(ANYTHING)
+    if data.draw(st.booleans()):
+        del holder[field]
+
+    text = json.dumps(results.SCHEMA)
+    assert schema._predicate(text)(plain) == (not any(schema._validator(text).iter_errors(plain)))
 
 
 def test_deep_nesting_is_refused(plain):
