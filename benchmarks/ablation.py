@@ -304,13 +304,15 @@ def report(args: argparse.Namespace, arms: list[str]) -> str:
 
 def read_arm(args: argparse.Namespace, arm: str, branch: str) -> tuple[np.ndarray, float, int]:
     """[seeds, metrics] in percent, mean seconds of training, images seen."""
-    from silc_bench.results.record import load_all
+    from silc_bench.results.folders import read
 
     rows, seconds, samples = [], [], 0
     for seed in range(args.seeds):
         run = args.out / "runs" / f"{arm.replace(', ', '-').replace(' ', '-')}-{seed}"
         records = {
-            r.task.name: r for r in load_all(run / "results") if r.model.name.endswith(f":{branch}")
+            r.task.name: r
+            for r in read([run / "results"]).records
+            if r.model.name.endswith(f":{branch}")
         }
         rows.append(
             [

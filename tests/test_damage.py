@@ -128,10 +128,10 @@ def test_a_record(tmp_path):
     path = results.save(record, tmp_path)
     fields = json.loads(path.read_text())
     path.write_text(json.dumps(dict(reversed(fields.items()))))
-    assert results.load_all(tmp_path) == [record], "the order of the fields is no difference"
+    assert results.read_file(path, tmp_path) == record, "the order of the fields is no difference"
     del fields["checksums"]
     others = [json.dumps(fields), record_of(HITS, limit=5).to_json()]
-    check_file(path, lambda: results.load_all(tmp_path), map(str.encode, others))
+    check_file(path, lambda: results.read_file(path, tmp_path), map(str.encode, others))
 
 
 def test_what_each_sample_scored(tmp_path):

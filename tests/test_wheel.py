@@ -61,6 +61,29 @@ def test_a_wheel_installs_one_name_with_every_file(dist):
     assert sorted(installed) == sorted(files_of_the_checkout())
 
 
+def test_published_numbers_are_found_far_from_the_checkout(dist, tmp_path):
+    (wheel,) = dist.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "installed")
+    program = (
+        "from silc_bench.results import published; rows, problems = published.load(['results']);"
+        "print(published.__file__, sorted({row.collection for row in rows}), len(problems))"
+    )
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "installed")}
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", program],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stdout.split(maxsplit=1) == [
+        str(tmp_path / "installed" / "silc_bench" / "results" / "published.py"),
+        "['open_clip', 'papers'] 0\n",
+    ], done.stderr
+
+
 def test_a_source_archive_holds_files_in_place_of_links(dist):
     (archive,) = dist.glob("*.tar.gz")
     with tarfile.open(archive) as tar:

@@ -128,11 +128,11 @@ def _measured(spec: str, results: Path) -> _Measured | None:
     """
     from silc_bench.models.load import is_there, kinds
     from silc_bench.results.names import Models
-    from silc_bench.results.record import load_all
+    from silc_bench.results.folders import read
 
     if is_there(spec) or not results.is_dir():
         return None
-    models = Models(load_all(results))
+    models = Models(read(results).records)
     is_checkpoint = spec.partition(":")[0] in kinds() or "/" in spec
     if is_checkpoint and not models.knows(spec):
         return None

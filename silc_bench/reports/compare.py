@@ -14,19 +14,18 @@ says why others do not; it accounts for every record.
 
 from __future__ import annotations
 
-import fnmatch
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from silc_bench.errors import UserError, unknown_name
 from silc_bench.metrics import statistics
-from silc_bench.reports.leaderboard import COMPARED, no_records
+from silc_bench.reports.leaderboard import COMPARED
 from silc_bench.reports.pairing import ALPHA, Paired, Samples
 from silc_bench.reports.titles import differing, question_words, setup_words
+from silc_bench.results import folders
 from silc_bench.results.names import Models
-from silc_bench.results.record import Record, load_all
+from silc_bench.results.record import Record
 
 SHOWN_FIELDS = 3  # of those in which two measurements differ
 
@@ -84,10 +83,15 @@ class Comparison:
     omissions: tuple[Omission, ...]
     # of each further model: in which fields its setup differs from the baseline's, with both values
     setups: dict[str, tuple[tuple[str, str, str], ...]]
+    remarks: tuple[str, ...] = ()  # which files were left out, and why: a sentence each
 
 
-def compare(results_dir: Path, names: Sequence[str], tasks: Sequence[str] = ()) -> Comparison:
+def compare(
+    results_dirs: folders.Folders, names: Sequence[str], tasks: Sequence[str] = ()
+) -> Comparison:
     """Each further model of ``names`` against the first.
+
+    Damaged and foreign files are left out, and named in ``Comparison.remarks``.
 
     Args:
         names: of models: what `eval --ckpt` took, or a name as the leaderboard's rows have it; with
@@ -96,7 +100,7 @@ def compare(results_dir: Path, names: Sequence[str], tasks: Sequence[str] = ()) 
 
     Raises:
         UserError: fewer than two models, one twice, an unknown or ambiguous name, no record of such
-            a task, a damaged file.
+            a task.
     """
     if len(names) < 2:
         raise UserError(
@@ -105,9 +109,11 @@ def compare(results_dir: Path, names: Sequence[str], tasks: Sequence[str] = ()) 
             fix="name two or more; the others are compared with the first",
         )
 
-    records = [record for record in load_all(results_dir) if record.source == "measured"]
+    reading = folders.read(results_dirs)
+    located = [found for found in reading.located if found.record.source == "measured"]
+    records = [found.record for found in located]
     if not records:
-        raise no_records(results_dir)
+        raise folders.none_in(reading)
 
     models = Models(records)
     chosen = [models.find(name) for name in names]
@@ -115,13 +121,13 @@ def compare(results_dir: Path, names: Sequence[str], tasks: Sequence[str] = ()) 
         raise UserError("names one model twice", about=", ".join(names), fix="name each one once")
     labels = [models.label(row) for row in chosen]
 
-    named = _of_tasks(records, tasks)
+    named = [found.record for found in folders.chosen(located, tasks=tasks)]
     of_row: list[list[Record]] = []
     for row in chosen:
         of_row.append([r for r in named if (r.model.name, r.model.revision) == row])
 
     # every task that either of two models has measured is a result or an omission
-    samples = Samples([results_dir])
+    samples = Samples(reading)
     results: list[Result] = []
     omissions: list[Omission] = []
     setups: dict[str, tuple[tuple[str, str, str], ...]] = {}
@@ -146,32 +152,11 @@ def compare(results_dir: Path, names: Sequence[str], tasks: Sequence[str] = ()) 
     final = tuple(
         replace(result, p_holm=float(p)) for result, p in zip(results, adjusted, strict=True)
     )
-    return Comparison(labels[0], tuple(labels[1:]), final, tuple(omissions), setups)
+    damaged = [folders.Problem(path, sentence) for path, sentence in samples.problems.items()]
+    remarks = reading.remarks_with(damaged)
+    return Comparison(labels[0], tuple(labels[1:]), final, tuple(omissions), setups, remarks)
 
 
-def _of_tasks(records: Sequence[Record], patterns: Sequence[str]) -> list[Record]:
-    """Those whose task is meant by one of the patterns.
-
-    The patterns are those of `silc_bench.tasks.selection.select`.
-    """
-    if not patterns:
-        return list(records)
-
-    words: dict[str, set[str]] = {}
-    for record in records:
-        name = record.task.name
-        dataset, family = name.split("/")
-        words[name] = {name, dataset, family, family.split("_")[0], record.task.group}
-
-    def is_meant(name: str, pattern: str) -> bool:
-        return pattern in words[name] or fnmatch.fnmatchcase(name, pattern)
-
-    # a pattern that means nothing is a mistake, even beside others that mean something
-    for pattern in patterns:
-        if not any(is_meant(name, pattern) for name in words):
-            raise unknown_name("task", pattern, set().union(*words.values()))
-    meant = {name for name in words if any(is_meant(name, pattern) for pattern in patterns)}
-    return [record for record in records if record.task.name in meant]
 
 
 def _results(a: Record, b: Record, model: str, samples: Samples) -> tuple[list[Result], list[str]]:

@@ -29,7 +29,6 @@ from typing import Any
 
 import pandas as pd
 
-from silc_bench.errors import UserError
 from silc_bench.models.interface import Training
 from silc_bench.reports.pairing import Paired, Samples, tied
 from silc_bench.reports.tables import (
@@ -52,9 +51,10 @@ from silc_bench.reports.titles import (
     setup_words,
     task_title,
 )
-from silc_bench.results.published import ReportedRow, load_reported
+from silc_bench.results import folders
+from silc_bench.results.published import FOLDER, ReportedRow
 from silc_bench.results.question import Question
-from silc_bench.results.record import Record, load_all
+from silc_bench.results.record import Record
 from silc_bench.results.schema import is_fraction
 from silc_bench.results.setup import Setup
 from silc_bench.system.files import write_text_atomic
@@ -127,36 +127,42 @@ TWINS = ("contrastive", "silc")  # objectives
 
 
 def build(
-    results_dir: Path, *, current_version: Callable[[str], int | None] = lambda task: None
+    results_dirs: folders.Folders,
+    *,
+    current_version: Callable[[str], int | None] = lambda task: None,
 ) -> Board:
-    """Read every record and published row below ``results_dir``, and the images of its page.
+    """Read every record and published row below the results folders, and the images of the page.
 
-    The images are the ``*.png`` and ``*.svg`` of ``results_dir/pictures``, each with an optional
-    caption in a ``.txt`` beside it.
+    The images are the ``*.png`` and ``*.svg`` of ``pictures`` in each of them, with an optional
+    caption in a ``.txt`` beside each image. Damaged and foreign files are left out, and named in
+    ``Board.remarks``.
 
     Args:
         current_version: of a task, as the program has it today; records of an older one never rank.
 
     Raises:
-        UserError: no such folder, a damaged file (named), or nothing at all to show.
+        UserError: no such folder, or nothing at all to show.
     """
-    results_dir = Path(results_dir)
-    records = load_all(results_dir)
-    reported = load_reported(results_dir / "reported")
-    if not records and not reported:
-        raise no_records(results_dir)
+    reading = folders.read(results_dirs)
+    records = reading.records
+    reported, problems = folders.published_in(results_dirs)
+
+    # what the package itself brings is nothing to show
+    if not records and not any(any(folder.glob(f"{FOLDER}/*.json")) for folder in reading.folders):
+        raise folders.none_in(reading)
 
     scores = _scores(records, reported, current_version)
     ranked = scores[scores.kind == "ranked"]
     ranked = ranked.sort_values(["group", "task"], key=_heading_order, kind="stable")
 
-    ranks = Ranks(Samples([results_dir]), records)
+    samples = Samples(reading)
+    ranks = Ranks(samples, records)
     shown_scores = _with_main(ranked, SHOWN)
     changes = change_tables(_with_main(ranked, COMPARED), ranks)
     sections = [
         _measured(shown_scores, ranks),
         Section("What self-distillation changed", NOTE, changes),
-        Section("Images", "", images=_images(results_dir / "pictures")),
+        Section("Images", "", images=_images(reading.folders)),
         *(_listed(kind, scores[scores.kind == kind]) for kind in LISTED),
         questions_section(shown_scores, records),
         setups_section(shown_scores, records),
@@ -165,7 +171,8 @@ def build(
 
     # the first section stays even if it is empty: it then says how to measure
     shown = [part for part in sections if part.tables or part.images or part is sections[0]]
-    return Board(tuple(shown), scores)
+    problems += [folders.Problem(path, sentence) for path, sentence in samples.problems.items()]
+    return Board(tuple(shown), scores, reading.remarks_with(problems))
 
 
 class Ranks:
@@ -215,19 +222,31 @@ class Ranks:
         return model.name, model.revision, record.setup.row, record.question.hash
 
 
-def no_records(results_dir: Path) -> UserError:
-    """The error of a folder that holds nothing to show."""
-    fix = f"`silc-bench eval --results {results_dir}` writes some"
-    return UserError("holds no records", about=results_dir, fix=fix)
-
-
 def write(board: Board, out_dir: Path) -> list[Path]:
     """``leaderboard.md``, ``.csv`` and ``.html`` in ``out_dir``, each whole or not at all."""
-    texts = {"md": to_markdown(board), "csv": to_csv(board), "html": to_html(board)}
-    paths = [Path(out_dir) / f"leaderboard.{ending}" for ending in texts]
-    for path, text in zip(paths, texts.values(), strict=True):
-        write_text_atomic(path, text)
+    paths = []
+    for name, text in _files(board).items():
+        paths.append(Path(out_dir) / name)
+        write_text_atomic(paths[-1], text)
     return paths
+
+
+def stale(board: Board, out_dir: Path) -> list[str]:
+    """The names of those files in ``out_dir`` that ``write`` would change or add."""
+    names = []
+    for name, text in _files(board).items():
+        path = Path(out_dir) / name
+        if not path.is_file() or path.read_bytes() != text.encode():
+            names.append(name)
+    return names
+
+
+def _files(board: Board) -> dict[str, str]:
+    return {
+        "leaderboard.md": to_markdown(board),
+        "leaderboard.csv": to_csv(board),
+        "leaderboard.html": to_html(board),
+    }
 
 
 def _scores(
@@ -493,11 +512,12 @@ def _row(scores: pd.DataFrame, columns: Sequence[tuple[str, str]]) -> tuple[Cell
     return (*cells, *ending)
 
 
-def _images(folder: Path) -> tuple[Figure, ...]:
-    """The drawings of a folder, by name, embedded as data: the page needs no other file."""
+def _images(results_dirs: Sequence[Path]) -> tuple[Figure, ...]:
+    """The drawings of each folder, by name, embedded as data: the page needs no other file."""
     types = {".png": "image/png", ".svg": "image/svg+xml"}
     images = []
-    for path in sorted(path for path in Path(folder).glob("*") if path.suffix in types):
+    paths = [path for folder in results_dirs for path in sorted(folder.glob("pictures/*"))]
+    for path in (path for path in paths if path.suffix in types):
         caption = path.with_suffix(".txt")
         text = caption.read_text(encoding="utf-8").strip() if caption.exists() else ""
 

@@ -1,6 +1,6 @@
 """Two models on the same samples: the one paired test behind every difference and every tie.
 
-Flow: ``Samples([results_dir])`` reads what each sample scored -> ``samples.pair(a, b, metric)`` ->
+Flow: ``Samples(reading)`` reads what each sample scored -> ``samples.pair(a, b, metric)`` ->
 ``Paired``, or the reason why there is none. ``compare`` and the leaderboard ask here, so they never
 say two things of one pair (no torch).
 
@@ -21,6 +21,7 @@ import numpy as np
 from silc_bench.errors import DataError, UserError
 from silc_bench.metrics import statistics
 from silc_bench.results import outcomes
+from silc_bench.results.folders import Reading
 from silc_bench.results.outcomes import PerImage
 from silc_bench.results.record import Record
 
@@ -43,10 +44,10 @@ class Paired:
 
 
 class Samples:
-    """What each sample scored, of the records below some folders; ``problems`` names damage."""
+    """What each sample scored, of the records that were read; ``problems`` names damage."""
 
-    def __init__(self, results_dirs: Sequence[Path]) -> None:
-        self.results_dirs = [Path(folder) for folder in results_dirs]
+    def __init__(self, reading: Reading) -> None:
+        self.reading = reading
         self.problems: dict[Path, str] = {}
         self._kept: OrderedDict[tuple[str, str, str], dict[str, np.ndarray] | None] = OrderedDict()
 
@@ -94,18 +95,13 @@ class Samples:
 
     def path_of(self, record: Record) -> Path:
         """Where the samples of a record lie: beside the record itself."""
-        for folder in self.results_dirs:
-            if record.path(folder).exists():
-                return outcomes.path_of(record, folder)
-        return outcomes.path_of(record, self.results_dirs[0])
+        return outcomes.path_of(record, self.reading.results_dir_of(record))
 
     def _read(self, record: Record) -> dict[str, np.ndarray] | None:
-        path = self.path_of(record)
-        folder = path.parents[2]
         try:
-            return outcomes.load(record, folder)
+            return outcomes.load(record, self.reading.results_dir_of(record))
         except DataError as error:
-            self.problems[path] = str(error)
+            self.problems[self.path_of(record)] = str(error)
             return None
 
 

@@ -101,6 +101,7 @@ class Board:
     sections: tuple[Section, ...]
     # one row per record and metric, published ones included; ``kind`` says which is which
     scores: pd.DataFrame
+    remarks: tuple[str, ...] = ()  # which files were left out, and why: a sentence each
 
 
 def to_terminal(board: Board) -> RenderableType:

@@ -1,6 +1,7 @@
 """Published numbers, each with its source (no torch).
 
-The leaderboard reads ``results/reported/*.json`` for tables of their own.
+The leaderboard shows those that come with the package (``reported/*.json`` beside this file) and
+those of each results folder (``results/reported/*.json``) in tables of their own.
 
 Other people's protocols differ in ways their papers may not say, so these rows stand beside
 measured ones, never among them. A file is ``{"schema": "reported/1", "rows": [{model, params,
@@ -11,16 +12,23 @@ fractions, under our names. What no one could read in a source stays absent.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from silc_bench.errors import DataError, first_line
 from silc_bench.results.schema import METRICS, NAME, TASK_NAME, URL, check, object_of
+from silc_bench.system.files import read_text
 
+FOLDER = "reported"  # of the package and of a results folder
+OURS = Path(__file__).parent / FOLDER
+MAX_BYTES = 1 << 26  # of a file
+SCHEMA_VERSION = "reported/1"
 MEND = "mend the file, or take it away"
+DIFFERS = "join the rows in one file, or give one file another name"
 SCHEMA: dict[str, Any] = object_of(
-    schema={"const": "reported/1"},
+    schema={"const": SCHEMA_VERSION},
     rows={
         "type": "array",
         "items": object_of(
@@ -52,36 +60,60 @@ class ReportedRow:
     values: dict[str, dict[str, float]]  # task -> metric -> fraction
 
 
-def load_reported(folder: Path) -> list[ReportedRow]:
-    """Every row of ``folder/*.json``, by file and then in the file's own order.
+def load(results_dirs: Sequence[Path]) -> tuple[list[ReportedRow], list[DataError]]:
+    """The rows of the results folders, then those of the package; by file, in the file's order.
 
-    The list is empty if there is no such folder.
+    One model in one source is one row of a table. A row that stands in two places with the same
+    content counts once. Where the content differs, the first one stays, and the other is a problem.
+
+    Returns:
+        The rows, and a problem for each file or row that was left out. Each names its file.
+    """
+    rows: dict[tuple[str, str, str], ReportedRow] = {}
+    problems: list[DataError] = []
+    for folder in (*(Path(results_dir) / FOLDER for results_dir in results_dirs), OURS):
+        for path in sorted(folder.glob("*.json")):
+            try:
+                of_file = _read(path)
+            except DataError as error:
+                problems.append(error)
+                continue
+            for row in of_file:
+                first = rows.setdefault((row.collection, row.model, row.url), row)
+                if first != row:
+                    problem = f"{row.model!r} from {row.url} stands there with other content"
+                    about = f"{path}: {row.collection}"
+                    problems.append(DataError(problem, about=about, fix=DIFFERS))
+    return list(rows.values()), problems
+
+
+def _read(path: Path) -> list[ReportedRow]:
+    """The rows of one file.
 
     Raises:
-        UserError: a file that is not ``reported/1``, or two rows with the same model and source;
-            file and row are named.
+        DataError: it is not ``reported/1``, or two rows have the same model and source; file and
+            row are named.
     """
+    try:
+        data = json.loads(read_text(path, MAX_BYTES))
+    except (OSError, ValueError, RecursionError) as error:
+        problem = f"not a readable JSON file ({first_line(error)})"
+        raise DataError(problem, about=path, fix=MEND) from error
+    check(data, SCHEMA, path, fix=MEND)
+
     rows: list[ReportedRow] = []
-    for path in sorted(Path(folder).glob("*.json")):
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            problem = f"not a readable JSON file ({first_line(error)})"
-            raise DataError(problem, about=path, fix=MEND) from error
+    seen: set[tuple[str, str]] = set()
+    for index, row in enumerate(data["rows"]):
+        model = row["model"]
+        url = row["source"]["url"]
+        where = row["source"]["where"]
 
-        check(data, SCHEMA, path, fix=MEND)
-        seen: set[tuple[str, str]] = set()
-        for index, row in enumerate(data["rows"]):
-            model = row["model"]
-            url = row["source"]["url"]
-            where = row["source"]["where"]
-
-            # one row of the table is one model in one source: two would overwrite each other
-            if (model, url) in seen:
-                problem = f"{model!r} from {url} stands there twice"
-                raise DataError(problem, about=f"{path}: rows[{index}]", fix="join the rows")
-            seen.add((model, url))
-            rows.append(
-                ReportedRow(path.stem, model, row["params"], url, where, row["note"], row["values"])
-            )
+        # one row of the table is one model in one source: two would overwrite each other
+        if (model, url) in seen:
+            problem = f"{model!r} from {url} stands there twice"
+            raise DataError(problem, about=f"{path}: rows[{index}]", fix="join the rows")
+        seen.add((model, url))
+        rows.append(
+            ReportedRow(path.stem, model, row["params"], url, where, row["note"], row["values"])
+        )
     return rows

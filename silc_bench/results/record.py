@@ -5,7 +5,7 @@ what it cannot say. In the file each field has a checksum: a record is written b
 and one digit that changed is noticed.
 
 Flow: ``Record.create(...)`` -> ``save(record, results_dir)``; before measuring, ``find(...)`` says
-whether it is known; ``load_all(results_dir)`` feeds the leaderboard. Run: ``python -m
+whether it is known. `silc_bench.results.folders` reads whole folders. Run: ``python -m
 silc_bench.results.record > docs/record.schema.json`` publishes the schema.
 """
 
@@ -33,7 +33,7 @@ from silc_bench.results.question import Question
 from silc_bench.results.schema import COUNT, HEX, METRICS, NAME, TASK_NAME, check, object_of
 from silc_bench.results.setup import Setup
 from silc_bench.system.checksums import CHECKSUMS, differences, json_checksums, sealed
-from silc_bench.system.files import printable, write_text_atomic
+from silc_bench.system.files import printable, read_text, write_text_atomic
 
 if TYPE_CHECKING:
     from silc_bench.models.interface import ImageModel
@@ -44,6 +44,7 @@ HASH = {"type": "string", "pattern": "^[0-9a-f]{16}$"}
 # ASCII letters. File systems take 255 bytes: there is room for a revision, a key and the endings of
 # files that are being written.
 LONGEST_NAME = 180
+MAX_BYTES = 1 << 26  # of a file; a record of a thousand classes has 0.1 MB
 AGAIN = "delete it and measure again"  # what to do about a damaged record
 NUMBER = {"type": "integer", "minimum": 0}
 TRAINING = object_of(
@@ -329,6 +330,10 @@ def record_path(
     """
     # both replacements are safe: quote has turned every "+" and "=" of the name into %XX
     folder = quote(model_name, safe=":/").replace(":", "+").replace("/", "=")
+
+    # hidden folders are not ours
+    if folder.startswith("."):
+        folder = "%2E" + folder[1:]
     dataset, family = map(_fitting, task_name.split("/"))
     own = f"{_fitting(folder)}@{revision[:8]}"
     return Path(results_dir) / own / dataset / f"{family}.{key}.json"
@@ -362,32 +367,11 @@ def find(
     if not path.exists():
         return None
 
-    record = _read(path, Path(results_dir))
+    record = read_file(path, Path(results_dir))
     if record.model.revision != revision:
         problem = f"measured on revision {record.model.revision}, not {revision}"
         raise UserError(problem, about=path, fix="use another folder for --results")
     return record
-
-
-def load_all(results_dir: Path) -> list[Record]:
-    """Every record below ``results_dir``, by path.
-
-    ``results_dir/reported`` (published numbers) is not ours to read.
-
-    Raises:
-        UserError: no such folder, or a JSON file that is damaged, foreign or in another record's
-            place.
-    """
-    results_dir = Path(results_dir)
-    if not results_dir.is_dir():
-        fix = f"`silc-bench eval --results {results_dir}` makes one"
-        raise UserError("no results folder", about=results_dir, fix=fix)
-
-    # in the order of the names as written with "/", which is the same on every system
-    paths = [path for path in results_dir.rglob("*.json") if path.is_file()]
-    by_name = {path.relative_to(results_dir).as_posix(): path for path in paths}
-    own_names = sorted(name for name in by_name if not name.startswith("reported/"))
-    return [_read(by_name[name], results_dir) for name in own_names]
 
 
 def validate(data: Any, where: object = "record", fix: str = AGAIN) -> None:
@@ -448,9 +432,14 @@ def code_state() -> Code:
     return Code(silc_bench.__version__, commit.group(1), dirty)
 
 
-def _read(path: Path, results_dir: Path) -> Record:
+def read_file(path: Path, results_dir: Path) -> Record:
+    """The record of a file below ``results_dir``.
+
+    Raises:
+        DataError: the file cannot be read, is no record, or is not where its record belongs.
+    """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path, MAX_BYTES)
     except (OSError, UnicodeDecodeError) as error:
         problem = f"cannot be read ({first_line(error)})"
         raise DataError(problem, about=path, fix=AGAIN) from error

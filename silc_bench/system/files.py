@@ -11,6 +11,7 @@ import errno
 import os
 import re
 import shutil
+import stat
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -132,3 +133,21 @@ def write_text_atomic(path: Path, text: str) -> None:
     """``text`` as the whole content of ``path``, in UTF-8."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def read_text(path: Path, max_bytes: int) -> str:
+    """The content of a file that anybody may have put there, in UTF-8.
+
+    Raises:
+        OSError: also where it is no regular file (to open a pipe is to wait for a writer), or is
+            larger than ``max_bytes``.
+        UnicodeDecodeError: it is no text.
+    """
+    state = os.stat(path)
+    if stat.S_ISDIR(state.st_mode):
+        raise IsADirectoryError(errno.EISDIR, "is a folder", str(path))
+    if not stat.S_ISREG(state.st_mode):
+        raise OSError(errno.EINVAL, "is no regular file", str(path))
+    if state.st_size > max_bytes:
+        raise OSError(errno.EFBIG, f"has more than {max_bytes:,} bytes", str(path))
+    return Path(path).read_text(encoding="utf-8")

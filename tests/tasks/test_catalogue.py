@@ -13,7 +13,7 @@ from silc_bench.datasets.public.load import SETS
 from silc_bench.errors import UserError
 from silc_bench.evaluation.protocols import choose
 from silc_bench.probes import patch_sgd
-from silc_bench.results.record import load_all
+from silc_bench.results.folders import read
 from silc_bench.tasks.catalogue import FAMILIES
 from silc_bench.tasks.classification import fewshot
 from silc_bench.tasks.selection import all_tasks, measurable, select
@@ -111,8 +111,8 @@ def test_own_data_is_measured_and_its_records_can_be_read(own, tmp_path, random_
     written = measured(random_model, tasks, tmp_path)
     assert [record.task.name for record in written] == [task.name for task in tasks]
     assert sorted(record.n for record in written) == [*[2] * 6, 3, *[6] * (len(LEARNED) + 1)]
-    read = {record.task.name: record for record in load_all(tmp_path)}
-    assert read == {record.task.name: record for record in written}
+    kept = {record.task.name: record for record in read([tmp_path]).records}
+    assert kept == {record.task.name: record for record in written}
 
     policy = {"background": "label 0", "not_scored": "values 255"}
     masks = [record.question.dataset["masks"] or policy for record in written]

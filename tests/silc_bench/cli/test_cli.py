@@ -20,7 +20,8 @@ from typer.testing import CliRunner
 from silc_bench.cli.app import app
 from silc_bench.cli.train import tasks_for
 from silc_bench.errors import RunError, UserError
-from silc_bench.results.record import SCHEMA, load_all
+from silc_bench.results.folders import read
+from silc_bench.results.record import SCHEMA
 
 pytestmark = pytest.mark.broad
 
@@ -287,7 +288,7 @@ def test_records_are_valid_and_student_and_teacher_are_two_models(run, results):
     jsonschema = pytest.importorskip("jsonschema")
     for path in results.rglob("*.json"):
         jsonschema.validate(json.loads(path.read_text()), SCHEMA)
-    records = load_all(results)
+    records = read([results]).records
     assert len(records) == 6
     models = {(record.model.name, record.model.source) for record in records}
     branches = ("student", "teacher")
@@ -317,7 +318,7 @@ def test_a_family_without_a_data_root_means_what_can_be_measured(run, tmp_path):
     )
     names = output.splitlines()[0].removeprefix("left out without --data-root: ").split(", ")
     assert {"cifar10/knn", "cifar10/zeroshot", "cifar100/knn", "cifar100/zeroshot"} <= set(names)
-    measured = {record.task.name for record in load_all(tmp_path)}
+    measured = {record.task.name for record in read([tmp_path]).records}
     generated = {f"{name}/{family}" for name in GENERATED for family in ("knn", "zeroshot")}
     assert measured == generated | {"shapes/zeroshot_unseen"}
 

@@ -22,7 +22,7 @@ from silc_bench.datasets.dataset import IGNORE
 from silc_bench.datasets.generated.shapes.scenes import SHAPES
 from silc_bench.errors import RunError
 from silc_bench.models.preprocessing import ImagePipeline
-from silc_bench.results.record import load_all
+from silc_bench.results.folders import read
 from silc_bench.show.colors import INK, PALETTE
 from silc_bench.show.sheet import CELL, GAP, GROUP_GAP, LINE, MARGIN
 from silc_bench.tasks.selection import select
@@ -124,7 +124,7 @@ def files_in(folder):
 def test_both_models_are_measured_on_every_task_and_rank(finished):
     out, (screen, is_new, _) = finished
     assert is_new == [True] * 2 * TASKS
-    records = load_all(out / "results")
+    records = read([out / "results"]).records
     measured = {(record.model.name, record.task.name) for record in records}
     assert len(measured) == len(records) == 2 * TASKS
     assert {name for name, _ in measured} == NAMES
@@ -248,7 +248,7 @@ def test_a_demo_stopped_while_it_trains_goes_on(
     assert is_new == [True] * 2 * len(FEW)
     assert page.exists()
     stopped, whole = (
-        {record.model.revision for record in load_all(out / "results")}
+        {record.model.revision for record in read([out / "results"]).records}
         for out in (tmp_path, finished[0])
     )
     assert stopped == whole, "the weights of a demo that was not stopped"

@@ -15,7 +15,7 @@ import pytest
 from commands import succeed, train_tiny
 
 from silc_bench.results import outcomes
-from silc_bench.results.record import load_all
+from silc_bench.results.folders import read
 from silc_bench.trainer.checkpoints.model import NativeImageModel
 
 pytestmark = pytest.mark.timing
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.timing
 
 def metrics_in(results):
     """Of the one record, whose outcomes are whole."""
-    (record,) = load_all(results)
+    (record,) = read([results]).records
     assert outcomes.load(record, results) is not None
     return record.metrics
 

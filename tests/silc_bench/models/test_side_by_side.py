@@ -7,7 +7,7 @@ from PIL import Image
 
 from silc_bench.reports.compare import compare
 from silc_bench.reports.leaderboard import build
-from silc_bench.results.record import load_all
+from silc_bench.results.folders import read
 
 pytest.importorskip("transformers")
 pytestmark = pytest.mark.broad
@@ -40,7 +40,7 @@ def results(tmp_path_factory, open_clip_file):
 
 
 def test_each_question_is_one_column_that_holds_every_model(results):
-    records = load_all(results)
+    records = read(results).records
     questions = {record.question.hash for record in records}
     assert len(records) == 6 * len(questions) > 6
     setups = {record.model.name: record.setup for record in records}
@@ -54,7 +54,7 @@ def test_each_question_is_one_column_that_holds_every_model(results):
 
 
 def test_all_of_them_are_compared(results):
-    records = load_all(results)
+    records = read(results).records
     comparison = compare(results, sorted({record.model.name for record in records}))
     pairs = {(result.model, result.task) for result in comparison.results}
     assert len(pairs) == 5 * len({record.task.name for record in records})

@@ -16,18 +16,28 @@ from hypothesis import strategies as st
 from made import N, put, record_of
 from rich.console import Console
 
-from silc_bench.errors import UserError
 from silc_bench.models.interface import Training
 from silc_bench.reports.compare import compare
 from silc_bench.reports.leaderboard import build
 from silc_bench.reports.pairing import Paired
 from silc_bench.reports.tables import Change, axis, to_csv, to_html, to_markdown, to_terminal
-from silc_bench.results.published import load_reported
+from silc_bench.results import published
 from silc_bench.tasks.selection import all_tasks, current_version
 
 pytestmark = pytest.mark.broad
 
 ROOT = Path(__file__).parents[3]
+
+
+OURS = published.OURS
+
+
+@pytest.fixture(autouse=True, scope="module")
+def nothing_of_the_package(tmp_path_factory):
+    """The published numbers that come with the package are not under test: there are 130 rows."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(published, "OURS", tmp_path_factory.mktemp("none"))
+        yield
 
 
 def put_all(folder, values, task="shapes/zeroshot", **more):
@@ -228,7 +238,10 @@ def test_what_the_program_measures_otherwise_today_does_not_rank(tmp_path):
 
 def test_the_published_numbers_of_this_repository_are_of_our_tasks():
     """So that they stand beside what is measured."""
-    rows = load_reported(ROOT / "results" / "reported")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(published, "OURS", OURS)
+        rows, problems = published.load([])
+    assert not problems
     unknown = {task for row in rows for task in row.values} - set(all_tasks())
     assert {task.split("/")[1] for task in unknown} == {"segmentation_open_vocabulary"}
 
@@ -313,9 +326,24 @@ def test_a_wrong_published_file_is_named(tmp_path, rows, problem):
     publish(tmp_path, *(rows or []))
     if rows is None:
         (tmp_path / "reported" / "papers.json").write_text("{")
-    with pytest.raises(UserError, match=re.escape(problem)) as caught:
-        build(tmp_path)
-    assert "papers.json" in str(caught.value)
+    put(tmp_path, "a", 0.5)
+    (remark,) = build(tmp_path).remarks
+    assert problem in remark
+    assert "papers.json" in remark
+
+
+def test_published_rows_of_several_folders_meet_and_the_first_counts(tmp_path, monkeypatch):
+    folders = [tmp_path / name for name in ("one", "two", "package")]
+    monkeypatch.setattr(published, "OURS", folders[2] / "reported")
+    for folder, model in zip(folders, "abc", strict=True):
+        folder.mkdir()
+        publish(folder, {}, {"model": model})
+    publish(folders[1], {"note": "read again"}, {"model": "b"})
+    rows, (problem,) = published.load(folders[:2])
+    assert [(row.model, row.note) for row in rows] == [
+        ("paper", ""), ("a", ""), ("b", ""), ("c", "")
+    ]  # fmt: skip
+    assert str(folders[1]) in problem.about
 
 
 # What self-distillation changed.

@@ -11,7 +11,8 @@ from refusals import refused
 
 from silc_bench.errors import DataError
 from silc_bench.results import outcomes
-from silc_bench.results.record import load_all, save
+from silc_bench.results.folders import read
+from silc_bench.results.record import save
 from silc_bench.system import archives
 
 N = 60
@@ -70,7 +71,7 @@ def test_what_is_kept_comes_back_and_gives_the_metrics(tmp_path):
     by_image = {metric: outcomes.per_image(again, metric) for metric in METRICS}
     assert by_image.pop("text_retrieval_median_rank") is None
     assert all(len(parts.counts) == N for parts in by_image.values())
-    assert load_all(tmp_path) == [record], "the leaderboard reads records and nothing else"
+    assert read([tmp_path]).records == [record], "the leaderboard reads records and nothing else"
 
 
 def test_hits_have_a_bitmap_where_an_image_is_hit_or_missed():

@@ -19,7 +19,7 @@ from silc_bench.errors import DataError
 from silc_bench.models.interface import Training
 from silc_bench.results import outcomes, schema
 from silc_bench.results import record as results
-from silc_bench.results.record import find, key, load_all, record_path, save, validate
+from silc_bench.results.record import find, key, read_file, record_path, save, validate
 from silc_bench.system.checksums import sealed
 
 ROOT = Path(__file__).parents[3]
@@ -59,7 +59,7 @@ def test_round_trip_through_a_file(tmp_path_factory, name, metrics, **fields):
     folder = tmp_path_factory.mktemp("results")
     assert save(record, folder).read_text() == record.to_json()
     assert find(folder, name, REVISION, TASK, record.key) == record
-    assert load_all(folder) == [record]
+    assert read_file(record.path(folder), folder) == record
 
 
 def test_create_fills_every_field_of_the_contract(plain):
@@ -193,6 +193,7 @@ def test_a_record_lies_where_the_design_says():
 @example("a/b", "a=b")
 @example("a:b", "a%3Ab")
 @example("..", "/")
+@example(".a", "%2Ea")
 @example("a" * 180, "a" * 181)
 @example("a" * 300, "a" * 299 + "b")
 @example("猫" * 300, "猫" * 299 + "犬")
@@ -203,6 +204,7 @@ def test_two_names_never_share_a_folder_and_none_leaves_it(first, second):
         assert len(path.parts) == 4
         assert path.parts[1].isascii()
         assert len(path.parts[1]) < 200
+        assert path.parts[1][0] != "."
 
 
 def test_a_cut_name_meets_no_name_that_is_written_like_it():
@@ -213,14 +215,14 @@ def test_a_cut_name_meets_no_name_that_is_written_like_it():
 def test_a_task_of_any_length_has_a_place(tmp_path):
     record = record_of(MODEL, METRICS, "d" * 300 + "/" + "f" * 300)
     save(record, tmp_path)
-    assert load_all(tmp_path) == [record]
+    assert read_file(record.path(tmp_path), tmp_path) == record
 
 
 def test_what_a_run_was_trained_as_is_kept_whatever_letters_are_in_it(tmp_path):
     training = Training("tiny", "silc", "teacher", "a\nb/*.tar", seed=0, step=0)
     record = record_of(MODEL, METRICS, source="runs/a\x1bb:teacher", training=training)
     save(record, tmp_path)
-    (read,) = load_all(tmp_path)
+    read = read_file(record.path(tmp_path), tmp_path)
     assert read.model.source == "runs/a%1Bb:teacher"
     assert read.model.training == dataclasses.replace(training, data="a%0Ab/*.tar")
 
@@ -245,26 +247,25 @@ def test_what_is_another_measurement_is_not_found(saved, tmp_path):
 @pytest.mark.parametrize("content", ["[]", "[" * 100_000, '{"schema": "record/3"}', '{"n": NaN}'])
 def test_a_foreign_file_is_named(saved, tmp_path, content):
     saved.write_text(content)
-    for read in (load_all, lambda folder: find(folder, *HERE, RECORD.key)):
+    for read in (lambda: read_file(saved, tmp_path), lambda: find(tmp_path, *HERE, RECORD.key)):
         with refused(saved, kind=DataError, is_kept=False):
-            read(tmp_path)
+            read()
+
+
+def test_what_is_no_file_is_refused_where_a_record_is_looked_for(saved, tmp_path):
+    """To open a pipe would be to wait for ever."""
+    for make in (os.mkfifo, os.mkdir, lambda path: os.symlink(path, path)):
+        saved.unlink(missing_ok=True) if not saved.is_dir() else saved.rmdir()
+        make(saved)
+        with refused(saved, kind=DataError, is_kept=False):
+            read_file(saved, tmp_path)
 
 
 def test_a_copied_record_is_refused(saved, tmp_path):
     copy = saved.with_name("copy.json")
     copy.write_text(saved.read_text())
     with refused(copy, kind=DataError):
-        load_all(tmp_path)
-
-
-def test_load_all_is_sorted_and_leaves_reported_numbers_alone(tmp_path):
-    for name in ("b", "reported", "a"):
-        save(record_of(name, 0.5), tmp_path)
-    (tmp_path / "reported").mkdir()
-    (tmp_path / "reported" / "x.json").write_text("anything")
-    assert [record.model.name for record in load_all(tmp_path)] == ["a", "b", "reported"]
-    with refused(tmp_path / "missing"):
-        load_all(tmp_path / "missing")
+        read_file(copy, tmp_path)
 
 
 def test_a_failing_write_leaves_the_old_files_and_no_rubbish(saved, monkeypatch, tmp_path):
