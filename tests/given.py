@@ -12,7 +12,9 @@ from silc_bench.evaluation.settings import EvalSettings
 from silc_bench.models.preprocessing import ImagePipeline
 
 
-def measured(model, tasks, results_dir, data_root=None, on_result=lambda *_: None, **settings):
+def measured(
+    model, tasks, results_dir, data_root=None, on_result=lambda *_: None, known_in=(), **settings
+):
     """The records of ``tasks``, written below ``results_dir``."""
     return evaluate(
         model,
@@ -21,6 +23,7 @@ def measured(model, tasks, results_dir, data_root=None, on_result=lambda *_: Non
         model_source="where it came from",
         data_root=data_root,
         results_dir=results_dir,
+        also_known_in=known_in,
         on_result=on_result,
     )
 

@@ -22,6 +22,7 @@ from silc_bench.cli import (
     evaluate,
     export,
     leaderboard,
+    results,
     show,
     train,
 )
@@ -65,6 +66,9 @@ COMMANDS = (
 for _name, _command, _words in COMMANDS:
     app.command(_name, epilog=f"Example: silc-bench {_name} {_words}")(_command)
 app.add_typer(cache.app, name="cache", epilog="Example: silc-bench cache prune --max-size 5GB")
+app.add_typer(
+    results.app, name="results", epilog="Example: silc-bench results validate --results results"
+)
 app.add_typer(data.app, name="data", epilog="Example: silc-bench data check photos")
 
 

@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from silc_bench.cli.options import Results
+from silc_bench.cli.options import RESULTS, Results
 from silc_bench.errors import UserError
 from silc_bench.system.files import check_writable
-from silc_bench.system.terminal import answering, console
+from silc_bench.system.terminal import answering, console, warn
 
 
 @answering
@@ -22,7 +22,7 @@ def compare(
             " the first is the baseline."
         ),
     ],
-    results: Results = Path("results"),
+    results: Results = RESULTS,
     tasks: Annotated[
         str,
         typer.Option(
@@ -43,12 +43,15 @@ def compare(
 
     if out:
         check_writable(out)
-        # Our compare.json would be read as a damaged record by the next command.
-        if out.resolve().is_relative_to(results.resolve()):
-            problem = f"{out} lies in {results}, where every JSON file is a record"
-            raise UserError(problem, about="--out", fix="choose another folder")
+        # Our compare.json would be taken for a damaged record by the next command.
+        for folder in results:
+            if out.resolve().is_relative_to(folder.resolve()):
+                problem = f"{out} lies in {folder}, where every JSON file is a record"
+                raise UserError(problem, about="--out", fix="choose another folder")
 
     comparison = comparing.compare(results, models, words_of(tasks))
+    for sentence in comparison.remarks:
+        warn(sentence)
     for line in compare_report.sentences(comparison):
         print(line)
     for line in compare_report.setup_lines(comparison):
@@ -61,7 +64,7 @@ def compare(
     if not comparison.results:
         raise UserError(
             "no task was compared",
-            about=results,
+            about=", ".join(str(folder) for folder in results),
             fix=f"see the {len(comparison.omissions)} reasons above",
         )
 

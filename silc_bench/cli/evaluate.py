@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from silc_bench.cli.options import Arch, AsJson, Device, Precision, Results
+from silc_bench.cli.options import RESULTS, Arch, AsJson, Device, Precision, Results
 from silc_bench.errors import UserError
 from silc_bench.system.files import check_writable
 from silc_bench.system.terminal import answering, console, one_line, table_of
@@ -64,7 +64,7 @@ def evaluate_command(
         typer.Option(help="A JSON file with the prompts of each class: an object of lists."),
     ] = None,
     data_root: Annotated[Path | None, typer.Option(help="Folder that holds the datasets.")] = None,
-    results: Results = Path("results"),
+    results: Results = RESULTS,
     limit: Annotated[
         int | None,
         typer.Option(min=1, help="Images a split; such records are marked and never rank."),
@@ -125,7 +125,7 @@ def evaluate_command(
     )
 
     # Both folders are checked before hours of work, not after them.
-    check_writable(results)
+    check_writable(results[0])
     if store is not None:
         check_writable(store.folder)
 
@@ -145,11 +145,13 @@ def evaluate_command(
                 settings,
                 model_source=spec,
                 data_root=data_root,
-                results_dir=results,
+                results_dir=results[0],
+                also_known_in=results[1:],
                 on_result=_print_record if is_first else lambda record, is_new: None,
             )
         if is_first:
-            print(f"records in {results}; silc-bench leaderboard --results {results}")
+            options = " ".join(f"--results {folder}" for folder in results)
+            print(f"records in {results[0]}; silc-bench leaderboard {options}")
 
 
 def _names(names: list[str], ckpt: list[str]) -> list[str]:

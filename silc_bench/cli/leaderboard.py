@@ -7,28 +7,49 @@ from typing import Annotated
 
 import typer
 
-from silc_bench.cli.options import Results
+from silc_bench.cli.options import RESULTS, Results
+from silc_bench.errors import RunError, UserError
 from silc_bench.system.files import check_writable
-from silc_bench.system.terminal import answering, console
+from silc_bench.system.terminal import answering, console, one_line, warn
 
 
 @answering
 def leaderboard(
-    results: Results = Path("results"),
+    results: Results = RESULTS,
     out: Annotated[
         Path | None, typer.Option(help="Also write leaderboard.md, .csv and .html here.")
     ] = None,
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Write nothing; fail if a file in --out is not up to date."),
+    ] = False,
 ) -> None:
     """Tables from the records; with --out also as Markdown, CSV and a self-contained page."""
     from silc_bench.reports import leaderboard as boards
     from silc_bench.reports.tables import to_terminal
     from silc_bench.tasks.selection import current_version
 
-    if out:
+    if check and out is None:
+        raise UserError("compares files with the records", about="--check", fix="say --out FOLDER")
+    if out and not check:
         check_writable(out)
 
     # Reports know no tasks (imports point one way), so we tell them which version is current.
     board = boards.build(results, current_version=current_version)
+    for sentence in board.remarks:
+        warn(sentence)
+    if check and out:
+        names = boards.stale(board, out)
+        if names:
+            again = " ".join(f"--results {folder}" for folder in results)
+            raise RunError(
+                f"not up to date: {', '.join(names)}",
+                about=out,
+                fix=f"`silc-bench leaderboard {again} --out {out}` writes them",
+            )
+        print(one_line(f"{out} is up to date"))
+        return
+
     console.print(to_terminal(board))
     for path in boards.write(board, out) if out else ():
         print(f"wrote {path}")

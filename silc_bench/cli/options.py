@@ -7,7 +7,11 @@ from typing import Annotated
 
 import typer
 
-Results = Annotated[Path, typer.Option(help="Folder of records.")]
+Results = Annotated[
+    list[Path],
+    typer.Option("--results", help="Folder of records; repeatable. The first one is written to."),
+]
+RESULTS = [Path("results")]  # without the option
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Precision = Annotated[str, typer.Option(help="auto, fp32 or bf16.")]
 AsJson = Annotated[bool, typer.Option("--json", help="As JSON.")]

@@ -56,12 +56,15 @@ def evaluate(
     model_source: str,
     data_root: Path | None,
     results_dir: Path,
+    also_known_in: Sequence[Path] = (),
     on_result: Callable[[Record, bool], None] = lambda record, is_new: None,
 ) -> list[Record]:
     """The records of all ``tasks``, in their order; those that were known are read, not measured.
 
     Args:
         model_source: what the user asked for, kept in the records.
+        results_dir: where records are written.
+        also_known_in: other folders of records: what is known there is not measured again.
         on_result: called with each record and whether it was measured now.
 
     Raises:
@@ -86,7 +89,7 @@ def evaluate(
     with remembered(settings.store):
         for task in tasks:
             data = task.load(data_root, settings.limit)
-            plans.append(_plan(model, task, data, settings, results_dir))
+            plans.append(_plan(model, task, data, settings, (results_dir, *also_known_in)))
 
     # every rank has looked for known records before the first rank saves a new one; otherwise the
     # ranks could disagree on what is left to do, and wait for each other for ever
@@ -185,7 +188,7 @@ def _plan(
     task: Task,
     data: Mapping[str, ImageDataset],
     settings: EvalSettings,
-    results_dir: Path,
+    known_in: Sequence[Path],
 ) -> _Plan:
     # a task that the named protocol would not change is called native, so that nothing is measured
     # twice under two names
@@ -211,7 +214,10 @@ def _plan(
         feature_point="patches" if is_dense else settings.feature_point,
     )
     key = results.key(question, setup)
-    known = results.find(results_dir, model.name, model.revision, task.name, key)
+    known = None
+    for folder in known_in:
+        if known is None:
+            known = results.find(folder, model.name, model.revision, task.name, key)
     return _Plan(task, data, question, setup, named.pipeline(model, task), known)
 
 

@@ -9,11 +9,11 @@ import pytest
 from given import Means, measured
 from refusals import refused
 
-from silc_bench.errors import RunError, UserError
+from silc_bench.errors import DataError, RunError, UserError
 from silc_bench.evaluation.evaluate import check_supported
 from silc_bench.results import outcomes
 from silc_bench.results import record as results
-from silc_bench.results.record import load_all
+from silc_bench.results.folders import read
 from silc_bench.task import Scores, Task
 from silc_bench.tasks.classification.knn import Knn
 from silc_bench.tasks.selection import select
@@ -65,6 +65,21 @@ def test_existing_overwrite_and_error(tmp_path):
     assert names_in(tmp_path, "json") == ["zeroshot"]
 
 
+def test_what_another_folder_holds_is_not_measured_again(tmp_path):
+    one, other = tmp_path / "one", tmp_path / "other"
+    (first,) = run(Means(), ["shapes/zeroshot"], one)
+    model = Means()
+    assert run(model, ["shapes/zeroshot"], other, known_in=[one]) == [first]
+    assert (model.images, other.exists()) == (0, False)
+    run(model, ["shapes/zeroshot"], other, known_in=[one], existing="overwrite")
+    assert names_in(other, "json") == ["zeroshot"]
+
+    # a damaged record is in the way wherever it lies
+    first.path(one).write_text("{")
+    with refused(first.path(one), kind=DataError, is_kept=False):
+        run(Means(), ["shapes/zeroshot"], tmp_path / "new", known_in=[one])
+
+
 def test_what_the_probe_learned_from_is_part_of_the_key(tmp_path):
     first, second = (
         measured(Means(), [Knn(name="shapes/knn", sources=sources)], tmp_path)[0]
@@ -72,7 +87,7 @@ def test_what_the_probe_learned_from_is_part_of_the_key(tmp_path):
             {"train": shapes("train", count), "test": shapes("test", 30)} for count in (50, 60)
         )
     )
-    assert len(load_all(tmp_path)) == 2
+    assert len(read([tmp_path]).records) == 2
     assert first.dataset == second.dataset
 
 
