@@ -13,10 +13,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from silc_bench.results.canonical import canonical, hash_of, plain
+from silc_bench.results.canonical import hash_of, plain
 
 if TYPE_CHECKING:
     from silc_bench.datasets.dataset import ImageDataset
@@ -105,29 +106,34 @@ class Question:
         return of_fields(cls, data)
 
     def __post_init__(self) -> None:
-        # raises here, where the task that gave the field is still known, not when it is hashed
-        canonical(asdict(self))
+        # raises here, where the task that gave the field is still known, not when it is used
+        _ = self.hash
 
-    @property
+    @cached_property
     def hash(self) -> str:
         """16 hex digits that any field changes."""
-        return hash_of(asdict(self))
+        return hash_of(stated(self))
 
     def as_dict(self) -> dict[str, Any]:
         """The hash and all fields, as plain JSON."""
-        return {"hash": self.hash, **plain(asdict(self))}
+        return {"hash": self.hash, **plain(stated(self))}
+
+
+def stated(made: Any) -> dict[str, Any]:
+    """The fields of a ``Question`` or a ``Setup`` by name, not copied: they are plain JSON."""
+    return {field.name: getattr(made, field.name) for field in fields(made)}
 
 
 def of_fields(kind: Any, data: Mapping[str, Any]) -> Any:
     """A ``Question`` or a ``Setup`` from its ``as_dict``; ValueError as ``from_dict`` says."""
-    stated = dict(data)
-    stated_hash = stated.pop("hash", None)
+    given = dict(data)
+    stated_hash = given.pop("hash", None)
     known = {field.name for field in fields(kind)}
-    if stated.keys() != known:
-        wrong = ", ".join(sorted(stated.keys() ^ known))
+    if given.keys() != known:
+        wrong = ", ".join(sorted(given.keys() ^ known))
         raise ValueError(f"has missing or unknown fields: {wrong}")
 
-    made = kind(**stated)
+    made = kind(**given)
     if made.hash != stated_hash:
         raise ValueError(f"its hash is {stated_hash}, and its fields give {made.hash}")
     return made

@@ -64,11 +64,10 @@ def check(data: Any, schema: Mapping[str, Any], where: object, fix: str) -> None
         DataError: about ``where`` and the field.
     """
     # jsonschema finds the words for what is wrong; for what is right it takes ten times as long
-    as_text = json.dumps(schema)
-    if not _predicate(as_text)(data):
+    if not fits(data, schema):
         from jsonschema.exceptions import best_match
 
-        error = best_match(_validator(as_text).iter_errors(data))
+        error = best_match(_validator(json.dumps(schema)).iter_errors(data))
         assert error is not None, "the two readings of a schema differ"
         field = error.json_path.removeprefix("$").removeprefix(".")
         about = f"{where}: {field}" if field else where
@@ -129,10 +128,15 @@ _TYPES: dict[str, Predicate] = {
 }
 
 
-@cache
-def _predicate(schema: str) -> Predicate:
-    """Whether a value fits, as ``_validator`` would say: made once, thousands of records pass."""
-    return _compiled(json.loads(schema))
+# by the schema's id, which nobody else gets as long as the schema is held here too
+_PREDICATES: dict[int, tuple[Mapping[str, Any], Predicate]] = {}
+
+
+def fits(value: Any, schema: Mapping[str, Any]) -> bool:
+    """As ``_validator`` would say; compiled once for each schema, for thousands of records."""
+    if id(schema) not in _PREDICATES:
+        _PREDICATES[id(schema)] = schema, _compiled(schema)
+    return _PREDICATES[id(schema)][1](value)
 
 
 def _compiled(schema: Mapping[str, Any]) -> Predicate:
@@ -154,19 +158,19 @@ def _type(schema: Mapping[str, Any]) -> Predicate:
 def _properties(schema: Mapping[str, Any]) -> Predicate:
     tests = {name: _compiled(inner) for name, inner in schema["properties"].items()}
 
-    def fits(value: Any) -> bool:
+    def holds(value: Any) -> bool:
         if not isinstance(value, dict):
             return True
         return all(tests[name](item) for name, item in value.items() if name in tests)
 
-    return fits
+    return holds
 
 
 def _pattern_properties(schema: Mapping[str, Any]) -> Predicate:
     patterns = schema["patternProperties"].items()
     tests = [(re.compile(pattern).search, _compiled(inner)) for pattern, inner in patterns]
 
-    def fits(value: Any) -> bool:
+    def holds(value: Any) -> bool:
         if not isinstance(value, dict):
             return True
         for is_meant, test in tests:
@@ -175,7 +179,7 @@ def _pattern_properties(schema: Mapping[str, Any]) -> Predicate:
                     return False
         return True
 
-    return fits
+    return holds
 
 
 def _no_others(schema: Mapping[str, Any]) -> Predicate:

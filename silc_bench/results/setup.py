@@ -10,11 +10,12 @@ record -> ``.as_dict()`` goes into the record whole.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from silc_bench.results.canonical import canonical, hash_of, plain
-from silc_bench.results.question import of_fields
+from silc_bench.results.canonical import hash_of, plain
+from silc_bench.results.question import of_fields, stated
 from silc_bench.system.cache import releases
 
 if TYPE_CHECKING:
@@ -66,22 +67,22 @@ class Setup:
         return of_fields(cls, data)
 
     def __post_init__(self) -> None:
-        # raises here, where the model that gave the field is still known, not when it is hashed
-        canonical(asdict(self))
+        # raises here, where the model that gave the field is still known, not when it is used
+        _ = self.hash
 
-    @property
+    @cached_property
     def hash(self) -> str:
         """16 hex digits that any field changes."""
-        return hash_of(asdict(self))
+        return hash_of(stated(self))
 
-    @property
+    @cached_property
     def row(self) -> str:
         """As ``hash``, but equal for the tasks of one command, wherever they read."""
-        stated = asdict(self)
+        kept = stated(self)
         if self.feature_point in USUAL_POINTS:
-            del stated["feature_point"]
-        return hash_of(stated)
+            del kept["feature_point"]
+        return hash_of(kept)
 
     def as_dict(self) -> dict[str, Any]:
         """The hash and all fields, as plain JSON."""
-        return {"hash": self.hash, **plain(asdict(self))}
+        return {"hash": self.hash, **plain(stated(self))}
