@@ -126,6 +126,8 @@ def read(paths: Sequence[Path], url: str) -> Imported:
     if not imported.rows:
         names = ", ".join(str(path) for path in paths)
         problem = "holds no number of a dataset and a metric that silc-bench measures"
+        if imported.left_out:
+            problem += f" (left out: {next(iter(imported.left_out))})"
         raise DataError(problem, about=names, fix=FIX)
     return imported
 
@@ -159,7 +161,7 @@ def _add(imported: Imported, path: Path, url: str) -> None:
             imported.leave_out("no fraction between 0 and 1", entry.where)
             continue
         if not re.fullmatch(NAME["pattern"], entry.model):
-            imported.leave_out("a model's name with control characters", entry.where)
+            imported.leave_out("a model without a printable name", entry.where)
             continue
 
         row = {"model": entry.model, "params": entry.params, "source": source, "note": ""}

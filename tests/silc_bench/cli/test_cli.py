@@ -86,6 +86,8 @@ COMMANDS = {  # the exit code of each, and what it may import; none of them comp
     "tasks --json": (0, ["numpy"]),
     "leaderboard --results {results} --out {out}": (0, ["numpy"]),
     COMPARE + " --results {results} --out {out}": (0, ["numpy"]),
+    "results ls --results {results}": (0, ["numpy"]),
+    "results validate --results {results}": (0, ["numpy"]),
     "leaderboard --results {out}/nothing": (2, ["numpy"]),
     "eval --ckpt x --tasks nonsense": (2, ["numpy"]),
 }
