@@ -32,6 +32,13 @@ def compare(
     out: Annotated[
         Path | None, typer.Option(help="Also write compare.md, .csv, .json and .png here.")
     ] = None,
+    group_seeds: Annotated[
+        bool,
+        typer.Option(
+            "--group-seeds",
+            help="Compare methods: all seeds of each run's method, paired by seed.",
+        ),
+    ] = False,
 ) -> None:
     """Paired differences with standard errors, and one sentence a task.
 
@@ -49,7 +56,7 @@ def compare(
                 problem = f"{out} lies in {folder}, where every JSON file is a record"
                 raise UserError(problem, about="--out", fix="choose another folder")
 
-    comparison = comparing.compare(results, models, words_of(tasks))
+    comparison = comparing.compare(results, models, words_of(tasks), has_seeds_grouped=group_seeds)
     for sentence in comparison.remarks:
         warn(sentence)
     for line in compare_report.sentences(comparison):

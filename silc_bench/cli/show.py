@@ -127,12 +127,12 @@ def _measured(spec: str, results: Path) -> _Measured | None:
         UserError: a name that several models bear.
     """
     from silc_bench.models.load import is_there, kinds
-    from silc_bench.results.names import Models
     from silc_bench.results.folders import read
+    from silc_bench.results.names import Models
 
     if is_there(spec) or not results.is_dir():
         return None
-    models = Models(read(results).records)
+    models = Models(read([results]).records)
     is_checkpoint = spec.partition(":")[0] in kinds() or "/" in spec
     if is_checkpoint and not models.knows(spec):
         return None

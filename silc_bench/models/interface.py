@@ -39,9 +39,7 @@ class Training:
     data: str  # what --data was
     seed: int
     step: int  # optimiser updates done
-    recipe: str = (
-        "0" * 16
-    )  # hash of the configuration but for the seed: equal for seeds of a method
+    recipe: str = "0" * 16  # of the configuration but its seed: seeds of a method share it
 
 
 @runtime_checkable

@@ -4,9 +4,10 @@ What cannot be compared is listed, with the reason.
 
 Flow: ``compare("results", ["a", "b", "c"])`` -> rows of the leaderboard by name -> records that
 answer one question, paired -> the paired test of each pair (`silc_bench.reports.pairing`) -> Holm
-over all of them -> ``Comparison``. The first model is the baseline. How the models' setups differ
-is said once. `silc_bench.reports.compare_report` writes it down; run: ``silc-bench compare A B
---results results``.
+over all of them -> ``Comparison``. The first model is the baseline; of more than two models every
+pair is tested. Several seeds of one method are one side of a pair (`silc_bench.reports.seeds`). How
+the models' setups differ is said once. `silc_bench.reports.compare_report` writes it down; run:
+``silc-bench compare A B --results results``.
 
 ``pair_up(mine, theirs, labels)`` decides which records of two models answer the same question and
 says why others do not; it accounts for every record.
@@ -17,14 +18,18 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 
-from silc_bench.errors import UserError, unknown_name
+import numpy as np
+
+from silc_bench.errors import UserError
 from silc_bench.metrics import statistics
 from silc_bench.reports.leaderboard import COMPARED
 from silc_bench.reports.pairing import ALPHA, Paired, Samples
+from silc_bench.reports.seeds import Method, Methods, over_seeds
 from silc_bench.reports.titles import differing, question_words, setup_words
 from silc_bench.results import folders
-from silc_bench.results.names import Models
+from silc_bench.results.names import Models, Row
 from silc_bench.results.record import Record
 
 SHOWN_FIELDS = 3  # of those in which two measurements differ
@@ -32,8 +37,9 @@ SHOWN_FIELDS = 3  # of those in which two measurements differ
 
 @dataclass(frozen=True)
 class Result:
-    """One metric of one task, a model against the baseline."""
+    """One metric of one task, a model against another one."""
 
+    baseline: str
     model: str
     task: str
     metric: str
@@ -42,7 +48,7 @@ class Result:
     question: str  # its hash
     fingerprint: str
     limit: int | None
-    n: int
+    n: int  # samples scored
     baseline_value: float
     value: float
     paired: Paired
@@ -63,6 +69,8 @@ class Result:
             marks.append(self.protocol)
         if self.limit is not None:
             marks.append(f"limited to {self.limit} images")
+        if self.paired.test.startswith("t over"):
+            marks.append(self.paired.test)
         return tuple(marks)
 
 
@@ -70,6 +78,7 @@ class Result:
 class Omission:
     """A task, or a way of measuring it, that was not compared."""
 
+    baseline: str
     model: str
     task: str
     reason: str
@@ -78,18 +87,40 @@ class Omission:
 @dataclass(frozen=True)
 class Comparison:
     baseline: str
-    models: tuple[str, ...]
+    models: tuple[str, ...]  # the others
+    # of every two models: the baseline's first, in the order of the models
     results: tuple[Result, ...]
     omissions: tuple[Omission, ...]
     # of each further model: in which fields its setup differs from the baseline's, with both values
     setups: dict[str, tuple[tuple[str, str, str], ...]]
     remarks: tuple[str, ...] = ()  # which files were left out, and why: a sentence each
+    is_of_methods: bool = False  # several seeds each, instead of single checkpoints
+
+    def of(self, baseline: str, model: str) -> list[Result]:
+        """The results of one pair."""
+        return [
+            result
+            for result in self.results
+            if (result.baseline, result.model) == (baseline, model)
+        ]
+
+
+@dataclass(frozen=True)
+class _Side:
+    """One model, or one method: its records by seed."""
+
+    label: str
+    runs: dict[int, list[Record]]  # a single model has one entry
 
 
 def compare(
-    results_dirs: folders.Folders, names: Sequence[str], tasks: Sequence[str] = ()
+    results_dirs: folders.Folders,
+    names: Sequence[str],
+    tasks: Sequence[str] = (),
+    *,
+    has_seeds_grouped: bool = False,
 ) -> Comparison:
-    """Each further model of ``names`` against the first.
+    """Every two models of ``names``; the first is the baseline.
 
     Damaged and foreign files are left out, and named in ``Comparison.remarks``.
 
@@ -97,10 +128,12 @@ def compare(
         names: of models: what `eval --ckpt` took, or a name as the leaderboard's rows have it; with
             "@" and digits of the revision where several bear one name.
         tasks: names, families, datasets, groups or globs; empty: all.
+        has_seeds_grouped: compare methods, each over all its seeds, paired by seed; a name is then
+            that of any of its runs, or the method's own.
 
     Raises:
         UserError: fewer than two models, one twice, an unknown or ambiguous name, no record of such
-            a task.
+            a task, a model that was not trained here where seeds are grouped.
     """
     if len(names) < 2:
         raise UserError(
@@ -115,37 +148,21 @@ def compare(
     if not records:
         raise folders.none_in(reading)
 
-    models = Models(records)
-    chosen = [models.find(name) for name in names]
-    if len(set(chosen)) < len(chosen):
-        raise UserError("names one model twice", about=", ".join(names), fix="name each one once")
-    labels = [models.label(row) for row in chosen]
-
     named = [found.record for found in folders.chosen(located, tasks=tasks)]
-    of_row: list[list[Record]] = []
-    for row in chosen:
-        of_row.append([r for r in named if (r.model.name, r.model.revision) == row])
+    sides = (_methods if has_seeds_grouped else _models)(names, records, named)
 
     # every task that either of two models has measured is a result or an omission
     samples = Samples(reading)
     results: list[Result] = []
     omissions: list[Omission] = []
     setups: dict[str, tuple[tuple[str, str, str], ...]] = {}
-    for label, theirs in zip(labels[1:], of_row[1:], strict=True):
-        both = (labels[0], label)
-        paired_setups: dict[tuple[str, str, str], None] = {}
-        for task in sorted({record.task.name for record in (*of_row[0], *theirs)}):
-            mine = [record for record in of_row[0] if record.task.name == task]
-            other = [record for record in theirs if record.task.name == task]
-            pairs, reasons = pair_up(mine, other, both)
-            for a, b in pairs:
-                new_results, new_reasons = _results(a, b, label, samples)
-                results += new_results
-                reasons += new_reasons
-                words = setup_words(a.setup), setup_words(b.setup)
-                paired_setups |= dict.fromkeys(differing(*words))
-            omissions += [Omission(label, task, reason) for reason in reasons]
-        setups[label] = tuple(paired_setups)
+    for first, second in combinations(sides, 2):
+        pair = _Pair(first, second, samples, has_seeds_grouped)
+        pair.compare()
+        results += pair.results
+        omissions += pair.omissions
+        if first is sides[0]:
+            setups[second.label] = tuple(pair.setups)
 
     # over all tests of the comparison: more models and tasks make each claim harder
     adjusted = statistics.holm([result.paired.p for result in results])
@@ -153,40 +170,135 @@ def compare(
         replace(result, p_holm=float(p)) for result, p in zip(results, adjusted, strict=True)
     )
     damaged = [folders.Problem(path, sentence) for path, sentence in samples.problems.items()]
-    remarks = reading.remarks_with(damaged)
-    return Comparison(labels[0], tuple(labels[1:]), final, tuple(omissions), setups, remarks)
+    return Comparison(
+        sides[0].label,
+        tuple(side.label for side in sides[1:]),
+        final,
+        tuple(omissions),
+        setups,
+        reading.remarks_with(damaged),
+        has_seeds_grouped,
+    )
 
 
+def _models(
+    names: Sequence[str], records: Sequence[Record], named: Sequence[Record]
+) -> list[_Side]:
+    """Each model with its records among ``named``."""
+    models = Models(records)
+    rows = [models.find(name) for name in names]
+    if len(set(rows)) < len(rows):
+        raise UserError("names one model twice", about=", ".join(names), fix="name each one once")
+    return [_Side(models.label(row), {0: _of_row(named, row)}) for row in rows]
 
 
-def _results(a: Record, b: Record, model: str, samples: Samples) -> tuple[list[Result], list[str]]:
-    """Main metric first, then recall at 1 the other way; or why there are none."""
-    results: list[Result] = []
-    reasons: list[str] = []
-    in_both = [metric for metric in a.metrics if metric in b.metrics]
-    shared = [metric for metric in in_both if re.fullmatch(COMPARED, metric)]
-    for metric in dict.fromkeys((a.task.main_metric, *shared)):
-        pair = samples.pair(a, b, metric)
-        if isinstance(pair, str):
-            reasons.append(pair)
-            continue
-        results.append(
-            Result(
-                model=model,
-                task=a.task.name,
-                metric=metric,
-                is_main=metric == a.task.main_metric,
-                protocol=a.question.protocol,
-                question=a.question.hash,
-                fingerprint=a.dataset.fingerprint,
-                limit=a.limit,
-                n=a.n,
-                baseline_value=a.metrics[metric],
-                value=b.metrics[metric],
-                paired=pair,
+def _methods(
+    names: Sequence[str], records: Sequence[Record], named: Sequence[Record]
+) -> list[_Side]:
+    """Each method with the records of its runs among ``named``, by seed."""
+    models = Models(records)
+    known = Methods(records)
+    chosen: list[Method] = []
+    for name in names:
+        method = known.named(name)
+        if method is None:
+            method = known.of(models.find(name))
+        if method is None:
+            raise UserError(
+                "was not trained here, so its seeds are not known",
+                about=name,
+                fix="leave out --group-seeds",
             )
-        )
-    return results, list(dict.fromkeys(reasons))
+        chosen.append(method)
+
+    labels = [method.label for method in chosen]
+    if len(set(labels)) < len(labels):
+        fix = "name a run of each method once"
+        raise UserError("names one method twice", about=", ".join(names), fix=fix)
+    return [
+        _Side(method.label, {seed: _of_row(named, row) for seed, row in method.runs.items()})
+        for method in chosen
+    ]
+
+
+def _of_row(records: Sequence[Record], row: Row) -> list[Record]:
+    return [record for record in records if (record.model.name, record.model.revision) == row]
+
+
+class _Pair:
+    """Two models or two methods, task by task."""
+
+    def __init__(self, first: _Side, second: _Side, samples: Samples, are_methods: bool) -> None:
+        self.sides = (first, second)
+        self.are_methods = are_methods
+        self.labels = (first.label, second.label)
+        self.samples = samples
+        self.results: list[Result] = []
+        self.omissions: list[Omission] = []
+        self.setups: dict[tuple[str, str, str], None] = {}
+
+    def compare(self) -> None:
+        """Fill results, omissions and setups."""
+        first, second = self.sides
+        # a seed that one method lacks has no partner; single models have seed 0 alone
+        seeds = sorted(set(first.runs) & set(second.runs)) or sorted({*first.runs, *second.runs})
+        names = {
+            record.task.name for side in self.sides for own in side.runs.values() for record in own
+        }
+        for task in sorted(names):
+            by_question: dict[str, list[tuple[int, Record, Record]]] = {}
+            for seed in seeds:
+                mine, theirs = (
+                    [record for record in side.runs.get(seed, []) if record.task.name == task]
+                    for side in self.sides
+                )
+                pairs, reasons = pair_up(mine, theirs, self.labels)
+                for a, b in pairs:
+                    by_question.setdefault(a.question.hash, []).append((seed, a, b))
+                    words = setup_words(a.setup), setup_words(b.setup)
+                    self.setups |= dict.fromkeys(differing(*words))
+                self._omit(task, reasons)
+            for pairs_of_seeds in by_question.values():
+                self._test(pairs_of_seeds)
+
+    def _omit(self, task: str, reasons: Sequence[str]) -> None:
+        for reason in reasons:
+            omission = Omission(*self.labels, task, reason)
+            if omission not in self.omissions:
+                self.omissions.append(omission)
+
+    def _test(self, pairs: Sequence[tuple[int, Record, Record]]) -> None:
+        """Main metric first, then recall at 1 the other way; or why there are none."""
+        _, a, b = pairs[0]
+        in_both = [metric for metric in a.metrics if metric in b.metrics]
+        shared = [metric for metric in in_both if re.fullmatch(COMPARED, metric)]
+        for metric in dict.fromkeys((a.task.main_metric, *shared)):
+            mine = {seed: one.metrics[metric] for seed, one, _ in pairs}
+            theirs = {seed: other.metrics[metric] for seed, _, other in pairs}
+            tested: Paired | str
+            if self.are_methods:
+                tested = over_seeds(mine, theirs)
+            else:
+                tested = self.samples.pair(a, b, metric)
+            if isinstance(tested, str):
+                self._omit(a.task.name, [tested])
+                continue
+            self.results.append(
+                Result(
+                    *self.labels,
+                    task=a.task.name,
+                    metric=metric,
+                    is_main=metric == a.task.main_metric,
+                    protocol=a.question.protocol,
+                    question=a.question.hash,
+                    fingerprint=a.dataset.fingerprint,
+                    limit=a.limit,
+                    n=a.n,
+                    baseline_value=float(np.mean(list(mine.values()))),
+                    value=float(np.mean(list(theirs.values()))),
+                    paired=tested,
+                )
+            )
 
 
 def pair_up(

@@ -23,7 +23,7 @@ from silc_bench.system.files import write_text_atomic
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-SCHEMA_VERSION = "compare/2"
+SCHEMA_VERSION = "compare/3"
 HEADS = ("task", "metric", "baseline", "model", "difference", "p", "p Holm", "verdict")
 NOTE = (
     "Percent, and differences in points ± one standard error, on the same images for both."
@@ -31,6 +31,12 @@ NOTE = (
     " bootstrap's error elsewhere; the verdict is at {alpha:g} after Holm's correction over"
     " {tests}. Errors cover the images, and the draws of training shots where there are several,"
     " not the spread between training runs."
+)
+NOTE_OF_METHODS = (
+    "Percent, means over seeds, and differences in points ± one standard error over seeds, paired"
+    " by seed. p is Student's t over the seeds that both have; the verdict is at {alpha:g} after"
+    " Holm's correction over {tests}. It is about the methods as they were trained here, and says"
+    " nothing of other data or lengths."
 )
 
 
@@ -50,8 +56,39 @@ def sentence(result: Result, num_tests: int) -> str:
 
 
 def sentences(comparison: Comparison) -> list[str]:
-    """One for each task and metric."""
-    return [sentence(result, len(comparison.results)) for result in comparison.results]
+    """One for each task and metric, of each model against the baseline."""
+    lines: list[str] = []
+    for model in comparison.models:
+        for result in comparison.of(comparison.baseline, model):
+            lines.append(sentence(result, len(comparison.results)))
+    return lines
+
+
+def matrix(comparison: Comparison) -> list[list[str]]:
+    """Of three models or more, every two: rows of cells, the names first; empty for two models.
+
+    A cell says on how many main metrics the model of its row is better than that of its column,
+    worse, and not told apart: "+3 -1 =2".
+    """
+    names = [comparison.baseline, *comparison.models]
+    if len(names) < 3:
+        return []
+
+    rows: list[list[str]] = []
+    for row in names:
+        cells: list[str] = []
+        for column in names:
+            own = [result for result in comparison.of(column, row) if result.is_main]
+            other = [result for result in comparison.of(row, column) if result.is_main]
+            better = [r for r in own if r.verdict == "better"]
+            better += [r for r in other if r.verdict == "worse"]
+            worse = [r for r in own if r.verdict == "worse"]
+            worse += [r for r in other if r.verdict == "better"]
+            num_even = len(own) + len(other) - len(better) - len(worse)
+            is_empty = row == column or not own + other
+            cells.append("" if is_empty else f"+{len(better)} -{len(worse)} ={num_even}")
+        rows.append([row, *cells])
+    return rows
 
 
 def setup_lines(comparison: Comparison) -> list[str]:
@@ -69,14 +106,15 @@ def setup_lines(comparison: Comparison) -> list[str]:
 
 def omission_lines(comparison: Comparison) -> list[str]:
     """What was not compared: one line for each model and reason, with the tasks it holds for."""
-    tasks: dict[tuple[str, str], list[str]] = {}
+    tasks: dict[tuple[str, str, str], list[str]] = {}
     for omission in comparison.omissions:
-        tasks.setdefault((omission.model, omission.reason), []).append(omission.task)
+        pair_and_reason = (omission.baseline, omission.model, omission.reason)
+        tasks.setdefault(pair_and_reason, []).append(omission.task)
 
     lines: list[str] = []
-    for (model, reason), names in tasks.items():
-        # the model is said where there are several
-        whose = f" ({model})" if len(comparison.models) > 1 else ""
+    for (baseline, model, reason), names in tasks.items():
+        # the pair is said where there are several
+        whose = f" ({model} against {baseline})" if len(comparison.models) > 1 else ""
         lines.append(f"not compared{whose}: {reason}: {', '.join(names)}")
     return lines
 
@@ -84,7 +122,9 @@ def omission_lines(comparison: Comparison) -> list[str]:
 def note(comparison: Comparison) -> str:
     """How the numbers are to be read."""
     number = len(comparison.results)
-    return NOTE.format(alpha=ALPHA, tests=f"{number} tests" if number != 1 else "1 test")
+    tests = f"{number} tests" if number != 1 else "1 test"
+    words = NOTE_OF_METHODS if comparison.is_of_methods else NOTE
+    return words.format(alpha=ALPHA, tests=tests)
 
 
 def to_terminal(comparison: Comparison) -> RenderableType:
@@ -110,6 +150,16 @@ def to_terminal(comparison: Comparison) -> RenderableType:
             cells = [Text(cell) for cell in (name, a, b, difference, p_holm)]
             table.add_row(*cells, Text(verdict, style) if style else Text("–"))
         tables += [Text(f"\nA: {comparison.baseline}\nB: {model}", "bold"), table]
+    names = [comparison.baseline, *comparison.models]
+    rows = matrix(comparison)
+    if rows:
+        # letters as heads: names of models side by side would not fit
+        letters = [chr(ord("A") + number) for number in range(len(names))]
+        table = table_of("better, worse and even than", *letters)
+        for letter, (name, *texts) in zip(letters, rows, strict=True):
+            table.add_row(Text(f"{letter}: {name}"), *map(Text, texts))
+        title = f"Every two models, main metrics of {len(comparison.results)} tests"
+        tables += [Text(f"\n{title}", "bold"), table]
     return Group(*tables, Text(f"\n{note(comparison)}", "dim"))
 
 
@@ -128,6 +178,14 @@ def to_markdown(comparison: Comparison) -> str:
         lines += ["", f"| {' | '.join(heads)} |", "|---|---|---:|---:|---:|---:|---:|---|"]
         lines += [f"| {' | '.join(escaped(cell) for cell in _row(result))} |" for result in results]
 
+    rows = matrix(comparison)
+    if rows:
+        heads = [escaped(row[0]) for row in rows]
+        lines += ["", "## Every two models", ""]
+        lines += ["On how many main metrics the row's model is better (+), worse (-), even (=)", ""]
+        lines += [f"| | {' | '.join(heads)} |", f"|---|{'---|' * len(rows)}"]
+        lines += [f"| {' | '.join(escaped(cell) for cell in row)} |" for row in rows]
+
     lines += ["", "![Differences with their 95 % intervals, each for its test alone](compare.png)"]
 
     if any(comparison.setups.values()):
@@ -140,7 +198,7 @@ def to_markdown(comparison: Comparison) -> str:
 
 
 def to_csv(comparison: Comparison) -> str:
-    """A line for each metric, unrounded, as fractions.
+    """A line for each pair of models and metric, unrounded, as fractions.
 
     What was not compared has its reason and no numbers. There is at least one result.
     """
@@ -148,11 +206,9 @@ def to_csv(comparison: Comparison) -> str:
     rows += [{"verdict": "not compared", **asdict(left)} for left in comparison.omissions]
 
     buffer = io.StringIO()
-    fields = ["baseline", *rows[0], "reason"]
-    writer = csv.DictWriter(buffer, fields, lineterminator="\n")
+    writer = csv.DictWriter(buffer, [*rows[0], "reason"], lineterminator="\n")
     writer.writeheader()
-    for row in rows:
-        writer.writerow({"baseline": comparison.baseline, **row})
+    writer.writerows(rows)
     return buffer.getvalue()
 
 
@@ -186,7 +242,7 @@ def write(comparison: Comparison, out_dir: Path) -> list[Path]:
 
 def _by_model(comparison: Comparison) -> Iterator[tuple[str, list[Result]]]:
     for model in comparison.models:
-        results = [result for result in comparison.results if result.model == model]
+        results = comparison.of(comparison.baseline, model)
         if results:
             yield model, results
 

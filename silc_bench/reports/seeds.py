@@ -94,21 +94,19 @@ def mean_and_half(values: Iterable[float]) -> tuple[float, float | None]:
 
 
 def _labels(keys: list[Training]) -> dict[Training, str]:
-    """Words for each method, no two alike: first preset, objective and branch, then what differs."""
+    """Words for each method, no two alike: preset, objective, branch, then what differs."""
     labels = {key: f"{key.preset}-{key.objective}:{key.branch}" for key in keys}
-    for part in (
-        lambda key: f"data {key.data}",
-        lambda key: f"step {key.step:,}",
-        lambda key: f"recipe {recipe_number[key]}",
-    ):
-        # recipes have no words: they are numbered in the order in which they were measured
-        recipe_number = {key: 1 + number for number, key in enumerate(keys)}
+
+    # recipes have no words: they are numbered in the order in which they were measured
+    parts = [
+        {key: f"data {key.data}" for key in keys},
+        {key: f"step {key.step:,}" for key in keys},
+        {key: f"recipe {1 + number}" for number, key in enumerate(keys)},
+    ]
+    for part in parts:
         texts = list(labels.values())
-        if len(set(texts)) == len(texts):
-            break
         repeated = {text for text in texts if texts.count(text) > 1}
-        labels = {
-            key: f"{text}, {part(key)}" if text in repeated else text
-            for key, text in labels.items()
-        }
+        for key, text in labels.items():
+            if text in repeated:
+                labels[key] = f"{text}, {part[key]}"
     return labels

@@ -17,8 +17,6 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from silc_bench.results.canonical import hash_of, plain
-
 if TYPE_CHECKING:
     from silc_bench.datasets.dataset import ImageDataset
     from silc_bench.task import Task
@@ -143,3 +141,25 @@ def _names(class_names: Sequence[str]) -> dict[str, Any]:
     """By their hash, for ImageNet has a thousand."""
     content = json.dumps(list(class_names)).encode()
     return {"count": len(class_names), "sha256": hashlib.sha256(content).hexdigest()[:16]}
+
+
+def canonical(value: Mapping[str, Any]) -> str:
+    """JSON with keys sorted, no spaces, no NaN.
+
+    Raises:
+        ValueError: a field is no plain JSON (a NaN, an array, a set).
+    """
+    try:
+        return json.dumps(value, sort_keys=True, allow_nan=False, separators=(",", ":"))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"every field must be plain JSON, but {error}: {value!r:.200}") from error
+
+
+def hash_of(value: Mapping[str, Any]) -> str:
+    """First 16 hex digits of the SHA-256 of ``canonical``; the order of keys does not count."""
+    return hashlib.sha256(canonical(value).encode()).hexdigest()[:16]
+
+
+def plain(value: Mapping[str, Any]) -> dict[str, Any]:
+    """The value as a reader of its JSON sees it: tuples have become lists, keys are sorted."""
+    return json.loads(canonical(value))

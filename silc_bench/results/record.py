@@ -28,8 +28,7 @@ from urllib.parse import quote
 import silc_bench
 from silc_bench.errors import DataError, UserError, first_line
 from silc_bench.models.interface import Training, training_of
-from silc_bench.results.canonical import hash_of
-from silc_bench.results.question import Question
+from silc_bench.results.question import Question, hash_of
 from silc_bench.results.schema import COUNT, HEX, METRICS, NAME, TASK_NAME, check, object_of
 from silc_bench.results.setup import Setup
 from silc_bench.system.checksums import CHECKSUMS, differences, json_checksums, sealed

@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from silc_bench.results.canonical import hash_of, plain
-from silc_bench.results.question import of_fields, stated
+from silc_bench.results.question import hash_of, of_fields, plain, stated
 from silc_bench.system.cache import releases
 
 if TYPE_CHECKING:

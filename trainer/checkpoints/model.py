@@ -49,7 +49,7 @@ from silc_bench.models.preprocessing import ImagePipeline
 from silc_bench.models.weights import tensor_files
 from silc_bench.models.weights.read import check_tensors, load_into, metadata_of, read_weights
 from silc_bench.models.weights.revision import revision_of
-from silc_bench.results.canonical import hash_of
+from silc_bench.results.question import hash_of
 from silc_bench.trainer.checkpoints import file as checkpoint
 from silc_bench.trainer.config.config import Config, flatten, from_dict, to_dict, without_heads
 from silc_bench.trainer.config.presets import PRESETS, make_preset
@@ -432,7 +432,7 @@ def _training(config: Config, branch: str, step: int) -> Training:
 
 
 def _recipe(config: Config) -> str:
-    """16 hex digits over all that makes the weights but the seed, which the runs of a study vary."""
+    """16 hex digits over all that makes the weights but the seed, which runs of a study vary."""
     fields = {
         name: value
         for name, value in flatten(config).items()

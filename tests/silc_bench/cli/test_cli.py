@@ -303,7 +303,7 @@ def test_records_are_valid_and_student_and_teacher_are_two_models(run, results):
 def test_names_that_were_asked_for_stand_in_tables_with_their_revisions(run, tmp_path):
     both = f"--ckpt {run} --name 'ours, a' --ckpt {run}:teacher --name ours@b"
     output = succeed(f"eval {both} {ONE_TASK} --results {tmp_path}")
-    for record in load_all(tmp_path):
+    for record in read([tmp_path]).records:
         branch = record.model.source.removeprefix(str(run))
         assert record.model.name == {"": "ours, a", ":teacher": "ours@b"}[branch]
         assert f"{record.model.name}@{record.model.revision[:8]} " in output
@@ -345,7 +345,9 @@ def test_show_draws_what_two_branches_of_a_run_see(run, tmp_path):
 def test_compare_takes_what_eval_took_however_it_is_written(run, results, monkeypatch):
     monkeypatch.chdir(run.parent)
     expected = succeed(f"compare tiny:student tiny:teacher --results {results}")
-    (teacher,) = {r.model.revision for r in load_all(results) if r.model.name == "tiny:teacher"}
+    (teacher,) = {
+        r.model.revision for r in read([results]).records if r.model.name == "tiny:teacher"
+    }
     for names in ("tiny tiny/:teacher", f"{run} tiny:teacher@{teacher[:4]}"):
         assert succeed(f"compare {names} --results {results}") == expected
 
@@ -355,7 +357,9 @@ def test_show_takes_names_of_the_leaderboard(run, results, tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     shutil.copytree(results, "results")
     Image.new("RGB", (90, 40)).save("x.png")
-    (teacher,) = {r.model.revision for r in load_all(results) if r.model.name == "tiny:teacher"}
+    (teacher,) = {
+        r.model.revision for r in read([results]).records if r.model.name == "tiny:teacher"
+    }
 
     def show(name):
         return f"show --ckpt {name} x.png --classes ring --results results --out y.png --device cpu"

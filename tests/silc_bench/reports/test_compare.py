@@ -12,6 +12,7 @@ from PIL import Image
 
 from silc_bench.metrics import iou as metrics
 from silc_bench.metrics import statistics as stats
+from silc_bench.models.interface import Training
 from silc_bench.reports import compare, compare_report, forest_plot, pairing
 from silc_bench.results import outcomes
 
@@ -65,11 +66,64 @@ def test_the_first_model_is_the_baseline_of_all_others(tmp_path):
     for model, rate in (("a", 0.5), ("b", 0.6), ("c", 0.4)):
         put_hits(tmp_path, model, hits_of(rate))
     results = results_of(tmp_path, "abc")
-    verdicts = [(result.model, result.verdict) for result in results]
-    assert verdicts == [("b", "better"), ("c", "worse")]
-    alone = [results_of(tmp_path, names)[0].paired for names in ("ab", "ac")]
+    verdicts = [(result.baseline, result.model, result.verdict) for result in results]
+    assert verdicts == [("a", "b", "better"), ("a", "c", "worse"), ("b", "c", "worse")]
+    alone = [results_of(tmp_path, names)[0].paired for names in ("ab", "ac", "bc")]
     assert [result.paired for result in results] == alone
     assert [result.p_holm for result in results] == stats.holm([pair.p for pair in alone]).tolist()
+    matrix = compare_report.matrix(compare.compare(tmp_path, ["a", "b", "c"]))
+    assert matrix == [
+        ["a", "", "+0 -1 =0", "+1 -0 =0"],
+        ["b", "+1 -0 =0", "", "+1 -0 =0"],
+        ["c", "+0 -1 =0", "+0 -1 =0", ""],
+    ]
+    assert compare_report.matrix(compare.compare(tmp_path, ["a", "b"])) == []
+
+
+# ---- several seeds ----
+
+METHODS = {"contrastive": [0.50, 0.52, 0.48, 0.51], "silc": [0.53, 0.56, 0.50, 0.54]}
+
+
+def put_seeds(folder, methods=METHODS):
+    for objective, values in methods.items():
+        for seed, value in enumerate(values):
+            training = Training("tiny", objective, "student", "shapes", seed, 10, "1" * 16)
+            put(folder, f"{objective}{seed}", value, training=training)
+
+
+def test_seeds_of_a_method_are_one_side(tmp_path):
+    put_seeds(tmp_path)
+    names = ["contrastive0", "tiny-silc:student"]
+    comparison = compare.compare(tmp_path, names, has_seeds_grouped=True)
+    assert (comparison.baseline, comparison.models) == (
+        "tiny-contrastive:student", ("tiny-silc:student",)
+    )  # fmt: skip
+    (result,) = comparison.results
+    from scipy import stats as peer
+
+    test = peer.ttest_rel(METHODS["silc"], METHODS["contrastive"])
+    assert result.paired.p == pytest.approx(max(test.pvalue, 2 / 2**4))
+    assert result.paired.difference == pytest.approx(0.03)
+    low, high = test.confidence_interval()
+    assert result.paired.margin == pytest.approx((high - low) / 2)
+    assert result.value == pytest.approx(np.mean(METHODS["silc"]))
+    lines = lines_of(tmp_path, "contrastive0 silc3 --group-seeds")
+    assert "[t over 4 seeds]" in lines[0]
+
+
+def test_seeds_that_one_method_lacks_have_no_partner(tmp_path):
+    put_seeds(tmp_path, {"contrastive": [0.5, 0.6], "silc": [0.7]})
+    comparison = compare.compare(tmp_path, ["contrastive0", "silc0"], has_seeds_grouped=True)
+    assert comparison.results == ()
+    assert "two are needed" in comparison.omissions[0].reason
+
+
+def test_a_model_without_a_seed_is_refused_among_methods(tmp_path):
+    put_seeds(tmp_path)
+    put(tmp_path, "foreign", 0.5)
+    fail(f"compare silc0 foreign --group-seeds --results {tmp_path}", "foreign")
+    fail(f"compare silc0 silc1 --group-seeds --results {tmp_path}", "silc0")
 
 
 # ---- each kind of outcome ----
@@ -336,15 +390,15 @@ def test_files_say_what_the_terminal_says(report):
 
     content = json.loads(data.read_text(encoding="utf-8"))
     keys = ("schema", "baseline", "models", "num_tests")
-    assert [content[key] for key in keys] == ["compare/2", "a", [HOSTILE, "c"], 4]
+    assert [content[key] for key in keys] == ["compare/3", "a", [HOSTILE, "c"], 6]
     differences = [result.paired.difference for result in comparison.results]
     assert [row["difference"] for row in content["results"]] == differences
     assert content["not_compared"][0]["task"] == "only/zeroshot"
 
     rows = list(csv.DictReader(io.StringIO(table.read_text(encoding="utf-8"))))
     p_holm = [result.p_holm for result in comparison.results]
-    assert [float(row["p_holm"]) for row in rows[:4]] == p_holm
-    verdicts = ["better"] * 2 + ["no difference"] * 2 + ["not compared"] * 2
+    assert [float(row["p_holm"]) for row in rows[:6]] == p_holm
+    verdicts = ["better"] * 2 + ["no difference"] * 2 + ["worse"] * 2 + ["not compared"] * 2
     assert [row["verdict"] for row in rows] == verdicts
 
     page = text.read_text(encoding="utf-8")
