@@ -9,7 +9,8 @@ from collections.abc import Iterable, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 
-from silc_bench.errors import UserError, unknown_name
+from silc_bench.errors import UserError, first_line, unknown_name
+from silc_bench.system.terminal import warn
 from silc_bench.task import Task, registered
 
 
@@ -27,9 +28,21 @@ def all_tasks() -> dict[str, Task]:
 
 @functools.cache
 def _load_plugins() -> None:
-    """Once a process: it reads the metadata of every installed package, 4 ms here."""
+    """Once a process: it reads the metadata of every installed package, 4 ms here.
+
+    A package that fails lacks its tasks and no others: a sentence names it, and what was asked for
+    goes on.
+    """
     for entry in entry_points(group="silc_bench.tasks"):
-        entry.load()
+        try:
+            entry.load()
+        # code of others, which may fail in any way, `sys.exit` among them
+        except (Exception, SystemExit) as error:
+            package = entry.dist.name if entry.dist else entry.value
+            warn(
+                f"note: the tasks {entry.name} of the package {package} cannot be used"
+                f" ({first_line(error)}); mend or uninstall that package"
+            )
 
 
 def current_version(name: str) -> int | None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from types import SimpleNamespace
+
 import pytest
+from commands import call
 from refusals import refused
 
 from silc_bench import task as contract
@@ -76,14 +80,47 @@ def test_a_wrong_name_is_not_registered(name):
         register(Knn(name=name, sources={}))
 
 
-def test_other_packages_register_through_an_entry_point(monkeypatch):
+@pytest.fixture
+def installed(monkeypatch):
+    """Installs packages with tasks, each of which does something when it is imported."""
     monkeypatch.setattr(contract, "_TASKS", dict(contract._TASKS))
 
-    class Entry:
-        def load(self):
-            register(Knn(name="birds/knn", sources={}))
+    def install(**imports):
+        entries = [
+            SimpleNamespace(name=name, value=f"{name}.tasks", dist=None, load=load)
+            for name, load in imports.items()
+        ]
+        monkeypatch.setattr(selection, "entry_points", lambda group: entries)
+        selection._load_plugins.cache_clear()
 
-    entries = {"silc_bench.tasks": [Entry()]}
-    monkeypatch.setattr(selection, "entry_points", lambda group: entries[group])
+    yield install
     selection._load_plugins.cache_clear()
+
+
+def register_birds():
+    register(Knn(name="birds/knn", sources={}))
+
+
+def test_other_packages_register_through_an_entry_point(installed):
+    installed(birds=register_birds)
     assert "birds/knn" in all_tasks()
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("import no_such_module", "ModuleNotFoundError"),
+        ("a b", "SyntaxError"),
+        ("register(Knn(name='shapes/knn', sources={}))", "registered twice"),
+        ("raise SystemExit(3)", "SystemExit"),
+        ("raise ValueError('[bold]two\\nlines')", "[bold]two lines"),
+    ],
+)
+def test_a_package_that_cannot_be_imported_breaks_nothing_else(installed, capfd, code, reason):
+    installed(fish=lambda: exec(code, globals()), birds=register_birds)
+    result = call("tasks --json")
+    assert result.exit_code == 0, result.output
+    assert {"birds/knn", "shapes/knn"} <= {task["name"] for task in json.loads(result.stdout)}
+    said = result.stderr + capfd.readouterr().err
+    assert said.count("fish.tasks") == said.count("\n") == 1
+    assert reason in said
