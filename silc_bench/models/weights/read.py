@@ -51,13 +51,14 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "npz": tensor_files.read_npz,
 }
 
-# What to do about a file: where it is of another kind, and where it is damaged.
+# What to do about a file: where it is of another kind, where it is damaged, where it is of no use.
 NAME_WEIGHTS = (
     "name weights as .safetensors, .pt/.pth/.bin/.ckpt of torch.save, .npz, "
     "or a folder with model.safetensors"
 )
 FETCH = "fetch it again"
 FETCH_FOLDER = "fetch the whole folder again"
+EARLIER = "take an earlier checkpoint, from before it diverged"
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -134,6 +135,12 @@ def check_tensors(path: Path, weights: Mapping[str, Tensor]) -> None:
     for name, value in weights.items():
         if problem := _problem(name, value, size):
             raise refused(path, f"{name} {problem}")
+
+        # nothing is wrong with such a file: what is wrong is the training behind it
+        if value.dtype in FLOATS and not value.isfinite().all():
+            bad = value.numel() - int(value.isfinite().sum())
+            count = f"{bad:,} of {value.numel():,} values are NaN or infinite"
+            raise refused(path, f"{name} is not finite ({count}): its training diverged", EARLIER)
 
     if not any(value.dtype in FLOATS for value in weights.values()):
         raise refused(
@@ -254,10 +261,6 @@ def _problem(name: str, value: Tensor, size: int) -> str:
     # A stride of 0 lets one stored value claim any shape.
     if value.numel() * value.element_size() > max(pickles.SMALL, pickles.MAX_RATIO * size):
         return f"claims the shape {list(value.shape)}, more than {size:,} bytes can hold"
-
-    if value.dtype in FLOATS and not value.isfinite().all():
-        bad = value.numel() - int(value.isfinite().sum())
-        return f"is not finite ({bad:,} of {value.numel():,} values are NaN or infinite)"
     return ""
 
 

@@ -204,6 +204,16 @@ def test_it_is_refused_in_one_line(tmp_path, name):
     refuse(path, is_kept=name in OURS)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_of_a_run_that_diverged_an_earlier_checkpoint_is_asked_for(tmp_path, dtype, value):
+    path = tmp_path / "last.pt"
+    torch.save({**GOOD, "c": torch.tensor([1.0, value], dtype=dtype)}, path)
+    with refused(about=path) as caught:
+        read_weights(path)
+    assert "earlier checkpoint" in caught.value.fix
+
+
 @pytest.mark.parametrize("name", ["shell.pt", "plain.pkl", "shell_legacy.pth", "nested.ckpt"])
 def test_the_payloads_are_not_harmless(tmp_path, canary, name):
     """The same bytes, read as a trusting program reads them."""
