@@ -1,7 +1,7 @@
 """The files of a transformers checkpoint: where they are, what is missing, what they say of images.
 
 Flow: ``find_folder("google/siglip-base-patch16-224")`` -> a local folder, the hub's cache, or a
-download -> ``read_json``, ``read_preprocessor`` -> ``pipeline_of``. Nothing that a repository
+download -> ``read_json``, ``read_pipeline`` with ``pipeline_of``. Nothing that a repository
 brings along as code is ever run.
 
 Pixels are those of the library's own processors over Pillow (transformers 4: the "slow" ones; 5:
@@ -20,6 +20,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,12 @@ from silc_bench.models.preprocessing import INTERPOLATIONS, Color, ImagePipeline
 from silc_bench.system.checksums import check_manifest
 
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+PREPROCESSOR = "preprocessor_config.json"
+PROCESSOR = "processor_config.json"
 CONFIGURATION = (
     "config.json",
-    "preprocessor_config.json",
-    "processor_config.json",
+    PREPROCESSOR,
+    PROCESSOR,
     "tokenizer_config.json",
     "merges.txt",
     "special_tokens_map.json",
@@ -146,21 +149,43 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def read_preprocessor(folder: Path) -> tuple[Path, dict[str, Any]]:
-    """What is done to images, and the file that says so.
+def read_pipeline(folder: Path, make: Callable[[Path, dict[str, Any]], Any]) -> Any:
+    """What is done to images, by all files that say so.
 
-    It is a file of its own, or a part of the one that transformers 5 writes.
+    It is a file of its own, or a part of the one that transformers 5 writes. Where both are there,
+    transformers 4 takes the first of them and transformers 5 the second.
+
+    Args:
+        make: a file and its settings -> a pipeline.
+
+    Raises:
+        UserError: neither is there, or the two make different pixels; whatever ``make`` raises.
     """
-    own = folder / "preprocessor_config.json"
+    own, whole = folder / PREPROCESSOR, folder / PROCESSOR
+    files = {whole: read_json(whole).get("image_processor")}
     if own.is_file():
-        return own, read_json(own)
-
-    whole = folder / "processor_config.json"
-    settings = read_json(whole).get("image_processor")
-    if not isinstance(settings, dict):
-        fix = "bring preprocessor_config.json, which says how images are resized"
+        files[own] = read_json(own)
+    pipelines = {
+        path: make(path, settings) for path, settings in files.items() if isinstance(settings, dict)
+    }
+    if not pipelines:
+        fix = f"bring {PREPROCESSOR}, which says how images are resized"
         raise UserError("it has no image_processor", about=whole, fix=fix)
-    return whole, settings
+
+    # of each way to make images, the settings that the others do not share
+    (path, pipeline), *others = pipelines.items()
+    for other_path, other in others:
+        steps = {path: pipeline.as_dict(), other_path: other.as_dict()}
+        differ = [
+            f"{name}: {list(items)}"
+            for name, items in _differences(steps[path], steps[other_path]).items()
+        ]
+        if differ:
+            files_named = f"{path.name} and {other_path.name}"
+            problem = f"{files_named} make different images ({', '.join(differ)})"
+            fix = "remove the file that these weights were not trained with"
+            raise UserError(problem, about=folder, fix=fix)
+    return pipeline
 
 
 def processor_type(settings: dict[str, Any], default: str) -> str:
@@ -176,7 +201,7 @@ def pipeline_of(
 
     Args:
         path: the file that ``settings`` come from, for errors.
-        settings: of the processor, as ``read_preprocessor`` gives them.
+        settings: of the processor, as ``read_pipeline`` gives them.
         default: the processor's class, where the settings do not name it.
         image_size: pixels a side that the tower was trained on.
 
@@ -241,6 +266,13 @@ def pixel_settings(path: Path, settings: dict[str, Any]) -> tuple[Color, Color, 
     return mean, _color(path, settings, "image_std"), RESAMPLE[resample]
 
 
+def _differences(left: dict[str, Any], right: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """{name: both values} where they are not one."""
+    names = sorted(left.keys() | right.keys())
+    both = {name: (left.get(name), right.get(name)) for name in names}
+    return {name: pair for name, pair in both.items() if pair[0] != pair[1]}
+
+
 def _unknown(path: Path, key: str, value: Any, known: str) -> UserError:
     return UserError(f"{key} is {value!r}", about=path, fix=f"only {known} can be reproduced")
 
@@ -277,7 +309,7 @@ def _missing(folder: Path, needs_weights: bool) -> list[str]:
     weights = (*SAFETENSORS[:2], *PICKLES[:2])
     needs = {
         "config.json": ("config.json",),
-        "preprocessor_config.json": ("preprocessor_config.json", "processor_config.json"),
+        PREPROCESSOR: (PREPROCESSOR, PROCESSOR),
         "a tokenizer (tokenizer.json, or spiece.model, or vocab.json with merges.txt)": TOKENIZERS,
         **({"model.safetensors": weights} if needs_weights else {}),
     }

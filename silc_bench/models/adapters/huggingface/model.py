@@ -29,7 +29,7 @@ from silc_bench.models.adapters.huggingface.files import (
     find_folder,
     pipeline_of,
     read_json,
-    read_preprocessor,
+    read_pipeline,
 )
 from silc_bench.models.adapters.huggingface.naflex import NaflexTower, naflex_pipeline
 from silc_bench.models.adapters.huggingface.text import (
@@ -151,12 +151,16 @@ def load(rest: str, weights: Path | None = None) -> HfModel:
         name = Path(rest).expanduser().resolve().name
     name = f"hf:{name}" if weights is None else f"hf:{name}/{weights.stem}"
 
-    path, settings = read_preprocessor(folder)
     if model_type == "siglip2":
-        squares = naflex_pipeline(path, settings, vision.patch_size)
+        squares = read_pipeline(
+            folder, lambda path, settings: naflex_pipeline(path, settings, vision.patch_size)
+        )
         return HfModel(name, network, NaflexTower(network), reader, squares)
 
-    pipeline = pipeline_of(path, settings, family.processor, vision.image_size)
+    pipeline = read_pipeline(
+        folder,
+        lambda path, settings: pipeline_of(path, settings, family.processor, vision.image_size),
+    )
     tower = MapTower(network) if is_siglip else ClsTower(network)
     return DenseHfModel(name, network, tower, reader, pipeline)
 

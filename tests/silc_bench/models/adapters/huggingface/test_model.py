@@ -405,6 +405,33 @@ def test_preprocessing_as_transformers_5_writes_it(copy, models):
     assert load_model(f"hf:{folder}").image_protocol == models("clip")[0].image_protocol
 
 
+# kind, what the second file says otherwise, and whether other pixels follow
+SECOND = [
+    ("clip", {}, False),
+    ("clip", {"image_processor_type": "CLIPImageProcessorFast", "data_format": "x"}, False),
+    ("clip", {"size": {"shortest_edge": 32}}, False),
+    ("clip", {"image_mean": [0.1, 0.2, 0.3]}, True),
+    ("clip", {"size": 40}, True),
+    ("clip", {"size": {"height": 32, "width": 32}}, True),
+    ("clip", {"resample": 2}, True),
+    ("siglip", {"do_normalize": False}, True),
+    ("naflex", {}, False),
+    ("naflex", {"max_num_patches": 30}, True),
+]
+
+
+@pytest.mark.parametrize(("kind", "changes", "is_other"), SECOND)
+def test_two_files_of_preprocessing_make_the_same_pixels(copy, models, kind, changes, is_other):
+    folder = copy(kind)
+    settings = json.loads((folder / "preprocessor_config.json").read_text()) | changes
+    hf_folders.write_json(folder / "processor_config.json", {"image_processor": settings})
+    if is_other:
+        with refused(about=folder):
+            load_model(f"hf:{folder}")
+        return
+    assert load_model(f"hf:{folder}").image_protocol == models(kind)[0].image_protocol
+
+
 @pytest.mark.parametrize(
     ("kind", "key", "value"),
     [
