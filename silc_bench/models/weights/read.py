@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from silc_bench.errors import UserError, first_line
-from silc_bench.models.weights import pickles, tensor_files
+from silc_bench.models.weights import peft, pickles, tensor_files
 from silc_bench.system.checksums import check_manifest
 
 CONTAINERS = ("state_dict", "model_state_dict", "model", "module", "params", "weights")
@@ -78,6 +78,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """
     path = Path(path)
     weights = _read_folder(path) if path.is_dir() else _read_file(path)
+    peft.refuse_names(path, weights)
     while prefix := next((prefix for prefix in PREFIXES if _carry(prefix, weights)), None):
         weights = {name.removeprefix(prefix): value for name, value in weights.items()}
     return weights
@@ -266,6 +267,7 @@ def _problem(name: str, value: Tensor, size: int) -> str:
 
 def _read_folder(folder: Path) -> dict[str, Tensor]:
     """The weights of a folder: one file, or the shards that its index names."""
+    peft.refuse_adapter(folder)
     check_manifest(folder)
     name = next((name for name in IN_FOLDER if (folder / name).exists()), None)
     if name is None:

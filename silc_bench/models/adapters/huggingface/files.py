@@ -29,6 +29,7 @@ from PIL import Image
 from silc_bench.errors import UserError, first_line
 from silc_bench.models.adapters.library import explained
 from silc_bench.models.preprocessing import INTERPOLATIONS, Color, ImagePipeline
+from silc_bench.models.weights import peft
 from silc_bench.system.checksums import check_manifest
 
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -38,6 +39,7 @@ CONFIGURATION = (
     "config.json",
     PREPROCESSOR,
     PROCESSOR,
+    peft.CONFIG,
     "tokenizer_config.json",
     "merges.txt",
     "special_tokens_map.json",
@@ -78,7 +80,8 @@ def find_folder(name: str, needs_weights: bool) -> Path:
 
     Raises:
         UserError: files are missing and cannot be downloaded; names them and says where they
-            belong. Or the folder is an export of ours and not as it was written.
+            belong. Or an adapter lies beside them, or the folder is an export of ours and not as it
+            was written.
     """
     folder = Path(name).expanduser()
     bring = (
@@ -87,6 +90,8 @@ def find_folder(name: str, needs_weights: bool) -> Path:
         "vocab and merges) into a folder and write hf:FOLDER"
     )
     if folder.is_dir():
+        if needs_weights:
+            peft.refuse_adapter(folder)
         missing = _missing(folder, needs_weights)
         if missing:
             raise UserError(f"it lacks {'; '.join(missing)}", about=folder, fix=bring)
@@ -115,6 +120,8 @@ def find_folder(name: str, needs_weights: bool) -> Path:
             continue
 
         missing = _missing(folder, needs_weights)
+        if needs_weights:
+            peft.refuse_adapter(folder)
         if not missing:
             return folder
         reason = f"{folder} lacks {'; '.join(missing)}"

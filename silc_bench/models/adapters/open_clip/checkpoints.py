@@ -38,6 +38,7 @@ from torch import Tensor
 
 from silc_bench.errors import UserError, unknown_name
 from silc_bench.models.adapters.library import MISFITS, explained, library, seeded
+from silc_bench.models.weights.peft import refuse_adapter
 from silc_bench.system.checksums import check_manifest
 
 CONFIG = "open_clip_config.json"
@@ -323,11 +324,13 @@ def _from_folder(folder: Path) -> Checkpoint:
     """The form open_clip saves and publishes: CONFIG, weights, and the tokenizer's files if any.
 
     Raises:
-        UserError: no CONFIG, no or too many weights, or an export of ours that was changed.
+        UserError: no CONFIG, no or too many weights, an adapter, or an export of ours that was
+            changed.
     """
     if not (folder / CONFIG).is_file():
         fix = f"bring its {CONFIG}, or write open_clip:ARCH/PATH for a file"
         raise UserError(f"a folder without {CONFIG}", about=folder, fix=fix)
+    refuse_adapter(folder)
     check_manifest(folder)
     config, preprocess = _read_config(folder / CONFIG)
 

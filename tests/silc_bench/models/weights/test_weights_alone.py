@@ -138,6 +138,29 @@ def test_other_libraries_take_the_weights(open_clip_file, tmp_path, kind, lost):
         load_model(str(tmp_path / "raw.pt"), arch)
 
 
+ADDED = ["lora_A.default.weight", "lora_embedding_B.default", "hada_w1_a", "base_layer.weight"]
+
+
+@pytest.mark.parametrize("name", ADDED)
+@pytest.mark.parametrize("arch", [ARCH, "open_clip:ViT-B-32"])
+def test_an_adapter_is_no_models_weights(saved, tmp_path, arch, name):
+    path = saved(**{f"text.blocks.0.mlp.{name}": torch.ones(2, 2)})
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "adapter_config.json").write_text("{}")
+    for place in (path, tmp_path / "folder"):
+        with refused(about=place) as caught:
+            load_model(str(place), arch)
+        assert "merge_and_unload" in caught.value.fix
+
+
+def test_an_adapter_in_a_folder_of_open_clip_is_refused(tmp_path):
+    pytest.importorskip("open_clip")
+    for name in ("open_clip_config.json", "adapter_config.json"):
+        (tmp_path / name).write_text("{}")
+    with refused(about=tmp_path):
+        load_model(f"open_clip:{tmp_path}")
+
+
 # ---- no --arch ----
 
 

@@ -31,6 +31,7 @@ from silc_bench.models.adapters.huggingface.text import without_padding
 from silc_bench.models.adapters.huggingface.towers import HfBlock, embedding_of
 from silc_bench.models.interface import DenseModel, ImageTextModel
 from silc_bench.models.load import load_model
+from silc_bench.models.weights import peft
 
 transformers = pytest.importorskip("transformers")
 
@@ -430,6 +431,23 @@ def test_two_files_of_preprocessing_make_the_same_pixels(copy, models, kind, cha
             load_model(f"hf:{folder}")
         return
     assert load_model(f"hf:{folder}").image_protocol == models(kind)[0].image_protocol
+
+
+@pytest.mark.parametrize("name", peft.FILES)
+def test_an_adapter_beside_its_base_is_refused(copy, models, tmp_path, monkeypatch, name):
+    folder = copy("clip")
+    (folder / name).write_text("{}")
+    with refused(about=folder):
+        load_model(f"hf:{folder}")
+
+    # weights of their own beside a folder that gives the configuration alone
+    torch.save(models("clip")[1].state_dict(), tmp_path / "whole.pt")
+    assert load_model(str(tmp_path / "whole.pt"), f"hf:{folder}")
+
+    without_network(monkeypatch, tmp_path)
+    shutil.copytree(folder, cached_repository(tmp_path, "org/tuned"))
+    with refused(about="snapshots"):
+        load_model("hf:org/tuned")
 
 
 @pytest.mark.parametrize(
