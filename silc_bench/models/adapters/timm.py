@@ -21,7 +21,8 @@ from __future__ import annotations
 import difflib
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -217,10 +218,43 @@ def _fill(network: Network, name: str, path: Path) -> None:
     if translate and weights.keys() != network.state_dict().keys():
         # made for known releases, it fails in any way on other files
         fix = "name the architecture that these weights were trained in"
-        with explained("its weights do not fit", about=about, fix=fix):
+        module = sys.modules[type(network).__module__]
+        with explained("its weights do not fit", about=about, fix=fix), _without_resizing(module):
             weights = _without_classifier(translate(weights, network), network)
 
     load_into(network, weights, about)
+
+
+@contextmanager
+def _without_resizing(module: ModuleType) -> Iterator[None]:
+    """Within it timm's translation renames weights and resizes none.
+
+    It resizes position embeddings and patches to the network's, by functions that all its modules
+    import by these names. Weights whose names need no translation are never resized either.
+    """
+
+    def refusing(resize: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def checked(weight: Tensor, *args: Any, **others: Any) -> Tensor:
+            resized = resize(weight, *args, **others)
+            if resized.shape != weight.shape:
+                shapes = f"{list(weight.shape)} instead of {list(resized.shape)}"
+                raise ValueError(f"weights of another image or patch size, {shapes}")
+            return resized
+
+        return checked
+
+    originals = {
+        name: part
+        for name, part in vars(module).items()
+        if name.startswith(("resample_", "resize_")) and callable(part)
+    }
+    for name, part in originals.items():
+        setattr(module, name, refusing(part))
+    try:
+        yield
+    finally:
+        for name, part in originals.items():
+            setattr(module, name, part)
 
 
 def _without_classifier(weights: dict[str, Tensor], network: Network) -> dict[str, Tensor]:

@@ -50,6 +50,14 @@ WEIGHTS = (
 SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
 PREPROCESS = ("mean", "std", "interpolation", "resize_mode")
 
+# the tables with a row for each patch (and the class token) or each token of a text
+POSITIONS = {
+    "visual.positional_embedding": "images",
+    "visual.trunk.pos_embed": "images",
+    "positional_embedding": "texts",
+    "text.positional_embedding": "texts",
+}
+
 # numbers that lie among the weights in OpenAI's own files, and nowhere else
 OPENAI_ENTRIES = {"input_resolution", "context_length", "vocab_size"}
 
@@ -225,18 +233,15 @@ def build(checkpoint: Checkpoint, quick_gelu: bool) -> Network:
 def fill(network: Network, state: dict[str, Tensor], checkpoint: Checkpoint) -> None:
     """Puts every weight of the file into its place.
 
-    Older names and other sizes of position embeddings are translated as
-    `open_clip.load_checkpoint` does.
+    Older names are translated as `open_clip.load_checkpoint` does. It also resizes position
+    embeddings of another image size or text length, which makes another model of the weights: here
+    they are refused.
 
     Raises:
         UserError: weights that are missing, too many, or of another shape.
     """
     from open_clip.convert import convert_state_dict
-    from open_clip.model import (
-        convert_to_custom_text_state_dict,
-        resize_pos_embed,
-        resize_text_pos_embed,
-    )
+    from open_clip.model import convert_to_custom_text_state_dict
 
     from silc_bench.models.weights.read import load_into
 
@@ -258,10 +263,33 @@ def fill(network: Network, state: dict[str, Tensor], checkpoint: Checkpoint) -> 
         if "logit_bias" in expected and "logit_scale" in state:
             state.setdefault("logit_bias", torch.zeros_like(expected["logit_bias"]))
 
-        resize_pos_embed(state, network)
-        resize_text_pos_embed(state, network)
-
+    _check_sizes(state, expected, source)
     load_into(network, state, source)
+
+
+def _check_sizes(state: dict[str, Tensor], expected: dict[str, Tensor], source: str) -> None:
+    """Refuses weights whose number of positions is another one, in words of images and texts.
+
+    Raises:
+        UserError: says both numbers, and where those of the weights are to be written.
+    """
+    others = [
+        f"{_length(state[name])} positions of {what} instead of {_length(expected[name])}"
+        for name, what in POSITIONS.items()
+        if name in state and name in expected and _length(state[name]) != _length(expected[name])
+    ]
+    if others:
+        fix = (
+            "name the architecture of that size; if there is none, write its configuration, with "
+            f"the image_size and context_length of training, as {CONFIG} beside the weights and "
+            "name the folder"
+        )
+        raise UserError(f"its weights have {' and '.join(others)}", about=source, fix=fix)
+
+
+def _length(positions: Tensor) -> int:
+    """Of [N, W], or of timm's [1, N, W]; 0 of what is no such table."""
+    return positions.shape[-2] if positions.dim() > 1 else 0
 
 
 def tokenizer_of(checkpoint: Checkpoint) -> Any:

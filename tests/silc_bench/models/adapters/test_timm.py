@@ -1,5 +1,6 @@
 """timm's own embeddings, pixels and maps, for a tiny model of each family; and refusals."""
 
+import functools
 import sys
 
 import pytest
@@ -243,6 +244,35 @@ DAMAGES = {
     "shape": lambda state: {**state, "norm.weight": torch.ones(3)},
     "other": lambda state: {"something": torch.ones(2)},
 }
+
+
+# an architecture, the size that its weights are of, and a name that timm's translation takes out
+OTHER_SIZES = [
+    ("test_vit", {"img_size": 192}, "mask_token"),
+    ("test_vit", {"patch_size": 8}, "mask_token"),
+    ("beit_base_patch16_224", {"img_size": 192}, "relative_position_index"),
+]
+
+
+@pytest.mark.parametrize(("name", "size", "taken_out"), OTHER_SIZES)
+@pytest.mark.parametrize("is_translated", [False, True])
+def test_weights_of_another_size_are_refused_and_never_resized(
+    tmp_path, monkeypatch, name, size, taken_out, is_translated
+):
+    create = functools.partial(timm.create_model, depth=1)
+    monkeypatch.setattr(timm, "create_model", create)
+    state = create(name, num_classes=0, **size).state_dict()
+    if is_translated:
+        state[taken_out] = torch.zeros(1)
+    torch.save(state, tmp_path / "x.pth")
+    with refused(about=f"{tmp_path}/x.pth as timm's {name}", is_kept=False):
+        load_model(f"timm:{name}/{tmp_path}/x.pth")
+
+    # of the trained size the same names are taken
+    torch.save(
+        create(name, num_classes=0).state_dict() | {taken_out: torch.zeros(1)}, tmp_path / "x.pth"
+    )
+    assert load_model(f"timm:{name}/{tmp_path}/x.pth")
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

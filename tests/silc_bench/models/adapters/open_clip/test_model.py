@@ -617,6 +617,39 @@ def test_weights_of_another_architecture_are_refused(models, home):
         load_model(f"open_clip:tiny-siglip/{home / 'other.pt'}")
 
 
+OTHER_SIZES = [
+    ("tiny-vit", "visual.positional_embedding", "18 positions of images instead of 17"),
+    ("tiny-vit", "positional_embedding", "78 positions of texts instead of 77"),
+    ("tiny-siglip", "visual.trunk.pos_embed", "17 positions of images instead of 16"),
+    ("tiny-siglip", "text.positional_embedding", "17 positions of texts instead of 16"),
+    ("tiny-coca", "text.positional_embedding", "of texts"),
+    ("tiny-resnet", "visual.attnpool.positional_embedding", "[6, 256] instead of [5, 256]"),
+]
+
+
+@pytest.mark.parametrize("way", ["file", "arch", "folder"])
+@pytest.mark.parametrize(("arch", "name", "says"), OTHER_SIZES)
+def test_weights_of_another_image_size_or_text_length_are_refused(
+    models, home, tmp_path, way, arch, name, says
+):
+    models(arch)
+    state = torch.load(home / f"{arch}.pt")
+    positions = state[name]
+    state[name] = torch.cat([positions, positions[..., -1:, :]], dim=-2)
+    path = tmp_path / "open_clip_pytorch_model.bin"
+    torch.save(state, path)
+    shutil.copytree(home / "reader", tmp_path, dirs_exist_ok=True)
+    write_config(tmp_path, home, arch)
+    spec, arch_of_file = {
+        "file": (f"open_clip:{arch}/{path}", None),
+        "arch": (str(path), f"open_clip:{arch}"),
+        "folder": (f"open_clip:{tmp_path}", None),
+    }[way]
+    with refused(about=path) as caught:
+        load_model(spec, arch_of_file)
+    assert says in caught.value.problem
+
+
 def test_a_tiny_model_is_evaluated_end_to_end(home, tmp_path):
     done = measure("open_clip:tiny-vit/random", "shapes/zeroshot,shapes/retrieval", tmp_path, 12)
     assert done.exit_code == 0, done.output
