@@ -4,9 +4,10 @@ Protocols, and no base class: an adapter is any object that has these attributes
 text is an ``ImageTextModel``, one that places its features on the image a ``DenseModel``; a model
 may be both.
 
-Three attributes may be left out: ``libraries`` and ``lacking`` of an ``ExplainedModel``, and
-``training`` of a model that was trained here. So they are read by ``libraries_of(model)``,
-``lacking_of(model)`` and ``training_of(model)`` alone, never from the model itself.
+Four attributes may be left out: ``libraries`` and ``lacking`` of an ``ExplainedModel``,
+``training`` of a model that was trained here, and ``token_lengths`` of a ``CountingModel``. So they
+are read by ``libraries_of(model)``, ``lacking_of(model)``, ``training_of(model)`` and
+``cut_texts(model, texts)`` alone, never from the model itself.
 
 Shapes: B images or texts, H x W pixels, L tokens, D embedding, h x w patches, W width of the tower.
 """
@@ -127,6 +128,31 @@ class ExplainedModel(ImageModel, Protocol):
     # Why something is not possible, as a clause that ends a sentence. The names are "text",
     # "dense" and the methods of models/patch_features.py.
     lacking: Mapping[str, str]
+
+
+@runtime_checkable
+class CountingModel(ImageTextModel, Protocol):
+    """A model that also says how long a text is. All adapters here do where they read text."""
+
+    def token_lengths(self, texts: list[str]) -> list[int]:
+        """Of each text, the tokens that ``tokenize`` would need for all of it.
+
+        After cleaning, with the tokens that begin and end a text, without padding. A text of more
+        than ``text_protocol["length"]`` is cut.
+        """
+        ...
+
+
+def cut_texts(model: object, texts: Sequence[str]) -> list[int] | None:
+    """The places of the texts whose end the model does not read, in their order.
+
+    None where nobody can tell: the model is no ``CountingModel``, or its protocol names no length.
+    """
+    length = getattr(model, "text_protocol", {}).get("length")
+    if length is None or not hasattr(model, "token_lengths"):
+        return None
+    lengths = model.token_lengths(list(texts))
+    return [place for place, needed in enumerate(lengths) if needed > length]
 
 
 def libraries_of(model: object) -> tuple[str, ...]:

@@ -160,6 +160,10 @@ class NativeModel(NativeImageModel):
         """B texts -> token ids [B, L]."""
         return self.tokenizer(texts)
 
+    def token_lengths(self, texts: list[str]) -> list[int]:
+        """Of each text, its tokens before it is cut, with the end of text."""
+        return self.tokenizer.lengths(texts)
+
     def encode_text(self, tokens: Tensor) -> Tensor:
         """[B, L] -> [B, D] fp32, not normalised."""
         return self.text(tokens).float()

@@ -25,6 +25,7 @@ Shapes: B texts, L = context_length tokens.
 from __future__ import annotations
 
 import base64
+import functools
 import html
 import json
 import re
@@ -137,6 +138,23 @@ class Tokenizer:
         ids = [encoding.ids for encoding in self._pipeline.encode_batch_fast(texts)]
         return torch.tensor(ids, dtype=torch.int64).view(-1, self.context_length)
 
+    def lengths(self, texts: list[str]) -> list[int]:
+        """Of each text, its tokens before it is cut or padded, with the end of text."""
+        return [len(encoding.ids) for encoding in self._uncut.encode_batch_fast(texts)]
+
+    @functools.cached_property
+    def _uncut(self) -> tokenizers.Tokenizer:
+        return uncut(self.to_json(), splits_special=True)
+
+
+def uncut(text: str, splits_special: bool) -> tokenizers.Tokenizer:
+    """A pipeline from its JSON, without its length and its padding."""
+    pipeline = tokenizers.Tokenizer.from_str(text)
+    pipeline.encode_special_tokens = splits_special
+    pipeline.no_truncation()
+    pipeline.no_padding()
+    return pipeline
+
 
 def canonicalizer() -> normalizers.Normalizer:
     """CLEANING, as the library's own steps, so that it is saved with the merges."""
@@ -196,7 +214,8 @@ class ForeignTokenizer:
         self.context_length: int = described["length"]
         self.cleaning: str = described["cleaning"]
         self._clean = CLEANERS[self.cleaning]
-        self._ids = _whole(described) if described["kind"] == "tokenizers" else _pieces(described)
+        read = _whole if described["kind"] == "tokenizers" else _pieces
+        self._ids, self._lengths = read(described)
 
     def to_json(self) -> str:
         """What it was made from, for ``read_tokenizer``."""
@@ -218,8 +237,13 @@ class ForeignTokenizer:
             )
         return ids
 
+    def lengths(self, texts: list[str]) -> list[int]:
+        """As ``Tokenizer.lengths``."""
+        return self._lengths([self._clean(text) for text in texts])
+
 
 AnyTokenizer = Tokenizer | ForeignTokenizer
+Reading = tuple[Callable[[list[str]], list[list[int]]], Callable[[list[str]], list[int]]]
 
 
 def read_tokenizer(text: Any) -> AnyTokenizer:
@@ -313,8 +337,8 @@ def of_pieces(
     )
 
 
-def _whole(described: dict[str, Any]) -> Callable[[list[str]], list[list[int]]]:
-    """Texts -> rows of ids, by a pipeline that knows how a text ends."""
+def _whole(described: dict[str, Any]) -> Reading:
+    """Texts -> rows of ids, and their lengths, by a pipeline that knows how a text ends."""
     pipeline = tokenizers.Tokenizer.from_str(described["pieces"])
     pipeline.encode_special_tokens = described["splits_special"]
 
@@ -326,11 +350,15 @@ def _whole(described: dict[str, Any]) -> Callable[[list[str]], list[list[int]]]:
     pipeline.enable_padding(
         length=length, pad_id=padding, pad_token=pad_token, direction=described["side"]
     )
-    return lambda texts: [encoding.ids for encoding in pipeline.encode_batch_fast(texts)]
+    whole = uncut(described["pieces"], described["splits_special"])
+    return (
+        lambda texts: [encoding.ids for encoding in pipeline.encode_batch_fast(texts)],
+        lambda texts: [len(encoding.ids) for encoding in whole.encode_batch_fast(texts)],
+    )
 
 
-def _pieces(described: dict[str, Any]) -> Callable[[list[str]], list[list[int]]]:
-    """Texts -> rows of ids, with the end of text and the padding added here."""
+def _pieces(described: dict[str, Any]) -> Reading:
+    """Texts -> rows of ids, and their lengths, with the end of text and the padding added here."""
     read = {"pieces": _json_pieces, "sentencepiece": _sentencepieces}[described["kind"]]
     encode = read(described["pieces"])
     length = described["length"]
@@ -341,7 +369,10 @@ def _pieces(described: dict[str, Any]) -> Callable[[list[str]], list[list[int]]]
         ids = encode(text)[: length - 1] + [eos]
         return ids + [padding] * (length - len(ids))
 
-    return lambda texts: [row(text) for text in texts]
+    return (
+        lambda texts: [row(text) for text in texts],
+        lambda texts: [len(encode(text)) + 1 for text in texts],
+    )
 
 
 def _json_pieces(text: str) -> Callable[[str], list[int]]:

@@ -188,6 +188,9 @@ class BigVisionTextModel(BigVisionModel):
     def tokenize(self, texts: list[str]) -> Tensor:
         return self.tokenizer(texts)
 
+    def token_lengths(self, texts: list[str]) -> list[int]:
+        return self.tokenizer.lengths(texts)
+
     def encode_text(self, tokens: Tensor) -> Tensor:
         """[B, L] -> [B, D]: the last position, which always holds the end or padding token."""
         return self.parts["text"](input_ids=tokens).pooler_output.float()

@@ -69,6 +69,10 @@ class PieceTokenizer:
         # the view gives no texts the shape [0, L], where a tensor of no rows would be [0]
         return torch.tensor(rows, dtype=torch.int64).view(len(texts), self.length)
 
+    def lengths(self, texts: list[str]) -> list[int]:
+        """Of each text, its tokens before it is cut, with the end-of-sentence token."""
+        return [len(self.encode(self.clean(text))) + 1 for text in texts]
+
     def _row(self, text: str) -> list[int]:
         # cut to one less than the length, so that the end of the sentence is always there
         ids = self.encode(self.clean(text))[: self.length - 1] + [self.eos]

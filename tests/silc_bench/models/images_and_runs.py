@@ -9,6 +9,8 @@ import torch
 from commands import call
 from PIL import Image
 
+from silc_bench.models.interface import cut_texts
+
 SIZES = [(211, 97), (40, 333), (64, 64), (7, 5), (33, 31)]
 
 
@@ -30,6 +32,27 @@ def noise(*shape, seed=0):
 
 def close(left, right, tolerance=1e-5):
     return torch.allclose(left, right, rtol=tolerance, atol=tolerance)
+
+
+WORDS = ["7", "3", "9", "1", "5", "8", "2", "6"]  # no tokenizer here has a token of two of them
+
+
+def check_cut_texts(model):
+    """``cut_texts`` names the texts of whose end the tokens know nothing, and no others.
+
+    One word more is seen in the tokens as long as there is a place left, and then never again.
+    """
+    length = model.text_protocol["length"]
+    texts = [" ".join((WORDS * length)[:count]) for count in range(1, length + 5)]
+    lengths = model.token_lengths(texts)
+    rows = model.tokenize(texts)
+    assert rows.shape[1] == length
+    assert lengths == sorted(set(lengths)), "each word needs a place"
+    assert lengths[0] < length < lengths[-1], "texts on both sides"
+    for before, after, needed in zip(rows, rows[1:], lengths, strict=False):
+        assert bool((before != after).any()) == (needed < length), needed
+    assert cut_texts(model, texts) == [i for i, needed in enumerate(lengths) if needed > length]
+    assert cut_texts(model, []) == []
 
 
 def tokens_of_patches(model, images):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from images_and_runs import check_cut_texts
 from PIL import Image
 from refusals import refused
 
@@ -19,6 +20,7 @@ from silc_bench.models.interface import (
     DenseModel,
     ImageTextModel,
     Training,
+    cut_texts,
     lacking_of,
     libraries_of,
     training_of,
@@ -113,6 +115,11 @@ def test_a_model_of_another_package_need_not_explain_itself():
     assert libraries_of(object()) == ()
     assert lacking_of(object()) == {}
     assert training_of(object()) is None
+    assert cut_texts(object(), ["a text"]) is None
+
+
+def test_texts_that_are_cut_are_counted(model):
+    check_cut_texts(model)
 
 
 def test_embeddings_are_fp32_under_autocast_too_and_not_normalised(model):

@@ -116,6 +116,7 @@ def test_transformers(kind, tiny, tmp_path, request):
     assert_starts_as(state, tokens, pixels(32), features, network.logit_scale)
     assert state.student.logit_bias.item() == network.logit_bias.item()
     assert state.config.vision.gelu == ("exact" if kind == "exact gelu" else "tanh")
+    assert state.tokenizer.lengths(TEXTS) == model.token_lengths(TEXTS)
 
 
 def bring_sentencepiece(folder: Path, model: Path) -> None:
@@ -159,6 +160,7 @@ def test_big_vision(tiny, tmp_path, pieces, theirs):  # noqa: F811
     init = f"big_vision:{tmp_path / 'siglip.npz'}"
     model = load_model(init)
     state = started(at_source_size(fitted(tiny(), init), model))
+    assert state.tokenizer.lengths(TEXTS) == model.token_lengths(TEXTS)
     tokens = model.tokenize(TEXTS)
     features = features_of(theirs, tokens, pixels(24))
     assert_starts_as(state, tokens, pixels(24), features, theirs.logit_scale)

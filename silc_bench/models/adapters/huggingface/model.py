@@ -94,6 +94,9 @@ class HfModel(LoadedModel):
     def tokenize(self, texts: list[str]) -> Tensor:
         return self.reader(texts)
 
+    def token_lengths(self, texts: list[str]) -> list[int]:
+        return self.reader.lengths(texts)
+
     def encode_text(self, tokens: Tensor) -> Tensor:
         """[B, L] -> [B, D]."""
         if self._is_causal:

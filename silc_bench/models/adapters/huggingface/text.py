@@ -84,6 +84,16 @@ class Reader:
             raise UserError(problem, about=self.tokenizer.name_or_path, fix=fix)
         return tokens
 
+    def lengths(self, texts: list[str]) -> list[int]:
+        """Of each text, its tokens before it is cut or padded."""
+        if not texts:
+            return []  # the library fails on none
+
+        # without verbose it warns that a text is longer than the model reads
+        clean = CLEANINGS[self.cleaning]
+        ids = self.tokenizer([clean(text) for text in texts], verbose=False)["input_ids"]
+        return [len(row) for row in ids]
+
     def attention_mask(self, tokens: Tensor) -> Tensor | None:
         """[B, L], 1 up to the last token that is not padding.
 

@@ -114,6 +114,9 @@ class OpenClipModel(DenseLoadedModel):
     def tokenize(self, texts: list[str]) -> Tensor:
         return self.tokenizer(texts)
 
+    def token_lengths(self, texts: list[str]) -> list[int]:
+        return token_lengths(self.tokenizer, texts)
+
     def encode_text(self, tokens: Tensor) -> Tensor:
         return self._encode_text(tokens).float()
 
@@ -192,6 +195,29 @@ def encoder_of(network: Network) -> Callable[[Tensor], Tensor]:
         return projection(x) if isinstance(projection, nn.Linear) else x @ projection
 
     return encode
+
+
+def token_lengths(tokenizer: Any, texts: list[str]) -> list[int]:
+    """Of each text, the tokens that a tokenizer of open_clip makes before it cuts or pads."""
+    inner = getattr(tokenizer, "tokenizer", None)  # of transformers; None for open_clip's own
+    if inner is None:
+        # it cleans the text itself, and adds its start and its end
+        return [len(tokenizer.encode(text)) + 2 for text in texts]
+
+    clean = getattr(tokenizer, "clean_fn", None) or canonicalized
+    cleaned = [clean(text) for text in texts]
+
+    # this mode adds its own start and end, and a class token behind the padding
+    is_clips = getattr(tokenizer, "tokenizer_mode", "") == "clips"
+    rows = [inner(text, add_special_tokens=not is_clips, verbose=False) for text in cleaned]
+    return [len(row["input_ids"]) + 3 * is_clips for row in rows]
+
+
+def canonicalized(text: str) -> str:
+    """What open_clip's SigLipTokenizer does to each text; it has no ``clean_fn``."""
+    from open_clip.tokenizer import basic_clean, canonicalize_text
+
+    return canonicalize_text(basic_clean(text))
 
 
 def text_protocol(tokenizer: Any) -> dict[str, Any]:

@@ -12,7 +12,15 @@ import numpy as np
 import pytest
 import torch
 from hf_folders import LENGTH, TEXT, VISION, network_of
-from images_and_runs import IMAGES, close, measure, noise, pixels_of, tokens_of_patches
+from images_and_runs import (
+    IMAGES,
+    check_cut_texts,
+    close,
+    measure,
+    noise,
+    pixels_of,
+    tokens_of_patches,
+)
 from refusals import refused
 
 from silc_bench.models.adapters import big_vision
@@ -244,6 +252,11 @@ def test_dense_features_pool_back_and_take_the_value_path(theirs, arrays, load):
     # the head sees one patch at a time: all attention lies on it
     alone = [theirs.vision_model.head(tokens[:, i : i + 1]) for i in range(tokens.shape[1])]
     assert close(joint, torch.stack(alone, dim=1))
+
+
+@pytest.mark.parametrize("tokenizer", ["c4_en", "gemma"])
+def test_texts_that_are_cut_are_counted(arrays, load, tokenizer):
+    check_cut_texts(load(arrays, tokenizer))
 
 
 def test_any_multiple_of_the_patch_size(arrays, load):

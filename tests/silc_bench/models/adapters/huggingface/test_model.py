@@ -15,6 +15,7 @@ from hf_folders import KINDS, LENGTH, SIZE, change
 from images_and_runs import (
     IMAGES,
     cached_repository,
+    check_cut_texts,
     close,
     measure,
     noise,
@@ -404,6 +405,11 @@ def test_preprocessing_as_transformers_5_writes_it(copy, models):
     own.unlink()
     hf_folders.write_json(folder / "processor_config.json", whole)
     assert load_model(f"hf:{folder}").image_protocol == models("clip")[0].image_protocol
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_texts_that_are_cut_are_counted(models, kind):
+    check_cut_texts(models(kind)[0])
 
 
 # kind, what the second file says otherwise, and whether other pixels follow

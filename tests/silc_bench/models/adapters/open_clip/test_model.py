@@ -14,6 +14,7 @@ import images_and_runs
 import pytest
 import torch
 from images_and_runs import (
+    check_cut_texts,
     close,
     encode_image,
     measure,
@@ -289,6 +290,11 @@ def test_embeddings_pixels_and_tokens_are_open_clips_own(models, arch):
     assert ours.logit_scale == pytest.approx(theirs.logit_scale.exp().item())
     assert ours.logit_bias == (0 if theirs.logit_bias is None else theirs.logit_bias.item())
     json.dumps([ours.image_protocol, ours.text_protocol, ours.settings])
+
+
+@pytest.mark.parametrize("arch", ["tiny-vit", "tiny-coca", "tiny-siglip", "tiny-roberta"])
+def test_texts_that_are_cut_are_counted(models, arch):
+    check_cut_texts(models(arch)[0])
 
 
 @pytest.mark.parametrize("arch", ARCHS)

@@ -2,12 +2,14 @@
 
 import json
 from functools import partial
+from types import SimpleNamespace
 
 import hf_folders
 import pytest
 import torch
+from images_and_runs import check_cut_texts
 
-from silc_bench.models.adapters.open_clip.model import encoder_of, text_protocol
+from silc_bench.models.adapters.open_clip.model import encoder_of, text_protocol, token_lengths
 
 open_clip = pytest.importorskip("open_clip")
 
@@ -109,6 +111,24 @@ def test_every_option_of_a_tokenizer_is_another_protocol(reader):
     for make, options in ((open_clip.SimpleTokenizer, OWN), (reader, OF_TRANSFORMERS)):
         protocols = {json.dumps(text_protocol(make(**chosen))) for chosen in options}
         assert len(protocols) == len(options)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        *(("own", options) for options in OWN if "reduction_mask" not in options),
+        *(("reader", options) for options in OF_TRANSFORMERS if "truncation_side" not in options),
+    ],
+)
+def test_texts_that_are_cut_are_counted_whatever_the_options(reader, kind, options):
+    tokenizer = (reader if kind == "reader" else open_clip.SimpleTokenizer)(**options)
+    check_cut_texts(
+        SimpleNamespace(
+            tokenize=tokenizer,
+            token_lengths=partial(token_lengths, tokenizer),
+            text_protocol=text_protocol(tokenizer),
+        )
+    )
 
 
 def test_a_language_that_leaves_no_trace_but_in_the_tokens_is_another_protocol(reader):
