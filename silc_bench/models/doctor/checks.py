@@ -32,6 +32,7 @@ from silc_bench.models.doctor.subject import (
     distance,
     pixel_hash,
     pooling_of,
+    untidy,
 )
 
 # Norms of embeddings: the least and the most of any, and the largest of a model by its smallest.
@@ -51,14 +52,15 @@ LONG = [
     "two dogs and a red ball on the green grass " * 3,
 ]
 ODD = ["", "café, naïve", "一只猫", "\U0001f600", *LONG]
-PLAIN = "a photo of a cat"
 
 SAME_EMBEDDING = "the same embedding (difference {} of its norm)"
 
-# Words of a protocol's cleaning that promise it.
-LOWER = ("lower", "canonicalize")
-NO_PUNCTUATION = ("canonicalize", "no ASCII punctuation", "ASCII removed")
-ONE_SPACE = ("canonicalize", "whitespace", "no ASCII punctuation")
+# What cleaning takes away (``untidy``) -> the words of a protocol's cleaning that promise it.
+PROMISES = {
+    "upper case": ("lower", "canonicalize"),
+    "punctuation": ("canonicalize", "no ASCII punctuation", "ASCII removed"),
+    "double spaces": ("canonicalize", "whitespace", "no ASCII punctuation"),
+}
 
 LEAST_SCALE, MOST_SCALE = 1.5, 1000.0  # trained ones lie between about 5 and 150
 
@@ -256,6 +258,10 @@ def tokens(subject: Subject) -> Finding:
         cause = "texts are padded to the longest of a batch"
         return failed(says, cause, "pad to the trained length")
 
+    # Different words of which the model does not read the end may well have the same tokens.
+    if not subject.phrases:
+        return Finding(NOT_APPLICABLE, f"{length} a text, which cuts single letters")
+
     # A tokenizer of another model maps words that it does not know to one token.
     tokens = subject.texts.inputs
     twins = len(tokens) - len(torch.unique(tokens, dim=0))
@@ -275,18 +281,16 @@ def cleaning(subject: Subject) -> Finding:
     named = subject.model.text_protocol.get("cleaning")
     declared = named if isinstance(named, str) else json.dumps(named)
 
-    # {what cleaning may take away: (PLAIN with it, words that promise to take it away)}
-    variants = {
-        "upper case": (PLAIN.upper(), LOWER),
-        "punctuation": ("a photo, of a cat!", NO_PUNCTUATION),
-        "double spaces": ("  a photo  of a cat ", ONE_SPACE),
-    }
+    # what is cut away would look like what is cleaned away
+    if not subject.words:
+        return Finding(NOT_APPLICABLE, f"the protocol names {declared}; every text is cut")
+
     promised = []
     ignored = []
-    for name, (text, marks) in variants.items():
-        if any(mark in declared for mark in marks):
+    for name, text in untidy(subject.words).items():
+        if any(mark in declared for mark in PROMISES[name]):
             promised.append(name)
-        if _same_tokens(subject, PLAIN, text):
+        if _same_tokens(subject, subject.words, text):
             ignored.append(name)
 
     listed = ", ".join(ignored) or "nothing of upper case, punctuation, double spaces"
@@ -320,6 +324,9 @@ def text_alone(subject: Subject) -> Finding:
 
 def text_embeddings(subject: Subject) -> Finding:
     """The embeddings of different texts are sane, different, and as wide as those of images."""
+    if not subject.phrases:
+        return Finding(NOT_APPLICABLE, "texts of single letters are cut, so they may be one text")
+
     finding = embeddings(subject.texts.rows, "text")
     text_dim = subject.texts.rows.shape[1]
     image_dim = subject.images.rows.shape[1]
@@ -368,7 +375,7 @@ def bias(subject: Subject) -> Finding:
 
 def ignores_case(subject: Subject) -> bool:
     """Whether upper case gives the same tokens."""
-    return _same_tokens(subject, PLAIN, PLAIN.upper())
+    return _same_tokens(subject, subject.words, subject.words.upper())
 
 
 # ---- what several checks share ----

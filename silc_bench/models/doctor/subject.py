@@ -3,7 +3,8 @@
 A ``Subject`` holds a model and its answers to generated images and texts, which are made from
 integers: the same on every machine, no file needed. ``cards`` are for preprocessing: the sizes and
 modes at which loaders differ. ``scenes`` and ``TEXTS`` are 32 images and 32 texts, no two of which
-are alike, for the embeddings. ``pixel_hash`` is taken over what a model makes of the cards.
+are alike, for the embeddings; a model that reads a few tokens only is asked shorter ones.
+``pixel_hash`` is taken over what a model makes of the cards.
 
 The first image and the first text are timed, and of slow models fewer are looked at: all within
 ``IMAGE_SECONDS`` and ``TEXT_SECONDS``, and never less than ``FEWEST``, because fewer could not
@@ -29,7 +30,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from silc_bench.models.interface import lacking_of, training_of
+from silc_bench.models.interface import cut_texts, lacking_of, training_of
 
 OK, FAILED, NOT_APPLICABLE = "ok", "failed", "not applicable"
 BATCH = 8
@@ -37,10 +38,15 @@ IMAGE_SECONDS, TEXT_SECONDS, FEWEST = 20.0, 10.0, 4
 SAME = 1e-4  # of the norm; the sums of another batch size differ by about 1e-6 in fp32
 
 NUM_SCENES = 32
-TEXTS = [
-    f"a photo of a {color} {shape}"
-    for color in ("red", "green", "blue", "yellow", "black", "white", "orange", "purple")
-    for shape in ("circle", "square", "star", "tree")
+COLORS = ("red", "green", "blue", "yellow", "black", "white", "orange", "purple")
+SHAPES = ("circle", "square", "star", "tree")
+TEXTS = [f"a photo of a {color} {shape}" for color in COLORS for shape in SHAPES]
+
+# The same number of shorter ones: the first whose ends the model reads are taken, because texts
+# that are cut may be alike to it.
+SHORTER = [
+    [f"{color} {shape}" for color in COLORS for shape in SHAPES],
+    list("abcdefghijklmnopqrstuvwxyz012345"),
 ]
 
 # Width, height, mode of each card: odd sizes, both orientations, crops that end on half a pixel,
@@ -140,8 +146,25 @@ class Subject:
 
     @cached_property
     def texts(self) -> Encoded:
-        """Of TEXTS."""
-        return Encoded(self.model.encode_text, lambda: self.model.tokenize(TEXTS), TEXT_SECONDS)
+        """Of ``phrases``."""
+        phrases = self.phrases or TEXTS
+        return Encoded(self.model.encode_text, lambda: self.model.tokenize(phrases), TEXT_SECONDS)
+
+    @cached_property
+    def phrases(self) -> list[str]:
+        """32 different texts, none of which the model cuts; [] where it cuts letters."""
+        return next((texts for texts in (TEXTS, *SHORTER) if not cut_texts(self.model, texts)), [])
+
+    @cached_property
+    def words(self) -> str:
+        """The longest text that, with its words in capitals and with signs, is not cut; "" if none.
+
+        Cleaning is seen by what it does to it.
+        """
+        for words in ("a photo of a cat", "a cat", "a"):
+            if not cut_texts(self.model, list(untidy(words).values())):
+                return words
+        return ""
 
     @cached_property
     def modules(self) -> dict[str, nn.Module]:
@@ -157,6 +180,16 @@ class Subject:
         """All modules of all networks."""
         for network in self.modules.values():
             yield from network.modules()
+
+
+def untidy(words: str) -> dict[str, str]:
+    """{what cleaning may take away: the words with it}."""
+    first, *others = words.split()
+    return {
+        "upper case": words.upper(),
+        "punctuation": " ".join([first + ",", *others]) + "!",
+        "double spaces": f"  {first}   {' '.join(others)} ",
+    }
 
 
 def distance(left: Tensor, right: Tensor) -> float:

@@ -53,14 +53,24 @@ OPEN_CLIP = {  # of whose checks one verdict: whether patches alone are pooled, 
 def runs(tmp_path_factory):
     """Folders of a run before its first step, and of one after training."""
     folder = tmp_path_factory.mktemp("runs")
-    tokenizer = Tokenizer.train([*subject.TEXTS, "a photo, of a cat"], 512, 16)
-    state = TrainState.create(CONFIG, tokenizer, torch.device("cpu"))
+    state = fresh(16)
     checkpoint.save(folder / "fresh", state.payload())
-    with torch.no_grad():
-        for parameter in state.student.parameters():
-            parameter += 0.1 * (parameter.ndim > 0) * torch.randn(parameter.shape)
-    checkpoint.save(folder / "trained", state.payload())
+    checkpoint.save(folder / "trained", trained(state).payload())
     return folder
+
+
+def fresh(length, vocab_size=512):
+    """A run before its first step whose texts have so many tokens."""
+    config = replace(CONFIG, text=replace(CONFIG.text, context_length=length))
+    tokenizer = Tokenizer.train([*subject.TEXTS, "a photo, of a cat"], vocab_size, length)
+    return TrainState.create(config, tokenizer, torch.device("cpu"))
+
+
+@torch.no_grad()
+def trained(state):
+    for parameter in state.student.parameters():
+        parameter += 0.1 * (parameter.ndim > 0) * torch.randn(parameter.shape)
+    return state
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +128,33 @@ def test_open_clip_passes_everything(open_clip_model, arch):
     assert examination.facts | facts == examination.facts
     answers = verdicts(examination)
     assert answers["dense map pools to the embedding"] == answers["logit bias"] == verdict
+
+
+@pytest.mark.parametrize(
+    ("length", "vocab_size", "first", "words"),
+    [
+        (7, 512, subject.TEXTS[0], "a photo of a cat"),
+        (6, 512, "red circle", "a photo of a cat"),
+        (3, 512, "red circle", "a cat"),
+        # each letter is a token, and so is the space before a word
+        (3, 257, "a", "a"),
+        (2, 257, None, ""),
+    ],
+)
+def test_a_short_context_is_asked_texts_that_it_reads_to_their_end(
+    tmp_path, length, vocab_size, first, words
+):
+    checkpoint.save(tmp_path, trained(fresh(length, vocab_size)).payload())
+    short = load_model(str(tmp_path))
+    asked = Subject(short)
+    assert (next(iter(asked.phrases), None), asked.words) == (first, words)
+    assert len(set(asked.phrases)) in (0, subject.NUM_SCENES)
+    examination = examine(short)
+    assert not examination.failed, "the context is short, not wrong"
+    expected = OK if first else NOT_APPLICABLE
+    answers = verdicts(examination)
+    assert answers["tokens"] == answers["text embeddings"] == expected
+    assert answers["text cleaning"] == (OK if words else NOT_APPLICABLE)
 
 
 def test_a_vision_model_passes_what_applies():
