@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 
 from silc_bench.errors import UserError, unknown_name
 from silc_bench.models.interface import ImageModel
+from silc_bench.models.weights.parts import split_part
 from silc_bench.system.files import printable
 
 
@@ -161,7 +162,7 @@ def find_path(spec: str) -> tuple[Path, str | None]:
     # A path may hold colons of its own, so what is on the disk decides what the last one means.
     if not os.path.exists(path) or os.path.exists(spec):
         path, branch = spec, None
-    if not os.path.exists(path):
+    if not path or not os.path.exists(split_part(path)[0]):
         raise _missing(spec)
     return Path(path), branch
 

@@ -47,7 +47,13 @@ from silc_bench.models.patch_features import (
 )
 from silc_bench.models.preprocessing import ImagePipeline
 from silc_bench.models.weights import tensor_files
-from silc_bench.models.weights.read import check_tensors, load_into, metadata_of, read_weights
+from silc_bench.models.weights.parts import label_of, split_part
+from silc_bench.models.weights.read import (
+    check_tensors,
+    load_into,
+    metadata_of,
+    read_weights,
+)
 from silc_bench.models.weights.revision import revision_of
 from silc_bench.results.question import hash_of
 from silc_bench.trainer.checkpoints import file as checkpoint
@@ -326,7 +332,7 @@ def load_state(path: Path, preset: str) -> NativeImageModel:
     weights = _without_taught(read_weights(path))
     load_into(student, weights, f"checkpoint {path} as silc:{preset}")
 
-    name = f"silc:{preset}/{path.stem}"
+    name = f"silc:{preset}/{label_of(path)}"
     if tokenizer is not None:
         return NativeModel(name, student, student.vision, tokenizer)
     bring = (
@@ -340,7 +346,8 @@ def load_state(path: Path, preset: str) -> NativeImageModel:
 def _tokenizer_of(path: Path) -> str | None:
     """The JSON text of the tokenizer that belongs to a file or folder of weights."""
     in_header = metadata_of(path).get("tokenizer")
-    folder = path if path.is_dir() else path.parent
+    place, _ = split_part(path)
+    folder = place if place.is_dir() else place.parent
     file = folder / TOKENIZER_FILE
     if in_header is not None or not file.is_file():
         return in_header

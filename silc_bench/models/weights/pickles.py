@@ -1,12 +1,17 @@
 """Files of torch.save, read without executing anything and without believing their sizes.
 
 Flow: the archive (sizes, names, checksums) -> a walk through its pickle in which everything named
-is an inert stand-in, so that each storage can be compared with the bytes that are there ->
-``torch.load(weights_only=True)``.
+is an inert stand-in (``stand_ins``), so that each storage can be compared with the bytes that are
+there -> ``torch.load(weights_only=True)``.
 
 Why the walk: torch takes a storage's length from the pickle, and not every version compares it with
 the record, so a forged file would be read beyond its end; and some of the names that
 ``weights_only`` allows take memory or time at will.
+
+``weights_only`` refuses a file that names anything else: the settings of a run
+(argparse.Namespace), a NumPy number, a path, a whole module. Where only weights are asked for
+(``may_stand_in``), what the walk built is taken instead: its tensors are there, each still in the
+file, and the rest stays inert.
 
 Everything here raises what the standard library raises (BadZipFile, UnpicklingError, ValueError
 ...); callers name the file.
@@ -14,41 +19,32 @@ Everything here raises what the standard library raises (BadZipFile, UnpicklingE
 
 from __future__ import annotations
 
+import functools
 import io
 import pickle
 import re
 import zipfile
 from pathlib import Path
-from typing import IO, Any, ClassVar
+from typing import Any
 
 import torch
 
 from silc_bench.errors import first_line
+from silc_bench.models.weights.stand_ins import Walk
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # first object of torch.save's format before 1.6
-MAX_READS = 1_000_000  # of one pickle; a state dict takes about 50 a tensor
 MAX_MEMBERS = 100_000
 SMALL = 64 * 2**20  # bytes that any archive may unpack to
 MAX_RATIO = 20  # of unpacked to packed beyond that; weights hardly shrink, bf16 kept as fp32 halves
 
-# Bytes a value, by the storage class that the pickle names.
-BYTE_STORAGES = ("CharStorage", "ByteStorage", "BoolStorage", "QInt8Storage", "QUInt8Storage")
-ITEM_SIZES = {
-    **dict.fromkeys(("DoubleStorage", "LongStorage", "ComplexFloatStorage"), 8),
-    **dict.fromkeys(("FloatStorage", "IntStorage", "QInt32Storage"), 4),
-    **dict.fromkeys(("HalfStorage", "BFloat16Storage", "ShortStorage"), 2),
-    **dict.fromkeys((*BYTE_STORAGES, "UntypedStorage"), 1),
-    "ComplexDoubleStorage": 16,
-}
 
-# Names outside torch that a state dict may call: they make plain values and nothing else.
-PLAIN = {"collections.OrderedDict", "collections.Counter", "_codecs.encode"} | {
-    f"{builtin}.{name}" for builtin in ("builtins", "__builtin__") for name in ("set", "complex")
-}
+def load_zip(path: Path, may_stand_in: bool = False) -> Any:
+    """What torch.save (1.6 and later) wrote to ``path``: tensors on the CPU and plain values.
 
-
-def load_zip(path: Path) -> Any:
-    """What torch.save (1.6 and later) wrote to ``path``: tensors on the CPU and plain values."""
+    Args:
+        may_stand_in: where the file names more than torch allows, what ``Walk`` gives is taken, of
+            which only the tensors (``stand_ins.Stored``) are what was saved.
+    """
     with zipfile.ZipFile(path) as archive:
         check_archive(archive, path.stat().st_size, may_deflate=False)
 
@@ -64,34 +60,42 @@ def load_zip(path: Path) -> Any:
         # Storages lie in data/ beside the pickle, each under the key by which the pickle names it.
         folder = pickles[0].removesuffix("data.pkl") + "data/"
         sizes = {member.filename: member.file_size for member in archive.infolist()}
-        walk = _Walk(io.BytesIO(archive.read(pickles[0])))
+        byte_order = b"little"
+        if folder.replace("data/", "byteorder") in sizes:
+            byte_order = archive.read(folder.replace("data/", "byteorder"))
+        walk = Walk(io.BytesIO(archive.read(pickles[0])), functools.partial(_member, path, folder))
 
-    walk.load()
+    content = walk.load()
     for key, (numel, item_size) in walk.storages.items():
         stored = sizes.get(folder + key, 0)
         if stored != numel * item_size:
             raise ValueError(
                 f"storage {key!r} claims {numel * item_size:,} bytes, the archive holds {stored:,}"
             )
+    if may_stand_in and walk.foreign:
+        if byte_order != b"little":
+            raise ValueError(f"its byte order is {byte_order!r}")
+        return content
     return _load(path)
 
 
-def load_legacy(path: Path) -> Any:
+def load_legacy(path: Path, may_stand_in: bool = False) -> Any:
     """The same for torch.save's format before 1.6.
 
     There a file is five pickles, then each storage with its length before it.
     """
     with open(path, "rb") as file:
-        magic = _Walk(file)
+        magic = Walk(file)
         if magic.load() != LEGACY_MAGIC:
             needs = f" that names {', '.join(sorted(magic.named)[:3])}" if magic.named else ""
             raise pickle.UnpicklingError(f"not written by torch.save: a pickle{needs}")
 
-        _Walk(file).load()  # protocol
-        _Walk(file).load()  # sizes of C's types
-        payload = _Walk(file)
-        payload.load()
-        keys = _Walk(file).load()
+        Walk(file).load()  # protocol
+        Walk(file).load()  # sizes of C's types
+        places: dict[str, tuple[int, int]] = {}  # key -> where its bytes begin, and how many
+        payload = Walk(file, functools.partial(_part, path, places))
+        content = payload.load()
+        keys = Walk(file).load()
         if not isinstance(keys, list) or sorted(map(str, keys)) != sorted(payload.storages):
             raise ValueError("its list of storages is not that of its tensors")
 
@@ -100,9 +104,10 @@ def load_legacy(path: Path) -> Any:
         for key in map(str, keys):
             numel, item_size = payload.storages[key]
             stated = int.from_bytes(file.read(8), "little", signed=True)
+            places[key] = (file.tell(), numel * item_size)
             if stated != numel or file.seek(numel * item_size, io.SEEK_CUR) > end:
                 raise ValueError(f"storage {key!r} claims {numel:,} values, which are not there")
-    return _load(path)
+    return content if may_stand_in and payload.foreign else _load(path)
 
 
 def check_archive(archive: zipfile.ZipFile, size: int, may_deflate: bool) -> None:
@@ -144,111 +149,21 @@ def needed_global(error: pickle.UnpicklingError) -> str:
     return first_line(error)
 
 
+def _member(path: Path, folder: str, key: str) -> bytearray:
+    """The bytes of a storage in an archive."""
+    with zipfile.ZipFile(path) as archive:
+        return bytearray(archive.read(folder + key))
+
+
+def _part(path: Path, places: dict[str, tuple[int, int]], key: str) -> bytearray:
+    """The bytes of a storage in a file of the old format."""
+    begin, size = places[key]
+    with open(path, "rb") as file:
+        file.seek(begin)
+        return bytearray(file.read(size))
+
+
 def _load(path: Path) -> Any:
     # By the handle: from a path torch may choose another reader by its suffix.
     with open(path, "rb") as file:
         return torch.load(file, map_location="cpu", weights_only=True)
-
-
-class _Walk(pickle._Unpickler):
-    """Goes through one pickle and builds nothing: what it names is inert.
-
-    Collects ``storages`` and ``named``. The unpickler of pure Python, because its steps can be
-    taken out and its reads counted.
-    """
-
-    # BYTEARRAY8 fills as much memory as it is told to, before it reads
-    dispatch: ClassVar = {
-        code: step
-        for code, step in pickle._Unpickler.dispatch.items()
-        if code != pickle.BYTEARRAY8[0]
-    }
-
-    def __init__(self, file: IO[bytes]):
-        self._file = file
-        self._reads = 0
-        self.named: set[str] = set()
-        self.storages: dict[str, tuple[int, int]] = {}  # key -> values, bytes a value
-        super().__init__(self, encoding="latin1")
-
-    def load(self) -> Any:
-        try:
-            return super().load()
-        except KeyError as error:
-            raise pickle.UnpicklingError(f"an unknown operation {error} in its pickle") from None
-
-    def find_class(self, module: str, name: str) -> Any:
-        self.named.add(f"{module}.{name}")
-        return _Inert(f"{module}.{name}")
-
-    def persistent_load(self, saved: Any) -> Any:
-        """Called for each storage: ("storage", its class, key, device, number of values)."""
-        if not isinstance(saved, tuple) or len(saved) not in (5, 6) or saved[0] != "storage":
-            raise ValueError("its pickle refers to something that is no storage")
-
-        _, kind, key, _, numel = saved[:5]
-        item_size = None
-        if isinstance(kind, _Inert):
-            item_size = ITEM_SIZES.get(kind.named.rpartition(".")[2])
-
-        # type(numel), because True is an int to isinstance
-        is_sane = isinstance(key, str | int) and type(numel) is int and numel >= 0
-        if item_size is None or not is_sane:
-            raise ValueError(
-                f"storage {str(key)[:40]!r} is of an unknown kind "
-                f"or claims {str(numel)[:40]} values"
-            )
-
-        # Views share a storage, so a key may come twice; only its bytes must agree.
-        first_numel, first_size = self.storages.setdefault(str(key), (numel, item_size))
-        if first_numel * first_size != numel * item_size:
-            raise ValueError(f"storage {key!r} has two sizes")
-        return _Inert("storage")
-
-    # The walk is also the file that the unpickler reads: a small file may ask for no more than a
-    # few seconds of work.
-
-    def read(self, size: int) -> bytes:
-        self._count()
-        return self._file.read(size)
-
-    def readline(self) -> bytes:
-        self._count()
-        return self._file.readline()
-
-    def _count(self) -> None:
-        self._reads += 1
-        if self._reads > MAX_READS:
-            raise ValueError(f"its pickle takes more than {MAX_READS:,} steps")
-
-
-class _Inert:
-    """Stands for whatever a pickle names or makes.
-
-    It can be called, filled and given a state, and does nothing.
-    """
-
-    named: str
-
-    # A pickle may call __new__ itself, with any arguments; hence the care about the first.
-    def __new__(cls, *args: Any, **kwargs: Any) -> _Inert:
-        inert = object.__new__(_Inert)
-        inert.named = args[0] if args and type(args[0]) is str else "made"
-        return inert
-
-    def __call__(self, *args: Any) -> _Inert:
-        is_plain = self.named in PLAIN or self.named.startswith("torch.")
-
-        # A storage made by a call would take memory at will; of the codecs, latin1 is the one that
-        # a state dict uses.
-        is_storage = self.named.endswith("Storage")
-        is_odd_codec = self.named == "_codecs.encode" and args[1:] not in ((), ("latin1",))
-        if not is_plain or is_storage or is_odd_codec:
-            raise pickle.UnpicklingError(f"calls GLOBAL {self.named}")
-        return _Inert()
-
-    def _nothing(self, *args: Any) -> None:
-        pass
-
-    # the names by which a pickle gives an object its state and its items
-    __setstate__ = __setitem__ = append = extend = add = _nothing

@@ -3,16 +3,22 @@
 Reading is bounded in time and memory.
 
 Flow: first bytes -> kind (``kind_of``) -> its reader (``pickles``, ``tensor_files``) -> the state
-dict inside what programs save around it -> every tensor dense, of a dtype for weights, and finite.
+dict inside what programs save around it (``_unwrap``), its names without those of wrappers
+(``_unwrapped``) -> every tensor dense, of a dtype for weights, and finite.
 
 A file is told by its first bytes and never by its suffix.
+
+Of a file that holds several networks, or one as a part of another, ``FILE#PART`` is one of them:
+"dino.pth#teacher.backbone" is what lies in its map "teacher" below names that begin "backbone.".
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import pickle
+import shlex
 import stat
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -25,10 +31,33 @@ from torch import Tensor, nn
 
 from silc_bench.errors import UserError, first_line
 from silc_bench.models.weights import peft, pickles, tensor_files
+from silc_bench.models.weights.parts import split_part
+from silc_bench.models.weights.stand_ins import StandIn, Stored, entries
 from silc_bench.system.checksums import check_manifest
+from silc_bench.system.terminal import say
 
 CONTAINERS = ("state_dict", "model_state_dict", "model", "module", "params", "weights")
-PREFIXES = ("module.", "_orig_mod.", "model.")  # of DataParallel, torch.compile, Lightning
+PREFIXES = ("module.", "model.")  # of DataParallel, averages and Lightning, where all names have it
+
+# Of torch.compile, FSDP and activation checkpointing, around any part of a network.
+WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+COUNTERS = ("n_averaged",)  # beside the weights of an average (torch.optim.swa_utils)
+
+# What one process of several keeps of the weights: names, and classes of tensors.
+FLAT = "_flat_param"
+SHARDED = ("ShardedTensor", "DTensor")
+OF_PROCESSES = {
+    ".metadata": (
+        "a distributed checkpoint of torch",
+        "one file: python -m torch.distributed.checkpoint.format_utils dcp_to_torch {} weights.pt",
+    ),
+    "zero_to_fp32.py": (
+        "the parts of a DeepSpeed run",
+        "one file, if you trust the script beside them: python {0}/zero_to_fp32.py {0} weights.bin",
+    ),
+}
+MAX_DEPTH = 8  # maps within maps
+MAX_NAMED = 6  # parts of a file that a sentence names
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 # Dtypes of buffers: indices, masks, counters. A weight of such a dtype is quantised.
@@ -45,8 +74,8 @@ IN_FOLDER = (
     "open_clip_pytorch_model.bin",
 )
 READERS: dict[str, Callable[[Path], Any]] = {
-    "torch": pickles.load_zip,
-    "legacy": pickles.load_legacy,
+    "torch": functools.partial(pickles.load_zip, may_stand_in=True),
+    "legacy": functools.partial(pickles.load_legacy, may_stand_in=True),
     "safetensors": tensor_files.read_safetensors,
     "npz": tensor_files.read_npz,
 }
@@ -58,6 +87,11 @@ NAME_WEIGHTS = (
 )
 FETCH = "fetch it again"
 FETCH_FOLDER = "fetch the whole folder again"
+WHOLE = (
+    "save them whole: torch.distributed.checkpoint.state_dict.get_model_state_dict(model, "
+    "options=StateDictOptions(full_state_dict=True, cpu_offload=True)), on every process, and "
+    "torch.save on the first"
+)
 EARLIER = "take an earlier checkpoint, from before it diverged"
 
 
@@ -68,20 +102,21 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     they are, two-byte voids as bfloat16), and folders with Hugging Face's file or shards.
 
     Around the state dict programs save more: of a map the first of ``CONTAINERS`` that is there is
-    taken, again and again (so the weights trained, not an average of them saved beside). Then
-    ``PREFIXES`` are cut off, as long as every name carries the same one; otherwise names stay as
-    they are.
+    taken, again and again (so the weights trained, not an average of them saved beside: that one is
+    named on the error stream), or the one state dict that it holds. ``WRAPPERS`` are cut out of all
+    names, then ``PREFIXES`` off them, as long as every name carries the same one.
+
+    Args:
+        path: also FILE#PART, of what FILE holds.
 
     Raises:
         UserError: not readable, damaged, forged, or no weights: names the file, what is wrong, and
-            what is read.
+            what is read. Or several networks, or no such part: names those that are there.
     """
-    path = Path(path)
-    weights = _read_folder(path) if path.is_dir() else _read_file(path)
-    peft.refuse_names(path, weights)
-    while prefix := next((prefix for prefix in PREFIXES if _carry(prefix, weights)), None):
-        weights = {name.removeprefix(prefix): value for name, value in weights.items()}
-    return weights
+    place, part = split_part(path)
+    weights, part = _read_folder(place, part) if place.is_dir() else _read_file(place, part)
+    peft.refuse_names(place, weights)
+    return _unwrapped(place, weights, part)
 
 
 def metadata_of(path: Path) -> dict[str, str]:
@@ -90,6 +125,7 @@ def metadata_of(path: Path) -> dict[str, str]:
     Raises:
         UserError: as ``read_weights``, for what is no checkpoint at all.
     """
+    path, _ = split_part(path)
     if path.is_dir():
         return {}
     with _explained(path):
@@ -118,12 +154,29 @@ def load_into(module: nn.Module, weights: Mapping[str, Tensor], source: str) -> 
         raise UserError(
             f"its weights do not fit: {', '.join(listed)}",
             about=source,
-            fix="name the architecture that they were trained in",
+            fix=part_fix(weights, targets) or "name the architecture that they were trained in",
         )
 
     # assign also fills a module on the meta device; it keeps the dtype of the file, so fp32 after
     module.load_state_dict(dict(weights), assign=True)
     module.float()
+
+
+def part_fix(weights: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> str:
+    """What to write where a part of ``weights`` fits ``targets``, name by name; else ""."""
+    first = next(iter(targets), "")
+    parts = [name.removesuffix(f".{first}") for name in weights if name.endswith(f".{first}")]
+    fitting = [
+        part
+        for part in parts
+        if all(
+            getattr(weights.get(f"{part}.{name}"), "shape", None) == value.shape
+            for name, value in targets.items()
+        )
+    ]
+    if not fitting:
+        return ""
+    return f"write FILE#PART with one of its parts that fit: {', '.join(fitting[:MAX_NAMED])}"
 
 
 def check_tensors(path: Path, weights: Mapping[str, Tensor]) -> None:
@@ -221,30 +274,112 @@ def _kind_of_zip(path: Path) -> str:
     raise refused(path, f"is a zip archive of no weights (it holds {held})")
 
 
-def _read_file(path: Path) -> dict[str, Tensor]:
+def _read_file(path: Path, part: str = "") -> tuple[dict[str, Tensor], str]:
+    """The state dict of a file, and what of ``part`` has to be looked for in its names."""
     with _explained(path):
-        weights = _unwrap(path, READERS[kind_of(path)](path))
+        held, part = _unwrap(path, READERS[kind_of(path)](path), part)
+        weights = {
+            name: value.load() if isinstance(value, Stored) else value.detach()
+            for name, value in held.items()
+        }
         check_tensors(path, weights)
-    return weights
+    return weights, part
 
 
-def _unwrap(path: Path, content: Any) -> dict[str, Tensor]:
-    """The state dict in what was saved, at most four maps deep."""
-    for _ in range(4):
-        if not isinstance(content, dict):
-            raise refused(path, f"holds a saved {type(content).__name__} and no state dict")
-        inner = [content[name] for name in CONTAINERS if isinstance(content.get(name), dict)]
-        if not inner:
+def _unwrap(path: Path, content: Any, part: str) -> tuple[dict[str, Any], str]:
+    """As ``_read_file``, of what was saved."""
+    held: dict[Any, Any] | None = None
+    for _ in range(MAX_DEPTH):
+        held = entries(content)
+        if held is None:
+            raise refused(path, f"holds a saved {_kind(content)} and no state dict")
+
+        inner = {name: value for name, value in held.items() if entries(value) is not None}
+        asked = [name for name in inner if f"{part}.".startswith(f"{name}.")]
+        networks = [name for name, value in inner.items() if _is_network(value)]
+        chosen = asked or [name for name in CONTAINERS if name in inner]
+        if not chosen and any(isinstance(value, Tensor | Stored) for value in held.values()):
             break
-        content = inner[0]
+        if not chosen and len(networks) > 1:
+            fix = f"name one of them, as {path}#{networks[0]}"
+            raise refused(path, f"holds several networks ({_counted(inner, networks)})", fix)
+        if not chosen and not networks:
+            break
 
-    others = [name for name, value in content.items() if not isinstance(value, Tensor)]
-    if others or not all(isinstance(name, str) for name in content):
-        shown = list(others or content)[:4]
-        held = ", ".join(f"{str(name)[:40]!r}: {type(content[name]).__name__}" for name in shown)
-        raise refused(path, f"holds no state dict but {held} ({len(content):,} entries)")
+        # what lies beside it was not asked for, and nobody would know of it
+        name = (chosen or networks)[0]
+        others = [network for network in networks if network != name]
+        if others and not asked:
+            beside = _counted(inner, others)
+            say(f"note: of {path}, {name} is read, not {beside}; {path}#{others[0]} would be that")
+        if asked:
+            part = part[len(str(name)) + 1 :]
+        content = inner[name]
 
-    return {name: value.detach() for name, value in content.items()}
+    assert held is not None
+    others = [name for name, value in held.items() if not isinstance(value, Tensor | Stored)]
+    if any(_kind(held[name]).endswith(SHARDED) for name in others):
+        raise refused(path, "holds one process's shards of its weights (FSDP)", WHOLE)
+    if others or not held or not all(isinstance(name, str) for name in held):
+        shown = list(others or held)[:4]
+        listed = ", ".join(f"{str(name)[:40]!r}: {_kind(held[name])}" for name in shown)
+        raise refused(path, f"holds no state dict but {listed} ({len(held):,} entries)")
+    return held, part
+
+
+def _unwrapped(path: Path, weights: dict[str, Tensor], part: str) -> dict[str, Tensor]:
+    """The tensors by the names of the network itself, or of its ``part``."""
+    if flat := [name for name in weights if name.endswith(FLAT)]:
+        problem = f"holds one process's flattened shards of its weights (FSDP: {flat[0]:.80})"
+        raise refused(path, problem, WHOLE)
+
+    named: dict[str, Tensor] = {}
+    for name, value in weights.items():
+        for wrapper in WRAPPERS:
+            name = name.replace(wrapper, "")
+        if name in named:
+            raise refused(path, f"holds {name} twice, within a wrapper and without")
+        named[name] = value
+
+    counted = {name: value for name, value in named.items() if name not in COUNTERS}
+    if any(_carry(prefix, counted) for prefix in PREFIXES):
+        named = counted
+    while prefix := next((prefix for prefix in PREFIXES if _carry(prefix, named)), None):
+        named = {name.removeprefix(prefix): value for name, value in named.items()}
+    if not part:
+        return named
+
+    below = {
+        name.removeprefix(f"{part}."): value
+        for name, value in named.items()
+        if name.startswith(f"{part}.")
+    }
+    if not below:
+        parts = dict.fromkeys(name.partition(".")[0] for name in named)
+        fix = f"name one of its parts: {', '.join(list(parts)[:MAX_NAMED])}"
+        problem = f"none of its {len(named)} tensors is below that name"
+        raise UserError(problem, about=f"{path}#{part}", fix=fix)
+    return below
+
+
+def _is_network(value: Any) -> bool:
+    """A map of names to tensors."""
+    held = entries(value) or {}
+    return bool(held) and all(
+        isinstance(name, str) and isinstance(tensor, Tensor | Stored)
+        for name, tensor in held.items()
+    )
+
+
+def _counted(held: Mapping[Any, Any], names: list[Any]) -> str:
+    """ "student (150 tensors), teacher (150 tensors)"."""
+    named = [f"{name} ({len(entries(held[name]) or ())} tensors)" for name in names[:MAX_NAMED]]
+    return ", ".join(named)
+
+
+def _kind(value: Any) -> str:
+    """The class of what was saved, as the file names it."""
+    return value.kind or value.named if isinstance(value, StandIn) else type(value).__name__
 
 
 def _problem(name: str, value: Tensor, size: int) -> str:
@@ -265,23 +400,28 @@ def _problem(name: str, value: Tensor, size: int) -> str:
     return ""
 
 
-def _read_folder(folder: Path) -> dict[str, Tensor]:
-    """The weights of a folder: one file, or the shards that its index names."""
+def _read_folder(folder: Path, part: str = "") -> tuple[dict[str, Tensor], str]:
+    """The weights of a folder: one file, or the shards that its index names; ``_read_file``."""
     peft.refuse_adapter(folder)
     check_manifest(folder)
     name = next((name for name in IN_FOLDER if (folder / name).exists()), None)
     if name is None:
+        # what writes such a folder comes with the program that makes one file of it
+        for mark, (what, line) in OF_PROCESSES.items():
+            if (folder / mark).exists():
+                place = shlex.quote(str(folder))
+                raise refused(folder, f"holds {what}", f"write {line.format(place)}, and name that")
         named = f"checkpoints/step_*.pt of a run, {', '.join(IN_FOLDER[:2])} or {IN_FOLDER[3]}"
         raise refused(folder, f"holds none of {named}")
     if not name.endswith(".json"):
-        return _read_file(folder / name)
+        return _read_file(folder / name, part)
 
     index = folder / name
     with _explained(index):
         shards = _shards(index)
     weights: dict[str, Tensor] = {}
     for shard in sorted(set(shards.values())):
-        weights |= _read_file(folder / shard)
+        weights |= _read_file(folder / shard)[0]
 
     # Shards of two downloads may lie in one folder, so names are compared both ways.
     differ = sorted(shards.keys() ^ weights.keys())
@@ -289,7 +429,7 @@ def _read_folder(folder: Path) -> dict[str, Tensor]:
         raise refused(
             index, _listed("tensors differ between it and its shards", differ), FETCH_FOLDER
         )
-    return weights
+    return weights, part
 
 
 def _shards(index: Path) -> dict[str, str]:

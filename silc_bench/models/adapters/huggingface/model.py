@@ -41,6 +41,8 @@ from silc_bench.models.adapters.huggingface.text import (
 from silc_bench.models.adapters.huggingface.towers import ClsTower, MapTower, embedding_of
 from silc_bench.models.adapters.library import explained, library
 from silc_bench.models.adapters.loaded import DenseLoadedModel, LoadedModel
+from silc_bench.models.weights.parts import label_of
+from silc_bench.models.weights.read import part_fix, read_weights
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,7 @@ def load(rest: str, weights: Path | None = None) -> HfModel:
     name = rest.rpartition("/")[2]
     if Path(rest).is_dir():
         name = Path(rest).expanduser().resolve().name
-    name = f"hf:{name}" if weights is None else f"hf:{name}/{weights.stem}"
+    name = f"hf:{name}" if weights is None else f"hf:{name}/{label_of(weights)}"
 
     if model_type == "siglip2":
         squares = read_pipeline(
@@ -182,8 +184,6 @@ def _network(
         UserError: a configuration that makes no network, or weights of another one; names the
             first few.
     """
-    from silc_bench.models.weights.read import read_weights
-
     # Fused attention gives the same numbers to 1e-6; transformers 4 has it for three families.
     kind = getattr(transformers, family.network)
     attention = "sdpa" if getattr(kind, "_supports_sdpa", False) else "eager"
@@ -211,11 +211,11 @@ def _network(
     if not getattr(config.vision_config, "vision_use_head", True):
         fix = "name a checkpoint with vision_use_head"
         raise UserError("its image tower has no pooling head", about=path, fix=fix)
-    _check_report(report, path, weights)
+    _check_report(report, path, weights, part_fix(state, network.state_dict()))
     return network.float().eval().requires_grad_(False)
 
 
-def _check_report(report: dict[str, Any], path: Path, weights: Path) -> None:
+def _check_report(report: dict[str, Any], path: Path, weights: Path, fix: str) -> None:
     """Refuses weights that are missing, too many or of another shape.
 
     The library would draw the missing ones at random and only warn.
@@ -228,7 +228,7 @@ def _check_report(report: dict[str, Any], path: Path, weights: Path) -> None:
             faults.append(f"{len(keys)} {kind} ({', '.join(keys[:3])})")
 
     if faults:
-        fix = f"bring the weights of {path}"
+        fix = fix or f"bring the weights of {path}"
         raise UserError(f"its weights do not fit: {'; '.join(faults)}", about=weights, fix=fix)
 
 

@@ -38,7 +38,9 @@ from torch import Tensor
 
 from silc_bench.errors import UserError, unknown_name
 from silc_bench.models.adapters.library import MISFITS, explained, library, seeded
+from silc_bench.models.weights.parts import split_part
 from silc_bench.models.weights.peft import refuse_adapter
+from silc_bench.models.weights.read import load_into, read_weights
 from silc_bench.system.checksums import check_manifest
 
 CONFIG = "open_clip_config.json"
@@ -124,7 +126,7 @@ def find(rest: str, weights: Path | None = None) -> Checkpoint:
     # A tag before a file of the same name; open_clip itself takes tags in any case, with - or _.
     if choice and open_clip.get_pretrained_cfg(arch, choice):
         return _from_tag(arch, config, choice.lower().replace("-", "_"))
-    if choice and os.path.isfile(choice):
+    if choice and os.path.isfile(split_part(choice)[0]):
         return _from_file(arch, config, Path(choice))
 
     known_tags = [*open_clip.list_pretrained_tags_by_model(arch), "random"]
@@ -181,8 +183,6 @@ def without_code() -> Iterator[None]:
 
 def state_of(checkpoint: Checkpoint) -> tuple[dict[str, Tensor] | None, bool]:
     """The weights of a checkpoint, and whether their activation is QuickGELU."""
-    from silc_bench.models.weights.read import read_weights
-
     quick_gelu = bool(checkpoint.config.get("quick_gelu")) or checkpoint.quick_gelu
     if checkpoint.weights is None:
         return None, quick_gelu
@@ -242,8 +242,6 @@ def fill(network: Network, state: dict[str, Tensor], checkpoint: Checkpoint) -> 
     """
     from open_clip.convert import convert_state_dict
     from open_clip.model import convert_to_custom_text_state_dict
-
-    from silc_bench.models.weights.read import load_into
 
     source = f"{checkpoint.weights} as open_clip's {checkpoint.library_name}"
     fix = "name the architecture that these weights were trained in"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import io
 import json
 import os
@@ -15,10 +17,12 @@ import numpy as np
 import pytest
 import torch
 from refusals import refused
+from torch import nn
 
+from silc_bench.errors import UserError
 from silc_bench.models import load as raw
 from silc_bench.models.load import load_model
-from silc_bench.models.weights import pickles
+from silc_bench.models.weights import stand_ins
 from silc_bench.models.weights.read import read_weights
 from silc_bench.trainer.checkpoints import model as native
 
@@ -122,6 +126,7 @@ def pickled(data):
 
 BOMB = np.zeros(80 * 2**20 // 8).tobytes()
 NAN = torch.tensor([1.0, float("nan")])
+OF_A_RUN = {"model": GOOD, "args": argparse.Namespace(lr=np.float64(1.0)), "net": nn.Linear(1, 1)}
 WHOLE, OLD, ARRAYS = torch_file(GOOD), torch_file(GOOD, zipped=False), npz(w=np.arange(9.0))
 
 # Name of the file -> its bytes. Of OURS the sentence is ours, of THEIRS a library's.
@@ -138,7 +143,7 @@ OURS = {
     # pickles that lie about sizes
     "claims_more.pt": forged(10**6, 10**6),
     "claims_less_than_none.pt": forged(-1),
-    "many_steps.pt": pickled(b"\x80\x02]" + b"Na" * (10 * pickles.MAX_READS) + b"."),
+    "many_steps.pt": pickled(b"\x80\x02]" + b"Na" * (10 * stand_ins.MAX_READS) + b"."),
     # archives
     "bomb.pt": zip_file([("x/data.pkl", BOMB)], zipfile.ZIP_DEFLATED),
     "bomb.npz": zip_file([("w.npy", BOMB)], zipfile.ZIP_DEFLATED),
@@ -227,7 +232,29 @@ def test_the_payloads_are_not_harmless(tmp_path, canary, name):
     canary.unlink()
 
 
-@pytest.mark.parametrize("data", [WHOLE, OLD, safetensors(), ARRAYS])
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("content", [GOOD, OF_A_RUN])
+def test_a_changed_pickle_is_read_or_refused_and_never_executed(tmp_path, zipped, content):
+    """One byte of it is another, and its checksum is right."""
+    data = torch_file(content, zipped)
+    members = [("", data)]
+    if zipped:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            members = [(name, archive.read(name)) for name in archive.namelist()]
+
+    # in the old format five pickles begin the file
+    (name, first), *others = members
+    random = np.random.default_rng(0)
+    for _ in range(200):
+        changed = bytearray(first)
+        changed[random.integers(min(len(first), 1500))] = random.integers(256)
+        whole = zip_file([(name, bytes(changed)), *others]) if zipped else bytes(changed)
+        (tmp_path / "x.pt").write_bytes(whole)
+        with contextlib.suppress(UserError):
+            read_weights(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize("data", [WHOLE, OLD, torch_file(OF_A_RUN), safetensors(), ARRAYS])
 def test_a_file_cut_anywhere_is_refused(tmp_path, data):
     path = tmp_path / "x"
     lengths = np.random.default_rng(0).integers(1, len(data), 25)
