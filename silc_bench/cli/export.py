@@ -18,7 +18,7 @@ LOADING = {
     ),
     "hf": (
         'transformers.AutoModel.from_pretrained("{out}"),'
-        " AutoTokenizer and AutoImageProcessor likewise"
+        " AutoProcessor (or AutoTokenizer and AutoImageProcessor) likewise"
     ),
     "safetensors": "silc-bench eval --ckpt {out} --tasks ...",
 }
@@ -32,11 +32,22 @@ NOTES = {
         " read as such only by the other targets."
     ),
     "hf": (
-        'note: pad texts to the trained length, padding="max_length". transformers 5 resizes'
+        "note: AutoProcessor pads texts to the trained length; tell AutoTokenizer so at each call,"
+        ' padding="max_length", truncation=True: with padding=True the model reads shorter texts'
+        " than it was trained on, and nothing says so. transformers 5 resizes"
         " images with torchvision, a grey level or two beside Pillow here and there;"
         ' AutoImageProcessor.from_pretrained(..., backend="pil") gives our pixels.'
     ),
 }
+
+# transformers' pipelines pad texts of every SigLIP to this length, whatever the files say.
+PIPELINE_LENGTH = 64
+PIPELINE = (
+    "note: transformers' zero-shot-image-classification pipeline pads texts to {asked} tokens, and"
+    " this model reads {length}: as it is, it {otherwise}. With this line it is right: read ="
+    " pipe.tokenizer; pipe.tokenizer = lambda texts, **_: read(texts, padding='max_length',"
+    " truncation=True, return_tensors='pt')"
+)
 
 
 @answering
@@ -73,3 +84,7 @@ def export(
     print(f"check it with: silc-bench doctor {shlex.quote(spec)}")
     if to in NOTES:
         print(NOTES[to])
+    length = model.config.text.context_length
+    if to == "hf" and length != PIPELINE_LENGTH:
+        otherwise = "fails" if length < PIPELINE_LENGTH else "gives other scores"
+        print(PIPELINE.format(asked=PIPELINE_LENGTH, length=length, otherwise=otherwise))

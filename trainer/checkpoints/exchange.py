@@ -182,21 +182,28 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 def write_tokenizer(model: NativeModel, folder: Path) -> None:
     """The files with which AutoTokenizer gives the ids of ``model.tokenize``.
 
-    It must be called as ``tokenizer(texts, padding="max_length", max_length=L, truncation=True)``.
+    It must be called as ``tokenizer(texts, padding="max_length", truncation=True)``. A processor of
+    transformers takes these settings from the file, and ``padding=True`` means them there, too.
     """
     text = model.tokenizer.to_json()
+    length = model.config.text.context_length
 
     # The token's number is its key there, and not one of its settings.
     eos = end_of_text(model)
     eos_settings = {key: eos[key] for key in eos if key != "id"}
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": model.config.text.context_length,
+        "model_max_length": length,
         "eos_token": eos["content"],
         "pad_token": eos["content"],
         "padding_side": "right",
         "truncation_side": "right",
         "model_input_names": ["input_ids"],
+        # of AutoProcessor alone: a tokenizer is told at each call
+        "padding": "max_length",
+        "truncation": True,
+        "max_length": length,
+        "pad_to_multiple_of": length,  # the longest of a batch, with padding=True, is as long
         "split_special_tokens": True,
         "add_prefix_space": True,  # else transformers 4 takes it out of tokenizer.json
         "clean_up_tokenization_spaces": False,

@@ -229,6 +229,7 @@ def _preprocessor(model: NativeModel) -> dict[str, Any]:
     assert (pipeline.resize, pipeline.crop, pipeline.interpolation) == ("squash", "none", "bicubic")
     return {
         "image_processor_type": "SiglipImageProcessor",
+        "processor_class": "SiglipProcessor",  # what AutoProcessor puts around both
         "do_convert_rgb": True,
         "do_resize": True,
         "size": {"height": pipeline.size, "width": pipeline.size},

@@ -6,6 +6,7 @@ import math
 import re
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -225,6 +226,73 @@ def test_images_become_the_same_pixels(model, exported):
         assert torch.equal(torch.as_tensor(exact(image).pixel_values[0]), expected)
         difference = torch.as_tensor(default(image).pixel_values[0]) - expected
         assert difference.abs().max() < 3 / 127.5
+
+
+HOW = [{}, {"padding": True}, {"padding": "max_length"}, {"padding": True, "truncation": True}]
+
+
+@pytest.mark.parametrize("asked", HOW, ids=str)
+@pytest.mark.parametrize("texts", [PLAIN, PLAIN[:1]])
+def test_a_processor_pads_texts_to_the_trained_length_however_it_is_asked(
+    model, exported, texts, asked
+):
+    import transformers
+
+    processor = transformers.AutoProcessor.from_pretrained(exported["hf"], backend="pil")
+    inputs = processor(text=texts, images=images_of(), return_tensors="pt", **asked)
+    assert set(inputs) == {"input_ids", "pixel_values"}
+    assert torch.equal(inputs["input_ids"], model.tokenize(texts))
+    assert torch.equal(
+        inputs["pixel_values"], torch.stack(list(map(model.preprocess, images_of())))
+    )
+
+
+@pytest.mark.parametrize("length", [12, 64, 70])
+def test_transformers_pipeline_is_right_by_itself_or_with_the_line_that_is_printed(
+    uneven, tmp_path, length
+):
+    import transformers
+
+    text = replace(uneven.text, context_length=length)
+    run = random_run(replace(uneven, text=text), tmp_path / "run")
+    said = succeed(f"export {run} --to hf --out {tmp_path / 'hf'}")
+    pipe = transformers.pipeline(
+        "zero-shot-image-classification", str(tmp_path / "hf"), image_processor=None
+    )
+    pipe.image_processor = transformers.AutoImageProcessor.from_pretrained(
+        tmp_path / "hf", backend="pil"
+    )
+    lines = re.findall(r"it is right: (.*)", said)
+    assert bool(lines) == (length != 64)
+    model = native.load(run)
+    expected = [pytest.approx(score, abs=1e-5) for score in scores_of(model)]
+
+    # what the note warns of does happen
+    if length < 64:
+        with pytest.raises(ValueError, match="64"):
+            pipeline_scores(pipe)
+    elif length > 64:
+        assert pipeline_scores(pipe) != expected
+    for line in lines:
+        exec(line, {"pipe": pipe})
+    assert pipeline_scores(pipe) == expected
+
+
+LABELS = PLAIN[:4]
+
+
+def pipeline_scores(pipe):
+    scores = pipe(images_of()[0], candidate_labels=LABELS, hypothesis_template="{}")
+    by_label = {entry["label"]: entry["score"] for entry in scores}
+    return [by_label[label] for label in LABELS]
+
+
+@torch.no_grad()
+def scores_of(model):
+    image = model.encode_image(model.preprocess(images_of()[0])[None])
+    texts = model.encode_text(model.tokenize(LABELS))
+    cosine = torch.cosine_similarity(image, texts)
+    return torch.sigmoid(model.logit_scale * cosine + model.logit_bias).tolist()
 
 
 # ---- without us ----
