@@ -24,6 +24,7 @@ import io
 import pickle
 import re
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ def load_zip(path: Path, may_stand_in: bool = False) -> Any:
         byte_order = b"little"
         if folder.replace("data/", "byteorder") in sizes:
             byte_order = archive.read(folder.replace("data/", "byteorder"))
-        walk = Walk(io.BytesIO(archive.read(pickles[0])), functools.partial(_member, path, folder))
+        walk = Walk(io.BytesIO(archive.read(pickles[0])), _members(path, folder))
 
     content = walk.load()
     for key, (numel, item_size) in walk.storages.items():
@@ -72,7 +73,7 @@ def load_zip(path: Path, may_stand_in: bool = False) -> Any:
             raise ValueError(
                 f"storage {key!r} claims {numel * item_size:,} bytes, the archive holds {stored:,}"
             )
-    if may_stand_in and walk.foreign:
+    if may_stand_in and walk.exceeds_torch:
         if byte_order != b"little":
             raise ValueError(f"its byte order is {byte_order!r}")
         return content
@@ -107,7 +108,7 @@ def load_legacy(path: Path, may_stand_in: bool = False) -> Any:
             places[key] = (file.tell(), numel * item_size)
             if stated != numel or file.seek(numel * item_size, io.SEEK_CUR) > end:
                 raise ValueError(f"storage {key!r} claims {numel:,} values, which are not there")
-    return content if may_stand_in and payload.foreign else _load(path)
+    return content if may_stand_in and payload.exceeds_torch else _load(path)
 
 
 def check_archive(archive: zipfile.ZipFile, size: int, may_deflate: bool) -> None:
@@ -149,10 +150,11 @@ def needed_global(error: pickle.UnpicklingError) -> str:
     return first_line(error)
 
 
-def _member(path: Path, folder: str, key: str) -> bytearray:
-    """The bytes of a storage in an archive."""
-    with zipfile.ZipFile(path) as archive:
-        return bytearray(archive.read(folder + key))
+def _members(path: Path, folder: str) -> Callable[[str], bytearray]:
+    """The bytes of a storage in an archive, by its key."""
+    # opened for the first one: its table of members is long, and most files are read by torch
+    archive = functools.cache(lambda: zipfile.ZipFile(path))
+    return lambda key: bytearray(archive().read(folder + key))
 
 
 def _part(path: Path, places: dict[str, tuple[int, int]], key: str) -> bytearray:

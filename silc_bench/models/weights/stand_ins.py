@@ -20,6 +20,7 @@ A small file may ask for no more than a few seconds of work.
 
 from __future__ import annotations
 
+import functools
 import pickle
 import sys
 from collections.abc import Callable
@@ -225,16 +226,17 @@ class Walk(pickle._Unpickler):
     def __init__(self, file: IO[bytes], read: Callable[[str], bytearray] | None = None):
         """``read``: the bytes of a storage by its key."""
         self._file = file
-        self._read_storage = read
+        # once each, because several tensors may be views of one
+        self._read_storage = functools.cache(read) if read else None
         self._reads = 0
         self.named: set[str] = set()
         self.storages: dict[str, tuple[int, int]] = {}  # key -> values, bytes a value
         super().__init__(self, encoding="latin1")
 
     @property
-    def foreign(self) -> list[str]:
-        """What it names and torch's own reader refuses."""
-        return sorted(name for name in self.named if not _is_torchs(name))
+    def exceeds_torch(self) -> bool:
+        """Whether torch's own reader refuses it: what it names, or operations after protocol 2."""
+        return self.proto > 2 or not all(map(_is_torchs, self.named))
 
     def load(self) -> Any:
         try:

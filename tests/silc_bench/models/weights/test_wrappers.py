@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import collections
 import os
+import zipfile
 from pathlib import Path
 
 import hf_folders
@@ -130,6 +131,7 @@ NAMES = {
 FORMATS = {
     "torch": torch.save,
     "legacy": lambda content, path: torch.save(content, path, _use_new_zipfile_serialization=False),
+    "protocol 4": lambda content, path: torch.save(content, path, pickle_protocol=4),
     "safetensors": lambda content, path: safetensors.torch.save_file(content, path),
     "npz": lambda content, path: np.savez(
         path.open("wb"), **{name: value.numpy() for name, value in content.items()}
@@ -203,7 +205,7 @@ def test_names_of_wrappers_in_every_format(tmp_path, kind, names):
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-@pytest.mark.parametrize("kind", ["torch", "legacy"])
+@pytest.mark.parametrize("kind", ["torch", "legacy", "protocol 4"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_what_programs_save(tmp_path, kind, program, dtype):
     make, part = PROGRAMS[program]
@@ -215,6 +217,19 @@ def test_what_programs_save(tmp_path, kind, program, dtype):
         }
     FORMATS[kind](make(state), tmp_path / "x.pth")
     check(tmp_path / "x.pth", part, state)
+
+
+def test_views_of_one_storage_read_it_once(tmp_path, monkeypatch):
+    whole = torch.arange(3000.0)
+    state = {f"{place}.weight": whole[place : place + 3] for place in range(0, 3000, 3)}
+    torch.save({"model": state, "args": Path("x")}, tmp_path / "x.pt")
+    reads = []
+    read = zipfile.ZipFile.read
+    monkeypatch.setattr(
+        zipfile.ZipFile, "read", lambda self, name: reads.append(str(name)) or read(self, name)
+    )
+    check(tmp_path / "x.pt", "", state)
+    assert len([name for name in reads if "/data/" in name]) == 1
 
 
 def test_a_second_set_of_weights_that_is_not_read_is_named(tmp_path, capsys):
