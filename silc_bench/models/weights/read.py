@@ -21,7 +21,7 @@ import pickle
 import shlex
 import stat
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -117,6 +117,13 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     weights, part = _read_folder(place, part) if place.is_dir() else _read_file(place, part)
     peft.refuse_names(place, weights)
     return _unwrapped(place, weights, part)
+
+
+def say_passed_over(folder: Path, taken: str, names: Iterable[str]) -> None:
+    """Says which other weights lie in a folder: they may be those that were meant."""
+    others = [name for name in names if name != taken and (folder / name).exists()]
+    if others:
+        say(f"note: of {folder}, {taken} is read, not {', '.join(others)}")
 
 
 def metadata_of(path: Path) -> dict[str, str]:
@@ -413,6 +420,7 @@ def _read_folder(folder: Path, part: str = "") -> tuple[dict[str, Tensor], str]:
                 raise refused(folder, f"holds {what}", f"write {line.format(place)}, and name that")
         named = f"checkpoints/step_*.pt of a run, {', '.join(IN_FOLDER[:2])} or {IN_FOLDER[3]}"
         raise refused(folder, f"holds none of {named}")
+    say_passed_over(folder, name, IN_FOLDER)
     if not name.endswith(".json"):
         return _read_file(folder / name, part)
 

@@ -40,7 +40,7 @@ from silc_bench.errors import UserError, unknown_name
 from silc_bench.models.adapters.library import MISFITS, explained, library, seeded
 from silc_bench.models.weights.parts import split_part
 from silc_bench.models.weights.peft import refuse_adapter
-from silc_bench.models.weights.read import load_into, read_weights
+from silc_bench.models.weights.read import load_into, read_weights, say_passed_over
 from silc_bench.system.checksums import check_manifest
 
 CONFIG = "open_clip_config.json"
@@ -372,6 +372,7 @@ def _from_folder(folder: Path) -> Checkpoint:
         fix = f"put the weights that are meant there as {WEIGHTS[0]} or {WEIGHTS[-1]}"
         raise UserError(f"a folder with {content}", about=folder, fix=fix)
 
+    say_passed_over(folder, files[0].name, WEIGHTS)
     name = f"open_clip:{folder.resolve().name}"
     return Checkpoint(name, f"local-dir:{folder}", config, preprocess, files[0])
 

@@ -124,7 +124,7 @@ def test_a_prefix_that_one_name_lacks_stays(tmp_path):
 @pytest.mark.parametrize(
     ("kind", "whole"), [("safetensors", "model.safetensors"), ("torch", "pytorch_model.bin")]
 )
-def test_folders(tmp_path, kind, whole):
+def test_folders(tmp_path, kind, whole, capsys):
     saved = weights()
     index = {name: f"shard-{number % 2}" for number, name in enumerate(saved)}
     for shard in set(index.values()):
@@ -132,5 +132,7 @@ def test_folders(tmp_path, kind, whole):
         FORMATS[kind](part, tmp_path / shard)
     (tmp_path / f"{whole}.index.json").write_text(json.dumps({"weight_map": index}))
     check(tmp_path, saved)
+    assert not capsys.readouterr().err
     FORMATS[kind](ONES, tmp_path / whole)
     check(tmp_path, ONES)  # a whole file comes before an index
+    assert f"{whole} is read, not {whole}.index.json" in capsys.readouterr().err

@@ -534,7 +534,7 @@ def write_config(folder, home, arch, **others):
     return config
 
 
-def test_a_folder_is_what_open_clip_makes_of_it(models, home, tmp_path):
+def test_a_folder_is_what_open_clip_makes_of_it(models, home, tmp_path, capsys):
     from safetensors.torch import save_file
 
     released, _ = models("tiny-siglip")
@@ -550,6 +550,8 @@ def test_a_folder_is_what_open_clip_makes_of_it(models, home, tmp_path):
     ours = load_model(f"open_clip:{folder}")
     theirs, _, transform = open_clip.create_model_and_transforms(f"local-dir:{folder}")
     assert ours.name == "open_clip:mine"
+    said = "open_clip_model.safetensors is read, not open_clip_pytorch_model.bin"
+    assert said in capsys.readouterr().err
     assert ours.revision == released.revision
     assert torch.equal(pixels_of(ours.preprocess), pixels_of(transform))
     assert close(ours.encode_image(noise(ours)), theirs.eval().encode_image(noise(ours)))
