@@ -232,7 +232,8 @@ def _measure(
     """The record, and what each sample scored, packed."""
     # encoding and fitting; what another task has encoded before is not paid for again
     started = time.perf_counter()
-    scores = plan.task.score(extract(plan.data, plan.pipeline))
+    features = extract(plan.data, plan.pipeline)
+    scores = plan.task.score(features)
     seconds = time.perf_counter() - started
 
     # a single sample has no spread: 0.0 would promise that the number is exact
@@ -241,6 +242,9 @@ def _measure(
             scores, stderr={}, notes=(*scores.notes, "one sample was scored: no standard error")
         )
 
+    # what the data had to say, then what the model did not read
+    notes = [note for data in plan.data.values() for note in getattr(data, "notes", ())]
+    notes += features.notes()
     record = Record.create(
         model,
         plan.task,
@@ -249,6 +253,6 @@ def _measure(
         plan.setup,
         model_source=model_source,
         seconds=seconds,
-        notes=[note for data in plan.data.values() for note in getattr(data, "notes", ())],
+        notes=notes,
     )
     return record, outcomes.pack(scores.outcomes, record)

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, cast
 
@@ -49,6 +49,7 @@ from silc_bench.models.interface import (
     DenseModel,
     ImageModel,
     ImageTextModel,
+    cut_texts,
     libraries_of,
 )
 from silc_bench.models.preprocessing import ImagePipeline
@@ -367,11 +368,26 @@ class DatasetFeatures:
     data: Mapping[str, ImageDataset]
     pipeline: ImagePipeline | None
     device: str
+    _asked: dict[str, None] = field(default_factory=dict)  # texts, in the order they came
+
+    def notes(self) -> tuple[str, ...]:
+        """What the model did not read of the texts it was asked: a sentence, or nothing."""
+        texts = list(self._asked)
+        model = self.extractor.model
+        cut = cut_texts(model, texts) if texts else None
+        if not cut:
+            return ()
+        length = cast(ImageTextModel, model).text_protocol["length"]
+        return (
+            f"{len(cut)} of {len(texts)} texts are cut at {length} tokens, first"
+            f" {texts[cut[0]]!r:.80}",
+        )
 
     def image(self, role: str) -> np.ndarray:
         return self.extractor.image(self.data[role], self.pipeline)
 
     def text(self, texts: Sequence[str]) -> np.ndarray:
+        self._asked |= dict.fromkeys(texts)
         return self.extractor.text(texts)
 
     def same_text(self, texts: Sequence[str]) -> np.ndarray:

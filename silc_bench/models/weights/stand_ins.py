@@ -216,6 +216,8 @@ class Walk(pickle._Unpickler):
     taken out and its reads counted.
     """
 
+    proto: int  # of the pickle; the parent sets it
+
     # BYTEARRAY8 fills as much memory as it is told to, before it reads
     dispatch: ClassVar = {
         code: step

@@ -187,3 +187,18 @@ def test_one_sample_has_no_standard_error_and_the_record_says_so(tmp_path):
     assert any("one sample" in note for note in record.notes)
     (record,) = run(Means(), ["shapes/zeroshot"], tmp_path, limit=2)
     assert "acc1" in record.stderr
+
+
+def test_texts_that_the_model_cuts_are_counted_in_the_record(tmp_path):
+    class Short(Means):
+        def __init__(self):
+            super().__init__()
+            self.text_protocol = {"length": 4}
+
+        def token_lengths(self, texts):
+            return [len(text.split()) for text in texts]
+
+    (record,) = run(Short(), ["shapes/zeroshot"], tmp_path)
+    assert any("of 256 texts are cut at 4 tokens" in note for note in record.notes)
+    (record,) = run(Means(), ["shapes/zeroshot"], tmp_path / "whole")
+    assert record.notes == [note for note in record.notes if "cut" not in note]
