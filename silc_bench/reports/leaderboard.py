@@ -29,6 +29,7 @@ from typing import Any
 
 import pandas as pd
 
+from silc_bench.errors import first_line
 from silc_bench.models.interface import Training
 from silc_bench.reports.pairing import Paired, Samples, tied
 from silc_bench.reports.tables import (
@@ -57,7 +58,7 @@ from silc_bench.results.question import Question
 from silc_bench.results.record import Record
 from silc_bench.results.schema import is_fraction
 from silc_bench.results.setup import Setup
-from silc_bench.system.files import write_text_atomic
+from silc_bench.system.files import read_bytes, read_text, write_text_atomic
 
 # headings in this order, then any others
 GROUPS = ("zero-shot", "few-shot", "linear", "knn", "retrieval", "dense")
@@ -100,6 +101,7 @@ FIELDS = {
     "where": "",
     "note": "",
 }
+MAX_IMAGE = 1 << 26  # bytes of a file that the page embeds
 WHOLE_NUMBERS = ["params", "image_size", "n", "limit", "version"]
 
 # what never ranks: the heading, why, and the field that sets it apart
@@ -148,13 +150,15 @@ def build(
     reported, problems = folders.published_in(results_dirs)
 
     # what the package itself brings is nothing to show
-    if not records and not any(any(folder.glob(f"{FOLDER}/*.json")) for folder in reading.folders):
+    if not records and not any(any(folder.glob(f"{FOLDER}/*")) for folder in reading.folders):
         raise folders.none_in(reading)
 
     scores = _scores(records, reported, current_version)
     ranked = scores[scores.kind == "ranked"]
     ranked = ranked.sort_values(["group", "task"], key=_heading_order, kind="stable")
 
+    images, damaged = _images(reading.folders)
+    problems += damaged
     samples = Samples(reading)
     ranks = Ranks(samples, records)
     shown_scores = _with_main(ranked, SHOWN)
@@ -162,7 +166,7 @@ def build(
     sections = [
         _measured(shown_scores, ranks),
         Section("What self-distillation changed", NOTE, changes),
-        Section("Images", "", images=_images(reading.folders)),
+        Section("Images", "", images=images),
         *(_listed(kind, scores[scores.kind == kind]) for kind in LISTED),
         questions_section(shown_scores, records),
         setups_section(shown_scores, records),
@@ -512,19 +516,27 @@ def _row(scores: pd.DataFrame, columns: Sequence[tuple[str, str]]) -> tuple[Cell
     return (*cells, *ending)
 
 
-def _images(results_dirs: Sequence[Path]) -> tuple[Figure, ...]:
-    """The drawings of each folder, by name, embedded as data: the page needs no other file."""
+def _images(results_dirs: Sequence[Path]) -> tuple[tuple[Figure, ...], list[folders.Problem]]:
+    """The drawings of each folder, by name, embedded as data: the page needs no other file.
+
+    Also a problem for each file that cannot be read, which is left out.
+    """
     types = {".png": "image/png", ".svg": "image/svg+xml"}
-    images = []
+    images: list[Figure] = []
+    problems: list[folders.Problem] = []
     paths = [path for folder in results_dirs for path in sorted(folder.glob("pictures/*"))]
     for path in (path for path in paths if path.suffix in types):
         caption = path.with_suffix(".txt")
-        text = caption.read_text(encoding="utf-8").strip() if caption.exists() else ""
-
-        data = base64.b64encode(path.read_bytes()).decode()
+        try:
+            text = read_text(caption, MAX_IMAGE).strip() if caption.exists() else ""
+            data = base64.b64encode(read_bytes(path, MAX_IMAGE)).decode()
+        except (OSError, UnicodeDecodeError) as error:
+            sentence = f"{path} and its caption: cannot be read ({first_line(error)})"
+            problems.append(folders.Problem(path, sentence))
+            continue
         url = f"data:{types[path.suffix]};base64,{data}"
         images.append(Figure(path.stem.replace("_", " "), text, url))
-    return tuple(images)
+    return tuple(images), problems
 
 
 def _names(*texts: str) -> list[Head]:

@@ -348,6 +348,12 @@ class _Listing:
             inner = [path for entry in by_name if (path := self._take(folder, entry))]
             folders += reversed(inner)
 
+        # what is no JSON there (a CSV, notes) was never read as published numbers
+        reported = self.results_dir / published.FOLDER
+        if reported.is_dir():
+            read_there = published.files_in(reported)
+            self.strays += sorted(path for path in reported.iterdir() if path not in read_there)
+
     def _take(self, folder: Path, entry: os.DirEntry[str]) -> Path | None:
         """Put a file where it belongs; a folder to go on with is given back."""
         path = folder / entry.name

@@ -12,6 +12,7 @@ fractions, under our names. What no one could read in a source stays absent.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from silc_bench.errors import DataError, first_line
 from silc_bench.results.schema import METRICS, NAME, TASK_NAME, URL, check, object_of
 from silc_bench.system.files import read_text
 
+ENDING = ".json"
 FOLDER = "reported"  # of the package and of a results folder
 OURS = Path(__file__).parent / FOLDER
 MAX_BYTES = 1 << 26  # of a file
@@ -72,7 +74,12 @@ def load(results_dirs: Sequence[Path]) -> tuple[list[ReportedRow], list[DataErro
     rows: dict[tuple[str, str, str], ReportedRow] = {}
     problems: list[DataError] = []
     for folder in (*(Path(results_dir) / FOLDER for results_dir in results_dirs), OURS):
-        for path in sorted(folder.glob("*.json")):
+        try:
+            paths = files_in(folder)
+        except DataError as error:
+            problems.append(error)
+            continue
+        for path in paths:
             try:
                 of_file = _read(path)
             except DataError as error:
@@ -85,6 +92,22 @@ def load(results_dirs: Sequence[Path]) -> tuple[list[ReportedRow], list[DataErro
                     about = f"{path}: {row.collection}"
                     problems.append(DataError(problem, about=about, fix=DIFFERS))
     return list(rows.values()), problems
+
+
+def files_in(folder: Path) -> list[Path]:
+    """The files of published numbers in a folder ``reported``; none, if there is no such folder.
+
+    Raises:
+        DataError: the folder cannot be listed.
+    """
+    try:
+        names = sorted(os.listdir(folder))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        problem = f"cannot be listed ({first_line(error)})"
+        raise DataError(problem, about=folder, fix=MEND) from error
+    return [folder / name for name in names if name.endswith(ENDING) and name[0] != "."]
 
 
 def _read(path: Path) -> list[ReportedRow]:

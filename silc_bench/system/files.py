@@ -136,12 +136,16 @@ def write_text_atomic(path: Path, text: str) -> None:
 
 
 def read_text(path: Path, max_bytes: int) -> str:
-    """The content of a file that anybody may have put there, in UTF-8.
+    """As ``read_bytes``, in UTF-8; UnicodeDecodeError where it is no text."""
+    return read_bytes(path, max_bytes).decode("utf-8")
+
+
+def read_bytes(path: Path, max_bytes: int) -> bytes:
+    """The content of a file that anybody may have put there.
 
     Raises:
         OSError: also where it is no regular file (to open a pipe is to wait for a writer), or is
             larger than ``max_bytes``.
-        UnicodeDecodeError: it is no text.
     """
     state = os.stat(path)
     if stat.S_ISDIR(state.st_mode):
@@ -150,4 +154,4 @@ def read_text(path: Path, max_bytes: int) -> str:
         raise OSError(errno.EINVAL, "is no regular file", str(path))
     if state.st_size > max_bytes:
         raise OSError(errno.EFBIG, f"has more than {max_bytes:,} bytes", str(path))
-    return Path(path).read_text(encoding="utf-8")
+    return Path(path).read_bytes()

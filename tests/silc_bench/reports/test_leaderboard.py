@@ -5,6 +5,7 @@ import csv
 import html
 import io
 import json
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -332,6 +333,13 @@ def test_a_wrong_published_file_is_named(tmp_path, rows, problem):
     assert "papers.json" in remark
 
 
+def test_a_folder_of_published_numbers_that_is_none_is_named(tmp_path):
+    put(tmp_path, "a", 0.5)
+    (tmp_path / "reported").write_text("")
+    (remark,) = build(tmp_path).remarks
+    assert str(tmp_path / "reported") in remark
+
+
 def test_published_rows_of_several_folders_meet_and_the_first_counts(tmp_path, monkeypatch):
     folders = [tmp_path / name for name in ("one", "two", "package")]
     monkeypatch.setattr(published, "OURS", folders[2] / "reported")
@@ -482,6 +490,28 @@ def test_images_are_embedded_with_their_captions(tmp_path):
     ):
         source = f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
         assert re.search(rf'<img src="{re.escape(source)}"\s+alt="{caption}"', page)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: os.mkfifo(folder / "a.png"),
+        lambda folder: (folder / "a.png").mkdir(),
+        lambda folder: (folder / "a.png").symlink_to("a.png"),
+        lambda folder: [(folder / f"a.{end}").write_bytes(b"\xff") for end in ("png", "txt")],
+    ],
+    ids=["a pipe", "a folder", "a link to itself", "a caption that is no text"],
+)
+def test_an_image_that_cannot_be_read_is_left_out_and_named(tmp_path, damage):
+    put(tmp_path, "a", 0.5)
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    damage(folder)
+    (folder / "b.svg").write_text("<svg/>")
+    board = build(tmp_path)
+    assert to_html(board).count("<img ") == 1
+    (remark,) = board.remarks
+    assert str(folder / "a.png") in remark
 
 
 @pytest.mark.parametrize("width", [72, 80])

@@ -214,6 +214,10 @@ def test_what_other_commands_read_and_write_there_is_theirs(shared):
     reading = folders.read([shared])
     assert (models(reading), reading.remarks) == (["a", "b", "reported"], ())
 
+    # but a table that nobody reads there is said
+    (shared / "reported" / "benchmark.csv").write_text("")
+    assert folders.read([shared]).strays == (shared / "reported" / "benchmark.csv",)
+
 
 # ---- several folders ----
 
