@@ -16,7 +16,7 @@ import typer
 from silc_bench.cli.options import RESULTS, AsJson, Results
 from silc_bench.errors import RunError, UserError
 from silc_bench.system.files import check_writable
-from silc_bench.system.terminal import answering, console, one_line, table_of, warn
+from silc_bench.system.terminal import answering, console, one_line, warn
 
 if TYPE_CHECKING:
     from silc_bench.results.folders import Located, Reading
@@ -49,7 +49,7 @@ def ls(
         rows = [_as_json(found, setup) for found, setup in zip(chosen, setups, strict=True)]
         print(json.dumps(rows, indent=1))
     else:
-        _print_table(chosen)
+        _print_tables(chosen)
         places = ", ".join(str(folder) for folder in results)
         print(one_line(f"{_counted(len(chosen), 'record')} in {places}"))
     for sentence in reading.remarks:
@@ -134,9 +134,10 @@ def rm(
         raise UserError("no record is meant", about="results rm", fix="see `silc-bench results ls`")
 
     if not yes:
+        print(f"would delete {count}:")
         for found in chosen:
-            print(one_line(f"would delete {found.path}"))
-        raise UserError(f"{count} would be deleted", about="results rm", fix="add --yes to do it")
+            print(one_line(f"  {found.path}"))
+        raise UserError("nothing was deleted", about="results rm", fix="add --yes to delete them")
     remove(chosen)
     print(f"deleted {count}")
 
@@ -184,24 +185,39 @@ def _chosen(results: Sequence[Path], models: str, tasks: str) -> tuple[Reading, 
     )
 
 
-def _print_table(chosen: Sequence[Located]) -> None:
+def _print_tables(chosen: Sequence[Located]) -> None:
+    """One for each model under each setup: so names keep their line in 80 columns."""
+    from rich.table import Column, Table
     from rich.text import Text
 
+    from silc_bench.reports.titles import metric_title
     from silc_bench.results.folders import shown_model
     from silc_bench.results.schema import is_fraction
 
-    table = table_of("model", "task", "protocol", "setup", "value", "measured")
+    tables: dict[tuple[str, str], Table] = {}
     for found, setup in zip(chosen, _setups(chosen), strict=True):
         record = found.record
         metric = record.task.main_metric
         value = record.metrics[metric]
-        shown = f"{metric} {100 * value:.1f} %" if is_fraction(metric) else f"{metric} {value:g}"
+        words = metric_title(metric)
         if record.limit:
-            shown += f", limited to {record.limit:,}"
-        names = (shown_model(record), record.task.name, record.question.protocol, setup)
-        cells = (*names, shown, record.created[:10])
+            words += f", limited to {record.limit:,}"
+
+        # the last column goes on in the next line where the terminal is narrow
+        heads = [Column(head, no_wrap=True) for head in ("task", "value", "protocol", "measured")]
+        heads[1].justify = "right"
+        new_table = Table(*heads, Column("metric"), box=None, padding=(0, 2, 0, 0), pad_edge=False)
+        table = tables.setdefault((shown_model(record), setup), new_table)
+        shown = f"{100 * value:.1f} %" if is_fraction(metric) else f"{value:g}"
+        cells = (record.task.name, shown, record.question.protocol, record.created[:10], words)
         table.add_row(*(Text(one_line(cell)) for cell in cells))
-    console.print(table)
+
+    for (model, setup), table in tables.items():
+        console.print(
+            Text.assemble((one_line(model), "bold"), f", {one_line(setup)}"), soft_wrap=True
+        )
+        console.print(table)
+        console.print()
 
 
 def _as_json(found: Located, setup: str) -> dict[str, object]:
