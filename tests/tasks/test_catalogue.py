@@ -117,7 +117,7 @@ def test_own_data_is_measured_and_its_records_can_be_read(own, tmp_path, random_
     policy = {"background": "label 0", "not_scored": "values 255"}
     masks = [record.question.dataset["masks"] or policy for record in written]
     assert masks == [policy] * len(written)
-    details = read["town/segmentation_zeroshot"].details
+    details = kept["town/segmentation_zeroshot"].details
     assert list(details["iou"]) == ["background", "road", "tree"]
     assert list(details["iou_foreground"]) == ["road", "tree"]
 
