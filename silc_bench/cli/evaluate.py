@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from silc_bench.cli.options import RESULTS, Arch, AsJson, Device, Precision, Results
+from silc_bench.cli.options import RESULTS, Arch, AsJson, Device, Precision, Results, as_typed
 from silc_bench.errors import UserError
 from silc_bench.system.files import check_writable
 from silc_bench.system.terminal import answering, console, one_line, table_of
@@ -150,8 +150,7 @@ def evaluate_command(
                 on_result=_print_record if is_first else lambda record, is_new: None,
             )
         if is_first:
-            options = " ".join(f"--results {folder}" for folder in results)
-            print(f"records in {results[0]}; silc-bench leaderboard {options}")
+            print(f"records in {results[0]}; silc-bench leaderboard {as_typed(results)}")
 
 
 def _names(names: list[str], ckpt: list[str]) -> list[str]:

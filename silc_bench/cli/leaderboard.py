@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from silc_bench.cli.options import RESULTS, Results
+from silc_bench.cli.options import RESULTS, Results, as_typed
 from silc_bench.errors import RunError, UserError
 from silc_bench.system.files import check_writable
 from silc_bench.system.terminal import answering, console, one_line, warn
@@ -41,11 +42,11 @@ def leaderboard(
     if check and out:
         names = boards.stale(board, out)
         if names:
-            again = " ".join(f"--results {folder}" for folder in results)
+            again = f"{as_typed(results)} --out {shlex.quote(str(out))}"
             raise RunError(
                 f"not up to date: {', '.join(names)}",
                 about=out,
-                fix=f"`silc-bench leaderboard {again} --out {out}` writes them",
+                fix=f"`silc-bench leaderboard {again}` writes them",
             )
         print(one_line(f"{out} is up to date"))
         return

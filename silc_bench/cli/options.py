@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -19,3 +21,8 @@ Arch = Annotated[
     str | None,
     typer.Option(help="Of a file of weights alone: open_clip:NAME, hf:NAME, silc:PRESET."),
 ]
+
+
+def as_typed(results: Sequence[Path]) -> str:
+    """``--results`` for a command that the user may type next."""
+    return " ".join(f"--results {shlex.quote(str(folder))}" for folder in results)

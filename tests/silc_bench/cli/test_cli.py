@@ -314,6 +314,14 @@ def test_names_are_given_to_each_checkpoint_or_to_none(names):
     fail(f"eval --ckpt nowhere {names} {ONE_TASK}", "--name")
 
 
+def test_what_another_results_folder_holds_is_not_measured_again(run, results, tmp_path):
+    both = f"--results '{tmp_path}/a new one' --results {results}"
+    output = succeed(f"eval --ckpt {run} --tasks shapes/zeroshot --device cpu {both}")
+    assert "(known, not measured again)" in output
+    assert output.endswith(f"records in {tmp_path}/a new one; silc-bench leaderboard {both}\n")
+    assert not (tmp_path / "a new one").exists()
+
+
 def test_a_family_without_a_data_root_means_what_can_be_measured(run, tmp_path):
     output = succeed(
         f"eval --ckpt {run} --tasks knn,zeroshot --limit 20 --results {tmp_path} --device cpu"
