@@ -27,7 +27,7 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 Models = Annotated[
-    str, typer.Option(help="Names, NAME@REVISION or globs, separated by commas; all if empty.")
+    str, typer.Option(help="As eval took them, names or globs, separated by commas; all if empty.")
 ]
 Tasks = Annotated[
     str,
@@ -117,7 +117,7 @@ def rm(
     ] = False,
 ) -> None:
     """Delete records, with what each sample scored; --models and --tasks say which."""
-    from silc_bench.results.folders import remove, shown_model
+    from silc_bench.results.folders import remove, row_of
 
     if not models and not tasks:
         fix = "say which with --models or --tasks; --models '*' means all"
@@ -126,7 +126,7 @@ def rm(
     reading, chosen = _chosen(results, models, tasks)
     for sentence in reading.remarks:
         warn(sentence)
-    num_models = len({shown_model(found.record) for found in chosen})
+    num_models = len({row_of(found.record) for found in chosen})
     num_tasks = len({found.record.task.name for found in chosen})
     count = _counted(len(chosen), "record")
     count += f" ({_counted(num_models, 'model')}, {_counted(num_tasks, 'task')})"
@@ -181,7 +181,7 @@ def _chosen(results: Sequence[Path], models: str, tasks: str) -> tuple[Reading, 
     reading = folders.read(results)
     chosen = folders.chosen(reading.located, words_of(models), words_of(tasks))
     return reading, sorted(
-        chosen, key=lambda found: (folders.shown_model(found.record), found.record.task.name)
+        chosen, key=lambda found: (folders.row_of(found.record), found.record.task.name)
     )
 
 
@@ -191,7 +191,8 @@ def _print_tables(chosen: Sequence[Located]) -> None:
     from rich.text import Text
 
     from silc_bench.reports.titles import metric_title
-    from silc_bench.results.folders import shown_model
+    from silc_bench.results.folders import row_of
+    from silc_bench.results.names import shown as shown_row
     from silc_bench.results.schema import is_fraction
 
     tables: dict[tuple[str, str], Table] = {}
@@ -207,7 +208,7 @@ def _print_tables(chosen: Sequence[Located]) -> None:
         heads = [Column(head, no_wrap=True) for head in ("task", "value", "protocol", "measured")]
         heads[1].justify = "right"
         new_table = Table(*heads, Column("metric"), box=None, padding=(0, 2, 0, 0), pad_edge=False)
-        table = tables.setdefault((shown_model(record), setup), new_table)
+        table = tables.setdefault((shown_row(row_of(record)), setup), new_table)
         shown = f"{100 * value:.1f} %" if is_fraction(metric) else f"{value:g}"
         cells = (record.task.name, shown, record.question.protocol, record.created[:10], words)
         table.add_row(*(Text(one_line(cell)) for cell in cells))
@@ -242,13 +243,13 @@ def _as_json(found: Located, setup: str) -> dict[str, object]:
 def _setups(chosen: Sequence[Located]) -> list[str]:
     """Precision and device of each record; of a model under several setups, what parts them."""
     from silc_bench.reports.titles import setup_labels
-    from silc_bench.results.folders import shown_model
+    from silc_bench.results.folders import row_of
 
-    by_model: dict[str, dict[str, Setup]] = {}
+    by_model: dict[tuple[str, str], dict[str, Setup]] = {}
     for found in chosen:
         setup = found.record.setup
-        by_model.setdefault(shown_model(found.record), {}).setdefault(setup.row, setup)
-    labels: dict[tuple[str, str], str] = {}
+        by_model.setdefault(row_of(found.record), {}).setdefault(setup.row, setup)
+    labels: dict[tuple[tuple[str, str], str], str] = {}
     for model, setups in by_model.items():
         for row, label in zip(setups, setup_labels(list(setups.values())), strict=True):
             labels[model, row] = label
@@ -257,7 +258,7 @@ def _setups(chosen: Sequence[Located]) -> list[str]:
     for found in chosen:
         setup = found.record.setup
         usual = f"{setup.precision}, {setup.device}"
-        shown.append(labels[shown_model(found.record), setup.row] or usual)
+        shown.append(labels[row_of(found.record), setup.row] or usual)
     return shown
 
 

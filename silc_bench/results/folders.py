@@ -23,6 +23,7 @@ from pathlib import Path
 
 from silc_bench.errors import DataError, UserError, first_line, unknown_name
 from silc_bench.results import outcomes, published
+from silc_bench.results.names import Models, Row
 from silc_bench.results.published import ReportedRow
 from silc_bench.results.record import AGAIN, Record, read_file
 from silc_bench.system.files import atomic_path
@@ -264,53 +265,40 @@ def chosen(
     """Those whose model and whose task are meant by one of the patterns each; no pattern: all.
 
     Args:
-        models: names, NAME@REVISION or globs.
+        models: as `silc_bench.results.names` takes them, or globs.
         tasks: as `silc_bench.tasks.selection.select` takes them.
 
     Raises:
         UserError: a pattern means nothing, even beside others that mean something.
     """
     # every pattern is asked of all records: a model may have no record of a task that others have
-    task_words: dict[str, set[str]] = {}
-    model_words: dict[str, set[str]] = {}
-    for found in located:
-        record = found.record
-        dataset, family = record.task.name.split("/")
-        words = {record.task.name, dataset, family, family.split("_")[0], record.task.group}
-        task_words[record.task.name] = words
-        whole = f"{record.model.name}@{record.model.revision}"
-        model_words[shown_model(record)] = {shown_model(record), record.model.name, whole}
-
-    meant_tasks = _meant("task", task_words, {name: {name} for name in task_words}, tasks)
-    meant_models = _meant("model", model_words, model_words, models)
+    known = Models(found.record for found in located)
+    rows = {row for pattern in models for row in known.matching(pattern)}
+    names = _tasks_meant(located, tasks)
     return [
         found
         for found in located
-        if found.record.task.name in meant_tasks and shown_model(found.record) in meant_models
+        if found.record.task.name in names and (not models or row_of(found.record) in rows)
     ]
 
 
-def shown_model(record: Record) -> str:
-    """NAME@REVISION, with eight digits."""
-    return f"{record.model.name}@{record.model.revision[:8]}"
+def row_of(record: Record) -> Row:
+    return record.model.name, record.model.revision
 
 
-def _meant(
-    kind: str,
-    words: dict[str, set[str]],
-    globbed: dict[str, set[str]],
-    patterns: Sequence[str],
-) -> set[str]:
-    """The names of which a pattern is one of the ``words``, or matches one of the ``globbed``."""
-    if not patterns:
-        return set(words)
+def _tasks_meant(located: Sequence[Located], patterns: Sequence[str]) -> set[str]:
+    words: dict[str, set[str]] = {}
+    for found in located:
+        name = found.record.task.name
+        dataset, family = name.split("/")
+        words[name] = {name, dataset, family, family.split("_")[0], found.record.task.group}
 
-    meant: set[str] = set()
+    meant: set[str] = set() if patterns else set(words)
     for pattern in patterns:
         matching = {name for name in words if pattern in words[name]}
-        matching |= {name for name in words if fnmatch.filter(globbed[name], pattern)}
+        matching |= set(fnmatch.filter(words, pattern))
         if not matching:
-            raise unknown_name(kind, pattern, set().union(*words.values()))
+            raise unknown_name("task", pattern, set().union(*words.values()))
         meant |= matching
     return meant
 

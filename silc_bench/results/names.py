@@ -10,6 +10,7 @@ Flow: ``Models(records)`` -> ``.find("runs/own")`` -> a ``Row`` -> ``.label(row)
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Iterable
 from operator import attrgetter
 from typing import TypeAlias
@@ -51,14 +52,25 @@ class Models:
         """
         found = self._found(asked)
         if not found:
-            known = {shown(row) for row in self._sources}
-            if "@" not in asked:
-                known = {name for name, _ in self._sources} | set(self._forms)
-            raise unknown_name("model", asked, known, about="measured models")
+            raise self._unknown(asked)
         if len(found) > 1:
             fix = f"name one of {', '.join(map(shown, found))}"
             raise UserError("means several models or revisions", about=asked, fix=fix)
         return found[0]
+
+    def matching(self, pattern: str) -> list[Row]:
+        """Every model that is meant as ``find`` would understand it, or else by a glob over names.
+
+        Raises:
+            UserError: none is, with the nearest names.
+        """
+        found = self._found(pattern)
+        for row in self.rows if not found else ():
+            if fnmatch.filter([row[0], f"{row[0]}@{row[1]}"], pattern):
+                found.append(row)
+        if not found:
+            raise self._unknown(pattern)
+        return found
 
     def knows(self, asked: str) -> bool:
         """Whether ``asked`` means a model, or several."""
@@ -71,6 +83,12 @@ class Models:
     def source(self, row: Row) -> str:
         """What was asked for when it was measured last, to load it again."""
         return list(self._sources[row])[-1]
+
+    def _unknown(self, asked: str) -> UserError:
+        known = {shown(row) for row in self._sources}
+        if "@" not in asked:
+            known = {name for name, _ in self._sources} | set(self._forms)
+        return unknown_name("model", asked, known, about="measured models")
 
     def _found(self, asked: str) -> list[Row]:
         by_source, by_name = self._meant(asked)

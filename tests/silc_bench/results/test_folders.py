@@ -319,12 +319,13 @@ def test_remove_takes_the_samples_and_empty_folders_too(shared):
     [
         ([], [], 3), (["a"], [], 1), (["a@*"], [], 1), (["*"], ["zeroshot"], 2),
         ([], ["shapes"], 2), ([], ["knn"], 1), (["a"], ["knn"], 0), (["runs/*"], ["*/knn"], 1),
+        (["./elsewhere/c"], [], 1), (["runs/c:student@b9"], [], 1),
     ],
 )  # fmt: skip
 def test_models_and_tasks_are_chosen_by_pattern(tmp_path, models_meant, tasks_meant, count):
     put(tmp_path, "a", 0.5)
     put(tmp_path, "b", 0.5)
-    put(tmp_path, "runs/c:student", 0.5, "places/knn", group="knn")
+    put(tmp_path, "runs/c:student", 0.5, "places/knn", group="knn", source="elsewhere/c")
     located = folders.read([tmp_path]).located
     assert len(folders.chosen(located, models_meant, tasks_meant)) == count
 
