@@ -27,7 +27,7 @@ def leaderboard(
 ) -> None:
     """Tables from the records; with --out also as Markdown, CSV and a self-contained page."""
     from silc_bench.reports import leaderboard as boards
-    from silc_bench.reports.tables import to_terminal
+    from silc_bench.reports.forms.terminal import to_terminal
     from silc_bench.tasks.selection import current_version
 
     if check and out is None:

@@ -25,7 +25,7 @@ from silc_bench.evaluation.settings import EvalSettings
 from silc_bench.models.interface import ImageModel, training_of
 from silc_bench.models.load import load_model
 from silc_bench.reports import leaderboard
-from silc_bench.reports.tables import to_terminal
+from silc_bench.reports.forms.terminal import to_terminal
 from silc_bench.results.record import Record
 from silc_bench.show.colors import class_colors
 from silc_bench.show.look import METHOD, component_maps, cosine_maps

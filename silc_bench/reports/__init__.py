@@ -1,4 +1,5 @@
 """Tables and pages made from records: the leaderboard, and two models compared task by task.
 
-The command line imports ``leaderboard`` and ``compare``; nothing here measures anything.
+The command line imports ``leaderboard`` and ``compare``; ``forms`` shows what they made; nothing
+here measures anything.
 """

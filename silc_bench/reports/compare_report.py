@@ -14,8 +14,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from silc_bench.reports import forest_plot
 from silc_bench.reports.compare import Comparison, Result
+from silc_bench.reports.forms import forest_plot
 from silc_bench.reports.pairing import ALPHA
 from silc_bench.reports.tables import escaped
 from silc_bench.system.files import write_text_atomic
@@ -130,37 +130,43 @@ def note(comparison: Comparison) -> str:
 def to_terminal(comparison: Comparison) -> RenderableType:
     """Something for ``rich.print``: a table for each model."""
     from rich.console import Group
-    from rich.text import Text
 
-    from silc_bench.system.terminal import table_of
+    from silc_bench.system.terminal_table import Column, Grid, Paragraph, Span, visible
 
-    tables: list[RenderableType] = []
+    heads = ("A", "B", "B - A", "p Holm", "B is")
+    columns = [Column("task"), *(Column(head, is_numeric=True) for head in heads)]
+    parts: list[RenderableType] = []
     for model, results in _by_model(comparison):
-        table = table_of("task", "A", "B", "B - A", "p Holm", "B is")
-        table.columns[0].no_wrap = False  # it gives way; numbers are never cut
-        for column in table.columns[1:]:
-            column.no_wrap = True
-            column.justify = "right"
+        rows: list[list[tuple[Span, ...]]] = []
         for result in results:
             task, metric, a, b, difference, _, p_holm, verdict = _row(result)
-            style = {"better": "bold green", "worse": "bold red"}.get(verdict)
+            style = {"better": "bold green", "worse": "bold red"}.get(verdict, "")
 
             # the main metric needs no name: the task has one
-            name = task if result.is_main else f"{task}\n{metric}"
-            cells = [Text(cell) for cell in (name, a, b, difference, p_holm)]
-            table.add_row(*cells, Text(verdict, style) if style else Text("–"))
-        tables += [Text(f"\nA: {comparison.baseline}\nB: {model}", "bold"), table]
-    names = [comparison.baseline, *comparison.models]
-    rows = matrix(comparison)
-    if rows:
-        # letters as heads: names of models side by side would not fit
-        letters = [chr(ord("A") + number) for number in range(len(names))]
-        table = table_of("better, worse and even than", *letters)
-        for letter, (name, *texts) in zip(letters, rows, strict=True):
-            table.add_row(Text(f"{letter}: {name}"), *map(Text, texts))
+            name = visible(task) if result.is_main else f"{visible(task)}\n{visible(metric)}"
+            cells = [(name, ""), (a, ""), (b, ""), (difference, ""), (p_holm, "")]
+            rows.append([(cell,) for cell in (*cells, (verdict if style else "–", style))])
+        names = f"\nA: {visible(comparison.baseline)}\nB: {visible(model)}"
+        parts += [Paragraph(names, "bold"), Grid(columns, rows)]
+
+    # letters as heads: names of models side by side would not fit
+    of_pairs = matrix(comparison)
+    if of_pairs:
+        letters = [_letter(number) for number in range(len(of_pairs))]
+        columns = [Column("better, worse and even than")]
+        columns += [Column(letter, is_numeric=True) for letter in letters]
+        rows = []
+        for letter, (name, *texts) in zip(letters, of_pairs, strict=True):
+            rows.append([((text, ""),) for text in (f"{letter}: {visible(name)}", *texts)])
         title = f"Every two models, main metrics of {len(comparison.results)} tests"
-        tables += [Text(f"\n{title}", "bold"), table]
-    return Group(*tables, Text(f"\n{note(comparison)}", "dim"))
+        parts += [Paragraph(f"\n{title}", "bold"), Grid(columns, rows)]
+    return Group(*parts, Paragraph(f"\n{note(comparison)}", "dim"))
+
+
+def _letter(number: int) -> str:
+    """A, B ... Z, AA, AB ..."""
+    before, index = divmod(number, 26)
+    return (_letter(before - 1) if before else "") + chr(ord("A") + index)
 
 
 def to_markdown(comparison: Comparison) -> str:

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pandas as pd
-    from rich.console import JustifyMethod, RenderableType
 
     from silc_bench.reports.pairing import Paired
 
@@ -102,80 +101,6 @@ class Board:
     # one row per record and metric, published ones included; ``kind`` says which is which
     scores: pd.DataFrame
     remarks: tuple[str, ...] = ()  # which files were left out, and why: a sentence each
-
-
-def to_terminal(board: Board) -> RenderableType:
-    """Something for ``rich.print``.
-
-    Published numbers and images are counted and left to the files.
-    """
-    from rich.console import Group
-    from rich.text import Text
-
-    parts: list[RenderableType] = []
-    for section in board.sections:
-        parts.append(Text(f"\n{section.title}", style="bold"))
-
-        # long, or not to be drawn with letters
-        if section.is_reference or section.images:
-            rows = sum(len(table.rows) for table in section.tables)
-            count, noun = (len(section.images), "image") if section.images else (rows, "row")
-            size = f"{count} {noun}{'' if count == 1 else 's'}"
-            hint = f"{size}: see the page that `silc-bench leaderboard --out DIR` writes"
-            parts.append(Text(hint, style="dim"))
-            continue
-
-        parts.append(Text(section.note.replace("**", ""), style="dim"))
-        for table in section.tables:
-            parts += [_terminal_table(table, columns) for columns in _blocks(table)]
-    return Group(*parts)
-
-
-def _blocks(table: Table) -> list[list[int]]:
-    """Columns side by side in a terminal of 80 characters: the first one, and five at a time."""
-    others = range(1, len(table.heads))
-    return [[0, *others[start : start + 5]] for start in range(0, len(others) or 1, 5)]
-
-
-def _terminal_table(table: Table, columns: list[int]) -> RenderableType:
-    """A table for the terminal, whose values never wrap.
-
-    In a narrow terminal the heads and the names wrap, preferably before "@" and after "/".
-    """
-    from rich import box
-    from rich.table import Table as RichTable
-    from rich.text import Text
-
-    grid = RichTable(
-        title=Text(table.title),
-        title_justify="left",
-        header_style="",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1),
-    )
-    for index in columns:
-        head = table.heads[index]
-
-        # a break after "/" keeps a column as narrow as its numbers
-        title = head.text.replace("/", "/\n") if head.is_numeric else head.text
-        details = ((f"\n{line}", "dim") for line in head.details)
-        label = Text.assemble((title, "bold"), *details)
-
-        # as wide as its longest value: a number that wraps is read wrongly
-        justify: JustifyMethod = "right" if head.is_numeric else "left"
-        width = None
-        if head.is_numeric:
-            width = max(len(row[index].text + row[index].detail) for row in table.rows)
-        grid.add_column(label, justify=justify, min_width=width, overflow="fold")
-
-    for row in table.rows:
-        texts: list[Text] = []
-        for index in columns:
-            cell = row[index]
-            style = "bold green" if cell.is_best else ""
-            texts.append(Text.assemble((cell.text, style), (cell.detail.replace("@", " @"), "dim")))
-        grid.add_row(*texts)
-    return grid
 
 
 def to_markdown(board: Board) -> str:

@@ -13,7 +13,8 @@ from PIL import Image
 from silc_bench.metrics import iou as metrics
 from silc_bench.metrics import statistics as stats
 from silc_bench.models.interface import Training
-from silc_bench.reports import compare, compare_report, forest_plot, pairing
+from silc_bench.reports import compare, compare_report, pairing
+from silc_bench.reports.forms import forest_plot
 from silc_bench.results import outcomes
 
 pytestmark = pytest.mark.broad

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hostile import HOSTILE_NAMES, cells
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made import N, put, record_of
@@ -19,9 +20,10 @@ from rich.console import Console
 
 from silc_bench.models.interface import Training
 from silc_bench.reports.compare import compare
+from silc_bench.reports.forms.terminal import to_terminal
 from silc_bench.reports.leaderboard import build
 from silc_bench.reports.pairing import Paired
-from silc_bench.reports.tables import Change, axis, to_csv, to_html, to_markdown, to_terminal
+from silc_bench.reports.tables import Change, axis, to_csv, to_html, to_markdown
 from silc_bench.results import published
 from silc_bench.tasks.selection import all_tasks, current_version
 
@@ -514,11 +516,22 @@ def test_an_image_that_cannot_be_read_is_left_out_and_named(tmp_path, damage):
     assert str(folder / "a.png") in remark
 
 
-@pytest.mark.parametrize("width", [72, 80])
-def test_the_terminal_never_cuts_a_value(tmp_path, width):
-    for digit in range(1, 9):
-        value = {"a_rather_long_name_of_a_model-silc:student": digit / 9}
-        put_all(tmp_path, value, f"data{digit}/zeroshot", stderr=0.0123)
-    shown = terminal(build(tmp_path), width)
-    assert all(f"{100 * digit / 9:.1f} ±1.2" in shown for digit in range(1, 9))
-    assert max(map(len, shown.splitlines())) <= width
+@pytest.mark.parametrize("width", [60, 80])
+@pytest.mark.parametrize("which", ["of this repository", "hostile"])
+def test_the_terminal_shows_every_value_whole(tmp_path, width, which):
+    folder = ROOT / "results"
+    if which == "hostile":
+        folder = tmp_path
+        for number, name in enumerate(HOSTILE_NAMES, start=1):
+            put(folder, name, number / 90, f"data{number}/zeroshot", stderr=0.0123, group=name)
+            put(folder, name, 0.5, "data/knn", limit=number, group=name)
+    board = build(folder, current_version=current_version)
+    shown = terminal(board, width)
+    assert max(map(cells, shown.splitlines())) <= width
+
+    values = []
+    for table in tables(board):
+        values += [f"{cell.text}{cell.detail}" for row in table.rows for cell in row[1:]]
+    for value in filter(None, values):
+        number = re.findall(rf"(?<![\d.-]){re.escape(value)}(?![\d.])", shown)
+        assert len(number) >= values.count(value)
