@@ -1,7 +1,8 @@
-"""The board as data, and its four forms: terminal, Markdown, CSV, HTML (no torch).
+"""The board as data, and three of its forms: Markdown, CSV, HTML (no torch).
 
 A board is made of sections of tables, images and changes. ``leaderboard.build`` makes a Board;
-each ``to_*`` is a pure function of it, so equal boards give equal bytes.
+each ``to_*`` is a pure function of it, so equal boards give equal bytes. Terminal and LaTeX have
+files of their own in `silc_bench.reports.forms`.
 """
 
 from __future__ import annotations
@@ -91,8 +92,13 @@ class Section:
     note: str
     tables: tuple[Table, ...] = ()
     images: tuple[Figure, ...] = ()
-    # published numbers: long, and left to the files when the terminal is shown
+    # published numbers: long, and left to the page where terminal or paper are made
     is_reference: bool = False
+
+    @property
+    def is_for_the_page(self) -> bool:
+        """Whether it is too long, or not to be drawn with letters."""
+        return self.is_reference or bool(self.images)
 
 
 @dataclass(frozen=True)
@@ -101,6 +107,20 @@ class Board:
     # one row per record and metric, published ones included; ``kind`` says which is which
     scores: pd.DataFrame
     remarks: tuple[str, ...] = ()  # which files were left out, and why: a sentence each
+
+
+def row_names(board: Board) -> dict[Cell, str]:
+    """{first cell of a row: its name}, with the revision where two rows share the name alone."""
+    sections = [section for section in board.sections if not section.is_for_the_page]
+    first_cells = [row[0] for section in sections for table in section.tables for row in table.rows]
+    details: dict[str, set[str]] = {}
+    for cell in first_cells:
+        details.setdefault(cell.text, set()).add(cell.detail)
+
+    names = {}
+    for cell in first_cells:
+        names[cell] = cell.text + (cell.detail if len(details[cell.text]) > 1 else "")
+    return names
 
 
 def to_markdown(board: Board) -> str:

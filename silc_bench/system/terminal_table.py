@@ -72,14 +72,8 @@ def fitted(columns: Sequence[Column], rows: Sequence[Sequence[Sequence[Span]]], 
             them is shown as it is, so pass names through ``visible`` first.
         width: in cells.
     """
-    natural = [_natural(columns[i], [row[i] for row in rows]) for i in range(len(columns))]
-    least = [_least(columns[i], [row[i] for row in rows]) for i in range(len(columns))]
-
-    # names stay on their line: a name that goes on in the next one reads as two
-    least[0] = min(natural[0], max(least[0], name_width(width)))
-
     blocks = []
-    for indices, widths in _blocks(columns, natural, least, width):
+    for indices, widths in blocks_of(columns, rows, width):
         block_columns = [columns[index] for index in indices]
         block_rows = [[row[index] for index in indices] for row in rows]
         blocks.append(Text("\n").join(_lines(block_columns, block_rows, widths)))
@@ -88,6 +82,38 @@ def fitted(columns: Sequence[Column], rows: Sequence[Sequence[Sequence[Span]]], 
     table.no_wrap = True
     table.overflow = "ignore"
     return table
+
+
+def blocks_of(
+    columns: Sequence[Column], rows: Sequence[Sequence[Sequence[Span]]], width: int
+) -> list[tuple[list[int], list[int]]]:
+    """Which columns stand side by side, and how wide each is; arguments as of ``fitted``."""
+    everything = list(range(len(columns)))
+    natural = [_natural(columns[i], [row[i] for row in rows]) for i in everything]
+    least = [_least(columns[i], [row[i] for row in rows]) for i in everything]
+
+    # names stay on their line: a name that goes on in the next one reads as two
+    least[0] = min(natural[0], max(least[0], name_width(width)))
+    room = width - GAP * (len(columns) - 1)
+    if sum(least) <= room:
+        return [(everything, _shared(natural, least, room))]
+
+    blocks: list[list[int]] = [[0]]
+    used = least[0]
+    for index in everything[1:]:
+        if len(blocks[-1]) > 1 and used + GAP + least[index] > width:
+            blocks.append([0])
+            used = least[0]
+        blocks[-1].append(index)
+        used += GAP + least[index]
+
+    # what is left over in a block makes its texts wider
+    sized = []
+    for block in blocks:
+        room = width - GAP * (len(block) - 1)
+        widths = _shared([natural[i] for i in block], [least[i] for i in block], room)
+        sized.append((block, widths))
+    return sized
 
 
 def name_width(width: int) -> int:
@@ -132,11 +158,16 @@ def visible(text: str) -> str:
     What has no shape of its own (a line break, a terminal code, a mark that turns the direction or
     joins letters) is written out as <U+202E>: two names that differ in it must not look alike.
     """
-    shown = "".join(letter if _has_shape(letter) else f"<U+{ord(letter):04X}>" for letter in text)
+    shown = written_out(text)
 
     # without a mark, Hebrew or Arabic turns the numbers beside it around
     is_right_to_left = any(unicodedata.bidirectional(letter) in ("R", "AL") for letter in shown)
     return f"{LEFT_TO_RIGHT}{shown}{LEFT_TO_RIGHT}" if is_right_to_left else shown
+
+
+def written_out(text: str) -> str:
+    """``text`` with each letter that has no shape of its own as <U+202E>."""
+    return "".join(letter if _has_shape(letter) else f"<U+{ord(letter):04X}>" for letter in text)
 
 
 def _has_shape(letter: str) -> bool:
@@ -153,11 +184,22 @@ def width_of(text: str) -> int:
     return sum(get_character_cell_size(letter) for letter in text)
 
 
+def letters_of(text: str) -> list[str]:
+    """Each letter with the marks that stand on it and take no cell: what may not be parted."""
+    letters: list[str] = []
+    for letter in text:
+        if letters and width_of(letter) == 0:
+            letters[-1] += letter
+        else:
+            letters.append(letter)
+    return letters
+
+
 def shortened(text: str, width: int) -> str:
     """``text`` in at most ``width`` cells, its middle replaced by "…"."""
     if width_of(text) <= width:
         return text
-    letters = _letters(text)
+    letters = letters_of(text)
     room = max(width - width_of(ELLIPSIS), 0)
     head = _as_many(letters, room // 2)
     tail = _as_many(letters[::-1], room - width_of("".join(head)))[::-1]
@@ -184,24 +226,13 @@ def _pieces(text: str, widest: int) -> list[str]:
     pieces: list[str] = []
     for word in re.findall(r"\S+\s*|\s+", text):
         for part in _BREAK.split(word):
-            letters = _letters(part)
+            letters = letters_of(part)
             while width_of("".join(letters).rstrip()) > widest:
                 head = _as_many(letters, widest) or letters[:1]
                 pieces.append("".join(head))
                 letters = letters[len(head) :]
             pieces.append("".join(letters))
     return pieces
-
-
-def _letters(text: str) -> list[str]:
-    """Each letter with the marks that stand on it and take no cell."""
-    letters: list[str] = []
-    for letter in text:
-        if letters and width_of(letter) == 0:
-            letters[-1] += letter
-        else:
-            letters.append(letter)
-    return letters
 
 
 def _as_many(letters: Sequence[str], room: int) -> list[str]:
@@ -238,33 +269,6 @@ def _least(column: Column, cells: Sequence[Sequence[Span]]) -> int:
 
 def _words(text: str) -> list[str]:
     return [piece.rstrip() for line in text.split("\n") for piece in _pieces(line, WIDEST_WORD)]
-
-
-def _blocks(
-    columns: Sequence[Column], natural: Sequence[int], least: Sequence[int], width: int
-) -> list[tuple[list[int], list[int]]]:
-    """Which columns stand side by side, and how wide each is."""
-    everything = list(range(len(columns)))
-    room = width - GAP * (len(columns) - 1)
-    if sum(least) <= room:
-        return [(everything, _shared(natural, least, room))]
-
-    blocks: list[list[int]] = [[0]]
-    used = least[0]
-    for index in everything[1:]:
-        if len(blocks[-1]) > 1 and used + GAP + least[index] > width:
-            blocks.append([0])
-            used = least[0]
-        blocks[-1].append(index)
-        used += GAP + least[index]
-
-    # what is left over in a block makes its texts wider
-    sized = []
-    for block in blocks:
-        room = width - GAP * (len(block) - 1)
-        widths = _shared([natural[i] for i in block], [least[i] for i in block], room)
-        sized.append((block, widths))
-    return sized
 
 
 def _shared(natural: Sequence[int], least: Sequence[int], room: int) -> list[int]:

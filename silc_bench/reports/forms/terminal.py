@@ -6,14 +6,13 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.text import Text
 
-from silc_bench.reports.tables import Board, Cell, Section, Table
+from silc_bench.reports.tables import Board, Cell, Section, Table, row_names
 from silc_bench.system.terminal_table import (
     Column,
     Grid,
@@ -43,7 +42,7 @@ class _Shown:
     def __rich_console__(
         self, console: Console, options: ConsoleOptions
     ) -> Iterator[RenderableType]:
-        labels = _labels(self.board)
+        labels = {cell: visible(name) for cell, name in row_names(self.board).items()}
         shorts = short_names(labels.values(), name_width(options.max_width))
         for section in self.board.sections:
             yield from _section(section, labels, shorts)
@@ -60,7 +59,7 @@ def _section(
     yield Paragraph(f"\n{section.title}", "bold")
 
     # long, or not to be drawn with letters
-    if _is_left_to_the_files(section):
+    if section.is_for_the_page:
         rows = sum(len(table.rows) for table in section.tables)
         count, noun = (len(section.images), "image") if section.images else (rows, "row")
         size = f"{count} {noun}{'' if count == 1 else 's'}"
@@ -72,27 +71,6 @@ def _section(
     for table in section.tables:
         yield Paragraph(f"\n{visible(table.title)}", "italic")
         yield _table(table, labels, shorts)
-
-
-def _is_left_to_the_files(section: Section) -> bool:
-    return section.is_reference or bool(section.images)
-
-
-def _labels(board: Board) -> dict[Cell, str]:
-    """{first cell of a row: its name}, with the revision where two rows have one name."""
-    details: dict[str, set[str]] = defaultdict(set)
-    first_cells = []
-    for section in board.sections:
-        if not _is_left_to_the_files(section):
-            first_cells += [row[0] for table in section.tables for row in table.rows]
-    for cell in first_cells:
-        details[cell.text].add(cell.detail)
-
-    labels = {}
-    for cell in first_cells:
-        detail = cell.detail if len(details[cell.text]) > 1 else ""
-        labels[cell] = visible(cell.text + detail)
-    return labels
 
 
 def _table(table: Table, labels: dict[Cell, str], shorts: dict[str, str]) -> Grid:

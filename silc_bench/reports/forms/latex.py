@@ -1,0 +1,211 @@
+r"""Tables for a paper: LaTeX with booktabs, the best of a column in bold.
+
+``to_latex(board)`` -> a file to ``\input``. ``table(...)`` makes one table of rows; a comparison
+uses it too. A table that is wider than a page of one column stands in several below each other, and
+so do its rows beyond ``MOST_ROWS``.
+
+Every sign that means something to TeX is escaped, so a name is a name whatever stands in it. Of
+letters beyond ASCII LuaLaTeX sets all that its fonts have; the head of the file says how.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+from silc_bench.reports.tables import Board, Cell, Table, row_names
+from silc_bench.system.terminal_table import (
+    Column,
+    blocks_of,
+    letters_of,
+    name_width,
+    short_names,
+    visible,
+    width_of,
+    wrapped,
+    written_out,
+)
+
+HEAD = r"""% Made by silc-bench. In the preamble:
+%   \usepackage{booktabs}
+% and for pdflatex, which sets names in ASCII:
+%   \usepackage[T1]{fontenc}
+% or for lualatex, which sets every letter that a font of the document has:
+%   \usepackage{fontspec}
+%   \usepackage[bidi=basic,english]{babel}
+"""
+LETTERS = 80  # of a line of a table in \small on a page of one column
+MOST_ROWS = 45  # of a table on one page
+# What TeX would not print as it stands; brackets and stars mean something after the end of a row.
+ESCAPES = {
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    "$": r"\$",
+    "&": r"\&",
+    "#": r"\#",
+    "%": r"\%",
+    "_": r"\_",
+    "^": r"\textasciicircum{}",
+    "~": r"\textasciitilde{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': r"\textquotedbl{}",
+    "'": r"\textquotesingle{}",
+    "`": r"\textasciigrave{}",
+    "[": "{[}",
+    "]": "{]}",
+    "*": "{*}",
+    "±": r"$\pm$",
+    "…": r"\dots{}",
+    "–": r"\textendash{}",
+}
+JOINING = "-,<>"  # of two of a kind TeX makes another sign
+
+Pair = tuple[str, str]  # what a reader sees, to be measured; and how TeX writes it
+
+
+def escaped(text: str) -> str:
+    """TeX that prints ``text`` as it is; letters without a shape are written out as <U+202E>."""
+    shown = visible(text)
+    parts = []
+    for index, letter in enumerate(shown):
+        parts.append(ESCAPES.get(letter, letter))
+        if letter in JOINING and shown[index + 1 : index + 2] == letter:
+            parts.append(r"\kern0pt{}")
+    return "".join(parts)
+
+
+def to_latex(board: Board) -> str:
+    """Every table of the board but the published numbers, which are counted in a comment."""
+    names = row_names(board)
+    parts = [HEAD]
+    for section in board.sections:
+        if section.is_for_the_page:
+            count = sum(len(part.rows) for part in section.tables) or len(section.images)
+            parts.append(f"% {section.title}: {count}, not in this file.\n")
+            continue
+
+        note = re.sub(r"[*`]", "", section.note)
+        for part in section.tables:
+            parts.append(_of_board(part, names, f"{section.title}: {part.title}. {note}"))
+    return "\n".join(parts)
+
+
+def table(columns: Sequence[Column], rows: Sequence[Sequence[Pair]], caption: str) -> str:
+    """One table, or as many as its width and its rows need; the first column is in each.
+
+    Names of the first column that are too long lose their middle; the caption gives them back.
+
+    Args:
+        rows: a cell for each column. Of the first one the first part alone is used.
+        caption: as a reader sees it.
+    """
+    shorts = short_names([written_out(row[0][0]) for row in rows], name_width(LETTERS))
+    named: list[list[Pair]] = []
+    for (name, _), *cells in rows:
+        short = shorts[written_out(name)]
+        named.append([(short, escaped(short)), *cells])
+
+    measured = [[((text, ""),) for text, _ in row] for row in named]
+    parts = []
+    for indices, widths in blocks_of(columns, measured, LETTERS):
+        for start in range(0, len(named), MOST_ROWS):
+            some = named[start : start + MOST_ROWS]
+            shown = [row[0][0] for row in some]
+            names = {name: short for name, short in shorts.items() if short in shown}
+            title = caption if not parts else f"{caption.partition('. ')[0]}, continued."
+            block = [columns[index] for index in indices]
+            cells_of = [[row[index] for index in indices] for row in some]
+            parts.append(_one(block, widths, cells_of, title + _told(names)))
+    return "\n".join(parts)
+
+
+def _one(
+    columns: Sequence[Column], widths: Sequence[int], rows: Iterable[Sequence[Pair]], caption: str
+) -> str:
+    kinds = "".join("r" if column.is_numeric else "l" for column in columns)
+    heads = [_head(*sized) for sized in zip(columns, widths, strict=True)]
+    lines_of_rows = []
+    for row in rows:
+        cells = [_fitted(*sized) for sized in zip(row, columns, widths, strict=True)]
+        lines_of_rows.append(" & ".join(cells))
+    lines = [
+        r"\begin{table}[tbp]",
+        r"  \centering\small",
+        rf"  \caption{{{_breakable(caption)}}}",
+        r"  \smallskip",
+        rf"  \begin{{tabular}}{{@{{}}{kinds}@{{}}}}",
+        r"    \toprule",
+        rf"    {' & '.join(heads)} \\",
+        r"    \midrule",
+        *(rf"    {line} \\" for line in lines_of_rows),
+        r"    \bottomrule",
+        r"  \end{tabular}",
+        r"\end{table}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _told(shorts: dict[str, str]) -> str:
+    """The names that were shortened, as sentences of a caption."""
+    told = [f" {short} = {name}." for name, short in shorts.items() if name != short]
+    return "".join(told)
+
+
+def _breakable(caption: str) -> str:
+    """As TeX, with places to break in words that are longer than a line may be."""
+    words = []
+    for word in written_out(caption).split(" "):
+        letters = letters_of(word)
+        parts = ["".join(letters[start : start + 12]) for start in range(0, len(letters), 12)]
+        words.append(r"\penalty100{}".join(map(escaped, parts)))
+    return " ".join(words)
+
+
+def _head(column: Column, width: int) -> str:
+    lines = [line for text in (column.title, *column.details) for line in wrapped(text, width)]
+    return _stacked(lines, "r" if column.is_numeric else "l", "b")
+
+
+def _fitted(cell: Pair, column: Column, width: int) -> str:
+    text, tex = cell
+    if column.is_numeric or (width_of(text) <= width and "\n" not in text):
+        return tex
+    return _stacked(wrapped(text, width), "l", "t")
+
+
+def _stacked(lines: Sequence[str], side: str, edge: str) -> str:
+    """Lines above each other, as wide as the longest."""
+    if len(lines) == 1:
+        return escaped(lines[0])
+    inner = r" \\ ".join(map(escaped, lines))
+    return rf"\begin{{tabular}}[{edge}]{{@{{}}{side}@{{}}}}{inner}\end{{tabular}}"
+
+
+def _of_board(part: Table, names: dict[Cell, str], caption: str) -> str:
+    columns: list[Column] = []
+    by_column: list[list[Pair]] = []
+    for index, head in enumerate(part.heads):
+        details = tuple(map(written_out, head.details))
+        columns.append(Column(written_out(head.text), details, head.is_numeric))
+        cells = [row[index] for row in part.rows]
+
+        # the longest error keeps the room of one where a value has none
+        errors = [cell.detail for cell in cells if head.is_numeric]
+        widest = max(errors, key=len, default="")
+        pairs = [_cell(cell, widest) for cell in cells]
+        by_column.append(pairs if index else [(names[cell], "") for cell in cells])
+    return table(columns, list(zip(*by_column, strict=True)), caption)
+
+
+def _cell(cell: Cell, widest: str) -> Pair:
+    value = escaped(cell.text)
+    if cell.is_best:
+        value = rf"\textbf{{{value}}}"
+    if cell.detail:
+        value += rf"{{\scriptsize {escaped(cell.detail)}}}"
+    elif cell.text and widest:
+        value += rf"\phantom{{\scriptsize {escaped(widest)}}}"
+    return written_out(cell.text + cell.detail), value
