@@ -33,6 +33,8 @@ from silc_bench.errors import first_line
 from silc_bench.models.interface import Training
 from silc_bench.reports.pairing import Paired, Samples, tied
 from silc_bench.reports.tables import (
+    BEST,
+    TIED,
     Board,
     Cell,
     Change,
@@ -354,7 +356,7 @@ def _measured(ranked: pd.DataFrame, ranks: Ranks) -> Section:
     num_models = ranked.groupby(["model", "revision"]).ngroups
     counts = f"{_counted(num_models, 'model')}, {_counted(ranked.task.nunique(), 'task')}"
     note = (
-        f"{counts}. Percent ± one standard error; **bold** is the best of a column, `=` is tied"
+        f"{counts}. Percent ± one standard error; {BEST} is the best of a column, {TIED} is tied"
         " with it (no difference after Holm in the paired test), an empty cell was not measured."
     )
     by_group = ranked.groupby("group", sort=False)
@@ -447,8 +449,8 @@ def _ranked_cell(score: Any, standing: str) -> Cell:
     hint = f"n = {score.n}, {score.precision}, {score.device}"
     if standing == "tied":
         hint += "; tied with the best: the paired test shows no difference"
-    cell = _value(score, " =" if standing == "tied" else "")
-    return replace(cell, is_best=standing == "best", share=share, hint=hint)
+    is_best, is_tied = standing == "best", standing == "tied"
+    return replace(_value(score), is_best=is_best, is_tied=is_tied, share=share, hint=hint)
 
 
 def _listed(kind: str, scores: pd.DataFrame) -> Section:

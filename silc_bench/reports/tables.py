@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
     from silc_bench.reports.pairing import Paired
 
+# How a note says which values are marked; each form has its own marks.
+BEST, TIED = "**bold**", "`=`"
+
 
 @dataclass(frozen=True)
 class Head:
@@ -36,6 +39,7 @@ class Cell:
     text: str = ""
     detail: str = ""  # small print right after the text: " ±1.2", "@1a2b3c4d"
     is_best: bool = False
+    is_tied: bool = False  # with the best
     share: float | None = None  # 0 (chance) .. 1 (perfect): length of the bar
     hint: str = ""  # shown on pointing
     url: str = ""
@@ -218,7 +222,7 @@ def _markdown_cell(cell: Cell) -> str:
     text = escaped(cell.text)
     text = f"**{text}**" if cell.is_best else text
     text = f"[{text}](<{cell.url}>)" if cell.url else text
-    return text + escaped(cell.detail)
+    return text + escaped(cell.detail) + (" =" if cell.is_tied else "")
 
 
 def escaped(text: str) -> str:

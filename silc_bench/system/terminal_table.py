@@ -2,8 +2,8 @@
 
 ``fitted(columns, rows, width)`` -> lines of which none is wider than ``width`` cells. Rows go down,
 columns across; where they do not all fit, the rest stands in further blocks below, each with the
-first column. A number is never broken. A text is broken at spaces, after "/", "_" and ":", and at
-hyphens; inside a word only where that word alone is too wide.
+first column. A number is never broken. A text is broken at spaces and after "/", "_" and ":"; at a
+hyphen or inside a word only where that word alone is too wide.
 
 A letter counts one cell, a wide one (CJK, emoji) two, a combining mark none. Terminals that join
 several emoji into one show a row of them narrower than we count, never wider.
@@ -26,8 +26,8 @@ WIDEST_WORD = 20  # cells; a longer word of a text or a head is broken
 SHARE_OF_NAMES = 0.45  # of the width of a terminal, at most; what is longer is shortened
 ELLIPSIS = "…"
 LEFT_TO_RIGHT = "\u200e"  # an invisible mark, no cell wide
-# After a sign that joins words, and at a hyphen between letters: "1e-05" has none.
-_BREAK = re.compile(r"(?<=[/_:])(?=\S)|(?<=[A-Za-z]-)(?=[A-Za-z])")
+_BREAK = re.compile(r"(?<=[/_:])(?=\S)")  # after a sign that joins words
+_HYPHEN = re.compile(r"(?<=[A-Za-z]-)(?=[A-Za-z])")  # "1e-05" has none
 
 Span = tuple[str, str]  # a text, and its style as rich writes it
 
@@ -225,7 +225,10 @@ def _pieces(text: str, widest: int) -> list[str]:
     """What may not be broken, each with the spaces after it; words wider than ``widest`` are."""
     pieces: list[str] = []
     for word in re.findall(r"\S+\s*|\s+", text):
-        for part in _BREAK.split(word):
+        parts = _BREAK.split(word)
+        if any(width_of(part.rstrip()) > widest for part in parts):
+            parts = [smaller for part in parts for smaller in _HYPHEN.split(part)]
+        for part in parts:
             letters = letters_of(part)
             while width_of("".join(letters).rstrip()) > widest:
                 head = _as_many(letters, widest) or letters[:1]

@@ -1,4 +1,4 @@
-r"""Tables for a paper: LaTeX with booktabs, the best of a column in bold.
+r"""Tables for a paper: LaTeX with booktabs, the best of a column bold, what is tied underlined.
 
 ``to_latex(board)`` -> a file to ``\input``. ``table(...)`` makes one table of rows; a comparison
 uses it too. A table that is wider than a page of one column stands in several below each other, and
@@ -10,10 +10,9 @@ letters beyond ASCII LuaLaTeX sets all that its fonts have; the head of the file
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 
-from silc_bench.reports.tables import Board, Cell, Table, row_names
+from silc_bench.reports.tables import BEST, TIED, Board, Cell, Table, row_names
 from silc_bench.system.terminal_table import (
     Column,
     blocks_of,
@@ -87,7 +86,7 @@ def to_latex(board: Board) -> str:
             parts.append(f"% {section.title}: {count}, not in this file.\n")
             continue
 
-        note = re.sub(r"[*`]", "", section.note)
+        note = section.note.replace(BEST, "bold").replace(TIED, "underlined").replace("`", "")
         for part in section.tables:
             parts.append(_of_board(part, names, f"{section.title}: {part.title}. {note}"))
     return "\n".join(parts)
@@ -204,6 +203,8 @@ def _cell(cell: Cell, widest: str) -> Pair:
     value = escaped(cell.text)
     if cell.is_best:
         value = rf"\textbf{{{value}}}"
+    elif cell.is_tied:
+        value = rf"\underline{{{value}}}"
     if cell.detail:
         value += rf"{{\scriptsize {escaped(cell.detail)}}}"
     elif cell.text and widest:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.text import Text
 
-from silc_bench.reports.tables import Board, Cell, Section, Table, row_names
+from silc_bench.reports.tables import BEST, Board, Cell, Section, Table, row_names
 from silc_bench.system.terminal_table import (
     Column,
     Grid,
@@ -22,6 +22,7 @@ from silc_bench.system.terminal_table import (
     name_width,
     short_names,
     visible,
+    width_of,
 )
 
 
@@ -67,7 +68,7 @@ def _section(
         yield Paragraph(hint, "dim")
         return
 
-    yield Paragraph(section.note.replace("**", ""), "dim")
+    yield Paragraph(section.note.replace(BEST, "`*`"), "dim")
     for table in section.tables:
         yield Paragraph(f"\n{visible(table.title)}", "italic")
         yield _table(table, labels, shorts)
@@ -90,12 +91,19 @@ def _table(table: Table, labels: dict[Cell, str], shorts: dict[str, str]) -> Gri
 
 
 def _aligned(cells: list[Cell]) -> list[tuple[Span, ...]]:
-    """Values whose last digits stand below each other, also where one has no error."""
-    texts = max((len(cell.text) for cell in cells), default=0)
-    details = max((len(cell.detail) for cell in cells), default=0)
+    """Values whose last digits stand below each other, also where one has no error or no mark.
+
+    The best has a sign beside its colour, because a file or a blind reader has no colour.
+    """
+    texts = max((width_of(cell.text) for cell in cells), default=0)
+    details = max((width_of(cell.detail) for cell in cells), default=0)
+    is_marked = any(cell.is_best or cell.is_tied for cell in cells)
     spans: list[tuple[Span, ...]] = []
     for cell in cells:
+        value = " " * (texts - width_of(cell.text)) + cell.text
+        error = cell.detail + " " * (details - width_of(cell.detail))
+        mark = " *" if cell.is_best else " =" if cell.is_tied else "  "
         style = "bold green" if cell.is_best else ""
-        value = (cell.text.rjust(texts), style)
-        spans.append((value, (cell.detail.ljust(details), "dim")))
+        marked = ((mark, style),) if is_marked else ()
+        spans.append(((value, style), (error, "dim"), *marked))
     return spans

@@ -159,14 +159,14 @@ def test_what_is_tied_with_the_best_is_marked(tmp_path):
     put(tmp_path, "near", 0.499)
     put(tmp_path, "far", 0.1)
     column = only(ranked(build(tmp_path)))
-    marks = {name: (cell.is_best, cell.detail.endswith(" =")) for name, cell in column.items()}
+    marks = {name: (cell.is_best, cell.is_tied) for name, cell in column.items()}
     assert marks.pop("best") == marks.pop("tied") == (True, False), "equal values are both best"
     assert set(marks.values()) == {(False, False)}
 
     lucky = np.arange(N) < 199
     put(tmp_path, "tied", lucky.mean(), arrays={"acc1": lucky})
     column = only(ranked(build(tmp_path)))
-    assert [name for name, cell in column.items() if cell.detail.endswith(" =")] == ["tied"]
+    assert [name for name, cell in column.items() if cell.is_tied] == ["tied"]
 
 
 RUNS = st.tuples(

@@ -80,6 +80,7 @@ def test_wrapping_loses_no_letter(text, width):
         ("cifar100/zeroshot", 10, ["cifar100/", "zeroshot"]),
         ("text_retrieval_recall@1", 12, ["text_", "retrieval_", "recall@1"]),
         ("CIFAR-100 zero-shot, top-1", 10, ["CIFAR-100", "zero-shot,", "top-1"]),
+        ("cross-correspondence", 12, ["cross-", "corresponden", "ce"]),
         ("from 1e-05 to -0.5", 6, ["from", "1e-05", "to", "-0.5"]),
     ],
 )
