@@ -19,6 +19,8 @@ FETCH_AGAIN = (
     "fetch that file again, or take it out of a list of your own; a set with a hole is not scored"
 )
 
+MOST_KNOWN = 100  # names in an error: a folder of results may hold hundreds
+
 
 class ExplainedError(Exception):
     """An error in three parts; its text is ``about: problem; fix``."""
@@ -60,7 +62,9 @@ def unknown_name(kind: str, name: str, known: Iterable[str], about: object = "")
     problem = f"unknown {kind} {name!r}"
     if near:
         return UserError(problem, about=about, fix=f"did you mean {' or '.join(near)}?")
-    return UserError(problem, about=about, fix=f"known: {', '.join(names) or 'none'}")
+    more = f" and {len(names) - MOST_KNOWN} more" if len(names) > MOST_KNOWN else ""
+    known_names = ", ".join(names[:MOST_KNOWN]) or "none"
+    return UserError(problem, about=about, fix=f"known: {known_names}{more}")
 
 
 def first_line(error: BaseException, limit: int = 200) -> str:

@@ -51,3 +51,8 @@ def test_every_error_of_ours_says_what_it_is_about_and_what_to_do():
 
 def test_the_file_of_sentences_holds_no_test_that_is_gone():
     assert [key for key in refusals.sentences() if not refusals._is_there(key)] == []
+
+
+def test_a_long_list_of_known_names_is_cut():
+    error = unknown_name("model", "x", (f"model{number:03}" for number in range(110)))
+    assert error.fix.endswith("model098, model099 and 10 more")

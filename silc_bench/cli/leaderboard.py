@@ -24,11 +24,32 @@ def leaderboard(
         bool,
         typer.Option("--check", help="Write nothing; fail if a file in --out is not up to date."),
     ] = False,
+    tasks: Annotated[
+        str,
+        typer.Option(
+            help="Names, families, datasets, groups or globs, separated by commas; all if empty."
+        ),
+    ] = "",
+    models: Annotated[
+        str,
+        typer.Option(
+            help="Names, NAME@REVISION, globs or what eval --ckpt took, separated by commas."
+        ),
+    ] = "",
+    sort: Annotated[
+        str,
+        typer.Option(help="Order of the rows: name, params, TASK or TASK:METRIC."),
+    ] = "",
+    group_by: Annotated[
+        str, typer.Option(help="What has a table of its own: family, dataset or protocol.")
+    ] = "family",
+    limit: Annotated[int | None, typer.Option(min=1, help="Rows of a table.")] = None,
 ) -> None:
     """Tables from the records; with --out also as Markdown, CSV and a self-contained page."""
     from silc_bench.reports import leaderboard as boards
     from silc_bench.reports.forms.terminal import to_terminal
-    from silc_bench.tasks.selection import current_version
+    from silc_bench.reports.view import View
+    from silc_bench.tasks.selection import current_version, words_of
 
     if check and out is None:
         raise UserError("compares files with the records", about="--check", fix="say --out FOLDER")
@@ -36,7 +57,8 @@ def leaderboard(
         check_writable(out)
 
     # Reports know no tasks (imports point one way), so we tell them which version is current.
-    board = boards.build(results, current_version=current_version)
+    view = View(words_of(tasks), words_of(models), sort, group_by, limit)
+    board = boards.build(results, view, current_version=current_version)
     for sentence in board.remarks:
         warn(sentence)
     if check and out:

@@ -54,6 +54,7 @@ from silc_bench.reports.titles import (
     setup_words,
     task_title,
 )
+from silc_bench.reports.view import View, chosen, group_of, limited, row_order
 from silc_bench.results import folders
 from silc_bench.results.published import FOLDER, ReportedRow
 from silc_bench.results.question import Question
@@ -62,6 +63,7 @@ from silc_bench.results.schema import is_fraction
 from silc_bench.results.setup import Setup
 from silc_bench.system.files import read_bytes, read_text, write_text_atomic
 
+EVERYTHING = View()
 # headings in this order, then any others
 GROUPS = ("zero-shot", "few-shot", "linear", "knn", "retrieval", "dense")
 # in the tables, beside each main metric
@@ -132,6 +134,7 @@ TWINS = ("contrastive", "silc")  # objectives
 
 def build(
     results_dirs: folders.Folders,
+    view: View = EVERYTHING,
     *,
     current_version: Callable[[str], int | None] = lambda task: None,
 ) -> Board:
@@ -142,18 +145,21 @@ def build(
     ``Board.remarks``.
 
     Args:
+        view: which of them are shown, and in which order.
         current_version: of a task, as the program has it today; records of an older one never rank.
 
     Raises:
-        UserError: no such folder, or nothing at all to show.
+        UserError: no such folder, nothing at all to show, or a view that means nothing.
     """
     reading = folders.read(results_dirs)
-    records = reading.records
     reported, problems = folders.published_in(results_dirs)
 
     # what the package itself brings is nothing to show
-    if not records and not any(any(folder.glob(f"{FOLDER}/*")) for folder in reading.folders):
+    if not reading.records and not any(
+        any(folder.glob(f"{FOLDER}/*")) for folder in reading.folders
+    ):
         raise folders.none_in(reading)
+    records, reported = chosen(reading.records, reported, view)
 
     scores = _scores(records, reported, current_version)
     ranked = scores[scores.kind == "ranked"]
@@ -166,7 +172,7 @@ def build(
     shown_scores = _with_main(ranked, SHOWN)
     changes = change_tables(_with_main(ranked, COMPARED), ranks)
     sections = [
-        _measured(shown_scores, ranks),
+        _measured(shown_scores, ranks, view, row_order(ranked, ROW, view)),
         Section("What self-distillation changed", NOTE, changes),
         Section("Images", "", images=images),
         *(_listed(kind, scores[scores.kind == kind]) for kind in LISTED),
@@ -178,6 +184,7 @@ def build(
     # the first section stays even if it is empty: it then says how to measure
     shown = [part for part in sections if part.tables or part.images or part is sections[0]]
     problems += [folders.Problem(path, sentence) for path, sentence in samples.problems.items()]
+    shown = [limited(part, view) for part in shown]
     return Board(tuple(shown), scores, reading.remarks_with(problems))
 
 
@@ -348,7 +355,9 @@ def labels_of_setups(records: Sequence[Record]) -> dict[tuple[str, str], dict[st
     return labels
 
 
-def _measured(ranked: pd.DataFrame, ranks: Ranks) -> Section:
+def _measured(
+    ranked: pd.DataFrame, ranks: Ranks, view: View, order_of_rows: dict[tuple, tuple] | None
+) -> Section:
     if ranked.empty:
         return Section("Measured here", "Nothing yet: `silc-bench eval` measures a model.")
 
@@ -359,8 +368,8 @@ def _measured(ranked: pd.DataFrame, ranks: Ranks) -> Section:
         f"{counts}. Percent ± one standard error; {BEST} is the best of a column, {TIED} is tied"
         " with it (no difference after Holm in the paired test), an empty cell was not measured."
     )
-    by_group = ranked.groupby("group", sort=False)
-    tables = tuple(_ranking(str(group), part, ranks) for group, part in by_group)
+    by_group = ranked.groupby(group_of(ranked, view), sort=False)
+    tables = tuple(_ranking(str(group), part, ranks, order_of_rows) for group, part in by_group)
     return Section("Measured here", note, tables)
 
 
@@ -374,10 +383,12 @@ def _with_main(scores: pd.DataFrame, others: str) -> pd.DataFrame:
     return scores[scores.is_main.astype(bool) | scores.metric.str.fullmatch(others)]
 
 
-def _ranking(group: str, part: pd.DataFrame, ranks: Ranks) -> Table:
+def _ranking(
+    group: str, part: pd.DataFrame, ranks: Ranks, order_of_rows: dict[tuple, tuple] | None
+) -> Table:
     """Rows in the order of the first column's values, then of the second's ...; gaps last.
 
-    Equal rows stand by name.
+    Equal rows stand by name. Where ``order_of_rows`` is given it comes before the columns.
     """
     # columns by task, the main metric first, then "5shot" before "10shot"
     by_column = dict(iter(part.groupby(COLUMN)))
@@ -412,8 +423,12 @@ def _ranking(group: str, part: pd.DataFrame, ranks: Ranks) -> Table:
         tuple(getattr(score, name) for name in ROW): score.setup_label
         for score in part.itertuples()
     }
+    rows_in_order = list(wide.index)
+    if order_of_rows is not None:
+        # False stands before True: what has no place in that order comes last
+        rows_in_order.sort(key=lambda row: (row not in order_of_rows, order_of_rows.get(row, ())))
     rows = []
-    for row in wide.index:
+    for row in rows_in_order:
         model, revision, _, params, image_size = row
         label = f" ({label_of[row]})" if label_of[row] else ""
         named = (

@@ -81,6 +81,7 @@ class Table:
     heads: tuple[Head, ...]
     rows: tuple[tuple[Cell, ...], ...]
     changes: tuple[Change, ...] = ()  # drawn as a chart beside the table
+    note: str = ""  # a sentence below it
 
 
 @dataclass(frozen=True)
@@ -146,6 +147,8 @@ def to_markdown(board: Board) -> str:
             lines.append(f"|{'|'.join(rulers)}|")
             for row in table.rows:
                 lines.append(f"| {' | '.join(_markdown_cell(cell) for cell in row)} |")
+            if table.note:
+                lines += ["", escaped(table.note)]
         if section.images:
             lines += ["", f"In the HTML page: {len(section.images)}."]
     return "\n".join(lines) + "\n"

@@ -88,7 +88,8 @@ def to_latex(board: Board) -> str:
 
         note = section.note.replace(BEST, "bold").replace(TIED, "underlined").replace("`", "")
         for part in section.tables:
-            parts.append(_of_board(part, names, f"{section.title}: {part.title}. {note}"))
+            caption = " ".join(filter(None, (f"{section.title}: {part.title}.", note, part.note)))
+            parts.append(_of_board(part, names, caption))
     return "\n".join(parts)
 
 

@@ -72,6 +72,8 @@ def _section(
     for table in section.tables:
         yield Paragraph(f"\n{visible(table.title)}", "italic")
         yield _table(table, labels, shorts)
+        if table.note:
+            yield Paragraph(visible(table.note), "dim")
 
 
 def _table(table: Table, labels: dict[Cell, str], shorts: dict[str, str]) -> Grid:
