@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from silc_bench.cli.options import RESULTS, Results
+from silc_bench.cli.options import RESULTS, Results, formats_of
 from silc_bench.errors import UserError
 from silc_bench.system.files import check_writable
 from silc_bench.system.terminal import answering, console, warn
@@ -39,6 +39,10 @@ def compare(
             help="Compare methods: all seeds of each run's method, paired by seed.",
         ),
     ] = False,
+    formats: Annotated[
+        str,
+        typer.Option("--format", help="Of --out, with commas: md, csv, json, tex, png, svg, pdf."),
+    ] = "",
 ) -> None:
     """Paired differences with standard errors, and one sentence a task.
 
@@ -48,6 +52,9 @@ def compare(
     from silc_bench.reports import compare_report
     from silc_bench.tasks.selection import words_of
 
+    chosen_formats = formats_of(formats, compare_report.FORMATS, compare_report.USUAL_FORMATS)
+    if out is None and formats:
+        raise UserError("there is no --out to write to", about="--format", fix="add --out DIR")
     if out:
         check_writable(out)
         # Our compare.json would be taken for a damaged record by the next command.
@@ -75,5 +82,5 @@ def compare(
             fix=f"see the {len(comparison.omissions)} reasons above",
         )
 
-    for path in compare_report.write(comparison, out) if out else ():
+    for path in compare_report.write(comparison, out, chosen_formats) if out else ():
         print(f"wrote {path}")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from silc_bench.cli.options import RESULTS, Results, as_typed
+from silc_bench.cli.options import RESULTS, Results, formats_of
 from silc_bench.errors import RunError, UserError
 from silc_bench.system.files import check_writable
 from silc_bench.system.terminal import answering, console, one_line, warn
@@ -18,12 +17,19 @@ from silc_bench.system.terminal import answering, console, one_line, warn
 def leaderboard(
     results: Results = RESULTS,
     out: Annotated[
-        Path | None, typer.Option(help="Also write leaderboard.md, .csv and .html here.")
+        Path | None,
+        typer.Option(help="Also write leaderboard.md, .csv, .json and .html here."),
     ] = None,
     check: Annotated[
         bool,
         typer.Option("--check", help="Write nothing; fail if a file in --out is not up to date."),
     ] = False,
+    formats: Annotated[
+        str,
+        typer.Option(
+            "--format", help="Of --out, commas between: md, csv, json, html, tex, parquet."
+        ),
+    ] = "",
     tasks: Annotated[
         str,
         typer.Option(
@@ -45,14 +51,17 @@ def leaderboard(
     ] = "family",
     limit: Annotated[int | None, typer.Option(min=1, help="Rows of a table.")] = None,
 ) -> None:
-    """Tables from the records; with --out also as Markdown, CSV and a self-contained page."""
+    """Tables from the records; with --out also as files, among them a self-contained page."""
     from silc_bench.reports import leaderboard as boards
     from silc_bench.reports.forms.terminal import to_terminal
     from silc_bench.reports.view import View
     from silc_bench.tasks.selection import current_version, words_of
 
-    if check and out is None:
-        raise UserError("compares files with the records", about="--check", fix="say --out FOLDER")
+    chosen_formats = formats_of(formats, list(boards.FORMATS), boards.USUAL_FORMATS)
+    for option, is_given in (("--check", check), ("--format", bool(formats))):
+        if is_given and out is None:
+            problem = "there is no --out whose files are meant"
+            raise UserError(problem, about=option, fix="add --out FOLDER")
     if out and not check:
         check_writable(out)
 
@@ -62,17 +71,14 @@ def leaderboard(
     for sentence in board.remarks:
         warn(sentence)
     if check and out:
-        names = boards.stale(board, out)
+        names = boards.stale(board, out, chosen_formats)
         if names:
-            again = f"{as_typed(results)} --out {shlex.quote(str(out))}"
-            raise RunError(
-                f"not up to date: {', '.join(names)}",
-                about=out,
-                fix=f"`silc-bench leaderboard {again}` writes them",
-            )
+            problem = f"not up to date: {', '.join(names)}"
+            fix = "the same command without --check writes them"
+            raise RunError(problem, about=out, fix=fix)
         print(one_line(f"{out} is up to date"))
         return
 
     console.print(to_terminal(board))
-    for path in boards.write(board, out) if out else ():
+    for path in boards.write(board, out, chosen_formats) if out else ():
         print(f"wrote {path}")

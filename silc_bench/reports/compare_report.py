@@ -1,7 +1,7 @@
-"""A comparison written down: sentences, a table, Markdown, CSV, JSON and a forest plot (no torch).
+"""A comparison written down: sentences, tables and a forest plot (no torch).
 
 Each ``to_*`` is a pure function of the comparison, so equal comparisons give equal bytes; ``write``
-makes the four files.
+makes the files.
 """
 
 from __future__ import annotations
@@ -9,22 +9,26 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from silc_bench.reports.compare import Comparison, Result
-from silc_bench.reports.forms import forest_plot
+from silc_bench.reports.forms import forest_plot, latex
 from silc_bench.reports.pairing import ALPHA
-from silc_bench.reports.tables import escaped
+from silc_bench.reports.tables import escaped, in_spreadsheet
+from silc_bench.reports.titles import title
 from silc_bench.system.files import write_text_atomic
+from silc_bench.system.terminal_table import Column, Grid, Paragraph, Span, visible
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+USUAL_FORMATS = ("md", "csv", "json", "png")
 SCHEMA_VERSION = "compare/3"
 HEADS = ("task", "metric", "baseline", "model", "difference", "p", "p Holm", "verdict")
+SHORT_HEADS = ("A", "B", "B - A", "p Holm", "B is")
 NOTE = (
     "Percent, and differences in points ± one standard error, on the same images for both."
     " p is McNemar's exact test where an image is hit or missed, and Student's t on the paired"
@@ -131,10 +135,7 @@ def to_terminal(comparison: Comparison) -> RenderableType:
     """Something for ``rich.print``: a table for each model."""
     from rich.console import Group
 
-    from silc_bench.system.terminal_table import Column, Grid, Paragraph, Span, visible
-
-    heads = ("A", "B", "B - A", "p Holm", "B is")
-    columns = [Column("task"), *(Column(head, is_numeric=True) for head in heads)]
+    columns = [Column("task"), *(Column(head, is_numeric=True) for head in SHORT_HEADS)]
     parts: list[RenderableType] = []
     for model, results in _by_model(comparison):
         rows: list[list[tuple[Span, ...]]] = []
@@ -169,8 +170,12 @@ def _letter(number: int) -> str:
     return (_letter(before - 1) if before else "") + chr(ord("A") + index)
 
 
-def to_markdown(comparison: Comparison) -> str:
-    """A page with a section for each model, and what was not compared at its end."""
+def to_markdown(comparison: Comparison, image: str | None = None) -> str:
+    """A page with a section for each model, and what was not compared at its end.
+
+    Args:
+        image: the file of the forest plot beside the page, if there is one.
+    """
     lines = [
         f"# {escaped(comparison.baseline)} against {escaped(', '.join(comparison.models))}",
         "",
@@ -192,7 +197,9 @@ def to_markdown(comparison: Comparison) -> str:
         lines += [f"| | {' | '.join(heads)} |", f"|---|{'---|' * len(rows)}"]
         lines += [f"| {' | '.join(escaped(cell) for cell in row)} |" for row in rows]
 
-    lines += ["", "![Differences with their 95 % intervals, each for its test alone](compare.png)"]
+    if image is not None:
+        text = "Differences with their 95 % intervals, each for its test alone"
+        lines += ["", f"![{text}]({image})"]
 
     if any(comparison.setups.values()):
         lines += ["", "## Setups that differ", ""]
@@ -214,8 +221,31 @@ def to_csv(comparison: Comparison) -> str:
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, [*rows[0], "reason"], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    for row in rows:
+        writer.writerow({name: in_spreadsheet(value) for name, value in row.items()})
     return buffer.getvalue()
+
+
+def to_latex(comparison: Comparison) -> str:
+    """A table for each model, for a paper; see `silc_bench.reports.forms.latex`."""
+    heads = ("A", "B", "B - A", "p Holm")
+    parts = [latex.HEAD]
+    for model, results in _by_model(comparison):
+        columns = [Column("task"), *(Column(head, is_numeric=True) for head in heads)]
+        rows: list[list[latex.Pair]] = []
+        for result in results:
+            *_, a, b, difference, _, p_holm, _ = _row(result)
+            name = ", ".join((title(result.task, result.metric), *result.marks))
+            shown = latex.number(difference)
+            if result.verdict != "no difference":
+                shown = rf"\textbf{{{shown}}}"
+            numbers = [(number, latex.number(number)) for number in (a, b)]
+            rows.append(
+                [(name, ""), *numbers, (difference, shown), (p_holm, latex.escaped(p_holm))]
+            )
+        caption = f"A: {comparison.baseline}. B: {model}. Bold: a difference. {note(comparison)}"
+        parts.append(latex.table(columns, rows, caption))
+    return "\n".join(parts)
 
 
 def to_json(comparison: Comparison) -> str:
@@ -232,18 +262,42 @@ def to_json(comparison: Comparison) -> str:
     return json.dumps(data, indent=2, allow_nan=False) + "\n"
 
 
-def write(comparison: Comparison, out_dir: Path) -> list[Path]:
-    """``compare.md``, ``.csv``, ``.json`` and ``.png`` in ``out_dir``, each whole or not at all."""
-    assert comparison.results, "nothing was compared"
-    paths = []
-    for ending, text in (("md", to_markdown), ("csv", to_csv), ("json", to_json)):
-        paths.append(Path(out_dir) / f"compare.{ending}")
-        write_text_atomic(paths[-1], text(comparison))
+def write(
+    comparison: Comparison, out_dir: Path, formats: Sequence[str] = USUAL_FORMATS
+) -> list[Path]:
+    """``compare.md`` and so on in ``out_dir``, each whole or not at all.
 
-    paths.append(Path(out_dir) / "compare.png")
-    title = f"Difference to {comparison.baseline} in points, 95 % interval of each alone"
-    forest_plot.draw(_plotted(comparison), title, paths[-1])
+    Args:
+        formats: of ``FORMATS``.
+
+    Raises:
+        ModuleNotFoundError: a PDF is asked for, and fpdf2 is not installed.
+    """
+    assert comparison.results, "nothing was compared"
+    heading = f"Difference to {comparison.baseline} in points, 95 % interval of each alone"
+    image = next((f"compare.{kind}" for kind in formats if kind in SHOWN_IMAGES), None)
+    paths = []
+    for kind in formats:
+        paths.append(Path(out_dir) / f"compare.{kind}")
+        if kind in IMAGES:
+            forest_plot.draw(_plotted(comparison), heading, paths[-1])
+        elif kind == "md":
+            write_text_atomic(paths[-1], to_markdown(comparison, image))
+        else:
+            write_text_atomic(paths[-1], TEXTS[kind](comparison))
     return paths
+
+
+# by the ending of the file
+TEXTS: dict[str, Callable[[Comparison], str]] = {
+    "md": to_markdown,
+    "csv": to_csv,
+    "json": to_json,
+    "tex": to_latex,
+}
+IMAGES = ("png", "svg", "pdf")
+SHOWN_IMAGES = ("png", "svg")  # by what renders Markdown
+FORMATS = (*TEXTS, *IMAGES)
 
 
 def _by_model(comparison: Comparison) -> Iterator[tuple[str, list[Result]]]:

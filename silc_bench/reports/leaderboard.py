@@ -3,7 +3,7 @@
 No torch; the same files always give the same bytes.
 
 Flow: ``build("results")`` -> Board -> ``to_terminal``, ``to_markdown``, ``to_csv``, ``to_html``;
-``write(board, out)`` makes the three files. Run: ``silc-bench leaderboard --results results --out
+``write(board, out)`` makes the files. Run: ``silc-bench leaderboard --results results --out
 results``.
 
 A column is a question and a metric, a row is a model under one setup
@@ -31,6 +31,8 @@ import pandas as pd
 
 from silc_bench.errors import first_line
 from silc_bench.models.interface import Training
+from silc_bench.reports.forms.data import to_json, to_parquet
+from silc_bench.reports.forms.latex import to_latex
 from silc_bench.reports.pairing import Paired, Samples, tied
 from silc_bench.reports.tables import (
     BEST,
@@ -61,9 +63,19 @@ from silc_bench.results.question import Question
 from silc_bench.results.record import Record
 from silc_bench.results.schema import is_fraction
 from silc_bench.results.setup import Setup
-from silc_bench.system.files import read_bytes, read_text, write_text_atomic
+from silc_bench.system.files import atomic_path, read_bytes, read_text
 
 EVERYTHING = View()
+# by the ending of the file
+FORMATS: dict[str, Callable[[Board], str | bytes]] = {
+    "md": to_markdown,
+    "csv": to_csv,
+    "json": to_json,
+    "html": to_html,
+    "tex": to_latex,
+    "parquet": to_parquet,
+}
+USUAL_FORMATS = ("md", "csv", "json", "html")
 # headings in this order, then any others
 GROUPS = ("zero-shot", "few-shot", "linear", "knn", "retrieval", "dense")
 # in the tables, beside each main metric
@@ -235,30 +247,39 @@ class Ranks:
         return model.name, model.revision, record.setup.row, record.question.hash
 
 
-def write(board: Board, out_dir: Path) -> list[Path]:
-    """``leaderboard.md``, ``.csv`` and ``.html`` in ``out_dir``, each whole or not at all."""
+def write(board: Board, out_dir: Path, formats: Sequence[str] = USUAL_FORMATS) -> list[Path]:
+    """``leaderboard.md`` and so on in ``out_dir``, each whole or not at all.
+
+    Args:
+        formats: keys of ``FORMATS``.
+
+    Raises:
+        ModuleNotFoundError: Parquet is asked for, and pyarrow is not installed.
+    """
     paths = []
-    for name, text in _files(board).items():
+    for name, content in _files(board, formats).items():
         paths.append(Path(out_dir) / name)
-        write_text_atomic(paths[-1], text)
+        with atomic_path(paths[-1]) as temporary:
+            temporary.write_bytes(content)
     return paths
 
 
-def stale(board: Board, out_dir: Path) -> list[str]:
+def stale(board: Board, out_dir: Path, formats: Sequence[str] = USUAL_FORMATS) -> list[str]:
     """The names of those files in ``out_dir`` that ``write`` would change or add."""
     names = []
-    for name, text in _files(board).items():
+    for name, content in _files(board, formats).items():
         path = Path(out_dir) / name
-        if not path.is_file() or path.read_bytes() != text.encode():
+        if not path.is_file() or path.read_bytes() != content:
             names.append(name)
     return names
 
 
-def _files(board: Board) -> dict[str, str]:
+def _files(board: Board, formats: Sequence[str]) -> dict[str, bytes]:
+    """Their contents by name."""
+    contents = {f"leaderboard.{kind}": FORMATS[kind](board) for kind in formats}
     return {
-        "leaderboard.md": to_markdown(board),
-        "leaderboard.csv": to_csv(board),
-        "leaderboard.html": to_html(board),
+        name: content if isinstance(content, bytes) else content.encode()
+        for name, content in contents.items()
     }
 
 

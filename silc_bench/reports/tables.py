@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from silc_bench.reports.pairing import Paired
 
+FORMULA_SIGNS = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes for a formula
+
 # How a note says which values are marked; each form has its own marks.
 BEST, TIED = "**bold**", "`=`"
 
@@ -157,9 +159,27 @@ def to_markdown(board: Board) -> str:
 def to_csv(board: Board) -> str:
     """Long form, one line per model, task and metric, unrounded.
 
-    ``kind`` separates ranked, limited and published.
+    ``kind`` separates ranked, limited and published. A text that a spreadsheet would carry out is
+    quoted: see ``in_spreadsheet``.
     """
-    return board.scores.to_csv(index=False, lineterminator="\n")
+    # of each text once: a column of a hundred thousand rows holds few different ones
+    scores = board.scores.copy()
+    for name in scores:
+        values = scores[name].unique().tolist()
+        safe = {value: in_spreadsheet(value) for value in values if isinstance(value, str)}
+        if any(value != shown for value, shown in safe.items()):
+            scores[name] = scores[name].map(lambda value, safe=safe: safe.get(value, value))
+    return scores.to_csv(index=False, lineterminator="\n")
+
+
+def in_spreadsheet(value: Any) -> Any:
+    """A text that begins like a formula gets an apostrophe before it; all else stays as it is.
+
+    A spreadsheet would compute a model's name like "=cmd()" when it opens the file.
+    """
+    if isinstance(value, str) and value.startswith(FORMULA_SIGNS):
+        return f"'{value}"
+    return value
 
 
 def to_html(board: Board) -> str:

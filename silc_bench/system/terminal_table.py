@@ -93,7 +93,7 @@ def blocks_of(
     least = [_least(columns[i], [row[i] for row in rows]) for i in everything]
 
     # names stay on their line: a name that goes on in the next one reads as two
-    least[0] = min(natural[0], max(least[0], name_width(width)))
+    least[0] = min(natural[0], max(least[0], room_for_names(columns, rows, width)))
     room = width - GAP * (len(columns) - 1)
     if sum(least) <= room:
         return [(everything, _shared(natural, least, room))]
@@ -114,6 +114,18 @@ def blocks_of(
         widths = _shared([natural[i] for i in block], [least[i] for i in block], room)
         sized.append((block, widths))
     return sized
+
+
+def room_for_names(
+    columns: Sequence[Column], rows: Sequence[Sequence[Sequence[Span]]], width: int
+) -> int:
+    """The cells that the first column may take; more than ``name_width`` where others leave room.
+
+    Arguments as of ``fitted``; what stands in the first column counts for nothing.
+    """
+    others = range(1, len(columns))
+    needed = sum(GAP + _least(columns[i], [row[i] for row in rows]) for i in others)
+    return max(name_width(width), width - needed)
 
 
 def name_width(width: int) -> int:

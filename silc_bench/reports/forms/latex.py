@@ -17,7 +17,7 @@ from silc_bench.system.terminal_table import (
     Column,
     blocks_of,
     letters_of,
-    name_width,
+    room_for_names,
     short_names,
     visible,
     width_of,
@@ -34,6 +34,7 @@ HEAD = r"""% Made by silc-bench. In the preamble:
 %   \usepackage[bidi=basic,english]{babel}
 """
 LETTERS = 80  # of a line of a table in \small on a page of one column
+LONG_WORD = 40  # letters; a longer one may be broken in a caption
 MOST_ROWS = 45  # of a table on one page
 # What TeX would not print as it stands; brackets and stars mean something after the end of a row.
 ESCAPES = {
@@ -76,6 +77,13 @@ def escaped(text: str) -> str:
     return "".join(parts)
 
 
+def number(text: str) -> str:
+    """A number with its sign as one: a hyphen before it is a minus."""
+    if text[:1] in ("-", "+"):
+        return f"${text[0]}${escaped(text[1:])}"
+    return escaped(text)
+
+
 def to_latex(board: Board) -> str:
     """Every table of the board but the published numbers, which are counted in a comment."""
     names = row_names(board)
@@ -102,7 +110,9 @@ def table(columns: Sequence[Column], rows: Sequence[Sequence[Pair]], caption: st
         rows: a cell for each column. Of the first one the first part alone is used.
         caption: as a reader sees it.
     """
-    shorts = short_names([written_out(row[0][0]) for row in rows], name_width(LETTERS))
+    spans = [[((text, ""),) for text, _ in row] for row in rows]
+    room = room_for_names(columns, spans, LETTERS)
+    shorts = short_names([written_out(row[0][0]) for row in rows], room)
     named: list[list[Pair]] = []
     for (name, _), *cells in rows:
         short = shorts[written_out(name)]
@@ -159,7 +169,8 @@ def _breakable(caption: str) -> str:
     words = []
     for word in written_out(caption).split(" "):
         letters = letters_of(word)
-        parts = ["".join(letters[start : start + 12]) for start in range(0, len(letters), 12)]
+        step = 12 if len(letters) > LONG_WORD else LONG_WORD
+        parts = ["".join(letters[start : start + step]) for start in range(0, len(letters), step)]
         words.append(r"\penalty100{}".join(map(escaped, parts)))
     return " ".join(words)
 
@@ -195,13 +206,13 @@ def _of_board(part: Table, names: dict[Cell, str], caption: str) -> str:
         # the longest error keeps the room of one where a value has none
         errors = [cell.detail for cell in cells if head.is_numeric]
         widest = max(errors, key=len, default="")
-        pairs = [_cell(cell, widest) for cell in cells]
+        pairs = [_cell(cell, head.is_numeric, widest) for cell in cells]
         by_column.append(pairs if index else [(names[cell], "") for cell in cells])
     return table(columns, list(zip(*by_column, strict=True)), caption)
 
 
-def _cell(cell: Cell, widest: str) -> Pair:
-    value = escaped(cell.text)
+def _cell(cell: Cell, is_numeric: bool, widest: str) -> Pair:
+    value = number(cell.text) if is_numeric else escaped(cell.text)
     if cell.is_best:
         value = rf"\textbf{{{value}}}"
     elif cell.is_tied:

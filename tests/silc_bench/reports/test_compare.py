@@ -3,12 +3,15 @@
 import csv
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from commands import call, error_of, fail, succeed
+from hostile import HOSTILE_NAMES, cells
 from made import N, put
 from PIL import Image
+from rich.console import Console
 
 from silc_bench.metrics import iou as metrics
 from silc_bench.metrics import statistics as stats
@@ -409,6 +412,37 @@ def test_files_say_what_the_terminal_says(report):
     with Image.open(plot) as image:
         tones = {forest_plot.TONES[verdict] for verdict in verdicts[:4]}
         assert tones <= {color for _, color in image.getcolors(1 << 20)}
+
+
+def test_every_format_is_written(report, tmp_path):
+    pytest.importorskip("fpdf")
+    comparison = report[2]
+    paths = compare_report.write(comparison, tmp_path, compare_report.FORMATS)
+    assert {path.suffix.removeprefix(".") for path in paths} == set(compare_report.FORMATS)
+    tex = compare_report.to_latex(comparison)
+    assert tex.count(r"\begin{table}") == len(comparison.models)
+    assert tex.count(r"\textbf{$+$") == 2, "the differences that can be shown"
+    assert "![" not in compare_report.to_markdown(comparison)
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_the_terminal_shows_every_number_whole(report, width):
+    comparison = report[2]
+    names = {name: name for name in (comparison.baseline, *comparison.models)}
+    names |= {HOSTILE: HOSTILE_NAMES[2], "c": HOSTILE_NAMES[-3]}
+    results = []
+    for number, result in enumerate(comparison.results):
+        task = f"{HOSTILE_NAMES[number]}/zeroshot"
+        results.append(replace(result, model=names[result.model], task=task, is_main=False))
+    models = tuple(names[model] for model in comparison.models)
+    hostile = replace(comparison, models=models, results=tuple(results))
+    console = Console(file=io.StringIO(), width=width, color_system=None)
+    console.print(compare_report.to_terminal(hostile))
+    shown = console.file.getvalue()
+    assert max(map(cells, shown.splitlines())) <= width
+    for result in results:
+        paired = result.paired
+        assert f"{100 * paired.difference:+.2f} ± {100 * paired.stderr:.2f}" in shown
 
 
 def test_equal_comparisons_give_equal_bytes(report, tmp_path):
