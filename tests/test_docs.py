@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import typer
 
+import silc_bench
 from silc_bench.cli.app import app
 from silc_bench.errors import UserError
 from silc_bench.evaluation.protocols import choose
@@ -130,7 +131,8 @@ def all_options(command=COMMANDS):
 def module_exists(dotted):
     """A package, a module, or a name that stands in a module."""
     place = ROOT
-    parts = dotted.split(".")
+    offered = silc_bench.OFFERED.get(dotted.removeprefix("silc_bench."))
+    parts = f"{offered}.{dotted.rpartition('.')[2]}".split(".") if offered else dotted.split(".")
     while parts and (place / parts[0]).is_dir():
         place /= parts.pop(0)
     module = place / f"{parts[0] if parts else '__init__'}.py"

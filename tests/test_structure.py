@@ -139,6 +139,10 @@ def test_a_folder_holds_no_code_of_its_own(folder):
     tree = ast.parse(MODULES[folder].read_text(encoding="utf-8"))
     code = [ast.unparse(node) for node in tree.body[1:]]
     allowed = ("from __future__ import", "__version__ = ")
+    if folder == "silc_bench":
+        # what the package offers to a notebook, by name: it imports nothing of ours
+        offering = ("OFFERED = ", "def __getattr__(", "def __dir__(")
+        allowed += ("import importlib", "from typing import Any", *offering)
     assert all(line.startswith(allowed) for line in code), f"{folder}: code in __init__"
 
 

@@ -7,13 +7,14 @@ each. A pattern that means nothing is an error, even beside others that mean som
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from silc_bench.errors import UserError, unknown_name
 from silc_bench.reports.tables import Section, Table
 from silc_bench.reports.titles import dataset_title
+from silc_bench.results.names import Models, Row
 from silc_bench.results.schema import is_fraction
 
 if TYPE_CHECKING:
@@ -31,7 +32,8 @@ class View:
     """Nothing is left out unless it is asked for."""
 
     tasks: Sequence[str] = ()  # as of `silc_bench.tasks.selection.select`; empty: all
-    models: Sequence[str] = ()  # names, NAME@REVISION or globs; empty: all
+    # what `eval --ckpt` took, names, NAME@REVISION or globs of names; empty: all
+    models: Sequence[str] = ()
     sort: str = ""  # "name", "params", TASK or TASK:METRIC; empty: by the first column of a table
     group_by: str = "family"  # what has a table of its own
     limit: int | None = None  # rows of a table; None: all
@@ -43,69 +45,73 @@ class View:
 
 def chosen(
     records: Sequence[Record], reported: Sequence[ReportedRow], view: View
-) -> tuple[list[Record], list[ReportedRow]]:
+) -> tuple[Sequence[Record], Sequence[ReportedRow]]:
     """What the view's tasks and models mean, of what was measured and of what was published.
 
     Raises:
         UserError: a pattern means nothing, or nothing is meant by both at once.
     """
     task_words: dict[str, set[str]] = {}
-    model_words: dict[str, set[str]] = {}
     for record in records:
         task_words.setdefault(record.task.name, set()).add(record.task.group)
-        whole = f"{record.model.name}@{record.model.revision}"
-        model_words[whole] = {whole, record.model.name}
     for row in reported:
-        model_words.setdefault(row.model, {row.model})
         for task in row.values:
             task_words.setdefault(task, set())
     for task, words in task_words.items():
         dataset, family = task.split("/")
         words |= {task, dataset, family, family.split("_")[0]}
 
-    tasks = _meant("task", task_words, view.tasks, about="--tasks")
-    models = _meant("model", model_words, view.models, about="--models")
+    tasks = _tasks(task_words, view.tasks)
+    measured, published = _models(records, reported, view.models)
     kept = []
     for record in records:
-        whole = f"{record.model.name}@{record.model.revision}"
-        if record.task.name in tasks and whole in models:
+        row = (record.model.name, record.model.revision)
+        if record.task.name in tasks and row in measured:
             kept.append(record)
-    published = []
+    rows = []
     for row in reported:
         values = {task: metrics for task, metrics in row.values.items() if task in tasks}
-        if values and row.model in models:
-            published.append(replace(row, values=values))
-    if not kept and not published:
-        fix = "leave one of them out; `silc-bench leaderboard` shows who has measured what"
+        if values and row.model in published:
+            rows.append(replace(row, values=values))
+    if not kept and not rows:
+        fix = "leave one of them out; `silc-bench results ls` shows who has measured what"
         raise UserError("none of these models has these tasks", about="--models, --tasks", fix=fix)
-    return kept, published
+    return kept, rows
 
 
-def _meant(
-    kind: str, words: Mapping[str, Iterable[str]], patterns: Sequence[str], about: str
-) -> set[str]:
-    if not patterns:
-        return set(words)
-
-    meant: set[str] = set()
+def _tasks(words: Mapping[str, set[str]], patterns: Sequence[str]) -> set[str]:
+    """The tasks of which a pattern is one of the words, or matches the name."""
+    meant = set() if patterns else set(words)
     for pattern in patterns:
-        found = {
-            name
-            for name, own in words.items()
-            if pattern in own or any(_matches(word, pattern) for word in own)
-        }
+        found = {name for name, own in words.items() if pattern in own}
+        found |= set(fnmatch.filter(words, pattern))
         if not found:
-            shown = {word for own in words.values() for word in own if "@" not in word}
-            raise unknown_name(kind, pattern, shown, about=about)
+            raise unknown_name("task", pattern, set().union(*words.values()), about="--tasks")
         meant |= found
     return meant
 
 
-def _matches(word: str, pattern: str) -> bool:
-    """A glob, or the beginning of a revision after the name."""
-    if fnmatch.fnmatchcase(word, pattern):
-        return True
-    return "@" in pattern and not pattern.endswith("@") and word.startswith(pattern)
+def _models(
+    records: Sequence[Record], reported: Sequence[ReportedRow], patterns: Sequence[str]
+) -> tuple[set[Row], set[str]]:
+    """The measured and the published models that are meant."""
+    models = Models(records)
+    names = {row.model for row in reported}
+    if not patterns:
+        return set(models.rows), names
+
+    measured: set[Row] = set()
+    published: set[str] = set()
+    for pattern in patterns:
+        rows = {row for row in models.rows if fnmatch.fnmatchcase(row[0], pattern)}
+        rows |= set(models.meant_by(pattern))
+        found = {pattern} & names | set(fnmatch.filter(names, pattern))
+        if not rows and not found:
+            known = names | {row[0] for row in models.rows}
+            raise unknown_name("model", pattern, known, about="--models")
+        measured |= rows
+        published |= found
+    return measured, published
 
 
 def group_of(ranked: pd.DataFrame, view: View) -> pd.Series:

@@ -50,7 +50,7 @@ class Models:
         Raises:
             UserError: none is, with the nearest names; or several are.
         """
-        found = self._found(asked)
+        found = self.meant_by(asked)
         if not found:
             raise self._unknown(asked)
         if len(found) > 1:
@@ -64,7 +64,7 @@ class Models:
         Raises:
             UserError: none is, with the nearest names.
         """
-        found = self._found(pattern)
+        found = self.meant_by(pattern)
         for row in self.rows if not found else ():
             if fnmatch.filter([row[0], f"{row[0]}@{row[1]}"], pattern):
                 found.append(row)
@@ -74,11 +74,11 @@ class Models:
 
     def knows(self, asked: str) -> bool:
         """Whether ``asked`` means a model, or several."""
-        return bool(self._found(asked))
+        return bool(self.meant_by(asked))
 
     def label(self, row: Row) -> str:
         """The name alone where it says which model is meant, else with the revision."""
-        return row[0] if self._found(row[0]) == [row] else shown(row)
+        return row[0] if self.meant_by(row[0]) == [row] else shown(row)
 
     def source(self, row: Row) -> str:
         """What was asked for when it was measured last, to load it again."""
@@ -90,7 +90,8 @@ class Models:
             known = {name for name, _ in self._sources} | set(self._forms)
         return unknown_name("model", asked, known, about="measured models")
 
-    def _found(self, asked: str) -> list[Row]:
+    def meant_by(self, asked: str) -> list[Row]:
+        """Every model that is meant; as a filter, several are as good as one."""
         by_source, by_name = self._meant(asked)
         if by_source or by_name or "@" not in asked:
             return by_source or by_name

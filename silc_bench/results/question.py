@@ -107,6 +107,10 @@ class Question:
         # raises here, where the task that gave the field is still known, not when it is used
         _ = self.hash
 
+    def __repr__(self) -> str:
+        part = "" if self.limit is None else f", limit {self.limit}"
+        return f"<Question {self.task}, {self.protocol}{part}, {self.hash[:8]}>"
+
     @cached_property
     def hash(self) -> str:
         """16 hex digits that any field changes."""

@@ -119,6 +119,9 @@ class MeasuredTask:
     main_metric: str
     chance: float  # of the main metric
 
+    def __repr__(self) -> str:
+        return f"<MeasuredTask {self.name}, version {self.version}>"
+
 
 @dataclass(frozen=True)
 class MeasuredModel:
@@ -128,6 +131,10 @@ class MeasuredModel:
     params: int
     image_size: int  # pixels
     training: Training | None  # of a model that was not trained here nobody knows it
+
+    def __repr__(self) -> str:
+        size = f"{self.params:,} parameters, {self.image_size} px"
+        return f"<MeasuredModel {self.name!r} @{self.revision[:8]}, {size}>"
 
 
 @dataclass(frozen=True)
@@ -143,6 +150,10 @@ class Code:
     commit: str | None  # None: not run from a source checkout
     dirty: bool | None
 
+    def __repr__(self) -> str:
+        commit = f" at {self.commit[:8]}" if self.commit else ""
+        return f"<Code {self.version}{commit}{', changed' if self.dirty else ''}>"
+
 
 @dataclass(frozen=True)
 class Environment:
@@ -151,6 +162,9 @@ class Environment:
     python: str
     platform: str
     processor: str
+
+    def __repr__(self) -> str:
+        return f"<Environment Python {self.python}, {self.platform}>"
 
 
 NESTED: dict[str, Any] = {
@@ -184,6 +198,12 @@ class Record:
     seconds: float
     created: str  # UTC, ISO 8601
     source: str  # "measured" or "reported(URL)"
+
+    def __repr__(self) -> str:
+        metric = self.task.main_metric
+        value = f"{metric} {self.metrics[metric]:.4g}"
+        model = f"{self.model.name!r} @{self.model.revision[:8]}"
+        return f"<Record {self.task.name} of {model}: {value}, n {self.n:,}>"
 
     @classmethod
     def create(

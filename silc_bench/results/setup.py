@@ -69,6 +69,9 @@ class Setup:
         # raises here, where the model that gave the field is still known, not when it is used
         _ = self.hash
 
+    def __repr__(self) -> str:
+        return f"<Setup {self.precision} on {self.device}, {self.feature_point}, {self.hash[:8]}>"
+
     @cached_property
     def hash(self) -> str:
         """16 hex digits that any field changes."""

@@ -119,7 +119,7 @@ def table(columns: Sequence[Column], rows: Sequence[Sequence[Pair]], caption: st
         named.append([(short, escaped(short)), *cells])
 
     measured = [[((text, ""),) for text, _ in row] for row in named]
-    parts = []
+    parts: list[str] = []
     for indices, widths in blocks_of(columns, measured, LETTERS):
         for start in range(0, len(named), MOST_ROWS):
             some = named[start : start + MOST_ROWS]
