@@ -433,15 +433,17 @@ def test_the_terminal_shows_every_number_whole(report, width):
     results = []
     for number, result in enumerate(comparison.results):
         task = f"{HOSTILE_NAMES[number]}/zeroshot"
-        results.append(replace(result, model=names[result.model], task=task, is_main=False))
+        names_of = {"baseline": names[result.baseline], "model": names[result.model]}
+        results.append(replace(result, **names_of, task=task, is_main=False))
     models = tuple(names[model] for model in comparison.models)
     hostile = replace(comparison, models=models, results=tuple(results))
     console = Console(file=io.StringIO(), width=width, color_system=None)
     console.print(compare_report.to_terminal(hostile))
     shown = console.file.getvalue()
     assert max(map(cells, shown.splitlines())) <= width
-    for result in results:
-        paired = result.paired
+    shown_results = [r for r in comparison.results if r.baseline == comparison.baseline]
+    assert shown_results
+    for paired in (result.paired for result in shown_results):
         assert f"{100 * paired.difference:+.2f} ± {100 * paired.stderr:.2f}" in shown
 
 

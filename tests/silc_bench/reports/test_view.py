@@ -38,7 +38,7 @@ def folder(tmp_path_factory):
             measured = {"acc1": value, "acc5": 1 - value}
             revision = {"a": "a1" * 8, "b": "b1" * 8}.get(model, "c1" * 8)
             group = groups[task.partition("/")[2]]
-            put(folder, model, measured, task, group=group, revision=revision)
+            put(folder, model, measured, task, group=group, revision=revision, version=99)
     (folder / "reported").mkdir()
     content = {"schema": "reported/1", "rows": [PUBLISHED]}
     (folder / "reported" / "papers.json").write_text(json.dumps(content))
@@ -73,7 +73,13 @@ def test_tasks(folder, patterns, tasks):
 
 @pytest.mark.parametrize(
     ("patterns", "models"),
-    [(["a"], "a"), (["c*", "b"], "bc"), (["b@b1b1"], "b"), (["a@" + "a1" * 8, "c:s*"], "ac")],
+    [
+        (["a"], "a"),
+        (["c*", "b"], "bc"),
+        (["./x/"], "abc"),
+        (["b@b1b1"], "b"),
+        (["a@" + "a1" * 8, "c:s*"], "ac"),
+    ],
 )
 def test_models(folder, patterns, models):
     tables = shown(folder, models=patterns)

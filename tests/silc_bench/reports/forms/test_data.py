@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from commands import fail, succeed
 from hostile import HOSTILE_NAMES
-from made import put, record_of
+from made import put
 
 from silc_bench.cli import options
 from silc_bench.reports import leaderboard
@@ -19,11 +19,11 @@ pytestmark = pytest.mark.broad
 
 
 @pytest.fixture
-def board(monkeypatch, tmp_path):
+def board(tmp_path):
     """A hostile name in each place that takes one; a published row with gaps."""
     names = [*HOSTILE_NAMES, "-1", "+1", "@x", "=1+1"]
-    records = [record_of(name, 0.1, "d/zeroshot", group=name) for name in names]
-    monkeypatch.setattr(leaderboard, "load_all", lambda folder: records)
+    for name in names:
+        put(tmp_path, name, 0.1, "d/zeroshot", group=name)
     (tmp_path / "reported").mkdir()
     row = {
         "model": "=paper",
@@ -43,8 +43,8 @@ def test_no_cell_of_a_csv_is_a_formula(board):
     assert not [cell for cell in cells if cell[:1] in tuple("=+-@\t\r") and not _is_number(cell)]
     assert {"'=1+1", "'@x", "'-1", "'+1", "'=paper", "'@table", "'+x"} <= set(cells)
     assert in_spreadsheet(-0.5) == -0.5
-    names = [row[rows[0].index("model")].removeprefix("'") for row in rows[1:]]
-    assert set(names) == {score.model for score in board.scores.itertuples()}
+    shown = [row[rows[0].index("model")].removeprefix("'") for row in rows[1:]]
+    assert set(shown) == {score.model for score in board.scores.itertuples()}
 
 
 def _is_number(cell):

@@ -12,7 +12,7 @@ from refusals import refused
 
 import silc_bench
 from silc_bench import load_results
-from silc_bench.results.record import load_all
+from silc_bench.results import folders
 
 ROOT = Path(__file__).parents[4]
 pytestmark = pytest.mark.broad
@@ -33,7 +33,8 @@ def test_a_row_is_a_record_and_a_metric(tmp_path):
     assert frame.chance.isna().tolist() == [False, True, False]
 
     # question and setup, field by field and as the hashes by which rows are alike
-    records = [*load_all(first), *load_all(first), *load_all(second)]
+    (a, b) = folders.read([first, second]).records
+    records = [a, a, b]
     assert frame.question.tolist() == [record.question.hash for record in records]
     assert frame.setup.tolist() == [record.setup.row for record in records]
     assert frame["setup.image.size"].tolist() == [64, 64, 96]
@@ -44,19 +45,24 @@ def test_a_row_is_a_record_and_a_metric(tmp_path):
 
 def test_the_records_of_this_repository_make_a_frame():
     frame = load_results(ROOT / "results")
-    assert len(frame) == sum(len(record.metrics) for record in load_all(ROOT / "results"))
+    assert len(frame) == sum(
+        len(record.metrics) for record in folders.read([ROOT / "results"]).records
+    )
     pivot = frame[frame.is_main].pivot_table("value", "model", "title")
     assert pivot.loc["cifar_tiny-silc:student", "CIFAR-100 zero-shot, top-1"] > 0.05
     held = {type(value) for name in frame for value in frame[name].tolist()}
     assert not {list, dict} & held, "plain values alone"
 
 
-def test_no_folder_and_no_records(tmp_path):
+def test_no_folder_and_no_sound_record(tmp_path):
     with refused(about="load_results"):
         load_results()
     with refused(about="absent"):
         load_results(tmp_path / "absent")
-    assert len(load_results(tmp_path)) == 0
+    (tmp_path / "model@12345678").mkdir()
+    (tmp_path / "model@12345678" / "foreign.json").write_text("{}")
+    with pytest.warns(UserWarning, match=r"foreign\.json"):
+        assert len(load_results(tmp_path)) == 0
 
 
 def test_importing_the_package_imports_nothing_heavy():
