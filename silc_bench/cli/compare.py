@@ -48,11 +48,11 @@ def compare(
 
     The sentences are corrected for the number of tests.
     """
-    from silc_bench.reports import compare as comparing
-    from silc_bench.reports import compare_report
+    from silc_bench.reports.comparison import compare as comparing
+    from silc_bench.reports.comparison import report
     from silc_bench.tasks.selection import words_of
 
-    chosen_formats = formats_of(formats, compare_report.FORMATS, compare_report.USUAL_FORMATS)
+    chosen_formats = formats_of(formats, report.FORMATS, report.USUAL_FORMATS)
     if out is None and formats:
         raise UserError("there is no --out to write to", about="--format", fix="add --out DIR")
     if out:
@@ -66,14 +66,14 @@ def compare(
     comparison = comparing.compare(results, models, words_of(tasks), has_seeds_grouped=group_seeds)
     for sentence in comparison.remarks:
         warn(sentence)
-    for line in compare_report.sentences(comparison):
+    for line in report.sentences(comparison):
         print(line)
-    for line in compare_report.setup_lines(comparison):
+    for line in report.setup_lines(comparison):
         print(line)
     if comparison.results:
-        console.print(compare_report.to_terminal(comparison))
+        console.print(report.to_terminal(comparison))
     # Last, because it is long; also where nothing could be compared: it then says why.
-    for line in compare_report.omission_lines(comparison):
+    for line in report.omission_lines(comparison):
         print(line)
     if not comparison.results:
         raise UserError(
@@ -82,5 +82,5 @@ def compare(
             fix=f"see the {len(comparison.omissions)} reasons above",
         )
 
-    for path in compare_report.write(comparison, out, chosen_formats) if out else ():
+    for path in report.write(comparison, out, chosen_formats) if out else ():
         print(f"wrote {path}")

@@ -50,6 +50,13 @@ def leaderboard(
         str, typer.Option(help="What has a table of its own: family, dataset or protocol.")
     ] = "family",
     limit: Annotated[int | None, typer.Option(min=1, help="Rows of a table.")] = None,
+    group_seeds: Annotated[
+        bool,
+        typer.Option(
+            "--group-seeds",
+            help="One row a method: mean over its seeds ± half of the 95 % interval.",
+        ),
+    ] = False,
 ) -> None:
     """Tables from the records; with --out also as files, among them a self-contained page."""
     from silc_bench.reports import leaderboard as boards
@@ -66,7 +73,7 @@ def leaderboard(
         check_writable(out)
 
     # Reports know no tasks (imports point one way), so we tell them which version is current.
-    view = View(words_of(tasks), words_of(models), sort, group_by, limit)
+    view = View(words_of(tasks), words_of(models), sort, group_by, limit, group_seeds)
     board = boards.build(results, view, current_version=current_version)
     for sentence in board.remarks:
         warn(sentence)

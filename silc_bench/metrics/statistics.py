@@ -14,12 +14,24 @@ Shapes: N images, S draws of the training shots, R resamples, M tests.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 NUM_RESAMPLES = 1000
 PAIRED_RESAMPLES = 4000  # p-values hang on it: the error is known to 1.1 %, not 2.2 %
 _CHUNK = 1 << 22  # drawn indices held at once
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Two models on the same samples, as fractions; the difference is second minus first."""
+
+    difference: float
+    stderr: float
+    margin: float  # half the 95 % interval, of this test alone
+    p: float
+    test: str  # "mcnemar" or "bootstrap"
 
 
 def accuracy_stderr(hits: np.ndarray) -> float:

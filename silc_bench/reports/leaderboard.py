@@ -10,7 +10,7 @@ A column is a question and a metric, a row is a model under one setup
 (`silc_bench.results.question`, `silc_bench.results.setup`). What never happens: an average over
 gaps; two questions in one column; a limited, an outdated or a published number among ranked ones.
 Which values are tied with the best, and every difference, comes from the paired test of
-`silc_bench.reports.pairing`.
+`silc_bench.reports.comparison.pairing`.
 
 What self-distillation changed: a SILC model against its contrastive-only twin, task by task. Twins
 are alike in all that their records say of the training - preset, data, seed, step, branch - but
@@ -30,10 +30,12 @@ from typing import Any
 import pandas as pd
 
 from silc_bench.errors import first_line
+from silc_bench.metrics.statistics import Paired
 from silc_bench.models.interface import Training
+from silc_bench.reports.comparison.pairing import Samples, tied
+from silc_bench.reports.comparison.seeds import Methods, Place, grouped, tied_over_seeds
 from silc_bench.reports.forms.data import to_json, to_parquet
 from silc_bench.reports.forms.latex import to_latex
-from silc_bench.reports.pairing import Paired, Samples, tied
 from silc_bench.reports.tables import (
     BEST,
     TIED,
@@ -49,6 +51,7 @@ from silc_bench.reports.tables import (
     to_markdown,
 )
 from silc_bench.reports.titles import (
+    COMPARED,
     distinctions,
     metric_title,
     question_words,
@@ -80,7 +83,6 @@ USUAL_FORMATS = ("md", "csv", "json", "html")
 GROUPS = ("zero-shot", "few-shot", "linear", "knn", "retrieval", "dense")
 # in the tables, beside each main metric
 SHOWN = r"(?:acc1|mIoU)(?:_.*)?|(?:image|text)_retrieval_recall@1"
-COMPARED = r"(?:image|text)_retrieval_recall@1"  # between twins, beside each main metric
 
 # what sets two rows apart, and two columns
 ROW = ["model", "revision", "setup", "params", "image_size"]
@@ -181,8 +183,12 @@ def build(
     problems += damaged
     samples = Samples(reading)
     ranks = Ranks(samples, records)
-    shown_scores = _with_main(ranked, SHOWN)
     changes = change_tables(_with_main(ranked, COMPARED), ranks)
+    if view.has_seeds_grouped:
+        # what single checkpoints differ in says nothing of the methods
+        changes = ()
+        ranked, ranks.values = grouped(ranked, Methods(records))
+    shown_scores = _with_main(ranked, SHOWN)
     sections = [
         _measured(shown_scores, ranks, view, row_order(ranked, ROW, view)),
         Section("What self-distillation changed", NOTE, changes),
@@ -206,6 +212,7 @@ class Ranks:
     def __init__(self, samples: Samples, records: Sequence[Record]) -> None:
         self.samples = samples
         self._records: dict[tuple[str, str, str, str], Record] = {}
+        self.values: dict[Place, dict[int, float]] = {}  # of methods, by seed
         self.trainings: dict[tuple[str, str], Training | None] = {}  # by model and revision
         for record in records:
             self._records[self._place(record)] = record
@@ -226,13 +233,29 @@ class Ranks:
         found = {row: "best" for row, one in zip(rows, is_best, strict=True) if one}
 
         question = str(own.question.iloc[0])
-        first = self._records[(*next(iter(found)), question)]
         others = [row for row, one in zip(rows, is_best, strict=True) if not one]
-        records = [self._records[(*row, question)] for row in others]
-        for row, is_tied in zip(others, tied(self.samples, first, records, metric), strict=True):
-            if is_tied:
-                found[row] = "tied"
+        ties = self._ties(next(iter(found)), others, question, metric)
+        found |= {row: "tied" for row, is_tied in zip(others, ties, strict=True) if is_tied}
         return found
+
+    def _ties(
+        self,
+        best: tuple[str, str, str],
+        others: Sequence[tuple[str, str, str]],
+        question: str,
+        metric: str,
+    ) -> list[bool | None]:
+        """Of each other row whether it is tied with the best: over seeds, or over images."""
+
+        def seeds_of(row: tuple[str, str, str]) -> dict[int, float]:
+            return self.values.get((row[0], row[2], question, metric), {})
+
+        if self.values:
+            return tied_over_seeds(seeds_of(best), [seeds_of(row) for row in others])
+        first = self._records[(*best, question)]
+        return tied(
+            self.samples, first, [self._records[(*row, question)] for row in others], metric
+        )
 
     def pair(
         self, a: tuple[str, str, str], b: tuple[str, str, str], question: str, metric: str
@@ -453,7 +476,7 @@ def _ranking(
         model, revision, _, params, image_size = row
         label = f" ({label_of[row]})" if label_of[row] else ""
         named = (
-            Cell(model, f"@{revision[:8]}{label}"),
+            Cell(model, (f"@{revision[:8]}" if revision else "") + label),
             Cell(_count(params)),
             Cell(str(image_size)),
         )
@@ -583,7 +606,7 @@ def _names(*texts: str) -> list[Head]:
 
 
 def _model(score: Any) -> Cell:
-    return Cell(score.model, f"@{score.revision[:8]}")
+    return Cell(score.model, f"@{score.revision[:8]}" if score.revision else "")
 
 
 def _value(score: Any, mark: str = "") -> Cell:

@@ -97,6 +97,7 @@ _FIELDS = {
     "precision": "{}",
     "device": "{}",
 }
+COMPARED = r"(?:image|text)_retrieval_recall@1"  # between models, beside each main metric
 MAX_TEXT = 40  # of a value in a label
 
 

@@ -37,6 +37,7 @@ class View:
     sort: str = ""  # "name", "params", TASK or TASK:METRIC; empty: by the first column of a table
     group_by: str = "family"  # what has a table of its own
     limit: int | None = None  # rows of a table; None: all
+    has_seeds_grouped: bool = False  # several seeds of a method are one row
 
     def __post_init__(self) -> None:
         if self.group_by not in GROUPED_BY:
@@ -45,7 +46,7 @@ class View:
 
 def chosen(
     records: Sequence[Record], reported: Sequence[ReportedRow], view: View
-) -> tuple[Sequence[Record], Sequence[ReportedRow]]:
+) -> tuple[list[Record], list[ReportedRow]]:
     """What the view's tasks and models mean, of what was measured and of what was published.
 
     Raises:
@@ -54,8 +55,8 @@ def chosen(
     task_words: dict[str, set[str]] = {}
     for record in records:
         task_words.setdefault(record.task.name, set()).add(record.task.group)
-    for row in reported:
-        for task in row.values:
+    for published_row in reported:
+        for task in published_row.values:
             task_words.setdefault(task, set())
     for task, words in task_words.items():
         dataset, family = task.split("/")
@@ -69,10 +70,10 @@ def chosen(
         if record.task.name in tasks and row in measured:
             kept.append(record)
     rows = []
-    for row in reported:
-        values = {task: metrics for task, metrics in row.values.items() if task in tasks}
-        if values and row.model in published:
-            rows.append(replace(row, values=values))
+    for published_row in reported:
+        values = {task: metrics for task, metrics in published_row.values.items() if task in tasks}
+        if values and published_row.model in published:
+            rows.append(replace(published_row, values=values))
     if not kept and not rows:
         fix = "leave one of them out; `silc-bench results ls` shows who has measured what"
         raise UserError("none of these models has these tasks", about="--models, --tasks", fix=fix)

@@ -5,7 +5,7 @@ import pytest
 from commands import succeed
 from PIL import Image
 
-from silc_bench.reports.compare import compare
+from silc_bench.reports.comparison.compare import compare
 from silc_bench.reports.leaderboard import build
 from silc_bench.results.folders import read
 

@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 from made import N, put, record_of
 from rich.console import Console
 
+from silc_bench.metrics.statistics import Paired
 from silc_bench.models.interface import Training
-from silc_bench.reports.compare import compare
+from silc_bench.reports.comparison.compare import compare
 from silc_bench.reports.forms.terminal import to_terminal
 from silc_bench.reports.leaderboard import build
-from silc_bench.reports.pairing import Paired
 from silc_bench.reports.tables import Change, axis, to_csv, to_html, to_markdown
 from silc_bench.results import published
 from silc_bench.tasks.selection import all_tasks, current_version

@@ -16,8 +16,11 @@ from rich.console import Console
 from silc_bench.metrics import iou as metrics
 from silc_bench.metrics import statistics as stats
 from silc_bench.models.interface import Training
-from silc_bench.reports import compare, compare_report, pairing
+from silc_bench.reports.comparison import compare, pairing
+from silc_bench.reports.comparison import report as reports
 from silc_bench.reports.forms import forest_plot
+from silc_bench.reports.leaderboard import build
+from silc_bench.reports.view import View
 from silc_bench.results import outcomes
 
 pytestmark = pytest.mark.broad
@@ -75,13 +78,13 @@ def test_the_first_model_is_the_baseline_of_all_others(tmp_path):
     alone = [results_of(tmp_path, names)[0].paired for names in ("ab", "ac", "bc")]
     assert [result.paired for result in results] == alone
     assert [result.p_holm for result in results] == stats.holm([pair.p for pair in alone]).tolist()
-    matrix = compare_report.matrix(compare.compare(tmp_path, ["a", "b", "c"]))
+    matrix = reports.matrix(compare.compare(tmp_path, ["a", "b", "c"]))
     assert matrix == [
         ["a", "", "+0 -1 =0", "+1 -0 =0"],
         ["b", "+1 -0 =0", "", "+1 -0 =0"],
         ["c", "+0 -1 =0", "+0 -1 =0", ""],
     ]
-    assert compare_report.matrix(compare.compare(tmp_path, ["a", "b"])) == []
+    assert reports.matrix(compare.compare(tmp_path, ["a", "b"])) == []
 
 
 # ---- several seeds ----
@@ -114,6 +117,25 @@ def test_seeds_of_a_method_are_one_side(tmp_path):
     assert result.value == pytest.approx(np.mean(METHODS["silc"]))
     lines = lines_of(tmp_path, "contrastive0 silc3 --group-seeds")
     assert "[t over 4 seeds]" in lines[0]
+
+
+def test_seeds_of_a_method_are_one_row_of_the_leaderboard(tmp_path):
+    put_seeds(tmp_path, METHODS | {"worse": [0.1, 0.12, 0.08, 0.11], "alone": [0.3]})
+    put(tmp_path, "foreign", 0.2)
+    board = build(tmp_path, View(has_seeds_grouped=True))
+    (table,) = board.sections[0].tables
+    rows = {row[0].text: (row[0].detail, row[3]) for row in table.rows}
+    assert list(rows) == [
+        "tiny-silc:student", "tiny-contrastive:student", "alone0", "foreign", "tiny-worse:student"
+    ]  # fmt: skip
+    detail, cell = rows["tiny-silc:student"]
+    assert detail == " (4 seeds)"
+    assert cell.is_best
+    values = METHODS["silc"]
+    half = 3.182446 * np.std(values, ddof=1) / 2  # t at 3 degrees of freedom
+    assert cell.text + cell.detail == f"{100 * np.mean(values):.1f} ±{100 * half:.1f}"
+    marks = {name: own[1].detail.endswith(" =") for name, own in rows.items()}
+    assert [name for name, is_tied in marks.items() if is_tied] == []
 
 
 def test_seeds_that_one_method_lacks_have_no_partner(tmp_path):
@@ -389,7 +411,7 @@ def test_files_say_what_the_terminal_says(report):
     paths = [folder / f"compare.{ending}" for ending in ("md", "csv", "json", "png")]
     assert [f"wrote {path}" for path in paths] == lines[-4:]
     assert sorted(folder.iterdir()) == sorted(paths)
-    assert set(compare_report.sentences(comparison)) <= set(lines)
+    assert set(reports.sentences(comparison)) <= set(lines)
     text, table, data, plot = paths
 
     content = json.loads(data.read_text(encoding="utf-8"))
@@ -417,12 +439,12 @@ def test_files_say_what_the_terminal_says(report):
 def test_every_format_is_written(report, tmp_path):
     pytest.importorskip("fpdf")
     comparison = report[2]
-    paths = compare_report.write(comparison, tmp_path, compare_report.FORMATS)
-    assert {path.suffix.removeprefix(".") for path in paths} == set(compare_report.FORMATS)
-    tex = compare_report.to_latex(comparison)
+    paths = reports.write(comparison, tmp_path, reports.FORMATS)
+    assert {path.suffix.removeprefix(".") for path in paths} == set(reports.FORMATS)
+    tex = reports.to_latex(comparison)
     assert tex.count(r"\begin{table}") == len(comparison.models)
     assert tex.count(r"\textbf{$+$") == 2, "the differences that can be shown"
-    assert "![" not in compare_report.to_markdown(comparison)
+    assert "![" not in reports.to_markdown(comparison)
 
 
 @pytest.mark.parametrize("width", [60, 80])
@@ -438,7 +460,7 @@ def test_the_terminal_shows_every_number_whole(report, width):
     models = tuple(names[model] for model in comparison.models)
     hostile = replace(comparison, models=models, results=tuple(results))
     console = Console(file=io.StringIO(), width=width, color_system=None)
-    console.print(compare_report.to_terminal(hostile))
+    console.print(reports.to_terminal(hostile))
     shown = console.file.getvalue()
     assert max(map(cells, shown.splitlines())) <= width
     shown_results = [r for r in comparison.results if r.baseline == comparison.baseline]
@@ -449,7 +471,7 @@ def test_the_terminal_shows_every_number_whole(report, width):
 
 def test_equal_comparisons_give_equal_bytes(report, tmp_path):
     _, folder, comparison = report
-    for path in compare_report.write(comparison, tmp_path):
+    for path in reports.write(comparison, tmp_path):
         assert path.read_bytes() == (folder / path.name).read_bytes()
 
 

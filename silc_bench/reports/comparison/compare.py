@@ -3,11 +3,10 @@
 What cannot be compared is listed, with the reason.
 
 Flow: ``compare("results", ["a", "b", "c"])`` -> rows of the leaderboard by name -> records that
-answer one question, paired -> the paired test of each pair (`silc_bench.reports.pairing`) -> Holm
-over all of them -> ``Comparison``. The first model is the baseline; of more than two models every
-pair is tested. Several seeds of one method are one side of a pair (`silc_bench.reports.seeds`). How
-the models' setups differ is said once. `silc_bench.reports.compare_report` writes it down; run:
-``silc-bench compare A B --results results``.
+answer one question, paired -> the paired test of each pair (``pairing``) -> Holm over all of them
+-> ``Comparison``. The first model is the baseline; of more than two models every pair is tested.
+Several seeds of one method are one side of a pair (``seeds``). How the models' setups differ is
+said once. ``report`` writes it down; run: ``silc-bench compare A B --results results``.
 
 ``pair_up(mine, theirs, labels)`` decides which records of two models answer the same question and
 says why others do not; it accounts for every record.
@@ -24,10 +23,10 @@ import numpy as np
 
 from silc_bench.errors import UserError
 from silc_bench.metrics import statistics
-from silc_bench.reports.leaderboard import COMPARED
-from silc_bench.reports.pairing import ALPHA, Paired, Samples
-from silc_bench.reports.seeds import Method, Methods, over_seeds
-from silc_bench.reports.titles import differing, question_words, setup_words
+from silc_bench.metrics.statistics import Paired
+from silc_bench.reports.comparison.pairing import ALPHA, Samples
+from silc_bench.reports.comparison.seeds import Method, Methods, over_seeds
+from silc_bench.reports.titles import COMPARED, differing, question_words, setup_words
 from silc_bench.results import folders
 from silc_bench.results.names import Models, Row
 from silc_bench.results.record import Record

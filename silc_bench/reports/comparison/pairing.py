@@ -13,13 +13,13 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from silc_bench.errors import DataError, UserError
 from silc_bench.metrics import statistics
+from silc_bench.metrics.statistics import Paired
 from silc_bench.results import outcomes
 from silc_bench.results.folders import Reading
 from silc_bench.results.outcomes import PerImage
@@ -30,17 +30,6 @@ KEPT = 256  # records whose samples are held at once
 # No pairing makes the error of a difference larger than the sum of both errors: beyond this many of
 # them no test could call the two equal.
 SURE = 6.0
-
-
-@dataclass(frozen=True)
-class Paired:
-    """Two models on the same samples, as fractions; the difference is second minus first."""
-
-    difference: float
-    stderr: float
-    margin: float  # half the 95 % interval, of this test alone
-    p: float
-    test: str  # "mcnemar" or "bootstrap"
 
 
 class Samples:

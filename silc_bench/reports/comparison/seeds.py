@@ -10,16 +10,21 @@ Flow: ``Methods(records)`` -> ``.of(row)`` -> a ``Method`` with its runs by seed
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from silc_bench.metrics import statistics
+from silc_bench.metrics.statistics import Paired
 from silc_bench.models.interface import Training
-from silc_bench.reports.pairing import Paired
+from silc_bench.reports.comparison.pairing import ALPHA
 from silc_bench.results.names import Row
 from silc_bench.results.record import Record
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -82,6 +87,56 @@ def over_seeds(a: Mapping[int, float], b: Mapping[int, float]) -> Paired | str:
     p = statistics.paired_p(mean, stderr, dof, int(np.count_nonzero(differences)))
     test = f"t over {len(seeds)} seeds"
     return Paired(mean, stderr, statistics.half_interval(stderr, dof), p, test)
+
+
+Place: TypeAlias = tuple[str, str, str, str]  # label, setup, question, metric
+
+
+def grouped(
+    ranked: pd.DataFrame, methods: Methods
+) -> tuple[pd.DataFrame, dict[Place, dict[int, float]]]:
+    """The scores of a board with the seeds of each method as one row, and their values by seed.
+
+    The value is the mean over seeds, ``stderr`` half of its 95 % interval. A model that was not
+    trained here, or has no second seed, stays as it is. Of two runs with one seed the newer counts.
+    """
+    import pandas as pd
+
+    values: dict[Place, dict[int, float]] = {}
+    firsts: dict[Place, dict[str, Any]] = {}
+    rows: list[dict[str, Any]] = []
+    for score in ranked.to_dict("records"):
+        row = (score["model"], score["revision"])
+        method = methods.of(row)
+        if method is None or len(method.runs) < 2:
+            rows.append(score)
+            continue
+        seed = next((seed for seed, run in method.runs.items() if run == row), None)
+        if seed is not None:
+            place = (method.label, score["setup"], score["question"], score["metric"])
+            values.setdefault(place, {})[seed] = score["value"]
+            firsts.setdefault(place, score)
+
+    for place, by_seed in values.items():
+        mean, half = mean_and_half(by_seed.values())
+        label = f"{len(by_seed)} seeds"
+        score = {**firsts[place], "model": place[0], "revision": "", "setup_label": label}
+        rows.append({**score, "value": mean, "stderr": half})
+    joined = pd.DataFrame(rows, columns=ranked.columns).astype(ranked.dtypes.to_dict())
+    return joined, values
+
+
+def tied_over_seeds(
+    best: Mapping[int, float], others: Sequence[Mapping[int, float]]
+) -> list[bool | None]:
+    """Of each other method whether no difference to the best shows, after Holm; None: no test."""
+    tests = [over_seeds(best, other) for other in others]
+    known = [index for index, test in enumerate(tests) if isinstance(test, Paired)]
+    p = [test.p for test in tests if isinstance(test, Paired)]
+    adjusted = dict(zip(known, statistics.holm(p), strict=True))
+    return [
+        bool(adjusted[index] >= ALPHA) if index in adjusted else None for index in range(len(tests))
+    ]
 
 
 def mean_and_half(values: Iterable[float]) -> tuple[float, float | None]:

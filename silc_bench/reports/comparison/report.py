@@ -14,9 +14,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from silc_bench.reports.compare import Comparison, Result
+from silc_bench.reports.comparison.compare import Comparison, Result
+from silc_bench.reports.comparison.pairing import ALPHA
 from silc_bench.reports.forms import forest_plot, latex
-from silc_bench.reports.pairing import ALPHA
 from silc_bench.reports.tables import escaped, in_spreadsheet
 from silc_bench.reports.titles import title
 from silc_bench.system.files import write_text_atomic
