@@ -183,7 +183,8 @@ def part_fix(weights: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> st
     ]
     if not fitting:
         return ""
-    return f"write FILE#PART with one of its parts that fit: {', '.join(fitting[:MAX_NAMED])}"
+    named = " or ".join(f"#{part}" for part in fitting[:MAX_NAMED])
+    return f"what lies below a name of it fits: write {named} behind it (.NAME behind a #PART)"
 
 
 def check_tensors(path: Path, weights: Mapping[str, Tensor]) -> None:
@@ -246,6 +247,8 @@ def _explained(path: Path) -> Iterator[None]:
         yield
     except UserError:
         raise
+    except FileNotFoundError:
+        raise refused(path, "no such file or folder", "check the path") from None
     except OSError as error:
         raise refused(
             path,

@@ -231,6 +231,7 @@ class Walk(pickle._Unpickler):
         # once each, because several tensors may be views of one
         self._read_storage = functools.cache(read) if read else None
         self._reads = 0
+        self.proto = 0  # the pickle's own, once it is loaded
         self.named: set[str] = set()
         self.storages: dict[str, tuple[int, int]] = {}  # key -> values, bytes a value
         super().__init__(self, encoding="latin1")

@@ -239,6 +239,12 @@ def test_the_original_release_is_translated_by_timm(models, tmp_path):
     assert load_model(f"timm:test_convnext/{tmp_path}/release.pth").revision == ours.revision
 
 
+def test_a_file_that_is_not_there():
+    with refused(about="nowhere.pth") as caught:
+        load_model("timm:test_vit/nowhere.pth")
+    assert "path" in caught.value.fix
+
+
 DAMAGES = {
     "missing": lambda state: {key: state[key] for key in state if "blocks.2" not in key},
     "shape": lambda state: {**state, "norm.weight": torch.ones(3)},
