@@ -17,7 +17,7 @@ CONFIG = "adapter_config.json"
 FILES = (CONFIG, "adapter_model.safetensors", "adapter_model.bin")
 
 # What PEFT adds to the names of a model: lora_A, lora_embedding_B, hada_w1_a, oft_r, ia3_l ...
-NAMES = re.compile(r"\b(lora|hada|lokr|oft|ia3|boft|vera|fourierft|adalora|hra)_\w+|\bbase_layer\b")
+NAMES = re.compile(r"\b(lora|hada|lokr|oft|ia3|boft|vera|fourierft|adalora|hra)_\w+")
 MERGE = (
     "from peft import PeftModel as P; from transformers import AutoModel as M; "
     "P.from_pretrained(M.from_pretrained('BASE'), 'ADAPTER').merge_and_unload()"

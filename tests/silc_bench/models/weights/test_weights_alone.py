@@ -138,7 +138,7 @@ def test_other_libraries_take_the_weights(open_clip_file, tmp_path, kind, lost):
         load_model(str(tmp_path / "raw.pt"), arch)
 
 
-ADDED = ["lora_A.default.weight", "lora_embedding_B.default", "hada_w1_a", "base_layer.weight"]
+ADDED = ["lora_A.default.weight", "lora_embedding_B.default", "hada_w1_a", "oft_r.default"]
 
 
 @pytest.mark.parametrize("name", ADDED)
