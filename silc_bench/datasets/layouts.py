@@ -20,7 +20,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from silc_bench.datasets.files.folders import File, Listing, by_number, is_stray
 from silc_bench.datasets.files.shards import (
@@ -166,6 +166,39 @@ def rows(path: Path) -> Iterator[tuple[str, str, list[str], dict[str, Any]]]:
         DataError: as ``read_captions_file`` does.
         UserError: no such file, or one of an unknown kind.
     """
+    for row in raw_rows(path):
+        if row.error is not None:
+            raise row.error
+        captions = [row.captions] if isinstance(row.captions, str) else row.captions
+
+        is_whole = isinstance(row.name, str) and isinstance(captions, list)
+        if not is_whole or not all(isinstance(caption, str) for caption in captions):
+            problem = f"{row.image_column!r} or {row.caption_column!r} is missing or no text"
+            fix = "give every row a file name and a caption, or a list of captions"
+            raise DataError(problem, about=row.where, fix=fix)
+        captions = [caption.strip() for caption in captions]
+        yield row.where, row.name.strip(), captions, row.fields
+
+
+class RawRow(NamedTuple):
+    """A line of a list as it is: whether its parts mean anything is the reader's to say."""
+
+    where: str  # file:line
+    error: DataError | None  # why the line is no row; then the rest says nothing
+    name: Any  # of the image
+    captions: Any
+    fields: dict[str, Any]
+    image_column: str
+    caption_column: str
+
+
+def raw_rows(path: Path) -> Iterator[RawRow]:
+    """Every line of a list of captions.
+
+    Raises:
+        DataError: not UTF-8, unknown columns, quotes that are never closed.
+        UserError: no such file, or one of an unknown kind.
+    """
     kinds = ", ".join(ENDINGS)
     if not path.exists():
         fix = f"name a list of images and captions ({kinds})"
@@ -184,22 +217,16 @@ def rows(path: Path) -> Iterator[tuple[str, str, list[str], dict[str, Any]]]:
 
     read_rows = _json_rows if path.suffix.lower() == ".jsonl" else _csv_rows
     columns: tuple[str, str] | None = None
-    for number, row in read_rows(path, text):
+    for number, fields in read_rows(path, text):
         where = f"{path}:{number}"
-        # the first row decides, so that a list means one thing from its first to its last line
-        columns = columns or _columns(path, row)
-        image_column, caption_column = columns
-        name: Any = row.get(image_column)
-        captions: Any = row.get(caption_column)
-        if isinstance(captions, str):
-            captions = [captions]
+        if isinstance(fields, DataError):
+            yield RawRow(where, fields, None, None, {}, "", "")
+            continue
 
-        is_whole = isinstance(name, str) and isinstance(captions, list)
-        if not is_whole or not all(isinstance(caption, str) for caption in captions):
-            problem = f"{image_column!r} or {caption_column!r} is missing or no text"
-            fix = "give every row a file name and a caption, or a list of captions"
-            raise DataError(problem, about=where, fix=fix)
-        yield where, name.strip(), [caption.strip() for caption in captions], row
+        # the first row decides, so that a list means one thing from its first to its last line
+        columns = columns or _columns(path, fields)
+        name, captions = (fields.get(column) for column in columns)
+        yield RawRow(where, None, name, captions, fields, *columns)
 
 
 def _columns(path: Path, row: dict[str, Any]) -> tuple[str, str]:
@@ -215,23 +242,25 @@ def _columns(path: Path, row: dict[str, Any]) -> tuple[str, str]:
     return columns[0], columns[1]
 
 
-def _json_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def _json_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any] | DataError]]:
     # not splitlines(), which also ends a line at the U+2028 that a caption may hold
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:  # the latter for brackets within brackets
             problem = f"it is not JSON ({first_line(error)})"
-            raise DataError(problem, about=f"{path}:{number}", fix=ONE_OBJECT) from error
+            yield number, DataError(problem, about=f"{path}:{number}", fix=ONE_OBJECT)
+            continue
         if not isinstance(row, dict):
             problem = f"it holds a {type(row).__name__}, not an object"
-            raise DataError(problem, about=f"{path}:{number}", fix=ONE_OBJECT)
+            yield number, DataError(problem, about=f"{path}:{number}", fix=ONE_OBJECT)
+            continue
         yield number, row
 
 
-def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any] | DataError]]:
     # open_clip's .csv are tabbed
     head = text.partition("\n")[0]
     is_tabbed = path.suffix.lower() == ".tsv" or ("\t" in head and "," not in head)
@@ -245,7 +274,9 @@ def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
             if None in row:
                 problem = "it has more fields than the header"
                 fix = 'put captions that hold commas in double quotes: "a dog, running"'
-                raise DataError(problem, about=f"{path}:{reader.line_num}", fix=fix)
+                where = f"{path}:{reader.line_num}"
+                yield reader.line_num, DataError(problem, about=where, fix=fix)
+                continue
             yield reader.line_num, row
     except csv.Error as error:
         where = f"{path}:{reader.line_num}"

@@ -11,6 +11,7 @@ order is for thousands of images; ``silc-bench data pack`` writes shards of them
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from silc_bench.trainer.data.samples import (
     captions_of,
     columns_of,
     no_pair,
+    one_sample,
     parse,
 )
 
@@ -115,55 +117,122 @@ def read_pairs(path: Path, damage: Damage) -> list[Listed]:
 def _from_list(path: Path, damage: Damage) -> list[Listed]:
     not_columns = (*layouts.IMAGE_COLUMNS, *layouts.CAPTION_COLUMNS)
     pairs: dict[Path, Listed] = {}
-    for where, name, all_captions, row in layouts.rows(path):
-        image = layouts.locate(path, name)
-        captions = tuple(caption for caption in all_captions if caption)
-
-        if not image.is_file():
-            damage.add("missing image", f"{where}: {name}")
-        elif not captions:
-            damage.add("empty text", f"{where}: {name}")
-        else:
-            # A further row of an image adds captions; the other columns stay those of the first.
-            columns = {column: value for column, value in row.items() if column not in not_columns}
-            first = pairs.get(image, Listed(image, (), columns))
-            pairs[image] = Listed(image, first.captions + captions, first.columns)
-    return list(pairs.values())
-
-
-def _from_folder(path: Path, damage: Damage) -> list[Listed]:
-    # By name, so that the order does not depend on how the disk lists the folder.
-    images = sorted(
-        file for file in path.rglob("*") if file.suffix.lower().lstrip(".") in FILE_EXTENSIONS
-    )
-
-    pairs = []
-    for image in images:
-        text_file = image.with_suffix(".txt")
-        json_file = image.with_suffix(".json")
-        has_text = text_file.is_file()
-        has_json = json_file.is_file()
-        if not has_text and not has_json:
-            damage.add("image without a text", str(image))
+    for row in layouts.raw_rows(path):
+        if row.error is not None:
+            damage.add("line that is no row", row.where)
+            continue
+        if not isinstance(row.name, str):
+            damage.add("row without the name of an image", row.where)
             continue
 
+        # A name may hold what no file system takes, such as a zero byte.
+        where = f"{row.where}: {row.name.strip()}"
         try:
-            columns = columns_of(json_file.read_bytes(), str(json_file)) if has_json else None
-            text = text_file.read_bytes() if has_text else None
-            captions = captions_of(text, columns, str(text_file))
+            with one_sample(where):
+                image = layouts.locate(path, row.name.strip())
+                if not image.is_file():
+                    raise UnreadableError("missing image", where)
+                captions = _captions_in(row.captions, where, damage)
         except UnreadableError as error:
             damage.add(error.cause, error.where)
             continue
-        pairs.append(Listed(image, tuple(captions), columns or {}))
+
+        # A further row of an image adds captions; the other columns stay those of the first.
+        columns = {name: value for name, value in row.fields.items() if name not in not_columns}
+        first = pairs.get(image, Listed(image, (), columns))
+        pairs[image] = Listed(image, first.captions + captions, first.columns)
+    return list(pairs.values())
+
+
+def _captions_in(value: Any, where: str, damage: Damage) -> tuple[str, ...]:
+    """The captions of a row; what is none beside others is added to ``damage``."""
+    listed = value if isinstance(value, list) else ["" if value is None else value]
+    skipped: list[UnreadableError] = []
+    captions = captions_of(None, {"captions": listed}, where, skipped)
+    for error in skipped:
+        damage.add(error.cause, error.where)
+    return tuple(captions)
+
+
+def _from_folder(path: Path, damage: Damage) -> list[Listed]:
+    files = _files_below(path, damage)
+    images = [file for file in files if _ending(file) in FILE_EXTENSIONS]
+
+    # "UP.JPG" and "UP.TXT" belong together, and so do "up.jpg" and "up.TXT".
+    texts = {
+        (file.parent, file.stem, _ending(file)): file
+        for file in files
+        if _ending(file) in ("txt", "json")
+    }
+    pairs = []
+    for image in images:
+        text_file = texts.get((image.parent, image.stem, "txt"))
+        json_file = texts.get((image.parent, image.stem, "json"))
+        if text_file is None and json_file is None:
+            damage.add("image without a text", str(image))
+            continue
+
+        skipped: list[UnreadableError] = []
+        try:
+            with one_sample(str(text_file or json_file)):
+                columns = columns_of(json_file.read_bytes(), str(json_file)) if json_file else None
+                text = text_file.read_bytes() if text_file else None
+                captions = captions_of(text, columns, str(text_file or json_file), skipped)
+        except UnreadableError as error:
+            skipped = [error]
+        else:
+            pairs.append(Listed(image, tuple(captions), columns or {}))
+        for error in skipped:
+            damage.add(error.cause, error.where)
+
+    # What has a text and is no image that we read was meant as one: "cat.gif" beside "cat.txt".
+    for file in files:
+        if _ending(file) in _NO_IMAGES or _ending(file) in FILE_EXTENSIONS:
+            continue
+        if (file.parent, file.stem, "txt") in texts:
+            endings = ", ".join(FILE_EXTENSIONS)
+            damage.add(f"file with a text that is none of {endings}", str(file))
 
     if pairs:
         return pairs
     if not images:
+        reasons = f" ({damage.summary()})" if damage.total else ""
+        problem = f"the folder holds nothing to learn from{reasons}"
         fix = "name a folder that holds images, shards (*.tar) or a list of captions"
-        raise UserError("the folder holds nothing to learn from", about=path, fix=fix)
+        raise UserError(problem, about=path, fix=fix)
     problem = f"it holds {len(images):,} images and no caption of any"
     fix = (
         "write NAME.txt beside NAME.jpg, a caption a line, or a captions.jsonl in the folder:"
         ' {"file": "NAME.jpg", "caption": "..."}'
     )
     raise UserError(problem, about=path, fix=fix)
+
+
+_NO_IMAGES = ("txt", "json", "jsonl", "csv", "tsv", "")
+
+
+def _ending(file: Path) -> str:
+    return file.suffix.lower().lstrip(".")
+
+
+def _files_below(path: Path, damage: Damage) -> list[Path]:
+    """By name, so that the order does not depend on how the disk lists the folder.
+
+    Folders behind links belong to it, each once: a link may lead back to where it lies.
+    """
+    files: list[Path] = []
+    seen = set()
+
+    def unreadable(error: OSError) -> None:
+        damage.add(f"folder that cannot be read ({error.strerror})", str(error.filename))
+
+    for folder, folders, names in os.walk(path, onerror=unreadable, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            damage.add("folder that is linked twice", folder)
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort()
+        files += (Path(folder) / name for name in names)
+    return sorted(files)

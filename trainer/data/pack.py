@@ -30,7 +30,7 @@ from silc_bench.system.files import atomic_folder
 from silc_bench.system.terminal import progress_bar
 from silc_bench.trainer.config.config import DataConfig
 from silc_bench.trainer.data.lists import Listed, read_pairs
-from silc_bench.trainer.data.samples import UnreadableError, no_pair
+from silc_bench.trainer.data.samples import UnreadableError, no_pair, one_sample
 from silc_bench.trainer.data.sources import open_reader
 
 SUFFIXES = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
@@ -93,29 +93,35 @@ def _checked(
     for pair in pairs:
         advance(1)
         try:
-            data = pair.read()
-            suffix = SUFFIXES.get(shards.open_image(data).format or "")
-            image = shards.decode_image(data)
-        except (UnreadableError, shards.DamagedImageError) as error:
-            damage.add(error.cause, str(pair.path))
+            with one_sample(str(pair.path)):
+                members = _members_of(pair)
+        except UnreadableError as error:
+            damage.add(error.cause, error.where)
             continue
-        if suffix is None:
-            damage.add("image of another format than JPEG, PNG and WebP", str(pair.path))
-            continue
+        yield members
 
-        # In the .txt a line break would begin another caption.
-        captions = [" ".join(caption.split()) for caption in pair.captions]
-        columns = {
-            **pair.columns,
-            "captions": captions,
-            "width": image.width,
-            "height": image.height,
-        }
-        yield [
-            (suffix, data),
-            ("txt", "\n".join(captions).encode()),
-            ("json", json.dumps(columns, ensure_ascii=False).encode()),
-        ]
+
+def _members_of(pair: Listed) -> list[tuple[str, bytes]]:
+    data = pair.read()
+    suffix = SUFFIXES.get(shards.open_image(data).format or "")
+    image = shards.decode_image(data)
+    if suffix is None:
+        cause = "image of another format than JPEG, PNG and WebP"
+        raise UnreadableError(cause, str(pair.path))
+
+    # In the .txt a line break would begin another caption.
+    captions = [" ".join(caption.split()) for caption in pair.captions]
+    columns = {
+        **pair.columns,
+        "captions": captions,
+        "width": image.width,
+        "height": image.height,
+    }
+    return [
+        (suffix, data),
+        ("txt", "\n".join(captions).encode()),
+        ("json", json.dumps(columns, ensure_ascii=False).encode()),
+    ]
 
 
 def look(config: DataConfig, count: int, *, progress: bool = False) -> dict[str, Any]:
@@ -138,7 +144,10 @@ def look(config: DataConfig, count: int, *, progress: bool = False) -> dict[str,
                 image = reader.image(position)
             except UnreadableError as error:
                 damage.add(error.cause, error.where)
+                reader.passed_over()
                 continue
+            for skipped in reader.passed_over():
+                damage.add(skipped.cause, skipped.where)
 
             height, width, _ = image.shape
             measured.append((width, height, len(text), len(text.split())))

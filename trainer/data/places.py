@@ -23,6 +23,7 @@ from silc_bench.trainer.data.samples import (
     ORDER,
     SEED_OF_CAPTIONS,
     LastTwo,
+    PassedOverError,
     random_words,
     shuffled,
 )
@@ -93,6 +94,9 @@ class PlacesReader:
 
     def image(self, position: int) -> np.ndarray:
         return render(self._at(position)[1], self._size)[0]
+
+    def passed_over(self) -> list[PassedOverError]:
+        return []
 
     def _order(self, epoch: int) -> np.ndarray:
         assert self.num_samples is not None

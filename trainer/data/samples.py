@@ -22,9 +22,11 @@ from __future__ import annotations
 import json
 import operator
 import re
+import string
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -36,7 +38,7 @@ from silc_bench.datasets.files import shards
 from silc_bench.datasets.generated.shapes import captions as shapes_captions
 from silc_bench.datasets.generated.shapes import drawing
 from silc_bench.datasets.generated.shapes import scenes as shapes
-from silc_bench.errors import DataError, UserError
+from silc_bench.errors import DataError, ExplainedError, UserError
 from silc_bench.trainer.config.config import DataConfig
 
 # Pixels a side of a generated scene: a larger one shows nothing more, in a smaller one the shapes
@@ -59,6 +61,31 @@ class UnreadableError(ValueError):
         super().__init__(cause, where)
         self.cause = cause
         self.where = where
+
+
+class PassedOverError(UnreadableError):
+    """What an entry does without, though it is read: it is counted, and never raised."""
+
+
+@contextmanager
+def one_sample(where: str) -> Iterator[None]:
+    """Whatever reading this sample raises is a failure of this sample: UnreadableError.
+
+    Only what concerns the whole run passes: a shard that is gone, a remote source without an
+    answer. Decoders and parsers raise nearly anything on a hostile file.
+    """
+    try:
+        yield
+    except (UnreadableError, ExplainedError):
+        raise
+    except shards.DamagedImageError as error:
+        raise UnreadableError(error.cause, where) from error
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise UnreadableError(f"file that cannot be read ({reason})", where) from error
+    except Exception as error:
+        cause = f"sample that cannot be read ({type(error).__name__})"
+        raise UnreadableError(cause, where) from error
 
 
 class Reader(Protocol):
@@ -84,6 +111,13 @@ class Reader(Protocol):
         """About ``count`` captions, or all where there are fewer; the seed has no part in them.
 
         Those that cannot be read are left out: they are counted when a batch meets them.
+        """
+        ...
+
+    def passed_over(self) -> list[PassedOverError]:
+        """What entries that were read since the last call did without.
+
+        For example an unreadable caption beside others.
         """
         ...
 
@@ -118,6 +152,9 @@ class ShapesReader:
 
     def image(self, position: int) -> np.ndarray:
         return drawing.render(_scene(self._seed, position), self._size)[0]
+
+    def passed_over(self) -> list[PassedOverError]:
+        return []
 
 
 # One scene is enough: text and image of an entry are asked for one after the other.
@@ -158,7 +195,7 @@ class EpochReader:
     """Entries are epochs of all samples, each epoch in an order of its own.
 
     A class below says what a sample holds, by its number: ``captions``, ``image_bytes`` and
-    ``where`` it lies, for people.
+    ``where`` it lies, for people. ``captions`` adds to ``skipped`` what it passes over.
     """
 
     def __init__(
@@ -169,6 +206,7 @@ class EpochReader:
         self.config = config
         self.filters = parse(config.filters)
         self.left_out = left_out  # by the filters, by reason
+        self.skipped: list[PassedOverError] = []
         self._orders = LastTwo(self.order)
 
     def captions(self, index: int) -> Sequence[str]:
@@ -212,12 +250,19 @@ class EpochReader:
 
     def text(self, position: int) -> str:
         epoch, index = self.find(position)
-        captions = self.filters.captions(self.captions(index))
-        return choose_caption(captions, self.config.seed, epoch, index)
+        with one_sample(self.where(index)):
+            captions = self.filters.captions(self.captions(index))
+            return choose_caption(captions, self.config.seed, epoch, index)
 
     def image(self, position: int) -> np.ndarray:
         _, index = self.find(position)
-        return decoded(self.image_bytes(index), self.config.decode_size, self.where(index))
+        with one_sample(self.where(index)):
+            return decoded(self.image_bytes(index), self.config.decode_size)
+
+    def passed_over(self) -> list[PassedOverError]:
+        skipped = self.skipped
+        self.skipped = []
+        return skipped
 
 
 def no_pair(source: str | Path, damage: shards.Damage, left_out: Counter[str]) -> DataError:
@@ -269,48 +314,103 @@ def choose_caption(captions: Sequence[str], seed: int, epoch: int, index: int) -
 # ---- from bytes to a pair ----
 
 
-def captions_of(text: bytes | None, columns: dict[str, Any] | None, where: str) -> list[str]:
+def captions_of(
+    text: bytes | None,
+    columns: dict[str, Any] | None,
+    where: str,
+    skipped: list[PassedOverError] | None = None,
+) -> list[str]:
     """The captions of a sample, from its text and its JSON.
 
     They are the list "captions" of its JSON; else its text, a caption a line; else "caption" of its
     JSON. A text with a JSON beside it is one caption whatever its lines, as img2dataset writes
-    them. Raises UnreadableError where there is none.
-    """
-    listed = (columns or {}).get("captions")
-    if isinstance(listed, list):
-        captions = [str(caption) for caption in listed]
-    elif text is not None:
-        try:
-            decoded_text = text.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise UnreadableError("text that is not UTF-8", where) from error
-        captions = decoded_text.splitlines() if columns is None else [decoded_text]
-    else:
-        captions = [str((columns or {}).get("caption") or "")]
+    them. In JSON a caption is a text, or an object that has one under "caption" or "text", as
+    COCO's annotations.
 
-    kept = [caption.strip() for caption in captions if caption.strip()]
+    Args:
+        skipped: gets what is no caption, if there are others that are.
+
+    Raises:
+        UnreadableError: there is none.
+    """
+    columns_or_none = columns or {}
+    listed = columns_or_none.get("captions")
+    if isinstance(listed, list):
+        found = listed
+    elif text is not None:
+        decoded_text = _decoded_text(text, where)
+        found = _lines(decoded_text) if columns is None else [decoded_text]
+    else:
+        # Not "or": of a column that is there and is no text, the user has to hear.
+        value = columns_or_none.get("caption", columns_or_none.get("text", listed))
+        found = ["" if value is None else value]
+
+    captions = [caption_of(value) for value in found]
+    num_unreadable = captions.count(None)
+    kept = [caption for caption in captions if caption and not is_blank(caption)]
     if not kept:
-        raise UnreadableError("empty text", where)
+        raise UnreadableError(NO_CAPTION if num_unreadable else "empty text", where)
+    if num_unreadable and skipped is not None:
+        skipped.append(PassedOverError(NO_CAPTION, where))
     return kept
+
+
+NO_CAPTION = "unreadable caption"  # what stands in its place is no text
+
+
+def caption_of(value: Any) -> str | None:
+    """A caption from JSON, without spaces around it; None where ``value`` is none."""
+    if isinstance(value, dict):
+        value = value.get("caption", value.get("text"))
+    if not isinstance(value, str):
+        return None
+
+    # JSON can spell half of a surrogate pair, which is no letter: no tokenizer takes it.
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return None
+    return value.strip()
+
+
+def is_blank(caption: str) -> bool:
+    """Whether nothing is left of it but spaces and punctuation, which our tokenizer removes."""
+    if any(map(str.isalnum, caption)):
+        return False
+    return not unicodedata.normalize("NFKC", caption).translate(_REMOVED).strip()
+
+
+# As ``silc_bench.trainer.silc.tokenizers.canonicalizer`` does, which brings a library.
+_REMOVED = str.maketrans("", "", string.punctuation)
+
+
+def _decoded_text(data: bytes, where: str) -> str:
+    try:
+        # utf-8-sig: Windows' editors write a mark before the first letter.
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UnreadableError("text that is not UTF-8", where) from error
+
+
+def _lines(text: str) -> list[str]:
+    # Not splitlines(), which also ends a line at the U+2028 or the vertical tab of a caption.
+    return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
 
 
 def columns_of(data: bytes, where: str) -> dict[str, Any]:
     """A sample's JSON."""
     try:
         columns = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):  # the latter for brackets within brackets
         columns = None
     if not isinstance(columns, dict):
         raise UnreadableError("JSON that cannot be read", where)
     return columns
 
 
-def decoded(data: bytes, decode_size: int, where: str) -> np.ndarray:
-    """uint8 [h, w, 3], the longer side at most ``decode_size``."""
-    try:
-        image = shards.decode_image(data)
-    except shards.DamagedImageError as error:
-        raise UnreadableError(error.cause, where) from error
+def decoded(data: bytes, decode_size: int) -> np.ndarray:
+    """uint8 [h, w, 3], the longer side at most ``decode_size``. DamagedImageError for no image."""
+    image = shards.decode_image(data)
 
     # It keeps the aspect and never enlarges; making a small image larger is the views' part.
     image.thumbnail((decode_size, decode_size))
@@ -370,8 +470,9 @@ class Filters:
             return "length of text"
         if any(condition.name in SIZES for condition in self.conditions):
             try:
-                width, height = shards.open_image(image()).size
-            except (UnreadableError, shards.DamagedImageError):
+                with one_sample(""):
+                    width, height = shards.open_image(image()).size
+            except UnreadableError:
                 return None
             # Columns with these names may be those of another resolution.
             sizes = {"width": width, "height": height, "side": min(width, height)}
@@ -386,7 +487,7 @@ class Filters:
             try:
                 if not condition.holds(value):
                     return condition.name
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, OverflowError):
                 return f"{condition.name} that is no number"
         return None
 

@@ -43,6 +43,7 @@ from silc_bench.trainer.data.samples import (
     UnreadableError,
     captions_of,
     columns_of,
+    one_sample,
 )
 
 ABSENT = (0, -1)  # the place of a member that is not there
@@ -237,12 +238,14 @@ def _reason(
 
     image, text, columns = places
     try:
-        row = None if columns == ABSENT else columns_of(shards.read_member(path, columns), where)
-        text_bytes = None if text == ABSENT else shards.read_member(path, text)
-        captions = captions_of(text_bytes, row, where)
+        with one_sample(where):
+            data = None if columns == ABSENT else shards.read_member(path, columns)
+            row = None if data is None else columns_of(data, where)
+            text_bytes = None if text == ABSENT else shards.read_member(path, text)
+            captions = captions_of(text_bytes, row, where)
+            return filters.reason(captions, row or {}, lambda: shards.read_member(path, image))
     except UnreadableError:
         return None
-    return filters.reason(captions, row or {}, lambda: shards.read_member(path, image))
 
 
 # ---- the files of indexes ----

@@ -98,7 +98,9 @@ class ShardsReader(EpochReader):
     def captions(self, index: int) -> list[str]:
         data = self._member(index, 5)
         columns = None if data is None else columns_of(data, self.where(index, 5))
-        return captions_of(self._member(index, 3), columns, self.where(index, 3))
+        text = self._member(index, 3)
+        where = self.where(index, 5 if text is None else 3)
+        return captions_of(text, columns, where, self.skipped)
 
     def image_bytes(self, index: int) -> bytes:
         data = self._member(index, 1)

@@ -33,7 +33,14 @@ from silc_bench.errors import UserError
 from silc_bench.trainer.config.config import DataConfig
 from silc_bench.trainer.data import places
 from silc_bench.trainer.data.lists import ListedReader
-from silc_bench.trainer.data.samples import MIXTURE, LastTwo, Reader, ShapesReader, random_words
+from silc_bench.trainer.data.samples import (
+    MIXTURE,
+    LastTwo,
+    PassedOverError,
+    Reader,
+    ShapesReader,
+    random_words,
+)
 from silc_bench.trainer.data.shards import ShardsReader
 
 BLOCK = 1000  # entries: a share is met to 0.1 %
@@ -137,6 +144,9 @@ class MixedReader:
         """Of each source as many as its share; the tokenizer does not mind their order."""
         for share, reader in zip(self._counts.tolist(), self._readers, strict=True):
             yield from reader.captions_of_data(math.ceil(count * share / BLOCK))
+
+    def passed_over(self) -> list[PassedOverError]:
+        return [skipped for reader in self._readers for skipped in reader.passed_over()]
 
     def find(self, position: int) -> tuple[int, int]:
         """(which source, position in its own stream) of an entry."""

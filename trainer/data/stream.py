@@ -48,7 +48,7 @@ from silc_bench.datasets.files.shards import Damage
 from silc_bench.errors import DataError, RunError, UserError, first_line
 from silc_bench.system.processes import concatenated, num_cores
 from silc_bench.trainer.config.config import DataConfig
-from silc_bench.trainer.data.samples import Reader, UnreadableError
+from silc_bench.trainer.data.samples import PassedOverError, Reader, UnreadableError
 from silc_bench.trainer.data.sources import open_reader
 
 # Batches that are made in the background while the trainer computes.
@@ -63,7 +63,8 @@ PIECES = 4
 # worker dies where torch does not see it, and the run would wait for ever.
 LONGEST_TMPDIR = 107 - 32
 
-Failure: TypeAlias = tuple[int, UnreadableError]  # position, and why it cannot be read
+# Position of an entry, and why it cannot be read; or, among notes, what it did without.
+Failure: TypeAlias = tuple[int, UnreadableError]
 Failures: TypeAlias = list[Failure]
 
 
@@ -117,14 +118,17 @@ class Source:
         self.num_samples = reader.num_samples  # of an epoch; None: never repeats
         self._reader = reader
         self._config = config
-        self._left_out: set[str] = set()  # a pair is counted once, however many epochs meet it
+        # Where and why: a loss is counted once, however many epochs meet it.
+        self._counted: set[tuple[str, str]] = set()
 
     def describe(self) -> str:
         return self._reader.describe()
 
     def captions(self, count: int) -> list[str]:
         """About ``count`` captions that the data alone decides, to train a tokenizer on."""
-        return list(self._reader.captions_of_data(count))
+        texts = list(self._reader.captions_of_data(count))
+        self._reader.passed_over()  # counted when a batch meets them
+        return texts
 
     def batches(
         self,
@@ -165,13 +169,14 @@ class Source:
                 asked = coming.popleft()
                 rows = asked.rows()
                 failures = Failures()
+                notes = Failures()  # what entries of the batch did without
                 num_new = batch_size  # entries that were new in this round, on all ranks together
                 # Of all rounds in a row, up to this one, in which every entry failed.
                 num_failing = 0
 
                 # All ranks see the same list, so they go round equally often and none waits alone.
                 # A replacement may fail too; the batch is full when a round brings no failure.
-                while new_failures := tell(rows.failures):
+                while new_failures := _divided(tell(rows.failures + rows.notes), notes):
                     have_all_failed = len(new_failures) == num_new
                     num_failing = num_failing + num_new if have_all_failed else 0
                     self._stop_if_all(num_failing, new_failures)
@@ -191,7 +196,7 @@ class Source:
                     )
                 coming.append(ahead.ask(own(start + len(coming) * batch_size)))
 
-                self._count(failures)
+                self._count(failures + notes)
                 yield Batch(rows.images, rows.sizes, rows.texts, start)
 
     def _stop_if_all(self, num_failing: int, failures: Failures) -> None:
@@ -206,9 +211,15 @@ class Source:
         # In the order of the stream, so that the first example named is the same at any number of
         # ranks.
         for _, error in sorted(failures, key=itemgetter(0)):
-            if error.where not in self._left_out:
-                self._left_out.add(error.where)
+            if (error.where, error.cause) not in self._counted:
+                self._counted.add((error.where, error.cause))
                 self.damage.add(error.cause, error.where)
+
+
+def _divided(told: Failures, notes: Failures) -> Failures:
+    """Those of ``told`` that leave their entry out; the others are added to ``notes``."""
+    notes += [each for each in told if isinstance(each[1], PassedOverError)]
+    return [each for each in told if not isinstance(each[1], PassedOverError)]
 
 
 # ---- reading ahead ----
@@ -223,6 +234,7 @@ class Rows:
     sizes: Tensor  # int64 [n, 2]: height and width of the images
     texts: list[str]
     failures: Failures
+    notes: Failures  # of rows that could be read, but not all of them
 
 
 @dataclass(frozen=True)
@@ -342,6 +354,7 @@ class _Loader(Dataset):
         sizes = np.zeros((count, 2), np.int64)
         texts = [""] * count
         failures = Failures()
+        notes = Failures()
 
         for row, position in enumerate(positions):
             try:
@@ -349,14 +362,18 @@ class _Loader(Dataset):
                 image = self._reader.image(position)
             except UnreadableError as error:
                 failures.append((position, error))
+                self._reader.passed_over()  # of an entry that is left out as a whole
                 continue
+            notes += ((position, skipped) for skipped in self._reader.passed_over())
 
             height, width, _ = image.shape
             images[row, :, :height, :width] = image.transpose(2, 0, 1)
             sizes[row] = (height, width)
             texts[row] = text
 
-        return Rows(positions, torch.from_numpy(images), torch.from_numpy(sizes), texts, failures)
+        return Rows(
+            positions, torch.from_numpy(images), torch.from_numpy(sizes), texts, failures, notes
+        )
 
 
 def _rows_of(positions: Sequence[int], parts: list[Rows]) -> Rows:
@@ -378,7 +395,9 @@ def _rows_of(positions: Sequence[int], parts: list[Rows]) -> Rows:
 
     error_at = dict(failure for part in parts for failure in part.failures)
     failures = [(position, error_at[position]) for position in positions if position in error_at]
-    return Rows(positions, images, sizes, texts, failures)
+    wanted = set(positions)
+    notes = [note for part in parts for note in part.notes if note[0] in wanted]
+    return Rows(positions, images, sizes, texts, failures, notes)
 
 
 # ---- workers ----

@@ -139,7 +139,7 @@ def test_all_five_captions_of_shapes_are_read_about_equally():
     ],
 )
 def test_images_keep_their_aspect_and_are_never_enlarged(kind, size, fitted):
-    image = decoded(encoded(0, size, kind), 16, "a.tar")
+    image = decoded(encoded(0, size, kind), 16)
     assert image.shape == (*fitted, 3)
     assert (abs(image[..., 2].astype(int) - 77) <= 2).all()
 
