@@ -118,7 +118,7 @@ def run_training(
         path, payload, damaged = checkpoint.load_newest(run)
         for sentence in damaged:
             warn(f"{sentence}; going on from {path}", console)
-        _check_same_configuration(config, json.loads(payload["config"]), run)
+        _check_same_configuration(config, payload, run)
 
         if payload["step"] >= config.num_steps:
             say(f"{run} is already complete", console)
@@ -126,15 +126,17 @@ def run_training(
     return train(config, run, device, console, payload, on_collapse, wandb)
 
 
-def _check_same_configuration(config: Config, saved_config: dict[str, Any], run: Path) -> None:
+def _check_same_configuration(config: Config, payload: dict[str, Any], run: Path) -> None:
     """UserError that names the fields in which ``config`` would lead to another result."""
-    saved = flatten(from_dict(saved_config))
+    saved = flatten(from_dict(json.loads(payload["config"])))
     asked = flatten(config)
 
     # What a resumed run may change does not change its result, so it counts as the same.
     asked |= {name: value for name, value in saved.items() if name.startswith(FREE_ON_RESUME)}
     if config.precision == "auto":
         asked["precision"] = saved["precision"]  # what was native where the run began
+    if "data" in payload:
+        asked["data.source"] = saved["data.source"]  # ``_check_same_data`` knows more of it
 
     differences = [
         f"{name} {saved[name]!r} -> {asked[name]!r}" for name in saved if saved[name] != asked[name]
@@ -145,6 +147,22 @@ def _check_same_configuration(config: Config, saved_config: dict[str, Any], run:
             about=run,
             fix="repeat its options, or choose another --out",
         )
+
+
+def _check_same_data(saved: dict[str, Any] | None, now: dict[str, Any], source: str) -> None:
+    """UserError where a resumed run would go on with other data; it may lie elsewhere by now."""
+    if saved is None or saved.get("fingerprint") == now["fingerprint"]:
+        return
+    then = f"{saved.get('description')} then"
+    if saved.get("description") == now["description"]:
+        problem = f"its data has changed since the run started ({then} and now)"
+    else:
+        problem = f"the run started with other data: {then}, {now['description']} now"
+    raise UserError(
+        problem,
+        about=f"--data {source}",
+        fix="name the data as it was, or start anew with another --out",
+    )
 
 
 def train(
@@ -167,10 +185,13 @@ def train(
     """
     share_of(config.batch_size)  # refuses a batch that does not divide, before any data is read
     source = open_source(config.data)
+    data = source.identity()
     if payload is None:
         state = _created(config, source, device, console)
     else:
         state = _restored(config, payload, device)
+        _check_same_data(state.data, data, config.data.source)
+    state.data = data
 
     say(_plan(state, source, device), console)
     doubts = (
@@ -223,6 +244,7 @@ def _restored(config: Config, payload: dict[str, Any], device: torch.device) -> 
     asked = to_dict(config)
     of_this_machine = {name: asked[name] for name in OF_THE_MACHINE}
     joined = json.loads(payload["config"]) | of_this_machine
+    joined["data"] = joined["data"] | {"source": config.data.source}  # it may have moved
     return TrainState.restore({**payload, "config": json.dumps(joined)}, device)
 
 

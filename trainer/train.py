@@ -209,6 +209,9 @@ class TrainState:
     # Of a run that started from other weights: what is known of them.
     start: dict[str, Any] | None = None
 
+    # What is known of the data, by which other data is told (``Source.identity``).
+    data: dict[str, Any] | None = None
+
     # A moving average of the student's weights, for evaluation alone.
     average: Average | None = None
 
@@ -301,6 +304,8 @@ class TrainState:
         }
         if self.start is not None:
             payload["start"] = json.dumps(self.start)
+        if self.data is not None:
+            payload["data"] = json.dumps(self.data)
         if self.average is not None:
             payload["average"] = self.average.weights
         return payload
@@ -318,6 +323,7 @@ class TrainState:
             for name in COUNTERS:
                 setattr(state, name, int(payload[name]))
             state.start = json.loads(payload["start"]) if "start" in payload else None
+            state.data = json.loads(payload["data"]) if "data" in payload else None
             if state.average is not None:
                 state.average.load(payload["average"])
 

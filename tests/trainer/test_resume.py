@@ -5,12 +5,15 @@ names; only the files that the dead leave behind go on. The run that nothing int
 this process.
 """
 
+import json
 import os
 import re
+import shutil
 import signal
 import time
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
@@ -250,3 +253,29 @@ def test_a_run_without_a_teacher_resumes_as_well(tiny, tmp_path):
     run(config, tmp_path / "whole")
     assert not differing(end_of(tmp_path / "parts"), end_of(tmp_path / "whole"))
     assert rows_of(tmp_path / "parts") == rows_of(tmp_path / "whole")
+
+
+def test_a_run_goes_on_with_the_same_data_elsewhere_and_refuses_other_data(tiny, shards, tmp_path):
+    """A run of an earlier version kept no fingerprint: its source has to have the same name."""
+    folder = Path(shards).parent
+    config = tiny("contrastive", steps=4, data={"source": shards})
+    interrupted(config, tmp_path / "run", signal.SIGTERM, 2)
+    shutil.copytree(folder, tmp_path / "moved")
+    moved = replace(config, data=replace(config.data, source=str(tmp_path / "moved" / "*.tar")))
+    shutil.copy(tmp_path / "moved/000.tar", tmp_path / "moved/002.tar")
+    before = saved_in(tmp_path / "run")
+    with refused(about=tmp_path / "moved") as caught:
+        run(moved, tmp_path / "run", resume=True)
+    assert "21 pairs in 2 shards then, 33 pairs in 3 shards now" in caught.value.problem
+    assert saved_in(tmp_path / "run") == before
+
+    (tmp_path / "moved/002.tar").unlink()
+    run(moved, tmp_path / "run", resume=True)
+    run(config, tmp_path / "whole")
+    end = end_of(tmp_path / "run")
+    assert differing(end, end_of(tmp_path / "whole")) == {"config"}
+    assert json.loads(end["config"])["data"]["source"] == moved.data.source
+
+    older = {name: part for name, part in end.items() if name != "data"}
+    with refused(about=tmp_path):
+        loop._check_same_configuration(config, older, tmp_path)

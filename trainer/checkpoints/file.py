@@ -1,9 +1,10 @@
 """Checkpoints: one file of tensors and plain values, written atomically, read without executing it.
 
 RUN/checkpoints/step_00001000.pt holds all that continues a run bit for bit: student, teacher (with
-its centre), optimiser, step, samples seen and the position in the data; plus the configuration and
-the tokenizer as JSON text. Randomness is a pure function of (seed, step), so there is no generator
-state to keep. A checksum of each of these parts is in the file, so that it may be copied alone.
+its centre), optimiser, step, samples seen and the position in the data; plus the configuration,
+the tokenizer and what is known of the data as JSON text. Randomness is a pure function of (seed,
+step), so there is no generator state to keep. A checksum of each of these parts is in
+the file, so that it may be copied alone.
 
 ``step_....json`` beside it says the same for people, with the file's sha256 and, where a probe was
 scored at that step, its score. This note has checksums too. Where it is missing or damaged, the
@@ -44,8 +45,9 @@ FIELDS = (
     "samples_seen",
     "position",
 )
-# What is known of the weights that the run started from, as JSON text; averaged weights.
-OPTIONAL = ("start", "average")
+# What is known of the weights that the run started from, and of its data, as JSON texts; averaged
+# weights.
+OPTIONAL = ("start", "data", "average")
 KEEP = 2  # newest checkpoints that stay; the one with the best score stays besides
 OURS = "name a checkpoint that `silc-bench train` wrote"
 COPY_AGAIN = "copy it again, or take an earlier checkpoint of the run"

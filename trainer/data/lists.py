@@ -30,6 +30,7 @@ from silc_bench.trainer.data.samples import (
     UnreadableError,
     captions_of,
     columns_of,
+    digits_of,
     no_pair,
     one_sample,
     parse,
@@ -90,6 +91,18 @@ class ListedReader(EpochReader):
 
     def where(self, index: int) -> str:
         return str(self.pairs[index].path)
+
+    def fingerprint(self) -> str:
+        """Of all captions, and of the sizes of the images' files."""
+        parts = []
+        for pair in self.pairs:
+            try:
+                size = pair.path.stat().st_size
+            except OSError:  # gone by now, which is said when the image is met
+                size = -1
+            parts.append(f"{size} {len(pair.captions)}".encode())
+            parts += (caption.encode() for caption in pair.captions)
+        return digits_of(parts)
 
 
 def read_pairs(path: Path, damage: Damage) -> list[Listed]:

@@ -24,6 +24,7 @@ from silc_bench.trainer.data.samples import (
     SEED_OF_CAPTIONS,
     LastTwo,
     PassedOverError,
+    digits_of,
     random_words,
     shuffled,
 )
@@ -79,6 +80,9 @@ class PlacesReader:
     def describe(self) -> str:
         count = "endless" if self.num_samples is None else f"{self.num_samples:,} pairs"
         return f"places (generated, {count}, seed {self._seed})"
+
+    def fingerprint(self) -> str:
+        return digits_of([repr(self._world).encode()])
 
     def text(self, position: int) -> str:
         number, scene = self._at(position)

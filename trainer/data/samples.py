@@ -19,13 +19,14 @@ Shapes: S = decode_size pixels, the longest side an image may have; an image is 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import operator
 import re
 import string
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -98,6 +99,10 @@ class Reader(Protocol):
 
     def describe(self) -> str: ...
 
+    def fingerprint(self) -> str:
+        """16 hex digits of what the entries are: equal data has equal ones, wherever it lies."""
+        ...
+
     def text(self, position: int) -> str: ...
 
     def image(self, position: int) -> np.ndarray:
@@ -143,6 +148,9 @@ class ShapesReader:
 
     def describe(self) -> str:
         return f"shapes (generated, endless, seed {self._seed})"
+
+    def fingerprint(self) -> str:
+        return digits_of([b"shapes"])
 
     def text(self, position: int) -> str:
         return _caption(self._seed, position)
@@ -195,7 +203,8 @@ class EpochReader:
     """Entries are epochs of all samples, each epoch in an order of its own.
 
     A class below says what a sample holds, by its number: ``captions``, ``image_bytes`` and
-    ``where`` it lies, for people. ``captions`` adds to ``skipped`` what it passes over.
+    ``where`` it lies, for people; and the ``fingerprint`` of all. ``captions`` adds to ``skipped``
+    what it passes over.
     """
 
     def __init__(
@@ -216,6 +225,9 @@ class EpochReader:
         raise NotImplementedError
 
     def where(self, index: int) -> str:
+        raise NotImplementedError
+
+    def fingerprint(self) -> str:
         raise NotImplementedError
 
     def order(self, epoch: int) -> np.ndarray:
@@ -278,6 +290,15 @@ def no_pair(source: str | Path, damage: shards.Damage, left_out: Counter[str]) -
 def _by_reason(left_out: Counter[str]) -> str:
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in left_out.most_common())
     return f"filters left out {left_out.total():,}: {reasons}"
+
+
+def digits_of(parts: Iterable[bytes]) -> str:
+    """16 hex digits over ``parts``, each with its length."""
+    digest = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        digest.update(f"{len(part)} ".encode())
+        digest.update(part)
+    return digest.hexdigest()
 
 
 # ---- what is random ----
@@ -351,7 +372,7 @@ def captions_of(
     if not kept:
         raise UnreadableError(NO_CAPTION if num_unreadable else "empty text", where)
     if num_unreadable and skipped is not None:
-        skipped.append(PassedOverError(NO_CAPTION, where))
+        skipped.append(PassedOverError(f"{NO_CAPTION} beside others", where))
     return kept
 
 

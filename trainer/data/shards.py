@@ -27,12 +27,15 @@ from silc_bench.trainer.data.samples import (
     LastTwo,
     captions_of,
     columns_of,
+    digits_of,
     no_pair,
     parse,
     random_words,
     shuffled,
 )
 from silc_bench.trainer.data.shard_index import Shard, expand, index_all
+
+SAMPLED = 16  # pairs whose bytes are part of a fingerprint
 
 
 class ShardsReader(EpochReader):
@@ -120,6 +123,19 @@ class ShardsReader(EpochReader):
         """Where a member lies, for people."""
         name = self.files[self.places[index, 0]].name
         return f"{name} at byte {self.places[index, column]:,}"
+
+    def fingerprint(self) -> str:
+        """Of the places and sizes of all members.
+
+        Of local shards also of the bytes of SAMPLED pairs: to read all of them at each start would
+        take hours.
+        """
+        parts = [np.ascontiguousarray(self.places, "<i8").tobytes()]
+        if not self._is_remote:
+            sampled = np.linspace(0, len(self.places) - 1, SAMPLED, dtype=np.int64)
+            for index in sampled.tolist():
+                parts += (self._member(index, column) or b"" for column in (1, 3, 5))
+        return digits_of(parts)
 
     # ---- the order ----
 

@@ -39,6 +39,7 @@ from silc_bench.trainer.data.samples import (
     PassedOverError,
     Reader,
     ShapesReader,
+    digits_of,
     random_words,
 )
 from silc_bench.trainer.data.shards import ShardsReader
@@ -131,6 +132,10 @@ class MixedReader:
         return " + ".join(
             f"{100 * count / BLOCK:g} % {reader.describe()}" for count, reader in parts
         )
+
+    def fingerprint(self) -> str:
+        counts = [str(self._counts.tolist()).encode()]
+        return digits_of(counts + [reader.fingerprint().encode() for reader in self._readers])
 
     def text(self, position: int) -> str:
         reader, inner = self.find(position)

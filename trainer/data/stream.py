@@ -37,7 +37,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from operator import itemgetter
-from typing import Self, TypeAlias
+from typing import Any, Self, TypeAlias
 
 import numpy as np
 import torch
@@ -123,6 +123,14 @@ class Source:
 
     def describe(self) -> str:
         return self._reader.describe()
+
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it, to know other data when the run is resumed."""
+        return {
+            "pairs": self.num_samples,
+            "fingerprint": self._reader.fingerprint(),
+            "description": self.describe(),
+        }
 
     def captions(self, count: int) -> list[str]:
         """About ``count`` captions that the data alone decides, to train a tokenizer on."""

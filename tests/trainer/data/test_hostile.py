@@ -43,7 +43,7 @@ LONE = "\ud800 half a pair"
 def test_a_caption_in_json_is_a_text_or_an_object_with_one(columns, captions, num_skipped):
     skipped = []
     assert captions_of(None, columns, "a.tar", skipped) == captions
-    assert [error.cause for error in skipped] == ["unreadable caption"] * num_skipped
+    assert [error.cause for error in skipped] == ["unreadable caption beside others"] * num_skipped
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_an_unreadable_caption_beside_others_is_counted_and_costs_no_pair(tmp_pa
             "number 2",
         }
     assert streams[0].damage == streams[1].damage
-    assert streams[0].damage.counts == {"unreadable caption": 3, "corrupt image": 1}
+    assert streams[0].damage.counts == {"unreadable caption beside others": 3, "corrupt image": 1}
     assert look(DataConfig(source=path), 4)["damage"] == streams[0].damage.counts
 
 
@@ -176,7 +176,7 @@ LINES = [
     ("[" * 100_000, "line that is no row"),
     ("[3]", "line that is no row"),
     ('{"file": "0.png", "captions": 3}', "unreadable caption"),
-    ('{"file": "0.png", "captions": [null, "nought"]}', "unreadable caption"),
+    ('{"file": "0.png", "captions": [null, "nought"]}', "unreadable caption beside others"),
     ('{"file": "0.png", "captions": "\\ud800"}', "unreadable caption"),
     ('{"file": "0.png", "captions": null}', "empty text"),
     ('{"file": "0.png"}', "empty text"),
