@@ -13,6 +13,7 @@ import signal
 import time
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -57,8 +58,9 @@ OF_THE_MACHINE = (
 # Beginnings of the names of fields that may differ when a run is resumed.
 FREE_ON_RESUME = ("data.num_workers", "data.mirror_gb", *OF_THE_MACHINE)
 
-# Ctrl-C, and what schedulers send before they take a machine away.
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+# Ctrl-C, what schedulers send before they take a machine away (submitit: SIGUSR2), and the end of a
+# terminal.
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 
 
 def run_training(
@@ -214,7 +216,7 @@ def train(
                 watch = Watch(
                     state.config, device, console, on_collapse, source.damage, log.write_note
                 )
-                return _loop(state, source, run, log, received, watch)
+                return _loop(state, source, run, log, received, watch, console)
     finally:
         # However the run ends, its user learns which samples it went without.
         if source.damage.total:
@@ -290,7 +292,13 @@ def _my_batches(state: TrainState, source: Source) -> Generator[Batch, None, Non
 
 
 def _loop(
-    state: TrainState, source: Source, run: Path, log: RunLog, received: list[int], watch: Watch
+    state: TrainState,
+    source: Source,
+    run: Path,
+    log: RunLog,
+    received: list[int],
+    watch: Watch,
+    console: Console,
 ) -> Path:
     """The first rank's steps, with what stands around each: log row, probe, checkpoint, signal."""
     config = state.config
@@ -307,8 +315,12 @@ def _loop(
         mark_step = state.step
         saved = time.monotonic()
 
+        # Around what changes nothing of the state: data, log, probe.
+        saving_first = partial(_saving_first, state, writer, state.step, console)
+
         while state.step < config.num_steps:
-            batch = wait.next(batches)
+            with saving_first():
+                batch = wait.next(batches)
             number = state.step + 1  # of this step, from 1 as in the log
             is_last = number == config.num_steps
             is_row = is_last or number % config.log_every == 0
@@ -331,8 +343,10 @@ def _loop(
                 steps = state.step - mark_step
                 share = wait.seconds() / seconds  # of the time that went by without a batch
                 row = watch.row(state, batch, values, seconds / steps, share)
-                log.write(state.step, row)
-                watch.judge(state, row)
+                with saving_first():
+                    log.write(state.step, row)
+                    verdicts = watch.judge(state, row)
+                watch.stop(state, verdicts)
                 mark = time.perf_counter()
                 mark_step = state.step
 
@@ -340,10 +354,11 @@ def _loop(
             fallen = None
             if probe is not None and is_probe:
                 before = time.perf_counter()
-                scores = probe(state)
+                with saving_first():
+                    scores = probe(state)
+                    if scores:  # nothing could be scored of a student that diverged
+                        log.write_probe(state.step, scores)
                 mark += time.perf_counter() - before  # the speed of a row is that of its steps
-                if scores:  # nothing could be scored of a student that diverged
-                    log.write_probe(state.step, scores)
                 if scores and not probe.diverged:
                     score = sum(scores.values()) / len(scores)
                 fallen = destroyed(state.start, scores, probe.errors, config.optim)
@@ -365,6 +380,26 @@ def _loop(
 
     assert writer.path is not None, "a run of at least one step ends with a checkpoint"
     return writer.path
+
+
+@contextmanager
+def _saving_first(
+    state: TrainState, writer: checkpoint.Writer, begun: int, console: Console
+) -> Iterator[None]:
+    """Where the block fails, a checkpoint is written before its error ends the run.
+
+    The block must not change ``state``. ``begun``: the step at which this process started.
+    """
+    try:
+        yield
+    except Exception:
+        if state.step not in (begun, writer.step):
+            try:
+                writer.write(state.payload())
+                warn(f"{writer.wait()} is saved, continue with --resume", console)
+            except RunError as error:  # of the write; what ended the run is said below
+                warn(str(error), console)
+        raise
 
 
 def _probe_of_start(state: TrainState, probe: Probe, log: RunLog) -> dict[str, dict[str, float]]:
@@ -409,6 +444,10 @@ def _signals() -> Iterator[list[int]]:
     """Note signals that stop a run, to be answered after the step; a second one acts at once."""
     received: list[int] = []
     handlers = {kind: signal.getsignal(kind) for kind in STOPPING}
+
+    # nohup has asked that the end of the terminal is no reason to stop.
+    if handlers[signal.SIGHUP] is signal.SIG_IGN:
+        del handlers[signal.SIGHUP]
 
     def restore() -> None:
         for kind, handler in handlers.items():

@@ -20,7 +20,7 @@ from rich.text import Text
 from silc_bench.cli.options import Device
 from silc_bench.errors import UserError
 from silc_bench.system.files import check_writable
-from silc_bench.system.terminal import answering, console, say, table_of, warn
+from silc_bench.system.terminal import answering, console, lasting_output, say, table_of, warn
 
 if TYPE_CHECKING:
     from silc_bench.trainer.config.config import Config
@@ -129,7 +129,7 @@ def train(
     if chosen_device.type == "cpu":
         keep_freed_memory()
 
-    with joined(chosen_device):
+    with lasting_output(), joined(chosen_device):
         is_first = rank() == 0
         run_console = console if is_first else Console(quiet=True)
         path = run_training(

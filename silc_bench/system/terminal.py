@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import errno
 import functools
+import io
+import os
 import re
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, suppress
+from typing import Any, TextIO, cast
 
 import typer
 from rich import box
@@ -35,6 +38,7 @@ def answering(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> None:
+        _take_every_letter()
         try:
             command(*args, **kwargs)
         except BrokenPipeError:
@@ -94,9 +98,64 @@ def warn(sentence: str, to: Console = notes) -> None:
 
 
 def _complain(verdict: str, message: str) -> None:
-    """One line on the error stream."""
+    """One line on the error stream, if anybody listens: the exit code says the rest."""
     # Text, not str: rich would take brackets in the message for markup.
-    notes.print(Text.assemble((verdict, "bold red"), " ", one_line(message)), soft_wrap=True)
+    with suppress(OSError, ValueError):
+        notes.print(Text.assemble((verdict, "bold red"), " ", one_line(message)), soft_wrap=True)
+
+
+# ---- streams that are not what they should be ----
+
+
+def _take_every_letter() -> None:
+    """A terminal that knows ASCII alone gets other letters as escapes, not an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
+
+
+@contextmanager
+def lasting_output() -> Iterator[None]:
+    """Within it, an output that is closed or full is no reason to stop: what is said is lost.
+
+    For work of hours, which keeps in files what it finds.
+    """
+    before = (sys.stdout, sys.stderr)
+    sys.stdout, sys.stderr = (stream and cast(TextIO, _Lasting(stream)) for stream in before)
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
+
+
+class _Lasting:
+    """A text stream whose writes never fail."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except (OSError, ValueError):  # the latter where it is closed
+            self._give_up()
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except (OSError, ValueError):
+            self._give_up()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def _give_up(self) -> None:
+        """What is still in the stream's buffer goes nowhere, or the end of the program fails."""
+        with suppress(OSError, ValueError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
 
 
 def one_line(text: str) -> str:

@@ -23,9 +23,12 @@ import pytest
 from refusals import refused
 from runs import close, differing, end_of, rows_of, run, saved_in
 
+from silc_bench.errors import DataError
 from silc_bench.system.processes import StoppedError
 from silc_bench.trainer import loop
 from silc_bench.trainer.checkpoints import file as checkpoint
+from silc_bench.trainer.device import DataWait
+from silc_bench.trainer.monitor.log import RunLog
 from silc_bench.trainer.silc.student import MicroBatches
 from silc_bench.trainer.train import train_step
 
@@ -229,7 +232,13 @@ def interrupted(config, folder, kind, step):
 
 
 @pytest.mark.parametrize(
-    ("source", "kind", "step"), [("shapes", signal.SIGTERM, 5), ("shards", signal.SIGINT, 4)]
+    ("source", "kind", "step"),
+    [
+        ("shapes", signal.SIGTERM, 5),
+        ("shards", signal.SIGINT, 4),
+        ("shards", signal.SIGHUP, 3),
+        ("shards", signal.SIGUSR2, 5),
+    ],
 )
 def test_a_signal_is_answered_with_a_checkpoint(whole, configs, tmp_path, source, kind, step):
     """The step that is under way is finished, saved, and the run continues from exactly there."""
@@ -243,6 +252,62 @@ def test_a_signal_is_answered_with_a_checkpoint(whole, configs, tmp_path, source
     assert [signal.getsignal(kind) for kind in loop.STOPPING] == handlers
     run(configs[source], tmp_path, resume=True)
     same_run(tmp_path, whole[source])
+
+
+def test_under_nohup_the_end_of_the_terminal_stops_nothing(tiny, tmp_path):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with signalled(signal.SIGHUP, 2):
+            run(tiny("contrastive", steps=3), tmp_path)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert end_of(tmp_path)["step"] == 3
+
+
+def fails_in(monkeypatch, owner, name, number, error):
+    """Call ``number`` (from 1) of owner.name raises."""
+    real, calls = getattr(owner, name), []
+
+    def called(*args, **kwargs):
+        calls.append(name)
+        if len(calls) == number:
+            raise error
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, called)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "number", "step"),
+    [
+        (DataWait, "next", 6, 5),
+        (RunLog, "write", 1, 3),
+        (RunLog, "write_note", 1, 3),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("error", [DataError("gone", about="a.tar", fix="x"), OSError(28, "full")])
+def test_an_error_that_leaves_the_state_good_comes_after_a_checkpoint(
+    whole, configs, tmp_path, monkeypatch, owner, name, number, step, error
+):
+    with monkeypatch.context() as patch:
+        patch.setattr("silc_bench.trainer.monitor.watch.MAX_LEFT_OUT", -1.0)  # a note at once
+        fails_in(patch, owner, name, number, error)
+        with pytest.raises(type(error)) as caught:
+            run(configs["shards"], tmp_path)
+    assert f"{checkpoint.path_of(tmp_path, step)} is saved" in caught.value.printed
+    assert end_of(tmp_path)["step"] == step
+    run(configs["shards"], tmp_path, resume=True)
+    # all but the row that could not be written
+    assert not differing(end_of(tmp_path), end_of(whole["shards"]))
+
+
+def test_where_nothing_is_new_no_checkpoint_is_written(configs, tmp_path, monkeypatch):
+    error = DataError("gone", about="a.tar", fix="x")
+    fails_in(monkeypatch, DataWait, "next", 1, error)
+    with refused("a.tar", DataError):
+        run(configs["shards"], tmp_path)
+    assert saved_in(tmp_path) == []
 
 
 def test_a_run_without_a_teacher_resumes_as_well(tiny, tmp_path):

@@ -67,7 +67,7 @@ class Writer:
     def __init__(self, run: Path) -> None:
         self._run = run
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._step = 0
+        self.step = 0  # of the last write that began
         self._pending: Future[Path] | None = None
         self.path: Path | None = None  # of the newest one that is written
 
@@ -88,7 +88,7 @@ class Writer:
             payload: what ``save`` takes.
         """
         self.wait()
-        self._step = payload["step"]
+        self.step = payload["step"]
 
         # A copy, because the next step changes the tensors while the thread still writes them.
         copy = tree_map_only(torch.Tensor, _copied, payload)
@@ -112,7 +112,7 @@ class Writer:
             kept = all_in(self._run)
             last = f"the last good one is {kept[-1]}" if kept else "there is none yet"
             raise RunError(
-                f"step {self._step}: the checkpoint could not be written ({first_line(error)});"
+                f"step {self.step}: the checkpoint could not be written ({first_line(error)});"
                 f" {last}",
                 about=self._run,
                 fix="make room there, and continue with --resume",

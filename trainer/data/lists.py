@@ -27,6 +27,7 @@ from silc_bench.errors import UserError
 from silc_bench.trainer.config.config import DataConfig
 from silc_bench.trainer.data.samples import (
     EpochReader,
+    PassedOverError,
     UnreadableError,
     captions_of,
     columns_of,
@@ -160,10 +161,10 @@ def _from_list(path: Path, damage: Damage) -> list[Listed]:
 def _captions_in(value: Any, where: str, damage: Damage) -> tuple[str, ...]:
     """The captions of a row; what is none beside others is added to ``damage``."""
     listed = value if isinstance(value, list) else ["" if value is None else value]
-    skipped: list[UnreadableError] = []
+    skipped: list[PassedOverError] = []
     captions = captions_of(None, {"captions": listed}, where, skipped)
-    for error in skipped:
-        damage.add(error.cause, error.where)
+    for each in skipped:
+        damage.add(each.cause, each.where)
     return tuple(captions)
 
 
@@ -185,18 +186,18 @@ def _from_folder(path: Path, damage: Damage) -> list[Listed]:
             damage.add("image without a text", str(image))
             continue
 
-        skipped: list[UnreadableError] = []
+        skipped: list[PassedOverError] = []
         try:
             with one_sample(str(text_file or json_file)):
                 columns = columns_of(json_file.read_bytes(), str(json_file)) if json_file else None
                 text = text_file.read_bytes() if text_file else None
                 captions = captions_of(text, columns, str(text_file or json_file), skipped)
         except UnreadableError as error:
-            skipped = [error]
-        else:
-            pairs.append(Listed(image, tuple(captions), columns or {}))
-        for error in skipped:
             damage.add(error.cause, error.where)
+            continue
+        pairs.append(Listed(image, tuple(captions), columns or {}))
+        for each in skipped:
+            damage.add(each.cause, each.where)
 
     # What has a text and is no image that we read was meant as one: "cat.gif" beside "cat.txt".
     for file in files:

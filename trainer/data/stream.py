@@ -465,6 +465,8 @@ def _leave_the_group(worker: int) -> None:
     """Start a process group of the worker's own.
 
     Ctrl-C and a scheduler's SIGTERM reach the trainer's whole group; the trainer answers them, and
-    still needs its batches.
+    still needs its batches. Some schedulers warn each process of a job by itself.
     """
     os.setsid()
+    for kind in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(kind, signal.SIG_IGN)

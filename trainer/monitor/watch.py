@@ -1,7 +1,7 @@
 """What a run says of itself at the rows of its log: numbers, and what is wrong with them.
 
 Flow: ``before_step`` -> the step -> ``row`` -> the log -> ``judge``, which warns once of each thing
-it finds, or stops the run.
+it finds -> ``stop``, which may end the run because of it.
 """
 
 from __future__ import annotations
@@ -111,11 +111,8 @@ class Watch:
         growth = self._growth if state.step <= config.start_step else 1
         return untaught + taught * growth
 
-    def judge(self, state: TrainState, row: dict[str, float]) -> None:
-        """Say what is wrong with a row.
-
-        Raises RunError for a collapse where a run is to stop because of it.
-        """
+    def judge(self, state: TrainState, row: dict[str, float]) -> dict[str, Verdict]:
+        """Say what is wrong with a row; the verdicts by name, for ``stop``."""
         step = f"step {state.step}"
         if row["data_wait_share"] > MAX_WAIT:
             percent = f"{100 * row['data_wait_share']:.0f} %"
@@ -137,6 +134,10 @@ class Watch:
         verdicts = self._health.verdicts(state, row)
         for name, verdict in verdicts.items():
             self._say(name, f"{step}: {name}: {verdict}")
+        return verdicts
+
+    def stop(self, state: TrainState, verdicts: dict[str, Verdict]) -> None:
+        """Raise RunError for the first one where a run is to stop because of it."""
         for name, verdict in verdicts.items():
             self._stop(state, name, verdict)
 
