@@ -12,7 +12,7 @@ import json
 import signal
 import time
 from collections.abc import Generator, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -22,6 +22,7 @@ import torch
 from rich.console import Console
 
 from silc_bench.errors import RunError, UserError
+from silc_bench.system.lock import locked
 from silc_bench.system.processes import (
     StoppedError,
     num_local_ranks,
@@ -81,7 +82,7 @@ def run_training(
 
     Raises:
         UserError: an unknown word, no data; the folder already holds a run, holds none to resume,
-            or one of another configuration.
+            or one of another configuration or of other data; another process trains there.
         RunError: as ``train``.
     """
     check_on_collapse(on_collapse)
@@ -100,6 +101,21 @@ def run_training(
             fix="name the run, as in --init runs/b16 (or RUN:teacher)",
         )
 
+    # Before anything is looked for: two that start at once must not both find the folder empty.
+    in_run = locked(run, partial(warn, to=console)) if rank() == 0 else nullcontext()
+    with in_run:
+        return _begun_or_resumed(config, run, resume, device, console, on_collapse, wandb)
+
+
+def _begun_or_resumed(
+    config: Config,
+    run: Path,
+    resume: bool,
+    device: torch.device,
+    console: Console,
+    on_collapse: str,
+    wandb: str | None,
+) -> Path:
     has_begun = bool(checkpoint.all_in(run))
     if has_begun and not resume:
         raise UserError(

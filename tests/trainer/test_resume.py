@@ -5,6 +5,7 @@ names; only the files that the dead leave behind go on. The run that nothing int
 this process.
 """
 
+import errno
 import json
 import os
 import re
@@ -24,6 +25,7 @@ from refusals import refused
 from runs import close, differing, end_of, rows_of, run, saved_in
 
 from silc_bench.errors import DataError
+from silc_bench.system.lock import NAME
 from silc_bench.system.processes import StoppedError
 from silc_bench.trainer import loop
 from silc_bench.trainer.checkpoints import file as checkpoint
@@ -308,6 +310,26 @@ def test_where_nothing_is_new_no_checkpoint_is_written(configs, tmp_path, monkey
     with refused("a.tar", DataError):
         run(configs["shards"], tmp_path)
     assert saved_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_folder_in_which_another_process_trains_is_refused(tiny, tmp_path, monkeypatch, resume):
+    """Before anything is read or written there."""
+
+    def used_by_another(*args):
+        raise BlockingIOError(errno.EAGAIN, "locked")
+
+    config = tiny("contrastive", steps=2)
+    (tmp_path / NAME).write_text('{"host": "h", "pid": 7, "since": "today"}')
+    with monkeypatch.context() as patch, refused(tmp_path) as caught:
+        patch.setattr("fcntl.lockf", used_by_another)
+        run(config, tmp_path, resume=resume)
+    assert "process 7 on h, since today" in caught.value.problem
+    assert [path.name for path in tmp_path.iterdir()] == [NAME]
+
+    _, printed = run(config, tmp_path)
+    assert "process 7 on h, since today" in printed
+    assert not (tmp_path / NAME).exists()
 
 
 def test_a_run_without_a_teacher_resumes_as_well(tiny, tmp_path):
