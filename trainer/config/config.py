@@ -251,6 +251,17 @@ class Config:
         return kinds
 
     @property
+    def needed_pixels(self) -> int:
+        """Longer side of a square image of which no view of a step has to be enlarged."""
+        views = self.views
+        sides = {
+            "original": views.global_size,
+            "global_crops": views.global_size / math.sqrt(views.global_area[0]),
+            "local_crops": views.local_size / math.sqrt(views.local_area[0]),
+        }
+        return math.ceil(max(sides[kind] for kind in self.view_kinds))
+
+    @property
     def name(self) -> str:
         return f"{self.preset}-{self.objective}"
 

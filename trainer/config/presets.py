@@ -318,6 +318,15 @@ def _check_meaning(config: Config) -> None:
             fix="set both to one size",
         )
 
+    decoded = config.data.decode_size
+    if decoded < trained:
+        raise UserError(
+            f"is {decoded} and views.global_size is {trained}: every image would be made small and"
+            " then enlarged, and evaluations would show the model sharp ones",
+            about="data.decode_size",
+            fix=f"set {trained} or more; from {config.needed_pixels} on the smallest crops are sharp",
+        )
+
 
 # ---- how sure each number is ----
 

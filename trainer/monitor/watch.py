@@ -183,14 +183,16 @@ def repeating(config: Config, num_samples: int | None) -> str | None:
 def _faster_data(config: Config) -> str:
     """What can help a run that waits for its data."""
     data = config.data
-    needed = config.views.global_size
+    needed = config.needed_pixels
     ways = []
 
     # One worker more is advised only where there is a core for it.
     if crowding(data.num_workers + 1, num_local_ranks()) is None:
         ways.append(f"raise data.num_workers (now {data.num_workers})")
     if data.decode_size > needed:
-        ways.append(f"lower data.decode_size (now {data.decode_size}, views have {needed})")
+        ways.append(
+            f"lower data.decode_size (now {data.decode_size}, the smallest crops need {needed})"
+        )
     if any(map(is_remote, data.source.split())):
         ways.append("look for what slows the source down")
 

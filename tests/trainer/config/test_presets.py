@@ -232,11 +232,26 @@ def test_the_arms_of_an_ablation_may_share_what_belongs_to_a_teacher():
         ("silc", "distillation.weight=0", "--objective silc"),
         ("contrastive", "contrastive.images=global", "--objective contrastive"),
         ("silc", "vision.image_size=384", "views.global_size"),
+        ("silc", "data.decode_size=255", "data.decode_size"),
     ],
 )
 def test_a_run_that_is_not_what_its_name_says_is_refused(objective, change, about):
     with refused(about=about):
         configure("b16", objective, sets=[change])
+
+
+@pytest.mark.parametrize(
+    ("objective", "sets", "pixels"),
+    [
+        ("silc", "", 430),  # 96 / sqrt(0.05)
+        ("silc", "views.local_area=0.2,0.4", 405),  # 256 / sqrt(0.4)
+        ("contrastive+views", "", 405),
+        ("contrastive", "", 256),
+    ],
+)
+def test_the_pixels_that_the_smallest_crop_of_a_step_needs(objective, sets, pixels):
+    config = configure("b16", objective, sets=sets.split())
+    assert config.needed_pixels == pixels
 
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))
