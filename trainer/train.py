@@ -82,7 +82,7 @@ def train_step(state: TrainState, batch: Batch) -> dict[str, Tensor]:
 
     # SILC: contrastive + weight * distillation, of the student's local crops (with local+global:
     # of its global crops too) towards the teacher's global ones.
-    terms = {"contrastive": contrastive(out, config)}
+    terms = {"contrastive": contrastive(out, tokens, config)}
     if targets.views is not None:
         terms["distillation"] = distillation(out, targets.views, config)
     if targets.patches is not None:
@@ -111,13 +111,17 @@ def train_step(state: TrainState, batch: Batch) -> dict[str, Tensor]:
     return values
 
 
-def contrastive(out: StudentOutput, config: Config) -> Tensor:
+def contrastive(out: StudentOutput, tokens: Tensor, config: Config) -> Tensor:
     """The image-text loss: each view that meets the text meets the texts of the global batch.
 
-    The loss is averaged over these views: in SILC every global view, with either loss.
+    The loss is averaged over these views: in SILC every global view, with either loss. ``tokens``
+    [b, L]: where equal texts count as right ones, these say which are equal.
     """
     loss = getattr(losses, LOSSES[config.contrastive.loss].function)
-    return loss(out.image_features, out.text_features, out.scale, out.bias)
+    features = (out.image_features, out.text_features, out.scale, out.bias)
+    if config.contrastive.equal_texts == "positive":
+        return loss(*features, is_right=losses.equal_texts(tokens))
+    return loss(*features)
 
 
 def distillation(out: StudentOutput, targets: Targets, config: Config) -> Tensor:

@@ -42,6 +42,12 @@ VARIANTS = {
     },
     "softmax": {"contrastive": {"loss": "softmax"}},
     "contrastive": {"objective": "contrastive"},
+    # of two tokens a text: many are equal
+    "equal texts": {"contrastive": {"equal_texts": "positive"}, "text": {"context_length": 2}},
+    "equal texts, softmax": {
+        "contrastive": {"equal_texts": "positive", "loss": "softmax"},
+        "text": {"context_length": 2},
+    },
     "micro-batches": {"micro_batch": 3},
     "locked text, micro-batches": {"optim": {"locked": "text"}, "micro_batch": 3},
     "locked vision": {"objective": "contrastive", "optim": {"locked": "vision"}},

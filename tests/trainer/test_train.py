@@ -190,8 +190,9 @@ def test_evaluating_the_losses_changes_no_state_and_draws_no_random_numbers(tiny
     for _ in range(2):
         views = make_views(batch.images, batch.sizes, config.views, 0, 1)
         targets = state.teacher.targets(views)
-        out = state.student(views, state.tokenizer(batch.texts))
-        values.append(train.contrastive(out, config).item())
+        tokens = state.tokenizer(batch.texts)
+        out = state.student(views, tokens)
+        values.append(train.contrastive(out, tokens, config).item())
         values.append(train.distillation(out, targets.views, config).item())
     assert values[:2] == values[2:]
     assert torch.equal(torch.get_rng_state(), random_state)

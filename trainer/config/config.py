@@ -110,6 +110,9 @@ class ContrastiveConfig:
     loss: str = "sigmoid"  # of LOSSES: "sigmoid" (SigLIP) or "softmax" (CLIP)
     # which images meet the text: "global" (every global view), "original", "original+global"
     images: str = "global"
+    # texts of a batch that are one text to the tokenizer: "negative" (an image has its own text
+    # alone, as in the papers) or "positive" (all of them are right)
+    equal_texts: str = "negative"
     init_scale: float = 10.0
     init_bias: float = -10.0  # of a loss with a bias
 
@@ -297,6 +300,7 @@ CHOICES = {
     "vision.gelu": ("tanh", "exact"),
     "text.gelu": ("tanh", "exact"),
     "contrastive.loss": LOSSES,
+    "contrastive.equal_texts": ("negative", "positive"),
     "contrastive.images": ("global", "original", "original+global"),
     "distillation.pairs": ("local", "local+global"),
     "distillation.centering": ("mean", "sinkhorn"),

@@ -324,7 +324,7 @@ def _check_meaning(config: Config) -> None:
             f"is {decoded} and views.global_size is {trained}: every image would be made small and"
             " then enlarged, and evaluations would show the model sharp ones",
             about="data.decode_size",
-            fix=f"set {trained} or more; from {config.needed_pixels} on the smallest crops are sharp",
+            fix=f"set {trained} or more; {config.needed_pixels} keeps the smallest crops sharp",
         )
 
 
@@ -346,6 +346,7 @@ PROVENANCE = {
     "views": "likely: DINO's augmentation",
     "contrastive.loss": "sure: both losses are in the paper",
     "contrastive.images": "sure: every global view meets the text",
+    "contrastive.equal_texts": "likely: no paper speaks of equal texts in a batch",
     "contrastive": "sure: SigLIP's initial scale 10 and bias -10",
     "distillation.weight": "likely: plain sum",
     "distillation.pairs": (

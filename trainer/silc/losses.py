@@ -22,17 +22,23 @@ from silc_bench.trainer.device import first_of, gather
 
 
 def sigmoid_loss(
-    image_features: Tensor, text_features: Tensor, scale: Tensor, bias: Tensor
+    image_features: Tensor,
+    text_features: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    is_right: Tensor | None = None,
 ) -> Tensor:
     """1/b sum_ij -log sigmoid(z_ij (scale * x_i . y_j + bias)), averaged over the views.
 
-    z = +1 for an image and its own text and -1 elsewhere. Each view meets all texts.
+    z = +1 for an image and its own text and -1 elsewhere. Each view meets all texts. With
+    ``is_right`` z = +1 for each text that is right for the image.
 
     Args:
         image_features: [V, b, D], not normalised.
         text_features: [b, D], not normalised.
         scale: scalar, already exponentiated.
         bias: scalar.
+        is_right: bool [b, B], of ``equal_texts``; None: an image has its own text alone.
     """
     with torch.autocast(image_features.device.type, enabled=False):
         images = unit(image_features)
@@ -41,18 +47,25 @@ def sigmoid_loss(
 
         own = own_columns(logits)
         z = torch.full_like(logits, -1).scatter_(-1, own.unsqueeze(-1), 1)
+        if is_right is not None:
+            z = torch.where(is_right, 1.0, -1.0).to(logits.dtype)
 
         # By images, not by pairs: own.numel() is V * b, as SigLIP divides by the batch.
         return -F.logsigmoid(z * logits).sum() / own.numel()
 
 
 def softmax_loss(
-    image_features: Tensor, text_features: Tensor, scale: Tensor, bias: Tensor
+    image_features: Tensor,
+    text_features: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    is_right: Tensor | None = None,
 ) -> Tensor:
     """Symmetric InfoNCE, averaged over the views.
 
     The mean of two cross-entropies: of each image over the texts, and of each text over the images
-    of a view. Args as ``sigmoid_loss``; a bias would cancel.
+    of a view. Args as ``sigmoid_loss``; a bias would cancel. With ``is_right`` the target is
+    uniform over all that are right (UniCL, 2204.03610, eq. 3 and 4).
     """
     with torch.autocast(image_features.device.type, enabled=False):
         images = unit(image_features)
@@ -65,9 +78,26 @@ def softmax_loss(
 
         losses = []
         for logits in (to_texts, to_images):
-            own = own_columns(logits).flatten()
+            if is_right is None:
+                own = own_columns(logits).flatten()
+            else:
+                # As many are right for a text as for its image: the table is symmetric.
+                share = is_right.to(logits.dtype) / is_right.sum(dim=-1, keepdim=True)
+                own = share.expand(logits.shape).flatten(0, -2)
             losses.append(F.cross_entropy(scale * logits.flatten(0, -2), own))
         return torch.stack(losses).mean()
+
+
+@torch.no_grad()
+def equal_texts(tokens: Tensor) -> Tensor:
+    """int64 [b, L] of this rank -> bool [b, B]: whether a text of the global batch is the same.
+
+    The same for the model, which sees the ids alone.
+    """
+    # Numbered once: to compare all rows with all would take b * B * L bytes.
+    _, numbers = gather(tokens).unique(dim=0, return_inverse=True)
+    own = first_of(len(tokens)) + torch.arange(len(tokens), device=tokens.device)
+    return numbers[own].unsqueeze(1) == numbers
 
 
 def own_columns(logits: Tensor) -> Tensor:

@@ -75,6 +75,57 @@ def test_value_and_gradients_equal_the_loop_and_open_clip(name, loss, batch, sca
         close(mine, value_and_gradients(peer, *inputs, dtype=torch.float64))
 
 
+TOKENS = {
+    "all different": [[1, 0], [2, 0], [3, 0], [4, 0], [0, 4]],
+    "two are equal": [[1, 0], [2, 0], [1, 0], [4, 0], [0, 4]],
+    "three and two": [[1, 0], [2, 0], [1, 0], [1, 0], [2, 0]],
+    "all are one": [[7, 0]] * 5,
+}
+
+
+def naive_with_equal_texts(name, tokens):
+    """Each equal text is as right as an image's own, from the formulas, pair by pair."""
+    right = [[j for j, other in enumerate(tokens) if other == own] for own in tokens]
+
+    def logit(x, y, scale, bias):
+        return scale * torch.dot(unit(x), unit(y)) + bias
+
+    def sigmoid(images, texts, scale, bias):
+        total = 0.0
+        for i, image in enumerate(images):
+            for j, text in enumerate(texts):
+                z = 1.0 if j in right[i] else -1.0
+                total = total - torch.log(1 / (1 + torch.exp(-z * logit(image, text, scale, bias))))
+        return total / len(images)
+
+    def softmax(images, texts, scale, bias):
+        total = 0.0
+        for queries, keys in ((images, texts), (texts, images)):
+            for i, query in enumerate(queries):
+                powers = [torch.exp(logit(query, key, scale, 0.0)) for key in keys]
+                for j in right[i]:
+                    total = total - torch.log(powers[j] / sum(powers)) / len(right[i])
+        return total / (2 * len(images))
+
+    return {"sigmoid": sigmoid, "softmax": softmax}[name]
+
+
+@pytest.mark.parametrize("tokens", TOKENS.values(), ids=TOKENS)
+@pytest.mark.parametrize("scalars", [(10.0, -10.0), (1.0, 0.0)])
+def test_equal_texts_may_be_right_ones(name, loss, tokens, scalars):
+    inputs = [*features(5, 4, seed=3), *map(torch.tensor, scalars)]
+    is_right = losses.equal_texts(torch.tensor(tokens))
+
+    def mine(*inputs):
+        return loss(*inputs, is_right=is_right)
+
+    value = value_and_gradients(mine, *inputs)
+    naive = naive_with_equal_texts(name, tokens)
+    close(value, value_and_gradients(naive, *inputs, dtype=torch.float64))
+    is_as_without = tokens == TOKENS["all different"]
+    assert torch.allclose(value[0], loss(*inputs).double()) == is_as_without
+
+
 # --- what holds of each loss ----------------------------------------------------------------------
 
 
