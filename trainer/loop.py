@@ -37,6 +37,7 @@ from silc_bench.trainer.checkpoints.init import read_start
 from silc_bench.trainer.config.config import Config, flatten, from_dict, to_dict
 from silc_bench.trainer.config.presets import SECOND_PHASES
 from silc_bench.trainer.data.stream import Batch, Source, crowding, open_source
+from silc_bench.trainer.data.texts import Texts, look_at
 from silc_bench.trainer.device import DataWait, share_of
 from silc_bench.trainer.monitor.log import RunLog, WandbLog, check_place
 from silc_bench.trainer.monitor.probe import Probe, destroyed, remembered
@@ -45,6 +46,7 @@ from silc_bench.trainer.silc.tokenizers import Tokenizer
 from silc_bench.trainer.train import TrainState, train_step
 
 TOKENIZER_CAPTIONS = 20_000  # captions that the tokenizer is trained on
+LOOKED_AT = 2_000  # captions whose lengths and repetitions are said at the start
 
 # Fields that suit the machine and are no part of the result, so that a resumed run takes new ones.
 OF_THE_MACHINE = (
@@ -211,10 +213,18 @@ def train(
         _check_same_data(state.data, data, config.data.source)
     state.data = data
 
-    say(_plan(state, source, device), console)
+    # A resumed run has said it, and of a remote source its beginning may be far away.
+    texts = None
+    if payload is None and rank() == 0:
+        captions = source.captions(min(LOOKED_AT, TOKENIZER_CAPTIONS))
+        texts = look_at(captions, state.tokenizer, config.batch_size)
+
+    say(_plan(state, source, device, texts), console)
+    counts_as_right = config.contrastive.equal_texts == "positive"
     doubts = (
         crowding(config.data.num_workers, num_local_ranks()),
         repeating(config, source.num_samples),
+        texts.repetition(counts_as_right) if texts else None,
     )
     for sentence in filter(None, doubts):
         warn(sentence, console)
@@ -266,7 +276,7 @@ def _restored(config: Config, payload: dict[str, Any], device: torch.device) -> 
     return TrainState.restore({**payload, "config": json.dumps(joined)}, device)
 
 
-def _plan(state: TrainState, source: Source, device: torch.device) -> str:
+def _plan(state: TrainState, source: Source, device: torch.device, texts: Texts | None) -> str:
     """What the run is about to do, in a line."""
     config = state.config
 
@@ -281,11 +291,13 @@ def _plan(state: TrainState, source: Source, device: torch.device) -> str:
     compiled = ""
     if config.compile:
         compiled = "; the first steps compile the blocks, for a minute or more"
+    cut_off = texts.cut_off() if texts else ""
+    cut = f"; {cut_off}" if cut_off else ""
 
     return (
         f"{config.name}: {config.num_steps:,} steps of {config.batch_size:,}"
         f"{epochs}{taught}{begun}, from {source.describe()}"
-        f" on {processes}{device} in {config.precision}{compiled}"
+        f" on {processes}{device} in {config.precision}{compiled}{cut}"
     )
 
 

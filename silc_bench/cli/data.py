@@ -74,6 +74,9 @@ def stats(
     filters: Annotated[
         str, typer.Option(help='Conditions, as in --set data.filters="text>=5 side>=64".')
     ] = "",
+    preset: Annotated[
+        str, typer.Option(help="Of `silc-bench train`: whose tokens are counted.")
+    ] = "shapes_tiny",
     as_json: AsJson = False,
 ) -> None:
     """Read training data as a run would, and say what it holds.
@@ -81,12 +84,14 @@ def stats(
     Says how much there is, sizes, lengths of captions, and what is damaged, by cause.
     """
     from silc_bench.trainer.config.config import DataConfig
+    from silc_bench.trainer.config.presets import make_preset
     from silc_bench.trainer.data.pack import QUANTILES, look
 
     # Larger than images are, so that the sizes are those of the files, not those of a run's
     # reduced decoding.
     config = DataConfig(source=source, filters=filters, decode_size=10_000)
-    statistics = look(config, count, progress=console.is_terminal)
+    text = make_preset(preset).text
+    statistics = look(config, count, text, progress=console.is_terminal)
     if as_json:
         print(json.dumps(statistics, indent=1))
         return
@@ -101,6 +106,9 @@ def stats(
     # A text that many images share ("image", a file name) teaches nothing, and is easy to filter.
     caption = statistics["most_frequent_caption"]
     print(one_line(f"most frequent caption, {caption['times']:,} times: {caption['text'][:80]}"))
+
+    if statistics["cut_off"]:
+        print(one_line(f"preset {preset}: {statistics['cut_off']}"))
 
     for cause, number in statistics["damage"].items():
         first = statistics["damage_first"][cause]

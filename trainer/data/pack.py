@@ -28,14 +28,22 @@ from silc_bench.datasets.files.shards import Damage
 from silc_bench.errors import UserError
 from silc_bench.system.files import atomic_folder
 from silc_bench.system.terminal import progress_bar
-from silc_bench.trainer.config.config import DataConfig
+from silc_bench.trainer.config.config import DataConfig, TextConfig
 from silc_bench.trainer.data.lists import Listed, read_pairs
 from silc_bench.trainer.data.samples import UnreadableError, no_pair, one_sample
 from silc_bench.trainer.data.sources import open_reader
+from silc_bench.trainer.data.texts import lengths_of, look_at
+from silc_bench.trainer.silc.tokenizers import Tokenizer
 
 SUFFIXES = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 QUANTILES = (0.0, 0.05, 0.5, 0.95, 1.0)
-MEASURES = ("width", "height", "letters of a caption", "words of a caption")
+MEASURES = (
+    "width",
+    "height",
+    "letters of a caption",
+    "words of a caption",
+    "tokens of a caption",
+)
 
 
 def pack(
@@ -124,10 +132,13 @@ def _members_of(pair: Listed) -> list[tuple[str, bytes]]:
     ]
 
 
-def look(config: DataConfig, count: int, *, progress: bool = False) -> dict[str, Any]:
+def look(
+    config: DataConfig, count: int, text: TextConfig, *, progress: bool = False
+) -> dict[str, Any]:
     """What training would see in the first ``count`` entries of a source, as JSON.
 
-    That is: sizes, captions, damage by cause. ``progress`` shows a bar. Raises UserError and
+    That is: sizes, captions, damage by cause. The tokens of a caption are those of a tokenizer that
+    is trained on these captions for ``text``. ``progress`` shows a bar. Raises UserError and
     RunError as ``open_reader`` does.
     """
     damage = Damage()
@@ -135,12 +146,12 @@ def look(config: DataConfig, count: int, *, progress: bool = False) -> dict[str,
     num_entries = count if reader.num_samples is None else min(count, reader.num_samples)
 
     measured = []
-    repeated: Counter[str] = Counter()
+    captions = []
     with progress_bar(progress, "pair", num_entries) as advance:
         for position in range(num_entries):
             advance(1)
             try:
-                text = reader.text(position)
+                caption = reader.text(position)
                 image = reader.image(position)
             except UnreadableError as error:
                 damage.add(error.cause, error.where)
@@ -150,21 +161,27 @@ def look(config: DataConfig, count: int, *, progress: bool = False) -> dict[str,
                 damage.add(skipped.cause, skipped.where)
 
             height, width, _ = image.shape
-            measured.append((width, height, len(text), len(text.split())))
-            repeated[text] += 1
+            measured.append((width, height, len(caption), len(caption.split())))
+            captions.append(caption)
 
     if not measured:
         raise no_pair(config.source, damage, Counter())
 
+    # A run's tokenizer is trained on TOKENIZER_CAPTIONS; of fewer it makes as many tokens or fewer.
+    tokenizer = Tokenizer.train(captions, text.vocab_size, text.context_length)
+    lengths = lengths_of(captions, tokenizer)
+
     # [quantiles, MEASURES]; "nearest" gives values that some entry really has.
-    quantiles = np.quantile(measured, QUANTILES, axis=0, method="nearest")
-    text, times = repeated.most_common(1)[0]
+    table = np.column_stack([measured, lengths])
+    quantiles = np.quantile(table, QUANTILES, axis=0, method="nearest")
+    most_frequent, times = Counter(captions).most_common(1)[0]
     return {
         "source": reader.describe(),
         "pairs": reader.num_samples,
         "looked_at": num_entries,
         "quantiles": dict(zip(MEASURES, quantiles.T.tolist(), strict=True)),
-        "most_frequent_caption": {"text": text, "times": times},
+        "most_frequent_caption": {"text": most_frequent, "times": times},
+        "cut_off": look_at(captions, tokenizer, 1).cut_off(),
         "damage": damage.counts,
         "damage_first": damage.first,
     }

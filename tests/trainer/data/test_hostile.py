@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from refusals import refused
 
 from silc_bench.datasets.files import shards as shard_files
-from silc_bench.trainer.config.config import DataConfig
+from silc_bench.trainer.config.config import DataConfig, TextConfig
 from silc_bench.trainer.data.pack import look, pack
 from silc_bench.trainer.data.samples import UnreadableError, captions_of, columns_of
 
@@ -155,7 +155,7 @@ def test_an_unreadable_caption_beside_others_is_counted_and_costs_no_pair(tmp_pa
         }
     assert streams[0].damage == streams[1].damage
     assert streams[0].damage.counts == {"unreadable caption beside others": 3, "corrupt image": 1}
-    assert look(DataConfig(source=path), 4)["damage"] == streams[0].damage.counts
+    assert look(DataConfig(source=path), 4, TextConfig())["damage"] == streams[0].damage.counts
 
 
 def test_a_filter_meets_hostile_samples_too(tmp_path):

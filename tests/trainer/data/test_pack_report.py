@@ -9,7 +9,7 @@ from refusals import refused
 
 from silc_bench.errors import DataError
 from silc_bench.system.checksums import sealed
-from silc_bench.trainer.config.config import DataConfig
+from silc_bench.trainer.config.config import DataConfig, TextConfig
 from silc_bench.trainer.data.pack import look, pack
 from silc_bench.trainer.monitor.report import write_report
 
@@ -71,7 +71,7 @@ def test_a_bar_counts_each_image_broken_ones_too(photos, tmp_path, monkeypatch):
 
     monkeypatch.setattr("silc_bench.trainer.data.pack.progress_bar", bar)
     pack(photos, tmp_path / "shards", progress=True)
-    look(DataConfig(source=str(photos), decode_size=16), 5, progress=True)
+    look(DataConfig(source=str(photos), decode_size=16), 5, TextConfig(), progress=True)
     assert seen == [(True, 8), *[1] * 8, (True, 5), *[1] * 5]
 
 
@@ -100,7 +100,7 @@ def test_nothing_is_overwritten_and_nothing_left_of_a_failure(photos, tmp_path):
 
 
 def test_a_look_says_what_training_would_see(photos):
-    seen = look(DataConfig(source=str(photos), decode_size=10_000), 100)
+    seen = look(DataConfig(source=str(photos), decode_size=10_000), 100, TextConfig())
     assert seen["pairs"] == 8
     assert seen["quantiles"]["width"] == [12] * 5
     assert seen["quantiles"]["words of a caption"] == [2] * 5
@@ -108,7 +108,7 @@ def test_a_look_says_what_training_would_see(photos):
 
 
 def test_a_look_at_generated_scenes_does_not_draw_them_as_large_as_images_may_be():
-    seen = look(DataConfig(source="shapes", decode_size=10_000), 3)
+    seen = look(DataConfig(source="shapes", decode_size=10_000), 3, TextConfig())
     assert seen["quantiles"]["width"] == [512] * 5
 
 

@@ -1,0 +1,113 @@
+"""What a tokenizer makes of captions: how many it cuts, and which are one text to it.
+
+Flow: ``look_at(captions, tokenizer, batch_size)`` -> ``Texts``, whose ``cut_off()`` and
+``repetition()`` are sentences for people. A caption behind the last token is never learnt, and of
+two images with one text the loss takes each for a wrong match of the other's.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from silc_bench.trainer.silc.tokenizers import AnyTokenizer, Tokenizer, read_tokenizer
+
+LONGEST = 1024  # tokens that are counted of a caption
+CHUNK = 256  # captions at a time
+HELD = 0.99  # share of the captions that a length should hold
+MAX_REPEATED = 0.1  # of a batch, without a word
+
+
+@dataclass(frozen=True)
+class Texts:
+    looked_at: int  # captions
+    context_length: int  # tokens that are kept of each
+    num_cut: int  # captions that have more
+    first_cut: str  # the first of them, or ""
+    needed: int  # tokens that would hold HELD of them
+    in_batch: int  # captions of the first batch, as far as they were looked at
+    num_texts: int  # different ones of these
+    num_repeated: int  # of these, whose tokens stand in it more than once
+    most_frequent: str  # of these
+
+    def cut_off(self) -> str:
+        """A clause, or "" where no caption is cut."""
+        if not self.num_cut:
+            return ""
+        cure = ""
+        if self.needed > self.context_length:
+            cure = f"; text.context_length={self.needed} holds {100 * HELD:g} %"
+        return (
+            f"{self.num_cut:,} of {self.looked_at:,} captions looked at are cut at"
+            f" {self.context_length} tokens (first: {self.first_cut[:60]!r}{cure})"
+        )
+
+    def repetition(self, counts_as_right: bool) -> str | None:
+        """A sentence where many texts of a batch are equal; None where few are.
+
+        ``counts_as_right``: the loss takes equal texts for right ones (contrastive.equal_texts).
+        """
+        share = self.num_repeated / max(1, self.in_batch)
+        is_one_text = self.num_texts == 1 < self.in_batch
+        if share < MAX_REPEATED or (counts_as_right and not is_one_text):
+            return None
+        advice = (
+            ", and the loss takes them for wrong texts of each other's images;"
+            " contrastive.equal_texts=positive takes them for right ones"
+        )
+        if is_one_text:
+            advice = ": no text tells images apart"
+        return (
+            f"{100 * share:.0f} % of the first {self.in_batch:,} captions are the same text as"
+            " another of them, as the tokenizer reads them (most often:"
+            f" {self.most_frequent[:60]!r}){advice}"
+        )
+
+
+def look_at(captions: Sequence[str], tokenizer: AnyTokenizer, batch_size: int) -> Texts:
+    """``captions``: some, in the order of training."""
+    lengths = lengths_of(captions, tokenizer)
+    is_cut = lengths > tokenizer.context_length
+
+    batch = captions[:batch_size]
+    rows = [row.tobytes() for row in tokenizer(list(batch)).numpy()]
+    times = Counter(rows)
+    most_frequent = batch[rows.index(times.most_common(1)[0][0])] if rows else ""
+    return Texts(
+        looked_at=len(captions),
+        context_length=tokenizer.context_length,
+        num_cut=int(is_cut.sum()),
+        first_cut=captions[int(is_cut.argmax())] if is_cut.any() else "",
+        needed=int(np.quantile(lengths, HELD, method="inverted_cdf")) if len(lengths) else 0,
+        in_batch=len(batch),
+        num_texts=len(times),
+        num_repeated=sum(count for count in times.values() if count > 1),
+        most_frequent=most_frequent,
+    )
+
+
+def lengths_of(captions: Sequence[str], tokenizer: AnyTokenizer) -> np.ndarray:
+    """int64 [n]: tokens of each caption with the end of text, LONGEST at most."""
+    longer, padding = _longer(tokenizer)
+
+    # Where the end of text is the padding too, it does not show in the ids of an empty text.
+    num_hidden = int(not (longer([""]) != padding).any())
+    lengths = [np.zeros(0, np.int64)]
+    for start in range(0, len(captions), CHUNK):
+        ids = longer(list(captions[start : start + CHUNK]))
+        lengths.append((ids != padding).sum(dim=1).numpy() + num_hidden)
+    return np.minimum(np.concatenate(lengths), LONGEST)
+
+
+def _longer(tokenizer: AnyTokenizer) -> tuple[AnyTokenizer, int]:
+    """(the same tokenizer with LONGEST tokens a text, the id that pads)."""
+    described = json.loads(tokenizer.to_json())
+    if isinstance(tokenizer, Tokenizer):
+        described["truncation"]["max_length"] = LONGEST
+        described["padding"]["strategy"] = {"Fixed": LONGEST}
+        return read_tokenizer(json.dumps(described)), described["padding"]["pad_id"]
+    return read_tokenizer(json.dumps(described | {"length": LONGEST})), described["padding"]
