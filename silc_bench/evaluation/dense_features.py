@@ -27,10 +27,10 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 
 from silc_bench.datasets.dataset import ImageDataset
-from silc_bench.errors import RunError, UserError
+from silc_bench.errors import ExplainedError, RunError, UserError, first_line
 from silc_bench.evaluation.settings import EvalSettings
 from silc_bench.models.interface import DenseModel
 from silc_bench.models.preprocessing import ImagePipeline
@@ -224,11 +224,11 @@ class DenseFeatures:
         mean = torch.tensor(pipeline.mean).view(3, 1, 1)
         std = torch.tensor(pipeline.std).view(3, 1, 1)
         resize = partial(view.resized, interpolation=pipeline.interpolation)
-        resized = Subset(Prepared(resize, dataset), indices)
+        resized = Prepared(resize, dataset)
+        num_workers = self.settings.num_workers
 
         # images differ in size, so that the loader cannot stack them: one at a time
-        loader = DataLoader(resized, batch_size=None, num_workers=self.settings.num_workers)
-        for index, pixels in loader:
+        for index, pixels in prepared(resized, indices, batch_size=None, num_workers=num_workers):
             layout = view.layout(pixels.shape[0], pixels.shape[1], self.model.patch_size)
             image = _Open(index, layout)
             opened.append(image)
@@ -286,7 +286,10 @@ class _Memory:
 
 
 class Prepared(Dataset):
-    """(index, ``prepare`` of the image) of each image."""
+    """(index, ``prepare`` of the image) of each image, for ``prepared``.
+
+    An error for the user is returned and not raised: a worker would bury it in its traceback.
+    """
 
     def __init__(self, prepare: Callable[[Image.Image], Any], dataset: ImageDataset) -> None:
         self.prepare = prepare
@@ -295,5 +298,51 @@ class Prepared(Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> tuple[int, Any]:
-        return index, self.prepare(self.dataset.image(index))
+    def __getitem__(self, index: int) -> tuple[int, Any] | ExplainedError:
+        try:
+            return index, self.prepare(self.dataset.image(index))
+        except ExplainedError as error:
+            return error
+
+
+def prepared(
+    images: Prepared,
+    indices: Sequence[int],
+    *,
+    batch_size: int | None,
+    num_workers: int,
+    is_pinned: bool = False,
+) -> Iterator[Any]:
+    """(index, image) or, with ``batch_size``, batches of them, by ``num_workers`` processes.
+
+    Raises:
+        UserError: the first one of an image, the same with any number of processes.
+        RunError: a process was killed.
+    """
+    loader = DataLoader(
+        Subset(images, indices),
+        batch_size=batch_size,
+        num_workers=num_workers,
+        pin_memory=is_pinned,
+        collate_fn=None if batch_size is None else _batch_of,
+    )
+    try:
+        for answer in loader:
+            if isinstance(answer, ExplainedError):
+                raise answer
+            yield answer
+    except RuntimeError as error:
+        if "DataLoader worker (pid" not in str(error):
+            raise
+        raise RunError(
+            f"a process that reads images was killed ({first_line(error)}), mostly for want of"
+            " memory",
+            about="--workers",
+            fix="lower it, and start the command again",
+        ) from error
+
+
+def _batch_of(items: list[Any]) -> Any:
+    """The first error among ``items``, or one batch of them."""
+    errors = (item for item in items if isinstance(item, ExplainedError))
+    return next(errors, None) or default_collate(items)

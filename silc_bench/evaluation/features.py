@@ -33,7 +33,6 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Subset
 
 from silc_bench.datasets.dataset import ImageDataset
 from silc_bench.errors import (
@@ -43,7 +42,7 @@ from silc_bench.errors import (
     first_line,
     unknown_name,
 )
-from silc_bench.evaluation.dense_features import DenseFeatures, Prepared, description
+from silc_bench.evaluation.dense_features import DenseFeatures, Prepared, description, prepared
 from silc_bench.evaluation.settings import EvalSettings
 from silc_bench.models.interface import (
     DenseModel,
@@ -295,17 +294,18 @@ class Extractor:
         """(indices of a batch, its features) for the images ``indices``, in that order."""
         # worker processes cost seconds to start: none where the store held everything
         num_workers = self.settings.num_workers if indices else 0
-        loader = DataLoader(
-            Subset(images, indices),
+        batches = prepared(
+            images,
+            indices,
             batch_size=self.settings.batch_size,
             num_workers=num_workers,
-            pin_memory=self.device.type == "cuda",
+            is_pinned=self.device.type == "cuda",
         )
 
         title = f"{images.dataset.name}/{images.dataset.split}"
         with progress_bar(self.settings.progress, f"{title} image", len(images)) as advance:
             advance(len(images) - len(indices))
-            for batch_indices, pixels in loader:
+            for batch_indices, pixels in batches:
                 features = self._encode(encode, pixels)
 
                 # here, not in the task: a mean would hide which image it was

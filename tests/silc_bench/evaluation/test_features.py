@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
 import numpy as np
 import pytest
 import torch
 from given import Means, Noise, extractor
 from refusals import refused
 
-from silc_bench.errors import RunError
+from silc_bench.errors import DataError, RunError
 from silc_bench.evaluation.features import choose_device, choose_precision
 
 
@@ -38,6 +41,47 @@ def test_features_stand_in_the_datasets_order(settings):
     assert features.dtype == np.float32
     scale = 2 if "feature_point" in settings else 1
     np.testing.assert_allclose(features, scale * EXPECTED, atol=1e-6)
+
+
+class OneDamaged(Noise):
+    """The third image cannot be read, or kills who reads it."""
+
+    kills = False
+
+    def image(self, index):
+        if index == 2 and self.kills:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if index == 2:
+            raise DataError("the image is damaged", about="a.tar:2", fix="fetch it again")
+        return super().image(index)
+
+
+def ask_pooled(features):
+    features.image("test")
+
+
+def ask_dense(features):
+    list(features.grids("test", None, "tokens"))
+
+
+@pytest.mark.timing
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("ask", [ask_pooled, ask_dense])
+def test_a_damaged_image_is_one_sentence_whoever_reads(ask, num_workers):
+    data = OneDamaged([(8, 8)] * 6)
+    features = extractor(Means(), num_workers=num_workers)({"test": data})
+    with refused("a.tar:2", DataError) as caught:
+        ask(features)
+    assert str(caught.value) == "a.tar:2: the image is damaged; fetch it again"
+
+
+@pytest.mark.timing
+@pytest.mark.parametrize("ask", [ask_pooled, ask_dense])
+def test_a_killed_worker_is_one_sentence(ask):
+    data = OneDamaged([(8, 8)] * 6)
+    data.kills = True
+    with refused("--workers", RunError, is_kept=False):
+        ask(extractor(Means(), num_workers=1)({"test": data}))
 
 
 def test_nothing_is_encoded_before_it_is_asked_for_and_then_once():
