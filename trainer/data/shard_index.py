@@ -33,7 +33,7 @@ from typing import TypeVar
 import numpy as np
 
 from silc_bench.datasets.files import remote, shards
-from silc_bench.datasets.files.shards import Damage
+from silc_bench.datasets.files.shards import IMAGE_EXTENSIONS, Damage
 from silc_bench.errors import RunError, UserError
 from silc_bench.system import archives
 from silc_bench.system.cache import IN_USE, Listed
@@ -51,7 +51,7 @@ MANY = 16  # new shards, from which on processes look through them
 MOST_PROCESSES = 16
 
 T = TypeVar("T")
-SCHEMA_VERSION = "shard-index/3"
+SCHEMA_VERSION = "shard-index/4"
 MAX_BYTES = 1 << 34  # of an index, 48 a sample
 
 # Names of our own files: an index, and one that is being written.
@@ -213,8 +213,13 @@ def _index(path: Path, filters: Filters) -> ShardIndex:
         columns = members.get("json", ABSENT)
         where = f"{path}:{sample.key}"
 
-        if sample.image is None:
+        lost = _lost_by_dots(sample)
+        if lost:
+            shard.damage.add(DOTTED, f"{where}.{lost[0]}", len(lost))
+        if sample.image is None and not lost:
             shard.damage.add("sample without an image", where)
+        elif sample.image is None:
+            continue
         elif text == columns == ABSENT:
             shard.damage.add("sample without a text", where)
         elif reason := _reason(path, (sample.image, text, columns), filters, where):
@@ -224,6 +229,24 @@ def _index(path: Path, filters: Filters) -> ShardIndex:
 
     # The shape holds even for no row at all.
     return ShardIndex(np.array(rows, np.int64).reshape(-1, 6), shard.damage, left_out)
+
+
+DOTTED = "image whose name has a dot before its ending (a sample's name ends at its first dot)"
+
+
+def _lost_by_dots(sample: shards.Sample) -> list[str]:
+    """Endings of images of other samples, which webdataset's rule made members of this one.
+
+    "cat.1.jpg" and "cat.2.jpg" are one sample "cat", with members "1.jpg" and "2.jpg". A mask
+    "seg.png" beside a "jpg" is a member that is meant; an image with a text of its own is not.
+    """
+    lost = []
+    for ending in sample.members:
+        stem, dot, kind = ending.rpartition(".")
+        has_text = bool({f"{stem}.txt", f"{stem}.json"} & sample.members.keys())
+        if dot and kind in IMAGE_EXTENSIONS and (has_text or sample.image is None):
+            lost.append(ending)
+    return lost
 
 
 def _reason(

@@ -16,8 +16,9 @@ from silc_bench.datasets.files import shards as shard_files
 from silc_bench.trainer.config.config import DataConfig, TextConfig
 from silc_bench.trainer.data.pack import look, pack
 from silc_bench.trainer.data.samples import UnreadableError, captions_of, columns_of
+from silc_bench.trainer.data.shard_index import DOTTED
 
-from pairs import encoded, shard, source, take, texts_of  # isort: skip
+from pairs import encoded, shard, source, take, texts_of, write_shard  # isort: skip
 
 LONE = "\ud800 half a pair"
 
@@ -165,6 +166,31 @@ def test_a_filter_meets_hostile_samples_too(tmp_path):
     stream = source(path, filters="score>=1 side>=2")
     assert "1 score that is no number" in stream.describe()
     assert {batch.texts[0] for batch in take(stream, 1, 0, 4)} == {"yes"}
+
+
+def members_of(*names):
+    return [(name, PNG if name.endswith("png") else b"words") for name in names]
+
+
+@pytest.mark.parametrize(
+    ("names", "num_pairs", "num_lost", "first"),
+    [
+        (["cat.1.png", "cat.1.txt", "cat.2.png", "cat.2.txt"], 0, 2, "cat.1.png"),
+        ([f"v1.{n:02}.{end}" for n in range(20) for end in ("png", "txt")], 0, 20, "v1.00.png"),
+        (["a.png", "a.txt", "a.b.png", "a.b.txt", "a.c.png", "a.c.json"], 1, 2, "a.b.png"),
+        (["a.png", "a.txt", "a.seg.png", "a.depth.exr"], 1, 0, None),  # meant as members
+        (["a/b.c/d.png", "a/b.c/d.txt"], 1, 0, None),  # a dot in a folder
+    ],
+    ids=str,
+)
+def test_every_image_that_a_dot_in_its_name_loses_is_counted(
+    tmp_path, names, num_pairs, num_lost, first
+):
+    write_shard(tmp_path / "a.tar", members_of("whole.png", "whole.txt", *names))
+    stream = source(tmp_path / "a.tar")
+    assert stream.num_samples == 1 + num_pairs
+    assert stream.damage.counts == ({DOTTED: num_lost} if num_lost else {})
+    assert stream.damage.first == ({DOTTED: f"{tmp_path / 'a.tar'}:{first}"} if num_lost else {})
 
 
 # --- lists and folders ----------------------------------------------------------------------------
