@@ -204,6 +204,12 @@ def train(
         StoppedError: a signal to any of the ranks, after a checkpoint.
     """
     share_of(config.batch_size)  # refuses a batch that does not divide, before any data is read
+
+    # As early, because the data of its tasks may be missing. Probes are the first rank's.
+    probe = None
+    if config.probe.every and rank() == 0:
+        probe = Probe(config.probe, device, lambda sentence: watch.say(sentence))
+
     source = open_source(config.data)
     data = source.identity()
     if payload is None:
@@ -215,7 +221,10 @@ def train(
 
     # A resumed run has said it, and of a remote source its beginning may be far away.
     texts = None
+    room = None
     if payload is None and rank() == 0:
+        num_moments = 2 if config.optim.kind == "adamw" else 1
+        room = checkpoint.room_for(run, state.payload(), num_moments)
         captions = source.captions(min(LOOKED_AT, TOKENIZER_CAPTIONS))
         texts = look_at(captions, state.tokenizer, config.batch_size)
 
@@ -225,6 +234,7 @@ def train(
         crowding(config.data.num_workers, num_local_ranks()),
         repeating(config, source.num_samples),
         texts.repetition(counts_as_right) if texts else None,
+        room,
     )
     for sentence in filter(None, doubts):
         warn(sentence, console)
@@ -242,7 +252,7 @@ def train(
                 watch = Watch(
                     state.config, device, console, on_collapse, source.damage, log.write_note
                 )
-                return _loop(state, source, run, log, received, watch, console)
+                return _loop(state, source, run, log, received, watch, probe, console)
     finally:
         # However the run ends, its user learns which samples it went without.
         if source.damage.total:
@@ -326,12 +336,12 @@ def _loop(
     log: RunLog,
     received: list[int],
     watch: Watch,
+    probe: Probe | None,
     console: Console,
 ) -> Path:
     """The first rank's steps, with what stands around each: log row, probe, checkpoint, signal."""
     config = state.config
     device = state.student.log_scale.device
-    probe = Probe(config.probe, device, watch.say) if config.probe.every else None
     if probe is not None and state.start is not None and state.step == 0:
         state.start["probes"] = _probe_of_start(state, probe, log)
 

@@ -21,12 +21,13 @@ import hashlib
 import json
 import pickle
 import re
+import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self
 
 import torch
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from silc_bench.errors import RunError, UserError, first_line
 from silc_bench.models.weights import pickles
@@ -68,6 +69,7 @@ class Writer:
         self._run = run
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self.step = 0  # of the last write that began
+        self._size = 0  # of its tensors, in bytes
         self._pending: Future[Path] | None = None
         self.path: Path | None = None  # of the newest one that is written
 
@@ -92,6 +94,7 @@ class Writer:
 
         # A copy, because the next step changes the tensors while the thread still writes them.
         copy = tree_map_only(torch.Tensor, _copied, payload)
+        self._size = size_of(copy)
         self._pending = self._thread.submit(save, self._run, copy, score)
 
     def check(self) -> None:
@@ -110,14 +113,30 @@ class Writer:
             self.path = pending.result()
         except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
             kept = all_in(self._run)
+            reason = first_line(error)
+            if isinstance(error, RuntimeError) and (full := _lacks_room(self._run, self._size)):
+                reason = full
             last = f"the last good one is {kept[-1]}" if kept else "there is none yet"
             raise RunError(
-                f"step {self.step}: the checkpoint could not be written ({first_line(error)});"
-                f" {last}",
+                f"step {self.step}: the checkpoint could not be written ({reason}); {last}",
                 about=self._run,
                 fix="make room there, and continue with --resume",
             ) from error
         return self.path
+
+
+def size_of(payload: Any) -> int:
+    """Bytes of all tensors in it."""
+    tensors = (leaf for leaf in tree_leaves(payload) if isinstance(leaf, torch.Tensor))
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _lacks_room(folder: Path, size: int) -> str:
+    """A clause where so many bytes do not fit on the disk; torch says nothing of it."""
+    free = shutil.disk_usage(folder).free
+    if free >= size:
+        return ""
+    return f"it takes {size / 2**20:,.1f} MiB, and {free / 2**20:,.1f} MiB are free"
 
 
 def save(run: Path, payload: dict[str, Any], score: float | None = None) -> Path:
@@ -156,6 +175,24 @@ def save(run: Path, payload: dict[str, Any], score: float | None = None) -> Path
         if not note_file.with_suffix(".pt").exists():
             note_file.unlink()
     return path
+
+
+def room_for(run: Path, state: dict[str, Any], num_moments: int) -> str | None:
+    """A sentence, before the first step, where the disk is too small for what will be kept.
+
+    Args:
+        state: the payload before the first step, when the optimiser has no moments yet.
+        num_moments: tensors that it will keep of each weight of the student.
+    """
+    size = size_of(state) + num_moments * size_of(state["student"])
+    free = shutil.disk_usage(run).free
+    needed = (KEEP + 1) * size  # a new one is written before an old one goes
+    if free >= needed:
+        return None
+    return (
+        f"{run}: a checkpoint takes about {size / 2**20:,.1f} MiB, {KEEP + 1} of them lie there"
+        f" while one is written, and {free / 2**20:,.1f} MiB are free: make room there"
+    )
 
 
 def path_of(run: Path, step: int) -> Path:

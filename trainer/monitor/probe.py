@@ -56,9 +56,15 @@ class Probe:
         self._say = say
         self.errors: dict[str, float] = {}  # of what the last call found, where a task gives them
         self.diverged: Verdict | None = None  # why the last call could not score all
-        self._tasks: list[tuple[Task, Mapping[str, ImageDataset]]] = [
-            (task, task.load(root, config.limit)) for task in select(words_of(config.tasks))
-        ]
+        try:
+            self._tasks: list[tuple[Task, Mapping[str, ImageDataset]]] = [
+                (task, task.load(root, config.limit)) for task in select(words_of(config.tasks))
+            ]
+        except UserError as error:
+            # The loaders speak of an option of `silc-bench eval`.
+            fix = error.fix.replace("--data-root DIR", "--set probe.data_root=DIR")
+            about = ": ".join(filter(None, ("probe.tasks", error.about)))
+            raise UserError(error.problem, about=about, fix=fix) from error
 
     def __call__(self, state: TrainState) -> dict[str, float]:
         """{"probe/DATASET/FAMILY": main metric} of the student as it is.

@@ -9,6 +9,7 @@ import shutil
 import threading
 import zipfile
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -139,6 +140,37 @@ def test_a_write_that_failed_is_told_before_the_next_one_begins(tmp_path, monkey
         monkeypatch.undo()
         writer.write(payload(5), score=0.5)
         assert writer.wait() == checkpoint.best_in(tmp_path) == checkpoint.path_of(tmp_path, 5)
+
+
+def free(monkeypatch, num_bytes):
+    usage = SimpleNamespace(free=num_bytes)
+    monkeypatch.setattr("silc_bench.trainer.checkpoints.file.shutil.disk_usage", lambda _: usage)
+
+
+def test_a_disk_that_is_too_small_is_said_before_the_first_step(tmp_path, state, monkeypatch):
+    """Three checkpoints: the newest two, and the one that is written."""
+    size = checkpoint.size_of(state.payload()) + 2 * checkpoint.size_of(state.student.state_dict())
+    for num_bytes, is_said in ((3 * size, False), (3 * size - 1, True)):
+        free(monkeypatch, num_bytes)
+        said = checkpoint.room_for(tmp_path, state.payload(), num_moments=2)
+        assert (said is not None) == is_said
+    assert str(tmp_path) in said
+
+
+@pytest.mark.timing
+@pytest.mark.parametrize(("num_bytes", "is_full"), [(0, True), (2**40, False)])
+def test_torchs_error_of_a_full_disk_is_put_in_words(
+    tmp_path, state, monkeypatch, num_bytes, is_full
+):
+    free(monkeypatch, num_bytes)
+    with checkpoint.Writer(tmp_path) as writer:
+        with small_files():
+            writer.write(state.payload())
+            assert isinstance(writer._pending.exception(timeout=60), RuntimeError)
+        with refused(about=tmp_path, kind=RunError, is_kept=False) as caught:
+            writer.check()
+    assert ("MiB, and 0.0 MiB are free" in caught.value.problem) == is_full
+    assert ("RuntimeError" in caught.value.problem) != is_full
 
 
 # --- written while the run goes on ----------------------------------------------------------------

@@ -5,6 +5,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from given import measured
+from refusals import refused
+from runs import run as run_of
 from runs import saved_in
 
 from silc_bench.models.load import load_model
@@ -57,6 +59,17 @@ def test_a_task_that_cannot_be_scored_is_left_out_in_a_sentence_and_the_run_goes
     assert [set(row) for row in rows] == [{"step", "probe/shapes/knn"}] * 2
     (sentence,) = [line for line in said.splitlines() if "left out" in line]
     assert sentence.startswith("step 2: shapes/correspondence ")
+
+
+@pytest.mark.parametrize("tasks", ["cifar100/knn", "shapes/knn,imagenet1k/zeroshot", "no/such"])
+def test_a_task_whose_data_is_missing_is_refused_before_anything_is_read(tiny, tmp_path, tasks):
+    """With the option that a run has for it; `silc-bench eval` has another."""
+    config = tiny(probe={"every": 2, "tasks": tasks}, data={"source": str(tmp_path / "nowhere")})
+    with refused("probe.tasks") as caught:
+        run_of(config, tmp_path / "run")
+    assert "--data-root" not in str(caught.value)
+    assert ("--set probe.data_root=" in caught.value.fix) == ("no/" not in tasks)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_student_that_cannot_be_measured_is_named_and_the_checkpoint_kept(
