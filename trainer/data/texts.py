@@ -8,6 +8,7 @@ two images with one text the loss takes each for a wrong match of the other's.
 from __future__ import annotations
 
 import json
+import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ class Texts:
     num_cut: int  # captions that have more
     first_cut: str  # the first of them, or ""
     needed: int  # tokens that would hold HELD of them
-    in_batch: int  # captions of the first batch, as far as they were looked at
+    in_batch: int  # captions of a batch, as far as so many were looked at
     num_texts: int  # different ones of these
     num_repeated: int  # of these, whose tokens stand in it more than once
     most_frequent: str  # of these
@@ -62,19 +63,20 @@ class Texts:
         if is_one_text:
             advice = ": no text tells images apart"
         return (
-            f"{100 * share:.0f} % of the first {self.in_batch:,} captions are the same text as"
-            " another of them, as the tokenizer reads them (most often:"
+            f"{100 * share:.0f} % of {self.in_batch:,} captions, drawn as a batch is, are the same text"
+            " as another of them, as the tokenizer reads them (most often:"
             f" {self.most_frequent[:60]!r}){advice}"
         )
 
 
 def look_at(captions: Sequence[str], tokenizer: AnyTokenizer, batch_size: int) -> Texts:
-    """``captions``: some, in the order of training."""
+    """``captions``: some of the data's, in any order."""
     lengths = lengths_of(captions, tokenizer)
     is_cut = lengths > tokenizer.context_length
 
-    batch = captions[:batch_size]
-    rows = [row.tobytes() for row in tokenizer(list(batch)).numpy()]
+    # Drawn as a run draws a batch, because data may be sorted by subject.
+    batch = random.Random(0).sample(captions, min(batch_size, len(captions)))
+    rows = [row.tobytes() for row in tokenizer(batch).numpy()]
     times = Counter(rows)
     most_frequent = batch[rows.index(times.most_common(1)[0][0])] if rows else ""
     return Texts(
