@@ -63,8 +63,8 @@ class Texts:
         if is_one_text:
             advice = ": no text tells images apart"
         return (
-            f"{100 * share:.0f} % of {self.in_batch:,} captions, drawn as a batch is, are the same text"
-            " as another of them, as the tokenizer reads them (most often:"
+            f"{100 * share:.0f} % of {self.in_batch:,} captions, drawn as a batch is, are the same"
+            " text as another of them, as the tokenizer reads them (most often:"
             f" {self.most_frequent[:60]!r}){advice}"
         )
 

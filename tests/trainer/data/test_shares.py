@@ -18,7 +18,7 @@ from refusals import refused
 from silc_bench.datasets.files.shards import Damage
 from silc_bench.errors import DataError, RunError, UserError
 from silc_bench.trainer.config.config import DataConfig
-from silc_bench.trainer.data.samples import UnreadableError, shuffled
+from silc_bench.trainer.data.samples import PassedOverError, UnreadableError, shuffled
 from silc_bench.trainer.data.stream import BATCHES_AHEAD, ReadAhead, Source
 
 pytestmark = pytest.mark.timing
@@ -32,12 +32,14 @@ def cause(sample):
 class Numbers:
     """Samples 0 to n - 1 in epochs of an order each, some unreadable in text or image.
 
-    Counts what it is asked for.
+    Every fifth one that is whole has an unreadable caption beside its own. Counts what it is
+    asked for.
     """
 
     def __init__(self, num_samples, damaged=(), seed=0):
         self.num_samples, self.damaged, self.seed = num_samples, damaged, seed
         self.asked = Counter()
+        self.skipped = []
 
     def sample(self, position):
         epoch, place = divmod(position, self.num_samples)
@@ -51,7 +53,14 @@ class Numbers:
 
     def text(self, position):
         self.asked[position] += 1
-        return f"number {self._read(position, is_text=True)} at {position}"
+        sample = self._read(position, is_text=True)
+        if sample % 5 == 4:
+            self.skipped.append(PassedOverError("beside others", f"sample {sample}"))
+        return f"number {sample} at {position}"
+
+    def passed_over(self):
+        skipped, self.skipped = self.skipped, []
+        return skipped
 
     def image(self, position):
         sample = self._read(position, is_text=False)
@@ -124,6 +133,8 @@ def test_any_ranks_read_what_one_process_reads(num_samples, ranks, share, seed, 
     for sample in dict.fromkeys(map(alone.sample, range(start, last))):
         if sample in damaged:
             damage.add(cause(sample), f"sample {sample}")
+        elif sample % 5 == 4:
+            damage.add("beside others", f"sample {sample}")
     assert all(source.damage == damage for source in sources)
 
     failed = last - start - count * batch_size
