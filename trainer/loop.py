@@ -141,6 +141,11 @@ def _begun_or_resumed(
         _check_same_configuration(config, payload, run)
 
         if payload["step"] >= config.num_steps:
+            # Its data may be gone by now; data of another name is looked at all the same.
+            saved_source = json.loads(payload["config"])["data"]["source"]
+            if config.data.source != saved_source:
+                other = open_source(config.data).identity()
+                _check_same_data(json.loads(payload["data"]), other, config.data.source)
             say(f"{run} is already complete", console)
             return path
     return train(config, run, device, console, payload, on_collapse, wandb)

@@ -315,13 +315,21 @@ def test_a_finished_run_is_recognised(tiny, finished):
     [
         ({"steps": 9}, "samples 40 -> 72"),
         ({"distillation": {"weight": 0.5}}, "distillation.weight 1.0 -> 0.5"),
-        ({"data": {"source": "elsewhere/*.tar"}}, "data.source 'shapes' -> 'elsewhere/*.tar'"),
+        ({"data": {"decode_size": 48}}, "data.decode_size 32 -> 48"),
     ],
 )
 def test_resuming_with_another_configuration_names_the_fields(tiny, finished, changes, difference):
     with refused(about=finished[0]) as caught:
         run(tiny(**{"steps": 5} | changes), finished[0], resume=True)
     assert difference in caught.value.problem
+
+
+@pytest.mark.parametrize(
+    ("source", "about"), [("places", "--data places"), ("elsewhere/*.tar", "elsewhere/*.tar")]
+)
+def test_a_finished_run_was_not_of_other_data(tiny, finished, source, about):
+    with refused(about=about):
+        run(tiny(steps=5, data={"source": source}), finished[0], resume=True)
 
 
 @pytest.mark.parametrize(
