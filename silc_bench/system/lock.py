@@ -40,7 +40,7 @@ def locked(folder: Path, warn: Callable[[str], None]) -> Iterator[None]:
         UserError: another process works there, which is named; or nothing can be written there.
     """
     path = folder / NAME
-    is_new = not folder.exists()
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         handle, left_behind = _taken(path)
@@ -63,9 +63,9 @@ def locked(folder: Path, warn: Callable[[str], None]) -> Iterator[None]:
         with suppress(OSError):
             path.unlink()
         os.close(handle)
-        if is_new:
+        for place in made:
             with suppress(OSError):  # there are files in it by now
-                folder.rmdir()
+                place.rmdir()
 
 
 def _taken(path: Path) -> tuple[int, str]:
