@@ -11,6 +11,7 @@ Shapes: S pixels a side of what the model sees.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,9 @@ INTERPOLATIONS = {
 }
 RESIZES = ("squash", "shortest")
 CROPS = ("none", "center", "center_floor")
+# Of an image after resizing: more are a strip, which the short side made huge, as 20,000 x 2 pixels
+# become 2,240,000 x 224. Of a strip only what the crop keeps is resized.
+MOST_PIXELS = 1 << 26
 Color = tuple[float, float, float]  # a number each of red, green and blue
 
 
@@ -66,6 +70,11 @@ class ImagePipeline:
         image = image.convert("RGB")
 
         target = self._resized(*image.size)
+        is_strip = target[0] * target[1] > MOST_PIXELS
+        if is_strip and self.crop != "none" and min(target) >= self.size:
+            image = self._crop_of_a_strip(image, target)
+            return normalized(image, self.mean, self.std)
+
         if image.size != target:
             image = image.resize(target, INTERPOLATIONS[self.interpolation])
         if self.crop != "none":
@@ -107,6 +116,32 @@ class ImagePipeline:
 
         # Pillow fills with black where the box reaches beyond the image.
         return image.crop((left, top, left + self.size, top + self.size))
+
+    def _crop_of_a_strip(self, image: Image.Image, target: tuple[int, int]) -> Image.Image:
+        """The centre [S, S] of ``image`` resized to ``target``, without the rest of it.
+
+        Pixels may differ by 1 of 255 from those of the whole, because Pillow keeps the box that is
+        resized in fp32.
+        """
+        bounds = []
+        inner = []
+        for side, resized in zip(image.size, target, strict=True):
+            scale = side / resized
+            start = self._offset(resized) * scale
+            stop = start + self.size * scale
+
+            # Lanczos, the widest filter, reads 3 pixels around each; they are of the image, or of
+            # the result where the image is made smaller.
+            margin = math.ceil(3 * max(scale, 1)) + 1
+            first = max(0, math.floor(start) - margin)
+            bounds.append((first, min(side, math.ceil(stop) + margin)))
+            inner.append((start - first, min(stop, side) - first))
+
+        (left, right), (top, bottom) = bounds
+        (x_start, x_stop), (y_start, y_stop) = inner
+        part = image.crop((left, top, right, bottom))
+        box = (x_start, y_start, x_stop, y_stop)
+        return part.resize((self.size, self.size), INTERPOLATIONS[self.interpolation], box)
 
     def _offset(self, side: int) -> int:
         """Pixels of a side that lie before the crop; fewer than 0 where the side is too short."""

@@ -10,6 +10,7 @@ from images_and_runs import image_of
 from PIL import Image
 from torchvision import transforms
 
+from silc_bench.models import preprocessing
 from silc_bench.models.preprocessing import INTERPOLATIONS, ImagePipeline
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # CLIP's
@@ -32,6 +33,36 @@ def test_pixels_equal_torchvisions(size, name, resize_size):
     theirs = transforms.Compose([*steps, *last])(image_of(*size))
     ours = ImagePipeline(24, MEAN, STD, interpolation=name, **options)
     assert torch.equal(ours(image_of(*size)), theirs)
+
+
+@pytest.mark.parametrize("size", [(400, 2), (2, 400), (333, 7), (5, 777), (1, 90)])
+@pytest.mark.parametrize("name", INTERPOLATIONS)
+@pytest.mark.parametrize("crop", ["center", "center_floor"])
+def test_of_a_strip_only_what_the_crop_keeps_is_resized(monkeypatch, size, name, crop):
+    pipeline = ImagePipeline(24, (0,) * 3, (1,) * 3, "shortest", 27, crop, name)
+    whole = pipeline(image_of(*size))
+    monkeypatch.setattr(preprocessing, "MOST_PIXELS", 0)
+    largest = []
+    resize = Image.Image.resize
+
+    def recorded(image, size, *rest):
+        largest.append(max(size))
+        return resize(image, size, *rest)
+
+    monkeypatch.setattr(Image.Image, "resize", recorded)
+    assert (pipeline(image_of(*size)) - whole).abs().max() <= 1.01 / 255
+    assert largest == [24]
+
+
+@pytest.mark.parametrize("size", [(20_000, 2), (2, 20_000)])
+def test_a_strip_of_a_photographs_file_size_takes_little_memory(monkeypatch, size):
+    def refuse(image, size, *rest):
+        assert size[0] * size[1] <= preprocessing.MOST_PIXELS
+        return Image.new("RGB", size)
+
+    monkeypatch.setattr(Image.Image, "resize", refuse)
+    pipeline = ImagePipeline(224, MEAN, STD, resize="shortest", crop="center")
+    assert pipeline(Image.new("RGB", size)).shape == (3, 224, 224)
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "1", "CMYK", "YCbCr", "I;16"])
