@@ -91,6 +91,22 @@ def ignore_of(mask: np.ndarray) -> int:
     return int(np.iinfo(np.uint16).max) if mask.dtype == np.uint16 else IGNORE
 
 
+def notes_of(data: ImageDataset) -> tuple[str, ...]:
+    """What a dataset passed over, cut, merged or turned, a sentence each.
+
+    A dataset that does such a thing has a field ``notes``; most do not.
+    """
+    return tuple(getattr(data, "notes", ()))
+
+
+def is_cut(data: ImageDataset) -> bool:
+    """Whether a dataset that was loaded under a limit lacks samples for it.
+
+    One that is smaller than the limit says so in a field ``is_whole``.
+    """
+    return not getattr(data, "is_whole", False)
+
+
 @runtime_checkable
 class Pool(ImageDataset, Protocol):
     """A dataset of which a part can be taken before anything in it is hashed."""

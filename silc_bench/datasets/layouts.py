@@ -3,10 +3,11 @@
 - Class folders: one folder a class, or a tar of such folders. A label comes from the folder's
   name, never from its place in a sort. ``read_class_folders(listing, {"n01440764": 0, ...},
   "imagenet1k")`` -> images sorted by label, then by file name.
-- A list of captions, as people write it: ``.jsonl`` with an object a line, or ``.csv`` or ``.tsv``
-  with a header. One column (IMAGE_COLUMNS) names the image, relative to the list or to
-  ``images/`` beside it; another (CAPTION_COLUMNS) holds the caption, or in JSON the list of
-  captions. Rows of the same image are its captions, in order.
+- A list of captions, as people write it: ``.jsonl`` with an object a line, ``.json`` with a list
+  of objects or in COCO's form (``images`` and ``annotations``), or ``.csv`` or ``.tsv`` with a
+  header; in a .tsv quotes are letters. One column (IMAGE_COLUMNS) names the image, relative to the
+  list or to ``images/`` beside it; another (CAPTION_COLUMNS) holds the caption, or in JSON
+  the list of captions. Rows of the same image are its captions, in order.
 - Webdataset shards: ``.jpg .cls`` and ``.jpg .txt``, as clip_benchmark and img2dataset write them.
 
 Each reader gives ``ImageFile``s and decodes none of them.
@@ -17,18 +18,33 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from silc_bench.datasets.files.folders import File, Listing, by_number, is_stray
+from silc_bench.datasets.files.folders import (
+    FILE_EXTENSIONS,
+    File,
+    Listing,
+    by_number,
+    ending_of,
+    is_stray,
+)
+from silc_bench.datasets.files.images import IMAGE_EXTENSIONS, SAVE_AS
 from silc_bench.datasets.files.shards import (
-    IMAGE_EXTENSIONS,
     Sample,
+    cannot_read,
     check_whole,
     index_shard,
     read_member,
+)
+from silc_bench.datasets.files.texts import (
+    decode_text,
+    lines_of,
+    numbered_lines,
+    read_text,
 )
 from silc_bench.datasets.image_set import ImageFile, image_file
 from silc_bench.errors import DataError, UserError, first_line, unknown_name
@@ -119,6 +135,7 @@ def _check_keys(
 IMAGE_COLUMNS = ("file", "filepath", "filename", "file_name", "image", "image_path", "path")
 CAPTION_COLUMNS = ("captions", "caption", "title", "text")
 ENDINGS = (".jsonl", ".csv", ".tsv")
+LIST_ENDINGS = (*ENDINGS, ".json")  # of a list that is named; beside images a .json is one image's
 ONE_OBJECT = "write one object a line"
 
 
@@ -132,6 +149,7 @@ def read_captions_file(path: Path) -> tuple[list[ImageFile], list[str]]:
     """
     captions: dict[Path, list[str]] = {}
     num_repeated = 0
+    quoted: list[str] = []
     for where, name, row_captions, _ in rows(path):
         if not row_captions or not all(row_captions):
             problem = f"the caption of {name} is empty"
@@ -139,6 +157,8 @@ def read_captions_file(path: Path) -> tuple[list[ImageFile], list[str]]:
         known = captions.setdefault(locate(path, name), [])
         num_repeated += sum(caption in known for caption in row_captions)
         known += row_captions
+        if path.suffix.lower() == ".tsv":
+            quoted += [where for caption in row_captions if is_quoted(caption)]
 
     if not captions:
         raise DataError("the list names no image", about=path, fix="add a row for each image")
@@ -152,6 +172,8 @@ def read_captions_file(path: Path) -> tuple[list[ImageFile], list[str]]:
         raise DataError(problem, about=path, fix=fix)
 
     notes = [f"{num_repeated} rows repeat a caption of their image"] if num_repeated else []
+    if quoted:
+        notes.append(QUOTED.format(len(quoted), quoted[0]))
     images = [
         image_file(image, captions=tuple(image_captions))
         for image, image_captions in captions.items()
@@ -199,23 +221,16 @@ def raw_rows(path: Path) -> Iterator[RawRow]:
         DataError: not UTF-8, unknown columns, quotes that are never closed.
         UserError: no such file, or one of an unknown kind.
     """
-    kinds = ", ".join(ENDINGS)
+    kinds = ", ".join(LIST_ENDINGS)
     if not path.exists():
         fix = f"name a list of images and captions ({kinds})"
         raise UserError("no such file", about=path, fix=fix)
-    if path.suffix.lower() not in ENDINGS:
+    if path.suffix.lower() not in LIST_ENDINGS:
         problem = "it has not the ending of a list of captions"
         raise UserError(problem, about=path, fix=f"name a file that ends in one of {kinds}")
 
-    # utf-8-sig: Excel writes a mark before the first column's name
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        problem = f"it is not UTF-8 (byte {error.start:,})"
-        fix = f"iconv -f LATIN1 -t UTF-8 {path} > utf8{path.suffix}"
-        raise DataError(problem, about=path, fix=fix) from error
-
-    read_rows = _json_rows if path.suffix.lower() == ".jsonl" else _csv_rows
+    text = read_text(path)
+    read_rows = {".jsonl": _json_rows, ".json": _listed_rows}.get(path.suffix.lower(), _csv_rows)
     columns: tuple[str, str] | None = None
     for number, fields in read_rows(path, text):
         where = f"{path}:{number}"
@@ -243,8 +258,7 @@ def _columns(path: Path, row: dict[str, Any]) -> tuple[str, str]:
 
 
 def _json_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any] | DataError]]:
-    # not splitlines(), which also ends a line at the U+2028 that a caption may hold
-    for number, line in enumerate(text.split("\n"), start=1):
+    for number, line in numbered_lines(text):
         if not line.strip():
             continue
         try:
@@ -261,15 +275,38 @@ def _json_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any] | Da
 
 
 def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any] | DataError]]:
-    # open_clip's .csv are tabbed
-    head = text.partition("\n")[0]
-    is_tabbed = path.suffix.lower() == ".tsv" or ("\t" in head and "," not in head)
+    # open_clip's .csv are tabbed, and quoted as pandas writes them
+    is_tsv = path.suffix.lower() == ".tsv"
+    lines = [line for _, line in numbered_lines(text)]
+    is_tabbed = is_tsv or ("\t" in lines[0] and "," not in lines[0])
     delimiter = "\t" if is_tabbed else ","
 
-    # newline="": the csv module must see line ends itself, as a quoted caption may hold them
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    # newline="": the csv module must see line ends itself, as a quoted caption may hold them. The
+    # lines of a .tsv are its rows: a quote that is never closed would swallow those behind it.
+    reader = csv.DictReader(
+        io.StringIO(text, newline=""),
+        delimiter=delimiter,
+        quoting=csv.QUOTE_NONE if is_tsv else csv.QUOTE_MINIMAL,
+        strict=True,
+    )
     try:
+        twice = [name for name, count in Counter(reader.fieldnames or ()).items() if count > 1]
+        if twice:
+            problem = f"it has two columns called {twice[0]!r}"
+            raise DataError(problem, about=path, fix="rename one")
+
+        last = reader.line_num
         for row in reader:
+            while not lines[last]:
+                last += 1  # the reader passes over empty lines
+            row_lines = lines[last : reader.line_num]
+            images = _lines_with_images(row_lines, delimiter, row) if len(row_lines) > 1 else []
+            if len(images) > 1:
+                problem = f"a quoted field goes on through {images[1][:60]!r}, which is another row"
+                fix = "close the quote, or double it where it is a letter of the caption"
+                raise DataError(problem, about=f"{path}:{last + 1}", fix=fix)
+            last = reader.line_num
+
             # DictReader keeps the fields beyond the header under None
             if None in row:
                 problem = "it has more fields than the header"
@@ -284,11 +321,70 @@ def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any] | Dat
         raise DataError(f"it is not CSV ({first_line(error)})", about=where, fix=fix) from error
 
 
+def _lines_with_images(lines: list[str], delimiter: str, columns: Iterable[str]) -> list[str]:
+    """Lines that have a name of an image where the column of images is.
+
+    Of the lines of one row one has: a caption of several lines has no such name there.
+    """
+    places = [place for place, name in enumerate(columns) if name in IMAGE_COLUMNS]
+    found = []
+    for line in lines:
+        fields = line.split(delimiter)
+        names = [fields[place].strip(' "') for place in places if place < len(fields)]
+        if any(ending_of(name) in FILE_EXTENSIONS for name in names):
+            found.append(line)
+    return found
+
+
+def _listed_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Objects of a list, or COCO's captions, numbered from 1."""
+    fix = 'write [{"image": "a.jpg", "caption": "..."}], or name a file of COCO\'s captions'
+    content = _parsed(text, path, fix)
+    if isinstance(content, dict):
+        content = _coco_rows(content, path, fix)
+    if not isinstance(content, list) or not all(isinstance(row, dict) for row in content):
+        raise DataError("it is no list of objects", about=path, fix=fix)
+    yield from enumerate(content, start=1)
+
+
+def _coco_rows(content: dict[str, Any], path: Path, fix: str) -> list[dict[str, Any]]:
+    """A row each image, with all its captions, in the order of ``images``."""
+    try:
+        captions: dict[Any, list[Any]] = {image["id"]: [] for image in content["images"]}
+        for annotation in content["annotations"]:
+            captions[annotation["image_id"]].append(annotation["caption"])
+        return [
+            {"file_name": image["file_name"], "captions": captions[image["id"]]}
+            for image in content["images"]
+        ]
+    except (KeyError, TypeError) as error:
+        problem = f"it holds no captions in COCO's form ({first_line(error)})"
+        raise DataError(problem, about=path, fix=fix) from error
+
+
+# a caption that begins and ends with a quote, as if they did not belong to it
+QUOTED = "{} captions stand in quotes, which are letters in a .tsv, the first: {}"
+
+
+def is_quoted(caption: str) -> bool:
+    return len(caption) > 1 and caption[0] == caption[-1] == '"'
+
+
 def locate(path: Path, name: str) -> Path:
-    """Where a list's image lies: relative to the list, or to ``images/`` beside it."""
+    """Where a list's image lies: relative to the list, or to ``images/`` beside it.
+
+    COCO's lists lie in ``annotations/``, and their images in ``val2017/`` beside it, as the end of
+    ``captions_val2017.json`` says.
+    """
     direct = path.parent / name
-    beside = path.parent / "images" / name
-    return beside if not direct.is_file() and beside.is_file() else direct
+    if direct.is_file():
+        return direct
+    split = path.stem.rpartition("_")[2]
+    homes = [path.parent / "images"]
+    if path.suffix.lower() == ".json":
+        homes += [path.parent / split, path.parent.parent / split]
+        homes.append(path.parent.parent / "images" / split)
+    return next((home / name for home in homes if (home / name).is_file()), direct)
 
 
 # ---- webdataset shards ----
@@ -336,7 +432,7 @@ def read_labelled(
         captions: tuple[str, ...] = ()
         if with_captions and "txt" in sample.members:
             data = read_member(image.path, sample.members["txt"])
-            captions = (data.decode("utf-8", errors="replace").strip(),)
+            captions = (decode_text(data, image.where).strip(),)
         images.append(replace(image, label=label, captions=captions))
     return images
 
@@ -350,8 +446,7 @@ def read_captioned(paths: Sequence[Path]) -> list[ImageFile]:
     images = []
     for image, _, text in _samples(paths, "txt", "caption"):
         # a line a caption: a set for retrieval has several of each image
-        lines = text.decode("utf-8", errors="replace").splitlines()
-        captions = tuple(line.strip() for line in lines if line.strip())
+        captions = tuple(lines_of(decode_text(text, image.where)))
         if not captions:
             raise DataError("its caption is empty", about=image.where, fix="remove the sample")
         images.append(replace(image, captions=captions))
@@ -372,6 +467,8 @@ def _samples(
                 members = ", ".join(f".{ext}" for ext in sample.members)
                 endings = ", ".join(f".{ext}" for ext in IMAGE_EXTENSIONS)
                 fix = f"give it an image ({endings}) and a {content} (.{extension})"
+                if place is None and sample.unread:
+                    fix = f"its .{sample.unread} is not read: {SAVE_AS}"
                 raise UserError(f"the sample has only {members}", about=where, fix=fix)
             data = read_member(path, sample.members[extension])
             yield ImageFile(path, place, where), sample, data
@@ -390,8 +487,7 @@ def read_names(path: Path) -> list[str]:
         UserError: the file holds anything else.
     """
     if path.suffix == ".txt":
-        text = path.read_text(encoding="utf-8-sig", errors="replace")
-        return [line.strip() for line in text.splitlines() if line.strip()]
+        return lines_of(read_text(path))
 
     names = read_json(path, NAMES_IN_ORDER)
     if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
@@ -405,6 +501,26 @@ NAMES_IN_ORDER = "write a list of the class names in label order"
 def read_json(path: Path, fix: str) -> Any:
     """What a file of JSON holds. Raises DataError with this fix where it holds none."""
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
+        text = read_text(path)
+    except OSError as error:
+        raise cannot_read(path, error) from error
+    return _parsed(text, path, fix)
+
+
+def _parsed(text: str, path: Path, fix: str) -> Any:
+    """JSON; of a name that stands twice in an object, json would keep the last without a word."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        names = Counter(name for name, _ in pairs)
+        twice = next((name for name, count in names.items() if count > 1), None)
+        if twice is not None:
+            problem = f"an object in it has the name {twice!r} twice"
+            raise DataError(problem, about=path, fix="write each name once")
+        return dict(pairs)
+
+    try:
+        return json.loads(text, object_pairs_hook=once)
+    except DataError:
+        raise
+    except (ValueError, RecursionError) as error:
         raise DataError(f"it is not JSON ({first_line(error)})", about=path, fix=fix) from error

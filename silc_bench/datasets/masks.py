@@ -10,25 +10,33 @@ Colours are refused: which colour would be which class is not in the file.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
 
 from silc_bench.datasets.dataset import IGNORE
-from silc_bench.datasets.files.shards import BROKEN_IMAGE, MAX_PIXELS, read_member, what_broke
+from silc_bench.datasets.files.images import (
+    MAX_PIXELS,
+    DamagedImageError,
+    open_image,
+    what_broke,
+)
+from silc_bench.datasets.files.shards import read_member
 from silc_bench.errors import FETCH_AGAIN, DataError
 
 MOST_IN_8_BITS = 254  # classes
-FORMATS = ("PNG", "TIFF", "BMP", "PPM", "GIF")  # that keep each value as it was
-MASK_EXTENSIONS = ("png", "tif", "tiff", "bmp", "pgm", "gif")
+FORMATS = ("PNG", "TIFF", "BMP", "PPM")  # that keep each value as it was
+# also of files that are refused: whoever wrote a mask as GIF is told so, not that there is none
+MASK_EXTENSIONS = ("png", "tif", "tiff", "bmp", "pgm", "ppm", "pnm", "gif", "webp", "avif")
 _GREY = {"1", "L", "P"}
 _GREY_16 = {"I;16", "I;16B", "I;16L", "I;16N", "I"}
 _SCALED = {"L;2": 85, "L;4": 17}  # Pillow spreads grey of 2 and 4 bits over 0 to 255
+_LOSSY = ("jpeg", "tiff_jpeg", "webp", "lerc")
+SAVE_ANEW = "save the mask as PNG from its source: this file has lost the values"
 SAVE_AS_GREY = "save the number of each pixel's class as a grey PNG (Pillow mode L)"
 
 
@@ -43,6 +51,7 @@ class MaskRule:
         ignored: values of pixels that are not scored.
         not_scored: the same in words, for the protocol.
         fix: what to do about other values.
+        is_usual: ``ignored`` is what is usual, and nobody wrote it for these masks.
     """
 
     names: tuple[str, ...]
@@ -51,6 +60,7 @@ class MaskRule:
     ignored: tuple[int, ...] = (IGNORE,)
     not_scored: str = "value 255"
     fix: str = "fetch the masks again, or look whether they are those of another set"
+    is_usual: bool = False
 
     @property
     def values(self) -> tuple[int, ...]:
@@ -131,18 +141,22 @@ def read_values(data: bytes, where: str) -> np.ndarray:
         DataError: no image, a damaged one, one in colours, or a format that does not keep values.
     """
     try:
-        image = Image.open(io.BytesIO(data))
+        image = open_image(data)
         if image.width * image.height > MAX_PIXELS:
             problem = f"the mask claims {image.width:,} x {image.height:,} pixels"
             raise DataError(problem, about=where, fix=FETCH_AGAIN)
         _check_kind(image, where)
 
         # how the file packs its pixels is known only before they are decoded
-        scale = _SCALED.get(_raw_mode(image), 1)
+        raw_mode, greatest = _raw_mode(image), _greatest(image)
         values = np.asarray(image)
-    except DataError:
+    except (DataError, MemoryError):
         raise
-    except (Image.DecompressionBombError, *BROKEN_IMAGE) as error:
+    except DamagedImageError as error:
+        problem = f"the mask cannot be read: {error}"
+        raise DataError(problem, about=where, fix=error.fix) from error
+    except Exception as error:
+        # each decoder raises what it likes
         problem = f"the mask is damaged: {what_broke(error)}"
         raise DataError(problem, about=where, fix=FETCH_AGAIN) from error
 
@@ -155,7 +169,13 @@ def read_values(data: bytes, where: str) -> np.ndarray:
         if low < 0 or high > 65535:
             problem = f"the mask has values from {low} to {high}, beyond 16 bits"
             raise DataError(problem, about=where, fix=SAVE_AS_GREY)
-        return values.astype(np.uint16)
+        values = values.astype(np.uint16)
+
+    # Pillow spreads what has fewer bits, or a smaller greatest value, over the whole range
+    if greatest is not None:
+        full = int(np.iinfo(values.dtype).max)
+        return ((values.astype(np.uint32) * greatest + full // 2) // full).astype(values.dtype)
+    scale = _SCALED.get(raw_mode, 1)
     return values // scale if scale > 1 else values
 
 
@@ -181,8 +201,13 @@ def _check_kind(image: Image.Image, where: str) -> None:
     """Raise DataError for an image whose numbers may not be those that were meant."""
     if image.format not in FORMATS:
         problem = f"{image.format} does not keep the values of a mask as they were"
-        fix = "save the mask as PNG from its source: this file has lost the values"
-        raise DataError(problem, about=where, fix=fix)
+        raise DataError(problem, about=where, fix=SAVE_ANEW)
+
+    # a TIFF may hold a JPEG
+    compression = image.info.get("compression")
+    if compression in _LOSSY:
+        problem = f"{image.format} with the compression {compression!r} does not keep the values"
+        raise DataError(problem, about=where, fix=SAVE_ANEW)
 
     if image.mode not in _GREY | _GREY_16:
         kind = "an alpha channel" if image.mode in ("LA", "PA", "La") else f"colours ({image.mode})"
@@ -202,6 +227,14 @@ def _raw_mode(image: Image.Image) -> str:
     args = tile[0][3] if tile else ""
     first = next(iter(args), "") if isinstance(args, tuple) else args
     return first if isinstance(first, str) else ""
+
+
+def _greatest(image: Image.Image) -> int | None:
+    """The greatest value that a PGM's header allows, where Pillow scales by it."""
+    tile = getattr(image, "tile", None)
+    args = tile[0][3] if tile else ()
+    values: list[Any] = list(args) if image.format == "PPM" and isinstance(args, tuple) else []
+    return values[1] if len(values) == 2 and isinstance(values[1], int) else None
 
 
 def _ranges(values: Sequence[int]) -> str:

@@ -23,8 +23,8 @@ from typing import Any, cast
 import numpy as np
 from PIL import Image
 
-from silc_bench.datasets.files.shards import DamagedImageError, decode_image
-from silc_bench.datasets.image_set import ImageFile, ImageFiles, ImageSplit
+from silc_bench.datasets.files.images import DamagedImageError, decode_image
+from silc_bench.datasets.image_set import ImageFiles, ImageSplit, image_file
 from silc_bench.errors import UserError, unknown_name
 from silc_bench.evaluation.dense_features import cosines_with, native_view
 from silc_bench.evaluation.features import Extractor
@@ -82,7 +82,7 @@ def read_images(paths: Sequence[Path]) -> Shown:
     panels = []
     for path in paths:
         try:
-            image = decode_image(path.read_bytes())
+            image = decode_image(path.read_bytes(), is_upright=True)
         except (OSError, DamagedImageError) as error:
             reason = getattr(error, "strerror", error)
             fix = "name files that are whole images, as in photos/*.jpg"
@@ -92,8 +92,7 @@ def read_images(paths: Sequence[Path]) -> Shown:
         sizes.append((image.height, image.width))
         panels.append(np.array(image.resize((width, height), Image.Resampling.LANCZOS)))
 
-    # an ImageFile is a range of bytes in a file, because of shards; here it is the whole file
-    files = [ImageFile(path, (0, path.stat().st_size), str(path)) for path in paths]
+    files = [image_file(path, is_upright=True) for path in paths]
     data = ImageFiles("images", "shown", ImageSplit(files, paths[0].parent, "files"))
     return Shown(data, tuple(path.name for path in paths), tuple(sizes), tuple(panels))
 

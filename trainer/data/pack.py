@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from silc_bench.datasets.files import shards
+from silc_bench.datasets.files import images
 from silc_bench.datasets.files.shards import Damage
 from silc_bench.errors import UserError
 from silc_bench.system.files import atomic_folder
@@ -35,7 +35,9 @@ from silc_bench.trainer.data.sources import open_reader
 from silc_bench.trainer.data.texts import lengths_of, look_at
 from silc_bench.trainer.silc.tokenizers import Tokenizer
 
-SUFFIXES = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
+# of the formats that are read; MPO is a phone's JPEG with a preview in it
+SUFFIXES = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "AVIF": "avif"}
+SUFFIXES |= {"BMP": "bmp", "PPM": "ppm", "TIFF": "tif"}
 QUANTILES = (0.0, 0.05, 0.5, 0.95, 1.0)
 MEASURES = (
     "width",
@@ -56,7 +58,7 @@ def pack(
     mixture. ``progress`` shows a bar.
 
     Raises:
-        UserError: nothing to pack, images of a format that no shard holds, or ``out`` is in use.
+        UserError: nothing to pack, or ``out`` is in use.
     """
     if out.exists() and any(out.iterdir()):
         fix = "choose another folder for the shards"
@@ -111,11 +113,8 @@ def _checked(
 
 def _members_of(pair: Listed) -> list[tuple[str, bytes]]:
     data = pair.read()
-    suffix = SUFFIXES.get(shards.open_image(data).format or "")
-    image = shards.decode_image(data)
-    if suffix is None:
-        cause = "image of another format than JPEG, PNG and WebP"
-        raise UnreadableError(cause, str(pair.path))
+    suffix = SUFFIXES[images.open_image(data).format or ""]
+    image = images.decode_image(data, is_upright=True)
 
     # In the .txt a line break would begin another caption.
     captions = [" ".join(caption.split()) for caption in pair.captions]

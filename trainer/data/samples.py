@@ -35,7 +35,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
-from silc_bench.datasets.files import shards
+from silc_bench.datasets.files import images, shards, texts
 from silc_bench.datasets.generated.shapes import captions as shapes_captions
 from silc_bench.datasets.generated.shapes import drawing
 from silc_bench.datasets.generated.shapes import scenes as shapes
@@ -79,7 +79,7 @@ def one_sample(where: str) -> Iterator[None]:
         yield
     except (UnreadableError, ExplainedError):
         raise
-    except shards.DamagedImageError as error:
+    except images.DamagedImageError as error:
         raise UnreadableError(error.cause, where) from error
     except OSError as error:
         reason = error.strerror or type(error).__name__
@@ -282,7 +282,7 @@ def no_pair(source: str | Path, damage: shards.Damage, left_out: Counter[str]) -
     reasons = [damage.summary()] if damage.total else []
     reasons += [_by_reason(left_out)] if left_out else []
     problem = f"it holds no pair of an image and a caption: {'; '.join(reasons) or 'no sample'}"
-    endings = ", ".join(f".{extension}" for extension in shards.IMAGE_EXTENSIONS)
+    endings = ", ".join(f".{extension}" for extension in images.IMAGE_EXTENSIONS)
     fix = f"give images ({endings}) with a .txt or a .json, and filters that keep some"
     return DataError(problem, about=source, fix=fix)
 
@@ -360,7 +360,7 @@ def captions_of(
         found = listed
     elif text is not None:
         decoded_text = _decoded_text(text, where)
-        found = _lines(decoded_text) if columns is None else [decoded_text]
+        found = texts.lines_of(decoded_text) if columns is None else [decoded_text]
     else:
         # Not "or": of a column that is there and is no text, the user has to hear.
         value = columns_or_none.get("caption", columns_or_none.get("text", listed))
@@ -407,21 +407,15 @@ _REMOVED = str.maketrans("", "", string.punctuation)
 
 def _decoded_text(data: bytes, where: str) -> str:
     try:
-        # utf-8-sig: Windows' editors write a mark before the first letter.
-        return data.decode("utf-8-sig")
+        return texts.text_of(data)
     except UnicodeDecodeError as error:
         raise UnreadableError("text that is not UTF-8", where) from error
-
-
-def _lines(text: str) -> list[str]:
-    # Not splitlines(), which also ends a line at the U+2028 or the vertical tab of a caption.
-    return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
 
 
 def columns_of(data: bytes, where: str) -> dict[str, Any]:
     """A sample's JSON."""
     try:
-        columns = json.loads(data)
+        columns = json.loads(texts.text_of(data))
     except (ValueError, RecursionError):  # the latter for brackets within brackets
         columns = None
     if not isinstance(columns, dict):
@@ -430,8 +424,12 @@ def columns_of(data: bytes, where: str) -> dict[str, Any]:
 
 
 def decoded(data: bytes, decode_size: int) -> np.ndarray:
-    """uint8 [h, w, 3], the longer side at most ``decode_size``. DamagedImageError for no image."""
-    image = shards.decode_image(data)
+    """uint8 [h, w, 3], the longer side at most ``decode_size``; turned as its EXIF says.
+
+    Raises:
+        DamagedImageError: no image.
+    """
+    image = images.decode_image(data, is_upright=True)
 
     # It keeps the aspect and never enlarges; making a small image larger is the views' part.
     image.thumbnail((decode_size, decode_size))
@@ -492,7 +490,7 @@ class Filters:
         if any(condition.name in SIZES for condition in self.conditions):
             try:
                 with one_sample(""):
-                    width, height = shards.open_image(image()).size
+                    width, height = images.size_of(image(), is_upright=True)
             except UnreadableError:
                 return None
             # Columns with these names may be those of another resolution.

@@ -51,7 +51,7 @@ MANY = 16  # new shards, from which on processes look through them
 MOST_PROCESSES = 16
 
 T = TypeVar("T")
-SCHEMA_VERSION = "shard-index/4"
+SCHEMA_VERSION = "shard-index/5"
 MAX_BYTES = 1 << 34  # of an index, 48 a sample
 
 # Names of our own files: an index, and one that is being written.
@@ -217,7 +217,8 @@ def _index(path: Path, filters: Filters) -> ShardIndex:
         if lost:
             shard.damage.add(DOTTED, f"{where}.{lost[0]}", len(lost))
         if sample.image is None and not lost:
-            shard.damage.add("sample without an image", where)
+            unread = f", for .{sample.unread} is not read" if sample.unread else ""
+            shard.damage.add(f"sample without an image{unread}", where)
         elif sample.image is None:
             continue
         elif text == columns == ABSENT:

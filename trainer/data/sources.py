@@ -6,7 +6,7 @@
                                             them are one source
     https://HOST/{000..099}.tar, s3://...   the same behind a URL, and gs://, hf://
                                             (silc_bench.datasets.files.remote)
-    LIST.jsonl, .csv, .tsv                  a list of images and captions
+    LIST.jsonl, .json, .csv, .tsv           a list of images and captions
     DIR                                     without shards: a list in it, or images with NAME.txt
                                             beside NAME.jpg
     3 * A | 1 * B                           both, three quarters of the stream from A; without
@@ -28,7 +28,7 @@ from pathlib import Path
 import numpy as np
 
 from silc_bench.datasets.files.shards import Damage
-from silc_bench.datasets.layouts import ENDINGS
+from silc_bench.datasets.layouts import LIST_ENDINGS
 from silc_bench.errors import UserError
 from silc_bench.trainer.config.config import DataConfig
 from silc_bench.trainer.data import places
@@ -102,7 +102,7 @@ def _open(source: str, config: DataConfig, damage: Damage) -> Reader:
         return ShapesReader(config)
 
     path = Path(source).expanduser()
-    is_list = path.suffix.lower() in ENDINGS
+    is_list = path.suffix.lower() in LIST_ENDINGS
     if is_list or (path.is_dir() and not any(path.glob("*.tar"))):
         return ListedReader.open(path, config, damage)
     return ShardsReader.open(source, config, damage)

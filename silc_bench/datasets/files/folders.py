@@ -14,17 +14,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from silc_bench.datasets.files.shards import (
-    FETCH_OR_PACK,
-    IMAGE_EXTENSIONS,
-    Place,
-    check_whole,
-    list_members,
-)
+from silc_bench.datasets.files.images import IMAGE_EXTENSIONS, UNREAD_EXTENSIONS
+from silc_bench.datasets.files.shards import FETCH_OR_PACK, Place, check_whole, list_members
 from silc_bench.errors import DataError
 
-FILE_EXTENSIONS = (*IMAGE_EXTENSIONS, "bmp", "ppm", "pgm", "tif", "tiff")
-TRAIN, TEST = ("train",), ("test", "val", "validation")  # folders of splits
+FILE_EXTENSIONS = IMAGE_EXTENSIONS
+TRAIN, TEST = ("train",), ("test", "val", "validation")  # folders of splits, in any case
 _STRAY_FILES = ("thumbs.db", "desktop.ini", "ehthumbs.db")
 _STRAY_FOLDERS = ("__macosx", "@eadir", "$recycle.bin")
 
@@ -57,7 +52,8 @@ class Listing:
     files: list[File] = field(default_factory=list)  # images, sorted by name
     folders: list[str] = field(default_factory=list)  # direct subfolders, also empty ones
     stray: Counter[str] = field(default_factory=Counter)  # system files, by name
-    other: list[str] = field(default_factory=list)  # files that are no images
+    other: list[str] = field(default_factory=list)  # files that are no images, or are not read
+    loops: list[str] = field(default_factory=list)  # links to a folder that holds them
 
     def pass_over(self, stray: str) -> None:
         # macOS writes a "._" file beside each: one line counts them all
@@ -70,9 +66,21 @@ class Listing:
             kinds = ", ".join(f"{count} {name}" for name, count in sorted(self.stray.items()))
             lines.append(f"skipped stray files of the system: {kinds}")
 
-        if self.other:
-            count = len(self.other)
-            lines.append(f"skipped {count} files that are no images, such as {self.other[0]}")
+        # images that are not read are missing from their class; other files belong to none
+        unread = [name for name in self.other if ending_of(name) in UNREAD_EXTENSIONS]
+        others = [name for name in self.other if ending_of(name) not in UNREAD_EXTENSIONS]
+        if unread:
+            endings = Counter(ending_of(name) for name in unread)
+            counts = ", ".join(f"{count} .{ending}" for ending, count in sorted(endings.items()))
+            lines.append(
+                f"skipped {len(unread)} images of formats that are not read ({counts}),"
+                f" the first: {unread[0]}"
+            )
+        if others:
+            lines.append(f"skipped {len(others)} files that are no images, such as {others[0]}")
+        if self.loops:
+            count, first = len(self.loops), self.loops[0]
+            lines.append(f"skipped {count} links to a folder that holds them, the first: {first}")
         return lines
 
 
@@ -87,7 +95,7 @@ def listing(path: Path) -> Listing:
 
     # sorted here, as neither file systems nor tars promise an order
     for file in sorted(entries, key=lambda file: file.name):
-        if file.name.lower().rpartition(".")[2] in FILE_EXTENSIONS:
+        if ending_of(file.name) in FILE_EXTENSIONS:
             result.files.append(file)
         else:
             result.other.append(file.name)
@@ -98,6 +106,11 @@ def listing(path: Path) -> Listing:
 def is_stray(name: str) -> bool:
     """Whether a name is one that operating systems leave behind."""
     return name.startswith(".") or name.lower() in (*_STRAY_FILES, *_STRAY_FOLDERS)
+
+
+def ending_of(name: str | Path) -> str:
+    """In lower case, without its dot; "" where there is none."""
+    return Path(name).suffix.lower().lstrip(".")
 
 
 def by_number(name: str | Path) -> list[tuple[int, int, str]]:
@@ -115,26 +128,42 @@ def subfolders(path: Path) -> list[str]:
 def split_folders(path: Path, may_hold_others: bool = False) -> dict[str, Path]:
     """Its folders "test" and "train", or itself as "test" where it has neither.
 
+    Their names may be written in capitals.
+
     Raises:
-        DataError: a train folder alone, or others beside the two.
+        DataError: a train folder alone, others beside the two, or two spellings of one.
     """
     names = subfolders(path)
-    test = next((name for name in TEST if name in names), None)
-    has_train = "train" in names
-    if test is None and not has_train:
+    spelled: dict[str, str] = {}  # as it is written, by its name in lower case
+    for name in names:
+        if name.lower() not in (*TRAIN, *TEST):
+            continue
+        if name.lower() in spelled:
+            problem = f"the folder holds {spelled[name.lower()]} and {name}"
+            raise DataError(problem, about=path, fix="keep one of them")
+        spelled[name.lower()] = name
+
+    test = next((spelled[name] for name in TEST if name in spelled), None)
+    if not spelled:
         return {"test": path}
 
-    others = set(names) - {*TRAIN, *TEST}
+    others = set(names) - set(spelled.values())
     if test is None or (others and not may_hold_others):
-        own = " and ".join(sorted({*TRAIN, *TEST} & set(names)))
+        own = " and ".join(sorted(spelled.values()))
         problem = f"the folder holds {own} and {', '.join(sorted(others)) or 'nothing else'}"
         fix = "put the images to be scored into test/ and those to learn from into train/"
         raise DataError(problem, about=path, fix=fix)
 
     splits = {"test": path / test}
-    if has_train:
-        splits["train"] = path / "train"
+    if "train" in spelled:
+        splits["train"] = path / spelled["train"]
     return splits
+
+
+def unused_splits(path: Path, used: Iterable[Path]) -> list[str]:
+    """Folders beside those that are ``used``, called like a split too."""
+    names = {place.name for place in used}
+    return [name for name in subfolders(path) if name.lower() in TEST and name not in names]
 
 
 def walk(path: Path, result: Listing) -> Iterable[File]:
@@ -144,6 +173,11 @@ def walk(path: Path, result: Listing) -> Iterable[File]:
         DataError: a link to a file that is gone.
     """
     for folder, names, files in os.walk(path, followlinks=True):
+        # a link to a folder above would be walked through for ever
+        for name in [name for name in names if _is_loop(path, Path(folder, name))]:
+            result.loops.append(Path(folder, name).relative_to(path).as_posix())
+            names.remove(name)
+
         # os.walk enters what is left in the list
         for name in [name for name in names if is_stray(name)]:
             result.pass_over(name)
@@ -163,6 +197,14 @@ def walk(path: Path, result: Listing) -> Iterable[File]:
                 problem = "it is a link to a file that is gone"
                 raise DataError(problem, about=full, fix=fix) from error
             yield File(full.relative_to(path).as_posix(), full, (0, size))
+
+
+def _is_loop(path: Path, folder: Path) -> bool:
+    """Whether a folder below ``path`` is a link to itself or to a folder on the way to it."""
+    if not folder.is_symlink():
+        return False
+    real, way = folder.resolve(), folder.parent.resolve()
+    return real == way or real in way.parents or real == path.resolve()
 
 
 def _in_tar(path: Path, result: Listing) -> Iterable[File]:

@@ -1,7 +1,8 @@
 """Webdataset tar shards, read at random: samples are found once, then read in any order.
 
 Flow: ``expand("data/{000..009}.tar")`` -> files -> ``index_shard(file)`` -> samples with the place
-of each member -> ``read_member(file, place)`` -> bytes -> ``decode_image``.
+of each member -> ``read_member(file, place)`` -> bytes, which
+`silc_bench.datasets.files.images` decodes.
 
 Nothing is extracted, and no torch is needed. Reading keeps no file position (``os.pread``), so
 the same index serves any number of threads and forked workers.
@@ -14,40 +15,20 @@ damage (``silc_bench.datasets.layouts``), because a score over a part would bear
 from __future__ import annotations
 
 import glob
-import io
 import os
 import re
-import struct
 import tarfile
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
-from PIL import Image
-
-from silc_bench.errors import DataError, UserError, first_line
+from silc_bench.datasets.files.images import IMAGE_EXTENSIONS, UNREAD_EXTENSIONS
+from silc_bench.errors import DataError, UserError
 
 Place: TypeAlias = tuple[int, int]  # offset and size in bytes
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 # tarfile lets nonsense sizes through to read(), which then raises what it likes
 BROKEN_TAR = (tarfile.TarError, ValueError, OverflowError, MemoryError)
-# what Pillow lets through from its decoders
-BROKEN_IMAGE = (OSError, ValueError, SyntaxError, EOFError, IndexError, struct.error, zlib.error)
-BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
-MAX_PIXELS = 64_000_000  # an image that claims more is taken for a decompression bomb
-
-
-class DamagedImageError(ValueError):
-    """Bytes that are no usable image.
-
-    ``cause`` is short and the same for all errors of a kind, to count by.
-    """
-
-    def __init__(self, cause: str, detail: str) -> None:
-        super().__init__(f"{cause}: {detail}")
-        self.cause = cause
 
 
 @dataclass
@@ -100,6 +81,11 @@ class Sample:
         """Of its image; None where it has none that we read."""
         return next((self.members[ext] for ext in IMAGE_EXTENSIONS if ext in self.members), None)
 
+    @property
+    def unread(self) -> str | None:
+        """The ending of an image that it has and that we do not read; None where there is none."""
+        return next((ext for ext in self.members if ext in UNREAD_EXTENSIONS), None)
+
 
 @dataclass(frozen=True)
 class ShardIndex:
@@ -119,19 +105,51 @@ def expand(pattern: str) -> list[Path]:
     """Shard files named by paths, folders, globs and braces, in that order.
 
     A folder stands for its ``*.tar``; braces are ``{000..009}`` or ``{a,b}``. Several patterns
-    are separated by spaces; a path that exists is never split. A file is listed once.
+    are separated by spaces. What is there is meant as it is written, whatever spaces, braces and
+    brackets its name holds: a path is never split, nor is a folder on the way to the files. A file
+    is listed once.
 
     Raises:
         UserError: a pattern or a brace alternative that matches no file; a missing shard is never
             passed over.
     """
-    parts = [pattern] if Path(pattern).exists() else pattern.split()
+    parts = _parts(pattern)
     if not parts:
         fix = "give a path, a folder or a pattern such as 'data/{000..009}.tar'"
         raise UserError("it names no shard", about=repr(pattern), fix=fix)
 
-    names = (name for part in parts for name in alternatives(part))
-    return list(dict.fromkeys(path for name in names for path in _matches(name)))
+    paths = (path for part in parts for path in _alternatives(part))
+    return list(dict.fromkeys(file for path in paths for file in _files(path)))
+
+
+MOST_WORDS = 20  # of one pattern that holds spaces
+
+
+def _parts(pattern: str) -> list[str]:
+    """The patterns of several."""
+    words = pattern.split()
+    if len(words) < 2 or names_shards(pattern):
+        return [pattern] if words else []
+
+    # a word that names nothing may be the beginning of a name with spaces
+    parts = []
+    while words:
+        counts = range(1, min(len(words), MOST_WORDS) + 1)
+        joined = [" ".join(words[:count]) for count in counts]
+        part = next(filter(names_shards, joined), None)
+
+        # of a file that is missing, the folder may still say where its name begins
+        if part is None:
+            in_folders = (name for name in joined if _there(Path(name)).name.count(" "))
+            part = next(in_folders, words[0])
+        parts.append(part)
+        words = words[len(part.split()) :]
+    return parts
+
+
+def names_shards(pattern: str) -> bool:
+    """Whether a single pattern, or its first alternative, finds a file."""
+    return bool(_matches(next(_alternatives(pattern))))
 
 
 def alternatives(pattern: str) -> Iterator[str]:
@@ -157,19 +175,41 @@ def alternatives(pattern: str) -> Iterator[str]:
         yield from alternatives(pattern[: braces.start()] + option + pattern[braces.end() :])
 
 
-def _matches(name: str) -> list[Path]:
-    """Files of one alternative."""
-    path = Path(name).expanduser()
+def _alternatives(pattern: str) -> Iterator[Path]:
+    """The same below the folder that is there; braces in its own name are letters."""
+    path = Path(pattern).expanduser()
+    base = _there(path)
+    if base == path:
+        yield path
+        return
+    for rest in alternatives(str(path.relative_to(base))):
+        yield base / rest
+
+
+def _there(path: Path) -> Path:
+    """The path itself, or the nearest folder above it that is there."""
+    return next((place for place in (path, *path.parents) if place.exists()), Path())
+
+
+def _matches(path: Path) -> list[Path]:
+    """Files of one alternative; none where there is none."""
     if path.is_dir():
-        path /= "*.tar"
-        files = sorted(path.parent.glob("*.tar"))
-    elif path.exists():
-        return [path]  # also where its name holds a letter that a glob understands
-    else:
-        files = sorted(Path(match) for match in glob.glob(str(path), recursive=True))
+        return sorted(path.glob("*.tar"))
+    base = _there(path)
+    if base == path:
+        return [path]
+
+    # brackets of a folder that is there are letters, no choice of them
+    pattern = Path(glob.escape(str(base)), path.relative_to(base))
+    return sorted(Path(match) for match in glob.glob(str(pattern), recursive=True))
+
+
+def _files(path: Path) -> list[Path]:
+    files = _matches(path)
     if not files:
+        where = path / "*.tar" if path.is_dir() else path
         fix = "check the folder and the numbers; a run reads all shards that it is given or none"
-        raise UserError("there is no such shard", about=path.absolute(), fix=fix)
+        raise UserError("there is no such shard", about=where.absolute(), fix=fix)
     return files
 
 
@@ -320,50 +360,3 @@ def read_member(path: Path, place: Place) -> bytes:
         problem = f"it changed while it was in use: {len(data)} of {size} bytes at {offset}"
         raise UserError(problem, about=path, fix="leave it as it is, and start anew")
     return data
-
-
-# ---- decoding ----
-
-
-def what_broke(error: Exception) -> str:
-    """An error of Pillow as a clause.
-
-    It names the buffer that it read by its address, which tells nobody which image it was.
-    """
-    return re.sub(r" <_io\.BytesIO object at 0x[0-9a-f]+>", "", first_line(error))
-
-
-def open_image(data: bytes) -> Image.Image:
-    """An image of which only the header is read: its size and format.
-
-    Raises:
-        DamagedImageError: it has none.
-    """
-    try:
-        return Image.open(io.BytesIO(data))
-    except BROKEN_IMAGE as error:
-        raise DamagedImageError("corrupt image", what_broke(error)) from error
-
-
-def decode_image(data: bytes) -> Image.Image:
-    """An image as RGB, decoded completely.
-
-    Raises:
-        DamagedImageError: not an image, a broken one, one of more than MAX_PIXELS, or one whose
-            values do not fit 8 bits.
-    """
-    try:
-        # Pillow opens lazily: the claimed size is known before any pixel takes memory
-        image = Image.open(io.BytesIO(data))
-        if image.width * image.height > MAX_PIXELS:
-            raise DamagedImageError("oversized image", f"{image.width} x {image.height} pixels")
-
-        # Pillow would cut these values off at 255, which makes another image of them
-        if image.mode in ("F", "I") or image.mode.startswith("I;"):
-            raise DamagedImageError("image of more than 8 bits", f"mode {image.mode}")
-        return image.convert("RGB")
-    except DamagedImageError:
-        raise
-    except (*BOMBS, *BROKEN_IMAGE) as error:
-        cause = "oversized image" if isinstance(error, BOMBS) else "corrupt image"
-        raise DamagedImageError(cause, what_broke(error)) from error

@@ -129,16 +129,16 @@ def test_files_that_changed_a_moment_ago_are_not_remembered(hashed, pets, monkey
 
 
 def test_what_changes_while_it_is_read_is_not_remembered(hashed, pets, monkeypatch):
-    word, real = f"folder:{pets}", fingerprints.fingerprint
+    word, real = f"folder:{pets}", fingerprints.look_through
 
     def interrupted(*args):
         found = real(*args)
         rewrite(pets / "a/0.png")
         return found
 
-    monkeypatch.setattr(fingerprints, "fingerprint", interrupted)
+    monkeypatch.setattr(fingerprints, "look_through", interrupted)
     hashed(word)
-    monkeypatch.setattr(fingerprints, "fingerprint", real)
+    monkeypatch.setattr(fingerprints, "look_through", real)
     assert hashed(word)[1] == 4
 
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from refusals import refused
 
-from silc_bench.datasets.files import shards as shard_files
+from silc_bench.datasets.files import images
 from silc_bench.trainer.config.config import DataConfig, TextConfig
 from silc_bench.trainer.data.pack import look, pack
 from silc_bench.trainer.data.samples import UnreadableError, captions_of, columns_of
@@ -126,14 +126,14 @@ def test_a_hostile_sample_is_its_own_failure(tmp_path, workers):
     "error", [RuntimeError, MemoryError, RecursionError, KeyError, AssertionError, OSError(5, "x")]
 )
 def test_whatever_a_decoder_raises_is_of_its_sample(tmp_path, monkeypatch, error):
-    decode = shard_files.decode_image
+    decode = images.decode_image
 
-    def decode_or_fail(data):
+    def decode_or_fail(data, **options):
         if data == encoded(1):
             raise error
-        return decode(data)
+        return decode(data, **options)
 
-    monkeypatch.setattr(shard_files, "decode_image", decode_or_fail)
+    monkeypatch.setattr(images, "decode_image", decode_or_fail)
     path = shard(tmp_path / "a.tar", [{"png": encoded(n), "txt": f"number {n}"} for n in range(3)])
     stream = source(path)
     texts = {batch.texts[0] for batch in take(stream, 1, 0, 6)}

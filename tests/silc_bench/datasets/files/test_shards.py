@@ -1,28 +1,22 @@
 """Shards: webdataset's samples, braceexpand's patterns, and damage that is counted, not hidden."""
 
-import io
 import os
 import tarfile
-import zlib
 
-import numpy as np
 import pytest
 from braceexpand import braceexpand
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image
 from refusals import refused
 from webdataset import WebDataset
 
 from silc_bench.datasets.files.shards import (
     Damage,
-    DamagedImageError,
-    decode_image,
     expand,
     index_shard,
-    open_image,
     read_member,
 )
+from silc_bench.datasets.own_data import parse
 from silc_bench.errors import UserError
 
 ODD_NAMES = [
@@ -237,6 +231,33 @@ def test_folders_globs_and_several_patterns(make, tmp_path, pattern, names):
     assert " ".join(str(path.relative_to(tmp_path)) for path in paths) == names
 
 
+ODD_FOLDERS = ("my shards", "a [x]", "b#1", "c,d", "e {1..2}", "f*", "g?", "{a,b}", "two  spaces")
+
+
+@pytest.mark.parametrize("name", ODD_FOLDERS)
+def test_what_is_there_is_meant_as_it_is_written(make, tmp_path, name):
+    folder = tmp_path / name
+    make.tree(folder, [(f"{i}.tar", b"") for i in range(3)] + [("my 9.tar", b"")])
+    numbered = [folder / f"{i}.tar" for i in range(3)]
+    assert expand(f"{folder}/{{0..2}}.tar") == expand(f"{folder}/[0-2].tar") == numbered
+    assert expand(str(folder)) == expand(f"{folder}/*.tar") == [*numbered, folder / "my 9.tar"]
+    assert expand(f"{folder}/my 9.tar") == [folder / "my 9.tar"]
+    if "  " not in name:
+        both = f"{folder}/{{0..1}}.tar {folder}/my 9.tar"
+        assert expand(both) == [*numbered[:2], folder / "my 9.tar"]
+        with refused(f"{name}/7.tar"):
+            expand(f"{folder}/7.tar")
+
+
+def test_an_image_of_a_shard_that_is_not_read_is_named(make, tmp_path):
+    make.tar(tmp_path / "a.tar", [("0.heic", b""), ("0.txt", b"one")])
+    (sample,) = index_shard(tmp_path / "a.tar").samples
+    assert (sample.image, sample.unread) == (None, "heic")
+    with refused("a.tar:0") as caught:
+        parse(f"wds:{tmp_path}/a.tar").load("test")
+    assert ".heic" in caught.value.fix
+
+
 @pytest.mark.parametrize(
     ("pattern", "about"),
     [
@@ -252,62 +273,3 @@ def test_a_pattern_without_a_file_is_an_error(make, tmp_path, pattern, about):
     make.tree(tmp_path, [(f"{i}.tar", b"") for i in (0, 1, 3)])
     with refused(about):
         expand(pattern.format(tmp_path))
-
-
-# ---- images ----
-
-
-def pixels(width=8, height=6):
-    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
-
-
-@pytest.mark.parametrize(
-    "kind", ["PNG RGB", "PNG P", "PNG 1", "PNG RGBA", "JPEG CMYK", "JPEG L", "WEBP RGB"]
-)
-def test_images_of_every_usual_kind_become_rgb(make, kind):
-    data = make.encoded(pixels(), *kind.split())
-    image = decode_image(data)
-    assert (image.mode, image.size) == ("RGB", (8, 6))
-    assert image.tobytes() == Image.open(io.BytesIO(data)).convert("RGB").tobytes()
-
-
-def test_unusable_images_are_refused_by_cause(make):
-    png, jpeg = (make.encoded(pixels(64, 64), kind) for kind in ("PNG", "JPEG"))
-    images = {
-        "corrupt image": (b"", b"not an image", png[: len(png) // 2], png[:20], jpeg[:400]),
-        "oversized image": (claiming(png, 20_000, 3_300), claiming(png, 10**5, 10**5)),
-        "image of more than 8 bits": (make.encoded(np.full((8, 8), 900, np.uint16)),),
-    }
-    for cause, contents in images.items():
-        for data in contents:
-            with pytest.raises(DamagedImageError) as caught:
-                decode_image(data)
-            assert caught.value.cause == cause
-
-
-def claiming(png, width, height):
-    header = png[12:16] + width.to_bytes(4, "big") + height.to_bytes(4, "big") + png[24:29]
-    return png[:12] + header + zlib.crc32(header).to_bytes(4, "big") + png[33:]
-
-
-@settings(max_examples=200, deadline=None)
-@given(
-    st.sampled_from(["PNG", "JPEG", "WEBP"]),
-    st.lists(st.tuples(st.integers(0, 5000), st.integers(0, 255)), max_size=6),
-    st.floats(0, 1),
-)
-def test_broken_images_raise_nothing_else(make, kind, flips, keep):
-    data = bytearray(make.encoded(pixels(24, 24), kind))
-    for at, value in flips:
-        data[at % len(data)] = value
-    try:
-        image = decode_image(bytes(data[: int(len(data) * keep) + 1]))
-    except DamagedImageError:
-        return
-    assert image.mode == "RGB"
-
-
-def test_a_damaged_image_is_described_without_the_address_of_a_buffer():
-    for read in (decode_image, open_image):
-        with pytest.raises(DamagedImageError, match=r"^corrupt image: [^<]*image file$"):
-            read(b"no image")
