@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from silc_bench.datasets.dataset import ignore_of, spread
-from silc_bench.datasets.image_set import ImageFile, ImageSplit, fingerprint, tracked
+from silc_bench.datasets.image_set import ImageFile, ImageSplit, look_through, tracked
 from silc_bench.datasets.own_data import KINDS, OwnData, OwnMasks, parse
 from silc_bench.datasets.public.find import Expected, NotFoundError, Site
 from silc_bench.datasets.public.load import SETS, find_site, read
@@ -60,7 +60,13 @@ def check(name: str, path: Path | None = None, every_image: bool = False) -> Rep
         if path is not None:
             problem = f"{name} says already where the data lies"
             raise UserError(problem, about=path, fix="leave this path out")
-        return _report(_own_readers(own_set), own_set.word, every_image)
+        report = _report(_own_readers(own_set), own_set.word, every_image)
+        if isinstance(own_set, OwnMasks) and not report.problems:
+            try:
+                own_set.check()
+            except UserError as error:
+                report.problems.append(_problem(error))
+        return report
 
     if name not in SETS:
         kinds = [f"{kind}:" for kind in KINDS]
@@ -147,8 +153,10 @@ def _look_at(split: str, read: Reader, title: str, every_image: bool, report: Re
     mask_title = f"reading masks of {title} {split}"
     if data.rule.names and not _masks_are_right(data, mask_title, report):
         return
-    digits = fingerprint(data.names, data.images, f"{title} {split}")
-    report.found.append(f"  fingerprint {digits}")
+    found = look_through(data.names, data.images, f"{title} {split}")
+    mask_names: tuple[str, ...] = ()  # which of them are absent was said above
+    report.found.extend(f"  {note}" for note in found.notes(data.images, mask_names))
+    report.found.append(f"  fingerprint {found.fingerprint}")
 
 
 def _contents(data: ImageSplit, expected: Expected | None) -> Iterator[str]:
@@ -173,6 +181,12 @@ def _contents(data: ImageSplit, expected: Expected | None) -> Iterator[str]:
     yield line
 
     if data.class_names and expected is None:
+        # a list names the folders in their order, and only the eye sees whether it is right
+        if data.class_folders:
+            yield "  the list of names says, folder by folder:"
+            for folder, class_name in zip(data.class_folders, data.class_names, strict=True):
+                yield f"    {folder} is {class_name}"
+
         more = ", ..." if len(data.class_names) > 5 else ""
         yield f"  classes in label order: {', '.join(data.class_names[:5])}{more}"
 

@@ -24,7 +24,8 @@ CLASSES.json is a list of names in label order, or an object:
     {"names": ["background", "road", "tree"],  of the values 0, 1, 2 in the masks; or
                                                {"7": "road", "8": "tree"}: of these values
      "background": true,                       whether the first is everything that no name says;
-                                               without this field: where it is called background
+                                               without this field: where it is called background,
+                                               Background, _background_ or __background__
      "ignore": [255],                          values of pixels that are not scored; else 255,
                                                or 65535 from 255 classes on
      "synonyms": {"tree": ["tree", "bush"]}}   words to ask for instead of the name
@@ -36,6 +37,7 @@ ImageFiles.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import unicodedata
 from dataclasses import dataclass, replace
@@ -49,10 +51,13 @@ from silc_bench.datasets.files.folders import (
     by_number,
     listing,
     split_folders,
+    subfolders,
+    unused_splits,
 )
-from silc_bench.datasets.files.shards import expand
+from silc_bench.datasets.files.shards import expand, names_shards
 from silc_bench.datasets.image_set import ImageFiles, ImageSplit
 from silc_bench.datasets.layouts import (
+    LIST_ENDINGS,
     has_member,
     read_captioned,
     read_captions_file,
@@ -142,8 +147,14 @@ class OwnData:
         if self.kind == "captions":
             images, notes = read_captions_file(self.path)
             layout = f"list of captions {self.path.suffix}"
-            return ImageSplit(images, self.path, layout, notes=notes)
-        return self._from_folders(split) if self.kind == "folder" else self._from_shards(split)
+            return _upright(ImageSplit(images, self.path, layout, notes=notes))
+        found = self._from_folders(split) if self.kind == "folder" else self._from_shards(split)
+
+        # test/ goes before val/: whoever has both hears which is read
+        unused = unused_splits(self.path, self.splits().values()) if self.path.is_dir() else []
+        if unused and split == "test" and found.folder != self.path:
+            found.notes.append(f"{found.folder.name}/ is scored, and {unused[0]}/ is not read")
+        return _upright(found)
 
     def _from_folders(self, split: str) -> ImageSplit:
         places = self.splits()
@@ -155,6 +166,16 @@ class OwnData:
             problem = f"it holds {len(folders)} class folders, and two are needed"
             fix = "put the images of each class into a folder of its own"
             raise DataError(problem, about=self.path, fix=fix)
+
+        # Kaggle's test images have no classes
+        scored = listings["test"]
+        if not scored.folders:
+            problem = f"it holds {len(scored.files):,} images and no class folders"
+            fix = "put the images of each class into a folder of its own"
+            unused = unused_splits(self.path, places.values())
+            if unused:
+                fix = f"move it out of {self.path}, so that {unused[0]}/ is scored in its place"
+            raise DataError(problem, about=scored.path, fix=fix)
         is_numbered = all(name.isdecimal() for name in folders)
         ordered = sorted(folders, key=by_number if is_numbered else None)
         labels = {folder: label for label, folder in enumerate(ordered)}
@@ -177,8 +198,16 @@ class OwnData:
                 f" {absent[0]} has no images in {mine.path}"
             )
 
-        names = self._names(ordered) or tuple(folder.replace("_", " ") for folder in ordered)
-        return ImageSplit(images, mine.path, "class folders", names, self.templates(), notes)
+        names = self._names(ordered)
+        found = ImageSplit(
+            images,
+            mine.path,
+            "class folders",
+            names or tuple(map(_words_of, ordered)),
+            self.templates(),
+            notes,
+        )
+        return found if names is None else replace(found, class_folders=tuple(ordered))
 
     def _shards(self, split: str) -> list[Path]:
         path = self.splits()[split]
@@ -217,7 +246,7 @@ class OwnData:
             folder = expand(self.where)[0].parent
             return [folder, folder.parent]
         # the folder of a split was given: the lists lie beside it
-        if self.path.name in (*TRAIN, *TEST):
+        if self.path.name.lower() in (*TRAIN, *TEST):
             return [self.path, self.path.parent]
         return [self.path]
 
@@ -231,11 +260,13 @@ class OwnData:
 
 def name_of(where: str) -> str:
     """The last part of a path that says something, in letters that a record's name may have."""
-    # a part with a wildcard or braces names many files, and none of them
+    # a part with a wildcard or braces names many files, and none of them, unless it is there
     stems = []
+    place = Path("/")
     for part in Path(where).expanduser().absolute().parts[1:]:
-        if not set(part) & set("*?[{"):
-            is_file = Path(part).suffix in (".jsonl", ".csv", ".tsv", ".tar")
+        place /= part
+        if not set(part) & set("*?[{") or place.exists():
+            is_file = Path(part).suffix.lower() in (*LIST_ENDINGS, ".tar")
             stems.append(Path(part).stem if is_file else part)
     last = stems[-1] if stems else "own"
     stem = next((stem for stem in reversed(stems) if stem.lower() not in _SAYS_NOTHING), last)
@@ -265,10 +296,61 @@ def _names_from(path: Path, folders: list[str] | None) -> tuple[str, ...]:
             return tuple(content[folder] for folder in folders)
 
     names = tuple(read_names(path))
-    if folders is not None and len(names) != len(folders):
+    if folders is None:
+        return names
+    if len(names) != len(folders):
         problem = f"it names {len(names)} classes, and there are {len(folders)} folders"
         raise DataError(problem, about=path, fix="name each folder's class")
+    _check_order(path, names, folders)
     return names
+
+
+def _check_order(path: Path, names: tuple[str, ...], folders: list[str]) -> None:
+    """Refuse a list that may have been written in another order than that of the folders.
+
+    Raises:
+        DataError: orders in which people list these folders differ, or a name of the list is that
+            of a folder at another place.
+    """
+    mapping = f"write classnames.json beside the data: {{{folders[0]!r}: NAME, ...}}"
+    fix = mapping.replace("'", '"') + ", a name each folder"
+
+    # where all folders are numbers, they count as numbers
+    orders = {"as letters": folders, "by their numbers": sorted(folders, key=by_number)}
+    orders["without regard to case"] = sorted(folders, key=str.lower)
+    if not all(folder.isdecimal() for folder in folders):
+        for how, order in orders.items():
+            if order != folders:
+                place = next(i for i, folder in enumerate(folders) if order[i] != folder)
+                problem = (
+                    f"it has an order, and the folders have two: sorted {how},"
+                    f" {order[place]!r} stands where {folders[place]!r} does otherwise"
+                )
+                raise DataError(problem, about=path, fix=fix)
+
+    place_of = {_plain(folder): place for place, folder in enumerate(folders)}
+    for place, name in enumerate(names):
+        own_place = place_of.get(_plain(name), place)
+        if own_place != place:
+            problem = (
+                f"its name {place + 1} is {name!r}, and folder {place + 1} is"
+                f" {folders[place]!r}: {folders[own_place]!r} is folder {own_place + 1}"
+            )
+            raise DataError(problem, about=path, fix=fix)
+
+
+def _words_of(folder: str) -> str:
+    return folder.replace("_", " ")
+
+
+def _plain(name: str) -> str:
+    return _words_of(name).strip().lower()
+
+
+def _upright(split: ImageSplit) -> ImageSplit:
+    """The user's own images are turned as every viewer shows them."""
+    images = [replace(image, is_upright=True) for image in split.images]
+    return replace(split, images=images)
 
 
 def parse(word: str) -> OwnData | OwnMasks | None:
@@ -282,17 +364,44 @@ def parse(word: str) -> OwnData | OwnMasks | None:
         return None
 
     if kind == "seg":
-        paths = [Path(path.strip()).expanduser() for path in where.split(",") if path.strip()]
-        if len(paths) != 3:
-            problem = f"it names {len(paths)} of three paths"
-            raise UserError(problem, about=word, fix="write seg:IMAGES,MASKS,CLASSES.json")
-        images, masks, classes = paths
+        images, masks, classes = _three_paths(where, word)
         return OwnMasks(images, masks, classes, name_of(str(images)))
 
     if not where:
         what = "FILE" if kind == "captions" else "PATH"
         raise UserError("it names no data", about=word, fix=f"write {kind}:{what}")
     return OwnData(kind, where)
+
+
+def is_there(word: str) -> bool:
+    """Whether the files that such a word names are there; False for other words."""
+    try:
+        own = parse(word)
+    except UserError:
+        return False
+    if isinstance(own, OwnMasks):
+        return all(path.exists() for path in (own.images, own.masks, own.classes))
+    if own is None:
+        return False
+    return names_shards(own.where) if own.kind == "wds" else own.path.exists()
+
+
+def _three_paths(where: str, word: str) -> list[Path]:
+    """Of "IMAGES,MASKS,CLASSES.json"; a path that is there may hold commas."""
+    parts = [part for part in where.split(",") if part.strip()]
+    splits = [(first, second) for second in range(2, len(parts)) for first in range(1, second)]
+    for first, second in splits:
+        groups = (parts[:first], parts[first:second], parts[second:])
+        paths = [Path(",".join(group).strip()).expanduser() for group in groups]
+        if len(parts) == 3 or all(path.exists() for path in paths):
+            return paths
+
+    problem = f"it names {len(parts)} of three paths"
+    fix = "write seg:IMAGES,MASKS,CLASSES.json"
+    if len(parts) > 3:
+        problem = "no three paths that it may name are there"
+        fix += "; a path with a comma counts only where it is there"
+    raise UserError(problem, about=word, fix=fix)
 
 
 # ---- images with masks ----
@@ -338,23 +447,89 @@ class OwnMasks:
 
         folders = split_folders(self.images)
         for folder in folders.values():
-            masks = self.masks / folder.name
-            if folder != self.images and not masks.is_dir():
+            masks = self._masks_of(folder)
+            if not masks.is_dir():
                 problem = f"the folder is missing, and {folder} holds images"
                 raise DataError(problem, about=masks, fix="put their masks there")
         return folders
 
     def load(self, split: str, limit: int | None = None) -> ImageFiles:
         """The split "test" or "train". Raises UserError for whatever is wrong with the data."""
-        return ImageFiles(self.name, split, self.read(split), limit).hashed()
+        data = ImageFiles(self.name, split, self.read(split), limit).hashed()
+        self._check_ignored(data)
+        self._check_labelled(data)
+        return data
+
+    def check(self) -> None:
+        """Raise DataError where the masks say something else than CLASSES.json seems to mean."""
+        for split in self.splits():
+            self.load(split)
+
+    def _check_labelled(self, data: ImageFiles) -> None:
+        if data.findings.unlabelled.count == len(data):
+            problem = f"no pixel of its {len(data):,} masks is scored"
+            ignored = ", ".join(map(str, data.content.rule.ignored))
+            fix = f"look whether {self.classes} names their values: {ignored} counts as not scored"
+            raise DataError(problem, about=data.images[0].where, fix=fix)
+
+    def _check_ignored(self, data: ImageFiles) -> None:
+        """Raise DataError where the usual value of pixels that are not scored looks like a class.
+
+        Of masks stored as 0 and 255 with two names, 255 is the second class. It shows where one
+        named class alone is in no mask of any split, and the value is in some, although nobody
+        wrote that it is not scored.
+        """
+        rule = data.content.rule
+        if not (rule.is_usual and data.findings.has_ignored and len(data.findings.absent)):
+            return
+
+        absent = set(range(len(rule.names)))
+        for split in self.splits():
+            found = ImageFiles(self.name, split, self.read(split)).findings
+            absent &= set(found.absent)
+        if len(absent) != 1:
+            return
+
+        (label,) = absent
+        (value,) = rule.ignored
+        problem = (
+            f"the class {rule.names[label]!r} (value {rule.values[label]}) is in no mask, and the"
+            f" value {value}, which counts as not scored, is in some"
+        )
+        values = dict(zip(map(str, rule.values), rule.names, strict=True))
+        values.pop(str(rule.values[label]))
+        values[str(value)] = rule.names[label]
+        shown = json.dumps(dict(sorted(values.items(), key=lambda pair: int(pair[0]))))
+        fix = (
+            f'write {{"names": {shown}}} if {value} is that class,'
+            f' or add "ignore": [{value}] to an object with the names if it is not'
+        )
+        raise DataError(problem, about=self.classes, fix=fix)
 
     def read(self, split: str) -> ImageSplit:
         """All images of a split with their masks, none of them decoded."""
         folder = self.splits()[split]
-        masks = self.masks if folder == self.images else self.masks / folder.name
+        masks = self._masks_of(folder)
         rule = read_classes(self.classes).rule
         layout = f"images, masks of the same names in {masks},"
-        return ImageSplit(read_pairs(folder, masks, rule), folder, layout, rule=rule)
+        notes = []
+        later = [name for name in rule.names[1:] if is_background(name)]
+        if later and not rule.has_background:
+            place = rule.names.index(later[0])
+            notes.append(
+                f"{later[0]!r} is label {place}, and so a class like the others: only label 0 can"
+                " be what no class names"
+            )
+        pairs = read_pairs(folder, masks, rule)
+        return _upright(ImageSplit(pairs, folder, layout, notes=notes, rule=rule))
+
+    def _masks_of(self, folder: Path) -> Path:
+        """The folder of the masks of a folder of images; its name may differ in its case."""
+        if folder == self.images:
+            return self.masks
+        names = [name for name in subfolders(self.masks) if name.lower() == folder.name.lower()]
+        name = folder.name if folder.name in names or not names else names[0]
+        return self.masks / name
 
 
 def read_classes(path: Path) -> Classes:
@@ -373,7 +548,7 @@ def read_classes(path: Path) -> Classes:
             raise unknown_name("field", field, FIELDS, about=path)
 
     names, stored = _names(fields.get("names"), path)
-    has_background = fields.get("background", names[0] == "background")
+    has_background = fields.get("background", is_background(names[0]))
     if not isinstance(has_background, bool):
         fix = "write true where the first name is all that no name says, or false"
         raise _wrong("background", has_background, path, fix)
@@ -381,8 +556,17 @@ def read_classes(path: Path) -> Classes:
     ignored = _ignored(fields.get("ignore"), names, stored, path)
     not_scored = f"values {', '.join(map(str, ignored))}" if ignored else "nothing"
     fix = f"name the value in {path}, or list it there under ignore"
-    rule = MaskRule(names, has_background, stored, ignored, not_scored, fix)
+    is_usual = fields.get("ignore") is None and bool(ignored)
+    rule = MaskRule(names, has_background, stored, ignored, not_scored, fix, is_usual)
     return Classes(rule, _words(fields.get("synonyms", {}), names, path))
+
+
+def is_background(name: str) -> bool:
+    """Whether a class is called so that it means all that no other class names.
+
+    In any case, and between underscores as labelme writes it.
+    """
+    return name.strip("_ ").lower() == "background"
 
 
 def _wrong(field: str, value: Any, path: Path, fix: str) -> DataError:

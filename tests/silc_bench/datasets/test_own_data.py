@@ -7,15 +7,17 @@ import re
 import unicodedata
 
 import pytest
+from commands import succeed
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from refusals import refused
 
+from silc_bench.datasets.files.images import IMAGE_EXTENSIONS
 from silc_bench.datasets.own_data import OwnData, name_of, parse
 from silc_bench.errors import DataError, UserError
 from silc_bench.results.schema import TASK_NAME
 
-ENDINGS = (".jsonl", ".csv", ".tsv", ".tar")  # of files, which are named without them
+ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".tar")  # of files, which are named without them
 
 
 @pytest.fixture
@@ -91,8 +93,77 @@ def test_prompts_beside_the_data(pets):
     assert own.templates() == ("a pet, {c}.", "{c}")
 
 
+@pytest.mark.parametrize("names", [("Train", "Test"), ("TRAIN", "val"), ("train", "Validation")])
+def test_splits_are_splits_in_any_case(pets, tmp_path, names):
+    for name in names:
+        pets(f"pets/{name}", ("lap_dog", "newt"))
+    own = parse(f"folder:{tmp_path}/pets")
+    assert [own.splits()[split].name for split in ("train", "test")] == list(names)
+    assert parse(f"folder:{tmp_path}/pets/{names[1]}").name == "pets"
+    assert own.load("test").class_names == ("lap dog", "newt")
+
+
+def test_of_two_folders_to_score_the_one_that_is_not_read_is_named(pets, tmp_path):
+    for name in ("train", "test", "val"):
+        pets(f"pets/{name}", ("lap_dog", "newt"))
+    own = parse(f"folder:{tmp_path}/pets")
+    assert own.splits()["test"].name == "test"
+    (note,) = own.read("test").notes
+    assert "val/" in note
+
+
+def test_folders_are_not_split_in_two_spellings(pets, tmp_path):
+    for name in ("train", "test", "Test"):
+        pets(f"pets/{name}", ("lap_dog", "newt"))
+    with refused(tmp_path / "pets", DataError):
+        parse(f"folder:{tmp_path}/pets").splits()
+
+
+# names of a list -> whether they are right for the folders b_1, b_2 and b_10, or B and a
+NATURAL, MIXED = ("b_1", "b_2", "b_10"), ("B", "a")
+ORDERS = [
+    (NATURAL, ("one", "two", "ten"), "folders in two orders"),
+    (MIXED, ("ant", "bee"), "folders in two orders"),
+    (("cat", "dog", "lap_dog"), ("Dog", "Cat", "Lap Dog"), "another order of the folders' names"),
+    (("cat", "dog", "lap_dog"), ("poodle", "cat", "hound"), "a name at another place"),
+    (("cat", "dog", "lap_dog"), ("Cat", "DOG", "lap dog"), None),
+    (("n01", "n02", "n03"), ("poodle", "cat", "hound"), None),
+    (("1", "2", "10"), ("one", "two", "ten"), None),
+]
+
+
+@pytest.mark.parametrize("ending", ["txt", "json"])
+@pytest.mark.parametrize(("folders", "names", "fault"), ORDERS)
+def test_a_list_of_names_is_taken_where_its_order_is_certain(
+    make, tmp_path, folders, names, fault, ending
+):
+    make.tree(tmp_path, [(f"{name}/0.png", make.image(i)) for i, name in enumerate(folders)])
+    text = "\n".join(names) if ending == "txt" else json.dumps(names)
+    (tmp_path / f"classnames.{ending}").write_text(text)
+    if fault is None:
+        assert folder(tmp_path).class_names == names
+        return
+    with refused(f"classnames.{ending}", DataError):
+        folder(tmp_path)
+    (tmp_path / f"classnames.{ending}").unlink()
+    mapping = dict(zip(folders, names, strict=True))
+    (tmp_path / "classnames.json").write_text(json.dumps(mapping))
+    assert set(folder(tmp_path).class_names) == set(names)
+
+
+def test_data_check_prints_which_name_each_folder_has(pets):
+    path = pets(more=[("classnames.txt", b"tom\nfido\nolm\n")])
+    shown = succeed(f"data check folder:{path}")
+    assert "    cat is tom\n    lap_dog is fido\n    newt is olm\n" in shown
+
+
 # case -> what the error is about, classes, and other files
 FOLDERS = {
+    "a test folder without classes": (
+        *("pets/test", ()),
+        [(f"{role}/{name}/0.jpg", b"") for role in ("train", "val") for name in "ab"]
+        + [("test/0.jpg", b"")],
+    ),
     "no classes": ("pets", (), [("me.jpg", b"")]),
     "train alone": ("pets", (), [("train/a/0.jpg", b"")]),
     "classes beside train": ("pets", ("cat",), [("train/a/0.jpg", b""), ("test/a/0.jpg", b"")]),
@@ -116,6 +187,35 @@ def test_a_corrupt_image_is_named(make, pets):
     path = pets(more=[("cat/0.jpg", make.image(0)[:30])])
     with refused(path / "cat/0.jpg", DataError, is_kept=False):
         folder(path).image(0)
+
+
+def test_what_is_an_image_and_what_is_passed_over(make, tmp_path):
+    """Every listed ending is read, in any case; other images are counted by their ending."""
+    for name in "ab":
+        make.tree(tmp_path / name, [(f"{end}.{end}", make.image(1)) for end in IMAGE_EXTENSIONS])
+        make.tree(tmp_path / name, [("UP.JPG", make.image(1)), ("c.heic", b""), ("d.HEIC", b"")])
+    make.tree(tmp_path / "b", [("e.jxl", b""), ("f.md", b"")])
+    split = parse(f"folder:{tmp_path}").read("test")
+    assert len(split.images) == 2 * (len(IMAGE_EXTENSIONS) + 1)
+    unread, other = split.notes
+    assert unread.startswith("skipped 5 ")
+    assert "(4 .heic, 1 .jxl)" in unread
+    assert unread.endswith(" a/c.heic")
+    assert other.endswith(" b/f.md")
+
+
+def test_folders_behind_links_are_read_once(make, tmp_path):
+    make.tree(tmp_path, [("pets/a/0.png", make.image(0)), ("more/1.png", make.image(1))])
+    (tmp_path / "pets/b").symlink_to(tmp_path / "more")
+    (tmp_path / "pets/a/up").symlink_to(tmp_path / "pets")
+    (tmp_path / "pets/a/here").symlink_to(tmp_path / "pets/a")
+    split = parse(f"folder:{tmp_path}/pets").read("test")
+    assert [(image.path.name, image.label) for image in split.images] == [
+        ("0.png", 0),
+        ("1.png", 1),
+    ]
+    (note,) = split.notes
+    assert note.startswith("skipped 2 ")
 
 
 def test_stray_files_and_loose_images(make, pets):
@@ -188,15 +288,92 @@ LISTS = {
     "no captions": ("x.jsonl:1", '{"file": "a.jpg", "captions": []}'),
     "a number for a caption": ("x.jsonl:1", '{"file": "a.jpg", "captions": [1]}'),
     "a number for a name": ("x.jsonl:1", '{"file": 1, "captions": "a"}'),
-    "another ending": ("x.json", "[]"),
+    "another ending": ("x.txt", "a.jpg one"),
 }
 
 
 @pytest.mark.parametrize("case", LISTS)
 def test_lists_that_are_refused(listed, case):
     place, text = LISTS[case]
-    with refused(place, UserError if place == "x.json" else DataError):
+    with refused(place, UserError if place == "x.txt" else DataError):
         listed(place.partition(":")[0], text).load("test")
+
+
+def test_quotes_are_letters_in_a_tsv(listed):
+    text = 'file\tcaption\na.jpg\t"one" two\nb.jpg\tthree\na.jpg\t"four"\nb.jpg\tfive"\n'
+    split = listed("x.tsv", text).read("test")
+    assert [image.captions for image in split.images] == [
+        ('"one" two', '"four"'),
+        ("three", 'five"'),
+    ]
+    (note,) = split.notes
+    assert note.startswith("1 ")
+    assert note.endswith("x.tsv:4")
+
+
+CAPTIONS_OF_SEVERAL_LINES = (
+    'file,caption\na.jpg,"one\n two"\n\nb.jpg,"a dog, and\r\nanother, b.jpg no"\n',
+    'caption,file\n"one\n two",a.jpg\n"a dog, and\r\nanother, b.jpg no",b.jpg\n',
+)
+
+
+@pytest.mark.parametrize("text", CAPTIONS_OF_SEVERAL_LINES)
+def test_a_quoted_caption_may_have_several_lines(listed, text):
+    captions = listed("x.csv", text).load("test").captions
+    assert captions == [("one\n two",), ("a dog, and\r\nanother, b.jpg no",)]
+
+
+@pytest.mark.parametrize("ending", ["csv", "tabbed csv"])
+@pytest.mark.parametrize("is_image_first", [True, False])
+@pytest.mark.parametrize("closed_at", [2, 3])
+def test_a_quote_that_swallows_rows_is_refused(listed, ending, is_image_first, closed_at):
+    rows = [
+        ["a.jpg", '"green square'],
+        ["b.jpg", "a red one"],
+        ["a.jpg", "blue"],
+        ["b.jpg", "four"],
+    ]
+    rows[closed_at][1] += '"'
+    columns = [["file", "caption"], *rows]
+    if not is_image_first:
+        # the quote is closed where a caption ends, or the reader says that it is no CSV
+        columns = [row[::-1] for row in columns]
+    text = "\n".join(("\t" if ending == "tabbed csv" else ",").join(row) for row in columns)
+    with refused("x.csv:2", DataError):
+        listed("x.csv", text).load("test")
+
+
+def test_two_columns_of_one_name_are_refused(listed):
+    with refused("x.csv", DataError):
+        listed("x.csv", "file,caption,caption\na.jpg,one,two\n").load("test")
+
+
+def test_a_json_of_objects_and_cocos_captions(make, listed, tmp_path):
+    rows = [{"image": "a.jpg", "caption": ["one", "two"]}, {"image": "b.jpg", "caption": "three"}]
+    expected = [("one", "two"), ("three",)]
+    assert listed("x.json", json.dumps(rows)).load("test").captions == expected
+
+    coco = {
+        "images": [{"id": 7, "file_name": "a.jpg"}, {"id": 3, "file_name": "b.jpg"}],
+        "annotations": [
+            {"image_id": 3, "id": 1, "caption": "three"},
+            {"image_id": 7, "id": 2, "caption": "one"},
+            {"image_id": 7, "id": 3, "caption": "two "},
+        ],
+    }
+    make.tree(tmp_path / "coco", [(f"val2017/{name}.jpg", make.image(0)) for name in "ab"])
+    path = tmp_path / "coco/annotations/captions_val2017.json"
+    make.tree(tmp_path, [(str(path), json.dumps(coco).encode())])
+    own = parse(f"captions:{path}")
+    assert own.load("test").captions == expected
+    assert own.name == "captions_val2017"
+    for wrong in ({}, {"images": []}, [1], {"images": [{"id": 1}], "annotations": []}, 3):
+        path.write_text(json.dumps(wrong))
+        with refused(path, DataError):
+            own.load("test")
+    path.write_text('{"images": [], "images": []}')
+    with refused(path, DataError):
+        own.load("test")
 
 
 def test_a_caption_given_twice_is_noted(listed):
@@ -291,6 +468,7 @@ def test_words_that_name_nothing(town, tmp_path, word, about, kind):
         ("folder", "/größe", "gr_e+d353a267"),
         ("folder", "/data/猫", "own+a810bf84"),
         ("folder", "/data/" + "a" * 300, "a" * 100 + "+9835fa6b"),
+        ("captions", "/data/annotations/captions_val2017.json", "captions_val2017"),
     ],
 )
 def test_a_set_is_named_after_the_last_part_that_says_something(kind, where, name):

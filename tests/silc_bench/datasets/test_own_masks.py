@@ -6,10 +6,13 @@ import json
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from refusals import refused
 
 from silc_bench.datasets.check import check
 from silc_bench.datasets.dataset import ignore_of
+from silc_bench.datasets.masks import read_values
 from silc_bench.datasets.own_data import parse, read_classes
 from silc_bench.errors import DataError, UserError
 
@@ -35,6 +38,11 @@ def test_values_that_are_no_row_of_numbers(make, town):
     ("content", "has_background", "words"),
     [
         ('["background", "a"]', True, None),
+        ('["Background", "a"]', True, None),
+        ('["_background_", "a"]', True, None),
+        ('["__background__", "a"]', True, None),
+        ('["BACKGROUND", "a"]', True, None),
+        ('["backgrounds", "a"]', False, None),
         ('["a", "background"]', False, None),
         ('{"names": ["background", "a"], "background": false}', False, None),
         ('{"names": ["other", "a"], "background": true}', True, None),
@@ -55,6 +63,111 @@ def test_many_classes_need_16_bits(make, town, tmp_path, count, ignored):
     mask = parse(word).load("test").mask(0)
     assert mask.dtype == (np.uint8 if count == 254 else np.uint16)
     assert mask.tolist() == [[0, count - 1, ignore_of(mask)]]
+
+
+def test_a_background_behind_other_names_is_said_to_be_a_class(town):
+    (note,) = parse(town(["sky", "road", "Background"])).read("test").notes
+    assert note.startswith("'Background' is label 2")
+
+
+# names and stored values -> whether 255, which nobody mentioned, may be a class; ignore, if any
+BLACK, GREY, WHITE = 0, 1, 255
+SUSPECTED = [
+    (["ground", "tree"], (BLACK, WHITE), True),
+    (["ground", "path", "tree"], (BLACK, GREY, WHITE), True),
+    ({"0": "ground", "2": "path", "7": "tree"}, (BLACK, 7, WHITE), True),
+    (["ground", "tree"], (BLACK, GREY, WHITE), False),
+    (["ground", "tree"], (BLACK,), False),
+    (["ground", "path", "tree", "car"], (BLACK, GREY, WHITE), False),
+    ({"0": "ground", "255": "tree"}, (BLACK, WHITE), False),
+]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "BMP", "PPM"])
+@pytest.mark.parametrize(("names", "values", "is_suspected"), SUSPECTED)
+def test_the_usual_value_of_what_is_not_scored_may_be_a_class(
+    make, town, tmp_path, kind, names, values, is_suspected
+):
+    word = town({"names": names}, ())
+    labels = np.array(values, np.uint8)[np.arange(12).reshape(3, 4) % len(values)]
+    end = {"PPM": "pgm"}.get(kind, kind.lower())
+    content = [
+        ("images/a.jpg", make.encoded(labels)),
+        (f"masks/a.{end}", make.encoded(labels, kind)),
+    ]
+    make.tree(tmp_path, content)
+    if not is_suspected:
+        parse(word).load("test")
+        assert not check(word).problems
+        return
+    with refused("classes.json", DataError) as caught:
+        parse(word).load("test", limit=1)
+    assert '"255": "' in caught.value.fix
+    assert len(check(word).problems) == 1
+    town({"names": names, "ignore": [255]}, ())
+    assert parse(word).load("test").findings.has_ignored
+
+
+def test_a_class_of_another_split_is_not_missing(make, town, tmp_path):
+    word = town(["ground", "tree"], ())
+    for split, values in (("train", [[0, 1]]), ("test", [[0, 255]])):
+        mask = make.encoded(np.array(values, np.uint8))
+        make.tree(tmp_path, [(f"{kind}/{split}/a.png", mask) for kind in ("images", "masks")])
+    parse(word).load("test")
+    make.tree(tmp_path, [("masks/train/a.png", make.encoded(np.array([[0, 255]], np.uint8)))])
+    with refused("classes.json", DataError):
+        parse(word).load("test")
+
+
+def test_masks_without_a_scored_pixel(make, town, tmp_path):
+    word = town(["sky", "road", "tree"])
+    nothing = make.encoded(np.full(make.mask(0).shape, 255, np.uint8))
+    make.tree(tmp_path, [("masks/a.png", nothing)])
+    (note,) = parse(word).load("test").notes
+    assert ": 1 masks" in note
+    assert note.endswith("images/a.jpg")
+    make.tree(tmp_path, [("masks/deep/b.png", make.encoded(np.full((9, 9), 255, np.uint8)))])
+    with refused("images/a.jpg", DataError):
+        parse(word).load("test")
+
+
+# a format and its options -> whether it keeps the values of a mask
+KEPT = [("PNG", {}), ("BMP", {}), ("PPM", {}), ("TIFF", {}), ("TIFF", {"compression": "tiff_lzw"})]
+LOST = [
+    *(("GIF", {}), ("JPEG", {}), ("WEBP", {"lossless": True}), ("AVIF", {})),
+    ("TIFF", {"compression": "jpeg"}),
+]
+
+
+@pytest.mark.parametrize(("kind", "options"), KEPT)
+def test_formats_that_keep_the_values_of_a_mask(make, kind, options):
+    labels = make.mask(3, 255)
+    np.testing.assert_array_equal(read_values(make.encoded(labels, kind, **options), "a"), labels)
+
+
+@pytest.mark.parametrize(("kind", "options"), LOST)
+def test_formats_that_lose_the_values_of_a_mask(make, kind, options):
+    with refused("a.mask", DataError):
+        read_values(make.encoded(make.mask(0), kind, **options), "a.mask")
+
+
+@given(st.integers(1, 65535), st.data())
+def test_a_pgm_has_the_values_that_stand_in_it_whatever_its_greatest(greatest, data):
+    stored = data.draw(st.lists(st.integers(0, greatest), min_size=1, max_size=9))
+    dtype = "u1" if greatest < 256 else ">u2"
+    header = b"P5 %d 1 %d\n" % (len(stored), greatest)
+    content = header + np.array(stored, dtype).tobytes()
+    assert read_values(content, "a.pgm").tolist() == [stored]
+    plain = b"P2 %d 1 %d\n%s\n" % (len(stored), greatest, b" ".join(b"%d" % v for v in stored))
+    assert read_values(plain, "a.pgm").tolist() == [stored]
+
+
+def test_a_mask_as_gif_is_told_that_it_lost_its_values(make, town, tmp_path):
+    word = town(folders=())
+    make.tree(tmp_path, [("images/a.png", make.image(0))])
+    make.tree(tmp_path, [("masks/a.gif", make.encoded(np.eye(4, dtype=np.uint8), "GIF"))])
+    with refused("masks/a.gif", DataError):
+        parse(word).load("test")
 
 
 WRONG = """
