@@ -14,6 +14,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterable
 
+from silc_bench.datasets import own_data
 from silc_bench.datasets.own_data import OwnData, OwnMasks, parse, read_classes
 from silc_bench.datasets.public.load import SETS
 from silc_bench.errors import UserError, unknown_name
@@ -118,10 +119,7 @@ def own_tasks(pattern: str) -> list[Task] | None:
     Raises:
         UserError: nothing is there, or the data does not allow the family.
     """
-    # the last "#", as a folder's name may hold one too
-    place, _, family = pattern.rpartition("#")
-    if not place:
-        place, family = pattern, ""
+    place, family = split_family(pattern)
     own = parse(place)
     if own is None:
         return None
@@ -140,6 +138,21 @@ def own_tasks(pattern: str) -> list[Task] | None:
             problem += " without a background among its classes"
         raise UserError(problem, about=own.word, fix=f"it allows {', '.join(families)}")
     return measure(data, [family] if family else families)
+
+
+def split_family(pattern: str) -> tuple[str, str]:
+    """(word, family) of "folder:PATH#family"; the family is "" where none is named.
+
+    A "#" in the name of what is there separates nothing.
+    """
+    word, sharp, family = pattern.rpartition("#")
+    return (word, family) if sharp and word and not own_data.is_there(pattern) else (pattern, "")
+
+
+def is_there(pattern: str) -> bool:
+    """Whether it is the user's own data, with or without a family, and its files are there."""
+    word, family = split_family(pattern)
+    return family in ("", *FAMILIES) and own_data.is_there(word)
 
 
 def _own_data(own: OwnData | OwnMasks) -> tuple[TaskData, set[str]]:

@@ -73,7 +73,7 @@ def select(patterns: Iterable[str]) -> list[Task]:
         UserError: a pattern that matches nothing (the nearest names are given), or two sets that
             would share a name.
     """
-    from silc_bench.tasks.catalogue import own_tasks
+    from silc_bench.tasks.catalogue import own_tasks, split_family
 
     known = all_tasks()
     chosen: dict[str, Task] = {}
@@ -83,7 +83,7 @@ def select(patterns: Iterable[str]) -> list[Task]:
         own = own_tasks(pattern)
         if own is not None:
             for task in own:
-                data = pattern.rpartition("#")[0] or pattern
+                data, _ = split_family(pattern)
                 # two folders of one name would write one record: neither is measured
                 if task.name in known or named_by.setdefault(task.name, data) != data:
                     other = named_by.get(task.name, "a registered task")
@@ -141,17 +141,30 @@ def words_of(text: str) -> list[str]:
     """The patterns of a command line, separated by commas.
 
     Commas in braces ("wds:{a,b}.tar") separate nothing, nor do the two in
-    "seg:IMAGES,MASKS,CLASSES.json".
+    "seg:IMAGES,MASKS,CLASSES.json", nor those in a path that is there.
     """
     parts = [part.strip() for part in re.split(r",(?![^{}]*\})", text)]
 
     words: list[str] = []
     while parts:
-        # "seg:IMAGES,MASKS,CLASSES.json" is one word of three parts
-        count = 3 if parts[0].startswith("seg:") else 1
+        count = _num_parts(parts)
         words.append(",".join(parts[:count]))
         parts = parts[count:]
     return [word for word in words if word]
+
+
+def _num_parts(parts: Sequence[str]) -> int:
+    """How many of the parts between commas the first word has."""
+    # "seg:IMAGES,MASKS,CLASSES.json" has three at least
+    usual = 3 if parts[0].startswith("seg:") else 1
+    if len(parts) <= usual or ":" not in parts[0]:
+        return usual
+
+    from silc_bench.tasks.catalogue import is_there
+
+    # the longest, because whoever names a path with a comma means it
+    counts = range(len(parts), usual, -1)
+    return next((count for count in counts if is_there(",".join(parts[:count]))), usual)
 
 
 def _matches(pattern: str, task: Task) -> bool:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import tarfile
 from types import SimpleNamespace
 
 import pytest
 from commands import call
+from PIL import Image
 from refusals import refused
 
 from silc_bench import task as contract
+from silc_bench.datasets.own_data import name_of
 from silc_bench.task import register
 from silc_bench.tasks import selection
 from silc_bench.tasks.classification.knn import Knn
@@ -72,6 +75,45 @@ def test_unknown_names_are_refused(patterns):
 )
 def test_words_are_separated_by_commas_outside_braces(text, words):
     assert words_of(text) == words
+
+
+ODD_NAMES = (
+    "my pets",
+    "pets [x]",
+    "pets#1",
+    "pets#knn",
+    "cats,dogs",
+    "a,b,c",
+    "p{1,2}",
+    "p*",
+    "x#",
+)
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_a_path_that_is_there_may_hold_what_separates_words(tmp_path, name):
+    home = tmp_path / name
+    for file in ("pets/a/0.png", "pets/b/0.png", "pics/0.png", "masks/0.png"):
+        (home / file).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4)).save(home / file)
+    with tarfile.open(home / "0.tar", "w") as tar:
+        tar.add(home / "pics/0.png", "0.png")
+    (home / "x.csv").write_text("file,caption\npics/0.png,one\n")
+    (home / "c.json").write_text('["sky", "road"]')
+
+    set_name = name_of(str(home))
+    expected = {
+        f"folder:{home}/pets": "pets/zeroshot",
+        f"folder:{home}/pets#zeroshot": "pets/zeroshot",
+        f"captions:{home}/x.csv": "x/retrieval",
+        f"wds:{home}/0.tar": "0/retrieval",
+        f"wds:{home}/{{0..0}}.tar#retrieval": f"{set_name}/retrieval",
+        f"seg:{home}/pics,{home}/masks,{home}/c.json#correspondence": "pics/correspondence",
+    }
+    for word, task in expected.items():
+        assert words_of(f"shapes/knn,{word},shapes/linear") == ["shapes/knn", word, "shapes/linear"]
+        assert [chosen.name for chosen in select([word])] == [task]
+    assert set_name != name_of(str(tmp_path)), "its own name, and not that of the folder above it"
 
 
 @pytest.mark.parametrize("name", ["shapes/knn", "knn"], ids=["twice", "no dataset/family"])

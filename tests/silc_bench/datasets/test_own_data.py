@@ -489,7 +489,7 @@ NAMES_OF_FOLDERS = st.text(st.characters(codec="utf-8", exclude_characters="/\0*
 @given(NAMES_OF_FOLDERS | st.sampled_from(["猫 a", "犬 a"]), NAMES_OF_FOLDERS)
 def test_two_folders_never_share_a_name_and_every_name_can_be_a_records(one, other):
     assume({one, other}.isdisjoint({".", ".."}))
-    assume(not one.endswith(ENDINGS) and not other.endswith(ENDINGS))
+    assume(not (one.lower().endswith(ENDINGS) or other.lower().endswith(ENDINGS)))
     names = [name_of(f"/top/{folder}") for folder in (one, other)]
     are_one = unicodedata.normalize("NFC", one) == unicodedata.normalize("NFC", other)
     assert (names[0] == names[1]) == are_one
