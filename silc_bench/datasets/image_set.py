@@ -33,7 +33,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -424,10 +424,11 @@ def notes_on(data: Mapping[str, ImageDataset]) -> list[str]:
     return list(dict.fromkeys(notes))
 
 
-def _shared(test: ImageFiles, train: ImageFiles) -> Iterator[str]:
+@lru_cache(maxsize=4)  # the tasks of a command ask for the same pairs
+def _shared(test: ImageFiles, train: ImageFiles) -> list[str]:
     """A note where the user's own data has an image in both splits, byte for byte."""
     if not all(image.is_upright for image in (*test.images, *train.images)):
-        return  # a public set is as it was published
+        return []  # a public set is as it was published
 
     # equal files have equal sizes: only those are read
     sizes = {image.place[1] for image in train.images} & {image.place[1] for image in test.images}
@@ -441,12 +442,13 @@ def _shared(test: ImageFiles, train: ImageFiles) -> Iterator[str]:
         if image.place[1] in sizes:
             twin = learned.get(hashlib.sha256(image.read()).digest())
             same += [] if twin is None else [(image, twin)]
-    if same:
-        image, twin = same[0]
-        yield (
-            f"{test.name}: {len(same):,} of the {len(test.images):,} images that are scored are"
-            f" learned from too, the first: {image.where} is {twin.where}"
-        )
+    if not same:
+        return []
+    image, twin = same[0]
+    return [
+        f"{test.name}: {len(same):,} of the {len(test.images):,} images that are scored are"
+        f" learned from too, the first: {image.where} is {twin.where}"
+    ]
 
 
 def _state(names: Sequence[str], images: Sequence[ImageFile]) -> str | None:

@@ -18,8 +18,8 @@ from typing import cast
 
 import torch
 
-from silc_bench.datasets.dataset import ImageDataset
-from silc_bench.datasets.image_set import remembered
+from silc_bench.datasets.dataset import ImageDataset, is_cut
+from silc_bench.datasets.image_set import notes_on, remembered
 from silc_bench.errors import ExplainedError, RunError, UserError, first_line, unknown_name
 from silc_bench.evaluation.dense_features import window_pipeline
 from silc_bench.evaluation.features import (
@@ -39,6 +39,7 @@ from silc_bench.results.question import Question
 from silc_bench.results.record import Record
 from silc_bench.results.setup import Setup
 from silc_bench.system.processes import meet, num_ranks, rank
+from silc_bench.system.terminal import say
 from silc_bench.task import Task
 
 _METHODS = {
@@ -90,6 +91,11 @@ def evaluate(
         for task in tasks:
             data = task.load(data_root, settings.limit)
             plans.append(_plan(model, task, data, settings, (results_dir, *also_known_in)))
+
+    # said here, because nobody has to ask `data check` before they measure
+    if rank() == 0:
+        for note in dict.fromkeys(note for plan in plans for note in plan.notes):
+            say(note)
 
     # every rank has looked for known records before the first rank saves a new one; otherwise the
     # ranks could disagree on what is left to do, and wait for each other for ever
@@ -181,6 +187,7 @@ class _Plan:
     setup: Setup
     pipeline: ImagePipeline | None  # instead of the model's own preprocessing
     known: Record | None  # measured before, under the same key
+    notes: list[str]  # on the data
 
 
 def _plan(
@@ -197,10 +204,12 @@ def _plan(
     is_dense = "dense" in task.requires
     if is_dense:
         window_pipeline(cast(DenseModel, model))  # refuses a model that takes no windows
+    # a limit that no split reaches leaves nothing out: that is a measurement of the whole set
+    limit = settings.limit if any(map(is_cut, data.values())) else None
     question = Question.of(
         task,
         data,
-        limit=settings.limit,
+        limit=limit,
         protocol=named.name,
         protocol_version=named.version,
         image=named.images(task),
@@ -218,7 +227,7 @@ def _plan(
     for folder in known_in:
         if known is None:
             known = results.find(folder, model.name, model.revision, task.name, key)
-    return _Plan(task, data, question, setup, named.pipeline(model, task), known)
+    return _Plan(task, data, question, setup, named.pipeline(model, task), known, notes_on(data))
 
 
 def _name_of(device: torch.device) -> str:
@@ -243,8 +252,7 @@ def _measure(
         )
 
     # what the data had to say, then what the model did not read
-    notes = [note for data in plan.data.values() for note in getattr(data, "notes", ())]
-    notes += features.notes()
+    notes = [*plan.notes, *features.notes()]
     record = Record.create(
         model,
         plan.task,

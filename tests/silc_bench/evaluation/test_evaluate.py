@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from given import Means, measured
+from PIL import Image
 from refusals import refused
 
 from silc_bench.errors import DataError, RunError, UserError
@@ -51,6 +52,48 @@ def test_another_limit_or_precision_is_another_measurement(tmp_path, change):
     for settings in ({}, change):
         run(Means(), ["shapes/zeroshot"], tmp_path, **settings)
     assert names_in(tmp_path, "json") == ["zeroshot", "zeroshot"]
+
+
+@pytest.fixture
+def pets(tmp_path):
+    """Five images to score and four to learn from, of two classes; one is in both splits."""
+    for name, red in (("test/a/0", 0), ("test/a/1", 9), ("test/b/0", 99), ("test/b/1", 120)):
+        _write(tmp_path / f"pets/{name}.png", red)
+        _write(tmp_path / f"pets/{name.replace('test', 'train')}.png", red + 1)
+    _write(tmp_path / "pets/test/b/2.png", 121)
+    (tmp_path / "pets/test/b/3.heic").write_bytes(b"")
+    return tmp_path / "pets"
+
+
+def _write(path, red):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (8, 8), (red, 0, 0)).save(path)
+
+
+@pytest.mark.parametrize(("limit", "kept"), [(4, 4), (5, None), (6, None), (None, None)])
+def test_a_limit_that_leaves_nothing_out_is_none(tmp_path, pets, limit, kept):
+    (pets / "train").rename(tmp_path / "train")
+    (record,) = run(Means(), [f"folder:{pets}"], tmp_path / "results", limit=limit)
+    assert (record.limit, record.n) == (kept, kept or 5)
+    model = Means()
+    run(model, [f"folder:{pets}"], tmp_path / "results", limit=None)
+    assert bool(model.images) == (kept is not None), "a measurement of the whole is known"
+
+
+@pytest.mark.parametrize(("limit", "kept"), [(7, 7), (8, None), (9, None)])
+def test_a_limit_that_leaves_nothing_out_of_scenes_is_none(tmp_path, limit, kept):
+    sources = {"test": shapes("test", 8), "train": shapes("train", 8)}
+    (record,) = measured(Means(), [Knn(name="few/knn", sources=sources)], tmp_path, limit=limit)
+    assert record.limit == kept
+
+
+def test_what_was_passed_over_and_what_both_splits_hold_is_said(tmp_path, pets, capsys):
+    run(Means(), [f"folder:{pets}#knn", f"folder:{pets}#linear"], tmp_path / "results", limit=None)
+    skipped, shared = capsys.readouterr().err.splitlines()
+    assert skipped.startswith("pets test: skipped 1 ")
+    assert skipped.endswith("b/3.heic")
+    assert shared.startswith("pets: 1 of the 5 ")
+    assert f"{pets}/test/b/2.png is {pets}/train/b/1.png" in shared
 
 
 def test_existing_overwrite_and_error(tmp_path):

@@ -57,10 +57,17 @@ class Shapes:
 
     def part(self, indices: Sequence[int]) -> Shapes:
         """These samples, in this order."""
+        if list(indices) == list(range(len(self))):
+            return self
         part = Shapes(self.split, self.num_samples, self.size, self.seed)
         part._indices = [self._indices[i] for i in indices]
         part.fingerprint = _hash([self.fingerprint, part._indices])
         return part
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether no sample was left out for a limit."""
+        return len(self._indices) == self.num_samples
 
     @cached_property
     def labels(self) -> np.ndarray:
