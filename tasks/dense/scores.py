@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from silc_bench.datasets.dataset import ignore_of
+from silc_bench.errors import UserError
 from silc_bench.evaluation.protocols import NamedProtocol, rule_of
 from silc_bench.metrics import iou as metrics
 from silc_bench.metrics import statistics as stats
@@ -113,7 +114,16 @@ class ImageAreas:
     def scores(
         self, names: Sequence[str], chance: float, details: Mapping[str, Any] | None = None
     ) -> Scores:
-        """What was added, as mIoU and its company, with the IoU of each class in the details."""
+        """What was added, as mIoU and its company, with the IoU of each class in the details.
+
+        Raises:
+            UserError: no image shows any of the classes, so that every number would be NaN.
+        """
+        if not self.truth.any():
+            shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+            problem = f"no pixel of the {len(self._areas):,} images that are scored is of a class"
+            raise UserError(problem, about=shown, fix="leave the task out, or raise --limit")
+
         areas = np.stack(self._areas)  # [N, 3, C]
         boundary = np.stack(self._boundary)
         measured = {name: (areas, measure) for name, measure in MEASURES.items()}

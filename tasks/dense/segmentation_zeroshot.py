@@ -195,7 +195,7 @@ class ZeroShotSegmentation(SourcedTask):
         # what features that know nothing predict: each named label as often as it has words, and
         # background as often as it was predicted
         per_label = np.bincount(owner, minlength=len(test.mask_names))[1:].astype(float)
-        background = whole.predicted[0] / whole.predicted.sum()
+        background = whole.predicted[0] / max(1, whole.predicted.sum())  # none: refused below
         shares = np.append(background, (1 - background) * per_label / per_label.sum())
         scores = whole.scores(test.mask_names, chance=shares_miou(whole.truth, shares))
 

@@ -267,3 +267,13 @@ def test_background_words_take_part_where_the_rule_says_so(has_words):
     scores = task(rule=rule).score(made(oracle, away, test=masks(10)))
     assert (scores.metrics["mIoU"] == 1.0) == has_words
     assert scores.metrics["mIoU_foreground"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("value", "about"), [(0, "cat, dog, grass"), (255, "background, cat, dog")]
+)
+def test_images_without_a_class_are_a_sentence_and_no_nan(value, about):
+    """Background alone has no IoU of a named class, pixels that are not scored have none at all."""
+    pixels = np.full((4, SIDE, SIDE), value, np.uint8)
+    with refused(about):
+        task().score(made(oracle, WORDS, test=masks(4, masks=pixels), train=masks(5, seed=1)))
