@@ -466,11 +466,12 @@ class OwnMasks:
             self.load(split)
 
     def _check_labelled(self, data: ImageFiles) -> None:
+        """Raise DataError where no pixel of any mask is scored."""
         if data.findings.unlabelled.count == len(data):
             problem = f"no pixel of its {len(data):,} masks is scored"
-            ignored = ", ".join(map(str, data.content.rule.ignored))
+            ignored = ", ".join(map(str, data.content.rule.ignored)) or "nothing"
             fix = f"look whether {self.classes} names their values: {ignored} counts as not scored"
-            raise DataError(problem, about=data.images[0].where, fix=fix)
+            raise DataError(problem, about=data.content.folder, fix=fix)
 
     def _check_ignored(self, data: ImageFiles) -> None:
         """Raise DataError where the usual value of pixels that are not scored looks like a class.

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 
 from PIL import Image
 
@@ -69,6 +70,10 @@ _OTHERS = (
     (4, b"ftypmsf1", "HEIF"),
     (0, b"version https://git-lfs", "a Git LFS pointer (git lfs pull fetches the image)"),
 )
+
+# What Pillow thinks of broken notes beside an image is no sentence for people, and a size that it
+# warns of is refused.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 ORIENTATION = 0x0112  # EXIF's tag
 _TURNS = {

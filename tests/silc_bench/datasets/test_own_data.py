@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import unicodedata
 
 import pytest
 from commands import succeed
-from hypothesis import assume, example, given
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from refusals import refused
 
@@ -374,6 +375,33 @@ def test_a_json_of_objects_and_cocos_captions(make, listed, tmp_path):
     path.write_text('{"images": [], "images": []}')
     with refused(path, DataError):
         own.load("test")
+
+
+WHOLE_LISTS = {
+    "csv": 'file,caption,n\na.jpg,"one, ""or"" two",3\nb.jpg,dr\u00e9i,4\n',
+    "tsv": 'file\tcaption\na.jpg\t"one" two\nb.jpg\tdrei\n',
+    "jsonl": '{"file": "a.jpg", "captions": ["one", "two"]}\n{"file": "b.jpg", "caption": "3"}\n',
+    "json": '{"images": [{"id": 1, "file_name": "a.jpg"}], '
+    '"annotations": [{"image_id": 1, "caption": "one"}]}',
+}
+
+
+@settings(
+    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    st.sampled_from(sorted(WHOLE_LISTS)),
+    st.lists(st.tuples(st.integers(0, 5000), st.integers(0, 255)), max_size=4),
+    st.floats(0.5, 1),
+)
+def test_broken_lists_raise_nothing_else(make, tmp_path, ending, changes, keep):
+    make.tree(tmp_path, [("a.jpg", make.image(0)), ("b.jpg", make.image(1))])
+    data = bytearray(WHOLE_LISTS[ending].encode())
+    for at, value in changes:
+        data[at % len(data)] = value
+    (tmp_path / f"x.{ending}").write_bytes(data[: int(len(data) * keep) + 1])
+    with contextlib.suppress(UserError):
+        assert parse(f"captions:{tmp_path}/x.{ending}").load("test").captions
 
 
 def test_a_caption_given_twice_is_noted(listed):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from refusals import refused
 
@@ -77,7 +78,7 @@ SUSPECTED = [
     (["ground", "path", "tree"], (BLACK, GREY, WHITE), True),
     ({"0": "ground", "2": "path", "7": "tree"}, (BLACK, 7, WHITE), True),
     (["ground", "tree"], (BLACK, GREY, WHITE), False),
-    (["ground", "tree"], (BLACK,), False),
+    (["ground", "path", "tree"], (BLACK, GREY), False),
     (["ground", "path", "tree", "car"], (BLACK, GREY, WHITE), False),
     ({"0": "ground", "255": "tree"}, (BLACK, WHITE), False),
 ]
@@ -127,8 +128,42 @@ def test_masks_without_a_scored_pixel(make, town, tmp_path):
     assert ": 1 masks" in note
     assert note.endswith("images/a.jpg")
     make.tree(tmp_path, [("masks/deep/b.png", make.encoded(np.full((9, 9), 255, np.uint8)))])
-    with refused("images/a.jpg", DataError):
+    with refused(tmp_path / "images", DataError):
         parse(word).load("test")
+
+
+MUTATIONS = st.lists(st.tuples(st.integers(0, 5000), st.integers(0, 255)), max_size=6)
+
+
+def mutated(whole, changes, keep):
+    """Bytes of a file with some of them changed, and cut off."""
+    data = bytearray(whole)
+    for at, value in changes:
+        data[at % len(data)] = value
+    return bytes(data[: int(len(data) * keep) + 1])
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.sampled_from(["PNG", "TIFF", "BMP", "PPM", "GIF"]), MUTATIONS, st.floats(0.2, 1))
+def test_broken_masks_raise_nothing_else(make, kind, changes, keep):
+    try:
+        values = read_values(mutated(make.encoded(make.mask(2), kind), changes, keep), "a")
+    except DataError:
+        return
+    assert values.dtype in (np.uint8, np.uint16)
+
+
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(MUTATIONS, st.floats(0.2, 1))
+def test_broken_classes_json_raises_nothing_else(tmp_path, changes, keep):
+    whole = json.dumps(
+        {"names": {"0": "a", "7": "b"}, "ignore": [3], "synonyms": {"a": ["c"]}, "background": True}
+    )
+    (tmp_path / "c.json").write_bytes(mutated(whole.encode(), changes, keep))
+    with contextlib.suppress(UserError):
+        read_classes(tmp_path / "c.json")
 
 
 # a format and its options -> whether it keeps the values of a mask

@@ -10,6 +10,7 @@ from given import Means, measured
 from PIL import Image
 from refusals import refused
 
+from silc_bench.datasets.dataset import is_cut
 from silc_bench.errors import DataError, RunError, UserError
 from silc_bench.evaluation.evaluate import check_supported
 from silc_bench.results import outcomes
@@ -18,7 +19,7 @@ from silc_bench.results.folders import read
 from silc_bench.task import Scores, Task
 from silc_bench.tasks.classification.knn import Knn
 from silc_bench.tasks.selection import select
-from silc_bench.tasks.sources import shapes
+from silc_bench.tasks.sources import places, shapes
 
 
 def run(model, patterns, folder, **settings):
@@ -80,16 +81,21 @@ def test_a_limit_that_leaves_nothing_out_is_none(tmp_path, pets, limit, kept):
     assert bool(model.images) == (kept is not None), "a measurement of the whole is known"
 
 
-@pytest.mark.parametrize(("limit", "kept"), [(7, 7), (8, None), (9, None)])
-def test_a_limit_that_leaves_nothing_out_of_scenes_is_none(tmp_path, limit, kept):
-    sources = {"test": shapes("test", 8), "train": shapes("train", 8)}
-    (record,) = measured(Means(), [Knn(name="few/knn", sources=sources)], tmp_path, limit=limit)
-    assert record.limit == kept
+@pytest.mark.parametrize(("limit", "is_less"), [(7, True), (8, False), (9, False)])
+def test_scenes_say_whether_a_limit_leaves_any_out(limit, is_less):
+    for scenes in (shapes("test", 8), places("test", 8)):
+        data = scenes(None, limit)
+        assert is_cut(data) == is_less
+        assert is_cut(data.part([1, 0, 2]))
+        assert data.part(range(len(data))) is data
 
 
 def test_what_was_passed_over_and_what_both_splits_hold_is_said(tmp_path, pets, capsys):
-    run(Means(), [f"folder:{pets}#knn", f"folder:{pets}#linear"], tmp_path / "results", limit=None)
+    words = [f"folder:{pets}#zeroshot", f"folder:{pets}#linear"]
+    learned, asked = run(Means(), words, tmp_path / "results", limit=None)
     skipped, shared = capsys.readouterr().err.splitlines()
+    assert list(learned.notes)[:2] == [skipped, shared]
+    assert skipped in asked.notes
     assert skipped.startswith("pets test: skipped 1 ")
     assert skipped.endswith("b/3.heic")
     assert shared.startswith("pets: 1 of the 5 ")

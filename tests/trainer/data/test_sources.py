@@ -34,7 +34,7 @@ from silc_bench.trainer.data.shard_index import Shard
 from silc_bench.trainer.data.shards import ShardsReader
 from silc_bench.trainer.data.sources import BLOCK, MixedReader, open_reader
 
-from pairs import encoded, numbers, shard, source, take, texts_of  # isort: skip
+from pairs import encoded, numbers, shard, source, take, texts_of, whole, write_shard  # isort: skip
 
 
 # --- each sample once, for any number of shards, workers and ranks, from any point ----------------
@@ -351,3 +351,29 @@ def test_a_pattern_that_begins_with_a_number_is_no_weight(tmp_path, monkeypatch)
 def test_mixtures_that_mean_nothing(two, mixture, about):
     with refused(about.format(*two)):
         source(mixture.format(*two))
+
+
+@pytest.mark.parametrize("name", ["my data", "a [x]", "b#1", "c,d", "e {1..2}", "f*"])
+def test_a_path_of_odd_letters_is_a_source(tmp_path, name):
+    home = tmp_path / name
+    (home / "images").mkdir(parents=True)
+    (home / "images/0.png").write_bytes(encoded(0))
+    (home / "images/0.txt").write_text("number 0")
+    (home / "x.csv").write_text("file,caption\n0.png,number 0\n")
+    write_shard(home / "000.tar", whole(0))
+    for data in ("images", "x.csv", "000.tar", "*.tar", "{000..000}.tar"):
+        assert texts_of(home / data, 1) == ["number 0"]
+
+
+def test_cocos_captions_are_a_source(tmp_path):
+    coco = {
+        "images": [{"id": 5, "file_name": "5.png"}, {"id": 4, "file_name": "4.png"}],
+        "annotations": [{"image_id": n, "caption": f"number {n}"} for n in (4, 5)],
+    }
+    for folder in ("annotations", "train2017"):
+        (tmp_path / folder).mkdir()
+    path = tmp_path / "annotations/captions_train2017.json"
+    path.write_text(json.dumps(coco))
+    for n in (4, 5):
+        (tmp_path / f"train2017/{n}.png").write_bytes(encoded(n))
+    assert sorted(numbers(take(source(path), 1, 0, 2))) == [4, 5]
