@@ -427,28 +427,55 @@ def notes_on(data: Mapping[str, ImageDataset]) -> list[str]:
 @lru_cache(maxsize=4)  # the tasks of a command ask for the same pairs
 def _shared(test: ImageFiles, train: ImageFiles) -> list[str]:
     """A note where the user's own data has an image in both splits, byte for byte."""
-    if not all(image.is_upright for image in (*test.images, *train.images)):
+    images = [*test.images, *train.images]
+    if not all(image.is_upright for image in images):
         return []  # a public set is as it was published
 
+    count, first, second = _known_twins(test, train, images)
+    if not count:
+        return []
+    return [
+        f"{test.name}: {count:,} of the {len(test.images):,} images that are scored are learned"
+        f" from too, the first: {test.images[first].where} is {train.images[second].where}"
+    ]
+
+
+def _known_twins(
+    test: ImageFiles, train: ImageFiles, images: Sequence[ImageFile]
+) -> tuple[int, int, int]:
+    """``_twins``, remembered as fingerprints are."""
+    store = _STORE.get()
+    files = None if store is None else _state((), images)
+    if store is None or files is None:
+        return _twins(test, train)
+
+    # the state of all files says where the first of the two splits ends, too
+    description = {"kind": "twins", "version": VERSION, "scored": len(test), "files": files}
+    entry = store.entry(description)
+    if known := entry.word():
+        count, first, second = map(int, known.split())
+        return count, first, second
+    twins = _twins(test, train)
+    if _state((), images) == files:
+        entry.save_word(" ".join(map(str, twins)))
+    return twins
+
+
+def _twins(test: ImageFiles, train: ImageFiles) -> tuple[int, int, int]:
+    """How many images of ``test`` are in ``train``, and the place of the first in both."""
     # equal files have equal sizes: only those are read
     sizes = {image.place[1] for image in train.images} & {image.place[1] for image in test.images}
-    learned: dict[bytes, ImageFile] = {}
-    for image in train.images:
+    learned: dict[bytes, int] = {}
+    for index, image in enumerate(train.images):
         if image.place[1] in sizes:
-            learned.setdefault(hashlib.sha256(image.read()).digest(), image)
+            learned.setdefault(hashlib.sha256(image.read()).digest(), index)
 
-    same = []
-    for image in test.images:
+    twins = []
+    for index, image in enumerate(test.images):
         if image.place[1] in sizes:
             twin = learned.get(hashlib.sha256(image.read()).digest())
-            same += [] if twin is None else [(image, twin)]
-    if not same:
-        return []
-    image, twin = same[0]
-    return [
-        f"{test.name}: {len(same):,} of the {len(test.images):,} images that are scored are"
-        f" learned from too, the first: {image.where} is {twin.where}"
-    ]
+            twins += [] if twin is None else [(index, twin)]
+    return (len(twins), *twins[0]) if twins else (0, 0, 0)
 
 
 def _state(names: Sequence[str], images: Sequence[ImageFile]) -> str | None:

@@ -468,7 +468,7 @@ def _samples(
                 endings = ", ".join(f".{ext}" for ext in IMAGE_EXTENSIONS)
                 fix = f"give it an image ({endings}) and a {content} (.{extension})"
                 if place is None and sample.unread:
-                    fix = f"its .{sample.unread} is not read: {SAVE_AS}"
+                    fix = f"its .{sample.unread} is not read: save it {SAVE_AS}"
                 raise UserError(f"the sample has only {members}", about=where, fix=fix)
             data = read_member(path, sample.members[extension])
             yield ImageFile(path, place, where), sample, data

@@ -54,6 +54,7 @@ from silc_bench.datasets.files.folders import (
     subfolders,
     unused_splits,
 )
+from silc_bench.datasets.files.images import SAVE_AS
 from silc_bench.datasets.files.shards import expand, names_shards
 from silc_bench.datasets.image_set import ImageFiles, ImageSplit
 from silc_bench.datasets.layouts import (
@@ -72,6 +73,7 @@ from silc_bench.datasets.public.segmentation import read_pairs
 from silc_bench.errors import DataError, UserError, unknown_name
 
 KINDS = ("folder", "captions", "wds", "seg")
+NAME_LISTS = ("classnames.json", "classnames.txt")
 TEMPLATES = "zeroshot_classification_templates.txt"
 
 # of a set's name: a file system takes 255 bytes, and a record's folder is called so
@@ -183,7 +185,8 @@ class OwnData:
         # a class to learn may have nothing to score: its folder counts as there, and empty
         mine = listings[split]
         absent = sorted(set(labels) - set(mine.folders)) if split == "test" else []
-        mine = replace(mine, folders=[*mine.folders, *absent])
+        other = [name for name in mine.other if name not in (*NAME_LISTS, TEMPLATES)]
+        mine = replace(mine, folders=[*mine.folders, *absent], other=other)
         images, notes = read_class_folders(mine, labels, self.word)
 
         # any other empty class is a mistake, such as a folder that was not filled
@@ -191,14 +194,19 @@ class OwnData:
         for folder, label in labels.items():
             if label not in labels_here and folder not in absent:
                 fix = "fill the class or remove its folder"
-                raise DataError("it holds no image", about=mine.path / folder, fix=fix)
+                problem = "it holds no image"
+                unread = [name for name in mine.unread if name.startswith(f"{folder}/")]
+                if unread:
+                    problem += f" that is read, and {len(unread)} others, such as {unread[0]}"
+                    fix = f"save them {SAVE_AS}"
+                raise DataError(problem, about=mine.path / folder, fix=fix)
         if absent:
             notes.append(
                 f"{len(absent)} classes to learn are not scored:"
                 f" {absent[0]} has no images in {mine.path}"
             )
 
-        names = self._names(ordered)
+        names = self._names(ordered, notes)
         found = ImageSplit(
             images,
             mine.path,
@@ -224,7 +232,7 @@ class OwnData:
             images = read_captioned(shards)
             layout = "webdataset shards with captions"
         else:
-            names = self._names(None) or ()
+            names = self._names(None, []) or ()
             if not names:
                 problem = "the labels are numbers, and there are no names for them"
                 fix = (
@@ -250,11 +258,12 @@ class OwnData:
             return [self.path, self.path.parent]
         return [self.path]
 
-    def _names(self, folders: list[str] | None) -> tuple[str, ...] | None:
+    def _names(self, folders: list[str] | None, notes: list[str]) -> tuple[str, ...] | None:
+        """Names that lie beside the data; which folder has which is noted where a list says it."""
         for home in self._homes():
-            for path in (home / "classnames.json", home / "classnames.txt"):
+            for path in (home / name for name in NAME_LISTS):
                 if path.is_file():
-                    return _names_from(path, folders)
+                    return _names_from(path, folders, notes)
         return None
 
 
@@ -284,7 +293,7 @@ def name_of(where: str) -> str:
     return f"{name[:LONGEST_NAME] or 'own'}+{digest[:8]}"
 
 
-def _names_from(path: Path, folders: list[str] | None) -> tuple[str, ...]:
+def _names_from(path: Path, folders: list[str] | None, notes: list[str]) -> tuple[str, ...]:
     """Class names of a list, in the order of ``folders`` where there are any."""
     if path.suffix == ".json" and folders is not None:
         content = read_json(path, "write {folder: name}, or a list in label order")
@@ -302,6 +311,10 @@ def _names_from(path: Path, folders: list[str] | None) -> tuple[str, ...]:
         problem = f"it names {len(names)} classes, and there are {len(folders)} folders"
         raise DataError(problem, about=path, fix="name each folder's class")
     _check_order(path, names, folders)
+    notes.append(
+        f"{path.name} names the folders in their order, from {folders[0]!r} as {names[0]!r}"
+        f" to {folders[-1]!r} as {names[-1]!r}"
+    )
     return names
 
 
@@ -513,7 +526,7 @@ class OwnMasks:
         masks = self._masks_of(folder)
         rule = read_classes(self.classes).rule
         layout = f"images, masks of the same names in {masks},"
-        notes = []
+        notes = listing(folder).notes()
         later = [name for name in rule.names[1:] if is_background(name)]
         if later and not rule.has_background:
             place = rule.names.index(later[0])

@@ -59,6 +59,11 @@ class Listing:
         # macOS writes a "._" file beside each: one line counts them all
         self.stray["._*" if stray.startswith("._") else stray] += 1
 
+    @property
+    def unread(self) -> list[str]:
+        """Images of formats that are not read."""
+        return [name for name in self.other if ending_of(name) in UNREAD_EXTENSIONS]
+
     def notes(self) -> list[str]:
         """What was passed over, for people."""
         lines = []
@@ -67,7 +72,7 @@ class Listing:
             lines.append(f"skipped stray files of the system: {kinds}")
 
         # images that are not read are missing from their class; other files belong to none
-        unread = [name for name in self.other if ending_of(name) in UNREAD_EXTENSIONS]
+        unread = self.unread
         others = [name for name in self.other if ending_of(name) not in UNREAD_EXTENSIONS]
         if unread:
             endings = Counter(ending_of(name) for name in unread)

@@ -31,7 +31,7 @@ UNREAD_EXTENSIONS = (
     *("heic", "heif", "jxl", "jp2", "j2k", "svg", "psd", "eps", "pdf", "tga", "ico", "exr", "hdr"),
     *("raw", "dng", "cr2", "cr3", "nef", "arw", "orf", "rw2", "raf", "mpo", "dib", "pbm", "npy"),
 )
-SAVE_AS = "save it as JPEG or PNG"
+SAVE_AS = "as JPEG or PNG"
 
 BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 MAX_PIXELS = 64_000_000  # an image that claims more is taken for a decompression bomb
@@ -49,7 +49,10 @@ _CAUSES = {
         "the image has more than 8 bits a channel, and nothing says how to make 8 of them",
         "save it with 8 bits a channel",
     ),
-    "image of a format that is not read": ("the format of the image is not read", SAVE_AS),
+    "image of a format that is not read": (
+        "the format of the image is not read",
+        f"save it {SAVE_AS}",
+    ),
 }
 # first bytes of what is often called .jpg, from a byte on
 _OTHERS = (

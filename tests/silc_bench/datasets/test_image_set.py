@@ -10,7 +10,7 @@ from refusals import refused
 
 from silc_bench.datasets import image_set as fingerprints
 from silc_bench.datasets.check import check
-from silc_bench.datasets.image_set import remembered
+from silc_bench.datasets.image_set import notes_on, remembered
 from silc_bench.datasets.own_data import parse
 from silc_bench.errors import DataError
 from silc_bench.system.cache import Store
@@ -156,3 +156,30 @@ def test_data_check_always_reads(hashed, pets, read, tmp_path):
         report = check(f"folder:{pets}")
     assert report.found[-1].endswith(first)
     assert len(read) == 4
+
+
+def test_what_both_splits_hold_is_looked_for_once(make, tmp_path, monkeypatch):
+    """Of equal size are all of them, equal are two."""
+    monkeypatch.setattr(fingerprints, "SETTLED", -1.0)
+    for split, numbers in (("train", (1, 2, 3)), ("test", (4, 3, 2, 5))):
+        for name in "ab":
+            files = [(f"{split}/{name}/{n}.png", make.image(n)) for n in numbers if name == "a"]
+            make.tree(tmp_path / "pets", [*files, (f"{split}/b/{split}.png", make.image(9))])
+    store = Store(tmp_path / "cache")
+    looked = []
+    real = fingerprints._twins
+    monkeypatch.setattr(fingerprints, "_twins", lambda *both: looked.append(both) or real(*both))
+
+    def notes():
+        own = parse(f"folder:{tmp_path}/pets")
+        with remembered(store):
+            return notes_on({split: own.load(split) for split in ("test", "train")})
+
+    (note,) = first = notes()
+    assert (
+        f": 3 of the 5 images that are scored are learned from too, the first: {tmp_path}" in note
+    )
+    assert notes() == first
+    assert len(looked) == 1
+    make.tree(tmp_path / "pets", [("train/a/7.png", make.image(4))])
+    assert ": 4 of the 5 " in notes()[0]

@@ -142,7 +142,10 @@ def test_a_list_of_names_is_taken_where_its_order_is_certain(
     text = "\n".join(names) if ending == "txt" else json.dumps(names)
     (tmp_path / f"classnames.{ending}").write_text(text)
     if fault is None:
-        assert folder(tmp_path).class_names == names
+        data = folder(tmp_path)
+        assert data.class_names == names
+        (note,) = data.notes
+        assert note.endswith(f"{folders[-1]!r} as {names[-1]!r}"), "what was guessed is said"
         return
     with refused(f"classnames.{ending}", DataError):
         folder(tmp_path)
@@ -203,6 +206,12 @@ def test_what_is_an_image_and_what_is_passed_over(make, tmp_path):
     assert "(4 .heic, 1 .jxl)" in unread
     assert unread.endswith(" a/c.heic")
     assert other.endswith(" b/f.md")
+
+
+def test_a_class_of_images_that_are_not_read_is_no_empty_class(pets):
+    with refused("pets/newt", DataError) as caught:
+        folder(pets(names=("cat", "dog"), more=[("newt/0.heic", b""), ("newt/1.heic", b"")]))
+    assert "2 others, such as newt/0.heic" in caught.value.problem
 
 
 def test_folders_behind_links_are_read_once(make, tmp_path):
