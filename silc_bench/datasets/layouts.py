@@ -35,7 +35,6 @@ from silc_bench.datasets.files.folders import (
 from silc_bench.datasets.files.images import IMAGE_EXTENSIONS, SAVE_AS
 from silc_bench.datasets.files.shards import (
     Sample,
-    cannot_read,
     check_whole,
     index_shard,
     read_member,
@@ -503,7 +502,8 @@ def read_json(path: Path, fix: str) -> Any:
     try:
         text = read_text(path)
     except OSError as error:
-        raise cannot_read(path, error) from error
+        problem = f"it cannot be read ({error.strerror or error})"
+        raise DataError(problem, about=path, fix=fix) from error
     return _parsed(text, path, fix)
 
 

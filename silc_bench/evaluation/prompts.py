@@ -46,7 +46,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from silc_bench.errors import DataError, UserError, first_line
+from silc_bench.datasets.layouts import read_json
+from silc_bench.errors import DataError, UserError
 from silc_bench.metrics.accuracy import normalize
 
 if TYPE_CHECKING:
@@ -160,12 +161,7 @@ def read_per_class(path: Path) -> Prompts:
     Raises UserError for anything else.
     """
     fix = "write {class name: [prompt, ...]}"
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(
-            f"cannot be read as JSON ({first_line(error)})", about=path, fix=fix
-        ) from error
+    content = read_json(path, fix)
     if not isinstance(content, dict) or not content:
         raise DataError(f"holds {type(content).__name__} {content!r:.60}", about=path, fix=fix)
 

@@ -24,12 +24,12 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "PPM", "TIFF", "AVIF")
 # the first of them that a sample of a shard has is its image
 IMAGE_EXTENSIONS = (
     *("jpg", "jpeg", "png", "webp", "jpe", "jfif", "gif", "avif"),
-    *("bmp", "ppm", "pgm", "pnm", "tif", "tiff"),
+    *("bmp", "ppm", "pgm", "pbm", "pnm", "tif", "tiff", "mpo"),
 )
 # images too, which are passed over with a word of their own
 UNREAD_EXTENSIONS = (
-    *("heic", "heif", "jxl", "jp2", "j2k", "svg", "psd", "eps", "pdf", "tga", "ico", "exr", "hdr"),
-    *("raw", "dng", "cr2", "cr3", "nef", "arw", "orf", "rw2", "raf", "mpo", "dib", "pbm", "npy"),
+    *("heic", "heif", "jxl", "jp2", "j2k", "svg", "psd", "eps", "tga", "ico", "exr", "hdr", "dib"),
+    *("raw", "dng", "cr2", "cr3", "nef", "arw", "orf", "rw2", "raf"),
 )
 SAVE_AS = "as JPEG or PNG"
 

@@ -46,6 +46,7 @@ from pathlib import Path
 from typing import Any
 
 from silc_bench.datasets.files.folders import Listing, listing
+from silc_bench.datasets.files.texts import read_text
 from silc_bench.datasets.image_set import ImageFile, ImageSplit
 from silc_bench.datasets.layouts import (
     has_member,
@@ -238,7 +239,7 @@ def _truth(folder: Path, base: Path) -> tuple[Mapping[str, str], Path]:
 def _kaggle(path: Path) -> dict[str, str]:
     """A table of ImageId and PredictionString, of which the second begins with the wnid."""
     again = f"fetch {KAGGLE} again"
-    rows = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig")))
+    rows = csv.DictReader(io.StringIO(read_text(path)))
     if {"ImageId", "PredictionString"} - set(rows.fieldnames or ()):
         problem = f"has the columns {rows.fieldnames}, not ImageId and PredictionString"
         raise DataError(problem, about=path, fix=again)
@@ -256,7 +257,7 @@ def _kaggle(path: Path) -> dict[str, str]:
 
 def _synsets(path: Path) -> dict[str, str]:
     """A wnid a line, in the order of the images' numbers."""
-    return _numbered(path.read_text(encoding="utf-8").split())
+    return _numbered(read_text(path).split())
 
 
 def _numbered(wnids_in_order: list[str]) -> dict[str, str]:

@@ -24,6 +24,7 @@ import numpy as np
 
 from silc_bench.datasets.dataset import IGNORE
 from silc_bench.datasets.files.folders import FILE_EXTENSIONS, Listing, by_number, walk
+from silc_bench.datasets.files.texts import read_text
 from silc_bench.datasets.image_set import ImageFile, ImageSplit, image_file
 from silc_bench.datasets.masks import MASK_EXTENSIONS, MaskFile, MaskRule
 from silc_bench.datasets.public.find import MaskLayout, check_files
@@ -76,7 +77,7 @@ def _listed(
     listed: Path, images: Path, masks: Path, layout: MaskLayout, rule: MaskRule
 ) -> list[ImageFile]:
     """In the order of the list."""
-    stems = listed.read_text(encoding="utf-8").split()
+    stems = read_text(listed).split()
     if len(set(stems)) != len(stems):
         twice = next(stem for stem in stems if stems.count(stem) > 1)
         raise DataError(f"lists {twice} twice", about=listed, fix="fetch the list again")

@@ -72,7 +72,7 @@ def test_embeddings_are_normalised_means_of_normalised_prompts():
 def test_a_file_of_prompts_per_class(tmp_path):
     path = tmp_path / "cupl.json"
     content = {"dog": ["A dog barks.", "It wags."], "cat": ["It purrs."], "unused": ["x"]}
-    path.write_text(json.dumps(content))
+    path.write_text(json.dumps(content), encoding="utf-8-sig")  # with a mark, as Windows writes
     prompts = read_per_class(path)
     assert prompts.name == "cupl"
     assert prompts.texts(["cat", "dog"]) == [["It purrs."], ["A dog barks.", "It wags."]]
@@ -88,6 +88,14 @@ def test_a_wrong_file_is_refused(content, tmp_path):
         path.write_text(content)
     with refused(path, kind=DataError, is_kept=content != "{"):
         read_per_class(path)
+
+
+def test_prompts_in_another_encoding_are_refused(tmp_path):
+    path = tmp_path / "p.json"
+    path.write_bytes('{"cat": ["a caf\u00e9 cat"]}'.encode("cp1252"))
+    with refused(path, kind=DataError) as caught:
+        read_per_class(path)
+    assert "WINDOWS-1252" in caught.value.problem
 
 
 def test_a_template_without_a_place_for_the_class_is_refused():
