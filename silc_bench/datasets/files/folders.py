@@ -205,11 +205,14 @@ def walk(path: Path, result: Listing) -> Iterable[File]:
 
 
 def _is_loop(path: Path, folder: Path) -> bool:
-    """Whether a folder below ``path`` is a link to itself or to a folder on the way to it."""
+    """Whether a folder below ``path`` is a link to a folder on the way to it, or above that."""
     if not folder.is_symlink():
         return False
-    real, way = folder.resolve(), folder.parent.resolve()
-    return real == way or real in way.parents or real == path.resolve()
+
+    # of each folder on the way that is meant: links may lead round through several of them
+    real = folder.resolve()
+    way = [place for place in folder.parents if place == path or path in place.parents]
+    return any(real == place or real in place.parents for place in map(Path.resolve, way))
 
 
 def _in_tar(path: Path, result: Listing) -> Iterable[File]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 
+import numpy as np
 import pytest
+from PIL import Image
 from refusals import refused
 
 from silc_bench.datasets import image_set as fingerprints
@@ -58,6 +60,31 @@ def test_files_are_read_once(hashed, make, pets, town):
         first, again, never = hashed(word), hashed(word), hashed(word, None)
         assert first == never == (first[0], count)
         assert again == (first[0], 0)
+
+
+def test_findings_are_remembered_too(monkeypatch, tmp_path, town, make, read):
+    """Every count with its first place, and which classes there are, without reading a file."""
+    monkeypatch.setattr(fingerprints, "SETTLED", -1.0)
+    word = town({"names": ["sky", "road", "tree", "sea"], "ignore": [255]})
+    nothing = make.encoded(np.full((9, 9), 255, np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    upside_down = make.encoded(np.zeros((9, 9, 3), np.uint8), "JPEG", exif=exif)
+    make.tree(tmp_path, [("masks/deep/b.png", nothing), ("images/deep/b.jpg", upside_down)])
+
+    seen = []
+    for _ in range(2):
+        read.clear()
+        with remembered(Store(tmp_path / "cache")):
+            data = parse(word).load("test")
+            seen.append((data.findings, data.notes, data.fingerprint))
+    assert not read
+    assert seen[0] == seen[1]
+    findings, notes, _ = seen[0]
+    assert findings.turned == findings.unlabelled == fingerprints.Tally(1, 1)
+    assert findings.has_ignored
+    assert findings.is_present == (True, True, True, False)
+    assert [note.split(": ")[1][:2] for note in notes] == ["1 ", "1 ", "1 "]
 
 
 def rewrite(path):

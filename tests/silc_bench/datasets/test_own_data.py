@@ -219,13 +219,17 @@ def test_folders_behind_links_are_read_once(make, tmp_path):
     (tmp_path / "pets/b").symlink_to(tmp_path / "more")
     (tmp_path / "pets/a/up").symlink_to(tmp_path / "pets")
     (tmp_path / "pets/a/here").symlink_to(tmp_path / "pets/a")
+    (tmp_path / "more/round").symlink_to(tmp_path / "other")  # and back from there
+    make.tree(tmp_path, [("other/2.png", make.image(2))])
+    (tmp_path / "other/back").symlink_to(tmp_path / "more")
     split = parse(f"folder:{tmp_path}/pets").read("test")
     assert [(image.path.name, image.label) for image in split.images] == [
         ("0.png", 0),
         ("1.png", 1),
+        ("2.png", 1),
     ]
     (note,) = split.notes
-    assert note.startswith("skipped 2 ")
+    assert note.startswith("skipped 3 ")
 
 
 def test_stray_files_and_loose_images(make, pets):
