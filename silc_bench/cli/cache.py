@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.filesize import decimal
-from rich.text import Text
 
 from silc_bench.errors import UserError
-from silc_bench.system.terminal import answering, console, table_of
+from silc_bench.system.terminal import answering, console
+from silc_bench.system.terminal_table import Listing
 
 if TYPE_CHECKING:
     from silc_bench.system.cache import Listed
@@ -38,13 +38,13 @@ def ls(cache: Folder = None) -> None:
     from silc_bench.trainer.data.shard_index import by_source
 
     features, indexes = _kept(cache)
-    table = table_of("model", "what", "size", "last used")
+    table = Listing("model", "what", "size", "last used")
 
     # Of thousands of shards each has an index; by source they are one row.
     for listed in least_used_first([*features, *by_source(indexes)]):
         age = time.strftime("%Y-%m-%d %H:%M", time.localtime(listed.used))
         model = str(listed.description.get("model", "any"))
-        table.add_row(Text(model), Text(_what(listed.description)), decimal(listed.bytes), age)
+        table.add_row(model, _what(listed.description), decimal(listed.bytes), age)
     console.print(table)
 
     places = str(cache or default_folder())

@@ -17,7 +17,8 @@ import typer
 
 from silc_bench.cli.options import AsJson
 from silc_bench.errors import UserError
-from silc_bench.system.terminal import answering, console, one_line, table_of
+from silc_bench.system.terminal import answering, console, one_line
+from silc_bench.system.terminal_table import Listing
 
 app = typer.Typer(
     help="Look at data before measuring or training on it; write shards.", no_args_is_help=True
@@ -98,7 +99,7 @@ def stats(
 
     print(one_line(statistics["source"]))
     heads = [f"{100 * quantile:g} %" for quantile in QUANTILES]
-    table = table_of(f"of {statistics['looked_at']:,} looked at", *heads)
+    table = Listing(f"of {statistics['looked_at']:,} looked at", *heads)
     for name, values in statistics["quantiles"].items():
         table.add_row(name, *(f"{value:g}" for value in values))
     console.print(table)

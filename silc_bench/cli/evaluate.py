@@ -12,7 +12,8 @@ import typer
 from silc_bench.cli.options import RESULTS, Arch, AsJson, Device, Precision, Results, as_typed
 from silc_bench.errors import UserError
 from silc_bench.system.files import check_writable
-from silc_bench.system.terminal import answering, console, one_line, table_of
+from silc_bench.system.terminal import answering, console, one_line
+from silc_bench.system.terminal_table import Listing
 
 if TYPE_CHECKING:
     from silc_bench.results.record import Record
@@ -211,7 +212,7 @@ def list_tasks(as_json: AsJson = False) -> None:
         print(json.dumps(rows, indent=1))
         return
 
-    table = table_of("task", "group", "main metric", "needs")
+    table = Listing("task", "group", "main metric", "needs")
     for task in known:
         table.add_row(task.name, task.group, task.main_metric, " ".join(sorted(task.requires)))
     console.print(table)

@@ -17,6 +17,7 @@ from silc_bench.cli.options import RESULTS, AsJson, Results
 from silc_bench.errors import RunError, UserError
 from silc_bench.system.files import check_writable
 from silc_bench.system.terminal import answering, console, one_line, warn
+from silc_bench.system.terminal_table import Column, Grid, Paragraph, Span, visible
 
 if TYPE_CHECKING:
     from silc_bench.results.folders import Located, Reading
@@ -186,16 +187,15 @@ def _chosen(results: Sequence[Path], models: str, tasks: str) -> tuple[Reading, 
 
 
 def _print_tables(chosen: Sequence[Located]) -> None:
-    """One for each model under each setup: so names keep their line in 80 columns."""
-    from rich.table import Column, Table
-    from rich.text import Text
-
+    """One for each model under each setup: their names in every row would leave no room."""
     from silc_bench.reports.titles import metric_title
     from silc_bench.results.folders import row_of
     from silc_bench.results.names import shown as shown_row
     from silc_bench.results.schema import is_fraction
 
-    tables: dict[tuple[str, str], Table] = {}
+    heads = ("task", "value", "protocol", "measured", "metric")
+    columns = [Column(head, is_numeric=head == "value") for head in heads]
+    tables: dict[tuple[str, str], list[list[tuple[Span, ...]]]] = {}
     for found, setup in zip(chosen, _setups(chosen), strict=True):
         record = found.record
         metric = record.task.main_metric
@@ -204,21 +204,13 @@ def _print_tables(chosen: Sequence[Located]) -> None:
         if record.limit:
             words += f", limited to {record.limit:,}"
 
-        # the last column goes on in the next line where the terminal is narrow
-        heads = [Column(head, no_wrap=True) for head in ("task", "value", "protocol", "measured")]
-        heads[1].justify = "right"
-        new_table = Table(*heads, Column("metric"), box=None, padding=(0, 2, 0, 0), pad_edge=False)
-        table = tables.setdefault((shown_row(row_of(record)), setup), new_table)
         shown = f"{100 * value:.1f} %" if is_fraction(metric) else f"{value:g}"
         cells = (record.task.name, shown, record.question.protocol, record.created[:10], words)
-        table.add_row(*(Text(one_line(cell)) for cell in cells))
+        rows = tables.setdefault((shown_row(row_of(record)), setup), [])
+        rows.append([((visible(cell), ""),) for cell in cells])
 
-    for (model, setup), table in tables.items():
-        console.print(
-            Text.assemble((one_line(model), "bold"), f", {one_line(setup)}"), soft_wrap=True
-        )
-        console.print(table)
-        console.print()
+    for (model, setup), rows in tables.items():
+        console.print(Paragraph(visible(f"{model}, {setup}"), "bold"), Grid(columns, rows), "")
 
 
 def _as_json(found: Located, setup: str) -> dict[str, object]:

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.text import Text
 
 from silc_bench.cli.options import Device
 from silc_bench.errors import UserError
 from silc_bench.system.files import check_writable
-from silc_bench.system.terminal import answering, console, lasting_output, say, table_of, warn
+from silc_bench.system.terminal import answering, console, lasting_output, say, warn
+from silc_bench.system.terminal_table import Listing
 
 if TYPE_CHECKING:
     from silc_bench.trainer.config.config import Config
@@ -183,7 +183,7 @@ def print_estimate(config: Any, device: Any, devices: int) -> None:
 
     where = "one device" if devices == 1 else f"{devices:,} devices"
     head = where if devices == 1 else f"one of {where}"
-    table = table_of(f"of a step on {head}", "", title=config.name)
+    table = Listing(f"of a step on {head}", "", title=config.name)
 
     for name, count in cost.parameters.items():
         table.add_row(f"parameters, {name}", f"{count / 1e6:,.1f} M")
@@ -282,10 +282,10 @@ def print_config(config: Any) -> None:
     from silc_bench.trainer.config.config import flatten
     from silc_bench.trainer.config.presets import provenance_of
 
-    table = table_of("field", "value", "how sure the recipe is of it", title=config.name)
+    table = Listing("field", "value", "how sure the recipe is of it", title=config.name)
     # The tiny presets are ours, made for tests and the demo: no paper gives their fields.
     is_recipe = config.preset not in ("shapes_tiny", "cifar_tiny")
     for field, value in flatten(config).items():
         provenance = provenance_of(field, config.preset) if is_recipe else ""
-        table.add_row(field, Text(str(value)), provenance)
+        table.add_row(field, str(value), provenance)
     console.print(table)

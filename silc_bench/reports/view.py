@@ -66,8 +66,8 @@ def chosen(
     measured, published = _models(records, reported, view.models)
     kept = []
     for record in records:
-        row = (record.model.name, record.model.revision)
-        if record.task.name in tasks and row in measured:
+        model = (record.model.name, record.model.revision)
+        if record.task.name in tasks and model in measured:
             kept.append(record)
     rows = []
     for published_row in reported:

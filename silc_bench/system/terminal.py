@@ -16,10 +16,8 @@ from contextlib import contextmanager, suppress
 from typing import Any, TextIO, cast
 
 import typer
-from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Column, Table
 from rich.text import Text
 
 from silc_bench.errors import RunError, UserError
@@ -161,16 +159,6 @@ class _Lasting:
 def one_line(text: str) -> str:
     """``text`` without line breaks and terminal codes: names in a file may hold anything."""
     return "".join(letter if letter.isprintable() else " " for letter in text)
-
-
-def table_of(*heads: str, title: str | None = None) -> Table:
-    """A table whose cells are never cut.
-
-    In a narrow terminal the names of the first column keep their line, and long words of the other
-    columns go on in the next one.
-    """
-    columns = [Column(head, no_wrap=head is heads[0], overflow="fold") for head in heads]
-    return Table(*columns, title=title, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
 
 
 @contextmanager

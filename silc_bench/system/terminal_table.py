@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from rich.cells import get_character_cell_size
-from rich.console import Console, ConsoleOptions
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.text import Text
 
 GAP = 2  # cells between two columns
@@ -52,6 +52,26 @@ class Grid:
         yield fitted(self.columns, self.rows, options.max_width)
 
 
+class Listing:
+    """A table of texts that a command fills row by row, for ``console.print``."""
+
+    def __init__(self, *heads: str, title: str = "") -> None:
+        self.columns = [Column(visible(head)) for head in heads]
+        self.title = title
+        self.rows: list[list[tuple[Span, ...]]] = []
+
+    def add_row(self, *texts: str) -> None:
+        """A text for each head; what stands in it is shown as it is."""
+        self.rows.append([((visible(text), ""),) for text in texts])
+
+    def __rich_console__(
+        self, console: Console, options: ConsoleOptions
+    ) -> Iterator[RenderableType]:
+        if self.title:
+            yield Paragraph(visible(self.title), "italic")
+        yield Grid(self.columns, self.rows)
+
+
 @dataclass(frozen=True)
 class Paragraph:
     """A text for ``console.print``, broken between words."""
@@ -60,7 +80,7 @@ class Paragraph:
     style: str = ""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
-        lines = wrapped(self.text, options.max_width, widest_word=options.max_width)
+        lines = wrapped(self.text, options.max_width)
         yield Text("\n".join(lines), self.style, no_wrap=True, overflow="ignore")
 
 
@@ -90,10 +110,12 @@ def blocks_of(
     """Which columns stand side by side, and how wide each is; arguments as of ``fitted``."""
     everything = list(range(len(columns)))
     natural = [_natural(columns[i], [row[i] for row in rows]) for i in everything]
-    least = [_least(columns[i], [row[i] for row in rows]) for i in everything]
+    least = [_least(columns[i], [row[i] for row in rows], width) for i in everything]
 
-    # names stay on their line: a name that goes on in the next one reads as two
+    # names stay on their line: a name that goes on in the next one reads as two; but a name that
+    # leaves no room for any other column has to
     least[0] = min(natural[0], max(least[0], room_for_names(columns, rows, width)))
+    least[0] = max(1, min(least[0], width - GAP - max(least[1:], default=-GAP)))
     room = width - GAP * (len(columns) - 1)
     if sum(least) <= room:
         return [(everything, _shared(natural, least, room))]
@@ -124,7 +146,7 @@ def room_for_names(
     Arguments as of ``fitted``; what stands in the first column counts for nothing.
     """
     others = range(1, len(columns))
-    needed = sum(GAP + _least(columns[i], [row[i] for row in rows]) for i in others)
+    needed = sum(GAP + _least(columns[i], [row[i] for row in rows], width) for i in others)
     return max(name_width(width), width - needed)
 
 
@@ -159,7 +181,7 @@ def legend(shorts: dict[str, str], width: int) -> Text:
     lines: list[str] = []
     for name, short in shorts.items():
         if name != short:
-            head, *rest = wrapped(f"{short} = {name}", width - GAP, widest_word=width - GAP)
+            head, *rest = wrapped(f"{short} = {name}", width - GAP)
             lines += [head, *(" " * GAP + line for line in rest)]
     return Text("\n".join(lines), "dim", no_wrap=True, overflow="ignore")
 
@@ -218,12 +240,12 @@ def shortened(text: str, width: int) -> str:
     return "".join((*head, ELLIPSIS, *tail))
 
 
-def wrapped(text: str, width: int, widest_word: int = WIDEST_WORD) -> list[str]:
+def wrapped(text: str, width: int) -> list[str]:
     """``text`` in lines of at most ``width`` cells, at least one; "\\n" begins a new one."""
     lines: list[str] = []
     for paragraph in text.split("\n"):
         line = ""
-        for piece in _pieces(paragraph, min(width, max(widest_word, 1))):
+        for piece in _pieces(paragraph, width):
             # a space at the end of a line is none
             if line.strip() and width_of((line + piece).rstrip()) > width:
                 lines.append(line.rstrip())
@@ -271,19 +293,23 @@ def _natural(column: Column, cells: Sequence[Sequence[Span]]) -> int:
     return max(width_of(line) for text in texts for line in text.split("\n"))
 
 
-def _least(column: Column, cells: Sequence[Sequence[Span]]) -> int:
-    """The width at which no word is broken, or no longer one than ``WIDEST_WORD``."""
-    heads = [piece for text in (column.title, *column.details) for piece in _words(text)]
+def _least(column: Column, cells: Sequence[Sequence[Span]], width: int) -> int:
+    """The width at which no word is broken, or none that is not too wide."""
+    # two columns fit side by side, whatever words stand in them
+    widest = max(1, min(WIDEST_WORD, (width - GAP) // 2))
+    texts = [column.title, *column.details]
     bodies: list[str] = []
     for cell in cells:
         # a number, and what is put together from several spans, stays on one line
         is_whole = column.is_numeric or len(cell) > 1
-        bodies += _plain(cell).split("\n") if is_whole else _words(_plain(cell))
-    return max(width_of(text) for text in (*heads, *bodies, ""))
+        (bodies if is_whole else texts).append(_plain(cell))
+    lines = [line for text in bodies for line in text.split("\n")]
+    lines += [piece.rstrip() for text in texts for piece in _words(text, widest)]
+    return max(map(width_of, lines), default=0)
 
 
-def _words(text: str) -> list[str]:
-    return [piece.rstrip() for line in text.split("\n") for piece in _pieces(line, WIDEST_WORD)]
+def _words(text: str, widest: int) -> list[str]:
+    return [piece for line in text.split("\n") for piece in _pieces(line, widest)]
 
 
 def _shared(natural: Sequence[int], least: Sequence[int], room: int) -> list[int]:

@@ -1,14 +1,17 @@
 """Tables that fit a terminal: no line too wide, no number broken, no name lost."""
 
+import io
 import re
 
 import pytest
 from hostile import HOSTILE_NAMES, cells
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
 from silc_bench.system.terminal_table import (
     Column,
+    Listing,
     fitted,
     legend,
     short_names,
@@ -30,7 +33,7 @@ def boards(draw):
     return heads, draw(st.lists(st.tuples(NAMES, numbers), min_size=1, max_size=4))
 
 
-@given(boards(), st.sampled_from([60, 80, 132]))
+@given(boards(), st.sampled_from([40, 80, 132]))
 @example(
     (list(HOSTILE_NAMES), [(name, ["45.5 ±1.2"] * len(HOSTILE_NAMES)) for name in HOSTILE_NAMES]),
     80,
@@ -56,7 +59,23 @@ def test_every_table_fits_and_holds_every_value(board, width):
         assert name == short or re.sub(r"\s", "", f"{short}={name}") in told
 
 
+@given(st.lists(st.tuples(NAMES, NAMES, NAMES), min_size=1, max_size=3), st.sampled_from([40, 80]))
+@example([(name, name, name) for name in HOSTILE_NAMES], 80)
+@settings(deadline=None)
+def test_every_listing_fits_and_shows_every_letter(rows, width):
+    listing = Listing("field", HOSTILE_NAMES[1], "of it", title=HOSTILE_NAMES[2])
+    for row in rows:
+        listing.add_row(*row)
+    console = Console(file=io.StringIO(), width=width, color_system=None)
+    console.print(listing)
+    shown = console.file.getvalue()
+    assert max(map(cells, shown.splitlines())) <= width
+    letters = set("".join(visible(text) for row in rows for text in row))
+    assert letters <= set(shown) | {" "}
+
+
 @given(st.lists(NAMES, unique=True), st.integers(8, 40))
+@settings(deadline=None)
 @example(["x" * 50 + digit + "x" * 50 for digit in "123456789012"], 10)
 def test_no_two_short_names_meet(names, width):
     shorts = short_names(names, width)
@@ -66,6 +85,7 @@ def test_no_two_short_names_meet(names, width):
 
 
 @given(st.text(), st.integers(1, 30))
+@settings(deadline=None)
 def test_wrapping_loses_no_letter(text, width):
     text = visible(text)
     lines = wrapped(text, width)
