@@ -215,7 +215,15 @@ def width_of(text: str) -> int:
     """In cells of a terminal."""
     if text.isascii():
         return len(text)
-    return sum(get_character_cell_size(letter) for letter in text)
+    return sum(map(_cells, text))
+
+
+def _cells(letter: str) -> int:
+    """The most that a terminal may give it: the standard's versions and their tables differ."""
+    if unicodedata.east_asian_width(letter) in "WF":
+        return 2
+    has_place = unicodedata.category(letter) not in ("Mn", "Me", "Cf")
+    return max(get_character_cell_size(letter), int(has_place))
 
 
 def letters_of(text: str) -> list[str]:
