@@ -141,7 +141,7 @@ def test_both_runs_see_the_same_images_and_the_page_holds_all(finished):
     for words in (*NAMES, "What self-distillation changed", "mIoU", "Patch PCA: three principal"):
         assert words in text
     assert text.count("data:image/png;base64,") == 1
-    pages = {f"leaderboard.{ending}" for ending in ("md", "csv", "html")}
+    pages = {f"leaderboard.{ending}" for ending in ("md", "csv", "json", "html")}
     assert {path.name for path in out.iterdir()} == {"runs", "results"} | pages
 
 
