@@ -33,7 +33,7 @@ HEAD = r"""% Made by silc-bench. In the preamble:
 %   \usepackage{fontspec}
 %   \usepackage[bidi=basic,english]{babel}
 """
-LETTERS = 80  # of a line of a table in \small on a page of one column
+LETTERS = 70  # of a line of a table in \small on a page of one column
 LONG_WORD = 40  # letters; a longer one may be broken in a caption
 MOST_ROWS = 45  # of a table on one page
 # What TeX would not print as it stands; brackets and stars mean something after the end of a row.
@@ -104,7 +104,7 @@ def to_latex(board: Board) -> str:
 def table(columns: Sequence[Column], rows: Sequence[Sequence[Pair]], caption: str) -> str:
     """One table, or as many as its width and its rows need; the first column is in each.
 
-    Names of the first column that are too long lose their middle; the caption gives them back.
+    A name of the first column whose words are too long loses its middle; the caption gives it back.
 
     Args:
         rows: a cell for each column. Of the first one the first part alone is used.
@@ -112,7 +112,11 @@ def table(columns: Sequence[Column], rows: Sequence[Sequence[Pair]], caption: st
     """
     spans = [[((text, ""),) for text, _ in row] for row in rows]
     room = room_for_names(columns, spans, LETTERS)
-    shorts = short_names([written_out(row[0][0]) for row in rows], room)
+    names = [written_out(row[0][0]) for row in rows]
+
+    # what has words goes on in the next line; a single word too long for the room cannot
+    too_long = [name for name in names if max(map(width_of, name.split()), default=0) > room]
+    shorts = {name: name for name in names} | short_names(too_long, room)
     named: list[list[Pair]] = []
     for (name, _), *cells in rows:
         short = shorts[written_out(name)]
@@ -124,11 +128,11 @@ def table(columns: Sequence[Column], rows: Sequence[Sequence[Pair]], caption: st
         for start in range(0, len(named), MOST_ROWS):
             some = named[start : start + MOST_ROWS]
             shown = [row[0][0] for row in some]
-            names = {name: short for name, short in shorts.items() if short in shown}
+            told = {name: short for name, short in shorts.items() if short in shown}
             title = caption if not parts else f"{caption.partition('. ')[0]}, continued."
             block = [columns[index] for index in indices]
             cells_of = [[row[index] for index in indices] for row in some]
-            parts.append(_one(block, widths, cells_of, title + _told(names)))
+            parts.append(_one(block, widths, cells_of, title + _told(told)))
     return "\n".join(parts)
 
 
