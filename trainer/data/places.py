@@ -1,7 +1,8 @@
 """``places`` as a source of training: ``places`` or ``places:num_pairs=1024,cooccurrence=0.9``.
 
 Entry p is scene p of the split "train" and one caption of it; with ``num_pairs`` there are so many
-pairs, each with one caption for good, shuffled anew in each epoch, as in a set of alt texts.
+pairs, each with one caption for good, shuffled anew in each epoch, as in a set of alt texts. A set
+of pairs is drawn once, where it fits into KEPT_BYTES, and each epoch reads it from memory.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from silc_bench.trainer.data.samples import (
 )
 
 NAME = "places"
+KEPT_BYTES = 256 * 2**20  # of images that a reader keeps, where all of its pairs fit
 SHARES = ("cooccurrence", "own_color", "caption_noise", "named")
 
 
@@ -77,6 +79,12 @@ class PlacesReader:
         self.num_samples = self._world.num_pairs
         self._orders = LastTwo(self._order)
 
+        # drawing costs about as much as a step of the small towers that learn from these scenes
+        num_bytes = (self._world.num_pairs or 0) * 3 * self._size**2
+        self._is_kept = 0 < num_bytes <= KEPT_BYTES
+        self._texts: dict[int, str] = {}  # by index, of a set that is kept
+        self._images: dict[int, np.ndarray] = {}
+
     def describe(self) -> str:
         count = "endless" if self.num_samples is None else f"{self.num_samples:,} pairs"
         return f"places (generated, {count}, seed {self._seed})"
@@ -85,8 +93,14 @@ class PlacesReader:
         return digits_of([repr(self._world).encode()])
 
     def text(self, position: int) -> str:
-        number, scene = self._at(position)
-        return caption(scene, self._world, number, is_noisy=True)
+        number, index = self._at(position)
+        if index not in self._texts:
+            scene = _scene(self._world, self._seed, index)
+            text = caption(scene, self._world, number, is_noisy=True)
+            if not self._is_kept:
+                return text
+            self._texts[index] = text
+        return self._texts[index]
 
     def captions_of_data(self, count: int) -> Iterator[str]:
         if self.num_samples is not None:
@@ -97,7 +111,15 @@ class PlacesReader:
             yield caption(scene, self._world, number, is_noisy=True)
 
     def image(self, position: int) -> np.ndarray:
-        return render(self._at(position)[1], self._size)[0]
+        """Read-only, where it is kept."""
+        _, index = self._at(position)
+        if index not in self._images:
+            image = render(_scene(self._world, self._seed, index), self._size)[0]
+            if not self._is_kept:
+                return image
+            image.flags.writeable = False
+            self._images[index] = image
+        return self._images[index]
 
     def passed_over(self) -> list[PassedOverError]:
         return []
@@ -106,13 +128,13 @@ class PlacesReader:
         assert self.num_samples is not None
         return shuffled(self._seed, epoch, self.num_samples)
 
-    def _at(self, position: int) -> tuple[int, Scene]:
-        """(number of the caption, scene) of an entry."""
+    def _at(self, position: int) -> tuple[int, int]:
+        """(number of the caption, index of the scene) of an entry."""
         index = position
         if self.num_samples is not None:
             epoch, place = divmod(position, self.num_samples)
             index = int(self._orders[epoch][place])
-        return self._number(self._seed, index), _scene(self._world, self._seed, index)
+        return self._number(self._seed, index), index
 
     def _number(self, seed: int, index: int) -> int:
         """Which caption of a scene is read: of so many pairs each has one for good."""

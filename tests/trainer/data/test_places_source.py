@@ -7,6 +7,7 @@ from refusals import refused
 from silc_bench.datasets.files.shards import Damage
 from silc_bench.datasets.generated.places.scenes import World
 from silc_bench.trainer.config.config import DataConfig
+from silc_bench.trainer.data import places
 from silc_bench.trainer.data.places import world_of
 from silc_bench.trainer.data.sources import open_reader
 
@@ -55,6 +56,17 @@ def test_a_finite_set_repeats_the_same_pairs_in_another_order():
     assert first != second
     assert sorted(first) == sorted(second)
     assert len(set(first)) == 12
+
+
+def test_a_set_that_is_kept_in_memory_gives_the_same_pairs(monkeypatch):
+    kept = opened("places:num_pairs=6")
+    seen = [pairs(kept, range(12)) for _ in range(2)]
+    assert all(not kept.image(position).flags.writeable for position in range(6))
+
+    monkeypatch.setattr(places, "KEPT_BYTES", 6 * 3 * 16 * 16 - 1)
+    drawn = opened("places:num_pairs=6")
+    assert seen == [pairs(drawn, range(12))] * 2
+    assert drawn.image(0) is not drawn.image(0)
 
 
 def test_an_endless_set_does_not_repeat_and_other_seeds_give_other_pairs():
