@@ -89,6 +89,15 @@ def _registered() -> Iterable[Task]:
     masked = TaskData("shapes", scenes, prompts, scores_background=False)
     yield from measure(masked, allowed({"masks", "train", "background"}))
 
+    # the same scenes with masks by colour; what is an object there is the same, so no discovery
+    scenes = {
+        "train": shapes("train", 1000, are_colours=True),
+        "test": shapes("test", 1000, are_colours=True),
+    }
+    prompts = prompts_of("shapes_colours_segmentation")
+    masked = TaskData("shapes_colours", scenes, prompts, scores_background=False)
+    yield from measure(masked, allowed({"masks", "train"}))
+
     yield from _of_places("places", are_things=False)
     yield from _of_places("places_things", are_things=True)
 

@@ -107,13 +107,14 @@ def _load_named(name: str, split: str, data_root: Path | None, limit: int | None
     return find_set(name, split, data_root, limit)
 
 
-def shapes(split: str, num_samples: int) -> Source:
-    """Generated scenes at 64 pixels."""
+def shapes(split: str, num_samples: int, are_colours: bool = False) -> Source:
+    """Generated scenes at 64 pixels, as ``Shapes`` or ``ShapesColours``."""
 
     def load(data_root: Path | None, limit: int | None) -> ImageDataset:
-        from silc_bench.datasets.generated.shapes.dataset import Shapes
+        from silc_bench.datasets.generated.shapes.dataset import Shapes, ShapesColours
 
-        return Shapes(split, num_samples, limit=limit)
+        kind = ShapesColours if are_colours else Shapes
+        return kind(split, num_samples, limit=limit)
 
     return load
 

@@ -1,4 +1,9 @@
-"""Generated scenes as a dataset: ``Shapes("val", 1000).image(17)``."""
+"""Generated scenes as datasets: ``Shapes("val", 1000).image(17)``.
+
+Masks of ``Shapes`` name the shape of each object, those of ``ShapesColours`` its colour. A shape is
+told by its outline, so by an object as a whole; a colour by any of its patches. What a model learns
+from small crops can therefore show in the second, and hardly in the first.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +12,23 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property, lru_cache
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from PIL import Image
 
 from silc_bench.datasets.dataset import spread
 from silc_bench.datasets.generated.shapes.captions import captions
-from silc_bench.datasets.generated.shapes.drawing import render
-from silc_bench.datasets.generated.shapes.scenes import PAIRS, SHAPES, VERSION, Scene, label, scene
+from silc_bench.datasets.generated.shapes.drawing import MASK_VALUES, render
+from silc_bench.datasets.generated.shapes.scenes import (
+    COLORS,
+    PAIRS,
+    SHAPES,
+    VERSION,
+    Scene,
+    label,
+    scene,
+)
 from silc_bench.errors import UserError
 
 
@@ -26,9 +39,10 @@ class Shapes:
     """
 
     name = "shapes"
-    class_names = PAIRS
-    mask_names = ("background", *SHAPES)
+    class_names: tuple[str, ...] = PAIRS
+    mask_names: tuple[str, ...] = ("background", *SHAPES)
     has_background = True
+    _kind: tuple[str, ...] = ()  # begins what the fingerprint is made of
     mask_policy: Mapping[str, str] = MappingProxyType(
         {"background": "label 0", "not_scored": "nothing"}
     )
@@ -50,16 +64,17 @@ class Shapes:
         self._indices = spread(num_samples, limit)
 
         # the arguments decide every pixel, so their hash stands for the data
-        self.fingerprint = _hash([VERSION, seed, split, num_samples, len(self._indices), size])
+        arguments = [VERSION, seed, split, num_samples, len(self._indices), size]
+        self.fingerprint = _hash([*self._kind, *arguments])
 
     def __len__(self) -> int:
         return len(self._indices)
 
-    def part(self, indices: Sequence[int]) -> Shapes:
+    def part(self, indices: Sequence[int]) -> Self:
         """These samples, in this order."""
         if list(indices) == list(range(len(self))):
             return self
-        part = Shapes(self.split, self.num_samples, self.size, self.seed)
+        part = type(self)(self.split, self.num_samples, self.size, self.seed)
         part._indices = [self._indices[i] for i in indices]
         part.fingerprint = _hash([self.fingerprint, part._indices])
         return part
@@ -89,6 +104,27 @@ class Shapes:
 
     def _scene(self, index: int) -> Scene:
         return scene(self.seed, self.split, self._indices[index])
+
+
+class ShapesColours(Shapes):
+    """The same images; the label is the main object's colour, and masks name colours."""
+
+    name = "shapes_colours"
+    class_names = COLORS
+    mask_names = ("background", *COLORS)
+    _kind = ("shapes_colours",)
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        mains = [self._scene(i).objects[0] for i in range(len(self))]
+        return np.array([COLORS.index(main.color) for main in mains], np.int64)
+
+    def mask(self, index: int) -> np.ndarray:
+        # no two objects of a scene have the same shape, so a shape tells its colour there
+        values = np.zeros(len(self.mask_names), np.uint8)
+        for item in self._scene(index).objects:
+            values[MASK_VALUES[item.shape]] = 1 + COLORS.index(item.color)
+        return values[self._drawn(index)[1]]
 
 
 def _hash(key: list[Any]) -> str:

@@ -15,7 +15,7 @@ from refusals import refused
 
 from silc_bench.datasets.dataset import ImageDataset, spread
 from silc_bench.datasets.generated.shapes.captions import captions
-from silc_bench.datasets.generated.shapes.dataset import Shapes
+from silc_bench.datasets.generated.shapes.dataset import Shapes, ShapesColours
 from silc_bench.datasets.generated.shapes.drawing import render
 from silc_bench.datasets.generated.shapes.scenes import (
     BACKGROUNDS,
@@ -275,6 +275,22 @@ def test_fingerprint_depends_on_everything_that_is_scored():
     assert len({data.fingerprint for data in made}) == len(made)
     assert Shapes("val", 40, limit=100).fingerprint == made[0].fingerprint
     assert made[-1].captions == made[0].captions[::4]
+
+
+def test_masks_by_colour_are_those_by_shape_in_other_words():
+    shapes, colours = Shapes("unseen", 30), ShapesColours("unseen", 30)
+    assert shapes.fingerprint != colours.fingerprint
+    for index in range(30):
+        assert shapes.image(index).tobytes() == colours.image(index).tobytes()
+        assert colours.class_names[colours.labels[index]] == PAIRS[shapes.labels[index]].split()[0]
+        by_shape, by_colour = shapes.mask(index), colours.mask(index)
+        named = {
+            (SHAPES.index(item.shape) + 1, COLORS.index(item.color) + 1)
+            for item in scene(0, "unseen", index).objects
+        }
+        seen = set(zip(by_shape.ravel().tolist(), by_colour.ravel().tolist(), strict=True))
+        assert seen <= named | {(0, 0)}
+    assert isinstance(colours.part([3]), ShapesColours)
 
 
 @given(st.integers(1, 500), st.integers(1, 600))
