@@ -39,6 +39,10 @@ UNIFORM = 0.99
 CERTAIN = 0.05
 ONE_HOT = 0.002
 
+# Of what a teacher's target could tell of its image (``_information``), what it must tell at least.
+# With places_tiny and a teacher_temp of 0.04 it is 0.02 to 0.04, with 0.02 it is 0.08 to 0.34.
+TELLS_NOTHING = 0.05
+
 SAME = 1.5  # effective rank below which all embeddings are one direction
 LEAP = 0.15  # of a matrix's own size in one step
 MAX_CENTER_ERROR = 0.1  # of the mean's own size; above it a centre has to move
@@ -59,6 +63,7 @@ class Verdict(NamedTuple):
 
     problem: str
     fix: str
+    is_collapse: bool = True  # False: it may pass by itself, and stops no run
 
     def __str__(self) -> str:
         return f"{self.problem}; {self.fix}"
@@ -291,6 +296,17 @@ def _of_targets(config: Config, row: dict[str, float], prefix: str) -> dict[str,
             f"the teacher is certain of one prototype a {'patch' if prefix else 'image'} {shown}",
             f"raise {temperature}",
         )
+
+    # what has another name above says nothing either, and is named once
+    told = row.get(f"{prefix}target_information", 1.0)
+    if not collapses and told < TELLS_NOTHING:
+        of_what = "patches" if prefix else "images"
+        collapses[f"targets {whose}teach next to nothing"] = Verdict(
+            f"the teacher's targets tell {100 * told:.1f} % of what tells the {of_what} of a"
+            f" batch apart (entropy {entropy:.4f} of ln K)",
+            f"lower {temperature}",
+            is_collapse=False,
+        )
     return collapses
 
 
@@ -305,13 +321,19 @@ def _compared(logits: Tensor, answers: Tensor, center: Tensor, config: Config) -
     divergence = (log_teacher.exp() * (log_teacher - log_student)).sum(-1)  # KL, in nats
     winners = log_teacher.argmax(-1).unique()
     mean = logits.mean(0)
-    return {
+    numbers = {
         "teacher_entropy": _entropy(log_teacher),
         "teacher_entropy_at_recipe": _entropy(log_at_recipe),
         "student_teacher_kl": float(divergence.mean()),
         "prototypes_in_use": float(len(winners)),
         "center_error": float((mean - center).norm() / mean.norm()),
     }
+
+    # a single image is told from no other one
+    of_images = log_teacher.exp().unflatten(0, (config.views.num_global, -1)).mean(0)
+    if len(of_images) > 1:
+        numbers["target_information"] = _information(of_images)
+    return numbers
 
 
 def effective_rank(features: Tensor) -> float:
@@ -328,6 +350,18 @@ def _entropy(log_probs: Tensor) -> float:
     """Mean over [..., K], as a share of ln K."""
     nats = -(log_probs.exp() * log_probs).sum(-1).mean()
     return float(nats) / math.log(log_probs.shape[-1])
+
+
+def _information(targets: Tensor) -> float:
+    """What targets [H, K] say of their image: 0 is nothing, 1 which of the H images it is.
+
+    An image's target is the mean over its views. The entropy of the mean target less the mean
+    entropy of a target is how many nats prototype and image tell of each other (their mutual
+    information), here as a share of ln H, the most it can be.
+    """
+    entropies = torch.special.entr(targets).sum(-1)
+    told = torch.special.entr(targets.mean(0)).sum() - entropies.mean()
+    return float(told) / math.log(len(targets))
 
 
 def _distance(student: nn.Module, teacher: nn.Module) -> float:

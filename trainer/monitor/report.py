@@ -27,10 +27,12 @@ GROUPS = {
     "Health": (
         "teacher_entropy",
         "teacher_entropy_at_recipe",
+        "target_information",
         "student_teacher_kl",
         "prototypes_in_use",
         "patch_teacher_entropy",
         "patch_teacher_entropy_at_recipe",
+        "patch_target_information",
         "patch_student_teacher_kl",
         "patch_prototypes_in_use",
         "feature_rank",
@@ -61,10 +63,14 @@ MEANINGS = {
     "logit_bias": "added to it; the softmax loss has none",
     "teacher_entropy": "of ln K: 0 is one prototype, 1 is uniform; both are a collapse",
     "teacher_entropy_at_recipe": "the same at the recipe's teacher temperature, 0.04",
+    "target_information": (
+        "what targets tell of their image, of ln of the images looked at; below 0.05: nothing"
+    ),
     "student_teacher_kl": "nats, of the same global view",
     "prototypes_in_use": "different winners among the images looked at",
     "patch_teacher_entropy": "of ln K, of masked patches",
     "patch_teacher_entropy_at_recipe": "the same at the recipe's teacher temperature, 0.04",
+    "patch_target_information": "the same of one masked patch a view",
     "patch_student_teacher_kl": "nats, of patches that the student does not see",
     "patch_prototypes_in_use": "of one masked patch a view",
     "feature_rank": "effective rank of the embeddings; 1 is one direction",

@@ -147,7 +147,7 @@ class Watch:
         self._stop(state, name, verdict)
 
     def _stop(self, state: TrainState, name: str, verdict: Verdict) -> None:
-        if self._on_collapse == "stop":
+        if self._on_collapse == "stop" and verdict.is_collapse:
             raise RunError(
                 f"stopped: {name}: {verdict.problem}",
                 about=f"step {state.step}",

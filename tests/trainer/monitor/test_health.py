@@ -101,6 +101,12 @@ def test_stop_ends_the_run_with_the_sentence(tiny, tmp_path, train, rows_in):
     assert [row["step"] for row in rows_in(tmp_path / "log.jsonl")] == [2, 4]
 
 
+def test_targets_that_tell_little_are_named_and_stop_no_run(tiny, tmp_path, monkeypatch, train):
+    monkeypatch.setattr(health, "TELLS_NOTHING", 1.0)
+    printed = train(tiny(steps=16), tmp_path, on_collapse="stop")
+    assert ": targets teach next to nothing: " in printed
+
+
 def test_an_unknown_answer_to_a_collapse():
     with refused(about="--on-collapse"):
         check_on_collapse("stopp")
@@ -108,7 +114,8 @@ def test_an_unknown_answer_to_a_collapse():
 
 def row(**changes):
     healthy = {"teacher_entropy": 0.5, "teacher_entropy_at_recipe": 0.5, "prototypes_in_use": 9.0}
-    return {"feature_rank": 20.0, "update_ratio": 0.01, **healthy} | changes
+    healthy |= {"feature_rank": 20.0, "update_ratio": 0.01, "target_information": 0.3}
+    return healthy | changes
 
 
 def verdicts(config, step=50, **changes):
@@ -123,6 +130,7 @@ ONE_DIRECTION = "embeddings are one direction"
 
 
 UNIFORM = "teacher is uniform"
+NOTHING = "targets teach next to nothing"
 
 
 @pytest.mark.parametrize(
@@ -146,6 +154,9 @@ UNIFORM = "teacher is uniform"
         ({"teacher_entropy": 0.049}, None, ""),
         ({"teacher_entropy": 0.0019}, "teacher is one-hot", "raise distillation.teacher_temp"),
         ({"teacher_entropy": 0.0021}, None, ""),
+        ({"target_information": 0.049}, NOTHING, "lower distillation.teacher_temp (now 0.04"),
+        ({"target_information": 0.051}, None, ""),
+        ({"target_information": 0.0, "teacher_entropy": 0.991}, UNIFORM, "teacher_temp"),
         ({"update_ratio": 0.151}, "steps too large", "optim.lr"),
         ({"update_ratio": 0.149}, None, ""),
     ],
@@ -165,6 +176,7 @@ def test_where_a_collapse_begins(tiny, changes, name, setting):
         ({"teacher_entropy": 0.0, "prototypes_in_use": 1.0}, "one prototype of patches"),
         ({"teacher_entropy": 0.001}, "teacher of patches is one-hot"),
         ({"teacher_entropy": 0.999}, "teacher of patches is uniform"),
+        ({"target_information": 0.0}, "targets of patches teach next to nothing"),
         ({}, None),
     ],
 )
@@ -264,7 +276,9 @@ def looped(logits, answers, center, config):
     """Teacher's [H, K] against the student's, an image and a prototype at a time, in float64."""
     distil = config.distillation
     sums, winners = Counter(), set()
-    for logit, answer in zip(logits.double(), answers.double(), strict=True):
+    num_images = len(logits) // config.views.num_global
+    joint = np.zeros((num_images, logits.shape[1]))  # share of each (image, prototype)
+    for crop, (logit, answer) in enumerate(zip(logits.double(), answers.double(), strict=True)):
         centered = logit - center
         target = torch.softmax(centered / distil.teacher_temp, -1).tolist()
         sharp = torch.softmax(centered / 0.04, -1).tolist()
@@ -273,11 +287,15 @@ def looped(logits, answers, center, config):
             sums[name] -= sum(x * math.log(x) for x in shares if x > 0) / math.log(len(shares))
         pairs = zip(target, reply, strict=True)
         sums["student_teacher_kl"] += sum(x * math.log(x / y) for x, y in pairs if x > 0)
+        joint[crop % num_images] += np.array(target) / len(logits)
         winners.add(int(np.argmax(target)))
+    apart = joint.sum(1, keepdims=True) * joint.sum(0, keepdims=True)
+    told = (joint * np.log(np.maximum(joint, 1e-300) / apart)).sum() / math.log(num_images)
     mean = logits.double().mean(0)
     error = float((mean - center).norm() / mean.norm())
     means = {name: total / len(logits) for name, total in sums.items()}
-    return means | {"prototypes_in_use": len(winners), "center_error": error}
+    of_all = {"prototypes_in_use": len(winners), "center_error": error, "target_information": told}
+    return means | of_all
 
 
 @pytest.mark.parametrize("clip_norm", [0.5, 1e4])  # below the norm of the gradient, and above
