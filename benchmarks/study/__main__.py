@@ -40,6 +40,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
 HERE = Path(__file__).parent
 ARMS = ("contrastive", "contrastive+views", "silc", "silc+frozen", "silc+shuffled")  # objectives
@@ -98,7 +99,7 @@ def tune(args: argparse.Namespace) -> None:
     tried = TRIED[:FINALISTS] if args.quick else TRIED
     first, second = TUNING_SEEDS
     args.setting = TUNED_ON
-    carry_out(args, "tune", [job(args, arm, first, *pair, "val") for pair in tried for arm in ARMS])
+    carry_out(args, "tune", [job(args, arm, first, *pair, "val") for arm in ARMS for pair in tried])
 
     of_first = ranked([row for row in rows(args, "tune") if row["seed"] == first])
     finals = [(arm, pair) for arm in ARMS for pair in of_first[arm][:FINALISTS]]
@@ -264,63 +265,126 @@ def rows(args: argparse.Namespace, step: str) -> list[dict]:
 
 
 def report(args: argparse.Namespace) -> None:
-    """The table of all arms, the differences, and what follows from the rule."""
-    from scipy import stats
+    """Write the tables, the figure, and what follows from the rule, as far as there are runs."""
+    from silc_bench.reports.forest_plot import draw
 
     found = rows(args, "run")
-    text = [f"# places, {args.setting} pairs" if args.setting.isdigit() else "# places, endless"]
+    if not found:
+        sys.exit(f"{lines_of(args, 'run')} has no runs yet: python benchmarks/study run")
+    title = f"places, {args.setting} pairs" if args.setting.isdigit() else f"places, {args.setting}"
+    text = [f"# {title}", ""]
+    chosen = sorted({(row["arm"], row["lr"], row["clip"]) for row in found})
+    text += [f"`{arm}`: optim.lr={lr}, optim.clip_norm={clip}  " for arm, lr, clip in chosen]
     for branch, columns in (("student", tuple(MEASURES)), ("teacher", OF_TEACHER)):
-        arms = [arm for arm in ARMS if any(row["arm"] == arm and branch in row for row in found)]
         text += ["", f"{branch}, percent, mean ± half of the 95 % interval over seeds:", ""]
-        text += [
-            "| arm | seeds | " + " | ".join(columns) + " |",
-            "|---" * (len(columns) + 2) + "|",
-        ]
-        for arm in arms:
+        text += header("arm", columns)
+        for arm in ARMS:
             values = by_seed(found, arm, branch)
-            cells = [interval([100 * row[name] for row in values.values()]) for name in columns]
-            text.append(f"| {arm} | {len(values)} | " + " | ".join(cells) + " |")
+            if values:
+                cells = [interval([row[name] for row in values.values()]) for name in columns]
+                text.append(line(arm, len(values), cells))
 
-    text += ["", "Differences of students, paired by seed; **bold** excludes 0:", ""]
-    text += [
-        "| difference | seeds | " + " | ".join(MEASURES) + " |",
-        "|---" * (len(MEASURES) + 2) + "|",
-    ]
-    holds = []
-    silc = by_seed(found, "silc", "student")
-    for arm in ARMS:
-        other = by_seed(found, arm, "student")
-        seeds = sorted(set(silc) & set(other))
-        if arm == "silc" or len(seeds) < 2:
-            continue
+    text += ["", "Differences of students in points, paired by seed; **bold** excludes 0:", ""]
+    text += header("difference", tuple(MEASURES))
+    for arm in (arm for arm in ARMS if arm != "silc"):
+        of_arm = differences(found, arm)
         cells = []
         for name in MEASURES:
-            differences = [100 * (silc[seed][name] - other[seed][name]) for seed in seeds]
-            half = stats.t.ppf(0.975, len(seeds) - 1) * stdev(differences) / len(seeds) ** 0.5
-            cell = f"{mean(differences):+.1f} ± {half:.1f}"
-            excludes = abs(mean(differences)) > half
-            cells.append(f"**{cell}**" if excludes else cell)
-            if arm in AGAINST and name in DECISIVE:
-                holds.append(excludes and mean(differences) > 0)
-        text.append(f"| silc - {arm} | {len(seeds)} | " + " | ".join(cells) + " |")
-    verdict = "holds" if len(holds) == 4 and all(holds) else "does not hold"
-    text += ["", f"By the rule written in the script, SILC's claim **{verdict}** in this setting."]
+            points = of_arm[name]
+            mark = "**" if len(points) > 1 and excludes_zero(points) else ""
+            cells.append(f"{mark}{interval(points, '+')}{mark}" if points else "")
+        text.append(line(f"silc - {arm}", len(of_arm[DECISIVE[0]]), cells))
+
+    text += ["", verdict(found)]
     path = args.out / f"{args.setting}.md"
     path.write_text("\n".join(text) + "\n", encoding="utf-8")
     print("\n".join(text))
+    figure = figure_rows(found)
+    if figure:
+        draw(figure, f"{title}: student of silc minus the student of ...", path.with_suffix(".png"))
+
+
+def verdict(found: list[dict]) -> str:
+    """What follows from the rule; nothing, as long as a seed of it is missing."""
+    cells = [(arm, name, differences(found, arm)[name]) for arm in AGAINST for name in DECISIVE]
+    fewest = min(len(points) for _, _, points in cells)
+    if fewest < len(SEEDS):
+        return (
+            f"**Not decided**: the rule asks for {len(SEEDS)} seeds of each arm, and {fewest} are"
+            " complete. Until then nothing here speaks about the method."
+        )
+    failed = [
+        f"{name}, against {arm} ({interval(points, '+')})"
+        for arm, name, points in cells
+        if not (mean(points) > 0 and excludes_zero(points))
+    ]
+    if failed:
+        return (
+            "By the rule written in the script, SILC's claim **does not hold** in this setting: 0"
+            f" is not excluded for {'; '.join(failed)}."
+        )
+    return "By the rule written in the script, SILC's claim **holds** in this setting."
+
+
+def figure_rows(found: list[dict]) -> list[Any]:
+    """A heading for each decisive measure, then a line for each arm; none without intervals."""
+    from silc_bench.reports.forest_plot import Row
+
+    drawn = []
+    for name in DECISIVE:
+        own = []
+        for arm in (arm for arm in ARMS if arm != "silc"):
+            points = differences(found, arm)[name]
+            if len(points) > 1:
+                tone = "no difference"
+                if excludes_zero(points):
+                    tone = "better" if mean(points) > 0 else "worse"
+                note = f"{interval(points, '+')}, {len(points)} seeds"
+                own.append(Row(f"  {arm}", mean(points), half_interval(points), tone, note))
+        drawn += [Row(f"{name}, mIoU"), *own] if own else []
+    return drawn
+
+
+def differences(found: list[dict], arm: str) -> dict[str, list[float]]:
+    """Student of silc minus that of ``arm``, in points, of the seeds that both have."""
+    silc, other = (by_seed(found, one, "student") for one in ("silc", arm))
+    seeds = sorted(set(silc) & set(other))
+    return {name: [silc[seed][name] - other[seed][name] for seed in seeds] for name in MEASURES}
 
 
 def by_seed(found: list[dict], arm: str, branch: str) -> dict[int, dict[str, float]]:
-    return {row["seed"]: row[branch] for row in found if row["arm"] == arm and branch in row}
+    """{seed: {measure: percent}}."""
+    return {
+        row["seed"]: {name: 100 * value for name, value in row[branch].items()}
+        for row in found
+        if row["arm"] == arm and branch in row
+    }
 
 
-def interval(values: list[float]) -> str:
+def header(first: str, columns: tuple[str, ...]) -> list[str]:
+    cells = (first, "seeds", *columns)
+    return [f"| {' | '.join(cells)} |", "|---" * len(cells) + "|"]
+
+
+def line(name: str, num_seeds: int, cells: list[str]) -> str:
+    return f"| {name} | {num_seeds} | {' | '.join(cells)} |"
+
+
+def interval(values: list[float], sign: str = "") -> str:
+    if len(values) < 2:
+        return f"{mean(values):{sign}.1f}"
+    return f"{mean(values):{sign}.1f} ± {half_interval(values):.1f}"
+
+
+def excludes_zero(values: list[float]) -> bool:
+    return abs(mean(values)) > half_interval(values)
+
+
+def half_interval(values: list[float]) -> float:
+    """Half of the 95 % interval of the mean (Student's t)."""
     from scipy import stats
 
-    if len(values) < 2:
-        return f"{mean(values):.1f}"
-    half = stats.t.ppf(0.975, len(values) - 1) * stdev(values) / len(values) ** 0.5
-    return f"{mean(values):.1f} ± {half:.1f}"
+    return float(stats.t.ppf(0.975, len(values) - 1) * stdev(values) / len(values) ** 0.5)
 
 
 if __name__ == "__main__":
