@@ -34,7 +34,8 @@ NOTE = (
     " p is McNemar's exact test where an image is hit or missed, and Student's t on the paired"
     " bootstrap's error elsewhere; the verdict is at {alpha:g} after Holm's correction over"
     " {tests}. Errors cover the images, and the draws of training shots where there are several,"
-    " not the spread between training runs."
+    " not the spread between training runs: a verdict is about these checkpoints, and not about the"
+    " methods that trained them."
 )
 NOTE_OF_METHODS = (
     "Percent, means over seeds, and differences in points ± one standard error over seeds, paired"
