@@ -108,3 +108,24 @@ def test_without_tuning_nothing_is_reported(args):
         study.run(args)
     with pytest.raises(SystemExit, match="no runs yet"):
         study.report(args)
+
+
+@pytest.mark.parametrize("failing", ["train", "eval"])
+def test_a_run_that_was_stopped_is_not_measured(monkeypatch, capsys, tmp_path, failing):
+    """Ctrl-C leaves a checkpoint of half the steps, and the command ends with a code."""
+    from silc_bench.cli import app
+
+    asked = []
+
+    def command(words, standalone_mode):
+        asked.append(words[0])
+        return 1 if words[0] == failing else None
+
+    monkeypatch.setattr(app, "app", command)
+    job = {"arm": "silc", "seed": 0, "lr": "1e-3", "clip": "0.3", "split": "test"}
+    job |= {"source": "places", "samples": 64, "folder": str(tmp_path)}
+    with pytest.raises(SystemExit) as stopped:
+        study.run_job(job)
+    assert stopped.value.code == 1
+    assert asked[-1] == failing
+    assert not capsys.readouterr().out

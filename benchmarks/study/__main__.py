@@ -194,19 +194,17 @@ def carry_out(args: argparse.Namespace, step: str, jobs: list[dict[str, object]]
 
 
 def run_job(one: dict[str, str]) -> None:
-    """Train, measure, and print the line of the run."""
-    from silc_bench.cli.app import app
-
+    """Train, measure, and print the line of the run; exit where the run was stopped or failed."""
     folder = Path(one["folder"])
     command = ["train", "--preset", "places_tiny", "--objective", one["arm"]]
     command += ["--data", one["source"], "--samples", str(one["samples"])]
     command += ["--seed", str(one["seed"]), "--out", str(folder)]
     for item in (f"optim.lr={one['lr']}", f"optim.clip_norm={one['clip']}", "log_every=50"):
         command += ["--set", item]
-    if any(folder.glob("checkpoints/*")):
+    if any(folder.glob("checkpoints/step_*.pt")):
         command.append("--resume")
     began = time.process_time()
-    app(command, standalone_mode=False)
+    silc_bench(command)
     seconds = time.process_time() - began
 
     # tuning asks for what it chooses by, of the student alone: a fifth of the time
@@ -221,14 +219,25 @@ def run_job(one: dict[str, str]) -> None:
     for branch, columns in asked.items():
         results = folder / f"records-{branch}"
         tasks = ",".join(MEASURES[name][0].replace("/", f"{suffix}/") for name in columns)
-        app(
-            ["eval", "--ckpt", f"{folder}:{branch}", "--tasks", tasks, "--results", str(results)],
-            standalone_mode=False,
-        )
+        measure = ["eval", "--ckpt", f"{folder}:{branch}", "--tasks", tasks]
+        silc_bench([*measure, "--results", str(results)])
         records = [json.loads(path.read_text()) for path in results.rglob("*.json")]
         row[branch] = {name: measured(records, name, suffix) for name in columns}
         row["commit"] = records[0]["code"]["commit"]
     print(json.dumps(row))
+
+
+def silc_bench(command: list[str]) -> None:
+    """Carry out a command of ours.
+
+    A run that was stopped leaves a checkpoint of half its steps, which must not be measured as if
+    it were whole. So the process ends where a command does not end well.
+    """
+    from silc_bench.cli.app import app
+
+    code = app(command, standalone_mode=False)
+    if code:
+        sys.exit(code)
 
 
 def measured(records: list[dict], column: str, suffix: str) -> float:
