@@ -364,6 +364,16 @@ def test_numbers_equal_loops_in_float64(tiny, monkeypatch, clip_norm):
     assert found["mfu"] == pytest.approx(100.0 * estimate.flops_per_image(config) / 3e9)
 
 
+@pytest.mark.parametrize(
+    ("peaks", "told"), [((0, 1, 0, 1), 1.0), ((0, 0, 0, 0), 0.0), ((0, 1), None)]
+)
+def test_targets_tell_which_image_it_is_where_there_is_more_than_one(tiny, peaks, told):
+    """Rows are two views of each image, the first views first; a target names one prototype."""
+    logits = 100.0 * torch.eye(8)[list(peaks)]
+    found = health._compared(logits, logits, torch.zeros(8), tiny())
+    assert found.get("target_information") == (told if told is None else pytest.approx(told))
+
+
 def test_before_the_teacher_teaches_a_step_is_counted_without_it(tiny, monkeypatch):
     """The step before the first taught one, and that one."""
     monkeypatch.setattr(health, "matmul_rate", lambda device, precision: 1e9)
