@@ -219,7 +219,7 @@ def run_job(one: dict[str, str]) -> None:
     for branch, columns in asked.items():
         results = folder / f"records-{branch}"
         tasks = ",".join(MEASURES[name][0].replace("/", f"{suffix}/") for name in columns)
-        measure = ["eval", "--ckpt", f"{folder}:{branch}", "--tasks", tasks]
+        measure = ["eval", "--ckpt", f"{folder}:{branch}", "--tasks", tasks, "--cache", "off"]
         silc_bench([*measure, "--results", str(results)])
         records = [json.loads(path.read_text()) for path in results.rglob("*.json")]
         row[branch] = {name: measured(records, name, suffix) for name in columns}

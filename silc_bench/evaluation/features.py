@@ -108,6 +108,7 @@ class Extractor:
         self._tokens: dict[str, str] = {}  # text -> key of what the model reads
         self._texts: dict[str, np.ndarray] = {}  # by that key
         self._dense: dict[tuple[str, ...], Callable[[Tensor], Any]] = {}
+        self._is_trimmed = False  # whether the store was brought below its limit
 
         # they read patches, not embeddings, so they are kept apart: image by image, in a file each
         self.grids = DenseFeatures(
@@ -274,7 +275,10 @@ class Extractor:
         if store is None:
             return None
 
-        store.trim()
+        # once a model: it looks at each file of the store, of which dense features have very many
+        if not self._is_trimmed:
+            self._is_trimmed = True
+            store.trim()
         compiled = "compiled " if self.settings.is_compiled else ""
 
         # the libraries count too: another Pillow resizes, another torch multiplies differently

@@ -236,6 +236,19 @@ def test_the_limit_is_kept_while_working(store, monkeypatch):
     assert len(store.listing()) == 1, "each command makes room for its own"
 
 
+def test_room_is_made_once_a_model(store, monkeypatch):
+    """Each time looks at every file of the store; dense features are a file an image."""
+    times = []
+    monkeypatch.setattr(Store, "trim", lambda store: times.append(store))
+    features = features_of(Counting(), store)
+    features.image("test")
+    features.text(["a"])
+    features.text(["b"])
+    assert len(times) == 1
+    features_of(Counting(), store).image("test")
+    assert len(times) == 2
+
+
 # --- the command ----------------------------------------------------------------------------------
 
 
