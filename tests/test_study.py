@@ -129,3 +129,33 @@ def test_a_run_that_was_stopped_is_not_measured(monkeypatch, capsys, tmp_path, f
     assert stopped.value.code == 1
     assert asked[-1] == failing
     assert not capsys.readouterr().out
+
+
+def test_quick_goes_through_all_of_it_and_a_failed_run_ends_it(monkeypatch, capsys, tmp_path):
+    """The processes of the runs are stood in for; what they were asked is looked at."""
+    asked, codes = [], [0]
+
+    def process(command, **options):
+        job = json.loads(command[-1])
+        asked.append(job)
+        values = dict.fromkeys(study.MEASURES, 0.1 + job["seed"] / 1000)
+        line = job | {"student": values, "teacher": values}
+        return argparse.Namespace(returncode=codes[-1], stdout=json.dumps(line), stderr="why")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(study.subprocess, "run", process)
+    monkeypatch.setattr("sys.argv", ["study", "--quick", "--processes", "1"])
+    study.main()
+    assert len(asked) == len(study.ARMS) * (study.FINALISTS + 2)
+    assert {job["samples"] for job in asked} == {study.QUICK_SAMPLES}
+    folders = {job["folder"] for job in asked}
+    assert len(folders) == len(asked), "no two runs share a folder"
+    assert "**Not decided**" in capsys.readouterr().out
+
+    study.main()
+    assert len(asked) == len(folders), "a second time nothing is left to do"
+    codes.append(1)
+    (tmp_path / "runs/study_quick/1024-run.jsonl").unlink()
+    with pytest.raises(SystemExit, match="why"):
+        study.main()
+    assert not (tmp_path / "runs/study_quick/1024-run.jsonl").exists()
