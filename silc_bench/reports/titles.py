@@ -40,6 +40,7 @@ DATASETS = {
     "places": "places",
     "places_things": "places, things",
     "shapes": "shapes",
+    "shapes_colours": "shapes, colours",
     "voc20": "VOC-20",
     "voc21": "VOC-21",
 }
