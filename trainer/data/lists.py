@@ -24,6 +24,8 @@ from silc_bench.datasets import layouts
 from silc_bench.datasets.files.folders import FILE_EXTENSIONS
 from silc_bench.datasets.files.shards import Damage
 from silc_bench.errors import UserError
+from silc_bench.system.processes import rank
+from silc_bench.system.terminal import say
 from silc_bench.trainer.config.config import DataConfig
 from silc_bench.trainer.data.samples import (
     EpochReader,
@@ -131,6 +133,7 @@ def read_pairs(path: Path, damage: Damage) -> list[Listed]:
 def _from_list(path: Path, damage: Damage) -> list[Listed]:
     not_columns = (*layouts.IMAGE_COLUMNS, *layouts.CAPTION_COLUMNS)
     pairs: dict[Path, Listed] = {}
+    quoted: list[str] = []  # where a caption has quotes that may not be meant
     for row in layouts.raw_rows(path):
         if row.error is not None:
             damage.add("line that is no row", row.where)
@@ -151,10 +154,16 @@ def _from_list(path: Path, damage: Damage) -> list[Listed]:
             damage.add(error.cause, error.where)
             continue
 
+        if path.suffix.lower() == ".tsv":
+            quoted += [row.where for caption in captions if layouts.is_quoted(caption)]
+
         # A further row of an image adds captions; the other columns stay those of the first.
         columns = {name: value for name, value in row.fields.items() if name not in not_columns}
         first = pairs.get(image, Listed(image, (), columns))
         pairs[image] = Listed(image, first.captions + captions, first.columns)
+
+    if quoted and rank() == 0:
+        say(layouts.QUOTED.format(f"{len(quoted):,}", quoted[0]))
     return list(pairs.values())
 
 

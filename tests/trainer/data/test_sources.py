@@ -377,3 +377,13 @@ def test_cocos_captions_are_a_source(tmp_path):
     for n in (4, 5):
         (tmp_path / f"train2017/{n}.png").write_bytes(encoded(n))
     assert sorted(numbers(take(source(path), 1, 0, 2))) == [4, 5]
+
+
+def test_quotes_that_a_tsv_keeps_are_said(tmp_path, capsys):
+    for n in range(2):
+        (tmp_path / f"{n}.png").write_bytes(encoded(n))
+    (tmp_path / "x.tsv").write_text('file\tcaption\n0.png\tnumber "0"\n1.png\t"number 1"\n')
+    assert set(texts_of(tmp_path / "x.tsv", 2)) == {'number "0"', '"number 1"'}
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("1 captions ")
+    assert line.endswith("x.tsv:3")
