@@ -262,6 +262,8 @@ def train(
         # However the run ends, its user learns which samples it went without.
         if source.damage.total:
             warn(f"left out: {source.damage.summary()}", console)
+        for cause, count in source.changed.counts.items():
+            say(f"{count:,} {cause}, the first: {source.changed.first[cause]}", console)
 
 
 def _created(config: Config, source: Source, device: torch.device, console: Console) -> TrainState:

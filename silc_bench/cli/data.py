@@ -114,6 +114,9 @@ def stats(
     for cause, number in statistics["damage"].items():
         first = statistics["damage_first"][cause]
         print(one_line(f"left out: {number:,} {cause}, first {first}"))
+    for cause, number in statistics["changed"].items():
+        first = statistics["changed_first"][cause]
+        print(one_line(f"{number:,} {cause}, first {first}"))
     if not statistics["damage"]:
         print("nothing is damaged")
 

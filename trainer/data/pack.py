@@ -30,7 +30,7 @@ from silc_bench.system.files import atomic_folder
 from silc_bench.system.terminal import progress_bar
 from silc_bench.trainer.config.config import DataConfig, TextConfig
 from silc_bench.trainer.data.lists import Listed, read_pairs
-from silc_bench.trainer.data.samples import UnreadableError, no_pair, one_sample
+from silc_bench.trainer.data.samples import ChangedError, UnreadableError, no_pair, one_sample
 from silc_bench.trainer.data.sources import open_reader
 from silc_bench.trainer.data.texts import lengths_of, look_at
 from silc_bench.trainer.silc.tokenizers import Tokenizer
@@ -141,6 +141,7 @@ def look(
     RunError as ``open_reader`` does.
     """
     damage = Damage()
+    changed = Damage()
     reader = open_reader(config, damage)
     num_entries = count if reader.num_samples is None else min(count, reader.num_samples)
 
@@ -157,7 +158,8 @@ def look(
                 reader.passed_over()
                 continue
             for skipped in reader.passed_over():
-                damage.add(skipped.cause, skipped.where)
+                counts = changed if isinstance(skipped, ChangedError) else damage
+                counts.add(skipped.cause, skipped.where)
 
             height, width, _ = image.shape
             measured.append((width, height, len(caption), len(caption.split())))
@@ -183,4 +185,6 @@ def look(
         "cut_off": look_at(captions, tokenizer, 1).cut_off(),
         "damage": damage.counts,
         "damage_first": damage.first,
+        "changed": changed.counts,
+        "changed_first": changed.first,
     }

@@ -68,6 +68,13 @@ class PassedOverError(UnreadableError):
     """What an entry does without, though it is read: it is counted, and never raised."""
 
 
+class ChangedError(PassedOverError):
+    """What was done to an entry that is read whole: counted apart, because nothing is lost."""
+
+
+TURNED = "images turned as their EXIF orientation says"
+
+
 @contextmanager
 def one_sample(where: str) -> Iterator[None]:
     """Whatever reading this sample raises is a failure of this sample: UnreadableError.
@@ -269,7 +276,11 @@ class EpochReader:
     def image(self, position: int) -> np.ndarray:
         _, index = self.find(position)
         with one_sample(self.where(index)):
-            return decoded(self.image_bytes(index), self.config.decode_size)
+            data = self.image_bytes(index)
+            image = decoded(data, self.config.decode_size)
+            if images.is_turned(data):
+                self.skipped.append(ChangedError(TURNED, self.where(index)))
+            return image
 
     def passed_over(self) -> list[PassedOverError]:
         skipped = self.skipped

@@ -48,7 +48,12 @@ from silc_bench.datasets.files.shards import Damage
 from silc_bench.errors import DataError, RunError, UserError, first_line
 from silc_bench.system.processes import concatenated, num_cores
 from silc_bench.trainer.config.config import DataConfig
-from silc_bench.trainer.data.samples import PassedOverError, Reader, UnreadableError
+from silc_bench.trainer.data.samples import (
+    ChangedError,
+    PassedOverError,
+    Reader,
+    UnreadableError,
+)
 from silc_bench.trainer.data.sources import open_reader
 
 # Batches that are made in the background while the trainer computes.
@@ -110,11 +115,13 @@ def crowding(num_workers: int, num_ranks: int) -> str | None:
 class Source:
     """An endless stream of pairs.
 
-    ``damage`` counts what was left out of the batches handed over so far, by all processes.
+    ``damage`` counts what was left out of the batches handed over so far, by all processes, and
+    ``changed`` what was read in another form than it is stored.
     """
 
     def __init__(self, reader: Reader, config: DataConfig, damage: Damage) -> None:
         self.damage = damage
+        self.changed = Damage()
         self.num_samples = reader.num_samples  # of an epoch; None: never repeats
         self._reader = reader
         self._config = config
@@ -221,7 +228,8 @@ class Source:
         for _, error in sorted(failures, key=itemgetter(0)):
             if (error.where, error.cause) not in self._counted:
                 self._counted.add((error.where, error.cause))
-                self.damage.add(error.cause, error.where)
+                counts = self.changed if isinstance(error, ChangedError) else self.damage
+                counts.add(error.cause, error.where)
 
 
 def _divided(told: Failures, notes: Failures) -> Failures:

@@ -89,6 +89,7 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 # where a PNG's orientation may stand; without them Pillow decodes the image to look behind it
+_MARKS_OF_NOTES = (b"Exif", b"EXIF", b"eXIf", b"exif", b"tiff:Orientation")
 _MARKS_IN_PNG = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
 
 
@@ -172,6 +173,15 @@ def orientation_of(image: Image.Image, data: bytes) -> int:
     except Exception:
         return 1  # broken notes beside a whole image: viewers show it as it is stored
     return value if isinstance(value, int) and value in _TURNS else 1
+
+
+def is_turned(data: bytes) -> bool:
+    """Whether ``decode_image`` turns it, if it is asked to. DamagedImageError for no image."""
+    # most images of the web have lost their notes: they are not opened for it
+    if not any(mark in data for mark in _MARKS_OF_NOTES):
+        return False
+    image = open_image(data)
+    return image.format != "TIFF" and orientation_of(image, data) > 1
 
 
 def has_several(image: Image.Image) -> bool:

@@ -4,6 +4,7 @@ Several captions; filters.
 """
 
 import collections
+import io
 import itertools
 import json
 import pickle
@@ -12,16 +13,19 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from refusals import refused
 
 from silc_bench.datasets.files import remote
 from silc_bench.datasets.files.shards import Damage
 from silc_bench.errors import DataError
-from silc_bench.trainer.config.config import DataConfig
+from silc_bench.trainer.config.config import DataConfig, TextConfig
+from silc_bench.trainer.data.pack import look
 from silc_bench.trainer.data.samples import (
     CAPTION,
     MIXTURE,
     ORDER,
+    TURNED,
     UnreadableError,
     captions_of,
     choose_caption,
@@ -387,3 +391,21 @@ def test_quotes_that_a_tsv_keeps_are_said(tmp_path, capsys):
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("1 captions ")
     assert line.endswith("x.tsv:3")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_images_that_are_turned_are_counted_and_nothing_is_lost(tmp_path, workers):
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    buffer = io.BytesIO()
+    Image.new("RGB", (12, 6)).save(buffer, "JPEG", exif=exif)
+    samples = [{"jpg": buffer.getvalue(), "txt": "a"}] * 2 + [{"png": encoded(0), "txt": "b"}]
+    path = shard(tmp_path / "a.tar", samples)
+    stream = source(path, num_workers=workers)
+    batches = take(stream, 3, 0, 2)
+    sizes = {tuple(size) for batch in batches for size in batch.sizes.tolist()}
+    assert sizes == {(12, 6), (9, 12)}, "height and width as they are shown"
+    assert stream.changed.counts == {TURNED: 2}
+    assert stream.damage.total == 0
+    seen = look(DataConfig(source=path), 3, TextConfig())
+    assert (seen["changed"], seen["damage"]) == ({TURNED: 2}, {})
