@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import signal
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from functools import partial
 from itertools import chain
@@ -360,8 +360,11 @@ def _loop(
         mark_step = state.step
         saved = time.monotonic()
 
-        # Around what changes nothing of the state: data, log, probe.
+        # Around what changes nothing of the state (data, log, probe), and around a step, which ends
+        # for want of memory nearly always before it moves the weights.
         saving_first = partial(_saving_first, state, writer, state.step, console)
+        moved: list[int] = []  # steps whose update has begun
+        state.optimizer.register_step_pre_hook(lambda *_: moved.append(state.step))
 
         while state.step < config.num_steps:
             with saving_first():
@@ -373,7 +376,9 @@ def _loop(
 
             if is_row:
                 watch.before_step(state)
-            values = train_step(state, batch)
+            with saving_first(moved, but=RunError):
+                values = train_step(state, batch)
+            moved.clear()
 
             # A collective call, so after each step: a signal to one rank stops all of them.
             signals = _of_all_ranks(received)
@@ -429,16 +434,26 @@ def _loop(
 
 @contextmanager
 def _saving_first(
-    state: TrainState, writer: checkpoint.Writer, begun: int, console: Console
+    state: TrainState,
+    writer: checkpoint.Writer,
+    begun: int,
+    console: Console,
+    moved: Sequence[int] = (),
+    but: type[Exception] | tuple[type[Exception], ...] = (),
 ) -> Iterator[None]:
     """Where the block fails, a checkpoint is written before its error ends the run.
 
-    The block must not change ``state``. ``begun``: the step at which this process started.
+    Args:
+        begun: the step at which this process started.
+        moved: holds anything where the block has begun to change ``state``.
+        but: errors that come of a bad state, such as values that are not finite.
     """
     try:
         yield
+    except but:
+        raise
     except Exception:
-        if state.step not in (begun, writer.step):
+        if state.step not in (begun, writer.step) and not moved:
             try:
                 writer.write(state.payload())
                 warn(f"{writer.wait()} is saved, continue with --resume", console)

@@ -7,6 +7,7 @@ this process.
 
 import errno
 import json
+import math
 import os
 import re
 import shutil
@@ -21,13 +22,14 @@ from unittest import mock
 import forked
 import lives
 import pytest
+import torch
 from refusals import refused
 from runs import close, differing, end_of, rows_of, run, saved_in
 
-from silc_bench.errors import DataError
+from silc_bench.errors import DataError, RunError
 from silc_bench.system.lock import NAME
 from silc_bench.system.processes import StoppedError
-from silc_bench.trainer import loop
+from silc_bench.trainer import loop, train
 from silc_bench.trainer.checkpoints import file as checkpoint
 from silc_bench.trainer.device import DataWait
 from silc_bench.trainer.monitor.log import RunLog
@@ -302,6 +304,41 @@ def test_an_error_that_leaves_the_state_good_comes_after_a_checkpoint(
     run(configs["shards"], tmp_path, resume=True)
     # all but the row that could not be written
     assert not differing(end_of(tmp_path), end_of(whole["shards"]))
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "saved"),
+    [
+        (train, "make_views", [2, 4, 5]),
+        (train, "contrastive", [2, 4, 5]),
+        (train, "ema_at", [2, 4]),  # the weights have moved, and the teacher has not followed
+    ],
+    ids=str,
+)
+def test_a_step_without_memory_comes_after_a_checkpoint_unless_the_weights_have_moved(
+    whole, configs, tmp_path, monkeypatch, owner, name, saved
+):
+    with monkeypatch.context() as patch:
+        fails_in(patch, owner, name, 6, torch.OutOfMemoryError("out of memory"))
+        with pytest.raises(torch.OutOfMemoryError):
+            run(configs["shards"], tmp_path)
+    assert saved_in(tmp_path) == saved[-2:]
+    run(configs["shards"], tmp_path, resume=True)
+    same_run(tmp_path, whole["shards"])
+
+
+def test_values_that_are_not_finite_are_never_saved(configs, tmp_path, monkeypatch):
+    """Nor the weights before them, which are on their way there."""
+    real, steps = train.contrastive, []
+
+    def diverging(*args):
+        steps.append(1)
+        return real(*args) * (math.nan if len(steps) == 6 else 1)
+
+    monkeypatch.setattr(train, "contrastive", diverging)
+    with refused("step 6", RunError, is_kept=False):
+        run(configs["shards"], tmp_path)
+    assert saved_in(tmp_path) == [2, 4]
 
 
 def test_where_nothing_is_new_no_checkpoint_is_written(configs, tmp_path, monkeypatch):
