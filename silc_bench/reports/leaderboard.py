@@ -2,7 +2,7 @@
 
 No torch; the same files always give the same bytes.
 
-Flow: ``build("results")`` -> Board -> ``to_terminal``, ``to_markdown``, ``to_csv``, ``to_html``;
+Flow: ``build("results")`` -> Board -> ``to_terminal``, ``to_markdown``, ``to_csv``, ``to_page``;
 ``write(board, out)`` makes the files. Run: ``silc-bench leaderboard --results results --out
 results``.
 
@@ -36,6 +36,8 @@ from silc_bench.reports.comparison.pairing import Samples, tied
 from silc_bench.reports.comparison.seeds import Methods, Place, grouped, tied_over_seeds
 from silc_bench.reports.forms.data import to_json, to_parquet
 from silc_bench.reports.forms.latex import to_latex
+from silc_bench.reports.page.board import page_document
+from silc_bench.reports.page.render import render
 from silc_bench.reports.tables import (
     BEST,
     TIED,
@@ -47,7 +49,6 @@ from silc_bench.reports.tables import (
     Section,
     Table,
     to_csv,
-    to_html,
     to_markdown,
 )
 from silc_bench.reports.titles import (
@@ -68,13 +69,19 @@ from silc_bench.results.schema import is_fraction
 from silc_bench.results.setup import Setup
 from silc_bench.system.files import atomic_path, read_bytes, read_text
 
+
+def to_page(board: Board) -> str:
+    """One file with everything in it: its program, its data, no network."""
+    return render(board.page())
+
+
 EVERYTHING = View()
 # by the ending of the file
 FORMATS: dict[str, Callable[[Board], str | bytes]] = {
     "md": to_markdown,
     "csv": to_csv,
     "json": to_json,
-    "html": to_html,
+    "html": to_page,
     "tex": to_latex,
     "parquet": to_parquet,
 }
@@ -184,9 +191,11 @@ def build(
     samples = Samples(reading)
     ranks = Ranks(samples, records)
     changes = change_tables(_with_main(ranked, COMPARED), ranks)
+    single, single_ranks = ranked, ranks
     if view.has_seeds_grouped:
         # what single checkpoints differ in says nothing of the methods
         changes = ()
+        ranks = Ranks(samples, records)
         ranked, ranks.values = grouped(ranked, Methods(records))
     shown_scores = _with_main(ranked, SHOWN)
     sections = [
@@ -203,7 +212,14 @@ def build(
     shown = [part for part in sections if part.tables or part.images or part is sections[0]]
     problems += [folders.Problem(path, sentence) for path, sentence in samples.problems.items()]
     shown = [limited(part, view) for part in shown]
-    return Board(tuple(shown), scores, reading.remarks_with(problems))
+
+    def page() -> dict[str, Any]:
+        # a row of the page opens its record, so it is a checkpoint, also where methods are ranked
+        shown_single = _with_main(single, SHOWN)
+        standing = single_ranks.standing
+        return page_document(records, reported, scores, standing, shown_single, changes, images)
+
+    return Board(tuple(shown), scores, page, reading.remarks_with(problems))
 
 
 class Ranks:
@@ -211,6 +227,7 @@ class Ranks:
 
     def __init__(self, samples: Samples, records: Sequence[Record]) -> None:
         self.samples = samples
+        self._standings: dict[Any, dict[tuple[str, str, str], str]] = {}
         self._records: dict[tuple[str, str, str, str], Record] = {}
         self.values: dict[Place, dict[int, float]] = {}  # of methods, by seed
         self.trainings: dict[tuple[str, str], Training | None] = {}  # by model and revision
@@ -226,13 +243,23 @@ class Ranks:
         """
         if len(own) < 2:
             return {}
+
+        # the tables and the page ask for the same columns, and the tests take a while
+        question = str(own.question.iloc[0])
+        rows = [(score.model, score.revision, score.setup) for score in own.itertuples()]
+        key = (question, metric, tuple(rows))
+        if key not in self._standings:
+            self._standings[key] = self._tested(own, metric, question, rows)
+        return self._standings[key]
+
+    def _tested(
+        self, own: pd.DataFrame, metric: str, question: str, rows: list[tuple[str, str, str]]
+    ) -> dict[tuple[str, str, str], str]:
         is_low_best = not is_fraction(metric)
         best = own.value.min() if is_low_best else own.value.max()
-        rows = [(score.model, score.revision, score.setup) for score in own.itertuples()]
         is_best = (own.value == best).tolist()
         found = {row: "best" for row, one in zip(rows, is_best, strict=True) if one}
 
-        question = str(own.question.iloc[0])
         others = [row for row, one in zip(rows, is_best, strict=True) if not one]
         ties = self._ties(next(iter(found)), others, question, metric)
         found |= {row: "tied" for row, is_tied in zip(others, ties, strict=True) if is_tied}

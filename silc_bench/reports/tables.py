@@ -1,8 +1,8 @@
-"""The board as data, and three of its forms: Markdown, CSV, HTML (no torch).
+"""The board as data, and two of its forms: Markdown, CSV (no torch).
 
 A board is made of sections of tables, images and changes. ``leaderboard.build`` makes a Board;
 each ``to_*`` is a pure function of it, so equal boards give equal bytes. Terminal and LaTeX have
-files of their own in `silc_bench.reports.forms`.
+files of their own in `silc_bench.reports.forms`, and the page in `silc_bench.reports.page`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import html
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -113,6 +113,7 @@ class Board:
     sections: tuple[Section, ...]
     # one row per record and metric, published ones included; ``kind`` says which is which
     scores: pd.DataFrame
+    page: Callable[[], dict[str, Any]]  # the document of the page, made when it is asked for
     remarks: tuple[str, ...] = ()  # which files were left out, and why: a sentence each
 
 
@@ -182,51 +183,6 @@ def in_spreadsheet(value: Any) -> Any:
     return value
 
 
-def to_html(board: Board) -> str:
-    """One file with everything in it: no network, no scripts; every text is escaped."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    # StrictUndefined: a misspelt name in the template is an error, not an empty place
-    environment = Environment(
-        loader=PackageLoader("silc_bench.reports", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["marked"] = _marked
-    return environment.get_template("leaderboard.html.j2").render(board=board, chart=_chart)
-
-
-def _chart(changes: tuple[Change, ...]) -> dict[str, Any]:
-    """Where the marks of a chart of differences go: x in percent of its width, ticks in points."""
-    ends: list[float] = []
-    for change in changes:
-        ends += [change.difference - change.margin, change.difference + change.margin]
-    left, right, ticks = axis([100 * end for end in ends], most_ticks=4)
-
-    def x(points: float) -> str:
-        return f"{100 * (points - left) / (right - left):.2f}%"
-
-    tones = {"yes, better": "up", "yes, worse": "down"}
-    marks = []
-    for change in changes:
-        mark = {
-            "change": change,
-            "low": x(100 * (change.difference - change.margin)),
-            "middle": x(100 * change.difference),
-            "high": x(100 * (change.difference + change.margin)),
-            "tone": tones.get(change.verdict, "flat"),
-        }
-        marks.append(mark)
-    return {
-        "marks": marks,
-        "ticks": [(x(tick), label) for tick, label in ticks],
-        "zero": x(0.0),
-    }
-
-
 def axis(ends: Sequence[float], most_ticks: int) -> tuple[float, float, list[tuple[float, str]]]:
     """An axis that holds ``ends`` and zero: where it begins and ends, and its ticks with labels."""
     low, high = min(0.0, *ends), max(0.0, *ends)
@@ -257,11 +213,3 @@ def escaped(text: str) -> str:
     text = html.escape(text, quote=False).replace("\n", " ")
     text = re.sub(r"([\\`*\[\]|~$#])", r"\\\1", text)
     return re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", text)
-
-
-def _marked(note: str) -> Any:
-    """Our own notes use two marks of Markdown, `code` and **bold**; the rest is escaped."""
-    from markupsafe import Markup
-
-    text = re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(note))
-    return Markup(re.sub(r"\*\*([^*]+)\*\*", r"<b>\1</b>", text))
