@@ -17,10 +17,11 @@ import os
 import platform
 import re
 import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -310,14 +311,36 @@ class Record:
 
         training = data["model"]["training"]
         data["model"]["training"] = training and Training(**training)
+        _intern_names(data["details"])
         for name, part in NESTED.items():
             data[name] = part(**data[name])
         for name, kind in (("question", Question), ("setup", Setup)):
             try:
-                data[name] = kind.from_dict(data[name])
+                data[name] = _shared(kind, json.dumps(data[name], sort_keys=True))
             except ValueError as error:
                 raise DataError(str(error), about=f"{where}: {name}", fix=AGAIN) from error
         return cls(**data)
+
+
+def _intern_names(details: dict[str, Any]) -> None:
+    """One text for each name of a class: thousands of records name the same ones."""
+    for value in details.values():
+        if isinstance(value, list):
+            for pair in value:
+                if isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str):
+                    pair[0] = sys.intern(pair[0])
+
+
+@lru_cache(maxsize=4096)
+def _shared(kind: type[Question] | type[Setup], text: str) -> Any:
+    """The question or setup of this JSON: one object for all records that share it.
+
+    A question is in the records of all models, and a setup in those of all tasks.
+
+    Raises:
+        ValueError: as ``from_dict`` says.
+    """
+    return kind.from_dict(json.loads(text))
 
 
 def key(question: Question, setup: Setup) -> str:

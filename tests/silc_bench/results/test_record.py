@@ -17,7 +17,7 @@ from refusals import refused
 import silc_bench
 from silc_bench.errors import DataError
 from silc_bench.models.interface import Training
-from silc_bench.results import outcomes, schema
+from silc_bench.results import folders, outcomes, schema
 from silc_bench.results import record as results
 from silc_bench.results.record import find, key, read_file, record_path, save, validate
 from silc_bench.system.checksums import sealed
@@ -266,6 +266,17 @@ def test_a_copied_record_is_refused(saved, tmp_path):
     copy.write_text(saved.read_text())
     with refused(copy, kind=DataError):
         read_file(copy, tmp_path)
+
+
+def test_records_share_their_questions_setups_and_names_of_classes(tmp_path):
+    """As 20,000 records of 40 questions and 500 setups must, to be held at once."""
+    details = {"acc1_by_class": [["a class", 0.5]]}
+    for name in ("a", "b"):
+        save(record_of(name, 0.5, TASK, details=details), tmp_path)
+    a, b = folders.read(tmp_path).records
+    assert a.question is b.question
+    assert a.setup is b.setup
+    assert a.details["acc1_by_class"][0][0] is b.details["acc1_by_class"][0][0]
 
 
 def test_a_failing_write_leaves_the_old_files_and_no_rubbish(saved, monkeypatch, tmp_path):
