@@ -351,7 +351,12 @@ def _scores(
 
     question_label = question_labels(records)
     setup_label = labels_of_setups(records)
-    rows: list[dict[str, Any]] = []
+    # tuples, not dicts: of 20,000 records these would need as much memory as all else here
+    rows: list[tuple[Any, ...]] = []
+
+    def add(score: dict[str, Any]) -> None:
+        rows.append(tuple(score.get(name) for name in FIELDS))
+
     for record in records:
         if record.limit is not None:
             kind = "limited"
@@ -368,14 +373,15 @@ def _scores(
         labels["setup_label"] = setup_label[record.model.name, record.model.revision][
             record.setup.row
         ]
-        rows += [{**_score(record, metric), **labels, **change} for metric in record.metrics]
+        for metric in record.metrics:
+            add({**_score(record, metric), **labels, **change})
     for row in reported:
         shared = {name: getattr(row, name) for name in ("model", "params", "where", "note")}
         shared |= {"kind": "reported", "group": row.collection, "is_main": False}
         for task, metrics in row.values.items():
             for metric, value in metrics.items():
                 score = {"task": task, "metric": metric, "value": value}
-                rows.append({**shared, **score, "source": f"reported({row.url})"})
+                add({**shared, **score, "source": f"reported({row.url})"})
 
     # Int64 is the integer of pandas that can be missing: published rows have no n
     return pd.DataFrame(rows, columns=list(FIELDS)).astype(dict.fromkeys(WHOLE_NUMBERS, "Int64"))
