@@ -3,10 +3,11 @@
     python benchmarks/fuzz_inputs.py    # 10,000 samples, a minute or two of a core
     python benchmarks/fuzz_inputs.py --count 100000 --seed 7 --kinds tar,image
 
-Each of KINDS has whole seeds, and a function that reads mutated ones as training does. It says
-how many samples were read, how many were counted as lost, and how many files were refused in a
-sentence. Everything has to be one of the three: a sample that is neither read nor counted is an
-error, as is a traceback. Beside each mutated sample lies a whole one, which has to be read.
+Each of KINDS has whole seeds, and a function that reads mutated ones as training does, or, of
+lists, masks and their classes, evaluation. It says how many samples were read, how many were
+counted as lost, and how many files were refused in a sentence. Everything has to be one of the
+three: a sample that is neither read nor counted is an error, as is a traceback. Beside each mutated
+sample of training lies a whole one, which has to be read.
 
 Exit status 1 where something went wrong; the bytes that did it are then kept in a file.
 """
@@ -32,6 +33,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, features
 
+from silc_bench.datasets.masks import read_values
+from silc_bench.datasets.own_data import parse, read_classes
 from silc_bench.errors import ExplainedError
 from silc_bench.trainer.config.config import DataConfig
 from silc_bench.trainer.data.stream import open_source
@@ -208,6 +211,37 @@ def _lists() -> list[bytes]:
     return ["\n".join(map(json.dumps, rows[start:])).encode() for start in range(len(rows))]
 
 
+def _rows() -> list[bytes]:
+    return [
+        b"other.png,one\nother.png,two\n",
+        b'other.png,"a dog, running\nand barking"\ngone.png,"one ""x"" two"\n',
+        b'other.png\tone\nother.png\t"two" words\ngone.png\tthree\n',
+    ]
+
+
+def _masks() -> list[bytes]:
+    contents = []
+    labels = np.random.default_rng(0).integers(0, 9, (13, 11), dtype=np.uint8)
+    for kind in ("PNG", "TIFF", "BMP", "PPM", "GIF"):
+        for pixels in (labels, labels.astype(np.uint16) * 900, labels > 4):
+            buffer = io.BytesIO()
+            try:
+                Image.fromarray(pixels).save(buffer, kind)
+            except OSError:
+                continue  # a format that has not this mode
+            contents.append(buffer.getvalue())
+    return [*contents, b"P5 4 1 7\n\0\1\2\7", b"P2 4 1 300\n0 1 2 300\n"]
+
+
+def _classes() -> list[bytes]:
+    contents = [
+        ["sky", "road"],
+        {"names": {"0": "sky", "7": "road"}, "ignore": [3], "background": True},
+        {"names": ["sky", "road"], "synonyms": {"road": ["street", "lane"]}},
+    ]
+    return [json.dumps(content).encode() for content in contents]
+
+
 def _witness() -> dict[str, bytes]:
     buffer = io.BytesIO()
     Image.new("RGB", (6, 5), (9, 99, 199)).save(buffer, "PNG")
@@ -252,13 +286,59 @@ def as_shard(contents: Sequence[bytes], folder: Path) -> Counter[str]:
 
 def as_list(contents: Sequence[bytes], folder: Path) -> Counter[str]:
     """Contents that are lists of captions, one at a time."""
+    line = json.dumps({"file": "whole.png", "caption": WITNESS})
+    return _lists_of("list.jsonl", f"{line}\n", contents, folder)
+
+
+def as_table(contents: Sequence[bytes], folder: Path) -> Counter[str]:
+    """Contents that are rows below those of a table, with commas and with tabs."""
+    half = len(contents) // 2
+    with_commas = f"file,caption\nwhole.png,{WITNESS}\n"
+    counts = _lists_of("list.csv", with_commas, contents[:half], folder)
+    return counts + _lists_of("list.tsv", with_commas.replace(",", "\t"), contents[half:], folder)
+
+
+def _lists_of(name: str, head: str, contents: Sequence[bytes], folder: Path) -> Counter[str]:
     counts: Counter[str] = Counter()
-    (folder / "whole.png").write_bytes(_witness()["png"])
+    for image in ("whole.png", "other.png"):
+        (folder / image).write_bytes(_witness()["png"])
+    path = folder / name
     for content in contents:
-        path = folder / "list.jsonl"
-        line = json.dumps({"file": "whole.png", "caption": WITNESS})
-        path.write_bytes(line.encode() + b"\n" + content)
-        counts += _refused_or(lambda path=path: _trained_on(str(path), None))
+        path.write_bytes(head.encode() + content)
+        counts += _refused_or(lambda: _trained_on(str(path), None))
+
+        # an evaluation reads the same list, and refuses what training counts
+        counts += _refused_or(lambda: Counter({"scored": len(_captions_to_score(path))}))
+    return counts
+
+
+def _captions_to_score(path: Path) -> Sequence[tuple[str, ...]]:
+    captions = parse(f"captions:{path}").load("test").captions
+    assert captions, "a list without captions is neither read nor refused"
+    return captions
+
+
+def as_mask(contents: Sequence[bytes], folder: Path) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    for content in contents:
+        counts += _refused_or(lambda content=content: Counter({"read": _is_mask(content)}))
+    return counts
+
+
+def _is_mask(content: bytes) -> bool:
+    values = read_values(content, "mask")
+    assert values.ndim == 2, values.shape
+    assert values.dtype in (np.uint8, np.uint16), values.dtype
+    return True
+
+
+def as_classes(contents: Sequence[bytes], folder: Path) -> Counter[str]:
+    """Contents that are the CLASSES.json of masks."""
+    counts: Counter[str] = Counter()
+    path = folder / "classes.json"
+    for content in contents:
+        path.write_bytes(content)
+        counts += _refused_or(lambda: Counter({"read": bool(read_classes(path).rule.names)}))
     return counts
 
 
@@ -307,6 +387,9 @@ KINDS = {
     "image": Kind(_images, as_member("jpg")),
     "tar": Kind(_tars, as_shard),
     "list": Kind(_lists, as_list),
+    "table": Kind(_rows, as_table),
+    "mask": Kind(_masks, as_mask),
+    "classes": Kind(_classes, as_classes),
 }
 
 if __name__ == "__main__":

@@ -153,7 +153,13 @@ def read_captions_file(path: Path) -> tuple[list[ImageFile], list[str]]:
         if not row_captions or not all(row_captions):
             problem = f"the caption of {name} is empty"
             raise DataError(problem, about=where, fix="write one, or remove the row")
-        known = captions.setdefault(locate(path, name), [])
+        try:
+            image = locate(path, name)
+        except OSError as error:  # a name of a thousand letters, such as a caption in its place
+            problem = f"{name[:60]!r} can be no file ({error.strerror})"
+            fix = "write where the image lies, relative to the list"
+            raise DataError(problem, about=where, fix=fix) from error
+        known = captions.setdefault(image, [])
         num_repeated += sum(caption in known for caption in row_captions)
         known += row_captions
         if path.suffix.lower() == ".tsv":

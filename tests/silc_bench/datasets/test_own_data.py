@@ -293,6 +293,7 @@ LISTS = {
     "a field is missing": ("x.csv:2", "file,caption\na.jpg\n"),
     "an open quote": ("x.csv:1", 'file,caption\na.jpg,"one\n'),
     "an empty caption": ("x.csv:2", "file,caption\na.jpg,  \n"),
+    "a name that is too long": ("x.csv:2", f"file,caption\n{'a' * 5000}.jpg,one\n"),
     "a header alone": ("x.csv", "file,caption\n"),
     "nothing": ("x.csv", ""),
     "a missing image": ("x.csv", "file,caption\nc.jpg,one\na.jpg,two\n"),
