@@ -143,6 +143,7 @@ def mutated(whole, changes, keep):
     return bytes(data[: int(len(data) * keep) + 1])
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 @settings(max_examples=150, deadline=None)
 @given(st.sampled_from(["PNG", "TIFF", "BMP", "PPM", "GIF"]), MUTATIONS, st.floats(0.2, 1))
 def test_broken_masks_raise_nothing_else(make, kind, changes, keep):

@@ -150,6 +150,7 @@ def test_an_image_is_turned_as_viewers_show_it(kind, orientation):
     assert stored.size == ((32, 64) if is_lying else (64, 32))
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 def test_broken_exif_leaves_the_image_as_it_is_stored(make):
     for exif in (b"Exif\0\0nonsense", b"Exif\0\0MM\0*\0\0\0\x08\0\1\1\x12\0\3\0\0\0\1\0\x63\0\0"):
         data = make.encoded(pixels(), "JPEG", exif=exif)
