@@ -75,7 +75,7 @@ def board_of(names, note="Percent."):
     parts = (Table(names[0], heads, tuple(rows)),)
     published = Section("Published", "", parts, is_reference=True)
     images = Section("Images", "", images=(Figure("a", "b", "c"),))
-    return Board((Section("Measured here", note, parts), published, images), None)
+    return Board((Section("Measured here", note, parts), published, images), None, dict)
 
 
 @given(st.lists(NAMES, min_size=1, max_size=6))
