@@ -313,7 +313,8 @@ class Record:
         data["model"]["training"] = training and Training(**training)
         _intern_names(data["details"])
         for name, part in NESTED.items():
-            data[name] = part(**data[name])
+            fields = tuple((key, type(value), value) for key, value in data[name].items())
+            data[name] = _shared_part(part, fields)
         for name, kind in (("question", Question), ("setup", Setup)):
             try:
                 data[name] = _shared(kind, json.dumps(data[name], sort_keys=True))
@@ -329,6 +330,15 @@ def _intern_names(details: dict[str, Any]) -> None:
             for pair in value:
                 if isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str):
                     pair[0] = sys.intern(pair[0])
+
+
+@lru_cache(maxsize=4096)
+def _shared_part(kind: type, fields: tuple[tuple[str, type, Any], ...]) -> Any:
+    """A part of a record; the same fields give one object.
+
+    Of the same types, too: 0 equals 0.0, and is another text in the file.
+    """
+    return kind(**{name: value for name, _, value in fields})
 
 
 @lru_cache(maxsize=4096)

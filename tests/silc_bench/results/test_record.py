@@ -279,6 +279,11 @@ def test_records_share_their_questions_setups_and_names_of_classes(tmp_path):
     assert a.details["acc1_by_class"][0][0] is b.details["acc1_by_class"][0][0]
 
 
+def test_equal_numbers_of_other_types_stay_as_they_are_in_the_file():
+    records = [record_of("a", 0.5, TASK, chance=chance) for chance in (0.0, 0, 0.0)]
+    assert [str(one.task.chance) for one in records] == ["0.0", "0", "0.0"]
+
+
 def test_a_failing_write_leaves_the_old_files_and_no_rubbish(saved, monkeypatch, tmp_path):
     outcomes.save(b"old", RECORD, tmp_path)
     before = {path: path.read_bytes() for path in saved.parent.iterdir()}
