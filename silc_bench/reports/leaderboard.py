@@ -326,11 +326,13 @@ def stale(board: Board, out_dir: Path, formats: Sequence[str] = USUAL_FORMATS) -
 
 def _files(board: Board, formats: Sequence[str]) -> dict[str, bytes]:
     """Their contents by name."""
-    contents = {f"leaderboard.{kind}": FORMATS[kind](board) for kind in formats}
-    return {
-        name: content if isinstance(content, bytes) else content.encode()
-        for name, content in contents.items()
-    }
+    contents: dict[str, bytes] = {}
+    for kind in formats:
+        content = FORMATS[kind](board)
+        contents[f"leaderboard.{kind}"] = (
+            content if isinstance(content, bytes) else content.encode()
+        )
+    return contents
 
 
 def _scores(

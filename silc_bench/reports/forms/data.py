@@ -21,14 +21,18 @@ def to_json(board: Board) -> str:
     scores = board.scores
     columns: list[list] = []
     for name in scores:
-        values = scores[name].astype(object)
-        columns.append(values.where(values.notna(), None).tolist())
-    rows = []
-    for row in zip(*columns, strict=True):
-        rows.append(json.dumps(row, ensure_ascii=False, allow_nan=False))
+        values = zip(scores[name].tolist(), scores[name].isna().tolist(), strict=True)
+        columns.append([None if is_gap else value for value, is_gap in values])
     names = json.dumps(list(scores))
-    lines = ",\n".join(rows)
-    return f'{{"schema": "{SCHEMA_VERSION}", "columns": {names}, "rows": [\n{lines}\n]}}\n'
+
+    # written row by row: a second text of a hundred thousand rows would be tens of megabytes
+    text = io.StringIO()
+    text.write(f'{{"schema": "{SCHEMA_VERSION}", "columns": {names}, "rows": [\n')
+    for number, row in enumerate(zip(*columns, strict=True)):
+        text.write(",\n" if number else "")
+        text.write(json.dumps(row, ensure_ascii=False, allow_nan=False))
+    text.write("\n]}\n")
+    return text.getvalue()
 
 
 def to_parquet(board: Board) -> bytes:
