@@ -39,6 +39,7 @@ from silc_bench.trainer.config.presets import SECOND_PHASES
 from silc_bench.trainer.data.stream import Batch, Source, crowding, open_source
 from silc_bench.trainer.data.texts import Texts, look_at
 from silc_bench.trainer.device import DataWait, share_of
+from silc_bench.trainer.monitor.history import start_of
 from silc_bench.trainer.monitor.log import RunLog, WandbLog, check_place
 from silc_bench.trainer.monitor.probe import Probe, destroyed, remembered
 from silc_bench.trainer.monitor.watch import Watch, check_on_collapse, repeating
@@ -254,6 +255,7 @@ def train(
             if wandb:
                 online = WandbLog(wandb, run, flatten(state.config), state.step > 0, console)
             with RunLog(run, state.step, config.num_steps, console, online) as log:
+                log.write_start(start_of(state.config, device))
                 watch = Watch(
                     state.config, device, console, on_collapse, source.damage, log.write_note
                 )
@@ -407,7 +409,7 @@ def _loop(
                 with saving_first():
                     scores = probe(state)
                     if scores:  # nothing could be scored of a student that diverged
-                        log.write_probe(state.step, scores)
+                        log.write_probe(state.step, scores, probe.errors)
                 mark += time.perf_counter() - before  # the speed of a row is that of its steps
                 if scores and not probe.diverged:
                     score = sum(scores.values()) / len(scores)
@@ -471,7 +473,7 @@ def _probe_of_start(state: TrainState, probe: Probe, log: RunLog) -> dict[str, d
             about=f"--init {state.config.init}",
             fix="name weights that did not diverge",
         )
-    log.write_probe(0, scores)
+    log.write_probe(0, scores, probe.errors)
     return remembered(scores, probe.errors)
 
 

@@ -1,9 +1,10 @@
 """What a run writes while it runs: files of rows in its folder, curves, and a progress line.
 
-Flow: ``RunLog(run, step, ...)`` -> ``write``, ``write_probe`` and ``write_note``, each a row in
-log.jsonl, probes.jsonl or notes.jsonl; numbers go into TensorBoard's curves too. The log is opened
-at the step where training starts. Rows that a killed run wrote beyond that step are dropped, so a
-resumed log reads as if nothing had happened.
+Flow: ``RunLog(run, step, ...)`` -> ``write_start`` -> ``write``, ``write_probe`` and
+``write_note``, each a row in log.jsonl, probes.jsonl or notes.jsonl; numbers go into TensorBoard's
+curves too. history.jsonl gets a row at the start and one at the end. The log is opened at the step
+where training starts. Rows that a killed run wrote beyond that step are dropped, so a resumed log
+reads as if nothing had happened.
 
 Rows go to Weights & Biases too where ``silc-bench train --wandb PROJECT`` asks for it. Flow:
 ``check_place`` before anything else -> ``WandbLog(place, run, ...)`` -> ``log`` a row ->
@@ -20,7 +21,7 @@ import json
 import secrets
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
@@ -33,9 +34,11 @@ from rich.table import Column
 from silc_bench.errors import RunError, UserError, first_line
 from silc_bench.system.files import write_text_atomic
 from silc_bench.system.terminal import say, warn
+from silc_bench.trainer.monitor.history import end_of
 
 QUIET_SECONDS = 15.0  # between two progress lines when the output is not a terminal
 KEPT = "wandb.json"  # in the run's folder
+STDERR = "stderr/"  # begins the names of standard errors among a probe's scores
 
 
 class RunLog:
@@ -64,6 +67,7 @@ class RunLog:
         self._file = _opened(run / "log.jsonl", step)
         self._probes = _opened(run / "probes.jsonl", step)
         self._notes = _opened(run / "notes.jsonl", step)
+        self._history = _opened(run / "history.jsonl", step)
         self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
 
         # Where the terminal is narrow, the words alone are cut.
@@ -86,14 +90,22 @@ class RunLog:
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         self._bar.stop()
+
+        # What could not be written before cannot be now. Where that is the error that ends the run,
+        # it was said already.
         for opened in (self._file, self._probes, self._notes, self._board):
-            # What could not be written before cannot be now. Where that is the error that ends the
-            # run, it was said already.
             with self._writing() if error is None else suppress(OSError):
                 opened.close()
+        with nullcontext() if error is None else suppress(RunError, OSError):
+            self._append(self._history, {"step": self._step, **end_of(error)})
+            self._history.close()
 
         if self._online is not None:
             self._online.finish(has_failed=error is not None)
+
+    def write_start(self, start: dict[str, Any]) -> None:
+        """Keep when, where and with which code this process begins to train."""
+        self._append(self._history, {"step": self._step, **start})
 
     def advance(self, step: int) -> None:
         self._step = step
@@ -121,9 +133,13 @@ class RunLog:
             self._last_line = now
             say(f"step {step}/{self._num_steps} · {words} · {left} left", self._console)
 
-    def write_probe(self, step: int, scores: dict[str, float]) -> None:
-        """Keep what a probe measured: a row in probes.jsonl, curves, and a line for people."""
-        self._keep(self._probes, step, scores)
+    def write_probe(self, step: int, scores: dict[str, float], errors: dict[str, float]) -> None:
+        """Keep what a probe measured: a row in probes.jsonl, curves, and a line for people.
+
+        ``errors``: standard errors of scores, which the row names "stderr/..." for "probe/...".
+        """
+        named = {name.replace("probe/", STDERR, 1): error for name, error in errors.items()}
+        self._keep(self._probes, step, scores | named)
         words = " · ".join(
             f"{name.removeprefix('probe/')} {100 * value:.1f} %" for name, value in scores.items()
         )
@@ -169,8 +185,8 @@ def _opened(path: Path, step: int) -> TextIO:
 def _rows_up_to(path: Path, step: int) -> list[str]:
     """Whole rows of steps <= ``step``; a row cut off by a kill is dropped too.
 
-    A new run, for which all of them are dropped, refuses lines that no run can have written; a
-    resumed one leaves them out.
+    A new run, for which all of them are dropped (those of step 0 too, which one that died early
+    left), refuses lines that no run can have written; a resumed one leaves them out.
     """
     if not path.exists():
         return []
@@ -187,7 +203,7 @@ def _rows_up_to(path: Path, step: int) -> list[str]:
                 about=f"{path}:{number}",
                 fix="choose another --out",
             )
-        if row is not None and row["step"] <= step:
+        if row is not None and step > 0 and row["step"] <= step:
             kept.append(line.decode())
     return kept
 

@@ -1,15 +1,21 @@
 """The log of a run: rows by step, a killed run's surplus, curves, and the progress shown."""
 
 import io
+import json
 import re
+from contextlib import suppress
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
+import torch
 from refusals import refused
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from silc_bench.errors import RunError
+from silc_bench.system.processes import StoppedError
+from silc_bench.trainer.monitor.history import start_of
 from silc_bench.trainer.monitor.log import RunLog
 
 
@@ -110,6 +116,47 @@ def test_a_full_disk_is_a_sentence_with_the_place(tmp_path, method):
         arguments = (None, None, None)
     with refused(about=tmp_path, kind=RunError):
         getattr(log, method)(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("error", "how"),
+    [
+        (None, "finished"),
+        (StoppedError("stopped by SIGTERM after step 4", fix="continue"), "stopped by SIGTERM"),
+        (ValueError("two\nlines"), "ValueError: two lines"),
+        (KeyboardInterrupt(), "KeyboardInterrupt"),
+    ],
+)
+def test_the_history_says_how_each_start_ended(tmp_path, rows_in, error, how):
+    with suppress(BaseException), RunLog(tmp_path, 0, 10, Console(file=io.StringIO())) as log:
+        log.write_start({"event": "start"})
+        log.advance(4)
+        if error:
+            raise error
+    start, end = rows_in(tmp_path / "history.jsonl")
+    assert start == {"step": 0, "event": "start"}
+    assert (end["step"], end["event"]) == (4, "end")
+    assert end["how"].startswith(how)
+
+
+def test_a_new_run_keeps_nothing_of_one_that_died_before_its_first_checkpoint(tmp_path, rows_in):
+    for _ in range(2):
+        with RunLog(tmp_path, 0, 10, Console(file=io.StringIO())) as log:
+            log.write_start({"event": "start"})
+            log.write_probe(0, {"probe/x": 0.5}, {"probe/x": 0.1})
+            log.write_note("at the start")
+    assert rows_in(tmp_path / "probes.jsonl") == [{"step": 0, "probe/x": 0.5, "stderr/x": 0.1}]
+    assert len(rows_in(tmp_path / "notes.jsonl")) == 1
+    assert [row["event"] for row in rows_in(tmp_path / "history.jsonl")] == ["start", "end"]
+
+
+def test_a_start_knows_its_machine_its_code_and_its_configuration(tiny):
+    start = start_of(tiny(seed=5), torch.device("cpu"))
+    assert start["config"]["seed"] == 5
+    assert (start["device"], start["processes"]) == ("cpu", 1)
+    assert start["versions"]["torch"] == torch.__version__
+    assert datetime.fromisoformat(start["date"]).utcoffset() == timedelta(0)
+    assert json.loads(json.dumps(start)).keys() >= {"commit", "dirty", "processor", "platform"}
 
 
 def test_notes_are_kept_by_step_and_those_of_a_killed_run_dropped(tmp_path, rows_in):

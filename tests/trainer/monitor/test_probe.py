@@ -33,7 +33,7 @@ def run(tiny, tmp_path_factory, train):
 def test_classes_texts_and_patches_are_probed_by_default(run, rows_in):
     families = "knn zeroshot segmentation_zeroshot discovery correspondence"
     names = {f"shapes/{family}" for family in families.split()}
-    columns = {"step", *(f"probe/{name}" for name in names)}
+    columns = {"step", *(f"{kind}/{name}" for name in names for kind in ("probe", "stderr"))}
     assert [set(row) for row in rows_in(run / "probes.jsonl")] == [columns] * 2
     assert {task.name for task in select(words_of(ProbeConfig().tasks))} == names
 
@@ -46,6 +46,7 @@ def test_a_probe_is_an_evaluation(run, tmp_path, rows_in):
     expected = {"step": 4}
     for record in measured(load_model(str(run)), tasks, tmp_path, **settings):
         expected[f"probe/{record.task.name}"] = record.metrics[record.task.main_metric]
+        expected[f"stderr/{record.task.name}"] = record.stderr[record.task.main_metric]
     assert expected == last
 
 
@@ -56,7 +57,7 @@ def test_a_task_that_cannot_be_scored_is_left_out_in_a_sentence_and_the_run_goes
     tasks = "shapes/knn,shapes/correspondence"
     said = train(tiny(probe={"every": 2, "limit": FEW, "tasks": tasks}), tmp_path)
     rows = rows_in(tmp_path / "probes.jsonl")
-    assert [set(row) for row in rows] == [{"step", "probe/shapes/knn"}] * 2
+    assert [set(row) for row in rows] == [{"step", "probe/shapes/knn", "stderr/shapes/knn"}] * 2
     (sentence,) = [line for line in said.splitlines() if "left out" in line]
     assert sentence.startswith("step 2: shapes/correspondence ")
 
