@@ -24,6 +24,15 @@ from torch import Tensor, nn
 from silc_bench.errors import RunError
 from silc_bench.trainer.config.config import Config
 from silc_bench.trainer.data.stream import Batch
+from silc_bench.trainer.monitor.bounds import (
+    CERTAIN,
+    LEAP,
+    MAX_CENTER_ERROR,
+    ONE_HOT,
+    SAME,
+    TELLS_NOTHING,
+    UNIFORM,
+)
 from silc_bench.trainer.monitor.cost import flops_per_image, matmul_rate
 from silc_bench.trainer.silc.masking import draw_masked, take
 from silc_bench.trainer.silc.towers import Block, TextTower, VisionTower
@@ -33,21 +42,6 @@ from silc_bench.trainer.train import TrainState
 SAMPLE = 64  # images
 # Rows in a row after the warm-up, before what a healthy run may pass through is called a collapse.
 PATIENCE = 3
-
-# Bounds of the teacher's entropy / ln K.
-UNIFORM = 0.99
-CERTAIN = 0.05
-ONE_HOT = 0.002
-
-# Of what a teacher's target could tell of its image (``_information``), what it must tell at least.
-# With shapes_tiny it rises from 0.12 to 0.41 in 120 steps, with places_tiny from 0.08 to 0.67 in
-# 600. With places_tiny at a teacher_temp of 0.04 it stays at 0.02 to 0.04 for 160 steps, and the
-# student learns nothing from it (docs/log.md).
-TELLS_NOTHING = 0.05
-
-SAME = 1.5  # effective rank below which all embeddings are one direction
-LEAP = 0.15  # of a matrix's own size in one step
-MAX_CENTER_ERROR = 0.1  # of the mean's own size; above it a centre has to move
 
 # Time constants of the centre. Before them one prototype may win everywhere, because the centre
 # starts at 0.

@@ -19,14 +19,13 @@ from silc_bench.system.processes import num_local_ranks, num_ranks
 from silc_bench.system.terminal import warn
 from silc_bench.trainer.config.config import Config
 from silc_bench.trainer.data.stream import Batch, crowding
+from silc_bench.trainer.monitor.bounds import MAX_LEFT_OUT, MAX_WAIT
 from silc_bench.trainer.monitor.cost import flops_per_image
 from silc_bench.trainer.monitor.health import Health, Verdict
 from silc_bench.trainer.optim import lr_at
 from silc_bench.trainer.train import TrainState
 
 ON_COLLAPSE = ("warn", "stop")
-MAX_WAIT = 0.1  # of the time, for data
-MAX_LEFT_OUT = 0.1  # of the pairs that were read
 
 
 def check_on_collapse(answer: str) -> str:

@@ -1,0 +1,19 @@
+"""Where a number of a run stops being healthy: what the verdicts ask and the report draws."""
+
+# Of the teacher's entropy / ln K.
+UNIFORM = 0.99
+CERTAIN = 0.05
+ONE_HOT = 0.002
+
+# Of what a teacher's target could tell of its image (``health.py``), what it must tell at least.
+# With shapes_tiny it rises from 0.12 to 0.41 in 120 steps, with places_tiny from 0.08 to 0.67 in
+# 600. With places_tiny at a teacher_temp of 0.04 it stays at 0.02 to 0.04 for 160 steps, and the
+# student learns nothing from it (docs/log.md).
+TELLS_NOTHING = 0.05
+
+SAME = 1.5  # effective rank below which all embeddings are one direction
+LEAP = 0.15  # of a matrix's own size in one step
+MAX_CENTER_ERROR = 0.1  # of the mean's own size; above it a centre has to move
+
+MAX_WAIT = 0.1  # of the time, for data
+MAX_LEFT_OUT = 0.1  # of the pairs that were read
