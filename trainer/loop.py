@@ -409,7 +409,7 @@ def _loop(
                 with saving_first():
                     scores = probe(state)
                     if scores:  # nothing could be scored of a student that diverged
-                        log.write_probe(state.step, scores, probe.errors)
+                        log.write_probe(state.step, scores | probe.teacher, probe.errors)
                 mark += time.perf_counter() - before  # the speed of a row is that of its steps
                 if scores and not probe.diverged:
                     score = sum(scores.values()) / len(scores)
@@ -473,7 +473,7 @@ def _probe_of_start(state: TrainState, probe: Probe, log: RunLog) -> dict[str, d
             about=f"--init {state.config.init}",
             fix="name weights that did not diverge",
         )
-    log.write_probe(0, scores, probe.errors)
+    log.write_probe(0, scores | probe.teacher, probe.errors)
     return remembered(scores, probe.errors)
 
 

@@ -103,6 +103,7 @@ class ProbeConfig:
     )
     limit: int = 256  # images a split
     data_root: str = ""  # where the data of other tasks lies
+    teacher: bool = False  # measure the teacher too; the best checkpoint is the student's still
 
 
 @dataclass(frozen=True)

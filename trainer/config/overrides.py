@@ -52,7 +52,7 @@ IDLE = (
         "the first global view is never solarised, and views.num_global is 1",
     ),
     Idle(
-        ("probe.tasks", "probe.limit", "probe.data_root"),
+        ("probe.tasks", "probe.limit", "probe.data_root", "probe.teacher"),
         lambda c: c.probe.every == 0,
         "probe.every is 0",
     ),

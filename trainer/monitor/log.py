@@ -38,7 +38,11 @@ from silc_bench.trainer.monitor.history import end_of
 
 QUIET_SECONDS = 15.0  # between two progress lines when the output is not a terminal
 KEPT = "wandb.json"  # in the run's folder
-STDERR = "stderr/"  # begins the names of standard errors among a probe's scores
+
+# Begin the names of what a probe found: of the student, of the teacher, and their standard errors.
+PROBE = "probe/"
+TEACHER = "teacher/"
+STDERR = "stderr/"
 
 
 class RunLog:
@@ -136,12 +140,13 @@ class RunLog:
     def write_probe(self, step: int, scores: dict[str, float], errors: dict[str, float]) -> None:
         """Keep what a probe measured: a row in probes.jsonl, curves, and a line for people.
 
-        ``errors``: standard errors of scores, which the row names "stderr/..." for "probe/...".
+        ``errors``: standard errors of scores, which the row names "stderr/..." for "probe/..." and
+        "stderr/teacher/..." for "teacher/...".
         """
-        named = {name.replace("probe/", STDERR, 1): error for name, error in errors.items()}
+        named = {STDERR + name.removeprefix(PROBE): error for name, error in errors.items()}
         self._keep(self._probes, step, scores | named)
         words = " · ".join(
-            f"{name.removeprefix('probe/')} {100 * value:.1f} %" for name, value in scores.items()
+            f"{name.removeprefix(PROBE)} {100 * value:.1f} %" for name, value in scores.items()
         )
         say(f"step {step}/{self._num_steps} · {words}", self._console)
 

@@ -28,11 +28,13 @@ from silc_bench.datasets.dataset import ImageDataset
 from silc_bench.errors import RunError, UserError
 from silc_bench.evaluation.features import Extractor
 from silc_bench.evaluation.settings import EvalSettings
-from silc_bench.task import Scores, Task
+from silc_bench.task import Task
 from silc_bench.tasks.selection import select, words_of
 from silc_bench.trainer.checkpoints.model import NativeModel
 from silc_bench.trainer.config.config import OptimConfig, ProbeConfig
 from silc_bench.trainer.monitor.health import Verdict
+from silc_bench.trainer.monitor.log import PROBE, TEACHER
+from silc_bench.trainer.silc.towers import VisionTower
 from silc_bench.trainer.train import TrainState
 
 BATCH_SIZE = 128
@@ -54,7 +56,9 @@ class Probe:
         root = Path(config.data_root) if config.data_root else None
         self._device = device
         self._say = say
+        self._is_of_teacher = config.teacher
         self.errors: dict[str, float] = {}  # of what the last call found, where a task gives them
+        self.teacher: dict[str, float] = {}  # {"teacher/DATASET/FAMILY": ...} of the last call
         self.diverged: Verdict | None = None  # why the last call could not score all
         try:
             self._tasks: list[tuple[Task, Mapping[str, ImageDataset]]] = [
@@ -72,8 +76,22 @@ class Probe:
         Nothing of the run is touched.
         """
         student = state.student
-        name = f"{state.config.name}:student"
-        model = NativeModel(name, student, student.vision, state.tokenizer)
+        self.errors, self.teacher, self.diverged = {}, {}, None
+        scores = self._scores(state, "student", student.vision, PROBE)
+
+        # Before its first lesson it is a copy of the student, or not even that.
+        is_teaching = state.config.is_taught_at(state.step - 1)
+        if self._is_of_teacher and is_teaching and not self.diverged:
+            self.teacher = self._scores(state, "teacher", state.teacher.vision, TEACHER)
+
+        student.train()  # NativeModel had set it to evaluation
+        return scores
+
+    def _scores(
+        self, state: TrainState, branch: str, vision: VisionTower, prefix: str
+    ) -> dict[str, float]:
+        """Main metrics, named "PREFIX/DATASET/FAMILY"; ``errors`` gets theirs, ``diverged`` why."""
+        model = NativeModel(f"{state.config.name}:{branch}", state.student, vision, state.tokenizer)
 
         # No store: these features are of weights that nobody will ask for again.
         settings = EvalSettings(device=self._device, precision="fp32", batch_size=BATCH_SIZE)
@@ -83,11 +101,10 @@ class Probe:
         for task, data in self._tasks:
             extract.expect(task, data)
 
-        scores: list[tuple[Task, Scores]] = []
-        self.diverged = None
+        scores: dict[str, float] = {}
         for task, data in list(self._tasks):
             try:
-                scores.append((task, task.score(extract(data))))
+                scored = task.score(extract(data))
             except UserError as error:
                 self._tasks.remove((task, data))
                 self._say(
@@ -100,14 +117,12 @@ class Probe:
                     f"lower optim.lr (now {state.config.optim.lr:g}), or start from an earlier"
                     " checkpoint",
                 )
-
-        student.train()  # NativeModel had set it to evaluation
-        self.errors = {
-            f"probe/{task.name}": scored.stderr[task.main_metric]
-            for task, scored in scores
-            if task.main_metric in scored.stderr
-        }
-        return {f"probe/{task.name}": scored.metrics[task.main_metric] for task, scored in scores}
+            else:
+                name = f"{prefix}{task.name}"
+                scores[name] = scored.metrics[task.main_metric]
+                if task.main_metric in scored.stderr:
+                    self.errors[name] = scored.stderr[task.main_metric]
+        return scores
 
 
 # ---- what the start could do ----

@@ -206,6 +206,7 @@ IDLE = [
     ("siglip2_dense", "views.solarize_prob=0.1", "views.num_global=2"),
     ("shapes_tiny", "probe.tasks=shapes/knn", "probe.every=10"),
     ("shapes_tiny", "probe.limit=10", "probe.every=10"),
+    ("shapes_tiny", "probe.teacher=true", "probe.every=10"),
 ]
 
 

@@ -78,7 +78,7 @@ class ScriptedProbe:
 
     def __init__(self, config, device, say):
         self.errors = {ZEROSHOT: 0.01, KNN: 0.01}
-        self.diverged = None
+        self.teacher, self.diverged = {}, None
 
     def __call__(self, state):
         return {ZEROSHOT: 0.5 if state.step < 3 else 0.2, KNN: 0.5}

@@ -50,6 +50,25 @@ def test_a_probe_is_an_evaluation(run, tmp_path, rows_in):
     assert expected == last
 
 
+def test_the_teacher_is_measured_where_it_is_asked_for_and_chooses_nothing(
+    tiny, tmp_path, train, rows_in
+):
+    probe = {"every": 2, "limit": LIMIT, "tasks": "shapes/knn", "teacher": True}
+    config = tiny(probe=probe, distillation={"start_fraction": 0.5})
+    train(config, tmp_path / "run")
+    before, taught = rows_in(tmp_path / "run" / "probes.jsonl")
+    assert set(before) == {"step", "probe/shapes/knn", "stderr/shapes/knn"}
+    assert set(taught) == {*before, "teacher/shapes/knn", "stderr/teacher/shapes/knn"}
+
+    settings = {"limit": LIMIT, "precision": "fp32", "batch_size": 128}
+    teacher = load_model(f"{tmp_path / 'run'}:teacher")
+    (record,) = measured(teacher, select(["shapes/knn"]), tmp_path, **settings)
+    assert taught["teacher/shapes/knn"] == record.metrics[record.task.main_metric]
+    scores = {row["step"]: row["probe/shapes/knn"] for row in (before, taught)}
+    best = max(scores, key=lambda step: (scores[step], step))
+    assert checkpoint.best_in(tmp_path / "run") == checkpoint.path_of(tmp_path / "run", best)
+
+
 def test_a_task_that_cannot_be_scored_is_left_out_in_a_sentence_and_the_run_goes_on(
     tiny, tmp_path, train, rows_in
 ):
@@ -114,7 +133,7 @@ def test_the_speed_of_a_row_is_that_of_its_steps_without_the_probe(
         clock.now += 100
         return {"probe/x": 0.5}
 
-    probe.errors, probe.diverged = {}, None
+    probe.errors, probe.teacher, probe.diverged = {}, {}, None
     replaced = {"train_step": step, "_my_batches": data, "Probe": lambda *_: probe, "time": clock}
     for name, value in replaced.items():
         monkeypatch.setattr(loop, name, value)
