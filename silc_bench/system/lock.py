@@ -68,6 +68,21 @@ def locked(folder: Path, warn: Callable[[str], None]) -> Iterator[None]:
                 place.rmdir()
 
 
+def is_in_use(folder: Path) -> bool:
+    """Whether another process works in ``folder``. Not for a folder that this one has locked."""
+    try:
+        handle = os.open(folder / NAME, os.O_RDONLY)
+    except OSError:  # whoever ends removes the file
+        return False
+    try:
+        fcntl.lockf(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return False
+    except OSError as error:
+        return error.errno in IS_LOCKED or _is_alive(handle)
+    finally:
+        os.close(handle)
+
+
 def _taken(path: Path) -> tuple[int, str]:
     """(an open file that this process has locked, who left it behind or "")."""
     while True:

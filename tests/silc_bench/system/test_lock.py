@@ -11,7 +11,7 @@ import sys
 import pytest
 from refusals import refused
 
-from silc_bench.system.lock import NAME, locked
+from silc_bench.system.lock import NAME, is_in_use, locked
 
 pytestmark = pytest.mark.timing
 
@@ -56,6 +56,15 @@ def test_the_second_is_refused_until_the_first_ends(tmp_path, holder):
     assert holder.returncode == 0
     (tmp_path / "run").mkdir()
     assert enter(tmp_path / "run") == []
+
+
+def test_whether_a_folder_is_in_use_is_seen_without_taking_it(tmp_path, holder):
+    assert not is_in_use(tmp_path)
+    assert [is_in_use(tmp_path / "run") for _ in range(2)] == [True, True]
+    holder.kill()
+    holder.wait()
+    assert (tmp_path / "run" / NAME).exists()
+    assert not is_in_use(tmp_path / "run")
 
 
 def test_a_file_that_a_killed_process_left_is_taken_over_with_a_word(tmp_path, holder):
