@@ -16,9 +16,10 @@ from hypothesis import settings
 # the path.
 sys.modules["tasks"] = sys.modules["trainer"] = None
 
-sys.path.insert(0, str(Path(__file__).parent))  # forked, pretended_gpu, refusals
+sys.path.insert(0, str(Path(__file__).parent))  # browser, forked, pretended_gpu, refusals
 
 import refusals  # noqa: E402
+from browser import browser, show  # noqa: E402, F401
 
 BROAD_FILE = re.compile(r"^pytestmark = .*\bbroad\b", re.MULTILINE)
 

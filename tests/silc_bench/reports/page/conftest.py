@@ -1,67 +1,6 @@
-"""The boards that the tests of the page show, and a browser to show them in."""
+"""The boards that the tests of the page show."""
 
-import os
-import shutil
 import sys
 from pathlib import Path
 
-import pytest
-
 sys.path.insert(0, str(Path(__file__).parent))  # boards
-
-CHROMIUM = os.environ.get("SILC_BENCH_CHROMIUM") or shutil.which("chromium")
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-
-
-@pytest.fixture(scope="session")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if CHROMIUM is None:
-        pytest.skip("no chromium on this machine (Debian: apt-get install chromium)")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def show(browser, tmp_path):
-    """``show(html, at="#...", width=1280, **context)`` -> the page, once it is ready.
-
-    At the end of the test: nothing was asked of any network, and nothing stands in the console.
-    """
-    contexts, faults = [], []
-
-    def shown(html, at="", width=1280, height=900, **more):
-        path = tmp_path / "leaderboard.html"
-        path.write_text(html, encoding="utf-8")
-        context = browser.new_context(viewport={"width": width, "height": height}, **more)
-        contexts.append(context)
-        context.set_default_timeout(10_000)
-        page = context.new_page()
-        page.on("console", lambda message: faults.append(f"console: {message.text}"))
-        page.on("pageerror", lambda error: faults.append(f"error: {error}"))
-
-        def asked(request):
-            if not request.url.startswith(("data:", path.as_uri())):
-                faults.append(f"request: {request.url}")
-
-        page.on("request", asked)
-        page.goto(path.as_uri() + at)
-        assert faults == []
-        page.wait_for_selector("main[data-ready]")
-        return page
-
-    yield shown
-    for context in contexts:
-        context.close()
-    assert faults == []

@@ -5,6 +5,7 @@ import re
 
 import pytest
 from boards import made, page_of, published, typical
+from browser import serious_faults, until
 
 pytestmark = pytest.mark.broad
 ALPHA = "#column=cifar100%2Fzeroshot+acc1&model=alpha%4011111111"
@@ -70,7 +71,8 @@ def test_filters_narrow_every_table_and_stand_in_the_address(show, choices, expe
     for name, value in choices.items():
         control = page.locator(f"#{name}")
         control.fill(value) if name == "q" else control.select_option(value)
-    page.wait_for_function(
+    until(
+        page,
         "expected => document.querySelectorAll("
         "'#overview tbody tr:not(.space):not(.divider)').length === expected",
         arg=len(expected),
@@ -82,7 +84,7 @@ def test_filters_narrow_every_table_and_stand_in_the_address(show, choices, expe
     again = show(typical(), at="#" + page.url.partition("#")[2])
     assert names(again) == names(page)
     page.locator("#reset").click()
-    page.wait_for_function("document.querySelectorAll('#overview tbody th').length === 4")
+    until(page, "document.querySelectorAll('#overview tbody th').length === 4")
 
 
 def test_columns_are_chosen(show):
@@ -91,8 +93,8 @@ def test_columns_are_chosen(show):
     assert few.locator("thead th").count() == 4
     few.get_by_text("Columns").click()
     few.get_by_label("CIFAR-100 few-shot ridge, top-1, 1-shot").uncheck()
-    page.wait_for_function(
-        "document.querySelectorAll(\"section[data-part='few-shot'] thead th\").length === 3"
+    until(
+        page, "document.querySelectorAll(\"section[data-part='few-shot'] thead th\").length === 3"
     )
     assert "show.few-shot" in page.url
 
@@ -157,7 +159,7 @@ def test_a_model_opens_all_its_scores(show):
     captions.first.wait_for()
     assert captions.all_inner_texts() == ["Zero-shot classification", "Few-shot classification"]
     page.keyboard.press("Escape")
-    page.wait_for_function("!location.hash.includes('model')")
+    until(page, "!location.hash.includes('model')")
 
 
 def test_an_address_of_a_model_that_is_gone_says_so(show):
@@ -199,7 +201,8 @@ def test_themes(show, system, asked, expected):
     )
     assert (red > 128) == (expected == "light")
     page.locator("#theme").click()
-    page.wait_for_function(
+    until(
+        page,
         "theme => new URLSearchParams(location.hash.slice(1)).get('theme') === theme",
         arg={"": "light", "light": "dark", "dark": None}[asked],
     )
@@ -359,18 +362,9 @@ def test_hostile_names_are_text_everywhere(show):
 )
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_axe_finds_nothing_serious(show, at, theme):
-    axe = pytest.importorskip(
-        "axe_playwright_python.sync_playwright", reason="axe is not installed"
-    )
     page = show(typical(), at=at, color_scheme=theme)
     if "with" in at:
         page.wait_for_selector("#class-table thead th:nth-child(4)")
     elif at:
         page.locator("dialog[open]").wait_for()
-    found = axe.Axe().run(page).response["violations"]
-    serious = [
-        (one["id"], [node["html"][:200] for node in one["nodes"]])
-        for one in found
-        if one["impact"] in ("serious", "critical")
-    ]
-    assert serious == []
+    assert serious_faults(page) == []
