@@ -2,8 +2,8 @@
 
 ``silc-bench train`` trains a preset, or says what a run would be: ``--show-config`` prints its
 fields, ``--dry-run`` what a step costs on this machine and whether it fits. After a run it prints
-the command that measures it. ``silc-bench report RUN`` writes a run's curves as one page that needs
-nothing else.
+the command that measures it. ``silc-bench report RUN [RUN ...]`` writes the curves of runs as one
+page that needs nothing else.
 """
 
 from __future__ import annotations
@@ -151,18 +151,21 @@ def train(
 
 @answering
 def report(
-    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Folders of runs, for one page.")
+    ],
     out: Annotated[
-        Path | None, typer.Option(help="The page; RUN/report.html if not given.")
+        Path | None,
+        typer.Option(help="The page; RUN/report.html, or ./report.html of several runs."),
     ] = None,
 ) -> None:
-    """Write a self-contained page with the curves of a run.
+    """Write a self-contained page with the curves of a run, or of several in the same charts.
 
     They are losses, health, gradients, speed and probes.
     """
-    from silc_bench.trainer.monitor.report import write_report
+    from silc_bench.trainer.monitor.report.page import write_report
 
-    print(f"wrote {write_report(run, out)}")
+    print(f"wrote {write_report(runs, out)}")
 
 
 # Parts of memory that stay the same whatever the batch.

@@ -252,7 +252,7 @@ REFUSED = {  # the rest of a command line, and what the sentence is about
         ("{run} --to safetensors --out {tmp}/x", "/x"),
         ("{here} --to safetensors --out {tmp}/x.safetensors", "test_cli.py"),
     ],
-    "report": [("{tmp}/none", "/none")],
+    "report": [("{tmp}/none", "/none"), ("{run} {tmp}/none", "/none"), ("{run} {run}", "/tiny")],
 }
 ROWS = [(name, *row) for name, rows in REFUSED.items() for row in rows]
 

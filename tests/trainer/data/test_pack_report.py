@@ -1,4 +1,4 @@
-"""Own images -> shards -> what a look at them says; and the page of a run."""
+"""Own images -> shards -> what a look at them says."""
 
 import json
 import os
@@ -8,10 +8,8 @@ import pytest
 from refusals import refused
 
 from silc_bench.errors import DataError
-from silc_bench.system.checksums import sealed
 from silc_bench.trainer.config.config import DataConfig, TextConfig
 from silc_bench.trainer.data.pack import look, pack
-from silc_bench.trainer.monitor.report import write_report
 
 from pairs import encoded, numbers, source, take, texts_of  # isort: skip
 
@@ -106,89 +104,3 @@ def test_a_look_says_what_training_would_see(photos):
 def test_a_look_at_generated_scenes_does_not_draw_them_as_large_as_images_may_be():
     seen = look(DataConfig(source="shapes", decode_size=10_000), 3, TextConfig())
     assert seen["quantiles"]["width"] == [512] * 5
-
-
-# --- the page of a run ----------------------------------------------------------------------------
-
-
-@pytest.fixture
-def page_of(tmp_path):
-    """``page_of(name=rows, ...)``: the page of a run with these rows in NAME.jsonl.
-
-    At the end of each file stands a row that was cut off.
-    """
-
-    def write(log=({"step": 7, "loss": 2.5},), **files):
-        for name, rows in {"log": log, **files}.items():
-            lines = [*map(json.dumps, rows), '{"step": 9, "lo']
-            (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
-        return write_report(tmp_path).read_text()
-
-    return write
-
-
-def test_the_page_has_a_curve_of_each_number_and_asks_the_net_for_nothing(page_of):
-    rows = [
-        {"step": step, "loss": 1 / step, "teacher_entropy": 0.5, "<b>own": 1.0}
-        for step in range(1, 9)
-    ]
-    page = page_of(rows, probes=[{"step": 4, "probe/shapes/knn": 0.25}])
-    for part in ("teacher_entropy", "probe/shapes/knn", "steps 1 to 8", "&lt;b&gt;own"):
-        assert part in page
-    assert page.count("<polyline") == 4
-    for part in ("<b>own", "http", "src=", "What the run said"):
-        assert part not in page
-
-
-def test_a_folder_in_the_place_of_the_page_is_named(tmp_path):
-    with refused(tmp_path):
-        write_report(tmp_path / "run", tmp_path)
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        b"5",
-        b'{"loss": 1.0}',
-        b'{"step": 2, "loss": "x"}',
-        b'{"step": "2"}',
-        b"\xff\xfe",
-        b'{"step": 2, "loss": [1]}',
-    ],
-)
-def test_a_line_that_is_no_row_is_named(tmp_path, line):
-    row = b'{"step": 1, "loss": 1.0}\n'
-    (tmp_path / "log.jsonl").write_bytes(row + line + b"\n" + row)
-    with refused("log.jsonl:2"):
-        write_report(tmp_path)
-
-
-def test_numbers_that_are_not_finite_leave_the_rest_of_their_curve(page_of):
-    values = (2.0, float("inf"), 1.0, float("nan"))
-    page = page_of([{"step": step, "loss": value} for step, value in enumerate(values)])
-    for part in ('points="0.00,5.00 100.00,95.00"', "1 to 2, steps 0 to 2", "<span>nan</span>"):
-        assert part in page
-
-
-def test_a_single_row_is_a_dot(page_of):
-    page = page_of()
-    assert 'points="50,50 50,50"' in page
-    assert "stroke-linecap:round" in page, "without round ends a line of no length is not drawn"
-
-
-def test_the_page_does_without_a_checkpoints_damaged_words(tmp_path, page_of):
-    (tmp_path / "checkpoints").mkdir()
-    whole = json.dumps(sealed({"score": 0.5, "config": {"preset": "b16", "objective": "silc"}}))
-    for step, words in enumerate((whole, '{"score": 0.', "3", whole.replace("0.5", "0.6")), 5):
-        (tmp_path / "checkpoints" / f"step_{step}.json").write_text(words)
-    page = page_of()
-    assert "best checkpoint: step_5" in page
-    assert "<h1>b16-silc</h1>" in page
-
-
-def test_the_page_begins_with_what_the_run_said(page_of):
-    page = page_of(
-        notes=[{"step": 1, "note": note} for note in ("<b>one</b>", "<b>one</b>", "two")]
-    )
-    assert "<ul><li>&lt;b&gt;one&lt;/b&gt;</li><li>two</li></ul>" in page
-    assert page.index("What the run said") < page.index("Losses")
