@@ -64,7 +64,7 @@ def test_the_verdict_names_the_deepest_fall_and_the_settings():
     start = {"probes": remembered(scores, errors)}
     assert set(start["probes"]) == {ZEROSHOT, "probe/coco/retrieval"}, "kNN was never zero-shot"
     now = {ZEROSHOT: 0.4, "probe/coco/retrieval": 0.2, KNN: 0.0}
-    problem, fix = destroyed(start, now, errors, OptimConfig(lr=0.002))
+    problem, fix, _ = destroyed(start, now, errors, OptimConfig(lr=0.002))
     assert problem.startswith("coco/retrieval fell from 60.0 % at the start to 20.0 %")
     assert "2.8 points" in problem
     assert "optim.lr (now 0.002)" in fix
