@@ -365,8 +365,10 @@ def _loop(
         # Around what changes nothing of the state (data, log, probe), and around a step, which ends
         # for want of memory nearly always before it moves the weights.
         saving_first = partial(_saving_first, state, writer, state.step, console)
-        moved: list[int] = []  # steps whose update has begun
-        state.optimizer.register_step_pre_hook(lambda *_: moved.append(state.step))
+        moved: list[bool] = []  # an entry where the update of this step has begun
+        # The hook must not hold ``state``: a circle would keep DDP alive when the group is
+        # destroyed, and the other ranks would wait.
+        state.optimizer.register_step_pre_hook(lambda *_: moved.append(True))
 
         while state.step < config.num_steps:
             with saving_first():
@@ -440,7 +442,7 @@ def _saving_first(
     writer: checkpoint.Writer,
     begun: int,
     console: Console,
-    moved: Sequence[int] = (),
+    moved: Sequence[bool] = (),
     but: type[Exception] | tuple[type[Exception], ...] = (),
 ) -> Iterator[None]:
     """Where the block fails, a checkpoint is written before its error ends the run.
