@@ -297,7 +297,7 @@ def rows(args: argparse.Namespace, step: str) -> list[dict]:
 
 def report(args: argparse.Namespace) -> None:
     """Write the tables, the figure, and what follows from the rule, as far as there are runs."""
-    from silc_bench.reports.forest_plot import draw
+    from silc_bench.reports.forms.forest_plot import draw
 
     found = rows(args, "run")
     if not found:
@@ -359,7 +359,7 @@ def verdict(found: list[dict]) -> str:
 
 def figure_rows(found: list[dict]) -> list[Any]:
     """A heading for each decisive measure, then a line for each arm; none without intervals."""
-    from silc_bench.reports.forest_plot import Row
+    from silc_bench.reports.forms.forest_plot import Row
 
     drawn = []
     for name in DECISIVE:

@@ -253,7 +253,7 @@ def wrapped(text: str, width: int) -> list[str]:
     lines: list[str] = []
     for paragraph in text.split("\n"):
         line = ""
-        for piece in _pieces(paragraph, width):
+        for piece in _pieces(paragraph.lstrip(), width):
             # a space at the end of a line is none
             if line.strip() and width_of((line + piece).rstrip()) > width:
                 lines.append(line.rstrip())
