@@ -62,6 +62,7 @@ def leaderboard(
     from silc_bench.reports import leaderboard as boards
     from silc_bench.reports.forms.terminal import to_terminal
     from silc_bench.reports.view import View
+    from silc_bench.results.folders import uncollected
     from silc_bench.tasks.selection import current_version, words_of
 
     chosen_formats = formats_of(formats, list(boards.FORMATS), boards.USUAL_FORMATS)
@@ -72,20 +73,21 @@ def leaderboard(
     if out and not check:
         check_writable(out)
 
-    # Reports know no tasks (imports point one way), so we tell them which version is current.
-    view = View(words_of(tasks), words_of(models), sort, group_by, limit, group_seeds)
-    board = boards.build(results, view, current_version=current_version)
-    for sentence in board.remarks:
-        warn(sentence)
-    if check and out:
-        names = boards.stale(board, out, chosen_formats)
-        if names:
-            problem = f"not up to date: {', '.join(names)}"
-            fix = "the same command without --check writes them"
-            raise RunError(problem, about=out, fix=fix)
-        print(one_line(f"{out} is up to date"))
-        return
+    with uncollected():
+        # Reports know no tasks (imports point one way), so we tell them which version is current.
+        view = View(words_of(tasks), words_of(models), sort, group_by, limit, group_seeds)
+        board = boards.build(results, view, current_version=current_version)
+        for sentence in board.remarks:
+            warn(sentence)
+        if check and out:
+            names = boards.stale(board, out, chosen_formats)
+            if names:
+                problem = f"not up to date: {', '.join(names)}"
+                fix = "the same command without --check writes them"
+                raise RunError(problem, about=out, fix=fix)
+            print(one_line(f"{out} is up to date"))
+            return
 
-    console.print(to_terminal(board))
-    for path in boards.write(board, out, chosen_formats) if out else ():
-        print(f"wrote {path}")
+        console.print(to_terminal(board))
+        for path in boards.write(board, out, chosen_formats) if out else ():
+            print(f"wrote {path}")

@@ -15,8 +15,10 @@ neither is overwritten: the one of the first folder counts, and the other one is
 from __future__ import annotations
 
 import fnmatch
+import gc
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -97,6 +99,23 @@ class Reading:
         return sentences
 
 
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Python's cyclic collector pauses: of thousands of records none is garbage.
+
+    It would walk all of them again and again as they grow: a fifth of the time of a leaderboard of
+    20,000 records.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+@uncollected()
 def read(results_dirs: Folders) -> Reading:
     """Every sound record below the folders.
 

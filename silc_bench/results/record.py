@@ -32,7 +32,7 @@ from silc_bench.models.interface import Training, training_of
 from silc_bench.results.question import Question, hash_of
 from silc_bench.results.schema import COUNT, HEX, METRICS, NAME, TASK_NAME, check, object_of
 from silc_bench.results.setup import Setup
-from silc_bench.system.checksums import CHECKSUMS, differences, json_checksums, sealed
+from silc_bench.system.checksums import CHECKSUMS, differences, json_checksums, json_texts, sealed
 from silc_bench.system.files import printable, read_text, write_text_atomic
 
 if TYPE_CHECKING:
@@ -305,7 +305,9 @@ class Record:
         validate(data, where)
 
         # a digit that an editor changed is still a valid number: only the checksums notice it
-        problem = differences(data.pop(CHECKSUMS), json_checksums(data))
+        stated = data.pop(CHECKSUMS)
+        texts = json_texts(data)
+        problem = differences(stated, json_checksums(texts))
         if problem:
             raise DataError(f"{problem} since the program wrote it", about=where, fix=AGAIN)
 
@@ -317,7 +319,7 @@ class Record:
             data[name] = _shared_part(part, fields)
         for name, kind in (("question", Question), ("setup", Setup)):
             try:
-                data[name] = _shared(kind, json.dumps(data[name], sort_keys=True))
+                data[name] = _shared(kind, texts[name])
             except ValueError as error:
                 raise DataError(str(error), about=f"{where}: {name}", fix=AGAIN) from error
         return cls(**data)

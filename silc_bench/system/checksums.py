@@ -41,15 +41,19 @@ def checksums(parts: Mapping[str, Bytes]) -> dict[str, str]:
     return {name: checksum(content) for name, content in parts.items()}
 
 
-def json_checksums(fields: Mapping[str, Any]) -> dict[str, str]:
-    """Of decoded JSON, field by field: neither indentation nor the order of names counts."""
-    texts = {name: _SORTED.encode(value).encode() for name, value in fields.items()}
-    return checksums(texts)
+def json_texts(fields: Mapping[str, Any]) -> dict[str, str]:
+    """Each field of decoded JSON as one text: neither indentation nor the order of names counts."""
+    return {name: _SORTED.encode(value) for name, value in fields.items()}
+
+
+def json_checksums(texts: Mapping[str, str]) -> dict[str, str]:
+    """Of ``json_texts``, field by field."""
+    return checksums({name: text.encode() for name, text in texts.items()})
 
 
 def sealed(fields: Mapping[str, Any]) -> dict[str, Any]:
     """A JSON object with the checksums of its own fields."""
-    return {**fields, CHECKSUMS: json_checksums(fields)}
+    return {**fields, CHECKSUMS: json_checksums(json_texts(fields))}
 
 
 def read_sealed(path: Path) -> dict[str, Any] | None:
@@ -60,7 +64,7 @@ def read_sealed(path: Path) -> dict[str, Any] | None:
             return None
 
         stated = fields.pop(CHECKSUMS, None)
-        problem = differences(stated, json_checksums(fields))
+        problem = differences(stated, json_checksums(json_texts(fields)))
     except (OSError, ValueError, RecursionError):  # RecursionError: JSON nested without end
         return None
     return None if problem else fields
