@@ -27,7 +27,7 @@ def succeed(line):
     """What it prints."""
     result = call(line)
     assert result.exit_code == 0, result.output
-    assert not result.stderr
+    assert not result.stderr, result.stderr
     return result.stdout
 
 
@@ -49,7 +49,7 @@ def fail(line, about, code=2, is_kept=True):
 
 def error_of(text):
     """The sentence of an error, which is one line."""
-    assert text.startswith("error: ")
+    assert text.startswith("error: "), text
     assert text.count("\n") == 1
     return text.removeprefix("error: ").rstrip("\n")
 

@@ -98,8 +98,13 @@ def warn(sentence: str, to: Console = notes) -> None:
 def _complain(verdict: str, message: str) -> None:
     """One line on the error stream, if anybody listens: the exit code says the rest."""
     # Text, not str: rich would take brackets in the message for markup.
-    with suppress(OSError, ValueError):
+    with notes.capture() as said:
         notes.print(Text.assemble((verdict, "bold red"), " ", one_line(message)), soft_wrap=True)
+
+    # Written here: what rich cannot write it keeps, and says with the next sentence.
+    with suppress(OSError, ValueError):
+        sys.stderr.write(said.get())
+        sys.stderr.flush()
 
 
 # ---- streams that are not what they should be ----
