@@ -435,11 +435,16 @@ def _training(config: Config, branch: str, step: int) -> Training:
         preset=config.preset,
         objective=config.objective,
         branch=branch,
-        data=config.data.source,
+        data=_named(config.data.source),
         seed=config.seed,
         step=step,
         recipe=_recipe(config),
     )
+
+
+def _named(source: str) -> str:
+    """A source as others may read it: where a folder lies on one machine tells them nothing."""
+    return re.sub(r"(?<![^\s|])/(?:[^\s|]*/)?(?=[^\s|/]+/[^\s|/]+/[^\s|/]+)", "", source)
 
 
 def _recipe(config: Config) -> str:
@@ -447,7 +452,7 @@ def _recipe(config: Config) -> str:
     fields = {
         name: value
         for name, value in flatten(config).items()
-        if name.partition(".")[0] not in NO_RECIPE
+        if name.partition(".")[0] not in NO_RECIPE and name != "data.source"
     }
     return hash_of({name: str(value) for name, value in fields.items()})
 

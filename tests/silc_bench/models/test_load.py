@@ -367,3 +367,20 @@ def test_without_a_library_its_extra_is_named(monkeypatch, kind, package):
     with refused(about=kind) as caught:
         load_model(f"{kind}:anything")
     assert caught.value.fix == f"pip install 'silc-bench[{kind}]'"
+
+
+@pytest.mark.parametrize(
+    ("source", "named"),
+    [
+        ("/home/me/data/cifar100/train/*.tar", "cifar100/train/*.tar"),
+        ("2 * /a/b/c/d.tar | 1 * own.jsonl", "2 * b/c/d.tar | 1 * own.jsonl"),
+        ("https://host/a/b/c/d.tar", "https://host/a/b/c/d.tar"),
+        ("places:num_pairs=1024", "places:num_pairs=1024"),
+    ],
+)
+def test_records_name_data_without_the_places_of_one_machine(changed, source, named):
+    """And seeds of one method are one method wherever their data lay."""
+    elsewhere = [replace(CONFIG, data=replace(CONFIG.data, source=s)) for s in (source, "shapes")]
+    here, there = (load_model(changed(config=json.dumps(to_dict(one)))) for one in elsewhere)
+    assert here.training.data == named
+    assert here.training.recipe == there.training.recipe
