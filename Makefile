@@ -32,6 +32,7 @@ check: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/silc-bench leaderboard --results results --out results --format md,csv --check > /dev/null
 
 docs: .venv/docs  # guides and reference as a site in build/docs; a broken link or a wrong docstring is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
