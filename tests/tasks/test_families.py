@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from types import SimpleNamespace
 
 import numpy as np
@@ -29,7 +30,7 @@ from silc_bench.tasks.dense.segmentation_probes import (
     LinearSegmentation,
     SgdSegmentation,
 )
-from silc_bench.tasks.retrieval import Retrieval, same_images
+from silc_bench.tasks.retrieval import Retrieval, captions_of, same_images
 
 pytestmark = pytest.mark.broad
 RNG = np.random.default_rng(0)
@@ -237,6 +238,18 @@ def test_captions_that_are_one_text_for_the_model_count_once():
     assert scores.metrics["text_retrieval_recall@1"] == 1.0
     assert scores.details["distinct_captions"] == 2
     assert "1 of 3 captions" in scores.notes[0]
+
+
+def test_one_long_caption_does_not_widen_all_others():
+    """An array of texts is as wide as the longest one, times their number: 800 MB here."""
+    captions = [(f"caption {number}",) for number in range(2_000)]
+    dataset = GivenData(captions=[*captions, ("long " * 20_000,)])
+    tracemalloc.start()
+    images, texts, distinct = captions_of(dataset)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(images) == len(texts) == len(distinct) == 2_001
+    assert peak < 5_000_000
 
 
 def test_repeated_images_share_their_captions():
