@@ -15,7 +15,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self, cast
 
 if TYPE_CHECKING:
     from silc_bench.datasets.dataset import ImageDataset
@@ -24,8 +24,48 @@ if TYPE_CHECKING:
 MODELS_OWN = "the model's own preprocessing"
 
 
+class Stated:
+    """What questions and setups share: frozen fields of plain JSON, named by their hash."""
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """The inverse of ``as_dict``.
+
+        Raises:
+            ValueError: a field is missing or unknown, or the hash does not follow from the fields.
+        """
+        given = dict(data)
+        stated_hash = given.pop("hash", None)
+        known = {field.name for field in fields(cast(Any, cls))}
+        if given.keys() != known:
+            wrong = ", ".join(sorted(given.keys() ^ known))
+            raise ValueError(f"has missing or unknown fields: {wrong}")
+
+        made = cls(**given)
+        if made.hash != stated_hash:
+            raise ValueError(f"its hash is {stated_hash}, and its fields give {made.hash}")
+        return made
+
+    def __post_init__(self) -> None:
+        # raises here, where the task or model that gave the field is still known
+        _ = self.hash
+
+    @cached_property
+    def hash(self) -> str:
+        """16 hex digits that any field changes."""
+        return hash_of(self.stated())
+
+    def stated(self) -> dict[str, Any]:
+        """The fields by name, not copied: they are plain JSON."""
+        return {field.name: getattr(self, field.name) for field in fields(cast(Any, self))}
+
+    def as_dict(self) -> dict[str, Any]:
+        """The hash and all fields, as plain JSON."""
+        return {"hash": self.hash, **plain(self.stated())}
+
+
 @dataclass(frozen=True)
-class Question:
+class Question(Stated):
     """Every choice of the evaluation that can move a number.
 
     The dicts hold JSON only; a NaN or an array in them is a ValueError.
@@ -94,51 +134,9 @@ class Question:
             limit=limit,
         )
 
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Question:
-        """The inverse of ``as_dict``.
-
-        Raises:
-            ValueError: a field is missing or unknown, or the hash does not follow from the fields.
-        """
-        return of_fields(cls, data)
-
-    def __post_init__(self) -> None:
-        # raises here, where the task that gave the field is still known, not when it is used
-        _ = self.hash
-
     def __repr__(self) -> str:
         part = "" if self.limit is None else f", limit {self.limit}"
         return f"<Question {self.task}, {self.protocol}{part}, {self.hash[:8]}>"
-
-    @cached_property
-    def hash(self) -> str:
-        """16 hex digits that any field changes."""
-        return hash_of(stated(self))
-
-    def as_dict(self) -> dict[str, Any]:
-        """The hash and all fields, as plain JSON."""
-        return {"hash": self.hash, **plain(stated(self))}
-
-
-def stated(made: Any) -> dict[str, Any]:
-    """The fields of a ``Question`` or a ``Setup`` by name, not copied: they are plain JSON."""
-    return {field.name: getattr(made, field.name) for field in fields(made)}
-
-
-def of_fields(kind: Any, data: Mapping[str, Any]) -> Any:
-    """A ``Question`` or a ``Setup`` from its ``as_dict``; ValueError as ``from_dict`` says."""
-    given = dict(data)
-    stated_hash = given.pop("hash", None)
-    known = {field.name for field in fields(kind)}
-    if given.keys() != known:
-        wrong = ", ".join(sorted(given.keys() ^ known))
-        raise ValueError(f"has missing or unknown fields: {wrong}")
-
-    made = kind(**given)
-    if made.hash != stated_hash:
-        raise ValueError(f"its hash is {stated_hash}, and its fields give {made.hash}")
-    return made
 
 
 def _names(class_names: Sequence[str]) -> dict[str, Any]:

@@ -9,12 +9,11 @@ record -> ``.as_dict()`` goes into the record whole.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from silc_bench.results.question import hash_of, of_fields, plain, stated
+from silc_bench.results.question import Stated, hash_of
 from silc_bench.system.cache import releases
 
 if TYPE_CHECKING:
@@ -27,7 +26,7 @@ USUAL_POINTS = ("pooled", "patches")
 
 
 @dataclass(frozen=True)
-class Setup:
+class Setup(Stated):
     """How a model takes a question in. The dicts hold JSON only."""
 
     image: dict[str, Any]  # ImageModel.image_protocol: its own size, resize, crop, mean and std
@@ -56,35 +55,13 @@ class Setup:
             libraries=releases(*LIBRARIES, *libraries_of(model)),
         )
 
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Setup:
-        """The inverse of ``as_dict``.
-
-        Raises:
-            ValueError: a field is missing or unknown, or the hash does not follow from the fields.
-        """
-        return of_fields(cls, data)
-
-    def __post_init__(self) -> None:
-        # raises here, where the model that gave the field is still known, not when it is used
-        _ = self.hash
-
     def __repr__(self) -> str:
         return f"<Setup {self.precision} on {self.device}, {self.feature_point}, {self.hash[:8]}>"
 
     @cached_property
-    def hash(self) -> str:
-        """16 hex digits that any field changes."""
-        return hash_of(stated(self))
-
-    @cached_property
     def row(self) -> str:
         """As ``hash``, but equal for the tasks of one command, wherever they read."""
-        kept = stated(self)
+        kept = self.stated()
         if self.feature_point in USUAL_POINTS:
             del kept["feature_point"]
         return hash_of(kept)
-
-    def as_dict(self) -> dict[str, Any]:
-        """The hash and all fields, as plain JSON."""
-        return {"hash": self.hash, **plain(stated(self))}
