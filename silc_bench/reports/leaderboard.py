@@ -540,11 +540,8 @@ def _ranked_cell(score: Any, standing: str) -> Cell:
         chance = score.chance if score.is_main else 0.0
         share = min(max((score.value - chance) / (1 - chance), 0.0), 1.0) if chance < 1 else None
 
-    hint = f"n = {score.n}, {score.precision}, {score.device}"
-    if standing == "tied":
-        hint += "; tied with the best: the paired test shows no difference"
     is_best, is_tied = standing == "best", standing == "tied"
-    return replace(_value(score), is_best=is_best, is_tied=is_tied, share=share, hint=hint)
+    return replace(_value(score), is_best=is_best, is_tied=is_tied, share=share)
 
 
 def _listed(kind: str, scores: pd.DataFrame) -> Section:

@@ -43,7 +43,6 @@ class Cell:
     is_best: bool = False
     is_tied: bool = False  # with the best
     share: float | None = None  # 0 (chance) .. 1 (perfect): length of the bar
-    hint: str = ""  # shown on pointing
     url: str = ""
 
 
