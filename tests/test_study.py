@@ -4,41 +4,81 @@ import argparse
 import importlib.util
 import json
 import random
+import sys
 from pathlib import Path
 
 import pytest
 
-PLACE = Path(__file__).resolve().parent.parent / "benchmarks" / "study" / "__main__.py"
-SPEC = importlib.util.spec_from_file_location("study", PLACE)
-study = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(study)
+PLACE = Path(__file__).resolve().parent.parent / "benchmarks" / "study"
+
+
+@pytest.fixture(scope="module")
+def study():
+    """The modules of benchmarks/study, which import each other as a script's do."""
+    names = ("plan", "runs", "report")
+    sys.path.insert(0, str(PLACE))
+    try:
+        spec = importlib.util.spec_from_file_location("study_main", PLACE / "__main__.py")
+        main = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(main)
+        parts = {name: sys.modules[name] for name in names}
+        yield argparse.Namespace(**parts, main=main.main)
+    finally:
+        sys.path.remove(str(PLACE))
+        for name in names:
+            sys.modules.pop(name, None)
 
 
 @pytest.fixture
-def args(tmp_path):
-    return argparse.Namespace(
-        setting="1024", out=tmp_path, work=tmp_path / "work", processes=1, seeds=8, quick=False
-    )
+def args(study, tmp_path):
+    return study.runs.Study(tmp_path, tmp_path / "work", processes=1)
 
 
-def runs(seeds=8, **gains):
+def outcomes(plan, arms=None, seeds=range(8), **gains):
     """Lines of runs; ``gains`` says how many points silc is above an arm, on all measures."""
     rng = random.Random(0)
-    lines = []
-    for seed in range(seeds):
-        for arm in study.ARMS:
+    made = []
+    for seed in seeds:
+        for arm in arms or plan.ARMS:
             level = 0.3 - 0.01 * gains.get(arm.replace("+", "_"), 0.0)
-            values = {name: level + rng.uniform(-0.002, 0.002) for name in study.MEASURES}
-            line = {"arm": arm, "seed": seed, "lr": "1e-3", "clip": "0.3", "student": values}
+            values = {name: level + rng.uniform(-0.002, 0.002) for name in plan.MEASURES}
+            row = {"arm": arm, "seed": seed, "lr": "1e-3", "clip": "0.3", "samples": 64}
+            row |= {"train_seconds": 1.0, "student": values}
             if arm.startswith("silc"):
-                line["teacher"] = {name: values[name] for name in study.OF_TEACHER}
-            lines.append(line)
-    return lines
+                row["teacher"] = {name: values[name] for name in plan.OF_TEACHER}
+            made.append(row)
+    return made
 
 
-def write(args, step, lines):
-    text = "".join(json.dumps(line) + "\n" for line in lines)
-    study.lines_of(args, step).write_text(text)
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture
+def stand_in(study, monkeypatch):
+    """``stand_in(score)``: jobs get lines at once, ``score(job)`` for each measure; what was done.
+
+    ``train_seconds`` are those of the arms in the order of ARMS: 1, 2, ...
+    """
+
+    def install(score):
+        done = []
+
+        def carry_out(args, step, setting, jobs):
+            there = args.rows(step, setting)
+            for job in jobs:
+                if any(study.runs.is_of(row, job) for row in there):
+                    continue
+                done.append(job)
+                values = dict.fromkeys(study.plan.MEASURES, score(job))
+                seconds = 1.0 + study.plan.ARMS.index(job["arm"])
+                there.append(job | {"student": values, "train_seconds": seconds})
+            write(args.lines_of(step, setting), there)
+
+        monkeypatch.setattr(study.runs, "carry_out", carry_out)
+        return done
+
+    return install
 
 
 @pytest.mark.parametrize(
@@ -54,64 +94,155 @@ def write(args, step, lines):
         ({"contrastive_views": 2, "silc_frozen": 2}, 7, "**Not decided**"),
     ],
 )
-def test_the_rule_decides_by_four_differences_over_eight_seeds(args, capsys, gains, seeds, says):
-    write(args, "run", runs(seeds, **gains))
-    study.report(args)
+def test_the_rule_decides_by_four_differences_over_eight_seeds(
+    study, args, capsys, gains, seeds, says
+):
+    write(args.lines_of("run"), outcomes(study.plan, seeds=range(seeds), **gains))
+    study.report.report(args, "1024")
     printed = capsys.readouterr().out
     assert says in printed
     assert printed == (args.out / "1024.md").read_text()
     assert (args.out / "1024.png").stat().st_size > 1000
 
 
-def test_a_report_of_one_seed_has_no_interval_and_no_figure(args, capsys):
-    write(args, "run", runs(1))
-    study.report(args)
+def test_a_report_of_one_seed_has_no_interval_and_no_figure(study, args, capsys):
+    write(args.lines_of("run"), outcomes(study.plan, seeds=range(1)))
+    study.report.report(args, "1024")
     cells = [row for row in capsys.readouterr().out.splitlines() if row.startswith("|")]
-    assert len(cells) > len(study.ARMS)
+    assert len(cells) > len(study.plan.ARMS)
     assert "±" not in "".join(cells)
     assert not (args.out / "1024.png").exists()
 
 
-def test_tuning_gives_the_best_pairs_a_second_seed_and_goes_on_where_it_stopped(args, monkeypatch):
-    done = []
+def favour(study, job):
+    """Scores that favour the last pair with the first seed, and the one before with both."""
+    place = study.plan.TRIED.index((job["lr"], job["clip"]))
+    return place if job["seed"] == study.plan.TUNING_SEEDS[0] else -3 * place
 
-    def carry_out(args, step, jobs):
-        """Scores that favour the last pair with the first seed, and the one before with both."""
-        there = study.rows(args, step)
-        for job in jobs:
-            if any(all(row[name] == job[name] for name in job) for row in there):
-                continue
-            done.append(job)
-            place = study.TRIED.index((job["lr"], job["clip"]))
-            score = place if job["seed"] == study.TUNING_SEEDS[0] else -3 * place
-            there.append(job | {"student": dict.fromkeys(study.DECISIVE, score)})
-        write(args, step, there)
 
-    monkeypatch.setattr(study, "carry_out", carry_out)
-    study.tune(args)
-    assert len(done) == len(study.ARMS) * (len(study.TRIED) + study.FINALISTS)
+def test_tuning_gives_the_best_pairs_a_second_seed_and_goes_on_where_it_stopped(
+    study, args, stand_in
+):
+    plan, runs = study.plan, study.runs
+    done = stand_in(lambda job: favour(study, job))
+    runs.tune(args)
+    assert len(done) == len(plan.ARMS) * (len(plan.TRIED) + plan.FINALISTS)
     assert {job["split"] for job in done} == {"val"}
-    assert not {job["seed"] for job in done} & set(study.SEEDS), "none of these is reported"
-    assert study.best(args) == dict.fromkeys(study.ARMS, study.TRIED[-2])
+    reported = {seed for setting in plan.SETTINGS.values() for seed in setting.seeds}
+    assert not {job["seed"] for job in done} & reported
+    assert runs.best(args) == dict.fromkeys(plan.ARMS, plan.TRIED[-2])
 
-    study.run(args)
+    runs.run(args, "1024")
     first = done[-1]
-    assert (first["split"], first["lr"], first["clip"]) == ("test", *study.TRIED[-2])
+    assert (first["split"], first["lr"], first["clip"]) == ("test", *plan.TRIED[-2])
     count = len(done)
-    study.tune(args)
-    study.run(args)
+    runs.tune(args)
+    runs.run(args, "1024")
     assert len(done) == count, "what is done is not done again"
 
 
-def test_without_tuning_nothing_is_reported(args):
+def test_at_equal_seconds_an_arm_sees_as_many_images_as_its_step_is_cheaper(
+    study, args, stand_in, capsys
+):
+    done = stand_in(lambda job: favour(study, job) if job["split"] == "val" else job["seed"])
+    study.runs.tune(args)
+    with pytest.raises(SystemExit, match="1024 is not complete"):
+        study.runs.run(args, "1024-seconds")
+    study.runs.run(args, "1024")
+    before = len(done)
+    study.runs.run(args, "1024-seconds")
+    samples = {job["arm"]: job["samples"] for job in done[before:]}
+    # silc took 3 seconds here, contrastive 1 and contrastive+views 2
+    assert samples == {
+        "contrastive": 3 * study.plan.SAMPLES,
+        "contrastive+views": round(1.5 * study.plan.SAMPLES),
+    }
+
+    study.report.report(args, "1024-seconds")
+    table = capsys.readouterr().out
+    assert all(f"| {arm} | 8 |" in table for arm in study.plan.ARMS), "silc's are those of 1024"
+
+
+def test_the_search_asks_on_val_alone_and_is_confirmed_on_fresh_seeds_and_scenes(
+    study, args, stand_in, capsys, monkeypatch
+):
+    plan, runs = study.plan, study.runs
+
+    def score(job):
+        gain = 0.01 if job["arm"] == "silc" and job.get("variant") == "EMA 0.996" else 0.0
+        return 0.3 + gain + job["seed"] / 1e6
+
+    done = stand_in(score)
+    runs.tune(args)
+    with pytest.raises(SystemExit, match="chosen nothing"):
+        runs.run(args, "confirmation")
+    before = len(done)
+    runs.search(args)
+    searched = done[before:]
+    assert {job["split"] for job in searched} == {"val"}
+    assert {job["variant"] for job in searched} == set(plan.SEARCHED)
+    assert {job["seed"] for job in searched} == set(plan.TUNING_SEEDS)
+
+    study.report.report_search(args)
+    table = capsys.readouterr().out
+    (row,) = [line for line in table.splitlines() if "EMA 0.996" in line]
+    assert row.count("+1.0 (+1.0 to +1.0)") == 4, "the other arms come from the tuning runs"
+
+    for module in (plan, runs, study.report):
+        monkeypatch.setattr(module, "CHOSEN", "EMA 0.996")
+    before = len(done)
+    runs.run(args, "confirmation")
+    confirmed = done[before:]
+    assert {job["split"] for job in confirmed} == {"fresh"}
+    earlier = {job["seed"] for job in done[:before]} | set(plan.SETTINGS["1024"].seeds)
+    assert not {job["seed"] for job in confirmed} & earlier
+    assert {job["arm"] for job in confirmed if "variant" in job} == {"silc"}
+
+
+def test_every_setting_and_variant_is_a_configuration_that_trains(study):
+    from silc_bench.trainer.config.presets import configure
+
+    for setting in study.plan.SETTINGS.values():
+        for arm in setting.arms:
+            configure(study.plan.PRESET, arm, data=setting.source)
+    for variant in study.plan.SEARCHED.values():
+        sets = [f"{name}={value}" for name, value in variant.sets.items()]
+        for arm in variant.arms:
+            config = configure(study.plan.PRESET, arm, samples=variant.samples, sets=sets)
+            assert config.num_steps >= study.plan.SAMPLES // config.batch_size
+
+
+@pytest.mark.parametrize(("split", "seed"), [("val", 0), ("fresh", 1)])
+def test_other_scenes_are_scored_under_a_name_of_their_own(study, monkeypatch, split, seed):
+    from silc_bench.tasks import selection
+
+    known, registered = selection.all_tasks(), {}
+    monkeypatch.setattr(
+        "silc_bench.task.register", lambda task: registered.update({task.name: task})
+    )
+    suffix = study.runs.register_on(split)
+    for name, _ in study.plan.MEASURES.values():
+        task = registered[name.replace("/", f"{suffix}/")]
+        own = known[name].load(None, None)
+        data = task.load(None, None)
+        scored = data["test"]
+        assert len(scored) == len(own["test"])
+        assert (scored.split, scored.seed) == ("test" if split == "fresh" else split, seed)
+        assert scored.fingerprint != own["test"].fingerprint
+        assert data.keys() == own.keys()
+        others = set(data) - {"test"}
+        assert all(data[role].fingerprint == own[role].fingerprint for role in others)
+
+
+def test_without_tuning_nothing_is_reported(study, args):
     with pytest.raises(SystemExit, match="not complete"):
-        study.run(args)
+        study.runs.run(args, "1024")
     with pytest.raises(SystemExit, match="no runs yet"):
-        study.report(args)
+        study.report.report(args, "1024")
 
 
 @pytest.mark.parametrize("failing", ["train", "eval"])
-def test_a_run_that_was_stopped_is_not_measured(monkeypatch, capsys, tmp_path, failing):
+def test_a_run_that_was_stopped_is_not_measured(study, monkeypatch, capsys, tmp_path, failing):
     """Ctrl-C leaves a checkpoint of half the steps, and the command ends with a code."""
     from silc_bench.cli import app
 
@@ -125,29 +256,31 @@ def test_a_run_that_was_stopped_is_not_measured(monkeypatch, capsys, tmp_path, f
     job = {"arm": "silc", "seed": 0, "lr": "1e-3", "clip": "0.3", "split": "test"}
     job |= {"source": "places", "samples": 64, "folder": str(tmp_path)}
     with pytest.raises(SystemExit) as stopped:
-        study.run_job(job)
+        study.runs.run_job(job)
     assert stopped.value.code == 1
     assert asked[-1] == failing
     assert not capsys.readouterr().out
 
 
-def test_quick_goes_through_all_of_it_and_a_failed_run_ends_it(monkeypatch, capsys, tmp_path):
+def test_quick_goes_through_all_of_it_and_a_failed_run_ends_it(
+    study, monkeypatch, capsys, tmp_path
+):
     """The processes of the runs are stood in for; what they were asked is looked at."""
-    asked, codes = [], [0]
+    plan, asked, codes = study.plan, [], [0]
 
     def process(command, **options):
         job = json.loads(command[-1])
         asked.append(job)
-        values = dict.fromkeys(study.MEASURES, 0.1 + job["seed"] / 1000)
-        line = job | {"student": values, "teacher": values}
+        values = dict.fromkeys(plan.MEASURES, 0.1 + job["seed"] / 1000)
+        line = job | {"student": values, "teacher": values, "train_seconds": 1.0}
         return argparse.Namespace(returncode=codes[-1], stdout=json.dumps(line), stderr="why")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(study.subprocess, "run", process)
+    monkeypatch.setattr(study.runs.subprocess, "run", process)
     monkeypatch.setattr("sys.argv", ["study", "--quick", "--processes", "1"])
     study.main()
-    assert len(asked) == len(study.ARMS) * (study.FINALISTS + 2)
-    assert {job["samples"] for job in asked} == {study.QUICK_SAMPLES}
+    assert len(asked) == len(plan.ARMS) * (plan.FINALISTS + 2)
+    assert {job["samples"] for job in asked} == {plan.QUICK_SAMPLES}
     folders = {job["folder"] for job in asked}
     assert len(folders) == len(asked), "no two runs share a folder"
     assert "**Not decided**" in capsys.readouterr().out

@@ -1,0 +1,227 @@
+"""What the finished runs say: tables, a figure, and what follows from the rule."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from statistics import mean, stdev
+from typing import Any
+
+from plan import (
+    AGAINST,
+    ARMS,
+    CHOSEN,
+    DECISIVE,
+    MEASURES,
+    OF_TEACHER,
+    SEARCHED,
+    SETTINGS,
+    TUNING_SEEDS,
+    Setting,
+)
+from runs import Study, best
+
+Rows = list[dict[str, Any]]
+Points = dict[str, list[float]]  # of each measure, a number a seed
+
+
+def report(study: Study, setting: str) -> None:
+    """Write the tables, the figure, and the verdict of a setting, as far as there are runs."""
+    from silc_bench.reports.forms.forest_plot import draw
+
+    plan = SETTINGS[setting]
+    found = study.rows("run", setting)
+    if not found:
+        command = f"python benchmarks/study run --setting {setting}"
+        sys.exit(f"{study.lines_of('run', setting)} has no runs yet: {command}")
+    if plan.others_of:
+        others = study.rows("run", plan.others_of)
+        found = found + [row for row in others if row["arm"] not in plan.arms]
+
+    text = [f"# {plan.title}", ""]
+    if plan.is_confirmation:
+        text += [f"The search chose: {CHOSEN}.", ""]
+    text += [described(found, arm) for arm in ARMS if by_seed(found, arm, "student")]
+    for branch, columns in (("student", tuple(MEASURES)), ("teacher", OF_TEACHER)):
+        text += ["", f"{branch}, percent, mean ± half of the 95 % interval over seeds:", ""]
+        text += header("arm", columns)
+        for arm in ARMS:
+            values = by_seed(found, arm, branch)
+            if values:
+                cells = [interval([row[name] for row in values.values()]) for name in columns]
+                text.append(line(arm, len(values), cells))
+
+    text += ["", "Differences of students in points, paired by seed; **bold** excludes 0:", ""]
+    text += header("difference", tuple(MEASURES))
+    for arm in (arm for arm in ARMS if arm != "silc" and by_seed(found, arm, "student")):
+        of_arm = differences(found, arm)
+        cells = [marked(of_arm[name]) for name in MEASURES]
+        text.append(line(f"silc - {arm}", len(of_arm[DECISIVE[0]]), cells))
+
+    text += ["", verdict(found, plan)]
+    path = study.out / f"{setting}.md"
+    path.write_text("\n".join(text) + "\n", encoding="utf-8")
+    print("\n".join(text))
+    figure = figure_rows(found)
+    if figure:
+        title = f"{plan.title}: student of silc minus the student of ..."
+        draw(figure, title, path.with_suffix(".png"))
+
+
+def described(found: Rows, arm: str) -> str:
+    """With what an arm ran, and for how long."""
+    own = [row for row in found if row["arm"] == arm]
+    lr, clip, samples = (own[0][name] for name in ("lr", "clip", "samples"))
+    seconds = mean(row["train_seconds"] for row in own)
+    return (
+        f"`{arm}`: optim.lr={lr}, optim.clip_norm={clip}; {samples:,} images seen,"
+        f" {seconds:.0f} CPU seconds of training  "
+    )
+
+
+def verdict(found: Rows, plan: Setting) -> str:
+    """What follows from the rule; nothing, as long as a seed of it is missing."""
+    cells = [(arm, name, differences(found, arm)[name]) for arm in AGAINST for name in DECISIVE]
+    fewest = min(len(points) for _, _, points in cells)
+    if fewest < len(plan.seeds):
+        return (
+            f"**Not decided**: the rule asks for {len(plan.seeds)} seeds of each arm, and {fewest}"
+            " are complete. Until then nothing here speaks about the method."
+        )
+    failed = [
+        f"{name}, against {arm} ({interval(points, '+')})"
+        for arm, name, points in cells
+        if not (mean(points) > 0 and excludes_zero(points))
+    ]
+    if failed:
+        return (
+            "By the rule written in the script, SILC's claim **does not hold** in this setting: 0"
+            f" is not excluded, or silc is below, for {'; '.join(failed)}."
+        )
+    return "By the rule written in the script, SILC's claim **holds** in this setting."
+
+
+def report_search(study: Study) -> None:
+    """Every variant that was tried, with its outcome, in search.md."""
+    found = study.rows("search")
+    if not found:
+        sys.exit(f"{study.lines_of('search')} has no runs yet: python benchmarks/study search")
+    as_tuned = [
+        row
+        for row in study.rows("tune")
+        if (row["lr"], row["clip"]) == best(study)[row["arm"]] and row["seed"] in TUNING_SEEDS
+    ]
+    columns = [f"silc, {name}" for name in DECISIVE]
+    columns += [f"- {arm}, {name}" for arm in AGAINST for name in DECISIVE]
+    text = [
+        "# The search, places, 1,024 pairs",
+        "",
+        f"{len(SEARCHED)} variants; percent of silc's student, and its differences in points, on",
+        f'"val" with seeds {", ".join(map(str, TUNING_SEEDS))}: mean, and lowest to highest. None',
+        "of these numbers is a result; they only choose what is confirmed.",
+        "",
+        *header("variant", tuple(columns)),
+    ]
+    text.append(line("as tuned", *outcome(as_tuned, as_tuned)))
+    for name in SEARCHED:
+        own = [row for row in found if row["variant"] == name]
+        if own:
+            text.append(line(name, *outcome(own, as_tuned)))
+    path = study.out / "search.md"
+    path.write_text("\n".join(text) + "\n", encoding="utf-8")
+    print("\n".join(text))
+
+
+def outcome(own: Rows, as_tuned: Rows) -> tuple[int, list[str]]:
+    """Number of seeds of silc, and the cells of a variant.
+
+    An arm that the variant leaves as it was comes from the tuning runs.
+    """
+    arms = {row["arm"] for row in own}
+    rows = own + [row for row in as_tuned if row["arm"] not in arms]
+    silc = by_seed(own, "silc", "student")
+    cells = [spread([values[name] for values in silc.values()]) for name in DECISIVE]
+    for arm in AGAINST:
+        cells += [spread(differences(rows, arm)[name], "+") for name in DECISIVE]
+    return len(silc), cells
+
+
+def figure_rows(found: Rows) -> list[Any]:
+    """A heading for each decisive measure, then a line for each arm; none without intervals."""
+    from silc_bench.reports.forms.forest_plot import Row
+
+    drawn = []
+    for name in DECISIVE:
+        own = []
+        for arm in (arm for arm in ARMS if arm != "silc"):
+            points = differences(found, arm)[name]
+            if len(points) > 1:
+                tone = "no difference"
+                if excludes_zero(points):
+                    tone = "better" if mean(points) > 0 else "worse"
+                note = f"{interval(points, '+')}, {len(points)} seeds"
+                own.append(Row(f"  {arm}", mean(points), half_interval(points), tone, note))
+        drawn += [Row(f"{name}, mIoU"), *own] if own else []
+    return drawn
+
+
+# ---- numbers ----
+
+
+def differences(found: Rows, arm: str) -> Points:
+    """Student of silc minus that of ``arm``, in points, of the seeds that both have."""
+    silc, other = (by_seed(found, one, "student") for one in ("silc", arm))
+    seeds = sorted(set(silc) & set(other))
+    names = [name for name in MEASURES if all(name in silc[seed] for seed in seeds)]
+    return {name: [silc[seed][name] - other[seed][name] for seed in seeds] for name in names}
+
+
+def by_seed(found: Rows, arm: str, branch: str) -> dict[int, dict[str, float]]:
+    """{seed: {measure: percent}}."""
+    return {
+        row["seed"]: {name: 100 * value for name, value in row[branch].items()}
+        for row in found
+        if row["arm"] == arm and branch in row
+    }
+
+
+def header(first: str, columns: tuple[str, ...]) -> list[str]:
+    cells = (first, "seeds", *columns)
+    return [f"| {' | '.join(cells)} |", "|---" * len(cells) + "|"]
+
+
+def line(name: str, num_seeds: int, cells: Sequence[str]) -> str:
+    return f"| {name} | {num_seeds} | {' | '.join(cells)} |"
+
+
+def marked(points: list[float]) -> str:
+    if not points:
+        return ""
+    mark = "**" if len(points) > 1 and excludes_zero(points) else ""
+    return f"{mark}{interval(points, '+')}{mark}"
+
+
+def spread(values: list[float], sign: str = "") -> str:
+    """Mean (lowest to highest): of two seeds an interval would say nothing."""
+    if not values:
+        return ""
+    if len(values) == 1:
+        return f"{values[0]:{sign}.1f}"
+    return f"{mean(values):{sign}.1f} ({min(values):{sign}.1f} to {max(values):{sign}.1f})"
+
+
+def interval(values: list[float], sign: str = "") -> str:
+    if len(values) < 2:
+        return f"{mean(values):{sign}.1f}"
+    return f"{mean(values):{sign}.1f} ± {half_interval(values):.1f}"
+
+
+def excludes_zero(values: list[float]) -> bool:
+    return abs(mean(values)) > half_interval(values)
+
+
+def half_interval(values: list[float]) -> float:
+    """Half of the 95 % interval of the mean (Student's t)."""
+    from scipy import stats
+
+    return float(stats.t.ppf(0.975, len(values) - 1) * stdev(values) / len(values) ** 0.5)
