@@ -34,18 +34,18 @@ def args(study, tmp_path):
     return study.runs.Study(tmp_path, tmp_path / "work", processes=1)
 
 
-def outcomes(plan, arms=None, seeds=range(8), **gains):
+def outcomes(plan, seeds=range(8), **gains):
     """Lines of runs; ``gains`` says how many points silc is above an arm, on all measures."""
     rng = random.Random(0)
     made = []
     for seed in seeds:
-        for arm in arms or plan.ARMS:
+        for arm in plan.ARMS:
             level = 0.3 - 0.01 * gains.get(arm.replace("+", "_"), 0.0)
-            values = {name: level + rng.uniform(-0.002, 0.002) for name in plan.MEASURES}
+            values = {name: level + rng.uniform(-0.002, 0.002) for name in plan.PLACES.measures}
             row = {"arm": arm, "seed": seed, "lr": "1e-3", "clip": "0.3", "samples": 64}
             row |= {"train_seconds": 1.0, "student": values}
             if arm.startswith("silc"):
-                row["teacher"] = {name: values[name] for name in plan.OF_TEACHER}
+                row["teacher"] = {name: values[name] for name in plan.PLACES.of_teacher}
             made.append(row)
     return made
 
@@ -70,7 +70,7 @@ def stand_in(study, monkeypatch):
                 if any(study.runs.is_of(row, job) for row in there):
                     continue
                 done.append(job)
-                values = dict.fromkeys(study.plan.MEASURES, score(job))
+                values = dict.fromkeys(study.plan.PLACES.measures, score(job))
                 seconds = 1.0 + study.plan.ARMS.index(job["arm"])
                 there.append(job | {"student": values, "train_seconds": seconds})
             write(args.lines_of(step, setting), there)
@@ -97,7 +97,7 @@ def stand_in(study, monkeypatch):
 def test_the_rule_decides_by_four_differences_over_eight_seeds(
     study, args, capsys, gains, seeds, says
 ):
-    write(args.lines_of("run"), outcomes(study.plan, seeds=range(seeds), **gains))
+    write(args.lines_of("run", "1024"), outcomes(study.plan, seeds=range(seeds), **gains))
     study.report.report(args, "1024")
     printed = capsys.readouterr().out
     assert says in printed
@@ -106,7 +106,7 @@ def test_the_rule_decides_by_four_differences_over_eight_seeds(
 
 
 def test_a_report_of_one_seed_has_no_interval_and_no_figure(study, args, capsys):
-    write(args.lines_of("run"), outcomes(study.plan, seeds=range(1)))
+    write(args.lines_of("run", "1024"), outcomes(study.plan, seeds=range(1)))
     study.report.report(args, "1024")
     cells = [row for row in capsys.readouterr().out.splitlines() if row.startswith("|")]
     assert len(cells) > len(study.plan.ARMS)
@@ -116,7 +116,7 @@ def test_a_report_of_one_seed_has_no_interval_and_no_figure(study, args, capsys)
 
 def favour(study, job):
     """Scores that favour the last pair with the first seed, and the one before with both."""
-    place = study.plan.TRIED.index((job["lr"], job["clip"]))
+    place = study.plan.PLACES.tried.index((job["lr"], job["clip"]))
     return place if job["seed"] == study.plan.TUNING_SEEDS[0] else -3 * place
 
 
@@ -125,18 +125,18 @@ def test_tuning_gives_the_best_pairs_a_second_seed_and_goes_on_where_it_stopped(
 ):
     plan, runs = study.plan, study.runs
     done = stand_in(lambda job: favour(study, job))
-    runs.tune(args)
-    assert len(done) == len(plan.ARMS) * (len(plan.TRIED) + plan.FINALISTS)
+    runs.tune(args, study.plan.PLACES)
+    assert len(done) == len(plan.ARMS) * (len(plan.PLACES.tried) + plan.FINALISTS)
     assert {job["split"] for job in done} == {"val"}
     reported = {seed for setting in plan.SETTINGS.values() for seed in setting.seeds}
     assert not {job["seed"] for job in done} & reported
-    assert runs.best(args) == dict.fromkeys(plan.ARMS, plan.TRIED[-2])
+    assert runs.best(args, plan.PLACES) == dict.fromkeys(plan.ARMS, plan.PLACES.tried[-2])
 
     runs.run(args, "1024")
     first = done[-1]
-    assert (first["split"], first["lr"], first["clip"]) == ("test", *plan.TRIED[-2])
+    assert (first["split"], first["lr"], first["clip"]) == ("test", *plan.PLACES.tried[-2])
     count = len(done)
-    runs.tune(args)
+    runs.tune(args, study.plan.PLACES)
     runs.run(args, "1024")
     assert len(done) == count, "what is done is not done again"
 
@@ -145,7 +145,7 @@ def test_at_equal_seconds_an_arm_sees_as_many_images_as_its_step_is_cheaper(
     study, args, stand_in, capsys
 ):
     done = stand_in(lambda job: favour(study, job) if job["split"] == "val" else job["seed"])
-    study.runs.tune(args)
+    study.runs.tune(args, study.plan.PLACES)
     with pytest.raises(SystemExit, match="1024 is not complete"):
         study.runs.run(args, "1024-seconds")
     study.runs.run(args, "1024")
@@ -173,7 +173,7 @@ def test_the_search_asks_on_val_alone_and_is_confirmed_on_fresh_seeds_and_scenes
         return 0.3 + gain + job["seed"] / 1e6
 
     done = stand_in(score)
-    runs.tune(args)
+    runs.tune(args, study.plan.PLACES)
     with pytest.raises(SystemExit, match="chosen nothing"):
         runs.run(args, "confirmation")
     before = len(done)
@@ -202,14 +202,21 @@ def test_the_search_asks_on_val_alone_and_is_confirmed_on_fresh_seeds_and_scenes
 def test_every_setting_and_variant_is_a_configuration_that_trains(study):
     from silc_bench.trainer.config.presets import configure
 
-    for setting in study.plan.SETTINGS.values():
-        for arm in setting.arms:
-            configure(study.plan.PRESET, arm, data=setting.source)
-    for variant in study.plan.SEARCHED.values():
-        sets = [f"{name}={value}" for name, value in variant.sets.items()]
-        for arm in variant.arms:
-            config = configure(study.plan.PRESET, arm, samples=variant.samples, sets=sets)
-            assert config.num_steps >= study.plan.SAMPLES // config.batch_size
+    plan = study.plan
+    runs = [
+        (setting.world.preset, arm, setting.samples, setting.world.sets)
+        for setting in plan.SETTINGS.values()
+        for arm in setting.arms
+    ]
+    runs += [
+        (plan.PLACES.preset, arm, variant.samples, variant.sets)
+        for variant in plan.SEARCHED.values()
+        for arm in variant.arms
+    ]
+    for preset, arm, samples, sets in runs:
+        words = [f"{name}={value}" for name, value in sets.items()]
+        config = configure(preset, arm, samples=samples, sets=words)
+        assert config.num_steps >= plan.SAMPLES // config.batch_size
 
 
 @pytest.mark.parametrize(("split", "seed"), [("val", 0), ("fresh", 1)])
@@ -221,7 +228,7 @@ def test_other_scenes_are_scored_under_a_name_of_their_own(study, monkeypatch, s
         "silc_bench.task.register", lambda task: registered.update({task.name: task})
     )
     suffix = study.runs.register_on(split)
-    for name, _ in study.plan.MEASURES.values():
+    for name, _ in study.plan.PLACES.measures.values():
         task = registered[name.replace("/", f"{suffix}/")]
         own = known[name].load(None, None)
         data = task.load(None, None)
@@ -254,7 +261,8 @@ def test_a_run_that_was_stopped_is_not_measured(study, monkeypatch, capsys, tmp_
 
     monkeypatch.setattr(app, "app", command)
     job = {"arm": "silc", "seed": 0, "lr": "1e-3", "clip": "0.3", "split": "test"}
-    job |= {"source": "places", "samples": 64, "folder": str(tmp_path)}
+    job |= {"source": "places", "samples": 64, "setting": "1024"}
+    job |= {"folder": str(tmp_path), "data_root": ""}
     with pytest.raises(SystemExit) as stopped:
         study.runs.run_job(job)
     assert stopped.value.code == 1
@@ -271,7 +279,7 @@ def test_quick_goes_through_all_of_it_and_a_failed_run_ends_it(
     def process(command, **options):
         job = json.loads(command[-1])
         asked.append(job)
-        values = dict.fromkeys(plan.MEASURES, 0.1 + job["seed"] / 1000)
+        values = dict.fromkeys(plan.PLACES.measures, 0.1 + job["seed"] / 1000)
         line = job | {"student": values, "teacher": values, "train_seconds": 1.0}
         return argparse.Namespace(returncode=codes[-1], stdout=json.dumps(line), stderr="why")
 

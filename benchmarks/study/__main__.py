@@ -1,4 +1,4 @@
-"""Does self-distillation help where parts predict wholes? Asked on ``places``, with controls.
+"""Does self-distillation help? Asked on ``places``, where parts predict wholes, and on photographs.
 
 Rule, arms, settings and what the search tries are written down in benchmarks/study/plan.py.
 
@@ -11,6 +11,7 @@ claim holds; ``run --setting confirmation`` asks it once more on fresh seeds and
     python benchmarks/study run --setting 1024
     python benchmarks/study report --setting 1024
     python benchmarks/study search                   # and its table, search.md
+    python benchmarks/study tune --setting photographs --data-root DATA
 
 Each finished run is a line in ``--out``, by default benchmarks/study/results, which is committed.
 What has a line there is not done again, so a study goes on from any checkout: give the same command
@@ -23,7 +24,7 @@ import argparse
 import json
 from pathlib import Path
 
-from plan import SETTINGS
+from plan import PLACES, SETTINGS
 from report import report, report_search
 from runs import HERE, Study, run, run_job, search, tune
 
@@ -40,6 +41,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/study"), help="checkpoints")
     parser.add_argument("--processes", type=int, default=2, help="runs at a time, one thread each")
     parser.add_argument("--job", help=argparse.SUPPRESS)
+    parser.add_argument("--data-root", type=Path, help="folder of cifar100/, camvid/, coco_mini/")
     args = parser.parse_args()
     if args.what == "job":
         run_job(json.loads(args.job))
@@ -48,13 +50,16 @@ def main() -> None:
     if args.quick:
         folder = Path("runs/study_quick")
         study = Study(folder, folder, args.processes, num_seeds=2, is_quick=True)
-        tune(study)
+        tune(study, PLACES)
         run(study, "1024")
         report(study, "1024")
         return
-    study = Study(args.out, args.work, args.processes)
+    world = SETTINGS[args.setting].world
+    if world.needs_data and args.data_root is None and args.what in ("tune", "run"):
+        parser.error(f"--setting {args.setting} needs --data-root")
+    study = Study(args.out, args.work, args.processes, data_root=args.data_root)
     if args.what == "tune":
-        tune(study)
+        tune(study, world)
     elif args.what == "run":
         run(study, args.setting)
     elif args.what == "search":

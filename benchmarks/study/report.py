@@ -3,22 +3,12 @@
 from __future__ import annotations
 
 import sys
+from collections import defaultdict
 from collections.abc import Sequence
 from statistics import mean, stdev
 from typing import Any
 
-from plan import (
-    AGAINST,
-    ARMS,
-    CHOSEN,
-    DECISIVE,
-    MEASURES,
-    OF_TEACHER,
-    SEARCHED,
-    SETTINGS,
-    TUNING_SEEDS,
-    Setting,
-)
+from plan import AGAINST, ARMS, CHOSEN, PLACES, SEARCHED, SETTINGS, TUNING_SEEDS, Setting
 from runs import Study, best
 
 Rows = list[dict[str, Any]]
@@ -42,7 +32,8 @@ def report(study: Study, setting: str) -> None:
     if plan.is_confirmation:
         text += [f"The search chose: {CHOSEN}.", ""]
     text += [described(found, arm) for arm in ARMS if by_seed(found, arm, "student")]
-    for branch, columns in (("student", tuple(MEASURES)), ("teacher", OF_TEACHER)):
+    measures, decisive = tuple(plan.world.measures), plan.world.decisive
+    for branch, columns in (("student", measures), ("teacher", plan.world.of_teacher)):
         text += ["", f"{branch}, percent, mean ± half of the 95 % interval over seeds:", ""]
         text += header("arm", columns)
         for arm in ARMS:
@@ -52,17 +43,17 @@ def report(study: Study, setting: str) -> None:
                 text.append(line(arm, len(values), cells))
 
     text += ["", "Differences of students in points, paired by seed; **bold** excludes 0:", ""]
-    text += header("difference", tuple(MEASURES))
+    text += header("difference", measures)
     for arm in (arm for arm in ARMS if arm != "silc" and by_seed(found, arm, "student")):
         of_arm = differences(found, arm)
-        cells = [marked(of_arm[name]) for name in MEASURES]
-        text.append(line(f"silc - {arm}", len(of_arm[DECISIVE[0]]), cells))
+        cells = [marked(of_arm[name]) for name in measures]
+        text.append(line(f"silc - {arm}", len(of_arm[decisive[0]]), cells))
 
     text += ["", verdict(found, plan)]
     path = study.out / f"{setting}.md"
     path.write_text("\n".join(text) + "\n", encoding="utf-8")
     print("\n".join(text))
-    figure = figure_rows(found)
+    figure = figure_rows(found, decisive)
     if figure:
         title = f"{plan.title}: student of silc minus the student of ..."
         draw(figure, title, path.with_suffix(".png"))
@@ -81,7 +72,8 @@ def described(found: Rows, arm: str) -> str:
 
 def verdict(found: Rows, plan: Setting) -> str:
     """What follows from the rule; nothing, as long as a seed of it is missing."""
-    cells = [(arm, name, differences(found, arm)[name]) for arm in AGAINST for name in DECISIVE]
+    decisive = plan.world.decisive
+    cells = [(arm, name, differences(found, arm)[name]) for arm in AGAINST for name in decisive]
     fewest = min(len(points) for _, _, points in cells)
     if fewest < len(plan.seeds):
         return (
@@ -103,16 +95,17 @@ def verdict(found: Rows, plan: Setting) -> str:
 
 def report_search(study: Study) -> None:
     """Every variant that was tried, with its outcome, in search.md."""
-    found = study.rows("search")
+    setting, decisive = PLACES.tuned_on, PLACES.decisive
+    found = study.rows("search", setting)
     if not found:
-        sys.exit(f"{study.lines_of('search')} has no runs yet: python benchmarks/study search")
+        lines = study.lines_of("search", setting)
+        sys.exit(f"{lines} has no runs yet: python benchmarks/study search")
+    pairs = best(study, PLACES)
     as_tuned = [
-        row
-        for row in study.rows("tune")
-        if (row["lr"], row["clip"]) == best(study)[row["arm"]] and row["seed"] in TUNING_SEEDS
+        row for row in study.rows("tune", setting) if (row["lr"], row["clip"]) == pairs[row["arm"]]
     ]
-    columns = [f"silc, {name}" for name in DECISIVE]
-    columns += [f"- {arm}, {name}" for arm in AGAINST for name in DECISIVE]
+    columns = [f"silc, {name}" for name in decisive]
+    columns += [f"- {arm}, {name}" for arm in AGAINST for name in decisive]
     text = [
         "# The search, places, 1,024 pairs",
         "",
@@ -140,18 +133,19 @@ def outcome(own: Rows, as_tuned: Rows) -> tuple[int, list[str]]:
     arms = {row["arm"] for row in own}
     rows = own + [row for row in as_tuned if row["arm"] not in arms]
     silc = by_seed(own, "silc", "student")
-    cells = [spread([values[name] for values in silc.values()]) for name in DECISIVE]
+    cells = [spread([values[name] for values in silc.values()]) for name in PLACES.decisive]
     for arm in AGAINST:
-        cells += [spread(differences(rows, arm)[name], "+") for name in DECISIVE]
+        of_arm = differences(rows, arm)
+        cells += [spread(of_arm[name], "+") for name in PLACES.decisive]
     return len(silc), cells
 
 
-def figure_rows(found: Rows) -> list[Any]:
+def figure_rows(found: Rows, decisive: Sequence[str]) -> list[Any]:
     """A heading for each decisive measure, then a line for each arm; none without intervals."""
     from silc_bench.reports.forms.forest_plot import Row
 
     drawn = []
-    for name in DECISIVE:
+    for name in decisive:
         own = []
         for arm in (arm for arm in ARMS if arm != "silc"):
             points = differences(found, arm)[name]
@@ -172,8 +166,11 @@ def differences(found: Rows, arm: str) -> Points:
     """Student of silc minus that of ``arm``, in points, of the seeds that both have."""
     silc, other = (by_seed(found, one, "student") for one in ("silc", arm))
     seeds = sorted(set(silc) & set(other))
-    names = [name for name in MEASURES if all(name in silc[seed] for seed in seeds)]
-    return {name: [silc[seed][name] - other[seed][name] for seed in seeds] for name in names}
+    points: Points = defaultdict(list)
+    for seed in seeds:
+        for name in silc[seed]:
+            points[name].append(silc[seed][name] - other[seed][name])
+    return points
 
 
 def by_seed(found: Rows, arm: str, branch: str) -> dict[int, dict[str, float]]:

@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,103 +20,109 @@ from statistics import mean
 from typing import Any
 
 from plan import (
-    ARMS,
     CHOSEN,
-    DECISIVE,
     FINALISTS,
-    MEASURES,
-    OF_TEACHER,
-    PRESET,
+    PHOTOGRAPHS,
+    PLACES,
     QUICK_SAMPLES,
-    SAMPLES,
     SEARCHED,
     SETTINGS,
-    TRIED,
-    TUNED_ON,
     TUNING_SEEDS,
+    Pair,
+    World,
 )
 
 HERE = Path(__file__).parent
 FRESH = 1  # seed of the scenes on which the confirmation is measured; all else has 0
+VAL_SHARD = "cifar100-train-000009.tar"  # which no run of photographs learns from
 
 
 @dataclass(frozen=True)
 class Study:
-    """Where the lines and the checkpoints lie, and how much of it is done."""
+    """Where lines, checkpoints and photographs lie, and how much of it is done."""
 
     out: Path
     work: Path
     processes: int = 2
-    num_seeds: int = 8
+    num_seeds: int | None = None  # of each setting; None: all
     is_quick: bool = False
+    data_root: Path | None = None
 
-    @property
-    def tried(self) -> tuple[tuple[str, str], ...]:
-        return TRIED[:FINALISTS] if self.is_quick else TRIED
+    def tried(self, world: World) -> tuple[Pair, ...]:
+        return world.tried[:FINALISTS] if self.is_quick else world.tried
 
-    def lines_of(self, step: str, setting: str = TUNED_ON) -> Path:
+    def seeds(self, setting: str) -> tuple[int, ...]:
+        return SETTINGS[setting].seeds[: self.num_seeds]
+
+    def lines_of(self, step: str, setting: str) -> Path:
         return self.out / f"{setting}-{step}.jsonl"
 
-    def rows(self, step: str, setting: str = TUNED_ON) -> list[dict[str, Any]]:
+    def rows(self, step: str, setting: str) -> list[dict[str, Any]]:
         path = self.lines_of(step, setting)
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def tune(study: Study) -> None:
+def tune(study: Study, world: World) -> None:
     """Each arm with each pair, and the best of an arm once more; on "val"."""
     first, second = TUNING_SEEDS
-    asked = [job(study, TUNED_ON, arm, first, pair, "val") for arm in ARMS for pair in study.tried]
-    carry_out(study, "tune", TUNED_ON, asked)
+    setting = world.tuned_on
+    pairs = study.tried(world)
+    asked = [job(study, setting, arm, first, pair, "val") for arm in world.arms for pair in pairs]
+    carry_out(study, "tune", setting, asked)
     if not study.is_quick:
-        finals = finalists(study)
+        finals = finalists(study, world)
         asked = [
-            job(study, TUNED_ON, arm, second, pair, "val") for arm in ARMS for pair in finals[arm]
+            job(study, setting, arm, second, pair, "val")
+            for arm in world.arms
+            for pair in finals[arm]
         ]
-        carry_out(study, "tune", TUNED_ON, asked)
-    for arm, (lr, clip) in best(study).items():
+        carry_out(study, "tune", setting, asked)
+    for arm, (lr, clip) in best(study, world).items():
         print(f"{arm}: optim.lr={lr} optim.clip_norm={clip}")
 
 
 def run(study: Study, setting: str) -> None:
     """Each arm with its best pair, on "test"."""
-    pairs = best(study)
     plan = SETTINGS[setting]
-    changes: dict[str, Any] = {}
-    samples = dict.fromkeys(plan.arms, QUICK_SAMPLES if study.is_quick else SAMPLES)
+    pairs = best(study, plan.world)
     if plan.is_confirmation:
-        if not CHOSEN:
-            sys.exit("the search has chosen nothing yet: write it into CHOSEN of plan.py")
-        variant = SEARCHED[CHOSEN]
-        changes = {"variant": CHOSEN, "sets": dict(variant.sets)}
-        samples = dict.fromkeys(plan.arms, variant.samples)
+        carry_out(study, "run", setting, confirmation(study, setting, pairs))
+        return
+    samples = dict.fromkeys(plan.arms, plan.samples)
     if plan.has_equal_seconds:
         samples = equal_seconds(study, plan.others_of, plan.arms)
-
-    split = "fresh" if plan.is_confirmation else "test"
     asked = [
-        job(study, setting, arm, seed, pairs[arm], split, samples[arm])
-        | (changes if arm in variant_arms(plan.is_confirmation) else {})
-        for seed, arm in itertools.product(plan.seeds[: study.num_seeds], plan.arms)
+        job(study, setting, arm, seed, pairs[arm], "test", samples[arm])
+        for seed, arm in itertools.product(study.seeds(setting), plan.arms)
     ]
     carry_out(study, "run", setting, asked)
 
 
-def variant_arms(is_confirmation: bool) -> tuple[str, ...]:
-    """The arms whose settings the chosen variant changes; the others stay as tuned."""
-    return SEARCHED[CHOSEN].arms if is_confirmation else ARMS
+def confirmation(study: Study, setting: str, pairs: dict[str, Pair]) -> list[dict[str, Any]]:
+    """The jobs of what the search chose; an arm that this leaves as it was runs as tuned."""
+    if not CHOSEN:
+        sys.exit("the search has chosen nothing yet: write it into CHOSEN of plan.py")
+    variant = SEARCHED[CHOSEN]
+    changes = {"variant": CHOSEN, "sets": dict(variant.sets), "samples": variant.samples}
+    return [
+        job(study, setting, arm, seed, pairs[arm], "fresh")
+        | (changes if arm in variant.arms else {})
+        for seed, arm in itertools.product(study.seeds(setting), SETTINGS[setting].arms)
+    ]
 
 
 def search(study: Study) -> None:
     """Each of SEARCHED with each of its arms, on "val", with the tuning seeds."""
-    pairs = best(study)
+    setting = PLACES.tuned_on
+    pairs = best(study, PLACES)
     asked = [
-        job(study, TUNED_ON, arm, seed, pairs[arm], "val", variant.samples)
+        job(study, setting, arm, seed, pairs[arm], "val", variant.samples)
         | {"variant": name, "sets": dict(variant.sets)}
         for seed in TUNING_SEEDS
         for name, variant in SEARCHED.items()
         for arm in variant.arms
     ]
-    carry_out(study, "search", TUNED_ON, asked)
+    carry_out(study, "search", setting, asked)
 
 
 def equal_seconds(study: Study, setting: str, arms: Iterable[str]) -> dict[str, int]:
@@ -124,11 +130,12 @@ def equal_seconds(study: Study, setting: str, arms: Iterable[str]) -> dict[str, 
     seconds: dict[str, list[float]] = {}
     for row in study.rows("run", setting):
         seconds.setdefault(row["arm"], []).append(row["train_seconds"])
-    if any(len(seconds.get(arm, ())) < study.num_seeds for arm in (*arms, "silc")):
+    if any(len(seconds.get(arm, ())) < len(study.seeds(setting)) for arm in (*arms, "silc")):
         sys.exit(f"{setting} is not complete: python benchmarks/study run --setting {setting}")
     batch = 64  # of the preset: whole batches
+    samples = SETTINGS[setting].samples
     return {
-        arm: round(SAMPLES * mean(seconds["silc"]) / mean(seconds[arm]) / batch) * batch
+        arm: round(samples * mean(seconds["silc"]) / mean(seconds[arm]) / batch) * batch
         for arm in arms
     }
 
@@ -136,31 +143,36 @@ def equal_seconds(study: Study, setting: str, arms: Iterable[str]) -> dict[str, 
 # ---- what tuning chooses ----
 
 
-def finalists(study: Study) -> dict[str, list[tuple[str, str]]]:
+def finalists(study: Study, world: World) -> dict[str, list[Pair]]:
     """Of each arm the pairs that were best with the first tuning seed, the best first."""
-    of_first = ranked(study, TUNING_SEEDS[:1])
-    if any(set(study.tried) - set(of_first[arm]) for arm in ARMS):
-        sys.exit(f"{study.lines_of('tune')} is not complete: python benchmarks/study tune")
+    of_first = ranked(study, world, TUNING_SEEDS[:1])
+    if any(set(study.tried(world)) - set(of_first[arm]) for arm in world.arms):
+        raise not_tuned(study, world)
     return {arm: pairs[:FINALISTS] for arm, pairs in of_first.items()}
 
 
-def best(study: Study) -> dict[str, tuple[str, str]]:
+def best(study: Study, world: World) -> dict[str, Pair]:
     """Of each arm the finalist that was best over all tuning seeds."""
-    finals = finalists(study)
-    of_all = finals if study.is_quick else ranked(study, TUNING_SEEDS)
-    if any(set(finals[arm]) - set(of_all[arm]) for arm in ARMS):
-        sys.exit(f"{study.lines_of('tune')} is not complete: python benchmarks/study tune")
-    return {arm: next(pair for pair in of_all[arm] if pair in finals[arm]) for arm in ARMS}
+    finals = finalists(study, world)
+    of_all = finals if study.is_quick else ranked(study, world, TUNING_SEEDS)
+    if any(set(finals[arm]) - set(of_all[arm]) for arm in world.arms):
+        raise not_tuned(study, world)
+    return {arm: next(pair for pair in of_all[arm] if pair in finals[arm]) for arm in world.arms}
 
 
-def ranked(study: Study, seeds: tuple[int, ...]) -> dict[str, list[tuple[str, str]]]:
+def not_tuned(study: Study, world: World) -> SystemExit:
+    command = f"python benchmarks/study tune --setting {world.tuned_on}"
+    return SystemExit(f"{study.lines_of('tune', world.tuned_on)} is not complete: {command}")
+
+
+def ranked(study: Study, world: World, seeds: tuple[int, ...]) -> dict[str, list[Pair]]:
     """Of each arm the pairs that were tried with all of ``seeds``, the best first.
 
-    By the decisive measures, summed, in the mean over these seeds.
+    By the measures in ``tuned_by``, summed, in the mean over these seeds.
     """
-    scores: dict[str, dict[tuple[str, str], dict[int, float]]] = {arm: {} for arm in ARMS}
-    for row in study.rows("tune"):
-        value = sum(row["student"][name] for name in DECISIVE)
+    scores: dict[str, dict[Pair, dict[int, float]]] = {arm: {} for arm in world.arms}
+    for row in study.rows("tune", world.tuned_on):
+        value = sum(row["student"][name] for name in world.tuned_by)
         scores[row["arm"]].setdefault((row["lr"], row["clip"]), {})[row["seed"]] = value
     return {
         arm: sorted(
@@ -180,14 +192,15 @@ def job(
     setting: str,
     arm: str,
     seed: int,
-    pair: tuple[str, str],
+    pair: Pair,
     split: str,
-    samples: int = SAMPLES,
+    samples: int | None = None,
 ) -> dict[str, Any]:
+    plan = SETTINGS[setting]
     return {
         "setting": setting,
-        "source": SETTINGS[setting].source,
-        "samples": QUICK_SAMPLES if study.is_quick else samples,
+        "source": plan.source,
+        "samples": QUICK_SAMPLES if study.is_quick else samples or plan.samples,
         "arm": arm,
         "seed": seed,
         "lr": pair[0],
@@ -209,7 +222,8 @@ def carry_out(study: Study, step: str, setting: str, jobs: list[dict[str, Any]])
         words = [str(one[key]) for key in ("variant", "arm", "seed", "lr", "clip") if key in one]
         folder = study.work / setting / step / "-".join(words).replace(" ", "_")
         command = [sys.executable, str(HERE), "job", "--job"]
-        command.append(json.dumps(one | {"folder": str(folder)}))
+        places = {"folder": str(folder), "data_root": str(study.data_root or "")}
+        command.append(json.dumps(one | places))
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         answer = subprocess.run(command, env=environment, capture_output=True, text=True)
         if answer.returncode:
@@ -230,33 +244,40 @@ def is_of(row: Mapping[str, Any], job: Mapping[str, Any]) -> bool:
 
 def run_job(one: dict[str, Any]) -> None:
     """Train, measure, and print the line of the run; exit where the run was stopped or failed."""
-    folder = Path(one["folder"])
-    command = ["train", "--preset", PRESET, "--objective", one["arm"]]
-    command += ["--data", one["source"], "--samples", str(one["samples"])]
+    folder, root = Path(one.pop("folder")), one.pop("data_root")
+    world = SETTINGS[one["setting"]].world
+    source = f"{root}/{one['source']}" if world.needs_data else one["source"]
+    command = ["train", "--preset", world.preset, "--objective", one["arm"]]
+    command += ["--data", source, "--samples", str(one["samples"])]
     command += ["--seed", str(one["seed"]), "--out", str(folder)]
     sets = {"optim.lr": one["lr"], "optim.clip_norm": one["clip"], "log_every": "50"}
-    for name, value in {**sets, **one.get("sets", {})}.items():
+    for name, value in {**sets, **world.sets, **one.get("sets", {})}.items():
         command += ["--set", f"{name}={value}"]
     if any(folder.glob("checkpoints/step_*.pt")):
         command.append("--resume")
     began = time.process_time()
     silc_bench(command)
-    seconds = time.process_time() - began
+    row = {**one, "train_seconds": time.process_time() - began}
 
     # tuning asks for what it chooses by, of the student alone: a fifth of the time
     is_tuned = one["split"] == "val"
-    asked = {"student": DECISIVE if is_tuned else tuple(MEASURES)}
+    asked = {"student": world.tuned_by if is_tuned else tuple(world.measures)}
     if one["arm"].startswith("silc") and not is_tuned:
-        asked["teacher"] = OF_TEACHER
-    suffix = register_on(one["split"])
-    row = {name: one[name] for name in one if name != "folder"} | {"train_seconds": seconds}
+        asked["teacher"] = world.of_teacher
+    patterns = tasks_on(one["split"], world, root, folder)
     for branch, columns in asked.items():
         results = folder / f"records-{branch}"
-        tasks = ",".join(MEASURES[name][0].replace("/", f"{suffix}/") for name in columns)
+        tasks = ",".join(patterns(world.measures[name][0])[0] for name in columns)
         measure = ["eval", "--ckpt", f"{folder}:{branch}", "--tasks", tasks, "--cache", "off"]
+        if world.needs_data:
+            measure += ["--data-root", root]
         silc_bench([*measure, "--results", str(results)])
         records = [json.loads(path.read_text()) for path in results.rglob("*.json")]
-        row[branch] = {name: measured(records, name, suffix) for name in columns}
+        values = {record["task"]["name"]: record["metrics"] for record in records}
+        row[branch] = {}
+        for name in columns:
+            task, metric = world.measures[name]
+            row[branch][name] = float(values[patterns(task)[1]][metric])
         row["commit"] = records[0]["code"]["commit"]
     print(json.dumps(row))
 
@@ -274,10 +295,40 @@ def silc_bench(command: list[str]) -> None:
         sys.exit(code)
 
 
-def measured(records: list[dict[str, Any]], column: str, suffix: str) -> float:
-    task, metric = MEASURES[column]
-    by_task = {record["task"]["name"]: record["metrics"] for record in records}
-    return float(by_task[task.replace("/", f"{suffix}/")][metric])
+def tasks_on(split: str, world: World, root: str, folder: Path) -> Callable[[str], tuple[str, str]]:
+    """Task of a measure -> (what `eval --tasks` is given, the name that the record has)."""
+    if world is PHOTOGRAPHS:
+        coco = Path(root, "coco_mini")
+        words = f"seg:{coco}/images,{coco}/masks,{coco}/classes.json"
+        if split == "val":
+            words = f"wds:{held_out(Path(root), folder)}"
+
+        def pattern(task: str) -> tuple[str, str]:
+            dataset, family = task.split("/")
+            if split == "val":
+                return f"{words}#{family}", f"held_out/{family}"
+            return (f"{words}#{family}" if dataset == "coco_mini" else task), task
+
+        return pattern
+
+    suffix = register_on(split)
+
+    def renamed(task: str) -> tuple[str, str]:
+        return (task.replace("/", f"{suffix}/"),) * 2
+
+    return renamed
+
+
+def held_out(root: Path, folder: Path) -> Path:
+    """A folder "held_out" with the shard that no run learns from, and the names of its classes."""
+    held = folder / "held_out"
+    (held / "test").mkdir(parents=True, exist_ok=True)
+    cifar = root / "cifar100"
+    (held / "classnames.json").write_bytes((cifar / "classnames.json").read_bytes())
+    link = held / "test" / VAL_SHARD
+    if not link.exists():
+        link.symlink_to((cifar / "train" / VAL_SHARD).resolve())
+    return held
 
 
 def register_on(split: str) -> str:
