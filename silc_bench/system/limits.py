@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -50,6 +51,19 @@ def core_limit(proc: Path = PROC) -> float:
         if content and content[0] not in ("max", "-1"):
             limits.append(int(content[0]) / int(content[1]))
     return min(limits, default=math.inf)
+
+
+def num_cores() -> int:
+    """Cores that this process may use, also in a container with a quota.
+
+    A share of a core counts as one.
+    """
+    # The affinity is what `taskset` or a scheduler allows; macOS has no such call.
+    if hasattr(os, "sched_getaffinity"):
+        available = len(os.sched_getaffinity(0))
+    else:
+        available = os.cpu_count() or 1
+    return math.ceil(min(available, core_limit()))
 
 
 def _groups(controller: str, proc: Path) -> Iterator[Path]:

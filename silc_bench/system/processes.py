@@ -9,7 +9,6 @@ ranks know the same. With one process each of them answers at once and nothing i
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -20,7 +19,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from silc_bench.errors import RunError, UserError, first_line
-from silc_bench.system.limits import core_limit
 
 T = TypeVar("T")
 BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
@@ -48,19 +46,6 @@ def num_ranks() -> int:
 def num_local_ranks() -> int:
     """Processes of this command on this machine, which share its cores."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", num_ranks()))
-
-
-def num_cores() -> int:
-    """Cores that this process may use, also in a container with a quota.
-
-    A share of a core counts as one.
-    """
-    # The affinity is what `taskset` or a scheduler allows; macOS has no such call.
-    if hasattr(os, "sched_getaffinity"):
-        available = len(os.sched_getaffinity(0))
-    else:
-        available = os.cpu_count() or 1
-    return math.ceil(min(available, core_limit()))
 
 
 @contextmanager

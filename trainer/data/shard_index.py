@@ -162,7 +162,8 @@ def _in_processes(
     local: Sequence[tuple[Shard, Path]], filters: Filters, mirror: remote.Mirror
 ) -> Iterator[ShardIndex]:
     """The index of each local shard, in order; by processes where there are many shards."""
-    from silc_bench.system.processes import num_cores, num_local_ranks
+    from silc_bench.system.limits import num_cores
+    from silc_bench.system.processes import num_local_ranks
 
     processes = min(MOST_PROCESSES, num_cores() // num_local_ranks())
     if len(local) < MANY or processes < 2:

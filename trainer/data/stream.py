@@ -46,7 +46,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from silc_bench.datasets.files.shards import Damage
 from silc_bench.errors import DataError, RunError, UserError, first_line
-from silc_bench.system.processes import concatenated, num_cores
+from silc_bench.system.limits import num_cores
+from silc_bench.system.processes import concatenated
 from silc_bench.trainer.config.config import DataConfig
 from silc_bench.trainer.data.samples import (
     ChangedError,

@@ -6,8 +6,8 @@ import os
 import pytest
 import torch
 
-from silc_bench.system import processes as ranks
-from silc_bench.system.limits import core_limit, memory_limit
+from silc_bench.system import limits
+from silc_bench.system.limits import core_limit, memory_limit, num_cores
 from silc_bench.trainer.monitor import cost as estimate
 
 NO_LIMIT = "9223372036854771712"  # how version 1 writes it
@@ -132,8 +132,8 @@ def test_another_system_has_none(tmp_path):
 )
 def test_cores_are_those_of_affinity_and_quota(monkeypatch, limit, cores):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
-    monkeypatch.setattr(ranks, "core_limit", lambda: limit)
-    assert ranks.num_cores() == cores
+    monkeypatch.setattr(limits, "core_limit", lambda: limit)
+    assert num_cores() == cores
 
 
 def test_memory_is_that_of_the_machine_or_less(monkeypatch):

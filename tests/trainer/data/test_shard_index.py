@@ -106,7 +106,7 @@ def test_a_folder_that_may_not_be_looked_into_costs_time_only(folder, looked_at,
 @pytest.fixture
 def two_processes(monkeypatch):
     monkeypatch.setattr(shard_index, "MANY", 2)
-    monkeypatch.setattr("silc_bench.system.processes.num_cores", lambda: 2)
+    monkeypatch.setattr("silc_bench.system.limits.num_cores", lambda: 2)
 
 
 def test_many_shards_are_looked_through_by_processes(folder, request, looked_at):
