@@ -19,6 +19,7 @@ from silc_bench.cli import (
     data,
     demo,
     doctor,
+    env,
     evaluate,
     export,
     leaderboard,
@@ -26,12 +27,14 @@ from silc_bench.cli import (
     show,
     train,
 )
+from silc_bench.cli.command import App, Root, take_defaults
+from silc_bench.system.terminal import answering, set_loudness
 
-app = typer.Typer(
+app = App(
+    cls=Root,
     help="How good is this image-text checkpoint, exactly - and does SILC help on my data.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
 )
 
 
@@ -42,34 +45,78 @@ def _version(is_asked: bool) -> None:
 
 
 @app.callback()
+@answering
 def options(
+    ctx: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
+    quiet: Annotated[
+        bool,
+        typer.Option("--quiet", help="Warnings and errors, but no notes and no progress."),
+    ] = False,
+    verbose: Annotated[
+        bool,
+        typer.Option("--verbose", help="Also what is loaded, from where, and how long it took."),
+    ] = False,
 ) -> None:
-    pass
+    # Of each command line anew: a test runs many in one process.
+    set_loudness(quiet, verbose)
+    take_defaults(ctx)
 
 
 # name, function, how it is used
 COMMANDS = (
-    ("train", train.train, "--preset b16 --data 'shards/{000..999}.tar' --out runs/b16"),
-    ("eval", evaluate.evaluate_command, "--ckpt runs/b16 --tasks zeroshot,knn --data-root data"),
-    ("leaderboard", leaderboard.leaderboard, "--results results --out results"),
-    ("tasks", evaluate.list_tasks, "--json"),
-    ("demo", demo.demo, "--fast"),
-    ("compare", compare.compare, "runs/contrastive runs/b16 --tasks retrieval"),
-    ("doctor", doctor.doctor, "open_clip:ViT-B-32/openai"),
-    ("export", export.export, "runs/b16:teacher --to hf --out exports/b16"),
-    ("show", show.show, "runs/b16 cat.jpg --classes cat,grass --out cat.png"),
-    ("report", train.report, "runs/b16"),
+    (
+        "train",
+        train.train,
+        "--out runs/first",
+        "--preset b16 --data 'shards/{000..999}.tar' --out runs/b16",
+        "--preset b16 --data 'shards/*.tar' --dry-run",
+    ),
+    (
+        "eval",
+        evaluate.evaluate_command,
+        "--ckpt runs/b16 --tasks 'shapes/*'",
+        "--ckpt open_clip:ViT-B-32/openai --tasks imagenet1k/zeroshot --data-root data",
+        "--ckpt runs/b16:teacher --tasks folder:photos,captions:captions.jsonl",
+    ),
+    (
+        "leaderboard",
+        leaderboard.leaderboard,
+        "--results results --out results",
+        "--tasks zeroshot --sort imagenet1k/zeroshot",
+    ),
+    ("tasks", evaluate.list_tasks, "", "--json"),
+    ("demo", demo.demo, "--fast", "--out demo"),
+    (
+        "compare",
+        compare.compare,
+        "runs/contrastive runs/b16 --tasks retrieval",
+        "contrastive silc --out comparison --format md,pdf",
+    ),
+    ("doctor", doctor.doctor, "open_clip:ViT-B-32/openai", "runs/b16:teacher --json"),
+    (
+        "export",
+        export.export,
+        "runs/b16:teacher --to hf --out exports/b16",
+        "runs/b16 --to safetensors --out b16.safetensors",
+    ),
+    (
+        "show",
+        show.show,
+        "runs/b16 cat.jpg --classes cat,grass --out cat.png",
+        "--ckpt runs/contrastive --ckpt runs/b16 cat.jpg dog.jpg --classes cat,dog,grass",
+    ),
+    ("report", train.report, "runs/b16", "runs/contrastive runs/b16 --out report.html"),
+    ("env", env.env, "", "--json"),
 )
-for _name, _command, _words in COMMANDS:
-    app.command(_name, epilog=f"Example: silc-bench {_name} {_words}")(_command)
-app.add_typer(cache.app, name="cache", epilog="Example: silc-bench cache prune --max-size 5GB")
-app.add_typer(
-    results.app, name="results", epilog="Example: silc-bench results validate --results results"
-)
-app.add_typer(data.app, name="data", epilog="Example: silc-bench data check photos")
+for _name, _command, *_lines in COMMANDS:
+    _examples = tuple(f"silc-bench {_name} {_words}".rstrip() for _words in _lines)
+    app.command(_name, examples=_examples)(_command)
+app.add_typer(cache.app, name="cache")
+app.add_typer(results.app, name="results")
+app.add_typer(data.app, name="data")
 
 
 def main() -> None:

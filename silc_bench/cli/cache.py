@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.filesize import decimal
 
+from silc_bench.cli.command import App
 from silc_bench.errors import UserError
 from silc_bench.system.terminal import answering, console
 from silc_bench.system.terminal_table import Listing
@@ -20,7 +21,7 @@ from silc_bench.system.terminal_table import Listing
 if TYPE_CHECKING:
     from silc_bench.system.cache import Listed
 
-app = typer.Typer(
+app = App(
     help="Embeddings, fingerprints of data and indexes of shards, kept between commands.",
     no_args_is_help=True,
 )
@@ -30,7 +31,7 @@ Folder = Annotated[
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
-@app.command()
+@app.command(examples=("silc-bench cache ls", "silc-bench cache ls --json"))
 @answering
 def ls(cache: Folder = None) -> None:
     """List what is kept, the least recently used first."""
@@ -53,7 +54,12 @@ def ls(cache: Folder = None) -> None:
     print(f"{_sum([*features, *indexes])} in {places}")
 
 
-@app.command()
+@app.command(
+    examples=(
+        "silc-bench cache prune --max-size 5GB",
+        "silc-bench cache prune --max-size 0 --cache scratch/features",
+    )
+)
 @answering
 def prune(
     max_size: Annotated[str, typer.Option(help="What may stay, as in 500MB or 5GB; 0: nothing.")],

@@ -15,12 +15,13 @@ from typing import Annotated
 
 import typer
 
+from silc_bench.cli.command import App
 from silc_bench.cli.options import AsJson
 from silc_bench.errors import UserError
 from silc_bench.system.terminal import answering, console, one_line
 from silc_bench.system.terminal_table import Listing
 
-app = typer.Typer(
+app = App(
     help="Look at data before measuring or training on it; write shards.", no_args_is_help=True
 )
 
@@ -30,7 +31,13 @@ def data() -> None:
     pass
 
 
-@app.command()
+@app.command(
+    examples=(
+        "silc-bench data check imagenet1k data",
+        "silc-bench data check folder:photos --every-image",
+        "silc-bench data check captions:captions.jsonl --json",
+    )
+)
 @answering
 def check(
     name: Annotated[
@@ -65,7 +72,12 @@ def check(
     print("ready to be measured")
 
 
-@app.command()
+@app.command(
+    examples=(
+        "silc-bench data stats shapes --count 100",
+        "silc-bench data stats 'shards/*.tar' --preset b16",
+    )
+)
 @answering
 def stats(
     source: Annotated[str, typer.Argument(help="What `silc-bench train --data` takes.")],
@@ -121,7 +133,12 @@ def stats(
         print("nothing is damaged")
 
 
-@app.command()
+@app.command(
+    examples=(
+        "silc-bench data pack photos shards",
+        "silc-bench data pack captions.jsonl shards --per-shard 1000",
+    )
+)
 @answering
 def pack(
     source: Annotated[

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from silc_bench.cli.command import App
 from silc_bench.cli.options import RESULTS, AsJson, Results
 from silc_bench.errors import RunError, UserError
 from silc_bench.system.files import check_writable
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from silc_bench.results.folders import Located, Reading
     from silc_bench.results.setup import Setup
 
-app = typer.Typer(
+app = App(
     help="Records: list, check, merge and remove them, and import published numbers.",
     no_args_is_help=True,
 )
@@ -38,7 +39,12 @@ Tasks = Annotated[
 ]
 
 
-@app.command(epilog="Example: silc-bench results ls --tasks zeroshot")
+@app.command(
+    examples=(
+        "silc-bench results ls --tasks zeroshot",
+        "silc-bench results ls --models 'runs/*' --json",
+    )
+)
 @answering
 def ls(
     results: Results = RESULTS, models: Models = "", tasks: Tasks = "", as_json: AsJson = False
@@ -57,7 +63,12 @@ def ls(
         warn(sentence)
 
 
-@app.command(epilog="Example: silc-bench results validate --results results --results shared")
+@app.command(
+    examples=(
+        "silc-bench results validate",
+        "silc-bench results validate --results results --results shared",
+    )
+)
 @answering
 def validate(results: Results = RESULTS) -> None:
     """Read every record, what each sample scored, and published numbers; name what is not sound."""
@@ -78,7 +89,12 @@ def validate(results: Results = RESULTS) -> None:
         raise RunError(f"{count} {verb} not sound", about=places, fix=fix)
 
 
-@app.command(epilog="Example: silc-bench results merge node1/results node2/results --into results")
+@app.command(
+    examples=(
+        "silc-bench results merge node1/results --into results",
+        "silc-bench results merge node1/results node2/results --into results",
+    )
+)
 @answering
 def merge(
     sources: Annotated[list[Path], typer.Argument(help="Folders of records.")],
@@ -107,7 +123,12 @@ def merge(
         raise RunError(problem, about=into, fix=fix)
 
 
-@app.command(epilog="Example: silc-bench results rm --models 'runs/old:*' --yes")
+@app.command(
+    examples=(
+        "silc-bench results rm --models 'runs/old:*'",
+        "silc-bench results rm --models 'runs/old:*' --tasks zeroshot --yes",
+    )
+)
 @answering
 def rm(
     results: Results = RESULTS,
@@ -143,7 +164,13 @@ def rm(
     print(f"deleted {count}")
 
 
-@app.command("import", epilog="Example: silc-bench results import benchmark.csv --source URL")
+@app.command(
+    "import",
+    examples=(
+        "silc-bench results import benchmark.csv --source https://example.org/benchmark",
+        "silc-bench results import tables --source https://example.org/tables --name others",
+    ),
+)
 @answering
 def import_(
     files: Annotated[

@@ -8,9 +8,12 @@ from __future__ import annotations
 import errno
 import functools
 import io
+import json
+import math
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO, cast
@@ -29,6 +32,23 @@ console = Console(emoji=False)
 # Bars and the lines between them go through one console: of two consoles neither knows where the
 # other one stands.
 notes = Console(stderr=True, emoji=False)
+LOUDNESS = {"is_quiet": False, "is_verbose": False}  # of this process
+
+
+def set_loudness(is_quiet: bool, is_verbose: bool) -> None:
+    """``--quiet``: no progress and no notes, but warnings and errors; ``--verbose``: details too.
+
+    Raises:
+        UserError: both are asked for.
+    """
+    if is_quiet and is_verbose:
+        raise UserError("contradicts --verbose", about="--quiet", fix="leave one of them out")
+    LOUDNESS.update(is_quiet=is_quiet, is_verbose=is_verbose)
+
+
+def shows_progress(stream: Console = console) -> bool:
+    """Whether bars belong there: it is a terminal, and nobody asked for quiet."""
+    return stream.is_terminal and not LOUDNESS["is_quiet"]
 
 
 def answering(command: Callable[..., None]) -> Callable[..., None]:
@@ -86,13 +106,49 @@ def _of_the_system(error: OSError | MemoryError | RuntimeError) -> str | None:
 
 
 def say(sentence: str, to: Console = notes, style: str | None = None) -> None:
-    """A sentence for the user; what stands in it is never taken for markup."""
-    to.print(one_line(sentence), style=style, markup=False, highlight=False, soft_wrap=True)
+    """A sentence for the user; what stands in it is never taken for markup.
+
+    With ``--quiet`` it is not said.
+    """
+    if not LOUDNESS["is_quiet"]:
+        _write(sentence, to, style)
 
 
 def warn(sentence: str, to: Console = notes) -> None:
     """As ``say``, in a color that is seen: something may be wrong, and the command goes on."""
-    say(sentence, to, "yellow")
+    _write(sentence, to, "yellow")
+
+
+def detail(sentence: str) -> None:
+    """What is only said with ``--verbose``: what is loaded, from where, how long it took."""
+    if LOUDNESS["is_verbose"]:
+        _write(sentence, notes, "dim")
+
+
+@contextmanager
+def timed(what: str) -> Iterator[None]:
+    """With ``--verbose``: ``what`` and the seconds that the lines within it took."""
+    started = time.perf_counter()
+    yield
+    detail(f"{what}: {time.perf_counter() - started:.1f} s")
+
+
+def _write(sentence: str, to: Console, style: str | None) -> None:
+    to.print(one_line(sentence), style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def print_json(value: Any) -> None:
+    """``--json``: one document on the output, in which NaN and infinities are null."""
+    # In ASCII, so that a terminal that knows no other letters changes nothing of it.
+    print(json.dumps(_finite(value), indent=1, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _complain(verdict: str, message: str) -> None:
@@ -179,7 +235,7 @@ def progress_bar(is_shown: bool, title: str, total: int) -> Iterator[Callable[[i
         TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(),
     )
-    is_hidden = not is_shown or not total
+    is_hidden = not is_shown or not total or LOUDNESS["is_quiet"]
     with Progress(*columns, console=notes, transient=True, disable=is_hidden) as bar:
         task_id = bar.add_task(title, total=total, rate="")
 
