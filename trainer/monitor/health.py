@@ -32,6 +32,7 @@ from silc_bench.trainer.monitor.bounds import (
     SAME,
     TELLS_NOTHING,
     UNIFORM,
+    YOUNG,
 )
 from silc_bench.trainer.monitor.cost import flops_per_image, matmul_rate
 from silc_bench.trainer.silc.masking import draw_masked, take
@@ -166,8 +167,11 @@ class Health:
         suspected = {}
         for name, verdict in _collapses(config, row).items():
             age = state.step if name == ONE_DIRECTION else taught_for
+            # the warm-up of a short run is short, and its first steps are no better for it
+            may_be_young = name == ONE_DIRECTION or not verdict.is_collapse
+            is_grown = age >= max(warmup_steps, YOUNG if may_be_young else 0)
             is_settled = time_constants >= SETTLED or not name.startswith(ONE_PROTOTYPE)
-            if age >= warmup_steps and is_settled:
+            if is_grown and is_settled:
                 suspected[name] = verdict
 
         # Only what each of the last PATIENCE rows showed is named.
