@@ -19,6 +19,8 @@ from silc_bench.task import Task
 
 if TYPE_CHECKING:
     from silc_bench.datasets.dataset import ImageDataset
+    from silc_bench.datasets.generated.places.dataset import Places
+    from silc_bench.datasets.generated.shapes.dataset import Shapes
     from silc_bench.datasets.own_data import OwnData, OwnMasks
     from silc_bench.evaluation.prompts import Prompts
 
@@ -109,26 +111,27 @@ def _load_named(name: str, split: str, data_root: Path | None, limit: int | None
 
 def shapes(split: str, num_samples: int, are_colours: bool = False) -> Source:
     """Generated scenes at 64 pixels, as ``Shapes`` or ``ShapesColours``."""
+    return lambda data_root, limit: _load_shapes(split, num_samples, are_colours, limit)
 
-    def load(data_root: Path | None, limit: int | None) -> ImageDataset:
-        from silc_bench.datasets.generated.shapes.dataset import Shapes, ShapesColours
 
-        kind = ShapesColours if are_colours else Shapes
-        return kind(split, num_samples, limit=limit)
+# one object for all families of a command, so that labels and captions are made once
+@lru_cache(maxsize=8)
+def _load_shapes(split: str, num_samples: int, are_colours: bool, limit: int | None) -> Shapes:
+    from silc_bench.datasets.generated.shapes.dataset import Shapes, ShapesColours
 
-    return load
+    return (ShapesColours if are_colours else Shapes)(split, num_samples, limit=limit)
 
 
 def places(split: str, num_samples: int, are_things: bool = False) -> Source:
     """Generated scenes with structure at 64 pixels, as ``Places`` or ``PlacesThings``."""
+    return lambda data_root, limit: _load_places(split, num_samples, are_things, limit)
 
-    def load(data_root: Path | None, limit: int | None) -> ImageDataset:
-        from silc_bench.datasets.generated.places.dataset import Places, PlacesThings
 
-        kind = PlacesThings if are_things else Places
-        return kind(split, num_samples, limit=limit)
+@lru_cache(maxsize=8)
+def _load_places(split: str, num_samples: int, are_things: bool, limit: int | None) -> Places:
+    from silc_bench.datasets.generated.places.dataset import Places, PlacesThings
 
-    return load
+    return (PlacesThings if are_things else Places)(split, num_samples, limit=limit)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from scipy import sparse
@@ -40,6 +40,13 @@ GROUP = 32  # classes whose maximum is taken first
 NEVER = -1e30
 
 Logits = Callable[["Tensor"], "Tensor"]  # cells [n, D] -> [n, C]
+
+# One axis of a mask: its pixels, those of the resized image, where windows start, their pixels and
+# cells.
+Axis: TypeAlias = tuple[int, int, tuple[int, ...], int, int]
+
+# Some rows of a matrix, their part that is not zero, and the numbers of its columns.
+Band: TypeAlias = tuple[slice, "Tensor", "Tensor"]
 
 
 @dataclass(frozen=True)
@@ -163,11 +170,25 @@ class Layout:
 
     def rows(self, height: int) -> sparse.csr_array:
         """float64 [height, gh]: what each cell's row gives to each row of a mask."""
-        return _to_pixels(height, self.height, self.tops, self.window, self.cells)
+        return _to_pixels(*self._down(height))
 
     def cols(self, width: int) -> sparse.csr_array:
         """float64 [width, gw]: what each cell's column gives to each column of a mask."""
-        return _to_pixels(width, self.width, self.lefts, self.window, self.cells)
+        return _to_pixels(*self._along(width))
+
+    def strips(self, height: int, side: int) -> tuple[Band, ...]:
+        """``rows`` in bands of ``side``."""
+        return _bands(side, *self._down(height))
+
+    def columns(self, width: int, side: int) -> tuple[Band, ...]:
+        """``cols`` in bands of ``side``."""
+        return _bands(side, *self._along(width))
+
+    def _down(self, height: int) -> Axis:
+        return height, self.height, self.tops, self.window, self.cells
+
+    def _along(self, width: int) -> Axis:
+        return width, self.width, self.lefts, self.window, self.cells
 
 
 def predict(
@@ -266,8 +287,8 @@ def _tiles(
         cells = logits(cells.flatten(0, 1)).unflatten(0, layout.grid)
 
     side = max(8, min(128, math.isqrt(TILE_LOGITS // num_classes)))
-    strips = _bands(layout.rows(height), side)
-    columns = _bands(layout.cols(width), side)
+    strips = layout.strips(height, side)
+    columns = layout.columns(width, side)
 
     # one buffer for all tiles, so that none is allocated anew; hence pixel_logits' warning
     memory = cells.new_empty(side * side * (num_classes + GROUP))
@@ -295,21 +316,26 @@ def _tiles(
             yield rows, cols, torch.matmul(along, half, out=tile), kept
 
 
-def _bands(matrix: sparse.csr_array, side: int) -> list[tuple[slice, Tensor, Tensor]]:
-    """For every ``side`` rows: which they are, and their part that is not zero.
+@lru_cache(maxsize=64)
+def _bands(
+    side: int, size: int, resized: int, starts: tuple[int, ...], window: int, cells: int
+) -> tuple[Band, ...]:
+    """For every ``side`` rows of ``_to_pixels``: which they are, and their part that is not zero.
 
-    That part is dense fp32, and comes with the numbers of its columns.
+    That part is dense fp32, and comes with the numbers of its columns. Kept, because the images of
+    a set often have few sizes: nobody may change it.
     """
     import torch
 
+    matrix = _to_pixels(size, resized, starts, window, cells)
     bands = []
-    for start in range(0, matrix.shape[0], side):
+    for start in range(0, size, side):
         rows = matrix[start : start + side]
         used = np.unique(rows.indices)
         dense = torch.from_numpy(rows[:, used].toarray().astype(np.float32))
         columns = torch.from_numpy(used.astype(np.int64))
         bands.append((slice(start, start + len(dense)), dense, columns))
-    return bands
+    return tuple(bands)
 
 
 def _can_win(part: Tensor) -> Tensor | None:

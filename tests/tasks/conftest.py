@@ -6,26 +6,13 @@ Both recognise an image by its pixels, as a real model would have to; none is to
 from __future__ import annotations
 
 import hashlib
-from functools import cache
 
 import numpy as np
 import pytest
 import torch
 from given import Means
 
-from silc_bench.datasets.generated.shapes import dataset, scenes
 from silc_bench.models.preprocessing import ImagePipeline
-
-SCENE, RENDERED = cache(scenes.scene), cache(dataset._rendered.__wrapped__)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _scenes_are_drawn_once():
-    """Every family measures the same few scenes; to draw them again costs more than to score."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scenes, "scene", SCENE)
-        patch.setattr(dataset, "_rendered", RENDERED)
-        yield
 
 
 class LookupModel(Means):

@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from functools import cached_property, lru_cache
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Self
 
@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from silc_bench.datasets.dataset import spread
+from silc_bench.datasets.generated.kept import Drawn, kept
 from silc_bench.datasets.generated.places.captions import MAX_CAPTIONS, caption
 from silc_bench.datasets.generated.places.drawing import LABELS, render
 from silc_bench.datasets.generated.places.scenes import (
@@ -120,8 +121,8 @@ class Places:
     def _scene(self, index: int) -> Scene:
         return scene(self.world, self.seed, self.split, self._indices[index])
 
-    def _rendered(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        return _rendered(self.world, self.seed, self.split, self._indices[index], self.size)
+    def _rendered(self, index: int) -> Drawn:
+        return _rendered(self.size, self.world, self.seed, self.split, self._indices[index])
 
 
 class PlacesThings(Places):
@@ -147,8 +148,6 @@ def _hash(key: list[Any]) -> str:
     return hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
 
 
-@lru_cache(maxsize=64)  # image and mask of one sample are asked for apart
-def _rendered(
-    world: World, seed: int, split: str, index: int, size: int
-) -> tuple[np.ndarray, np.ndarray]:
+@kept
+def _rendered(size: int, world: World, seed: int, split: str, index: int) -> Drawn:
     return render(scene(world, seed, split, index), size)

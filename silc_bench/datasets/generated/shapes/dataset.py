@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from functools import cached_property, lru_cache
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Self
 
@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from silc_bench.datasets.dataset import spread
+from silc_bench.datasets.generated.kept import Drawn, kept
 from silc_bench.datasets.generated.shapes.captions import captions
 from silc_bench.datasets.generated.shapes.drawing import MASK_VALUES, render
 from silc_bench.datasets.generated.shapes.scenes import (
@@ -99,8 +100,8 @@ class Shapes:
         # a copy, because the caller may write into it and the next one would read that
         return self._drawn(index)[1].copy()
 
-    def _drawn(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        return _rendered(self.seed, self.split, self._indices[index], self.size)
+    def _drawn(self, index: int) -> Drawn:
+        return _rendered(self.size, self.seed, self.split, self._indices[index])
 
     def _scene(self, index: int) -> Scene:
         return scene(self.seed, self.split, self._indices[index])
@@ -131,6 +132,6 @@ def _hash(key: list[Any]) -> str:
     return hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
 
 
-@lru_cache(maxsize=64)  # image and mask of one sample are asked for apart
-def _rendered(seed: int, split: str, index: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+@kept
+def _rendered(size: int, seed: int, split: str, index: int) -> Drawn:
     return render(scene(seed, split, index), size)
