@@ -129,8 +129,10 @@ def resolve(config: Config, device: torch.device) -> Config:
     if device.type == "cuda":
         is_native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
+        # What the processor has counts only where torch may use it (ATEN_CPU_CAPABILITY).
+        has_kernels = torch.backends.cpu.get_cpu_capability() != "AVX2"
         capabilities = torch.cpu.get_capabilities()
-        is_native = any(capabilities.get(name, False) for name in NATIVE_BF16)
+        is_native = has_kernels and any(capabilities.get(name, False) for name in NATIVE_BF16)
     return replace(config, precision="bf16" if is_native else "fp32")
 
 

@@ -16,8 +16,9 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda")
 X86 = {"architecture": "x86_64", "avx2": True, "avx512_bf16": False, "amx_fp16": True}
 
 
-def computes(monkeypatch, **capabilities):
+def computes(monkeypatch, kernels="AVX512", **capabilities):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: X86 | capabilities)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: kernels)
 
 
 @pytest.mark.parametrize(
@@ -26,6 +27,7 @@ def computes(monkeypatch, **capabilities):
         (CPU, {}, "fp32"),
         (CPU, {"avx512_f": True}, "fp32"),
         (CPU, {"avx512_bf16": True}, "bf16"),
+        (CPU, {"avx512_bf16": True, "kernels": "AVX2"}, "fp32"),  # not to be used
         (CPU, {"amx_bf16": True}, "bf16"),
         (CPU, {"bf16": True}, "bf16"),
         (GPU, {}, "fp32"),  # one from before Ampere only emulates it
