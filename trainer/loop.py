@@ -11,12 +11,12 @@ from __future__ import annotations
 import json
 import signal
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from rich.console import Console
@@ -45,6 +45,8 @@ from silc_bench.trainer.monitor.probe import Probe, destroyed, remembered
 from silc_bench.trainer.monitor.watch import Watch, check_on_collapse, repeating
 from silc_bench.trainer.silc.tokenizers import Tokenizer
 from silc_bench.trainer.train import TrainState, train_step
+
+OnStep: TypeAlias = Callable[[int], None]
 
 TOKENIZER_CAPTIONS = 20_000  # captions that the tokenizer is trained on
 LOOKED_AT = 2_000  # captions whose lengths and repetitions are said at the start
@@ -76,12 +78,14 @@ def run_training(
     console: Console,
     on_collapse: str = "warn",
     wandb: str | None = None,
+    on_step: OnStep = lambda step: None,
 ) -> Path:
     """Train a new run in an empty folder, or continue one; returns the final checkpoint's path.
 
     ``on_collapse``: "warn" says what ``silc_bench.trainer.monitor.health`` finds and goes on,
     "stop" ends the run with it. ``wandb``: [ENTITY/]PROJECT that gets the rows of the log too
-    (silc_bench.trainer.monitor.log).
+    (silc_bench.trainer.monitor.log). ``on_step``: is called after each step, on the first rank, with
+    how many are done.
 
     Raises:
         UserError: an unknown word, no data; the folder already holds a run, holds none to resume,
@@ -107,7 +111,9 @@ def run_training(
     # Before anything is looked for: two that start at once must not both find the folder empty.
     in_run = locked(run, partial(warn, to=console)) if rank() == 0 else nullcontext()
     with in_run:
-        return _begun_or_resumed(config, run, resume, device, console, on_collapse, wandb)
+        return _begun_or_resumed(
+            config, run, resume, device, console, on_collapse, wandb, on_step
+        )
 
 
 def _begun_or_resumed(
@@ -118,6 +124,7 @@ def _begun_or_resumed(
     console: Console,
     on_collapse: str,
     wandb: str | None,
+    on_step: OnStep,
 ) -> Path:
     has_begun = bool(checkpoint.all_in(run))
     if has_begun and not resume:
@@ -149,7 +156,7 @@ def _begun_or_resumed(
                 _check_same_data(json.loads(payload["data"]), other, config.data.source)
             say(f"{run} is already complete", console)
             return path
-    return train(config, run, device, console, payload, on_collapse, wandb)
+    return train(config, run, device, console, payload, on_collapse, wandb, on_step)
 
 
 def _check_same_configuration(config: Config, payload: dict[str, Any], run: Path) -> None:
@@ -199,6 +206,7 @@ def train(
     payload: dict[str, Any] | None,
     on_collapse: str,
     wandb: str | None,
+    on_step: OnStep,
 ) -> Path:
     """Train to the end of ``config``, or on from ``payload`` (of ``checkpoint.load``).
 
@@ -259,7 +267,7 @@ def train(
                 watch = Watch(
                     state.config, device, console, on_collapse, source.damage, log.write_note
                 )
-                return _loop(state, source, run, log, received, watch, probe, console)
+                return _loop(state, source, run, log, received, watch, probe, console, on_step)
     finally:
         # However the run ends, its user learns which samples it went without.
         if source.damage.total:
@@ -347,6 +355,7 @@ def _loop(
     watch: Watch,
     probe: Probe | None,
     console: Console,
+    on_step: OnStep,
 ) -> Path:
     """The first rank's steps, with what stands around each: log row, probe, checkpoint, signal."""
     config = state.config
@@ -388,6 +397,7 @@ def _loop(
             signals = _of_all_ranks(received)
             is_stopped = any(signals)
             log.advance(state.step)
+            on_step(state.step)
 
             # No row and no score of a step whose values were not finite.
             if is_row or is_probe:
