@@ -1,17 +1,24 @@
-"""The words of --tasks -> tasks."""
+"""The words of --tasks -> tasks; of a family those whose data is there."""
 
 from __future__ import annotations
 
 import fnmatch
 import functools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 
 from silc_bench.errors import UserError, first_line, unknown_name
 from silc_bench.system.terminal import warn
 from silc_bench.task import Task, registered
+
+# why a task on a named set is left out where nobody says where the data lies, and what to do
+WAITS = "as they wait for data"
+HOW_TO_POINT = (
+    "point to it by --data-root DIR, SILC_BENCH_DATA_ROOT, or data_root in silc-bench.toml;"
+    " `silc-bench data check SET DIR` says how a set must lie there"
+)
 
 
 def all_tasks() -> dict[str, Task]:
@@ -125,6 +132,30 @@ def measurable(
     return (kept, left_out) if kept else (list(tasks), {})
 
 
+def check_data_root(data_root: Path | None) -> None:
+    """Raises UserError where a folder of data is named and none is there."""
+    if data_root is not None and not data_root.is_dir():
+        problem = "is a file" if data_root.exists() else "no such folder"
+        fix = "name the folder that holds the datasets"
+        raise UserError(problem, about=f"--data-root {data_root}", fix=fix)
+
+
+def left_out_lines(left_out: Mapping[str, str]) -> list[str]:
+    """What ``measurable`` left out, for people: a line for each reason; of data that waits, two."""
+    lines = []
+    for reason in dict.fromkeys(left_out.values()):
+        names = [name for name in left_out if left_out[name] == reason]
+        if reason != WAITS:
+            lines.append(f"left out {reason}: {', '.join(names)}")
+            continue
+
+        # sets, not tasks: whoever brings the data of one brings it for all of its families
+        sets = list(dict.fromkeys(name.partition("/")[0] for name in names))
+        count = f"{len(names)} tasks on {len(sets)} sets" if len(names) > 1 else "1 task"
+        lines += [f"left out {reason}, {count}: {', '.join(sets)}", HOW_TO_POINT]
+    return lines
+
+
 def _obstacle(task: Task, data_root: Path | None) -> str | None:
     """Why the task cannot be measured, as a clause; None where nothing is known against it."""
     reason = task.shortage()
@@ -133,7 +164,7 @@ def _obstacle(task: Task, data_root: Path | None) -> str | None:
     if not task.needs_data_root:
         return None
     if data_root is None:
-        return "without --data-root"
+        return WAITS
     return None if task.is_there(data_root) else f"as not found under {data_root}"
 
 

@@ -90,14 +90,20 @@ def evaluate_command(
     """Measure checkpoints on tasks; one record a task, written as soon as it ends."""
     own_names = _names(name or [], ckpt)
 
-    from silc_bench.tasks.selection import measurable, select, words_of
+    # A wrong folder, task or set is reported at once, before torch is imported.
+    from silc_bench.tasks.selection import (
+        check_data_root,
+        left_out_lines,
+        measurable,
+        select,
+        words_of,
+    )
 
-    # An unknown task or a missing dataset is reported at once, before torch is imported.
+    check_data_root(data_root)
     patterns = words_of(tasks)
     chosen, left_out = measurable(select(patterns), patterns, data_root)
-    for reason in dict.fromkeys(left_out.values()):
-        names = [name for name in left_out if left_out[name] == reason]
-        print(f"left out {reason}: {', '.join(names)}")
+    for line in left_out_lines(left_out):
+        print(line)
 
     from silc_bench.evaluation.evaluate import evaluate
     from silc_bench.evaluation.features import choose_device

@@ -242,7 +242,8 @@ REFUSED = {  # the rest of a command line, and what the sentence is about
         ("--existing skpi", "skpi"),
         ("--tasks cifar100/knn", "cifar100"),
         ("--tasks cifar100/knn --data-root {tmp}", "cifar100/train"),
-        ("--tasks cifar100/knn --data-root {here}", "test_cli.py/cifar100/train"),
+        ("--data-root {here}", "test_cli.py"),
+        ("--data-root {tmp}/none", "--data-root"),
     ],
     "leaderboard": [("--results {tmp}", "eval --results"), ("--results {here}", "test_cli.py")],
     "compare": [("--results {tmp}", "eval --results"), ("--results {tmp}/none", "/none")],
@@ -322,15 +323,19 @@ def test_what_another_results_folder_holds_is_not_measured_again(run, results, t
     assert not (tmp_path / "a new one").exists()
 
 
-def test_a_family_without_a_data_root_means_what_can_be_measured(run, tmp_path):
-    output = succeed(
-        f"eval --ckpt {run} --tasks knn,zeroshot --limit 20 --results {tmp_path} --device cpu"
-    )
-    names = output.splitlines()[0].removeprefix("left out without --data-root: ").split(", ")
-    assert {"cifar10/knn", "cifar10/zeroshot", "cifar100/knn", "cifar100/zeroshot"} <= set(names)
-    measured = {record.task.name for record in read([tmp_path]).records}
-    generated = {f"{name}/{family}" for name in GENERATED for family in ("knn", "zeroshot")}
-    assert measured == generated | {"shapes/zeroshot_unseen"}
+def test_families_in_an_empty_folder_mean_what_can_be_measured(run, tmp_path, monkeypatch):
+    """And two lines say which named sets wait for data, and how to point to it."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(run / "checkpoints/step_00000003.pt", "x.pt")
+    output = succeed("eval --ckpt x.pt --tasks zeroshot,retrieval --limit 20 --device cpu")
+    waiting, how, *_ = output.splitlines()
+    sets = waiting.partition(": ")[2].split(", ")
+    assert waiting.startswith(f"left out as they wait for data, {len(sets)} tasks on ")
+    assert {"imagenet1k", "cifar100", "coco", "flickr30k"} <= set(sets)
+    assert all(word in how for word in ("--data-root", "SILC_BENCH_DATA_ROOT", "silc-bench.toml"))
+    names = {record.task.name for record in read(["results"]).records}
+    wanted = {f"{name}/zeroshot" for name in GENERATED} | {"shapes/zeroshot_unseen"}
+    assert names == wanted | {"shapes/retrieval", "places/retrieval"}
 
 
 # ---- show, leaderboard and tasks ----
