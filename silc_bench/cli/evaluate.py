@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,7 +27,8 @@ def evaluate_command(
         list[str],
         typer.Option(
             help="RUN[:student|:teacher|:average], open_clip:ARCH/TAG, hf:NAME, timm:NAME,"
-            " big_vision:FILE, FILE; repeatable."
+            " big_vision:FILE, FILE, a glob, RUN@all (its checkpoints) or @LIST (a file with one a"
+            " line); repeatable."
         ),
     ],
     tasks: Annotated[
@@ -35,12 +38,18 @@ def evaluate_command(
             " wds:PATTERN, seg:IMAGES,MASKS,CLASSES.json; commas between."
         ),
     ],
+    more: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[CKPT]...", help="More of --ckpt: what a shell makes of --ckpt runs/*."
+        ),
+    ] = None,
     arch: Arch = None,
     name: Annotated[
         list[str] | None,
         typer.Option(
             help="What records and tables call it, instead of the name of its folder;"
-            " once for each --ckpt, in their order."
+            " once for each checkpoint, in their order."
         ),
     ] = None,
     feature_point: Annotated[
@@ -88,9 +97,8 @@ def evaluate_command(
     ] = None,
 ) -> None:
     """Measure checkpoints on tasks; one record a task, written as soon as it ends."""
-    own_names = _names(name or [], ckpt)
-
-    # A wrong folder, task or set is reported at once, before torch is imported.
+    # a mistake in a name or a folder is reported at once, before torch is imported
+    from silc_bench.models.specs import specs_of
     from silc_bench.tasks.selection import (
         check_data_root,
         left_out_lines,
@@ -100,16 +108,20 @@ def evaluate_command(
     )
 
     check_data_root(data_root)
+    named = specs_of([*ckpt, *(more or [])])
+    own_names = _names(name or [], named.specs)
     patterns = words_of(tasks)
     chosen, left_out = measurable(select(patterns), patterns, data_root)
+    for remark in named.remarks:
+        print(one_line(remark))
     for line in left_out_lines(left_out):
         print(line)
 
-    from silc_bench.evaluation.evaluate import evaluate
     from silc_bench.evaluation.features import choose_device
     from silc_bench.evaluation.prompts import read_per_class
     from silc_bench.evaluation.protocols import choose
     from silc_bench.evaluation.settings import EvalSettings
+    from silc_bench.evaluation.sweep import Checkpoint, sweep
     from silc_bench.models.load import load_model
     from silc_bench.system.cache import Store, default_folder
     from silc_bench.system.processes import joined, rank
@@ -137,45 +149,44 @@ def evaluate_command(
         check_writable(store.folder)
 
     with joined(choose_device(device)):
-        # Every checkpoint is loaded first: a wrong name at the end of the list is reported at once.
-        models = []
-        for spec, own_name in zip(ckpt, own_names, strict=True):
-            models.append((spec, load_model(spec, arch, own_name)))
-
         # Of several processes the first one speaks.
         is_first = rank() == 0
-        settings = replace(settings, progress=settings.progress and is_first)
-        for spec, model in models:
-            evaluate(
-                model,
-                chosen,
-                settings,
-                model_source=spec,
-                data_root=data_root,
-                results_dir=results[0],
-                also_known_in=results[1:],
-                on_result=_print_record if is_first else lambda record, is_new: None,
-            )
+        found = sweep(
+            [
+                Checkpoint(spec, partial(load_model, spec, arch, own_name))
+                for spec, own_name in zip(named.specs, own_names, strict=True)
+            ],
+            chosen,
+            replace(settings, progress=settings.progress and is_first),
+            data_root=data_root,
+            results_dir=results[0],
+            also_known_in=results[1:],
+            on_result=_print_record if is_first else lambda record, is_new: None,
+            tell=lambda sentence: print(one_line(sentence), flush=True),
+        )
         if is_first:
+            print(found.counts())
             print(f"records in {results[0]}; silc-bench leaderboard {as_typed(results)}")
+        if found.failures:
+            raise found.error(len(named.specs))
 
 
-def _names(names: list[str], ckpt: list[str]) -> list[str]:
+def _names(names: Sequence[str], specs: Sequence[str]) -> Sequence[str]:
     """The name that is asked for each checkpoint; "" where none is.
 
     Raises:
         UserError: not one for each, or one without a letter.
     """
-    if names and len(names) != len(ckpt):
+    if names and len(names) != len(specs):
         raise UserError(
-            f"{len(names)} for {len(ckpt)} checkpoints",
+            f"{len(names)} for {len(specs)} checkpoints",
             about="--name",
-            fix="give it once for each --ckpt, in their order, or not at all",
+            fix="give it once for each of them, in their order, or not at all",
         )
     for name in names:
         if not name.strip():
             raise UserError(f"{name!r} is no name", about="--name", fix="give it a letter")
-    return names or [""] * len(ckpt)
+    return names or [""] * len(specs)
 
 
 def _print_record(record: Record, is_new: bool) -> None:
@@ -185,6 +196,10 @@ def _print_record(record: Record, is_new: bool) -> None:
         value += f" ± {100 * record.stderr[metric]:.1f}"
 
     remarks = ""
+    # checkpoints of one run share its name
+    training = record.model.training
+    if training and Path(record.model.source).name.startswith("step_"):
+        remarks += f"  step {training.step:,}"
     if record.limit:
         remarks += f"  (limited to {record.limit}, never ranks)"
     if not is_new:

@@ -5,7 +5,8 @@ The order: refuse first, skip what is known, encode once.
 Flow: ``evaluate(load_model("runs/a:teacher"), select(["zeroshot", "dense"]), ...)`` -> check what
 the model can do -> load and fingerprint all data -> drop the measurements that ``results_dir``
 already holds -> for each task left: encode what is not encoded yet, score, save. Whatever can be
-wrong with the input is found before the first image is encoded.
+wrong with the input is found before the first image is encoded. Several models are one after the
+other in `silc_bench.evaluation.sweep`.
 """
 
 from __future__ import annotations
@@ -42,6 +43,9 @@ from silc_bench.system.processes import meet, num_ranks, rank
 from silc_bench.system.terminal import say
 from silc_bench.task import Task
 
+Data = Mapping[str, ImageDataset]  # of a task, by role of the split
+Load = Callable[[Task], Data]
+
 _METHODS = {
     "image": ("preprocess", "encode_image"),
     "text": ("tokenize", "encode_text"),
@@ -59,6 +63,8 @@ def evaluate(
     results_dir: Path,
     also_known_in: Sequence[Path] = (),
     on_result: Callable[[Record, bool], None] = lambda record, is_new: None,
+    load: Load | None = None,
+    on_plan: Callable[[Extractor, Sequence[Data]], None] = lambda extract, data: None,
 ) -> list[Record]:
     """The records of all ``tasks``, in their order; those that were known are read, not measured.
 
@@ -67,6 +73,9 @@ def evaluate(
         results_dir: where records are written.
         also_known_in: other folders of records: what is known there is not measured again.
         on_result: called with each record and whether it was measured now.
+        load: gives a task's data in place of ``task.load``.
+        on_plan: called before the first image is encoded, with the data of each task that is not
+            known.
 
     Raises:
         UserError: the model cannot do a task, data is missing or damaged, an option is unknown,
@@ -89,7 +98,7 @@ def evaluate(
     plans: list[_Plan] = []
     with remembered(settings.store):
         for task in tasks:
-            data = task.load(data_root, settings.limit)
+            data = load(task) if load else task.load(data_root, settings.limit)
             plans.append(_plan(model, task, data, settings, (results_dir, *also_known_in)))
 
     # said here, because nobody has to ask `data check` before they measure
@@ -111,6 +120,7 @@ def evaluate(
     plans_to_measure = [plan for plan in plans if plan.known is None or settings.existing != "skip"]
     for plan in plans_to_measure:
         extract.expect(plan.task, plan.data)
+    on_plan(extract, [plan.data for plan in plans_to_measure])
 
     records: list[Record] = []
     failures: dict[str, Exception] = {}
@@ -182,7 +192,7 @@ def check_supported(model: ImageModel, task: Task, feature_point: str = "pooled"
 @dataclass(frozen=True, eq=False)
 class _Plan:
     task: Task
-    data: Mapping[str, ImageDataset]
+    data: Data
     question: Question
     setup: Setup
     pipeline: ImagePipeline | None  # instead of the model's own preprocessing
@@ -193,7 +203,7 @@ class _Plan:
 def _plan(
     model: ImageModel,
     task: Task,
-    data: Mapping[str, ImageDataset],
+    data: Data,
     settings: EvalSettings,
     known_in: Sequence[Path],
 ) -> _Plan:

@@ -25,6 +25,7 @@ Shapes: N images or texts, B of them in a batch, D embedding, W ranks.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -265,6 +266,17 @@ class Extractor:
                 if entry is not None:
                     entry.save_texts(keys, features)
                 advance(len(batch))
+
+    def seconds_an_image(self, dataset: ImageDataset, count: int = 8) -> float:
+        """What the first ``count`` images take, decoded and encoded in this process, after one
+        that is not counted: the first pass of a network is slow.
+        """
+        pixels = [self.model.preprocess(dataset.image(0))]
+        self._encode(self.model.encode_image, torch.stack(pixels))
+        started = time.perf_counter()
+        pixels = [self.model.preprocess(dataset.image(i)) for i in range(min(count, len(dataset)))]
+        self._encode(self.model.encode_image, torch.stack(pixels))
+        return (time.perf_counter() - started) / len(pixels)
 
     def _entry(self, **what: Any) -> Entry | None:
         """Where the store keeps embeddings of this kind.

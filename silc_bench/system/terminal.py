@@ -222,6 +222,20 @@ def one_line(text: str) -> str:
     return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
+def duration(seconds: float) -> str:
+    """As people say it: "50 s", "12 min", "3 h 20 min", "4 days 6 h"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+    days, hours = divmod(hours, 24)
+    return f"{days} days {hours} h" if hours else f"{days} days"
+
+
 @contextmanager
 def progress_bar(is_shown: bool, title: str, total: int) -> Iterator[Callable[[int], None]]:
     """A bar on the error stream, with the number a second and the time left.

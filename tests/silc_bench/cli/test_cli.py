@@ -244,6 +244,9 @@ REFUSED = {  # the rest of a command line, and what the sentence is about
         ("--tasks cifar100/knn --data-root {tmp}", "cifar100/train"),
         ("--data-root {here}", "test_cli.py"),
         ("--data-root {tmp}/none", "--data-root"),
+        ("--ckpt '{tmp}/*'", "/*"),
+        ("--ckpt @{tmp}/none", "/none"),
+        ("{tmp}/none", "/none"),
     ],
     "leaderboard": [("--results {tmp}", "eval --results"), ("--results {here}", "test_cli.py")],
     "compare": [("--results {tmp}", "eval --results"), ("--results {tmp}/none", "/none")],
@@ -263,7 +266,11 @@ def test_a_mistake_is_one_sentence_and_nothing_is_made(
     run, tmp_path, monkeypatch, name, rest, about
 ):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    line = f"{name} {OPTIONS.get(name, '')} {rest}"
+    # a checkpoint more would be measured, and its failure said at the end
+    given = (
+        "--tasks shapes/zeroshot --results {tmp}/r" if "--ckpt" in rest else OPTIONS.get(name, "")
+    )
+    line = f"{name} {given} {rest}"
     # the log of a run has another length each time
     is_kept = about != "log.jsonl"
     fail(line.format(run=run, tmp=tmp_path, here=__file__), about, is_kept=is_kept)
@@ -312,7 +319,7 @@ def test_names_that_were_asked_for_stand_in_tables_with_their_revisions(run, tmp
 
 @pytest.mark.parametrize("names", ["--name a --name b", "--name ' '"])
 def test_names_are_given_to_each_checkpoint_or_to_none(names):
-    fail(f"eval --ckpt nowhere {names} {ONE_TASK}", "--name")
+    fail(f"eval --ckpt hf:nowhere {names} {ONE_TASK}", "--name")
 
 
 def test_what_another_results_folder_holds_is_not_measured_again(run, results, tmp_path):
@@ -336,6 +343,35 @@ def test_families_in_an_empty_folder_mean_what_can_be_measured(run, tmp_path, mo
     names = {record.task.name for record in read(["results"]).records}
     wanted = {f"{name}/zeroshot" for name in GENERATED} | {"shapes/zeroshot_unseen"}
     assert names == wanted | {"shapes/retrieval", "places/retrieval"}
+
+
+def test_a_sweep_goes_on_after_a_failure_and_says_it_at_the_end(run, tmp_path):
+    """A glob that the shell has expanded; of its three folders one holds no checkpoint."""
+    for name in ("a", "b", "c"):
+        (tmp_path / f"runs/{name}").mkdir(parents=True)
+    for name in ("a", "c"):
+        shutil.copytree(run / "checkpoints", tmp_path / f"runs/{name}/checkpoints")
+    folders = " ".join(str(tmp_path / f"runs/{name}") for name in ("a", "b", "c"))
+    line = f"eval {ONE_TASK} --results {tmp_path}/results --ckpt"
+    for words, counts in ((folders, "2 measured"), (f"'{tmp_path}/runs/*'", "0 measured, 2 known")):
+        result = call(f"{line} {words}")
+        assert result.exit_code == 2
+        assert counts in result.stdout
+        failed = result.stderr.splitlines()[-1]
+        assert failed.startswith(f"error: 1 of 3 checkpoints failed: {tmp_path}/runs/b: ")
+    assert {record.model.name for record in read([tmp_path / "results"]).records} == {
+        "a:student",
+        "c:student",
+    }
+
+
+def test_the_checkpoints_of_a_run_are_a_sweep(run, tmp_path):
+    result = call(f"eval --ckpt {run}:teacher@all {ONE_TASK} --results {tmp_path}")
+    assert result.exit_code == 0, result.output
+    files = sorted((run / "checkpoints").glob("*.pt"))
+    steps = {record.model.training.step for record in read([tmp_path]).records}
+    assert steps == {int(file.stem.removeprefix("step_")) for file in files}
+    assert all(f"  step {step}  " in result.stdout for step in steps)
 
 
 # ---- show, leaderboard and tasks ----

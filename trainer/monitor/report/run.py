@@ -16,6 +16,7 @@ from typing import Any
 from silc_bench.errors import UserError
 from silc_bench.system.checksums import read_sealed
 from silc_bench.system.lock import is_in_use
+from silc_bench.system.terminal import duration
 from silc_bench.trainer.config.config import flatten
 from silc_bench.trainer.monitor.history import FINISHED
 from silc_bench.trainer.monitor.log import PROBE, STDERR, TEACHER, row_of
@@ -191,20 +192,6 @@ def _known(value: Any) -> str:
 def _inner(row: Row, name: str) -> Row:
     value = row.get(name)
     return value if isinstance(value, dict) else {}
-
-
-def duration(seconds: float) -> str:
-    """As people say it: "50 s", "12 min", "3 h 20 min", "4 days 6 h"."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 60:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    if hours < 48:
-        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
-    days, hours = divmod(hours, 24)
-    return f"{days} days {hours} h" if hours else f"{days} days"
 
 
 def flat_config(run: Run) -> dict[str, str]:

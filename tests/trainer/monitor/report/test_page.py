@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from refusals import refused
 
 from silc_bench.system.checksums import sealed
+from silc_bench.system.terminal import duration
 from silc_bench.trainer.monitor.bounds import LEAP
 from silc_bench.trainer.monitor.report.charts import GROUPS, charts_of
 from silc_bench.trainer.monitor.report.page import render, write_report
 from silc_bench.trainer.monitor.report.run import (
     MOST_POINTS,
     Run,
-    duration,
     facts,
     names_in,
     read_run,
