@@ -84,8 +84,8 @@ def run_training(
 
     ``on_collapse``: "warn" says what ``silc_bench.trainer.monitor.health`` finds and goes on,
     "stop" ends the run with it. ``wandb``: [ENTITY/]PROJECT that gets the rows of the log too
-    (silc_bench.trainer.monitor.log). ``on_step``: is called after each step, on the first rank, with
-    how many are done.
+    (silc_bench.trainer.monitor.log). ``on_step``: is called after each step, on the first rank,
+    with how many are done.
 
     Raises:
         UserError: an unknown word, no data; the folder already holds a run, holds none to resume,
@@ -111,9 +111,7 @@ def run_training(
     # Before anything is looked for: two that start at once must not both find the folder empty.
     in_run = locked(run, partial(warn, to=console)) if rank() == 0 else nullcontext()
     with in_run:
-        return _begun_or_resumed(
-            config, run, resume, device, console, on_collapse, wandb, on_step
-        )
+        return _begun_or_resumed(config, run, resume, device, console, on_collapse, wandb, on_step)
 
 
 def _begun_or_resumed(
