@@ -128,6 +128,9 @@ class Task(Protocol):
         """The same task as a `silc_bench.evaluation.protocols.NamedProtocol` wants it asked."""
         return self
 
+    def find(self, data_root: Path | None) -> None:
+        """Raise what ``load`` raises where the data is not there; none of it is read."""
+
     def is_there(self, data_root: Path) -> bool:
         """Whether the data root holds its data, whatever may be wrong with it."""
         return True

@@ -16,8 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
-
+from silc_bench.later import np
 from silc_bench.metrics import accuracy as metrics
 from silc_bench.metrics import statistics as stats
 from silc_bench.metrics.retrieval import retrieval_ranks

@@ -67,6 +67,13 @@ class SourcedTask(Task):
     def load(self, data_root: Path | None, limit: int | None) -> dict[str, ImageDataset]:
         return {role: source(data_root, limit) for role, source in self.sources.items()}
 
+    def find(self, data_root: Path | None) -> None:
+        from silc_bench.datasets.public.load import find_site
+
+        for source in self.sources.values():
+            if isinstance(source, NamedSource):
+                find_site(source.name, source.split, data_root)
+
     def is_there(self, data_root: Path | None) -> bool:
         return all(is_there(source, data_root) for source in self.sources.values())
 

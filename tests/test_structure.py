@@ -21,7 +21,7 @@ MAX_ROOMS = 9  # of a folder; the top has its floors, and ``cli`` a file for eac
 # above it.
 FLOORS = [
     ["silc_bench"],  # the version alone
-    ["silc_bench.errors"],
+    ["silc_bench.errors", "silc_bench.later"],
     ["silc_bench.system"],
     ["silc_bench.models"],
     ["silc_bench.datasets"],

@@ -37,8 +37,11 @@ def doctor(
     """
     # Started before the imports: torch and the model's library are part of the loading time.
     started = time.perf_counter()
+    from silc_bench.models.load import check_spec, load_model
+
+    # before torch is imported
+    check_spec(ckpt, arch)
     from silc_bench.models.doctor.examine import examine
-    from silc_bench.models.load import load_model
 
     model = load_model(ckpt, arch)
     examination = examine(model, loading=time.perf_counter() - started)

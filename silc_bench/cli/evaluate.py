@@ -97,7 +97,8 @@ def evaluate_command(
     ] = None,
 ) -> None:
     """Measure checkpoints on tasks; one record a task, written as soon as it ends."""
-    # a mistake in a name or a folder is reported at once, before torch is imported
+    # what needs no tensor is refused at once, before torch is imported
+    from silc_bench.models.load import check_spec, load_model
     from silc_bench.models.specs import specs_of
     from silc_bench.tasks.selection import (
         check_data_root,
@@ -110,6 +111,10 @@ def evaluate_command(
     check_data_root(data_root)
     named = specs_of([*ckpt, *(more or [])])
     own_names = _names(name or [], named.specs)
+    # of several, one that cannot be loaded does not stop the others
+    if len(named.specs) == 1:
+        check_spec(named.specs[0], arch)
+
     patterns = words_of(tasks)
     chosen, left_out = measurable(select(patterns), patterns, data_root)
     for remark in named.remarks:
@@ -117,14 +122,13 @@ def evaluate_command(
     for line in left_out_lines(left_out):
         print(line)
 
-    from silc_bench.evaluation.features import choose_device
+    for task in chosen:
+        task.find(data_root)
+
     from silc_bench.evaluation.prompts import read_per_class
     from silc_bench.evaluation.protocols import choose
     from silc_bench.evaluation.settings import EvalSettings
-    from silc_bench.evaluation.sweep import Checkpoint, sweep
-    from silc_bench.models.load import load_model
     from silc_bench.system.cache import Store, default_folder
-    from silc_bench.system.processes import joined, rank
 
     store = None
     if cache != "off":
@@ -147,6 +151,10 @@ def evaluate_command(
     check_writable(results[0])
     if store is not None:
         check_writable(store.folder)
+
+    from silc_bench.evaluation.features import choose_device
+    from silc_bench.evaluation.sweep import Checkpoint, sweep
+    from silc_bench.system.processes import joined, rank
 
     with joined(choose_device(device)):
         # Of several processes the first one speaks.

@@ -15,14 +15,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 from silc_bench.datasets.dataset import ignore_of, spread
 from silc_bench.datasets.image_set import ImageFile, ImageSplit, look_through, tracked
 from silc_bench.datasets.own_data import KINDS, OwnData, OwnMasks, parse
 from silc_bench.datasets.public.find import Expected, NotFoundError, Site
 from silc_bench.datasets.public.load import SETS, find_site, read
 from silc_bench.errors import DataError, UserError, unknown_name
+from silc_bench.later import np
 
 DECODED = 500  # images a split that are decoded, unless all are asked for
 SHOWN = 3  # sizes that are shown

@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-import numpy as np
-
 from silc_bench.errors import UserError
+from silc_bench.later import np
 
 if TYPE_CHECKING:
     from PIL import Image

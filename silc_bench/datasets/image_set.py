@@ -37,7 +37,6 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from silc_bench.datasets.dataset import ImageDataset, ignore_of, notes_of, spread
@@ -52,6 +51,7 @@ from silc_bench.datasets.files.images import (
 from silc_bench.datasets.files.shards import Place, cannot_read, read_member
 from silc_bench.datasets.masks import NO_MASKS, Mask, MaskRule
 from silc_bench.errors import DataError, UserError
+from silc_bench.later import np
 from silc_bench.system.cache import Store
 from silc_bench.system.terminal import notes, progress_bar
 

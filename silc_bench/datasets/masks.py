@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 from PIL import Image
 
 from silc_bench.datasets.dataset import IGNORE
@@ -27,6 +26,7 @@ from silc_bench.datasets.files.images import (
 )
 from silc_bench.datasets.files.shards import read_member
 from silc_bench.errors import FETCH_AGAIN, DataError
+from silc_bench.later import np
 
 MOST_IN_8_BITS = 254  # classes
 FORMATS = ("PNG", "TIFF", "BMP", "PPM")  # that keep each value as it was

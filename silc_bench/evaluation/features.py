@@ -41,10 +41,9 @@ from silc_bench.errors import (
     RunError,
     UserError,
     first_line,
-    unknown_name,
 )
 from silc_bench.evaluation.dense_features import DenseFeatures, Prepared, description, prepared
-from silc_bench.evaluation.settings import EvalSettings
+from silc_bench.evaluation.settings import EvalSettings, check_device, check_precision
 from silc_bench.models.interface import (
     DenseModel,
     ImageModel,
@@ -61,8 +60,6 @@ from silc_bench.system.terminal import progress_bar
 from silc_bench.task import Task
 
 Encode = Callable[[Tensor], Tensor]
-DEVICES = ("auto", "cpu", "cuda")
-PRECISIONS = ("auto", "fp32", "bf16")
 PART_ROWS = 1024  # about what the store writes at a time: a few seconds of work
 
 
@@ -73,9 +70,7 @@ def choose_device(device: str | torch.device) -> torch.device:
     """
     if isinstance(device, torch.device):
         return device
-    if device not in DEVICES:
-        raise unknown_name("device", device, DEVICES, about="--device")
-
+    check_device(device)
     has_cuda = torch.cuda.is_available()
     if device == "cuda" and not has_cuda:
         fix = "use --device cpu or auto"
@@ -85,9 +80,7 @@ def choose_device(device: str | torch.device) -> torch.device:
 
 def choose_precision(name: str, device: torch.device) -> str:
     """``auto`` is bf16 on a GPU and fp32 on a CPU. Raises UserError for an unknown name."""
-    if name not in PRECISIONS:
-        raise unknown_name("precision", name, PRECISIONS, about="--precision")
-
+    check_precision(name)
     if name != "auto":
         return name
     return "bf16" if device.type == "cuda" else "fp32"

@@ -44,10 +44,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from silc_bench.datasets.layouts import read_json
 from silc_bench.errors import DataError, UserError
+from silc_bench.later import np
 from silc_bench.metrics.accuracy import normalize
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ Shapes: N samples, C classes.
 
 from __future__ import annotations
 
-import numpy as np
+from silc_bench.later import np
 
 
 def class_ranks(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-
 from silc_bench.datasets.dataset import ignore_of
+from silc_bench.later import np
 
 BOUNDARY_SHARE = 0.02  # of the image's diagonal
 

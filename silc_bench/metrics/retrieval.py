@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import numpy as np
+from silc_bench.later import np
 
 TILE = 1024  # rows and columns of similarities held at once: 4 MiB of fp32
 SCALE = float(1 << 26)  # of the fixed point: coordinates are whole numbers of magnitude <= SCALE

@@ -26,7 +26,10 @@ from typing import Any, NamedTuple
 
 from silc_bench.errors import UserError, unknown_name
 from silc_bench.models.interface import ImageModel
+from silc_bench.models.weights.kind import explained, kind_of, name_in
 from silc_bench.models.weights.parts import split_part
+from silc_bench.models.weights.peft import refuse_adapter
+from silc_bench.system.checksums import MANIFEST
 from silc_bench.system.files import printable
 
 
@@ -75,6 +78,8 @@ ADAPTERS = {
 # Of a run, the parts that can be measured: "RUN:teacher". RUN alone is the first; the last is there
 # where the run kept it.
 BRANCHES = ("student", "teacher", "average")
+PATH_BEGINS = ("/", "./", "../", "~")  # no name of a library or a hub begins so
+IN_RUN = ("checkpoints/step_*.pt", "step_*.pt")  # what makes a folder a run
 
 
 def load_model(spec: str, arch: str | None = None, name: str = "") -> ImageModel:
@@ -91,9 +96,74 @@ def load_model(spec: str, arch: str | None = None, name: str = "") -> ImageModel
         UserError: nothing there, not a checkpoint, or an architecture or branch that does not exist
             or does not fit.
     """
+    check_spec(spec, arch)
     model = _load(spec, arch)
     model.name = printable(name or model.name)
     return model
+
+
+def check_spec(spec: str, arch: str | None = None) -> None:
+    """Refuse at once what ``load_model`` would refuse, as far as no tensor is needed to see it.
+
+    Neither torch nor the library of a model is imported, which takes seconds.
+
+    Raises:
+        UserError: nothing there, no checkpoint by its first bytes or by the names in a folder, an
+            unknown kind of checkpoint or of architecture.
+    """
+    kind, colon, rest = spec.partition(":")
+    if not colon or kind not in kinds():
+        _check_path(*find_path(spec), arch)
+        return
+
+    row = ADAPTERS[kind]
+    if not rest:
+        raise UserError("this names no checkpoint", about=spec, fix=f"write {kind}:{row.form}")
+    if arch is not None and not row.arch:
+        problem = "this names its architecture itself"
+        raise UserError(problem, about=spec, fix=f"leave out --arch {arch}")
+    is_path = rest.startswith(PATH_BEGINS) or row.form == f"FILE{row.mark}"
+    if is_path and not os.path.exists(os.path.expanduser(rest)):
+        raise UserError("no such file or folder", about=spec, fix="check the path")
+
+
+def _check_path(path: Path, branch: str | None, arch: str | None) -> None:
+    if arch is not None:
+        _check_arch(arch)
+    place, _ = split_part(path)
+    if any(any(place.glob(pattern)) for pattern in IN_RUN):
+        return
+
+    try:
+        if not place.is_dir():
+            with explained(place):
+                kind_of(place)
+            return
+        kind = _marked(place)
+        if kind and arch is None:
+            raise _of_kind(place, kind)
+        if not kind and not (place / MANIFEST).exists():
+            refuse_adapter(place)
+            name_in(place)
+    except UserError:
+        # whatever it is, it is no run, and that explains the most
+        if branch is not None:
+            raise _no_branches(path, branch) from None
+        raise
+
+
+def _check_arch(arch: str) -> None:
+    """Raises UserError: ``--arch`` names no kind of architecture that is known, or no name."""
+    kind, _, name = arch.partition(":")
+    about = f"--arch {arch}"
+    known = _archs()
+    if kind in kinds() and kind not in known:
+        fix = f"write the checkpoint as {kind}:{ADAPTERS[kind].form}, without --arch"
+        raise UserError("this kind is written with its weights", about=about, fix=fix)
+    if kind not in known:
+        raise unknown_name("kind of architecture", kind, known, about)
+    if not name:
+        raise UserError("this names no architecture", about=about, fix=f"write {known[kind]}")
 
 
 def normal_form(spec: str) -> str:
@@ -126,15 +196,8 @@ def _load(spec: str, arch: str | None) -> ImageModel:
     kind, colon, rest = spec.partition(":")
     if not colon or kind not in kinds():
         return _load_path(*find_path(spec), arch)
-
-    row = ADAPTERS[kind]
-    if not rest:
-        raise UserError("this names no checkpoint", about=spec, fix=f"write {kind}:{row.form}")
     if arch is None:
         return adapter(kind).load(rest)
-    if not row.arch:
-        problem = "this names its architecture itself"
-        raise UserError(problem, about=spec, fix=f"leave out --arch {arch}")
     return adapter(kind).load(rest, arch)
 
 
@@ -178,22 +241,13 @@ def load_raw(path: Path, arch: str | None) -> ImageModel:
         raise _unnamed(path)
 
     kind, _, name = arch.partition(":")
-    about = f"--arch {arch}"
-    known = _archs()
-    if kind in kinds() and kind not in known:
-        fix = f"write the checkpoint as {kind}:{ADAPTERS[kind].form}, without --arch"
-        raise UserError("this kind is written with its weights", about=about, fix=fix)
-    if kind not in known:
-        raise unknown_name("kind of architecture", kind, known, about)
-    if not name:
-        raise UserError("this names no architecture", about=about, fix=f"write {known[kind]}")
 
     from silc_bench.models.weights.read import metadata_of
 
     # An export of ours says what it is; a second statement could only contradict it.
     if metadata_of(path).get("format") == "silc-bench":
         problem = "this file was exported with its configuration and tokenizer"
-        raise UserError(problem, about=f"checkpoint {path}", fix=f"leave out {about}")
+        raise UserError(problem, about=f"checkpoint {path}", fix=f"leave out --arch {arch}")
     return adapter(kind).load_state(path, name)
 
 
@@ -213,9 +267,13 @@ def _load_path(path: Path, branch: str | None, arch: str | None) -> ImageModel:
         return silc.load(path, branch)
 
     if branch is not None:
-        problem = "only checkpoints made by `silc-bench train` have branches, and this is none"
-        raise UserError(problem, about=f"{path}:{branch}", fix=f"leave out :{branch}")
+        raise _no_branches(path, branch)
     return load_raw(path, arch)
+
+
+def _no_branches(path: Path, branch: str) -> UserError:
+    problem = "only checkpoints made by `silc-bench train` have branches, and this is none"
+    return UserError(problem, about=f"{path}:{branch}", fix=f"leave out :{branch}")
 
 
 def _missing(spec: str) -> UserError:
@@ -233,7 +291,6 @@ def _missing(spec: str) -> UserError:
 
 def _unnamed(path: Path) -> UserError:
     """What to write instead of a path alone."""
-    about = f"checkpoint {path}"
     kind = _marked(path)
 
     from silc_bench.models.weights.read import read_weights
@@ -243,8 +300,7 @@ def _unnamed(path: Path) -> UserError:
     if not kind or path.is_file():
         shapes = {name: tuple(value.shape) for name, value in read_weights(path).items()}
     if kind:
-        problem = f"a checkpoint of {kind} ({ADAPTERS[kind].mark})"
-        return UserError(problem, about=about, fix=f"write {kind}:{path}")
+        return _of_kind(path, kind)
 
     # Of our own presets the shapes tell; of other libraries only whoever trained the weights knows.
     presets = adapter("silc").fitting_presets(shapes)
@@ -255,6 +311,11 @@ def _unnamed(path: Path) -> UserError:
         about=path,
         fix=f"say what they belong to by --arch {forms}{hint}, or write timm:NAME/{path}",
     )
+
+
+def _of_kind(path: Path, kind: str) -> UserError:
+    problem = f"a checkpoint of {kind} ({ADAPTERS[kind].mark})"
+    return UserError(problem, about=f"checkpoint {path}", fix=f"write {kind}:{path}")
 
 
 def _marked(path: Path) -> str:

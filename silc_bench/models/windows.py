@@ -22,10 +22,8 @@ from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-import numpy as np
-from scipy import sparse
-
 from silc_bench.errors import UserError
+from silc_bench.later import np, sparse
 
 if TYPE_CHECKING:
     from PIL import Image

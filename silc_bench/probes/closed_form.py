@@ -12,8 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
+from silc_bench.later import np
 from silc_bench.metrics.accuracy import class_ranks, normalize
 
 BIAS_COLUMN = 100.0  # large, so that the penalty hardly touches the bias

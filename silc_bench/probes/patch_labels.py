@@ -12,10 +12,8 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-import numpy as np
-from scipy import sparse
-
 from silc_bench.datasets.dataset import ignore_of
+from silc_bench.later import np, sparse
 from silc_bench.models.windows import Layout
 
 

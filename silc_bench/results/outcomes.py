@@ -21,9 +21,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from silc_bench.errors import DataError, first_line
+from silc_bench.later import np
 from silc_bench.metrics import iou
 from silc_bench.results.record import Record
 from silc_bench.system import archives

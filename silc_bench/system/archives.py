@@ -19,8 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from silc_bench.later import np
 from silc_bench.system.checksums import checksums, differences
 
 HEADER = "header"

@@ -37,9 +37,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from silc_bench.errors import UserError
+from silc_bench.later import np
 from silc_bench.system.checksums import DIGITS, Bytes, checksum
 from silc_bench.system.files import atomic_path, write_text_atomic
 
@@ -265,7 +264,7 @@ class Entry:
                 " or --cache off",
             ) from None
 
-    def _load(self, name: str, dtype: np.dtype | type = np.float32) -> np.ndarray | None:
+    def _load(self, name: str, dtype: np.dtype | str = "float32") -> np.ndarray | None:
         """The array, or None where the part is gone, damaged, another's, or of another type."""
         self._touch()
         try:

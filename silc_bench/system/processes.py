@@ -10,15 +10,20 @@ ranks know the same. With one process each of them answers at once and nothing i
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import TypeVar
-
-import torch
-import torch.distributed as dist
-from torch import Tensor
+from typing import TYPE_CHECKING, TypeVar
 
 from silc_bench.errors import RunError, UserError, first_line
+from silc_bench.later import Later
+
+if TYPE_CHECKING:
+    import torch
+    import torch.distributed as dist
+    from torch import Tensor
+else:
+    torch, dist = Later("torch"), Later("torch.distributed")
 
 T = TypeVar("T")
 BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
@@ -35,12 +40,17 @@ class StoppedError(RunError):
 
 def rank() -> int:
     """The number of this process, from 0."""
-    return dist.get_rank() if dist.is_initialized() else 0
+    return dist.get_rank() if _have_joined() else 0
 
 
 def num_ranks() -> int:
     """Processes of this command, on all machines."""
-    return dist.get_world_size() if dist.is_initialized() else 1
+    return dist.get_world_size() if _have_joined() else 1
+
+
+def _have_joined() -> bool:
+    """Whether there is a group; without torch there cannot be, and this does not import it."""
+    return "torch.distributed" in sys.modules and dist.is_initialized()
 
 
 def num_local_ranks() -> int:

@@ -30,10 +30,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
-
 from silc_bench.datasets.dataset import spread
 from silc_bench.errors import UserError
+from silc_bench.later import np
 from silc_bench.metrics import statistics
 from silc_bench.metrics.accuracy import class_ranks
 from silc_bench.probes.closed_form import (

@@ -14,9 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from silc_bench.errors import UserError
+from silc_bench.later import np
 from silc_bench.metrics.accuracy import class_ranks
 from silc_bench.probes.closed_form import LinearMap, moments
 from silc_bench.task import Features, Scores

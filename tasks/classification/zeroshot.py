@@ -13,10 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
-import numpy as np
-
 from silc_bench.evaluation.prompts import Prompts, class_embeddings
 from silc_bench.evaluation.protocols import NamedProtocol
+from silc_bench.later import np
 from silc_bench.metrics.accuracy import class_ranks, normalize
 from silc_bench.task import Features, Scores
 from silc_bench.tasks.classification.scores import classification_scores, labels_of

@@ -20,10 +20,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import numpy as np
-from scipy.special import gammaln
-
 from silc_bench.errors import UserError
+from silc_bench.later import np
 from silc_bench.metrics import iou as metrics
 from silc_bench.metrics import statistics as stats
 from silc_bench.metrics.accuracy import normalize
@@ -183,6 +181,9 @@ def chance_at(k: int, num_right: int, num_others: int) -> float:
     wrong = num_others - num_right
     if wrong < k:
         return 1.0
+    # imported here: a listing of tasks needs no scipy
+    from scipy.special import gammaln
+
     # by logarithms of factorials, as the binomials themselves overflow
     logs = gammaln([wrong + 1, num_others - k + 1, wrong - k + 1, num_others + 1])
     return float(1 - np.exp(logs[0] + logs[1] - logs[2] - logs[3]))

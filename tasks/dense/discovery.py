@@ -23,10 +23,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import numpy as np
-
 from silc_bench.datasets.dataset import ignore_of
 from silc_bench.errors import UserError
+from silc_bench.later import np
 from silc_bench.metrics import statistics
 from silc_bench.metrics.accuracy import normalize
 from silc_bench.models.windows import Layout

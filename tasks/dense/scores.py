@@ -17,11 +17,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
-import numpy as np
-
 from silc_bench.datasets.dataset import ignore_of
 from silc_bench.errors import UserError
 from silc_bench.evaluation.protocols import NamedProtocol, rule_of
+from silc_bench.later import np
 from silc_bench.metrics import iou as metrics
 from silc_bench.metrics import statistics as stats
 from silc_bench.task import Features, Scores

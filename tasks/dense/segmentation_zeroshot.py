@@ -31,12 +31,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias
 
-import numpy as np
-
 from silc_bench.datasets.dataset import ignore_of
 from silc_bench.errors import UserError
 from silc_bench.evaluation.prompts import Prompts, class_embeddings, class_words
 from silc_bench.evaluation.protocols import NamedProtocol, Rule, rule_of
+from silc_bench.later import np
 from silc_bench.metrics import iou
 from silc_bench.models.windows import View, pixel_logits, predict
 from silc_bench.task import Features, Scores
@@ -51,7 +50,7 @@ if TYPE_CHECKING:
 
 SWEPT = 200  # training images, evenly spread, that choose a threshold
 HELD_OUT = 10
-Decision: TypeAlias = tuple[np.ndarray, np.ndarray, np.ndarray]  # see ``decided``
+Decision: TypeAlias = "tuple[np.ndarray, np.ndarray, np.ndarray]"  # see ``decided``
 BINS = 1000  # thresholds that are tried, evenly over the range of the confidence
 
 

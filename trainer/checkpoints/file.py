@@ -31,6 +31,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from silc_bench.errors import RunError, UserError, first_line
 from silc_bench.models.weights import pickles
+from silc_bench.models.weights.kind import needed_global
 from silc_bench.system.checksums import CHECKSUMS, DIGITS, differences, read_sealed, sealed
 from silc_bench.system.files import atomic_path, write_text_atomic
 
@@ -302,7 +303,7 @@ def _unpickled(path: Path, sha256: str | None) -> Any:
     except OSError as error:
         reason = f"cannot be read ({error.strerror or error})"
     except pickle.UnpicklingError as error:
-        reason = f"refused, nothing was executed: {pickles.needed_global(error)}"
+        reason = f"refused, nothing was executed: {needed_global(error)}"
     except Exception as error:  # on a damaged file zipfile and the unpickler raise nearly anything
         size = path.stat().st_size
         problem = f"truncated or of another kind ({size:,} bytes: {first_line(error)})"

@@ -18,12 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from silc_bench.datasets import layouts
 from silc_bench.datasets.files.folders import FILE_EXTENSIONS
 from silc_bench.datasets.files.shards import Damage
 from silc_bench.errors import UserError
+from silc_bench.later import np
 from silc_bench.system.processes import rank
 from silc_bench.system.terminal import say
 from silc_bench.trainer.config.config import DataConfig

@@ -21,11 +21,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from silc_bench.datasets.files import images
 from silc_bench.datasets.files.shards import Damage
 from silc_bench.errors import UserError
+from silc_bench.later import np
 from silc_bench.system.files import atomic_folder
 from silc_bench.system.terminal import progress_bar
 from silc_bench.trainer.config.config import DataConfig, TextConfig

@@ -12,12 +12,11 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
-import numpy as np
-
 from silc_bench.datasets.generated.places.captions import MAX_CAPTIONS, caption
 from silc_bench.datasets.generated.places.drawing import SMALLEST, render
 from silc_bench.datasets.generated.places.scenes import Scene, World, scene
 from silc_bench.errors import UserError, unknown_name
+from silc_bench.later import np
 from silc_bench.trainer.config.config import DataConfig
 from silc_bench.trainer.data.samples import (
     LARGEST_SCENE,

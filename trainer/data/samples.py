@@ -33,13 +33,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
-import numpy as np
-
 from silc_bench.datasets.files import images, shards, texts
 from silc_bench.datasets.generated.shapes import captions as shapes_captions
 from silc_bench.datasets.generated.shapes import drawing
 from silc_bench.datasets.generated.shapes import scenes as shapes
 from silc_bench.errors import DataError, ExplainedError, UserError
+from silc_bench.later import np
 from silc_bench.trainer.config.config import DataConfig
 
 # Pixels a side of a generated scene: a larger one shows nothing more, in a smaller one the shapes

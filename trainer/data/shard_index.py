@@ -30,11 +30,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
-
 from silc_bench.datasets.files import remote, shards
 from silc_bench.datasets.files.shards import IMAGE_EXTENSIONS, Damage
 from silc_bench.errors import RunError, UserError
+from silc_bench.later import np
 from silc_bench.system import archives
 from silc_bench.system.cache import IN_USE, Listed
 from silc_bench.system.files import atomic_path

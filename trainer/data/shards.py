@@ -15,10 +15,9 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 
-import numpy as np
-
 from silc_bench.datasets.files import remote, shards
 from silc_bench.errors import UserError
+from silc_bench.later import np
 from silc_bench.system.cache import shards_folder
 from silc_bench.trainer.config.config import DataConfig
 from silc_bench.trainer.data.samples import (

@@ -25,11 +25,10 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from silc_bench.datasets.files.shards import Damage
 from silc_bench.datasets.layouts import LIST_ENDINGS
 from silc_bench.errors import UserError
+from silc_bench.later import np
 from silc_bench.trainer.config.config import DataConfig
 from silc_bench.trainer.data import places
 from silc_bench.trainer.data.lists import ListedReader

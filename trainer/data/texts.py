@@ -13,8 +13,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
+from silc_bench.later import np
 from silc_bench.trainer.silc.tokenizers import AnyTokenizer, Tokenizer, read_tokenizer
 
 LONGEST = 1024  # tokens that are counted of a caption

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-import numpy as np
-
 from silc_bench.errors import UserError, unknown_name
+from silc_bench.later import np
 
 
 class Draws:

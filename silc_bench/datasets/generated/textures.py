@@ -8,9 +8,9 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import TypeAlias
 
-import numpy as np
+from silc_bench.later import np
 
-Plane: TypeAlias = np.ndarray  # [H, W] float32
+Plane: TypeAlias = "np.ndarray"  # [H, W] float32
 
 
 @lru_cache(maxsize=8)

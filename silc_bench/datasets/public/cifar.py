@@ -15,19 +15,19 @@ run.
 
 from __future__ import annotations
 
+import functools
 import io
 import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from silc_bench.datasets.files.folders import listing
 from silc_bench.datasets.image_set import ImageFile, ImageSplit
 from silc_bench.datasets.layouts import read_class_folders, read_labelled
 from silc_bench.datasets.public.find import Expected, PublicSet, Site, check_names, tars_of
 from silc_bench.errors import DataError, first_line
+from silc_bench.later import np
 
 # the fine labels in the dataset's own (alphabetical) order, with spaces for its underscores, as
 # OpenAI's prompts have them
@@ -182,10 +182,11 @@ class _ArraysOnly(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Callable[..., Any]:
         asked = f"{module}.{name}"
-        if asked not in _HARMLESS:
+        harmless = _harmless()
+        if asked not in harmless:
             problem = f"it asks for {asked}, and a pickle of arrays needs no such thing"
             raise pickle.UnpicklingError(problem)
-        return _HARMLESS[asked]
+        return harmless[asked]
 
 
 def _empty_array(kind: type, shape: tuple[int, ...], dtype: bytes | str) -> np.ndarray:
@@ -203,14 +204,16 @@ def _number_dtype(code: bytes | str, *rest: Any) -> np.dtype:
     return np.dtype("u1", copy=True)
 
 
-_HARMLESS: dict[str, Callable[..., Any]] = {
-    # numpy 2 moved its core; the files of 2009 ask for the old place
-    "numpy.core.multiarray._reconstruct": _empty_array,
-    "numpy._core.multiarray._reconstruct": _empty_array,
-    "numpy.ndarray": np.ndarray,
-    "numpy.dtype": _number_dtype,
-    "_codecs.encode": _bytes_of,
-}
+@functools.cache
+def _harmless() -> dict[str, Callable[..., Any]]:
+    return {
+        # numpy 2 moved its core; the files of 2009 ask for the old place
+        "numpy.core.multiarray._reconstruct": _empty_array,
+        "numpy._core.multiarray._reconstruct": _empty_array,
+        "numpy.ndarray": np.ndarray,
+        "numpy.dtype": _number_dtype,
+        "_codecs.encode": _bytes_of,
+    }
 
 
 # ---- the two sets ----

@@ -14,12 +14,11 @@ import pkgutil
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-
 from silc_bench.datasets import public
 from silc_bench.datasets.image_set import ImageFiles, ImageSplit, known_fingerprint
 from silc_bench.datasets.public.find import Expected, PublicSet, Site, find
 from silc_bench.errors import DataError, unknown_name
+from silc_bench.later import np
 
 
 def _entries() -> Iterator[PublicSet]:

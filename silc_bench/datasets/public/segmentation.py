@@ -20,8 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from silc_bench.datasets.dataset import IGNORE
 from silc_bench.datasets.files.folders import FILE_EXTENSIONS, Listing, by_number, walk
 from silc_bench.datasets.files.texts import read_text
@@ -29,6 +27,7 @@ from silc_bench.datasets.image_set import ImageFile, ImageSplit, image_file
 from silc_bench.datasets.masks import MASK_EXTENSIONS, MaskFile, MaskRule
 from silc_bench.datasets.public.find import MaskLayout, check_files
 from silc_bench.errors import DataError, UserError, first_line
+from silc_bench.later import np
 
 
 def read_segmentation(masks: Path, base: Path, layout: MaskLayout, rule: MaskRule) -> ImageSplit:

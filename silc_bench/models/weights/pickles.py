@@ -22,7 +22,6 @@ from __future__ import annotations
 import functools
 import io
 import pickle
-import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +29,6 @@ from typing import Any
 
 import torch
 
-from silc_bench.errors import first_line
 from silc_bench.models.weights.stand_ins import Walk
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # first object of torch.save's format before 1.6
@@ -140,14 +138,6 @@ def check_archive(archive: zipfile.ZipFile, size: int, may_deflate: bool) -> Non
     # torch finds members without regard to case, so it could read another one than was checked
     if len({member.filename.lower() for member in members}) != len(members):
         raise zipfile.BadZipFile("two members of one name")
-
-
-def needed_global(error: pickle.UnpicklingError) -> str:
-    """Why a pickle was refused, in a few words: the global that it needs, where there is one."""
-    match = re.search(r"GLOBAL ([\w.<>]+)", str(error))
-    if match:
-        return f"its pickle needs GLOBAL {match[1]}"
-    return first_line(error)
 
 
 def _members(path: Path, folder: str) -> Callable[[str], bytearray]:

@@ -16,21 +16,16 @@ from __future__ import annotations
 
 import functools
 import json
-import os
-import pickle
-import shlex
-import stat
-import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from silc_bench.errors import UserError, first_line
+from silc_bench.errors import UserError
 from silc_bench.models.weights import peft, pickles, tensor_files
+from silc_bench.models.weights.kind import IN_FOLDER, explained, kind_of, name_in, refused
 from silc_bench.models.weights.parts import split_part
 from silc_bench.models.weights.stand_ins import StandIn, Stored, entries
 from silc_bench.system.checksums import check_manifest
@@ -46,16 +41,6 @@ COUNTERS = ("n_averaged",)  # beside the weights of an average (torch.optim.swa_
 # What one process of several keeps of the weights: names, and classes of tensors.
 FLAT = "_flat_param"
 SHARDED = ("ShardedTensor", "DTensor")
-OF_PROCESSES = {
-    ".metadata": (
-        "a distributed checkpoint of torch",
-        "one file: python -m torch.distributed.checkpoint.format_utils dcp_to_torch {} weights.pt",
-    ),
-    "zero_to_fp32.py": (
-        "the parts of a DeepSpeed run",
-        "one file, if you trust the script beside them: python {0}/zero_to_fp32.py {0} weights.bin",
-    ),
-}
 MAX_DEPTH = 8  # maps within maps
 MAX_NAMED = 6  # parts of a file that a sentence names
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -64,15 +49,6 @@ FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 COUNTS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
 WEIGHT_NAMES = ("weight", "kernel", "bias", "proj", "in_proj_weight")
 
-# What a folder's weights are called; the first that is there is read.
-IN_FOLDER = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "open_clip_model.safetensors",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-    "open_clip_pytorch_model.bin",
-)
 READERS: dict[str, Callable[[Path], Any]] = {
     "torch": functools.partial(pickles.load_zip, may_stand_in=True),
     "legacy": functools.partial(pickles.load_legacy, may_stand_in=True),
@@ -80,12 +56,6 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "npz": tensor_files.read_npz,
 }
 
-# What to do about a file: where it is of another kind, where it is damaged, where it is of no use.
-NAME_WEIGHTS = (
-    "name weights as .safetensors, .pt/.pth/.bin/.ckpt of torch.save, .npz, "
-    "or a folder with model.safetensors"
-)
-FETCH = "fetch it again"
 FETCH_FOLDER = "fetch the whole folder again"
 WHOLE = (
     "save them whole: torch.distributed.checkpoint.state_dict.get_model_state_dict(model, "
@@ -135,7 +105,7 @@ def metadata_of(path: Path) -> dict[str, str]:
     path, _ = split_part(path)
     if path.is_dir():
         return {}
-    with _explained(path):
+    with explained(path):
         return tensor_files.read_metadata(path) if kind_of(path) == "safetensors" else {}
 
 
@@ -210,83 +180,9 @@ def check_tensors(path: Path, weights: Mapping[str, Tensor]) -> None:
         )
 
 
-def kind_of(path: Path) -> str:
-    """What a file is: "torch", "legacy" (torch.save before 1.6), "safetensors" or "npz".
-
-    Raises:
-        OSError: it cannot be read.
-        UserError: not a regular file, or of a kind that is not read.
-    """
-    # The status first: opening a pipe would wait for its other end for ever.
-    if not stat.S_ISREG(os.stat(path).st_mode):
-        raise refused(path, "is no regular file")
-    with open(path, "rb") as file:
-        head = file.read(24)
-    if head[:2] == b"PK":
-        return _kind_of_zip(path)
-
-    # A pickle begins with PROTO and its version; a safetensors file with 8 bytes of length and then
-    # a JSON object.
-    if head[:1] == b"\x80" and head[1:2] and 2 <= head[1] <= 5:
-        return "legacy"
-    if head[8:9] == b"{":
-        return "safetensors"
-    begin = f"{path.stat().st_size:,} bytes that begin {head!r}"
-    raise refused(path, f"is no checkpoint that silc-bench reads ({begin})")
-
-
-def refused(path: Path, problem: str, fix: str = NAME_WEIGHTS) -> UserError:
-    """The error of every checkpoint that is not read."""
-    return UserError(problem, about=path, fix=fix)
-
-
-@contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """Whatever a damaged file makes its reader raise becomes an error of ours."""
-    try:
-        yield
-    except UserError:
-        raise
-    except FileNotFoundError:
-        raise refused(path, "no such file or folder", "check the path") from None
-    except OSError as error:
-        raise refused(
-            path,
-            f"cannot be read ({error.strerror or error})",
-            "check its permissions and its disk",
-        ) from None
-    except pickle.UnpicklingError as error:
-        raise refused(path, f"nothing was executed: {pickles.needed_global(error)}") from None
-    # on a damaged file zipfile and the unpickler raise nearly anything
-    except Exception as error:
-        size = path.stat().st_size
-        problem = f"is truncated or damaged ({size:,} bytes; {first_line(error)})"
-        raise refused(path, problem, FETCH) from None
-
-
-def _kind_of_zip(path: Path) -> str:
-    """Of the formats that are zip archives, which one."""
-    with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
-
-    # TorchScript before torch.save, because a TorchScript archive has a data.pkl as well.
-    if any(name.endswith("/constants.pkl") or "/code/" in name for name in names):
-        raise refused(
-            path,
-            "is a TorchScript program (as OpenAI's own CLIP files), which would be executed",
-            "where you trust it, save torch.jit.load(FILE).state_dict() and name that",
-        )
-    if any(name.endswith("/data.pkl") for name in names):
-        return "torch"
-    if names and all(name.endswith(".npy") for name in names):
-        return "npz"
-    held = ", ".join(names[:3])[:100] or "nothing"
-    raise refused(path, f"is a zip archive of no weights (it holds {held})")
-
-
 def _read_file(path: Path, part: str = "") -> tuple[dict[str, Tensor], str]:
     """The state dict of a file, and what of ``part`` has to be looked for in its names."""
-    with _explained(path):
+    with explained(path):
         held, part = _unwrap(path, READERS[kind_of(path)](path), part)
         weights = {
             name: value.load() if isinstance(value, Stored) else value.detach()
@@ -414,21 +310,13 @@ def _read_folder(folder: Path, part: str = "") -> tuple[dict[str, Tensor], str]:
     """The weights of a folder: one file, or the shards that its index names; ``_read_file``."""
     peft.refuse_adapter(folder)
     check_manifest(folder)
-    name = next((name for name in IN_FOLDER if (folder / name).exists()), None)
-    if name is None:
-        # what writes such a folder comes with the program that makes one file of it
-        for mark, (what, line) in OF_PROCESSES.items():
-            if (folder / mark).exists():
-                place = shlex.quote(str(folder))
-                raise refused(folder, f"holds {what}", f"write {line.format(place)}, and name that")
-        named = f"checkpoints/step_*.pt of a run, {', '.join(IN_FOLDER[:2])} or {IN_FOLDER[3]}"
-        raise refused(folder, f"holds none of {named}")
+    name = name_in(folder)
     say_passed_over(folder, name, IN_FOLDER)
     if not name.endswith(".json"):
         return _read_file(folder / name, part)
 
     index = folder / name
-    with _explained(index):
+    with explained(index):
         shards = _shards(index)
     weights: dict[str, Tensor] = {}
     for shard in sorted(set(shards.values())):

@@ -19,9 +19,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
-import numpy as np
-
 from silc_bench.errors import UserError
+from silc_bench.later import np
 from silc_bench.metrics import statistics
 from silc_bench.metrics.statistics import Paired
 from silc_bench.reports.comparison.pairing import ALPHA, Samples

@@ -15,9 +15,8 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from silc_bench.errors import DataError, UserError
+from silc_bench.later import np
 from silc_bench.metrics import statistics
 from silc_bench.metrics.statistics import Paired
 from silc_bench.results import outcomes

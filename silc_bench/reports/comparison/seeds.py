@@ -14,8 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-import numpy as np
-
+from silc_bench.later import np
 from silc_bench.metrics import statistics
 from silc_bench.metrics.statistics import Paired
 from silc_bench.models.interface import Training

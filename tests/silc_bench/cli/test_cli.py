@@ -83,13 +83,14 @@ COMMANDS = {  # the exit code of each, and what it may import; none of them comp
     "train --help": (0, []),
     "eval --help": (0, []),
     "--version": (0, []),
-    "tasks --json": (0, ["numpy"]),
+    "tasks --json": (0, []),
+    "eval --ckpt {results} --tasks nonsense": (2, []),
+    "eval --ckpt nowhere --tasks shapes": (2, []),
     "leaderboard --results {results} --out {out}": (0, ["numpy"]),
     COMPARE + " --results {results} --out {out}": (0, ["numpy"]),
     "results ls --results {results}": (0, ["numpy"]),
     "results validate --results {results}": (0, ["numpy"]),
     "leaderboard --results {out}/nothing": (2, ["numpy"]),
-    "eval --ckpt x --tasks nonsense": (2, ["numpy"]),
 }
 
 

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-
 from silc_bench.datasets.generated.places.scenes import (
     COLORS,
     GROUND_NAMES,
@@ -28,6 +26,7 @@ from silc_bench.datasets.generated.places.scenes import (
 )
 from silc_bench.datasets.generated.textures import Plane, pixel_centres, texture
 from silc_bench.errors import UserError
+from silc_bench.later import np
 
 # every pixel has one of these labels: a thing, a ground or a sky
 LABELS = (*KIND_NAMES, *GROUND_NAMES, *SKY_NAMES)

@@ -14,7 +14,6 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Self
 
-import numpy as np
 from PIL import Image
 
 from silc_bench.datasets.dataset import spread
@@ -31,6 +30,7 @@ from silc_bench.datasets.generated.shapes.scenes import (
     scene,
 )
 from silc_bench.errors import UserError
+from silc_bench.later import np
 
 
 class Shapes:

@@ -14,11 +14,11 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import numpy as np
 from PIL import Image
 
 from silc_bench.datasets.generated.shapes.scenes import PAINT, REACH, TONES
 from silc_bench.datasets.generated.textures import Plane, pixel_centres, texture
+from silc_bench.later import np
 
 if TYPE_CHECKING:
     from silc_bench.datasets.generated.shapes.scenes import Background, Item, Scene

@@ -1,0 +1,30 @@
+"""NumPy and SciPy, imported when they are first used: no wrong word waits half a second for them.
+
+``from silc_bench.later import np`` stands in the place of ``import numpy as np`` wherever a command
+that computes nothing passes by: the tasks and data sets (their names), records, the cache.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__all__ = ["np", "sparse"]
+
+
+class Later:
+    """The module of this name; its first attribute that is asked for imports it."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, attribute: str) -> Any:
+        return getattr(importlib.import_module(self._name), attribute)
+
+
+if TYPE_CHECKING:
+    import numpy as np
+    from scipy import sparse
+else:
+    np = Later("numpy")
+    sparse = Later("scipy.sparse")
