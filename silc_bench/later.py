@@ -1,4 +1,4 @@
-"""NumPy and SciPy, imported when they are first used: no wrong word waits half a second for them.
+"""NumPy, SciPy and pandas, imported when they are first used: no wrong word waits for them.
 
 ``from silc_bench.later import np`` stands in the place of ``import numpy as np`` wherever a command
 that computes nothing passes by: the tasks and data sets (their names), records, the cache.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["np", "sparse"]
+__all__ = ["np", "pd", "sparse"]
 
 
 class Later:
@@ -24,7 +24,9 @@ class Later:
 
 if TYPE_CHECKING:
     import numpy as np
+    import pandas as pd
     from scipy import sparse
 else:
     np = Later("numpy")
+    pd = Later("pandas")
     sparse = Later("scipy.sparse")

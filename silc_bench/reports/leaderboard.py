@@ -27,9 +27,8 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from silc_bench.errors import first_line
+from silc_bench.later import pd
 from silc_bench.metrics.statistics import Paired
 from silc_bench.models.interface import Training
 from silc_bench.reports.comparison.pairing import Samples, tied

@@ -9,9 +9,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from silc_bench.errors import UserError
+from silc_bench.later import pd
 from silc_bench.reports.titles import flat_fields, question_words, title
 from silc_bench.results import folders
 from silc_bench.results.question import Question
