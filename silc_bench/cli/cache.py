@@ -14,8 +14,9 @@ import typer
 from rich.filesize import decimal
 
 from silc_bench.cli.command import App
+from silc_bench.cli.options import AsJson
 from silc_bench.errors import UserError
-from silc_bench.system.terminal import answering, console
+from silc_bench.system.terminal import answering, console, print_json
 from silc_bench.system.terminal_table import Listing
 
 if TYPE_CHECKING:
@@ -33,16 +34,20 @@ UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 @app.command(examples=("silc-bench cache ls", "silc-bench cache ls --json"))
 @answering
-def ls(cache: Folder = None) -> None:
+def ls(cache: Folder = None, as_json: AsJson = False) -> None:
     """List what is kept, the least recently used first."""
     from silc_bench.system.cache import default_folder, least_used_first
     from silc_bench.trainer.data.shard_index import by_source
 
     features, indexes = _kept(cache)
-    table = Listing("model", "what", "size", "last used")
-
     # Of thousands of shards each has an index; by source they are one row.
-    for listed in least_used_first([*features, *by_source(indexes)]):
+    rows = least_used_first([*features, *by_source(indexes)])
+    if as_json:
+        print_json([_as_json(listed) for listed in rows])
+        return
+
+    table = Listing("model", "what", "size", "last used")
+    for listed in rows:
         age = time.strftime("%Y-%m-%d %H:%M", time.localtime(listed.used))
         model = str(listed.description.get("model", "any"))
         table.add_row(model, _what(listed.description), decimal(listed.bytes), age)
@@ -83,6 +88,16 @@ def _kept(cache: Path | None) -> tuple[list[Listed], list[Listed]]:
     features = Store(cache or default_folder()).listing()
     indexes = [] if cache else kept_indexes.listing(shards_folder())
     return features, indexes
+
+
+def _as_json(listed: Listed) -> dict[str, Any]:
+    return {
+        "path": str(listed.path),
+        "model": listed.description.get("model"),
+        "what": _what(listed.description),
+        "bytes": listed.bytes,
+        "last_used": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(listed.used)),
+    }
 
 
 def _what(description: dict[str, Any]) -> str:

@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from silc_bench.cli.options import RESULTS, Results, formats_of
+from silc_bench.cli.options import RESULTS, AsJson, Results, formats_of
 from silc_bench.errors import UserError
 from silc_bench.system.files import check_writable
-from silc_bench.system.terminal import answering, console, warn
+from silc_bench.system.terminal import answering, console, tell, warn
 
 
 @answering
@@ -43,6 +43,7 @@ def compare(
         str,
         typer.Option("--format", help="Of --out, with commas: md, csv, json, tex, png, svg, pdf."),
     ] = "",
+    as_json: AsJson = False,
 ) -> None:
     """Paired differences with standard errors, and one sentence a task.
 
@@ -66,15 +67,18 @@ def compare(
     comparison = comparing.compare(results, models, words_of(tasks), has_seeds_grouped=group_seeds)
     for sentence in comparison.remarks:
         warn(sentence)
-    for line in report.sentences(comparison):
-        print(line)
-    for line in report.setup_lines(comparison):
-        print(line)
-    if comparison.results:
-        console.print(report.to_terminal(comparison))
-    # Last, because it is long; also where nothing could be compared: it then says why.
-    for line in report.omission_lines(comparison):
-        print(line)
+    if as_json:
+        print(report.to_json(comparison), end="")
+    else:
+        for line in report.sentences(comparison):
+            print(line)
+        for line in report.setup_lines(comparison):
+            print(line)
+        if comparison.results:
+            console.print(report.to_terminal(comparison))
+        # Last, because it is long; also where nothing could be compared: it then says why.
+        for line in report.omission_lines(comparison):
+            print(line)
     if not comparison.results:
         raise UserError(
             "no task was compared",
@@ -83,4 +87,4 @@ def compare(
         )
 
     for path in report.write(comparison, out, chosen_formats) if out else ():
-        print(f"wrote {path}")
+        tell(f"wrote {path}", as_json)

@@ -8,8 +8,8 @@ Exit codes of ``check``: 0 where the data can be measured, 2 where not; it print
 
 from __future__ import annotations
 
-import json
 import shlex
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -18,7 +18,7 @@ import typer
 from silc_bench.cli.command import App
 from silc_bench.cli.options import AsJson
 from silc_bench.errors import UserError
-from silc_bench.system.terminal import answering, console, one_line
+from silc_bench.system.terminal import answering, console, one_line, print_json
 from silc_bench.system.terminal_table import Listing
 
 app = App(
@@ -52,6 +52,7 @@ def check(
     every_image: Annotated[
         bool, typer.Option("--every-image", help="Decode all images, not 500 a split.")
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Say what is there (layout, classes, counts, fingerprint), what is wrong, and what mends it.
 
@@ -60,16 +61,20 @@ def check(
     from silc_bench.datasets import check as looking
 
     report = looking.check(name, path, every_image)
-    for line in report.found:
-        print(one_line(line))
-    for problem in report.problems:
-        print(one_line(f"wrong: {problem.what}"))
-        if problem.fix:
-            print(one_line(f"fix:   {problem.fix}"))
+    if as_json:
+        print_json({"name": name, "is_ready": not report.problems, **asdict(report)})
+    else:
+        for line in report.found:
+            print(one_line(line))
+        for problem in report.problems:
+            print(one_line(f"wrong: {problem.what}"))
+            if problem.fix:
+                print(one_line(f"fix:   {problem.fix}"))
 
     if report.problems:
         raise UserError("cannot be measured as it is", about=name, fix="mend what is wrong above")
-    print("ready to be measured")
+    if not as_json:
+        print("ready to be measured")
 
 
 @app.command(
@@ -106,7 +111,7 @@ def stats(
     text = make_preset(preset).text
     statistics = look(config, count, text, progress=console.is_terminal)
     if as_json:
-        print(json.dumps(statistics, indent=1))
+        print_json(statistics)
         return
 
     print(one_line(statistics["source"]))

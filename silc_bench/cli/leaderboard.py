@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from silc_bench.cli.options import RESULTS, Results, formats_of
+from silc_bench.cli.options import RESULTS, AsJson, Results, formats_of
 from silc_bench.errors import RunError, UserError
 from silc_bench.system.files import check_writable
-from silc_bench.system.terminal import answering, console, one_line, warn
+from silc_bench.system.terminal import answering, console, tell, warn
 
 
 @answering
@@ -57,6 +57,7 @@ def leaderboard(
             help="One row a method: mean over its seeds ± half of the 95 % interval.",
         ),
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Tables from the records; with --out also as files, among them a self-contained page."""
     from silc_bench.reports import leaderboard as boards
@@ -85,9 +86,14 @@ def leaderboard(
                 problem = f"not up to date: {', '.join(names)}"
                 fix = "the same command without --check writes them"
                 raise RunError(problem, about=out, fix=fix)
-            print(one_line(f"{out} is up to date"))
+            if as_json:
+                print(boards.FORMATS["json"](board), end="")
+            tell(f"{out} is up to date", as_json)
             return
 
-        console.print(to_terminal(board))
+        if as_json:
+            print(boards.FORMATS["json"](board), end="")
+        else:
+            console.print(to_terminal(board))
         for path in boards.write(board, out, chosen_formats) if out else ():
-            print(f"wrote {path}")
+            tell(f"wrote {path}", as_json)

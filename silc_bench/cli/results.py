@@ -6,7 +6,6 @@ measurements apart, 2 where the input was wrong.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,7 +16,7 @@ from silc_bench.cli.command import App
 from silc_bench.cli.options import RESULTS, AsJson, Results
 from silc_bench.errors import RunError, UserError
 from silc_bench.system.files import check_writable
-from silc_bench.system.terminal import answering, console, one_line, warn
+from silc_bench.system.terminal import answering, console, one_line, print_json, warn
 from silc_bench.system.terminal_table import Column, Grid, Paragraph, Span, visible
 
 if TYPE_CHECKING:
@@ -54,7 +53,7 @@ def ls(
     if as_json:
         setups = _setups(chosen)
         rows = [_as_json(found, setup) for found, setup in zip(chosen, setups, strict=True)]
-        print(json.dumps(rows, indent=1))
+        print_json(rows)
     else:
         _print_tables(chosen)
         places = ", ".join(str(folder) for folder in results)
@@ -70,16 +69,29 @@ def ls(
     )
 )
 @answering
-def validate(results: Results = RESULTS) -> None:
+def validate(results: Results = RESULTS, as_json: AsJson = False) -> None:
     """Read every record, what each sample scored, and published numbers; name what is not sound."""
     from silc_bench.results.folders import check
 
     reading = check(results)
-    for problem in reading.problems:
-        print(one_line(f"wrong: {problem.sentence}"))
-    for path in reading.strays:
-        print(one_line(f"no record: {path}"))
-    print(_summary(reading))
+    if as_json:
+        document = {
+            "folders": [str(folder) for folder in reading.folders],
+            "records": len(reading.located),
+            "in_two_folders": reading.num_twice,
+            "problems": [
+                {"path": str(problem.path), "problem": problem.sentence}
+                for problem in reading.problems
+            ],
+            "no_records": [str(path) for path in reading.strays],
+        }
+        print_json(document)
+    else:
+        for problem in reading.problems:
+            print(one_line(f"wrong: {problem.sentence}"))
+        for path in reading.strays:
+            print(one_line(f"no record: {path}"))
+        print(_summary(reading))
 
     if reading.problems:
         count = _counted(len(reading.problems), "file")

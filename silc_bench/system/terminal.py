@@ -119,6 +119,14 @@ def warn(sentence: str, to: Console = notes) -> None:
     _write(sentence, to, "yellow")
 
 
+def tell(sentence: str, is_aside: bool) -> None:
+    """What a command answers, a line on the output; a note where a document stands there."""
+    if is_aside:
+        say(sentence)
+    else:
+        print(one_line(sentence))
+
+
 def detail(sentence: str) -> None:
     """What is only said with ``--verbose``: what is loaded, from where, how long it took."""
     if LOUDNESS["is_verbose"]:
