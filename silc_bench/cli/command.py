@@ -8,15 +8,17 @@ text for brackets, and say which of their options came from a file or a variable
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from silc_bench.cli.complete import add_words
 from silc_bench.cli.defaults import Defaults, Given, find, options_of
 from silc_bench.errors import UserError
 from silc_bench.system.terminal import answering, detail, say, timed, warn
@@ -100,7 +102,16 @@ class App(typer.Typer):
             examples: whole command lines, which stand below the help.
         """
         kind = type("Command", (Command,), {"examples": examples})
-        return super().command(name, cls=kind, context_settings=SETTINGS, **settings)
+        register = super().command(name, cls=kind, context_settings=SETTINGS, **settings)
+
+        def with_words(function: Callable[..., Any]) -> Callable[..., Any]:
+            # Kept where typer reads them: evaluated anew they would be other objects.
+            hints = get_type_hints(function, include_extras=True)
+            inspect.unwrap(function).__annotations__.update(hints)
+            add_words(function, hints)
+            return register(function)
+
+        return with_words
 
 
 # ---- defaults ----

@@ -29,6 +29,7 @@ import shlex
 import tomllib
 import typing
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -411,3 +412,16 @@ def _from_text(text: str, option: Option, name: str) -> Any:
 def shown_path(path: Path) -> str:
     """A file as a note names it: from here, where that is shorter."""
     return min(str(path), os.path.relpath(path), key=len)
+
+
+def shared_results(environ: Mapping[str, str], folder: Path) -> list[str]:
+    """The shared folders of records alone, for a completion; none where a file is wrong."""
+    option = _shared_option("results")
+    with suppress(UserError):
+        for layer in find(environ, folder):
+            name = "results" if layer.path else f"{PREFIX}RESULTS"
+            if name in layer.values and layer.path:
+                return _converted(layer.values[name], option, layer.path.parent, name)
+            if name in layer.values:
+                return _from_text(layer.values[name], option, name)
+    return []
