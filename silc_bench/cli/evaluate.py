@@ -205,9 +205,8 @@ def _print_record(record: Record, is_new: bool) -> None:
 
     remarks = ""
     # checkpoints of one run share its name
-    training = record.model.training
-    if training and Path(record.model.source).name.startswith("step_"):
-        remarks += f"  step {training.step:,}"
+    if record.model.training:
+        remarks += f"  step {record.model.training.step:,}"
     if record.limit:
         remarks += f"  (limited to {record.limit}, never ranks)"
     if not is_new:

@@ -158,14 +158,19 @@ def report(
         Path | None,
         typer.Option(help="The page; RUN/report.html, or ./report.html of several runs."),
     ] = None,
+    results: Annotated[
+        list[Path] | None,
+        typer.Option(help="Folder of records: scores of its checkpoints over steps; repeatable."),
+    ] = None,
 ) -> None:
     """Write a self-contained page with the curves of a run, or of several in the same charts.
 
-    They are losses, health, gradients, speed and probes.
+    They are losses, health, gradients, speed and probes, and with --results what was measured of
+    student and teacher.
     """
     from silc_bench.trainer.monitor.report.page import write_report
 
-    print(f"wrote {write_report(runs, out)}")
+    print(f"wrote {write_report(runs, out, results or ())}")
 
 
 # Parts of memory that stay the same whatever the batch.

@@ -55,9 +55,9 @@ from silc_bench.models.weights.read import (
     read_weights,
 )
 from silc_bench.models.weights.revision import revision_of
-from silc_bench.results.question import hash_of
 from silc_bench.trainer.checkpoints import file as checkpoint
-from silc_bench.trainer.config.config import Config, flatten, from_dict, to_dict, without_heads
+from silc_bench.trainer.config.config import Config, from_dict, to_dict, without_heads
+from silc_bench.trainer.config.identity import named, recipe_of
 from silc_bench.trainer.config.presets import PRESETS, make_preset
 from silc_bench.trainer.silc.student import TAUGHT, Student
 from silc_bench.trainer.silc.teacher import Teacher
@@ -68,8 +68,6 @@ MAX_DEPTH = 1000  # blocks; the largest preset has 48
 EXPORTED = "silc-bench"  # metadata "format" of an exported file
 TOKENIZER_FILE = "tokenizer.json"  # beside weights alone
 MEAN, STD = 0.5, 0.5
-# fields of the configuration that leave the weights as they are, and the seed
-NO_RECIPE = ("seed", "log_every", "checkpoint_every", "checkpoint_minutes", "probe")
 T = TypeVar("T")
 
 
@@ -435,26 +433,11 @@ def _training(config: Config, branch: str, step: int) -> Training:
         preset=config.preset,
         objective=config.objective,
         branch=branch,
-        data=_named(config.data.source),
+        data=named(config.data.source),
         seed=config.seed,
         step=step,
-        recipe=_recipe(config),
+        recipe=recipe_of(config),
     )
-
-
-def _named(source: str) -> str:
-    """A source as others may read it: where a folder lies on one machine tells them nothing."""
-    return re.sub(r"(?<![^\s|])/(?:[^\s|]*/)?(?=[^\s|/]+/[^\s|/]+/[^\s|/]+)", "", source)
-
-
-def _recipe(config: Config) -> str:
-    """16 hex digits over all that makes the weights but the seed, which runs of a study vary."""
-    fields = {
-        name: value
-        for name, value in flatten(config).items()
-        if name.partition(".")[0] not in NO_RECIPE and name != "data.source"
-    }
-    return hash_of({name: str(value) for name, value in fields.items()})
 
 
 def _empty(config: Config) -> Student:

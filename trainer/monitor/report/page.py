@@ -6,6 +6,7 @@ a run goes on.
 
     silc-bench report RUN
     silc-bench report RUN OTHER_RUN --out both.html
+    silc-bench report RUN --results results
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from silc_bench.errors import UserError
 from silc_bench.reports.page.render import ASSETS as SHARED
 from silc_bench.reports.page.render import assembled
 from silc_bench.system.files import write_text_atomic
+from silc_bench.system.terminal import warn
 from silc_bench.trainer.monitor.report.charts import Chart, charts_of
+from silc_bench.trainer.monitor.report.measured import GROUP, Measured, measured
 from silc_bench.trainer.monitor.report.run import (
     Run,
     best_checkpoint,
@@ -40,8 +43,14 @@ ASSETS = Path(__file__).parent / "assets"
 PAGE = "report.html"
 
 
-def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
+def write_report(
+    folders: Sequence[Path], out: Path | None = None, results_dirs: Sequence[Path] = ()
+) -> Path:
     """The page of these runs: ``out``, or report.html in the one run's folder or the current one.
+
+    Args:
+        results_dirs: folders of records; what they hold of these runs is drawn over the steps, and
+            what is left out of it is said.
 
     Raises:
         UserError: a folder without a log or with a damaged one; one that is named twice; a folder
@@ -55,17 +64,25 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
 
     names = _names(folders)
     runs = [read_run(folder, name) for folder, name in zip(folders, names, strict=True)]
-    write_text_atomic(path, render(runs, time.time()))
+    found = measured(runs, results_dirs) if results_dirs else None
+    for remark in found.remarks if found else ():
+        warn(remark)
+    write_text_atomic(path, render(runs, time.time(), found))
     return path
 
 
-def render(runs: Sequence[Run], now: float) -> str:
+def render(runs: Sequence[Run], now: float, found: Measured | None = None) -> str:
     """``now``: seconds since 1970."""
     groups = charts_of(set().union(*map(names_in, runs)))
+    drawn = [_drawn(run) for run in runs]
+    if found and found.charts:
+        groups[GROUP] = found.charts
+        for run, more in zip(drawn, found.curves, strict=True):
+            run["curves"] |= more
     about = [facts(run) for run in runs]
     configs = [flat_config(run) for run in runs]
     document = {
-        "runs": [_drawn(run) for run in runs],
+        "runs": drawn,
         "groups": [
             {"title": title, "charts": [_as_json(chart) for chart in charts]}
             for title, charts in groups.items()

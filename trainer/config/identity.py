@@ -1,0 +1,29 @@
+"""What tells one method from another, and data from other data, wherever a run lies (no torch).
+
+Both stand in the records of models that were trained here.
+"""
+
+from __future__ import annotations
+
+import re
+
+from silc_bench.results.question import hash_of
+from silc_bench.trainer.config.config import Config, flatten
+
+# fields of the configuration that leave the weights as they are, and the seed
+NO_RECIPE = ("seed", "log_every", "checkpoint_every", "checkpoint_minutes", "probe")
+
+
+def named(source: str) -> str:
+    """A source as others may read it: where a folder lies on one machine tells them nothing."""
+    return re.sub(r"(?<![^\s|])/(?:[^\s|]*/)?(?=[^\s|/]+/[^\s|/]+/[^\s|/]+)", "", source)
+
+
+def recipe_of(config: Config) -> str:
+    """16 hex digits over all that makes the weights but the seed, which runs of a study vary."""
+    fields = {
+        name: value
+        for name, value in flatten(config).items()
+        if name.partition(".")[0] not in NO_RECIPE and name != "data.source"
+    }
+    return hash_of({name: str(value) for name, value in fields.items()})
