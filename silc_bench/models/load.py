@@ -31,6 +31,7 @@ from silc_bench.models.weights.parts import split_part
 from silc_bench.models.weights.peft import refuse_adapter
 from silc_bench.system.checksums import MANIFEST
 from silc_bench.system.files import printable
+from silc_bench.system.terminal import loading
 
 
 class Adapter(NamedTuple):
@@ -97,7 +98,8 @@ def load_model(spec: str, arch: str | None = None, name: str = "") -> ImageModel
             or does not fit.
     """
     check_spec(spec, arch)
-    model = _load(spec, arch)
+    with loading(f"checkpoint {spec}"):
+        model = _load(spec, arch)
     model.name = printable(name or model.name)
     return model
 

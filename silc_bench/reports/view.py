@@ -74,6 +74,11 @@ def chosen(
         values = {task: metrics for task, metrics in published_row.values.items() if task in tasks}
         if values and published_row.model in published:
             rows.append(replace(published_row, values=values))
+    if view.sort and view.sort not in SORTED_BY:
+        # before any table is made, which takes seconds; `row_order` looks at what ranks alone
+        tasks_of_rows = {record.task.name for record in kept}
+        if view.sort.partition(":")[0] not in tasks_of_rows:
+            raise unknown_name("order", view.sort, {*SORTED_BY, *tasks_of_rows}, about="--sort")
     if not kept and not rows:
         fix = "leave one of them out; `silc-bench results ls` shows who has measured what"
         raise UserError("none of these models has these tasks", about="--models, --tasks", fix=fix)

@@ -13,6 +13,7 @@ import math
 import os
 import re
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -57,6 +58,8 @@ def answering(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> None:
         _take_every_letter()
+        if notes.is_terminal and _WATCH not in sys.meta_path:
+            sys.meta_path.insert(0, _WATCH)
         try:
             command(*args, **kwargs)
         except BrokenPipeError:
@@ -139,6 +142,55 @@ def timed(what: str) -> Iterator[None]:
     started = time.perf_counter()
     yield
     detail(f"{what}: {time.perf_counter() - started:.1f} s")
+
+
+# ---- what takes long to load ----
+
+# Libraries whose import may take seconds.
+LARGE = ("torch", "torchvision", "transformers", "open_clip", "timm", "pandas", "scipy", "sklearn")
+PATIENCE = 1.0  # seconds without a word
+
+
+@contextmanager
+def loading(what: str) -> Iterator[None]:
+    """Say ``what`` is being loaded where the lines within take longer than a second.
+
+    It is said by commands, on a terminal alone: a log needs no such line, and ``--json`` none.
+    """
+    timer = _after_a_second(lambda: _write(f"loading {what} ...", notes, "dim"))
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _after_a_second(speak: Callable[[], None]) -> threading.Timer:
+    def if_asked() -> None:
+        if _WATCH in sys.meta_path and not LOUDNESS["is_quiet"]:
+            speak()
+
+    timer = threading.Timer(PATIENCE, if_asked)
+    timer.daemon = True  # the end of the program does not wait for it
+    timer.start()
+    return timer
+
+
+class _Watch:
+    """Sees each import begin; finds nothing itself, so that the usual finders go on."""
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
+        if name in LARGE:
+            _after_a_second(lambda: self._say_if_unfinished(name))
+
+    @staticmethod
+    def _say_if_unfinished(name: str) -> None:
+        # What importlib itself goes by, to warn of circles.
+        spec = getattr(sys.modules.get(name), "__spec__", None)
+        if getattr(spec, "_initializing", False):
+            _write(f"loading {name} ...", notes, "dim")
+
+
+_WATCH = cast(Any, _Watch())  # on ``sys.meta_path`` where a command speaks to a terminal
 
 
 def _write(sentence: str, to: Console, style: str | None) -> None:

@@ -1,15 +1,19 @@
 """Outputs that are closed, full, or know ASCII alone."""
 
+import importlib
 import io
 import os
 import sys
+from typing import ClassVar
 
 import pytest
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from silc_bench.errors import UserError
-from silc_bench.system.terminal import answering, console, lasting_output, say
+from silc_bench.system import terminal
+from silc_bench.system.terminal import answering, console, lasting_output, loading, say
 
 
 def closed():
@@ -77,3 +81,79 @@ def test_an_error_that_nobody_hears_keeps_its_exit_code(monkeypatch):
     with pytest.raises(typer.Exit) as caught:
         command()
     assert caught.value.exit_code == 2
+
+
+# ---- what takes long to load ----
+
+
+class Second:
+    """In place of ``threading.Timer``: a second passes when ``pass_by`` is called."""
+
+    waiting: ClassVar = []
+
+    def __init__(self, seconds, function):
+        self.function = function
+
+    def start(self):
+        self.waiting.append(self)
+
+    def cancel(self):
+        self.waiting.remove(self)
+
+    @classmethod
+    def pass_by(cls):
+        for timer in cls.waiting:
+            timer.function()
+
+
+@pytest.fixture
+def said(monkeypatch, tmp_path):
+    """What a command says on a terminal while it imports ``slow``, for longer than a second."""
+    (tmp_path / "slow.py").write_text("import sys; sys.second.pass_by()")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "second", Second, raising=False)
+    monkeypatch.setattr(sys, "meta_path", sys.meta_path.copy())
+    monkeypatch.setattr(Second, "waiting", [])
+    monkeypatch.setattr(terminal.threading, "Timer", Second)
+    monkeypatch.setattr(terminal, "LARGE", ("slow",))
+
+    def run(command, is_terminal=True, is_quiet=False):
+        stream = io.StringIO()
+        monkeypatch.setattr(terminal, "notes", Console(file=stream, force_terminal=is_terminal))
+        monkeypatch.setitem(terminal.LOUDNESS, "is_quiet", is_quiet)
+        monkeypatch.delitem(sys.modules, "slow", raising=False)
+        answering(command)()
+        return Text.from_ansi(stream.getvalue()).plain.strip()
+
+    return run
+
+
+def import_it():
+    importlib.import_module("slow")
+
+
+def test_what_loads_for_more_than_a_second_is_named(said):
+    assert said(import_it) == "loading slow ..."
+
+    def load_model():
+        with loading("checkpoint runs/a"):
+            Second.pass_by()
+
+    assert said(load_model) == "loading checkpoint runs/a ..."
+
+
+def test_what_is_loaded_by_then_is_not_named(said, tmp_path):
+    (tmp_path / "slow.py").write_text("")
+
+    def wait_longer():
+        import_it()
+        with loading("checkpoint runs/a"):
+            pass
+        Second.pass_by()
+
+    assert said(wait_longer) == ""
+
+
+@pytest.mark.parametrize("case", [{"is_terminal": False}, {"is_quiet": True}])
+def test_a_log_and_quiet_hear_nothing_of_it(said, case):
+    assert said(import_it, **case) == ""
