@@ -33,16 +33,18 @@ from silc_bench.system.processes import (
 )
 from silc_bench.system.terminal import say, warn
 from silc_bench.trainer.checkpoints import file as checkpoint
+from silc_bench.trainer.checkpoints.early import check_begun
 from silc_bench.trainer.checkpoints.init import read_start
 from silc_bench.trainer.config.config import Config, flatten, from_dict, to_dict
 from silc_bench.trainer.config.presets import SECOND_PHASES
 from silc_bench.trainer.data.stream import Batch, Source, crowding, open_source
 from silc_bench.trainer.data.texts import Texts, look_at
 from silc_bench.trainer.device import DataWait, share_of
+from silc_bench.trainer.monitor.bounds import check_on_collapse
 from silc_bench.trainer.monitor.history import start_of
 from silc_bench.trainer.monitor.log import RunLog, WandbLog, check_place
 from silc_bench.trainer.monitor.probe import Probe, destroyed, remembered
-from silc_bench.trainer.monitor.watch import Watch, check_on_collapse, repeating
+from silc_bench.trainer.monitor.watch import Watch, repeating
 from silc_bench.trainer.silc.tokenizers import Tokenizer
 from silc_bench.trainer.train import TrainState, train_step
 
@@ -124,19 +126,7 @@ def _begun_or_resumed(
     wandb: str | None,
     on_step: OnStep,
 ) -> Path:
-    has_begun = bool(checkpoint.all_in(run))
-    if has_begun and not resume:
-        raise UserError(
-            "already holds a run",
-            about=run,
-            fix="continue it with --resume, or choose another --out",
-        )
-    if resume and not has_begun:
-        raise UserError(
-            "holds no checkpoints/step_*.pt to continue from",
-            about=run,
-            fix="leave --resume out to start anew",
-        )
+    check_begun(run, resume)
 
     payload = None
     if resume:

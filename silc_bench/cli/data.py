@@ -103,12 +103,17 @@ def stats(
     """
     from silc_bench.trainer.config.config import DataConfig
     from silc_bench.trainer.config.presets import make_preset
+    from silc_bench.trainer.data.sources import check_there
+
+    text = make_preset(preset).text
+    check_there(source)
+
+    # It counts tokens, which takes torch's seconds.
     from silc_bench.trainer.data.pack import QUANTILES, look
 
     # Larger than images are, so that the sizes are those of the files, not those of a run's
     # reduced decoding.
     config = DataConfig(source=source, filters=filters, decode_size=10_000)
-    text = make_preset(preset).text
     statistics = look(config, count, text, progress=console.is_terminal)
     if as_json:
         print_json(statistics)
@@ -159,6 +164,10 @@ def pack(
 
     Every image is decoded once, to see that it can be, and its bytes are kept.
     """
+    from silc_bench.trainer.data import lists
+
+    lists.check_there(source)
+
     from silc_bench.trainer.data.pack import pack as write
 
     count, num_shards, damage = write(source, out, per_shard, progress=console.is_terminal)

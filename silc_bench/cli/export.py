@@ -71,10 +71,14 @@ def export(
 
     Each of them gives the same embeddings, offline.
     """
+    from silc_bench.trainer.checkpoints.early import check_target, check_trained
+
+    # Before torch and the model are loaded, which can take minutes.
+    check_target(to, out)
+    check_trained(ckpt)
+
     from silc_bench.trainer.checkpoints import export as exports
 
-    # Before the model is loaded, which can take minutes.
-    exports.check_target(to, out)
     model = exports.load_trained(ckpt)
     exports.export(model, to, out)
 

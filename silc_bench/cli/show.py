@@ -68,16 +68,24 @@ def show(
         problem = f"{target} is one of the images to show"
         raise UserError(problem, about="--out", fix="choose another name")
 
-    from silc_bench.models.load import load_model
+    # What needs no tensor is refused at once, before torch is imported.
+    from silc_bench.evaluation.settings import check_device, check_precision
+    from silc_bench.models.load import check_spec, load_model
+    from silc_bench.show.asked import read_classes, read_images
+
+    check_device(device)
+    check_precision(precision)
+    class_names = read_classes(classes)
+    shown = read_images(images)
+    all_measured = [_measured(spec, results or Path("results")) for spec in specs]
+    for spec, measured in zip(specs, all_measured, strict=True):
+        check_spec(measured.source if measured else spec, arch)
+
     from silc_bench.show import look
 
     rule = look.choose_rule(protocol, dense_method)
-    class_names = look.read_classes(classes)
-    shown = look.read_images(images)
-
     looks = []
-    for spec in specs:
-        measured = _measured(spec, results or Path("results"))
+    for spec, measured in zip(specs, all_measured, strict=True):
         model = load_model(measured.source if measured else spec, arch)
         if measured and model.revision != measured.revision:
             raise UserError(

@@ -99,6 +99,21 @@ def train(
         print_config(config)
         return
 
+    # What needs no tensor is refused at once, before torch is imported.
+    from silc_bench.evaluation.settings import check_device
+    from silc_bench.trainer.checkpoints.early import check_begun, check_init
+    from silc_bench.trainer.data.sources import check_there
+    from silc_bench.trainer.monitor.bounds import check_on_collapse
+
+    check_device(device)
+    check_on_collapse(on_collapse)
+    if config.init and not resume:
+        check_init(config.init)
+    if not dry_run:
+        if config.data.source:
+            check_there(config.data.source)
+        check_begun(out or Path("runs") / config.name, resume)
+
     from silc_bench.evaluation.features import choose_device
     from silc_bench.system.processes import joined, rank
 

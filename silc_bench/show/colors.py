@@ -10,11 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 from PIL import Image, ImageColor, ImageDraw, ImageFont
-from scipy import ndimage
 
 from silc_bench.datasets.dataset import IGNORE
+from silc_bench.later import np
 
 INK, PAPER = (32, 33, 36), (255, 255, 255)
 
@@ -121,6 +120,8 @@ def _places(prediction: np.ndarray) -> list[tuple[int, tuple[int, int]]]:
 
     The place is the pixel farthest from the region's edge.
     """
+    from scipy import ndimage
+
     places = []
     for label in np.unique(prediction):
         # a ring of nothing around the image, because its edge is an edge of the region too

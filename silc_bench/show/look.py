@@ -1,9 +1,9 @@
 """What checkpoints see on some images: zero-shot classes, maps of similarity, principal components.
 
-Flow: ``read_images(paths)`` and ``read_classes("cat,grass")`` check what the user wants shown,
-before anything is computed -> for each model ``look(model, shown, class_names)`` -> a Look ->
-``draw(shown, looks, ...)`` puts them side by side into one PNG. ``replaced(names)`` says which
-class names cannot be drawn.
+Flow: ``read_images(paths)`` and ``read_classes("cat,grass")`` of `silc_bench.show.asked` check what
+the user wants shown, before anything is computed -> for each model ``look(model, shown,
+class_names)`` -> a Look -> ``draw(shown, looks, ...)`` puts them side by side into one PNG.
+``replaced(names)`` says which class names cannot be drawn.
 
 Windows, methods and class embeddings are those of the evaluation; classes are predicted at the size
 that is drawn, as for a mask of that size.
@@ -14,17 +14,13 @@ Shapes: N images, gh x gw cells of all windows, D features, C classes, H x W pix
 from __future__ import annotations
 
 import math
-import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-from PIL import Image
 
-from silc_bench.datasets.files.images import DamagedImageError, decode_image
-from silc_bench.datasets.image_set import ImageFiles, ImageSplit, image_file
 from silc_bench.errors import UserError, unknown_name
 from silc_bench.evaluation.dense_features import cosines_with, native_view
 from silc_bench.evaluation.features import Extractor
@@ -34,22 +30,13 @@ from silc_bench.evaluation.settings import EvalSettings
 from silc_bench.models.interface import DenseModel, ImageModel, lacking_of
 from silc_bench.models.patch_features import JOINT, check_methods
 from silc_bench.models.windows import MAX_WINDOWS, DenseImage, View, pixel_logits
+from silc_bench.show.asked import Shown
 from silc_bench.show.colors import PALETTE, heat_colors, numbered, pca_colors
-from silc_bench.show.sheet import Panel, drawable, figure, panel_size
+from silc_bench.show.sheet import Panel, drawable, figure
 
 METHOD = "maskclip"
 COLUMNS = 7  # panels beside the image, of all models together, where each then has two at least
 NATIVE = Rule("native", method=METHOD, prompts=prompts_of("single"))
-
-
-@dataclass(frozen=True)
-class Shown:
-    """The user's images: as data, and as they are drawn."""
-
-    data: ImageFiles
-    names: tuple[str, ...]
-    sizes: tuple[tuple[int, int], ...]  # height and width
-    panels: tuple[np.ndarray, ...]  # uint8 [H, W, 3]
 
 
 @dataclass(frozen=True)
@@ -62,66 +49,6 @@ class Look:
     parts: list[np.ndarray]  # uint8 [H, W, 3] of each image: principal components
     cosines: list[np.ndarray] | None  # fp32 [H, W, C] of each image; None: no classes
     missing: str = ""  # why there are none
-
-
-def read_images(paths: Sequence[Path]) -> Shown:
-    """Decode every image once.
-
-    Raises:
-        UserError: no images, or one that is not there, a folder, or nothing that can be decoded;
-            names it.
-    """
-    if not paths:
-        raise UserError(
-            "no images to show",
-            about="IMAGE",
-            fix="name them after the checkpoint: silc-bench show CKPT cat.jpg dog.jpg",
-        )
-
-    sizes = []
-    panels = []
-    for path in paths:
-        try:
-            image = decode_image(path.read_bytes(), is_upright=True)
-        except (OSError, DamagedImageError) as error:
-            reason = getattr(error, "strerror", error)
-            fix = "name files that are whole images, as in photos/*.jpg"
-            raise UserError(f"cannot be shown: {reason}", about=path, fix=fix) from error
-
-        height, width = panel_size(image.height, image.width)
-        sizes.append((image.height, image.width))
-        panels.append(np.array(image.resize((width, height), Image.Resampling.LANCZOS)))
-
-    files = [image_file(path, is_upright=True) for path in paths]
-    data = ImageFiles("images", "shown", ImageSplit(files, paths[0].parent, "files"))
-    return Shown(data, tuple(path.name for path in paths), tuple(sizes), tuple(panels))
-
-
-def read_classes(option: str | None) -> list[str]:
-    """Class names of an option: "cat, grass" -> ["cat", "grass"]; nothing -> [].
-
-    Raises:
-        UserError: an empty or repeated name, one with control characters, or more names than there
-            are colours.
-    """
-    if option is None:
-        return []
-
-    names = [" ".join(name.split()) for name in option.split(",")]
-    for name in names:
-        problem = ""
-        if not name:
-            problem = f"{option!r} holds an empty name"
-        elif any(unicodedata.category(letter) == "Cc" for letter in name):
-            problem = f"the name {name!r} holds a control character"
-        elif names.count(name) > 1:
-            problem = f"names {name!r} {names.count(name)} times"
-        elif len(names) > len(PALETTE):
-            problem = f"{len(names)} classes, and {len(PALETTE)} colours can be told apart"
-        if problem:
-            fix = "write different names with one comma between, as in cat,grass"
-            raise UserError(problem, about="--classes", fix=fix)
-    return names
 
 
 def replaced(class_names: Sequence[str]) -> list[str]:

@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from silc_bench.later import np
 from silc_bench.show.colors import HEAT, INK, PALETTE, PAPER, heat_colors
 from silc_bench.system.files import atomic_path
 

@@ -12,17 +12,17 @@ safetensors file has those of its tensors in its header.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from types import ModuleType
 
-from silc_bench.errors import RunError, UserError, unknown_name
-from silc_bench.models.load import find_path, kinds
+from silc_bench.errors import RunError, UserError
+from silc_bench.models.load import find_path
 from silc_bench.system.checksums import write_manifest
-from silc_bench.system.files import atomic_folder, atomic_path, check_writable
+from silc_bench.system.files import atomic_folder, atomic_path
 from silc_bench.trainer.checkpoints import model as native
 from silc_bench.trainer.checkpoints import open_clip
 from silc_bench.trainer.checkpoints import transformers as hf
+from silc_bench.trainer.checkpoints.early import check_target, check_trained, foreign
 from silc_bench.trainer.checkpoints.exchange import write_json, write_tensors, write_tokenizer
 from silc_bench.trainer.checkpoints.model import NativeModel
 from silc_bench.trainer.silc.tokenizers import ForeignTokenizer
@@ -30,34 +30,6 @@ from silc_bench.trainer.silc.tokenizers import ForeignTokenizer
 # Each module says what a folder holds beside the tokenizer: ``configs``, ``weights`` and the name
 # of their file, WEIGHTS.
 FOLDERS: dict[str, ModuleType] = {"open_clip": open_clip, "hf": hf}
-TARGETS = (*FOLDERS, "safetensors")
-SUFFIX = ".safetensors"
-
-
-def check_target(target: str, out: Path) -> None:
-    """Before any work: ``target`` exists and ``out`` is free.
-
-    Raises:
-        UserError: says what is in the way. An earlier export is not overwritten.
-    """
-    if target not in TARGETS:
-        raise unknown_name("target of an export", target, TARGETS, about="--to")
-    if target == "safetensors" and out.suffix != SUFFIX:
-        raise UserError(
-            f"--to safetensors writes one file, and {out} does not end in {SUFFIX}",
-            about="--out",
-            fix=f"write --out {out.with_suffix(SUFFIX)}",
-        )
-
-    # An empty folder may be taken; lexists sees broken links too.
-    is_free_folder = target in FOLDERS and out.is_dir() and not any(out.iterdir())
-    if os.path.lexists(out) and not is_free_folder:
-        raise UserError(
-            "exists already and is not overwritten",
-            about=out,
-            fix="remove it, or choose another --out",
-        )
-    check_writable(out.parent)
 
 
 def load_trained(spec: str) -> NativeModel:
@@ -66,23 +38,11 @@ def load_trained(spec: str) -> NativeModel:
     Raises:
         UserError: a checkpoint of another library, or anything else that was not trained here.
     """
-    # "hf:NAME" names another library's model, unless somebody has a folder of that name.
-    kind = spec.partition(":")[0]
-    if kind in kinds() and not os.path.exists(spec):
-        raise _foreign(spec, f"{kind}: names a model of another library")
-
+    check_trained(spec)
     path, branch = find_path(spec)
     if not native.is_ours(path):
-        raise _foreign(spec, "this is no checkpoint of `silc-bench train`")
+        raise foreign(spec)
     return native.load(path, branch)
-
-
-def _foreign(spec: str, reason: str) -> UserError:
-    return UserError(
-        f"{reason}, and only models trained here can be exported",
-        about=spec,
-        fix="name the folder of a run",
-    )
 
 
 def export(model: NativeModel, target: str, out: Path) -> None:

@@ -34,6 +34,7 @@ from silc_bench.models.weights import pickles
 from silc_bench.models.weights.kind import needed_global
 from silc_bench.system.checksums import CHECKSUMS, DIGITS, differences, read_sealed, sealed
 from silc_bench.system.files import atomic_path, write_text_atomic
+from silc_bench.trainer.checkpoints.early import all_in
 
 FORMAT = "silc-bench-checkpoint/2"
 FIELDS = (
@@ -211,11 +212,6 @@ def best_in(run: Path) -> Path | None:
     return max(scored)[1] if scored else None
 
 
-def all_in(run: Path) -> list[Path]:
-    """Checkpoints of a run, oldest first; the folder checkpoints/ within it does as well."""
-    return sorted((run / "checkpoints").glob("step_*.pt")) or sorted(run.glob("step_*.pt"))
-
-
 def find(path: Path) -> Path:
     """A checkpoint file, or the newest one of a run's folder.
 
@@ -313,12 +309,6 @@ def _unpickled(path: Path, sha256: str | None) -> Any:
 
 def _damaged(path: Path, problem: str) -> DamagedCheckpointError:
     return DamagedCheckpointError(f"damaged: {problem}", about=path, fix=COPY_AGAIN)
-
-
-def placed(error: UserError, place: str | Path) -> UserError:
-    """The same error, which says too where the thing stands that it is about."""
-    about = f"{place}, {error.about}" if error.about else place
-    return UserError(error.problem, about=about, fix=error.fix)
 
 
 def with_checksums(payload: dict[str, Any]) -> dict[str, Any]:

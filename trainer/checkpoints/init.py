@@ -26,6 +26,7 @@ from silc_bench.models.interface import ImageModel, ImageTextModel
 from silc_bench.models.load import find_path, kinds, load_model
 from silc_bench.trainer.checkpoints import file as checkpoint
 from silc_bench.trainer.checkpoints import model as native
+from silc_bench.trainer.checkpoints.early import placed
 from silc_bench.trainer.checkpoints.exchange import INSTEAD, Towers, unfit
 from silc_bench.trainer.checkpoints.open_clip import of_open_clip
 from silc_bench.trainer.checkpoints.transformers import of_big_vision, of_hf
@@ -127,7 +128,7 @@ def read_start(config: Config) -> Start:
     try:
         source = _read(config.init)
     except UserError as error:
-        raise checkpoint.placed(error, f"--init {config.init}") from None
+        raise placed(error, f"--init {config.init}") from None
     towers = source.towers
     _check_sizes(config, towers, source.name)
 

@@ -56,6 +56,7 @@ from silc_bench.models.weights.read import (
 )
 from silc_bench.models.weights.revision import revision_of
 from silc_bench.trainer.checkpoints import file as checkpoint
+from silc_bench.trainer.checkpoints.early import placed
 from silc_bench.trainer.config.config import Config, from_dict, to_dict, without_heads
 from silc_bench.trainer.config.identity import named, recipe_of
 from silc_bench.trainer.config.presets import PRESETS, make_preset
@@ -469,7 +470,7 @@ def _read_texts(file: Path, texts: dict[str, Any]) -> tuple[Config, AnyTokenizer
         tokenizer = read_tokenizer(texts.get("tokenizer", ""))
         check_pairing(tokenizer, config.text)
     except UserError as error:
-        raise checkpoint.placed(error, file) from None
+        raise placed(error, file) from None
     return config, tokenizer
 
 

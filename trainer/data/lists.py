@@ -107,6 +107,13 @@ class ListedReader(EpochReader):
         return digits_of(parts)
 
 
+def check_there(path: Path) -> None:
+    """Raises UserError: there is no such list or folder."""
+    if not path.exists():
+        fix = "name a list of captions, or a folder of images"
+        raise UserError("no such file or folder", about=path, fix=fix)
+
+
 def read_pairs(path: Path, damage: Damage) -> list[Listed]:
     """All images that have a caption, in the order of the list or by name.
 
@@ -116,9 +123,7 @@ def read_pairs(path: Path, damage: Damage) -> list[Listed]:
         UserError: no such place, a list that cannot be read, or a folder of images without a single
             caption.
     """
-    if not path.exists():
-        fix = "name a list of captions, or a folder of images"
-        raise UserError("no such file or folder", about=path, fix=fix)
+    check_there(path)
     if not path.is_dir():
         return _from_list(path, damage)
 

@@ -25,12 +25,13 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from silc_bench.datasets.files import remote, shards
 from silc_bench.datasets.files.shards import Damage
 from silc_bench.datasets.layouts import LIST_ENDINGS
 from silc_bench.errors import UserError
 from silc_bench.later import np
 from silc_bench.trainer.config.config import DataConfig
-from silc_bench.trainer.data import places
+from silc_bench.trainer.data import lists, places
 from silc_bench.trainer.data.lists import ListedReader
 from silc_bench.trainer.data.samples import (
     MIXTURE,
@@ -75,6 +76,25 @@ def open_reader(config: DataConfig, damage: Damage) -> Reader:
     return MixedReader(readers, [float(weight or 0) for weight in weights], config.seed)
 
 
+def check_there(source: str) -> None:
+    """Refuse what ``open_reader`` refuses because nothing is there; no library is loaded for it.
+
+    Remote shards are not asked for.
+
+    Raises:
+        UserError: as ``open_reader``.
+    """
+    for part in source.split("|"):
+        _, name = _weighted(part.strip(), source)
+        path = Path(name).expanduser()
+        if _is_generated(name):
+            continue
+        if _is_listed(path):
+            lists.check_there(path)
+        elif not any(remote.is_remote(word) for word in name.split()):
+            shards.expand(name)
+
+
 def _weighted(part: str, source: str) -> tuple[float | None, str]:
     """(weight, name) of a part of ``source``; weight None where it gives none."""
     match = re.fullmatch(r"([0-9.]+)\s*\*\s+(\S.*)", part)
@@ -95,16 +115,24 @@ def _weighted(part: str, source: str) -> tuple[float | None, str]:
 
 
 def _open(source: str, config: DataConfig, damage: Damage) -> Reader:
-    if source == places.NAME or source.startswith(f"{places.NAME}:"):
-        return places.PlacesReader(source, config)
     if source == "shapes":
         return ShapesReader(config)
+    if _is_generated(source):
+        return places.PlacesReader(source, config)
 
     path = Path(source).expanduser()
-    is_list = path.suffix.lower() in LIST_ENDINGS
-    if is_list or (path.is_dir() and not any(path.glob("*.tar"))):
+    if _is_listed(path):
         return ListedReader.open(path, config, damage)
     return ShardsReader.open(source, config, damage)
+
+
+def _is_generated(source: str) -> bool:
+    return source in ("shapes", places.NAME) or source.startswith(f"{places.NAME}:")
+
+
+def _is_listed(path: Path) -> bool:
+    is_list = path.suffix.lower() in LIST_ENDINGS
+    return is_list or (path.is_dir() and not any(path.glob("*.tar")))
 
 
 class MixedReader:

@@ -1,4 +1,9 @@
-"""Where a number of a run stops being healthy: what the verdicts ask and the report draws."""
+"""Where a number of a run stops being healthy, and what to do then.
+
+The verdicts ask for it, and the report draws it.
+"""
+
+from silc_bench.errors import unknown_name
 
 # Of the teacher's entropy / ln K.
 UNIFORM = 0.99
@@ -23,3 +28,12 @@ MAX_CENTER_ERROR = 0.1  # of the mean's own size; above it a centre has to move
 
 MAX_WAIT = 0.1  # of the time, for data
 MAX_LEFT_OUT = 0.1  # of the pairs that were read
+
+ON_COLLAPSE = ("warn", "stop")
+
+
+def check_on_collapse(answer: str) -> str:
+    """Raises UserError for an unknown word of ``--on-collapse``."""
+    if answer not in ON_COLLAPSE:
+        raise unknown_name("answer to a collapse", answer, ON_COLLAPSE, about="--on-collapse")
+    return answer

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from silc_bench.datasets.files.remote import is_remote
 from silc_bench.datasets.files.shards import Damage
-from silc_bench.errors import RunError, unknown_name
+from silc_bench.errors import RunError
 from silc_bench.system.processes import num_local_ranks, num_ranks
 from silc_bench.system.terminal import warn
 from silc_bench.trainer.config.config import Config
@@ -24,14 +24,6 @@ from silc_bench.trainer.monitor.cost import flops_per_image
 from silc_bench.trainer.monitor.health import Health, Verdict
 from silc_bench.trainer.optim import lr_at
 from silc_bench.trainer.train import TrainState
-
-ON_COLLAPSE = ("warn", "stop")
-
-
-def check_on_collapse(answer: str) -> str:
-    if answer not in ON_COLLAPSE:
-        raise unknown_name("answer to a collapse", answer, ON_COLLAPSE, about="--on-collapse")
-    return answer
 
 
 class Watch:

@@ -14,8 +14,8 @@ from silc_bench.cli.show import show as command
 from silc_bench.models.preprocessing import ImagePipeline
 from silc_bench.models.windows import DenseImage, View
 from silc_bench.show import look as show
+from silc_bench.show.asked import read_images
 from silc_bench.show.colors import HEAT, INK, PALETTE
-from silc_bench.show.look import read_images
 from silc_bench.show.sheet import CELL, GAP, GROUP_GAP, MARGIN
 
 pytestmark = pytest.mark.broad

@@ -22,8 +22,9 @@ from silc_bench.trainer.config.presets import configure
 from silc_bench.trainer.data.stream import open_source
 from silc_bench.trainer.monitor import cost as estimate
 from silc_bench.trainer.monitor import health
+from silc_bench.trainer.monitor.bounds import check_on_collapse
 from silc_bench.trainer.monitor.health import Health
-from silc_bench.trainer.monitor.watch import Watch, check_on_collapse, repeating
+from silc_bench.trainer.monitor.watch import Watch, repeating
 from silc_bench.trainer.silc.masking import draw_masked
 from silc_bench.trainer.silc.teacher import Teacher
 from silc_bench.trainer.silc.tokenizers import Tokenizer

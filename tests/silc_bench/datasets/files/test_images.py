@@ -25,7 +25,7 @@ from silc_bench.datasets.files.images import (
 from silc_bench.datasets.image_set import fingerprint
 from silc_bench.datasets.own_data import parse
 from silc_bench.errors import DataError
-from silc_bench.show.look import read_images
+from silc_bench.show.asked import read_images
 from silc_bench.trainer.data.samples import decoded
 
 EXIF_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "AVIF")
