@@ -127,13 +127,14 @@ def _processor() -> str:
 def _limits() -> dict[str, Any]:
     import resource
 
+    from silc_bench.system.limits import shared_memory
+
     files, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    shared = Path("/dev/shm")
-    size = decimal(shutil.disk_usage(shared).free) if shared.is_dir() else "none"
+    shared = shared_memory()
     return {
         "open files": _number(files),
         "open files, at most": _number(most),
-        "shared memory, free": size,
+        "shared memory, free": "no limit" if math.isinf(shared) else decimal(int(shared)),
     }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -14,7 +13,7 @@ import typer
 from silc_bench.cli.options import RESULTS, Arch, AsJson, Device, Precision, Results, as_typed
 from silc_bench.errors import UserError
 from silc_bench.system.files import check_writable
-from silc_bench.system.terminal import answering, console, one_line
+from silc_bench.system.terminal import answering, console, one_line, print_json, shows_progress
 from silc_bench.system.terminal_table import Listing
 
 if TYPE_CHECKING:
@@ -83,8 +82,13 @@ def evaluate_command(
     precision: Precision = "auto",
     batch_size: Annotated[int, typer.Option(min=1, help="Images a forward pass.")] = 256,
     workers: Annotated[
-        int, typer.Option(min=0, help="Processes that decode images; 0: in this one.")
-    ] = 0,
+        int | None,
+        typer.Option(
+            min=0,
+            help="Processes that decode images; 0: in this one; if not given, one a core for many"
+            " images in files.",
+        ),
+    ] = None,
     existing: Annotated[
         str, typer.Option(help="What to do with measurements that exist: skip, overwrite or error.")
     ] = "skip",
@@ -144,7 +148,7 @@ def evaluate_command(
         is_compiled=compiled,
         store=store,
         existing=existing,
-        progress=console.is_terminal,
+        progress=shows_progress(),
     )
 
     # Both folders are checked before hours of work, not after them.
@@ -237,7 +241,7 @@ def list_tasks(as_json: AsJson = False) -> None:
                 name: getattr(task, name) for name in ("name", "version", "group", "main_metric")
             }
             rows.append({**row, "requires": sorted(task.requires)})
-        print(json.dumps(rows, indent=1))
+        print_json(rows)
         return
 
     table = Listing("task", "group", "main metric", "needs")

@@ -106,6 +106,14 @@ def is_cut(data: ImageDataset) -> bool:
     return not getattr(data, "is_whole", False)
 
 
+def is_drawn(data: ImageDataset) -> bool:
+    """Whether its images are drawn by this process, which keeps them in memory.
+
+    Such a dataset has a field ``is_drawn``; others read their images from files.
+    """
+    return getattr(data, "is_drawn", False)
+
+
 @runtime_checkable
 class Pool(ImageDataset, Protocol):
     """A dataset of which a part can be taken before anything in it is hashed."""

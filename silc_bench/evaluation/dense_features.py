@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import multiprocessing
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,19 +30,24 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 
-from silc_bench.datasets.dataset import ImageDataset
+from silc_bench.datasets.dataset import ImageDataset, is_drawn
 from silc_bench.errors import ExplainedError, RunError, UserError, first_line
 from silc_bench.evaluation.settings import EvalSettings
 from silc_bench.models.interface import DenseModel
 from silc_bench.models.preprocessing import ImagePipeline
 from silc_bench.models.windows import DenseImage, Layout, Logits, View
 from silc_bench.system.cache import Entry
+from silc_bench.system.limits import num_cores, shared_memory
+from silc_bench.system.processes import num_local_ranks
 from silc_bench.system.terminal import progress_bar
 
 MEMORY = 1 << 30  # bytes of grids kept in memory where there is no store
 STORE_SHARE = 0.25  # of the store's limit, for one dataset seen in one way
 TOKENS = {"cpu": 1 << 13, "cuda": 1 << 16}  # patches of one forward pass: bounds its memory
 Sides: TypeAlias = tuple[int, int]  # of the resized image
+IMAGES_A_PROCESS = 256  # fewer are decoded before another process has started
+HANDED_OVER = 3  # batches of a process: two that a loader asks for ahead, and the one in use
+LARGE_IMAGE = 3 * 4096**2  # bytes
 
 
 def native_view(model: DenseModel) -> View:
@@ -225,7 +231,8 @@ class DenseFeatures:
         std = torch.tensor(pipeline.std).view(3, 1, 1)
         resize = partial(view.resized, interpolation=pipeline.interpolation)
         resized = Prepared(resize, dataset)
-        num_workers = self.settings.num_workers
+        asked = self.settings.num_workers
+        num_workers = processes_for(asked, dataset, len(indices), LARGE_IMAGE)
 
         # images differ in size, so that the loader cannot stack them: one at a time
         for index, pixels in prepared(resized, indices, batch_size=None, num_workers=num_workers):
@@ -340,6 +347,31 @@ def prepared(
             about="--workers",
             fix="lower it, and start the command again",
         ) from error
+
+
+def processes_for(asked: int | None, dataset: ImageDataset, num_images: int, num_bytes: int) -> int:
+    """How many processes decode images of ``dataset``: what is asked for, or what pays off here.
+
+    Args:
+        asked: ``EvalSettings.num_workers``.
+        num_bytes: of what a process hands over at a time, in shared memory.
+    """
+    # They cost seconds to start: none where the store held everything.
+    if not num_images:
+        return 0
+    if asked is not None:
+        return asked
+
+    # What is drawn stays in the memory of the process that draws it. And another process is told
+    # what to do by pickle unless it is a fork, which not every model's preprocessing allows.
+    cores = num_cores() // num_local_ranks()
+    is_fork = multiprocessing.get_context().get_start_method() == "fork"
+    if is_drawn(dataset) or cores < 2 or not is_fork:
+        return 0
+
+    # A container may have 64 MB of shared memory, and more than that kills the process.
+    room = shared_memory() // (HANDED_OVER * num_bytes)
+    return int(min(cores, num_images // IMAGES_A_PROCESS, room))
 
 
 def _batch_of(items: list[Any]) -> Any:

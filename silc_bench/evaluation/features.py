@@ -42,7 +42,13 @@ from silc_bench.errors import (
     UserError,
     first_line,
 )
-from silc_bench.evaluation.dense_features import DenseFeatures, Prepared, description, prepared
+from silc_bench.evaluation.dense_features import (
+    DenseFeatures,
+    Prepared,
+    description,
+    prepared,
+    processes_for,
+)
 from silc_bench.evaluation.settings import EvalSettings, check_device, check_precision
 from silc_bench.models.interface import (
     DenseModel,
@@ -301,13 +307,14 @@ class Extractor:
         self, images: Prepared, encode: Encode, indices: Sequence[int]
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """(indices of a batch, its features) for the images ``indices``, in that order."""
-        # worker processes cost seconds to start: none where the store held everything
-        num_workers = self.settings.num_workers if indices else 0
+        size = self.settings.batch_size
+        pixels = 3 * self.model.image_size**2
+        asked = self.settings.num_workers
         batches = prepared(
             images,
             indices,
-            batch_size=self.settings.batch_size,
-            num_workers=num_workers,
+            batch_size=size,
+            num_workers=processes_for(asked, images.dataset, len(indices), 4 * pixels * size),
             is_pinned=self.device.type == "cuda",
         )
 

@@ -35,7 +35,8 @@ class EvalSettings:
     device: str | torch.device = "auto"
     precision: str = "auto"
     batch_size: int = 256
-    num_workers: int = 0  # processes that decode images; 0: in this one
+    # processes that decode images; 0: in this one; None: what the machine has, for images of files
+    num_workers: int | None = 0
     is_compiled: bool = False  # torch.compile: pays off from some thousand images on
     store: Store | None = None  # where embeddings and fingerprints outlive the command
     existing: str = "skip"  # what to do about a measurement that is known; "error": before any work

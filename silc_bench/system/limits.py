@@ -19,6 +19,7 @@ from __future__ import annotations
 import ctypes
 import math
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -64,6 +65,11 @@ def num_cores() -> int:
     else:
         available = os.cpu_count() or 1
     return math.ceil(min(available, core_limit()))
+
+
+def shared_memory(folder: Path = Path("/dev/shm")) -> float:
+    """Bytes that are free in it; infinite where the system has no such folder."""
+    return shutil.disk_usage(folder).free if folder.is_dir() else math.inf
 
 
 def _groups(controller: str, proc: Path) -> Iterator[Path]:

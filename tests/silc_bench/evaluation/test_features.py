@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from given import Means, Noise, extractor
 from refusals import refused
 
 from silc_bench.errors import DataError, RunError
+from silc_bench.evaluation import dense_features
+from silc_bench.evaluation.dense_features import processes_for
 from silc_bench.evaluation.features import choose_device, choose_precision
 
 
@@ -171,3 +174,36 @@ def test_what_cannot_be_compiled_is_said(monkeypatch):
     with refused("means", is_kept=False) as caught:
         extractor(Means(), is_compiled=True)({"test": DATA}).image("test")
     assert "no working C++ compiler" in caught.value.problem
+
+
+MB = 2**20
+
+
+@pytest.mark.parametrize(
+    ("asked", "num_images", "drawn", "machine", "expected"),
+    [
+        (None, 10_000, False, {}, 4),
+        (None, 600, False, {}, 2),  # one for each 256
+        (None, 255, False, {}, 0),
+        (None, 10_000, True, {}, 0),  # what is drawn is drawn once, by this process
+        (None, 10_000, False, {"cores": 1}, 0),
+        (None, 10_000, False, {"ranks": 2}, 2),
+        (None, 10_000, False, {"shared": 64 * MB}, 2),  # a container's
+        (None, 10_000, False, {"shared": MB}, 0),
+        (None, 10_000, False, {"method": "spawn"}, 0),
+        (0, 10_000, False, {}, 0),
+        (7, 10, True, {"cores": 1, "shared": MB}, 7),  # the user knows better
+        (7, 0, False, {}, 0),  # the store held everything
+    ],
+)
+def test_as_many_processes_decode_as_pay_off_here(
+    monkeypatch, asked, num_images, drawn, machine, expected
+):
+    here = {"cores": 4, "ranks": 1, "shared": 1000 * MB, "method": "fork", **machine}
+    monkeypatch.setattr(dense_features, "num_cores", lambda: here["cores"])
+    monkeypatch.setattr(dense_features, "num_local_ranks", lambda: here["ranks"])
+    monkeypatch.setattr(dense_features, "shared_memory", lambda: here["shared"])
+    context = SimpleNamespace(get_start_method=lambda: here["method"])
+    monkeypatch.setattr(dense_features.multiprocessing, "get_context", lambda: context)
+    data = SimpleNamespace(is_drawn=drawn)
+    assert processes_for(asked, data, num_images, 10 * MB) == expected

@@ -39,6 +39,7 @@ class Places:
     """
 
     name = "places"
+    is_drawn = True
     class_names: tuple[str, ...] = PLACE_NAMES
     mask_names: tuple[str, ...] = LABELS
     has_background = False

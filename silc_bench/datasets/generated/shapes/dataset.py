@@ -40,6 +40,7 @@ class Shapes:
     """
 
     name = "shapes"
+    is_drawn = True
     class_names: tuple[str, ...] = PAIRS
     mask_names: tuple[str, ...] = ("background", *SHAPES)
     has_background = True
