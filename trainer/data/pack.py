@@ -31,7 +31,7 @@ from silc_bench.trainer.config.config import DataConfig, TextConfig
 from silc_bench.trainer.data.lists import Listed, read_pairs
 from silc_bench.trainer.data.samples import ChangedError, UnreadableError, no_pair, one_sample
 from silc_bench.trainer.data.sources import open_reader
-from silc_bench.trainer.data.texts import lengths_of, look_at
+from silc_bench.trainer.data.texts import look_at
 from silc_bench.trainer.silc.tokenizers import Tokenizer
 
 # of the formats that are read; MPO is a phone's JPEG with a preview in it
@@ -169,7 +169,7 @@ def look(
 
     # A run's tokenizer is trained on TOKENIZER_CAPTIONS; of fewer it makes as many tokens or fewer.
     tokenizer = Tokenizer.train(captions, text.vocab_size, text.context_length)
-    lengths = lengths_of(captions, tokenizer)
+    lengths = tokenizer.lengths(captions)
 
     # [quantiles, MEASURES]; "nearest" gives values that some entry really has.
     table = np.column_stack([measured, lengths])

@@ -7,17 +7,14 @@ two images with one text the loss takes each for a wrong match of the other's.
 
 from __future__ import annotations
 
-import json
 import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from silc_bench.later import np
-from silc_bench.trainer.silc.tokenizers import AnyTokenizer, Tokenizer, read_tokenizer
+from silc_bench.trainer.silc.tokenizers import AnyTokenizer
 
-LONGEST = 1024  # tokens that are counted of a caption
-CHUNK = 256  # captions at a time
 HELD = 0.99  # share of the captions that a length should hold
 MAX_REPEATED = 0.1  # of a batch, without a word
 
@@ -70,7 +67,7 @@ class Texts:
 
 def look_at(captions: Sequence[str], tokenizer: AnyTokenizer, batch_size: int) -> Texts:
     """``captions``: some of the data's, in any order."""
-    lengths = lengths_of(captions, tokenizer)
+    lengths = np.array(tokenizer.lengths(list(captions)), np.int64)
     is_cut = lengths > tokenizer.context_length
 
     # Drawn as a run draws a batch, because data may be sorted by subject.
@@ -89,26 +86,3 @@ def look_at(captions: Sequence[str], tokenizer: AnyTokenizer, batch_size: int) -
         num_repeated=sum(count for count in times.values() if count > 1),
         most_frequent=most_frequent,
     )
-
-
-def lengths_of(captions: Sequence[str], tokenizer: AnyTokenizer) -> np.ndarray:
-    """int64 [n]: tokens of each caption with the end of text, LONGEST at most."""
-    longer, padding = _longer(tokenizer)
-
-    # Where the end of text is the padding too, it does not show in the ids of an empty text.
-    num_hidden = int(not (longer([""]) != padding).any())
-    lengths = [np.zeros(0, np.int64)]
-    for start in range(0, len(captions), CHUNK):
-        ids = longer(list(captions[start : start + CHUNK]))
-        lengths.append((ids != padding).sum(dim=1).numpy() + num_hidden)
-    return np.minimum(np.concatenate(lengths), LONGEST)
-
-
-def _longer(tokenizer: AnyTokenizer) -> tuple[AnyTokenizer, int]:
-    """(the same tokenizer with LONGEST tokens a text, the id that pads)."""
-    described = json.loads(tokenizer.to_json())
-    if isinstance(tokenizer, Tokenizer):
-        described["truncation"]["max_length"] = LONGEST
-        described["padding"]["strategy"] = {"Fixed": LONGEST}
-        return read_tokenizer(json.dumps(described)), described["padding"]["pad_id"]
-    return read_tokenizer(json.dumps(described | {"length": LONGEST})), described["padding"]

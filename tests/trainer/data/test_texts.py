@@ -4,7 +4,7 @@ import pytest
 
 from silc_bench.trainer.config.config import DataConfig, TextConfig
 from silc_bench.trainer.data.pack import look
-from silc_bench.trainer.data.texts import LONGEST, lengths_of, look_at
+from silc_bench.trainer.data.texts import look_at
 from silc_bench.trainer.silc.tokenizers import Tokenizer, of_pieces
 
 from pairs import encoded, shard  # isort: skip
@@ -27,9 +27,11 @@ def foreign(length=4):
 @pytest.mark.parametrize("make", [tokenizer_of, foreign])
 def test_lengths_are_those_of_a_tokenizer_that_cuts_nothing(make):
     captions = ["red", "a red", "", "x" * 5_000]
-    assert lengths_of(captions, make()).tolist() == [5, 7, 1, LONGEST]
-    assert lengths_of(captions, make(length=64)).tolist() == [5, 7, 1, LONGEST]
-    assert lengths_of([], make()).tolist() == []
+    for length in (4, 64):
+        assert make(length=length).lengths(captions) == [5, 7, 1, 5_002]
+    assert make().lengths([]) == []
+    found = look_at(captions, make(), 1)
+    assert (found.num_cut, found.needed) == (3, 5_002)
 
 
 def test_what_is_cut_is_said_with_the_length_that_holds_nearly_all():
