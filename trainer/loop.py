@@ -35,12 +35,13 @@ from silc_bench.system.terminal import say, warn
 from silc_bench.trainer.checkpoints import file as checkpoint
 from silc_bench.trainer.checkpoints.early import check_begun
 from silc_bench.trainer.checkpoints.init import read_start
-from silc_bench.trainer.config.config import Config, flatten, from_dict, to_dict
+from silc_bench.trainer.config.config import Config, changed, flatten, from_dict, to_dict
 from silc_bench.trainer.config.presets import SECOND_PHASES
 from silc_bench.trainer.data.stream import Batch, Source, crowding, open_source
 from silc_bench.trainer.data.texts import Texts, look_at
 from silc_bench.trainer.device import DataWait, share_of
 from silc_bench.trainer.monitor.bounds import check_on_collapse
+from silc_bench.trainer.monitor.fit import check_fit, duration, hours_of
 from silc_bench.trainer.monitor.history import start_of
 from silc_bench.trainer.monitor.log import RunLog, WandbLog, check_place
 from silc_bench.trainer.monitor.probe import Probe, destroyed, remembered
@@ -52,6 +53,14 @@ OnStep: TypeAlias = Callable[[int], None]
 
 TOKENIZER_CAPTIONS = 20_000  # captions that the tokenizer is trained on
 LOOKED_AT = 2_000  # captions whose lengths and repetitions are said at the start
+
+# What a run without --data says first.
+NO_DATA = (
+    "no --data: trains {preset} on generated scenes of {size} px, which show that it runs and no"
+    " more. On your own images:",
+    "  silc-bench data pack PHOTOS SHARDS",
+    "  silc-bench train --preset {preset} --data 'SHARDS/*.tar'",
+)
 
 # Fields that suit the machine and are no part of the result, so that a resumed run takes new ones.
 OF_THE_MACHINE = (
@@ -81,28 +90,26 @@ def run_training(
     on_collapse: str = "warn",
     wandb: str | None = None,
     on_step: OnStep = lambda step: None,
+    force: bool = False,
 ) -> Path:
     """Train a new run in an empty folder, or continue one; returns the final checkpoint's path.
 
     ``on_collapse``: "warn" says what ``silc_bench.trainer.monitor.health`` finds and goes on,
     "stop" ends the run with it. ``wandb``: [ENTITY/]PROJECT that gets the rows of the log too
     (silc_bench.trainer.monitor.log). ``on_step``: is called after each step, on the first rank,
-    with how many are done.
+    with how many are done. ``force``: starts although a step seems not to fit.
+
+    Without a source of data it trains on generated scenes, and says so first.
 
     Raises:
-        UserError: an unknown word, no data; the folder already holds a run, holds none to resume,
-            or one of another configuration or of other data; another process trains there.
+        UserError: an unknown word; the folder already holds a run, holds none to resume,
+            or one of another configuration or of other data; another process trains there; a step
+            does not fit into memory.
         RunError: as ``train``.
     """
     check_on_collapse(on_collapse)
     if wandb is not None:
         check_place(wandb)
-    if not config.data.source:
-        raise UserError(
-            f"preset {config.preset} brings no data",
-            about="--data",
-            fix="name your shards, as in --data 'DIR/*.tar'",
-        )
     if config.preset in SECOND_PHASES and not config.init:
         raise UserError(
             f"preset {config.preset} goes on from a finished run",
@@ -110,10 +117,17 @@ def run_training(
             fix="name the run, as in --init runs/b16 (or RUN:teacher)",
         )
 
+    if not config.data.source:
+        config = changed(config, {"data.source": "shapes"})
+        for sentence in NO_DATA:
+            say(sentence.format(preset=config.preset, size=config.vision.image_size), console)
+
     # Before anything is looked for: two that start at once must not both find the folder empty.
     in_run = locked(run, partial(warn, to=console)) if rank() == 0 else nullcontext()
     with in_run:
-        return _begun_or_resumed(config, run, resume, device, console, on_collapse, wandb, on_step)
+        return _begun_or_resumed(
+            config, run, resume, device, console, on_collapse, wandb, on_step, force
+        )
 
 
 def _begun_or_resumed(
@@ -125,6 +139,7 @@ def _begun_or_resumed(
     on_collapse: str,
     wandb: str | None,
     on_step: OnStep,
+    force: bool,
 ) -> Path:
     check_begun(run, resume)
 
@@ -144,6 +159,8 @@ def _begun_or_resumed(
                 _check_same_data(json.loads(payload["data"]), other, config.data.source)
             say(f"{run} is already complete", console)
             return path
+
+    check_fit(config, device, console, is_resumed=resume, force=force)
     return train(config, run, device, console, payload, on_collapse, wandb, on_step)
 
 
@@ -230,7 +247,8 @@ def train(
         captions = source.captions(min(LOOKED_AT, TOKENIZER_CAPTIONS))
         texts = look_at(captions, state.tokenizer, config.batch_size)
 
-    say(_plan(state, source, device, texts), console)
+    if rank() == 0:
+        say(_plan(state, source, device, texts), console)
     counts_as_right = config.contrastive.equal_texts == "positive"
     doubts = (
         crowding(config.data.num_workers, num_local_ranks()),
@@ -309,10 +327,13 @@ def _plan(state: TrainState, source: Source, device: torch.device, texts: Texts 
     cut_off = texts.cut_off() if texts else ""
     cut = f"; {cut_off}" if cut_off else ""
 
+    left = 1 - state.step / config.num_steps
+    time = duration(left * hours_of(config, device, num_ranks()))
+
     return (
         f"{config.name}: {config.num_steps:,} steps of {config.batch_size:,}"
         f"{epochs}{taught}{begun}, from {source.describe()}"
-        f" on {processes}{device} in {config.precision}{compiled}{cut}"
+        f" on {processes}{device} in {config.precision}, {time} or more{compiled}{cut}"
     )
 
 

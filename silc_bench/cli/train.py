@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -19,11 +19,8 @@ from rich.console import Console
 from silc_bench.cli.options import Device
 from silc_bench.errors import UserError
 from silc_bench.system.files import check_writable
-from silc_bench.system.terminal import answering, console, lasting_output, say, warn
+from silc_bench.system.terminal import answering, console, lasting_output, say
 from silc_bench.system.terminal_table import Listing
-
-if TYPE_CHECKING:
-    from silc_bench.trainer.config.config import Config
 
 
 @answering
@@ -31,8 +28,8 @@ def train(
     preset: Annotated[
         str,
         typer.Option(
-            help="shapes_tiny, cifar_tiny, places_tiny, b16, l16, so400m, g16, siglip2_dense, tips,"
-            " silc_star."
+            help="shapes_tiny, cifar_tiny, places_tiny; s16, b16_1k: for one GPU; b16, l16, so400m,"
+            " g16, siglip2_dense, tips, silc_star: as the papers."
         ),
     ] = "shapes_tiny",
     data: Annotated[
@@ -81,6 +78,9 @@ def train(
     devices: Annotated[
         int | None, typer.Option(min=1, help="Of --dry-run: so many share each batch.")
     ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Start although a step seems not to fit into memory.")
+    ] = False,
     show_config: Annotated[
         bool, typer.Option("--show-config", help="Print every field, how sure it is, and stop.")
     ] = False,
@@ -125,8 +125,10 @@ def train(
             # What --init brings, as the run would say it; what the run would refuse is refused.
             for sentence in read_start(config).said:
                 say(sentence, console)
+        from silc_bench.trainer.monitor.fit import show_estimate
+
         num_devices = devices or int(os.environ.get("WORLD_SIZE", "1"))
-        print_estimate(config, choose_device(device), num_devices)
+        show_estimate(config, choose_device(device), num_devices, console)
         return
     if devices is not None:
         raise UserError(
@@ -155,6 +157,7 @@ def train(
             console=run_console,
             on_collapse=on_collapse,
             wandb=wandb,
+            force=force,
         )
         if is_first:
             # Quoted, so that the line can be typed as it stands.
@@ -188,107 +191,9 @@ def report(
     print(f"wrote {write_report(runs, out, results or ())}")
 
 
-# Parts of memory that stay the same whatever the batch.
-OF_MODEL = ("weights", "gradients", "optimiser state", "teacher", "average")
-
-
-def print_estimate(config: Any, device: Any, devices: int) -> None:
-    """What a step costs on ``devices`` like this one.
-
-    Raises:
-        UserError: they cannot share its batch.
-    """
-    from silc_bench.trainer.device import share_of
-    from silc_bench.trainer.monitor.cost import REACHED, estimate, memory_of
-
-    share_of(config.batch_size, devices, "devices")
-    cost = estimate(config, device, devices)
-
-    where = "one device" if devices == 1 else f"{devices:,} devices"
-    head = where if devices == 1 else f"one of {where}"
-    table = Listing(f"of a step on {head}", "", title=config.name)
-
-    for name, count in cost.parameters.items():
-        table.add_row(f"parameters, {name}", f"{count / 1e6:,.1f} M")
-    for name, size in cost.bytes_by_part.items():
-        table.add_row(f"memory, {name}", _size(size))
-    table.add_row("memory, all of it", _size(sum(cost.bytes_by_part.values())))
-    table.add_row("FLOPs an image, counted", f"{cost.flops_per_image / 1e9:,.2f} G")
-    matmul_rate = f"{cost.matmul_rate / 1e12:,.3f} TFLOP/s"
-    table.add_row(f"matrix products on {device}, measured", matmul_rate)
-
-    # No step reaches the rate of bare matrix products; which share it reaches is only known after
-    # a run, so the time is given for several shares.
-    for share in REACHED:
-        speed = share * cost.images_per_second
-        rate = f"{speed:,.0f}" if speed >= 10 else f"{speed:.2g}"
-        duration = _duration(cost.hours / share)
-        table.add_row(f"at {100 * share:.0f} % of that", f"{rate} images/s, {duration} on {where}")
-    console.print(table)
-
-    too_large = too_large_for(cost.bytes_by_part, config, memory_of(device), devices)
-    if too_large:
-        warn(f"{too_large}.", console)
-
-
-def too_large_for(
-    bytes_by_part: dict[str, int], config: Config, room: int, devices: int = 1
-) -> str | None:
-    """A sentence that says that a step does not fit into a device, and what helps; None if it fits.
-
-    Args:
-        room: bytes of each device that this process may use.
-    """
-    needed = sum(bytes_by_part.values())
-    if needed <= room:
-        return None
-
-    share = config.batch_size // devices
-    activations = bytes_by_part["activations"]
-    rest = needed - activations
-    of_model = sum(bytes_by_part.get(part, 0) for part in OF_MODEL)
-    bytes_per_pair = activations / (config.micro_batch or share)
-    pairs = int((0.9 * room - rest) / bytes_per_pair)  # 0.1 for what is not counted
-    saves = "--set checkpointing=blocks needs less" if config.checkpointing == "none" else ""
-
-    # First what no option mends.
-    if of_model > room:
-        advice = (
-            f", less than model and optimiser alone, {_size(of_model)}:"
-            " it takes a larger device or a smaller model"
-        )
-    elif rest > room:
-        # The contrastive loss needs the images and logits of the whole share at once, in however
-        # many micro-batches the towers take them.
-        advice = (
-            f", less than the images and logits of {share:,} pairs and the model, {_size(rest)}:"
-            " it takes more devices (--devices counts for them) or a smaller batch_size"
-        )
-    elif pairs < 1:
-        advice = ", not enough for one pair at a time" + (f": {saves}" if saves else "")
-    else:
-        # The largest power of two that fits divides the usual batch sizes.
-        fits = f"--set micro_batch={2 ** (pairs.bit_length() - 1)} fits"
-        remedies = [fits, saves, "a smaller batch_size needs less too"]
-        advice = f": {', '.join(filter(None, remedies))}"
-    return f"a step needs {_size(needed)} and this process may use {_size(room)}{advice}"
-
-
-def _duration(hours: float) -> str:
-    if hours < 1:
-        return f"{60 * hours:.0f} minutes"
-    return f"{hours:,.0f} hours" if hours >= 100 else f"{hours:,.1f} hours"
-
-
-def _size(num_bytes: int) -> str:
-    if num_bytes >= 2**30:
-        return f"{num_bytes / 2**30:,.2f} GiB"
-    return f"{num_bytes / 2**20:,.1f} MiB"
-
-
 def tasks_for(source: str) -> str:
     """What to measure first after training on ``source``: options of ``silc-bench eval``."""
-    if source == "shapes":
+    if source in ("", "shapes"):
         return "shapes"
 
     # Brings numpy, which --help needs not.

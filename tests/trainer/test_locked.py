@@ -59,7 +59,7 @@ def test_the_estimate_knows(side, tiny):
     def estimate(tower):
         config = locked_config(tiny, side, tower)
         student = Student(config).to("meta")
-        return memory(config, student, 4), flops_per_image(config, student)
+        return memory(config, student, 4), flops_per_image(config)
 
     (full, flops), (frugal, fewer_flops) = map(estimate, ("", side))
     tower = sum(p.numel() for p in Student(tiny()).get_submodule(side).parameters())

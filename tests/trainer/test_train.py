@@ -337,7 +337,6 @@ def test_a_finished_run_was_not_of_other_data(tiny, finished, source, about):
     [
         ({}, False, "finished"),
         ({}, True, "nowhere"),
-        ({"data": {"source": ""}}, True, "--data"),
         ({"preset": "silc_star"}, True, "--init"),
     ],
 )

@@ -83,6 +83,33 @@ def _with_towers(preset: str, **sizes: Any) -> Config:
     return changed(b16(), {"preset": preset, **fields})
 
 
+def s16() -> Config:
+    """Towers half as wide as b16's, 224 px, batch 1,024: for one GPU of 24 GB.
+
+    A step takes 64 pairs at a time. The rate suits the smaller batch; ``ema_batch`` suits the
+    teacher to it.
+    """
+    fields = _ONE_GPU | {"vision.image_size": 224, "views.global_size": 224}
+    config = _with_towers("s16", width=384, depth=12, num_heads=6, mlp_dim=1536)
+    return changed(config, fields)
+
+
+def b16_1k() -> Config:
+    """b16 with a batch of 1,024, for one GPU: on own images, or on from a SigLIP B/16."""
+    return changed(b16(), {"preset": "b16_1k", **_ONE_GPU})
+
+
+# A batch that one GPU takes, 64 pairs at a time, and its rate.
+_ONE_GPU = {
+    "batch_size": 1024,
+    "micro_batch": 64,
+    "samples": 100_000_000,
+    "optim.lr": 5e-4,
+    "optim.warmup_fraction": OptimConfig.warmup_fraction,
+    "optim.cooldown_fraction": OptimConfig.cooldown_fraction,
+}
+
+
 def siglip2_dense() -> Config:
     """SigLIP 2 (2502.14786) at ViT-B/16, without its captioning decoder.
 
@@ -241,7 +268,20 @@ def places_tiny() -> Config:
     )
 
 
-_ALL = (shapes_tiny, cifar_tiny, places_tiny, b16, l16, so400m, g16, siglip2_dense, tips, silc_star)
+_ALL = (
+    shapes_tiny,
+    cifar_tiny,
+    places_tiny,
+    s16,
+    b16_1k,
+    b16,
+    l16,
+    so400m,
+    g16,
+    siglip2_dense,
+    tips,
+    silc_star,
+)
 PRESETS: dict[str, Callable[[], Config]] = {f.__name__: f for f in _ALL}
 
 
@@ -408,8 +448,27 @@ _SILCS = (  # of tips
     "samples",
 )
 
+_OURS = {  # of a preset for one GPU
+    "batch_size": "open: ours, what one GPU takes",
+    "micro_batch": "open: ours, and it changes no result",
+    "samples": "open: ours, days on one GPU",
+    "optim.lr": "open: ours, for a batch of 1,024",
+    "optim.warmup_fraction": "open: ours",
+    "optim.cooldown_fraction": "open: ours",
+    "distillation.ema_momentum": (
+        "open: the recipe's at batch 16k, and 1 - m is proportional to the batch"
+    ),
+}
+
 # Where a preset departs from SILC, or SILC's value is all that is known.
 PROVENANCE_OF = {
+    "s16": _OURS
+    | {
+        "vision": "open: ours, the usual ViT-S/16 with MAP pooling",
+        "text": "open: ours, as wide as the vision tower",
+        "views.global_size": "open: ours, the tower's 224 px",
+    },
+    "b16_1k": _OURS,
     "silc_star": {
         "samples": (
             "likely: 1 billion pairs more, on a cleaner subset of 100 million that is not public"

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from silc_bench.system.limits import memory_limit
-from silc_bench.trainer.config.config import Config
+from silc_bench.trainer.config.config import Config, DataConfig, changed
 from silc_bench.trainer.device import resolve
 from silc_bench.trainer.optim import averaged, state_bytes
 from silc_bench.trainer.silc.distillation import Head
@@ -35,6 +36,23 @@ MATRIX = {"cuda": 4096, "cpu": 512}
 
 # Shares of the measured rate that the hours are given for: the bound, and what a tuned run reaches.
 REACHED = (1.0, 0.5)
+
+
+# Fields without a part in what one pair costs, at one value: of many runs it is counted once.
+NOT_OF_A_PAIR: dict[str, Any] = {
+    "preset": "",
+    "init": "",
+    "seed": 0,
+    "data": DataConfig(),
+    "batch_size": 2,
+    "micro_batch": 0,
+    "samples": 2,
+    "checkpoint_every": 1,
+    "log_every": 1,
+    "optim.lr": 1.0,
+    "optim.warmup_fraction": 0.0,
+    "optim.cooldown_fraction": 0.0,
+}
 
 
 @dataclass(frozen=True)
@@ -55,11 +73,7 @@ def estimate(config: Config, device: torch.device, num_ranks: int = 1) -> Estima
     with torch.device("meta"):
         student = Student(config)
 
-    late = config.start_step / config.num_steps  # share of the steps without a teacher
-    with_teacher = flops_per_image(config, student)
-    without_teacher = flops_per_image(config, student, is_taught=False)
-    flops = round((1 - late) * with_teacher + late * without_teacher)
-
+    flops = mean_flops(config)
     rate = matmul_rate(device, config.precision)
     images_per_second = num_ranks * rate / flops
     return Estimate(
@@ -70,6 +84,14 @@ def estimate(config: Config, device: torch.device, num_ranks: int = 1) -> Estima
         images_per_second=images_per_second,
         hours=config.samples / images_per_second / 3600,
     )
+
+
+def mean_flops(config: Config) -> int:
+    """Of one pair of a step, the mean over the run: the teacher may begin late."""
+    late = config.start_step / config.num_steps  # share of the steps without a teacher
+    with_teacher = flops_per_image(config)
+    without_teacher = flops_per_image(config, is_taught=False) if late else 0
+    return round((1 - late) * with_teacher + late * without_teacher)
 
 
 def parts_of(student: Student) -> dict[str, int]:
@@ -83,35 +105,37 @@ def parts_of(student: Student) -> dict[str, int]:
     return {name: count_parameters(module) for name, module in parts.items() if module is not None}
 
 
-@lru_cache(maxsize=4)
-def flops_per_image(
-    config: Config, student: Student | None = None, *, is_taught: bool = True
-) -> int:
+def flops_per_image(config: Config, *, is_taught: bool = True) -> int:
     """Of one pair of a step, forward and backward, with the teacher; counted, not derived.
 
     A backward pass costs twice its forward pass, so what learns counts three times. ``is_taught``:
     False: of a step before the teacher teaches.
     """
-    if student is None:
-        with torch.device("meta"):
-            student = Student(config)
+    # Each image that meets the text meets every text of the batch. A locked tower gets no gradient
+    # from the logits.
+    logits = _num_meeting_text(config) * 2 * config.batch_size * config.vision.width
+    logit_passes = 2 if config.optim.locked else 3
+    of_pair = changed(config, {**NOT_OF_A_PAIR, "checkpointing": "none"})
+    return _flops_of_pair(of_pair, is_taught) + logit_passes * logits
+
+
+@lru_cache(maxsize=32)
+def _flops_of_pair(config: Config, is_taught: bool) -> int:
+    """Without those of the logits."""
+    with torch.device("meta"):
+        student = Student(config)
     is_taught = is_taught and config.is_taught_at(config.start_step)
     num_global, num_local = _num_encoded(config, is_taught)
     global_flops = _flops(lambda: student.vision(_image(config.views.global_size)))
     local_flops = _flops(lambda: student.vision(_image(config.views.local_size)))
     tokens = _tokens(config)
 
-    # A locked tower runs forward alone, and the logits pass it no gradient.
+    # A locked tower runs forward alone.
     locked = config.optim.locked
     vision_passes = 1 if locked == "vision" else 3
     text_passes = 1 if locked == "text" else 3
-    logit_passes = 2 if locked else 3
     total = vision_passes * (num_global * global_flops + num_local * local_flops)
     total += text_passes * _flops(lambda: student.text(tokens))
-
-    # Each image that meets the text meets every text of the batch.
-    logits = _num_meeting_text(config) * 2 * config.batch_size * config.vision.width
-    total += logit_passes * logits
     if not is_taught:
         return total
 
@@ -147,16 +171,10 @@ def memory(config: Config, student: Student, batch_size: int) -> dict[str, int]:
     if config.average_momentum:
         parts["average"] = 4 * sum(p.numel() for p in averaged(student).values())
 
-    # The patch head runs in fp32 whatever the towers run in.
-    of_head = 0
-    if student.patch_head is not None:
-        rows = torch.empty(config.num_masked, config.vision.width, device="meta")
-        of_head = views.num_global * _saved(student.patch_head.layers, rows)
-
     # Pairs whose activations are there at the same time.
-    here = config.micro_batch or batch_size
+    here = min(config.micro_batch or batch_size, batch_size)
     num_logits = _num_meeting_text(config) * batch_size * config.batch_size
-    parts["activations"] = here * (_activations(config, student) + of_head)
+    parts["activations"] = here * _of_pair(changed(config, NOT_OF_A_PAIR))
     parts["contrastive logits"] = 4 * 2 * num_logits
 
     # Images are bytes on their canvas, views are fp32; both have three channels.
@@ -175,6 +193,20 @@ def memory_of(device: torch.device) -> int:
         return int(torch.cuda.get_device_properties(device).total_memory)
     of_machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return int(min(of_machine, memory_limit()))
+
+
+@lru_cache(maxsize=32)
+def _of_pair(config: Config) -> int:
+    """Bytes that a step keeps of one pair for its backward pass, the patch head's included."""
+    with torch.device("meta"):
+        student = Student(config)
+
+    # The patch head runs in fp32 whatever the towers run in.
+    of_head = 0
+    if student.patch_head is not None:
+        rows = torch.empty(config.num_masked, config.vision.width, device="meta")
+        of_head = config.views.num_global * _saved(student.patch_head.layers, rows)
+    return _activations(config, student) + of_head
 
 
 def _activations(config: Config, student: Student) -> int:

@@ -155,6 +155,36 @@ def test_the_next_step_fits_the_data(source, tasks):
     assert tasks_for(source) == tasks
 
 
+def test_b16_in_an_empty_folder_on_a_laptop_says_what_fits_and_makes_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("silc_bench.trainer.monitor.fit.memory_of", lambda device: 24 * 2**30)
+    result = call("train --preset b16 --device cpu --set precision=fp32")
+    assert result.exit_code == 2
+    said, *own_data = result.stdout.splitlines()
+    assert said.startswith("no --data: trains b16 on generated scenes of 256 px")
+    assert [line.split()[:3] for line in own_data] == [
+        ["silc-bench", "data", "pack"],
+        ["silc-bench", "train", "--preset"],
+    ]
+    head, *ways, error = result.stderr.splitlines()
+    assert head == "these would fit, by the same count:"
+    for option in ("--set micro_batch=", "--preset s16", "torchrun --nproc-per-node", "--device"):
+        assert any(option in way for way in ways), option
+    sentence = error_of(error + "\n")
+    assert "10,321.32 GiB" in sentence
+    assert "may use 24.00 GiB" in sentence
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_preset_without_data_trains_on_generated_scenes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sizes = "--set views.local_size=8 --set batch_size=8"
+    said = train_tiny("runs/cifar", f"--preset cifar_tiny --samples 8 {sizes}")
+    assert said.startswith("no --data: trains cifar_tiny on generated scenes of 32 px")
+    assert "from shapes (generated" in said
+    assert said.splitlines()[-1].endswith("--tasks shapes")
+
+
 def test_the_cost_of_a_run_on_several_devices(monkeypatch):
     """Each has its share of the images; the weights are whole on each."""
     dry = f"train --dry-run {SHALLOW}"
@@ -480,7 +510,8 @@ def test_an_end_is_one_line_as_it_was_written(monkeypatch, error, code, output):
 
 
 def test_towers_that_no_memory_holds_are_a_sentence(tmp_path, monkeypatch):
-    """What torch's own allocator says on a CPU."""
+    """What torch's own allocator says on a CPU, where the count beforehand was wrong."""
+    monkeypatch.setattr("silc_bench.trainer.loop.check_fit", Mock())
     monkeypatch.setattr("silc_bench.trainer.loop.TOKENIZER_CAPTIONS", 50)
     line = f"train --set distillation.num_prototypes=10000000000000 --out {tmp_path}"
     fail(line, "out of memory (", code=1, is_kept=False)

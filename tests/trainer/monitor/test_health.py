@@ -14,7 +14,6 @@ from rich.console import Console
 from runs import CPU, differing, end_of
 from torch.utils.flop_counter import FlopCounterMode
 
-from silc_bench.cli.train import too_large_for
 from silc_bench.datasets.files.shards import Damage
 from silc_bench.errors import RunError
 from silc_bench.trainer.checkpoints import file as checkpoint
@@ -530,33 +529,6 @@ def test_waiting_for_data_is_answered_by_what_can_help(judged, monkeypatch, data
     assert said.startswith("step 0: 46 %")
     ways = ("data.num_workers (now 0)", "data.decode_size (now 40", "pack smaller images")
     assert {way for way in ways if way in said} == advised
-
-
-GIB = 2**30
-
-
-@pytest.mark.parametrize(
-    ("room", "changes", "devices", "advice"),
-    [
-        # 8 pairs of 10 GiB and 4 GiB beside: 2 fit into nine tenths of 30, 1 into 20, none into 8
-        (30, {}, 1, "micro_batch=2"),
-        (20, {}, 1, "micro_batch=1"),
-        (8, {}, 1, "checkpointing=blocks"),
-        (3, {}, 1, "4.00 GiB"),
-        (30, {}, 2, "micro_batch=1"),  # 4 pairs of 20 GiB
-        (19, {"pictures and views": 16}, 2, "more devices"),
-        (30, {"activations": 40, "micro_batch": 4}, 1, "micro_batch=2"),
-    ],
-)
-def test_a_step_too_large_for_the_device_is_told_what_fits(tiny, room, changes, devices, advice):
-    sizes = {"weights": 4, "activations": 80} | changes
-    config = tiny(batch_size=8, micro_batch=sizes.pop("micro_batch", 0))
-    parts = {part: size * GIB for part, size in sizes.items()}
-    assert advice in too_large_for(parts, config, room * GIB, devices)
-    assert too_large_for(parts, config, sum(parts.values())) is None
-    if advice == "checkpointing=blocks":
-        config = tiny(batch_size=8, checkpointing="blocks")
-        assert "checkpointing" not in too_large_for(parts, config, room * GIB)
 
 
 def test_what_is_left_out_is_in_the_rows_and_its_cause_is_said_once(

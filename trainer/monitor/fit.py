@@ -1,0 +1,376 @@
+"""Does a step fit into memory, how long will a run take, and what would fit instead.
+
+Flow: ``check_fit(config, device, ...)`` before a run -> nothing, or lines that say what would fit
+and a UserError. ``ways(...)`` makes these lines, each from the count of
+``silc_bench.trainer.monitor.cost``; ``show_estimate`` prints that count, which is all that
+``silc-bench train --dry-run`` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from rich.console import Console
+
+from silc_bench.errors import UserError
+from silc_bench.system.processes import num_local_ranks, num_ranks, rank
+from silc_bench.system.terminal import notes, say, warn
+from silc_bench.system.terminal_table import Listing
+from silc_bench.trainer.config.config import Config, apply_objective, changed
+from silc_bench.trainer.config.presets import PRESETS, SECOND_PHASES, make_preset
+from silc_bench.trainer.device import resolve, share_of
+from silc_bench.trainer.monitor.cost import (
+    NOT_OF_A_PAIR,
+    REACHED,
+    estimate,
+    matmul_rate,
+    mean_flops,
+    memory,
+    memory_of,
+    parts_of,
+)
+from silc_bench.trainer.silc.student import Student
+
+GIB = 2**30
+ROOM = 0.9  # share of a memory that a proposal may fill: not everything is counted
+LONG = 24.0  # hours; what takes longer is said before it starts
+MOST_PRESETS = 3  # smaller presets that are named
+FEWEST_PAIRS = 4  # at a time; with fewer a device has too little to do
+
+
+class Gpu(NamedTuple):
+    """A device that nobody measured here: what its data sheet says."""
+
+    name: str
+    memory: int  # bytes
+    rate: float  # FLOP/s of dense bf16 products with fp32 sums
+
+
+GPUS = {
+    "RTX 4090": Gpu("RTX 4090 (24 GB)", 24 * GIB, 165e12),
+    "A100": Gpu("A100 (80 GB)", 80 * GIB, 312e12),
+    "H100": Gpu("H100 (80 GB)", 80 * GIB, 989e12),
+}
+ELSEWHERE = GPUS["H100"]  # for what does not fit on a CPU
+
+
+@dataclass(frozen=True)
+class Way:
+    """A run that would fit."""
+
+    options: str  # to add to the command
+    config: Config
+    devices: int
+    where: str  # "here", or on which devices
+    size: int  # bytes of a step on one device
+    hours: float  # of the whole run, at half the rate of matrix products
+
+    def __str__(self) -> str:
+        time = f"{duration(self.hours)} or more {self.where}"
+        return f"{self.options}    ({size_text(self.size)} a device, {time})"
+
+
+def check_fit(
+    config: Config, device: torch.device, console: Console, *, is_resumed: bool, force: bool
+) -> None:
+    """Refuse a run whose step cannot fit, and say before a long one how long it takes.
+
+    Args:
+        is_resumed: then only what leaves the result as it is can be proposed.
+        force: warn instead of refusing.
+
+    Raises:
+        UserError: a step needs more memory than this process may use; what would fit is said first.
+    """
+    devices = num_ranks()
+    room = memory_of(device)
+    if device.type == "cpu":
+        room //= num_local_ranks()  # processes of one machine share its memory
+
+    parts = parts_on(resolve(config, device), devices)
+    needed = sum(parts.values())
+    if needed > room:
+        problem = too_large(parts, room)
+        if force:
+            warn(f"{problem}; starting all the same (--force)", console)
+        else:
+            if rank() == 0:
+                say_ways(config, device, room, devices, is_resumed, notes)
+            raise UserError(
+                f"{problem}; nothing was trained",
+                about=config.name,
+                fix="add the options of a line above, or --force to start all the same",
+            )
+
+    if rank() > 0 or is_resumed:
+        return
+    hours = hours_of(config, device, devices)
+    if hours > LONG:
+        show_estimate(config, device, devices, console)
+        say(
+            f"this run takes {duration(hours)} or more here. Ctrl-C stops it after a step, with a"
+            " checkpoint, and the same command with --resume goes on; --samples N makes it shorter",
+            console,
+        )
+
+
+def say_ways(
+    config: Config,
+    device: torch.device,
+    room: int,
+    devices: int,
+    is_resumed: bool,
+    console: Console,
+) -> None:
+    lines = list(ways(config, device, room, devices, is_resumed))
+    if lines:
+        say("these would fit, by the same count:", console)
+    for way in lines:
+        say(f"  {way}", console)
+
+
+def too_large(parts: dict[str, int], room: int) -> str:
+    """What does not fit, with its largest part. ``parts``: as of ``cost.memory``."""
+    needed = size_text(sum(parts.values()))
+    largest = max(parts, key=lambda part: parts[part])
+    return (
+        f"a step needs {needed} ({size_text(parts[largest])} of them for {largest}) and this"
+        f" process may use {size_text(room)}"
+    )
+
+
+def parts_on(config: Config, devices: int) -> dict[str, int]:
+    """Bytes of a step by part on each of ``devices``, which share its batch."""
+    return memory(config, _student(changed(config, NOT_OF_A_PAIR)), config.batch_size // devices)
+
+
+@lru_cache(maxsize=16)
+def _student(config: Config) -> Student:
+    """Without memory of its own, and the same for every batch."""
+    with torch.device("meta"):
+        return Student(config)
+
+
+def hours_of(config: Config, device: torch.device, devices: int = 1) -> float:
+    """Of the whole run, at half the measured rate of this device."""
+    config = resolve(config, device)
+    return _hours(config, matmul_rate(device, config.precision), devices)
+
+
+def _hours(config: Config, rate: float, devices: int) -> float:
+    return config.samples * mean_flops(config) / (REACHED[-1] * rate * devices) / 3600
+
+
+# ---- what would fit ----
+
+
+def ways(
+    config: Config, device: torch.device, room: int, devices: int = 1, is_resumed: bool = False
+) -> Iterator[Way]:
+    """Runs whose step fits: first those with the same result, then others, then more devices.
+
+    Args:
+        room: bytes of each device.
+        is_resumed: other batches and presets would be other runs.
+    """
+    here = resolve(config, device)
+    rate = matmul_rate(device, here.precision)
+
+    def on_this(fitted: Config, options: str, words: str = "here") -> Way:
+        size = sum(parts_on(fitted, devices).values())
+        return Way(options, fitted, devices, words, size, _hours(fitted, rate, devices))
+
+    settings = list(_settings(here, room, devices))
+    for fitted in settings:
+        yield on_this(fitted, _sets(here, fitted))
+    if not is_resumed:
+        if not settings and (smaller := _smaller_batch(here, room, devices)) is not None:
+            yield on_this(smaller, _sets(here, smaller), "here; another batch learns otherwise")
+        for fitted, options in _smaller_presets(here, room, devices):
+            yield on_this(fitted, options)
+
+    # More devices like this one, or a GPU where this is none.
+    gpu = Gpu(f"{device} like this one", room, rate) if device.type == "cuda" else ELSEWHERE
+    fewest = 2 * devices if device.type == "cuda" else 1
+    there = config
+    if config.precision == "auto":
+        there = changed(config, {"precision": "bf16" if device.type == "cpu" else here.precision})
+    yield from _on_gpus(there, gpu, fewest)
+
+
+def _settings(config: Config, room: int, devices: int) -> Iterator[Config]:
+    """The same run, to the same result, in less memory."""
+    anew = changed(config, {"checkpointing": "blocks"})
+    in_parts = _micro_batched(config, room, devices)
+    if in_parts is not None:
+        yield in_parts
+
+    if config.checkpointing == "blocks":
+        return
+    if _fits(anew, room, devices):
+        yield anew
+    elif in_parts is None and (both := _micro_batched(anew, room, devices)) is not None:
+        yield both
+
+
+def _micro_batched(config: Config, room: int, devices: int) -> Config | None:
+    """With the largest micro-batch that fits, a power of two: it divides the usual batch sizes."""
+    share = config.batch_size // devices
+    parts = parts_on(config, devices)
+    pairs_now = min(config.micro_batch or share, share)
+    of_pair = parts["activations"] / pairs_now
+    left = ROOM * room - (sum(parts.values()) - parts["activations"])
+    pairs = min(int(left / of_pair), pairs_now - 1) if left > 0 else 0
+    if pairs < max(1, min(FEWEST_PAIRS, pairs_now - 1)):
+        return None
+    return changed(config, {"micro_batch": 2 ** (pairs.bit_length() - 1)})
+
+
+def _smaller_batch(config: Config, room: int, devices: int) -> Config | None:
+    """With the largest power of two as a batch that fits, in micro-batches if it takes them."""
+    batch_size = 2 ** ((config.batch_size - 1).bit_length() - 1)
+    while batch_size >= max(2, FEWEST_PAIRS) * devices:
+        smaller = changed(config, {"batch_size": batch_size, "micro_batch": 0})
+        for fitted in (smaller, changed(smaller, {"checkpointing": "blocks"})):
+            if _fits(fitted, room, devices):
+                return fitted
+            if (in_parts := _micro_batched(fitted, room, devices)) is not None:
+                return in_parts
+        batch_size //= 2
+    return None
+
+
+def _smaller_presets(config: Config, room: int, devices: int) -> Iterator[tuple[Config, str]]:
+    """The largest presets below this one that fit, with their options."""
+    candidates = []
+    for name in PRESETS:
+        preset = apply_objective(make_preset(name), config.objective)
+        preset = changed(preset, {"precision": config.precision})
+        key = _extent(preset)
+        if name not in (config.preset, *SECOND_PHASES) and key < _extent(config):
+            candidates.append((key, name, preset))
+
+    objective = "" if config.objective == "silc" else f" --objective {config.objective}"
+    num_named = 0
+    for _, name, preset in sorted(candidates, reverse=True, key=lambda candidate: candidate[0]):
+        if preset.batch_size % devices or num_named == MOST_PRESETS:
+            continue
+        fitted: Config | None = preset
+        if not _fits(preset, room, devices):
+            fitted = next(_settings(preset, room, devices), None)
+        if fitted is not None:
+            num_named += 1
+            options = f"--preset {name}{objective} {_sets(preset, fitted)}".rstrip()
+            yield fitted, options
+
+
+def _extent(config: Config) -> tuple[int, int]:
+    parameters = parts_of(_student(changed(config, NOT_OF_A_PAIR)))
+    return sum(parameters.values()), config.batch_size
+
+
+def _on_gpus(config: Config, gpu: Gpu, fewest: int) -> Iterator[Way]:
+    """On as few as do, in whatever setting; and on as few as need no other setting."""
+    counts = []
+    devices = fewest
+    while devices <= config.batch_size // 2:
+        if config.batch_size % devices == 0:
+            counts.append(devices)
+        devices *= 2
+
+    has_any = False
+    for devices in counts:
+        as_it_is = _fits(config, gpu.memory, devices)
+        if has_any and not as_it_is:
+            continue
+        fitted = config if as_it_is else next(_settings(config, gpu.memory, devices), None)
+        if fitted is None:
+            continue
+
+        has_any = True
+        start = "--device cuda"
+        if devices > 1:
+            start = f"torchrun --nproc-per-node {devices} -m silc_bench train ..."
+        yield Way(
+            f"{start} {_sets(config, fitted)}".rstrip(),
+            fitted,
+            devices,
+            f"on {devices:,} {gpu.name}",
+            sum(parts_on(fitted, devices).values()),
+            _hours(fitted, gpu.rate, devices),
+        )
+        if as_it_is:
+            return
+
+
+def _fits(config: Config, room: int, devices: int) -> bool:
+    return sum(parts_on(config, devices).values()) <= ROOM * room
+
+
+def _sets(before: Config, after: Config) -> str:
+    """The options that make the one of the other."""
+    fields = ("batch_size", "micro_batch", "checkpointing")
+    differing = [name for name in fields if getattr(before, name) != getattr(after, name)]
+    return " ".join(f"--set {name}={getattr(after, name)}" for name in differing)
+
+
+# ---- for people ----
+
+
+def show_estimate(config: Config, device: torch.device, devices: int, console: Console) -> None:
+    """What a step costs on ``devices`` like this one, as a table.
+
+    Raises:
+        UserError: they cannot share its batch.
+    """
+    share_of(config.batch_size, devices, "devices")
+    cost = estimate(config, device, devices)
+
+    where = "one device" if devices == 1 else f"{devices:,} devices"
+    head = where if devices == 1 else f"one of {where}"
+    table = Listing(f"of a step on {head}", "", title=config.name)
+
+    for name, count in cost.parameters.items():
+        table.add_row(f"parameters, {name}", f"{count / 1e6:,.1f} M")
+    for name, size in cost.bytes_by_part.items():
+        table.add_row(f"memory, {name}", size_text(size))
+    table.add_row("memory, all of it", size_text(sum(cost.bytes_by_part.values())))
+    table.add_row("FLOPs an image, counted", f"{cost.flops_per_image / 1e9:,.2f} G")
+    matmul_rate_text = f"{cost.matmul_rate / 1e12:,.3f} TFLOP/s"
+    table.add_row(f"matrix products on {device}, measured", matmul_rate_text)
+
+    # No step reaches the rate of bare matrix products; which share it reaches is only known after
+    # a run, so the time is given for several shares.
+    for share in REACHED:
+        speed = share * cost.images_per_second
+        rate = f"{speed:,.0f}" if speed >= 10 else f"{speed:.2g}"
+        time = duration(cost.hours / share)
+        table.add_row(f"at {100 * share:.0f} % of that", f"{rate} images/s, {time} on {where}")
+    console.print(table)
+
+    room = memory_of(device)
+    if sum(cost.bytes_by_part.values()) > room:
+        warn(f"{too_large(cost.bytes_by_part, room)}.", console)
+        say_ways(config, device, room, devices, False, console)
+
+
+def duration(hours: float) -> str:
+    """In the unit that people count it in."""
+    if hours < 1 / 60:
+        return f"{3600 * hours:.0f} seconds"
+    if hours < 1:
+        return f"{60 * hours:.0f} minutes"
+    if hours < 48:
+        return f"{hours:,.1f} hours"
+    days = hours / 24
+    return f"{days:,.0f} days" if days < 1000 else f"{days / 365:,.0f} years"
+
+
+def size_text(num_bytes: int) -> str:
+    if num_bytes >= GIB:
+        return f"{num_bytes / GIB:,.2f} GiB"
+    return f"{num_bytes / 2**20:,.1f} MiB"
