@@ -34,7 +34,7 @@ from silc_bench.system.processes import (
 from silc_bench.system.terminal import say, warn
 from silc_bench.trainer.checkpoints import file as checkpoint
 from silc_bench.trainer.checkpoints.early import check_begun
-from silc_bench.trainer.checkpoints.init import read_start
+from silc_bench.trainer.checkpoints.init import OF_WEIGHTS, read_start
 from silc_bench.trainer.config.config import Config, changed, flatten, from_dict, to_dict
 from silc_bench.trainer.config.presets import SECOND_PHASES
 from silc_bench.trainer.data.stream import Batch, Source, crowding, open_source
@@ -173,6 +173,8 @@ def _check_same_configuration(config: Config, payload: dict[str, Any], run: Path
     asked |= {name: value for name, value in saved.items() if name.startswith(FREE_ON_RESUME)}
     if config.precision == "auto":
         asked["precision"] = saved["precision"]  # what was native where the run began
+    if config.init:
+        asked |= {name: saved[name] for name in OF_WEIGHTS}
     if "data" in payload:
         asked["data.source"] = saved["data.source"]  # ``_check_same_data`` knows more of it
 
@@ -292,7 +294,7 @@ def _created(config: Config, source: Source, device: torch.device, console: Cons
     start = read_start(config)
     for sentence in start.said:
         say(sentence, console)
-    return TrainState.create(config, start.tokenizer, device, start)
+    return TrainState.create(changed(config, start.fields), start.tokenizer, device, start)
 
 
 def _tokenizer_json(source: Source, config: Config) -> str:

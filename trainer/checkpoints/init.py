@@ -30,7 +30,7 @@ from silc_bench.trainer.checkpoints.early import placed
 from silc_bench.trainer.checkpoints.exchange import INSTEAD, Towers, unfit
 from silc_bench.trainer.checkpoints.open_clip import of_open_clip
 from silc_bench.trainer.checkpoints.transformers import of_big_vision, of_hf
-from silc_bench.trainer.config.config import Config, flatten, without_heads
+from silc_bench.trainer.config.config import Config, changed, flatten, without_heads
 from silc_bench.trainer.config.presets import PRESETS, make_preset
 from silc_bench.trainer.silc.student import TAUGHT, Student
 from silc_bench.trainer.silc.tokenizers import AnyTokenizer
@@ -101,6 +101,10 @@ UNMEASURED = (
 EXACT = 1e-4
 
 
+# Fields of a configuration that a run takes from its start.
+OF_WEIGHTS = ("vision.gelu", "text.gelu")
+
+
 @dataclass(frozen=True)
 class Start:
     """Weights for a run of one configuration, and what there is to say about them."""
@@ -110,6 +114,7 @@ class Start:
     center: Tensor | None  # of the head's teacher
     tokenizer: AnyTokenizer
     said: list[str]  # sentences for people
+    fields: dict[str, str]  # of the configuration, as the weights need them
 
     def fill(self, student: Student) -> None:
         """Every parameter but those of fresh heads and the mask token, which stay as they were."""
@@ -130,9 +135,17 @@ def read_start(config: Config) -> Start:
     except UserError as error:
         raise placed(error, f"--init {config.init}") from None
     towers = source.towers
+    sentences = [f"starts from {source.name}"]
+
+    # No size depends on it, and only the weights know which one they were trained with.
+    fields = {path: _config_field(_config_of(towers), path) for path in OF_WEIGHTS}
+    taken = {path: form for path, form in fields.items() if form != _config_field(config, path)}
+    if taken:
+        config = changed(config, taken)
+        words = ", ".join(f"{path}={form}" for path, form in taken.items())
+        sentences.append(f"{words} as its towers were trained with")
     _check_sizes(config, towers, source.name)
 
-    sentences = [f"starts from {source.name}"]
     if towers.note:
         sentences.append(towers.note)
     weights = {**towers.weights, **_scalars(config, towers.weights, sentences)}
@@ -153,7 +166,11 @@ def read_start(config: Config) -> Start:
     if config.distillation.weight > 0 and _takes_head(config, source.head, sentences):
         weights |= source.head
         center = source.center
-    return Start(source.name, weights, center, towers.tokenizer, sentences)
+    return Start(source.name, weights, center, towers.tokenizer, sentences, fields)
+
+
+def _config_field(config: Config, path: str) -> str:
+    return str(flatten(config)[path])
 
 
 # ---- the source ----

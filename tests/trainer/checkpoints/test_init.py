@@ -27,7 +27,7 @@ from silc_bench.trainer.checkpoints import file as checkpoint
 from silc_bench.trainer.checkpoints import init as foreign_init
 from silc_bench.trainer.checkpoints import model as native
 from silc_bench.trainer.checkpoints.export import export
-from silc_bench.trainer.checkpoints.init import READ, UNMEASURED, read_start
+from silc_bench.trainer.checkpoints.init import OF_WEIGHTS, READ, UNMEASURED, read_start
 from silc_bench.trainer.config.config import changed, flatten
 from silc_bench.trainer.config.overrides import apply_sets
 from silc_bench.trainer.config.presets import configure, make_preset
@@ -58,7 +58,7 @@ def at_source_size(config, model):
 
 def started(config) -> TrainState:
     start = read_start(config)
-    return TrainState.create(config, start.tokenizer, CPU, start)
+    return TrainState.create(changed(config, start.fields), start.tokenizer, CPU, start)
 
 
 def pixels(size: int):
@@ -148,10 +148,53 @@ def test_open_clip(gelu, uneven, tmp_path):
     with torch.no_grad():
         features = network.encode_image(pixels(24)), network.encode_text(tokens)
     assert_starts_as(started(config), tokens, pixels(24), features, network.logit_scale)
-    other = "exact" if gelu == "tanh" else "tanh"
-    with refused(about=f"--init {config.init}", is_kept=False) as caught:
-        read_start(changed(config, {"vision.gelu": other}))
-    assert f"--set vision.gelu={gelu}" in caught.value.fix
+
+    # weights know which form they were trained with
+    other = dict.fromkeys(OF_WEIGHTS, "exact" if gelu == "tanh" else "tanh")
+    assert started(changed(config, other)).config == config
+    said = " ".join(read_start(changed(config, other)).said)
+    assert f"vision.gelu={gelu}, text.gelu={gelu}" in said
+
+
+MANUAL = Path(__file__).parents[3] / "docs" / "training.md"
+# as the source's, but for the size of images
+LAYOUT = """
+    vision.patch_size=8 vision.width=32 vision.depth=2 vision.num_heads=4 vision.mlp_dim=64
+    text.width=32 text.depth=2 text.num_heads=4 text.mlp_dim=64 text.vocab_size=300
+    vision.image_size=32 views.global_size=32 views.local_size=8 data.decode_size=40
+    distillation.num_prototypes=64 distillation.hidden_dim=32 distillation.bottleneck_dim=16
+    batch_size=8 micro_batch=4 probe.every=0 log_every=1
+"""
+
+
+def test_the_recipe_of_the_manual_continues_a_siglip_of_open_clip(tmp_path, shards):
+    """Random, of 24 px and the exact GELU, as `ViT-B-16-SigLIP` of 224 px has it."""
+    pattern = r"silc-bench (train --preset b16_1k --init \S+SigLIP/webli .*)"
+    (line,) = re.findall(pattern, MANUAL.read_text())
+
+    sets = apply_sets(make_preset("b16_1k"), LAYOUT.split())
+    layout = {"vision.image_size": 24, "vision.gelu": "exact", "text.gelu": "exact"}
+    source = native.load(random_run(changed(sets, layout), tmp_path / "run"))
+    export(source, "open_clip", tmp_path / "siglip")
+
+    own = {
+        "open_clip:ViT-B-16-SigLIP/webli": f"open_clip:{tmp_path / 'siglip'}",
+        "shards/*.tar": shards,
+        "10_000_000": "16",
+        "runs/siglip": str(tmp_path / "tuned"),
+    }
+    for words, instead in own.items():
+        assert words in line
+        line = line.replace(words, instead)
+    line = f"{line} --device cpu {' '.join(f'--set {field}' for field in LAYOUT.split())}"
+    said = succeed(line)
+    for words in ("vision.gelu=exact, text.gelu=exact", "3 x 3", "4 x 4", "starts afresh"):
+        assert words in said, words
+    payload = end_of(tmp_path / "tuned")
+    assert json.loads(payload["config"])["text"]["gelu"] == "exact"
+    tokens = load_model(f"open_clip:{tmp_path / 'siglip'}").tokenize(TEXTS)
+    assert torch.equal(read_tokenizer(payload["tokenizer"])(TEXTS), tokens)
+    assert "already complete" in succeed(f"{line} --resume").replace("\n", "")
 
 
 def test_big_vision(tiny, tmp_path, pieces, theirs):  # noqa: F811
